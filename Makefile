@@ -1,0 +1,48 @@
+# The commands of a developer's day. `make test` installs what the tests need
+# where it can (Debian, as root); elsewhere it says what it had to skip.
+
+GO            ?= go
+BIN           := $(CURDIR)/.bin
+GOLANGCI      := $(BIN)/golangci-lint
+GOLANGCI_V    := v2.15.0
+GOVULNCHECK   := $(BIN)/govulncheck
+GOVULNCHECK_V := v1.5.0
+PLATFORMS     := linux darwin windows freebsd openbsd netbsd
+FUZZTIME      ?= 5s
+
+.PHONY: demo test unit lab fuzz bench lint deps
+
+demo: ## map a port on the built-in gateway and send bytes through it
+	$(GO) run ./cmd/goforward demo
+
+test: deps unit lab fuzz ## everything that can be tested here
+
+unit: ## all packages but the lab, with the race detector
+	$(GO) test -race -count=1 -timeout 5m $$($(GO) list ./... | grep -v /lab)
+
+lab: deps ## the real router in network namespaces, and that no scenario is missing
+	.ci/lab
+
+fuzz: ## every fuzz target for FUZZTIME
+	.ci/fuzz $(FUZZTIME)
+
+bench: ## benchmarks of every package
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+deps: ## what the tests need besides Go
+	.ci/deps
+
+lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, and builds for every platform
+	$(GO) mod tidy -diff
+	@for os in $(PLATFORMS); do \
+		echo "build and vet for $$os"; \
+		CGO_ENABLED=0 GOOS=$$os $(GO) build ./... && CGO_ENABLED=0 GOOS=$$os $(GO) vet ./... || exit 1; \
+	done
+	$(GOLANGCI) run ./...
+	.ci/vulncheck $(GOVULNCHECK)
+
+$(GOLANGCI):
+	GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_V)
+
+$(GOVULNCHECK):
+	GOBIN=$(BIN) $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_V)

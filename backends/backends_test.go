@@ -1,0 +1,77 @@
+package backends_test
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+func TestProtocol(t *testing.T) {
+	for text, want := range map[string]backends.Protocol{
+		"tcp": 6, "TCP": 6, "Udp": 17, "sctp": 132, "dccp": 33, "udplite": 136, "6": 6, "255": 255, "1": 1,
+	} {
+		if got, err := backends.ParseProtocol(text); err != nil || got != want {
+			t.Errorf("ParseProtocol(%q): %d, %v; want %d", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "0", "256", "-1", "tcp ", "both", "6.0"} {
+		if got, err := backends.ParseProtocol(text); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("ParseProtocol(%q): %d, %v; want ErrInvalid", text, got, err)
+		}
+	}
+	for p := backends.Protocol(1); p != 0; p++ {
+		text, err := json.Marshal(p)
+		var back backends.Protocol
+		if err == nil {
+			err = json.Unmarshal(text, &back)
+		}
+		if err != nil || back != p {
+			t.Errorf("%d is %s and back %d, %v", p, text, back, err)
+		}
+	}
+}
+
+func TestRequestCheck(t *testing.T) {
+	valid := backends.Request{Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 80)}
+	if err := valid.Check(); err != nil {
+		t.Error(err)
+	}
+	for name, spoil := range map[string]func(*backends.Request){
+		"protocol 0":             func(r *backends.Request) { r.Protocol = 0 },
+		"port 0":                 func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.1:0") },
+		"exact, but no port":     func(r *backends.Request) { r.Exact = true },
+		"negative lifetime":      func(r *backends.Request) { r.Lifetime = -time.Second },
+		"a peer without address": func(r *backends.Request) { r.Remote = netip.AddrPortFrom(netip.Addr{}, 80) },
+	} {
+		r := valid
+		spoil(&r)
+		if err := r.Check(); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+}
+
+func TestMapping(t *testing.T) {
+	granted := time.Now()
+	m := backends.Mapping{
+		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("192.0.2.1:80"),
+		Lifetime: time.Hour, Granted: granted,
+	}
+	if got := m.Expires(); !got.Equal(granted.Add(time.Hour)) {
+		t.Errorf("expires at %v", got)
+	}
+	if err := m.Check(); err != nil {
+		t.Error(err)
+	}
+	m.Lifetime = backends.Forever
+	if got := m.Expires(); !got.IsZero() {
+		t.Errorf("a permanent mapping expires at %v", got)
+	}
+	if err := (backends.Mapping{}).Check(); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("the zero mapping: %v, want ErrInvalid", err)
+	}
+}

@@ -1,0 +1,193 @@
+package backendtest
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// bound ends a test that waits for something that does not come. Nothing is
+// measured by it.
+const bound = 30 * time.Second
+
+// testEverything shows that port 0 and protocol 0, which mean everything on
+// some wires, never get there.
+func testEverything(t *testing.T, f Fixture) {
+	need(t, f.Requests != nil, "count requests")
+	kept := mustMap(t, f, request(backends.TCP, 6881, 0))
+	before := f.Requests(t)
+	for name, call := range map[string]func() error{
+		"Map port 0":        func() error { _, err := f.Backend.Map(t.Context(), request(backends.TCP, 0, 0)); return err },
+		"Map protocol 0":    func() error { _, err := f.Backend.Map(t.Context(), request(0, 6881, 0)); return err },
+		"Unmap port 0":      func() error { return f.Backend.Unmap(t.Context(), wildcard(kept, kept.Protocol, 0)) },
+		"Unmap protocol 0":  func() error { return f.Backend.Unmap(t.Context(), wildcard(kept, 0, 6881)) },
+		"Renew port 0":      func() error { return renew(t, f, wildcard(kept, kept.Protocol, 0)) },
+		"Renew protocol 0":  func() error { return renew(t, f, wildcard(kept, 0, 6881)) },
+		"Unmap nothing":     func() error { return f.Backend.Unmap(t.Context(), backends.Mapping{}) },
+		"Supports port 0":   func() error { return f.Backend.Supports(request(backends.TCP, 0, 0)) },
+		"negative lifetime": func() error { return mapFor(t, f, -time.Second) },
+	} {
+		if err := call(); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+	if after := f.Requests(t); after != before {
+		t.Errorf("%d requests reached the gateway", after-before)
+	}
+	mustHave(t, f, rowOf(kept))
+}
+
+func wildcard(m backends.Mapping, p backends.Protocol, port uint16) backends.Mapping {
+	m.Protocol, m.Internal = p, netip.AddrPortFrom(m.Internal.Addr(), port)
+	return m
+}
+
+func renew(t *testing.T, f Fixture, m backends.Mapping) error {
+	_, err := f.Backend.Renew(t.Context(), m, request(m.Protocol, m.Internal.Port(), 0))
+	return err
+}
+
+func mapFor(t *testing.T, f Fixture, d time.Duration) error {
+	r := request(backends.TCP, 6882, 0)
+	r.Lifetime = d
+	_, err := f.Backend.Map(t.Context(), r)
+	return err
+}
+
+func testRefusal(t *testing.T, f Fixture) {
+	need(t, f.Refuse != nil, "refuse")
+	f.Refuse(t)
+	m, err := f.Backend.Map(t.Context(), request(backends.TCP, 6881, 0))
+	if !errors.Is(err, backends.ErrNotAuthorized) {
+		t.Errorf("Map: %v, %v; want ErrNotAuthorized", m, err)
+	}
+	mustHave(t, f)
+}
+
+func testSilence(t *testing.T, f Fixture) {
+	need(t, f.Silence != nil, "fall silent")
+	m := mustMap(t, f, request(backends.TCP, 6881, 0))
+	f.Silence(t)
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
+	defer cancel()
+	for name, call := range map[string]func() error{
+		"ExternalAddr": func() error { _, err := f.Backend.ExternalAddr(ctx); return err },
+		"Map":          func() error { _, err := f.Backend.Map(ctx, request(backends.TCP, 6882, 0)); return err },
+		"Unmap":        func() error { return f.Backend.Unmap(ctx, m) },
+	} {
+		err := call()
+		if !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v, want ErrNoReply by the backend's own patience", name, err)
+		}
+	}
+}
+
+func testDeadline(t *testing.T, f Fixture) {
+	need(t, f.Silence != nil, "fall silent")
+	f.Silence(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := f.Backend.Map(ctx, request(backends.TCP, 6881, 0)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Map past the caller's deadline: %v, want DeadlineExceeded", err)
+	}
+}
+
+func testCancelled(t *testing.T, f Fixture) {
+	need(t, f.Requests != nil, "count requests")
+	m := mustMap(t, f, request(backends.TCP, 6881, 0))
+	before := f.Requests(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, call := range map[string]func() error{
+		"ExternalAddr": func() error { _, err := f.Backend.ExternalAddr(ctx); return err },
+		"Map":          func() error { _, err := f.Backend.Map(ctx, request(backends.TCP, 6882, 0)); return err },
+		"Renew": func() error {
+			_, err := f.Backend.Renew(ctx, m, request(backends.TCP, 6881, 0))
+			return err
+		},
+		"Unmap": func() error { return f.Backend.Unmap(ctx, m) },
+	} {
+		if err := call(); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v, want Canceled", name, err)
+		}
+	}
+	if after := f.Requests(t); after != before {
+		t.Errorf("%d requests reached the gateway", after-before)
+	}
+}
+
+func testConcurrent(t *testing.T, f Fixture) {
+	const callers = 20
+	var (
+		wg sync.WaitGroup
+		mu sync.Mutex
+		by = map[uint16]backends.Mapping{}
+	)
+	for i := range uint16(callers) {
+		wg.Go(func() {
+			m, err := f.Backend.Map(t.Context(), request(backends.TCP, 7000+i, 0))
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				t.Errorf("Map port %d: %v", 7000+i, err)
+				return
+			}
+			if m.Internal.Port() != 7000+i {
+				t.Errorf("asked for port %d, got %d", 7000+i, m.Internal.Port())
+			}
+			by[m.External.Port()] = m
+		})
+	}
+	wg.Wait()
+	var want []Row
+	for _, m := range by {
+		want = append(want, rowOf(m))
+	}
+	if len(want) != callers {
+		t.Errorf("%d external ports for %d mappings", len(want), callers)
+	}
+	mustHave(t, f, want...)
+}
+
+func testClose(t *testing.T, f Fixture) {
+	m := mustMap(t, f, request(backends.TCP, 6881, 0))
+	for range 2 {
+		if err := f.Backend.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+	if _, err := f.Backend.Map(t.Context(), request(backends.TCP, 6882, 0)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Map after Close: %v, want net.ErrClosed", err)
+	}
+	if err := f.Backend.Unmap(t.Context(), m); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Unmap after Close: %v, want net.ErrClosed", err)
+	}
+	mustHave(t, f, rowOf(m))
+}
+
+func testCloseDuringCall(t *testing.T, f Fixture) {
+	need(t, f.Silence != nil, "fall silent")
+	f.Silence(t)
+	result := make(chan error, 1)
+	go func() {
+		_, err := f.Backend.Map(t.Context(), request(backends.TCP, 6881, 0))
+		result <- err
+	}()
+	if err := f.Backend.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	select {
+	case err := <-result:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Map during Close: %v, want net.ErrClosed", err)
+		}
+	case <-time.After(bound):
+		t.Fatal("Map did not return after Close")
+	}
+}

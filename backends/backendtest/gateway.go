@@ -1,0 +1,119 @@
+package backendtest
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// OnGateway is the fixture of a backend that talks to a gateway in this
+// process. The result code is the protocol's for a refusal by policy.
+func OnGateway(gw *gatewaytest.Gateway, b backends.Backend, refusal int) Fixture {
+	return Fixture{
+		Backend:  b,
+		External: gw.External(),
+		Table: func(*testing.T) []Row {
+			var out []Row
+			for _, e := range gw.Table() {
+				out = append(out, Row{Protocol: e.Protocol, ExternalPort: e.External.Port(), InternalPort: e.Internal.Port()})
+			}
+			return out
+		},
+		Requests: func(*testing.T) int { return len(gw.Requests()) },
+		Reaches:  func(t *testing.T, m backends.Mapping) bool { return reaches(t, gw, m) },
+		Occupy: func(t *testing.T, p backends.Protocol, port uint16) {
+			if err := gw.AddMapping(gatewaytest.Entry{
+				Protocol: p,
+				Internal: netip.MustParseAddrPort("192.168.77.9:9"),
+				External: netip.AddrPortFrom(gw.External(), port),
+			}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Pass: func(_ *testing.T, d time.Duration) { gw.Advance(d) },
+		Refuse: func(*testing.T) {
+			gw.Inject(gatewaytest.Fault{
+				Match:  func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+				Result: refusal,
+			})
+		},
+		Silence: func(*testing.T) { gw.Inject(gatewaytest.Fault{Drop: true}) },
+	}
+}
+
+// reaches sends bytes in through a mapping to a server that echoes them.
+func reaches(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
+	defer cancel()
+	defer echo(t, m.Protocol.String(), m.Internal.String())()
+	conn, err := gw.Dial(ctx, m.Protocol.String(), m.External.String())
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close() }()
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	sent := []byte("through")
+	if _, err := conn.Write(sent); err != nil {
+		return false
+	}
+	got := make([]byte, len(sent))
+	_, err = io.ReadFull(conn, got)
+	return err == nil && slices.Equal(got, sent)
+}
+
+// echo answers a connection, or datagrams, with what came.
+func echo(t *testing.T, network, addr string) (stop func()) {
+	t.Helper()
+	var lc net.ListenConfig
+	if network == backends.UDP.String() {
+		pc, err := lc.ListenPacket(t.Context(), network, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return untilClosed(pc, func() {
+			buf := make([]byte, 1500)
+			for {
+				n, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = pc.WriteTo(buf[:n], from)
+			}
+		})
+	}
+	ln, err := lc.Listen(t.Context(), network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return untilClosed(ln, func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		_, _ = io.Copy(conn, conn)
+	})
+}
+
+// untilClosed serves until the function that it returns closes the socket, which
+// waits for it.
+func untilClosed(socket io.Closer, serve func()) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		serve()
+	}()
+	return func() {
+		_ = socket.Close()
+		<-done
+	}
+}

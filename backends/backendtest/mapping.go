@@ -1,0 +1,190 @@
+package backendtest
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// request is what most tests ask for.
+func request(p backends.Protocol, internal, external uint16) backends.Request {
+	return backends.Request{
+		Protocol:    p,
+		Internal:    netip.AddrPortFrom(netip.Addr{}, internal),
+		External:    netip.AddrPortFrom(netip.Addr{}, external),
+		Lifetime:    10 * time.Minute,
+		Description: "backendtest",
+	}
+}
+
+// mustMap maps what the request asks for and checks what came of it, by the
+// contract and by the gateway's table.
+func mustMap(t *testing.T, f Fixture, r backends.Request) backends.Mapping {
+	t.Helper()
+	if err := f.Backend.Supports(r); err != nil {
+		t.Fatalf("Supports(%+v): %v", r, err)
+	}
+	before := time.Now()
+	m, err := f.Backend.Map(t.Context(), r)
+	if err != nil {
+		t.Fatalf("Map(%+v): %v", r, err)
+	}
+	checkMapping(t, f, r, m, before)
+	return m
+}
+
+func checkMapping(t *testing.T, f Fixture, r backends.Request, m backends.Mapping, before time.Time) {
+	t.Helper()
+	if err := m.Check(); err != nil {
+		t.Error(err)
+	}
+	switch {
+	case m.Backend != f.Backend.String():
+		t.Errorf("Backend is %q, want %q", m.Backend, f.Backend)
+	case !m.Gateway.IsValid():
+		t.Error("no Gateway")
+	case m.Protocol != r.Protocol || m.Internal.Port() != r.Internal.Port():
+		t.Errorf("mapped %v port %d, asked for %v port %d", m.Protocol, m.Internal.Port(), r.Protocol, r.Internal.Port())
+	case !m.Internal.Addr().IsValid() || m.Internal.Addr().IsUnspecified():
+		t.Errorf("Internal is %v, want this host's address", m.Internal)
+	case m.External.Addr() != f.External:
+		t.Errorf("External is %v, want address %v", m.External, f.External)
+	case m.External.Port() == 0:
+		t.Error("external port 0")
+	case m.Lifetime <= 0:
+		t.Errorf("Lifetime is %v", m.Lifetime)
+	case m.Granted.Before(before) || m.Granted.After(time.Now()):
+		t.Errorf("Granted is %v, before or after the call", m.Granted)
+	}
+	if row := rowOf(m); !slices.Contains(f.Table(t), row) {
+		t.Errorf("the gateway has %v, want %v among it", f.Table(t), row)
+	}
+	if f.Reaches != nil && !f.Reaches(t, m) {
+		t.Errorf("no bytes come in through %v", m.External)
+	}
+}
+
+func rowOf(m backends.Mapping) Row {
+	return Row{m.Protocol, m.External.Port(), m.Internal.Port()}
+}
+
+// mustHave checks the gateway's whole table, in any order.
+func mustHave(t *testing.T, f Fixture, want ...Row) {
+	t.Helper()
+	got := f.Table(t)
+	missing := slices.DeleteFunc(slices.Clone(want), func(r Row) bool { return slices.Contains(got, r) })
+	if len(got) != len(want) || len(missing) > 0 {
+		t.Errorf("the gateway has %v, want %v", got, want)
+	}
+}
+
+func testMap(t *testing.T, f Fixture) {
+	tcp := mustMap(t, f, request(backends.TCP, 6881, 0))
+	udp := mustMap(t, f, request(backends.UDP, 6881, 0))
+	mustHave(t, f, rowOf(tcp), rowOf(udp))
+}
+
+func testExternalAddr(t *testing.T, f Fixture) {
+	if got, err := f.Backend.ExternalAddr(t.Context()); err != nil || got != f.External {
+		t.Errorf("ExternalAddr: %v, %v; want %v", got, err, f.External)
+	}
+}
+
+func testWishHonoured(t *testing.T, f Fixture) {
+	if m := mustMap(t, f, request(backends.TCP, 6881, 6999)); m.External.Port() != 6999 {
+		t.Errorf("port %d, want the free 6999", m.External.Port())
+	}
+}
+
+func testWishReplaced(t *testing.T, f Fixture) {
+	need(t, f.Occupy != nil, "give a port to another host")
+	f.Occupy(t, backends.TCP, 6999)
+	m, err := f.Backend.Map(t.Context(), request(backends.TCP, 6881, 6999))
+	if errors.Is(err, backends.ErrConflict) {
+		return // the protocol leaves the choice to the caller
+	}
+	if err != nil || m.External.Port() == 6999 {
+		t.Errorf("Map with a taken wish: port %d, %v", m.External.Port(), err)
+	}
+}
+
+func testExactHonoured(t *testing.T, f Fixture) {
+	r := request(backends.TCP, 6881, 6999)
+	r.Exact = true
+	if m := mustMap(t, f, r); m.External.Port() != 6999 {
+		t.Errorf("port %d, want exactly 6999", m.External.Port())
+	}
+}
+
+func testExactConflict(t *testing.T, f Fixture) {
+	need(t, f.Occupy != nil, "give a port to another host")
+	f.Occupy(t, backends.TCP, 6999)
+	before := f.Table(t)
+	r := request(backends.TCP, 6881, 6999)
+	r.Exact = true
+	if m, err := f.Backend.Map(t.Context(), r); !errors.Is(err, backends.ErrConflict) {
+		t.Errorf("Map: %v, %v; want ErrConflict", m, err)
+	}
+	mustHave(t, f, before...)
+}
+
+func testRenewInPlace(t *testing.T, f Fixture) {
+	r := request(backends.UDP, 6881, 6999)
+	m := mustMap(t, f, r)
+	r.Lifetime = 20 * time.Minute
+	before := time.Now()
+	again, err := f.Backend.Renew(t.Context(), m, r)
+	if err != nil {
+		t.Fatalf("Renew: %v", err)
+	}
+	checkMapping(t, f, r, again, before)
+	if again.External != m.External {
+		t.Errorf("renewed as %v, was %v", again.External, m.External)
+	}
+	if again.Lifetime <= m.Lifetime {
+		t.Errorf("renewed for %v after %v, want the longer lifetime", again.Lifetime, m.Lifetime)
+	}
+	mustHave(t, f, rowOf(m))
+}
+
+func testRenewAfterExpiry(t *testing.T, f Fixture) {
+	need(t, f.Pass != nil, "let time pass")
+	r := request(backends.TCP, 6881, 6999)
+	r.Lifetime = 5 * time.Second
+	m := mustMap(t, f, r)
+	f.Pass(t, m.Lifetime+time.Second)
+	mustHave(t, f)
+	before := time.Now()
+	again, err := f.Backend.Renew(t.Context(), m, r)
+	if err != nil {
+		t.Fatalf("Renew: %v", err)
+	}
+	checkMapping(t, f, r, again, before)
+	mustHave(t, f, rowOf(again))
+}
+
+func testUnmapTwice(t *testing.T, f Fixture) {
+	m := mustMap(t, f, request(backends.TCP, 6881, 0))
+	for range 2 {
+		if err := f.Backend.Unmap(t.Context(), m); err != nil {
+			t.Errorf("Unmap: %v", err)
+		}
+		mustHave(t, f)
+	}
+	if f.Reaches != nil && f.Reaches(t, m) {
+		t.Error("bytes still come in after Unmap")
+	}
+}
+
+func testUnmapOne(t *testing.T, f Fixture) {
+	gone := mustMap(t, f, request(backends.TCP, 6881, 0))
+	other := mustMap(t, f, request(backends.TCP, 6882, 0))
+	if err := f.Backend.Unmap(t.Context(), gone); err != nil {
+		t.Errorf("Unmap: %v", err)
+	}
+	mustHave(t, f, rowOf(other))
+}

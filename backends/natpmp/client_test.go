@@ -1,0 +1,333 @@
+package natpmp_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// newClient makes an impatient client.
+func newClient(t *testing.T, gateway netip.AddrPort) *natpmp.Client {
+	t.Helper()
+	c, err := natpmp.NewClient(natpmp.Config{Gateway: gateway, Transmissions: 3, FirstWait: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// answer injects raw answers, in hex, to all requests.
+func answer(t *testing.T, gw *gatewaytest.Gateway, replies ...string) {
+	t.Helper()
+	var raw [][]byte
+	for _, r := range replies {
+		b, err := hex.DecodeString(strings.ReplaceAll(r, " ", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw = append(raw, b)
+	}
+	gw.Inject(gatewaytest.Fault{Reply: func([]byte) [][]byte { return raw }})
+}
+
+// The bytes are those of the diagrams in RFC 6886, sections 3.2 to 3.4.
+func TestClientBytes(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	c := newClient(t, gw.Addr())
+	ctx := t.Context()
+	for name, call := range map[string]struct {
+		do          func() error
+		sent, reply string
+	}{
+		"external address": {
+			func() error { _, err := c.ExternalAddr(ctx); return err },
+			"0000", "00800000 000004d2 cb007107",
+		},
+		"map udp": {
+			func() error {
+				_, err := c.Map(ctx, natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881, ExternalPort: 6881})
+				return err
+			},
+			"00010000 1ae11ae1 00001c20", "00810000 000004d2 1ae11ae2 00000e10",
+		},
+		"unmap tcp": {
+			func() error { return c.Unmap(ctx, backends.TCP, 8080) },
+			"00020000 1f900000 00000000", "00820000 000004d2 1f900000 00000000",
+		},
+		"unmap all udp": {
+			func() error { return c.UnmapAll(ctx, backends.UDP) },
+			"00010000 00000000 00000000", "00810000 000004d2 00000000 00000000",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw.ResetStats()
+			reply, _ := hex.DecodeString(strings.ReplaceAll(call.reply, " ", ""))
+			remove := gw.Inject(gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{reply} }})
+			defer remove()
+			if err := call.do(); err != nil {
+				t.Fatal(err)
+			}
+			want, _ := hex.DecodeString(strings.ReplaceAll(call.sent, " ", ""))
+			if got := gw.Requests()[0].Raw; !bytes.Equal(got, want) {
+				t.Errorf("sent %x, want %x", got, want)
+			}
+		})
+	}
+}
+
+func TestClientResponses(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	answer(t, gw, "00810000 000004d2 1ae11ae2 00000e10")
+	got, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := natpmp.MapResponse{
+		Protocol: backends.UDP, Epoch: 1234 * time.Second,
+		InternalPort: 6881, ExternalPort: 6882, Lifetime: time.Hour,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// What answers a map-udp request for port 6881, in every wrong or refusing shape.
+func TestClientRefusals(t *testing.T) {
+	for name, test := range map[string]struct {
+		reply string
+		kind  error
+		code  natpmp.ResultCode // 0: no *ResultError
+		other uint8             // 0: no *VersionError
+	}{
+		"not authorized":               {"00810002 000004d2 1ae10000 00000000", backends.ErrNotAuthorized, natpmp.NotAuthorized, 0},
+		"network failure":              {"00810003 000004d2 1ae10000 00000000", backends.ErrNetworkFailure, natpmp.NetworkFailure, 0},
+		"out of resources, echoing":    {"00810004 000004d2 1ae11ae1 00001c20", backends.ErrNoResources, natpmp.OutOfResources, 0},
+		"undefined result":             {"00810009 000004d2 1ae10000 00000000", backends.ErrMalformed, 9, 0},
+		"unsupported opcode, echo":     {"00810005 1ae10000 00001c20", backends.ErrUnsupported, natpmp.UnsupportedOpcode, 0},
+		"unsupported opcode, 8 bytes":  {"00810005 000004d2", backends.ErrUnsupported, natpmp.UnsupportedOpcode, 0},
+		"unsupported version, RFC":     {"00000001 000004d2", backends.ErrUnsupported, natpmp.UnsupportedVersion, 0},
+		"unsupported version, R bit":   {"00810001 000004d2", backends.ErrUnsupported, natpmp.UnsupportedVersion, 0},
+		"PCP only, whole":              {"02810001 00000708 000004d2 00000000 00000000 00000000", backends.ErrUnsupported, 0, 2},
+		"PCP only, two bytes":          {"0280", backends.ErrUnsupported, 0, 2},
+		"PCP only, twelve bytes":       {"02810002 a2a90000 004f8fd2", backends.ErrUnsupported, 0, 2},
+		"version 1":                    {"01810001 00000708 000004d2 00000000 00000000 00000000", backends.ErrUnsupported, 0, 1},
+		"granted port 0":               {"00810000 000004d2 1ae10000 00001c20", backends.ErrMalformed, 0, 0},
+		"granted no time":              {"00810000 000004d2 1ae11ae1 00000000", backends.ErrMalformed, 0, 0},
+		"silence: three bytes":         {"008100", backends.ErrNoReply, 0, 0},
+		"silence: another port":        {"00810000 000004d2 1b571b57 00001c20", backends.ErrNoReply, 0, 0},
+		"silence: another opcode":      {"00820000 000004d2 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
+		"silence: our own request":     {"00010000 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
+		"silence: short success":       {"00810000 000004d2 1ae11ae1", backends.ErrNoReply, 0, 0},
+		"silence: a PCP MAP success":   {"02810000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b 11000000 1ae11ae1 00000000 00000000 0000ffff cb007107", backends.ErrNoReply, 0, 0},
+		"silence: version 0, success":  {"00000000 000004d2", backends.ErrNoReply, 0, 0},
+		"silence: nothing":             {"", backends.ErrNoReply, 0, 0},
+		"silence: PCP request, echoed": {"02010000 00001c20 00000000 00000000 0000ffff c0a8010a", backends.ErrNoReply, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw := start(t, gatewaytest.Config{})
+			answer(t, gw, test.reply)
+			_, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})
+			if !errors.Is(err, test.kind) {
+				t.Fatalf("error %v, want %v", err, test.kind)
+			}
+			var result *natpmp.ResultError
+			if errors.As(err, &result) != (test.code != 0) || (result != nil && (result.Code != test.code || result.Op != natpmp.OpMapUDP)) {
+				t.Errorf("error %#v, want result %d", err, test.code)
+			}
+			var version *natpmp.VersionError
+			if errors.As(err, &version) != (test.other != 0) || (version != nil && version.Version != test.other) {
+				t.Errorf("error %#v, want version %d", err, test.other)
+			}
+		})
+	}
+}
+
+// A wrong datagram does not end the wait for the right one.
+func TestClientIgnores(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	answer(t, gw, "008100", "00810000 000004d2 1b571b57 00001c20", "00810000 000004d2 1ae11ae2 00000e10")
+	got, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})
+	if err != nil || got.ExternalPort != 6882 {
+		t.Errorf("Map: %+v, %v", got, err)
+	}
+}
+
+// Datagrams from another port of the gateway's address are not the gateway's.
+func TestClientStranger(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	c := newClient(t, gw.Addr())
+	stranger, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(gw.Addr().Addr(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stranger.Close() }()
+	forged, _ := hex.DecodeString("00810000000004d21ae11ae200000e10")
+	gw.Inject(gatewaytest.Fault{
+		Match: func(r gatewaytest.Request) bool {
+			_, _ = stranger.WriteToUDPAddrPort(forged, r.Source)
+			return true
+		},
+		Drop: true,
+	})
+	if got, err := c.Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881}); !errors.Is(err, backends.ErrNoReply) {
+		t.Errorf("Map: %+v, %v; want ErrNoReply", got, err)
+	}
+}
+
+func TestClientRefused(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	gw.Down()
+	c, err := natpmp.NewClient(natpmp.Config{Gateway: gw.Addr(), FirstWait: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_, err = c.ExternalAddr(t.Context()) // an hour, unless the ICMP error ends it
+	if !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("error %v, want ErrNoReply and ECONNREFUSED", err)
+	}
+	if err := gw.Up(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ExternalAddr(t.Context()); err != nil {
+		t.Errorf("after the port was opened: %v", err)
+	}
+}
+
+func TestClientRetransmits(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	gw.Inject(gatewaytest.Fault{Drop: true, Times: 2})
+	if _, err := newClient(t, gw.Addr()).ExternalAddr(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := len(gw.Requests()); n != 3 {
+		t.Errorf("%d requests, want the third answered", n)
+	}
+}
+
+func TestClientCause(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	silence(gw)
+	cause := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() {
+		_, _ = gw.AwaitRequests(ctx, 1, nil)
+		cancel(cause)
+	}()
+	c, err := natpmp.NewClient(natpmp.Config{Gateway: gw.Addr(), FirstWait: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := c.ExternalAddr(ctx); !errors.Is(err, cause) {
+		t.Errorf("error %v, want the context's cause", err)
+	}
+}
+
+func TestTransact(t *testing.T) {
+	gw := start(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}})
+	c := newClient(t, gw.Addr())
+	for name, test := range map[string]struct{ request, want string }{
+		"external address": {"0000", "0080"},
+		"unknown opcode":   {"00050000", "00850005"},
+		"unknown version":  {"0900", "0000 0001"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			request, _ := hex.DecodeString(test.request)
+			want, _ := hex.DecodeString(strings.ReplaceAll(test.want, " ", ""))
+			if got, err := c.Transact(t.Context(), request); err != nil || !bytes.HasPrefix(got, want) {
+				t.Errorf("Transact: %x, %v; want %x…", got, err, want)
+			}
+		})
+	}
+	if _, err := c.Transact(t.Context(), []byte{0}); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("Transact of one byte: %v, want ErrInvalid", err)
+	}
+}
+
+func TestNewClientInvalid(t *testing.T) {
+	for name, config := range map[string]natpmp.Config{
+		"no gateway":     {},
+		"unspecified":    {Gateway: netip.MustParseAddrPort("0.0.0.0:5351")},
+		"IPv6":           {Gateway: netip.MustParseAddrPort("[2001:db8::1]:5351")},
+		"negative tries": {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Transmissions: -1},
+		"negative wait":  {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), FirstWait: -1},
+	} {
+		if _, err := natpmp.NewClient(config); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+	c, err := natpmp.NewClient(natpmp.Config{Gateway: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := netip.MustParseAddrPort("192.0.2.1:5351"); c.Gateway() != want {
+		t.Errorf("gateway %v, want %v", c.Gateway(), want)
+	}
+	_ = c.Close()
+}
+
+func TestSupports(t *testing.T) {
+	b, err := natpmp.New(natpmp.Config{
+		Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Source: netip.MustParseAddr("192.0.2.10"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	base := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("0.0.0.0:80")}
+	for name, test := range map[string]struct {
+		change func(*backends.Request)
+		want   error
+	}{
+		"plain":       {func(*backends.Request) {}, nil},
+		"own address": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.10:80") }, nil},
+		"an address as a wish": {func(r *backends.Request) {
+			r.External = netip.MustParseAddrPort("198.51.100.1:80")
+		}, nil},
+		"exact address": {func(r *backends.Request) {
+			r.External, r.Exact = netip.MustParseAddrPort("198.51.100.1:80"), true
+		}, backends.ErrUnsupported},
+		"another host": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.11:80") }, backends.ErrUnsupported},
+		"IPv6":         {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("[2001:db8::1]:80") }, backends.ErrUnsupported},
+		"a peer":       {func(r *backends.Request) { r.Remote = netip.MustParseAddrPort("198.51.100.1:0") }, backends.ErrUnsupported},
+		"for ever":     {func(r *backends.Request) { r.Lifetime = backends.Forever }, backends.ErrUnsupported},
+		"SCTP":         {func(r *backends.Request) { r.Protocol = backends.SCTP }, backends.ErrUnsupported},
+		"no port":      {func(r *backends.Request) { r.Internal = netip.AddrPort{} }, backends.ErrInvalid},
+	} {
+		r := base
+		test.change(&r)
+		if err := b.Supports(r); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", name, err, test.want)
+		}
+	}
+}
+
+// The late answer to a mapping request is not taken for that to the deletion,
+// which is sent again.
+func TestLateAnswer(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	c := newClient(t, gw.Addr())
+	if _, err := c.Map(t.Context(), natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 8080}); err != nil {
+		t.Fatal(err)
+	}
+	late, _ := hex.DecodeString("00820000000004d21f901f9000001c20")
+	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte { return [][]byte{late} }})
+	if err := c.Unmap(t.Context(), backends.TCP, 8080); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
+	}
+}

@@ -1,0 +1,90 @@
+package natpmp
+
+import (
+	"fmt"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// ResultCode is a response's result (RFC 6886, section 3.5).
+type ResultCode uint16
+
+// The results that the standard defines.
+const (
+	Success            ResultCode = 0
+	UnsupportedVersion ResultCode = 1
+	NotAuthorized      ResultCode = 2 // refused, or the feature is switched off
+	NetworkFailure     ResultCode = 3 // the gateway has no (usable) external address
+	OutOfResources     ResultCode = 4
+	UnsupportedOpcode  ResultCode = 5
+)
+
+// String returns the code's meaning.
+func (c ResultCode) String() string {
+	switch c {
+	case Success:
+		return "success"
+	case UnsupportedVersion:
+		return "unsupported version"
+	case NotAuthorized:
+		return "not authorized or refused"
+	case NetworkFailure:
+		return "network failure"
+	case OutOfResources:
+		return "out of resources"
+	case UnsupportedOpcode:
+		return "unsupported opcode"
+	}
+	return "undefined result"
+}
+
+// kind is the error of package backends that the code belongs to. A code that
+// the standard does not define ends the request (RFC 6886, section 3.5).
+func (c ResultCode) kind() error {
+	switch c {
+	case Success:
+		return nil
+	case UnsupportedVersion, UnsupportedOpcode:
+		return backends.ErrUnsupported
+	case NotAuthorized:
+		return backends.ErrNotAuthorized
+	case NetworkFailure:
+		return backends.ErrNetworkFailure
+	case OutOfResources:
+		return backends.ErrNoResources
+	}
+	return backends.ErrMalformed
+}
+
+// ResultError is a refusal by the gateway. It wraps the error of package
+// backends that the code belongs to.
+type ResultError struct {
+	Op       Opcode // of the request
+	Code     ResultCode
+	Response []byte // the datagram as it came
+}
+
+// Error says what was refused and why.
+func (e *ResultError) Error() string {
+	return fmt.Sprintf("natpmp: %v: %v (result %d)", e.Op, e.Code, uint16(e.Code))
+}
+
+// Unwrap returns the error of package backends that the code belongs to.
+func (e *ResultError) Unwrap() error { return e.Code.kind() }
+
+// VersionError is the answer of a gateway that speaks another version on the
+// port: PCP (RFC 6887) where it is 2. It wraps backends.ErrUnsupported.
+type VersionError struct {
+	Version uint8
+}
+
+// Error names the version.
+func (e *VersionError) Error() string {
+	if e.Version == 2 {
+		return "natpmp: the gateway speaks PCP, not NAT-PMP"
+	}
+	return fmt.Sprintf("natpmp: the gateway speaks version %d, not NAT-PMP", e.Version)
+}
+
+// Unwrap returns backends.ErrUnsupported.
+func (e *VersionError) Unwrap() error { return backends.ErrUnsupported }

@@ -1,0 +1,83 @@
+package natpmp_test
+
+import (
+	"encoding"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func seed(f *testing.F) {
+	f.Add([]byte(nil))
+	for _, tt := range messages {
+		b := unhex(tt.bytes)
+		f.Add(b)
+		f.Add(b[:len(b)-1])
+	}
+	f.Add(unhex("0280"))
+	f.Add(unhex("02810002 a2a90000 004f8fd2"))
+	f.Add(unhex("0085 0005"))
+}
+
+// FuzzParse: no parser panics, keeps or changes its input, or forgets to say
+// what was wrong; what it reads, it reads again from what that is written as.
+func FuzzParse(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		in := string(b)
+		for name, parse := range parsers {
+			first, err := parse(b)
+			if string(b) != in {
+				t.Fatalf("%s changed its input", name)
+			}
+			m, ok := first.(encoding.BinaryAppender)
+			if err != nil || !ok {
+				continue
+			}
+			written, err := m.AppendBinary(nil)
+			if err != nil {
+				t.Fatalf("%s: cannot write what was read, %+v: %v", name, first, err)
+			}
+			again, err := parse(written)
+			if err != nil {
+				t.Fatalf("%s: cannot read %x again: %v", name, written, err)
+			}
+			if diff := cmp.Diff(first, again, equal); diff != "" {
+				t.Fatalf("%s of %x (-first +again):\n%s", name, b, diff)
+			}
+		}
+	})
+}
+
+// FuzzParseExact: a message of its exact size is written as it was read, but
+// for the reserved field of requests.
+func FuzzParseExact(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, exact := range []struct {
+			parser string
+			size   int
+		}{{"external addr request", 2}, {"external addr", 12}, {"map request", 12}, {"map", 16}} {
+			got, err := parsers[exact.parser](b)
+			if len(b) < exact.size {
+				if !errors.Is(err, io.ErrUnexpectedEOF) {
+					t.Fatalf("%s of %d bytes: %v", exact.parser, len(b), err)
+				}
+				continue
+			}
+			if err != nil {
+				continue
+			}
+			want := string(b[:exact.size])
+			if exact.parser == "map request" {
+				want = want[:2] + "\x00\x00" + want[4:]
+			}
+			written, err := got.(encoding.BinaryAppender).AppendBinary(nil)
+			if err != nil || string(written) != want {
+				t.Fatalf("%s: read %x, wrote %x, %v", exact.parser, want, written, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,66 @@
+package natpmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/port5351"
+)
+
+// Watch calls notify after the gateway announced something, or its clock went
+// back in an answer to anybody in the process (RFC 6886, sections 3.6 and
+// 3.7), and then answered a question of ours. An announcement is believed no
+// further than that: one from a gateway whose clock did not go back is a
+// change of kind Announced.
+//
+// Where announcements cannot be listened for, Watch goes on with the clock
+// alone and logs why.
+func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
+	var before, now netip.Addr
+	return b.client.session.Follow(ctx, port5351.Follower{
+		WatchConfig: port5351.WatchConfig{Announce: b.client.config.Announce},
+		Failed:      func(err error) { b.client.log.Warn("natpmp: no announcements", "err", err) },
+		Ask: func(ctx context.Context) error {
+			before, now = b.lastExternal(), netip.Addr{}
+			r, err := b.client.externalAddr(ctx, port5351.Foreground, false)
+			switch {
+			case err == nil:
+				now = r.Addr
+				b.remember(r.Addr, time.Now())
+			case !errors.Is(err, backends.ErrNoReply):
+				b.forget() // up, but with nothing to tell: mappings say what it means
+			}
+			return err
+		},
+		Tell: func(s port5351.Signal) { notify(change(s, before, now)) },
+	})
+}
+
+// change is what to make of a signal, after an answer with the address now.
+func change(s port5351.Signal, before, now netip.Addr) backends.Change {
+	c := backends.Change{Kind: backends.Announced, External: known(now), Reason: s.Reason}
+	switch {
+	case s.Restarted:
+		c.Kind = backends.Restarted
+	case before.IsValid() && now.IsValid() && now != before:
+		c.Kind = backends.AddressChanged
+		c.Reason = fmt.Sprintf("the external address was %v and is %v", before, now)
+	}
+	return c
+}
+
+func (b *Backend) lastExternal() netip.Addr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.external
+}
+
+func (b *Backend) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asked = time.Time{}
+}

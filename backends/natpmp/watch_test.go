@@ -1,0 +1,114 @@
+package natpmp_test
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// freePort is a UDP port of loopback that nobody has just now.
+func freePort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	return netip.MustParseAddrPort(c.LocalAddr().String())
+}
+
+// watch follows a gateway that announces at an address of the test's. It
+// announces several times (RFC 6886, section 3.2.1), so that a listener that
+// starts late hears it too.
+func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *natpmp.Backend, <-chan backends.Change) {
+	t.Helper()
+	config.Announce = freePort(t)
+	gw := start(t, config)
+	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Announce: config.Announce, FirstWait: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	if _, err := b.ExternalAddr(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	changes := make(chan backends.Change, 16)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Watch(ctx, func(c backends.Change) { changes <- c }) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return gw, b, changes
+}
+
+func next(t *testing.T, changes <-chan backends.Change) backends.Change {
+	t.Helper()
+	select {
+	case c := <-changes:
+		return c
+	case <-time.After(30 * time.Second):
+		t.Fatal("no change noticed")
+		return backends.Change{}
+	}
+}
+
+func TestWatchRestart(t *testing.T) {
+	for name, form := range map[string]gatewaytest.AnnounceForm{
+		"NAT-PMP": gatewaytest.AnnounceNATPMP, "PCP": gatewaytest.AnnouncePCP,
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw, b, changes := watch(t, gatewaytest.Config{AnnounceAs: form})
+			gw.Advance(time.Hour)
+			if _, err := b.ExternalAddr(t.Context()); err != nil { // see the epoch at an hour
+				t.Fatal(err)
+			}
+			gw.Restart(gatewaytest.RestartOptions{})
+			if c := next(t, changes); c.Kind != backends.Restarted || c.External != gw.External() {
+				t.Errorf("noticed %+v, want a restart", c)
+			}
+		})
+	}
+}
+
+// A gateway whose epoch goes on, as some count their uptime, says no more than
+// that something happened.
+func TestWatchAnnouncement(t *testing.T) {
+	gw, _, changes := watch(t, gatewaytest.Config{AnnounceAs: gatewaytest.AnnouncePCP})
+	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true})
+	if c := next(t, changes); c.Kind != backends.Announced {
+		t.Errorf("noticed %+v, want an announcement", c)
+	}
+}
+
+func TestWatchAddress(t *testing.T) {
+	gw, _, changes := watch(t, gatewaytest.Config{})
+	moved := netip.MustParseAddr("45.45.45.99")
+	gw.SetExternal(moved)
+	if c := next(t, changes); c.Kind != backends.AddressChanged || c.External != moved {
+		t.Errorf("noticed %+v, want address %v", c, moved)
+	}
+}
+
+// Without an announcement, the clock in any answer tells.
+func TestWatchEpoch(t *testing.T) {
+	gw, b, changes := watch(t, gatewaytest.Config{})
+	gw.Advance(time.Hour)
+	if _, err := b.ExternalAddr(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	if _, err := b.ExternalAddr(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c := next(t, changes); c.Kind != backends.Restarted {
+		t.Errorf("noticed %+v, want a restart", c)
+	}
+}

@@ -1,0 +1,383 @@
+package pcp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/port5351"
+)
+
+// Name is what Backend.String returns.
+const Name = "pcp"
+
+// Backend is a Client that meets the contract of package backends. The Token
+// of its mappings is the nonce.
+type Backend struct {
+	client *Client
+	holds  holds
+	terse  atomic.Bool // the server refuses descriptions
+
+	mu      sync.Mutex
+	granted map[Nonce]netip.AddrPort // what mapping updates are compared with
+}
+
+var (
+	_ backends.Backend = (*Backend)(nil)
+	_ backends.Watcher = (*Backend)(nil)
+)
+
+// New returns a backend for one server. It does no I/O; its error wraps
+// backends.ErrInvalid.
+func New(config Config) (*Backend, error) {
+	c, err := NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Backend{client: c, granted: map[Nonce]netip.AddrPort{}}, nil
+}
+
+// String returns Name.
+func (b *Backend) String() string { return Name }
+
+// Client returns the client beneath, for what the contract does not have.
+func (b *Backend) Client() *Client { return b.client }
+
+// Close closes the client.
+func (b *Backend) Close() error { return b.client.Close() }
+
+// Probe asks whether the server speaks PCP: see [Client.Probe].
+func (b *Backend) Probe(ctx context.Context) error { return b.client.Probe(ctx) }
+
+// Supports says why PCP cannot express a request, if so. What the server at
+// hand can do, it tells when asked.
+func (b *Backend) Supports(r backends.Request) error {
+	if err := r.Check(); err != nil {
+		return fmt.Errorf("pcp: %w", err)
+	}
+	is4 := b.client.config.Gateway.Addr().Is4()
+	for _, addr := range []netip.Addr{r.Internal.Addr(), r.Remote.Addr()} {
+		if addr.IsValid() && addr.Unmap().Is4() != is4 {
+			return fmt.Errorf("pcp: %w: %v is not of the family of the gateway %v", backends.ErrUnsupported, addr, b.client.config.Gateway.Addr())
+		}
+	}
+	return nil
+}
+
+// ExternalAddr finds the external address by a mapping that it makes for a
+// moment: the protocol has no question for it. Over IPv6 it is the address of
+// this host that the gateway lets through.
+func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
+	var lc net.ListenConfig
+	pc, err := lc.ListenPacket(ctx, "udp", ":0") // nobody else is to get what comes in
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("pcp: %w", err)
+	}
+	defer func() { _ = pc.Close() }()
+	local, err := netip.ParseAddrPort(pc.LocalAddr().String())
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("pcp: %w", err)
+	}
+	m, err := b.Map(ctx, backends.Request{
+		Protocol: backends.UDP, Internal: netip.AddrPortFrom(netip.Addr{}, local.Port()), Lifetime: time.Minute,
+	})
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if err := b.Unmap(ctx, m); err != nil {
+		b.client.log.Warn("pcp: a mapping stays for its lifetime", "lifetime", m.Lifetime, "err", err)
+	}
+	return m.External.Addr(), nil
+}
+
+// Map asks for a mapping. With Exact it tells the server to fail rather than
+// give another port, and takes back what a server gives that does not listen.
+// With Remote, the server is told to let nobody else in: a server that does not
+// know filters refuses, but common ones accept the filter and let everybody in.
+func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
+	return b.mapPort(ctx, port5351.Foreground, r, Nonce{})
+}
+
+// Renew asks for the mapping again, with its nonce, wishing for the address and
+// port that it has.
+func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
+	nonce, err := b.nonceOf(ctx, m)
+	if err != nil {
+		return backends.Mapping{}, err
+	}
+	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
+	if r.Exact { // about the port: the address may have changed
+		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())
+	}
+	return b.mapPort(ctx, port5351.Background, r, nonce)
+}
+
+// nonceOf is the secret of a mapping that somebody made.
+func (b *Backend) nonceOf(ctx context.Context, m backends.Mapping) (Nonce, error) {
+	if err := m.Check(); err != nil {
+		return Nonce{}, fmt.Errorf("pcp: %w", err)
+	}
+	switch {
+	case len(m.Token) == len(Nonce{}):
+		return Nonce(m.Token), nil
+	case len(m.Token) == 0 && b.client.config.Nonce != nil:
+		local, err := b.local(ctx)
+		return b.derive(m.Protocol, m.Internal, local), err
+	}
+	return Nonce{}, fmt.Errorf("pcp: %w: a mapping without its nonce cannot be renewed or deleted", backends.ErrInvalid)
+}
+
+// derive makes the nonce of a mapping to a host. However this host is named, it
+// is the same one.
+func (b *Backend) derive(p backends.Protocol, internal netip.AddrPort, local netip.Addr) Nonce {
+	addr := internal.Addr().Unmap().WithZone("")
+	if addr.IsUnspecified() || addr == local {
+		addr = netip.Addr{}
+	}
+	return b.client.config.Nonce(b.client.config.Gateway.Addr(), p, netip.AddrPortFrom(addr, internal.Port()))
+}
+
+// local is the address that requests leave from.
+func (b *Backend) local(ctx context.Context) (netip.Addr, error) {
+	local, err := b.client.session.Local(ctx)
+	if err != nil {
+		return netip.Addr{}, b.client.failed(ctx, OpMap, err)
+	}
+	return local.WithZone(""), nil
+}
+
+func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.Request, nonce Nonce) (backends.Mapping, error) {
+	if err := b.Supports(r); err != nil {
+		return backends.Mapping{}, err
+	}
+	local, err := b.local(ctx)
+	if err != nil {
+		return backends.Mapping{}, err
+	}
+	derived := b.client.config.Nonce != nil
+	if nonce == (Nonce{}) && derived {
+		nonce = b.derive(r.Protocol, r.Internal, local)
+	}
+	if err := b.holds.check(r, time.Now()); err != nil {
+		return backends.Mapping{}, err
+	}
+	resp, reply, err := b.ask(ctx, p, message(r, local, orRandom(nonce), derived))
+	if err != nil {
+		return backends.Mapping{}, b.refused(r, err)
+	}
+	m := backends.Mapping{
+		Backend:     Name,
+		Gateway:     b.client.config.Gateway,
+		Protocol:    r.Protocol,
+		Internal:    netip.AddrPortFrom(either(thirdParty(r, local), local), r.Internal.Port()),
+		External:    netip.AddrPortFrom(known(resp.External), resp.ExternalPort),
+		Remote:      r.Remote,
+		Description: r.Description,
+		Lifetime:    resp.Lifetime,
+		Granted:     reply.Sent,
+		Token:       resp.Nonce[:],
+	}
+	if err := b.enforce(ctx, r, m); err != nil {
+		return backends.Mapping{}, err
+	}
+	b.remember(resp.Nonce, m.External)
+	return m, nil
+}
+
+// message is the request on the wire. Filters add up, so that those of an
+// earlier request have to go first. Where nobody is to be kept out, there are
+// such only if the nonce is that of a mapping that another process made.
+func message(r backends.Request, local netip.Addr, nonce Nonce, derived bool) MapRequest {
+	q := MapRequest{
+		Lifetime: cmp.Or(r.Lifetime, DefaultLifetime), Nonce: nonce,
+		Protocol: r.Protocol, InternalPort: r.Internal.Port(),
+		ExternalPort: r.External.Port(), External: r.External.Addr(),
+		Options: Options{
+			ThirdParty:    thirdParty(r, local),
+			PreferFailure: r.Exact,
+			Description:   describe(r.Description),
+		},
+	}
+	if r.Remote.Addr().IsValid() {
+		peer := r.Remote.Addr().Unmap().WithZone("")
+		q.Options.Filters = []Filter{{}, {Prefix: netip.PrefixFrom(peer, peer.BitLen()), Port: r.Remote.Port()}}
+	} else if derived {
+		q.Options.Filters = []Filter{{}}
+	}
+	return q
+}
+
+// thirdParty is the host to map for, where it is not this one.
+func thirdParty(r backends.Request, local netip.Addr) netip.Addr {
+	addr := r.Internal.Addr().Unmap().WithZone("")
+	if addr.IsUnspecified() || addr == local {
+		return netip.Addr{}
+	}
+	return addr
+}
+
+// describe makes a description that any server can store: RFC 7220 promises
+// room for 128 bytes.
+func describe(s string) string {
+	const room = 128
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "?")
+	if len(s) > room {
+		s = strings.ToValidUTF8(s[:room], "")
+	}
+	return s
+}
+
+// ask sends a request, and again without options that the server does not
+// know or cannot read and that can be done without: who prefers failure can
+// compare, and a description is for people. Common servers refuse requests with
+// a description, although RFC 7220 makes it optional to process: such a one is
+// spared it from then on.
+func (b *Backend) ask(ctx context.Context, p port5351.Priority, q MapRequest) (MapResponse, port5351.Reply, error) {
+	if b.terse.Load() {
+		q.Options.Description = ""
+	}
+	resp, reply, err := b.client.mapPort(ctx, p, q)
+	for _, spare := range []func(*Options) bool{spareDescription, spareClearing, sparePreference} {
+		var refusal *ResultError
+		if !errors.As(err, &refusal) || !refusal.Code.aboutOptions() || !spare(&q.Options) {
+			continue
+		}
+		resp, reply, err = b.client.mapPort(ctx, p, q)
+		if err == nil && q.Options.Description == "" {
+			b.terse.Store(true)
+		}
+	}
+	return resp, reply, err
+}
+
+func spareDescription(o *Options) bool {
+	had := o.Description != ""
+	o.Description = ""
+	return had
+}
+
+// spareClearing does without taking filters away that are most likely not there.
+func spareClearing(o *Options) bool {
+	had := len(o.Filters) == 1 && o.Filters[0] == (Filter{})
+	if had {
+		o.Filters = nil
+	}
+	return had
+}
+
+func sparePreference(o *Options) bool {
+	had := o.PreferFailure
+	o.PreferFailure = false
+	return had
+}
+
+// aboutOptions reports whether a request without options may fare better.
+func (c ResultCode) aboutOptions() bool {
+	return c == UnsupportedOption || c == MalformedOption || c == MalformedRequest
+}
+
+// refused remembers a refusal, and says what can be read in it beside its code:
+// some servers put their own external address into it.
+func (b *Backend) refused(r backends.Request, err error) error {
+	var refusal *ResultError
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	if own := refusal.External.Addr(); refusal.Code == NoResources && own.Is4() && !own.IsUnspecified() && own != r.External.Addr() {
+		switch {
+		case sharedSpace.Contains(own):
+			err = fmt.Errorf("%w: %w: %v, behind the provider's NAT", err, backends.ErrPrivateWAN, own)
+		case own.IsPrivate():
+			err = fmt.Errorf("%w: %w: %v, behind another router", err, backends.ErrPrivateWAN, own)
+		}
+	}
+	b.holds.add(r, refusal, err, time.Now())
+	return err
+}
+
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+// enforce undoes a mapping that is not what the request insists on.
+func (b *Backend) enforce(ctx context.Context, r backends.Request, m backends.Mapping) error {
+	wish := r.External
+	if !r.Exact || m.External.Port() == wish.Port() && (!wish.Addr().IsValid() || wish.Addr().IsUnspecified() || wish.Addr() == m.External.Addr()) {
+		return nil
+	}
+	conflict := fmt.Errorf("pcp: %w: the gateway gives %v in place of port %d", backends.ErrConflict, m.External, wish.Port())
+	if err := b.Unmap(ctx, m); err != nil {
+		return fmt.Errorf("%w; and the mapping in its place stays for %v: %w", conflict, m.Lifetime, err)
+	}
+	return conflict
+}
+
+// Unmap deletes the mapping. Where the server has none, it succeeds.
+func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
+	nonce, err := b.nonceOf(ctx, m)
+	if err != nil {
+		return err
+	}
+	local, err := b.local(ctx)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	delete(b.granted, nonce)
+	b.mu.Unlock()
+	third := thirdParty(backends.Request{Internal: m.Internal}, local)
+	_, _, err = b.client.mapPort(ctx, port5351.Release, MapRequest{
+		Nonce: nonce, Protocol: m.Protocol, InternalPort: m.Internal.Port(), Options: Options{ThirdParty: third},
+	})
+	var refusal *ResultError
+	switch {
+	case !errors.As(err, &refusal):
+		return err
+	case refusal.Code == NoResources:
+		return nil // what a common server answers where it has no such mapping
+	case refusal.Code == NotAuthorized && len(m.Token) > 0 && local.Is6():
+		return b.expire(ctx, m, nonce, third, err)
+	}
+	return err
+}
+
+// expire shortens a pinhole of ours that the server does not delete: miniupnpd
+// 2.3.1 on nftables forgets the nonce of a pinhole when it is renewed, and then
+// refuses to delete it, but lets it be shortened.
+func (b *Backend) expire(ctx context.Context, m backends.Mapping, nonce Nonce, third netip.Addr, refused error) error {
+	resp, _, err := b.client.mapPort(ctx, port5351.Release, MapRequest{
+		Nonce: nonce, Protocol: m.Protocol, InternalPort: m.Internal.Port(), Lifetime: time.Second,
+		ExternalPort: m.External.Port(), External: m.External.Addr(), Options: Options{ThirdParty: third},
+	})
+	if err != nil {
+		return refused
+	}
+	b.client.log.Info("pcp: a mapping cannot be deleted, and was shortened", "lifetime", resp.Lifetime)
+	return nil
+}
+
+// known makes an unspecified address the zero Addr.
+func known(a netip.Addr) netip.Addr {
+	if a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
+}
+
+// maxGranted bounds what is remembered of mappings that nobody deletes.
+const maxGranted = 1 << 16
+
+func (b *Backend) remember(n Nonce, external netip.AddrPort) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.granted) >= maxGranted {
+		clear(b.granted)
+	}
+	b.granted[n] = external
+}

@@ -1,0 +1,126 @@
+package pcp_test
+
+import (
+	"bytes"
+	"encoding"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/natforward/goforward/backends/pcp"
+)
+
+func seed(f *testing.F) {
+	f.Add([]byte(nil))
+	for _, s := range vectors {
+		b := unhex(s)
+		f.Add(b)
+		f.Add(b[:len(b)-1])
+	}
+	for _, tt := range refused {
+		f.Add(unhex(tt.bytes))
+	}
+	for _, tt := range foreign {
+		f.Add(unhex(tt.bytes))
+	}
+	f.Add(append(vector("renewal"), unhex(optThird+optPrefer+optFilter+"80000003 61626300"+optUnknown)...))
+	f.Add(append(vector("peer?"), unhex(optThird6+"80000000")...))
+	f.Add(append(vector("mapped for less"), unhex("80000001 ff000000"+optThird+optThird+"03000014")...))
+}
+
+// FuzzParse: no parser panics, keeps or changes its input, or forgets to say
+// what was wrong; what it reads, it reads again from what that is written as.
+func FuzzParse(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for name, parse := range parsers {
+			in := bytes.Clone(b)
+			first, err := parse(in)
+			if !bytes.Equal(b, in) {
+				t.Fatalf("%s changed its input", name)
+			}
+			m, ok := first.(encoding.BinaryAppender)
+			if err != nil || !ok {
+				continue
+			}
+			clear(in)
+			written, err := m.AppendBinary(nil)
+			if err != nil {
+				t.Fatalf("%s: cannot write what was read, %+v: %v", name, first, err)
+			}
+			again, err := parse(written)
+			if err != nil {
+				t.Fatalf("%s: cannot read %x again: %v", name, written, err)
+			}
+			if diff := cmp.Diff(first, again, equal); diff != "" {
+				t.Fatalf("%s of %x (-first +again):\n%s", name, b, diff)
+			}
+		}
+	})
+}
+
+// FuzzParseExact: a message of its exact size is written as it was read, but
+// for the reserved fields.
+func FuzzParseExact(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for name, size := range sizes {
+			op, ok := opcodes[name]
+			if !ok || len(b) != size {
+				continue
+			}
+			got, err := parsers[name](b)
+			if err != nil {
+				continue
+			}
+			want := bytes.Clone(b)
+			clear(want[2:3])
+			if op&0x80 != 0 {
+				clear(want[12:24])
+			} else {
+				clear(want[3:4])
+			}
+			if op == 0 {
+				clear(want[4:8]) // an announcement has no lifetime
+			}
+			if size >= 60 {
+				clear(want[37:40])
+			}
+			if size >= 80 {
+				clear(want[62:64])
+			}
+			written, err := got.(encoding.BinaryAppender).AppendBinary(nil)
+			if err != nil || string(written) != string(want) {
+				t.Fatalf("%s: read %x, wrote %x, %v", name, want, written, err)
+			}
+		}
+	})
+}
+
+// FuzzRefuse: whatever a server refuses, its refusal is a legal response of
+// the code, that a client reads.
+func FuzzRefuse(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, name := range []string{"announce request", "map request", "peer request"} {
+			_, err := parsers[name](b)
+			var fault *pcp.RequestError
+			if !errors.As(err, &fault) {
+				continue
+			}
+			refusal, err := pcp.AppendErrorResponse(nil, b, fault.Code, halfHour, epoch)
+			if err != nil || len(refusal) < 24 || len(refusal) > pcp.MaxMessage || len(refusal)%4 != 0 {
+				t.Fatalf("%s: %x, %v", name, refusal, err)
+			}
+			got, err := pcp.ParseErrorResponse(refusal)
+			want := pcp.ErrorResponse{
+				Version: pcp.Version, Opcode: pcp.Opcode(b[1]) | pcp.OpResponse,
+				Result: fault.Code, Lifetime: halfHour, Epoch: epoch,
+			}
+			if err != nil || got != want {
+				t.Fatalf("%s: %+v, %v; want %+v", name, got, err, want)
+			}
+		}
+	})
+}

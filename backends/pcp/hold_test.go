@@ -1,0 +1,77 @@
+package pcp
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// How long a refusal holds: as the server says, within bounds.
+func TestHolds(t *testing.T) {
+	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.0.2.1:80")}
+	for name, test := range map[string]struct {
+		code     ResultCode
+		lifetime time.Duration
+		want     time.Duration
+	}{
+		"as said":            {NotAuthorized, 10 * time.Minute, 10 * time.Minute},
+		"long, said to be 0": {NotAuthorized, 0, 5 * time.Minute},
+		"short, but 0":       {NoResources, 0, 30 * time.Second},
+		"short":              {NoResources, time.Minute, time.Minute},
+		"absurd":             {NoResources, backends.Forever, 30 * time.Minute},
+	} {
+		var h holds
+		now, failure := time.Now(), errors.New("refused")
+		h.add(r, &ResultError{Code: test.code, Lifetime: test.lifetime}, failure, now)
+		if err := h.check(r, now.Add(test.want-time.Second)); !errors.Is(err, failure) {
+			t.Errorf("%s: %v a second before %v", name, err, test.want)
+		}
+		other := r
+		other.External = netip.AddrPortFrom(netip.Addr{}, 81)
+		if err := h.check(other, now); err != nil {
+			t.Errorf("%s: another request: %v", name, err)
+		}
+		if err := h.check(r, now.Add(test.want)); err != nil {
+			t.Errorf("%s: %v after %v", name, err, test.want)
+		}
+	}
+	var h holds
+	for i := range 10 * maxHolds {
+		r.External = netip.AddrPortFrom(netip.Addr{}, uint16(i))
+		h.add(r, &ResultError{Code: NoResources}, errors.New("refused"), time.Now())
+	}
+	if len(h.byKey) > maxHolds {
+		t.Errorf("%d refusals remembered", len(h.byKey))
+	}
+	h.forget()
+	if err := h.check(r, time.Now()); err != nil {
+		t.Errorf("after forget: %v", err)
+	}
+}
+
+// The waits of RFC 6887, section 8.1.1, a tenth more or less.
+func TestSchedule(t *testing.T) {
+	c, err := NewClient(Config{Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Transmissions: 13})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	for range 100 {
+		wait := c.schedule(DefaultFirstWait)
+		before := DefaultFirstWait / 2
+		for n := range 13 {
+			got, more := wait(n)
+			want := min(2*before, longestWait)
+			if !more || got < want*9/10 || got > want*11/10 {
+				t.Fatalf("wait %d is %v after %v", n, got, before)
+			}
+			before = got
+		}
+		if _, more := wait(13); more {
+			t.Fatal("a fourteenth request is sent")
+		}
+	}
+}

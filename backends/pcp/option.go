@@ -1,0 +1,230 @@
+package pcp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// OptionCode says what an option is. A server refuses requests with an option
+// below 128 that it does not know, and ignores other options (RFC 6887,
+// section 7.3).
+type OptionCode uint8
+
+// The options in [Options].
+const (
+	OptThirdParty    OptionCode = 1   // RFC 6887, section 13.1
+	OptPreferFailure OptionCode = 2   // RFC 6887, section 13.2
+	OptFilter        OptionCode = 3   // RFC 6887, section 13.3
+	OptDescription   OptionCode = 128 // RFC 7220
+)
+
+// String names the option.
+func (c OptionCode) String() string {
+	switch c {
+	case OptThirdParty:
+		return "third party"
+	case OptPreferFailure:
+		return "prefer failure"
+	case OptFilter:
+		return "filter"
+	case OptDescription:
+		return "description"
+	}
+	return fmt.Sprintf("option %d", uint8(c))
+}
+
+// maxDescription is the greatest size of a description (RFC 7220).
+const maxDescription = 1016
+
+// Options are the options of a request or a response. The zero value has none.
+type Options struct {
+	// ThirdParty is the host to map for, in the place of the client.
+	ThirdParty netip.Addr
+	// PreferFailure refuses another external port or address than the wish.
+	// MAP only; to be false where the lifetime or the external port is 0.
+	PreferFailure bool
+	// Filters admit their peers to the mapping, in addition to those that
+	// earlier requests admitted. MAP only; to be empty where the lifetime is 0.
+	Filters []Filter
+	// Description is what the server shows for the mapping: UTF-8 of at most
+	// 1016 bytes, without NUL. One that breaks this is ignored when parsed.
+	Description string
+	// ClearDescription is a description without text, which takes away the one
+	// that the server had. To be false where Description is set.
+	ClearDescription bool
+}
+
+// append appends options that check let pass.
+func (o *Options) append(b []byte) []byte {
+	if o.ThirdParty.IsValid() {
+		b = appendAddr(appendOption(b, OptThirdParty, 16), o.ThirdParty)
+	}
+	if o.PreferFailure {
+		b = appendOption(b, OptPreferFailure, 0)
+	}
+	for _, f := range o.Filters {
+		b = f.append(b)
+	}
+	if n := len(o.Description); n != 0 || o.ClearDescription {
+		b = append(appendOption(b, OptDescription, n), o.Description...)
+		b = append(b, "\x00\x00\x00"[:padding(n)]...)
+	}
+	return b
+}
+
+// check refuses, with ErrInvalid, options that cannot be appended to a message
+// of so many bytes.
+func (o *Options) check(size int, op Opcode) error {
+	reason := ""
+	switch {
+	case op != OpMap && (o.PreferFailure || len(o.Filters) != 0):
+		reason = fmt.Sprintf("prefer failure or filter in %v", op)
+	case len(o.Description) > maxDescription || !validText(o.Description):
+		reason = "a description that is too long or not text"
+	case o.Description != "" && o.ClearDescription:
+		reason = "a description to clear and to set"
+	case size+o.size() > MaxMessage:
+		reason = fmt.Sprintf("a message of %d bytes", size+o.size())
+	}
+	for _, f := range o.Filters {
+		if reason == "" && !f.valid() {
+			reason = fmt.Sprintf("no filter of %v", f.Prefix)
+		}
+	}
+	if reason != "" {
+		return fmt.Errorf("pcp: %w: %s", backends.ErrInvalid, reason)
+	}
+	return nil
+}
+
+// size is the number of bytes that append appends.
+func (o *Options) size() int {
+	n := filterSize * len(o.Filters)
+	if o.ThirdParty.IsValid() {
+		n += optionHeader + 16
+	}
+	if o.PreferFailure {
+		n += optionHeader
+	}
+	if d := len(o.Description); d != 0 || o.ClearDescription {
+		n += optionHeader + d + padding(d)
+	}
+	return n
+}
+
+// checkAppend refuses, with ErrInvalid, a request that has a fault, no client
+// or impossible options.
+func checkAppend(client netip.Addr, o *Options, size int, op Opcode, fault *RequestError) error {
+	switch {
+	case !client.IsValid():
+		return fmt.Errorf("pcp: %w: no client address", backends.ErrInvalid)
+	case fault != nil:
+		return fmt.Errorf("pcp: %w: %s", backends.ErrInvalid, fault.Reason)
+	}
+	return o.check(size, op)
+}
+
+// validText reports whether s is what a description may be.
+func validText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+
+// optionHeader is the size of an option without its data.
+const optionHeader = 4
+
+// padding is what an option's data of n bytes lacks to be a multiple of four.
+func padding(n int) int { return -n & 3 }
+
+// appendOption appends the header of an option whose data has n bytes.
+func appendOption(b []byte, code OptionCode, n int) []byte {
+	return binary.BigEndian.AppendUint16(append(b, byte(code), 0), uint16(n)) //nolint:gosec // at most maxDescription
+}
+
+// nextOption splits the first option off b, and reports whether it was whole.
+func nextOption(b []byte) (code OptionCode, data, rest []byte, ok bool) {
+	if len(b) < optionHeader {
+		return 0, nil, nil, false
+	}
+	n := int(binary.BigEndian.Uint16(b[2:]))
+	end := optionHeader + n + padding(n)
+	if end > len(b) {
+		return 0, nil, nil, false
+	}
+	return OptionCode(b[0]), b[optionHeader : optionHeader+n], b[end:], true
+}
+
+// parseOptions reads the options of a request as a server has to.
+func parseOptions(b []byte, op Opcode) (Options, error) {
+	var o Options
+	for len(b) > 0 {
+		code, data, rest, ok := nextOption(b)
+		if !ok {
+			return Options{}, &RequestError{Code: MalformedOption, Reason: "an option goes on past the end"}
+		}
+		if fault := o.read(code, data, op); fault != nil {
+			return Options{}, fault
+		}
+		b = rest
+	}
+	return o, nil
+}
+
+// skimOptions reads the options of a response: what it cannot read, it skips
+// (RFC 6887, section 7.3).
+func skimOptions(b []byte, op Opcode) Options {
+	var o Options
+	for len(b) > 0 {
+		code, data, rest, ok := nextOption(b)
+		if !ok {
+			break
+		}
+		_ = o.read(code, data, op) // leaves o alone where it fails
+		b = rest
+	}
+	return o
+}
+
+// read takes one option in, or returns why a server has to refuse it.
+func (o *Options) read(code OptionCode, data []byte, op Opcode) *RequestError {
+	again, size := false, 0
+	switch {
+	case code == OptThirdParty && (op == OpMap || op == OpPeer):
+		again, size = o.ThirdParty.IsValid(), 16
+	case code == OptPreferFailure && op == OpMap:
+		again = o.PreferFailure
+	case code == OptFilter && op == OpMap:
+		size = filterSize - optionHeader
+	case code == OptDescription && (op == OpMap || op == OpPeer):
+		again, size = o.Description != "" || o.ClearDescription, min(len(data), maxDescription)
+	case code < 128:
+		return &RequestError{Code: UnsupportedOption, Reason: code.String()}
+	default:
+		return nil
+	}
+	if again {
+		return &RequestError{Code: MalformedOption, Reason: fmt.Sprintf("%v twice", code)}
+	}
+	if len(data) != size {
+		return &RequestError{Code: MalformedOption, Reason: fmt.Sprintf("%v of %d bytes", code, len(data))}
+	}
+	switch code {
+	case OptThirdParty:
+		o.ThirdParty = parseAddr(data)
+	case OptPreferFailure:
+		o.PreferFailure = true
+	case OptFilter:
+		f, ok := parseFilter(data)
+		if !ok {
+			return &RequestError{Code: MalformedOption, Reason: fmt.Sprintf("filter of prefix length %d", data[1])}
+		}
+		o.Filters = append(o.Filters, f)
+	case OptDescription:
+		if s := string(data); validText(s) {
+			o.Description, o.ClearDescription = s, s == ""
+		}
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package pcp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// peerSize is the size of messages about mappings to one peer, without their
+// options (RFC 6887, section 12.1).
+const peerSize = mapSize + 20
+
+// PeerRequest asks for a mapping towards one peer, as an outgoing packet would
+// make it, or for more of its lifetime (RFC 6887, section 12.1). Its fields are
+// those of [MapRequest].
+type PeerRequest struct {
+	Client       netip.Addr
+	Lifetime     time.Duration
+	Nonce        Nonce
+	Protocol     backends.Protocol
+	InternalPort uint16
+	ExternalPort uint16
+	External     netip.Addr
+	// Remote is the peer. The address is required.
+	Remote netip.AddrPort
+	// Options has neither PreferFailure nor Filters.
+	Options Options
+}
+
+// AppendBinary appends the message to b. It fails with ErrInvalid as
+// [MapRequest.AppendBinary] does, and without a peer.
+func (r PeerRequest) AppendBinary(b []byte) ([]byte, error) {
+	if err := checkAppend(r.Client, &r.Options, peerSize, OpPeer, r.fault()); err != nil {
+		return b, err
+	}
+	if !r.Remote.Addr().IsValid() {
+		return b, errNoPeer()
+	}
+	b = appendRequestHeader(b, OpPeer, r.Lifetime, r.Client)
+	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestion(r.External, r.Client))
+	return r.Options.append(appendPeer(b, r.Remote)), nil
+}
+
+// MarshalBinary returns what AppendBinary appends.
+func (r PeerRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
+
+// ParsePeerRequest reads the message. Its errors are those of
+// [ParseMapRequest].
+func ParsePeerRequest(b []byte) (PeerRequest, error) {
+	if err := checkRequest(b, peerSize, OpPeer); err != nil {
+		return PeerRequest{}, err
+	}
+	options, err := parseOptions(b[peerSize:], OpPeer)
+	if err != nil {
+		return PeerRequest{}, err
+	}
+	r := PeerRequest{
+		Client:       parseAddr(b[8:]),
+		Lifetime:     duration(b[4:]),
+		Nonce:        Nonce(b[24:36]),
+		Protocol:     backends.Protocol(b[36]),
+		InternalPort: binary.BigEndian.Uint16(b[40:]),
+		ExternalPort: binary.BigEndian.Uint16(b[42:]),
+		External:     parseAddr(b[44:]),
+		Remote:       parsePeer(b[mapSize:]),
+		Options:      options,
+	}
+	if fault := r.fault(); fault != nil {
+		return PeerRequest{}, fault
+	}
+	return r, nil
+}
+
+// fault is that of a MapRequest with the same fields.
+func (r *PeerRequest) fault() *RequestError {
+	m := MapRequest{Client: r.Client, Protocol: r.Protocol, InternalPort: r.InternalPort}
+	m.Options.ThirdParty = r.Options.ThirdParty
+	return m.fault()
+}
+
+// PeerResponse answers a PeerRequest, or tells of a change to its mapping
+// (RFC 6887, sections 12.1 and 14.2). Its fields are those of [MapResponse].
+type PeerResponse struct {
+	Result       ResultCode
+	Lifetime     time.Duration
+	Epoch        time.Duration
+	Nonce        Nonce
+	Protocol     backends.Protocol
+	InternalPort uint16
+	ExternalPort uint16
+	External     netip.Addr
+	// Remote is the peer. The address is required.
+	Remote  netip.AddrPort
+	Options Options
+}
+
+// AppendBinary appends the message to b. It fails with ErrInvalid as
+// [MapResponse.AppendBinary] does, and without a peer.
+func (r PeerResponse) AppendBinary(b []byte) ([]byte, error) {
+	if err := r.Options.check(peerSize, OpPeer); err != nil {
+		return b, err
+	}
+	if !r.Remote.Addr().IsValid() {
+		return b, errNoPeer()
+	}
+	b = appendResponseHeader(b, Version, OpPeer|OpResponse, r.Result, r.Lifetime, r.Epoch)
+	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestion(r.External, netip.Addr{}))
+	return r.Options.append(appendPeer(b, r.Remote)), nil
+}
+
+// MarshalBinary returns what AppendBinary appends.
+func (r PeerResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
+
+// ParsePeerResponse reads the message; options that it does not know or cannot
+// read are ignored. A shorter error response is [ParseErrorResponse]'s.
+func ParsePeerResponse(b []byte) (PeerResponse, error) {
+	if err := checkResponse(b, peerSize, OpPeer); err != nil {
+		return PeerResponse{}, err
+	}
+	return PeerResponse{
+		Result:       ResultCode(b[3]),
+		Lifetime:     duration(b[4:]),
+		Epoch:        epochDuration(b[8:]),
+		Nonce:        Nonce(b[24:36]),
+		Protocol:     backends.Protocol(b[36]),
+		InternalPort: binary.BigEndian.Uint16(b[40:]),
+		ExternalPort: binary.BigEndian.Uint16(b[42:]),
+		External:     parseAddr(b[44:]),
+		Remote:       parsePeer(b[mapSize:]),
+		Options:      skimOptions(b[peerSize:], OpPeer),
+	}, nil
+}
+
+// appendPeer appends the peer, with its reserved field.
+func appendPeer(b []byte, remote netip.AddrPort) []byte {
+	b = binary.BigEndian.AppendUint16(b, remote.Port())
+	return appendAddr(append(b, 0, 0), remote.Addr())
+}
+
+// parsePeer is the inverse of appendPeer.
+func parsePeer(b []byte) netip.AddrPort {
+	return netip.AddrPortFrom(parseAddr(b[4:]), binary.BigEndian.Uint16(b))
+}
+
+func errNoPeer() error { return fmt.Errorf("pcp: %w: no remote address", backends.ErrInvalid) }

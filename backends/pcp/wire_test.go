@@ -1,0 +1,460 @@
+package pcp_test
+
+import (
+	"encoding"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
+)
+
+// unhex reads hex, in which spaces do not count.
+func unhex(s string) []byte {
+	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// vector returns the bytes of the vector of the name.
+func vector(name string) []byte {
+	s, ok := vectors[name]
+	if !ok {
+		panic("no vector " + name)
+	}
+	return unhex(s)
+}
+
+// parsers has every Parse function.
+var parsers = map[string]func([]byte) (any, error){
+	"header":           func(b []byte) (any, error) { return pcp.ParseHeader(b) },
+	"announce request": func(b []byte) (any, error) { return pcp.ParseAnnounceRequest(b) },
+	"announce":         func(b []byte) (any, error) { return pcp.ParseAnnounceResponse(b) },
+	"map request":      func(b []byte) (any, error) { return pcp.ParseMapRequest(b) },
+	"map":              func(b []byte) (any, error) { return pcp.ParseMapResponse(b) },
+	"peer request":     func(b []byte) (any, error) { return pcp.ParsePeerRequest(b) },
+	"peer":             func(b []byte) (any, error) { return pcp.ParsePeerResponse(b) },
+	"error":            func(b []byte) (any, error) { return pcp.ParseErrorResponse(b) },
+}
+
+const (
+	epoch    = 1234 * time.Second
+	twoHrs   = 2 * time.Hour
+	halfHour = 30 * time.Minute
+	soon     = 30 * time.Second
+)
+
+var (
+	nonce    = pcp.Nonce([]byte("\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b"))
+	other    = pcp.Nonce([]byte("\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab"))
+	client4  = netip.MustParseAddr("192.168.1.10")
+	client6  = netip.MustParseAddr("2001:db8:1:2::10")
+	third    = netip.MustParseAddr("192.168.1.20")
+	external = netip.MustParseAddr("203.0.113.7")
+	any4     = netip.IPv4Unspecified()
+	any6     = netip.IPv6Unspecified()
+	remote   = netip.MustParseAddrPort("198.51.100.9:3478")
+	subnet   = netip.MustParsePrefix("198.51.100.0/24")
+)
+
+// request is a MapRequest with what most vectors have in common.
+func request(lifetime time.Duration, p backends.Protocol, internal, wish uint16, set func(*pcp.MapRequest)) pcp.MapRequest {
+	r := pcp.MapRequest{
+		Client: client4, Lifetime: lifetime, Nonce: nonce, Protocol: p,
+		InternalPort: internal, ExternalPort: wish, External: any4,
+	}
+	if set != nil {
+		set(&r)
+	}
+	return r
+}
+
+// response is a MapResponse with what most vectors have in common.
+func response(
+	result pcp.ResultCode, lifetime time.Duration, p backends.Protocol, internal, port uint16, set func(*pcp.MapResponse),
+) pcp.MapResponse {
+	r := pcp.MapResponse{
+		Result: result, Lifetime: lifetime, Epoch: epoch, Nonce: nonce, Protocol: p,
+		InternalPort: internal, ExternalPort: port, External: any4,
+	}
+	if set != nil {
+		set(&r)
+	}
+	return r
+}
+
+var filters = []pcp.Filter{{}, {Prefix: subnet}}
+
+// messages are what the vectors say, both ways.
+var messages = []struct {
+	name, parser string
+	message      encoding.BinaryAppender
+}{
+	{"map udp", "map request", request(twoHrs, backends.UDP, 6881, 0, nil)},
+	{"mapped for less", "map", response(0, time.Hour, backends.UDP, 6881, 6881, func(r *pcp.MapResponse) { r.External = external })},
+	{"renewal", "map request", request(twoHrs, backends.UDP, 6881, 6881, func(r *pcp.MapRequest) { r.External = external })},
+	{"delete", "map request", request(0, backends.UDP, 6881, 0, nil)},
+	{"deleted", "map", response(0, 0, backends.UDP, 6881, 0, nil)},
+	{"refused by policy", "map", response(pcp.NotAuthorized, halfHour, backends.UDP, 6881, 0, nil)},
+	{"refused, another nonce", "map", response(
+		pcp.NotAuthorized, 2345*time.Second, backends.UDP, 6881, 6881,
+		func(r *pcp.MapResponse) { r.Nonce, r.External = other, external },
+	)},
+	{"out of resources", "map", response(pcp.NoResources, soon, backends.UDP, 6881, 0, nil)},
+	{"network failure", "map", response(pcp.NetworkFailure, soon, backends.UDP, 6881, 0, nil)},
+	{"quota exceeded", "map", response(pcp.UserExceededQuota, soon, backends.UDP, 6881, 0, nil)},
+	{"prefer failure", "map request", request(
+		time.Hour, backends.TCP, 80, 80,
+		func(r *pcp.MapRequest) { r.External, r.Options.PreferFailure = external, true },
+	)},
+	{"cannot provide", "map", response(
+		pcp.CannotProvideExternal, 2*time.Minute, backends.TCP, 80, 80,
+		func(r *pcp.MapResponse) { r.External, r.Options.PreferFailure = external, true },
+	)},
+	{"prefer failure of no port, refused", "map", response(
+		pcp.MalformedOption, halfHour, backends.TCP, 80, 0,
+		func(r *pcp.MapResponse) { r.Options.PreferFailure = true },
+	)},
+	{"filters", "map request", request(
+		time.Hour, backends.TCP, 8443, 0,
+		func(r *pcp.MapRequest) { r.Options.Filters = filters },
+	)},
+	{"too many filters", "map", response(
+		pcp.ExcessiveRemotePeers, halfHour, backends.TCP, 8443, 0,
+		func(r *pcp.MapResponse) { r.Options.Filters = filters },
+	)},
+	{"third party", "map request", request(
+		time.Hour, backends.UDP, 5000, 0,
+		func(r *pcp.MapRequest) { r.Options.ThirdParty = third },
+	)},
+	{"third party, refused", "map", response(
+		pcp.UnsupportedOption, halfHour, backends.UDP, 5000, 0,
+		func(r *pcp.MapResponse) { r.Options.ThirdParty = third },
+	)},
+	{"third party, mapped", "map", response(
+		0, time.Hour, backends.UDP, 5000, 5000,
+		func(r *pcp.MapResponse) { r.External, r.Options.ThirdParty = external, third },
+	)},
+	{"port set, ignored", "map", response(
+		0, time.Hour, backends.UDP, 50000, 37056,
+		func(r *pcp.MapResponse) { r.External = netip.MustParseAddr("192.0.2.3") },
+	)},
+	{"description", "map request", request(
+		time.Hour, backends.UDP, 6881, 0,
+		func(r *pcp.MapRequest) { r.Options.Description = "go map" },
+	)},
+	{"announce?", "announce request", pcp.AnnounceRequest{Client: client4}},
+	{"announce", "announce", pcp.AnnounceResponse{Epoch: epoch}},
+	{"announcement after boot", "announce", pcp.AnnounceResponse{}},
+	{"map ipv6", "map request", request(
+		twoHrs, backends.TCP, 8333, 0,
+		func(r *pcp.MapRequest) { r.Client, r.External = client6, any6 },
+	)},
+	{"mapped ipv6, as it is", "map", response(
+		0, twoHrs, backends.TCP, 8333, 8333,
+		func(r *pcp.MapResponse) { r.External = client6 },
+	)},
+	{"map ipv4 to ipv6", "map request", request(twoHrs, backends.TCP, 8333, 0, func(r *pcp.MapRequest) { r.External = any6 })},
+	{"peer?", "peer request", pcp.PeerRequest{
+		Client: client4, Lifetime: 10 * time.Minute, Nonce: nonce, Protocol: backends.UDP,
+		InternalPort: 40000, External: any4, Remote: remote,
+	}},
+	{"peer", "peer", pcp.PeerResponse{
+		Lifetime: 10 * time.Minute, Epoch: epoch, Nonce: nonce, Protocol: backends.UDP,
+		InternalPort: 40000, ExternalPort: 40000, External: external, Remote: remote,
+	}},
+	{"map everything", "map request", request(time.Hour, 0, 0, 0, nil)},
+	{"map everything, refused", "map", response(pcp.UnsupportedProtocol, halfHour, 0, 0, 0, nil)},
+	{"mapping update", "map", response(
+		0, 50*time.Minute, backends.UDP, 6881, 6900,
+		func(r *pcp.MapResponse) { r.Epoch, r.External = 40*time.Second, netip.MustParseAddr("203.0.113.99") },
+	)},
+	{"mapped for ever", "map", response(
+		0, backends.Forever, backends.UDP, 6881, 6881,
+		func(r *pcp.MapResponse) { r.External = external },
+	)},
+}
+
+// readings are vectors that are written otherwise than they are read.
+var readings = []struct {
+	name, parser string
+	want         any
+}{
+	{"address mismatch", "map", response(pcp.AddressMismatch, halfHour, backends.UDP, 6881, 0, nil)},
+	{"version 3, refused", "map", response(pcp.UnsupportedVersion, halfHour, backends.UDP, 6881, 0, nil)},
+	{"port set", "map request", request(time.Hour, backends.UDP, 50000, 0, nil)},
+	{"port set, mapped in part", "map", response(
+		0, time.Hour, backends.UDP, 50000, 37056,
+		func(r *pcp.MapResponse) { r.External = netip.MustParseAddr("192.0.2.3") },
+	)},
+	{"unknown option, refused", "map", response(pcp.UnsupportedOption, halfHour, backends.UDP, 6881, 0, nil)},
+	{"unknown opcode, refused", "error", pcp.ErrorResponse{
+		Version: 2, Opcode: pcp.OpResponse | 9, Result: pcp.UnsupportedOpcode, Lifetime: halfHour, Epoch: epoch,
+	}},
+	{"mapping update", "error", pcp.ErrorResponse{
+		Version: 2, Opcode: pcp.OpResponse | pcp.OpMap, Lifetime: 50 * time.Minute, Epoch: 40 * time.Second,
+	}},
+	{"version 3", "header", pcp.Header{Version: 3, Opcode: pcp.OpMap}},
+	{"runt", "header", pcp.Header{Version: 2, Opcode: pcp.OpMap}},
+}
+
+var equal = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})
+
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	for _, tt := range messages {
+		want := vector(tt.name)
+		got, err := tt.message.AppendBinary([]byte("before"))
+		if err != nil || string(got) != "before"+string(want) {
+			t.Errorf("%s: appended %x, %v; want %x", tt.name, got, err, want)
+		}
+		alone, err := tt.message.(encoding.BinaryMarshaler).MarshalBinary()
+		if err != nil || string(alone) != string(want) {
+			t.Errorf("%s: marshalled %x, %v; want %x", tt.name, alone, err, want)
+		}
+		parsed, err := parsers[tt.parser](want)
+		if err != nil {
+			t.Errorf("%s: parsing: %v", tt.name, err)
+		} else if diff := cmp.Diff(any(tt.message), parsed, equal); diff != "" {
+			t.Errorf("%s: parsed (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+func TestReadings(t *testing.T) {
+	t.Parallel()
+	for _, tt := range readings {
+		got, err := parsers[tt.parser](vector(tt.name))
+		if err != nil {
+			t.Errorf("%s as %s: %v", tt.name, tt.parser, err)
+		} else if diff := cmp.Diff(tt.want, got, equal); diff != "" {
+			t.Errorf("%s as %s (-want +got):\n%s", tt.name, tt.parser, diff)
+		}
+	}
+}
+
+// Every vector is among the tests of this package.
+func TestVectorsUsed(t *testing.T) {
+	t.Parallel()
+	used := map[string]bool{}
+	for _, tt := range messages {
+		used[tt.name] = true
+	}
+	for _, tt := range readings {
+		used[tt.name] = true
+	}
+	for _, tt := range refused {
+		used[tt.name] = true
+	}
+	for _, tt := range foreign {
+		used[tt.name] = true
+	}
+	for name := range vectors {
+		if !used[name] {
+			t.Errorf("nothing tests %q", name)
+		}
+	}
+}
+
+// What a client has to ignore, or to take for another version.
+var foreign = []struct {
+	name, bytes, parser string
+	want                error
+}{
+	{"cut in an address", vectors["cut in an address"], "map", io.ErrUnexpectedEOF},
+	{"cut in an address", vectors["cut in an address"], "error", backends.ErrMalformed},
+	{"request for a response", vectors["request for a response"], "map", backends.ErrMalformed},
+	{"request for a response", vectors["request for a response"], "error", backends.ErrMalformed},
+	{"NAT-PMP", "0000 0001 000004d2", "map", &pcp.VersionError{}},
+	{"NAT-PMP, opcode kept", "0081 0001 000004d2", "announce", &pcp.VersionError{}},
+	{"NAT-PMP, another result", "0081 0002 000004d2", "map", backends.ErrMalformed},
+	{"NAT-PMP, a result of 16 bits", "0081 0101 000004d2", "map", backends.ErrMalformed},
+	{"NAT-PMP, a request", "0001 0001 000004d2", "map", backends.ErrMalformed},
+	{"NAT-PMP, cut short", "0080 00", "map", io.ErrUnexpectedEOF},
+	{"version 1", "01810001 00000708 000004d2 00000000 00000000 00000000", "peer", &pcp.VersionError{Version: 1, Lifetime: halfHour}},
+	{"version 3, no response", "03010001 00000708 000004d2 00000000 00000000 00000000", "peer", backends.ErrMalformed},
+	{"version 3, a success", "03810000 00000708 000004d2 00000000 00000000 00000000", "map", backends.ErrMalformed},
+	{"an announcement", vectors["announce"], "map", backends.ErrMalformed},
+	{"a header for a mapping", "02810003 00000708 000004d2 00000000 00000000 00000000", "map", io.ErrUnexpectedEOF},
+	{"too long", vectors["announce"] + strings.Repeat("00", pcp.MaxMessage), "announce", backends.ErrMalformed},
+	{"too long", vectors["announce"] + strings.Repeat("00", pcp.MaxMessage), "error", backends.ErrMalformed},
+	{"odd", vectors["mapped for less"] + "00", "map", backends.ErrMalformed},
+	{"odd", vectors["mapped for less"] + "00", "error", backends.ErrMalformed},
+}
+
+func TestForeign(t *testing.T) {
+	t.Parallel()
+	for _, tt := range foreign {
+		got, err := parsers[tt.parser](unhex(tt.bytes))
+		var version, want *pcp.VersionError
+		if errors.As(tt.want, &want) {
+			if !errors.As(err, &version) || *version != *want || !errors.Is(err, backends.ErrUnsupported) {
+				t.Errorf("%s as %s: %v, %v; want %v", tt.name, tt.parser, got, err, want)
+			}
+		} else if !errors.Is(err, tt.want) {
+			t.Errorf("%s as %s: %v, %v; want %v", tt.name, tt.parser, got, err, tt.want)
+		}
+	}
+}
+
+// sizes and opcodes are the parsers' own.
+var (
+	sizes = map[string]int{
+		"header": 2, "announce request": 24, "announce": 24, "map request": 60, "map": 60, "peer request": 80, "peer": 80, "error": 4,
+	}
+	opcodes = map[string]byte{
+		"announce request": 0, "announce": 128, "map request": 1, "map": 129, "peer request": 2, "peer": 130,
+	}
+)
+
+// Every parser reads every prefix of every vector: it succeeds on its own
+// messages only, and what is too short is an unexpected end, or, for a server,
+// malformed.
+func TestPrefixes(t *testing.T) {
+	t.Parallel()
+	for vector, s := range vectors {
+		whole := unhex(s)
+		for n := range len(whole) + 1 {
+			for parser, parse := range parsers {
+				got, err := parse(whole[:n:n])
+				var fault *pcp.RequestError
+				op, one := opcodes[parser]
+				where := fmt.Sprintf("%s of %d bytes as %s: %v, %v", vector, n, parser, got, err)
+				switch {
+				case n < min(sizes[parser], 2):
+					if !errors.Is(err, io.ErrUnexpectedEOF) {
+						t.Errorf("%s; want an unexpected end", where)
+					}
+				case err == nil:
+					if n < sizes[parser] || one && (whole[0] != 2 || op != whole[1] || n%4 != 0) {
+						t.Errorf("%s; want an error", where)
+					}
+				case errors.Is(err, io.ErrUnexpectedEOF):
+					if n >= sizes[parser] || strings.HasSuffix(parser, "request") && n >= 24 {
+						t.Errorf("%s; that is enough", where)
+					}
+				case errors.As(err, &fault):
+					if !strings.HasSuffix(parser, "request") || whole[1]&0x80 != 0 {
+						t.Errorf("%s; that is no request", where)
+					}
+				case !errors.Is(err, backends.ErrMalformed):
+					t.Errorf("%s; want ErrMalformed", where)
+				case strings.HasSuffix(parser, "request") && whole[1]&0x80 == 0:
+					t.Errorf("%s; want a RequestError", where)
+				}
+			}
+		}
+	}
+}
+
+func TestParseHeader(t *testing.T) {
+	t.Parallel()
+	for bytes, want := range map[string]pcp.Header{
+		"0200":           {Version: 2, Opcode: pcp.OpAnnounce},
+		"0201 1234 1f90": {Version: 2, Opcode: pcp.OpMap}, // a request's reserved field is no result
+		"0282 0007":      {Version: 2, Opcode: pcp.OpPeer | pcp.OpResponse, Result: pcp.NetworkFailure},
+		"0281 00":        {Version: 2, Opcode: pcp.OpMap | pcp.OpResponse},
+		"0080 0001":      {Opcode: pcp.OpResponse, Result: pcp.UnsupportedVersion},
+	} {
+		if got, err := pcp.ParseHeader(unhex(bytes)); err != nil || got != want {
+			t.Errorf("%s: %+v, %v; want %+v", bytes, got, err, want)
+		}
+	}
+	for op, want := range map[pcp.Opcode]string{
+		0: "announce", 1: "map", 2: "peer", 3: "authentication", 4: "opcode 4",
+		128: "announce response", 129: "map response", 130: "peer response", 131: "authentication response", 137: "opcode 137",
+	} {
+		if got := op.String(); got != want {
+			t.Errorf("opcode %d is %q, want %q", uint8(op), got, want)
+		}
+	}
+}
+
+// Lifetimes round up and stay in range, and only what has no end is said to
+// have none; the epoch rounds down.
+func TestDurations(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		d               time.Duration
+		lifetime, epoch string
+	}{
+		{0, "00000000", "00000000"},
+		{-time.Hour, "00000000", "00000000"},
+		{math.MinInt64, "00000000", "00000000"},
+		{1, "00000001", "00000000"},
+		{time.Second - 1, "00000001", "00000000"},
+		{time.Second, "00000001", "00000001"},
+		{time.Second + 1, "00000002", "00000001"},
+		{90 * time.Minute, "00001518", "00001518"},
+		{(math.MaxUint32 - 1) * time.Second, "fffffffe", "fffffffe"},
+		{(math.MaxUint32-1)*time.Second + 1, "fffffffe", "fffffffe"},
+		{math.MaxUint32 * time.Second, "fffffffe", "ffffffff"},
+		{math.MaxUint32*time.Second + 1, "fffffffe", "ffffffff"},
+		{backends.Forever - 1, "fffffffe", "ffffffff"},
+		{backends.Forever, "ffffffff", "ffffffff"},
+	} {
+		b, err := pcp.MapRequest{Client: client4, Lifetime: tt.d}.MarshalBinary()
+		if got := hex.EncodeToString(b[4:8]); err != nil || got != tt.lifetime {
+			t.Errorf("%v: requested %s, %v; want %s", tt.d, got, err, tt.lifetime)
+		}
+		for _, m := range []encoding.BinaryMarshaler{
+			pcp.AnnounceResponse{Lifetime: tt.d, Epoch: tt.d},
+			pcp.MapResponse{Lifetime: tt.d, Epoch: tt.d},
+			pcp.PeerResponse{Lifetime: tt.d, Epoch: tt.d, Remote: remote},
+			pcp.ErrorResponse{Lifetime: tt.d, Epoch: tt.d},
+		} {
+			b, err := m.MarshalBinary()
+			if got := hex.EncodeToString(b[4:12]); err != nil || got != tt.lifetime+tt.epoch {
+				t.Errorf("%v in %T: %s, %v; want %s", tt.d, m, got, err, tt.lifetime+tt.epoch)
+			}
+		}
+	}
+}
+
+// IPv4 has one form on the wire, whichever it has in memory; a wish for no
+// address in particular is one for the client's family.
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	const mapped4, none4, none6 = "00000000000000000000ffffc0a8010a", "00000000000000000000ffff00000000", "00000000000000000000000000000000"
+	for _, tt := range []struct {
+		client, wish, clientBytes, wishBytes string
+	}{
+		{"192.168.1.10", "", mapped4, none4},
+		{"::ffff:192.168.1.10", "", mapped4, none4},
+		{"192.168.1.10", "::", mapped4, none6},
+		{"192.168.1.10", "0.0.0.0", mapped4, none4},
+		{"fe80::1%eth0", "", "fe800000000000000000000000000001", none6},
+		{"2001:db8::1", "0.0.0.0", "20010db8000000000000000000000001", none4},
+		{"2001:db8::1", "192.168.1.10", "20010db8000000000000000000000001", mapped4},
+	} {
+		var wish netip.Addr
+		if tt.wish != "" {
+			wish = netip.MustParseAddr(tt.wish)
+		}
+		client := netip.MustParseAddr(tt.client)
+		b, err := pcp.MapRequest{Client: client, External: wish}.MarshalBinary()
+		if got := hex.EncodeToString(b); err != nil || got[16:48] != tt.clientBytes || got[88:] != tt.wishBytes {
+			t.Errorf("map for %s at %s: %s, %v", tt.client, tt.wish, got, err)
+		}
+		b, err = pcp.PeerRequest{Client: client, External: wish, Remote: remote}.MarshalBinary()
+		if got := hex.EncodeToString(b); err != nil || got[16:48] != tt.clientBytes || got[88:120] != tt.wishBytes {
+			t.Errorf("peer for %s at %s: %s, %v", tt.client, tt.wish, got, err)
+		}
+	}
+	b, err := pcp.MapResponse{}.MarshalBinary()
+	if got := hex.EncodeToString(b); err != nil || got[88:] != none4 {
+		t.Errorf("response without an address: %s, %v", got, err)
+	}
+}

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// patience bounds what takes milliseconds; a test that needs it has failed.
+const patience = 20 * time.Second
+
+var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway, []string) error{
+	"restart": gatewayRestart,
+	"refuse":  gatewayRefuse,
+	"silent":  gatewaySilent,
+	"down":    func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.Down(); return nil },
+	"take":    gatewayTake,
+	"table":   gatewayTable,
+	"asked":   gatewayAsked,
+	"forget":  func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.ResetStats(); return nil },
+	"await":   gatewayAwait,
+	"address": gatewayAddress,
+	"visit":   gatewayVisit,
+}
+
+// gatewayCmd is
+//
+//	gateway start [external=ADDR] [max=DURATION] [natpmp|pcp] [third-party] [ipv6]
+//	                                 natpmp and pcp: it speaks nothing else
+//	gateway restart                  with an announcement
+//	gateway refuse [natpmp|pcp] CODE [TIMES]  each request for a mapping
+//	gateway silent [natpmp|pcp|map]  to every request, or to those for mappings
+//	gateway down                     the port is closed
+//	gateway take PORT/PROTO          for somebody else
+//	gateway table                    prints it
+//	gateway asked                    prints how often it was asked what
+//	gateway await map|unmap          until it was asked that
+//	gateway forget                   those numbers
+//	gateway address ADDR             changes the external address
+//	gateway visit PORT/PROTO         sends bytes from outside to a server behind the port
+//
+// Start sets $GATEWAY, $GATEWAY6 and $ANNOUNCE. A later gateway takes the place of
+// one before.
+func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 {
+		ts.Fatalf("usage: gateway verb …")
+	}
+	var err error
+	if verb := gatewayVerbs[args[0]]; args[0] == "start" {
+		err = gatewayStart(ts, args[1:])
+	} else if gw, ok := gateways.get(ts); ok && verb != nil {
+		err = verb(ts, gw, args[1:])
+	} else {
+		ts.Fatalf("no gateway, or no verb %q", args[0])
+	}
+	if neg && err == nil {
+		ts.Fatalf("gateway %v succeeded", args)
+	}
+	if !neg {
+		ts.Check(err)
+	}
+}
+
+func gatewayStart(ts *testscript.TestScript, args []string) error {
+	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		return err
+	}
+	announce := netip.MustParseAddrPort(pc.LocalAddr().String())
+	if err := pc.Close(); err != nil { // goforward listens there
+		return err
+	}
+	config := gatewaytest.Config{Announce: announce}
+	for _, arg := range args {
+		name, text, _ := strings.Cut(arg, "=")
+		switch name {
+		case "external":
+			config.External, err = netip.ParseAddr(text)
+		case "max":
+			config.MaxLifetime, err = time.ParseDuration(text)
+		case "pcp":
+			config.NATPMP.Off = true
+		case "natpmp":
+			config.PCP.Off = true
+		case "third-party":
+			config.PCP.ThirdParty = true
+		case "ipv6":
+			config.Listen6 = netip.MustParseAddrPort("[::1]:0")
+		default:
+			err = fmt.Errorf("no option %q", arg)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	gw, err := gatewaytest.Start(config)
+	if err != nil {
+		return err
+	}
+	gw.Advance(24 * time.Hour) // so that its clock shows a restart
+	gateways.set(ts, gw)
+	ts.Defer(func() { _ = gw.Close() })
+	ts.Setenv("GATEWAY", gw.Addr().String())
+	ts.Setenv("GATEWAY6", gw.Addr6().String())
+	ts.Setenv("ANNOUNCE", announce.String())
+	return nil
+}
+
+func gatewayRestart(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
+	gw.Restart(gatewaytest.RestartOptions{})
+	return nil
+}
+
+func gatewayAddress(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+	addr, err := netip.ParseAddr(args[0])
+	gw.SetExternal(addr)
+	return err
+}
+
+func isService(name string) bool { return name == "natpmp" || name == "pcp" }
+
+func gatewayRefuse(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) (err error) {
+	service := ""
+	if isService(args[0]) {
+		service, args = args[0], args[1:]
+	}
+	f := gatewaytest.Fault{Match: func(q gatewaytest.Request) bool {
+		return q.Op == gatewaytest.OpMap && (service == "" || q.Service == service)
+	}}
+	if f.Result, err = strconv.Atoi(args[0]); err == nil && len(args) > 1 {
+		f.Times, err = strconv.Atoi(args[1])
+	}
+	gw.Inject(f)
+	return err
+}
+
+func gatewaySilent(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+	f := gatewaytest.Fault{Drop: true}
+	if len(args) > 0 {
+		f.Match = func(q gatewaytest.Request) bool {
+			return q.Service == args[0] || args[0] == "map" && (q.Op == gatewaytest.OpMap || q.Op == gatewaytest.OpUnmap)
+		}
+	}
+	gw.Inject(f)
+	return nil
+}
+
+func gatewayAwait(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := gw.AwaitRequests(ctx, 1, func(q gatewaytest.Request) bool { return string(q.Op) == args[0] })
+	return err
+}
+
+func parsePort(s string) (p backends.Protocol, port uint16, err error) {
+	number, name, _ := strings.Cut(s, "/")
+	n, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		return 0, 0, err
+	}
+	p, err = backends.ParseProtocol(name)
+	return p, uint16(n), err
+}
+
+func gatewayTake(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+	p, port, err := parsePort(args[0])
+	if err != nil {
+		return err
+	}
+	return gw.AddMapping(gatewaytest.Entry{
+		Protocol: p, External: netip.AddrPortFrom(gw.External(), port),
+		Internal: netip.MustParseAddrPort("192.0.2.9:9"),
+	})
+}
+
+func gatewayTable(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
+	_, err := io.WriteString(ts.Stdout(), tableText(gw))
+	return err
+}
+
+func tableText(gw *gatewaytest.Gateway) string {
+	var b strings.Builder
+	for _, e := range gw.Table() {
+		remaining := "ever"
+		if e.Remaining != backends.Forever {
+			remaining = e.Remaining.Round(time.Minute).String()
+		}
+		fmt.Fprintf(&b, "%s %v %v → %v for %s", e.Service, e.Protocol, e.External, e.Internal, remaining)
+		for _, f := range e.Filters {
+			fmt.Fprintf(&b, ", from %v port %d", f.Prefix, f.Port)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+func gatewayAsked(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
+	var lines []string
+	for name, n := range gw.Stats().Requests {
+		lines = append(lines, fmt.Sprintf("%s: %d\n", name, n))
+	}
+	slices.Sort(lines)
+	_, err := io.WriteString(ts.Stdout(), strings.Join(lines, ""))
+	return err
+}
+
+// gatewayVisit serves at the internal port of the mapping for the time of the
+// visit, and fails where the visitor's bytes do not come back.
+func gatewayVisit(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+	p, port, err := parsePort(args[0])
+	if err != nil {
+		return err
+	}
+	internal := netip.MustParseAddrPort("127.0.0.1:0")
+	for _, e := range gw.Table() {
+		if e.Protocol == p && e.External.Port() == port {
+			internal = e.Internal
+		}
+	}
+	network := p.String()
+	stop, err := serveEcho(network, internal)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := gw.Dial(ctx, network, netip.AddrPortFrom(gw.External(), port).String())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	const text = "is anybody in?"
+	if _, err := io.WriteString(conn, text); err != nil {
+		return err
+	}
+	b := make([]byte, len(text))
+	if _, err := io.ReadFull(conn, b); err != nil || string(b) != text {
+		return fmt.Errorf("%q came back: %w", b, err)
+	}
+	return nil
+}
+
+// serveEcho sends back to the first visitor what comes.
+func serveEcho(network string, at netip.AddrPort) (stop func(), err error) {
+	if network == "udp" {
+		pc, err := net.ListenPacket(network, at.String())
+		if err != nil {
+			return nil, err
+		}
+		go func() {
+			b := make([]byte, 100)
+			if n, from, err := pc.ReadFrom(b); err == nil {
+				_, _ = pc.WriteTo(b[:n], from)
+			}
+		}()
+		return func() { _ = pc.Close() }, nil
+	}
+	ln, err := net.Listen(network, at.String())
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		if conn, err := ln.Accept(); err == nil {
+			_, _ = io.Copy(conn, conn)
+			_ = conn.Close()
+		}
+	}()
+	return func() { _ = ln.Close() }, nil
+}
+
+// exitsCmd is exits CODE PROGRAM ARG…: it runs the program, which must exit with
+// the code. Its output is then there for stdout and stderr.
+func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits code program arg…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	var exit *exec.ExitError
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	// The race detector otherwise has every process wait for a second at its end.
+	if os.Getenv("GORACE") == "" {
+		_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
+	}
+	testscript.Main(m, map[string]func(){"goforward": main})
+}
+
+// TestScripts runs the program as a process, against routers in this one. The
+// commands that scripts have beside testscript's own are in gateway_test.go and
+// session_test.go.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"gateway":   gatewayCmd,
+			"exits":     exitsCmd,
+			"mode":      modeCmd,
+			"session":   sessionCmd,
+			"await":     awaitCmd,
+			"interrupt": interruptCmd,
+			"ends":      endsCmd,
+		},
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", os.Getenv("GORACE"))
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
+			return nil
+		},
+		Condition:           condition,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+// condition is one of a script's own.
+func condition(name string) (bool, error) {
+	if name != "ipv6" {
+		return false, fmt.Errorf("no condition %q", name)
+	}
+	ln, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		return false, nil //nolint:nilerr // that is the answer
+	}
+	return true, ln.Close()
+}
+
+// modeCmd is mode OCTAL FILE: the file must have these permissions.
+func modeCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: mode octal file")
+	}
+	info, err := os.Stat(ts.MkAbs(args[1]))
+	ts.Check(err)
+	if got := strconv.FormatUint(uint64(info.Mode().Perm()), 8); got != args[0] && runtime.GOOS != "windows" {
+		ts.Fatalf("mode %s, want %s", got, args[0])
+	}
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// perScript is what the commands of one script share.
+type perScript[T any] struct {
+	mu sync.Mutex
+	of map[*testscript.TestScript]T
+}
+
+func (p *perScript[T]) set(ts *testscript.TestScript, t T) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.of == nil {
+		p.of = map[*testscript.TestScript]T{}
+	}
+	p.of[ts] = t
+}
+
+func (p *perScript[T]) get(ts *testscript.TestScript) (T, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t, ok := p.of[ts]
+	return t, ok
+}
+
+var (
+	gateways perScript[*gatewaytest.Gateway]
+	sessions perScript[*session]
+)
+
+// session is a goforward that runs beside the script.
+type session struct {
+	cmd            *exec.Cmd
+	stdout, stderr output
+	ended          chan struct{}
+}
+
+// output is what a process has written so far.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	more chan struct{} // closed when there is more
+	seen int           // how far await has read
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.more != nil {
+		close(o.more)
+		o.more = nil
+	}
+	return o.text.Write(b)
+}
+
+// find looks for a match behind the last one found, and otherwise returns what
+// is closed when there is more to look at.
+func (o *output) find(re *regexp.Regexp) (bool, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if at := re.FindIndex(o.text.Bytes()[o.seen:]); at != nil {
+		o.seen += at[1]
+		return true, nil
+	}
+	if o.more == nil {
+		o.more = make(chan struct{})
+	}
+	return false, o.more
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// sessionCmd is session ARG…: it starts goforward.
+func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if _, has := sessions.get(ts); neg || has {
+		ts.Fatalf("usage: session arg…, once in a script")
+	}
+	s := &session{cmd: exec.Command("goforward", args...), ended: make(chan struct{})}
+	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.stderr
+	s.cmd.Env = os.Environ()
+	for _, name := range []string{"HOME", "XDG_STATE_HOME"} { // the script's key, not the user's
+		s.cmd.Env = append(s.cmd.Env, name+"="+ts.Getenv(name))
+	}
+	ts.Check(s.cmd.Start())
+	sessions.set(ts, s)
+	go func() {
+		_ = s.cmd.Wait()
+		close(s.ended)
+	}()
+	ts.Defer(func() {
+		_ = s.cmd.Process.Kill()
+		<-s.ended
+	})
+}
+
+// awaitCmd is await stdout|stderr REGEXP: it waits until the session has written
+// it, behind what the last await found.
+func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
+	s, ok := sessions.get(ts)
+	if neg || !ok || len(args) != 2 {
+		ts.Fatalf("usage: await stdout|stderr regexp, after session")
+	}
+	re, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	o := &s.stderr
+	if args[0] == "stdout" {
+		o = &s.stdout
+	}
+	timeout := time.After(patience)
+	for ended := false; ; {
+		found, more := o.find(re)
+		switch {
+		case found:
+			return
+		case ended:
+			ts.Fatalf("the session ended:\n%s%s", &s.stdout, &s.stderr)
+		}
+		select {
+		case <-more:
+		case <-s.ended:
+			ended = true // and look once more
+		case <-timeout:
+			ts.Fatalf("not in %s within %v:\n%s%s", args[0], patience, &s.stdout, &s.stderr)
+		}
+	}
+}
+
+func interruptCmd(ts *testscript.TestScript, neg bool, args []string) {
+	s, ok := sessions.get(ts)
+	if neg || !ok || len(args) > 1 {
+		ts.Fatalf("usage: interrupt [TERM|KILL], after session")
+	}
+	sig := os.Interrupt
+	if len(args) == 1 {
+		sig = map[string]os.Signal{"TERM": syscall.SIGTERM, "KILL": os.Kill}[args[0]]
+	}
+	ts.Check(s.cmd.Process.Signal(sig))
+}
+
+// endsCmd is ends CODE: the session must end by itself with the code. Its output is
+// then there for stdout and stderr.
+func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
+	s, ok := sessions.get(ts)
+	if neg || !ok || len(args) != 1 {
+		ts.Fatalf("usage: ends code, after session")
+	}
+	select {
+	case <-s.ended:
+	case <-time.After(patience):
+		ts.Fatalf("the session goes on:\n%s%s", &s.stdout, &s.stderr)
+	}
+	_, err1 := ts.Stdout().Write([]byte(s.stdout.String()))
+	_, err2 := ts.Stderr().Write([]byte(s.stderr.String()))
+	ts.Check(errors.Join(err1, err2))
+	if code := strconv.Itoa(s.cmd.ProcessState.ExitCode()); code != args[0] {
+		ts.Fatalf("exit code %s, want %s:\n%s", code, args[0], &s.stderr)
+	}
+}

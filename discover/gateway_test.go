@@ -1,0 +1,221 @@
+package discover
+
+import (
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// equal compares with netip's types as what they are.
+func equal(t *testing.T, got, want any) {
+	t.Helper()
+	opts := []cmp.Option{
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+		cmp.AllowUnexported(route{}, ribMessage{}, row{}),
+	}
+	if d := cmp.Diff(want, got, opts...); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
+// unhex reads hex with comments; "00*12" is twelve zero bytes.
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	var out []byte
+	for line := range strings.Lines(s) {
+		code, _, _ := strings.Cut(line, "//")
+		for _, tok := range strings.Fields(code) {
+			tok, times, _ := strings.Cut(tok, "*")
+			n := 1
+			if times != "" {
+				n, _ = strconv.Atoi(times)
+			}
+			b, err := hex.DecodeString(tok)
+			if err != nil {
+				t.Fatalf("%q: %v", tok, err)
+			}
+			for range n {
+				out = append(out, b...)
+			}
+		}
+	}
+	return out
+}
+
+func TestRouteArguments(t *testing.T) {
+	tests := []struct {
+		dst     netip.Addr
+		noRoute bool
+	}{
+		{netip.Addr{}, false},
+		{netip.IPv4Unspecified(), false},
+		{netip.IPv6Unspecified(), false},
+		{netip.MustParseAddr("127.0.0.1"), true},
+		{netip.MustParseAddr("::ffff:127.0.0.1"), true},
+		{netip.IPv6Loopback(), true},
+	}
+	for _, tt := range tests {
+		g, err := Route(tt.dst)
+		if err == nil || errors.Is(err, ErrNoRoute) != tt.noRoute || g != (Gateway{}) {
+			t.Errorf("Route(%v) = %+v, %v", tt.dst, g, err)
+		}
+	}
+}
+
+func TestErrorText(t *testing.T) {
+	err := noRoute(internet4, errThisHost)
+	if got, want := err.Error(), "discover: no route to 198.41.0.4: it is this host"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !errors.Is(err, ErrNoRoute) || !errors.Is(err, errThisHost) {
+		t.Error("the error does not wrap both")
+	}
+}
+
+func TestInternet(t *testing.T) {
+	equal(t, internet4, netip.MustParseAddr("198.41.0.4"))
+	equal(t, internet6, netip.MustParseAddr("2001:503:ba3e::2:30"))
+}
+
+func TestArrange(t *testing.T) {
+	gw := func(addr string, index, metric int) Gateway {
+		g := Gateway{Index: index, Metric: metric}
+		if addr != "" {
+			g.Addr = netip.MustParseAddr(addr)
+		}
+		return g
+	}
+	tests := []struct {
+		name       string
+		rows, used []row
+		want       []Gateway
+	}{
+		{name: "nothing", want: []Gateway{}},
+		{
+			name: "IPv4 first, then table, then metric, else as told",
+			rows: []row{
+				{Gateway: gw("fe80::2%b", 2, 5), is6: true},
+				{Gateway: gw("10.0.0.3", 3, 1), rank: 8},
+				{Gateway: gw("10.0.0.2", 2, 200)},
+				{Gateway: gw("10.0.0.9", 9, 100)},
+				{Gateway: gw("10.0.0.1", 1, 100)},
+			},
+			want: []Gateway{
+				gw("10.0.0.9", 9, 100), gw("10.0.0.1", 1, 100), gw("10.0.0.2", 2, 200),
+				gw("10.0.0.3", 3, 1), gw("fe80::2%b", 2, 5),
+			},
+		},
+		{
+			name: "the one in use leads its family, once",
+			rows: []row{
+				{Gateway: gw("10.0.0.1", 1, 100)},
+				{Gateway: gw("10.0.0.2", 2, 200), rank: 8},
+				{Gateway: gw("fe80::2%b", 2, 5), is6: true},
+			},
+			used: []row{{Gateway: gw("10.0.0.2", 2, 200)}, {Gateway: gw("fe80::2%b", 2, 5), is6: true}},
+			want: []Gateway{gw("10.0.0.2", 2, 200), gw("10.0.0.1", 1, 100), gw("fe80::2%b", 2, 5)},
+		},
+		{
+			name: "the one in use is no default route by the letter",
+			rows: []row{{Gateway: gw("10.0.0.1", 1, 100)}},
+			used: []row{{Gateway: gw("", 7, 0)}},
+			want: []Gateway{gw("", 7, 0), gw("10.0.0.1", 1, 100)},
+		},
+		{
+			name: "the same next hop in two tables",
+			rows: []row{{Gateway: gw("10.0.0.1", 1, 100)}, {Gateway: gw("10.0.0.1", 1, 50), rank: 8}},
+			used: []row{{Gateway: gw("10.0.0.1", 1, 50)}},
+			want: []Gateway{gw("10.0.0.1", 1, 50), gw("10.0.0.1", 1, 100)},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { equal(t, arrange(tt.rows, tt.used), tt.want) })
+	}
+}
+
+func TestLongest(t *testing.T) {
+	r := func(dst string, index, metric int) route {
+		return route{dst: netip.MustParsePrefix(dst), index: index, metric: metric}
+	}
+	table := []route{
+		r("0.0.0.0/0", 1, 10), r("0.0.0.0/0", 2, 5), r("198.0.0.0/8", 3, 0),
+		{dst: netip.MustParsePrefix("::/0"), index: 1, rank: 1},
+		r("::/0", 4, 0),
+	}
+	tests := []struct {
+		dst         string
+		index, want int // want 0: none
+	}{
+		{"192.0.2.1", 0, 2},
+		{"192.0.2.1", 1, 1},
+		{"198.41.0.4", 0, 3},
+		{"198.41.0.4", 1, 1},
+		{"192.0.2.1", 3, 0},
+		{"2001:db8::1", 0, 4},
+		{"2001:db8::1", 1, 1},
+		{"fe80::1%eth0", 0, 4},
+	}
+	for _, tt := range tests {
+		got, ok := longest(table, netip.MustParseAddr(tt.dst), tt.index)
+		if got.index != tt.want || ok != (tt.want != 0) {
+			t.Errorf("%s on %d: got %+v, %v", tt.dst, tt.index, got, ok)
+		}
+	}
+}
+
+func TestPickLocal(t *testing.T) {
+	var addrs []netip.Prefix
+	for _, s := range []string{"fe80::5/64", "10.1.0.5/24", "10.2.0.5/24", "fd00::5/64", "2001:db8::5/64", "2001:db8:1::5/64"} {
+		addrs = append(addrs, netip.MustParsePrefix(s))
+	}
+	tests := []struct {
+		addrs     []netip.Prefix
+		via, want string
+		is6       bool
+	}{
+		{addrs, "10.2.0.1", "10.2.0.5", false},
+		{addrs, "10.3.0.1", "10.1.0.5", false},
+		{addrs, "", "10.1.0.5", false},
+		{addrs, "fe80::1", "2001:db8::5", true},
+		{addrs, "2001:db8:1::1", "2001:db8:1::5", true},
+		{addrs[:4], "fe80::1", "fd00::5", true},
+		{addrs[:3], "fe80::1", "fe80::5", true},
+		{addrs[1:3], "fe80::1", "", true},
+		{nil, "10.2.0.1", "", false},
+	}
+	for _, tt := range tests {
+		var via, want netip.Addr
+		if tt.via != "" {
+			via = netip.MustParseAddr(tt.via)
+		}
+		if tt.want != "" {
+			want = netip.MustParseAddr(tt.want)
+		}
+		if got := pickLocal(tt.addrs, via, tt.is6); got != want {
+			t.Errorf("via %s: got %v, want %v", tt.via, got, want)
+		}
+	}
+}
+
+func TestZones(t *testing.T) {
+	r := route{
+		dst: netip.MustParsePrefix("::/0"), index: 7, metric: 3,
+		via: netip.MustParseAddr("fe80::1"), src: netip.MustParseAddr("2001:db8::2"),
+	}
+	want := Gateway{
+		Addr: netip.MustParseAddr("fe80::1%eth0"), Local: netip.MustParseAddr("2001:db8::2"),
+		Interface: "eth0", Index: 7, Metric: 3,
+	}
+	equal(t, r.gateway("eth0", netip.Addr{}), want)
+	want.Local, want.Interface, want.Addr = netip.MustParseAddr("fe80::5%7"), "", netip.MustParseAddr("fe80::1%7")
+	equal(t, r.gateway("", netip.MustParseAddr("fe80::5")), want)
+}

@@ -1,0 +1,211 @@
+package discover
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// A ribLayout says where a BSD system keeps what in its routing messages: struct
+// rt_msghdr of net/route.h, and the socket addresses that follow it.
+type ribLayout struct {
+	order   binary.ByteOrder
+	version byte // RTM_VERSION
+
+	header  int // sizeof(struct rt_msghdr); where hdrlen is set, the least of it
+	hdrlen  int // offset of rtm_hdrlen, 0: the header has none
+	index   int // offsets of rtm_index, rtm_flags, …
+	flags   int
+	addrs   int
+	pid     int
+	seq     int
+	errno   int
+	prio    int // offset of rtm_priority, 0: none
+	scoped  int // the flag of routes that only sockets bound to the interface use
+	local   int // the flag of routes to this host
+	align   int // of socket addresses
+	inet6   byte
+	lastBit int // RTAX_MAX
+}
+
+// The layouts of the systems, from their net/route.h and sys/socket.h. Every one
+// is here on every system, so that all of them are tested everywhere.
+var (
+	ribDarwin = ribLayout{
+		version: 5, header: 92, index: 4, flags: 8, addrs: 12, pid: 16, seq: 20, errno: 24,
+		scoped: 0x1000000, local: 0x200000, align: 4, inet6: 30, lastBit: 8,
+	}
+	ribFreeBSD64 = ribLayout{
+		version: 5, header: 152, index: 4, flags: 8, addrs: 12, pid: 16, seq: 20, errno: 24,
+		local: 0x200000, align: 8, inet6: 28, lastBit: 8,
+	}
+	ribFreeBSD32 = ribLayout{
+		version: 5, header: 92, index: 4, flags: 8, addrs: 12, pid: 16, seq: 20, errno: 24,
+		local: 0x200000, align: 4, inet6: 28, lastBit: 8,
+	}
+	ribOpenBSD64 = ribLayout{
+		version: 5, header: 96, hdrlen: 4, index: 6, prio: 10, addrs: 12, flags: 16, pid: 24, seq: 28, errno: 32,
+		local: 0x200000, align: 8, inet6: 24, lastBit: 15,
+	}
+	ribOpenBSD32 = ribLayout{
+		version: 5, header: 96, hdrlen: 4, index: 6, prio: 10, addrs: 12, flags: 16, pid: 24, seq: 28, errno: 32,
+		local: 0x200000, align: 4, inet6: 24, lastBit: 15,
+	}
+	ribNetBSD = ribLayout{
+		version: 4, header: 120, index: 4, flags: 8, addrs: 12, pid: 16, seq: 20, errno: 24,
+		local: 0x40000, align: 8, inet6: 24, lastBit: 9,
+	}
+)
+
+// Numbers that are the same on all of them.
+const (
+	rtmAdd = 1
+	rtmGet = 4
+
+	rtfUp        = 0x1
+	rtfGateway   = 0x2
+	rtfHost      = 0x4
+	rtfReject    = 0x8
+	rtfBlackhole = 0x1000
+
+	rtaxDst     = 0
+	rtaxGateway = 1
+	rtaxNetmask = 2
+	rtaxIfp     = 4
+	rtaxIfa     = 5
+)
+
+// A ribMessage is a route, and whose question it answers.
+type ribMessage struct {
+	route
+	pid, seq uint32
+	errno    uint32 // why the question failed; 0: it did not
+}
+
+// parse reads a dump or what a routing socket delivered: messages one after the
+// other, of which those that tell no IP route are skipped.
+func (l *ribLayout) parse(b []byte) ([]ribMessage, error) {
+	var out []ribMessage
+	for len(b) > 0 {
+		if len(b) < 4 {
+			return nil, fmt.Errorf("%w routing message of %d bytes", errMalformed, len(b))
+		}
+		n := int(l.order.Uint16(b))
+		if n < 4 || n > len(b) {
+			return nil, fmt.Errorf("%w routing message: length %d of %d", errMalformed, n, len(b))
+		}
+		if b[2] == l.version && (b[3] == rtmGet || b[3] == rtmAdd) {
+			m, ok, err := l.message(b[:n])
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				out = append(out, m)
+			}
+		}
+		b = b[n:]
+	}
+	return out, nil
+}
+
+// message reads one message; ok tells whether it is of an IP family.
+func (l *ribLayout) message(b []byte) (m ribMessage, ok bool, err error) {
+	body := l.header
+	if len(b) < body {
+		return m, false, fmt.Errorf("%w routing message: %d bytes, header of %d", errMalformed, len(b), body)
+	}
+	if l.hdrlen != 0 {
+		body = int(l.order.Uint16(b[l.hdrlen:]))
+		if body < l.header || body > len(b) {
+			return m, false, fmt.Errorf("%w routing message: header of %d", errMalformed, body)
+		}
+	}
+	m.index = int(l.order.Uint16(b[l.index:]))
+	m.pid, m.seq, m.errno = l.order.Uint32(b[l.pid:]), l.order.Uint32(b[l.seq:]), l.order.Uint32(b[l.errno:])
+	flags := int(l.order.Uint32(b[l.flags:]))
+	if l.prio != 0 {
+		m.metric = int(b[l.prio] & 0x7f) // the top bit says that the interface is down
+	}
+	if flags&l.scoped != 0 {
+		m.rank = 1
+	}
+	m.refusal = l.refusal(flags)
+
+	sas, err := l.sockaddrs(b[body:], l.order.Uint32(b[l.addrs:]))
+	if err != nil {
+		return m, false, err
+	}
+	if m.dst, ok = sas.prefix(flags&rtfHost != 0); !ok {
+		// A failed question may come back without its destination.
+		return m, m.errno != 0, nil
+	}
+	// Without the flag, the "gateway" is an address of this host.
+	if gw := sas[rtaxGateway].addr; flags&rtfGateway != 0 && gw.IsValid() && !noHost(gw) {
+		m.via = gw
+	}
+	for _, i := range []int{rtaxIfp, rtaxGateway} {
+		if m.index == 0 {
+			m.index = sas[i].index
+		}
+	}
+	if ifa := sas[rtaxIfa].addr; ifa.Is6() == m.is6() {
+		m.src = ifa
+	}
+	return m, true, nil
+}
+
+func (l *ribLayout) refusal(flags int) string {
+	switch {
+	case flags&rtfReject != 0:
+		return "unreachable route"
+	case flags&rtfBlackhole != 0:
+		return "blackhole route"
+	case flags&l.local != 0:
+		return "it is this host"
+	case flags&rtfUp == 0:
+		return "route is down"
+	}
+	return ""
+}
+
+// routesOf drops what only answers to questions have.
+func routesOf(msgs []ribMessage) []route {
+	out := make([]route, 0, len(msgs))
+	for _, m := range msgs {
+		if m.errno == 0 && m.dst.IsValid() {
+			out = append(out, m.route)
+		}
+	}
+	return out
+}
+
+// prefix joins destination and mask. A default route's mask, and on some systems
+// its destination too, is an address of no length at all.
+func (s *sockaddrs) prefix(host bool) (netip.Prefix, bool) {
+	dst := s[rtaxDst]
+	addr := dst.addr
+	if !addr.IsValid() {
+		gw := s[rtaxGateway].addr
+		if !dst.present || dst.length > 0 || !gw.IsValid() {
+			return netip.Prefix{}, false
+		}
+		addr = unspecified(gw.Is6())
+	}
+	mask := s[rtaxNetmask]
+	bits := addr.BitLen()
+	switch {
+	case host:
+	case mask.present:
+		bits = mask.ones(addr.Is6())
+	case addr.IsUnspecified():
+		bits = 0
+	}
+	return netip.PrefixFrom(addr, bits), true
+}
+
+func unspecified(is6 bool) netip.Addr {
+	if is6 {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package discover
+
+import "net/netip"
+
+func stable(Gateway) (netip.Addr, bool) { return netip.Addr{}, false }

@@ -1,0 +1,110 @@
+package forward
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// The defaults of Config.
+const (
+	DefaultWait     = 3 * time.Second
+	DefaultTimeout  = 15 * time.Second
+	DefaultLifetime = 2 * time.Hour
+)
+
+// Config says how a Forwarder works. Nil and the zero value are valid.
+type Config struct {
+	// Wait bounds the discovery: how long to wait for a gateway to answer. Zero:
+	// DefaultWait.
+	Wait time.Duration
+	// Timeout bounds a call whose context has no deadline, and each attempt in
+	// the background; giving back what a failed attempt got can take a second
+	// more. Zero: DefaultTimeout.
+	Timeout time.Duration
+	// Order names the protocols to use, the preferred first. Nil: "natpmp", "pcp".
+	Order []string
+	// Backends are ready-made ones to use in place of what Order names, in this
+	// order, without looking for a gateway. Closing them stays with the caller.
+	Backends []backends.Backend
+	// Gateway is the gateway to ask; port 0 is the protocol's own. The zero
+	// value: the one that the kernel uses to reach the internet.
+	Gateway netip.AddrPort
+	// Interface is the interface to leave by. Empty: the one that leads to the
+	// gateway.
+	Interface string
+	// Source is the local address to ask from, which is the one that gets the
+	// mappings. The zero Addr: the one that the kernel uses.
+	Source netip.Addr
+	// Announce is where gateways' announcements are listened for. The zero
+	// value: 224.0.0.1:5350.
+	Announce netip.AddrPort
+	// Lifetime is what mappings are asked for, unless an option says otherwise.
+	// Zero: DefaultLifetime.
+	Lifetime time.Duration
+	// Description is what the gateway shows in its table, where the protocol
+	// carries one. Empty: "goforward".
+	Description string
+	// NonceKey is a secret that PCP nonces are derived from, so that a later
+	// process with the same key can renew and delete what this one mapped. Nil:
+	// nonces are random.
+	NonceKey []byte
+	// Logger is told what the Forwarder does. Nil: nobody.
+	Logger *slog.Logger
+	// OnEvent is called for each event, one after another, on a goroutine of its
+	// own. It may block and call anything but Close and Shutdown; a panic in it
+	// is logged and harms nothing. Nil: nobody.
+	OnEvent func(Event)
+}
+
+// check returns a copy with the defaults filled in, or ErrInvalid.
+func (c *Config) check() (Config, error) {
+	var out Config
+	if c != nil {
+		out = *c
+	}
+	invalid := func(format string, args ...any) (Config, error) {
+		return Config{}, fmt.Errorf("forward: %w: "+format, append([]any{backends.ErrInvalid}, args...)...)
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"Wait", out.Wait}, {"Timeout", out.Timeout}, {"Lifetime", out.Lifetime}} {
+		if d.value < 0 {
+			return invalid("Config.%s is negative", d.name)
+		}
+	}
+	for _, name := range out.Order {
+		if !slices.ContainsFunc(openers, func(o opener) bool { return o.name == name }) {
+			return invalid("Config.Order: no protocol %q, there is %v", name, openerNames())
+		}
+	}
+	for _, b := range out.Backends {
+		if b == nil || !reflect.TypeOf(b).Comparable() {
+			return invalid("Config.Backends: a backend must be a pointer")
+		}
+	}
+	if gw := out.Gateway; gw != (netip.AddrPort{}) && (!gw.Addr().IsValid() || gw.Addr().IsUnspecified()) {
+		return invalid("Config.Gateway has no address")
+	}
+	if gw := out.Gateway.Addr(); out.Source.IsValid() && gw.IsValid() && familyOf(out.Source) != familyOf(gw) {
+		return invalid("Config.Source %v and Config.Gateway %v are of different families", out.Source, gw)
+	}
+	out.Wait = cmp.Or(out.Wait, DefaultWait)
+	out.Timeout = cmp.Or(out.Timeout, DefaultTimeout)
+	out.Lifetime = cmp.Or(out.Lifetime, DefaultLifetime)
+	out.Description = cmp.Or(out.Description, "goforward")
+	if out.Logger == nil {
+		out.Logger = slog.New(slog.DiscardHandler)
+	}
+	if out.Order == nil {
+		out.Order = openerNames()
+	}
+	return out, nil
+}

@@ -1,0 +1,65 @@
+package forward
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// incomparable is a backend that cannot be a map's key.
+type incomparable struct {
+	backends.Backend
+	_ []int
+}
+
+func TestConfigInvalid(t *testing.T) {
+	for name, config := range map[string]*Config{
+		"negative wait":      {Wait: -1},
+		"negative timeout":   {Timeout: -1},
+		"negative lifetime":  {Lifetime: -1},
+		"unknown protocol":   {Order: []string{"natpmp", "smoke"}},
+		"no address":         {Gateway: netip.AddrPortFrom(netip.Addr{}, 5351)},
+		"unspecified":        {Gateway: netip.MustParseAddrPort("0.0.0.0:5351")},
+		"families":           {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Source: netip.MustParseAddr("2001:db8::1")},
+		"nil backend":        {Backends: []backends.Backend{nil}},
+		"incomparable value": {Backends: []backends.Backend{incomparable{}}},
+	} {
+		if _, err := New(config); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+	for name, config := range map[string]*Config{"nil": nil, "zero": {}} {
+		f, err := New(config)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if f.config.Wait != DefaultWait || f.config.Timeout != DefaultTimeout || f.config.Lifetime != DefaultLifetime || len(f.config.Order) == 0 {
+			t.Errorf("%s: config %+v", name, f.config)
+		}
+		_ = f.Close()
+	}
+}
+
+// Every kind of error has advice, and the gravest names the whole.
+func TestErrorKinds(t *testing.T) {
+	for i, kind := range gravity {
+		if advice[kind] == "" {
+			t.Errorf("no advice for %v", kind)
+		}
+		for _, lesser := range gravity[i:] {
+			var e *Error
+			err := newError([]error{lesser, kind}, true)
+			if !errors.As(err, &e) || !errors.Is(e.Kind, kind) || !errors.Is(err, lesser) || errors.Is(err, ErrNoGateway) {
+				t.Errorf("%v and %v: %v", lesser, kind, err)
+			}
+		}
+	}
+	if err := newError([]error{backends.ErrNoReply}, false); !errors.Is(err, ErrNoGateway) {
+		t.Errorf("silence of an unnamed gateway: %v", err)
+	}
+	if err := newError(nil, true); err != nil {
+		t.Errorf("no attempts: %v", err)
+	}
+}

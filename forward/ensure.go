@@ -1,0 +1,222 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// ensure gets the mapping granted, or granted again, and records what came of
+// it. The reason is for events.
+func (m *Mapping) ensure(ctx context.Context, reason string) error {
+	if err := take(ctx, m.turn); err != nil {
+		return err
+	}
+	defer m.give()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	m.mu.Lock()
+	closed, legs, w := m.closed, m.legs, m.wish
+	m.stop = stop
+	m.mu.Unlock()
+	if closed {
+		return fmt.Errorf("forward: %w: closed", ErrNoMapping)
+	}
+	renewal := len(legs) > 0
+	legs, err := m.forwarder.assure(ctx, &w, slices.Clone(legs))
+	m.settle(legs, err, reason)
+	if err == nil && renewal && reason != touched {
+		m.forwarder.touch(m, legs)
+	}
+	return err
+}
+
+// assure renews legs, or establishes them where there are none, or where they
+// have expired or no longer fit together. It returns those that stand.
+func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg) ([]leg, error) {
+	if len(legs) == 0 {
+		return f.establish(ctx, w, 0)
+	}
+	preferred := legs[0].granted.External.Port()
+	if expired(legs, time.Now()) {
+		for _, l := range legs {
+			l.lease.drop()
+		}
+		return f.establish(ctx, w, preferred)
+	}
+	for i := range legs {
+		r := legs[i].request
+		r.Lifetime, r.Description = w.lifetime, w.description
+		granted, err := legs[i].lease.renew(ctx, legs[i].candidate.backend, r)
+		if err != nil {
+			return legs, err
+		}
+		legs[i].granted, legs[i].request = granted, r
+	}
+	if w.even(legs) == nil {
+		return legs, nil
+	}
+	// One unit or none, also at renewal.
+	f.giveBack(ctx, legs)
+	return f.establish(ctx, w, legs[0].granted.External.Port())
+}
+
+// settle records what an attempt came to, and tells of it. Who calls it has the
+// turn.
+func (m *Mapping) settle(legs []leg, err error, reason string) {
+	now := time.Now()
+	m.mu.Lock()
+	before := m.state()
+	m.legs = legs
+	m.lost = err != nil && (m.lost || expired(legs, now))
+	after := m.state()
+	kind := m.kindOf(before, after)
+	if len(after) > 0 {
+		m.known = true
+	}
+	failedBefore := m.err != nil
+	m.err = err
+	if err != nil {
+		m.failures++
+		reason = err.Error()
+	} else {
+		m.failures, m.doubt = 0, false
+	}
+	m.next = m.due(now)
+	if kind != 0 || failedBefore != (err != nil) {
+		m.notify()
+	}
+	m.mu.Unlock()
+	if kind != 0 {
+		m.forwarder.emit(Event{Kind: kind, Mapping: m, State: after, Previous: before, Reason: reason, Time: now})
+	}
+	if err != nil {
+		m.forwarder.log.Warn("mapping not granted", "mapping", m, "err", err)
+	}
+}
+
+// expired reports whether the grants have run out.
+func expired(legs []leg, now time.Time) bool {
+	at := expiry(legs)
+	return !at.IsZero() && !now.Before(at)
+}
+
+// kindOf compares what was granted before and after an attempt. m.mu is held.
+func (m *Mapping) kindOf(before, after []backends.Mapping) EventKind {
+	switch {
+	case len(after) == 0 && len(before) > 0:
+		return Lost
+	case len(after) == 0:
+		return 0
+	case !m.known:
+		return Mapped
+	case len(before) == 0:
+		return Restored
+	case !slices.EqualFunc(before, after, sameEndpoints):
+		return Changed
+	}
+	return 0
+}
+
+func sameEndpoints(a, b backends.Mapping) bool {
+	return a.External == b.External && a.Internal == b.Internal && a.Gateway == b.Gateway && a.Backend == b.Backend
+}
+
+// The pace of renewals and retries.
+const (
+	longestLease  = 24 * time.Hour // longer grants are renewed as if they lasted a day (RFC 6887, section 15)
+	shortestPause = 500 * time.Millisecond
+	retryPause    = 4 * time.Second // between renewals that fail (RFC 6887, section 11.2.1)
+	firstPause    = time.Second     // after a failure to get a mapping, doubling
+	longestPause  = time.Minute
+)
+
+// due returns when to ask next, or the zero Time: never. m.mu is held.
+func (m *Mapping) due(now time.Time) time.Time {
+	at := expiry(m.legs)
+	switch {
+	case m.closed:
+		return time.Time{}
+	case m.wish.once:
+		return at // when the Forwarder forgets it
+	case m.err == nil && at.IsZero():
+		return time.Time{}
+	case m.err == nil:
+		// Half of the lifetime, and up to an eighth more, so that mappings made
+		// together are not renewed together.
+		lifetime := min(at.Sub(now), longestLease)
+		return now.Add(max(lifetime/2+jitter(lifetime/8), shortestPause))
+	case len(m.legs) > 0 && !m.doubt && now.Before(at):
+		// The windows of RFC 6887 section 11.2.1: half of what is left, again and again.
+		left := at.Sub(now)
+		return now.Add(min(max(left/2, retryPause), left))
+	}
+	pause := longestPause
+	if m.failures < 7 {
+		pause = min(firstPause<<(m.failures-1), longestPause)
+	}
+	return now.Add(pause + jitter(pause/8))
+}
+
+// attend is what the scheduler does when a mapping is due.
+func (m *Mapping) attend(ctx context.Context) {
+	m.mu.Lock()
+	once, known, reason := m.wish.once && len(m.legs) > 0, m.known, m.reason
+	m.reason = ""
+	m.mu.Unlock()
+	if once {
+		m.forwarder.release(m)
+		m.abandon()
+		return
+	}
+	switch {
+	case reason != "":
+	case known:
+		reason = "renewed"
+	default:
+		reason = "enabled"
+	}
+	err := m.ensure(ctx, reason)
+	if errors.Is(err, ErrNoMapping) || ctx.Err() != nil && !isOwnTimeout(ctx) {
+		return
+	}
+	m.reschedule()
+}
+
+// reschedule puts the mapping on the scheduler's list for when it is due.
+func (m *Mapping) reschedule() {
+	m.mu.Lock()
+	next, suspected := m.next, m.reason != "" // then it is on the list already, and sooner
+	m.mu.Unlock()
+	if !next.IsZero() && !suspected {
+		m.forwarder.scheduler.set(m, next)
+	}
+}
+
+// suspect asks for the mapping again at a time, because its gateway may have
+// forgotten it. Where the gateway's clock says that it has, it counts as lost
+// until then.
+func (m *Mapping) suspect(change backends.Change, at time.Time) {
+	m.mu.Lock()
+	if m.closed || m.wish.once {
+		m.mu.Unlock()
+		return
+	}
+	before := m.state()
+	m.reason = change.Reason
+	m.doubt = true
+	m.lost = m.lost || change.Kind == backends.Restarted
+	lost := m.lost && len(before) > 0
+	if lost {
+		m.notify()
+	}
+	m.mu.Unlock()
+	if lost {
+		m.forwarder.emit(Event{Kind: Lost, Mapping: m, Previous: before, Reason: change.Reason, Time: time.Now()})
+	}
+	m.forwarder.scheduler.hasten(m, at)
+}

@@ -1,0 +1,106 @@
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/hashicorp/go-multierror"
+
+	"github.com/natforward/goforward/backends"
+)
+
+var (
+	// ErrNoGateway: there is no route to the internet, or nothing on it answered.
+	ErrNoGateway = errors.New("no gateway that forwards ports")
+	// ErrNoMapping: there is no such mapping to disable or refresh.
+	ErrNoMapping = errors.New("no such mapping")
+	// ErrClosed: the Forwarder was closed. It wraps net.ErrClosed.
+	ErrClosed error = closedError{}
+)
+
+type closedError struct{}
+
+func (closedError) Error() string { return "forwarder closed" }
+func (closedError) Unwrap() error { return net.ErrClosed }
+
+// Error says that no backend could do what was asked: what each of them said,
+// and what to do about it. It wraps its Kind and every attempt.
+type Error struct {
+	// Kind is the gravest of the attempts' errors: one of the errors of package
+	// backends.
+	Kind error
+	// NoGateway is whether nothing answered at a gateway that nobody named. The
+	// error then wraps ErrNoGateway too.
+	NoGateway bool
+	// Attempts holds an error for each backend that was tried, in order.
+	Attempts *multierror.Error
+}
+
+// gravity orders the kinds, the gravest first: the one that tells most about
+// why it cannot work.
+var gravity = []error{
+	backends.ErrConflict,
+	backends.ErrNotAuthorized,
+	backends.ErrPrivateWAN,
+	backends.ErrNoResources,
+	backends.ErrNetworkFailure,
+	backends.ErrMalformed,
+	backends.ErrNoReply,
+	backends.ErrUnsupported,
+}
+
+// advice is what to do next, for each kind.
+var advice = map[error]string{
+	backends.ErrConflict:       "choose another external port, or do without an exact one",
+	backends.ErrNotAuthorized:  "allow port forwarding for this device in the gateway's settings (some gateways refuse only ports below 1024)",
+	backends.ErrPrivateWAN:     "another NAT stands before the gateway: switch it to bridge mode, forward the port there too, or ask the provider for a public address",
+	backends.ErrNoResources:    "remove mappings that nobody needs from the gateway, or restart it",
+	backends.ErrNetworkFailure: "check the gateway's internet connection; where it works, another NAT stands before the gateway",
+	backends.ErrMalformed:      "update the gateway's firmware",
+	backends.ErrNoReply:        "switch on NAT-PMP, PCP or UPnP in the gateway's settings; behind a VPN or in a container, name the gateway",
+	backends.ErrUnsupported:    "ask for less, or switch on another protocol in the gateway's settings",
+}
+
+// newError sums attempts up. It returns nil where there are none.
+func newError(attempts []error, named bool) error {
+	if len(attempts) == 0 {
+		return nil
+	}
+	e := &Error{Kind: backends.ErrUnsupported, Attempts: &multierror.Error{Errors: attempts, ErrorFormat: formatAttempts}}
+	for _, kind := range gravity {
+		if errors.Is(e.Attempts, kind) {
+			e.Kind = kind
+			break
+		}
+	}
+	e.NoGateway = !named && errors.Is(e.Kind, backends.ErrNoReply)
+	return e
+}
+
+// Error has a line for each attempt, and a last one with what to do.
+func (e *Error) Error() string {
+	headline := e.Kind.Error()
+	if e.NoGateway {
+		headline = ErrNoGateway.Error()
+	}
+	return fmt.Sprintf("%s:%v\n  → %s", headline, e.Attempts, advice[e.Kind])
+}
+
+// Unwrap returns the kind, the attempts and, where it applies, ErrNoGateway.
+func (e *Error) Unwrap() []error {
+	errs := []error{e.Kind, e.Attempts}
+	if e.NoGateway {
+		errs = append(errs, ErrNoGateway)
+	}
+	return errs
+}
+
+func formatAttempts(errs []error) string {
+	var b strings.Builder
+	for _, err := range errs {
+		b.WriteString("\n  " + strings.ReplaceAll(err.Error(), "\n", "\n  "))
+	}
+	return b.String()
+}

@@ -1,0 +1,305 @@
+package forward_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// start starts a gateway, and a Forwarder that is told of it.
+func start(t *testing.T, config forward.Config, router gatewaytest.Config) (*gatewaytest.Gateway, *forward.Forwarder) {
+	t.Helper()
+	gw, err := gatewaytest.Start(router)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = gw.Close() })
+	config.Gateway = gw.Addr()
+	if !config.Announce.IsValid() {
+		config.Announce = netip.MustParseAddrPort("127.0.0.1:0")
+	}
+	f, err := forward.New(&config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return gw, f
+}
+
+// Bytes from outside arrive while the mapping stands.
+func TestGatewayBytes(t *testing.T) {
+	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		if conn, err := ln.Accept(); err == nil {
+			_, _ = io.WriteString(conn, "hello")
+			_ = conn.Close()
+		}
+	}()
+	m, err := f.Enable(t.Context(), forward.TCP(netip.MustParseAddrPort(ln.Addr().String()).Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := gw.Dial(t.Context(), "tcp", m.External().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	_ = conn.Close()
+	external := m.External().String()
+	if err := f.Disable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gw.Dial(t.Context(), "tcp", external); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after Disable: %v, want refused", err)
+	}
+}
+
+func TestProbe(t *testing.T) {
+	refuse := func(code natpmp.ResultCode) func(*gatewaytest.Gateway) {
+		return func(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Result: int(code)}) }
+	}
+	for name, test := range map[string]struct {
+		router gatewaytest.Config
+		spoil  func(*gatewaytest.Gateway)
+		want   error
+	}{
+		"answers":        {gatewaytest.Config{}, nil, nil},
+		"refuses":        {gatewaytest.Config{}, refuse(natpmp.NotAuthorized), nil}, // it speaks: the mapping will tell
+		"has no WAN":     {gatewaytest.Config{}, refuse(natpmp.NetworkFailure), nil},
+		"is silent":      {gatewaytest.Config{}, func(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true}) }, backends.ErrNoReply},
+		"refuses 5351":   {gatewaytest.Config{}, (*gatewaytest.Gateway).Down, backends.ErrNoReply},
+		"speaks PCP":     {gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnly: true}}, nil, nil},
+		"stutters PCP":   {gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnlyTruncated: true}}, nil, nil},
+		"knows no PCP":   {gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}}, nil, nil},
+		"loses a packet": {gatewaytest.Config{}, func(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true, Times: 1}) }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw, f := start(t, forward.Config{Wait: 500 * time.Millisecond}, test.router)
+			if test.spoil != nil {
+				test.spoil(gw)
+			}
+			err := f.Probe(t.Context())
+			if !errors.Is(err, test.want) {
+				t.Errorf("Probe: %v, want %v", err, test.want)
+			}
+			if errors.Is(err, forward.ErrNoGateway) || errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Probe: %v, of a gateway that was named", err)
+			}
+			var e *forward.Error
+			if (test.want != nil) != errors.As(err, &e) {
+				t.Errorf("Probe: %T", err)
+			}
+		})
+	}
+}
+
+// What was found is remembered, and forgotten when it falls silent.
+func TestProbeRemembered(t *testing.T) {
+	gw, f := start(t, forward.Config{Timeout: 500 * time.Millisecond}, gatewaytest.Config{})
+	asked := func() int { return gw.Stats().Requests["natpmp external address"] }
+	for range 3 {
+		if err := f.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := asked(); n != 1 {
+		t.Errorf("%d probes, want 1", n)
+	}
+	gw.Down()
+	if _, err := f.Enable(t.Context(), forward.TCP(8080)); !errors.Is(err, backends.ErrNoReply) {
+		t.Errorf("Enable: %v", err)
+	}
+	if err := gw.Up(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
+		t.Errorf("Enable when it is back: %v", err)
+	}
+}
+
+// A gateway that hands out another port than the wish is no failure.
+func TestGatewayTaken(t *testing.T) {
+	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+	if err := gw.AddMapping(gatewaytest.Entry{
+		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.9:9"),
+		External: netip.AddrPortFrom(gw.External(), 8080),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil || m.External().Port() == 8080 {
+		t.Errorf("Enable: %v, %v", m, err)
+	}
+	if _, err := f.Enable(t.Context(), forward.TCP(8081), forward.External(8080), forward.Exact()); !errors.Is(err, backends.ErrConflict) {
+		t.Errorf("Enable of exactly a taken port: %v", err)
+	}
+	if n := len(gw.Table()); n != 2 {
+		t.Errorf("the gateway has %v", gw.Table())
+	}
+}
+
+// An announced restart brings the mapping back without anybody's doing.
+func TestGatewayRestart(t *testing.T) {
+	free, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	announce := netip.MustParseAddrPort(free.LocalAddr().String())
+	_ = free.Close()
+	gw, f := start(t, forward.Config{Announce: announce}, gatewaytest.Config{Announce: announce})
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw.Advance(time.Hour)
+	if _, err := f.ExternalIP(t.Context()); err != nil { // it has seen an epoch of an hour
+		t.Fatal(err)
+	}
+	changed := m.Changed()
+	gw.Restart(gatewaytest.RestartOptions{})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := gw.AwaitRequests(ctx, 2, func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }); err != nil {
+		t.Fatal(err)
+	}
+	<-changed
+	if err := m.Wait(ctx); err != nil || len(gw.Table()) != 1 {
+		t.Errorf("Wait: %v; the gateway has %v", err, gw.Table())
+	}
+}
+
+func TestLocalIP(t *testing.T) {
+	_, f := start(t, forward.Config{}, gatewaytest.Config{})
+	if got, err := f.LocalIP(t.Context()); err != nil || got != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("LocalIP: %v, %v", got, err)
+	}
+}
+
+func TestRun(t *testing.T) {
+	mapped := make(chan struct{})
+	gw, f := start(t, forward.Config{OnEvent: func(forward.Event) { close(mapped) }}, gatewaytest.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx, forward.TCP(8080)) }()
+	<-mapped
+	if len(gw.Table()) != 1 {
+		t.Errorf("the gateway has %v", gw.Table())
+	}
+	cancel()
+	if err := <-done; err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Run: %v; the gateway has %v", err, gw.Table())
+	}
+	if err := f.Run(t.Context(), forward.TCP(1), forward.UDP(1)); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("Run of nonsense: %v", err)
+	}
+}
+
+// The package-level calls work on one Forwarder.
+func TestPackageLevel(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gw.Close()
+	if err := forward.Configure(&forward.Config{Wait: -1}); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("Configure: %v", err)
+	}
+	if err := forward.Configure(&forward.Config{Gateway: gw.Addr(), Announce: netip.MustParseAddrPort("127.0.0.1:0")}); err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []uint16{1001, 1002, 1003} {
+		if _, err := forward.Enable(forward.TCP(port)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ip, err := forward.ExternalIP(); err != nil || ip != gw.External() {
+		t.Errorf("ExternalIP: %v, %v", ip, err)
+	}
+	if ip, err := forward.LocalIP(); err != nil || !ip.IsLoopback() {
+		t.Errorf("LocalIP: %v, %v", ip, err)
+	}
+	if err := forward.Disable(); err != nil {
+		t.Error(err)
+	}
+	if err := forward.Refresh(forward.TCP(1001)); err != nil {
+		t.Error(err)
+	}
+	if e, err := forward.MappingAt(1); err != nil || e.Mapping.Internal.Port() != 1002 {
+		t.Errorf("MappingAt(1): %+v, %v", e, err)
+	}
+	if n, err := forward.DisableAll(forward.TCP(0)); err != nil || n != 2 {
+		t.Errorf("DisableAll: %d, %v", n, err)
+	}
+	if entries, err := forward.Mappings(); err != nil || len(entries) != 0 || len(gw.Table()) != 0 {
+		t.Errorf("Mappings: %v, %v; the gateway has %v", entries, err, gw.Table())
+	}
+	for range 2 {
+		if err := forward.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A pinhole through an IPv6 firewall: nothing is translated.
+func TestIPv6(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[::1]:0")})
+	if err != nil {
+		t.Skipf("IPV6 NOT TESTED: %v", err)
+	}
+	defer gw.Close()
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr6(), Announce: netip.MustParseAddrPort("[::1]:0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := f.Enable(t.Context(), forward.TCP(8080), forward.IPv6())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := netip.MustParseAddrPort("[::1]:8080"); m.External() != want || m.Internal() != want || m.Backend() != "pcp" {
+		t.Errorf("%v → %v by %s, want %v on both sides", m.External(), m.Internal(), m.Backend(), want)
+	}
+	if err := m.Close(); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Close: %v, the gateway has %v", err, gw.Table())
+	}
+	if _, err := f.Enable(t.Context(), forward.IPv6(), forward.To(netip.MustParseAddrPort("192.0.2.1:80"))); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("IPv6 to an IPv4 address: %v", err)
+	}
+}
+
+// What NAT-PMP cannot express goes to PCP, though NAT-PMP is preferred.
+func TestByCapability(t *testing.T) {
+	for name, opts := range map[string][]forward.Option{
+		"one peer only":    {forward.TCP(8080), forward.From(netip.MustParseAddrPort("45.45.45.7:0"))},
+		"another protocol": {forward.Protocol(backends.SCTP, 8080)},
+		"for ever":         {forward.TCP(8080), forward.Permanent()},
+	} {
+		_, f := start(t, forward.Config{}, gatewaytest.Config{})
+		plain, err := f.Enable(t.Context(), forward.TCP(9090))
+		if err != nil || plain.Backend() != "natpmp" {
+			t.Fatalf("Enable: %v by %s", err, plain.Backend())
+		}
+		m, err := f.Enable(t.Context(), opts...)
+		if err != nil || m.Backend() != "pcp" {
+			t.Errorf("%s: %v, %v", name, m, err)
+		}
+	}
+}

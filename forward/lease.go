@@ -1,0 +1,182 @@
+package forward
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// identity is what a gateway can tell mappings apart by. Whoever in the process
+// asks for an equal one means the same mapping.
+type identity struct {
+	way      any // of the gateway: a comparable value
+	backend  string
+	protocol backends.Protocol
+	internal netip.AddrPort
+}
+
+// terms are what those who share a mapping must agree on.
+type terms struct {
+	external uint16
+	exact    bool
+	samePort bool
+	remote   netip.AddrPort
+	lifetime time.Duration
+}
+
+func (w *wish) terms() terms {
+	return terms{w.external, w.exact, w.samePort, w.remote, w.lifetime}
+}
+
+// termsError says that somebody in the process holds the mapping on other
+// terms: no other backend is to be tricked into a second one.
+type termsError struct {
+	protocol backends.Protocol
+	port     uint16
+}
+
+func (e *termsError) Error() string {
+	return fmt.Sprintf("%v: this program holds %v port %d already, on other terms", backends.ErrConflict, e.protocol, e.port)
+}
+
+func (e *termsError) Unwrap() error { return backends.ErrConflict }
+
+// lease is a mapping on a gateway, shared by all in the process who hold it. It
+// is deleted when the last lets go.
+type lease struct {
+	id   identity
+	turn chan struct{} // one talks to the gateway about it at a time
+
+	// Guarded by leases.mu.
+	users   int // who hold it or wait for it
+	holders int
+
+	// Guarded by turn.
+	terms   terms
+	mapping backends.Mapping
+}
+
+// leases are those of the process, because a gateway cannot tell two
+// Forwarders of one host apart.
+var leases = struct {
+	mu   sync.Mutex
+	byID map[identity]*lease
+}{byID: map[identity]*lease{}}
+
+// join maps what the request asks for, or takes a share in it where somebody in
+// the process has it already. Holders with other terms make it fail with
+// ErrConflict.
+func join(ctx context.Context, b backends.Backend, id identity, t terms, r backends.Request) (*lease, backends.Mapping, error) {
+	leases.mu.Lock()
+	l := leases.byID[id]
+	if l == nil {
+		l = &lease{id: id, turn: make(chan struct{}, 1)}
+		leases.byID[id] = l
+	}
+	l.users++
+	leases.mu.Unlock()
+
+	m, err := l.join(ctx, b, t, r)
+	if err != nil {
+		l.forget()
+		return nil, backends.Mapping{}, err
+	}
+	return l, m, nil
+}
+
+func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backends.Request) (m backends.Mapping, err error) {
+	if err := l.take(ctx); err != nil {
+		return m, err
+	}
+	defer l.give()
+	switch {
+	case l.held() == 0:
+		m, err = b.Map(ctx, r)
+	case l.terms != t:
+		return m, &termsError{l.id.protocol, l.id.internal.Port()}
+	default:
+		m, err = b.Renew(ctx, l.mapping, r)
+	}
+	if err == nil {
+		l.terms, l.mapping = t, m
+		l.hold(+1)
+	}
+	return m, err
+}
+
+// hold changes the number of holders, and returns it.
+func (l *lease) hold(change int) int {
+	leases.mu.Lock()
+	defer leases.mu.Unlock()
+	l.holders += change
+	return l.holders
+}
+
+func (l *lease) held() int { return l.hold(0) }
+
+// renew asks for the mapping again.
+func (l *lease) renew(ctx context.Context, b backends.Backend, r backends.Request) (backends.Mapping, error) {
+	if err := l.take(ctx); err != nil {
+		return backends.Mapping{}, err
+	}
+	defer l.give()
+	m, err := b.Renew(ctx, l.mapping, r)
+	if err == nil {
+		l.mapping = m
+	}
+	return m, err
+}
+
+// leave gives a share up, whatever comes of it. The last to leave deletes the
+// mapping; where that fails the mapping is left to its lifetime.
+func (l *lease) leave(ctx context.Context, b backends.Backend) error {
+	defer l.forget()
+	if l.hold(-1) > 0 {
+		return nil
+	}
+	if err := l.take(ctx); err != nil {
+		return err
+	}
+	defer l.give()
+	if l.held() > 0 { // somebody joined meanwhile
+		return nil
+	}
+	return b.Unmap(ctx, l.mapping)
+}
+
+// drop gives up a share of a mapping that is not to be deleted: the gateway has
+// forgotten it, or it is left to its lifetime.
+func (l *lease) drop() {
+	defer l.forget()
+	l.hold(-1)
+}
+
+func (l *lease) take(ctx context.Context) error { return take(ctx, l.turn) }
+func (l *lease) give()                          { <-l.turn }
+
+// forget takes back a join.
+func (l *lease) forget() {
+	leases.mu.Lock()
+	defer leases.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(leases.byID, l.id)
+	}
+}
+
+// take waits for a turn: a channel of capacity 1, which is full while somebody
+// has it.
+func take(ctx context.Context, turn chan struct{}) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	select {
+	case turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

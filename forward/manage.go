@@ -1,0 +1,233 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Entry is a mapping as Mappings lists it.
+type Entry struct {
+	Mapping backends.Mapping
+	// Enabled is whether the gateway forwards it now, as far as is known.
+	Enabled bool
+	// Ours is whether this Forwarder holds it.
+	Ours bool
+}
+
+// Mappings lists what this Forwarder holds, in the order of enabling: two
+// entries for Both, none for what is not granted just now.
+func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
+	_, end, err := f.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	var entries []Entry
+	for _, m := range f.matching(nil) {
+		for _, granted := range m.State() {
+			entries = append(entries, Entry{Mapping: granted, Enabled: true, Ours: true})
+		}
+	}
+	return entries, nil
+}
+
+// MappingAt returns the entry of Mappings at an index, from 0. Past the end it
+// fails with ErrNoMapping.
+func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
+	entries, err := f.Mappings(ctx)
+	switch {
+	case err != nil:
+		return Entry{}, err
+	case i < 0 || i >= len(entries):
+		return Entry{}, fmt.Errorf("forward: %w: index %d of %d", ErrNoMapping, i, len(entries))
+	}
+	return entries[i], nil
+}
+
+// matching returns the held mappings that match all selectors, in the order of
+// enabling.
+func (f *Forwarder) matching(sel []Selector) []*Mapping {
+	f.mu.Lock()
+	held := slices.Clone(f.held)
+	f.mu.Unlock()
+	return slices.DeleteFunc(held, func(m *Mapping) bool {
+		return slices.ContainsFunc(sel, func(s Selector) bool { return !s.selects(m) })
+	})
+}
+
+// latest returns the last enabled of those that match, or ErrNoMapping.
+func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
+	if slices.Contains(sel, nil) {
+		return nil, fmt.Errorf("forward: %w: nil selector", backends.ErrInvalid)
+	}
+	found := f.matching(sel)
+	if len(found) == 0 {
+		return nil, fmt.Errorf("forward: %w", ErrNoMapping)
+	}
+	return found[len(found)-1], nil
+}
+
+// Disable takes away the last enabled mapping of this Forwarder that is still
+// held and matches all selectors, or fails with ErrNoMapping. A mapping that
+// the gateway does not take away is left to its lifetime, and the error says so.
+func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
+	ctx, end, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	m, err := f.latest(sel)
+	if err != nil {
+		return err
+	}
+	return m.close(ctx)
+}
+
+// DisableAll takes away the mappings of this Forwarder that match all
+// selectors, and returns how many it took away. None of the errors, which are
+// joined, stops the rest.
+func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error) {
+	ctx, end, err := f.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	if slices.Contains(sel, nil) {
+		return 0, fmt.Errorf("forward: %w: nil selector", backends.ErrInvalid)
+	}
+	return closeAll(ctx, f.matching(sel))
+}
+
+// closeAll closes mappings, several at once: those of one gateway queue there.
+func closeAll(ctx context.Context, ms []*Mapping) (closed int, err error) {
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+		work = make(chan *Mapping)
+	)
+	for range min(maxWorkers, len(ms)) {
+		wg.Go(func() {
+			for m := range work {
+				err := m.close(ctx)
+				mu.Lock()
+				if err != nil {
+					errs = append(errs, err)
+				} else {
+					closed++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, m := range ms {
+		work <- m
+	}
+	close(work)
+	wg.Wait()
+	return closed, errors.Join(errs...)
+}
+
+// Refresh asks again for the last enabled mapping that matches all selectors,
+// in place, even where it has expired. Without one it fails with ErrNoMapping.
+func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
+	m, err := f.latest(sel)
+	if err != nil {
+		return err
+	}
+	return m.Refresh(ctx)
+}
+
+// Run enables what the options say, waits until the context ends, takes the
+// mapping away and returns nil, or says what could not be done.
+func (f *Forwarder) Run(ctx context.Context, opts ...Option) error {
+	m, err := f.Enable(ctx, opts...)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case <-f.ctx.Done():
+		return fmt.Errorf("forward: %w", ErrClosed)
+	}
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), closeTime, &timeoutError{closeTime})
+	defer cancel()
+	return m.close(ctx)
+}
+
+// closeTime bounds Close.
+const closeTime = 2 * time.Second
+
+// Close takes all mappings away, except those of Once, and stops. It takes two
+// seconds at most: what is not deleted by then is left to its lifetime; Shutdown
+// tells. A second call does nothing. It returns nil.
+func (f *Forwarder) Close() error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), closeTime, &timeoutError{closeTime})
+	defer cancel()
+	if err := f.Shutdown(ctx); err != nil {
+		f.log.Warn("closed, but not all mappings are deleted", "err", err)
+	}
+	return nil
+}
+
+// Shutdown is Close within a context, and reports what could not be deleted.
+// Calls under way fail with ErrClosed.
+func (f *Forwarder) Shutdown(ctx context.Context) error {
+	f.mu.Lock()
+	first := !f.closed
+	f.closed = true
+	f.mu.Unlock()
+	if !first {
+		select {
+		case <-f.ended:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	defer close(f.ended)
+	f.cancel(ErrClosed)
+	f.calls.Wait() // they obey their contexts, which have ended
+	held := f.matching(nil)
+	for _, m := range held {
+		if m.once() {
+			m.abandon()
+		}
+	}
+	_, err := closeAll(ctx, slices.DeleteFunc(held, (*Mapping).once))
+	f.mu.Lock()
+	ways := slices.Collect(maps.Values(f.ways))
+	f.mu.Unlock()
+	for _, w := range ways { // not under the lock: their watchers take it
+		_ = w.close()
+	}
+	return errors.Join(err, f.await(ctx))
+}
+
+// await waits for the background work, of which only OnEvent can last. An ended
+// context leaves it a moment.
+func (f *Forwarder) await(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { f.work.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	const moment = 100 * time.Millisecond
+	timer := time.NewTimer(moment)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("forward: OnEvent has not returned: %w", context.Cause(ctx))
+	}
+}

@@ -1,0 +1,381 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Mapping is a forwarded port that a Forwarder keeps alive: a live handle. What
+// it tells changes as the gateway answers. Its methods may be called by several
+// goroutines at once.
+type Mapping struct {
+	forwarder *Forwarder
+	turn      chan struct{} // one changes it at a time
+	port      uint16        // the internal port it was enabled with
+	job       job           // guarded by the scheduler
+
+	mu       sync.Mutex
+	wish     wish
+	legs     []leg // written by who has the turn
+	lost     bool  // the gateway has forgotten the legs, as far as we know
+	doubt    bool  // the gateway may have forgotten them, and has not granted them again since
+	known    bool  // granted at least once
+	closed   bool
+	left     bool // closed, and whoever has the turn gives the legs up
+	err      error
+	failures int
+	next     time.Time
+	changed  chan struct{}
+	stop     context.CancelCauseFunc // ends what who has the turn does
+	reason   string                  // why it is asked for next
+}
+
+func newMapping(f *Forwarder, w wish) *Mapping {
+	return &Mapping{forwarder: f, wish: w, port: w.internal.Port(), turn: make(chan struct{}, 1)}
+}
+
+// State returns what the gateway granted: two mappings for Both, none before the
+// first grant and while the mapping is lost.
+func (m *Mapping) State() []backends.Mapping {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state()
+}
+
+// state is State with m.mu held.
+func (m *Mapping) state() []backends.Mapping {
+	if m.lost {
+		return nil
+	}
+	var granted []backends.Mapping
+	for _, l := range m.legs {
+		granted = append(granted, l.granted)
+	}
+	return granted
+}
+
+// once reports whether the mapping is to be left for its lifetime.
+func (m *Mapping) once() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wish.once
+}
+
+// first is the first of State, or the zero value.
+func (m *Mapping) first() backends.Mapping {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lost || len(m.legs) == 0 {
+		return backends.Mapping{}
+	}
+	return m.legs[0].granted
+}
+
+// External returns the address and port that the world reaches: the zero value
+// before the first grant and while the mapping is lost. The address is the zero
+// Addr where the gateway does not tell it.
+func (m *Mapping) External() netip.AddrPort { return m.first().External }
+
+// Internal returns where the connections arrive. Before the first grant the
+// address may be the zero Addr.
+func (m *Mapping) Internal() netip.AddrPort {
+	if granted := m.first(); granted.Internal.IsValid() {
+		return granted.Internal
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wish.internal
+}
+
+// Backend names the protocol that it was granted by, or is empty.
+func (m *Mapping) Backend() string { return m.first().Backend }
+
+// Gateway returns the gateway that granted it, or the zero value.
+func (m *Mapping) Gateway() netip.AddrPort { return m.first().Gateway }
+
+// Scope returns how far the external address reaches.
+func (m *Mapping) Scope() Scope { return ScopeOf(m.External().Addr()) }
+
+// Expires returns until when it was granted, or the zero Time where it has no
+// end or is not granted. It is renewed long before.
+func (m *Mapping) Expires() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lost {
+		return time.Time{}
+	}
+	return expiry(m.legs)
+}
+
+// expiry is the earliest of the legs', or the zero Time.
+func expiry(legs []leg) time.Time {
+	var earliest time.Time
+	for _, l := range legs {
+		if at := l.granted.Expires(); !at.IsZero() && (earliest.IsZero() || at.Before(earliest)) {
+			earliest = at
+		}
+	}
+	return earliest
+}
+
+// Err returns why the last attempt to get or renew it failed, or nil where it
+// did not. A mapping whose renewal failed still stands until it expires.
+func (m *Mapping) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// NextTry returns when it is asked for next, or the zero Time: never.
+func (m *Mapping) NextTry() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.next
+}
+
+// Changed returns a channel that is closed at the next change of what State,
+// Err or the other methods tell, and when the mapping is closed. Call it before
+// you read, so that no change is missed.
+func (m *Mapping) Changed() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return over
+	}
+	if m.changed == nil {
+		m.changed = make(chan struct{})
+	}
+	return m.changed
+}
+
+// over is what Changed returns of a closed mapping.
+var over = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// notify closes the channel that Changed handed out. m.mu is held.
+func (m *Mapping) notify() {
+	if m.changed != nil {
+		close(m.changed)
+		m.changed = nil
+	}
+}
+
+// Wait returns nil as soon as the mapping is granted, ErrNoMapping when it is
+// closed, or the cause of the context's end.
+func (m *Mapping) Wait(ctx context.Context) error {
+	for {
+		changed := m.Changed()
+		m.mu.Lock()
+		closed, granted := m.closed, !m.lost && len(m.legs) > 0
+		m.mu.Unlock()
+		switch {
+		case closed:
+			return fmt.Errorf("forward: %w: closed", ErrNoMapping)
+		case granted:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Refresh asks for the mapping again now, in place, even where it has expired.
+// Options change what is asked for: a longer lifetime and another description
+// in place; another port, peer or internal address by taking the old mapping
+// away first, and back again where the new one is refused. Another protocol
+// fails with backends.ErrInvalid. After Close it fails with ErrNoMapping.
+func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
+	ctx, end, err := m.forwarder.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	defer m.reschedule()
+	if len(opts) > 0 {
+		if err := m.alter(ctx, opts); err != nil {
+			return err
+		}
+	}
+	if err := m.askExternal(ctx); err != nil {
+		return err
+	}
+	return m.ensure(ctx, "refreshed")
+}
+
+// askExternal makes the backend ask for the external address now: mappings that
+// are granted in a burst may share an answer that is a moment old.
+func (m *Mapping) askExternal(ctx context.Context) error {
+	m.mu.Lock()
+	legs := m.legs
+	m.mu.Unlock()
+	if len(legs) == 0 {
+		return nil
+	}
+	_, err := legs[0].candidate.backend.ExternalAddr(ctx)
+	if ctx.Err() != nil {
+		return err
+	}
+	return nil // what it refuses to tell, it may map
+}
+
+// alter changes the wish. Where what it was granted as cannot serve the new
+// one, the grant is given up.
+func (m *Mapping) alter(ctx context.Context, opts []Option) error {
+	if err := take(ctx, m.turn); err != nil {
+		return err
+	}
+	defer m.give()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	m.mu.Lock()
+	old, legs := m.wish, m.legs
+	m.stop = stop
+	closed := m.closed
+	m.mu.Unlock()
+	if closed {
+		return fmt.Errorf("forward: %w: closed", ErrNoMapping)
+	}
+	altered := old
+	altered.protocolGiven = false
+	if err := altered.add(opts); err != nil {
+		return err
+	}
+	altered.protocolGiven = old.protocolGiven
+	switch {
+	case !slices.Equal(altered.protocols, old.protocols):
+		return fmt.Errorf("forward: %w: a mapping cannot change its protocol: enable another", backends.ErrInvalid)
+	case altered.background != old.background || altered.once != old.once:
+		return fmt.Errorf("forward: %w: Once and Background are for Enable", backends.ErrInvalid)
+	}
+	moved := altered.internal != old.internal || altered.terms() != old.terms()
+	if moved && len(legs) > 0 {
+		var err error
+		if legs, err = m.forwarder.exchange(ctx, legs, &old, &altered); err != nil {
+			m.settle(legs, err, "refreshed")
+			return err
+		}
+		m.settle(legs, nil, "refreshed")
+	}
+	m.mu.Lock()
+	m.wish = altered
+	m.mu.Unlock()
+	return nil
+}
+
+// exchange gives legs up for those of another wish, or gets them back.
+func (f *Forwarder) exchange(ctx context.Context, legs []leg, old, altered *wish) ([]leg, error) {
+	port := legs[0].granted.External.Port()
+	if err := leaveAll(ctx, legs); err != nil {
+		f.log.Warn("the mapping to change could not be deleted", "err", err)
+	}
+	made, err := f.establish(ctx, altered, 0)
+	if err == nil {
+		return made, nil
+	}
+	back, backErr := f.establish(ctx, old, port)
+	if backErr != nil {
+		return nil, errors.Join(err, fmt.Errorf("and the mapping as it was cannot be had back: %w", backErr))
+	}
+	return back, err
+}
+
+// Close takes the mapping away from the gateway, within Config.Timeout. Where
+// that fails it says so, and the mapping is left to its lifetime. A second call
+// returns nil.
+func (m *Mapping) Close() error {
+	ctx, cancel := m.forwarder.bound(context.Background())
+	defer cancel()
+	return m.close(ctx)
+}
+
+func (m *Mapping) close(ctx context.Context) error {
+	m.mu.Lock()
+	closed, stop := m.closed, m.stop
+	m.closed = true
+	m.next = time.Time{}
+	m.notify()
+	m.mu.Unlock()
+	if closed {
+		return nil
+	}
+	if stop != nil {
+		stop(fmt.Errorf("forward: %w: closed", ErrNoMapping))
+	}
+	m.forwarder.release(m)
+	if err := take(ctx, m.turn); err != nil {
+		m.abandon()
+		return fmt.Errorf("forward: mapping left to its lifetime: %w", err)
+	}
+	defer m.give()
+	m.mu.Lock()
+	legs := m.legs
+	m.legs = nil
+	m.mu.Unlock()
+	err := leaveAll(ctx, legs)
+	m.forwarder.touch(m, legs)
+	if err != nil {
+		return fmt.Errorf("forward: mapping left to its lifetime: %w", err)
+	}
+	return nil
+}
+
+// abandon closes the mapping and leaves it on the gateway for its lifetime.
+func (m *Mapping) abandon() {
+	m.mu.Lock()
+	m.closed, m.left = true, true
+	m.next = time.Time{}
+	m.notify()
+	m.mu.Unlock()
+	select {
+	case m.turn <- struct{}{}:
+		m.give()
+	default: // whoever has the turn gives the legs up after it
+	}
+}
+
+// give ends a turn. The legs of an abandoned mapping are given up after it, so
+// that either it or abandon sees what the other did.
+func (m *Mapping) give() {
+	<-m.turn
+	m.mu.Lock()
+	var legs []leg
+	if m.left {
+		legs, m.legs = m.legs, nil
+	}
+	m.mu.Unlock()
+	for _, l := range legs {
+		l.lease.drop()
+	}
+}
+
+// String is for logs: protocol, internal port and external endpoint.
+func (m *Mapping) String() string {
+	m.mu.Lock()
+	ps, internal := m.wish.protocols, m.wish.internal.Port()
+	m.mu.Unlock()
+	name := ps[0].String()
+	if len(ps) > 1 {
+		name = "tcp+udp"
+	}
+	if external := m.External(); external.IsValid() || external.Port() != 0 {
+		return fmt.Sprintf("%s %v → %d", name, external, internal)
+	}
+	return fmt.Sprintf("%s (not mapped) → %d", name, internal)
+}
+
+// LogValue is String.
+func (m *Mapping) LogValue() slog.Value { return slog.StringValue(m.String()) }

@@ -1,0 +1,267 @@
+package forward
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Option says what Enable is to enable.
+type Option interface {
+	apply(w *wish) error
+}
+
+// Selector says which of the enabled mappings are meant.
+type Selector interface {
+	selects(m *Mapping) bool
+}
+
+// Criterion is both: what to enable, and what an enabled mapping is known by.
+type Criterion interface {
+	Option
+	Selector
+}
+
+// wish is what somebody wants to be kept alive: the sum of options.
+type wish struct {
+	protocols     []backends.Protocol // one, or TCP and UDP as a unit
+	protocolGiven bool
+	internal      netip.AddrPort
+	external      uint16 // 0: the internal port's number
+	exact         bool
+	samePort      bool
+	remote        netip.AddrPort
+	lifetime      time.Duration
+	description   string
+	ipv6          bool
+	once          bool
+	background    bool
+}
+
+// optionFunc is an Option that is no Selector.
+type optionFunc func(w *wish) error
+
+func (f optionFunc) apply(w *wish) error { return f(w) }
+
+// criterion is a Criterion made of two functions.
+type criterion struct {
+	option optionFunc
+	match  func(w *wish, granted []backends.Mapping) bool
+}
+
+func (c criterion) apply(w *wish) error { return c.option(w) }
+
+func (c criterion) selects(m *Mapping) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return c.match(&m.wish, m.state())
+}
+
+// TCP is TCP to an internal port of this host; 0 is a free one, or, selecting,
+// any.
+func TCP(internal uint16) Criterion { return Protocol(backends.TCP, internal) }
+
+// UDP is UDP to an internal port of this host; 0 is a free one, or, selecting,
+// any.
+func UDP(internal uint16) Criterion { return Protocol(backends.UDP, internal) }
+
+// Protocol is any protocol to an internal port of this host; 0 is a free one,
+// or, selecting, any.
+func Protocol(p backends.Protocol, internal uint16) Criterion {
+	return protocols(internal, p)
+}
+
+// Both is TCP and UDP to an internal port of this host, with one external port
+// for both, or neither; 0 is a free one, or, selecting, any.
+func Both(internal uint16) Criterion { return protocols(internal, backends.TCP, backends.UDP) }
+
+func protocols(internal uint16, ps ...backends.Protocol) Criterion {
+	return criterion{
+		option: func(w *wish) error {
+			if w.protocolGiven {
+				return fmt.Errorf("forward: %w: two options name a protocol: use Both, or enable twice", backends.ErrInvalid)
+			}
+			if ps[0] == 0 {
+				return fmt.Errorf("forward: %w: protocol 0", backends.ErrInvalid)
+			}
+			w.protocolGiven, w.protocols = true, ps
+			if internal != 0 {
+				w.internal = netip.AddrPortFrom(w.internal.Addr(), internal)
+			}
+			return nil
+		},
+		match: func(w *wish, _ []backends.Mapping) bool {
+			if len(ps) != len(w.protocols) || ps[0] != w.protocols[0] {
+				return false
+			}
+			return internal == 0 || internal == w.internal.Port()
+		},
+	}
+}
+
+// External wishes for an external port, the internal port's number being the
+// default. The gateway may grant another, which is success, unless Exact. Port
+// 0 fails with backends.ErrInvalid. Selecting, it is the port that was granted.
+func External(port uint16) Criterion {
+	return criterion{
+		option: func(w *wish) error {
+			if port == 0 {
+				return fmt.Errorf("forward: %w: external port 0", backends.ErrInvalid)
+			}
+			w.external = port
+			return nil
+		},
+		match: func(_ *wish, granted []backends.Mapping) bool {
+			return len(granted) > 0 && granted[0].External.Port() == port
+		},
+	}
+}
+
+// To forwards to another address than this host's, where the protocol and the
+// gateway allow it. With port 0 it is the address that counts.
+func To(internal netip.AddrPort) Criterion {
+	return criterion{
+		option: func(w *wish) error {
+			if !internal.Addr().IsValid() {
+				return fmt.Errorf("forward: %w: To without an address", backends.ErrInvalid)
+			}
+			port := w.internal.Port()
+			if internal.Port() != 0 {
+				port = internal.Port()
+			}
+			w.internal = netip.AddrPortFrom(internal.Addr().Unmap(), port)
+			w.ipv6 = w.ipv6 || familyOf(internal.Addr()) == ipv6
+			return nil
+		},
+		match: func(w *wish, _ []backends.Mapping) bool {
+			return internal.Addr().Unmap() == w.internal.Addr() &&
+				(internal.Port() == 0 || internal.Port() == w.internal.Port())
+		},
+	}
+}
+
+// From admits only connections from this peer, where the protocol can; with
+// port 0, from any port of the address.
+func From(peer netip.AddrPort) Criterion {
+	return criterion{
+		option: func(w *wish) error {
+			if !peer.Addr().IsValid() {
+				return fmt.Errorf("forward: %w: From without an address", backends.ErrInvalid)
+			}
+			w.remote = peer
+			return nil
+		},
+		match: func(w *wish, _ []backends.Mapping) bool { return w.remote == peer },
+	}
+}
+
+// Description is what the gateway shows in its table, where the protocol
+// carries one.
+func Description(s string) Criterion {
+	return criterion{
+		option: func(w *wish) error { w.description = s; return nil },
+		match:  func(w *wish, _ []backends.Mapping) bool { return w.description == s },
+	}
+}
+
+// Exact fails with backends.ErrConflict rather than accept another external
+// port than the wish.
+func Exact() Option {
+	return optionFunc(func(w *wish) error { w.exact = true; return nil })
+}
+
+// SamePort makes the internal port follow the external one: whatever the
+// gateway grants, both are the same number. Ask Mapping.Internal where to listen.
+func SamePort() Option {
+	return optionFunc(func(w *wish) error { w.samePort = true; return nil })
+}
+
+// IPv6 opens a pinhole in the IPv6 firewall of the gateway, to a stable global
+// address of this host: nothing is translated, so the external endpoint is this
+// host's own. It takes a gateway that speaks PCP over IPv6 (RFC 6887).
+func IPv6() Option {
+	return optionFunc(func(w *wish) error { w.ipv6 = true; return nil })
+}
+
+// Lifetime is how long each grant is to last, in whole seconds, rounded up. The
+// gateway may grant less. Zero is the Config's.
+func Lifetime(d time.Duration) Option {
+	return optionFunc(func(w *wish) error {
+		if d < 0 {
+			return fmt.Errorf("forward: %w: negative lifetime %v", backends.ErrInvalid, d)
+		}
+		if d > 0 {
+			w.lifetime = d
+		}
+		return nil
+	})
+}
+
+// Permanent asks for a mapping without an end, where the protocol can.
+func Permanent() Option { return Lifetime(backends.Forever) }
+
+// Once leaves the mapping for one lifetime, and does not renew it.
+func Once() Option {
+	return optionFunc(func(w *wish) error { w.once = true; return nil })
+}
+
+// Background makes Enable return at once, and go on trying until the mapping is
+// disabled, also before there is a network. See Mapping.Wait.
+func Background() Option {
+	return optionFunc(func(w *wish) error { w.background = true; return nil })
+}
+
+// newWish sums options up, over the Config's defaults.
+func (f *Forwarder) newWish(opts []Option) (wish, error) {
+	w := wish{
+		protocols:   []backends.Protocol{backends.TCP},
+		lifetime:    f.config.Lifetime,
+		description: f.config.Description,
+	}
+	return w, w.add(opts)
+}
+
+// add applies options and checks the whole.
+func (w *wish) add(opts []Option) error {
+	for _, o := range opts {
+		if o == nil {
+			return fmt.Errorf("forward: %w: nil option", backends.ErrInvalid)
+		}
+		if err := o.apply(w); err != nil {
+			return err
+		}
+	}
+	switch {
+	case w.ipv6 && w.internal.Addr().Is4():
+		return fmt.Errorf("forward: %w: IPv6 to the IPv4 address %v", backends.ErrInvalid, w.internal.Addr())
+	case w.once && w.background:
+		return fmt.Errorf("forward: %w: Once and Background exclude each other", backends.ErrInvalid)
+	case w.samePort && w.external != 0 && w.internal.Port() != 0 && w.external != w.internal.Port():
+		return fmt.Errorf("forward: %w: SamePort, but external port %d and internal port %d",
+			backends.ErrInvalid, w.external, w.internal.Port())
+	case w.exact && w.external == 0 && w.internal.Port() == 0:
+		return fmt.Errorf("forward: %w: Exact needs a port", backends.ErrInvalid)
+	case w.internal.Port() == 0 && w.internal.Addr().IsValid():
+		return fmt.Errorf("forward: %w: To another address needs an internal port", backends.ErrInvalid)
+	}
+	return nil
+}
+
+// request is what to ask a backend for, for one of the wish's protocols.
+func (w *wish) request(p backends.Protocol, external uint16) backends.Request {
+	internal := w.internal
+	if w.samePort {
+		internal = netip.AddrPortFrom(internal.Addr(), external)
+	}
+	return backends.Request{
+		Protocol:    p,
+		Internal:    internal,
+		External:    netip.AddrPortFrom(netip.Addr{}, external),
+		Exact:       w.exact,
+		Remote:      w.remote,
+		Lifetime:    w.lifetime,
+		Description: w.description,
+	}
+}

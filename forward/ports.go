@@ -1,0 +1,83 @@
+package forward
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// The dynamic ports (RFC 6335, section 6).
+const (
+	firstDynamicPort = 49152
+	lastDynamicPort  = 65535
+)
+
+// RandomPort returns a random port from 49152 to 65535.
+func RandomPort() uint16 {
+	return uint16(firstDynamicPort + rand.IntN(lastDynamicPort-firstDynamicPort+1)) //nolint:gosec // in range; a port is no secret
+}
+
+// OpenLocalPort returns a port of this host that is free for the protocol, TCP
+// or UDP, just now: somebody else may take it before you listen. Another
+// protocol fails with backends.ErrUnsupported.
+func OpenLocalPort(p backends.Protocol) (uint16, error) {
+	return openLocalPort([]backends.Protocol{p})
+}
+
+// openLocalPort returns a port that is free for all of the protocols.
+func openLocalPort(ps []backends.Protocol) (uint16, error) {
+	const tries = 16
+	var err error
+	for range tries {
+		var port uint16
+		if port, err = bindable(ps[0], 0); err != nil {
+			return 0, err
+		}
+		for _, p := range ps[1:] {
+			if _, err = bindable(p, port); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			return port, nil
+		}
+	}
+	return 0, fmt.Errorf("forward: no local port is free for %v: %w", ps, err)
+}
+
+// bindable binds the port, or a free one where it is 0, and lets go of it.
+func bindable(p backends.Protocol, port uint16) (uint16, error) {
+	var (
+		lc   net.ListenConfig
+		addr net.Addr
+		at   = ":" + strconv.Itoa(int(port))
+	)
+	switch p {
+	case backends.TCP:
+		ln, err := lc.Listen(context.Background(), "tcp", at)
+		if err != nil {
+			return 0, fmt.Errorf("forward: %w", err)
+		}
+		defer func() { _ = ln.Close() }()
+		addr = ln.Addr()
+	case backends.UDP:
+		pc, err := lc.ListenPacket(context.Background(), "udp", at)
+		if err != nil {
+			return 0, fmt.Errorf("forward: %w", err)
+		}
+		defer func() { _ = pc.Close() }()
+		addr = pc.LocalAddr()
+	default:
+		return 0, fmt.Errorf("forward: %w: cannot tell which ports are free for protocol %v: name one", backends.ErrUnsupported, p)
+	}
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err != nil {
+		return 0, fmt.Errorf("forward: %w", err)
+	}
+	return ap.Port(), nil
+}

@@ -1,0 +1,266 @@
+package forward
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/discover"
+)
+
+// opener makes the backend of one protocol for a way, without I/O, and the
+// question that tells whether the gateway speaks it.
+type opener struct {
+	name string
+	open func(*Forwarder, wayKey) (backends.Backend, func(context.Context) error, error)
+	// ipv4 and ipv6 are the families of gateways that the protocol is for.
+	ipv4, ipv6 bool
+}
+
+// openers are the protocols that there are, the preferred first.
+var openers = []opener{
+	{name: natpmp.Name, open: openNATPMP, ipv4: true},
+	{name: pcp.Name, open: openPCP, ipv4: true, ipv6: true},
+}
+
+func openerNames() []string {
+	var names []string
+	for _, o := range openers {
+		names = append(names, o.name)
+	}
+	return names
+}
+
+func openNATPMP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) error, error) {
+	b, err := natpmp.New(natpmp.Config{
+		Gateway: k.gateway, Interface: k.iface, Source: k.source,
+		Announce: f.config.Announce, Logger: f.config.Logger,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return b, b.Probe, nil
+}
+
+func openPCP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) error, error) {
+	config := pcp.Config{
+		Gateway: k.gateway, Interface: k.iface, Source: k.source,
+		// The standard's pace is for requests that nobody waits for.
+		FirstWait: natpmp.DefaultFirstWait, Transmissions: natpmp.DefaultTransmissions,
+		Announce: f.config.Announce, Logger: f.config.Logger,
+	}
+	if key := f.config.NonceKey; key != nil {
+		config.Nonce = func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
+			return pcp.DeriveNonce(key, gateway, p, internal)
+		}
+	}
+	b, err := pcp.New(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	return b, b.Probe, nil
+}
+
+// wayKey tells ways apart: one address can be another gateway on another
+// interface.
+type wayKey struct {
+	gateway netip.AddrPort
+	iface   string
+	source  netip.Addr
+}
+
+// way leads to a gateway, with the backends that could work there.
+type way struct {
+	key        wayKey
+	local      netip.Addr   // that the gateway sees; the zero Addr where it is not known
+	candidates []*candidate // the preferred first
+}
+
+// candidate is a backend of a way, and what is known of it.
+type candidate struct {
+	backend backends.Backend
+	probe   func(context.Context) error // nil: it needs none
+
+	// Guarded by Forwarder.mu.
+	verdict verdict
+	failure error // of a probe
+	watched bool
+	pace    pacer // of recoveries
+}
+
+// verdict is what probing a candidate came to.
+type verdict uint8
+
+const (
+	unknown verdict = iota
+	speaks
+	fails
+)
+
+// identity returns what tells a mapping apart by this candidate. However this
+// host is named, it is the same one.
+func (w *way) identity(c *candidate, p backends.Protocol, internal netip.AddrPort) identity {
+	if addr := internal.Addr().Unmap(); addr.IsUnspecified() || addr.IsValid() && addr == w.local {
+		internal = netip.AddrPortFrom(netip.Addr{}, internal.Port())
+	}
+	id := identity{way: c.backend, backend: c.backend.String(), protocol: p, internal: internal}
+	if gw := w.key.gateway; gw.IsValid() { // however the way was found; nobody knows the gateway of a ready-made backend
+		id.way = gatewayKey{netip.AddrPortFrom(gw.Addr().Unmap(), cmp.Or(gw.Port(), natpmp.Port)), w.local}
+	}
+	return id
+}
+
+// gatewayKey is a gateway as this host's address sees it.
+type gatewayKey struct {
+	gateway netip.AddrPort
+	local   netip.Addr
+}
+
+// family is that of a way's gateway.
+type family uint8
+
+const (
+	ipv4 family = iota
+	ipv6
+)
+
+// way returns the way to use just now, without asking anybody on it. One that
+// is come back to is asked anew: another network can look just like it.
+func (f *Forwarder) way(fam family) (*way, error) {
+	if f.readyMade != nil {
+		return f.readyMade, nil
+	}
+	k, err := f.locate(fam)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := f.ways[k]
+	if w == nil {
+		if w, err = f.open(k); err != nil {
+			return nil, err
+		}
+		f.ways[k] = w
+	}
+	if w != f.current[fam] {
+		f.current[fam] = w
+		w.forget()
+	}
+	return w, nil
+}
+
+// forget makes the next call probe anew. Forwarder.mu is held.
+func (w *way) forget() {
+	for _, c := range w.candidates {
+		c.verdict, c.failure = unknown, nil
+	}
+}
+
+// locate finds the way to use. A gateway that was named is that of its own
+// family; for the other, the kernel's is.
+func (f *Forwarder) locate(fam family) (wayKey, error) {
+	if gw := f.config.Gateway; gw.IsValid() && familyOf(gw.Addr()) == fam {
+		return wayKey{gw, f.config.Interface, f.config.Source}, nil
+	}
+	gw, err := f.leadsOut(fam)
+	switch {
+	case err != nil:
+		return wayKey{}, fmt.Errorf("%w: %w\n  → connect this host to a network, or name the gateway", ErrNoGateway, err)
+	case !gw.Addr.IsValid():
+		return wayKey{}, fmt.Errorf("%w: the way out, %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN's provider tells its address",
+			ErrNoGateway, gw.Interface)
+	}
+	source := gw.Local
+	if f.config.Source.IsValid() && familyOf(f.config.Source) == fam {
+		source = f.config.Source
+	} else if fam == ipv6 {
+		source = discover.Stable(gw)
+	}
+	return wayKey{netip.AddrPortFrom(gw.Addr, 0), gw.Interface, source}, nil
+}
+
+func familyOf(a netip.Addr) family {
+	if a.Unmap().Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
+// leadsOut is the kernel's way to the internet or, where an interface is named,
+// the best through that.
+func (f *Forwarder) leadsOut(fam family) (discover.Gateway, error) {
+	if f.config.Interface == "" {
+		if fam == ipv6 {
+			return discover.Default6()
+		}
+		return discover.Default()
+	}
+	all, err := discover.Gateways()
+	if err != nil {
+		return discover.Gateway{}, err
+	}
+	for _, gw := range all {
+		if gw.Interface == f.config.Interface && familyOf(gw.Local) == fam {
+			return gw, nil
+		}
+	}
+	return discover.Gateway{}, fmt.Errorf("no default route through interface %q", f.config.Interface)
+}
+
+// open makes a way.
+func (f *Forwarder) open(k wayKey) (*way, error) {
+	w := &way{key: k, local: k.source}
+	if !w.local.IsValid() && k.iface == "" {
+		w.local, _ = localToward(f.ctx, k.gateway.Addr()) // without it, it is not known
+	}
+	fam := familyOf(k.gateway.Addr())
+	for _, name := range f.config.Order {
+		o := openers[slices.IndexFunc(openers, func(o opener) bool { return o.name == name })]
+		if fam == ipv4 && !o.ipv4 || fam == ipv6 && !o.ipv6 {
+			continue
+		}
+		b, probe, err := o.open(f, k)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("forward: %w", err), w.close())
+		}
+		w.candidates = append(w.candidates, &candidate{backend: b, probe: probe})
+	}
+	if fam == ipv4 && ScopeOf(k.source) == ScopePublic {
+		w.candidates = append(w.candidates, &candidate{backend: direct{k.source}})
+	}
+	if len(w.candidates) == 0 {
+		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, k.gateway.Addr(), strings.Join(f.config.Order, " or "))
+	}
+	return w, nil
+}
+
+// localToward returns the local address that the kernel uses toward another. It
+// sends nothing.
+func localToward(ctx context.Context, addr netip.Addr) (netip.Addr, error) {
+	const anyPort = 9 // connecting a datagram socket sends nothing
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(addr, anyPort).String())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer func() { _ = conn.Close() }()
+	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	return local.Addr().Unmap(), err
+}
+
+func (w *way) close() error {
+	var errs []error
+	for _, c := range w.candidates {
+		errs = append(errs, c.backend.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,83 @@
+package gatewaytest_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+func ExampleStart() {
+	gw, err := gatewaytest.Start(gatewaytest.Config{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer gw.Close()
+
+	// What is under test asks gw.Addr() for a mapping. Here is what that comes to.
+	client, _ := net.Dial("udp4", gw.Addr().String())
+	defer client.Close()
+	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
+	_, _ = client.Write([]byte{0, 2, 0, 0, 0x1f, 0x90, 0, 80, 0, 0, 0x1c, 0x20}) // NAT-PMP: TCP, 8080, 80, 7200 s
+	_, _ = client.Read(make([]byte, 16))
+
+	for _, e := range gw.Table() {
+		fmt.Println(e.Service, e.Protocol, e.External, "to", e.Internal)
+	}
+	gw.Advance(2 * time.Hour)
+	fmt.Println(len(gw.Table()), "left")
+	// Output:
+	// natpmp tcp 45.45.45.1:80 to 127.0.0.1:8080
+	// 0 left
+}
+
+func ExampleGateway_Dial() {
+	gw, err := gatewaytest.Start(gatewaytest.Config{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer gw.Close()
+	ln, _ := net.Listen("tcp4", "127.0.0.1:0")
+	defer ln.Close()
+	_ = gw.AddMapping(gatewaytest.Entry{
+		Protocol: backends.TCP,
+		Internal: ln.Addr().(*net.TCPAddr).AddrPort(),
+		External: netip.MustParseAddrPort("45.45.45.1:8080"),
+	})
+
+	conn, err := gw.Dial(context.Background(), "tcp", "45.45.45.1:8080")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer conn.Close()
+	inside, _ := ln.Accept()
+	_, _ = io.WriteString(inside, "hello, internet")
+	_ = inside.Close()
+	text, _ := io.ReadAll(conn)
+	fmt.Printf("%s says %q\n", conn.RemoteAddr(), text)
+	// Output: 45.45.45.1:8080 says "hello, internet"
+}
+
+func ExampleGateway_Inject() {
+	gw, err := gatewaytest.Start(gatewaytest.Config{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer gw.Close()
+	// Two mapping requests are refused for want of resources, the next one works.
+	remove := gw.Inject(gatewaytest.Fault{
+		Match:  func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap },
+		Times:  2,
+		Result: 4,
+	})
+	defer remove()
+}

@@ -1,0 +1,115 @@
+package gatewaytest
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// maxDuplicates bounds Fault.Duplicate.
+const maxDuplicates = 100
+
+// Fault makes the gateway misbehave at the requests that match. Its functions
+// are called without a lock held, possibly at once; they may use the gateway
+// but not close it.
+type Fault struct {
+	// Match picks the requests. Nil: all.
+	Match func(Request) bool
+	// Times is for how many requests. Zero: until removed.
+	Times int
+
+	// Drop loses the request: nothing is done and nothing answered.
+	Drop bool
+	// DropReply does what was asked and loses the answer.
+	DropReply bool
+	// Result refuses with this result code of the request's protocol. Zero: not.
+	Result int
+	// Reply answers instead of the gateway, which does nothing: each element is
+	// a datagram. None, or nil, is silence.
+	Reply func(request []byte) [][]byte
+	// Corrupt changes each answer. Nil from it loses the answer.
+	Corrupt func(reply []byte) []byte
+	// Duplicate is how many more copies of the answer are sent, at most 100.
+	Duplicate int
+	// Delay sends the answer that much later, in real time. Later requests
+	// overtake it.
+	Delay time.Duration
+	// Hold sends the answer when the channel is closed, or receives.
+	Hold <-chan struct{}
+}
+
+// injected is a fault in force.
+type injected struct {
+	Fault
+	left int // 0: no limit
+}
+
+// faults are the faults in force, the oldest first. A new list replaces the
+// old one at each change, so that matching needs no lock.
+type faults struct {
+	mu   sync.Mutex
+	list []*injected
+}
+
+// Inject adds a fault and returns what takes it away; it may be called twice.
+// Where several match a request, the oldest has it alone.
+func (g *Gateway) Inject(f Fault) (remove func()) {
+	in := &injected{Fault: f, left: f.Times}
+	g.faults.mu.Lock()
+	defer g.faults.mu.Unlock()
+	g.faults.list = append(slices.Clip(g.faults.list), in)
+	return func() { g.faults.remove(in) }
+}
+
+func (f *faults) remove(in *injected) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.list = slices.DeleteFunc(slices.Clone(f.list), func(other *injected) bool { return other == in })
+}
+
+// take returns the fault that the request has coming, or nil, and counts it.
+func (f *faults) take(q Request) *Fault {
+	f.mu.Lock()
+	list := f.list
+	f.mu.Unlock()
+	for _, in := range list {
+		if (in.Match == nil || in.Match(q)) && f.use(in) {
+			return &in.Fault
+		}
+	}
+	return nil
+}
+
+// use counts one use of the fault, and reports whether it was still in force.
+func (f *faults) use(in *injected) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.Index(f.list, in)
+	if i < 0 {
+		return false
+	}
+	if in.left == 1 {
+		f.list = slices.Delete(slices.Clone(f.list), i, i+1)
+	}
+	in.left--
+	return true
+}
+
+// spoil applies the fault to an answer.
+func (f *Fault) spoil(replies [][]byte) [][]byte {
+	if f.DropReply {
+		return nil
+	}
+	var out [][]byte
+	for _, b := range replies {
+		if f.Corrupt != nil {
+			b = f.Corrupt(b)
+		}
+		for range 1 + min(max(f.Duplicate, 0), maxDuplicates) {
+			if b != nil {
+				out = append(out, b)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,247 @@
+package gatewaytest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Gateway is a running router. Its methods may be called by several goroutines
+// at once.
+type Gateway struct {
+	config Config
+	clock  *clock
+	table  *table
+	record *recorder
+	faults faults
+	natpmp natpmpServer
+	pcp    pcpServer
+	ports  []*port      // of IPv4, and of IPv6 if there is one
+	late   atomic.Int32 // answers held back
+
+	done    <-chan struct{} // closed by Close
+	stop    context.CancelFunc
+	onClose func(func()) (forget func() bool)
+	wg      sync.WaitGroup // joined only through spawn
+
+	mu          sync.Mutex
+	closed      bool
+	external    netip.Addr
+	boot        time.Time          // on the gateway's clock; the epoch counts from it
+	announcing  context.CancelFunc // ends the series under way
+	updating    context.CancelFunc // the same of mapping updates
+	outside     map[io.Closer]struct{}
+	outsideUDP  map[netip.AddrPort]*packetConn
+	outsidePort uint16 // the last one that the gateway chose
+}
+
+// Start starts a gateway. Close it in the end.
+func Start(config Config) (*Gateway, error) {
+	config, err := config.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	g := newGateway(config)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.open(); err != nil {
+		g.stop()
+		return nil, err
+	}
+	return g, nil
+}
+
+// newGateway is a gateway that does not listen yet.
+func newGateway(config Config) *Gateway {
+	ctx, cancel := context.WithCancel(context.Background())
+	clock := newClock(config.ManualClock)
+	g := &Gateway{
+		config:     config,
+		clock:      clock,
+		table:      newTable(clock, config.TableLimit),
+		record:     newRecorder(),
+		ports:      []*port{{network: "udp4", addr: config.Listen}},
+		done:       ctx.Done(),
+		stop:       cancel,
+		onClose:    func(f func()) func() bool { return context.AfterFunc(ctx, f) },
+		external:   config.External,
+		boot:       clock.now(),
+		outside:    make(map[io.Closer]struct{}),
+		outsideUDP: make(map[netip.AddrPort]*packetConn),
+	}
+	if config.Listen6.IsValid() {
+		g.ports = append(g.ports, &port{network: "udp6", addr: config.Listen6})
+	}
+	g.natpmp.g, g.natpmp.quirks = g, config.NATPMP
+	g.pcp.g, g.pcp.quirks = g, config.PCP
+	return g
+}
+
+// Close stops the gateway, closes what Dial and ListenPacket gave, and waits
+// for its goroutines. It may be called more than once, but not by a function
+// that the gateway calls.
+func (g *Gateway) Close() error {
+	g.mu.Lock()
+	g.closed = true
+	conns := g.shut()
+	outside := g.outside
+	g.outside = nil
+	g.mu.Unlock()
+
+	g.stop()
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
+	for c := range outside {
+		_ = c.Close()
+	}
+	g.wg.Wait()
+	return nil
+}
+
+// spawn runs f on a goroutine that Close waits for, unless closed.
+func (g *Gateway) spawn(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.wg.Go(f)
+	}
+}
+
+// isClosed reports whether Close has begun.
+func (g *Gateway) isClosed() bool {
+	select {
+	case <-g.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Addr is where the gateway answers requests. It stays the same while down.
+func (g *Gateway) Addr() netip.AddrPort { return g.ports[0].addr }
+
+// Addr6 is the same over IPv6, or the zero AddrPort without [Config.Listen6].
+func (g *Gateway) Addr6() netip.AddrPort {
+	if len(g.ports) < 2 {
+		return netip.AddrPort{}
+	}
+	return g.ports[1].addr
+}
+
+// External is the virtual external address; 0.0.0.0 is none.
+func (g *Gateway) External() netip.Addr {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.external
+}
+
+// SetExternal gives the gateway another external IPv4 address, with the table
+// as it is, and announces it, by [Gateway.UpdateMappings] too if
+// [PCP.MappingUpdates] says so. 0.0.0.0 or the zero Addr is none.
+func (g *Gateway) SetExternal(addr netip.Addr) {
+	addr = addr.Unmap()
+	if !addr.Is4() {
+		addr = netip.IPv4Unspecified()
+	}
+	g.mu.Lock()
+	g.external = addr
+	g.mu.Unlock()
+	g.Announce()
+	if g.config.PCP.MappingUpdates {
+		g.UpdateMappings()
+	}
+}
+
+// Epoch is the time since the gateway's table was last empty, on its clock.
+func (g *Gateway) Epoch() time.Duration {
+	now := g.clock.now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return now.Sub(g.boot)
+}
+
+// Advance moves the gateway's clock: entries expire and the epoch grows.
+func (g *Gateway) Advance(d time.Duration) { g.clock.advance(d) }
+
+// RestartOptions say how a gateway restarts.
+type RestartOptions struct {
+	// KeepEpoch lets the epoch go on, as a gateway does that must not.
+	KeepEpoch bool
+	// KeepTable keeps the mappings. Static ones are always kept.
+	KeepTable bool
+	// Silent leaves the announcement out.
+	Silent bool
+	// Disconnect closes the connections that Dial gave.
+	Disconnect bool
+}
+
+// Restart behaves as if the power had failed for a moment: mappings are lost,
+// the epoch starts from 0, and the gateway announces itself. Outside packet
+// sockets stay; so do connections, unless told otherwise.
+func (g *Gateway) Restart(o RestartOptions) {
+	if !o.KeepTable {
+		g.table.clear()
+	}
+	if !o.KeepEpoch {
+		now := g.clock.now()
+		g.mu.Lock()
+		g.boot = now
+		g.mu.Unlock()
+	}
+	if o.Disconnect {
+		g.disconnect()
+	}
+	if !o.Silent {
+		g.Announce()
+	}
+}
+
+// Table returns a snapshot of the mappings, by protocol and external port.
+func (g *Gateway) Table() []Entry {
+	all := g.table.entries()
+	external := g.External()
+	for i, e := range all {
+		if !e.External.Addr().IsValid() {
+			all[i].External = netip.AddrPortFrom(external, e.External.Port())
+		}
+	}
+	return all
+}
+
+// AddMapping adds an entry as an administrator or another host of the LAN would:
+// a port that is taken, say. Of External only the port counts. Inbound traffic
+// really goes to Internal. It fails with an error that wraps
+// backends.ErrConflict where the port is taken or the gateway's own (UDP 5350
+// and 5351), and backends.ErrNoResources where the table is full.
+func (g *Gateway) AddMapping(e Entry) error {
+	if e.Protocol == 0 || e.External.Port() == 0 || !e.Internal.IsValid() || e.Internal.Port() == 0 {
+		return fmt.Errorf("gatewaytest: %w: an entry has a protocol, an internal endpoint and an external port", backends.ErrInvalid)
+	}
+	if e.Remaining == 0 {
+		e.Remaining = backends.Forever
+	}
+	if e.Service == "" {
+		e.Service = "admin"
+	}
+	e.External = netip.AddrPortFrom(netip.Addr{}, e.External.Port())
+	e.Remote = netip.AddrPort{}
+	// Another port of the same host is another entry.
+	_, err := g.table.grant(wish{Entry: e, exact: true, another: true, loose: true})
+	if err != nil {
+		return fmt.Errorf("%w: %v port %d", err, e.Protocol, e.External.Port())
+	}
+	return nil
+}
+
+// RemoveMapping removes what is at an external IPv4 port, static or not, and
+// reports whether there was one.
+func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
+	return g.table.evict(endpoint{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
+}

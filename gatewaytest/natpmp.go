@@ -1,0 +1,222 @@
+package gatewaytest
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/pcp"
+)
+
+// serviceNATPMP is the name of the protocol in entries and requests.
+const serviceNATPMP = "natpmp"
+
+// natpmpServer answers NAT-PMP requests out of the gateway's table.
+type natpmpServer struct {
+	g       *Gateway
+	quirks  NATPMP
+	answers atomic.Uint32 // for EpochBack
+}
+
+// identifyNATPMP reads what a datagram of version 0 asks.
+func identifyNATPMP(raw []byte) Request {
+	q := Request{Service: serviceNATPMP, Op: OpOther, Raw: raw}
+	if _, err := natpmp.ParseExternalAddrRequest(raw); err == nil {
+		q.Op = OpExternalAddr
+	}
+	if m, err := natpmp.ParseMapRequest(raw); err == nil {
+		q.Op, q.Protocol = OpMap, m.Protocol
+		if m.Lifetime == 0 {
+			q.Op = OpUnmap
+		}
+	}
+	return q
+}
+
+// handle answers a request in the order of checks of RFC 6886, section 3.5;
+// nil is silence.
+func (s *natpmpServer) handle(q Request, refuse int) []byte {
+	h, err := natpmp.ParseHeader(q.Raw)
+	switch {
+	case err != nil || s.quirks.Off:
+		return nil
+	case s.quirks.PCPOnly || s.quirks.PCPOnlyTruncated:
+		return s.pcpOnly(q, h)
+	case h.Version != natpmp.Version:
+		return s.versionError(h)
+	case h.Opcode&natpmp.OpResponse != 0:
+		return nil
+	}
+	switch h.Opcode {
+	case natpmp.OpExternalAddr:
+		return s.externalAddr(refuse)
+	case natpmp.OpMapUDP, natpmp.OpMapTCP:
+		m, err := natpmp.ParseMapRequest(q.Raw)
+		if err != nil {
+			return nil
+		}
+		return s.answerMap(q.Source.Addr(), m, natpmp.ResultCode(refuse))
+	}
+	return s.opcodeError(q.Raw, h)
+}
+
+func (s *natpmpServer) externalAddr(refuse int) []byte {
+	r := natpmp.ExternalAddrResponse{Result: natpmp.ResultCode(refuse), Epoch: s.epoch()}
+	if r.Result == natpmp.Success {
+		r.Result, r.Addr = s.wan()
+	}
+	b, _ := r.MarshalBinary()
+	return b
+}
+
+// wan is the external address, or why there is none to tell.
+func (s *natpmpServer) wan() (natpmp.ResultCode, netip.Addr) {
+	addr := s.g.External()
+	switch {
+	case s.quirks.ExternalZero:
+		return natpmp.Success, netip.IPv4Unspecified()
+	case addr.IsUnspecified(), s.quirks.RefusePrivate && private(addr):
+		return natpmp.NetworkFailure, netip.IPv4Unspecified()
+	}
+	return natpmp.Success, addr
+}
+
+// answerMap does what a mapping request asks and encodes the outcome.
+func (s *natpmpServer) answerMap(client netip.Addr, m natpmp.MapRequest, refuse natpmp.ResultCode) []byte {
+	r := natpmp.MapResponse{
+		Protocol: m.Protocol, Result: refuse, Epoch: s.epoch(), InternalPort: m.InternalPort,
+	}
+	if r.Result == natpmp.Success {
+		var granted Entry // without a port after a deletion
+		granted, r.Result = s.mapOrUnmap(client, m)
+		r.ExternalPort, r.Lifetime = granted.External.Port(), granted.Remaining
+	}
+	if r.Result != natpmp.Success && s.quirks.EchoErrors {
+		r.ExternalPort, r.Lifetime = m.ExternalPort, m.Lifetime
+	}
+	if s.quirks.VPN {
+		r.InternalPort = 0
+	}
+	if s.quirks.LowByte {
+		r.InternalPort &= 0xff
+		r.ExternalPort &= 0xff
+	}
+	b, _ := r.MarshalBinary() // the protocol came out of an opcode
+	return b
+}
+
+func (s *natpmpServer) mapOrUnmap(client netip.Addr, m natpmp.MapRequest) (Entry, natpmp.ResultCode) {
+	if m.Lifetime == 0 {
+		return Entry{}, s.unmap(client, m)
+	}
+	if result, _ := s.wan(); result != natpmp.Success {
+		return Entry{}, result
+	}
+	internal, wished, lifetime := m.InternalPort, m.ExternalPort, s.g.config.lifetime(m.Lifetime)
+	if s.quirks.VPN {
+		internal = s.vpnPort(client)
+		wished, lifetime = internal, time.Minute
+	}
+	if internal == 0 {
+		return Entry{}, natpmp.NotAuthorized
+	}
+	granted, err := s.g.table.grant(wish{
+		Entry: Entry{
+			Protocol:  m.Protocol,
+			Internal:  netip.AddrPortFrom(client, internal),
+			External:  netip.AddrPortFrom(netip.Addr{}, wished),
+			Remaining: lifetime,
+			Service:   serviceNATPMP,
+		},
+		another: s.g.config.MultiplePorts,
+		loose:   true,
+	})
+	if err != nil {
+		return Entry{}, natpmp.OutOfResources
+	}
+	granted.Remaining = lifetime // the clock may have moved since
+	return granted, natpmp.Success
+}
+
+// unmap deletes one mapping, or with port 0 all of the client's of the
+// protocol. One that does not exist is success (RFC 6886, section 3.4); one
+// that PCP made stays, since no nonce comes with the request.
+func (s *natpmpServer) unmap(client netip.Addr, m natpmp.MapRequest) natpmp.ResultCode {
+	if m.ExternalPort != 0 && !s.quirks.AnyDeletePort && !s.quirks.VPN {
+		return natpmp.NotAuthorized
+	}
+	internal := netip.AddrPortFrom(client, m.InternalPort)
+	if stays := s.g.table.remove(endpoint{m.Protocol, internal}); stays {
+		return natpmp.NotAuthorized
+	}
+	return natpmp.Success
+}
+
+// vpnPort is the one port of a client of a VPN gateway, or a new one.
+func (s *natpmpServer) vpnPort(client netip.Addr) uint16 {
+	all := s.g.table.entries()
+	i := slices.IndexFunc(all, func(e Entry) bool {
+		return e.Internal.Addr() == client && e.Service == serviceNATPMP
+	})
+	if i >= 0 {
+		return all[i].External.Port()
+	}
+	return s.g.table.anyPort()
+}
+
+// versionError answers an unknown version (RFC 6886, section 3.5).
+func (s *natpmpServer) versionError(h natpmp.Header) []byte {
+	r := natpmp.ErrorResponse{Version: natpmp.Version, Result: natpmp.UnsupportedVersion, Epoch: s.epoch()}
+	switch s.quirks.VersionError {
+	case VersionErrorRFC:
+	case VersionErrorOpcode:
+		r.Opcode = h.Opcode | natpmp.OpResponse
+	default:
+		return nil
+	}
+	b, _ := r.MarshalBinary()
+	return b
+}
+
+// opcodeError answers an unknown opcode: with the request itself, as far as it
+// is long enough to carry a result (RFC 6886, section 3.5).
+func (s *natpmpServer) opcodeError(raw []byte, h natpmp.Header) []byte {
+	r := natpmp.ErrorResponse{
+		Version: natpmp.Version, Opcode: h.Opcode | natpmp.OpResponse,
+		Result: natpmp.UnsupportedOpcode, Epoch: s.epoch(),
+	}
+	b, _ := r.MarshalBinary()
+	if s.quirks.ShortOpcodeError {
+		return b
+	}
+	return append(b[:4:4], raw[min(4, len(raw)):]...)
+}
+
+// pcpOnly answers version 0 as a gateway does that knows only PCP.
+func (s *natpmpServer) pcpOnly(q Request, h natpmp.Header) []byte {
+	if h.Version != natpmp.Version || h.Opcode&natpmp.OpResponse != 0 {
+		return nil
+	}
+	if !s.quirks.PCPOnlyTruncated {
+		return s.g.pcp.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})
+	}
+	if q.Op == OpMap || q.Op == OpUnmap {
+		return s.g.pcp.refuse(q.Raw, refusal{code: pcp.NotAuthorized})[:12]
+	}
+	return s.g.pcp.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})[:2]
+}
+
+// epoch is the gateway's, with the server's quirks.
+func (s *natpmpServer) epoch() time.Duration {
+	const behind = 1000 * time.Second
+	epoch := s.g.Epoch()
+	switch {
+	case s.quirks.EpochStuck:
+		return 0
+	case s.quirks.EpochBack && s.answers.Add(1)%2 == 1:
+		return epoch + behind
+	}
+	return epoch
+}

@@ -1,0 +1,309 @@
+package gatewaytest_test
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+const (
+	mapTCP  = "0002 0000 1f90 1f90 00001c20" // 8080 to 8080, 7200 s
+	mapTCP2 = "0002 0000 1f90 0051 00001c20" // the same with another wish
+	mapUDP  = "0001 0000 1ae1 1ae1 00001c20" // 6881 to 6881
+)
+
+// The packets are RFC 6886's diagrams filled in by hand.
+func TestNATPMPPackets(t *testing.T) {
+	t.Parallel()
+	type exchange struct{ request, reply string }
+	tests := []struct {
+		name      string
+		config    gatewaytest.Config
+		neighbour []gatewaytest.Entry
+		exchanges []exchange
+	}{
+		{"external address", gatewaytest.Config{}, nil, []exchange{{"0000", "0080 0000 000004d2 cb007107"}}},
+		{"no external address", gatewaytest.Config{External: netip.IPv4Unspecified()}, nil, []exchange{
+			{"0000", "0080 0003 000004d2 00000000"},
+			{mapUDP, "0081 0003 000004d2 1ae1 0000 00000000"},
+			{"0001 0000 1ae1 0000 00000000", "0081 0000 000004d2 1ae1 0000 00000000"},
+		}},
+		{"map", gatewaytest.Config{}, nil, []exchange{
+			{mapUDP, "0081 0000 000004d2 1ae1 1ae1 00001c20"},
+			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
+			{"0002 ffff 1f90 1f90 00001c20", "0082 0000 000004d2 1f90 1f90 00001c20"}, // reserved: ignored
+			{mapTCP2, "0082 0000 000004d2 1f90 1f90 00001c20"},                        // the port already assigned
+			{"0001 0000 1f90 1f90 00001c20", "0081 0000 000004d2 1f90 1f90 00001c20"}, // the companion's number is ours
+			{"0002 0000 1f91 1f90 00001c20", "0082 0000 000004d2 1f91 1f91 00001c20"}, // taken, by ourselves too
+			{"0002 0000 0050 0000 ffffffff", "0082 0000 000004d2 0050 c000 ffffffff"}, // any high port, no clamp
+		}},
+		{"a taken port", gatewaytest.Config{}, []gatewaytest.Entry{taken(backends.UDP, 6881), taken(backends.UDP, 6882)}, []exchange{
+			{mapUDP, "0081 0000 000004d2 1ae1 1ae3 00001c20"},
+		}},
+		{"a companion's port", gatewaytest.Config{}, []gatewaytest.Entry{taken(backends.TCP, 6881)}, []exchange{
+			{mapUDP, "0081 0000 000004d2 1ae1 1ae2 00001c20"},
+		}},
+		{"the last port is taken", gatewaytest.Config{}, []gatewaytest.Entry{taken(backends.UDP, 65535)}, []exchange{
+			{"0001 0000 1ae1 ffff 00001c20", "0081 0000 000004d2 1ae1 0400 00001c20"},
+		}},
+		{"lifetime bounds", gatewaytest.Config{MinLifetime: 2 * time.Minute, MaxLifetime: time.Hour}, nil, []exchange{
+			{mapUDP, "0081 0000 000004d2 1ae1 1ae1 00000e10"},
+			{"0001 0000 1ae1 1ae1 00000001", "0081 0000 000004d2 1ae1 1ae1 00000078"},
+		}},
+		{"table limit", gatewaytest.Config{TableLimit: 1}, nil, []exchange{
+			{mapUDP, "0081 0000 000004d2 1ae1 1ae1 00001c20"},
+			{mapTCP, "0082 0004 000004d2 1f90 0000 00000000"},
+			{mapUDP, "0081 0000 000004d2 1ae1 1ae1 00001c20"},
+		}},
+		{"delete", gatewaytest.Config{}, nil, []exchange{
+			{"0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000"}, // nothing there
+			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
+			{"0002 0000 1f90 1f90 00000000", "0082 0002 000004d2 1f90 0000 00000000"}, // must not name the port
+			{"0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000"},
+			{mapTCP2, "0082 0000 000004d2 1f90 0051 00001c20"}, // so it is gone
+		}},
+		{"delete naming the port", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{AnyDeletePort: true}}, nil, []exchange{
+			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
+			{"0002 0000 1f90 1f90 00000000", "0082 0000 000004d2 1f90 0000 00000000"},
+		}},
+		{"delete all", gatewaytest.Config{}, nil, []exchange{
+			{"0001 0000 0000 0000 00000000", "0081 0000 000004d2 0000 0000 00000000"},
+		}},
+		{"map port 0", gatewaytest.Config{}, nil, []exchange{
+			{"0001 0000 0000 1ae1 00001c20", "0081 0002 000004d2 0000 0000 00000000"},
+		}},
+		{"unknown version", gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}}, nil, []exchange{
+			{"0100", "0000 0001 000004d2"},
+			{"0281 0000 00000000", "0000 0001 000004d2"}, // before the look at the opcode
+		}},
+		{"unknown version, opcode kept", gatewaytest.Config{
+			NATPMP: gatewaytest.NATPMP{VersionError: gatewaytest.VersionErrorOpcode}, PCP: gatewaytest.PCP{Off: true},
+		}, nil, []exchange{
+			{"0201 0000 00000e10", "0081 0001 000004d2"},
+		}},
+		{"unknown version, silent", gatewaytest.Config{
+			NATPMP: gatewaytest.NATPMP{VersionError: gatewaytest.VersionErrorSilent}, PCP: gatewaytest.PCP{Off: true},
+		}, nil, []exchange{
+			{"0201 0000 00000e10", ""},
+		}},
+		{"responses and runts", gatewaytest.Config{}, nil, []exchange{
+			{"0080", ""}, {"0085 0000", ""}, {"00ff", ""}, {"00", ""}, {"", ""}, {"0001 0000 1ae1 1ae1 00001c", ""},
+		}},
+		{"unknown opcode", gatewaytest.Config{}, nil, []exchange{
+			{"0005 0000", "0085 0005"},
+			{"0005", "0085 0005"},
+			{"0003 1234 deadbeef 01", "0083 0005 deadbeef 01"},
+		}},
+		{"unknown opcode, short", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{ShortOpcodeError: true}}, nil, []exchange{
+			{"0005 0000", "0085 0005 000004d2"},
+		}},
+		{"several ports", gatewaytest.Config{MultiplePorts: true}, nil, []exchange{
+			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
+			{mapTCP2, "0082 0000 000004d2 1f90 0051 00001c20"},
+			{"0002 0000 1f90 0000 00001c20", "0082 0000 000004d2 1f90 1f90 00001c20"},
+		}},
+		{"private address", gatewaytest.Config{External: netip.MustParseAddr("192.168.0.2")}, nil, []exchange{
+			{"0000", "0080 0000 000004d2 c0a80002"},
+			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
+		}},
+		{"private address refused", gatewaytest.Config{
+			External: netip.MustParseAddr("100.64.0.2"), NATPMP: gatewaytest.NATPMP{RefusePrivate: true},
+		}, nil, []exchange{
+			{"0000", "0080 0003 000004d2 00000000"},
+			{mapTCP, "0082 0003 000004d2 1f90 0000 00000000"},
+		}},
+		{"errors echo", gatewaytest.Config{
+			External: netip.IPv4Unspecified(), NATPMP: gatewaytest.NATPMP{EchoErrors: true},
+		}, nil, []exchange{
+			{mapTCP, "0082 0003 000004d2 1f90 1f90 00001c20"},
+		}},
+		{"low byte", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{LowByte: true}}, nil, []exchange{
+			{mapTCP, "0082 0000 000004d2 0090 0090 00001c20"},
+		}},
+		{"epoch stuck", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{EpochStuck: true}}, nil, []exchange{
+			{"0000", "0080 0000 00000000 cb007107"},
+		}},
+		{"epoch back", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{EpochBack: true}}, nil, []exchange{
+			{"0000", "0080 0000 000008ba cb007107"},
+			{"0000", "0080 0000 000004d2 cb007107"},
+			{mapTCP, "0082 0000 000008ba 1f90 1f90 00001c20"},
+		}},
+		{"external address zero", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{ExternalZero: true}}, nil, []exchange{
+			{"0000", "0080 0000 000004d2 00000000"},
+			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
+		}},
+		{"vpn", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{VPN: true}}, nil, []exchange{
+			{"0001 0000 0000 0001 0000003c", "0081 0000 000004d2 0000 c000 0000003c"},
+			{"0002 0000 0000 0001 0000003c", "0082 0000 000004d2 0000 c000 0000003c"},
+			{"0002 0000 1f90 0000 00001c20", "0082 0000 000004d2 0000 c000 0000003c"},
+			{"0002 0000 0000 0000 00000000", "0082 0000 000004d2 0000 0000 00000000"},
+		}},
+		{"pcp only", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnly: true}}, nil, []exchange{
+			{"0000", "02800001 00000708 000004d2 00000000 00000000 00000000"},
+			{mapUDP, "02810001 00000708 000004d2 00000000 00000000 00000000"},
+		}},
+		{"pcp only, truncated", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnlyTruncated: true}}, nil, []exchange{
+			{"0000", "0280"},
+			{mapUDP, "02810002 00000708 000004d2"},
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			gw := reference(t, tt.config)
+			for _, e := range tt.neighbour {
+				if err := gw.AddMapping(e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h := newHost(t, gw)
+			for _, x := range tt.exchanges {
+				h.expect(x.request, x.reply)
+			}
+		})
+	}
+}
+
+func TestUnheard(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{Admit: func(netip.Addr) bool { return false }})
+	h := newHost(t, gw)
+	h.send("0000")
+	h.send(mapTCP)
+	if _, err := gw.AwaitRequests(waiting(t), 2, nil); err != nil {
+		t.Fatal(err)
+	}
+	if s := gw.Stats(); s.Ignored != 2 || s.Replies != 0 || len(gw.Table()) != 0 {
+		t.Errorf("a host that is not admitted got something: %+v, %v", s, gw.Table())
+	}
+
+	off := reference(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true}})
+	newHost(t, off).send("0000")
+	if _, err := off.AwaitRequests(waiting(t), 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	if s := off.Stats(); s.Ignored != 1 || s.Replies != 0 {
+		t.Errorf("an answer while off: %+v", s)
+	}
+}
+
+func TestDeleteAll(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{})
+	if err := gw.AddMapping(taken(backends.TCP, 80)); err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, gw)
+	h.ask(mapTCP)
+	h.ask("0002 0000 1f91 1f91 00001c20")
+	h.ask(mapUDP)
+	h.expect("0002 0000 0000 0000 00000000", "0082 0000 000004d2 0000 0000 00000000")
+	var left []string
+	for _, e := range gw.Table() {
+		left = append(left, e.Protocol.String()+" "+e.External.String())
+	}
+	// The neighbour's and the other protocol's stay.
+	if len(left) != 2 || left[0] != "tcp 203.0.113.7:80" || left[1] != "udp 203.0.113.7:6881" {
+		t.Errorf("left: %v", left)
+	}
+
+	// One that is static stays, with result 2; the others go.
+	static := gatewaytest.Entry{
+		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.1:53"), External: outside(53), Static: true,
+	}
+	if err := gw.AddMapping(static); err != nil {
+		t.Fatal(err)
+	}
+	h.expect("0001 0000 0035 0000 00000000", "0081 0002 000004d2 0035 0000 00000000")
+	h.expect("0001 0000 0000 0000 00000000", "0081 0002 000004d2 0000 0000 00000000")
+	h.expect("0001 0000 0035 1234 00001c20", "0081 0000 000004d2 0035 0035 00001c20")
+	if all := gw.Table(); len(all) != 2 || !all[1].Static || all[1].Remaining != backends.Forever {
+		t.Errorf("left: %v", all)
+	}
+}
+
+func TestTableAndExpiry(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{})
+	h := newHost(t, gw)
+	h.ask(mapTCP)
+	want := gatewaytest.Entry{
+		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"),
+		External: netip.MustParseAddrPort("203.0.113.7:8080"), Remaining: 2 * time.Hour, Service: "natpmp",
+	}
+	if got := only(t, gw); got.Protocol != want.Protocol || got.Internal != want.Internal ||
+		got.External != want.External || got.Remaining != want.Remaining || got.Service != want.Service {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	gw.Advance(2*time.Hour - time.Second)
+	if got := only(t, gw).Remaining; got != time.Second {
+		t.Errorf("remaining %v, want 1s", got)
+	}
+	h.ask(mapTCP)
+	if got := only(t, gw).Remaining; got != 2*time.Hour {
+		t.Errorf("after renewal: remaining %v, want 2h", got)
+	}
+	gw.Advance(2 * time.Hour)
+	if all := gw.Table(); len(all) != 0 {
+		t.Errorf("expired, but %v", all)
+	}
+	if got, want := gw.Epoch(), (1234+4*3600-1)*time.Second; got != want {
+		t.Errorf("epoch %v, want %v", got, want)
+	}
+}
+
+func TestAddMapping(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{TableLimit: 2})
+	for _, tt := range []struct {
+		name  string
+		entry gatewaytest.Entry
+		want  error
+	}{
+		{"one", taken(backends.TCP, 80), nil},
+		{"another of the same host", taken(backends.TCP, 81), nil},
+		{"too many", taken(backends.TCP, 82), backends.ErrNoResources},
+		{"no protocol", taken(0, 80), backends.ErrInvalid},
+		{"no port", taken(backends.TCP, 0), backends.ErrInvalid},
+		{"no host", gatewaytest.Entry{Protocol: backends.TCP, External: outside(80)}, backends.ErrInvalid},
+	} {
+		if err := gw.AddMapping(tt.entry); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		}
+	}
+	if !gw.RemoveMapping(backends.TCP, 81) || gw.RemoveMapping(backends.TCP, 81) {
+		t.Error("RemoveMapping: want true, then false")
+	}
+	other := taken(backends.TCP, 80)
+	other.Internal = netip.MustParseAddrPort("127.0.0.98:1")
+	if err := gw.AddMapping(other); !errors.Is(err, backends.ErrConflict) {
+		t.Errorf("taken: %v, want ErrConflict", err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	t.Parallel()
+	for name, config := range map[string]gatewaytest.Config{
+		"listen":                 {Listen: netip.MustParseAddrPort("[::1]:0")},
+		"external":               {External: netip.MustParseAddr("2001:db8::1")},
+		"bounds":                 {MinLifetime: 2, MaxLifetime: 1},
+		"negative":               {TableLimit: -1},
+		"filters":                {PCP: gatewaytest.PCP{MaxFilters: -1}},
+		"listen6":                {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
+		"ipv6, but no pcp":       {Listen6: netip.MustParseAddrPort("[::1]:0"), PCP: gatewaytest.PCP{Off: true}},
+		"announcing to nowhere6": {Announce6: netip.MustParseAddrPort("[::1]:5350")},
+	} {
+		if gw, err := gatewaytest.Start(config); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+			_ = gw.Close()
+		}
+	}
+	gw := start(t, gatewaytest.Config{})
+	if _, err := gatewaytest.Start(gatewaytest.Config{Listen: gw.Addr()}); err == nil {
+		t.Error("two gateways on one port")
+	}
+}

@@ -1,0 +1,214 @@
+package gatewaytest
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// maxDial bounds the connection to an internal endpoint where the caller's
+// context does not.
+const maxDial = 10 * time.Second
+
+// Dial connects as a host on the internet does, from a virtual address of its
+// own, to an external endpoint such as "45.45.45.1:8080", or to a LAN host's own
+// IPv6 address behind the firewall. The network is "tcp" or "udp", also with a
+// 4 or 6 behind it; the address is an IP address and a port.
+//
+// Without a mapping or pinhole a TCP connection fails with an error that is
+// syscall.ECONNREFUSED, while UDP connects and its datagrams are lost, as
+// everywhere. An IPv4 address other than the gateway's is syscall.EHOSTUNREACH for
+// TCP. A TCP connection has CloseWrite and CloseRead.
+func (g *Gateway) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return g.DialFrom(ctx, netip.AddrPort{}, network, address)
+}
+
+// DialFrom is Dial from an outside host that matters: to an entry with Filters.
+// The zero address and port 0 are chosen by the gateway.
+func (g *Gateway) DialFrom(ctx context.Context, from netip.AddrPort, network, address string) (net.Conn, error) {
+	p, err := parseNetwork(network)
+	if err != nil {
+		return nil, outsideError("dial", network, nil, err)
+	}
+	to, err := parseEndpoint(address)
+	if err != nil {
+		return nil, outsideError("dial", network, nil, err)
+	}
+	if err := checkFamily(network, to.Addr()); err != nil {
+		return nil, outsideError("dial", network, nil, err)
+	}
+	if p == backends.UDP {
+		return g.dialUDP(from, network, to)
+	}
+	return g.dialTCP(ctx, from, network, to)
+}
+
+// ListenPacket opens the socket of an outside host on a virtual address, such
+// as "45.45.45.2:0"; an empty host or port 0 is chosen by the gateway. What it
+// writes to an external endpoint goes to the internal one while a mapping
+// stands, else it is lost; answers come back from the external endpoint. The
+// network is "udp", "udp4" or "udp6"; IPv6 sockets reach IPv6 hosts only, the
+// others IPv4 ones.
+func (g *Gateway) ListenPacket(network, address string) (net.PacketConn, error) {
+	p, err := parseNetwork(network)
+	if err == nil && p != backends.UDP {
+		err = net.UnknownNetworkError(network)
+	}
+	if err != nil {
+		return nil, outsideError("listen", network, nil, err)
+	}
+	at, err := parseLocal(address)
+	if err == nil && at.Addr().IsValid() {
+		err = checkFamily(network, at.Addr())
+	}
+	if err != nil {
+		return nil, outsideError("listen", network, nil, err)
+	}
+	return g.listenUDP(network, at, network == "udp6" || at.Addr().Is6())
+}
+
+func parseNetwork(network string) (backends.Protocol, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+		return backends.TCP, nil
+	case "udp", "udp4", "udp6":
+		return backends.UDP, nil
+	}
+	return 0, net.UnknownNetworkError(network)
+}
+
+// checkFamily refuses addresses of the family that the network is not of.
+func checkFamily(network string, addr netip.Addr) error {
+	switch network[len(network)-1] {
+	case '4':
+		if addr.Is4() {
+			return nil
+		}
+	case '6':
+		if addr.Is6() {
+			return nil
+		}
+	default:
+		return nil
+	}
+	return &net.AddrError{Err: "no suitable address", Addr: addr.String()}
+}
+
+// parseEndpoint reads an address to send to.
+func parseEndpoint(address string) (netip.AddrPort, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil || to.Port() == 0 {
+		return netip.AddrPort{}, &net.AddrError{Err: "want an IP address and a port", Addr: address}
+	}
+	return netip.AddrPortFrom(to.Addr().Unmap().WithZone(""), to.Port()), nil
+}
+
+// parseLocal reads an address to listen on: the host and the port may be missing.
+func parseLocal(address string) (netip.AddrPort, error) {
+	if address == "" {
+		return netip.AddrPort{}, nil
+	}
+	if address[0] == ':' {
+		address = netip.IPv4Unspecified().String() + address
+	}
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return netip.AddrPort{}, &net.AddrError{Err: "want an IP address and a port", Addr: address}
+	}
+	if at.Addr().IsUnspecified() {
+		return netip.AddrPortFrom(netip.Addr{}, at.Port()), nil
+	}
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), nil
+}
+
+// route finds the entry that traffic to an external endpoint uses.
+func (g *Gateway) route(p backends.Protocol, to, from netip.AddrPort) (Entry, error) {
+	external := g.External()
+	switch {
+	case to.Addr().Is4() != from.Addr().Is4():
+		return Entry{}, os.NewSyscallError("connect", syscall.EHOSTUNREACH)
+	case to.Addr().Is6(): // in the table under its own address
+	case to.Addr() != external || external.IsUnspecified():
+		return Entry{}, os.NewSyscallError("connect", syscall.EHOSTUNREACH)
+	default:
+		to = netip.AddrPortFrom(netip.Addr{}, to.Port())
+	}
+	e, ok := g.table.lookup(p, to, from)
+	if !ok {
+		return Entry{}, os.NewSyscallError("connect", syscall.ECONNREFUSED)
+	}
+	return e, nil
+}
+
+// local completes the address of an outside host. Callers hold the lock.
+func (g *Gateway) local(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
+	addr := at.Addr().Unmap()
+	switch {
+	case addr.IsValid():
+	case v6:
+		addr = defaultOutside6
+	default:
+		addr = defaultOutside
+	}
+	if addr == g.external || addr.Is6() != v6 {
+		return netip.AddrPort{}, os.NewSyscallError("bind", syscall.EADDRNOTAVAIL)
+	}
+	if port := at.Port(); port != 0 {
+		if g.outsideUDP[netip.AddrPortFrom(addr, port)] != nil {
+			return netip.AddrPort{}, os.NewSyscallError("bind", syscall.EADDRINUSE)
+		}
+		return netip.AddrPortFrom(addr, port), nil
+	}
+	for range highPortsNum {
+		g.outsidePort = (g.outsidePort + 1) % highPortsNum
+		at = netip.AddrPortFrom(addr, highPorts+g.outsidePort)
+		if g.outsideUDP[at] == nil {
+			return at, nil
+		}
+	}
+	return netip.AddrPort{}, os.NewSyscallError("bind", syscall.EADDRINUSE)
+}
+
+// keep has Close close c, or reports that it is too late.
+func (g *Gateway) keep(c io.Closer) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return net.ErrClosed
+	}
+	g.outside[c] = struct{}{}
+	return nil
+}
+
+// forget undoes keep.
+func (g *Gateway) forget(c io.Closer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.outside, c)
+}
+
+// disconnect closes the TCP connections from outside.
+func (g *Gateway) disconnect() {
+	var all []*tcpConn
+	g.mu.Lock()
+	for c := range g.outside {
+		if c, ok := c.(*tcpConn); ok {
+			all = append(all, c)
+		}
+	}
+	g.mu.Unlock()
+	for _, c := range all {
+		_ = c.Close()
+	}
+}
+
+// outsideError is an error as package net gives them.
+func outsideError(op, network string, addr net.Addr, err error) error {
+	return &net.OpError{Op: op, Net: network, Addr: addr, Err: err}
+}

@@ -1,0 +1,173 @@
+package gatewaytest
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends/pcp"
+)
+
+// servicePCP is the name of the protocol in entries and requests.
+const servicePCP = "pcp"
+
+// The sizes of PCP messages without options (RFC 6887, sections 7.2, 11.1 and
+// 12.1).
+const (
+	pcpHeader = 24
+	pcpMap    = 60
+	pcpPeer   = 80
+)
+
+// sizes are those of the messages that have options.
+var sizes = map[pcp.Opcode]int{pcp.OpMap: pcpMap, pcp.OpPeer: pcpPeer}
+
+// pcpServer answers PCP requests out of the gateway's table.
+type pcpServer struct {
+	g      *Gateway
+	quirks PCP
+}
+
+// identifyPCP reads what a datagram of a version other than 0 asks.
+func identifyPCP(raw []byte) Request {
+	q := Request{Service: servicePCP, Op: OpOther, Raw: raw}
+	if _, err := pcp.ParseAnnounceRequest(raw); err == nil {
+		q.Op = OpAnnounce
+	}
+	if m, err := pcp.ParseMapRequest(raw); err == nil {
+		q.Op, q.Protocol = OpMap, m.Protocol
+		if m.Lifetime == 0 {
+			q.Op = OpUnmap
+		}
+	}
+	if m, err := pcp.ParsePeerRequest(raw); err == nil {
+		q.Op, q.Protocol = OpPeer, m.Protocol
+	}
+	return q
+}
+
+// handle answers a request in the order of checks of RFC 6887, section 8.2;
+// nil is silence.
+func (s *pcpServer) handle(q Request, refuse int) []byte {
+	h, err := pcp.ParseHeader(q.Raw)
+	switch {
+	case err != nil || h.Opcode&pcp.OpResponse != 0:
+		return nil
+	case h.Version != pcp.Version || s.quirks.VersionOne:
+		return s.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})
+	case len(q.Raw) < pcpHeader:
+		return nil
+	case refuse != 0:
+		return s.refuse(q.Raw, refusal{code: pcp.ResultCode(refuse)})
+	case h.Opcode == pcp.OpAnnounce && s.quirks.NoAnnounce:
+		return nil
+	}
+	reply, err := s.perform(q, h.Opcode)
+	if err != nil {
+		return s.refuse(q.Raw, err)
+	}
+	if size := sizes[h.Opcode]; s.quirks.OptionsEchoed && size != 0 {
+		reply = append(reply[:size:size], q.Raw[size:]...)
+	}
+	return reply
+}
+
+// perform does what the request asks and encodes the outcome.
+func (s *pcpServer) perform(q Request, op pcp.Opcode) ([]byte, error) {
+	switch {
+	case op == pcp.OpMap:
+		return s.answerMap(q)
+	case op == pcp.OpPeer && !s.quirks.NoPeer:
+		return s.answerPeer(q)
+	case op == pcp.OpAnnounce && !s.quirks.AnnounceUnsupported:
+		return s.answerAnnounce(q)
+	}
+	if _, err := pcp.ParseAnnounceRequest(q.Raw); err != nil && op != pcp.OpAnnounce {
+		return nil, err // the opcode, or what is wrong before one looks at it
+	}
+	return nil, refusal{code: pcp.UnsupportedOpcode}
+}
+
+func (s *pcpServer) answerAnnounce(q Request) ([]byte, error) {
+	a, err := pcp.ParseAnnounceRequest(q.Raw)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.internal(q.Source.Addr(), a.Client, netip.Addr{}); err != nil {
+		return nil, err
+	}
+	return pcp.AnnounceResponse{Epoch: s.g.Epoch()}.MarshalBinary()
+}
+
+// internal returns the host that a request is about: its sender, or the third
+// party that it names.
+func (s *pcpServer) internal(source, client, thirdParty netip.Addr) (netip.Addr, error) {
+	source = source.WithZone("")
+	switch {
+	case s.quirks.NAT || client != source:
+		return netip.Addr{}, refusal{code: pcp.AddressMismatch}
+	case !thirdParty.IsValid():
+		return source, nil
+	case !s.quirks.ThirdParty:
+		return netip.Addr{}, refusal{code: pcp.UnsupportedOption}
+	case thirdParty.IsUnspecified() || thirdParty.IsMulticast():
+		return netip.Addr{}, refusal{code: pcp.MalformedRequest}
+	}
+	return thirdParty, nil
+}
+
+// The lifetimes of errors that do not know better (RFC 6887, section 7.4).
+const (
+	longError  = 30 * time.Minute
+	shortError = 30 * time.Second
+)
+
+// refusal is why the server refuses.
+type refusal struct {
+	code pcp.ResultCode
+	// lifetime is how long the reason lasts; 0 is the code's default.
+	lifetime time.Duration
+	// external, if valid, stands where a success would have the address.
+	external netip.Addr
+}
+
+func (r refusal) Error() string { return "gatewaytest: " + r.code.String() }
+
+// refuse encodes an error of perform; nil is silence.
+func (s *pcpServer) refuse(raw []byte, err error) []byte {
+	var r refusal
+	var fault *pcp.RequestError
+	switch {
+	case errors.As(err, &fault):
+		r.code = fault.Code
+	case !errors.As(err, &r):
+		return nil // no request
+	}
+	b, err := pcp.AppendErrorResponse(nil, raw, r.code, s.errorLifetime(r), s.g.Epoch())
+	if err != nil {
+		return nil
+	}
+	if s.quirks.VersionOne {
+		b[0] = 1
+	}
+	if r.external.IsValid() && len(b) >= pcpMap {
+		a16 := r.external.As16()
+		copy(b[pcpMap-16:pcpMap], a16[:])
+	}
+	return b
+}
+
+// errorLifetime is how long the client is told that the reason lasts.
+func (s *pcpServer) errorLifetime(r refusal) time.Duration {
+	switch r.code {
+	case pcp.NetworkFailure, pcp.NoResources, pcp.UserExceededQuota:
+		return shortError
+	}
+	switch {
+	case s.quirks.ErrorLifetimeZero:
+		return 0
+	case r.lifetime != 0:
+		return r.lifetime
+	}
+	return longError
+}

@@ -1,0 +1,207 @@
+package gatewaytest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// maxDatagram is more than any request of these protocols has.
+const maxDatagram = 2048
+
+// maxLate bounds the answers that faults hold back; more are lost.
+const maxLate = 4096
+
+// port is one of the gateway's two ports, of IPv4 or IPv6.
+type port struct {
+	network string
+	addr    netip.AddrPort // settled by the first open
+	conn    *net.UDPConn   // nil while down
+}
+
+// Down closes the gateway's port, both where it has two, as a router does that has port mapping
+// switched off: clients get an ICMP error. Forwarding goes on.
+func (g *Gateway) Down() {
+	g.mu.Lock()
+	conns := g.shut()
+	g.mu.Unlock()
+	for _, conn := range conns {
+		_ = conn.Close() // returns when the port is really closed
+	}
+}
+
+// Up opens the port again. It fails where the system has given the port to
+// somebody else meanwhile, and with net.ErrClosed after Close.
+func (g *Gateway) Up() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return net.ErrClosed
+	}
+	return g.open()
+}
+
+// open opens the ports that are closed, all or none, and reads them until they
+// are closed again. Callers hold the lock.
+func (g *Gateway) open() error {
+	var opened []*port
+	for _, p := range g.ports {
+		if p.conn != nil {
+			continue
+		}
+		conn, err := net.ListenUDP(p.network, net.UDPAddrFromAddrPort(p.addr))
+		if err != nil {
+			for _, p := range opened {
+				_ = p.conn.Close()
+				p.conn = nil
+			}
+			return fmt.Errorf("gatewaytest: %w", err)
+		}
+		p.conn = conn
+		opened = append(opened, p)
+	}
+	for _, p := range opened {
+		if p.addr.Port() == 0 {
+			p.addr = localAddrPort(p.conn)
+		}
+		conn := p.conn
+		g.wg.Go(func() { g.serve(conn) })
+	}
+	return nil
+}
+
+// shut marks the ports as closed and returns what is to be closed, without the
+// lock. Callers hold the lock.
+func (g *Gateway) shut() []*net.UDPConn {
+	var conns []*net.UDPConn
+	for _, p := range g.ports {
+		if p.conn != nil {
+			conns = append(conns, p.conn)
+			p.conn = nil
+		}
+	}
+	return conns
+}
+
+// send sends a datagram that nobody asked for, from the port that is asked
+// otherwise, unless that is down. Who has received it finds it counted.
+func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
+	p := g.ports[0]
+	if !to.Addr().Is4() {
+		p = g.ports[len(g.ports)-1]
+	}
+	g.mu.Lock()
+	conn := p.conn
+	g.mu.Unlock()
+	if conn == nil {
+		return
+	}
+	g.record.count(count)
+	_, _ = conn.WriteToUDPAddrPort(b, to)
+}
+
+func (g *Gateway) serve(conn *net.UDPConn) {
+	buf := make([]byte, maxDatagram)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			// Some systems report here that an answer was not wanted, or that a
+			// datagram was too long.
+			if !g.pause(time.Millisecond) {
+				return
+			}
+			continue
+		}
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		g.receive(conn, from, bytes.Clone(buf[:n]))
+	}
+}
+
+// pause waits, and reports whether the gateway still runs.
+func (g *Gateway) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-g.done:
+		return false
+	}
+}
+
+// receive deals with a datagram and sends the answer.
+func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
+	q := identify(raw)
+	q.Time, q.Source = g.clock.now(), from
+	replies, fault := g.answer(q)
+	g.record.add(q, len(replies) == 0)
+	if len(replies) == 0 {
+		return
+	}
+	send := func() {
+		for _, b := range replies {
+			g.record.count(func(s *Stats) { s.Replies++ })
+			_, _ = conn.WriteToUDPAddrPort(b, from)
+		}
+	}
+	if fault == nil || (fault.Delay <= 0 && fault.Hold == nil) {
+		send()
+		return
+	}
+	if g.late.Add(1) > maxLate {
+		g.late.Add(-1)
+		return
+	}
+	g.spawn(func() {
+		defer g.late.Add(-1)
+		if fault.Hold != nil {
+			select {
+			case <-fault.Hold:
+			case <-g.done:
+				return
+			}
+		}
+		if g.pause(fault.Delay) {
+			send()
+		}
+	})
+}
+
+// answer does what the request asks and returns the datagrams to send, with
+// the fault that they are subject to.
+func (g *Gateway) answer(q Request) ([][]byte, *Fault) {
+	if g.config.Admit != nil && !g.config.Admit(q.Source.Addr()) {
+		return nil, nil
+	}
+	fault := g.faults.take(q)
+	if fault == nil {
+		return datagrams(g.dispatch(q, 0)), nil
+	}
+	switch {
+	case fault.Drop:
+		return nil, fault
+	case fault.Reply != nil:
+		return fault.spoil(fault.Reply(bytes.Clone(q.Raw))), fault
+	}
+	return fault.spoil(datagrams(g.dispatch(q, fault.Result))), fault
+}
+
+// datagrams is the list of one answer, or of none.
+func datagrams(b []byte) [][]byte {
+	if b == nil {
+		return nil
+	}
+	return [][]byte{b}
+}
+
+// localAddrPort is the address that a socket is bound to.
+func localAddrPort(conn *net.UDPConn) netip.AddrPort {
+	a := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

@@ -1,0 +1,165 @@
+package gatewaytest
+
+import (
+	"context"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// maxRequests is how many requests the gateway remembers, at least.
+const maxRequests = 4096
+
+// Op is what a request wants, whatever the protocol.
+type Op string
+
+// The operations.
+const (
+	OpExternalAddr Op = "external address" // NAT-PMP's
+	OpMap          Op = "map"
+	OpUnmap        Op = "unmap"    // one, or with NAT-PMP all of the client's
+	OpPeer         Op = "peer"     // PCP's
+	OpAnnounce     Op = "announce" // PCP's, a question
+	OpOther        Op = "other"    // also what cannot be read
+)
+
+// Request is a request as it arrived.
+type Request struct {
+	// Time is when, on the gateway's clock.
+	Time time.Time
+	// Service is the protocol spoken: "natpmp", or "pcp" for any other version.
+	Service string
+	Op      Op
+	// Protocol is what to map; zero where Op is not OpMap, OpUnmap or OpPeer,
+	// and for all protocols.
+	Protocol backends.Protocol
+	Source   netip.AddrPort
+	// Raw is the datagram. Do not change it.
+	Raw []byte
+}
+
+// Name is how Stats counts the request: "natpmp external address",
+// "natpmp map tcp", "pcp announce".
+func (r Request) Name() string {
+	if r.Protocol == 0 {
+		return r.Service + " " + string(r.Op)
+	}
+	return r.Service + " " + string(r.Op) + " " + r.Protocol.String()
+}
+
+// Stats counts what happened since Start or ResetStats.
+type Stats struct {
+	// Requests counts by Request.Name, those that Ignored counts included.
+	Requests map[string]int
+	// Replies is how many datagrams were sent in answer.
+	Replies int
+	// Ignored is how many requests the gateway did not answer: not admitted, too
+	// short, a response, or dropped by a fault.
+	Ignored int
+	// Announcements is how many packets of announcements were sent.
+	Announcements int
+	// MappingUpdates is how many packets told clients of changes, unasked.
+	MappingUpdates int
+	// Connections is how many TCP connections came in; Refused, how many did not.
+	Connections, Refused int
+	// Datagrams is how many UDP datagrams came in; Lost, how many did not.
+	Datagrams, Lost int
+	// BytesIn and BytesOut are the payload relayed to and from the inside.
+	BytesIn, BytesOut int64
+}
+
+// recorder keeps requests and counts.
+type recorder struct {
+	mu       sync.Mutex
+	requests []Request
+	stats    Stats
+	changed  chan struct{} // closed at the next request
+}
+
+func newRecorder() *recorder {
+	return &recorder{stats: Stats{Requests: make(map[string]int)}, changed: make(chan struct{})}
+}
+
+// add records a request and wakes who waits for it.
+func (r *recorder) add(q Request, ignored bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stats.Requests[q.Name()]++
+	if ignored {
+		r.stats.Ignored++
+	}
+	if len(r.requests) >= 2*maxRequests {
+		r.requests = slices.Clone(r.requests[maxRequests:])
+	}
+	r.requests = append(r.requests, q)
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// count changes the counters.
+func (r *recorder) count(f func(*Stats)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(&r.stats)
+}
+
+// matching returns the remembered requests that match, and a channel that is
+// closed when there are more.
+func (r *recorder) matching(match func(Request) bool) ([]Request, <-chan struct{}) {
+	r.mu.Lock()
+	all, changed := slices.Clone(r.requests), r.changed
+	r.mu.Unlock()
+	if match != nil {
+		all = slices.DeleteFunc(all, func(q Request) bool { return !match(q) })
+	}
+	return all, changed
+}
+
+// Requests returns the requests since Start or ResetStats, oldest first, of
+// very many only the last. A client that has its answer finds its request here.
+func (g *Gateway) Requests() []Request {
+	all, _ := g.record.matching(nil)
+	return all
+}
+
+// AwaitRequests waits until n remembered requests match, and returns all that
+// do. Nil matches everything. It fails when the context ends, or with
+// net.ErrClosed when the gateway is closed; it returns what there is then too.
+func (g *Gateway) AwaitRequests(ctx context.Context, n int, match func(Request) bool) ([]Request, error) {
+	for {
+		got, changed := g.record.matching(match)
+		if len(got) >= n {
+			return got, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return got, ctx.Err()
+		case <-g.done:
+			return got, net.ErrClosed
+		}
+	}
+}
+
+// Stats returns the counters.
+func (g *Gateway) Stats() Stats {
+	g.record.mu.Lock()
+	defer g.record.mu.Unlock()
+	s := g.record.stats
+	s.Requests = make(map[string]int, len(s.Requests))
+	maps.Copy(s.Requests, g.record.stats.Requests)
+	return s
+}
+
+// ResetStats forgets the requests and sets the counters to zero.
+func (g *Gateway) ResetStats() {
+	g.record.mu.Lock()
+	defer g.record.mu.Unlock()
+	g.record.requests = nil
+	g.record.stats = Stats{Requests: make(map[string]int)}
+}

@@ -1,0 +1,254 @@
+package gatewaytest
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+var (
+	errFull  = fmt.Errorf("gatewaytest: %w: the table is full", backends.ErrNoResources)
+	errTaken = fmt.Errorf("gatewaytest: %w", backends.ErrConflict)
+	errOwner = fmt.Errorf("gatewaytest: %w: the entry has another owner", backends.ErrNotAuthorized)
+	errFixed = fmt.Errorf("gatewaytest: %w: the entry cannot be deleted", backends.ErrNotAuthorized)
+	errNone  = fmt.Errorf("gatewaytest: %w: no such entry", backends.ErrInvalid)
+)
+
+// endpoint is one side of a mapping. An outside endpoint with the zero address
+// is on whatever external address the gateway has.
+type endpoint struct {
+	protocol backends.Protocol
+	netip.AddrPort
+}
+
+// row is an entry as the table keeps it.
+type row struct {
+	Entry             // Remaining is filled in when the entry leaves the table
+	claim   *claim    // nil: anybody on the internal host is the owner
+	expires time.Time // zero: never
+}
+
+// claim is what a protocol knows of an entry's owner. It is replaced, never changed.
+type claim struct {
+	// secret proves who the owner is.
+	secret [12]byte
+	// client is where the owner's last request came from.
+	client netip.AddrPort
+	// exact owners want no other external endpoint than this one.
+	exact    bool
+	external netip.Addr
+}
+
+// wish asks the table for an entry: Remaining is the lifetime, External.Port
+// may be 0.
+type wish struct {
+	Entry
+	// exact fails with errTaken rather than accept another port.
+	exact bool
+	// another makes a second entry for an internal endpoint where the wished
+	// port differs from the first one's.
+	another bool
+	// claim is the owner's, who has to be the same unless loose.
+	claim *claim
+	loose bool
+	// edit, where not nil, changes the entry before it is granted, or refuses.
+	edit func(*Entry) error
+}
+
+// table is the router's mappings, lifetimes and ports. It knows no protocol.
+// Rows share an outside endpoint only where they have the same internal one and
+// differ in the remote host.
+type table struct {
+	clock *clock
+	limit int
+
+	mu       sync.Mutex
+	outside  map[endpoint][]*row
+	inside   map[endpoint][]*row
+	size     int
+	soonest  time.Time // no entry expires before it
+	nextHigh int       // survives clear, so that a client that forgot its port notices
+}
+
+func newTable(c *clock, limit int) *table {
+	return &table{
+		clock: c, limit: limit,
+		outside: make(map[endpoint][]*row),
+		inside:  make(map[endpoint][]*row),
+	}
+}
+
+// grant returns the entry that the internal endpoint has already, with its
+// lifetime renewed, or a new one. It fails with errFull, with errTaken and
+// errOwner beside the entry in the way, if there is one, or as edit does; then
+// nothing has changed.
+func (t *table) grant(w wish) (Entry, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.sweep()
+	if r := t.held(w); r != nil {
+		return t.renew(r, w, now)
+	}
+	if t.limit != 0 && t.size >= t.limit {
+		return Entry{}, errFull
+	}
+	port, err := t.choose(w)
+	if err != nil {
+		return t.inTheWay(w, now), err
+	}
+	r := &row{Entry: w.Entry, claim: w.claim}
+	r.Filters = slices.Clone(w.Filters)
+	r.External = netip.AddrPortFrom(w.External.Addr(), port)
+	if w.edit != nil {
+		if err := w.edit(&r.Entry); err != nil {
+			return Entry{}, err
+		}
+	}
+	t.live(r, now.Add(w.Remaining), w.Remaining == backends.Forever)
+	t.add(r)
+	return t.leave(r, now), nil
+}
+
+// renew gives a row another lifetime, and what else its owner wants.
+func (t *table) renew(r *row, w wish, now time.Time) (Entry, error) {
+	switch {
+	case r.claim != nil && w.claim != nil && !w.loose && r.claim.secret != w.claim.secret:
+		return t.leave(r, now), errOwner
+	case w.exact && w.External.Port() != r.External.Port():
+		return t.leave(r, now), errTaken
+	case r.Static:
+		granted := t.leave(r, now)
+		granted.Remaining = w.Remaining
+		return granted, nil
+	}
+	e := t.leave(r, now)
+	if w.edit != nil {
+		if err := w.edit(&e); err != nil {
+			return Entry{}, err
+		}
+		r.Filters, r.Description = e.Filters, e.Description
+	}
+	expires, forever := now.Add(w.Remaining), w.Remaining == backends.Forever
+	switch {
+	case w.claim != nil:
+		r.claim, r.Service = w.claim, w.Service
+	case r.claim != nil && (r.expires.IsZero() || expires.Before(r.expires)):
+		// Who proves nothing can prolong what has an owner, and no more.
+		expires, forever = r.expires, r.expires.IsZero()
+	}
+	t.live(r, expires, forever)
+	return t.leave(r, now), nil
+}
+
+// held returns the entry that a wish renews, or nil.
+func (t *table) held(w wish) *row {
+	for _, r := range t.inside[endpoint{w.Protocol, w.Internal}] {
+		if r.Remote != w.Remote {
+			continue
+		}
+		if !w.another || w.External.Port() == 0 || w.External.Port() == r.External.Port() {
+			return r
+		}
+	}
+	return nil
+}
+
+// live sets when the row expires.
+func (t *table) live(r *row, expires time.Time, forever bool) {
+	r.expires = time.Time{}
+	if forever {
+		return
+	}
+	r.expires = expires
+	if t.soonest.IsZero() || r.expires.Before(t.soonest) {
+		t.soonest = r.expires
+	}
+}
+
+// leave is the row as others may see it.
+func (t *table) leave(r *row, now time.Time) Entry {
+	e := r.Entry
+	e.Filters = slices.Clone(e.Filters)
+	e.Remaining = backends.Forever
+	if !r.expires.IsZero() {
+		e.Remaining = r.expires.Sub(now)
+	}
+	return e
+}
+
+// add takes a row in.
+func (t *table) add(r *row) {
+	out, in := endpoint{r.Protocol, r.External}, endpoint{r.Protocol, r.Internal}
+	t.outside[out] = append(t.outside[out], r)
+	t.inside[in] = append(t.inside[in], r)
+	t.size++
+}
+
+// drop forgets a row.
+func (t *table) drop(r *row) {
+	cut(t.outside, endpoint{r.Protocol, r.External}, r)
+	cut(t.inside, endpoint{r.Protocol, r.Internal}, r)
+	t.size--
+}
+
+// cut takes a row out of an index, leaving no empty lists behind. Lists that
+// somebody walks stay as they are.
+func cut(index map[endpoint][]*row, at endpoint, r *row) {
+	rest := slices.DeleteFunc(slices.Clone(index[at]), func(other *row) bool { return other == r })
+	if len(rest) == 0 {
+		delete(index, at)
+		return
+	}
+	index[at] = rest
+}
+
+// sweep drops what has expired, and returns the time.
+func (t *table) sweep() time.Time {
+	now := t.clock.now()
+	if t.soonest.IsZero() || now.Before(t.soonest) {
+		return now
+	}
+	t.soonest = time.Time{}
+	for r := range t.rows {
+		switch {
+		case r.expires.IsZero():
+		case !now.Before(r.expires):
+			t.drop(r)
+		case t.soonest.IsZero() || r.expires.Before(t.soonest):
+			t.soonest = r.expires
+		}
+	}
+	return now
+}
+
+// rows yields all rows; those yielded may be dropped meanwhile.
+func (t *table) rows(yield func(*row) bool) {
+	for _, some := range t.outside {
+		for _, r := range some {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// entries is a snapshot, by protocol and external endpoint.
+func (t *table) entries() []Entry {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.sweep()
+	all := make([]Entry, 0, t.size)
+	for r := range t.rows {
+		all = append(all, t.leave(r, now))
+	}
+	slices.SortFunc(all, func(a, b Entry) int {
+		return cmp.Or(
+			cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Remote.Compare(b.Remote))
+	})
+	return all
+}

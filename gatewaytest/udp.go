@@ -1,0 +1,206 @@
+package gatewaytest
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// maxPeers bounds the internal endpoints that an outside socket remembers.
+const maxPeers = 1024
+
+// listenUDP opens the socket of an outside host.
+func (g *Gateway) listenUDP(network string, at netip.AddrPort, v6 bool) (*packetConn, error) {
+	family := "udp4"
+	if v6 {
+		family = "udp6"
+	}
+	inner, err := net.ListenUDP(family, net.UDPAddrFromAddrPort(netip.AddrPortFrom(g.insideAddr(v6), 0)))
+	if err != nil {
+		return nil, outsideError("listen", network, nil, err)
+	}
+	c := &packetConn{gateway: g, inner: inner, peers: make(map[netip.AddrPort]netip.AddrPort)}
+	if err := g.bind(c, at, v6); err != nil {
+		_ = inner.Close()
+		return nil, outsideError("listen", network, net.UDPAddrFromAddrPort(at), err)
+	}
+	return c, nil
+}
+
+// bind gives the socket its virtual address.
+func (g *Gateway) bind(c *packetConn, at netip.AddrPort, v6 bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return net.ErrClosed
+	}
+	at, err := g.local(at, v6)
+	if err != nil {
+		return err
+	}
+	c.local = at
+	g.outsideUDP[at] = c
+	g.outside[c] = struct{}{}
+	return nil
+}
+
+// insideAddr is the address of this host that reaches internal endpoints. On
+// loopback it is a loopback one, which no firewall asks about.
+func (g *Gateway) insideAddr(v6 bool) netip.Addr {
+	listen := g.Addr().Addr()
+	switch {
+	case v6 && listen.IsLoopback():
+		return netip.IPv6Loopback()
+	case v6:
+		return netip.IPv6Unspecified()
+	case listen.IsLoopback():
+		return listen
+	}
+	return netip.IPv4Unspecified()
+}
+
+// packetConn is the socket of an outside host: a real one that talks to
+// internal endpoints, under virtual addresses.
+type packetConn struct {
+	gateway *Gateway
+	inner   *net.UDPConn
+	local   netip.AddrPort
+	closed  atomic.Bool
+
+	mu    sync.Mutex
+	peers map[netip.AddrPort]netip.AddrPort // internal to external, as last written to
+}
+
+// WriteTo sends a datagram. One that no mapping admits is lost without an error.
+func (c *packetConn) WriteTo(b []byte, addr net.Addr) (int, error) {
+	to, ok := addr.(*net.UDPAddr)
+	if !ok || to == nil {
+		return 0, outsideError("write", "udp", addr, syscall.EINVAL)
+	}
+	return c.write(b, netip.AddrPortFrom(to.AddrPort().Addr().Unmap().WithZone(""), to.AddrPort().Port()))
+}
+
+func (c *packetConn) write(b []byte, to netip.AddrPort) (int, error) {
+	if c.closed.Load() {
+		return 0, outsideError("write", "udp", net.UDPAddrFromAddrPort(to), net.ErrClosed)
+	}
+	entry, err := c.gateway.route(backends.UDP, to, c.local)
+	if err == nil {
+		err = c.send(b, to, entry.Internal)
+	}
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, err
+	}
+	c.gateway.record.count(func(s *Stats) {
+		if err != nil {
+			s.Lost++
+			return
+		}
+		s.Datagrams++
+		s.BytesIn += int64(len(b))
+	})
+	return len(b), nil
+}
+
+// send passes a datagram on, and remembers where answers to it come from.
+func (c *packetConn) send(b []byte, external, internal netip.AddrPort) error {
+	c.mu.Lock()
+	if len(c.peers) >= maxPeers {
+		clear(c.peers)
+	}
+	c.peers[internal] = external
+	c.mu.Unlock()
+	_, err := c.inner.WriteToUDPAddrPort(b, internal)
+	return err
+}
+
+// ReadFrom receives a datagram. Its source is the external endpoint that was
+// written to before.
+func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := c.read(b)
+	if err != nil {
+		return n, nil, err
+	}
+	return n, net.UDPAddrFromAddrPort(from), nil
+}
+
+func (c *packetConn) read(b []byte) (int, netip.AddrPort, error) {
+	for {
+		n, from, err := c.inner.ReadFromUDPAddrPort(b)
+		if reset(err) {
+			continue
+		}
+		if err != nil {
+			return n, netip.AddrPort{}, err
+		}
+		c.mu.Lock()
+		external, ok := c.peers[netip.AddrPortFrom(from.Addr().Unmap(), from.Port())]
+		c.mu.Unlock()
+		if !ok {
+			continue
+		}
+		c.gateway.record.count(func(s *Stats) { s.BytesOut += int64(n) })
+		return n, external, nil
+	}
+}
+
+// reset reports whether a read failed only because nobody wanted an earlier
+// datagram, which Windows tells.
+func reset(err error) bool {
+	const wsaeConnReset = syscall.Errno(10054)
+	return errors.Is(err, wsaeConnReset)
+}
+
+// Close frees the virtual address. Closing again fails with net.ErrClosed.
+func (c *packetConn) Close() error {
+	if c.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	g := c.gateway
+	g.mu.Lock()
+	delete(g.outside, c)
+	delete(g.outsideUDP, c.local)
+	g.mu.Unlock()
+	return c.inner.Close()
+}
+
+func (c *packetConn) LocalAddr() net.Addr                { return net.UDPAddrFromAddrPort(c.local) }
+func (c *packetConn) SetDeadline(t time.Time) error      { return c.inner.SetDeadline(t) }
+func (c *packetConn) SetReadDeadline(t time.Time) error  { return c.inner.SetReadDeadline(t) }
+func (c *packetConn) SetWriteDeadline(t time.Time) error { return c.inner.SetWriteDeadline(t) }
+
+// dialUDP is a socket of an outside host that talks to one external endpoint.
+func (g *Gateway) dialUDP(from netip.AddrPort, network string, to netip.AddrPort) (net.Conn, error) {
+	c, err := g.listenUDP(network, from, to.Addr().Is6())
+	if err != nil {
+		return nil, err
+	}
+	return &udpConn{packetConn: c, remote: to}, nil
+}
+
+// udpConn is a packetConn with one peer.
+type udpConn struct {
+	*packetConn
+	remote netip.AddrPort
+}
+
+// Write sends a datagram. One that no mapping admits is lost without an error.
+func (c *udpConn) Write(b []byte) (int, error) { return c.write(b, c.remote) }
+
+func (c *udpConn) Read(b []byte) (int, error) {
+	for {
+		n, from, err := c.read(b)
+		if err != nil || from == c.remote {
+			return n, err
+		}
+	}
+}
+
+func (c *udpConn) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(c.remote) }

@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+)
+
+// The exit codes. They are part of what scripts rely on: never change one.
+const (
+	exitDone      = 0
+	exitOther     = 1
+	exitUsage     = 2
+	exitNoGateway = 3
+	exitRefused   = 4
+	exitConflict  = 5
+	exitNoReply   = 6
+)
+
+// usageError is a command line that makes no sense. Nothing was sent.
+type usageError struct {
+	text    string
+	command string // whose --help tells more
+}
+
+func (e *usageError) Error() string { return fmt.Sprintf("%s\n  → %s --help", e.text, e.command) }
+
+func usagef(format string, args ...any) error {
+	return &usageError{text: fmt.Sprintf(format, args...)}
+}
+
+// kind is a class of failures: its name in JSON and its exit code.
+type kind struct {
+	err  error
+	name string
+	code int
+}
+
+// kinds are in the order in which they count where an error is of several, as
+// when each backend said something else: that which tells most about why it
+// cannot work first, as in forward.Error.
+var kinds = []kind{
+	{forward.ErrNoGateway, "no_gateway", exitNoGateway},
+	{backends.ErrConflict, "conflict", exitConflict},
+	{backends.ErrNotAuthorized, "not_authorized", exitRefused},
+	{backends.ErrPrivateWAN, "private_wan", exitRefused},
+	{backends.ErrNoResources, "no_resources", exitRefused},
+	{backends.ErrNetworkFailure, "network_failure", exitRefused},
+	{backends.ErrMalformed, "malformed", exitOther},
+	{backends.ErrNoReply, "no_reply", exitNoReply},
+	{backends.ErrInvalid, "usage", exitUsage},
+	{backends.ErrUnsupported, "unsupported", exitOther},
+}
+
+// errNotUnmapped is of what map --hold leaves behind, whatever the reason: the
+// mapping itself had been granted.
+var errNotUnmapped = errors.New("not unmapped")
+
+// errInterrupted is of what a signal ended.
+var errInterrupted = errors.New("interrupted")
+
+// classify returns the kind of an error.
+func classify(err error) kind {
+	var usage *usageError
+	switch {
+	case errors.As(err, &usage):
+		return kind{err, "usage", exitUsage}
+	case errors.Is(err, errInterrupted):
+		return kind{err, "interrupted", exitOther}
+	case errors.Is(err, errNotUnmapped):
+		return kind{err, "not_unmapped", exitOther}
+	}
+	for _, k := range kinds {
+		if errors.Is(err, k.err) {
+			return k
+		}
+	}
+	return kind{err, "other", exitOther}
+}
+
+// report tells of an error, if there is one, and returns the exit code.
+func (a *app) report(ctx context.Context, err error) int {
+	if err == nil {
+		return exitDone
+	}
+	if ctx.Err() != nil && !errors.Is(err, errNotUnmapped) && !errors.Is(err, errInterrupted) {
+		err = errInterrupted
+	}
+	k := classify(err)
+	text := strings.ReplaceAll(strings.TrimPrefix(err.Error(), "forward: "), ": forward: ", ": ")
+	a.sayf("goforward: %s\n", text)
+	if a.settings.json {
+		a.object(struct {
+			Event string `json:"event"`
+			Kind  string `json:"kind"`
+			Error string `json:"error"`
+			Exit  int    `json:"exit"`
+		}{"error", k.name, text, k.code})
+	}
+	return k.code
+}

@@ -1,0 +1,89 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/hashicorp/go-multierror"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+)
+
+func TestExitCodes(t *testing.T) {
+	t.Parallel()
+	several := func(kind error, noGateway bool, attempts ...error) error {
+		return &forward.Error{Kind: kind, NoGateway: noGateway, Attempts: multierror.Append(nil, attempts...)}
+	}
+	for _, tt := range []struct {
+		err  error
+		kind string
+		code int
+	}{
+		{errors.New("out of paper"), "other", 1},
+		{fmt.Errorf("x: %w", backends.ErrUnsupported), "unsupported", 1},
+		{backends.ErrMalformed, "malformed", 1},
+		{fmt.Errorf("%w: %w", errNotUnmapped, backends.ErrNoReply), "not_unmapped", 1},
+		{fmt.Errorf("%w: %w", errInterrupted, backends.ErrNoReply), "interrupted", 1},
+		{usagef("what?"), "usage", 2},
+		{backends.ErrInvalid, "usage", 2},
+		{forward.ErrNoGateway, "no_gateway", 3},
+		{several(backends.ErrNoReply, true, backends.ErrNoReply), "no_gateway", 3},
+		{backends.ErrNotAuthorized, "not_authorized", 4},
+		{backends.ErrPrivateWAN, "private_wan", 4},
+		{backends.ErrNetworkFailure, "network_failure", 4},
+		{backends.ErrNoResources, "no_resources", 4},
+		{several(backends.ErrNotAuthorized, false, backends.ErrNoReply, backends.ErrNotAuthorized, backends.ErrUnsupported), "not_authorized", 4},
+		{several(backends.ErrConflict, false, backends.ErrNotAuthorized, backends.ErrConflict), "conflict", 5},
+		{several(backends.ErrNoReply, false, backends.ErrNoReply, backends.ErrUnsupported), "no_reply", 6},
+	} {
+		var stdout, stderr bytes.Buffer
+		a := newApp(&stdout, &stderr)
+		a.settings.json = true
+		code := a.report(t.Context(), tt.err)
+		var got struct {
+			Event, Kind, Error string
+			Exit               int
+		}
+		if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
+			t.Error(err)
+		}
+		if code != tt.code || got.Exit != tt.code || got.Kind != tt.kind || got.Event != "error" || stderr.String() != clean("goforward: "+got.Error+"\n") {
+			t.Errorf("%v: code %d, want %d %s\n%s%s", tt.err, code, tt.code, tt.kind, &stdout, &stderr)
+		}
+	}
+}
+
+func TestExitInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stdout, stderr bytes.Buffer
+	if code := newApp(&stdout, &stderr).report(ctx, context.Canceled); code != exitOther || stderr.String() != "goforward: interrupted\n" {
+		t.Errorf("code %d, stderr %q", code, &stderr)
+	}
+}
+
+// What came over the network does not reach the terminal raw.
+func TestClean(t *testing.T) {
+	t.Parallel()
+	const hostile = "a\x1b[2J\x07\r\u009b31m\u202eb\xff\U000e0001 → ü\n"
+	var stdout, stderr bytes.Buffer
+	a := newApp(&stdout, &stderr)
+	a.sayf("%s", hostile)
+	if got, want := stderr.String(), `a\x1b[2J\x07\x0d\x9b31m\u202eb`+"\ufffd"+`\ue0001 → ü`+"\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	a.object(hostile)
+	if got, want := stdout.String(), `"a\u001b[2J\u0007\r\u009b31m\u202eb`+"\ufffd"+`\udb40\udc01 → ü\n"`+"\n"; got != want && got != `"a\u001b[2J\u0007\r\u009b31m\u202eb\ufffd\udb40\udc01 → ü\n"`+"\n" {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	var text string
+	if err := json.Unmarshal(stdout.Bytes(), &text); err != nil || text != "a\x1b[2J\x07\r\u009b31m\u202eb\ufffd\U000e0001 → ü\n" {
+		t.Errorf("%v: %q", err, text)
+	}
+}

@@ -1,0 +1,254 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/forward"
+)
+
+// questionTime bounds the questions of gateways, unless --timeout does.
+const questionTime = 2 * time.Second
+
+func (a *app) gatewaysCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "gateways",
+		Short:   "Show this host's gateways and what they speak",
+		Long:    gatewaysHelp,
+		Example: gatewaysExamples,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.gateways(cmd.Context()) },
+	}
+}
+
+// gatewayRow is a gateway and what it said.
+type gatewayRow struct {
+	addr    netip.AddrPort // port 0: the protocol's own
+	route   discover.Gateway
+	used    bool // it is the kernel's way to the internet
+	answers []answer
+}
+
+// answer is what a gateway said to one protocol.
+type answer struct {
+	opener   opener
+	speaks   string // yes, no, refused or silent; empty: not asked
+	external netip.Addr
+	took     time.Duration
+	err      error
+}
+
+func (a *app) gateways(ctx context.Context) error {
+	rows, err := a.gatewayRows()
+	if err != nil {
+		return err
+	}
+	if len(rows) == 0 {
+		return fmt.Errorf("%w: there is no default route\n  → connect this host to a network, or name the gateway", forward.ErrNoGateway)
+	}
+	a.ask(ctx, rows)
+	if ctx.Err() != nil {
+		return errInterrupted
+	}
+	if a.settings.json {
+		for _, r := range rows {
+			a.object(r.record())
+		}
+		return nil
+	}
+	a.table(a.gatewayTable(rows))
+	a.explain(rows)
+	return nil
+}
+
+// gatewayRows are the default routes, or the gateway that was named.
+func (a *app) gatewayRows() ([]*gatewayRow, error) {
+	all, used, err := a.routes()
+	named := a.settings.gateway
+	if err != nil && !named.IsValid() { // a named gateway needs no routes
+		return nil, err
+	}
+	var rows []*gatewayRow
+	for _, g := range all {
+		if a.settings.iface != "" && g.Interface != a.settings.iface || named.IsValid() && g.Addr != named.Addr() {
+			continue
+		}
+		rows = append(rows, &gatewayRow{addr: netip.AddrPortFrom(g.Addr, named.Port()), route: g, used: slices.Contains(used, g)})
+	}
+	if named.IsValid() && len(rows) == 0 {
+		row := &gatewayRow{addr: named}
+		if g, err := discover.Route(named.Addr()); err == nil {
+			row.route = discover.Gateway{Local: g.Local, Interface: g.Interface, Index: g.Index}
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+// systemRoutes are the host's default routes, and those of them that the kernel
+// uses, one of each family.
+func systemRoutes() (all, used []discover.Gateway, err error) {
+	for _, way := range []func() (discover.Gateway, error){discover.Default, discover.Default6} {
+		if g, err := way(); err == nil {
+			used = append(used, g)
+		}
+	}
+	all, err = discover.Gateways()
+	return all, used, err
+}
+
+// ask asks all gateways at once. It does not fail: what failed is the answer.
+func (a *app) ask(ctx context.Context, rows []*gatewayRow) {
+	ctx, cancel := within(ctx, cmp.Or(a.settings.timeout, questionTime))
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, r := range rows {
+		r.answers = make([]answer, len(a.wanted()))
+		for i, o := range a.wanted() {
+			r.answers[i].opener = o
+			if addr := r.addr.Addr(); addr.Is4() || addr.Is6() && o.ipv6 {
+				wg.Go(func() { r.answers[i] = a.question(ctx, o, r) })
+			}
+		}
+	}
+	wg.Wait()
+}
+
+// question asks one gateway one protocol's cheapest question.
+func (a *app) question(ctx context.Context, o opener, r *gatewayRow) answer {
+	w := way{gateway: r.addr, iface: a.settings.iface, source: a.settings.source}
+	if !a.settings.gateway.IsValid() {
+		w.iface = r.route.Interface
+		if !w.source.IsValid() {
+			w.source = r.route.Local
+		}
+	}
+	b, err := o.open(a, w)
+	if err != nil {
+		return answer{opener: o, speaks: "no", err: err}
+	}
+	defer func() { _ = b.Close() }()
+	start := time.Now()
+	external, err := b.ask(ctx)
+	return answer{opener: o, speaks: verdict(err), external: external, took: time.Since(start), err: err}
+}
+
+// verdict is an error in a word. A gateway that refuses to map anything, or has
+// no internet connection, speaks the protocol nonetheless.
+func verdict(err error) string {
+	switch {
+	case err == nil:
+		return "yes"
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, backends.ErrNotAuthorized):
+		return "refused"
+	case errors.Is(err, backends.ErrNoReply):
+		return "silent"
+	case errors.Is(err, backends.ErrUnsupported), errors.Is(err, backends.ErrMalformed):
+		return "no"
+	}
+	return "yes"
+}
+
+func (a *app) gatewayTable(rows []*gatewayRow) *table {
+	head := []string{"USED", "GATEWAY", "INTERFACE", "LOCAL", "METRIC"}
+	for _, o := range a.wanted() {
+		head = append(head, o.title)
+	}
+	t := newTable(append(head, "EXTERNAL", "TOOK")...)
+	for _, r := range rows {
+		used, metric := " ", ""
+		if r.used {
+			used = "*"
+		}
+		if r.route.Addr.IsValid() || r.used {
+			metric = strconv.Itoa(r.route.Metric)
+		}
+		cells := []string{used, r.name(), r.route.Interface, addrText(r.route.Local), metric}
+		var external, took string
+		for _, an := range r.answers {
+			cells = append(cells, an.speaks)
+			if an.err == nil && an.speaks != "" && took == "" {
+				took = an.took.Round(10 * time.Microsecond).String()
+			}
+			if external == "" {
+				external = addrText(an.external)
+			}
+		}
+		t.row(append(cells, external, took)...)
+	}
+	return t
+}
+
+func (r *gatewayRow) name() string {
+	if !r.addr.Addr().IsValid() {
+		return "(no next hop)"
+	}
+	return endpointText(r.addr)
+}
+
+func addrText(addr netip.Addr) string {
+	if !addr.IsValid() {
+		return ""
+	}
+	return addr.String()
+}
+
+// explain adds the reasons of those that did not answer well.
+func (a *app) explain(rows []*gatewayRow) {
+	for _, r := range rows {
+		for _, an := range r.answers {
+			if an.err != nil {
+				a.sayf("%s: %s: %s\n", r.name(), an.opener.title, strings.TrimPrefix(an.err.Error(), an.opener.name+": "))
+			}
+		}
+	}
+}
+
+// answerRecord is an answer in JSON.
+type answerRecord struct {
+	Speaks   string  `json:"speaks"`
+	External string  `json:"external,omitempty"`
+	Took     float64 `json:"took_ms"`
+	Error    string  `json:"error,omitempty"`
+}
+
+// record is the row in JSON. Protocols that were not asked are left out.
+func (r *gatewayRow) record() any {
+	answers := map[string]answerRecord{}
+	for _, an := range r.answers {
+		if an.speaks == "" {
+			continue
+		}
+		rec := answerRecord{Speaks: an.speaks, External: addrText(an.external), Took: float64(an.took.Microseconds()) / 1000}
+		if an.err != nil {
+			rec.Error = an.err.Error()
+		}
+		answers[an.opener.name] = rec
+	}
+	address := ""
+	if r.addr.Addr().IsValid() {
+		address = endpointText(r.addr)
+	}
+	return struct {
+		Event     string                  `json:"event"`
+		Gateway   string                  `json:"gateway"`
+		Interface string                  `json:"interface"`
+		Local     string                  `json:"local"`
+		Metric    int                     `json:"metric"`
+		Used      bool                    `json:"used"`
+		Protocols map[string]answerRecord `json:"protocols"`
+	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.used, answers}
+}

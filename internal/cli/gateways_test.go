@@ -1,0 +1,121 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// hosts is an app of a host with these routes, whose gateways answer at the
+// addresses of others.
+func hosts(all, used []discover.Gateway, at map[netip.Addr]netip.AddrPort) func(*app) {
+	return func(a *app) {
+		a.routes = func() ([]discover.Gateway, []discover.Gateway, error) { return all, used, nil }
+		a.openers = slices.Clone(openers)
+		for i, o := range openers {
+			a.openers[i].open = func(a *app, w way) (speaker, error) {
+				return o.open(a, way{gateway: at[w.gateway.Addr()]})
+			}
+		}
+	}
+}
+
+func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
+	t.Helper()
+	gw, err := gatewaytest.Start(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = gw.Close() })
+	return gw
+}
+
+func TestGateways(t *testing.T) {
+	t.Parallel()
+	good, silent := router(t, gatewaytest.Config{}), router(t, gatewaytest.Config{})
+	pcp, pcp6 := router(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}}), router(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}})
+	natpmp := router(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}})
+	silent.Inject(gatewaytest.Fault{Drop: true})
+	first := discover.Gateway{Addr: netip.MustParseAddr("192.168.1.1"), Local: netip.MustParseAddr("192.168.1.7"), Interface: "eth0", Index: 2, Metric: 100}
+	all := []discover.Gateway{
+		first,
+		{Addr: netip.MustParseAddr("10.0.0.1"), Local: netip.MustParseAddr("10.0.0.7"), Interface: "wlan0", Index: 3, Metric: 600},
+		{Addr: netip.MustParseAddr("10.9.0.1"), Local: netip.MustParseAddr("10.9.0.7"), Interface: "x\x1b[2J\t", Index: 4, Metric: 700},
+		{Addr: netip.MustParseAddr("10.7.0.1"), Local: netip.MustParseAddr("10.7.0.7"), Interface: "eth1", Index: 6, Metric: 800},
+		{Local: netip.MustParseAddr("10.8.0.2"), Interface: "tun0", Index: 5},
+		{Addr: netip.MustParseAddr("fe80::1%eth0"), Local: netip.MustParseAddr("2a00::7"), Interface: "eth0", Index: 2, Metric: 1024},
+	}
+	host := hosts(all, all[:1], map[netip.Addr]netip.AddrPort{all[0].Addr: good.Addr(), all[1].Addr: silent.Addr(), all[2].Addr: pcp.Addr(), all[3].Addr: natpmp.Addr(), all[5].Addr: pcp6.Addr()})
+
+	got := run(t, host, "gateways", "--timeout", "100ms")
+	const want = `USED  GATEWAY        INTERFACE     LOCAL        METRIC  NAT-PMP  PCP     EXTERNAL    TOOK
+*     192.168.1.1    eth0          192.168.1.7  100     yes      yes     45.45.45.1  TIME
+      10.0.0.1       wlan0         10.0.0.7     600     silent   silent  -           -
+      10.9.0.1       x\x1b[2J\x09  10.9.0.7     700     no       yes     -           TIME
+      10.7.0.1       eth1          10.7.0.7     800     yes      no      45.45.45.1  TIME
+      (no next hop)  tun0          10.8.0.2     -       -        -       -           -
+      fe80::1%eth0   eth0          2a00::7      1024    -        yes     -           TIME
+`
+	table := regexp.MustCompile(`[0-9.]+[mµ]?s\n`).ReplaceAllString(got.stdout, "TIME\n")
+	if table != want || got.code != exitDone {
+		t.Errorf("exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	for _, reason := range []string{
+		"10.0.0.1: NAT-PMP: waiting for", "10.0.0.1: PCP: waiting for",
+		"10.9.0.1: NAT-PMP: the gateway speaks PCP", "10.7.0.1: PCP: the gateway speaks NAT-PMP",
+	} {
+		if !strings.Contains(got.stderr, reason) {
+			t.Errorf("no %q in\n%s", reason, got.stderr)
+		}
+	}
+	// That maps nothing, not even for a moment.
+	for _, gw := range []*gatewaytest.Gateway{good, silent, pcp, pcp6, natpmp} {
+		for _, r := range gw.Requests() {
+			if r.Op == gatewaytest.OpMap || r.Op == gatewaytest.OpUnmap || r.Op == gatewaytest.OpPeer {
+				t.Errorf("%s was asked", r.Name())
+			}
+		}
+		if n := len(gw.Table()); n != 0 {
+			t.Errorf("%d mappings", n)
+		}
+	}
+
+	got = run(t, host, "gateways", "--interface", "eth0", "--json")
+	lines := strings.Split(strings.TrimSpace(got.stdout), "\n")
+	var row struct {
+		Gateway, Local string
+		Used           bool
+		Protocols      map[string]struct{ Speaks, External string }
+	}
+	if err := json.Unmarshal([]byte(lines[0]), &row); err != nil || len(lines) != 2 || row.Gateway != "192.168.1.1" || !row.Used ||
+		row.Protocols["natpmp"].Speaks != "yes" || row.Protocols["natpmp"].External != "45.45.45.1" ||
+		len(row.Protocols) != 2 || row.Protocols["pcp"].Speaks != "yes" || row.Protocols["pcp"].External != "" {
+		t.Errorf("%v: %+v\n%s", err, row, got.stdout)
+	}
+
+	// A gateway that is named, and is one of them.
+	got = run(t, host, "gateways", "-g", "192.168.1.1")
+	if !strings.Contains(got.stdout, "eth0") || strings.Count(got.stdout, "\n") != 2 {
+		t.Errorf("%s%s", got.stdout, got.stderr)
+	}
+}
+
+func TestGatewaysWithoutRoutes(t *testing.T) {
+	t.Parallel()
+	if got := run(t, hosts(nil, nil, nil), "gateways"); got.code != exitNoGateway {
+		t.Errorf("exit code %d: %s", got.code, got.stderr)
+	}
+	got := run(t, func(a *app) {
+		a.routes = func() ([]discover.Gateway, []discover.Gateway, error) { return nil, nil, errors.ErrUnsupported }
+	}, "gateways")
+	if got.code != exitOther {
+		t.Errorf("exit code %d: %s", got.code, got.stderr)
+	}
+}

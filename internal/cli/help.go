@@ -1,0 +1,127 @@
+package cli
+
+// The texts of --help. A test parses every example.
+
+const rootHelp = `goforward asks your router to forward a port to this host, so that the internet
+reaches a program behind it.
+
+  goforward map 8080          forward port 8080 to this host, for two hours
+  goforward map 8080 --hold   the same, kept alive until Ctrl-C
+  goforward unmap 8080        take it away
+  goforward demo              watch it work, on a router made for the occasion
+
+The router's part is half of the way: this host's own firewall must let the
+connections in as well.
+
+What was asked for goes to stdout, everything else to stderr.
+
+Exit codes:
+  0  done
+  1  something else went wrong, or the gateway cannot do that
+  2  the command line makes no sense; nothing was sent
+  3  there is no gateway, or nothing on it answered
+  4  the gateway refused: not allowed, no internet, no room, or another NAT before it
+  5  somebody else has the port
+  6  no reply from a gateway that was named, or that had answered before`
+
+const mapHelp = `Map asks the gateway to forward a port to this host, and prints the external
+endpoint: what to tell others. The mapping stays for its lifetime and is then
+gone, unless you map again, or use --hold.
+
+  8080            external port 8080, or another if the gateway will not, to 8080 here
+  80:8080         external port 80 to 8080 here
+  80:8080/udp     with a protocol: tcp, udp, both, or another's name or number
+  6881 6881       public and private port, as natpmpc has them; public 0 is no wish
+  (none)          a local port that is free just now
+
+NAT-PMP maps TCP and UDP to this host, over IPv4, and always for a limited time.
+--from, --to, --ipv6 and other protocols take a gateway that speaks PCP. Some accept
+--from and let everybody in all the same.
+
+With --hold the mapping is renewed in time, and asked for again when the gateway
+restarts; each change is told on stderr, and the external endpoint is printed
+again. Ctrl-C or SIGTERM takes the mapping away and exits with 0, or with 1 where
+the gateway does not take it away; a second one exits at once with 1, and the mapping
+stays for its lifetime.
+
+With --json, stdout has an object on each line, one for each protocol: event is
+mapped, changed, lost, restored, unmapped or error. An address that the gateway
+does not tell is "", and a mapping without an end has no lifetime_s and expires.
+
+This host's own firewall must let the connections in as well.`
+
+const mapExamples = `  goforward map 8080
+  goforward map 80:8080
+  goforward map 27015/both --hold
+  goforward map 443:8443 --exact --lifetime 24h
+  goforward map -u -l 3600 -g 192.168.1.1 6881 6881   # the arguments of py-natpmp
+  goforward map --same-port --hold --json             # one number for both, as torrents want it
+  goforward map 8080 -6                               # IPv6: nothing but the firewall is in the way
+  goforward map 8080/udp --from 198.51.100.7          # one peer only, where the gateway can
+  goforward map 22 --to 192.168.1.9                   # for another host, where the gateway allows it`
+
+const unmapHelp = `Unmap takes a mapping away that an earlier map made, from this process or another,
+by whichever protocol. It is found by the internal port: in 80:8080 that is 8080. It
+takes the arguments and flags of map, and those that do not tell which mapping is
+meant change nothing. With --same-port, name the internal port that map told.
+
+A gateway gives up a mapping by PCP only to who knows its secret. That is derived from
+a key that map keeps in a file of the user's, $XDG_STATE_HOME/goforward/nonce.key (by
+default in ~/.local/state; on macOS and Windows where settings are): another user's
+unmap is refused, and exits with 4. NAT-PMP has no secrets, and cannot tell two
+programs on one host apart that mapped the same internal port: it is gone for both.
+
+That there is no such mapping is success. With --json, backend has all the protocols
+that were asked.`
+
+const unmapExamples = `  goforward unmap 8080
+  goforward unmap 80:8080/udp
+  goforward unmap 27015/both
+  goforward unmap 22 --to 192.168.1.9
+  goforward unmap 8080 -6
+  goforward unmap -u -g 192.168.1.1 6881 6881`
+
+const listHelp = `List shows what the gateway forwards, whoever asked for it.
+
+Neither NAT-PMP nor PCP has a way to ask that: with a gateway that speaks nothing else,
+list says so and exits with 1.`
+
+const listExamples = `  goforward list
+  goforward list --json`
+
+const ipHelp = `Ip asks the gateway for its external address and prints it: the address that the
+internet sees this host as. Where that is a private one, another NAT stands before
+the gateway; a line on stderr says so.
+
+PCP has no question for it: a gateway that speaks nothing else is asked for a mapping,
+which is taken away at once.`
+
+const ipExamples = `  goforward ip
+  goforward ip -g 192.168.1.1 --timeout 1
+  goforward ip --json`
+
+const gatewaysHelp = `Gateways shows every default route of this host, marks with * those that the kernel
+uses for the internet, and asks each gateway, or the one that is named, what it speaks:
+IPv6 ones for PCP only. They are asked at once, for two seconds at most, or for
+--timeout. Nothing is mapped.
+
+  yes       it answered
+  no        it answered in another protocol
+  refused   it has the port closed, or refuses
+  silent    nothing came back
+  -         it was not asked
+
+The external address is what NAT-PMP tells; PCP tells it only with a mapping, for
+which see ip.`
+
+const gatewaysExamples = `  goforward gateways
+  goforward gateways -g 192.168.1.1 --timeout 500ms
+  goforward gateways --interface eth0 --json`
+
+const demoHelp = `Demo starts a router of its own within this process, maps a port on it, sends bytes
+through from an internet of its own, restarts the router, and takes all away again.
+
+It needs no network and no rights, touches nothing outside of this host, and leaves
+nothing behind.`
+
+const demoExamples = `  goforward demo`

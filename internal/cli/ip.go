@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natforward/goforward/forward"
+)
+
+func (a *app) ipCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "ip",
+		Short:   "Print the gateway's external address",
+		Long:    ipHelp,
+		Example: ipExamples,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.ip(cmd.Context()) },
+	}
+}
+
+func (a *app) ip(ctx context.Context) error {
+	f, err := forward.New(a.config())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	addr, err := f.ExternalIP(ctx)
+	if err != nil {
+		return err
+	}
+	gateway, err := f.Gateway(ctx) // it is remembered: nothing is sent
+	if err != nil {
+		return err
+	}
+	scope := forward.ScopeOf(addr)
+	if a.settings.json {
+		a.object(struct {
+			Event   string        `json:"event"`
+			IP      netip.Addr    `json:"ip"`
+			Scope   forward.Scope `json:"scope"`
+			Gateway string        `json:"gateway"`
+		}{"ip", addr, scope, endpointText(gateway.Addr)})
+	} else {
+		a.printf("%v\n", addr)
+	}
+	switch {
+	case scope == forward.ScopePublic:
+	case addr.Is6():
+		a.sayf("This is a %v address: the internet does not reach it.\n", scope)
+	default:
+		a.sayf("This is a %v address: another NAT stands before the gateway, and the internet does not reach it.\n", scope)
+	}
+	return nil
+}

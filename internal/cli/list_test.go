@@ -1,0 +1,81 @@
+package cli
+
+import (
+	"context"
+	"iter"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// lister is a NAT-PMP backend whose gateway tells its table.
+type lister struct {
+	*natpmp.Backend
+	failure error
+}
+
+var _ backends.Lister = lister{}
+
+var listed = []backends.Entry{
+	{Enabled: true, Mapping: backends.Mapping{
+		Protocol: backends.TCP, External: netip.MustParseAddrPort("45.45.45.1:80"), Internal: netip.MustParseAddrPort("192.168.1.7:8080"),
+		Lifetime: time.Hour, Description: "web\x1b]0;pwned\x07\n", Backend: "natpmp",
+	}},
+	{Mapping: backends.Mapping{
+		Protocol: backends.UDP, External: netip.MustParseAddrPort("45.45.45.1:53"), Internal: netip.MustParseAddrPort("192.168.1.8:53"),
+		Lifetime: backends.Forever, Backend: "natpmp",
+	}},
+}
+
+func (l lister) List(context.Context) iter.Seq2[backends.Entry, error] {
+	return func(yield func(backends.Entry, error) bool) {
+		for _, e := range listed {
+			if !yield(e, nil) {
+				return
+			}
+		}
+		if l.failure != nil {
+			yield(backends.Entry{}, l.failure)
+		}
+	}
+}
+
+func (l lister) EntryAt(context.Context, int) (backends.Entry, error) {
+	return backends.Entry{}, backends.ErrInvalid
+}
+
+func TestList(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{})
+	with := func(failure error) func(*app) {
+		return func(a *app) {
+			a.openers = []opener{{name: "natpmp", title: "NAT-PMP", open: func(_ *app, w way) (speaker, error) {
+				b, err := natpmp.New(natpmp.Config{Gateway: w.gateway})
+				return speaker{lister{b, failure}, b.ExternalAddr}, err
+			}}}
+		}
+	}
+	const want = `PROTOCOL  EXTERNAL       INTERNAL          REMAINING  ENABLED  DESCRIPTION
+tcp       45.45.45.1:80  192.168.1.7:8080  1h0m0s     yes      web\x1b]0;pwned\x07\n
+udp       45.45.45.1:53  192.168.1.8:53    no end     no       -
+`
+	if got := run(t, with(nil), "list", "-g", gw.Addr().String()); got != (ran{exitDone, want, ""}) {
+		t.Errorf("%+v", got)
+	}
+	// A table that breaks off is shown as far as it went.
+	if got := run(t, with(backends.ErrMalformed), "list", "-g", gw.Addr().String()); got.stdout != want || got.code != exitOther {
+		t.Errorf("%+v", got)
+	}
+	const wantJSON = `{"event":"entry","protocol":"tcp","external":{"ip":"45.45.45.1","port":80},"internal":{"ip":"192.168.1.7","port":8080},` +
+		`"backend":"natpmp","gateway":"","lifetime_s":3600,"scope":"public","description":"web\u001b]0;pwned\u0007\n","enabled":true}
+{"event":"entry","protocol":"udp","external":{"ip":"45.45.45.1","port":53},"internal":{"ip":"192.168.1.8","port":53},` +
+		`"backend":"natpmp","gateway":"","scope":"public","enabled":false}
+`
+	if got := run(t, with(nil), "list", "-g", gw.Addr().String(), "--json"); got != (ran{exitDone, wantJSON, ""}) {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+)
+
+func (a *app) mapCommand() *cobra.Command {
+	var (
+		w    wish
+		hold bool
+	)
+	cmd := &cobra.Command{
+		Use:               "map [[EXTERNAL:]INTERNAL[/PROTOCOL] | PUBLIC PRIVATE]",
+		Short:             "Forward a port of the gateway to this host",
+		Long:              mapHelp,
+		Example:           mapExamples,
+		Args:              portArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := w.complete(args); err != nil {
+				return err
+			}
+			if err := a.fits(&w); err != nil {
+				return err
+			}
+			if hold {
+				return a.hold(cmd.Context(), &w)
+			}
+			return a.mapOnce(cmd.Context(), &w)
+		},
+	}
+	w.register(cmd)
+	cmd.Flags().BoolVar(&hold, "hold", false, "keep it alive until Ctrl-C, then take it away")
+	return cmd
+}
+
+// portArgs judges the arguments of map and unmap before anything else happens.
+func portArgs(_ *cobra.Command, args []string) error {
+	_, err := parsePorts(args)
+	return err
+}
+
+// mapOnce leaves a mapping for its lifetime.
+func (a *app) mapOnce(ctx context.Context, w *wish) error {
+	config := a.config()
+	config.NonceKey = a.nonceKey()
+	f, err := forward.New(config)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	m, err := f.Enable(ctx, append(w.options(), forward.Once())...)
+	if err != nil {
+		return mapFailure(ctx, err)
+	}
+	granted := m.State()
+	a.mapped(granted)
+	a.sayf("%s, by %s, %s\n", arrow(granted), grantor(granted[0]), until(m.Expires()))
+	a.remark(w, granted)
+	return nil
+}
+
+// mapFailure explains an interrupt: what was asked for may be on its way.
+func mapFailure(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: what the gateway granted meanwhile stays for its lifetime\n  → goforward unmap takes it away", errInterrupted)
+	}
+	return err
+}
+
+// mapped prints what was asked for.
+func (a *app) mapped(granted []backends.Mapping) {
+	if a.settings.json {
+		a.records("mapped", granted, record{})
+		return
+	}
+	a.printf("%s\n", endpointText(granted[0].External))
+}
+
+// remark adds what somebody should know who relies on the mapping.
+func (a *app) remark(w *wish, granted []backends.Mapping) {
+	external := granted[0].External
+	if w.external != 0 && external.Port() != w.external {
+		a.sayf("The gateway gave external port %d in place of %d.\n", external.Port(), w.external)
+	}
+	switch scope := forward.ScopeOf(external.Addr()); {
+	case external.Addr().Is6() && scope != forward.ScopePublic:
+		a.sayf("%v is not an address of the internet.\n", external.Addr())
+	case scope == forward.ScopeUnknown:
+		a.sayf("The gateway does not tell its external address.\n")
+	case scope == forward.ScopePrivate:
+		a.sayf("%v is not an address of the internet: another NAT stands before the gateway.\n", external.Addr())
+	case scope == forward.ScopeShared:
+		a.sayf("%v is an address that the provider shares out: its own NAT stands before the gateway.\n", external.Addr())
+	}
+	if w.from.Addr().IsValid() {
+		a.sayf("The gateway says that it keeps others than %s out: try it, not all do.\n", endpointText(w.from))
+	}
+	firewall := "This host's own firewall"
+	if w.to.IsValid() {
+		firewall = fmt.Sprintf("The firewall of %v", w.to)
+	}
+	a.sayf("%s must let %s port %d in too.\n", firewall, protocolsText(granted), granted[0].Internal.Port())
+}
+
+// arrow is a mapping in a few words; the mappings of a unit differ in the
+// protocol only.
+func arrow(ms []backends.Mapping) string {
+	return fmt.Sprintf("%s %s → %v", protocolsText(ms), endpointText(ms[0].External), ms[0].Internal)
+}
+
+func protocolsText(ms []backends.Mapping) string {
+	var names []string
+	for _, m := range ms {
+		names = append(names, m.Protocol.String())
+	}
+	return strings.Join(names, "+")
+}
+
+func grantor(m backends.Mapping) string {
+	return m.Backend + " at " + endpointText(m.Gateway)
+}
+
+func until(expires time.Time) string {
+	if expires.IsZero() {
+		return "without an end"
+	}
+	return "until " + expires.Local().Format(time.DateTime)
+}
+
+// endpointText leaves out what is not known: the address of a gateway that does
+// not tell, or the port that is the protocol's own.
+func endpointText(ap netip.AddrPort) string {
+	switch {
+	case ap == netip.AddrPort{}:
+		return ""
+	case !ap.Addr().IsValid():
+		return fmt.Sprintf(":%d", ap.Port())
+	case ap.Port() == 0:
+		return ap.Addr().String()
+	}
+	return ap.String()
+}

@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natforward/goforward/forward"
+)
+
+// settings are the flags of every command.
+type settings struct {
+	gateway   netip.AddrPort
+	iface     string
+	source    netip.Addr
+	order     []string
+	timeout   time.Duration
+	announce  netip.AddrPort
+	json      bool
+	verbosity int
+}
+
+// register makes the settings flags of a command and all below it.
+func (s *settings) register(cmd *cobra.Command, openers []opener) {
+	f := cmd.PersistentFlags()
+	f.SortFlags = false
+	f.VarP(&value[netip.AddrPort]{to: &s.gateway, kind: "ADDR[:PORT]", parse: parseEndpoint}, "gateway", "g",
+		"gateway to ask (default: the one that leads to the internet)")
+	f.StringVar(&s.iface, "interface", "", "`NAME` of the interface to leave by")
+	f.Var(&value[netip.Addr]{to: &s.source, kind: "ADDR", parse: parseAddr}, "source",
+		"local address to ask from, which is the one that gets the mappings")
+	f.Var(&value[[]string]{to: &s.order, kind: "NAMES", parse: orderParser(openers)}, "backend",
+		"protocols to speak, separated by commas, the preferred first: "+strings.Join(openerNames(openers), ", "))
+	f.Var(&value[time.Duration]{to: &s.timeout, kind: "SECONDS", parse: parseSeconds}, "timeout",
+		"how long to wait for the gateway: seconds, or a duration such as 500ms")
+	f.BoolVar(&s.json, "json", false, "one JSON object a line on stdout")
+	f.CountVarP(&s.verbosity, "verbose", "v", "tell on stderr what happens; -vv tells all")
+	// For gateways that are tests: those of a network announce where the standards say.
+	f.Var(&value[netip.AddrPort]{to: &s.announce, kind: "ADDR:PORT", parse: parseEndpoint}, "announce",
+		"where to listen for announcements")
+	_ = f.MarkHidden("announce")
+	_ = cmd.RegisterFlagCompletionFunc("backend", completeList(openerNames(openers)))
+	_ = cmd.RegisterFlagCompletionFunc("interface", completeInterfaces)
+}
+
+// orderParser reads a list of protocols.
+func orderParser(openers []opener) func(string) ([]string, error) {
+	return func(s string) ([]string, error) {
+		known := openerNames(openers)
+		var order []string
+		for name := range strings.SplitSeq(s, ",") {
+			if name = strings.ToLower(strings.TrimSpace(name)); !slices.Contains(known, name) {
+				return nil, fmt.Errorf("no backend %q: there is %s", name, strings.Join(known, ", "))
+			}
+			if !slices.Contains(order, name) {
+				order = append(order, name)
+			}
+		}
+		return order, nil
+	}
+}
+
+// config is what the facade is told. A timeout that was asked for bounds the
+// whole call and the discovery within it.
+func (a *app) config() *forward.Config {
+	s := &a.settings
+	return &forward.Config{
+		Wait: s.timeout, Timeout: s.timeout, Order: s.order, Gateway: s.gateway,
+		Interface: s.iface, Source: s.source, Announce: s.announce, Logger: a.logger(),
+	}
+}
+
+// logger is nil where nobody asked for one.
+func (a *app) logger() *slog.Logger {
+	level := slog.LevelInfo
+	switch a.settings.verbosity {
+	case 0:
+		return nil
+	case 1:
+	default:
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+func completeList(values []string) cobra.CompletionFunc {
+	return func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return values, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func completeInterfaces(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, ifi := range interfaces {
+		names = append(names, ifi.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,130 @@
+package port5351
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestOpenInvalid(t *testing.T) {
+	for _, gateway := range []string{"0.0.0.0:5351", "192.0.2.1:0", "[::]:5351"} {
+		if _, err := Open(Config{Gateway: netip.MustParseAddrPort(gateway)}); err == nil {
+			t.Errorf("Open(%s) succeeded", gateway)
+		}
+	}
+	if _, err := Open(Config{}); err == nil {
+		t.Error("Open of nothing succeeded")
+	}
+}
+
+// Who opens the same way shares the link, and only the last Close ends it.
+func TestShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, a := newLink(t, "192.0.2.1:5351")
+		b := w.link(t, a.config)
+		if a != b {
+			t.Fatal("two links for one way")
+		}
+		result := make(chan error, 1)
+		go func() {
+			_, err := a.Do(t.Context(), echoes("q", Foreground, time.Minute))
+			result <- err
+		}()
+		synctest.Wait()
+		b.Close()
+		synctest.Wait()
+		select {
+		case err := <-result:
+			t.Fatalf("the first Close ended an exchange: %v", err)
+		default:
+		}
+		a.Close()
+		if err := <-result; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("error %v, want net.ErrClosed", err)
+		}
+		if _, err := a.Do(t.Context(), echoes("q", Foreground, time.Minute)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after Close: %v, want net.ErrClosed", err)
+		}
+		if len(links.byWay) != 0 || len(links.queues) != 0 {
+			t.Errorf("left open: %v, %v", links.byWay, links.queues)
+		}
+	})
+}
+
+// Two ways to one gateway have one queue; two gateways have two.
+func TestQueuePerGateway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := netip.MustParseAddrPort("192.0.2.1:5351")
+		w := &wire{begun: time.Now()}
+		a := w.link(t, Config{Gateway: gw})
+		b := w.link(t, Config{Gateway: gw, Source: netip.MustParseAddr("192.0.2.11")})
+		c := w.link(t, Config{Gateway: netip.MustParseAddrPort("192.0.2.2:5351")})
+		defer a.Close()
+		defer b.Close()
+		defer c.Close()
+		for _, try := range []struct {
+			l *Link
+			q string
+		}{{a, "a"}, {b, "b"}, {c, "c"}} {
+			go func() { _, _ = try.l.Do(t.Context(), echoes(try.q, Foreground, time.Second)) }()
+			synctest.Wait()
+		}
+		time.Sleep(10 * time.Second)
+		logged(t, w, "a 0s", "c 0s", "b 1s")
+	})
+}
+
+// What the rules of RFC 6887 section 8.5 and RFC 6886 section 3.6 make of an
+// epoch, some seconds after another.
+func TestEpoch(t *testing.T) {
+	for _, v := range []struct {
+		before, elapsed, now int
+		pcp, natpmp          bool // lost
+	}{
+		{1000, 0, 1000, false, false},
+		{1000, 0, 999, false, false},
+		{1000, 1, 999, false, false},
+		{1000, 2, 999, true, true},
+		{1000, 0, 998, true, false},
+		{1000, 100, 1100, false, false},
+		{1000, 100, 1094, false, false},
+		{1000, 100, 1092, false, false},
+		{1000, 100, 1091, true, false},
+		{1000, 100, 1108, false, false},
+		{1000, 100, 1109, true, false},
+		{1000, 100, 1110, true, false},
+		{1000, 100, 1086, true, false},
+		{1000, 100, 1085, true, true},
+		{1000, 3600, 4600, false, false},
+		{1000, 3600, 4373, false, false},
+		{1000, 3600, 4372, true, false},
+		{1000, 3600, 4148, true, false},
+		{1000, 3600, 4147, true, true},
+		{1000, 3600, 4837, false, false},
+		{1000, 3600, 4842, false, false},
+		{1000, 3600, 4843, true, false},
+		{1000, 3600, 4844, true, false},
+		{1000, 60, 50, true, true},
+		{0, 2, 0, false, false},
+		{0, 3, 0, true, true},
+		{0, 100, 4294967295, true, false},
+	} {
+		for name, rule := range map[string]struct {
+			lost epochRule
+			want bool
+		}{"PCP": {pcpLost, v.pcp}, "NAT-PMP": {natpmpLost, v.natpmp}} {
+			var c epochClock
+			at := time.Now()
+			if c.observe(time.Duration(v.before)*time.Second, at, rule.lost) {
+				t.Errorf("%s %+v: the first epoch ever is no loss", name, v)
+			}
+			later := at.Add(time.Duration(v.elapsed) * time.Second)
+			if got := c.observe(time.Duration(v.now)*time.Second, later, rule.lost); got != rule.want {
+				t.Errorf("%s %+v: lost is %v", name, v, got)
+			}
+		}
+	}
+}

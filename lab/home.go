@@ -1,0 +1,176 @@
+package lab
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// HomeNet is a home, its router and somebody outside.
+type HomeNet struct {
+	Lan    *Host   // 192.168.77.2
+	Router *Host   // lan0 192.168.77.1, wan0 with the external address
+	Wan    *Host   // the next address after the external one
+	Switch *Switch // joins Lan and Router, and whatever else is plugged in
+	Daemon *Daemon // miniupnpd, started
+
+	Gateway  netip.Addr // the router as the home sees it
+	External netip.Addr // the router as the world sees it
+
+	// With Router.IPv6.
+	Gateway6 netip.Addr // the router as the home sees it
+	Lan6     netip.Addr // Lan as everybody sees it
+
+	provider *Switch // joins Router and Wan
+	lab      *Lab
+}
+
+// Home builds a home with this router and waits until the router works.
+func Home(t testing.TB, router Router) *HomeNet {
+	t.Helper()
+	l := New(t)
+	home := &HomeNet{Lan: l.Host("lan"), Wan: l.Host("wan"), Switch: l.Switch("switch"), lab: l}
+	home.Router = l.Host("router")
+	home.Switch.Plug(home.Router.Port("lan0", router.inside().String()))
+	home.Gateway = router.inside().Addr()
+	home.plug(home.Lan, lanAddr)
+	home.provider = l.Switch("provider")
+	home.provider.Plug(home.Router.Port("wan0", router.wan().String()))
+	home.provider.Plug(home.Wan.Port("eth0", router.outside().String()))
+	if router.IPv6 {
+		home.addIPv6(t)
+	}
+	home.route(t, router)
+	return home
+}
+
+// Rival adds another router to the home. What
+// it returns is the same home by way of that one: hosts go on to use the other,
+// until their default route is changed. Its address is 192.168.77.254.
+func (home *HomeNet) Rival(t testing.TB, router Router) *HomeNet {
+	t.Helper()
+	router.lan = netip.MustParsePrefix("192.168.77.254/24")
+	l := home.lab
+	second := &HomeNet{
+		Lan: home.Lan, Router: l.Host("router2"), Wan: l.Host("wan2"), Switch: home.Switch,
+		Gateway: router.lan.Addr(), lab: l,
+	}
+	home.Switch.Plug(second.Router.Port("lan0", router.lan.String()))
+	l.Connect(second.Router.Port("wan0", router.wan().String()), second.Wan.Port("eth0", router.outside().String()))
+	second.route(t, router)
+	return second
+}
+
+// Row builds a home whose router is behind another router: the outer network's
+// Lan is the inner one's Router, and the inner network's Wan the outer one's
+// Router. Between them is 10.66.66.0/24.
+func Row(t testing.TB, inner, outer Router) (in, out *HomeNet) {
+	t.Helper()
+	inner.WAN = netip.MustParsePrefix("10.66.66.2/24")
+	outer.lan = netip.MustParsePrefix("10.66.66.1/24")
+	l := New(t)
+	in = &HomeNet{
+		Lan: l.Host("lan"), Router: l.Host("router"), Wan: l.Host("outer"), Switch: l.Switch("switch"),
+		Gateway: inner.inside().Addr(), lab: l,
+	}
+	out = &HomeNet{Lan: in.Router, Router: in.Wan, Wan: l.Host("wan"), Gateway: outer.lan.Addr(), lab: l}
+	in.Switch.Plug(in.Router.Port("lan0", inner.inside().String()))
+	in.plug(in.Lan, lanAddr)
+	l.Connect(in.Router.Port("wan0", inner.WAN.String()), out.Router.Port("lan0", outer.lan.String()))
+	l.Connect(out.Router.Port("wan0", outer.wan().String()), out.Wan.Port("eth0", outer.outside().String()))
+	in.Router.Exec(t, "ip", "route", "add", "default", "via", out.Gateway.String())
+	out.route(t, outer)
+	in.route(t, inner)
+	return in, out
+}
+
+// route makes a router of a host that has its ports.
+func (home *HomeNet) route(t testing.TB, router Router) {
+	t.Helper()
+	home.External = router.wan().Addr()
+	home.Router.Sysctl(t, "net.ipv4.ip_forward", "1")
+	// Otherwise most of the port-unreachables that tests provoke are missing.
+	home.Router.Sysctl(t, "net.ipv4.icmp_ratelimit", "0")
+	home.Router.Nft(t, ruleset)
+	for _, r := range router.rules() {
+		home.Router.Rule(t, r.hook, r.text)
+	}
+	home.Daemon = newDaemon(t, home.Router, router, home.Gateway)
+	home.Daemon.Start(t)
+}
+
+// addIPv6 gives everybody global addresses.
+func (home *HomeNet) addIPv6(t testing.TB) {
+	t.Helper()
+	home.Gateway6 = netip.MustParsePrefix(gatewayAddr6).Addr()
+	home.Lan6 = netip.MustParsePrefix(lanAddr6).Addr()
+	home.Router.Sysctl(t, "net.ipv6.conf.all.forwarding", "1")
+	for _, a := range []struct {
+		host      *Host
+		dev, addr string
+		via       netip.Addr
+	}{
+		{home.Router, "lan0", gatewayAddr6, netip.Addr{}},
+		{home.Router, "wan0", wanAddr6, netip.Addr{}},
+		{home.Lan, "eth0", lanAddr6, home.Gateway6},
+		{home.Wan, "eth0", outsideAddr6, netip.MustParsePrefix(wanAddr6).Addr()},
+	} {
+		a.host.Exec(t, "ip", "addr", "add", a.addr, "dev", a.dev, "nodad")
+		if a.via.IsValid() {
+			a.host.Exec(t, "ip", "-6", "route", "add", "default", "via", a.via.String(), "dev", a.dev)
+		}
+	}
+	// Multicast of the daemon would leave by wan0 otherwise.
+	home.Router.Exec(t, "ip", "-6", "route", "add", "multicast", "ff02::1/128", "dev", "lan0", "table", "local")
+}
+
+// Join adds a host to the home, with an address such as "192.168.77.3/24".
+func (home *HomeNet) Join(name, addr string) *Host {
+	home.lab.t.Helper()
+	h := home.lab.Host(name)
+	home.plug(h, addr)
+	return h
+}
+
+// JoinOutside adds a host to the router's external network.
+func (home *HomeNet) JoinOutside(name, addr string) *Host {
+	home.lab.t.Helper()
+	h := home.lab.Host(name)
+	home.provider.Plug(h.Port("eth0", addr))
+	return h
+}
+
+func (home *HomeNet) plug(h *Host, addr string) {
+	t := home.lab.t
+	t.Helper()
+	home.Switch.Plug(h.Port("eth0", addr))
+	h.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
+}
+
+// Rules are the port forwardings that the router now has, a line each as nft
+// lists them.
+func (home *HomeNet) Rules(t testing.TB) []string {
+	t.Helper()
+	list := home.Router.Exec(t, "nft", "list", "chain", "inet", "filter", "prerouting_miniupnpd")
+	var rules []string
+	for line := range strings.Lines(list) {
+		if strings.Contains(line, "dnat") {
+			rules = append(rules, strings.TrimSpace(line))
+		}
+	}
+	return rules
+}
+
+// Pinholes are the openings of the IPv6 firewall that the router now has, a line
+// each as nft lists them.
+func (home *HomeNet) Pinholes(t testing.TB) []string {
+	t.Helper()
+	list := home.Router.Exec(t, "nft", "list", "chain", "inet", "filter", "miniupnpd")
+	var rules []string
+	for line := range strings.Lines(list) {
+		if strings.Contains(line, "@nh,192,128") { // the destination in the IPv6 header
+			rules = append(rules, strings.TrimSpace(line))
+		}
+	}
+	return rules
+}

@@ -1,0 +1,135 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Host is a machine of a lab: a network namespace with a name.
+type Host struct {
+	lab   *Lab
+	name  string
+	netns string
+
+	sourcePorts atomic.Uint32 // how many source ports were used to dial
+
+	mu    sync.Mutex
+	addrs []netip.Prefix
+}
+
+// Labs in parallel would race in the first ip netns add, which makes the
+// directory /run/netns a shared mount.
+var netnsMu sync.Mutex
+
+// Host adds a host that has a loopback interface and nothing else.
+func (l *Lab) Host(name string) *Host {
+	l.t.Helper()
+	// Fuzz workers are further processes in the same world, hence the pid.
+	h := &Host{lab: l, name: name, netns: fmt.Sprintf("lab%d.%d-%s", os.Getpid(), l.id, name)}
+	netnsMu.Lock()
+	err := l.ip("netns", "add", h.netns)
+	netnsMu.Unlock()
+	if err != nil {
+		l.t.Fatalf("lab: add host: %v", err)
+	}
+	l.mu.Lock()
+	l.hosts = append(l.hosts, h)
+	l.mu.Unlock()
+	// Without duplicate address detection IPv6 addresses are usable at once.
+	h.Exec(l.t, "sh", "-ec", `ip link set lo up
+		for f in /proc/sys/net/ipv6/conf/*/accept_dad; do [ ! -e $f ] || echo 0 >$f; done`)
+	return h
+}
+
+// Name is the name that the host was made with.
+func (h *Host) Name() string { return h.name }
+
+// Addr is the first address that the host was given.
+func (h *Host) Addr() netip.Addr {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.addrs) == 0 {
+		return netip.Addr{}
+	}
+	return h.addrs[0].Addr()
+}
+
+// Command prepares a program to run in the host.
+func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	h.lab.log.record("%s: prepared", h.prompt(name, args))
+	return h.command(ctx, name, args...)
+}
+
+func (h *Host) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	// ip replaces itself by the program, so signals reach the program.
+	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", h.netns, name}, args...)...)
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+func (h *Host) prompt(name string, args []string) string {
+	return h.name + "$ " + strings.Join(append([]string{name}, args...), " ")
+}
+
+// Run runs a program in the host and returns its standard output. An error
+// carries what the program said on standard error.
+func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
+	return h.lab.run(h.command(ctx, name, args...), h.prompt(name, args), "")
+}
+
+// Exec is Run for a program that must succeed.
+func (h *Host) Exec(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	return h.feed(t, "", name, args...)
+}
+
+func (h *Host) feed(t testing.TB, stdin, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	out, err := h.lab.run(h.command(ctx, name, args...), h.prompt(name, args), stdin)
+	if err != nil {
+		t.Fatalf("lab: %v", err)
+	}
+	return out
+}
+
+// Sysctl sets a kernel parameter of the host, as in
+// Sysctl(t, "net.ipv4.ip_forward", "1").
+func (h *Host) Sysctl(t testing.TB, key, value string) {
+	t.Helper()
+	path := "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
+	h.Exec(t, "sh", "-ec", `printf %s "$1" >"$0"`, path, value)
+}
+
+// remove ends what runs in the host and then the host.
+func (h *Host) remove() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	out, err := h.lab.run(exec.CommandContext(ctx, "ip", "netns", "pids", h.netns), "ip netns pids "+h.netns, "")
+	if err != nil {
+		h.lab.t.Errorf("lab: %v", err)
+	}
+	for _, field := range strings.Fields(out) {
+		pid, err := strconv.Atoi(field)
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		h.lab.log.record("%s: kill -9 %d, left over", h.name, pid)
+		if p, err := os.FindProcess(pid); err == nil {
+			_ = p.Kill()
+		}
+	}
+	if err := h.lab.ip("netns", "delete", h.netns); err != nil {
+		h.lab.t.Errorf("lab: %v", err)
+	}
+}

@@ -1,0 +1,16 @@
+package scenarios
+
+import (
+	"flag"
+	"testing"
+
+	"github.com/natforward/goforward/lab"
+)
+
+// The scenarios wait for lifetimes to pass and for silence much more than they
+// work, so more of them run at once than there are processors. An explicit
+// -parallel wins.
+func TestMain(m *testing.M) {
+	_ = flag.Set("test.parallel", "4")
+	lab.Main(m)
+}

@@ -1,0 +1,77 @@
+package lab
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+)
+
+// transcript is all that a lab did, for the reader of a failed test.
+type transcript struct {
+	mu      sync.Mutex
+	began   time.Time
+	lines   []string
+	dropped int
+}
+
+// transcriptLines bounds a transcript: daemons talk much.
+const transcriptLines = 2000
+
+func newTranscript() *transcript { return &transcript{began: time.Now()} }
+
+func (tr *transcript) record(format string, args ...any) {
+	text := strings.TrimRight(fmt.Sprintf(format, args...), "\n")
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	stamp := fmt.Sprintf("%8.3f ", time.Since(tr.began).Seconds())
+	tr.lines = append(tr.lines, stamp+strings.ReplaceAll(text, "\n", "\n         | "))
+	if n := len(tr.lines) - transcriptLines; n > 0 {
+		tr.lines = tr.lines[n:]
+		tr.dropped += n
+	}
+}
+
+func (tr *transcript) String() string {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	var b strings.Builder
+	if tr.dropped > 0 {
+		fmt.Fprintf(&b, "(%d earlier lines dropped)\n", tr.dropped)
+	}
+	b.WriteString(strings.Join(tr.lines, "\n"))
+	return b.String()
+}
+
+// lineWriter hands what is written to it to emit, line by line. An os/exec
+// command that has it as both outputs writes from one goroutine.
+type lineWriter struct {
+	mu   sync.Mutex
+	rest []byte
+	emit func(line string)
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rest = append(w.rest, p...)
+	for {
+		i := bytes.IndexByte(w.rest, '\n')
+		if i < 0 {
+			return len(p), nil
+		}
+		w.emit(string(w.rest[:i]))
+		w.rest = w.rest[i+1:]
+	}
+}
+
+// flush emits a last line that has no end.
+func (w *lineWriter) flush() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.rest) > 0 {
+		w.emit(string(w.rest))
+		w.rest = nil
+	}
+}

@@ -1,0 +1,176 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// reportFD is where a new world says why it could not be made; it closes it
+// without a word when it stands.
+const reportFD = 3
+
+const worldFlags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET
+
+// startWorld runs the command as the first process of a new world and returns
+// its exit code, or an error if there was no world to run it in.
+func startWorld(command func() *exec.Cmd) (int, error) {
+	// Pdeathsig is about the thread that forks, not about the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	userNS := &syscall.SysProcAttr{
+		Cloneflags:  worldFlags | syscall.CLONE_NEWUSER,
+		Pdeathsig:   syscall.SIGKILL,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
+	}
+	if os.Geteuid() != 0 {
+		return tryWorld(command(), userNS)
+	}
+	code, err := tryWorld(command(), &syscall.SysProcAttr{Cloneflags: worldFlags, Pdeathsig: syscall.SIGKILL})
+	if err == nil {
+		return code, nil
+	}
+	// Root in a container often lacks CAP_SYS_ADMIN but has user namespaces.
+	code, err2 := tryWorld(command(), userNS)
+	if err2 != nil {
+		return 0, errors.Join(err, err2)
+	}
+	return code, nil
+}
+
+func tryWorld(cmd *exec.Cmd, attr *syscall.SysProcAttr) (int, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	cmd.SysProcAttr = attr
+	cmd.ExtraFiles = []*os.File{w} // reportFD
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return 0, fmt.Errorf("make namespaces: %w", err)
+	}
+	defer forwardSignals(cmd.Process)()
+	reason, err := io.ReadAll(r)
+	if err != nil {
+		reason = []byte(err.Error())
+	}
+	err = cmd.Wait()
+	if len(reason) > 0 {
+		return 0, fmt.Errorf("make a world: %s", reason)
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return 0, err
+	}
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		fmt.Fprintf(os.Stderr, "lab: the tests were ended by signal: %v\n", status.Signal())
+		return 128 + int(status.Signal()), nil
+	}
+	return cmd.ProcessState.ExitCode(), nil
+}
+
+// forwardSignals hands on what would end this process or, with SIGQUIT, make
+// the tests show their goroutines: the world must not die before it has spoken.
+func forwardSignals(p *os.Process) (stop func()) {
+	c := make(chan os.Signal, 8)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case s := <-c:
+				_ = p.Signal(s)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(c)
+		close(done)
+	}
+}
+
+// enterWorld furnishes the namespaces that this process was started in.
+func enterWorld() error {
+	report := inheritedFile(reportFD, "report")
+	defer report.Close()
+	err := furnish()
+	if err != nil {
+		fmt.Fprint(report, err)
+	}
+	return err
+}
+
+func furnish() error {
+	if os.Getpid() != 1 {
+		return fmt.Errorf("%s=%s is set, but this is not the first process of a pid namespace", roleEnv, roleEnter)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	// ip netns and the daemons write to /run; /proc must show this pid namespace.
+	if err := unix.Mount("lab", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		return fmt.Errorf("mount a private /run: %w", err)
+	}
+	if self, err := os.Executable(); err != nil {
+		return err
+	} else if _, err := os.Stat(self); err != nil {
+		return fmt.Errorf("the private /run hides the test binary: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:noctx // immediate
+		return fmt.Errorf("ip link set lo up: %w: %s", err, out)
+	}
+	return os.WriteFile(worldMark, nil, 0o644)
+}
+
+// inheritedFile is a file that this process was started with, and that those
+// that it starts shall not have: they would keep a pipe open.
+func inheritedFile(fd int, name string) *os.File {
+	syscall.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), name)
+}
+
+// inNetns calls fn on a thread that is in the named network namespace. Sockets
+// that fn opens stay there; goroutines that it starts do not.
+func inNetns(name string, fn func() error) error {
+	target, err := os.Open("/run/netns/" + name)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace %s: %w", name, err)
+	}
+	fnErr := fn()
+	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+		// The thread stays locked, so that it dies with its goroutine and no
+		// other goroutine finds itself in the wrong namespace.
+		return fmt.Errorf("leave network namespace %s: %w", name, err)
+	}
+	runtime.UnlockOSThread()
+	return fnErr
+}
