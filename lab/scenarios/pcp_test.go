@@ -2,10 +2,8 @@ package scenarios
 
 import (
 	"testing"
-	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/lab"
 )
 
@@ -137,46 +135,10 @@ func TestPCPSamePort(t *testing.T) {
 	}
 }
 
-// As TestRenew.
 func TestPCPRenew(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "pcp: renewed for several lifetimes")
-	home := lab.Home(t, pcpOnly)
-	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
-	kept, left := f.enable(both(8080)), f.enable(tcp(8081), once)
-	wantPCP(t, kept)
-	f.event(forward.Mapped)
-	f.event(forward.Mapped)
-	over, byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8081"), home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
-	home.Reaches(t, over, left.External)
-
-	lifetimes := make(chan struct{})
-	time.AfterFunc(3*shortLease+shortLease/4, func() { close(lifetimes) })
-	gaps := make(chan time.Duration)
-	for _, echo := range []lab.Echo{byTCP, byUDP} {
-		go func() { gaps <- stays(t, home, echo, kept.External, lifetimes) }()
-	}
-	gone := goes(t, home, over, left.External, shortLease+3*time.Second)
-	t.Logf("the mapping that is not renewed went after %v", gone)
-	if gone < shortLease-time.Second {
-		t.Errorf("the mapping that is not renewed went after %v, want %v", gone, shortLease)
-	}
-	for range 2 {
-		gap := <-gaps
-		t.Logf("the longest gap: %v", gap)
-		if gap > longestGap {
-			t.Errorf("no bytes arrived for %v", gap)
-		}
-	}
-	home.Reaches(t, byTCP, kept.External)
-	home.Reaches(t, byUDP, kept.External)
-	if s := kept.now(); s.Failure != nil || s.External != at(home, 8080) || s.Backend != "pcp" || time.Until(s.Expires) < shortLease/4 {
-		t.Errorf("%+v", s)
-	}
-	wantRules(t, home, 2)
-	f.noEvent()
-	f.disable()
-	wantRules(t, home, 0)
+	testRenewal(t, pcpOnly, "pcp")
 }
 
 func TestPCPClose(t *testing.T) {

@@ -216,28 +216,23 @@ func TestRestless(t *testing.T) {
 	lab.Scenario(t, "forward: the router announces all the time")
 	home := lab.Home(t, lab.Router{})
 	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
+	steady := steadily(t, home, f)
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
 	home.Reaches(t, echo, m.External)
-	over := make(chan struct{})
-	time.AfterFunc(3*shortLease, func() { close(over) })
-	gap := make(chan time.Duration)
-	go func() { gap <- stays(t, home, echo, m.External, over) }()
+	wait := watched(t, home, m.External, steady, 3*shortLease, echo)
+	over := time.After(3 * shortLease)
 	tick := time.NewTicker(700 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for restless := true; restless; {
 		select {
 		case <-tick.C:
 			home.Daemon.Signal(t, announceSignal)
-			continue
-		case gap := <-gap:
-			t.Logf("the longest gap: %v", gap)
-			if gap > longestGap {
-				t.Errorf("no bytes arrived for %v", gap)
-			}
+		case <-over:
+			restless = false
 		}
-		break
 	}
+	wait()
 	home.Reaches(t, echo, m.External)
 }
 
