@@ -30,7 +30,7 @@ func TestEnable(t *testing.T) {
 	if want := netip.AddrPortFrom(here, 8080); got.Internal() != want {
 		t.Errorf("Internal %v, want %v", got.Internal(), want)
 	}
-	if got.Backend() != "memory" || got.Scope() != forward.ScopePublic || got.Err() != nil || !got.Gateway().IsValid() {
+	if got.Backend() != "memory" || got.Scope() != backends.ScopePublic || got.Err() != nil || !got.Gateway().IsValid() {
 		t.Errorf("backend %q, scope %v, err %v, gateway %v", got.Backend(), got.Scope(), got.Err(), got.Gateway())
 	}
 	if left := time.Until(got.Expires()); left < time.Hour || left > 2*time.Hour {

@@ -102,7 +102,7 @@ func (m *Mapping) Backend() string { return m.first().Backend }
 func (m *Mapping) Gateway() netip.AddrPort { return m.first().Gateway }
 
 // Scope returns how far the external address reaches.
-func (m *Mapping) Scope() Scope { return ScopeOf(m.External().Addr()) }
+func (m *Mapping) Scope() backends.Scope { return backends.ScopeOf(m.External().Addr()) }
 
 // Expires returns until when it was granted, or the zero Time where it has no
 // end or is not granted. It is renewed long before.

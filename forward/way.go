@@ -234,7 +234,7 @@ func (f *Forwarder) open(k wayKey) (*way, error) {
 		}
 		w.candidates = append(w.candidates, &candidate{backend: b, probe: probe})
 	}
-	if fam == ipv4 && ScopeOf(k.source) == ScopePublic {
+	if fam == ipv4 && backends.ScopeOf(k.source) == backends.ScopePublic {
 		w.candidates = append(w.candidates, &candidate{backend: direct{k.source}})
 	}
 	if len(w.candidates) == 0 {

@@ -292,18 +292,16 @@ func (b *Backend) refused(r backends.Request, err error) error {
 		return err
 	}
 	if own := refusal.External.Addr(); refusal.Code == NoResources && own.Is4() && !own.IsUnspecified() && own != r.External.Addr() {
-		switch {
-		case sharedSpace.Contains(own):
+		switch backends.ScopeOf(own) {
+		case backends.ScopeShared:
 			err = fmt.Errorf("%w: %w: %v, behind the provider's NAT", err, backends.ErrPrivateWAN, own)
-		case own.IsPrivate():
+		case backends.ScopePrivate:
 			err = fmt.Errorf("%w: %w: %v, behind another router", err, backends.ErrPrivateWAN, own)
 		}
 	}
 	b.holds.add(r, refusal, err, time.Now())
 	return err
 }
-
-var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
 
 // enforce undoes a mapping that is not what the request insists on.
 func (b *Backend) enforce(ctx context.Context, r backends.Request, m backends.Mapping) error {

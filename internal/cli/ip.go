@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -34,19 +35,19 @@ func (a *app) ip(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	scope := forward.ScopeOf(addr)
+	scope := backends.ScopeOf(addr)
 	if a.settings.json {
 		a.object(struct {
 			Event   string        `json:"event"`
 			IP      netip.Addr    `json:"ip"`
-			Scope   forward.Scope `json:"scope"`
+			Scope   backends.Scope `json:"scope"`
 			Gateway string        `json:"gateway"`
 		}{"ip", addr, scope, endpointText(gateway.Addr)})
 	} else {
 		a.printf("%v\n", addr)
 	}
 	switch {
-	case scope == forward.ScopePublic:
+	case scope == backends.ScopePublic:
 	case addr.Is6():
 		a.sayf("This is a %v address: the internet does not reach it.\n", scope)
 	default:

@@ -92,14 +92,14 @@ func (a *app) remark(w *wish, granted []backends.Mapping) {
 	if w.external != 0 && external.Port() != w.external {
 		a.sayf("The gateway gave external port %d in place of %d.\n", external.Port(), w.external)
 	}
-	switch scope := forward.ScopeOf(external.Addr()); {
-	case external.Addr().Is6() && scope != forward.ScopePublic:
+	switch scope := backends.ScopeOf(external.Addr()); {
+	case external.Addr().Is6() && scope != backends.ScopePublic:
 		a.sayf("%v is not an address of the internet.\n", external.Addr())
-	case scope == forward.ScopeUnknown:
+	case scope == backends.ScopeUnknown:
 		a.sayf("The gateway does not tell its external address.\n")
-	case scope == forward.ScopePrivate:
+	case scope == backends.ScopePrivate:
 		a.sayf("%v is not an address of the internet: another NAT stands before the gateway.\n", external.Addr())
-	case scope == forward.ScopeShared:
+	case scope == backends.ScopeShared:
 		a.sayf("%v is an address that the provider shares out: its own NAT stands before the gateway.\n", external.Addr())
 	}
 	if w.from.Addr().IsValid() {

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/forward"
 )
 
 // endpoint is an address and port in JSON. An address that is not known is "".
@@ -28,7 +27,7 @@ type record struct {
 	// Lifetime and Expires are left out where the mapping has no end.
 	Lifetime    int64          `json:"lifetime_s,omitempty"`
 	Expires     string         `json:"expires,omitempty"`
-	Scope       *forward.Scope `json:"scope,omitempty"`
+	Scope       *backends.Scope `json:"scope,omitempty"`
 	Description string         `json:"description,omitempty"`
 	Enabled     *bool          `json:"enabled,omitempty"`
 	Previous    endpoint       `json:"previous,omitzero"`
@@ -49,7 +48,7 @@ func (r record) of(event string, m backends.Mapping) record {
 	r.Backend = m.Backend
 	r.Gateway = endpointText(m.Gateway)
 	if m.External != (netip.AddrPort{}) {
-		scope := forward.ScopeOf(m.External.Addr())
+		scope := backends.ScopeOf(m.External.Addr())
 		r.External, r.Scope = endpointOf(m.External), &scope
 	}
 	if m.Lifetime != backends.Forever {

@@ -1,4 +1,4 @@
-package forward
+package backends
 
 import (
 	"net/netip"
