@@ -1,0 +1,18 @@
+package ssdp
+
+import (
+	"errors"
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+// bindToInterface ties the socket to the interface. Kernels before 5.7 let only
+// root do so: there the route decides for unicast.
+func bindToInterface(fd uintptr, _ string, ifi *net.Interface) error {
+	err := unix.BindToDevice(int(fd), ifi.Name)
+	if errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,98 @@
+package ssdp
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fakeConn is a socket on which nothing takes time: it lives in a bubble.
+type fakeConn struct {
+	seat   seat
+	in     chan datagram
+	closed chan struct{}
+	onSend func(*fakeConn, datagram) error
+
+	mu    sync.Mutex
+	start time.Time
+	sent  []string // "time destination target"
+}
+
+type datagram struct {
+	text string
+	addr netip.AddrPort
+}
+
+func (c *fakeConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	select {
+	case d := <-c.in:
+		if d.text == "" {
+			return 0, netip.AddrPort{}, syscall.ECONNREFUSED
+		}
+		return copy(b, d.text), d.addr, nil
+	case <-c.closed:
+		return 0, netip.AddrPort{}, net.ErrClosed
+	}
+}
+
+func (c *fakeConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	_, target, _ := strings.Cut(string(b), "\nST: ")
+	c.mu.Lock()
+	c.sent = append(c.sent, fmt.Sprint(time.Since(c.start), " ", to, " ", strings.TrimSpace(target)))
+	c.mu.Unlock()
+	if c.onSend != nil {
+		return len(b), c.onSend(c, datagram{string(b), to})
+	}
+	return len(b), nil
+}
+
+func (c *fakeConn) Close() error {
+	close(c.closed) // twice would panic
+	return nil
+}
+
+// world opens fake sockets, and keeps them in order.
+type world struct {
+	conns  []*fakeConn
+	onSend func(*fakeConn, datagram) error
+	refuse map[string]error // by network
+}
+
+func (w *world) open(_ context.Context, s seat) (packetConn, error) {
+	if err := w.refuse[s.network]; err != nil {
+		return nil, err
+	}
+	c := &fakeConn{
+		seat: s, in: make(chan datagram, 1000), closed: make(chan struct{}),
+		onSend: w.onSend, start: time.Now(),
+	}
+	w.conns = append(w.conns, c)
+	return c, nil
+}
+
+func (w *world) allClosed(t *testing.T) {
+	t.Helper()
+	for _, c := range w.conns {
+		select {
+		case <-c.closed:
+		default:
+			t.Errorf("the %s socket is open", c.seat.network)
+		}
+	}
+}
+
+var (
+	gateway  = netip.MustParseAddrPort("192.168.1.1:1900")
+	gateway6 = netip.MustParseAddrPort("[2001:db8::1]:1900")
+)
+
+// answer is an answer with the location and a device of that name.
+func answer(location string) string {
+	return crlf("HTTP/1.1 200 OK\nLOCATION: " + location + "\nUSN: uuid:1::x\n\n")
+}

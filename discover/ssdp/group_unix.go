@@ -1,0 +1,89 @@
+//go:build unix
+
+package ssdp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// bindsGroup: a socket can be bound to a group, which keeps out datagrams that are
+// sent elsewhere.
+const bindsGroup = true
+
+// bindGroup makes a socket at the group's address, shared with whoever else
+// listens there; group has the zone that it needs. only, where not nil, is the one
+// interface that it may hear.
+//
+// The socket is made by hand: package net binds all addresses where it is told to
+// bind a group, and would so take unicast searches from a UPnP device on this host.
+func bindGroup(_ context.Context, network string, group netip.AddrPort, only *net.Interface) (*net.UDPConn, error) {
+	addr, err := sockaddr(group)
+	if err != nil {
+		return nil, err
+	}
+	family := unix.AF_INET
+	if group.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	syscall.ForkLock.RLock() // no program that is started meanwhile gets it
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		unix.CloseOnExec(fd)
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	f := os.NewFile(uintptr(fd), "ssdp")
+	defer f.Close() // the connection has a copy
+	err = shareAddress(fd)
+	if err == nil && family == unix.AF_INET6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil && only != nil {
+		err = bindToInterface(uintptr(fd), network, only)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("setsockopt", err)
+	}
+	if err := unix.Bind(fd, addr); err != nil {
+		return nil, fmt.Errorf("listen at %v: %w", group, os.NewSyscallError("bind", err))
+	}
+	conn, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return asUDP(conn)
+}
+
+// shareAddress lets others listen at the address, whichever of the two options
+// they use.
+func shareAddress(fd int) error {
+	return errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
+	)
+}
+
+func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
+	}
+	sa := &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	if zone := a.Addr().Zone(); zone != "" {
+		ifi, err := net.InterfaceByName(zone)
+		if err != nil {
+			return nil, fmt.Errorf("interface %q: %w", zone, err)
+		}
+		sa.ZoneId = uint32(ifi.Index)
+	}
+	return sa, nil
+}

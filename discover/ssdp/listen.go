@@ -1,0 +1,202 @@
+package ssdp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+)
+
+// Listener hears what devices announce (UPnP Device Architecture 1.1, section
+// 1.2). The zero Listener hears it on all interfaces that are up when it starts.
+type Listener struct {
+	// Addr is where to listen. The zero AddrPort: Multicast and Multicast6,
+	// whichever of them can be had. A multicast address is joined, and shared with
+	// whoever else listens there; any other is bound.
+	Addr netip.AddrPort
+	// Interface is the interface to listen on; empty: the one that is the zone of
+	// Addr, else all. It does not matter where Addr is a unicast address.
+	Interface string
+}
+
+// maxQueue is how many notices wait for a notify that is slow; beyond them they
+// are lost.
+const maxQueue = 64
+
+// maxInterfaces bounds the sockets on a host with very many interfaces.
+const maxInterfaces = 32
+
+// Listen calls notify for each notice, until ctx ends, and returns the cause of
+// that end (context.Cause). It fails earlier only if it can listen nowhere.
+// Calls do not overlap, and Listen does not return before a running one does.
+// All else that arrives, such as searches, is ignored.
+func (l Listener) Listen(ctx context.Context, notify func(Notice)) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	conns, err := l.open(ctx)
+	if err != nil {
+		return fmt.Errorf("ssdp: listen: %w", err)
+	}
+	return serve(ctx, conns, notify)
+}
+
+// serve reads notices from the sockets, which are its own.
+func serve(ctx context.Context, conns []*net.UDPConn, notify func(Notice)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer func() {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	}()
+	defer cancel()
+
+	notices := make(chan Notice, maxQueue)
+	for _, conn := range conns {
+		wg.Go(func() {
+			read(ctx, conn, func(b []byte, from netip.AddrPort) { queue(notices, b, from) })
+		})
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case n := <-notices:
+			if ctx.Err() == nil {
+				notify(n)
+			}
+		}
+	}
+}
+
+// queue keeps a datagram if it is a notice and there is room.
+func queue(notices chan<- Notice, datagram []byte, from netip.AddrPort) {
+	n, err := ParseNotice(datagram)
+	if err != nil {
+		return
+	}
+	n.From = from
+	select {
+	case notices <- n:
+	default:
+	}
+}
+
+// open makes the sockets; it fails where there would be none.
+func (l Listener) open(ctx context.Context) ([]*net.UDPConn, error) {
+	addr := netip.AddrPortFrom(l.Addr.Addr().Unmap(), l.Addr.Port())
+	groups := []netip.AddrPort{Multicast, Multicast6}
+	if addr.IsValid() {
+		if !addr.Addr().IsMulticast() {
+			conn, err := bind(ctx, net.ListenConfig{}, "udp", addr)
+			if err != nil {
+				return nil, err
+			}
+			return []*net.UDPConn{conn}, nil
+		}
+		groups = []netip.AddrPort{addr}
+		l.Interface = cmp.Or(l.Interface, addr.Addr().Zone())
+	}
+	interfaces, err := l.interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var conns []*net.UDPConn
+	var errs []error
+	for _, group := range groups {
+		for _, part := range parts(group.Addr(), interfaces) {
+			conn, err := joined(ctx, group, part)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			conns = append(conns, conn)
+		}
+	}
+	if len(conns) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return conns, nil
+}
+
+// interfaces are those to listen on, at least one.
+func (l Listener) interfaces() ([]net.Interface, error) {
+	if l.Interface != "" {
+		ifi, err := net.InterfaceByName(l.Interface)
+		if err != nil {
+			return nil, fmt.Errorf("interface %q: %w", l.Interface, err)
+		}
+		return []net.Interface{*ifi}, nil
+	}
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(ifi net.Interface) bool {
+		const need = net.FlagUp | net.FlagMulticast
+		return ifi.Flags&need != need
+	})
+	if len(all) == 0 {
+		return nil, errors.New("no interface has multicast")
+	}
+	return all[:min(len(all), maxInterfaces)], nil
+}
+
+// parts are the interfaces that share a socket. All do, except that a link-local
+// group is bound on one interface.
+func parts(group netip.Addr, interfaces []net.Interface) [][]net.Interface {
+	if bindsGroup && group.Is6() && group.IsLinkLocalMulticast() {
+		return slices.Collect(slices.Chunk(interfaces, 1))
+	}
+	return [][]net.Interface{interfaces}
+}
+
+// joined makes a socket at a group's address that has joined it on at least one of
+// the interfaces. Of a single one it hears nothing but that.
+func joined(ctx context.Context, group netip.AddrPort, interfaces []net.Interface) (*net.UDPConn, error) {
+	network, addr := "udp4", group.Addr()
+	if addr.Is6() {
+		network, addr = "udp6", scoped(addr, interfaces[0].Name)
+	}
+	var only *net.Interface
+	if len(interfaces) == 1 {
+		only = &interfaces[0]
+	}
+	conn, err := bindGroup(ctx, network, netip.AddrPortFrom(addr, group.Port()), only)
+	if err != nil {
+		return nil, err
+	}
+	if err := join(conn, group.Addr(), interfaces); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// join fails where no interface can.
+func join(conn *net.UDPConn, group netip.Addr, interfaces []net.Interface) error {
+	joinGroup := ipv4.NewPacketConn(conn).JoinGroup
+	if group.Is6() {
+		joinGroup = ipv6.NewPacketConn(conn).JoinGroup
+	}
+	var errs []error
+	for _, ifi := range interfaces {
+		err := joinGroup(&ifi, net.UDPAddrFromAddrPort(netip.AddrPortFrom(group.WithZone(""), 0)))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("join %v on %s: %w", group, ifi.Name, err))
+		}
+	}
+	if len(errs) == len(interfaces) {
+		return errors.Join(errs...)
+	}
+	return nil
+}
