@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // Listener hears what devices announce (UPnP Device Architecture 1.1, section
@@ -154,7 +156,7 @@ func (l Listener) interfaces() ([]net.Interface, error) {
 // parts are the interfaces that share a socket. All do, except that a link-local
 // group is bound on one interface.
 func parts(group netip.Addr, interfaces []net.Interface) [][]net.Interface {
-	if bindsGroup && group.Is6() && group.IsLinkLocalMulticast() {
+	if netbind.BindsGroup && group.Is6() && group.IsLinkLocalMulticast() {
 		return slices.Collect(slices.Chunk(interfaces, 1))
 	}
 	return [][]net.Interface{interfaces}
@@ -171,7 +173,7 @@ func joined(ctx context.Context, group netip.AddrPort, interfaces []net.Interfac
 	if len(interfaces) == 1 {
 		only = &interfaces[0]
 	}
-	conn, err := bindGroup(ctx, network, netip.AddrPortFrom(addr, group.Port()), only)
+	conn, err := netbind.Group(ctx, network, netip.AddrPortFrom(addr, group.Port()), only)
 	if err != nil {
 		return nil, err
 	}

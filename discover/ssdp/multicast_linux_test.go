@@ -123,7 +123,13 @@ func TestNamespaceListen(t *testing.T) {
 func (h otherHost) tellDevice(t *testing.T) {
 	t.Helper()
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return control(c, func(fd uintptr) error { return shareAddress(int(fd)) })
+		return c.Control(func(fd uintptr) {
+			for _, option := range []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT} {
+				if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, 1); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}}
 	tell := func(network, device, addr string, from *net.UDPConn) {
 		conn, err := bind(t.Context(), lc, network, netip.MustParseAddrPort(device))

@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // packetConn is what is used of a *net.UDPConn.
@@ -52,9 +53,7 @@ func openSearch(ctx context.Context, s seat) (packetConn, error) {
 func (s seat) open(ctx context.Context) (*net.UDPConn, error) {
 	var lc net.ListenConfig
 	if s.ifi != nil {
-		lc.Control = func(network, _ string, c syscall.RawConn) error {
-			return control(c, func(fd uintptr) error { return bindToInterface(fd, network, s.ifi) })
-		}
+		lc.Control = netbind.Control(s.ifi)
 	}
 	conn, err := bind(ctx, lc, s.network, netip.AddrPortFrom(s.local, 0))
 	if err != nil || !s.multicast {
@@ -150,11 +149,4 @@ func read(ctx context.Context, conn packetConn, handle func([]byte, netip.AddrPo
 			return // any other error is about one datagram, or about one that we sent
 		}
 	}
-}
-
-// control runs f on the socket and returns the error of either.
-func control(c syscall.RawConn, f func(fd uintptr) error) error {
-	var inner error
-	outer := c.Control(func(fd uintptr) { inner = f(fd) })
-	return errors.Join(outer, inner)
 }

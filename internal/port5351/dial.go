@@ -2,13 +2,13 @@ package port5351
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
-	"syscall"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // dialUDP makes a socket that is connected to the gateway: the kernel then
@@ -24,31 +24,24 @@ func dialUDP(ctx context.Context, config Config) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.Control = func(network, _ string, c syscall.RawConn) error {
-			return control(c, func(fd uintptr) error { return bindToInterface(fd, network, ifi) })
-		}
+		d.Control = netbind.Control(ifi)
 	}
 	return d.DialContext(ctx, "udp", config.Gateway.String())
 }
 
 // listenAnnounce binds an announcement address. A multicast address is shared
 // with whoever else listens there; RFC 6886 section 3.2.1 wants it bound
-// itself, and not all addresses, which keeps unicast datagrams out.
+// itself, and not all addresses, which keeps unicast datagrams out. A link-local
+// group is bound on one interface: there it is all addresses.
 func listenAnnounce(ctx context.Context, addr netip.AddrPort) (net.PacketConn, error) {
 	if !addr.Addr().IsMulticast() {
 		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
 	}
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return control(c, shareAddress)
-	}}
-	network, bind := "udp4", addr
-	switch {
-	case addr.Addr().Is6(): // binding a link-local group would bind one interface
-		network, bind = "udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
-	case !canBindMulticast:
-		bind = netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
+	network, at := "udp4", addr
+	if addr.Addr().Is6() {
+		network, at = "udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
 	}
-	conn, err := lc.ListenPacket(ctx, network, bind.String())
+	conn, err := netbind.Group(ctx, network, at, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +66,4 @@ func joinEverywhere(conn net.PacketConn, group netip.Addr) {
 			_ = join(&ifi, net.UDPAddrFromAddrPort(netip.AddrPortFrom(group, 0)))
 		}
 	}
-}
-
-// control runs f on the socket and returns the error of either.
-func control(c syscall.RawConn, f func(fd uintptr) error) error {
-	var inner error
-	outer := c.Control(func(fd uintptr) { inner = f(fd) })
-	return errors.Join(outer, inner)
 }

@@ -1,4 +1,4 @@
-package ssdp
+package netbind
 
 import (
 	"errors"
@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bindToInterface ties the socket to the interface. Kernels before 5.7 let only
+// ToInterface ties the socket to the interface. Kernels before 5.7 let only
 // root do so: there the route decides for unicast.
-func bindToInterface(fd uintptr, _ string, ifi *net.Interface) error {
+func ToInterface(fd uintptr, _ string, ifi *net.Interface) error {
 	err := unix.BindToDevice(int(fd), ifi.Name)
 	if errors.Is(err, unix.EPERM) {
 		return nil

@@ -1,6 +1,6 @@
 //go:build unix
 
-package ssdp
+package netbind
 
 import (
 	"context"
@@ -14,17 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bindsGroup: a socket can be bound to a group, which keeps out datagrams that are
+// BindsGroup: a socket can be bound to a group, which keeps out datagrams that are
 // sent elsewhere.
-const bindsGroup = true
+const BindsGroup = true
 
-// bindGroup makes a socket at the group's address, shared with whoever else
+// Group makes a socket at the group's address, shared with whoever else
 // listens there; group has the zone that it needs. only, where not nil, is the one
 // interface that it may hear.
 //
 // The socket is made by hand: package net binds all addresses where it is told to
-// bind a group, and would so take unicast searches from a UPnP device on this host.
-func bindGroup(_ context.Context, network string, group netip.AddrPort, only *net.Interface) (*net.UDPConn, error) {
+// bind a group, and would so take unicast datagrams from who listens on this host for them.
+func Group(_ context.Context, network string, group netip.AddrPort, only *net.Interface) (*net.UDPConn, error) {
 	addr, err := sockaddr(group)
 	if err != nil {
 		return nil, err
@@ -42,14 +42,14 @@ func bindGroup(_ context.Context, network string, group netip.AddrPort, only *ne
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	f := os.NewFile(uintptr(fd), "ssdp")
+	f := os.NewFile(uintptr(fd), "group")
 	defer f.Close() // the connection has a copy
 	err = shareAddress(fd)
 	if err == nil && family == unix.AF_INET6 {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
 	if err == nil && only != nil {
-		err = bindToInterface(uintptr(fd), network, only)
+		err = ToInterface(uintptr(fd), network, only)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("setsockopt", err)

@@ -1,4 +1,4 @@
-package ssdp
+package netbind
 
 import (
 	"net"
@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bindToInterface ties the socket to the interface.
-func bindToInterface(fd uintptr, network string, ifi *net.Interface) error {
+// ToInterface ties the socket to the interface.
+func ToInterface(fd uintptr, network string, ifi *net.Interface) error {
 	if strings.HasSuffix(network, "6") {
 		return unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_BOUND_IF, ifi.Index)
 	}

@@ -1,0 +1,9 @@
+//go:build unix && !linux && !darwin
+
+package netbind
+
+import "net"
+
+// ToInterface leaves unicast to the route: these systems have no option for
+// it.
+func ToInterface(uintptr, string, *net.Interface) error { return nil }

@@ -1,0 +1,65 @@
+package netbind_test
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/internal/netbind"
+)
+
+// A socket at a group hears nothing that is sent to the port alone, and shares it.
+func TestGroup(t *testing.T) {
+	if !netbind.BindsGroup {
+		t.Skip("this system binds no groups")
+	}
+	first, err := netbind.Group(t.Context(), "udp4", netip.MustParseAddrPort("224.0.0.1:0"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	at := first.LocalAddr().(*net.UDPAddr).AddrPort()
+	if at.Addr() != netip.MustParseAddr("224.0.0.1") {
+		t.Fatalf("bound %v, want the group", at)
+	}
+	second, err := netbind.Group(t.Context(), "udp4", at, nil)
+	if err != nil {
+		t.Fatalf("a second listener: %v", err)
+	}
+	defer second.Close()
+
+	// Whoever has the port of a host gets what is sent to it.
+	var lc net.ListenConfig
+	device, err := lc.ListenPacket(t.Context(), "udp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), at.Port()).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	if _, err := device.WriteTo([]byte("for the host"), device.LocalAddr()); err != nil {
+		t.Fatal(err)
+	}
+	_ = device.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, _, err := device.ReadFrom(make([]byte, 64)); err != nil {
+		t.Errorf("a group's socket took a datagram that was sent to the host: %v", err)
+	}
+}
+
+// A socket that is tied to an interface sends by it alone.
+func TestControl(t *testing.T) {
+	lo, err := net.InterfaceByIndex(1)
+	if err != nil || lo.Flags&net.FlagLoopback == 0 {
+		t.Skip("the first interface is not loopback")
+	}
+	d := net.Dialer{Control: netbind.Control(lo)}
+	conn, err := d.DialContext(t.Context(), "udp4", "127.0.0.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	d.Control = netbind.Control(&net.Interface{Index: 1 << 20, Name: "no-such-one"})
+	if conn, err := d.DialContext(t.Context(), "udp4", "127.0.0.1:9"); err == nil {
+		_ = conn.Close()
+		t.Error("tied to an interface that there is not")
+	}
+}
