@@ -206,8 +206,14 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	return reply.Datagram, err
 }
 
-// do is exchange, with errors that have no payload made Go errors.
+// do is exchange, with errors that have no payload made Go errors. That a
+// gateway of this version does not know this version, it says to others: the
+// answer to a PCP request that was repeated can come late.
 func (c *Client) do(ctx context.Context, op Opcode, e port5351.Exchange) (port5351.Reply, error) {
+	e.Answers = port5351.Insist(e.Answers, func(b []byte) bool {
+		r, err := ParseErrorResponse(b)
+		return err == nil && r.Version == Version && r.Result == UnsupportedVersion
+	})
 	reply, err := c.exchange(ctx, op, e)
 	if err != nil {
 		return reply, err

@@ -331,3 +331,24 @@ func TestLateAnswer(t *testing.T) {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
 }
+
+// A version error of a gateway that speaks this version is somebody else's: the
+// answer to a PCP request, come late. One that insists is believed.
+func TestLateVersionError(t *testing.T) {
+	for _, form := range []string{"0000000100000539", "0082000100000539"} {
+		gw := start(t, gatewaytest.Config{})
+		c := newClient(t, gw.Addr())
+		late, _ := hex.DecodeString(form)
+		reply := gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte { return [][]byte{late} }}
+		gw.Inject(reply)
+		r := natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 8080}
+		if _, err := c.Map(t.Context(), r); err != nil {
+			t.Errorf("after a late version error: %v", err)
+		}
+		reply.Times = 0
+		gw.Inject(reply)
+		if _, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrUnsupported) {
+			t.Errorf("always a version error: %v, want ErrUnsupported", err)
+		}
+	}
+}
