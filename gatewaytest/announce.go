@@ -18,9 +18,11 @@ const (
 
 // Announce tells the hosts to look again, as Restart and SetExternal do. The
 // first packet is sent before it returns; the series ends with the next
-// announcement. Nothing is sent while down, or without Config.Announce and
-// Config.Announce6. Start does not announce.
+// announcement. Nothing is sent while down, or without Config.Announce,
+// Config.Announce6 and UPnP.Notify, where ssdp:alive goes once for each device
+// and service. Start does not announce.
 func (g *Gateway) Announce() {
+	g.upnp.notify("ssdp:alive")
 	if g.config.Announce.IsValid() || g.config.Announce6.IsValid() {
 		g.series(&g.announcing, g.config.AnnounceCount, g.announceOnce)
 	}

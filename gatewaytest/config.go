@@ -14,8 +14,8 @@ type Config struct {
 	// Listen is where the gateway answers requests; the standards say port 5351.
 	// The zero address is 127.0.0.1, port 0 any free port. IPv4 only.
 	Listen netip.AddrPort
-	// Listen6 is where PCP is answered over IPv6, such as [::1]:0. The zero value:
-	// nowhere. Start fails on a machine without the address.
+	// Listen6 is where PCP is answered over IPv6, such as [::1]:0, and UPnP on other
+	// ports of the address. The zero value: nowhere. Start fails on a machine without the address.
 	Listen6 netip.AddrPort
 	// External is the virtual external address. The zero Addr is 45.45.45.1;
 	// 0.0.0.0 is a gateway without an address, see [NATPMP.RefusePrivate] for private ones.
@@ -47,6 +47,8 @@ type Config struct {
 	NATPMP NATPMP
 	// PCP has the options and quirks of the PCP server, on the same port.
 	PCP PCP
+	// UPnP has the options and quirks of the Internet Gateway Device, on ports of its own.
+	UPnP UPnP
 }
 
 // NATPMP has the quirks of the NAT-PMP server. The zero value follows RFC 6886.
@@ -150,14 +152,18 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("gatewaytest: %w: lifetimes from %v to %v", backends.ErrInvalid, c.MinLifetime, c.MaxLifetime)
 	case c.Listen6.IsValid() && (!c.Listen6.Addr().Is6() || c.Listen6.Addr().Is4In6()):
 		return c, fmt.Errorf("gatewaytest: %w: listening on %v, which is not IPv6", backends.ErrInvalid, c.Listen6)
-	case c.Listen6.IsValid() && c.PCP.Off, c.Announce6.IsValid() && !c.Listen6.IsValid():
-		return c, fmt.Errorf("gatewaytest: %w: IPv6 needs PCP, and announcements over IPv6 need Listen6", backends.ErrInvalid)
+	case c.Listen6.IsValid() && c.PCP.Off && c.UPnP.Off, c.Announce6.IsValid() && !c.Listen6.IsValid():
+		return c, fmt.Errorf("gatewaytest: %w: IPv6 needs PCP or UPnP, and announcements over IPv6 need Listen6", backends.ErrInvalid)
 	case c.PCP.MaxFilters < 0 || c.PCP.UpdateCount < 0:
 		return c, fmt.Errorf("gatewaytest: %w: negative number in Config.PCP", backends.ErrInvalid)
 	case c.TableLimit < 0 || c.AnnounceCount < 0 || c.MinLifetime < 0 || c.MaxLifetime < 0:
 		return c, fmt.Errorf("gatewaytest: %w: negative number in Config", backends.ErrInvalid)
 	}
-	return c, nil
+	var err error
+	if !c.UPnP.Off {
+		c.UPnP, err = c.UPnP.withDefaults(c.Listen.Addr())
+	}
+	return c, err
 }
 
 // lifetime is what a gateway of this kind grants for a wish.

@@ -8,8 +8,8 @@
 //
 // # Inside and outside
 //
-// The inside is real: the gateway answers on a UDP socket ([Gateway.Addr]), and
-// a mapping's internal endpoint is the address that the request came from, or a
+// The inside is real: the gateway answers on UDP sockets ([Gateway.Addr],
+// [Gateway.SSDP]) and over HTTP ([Gateway.DescriptionURL]), and a mapping's internal endpoint is the address that the request came from, or a
 // third party's, with the port it named. The outside is virtual: the external address
 // ([Gateway.External]) and the addresses of outside hosts exist only in
 // [Gateway.Dial] and [Gateway.ListenPacket], whose bytes go to the internal
@@ -31,9 +31,35 @@
 // # Protocols
 //
 // NAT-PMP, RFC 6886, and PCP, RFC 6887, with RFC 7220's descriptions, answer on
-// one port out of one table: a port is taken whoever has it, and NAT-PMP can
-// neither shorten nor delete what has a PCP nonce. [Config.NATPMP] and
-// [Config.PCP] switch either off, and have the quirks of real routers. Any
-// protocol can be mapped, bytes are relayed for TCP and UDP. PCP's PORT_SET and
-// authentication are not there.
+// one port; UPnP has others: SSDP, the description, and the actions of
+// WANIPConnection 1 and 2, WANPPPConnection:1 and WANIPv6FirewallControl:1. All
+// have one table: a port is taken whoever has it. NAT-PMP can neither shorten nor
+// delete what has a PCP nonce. UPnP lists all IPv4 mappings, and deletes those of
+// the same host that have no nonce, but overwrites only its own; the others
+// neither renew nor delete UPnP's. Any protocol can be mapped, by UPnP TCP and
+// UDP; bytes are relayed for these. [Config.NATPMP], [Config.PCP] and [Config.UPnP]
+// switch each off, and have the quirks of real routers.
+//
+// PCP's PORT_SET and authentication are not there, nor UPnP's events, service
+// descriptions (their URLs are 404, as with many routers) and device protection.
+//
+// # Quirks of UPnP
+//
+// No two IGDs are alike, and nearly every field of [UPnP] is something that one
+// of them does: how it answers searches ([UPnPSearch]), what it says of itself
+// ([UPnPDescription]), the bytes in which it does ([UPnPWire], [UPnPXML],
+// [UPnPFaultForm]), what it wants of requests ([UPnPDemands]), and what becomes
+// of mappings ([UPnPLeases], [UPnPRules], [UPnPListing], [UPnPStatus],
+// [UPnPFirewall]). They can be combined:
+//
+//	gatewaytest.UPnP{
+//		Version: 1,
+//		Leases:  gatewaytest.UPnPLeases{PermanentOnly: 725},
+//		Wire:    gatewaytest.UPnPWire{NoLength: true, HTTP10: true},
+//		Search:  gatewaytest.UPnPSearch{OtherPort: true, NoIGD2: true},
+//	}
+//
+// What is wrong only once is a [Fault], as with the other protocols. Searches are
+// answered where they are sent, [Gateway.SSDP]: nothing joins a multicast group.
+// Wrong hosts in descriptions are loopback addresses where nobody listens.
 package gatewaytest

@@ -19,9 +19,11 @@ type Entry struct {
 	// Remaining is the lifetime left on the gateway's clock, or
 	// backends.Forever. In AddMapping, zero is Forever too.
 	Remaining time.Duration
-	// Service is the name of the protocol that made it ("natpmp", "pcp"), or of what
+	// Service is the name of the protocol that made it ("natpmp", "pcp", "upnp"), or of what
 	// else did. In AddMapping, empty is "admin".
 	Service string
+	// Disabled entries are listed and forward nothing.
+	Disabled bool
 	// Static entries cannot be deleted by protocol and survive Restart.
 	Static bool
 	// Description is what the protocol carried, if it can.
@@ -43,6 +45,9 @@ type Filter struct {
 
 // admits reports whether the outside host may use the entry.
 func (e Entry) admits(from netip.AddrPort) bool {
+	if e.Disabled {
+		return false
+	}
 	if e.Remote.IsValid() {
 		return from == e.Remote
 	}

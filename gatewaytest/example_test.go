@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -80,4 +81,31 @@ func ExampleGateway_Inject() {
 		Result: 4,
 	})
 	defer remove()
+}
+
+func ExampleUPnP() {
+	gw, err := gatewaytest.Start(gatewaytest.Config{UPnP: gatewaytest.UPnP{
+		Version: 1,
+		Leases:  gatewaytest.UPnPLeases{PermanentOnly: 725},
+	}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer gw.Close()
+
+	// What is under test is told gw.SSDP() or gw.DescriptionURL(). This is a request for a lease of an hour.
+	client, _ := net.Dial("tcp4", strings.Split(gw.DescriptionURL(), "/")[2])
+	defer client.Close()
+	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
+	const body = `<Envelope><Body><AddPortMapping><NewRemoteHost/><NewExternalPort>80</NewExternalPort>` +
+		`<NewProtocol>TCP</NewProtocol><NewInternalPort>8080</NewInternalPort><NewInternalClient>127.0.0.1</NewInternalClient>` +
+		`<NewEnabled>1</NewEnabled><NewPortMappingDescription>demo</NewPortMappingDescription>` +
+		`<NewLeaseDuration>3600</NewLeaseDuration></AddPortMapping></Body></Envelope>`
+	fmt.Fprintf(client, "POST /ctl/0/WANIPConnection HTTP/1.1\r\nContent-Length: %d\r\n"+
+		"SOAPAction: \"urn:schemas-upnp-org:service:WANIPConnection:1#AddPortMapping\"\r\n\r\n%s", len(body), body)
+	answer, _ := io.ReadAll(client)
+	fmt.Println(strings.Contains(string(answer), "<errorCode>725</errorCode>"), len(gw.Table()))
+	// Output:
+	// true 0
 }

@@ -18,18 +18,22 @@ type Fault struct {
 	// Times is for how many requests. Zero: until removed.
 	Times int
 
-	// Drop loses the request: nothing is done and nothing answered.
+	// Drop loses the request: nothing is done and nothing answered. An HTTP
+	// connection is closed, with Hold or Delay as long after.
 	Drop bool
 	// DropReply does what was asked and loses the answer.
 	DropReply bool
-	// Result refuses with this result code of the request's protocol. Zero: not.
+	// Result refuses with this result code of the request's protocol; in SOAP it is
+	// a fault, else in HTTP the status, and in SSDP nothing. Zero: not.
 	Result int
 	// Reply answers instead of the gateway, which does nothing: each element is
-	// a datagram. None, or nil, is silence.
+	// a datagram, or one after the other what is written to an HTTP connection.
+	// None, or nil, is silence.
 	Reply func(request []byte) [][]byte
-	// Corrupt changes each answer. Nil from it loses the answer.
+	// Corrupt changes each answer, of HTTP with its headers. Nil from it loses the answer.
 	Corrupt func(reply []byte) []byte
-	// Duplicate is how many more copies of the answer are sent, at most 100.
+	// Duplicate is how many more copies of the answer are sent, at most 100. In
+	// HTTP, none.
 	Duplicate int
 	// Delay sends the answer that much later, in real time. Later requests
 	// overtake it.

@@ -22,7 +22,8 @@ type Gateway struct {
 	faults faults
 	natpmp natpmpServer
 	pcp    pcpServer
-	ports  []*port      // of IPv4, and of IPv6 if there is one
+	upnp   upnpServer
+	ports  []*port      // of NAT-PMP and PCP over IPv4, and over IPv6 if there is one
 	late   atomic.Int32 // answers held back
 
 	done    <-chan struct{} // closed by Close
@@ -48,10 +49,8 @@ func Start(config Config) (*Gateway, error) {
 		return nil, err
 	}
 	g := newGateway(config)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.open(); err != nil {
-		g.stop()
+	if err := g.Up(); err != nil {
+		_ = g.Close()
 		return nil, err
 	}
 	return g, nil
@@ -66,7 +65,6 @@ func newGateway(config Config) *Gateway {
 		clock:      clock,
 		table:      newTable(clock, config.TableLimit),
 		record:     newRecorder(),
-		ports:      []*port{{network: "udp4", addr: config.Listen}},
 		done:       ctx.Done(),
 		stop:       cancel,
 		onClose:    func(f func()) func() bool { return context.AfterFunc(ctx, f) },
@@ -75,11 +73,13 @@ func newGateway(config Config) *Gateway {
 		outside:    make(map[io.Closer]struct{}),
 		outsideUDP: make(map[netip.AddrPort]*packetConn),
 	}
+	g.ports = []*port{{network: "udp4", addr: config.Listen, receive: g.receive}}
 	if config.Listen6.IsValid() {
-		g.ports = append(g.ports, &port{network: "udp6", addr: config.Listen6})
+		g.ports = append(g.ports, &port{network: "udp6", addr: config.Listen6, receive: g.receive})
 	}
 	g.natpmp.g, g.natpmp.quirks = g, config.NATPMP
 	g.pcp.g, g.pcp.quirks = g, config.PCP
+	g.upnp.init(g, config)
 	return g
 }
 
@@ -89,7 +89,7 @@ func newGateway(config Config) *Gateway {
 func (g *Gateway) Close() error {
 	g.mu.Lock()
 	g.closed = true
-	conns := g.shut()
+	conns := append(g.shut(), g.upnp.shut()...)
 	outside := g.outside
 	g.outside = nil
 	g.mu.Unlock()
@@ -101,6 +101,7 @@ func (g *Gateway) Close() error {
 	for c := range outside {
 		_ = c.Close()
 	}
+	g.upnp.hangUp()
 	g.wg.Wait()
 	return nil
 }
@@ -153,6 +154,7 @@ func (g *Gateway) SetExternal(addr netip.Addr) {
 	g.mu.Lock()
 	g.external = addr
 	g.mu.Unlock()
+	g.upnp.addressChanged()
 	g.Announce()
 	if g.config.PCP.MappingUpdates {
 		g.UpdateMappings()
@@ -183,7 +185,8 @@ type RestartOptions struct {
 }
 
 // Restart behaves as if the power had failed for a moment: mappings are lost,
-// the epoch starts from 0, and the gateway announces itself. Outside packet
+// the epoch and UPnP's uptime start from 0, SSDP has another BOOTID, and the
+// gateway announces itself. Outside packet
 // sockets stay; so do connections, unless told otherwise.
 func (g *Gateway) Restart(o RestartOptions) {
 	if !o.KeepTable {
@@ -198,6 +201,7 @@ func (g *Gateway) Restart(o RestartOptions) {
 	if o.Disconnect {
 		g.disconnect()
 	}
+	g.upnp.restart()
 	if !o.Silent {
 		g.Announce()
 	}

@@ -288,13 +288,23 @@ func TestAddMapping(t *testing.T) {
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	for name, config := range map[string]gatewaytest.Config{
-		"listen":                 {Listen: netip.MustParseAddrPort("[::1]:0")},
-		"external":               {External: netip.MustParseAddr("2001:db8::1")},
-		"bounds":                 {MinLifetime: 2, MaxLifetime: 1},
-		"negative":               {TableLimit: -1},
-		"filters":                {PCP: gatewaytest.PCP{MaxFilters: -1}},
-		"listen6":                {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
-		"ipv6, but no pcp":       {Listen6: netip.MustParseAddrPort("[::1]:0"), PCP: gatewaytest.PCP{Off: true}},
+		"listen":   {Listen: netip.MustParseAddrPort("[::1]:0")},
+		"external": {External: netip.MustParseAddr("2001:db8::1")},
+		"bounds":   {MinLifetime: 2, MaxLifetime: 1},
+		"negative": {TableLimit: -1},
+		"filters":  {PCP: gatewaytest.PCP{MaxFilters: -1}},
+		"listen6":  {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
+		"nothing for ipv6": {
+			Listen6: netip.MustParseAddrPort("[::1]:0"), PCP: gatewaytest.PCP{Off: true}, UPnP: gatewaytest.UPnP{Off: true},
+		},
+		"igd version":            {UPnP: gatewaytest.UPnP{Version: 3}},
+		"igd over ipv6":          {UPnP: gatewaytest.UPnP{HTTP: netip.MustParseAddrPort("[::1]:0")}},
+		"igd multicast":          {UPnP: gatewaytest.UPnP{SSDP: netip.MustParseAddrPort("239.255.255.250:1900")}},
+		"igd name":               {UPnP: gatewaytest.UPnP{UDN: "router"}},
+		"description path":       {UPnP: gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Path: "x"}}},
+		"connected":              {UPnP: gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connected: 1}}},
+		"igd lease":              {UPnP: gatewaytest.UPnP{Leases: gatewaytest.UPnPLeases{Max: -1}}},
+		"igd client":             {UPnP: gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{ListedClient: netip.IPv6Loopback()}}},
 		"announcing to nowhere6": {Announce6: netip.MustParseAddrPort("[::1]:5350")},
 	} {
 		if gw, err := gatewaytest.Start(config); !errors.Is(err, backends.ErrInvalid) {

@@ -10,6 +10,8 @@ func (g *Gateway) dispatch(q Request, refuse int) []byte {
 	old := len(q.Raw) > 0 && q.Raw[0] == natpmp.Version
 	noNATPMP := g.natpmp.quirks.Off || !q.Source.Addr().Is4() // it is IPv4's
 	switch {
+	case g.pcp.quirks.Off && !q.Source.Addr().Is4():
+		return nil
 	case g.pcp.quirks.Off || old && !noNATPMP:
 		return g.natpmp.handle(q, refuse)
 	default:

@@ -140,7 +140,7 @@ func (g *Gateway) route(p backends.Protocol, to, from netip.AddrPort) (Entry, er
 		to = netip.AddrPortFrom(netip.Addr{}, to.Port())
 	}
 	e, ok := g.table.lookup(p, to, from)
-	if !ok {
+	if !ok || g.upnp.config.Rules.NoTraffic && e.Service == serviceUPnP {
 		return Entry{}, os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	}
 	return e, nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -15,16 +16,23 @@ const maxDatagram = 2048
 // maxLate bounds the answers that faults hold back; more are lost.
 const maxLate = 4096
 
-// port is one of the gateway's two ports, of IPv4 or IPv6.
+// port is one of the gateway's UDP ports, of IPv4 or IPv6.
 type port struct {
 	network string
 	addr    netip.AddrPort // settled by the first open
 	conn    *net.UDPConn   // nil while down
+	receive func(conn *net.UDPConn, from netip.AddrPort, raw []byte)
 }
 
-// Down closes the gateway's port, both where it has two, as a router does that has port mapping
-// switched off: clients get an ICMP error. Forwarding goes on.
+// Down closes the gateway's ports, as a router does that has port mapping
+// switched off: clients get an ICMP error, or are refused. Forwarding goes on.
 func (g *Gateway) Down() {
+	g.DownPCP()
+	g.DownUPnP()
+}
+
+// DownPCP closes only the port of NAT-PMP and PCP, over IPv6 too.
+func (g *Gateway) DownPCP() {
 	g.mu.Lock()
 	conns := g.shut()
 	g.mu.Unlock()
@@ -33,7 +41,7 @@ func (g *Gateway) Down() {
 	}
 }
 
-// Up opens the port again. It fails where the system has given the port to
+// Up opens the ports again. It fails where the system has given one to
 // somebody else meanwhile, and with net.ErrClosed after Close.
 func (g *Gateway) Up() error {
 	g.mu.Lock()
@@ -44,11 +52,19 @@ func (g *Gateway) Up() error {
 	return g.open()
 }
 
-// open opens the ports that are closed, all or none, and reads them until they
-// are closed again. Callers hold the lock.
+// open opens the ports that are closed. Callers hold the lock.
 func (g *Gateway) open() error {
+	if err := g.openUDP(g.ports); err != nil {
+		return err
+	}
+	return g.upnp.open()
+}
+
+// openUDP opens the ports that are closed, all or none, and reads them until
+// they are closed again. Callers hold the lock.
+func (g *Gateway) openUDP(ports []*port) error {
 	var opened []*port
-	for _, p := range g.ports {
+	for _, p := range ports {
 		if p.conn != nil {
 			continue
 		}
@@ -68,16 +84,18 @@ func (g *Gateway) open() error {
 			p.addr = localAddrPort(p.conn)
 		}
 		conn := p.conn
-		g.wg.Go(func() { g.serve(conn) })
+		g.wg.Go(func() { g.serve(p, conn) })
 	}
 	return nil
 }
 
 // shut marks the ports as closed and returns what is to be closed, without the
 // lock. Callers hold the lock.
-func (g *Gateway) shut() []*net.UDPConn {
-	var conns []*net.UDPConn
-	for _, p := range g.ports {
+func (g *Gateway) shut() []io.Closer { return shutUDP(g.ports) }
+
+func shutUDP(ports []*port) []io.Closer {
+	var conns []io.Closer
+	for _, p := range ports {
 		if p.conn != nil {
 			conns = append(conns, p.conn)
 			p.conn = nil
@@ -103,7 +121,7 @@ func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
 	_, _ = conn.WriteToUDPAddrPort(b, to)
 }
 
-func (g *Gateway) serve(conn *net.UDPConn) {
+func (g *Gateway) serve(p *port, conn *net.UDPConn) {
 	buf := make([]byte, maxDatagram)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buf)
@@ -119,7 +137,7 @@ func (g *Gateway) serve(conn *net.UDPConn) {
 			continue
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		g.receive(conn, from, bytes.Clone(buf[:n]))
+		p.receive(conn, from, bytes.Clone(buf[:n]))
 	}
 }
 
@@ -144,13 +162,24 @@ func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	if len(replies) == 0 {
 		return
 	}
-	send := func() {
-		for _, b := range replies {
-			g.record.count(func(s *Stats) { s.Replies++ })
-			_, _ = conn.WriteToUDPAddrPort(b, from)
-		}
+	g.later(fault, 0, func() { g.reply(conn, from, replies) })
+}
+
+// reply sends datagrams in answer.
+func (g *Gateway) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byte) {
+	for _, b := range replies {
+		g.record.count(func(s *Stats) { s.Replies++ })
+		_, _ = conn.WriteToUDPAddrPort(b, to)
 	}
-	if fault == nil || (fault.Delay <= 0 && fault.Hold == nil) {
+}
+
+// later runs send when the fault, or nil, lets it, and after the delay: at once
+// if nothing speaks against it.
+func (g *Gateway) later(fault *Fault, delay time.Duration, send func()) {
+	if fault == nil {
+		fault = &Fault{}
+	}
+	if fault.Delay <= 0 && fault.Hold == nil && delay <= 0 {
 		send()
 		return
 	}
@@ -160,28 +189,48 @@ func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	}
 	g.spawn(func() {
 		defer g.late.Add(-1)
-		if fault.Hold != nil {
-			select {
-			case <-fault.Hold:
-			case <-g.done:
-				return
-			}
-		}
-		if g.pause(fault.Delay) {
+		if g.await(fault) && g.pause(delay) {
 			send()
 		}
 	})
 }
 
+// await waits until the fault lets an answer go, and reports whether the
+// gateway still runs.
+func (g *Gateway) await(fault *Fault) bool {
+	if fault == nil {
+		return true
+	}
+	if fault.Hold != nil {
+		select {
+		case <-fault.Hold:
+		case <-g.done:
+			return false
+		}
+	}
+	return g.pause(fault.Delay)
+}
+
 // answer does what the request asks and returns the datagrams to send, with
 // the fault that they are subject to.
 func (g *Gateway) answer(q Request) ([][]byte, *Fault) {
+	return g.answerBy(q, func(refuse int) [][]byte { return datagrams(g.dispatch(q, refuse)) })
+}
+
+// answerBy is answer with who does it. A refuse other than 0 is the result to
+// answer with, doing nothing.
+func (g *Gateway) answerBy(q Request, do func(refuse int) [][]byte) ([][]byte, *Fault) {
 	if g.config.Admit != nil && !g.config.Admit(q.Source.Addr()) {
 		return nil, nil
 	}
 	fault := g.faults.take(q)
+	if fault != nil && q.Service == serviceUPnP {
+		single := *fault
+		single.Duplicate = 0 // a connection has one answer
+		fault = &single
+	}
 	if fault == nil {
-		return datagrams(g.dispatch(q, 0)), nil
+		return do(0), nil
 	}
 	switch {
 	case fault.Drop:
@@ -189,7 +238,7 @@ func (g *Gateway) answer(q Request) ([][]byte, *Fault) {
 	case fault.Reply != nil:
 		return fault.spoil(fault.Reply(bytes.Clone(q.Raw))), fault
 	}
-	return fault.spoil(datagrams(g.dispatch(q, fault.Result))), fault
+	return fault.spoil(do(fault.Result)), fault
 }
 
 // datagrams is the list of one answer, or of none.

@@ -20,26 +20,34 @@ type Op string
 
 // The operations.
 const (
-	OpExternalAddr Op = "external address" // NAT-PMP's
-	OpMap          Op = "map"
-	OpUnmap        Op = "unmap"    // one, or with NAT-PMP all of the client's
-	OpPeer         Op = "peer"     // PCP's
-	OpAnnounce     Op = "announce" // PCP's, a question
-	OpOther        Op = "other"    // also what cannot be read
+	OpExternalAddr Op = "external address" // NAT-PMP's and UPnP's
+	OpMap          Op = "map"              // also of pinholes
+	OpUnmap        Op = "unmap"            // one, or with NAT-PMP all of the client's, with UPnP a range
+	OpPeer         Op = "peer"             // PCP's
+	OpAnnounce     Op = "announce"         // PCP's, a question
+	OpSearch       Op = "search"           // SSDP's
+	OpDescribe     Op = "describe"         // the GET of the device description
+	OpStatus       Op = "status"           // UPnP's, of the connection, the firewall or a pinhole
+	OpLookup       Op = "look up"          // UPnP's GetSpecificPortMappingEntry
+	OpList         Op = "list"             // UPnP's by index or range
+	OpOther        Op = "other"            // also what cannot be read
 )
 
 // Request is a request as it arrived.
 type Request struct {
 	// Time is when, on the gateway's clock.
 	Time time.Time
-	// Service is the protocol spoken: "natpmp", or "pcp" for any other version.
+	// Service is the protocol spoken: "natpmp", or "pcp" for any other version;
+	// "ssdp" for searches, and "upnp" for HTTP.
 	Service string
 	Op      Op
+	// Action is the name of the SOAP action, if it is one.
+	Action string
 	// Protocol is what to map; zero where Op is not OpMap, OpUnmap or OpPeer,
 	// and for all protocols.
 	Protocol backends.Protocol
 	Source   netip.AddrPort
-	// Raw is the datagram. Do not change it.
+	// Raw is the datagram, or the HTTP request. Do not change it.
 	Raw []byte
 }
 
@@ -56,13 +64,14 @@ func (r Request) Name() string {
 type Stats struct {
 	// Requests counts by Request.Name, those that Ignored counts included.
 	Requests map[string]int
-	// Replies is how many datagrams were sent in answer.
+	// Replies is how many datagrams and HTTP responses were sent in answer.
 	Replies int
 	// Ignored is how many requests the gateway did not answer: not admitted, too
 	// short, a response, or dropped by a fault.
 	Ignored int
-	// Announcements is how many packets of announcements were sent.
-	Announcements int
+	// Announcements is how many packets of announcements were sent, and
+	// Notifications how many of SSDP.
+	Announcements, Notifications int
 	// MappingUpdates is how many packets told clients of changes, unasked.
 	MappingUpdates int
 	// Connections is how many TCP connections came in; Refused, how many did not.

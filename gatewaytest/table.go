@@ -31,6 +31,10 @@ type row struct {
 	Entry             // Remaining is filled in when the entry leaves the table
 	claim   *claim    // nil: anybody on the internal host is the owner
 	expires time.Time // zero: never
+	seq     uint64    // in order of creation
+	used    time.Time // when it was last made, renewed, or used from outside
+	packets uint64    // connections and datagrams from outside
+	id      uint16    // of a UPnP pinhole
 }
 
 // claim is what a protocol knows of an entry's owner. It is replaced, never changed.
@@ -66,13 +70,19 @@ type wish struct {
 type table struct {
 	clock *clock
 	limit int
+	// idle, where not 0, drops rows of UPnP that nobody used for so long while
+	// there are more than idleAbove.
+	idle      time.Duration
+	idleAbove int
 
 	mu       sync.Mutex
 	outside  map[endpoint][]*row
 	inside   map[endpoint][]*row
 	size     int
 	soonest  time.Time // no entry expires before it
-	nextHigh int       // survives clear, so that a client that forgot its port notices
+	nextSeq  uint64
+	nextID   uint16 // of pinholes
+	nextHigh int    // survives clear, so that a client that forgot its port notices
 }
 
 func newTable(c *clock, limit int) *table {
@@ -110,7 +120,7 @@ func (t *table) grant(w wish) (Entry, error) {
 		}
 	}
 	t.live(r, now.Add(w.Remaining), w.Remaining == backends.Forever)
-	t.add(r)
+	t.create(r, now)
 	return t.leave(r, now), nil
 }
 
@@ -148,7 +158,7 @@ func (t *table) renew(r *row, w wish, now time.Time) (Entry, error) {
 // held returns the entry that a wish renews, or nil.
 func (t *table) held(w wish) *row {
 	for _, r := range t.inside[endpoint{w.Protocol, w.Internal}] {
-		if r.Remote != w.Remote {
+		if r.Remote != w.Remote || r.Service == serviceUPnP {
 			continue
 		}
 		if !w.another || w.External.Port() == 0 || w.External.Port() == r.External.Port() {
@@ -181,6 +191,13 @@ func (t *table) leave(r *row, now time.Time) Entry {
 	return e
 }
 
+// create takes a new row in.
+func (t *table) create(r *row, now time.Time) {
+	t.nextSeq++
+	r.seq, r.used = t.nextSeq, now
+	t.add(r)
+}
+
 // add takes a row in.
 func (t *table) add(r *row) {
 	out, in := endpoint{r.Protocol, r.External}, endpoint{r.Protocol, r.Internal}
@@ -210,12 +227,14 @@ func cut(index map[endpoint][]*row, at endpoint, r *row) {
 // sweep drops what has expired, and returns the time.
 func (t *table) sweep() time.Time {
 	now := t.clock.now()
-	if t.soonest.IsZero() || now.Before(t.soonest) {
+	if t.idle == 0 && (t.soonest.IsZero() || now.Before(t.soonest)) {
 		return now
 	}
 	t.soonest = time.Time{}
 	for r := range t.rows {
 		switch {
+		case t.forgotten(r, now):
+			t.drop(r)
 		case r.expires.IsZero():
 		case !now.Before(r.expires):
 			t.drop(r)
@@ -224,6 +243,11 @@ func (t *table) sweep() time.Time {
 		}
 	}
 	return now
+}
+
+// forgotten reports whether the row is one of UPnP that is idle for too long.
+func (t *table) forgotten(r *row, now time.Time) bool {
+	return t.idle != 0 && r.Service == serviceUPnP && !r.Static && t.size > t.idleAbove && !now.Before(r.used.Add(t.idle))
 }
 
 // rows yields all rows; those yielded may be dropped meanwhile.
@@ -237,18 +261,26 @@ func (t *table) rows(yield func(*row) bool) {
 	}
 }
 
+// inOrder lists all rows, the oldest first.
+func (t *table) inOrder() []*row {
+	all := slices.Collect(t.rows)
+	slices.SortFunc(all, func(a, b *row) int { return cmp.Compare(a.seq, b.seq) })
+	return all
+}
+
 // entries is a snapshot, by protocol and external endpoint.
 func (t *table) entries() []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.sweep()
 	all := make([]Entry, 0, t.size)
-	for r := range t.rows {
+	for _, r := range t.inOrder() {
 		all = append(all, t.leave(r, now))
 	}
-	slices.SortFunc(all, func(a, b Entry) int {
+	slices.SortStableFunc(all, func(a, b Entry) int {
 		return cmp.Or(
-			cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Remote.Compare(b.Remote))
+			cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Remote.Compare(b.Remote),
+			cmp.Compare(a.Service, b.Service))
 	})
 	return all
 }

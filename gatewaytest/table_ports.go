@@ -96,10 +96,10 @@ func (t *table) anyPort() uint16 {
 
 // free reports whether the wish may have the port: it is not the gateway's own,
 // nobody has it, alone or with all others, and the same port of the companion
-// protocol is no other client's (RFC 6886, section 3.3).
+// protocol is no other client's (RFC 6886, section 3.3), which UPnP does not mind.
 func (t *table) free(w wish, port uint16) bool {
 	out := netip.AddrPortFrom(w.External.Addr(), port)
-	if reserved(w.Protocol, port) || len(t.outside[endpoint{w.Protocol, out}]) != 0 {
+	if reserved(w.Protocol, port) || t.occupied(endpoint{w.Protocol, out}) {
 		return false
 	}
 	for _, at := range wildcards(w.Protocol, out.Addr()) {
@@ -108,7 +108,18 @@ func (t *table) free(w wish, port uint16) bool {
 		}
 	}
 	other, ok := companions[w.Protocol]
-	return !ok || !t.foreign(endpoint{other, out}, w)
+	return !ok || w.Service == serviceUPnP || !t.foreign(endpoint{other, out}, w)
+}
+
+// occupied reports whether an outside endpoint cannot have another entry. One of
+// the firewall can have more of UPnP's, which are pinholes of one host.
+func (t *table) occupied(at endpoint) bool {
+	for _, r := range t.outside[at] {
+		if !at.Addr().Is6() || r.Service != serviceUPnP {
+			return true
+		}
+	}
+	return false
 }
 
 // foreign reports whether another host than the wish's has the outside endpoint.
@@ -168,6 +179,8 @@ func (t *table) lookup(p backends.Protocol, external, from netip.AddrPort) (Entr
 		rows := t.outside[at]
 		for _, r := range rows {
 			if r.admits(from) {
+				r.packets++
+				r.used = now
 				e := t.leave(r, now)
 				if e.Internal.Port() == 0 {
 					e.Internal = netip.AddrPortFrom(e.Internal.Addr(), external.Port())

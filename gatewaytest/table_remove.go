@@ -27,15 +27,20 @@ func (t *table) remove(internal endpoint) (stays bool) {
 // of lists the rows of an internal endpoint, with port 0 those of the host.
 func (t *table) of(internal endpoint) []*row {
 	if internal.Port() != 0 {
-		return slices.Clone(t.inside[internal])
+		return withoutUPnP(t.inside[internal])
 	}
 	var rows []*row
 	for in, some := range t.inside {
 		if in.protocol == internal.protocol && in.Addr() == internal.Addr() {
-			rows = append(rows, some...)
+			rows = append(rows, withoutUPnP(some)...)
 		}
 	}
 	return rows
+}
+
+// withoutUPnP is the rows that NAT-PMP and PCP know of.
+func withoutUPnP(rows []*row) []*row {
+	return slices.DeleteFunc(slices.Clone(rows), func(r *row) bool { return r.Service == serviceUPnP })
 }
 
 // revoke deletes the entries of just this internal endpoint for who knows the
@@ -44,7 +49,7 @@ func (t *table) revoke(internal endpoint, secret [12]byte) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.sweep()
-	rows := t.inside[internal]
+	rows := withoutUPnP(t.inside[internal])
 	if len(rows) == 0 {
 		return Entry{}, errNone
 	}

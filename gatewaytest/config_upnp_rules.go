@@ -1,0 +1,134 @@
+package gatewaytest
+
+import (
+	"net/netip"
+	"time"
+)
+
+// UPnPLeases has the quirks of lease durations.
+type UPnPLeases struct {
+	// PermanentOnly is the fault for every lease but 0: 725, or 402 of some
+	// routers. Zero: all leases are welcome.
+	PermanentOnly int
+	// NoPermanent is the fault for lease 0, such as 402. Zero: see [UPnP.Version].
+	NoPermanent int
+	// NoLong is the fault for leases above a week, such as 402. By default
+	// version 2 cuts them down to a week, and version 1 grants them.
+	NoLong int
+	// Max cuts leases down, permanent ones too. Zero: not. It works beside
+	// [Config.MaxLifetime], on mappings of UPnP alone.
+	Max time.Duration
+	// Reported is the lease that all listings tell. Zero: what is left of it.
+	Reported time.Duration
+	// ReportedZero tells 0 as the lease in all listings.
+	ReportedZero bool
+	// NoRefresh accepts the same mapping again and lets it expire when it would
+	// have anyway.
+	NoRefresh bool
+}
+
+// UPnPRules has the quirks of what is mapped and what is refused.
+type UPnPRules struct {
+	// NoReAdd is the fault for a mapping that the same client has already, such as
+	// 718. Zero: it is overwritten, also with another internal port.
+	NoReAdd int
+	// OnePort refuses a second external port for an internal endpoint with fault 718.
+	OnePort bool
+	// OtherMechanism is the fault for a port held by something else than UPnP, such
+	// as 729. Zero is 718.
+	OtherMechanism int
+	// SamePort refuses an external port that is not the internal one with fault 724.
+	SamePort bool
+	// LowPorts is the fault for external ports, or internal ones of pinholes,
+	// below 1024: 606, or 718 of some routers. Zero: they are ports like others.
+	LowPorts int
+	// SourceNeeded refuses to serve everybody, with fault 715.
+	SourceNeeded bool
+	// AnySourceOnly refuses to serve one remote host only, with fault 726.
+	AnySourceOnly bool
+	// AnyPortOnly refuses all external ports but the wildcard 0 with fault 727.
+	// Port 0 itself stays refused with 716.
+	AnyPortOnly bool
+	// Full is the fault while the table is full: 501 or 402 of some routers. Zero
+	// is 728, or 501 in version 1.
+	Full int
+	// FullSilent answers success while the table is full, and maps nothing.
+	FullSilent bool
+	// Unlisted answers success and maps nothing, always.
+	Unlisted bool
+	// ListedClient, where valid, is the internal client of all mappings, whoever
+	// asked.
+	ListedClient netip.Addr
+	// NoTraffic grants and lists, and forwards nothing.
+	NoTraffic bool
+	// IdleAfter removes mappings that nobody used for that long, on the gateway's
+	// clock. Zero: none. With IdleAbove that is done only while the table has
+	// more entries than it says.
+	IdleAfter time.Duration
+	IdleAbove int
+	// RefusePrivate refuses mappings with fault 501 and tells an empty external
+	// address while it is private or carrier-grade, in state Connected, as
+	// miniupnpd does. By default the address is told and mapped.
+	RefusePrivate bool
+	// SwitchedOff refuses all changes with fault 606: the user has not allowed
+	// this host to make them. Questions are answered.
+	SwitchedOff bool
+	// NoAddAny answers AddAnyPortMapping with fault 401, as in version 1.
+	NoAddAny bool
+	// AddAnyResets answers AddAnyPortMapping with a reset of the connection.
+	AddAnyResets bool
+}
+
+// UPnPListing has the quirks of GetGenericPortMappingEntry,
+// GetSpecificPortMappingEntry and GetListOfPortMappings.
+type UPnPListing struct {
+	// NoSpecific answers GetSpecificPortMappingEntry with fault 401.
+	NoSpecific bool
+	// Absent is GetSpecificPortMappingEntry's fault where there is nothing: 402 or
+	// 501 of some routers. Zero is 714.
+	Absent int
+	// EndOfList is GetGenericPortMappingEntry's fault past the end: 714, 402, 501
+	// or 899 of some routers. Zero is 713.
+	EndOfList int
+	// Endless answers every index past the end with an entry.
+	Endless bool
+	// IndexFails is GetGenericPortMappingEntry's fault at every index. Zero: none.
+	IndexFails int
+	// RangeEscaped has the listing of GetListOfPortMappings as escaped text rather
+	// than in a CDATA section.
+	RangeEscaped bool
+	// NoRange answers GetListOfPortMappings with fault 401, as in version 1.
+	NoRange bool
+	// RangeResets answers GetListOfPortMappings with a reset of the connection.
+	RangeResets bool
+	// RangeCrashes dies of a GetListOfPortMappings that more than 128 entries
+	// match, as miniupnpd 2.3.1 does: the connection is reset, and UPnP refuses
+	// connections and searches until Restart or Up.
+	RangeCrashes bool
+}
+
+// UPnPStatus has the quirks of GetExternalIPAddress and GetStatusInfo.
+type UPnPStatus struct {
+	// External is the external address as it is told, such as "", "0.0.0.0" or
+	// "unknown"; it is called with the real one. Nil: that, or an empty string
+	// while the gateway has none.
+	External func(netip.Addr) string
+	// Connection is the state told, such as "Up" or "Disconnected". Empty is
+	// Connected, or Disconnected while the gateway has no external address.
+	Connection string
+	// Unsupported answers GetStatusInfo with fault 401.
+	Unsupported bool
+}
+
+// UPnPFirewall has the quirks of WANIPv6FirewallControl:1.
+type UPnPFirewall struct {
+	// Disabled is a firewall that is switched off: fault 702.
+	Disabled bool
+	// NotAllowed is one that the user let nobody open: fault 703.
+	NotAllowed bool
+	// Absent is the fault where there is no such pinhole: 402 as of miniupnpd.
+	// Zero is 704.
+	Absent int
+	// NeverWorking answers CheckPinholeWorking with fault 709 also after traffic.
+	NeverWorking bool
+}

@@ -1,0 +1,245 @@
+package gatewaytest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxMX is the longest that an answer is delayed, whatever the search says
+// (UPnP Device Architecture 1.1, section 1.3.3).
+const maxMX = 5
+
+// target is what can be searched for, and under which name it is.
+type target struct{ st, usn string }
+
+// targets lists what the gateway announces: for the root device three, for the
+// others two, and for each service one (UPnP Device Architecture 1.1, section
+// 1.2.2). SSDP knows the types of the standard alone.
+func (s *upnpServer) targets() []target {
+	all := []target{{"upnp:rootdevice", s.root.udn + "::upnp:rootdevice"}}
+	add := func(udn, urn string) {
+		urn = s.searched(urn)
+		all = append(all, target{urn, udn + "::" + urn})
+	}
+	s.root.walk(func(d *igdDevice) bool {
+		all = append(all, target{d.udn, d.udn})
+		add(d.udn, d.typ)
+		for _, v := range d.services {
+			add(d.udn, v.typ)
+		}
+		return true
+	})
+	return all
+}
+
+// searched is a type of the description as SSDP has it.
+func (s *upnpServer) searched(urn string) string {
+	urn = strings.Replace(urn, "urn:dslforum-org:", "urn:schemas-upnp-org:", 1)
+	name, version := cutVersion(urn)
+	if v := s.config.Search.Version; v != 0 && version > 1 || v > 1 && strings.Contains(urn, ":device:") {
+		version = v
+	}
+	return name + ":" + strconv.Itoa(version)
+}
+
+// search is an M-SEARCH as it arrived.
+type search struct {
+	host, st string
+	mx       int // 0: none
+}
+
+// parseSearch reads a search (UPnP Device Architecture 1.1, section 1.3.2).
+func parseSearch(raw []byte) (search, bool) {
+	lines := strings.Split(string(raw), "\n")
+	fields := strings.Fields(lines[0])
+	if len(fields) != 3 || fields[0] != "M-SEARCH" || fields[1] != "*" || !strings.HasPrefix(fields[2], "HTTP/1.") {
+		return search{}, false
+	}
+	var q search
+	discover, ended := false, false
+	for _, line := range lines[1:max(1, len(lines)-1)] { // the rest has no end
+		line = strings.TrimSuffix(line, "\r")
+		name, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch strings.ToUpper(name) {
+		case "":
+			ended = true
+		case "HOST":
+			q.host = value
+		case "ST":
+			q.st = value
+		case "MAN":
+			discover = value == `"ssdp:discover"`
+		case "MX":
+			q.mx, _ = strconv.Atoi(value)
+		}
+	}
+	return q, discover && ended && q.st != ""
+}
+
+// multicast reports whether the search names a group as its host.
+func (q search) multicast() bool {
+	at, err := netip.ParseAddrPort(q.host)
+	return err == nil && at.Addr().IsMulticast()
+}
+
+// receive deals with a datagram of SSDP and sends the answers.
+func (s *upnpServer) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
+	q := Request{Time: s.g.clock.now(), Service: serviceSSDP, Op: OpOther, Source: from, Raw: raw}
+	wanted, ok := parseSearch(raw)
+	if ok {
+		q.Op = OpSearch
+	}
+	replies, fault := s.g.answerBy(q, func(int) [][]byte {
+		if !ok || s.ignores(wanted, from) {
+			return nil
+		}
+		return s.found(wanted, from)
+	})
+	s.g.record.add(q, len(replies) == 0)
+	if len(replies) == 0 {
+		return
+	}
+	var delay time.Duration
+	if mx := min(wanted.mx, maxMX); s.config.Search.Spread && mx > 0 {
+		delay = rand.N(time.Duration(mx) * time.Second)
+	}
+	s.g.later(fault, delay, func() { s.reply(conn, from, replies) })
+}
+
+// reply sends answers, from another port if that is the quirk.
+func (s *upnpServer) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byte) {
+	if s.config.Search.OtherPort {
+		at := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
+		other, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+		if err != nil {
+			return
+		}
+		defer func() { _ = other.Close() }()
+		conn = other
+	}
+	s.g.reply(conn, to, replies)
+}
+
+// ignores reports whether the search gets no answer.
+func (s *upnpServer) ignores(q search, from netip.AddrPort) bool {
+	rules := s.config.Search
+	switch {
+	case q.multicast() && (rules.UnicastOnly || q.mx == 0): // MX is needed there
+		return true
+	case !q.multicast() && rules.MulticastOnly:
+		return true
+	case rules.NoPort1900 && from.Port() == 1900:
+		return true
+	}
+	return rules.NoIGD2 && strings.HasSuffix(q.st, ":InternetGatewayDevice:2")
+}
+
+// found lists the answers to a search.
+func (s *upnpServer) found(q search, from netip.AddrPort) [][]byte {
+	rules := s.config.Search
+	var found []target
+	switch all := s.targets(); {
+	case q.st == "ssdp:all" && rules.FirstOnly:
+		const wfa = "urn:schemas-wifialliance-org:device:WFADevice:1"
+		found = []target{{wfa, s.root.udn + "-wfa::" + wfa}}
+	case q.st == "ssdp:all":
+		found = all
+	default:
+		for _, t := range all {
+			if t.st == q.st {
+				found = append(found, t)
+			} else if speaks(t.st, q.st) {
+				// Of a lower version: answered as asked (section 1.3.3).
+				usn := strings.TrimSuffix(t.usn, t.st) + q.st
+				found = append(found, target{q.st, usn})
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	replies := append([][]byte(nil), rules.Garbage...)
+	for _, t := range found {
+		b := s.searchResponse(t, from.Addr().Is6())
+		for range 1 + min(max(rules.Duplicates, 0), maxDuplicates) {
+			replies = append(replies, b)
+		}
+	}
+	return replies
+}
+
+// searchResponse tells where the target is (UPnP Device Architecture 1.1,
+// section 1.3.3).
+func (s *upnpServer) searchResponse(t target, v6 bool) []byte {
+	rules := s.config.Search
+	first := "HTTP/1.1 200 OK"
+	if rules.NoReason {
+		first = "HTTP/1.1 200"
+	}
+	m := newSSDPMessage(first, rules)
+	m.add("CACHE-CONTROL", "max-age=1800")
+	m.add("EXT", "")
+	if at := s.location(v6); at != "" {
+		m.add("LOCATION", at)
+	}
+	m.add("SERVER", serverName)
+	m.add("ST", t.st)
+	m.add("USN", t.usn)
+	m.add("BOOTID.UPNP.ORG", fmt.Sprint(s.boot()))
+	m.add("CONFIGID.UPNP.ORG", "1")
+	return m.bytes()
+}
+
+// location is where the description is said to be.
+func (s *upnpServer) location(v6 bool) string {
+	i := 0
+	if v6 {
+		i = 1
+	}
+	at := s.descriptionURL(i)
+	if lie := s.config.Search.Location; lie != nil {
+		at = lie(at)
+	}
+	return strings.NewReplacer("\r", "", "\n", "").Replace(at)
+}
+
+func (s *upnpServer) boot() uint32 {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	return s.bootID
+}
+
+// ssdpMessage is a message as the quirks write it.
+type ssdpMessage struct {
+	b        strings.Builder
+	eol, sep string
+	quirks   UPnPSearch
+}
+
+func newSSDPMessage(first string, quirks UPnPSearch) *ssdpMessage {
+	m := &ssdpMessage{quirks: quirks}
+	m.eol, m.sep = lineEnds(quirks.LFOnly, quirks.NoSpace)
+	m.b.WriteString(first + m.eol)
+	return m
+}
+
+func (m *ssdpMessage) add(name, value string) {
+	if value == "" {
+		m.b.WriteString(name + ":" + m.eol)
+		return
+	}
+	m.b.WriteString(name + m.sep + value + m.eol)
+}
+
+func (m *ssdpMessage) bytes() []byte {
+	if !m.quirks.NoBlankLine {
+		m.b.WriteString(m.eol)
+	}
+	return []byte(m.b.String())
+}

@@ -1,0 +1,399 @@
+package gatewaytest_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+const (
+	igd1 = "urn:schemas-upnp-org:device:InternetGatewayDevice:1"
+	igd2 = "urn:schemas-upnp-org:device:InternetGatewayDevice:2"
+)
+
+// searcher is a LAN host that searches.
+type searcher struct {
+	t  *testing.T
+	gw *gatewaytest.Gateway
+	pc *net.UDPConn
+	to netip.AddrPort
+}
+
+func searching(t *testing.T, u igd) searcher {
+	t.Helper()
+	gw := start(t, gatewaytest.Config{UPnP: u, ManualClock: true})
+	return searcher{t, gw, udpSocket(t, "127.0.0.1:0"), gw.SSDP()}
+}
+
+func udpSocket(t *testing.T, at string) *net.UDPConn {
+	t.Helper()
+	pc, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pc.Close() })
+	_ = pc.SetDeadline(time.Now().Add(patience))
+	return pc
+}
+
+func (s searcher) send(raw string) {
+	s.t.Helper()
+	if _, err := s.pc.WriteToUDPAddrPort([]byte(raw), s.to); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s searcher) receive() (string, netip.AddrPort) {
+	s.t.Helper()
+	b := make([]byte, 9000)
+	n, from, err := s.pc.ReadFromUDPAddrPort(b)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b[:n]), netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+}
+
+// search is the standard's, for a target, as to a group.
+func search(target string) string {
+	return "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 2\r\nST: " + target + "\r\n\r\n"
+}
+
+// silent fails where one of the searches, the first ones, is answered.
+func (s searcher) silent(raw ...string) {
+	s.t.Helper()
+	for i, raw := range raw {
+		s.send(raw)
+		got, err := s.gw.AwaitRequests(waiting(s.t), i+1, nil)
+		if err != nil || got[i].Service != "ssdp" || string(got[i].Raw) != raw {
+			s.t.Fatalf("%v, %v", got, err)
+		}
+		if n := s.gw.Stats().Ignored; n != i+1 {
+			s.t.Errorf("%d of %d searches ignored, up to %q", n, i+1, raw)
+		}
+	}
+}
+
+func TestSSDPResponse(t *testing.T) {
+	t.Parallel()
+	const udn = "uuid:00000000-0000-0000-0000-000000000001"
+	s := searching(t, igd{UDN: udn})
+	want := func(st string) string {
+		return "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.DescriptionURL() +
+			"\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\nST: " + st + "\r\nUSN: " + udn + "::" + st +
+			"\r\nBOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1\r\n\r\n"
+	}
+	for _, st := range []string{igd1, igd2, "upnp:rootdevice"} {
+		s.send(search(st))
+		if got, from := s.receive(); got != want(st) || from != s.to {
+			t.Errorf("from %v %q\nwant %q", from, got, want(st))
+		}
+	}
+	s.send(strings.ReplaceAll(strings.Replace(search(igd1), "239.255.255.250:1900\r\n", "127.0.0.1:1900\r\n", 1), "MX: 2\r\n", ""))
+	if got, _ := s.receive(); got != want(igd1) {
+		t.Errorf("to a unicast search: %q", got)
+	}
+	if n := s.gw.Stats().Requests["ssdp search"]; n != 4 {
+		t.Errorf("%d searches counted", n)
+	}
+}
+
+func header(message, name string) string {
+	for _, line := range strings.Split(message, "\r\n") {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// targets is what a gateway of each version is known as.
+func targets(version string) []string {
+	device, service := "urn:schemas-upnp-org:device:", "urn:schemas-upnp-org:service:"
+	all := []string{
+		"upnp:rootdevice", "UDN", device + "InternetGatewayDevice:" + version, service + "Layer3Forwarding:1",
+		"UDN-wan0", device + "WANDevice:" + version, service + "WANCommonInterfaceConfig:1",
+		"UDN-conn0", device + "WANConnectionDevice:" + version, service + "WANIPConnection:" + version,
+	}
+	if version == "2" {
+		all = append(all, service+"WANIPv6FirewallControl:1")
+	}
+	return all
+}
+
+func TestSSDPAll(t *testing.T) {
+	t.Parallel()
+	for version, u := range map[string]igd{
+		"1": {Version: 1}, "2": {}, "1 ": {Search: gatewaytest.UPnPSearch{Version: 1}, Description: gatewaytest.UPnPDescription{DSLForum: true}},
+	} {
+		version, firewall := strings.TrimSpace(version), u.Version != 1
+		s := searching(t, u)
+		s.send(search("ssdp:all"))
+		want := targets(version)
+		if version == "1" && firewall {
+			want = append(want, targets("2")[10])
+		}
+		for _, want := range want {
+			want = strings.Replace(want, "UDN", s.gw.UDN(), 1)
+			got, _ := s.receive()
+			if header(got, "ST") != want || !strings.HasPrefix(header(got, "USN"), s.gw.UDN()) {
+				t.Errorf("version %s: got %q, want %s", version, got, want)
+			}
+		}
+	}
+}
+
+// Nobody answers what is no search, or for something else.
+func TestSSDPSilence(t *testing.T) {
+	t.Parallel()
+	type search_ = gatewaytest.UPnPSearch
+	unicast := strings.Replace(search(igd1), "239.255.255.250:1900", "127.0.0.1:1900", 1)
+	unicast6 := strings.Replace(search(igd1), "239.255.255.250:1900", "[FF02::C]:1900", 1)
+	for name, tt := range map[string]struct {
+		quirks search_
+		raw    []string
+	}{
+		"no search": {search_{}, []string{
+			"\x00\x00", "garbage", "NOTIFY * HTTP/1.1\r\n\r\n",
+			strings.Replace(search(igd1), "MAN: \"ssdp:discover\"\r\n", "", 1),
+			strings.Replace(search(igd1), `"ssdp:discover"`, `ssdp:discover`, 1),
+			strings.Replace(search(igd1), "MX: 2\r\n", "", 1),
+			strings.Replace(search(igd1), "\nST:", "\nXT:", 1),
+			strings.Replace(search(igd1), "* HTTP", "/ HTTP", 1),
+			strings.TrimSuffix(search(igd1), "\r\n"),
+			search(igd1)[:30],
+			search("urn:schemas-upnp-org:device:MediaServer:1"),
+			search("urn:schemas-upnp-org:device:InternetGatewayDevice:3"),
+			search("urn:schemas-upnp-org:service:WANPPPConnection:1"),
+			search("uuid:other"),
+		}},
+		"multicast only": {search_{MulticastOnly: true}, []string{unicast, strings.Replace(unicast, "127.0.0.1:1900", "", 1)}},
+		"unicast only":   {search_{UnicastOnly: true}, []string{search(igd1), unicast6}},
+		"no version 2":   {search_{NoIGD2: true}, []string{search(igd2)}},
+		"version 1":      {search_{Version: 1}, []string{search(igd2)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := searching(t, igd{Search: tt.quirks})
+			s.silent(tt.raw...)
+			for _, raw := range []string{search(igd1), unicast} {
+				if !slices.Contains(tt.raw, raw) {
+					s.send(raw)
+					if got, _ := s.receive(); header(got, "ST") != igd1 {
+						t.Errorf("got %q", got)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestSSDPPort1900(t *testing.T) {
+	t.Parallel()
+	for _, deaf := range []bool{false, true} {
+		s := searching(t, igd{Search: gatewaytest.UPnPSearch{NoPort1900: deaf}})
+		var err error
+		for i := range 20 { // a loopback address where nobody has the port
+			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 19, byte(i), 1}), 1900)
+			if s.pc, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at)); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			t.Skipf("SEARCHES FROM PORT 1900 NOT TESTED: %v", err)
+		}
+		defer s.pc.Close()
+		_ = s.pc.SetDeadline(time.Now().Add(patience))
+		if deaf {
+			s.silent(search(igd1))
+			continue
+		}
+		s.send(search(igd1))
+		if got, _ := s.receive(); header(got, "ST") != igd1 {
+			t.Errorf("got %q", got)
+		}
+	}
+}
+
+func TestSSDPForms(t *testing.T) {
+	t.Parallel()
+	type quirks = gatewaytest.UPnPSearch
+	garbage := [][]byte{[]byte("\x00\xff"), []byte("HTTP/1.1 200 OK\r\n")}
+	for name, tt := range map[string]struct {
+		quirks quirks
+		edit   *strings.Replacer // of the usual answer
+		copies int
+	}{
+		"lf":            {quirks{LFOnly: true}, strings.NewReplacer("\r\n", "\n"), 1},
+		"no space":      {quirks{NoSpace: true}, strings.NewReplacer(": ", ":"), 1},
+		"no reason":     {quirks{NoReason: true}, strings.NewReplacer("200 OK", "200"), 1},
+		"no blank line": {quirks{NoBlankLine: true}, strings.NewReplacer("\r\n\r\n", "\r\n"), 1},
+		"duplicates":    {quirks{Duplicates: 19}, strings.NewReplacer(), 20},
+		"garbage":       {quirks{Garbage: garbage}, strings.NewReplacer(), 1},
+		"together":      {quirks{LFOnly: true, NoReason: true, Duplicates: 1, Garbage: garbage}, strings.NewReplacer("200 OK", "200", "\r\n", "\n"), 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := searching(t, igd{Search: tt.quirks})
+			s.send(search(igd1))
+			for _, want := range tt.quirks.Garbage {
+				if got, _ := s.receive(); got != string(want) {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			}
+			plain := "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.DescriptionURL() +
+				"\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\nST: " + igd1 + "\r\nUSN: " + s.gw.UDN() + "::" + igd1 +
+				"\r\nBOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1\r\n\r\n"
+			for range tt.copies {
+				if got, _ := s.receive(); got != tt.edit.Replace(plain) {
+					t.Errorf("got %q, want %q", got, tt.edit.Replace(plain))
+				}
+			}
+		})
+	}
+}
+
+func TestSSDPLocation(t *testing.T) {
+	t.Parallel()
+	for _, lie := range []string{
+		"http://127.0.0.9:5000/x", "http://192.0.2.1:5000/x", "http://[::1]:1900/x", "http://[fe80::1%3]:5000/x", "https://a/", "",
+	} {
+		var truth string
+		s := searching(t, igd{Search: gatewaytest.UPnPSearch{Location: func(at string) string { truth = at; return lie }}})
+		s.send(search(igd1))
+		got, _ := s.receive()
+		if header(got, "LOCATION") != lie || strings.Contains(got, "LOCATION") != (lie != "") {
+			t.Errorf("got %q, want %q", got, lie)
+		}
+		_ = s.gw.Close()
+		if truth != s.gw.DescriptionURL() {
+			t.Errorf("told of %q", truth)
+		}
+	}
+}
+
+func TestSSDPOtherPortAndFirstOnly(t *testing.T) {
+	t.Parallel()
+	s := searching(t, igd{Search: gatewaytest.UPnPSearch{OtherPort: true, FirstOnly: true}})
+	s.send(search("ssdp:all"))
+	s.send(search(igd1))
+	for _, want := range []string{"urn:schemas-wifialliance-org:device:WFADevice:1", igd1} {
+		got, from := s.receive()
+		if header(got, "ST") != want || from == s.to || from.Addr() != s.to.Addr() {
+			t.Errorf("from %v %q, want %s from another port than %v", from, got, want, s.to)
+		}
+	}
+}
+
+// The answer comes within MX, which the test does not measure.
+func TestSSDPSpread(t *testing.T) {
+	t.Parallel()
+	s := searching(t, igd{Search: gatewaytest.UPnPSearch{Spread: true}})
+	s.send(strings.Replace(search(igd1), "MX: 2", "MX: 1", 1))
+	if got, _ := s.receive(); header(got, "ST") != igd1 {
+		t.Errorf("got %q", got)
+	}
+	// Close does not wait for those that are to come.
+	s.send(strings.Replace(search(igd1), "MX: 2", "MX: 5", 1))
+	if _, err := s.gw.AwaitRequests(waiting(t), 2, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSSDPFaults(t *testing.T) {
+	t.Parallel()
+	s := searching(t, igd{})
+	isSearch := func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpSearch }
+	hold := make(chan struct{})
+	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, Drop: true})
+	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, DropReply: true})
+	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, Hold: hold, Duplicate: 1, Corrupt: func(b []byte) []byte { return b[:8] }})
+	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, Reply: func(b []byte) [][]byte { return [][]byte{b[:8], {1}} }})
+	for range 5 {
+		s.send(search(igd1))
+	}
+	var got []string
+	for range 3 {
+		b, _ := s.receive()
+		got = append(got, b[:min(8, len(b))])
+	}
+	close(hold)
+	for range 2 {
+		b, _ := s.receive()
+		got = append(got, b)
+	}
+	if want := "[M-SEARCH \x01 HTTP/1.1 HTTP/1.1 HTTP/1.1]"; fmt.Sprint(got) != want {
+		t.Errorf("got %q", got)
+	}
+}
+
+// notified collects the notifications of one round.
+func notified(t *testing.T, s searcher, version string) []string {
+	t.Helper()
+	var all []string
+	for _, want := range targets(version) {
+		got, from := s.receive()
+		if want = strings.Replace(want, "UDN", s.gw.UDN(), 1); header(got, "NT") != want || from != s.to {
+			t.Errorf("from %v %q, want %s", from, got, want)
+		}
+		all = append(all, got)
+	}
+	return all
+}
+
+func TestNotify(t *testing.T) {
+	t.Parallel()
+	pc := udpSocket(t, "127.0.0.1:0")
+	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	gw := start(t, gatewaytest.Config{UPnP: igd{
+		Version: 1, Notify: at, UDN: "uuid:1", MovePort: true, Search: gatewaytest.UPnPSearch{Update: true},
+	}})
+	s := searcher{t, gw, pc, gw.SSDP()}
+	usual := func(nts, location string, rest string) string {
+		return "NOTIFY * HTTP/1.1\r\nHOST: " + at.String() + "\r\nCACHE-CONTROL: max-age=1800\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\n" +
+			"LOCATION: " + location + "\r\nNT: upnp:rootdevice\r\nNTS: " + nts + "\r\nUSN: uuid:1::upnp:rootdevice\r\n" + rest + "\r\n\r\n"
+	}
+	first := gw.DescriptionURL()
+	gw.Announce()
+	if got := notified(t, s, "1")[0]; got != usual("ssdp:alive", first, "BOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1") {
+		t.Errorf("announced %q", got)
+	}
+	gw.Restart(gatewaytest.RestartOptions{})
+	moved := gw.DescriptionURL()
+	if got := notified(t, s, "1")[0]; moved == first || got != usual("ssdp:alive", moved, "BOOTID.UPNP.ORG: 2\r\nCONFIGID.UPNP.ORG: 1") {
+		t.Errorf("restarted from %s to %s: %q", first, moved, got)
+	}
+	gw.Byebye()
+	if got := notified(t, s, "1")[0]; header(got, "NTS") != "ssdp:byebye" || strings.Contains(got, "LOCATION") || header(got, "BOOTID.UPNP.ORG") != "2" {
+		t.Errorf("byebye %q", got)
+	}
+	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
+	if got := notified(t, s, "1")[0]; header(got, "NTS") != "ssdp:update" || header(got, "BOOTID.UPNP.ORG") != "2" || header(got, "NEXTBOOTID.UPNP.ORG") != "3" {
+		t.Errorf("update %q", got)
+	}
+	if got := notified(t, s, "1")[0]; header(got, "NTS") != "ssdp:alive" || header(got, "BOOTID.UPNP.ORG") != "3" {
+		t.Errorf("after the update %q", got)
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	gw.DownUPnP()
+	gw.Announce()
+	gw.Byebye()
+	if n := gw.Stats().Notifications; n != 5*len(targets("1")) {
+		t.Errorf("%d notifications counted", n)
+	}
+}
+
+func TestBootIDStuck(t *testing.T) {
+	t.Parallel()
+	s := searching(t, igd{Search: gatewaytest.UPnPSearch{BootIDStuck: true}})
+	s.gw.Restart(gatewaytest.RestartOptions{})
+	s.send(search(igd1))
+	if got, _ := s.receive(); header(got, "BOOTID.UPNP.ORG") != "1" {
+		t.Errorf("got %q", got)
+	}
+}

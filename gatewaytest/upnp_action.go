@@ -1,0 +1,175 @@
+package gatewaytest
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// soapCall is an action under way.
+type soapCall struct {
+	service *igdService
+	action  string
+	args    map[string]string
+	client  netip.Addr
+}
+
+// soapAction performs an action. It fails with a soapFault, errReset or errCrash.
+type soapAction func(*upnpServer, soapCall) ([]soapArg, error)
+
+// connectionActions are those of WANIPConnection and WANPPPConnection.
+var connectionActions = map[string]soapAction{
+	"AddPortMapping":              (*upnpServer).addPortMapping,
+	"DeletePortMapping":           (*upnpServer).deletePortMapping,
+	"GetSpecificPortMappingEntry": (*upnpServer).specificEntry,
+	"GetGenericPortMappingEntry":  (*upnpServer).genericEntry,
+	"GetExternalIPAddress":        (*upnpServer).externalAddress,
+	"GetStatusInfo":               (*upnpServer).statusInfo,
+	"GetConnectionTypeInfo":       (*upnpServer).connectionType,
+	"GetNATRSIPStatus":            (*upnpServer).natStatus,
+}
+
+// connectionActions2 are what WANIPConnection:2 adds.
+var connectionActions2 = map[string]soapAction{
+	"AddAnyPortMapping":      (*upnpServer).addAnyPortMapping,
+	"DeletePortMappingRange": (*upnpServer).deleteRange,
+	"GetListOfPortMappings":  (*upnpServer).listRange,
+}
+
+// otherActions are those of the services without versions.
+var otherActions = map[serviceKind]map[string]soapAction{
+	layer3Forwarding: {"GetDefaultConnectionService": (*upnpServer).defaultConnection},
+	wanCommon:        {"GetCommonLinkProperties": (*upnpServer).linkProperties},
+	ipv6Firewall: {
+		"GetFirewallStatus":   (*upnpServer).firewallStatus,
+		"AddPinhole":          (*upnpServer).addPinhole,
+		"UpdatePinhole":       (*upnpServer).updatePinhole,
+		"DeletePinhole":       (*upnpServer).deletePinhole,
+		"GetPinholePackets":   (*upnpServer).pinholePackets,
+		"CheckPinholeWorking": (*upnpServer).checkPinhole,
+		"GetOutboundPinholeTimeout": func(*upnpServer, soapCall) ([]soapArg, error) {
+			return nil, soapFault(501)
+		},
+	},
+}
+
+// call performs an action of a service.
+func (s *upnpServer) call(v *igdService, r *httpRequest) ([]soapArg, error) {
+	act := s.find(v, r.soap.action)
+	switch {
+	case act == nil || !speaks(v.typ, r.soap.service):
+		return nil, soapFault(401)
+	case r.soapErr != nil, r.soap.spaced && s.config.Demands.Compact:
+		return nil, soapFault(402)
+	}
+	return act(s, soapCall{service: v, action: r.soap.action, args: r.soap.args, client: r.source.Addr()})
+}
+
+// find returns what performs the action, or nil.
+func (s *upnpServer) find(v *igdService, action string) soapAction {
+	if v.kind != wanIP && v.kind != wanPPP {
+		return otherActions[v.kind][action]
+	}
+	if act := connectionActions[action]; act != nil {
+		return act
+	}
+	if v.kind == wanIP && s.config.Version == 2 {
+		return connectionActions2[action]
+	}
+	return nil
+}
+
+// speaks reports whether a service of one type can be called as another: the
+// same of no higher version.
+func speaks(has, asked string) bool {
+	hasName, hasVersion := cutVersion(has)
+	name, version := cutVersion(asked)
+	return name == hasName && 1 <= version && version <= hasVersion
+}
+
+func cutVersion(urn string) (name string, version int) {
+	i := strings.LastIndexByte(urn, ':')
+	version, err := strconv.Atoi(urn[i+1:])
+	if err != nil {
+		return urn, 0
+	}
+	return urn[:max(i, 0)], version
+}
+
+// number reads an argument of so many bits; fault 402 if it is none.
+func (c soapCall) number(name string, bits int) (uint64, error) {
+	n, err := strconv.ParseUint(strings.TrimSpace(c.args[name]), 10, bits)
+	if err != nil {
+		return 0, soapFault(402)
+	}
+	return n, nil
+}
+
+// numbers reads arguments of 16 bits.
+func (c soapCall) numbers(names ...string) ([]uint16, error) {
+	all := make([]uint16, len(names))
+	for i, name := range names {
+		n, err := c.number(name, 16)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = uint16(n)
+	}
+	return all, nil
+}
+
+// flag reads a boolean argument, also as yes and no (UPnP Device Architecture
+// 1.1, section 2.5).
+func (c soapCall) flag(name string) (bool, error) {
+	switch strings.ToLower(strings.TrimSpace(c.args[name])) {
+	case "1", "true", "yes":
+		return true, nil
+	case "0", "false", "no":
+		return false, nil
+	}
+	return false, soapFault(402)
+}
+
+// transport reads the protocol of a mapping.
+func (s *upnpServer) transport(c soapCall) (backends.Protocol, error) {
+	name := c.args["NewProtocol"]
+	if !s.config.Demands.UpperProtocol {
+		name = strings.ToUpper(name)
+	}
+	switch name {
+	case "TCP":
+		return backends.TCP, nil
+	case "UDP":
+		return backends.UDP, nil
+	}
+	return 0, soapFault(402)
+}
+
+// remote reads the only remote host of a mapping; the zero Addr is anybody.
+func (s *upnpServer) remote(c soapCall) (netip.Addr, error) {
+	text, there := c.args["NewRemoteHost"]
+	switch want := s.config.Demands; {
+	case !there && want.RemoteHost, text == "0.0.0.0" && want.NoZeroRemoteHost:
+		return netip.Addr{}, soapFault(402)
+	case text == "" || text == "*" || text == "0.0.0.0":
+		return netip.Addr{}, nil
+	}
+	addr, err := netip.ParseAddr(text)
+	if err != nil || !addr.Is4() {
+		return netip.Addr{}, soapFault(402)
+	}
+	return addr, nil
+}
+
+// only are the filters that admit a remote host; none for the zero Addr.
+func only(remote netip.Addr, port uint16) []Filter {
+	switch {
+	case remote.IsValid():
+		return []Filter{{Prefix: netip.PrefixFrom(remote, remote.BitLen()), Port: port}}
+	case port != 0:
+		return []Filter{{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Port: port}}
+	}
+	return nil
+}

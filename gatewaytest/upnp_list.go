@@ -1,0 +1,157 @@
+package gatewaytest
+
+import (
+	"errors"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// specificEntry tells of one mapping (WANIPConnection:2, section 2.5.15).
+func (s *upnpServer) specificEntry(c soapCall) ([]soapArg, error) {
+	rules := s.config.Listing
+	if rules.NoSpecific {
+		return nil, soapFault(401)
+	}
+	e, err := s.named(c)
+	switch {
+	case errors.Is(err, soapFault(714)) && rules.Absent != 0:
+		return nil, soapFault(rules.Absent)
+	case err != nil:
+		return nil, err
+	}
+	return s.entryArgs(e)[3:], nil // without what names it
+}
+
+// genericEntry tells of the mapping at an index (WANIPConnection:2, section 2.5.14).
+func (s *upnpServer) genericEntry(c soapCall) ([]soapArg, error) {
+	rules := s.config.Listing
+	index, err := c.number("NewPortMappingIndex", 32)
+	if err != nil {
+		return nil, err
+	}
+	all := s.entries(c)
+	switch {
+	case rules.IndexFails != 0:
+		return nil, soapFault(rules.IndexFails)
+	case index < uint64(len(all)):
+		return s.entryArgs(all[index]), nil
+	case rules.Endless && len(all) == 0:
+		all = []Entry{{
+			Protocol: backends.TCP, Internal: netip.AddrPortFrom(c.client, 9),
+			External: netip.AddrPortFrom(netip.Addr{}, 9), Remaining: backends.Forever,
+		}}
+		fallthrough
+	case rules.Endless:
+		return s.entryArgs(all[index%uint64(len(all))]), nil
+	case rules.EndOfList != 0:
+		return nil, soapFault(rules.EndOfList)
+	}
+	return nil, soapFault(713)
+}
+
+// entryArgs are a listed mapping, in the order of GetGenericPortMappingEntry.
+func (s *upnpServer) entryArgs(e Entry) []soapArg {
+	remote := ""
+	if a := remoteHost(e); a.IsValid() {
+		remote = a.String()
+	}
+	return []soapArg{
+		{"NewRemoteHost", remote},
+		{"NewExternalPort", strconv.Itoa(int(e.External.Port()))},
+		{"NewProtocol", protocolName(e.Protocol)},
+		{"NewInternalPort", strconv.Itoa(int(e.Internal.Port()))},
+		{"NewInternalClient", e.Internal.Addr().String()},
+		{"NewEnabled", flag(!e.Disabled)},
+		{"NewPortMappingDescription", e.Description},
+		{"NewLeaseDuration", s.reported(e.Remaining)},
+	}
+}
+
+func protocolName(p backends.Protocol) string {
+	if p == backends.UDP {
+		return "UDP"
+	}
+	return "TCP"
+}
+
+func flag(on bool) string {
+	if on {
+		return "1"
+	}
+	return "0"
+}
+
+// reported is a lifetime in seconds, as it is told.
+func (s *upnpServer) reported(left time.Duration) string {
+	rules := s.config.Leases
+	switch {
+	case rules.ReportedZero || rules.Reported == 0 && left == backends.Forever:
+		left = 0
+	case rules.Reported != 0:
+		left = rules.Reported
+	}
+	return strconv.FormatInt(int64((left+time.Second-1)/time.Second), 10)
+}
+
+// maxRange is how many entries of a range miniupnpd 2.3.1 survives.
+const maxRange = 128
+
+// listRange tells of the mappings of a range of ports (WANIPConnection:2,
+// section 2.5.21). A number of 0 is all.
+func (s *upnpServer) listRange(c soapCall) ([]soapArg, error) {
+	rules := s.config.Listing
+	switch {
+	case rules.NoRange:
+		return nil, soapFault(401)
+	case rules.RangeResets:
+		return nil, errReset
+	}
+	in, err := s.portRange(c)
+	if err != nil {
+		return nil, err
+	}
+	most, err := c.number("NewNumberOfPorts", 16)
+	if err != nil {
+		return nil, err
+	}
+	var all []Entry
+	for _, e := range s.entries(c) {
+		if in(e) {
+			all = append(all, e)
+		}
+	}
+	switch {
+	case rules.RangeCrashes && len(all) > maxRange:
+		return nil, errCrash
+	case len(all) == 0:
+		return nil, soapFault(730)
+	case most != 0 && most < uint64(len(all)):
+		all = all[:most]
+	}
+	return []soapArg{{"NewPortListing", s.portListing(all)}}, nil
+}
+
+// portListing is the document of GetListOfPortMappings (WANIPConnection:2,
+// section 2.3.25).
+func (s *upnpServer) portListing(all []Entry) string {
+	renamed := map[string]string{
+		"NewPortMappingDescription": "NewDescription", "NewLeaseDuration": "NewLeaseTime",
+	}
+	d := document{prefix: "p:"}
+	d.open("PortMappingList", ` xmlns:p="urn:schemas-upnp-org:gw:WANIPConnection"`)
+	for _, e := range all {
+		d.open("PortMappingEntry", "")
+		for _, a := range s.entryArgs(e) {
+			if name, ok := renamed[a.name]; ok {
+				a.name = name
+			}
+			d.element(a.name, a.value)
+		}
+		d.close("PortMappingEntry")
+	}
+	d.close("PortMappingList")
+	return d.b.String()
+}

@@ -1,0 +1,230 @@
+package gatewaytest_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// igd is what a gateway starts as.
+type igd = gatewaytest.UPnP
+
+// control talks to one service of a gateway, as bytes.
+type control struct {
+	t        *testing.T
+	gw       *gatewaytest.Gateway
+	from     string // the client's address
+	to, path string
+	service  string
+}
+
+const (
+	ipConnection  = "urn:schemas-upnp-org:service:WANIPConnection:2"
+	ipConnection1 = "urn:schemas-upnp-org:service:WANIPConnection:1"
+	ipPath        = "/ctl/0/WANIPConnection"
+)
+
+// reset is control's code for a connection that was reset, and ended for one
+// that ended without an answer.
+const (
+	reset = -1
+	ended = -2
+)
+
+func newControl(t *testing.T, gw *gatewaytest.Gateway) control {
+	t.Helper()
+	return control{t, gw, "127.0.0.1", hostPort(t, gw.DescriptionURL()), ipPath, ipConnection1}
+}
+
+// controlled is a control of a gateway with these quirks.
+func controlled(t *testing.T, u igd) control {
+	t.Helper()
+	return newControl(t, start(t, gatewaytest.Config{UPnP: u, ManualClock: true}))
+}
+
+func hostPort(t *testing.T, url string) string {
+	t.Helper()
+	rest, ok := strings.CutPrefix(url, "http://")
+	host, _, _ := strings.Cut(rest, "/")
+	if !ok || host == "" {
+		t.Fatalf("URL %q", url)
+	}
+	return host
+}
+
+// exchange sends bytes and returns all that comes back. Errors after the first
+// byte are the end.
+func (c control) exchange(raw string) (string, error) {
+	c.t.Helper()
+	at := netip.AddrPortFrom(netip.MustParseAddr(c.from), 0)
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(at)}
+	conn, err := d.DialContext(waiting(c.t), "tcp", c.to)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := conn.Write([]byte(raw)); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(conn)
+	return string(b), err
+}
+
+// get asks for the description and returns the whole answer.
+func (c control) get(path string, headers ...string) string {
+	c.t.Helper()
+	got, err := c.exchange("GET " + path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") + "\r\n")
+	if err != nil {
+		c.t.Errorf("GET %s: %v", path, err)
+	}
+	return got
+}
+
+// envelope is a request as the standard writes it.
+func (c control) envelope(action string, pairs ...string) string {
+	var b strings.Builder
+	for i := 0; i+1 < len(pairs); i += 2 {
+		fmt.Fprintf(&b, "<%s>%s</%[1]s>", pairs[i], pairs[i+1])
+	}
+	return `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" ` +
+		`s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:` + action + ` xmlns:u="` + c.service + `">` +
+		b.String() + `</u:` + action + `></s:Body></s:Envelope>`
+}
+
+// post sends an action with these header lines, Host and Content-Length apart.
+func (c control) post(body string, headers ...string) (string, error) {
+	c.t.Helper()
+	return c.exchange("POST " + c.path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") +
+		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
+}
+
+// ask calls an action and returns the whole answer.
+func (c control) ask(action string, pairs ...string) (string, error) {
+	c.t.Helper()
+	return c.post(c.envelope(action, pairs...), `SOAPAction: "`+c.service+"#"+action+`"`, `Content-Type: text/xml; charset="utf-8"`)
+}
+
+// call calls an action and returns the arguments of the answer, and its fault
+// code, 0 for success.
+func (c control) call(action string, pairs ...string) (map[string]string, int) {
+	c.t.Helper()
+	got, err := c.ask(action, pairs...)
+	if err != nil || got == "" {
+		switch {
+		case got == "" && err == nil:
+			return nil, ended
+		case got == "" && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.Errno(10054))):
+			return nil, reset
+		}
+		c.t.Errorf("%s: %q, %v", action, got, err)
+		return nil, ended
+	}
+	return arguments(got), faultCode(c.t, got)
+}
+
+var (
+	leaf      = regexp.MustCompile(`<(New\w+|UniqueID|FirewallEnabled|InboundPinholeAllowed|PinholePackets|IsWorking)>(?s:<!\[CDATA\[(.*)\]\]>|([^<]*))</`)
+	errorCode = regexp.MustCompile(`errorCode>\s*(-?\d+)\s*</`)
+)
+
+func arguments(text string) map[string]string {
+	args := make(map[string]string)
+	for _, m := range leaf.FindAllStringSubmatch(text, -1) {
+		args[m[1]] = m[2] + m[3]
+	}
+	return args
+}
+
+func faultCode(t *testing.T, text string) int {
+	t.Helper()
+	m := errorCode.FindStringSubmatch(text)
+	if m == nil {
+		if !strings.HasPrefix(text, "HTTP/1.1 200 OK\r\n") {
+			t.Errorf("neither success nor fault: %s", text)
+		}
+		return 0
+	}
+	code, _ := strconv.Atoi(m[1])
+	return code
+}
+
+// mapping is the arguments of AddPortMapping, but for the pairs.
+func mapping(pairs ...string) []string {
+	args := []string{
+		"NewRemoteHost", "", "NewExternalPort", "8080", "NewProtocol", "TCP", "NewInternalPort", "80",
+		"NewInternalClient", "127.0.0.1", "NewEnabled", "1", "NewPortMappingDescription", "a test", "NewLeaseDuration", "3600",
+	}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if j := slices.Index(args, "New"+pairs[i]); j >= 0 {
+			args[j+1] = pairs[i+1]
+		}
+	}
+	return args
+}
+
+// add maps TCP 8080 to port 80 for an hour, but for the pairs, whose names
+// have no "New", and returns the fault code.
+func (c control) add(pairs ...string) int {
+	c.t.Helper()
+	_, code := c.call("AddPortMapping", mapping(pairs...)...)
+	return code
+}
+
+func (c control) anyPort(pairs ...string) (string, int) {
+	c.t.Helper()
+	args, code := c.call("AddAnyPortMapping", mapping(pairs...)...)
+	return args["NewReservedPort"], code
+}
+
+func (c control) remove(protocol, port string) int {
+	c.t.Helper()
+	_, code := c.call("DeletePortMapping", "NewRemoteHost", "", "NewExternalPort", port, "NewProtocol", protocol)
+	return code
+}
+
+func (c control) lookup(protocol, port string) (map[string]string, int) {
+	c.t.Helper()
+	return c.call("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", port, "NewProtocol", protocol)
+}
+
+func (c control) index(i int) (map[string]string, int) {
+	c.t.Helper()
+	return c.call("GetGenericPortMappingEntry", "NewPortMappingIndex", strconv.Itoa(i))
+}
+
+func (c control) listRange(from, to string) (string, int) {
+	c.t.Helper()
+	args, code := c.call("GetListOfPortMappings", "NewStartPort", from, "NewEndPort", to, "NewProtocol", "TCP", "NewManage", "1", "NewNumberOfPorts", "0")
+	return args["NewPortListing"], code
+}
+
+// wantCodes fails unless these are the fault codes.
+func wantCodes(t *testing.T, got []int, want ...int) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("codes %v, want %v", got, want)
+	}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// faultOf is the fault code in an answer, or 0.
+func faultOf(text string) int {
+	if m := errorCode.FindStringSubmatch(text); m != nil {
+		code, _ := strconv.Atoi(m[1])
+		return code
+	}
+	return 0
+}

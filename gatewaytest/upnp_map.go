@@ -1,0 +1,191 @@
+package gatewaytest
+
+import (
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// week is the longest lease (WANIPConnection:2, section 2.3.16).
+const week = 604800 * time.Second
+
+// addPortMapping maps the port that was asked for, or fails
+// (WANIPConnection:2, section 2.5.16).
+func (s *upnpServer) addPortMapping(c soapCall) ([]soapArg, error) {
+	w, err := s.wish(c)
+	if err != nil {
+		return nil, err
+	}
+	if w.External.Port() == 0 {
+		return nil, soapFault(716)
+	}
+	w.exact = true
+	_, err = s.assign(w)
+	return nil, err
+}
+
+// addAnyPortMapping maps the port that was asked for, or another
+// (WANIPConnection:2, section 2.5.17).
+func (s *upnpServer) addAnyPortMapping(c soapCall) ([]soapArg, error) {
+	switch {
+	case s.config.Rules.NoAddAny:
+		return nil, soapFault(401)
+	case s.config.Rules.AddAnyResets:
+		return nil, errReset
+	}
+	w, err := s.wish(c)
+	if err != nil {
+		return nil, err
+	}
+	granted, err := s.assign(w)
+	return []soapArg{{"NewReservedPort", strconv.Itoa(int(granted.External.Port()))}}, err
+}
+
+// wish reads the mapping that is asked for, and applies the rules that do not
+// depend on others.
+func (s *upnpServer) wish(c soapCall) (wish, error) {
+	remote, err := s.remote(c)
+	if err != nil {
+		return wish{}, err
+	}
+	p, err := s.transport(c)
+	if err != nil {
+		return wish{}, err
+	}
+	ports, err := c.numbers("NewExternalPort", "NewInternalPort")
+	if err != nil {
+		return wish{}, err
+	}
+	enabled, err := c.flag("NewEnabled")
+	if err != nil {
+		return wish{}, err
+	}
+	client, err := netip.ParseAddr(strings.TrimSpace(c.args["NewInternalClient"]))
+	if err != nil || !client.Is4() || client.IsUnspecified() {
+		return wish{}, soapFault(402)
+	}
+	w := wish{Entry: Entry{
+		Protocol: p, Internal: netip.AddrPortFrom(client, ports[1]),
+		External: netip.AddrPortFrom(netip.Addr{}, ports[0]),
+		Service:  serviceUPnP, Disabled: !enabled, Description: c.args["NewPortMappingDescription"],
+		Filters: only(remote, 0),
+	}}
+	if err := s.checkDescription(w.Description); err != nil {
+		return wish{}, err
+	}
+	if w.Remaining, err = s.lease(c); err != nil {
+		return wish{}, err
+	}
+	return w, s.checkRules(c, w)
+}
+
+// checkDescription applies the demands on descriptions.
+func (s *upnpServer) checkDescription(text string) error {
+	odd := func(r rune) bool {
+		return !strings.ContainsRune(" -_.", r) && (r < '0' || '9' < r && r < 'A' || 'Z' < r && r < 'a' || 'z' < r)
+	}
+	want := s.config.Demands
+	switch {
+	case want.BlankDescription != 0 && strings.TrimSpace(text) == "":
+		return soapFault(want.BlankDescription)
+	case want.OddDescription != 0 && strings.ContainsFunc(text, odd):
+		return soapFault(want.OddDescription)
+	case want.LongDescription != 0 && len(text) > want.MaxDescription:
+		return soapFault(want.LongDescription)
+	}
+	return nil
+}
+
+// lease is the lifetime granted for the one asked.
+func (s *upnpServer) lease(c soapCall) (time.Duration, error) {
+	n, err := c.number("NewLeaseDuration", 32)
+	if err != nil {
+		return 0, err
+	}
+	asked, rules := time.Duration(n)*time.Second, s.config.Leases
+	switch {
+	case rules.PermanentOnly != 0 && asked != 0:
+		return 0, soapFault(rules.PermanentOnly)
+	case rules.NoPermanent != 0 && asked == 0:
+		return 0, soapFault(rules.NoPermanent)
+	case rules.NoLong != 0 && asked > week:
+		return 0, soapFault(rules.NoLong)
+	case asked == 0 && (s.config.Version == 1 || rules.PermanentOnly != 0):
+		asked = backends.Forever
+	case s.config.Version == 2 && (asked == 0 || asked > week):
+		asked = week
+	}
+	granted := s.g.config.lifetime(asked)
+	if rules.Max != 0 {
+		granted = min(granted, rules.Max)
+	}
+	return granted, nil
+}
+
+// checkRules applies what is refused whatever the table has.
+func (s *upnpServer) checkRules(c soapCall, w wish) error {
+	rules, external, internal := s.config.Rules, w.External.Port(), w.Internal.Port()
+	_, private := s.wan(c.service)
+	switch {
+	case rules.SwitchedOff:
+		return soapFault(606)
+	case internal == 0:
+		return soapFault(732)
+	case rules.SourceNeeded && len(w.Filters) == 0:
+		return soapFault(715)
+	case rules.AnySourceOnly && len(w.Filters) != 0:
+		return soapFault(726)
+	case rules.AnyPortOnly && external != 0:
+		return soapFault(727)
+	case rules.SamePort && external != internal:
+		return soapFault(724)
+	case rules.LowPorts != 0 && 0 < external && external < 1024:
+		return soapFault(rules.LowPorts)
+	case w.Internal.Addr() != c.client && !s.config.AnyClient:
+		return s.byVersion(718, 606)
+	case private:
+		return soapFault(501)
+	}
+	return nil
+}
+
+// byVersion is a fault that version 1 has another code for.
+func (s *upnpServer) byVersion(one, two soapFault) soapFault {
+	if s.config.Version == 1 {
+		return one
+	}
+	return two
+}
+
+// assign makes the mapping, or behaves as if.
+func (s *upnpServer) assign(w wish) (Entry, error) {
+	rules := s.config.Rules
+	if rules.Unlisted {
+		return w.Entry, nil
+	}
+	if rules.ListedClient.IsValid() {
+		w.Internal = netip.AddrPortFrom(rules.ListedClient, w.Internal.Port())
+	}
+	granted, err := s.g.table.assign(w, assignRules{
+		noReAdd: rules.NoReAdd != 0, noRefresh: s.config.Leases.NoRefresh, onePort: rules.OnePort,
+	})
+	switch {
+	case err == nil:
+		return granted, nil
+	case errors.Is(err, errFull) && rules.FullSilent:
+		return w.Entry, nil
+	case errors.Is(err, errFull) && rules.Full != 0:
+		return Entry{}, soapFault(rules.Full)
+	case errors.Is(err, errFull):
+		return Entry{}, s.byVersion(501, 728)
+	case errors.Is(err, errHeld):
+		return Entry{}, soapFault(rules.NoReAdd)
+	case rules.OtherMechanism != 0 && granted.Service != "" && granted.Service != serviceUPnP:
+		return Entry{}, soapFault(rules.OtherMechanism)
+	}
+	return Entry{}, soapFault(718)
+}

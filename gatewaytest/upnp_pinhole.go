@@ -1,0 +1,179 @@
+package gatewaytest
+
+import (
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// maxPinhole is the longest lease of a pinhole in seconds
+// (WANIPv6FirewallControl:1, section 2.3.8).
+const maxPinhole = 86400
+
+func (s *upnpServer) firewallStatus(soapCall) ([]soapArg, error) {
+	rules := s.config.Firewall
+	return []soapArg{
+		{"FirewallEnabled", flag(!rules.Disabled)}, {"InboundPinholeAllowed", flag(!rules.NotAllowed)},
+	}, nil
+}
+
+// checkFirewall applies what stands against all changes of the firewall.
+func (s *upnpServer) checkFirewall() error {
+	switch rules := s.config.Firewall; {
+	case rules.Disabled:
+		return soapFault(702)
+	case rules.NotAllowed:
+		return soapFault(703)
+	case s.config.Rules.SwitchedOff:
+		return soapFault(606)
+	}
+	return nil
+}
+
+// addPinhole opens the firewall to the sender (WANIPv6FirewallControl:1,
+// section 2.4.3). The same endpoints again are the same pinhole, renewed.
+func (s *upnpServer) addPinhole(c soapCall) ([]soapArg, error) {
+	if err := s.checkFirewall(); err != nil {
+		return nil, err
+	}
+	w, err := s.pinholeWish(c)
+	if err != nil {
+		return nil, err
+	}
+	h, err := s.g.table.pierce(w)
+	if err != nil {
+		return nil, soapFault(701)
+	}
+	return []soapArg{{"UniqueID", strconv.Itoa(int(h.id))}}, nil
+}
+
+func (s *upnpServer) pinholeWish(c soapCall) (wish, error) {
+	ports, err := c.numbers("RemotePort", "InternalPort", "Protocol")
+	if err != nil {
+		return wish{}, err
+	}
+	lease, err := pinholeLease(c, "LeaseTime")
+	if err != nil {
+		return wish{}, err
+	}
+	host := strings.TrimSpace(c.args["InternalClient"])
+	p := backends.Protocol(ports[2])
+	switch {
+	case ports[1] == 0:
+		return wish{}, soapFault(706)
+	case host == "" || host == "*" || host == "::":
+		return wish{}, soapFault(708)
+	case ports[2] == 65535:
+		return wish{}, soapFault(707)
+	case ports[2] > 255 || p != backends.TCP && p != backends.UDP:
+		return wish{}, soapFault(705)
+	}
+	client, err := netip.ParseAddr(host)
+	if err != nil {
+		return wish{}, soapFault(402)
+	}
+	remote, err := pinholeRemote(c)
+	low := s.config.Rules.LowPorts
+	switch {
+	case err != nil:
+		return wish{}, err
+	case !client.Is6() || client.Is4In6() || client != c.client:
+		return wish{}, soapFault(606)
+	case low != 0 && ports[1] < 1024:
+		return wish{}, soapFault(low)
+	}
+	at := netip.AddrPortFrom(client, ports[1])
+	return wish{Entry: Entry{
+		Protocol: p, Internal: at, External: at, Remaining: s.g.config.lifetime(lease),
+		Service: serviceUPnP, Filters: only(remote, ports[0]),
+	}}, nil
+}
+
+func pinholeRemote(c soapCall) (netip.Addr, error) {
+	text := strings.TrimSpace(c.args["RemoteHost"])
+	if text == "" || text == "*" {
+		return netip.Addr{}, nil
+	}
+	remote, err := netip.ParseAddr(text)
+	if err != nil || !remote.Is6() || remote.Is4In6() || remote.Zone() != "" {
+		return netip.Addr{}, soapFault(402)
+	}
+	if remote.IsUnspecified() {
+		return netip.Addr{}, nil
+	}
+	return remote, nil
+}
+
+func pinholeLease(c soapCall, name string) (time.Duration, error) {
+	n, err := c.number(name, 32)
+	if err != nil || n < 1 || n > maxPinhole {
+		return 0, soapFault(402)
+	}
+	return time.Duration(n) * time.Second, nil
+}
+
+func (s *upnpServer) updatePinhole(c soapCall) ([]soapArg, error) {
+	if err := s.checkFirewall(); err != nil {
+		return nil, err
+	}
+	lease, err := pinholeLease(c, "NewLeaseTime")
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.prolong(c, s.g.config.lifetime(lease))
+}
+
+func (s *upnpServer) deletePinhole(c soapCall) ([]soapArg, error) {
+	if err := s.checkFirewall(); err != nil {
+		return nil, err
+	}
+	return nil, s.prolong(c, 0)
+}
+
+func (s *upnpServer) prolong(c soapCall, lease time.Duration) error {
+	id, err := c.number("UniqueID", 16)
+	if err != nil {
+		return err
+	}
+	return s.pinholeFault(s.g.table.prolong(uint16(id), c.client, lease))
+}
+
+// pinholeFault is the fault for an error of the table.
+func (s *upnpServer) pinholeFault(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errOwner):
+		return soapFault(606)
+	case s.config.Firewall.Absent != 0:
+		return soapFault(s.config.Firewall.Absent)
+	}
+	return soapFault(704)
+}
+
+func (s *upnpServer) pinhole(c soapCall) (pinhole, error) {
+	id, err := c.number("UniqueID", 16)
+	if err != nil {
+		return pinhole{}, err
+	}
+	h, err := s.g.table.pinhole(uint16(id), c.client)
+	return h, s.pinholeFault(err)
+}
+
+func (s *upnpServer) pinholePackets(c soapCall) ([]soapArg, error) {
+	h, err := s.pinhole(c)
+	return []soapArg{{"PinholePackets", strconv.FormatUint(h.packets, 10)}}, err
+}
+
+// checkPinhole knows only that something came through, or not yet.
+func (s *upnpServer) checkPinhole(c soapCall) ([]soapArg, error) {
+	h, err := s.pinhole(c)
+	if err == nil && (h.packets == 0 || s.config.Firewall.NeverWorking) {
+		err = soapFault(709)
+	}
+	return []soapArg{{"IsWorking", "1"}}, err
+}

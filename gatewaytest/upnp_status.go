@@ -1,0 +1,92 @@
+package gatewaytest
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// wan is the address of the service's connection, and whether nothing can be
+// mapped there.
+func (s *upnpServer) wan(v *igdService) (addr netip.Addr, useless bool) {
+	addr = s.g.External()
+	if !v.connected {
+		addr = netip.IPv4Unspecified()
+	}
+	return addr, addr.IsUnspecified() || s.config.Rules.RefusePrivate && private(addr)
+}
+
+// externalAddress tells the external address, empty if there is none
+// (WANIPConnection:2, section 2.5.20).
+func (s *upnpServer) externalAddress(c soapCall) ([]soapArg, error) {
+	addr, useless := s.wan(c.service)
+	text := addr.String()
+	switch told := s.config.Status.External; {
+	case told != nil && c.service.connected:
+		text = told(addr)
+	case useless:
+		text = ""
+	}
+	return []soapArg{{"NewExternalIPAddress", text}}, nil
+}
+
+// statusInfo tells the state of the connection (WANIPConnection:2, section 2.5.9).
+func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
+	if s.config.Status.Unsupported {
+		return nil, soapFault(401)
+	}
+	state := "Connected"
+	switch addr, _ := s.wan(c.service); {
+	case s.config.Status.Connection != "" && c.service.connected:
+		state = s.config.Status.Connection
+	case addr.IsUnspecified():
+		state = "Disconnected"
+	}
+	return []soapArg{
+		{"NewConnectionStatus", state},
+		{"NewLastConnectionError", "ERROR_NONE"},
+		{"NewUptime", strconv.FormatInt(int64(s.g.Epoch()/time.Second), 10)},
+	}, nil
+}
+
+func (s *upnpServer) connectionType(c soapCall) ([]soapArg, error) {
+	kind := "IP_Routed"
+	if c.service.kind == wanPPP {
+		kind = "PPPoE_Routed" // not in the standard's list, but what devices say
+	}
+	return []soapArg{{"NewConnectionType", kind}, {"NewPossibleConnectionTypes", kind}}, nil
+}
+
+func (s *upnpServer) natStatus(soapCall) ([]soapArg, error) {
+	return []soapArg{{"NewRSIPAvailable", "0"}, {"NewNATEnabled", "1"}}, nil
+}
+
+// defaultConnection names the connection that traffic takes
+// (Layer3Forwarding:1, section 2.4.2).
+func (s *upnpServer) defaultConnection(soapCall) ([]soapArg, error) {
+	text := ""
+	s.root.walk(func(d *igdDevice) bool {
+		for _, v := range d.services {
+			if v.connected && (v.kind == wanIP || v.kind == wanPPP) {
+				text = d.udn + ":" + d.typ[len("urn:"):] + "," + v.id
+			}
+		}
+		return true
+	})
+	return []soapArg{{"NewDefaultConnectionService", text}}, nil
+}
+
+// linkProperties tells of the physical link (WANCommonInterfaceConfig:1,
+// section 2.4.3).
+func (s *upnpServer) linkProperties(c soapCall) ([]soapArg, error) {
+	state := "Down"
+	if c.service.connected {
+		state = "Up"
+	}
+	return []soapArg{
+		{"NewWANAccessType", "Ethernet"},
+		{"NewLayer1UpstreamMaxBitRate", "100000000"},
+		{"NewLayer1DownstreamMaxBitRate", "100000000"},
+		{"NewPhysicalLinkStatus", state},
+	}, nil
+}

@@ -1,0 +1,184 @@
+package gatewaytest_test
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// What an answer to GetStatusInfo is, byte by byte.
+func TestUPnPWire(t *testing.T) {
+	t.Parallel()
+	type wire = gatewaytest.UPnPWire
+	const (
+		body = `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" ` +
+			`s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:GetStatusInfoResponse ` +
+			`xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1"><NewConnectionStatus>Connected</NewConnectionStatus>` +
+			`<NewLastConnectionError>ERROR_NONE</NewLastConnectionError><NewUptime>0</NewUptime>` +
+			`</u:GetStatusInfoResponse></s:Body></s:Envelope>`
+		server = "SERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\n"
+		kind   = "CONTENT-TYPE: text/xml; charset=\"utf-8\"\r\n"
+		closed = "CONNECTION: close\r\n\r\n"
+	)
+	length := "CONTENT-LENGTH: " + itoa(len(body)) + "\r\n"
+	chunked := "TRANSFER-ENCODING: chunked\r\n" + closed
+	for rest := body; rest != ""; {
+		n := min(100, len(rest))
+		chunked += map[bool]string{true: "64", false: "12"}[n == 100] + "\r\n" + rest[:n] + "\r\n"
+		rest = rest[n:]
+	}
+	if n := len(body) % 100; n != 0x12 {
+		t.Fatalf("the last chunk has %#x bytes", n)
+	}
+	ok := "HTTP/1.1 200 OK\r\n" + kind + server
+	for name, tt := range map[string]struct {
+		quirks wire
+		want   string
+	}{
+		"none":         {wire{}, ok + length + closed + body},
+		"http 1.0":     {wire{HTTP10: true}, strings.Replace(ok, "1.1", "1.0", 1) + length + closed + body},
+		"no length":    {wire{NoLength: true}, ok + closed + body},
+		"chunked":      {wire{Chunked: true}, ok + chunked + "0\r\n\r\n"},
+		"too long":     {wire{LengthOff: 7}, ok + "CONTENT-LENGTH: " + itoa(len(body)+7) + "\r\n" + closed + body},
+		"too short":    {wire{LengthOff: -7}, ok + "CONTENT-LENGTH: " + itoa(len(body)-7) + "\r\n" + closed + body},
+		"no length, -": {wire{LengthOff: -99999}, ok + "CONTENT-LENGTH: 0\r\n" + closed + body},
+		"lf":           {wire{LFOnly: true}, strings.ReplaceAll(ok+length+closed+body, "\r\n", "\n")},
+		"no space": {wire{NoSpace: true}, strings.NewReplacer("TYPE: ", "TYPE:", "LENGTH: ", "LENGTH:", "SERVER: ", "SERVER:", "CONNECTION: ", "CONNECTION:").
+			Replace(ok+length+closed) + body},
+		"no reason": {wire{NoReason: true}, strings.Replace(ok, " OK", "", 1) + length + closed + body},
+		"together": {
+			wire{HTTP10: true, NoLength: true, LFOnly: true, NoSpace: true, NoReason: true},
+			"HTTP/1.0 200\nCONTENT-TYPE:text/xml; charset=\"utf-8\"\nSERVER:goforward/1 UPnP/1.1 gatewaytest/1\nCONNECTION:close\n\n" + body,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := controlled(t, igd{Wire: tt.quirks})
+			got, err := c.ask("GetStatusInfo")
+			if err != nil || got != tt.want {
+				t.Errorf("%v\ngot  %q\nwant %q", err, got, tt.want)
+			}
+		})
+	}
+}
+
+// The connection stays open after the body, whatever ends that, and serves more.
+func TestUPnPLeaveOpen(t *testing.T) {
+	t.Parallel()
+	c := controlled(t, igd{Wire: gatewaytest.UPnPWire{LeaveOpen: true}})
+	conn, err := net.Dial("tcp4", c.to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	in := bufio.NewReader(conn)
+	for range 3 {
+		if _, err := io.WriteString(conn, "GET /rootDesc.xml HTTP/1.1\r\nHost: "+c.to+"\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			line, err := in.ReadString('>')
+			if err != nil || strings.Contains(line, "CONNECTION") {
+				t.Fatalf("%q, %v", line, err)
+			}
+			if strings.HasSuffix(line, "</root>") {
+				break
+			}
+		}
+	}
+	if n := in.Buffered(); n != 0 {
+		t.Errorf("%d bytes after the end", n)
+	}
+}
+
+func TestUPnPFaultForms(t *testing.T) {
+	t.Parallel()
+	type form = gatewaytest.UPnPFaultForm
+	standard := `<s:Body><s:Fault><faultcode>s:Client</faultcode><faultstring>UPnPError</faultstring><detail>` +
+		`<UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>713</errorCode>` +
+		`<errorDescription>SpecifiedArrayIndexInvalid</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>`
+	for name, tt := range map[string]struct {
+		form   form
+		edit   *strings.Replacer
+		status string
+	}{
+		"standard":    {form{}, strings.NewReplacer(), "500 Internal Server Error"},
+		"prefix":      {form{Prefix: "SOAP-ENV"}, strings.NewReplacer("<s:", "<SOAP-ENV:", "</s:", "</SOAP-ENV:", ">s:", ">SOAP-ENV:"), "500 Internal Server Error"},
+		"camel case":  {form{CamelCase: true}, strings.NewReplacer("faultcode", "faultCode", "faultstring", "faultString"), "500 Internal Server Error"},
+		"code prefix": {form{CodePrefix: "u"}, strings.NewReplacer("<error", "<u:error", "</error", "</u:error", "<UPnPError xmlns=", "<u:UPnPError xmlns:u=", "</UPnP", "</u:UPnP"), "500 Internal Server Error"},
+		"code spaces": {form{CodeSpaces: true}, strings.NewReplacer("713", " 713\t"), "500 Internal Server Error"},
+		"status":      {form{StatusOK: true}, strings.NewReplacer(), "200 OK"},
+		"vendor's":    {form{Code: -911}, strings.NewReplacer("713", "-911", "SpecifiedArrayIndexInvalid", "Vendor Error"), "500 Internal Server Error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := controlled(t, igd{FaultForm: tt.form}).ask("GetGenericPortMappingEntry", "NewPortMappingIndex", "0")
+			if err != nil || status(got) != tt.status || !strings.HasSuffix(got, tt.edit.Replace(standard)) {
+				t.Errorf("%v\ngot  %s\nwant %s", err, got, tt.edit.Replace(standard))
+			}
+		})
+	}
+}
+
+// What is no request gets a status, or nothing, in bounded memory.
+func TestUPnPBadRequests(t *testing.T) {
+	t.Parallel()
+	c := controlled(t, igd{})
+	for name, tt := range map[string]struct{ raw, want string }{
+		"garbage":         {"\x16\x03\x01\r\n\r\n", "400 Bad Request"},
+		"two words":       {"GET /\r\n\r\n", "400 Bad Request"},
+		"unknown version": {"GET / FTP/1.1\r\n\r\n", "400 Bad Request"},
+		"no colon":        {"GET / HTTP/1.1\r\nHost\r\n\r\n", "400 Bad Request"},
+		"folded":          {"GET / HTTP/1.1\r\nHost: a\r\n b: c\r\n\r\n", "400 Bad Request"},
+		"long line":       {"GET /" + strings.Repeat("x", 20<<10) + " HTTP/1.1\r\n\r\n", "431 Request Header Fields Too Large"},
+		"many lines":      {"GET / HTTP/1.1\r\n" + strings.Repeat("a: b\r\n", 4<<10) + "\r\n", "431 Request Header Fields Too Large"},
+		"no length":       {"POST / HTTP/1.1\r\n\r\n", "411 Length Required"},
+		"chunked":         {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "411 Length Required"},
+		"no number":       {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 Bad Request"},
+		"long body":       {"POST / HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", "413 Request Entity Too Large"},
+		"method":          {"SUBSCRIBE /evt/0/WANIPConnection HTTP/1.1\r\n\r\n", "501 Not Implemented"},
+		"path":            {"GET /scpd/WANIPConnection.xml HTTP/1.1\r\n\r\n", "404 Not Found"},
+		"lf only":         {"GET /rootDesc.xml HTTP/1.0\n\n", "200 OK"},
+		"line ends first": {"\r\n\r\nGET /rootDesc.xml HTTP/1.1\r\n\r\n", "200 OK"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := c.exchange(tt.raw)
+			if status(got) != tt.want {
+				t.Errorf("got %q, %v, want %s", got, err, tt.want)
+			}
+		})
+	}
+}
+
+// Too many connections at once are closed; those that end make room.
+func TestUPnPConnectionsBounded(t *testing.T) {
+	t.Parallel()
+	c := controlled(t, igd{})
+	var all []net.Conn
+	for range 256 {
+		conn, err := net.Dial("tcp4", c.to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		all = append(all, conn)
+	}
+	if got, err := c.exchange(""); got != "" || isTimeout(err) {
+		t.Errorf("one too many: %q, %v", got, err)
+	}
+	_ = all[0].(*net.TCPConn).CloseWrite()
+	_ = all[0].SetDeadline(time.Now().Add(patience))
+	if _, err := io.ReadAll(all[0]); err != nil { // the other side is done with it
+		t.Fatal(err)
+	}
+	if got := c.get("/rootDesc.xml"); status(got) != "200 OK" {
+		t.Errorf("after one ended: %q", got)
+	}
+}
