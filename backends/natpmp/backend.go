@@ -96,7 +96,9 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	return known(r.Addr), nil
 }
 
-// Map asks for a mapping. With Exact, it takes back one with another port and
+// Map asks for a mapping. Gateways of VPN providers grant a port of their choice
+// and forward it to the same number here, whatever was asked: then Internal has
+// that. With Exact, it takes back one with another port and
 // fails with ErrConflict. Where another program of this host had that very
 // internal port mapped already, the gateway answers with its mapping, and that
 // is what is taken back: the protocol does not tell the two apart.
@@ -133,11 +135,15 @@ func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.R
 	if err != nil {
 		return backends.Mapping{}, err
 	}
+	internal := r.Internal.Port()
+	if resp.InternalPort == 0 { // the gateway forwards to the same number, whatever was asked
+		internal = resp.ExternalPort
+	}
 	m := backends.Mapping{
 		Backend:     Name,
 		Gateway:     b.client.config.Gateway,
 		Protocol:    r.Protocol,
-		Internal:    netip.AddrPortFrom(reply.Local, r.Internal.Port()),
+		Internal:    netip.AddrPortFrom(reply.Local, internal),
 		External:    netip.AddrPortFrom(external, resp.ExternalPort),
 		Description: r.Description,
 		Lifetime:    resp.Lifetime,

@@ -269,6 +269,14 @@ func (c *Client) check(op Opcode, code ResultCode, epoch time.Duration, reply po
 	return nil
 }
 
+// isSlot reports whether a response does not say which internal port it is about.
+// Those of VPN providers' gateways do not: a client has one port there, of the same
+// number on both sides, and asks for nothing but its lifetime.
+func isSlot(b []byte) bool {
+	r, err := ParseMapResponse(b)
+	return err == nil && r.Result == Success && r.InternalPort == 0
+}
+
 // match judges whether a datagram answers a request. The link has checked the
 // source. Exact is a response of the right size with the internal port; errors
 // that carry no port, and the answers of gateways that speak another version
@@ -284,8 +292,11 @@ func match(b []byte, op Opcode, size int, internalPort uint16) port5351.Match {
 			return port5351.Possible
 		}
 	case h.Opcode == op|OpResponse && len(b) >= size:
-		if size != mapResponseSize || binary.BigEndian.Uint16(b[8:]) == internalPort {
+		switch {
+		case size != mapResponseSize || binary.BigEndian.Uint16(b[8:]) == internalPort:
 			return port5351.Exact
+		case isSlot(b):
+			return port5351.Possible
 		}
 	case h.Opcode == op|OpResponse && (h.Result == UnsupportedVersion || h.Result == UnsupportedOpcode):
 		return port5351.Possible
