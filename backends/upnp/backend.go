@@ -1,0 +1,275 @@
+package upnp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// The defaults of Config.
+const (
+	DefaultWait     = 3 * time.Second
+	DefaultLifetime = 2 * time.Hour
+)
+
+// Config says where the gateway device is looked for, and how it is reached.
+// Either Gateway or URL is required.
+type Config struct {
+	// Gateway is the address of the gateway: its device is the preferred one. An
+	// IPv4 gateway forwards ports, an IPv6 gateway opens pinholes.
+	Gateway netip.Addr
+	// Interface is the interface to leave by. Empty: the kernel's choice.
+	Interface string
+	// Only takes no other device than one at Gateway itself. Where routers share
+	// an address, their devices answer from others.
+	Only bool
+	// Source is the local address to ask from. Of a pinhole it must be the address
+	// that is opened. The zero Addr: the kernel's choice.
+	Source netip.Addr
+	// URL is the root description of the device to use: none is looked for. Its
+	// host is an IP address.
+	URL string
+	// SSDP is where searches are sent. Nil: to port 1900 of the gateway and to the
+	// multicast group, or nowhere where the gateway is on loopback.
+	SSDP []netip.AddrPort
+	// Notify is where notifications are listened for, while somebody calls Watch.
+	// The zero value: the multicast group.
+	Notify netip.AddrPort
+	// Wait bounds a search. Zero: DefaultWait.
+	Wait time.Duration
+	// Timeout bounds one exchange with the device. Zero: DefaultTimeout.
+	Timeout time.Duration
+	// Logger is told of each step, at debug level. Nil: nobody.
+	Logger *slog.Logger
+}
+
+// Backend uses the gateway device that it finds best, and meets the contract of
+// package backends. It looks for the device when it needs it first, and again
+// when that has moved or has gone.
+type Backend struct {
+	config  Config
+	is6     bool
+	log     *slog.Logger
+	reach   ClientConfig
+	finding chan struct{} // one looks for the device at a time
+	// promising is how many descriptions are being fetched.
+	promising atomic.Int32
+	between   time.Duration // the questions that hints lead to
+	breather  time.Duration // before a device that failed is asked again
+
+	ctx    context.Context //nolint:containedctx // its life: Close ends the calls under way
+	cancel context.CancelCauseFunc
+	calls  sync.WaitGroup
+
+	mu       sync.Mutex
+	closed   bool
+	found    *gateway
+	quirks   map[string]*quirks // by UDN
+	external netip.Addr         // as last told
+	asked    time.Time
+	known    known
+	signals  map[chan hint]struct{} // of watchers
+}
+
+var (
+	_ backends.Backend = (*Backend)(nil)
+	_ backends.Lister  = (*Backend)(nil)
+	_ backends.Watcher = (*Backend)(nil)
+)
+
+// New checks the config, whose errors wrap backends.ErrInvalid, and does no I/O.
+func New(config Config) (*Backend, error) {
+	host := config.Gateway.Unmap()
+	if config.URL != "" {
+		e, err := parseEndpoint(config.URL)
+		if err != nil {
+			return nil, fmt.Errorf("upnp: %w", err)
+		}
+		host = e.addr.Addr()
+	}
+	switch {
+	case !host.IsValid() || host.IsUnspecified():
+		return nil, fmt.Errorf("upnp: %w: no gateway address", backends.ErrInvalid)
+	case config.Source.IsValid() && config.Source.Unmap().Is4() != host.Is4():
+		return nil, fmt.Errorf("upnp: %w: source %v and gateway %v are of different families", backends.ErrInvalid, config.Source, host)
+	case config.Wait < 0 || config.Timeout < 0:
+		return nil, fmt.Errorf("upnp: %w: negative duration", backends.ErrInvalid)
+	}
+	config.Gateway = host
+	config.Source = config.Source.Unmap()
+	config.Wait = cmp.Or(config.Wait, DefaultWait)
+	b := &Backend{
+		config:   config,
+		is6:      host.Is6(),
+		log:      cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
+		finding:  make(chan struct{}, 1),
+		between:  between,
+		breather: breather,
+		quirks:   map[string]*quirks{},
+		signals:  map[chan hint]struct{}{},
+	}
+	b.reach = ClientConfig{Interface: config.Interface, Source: config.Source, Timeout: config.Timeout, Logger: config.Logger}
+	b.ctx, b.cancel = context.WithCancelCause(context.Background())
+	return b, nil
+}
+
+// String returns Name.
+func (b *Backend) String() string { return Name }
+
+// Close ends the calls under way, with net.ErrClosed, and waits for them. It
+// deletes no mapping. A second call does nothing.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.cancel(fmt.Errorf("upnp: %w", net.ErrClosed))
+	b.calls.Wait()
+	return nil
+}
+
+// begin counts a call in and bounds its context by the backend's life. The
+// function that it returns counts the call out.
+func (b *Backend) begin(ctx context.Context) (context.Context, func(), error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, nil, fmt.Errorf("upnp: %w", net.ErrClosed)
+	}
+	b.calls.Add(1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(b.ctx, func() { cancel(context.Cause(b.ctx)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		b.calls.Done()
+	}, nil
+}
+
+// Supports says why UPnP cannot express a request, if so. What the device at
+// hand can do, it tells when asked.
+func (b *Backend) Supports(r backends.Request) error {
+	if err := r.Check(); err != nil {
+		return fmt.Errorf("upnp: %w", err)
+	}
+	reason := ""
+	switch {
+	case r.Protocol != backends.TCP && r.Protocol != backends.UDP && !b.is6:
+		reason = "it maps TCP and UDP only"
+	case b.foreign(r.Internal.Addr()) || b.foreign(r.Remote.Addr()):
+		reason = "the address is not of the gateway's family"
+	case b.is6 && r.Exact && r.External.Port() != r.Internal.Port():
+		reason = "an IPv6 pinhole translates no port"
+	case b.is6 && r.Lifetime == backends.Forever:
+		reason = "an IPv6 pinhole lasts a day at most"
+	case !b.is6 && r.Remote.Port() != 0:
+		reason = "it cannot admit a single port of a peer"
+	case !b.is6 && r.Exact && r.External.Addr().IsValid() && !r.External.Addr().IsUnspecified():
+		reason = "it cannot choose the external address"
+	default:
+		return nil
+	}
+	return fmt.Errorf("upnp: %w: %s", backends.ErrUnsupported, reason)
+}
+
+// foreign reports whether an address that was named is of the other family.
+func (b *Backend) foreign(a netip.Addr) bool {
+	return a.IsValid() && a.Unmap().Is6() != b.is6
+}
+
+// Promising reports whether a search is under way that somebody has answered, who
+// is being asked now.
+func (b *Backend) Promising() bool { return b.promising.Load() > 0 }
+
+// Probe looks for the device.
+func (b *Backend) Probe(ctx context.Context) error {
+	ctx, end, err := b.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	_, err = b.gateway(ctx)
+	return err
+}
+
+// ExternalAddr asks the device for its external address, which is the zero Addr
+// where it does not know. Over IPv6 it is this host's own: nothing is translated.
+func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error) {
+	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+		if b.is6 {
+			addr = g.Device.Local
+			return nil
+		}
+		addr, err = g.client.ExternalAddr(ctx)
+		if err == nil {
+			b.remember(addr)
+		}
+		return err
+	})
+	return addr, err
+}
+
+// do does something with the device. Where that has moved, which refuses the
+// connection, it is looked for again, once.
+func (b *Backend) do(ctx context.Context, act func(context.Context, *gateway) error) error {
+	ctx, end, err := b.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	g, err := b.gateway(ctx)
+	if err != nil {
+		return err
+	}
+	err = act(ctx, g)
+	if err == nil || ctx.Err() != nil || !Moved(err) && !errors.Is(err, backends.ErrNoReply) {
+		return err
+	}
+	b.lose(g) // who is silent now may be elsewhere when somebody asks again
+	if !Moved(err) {
+		return err
+	}
+	b.log.Debug("upnp: the device has moved", "url", g.Device.URL, "err", err)
+	if g, err = b.gateway(ctx); err != nil {
+		return err
+	}
+	return act(ctx, g)
+}
+
+// recentEnough is how old a told external address may be to go with a mapping
+// granted now: mappings that are made or renewed together ask once.
+const recentEnough = time.Second
+
+// recentExternal returns the external address for a mapping granted now, or the
+// zero Addr where the device will not tell: that is no reason not to map.
+func (b *Backend) recentExternal(ctx context.Context, g *gateway) (netip.Addr, error) {
+	b.mu.Lock()
+	external, asked := b.external, b.asked
+	b.mu.Unlock()
+	if !asked.IsZero() && time.Since(asked) < recentEnough {
+		return external, nil
+	}
+	external, err := g.client.ExternalAddr(ctx)
+	if err != nil {
+		if errors.Is(err, backends.ErrNoReply) || ctx.Err() != nil {
+			return netip.Addr{}, err
+		}
+		external = netip.Addr{}
+	}
+	b.remember(external)
+	return external, nil
+}
+
+func (b *Backend) remember(external netip.Addr) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.external, b.asked = external, time.Now()
+}

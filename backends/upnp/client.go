@@ -1,0 +1,150 @@
+package upnp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/huin/goupnp/soap"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Name is what the backend is called.
+const Name = "upnp"
+
+// DefaultTimeout bounds one HTTP exchange, connecting included.
+const DefaultTimeout = 4 * time.Second
+
+// ClientConfig says how to reach a device.
+type ClientConfig struct {
+	// Interface is the interface to leave by, where the OS lets us choose. Empty:
+	// the kernel's choice.
+	Interface string
+	// Source is the local address to connect from, which devices take for the
+	// one that asks. The zero Addr: the kernel's choice.
+	Source netip.Addr
+	// Timeout bounds one HTTP exchange, connecting included. Zero: DefaultTimeout.
+	Timeout time.Duration
+	// Logger is told of each exchange, at debug level. Nil: nobody.
+	Logger *slog.Logger
+}
+
+// check fills in what was left zero and says whether the device can be
+// reached so. Its error wraps backends.ErrInvalid.
+func (c *ClientConfig) check(device netip.Addr) error {
+	c.Source = c.Source.Unmap()
+	switch {
+	case c.Timeout < 0:
+		return fmt.Errorf("%w: negative timeout %v", backends.ErrInvalid, c.Timeout)
+	case c.Source.IsValid() && c.Source.Is4() != device.Is4():
+		return fmt.Errorf("%w: the device is at %v, which %v cannot reach", backends.ErrInvalid, device, c.Source)
+	}
+	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	return nil
+}
+
+// Client performs the actions of one service of a device, each over a
+// connection of its own, so there is nothing to close. Its methods may be
+// called by several goroutines at once: a device is asked one thing at a time
+// by the whole process.
+//
+// A refusal by the device is a *[Fault]; an HTTP status without one, an
+// *[HTTPError]; an answer that cannot be read wraps backends.ErrMalformed; no
+// answer, backends.ErrNoReply; arguments that make no sense,
+// backends.ErrInvalid. Where the caller's context ended the call, the error
+// wraps its cause.
+type Client struct {
+	service   Service
+	config    ClientConfig
+	endpoints []endpoint   // where the service may be, best guess first
+	current   atomic.Int32 // the one of endpoints that answered
+}
+
+// NewClient checks the service and the config. It does no I/O. Its error wraps
+// backends.ErrInvalid.
+func NewClient(s Service, config ClientConfig) (*Client, error) {
+	if !validType(s.Type) {
+		return nil, fmt.Errorf("upnp: %w: no service type %q", backends.ErrInvalid, s.Type)
+	}
+	c := &Client{service: s}
+	for _, raw := range append([]string{s.ControlURL}, s.alternates[:]...) {
+		if raw == "" && len(c.endpoints) > 0 {
+			continue
+		}
+		e, err := parseEndpoint(raw)
+		if err != nil {
+			return nil, fmt.Errorf("upnp: control URL: %w", err)
+		}
+		c.endpoints = append(c.endpoints, e)
+	}
+	if err := config.check(c.endpoints[0].addr.Addr()); err != nil {
+		return nil, fmt.Errorf("upnp: %w", err)
+	}
+	c.config = config
+	return c, nil
+}
+
+// Service returns the service, with the control URL that answered last.
+func (c *Client) Service() Service {
+	s := c.service
+	s.ControlURL = c.endpoints[c.current.Load()].url.String()
+	return s
+}
+
+// perform performs an action. in and out are pointers to structs of strings,
+// named as the arguments are and in their order, or nil.
+func (c *Client) perform(ctx context.Context, action string, in, out any) error {
+	end, err := takeTurn(ctx, c.endpoints[0].addr.Addr().String())
+	if err != nil {
+		return fmt.Errorf("upnp: %s: %w", action, err)
+	}
+	defer end()
+	first := int(c.current.Load())
+	err = c.performAt(ctx, c.endpoints[first], action, in, out)
+	for i := range c.endpoints {
+		// Where the description is ambiguous about the URL, what did not reach the
+		// service at one of its readings is tried at the next.
+		if i == first || !Moved(err) {
+			continue
+		}
+		if other := c.performAt(ctx, c.endpoints[i], action, in, out); !Moved(other) {
+			c.current.Store(int32(i))
+			return other
+		}
+	}
+	return err
+}
+
+func (c *Client) performAt(ctx context.Context, to endpoint, action string, in, out any) error {
+	x := &exchange{
+		question: question{service: c.service.Type, action: action, silent: out == nil},
+		config:   c.config, to: to,
+	}
+	client := soap.SOAPClient{EndpointURL: *to.url, HTTPClient: http.Client{
+		Transport:     x,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+	err := client.PerformActionCtx(ctx, c.service.Type, action, in, out)
+	var fault *soap.SOAPFaultError
+	switch {
+	case x.err != nil: // goupnp's error around it has its text only
+		return fmt.Errorf("upnp: %s: %w", action, x.err)
+	case errors.As(err, &fault):
+		upnp := fault.Detail.UPnPError
+		return &Fault{
+			Action: action, Code: FaultCode(upnp.Errorcode), Status: x.status,
+			Description: printable(upnp.ErrorDescription),
+		}
+	case err != nil:
+		return fmt.Errorf("upnp: %s: %w: %w", action, backends.ErrMalformed, err)
+	}
+	return nil
+}

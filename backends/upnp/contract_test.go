@@ -1,0 +1,22 @@
+package upnp_test
+
+import (
+	"testing"
+
+	"github.com/natforward/goforward/backends/backendtest"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+func TestContract(t *testing.T) {
+	for name, router := range map[string]gatewaytest.UPnP{
+		"version 1": {Version: 1}, "version 2": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
+				gw, b := open(t, router)
+				return backendtest.OnGateway(gw, b, int(upnp.ActionNotAuthorized))
+			})
+		})
+	}
+}

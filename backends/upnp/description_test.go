@@ -1,0 +1,331 @@
+package upnp
+
+import (
+	"errors"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// rootDesc is a description of the shape that the standard has, with two lines
+// to the internet.
+const rootDesc = `<?xml version="1.0"?>
+<root xmlns="urn:schemas-upnp-org:device-1-0"><specVersion><major>1</major><minor>0</minor></specVersion>` + urlBase + `
+<device><deviceType>urn:schemas-upnp-org:device:InternetGatewayDevice:1</deviceType><friendlyName>Test Router</friendlyName>
+<manufacturer>ACME</manufacturer><manufacturerURL>http://x/</manufacturerURL><modelName>R1</modelName><modelNumber>7</modelNumber>
+<UDN>uuid:1</UDN><iconList><icon><mimetype>image/png</mimetype><width>48px</width></icon></iconList>
+<serviceList><service><serviceType>urn:schemas-upnp-org:service:Layer3Forwarding:1</serviceType><serviceId>urn:upnp-org:serviceId:L3Forwarding1</serviceId><controlURL>/l3</controlURL><SCPDURL>/l3.xml</SCPDURL></service></serviceList>
+<deviceList><device><deviceType>urn:schemas-upnp-org:device:WANDevice:1</deviceType><friendlyName>WAN</friendlyName><UDN>uuid:2</UDN>
+<serviceList><service><serviceType>urn:schemas-upnp-org:service:WANCommonInterfaceConfig:1</serviceType><controlURL>/c</controlURL></service></serviceList>
+<deviceList><device><UDN>uuid:3</UDN><serviceList>
+<service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType><serviceId>urn:upnp-org:serviceId:WANIPConn1</serviceId><controlURL>` + controlURL + `</controlURL><eventSubURL>/e</eventSubURL><SCPDURL>/s.xml</SCPDURL></service>
+<service><serviceType>urn:schemas-upnp-org:service:WANPPPConnection:1</serviceType><serviceId>urn:upnp-org:serviceId:WANPPPConn1</serviceId><controlURL>/ppp</controlURL></service>
+</serviceList></device>
+<device><UDN>uuid:4</UDN><serviceList>
+<service><serviceType>urn:dslforum-org:service:WANIPConnection:2</serviceType><controlURL>/ip2</controlURL></service>
+<service><serviceType>urn:schemas-upnp-org:service:WANIPv6FirewallControl:1</serviceType><controlURL>/fw?6</controlURL></service>
+</serviceList></device></deviceList></device></deviceList></device></root>`
+
+// Places in rootDesc.
+const (
+	urlBase    = "<!--URLBase-->"
+	controlURL = "/ctl"
+)
+
+const location = "http://192.168.1.1:5000/igd/rootDesc.xml"
+
+func parse(t *testing.T, description, from string) (*Device, error) {
+	t.Helper()
+	base, err := url.Parse(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ParseDescription([]byte(description), base)
+}
+
+var exported = cmp.Options{cmpopts.IgnoreUnexported(Service{}), cmpopts.EquateComparable(netip.Addr{})}
+
+var testRouter = Device{
+	URL: location, Host: netip.MustParseAddr("192.168.1.1"), UDN: "uuid:1",
+	FriendlyName: "Test Router", Manufacturer: "ACME", Model: "R1", ModelNumber: "7",
+	Services: []Service{
+		{Type: ip1, ID: "urn:upnp-org:serviceId:WANIPConn1", ControlURL: "http://192.168.1.1:5000/ctl", UDN: "uuid:3"},
+		{Type: "urn:schemas-upnp-org:service:WANPPPConnection:1", ID: "urn:upnp-org:serviceId:WANPPPConn1", ControlURL: "http://192.168.1.1:5000/ppp", UDN: "uuid:3"},
+		{Type: "urn:dslforum-org:service:WANIPConnection:2", ControlURL: "http://192.168.1.1:5000/ip2", UDN: "uuid:4"},
+		{Type: "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1", ControlURL: "http://192.168.1.1:5000/fw?6", UDN: "uuid:4"},
+	},
+}
+
+func TestDescription(t *testing.T) {
+	noNamespace := strings.ReplaceAll(rootDesc, ` xmlns="urn:schemas-upnp-org:device-1-0"`, "")
+	prefixed := strings.NewReplacer("</", "</d:", "<!", "<!", "<?", "<?", "<", "<d:").Replace(rootDesc)
+	for name, description := range map[string]string{
+		"standard":         rootDesc,
+		"no namespace":     noNamespace,
+		"other namespace":  strings.ReplaceAll(rootDesc, "device-1-0", "device-1-9"),
+		"prefixed":         prefixed,
+		"no declaration":   strings.TrimPrefix(rootDesc, `<?xml version="1.0"?>`),
+		"mark, blank, NUL": "\ufeff \r\n" + rootDesc + "\x00\x00",
+		"GBK declared":     strings.Replace(rootDesc, `"1.0"?>`, `"1.0" encoding="GBK"?>`, 1),
+		"capitals":         strings.NewReplacer("serviceType>", "SERVICETYPE>", "controlURL>", "ControlUrl>").Replace(rootDesc),
+		"CDATA":            strings.ReplaceAll(rootDesc, "Test Router", "<![CDATA[Test Router]]>"),
+		"a DTD":            `<!DOCTYPE root [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>` + noNamespace,
+		"stray end tags":   strings.ReplaceAll(rootDesc, "<manufacturer>", "</br></font><manufacturer>"),
+	} {
+		d, err := parse(t, description, location)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if diff := cmp.Diff(&testRouter, d, exported); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// TestDescriptionNames: what people read is printable, bounded, and never in
+// the way.
+func TestDescriptionNames(t *testing.T) {
+	for in, want := range map[string]string{
+		"R&D":                            "R&D",
+		"R&amp;D":                        "R&D",
+		"I <3 <<4 a< routers":            "I <3 <<4 a< routers",
+		"B\xfccher":                      "Bücher",
+		"Bücher":                         "Bücher",
+		"a\x1b[31m\x00b\u202ec&#27;&#0;": "a[31mb?c??",
+		"&a;&unknown;":                   "&a;&unknown;",
+		strings.Repeat("ü", 300):         strings.Repeat("ü", 128),
+		"":                               "",
+	} {
+		document, err := parseXML([]byte("<root><device><friendlyName>"+in+"</friendlyName></device></root>"), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		if e := document.find("friendlyName"); e != nil {
+			got = printable(e.text)
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestControlURL(t *testing.T) {
+	const at = "http://192.168.1.1:5000"
+	for _, tt := range []struct {
+		base, control string
+		want          []string // the readings
+	}{
+		{"", "/ctl", []string{at + "/ctl"}},
+		{"", "ctl", []string{at + "/igd/ctl", at + "/ctl"}},
+		{"", " /ctl\n", []string{at + "/ctl"}},
+		{"", "\n  /ctl  ", []string{at + "/ctl"}},
+		{"", at + "/ctl", []string{at + "/ctl"}},
+		{"", "http://10.9.9.9:1/ctl", []string{"http://192.168.1.1:1/ctl", at + "/ctl"}},
+		{"", "HTTP://router.lan:5000/ctl", []string{at + "/ctl"}},
+		{"", "http://192.168.1.1/ctl", []string{"http://192.168.1.1:80/ctl", at + "/ctl"}},
+		{"", "http://192.168.1.1:0/ctl", []string{at + "/ctl"}},
+		{"", "uuid:abc/WANPPPConnection:1", []string{at + "/igd/uuid:abc/WANPPPConnection:1", at + "/uuid:abc/WANPPPConnection:1"}},
+		{"", "/upnp?control=1&x=http://y/", []string{at + "/upnp?control=1&amp;x=http://y/"}},
+		{"", "//ctl/x", []string{at + "//ctl/x"}},
+		{"", "/a b%20c%zz", []string{at + "/a%20b%2520c%25zz"}},
+		{"", "/a\r\nX: y?b\r\nc d", []string{at + "/a%0AX:%20y?b%0Ac%20d"}},
+		{"", "/a?b c\u00fc", []string{at + "/a?b%20c%C3%BC"}},
+		{"", "", nil},
+		{"", " ", nil},
+		{"", "https://192.168.1.1/ctl", nil},
+		{"", "ftp://192.168.1.1/ctl", nil},
+		{"", "/" + strings.Repeat("x", 2000), nil},
+		{"-", "/ctl", []string{at + "/ctl"}},
+		{"nonsense", "/ctl", []string{at + "/ctl"}},
+		{"://", "/ctl", []string{at + "/ctl"}},
+		{"http://192.168.1.1:5000", "ctl", []string{at + "/ctl", at + "/igd/ctl"}},
+		{"http://192.168.1.1:5000/up/", "ctl", []string{at + "/up/ctl", at + "/igd/ctl", at + "/ctl"}},
+		{"http://192.168.1.1:6000/", "/ctl", []string{"http://192.168.1.1:6000/ctl", at + "/ctl"}},
+		{"http://192.168.1.1/", "/ctl", []string{at + "/ctl"}},
+		{"http://192.168.1.1:0/", "/ctl", []string{at + "/ctl"}},
+		{"http://10.9.9.9:5000/", "/ctl", []string{at + "/ctl"}},
+		{"http://10.9.9.9:7000/x/", "ctl", []string{at + "/igd/ctl", at + "/ctl"}},
+		{"http://router.lan/", "/ctl", []string{at + "/ctl"}},
+		{"https://192.168.1.1:5000/", "/ctl", []string{at + "/ctl"}},
+		{"http://a:b@192.168.1.1:6000/", "/ctl", []string{at + "/ctl"}},
+	} {
+		base := ""
+		if tt.base != "" {
+			base = "<URLBase>" + strings.TrimPrefix(tt.base, "-") + "</URLBase>"
+		}
+		description := strings.NewReplacer(urlBase, base, ">"+controlURL+"<", ">"+strings.ReplaceAll(tt.control, "&", "&amp;")+"<").Replace(rootDesc)
+		d, err := parse(t, description, location)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		if s := d.Services[0]; s.UDN == "uuid:3" && s.Kind() == IPConnection {
+			for _, u := range append([]string{s.ControlURL}, s.alternates[:]...) {
+				if u != "" {
+					got = append(got, u)
+				}
+			}
+			if _, err := NewClient(s, ClientConfig{}); err != nil {
+				t.Errorf("%q %q: %v", tt.base, tt.control, err)
+			}
+		}
+		for i := range tt.want {
+			tt.want[i] = strings.ReplaceAll(tt.want[i], "&amp;", "&")
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("URLBase %q, controlURL %q (-want +got):\n%s", tt.base, tt.control, diff)
+		}
+	}
+}
+
+func TestDescriptionIPv6(t *testing.T) {
+	d, err := parse(t, rootDesc, "http://[fe80::1%25eth0]:49000/igd.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Host != netip.MustParseAddr("fe80::1%eth0") {
+		t.Errorf("host %v", d.Host)
+	}
+	c, err := NewClient(d.Services[0], ClientConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := c.endpoints[0]; e.addr != netip.MustParseAddrPort("[fe80::1%eth0]:49000") || e.host() != "[fe80::1]:49000" {
+		t.Errorf("connects to %v as %v", e.addr, e.host())
+	}
+}
+
+func TestBadDescriptions(t *testing.T) {
+	many := strings.Repeat(`<service><serviceType>`+ip1+`</serviceType><controlURL>/c</controlURL></service>`, 100)
+	d, err := parse(t, "<root><device><serviceList>"+many+"</serviceList></device></root>", location)
+	if err != nil || len(d.Services) != maxServices {
+		t.Errorf("100 services: %v, %v", d, err)
+	}
+	for name, tt := range map[string]struct {
+		description, from string
+		want              error
+	}{
+		"empty":              {"", location, backends.ErrMalformed},
+		"HTML":               {"<html><body>login</body></html>", location, backends.ErrMalformed},
+		"deep":               {strings.Repeat("<root>", 100), location, backends.ErrMalformed},
+		"deep devices":       {"<root>" + strings.Repeat("<device><deviceList>", 50), location, backends.ErrMalformed},
+		"many elements":      {"<root>" + strings.Repeat("<a/>", 5000) + "</root>", location, backends.ErrMalformed},
+		"another device":     {"<root><device><friendlyName>TV</friendlyName></device></root>", location, backends.ErrUnsupported},
+		"an evil type":       {"<root><device><serviceList><service><serviceType>urn:a&#10;b:service:WANIPConnection:1</serviceType><controlURL>/c</controlURL></service></serviceList></device></root>", location, backends.ErrUnsupported},
+		"base without host":  {rootDesc, "/x", backends.ErrInvalid},
+		"base with a name":   {rootDesc, "http://router/x", backends.ErrInvalid},
+		"base https":         {rootDesc, "https://192.168.1.1/x", backends.ErrInvalid},
+		"base of everywhere": {rootDesc, "http://0.0.0.0/x", backends.ErrInvalid},
+	} {
+		if d, err := parse(t, tt.description, tt.from); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %+v, %v, want %v", name, d, err, tt.want)
+		}
+	}
+}
+
+// TestDescriptionPrefixes: of a description that breaks off, services are
+// there whole or not at all.
+func TestDescriptionPrefixes(t *testing.T) {
+	whole := map[Service]bool{}
+	d, err := parse(t, rootDesc, location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range d.Services {
+		whole[s] = true
+	}
+	seen := 0
+	for n := range len(rootDesc) {
+		d, err := parse(t, rootDesc[:n], location)
+		if err != nil {
+			if !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrUnsupported) {
+				t.Fatalf("%d bytes: %v", n, err)
+			}
+			continue
+		}
+		seen = max(seen, len(d.Services))
+		for _, s := range d.Services {
+			if !whole[s] {
+				t.Fatalf("%d bytes: %+v", n, s)
+			}
+		}
+	}
+	if seen != len(whole) {
+		t.Errorf("at most %d services", seen)
+	}
+}
+
+func TestService(t *testing.T) {
+	for text, want := range map[string]struct {
+		kind    ServiceKind
+		version int
+	}{
+		ip1: {IPConnection, 1},
+		"urn:schemas-upnp-org:service:WANIPConnection:2":        {IPConnection, 2},
+		"urn:schemas-upnp-org:service:WANPPPConnection:1":       {PPPConnection, 1},
+		"urn:dslforum-org:service:WANPPPConnection:1":           {PPPConnection, 1},
+		"URN:schemas-upnp-org:Service:wanipv6firewallcontrol:1": {IPv6Firewall, 1},
+		"urn:schemas-upnp-org:service:WANIPConnection":          {},
+		"urn:schemas-upnp-org:service:WANIPConnection:x":        {},
+		"urn:schemas-upnp-org:service:WANIPConnection:1:2":      {},
+		"urn:schemas-upnp-org:device:WANIPConnection:1":         {},
+		"urn:schemas-upnp-org:service:WANCommonConfig:1":        {},
+		"": {},
+	} {
+		s := Service{Type: text}
+		if s.Kind() != want.kind || s.Version() != want.version {
+			t.Errorf("%q: %v, version %d", text, s.Kind(), s.Version())
+		}
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	get := func(s *rawServer, path string) (*Device, error) {
+		return Describe(t.Context(), "http://"+s.addr.String()+path, ClientConfig{Source: netip.MustParseAddr("127.0.0.1")})
+	}
+	s := serveRaw(t, answers(status(501, "Not Implemented"), "HTTP/1.0 200 OK\n\n"+rootDesc))
+	d, err := get(s, "/rootDesc.xml?x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Local != netip.MustParseAddr("127.0.0.1") || d.Host != d.Local || len(d.Services) != 4 {
+		t.Errorf("%+v", d)
+	}
+	want := []string{
+		"GET /rootDesc.xml?x HTTP/1.1\r\nHost: " + s.addr.String() + "\r\nUser-Agent: goforward UPnP/1.1\r\nConnection: close\r\n\r\n",
+		"GET /rootDesc.xml?x HTTP/1.0\r\nHost: " + s.addr.String() + "\r\n\r\n",
+	}
+	if diff := cmp.Diff(want, s.all()); diff != "" {
+		t.Errorf("asked (-want +got):\n%s", diff)
+	}
+	if d, err := get(serveRaw(t, lingers("HTTP/1.1 200 OK\r\n\r\n"+rootDesc)), "/"); err != nil || len(d.Services) != 4 {
+		t.Errorf("left open: %v, %v", d, err)
+	}
+	for name, tt := range map[string]struct {
+		answer string
+		want   error
+		moved  bool
+	}{
+		"redirect":  {"HTTP/1.1 302 Found\r\nLocation: /y\r\n\r\n", backends.ErrMalformed, false},
+		"not found": {status(404, rootDesc), backends.ErrMalformed, true},
+		"password":  {status(401, ""), backends.ErrNotAuthorized, false},
+		"empty":     {ok(""), backends.ErrMalformed, false},
+		"huge":      {ok("<root>" + strings.Repeat(" ", 300<<10) + "</root>"), backends.ErrMalformed, false},
+		"closed":    {"", backends.ErrNoReply, false},
+	} {
+		if d, err := get(serveRaw(t, answers(tt.answer)), "/"); !errors.Is(err, tt.want) || Moved(err) != tt.moved {
+			t.Errorf("%s: %+v, %v, want %v", name, d, err, tt.want)
+		}
+	}
+	if _, err := Describe(t.Context(), "http://localhost:1/", ClientConfig{}); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("a name: %v", err)
+	}
+}

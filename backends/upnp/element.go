@@ -1,0 +1,180 @@
+package upnp
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// maxDepth bounds how deep elements nest; a description of the standard's shape
+// has 9.
+const maxDepth = 32
+
+// element is an element of a document that a device sent: prefixes and
+// attributes are ignored, names compare without regard to case.
+type element struct {
+	name     string
+	text     string // outside of children, trimmed
+	children []*element
+	closed   bool // its end, or that of an element around it, was seen
+}
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{backends.ErrMalformed}, args...)...)
+}
+
+// parseXML reads as much of a document as can be read, up to where it breaks
+// off or breaks the rules; the element returned holds the outermost ones. It
+// fails, with backends.ErrMalformed, on more elements or depth than allowed.
+func parseXML(b []byte, maxElements int) (*element, error) {
+	d := xml.NewDecoder(bytes.NewReader(utf8XML(b)))
+	d.Strict = false
+	d.CharsetReader = func(_ string, r io.Reader) (io.Reader, error) { return r, nil }
+	t := newTree()
+	for {
+		token, err := d.RawToken() // Token would give up at the first missing end tag
+		if err != nil {
+			return t.open[0], nil //nolint:nilerr // what came before is what the device managed to say
+		}
+		switch token := token.(type) {
+		case xml.StartElement:
+			if t.elements++; t.elements > maxElements || len(t.open) > maxDepth {
+				return nil, malformed("XML with %d elements, %d deep", t.elements, len(t.open))
+			}
+			t.start(token.Name.Local)
+		case xml.EndElement:
+			t.close(token.Name.Local)
+		case xml.CharData:
+			t.texts[len(t.texts)-1].Write(token)
+		}
+	}
+}
+
+// tree is a document while it is read: the elements that are open, outermost
+// first, and the text of each so far.
+type tree struct {
+	open     []*element
+	texts    []*strings.Builder
+	elements int
+}
+
+func newTree() *tree {
+	return &tree{open: []*element{{}}, texts: []*strings.Builder{{}}}
+}
+
+func (t *tree) start(name string) {
+	e := &element{name: name}
+	parent := t.open[len(t.open)-1]
+	parent.children = append(parent.children, e)
+	t.open = append(t.open, e)
+	t.texts = append(t.texts, new(strings.Builder))
+}
+
+// close ends the innermost open element of that name, and those in it that
+// were left open. An end without a start is ignored.
+func (t *tree) close(name string) {
+	for i := len(t.open) - 1; i > 0; i-- {
+		if strings.EqualFold(t.open[i].name, name) {
+			t.finish(i)
+			t.open, t.texts = t.open[:i], t.texts[:i]
+			return
+		}
+	}
+}
+
+// finish ends the open elements from i on. Until then they have no text: half
+// of it could mean something else.
+func (t *tree) finish(i int) {
+	for ; i < len(t.open); i++ {
+		t.open[i].text, t.open[i].closed = strings.TrimSpace(t.texts[i].String()), true
+	}
+}
+
+// child returns the first child of that name, or nil.
+func (e *element) child(name string) *element {
+	for _, c := range e.children {
+		if strings.EqualFold(c.name, name) {
+			return c
+		}
+	}
+	return nil
+}
+
+// find returns the first element of that name below e, in document order, or nil.
+func (e *element) find(name string) *element {
+	for _, c := range e.children {
+		if strings.EqualFold(c.name, name) {
+			return c
+		}
+		if found := c.find(name); found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+// write appends <name>, the text, </name>.
+func write(b *bytes.Buffer, name, text string) {
+	b.WriteString("<" + name + ">")
+	_ = xml.EscapeText(b, []byte(text)) // a Buffer takes everything
+	b.WriteString("</" + name + ">")
+}
+
+// visit calls f for the elements of that name below e, in document order.
+func (e *element) visit(name string, f func(*element)) {
+	for _, c := range e.children {
+		if strings.EqualFold(c.name, name) {
+			f(c)
+		}
+		c.visit(name, f)
+	}
+}
+
+// value is the text of the first child with one of the names, or empty.
+func (e *element) value(names ...string) string {
+	for _, name := range names {
+		if c := e.child(name); c != nil {
+			return c.text
+		}
+	}
+	return ""
+}
+
+// content is the element's text. Markup in it that should have been escaped is
+// text again.
+func (e *element) content() string {
+	if len(e.children) == 0 {
+		return e.text
+	}
+	var b bytes.Buffer
+	for _, c := range e.children {
+		c.markup(&b)
+	}
+	return b.String()
+}
+
+func (e *element) markup(b *bytes.Buffer) {
+	if len(e.children) == 0 {
+		write(b, plainName(e.name), e.text)
+		return
+	}
+	b.WriteString("<" + plainName(e.name) + ">")
+	for _, c := range e.children {
+		c.markup(b)
+	}
+	b.WriteString("</" + plainName(e.name) + ">")
+}
+
+// plainName is a name that needs no escaping.
+func plainName(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '_' {
+			return r
+		}
+		return '_'
+	}, name)
+}

@@ -1,0 +1,16 @@
+package upnp
+
+import "time"
+
+// Hasten shortens the pauses that only politeness asks for.
+func (b *Backend) Hasten() *Backend {
+	b.breather = 10 * time.Millisecond
+	return b.Watchful(20 * time.Millisecond)
+}
+
+// Watchful sets how far apart the questions are that hints lead to. Call it before
+// Watch.
+func (b *Backend) Watchful(between time.Duration) *Backend {
+	b.between = between
+	return b
+}

@@ -1,0 +1,93 @@
+package upnp_test
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// fakeSSDP is a socket on a loopback address that answers datagrams, until the
+// test ends.
+func fakeSSDP(t *testing.T, at netip.Addr, answer func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			answer(conn, buf[:n], from)
+		}
+	})
+	t.Cleanup(func() {
+		_ = conn.Close()
+		serving.Wait()
+	})
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// silence is where searches go unanswered. Each is told.
+func silence(t *testing.T) (at netip.AddrPort, searched <-chan struct{}) {
+	told := make(chan struct{}, 1000)
+	at = fakeSSDP(t, host(), func(*net.UDPConn, []byte, netip.AddrPort) {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	})
+	return at, told
+}
+
+// relayTo passes searches on to a gateway, changed, and the answers back from
+// the gateway's address.
+func relayTo(t *testing.T, to netip.AddrPort, change func(string) string) netip.AddrPort {
+	var client atomic.Pointer[netip.AddrPort]
+	return fakeSSDP(t, to.Addr(), func(conn *net.UDPConn, datagram []byte, from netip.AddrPort) {
+		if from == to {
+			_, _ = conn.WriteToUDPAddrPort(datagram, *client.Load())
+			return
+		}
+		client.Store(&from)
+		_, _ = conn.WriteToUDPAddrPort([]byte(change(string(datagram))), to)
+	})
+}
+
+// trap is a TCP port that counts who comes, and answers nobody.
+type trap struct {
+	addr  netip.AddrPort
+	count atomic.Int32
+}
+
+// setTrap listens at an address; false: that is taken or there is none.
+func setTrap(t *testing.T, at netip.AddrPort) (*trap, bool) {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, false
+	}
+	tr := &trap{addr: l.Addr().(*net.TCPAddr).AddrPort()}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			tr.count.Add(1)
+			_ = conn.Close()
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		serving.Wait()
+	})
+	return tr, true
+}

@@ -1,0 +1,217 @@
+package upnp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/discover/ssdp"
+)
+
+// The bounds of a search. Strangers may fill their own shares, not the
+// gateway's.
+const (
+	better          = 100 * time.Millisecond  // how long a device waits for better ones
+	allHaveAnswered = 1200 * time.Millisecond // searches allow devices a second
+	maxAtOnce       = 8                       // descriptions fetched at once
+	maxStrangers    = 16                      // descriptions of devices that are not the gateway
+	maxPerStranger  = 2
+	maxFromGateway  = 8
+)
+
+// gateway is find, and those who watch hear of it where the device has changed.
+func (b *Backend) gateway(ctx context.Context) (*gateway, error) {
+	b.mu.Lock()
+	g := b.found
+	b.mu.Unlock()
+	if g != nil {
+		return g, nil
+	}
+	g, err := b.find(ctx)
+	if err == nil {
+		b.remembered(g)
+	}
+	return g, err
+}
+
+// find returns the device to use, looking for it where none is known. Callers at
+// the same time share one search.
+func (b *Backend) find(ctx context.Context) (*gateway, error) {
+	select {
+	case b.finding <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("upnp: looking for a gateway device: %w", context.Cause(ctx))
+	}
+	defer func() { <-b.finding }()
+	b.mu.Lock()
+	g := b.found
+	b.mu.Unlock()
+	if g != nil {
+		return g, nil
+	}
+	all, err := b.search(ctx, best)
+	if err != nil {
+		return nil, err
+	}
+	g = all[0]
+	b.log.Debug("upnp: device chosen", "url", g.Device.URL, "model", g.Device.Model, "service", g.Service.Type, "reason", g.Reason)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.found = g
+	if g.asked {
+		b.external, b.asked = g.External, time.Now()
+	}
+	return g, nil
+}
+
+// lose forgets a device, so that the next call looks for it.
+func (b *Backend) lose(g *gateway) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.found == g {
+		b.found = nil
+	}
+}
+
+// Gateways looks for all gateway devices until Config.Wait is over, and returns
+// them with the preferred one first.
+func (b *Backend) Gateways(ctx context.Context) ([]Gateway, error) {
+	ctx, end, err := b.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	found, err := b.search(ctx, everyone)
+	if err != nil {
+		return nil, err
+	}
+	var out []Gateway
+	for _, g := range found {
+		out = append(out, g.Gateway)
+	}
+	return out, nil
+}
+
+// thoroughness is when a search is over.
+type thoroughness bool
+
+const (
+	best     thoroughness = false // when nothing better can be waited for
+	everyone thoroughness = true  // when its time is
+)
+
+// outcome is what became of one description.
+type outcome struct {
+	candidate candidate
+	gateway   *gateway
+	err       error
+}
+
+// search finds gateway devices, the best first. Without any, the error wraps
+// backends.ErrNoReply or says what was wrong with those that answered.
+func (b *Backend) search(ctx context.Context, until thoroughness) ([]*gateway, error) {
+	callers := ctx
+	ctx, cancel := context.WithTimeoutCause(ctx, b.config.Wait, fmt.Errorf("%w within %v", backends.ErrNoReply, b.config.Wait))
+	defer cancel()
+	s := &searching{backend: b, outcomes: make(chan outcome, maxStrangers+maxFromGateway), tickets: make(chan struct{}, maxAtOnce)}
+	if b.config.URL != "" {
+		s.consider(ctx, candidate{url: b.config.URL, own: true})
+	}
+	answers := make(chan ssdp.Answer)
+	ended := make(chan error, 1)
+	go func() { ended <- b.listen(ctx, answers) }() // waited for below
+	s.collect(ctx, answers, until)
+	cancel()
+	err := <-ended
+	s.drain()
+	if callers.Err() != nil {
+		return nil, fmt.Errorf("upnp: looking for a gateway device: %w", context.Cause(callers))
+	}
+	slices.SortStableFunc(s.found, (*gateway).compare)
+	switch {
+	case len(s.found) > 0:
+		explain(s.found)
+		return s.found, nil
+	case s.failure != nil:
+		return nil, s.failure
+	case err != nil:
+		return nil, fmt.Errorf("upnp: searching: %w: %w", backends.ErrNoReply, err)
+	case s.others > 0:
+		return nil, fmt.Errorf("upnp: %w: %d devices answered the search, none of them a gateway that works", backends.ErrNoReply, s.others)
+	}
+	return nil, fmt.Errorf("upnp: %w: no device answered the search", backends.ErrNoReply)
+}
+
+// What is searched for, and when: gateways answer to their own kind, most of
+// them to either version. To what all devices answer, some answer only. Common
+// gateways are slow while they do: the second search is for where the first has
+// found nothing that works.
+var (
+	firstTargets = []string{
+		"urn:schemas-upnp-org:device:InternetGatewayDevice:1",
+		"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
+	}
+	secondTargets = []string{"upnp:rootdevice", "ssdp:all"}
+)
+
+const secondSearch = 250 * time.Millisecond
+
+// listen sends the searches and passes the answers on. A named device needs none.
+// It fails where nothing can be sent.
+func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Answer) error {
+	defer close(answers)
+	switch {
+	case b.config.URL != "":
+		return nil
+	case b.config.SSDP == nil && b.config.Gateway.IsLoopback():
+		return errNotSearched
+	}
+	errs := make([]error, 2)
+	var searches sync.WaitGroup
+	searches.Go(func() { errs[0] = b.pass(ctx, firstTargets, answers) })
+	searches.Go(func() {
+		if pause(ctx, secondSearch) == nil {
+			errs[1] = b.pass(ctx, secondTargets, answers)
+		}
+	})
+	searches.Wait()
+	return cmp.Or(errs...)
+}
+
+// pass searches until the context ends.
+func (b *Backend) pass(ctx context.Context, targets []string, answers chan<- ssdp.Answer) error {
+	s := ssdp.Search{Targets: targets, To: b.destinations(), Interface: b.config.Interface, Source: b.config.Source}
+	for a, err := range s.Answers(ctx) {
+		if err != nil {
+			return err
+		}
+		select {
+		case answers <- a:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// errNotSearched: a gateway on loopback is on no network that a multicast would
+// reach, and who runs one, for a test, knows where it answers.
+var errNotSearched = errors.New("a gateway on loopback is not searched for")
+
+// destinations is where searches go.
+func (b *Backend) destinations() []netip.AddrPort {
+	unicast := netip.AddrPortFrom(b.config.Gateway, ssdp.Port)
+	switch {
+	case b.config.SSDP != nil:
+		return b.config.SSDP
+	case b.is6:
+		return []netip.AddrPort{unicast, ssdp.Multicast6}
+	}
+	return []netip.AddrPort{unicast, ssdp.Multicast}
+}

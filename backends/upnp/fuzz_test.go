@@ -1,0 +1,122 @@
+package upnp
+
+import (
+	"bufio"
+	"encoding/xml"
+	"errors"
+	"io"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// FuzzParseDescription: whatever a device says, what comes of it is on the
+// device, bounded, and good for a client.
+func FuzzParseDescription(f *testing.F) {
+	base, err := url.Parse(location)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{
+		"", rootDesc, rootDesc[:900], "\ufeff" + rootDesc, strings.ReplaceAll(rootDesc, "/ctl", "http://a:b@[::1]:7/\r\n?\n"),
+		strings.ReplaceAll(rootDesc, urlBase, "<URLBase>http://192.168.1.1/</URLBase>"), "<root><device>&#0;\xff<![CDATA[",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := ParseDescription(b, base)
+		if err != nil {
+			if !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrUnsupported) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if len(d.Services) == 0 || len(d.Services) > maxServices || len(d.FriendlyName) > maxText {
+			t.Fatalf("%+v", d)
+		}
+		for _, s := range d.Services {
+			c, err := NewClient(s, ClientConfig{})
+			if err != nil {
+				t.Fatalf("%+v: %v", s, err)
+			}
+			for _, e := range c.endpoints {
+				line, _, _ := strings.Cut(string(e.get(modern)), "\r\n")
+				if e.addr.Addr() != d.Host || len(strings.Split(line, " ")) != 3 || strings.ContainsFunc(line, func(r rune) bool { return r < ' ' || r > '~' }) {
+					t.Fatalf("%v: %q", e.addr, line)
+				}
+			}
+		}
+	})
+}
+
+// FuzzNormalise: what is made of an answer is XML that goupnp reads, with the
+// arguments' names as the standard has them.
+func FuzzNormalise(f *testing.F) {
+	for _, seed := range []string{
+		"", said("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")),
+		said("GetExternalIPAddress", elements("newEXTERNALIPAddress", "<b>x</b>&amp;<c/>")), listing,
+		`<SOAP-ENV:Fault><faultCode/><errorCode> -911 </errorCode></SOAP-ENV:Fault>`, "\xff\xfe<Fault", "<s:Envelope><s:Body/></s:Envelope>",
+	} {
+		f.Add([]byte(seed), true, 200)
+		f.Add([]byte(seed), false, 500)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, silent bool, status int) {
+		q := question{service: ip1, action: "GetExternalIPAddress", silent: silent}
+		envelope, isFault, err := q.normalise(answer{status: status, body: b})
+		if err != nil && !errors.Is(err, backends.ErrMalformed) {
+			t.Fatal(err)
+		}
+		if envelope == nil {
+			return
+		}
+		var e struct {
+			XMLName xml.Name `xml:"http://schemas.xmlsoap.org/soap/envelope/ Envelope"`
+			Body    struct {
+				Fault *struct {
+					Code int `xml:"detail>UPnPError>errorCode"`
+				} `xml:"Fault"`
+				Response *struct{} `xml:"GetExternalIPAddressResponse"`
+			} `xml:"Body"`
+		}
+		if err := xml.Unmarshal(envelope, &e); err != nil || isFault != (e.Body.Fault != nil) || isFault == (e.Body.Response != nil) {
+			t.Fatalf("%q of %q: %v", envelope, b, err)
+		}
+		if _, err := parsePortListing(b); err != nil && !errors.Is(err, backends.ErrMalformed) {
+			t.Fatal(err)
+		}
+	})
+}
+
+var httpAnswers = []string{
+	"", "\r\n", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200", "HTTP/1.1 100 Continue\n\nHTTP/1.0 500\n\n<s:Envelope></s:Envelope>trailing",
+	ok(said("GetExternalIPAddress", "")), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	"HTTP/1.1 200 OK\r\nContent-Length:\r\n 5\r\n\r\nhello", "HTTP/1.1 500 x\r\n<Envelope></Envelope >", "HTTP/1.1 204 x\n\n",
+}
+
+// FuzzAnswer: the reader ends, within its bounds, and reads the same however
+// the bytes come in.
+func FuzzAnswer(f *testing.F) {
+	for _, seed := range httpAnswers {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		read := func(r io.Reader) (answer, error) {
+			reader := answerReader{r: bufio.NewReader(r), limit: 1000, root: "Envelope", late: func() {}}
+			return reader.read()
+		}
+		whole, err := read(strings.NewReader(string(b)))
+		if len(whole.body) > 1001 || err == nil && (whole.status < 200 || whole.status > 599) {
+			t.Fatalf("%+v", whole)
+		}
+		if err != nil && !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatal(err)
+		}
+		slow, slowErr := read(iotest.OneByteReader(strings.NewReader(string(b))))
+		if (err == nil) != (slowErr == nil) || slow.status != whole.status {
+			t.Fatalf("at once %+v, %v; by the byte %+v, %v", whole, err, slow, slowErr)
+		}
+	})
+}

@@ -1,0 +1,188 @@
+package upnp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// The bounds of a listing: more than a table can be of use, and how many rows
+// in a row may be there already. Rows move while others come and go, and some
+// devices never end.
+const (
+	maxEntries = 8192
+	maxRepeats = 16
+	maxIndex   = 65535
+)
+
+// List yields the device's table, whoever made the entries: those of NAT-PMP,
+// PCP and the administrator are usually among them. A lifetime that the device
+// does not tell looks like one without an end.
+func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
+	return func(yield func(backends.Entry, error) bool) {
+		if err := b.canList(); err != nil {
+			yield(backends.Entry{}, err)
+			return
+		}
+		stopped := false
+		err := b.do(ctx, func(ctx context.Context, g *gateway) error {
+			external, err := b.recentExternal(ctx, g)
+			if err != nil {
+				return err
+			}
+			yielded := false
+			for e, err := range g.client.entries(ctx) {
+				if err != nil && yielded {
+					stopped = true // not again from the start
+					yield(backends.Entry{}, err)
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				yielded = true
+				if !yield(g.entry(e, external), nil) {
+					stopped = true
+					return nil
+				}
+			}
+			return nil
+		})
+		if err != nil && !stopped {
+			yield(backends.Entry{}, err)
+		}
+	}
+}
+
+// EntryAt returns the entry at an index of the device's table, from 0. Past the
+// end it fails with an error that wraps ErrInvalid. Indexes move when the table
+// changes.
+func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry, err error) {
+	if err := b.canList(); err != nil {
+		return entry, err
+	}
+	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+		external, err := b.recentExternal(ctx, g)
+		if err != nil {
+			return err
+		}
+		e, err := g.client.PortMappingAt(ctx, index)
+		switch {
+		case isEnd(err) && !errors.Is(err, backends.ErrInvalid):
+			return fmt.Errorf("upnp: %w: no entry %d: %w", backends.ErrInvalid, index, err)
+		case err != nil:
+			return err
+		}
+		entry = g.entry(e, external)
+		return nil
+	})
+	return entry, err
+}
+
+// canList says why there is nothing to list: pinholes have no table.
+func (b *Backend) canList() error {
+	if b.is6 {
+		return fmt.Errorf("upnp: %w: IPv6 firewalls do not list their pinholes", backends.ErrUnsupported)
+	}
+	return nil
+}
+
+// entry is a row as the contract has it.
+func (g *gateway) entry(e PortMapping, external netip.Addr) backends.Entry {
+	lifetime := e.Lease
+	if lifetime == 0 {
+		lifetime = backends.Forever
+	}
+	m := backends.Mapping{
+		Backend: Name, Gateway: g.addr(), Protocol: e.Protocol, Internal: e.Internal,
+		External:    netip.AddrPortFrom(external, e.ExternalPort),
+		Description: e.Description, Lifetime: lifetime, Granted: time.Now(), Token: tokenOf(g.client.Service()),
+	}
+	if e.Remote.IsValid() {
+		m.Remote = netip.AddrPortFrom(e.Remote, 0)
+	}
+	return backends.Entry{Mapping: m, Enabled: e.Enabled}
+}
+
+// isEnd reports whether a device says that the table ends before an index.
+func isEnd(err error) bool {
+	var fault *Fault
+	if !errors.As(err, &fault) {
+		return false
+	}
+	switch fault.Code {
+	case SpecifiedArrayIndexInvalid, NoSuchEntryInArray, InvalidArgs, ActionFailed, ArgumentValueOutOfRange, 899:
+		return true
+	}
+	return false
+}
+
+// entries yields the table by index or, where the device cannot do that, by
+// ranges of ports.
+func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
+	return func(yield func(PortMapping, error) bool) {
+		first := true
+		for e, err := range c.indexed(ctx) {
+			if first && errors.Is(err, backends.ErrUnsupported) && c.service.Version() > 1 {
+				c.byRanges(ctx, yield)
+				return
+			}
+			if first = false; !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// indexed yields the table by index.
+func (c *Client) indexed(ctx context.Context) iter.Seq2[PortMapping, error] {
+	return func(yield func(PortMapping, error) bool) {
+		seen := map[PortMappingKey]bool{}
+		repeats := 0
+		for i := 0; i <= maxIndex && len(seen) < maxEntries && repeats < maxRepeats; i++ {
+			e, err := c.PortMappingAt(ctx, i)
+			switch {
+			case isEnd(err):
+				return
+			case errors.Is(err, backends.ErrMalformed) && ctx.Err() == nil:
+				repeats++ // one row that cannot be read does not hide the others
+				continue
+			case err != nil:
+				yield(PortMapping{}, err)
+				return
+			case seen[e.Key()]:
+				repeats++
+				continue
+			}
+			repeats = 0
+			seen[e.Key()] = true
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// byRanges yields the table by ranges of ports (GetListOfPortMappings), which
+// may be no larger than common daemons survive.
+func (c *Client) byRanges(ctx context.Context, yield func(PortMapping, error) bool) {
+	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
+		for first := 0; first < 1<<16; first += maxWindow {
+			some, err := c.PortMappings(ctx, p, uint16(max(first, 1)), uint16(first+maxWindow-1))
+			if err != nil && !absent(err) {
+				yield(PortMapping{}, err)
+				return
+			}
+			for _, e := range some {
+				if !yield(e, nil) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,299 @@
+package upnp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Map asks for a mapping, or over IPv6 for a pinhole. Where the port is taken,
+// also by another program of this host, it fails with ErrConflict unless the
+// device gives another itself (AddAnyPortMapping), which Exact forbids: devices
+// overwrite entries of one host without a word, so the entry is looked for
+// first. What was granted is looked for again: some devices only say so.
+func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mapping, err error) {
+	if err := b.Supports(r); err != nil {
+		return m, err
+	}
+	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+		if b.is6 {
+			m, err = b.openPinhole(ctx, g, r)
+		} else {
+			m, err = b.add(ctx, g, r, nil)
+		}
+		return err
+	})
+	return m, err
+}
+
+// Renew asks for the mapping again, with the port that it has. Where the device
+// has lost it and somebody else has that port now, another one is asked for,
+// unless Exact.
+func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (again backends.Mapping, err error) {
+	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
+	if r.Exact { // about the port: the address may have changed
+		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())
+	}
+	if err := b.Supports(r); err != nil {
+		return again, err
+	}
+	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+		if b.is6 {
+			again, err = b.renewPinhole(ctx, g, m, r)
+		} else {
+			again, err = b.add(ctx, g, r, &m)
+		}
+		return err
+	})
+	return again, err
+}
+
+// absent reports whether a device says for certain that there is no such entry.
+func absent(err error) bool {
+	var fault *Fault
+	if !errors.As(err, &fault) {
+		return false
+	}
+	return fault.Code == NoSuchEntryInArray || fault.Code == NoSuchEntry || fault.Code == PortMappingNotFound
+}
+
+// addition is the request for one entry, as it changes with what the device
+// refuses.
+type addition struct {
+	backend *Backend
+	gateway *gateway
+	client  *Client
+	quirks  *quirks
+	request backends.Request
+	renewed *backends.Mapping // nil: it is a new one
+
+	entry    PortMapping
+	variant  variant
+	refused  map[words]bool
+	before   PortMapping     // as found
+	standing bool            // before is this very mapping
+	free     bool            // the device says for certain that the port is
+	cured    map[string]bool // what was tried
+}
+
+// add gets an entry, or gets it again. The table is this process's own
+// meanwhile: two programs that both look and then both add would overwrite each
+// other, and two parts of a program need not.
+func (b *Backend) add(ctx context.Context, g *gateway, r backends.Request, renewed *backends.Mapping) (backends.Mapping, error) {
+	end, err := g.takeTable(ctx)
+	if err != nil {
+		return backends.Mapping{}, err
+	}
+	defer end()
+	r.Lifetime = wholeSeconds(cmp.Or(r.Lifetime, DefaultLifetime))
+	r.Internal = g.internal(r.Internal)
+	a := &addition{
+		backend: b, gateway: g, client: g.client, quirks: b.quirksOf(g), request: r, renewed: renewed,
+		refused: map[words]bool{}, cured: map[string]bool{},
+	}
+	if renewed != nil {
+		a.client = g.clientFor(renewed.Token)
+	}
+	a.cured[serviceCure(a.client)] = true
+	a.variant, _ = a.quirks.known()
+	a.entry = PortMapping{
+		Remote: only(r.Remote), ExternalPort: cmp.Or(r.External.Port(), highPort()), Protocol: r.Protocol,
+		Internal: r.Internal, Enabled: true,
+	}
+	return a.run(ctx)
+}
+
+// only is the host that alone is admitted; the zero Addr is anyone.
+func only(remote netip.AddrPort) netip.Addr {
+	if a := remote.Addr().Unmap(); !a.IsUnspecified() {
+		return a
+	}
+	return netip.Addr{}
+}
+
+// internal fills in this host's address as the device sees it.
+func (g *gateway) internal(at netip.AddrPort) netip.AddrPort {
+	a := at.Addr().Unmap()
+	if !a.IsValid() || a.IsUnspecified() {
+		a = g.Device.Local
+	}
+	return netip.AddrPortFrom(a, at.Port())
+}
+
+// wholeSeconds rounds a lifetime up: that is what goes over the wire.
+func wholeSeconds(d time.Duration) time.Duration {
+	if rest := d % time.Second; rest != 0 && d < backends.Forever-time.Second {
+		d += time.Second - rest
+	}
+	return d
+}
+
+// run looks, adds and looks again.
+func (a *addition) run(ctx context.Context) (backends.Mapping, error) {
+	external, err := a.backend.recentExternal(ctx, a.gateway)
+	if err != nil {
+		return backends.Mapping{}, err
+	}
+	sent := time.Now()
+	err = a.look(ctx)
+	a.missed(err)
+	if err == nil {
+		sent = time.Now()
+		err = a.send(ctx)
+	}
+	if errors.Is(err, backends.ErrConflict) && !a.request.Exact {
+		sent = time.Now()
+		err = a.elsewhere(ctx, err)
+	}
+	if err != nil {
+		return backends.Mapping{}, a.because(external, err)
+	}
+	lease, err := a.verify(ctx)
+	if err != nil {
+		return backends.Mapping{}, err
+	}
+	return backends.Mapping{
+		Backend: Name, Gateway: a.gateway.addr(), Protocol: a.entry.Protocol,
+		Internal: a.entry.Internal, External: netip.AddrPortFrom(external, a.entry.ExternalPort),
+		Remote: a.request.Remote, Description: a.request.Description,
+		Lifetime: lease, Granted: sent, Token: tokenOf(a.client.Service()),
+	}, nil
+}
+
+// look finds out whether the port is somebody else's.
+func (a *addition) look(ctx context.Context) error {
+	a.before, a.standing, a.free = PortMapping{}, false, false
+	e, err := a.client.PortMapping(ctx, a.entry.Key())
+	switch {
+	case err == nil:
+		return a.judge(e)
+	case absent(err):
+		a.free = true
+	case isFault(err, InvalidAction) || isFault(err, OptionalActionNotImplemented):
+		if a.renewed == nil {
+			return a.lookThrough(ctx)
+		}
+	case unlessAnswered(err) != nil:
+		return err
+	}
+	return nil // who does not know will say so when asked to add
+}
+
+// lookThrough looks at the entries one after the other, in a device that cannot
+// be asked for one.
+func (a *addition) lookThrough(ctx context.Context) error {
+	const enough = 256
+	n := 0
+	for e, err := range a.client.indexed(ctx) {
+		if err != nil {
+			return unlessAnswered(err)
+		}
+		if e.Key() == a.entry.Key() {
+			return a.judge(e)
+		}
+		if n++; n == enough {
+			break
+		}
+	}
+	return nil
+}
+
+// judge takes the entry that is there for the one that is wanted, or for somebody
+// else's.
+func (a *addition) judge(e PortMapping) error {
+	switch {
+	case e.Internal == a.entry.Internal:
+		a.before, a.standing = e, true
+	case e.Internal.Addr().IsValid():
+		return fmt.Errorf("upnp: %w: %v port %d is forwarded to %v", backends.ErrConflict, a.entry.Protocol, a.entry.ExternalPort, e.Internal)
+	}
+	return nil
+}
+
+// missed tells watchers where the device has lost what it had granted.
+func (a *addition) missed(found error) {
+	const slack = 2 * time.Second // of clocks that count whole seconds
+	if a.renewed == nil || !a.free && !errors.Is(found, backends.ErrConflict) {
+		return
+	}
+	if at := a.renewed.Expires(); at.IsZero() || time.Until(at) > slack {
+		a.backend.signal(hint{
+			reason: fmt.Sprintf("%v port %d is gone from the gateway's table", a.entry.Protocol, a.entry.ExternalPort), strong: true,
+		})
+	}
+}
+
+// send adds the entry, and does what helps against what the device has to say
+// against it. An entry that has no end and stands needs no adding.
+func (a *addition) send(ctx context.Context) error {
+	for {
+		a.variant.apply(&a.entry, a.request)
+		if a.renewed != nil && a.standing && a.before.Enabled && a.before.Lease == 0 && a.asked() == backends.Forever {
+			return nil
+		}
+		err := a.client.AddPortMapping(ctx, a.entry)
+		if err == nil {
+			a.quirks.locked(func(q *quirks) { q.variant = a.variant })
+			return nil
+		}
+		again, better := a.cure(ctx, err)
+		switch {
+		case better != nil:
+			return better
+		case !again:
+			return a.addError(err)
+		case ctx.Err() != nil:
+			return fmt.Errorf("upnp: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// asked is the lifetime that was asked for. In version 2, no lease is the longest
+// there (WANIPConnection:2, section 2.3.16), but for devices that take no other.
+func (a *addition) asked() time.Duration {
+	switch {
+	case a.entry.Lease != 0:
+		return a.entry.Lease
+	case a.variant.lease == asAsked && a.client.Service().Version() > 1:
+		return week
+	}
+	return backends.Forever
+}
+
+// addError says better than a refusal to add why it is one. That there is no such
+// entry, or that a request was invalid, is no answer to it.
+func (a *addition) addError(err error) error {
+	var f *Fault
+	switch {
+	case !errors.As(err, &f):
+		return err
+	case errors.Is(f, backends.ErrInvalid):
+		return &judged{f, backends.ErrMalformed, "no answer to a request to add"}
+	case f.Code != ActionNotAuthorized:
+		return err
+	case a.entry.Internal.Addr() != a.gateway.Device.Local:
+		return &judged{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", a.entry.Internal.Addr())}
+	case a.entry.ExternalPort < 1024:
+		return &judged{f, backends.ErrNotAuthorized, "perhaps because ports below 1024 are not for everybody"}
+	}
+	return &judged{f, backends.ErrNotAuthorized, "perhaps its user has to let this host open ports"}
+}
+
+// because adds to a conflict over a port at which nothing is listed what else it
+// may come from.
+func (a *addition) because(external netip.Addr, err error) error {
+	scope := backends.ScopeOf(external)
+	if !errors.Is(err, backends.ErrConflict) || !a.free || scope != backends.ScopePrivate && scope != backends.ScopeShared {
+		return err
+	}
+	return fmt.Errorf("%w: it lists nothing there, and refuses perhaps because its external address, %v, is %v", err, external, scope)
+}
+
+// highPort is a random port of the dynamic range (RFC 6335, section 6).
+func highPort() uint16 { return uint16(49152 + rand.IntN(1<<14)) }

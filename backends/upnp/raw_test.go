@@ -1,0 +1,138 @@
+package upnp
+
+import (
+	"bufio"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// rawServer is a device on loopback that answers with exactly the bytes that
+// it is told to.
+type rawServer struct {
+	addr netip.AddrPort
+
+	mu       sync.Mutex
+	requests []string
+}
+
+// serveRaw starts a server that ends with the test. answer gets each request
+// whole, counted from 0, and its connection, which is closed thereafter.
+func serveRaw(t *testing.T, answer func(conn net.Conn, n int, request string)) *rawServer {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &rawServer{addr: l.Addr().(*net.TCPAddr).AddrPort()}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+				request, n := s.read(conn)
+				answer(conn, n, request)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	return s
+}
+
+var contentLength = regexp.MustCompile(`\r\nContent-Length: (\d+)\r\n`)
+
+func (s *rawServer) read(conn net.Conn) (string, int) {
+	r := bufio.NewReader(conn)
+	var request strings.Builder
+	for !strings.HasSuffix(request.String(), "\r\n\r\n") {
+		b, err := r.ReadByte()
+		if err != nil {
+			break
+		}
+		request.WriteByte(b)
+	}
+	if m := contentLength.FindStringSubmatch(request.String()); m != nil {
+		for n, _ := strconv.Atoi(m[1]); n > 0; n-- {
+			b, err := r.ReadByte()
+			if err != nil {
+				break
+			}
+			request.WriteByte(b)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = append(s.requests, request.String())
+	return request.String(), len(s.requests) - 1
+}
+
+func (s *rawServer) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.requests...)
+}
+
+// answers is a server's behaviour that writes one answer after another, the
+// last again and again.
+func answers(all ...string) func(net.Conn, int, string) {
+	return func(conn net.Conn, n int, _ string) {
+		_, _ = conn.Write([]byte(all[min(n, len(all)-1)]))
+	}
+}
+
+// lingers is answers with the connection left open until the client goes.
+func lingers(a string) func(net.Conn, int, string) {
+	return func(conn net.Conn, _ int, _ string) {
+		_, _ = conn.Write([]byte(a))
+		untilClosed(conn)
+	}
+}
+
+func untilClosed(conn net.Conn) {
+	var b [64]byte
+	for {
+		if _, err := conn.Read(b[:]); err != nil {
+			return
+		}
+	}
+}
+
+const ip1 = "urn:schemas-upnp-org:service:WANIPConnection:1"
+
+// client is a client of a service on the server.
+func (s *rawServer) client(t *testing.T, serviceType string, config ClientConfig) *Client {
+	t.Helper()
+	c, err := NewClient(Service{Type: serviceType, ControlURL: "http://" + s.addr.String() + "/ctl/IPConn"}, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// ok is an answer with the body, in the plainest HTTP.
+func ok(body string) string { return status(200, body) }
+
+func status(code int, body string) string {
+	return "HTTP/1.1 " + strconv.Itoa(code) + " Whatever\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nContent-Length: " +
+		strconv.Itoa(len(body)) + "\r\nConnection: close\r\n\r\n" + body
+}
+
+// said is the body of an answer to an action of WANIPConnection:1.
+func said(action, arguments string) string {
+	return `<?xml version="1.0"?>` + "\r\n" +
+		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/">` +
+		`<s:Body><u:` + action + `Response xmlns:u="` + ip1 + `">` + arguments + `</u:` + action + `Response></s:Body></s:Envelope>`
+}

@@ -1,0 +1,39 @@
+package upnp
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// A token says which service granted something, and the id of a pinhole:
+// mappings outlive the process that made them.
+const (
+	serviceToken = "service "
+	pinholeToken = "pinhole "
+)
+
+func tokenOf(s Service) []byte { return []byte(serviceToken + s.UDN + " " + s.Type) }
+
+func pinholeTokenOf(id uint16) []byte { return []byte(pinholeToken + strconv.Itoa(int(id))) }
+
+// pinholeID returns the id of a pinhole, or false.
+func pinholeID(token []byte) (uint16, bool) {
+	s, is := strings.CutPrefix(string(token), pinholeToken)
+	id, err := strconv.ParseUint(s, 10, 16)
+	return uint16(id), is && err == nil
+}
+
+// clientFor returns the service that granted something, or the preferred one
+// where that is not known any more.
+func (g *gateway) clientFor(token []byte) *Client {
+	for _, c := range g.others {
+		if string(tokenOf(c.Service())) == string(token) {
+			return c
+		}
+	}
+	return g.client
+}
+
+// addr is where the service is asked.
+func (g *gateway) addr() netip.AddrPort { return g.client.endpoints[g.client.current.Load()].addr }
