@@ -13,10 +13,10 @@ import (
 // choose returns the way to use, on which at least one candidate answers.
 // Callers at the same time share one probe.
 func (f *Forwarder) choose(ctx context.Context, fam family) (*way, error) {
-	if err := take(ctx, f.choosing); err != nil {
+	if err := take(ctx, f.choosing[fam]); err != nil {
 		return nil, err
 	}
-	defer func() { <-f.choosing }()
+	defer func() { <-f.choosing[fam] }()
 	w, err := f.way(fam)
 	if err != nil {
 		return nil, err
@@ -70,7 +70,10 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	}
 	for i, c := range w.candidates {
 		go func() { // waited for below
-			err := wait(ctx, i, min(stagger, f.config.Wait/4), failed)
+			var err error
+			if !c.opener.searches {
+				err = wait(ctx, i, min(stagger, f.config.Wait/4), failed)
+			}
 			if err == nil {
 				err = c.ask(ctx)
 			}
@@ -86,15 +89,20 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	}
 	patience := time.NewTimer(preference)
 	defer patience.Stop()
-	over := false
+	searched := time.NewTimer(searchTime)
+	defer searched.Stop()
+	over, provisional := false, false
 	waiting := len(errs)
-	for waiting > 0 && !settled(errs, over) {
+	for waiting > 0 && !settled(errs, over) && !(provisional && w.hopeless(errs)) {
 		select {
 		case o := <-outcomes:
 			waiting--
 			errs[o.index] = o.err
 		case <-patience.C:
 			over = true
+		case <-searched.C:
+			provisional = true
+			searched.Reset(preference) // somebody may be promising, and come to nothing
 		}
 	}
 	cancel()
@@ -118,7 +126,27 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	if gaveUp {
 		return nil, fmt.Errorf("forward: looking for a gateway: %w", context.Cause(callers))
 	}
+	for i, err := range errs {
+		if err == errPending { //nolint:errorlint // the very value
+			errs[i] = fmt.Errorf("%v: %w", w.candidates[i].backend, &timeoutError{searchTime})
+		}
+	}
 	return nil, newError(errs, f.config.Gateway.IsValid())
+}
+
+// hopeless reports whether all candidates have failed but those that are
+// searched for, and nobody has answered the search.
+func (w *way) hopeless(errs []error) bool {
+	for i, err := range errs {
+		if err != errPending { //nolint:errorlint // the very value
+			continue
+		}
+		c := w.candidates[i]
+		if p, is := c.backend.(interface{ Promising() bool }); !c.opener.searches || is && p.Promising() {
+			return false
+		}
+	}
+	return true
 }
 
 var errPending = errors.New("no verdict yet")
@@ -153,6 +181,11 @@ func (f *Forwarder) record(w *way, errs []error) {
 	}
 }
 
+// searchTime is how long a search is waited for where nothing else can come: it
+// allows devices a second. It is a provisional verdict: the next call searches
+// again.
+const searchTime = 1200 * time.Millisecond
+
 // lateAnswer bounds the wait for a candidate where the gateway has answered
 // another: it is there, and not slow.
 const lateAnswer = time.Second
@@ -167,7 +200,11 @@ func (f *Forwarder) ready(ctx context.Context, w *way, c *candidate) error {
 	}
 	patience := f.config.Wait
 	if len(f.speaking(w)) > 0 {
-		patience = min(patience, lateAnswer)
+		late := lateAnswer
+		if c.opener.searches {
+			late += searchTime
+		}
+		patience = min(patience, late)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, &timeoutError{patience})
 	defer cancel()

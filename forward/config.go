@@ -28,7 +28,8 @@ type Config struct {
 	// the background; giving back what a failed attempt got can take a second
 	// more. Zero: DefaultTimeout.
 	Timeout time.Duration
-	// Order names the protocols to use, the preferred first. Nil: "natpmp", "pcp".
+	// Order names the protocols to use, the preferred first. Nil: "natpmp",
+	// "pcp", "upnp".
 	Order []string
 	// Backends are ready-made ones to use in place of what Order names, in this
 	// order, without looking for a gateway. Closing them stays with the caller.
@@ -42,9 +43,16 @@ type Config struct {
 	// Source is the local address to ask from, which is the one that gets the
 	// mappings. The zero Addr: the one that the kernel uses.
 	Source netip.Addr
-	// Announce is where gateways' announcements are listened for. The zero
-	// value: 224.0.0.1:5350.
-	Announce netip.AddrPort
+	// IGD is the URL of a UPnP root description, with an IP address as its host:
+	// that device is used, and no other looked for; where no Gateway is named, its
+	// host is the gateway. Empty: the device of the gateway, or else the best one.
+	IGD string
+	// Announce is where gateways' announcements are listened for, SSDP where UPnP
+	// devices are searched, Notify where their notifications are listened for: all
+	// for tests. The zero values: 224.0.0.1:5350; port 1900 of the gateway and
+	// 239.255.255.250:1900; 239.255.255.250:1900. A gateway on loopback is
+	// neither searched nor listened for where nothing is said.
+	Announce, SSDP, Notify netip.AddrPort
 	// Lifetime is what mappings are asked for, unless an option says otherwise.
 	// Zero: DefaultLifetime.
 	Lifetime time.Duration
@@ -92,6 +100,15 @@ func (c *Config) check() (Config, error) {
 	}
 	if gw := out.Gateway; gw != (netip.AddrPort{}) && (!gw.Addr().IsValid() || gw.Addr().IsUnspecified()) {
 		return invalid("Config.Gateway has no address")
+	}
+	if out.IGD != "" {
+		host, err := igdHost(out.IGD)
+		if err != nil {
+			return invalid("Config.IGD: %v", err)
+		}
+		if !out.Gateway.IsValid() {
+			out.Gateway = netip.AddrPortFrom(host.Unmap(), 0)
+		}
 	}
 	if gw := out.Gateway.Addr(); out.Source.IsValid() && gw.IsValid() && familyOf(out.Source) != familyOf(gw) {
 		return invalid("Config.Source %v and Config.Gateway %v are of different families", out.Source, gw)

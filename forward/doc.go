@@ -13,13 +13,17 @@
 // # What it does
 //
 // The first call finds the gateway that the kernel uses for the internet, asks
-// whether it speaks NAT-PMP or PCP, and remembers the answer: NAT-PMP is taken
-// where it answers within a quarter of a second. What it cannot express, or the
-// gateway refuses to it, goes to PCP within the same call. A mapping is renewed at half of the
-// lifetime that the gateway granted, and asked for again when the gateway
-// announces that it restarted, or its clock shows it. The external port can
-// change at any renewal: read it from [Mapping.External], wait for the next
-// change with [Mapping.Changed], or set Config.OnEvent.
+// whether it speaks NAT-PMP, PCP or UPnP, and remembers the answer: NAT-PMP is
+// taken where it answers within a quarter of a second, else PCP, else UPnP. What
+// one cannot express, or the gateway refuses to it, goes to the next within the
+// same call. A mapping is renewed at half of the lifetime that the gateway
+// granted, and asked for again when the gateway announces that it restarted, or
+// its clock or table shows it. The external port can change at any renewal: read
+// it from [Mapping.External], wait for the next change with [Mapping.Changed], or
+// set Config.OnEvent.
+//
+// [Mappings] lists what the gateway forwards, for whomever, where it speaks UPnP,
+// and [DisableAll] with [Foreign] deletes of that what the gateway lets it.
 //
 // A mapping on the gateway is half of the way: this host's own firewall must
 // let the connections in as well.

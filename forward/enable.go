@@ -131,6 +131,10 @@ func (f *Forwarder) attempt(ctx context.Context, way *way, c *candidate, w *wish
 		defer cancel()
 	}
 	if err := f.ready(ctx, way, c); err != nil {
+		if c.opener.searches && errors.Is(err, backends.ErrNoReply) && len(f.speaking(way)) > 0 {
+			// The gateway answers: it only has no such device.
+			err = fmt.Errorf("%v: %w: no device answered the search", c.backend, backends.ErrUnsupported)
+		}
 		return nil, err
 	}
 	return f.hunt(ctx, way, c, w, port)
@@ -230,11 +234,26 @@ func (f *Forwarder) try(ctx context.Context, way *way, c *candidate, w *wish, po
 	return legs, nil
 }
 
+// elsewhereError says that the gateway forwards to another internal port than was
+// asked for, as those of VPN providers do.
+type elsewhereError struct {
+	port uint16
+}
+
+func (e *elsewhereError) Error() string {
+	return fmt.Sprintf("%v: the gateway forwards port %d to port %d of this host only: ask for SamePort", backends.ErrUnsupported, e.port, e.port)
+}
+
+func (e *elsewhereError) Unwrap() error { return backends.ErrUnsupported }
+
 // even says whether the numbers that must be one are.
 func (w *wish) even(legs []leg) error {
 	first := legs[0].granted
 	for _, l := range legs {
 		offered := l.granted.External.Port()
+		if !w.samePort && l.granted.Internal.Port() != w.internal.Port() {
+			return &elsewhereError{offered}
+		}
 		if offered != first.External.Port() {
 			return &unevenError{wanted: first.External.Port(), offered: offered}
 		}

@@ -41,6 +41,9 @@ func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg) ([]leg, err
 	if len(legs) == 0 {
 		return f.establish(ctx, w, 0)
 	}
+	if f.isElsewhere(legs) {
+		return f.relocate(ctx, w, legs)
+	}
 	preferred := legs[0].granted.External.Port()
 	if expired(legs, time.Now()) {
 		for _, l := range legs {
@@ -133,6 +136,7 @@ const (
 	retryPause    = 4 * time.Second // between renewals that fail (RFC 6887, section 11.2.1)
 	firstPause    = time.Second     // after a failure to get a mapping, doubling
 	longestPause  = time.Minute
+	verifyPause   = 20 * time.Minute // between looks at a mapping without an end
 )
 
 // due returns when to ask next, or the zero Time: never. m.mu is held.
@@ -144,7 +148,8 @@ func (m *Mapping) due(now time.Time) time.Time {
 	case m.wish.once:
 		return at // when the Forwarder forgets it
 	case m.err == nil && at.IsZero():
-		return time.Time{}
+		// Nothing ends it but a gateway that forgets it.
+		return now.Add(verifyPause + jitter(verifyPause/8))
 	case m.err == nil:
 		// Half of the lifetime, and up to an eighth more, so that mappings made
 		// together are not renewed together.

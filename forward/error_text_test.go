@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 )
@@ -21,13 +23,16 @@ var update = flag.Bool("update", false, "write what the errors say now to testda
 
 // The ways for a protocol to fail.
 var failures = []struct {
-	name        string
-	natpmp, pcp gatewaytest.Fault
+	name              string
+	natpmp, pcp, upnp gatewaytest.Fault
 }{
-	{"refuses", gatewaytest.Fault{Result: int(natpmp.NotAuthorized)}, gatewaytest.Fault{Result: int(pcp.NotAuthorized)}},
-	{"is silent", gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}},
-	{"makes no sense", gatewaytest.Fault{Result: 99}, gatewaytest.Fault{Result: 99}},
-	{"is behind another NAT", gatewaytest.Fault{Result: int(natpmp.NetworkFailure)}, gatewaytest.Fault{Reply: behindNAT}},
+	{"refuses", gatewaytest.Fault{Result: int(natpmp.NotAuthorized)}, gatewaytest.Fault{Result: int(pcp.NotAuthorized)},
+		gatewaytest.Fault{Result: int(upnp.ActionNotAuthorized)}},
+	{"is silent", gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}},
+	{"makes no sense", gatewaytest.Fault{Result: 99}, gatewaytest.Fault{Result: 99},
+		gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\nnonsense")} }}},
+	{"is behind another NAT", gatewaytest.Fault{Result: int(natpmp.NetworkFailure)}, gatewaytest.Fault{Reply: behindNAT},
+		gatewaytest.Fault{Result: int(upnp.ActionFailed)}},
 }
 
 // behindNAT is what a common daemon answers to a MAP request while its own
@@ -45,18 +50,26 @@ func behindNAT(request []byte) [][]byte {
 	return [][]byte{b}
 }
 
-// What a person reads for every combination of two protocols that fail.
+// What a person reads for every combination of three protocols that fail.
 func TestErrorText(t *testing.T) {
 	const path = "testdata/errors.txt"
-	var got strings.Builder
-	for _, first := range failures {
-		for _, second := range failures {
-			got.WriteString("== NAT-PMP " + first.name + ", PCP " + second.name + "\n")
-			got.WriteString(errorText(t, first.natpmp, second.pcp) + "\n\n")
-		}
+	texts := make([]string, len(failures)*len(failures)*len(failures))
+	var combinations sync.WaitGroup
+	atOnce := make(chan struct{}, 16) // they wait for silence, most of the time
+	for i := range texts {
+		combinations.Go(func() {
+			atOnce <- struct{}{}
+			defer func() { <-atOnce }()
+			n := len(failures)
+			first, second, third := failures[i/n/n], failures[i/n%n], failures[i%n]
+			texts[i] = "== NAT-PMP " + first.name + ", PCP " + second.name + ", UPnP " + third.name + "\n" +
+				errorText(t, map[string]gatewaytest.Fault{"natpmp": first.natpmp, "pcp": second.pcp, "upnp": third.upnp}) + "\n\n"
+		})
 	}
+	combinations.Wait()
+	got := strings.Join(texts, "")
 	if *update {
-		if err := os.WriteFile(path, []byte(got.String()), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -64,24 +77,40 @@ func TestErrorText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("errors (-want +got):\n%s", diff)
 	}
 }
 
-func errorText(t *testing.T, byNATPMP, byPCP gatewaytest.Fault) string {
+func errorText(t *testing.T, faults map[string]gatewaytest.Fault) string {
 	t.Helper()
-	gw, f := start(t, forward.Config{Wait: 300 * time.Millisecond, Timeout: 10 * time.Second}, gatewaytest.Config{})
-	for service, fault := range map[string]gatewaytest.Fault{"natpmp": byNATPMP, "pcp": byPCP} {
+	gw, err := gatewaytest.Start(gatewaytest.Config{UPnP: gatewaytest.UPnP{
+		Status: gatewaytest.UPnPStatus{External: func(netip.Addr) string { return "" }},
+	}})
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = gw.Close() }()
+	f, err := forward.New(&forward.Config{
+		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"),
+		Wait: 2 * time.Second, Timeout: 20 * time.Second,
+	})
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = f.Close() }()
+	for service, fault := range faults {
 		fault.Match = func(r gatewaytest.Request) bool {
-			return r.Service == service && (fault.Drop || r.Op == gatewaytest.OpMap)
+			silenced := r.Service == service || service == "upnp" && r.Service == "ssdp"
+			return fault.Drop && silenced || r.Service == service && r.Op == gatewaytest.OpMap
 		}
 		gw.Inject(fault)
 	}
-	_, err := f.Enable(t.Context(), forward.TCP(8080))
+	_, err = f.Enable(t.Context(), forward.TCP(8080))
 	var e *forward.Error
 	if !errors.As(err, &e) || !errors.Is(err, e.Kind) {
-		t.Fatalf("Enable: %v", err)
+		t.Errorf("Enable: %v", err)
+		return ""
 	}
 	return strings.ReplaceAll(err.Error(), gw.Addr().String(), "GATEWAY")
 }

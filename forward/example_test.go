@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
@@ -21,7 +22,10 @@ func router() *gatewaytest.Gateway {
 	if err != nil {
 		log.Fatal(err)
 	}
-	err = forward.Configure(&forward.Config{Gateway: gw.Addr(), Announce: netip.MustParseAddrPort("127.0.0.1:0")})
+	err = forward.Configure(&forward.Config{
+		Gateway: gw.Addr(), SSDP: gw.SSDP(),
+		Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0"),
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -149,4 +153,87 @@ func ExampleMapping_Changed() {
 	// Output:
 	// 45.45.45.1:8080
 	// 45.45.45.99:8080
+}
+
+// A mapping for any port that is free, and its end.
+func Example_anyPort() {
+	gw := router()
+	defer gw.Close()
+	defer forward.Close()
+
+	m, err := forward.Enable()
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(m.External().Addr(), m.External().Port() == m.Internal().Port())
+	if err := forward.Disable(); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(gw.Table()), "left")
+	// Output:
+	// 45.45.45.1 true
+	// 0 left
+}
+
+// All that the gateway forwards, deleted one by one, whoever it is for. This is
+// a gateway that lets its hosts do so.
+func Example_deleteAll() {
+	gw, err := gatewaytest.Start(gatewaytest.Config{UPnP: gatewaytest.UPnP{AnyClient: true}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer gw.Close()
+	for port := range uint16(3) { // other hosts have been busy
+		err := gw.AddMapping(gatewaytest.Entry{
+			Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.168.77.9:80"),
+			External: netip.AddrPortFrom(gw.External(), 8080+port),
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	if err := forward.Configure(&forward.Config{IGD: gw.DescriptionURL()}); err != nil {
+		log.Fatal(err)
+	}
+	defer forward.Close()
+
+	entries, err := forward.Mappings()
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, e := range entries {
+		fmt.Println(e.Mapping.Protocol, e.Mapping.External, "→", e.Mapping.Internal)
+		err := forward.Disable(forward.Foreign(),
+			forward.Protocol(e.Mapping.Protocol, 0), forward.External(e.Mapping.External.Port()))
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Println(len(gw.Table()), "left")
+	// Output:
+	// tcp 45.45.45.1:8080 → 192.168.77.9:80
+	// tcp 45.45.45.1:8081 → 192.168.77.9:80
+	// tcp 45.45.45.1:8082 → 192.168.77.9:80
+	// 0 left
+}
+
+// A mapping that was left to expire is asked for again, in place.
+func Example_refresh() {
+	gw := router()
+	defer gw.Close()
+	defer forward.Close()
+
+	m, err := forward.Enable(forward.TCP(8080), forward.Lifetime(5*time.Second))
+	if err != nil {
+		log.Fatal(err)
+	}
+	gw.Advance(10 * time.Second) // it has expired
+	fmt.Println(len(gw.Table()), "forwarded")
+	if err := forward.Refresh(); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(gw.Table()), "forwarded:", m.External())
+	// Output:
+	// 0 forwarded
+	// 1 forwarded: 45.45.45.1:8080
 }

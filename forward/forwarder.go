@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/discover"
 )
 
 // Forwarder forwards ports and keeps them so. Its methods may be called by
@@ -19,14 +20,15 @@ import (
 type Forwarder struct {
 	config    Config
 	log       *slog.Logger
-	readyMade *way // of Config.Backends, or nil
+	readyMade *way                                // of Config.Backends, or nil
+	routes    [2]func() (discover.Gateway, error) // the kernel's ways to the internet, by family
 
 	ctx       context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
 	cancel    context.CancelCauseFunc
-	calls     sync.WaitGroup // callers inside
-	work      sync.WaitGroup // goroutines of ours
-	start     sync.Once      // of those
-	choosing  chan struct{}  // one looks for a gateway at a time
+	calls     sync.WaitGroup   // callers inside
+	work      sync.WaitGroup   // goroutines of ours
+	start     sync.Once        // of those
+	choosing  [2]chan struct{} // one looks for a gateway of a family at a time
 	scheduler scheduler
 	events    events
 	ended     chan struct{} // closed when Shutdown is done
@@ -37,6 +39,8 @@ type Forwarder struct {
 	byPort  map[uint16][]*Mapping // the same, by the internal port asked for
 	ways    map[wayKey]*way
 	current [2]*way // the ones last used, by family
+	retired []*way  // not used for new mappings any more
+	looks   pacer   // of what a change of the network leads to
 }
 
 // New checks the config, whose errors wrap backends.ErrInvalid, and does no
@@ -49,7 +53,8 @@ func New(config *Config) (*Forwarder, error) {
 	f := &Forwarder{
 		config:    c,
 		log:       c.Logger,
-		choosing:  make(chan struct{}, 1),
+		routes:    [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
+		choosing:  [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
 		scheduler: scheduler{wake: make(chan struct{}, 1)},
 		events:    events{wake: make(chan struct{}, 1)},
 		ended:     make(chan struct{}),
@@ -121,6 +126,7 @@ func (f *Forwarder) startWork() {
 			m.attend(ctx)
 		})
 	})
+	f.work.Go(func() { f.followNetwork(f.ctx) })
 	if f.config.OnEvent != nil {
 		f.work.Go(f.dispatch)
 	}
@@ -209,8 +215,11 @@ func (f *Forwarder) family() family {
 
 // familyFor is that of the gateway that a wish takes.
 func (f *Forwarder) familyFor(w *wish) family {
-	if w.ipv6 {
+	switch {
+	case w.ipv6:
 		return ipv6
+	case w.ipv4:
+		return ipv4
 	}
 	return f.family()
 }

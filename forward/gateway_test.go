@@ -3,9 +3,11 @@ package forward_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -301,5 +303,72 @@ func TestByCapability(t *testing.T) {
 		if err != nil || m.Backend() != "pcp" {
 			t.Errorf("%s: %v, %v", name, m, err)
 		}
+	}
+}
+
+// The gateway of a VPN provider has one port for each client, the same outside
+// and inside and for both protocols, and another after each reconnect.
+func TestVPN(t *testing.T) {
+	events := make(chan string, 16)
+	gw, f := start(t, forward.Config{OnEvent: func(e forward.Event) {
+		events <- fmt.Sprint(e.Kind, e.State[0].External.Port())
+	}, Lifetime: time.Minute}, gatewaytest.Config{
+		ManualClock: true, NATPMP: gatewaytest.NATPMP{VPN: true}, PCP: gatewaytest.PCP{Off: true}, UPnP: gatewaytest.UPnP{Off: true},
+	})
+	m, err := f.Enable(t.Context(), forward.Both(8080), forward.SamePort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSlot := func() uint16 {
+		t.Helper()
+		port := m.External().Port()
+		for _, g := range m.State() {
+			if g.External.Port() != port || g.Internal.Port() != port || g.Lifetime != time.Minute {
+				t.Errorf("%+v, want one number everywhere, for a minute", g)
+			}
+		}
+		if m.Internal().Port() != port || len(m.State()) != 2 {
+			t.Errorf("%v, internal %v", m.State(), m.Internal())
+		}
+		return port
+	}
+	first := wantSlot()
+	for range 3 {
+		gw.Advance(30 * time.Second)
+		if err := f.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if again := wantSlot(); again != first {
+			t.Fatalf("port %d, was %d", again, first)
+		}
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepEpoch: true})
+	if err := f.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := wantSlot()
+	if second == first {
+		t.Errorf("still port %d: this gateway hands out another after a reconnect", first)
+	}
+	for _, r := range gw.Requests() {
+		if r.Op == gatewaytest.OpUnmap {
+			t.Errorf("a slot was deleted: %x", r.Raw)
+		}
+	}
+	if err := f.Disable(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{fmt.Sprint(forward.Mapped, first), fmt.Sprint(forward.Changed, second)} {
+		if got := <-events; got != want {
+			t.Errorf("event %s, want %s", got, want)
+		}
+	}
+	if len(events) > 0 {
+		t.Errorf("one event more: %s", <-events)
+	}
+
+	// Who listens on a port of its own choice gets nothing there, and is told.
+	if m, err := f.Enable(t.Context(), forward.TCP(8080)); !errors.Is(err, backends.ErrUnsupported) || !strings.Contains(err.Error(), "SamePort") {
+		t.Errorf("Enable without SamePort: %v, %v; want ErrUnsupported", m, err)
 	}
 }

@@ -80,6 +80,30 @@ func TestRenewal(t *testing.T) {
 	})
 }
 
+// A mapping without an end is looked after: a gateway may forget it.
+func TestPermanentKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, events := newMemory(), &recorder{}
+		f := forwarder(t, forward.Config{OnEvent: events.record}, m)
+		defer f.Close()
+		got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Permanent())
+		if err != nil || !got.Expires().IsZero() {
+			t.Fatal(got, err)
+		}
+		m.calls()
+		time.Sleep(24 * time.Hour)
+		if n := len(m.calls()); n < 24*60/23 || n > 24*60/20 {
+			t.Errorf("asked for %d times in a day, want every twenty minutes", n)
+		}
+		m.set(func() { clear(m.table) })
+		time.Sleep(23 * time.Minute)
+		if len(m.live()) != 1 {
+			t.Error("forgotten by the gateway, and not asked for again")
+		}
+		events.want(t, "mapped 8080")
+	})
+}
+
 // A renewal that fails is tried again in ever shorter windows; the mapping is
 // lost when its time is up, and asked for until it is back.
 func TestRenewalFails(t *testing.T) {

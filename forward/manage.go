@@ -12,62 +12,48 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// Entry is a mapping as Mappings lists it.
-type Entry struct {
-	Mapping backends.Mapping
-	// Enabled is whether the gateway forwards it now, as far as is known.
-	Enabled bool
-	// Ours is whether this Forwarder holds it.
-	Ours bool
-}
-
-// Mappings lists what this Forwarder holds, in the order of enabling: two
-// entries for Both, none for what is not granted just now.
-func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
-	_, end, err := f.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	var entries []Entry
-	for _, m := range f.matching(nil) {
-		for _, granted := range m.State() {
-			entries = append(entries, Entry{Mapping: granted, Enabled: true, Ours: true})
-		}
-	}
-	return entries, nil
-}
-
-// MappingAt returns the entry of Mappings at an index, from 0. Past the end it
-// fails with ErrNoMapping.
-func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
-	entries, err := f.Mappings(ctx)
-	switch {
-	case err != nil:
-		return Entry{}, err
-	case i < 0 || i >= len(entries):
-		return Entry{}, fmt.Errorf("forward: %w: index %d of %d", ErrNoMapping, i, len(entries))
-	}
-	return entries[i], nil
-}
-
 // matching returns the held mappings that match all selectors, in the order of
 // enabling.
 func (f *Forwarder) matching(sel []Selector) []*Mapping {
 	f.mu.Lock()
 	held := slices.Clone(f.held)
 	f.mu.Unlock()
-	return slices.DeleteFunc(held, func(m *Mapping) bool {
-		return slices.ContainsFunc(sel, func(s Selector) bool { return !s.selects(m) })
-	})
+	return slices.DeleteFunc(held, func(m *Mapping) bool { return !selectsAll(sel, m.subject()) })
+}
+
+func selectsAll(sel []Selector, s *subject) bool {
+	return !slices.ContainsFunc(sel, func(one Selector) bool { return !one.selects(s) })
+}
+
+// subject is the mapping as selectors see it.
+func (m *Mapping) subject() *subject {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := m.wish
+	return &subject{wish: &w, granted: m.state()}
+}
+
+// checkSelectors refuses what selects by mistake: the whole table of a gateway
+// is not ours.
+func checkSelectors(sel []Selector) error {
+	switch {
+	case slices.Contains(sel, nil):
+		return fmt.Errorf("forward: %w: nil selector", backends.ErrInvalid)
+	case slices.Contains(sel, Foreign()) && !slices.ContainsFunc(sel, func(s Selector) bool { return s != Foreign() }):
+		return fmt.Errorf("forward: %w: Foreign alone: say which, or Everything", backends.ErrInvalid)
+	}
+	return nil
 }
 
 // latest returns the last enabled of those that match, or ErrNoMapping.
 func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
-	if slices.Contains(sel, nil) {
-		return nil, fmt.Errorf("forward: %w: nil selector", backends.ErrInvalid)
+	if err := checkSelectors(sel); err != nil {
+		return nil, err
 	}
 	found := f.matching(sel)
+	if len(sel) == 0 {
+		found = slices.DeleteFunc(found, (*Mapping).offStack)
+	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("forward: %w", ErrNoMapping)
 	}
@@ -75,8 +61,10 @@ func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
 }
 
 // Disable takes away the last enabled mapping of this Forwarder that is still
-// held and matches all selectors, or fails with ErrNoMapping. A mapping that
-// the gateway does not take away is left to its lifetime, and the error says so.
+// held and matches all selectors, or fails with ErrNoMapping. Without selectors
+// that of a [Listener] or [PacketConn] is passed over. With Foreign, where there
+// is none, it is the last of the gateway's table that matches. A mapping that the
+// gateway does not take away is left to its lifetime, and the error says so.
 func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -84,25 +72,34 @@ func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 	}
 	defer end()
 	m, err := f.latest(sel)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNoMapping) && slices.Contains(sel, Foreign()):
+		return f.disableForeign(ctx, sel)
+	case err != nil:
 		return err
 	}
 	return m.close(ctx)
 }
 
 // DisableAll takes away the mappings of this Forwarder that match all
-// selectors, and returns how many it took away. None of the errors, which are
-// joined, stops the rest.
+// selectors, and returns how many it took away. With Foreign, those of the
+// gateway's table go as well; backends.ErrUnsupported says that it lists none.
+// None of the errors, which are joined, stops the rest.
 func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer end()
-	if slices.Contains(sel, nil) {
-		return 0, fmt.Errorf("forward: %w: nil selector", backends.ErrInvalid)
+	if err := checkSelectors(sel); err != nil {
+		return 0, err
 	}
-	return closeAll(ctx, f.matching(sel))
+	n, err := closeAll(ctx, f.matching(sel))
+	if !slices.Contains(sel, Foreign()) {
+		return n, err
+	}
+	more, foreignErr := f.disableAllForeign(ctx, sel)
+	return n + more, errors.Join(err, foreignErr)
 }
 
 // closeAll closes mappings, several at once: those of one gateway queue there.
@@ -136,7 +133,8 @@ func closeAll(ctx context.Context, ms []*Mapping) (closed int, err error) {
 }
 
 // Refresh asks again for the last enabled mapping that matches all selectors,
-// in place, even where it has expired. Without one it fails with ErrNoMapping.
+// in place, even where it has expired. Without one it fails with ErrNoMapping;
+// a listener's counts only where selectors match it.
 func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
 	m, err := f.latest(sel)
 	if err != nil {
@@ -203,7 +201,7 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 	}
 	_, err := closeAll(ctx, slices.DeleteFunc(held, (*Mapping).once))
 	f.mu.Lock()
-	ways := slices.Collect(maps.Values(f.ways))
+	ways := append(slices.Collect(maps.Values(f.ways)), f.retired...)
 	f.mu.Unlock()
 	for _, w := range ways { // not under the lock: their watchers take it
 		_ = w.close()

@@ -69,6 +69,13 @@ func (m *Mapping) once() bool {
 	return m.wish.once
 }
 
+// offStack reports whether the mapping is a listener's.
+func (m *Mapping) offStack() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wish.offStack
+}
+
 // first is the first of State, or the zero value.
 func (m *Mapping) first() backends.Mapping {
 	m.mu.Lock()

@@ -183,7 +183,7 @@ func (m *memory) live() []backends.Mapping {
 	defer m.mu.Unlock()
 	var out []backends.Mapping
 	for _, g := range m.table {
-		if time.Now().Before(g.Expires()) {
+		if at := g.Expires(); at.IsZero() || time.Now().Before(at) {
 			out = append(out, g)
 		}
 	}

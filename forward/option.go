@@ -3,6 +3,7 @@ package forward
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -13,9 +14,17 @@ type Option interface {
 	apply(w *wish) error
 }
 
-// Selector says which of the enabled mappings are meant.
+// Selector says which mappings are meant.
 type Selector interface {
-	selects(m *Mapping) bool
+	selects(s *subject) bool
+}
+
+// subject is what selectors look at: a mapping of ours, or an entry of the
+// gateway's table.
+type subject struct {
+	wish    *wish
+	granted []backends.Mapping
+	foreign bool
 }
 
 // Criterion is both: what to enable, and what an enabled mapping is known by.
@@ -36,8 +45,10 @@ type wish struct {
 	lifetime      time.Duration
 	description   string
 	ipv6          bool
+	ipv4          bool // whatever the family of a gateway that was named
 	once          bool
 	background    bool
+	offStack      bool // a listener's: not what Disable and Refresh take where nobody says which
 }
 
 // optionFunc is an Option that is no Selector.
@@ -48,16 +59,11 @@ func (f optionFunc) apply(w *wish) error { return f(w) }
 // criterion is a Criterion made of two functions.
 type criterion struct {
 	option optionFunc
-	match  func(w *wish, granted []backends.Mapping) bool
+	match  func(s *subject) bool
 }
 
-func (c criterion) apply(w *wish) error { return c.option(w) }
-
-func (c criterion) selects(m *Mapping) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return c.match(&m.wish, m.state())
-}
+func (c criterion) apply(w *wish) error     { return c.option(w) }
+func (c criterion) selects(s *subject) bool { return c.match(s) }
 
 // TCP is TCP to an internal port of this host; 0 is a free one, or, selecting,
 // any.
@@ -92,11 +98,12 @@ func protocols(internal uint16, ps ...backends.Protocol) Criterion {
 			}
 			return nil
 		},
-		match: func(w *wish, _ []backends.Mapping) bool {
-			if len(ps) != len(w.protocols) || ps[0] != w.protocols[0] {
-				return false
+		match: func(s *subject) bool {
+			is := slices.Equal(ps, s.wish.protocols)
+			if s.foreign { // which has one protocol
+				is = slices.Contains(ps, s.wish.protocols[0])
 			}
-			return internal == 0 || internal == w.internal.Port()
+			return is && (internal == 0 || internal == s.wish.internal.Port())
 		},
 	}
 }
@@ -113,8 +120,8 @@ func External(port uint16) Criterion {
 			w.external = port
 			return nil
 		},
-		match: func(_ *wish, granted []backends.Mapping) bool {
-			return len(granted) > 0 && granted[0].External.Port() == port
+		match: func(s *subject) bool {
+			return len(s.granted) > 0 && s.granted[0].External.Port() == port
 		},
 	}
 }
@@ -135,9 +142,9 @@ func To(internal netip.AddrPort) Criterion {
 			w.ipv6 = w.ipv6 || familyOf(internal.Addr()) == ipv6
 			return nil
 		},
-		match: func(w *wish, _ []backends.Mapping) bool {
-			return internal.Addr().Unmap() == w.internal.Addr() &&
-				(internal.Port() == 0 || internal.Port() == w.internal.Port())
+		match: func(s *subject) bool {
+			return internal.Addr().Unmap() == s.wish.internal.Addr() &&
+				(internal.Port() == 0 || internal.Port() == s.wish.internal.Port())
 		},
 	}
 }
@@ -153,7 +160,7 @@ func From(peer netip.AddrPort) Criterion {
 			w.remote = peer
 			return nil
 		},
-		match: func(w *wish, _ []backends.Mapping) bool { return w.remote == peer },
+		match: func(s *subject) bool { return s.wish.remote == peer },
 	}
 }
 
@@ -162,9 +169,27 @@ func From(peer netip.AddrPort) Criterion {
 func Description(s string) Criterion {
 	return criterion{
 		option: func(w *wish) error { w.description = s; return nil },
-		match:  func(w *wish, _ []backends.Mapping) bool { return w.description == s },
+		match:  func(of *subject) bool { return of.wish.description == s },
 	}
 }
+
+// foreign and everything are the selectors that are about how many.
+type (
+	foreign    struct{}
+	everything struct{}
+)
+
+func (foreign) selects(*subject) bool    { return true }
+func (everything) selects(*subject) bool { return true }
+
+// Foreign selects also what other programs, other hosts and the administrator
+// have mapped, where the gateway lists that (UPnP, also where mappings go by
+// another protocol). It needs another selector beside it, or Everything. Of an
+// entry of the table, Both selects either protocol.
+func Foreign() Selector { return foreign{} }
+
+// Everything selects all.
+func Everything() Selector { return everything{} }
 
 // Exact fails with backends.ErrConflict rather than accept another external
 // port than the wish.
@@ -180,7 +205,8 @@ func SamePort() Option {
 
 // IPv6 opens a pinhole in the IPv6 firewall of the gateway, to a stable global
 // address of this host: nothing is translated, so the external endpoint is this
-// host's own. It takes a gateway that speaks PCP over IPv6 (RFC 6887).
+// host's own. It takes a gateway that speaks PCP over IPv6 (RFC 6887) or has
+// UPnP's WANIPv6FirewallControl.
 func IPv6() Option {
 	return optionFunc(func(w *wish) error { w.ipv6 = true; return nil })
 }
@@ -199,7 +225,10 @@ func Lifetime(d time.Duration) Option {
 	})
 }
 
-// Permanent asks for a mapping without an end, where the protocol can.
+// Permanent asks for a mapping without an end, where the protocol can: UPnP, and
+// PCP as far as the gateway goes. It is taken away like any other, but one that
+// a program leaves behind stays. Every twenty minutes it is made sure that the
+// gateway still has it.
 func Permanent() Option { return Lifetime(backends.Forever) }
 
 // Once leaves the mapping for one lifetime, and does not renew it.

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover"
 )
 
@@ -23,12 +25,16 @@ type opener struct {
 	open func(*Forwarder, wayKey) (backends.Backend, func(context.Context) error, error)
 	// ipv4 and ipv6 are the families of gateways that the protocol is for.
 	ipv4, ipv6 bool
+	// searches is whether the gateway is not simply asked: its device is searched
+	// for, by a socket of its own.
+	searches bool
 }
 
 // openers are the protocols that there are, the preferred first.
 var openers = []opener{
 	{name: natpmp.Name, open: openNATPMP, ipv4: true},
 	{name: pcp.Name, open: openPCP, ipv4: true, ipv6: true},
+	{name: upnp.Name, open: openUPnP, ipv4: true, ipv6: true, searches: true},
 }
 
 func openerNames() []string {
@@ -69,6 +75,34 @@ func openPCP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) er
 	return b, b.Probe, nil
 }
 
+func openUPnP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) error, error) {
+	config := upnp.Config{
+		Gateway: k.gateway.Addr(), Interface: k.iface, Source: k.source,
+		Only: k.gateway == f.config.Gateway, Notify: f.config.Notify, Logger: f.config.Logger,
+		Wait: f.config.Wait - f.config.Wait/8, // what it has found by then is better than nothing
+	}
+	if host, err := igdHost(f.config.IGD); err == nil && familyOf(host) == familyOf(k.gateway.Addr()) {
+		config.URL = f.config.IGD
+	}
+	if f.config.SSDP.IsValid() {
+		config.SSDP = []netip.AddrPort{f.config.SSDP}
+	}
+	b, err := upnp.New(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	return b, b.Probe, nil
+}
+
+// igdHost is the address in the URL of a root description.
+func igdHost(raw string) (netip.Addr, error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "http" {
+		return netip.Addr{}, fmt.Errorf("%q is no plain http URL", raw)
+	}
+	return netip.ParseAddr(u.Hostname())
+}
+
 // wayKey tells ways apart: one address can be another gateway on another
 // interface.
 type wayKey struct {
@@ -82,12 +116,18 @@ type way struct {
 	key        wayKey
 	local      netip.Addr   // that the gateway sees; the zero Addr where it is not known
 	candidates []*candidate // the preferred first
+
+	// Guarded by Forwarder.mu.
+	strayed string // why it no longer leads out, or empty
+	stale   bool   // what leads out has the same key, and this host another address
 }
 
 // candidate is a backend of a way, and what is known of it.
 type candidate struct {
 	backend backends.Backend
 	probe   func(context.Context) error // nil: it needs none
+	opener  opener                      // the zero value for one that was ready-made
+	way     *way                        // nil for one that was ready-made
 
 	// Guarded by Forwarder.mu.
 	verdict verdict
@@ -145,6 +185,10 @@ func (f *Forwarder) way(fam family) (*way, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w := f.ways[k]
+	if w != nil && w.stale {
+		f.retire(w)
+		w = nil
+	}
 	if w == nil {
 		if w, err = f.open(k); err != nil {
 			return nil, err
@@ -153,9 +197,16 @@ func (f *Forwarder) way(fam family) (*way, error) {
 	}
 	if w != f.current[fam] {
 		f.current[fam] = w
+		w.strayed = ""
 		w.forget()
 	}
 	return w, nil
+}
+
+// retire keeps a way for what was granted on it only. Forwarder.mu is held.
+func (f *Forwarder) retire(w *way) {
+	delete(f.ways, w.key)
+	f.retired = append(f.retired, w)
 }
 
 // forget makes the next call probe anew. Forwarder.mu is held.
@@ -199,10 +250,7 @@ func familyOf(a netip.Addr) family {
 // the best through that.
 func (f *Forwarder) leadsOut(fam family) (discover.Gateway, error) {
 	if f.config.Interface == "" {
-		if fam == ipv6 {
-			return discover.Default6()
-		}
-		return discover.Default()
+		return f.routes[fam]()
 	}
 	all, err := discover.Gateways()
 	if err != nil {
@@ -232,10 +280,10 @@ func (f *Forwarder) open(k wayKey) (*way, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("forward: %w", err), w.close())
 		}
-		w.candidates = append(w.candidates, &candidate{backend: b, probe: probe})
+		w.candidates = append(w.candidates, &candidate{backend: b, probe: probe, opener: o, way: w})
 	}
 	if fam == ipv4 && backends.ScopeOf(k.source) == backends.ScopePublic {
-		w.candidates = append(w.candidates, &candidate{backend: direct{k.source}})
+		w.candidates = append(w.candidates, &candidate{backend: direct{k.source}, way: w})
 	}
 	if len(w.candidates) == 0 {
 		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, k.gateway.Addr(), strings.Join(f.config.Order, " or "))

@@ -72,7 +72,7 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 func (h *Host) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	// ip replaces itself by the program, so signals reach the program.
 	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", h.netns, name}, args...)...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }
 

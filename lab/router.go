@@ -36,6 +36,9 @@ type Router struct {
 	// Zero: 5 s.
 	MinLifetime time.Duration
 
+	// AnyClient lets a host map and delete for others by UPnP (secure_mode=no).
+	AnyClient bool
+
 	// DenyLowPorts refuses external ports below 1024; the daemon grants others
 	// instead where the protocol has a way to.
 	DenyLowPorts bool
@@ -89,7 +92,7 @@ func (r Router) conf(uuid string) string {
 		fmt.Sprintf("http_port=%d", upnpHTTPPort),
 		"enable_natpmp=yes", // PCP too
 		"enable_upnp=" + yes(!r.NoUPnP),
-		"secure_mode=yes",
+		"secure_mode=" + yes(!r.AnyClient),
 		"system_uptime=" + yes(!r.DaemonUptime),
 		fmt.Sprintf("min_lifetime=%d", int(lifetime.Seconds())),
 		"uuid=" + uuid,

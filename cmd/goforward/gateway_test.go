@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -28,6 +29,8 @@ var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway,
 	"silent":  gatewaySilent,
 	"down":    func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.Down(); return nil },
 	"take":    gatewayTake,
+	"fill":    gatewayFill,
+	"breaks":  gatewayBreaks,
 	"table":   gatewayTable,
 	"asked":   gatewayAsked,
 	"forget":  func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.ResetStats(); return nil },
@@ -38,13 +41,18 @@ var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway,
 
 // gatewayCmd is
 //
-//	gateway start [external=ADDR] [max=DURATION] [natpmp|pcp] [third-party] [ipv6]
-//	                                 natpmp and pcp: it speaks nothing else
+//	gateway start [external=ADDR] [max=DURATION] [natpmp] [pcp] [upnp] [third-party] [ipv6]
+//	              [wans=N] [no-list] [no-index]
+//	                                 natpmp, pcp and upnp: it speaks those named,
+//	                                 without any natpmp and pcp
 //	gateway restart                  with an announcement
-//	gateway refuse [natpmp|pcp] CODE [TIMES]  each request for a mapping
-//	gateway silent [natpmp|pcp|map]  to every request, or to those for mappings
+//	gateway refuse [natpmp|pcp|upnp] CODE [TIMES]  each request for a mapping
+//	gateway silent [natpmp|pcp|upnp|map]  to every request, or to those for mappings
 //	gateway down                     the port is closed
-//	gateway take PORT/PROTO          for somebody else
+//	gateway take EXTERNAL[:INTERNAL]/PROTO [HOST [DESCRIPTION]]
+//	                                 for somebody else, 192.0.2.9; \x41 in the description is a byte
+//	gateway fill N                   N mappings for somebody else
+//	gateway breaks INDEX             refuses to list more than that many
 //	gateway table                    prints it
 //	gateway asked                    prints how often it was asked what
 //	gateway await map|unmap          until it was asked that
@@ -52,8 +60,8 @@ var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway,
 //	gateway address ADDR             changes the external address
 //	gateway visit PORT/PROTO         sends bytes from outside to a server behind the port
 //
-// Start sets $GATEWAY, $GATEWAY6 and $ANNOUNCE. A later gateway takes the place of
-// one before.
+// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $SSDP, $IGD and $IGD6. A later gateway takes the
+// place of one before.
 func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
 		ts.Fatalf("usage: gateway verb …")
@@ -84,6 +92,35 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 		return err
 	}
 	config := gatewaytest.Config{Announce: announce}
+	if err := configure(&config, args); err != nil {
+		return err
+	}
+	gw, err := gatewaytest.Start(config)
+	if err != nil {
+		return err
+	}
+	gw.Advance(24 * time.Hour) // so that its clock shows a restart
+	if config.NATPMP.Off && config.PCP.Off {
+		gw.DownPCP()
+	}
+	gateways.set(ts, gw)
+	ts.Defer(func() { _ = gw.Close() })
+	ts.Setenv("GATEWAY", gw.Addr().String())
+	ts.Setenv("GATEWAY6", gw.Addr6().String())
+	ts.Setenv("ANNOUNCE", announce.String())
+	ts.Setenv("IGD", gw.DescriptionURL())
+	ts.Setenv("IGD6", gw.DescriptionURL6())
+	ssdp := gw.SSDP()
+	if !ssdp.IsValid() { // nowhere: the search ends at once
+		ssdp = netip.MustParseAddrPort("127.0.0.1:0")
+	}
+	ts.Setenv("SSDP", ssdp.String())
+	return nil
+}
+
+// configure reads the arguments of gateway start.
+func configure(config *gatewaytest.Config, args []string) (err error) {
+	speaks := map[string]bool{}
 	for _, arg := range args {
 		name, text, _ := strings.Cut(arg, "=")
 		switch name {
@@ -91,14 +128,18 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 			config.External, err = netip.ParseAddr(text)
 		case "max":
 			config.MaxLifetime, err = time.ParseDuration(text)
-		case "pcp":
-			config.NATPMP.Off = true
-		case "natpmp":
-			config.PCP.Off = true
+		case "natpmp", "pcp", "upnp":
+			speaks[name] = true
 		case "third-party":
-			config.PCP.ThirdParty = true
+			config.PCP.ThirdParty, config.UPnP.AnyClient = true, true
 		case "ipv6":
 			config.Listen6 = netip.MustParseAddrPort("[::1]:0")
+		case "wans":
+			config.UPnP.Description.WANDevices, err = strconv.Atoi(text)
+		case "no-list":
+			config.UPnP.Listing.IndexFails, config.UPnP.Listing.NoRange = 401, true
+		case "no-index":
+			config.UPnP.Listing.IndexFails = 401
 		default:
 			err = fmt.Errorf("no option %q", arg)
 		}
@@ -106,16 +147,10 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 			return err
 		}
 	}
-	gw, err := gatewaytest.Start(config)
-	if err != nil {
-		return err
+	if len(speaks) == 0 {
+		speaks["natpmp"], speaks["pcp"] = true, true
 	}
-	gw.Advance(24 * time.Hour) // so that its clock shows a restart
-	gateways.set(ts, gw)
-	ts.Defer(func() { _ = gw.Close() })
-	ts.Setenv("GATEWAY", gw.Addr().String())
-	ts.Setenv("GATEWAY6", gw.Addr6().String())
-	ts.Setenv("ANNOUNCE", announce.String())
+	config.NATPMP.Off, config.PCP.Off, config.UPnP.Off = !speaks["natpmp"], !speaks["pcp"], !speaks["upnp"]
 	return nil
 }
 
@@ -130,7 +165,7 @@ func gatewayAddress(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []st
 	return err
 }
 
-func isService(name string) bool { return name == "natpmp" || name == "pcp" }
+func isService(name string) bool { return name == "natpmp" || name == "pcp" || name == "upnp" }
 
 func gatewayRefuse(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) (err error) {
 	service := ""
@@ -175,38 +210,6 @@ func parsePort(s string) (p backends.Protocol, port uint16, err error) {
 	return p, uint16(n), err
 }
 
-func gatewayTake(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
-	p, port, err := parsePort(args[0])
-	if err != nil {
-		return err
-	}
-	return gw.AddMapping(gatewaytest.Entry{
-		Protocol: p, External: netip.AddrPortFrom(gw.External(), port),
-		Internal: netip.MustParseAddrPort("192.0.2.9:9"),
-	})
-}
-
-func gatewayTable(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
-	_, err := io.WriteString(ts.Stdout(), tableText(gw))
-	return err
-}
-
-func tableText(gw *gatewaytest.Gateway) string {
-	var b strings.Builder
-	for _, e := range gw.Table() {
-		remaining := "ever"
-		if e.Remaining != backends.Forever {
-			remaining = e.Remaining.Round(time.Minute).String()
-		}
-		fmt.Fprintf(&b, "%s %v %v → %v for %s", e.Service, e.Protocol, e.External, e.Internal, remaining)
-		for _, f := range e.Filters {
-			fmt.Fprintf(&b, ", from %v port %d", f.Prefix, f.Port)
-		}
-		b.WriteByte('\n')
-	}
-	return b.String()
-}
-
 func gatewayAsked(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
 	var lines []string
 	for name, n := range gw.Stats().Requests {
@@ -216,6 +219,9 @@ func gatewayAsked(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string
 	_, err := io.WriteString(ts.Stdout(), strings.Join(lines, ""))
 	return err
 }
+
+// visiting has one script serve at a time: they name the same ports, of one host.
+var visiting sync.Mutex
 
 // gatewayVisit serves at the internal port of the mapping for the time of the
 // visit, and fails where the visitor's bytes do not come back.
@@ -231,6 +237,8 @@ func gatewayVisit(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []stri
 		}
 	}
 	network := p.String()
+	visiting.Lock()
+	defer visiting.Unlock()
 	stop, err := serveEcho(network, internal)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -17,7 +18,16 @@ func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	}
-	testscript.Main(m, map[string]func(){"goforward": main})
+	testscript.Main(m, map[string]func(){"goforward": mainOfTests})
+}
+
+// mainOfTests searches for UPnP devices where the script's gateway answers, and
+// not on the network: $SSDP is the flag that says so.
+func mainOfTests() {
+	if ssdp := os.Getenv("SSDP"); ssdp != "" {
+		os.Args = slices.Insert(os.Args, 1, "--ssdp="+ssdp)
+	}
+	main()
 }
 
 // TestScripts runs the program as a process, against routers in this one. The

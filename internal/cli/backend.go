@@ -1,9 +1,7 @@
 package cli
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,7 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
-	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/backends/upnp"
 )
 
 // way is a gateway and how to ask it.
@@ -19,7 +17,9 @@ type way struct {
 	gateway netip.AddrPort // port 0: the protocol's own
 	iface   string
 	source  netip.Addr
-	key     []byte // that PCP nonces are derived from; nil: none
+	key     []byte           // that PCP nonces are derived from; nil: none
+	igd     string           // the description of its UPnP device; empty: it is searched for
+	ssdp    []netip.AddrPort // where that is done; nil: where the standard says
 }
 
 // opener makes the backend of one protocol for a gateway, without I/O: for what
@@ -38,11 +38,15 @@ type opener struct {
 type speaker struct {
 	backends.Backend
 	ask func(context.Context) (netip.Addr, error)
+	// devices finds all that speak it, the preferred first. Nil: the gateway is
+	// the only one.
+	devices func(context.Context) ([]upnp.Gateway, error)
 }
 
 var openers = []opener{
 	{name: natpmp.Name, title: "NAT-PMP", open: openNATPMP},
 	{name: pcp.Name, title: "PCP", open: openPCP, ipv6: true, keyed: true},
+	{name: upnp.Name, title: "UPnP", open: openUPnP, ipv6: true},
 }
 
 func openNATPMP(a *app, w way) (speaker, error) {
@@ -52,7 +56,7 @@ func openNATPMP(a *app, w way) (speaker, error) {
 	if err != nil {
 		return speaker{}, err
 	}
-	return speaker{b, b.ExternalAddr}, nil
+	return speaker{Backend: b, ask: b.ExternalAddr}, nil
 }
 
 func openPCP(a *app, w way) (speaker, error) {
@@ -70,7 +74,34 @@ func openPCP(a *app, w way) (speaker, error) {
 		return speaker{}, err
 	}
 	// The protocol tells its external address only with a mapping.
-	return speaker{b, func(ctx context.Context) (netip.Addr, error) { return netip.Addr{}, b.Probe(ctx) }}, nil
+	return speaker{Backend: b, ask: probe(b.Probe)}, nil
+}
+
+// searchTime bounds the search for UPnP devices, which may take a second to
+// answer.
+const searchTime = 1500 * time.Millisecond
+
+func openUPnP(a *app, w way) (speaker, error) {
+	config := upnp.Config{
+		Gateway: w.gateway.Addr(), Interface: w.iface, Source: w.source,
+		SSDP: w.ssdp, Wait: searchTime, Logger: a.logger(),
+	}
+	if t := a.settings.timeout; t != 0 {
+		config.Wait = min(searchTime, t/2) // there is more to do
+	}
+	if host, err := igdHost(w.igd); err == nil && host.Is4() == w.gateway.Addr().Is4() {
+		config.URL = w.igd
+	}
+	b, err := upnp.New(config)
+	if err != nil {
+		return speaker{}, err
+	}
+	return speaker{Backend: b, ask: probe(b.Probe), devices: b.Gateways}, nil
+}
+
+// probe is a question whose answer does not have the external address.
+func probe(ask func(context.Context) error) func(context.Context) (netip.Addr, error) {
+	return func(ctx context.Context) (netip.Addr, error) { return netip.Addr{}, ask(ctx) }
 }
 
 func openerNames(openers []opener) []string {
@@ -93,63 +124,4 @@ func (a *app) wanted() []opener {
 		}
 	}
 	return out
-}
-
-// found is a backend that the gateway answered.
-type found struct {
-	opener
-	backends.Backend
-	gateway netip.AddrPort
-	local   netip.Addr // what the gateway sees this host as
-}
-
-// lateTime bounds the question to a backend that the facade had no need to ask.
-const lateTime = 500 * time.Millisecond
-
-// withBackends finds the gateway as the facade does, and calls do with the
-// backends that it answers, the preferred first. PCP nonces are derived from the
-// key, if there is one.
-func (a *app) withBackends(ctx context.Context, opts []forward.Option, key []byte, do func(context.Context, []found) error) error {
-	f, err := forward.New(a.config())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	g, err := f.Gateway(ctx, opts...)
-	if err != nil {
-		return err
-	}
-	w := way{gateway: g.Addr, iface: g.Interface, source: g.Local, key: key}
-	ctx, cancel := within(ctx, cmp.Or(a.settings.timeout, forward.DefaultTimeout))
-	defer cancel()
-	local := g.Local
-	if !local.IsValid() {
-		if local, err = f.LocalIP(ctx); err != nil {
-			return err
-		}
-	}
-	var all []found
-	for _, o := range a.wanted() {
-		if w.gateway.Addr().Is6() && !o.ipv6 {
-			continue
-		}
-		s, err := o.open(a, w)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = s.Close() }()
-		if slices.Contains(g.Backends, o.name) || a.answers(ctx, s) {
-			all = append(all, found{o, s.Backend, w.gateway, local})
-		}
-	}
-	return do(ctx, all)
-}
-
-// answers reports whether the gateway speaks a protocol that it was not asked
-// about before: it may be what made a mapping.
-func (a *app) answers(ctx context.Context, s speaker) bool {
-	ctx, cancel := within(ctx, lateTime)
-	defer cancel()
-	_, err := s.ask(ctx)
-	return verdict(err) == "yes" || errors.Is(err, backends.ErrNotAuthorized)
 }

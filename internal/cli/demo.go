@@ -33,8 +33,8 @@ func (a *app) demoCommand() *cobra.Command {
 
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().NFlag() > 0 {
-				return usagef("demo takes no flags: its router is its own")
+			if n := cmd.Flags().NFlag(); n > 1 || n == 1 && !cmd.Flags().Changed("backend") {
+				return usagef("demo takes no flags but --backend: its router is its own")
 			}
 			return a.demo(cmd.Context())
 		},
@@ -105,7 +105,13 @@ func (d *demonstration) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.gateway, err = gatewaytest.Start(gatewaytest.Config{Announce: announce}); err != nil {
+	notify, err := freeLoopback(ctx)
+	if err != nil {
+		return err
+	}
+	config := gatewaytest.Config{Announce: announce}
+	config.UPnP.Notify = notify
+	if d.gateway, err = gatewaytest.Start(config); err != nil {
 		return err
 	}
 	d.gateway.Advance(24 * time.Hour) // it has been up for a day, so that its clock shows the restart
@@ -113,7 +119,8 @@ func (d *demonstration) start(ctx context.Context) error {
 		return err
 	}
 	d.forwarder, err = forward.New(&forward.Config{
-		Gateway: d.gateway.Addr(), Announce: announce,
+		Gateway: d.gateway.Addr(), Order: d.app.settings.order,
+		Announce: announce, SSDP: d.gateway.SSDP(), Notify: notify,
 		OnEvent: func(e forward.Event) {
 			select {
 			case d.events <- e:
@@ -126,7 +133,7 @@ func (d *demonstration) start(ctx context.Context) error {
 	}
 	d.app.printf("A router, within this process, with an internet of its own on the other side.\n\n")
 	d.line("inside", "%-17v a little web server", d.server.addr())
-	d.line("router", "%-17v speaks NAT-PMP and PCP", d.gateway.Addr())
+	d.line("router", "%-17v speaks NAT-PMP, PCP and UPnP", d.gateway.Addr())
 	d.line("outside", "%-17v the router's address on the internet", d.gateway.External())
 	return nil
 }

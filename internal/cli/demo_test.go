@@ -8,7 +8,7 @@ import (
 const wantDemo = `A router, within this process, with an internet of its own on the other side.
 
    inside   127.0.0.1:PORT a little web server
-   router   127.0.0.1:PORT speaks NAT-PMP and PCP
+   router   127.0.0.1:PORT speaks NAT-PMP, PCP and UPnP
    outside  45.45.45.1        the router's address on the internet
 
 1. Somebody on the internet knocks

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 )
@@ -47,6 +48,7 @@ type answer struct {
 	opener   opener
 	speaks   string // yes, no, refused or silent; empty: not asked
 	external netip.Addr
+	devices  []upnp.Gateway // of a protocol whose devices are searched for, the preferred first
 	took     time.Duration
 	err      error
 }
@@ -70,6 +72,10 @@ func (a *app) gateways(ctx context.Context) error {
 		return nil
 	}
 	a.table(a.gatewayTable(rows))
+	if t := deviceTable(rows); t != nil {
+		a.printf("\n")
+		a.table(t)
+	}
 	a.explain(rows)
 	return nil
 }
@@ -77,7 +83,7 @@ func (a *app) gateways(ctx context.Context) error {
 // gatewayRows are the default routes, or the gateway that was named.
 func (a *app) gatewayRows() ([]*gatewayRow, error) {
 	all, used, err := a.routes()
-	named := a.settings.gateway
+	named := a.settings.named()
 	if err != nil && !named.IsValid() { // a named gateway needs no routes
 		return nil, err
 	}
@@ -129,21 +135,31 @@ func (a *app) ask(ctx context.Context, rows []*gatewayRow) {
 
 // question asks one gateway one protocol's cheapest question.
 func (a *app) question(ctx context.Context, o opener, r *gatewayRow) answer {
-	w := way{gateway: r.addr, iface: a.settings.iface, source: a.settings.source}
-	if !a.settings.gateway.IsValid() {
+	w := way{
+		gateway: r.addr, iface: a.settings.iface, source: a.settings.source,
+		igd: a.settings.igd, ssdp: a.settings.searched(),
+	}
+	if !a.settings.named().IsValid() {
 		w.iface = r.route.Interface
 		if !w.source.IsValid() {
 			w.source = r.route.Local
 		}
 	}
+	an := answer{opener: o, speaks: "no"}
 	b, err := o.open(a, w)
 	if err != nil {
-		return answer{opener: o, speaks: "no", err: err}
+		an.err = err
+		return an
 	}
 	defer func() { _ = b.Close() }()
 	start := time.Now()
-	external, err := b.ask(ctx)
-	return answer{opener: o, speaks: verdict(err), external: external, took: time.Since(start), err: err}
+	if b.devices == nil {
+		an.external, an.err = b.ask(ctx)
+	} else if an.devices, an.err = b.devices(ctx); an.err == nil {
+		an.external = an.devices[0].External
+	}
+	an.took, an.speaks = time.Since(start), verdict(an.err)
+	return an
 }
 
 // verdict is an error in a word. A gateway that refuses to map anything, or has
@@ -180,7 +196,7 @@ func (a *app) gatewayTable(rows []*gatewayRow) *table {
 		var external, took string
 		for _, an := range r.answers {
 			cells = append(cells, an.speaks)
-			if an.err == nil && an.speaks != "" && took == "" {
+			if an.err == nil && an.speaks != "" && took == "" && an.devices == nil { // a search goes on for late answers
 				took = an.took.Round(10 * time.Microsecond).String()
 			}
 			if external == "" {
@@ -215,40 +231,4 @@ func (a *app) explain(rows []*gatewayRow) {
 			}
 		}
 	}
-}
-
-// answerRecord is an answer in JSON.
-type answerRecord struct {
-	Speaks   string  `json:"speaks"`
-	External string  `json:"external,omitempty"`
-	Took     float64 `json:"took_ms"`
-	Error    string  `json:"error,omitempty"`
-}
-
-// record is the row in JSON. Protocols that were not asked are left out.
-func (r *gatewayRow) record() any {
-	answers := map[string]answerRecord{}
-	for _, an := range r.answers {
-		if an.speaks == "" {
-			continue
-		}
-		rec := answerRecord{Speaks: an.speaks, External: addrText(an.external), Took: float64(an.took.Microseconds()) / 1000}
-		if an.err != nil {
-			rec.Error = an.err.Error()
-		}
-		answers[an.opener.name] = rec
-	}
-	address := ""
-	if r.addr.Addr().IsValid() {
-		address = endpointText(r.addr)
-	}
-	return struct {
-		Event     string                  `json:"event"`
-		Gateway   string                  `json:"gateway"`
-		Interface string                  `json:"interface"`
-		Local     string                  `json:"local"`
-		Metric    int                     `json:"metric"`
-		Used      bool                    `json:"used"`
-		Protocols map[string]answerRecord `json:"protocols"`
-	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.used, answers}
 }

@@ -15,13 +15,15 @@ import (
 
 // hosts is an app of a host with these routes, whose gateways answer at the
 // addresses of others.
-func hosts(all, used []discover.Gateway, at map[netip.Addr]netip.AddrPort) func(*app) {
+func hosts(all, used []discover.Gateway, at map[netip.Addr]*gatewaytest.Gateway) func(*app) {
 	return func(a *app) {
 		a.routes = func() ([]discover.Gateway, []discover.Gateway, error) { return all, used, nil }
 		a.openers = slices.Clone(openers)
 		for i, o := range openers {
 			a.openers[i].open = func(a *app, w way) (speaker, error) {
-				return o.open(a, way{gateway: at[w.gateway.Addr()]})
+				gw := at[w.gateway.Addr()]
+				nowhere := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}
+				return o.open(a, way{gateway: gw.Addr(), igd: gw.DescriptionURL(), ssdp: nowhere})
 			}
 		}
 	}
@@ -40,8 +42,10 @@ func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 func TestGateways(t *testing.T) {
 	t.Parallel()
 	good, silent := router(t, gatewaytest.Config{}), router(t, gatewaytest.Config{})
-	pcp, pcp6 := router(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}}), router(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}})
-	natpmp := router(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}})
+	noUPnP := gatewaytest.UPnP{Off: true}
+	onlyPCP := gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: noUPnP}
+	pcp, pcp6 := router(t, onlyPCP), router(t, onlyPCP)
+	natpmp := router(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}, UPnP: noUPnP})
 	silent.Inject(gatewaytest.Fault{Drop: true})
 	first := discover.Gateway{Addr: netip.MustParseAddr("192.168.1.1"), Local: netip.MustParseAddr("192.168.1.7"), Interface: "eth0", Index: 2, Metric: 100}
 	all := []discover.Gateway{
@@ -52,16 +56,19 @@ func TestGateways(t *testing.T) {
 		{Local: netip.MustParseAddr("10.8.0.2"), Interface: "tun0", Index: 5},
 		{Addr: netip.MustParseAddr("fe80::1%eth0"), Local: netip.MustParseAddr("2a00::7"), Interface: "eth0", Index: 2, Metric: 1024},
 	}
-	host := hosts(all, all[:1], map[netip.Addr]netip.AddrPort{all[0].Addr: good.Addr(), all[1].Addr: silent.Addr(), all[2].Addr: pcp.Addr(), all[3].Addr: natpmp.Addr(), all[5].Addr: pcp6.Addr()})
+	host := hosts(all, all[:1], map[netip.Addr]*gatewaytest.Gateway{all[0].Addr: good, all[1].Addr: silent, all[2].Addr: pcp, all[3].Addr: natpmp, all[5].Addr: pcp6})
 
-	got := run(t, host, "gateways", "--timeout", "100ms")
-	const want = `USED  GATEWAY        INTERFACE     LOCAL        METRIC  NAT-PMP  PCP     EXTERNAL    TOOK
-*     192.168.1.1    eth0          192.168.1.7  100     yes      yes     45.45.45.1  TIME
-      10.0.0.1       wlan0         10.0.0.7     600     silent   silent  -           -
-      10.9.0.1       x\x1b[2J\x09  10.9.0.7     700     no       yes     -           TIME
-      10.7.0.1       eth1          10.7.0.7     800     yes      no      45.45.45.1  TIME
-      (no next hop)  tun0          10.8.0.2     -       -        -       -           -
-      fe80::1%eth0   eth0          2a00::7      1024    -        yes     -           TIME
+	got := run(t, host, "gateways", "--timeout", "1500ms")
+	const want = `USED  GATEWAY        INTERFACE     LOCAL        METRIC  NAT-PMP  PCP     UPnP    EXTERNAL    TOOK
+*     192.168.1.1    eth0          192.168.1.7  100     yes      yes     yes     45.45.45.1  TIME
+      10.0.0.1       wlan0         10.0.0.7     600     silent   silent  silent  -           -
+      10.9.0.1       x\x1b[2J\x09  10.9.0.7     700     no       yes     silent  -           TIME
+      10.7.0.1       eth1          10.7.0.7     800     yes      no      silent  45.45.45.1  TIME
+      (no next hop)  tun0          10.8.0.2     -       -        -       -       -           -
+      fe80::1%eth0   eth0          2a00::7      1024    -        yes     silent  -           TIME
+
+USED  UPNP DEVICE                  ADDRESS    SERVICE            STATUS     EXTERNAL    WHY
+*     Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:2  Connected  45.45.45.1  connected, with a public address, and this host's way out
 `
 	table := regexp.MustCompile(`[0-9.]+[mµ]?s\n`).ReplaceAllString(got.stdout, "TIME\n")
 	if table != want || got.code != exitDone {
@@ -96,13 +103,13 @@ func TestGateways(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(lines[0]), &row); err != nil || len(lines) != 2 || row.Gateway != "192.168.1.1" || !row.Used ||
 		row.Protocols["natpmp"].Speaks != "yes" || row.Protocols["natpmp"].External != "45.45.45.1" ||
-		len(row.Protocols) != 2 || row.Protocols["pcp"].Speaks != "yes" || row.Protocols["pcp"].External != "" {
+		len(row.Protocols) != 3 || row.Protocols["upnp"].Speaks != "yes" || row.Protocols["upnp"].External != "45.45.45.1" || row.Protocols["pcp"].Speaks != "yes" || row.Protocols["pcp"].External != "" {
 		t.Errorf("%v: %+v\n%s", err, row, got.stdout)
 	}
 
 	// A gateway that is named, and is one of them.
 	got = run(t, host, "gateways", "-g", "192.168.1.1")
-	if !strings.Contains(got.stdout, "eth0") || strings.Count(got.stdout, "\n") != 2 {
+	if !strings.Contains(got.stdout, "eth0") || strings.Count(got.stdout, "\n") != 5 {
 		t.Errorf("%s%s", got.stdout, got.stderr)
 	}
 }

@@ -35,8 +35,9 @@ gone, unless you map again, or use --hold.
   (none)          a local port that is free just now
 
 NAT-PMP maps TCP and UDP to this host, over IPv4, and always for a limited time.
---from, --to, --ipv6 and other protocols take a gateway that speaks PCP. Some accept
---from and let everybody in all the same.
+--from, --to and --ipv6 take a gateway that speaks PCP or UPnP, and --lifetime forever
+one of these; other protocols than TCP and UDP take PCP, or a firewall of IPv6. Some
+accept --from and let everybody in all the same, and few map for another host.
 
 With --hold the mapping is renewed in time, and asked for again when the gateway
 restarts; each change is told on stderr, and the external endpoint is printed
@@ -65,6 +66,12 @@ by whichever protocol. It is found by the internal port: in 80:8080 that is 8080
 takes the arguments and flags of map, and those that do not tell which mapping is
 meant change nothing. With --same-port, name the internal port that map told.
 
+Where the gateway tells its table, which takes UPnP, what leads to that port of this
+host goes, whoever asked for it: with 80:8080, if the external port is 80, else all.
+What leads to other hosts stays. With --foreign that goes as well: with --to, what leads
+to that host, and else, whichever host it leads to, what has both the external and the
+internal port. Many gateways refuse that.
+
 A gateway gives up a mapping by PCP only to who knows its secret. That is derived from
 a key that map keeps in a file of the user's, $XDG_STATE_HOME/goforward/nonce.key (by
 default in ~/.local/state; on macOS and Windows where settings are): another user's
@@ -78,16 +85,25 @@ const unmapExamples = `  goforward unmap 8080
   goforward unmap 80:8080/udp
   goforward unmap 27015/both
   goforward unmap 22 --to 192.168.1.9
+  goforward unmap 22 --to 192.168.1.9 --foreign   # also if that host made it
+  goforward unmap 80:8080 --foreign               # whichever host has it
   goforward unmap 8080 -6
   goforward unmap -u -g 192.168.1.1 6881 6881`
 
-const listHelp = `List shows what the gateway forwards, whoever asked for it.
+const listHelp = `List shows what the gateway forwards, whoever asked for it, by whichever protocol. It
+asks by UPnP: neither NAT-PMP nor PCP has a way to ask that, and with a gateway that
+speaks nothing else list says so and exits with 1.
 
-Neither NAT-PMP nor PCP has a way to ask that: with a gateway that speaks nothing else,
-list says so and exits with 1.`
+  OURS       it leads to this host
+  FROM       the only peer that is let in
+  REMAINING  no end is also what gateways say that do not tell
+  ENABLED    the gateway forwards it now
+
+A table that breaks off is shown as far as it went, and the exit code tells.`
 
 const listExamples = `  goforward list
-  goforward list --json`
+  goforward list --json
+  goforward list --igd-url http://192.168.1.1:5000/rootDesc.xml   # where searching finds nothing`
 
 const ipHelp = `Ip asks the gateway for its external address and prints it: the address that the
 internet sees this host as. Where that is a private one, another NAT stands before
@@ -102,7 +118,7 @@ const ipExamples = `  goforward ip
 
 const gatewaysHelp = `Gateways shows every default route of this host, marks with * those that the kernel
 uses for the internet, and asks each gateway, or the one that is named, what it speaks:
-IPv6 ones for PCP only. They are asked at once, for two seconds at most, or for
+IPv6 ones not for NAT-PMP. They are asked at once, for two seconds at most, or for
 --timeout. Nothing is mapped.
 
   yes       it answered
@@ -111,17 +127,23 @@ IPv6 ones for PCP only. They are asked at once, for two seconds at most, or for
   silent    nothing came back
   -         it was not asked
 
-The external address is what NAT-PMP tells; PCP tells it only with a mapping, for
-which see ip.`
+The external address is what NAT-PMP or UPnP tells; PCP tells it only with a mapping,
+for which see ip.
+
+UPnP devices are searched for, with --igd-url not. Each that was found has a line of its
+own: what it is, the service that forwards ports, the state of its connection to the
+internet, and why it is used or another is. The * marks the one that is used.`
 
 const gatewaysExamples = `  goforward gateways
   goforward gateways -g 192.168.1.1 --timeout 500ms
-  goforward gateways --interface eth0 --json`
+  goforward gateways --interface eth0 --json
+  goforward gateways --igd-url http://192.168.1.1:5000/rootDesc.xml`
 
 const demoHelp = `Demo starts a router of its own within this process, maps a port on it, sends bytes
 through from an internet of its own, restarts the router, and takes all away again.
 
 It needs no network and no rights, touches nothing outside of this host, and leaves
-nothing behind.`
+nothing behind. With --backend, the port is mapped by that protocol.`
 
-const demoExamples = `  goforward demo`
+const demoExamples = `  goforward demo
+  goforward demo --backend upnp`

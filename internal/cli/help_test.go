@@ -60,6 +60,7 @@ func checkExample(t *testing.T, name string, args []string) {
 	w.register(again)
 	again.Flags().AddFlagSet(root.PersistentFlags())
 	again.Flags().Bool("hold", false, "")
+	again.Flags().Bool("foreign", false, "")
 	if err := again.ParseFlags(rest); err != nil {
 		t.Errorf("%q: %v", args, err)
 	}

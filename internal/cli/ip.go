@@ -38,10 +38,10 @@ func (a *app) ip(ctx context.Context) error {
 	scope := backends.ScopeOf(addr)
 	if a.settings.json {
 		a.object(struct {
-			Event   string        `json:"event"`
-			IP      netip.Addr    `json:"ip"`
+			Event   string         `json:"event"`
+			IP      netip.Addr     `json:"ip"`
 			Scope   backends.Scope `json:"scope"`
-			Gateway string        `json:"gateway"`
+			Gateway string         `json:"gateway"`
 		}{"ip", addr, scope, endpointText(gateway.Addr)})
 	} else {
 		a.printf("%v\n", addr)

@@ -2,15 +2,19 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/backends"
 )
+
+// listTime bounds a listing, unless --timeout does: large tables are told one
+// entry at a time, by routers that are not quick.
+const listTime = time.Minute
 
 func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
@@ -20,99 +24,94 @@ func (a *app) listCommand() *cobra.Command {
 		Example: listExamples,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withBackends(cmd.Context(), nil, nil, a.list)
+			return a.withBackends(cmd.Context(), inquiry{most: listTime, enough: isLister, do: a.list})
 		},
 	}
 }
 
 // cannotListError says why there is no list, which is not the same as an empty one.
 type cannotListError struct {
-	spoken []string
+	spoken  []string // that have no list
+	reasons []error  // of those that have one
+	advice  string
 }
 
 func (e *cannotListError) Error() string {
-	which := "which has no way"
-	if len(e.spoken) > 1 {
-		which = "neither of which has a way"
+	var b strings.Builder
+	fmt.Fprintf(&b, "list: %v", backends.ErrUnsupported)
+	switch len(e.spoken) {
+	case 0:
+	case 1:
+		fmt.Fprintf(&b, ": the gateway speaks %s, which has no way to ask what is forwarded", e.spoken[0])
+	default:
+		fmt.Fprintf(&b, ": the gateway speaks %s, neither of which has a way to ask what is forwarded", enumerate(e.spoken))
 	}
-	return fmt.Sprintf("list: %v: the gateway speaks %s, %s to ask what is forwarded\n"+
-		"  → look at the gateway's own pages", backends.ErrUnsupported, strings.Join(e.spoken, " and "), which)
+	for _, err := range e.reasons {
+		fmt.Fprintf(&b, "\n  %v", err)
+	}
+	return b.String() + "\n  → " + e.advice
 }
 
 func (e *cannotListError) Unwrap() error { return backends.ErrUnsupported }
 
 // list prints the table of the first backend that has one.
-func (a *app) list(ctx context.Context, all []found) error {
-	var cannot cannotListError
-	for _, b := range all {
-		cannot.spoken = append(cannot.spoken, b.title)
+func (a *app) list(ctx context.Context, s *survey) error {
+	cannot := cannotListError{advice: "look at the gateway's own pages"}
+	for _, b := range s.found {
 		l, ok := b.Backend.(backends.Lister)
 		if !ok {
+			cannot.spoken = append(cannot.spoken, b.title)
 			continue
 		}
-		return a.printEntries(ctx, l)
+		n, err := a.printEntries(ctx, b, l)
+		if n > 0 || !errors.Is(err, backends.ErrUnsupported) {
+			return err
+		}
+		cannot.reasons = append(cannot.reasons, err)
+	}
+	for _, b := range s.silent {
+		if isLister(b.Backend) {
+			cannot.reasons = append(cannot.reasons, b.err)
+			cannot.advice = "switch on UPnP in the gateway's settings, or look at its own pages"
+		}
 	}
 	return &cannot
 }
 
-// printEntries prints what there is, also where the table breaks off.
-func (a *app) printEntries(ctx context.Context, l backends.Lister) error {
-	var failure error
-	t := newTable("PROTOCOL", "EXTERNAL", "INTERNAL", "REMAINING", "ENABLED", "DESCRIPTION")
+func isLister(b backends.Backend) bool {
+	_, is := b.(backends.Lister)
+	return is
+}
+
+// printEntries prints what there is, also where the table breaks off, and
+// returns how many that are.
+func (a *app) printEntries(ctx context.Context, b found, l backends.Lister) (n int, failure error) {
+	t := newTable("PROTOCOL", "EXTERNAL", "INTERNAL", "OURS", "FROM", "REMAINING", "ENABLED", "DESCRIPTION")
 	for e, err := range l.List(ctx) {
 		if err != nil {
 			failure = err
 			break
 		}
+		n++
+		m, ours := e.Mapping, b.ours(e.Mapping)
 		if a.settings.json {
-			a.object(record{Enabled: &e.Enabled, Description: e.Mapping.Description}.of("entry", e.Mapping))
+			a.object(record{Enabled: &e.Enabled, Ours: &ours, Description: m.Description}.of("entry", m))
 			continue
 		}
 		remaining := "no end"
-		if e.Mapping.Lifetime != backends.Forever {
-			remaining = e.Mapping.Lifetime.String()
+		if m.Lifetime != backends.Forever {
+			remaining = m.Lifetime.String()
 		}
-		t.row(e.Mapping.Protocol.String(), endpointText(e.Mapping.External), e.Mapping.Internal.String(),
-			remaining, yesNo(e.Enabled), e.Mapping.Description)
+		t.row(m.Protocol.String(), endpointText(m.External), m.Internal.String(), yesNo(ours),
+			endpointText(m.Remote), remaining, yesNo(e.Enabled), m.Description)
 	}
-	if !a.settings.json {
+	if !a.settings.json && (n > 0 || failure == nil) {
 		a.table(t)
 	}
-	return failure
+	return n, failure
 }
 
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
-
-// table is lines of cells.
-type table struct {
-	rows [][]string
-}
-
-func newTable(head ...string) *table { return &table{rows: [][]string{head}} }
-
-func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
-
-// table prints a table. Cells are cleaned one by one: a tab or a newline in one
-// must not make another.
-func (a *app) table(t *table) {
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	for _, cells := range t.rows {
-		var line strings.Builder
-		for i, cell := range cells {
-			if cell = strings.ReplaceAll(clean(cell), "\n", `\n`); cell == "" {
-				cell = "-"
-			}
-			line.WriteString(cell)
-			if i < len(cells)-1 {
-				line.WriteByte('\t')
-			}
-		}
-		_, _ = io.WriteString(w, line.String()+"\n")
-	}
-	_ = w.Flush() // the stream remembers a failure
+// ours reports whether a mapping leads to this host, whoever made it.
+func (b found) ours(m backends.Mapping) bool {
+	return m.Internal.Addr().IsValid() && m.Internal.Addr() == b.local
 }

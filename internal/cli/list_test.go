@@ -22,12 +22,12 @@ var _ backends.Lister = lister{}
 
 var listed = []backends.Entry{
 	{Enabled: true, Mapping: backends.Mapping{
-		Protocol: backends.TCP, External: netip.MustParseAddrPort("45.45.45.1:80"), Internal: netip.MustParseAddrPort("192.168.1.7:8080"),
+		Protocol: backends.TCP, External: netip.MustParseAddrPort("45.45.45.1:80"), Internal: netip.MustParseAddrPort("127.0.0.1:8080"),
 		Lifetime: time.Hour, Description: "web\x1b]0;pwned\x07\n", Backend: "natpmp",
 	}},
 	{Mapping: backends.Mapping{
 		Protocol: backends.UDP, External: netip.MustParseAddrPort("45.45.45.1:53"), Internal: netip.MustParseAddrPort("192.168.1.8:53"),
-		Lifetime: backends.Forever, Backend: "natpmp",
+		Remote: netip.MustParseAddrPort("198.51.100.7:0"), Lifetime: backends.Forever, Backend: "natpmp",
 	}},
 }
 
@@ -55,13 +55,13 @@ func TestList(t *testing.T) {
 		return func(a *app) {
 			a.openers = []opener{{name: "natpmp", title: "NAT-PMP", open: func(_ *app, w way) (speaker, error) {
 				b, err := natpmp.New(natpmp.Config{Gateway: w.gateway})
-				return speaker{lister{b, failure}, b.ExternalAddr}, err
+				return speaker{Backend: lister{b, failure}, ask: b.ExternalAddr}, err
 			}}}
 		}
 	}
-	const want = `PROTOCOL  EXTERNAL       INTERNAL          REMAINING  ENABLED  DESCRIPTION
-tcp       45.45.45.1:80  192.168.1.7:8080  1h0m0s     yes      web\x1b]0;pwned\x07\n
-udp       45.45.45.1:53  192.168.1.8:53    no end     no       -
+	const want = `PROTOCOL  EXTERNAL       INTERNAL        OURS  FROM          REMAINING  ENABLED  DESCRIPTION
+tcp       45.45.45.1:80  127.0.0.1:8080  yes   -             1h0m0s     yes      web\x1b]0;pwned\x07\n
+udp       45.45.45.1:53  192.168.1.8:53  no    198.51.100.7  no end     no       -
 `
 	if got := run(t, with(nil), "list", "-g", gw.Addr().String()); got != (ran{exitDone, want, ""}) {
 		t.Errorf("%+v", got)
@@ -70,10 +70,10 @@ udp       45.45.45.1:53  192.168.1.8:53    no end     no       -
 	if got := run(t, with(backends.ErrMalformed), "list", "-g", gw.Addr().String()); got.stdout != want || got.code != exitOther {
 		t.Errorf("%+v", got)
 	}
-	const wantJSON = `{"event":"entry","protocol":"tcp","external":{"ip":"45.45.45.1","port":80},"internal":{"ip":"192.168.1.7","port":8080},` +
-		`"backend":"natpmp","gateway":"","lifetime_s":3600,"scope":"public","description":"web\u001b]0;pwned\u0007\n","enabled":true}
-{"event":"entry","protocol":"udp","external":{"ip":"45.45.45.1","port":53},"internal":{"ip":"192.168.1.8","port":53},` +
-		`"backend":"natpmp","gateway":"","scope":"public","enabled":false}
+	const wantJSON = `{"event":"entry","protocol":"tcp","external":{"ip":"45.45.45.1","port":80},"internal":{"ip":"127.0.0.1","port":8080},` +
+		`"backend":"natpmp","gateway":"","lifetime_s":3600,"scope":"public","description":"web\u001b]0;pwned\u0007\n","enabled":true,"ours":true}
+{"event":"entry","protocol":"udp","external":{"ip":"45.45.45.1","port":53},"internal":{"ip":"192.168.1.8","port":53},"remote":{"ip":"198.51.100.7","port":0},` +
+		`"backend":"natpmp","gateway":"","scope":"public","enabled":false,"ours":false}
 `
 	if got := run(t, with(nil), "list", "-g", gw.Addr().String(), "--json"); got != (ran{exitDone, wantJSON, ""}) {
 		t.Errorf("%+v", got)

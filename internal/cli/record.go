@@ -22,16 +22,18 @@ type record struct {
 	Protocol backends.Protocol `json:"protocol"`
 	External endpoint          `json:"external,omitzero"`
 	Internal endpoint          `json:"internal"`
+	Remote   endpoint          `json:"remote,omitzero"`
 	Backend  string            `json:"backend"`
 	Gateway  string            `json:"gateway"`
 	// Lifetime and Expires are left out where the mapping has no end.
-	Lifetime    int64          `json:"lifetime_s,omitempty"`
-	Expires     string         `json:"expires,omitempty"`
+	Lifetime    int64           `json:"lifetime_s,omitempty"`
+	Expires     string          `json:"expires,omitempty"`
 	Scope       *backends.Scope `json:"scope,omitempty"`
-	Description string         `json:"description,omitempty"`
-	Enabled     *bool          `json:"enabled,omitempty"`
-	Previous    endpoint       `json:"previous,omitzero"`
-	Reason      string         `json:"reason,omitempty"`
+	Description string          `json:"description,omitempty"`
+	Enabled     *bool           `json:"enabled,omitempty"`
+	Ours        *bool           `json:"ours,omitempty"`
+	Previous    endpoint        `json:"previous,omitzero"`
+	Reason      string          `json:"reason,omitempty"`
 }
 
 // records prints a line for each mapping, over what is common to them.
@@ -45,6 +47,7 @@ func (r record) of(event string, m backends.Mapping) record {
 	r.Event = event
 	r.Protocol = m.Protocol
 	r.Internal = endpointOf(m.Internal)
+	r.Remote = endpointOf(m.Remote)
 	r.Backend = m.Backend
 	r.Gateway = endpointText(m.Gateway)
 	if m.External != (netip.AddrPort{}) {

@@ -19,9 +19,11 @@ type settings struct {
 	gateway   netip.AddrPort
 	iface     string
 	source    netip.Addr
+	igd       string
 	order     []string
 	timeout   time.Duration
 	announce  netip.AddrPort
+	ssdp      netip.AddrPort
 	json      bool
 	verbosity int
 }
@@ -35,18 +37,27 @@ func (s *settings) register(cmd *cobra.Command, openers []opener) {
 	f.StringVar(&s.iface, "interface", "", "`NAME` of the interface to leave by")
 	f.Var(&value[netip.Addr]{to: &s.source, kind: "ADDR", parse: parseAddr}, "source",
 		"local address to ask from, which is the one that gets the mappings")
+	f.Var(&value[string]{to: &s.igd, kind: "URL", parse: parseIGD}, "igd-url",
+		"description of the UPnP device to use; its host is the gateway where none is named")
 	f.Var(&value[[]string]{to: &s.order, kind: "NAMES", parse: orderParser(openers)}, "backend",
 		"protocols to speak, separated by commas, the preferred first: "+strings.Join(openerNames(openers), ", "))
 	f.Var(&value[time.Duration]{to: &s.timeout, kind: "SECONDS", parse: parseSeconds}, "timeout",
 		"how long to wait for the gateway: seconds, or a duration such as 500ms")
 	f.BoolVar(&s.json, "json", false, "one JSON object a line on stdout")
 	f.CountVarP(&s.verbosity, "verbose", "v", "tell on stderr what happens; -vv tells all")
-	// For gateways that are tests: those of a network announce where the standards say.
+	// For gateways that are tests: those of a network are where the standards say.
 	f.Var(&value[netip.AddrPort]{to: &s.announce, kind: "ADDR:PORT", parse: parseEndpoint}, "announce",
 		"where to listen for announcements")
-	_ = f.MarkHidden("announce")
+	f.Var(&value[netip.AddrPort]{to: &s.ssdp, kind: "ADDR:PORT", parse: parseEndpoint}, "ssdp",
+		"where to search for UPnP devices")
+	for _, name := range []string{"announce", "ssdp"} {
+		_ = f.MarkHidden(name)
+	}
 	_ = cmd.RegisterFlagCompletionFunc("backend", completeList(openerNames(openers)))
 	_ = cmd.RegisterFlagCompletionFunc("interface", completeInterfaces)
+	for _, name := range []string{"gateway", "source", "igd-url", "timeout"} {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
+	}
 }
 
 // orderParser reads a list of protocols.
@@ -66,13 +77,30 @@ func orderParser(openers []opener) func(string) ([]string, error) {
 	}
 }
 
+// named is the gateway that was, or the zero value.
+func (s *settings) named() netip.AddrPort {
+	if host, err := igdHost(s.igd); err == nil && !s.gateway.IsValid() {
+		return netip.AddrPortFrom(host, 0)
+	}
+	return s.gateway
+}
+
+// searched is where UPnP devices are, or nil.
+func (s *settings) searched() []netip.AddrPort {
+	if !s.ssdp.IsValid() {
+		return nil
+	}
+	return []netip.AddrPort{s.ssdp}
+}
+
 // config is what the facade is told. A timeout that was asked for bounds the
 // whole call and the discovery within it.
 func (a *app) config() *forward.Config {
 	s := &a.settings
 	return &forward.Config{
-		Wait: s.timeout, Timeout: s.timeout, Order: s.order, Gateway: s.gateway,
-		Interface: s.iface, Source: s.source, Announce: s.announce, Logger: a.logger(),
+		Wait: s.timeout, Timeout: s.timeout, Order: s.order, Gateway: s.named(),
+		Interface: s.iface, Source: s.source, IGD: s.igd,
+		Announce: s.announce, SSDP: s.ssdp, Logger: a.logger(),
 	}
 }
 

@@ -11,39 +11,64 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
 )
 
 func (a *app) unmapCommand() *cobra.Command {
-	var w wish
+	var u unmapping
 	cmd := &cobra.Command{
 		Use:               "unmap [EXTERNAL:]INTERNAL[/PROTOCOL] | PUBLIC PRIVATE",
-		Short:             "Take a mapping away that map made",
+		Short:             "Take a mapping away that map made, or another",
 		Long:              unmapHelp,
 		Example:           unmapExamples,
 		Args:              portArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := w.complete(args); err != nil {
+			if err := u.complete(args); err != nil {
 				return err
 			}
-			if w.internal == 0 {
-				return usagef("which one? name the port as map had it")
-			}
-			if err := a.fits(&w); err != nil {
+			if err := a.fits(&u.wish); err != nil {
 				return err
 			}
-			key, noKey := a.unmapKey()
-			return a.withBackends(cmd.Context(), w.way(), key, func(ctx context.Context, all []found) error {
-				return a.unmap(ctx, &w, all, noKey)
-			})
+			q := inquiry{way: u.way(), most: forward.DefaultTimeout}
+			q.key, u.noKey = a.unmapKey()
+			q.do = func(ctx context.Context, s *survey) error { return a.unmap(ctx, &u, s) }
+			return a.withBackends(cmd.Context(), q)
 		},
 	}
-	w.register(cmd)
+	u.register(cmd)
+	cmd.Flags().BoolVar(&u.foreign, "foreign", false,
+		"also what leads to another host: the one that --to names, or else any that has the external port")
 	// They do not tell which mapping is meant, but what follows map may follow unmap.
 	for _, name := range []string{"lifetime", "exact", "same-port", "description"} {
 		_ = cmd.Flags().MarkHidden(name)
 	}
 	return cmd
+}
+
+// unmapping is what is to be taken away.
+type unmapping struct {
+	wish
+	foreign bool   // also of other hosts
+	noKey   error  // why the user's secret is not to be had
+	remark  string // what somebody should know who relies on its end
+}
+
+// anyHost reports whether it does not matter which host a mapping leads to.
+func (u *unmapping) anyHost() bool { return u.foreign && !u.to.IsValid() }
+
+// complete is that of the wish, with what deletes by mistake left out.
+func (u *unmapping) complete(args []string) error {
+	if err := u.wish.complete(args); err != nil {
+		return err
+	}
+	switch {
+	case u.internal == 0:
+		return usagef("which one? name the port as map had it")
+	case u.anyHost() && u.external == 0:
+		return usagef("--foreign takes a host with --to, or an external port, as in 80:8080")
+	}
+	return nil
 }
 
 // unmapKey is the user's secret or, with the reason, one that nobody has: enough
@@ -59,28 +84,34 @@ func (a *app) unmapKey() (key []byte, noKey error) {
 	return key, nil
 }
 
-// unmap takes all that the wish names from the gateway, by every backend:
-// nobody remembers which one made it.
-func (a *app) unmap(ctx context.Context, w *wish, all []found, noKey error) error {
+// unmap takes all that is named from the gateway, by every backend: nobody
+// remembers which one made it.
+func (a *app) unmap(ctx context.Context, u *unmapping, s *survey) error {
 	var failures []error
-	for _, p := range w.protocols {
-		failures = append(failures, a.unmapProtocol(ctx, w.request(p), all, noKey)...)
+	for _, p := range u.protocols {
+		failures = append(failures, a.unmapProtocol(ctx, u, u.request(p), s)...)
 	}
 	return errors.Join(failures...)
 }
 
-// unmapProtocol takes one mapping away, and tells so where nothing is left of
-// it. A backend that cannot have made it counts only where none can.
-func (a *app) unmapProtocol(ctx context.Context, r backends.Request, all []found, noKey error) (failures []error) {
+// unmapProtocol takes away what is named of one protocol, and tells so where
+// nothing is left of it. A backend that cannot have made it counts only where
+// none can.
+func (a *app) unmapProtocol(ctx context.Context, u *unmapping, r backends.Request, s *survey) (failures []error) {
+	all := listersLast(s.found)
+	u.remark = ""
 	errs := make([]error, len(all))
+	var gone []backends.Mapping
 	for i, b := range all {
-		errs[i] = unmapOne(ctx, b, r)
+		var some []backends.Mapping
+		some, errs[i] = u.take(ctx, b, r)
+		gone = append(gone, some...)
 	}
 	var by []string
 	var unsupported []error
 	for i, b := range all {
 		if errors.Is(errs[i], backends.ErrNotAuthorized) && slices.Contains(errs[i+1:], nil) {
-			errs[i] = unmapOne(ctx, b, r) // it refused what another protocol had made, which is gone now
+			_, errs[i] = u.take(ctx, b, r) // it refused what another protocol had made, which is gone now
 		}
 		switch err := errs[i]; {
 		case err == nil:
@@ -88,7 +119,7 @@ func (a *app) unmapProtocol(ctx context.Context, r backends.Request, all []found
 		case errors.Is(err, backends.ErrUnsupported):
 			unsupported = append(unsupported, err)
 		case b.keyed && errors.Is(err, backends.ErrNotAuthorized):
-			failures = append(failures, a.notOurs(err, noKey))
+			failures = append(failures, a.notOurs(err, u.noKey))
 		default:
 			failures = append(failures, err)
 		}
@@ -99,18 +130,61 @@ func (a *app) unmapProtocol(ctx context.Context, r backends.Request, all []found
 	case len(by) == 0:
 		return unsupported
 	}
+	a.unmapped(u, r, gone, by, s)
+	return nil
+}
+
+// listersLast leaves to those that see the whole table what the others did not
+// take away: they may be refused what has an owner by a secret.
+func listersLast(all []found) []found {
+	var lists, others []found
+	for _, b := range all {
+		if isLister(b.Backend) {
+			lists = append(lists, b)
+		} else {
+			others = append(others, b)
+		}
+	}
+	return append(others, lists...)
+}
+
+// unmapped tells what is gone: where any host was meant, what was found.
+func (a *app) unmapped(u *unmapping, r backends.Request, gone []backends.Mapping, by []string, s *survey) {
+	at := fmt.Sprintf("by %s at %s", enumerate(by), endpointText(s.gateway))
 	host := "this host"
 	if r.Internal.Addr().IsValid() {
 		host = r.Internal.Addr().String()
 	}
-	a.sayf("%v port %d of %s: not forwarded any more, by %s at %s\n",
-		r.Protocol, r.Internal.Port(), host, strings.Join(by, " and "), endpointText(all[0].gateway))
-	if a.settings.json {
-		m := mappingOf(all[0], r)
-		m.Backend = strings.Join(by, ",")
-		a.records("unmapped", []backends.Mapping{m}, record{})
+	switch {
+	case !u.anyHost():
+		gone = nil // nobody but the lister would be told
+		a.sayf("%v port %d of %s: not forwarded any more, %s\n", r.Protocol, r.Internal.Port(), host, at)
+	case len(gone) == 0:
+		a.sayf("%v port %d: not forwarded to port %d of any host, %s\n", r.Protocol, r.External.Port(), r.Internal.Port(), at)
 	}
-	return nil
+	a.sayf("%s", u.remark)
+	for _, m := range gone {
+		a.sayf("%s: not forwarded any more, %s\n", arrow([]backends.Mapping{m}), at)
+	}
+	if !a.settings.json {
+		return
+	}
+	if len(gone) == 0 {
+		gone = []backends.Mapping{mappingOf(s.found[0], r)}
+	}
+	for _, m := range gone {
+		m.Backend, m.Gateway, m.Lifetime = strings.Join(by, ","), s.gateway, backends.Forever // it has none any more
+		a.object(record{}.of("unmapped", m))
+	}
+}
+
+// enumerate is a list for people.
+func enumerate(names []string) string {
+	last := len(names) - 1
+	if last < 1 {
+		return strings.Join(names, "")
+	}
+	return strings.Join(names[:last], ", ") + " and " + names[last]
 }
 
 // notOurs explains why a gateway refuses to take a mapping away.
@@ -130,15 +204,6 @@ func (w *wish) request(p backends.Protocol) backends.Request {
 		External: netip.AddrPortFrom(netip.Addr{}, w.external),
 		Remote:   w.from,
 	}
-}
-
-// unmapOne takes a mapping away that another process made. It knows of it what
-// the request says: the internal port, and the key.
-func unmapOne(ctx context.Context, b found, r backends.Request) error {
-	if err := b.Supports(r); err != nil {
-		return err
-	}
-	return b.Unmap(ctx, mappingOf(b, r))
 }
 
 // mappingOf is what is known of a mapping that another process made. However

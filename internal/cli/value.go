@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 )
 
 // value is a flag whose text has a form of its own.
@@ -49,6 +51,24 @@ func parseAddr(s string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("want an IP address")
 	}
 	return addr.Unmap(), nil
+}
+
+// parseIGD reads the URL of a device description, as the backend takes it.
+func parseIGD(s string) (string, error) {
+	b, err := upnp.New(upnp.Config{URL: s})
+	if err != nil || s == "" {
+		return "", fmt.Errorf("want http://ADDRESS:PORT/PATH, with an IP address")
+	}
+	return s, b.Close()
+}
+
+// igdHost is the address in such a URL.
+func igdHost(s string) (netip.Addr, error) {
+	u, err := url.Parse(s)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return parseAddr(u.Hostname())
 }
 
 // parseSeconds reads plain seconds, as natpmpc does, or a duration.

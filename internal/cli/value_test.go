@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -16,6 +17,44 @@ func TestParseLifetime(t *testing.T) {
 	} {
 		if got, err := parseLifetime(s); got != want && err == nil || (err == nil) != (want != 0) {
 			t.Errorf("%q: %v, %v, want %v", s, got, err, want)
+		}
+	}
+}
+
+func TestParseIGD(t *testing.T) {
+	t.Parallel()
+	for s, valid := range map[string]bool{
+		"http://192.168.1.1:5000/rootDesc.xml": true, "http://192.168.1.1": true, "http://[fe80::1%25eth0]:49152/igd.xml": true, "http://[::1]/": true,
+		"": false, "192.168.1.1:5000": false, "https://192.168.1.1/": false, "http://router/": false, "http://192.168.1.1:x/": false,
+		"http://192.168.1.1:0/": false, "http://u:p@192.168.1.1/": false, "http://0.0.0.0/": false, "http://239.255.255.250:1900/": false,
+		"ftp://192.168.1.1/": false, "http:192.168.1.1": false, "http://": false, "//192.168.1.1/": false,
+	} {
+		got, err := parseIGD(s)
+		if (err == nil) != valid || valid && got != s {
+			t.Errorf("%q: %q, %v", s, got, err)
+		}
+		if host, err := igdHost(got); valid && (err != nil || !host.IsValid()) {
+			t.Errorf("%q: %v, %v", s, host, err)
+		}
+	}
+}
+
+// The host of the URL is the gateway where none is named.
+func TestNamed(t *testing.T) {
+	t.Parallel()
+	gateway := netip.MustParseAddrPort("192.0.2.1:5351")
+	for _, tt := range []struct {
+		settings settings
+		want     string
+	}{
+		{settings{}, ""},
+		{settings{gateway: gateway}, "192.0.2.1:5351"},
+		{settings{igd: "http://192.0.2.2:5000/"}, "192.0.2.2"},
+		{settings{igd: "http://[::ffff:192.0.2.2]:5000/"}, "192.0.2.2"},
+		{settings{igd: "http://192.0.2.2:5000/", gateway: gateway}, "192.0.2.1:5351"},
+	} {
+		if got := endpointText(tt.settings.named()); got != tt.want {
+			t.Errorf("%+v: %q", tt.settings, got)
 		}
 	}
 }

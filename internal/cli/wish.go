@@ -40,11 +40,11 @@ func (w *wish) register(cmd *cobra.Command) {
 		"how long, in seconds or as a duration such as 90m, or forever (default 2h)")
 	f.BoolVar(&w.exact, "exact", false, "this external port or none")
 	f.BoolVar(&w.samePort, "same-port", false, "the same number inside and outside, whichever the gateway grants")
-	f.BoolVarP(&w.ipv6, "ipv6", "6", false, "let the port in through the gateway's IPv6 firewall, where the gateway can (PCP)")
+	f.BoolVarP(&w.ipv6, "ipv6", "6", false, "let the port in through the gateway's IPv6 firewall, where the gateway can (PCP, UPnP)")
 	f.Var(&value[netip.Addr]{to: &w.to, kind: "ADDR", parse: parseAddr}, "to",
-		"forward to another host, where protocol and gateway can (PCP)")
+		"forward to another host, where protocol and gateway can (PCP, UPnP)")
 	f.Var(&value[netip.AddrPort]{to: &w.from, kind: "ADDR[:PORT]", parse: parseEndpoint}, "from",
-		"admit only this peer, where protocol and gateway can (PCP)")
+		"admit only this peer, where protocol and gateway can (PCP, UPnP)")
 	f.StringVar(&w.description, "description", "", "`TEXT` that the gateway's table is to show (default \"goforward\")")
 	_ = cmd.RegisterFlagCompletionFunc("protocol", completeList([]string{"tcp", "udp", "both", "sctp", "dccp", "udplite"}))
 	for _, name := range []string{"lifetime", "to", "from", "description"} {
@@ -101,10 +101,11 @@ func (a *app) fits(w *wish) error {
 	if w.ipv6 {
 		six = "--ipv6"
 	}
+	igd, _ := igdHost(a.settings.igd) // none is the zero Addr
 	for _, flag := range []struct {
 		name string
 		addr netip.Addr
-	}{{"gateway", a.settings.gateway.Addr()}, {"source", a.settings.source}, {"to", w.to}, {"from", w.from.Addr()}} {
+	}{{"gateway", a.settings.gateway.Addr()}, {"igd-url", igd}, {"source", a.settings.source}, {"to", w.to}, {"from", w.from.Addr()}} {
 		text := fmt.Sprintf("--%s %v", flag.name, flag.addr)
 		switch {
 		case flag.addr.Is4():

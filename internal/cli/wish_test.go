@@ -25,6 +25,8 @@ func TestFits(t *testing.T) {
 		{name: "another host", wish: wish{to: six}, isSix: true},
 		{name: "all of IPv4", wish: wish{to: four, from: endpoint(four)}, settings: settings{gateway: endpoint(four), source: four}},
 		{name: "-6 and a gateway", wish: wish{ipv6: true}, settings: settings{gateway: endpoint(four)}, fails: true},
+		{name: "a device", settings: settings{igd: "http://[2001:db8::1]:5000/"}, isSix: true},
+		{name: "-6 and a device", wish: wish{ipv6: true}, settings: settings{igd: "http://192.0.2.1:5000/"}, fails: true},
 		{name: "-6 and a source", wish: wish{ipv6: true}, settings: settings{source: four}, fails: true},
 		{name: "-6 and another host", wish: wish{ipv6: true, to: four}, fails: true},
 		{name: "-6 and a peer", wish: wish{ipv6: true, from: endpoint(four)}, fails: true},

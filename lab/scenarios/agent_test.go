@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,7 @@ type forwarder interface {
 	Disable(context.Context, ...forward.Selector) error
 	DisableAll(context.Context, ...forward.Selector) (int, error)
 	ExternalIP(context.Context) (netip.Addr, error)
+	Mappings(context.Context) ([]forward.Entry, error)
 	Run(context.Context, ...forward.Option) error
 	Shutdown(context.Context) error
 	Close() error
@@ -70,6 +72,8 @@ func (packageLevel) DisableAll(_ context.Context, s ...forward.Selector) (int, e
 
 func (packageLevel) ExternalIP(context.Context) (netip.Addr, error) { return forward.ExternalIP() }
 
+func (packageLevel) Mappings(context.Context) ([]forward.Entry, error) { return forward.Mappings() }
+
 func (packageLevel) Run(ctx context.Context, o ...forward.Option) error {
 	return forward.Run(ctx, o...)
 }
@@ -92,8 +96,9 @@ func (s *server) newForwarder(c call) answer {
 	defer s.mu.Unlock()
 	n := len(s.forwarders)
 	config := &forward.Config{
-		Gateway: c.Config.Gateway, Wait: c.Config.Wait, Timeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
-		Order:   c.Config.Order,
+		// Patient with a router on a busy machine, unless it is about patience.
+		Gateway: c.Config.Gateway, Wait: cmp.Or(c.Config.Wait, patience/2), Timeout: cmp.Or(c.Config.Timeout, patience), Lifetime: c.Config.Lifetime,
+		Order: c.Config.Order, IGD: c.Config.IGD,
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnEvent: func(e forward.Event) { s.proc.Send(answer{Event: toEvent(n, e)}) },
 	}
@@ -126,7 +131,7 @@ func toEvent(forwarder int, e forward.Event) *event {
 func toState(m *forward.Mapping) state {
 	return state{
 		External: m.External(), Internal: m.Internal(), Granted: m.State(), Backend: m.Backend(),
-		Gateway: m.Gateway(), Expires: m.Expires(), Scope: m.Scope().String(), Failure: toFailure(m.Err()),
+		Gateway: m.Gateway(), Expires: m.Expires(), Scope: m.Scope().String(), NextTry: m.NextTry(), Failure: toFailure(m.Err()),
 	}
 }
 
@@ -179,6 +184,9 @@ func (s *server) do(c call) answer {
 	case "external IP":
 		addr, err := s.forwarder(c).ExternalIP(ctx)
 		return answer{Addr: addr, Failure: toFailure(err)}
+	case "mappings":
+		entries, err := s.forwarder(c).Mappings(ctx)
+		return answer{Entries: entries, Failure: toFailure(err)}
 	case "run":
 		return answer{Failure: toFailure(s.forwarder(c).Run(ctx, toOptions(c.Options)...))}
 	case "cancel":

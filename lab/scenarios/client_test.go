@@ -182,6 +182,11 @@ func (f *remote) externalIP() netip.Addr {
 	return f.do(call{Op: "external IP", Forwarder: f.n}).Addr
 }
 
+func (f *remote) mappings() []forward.Entry {
+	f.t.Helper()
+	return f.do(call{Op: "mappings", Forwarder: f.n}).Entries
+}
+
 // close returns how long it took.
 func (f *remote) close() time.Duration {
 	f.t.Helper()

@@ -16,6 +16,7 @@ import (
 	"github.com/natforward/goforward/backends/backendtest"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/lab"
 )
 
@@ -24,7 +25,7 @@ import (
 // between are remote procedure calls.
 func TestContract(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{natpmp.Name, pcp.Name} {
+	for _, name := range []string{natpmp.Name, pcp.Name, upnp.Name} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, name+": the contract")
@@ -36,7 +37,11 @@ func TestContract(t *testing.T) {
 func testContract(t *testing.T, name string) {
 	home := lab.Home(t, lab.Router{})
 	other := home.Join("neighbour", "192.168.77.3/24")
-	home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351 counter comment "requests"`)
+	requestsOf := `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351`
+	if name == upnp.Name {
+		requestsOf = `iifname "lan0" ip saddr 192.168.77.2 tcp dport 5000`
+	}
+	home.Router.Rule(t, "input", requestsOf+` counter comment "requests"`)
 	proc := home.Lan.Start(t, backendProgram, backendArgs{name, netip.AddrPortFrom(home.Gateway, 0)})
 	var addr netip.AddrPort
 	proc.Expect(&addr)
@@ -79,7 +84,7 @@ func testContract(t *testing.T, name string) {
 				until(t, d+patience, "the time does not pass", func() bool { return time.Since(begin) > d })
 			},
 			Silence: func(t *testing.T) {
-				rule := home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351 drop`)
+				rule := home.Router.Rule(t, "input", requestsOf+` drop`)
 				t.Cleanup(func() { rule.Remove(t) })
 			},
 		}
@@ -139,7 +144,10 @@ type backendArgs struct {
 
 func (a backendArgs) open() (backends.Backend, error) {
 	const transmissions, firstWait = 2, 500 * time.Millisecond
-	if a.Name == pcp.Name {
+	switch a.Name {
+	case upnp.Name:
+		return upnp.New(upnp.Config{Gateway: a.Gateway.Addr(), Wait: time.Second, Timeout: time.Second})
+	case pcp.Name:
 		return pcp.New(pcp.Config{Gateway: a.Gateway, Transmissions: transmissions, FirstWait: firstWait})
 	}
 	return natpmp.New(natpmp.Config{Gateway: a.Gateway, Transmissions: transmissions, FirstWait: firstWait})

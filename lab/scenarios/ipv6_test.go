@@ -229,10 +229,10 @@ func TestPinholeNone(t *testing.T) {
 		f.refused([]error{forward.ErrNoGateway}, tcp(8080), overIPv6)
 		wantRules(t, home, 0)
 	})
-	t.Run("no PCP", func(t *testing.T) {
+	t.Run("nothing for IPv6", func(t *testing.T) {
 		t.Parallel()
-		lab.Scenario(t, "ipv6: a pinhole, but a router without PCP")
-		home := lab.Home(t, lab.Router{IPv6: true, NoPCP: true})
+		lab.Scenario(t, "ipv6: a pinhole, but a router without PCP and UPnP")
+		home := lab.Home(t, lab.Router{IPv6: true, NoPCP: true, NoUPnP: true})
 		f := newForwarder(t, home.Lan, config{Wait: time.Second})
 		took := f.refused([]error{backends.ErrNoReply, forward.ErrNoGateway}, tcp(8080), overIPv6)
 		if took > time.Second+slack {

@@ -31,6 +31,7 @@ type answer struct {
 	State   state
 	Count   int
 	Addr    netip.Addr
+	Entries []forward.Entry
 	Failure *failure
 	Took    time.Duration
 	Event   *event
@@ -44,6 +45,7 @@ type config struct {
 	Timeout  time.Duration
 	Lifetime time.Duration
 	Order    []string
+	IGD      string
 }
 
 // state is what a Mapping tells.
@@ -54,6 +56,7 @@ type state struct {
 	Gateway            netip.AddrPort
 	Expires            time.Time
 	Scope              string
+	NextTry            time.Time
 	Failure            *failure // Mapping.Err
 }
 
@@ -81,6 +84,7 @@ func both(port uint16) option         { return option{Name: "both", Port: port} 
 func external(port uint16) option     { return option{Name: "external", Port: port} }
 func lifetime(d time.Duration) option { return option{Name: "lifetime", Lifetime: d} }
 func from(peer netip.AddrPort) option { return option{Name: "from", Peer: peer} }
+func to(host netip.AddrPort) option   { return option{Name: "to", Peer: host} }
 
 func (o option) criterion() (c forward.Criterion, ok bool) {
 	switch o.Name {
@@ -94,6 +98,8 @@ func (o option) criterion() (c forward.Criterion, ok bool) {
 		return forward.External(o.Port), true
 	case "from":
 		return forward.From(o.Peer), true
+	case "to":
+		return forward.To(o.Peer), true
 	}
 	return nil, false
 }
@@ -104,6 +110,9 @@ var (
 	once       = option{Name: "once"}
 	background = option{Name: "background"}
 	overIPv6   = option{Name: "ipv6"}
+	permanent  = option{Name: "permanent"}
+	foreign    = option{Name: "foreign"}
+	everything = option{Name: "everything"}
 )
 
 func (o option) option() forward.Option {
@@ -118,6 +127,8 @@ func (o option) option() forward.Option {
 		return forward.Background()
 	case "ipv6":
 		return forward.IPv6()
+	case "permanent":
+		return forward.Permanent()
 	case "lifetime":
 		return forward.Lifetime(o.Lifetime)
 	}
@@ -139,6 +150,14 @@ func toOptions(all []option) []forward.Option {
 func toSelectors(all []option) []forward.Selector {
 	var out []forward.Selector
 	for _, o := range all {
+		switch o.Name {
+		case "foreign":
+			out = append(out, forward.Foreign())
+			continue
+		case "everything":
+			out = append(out, forward.Everything())
+			continue
+		}
 		c, _ := o.criterion()
 		out = append(out, c)
 	}

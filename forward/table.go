@@ -1,0 +1,184 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Entry is a mapping as Mappings lists it.
+type Entry struct {
+	Mapping backends.Mapping
+	// Enabled is whether the gateway forwards it now, as far as is known.
+	Enabled bool
+	// Ours is whether this Forwarder holds it.
+	Ours bool
+}
+
+// Mappings lists what the gateway forwards, for whomever, where it tells: by
+// UPnP, also where mappings go by another protocol. What this Forwarder holds is
+// marked; what of that is not in the table comes after it, and is all there is
+// where the gateway tells nothing: two entries for Both, none for what is not
+// granted just now. It is a snapshot, in the table's order. It fails where no
+// gateway answers and nothing is held, and returns what it has got of the table
+// beside the error that ended it.
+func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
+	ctx, end, err := f.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return f.mappings(ctx)
+}
+
+// mappings may return entries beside an error, which ended the table early.
+func (f *Forwarder) mappings(ctx context.Context) (entries []Entry, err error) {
+	ours := f.granted()
+	l, _, err := f.lister(ctx)
+	switch {
+	case errors.Is(err, backends.ErrUnsupported) || err != nil && len(ours) > 0 && (ctx.Err() == nil || isOwnTimeout(ctx)):
+		err = nil
+	case err != nil:
+		return nil, err
+	default:
+		for e, failure := range l.List(ctx) {
+			if err = failure; err != nil {
+				break
+			}
+			i := slices.IndexFunc(ours, func(m backends.Mapping) bool { return sameEntry(m, e.Mapping) })
+			if i >= 0 {
+				ours = slices.Delete(ours, i, i+1)
+			}
+			entries = append(entries, Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: i >= 0})
+		}
+	}
+	for _, m := range ours {
+		entries = append(entries, Entry{Mapping: m, Enabled: true, Ours: true})
+	}
+	return entries, err
+}
+
+// granted is what this Forwarder holds, in the order of enabling.
+func (f *Forwarder) granted() []backends.Mapping {
+	var out []backends.Mapping
+	for _, m := range f.matching(nil) {
+		out = append(out, m.State()...)
+	}
+	return out
+}
+
+// sameEntry reports whether a row of the table is a mapping, whatever protocol
+// made it.
+func sameEntry(m, row backends.Mapping) bool {
+	return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal == row.Internal &&
+		m.Remote.Addr() == row.Remote.Addr()
+}
+
+// MappingAt returns the entry of Mappings at an index, from 0. Past the end it
+// fails with ErrNoMapping. A program that wants all of them asks for Mappings:
+// rows move when the table changes.
+func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
+	ctx, end, err := f.begin(ctx)
+	if err != nil {
+		return Entry{}, err
+	}
+	defer end()
+	if i < 0 {
+		return Entry{}, fmt.Errorf("forward: %w: index %d", ErrNoMapping, i)
+	}
+	if l, _, err := f.lister(ctx); err == nil {
+		if e, err := l.EntryAt(ctx, i); err == nil {
+			ours := slices.ContainsFunc(f.granted(), func(m backends.Mapping) bool { return sameEntry(m, e.Mapping) })
+			return Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: ours}, nil
+		}
+	}
+	entries, err := f.mappings(ctx) // it may be one of ours that the table does not have
+	switch {
+	case i < len(entries):
+		return entries[i], nil
+	case err != nil:
+		return Entry{}, err
+	}
+	return Entry{}, fmt.Errorf("forward: %w: index %d of %d", ErrNoMapping, i, len(entries))
+}
+
+// lister returns a backend whose gateway tells its table. Without one the error
+// wraps backends.ErrUnsupported.
+func (f *Forwarder) lister(ctx context.Context) (backends.Lister, backends.Backend, error) {
+	w, err := f.choose(ctx, f.family())
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, c := range w.candidates {
+		l, is := c.backend.(backends.Lister)
+		if !is {
+			continue
+		}
+		if err := f.ready(ctx, w, c); err == nil {
+			return l, c.backend, nil
+		} else if ctx.Err() != nil && !isOwnTimeout(ctx) {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, fmt.Errorf("forward: %w: the gateway does not list its mappings", backends.ErrUnsupported)
+}
+
+// foreignMatching returns the rows of the table that match all selectors and are
+// not ours, and the backend to delete them with. Rows move while some go, so the
+// table is read first.
+func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]backends.Mapping, backends.Backend, error) {
+	l, b, err := f.lister(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours := f.granted()
+	var out []backends.Mapping
+	for e, err := range l.List(ctx) {
+		if err != nil {
+			return out, b, err
+		}
+		mine := slices.ContainsFunc(ours, func(m backends.Mapping) bool { return sameEntry(m, e.Mapping) })
+		if !mine && selectsAll(sel, subjectOf(e.Mapping)) {
+			out = append(out, e.Mapping)
+		}
+	}
+	return out, b, nil
+}
+
+// subjectOf is a row of the table as selectors see it.
+func subjectOf(m backends.Mapping) *subject {
+	return &subject{foreign: true, granted: []backends.Mapping{m}, wish: &wish{
+		protocols: []backends.Protocol{m.Protocol}, internal: netip.AddrPortFrom(m.Internal.Addr().Unmap(), m.Internal.Port()),
+		external: m.External.Port(), remote: m.Remote, description: m.Description,
+	}}
+}
+
+// disableForeign takes away the last row that matches.
+func (f *Forwarder) disableForeign(ctx context.Context, sel []Selector) error {
+	found, b, err := f.foreignMatching(ctx, sel)
+	switch {
+	case err != nil:
+		return err
+	case len(found) == 0:
+		return fmt.Errorf("forward: %w", ErrNoMapping)
+	}
+	return b.Unmap(ctx, found[len(found)-1])
+}
+
+// disableAllForeign takes away all rows that match.
+func (f *Forwarder) disableAllForeign(ctx context.Context, sel []Selector) (n int, err error) {
+	found, b, err := f.foreignMatching(ctx, sel)
+	errs := []error{err}
+	for _, m := range found {
+		if err := b.Unmap(ctx, m); err != nil {
+			errs = append(errs, fmt.Errorf("%v port %d: %w", m.Protocol, m.External.Port(), err))
+			continue
+		}
+		n++
+	}
+	return n, errors.Join(errs...)
+}
