@@ -1,6 +1,7 @@
 package pcp_test
 
 import (
+	"cmp"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 // open makes an impatient backend.
 func open(t *testing.T, config pcp.Config) *pcp.Backend {
 	t.Helper()
-	config.Transmissions, config.FirstWait = 2, 50*time.Millisecond
+	config.Transmissions, config.FirstWait = cmp.Or(config.Transmissions, 2), 50*time.Millisecond
 	b, err := pcp.New(config)
 	if err != nil {
 		t.Fatal(err)

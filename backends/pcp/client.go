@@ -193,6 +193,7 @@ func (c *Client) mapPort(ctx context.Context, p port5351.Priority, r MapRequest)
 	r.Nonce = orRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	client := r.Client
+	size := 0 // of the request
 	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Exchange{
 		Priority: p,
 		// A deletion may be answered with the time until an idle mapping goes
@@ -201,11 +202,20 @@ func (c *Client) mapPort(ctx context.Context, p port5351.Priority, r MapRequest)
 			func(b []byte) port5351.Match { return match(b, OpMap, &key) },
 			func(b []byte) bool {
 				resp, err := ParseErrorResponse(b)
-				return err == nil && resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
+				switch {
+				case err != nil:
+					return false
+				case resp.Result == UnsupportedOption || resp.Result == MalformedOption:
+					// It may be about options that an earlier request had: errors repeat them.
+					return size == mapSize || len(b) != size
+				}
+				return resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
 			}),
 	}, func(local netip.Addr) ([]byte, error) {
 		r.Client = either(client, local)
-		return r.MarshalBinary()
+		request, err := r.MarshalBinary()
+		size = len(request)
+		return request, err
 	})
 	if err != nil {
 		return MapResponse{}, reply, err

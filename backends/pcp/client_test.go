@@ -47,7 +47,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(code.String(), func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
 			refuses(gw, code, 90*time.Second)
-			b := open(t, pcp.Config{Gateway: gw.Addr()})
+			b := open(t, pcp.Config{Gateway: gw.Addr(), Transmissions: 3}) // one that makes no sense has to insist
 			_, err := b.Map(t.Context(), web)
 			var refusal *pcp.ResultError
 			if !errors.Is(err, kind) || !errors.As(err, &refusal) || refusal.Code != code || refusal.Lifetime != 90*time.Second {
@@ -352,6 +352,27 @@ func TestLateAnswer(t *testing.T) {
 	}})
 	if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
+	}
+}
+
+// A refusal of options that come late is not about a request that has none.
+func TestLateRefusal(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	var first []byte
+	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func(request []byte) [][]byte {
+		first = slices.Clone(request)
+		b, _ := pcp.AppendErrorResponse(nil, request, pcp.MalformedOption, time.Minute, time.Hour)
+		return [][]byte{b}
+	}})
+	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
+		b, _ := pcp.AppendErrorResponse(nil, first, pcp.MalformedOption, time.Minute, time.Hour)
+		return [][]byte{b} // once more, to the first request's repetition
+	}})
+	b := open(t, pcp.Config{Gateway: gw.Addr()})
+	r := web
+	r.Description = "a server"
+	if m, err := b.Map(t.Context(), r); err != nil || len(gw.Table()) != 1 {
+		t.Errorf("Map: %v, %v", m, err)
 	}
 }
 
