@@ -93,7 +93,7 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	defer searched.Stop()
 	over, provisional := false, false
 	waiting := len(errs)
-	for waiting > 0 && !settled(errs, over) && !(provisional && w.hopeless(errs)) {
+	for waiting > 0 && !settled(errs, over) && (!provisional || !w.hopeless(errs)) {
 		select {
 		case o := <-outcomes:
 			waiting--

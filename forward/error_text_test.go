@@ -26,13 +26,25 @@ var failures = []struct {
 	name              string
 	natpmp, pcp, upnp gatewaytest.Fault
 }{
-	{"refuses", gatewaytest.Fault{Result: int(natpmp.NotAuthorized)}, gatewaytest.Fault{Result: int(pcp.NotAuthorized)},
-		gatewaytest.Fault{Result: int(upnp.ActionNotAuthorized)}},
+	{
+		"refuses",
+		gatewaytest.Fault{Result: int(natpmp.NotAuthorized)},
+		gatewaytest.Fault{Result: int(pcp.NotAuthorized)},
+		gatewaytest.Fault{Result: int(upnp.ActionNotAuthorized)},
+	},
 	{"is silent", gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}},
-	{"makes no sense", gatewaytest.Fault{Result: 99}, gatewaytest.Fault{Result: 99},
-		gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\nnonsense")} }}},
-	{"is behind another NAT", gatewaytest.Fault{Result: int(natpmp.NetworkFailure)}, gatewaytest.Fault{Reply: behindNAT},
-		gatewaytest.Fault{Result: int(upnp.ActionFailed)}},
+	{
+		"makes no sense",
+		gatewaytest.Fault{Result: 99},
+		gatewaytest.Fault{Result: 99},
+		gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\nnonsense")} }},
+	},
+	{
+		"is behind another NAT",
+		gatewaytest.Fault{Result: int(natpmp.NetworkFailure)},
+		gatewaytest.Fault{Reply: behindNAT},
+		gatewaytest.Fault{Result: int(upnp.ActionFailed)},
+	},
 }
 
 // behindNAT is what a common daemon answers to a MAP request while its own

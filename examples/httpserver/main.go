@@ -1,0 +1,24 @@
+// A web server for ./public that the internet reaches, until Ctrl-C.
+package main
+
+import (
+	"context"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+
+	"github.com/natforward/goforward/forward"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	ln, err := forward.Listen("tcp", ":8080")
+	if err != nil {
+		log.Fatal(err)
+	}
+	context.AfterFunc(ctx, func() { _ = ln.Close() }) // and Serve returns when that is done
+	go func() { log.Println("reachable:", ln.Mapping().Wait(ctx) == nil, ln.External()) }()
+	log.Println(http.Serve(ln, http.FileServerFS(os.DirFS("public"))))
+}

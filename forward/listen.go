@@ -1,0 +1,150 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Listener is a net.Listener for TCP that the gateway forwards to, as long as
+// it is open. Its methods may be called by several goroutines at once.
+type Listener struct {
+	*net.TCPListener
+	reach
+}
+
+// Listen listens for TCP as net.Listen does, and makes the gateway forward to
+// that port until the Listener is closed: in the background, and for ever, so
+// that it accepts local connections at once, whatever the gateway does. What the
+// world reaches is what External tells.
+//
+// The network is "tcp", "tcp4" or "tcp6". A socket for both families gets an
+// IPv4 mapping and, where a default route for IPv6 and a global address are there
+// at the time, a pinhole in the gateway's IPv6 firewall; "tcp4" is the mapping
+// alone, and "tcp6" the pinhole. A gateway on loopback that was named in the
+// Config, as in tests, is the only one that is asked for such a socket. A
+// specific local address gets what is of its family. Port 0 is a free port.
+//
+// The options External, Exact, From, Lifetime, Permanent and Description are
+// those of Enable. A pinhole translates no port, so External is about the
+// mapping, and it lasts a day at most, each time; From wants only what is of the
+// peer's family.
+//
+// It fails where the port cannot be bound, with ErrClosed, and with
+// backends.ErrInvalid for another network, other options and addresses that
+// nobody else can reach, such as loopback's. The context, which Config.Timeout
+// bounds, is for looking the address up. Disable and Refresh without selectors
+// pass what it holds over.
+func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
+	if network != "tcp" && network != "tcp4" && network != "tcp6" {
+		return nil, fmt.Errorf("forward: %w: Listen on network %q: want tcp, tcp4 or tcp6", backends.ErrInvalid, network)
+	}
+	ctx, end, err := f.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("forward: %w", err)
+	}
+	r, err := f.expose(backends.TCP, network, ln, ln.Addr(), opts)
+	if err != nil {
+		_ = ln.Close()
+		return nil, err
+	}
+	return &Listener{ln.(*net.TCPListener), r}, nil //nolint:forcetypeassert // what package net promises for TCP
+}
+
+// Listen is [Forwarder.Listen] of the package's own Forwarder.
+func Listen(network, address string, opts ...Option) (*Listener, error) {
+	return with(func(ctx context.Context, f *Forwarder) (*Listener, error) {
+		return f.Listen(ctx, network, address, opts...)
+	})
+}
+
+// Close stops listening, and takes the mapping and the pinhole away, within two
+// seconds. What the gateway does not take away by then is left to its lifetime,
+// and the error says so. Each call returns what the first did, after it.
+func (l *Listener) Close() error { return l.close() }
+
+// reach is how the world reaches a socket.
+type reach struct {
+	mappings []*Mapping // at least one; that of IPv4 first
+	close    func() error
+}
+
+// socket is what listens.
+type socket interface{ Close() error }
+
+// expose makes what is bound reachable, in the background.
+func (f *Forwarder) expose(p backends.Protocol, network string, s socket, at net.Addr, opts []Option) (reach, error) {
+	bound, err := netip.ParseAddrPort(at.String())
+	if err != nil {
+		return reach{}, fmt.Errorf("forward: %w", err)
+	}
+	wishes, err := f.listenWishes(p, network, bound, opts)
+	if err != nil {
+		return reach{}, err
+	}
+	var r reach
+	for _, w := range wishes {
+		m := newMapping(f, w)
+		f.hold(m)
+		f.scheduler.set(m, time.Now())
+		r.mappings = append(r.mappings, m)
+	}
+	r.close = sync.OnceValue(func() error { return f.conceal(s, r.mappings) })
+	return r, nil
+}
+
+// conceal is expose's inverse.
+func (f *Forwarder) conceal(s socket, ms []*Mapping) error {
+	err := s.Close() // first, so that nobody is accepted who could not be served
+	ctx, cancel := context.WithTimeoutCause(context.Background(), closeTime, &timeoutError{closeTime})
+	defer cancel()
+	_, left := closeAll(ctx, ms)
+	return errors.Join(err, left)
+}
+
+// External returns the address and port that the world reaches: that of IPv4 if
+// it is granted, else the pinhole's, or the zero AddrPort while nothing is. The
+// address is the zero Addr where the gateway does not tell it.
+func (r *reach) External() netip.AddrPort {
+	for _, m := range r.mappings {
+		if external := m.External(); external != (netip.AddrPort{}) {
+			return external
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// Externals returns all that is granted now, as External does: that of IPv4
+// first, then the pinhole's.
+func (r *reach) Externals() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, m := range r.mappings {
+		if external := m.External(); external != (netip.AddrPort{}) {
+			out = append(out, external)
+		}
+	}
+	return out
+}
+
+// Mapping returns the live handle of the IPv4 mapping, or of the pinhole where
+// that is all that is asked for: to wait until it is granted, for changes, or for
+// why it is not. It is closed with the Listener, with the Forwarder, and by
+// Disable where that selects it.
+func (r *reach) Mapping() *Mapping { return r.mappings[0] }
+
+// Mappings returns the live handles of what is asked for, one or two: that of
+// IPv4 first, then the pinhole's.
+func (r *reach) Mappings() []*Mapping { return slices.Clone(r.mappings) }

@@ -1,0 +1,115 @@
+package forward
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// listenWishes are what makes a socket reachable: the IPv4 mapping, the IPv6
+// pinhole, or both in this order.
+func (f *Forwarder) listenWishes(p backends.Protocol, network string, bound netip.AddrPort, opts []Option) ([]wish, error) {
+	addr, port := bound.Addr().Unmap(), bound.Port()
+	if addr.IsLoopback() || addr.IsMulticast() || addr.Is6() && addr.IsLinkLocalUnicast() {
+		return nil, fmt.Errorf("forward: %w: no other host can be let in to %v: leave the address out, or name another", backends.ErrInvalid, addr)
+	}
+	w, err := f.listenWish(p, port, opts)
+	if err != nil {
+		return nil, err
+	}
+	if !addr.IsUnspecified() {
+		w.internal = netip.AddrPortFrom(addr, port)
+	}
+	mapping, pinhole := f.families(network, addr, w.remote.Addr().Unmap())
+	switch {
+	case !mapping && !pinhole:
+		return nil, fmt.Errorf("forward: %w: From %v is of another family than what listens, %v", backends.ErrInvalid, w.remote.Addr(), bound)
+	case !mapping && w.exact && w.external != 0 && w.external != port:
+		return nil, fmt.Errorf("forward: %w: Exact, but a pinhole translates no port: external port %d, and %v listens", backends.ErrInvalid, w.external, bound)
+	}
+	var wishes []wish
+	if mapping {
+		w4 := w
+		w4.ipv4 = true
+		wishes = append(wishes, w4)
+	}
+	if pinhole {
+		wishes = append(wishes, w.pinhole())
+	}
+	return wishes, nil
+}
+
+// listenWish is the sum of the options for a port that somebody listens on.
+func (f *Forwarder) listenWish(p backends.Protocol, port uint16, opts []Option) (wish, error) {
+	w, err := f.newWish(nil)
+	if err != nil {
+		return wish{}, err
+	}
+	w.protocols, w.internal = []backends.Protocol{p}, netip.AddrPortFrom(netip.Addr{}, port)
+	if err := w.add(opts); err != nil {
+		return wish{}, err
+	}
+	for _, wrong := range []struct {
+		given bool
+		why   string
+	}{
+		{w.protocolGiven, "an option names a protocol: the network does"},
+		{w.internal.Addr().IsValid(), "the option To: the address says where to listen"},
+		{w.ipv6, `the option IPv6: the network says so, as in "tcp6"`},
+		{w.samePort, "the option SamePort: the port is bound already"},
+		{w.once, "the option Once: it is kept alive until it is closed"},
+		{w.background, "the option Background: it always works in the background"},
+	} {
+		if wrong.given {
+			return wish{}, fmt.Errorf("forward: %w: listening with %s", backends.ErrInvalid, wrong.why)
+		}
+	}
+	w.background, w.offStack = true, true
+	return w, nil
+}
+
+// longestPinhole is what UPnP grants at most, which refuses to open one for ever.
+const longestPinhole = 24 * time.Hour
+
+// pinhole is the wish for a pinhole to where w maps.
+func (w *wish) pinhole() wish {
+	hole := *w
+	hole.ipv6, hole.external = true, 0
+	hole.lifetime = min(hole.lifetime, longestPinhole)
+	return hole
+}
+
+// families says by what a socket is to be reached: the network and the address
+// that it is bound to leave a choice only where it is for both, and the peer that
+// alone is admitted, if valid, makes it.
+func (f *Forwarder) families(network string, bound, peer netip.Addr) (mapping, pinhole bool) {
+	is4 := bound.Is4() || bound.IsUnspecified() && !strings.HasSuffix(network, "6")
+	is6 := bound.Is6()
+	switch {
+	case peer.IsValid():
+		return is4 && peer.Is4(), is6 && peer.Is6()
+	case is4 && is6:
+		return f.leads(ipv4), f.leads(ipv6)
+	}
+	return is4, is6
+}
+
+// leads reports whether the gateway of a family is worth asking where nobody
+// insists on it. An IPv4 network may yet come; without an IPv6 one there is
+// nothing to open and much to warn of.
+func (f *Forwarder) leads(fam family) bool {
+	named := f.config.Gateway.Addr()
+	switch {
+	case f.readyMade != nil: // for which family, they do not tell
+		return fam == f.family()
+	case named.IsLoopback(): // a test's: the other family's gateway would be a real one
+		return fam == familyOf(named)
+	case fam == ipv4:
+		return true
+	}
+	k, err := f.locate(ipv6)
+	return err == nil && !k.source.IsPrivate() && !k.source.IsLinkLocalUnicast()
+}
