@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BindsGroup: a socket can be bound to a group, which keeps out datagrams that are
-// sent elsewhere.
+// BindsGroup says whether a socket can be bound to a group, which keeps out
+// datagrams that are sent elsewhere.
 const BindsGroup = true
 
 // Group makes a socket at the group's address, shared with whoever else

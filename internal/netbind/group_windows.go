@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// BindsGroup: Windows refuses to bind a group.
+// BindsGroup says whether a socket can be bound to a group. Windows refuses.
 const BindsGroup = false
 
 // Group makes a socket at the group's port, shared with whoever else listens

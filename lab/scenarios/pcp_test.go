@@ -8,7 +8,7 @@ import (
 )
 
 // pcpOnly is a router that does not speak NAT-PMP.
-var pcpOnly = lab.Router{NoNATPMP: true}
+var pcpOnly = lab.Router{NoNATPMP: true, NoUPnP: true}
 
 // wantPCP wants the mapping to have been granted by PCP.
 func wantPCP(t *testing.T, m *mapping) {

@@ -73,7 +73,7 @@ func TestRestart(t *testing.T) {
 				t.Parallel()
 				lab.Scenario(t, prefix+": the router restarts, "+name)
 				router := router
-				router.NoNATPMP = prefix == "pcp"
+				router.NoNATPMP, router.NoUPnP = prefix == "pcp", prefix == "pcp"
 				testRestart(t, router)
 			})
 		}
@@ -130,7 +130,7 @@ func TestRestartMute(t *testing.T) {
 				t.Parallel()
 				lab.Scenario(t, prefix+": the router restarts without a word, "+name)
 				router := router
-				router.NoNATPMP = prefix == "pcp"
+				router.NoNATPMP, router.NoUPnP = prefix == "pcp", prefix == "pcp"
 				home := lab.Home(t, router)
 				mute(t, home)
 				f := newForwarder(t, home.Lan, config{Lifetime: shortLease})

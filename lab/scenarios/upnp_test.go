@@ -277,12 +277,15 @@ func TestMappings(t *testing.T) {
 	}
 	sameLines(t, got, want)
 
-	// What is gone of ours by another's hand is no matter.
-	f.disableAll(foreign, external(9000))
-	f.disableAll()
-	if left := f.mappings(); len(left) > 1 {
+	// One of the neighbour's, and then all.
+	f.disable(foreign, external(9000))
+	if n := f.disableAll(foreign, everything); n != 2 {
+		t.Errorf("%d disabled, want the two that are held", n)
+	}
+	if left := f.mappings(); len(left) != 0 {
 		t.Errorf("left: %+v", left)
 	}
+	wantRules(t, home, 0)
 }
 
 // A large table of another host is listed without harm to the router. Asked to
