@@ -63,6 +63,14 @@ type Config struct {
 	// process with the same key can renew and delete what this one mapped. Nil:
 	// nonces are random.
 	NonceKey []byte
+	// StateFile is where is written down what is held, with the secrets that it takes
+	// to renew it, for the next run of the program: that takes its mappings over in
+	// place, with the external ports that they had, and takes away what is not
+	// enabled again within half a minute. It is written atomically, for its owner
+	// alone, and locked: one Forwarder has it at a time. A file that makes no sense
+	// is renamed to end in ".damaged"; that, and one that cannot be written, is
+	// logged and no reason to fail. Empty: none.
+	StateFile string
 	// Logger is told what the Forwarder does. Nil: nobody.
 	Logger *slog.Logger
 	// OnEvent is called for each event, one after another, on a goroutine of its

@@ -73,6 +73,7 @@ type leg struct {
 // establish gets the wish granted by the first backend that can and will. The
 // preferred external port is that of an earlier grant, or 0.
 func (f *Forwarder) establish(ctx context.Context, w *wish, preferred uint16) ([]leg, error) {
+	f.ledger.open()
 	way, err := f.choose(ctx, f.familyFor(w))
 	if err != nil {
 		return nil, err
@@ -119,6 +120,9 @@ func share(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // attempt asks one backend, if it can express the wish and its gateway answers.
 func (f *Forwarder) attempt(ctx context.Context, way *way, c *candidate, w *wish, preferred uint16, last bool) ([]leg, error) {
+	if preferred == 0 && w.external == 0 {
+		preferred = f.ledger.inheritedPort(way, c, w)
+	}
 	port := w.firstPort(preferred)
 	for _, p := range w.protocols {
 		if err := c.backend.Supports(w.request(p, port)); err != nil {
@@ -221,10 +225,12 @@ func (f *Forwarder) try(ctx context.Context, way *way, c *candidate, w *wish, po
 	}()
 	for _, p := range w.protocols {
 		r := w.request(p, port)
-		l, m, err := join(ctx, c.backend, way.identity(c, p, r.Internal), w.terms(), r)
+		old := f.ledger.inherited(way, c, p, w.internal.Port())
+		l, m, err := join(ctx, c.backend, way.identity(c, p, r.Internal), w.terms(), r, old)
 		if err != nil {
 			return legs, err
 		}
+		f.ledger.done(old)
 		legs = append(legs, leg{candidate: c, lease: l, request: r, granted: m})
 		if err := w.even(legs); err != nil {
 			return legs, err

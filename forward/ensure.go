@@ -95,6 +95,7 @@ func (m *Mapping) settle(legs []leg, err error, reason string) {
 	}
 	m.mu.Unlock()
 	if kind != 0 {
+		m.forwarder.ledger.changed()
 		m.forwarder.emit(Event{Kind: kind, Mapping: m, State: after, Previous: before, Reason: reason, Time: now})
 	}
 	if err != nil {

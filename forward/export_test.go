@@ -2,6 +2,8 @@ package forward
 
 import (
 	"net/netip"
+	"testing"
+	"time"
 
 	"github.com/natforward/goforward/discover"
 )
@@ -23,4 +25,35 @@ func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
 		}
 	}
 	return nil
+}
+
+// Crash ends a Forwarder as the end of its process does: nothing is taken away.
+func (f *Forwarder) Crash() {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.ledger.mu.Lock()
+	file := f.ledger.file
+	f.ledger.file = nil // nothing more is written
+	f.ledger.mu.Unlock()
+	f.cancel(ErrClosed)
+	f.calls.Wait()
+	for _, m := range f.matching(nil) {
+		m.abandon()
+	}
+	f.work.Wait()
+	if file != nil {
+		_ = file.Close()
+	}
+	close(f.ended)
+	for _, w := range f.ways {
+		_ = w.close()
+	}
+}
+
+// SetWantedWithin shortens, for a test, what an earlier run's mappings wait.
+func SetWantedWithin(t *testing.T, d time.Duration) {
+	before := wantedWithin
+	wantedWithin = d
+	t.Cleanup(func() { wantedWithin = before })
 }

@@ -31,6 +31,7 @@ type Forwarder struct {
 	choosing  [2]chan struct{} // one looks for a gateway of a family at a time
 	scheduler scheduler
 	events    events
+	ledger    ledger
 	ended     chan struct{} // closed when Shutdown is done
 
 	mu      sync.Mutex
@@ -61,6 +62,7 @@ func New(config *Config) (*Forwarder, error) {
 		byPort:    map[uint16][]*Mapping{},
 		ways:      map[wayKey]*way{},
 	}
+	f.ledger = ledger{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	if len(c.Backends) > 0 {
 		f.readyMade = &way{}
 		for _, b := range c.Backends {
@@ -127,6 +129,9 @@ func (f *Forwarder) startWork() {
 		})
 	})
 	f.work.Go(func() { f.followNetwork(f.ctx) })
+	if f.config.StateFile != "" {
+		f.work.Go(func() { f.ledger.run(f.ctx) })
+	}
 	if f.config.OnEvent != nil {
 		f.work.Go(f.dispatch)
 	}
@@ -184,11 +189,13 @@ func (f *Forwarder) hold(m *Mapping) {
 	defer f.mu.Unlock()
 	f.held = append(f.held, m)
 	f.byPort[m.port] = append(f.byPort[m.port], m)
+	f.ledger.changed()
 }
 
 // release is hold's inverse.
 func (f *Forwarder) release(m *Mapping) {
 	f.scheduler.unset(m)
+	defer f.ledger.changed()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.held = without(f.held, m)

@@ -69,8 +69,8 @@ var leases = struct {
 
 // join maps what the request asks for, or takes a share in it where somebody in
 // the process has it already. Holders with other terms make it fail with
-// ErrConflict.
-func join(ctx context.Context, b backends.Backend, id identity, t terms, r backends.Request) (*lease, backends.Mapping, error) {
+// ErrConflict. What an earlier run has left, if anything, is taken over.
+func join(ctx context.Context, b backends.Backend, id identity, t terms, r backends.Request, old *backends.Mapping) (*lease, backends.Mapping, error) {
 	leases.mu.Lock()
 	l := leases.byID[id]
 	if l == nil {
@@ -80,7 +80,7 @@ func join(ctx context.Context, b backends.Backend, id identity, t terms, r backe
 	l.users++
 	leases.mu.Unlock()
 
-	m, err := l.join(ctx, b, t, r)
+	m, err := l.join(ctx, b, t, r, old)
 	if err != nil {
 		l.forget()
 		return nil, backends.Mapping{}, err
@@ -88,14 +88,14 @@ func join(ctx context.Context, b backends.Backend, id identity, t terms, r backe
 	return l, m, nil
 }
 
-func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backends.Request) (m backends.Mapping, err error) {
+func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backends.Request, old *backends.Mapping) (m backends.Mapping, err error) {
 	if err := l.take(ctx); err != nil {
 		return m, err
 	}
 	defer l.give()
 	switch {
 	case l.held() == 0:
-		m, err = b.Map(ctx, r)
+		m, err = takeOver(ctx, b, r, old)
 	case l.terms != t:
 		return m, &termsError{l.id.protocol, l.id.internal.Port()}
 	default:
@@ -106,6 +106,28 @@ func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backend
 		l.hold(+1)
 	}
 	return m, err
+}
+
+// takeOver maps what an earlier run has left, in place, or else anew.
+func takeOver(ctx context.Context, b backends.Backend, r backends.Request, old *backends.Mapping) (backends.Mapping, error) {
+	switch {
+	case old == nil:
+	case r.External.Port() == old.External.Port():
+		if m, err := b.Renew(ctx, *old, r); err == nil || ctx.Err() != nil {
+			return m, err
+		}
+	default:
+		_ = b.Unmap(ctx, *old) // what stays of it may be in the way, and then that is told
+	}
+	return b.Map(ctx, r)
+}
+
+// isHeld reports whether somebody in the process holds a mapping.
+func isHeld(id identity) bool {
+	leases.mu.Lock()
+	defer leases.mu.Unlock()
+	l := leases.byID[id]
+	return l != nil && l.holders > 0
 }
 
 // hold changes the number of holders, and returns it.

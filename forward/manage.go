@@ -206,7 +206,9 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 	for _, w := range ways { // not under the lock: their watchers take it
 		_ = w.close()
 	}
-	return errors.Join(err, f.await(ctx))
+	err = errors.Join(err, f.await(ctx))
+	f.ledger.close()
+	return err
 }
 
 // await waits for the background work, of which only OnEvent can last. An ended

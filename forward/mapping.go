@@ -335,6 +335,7 @@ func (m *Mapping) close(ctx context.Context) error {
 	err := leaveAll(ctx, legs)
 	m.forwarder.touch(m, legs)
 	if err != nil {
+		m.forwarder.ledger.leave(m.port, legs)
 		return fmt.Errorf("forward: mapping left to its lifetime: %w", err)
 	}
 	return nil

@@ -46,6 +46,7 @@ type config struct {
 	Lifetime time.Duration
 	Order    []string
 	IGD      string
+	State    string // the state file
 }
 
 // state is what a Mapping tells.

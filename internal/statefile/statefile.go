@@ -1,0 +1,176 @@
+// Package statefile keeps what a program holds on gateways in a file, so that its
+// next run can take that over: ports, and the secrets that some protocols need.
+//
+// The file is written atomically, for its owner alone, and read only as far as
+// it makes sense. One that does not is set aside, never lost.
+package statefile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Record is a mapping that somebody holds.
+type Record struct {
+	// Port is the internal port that it was wished for with, which need not be the
+	// one that it has.
+	Port    uint16           `json:"port"`
+	Mapping backends.Mapping `json:"mapping"`
+}
+
+// The bounds of a file: more than a host has ports.
+const (
+	maxRecords = 1 << 17
+	maxSize    = 64 << 20
+)
+
+const version = 1
+
+type contents struct {
+	Version  int      `json:"version"`
+	Mappings []Record `json:"mappings"`
+}
+
+// ErrInUse is what Open fails with where another process, or another part of
+// this one, has the file.
+var ErrInUse = errors.New("the state file is in use")
+
+// File is a file that nobody else has.
+type File struct {
+	path string
+	lock *os.File
+}
+
+// Open takes the file, and returns what is in it: nothing where there is none.
+// What is there and cannot be read, or is not to be trusted, is renamed to
+// have ".damaged" at its end, and the error says why; the File is valid then.
+// Without a File, the error is ErrInUse or what keeps the file from being had.
+func Open(path string) (*File, []Record, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("statefile: %w", err)
+	}
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, nil, fmt.Errorf("statefile: %s: %w", path, err)
+	}
+	f := &File{path: path, lock: lock}
+	records, err := read(path)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+		return f, records, nil
+	}
+	aside := path + ".damaged"
+	if moveErr := os.Rename(path, aside); moveErr != nil {
+		return f, nil, fmt.Errorf("statefile: %s: %w; it cannot be set aside: %w", path, err, moveErr)
+	}
+	return f, nil, fmt.Errorf("statefile: %s: %w: set aside as %s", path, err, aside)
+}
+
+// read reads what a file of ours holds.
+func read(path string) ([]Record, error) {
+	file, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, errors.New("not a regular file")
+	case writableByOthers(info):
+		return nil, fmt.Errorf("others may write it: mode %v", info.Mode().Perm())
+	case info.Size() > maxSize:
+		return nil, fmt.Errorf("%d bytes", info.Size())
+	}
+	b, err := io.ReadAll(io.LimitReader(file, maxSize))
+	if err != nil {
+		return nil, err
+	}
+	return parse(b)
+}
+
+// parse reads the contents of a file.
+func parse(b []byte) ([]Record, error) {
+	var c contents
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, err
+	}
+	if c.Version != version {
+		return nil, fmt.Errorf("version %d, want %d", c.Version, version)
+	}
+	if len(c.Mappings) > maxRecords {
+		return nil, fmt.Errorf("%d mappings", len(c.Mappings))
+	}
+	for i, r := range c.Mappings {
+		if err := r.check(); err != nil {
+			return nil, fmt.Errorf("mapping %d: %w", i, err)
+		}
+	}
+	return c.Mappings, nil
+}
+
+// check refuses what no backend grants.
+func (r Record) check() error {
+	m := r.Mapping
+	if err := m.Check(); err != nil {
+		return err
+	}
+	const longestToken = 1 << 10
+	if r.Port == 0 || m.Backend == "" || m.Lifetime <= 0 || m.External.Port() == 0 || len(m.Token) > longestToken {
+		return fmt.Errorf("%w: incomplete", backends.ErrInvalid)
+	}
+	return nil
+}
+
+// Write replaces the file's contents: either all of them or none.
+func (f *File) Write(records []Record) error {
+	b, err := json.Marshal(contents{version, records})
+	if err != nil {
+		return fmt.Errorf("statefile: %w", err)
+	}
+	if err := replace(f.path, b); err != nil {
+		return fmt.Errorf("statefile: %w", err)
+	}
+	return nil
+}
+
+func replace(path string, b []byte) (err error) {
+	temp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // its mode is 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(temp.Name())
+		}
+	}()
+	_, err = temp.Write(b)
+	if err == nil {
+		err = temp.Sync()
+	}
+	if closeErr := temp.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(temp.Name(), path)
+}
+
+// Close lets others have the file.
+func (f *File) Close() error {
+	if err := f.lock.Close(); err != nil {
+		return fmt.Errorf("statefile: %w", err)
+	}
+	return nil
+}

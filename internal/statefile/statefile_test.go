@@ -1,0 +1,181 @@
+package statefile_test
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/statefile"
+)
+
+var records = []statefile.Record{
+	{Port: 8080, Mapping: backends.Mapping{
+		Backend: "pcp", Gateway: netip.MustParseAddrPort("192.168.1.1:5351"), Protocol: backends.TCP,
+		Internal: netip.MustParseAddrPort("192.168.1.2:8080"), External: netip.MustParseAddrPort("45.45.45.1:8081"),
+		Remote: netip.MustParseAddrPort("45.45.45.9:1"), Description: "a server", Lifetime: time.Hour,
+		Granted: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Token: []byte{1, 2, 3},
+	}},
+	{Port: 9000, Mapping: backends.Mapping{
+		Backend: "upnp", Gateway: netip.MustParseAddrPort("[fe80::1%eth0]:5000"), Protocol: backends.UDP,
+		Internal: netip.MustParseAddrPort("[2a0c::1]:9000"), External: netip.MustParseAddrPort("[2a0c::1]:9000"),
+		Lifetime: backends.Forever, Granted: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+	}},
+}
+
+func open(t *testing.T, path string) (*statefile.File, []statefile.Record) {
+	t.Helper()
+	f, got, err := statefile.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f, got
+}
+
+func TestWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	f, got := open(t, path)
+	if len(got) != 0 {
+		t.Errorf("a file that there is not holds %v", got)
+	}
+	if f2, _, err := statefile.Open(path); !errors.Is(err, statefile.ErrInUse) {
+		t.Errorf("opened twice: %v, %v", f2, err)
+	}
+	for _, want := range [][]statefile.Record{records, records[:1], {}} {
+		if err := f.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f, got = open(t, path)
+		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if info, err := os.Stat(path); err != nil || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if left, _ := filepath.Glob(path + "*tmp*"); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// What makes no sense is set aside, told, and no reason not to go on.
+func TestDamaged(t *testing.T) {
+	good := `{"version":1,"mappings":[{"port":8080,"mapping":{"Backend":"natpmp","Gateway":"192.168.1.1:5351","Protocol":"tcp",` +
+		`"Internal":"192.168.1.2:8080","External":"45.45.45.1:8080","Remote":"","Lifetime":1,"Granted":"2026-01-02T03:04:05Z"}}]}`
+	for name, content := range map[string]string{
+		"empty": "", "cut short": good[:len(good)/2], "not JSON": "\x00\x01\x02", "another version": `{"version":2}`,
+		"no version": `{}`, "a list": `[]`, "port 0": strings.Replace(good, `"port":8080`, `"port":0`, 1),
+		"a port that is none":    strings.Replace(good, `"port":8080`, `"port":70000`, 1),
+		"no backend":             strings.Replace(good, `"natpmp"`, `""`, 1),
+		"protocol 0":             strings.Replace(good, `"tcp"`, `"0"`, 1),
+		"every port":             strings.Replace(good, `192.168.1.2:8080`, `192.168.1.2:0`, 1),
+		"no end before its time": strings.Replace(good, `"Lifetime":1`, `"Lifetime":-1`, 1),
+		"a nest":                 strings.Repeat(`{"version":`, 20000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, got, err := statefile.Open(path)
+			if err == nil || f == nil || len(got) != 0 {
+				t.Fatalf("Open: %v, %v, %v; want a file, nothing in it, and the reason", f, got, err)
+			}
+			defer f.Close()
+			t.Log(err)
+			if kept, err := os.ReadFile(path + ".damaged"); err != nil || string(kept) != content {
+				t.Errorf("set aside: %q, %v", kept, err)
+			}
+			if err := f.Write(records); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestNotOurs(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("modes and links are another matter there")
+	}
+	dir := t.TempDir()
+	theirs := filepath.Join(dir, "theirs")
+	if err := os.WriteFile(theirs, []byte(`{"version":1}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, make := range map[string]func(path string) error{
+		"a link":      func(path string) error { return os.Symlink(theirs, path) },
+		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"writable by others": func(path string) error {
+			return errors.Join(os.WriteFile(path, []byte(`{"version":1}`), 0o600), os.Chmod(path, 0o666))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			if err := make(path); err != nil {
+				t.Fatal(err)
+			}
+			f, _, err := statefile.Open(path)
+			if err == nil || f == nil {
+				t.Fatalf("Open: %v, %v; want a file and the reason", f, err)
+			}
+			defer f.Close()
+			if err := f.Write(records); err != nil {
+				t.Error(err)
+			}
+			if b, err := os.ReadFile(theirs); err != nil || string(b) != `{"version":1}` {
+				t.Errorf("another's file now has %q, %v", b, err)
+			}
+		})
+	}
+}
+
+// Where the directory cannot be written, that is told, and the old contents stay.
+func TestReadOnly(t *testing.T) {
+	if _, _, err := statefile.Open(filepath.Join(t.TempDir(), "no", "such", "directory", "state")); err == nil {
+		t.Error("opened in a directory that there is not")
+	}
+	if os.Getuid() == 0 || runtime.GOOS == "windows" {
+		t.Skip("root may write everywhere")
+	}
+	dir := t.TempDir()
+	f, _ := open(t, filepath.Join(dir, "state"))
+	if err := os.Chmod(dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Write(records); err == nil {
+		t.Error("written to a directory that is read-only")
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	f.Add([]byte(`{"version":1,"mappings":[{"port":1,"mapping":{"Backend":"x","Protocol":"tcp","Internal":"1.1.1.1:1","External":"1.1.1.1:1","Lifetime":1}}]}`))
+	f.Add([]byte(`{"version":1}`))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(dir, "state")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		file, got, err := statefile.Open(path)
+		if file == nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		for _, r := range got {
+			if r.Mapping.Check() != nil || r.Port == 0 {
+				t.Errorf("%+v", r)
+			}
+		}
+	})
+}
