@@ -73,6 +73,7 @@ type Backend struct {
 	mu       sync.Mutex
 	closed   bool
 	found    *gateway
+	silences int                // of it, in a row
 	quirks   map[string]*quirks // by UDN
 	external netip.Addr         // as last told
 	asked    time.Time
@@ -217,6 +218,23 @@ func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error)
 	return addr, err
 }
 
+// giveUpAfter is how often in a row a device that is silent is asked where it was
+// found: to look for it again takes longer, and finds it as silent.
+const giveUpAfter = 2
+
+// silent counts how often in a row the device did not answer, and reports whether
+// that is enough.
+func (b *Backend) silent(err error) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !errors.Is(err, backends.ErrNoReply) {
+		b.silences = 0
+		return false
+	}
+	b.silences++
+	return b.silences >= giveUpAfter
+}
+
 // do does something with the device. Where that has moved, which refuses the
 // connection, it is looked for again, once.
 func (b *Backend) do(ctx context.Context, act func(context.Context, *gateway) error) error {
@@ -230,11 +248,11 @@ func (b *Backend) do(ctx context.Context, act func(context.Context, *gateway) er
 		return err
 	}
 	err = act(ctx, g)
-	if err == nil || ctx.Err() != nil || !Moved(err) && !errors.Is(err, backends.ErrNoReply) {
-		return err
+	moved := Moved(err) && ctx.Err() == nil
+	if b.silent(err) || moved {
+		b.lose(g) // it may be elsewhere when somebody asks again
 	}
-	b.lose(g) // who is silent now may be elsewhere when somebody asks again
-	if !Moved(err) {
+	if !moved {
 		return err
 	}
 	b.log.Debug("upnp: the device has moved", "url", g.Device.URL, "err", err)

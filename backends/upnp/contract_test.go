@@ -2,6 +2,7 @@ package upnp_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/natforward/goforward/backends/backendtest"
 	"github.com/natforward/goforward/backends/upnp"
@@ -14,7 +15,8 @@ func TestContract(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
-				gw, b := open(t, router)
+				gw := start(t, gatewaytest.Config{UPnP: router})
+				b := find(t, gw, upnp.Config{Wait: time.Second / 2, Timeout: time.Second / 2})
 				return backendtest.OnGateway(gw, b, int(upnp.ActionNotAuthorized))
 			})
 		})

@@ -2,10 +2,19 @@ package upnp
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
-	"syscall"
+	"time"
+
+	"github.com/natforward/goforward/internal/netbind"
+)
+
+// A lost packet that opens a connection costs the kernel a second or three.
+// Another attempt costs nothing, so one is begun each time that a little longer
+// has passed; the first that succeeds, or fails for certain, counts.
+const (
+	dialAttempts = 4
+	dialPause    = 250 * time.Millisecond // doubling
 )
 
 // dial connects to exactly that address and port, from the configured
@@ -20,13 +29,48 @@ func (c ClientConfig) dial(ctx context.Context, to netip.AddrPort) (net.Conn, er
 		if err != nil {
 			return nil, err
 		}
-		d.Control = func(network, _ string, raw syscall.RawConn) error {
-			var inner error
-			outer := raw.Control(func(fd uintptr) { inner = bindToInterface(fd, network, ifi) })
-			return errors.Join(outer, inner)
+		d.Control = netbind.Control(ifi)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	attempts := make(chan attempt)
+	begun := 0
+	begin := func() {
+		begun++
+		go func() { // waited for by its answer
+			conn, err := d.DialContext(ctx, "tcp", to.String())
+			attempts <- attempt{conn, err}
+		}()
+	}
+	begin()
+	pause := time.NewTimer(dialPause)
+	defer pause.Stop()
+	for {
+		select {
+		case first := <-attempts:
+			cancel()
+			for range begun - 1 {
+				(<-attempts).drop()
+			}
+			return first.conn, first.err
+		case <-pause.C:
+			if begun < dialAttempts {
+				begin()
+				pause.Reset(dialPause << (begun - 1))
+			}
 		}
 	}
-	return d.DialContext(ctx, "tcp", to.String())
+}
+
+// attempt is what came of one.
+type attempt struct {
+	conn net.Conn
+	err  error
+}
+
+func (a attempt) drop() {
+	if a.err == nil {
+		_ = a.conn.Close()
+	}
 }
 
 // localAddr is this host's address on the connection.

@@ -14,3 +14,10 @@ func (b *Backend) Watchful(between time.Duration) *Backend {
 	b.between = between
 	return b
 }
+
+// Watchers is how many calls of Watch are under way.
+func (b *Backend) Watchers() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.signals)
+}

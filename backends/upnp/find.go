@@ -70,11 +70,12 @@ func (b *Backend) find(ctx context.Context) (*gateway, error) {
 	return g, nil
 }
 
-// lose forgets a device, so that the next call looks for it.
+// lose forgets a device, whenever it was asked last, so that the next call looks
+// for it.
 func (b *Backend) lose(g *gateway) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.found == g {
+	if b.found != nil && b.found.Device == g.Device {
 		b.found = nil
 	}
 }

@@ -39,11 +39,11 @@ func (now known) since(before known) (backends.ChangeKind, string) {
 func (g *gateway) restarted(before *gateway) bool {
 	const slack = 2 * time.Second
 	now, then := g.Status.Uptime, before.Status.Uptime
-	if then == 0 || now == then {
+	if then == 0 || now == then || g.Status.Connection == "" {
 		return false
 	}
 	passed := g.seen.Sub(before.seen)
-	return now+slack < then || now+slack+passed/8 < then+passed
+	return now+slack+passed/8 < then+passed
 }
 
 func changed(before, now netip.Addr) bool {

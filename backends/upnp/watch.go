@@ -152,7 +152,7 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	}
 	b.mu.Lock()
 	if b.known.boot != before.boot {
-		after.boot = b.known.boot // told meanwhile
+		before.boot, after.boot = b.known.boot, b.known.boot // told meanwhile
 	}
 	b.known = after
 	b.mu.Unlock()
@@ -182,7 +182,7 @@ func (b *Backend) again(ctx context.Context, boot ssdp.ID, elsewhere bool) (*gat
 			b.remember(g.External)
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			if b.found == current {
+			if b.found == current { // or it was lost meanwhile
 				b.found = &g
 			}
 			return &g, nil

@@ -1,0 +1,169 @@
+package upnp_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// TestTaken: a port that somebody else has is left alone, also where the device
+// would overwrite it without a word.
+func TestTaken(t *testing.T) {
+	type listing = gatewaytest.UPnPListing
+	for name, tt := range map[string]struct {
+		router gatewaytest.UPnP
+		hops   bool // another port is granted
+	}{
+		"version 1":                        {gatewaytest.UPnP{Version: 1}, false},
+		"version 2":                        {gatewaytest.UPnP{}, true},
+		"version 2 without any port":       {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{NoAddAny: true}}, false},
+		"any port cuts the connection":     {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{AddAnyResets: true}}, false},
+		"no single entry":                  {gatewaytest.UPnP{Version: 1, Listing: listing{NoSpecific: true}}, false},
+		"no single entry, version 2":       {gatewaytest.UPnP{Listing: listing{NoSpecific: true}}, true},
+		"absent entries are bad arguments": {gatewaytest.UPnP{Version: 1, Listing: listing{Absent: 402}}, false},
+		"absent entries are failures":      {gatewaytest.UPnP{Version: 1, Listing: listing{Absent: 501}}, false},
+	} {
+		for who, take := range map[string]func(*testing.T, *gatewaytest.Gateway, *upnp.Backend){
+			"host":    func(t *testing.T, gw *gatewaytest.Gateway, _ *upnp.Backend) { occupy(t, gw, 9000) },
+			"program": func(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend) { mustMap(t, gw, b, wish(8081, 9000)) },
+		} {
+			t.Run(name+", another "+who, func(t *testing.T) {
+				t.Parallel()
+				gw, b := open(t, tt.router)
+				take(t, gw, b)
+				before, _ := row(gw, 9000)
+				_, err := b.Map(t.Context(), exactly(8080, 9000))
+				wantError(t, err, backends.ErrConflict, 0)
+				m, err := b.Map(t.Context(), wish(8080, 9000))
+				switch {
+				case !tt.hops:
+					wantError(t, err, backends.ErrConflict, 0)
+				case err != nil || m.External.Port() == 9000:
+					t.Errorf("mapped %v, %v", m.External, err)
+				default:
+					checkRow(t, gw, m)
+				}
+				if after, _ := row(gw, 9000); after.Internal != before.Internal {
+					t.Errorf("the port was %v's and is %v's", before.Internal, after.Internal)
+				}
+			})
+		}
+	}
+}
+
+// TestTakenByOtherMechanism: what the device does not list may be taken too.
+func TestTakenByOtherMechanism(t *testing.T) {
+	for _, code := range []int{718, 729} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{OtherMechanism: code}})
+			gw.Inject(gatewaytest.Fault{Match: isAction("GetSpecificPortMappingEntry"), Result: 714, Times: 1})
+			occupy(t, gw, 9000)
+			if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() == 9000 {
+				t.Error("mapped the port that is taken")
+			}
+		})
+	}
+}
+
+// TestAnyPortRemembered: a device that cuts the connection at a question is not
+// asked it again, nor taken for one that has gone.
+func TestAnyPortRemembered(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{AddAnyResets: true}})
+	occupy(t, gw, 9000)
+	for range 3 {
+		_, err := b.Map(t.Context(), wish(8080, 9000))
+		wantError(t, err, backends.ErrConflict, 0)
+	}
+	searches := gw.Stats().Requests["upnp describe"]
+	if n := count(gw, "AddAnyPortMapping"); n != 1 || searches != 1 {
+		t.Errorf("asked %d times for any port, and %d for the description", n, searches)
+	}
+}
+
+// TestNoOverwrite: of many who want a port at once, in one process, one gets it,
+// and keeps it.
+func TestNoOverwrite(t *testing.T) {
+	for name, router := range map[string]gatewaytest.UPnP{
+		"version 1": {Version: 1}, "version 2": {},
+		"no single entry": {Version: 1, Listing: gatewaytest.UPnPListing{NoSpecific: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, first := open(t, router)
+			all := []*upnp.Backend{first, find(t, gw, upnp.Config{})}
+			const each = 4
+			var wg sync.WaitGroup
+			errs := make([]error, each*len(all))
+			granted := make([]backends.Mapping, len(errs))
+			for i := range errs {
+				wg.Go(func() {
+					granted[i], errs[i] = all[i%len(all)].Map(t.Context(), exactly(8000+uint16(i), 9000))
+				})
+			}
+			wg.Wait()
+			winners := 0
+			for i, err := range errs {
+				if err != nil {
+					wantError(t, err, backends.ErrConflict, 0)
+					continue
+				}
+				winners++
+				checkRow(t, gw, granted[i])
+			}
+			if winners != 1 {
+				t.Errorf("%d got the port", winners)
+			}
+		})
+	}
+}
+
+// TestReAddRefused: devices that do not overwrite get the entry deleted first,
+// when it is renewed and when it was left over.
+func TestReAddRefused(t *testing.T) {
+	for name, router := range map[string]gatewaytest.UPnP{
+		"version 1":       {Version: 1, Rules: gatewaytest.UPnPRules{NoReAdd: 718}},
+		"version 2":       {Rules: gatewaytest.UPnPRules{NoReAdd: 718}},
+		"no single entry": {Version: 1, Rules: gatewaytest.UPnPRules{NoReAdd: 718}, Listing: gatewaytest.UPnPListing{NoSpecific: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, router)
+			m := mustMap(t, gw, b, wish(8080, 9000))
+			gw.Advance(m.Lifetime / 2)
+			if m = mustRenew(t, gw, b, m, wish(8080, 9000)); m.External.Port() != 9000 {
+				t.Errorf("renewed on port %d", m.External.Port())
+			}
+			gw.Advance(m.Lifetime / 2)
+			m = mustMap(t, gw, find(t, gw, upnp.Config{}), exactly(8080, 9000))
+			if len(gw.Table()) != 1 || m.Lifetime != wish(1, 1).Lifetime {
+				t.Errorf("granted %v: %v", m.Lifetime, gw.Table())
+			}
+		})
+	}
+}
+
+// TestOnePort: a device that gives an endpoint one port only.
+func TestOnePort(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Version: 1, Rules: gatewaytest.UPnPRules{OnePort: true}})
+	mustMap(t, gw, b, wish(8080, 9000))
+	if m := mustMap(t, gw, b, wish(8080, 9001)); m.External.Port() != 9000 {
+		t.Errorf("mapped port %d, want the one that there is", m.External.Port())
+	}
+	if m := mustMap(t, gw, b, exactly(8080, 9002)); m.External.Port() != 9002 || len(gw.Table()) != 1 {
+		t.Errorf("mapped port %d: %v", m.External.Port(), gw.Table())
+	}
+	r := exactly(8080, 9003)
+	r.Description = "another program"
+	_, err := b.Map(t.Context(), r)
+	wantError(t, err, backends.ErrConflict, 718)
+	if _, is := row(gw, 9002); !is {
+		t.Error("another program's mapping is gone")
+	}
+}

@@ -1,0 +1,165 @@
+package upnp_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+const week = 7 * 24 * time.Hour
+
+// TestLeases: whatever leases a gateway takes, it gets one of them, and no
+// mapping is believed to last longer than it does.
+func TestLeases(t *testing.T) {
+	for name, tt := range map[string]struct {
+		router     gatewaytest.UPnP
+		ask, want  time.Duration
+		tries      int
+		renewTries int
+	}{
+		"well behaved":                   {gatewaytest.UPnP{}, time.Hour, time.Hour, 1, 1},
+		"permanent only":                 {leases(gatewaytest.UPnPLeases{PermanentOnly: 725}), time.Hour, backends.Forever, 2, 0},
+		"permanent only, another code":   {leases(gatewaytest.UPnPLeases{PermanentOnly: 402}), time.Hour, backends.Forever, 2, 0},
+		"none permanent":                 {leases(gatewaytest.UPnPLeases{NoPermanent: 402}), 2 * time.Hour, 2 * time.Hour, 1, 1},
+		"none permanent, forever asked":  {leases(gatewaytest.UPnPLeases{NoPermanent: 402}), backends.Forever, time.Hour, 2, 1},
+		"a week at most":                 {leases(gatewaytest.UPnPLeases{NoLong: 402, NoPermanent: 402}), 2 * week, time.Hour, 3, 1},
+		"cut to a week":                  {gatewaytest.UPnP{}, 2 * week, week, 1, 1},
+		"forever is a week":              {gatewaytest.UPnP{}, backends.Forever, week, 1, 1},
+		"forever, version 1":             {gatewaytest.UPnP{Version: 1}, backends.Forever, backends.Forever, 1, 0},
+		"forever is a week, told as 0":   {leases(gatewaytest.UPnPLeases{ReportedZero: true}), backends.Forever, week, 1, 1},
+		"told as 0":                      {leases(gatewaytest.UPnPLeases{ReportedZero: true}), time.Hour, time.Hour, 1, 1},
+		"told as a day":                  {leases(gatewaytest.UPnPLeases{Reported: 24 * time.Hour}), time.Hour, time.Hour, 1, 1},
+		"told as a minute":               {leases(gatewaytest.UPnPLeases{Reported: time.Minute}), time.Hour, time.Minute, 1, 1},
+		"an hour at most":                {leases(gatewaytest.UPnPLeases{Max: time.Hour}), 3 * time.Hour, time.Hour, 1, 1},
+		"parts of a second are one more": {gatewaytest.UPnP{}, 1500 * time.Millisecond, 2 * time.Second, 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, tt.router)
+			r := wish(8080, 9000)
+			r.Lifetime = tt.ask
+			m := mustMap(t, gw, b, r)
+			if n := count(gw, "AddPortMapping"); m.Lifetime != tt.want || n != tt.tries {
+				t.Errorf("granted %v in %d tries, want %v in %d", m.Lifetime, n, tt.want, tt.tries)
+			}
+			gw.ResetStats()
+			m = mustRenew(t, gw, b, m, r)
+			if n := count(gw, "AddPortMapping"); m.Lifetime != tt.want || n != tt.renewTries {
+				t.Errorf("renewed for %v in %d tries, want %v in %d", m.Lifetime, n, tt.want, tt.renewTries)
+			}
+			if n := count(gw, "DeletePortMapping"); n != 0 {
+				t.Errorf("%d deletions", n)
+			}
+			if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+				t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+			}
+		})
+	}
+}
+
+func leases(l gatewaytest.UPnPLeases) gatewaytest.UPnP { return gatewaytest.UPnP{Leases: l} }
+
+// TestLeaseRemembered: what a device was found to want is asked for at once.
+func TestLeaseRemembered(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, leases(gatewaytest.UPnPLeases{PermanentOnly: 725}))
+	mustMap(t, gw, b, wish(8080, 9000))
+	mustMap(t, gw, b, wish(8081, 9001))
+	all := calls(gw, "AddPortMapping")
+	if len(all) != 3 || all[2]["NewLeaseDuration"] != "0" || all[2]["NewExternalPort"] != "9001" {
+		t.Errorf("asked %v", all)
+	}
+}
+
+// TestLeaseNotProlonged: an entry whose renewal changes nothing is made anew,
+// once.
+func TestLeaseNotProlonged(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, leases(gatewaytest.UPnPLeases{NoRefresh: true}))
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	if n := count(gw, "DeletePortMapping"); n != 0 {
+		t.Errorf("%d deletions of a fresh mapping", n)
+	}
+	gw.Advance(30 * time.Minute)
+	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	if n := count(gw, "DeletePortMapping"); n != 1 || m.Lifetime != time.Hour {
+		t.Errorf("%d deletions, granted %v", n, m.Lifetime)
+	}
+	gw.Advance(45 * time.Minute)
+	if _, is := row(gw, 9000); !is {
+		t.Error("expired with the first lease")
+	}
+}
+
+// TestLeaseNotProlongedNorDeleted: where the device does not let the entry be
+// made anew, it stands for the rest of its time.
+func TestLeaseNotProlongedNorDeleted(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, leases(gatewaytest.UPnPLeases{NoRefresh: true}))
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw.Advance(30 * time.Minute)
+	refuse(gw, "DeletePortMapping", int(upnp.ActionNotAuthorized))
+	if m, err := b.Renew(t.Context(), m, wish(8080, 9000)); err != nil || m.Lifetime != 30*time.Minute {
+		t.Errorf("renewed for %v, %v", m.Lifetime, err)
+	}
+}
+
+// TestPermanentVerified: a mapping without an end is made again where it is
+// gone, and only there; one whose lease the device does not keep is deleted all
+// the same.
+func TestPermanentVerified(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, leases(gatewaytest.UPnPLeases{PermanentOnly: 725}))
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw.ResetStats()
+	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	if n := count(gw, "AddPortMapping"); n != 0 {
+		t.Errorf("added %d times while it stood", n)
+	}
+	gw.RemoveMapping(backends.TCP, 9000)
+	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	if n := count(gw, "AddPortMapping"); n != 1 {
+		t.Errorf("added %d times after it was gone", n)
+	}
+	if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+	}
+}
+
+// TestLeftover: what an earlier run of the program left is taken over, with the
+// lease that this one wants.
+func TestLeftover(t *testing.T) {
+	t.Parallel()
+	gw, before := open(t, gatewaytest.UPnP{Version: 1})
+	r := wish(8080, 9000)
+	r.Lifetime = backends.Forever
+	mustMap(t, gw, before, r)
+	m := mustMap(t, gw, find(t, gw, upnp.Config{}), exactly(8080, 9000))
+	if m.Lifetime != time.Hour || len(gw.Table()) != 1 {
+		t.Errorf("taken over for %v: %v", m.Lifetime, gw.Table())
+	}
+}
+
+// TestIdleCleaned: renewal brings back what the gateway cleans away while
+// nobody uses it, on the same port.
+func TestIdleCleaned(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{IdleAfter: 10 * time.Minute}})
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw.Advance(11 * time.Minute)
+	if _, is := row(gw, 9000); is {
+		t.Fatal("the gateway kept it")
+	}
+	for range 3 {
+		if m = mustRenew(t, gw, b, m, wish(8080, 9000)); m.External.Port() != 9000 {
+			t.Errorf("renewed on port %d", m.External.Port())
+		}
+	}
+	if len(gw.Table()) != 1 {
+		t.Errorf("the table has grown: %v", gw.Table())
+	}
+}

@@ -1,0 +1,167 @@
+package upnp_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// TestLocationLies: wherever a gateway says that its description is, it is
+// asked itself, and nobody else is.
+func TestLocationLies(t *testing.T) {
+	for name, host := range map[string]string{
+		"this host":           "127.0.0.1",
+		"another host":        "127.99.0.1",
+		"this host by IPv6":   "[::1]",
+		"a foreign zone":      "[fe80::1%253]",
+		"a zone, not escaped": "[fe80::1%3]",
+		"another network":     "10.9.8.7",
+		"nowhere":             "0.0.0.0",
+		"a name":              "localhost",
+		"everybody":           "239.255.255.250",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{
+				Location: func(at string) string {
+					u, _ := url.Parse(at)
+					return "http://" + host + ":" + u.Port() + u.Path
+				},
+			}}})
+			traps := trapsAround(t, gw)
+			mustMap(t, gw, find(t, gw, upnp.Config{}), wish(8080, 9000))
+			for _, tr := range traps {
+				if n := tr.count.Load(); n != 0 {
+					t.Errorf("%v had %d connections", tr.addr, n)
+				}
+			}
+		})
+	}
+}
+
+// trapsAround are traps at other addresses of this host with the gateway's port.
+func trapsAround(t *testing.T, gw *gatewaytest.Gateway) []*trap {
+	t.Helper()
+	u, err := url.Parse(gw.DescriptionURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := netip.MustParseAddrPort(u.Host).Port()
+	var traps []*trap
+	for _, at := range []string{"127.0.0.1", "127.99.0.1", "::1"} {
+		if tr, is := setTrap(t, netip.AddrPortFrom(netip.MustParseAddr(at), port)); is {
+			traps = append(traps, tr)
+		}
+	}
+	return traps
+}
+
+// TestLocationRefused: what is no plain URL is not asked at all.
+func TestLocationRefused(t *testing.T) {
+	for name, location := range map[string]func(string) string{
+		"https":       func(at string) string { return strings.Replace(at, "http", "https", 1) },
+		"credentials": func(at string) string { return strings.Replace(at, "//", "//admin:admin@", 1) },
+		"a file":      func(string) string { return "file:///etc/passwd" },
+		"port 0":      func(string) string { return "http://127.0.0.1:0/" },
+		"none":        func(string) string { return "" },
+		"very long":   func(at string) string { return at + strings.Repeat("x", 2000) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{Location: location}}})
+			err := find(t, gw, upnp.Config{Wait: waitVain}).Probe(t.Context())
+			wantError(t, err, backends.ErrNoReply, 0)
+			if n := gw.Stats().Requests["upnp describe"]; n != 0 {
+				t.Errorf("described %d times", n)
+			}
+		})
+	}
+}
+
+// TestLocationOfGateway: a gateway may answer from another address than the one
+// that it serves at, and is the gateway all the same.
+func TestLocationOfGateway(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	other := answers(t, host(), func(int) string { return gw.DescriptionURL() }, 1)
+	b := find(t, gw, upnp.Config{SSDP: []netip.AddrPort{other}, Only: true, Wait: wait / 2})
+	all, err := b.Gateways(t.Context())
+	if err != nil || len(all) != 1 || !all[0].Default || all[0].Device.Host != gw.Addr().Addr() {
+		t.Errorf("found %+v, %v", all, err)
+	}
+}
+
+// answers is a device that answers each search with so many locations.
+func answers(t *testing.T, at netip.Addr, location func(i int) string, n int) netip.AddrPort {
+	return fakeSSDP(t, at, func(conn *net.UDPConn, _ []byte, from netip.AddrPort) {
+		for i := range n {
+			_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(nil,
+				"HTTP/1.1 200 OK\r\nLOCATION: %s\r\nST: upnp:rootdevice\r\nUSN: uuid:%d::upnp:rootdevice\r\n\r\n", location(i), i), from)
+		}
+	})
+}
+
+// TestStrangers: a crowd of devices that are none of ours is asked within
+// bounds, and does not keep the gateway from being found.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	needHosts(t)
+	var traps []*trap
+	var ssdp []netip.AddrPort
+	for range 40 {
+		tr, is := setTrap(t, netip.AddrPortFrom(host(), 0))
+		if !is {
+			t.Fatal("no port")
+		}
+		traps = append(traps, tr)
+		ssdp = append(ssdp, answers(t, tr.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", tr.addr, i) }, 25))
+	}
+	connections := func() (sum int32) {
+		for _, tr := range traps {
+			n := tr.count.Load()
+			if sum += n; n > 4 { // two descriptions, and what of them is asked twice
+				t.Errorf("%v had %d connections", tr.addr, n)
+			}
+		}
+		return sum
+	}
+	gw := start(t, gatewaytest.Config{})
+	b := find(t, gw, upnp.Config{SSDP: ssdp, Wait: wait / 2})
+	if all, err := b.Gateways(t.Context()); err == nil {
+		t.Errorf("found %+v among strangers", all)
+	}
+	if n := connections(); n == 0 || n > 32 {
+		t.Errorf("the strangers had %d connections", n)
+	}
+	b = find(t, gw, upnp.Config{SSDP: append(ssdp, gw.SSDP())})
+	mustMap(t, gw, b, wish(8080, 9000))
+	if n := connections(); n > 64 {
+		t.Errorf("the strangers had %d connections", n)
+	}
+}
+
+// TestGatewayCrowd: the gateway's own answers are bounded too.
+func TestGatewayCrowd(t *testing.T) {
+	t.Parallel()
+	tr, is := setTrap(t, netip.AddrPortFrom(host(), 0))
+	if !is {
+		t.Fatal("no port")
+	}
+	at := answers(t, tr.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", tr.addr, i) }, 60)
+	b, err := upnp.New(upnp.Config{Gateway: at.Addr(), SSDP: []netip.AddrPort{at}, Wait: wait / 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	wantError(t, b.Probe(t.Context()), backends.ErrNoReply, 0)
+	if n := tr.count.Load(); n == 0 || n > 16 {
+		t.Errorf("the gateway had %d connections", n)
+	}
+}

@@ -1,0 +1,208 @@
+package upnp_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+var loopback6 = netip.IPv6Loopback()
+
+// open6 starts a gateway with an IPv6 firewall, and a backend that finds it over
+// IPv6. It skips where the machine has none.
+func open6(t *testing.T, router gatewaytest.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
+	t.Helper()
+	_, is := setTrap(t, netip.AddrPortFrom(loopback6, 0))
+	if !is {
+		t.Skip("SKIPPED: this machine has no [::1], pinholes are not tested")
+	}
+	gw := start(t, gatewaytest.Config{Listen6: netip.AddrPortFrom(loopback6, 0), UPnP: router})
+	return gw, find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.SSDP6()}})
+}
+
+// hole is the pinhole of a port.
+func hole(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
+	for _, e := range gw.Table() {
+		if e.Internal == netip.AddrPortFrom(loopback6, port) {
+			return e, true
+		}
+	}
+	return gatewaytest.Entry{}, false
+}
+
+func TestPinhole(t *testing.T) {
+	t.Parallel()
+	gw, b := open6(t, gatewaytest.UPnP{})
+	r := wish(8080, 0)
+	r.Remote = netip.MustParseAddrPort("[2001:db8::7]:99")
+	m, err := b.Map(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := netip.AddrPortFrom(loopback6, 8080)
+	if m.Internal != here || m.External != here || m.Lifetime != time.Hour || m.Remote != r.Remote || m.Backend != upnp.Name {
+		t.Errorf("opened %+v", m)
+	}
+	e, _ := hole(gw, 8080)
+	if want := (gatewaytest.Filter{Prefix: netip.MustParsePrefix("2001:db8::7/128"), Port: 99}); len(e.Filters) != 1 || e.Filters[0] != want {
+		t.Errorf("the gateway admits %v", e.Filters)
+	}
+
+	gw.Advance(30 * time.Minute)
+	r.Lifetime = 2 * time.Hour
+	again, err := b.Renew(t.Context(), m, r)
+	if e, _ := hole(gw, 8080); err != nil || again.Lifetime != r.Lifetime || e.Remaining != r.Lifetime || again.External != here {
+		t.Errorf("renewed %+v, %v; the gateway has it for %v", again, err, e.Remaining)
+	}
+	if n := count(gw, "AddPinhole"); n != 1 || count(gw, "UpdatePinhole") != 1 {
+		t.Errorf("opened %d times", n)
+	}
+	if addr, err := b.ExternalAddr(t.Context()); err != nil || addr != loopback6 {
+		t.Errorf("ExternalAddr: %v, %v", addr, err)
+	}
+	for range 2 {
+		if err := b.Unmap(t.Context(), again); err != nil || len(gw.Table()) != 0 {
+			t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+		}
+	}
+}
+
+// TestPinholeGone: a pinhole that the gateway has lost is opened again, and
+// closing one that it does not know succeeds, whatever it calls that.
+func TestPinholeGone(t *testing.T) {
+	for name, router := range map[string]gatewaytest.UPnP{
+		"704": {}, "402": {Firewall: gatewaytest.UPnPFirewall{Absent: 402}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open6(t, router)
+			m, err := b.Map(t.Context(), wish(8080, 8080))
+			if err != nil {
+				t.Fatal(err)
+			}
+			gw.Restart(gatewaytest.RestartOptions{Silent: true})
+			m, err = b.Renew(t.Context(), m, wish(8080, 8080))
+			if _, is := hole(gw, 8080); err != nil || !is {
+				t.Errorf("Renew: %v, the gateway has %v", err, gw.Table())
+			}
+			gw.Restart(gatewaytest.RestartOptions{Silent: true})
+			if err := b.Unmap(t.Context(), m); err != nil {
+				t.Errorf("Unmap: %v", err)
+			}
+		})
+	}
+}
+
+// TestPinholeMoved: pinholes survive that the gateway serves on another port.
+func TestPinholeMoved(t *testing.T) {
+	t.Parallel()
+	gw, b := open6(t, gatewaytest.UPnP{MovePort: true})
+	m, err := b.Map(t.Context(), wish(8080, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepTable: true})
+	if _, err := b.Renew(t.Context(), m, wish(8080, 0)); err != nil || count(gw, "AddPinhole") != 1 {
+		t.Errorf("Renew: %v", err)
+	}
+}
+
+// TestNoFirewall: where the firewall is switched off, every port is open.
+func TestNoFirewall(t *testing.T) {
+	t.Parallel()
+	_, b := open6(t, gatewaytest.UPnP{Firewall: gatewaytest.UPnPFirewall{Disabled: true}})
+	m, err := b.Map(t.Context(), wish(8080, 0))
+	if err != nil || m.External != netip.AddrPortFrom(loopback6, 8080) || m.Lifetime != time.Hour {
+		t.Fatalf("opened %+v, %v", m, err)
+	}
+	if m, err = b.Renew(t.Context(), m, wish(8080, 0)); err != nil {
+		t.Errorf("Renew: %v", err)
+	}
+	if err := b.Unmap(t.Context(), m); err != nil {
+		t.Errorf("Unmap: %v", err)
+	}
+}
+
+// TestPinholeRefused: what a gateway, or this protocol, does not do.
+func TestPinholeRefused(t *testing.T) {
+	t.Parallel()
+	type firewall = gatewaytest.UPnPFirewall
+	forever, shortest, longest := wish(8080, 0), wish(8080, 0), wish(8080, 0)
+	forever.Lifetime, shortest.Lifetime, longest.Lifetime = backends.Forever, time.Millisecond, 40*time.Hour
+	other, icmp := wish(8080, 0), wish(8080, 0)
+	other.Internal = netip.MustParseAddrPort("[2001:db8::8]:8080")
+	icmp.Protocol = 58
+	for name, tt := range map[string]struct {
+		router  gatewaytest.UPnP
+		request backends.Request
+		want    error
+		code    upnp.FaultCode
+		lease   time.Duration
+	}{
+		"not allowed":                {gatewaytest.UPnP{Firewall: firewall{NotAllowed: true}}, wish(8080, 0), backends.ErrNotAuthorized, 703, 0},
+		"switched off":               {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{SwitchedOff: true}}, wish(8080, 0), backends.ErrNotAuthorized, 606, 0},
+		"below 1024":                 {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{LowPorts: 606}}, wish(80, 0), backends.ErrNotAuthorized, 606, 0},
+		"another host":               {gatewaytest.UPnP{}, other, backends.ErrNotAuthorized, 606, 0},
+		"no such protocol":           {gatewaytest.UPnP{}, icmp, backends.ErrUnsupported, 705, 0},
+		"another port exactly":       {gatewaytest.UPnP{}, exactly(8080, 9000), backends.ErrUnsupported, 0, 0},
+		"the same port exactly":      {gatewaytest.UPnP{}, exactly(8080, 8080), nil, 0, time.Hour},
+		"another port, if it may be": {gatewaytest.UPnP{}, wish(8080, 9000), nil, 0, time.Hour},
+		"forever":                    {gatewaytest.UPnP{}, forever, backends.ErrUnsupported, 0, 0},
+		"very short":                 {gatewaytest.UPnP{}, shortest, nil, 0, time.Second},
+		"very long":                  {gatewaytest.UPnP{}, longest, nil, 0, 24 * time.Hour},
+		"the usual":                  {gatewaytest.UPnP{}, backends.Request{Protocol: backends.UDP, Internal: wish(8080, 0).Internal}, nil, 0, upnp.DefaultLifetime},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open6(t, tt.router)
+			m, err := b.Map(t.Context(), tt.request)
+			if tt.want != nil {
+				wantError(t, err, tt.want, tt.code)
+				return
+			}
+			if e, _ := hole(gw, 8080); err != nil || m.Lifetime != tt.lease || e.Remaining != tt.lease || m.External.Port() != 8080 {
+				t.Errorf("opened %+v, %v; the gateway has %+v", m, err, e)
+			}
+		})
+	}
+}
+
+// TestFirewallUnlisted: firewalls have no table.
+func TestFirewallUnlisted(t *testing.T) {
+	t.Parallel()
+	_, b := open6(t, gatewaytest.UPnP{})
+	_, err := listed(t, b)
+	wantError(t, err, backends.ErrUnsupported, 0)
+	_, err = b.EntryAt(t.Context(), 0)
+	wantError(t, err, backends.ErrUnsupported, 0)
+}
+
+// TestFirewallGateways: what is told of firewalls, and that an IGD:1 has none.
+func TestFirewallGateways(t *testing.T) {
+	for name, tt := range map[string]struct {
+		router gatewaytest.UPnP
+		reason string
+	}{
+		"open":        {gatewaytest.UPnP{}, "opens pinholes, and this host's way out"},
+		"not allowed": {gatewaytest.UPnP{Firewall: gatewaytest.UPnPFirewall{NotAllowed: true}}, "pinholes switched off, and this host's way out"},
+		"version 1":   {gatewaytest.UPnP{Version: 1}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, _ := open6(t, tt.router)
+			b := find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.SSDP6()}, Wait: wait / 2})
+			all, err := b.Gateways(t.Context())
+			if tt.reason == "" {
+				wantError(t, err, backends.ErrNoReply, 0)
+				return
+			}
+			if err != nil || len(all) != 1 || all[0].Reason != tt.reason || all[0].Device.Local != loopback6 {
+				t.Errorf("found %+v, %v", all, err)
+			}
+		})
+	}
+}

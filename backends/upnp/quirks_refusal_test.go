@@ -1,0 +1,266 @@
+package upnp_test
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// TestRefusals: what each fault is taken for, and how often a device is asked.
+func TestRefusals(t *testing.T) {
+	for name, tt := range map[string]struct {
+		code  upnp.FaultCode
+		kind  error
+		tries int
+	}{
+		"no such action":            {401, backends.ErrUnsupported, 1},
+		"invalid arguments":         {402, backends.ErrUnsupported, 4},
+		"failed":                    {501, backends.ErrNoResources, 4},
+		"invalid value":             {600, backends.ErrUnsupported, 4},
+		"out of range":              {601, backends.ErrUnsupported, 4},
+		"optional":                  {602, backends.ErrUnsupported, 1},
+		"out of memory":             {603, backends.ErrNoResources, 1},
+		"a human is needed":         {604, backends.ErrNotAuthorized, 1},
+		"too long":                  {605, backends.ErrUnsupported, 3},
+		"not authorized":            {606, backends.ErrNotAuthorized, 1},
+		"no such entry":             {714, backends.ErrMalformed, 1},
+		"remote host needed":        {715, backends.ErrUnsupported, 1},
+		"external port needed":      {716, backends.ErrUnsupported, 1},
+		"conflict":                  {718, backends.ErrConflict, 1},
+		"same port":                 {724, backends.ErrUnsupported, 1},
+		"permanent only, or so":     {725, backends.ErrUnsupported, 3},
+		"any remote host only":      {726, backends.ErrUnsupported, 1},
+		"any external port only":    {727, backends.ErrUnsupported, 1},
+		"table full":                {728, backends.ErrNoResources, 1},
+		"other mechanism":           {729, backends.ErrConflict, 1},
+		"read only":                 {731, backends.ErrNotAuthorized, 1},
+		"internal port needed":      {732, backends.ErrUnsupported, 1},
+		"vendor's":                  {850, backends.ErrNoResources, 1},
+		"vendor's, negative":        {-911, backends.ErrNoResources, 1},
+		"vendor's, past the last":   {735, backends.ErrNoResources, 1},
+		"of no port mapping at all": {704, backends.ErrMalformed, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, gatewaytest.UPnP{Version: 1})
+			refuse(gw, "AddPortMapping", int(tt.code))
+			_, err := b.Map(t.Context(), exactly(8080, 9000))
+			wantError(t, err, tt.kind, tt.code)
+			all := calls(gw, "AddPortMapping")
+			if len(all) != tt.tries {
+				t.Errorf("asked %d times, want %d: %v", len(all), tt.tries, all)
+			}
+			seen := map[string]bool{}
+			for _, args := range all {
+				if args["NewExternalPort"] != "9000" || args["NewRemoteHost"] != "" {
+					t.Errorf("asked for port %s of %q", args["NewExternalPort"], args["NewRemoteHost"])
+				}
+				words := args["NewLeaseDuration"] + args["NewPortMappingDescription"]
+				if seen[words] && tt.code != 501 {
+					t.Errorf("asked twice with lease %s and description %q", args["NewLeaseDuration"], args["NewPortMappingDescription"])
+				}
+				seen[words] = true
+			}
+		})
+	}
+}
+
+// TestInvalidArguments: the order in which a request is worded anew, for a
+// device that only says that it does not like it.
+func TestInvalidArguments(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Version: 1})
+	refuse(gw, "AddPortMapping", 402)
+	r := wish(8080, 9000)
+	r.Lifetime *= 2
+	_, err := b.Map(t.Context(), r)
+	wantError(t, err, backends.ErrUnsupported, 402)
+	var got []string
+	for _, args := range calls(gw, "AddPortMapping") {
+		got = append(got, args["NewLeaseDuration"]+" "+args["NewExternalPort"]+" "+args["NewPortMappingDescription"])
+	}
+	want := "7200 9000 a test, 0 9000 a test, 3600 9000 a test, 7200 9000 goforward, 0 9000 goforward, 7200 8080 a test"
+	if s := strings.Join(got, ", "); s != want {
+		t.Errorf("asked\n%s, want\n%s", s, want)
+	}
+}
+
+// TestDescriptionsRefused: what a device dislikes about a description is left out.
+func TestDescriptionsRefused(t *testing.T) {
+	long := strings.Repeat("x", 60)
+	for name, tt := range map[string]struct {
+		demands gatewaytest.UPnPDemands
+		text    string
+		want    string
+	}{
+		"blank":                 {gatewaytest.UPnPDemands{BlankDescription: 402}, " ", "goforward"},
+		"quotes":                {gatewaytest.UPnPDemands{OddDescription: 402}, `a "b" & <c>`, "a _b_ _ _c_"},
+		"odd":                   {gatewaytest.UPnPDemands{OddDescription: 402}, "a (b)", "goforward"},
+		"odd, by another code":  {gatewaytest.UPnPDemands{OddDescription: 600}, "a (b)", "goforward"},
+		"long":                  {gatewaytest.UPnPDemands{LongDescription: 605, MaxDescription: 32}, long, "goforward"},
+		"long, by another code": {gatewaytest.UPnPDemands{LongDescription: 402, MaxDescription: 32}, long, "goforward"},
+		"as long as all can":    {gatewaytest.UPnPDemands{LongDescription: 501, MaxDescription: 63}, long + long, (long + long)[:63]},
+		"odd, by a third code":  {gatewaytest.UPnPDemands{OddDescription: 501}, "a (b)", "goforward"},
+		"not ASCII":             {gatewaytest.UPnPDemands{OddDescription: 402}, "Bücher\x1b", "B_cher_"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, gatewaytest.UPnP{Demands: tt.demands})
+			r := wish(8080, 9000)
+			r.Description = tt.text
+			m, err := b.Map(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e, _ := row(gw, m.External.Port()); e.Description != tt.want {
+				t.Errorf("described as %q, want %q", e.Description, tt.want)
+			}
+		})
+	}
+}
+
+// TestPrivateWAN: a device that fails because it is behind another router says so
+// in its external address. No other port helps.
+func TestPrivateWAN(t *testing.T) {
+	private := gatewaytest.UPnPRules{RefusePrivate: true}
+	for name, tt := range map[string]struct {
+		external string
+		router   gatewaytest.UPnP
+		want     error
+		text     string
+	}{
+		"private, told as empty": {"192.168.201.90", gatewaytest.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
+		"shared, told as empty":  {"100.64.3.4", gatewaytest.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
+		"private, told": {"10.1.2.3", gatewaytest.UPnP{Rules: private, Status: gatewaytest.UPnPStatus{
+			External: netip.Addr.String,
+		}}, backends.ErrPrivateWAN, "10.1.2.3, behind another router"},
+		"shared, told": {"100.64.3.4", gatewaytest.UPnP{Rules: private, Status: gatewaytest.UPnPStatus{
+			External: netip.Addr.String,
+		}}, backends.ErrPrivateWAN, "100.64.3.4, behind the provider's NAT"},
+		"state unknown": {"10.1.2.3", gatewaytest.UPnP{
+			Rules: private, Status: gatewaytest.UPnPStatus{Unsupported: true},
+		}, backends.ErrPrivateWAN, "tells none"},
+		"not connected": {"0.0.0.0", gatewaytest.UPnP{}, backends.ErrNetworkFailure, "Disconnected"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{External: netip.MustParseAddr(tt.external), UPnP: tt.router})
+			_, err := find(t, gw, upnp.Config{}).Map(t.Context(), wish(8080, 9000))
+			wantError(t, err, tt.want, 501)
+			if err != nil && !strings.Contains(err.Error(), tt.text) || errors.Is(err, backends.ErrNoResources) {
+				t.Errorf("%v, want only %q", err, tt.text)
+			}
+			if n := count(gw, "AddPortMapping") + count(gw, "AddAnyPortMapping"); n != 1 {
+				t.Errorf("asked %d times", n)
+			}
+		})
+	}
+}
+
+// TestPrivateWANConflict: some devices call that a conflict, with nothing there.
+func TestPrivateWANConflict(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{External: netip.MustParseAddr("192.168.201.90"), UPnP: gatewaytest.UPnP{Version: 1}})
+	refuse(gw, "AddPortMapping", 718)
+	_, err := find(t, gw, upnp.Config{}).Map(t.Context(), wish(8080, 9000))
+	wantError(t, err, backends.ErrConflict, 718)
+	if err != nil && !strings.Contains(err.Error(), "192.168.201.90, is private") {
+		t.Errorf("%v says nothing of the private address", err)
+	}
+}
+
+// TestFailsOnce: a device that fails for no reason is asked again.
+func TestFailsOnce(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{})
+	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Result: 501, Times: 1})
+	if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() != 9000 || m.Lifetime != time.Hour {
+		t.Errorf("mapped port %d for %v", m.External.Port(), m.Lifetime)
+	}
+}
+
+// TestRules: policies of real gateways. None of them is met with other ports.
+func TestRules(t *testing.T) {
+	type rules = gatewaytest.UPnPRules
+	other := wish(8080, 9000)
+	other.Internal = netip.MustParseAddrPort("192.168.77.9:8080")
+	peer := wish(8080, 9000)
+	peer.Remote = netip.MustParseAddrPort("45.45.45.77:0")
+	for name, tt := range map[string]struct {
+		router  gatewaytest.UPnP
+		request backends.Request
+		kind    error
+		code    upnp.FaultCode
+		text    string
+	}{
+		"switched off":                {gatewaytest.UPnP{Rules: rules{SwitchedOff: true}}, wish(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
+		"ports below 1024":            {gatewaytest.UPnP{Rules: rules{LowPorts: 606}}, wish(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
+		"another host":                {gatewaytest.UPnP{}, other, backends.ErrNotAuthorized, 606, "another host, 192.168.77.9"},
+		"another host, version 1":     {gatewaytest.UPnP{Version: 1}, other, backends.ErrNotAuthorized, 718, "another host, 192.168.77.9"},
+		"full":                        {gatewaytest.UPnP{}, wish(8080, 9000), backends.ErrNoResources, 728, ""},
+		"full, version 1":             {gatewaytest.UPnP{Version: 1}, wish(8080, 9000), backends.ErrNoResources, 501, ""},
+		"full, by another code":       {gatewaytest.UPnP{Rules: rules{Full: 402}}, wish(8080, 9000), backends.ErrUnsupported, 402, ""},
+		"full, without a word":        {gatewaytest.UPnP{Rules: rules{FullSilent: true}}, wish(8080, 9000), backends.ErrNoResources, 0, "does not list it"},
+		"remote host needed":          {gatewaytest.UPnP{Rules: rules{SourceNeeded: true}}, wish(8080, 9000), backends.ErrUnsupported, 715, ""},
+		"no remote host":              {gatewaytest.UPnP{Rules: rules{AnySourceOnly: true}}, peer, backends.ErrUnsupported, 726, ""},
+		"no external port":            {gatewaytest.UPnP{Rules: rules{AnyPortOnly: true}}, wish(8080, 9000), backends.ErrUnsupported, 727, ""},
+		"same port, another is exact": {gatewaytest.UPnP{Rules: rules{SamePort: true}}, exactly(8080, 9000), backends.ErrUnsupported, 724, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			config := gatewaytest.Config{UPnP: tt.router}
+			if strings.HasPrefix(name, "full") {
+				config.TableLimit = 1
+			}
+			gw := start(t, config)
+			occupy(t, gw, 7)
+			_, err := find(t, gw, upnp.Config{}).Map(t.Context(), tt.request)
+			wantError(t, err, tt.kind, tt.code)
+			if err != nil && !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("%v, want %q in it", err, tt.text)
+			}
+			if errors.Is(err, backends.ErrConflict) || len(gw.Table()) != 1 {
+				t.Errorf("%v; the table is %v", err, gw.Table())
+			}
+		})
+	}
+}
+
+// TestSamePort: a device that cannot tell ports apart gets the internal one.
+func TestSamePort(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{SamePort: true}})
+	if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() != 8080 {
+		t.Errorf("mapped port %d", m.External.Port())
+	}
+	occupy(t, gw, 8081)
+	_, err := b.Map(t.Context(), wish(8081, 9001))
+	wantError(t, err, backends.ErrConflict, 0)
+}
+
+// TestOtherService: where one service does not know how to map, another of the
+// device may, and its table is looked at before.
+func TestOtherService(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool {
+		return q.Action == "AddPortMapping" && strings.Contains(string(q.Raw), "WANIPConnection")
+	}, Result: 401})
+	_, err := b.Map(t.Context(), wish(8080, 9000))
+	wantError(t, err, backends.ErrNetworkFailure, 501) // of the service that is not connected
+	asked := map[string]bool{}
+	for _, q := range gw.Requests() {
+		if strings.Contains(string(q.Raw), "WANPPPConnection:1#") {
+			asked[q.Action] = true
+		}
+	}
+	if !asked["GetSpecificPortMappingEntry"] || !asked["AddPortMapping"] {
+		t.Errorf("of the other service, asked %v", asked)
+	}
+}

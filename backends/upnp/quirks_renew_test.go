@@ -1,0 +1,150 @@
+package upnp_test
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// TestRenewTaken: a mapping whose port somebody else got meanwhile moves to
+// another port, unless the port matters.
+func TestRenewTaken(t *testing.T) {
+	for name, router := range map[string]gatewaytest.UPnP{
+		"version 1": {Version: 1}, "version 2": {}, "no any port": {Rules: gatewaytest.UPnPRules{AddAnyResets: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, router)
+			m := mustMap(t, gw, b, wish(8080, 9000))
+			gw.RemoveMapping(backends.TCP, 9000)
+			occupy(t, gw, 9000)
+			_, err := b.Renew(t.Context(), m, exactly(8080, 9000))
+			wantError(t, err, backends.ErrConflict, 0)
+			if again := mustRenew(t, gw, b, m, wish(8080, 9000)); again.External.Port() == 9000 {
+				t.Error("renewed on the port that is taken")
+			}
+			if e, _ := row(gw, 9000); e.Internal.Addr() != netip.MustParseAddr("192.168.77.9") {
+				t.Errorf("the other host's entry is %+v", e)
+			}
+		})
+	}
+}
+
+// TestRenewInPlace: renewals add nothing to the table.
+func TestRenewInPlace(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{})
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	for range 3 {
+		gw.Advance(30 * time.Minute)
+		m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	}
+	if len(gw.Table()) != 1 || m.External.Port() != 9000 || count(gw, "DeletePortMapping") != 0 {
+		t.Errorf("on port %d: %v", m.External.Port(), gw.Table())
+	}
+}
+
+// TestMoved: a device that serves on another port after a restart is found
+// again, within the call.
+func TestMoved(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{MovePort: true})
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepTable: true})
+	if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	if _, err := b.ExternalAddr(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPathGone: a control path that is unknown after a restart is looked for.
+func TestPathGone(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{})
+	mustMap(t, gw, b, wish(8080, 9000))
+	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Times: 1, Reply: func([]byte) [][]byte {
+		return [][]byte{[]byte("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")}
+	}})
+	before := gw.Stats().Requests["upnp describe"]
+	mustMap(t, gw, b, wish(8081, 9001))
+	if n := gw.Stats().Requests["upnp describe"] - before; n != 1 {
+		t.Errorf("described %d times", n)
+	}
+}
+
+// TestUnmap: only what is ours is deleted, as far as the device tells.
+func TestUnmap(t *testing.T) {
+	for name, tt := range map[string]struct {
+		router  gatewaytest.UPnP
+		disturb func(*testing.T, *gatewaytest.Gateway)
+		left    int
+		deletes int
+	}{
+		"ours":  {gatewaytest.UPnP{}, nil, 0, 1},
+		"gone":  {gatewaytest.UPnP{}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 0},
+		"taken": {gatewaytest.UPnP{AnyClient: true}, func(t *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000); occupy(t, gw, 9000) }, 1, 0},
+		"taken by another program": {gatewaytest.UPnP{}, func(t *testing.T, gw *gatewaytest.Gateway) {
+			gw.RemoveMapping(backends.TCP, 9000)
+			mustMap(t, gw, find(t, gw, upnp.Config{}), exactly(8099, 9000))
+		}, 1, 0},
+		"unknown":                         {gatewaytest.UPnP{Listing: gatewaytest.UPnPListing{NoSpecific: true}}, nil, 0, 1},
+		"gone, by another code":           {gatewaytest.UPnP{Listing: gatewaytest.UPnPListing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 1},
+		"the lease is ignored for days":   {leases(gatewaytest.UPnPLeases{Reported: 48 * time.Hour}), nil, 0, 1},
+		"listed, but cannot be asked for": {gatewaytest.UPnP{Version: 1, Listing: gatewaytest.UPnPListing{Absent: 501}}, nil, 0, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, tt.router)
+			m := mustMap(t, gw, b, wish(8080, 9000))
+			if tt.disturb != nil {
+				tt.disturb(t, gw)
+			}
+			if err := b.Unmap(t.Context(), m); err != nil {
+				t.Errorf("Unmap: %v", err)
+			}
+			if n := count(gw, "DeletePortMapping"); len(gw.Table()) != tt.left || n != tt.deletes {
+				t.Errorf("%d deletions leave %v", n, gw.Table())
+			}
+		})
+	}
+}
+
+// TestUnmapFromAnotherProcess: all that it takes is what the mapping says.
+func TestUnmapFromAnotherProcess(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	m.Internal = netip.AddrPortFrom(netip.Addr{}, m.Internal.Port()) // this host
+	if err := find(t, gw, upnp.Config{}).Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+	}
+}
+
+// TestServiceRemembered: the service that granted a mapping is the one that is
+// asked about it.
+func TestServiceRemembered(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw.ResetStats()
+	m.Token = bytes.Replace(m.Token, []byte("WANIPConnection:2"), []byte("WANPPPConnection:1"), 1)
+	_ = b.Unmap(t.Context(), m)
+	for _, q := range gw.Requests() {
+		if !bytes.Contains(q.Raw, []byte("WANPPPConnection:1#")) {
+			t.Errorf("asked another service: %s", q.Raw)
+		}
+	}
+	if len(gw.Requests()) == 0 {
+		t.Error("asked nobody")
+	}
+}

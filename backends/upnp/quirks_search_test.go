@@ -1,0 +1,227 @@
+package upnp_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// The patience of searches that end by it: after all that is there has answered,
+// or where nothing is that could.
+const (
+	wait     = 600 * time.Millisecond
+	waitVain = 100 * time.Millisecond
+)
+
+// TestSearchQuirks: gateways that answer only some searches, or oddly, are found.
+func TestSearchQuirks(t *testing.T) {
+	type search = gatewaytest.UPnPSearch
+	for name, router := range map[string]gatewaytest.UPnP{
+		"from another port":         {Search: search{OtherPort: true}},
+		"version 1 only":            {Version: 1, Search: search{NoIGD2: true}},
+		"no version 2":              {Search: search{NoIGD2: true}},
+		"other version than it is":  {Search: search{Version: 1}},
+		"first device of all":       {Search: search{FirstOnly: true}},
+		"no answer to port 1900":    {Search: search{NoPort1900: true}},
+		"duplicates":                {Search: search{Duplicates: 5}},
+		"garbage first":             {Search: search{Garbage: [][]byte{{}, {0, 1, 2}, []byte("HTTP/1.1 200 OK\r\n\r\n"), []byte(strings.Repeat("x", 9000))}}},
+		"line feeds":                {Search: search{LFOnly: true, NoSpace: true, NoReason: true}},
+		"no blank line":             {Search: search{NoBlankLine: true}},
+		"unicast only":              {Search: search{UnicastOnly: true}},
+		"all of it":                 {Version: 1, Search: search{OtherPort: true, NoIGD2: true, FirstOnly: true, Duplicates: 3, LFOnly: true, NoSpace: true, NoBlankLine: true}},
+		"IP and PPP":                {Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}},
+		"PPP only":                  {Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionPPP}},
+		"DSL Forum":                 {Description: gatewaytest.UPnPDescription{DSLForum: true}},
+		"DSL Forum, PPP":            {Version: 1, Description: gatewaytest.UPnPDescription{DSLForum: true, Connections: gatewaytest.ConnectionPPP}},
+		"the last of several WANs":  {Description: gatewaytest.UPnPDescription{WANDevices: 3, Connected: 2}},
+		"the first of several WANs": {Description: gatewaytest.UPnPDescription{WANDevices: 3}},
+		"several WANs, IP and PPP":  {Version: 1, Description: gatewaytest.UPnPDescription{WANDevices: 3, Connected: 1, Connections: gatewaytest.ConnectionBoth}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{UPnP: router})
+			b := find(t, gw, upnp.Config{})
+			m := mustMap(t, gw, b, wish(8080, 9000))
+			if m.External.Addr() != gw.External() {
+				t.Errorf("mapped %v", m.External)
+			}
+			if n := gw.Stats().Requests["upnp describe"]; n != 1 {
+				t.Errorf("described %d times", n)
+			}
+			for _, q := range gw.Requests() {
+				if q.Service == "upnp" && q.Op != gatewaytest.OpDescribe && q.Action == "" {
+					t.Errorf("asked for %.60q", q.Raw)
+				}
+				if q.Service == "ssdp" && q.Source.Port() == 1900 {
+					t.Error("searched from port 1900")
+				}
+			}
+			if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+				t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+			}
+		})
+	}
+}
+
+// TestSearchDelayed: answers may take the second that searches allow.
+func TestSearchDelayed(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{Spread: true}})
+	mustMap(t, gw, b, wish(8080, 9000))
+}
+
+// TestSearchMulticastOnly: searches are worded as their destination has it, so a
+// gateway that wants the group named has no answer for a unicast search.
+func TestSearchMulticastOnly(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{MulticastOnly: true}}})
+	err := find(t, gw, upnp.Config{Wait: waitVain}).Probe(t.Context())
+	wantError(t, err, backends.ErrNoReply, 0)
+	// What a group would have relayed finds it.
+	relay := relayTo(t, gw.SSDP(), func(search string) string {
+		return strings.Replace(search, "HOST: 127", "HOST: 239.255.255.250:1900\r\nX: 127", 1)
+	})
+	mustMap(t, gw, find(t, gw, upnp.Config{SSDP: []netip.AddrPort{gw.SSDP(), relay}}), wish(8080, 9000))
+}
+
+// TestSearchEnds: nobody answers, the caller goes, the backend is closed.
+func TestSearchEnds(t *testing.T) {
+	t.Parallel()
+	silent, searched := silence(t)
+	open := func(wait time.Duration) *upnp.Backend {
+		b, err := upnp.New(upnp.Config{Gateway: silent.Addr(), SSDP: []netip.AddrPort{silent}, Wait: wait})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Close() })
+		return b
+	}
+	_, err := open(50 * time.Millisecond).ExternalAddr(t.Context())
+	wantError(t, err, backends.ErrNoReply, 0)
+	if errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v is nobody's deadline", err)
+	}
+
+	errCaller := errors.New("the caller goes")
+	for name, stop := range map[string]func(*upnp.Backend, context.CancelCauseFunc) error{
+		"caller": func(_ *upnp.Backend, cancel context.CancelCauseFunc) error { cancel(errCaller); return errCaller },
+		"close":  func(b *upnp.Backend, _ context.CancelCauseFunc) error { _ = b.Close(); return net.ErrClosed },
+	} {
+		b := open(time.Minute)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		ended := make(chan error, 1)
+		for len(searched) > 0 {
+			<-searched
+		}
+		go func() { ended <- b.Probe(ctx) }()
+		<-searched
+		if want := stop(b, cancel); !errors.Is(<-ended, want) {
+			t.Errorf("%s: want %v", name, want)
+		}
+		cancel(nil)
+	}
+}
+
+// TestNotSearched: a device that is named is not looked for, and there is none
+// but it.
+func TestNotSearched(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{MovePort: true}})
+	b := find(t, gw, upnp.Config{URL: gw.DescriptionURL()})
+	mustMap(t, gw, b, wish(8080, 9000))
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	_, err := b.ExternalAddr(t.Context())
+	wantError(t, err, backends.ErrNoReply, 0)
+	if n := gw.Stats().Requests["ssdp search"]; n != 0 {
+		t.Errorf("searched %d times", n)
+	}
+}
+
+// TestSearchShared: callers at the same time share a search.
+func TestSearchShared(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{})
+	ended := make(chan error)
+	for range 5 {
+		go func() { ended <- b.Probe(t.Context()) }()
+	}
+	for range 5 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := gw.Stats().Requests["upnp describe"]; n != 1 {
+		t.Errorf("described %d times", n)
+	}
+}
+
+// TestOneServiceSilent: a service that cuts the connection does not hide the
+// others of its device.
+func TestOneServiceSilent(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(q gatewaytest.Request) bool {
+		return strings.Contains(string(q.Raw), "WANPPPConnection:1#")
+	}})
+	mustMap(t, gw, b, wish(8080, 9000))
+}
+
+// TestGateways: all that answer are told, the best first, with the reason.
+func TestGateways(t *testing.T) {
+	t.Parallel()
+	needHosts(t)
+	own := start(t, gatewaytest.Config{External: netip.MustParseAddr("10.0.0.2")})
+	down := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{Connection: "Disconnected"}}})
+	public := start(t, gatewaytest.Config{})
+	twin := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{NoSpace: true}}})
+	all := []netip.AddrPort{own.SSDP(), down.SSDP(), public.SSDP()}
+	list := func(config upnp.Config) string {
+		config.Wait = wait
+		found, err := find(t, own, config).Gateways(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, g := range found {
+			out = append(out, g.Reason)
+		}
+		return strings.Join(out, "; ")
+	}
+	want := "connected, with a public address; connected, without a public address, and this host's way out; not connected: Disconnected"
+	if got := list(upnp.Config{SSDP: all}); got != want {
+		t.Errorf("found %s, want %s", got, want)
+	}
+	want = "connected, without a public address, and this host's way out"
+	if got := list(upnp.Config{SSDP: all, Only: true}); got != want {
+		t.Errorf("of one only, found %s, want %s", got, want)
+	}
+	if got := list(upnp.Config{SSDP: append(all, twin.SSDP())}); !strings.Contains(got, ", but answered later") {
+		t.Errorf("found %s, want one that answered later", got)
+	}
+	// Searched for the best, the stranger is waited for and taken.
+	mustMap(t, public, find(t, own, upnp.Config{SSDP: []netip.AddrPort{public.SSDP()}}), wish(8080, 9000))
+}
+
+// TestWayOutNotConnected: a gateway that leads out and is not connected is used
+// after those had time to answer that may be.
+func TestWayOutNotConnected(t *testing.T) {
+	t.Parallel()
+	needHosts(t)
+	own := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{Connection: "Disconnected"}}})
+	public := start(t, gatewaytest.Config{})
+	answer := make(chan struct{})
+	public.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Hold: answer})
+	own.Inject(gatewaytest.Fault{Match: isAction("GetExternalIPAddress"), Times: 1, Corrupt: func(b []byte) []byte {
+		close(answer)
+		return b
+	}})
+	mustMap(t, public, find(t, own, upnp.Config{SSDP: []netip.AddrPort{own.SSDP(), public.SSDP()}}), wish(8080, 9000))
+}

@@ -1,0 +1,125 @@
+package upnp_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// TestReadBack: what a device says that it granted is looked for.
+func TestReadBack(t *testing.T) {
+	type router = gatewaytest.UPnP
+	type rules = gatewaytest.UPnPRules
+	type listing = gatewaytest.UPnPListing
+	for name, tt := range map[string]struct {
+		router router
+		want   error
+	}{
+		"not listed":                  {router{Rules: rules{Unlisted: true}}, backends.ErrNoResources},
+		"listed for another client":   {router{Rules: rules{ListedClient: netip.MustParseAddr("192.168.77.9")}}, backends.ErrNoResources},
+		"cannot be asked":             {router{Listing: listing{NoSpecific: true}}, nil},
+		"says bad arguments":          {router{Listing: listing{Absent: 402}}, nil},
+		"says that it failed":         {router{Listing: listing{Absent: 501}}, nil},
+		"not listed, but not certain": {router{Rules: rules{Unlisted: true}, Listing: listing{Absent: 402}}, nil},
+		"listed, and carries nothing": {router{Rules: rules{NoTraffic: true}}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, b := open(t, tt.router)
+			m, err := b.Map(t.Context(), exactly(8080, 9000))
+			if tt.want != nil {
+				wantError(t, err, tt.want, 0)
+				return
+			}
+			if err != nil || m.External.Port() != 9000 || m.Lifetime != wish(1, 1).Lifetime {
+				t.Errorf("mapped %v for %v, %v", m.External, m.Lifetime, err)
+			}
+		})
+	}
+}
+
+// TestReadBackFaster: another program that took the port in between is a
+// conflict.
+func TestReadBackFaster(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{})
+	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Corrupt: func(reply []byte) []byte {
+		gw.RemoveMapping(backends.TCP, 9000)
+		if err := gw.AddMapping(gatewaytest.Entry{
+			Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:9999"), External: netip.AddrPortFrom(gw.External(), 9000),
+		}); err != nil {
+			t.Error(err)
+		}
+		return reply
+	}})
+	_, err := b.Map(t.Context(), exactly(8080, 9000))
+	wantError(t, err, backends.ErrConflict, 0)
+}
+
+// TestExternalAddrForms: an address that a device does not tell is unknown, and
+// no reason not to map; a private one is passed on.
+func TestExternalAddrForms(t *testing.T) {
+	for told, want := range map[string]string{
+		"": "", "0.0.0.0": "", "unknown": "", " 45.45.45.1 ": "45.45.45.1", "192.168.0.2": "192.168.0.2", "100.64.0.9": "100.64.0.9",
+	} {
+		t.Run(told, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{External: func(netip.Addr) string { return told }}})
+			wanted, _ := netip.ParseAddr(want)
+			if got, err := b.ExternalAddr(t.Context()); err != nil || got != wanted {
+				t.Errorf("ExternalAddr: %v, %v; want %v", got, err, wanted)
+			}
+			if m := mustMap(t, gw, b, wish(8080, 9000)); m.External != netip.AddrPortFrom(wanted, 9000) {
+				t.Errorf("mapped %v", m.External)
+			}
+		})
+	}
+}
+
+// TestStates: a device that tells no state, or another than Connected, is used
+// all the same where there is no other.
+func TestStates(t *testing.T) {
+	t.Parallel()
+	needHosts(t)
+	nowhere := func(netip.Addr) string { return "" }
+	var ssdp []netip.AddrPort
+	want := map[netip.Addr]string{}
+	for _, tt := range []struct {
+		status gatewaytest.UPnPStatus
+		reason string
+	}{
+		{gatewaytest.UPnPStatus{}, "connected, with a public address"},
+		{gatewaytest.UPnPStatus{Connection: "up"}, "connected, with a public address, but answered later"},
+		{gatewaytest.UPnPStatus{External: nowhere}, "connected, without a public address"},
+		{gatewaytest.UPnPStatus{Unsupported: true}, "does not tell whether it is connected"},
+		{gatewaytest.UPnPStatus{Connection: "Disconnected"}, "not connected: Disconnected"},
+	} {
+		gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: tt.status}})
+		ssdp = append(ssdp, gw.SSDP())
+		want[gw.Addr().Addr()] = tt.reason
+		if tt.status.Connection != "" || tt.status.Unsupported {
+			mustMap(t, gw, find(t, gw, upnp.Config{}), wish(8080, 9000))
+		}
+	}
+	b, err := upnp.New(upnp.Config{Gateway: host(), SSDP: ssdp, Wait: wait})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	all, err := b.Gateways(t.Context())
+	if err != nil || len(all) != len(want) {
+		t.Fatalf("found %d, %v", len(all), err)
+	}
+	for i, g := range all {
+		reason := want[g.Device.Host]
+		if i < 2 { // either may be the first to answer
+			reason = []string{"connected, with a public address", "connected, with a public address, but answered later"}[i]
+		}
+		if g.Reason != reason {
+			t.Errorf("number %d: %q, want %q", i, g.Reason, reason)
+		}
+	}
+}

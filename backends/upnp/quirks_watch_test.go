@@ -1,0 +1,388 @@
+package upnp_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// watched is a gateway whose notifications go to a backend that watches.
+type watched struct {
+	*gatewaytest.Gateway
+	backend *upnp.Backend
+	notify  netip.AddrPort
+	changes chan backends.Change
+	stop    context.CancelCauseFunc
+	ended   chan error
+}
+
+var errStopped = errors.New("the test has seen enough")
+
+// watch starts a gateway that was up for an hour, maps port 8080 to 9000, and
+// watches it until the test ends.
+func watch(t *testing.T, config gatewaytest.Config) *watched {
+	t.Helper()
+	return watchAs(t, config, upnp.Config{}, 20*time.Millisecond)
+}
+
+// watchAs is watch by such a backend, with the questions so far apart.
+func watchAs(t *testing.T, config gatewaytest.Config, by upnp.Config, between time.Duration) *watched {
+	t.Helper()
+	w := &watched{notify: freeUDP(t), changes: make(chan backends.Change, 100), ended: make(chan error, 1)}
+	config.UPnP.Notify = w.notify
+	w.Gateway = start(t, config)
+	w.Advance(time.Hour)
+	by.Notify = w.notify
+	w.backend = find(t, w.Gateway, by).Watchful(between)
+	mustMap(t, w.Gateway, w.backend, wish(8080, 9000))
+	ctx, stop := context.WithCancelCause(t.Context())
+	w.stop = stop
+	go func() {
+		w.ended <- w.backend.Watch(ctx, func(c backends.Change) { w.changes <- c })
+		close(w.ended)
+	}()
+	t.Cleanup(func() {
+		stop(errStopped)
+		for range w.ended {
+		}
+	})
+	w.hears(t)
+	return w
+}
+
+// hears announces the gateway until that leads to a question: so far all was
+// heard.
+func (w *watched) hears(t *testing.T) {
+	t.Helper()
+	before := count(w.Gateway, "GetStatusInfo")
+	for range 200 {
+		w.Announce()
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		_, err := w.AwaitRequests(ctx, before+1, isAction("GetStatusInfo"))
+		cancel()
+		if err == nil {
+			return
+		}
+	}
+	t.Fatal("nobody listens")
+}
+
+// none checks that no change was told, of all that was heard so far.
+func (w *watched) none(t *testing.T) {
+	t.Helper()
+	w.hears(t)
+	w.hears(t) // which ends what the first led to
+	select {
+	case c := <-w.changes:
+		t.Errorf("told of %+v", c)
+	default:
+	}
+}
+
+func (w *watched) next(t *testing.T) backends.Change {
+	t.Helper()
+	select {
+	case c := <-w.changes:
+		return c
+	case <-time.After(10 * time.Second):
+		t.Fatal("no change was told")
+		return backends.Change{}
+	}
+}
+
+// freeUDP is a port where nobody listens just now.
+func freeUDP(t *testing.T) netip.AddrPort {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// TestWatch: what happens to a gateway is told once, as what it is.
+func TestWatch(t *testing.T) {
+	stuck := gatewaytest.UPnPSearch{BootIDStuck: true}
+	for name, tt := range map[string]struct {
+		router gatewaytest.UPnP
+		happen func(*watched)
+		want   backends.ChangeKind
+	}{
+		"restart": {gatewaytest.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted},
+		"restart, uptime goes on": {
+			gatewaytest.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{KeepEpoch: true}) }, backends.Restarted,
+		},
+		"restart, BOOTID stays": {
+			gatewaytest.UPnP{Search: stuck}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted,
+		},
+		"restart on another port": {
+			gatewaytest.UPnP{MovePort: true, Search: stuck},
+			func(w *watched) { w.Restart(gatewaytest.RestartOptions{KeepEpoch: true}) }, backends.Announced,
+		},
+		"another address": {
+			gatewaytest.UPnP{}, func(w *watched) { w.SetExternal(netip.MustParseAddr("45.45.45.2")) }, backends.AddressChanged,
+		},
+		"another address, with an update": {
+			gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{Update: true}},
+			func(w *watched) { w.SetExternal(netip.MustParseAddr("45.45.45.2")) }, backends.AddressChanged,
+		},
+		"goodbye": {gatewaytest.UPnP{}, func(w *watched) { w.Byebye() }, backends.Announced},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := watch(t, gatewaytest.Config{UPnP: tt.router})
+			tt.happen(w)
+			if c := w.next(t); c.Kind != tt.want || c.External != w.External() || c.Reason == "" {
+				t.Errorf("told of %+v, want %v with %v", c, tt.want, w.External())
+			}
+			if name != "goodbye" { // one for each device: there may be two
+				w.none(t)
+			}
+		})
+	}
+}
+
+// TestWatchGoodbye: a gateway that goes, and comes back after nobody has found it,
+// is told of when it is back.
+func TestWatchGoodbye(t *testing.T) {
+	t.Parallel()
+	unconfirmed := make(logged, 1000)
+	w := watchAs(t, gatewaytest.Config{}, upnp.Config{Wait: wait, Logger: slog.New(unconfirmed)}, 20*time.Millisecond)
+	remove := w.Inject(gatewaytest.Fault{Drop: true}) // it is going down
+	w.forge(t, w.Addr().Addr(), byebye, w.UDN(), 1)
+	for !notConfirmed(<-unconfirmed, "the gateway said goodbye") {
+	}
+	remove()
+	w.Restart(gatewaytest.RestartOptions{})
+	if c := w.next(t); c.Kind != backends.Restarted {
+		t.Errorf("told of %+v", c)
+	}
+}
+
+// notConfirmed reports whether a hint led to nobody.
+func notConfirmed(r slog.Record, reason string) (is bool) {
+	r.Attrs(func(a slog.Attr) bool {
+		is = is || r.Message == "upnp: not confirmed" && a.Key == "hint" && a.Value.String() == reason
+		return true
+	})
+	return is
+}
+
+// logged is a log handler that passes on what comes, and drops what is too much.
+type logged chan slog.Record
+
+func (l logged) Enabled(context.Context, slog.Level) bool { return true }
+func (l logged) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l logged) WithGroup(string) slog.Handler            { return l }
+
+func (l logged) Handle(_ context.Context, r slog.Record) error {
+	select {
+	case l <- r:
+	default:
+	}
+	return nil
+}
+
+// TestWatchLostEntry: an entry that a renewal misses is told, once it is found
+// that the gateway is there.
+func TestWatchLostEntry(t *testing.T) {
+	t.Parallel()
+	w := watch(t, gatewaytest.Config{})
+	m, err := w.backend.Map(t.Context(), wish(8081, 9001))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.RemoveMapping(backends.TCP, 9001)
+	mustRenew(t, w.Gateway, w.backend, m, wish(8081, 9001))
+	if c := w.next(t); c.Kind != backends.Announced {
+		t.Errorf("told of %+v", c)
+	}
+	// Expired is not lost.
+	m, err = w.backend.Renew(t.Context(), m, wish(8081, 9001))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.RemoveMapping(backends.TCP, 9001)
+	m.Granted = m.Granted.Add(-m.Lifetime)
+	mustRenew(t, w.Gateway, w.backend, m, wish(8081, 9001))
+	w.none(t)
+}
+
+// TestWatchSilentRestart: a restart that only a call notices is told.
+func TestWatchSilentRestart(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{MovePort: true}) // and nothing to listen to
+	mustMap(t, gw, b, wish(8080, 9000))
+	changes, ended := make(chan backends.Change, 100), make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { ended <- b.Watch(ctx, func(c backends.Change) { changes <- c }) }()
+	for b.Watchers() == 0 {
+		runtime.Gosched()
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	if _, err := b.ExternalAddr(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case c := <-changes:
+		if c.Kind != backends.Restarted {
+			t.Errorf("told of %+v", c)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("no change was told")
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Watch: %v", err)
+	}
+}
+
+// The notices that a test sends, of a UDN and with a BOOTID.
+const (
+	byebye = "NT: upnp:rootdevice\r\nNTS: ssdp:byebye\r\nUSN: %s::upnp:rootdevice\r\nBOOTID.UPNP.ORG: %d\r\n"
+	alive  = "NT: upnp:rootdevice\r\nNTS: ssdp:alive\r\nUSN: %s::upnp:rootdevice\r\nBOOTID.UPNP.ORG: %d\r\nLOCATION: http://127.0.0.1/\r\n"
+	update = "NT: upnp:rootdevice\r\nNTS: ssdp:update\r\nUSN: %s::upnp:rootdevice\r\nBOOTID.UPNP.ORG: %d\r\nNEXTBOOTID.UPNP.ORG: 7\r\nLOCATION: http://127.0.0.1/\r\n"
+)
+
+// forge sends a notice from an address.
+func (w *watched) forge(t *testing.T, from netip.Addr, form string, udn string, boot int) {
+	t.Helper()
+	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(w.notify))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = conn.Write([]byte("NOTIFY * HTTP/1.1\r\n" + fmt.Sprintf(form, udn, boot) + "\r\n"))
+}
+
+// TestWatchUpdate: a BOOTID that was announced to change is no restart when it
+// does.
+func TestWatchUpdate(t *testing.T) {
+	t.Parallel()
+	w := watch(t, gatewaytest.Config{})
+	w.none(t)
+	searches := w.Stats().Requests["ssdp search"]
+	own := w.Addr().Addr()
+	asked := func(form string, boot int) {
+		before := count(w.Gateway, "GetStatusInfo")
+		w.forge(t, own, form, w.UDN(), boot)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := w.AwaitRequests(ctx, before+1, isAction("GetStatusInfo")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked(update, 1)
+	asked(alive, 7)
+	asked(alive, 7)
+	if n := w.Stats().Requests["ssdp search"]; n != searches || len(w.changes) != 0 {
+		t.Errorf("%d more searches, %d changes", n-searches, len(w.changes))
+	}
+	asked(alive, 8)
+	if c := w.next(t); c.Kind != backends.Restarted && c.Kind != backends.Announced {
+		t.Errorf("told of %+v", c)
+	}
+}
+
+// TestWatchForged: notifications of others lead to no change.
+func TestWatchForged(t *testing.T) {
+	t.Parallel()
+	w := watch(t, gatewaytest.Config{})
+	searches := w.Stats().Requests["ssdp search"]
+	own, elsewhere := w.Addr().Addr(), host()
+	if own != elsewhere {
+		w.forge(t, elsewhere, byebye, w.UDN(), 1)
+		w.forge(t, elsewhere, alive, w.UDN(), 99)
+	}
+	w.forge(t, own, byebye, "uuid:a-television", 1)
+	w.forge(t, own, alive, "uuid:a-television", 99)
+	w.forge(t, own, "%s%d", "garbage", 1)
+	w.none(t)
+	if n := w.Stats().Requests["ssdp search"]; n != searches {
+		t.Errorf("%d more searches", n-searches)
+	}
+}
+
+// TestWatchStorm: however many hints come, the questions are few.
+func TestWatchStorm(t *testing.T) {
+	t.Parallel()
+	w := watchAs(t, gatewaytest.Config{}, upnp.Config{}, time.Hour) // which began when it was heard first
+	before := count(w.Gateway, "GetStatusInfo")
+	for range 200 {
+		w.Announce()
+		w.Byebye()
+	}
+	mustMap(t, w.Gateway, w.backend, wish(8081, 9001))
+	if n := count(w.Gateway, "GetStatusInfo") - before; n != 0 {
+		t.Errorf("asked %d times", n)
+	}
+	w.stop(errStopped)
+	if err := <-w.ended; !errors.Is(err, errStopped) {
+		t.Errorf("Watch: %v", err)
+	}
+}
+
+// TestWatchEnds: with its context, and with the backend, which waits for it.
+func TestWatchEnds(t *testing.T) {
+	t.Parallel()
+	w := watch(t, gatewaytest.Config{})
+	w.stop(errStopped)
+	if err := <-w.ended; !errors.Is(err, errStopped) {
+		t.Errorf("Watch: %v", err)
+	}
+	w = watch(t, gatewaytest.Config{})
+	if err := w.backend.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-w.ended:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Watch: %v", err)
+		}
+	case <-time.After(time.Second): // what is left is to write the result down
+		t.Error("Close did not wait for Watch")
+	}
+	if err := w.backend.Watch(t.Context(), func(backends.Change) {}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Watch after Close: %v", err)
+	}
+}
+
+// TestWatchDeaf: where nobody can listen, calls notice what they do.
+func TestWatchDeaf(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	occupied, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer occupied.Close()
+	b := find(t, gw, upnp.Config{Notify: occupied.LocalAddr().(*net.UDPAddr).AddrPort()})
+	m := mustMap(t, gw, b, wish(8080, 9000))
+	changes, ended := make(chan backends.Change, 100), make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { ended <- b.Watch(ctx, func(c backends.Change) { changes <- c }) }()
+	for told := false; !told; { // it may not watch yet
+		gw.RemoveMapping(backends.TCP, 9000)
+		m = mustRenew(t, gw, b, m, wish(8080, 9000))
+		select {
+		case <-changes:
+			told = true
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Watch: %v", err)
+	}
+}

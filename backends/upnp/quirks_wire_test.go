@@ -1,0 +1,184 @@
+package upnp_test
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// wireQuirks are gateways that read and write as real ones do.
+func wireQuirks() map[string]gatewaytest.UPnP {
+	type router = gatewaytest.UPnP
+	type description = gatewaytest.UPnPDescription
+	type wire = gatewaytest.UPnPWire
+	type demands = gatewaytest.UPnPDemands
+	type form = gatewaytest.UPnPXML
+	strict := demands{
+		ExactSOAPAction: true, QuotedSOAPAction: true, SOAPActionNotLast: true, ContentType: `text/xml; charset="utf-8"`,
+		LiteralHost: true, Compact: true, RemoteHost: true, NoZeroRemoteHost: true, UpperProtocol: true,
+		BlankDescription: 402, OddDescription: 402, LongDescription: 501, MaxDescription: 63,
+	}
+	return map[string]router{
+		"URLBase empty":            {Description: description{URLBase: gatewaytest.URLBaseEmpty}},
+		"URLBase good":             {Description: description{URLBase: gatewaytest.URLBaseGood}},
+		"URLBase elsewhere":        {Description: description{URLBase: gatewaytest.URLBaseWrongHost}},
+		"URLBase without port":     {Description: description{URLBase: gatewaytest.URLBaseNoPort}},
+		"control absolute":         {Description: description{ControlURL: gatewaytest.ControlAbsolute}},
+		"control relative":         {Description: description{Path: "/a/b.xml", ControlURL: gatewaytest.ControlRelative}},
+		"control relative to root": {Description: description{Path: "/a/b.xml", ControlURL: gatewaytest.ControlRelativeToRoot}},
+		"control with a colon":     {Description: description{ControlURL: gatewaytest.ControlColon}},
+		"control with white space": {Description: description{ControlURL: gatewaytest.ControlSpaces}},
+		"control elsewhere":        {Description: description{ControlURL: gatewaytest.ControlWrongHost}},
+		"HTTP/1.0":                 {Wire: wire{HTTP10: true}},
+		"no length":                {Wire: wire{NoLength: true}},
+		"chunked":                  {Wire: wire{Chunked: true}},
+		"length too short":         {Wire: wire{LengthOff: -3}},
+		"length too long":          {Wire: wire{LengthOff: 30, LeaveOpen: true}},
+		"line feeds":               {Wire: wire{LFOnly: true}},
+		"no space":                 {Wire: wire{NoSpace: true}},
+		"no reason":                {Wire: wire{NoReason: true}},
+		"left open":                {Wire: wire{LeaveOpen: true, NoLength: true}},
+		"Latin 1":                  {XML: form{Latin1: true}},
+		"no UTF-8":                 {XML: form{BadUTF8: true}},
+		"a bare &":                 {XML: form{RawAmpersand: true}},
+		"a byte order mark":        {XML: form{BOM: true}},
+		"blank before":             {XML: form{LeadingSpace: true}},
+		"no declaration":           {XML: form{NoDeclaration: true}},
+		"NUL behind":               {XML: form{NULTail: true}},
+		"prefixes":                 {XML: form{Prefix: "d"}},
+		"no namespace":             {XML: form{NoNamespace: true}},
+		"SOAPAction as written":    {Demands: demands{ExactSOAPAction: true}},
+		"SOAPAction quoted":        {Demands: demands{QuotedSOAPAction: true}},
+		"SOAPAction not last":      {Demands: demands{SOAPActionNotLast: true}},
+		"Content-Type":             {Demands: demands{ContentType: `text/xml; charset="utf-8"`}},
+		"Host an address":          {Demands: demands{LiteralHost: true}},
+		"GET in HTTP/1.0":          {Demands: demands{GetHTTP10: true}},
+		"compact":                  {Demands: demands{Compact: true}},
+		"remote host there":        {Demands: demands{RemoteHost: true}},
+		"remote host not 0":        {Demands: demands{NoZeroRemoteHost: true}},
+		"protocol in capitals":     {Demands: demands{UpperProtocol: true}},
+		"all demands":              {Demands: strict},
+		"much of it": {
+			Version: 1, Demands: strict, Wire: wire{HTTP10: true, NoLength: true, LFOnly: true, NoSpace: true, NoReason: true},
+			XML:         form{Latin1: true, LeadingSpace: true, NULTail: true, Prefix: "x", NoNamespace: true},
+			Description: description{URLBase: gatewaytest.URLBaseWrongHost, ControlURL: gatewaytest.ControlSpaces, DSLForum: true},
+			FaultForm:   gatewaytest.UPnPFaultForm{Prefix: "SOAP", CamelCase: true, CodeSpaces: true, StatusOK: true},
+		},
+	}
+}
+
+// TestWire: however a gateway writes, all that can be asked of it works.
+func TestWire(t *testing.T) {
+	for name, router := range wireQuirks() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{UPnP: router})
+			// Faster over a long timeout: a quirk that is waited out is none that works.
+			b := find(t, gw, upnp.Config{})
+			r := wish(8080, 9000)
+			r.Description = "  " + strings.Repeat("\"x\" & <y> ü ", 20)
+			m := mustMap(t, gw, b, r)
+			if m.External != netip.AddrPortFrom(gw.External(), 9000) {
+				t.Errorf("mapped %v", m.External)
+			}
+			m = mustRenew(t, gw, b, m, r)
+			rows := 0
+			for e, err := range b.List(t.Context()) {
+				if rows++; err != nil || e.Mapping.External != m.External {
+					t.Errorf("listed %v, %v", e.Mapping.External, err)
+				}
+			}
+			if rows != 1 {
+				t.Errorf("listed %d rows", rows)
+			}
+			if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+				t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+			}
+		})
+	}
+}
+
+// TestFaultForms: a fault is understood whatever it is wrapped in.
+func TestFaultForms(t *testing.T) {
+	type form = gatewaytest.UPnPFaultForm
+	for name, tt := range map[string]struct {
+		form form
+		xml  gatewaytest.UPnPXML
+		code upnp.FaultCode
+		want error
+	}{
+		"SOAP-ENV":        {form{Prefix: "SOAP-ENV"}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
+		"SOAP":            {form{Prefix: "SOAP"}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
+		"camel case":      {form{CamelCase: true}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
+		"prefixed code":   {form{CodePrefix: "e"}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
+		"blanks":          {form{CodeSpaces: true}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
+		"status 200":      {form{StatusOK: true}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
+		"vendor's":        {form{Code: -911}, gatewaytest.UPnPXML{}, -911, backends.ErrNoResources},
+		"Latin 1":         {form{}, gatewaytest.UPnPXML{Latin1: true}, 606, backends.ErrNotAuthorized},
+		"no UTF-8":        {form{}, gatewaytest.UPnPXML{BadUTF8: true}, 606, backends.ErrNotAuthorized},
+		"a bare &":        {form{}, gatewaytest.UPnPXML{RawAmpersand: true}, 606, backends.ErrNotAuthorized},
+		"all but vendors": {form{Prefix: "SOAP-ENV", CamelCase: true, CodePrefix: "q", CodeSpaces: true, StatusOK: true}, gatewaytest.UPnPXML{BadUTF8: true, NULTail: true}, 606, backends.ErrNotAuthorized},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, b := open(t, gatewaytest.UPnP{FaultForm: tt.form, XML: tt.xml, Rules: gatewaytest.UPnPRules{SwitchedOff: true}})
+			_, err := b.Map(t.Context(), wish(8080, 9000))
+			wantError(t, err, tt.want, tt.code)
+		})
+	}
+}
+
+// TestLegacyHeaders: a device that takes no modern request gets one in the form
+// that there always was.
+func TestLegacyHeaders(t *testing.T) {
+	t.Parallel()
+	gw, b := open(t, gatewaytest.UPnP{})
+	gw.Inject(gatewaytest.Fault{
+		Match: func(q gatewaytest.Request) bool {
+			return q.Service == "upnp" && strings.Contains(string(q.Raw), "User-Agent:")
+		},
+		Reply: func([]byte) [][]byte {
+			return [][]byte{[]byte("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")}
+		},
+	})
+	mustMap(t, gw, b, wish(8080, 9000))
+}
+
+// TestControlEmpty: without a control URL there is no gateway.
+func TestControlEmpty(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{ControlURL: gatewaytest.ControlEmpty}}})
+	err := find(t, gw, upnp.Config{Wait: wait / 2}).Probe(t.Context())
+	if wantError(t, err, backends.ErrNoReply, 0); err != nil && !strings.Contains(err.Error(), "none of them a gateway that works") {
+		t.Error(err)
+	}
+}
+
+// TestGatewayUnreadable: what is wrong with the gateway's own device is told.
+func TestGatewayUnreadable(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault gatewaytest.Fault
+		want  error
+	}{
+		"no page":    {gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 404 Not Found\r\n\r\n")} }}, backends.ErrMalformed},
+		"a password": {gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 401 Unauthorized\r\n\r\n")} }}, backends.ErrNotAuthorized},
+		"cut":        {gatewaytest.Fault{Drop: true}, backends.ErrNoReply},
+		"nonsense":   {gatewaytest.Fault{Corrupt: func(b []byte) []byte { return []byte(strings.Repeat("<", len(b))) }}, backends.ErrMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{})
+			tt.fault.Match = func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpDescribe }
+			gw.Inject(tt.fault)
+			err := find(t, gw, upnp.Config{Wait: wait / 2}).Probe(t.Context())
+			if wantError(t, err, tt.want, 0); errors.Is(err, backends.ErrUnsupported) {
+				t.Error(err)
+			}
+		})
+	}
+}
