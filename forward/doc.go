@@ -18,9 +18,15 @@
 // one cannot express, or the gateway refuses to it, goes to the next within the
 // same call. A mapping is renewed at half of the lifetime that the gateway
 // granted, and asked for again when the gateway announces that it restarted, or
-// its clock or table shows it. The external port can change at any renewal: read
+// its clock or table shows it. When the route to the internet or this host's
+// address changes, it is asked for on the new way, and taken away on the old one
+// if that can still be reached. The external port can change at any renewal: read
 // it from [Mapping.External], wait for the next change with [Mapping.Changed], or
 // set Config.OnEvent.
+//
+// [Listen] and [ListenPacket] are sockets that are forwarded to while they are
+// open. Config.StateFile lets the next run of a program take over what a crash
+// left behind.
 //
 // [Mappings] lists what the gateway forwards, for whomever, where it speaks UPnP,
 // and [DisableAll] with [Foreign] deletes of that what the gateway lets it.
