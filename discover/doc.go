@@ -14,8 +14,8 @@
 // to choose from.
 //
 //	Linux                          RTM_GETROUTE over rtnetlink; Watch by multicast groups
-//	macOS, FreeBSD, OpenBSD, NetBSD  RTM_GET on a routing socket; Watch polls
-//	Windows                        GetBestRoute2; Watch polls
+//	macOS, FreeBSD, OpenBSD, NetBSD  RTM_GET on a routing socket; Watch listens there
+//	Windows                        GetBestRoute2; Watch by its notifications
 //
 // Elsewhere every call fails with [errors.ErrUnsupported].
 //

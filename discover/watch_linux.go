@@ -11,10 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settle is how long changes are gathered before notify hears of them: bringing
-// up an interface makes a dozen.
-const settle = 100 * time.Millisecond
-
 // A watcher is a socket that has joined the groups which report changes. Policy
 // rules and next hop objects change a lookup's answer as much as routes do.
 type watcher struct{ conn *netlink.Conn }
