@@ -106,6 +106,7 @@ func (t *table) evict(at endpoint) bool {
 func (t *table) clear() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.nextID = 0 // as in a daemon that starts again
 	for r := range t.rows {
 		if !r.Static {
 			t.drop(r)

@@ -274,7 +274,7 @@ func (c *Client) check(op Opcode, code ResultCode, epoch time.Duration, reply po
 // number on both sides, and asks for nothing but its lifetime.
 func isSlot(b []byte) bool {
 	r, err := ParseMapResponse(b)
-	return err == nil && r.Result == Success && r.InternalPort == 0
+	return err == nil && r.InternalPort == 0
 }
 
 // match judges whether a datagram answers a request. The link has checked the

@@ -35,36 +35,29 @@ func pinholeLifetime(r backends.Request) time.Duration {
 	return min(wholeSeconds(cmp.Or(r.Lifetime, DefaultLifetime)), longestPinhole)
 }
 
-// renewPinhole prolongs a pinhole, or opens it again where the device has lost
-// it.
+// renewPinhole opens the pinhole again, which prolongs the one that there is
+// (WANIPv6FirewallControl:1, AddPinhole). Its number is not to be relied on: after
+// a restart the device numbers anew, and UpdatePinhole would prolong another's.
 func (b *Backend) renewPinhole(ctx context.Context, g *gateway, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
-	id, known := pinholeID(m.Token)
-	if !known {
-		return b.openPinhole(ctx, g, r)
-	}
-	m.Lifetime = pinholeLifetime(r)
-	m.Description, m.Granted, m.Gateway = r.Description, time.Now(), g.addr()
-	err := g.client.UpdatePinhole(ctx, id, m.Lifetime)
-	switch {
-	case err == nil:
-		return m, nil
-	case unlessAnswered(err) != nil:
-		return backends.Mapping{}, err
-	}
-	if absent(err) {
+	again, err := b.openPinhole(ctx, g, r)
+	if err == nil && m.Token != nil && string(again.Token) != string(m.Token) {
 		b.signal(hint{reason: "a pinhole is gone from the gateway's firewall", strong: true})
 	}
-	return b.openPinhole(ctx, g, r)
+	return again, err
 }
 
-// closePinhole deletes a pinhole. One that is unknown is gone: by its number, or
-// to a device that calls that an invalid argument.
+// closePinhole deletes a pinhole, by the number that it has now: asked for once
+// more, briefly, the device tells it. Where there is no firewall there is none.
 func (b *Backend) closePinhole(ctx context.Context, g *gateway, m backends.Mapping) error {
-	id, known := pinholeID(m.Token)
-	if !known {
+	if m.Token == nil {
 		return nil
 	}
-	err := g.client.DeletePinhole(ctx, id)
+	id, err := g.client.AddPinhole(ctx, Pinhole{
+		Remote: m.Remote, Internal: g.internal(m.Internal), Protocol: m.Protocol, Lease: time.Minute,
+	})
+	if err == nil {
+		err = g.client.DeletePinhole(ctx, id)
+	}
 	if absent(err) || isFault(err, InvalidArgs) || isFault(err, FirewallDisabled) {
 		return nil
 	}

@@ -3,11 +3,10 @@ package upnp
 import (
 	"net/netip"
 	"strconv"
-	"strings"
 )
 
-// A token says which service granted something, and the id of a pinhole:
-// mappings outlive the process that made them.
+// A token says which service granted something, and which number a pinhole had
+// then: mappings outlive the process that made them.
 const (
 	serviceToken = "service "
 	pinholeToken = "pinhole "
@@ -16,13 +15,6 @@ const (
 func tokenOf(s Service) []byte { return []byte(serviceToken + s.UDN + " " + s.Type) }
 
 func pinholeTokenOf(id uint16) []byte { return []byte(pinholeToken + strconv.Itoa(int(id))) }
-
-// pinholeID returns the id of a pinhole, or false.
-func pinholeID(token []byte) (uint16, bool) {
-	s, is := strings.CutPrefix(string(token), pinholeToken)
-	id, err := strconv.ParseUint(s, 10, 16)
-	return uint16(id), is && err == nil
-}
 
 // clientFor returns the service that granted something, or the preferred one
 // where that is not known any more.
