@@ -10,7 +10,7 @@ GOVULNCHECK_V := v1.5.0
 PLATFORMS     := linux darwin windows freebsd openbsd netbsd
 FUZZTIME      ?= 5s
 
-.PHONY: demo test unit lab fuzz bench lint deps
+.PHONY: demo test unit lab fuzz soak bench lint deps
 
 demo: ## map a port on the built-in gateway and send bytes through it
 	$(GO) run ./cmd/goforward demo
@@ -25,6 +25,9 @@ lab: deps ## the real router in network namespaces, and that no scenario is miss
 
 fuzz: ## every fuzz target for FUZZTIME
 	.ci/fuzz $(FUZZTIME)
+
+soak: ## a simulated month of ten thousand mappings; four minutes
+	GOFORWARD_SOAK=1 $(GO) test -count=1 -run TestSimulation -v -timeout 15m ./forward
 
 bench: ## benchmarks of every package
 	$(GO) test -run '^$$' -bench . -benchmem ./...

@@ -13,6 +13,7 @@ import (
 // choose returns the way to use, on which at least one candidate answers.
 // Callers at the same time share one probe.
 func (f *Forwarder) choose(ctx context.Context, fam family) (*way, error) {
+	begin := time.Now()
 	if err := take(ctx, f.choosing[fam]); err != nil {
 		return nil, err
 	}
@@ -24,8 +25,14 @@ func (f *Forwarder) choose(ctx context.Context, fam family) (*way, error) {
 	if len(f.speaking(w)) > 0 {
 		return w, nil
 	}
+	if w.probed.After(begin) { // while this one waited
+		return nil, w.silence
+	}
 	chosen, err := f.probe(ctx, w)
 	if err != nil {
+		if ctx.Err() == nil {
+			w.probed, w.silence = time.Now(), err
+		}
 		return nil, err
 	}
 	f.log.Info("gateway chosen", "gateway", w.key.gateway.Addr(), "interface", w.key.iface, "backend", chosen.backend.String())
@@ -176,7 +183,7 @@ func (f *Forwarder) record(w *way, errs []error) {
 		case errPending: //nolint:errorlint // the very value
 			c.verdict, c.failure = unknown, nil
 		default:
-			c.verdict, c.failure = fails, errs[i]
+			c.verdict, c.failure, c.judged = fails, errs[i], time.Now()
 		}
 	}
 }
@@ -190,12 +197,17 @@ const searchTime = 1200 * time.Millisecond
 // another: it is there, and not slow.
 const lateAnswer = time.Second
 
+// failureAge is how long a candidate that failed is not asked again, where others
+// answer: it may have been away.
+const failureAge = 30 * time.Second
+
 // ready makes sure that a candidate answers, asking one that is not known yet.
 func (f *Forwarder) ready(ctx context.Context, w *way, c *candidate) error {
 	f.mu.Lock()
 	verdict, failure := c.verdict, c.failure
+	old := time.Since(c.judged) > failureAge
 	f.mu.Unlock()
-	if verdict != unknown {
+	if verdict == speaks || verdict == fails && !old {
 		return failure
 	}
 	patience := f.config.Wait
@@ -214,6 +226,7 @@ func (f *Forwarder) ready(ctx context.Context, w *way, c *candidate) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	c.judged = time.Now()
 	if c.verdict, c.failure = speaks, nil; err != nil {
 		c.verdict, c.failure = fails, err
 	}

@@ -45,10 +45,12 @@ func (f *Forwarder) Enable(ctx context.Context, opts ...Option) (*Mapping, error
 		f.scheduler.set(m, time.Now())
 		return m, nil
 	}
+	f.hold(m) // what happens to the gateway meanwhile is about it too
 	if err := m.ensure(ctx, "enabled"); err != nil {
+		f.release(m)
+		m.abandon()
 		return nil, err
 	}
-	f.hold(m)
 	m.reschedule()
 	return m, nil
 }
@@ -225,7 +227,7 @@ func (f *Forwarder) try(ctx context.Context, way *way, c *candidate, w *wish, po
 	}()
 	for _, p := range w.protocols {
 		r := w.request(p, port)
-		old := f.ledger.inherited(way, c, p, w.internal.Port())
+		old := f.ledger.inherited(way, c, p, w)
 		l, m, err := join(ctx, c.backend, way.identity(c, p, r.Internal), w.terms(), r, old)
 		if err != nil {
 			return legs, err

@@ -22,12 +22,13 @@ func (m *Mapping) ensure(ctx context.Context, reason string) error {
 	m.mu.Lock()
 	closed, legs, w := m.closed, m.legs, m.wish
 	m.stop = stop
+	preferred := m.preferred
 	m.mu.Unlock()
 	if closed {
 		return fmt.Errorf("forward: %w: closed", ErrNoMapping)
 	}
 	renewal := len(legs) > 0
-	legs, err := m.forwarder.assure(ctx, &w, slices.Clone(legs))
+	legs, err := m.forwarder.assure(ctx, &w, slices.Clone(legs), preferred)
 	m.settle(legs, err, reason)
 	if err == nil && renewal && reason != touched {
 		m.forwarder.touch(m, legs)
@@ -36,36 +37,45 @@ func (m *Mapping) ensure(ctx context.Context, reason string) error {
 }
 
 // assure renews legs, or establishes them where there are none, or where they
-// have expired or no longer fit together. It returns those that stand.
-func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg) ([]leg, error) {
+// have expired or no longer fit together. It returns those that stand. The
+// preferred external port is that of the last grant, or 0.
+func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg, preferred uint16) ([]leg, error) {
 	if len(legs) == 0 {
-		return f.establish(ctx, w, 0)
+		return f.establish(ctx, w, preferred)
 	}
 	if f.isElsewhere(legs) {
 		return f.relocate(ctx, w, legs)
 	}
-	preferred := legs[0].granted.External.Port()
 	if expired(legs, time.Now()) {
 		for _, l := range legs {
 			l.lease.drop()
 		}
 		return f.establish(ctx, w, preferred)
 	}
+	err := renew(ctx, w, legs)
+	if w.even(legs) == nil {
+		return legs, err
+	}
+	// One unit or none, also at renewal.
+	f.giveBack(ctx, legs)
+	if err != nil {
+		return nil, err
+	}
+	return f.establish(ctx, w, legs[0].granted.External.Port())
+}
+
+// renew renews one leg after another, and ends with the first that fails.
+func renew(ctx context.Context, w *wish, legs []leg) error {
 	for i := range legs {
 		r := legs[i].request
 		r.Lifetime, r.Description = w.lifetime, w.description
 		granted, err := legs[i].lease.renew(ctx, legs[i].candidate.backend, r)
 		if err != nil {
-			return legs, err
+			return err
 		}
 		legs[i].granted, legs[i].request = granted, r
 	}
-	if w.even(legs) == nil {
-		return legs, nil
-	}
-	// One unit or none, also at renewal.
-	f.giveBack(ctx, legs)
-	return f.establish(ctx, w, legs[0].granted.External.Port())
+	return nil
 }
 
 // settle records what an attempt came to, and tells of it. Who calls it has the
@@ -80,6 +90,7 @@ func (m *Mapping) settle(legs []leg, err error, reason string) {
 	kind := m.kindOf(before, after)
 	if len(after) > 0 {
 		m.known = true
+		m.preferred = after[0].External.Port()
 	}
 	failedBefore := m.err != nil
 	m.err = err
@@ -90,10 +101,13 @@ func (m *Mapping) settle(legs []leg, err error, reason string) {
 		m.failures, m.doubt = 0, false
 	}
 	m.next = m.due(now)
-	if kind != 0 || failedBefore != (err != nil) {
+	if kind != 0 || failedBefore || err != nil {
 		m.notify()
 	}
 	m.mu.Unlock()
+	if err == nil {
+		m.forwarder.ledger.renewed.Store(true)
+	}
 	if kind != 0 {
 		m.forwarder.ledger.changed()
 		m.forwarder.emit(Event{Kind: kind, Mapping: m, State: after, Previous: before, Reason: reason, Time: now})
@@ -137,6 +151,7 @@ const (
 	retryPause    = 4 * time.Second // between renewals that fail (RFC 6887, section 11.2.1)
 	firstPause    = time.Second     // after a failure to get a mapping, doubling
 	longestPause  = time.Minute
+	refusedPause  = 15 * time.Minute // the longest where the gateway refuses: that is somebody's will
 	verifyPause   = 20 * time.Minute // between looks at a mapping without an end
 )
 
@@ -150,22 +165,43 @@ func (m *Mapping) due(now time.Time) time.Time {
 		return at // when the Forwarder forgets it
 	case m.err == nil && at.IsZero():
 		// Nothing ends it but a gateway that forgets it.
-		return now.Add(verifyPause + jitter(verifyPause/8))
+		return now.Add(verifyPause + m.forwarder.jitter(verifyPause/8))
 	case m.err == nil:
 		// Half of the lifetime, and up to an eighth more, so that mappings made
 		// together are not renewed together.
 		lifetime := min(at.Sub(now), longestLease)
-		return now.Add(max(lifetime/2+jitter(lifetime/8), shortestPause))
-	case len(m.legs) > 0 && !m.doubt && now.Before(at):
-		// The windows of RFC 6887 section 11.2.1: half of what is left, again and again.
-		left := at.Sub(now)
-		return now.Add(min(max(left/2, retryPause), left))
+		return now.Add(max(lifetime/2+m.forwarder.jitter(lifetime/8), shortestPause))
+	case !at.IsZero() && !m.doubt:
+		if left := windowed(m.legs, at).Sub(now); left > 0 {
+			// The windows of RFC 6887 section 11.2.1: half of what is left, again and again.
+			return now.Add(min(max(left/2, retryPause), left))
+		}
 	}
-	pause := longestPause
-	if m.failures < 7 {
-		pause = min(firstPause<<(m.failures-1), longestPause)
+	longest := longestPause
+	if isRefusal(m.err) {
+		longest = refusedPause
 	}
-	return now.Add(pause + jitter(pause/8))
+	const doublings = 10 // are more than the longest pause
+	pause := min(firstPause<<min(m.failures-1, doublings), longest)
+	return now.Add(pause + m.forwarder.jitter(pause/8))
+}
+
+// windowed returns until when a renewal that fails is tried in windows: the
+// expiry, but as if the grant were for a day where it is for longer.
+func windowed(legs []leg, expiry time.Time) time.Time {
+	if day := legs[0].granted.Granted.Add(longestLease); day.Before(expiry) {
+		return day
+	}
+	return expiry
+}
+
+// isRefusal reports whether an attempt came to nothing because the gateway, or
+// who runs it, will not have it.
+func isRefusal(err error) bool {
+	if sum := (*Error)(nil); errors.As(err, &sum) {
+		err = sum.Kind
+	}
+	return errors.Is(err, backends.ErrNotAuthorized) || errors.Is(err, backends.ErrPrivateWAN) || errors.Is(err, backends.ErrUnsupported)
 }
 
 // attend is what the scheduler does when a mapping is due.
@@ -215,6 +251,9 @@ func (m *Mapping) suspect(change backends.Change, at time.Time) {
 	before := m.state()
 	m.reason = change.Reason
 	m.doubt = true
+	if m.next.IsZero() || at.Before(m.next) {
+		m.next = at
+	}
 	m.lost = m.lost || change.Kind == backends.Restarted
 	lost := m.lost && len(before) > 0
 	if lost {

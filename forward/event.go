@@ -53,9 +53,14 @@ type Event struct {
 	Time time.Time
 }
 
-// maxEvents bounds the events that wait for a slow OnEvent. The state that
-// Mapping's methods tell is right whatever is lost here.
-const maxEvents = 1024
+// The events that wait for a slow OnEvent are bounded: by a number, or by a few
+// for each mapping where that is more, since a gateway that restarts makes two of
+// each at once. The state that Mapping's methods tell is right whatever is lost
+// here.
+const (
+	maxEvents     = 1024
+	eventsForEach = 4
+)
 
 // events hands events to OnEvent, one after another.
 type events struct {
@@ -70,8 +75,11 @@ func (f *Forwarder) emit(e Event) {
 	if f.config.OnEvent == nil {
 		return
 	}
+	f.mu.Lock()
+	most := max(maxEvents, eventsForEach*len(f.held))
+	f.mu.Unlock()
 	f.events.mu.Lock()
-	if len(f.events.queue) == maxEvents {
+	if len(f.events.queue) >= most {
 		f.log.Warn("OnEvent is too slow: an event is dropped", "mapping", f.events.queue[0].Mapping)
 		f.events.queue = f.events.queue[1:]
 	}

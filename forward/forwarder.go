@@ -26,10 +26,12 @@ type Forwarder struct {
 	ctx       context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
 	cancel    context.CancelCauseFunc
 	calls     sync.WaitGroup   // callers inside
+	closings  gate             // of mappings
 	work      sync.WaitGroup   // goroutines of ours
 	start     sync.Once        // of those
 	choosing  [2]chan struct{} // one looks for a gateway of a family at a time
 	scheduler scheduler
+	jitter    func(time.Duration) time.Duration // spreads what it does
 	events    events
 	ledger    ledger
 	ended     chan struct{} // closed when Shutdown is done
@@ -42,6 +44,7 @@ type Forwarder struct {
 	current [2]*way // the ones last used, by family
 	retired []*way  // not used for new mappings any more
 	looks   pacer   // of what a change of the network leads to
+	strays  chan struct{}
 }
 
 // New checks the config, whose errors wrap backends.ErrInvalid, and does no
@@ -57,8 +60,10 @@ func New(config *Config) (*Forwarder, error) {
 		routes:    [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 		choosing:  [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
 		scheduler: scheduler{wake: make(chan struct{}, 1)},
+		jitter:    jitter,
 		events:    events{wake: make(chan struct{}, 1)},
 		ended:     make(chan struct{}),
+		strays:    make(chan struct{}, 1),
 		byPort:    map[uint16][]*Mapping{},
 		ways:      map[wayKey]*way{},
 	}

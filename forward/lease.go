@@ -70,16 +70,8 @@ var leases = struct {
 // join maps what the request asks for, or takes a share in it where somebody in
 // the process has it already. Holders with other terms make it fail with
 // ErrConflict. What an earlier run has left, if anything, is taken over.
-func join(ctx context.Context, b backends.Backend, id identity, t terms, r backends.Request, old *backends.Mapping) (*lease, backends.Mapping, error) {
-	leases.mu.Lock()
-	l := leases.byID[id]
-	if l == nil {
-		l = &lease{id: id, turn: make(chan struct{}, 1)}
-		leases.byID[id] = l
-	}
-	l.users++
-	leases.mu.Unlock()
-
+func join(ctx context.Context, b backends.Backend, id identity, t terms, r backends.Request, old *inheritance) (*lease, backends.Mapping, error) {
+	l := enter(id)
 	m, err := l.join(ctx, b, t, r, old)
 	if err != nil {
 		l.forget()
@@ -88,7 +80,20 @@ func join(ctx context.Context, b backends.Backend, id identity, t terms, r backe
 	return l, m, nil
 }
 
-func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backends.Request, old *backends.Mapping) (m backends.Mapping, err error) {
+// enter returns the lease of an identity, with one user more, who has to forget it.
+func enter(id identity) *lease {
+	leases.mu.Lock()
+	defer leases.mu.Unlock()
+	l := leases.byID[id]
+	if l == nil {
+		l = &lease{id: id, turn: make(chan struct{}, 1)}
+		leases.byID[id] = l
+	}
+	l.users++
+	return l
+}
+
+func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backends.Request, old *inheritance) (m backends.Mapping, err error) {
 	if err := l.take(ctx); err != nil {
 		return m, err
 	}
@@ -109,25 +114,32 @@ func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backend
 }
 
 // takeOver maps what an earlier run has left, in place, or else anew.
-func takeOver(ctx context.Context, b backends.Backend, r backends.Request, old *backends.Mapping) (backends.Mapping, error) {
+func takeOver(ctx context.Context, b backends.Backend, r backends.Request, old *inheritance) (backends.Mapping, error) {
 	switch {
 	case old == nil:
-	case r.External.Port() == old.External.Port():
-		if m, err := b.Renew(ctx, *old, r); err == nil || ctx.Err() != nil {
+	case old.fits && r.External.Port() == old.mapping.External.Port():
+		if m, err := b.Renew(ctx, old.mapping, r); err == nil || ctx.Err() != nil {
 			return m, err
 		}
 	default:
-		_ = b.Unmap(ctx, *old) // what stays of it may be in the way, and then that is told
+		_ = b.Unmap(ctx, old.mapping) // what stays of it may be in the way, and then that is told
 	}
 	return b.Map(ctx, r)
 }
 
-// isHeld reports whether somebody in the process holds a mapping.
-func isHeld(id identity) bool {
-	leases.mu.Lock()
-	defer leases.mu.Unlock()
-	l := leases.byID[id]
-	return l != nil && l.holders > 0
+// sweep deletes a mapping that nobody in the process holds, and that nobody can
+// come to hold meanwhile. What is held stays, which is no error.
+func sweep(ctx context.Context, b backends.Backend, id identity, m backends.Mapping) error {
+	l := enter(id)
+	defer l.forget()
+	if err := l.take(ctx); err != nil {
+		return err
+	}
+	defer l.give()
+	if l.held() > 0 {
+		return nil
+	}
+	return b.Unmap(ctx, m)
 }
 
 // hold changes the number of holders, and returns it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -18,6 +19,7 @@ type ledger struct {
 	path      string
 	wake      chan struct{} // something is to be written
 	opening   sync.Once
+	renewed   atomic.Bool // something lasts longer than is written
 
 	mu   sync.Mutex
 	file *statefile.File    // nil: there is none, or somebody else has it
@@ -28,7 +30,10 @@ type ledger struct {
 // it is remembered where its gateway is not met.
 var wantedWithin = 30 * time.Second // tests do not wait so long
 
-const forgetAfter = 30 * 24 * time.Hour
+const (
+	forgetAfter = 30 * 24 * time.Hour
+	staleness   = 10 * time.Minute // of what is written: a mapping lasts longer than it says
+)
 
 // open reads the file, once, before anything is asked for.
 func (l *ledger) open() {
@@ -46,15 +51,23 @@ func (l *ledger) open() {
 	})
 }
 
-// inherited returns what an earlier run has left at a gateway for a wish, or
-// nil. An address that this host no longer has is nobody's to take over from.
-func (l *ledger) inherited(way *way, c *candidate, p backends.Protocol, port uint16) *backends.Mapping {
+// inheritance is what an earlier run has left at a gateway for a wish.
+type inheritance struct {
+	mapping backends.Mapping
+	fits    bool // it is what is wished for: else it has to go first
+}
+
+// inherited returns what an earlier run has left for a wish, or nil. An address
+// that this host no longer has is nobody's to take over from.
+func (l *ledger) inherited(way *way, c *candidate, p backends.Protocol, w *wish) *inheritance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range l.left {
-		if r.Port == port && r.Mapping.Protocol == p && l.forwarder.reaches(way, c, r.Mapping) {
-			m := r.Mapping
-			return &m
+		if m := r.Mapping; r.Port == w.internal.Port() && m.Protocol == p && l.forwarder.reaches(way, c, m) {
+			to := w.internal.Addr()
+			return &inheritance{m, m.Remote == w.remote &&
+				(!to.IsValid() || to.IsUnspecified() || to == m.Internal.Addr()) &&
+				(w.samePort && m.Internal.Port() == m.External.Port() || !w.samePort && m.Internal.Port() == w.internal.Port())}
 		}
 	}
 	return nil
@@ -69,17 +82,18 @@ func (f *Forwarder) reaches(w *way, c *candidate, m backends.Mapping) bool {
 
 // inheritedPort is the external port that an earlier run had, or 0.
 func (l *ledger) inheritedPort(way *way, c *candidate, w *wish) uint16 {
-	if m := l.inherited(way, c, w.protocols[0], w.internal.Port()); m != nil {
-		return m.External.Port()
+	if old := l.inherited(way, c, w.protocols[0], w); old != nil && old.fits {
+		return old.mapping.External.Port()
 	}
 	return 0
 }
 
 // done forgets what was taken over or away.
-func (l *ledger) done(m *backends.Mapping) {
-	if m == nil {
+func (l *ledger) done(old *inheritance) {
+	if old == nil {
 		return
 	}
+	m := old.mapping
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.left = slices.DeleteFunc(l.left, func(r statefile.Record) bool {
@@ -107,27 +121,48 @@ func (l *ledger) changed() {
 	}
 }
 
+// The pace of writing: at once after a change, but not all the time; and what
+// renewals change, which is only how long it lasts, now and then.
+const (
+	writePause = 250 * time.Millisecond
+	writeEvery = time.Minute
+)
+
 // run writes the file as often as something changes, and takes away what nobody
 // wants any more, until the context ends.
 func (l *ledger) run(ctx context.Context) {
 	l.open()
-	const pause = 250 * time.Millisecond // between writings
-	unwanted := time.NewTimer(wantedWithin)
-	defer unwanted.Stop()
+	l.forwarder.work.Go(func() {
+		for rest(ctx, wantedWithin) {
+			l.clean(ctx)
+		}
+	})
+	now := time.NewTicker(writeEvery)
+	defer now.Stop()
 	for {
 		select {
 		case <-l.wake:
 			l.write()
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
+			rest(ctx, writePause)
+		case <-now.C:
+			if l.renewed.Swap(false) {
+				l.write()
 			}
-		case <-unwanted.C:
-			l.clean(ctx)
-			unwanted.Reset(wantedWithin)
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// rest waits, and reports whether the context has not ended meanwhile.
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -154,7 +189,7 @@ func isForgotten(r statefile.Record) bool {
 	if at.IsZero() {
 		at = r.Mapping.Granted.Add(forgetAfter)
 	}
-	return time.Now().After(at)
+	return time.Now().After(at.Add(staleness))
 }
 
 // records are what is held.
@@ -181,26 +216,26 @@ func (l *ledger) clean(ctx context.Context) {
 		if isForgotten(r) {
 			continue
 		}
-		b := l.forwarder.backendFor(r.Mapping)
+		b, id := l.forwarder.backendFor(r.Mapping)
 		if b == nil {
 			continue
 		}
 		ctx, cancel := l.forwarder.bound(ctx)
-		err := b.Unmap(ctx, r.Mapping)
+		err := sweep(ctx, b, id, r.Mapping)
 		cancel()
 		if err != nil {
 			l.forwarder.log.Debug("what an earlier run has left stays", "mapping", r.Mapping.External, "err", err)
 			continue
 		}
 		l.forwarder.log.Info("what an earlier run has left is taken away", "protocol", r.Mapping.Protocol, "external", r.Mapping.External)
-		l.done(&r.Mapping)
+		l.done(&inheritance{mapping: r.Mapping})
 		l.changed()
 	}
 }
 
-// backendFor returns the backend that made a mapping of an earlier run, or nil:
-// its gateway is not at hand, or the very mapping is held by now.
-func (f *Forwarder) backendFor(m backends.Mapping) backends.Backend {
+// backendFor returns the backend that made a mapping of an earlier run, and what
+// that is known by; or nil where its gateway is not at hand.
+func (f *Forwarder) backendFor(m backends.Mapping) (backends.Backend, identity) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range f.current {
@@ -208,12 +243,12 @@ func (f *Forwarder) backendFor(m backends.Mapping) backends.Backend {
 			continue
 		}
 		for _, c := range w.candidates {
-			if f.reaches(w, c, m) && !isHeld(w.identity(c, m.Protocol, m.Internal)) {
-				return c.backend
+			if f.reaches(w, c, m) {
+				return c.backend, w.identity(c, m.Protocol, m.Internal)
 			}
 		}
 	}
-	return nil
+	return nil, identity{}
 }
 
 // close writes the file for the last time, and lets others have it.

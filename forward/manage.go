@@ -200,6 +200,7 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 		}
 	}
 	_, err := closeAll(ctx, slices.DeleteFunc(held, (*Mapping).once))
+	f.closings.wait(ctx)
 	f.mu.Lock()
 	ways := append(slices.Collect(maps.Values(f.ways)), f.retired...)
 	f.mu.Unlock()

@@ -22,20 +22,21 @@ type Mapping struct {
 	port      uint16        // the internal port it was enabled with
 	job       job           // guarded by the scheduler
 
-	mu       sync.Mutex
-	wish     wish
-	legs     []leg // written by who has the turn
-	lost     bool  // the gateway has forgotten the legs, as far as we know
-	doubt    bool  // the gateway may have forgotten them, and has not granted them again since
-	known    bool  // granted at least once
-	closed   bool
-	left     bool // closed, and whoever has the turn gives the legs up
-	err      error
-	failures int
-	next     time.Time
-	changed  chan struct{}
-	stop     context.CancelCauseFunc // ends what who has the turn does
-	reason   string                  // why it is asked for next
+	mu        sync.Mutex
+	wish      wish
+	legs      []leg  // written by who has the turn
+	lost      bool   // the gateway has forgotten the legs, as far as we know
+	doubt     bool   // the gateway may have forgotten them, and has not granted them again since
+	known     bool   // granted at least once
+	preferred uint16 // the external port of the last grant, or 0
+	closed    bool
+	left      bool // closed, and whoever has the turn gives the legs up
+	err       error
+	failures  int
+	next      time.Time
+	changed   chan struct{}
+	stop      context.CancelCauseFunc // ends what who has the turn does
+	reason    string                  // why it is asked for next
 }
 
 func newMapping(f *Forwarder, w wish) *Mapping {
@@ -47,10 +48,21 @@ func newMapping(f *Forwarder, w wish) *Mapping {
 func (m *Mapping) State() []backends.Mapping {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.stands() {
+		return nil
+	}
 	return m.state()
 }
 
-// state is State with m.mu held.
+// stands reports whether what was granted still stands, as far as we know. The
+// try that comes when it runs out may have to wait for its turn, and so may the
+// event that tells of the loss. m.mu is held.
+func (m *Mapping) stands() bool {
+	return !m.lost && len(m.legs) > 0 && !expired(m.legs, time.Now())
+}
+
+// state is what events tell: what stands, or has run out and not been missed
+// yet. m.mu is held.
 func (m *Mapping) state() []backends.Mapping {
 	if m.lost {
 		return nil
@@ -80,7 +92,7 @@ func (m *Mapping) offStack() bool {
 func (m *Mapping) first() backends.Mapping {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.lost || len(m.legs) == 0 {
+	if !m.stands() {
 		return backends.Mapping{}
 	}
 	return m.legs[0].granted
@@ -116,7 +128,7 @@ func (m *Mapping) Scope() backends.Scope { return backends.ScopeOf(m.External().
 func (m *Mapping) Expires() time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.lost {
+	if !m.stands() {
 		return time.Time{}
 	}
 	return expiry(m.legs)
@@ -184,7 +196,7 @@ func (m *Mapping) Wait(ctx context.Context) error {
 	for {
 		changed := m.Changed()
 		m.mu.Lock()
-		closed, granted := m.closed, !m.lost && len(m.legs) > 0
+		closed, granted := m.closed, m.stands()
 		m.mu.Unlock()
 		switch {
 		case closed:
@@ -279,6 +291,9 @@ func (m *Mapping) alter(ctx context.Context, opts []Option) error {
 	}
 	m.mu.Lock()
 	m.wish = altered
+	if moved && len(legs) == 0 {
+		m.preferred = 0
+	}
 	m.mu.Unlock()
 	return nil
 }
@@ -319,6 +334,8 @@ func (m *Mapping) close(ctx context.Context) error {
 	if closed {
 		return nil
 	}
+	m.forwarder.closings.enter() // before Shutdown could overlook it
+	defer m.forwarder.closings.leave()
 	if stop != nil {
 		stop(fmt.Errorf("forward: %w: closed", ErrNoMapping))
 	}
@@ -358,6 +375,9 @@ func (m *Mapping) abandon() {
 // give ends a turn. The legs of an abandoned mapping are given up after it, so
 // that either it or abandon sees what the other did.
 func (m *Mapping) give() {
+	m.mu.Lock()
+	m.stop = nil // and with it the contexts behind it
+	m.mu.Unlock()
 	<-m.turn
 	m.mu.Lock()
 	var legs []leg
@@ -367,6 +387,9 @@ func (m *Mapping) give() {
 	m.mu.Unlock()
 	for _, l := range legs {
 		l.lease.drop()
+	}
+	if len(legs) > 0 && !m.once() {
+		m.forwarder.ledger.leave(m.port, legs)
 	}
 }
 

@@ -33,6 +33,9 @@ func (f *Forwarder) followNetwork(ctx context.Context) {
 	for before := time.Now(); ; {
 		select {
 		case <-tick.C:
+		case <-f.strays:
+			f.look(nil)
+			continue
 		case <-ctx.Done():
 			return
 		}

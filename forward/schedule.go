@@ -16,6 +16,7 @@ const maxWorkers = 8
 type scheduler struct {
 	mu      sync.Mutex
 	jobs    jobs
+	puts    uint64
 	working int
 	wake    chan struct{}
 }
@@ -23,7 +24,8 @@ type scheduler struct {
 // job is a mapping's place on the scheduler's list.
 type job struct {
 	at    time.Time
-	index int // in the heap, plus one; 0 is not on the list
+	put   uint64 // of what is due at one time, the first to be put there goes first
+	index int    // in the heap, plus one; 0 is not on the list
 }
 
 // set puts a mapping on the list, or moves it there.
@@ -46,7 +48,8 @@ func (s *scheduler) hasten(m *Mapping, at time.Time) {
 
 // put is set with s.mu held.
 func (s *scheduler) put(m *Mapping, at time.Time) {
-	m.job.at = at
+	s.puts++
+	m.job.at, m.job.put = at, s.puts
 	if m.job.index == 0 {
 		heap.Push(&s.jobs, m)
 	} else {
@@ -108,8 +111,14 @@ func (s *scheduler) take(now time.Time) (*Mapping, time.Duration) {
 // jobs is a heap of mappings, the next due first.
 type jobs []*Mapping
 
-func (j jobs) Len() int           { return len(j) }
-func (j jobs) Less(a, b int) bool { return j[a].job.at.Before(j[b].job.at) }
+func (j jobs) Len() int { return len(j) }
+
+func (j jobs) Less(a, b int) bool {
+	if c := j[a].job.at.Compare(j[b].job.at); c != 0 {
+		return c < 0
+	}
+	return j[a].job.put < j[b].job.put
+}
 
 func (j jobs) Swap(a, b int) {
 	j[a], j[b] = j[b], j[a]

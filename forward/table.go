@@ -135,18 +135,19 @@ func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]back
 	if err != nil {
 		return nil, nil, err
 	}
-	ours := f.granted()
 	var out []backends.Mapping
-	for e, err := range l.List(ctx) {
-		if err != nil {
-			return out, b, err
+	for e, failure := range l.List(ctx) {
+		if err = failure; err != nil {
+			break
 		}
-		mine := slices.ContainsFunc(ours, func(m backends.Mapping) bool { return sameEntry(m, e.Mapping) })
-		if !mine && selectsAll(sel, subjectOf(e.Mapping)) {
+		if selectsAll(sel, subjectOf(e.Mapping)) {
 			out = append(out, e.Mapping)
 		}
 	}
-	return out, b, nil
+	ours := f.granted() // also what was enabled meanwhile
+	return slices.DeleteFunc(out, func(row backends.Mapping) bool {
+		return slices.ContainsFunc(ours, func(m backends.Mapping) bool { return sameEntry(m, row) })
+	}), b, err
 }
 
 // subjectOf is a row of the table as selectors see it.

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
@@ -117,6 +118,10 @@ type way struct {
 	local      netip.Addr   // that the gateway sees; the zero Addr where it is not known
 	candidates []*candidate // the preferred first
 
+	// Of who has the turn to choose.
+	probed  time.Time // when nobody answered
+	silence error     // what came of that
+
 	// Guarded by Forwarder.mu.
 	strayed string // why it no longer leads out, or empty
 	stale   bool   // what leads out has the same key, and this host another address
@@ -132,6 +137,7 @@ type candidate struct {
 	// Guarded by Forwarder.mu.
 	verdict verdict
 	failure error // of a probe
+	judged  time.Time
 	watched bool
 	pace    pacer // of recoveries
 }
@@ -195,7 +201,11 @@ func (f *Forwarder) way(fam family) (*way, error) {
 		}
 		f.ways[k] = w
 	}
-	if w != f.current[fam] {
+	if before := f.current[fam]; w != before {
+		if before != nil && before.strayed == "" { // whoever comes first notices
+			before.strayed = fmt.Sprintf("the way out is another: %v by %s", k.gateway.Addr(), k.iface)
+			nudge(f.strays)
+		}
 		f.current[fam] = w
 		w.strayed = ""
 		w.forget()
@@ -269,6 +279,9 @@ func (f *Forwarder) open(k wayKey) (*way, error) {
 	w := &way{key: k, local: k.source}
 	if !w.local.IsValid() && k.iface == "" {
 		w.local, _ = localToward(f.ctx, k.gateway.Addr()) // without it, it is not known
+	}
+	if !k.source.IsValid() {
+		k.source = w.local // what is asked on this way is asked from that address, or not at all
 	}
 	fam := familyOf(k.gateway.Addr())
 	for _, name := range f.config.Order {
