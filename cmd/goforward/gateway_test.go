@@ -37,17 +37,19 @@ var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway,
 	"await":   gatewayAwait,
 	"address": gatewayAddress,
 	"visit":   gatewayVisit,
+	"wiped":   gatewayWiped,
 }
 
 // gatewayCmd is
 //
 //	gateway start [external=ADDR] [max=DURATION] [natpmp] [pcp] [upnp] [third-party] [ipv6]
-//	              [wans=N] [no-list] [no-index]
+//	              [wans=N] [no-list] [no-index] [vpn]
 //	                                 natpmp, pcp and upnp: it speaks those named,
 //	                                 without any natpmp and pcp
-//	gateway restart                  with an announcement
+//	gateway restart [clock-goes-on]  with an announcement
 //	gateway refuse [natpmp|pcp|upnp] CODE [TIMES]  each request for a mapping
-//	gateway silent [natpmp|pcp|upnp|map]  to every request, or to those for mappings
+//	gateway silent [natpmp|pcp|upnp|map [TIMES]]  to every request, or to those for mappings
+//	gateway wiped                    prints the requests that delete everything
 //	gateway down                     the port is closed
 //	gateway take EXTERNAL[:INTERNAL]/PROTO [HOST [DESCRIPTION]]
 //	                                 for somebody else, 192.0.2.9; \x41 in the description is a byte
@@ -60,7 +62,7 @@ var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway,
 //	gateway address ADDR             changes the external address
 //	gateway visit PORT/PROTO         sends bytes from outside to a server behind the port
 //
-// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $SSDP, $IGD and $IGD6. A later gateway takes the
+// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $NOTIFY, $SSDP, $IGD and $IGD6. A later gateway takes the
 // place of one before.
 func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
@@ -83,15 +85,15 @@ func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func gatewayStart(ts *testscript.TestScript, args []string) error {
-	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	announce, err := freePort()
 	if err != nil {
 		return err
 	}
-	announce := netip.MustParseAddrPort(pc.LocalAddr().String())
-	if err := pc.Close(); err != nil { // goforward listens there
+	notify, err := freePort()
+	if err != nil {
 		return err
 	}
-	config := gatewaytest.Config{Announce: announce}
+	config := gatewaytest.Config{Announce: announce, UPnP: gatewaytest.UPnP{Notify: notify}}
 	if err := configure(&config, args); err != nil {
 		return err
 	}
@@ -108,6 +110,7 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	ts.Setenv("GATEWAY", gw.Addr().String())
 	ts.Setenv("GATEWAY6", gw.Addr6().String())
 	ts.Setenv("ANNOUNCE", announce.String())
+	ts.Setenv("NOTIFY", notify.String())
 	ts.Setenv("IGD", gw.DescriptionURL())
 	ts.Setenv("IGD6", gw.DescriptionURL6())
 	ssdp := gw.SSDP()
@@ -116,6 +119,16 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	}
 	ts.Setenv("SSDP", ssdp.String())
 	return nil
+}
+
+// freePort is where goforward can listen for what a gateway sends.
+func freePort() (netip.AddrPort, error) {
+	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	addr := netip.MustParseAddrPort(pc.LocalAddr().String())
+	return addr, pc.Close()
 }
 
 // configure reads the arguments of gateway start.
@@ -132,6 +145,8 @@ func configure(config *gatewaytest.Config, args []string) (err error) {
 			speaks[name] = true
 		case "third-party":
 			config.PCP.ThirdParty, config.UPnP.AnyClient = true, true
+		case "vpn":
+			config.NATPMP.VPN = true
 		case "ipv6":
 			config.Listen6 = netip.MustParseAddrPort("[::1]:0")
 		case "wans":
@@ -154,8 +169,8 @@ func configure(config *gatewaytest.Config, args []string) (err error) {
 	return nil
 }
 
-func gatewayRestart(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
-	gw.Restart(gatewaytest.RestartOptions{})
+func gatewayRestart(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: slices.Equal(args, []string{"clock-goes-on"})})
 	return nil
 }
 
@@ -182,14 +197,28 @@ func gatewayRefuse(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []str
 	return err
 }
 
-func gatewaySilent(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+func gatewaySilent(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) (err error) {
 	f := gatewaytest.Fault{Drop: true}
 	if len(args) > 0 {
 		f.Match = func(q gatewaytest.Request) bool {
 			return q.Service == args[0] || args[0] == "map" && (q.Op == gatewaytest.OpMap || q.Op == gatewaytest.OpUnmap)
 		}
 	}
+	if len(args) > 1 {
+		f.Times, err = strconv.Atoi(args[1])
+	}
 	gw.Inject(f)
+	return err
+}
+
+// gatewayWiped looks for an internal port of 0 in deletions (RFC 6886, section 3.4):
+// it is in the bytes from the fifth on.
+func gatewayWiped(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
+	for _, q := range gw.Requests() {
+		if q.Service == "natpmp" && q.Op == gatewaytest.OpUnmap && (q.Raw[4] == 0 && q.Raw[5] == 0) {
+			fmt.Fprintf(ts.Stdout(), "%x\n", q.Raw)
+		}
+	}
 	return nil
 }
 

@@ -15,8 +15,9 @@ func main() {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	// A reader that goes away must not leave a mapping behind: the write fails
-	// instead of ending the process.
-	signal.Ignore(syscall.SIGPIPE)
+	// instead of ending the process. To ignore the signal would have the commands
+	// of --exec ignore it too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	go func() {
 		<-signals
 		interrupt()

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	}
-	testscript.Main(m, map[string]func(){"goforward": mainOfTests})
+	testscript.Main(m, map[string]func(){"goforward": mainOfTests, "hook": hookMain})
 }
 
 // mainOfTests searches for UPnP devices where the script's gateway answers, and
@@ -40,6 +40,7 @@ func TestScripts(t *testing.T) {
 			"gateway":   gatewayCmd,
 			"exits":     exitsCmd,
 			"mode":      modeCmd,
+			"holds":     holdsCmd,
 			"session":   sessionCmd,
 			"await":     awaitCmd,
 			"interrupt": interruptCmd,

@@ -175,3 +175,27 @@ func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("exit code %s, want %s:\n%s", code, args[0], &s.stderr)
 	}
 }
+
+// holdsCmd is holds FILE REGEXP|nothing: it waits until the file has it, or is not
+// there. Not everything that a session does is told.
+func holdsCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: holds file regexp|nothing")
+	}
+	re, err := regexp.Compile(args[1])
+	ts.Check(err)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for timeout := time.After(patience); ; {
+		text, err := os.ReadFile(ts.MkAbs(args[0]))
+		gone := errors.Is(err, os.ErrNotExist)
+		if gone && args[1] == "nothing" || err == nil && re.Match(text) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-timeout:
+			ts.Fatalf("%s has %q, %v", args[0], text, err)
+		}
+	}
+}

@@ -20,6 +20,9 @@ type way struct {
 	key     []byte           // that PCP nonces are derived from; nil: none
 	igd     string           // the description of its UPnP device; empty: it is searched for
 	ssdp    []netip.AddrPort // where that is done; nil: where the standard says
+
+	// Where to listen for what is announced; the zero values: where the standards say.
+	announce, notify netip.AddrPort
 }
 
 // opener makes the backend of one protocol for a gateway, without I/O: for what
@@ -51,7 +54,7 @@ var openers = []opener{
 
 func openNATPMP(a *app, w way) (speaker, error) {
 	b, err := natpmp.New(natpmp.Config{
-		Gateway: w.gateway, Interface: w.iface, Source: w.source, Logger: a.logger(),
+		Gateway: w.gateway, Interface: w.iface, Source: w.source, Announce: w.announce, Logger: a.logger(),
 	})
 	if err != nil {
 		return speaker{}, err
@@ -61,7 +64,7 @@ func openNATPMP(a *app, w way) (speaker, error) {
 
 func openPCP(a *app, w way) (speaker, error) {
 	config := pcp.Config{
-		Gateway: w.gateway, Interface: w.iface, Source: w.source, Logger: a.logger(),
+		Gateway: w.gateway, Interface: w.iface, Source: w.source, Announce: w.announce, Logger: a.logger(),
 		FirstWait: natpmp.DefaultFirstWait, Transmissions: natpmp.DefaultTransmissions,
 	}
 	if w.key != nil {
@@ -84,7 +87,7 @@ const searchTime = 1500 * time.Millisecond
 func openUPnP(a *app, w way) (speaker, error) {
 	config := upnp.Config{
 		Gateway: w.gateway.Addr(), Interface: w.iface, Source: w.source,
-		SSDP: w.ssdp, Wait: searchTime, Logger: a.logger(),
+		SSDP: w.ssdp, Notify: w.notify, Wait: searchTime, Logger: a.logger(),
 	}
 	if t := a.settings.timeout; t != 0 {
 		config.Wait = min(searchTime, t/2) // there is more to do

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
@@ -91,7 +90,7 @@ func (a *app) report(ctx context.Context, err error) int {
 		err = errInterrupted
 	}
 	k := classify(err)
-	text := strings.ReplaceAll(strings.TrimPrefix(err.Error(), "forward: "), ": forward: ", ": ")
+	text := errorText(err)
 	a.sayf("goforward: %s\n", text)
 	if a.settings.json {
 		a.object(struct {

@@ -8,6 +8,7 @@ reaches a program behind it.
   goforward map 8080          forward port 8080 to this host, for two hours
   goforward map 8080 --hold   the same, kept alive until Ctrl-C
   goforward unmap 8080        take it away
+  goforward watch             follow what happens to the router
   goforward demo              watch it work, on a router made for the occasion
 
 The router's part is half of the way: this host's own firewall must let the
@@ -43,11 +44,49 @@ With --hold the mapping is renewed in time, and asked for again when the gateway
 restarts; each change is told on stderr, and the external endpoint is printed
 again. Ctrl-C or SIGTERM takes the mapping away and exits with 0, or with 1 where
 the gateway does not take it away; a second one exits at once with 1, and the mapping
-stays for its lifetime.
+stays for its lifetime. Where the first attempt fails, so does map: with --wait it
+keeps trying, also before there is a network, and tells of each attempt.
+
+With --exec, a command is run when the endpoint is known, and whenever it is another
+than the command was last run for, also after it was lost in between; a loss alone runs
+nothing. It is no shell's: words are apart by spaces, '…' and "…" hold one together,
+and a backslash takes the meaning of what follows (in "…", of " and \ only). What it
+prints goes to stderr. Its environment is that of goforward, and:
+
+  GOFORWARD_EVENT           mapped, until the command succeeded once; then changed
+  GOFORWARD_EXTERNAL_IP     the external address, or empty if the gateway does not tell
+  GOFORWARD_EXTERNAL_PORT   what to tell others
+  GOFORWARD_PREVIOUS_PORT   that of the last success; empty at first
+  GOFORWARD_PROTOCOL        tcp, udp, both, or another's name
+  GOFORWARD_INTERNAL_PORT   where to listen
+  GOFORWARD_BACKEND         natpmp, pcp or upnp
+  GOFORWARD_GATEWAY         its address
+
+One runs at a time. After --exec-timeout it is killed, on Unix with all of its process
+group. If it fails it is run again after a second, two, four and so on to a minute,
+until it succeeds or there is another endpoint: then for that one only. At the end, one
+that runs has two seconds left.
+
+With --port-file, the external port is written to a file, as digits and a newline, with
+mode 0644: to a new file that then takes the place of the old one, or of a symbolic
+link. With --hold the file is written at each change of the port, and again, as --exec,
+where that fails. It stays as it is while the mapping is lost, and is removed at the
+end, whether or not the gateway takes the mapping away; and at the start, if it has a
+port that an earlier run left. One that somebody else has written since stays.
 
 With --json, stdout has an object on each line, one for each protocol: event is
 mapped, changed, lost, restored, unmapped or error. An address that the gateway
 does not tell is "", and a mapping without an end has no lifetime_s and expires.
+previous is an external endpoint that is another now. An error with next_try is an
+attempt of --hold that failed; one with exit is the end. exec and port_file tell of a
+failure, and without error of the success after it.
+
+Gateways of VPN providers speak NAT-PMP at an address that the provider tells, forward
+one port of their choice for a minute at a time, the same inside and outside for TCP and
+UDP, and another one after each reconnect. So tell the program where to listen:
+
+  goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 \
+      --hold --wait --exec 'set-port.sh'     # which reads $GOFORWARD_EXTERNAL_PORT
 
 This host's own firewall must let the connections in as well.`
 
@@ -59,7 +98,11 @@ const mapExamples = `  goforward map 8080
   goforward map --same-port --hold --json             # one number for both, as torrents want it
   goforward map 8080 -6                               # IPv6: nothing but the firewall is in the way
   goforward map 8080/udp --from 198.51.100.7          # one peer only, where the gateway can
-  goforward map 22 --to 192.168.1.9                   # for another host, where the gateway allows it`
+  goforward map 22 --to 192.168.1.9                   # for another host, where the gateway allows it
+  goforward map 8080 --hold --wait                    # also before there is a network
+  goforward map 8080 --hold --exec 'ddns-update --quiet'
+  goforward map --same-port --hold --port-file /run/torrent/port
+  goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 --hold --wait --exec set-port.sh   # a VPN`
 
 const unmapHelp = `Unmap takes a mapping away that an earlier map made, from this process or another,
 by whichever protocol. It is found by the internal port: in 80:8080 that is 8080. It
@@ -138,6 +181,26 @@ const gatewaysExamples = `  goforward gateways
   goforward gateways -g 192.168.1.1 --timeout 500ms
   goforward gateways --interface eth0 --json
   goforward gateways --igd-url http://192.168.1.1:5000/rootDesc.xml`
+
+const watchHelp = `Watch tells of the gateway until Ctrl-C or SIGTERM, which exit with 0: what it speaks
+and its external address, then each time that
+
+  restarted         it lost what it forwards, as its clock says
+  announced         it says that it may have
+  address changed   its external address is another
+  gateway           the way out is: another gateway, interface or address of this host
+
+What gateways announce is believed once they answer a question, and once a minute they
+are asked for their address. Nothing is mapped, but by PCP to learn the address at the
+start, and that is taken away at once. There has to be a gateway at the start; later it
+and the network may go and come.
+
+With --json, stdout has an object on each line: event is one of these words, with _ for
+the space, address, or error where a gateway does not answer, with next_try.`
+
+const watchExamples = `  goforward watch
+  goforward watch --json
+  goforward watch -g 192.168.1.1 --backend natpmp`
 
 const demoHelp = `Demo starts a router of its own within this process, maps a port on it, sends bytes
 through from an internet of its own, restarts the router, and takes all away again.

@@ -30,7 +30,12 @@ func TestExamples(t *testing.T) {
 		for _, example := range examples {
 			n++
 			example, _, _ = strings.Cut(example, "#")
-			checkExample(t, cmd.Name(), strings.Fields(example))
+			args, err := splitCommand(example)
+			if err != nil {
+				t.Errorf("%q: %v", example, err)
+				continue
+			}
+			checkExample(t, cmd.Name(), args)
 		}
 	}
 	if n < 20 {
@@ -59,7 +64,7 @@ func checkExample(t *testing.T, name string, args []string) {
 	again := &cobra.Command{}
 	w.register(again)
 	again.Flags().AddFlagSet(root.PersistentFlags())
-	again.Flags().Bool("hold", false, "")
+	new(keeping).register(again)
 	again.Flags().Bool("foreign", false, "")
 	if err := again.ParseFlags(rest); err != nil {
 		t.Errorf("%q: %v", args, err)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -15,70 +16,124 @@ import (
 const unmapTime = 5 * time.Second
 
 // hold keeps a mapping alive until the context ends, and takes it away. The
-// first attempt has to succeed: who mistyped should not wait for ever.
-func (a *app) hold(ctx context.Context, w *wish) error {
-	h := &holding{app: a, wish: w, shown: make(chan struct{})}
+// first attempt has to succeed, unless it is to wait: who mistyped should not
+// wait for ever.
+func (a *app) hold(ctx context.Context, w *wish, k *keeping) error {
+	h := &holding{app: a, wish: w, keeping: k, events: make(chan forward.Event), over: make(chan struct{})}
 	config := a.config()
 	config.OnEvent, config.NonceKey = h.onEvent, a.nonceKey()
 	f, err := forward.New(config)
 	if err != nil {
 		return err
 	}
-	if _, err := f.Enable(ctx, w.options()...); err != nil {
+	if k.portFile != "" {
+		h.file = &portFile{path: k.portFile}
+		if err := h.file.clear(); err != nil {
+			a.sayf("--port-file: what an earlier run left: %s\n", oneLine(err.Error()))
+		}
+	}
+	m, err := f.Enable(ctx, h.options()...)
+	if err != nil {
+		close(h.over)
 		_ = f.Close()
 		return mapFailure(ctx, err)
 	}
-	<-h.shown // its event is on the way
-	select {
-	case <-ctx.Done():
-	case <-a.stdout.broken: // nobody reads it any more
+	stop := h.startErrands(ctx)
+	err = h.follow(ctx, m)
+	close(h.over)
+	stop()
+	err = errors.Join(err, h.end(context.WithoutCancel(ctx), f))
+	h.work.Wait()
+	if h.file != nil {
+		err = errors.Join(err, h.file.remove())
 	}
-	return h.end(context.WithoutCancel(ctx), f)
+	return err
 }
 
-// holding tells what happens to a mapping.
+// holding tells what happens to a mapping. All but onEvent is for one goroutine.
 type holding struct {
-	app   *app
-	wish  *wish
-	shown chan struct{} // closed after the first event
+	app     *app
+	wish    *wish
+	keeping *keeping
+	events  chan forward.Event
+	over    chan struct{} // closed when no event is taken any more
 
-	mu   sync.Mutex
-	last []backends.Mapping // what was last granted
+	errands []*errand
+	work    sync.WaitGroup
+	file    *portFile // nil: none
+
+	last     []backends.Mapping // what was last granted
+	standing bool               // it is not lost, as far as told
+	failing  bool               // the last attempt failed
+	seen     time.Time          // when the next one was to be, as last told of a failure
+	failure  string             // what was last told of it; empty: it goes well
+}
+
+func (h *holding) options() []forward.Option {
+	opts := h.wish.options()
+	if h.keeping.wait {
+		opts = append(opts, forward.Background())
+	}
+	return opts
+}
+
+// startErrands starts what is to be done about new endpoints. The function that
+// it returns has it end, for h.work to wait for.
+func (h *holding) startErrands(ctx context.Context) (stop context.CancelFunc) {
+	if h.file != nil {
+		h.errands = append(h.errands, h.file.errand(h.app))
+	}
+	if h.keeping.command != nil {
+		h.errands = append(h.errands, h.app.execErrand(h.keeping.command, h.keeping.bound))
+	}
+	ctx, stop = context.WithCancel(context.WithoutCancel(ctx))
+	for _, e := range h.errands {
+		h.work.Go(func() { e.run(ctx) })
+	}
+	return stop
 }
 
 func (h *holding) onEvent(e forward.Event) {
-	h.mu.Lock()
-	first := h.last == nil
-	if len(e.State) > 0 {
-		h.last = e.State
-	}
-	last := h.last
-	h.mu.Unlock()
-
-	h.line(e.Time, e.Kind.String(), last, e.Reason)
-	if h.app.settings.json {
-		r := record{Time: e.Time.UTC().Format(time.RFC3339), Reason: e.Reason}
-		if e.Kind == forward.Changed && len(e.Previous) > 0 {
-			r.Previous = endpointOf(e.Previous[0].External)
-		}
-		h.app.records(e.Kind.String(), last, r)
-	} else if e.Kind != forward.Lost {
-		h.app.printf("%s\n", endpointText(last[0].External))
-	}
-	if first {
-		h.app.sayf("By %s. Kept alive until Ctrl-C.\n", grantor(last[0]))
-		h.app.remark(h.wish, last)
-		close(h.shown)
+	select {
+	case h.events <- e:
+	case <-h.over:
 	}
 }
 
-// line is an event for people.
-func (h *holding) line(at time.Time, kind string, ms []backends.Mapping, reason string) {
-	text := fmt.Sprintf("%s %s %s", at.Local().Format(time.TimeOnly), kind, arrow(ms))
-	if reason != "" {
-		text += " (" + reason + ")"
+// follow tells of events and failures until the context ends, nobody reads it any
+// more, or it turns out that the wish makes no sense.
+func (h *holding) follow(ctx context.Context, m *forward.Mapping) error {
+	if !h.keeping.wait {
+		h.tell(<-h.events) // it was granted: that event is on the way
 	}
-	h.app.sayf("%s\n", text)
+	look := time.NewTimer(0)
+	defer look.Stop()
+	for {
+		changed := m.Changed()
+		if err := h.tellFailure(m); err != nil {
+			return err
+		}
+		look.Reset(h.pause())
+		select {
+		case e := <-h.events:
+			h.tell(e)
+		case <-changed:
+		case <-look.C:
+		case <-ctx.Done():
+			return nil
+		case <-h.app.stdout.broken:
+			return nil
+		}
+	}
+}
+
+// pause is how long to wait for a look at whether there was another failure:
+// Changed is about the first one only.
+func (h *holding) pause() time.Duration {
+	if !h.failing {
+		return time.Hour
+	}
+	return max(time.Until(h.seen), 0) + 250*time.Millisecond
 }
 
 // end takes the mapping away.
@@ -94,6 +149,9 @@ func (h *holding) end(ctx context.Context, f *forward.Forwarder) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotUnmapped, err)
 	}
+	if h.last == nil {
+		return nil // there never was one
+	}
 	now := time.Now()
 	h.line(now, "unmapped", h.last, "")
 	if h.app.settings.json {
@@ -101,7 +159,7 @@ func (h *holding) end(ctx context.Context, f *forward.Forwarder) error {
 		for i := range gone {
 			gone[i].Lifetime, gone[i].Granted = 0, time.Time{}
 		}
-		h.app.records("unmapped", gone, record{Time: now.UTC().Format(time.RFC3339)})
+		h.app.records("unmapped", gone, record{Time: stamp(now)})
 	}
 	return nil
 }

@@ -10,6 +10,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "hook" {
+		hookMain(os.Args[2:])
+	}
 	dir, err := os.MkdirTemp("", "goforward-state-*")
 	if err == nil {
 		err = os.Setenv("XDG_STATE_HOME", dir) // the user's own is none of our business

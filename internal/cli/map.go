@@ -15,8 +15,8 @@ import (
 
 func (a *app) mapCommand() *cobra.Command {
 	var (
-		w    wish
-		hold bool
+		w wish
+		k keeping
 	)
 	cmd := &cobra.Command{
 		Use:               "map [[EXTERNAL:]INTERNAL[/PROTOCOL] | PUBLIC PRIVATE]",
@@ -32,14 +32,17 @@ func (a *app) mapCommand() *cobra.Command {
 			if err := a.fits(&w); err != nil {
 				return err
 			}
-			if hold {
-				return a.hold(cmd.Context(), &w)
+			if err := k.check(cmd); err != nil {
+				return err
 			}
-			return a.mapOnce(cmd.Context(), &w)
+			if k.hold {
+				return a.hold(cmd.Context(), &w, &k)
+			}
+			return a.mapOnce(cmd.Context(), &w, &k)
 		},
 	}
 	w.register(cmd)
-	cmd.Flags().BoolVar(&hold, "hold", false, "keep it alive until Ctrl-C, then take it away")
+	k.register(cmd)
 	return cmd
 }
 
@@ -50,7 +53,7 @@ func portArgs(_ *cobra.Command, args []string) error {
 }
 
 // mapOnce leaves a mapping for its lifetime.
-func (a *app) mapOnce(ctx context.Context, w *wish) error {
+func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
 	config := a.config()
 	config.NonceKey = a.nonceKey()
 	f, err := forward.New(config)
@@ -66,6 +69,11 @@ func (a *app) mapOnce(ctx context.Context, w *wish) error {
 	a.mapped(granted)
 	a.sayf("%s, by %s, %s\n", arrow(granted), grantor(granted[0]), until(m.Expires()))
 	a.remark(w, granted)
+	if k.portFile != "" {
+		if err := writePortFile(k.portFile, granted[0].External.Port()); err != nil {
+			return fmt.Errorf("the mapping stays for its lifetime, but its port is not written: %w", err)
+		}
+	}
 	return nil
 }
 

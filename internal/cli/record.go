@@ -34,6 +34,8 @@ type record struct {
 	Ours        *bool           `json:"ours,omitempty"`
 	Previous    endpoint        `json:"previous,omitzero"`
 	Reason      string          `json:"reason,omitempty"`
+	Kind        string          `json:"kind,omitempty"`     // of a failed attempt, as the exit codes have it
+	Next        string          `json:"next_try,omitempty"` // where it failed, or is lost
 }
 
 // records prints a line for each mapping, over what is common to them.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +30,11 @@ type app struct {
 	openers []opener
 	keyFile func() (string, error)
 	routes  func() (all, used []discover.Gateway, err error)
+	wayOut  func(*settings) wayOut
+	network func(ctx context.Context, notify func()) error // discover.Watch
+
+	watchEvery time.Duration // how often watch asks
+	warns      bool          // also without -v
 }
 
 func newApp(stdout, stderr io.Writer) *app {
@@ -38,6 +44,10 @@ func newApp(stdout, stderr io.Writer) *app {
 		openers: openers,
 		keyFile: keyFile,
 		routes:  systemRoutes,
+		wayOut:  wayOutOf,
+		network: discover.Watch,
+
+		watchEvery: watchEvery,
 	}
 }
 
@@ -93,7 +103,8 @@ func (a *app) root() *cobra.Command {
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.Flags().SortFlags = false
 	a.settings.register(root, a.openers)
-	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(), a.demoCommand())
+	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
+		a.watchCommand(), a.demoCommand())
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
 		help.Args = func(_ *cobra.Command, args []string) error { // cobra would print what it does not know, and exit with 0

@@ -24,6 +24,7 @@ type settings struct {
 	timeout   time.Duration
 	announce  netip.AddrPort
 	ssdp      netip.AddrPort
+	notify    netip.AddrPort
 	json      bool
 	verbosity int
 }
@@ -50,7 +51,9 @@ func (s *settings) register(cmd *cobra.Command, openers []opener) {
 		"where to listen for announcements")
 	f.Var(&value[netip.AddrPort]{to: &s.ssdp, kind: "ADDR:PORT", parse: parseEndpoint}, "ssdp",
 		"where to search for UPnP devices")
-	for _, name := range []string{"announce", "ssdp"} {
+	f.Var(&value[netip.AddrPort]{to: &s.notify, kind: "ADDR:PORT", parse: parseEndpoint}, "notify",
+		"where to listen for notifications of UPnP devices")
+	for _, name := range []string{"announce", "ssdp", "notify"} {
 		_ = f.MarkHidden(name)
 	}
 	_ = cmd.RegisterFlagCompletionFunc("backend", completeList(openerNames(openers)))
@@ -100,7 +103,7 @@ func (a *app) config() *forward.Config {
 	return &forward.Config{
 		Wait: s.timeout, Timeout: s.timeout, Order: s.order, Gateway: s.named(),
 		Interface: s.iface, Source: s.source, IGD: s.igd,
-		Announce: s.announce, SSDP: s.ssdp, Logger: a.logger(),
+		Announce: s.announce, SSDP: s.ssdp, Notify: s.notify, Logger: a.logger(),
 	}
 }
 
@@ -109,7 +112,10 @@ func (a *app) logger() *slog.Logger {
 	level := slog.LevelInfo
 	switch a.settings.verbosity {
 	case 0:
-		return nil
+		if !a.warns {
+			return nil
+		}
+		level = slog.LevelWarn
 	case 1:
 	default:
 		level = slog.LevelDebug

@@ -75,7 +75,10 @@ func (a *app) withBackends(ctx context.Context, q inquiry) error {
 			return err
 		}
 	}
-	w := way{gateway: g.Addr, iface: g.Interface, source: g.Local, key: q.key, igd: a.settings.igd, ssdp: a.settings.searched()}
+	w := way{
+		gateway: g.Addr, iface: g.Interface, source: g.Local, key: q.key, igd: a.settings.igd,
+		ssdp: a.settings.searched(), announce: a.settings.announce, notify: a.settings.notify,
+	}
 	var all []found
 	var speakers []speaker
 	for _, o := range a.wanted() {

@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+)
+
+func wantFile(t *testing.T, path, want string) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if want == "" && !errors.Is(err, fs.ErrNotExist) || want != "" && (err != nil || string(got) != want) {
+		t.Errorf("%s: %q, %v, want %q", filepath.Base(path), got, err, want)
+	}
+}
+
+func TestWritePortFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "port")
+	for port, want := range map[uint16]string{1: "1\n", 65535: "65535\n"} {
+		if err := writePortFile(path, port); err != nil {
+			t.Fatal(err)
+		}
+		wantFile(t, path, want)
+		if info, err := os.Lstat(path); err != nil || runtime.GOOS != "windows" && info.Mode() != 0o644 {
+			t.Errorf("mode %v, %v", info.Mode(), err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "directory"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, path := range map[string]string{
+		"no directory": filepath.Join(dir, "no", "port"),
+		"a directory":  filepath.Join(dir, "directory"),
+	} {
+		if err := writePortFile(path, 1); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("%v, %v, want the file and the directory", left, err)
+	}
+}
+
+// What a link leads to is none of our business.
+func TestPortFileLink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "to"), filepath.Join(dir, "link")
+	if err := os.WriteFile(target, []byte("80\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("to", link); err != nil {
+		t.Skip(err) // not everybody may, on Windows
+	}
+	p := &portFile{path: link}
+	if err := p.clear(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(link); err != nil {
+		t.Errorf("the link was removed: %v", err)
+	}
+	if err := writePortFile(link, 81); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Lstat(link); err != nil || !info.Mode().IsRegular() {
+		t.Errorf("%v, %v, want a file", info, err)
+	}
+	wantFile(t, link, "81\n")
+	wantFile(t, target, "80\n")
+}
+
+func TestPortFileClear(t *testing.T) {
+	t.Parallel()
+	for text, gone := range map[string]bool{
+		"80\n": true, "65535\n": true, "0\n": true,
+		"80": false, "080\n": false, "65536\n": false, "+1\n": false, "80\n\n": false, "80\nx": false,
+		"\n": false, "a": false, "a letter to mother\n": false,
+	} {
+		p := &portFile{path: filepath.Join(t.TempDir(), "port")}
+		if err := os.WriteFile(p.path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := p.clear()
+		if _, statErr := os.Lstat(p.path); err != nil || errors.Is(statErr, fs.ErrNotExist) != gone {
+			t.Errorf("%q: %v, then %v", text, err, statErr)
+		}
+	}
+	for _, path := range []string{t.TempDir(), filepath.Join(t.TempDir(), "none"), os.DevNull} {
+		if err := (&portFile{path: path}).clear(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestPortFileRemove(t *testing.T) {
+	t.Parallel()
+	p := &portFile{path: filepath.Join(t.TempDir(), "port")}
+	write := func(port uint16) {
+		t.Helper()
+		if err := writePortFile(p.path, port); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0)
+	if err := p.remove(); err != nil { // which has written nothing
+		t.Error(err)
+	}
+	wantFile(t, p.path, "0\n")
+	write(80)
+	if err := p.remove(); err != nil { // which has written nothing
+		t.Error(err)
+	}
+	wantFile(t, p.path, "80\n")
+	p.written = 81
+	if err := p.remove(); err != nil { // somebody wrote another
+		t.Error(err)
+	}
+	wantFile(t, p.path, "80\n")
+	write(81)
+	for range 2 {
+		if err := p.remove(); err != nil {
+			t.Error(err)
+		}
+		wantFile(t, p.path, "")
+	}
+}
