@@ -18,7 +18,8 @@ demo: ## map a port on the built-in gateway and send bytes through it
 test: deps unit lab fuzz ## everything that can be tested here
 
 unit: ## all packages but the lab, with the race detector
-	$(GO) test -race -count=1 -timeout 5m $$($(GO) list ./... | grep -v /lab)
+	$(GO) test -race -count=1 -timeout 5m $$($(GO) list ./... | grep -v -e /lab -e /examples/)
+	$(GO) test -race -count=1 -timeout 5m -p 1 ./examples/... # they have ports of their own
 
 lab: deps ## the real router in network namespaces, and that no scenario is missing
 	.ci/lab

@@ -101,6 +101,9 @@ func (m *Mapping) settle(legs []leg, err error, reason string) {
 		m.failures, m.doubt = 0, false
 	}
 	m.next = m.due(now)
+	if kind != 0 {
+		m.since, m.why = now, reason
+	}
 	if kind != 0 || failedBefore || err != nil {
 		m.notify()
 	}
@@ -257,6 +260,7 @@ func (m *Mapping) suspect(change backends.Change, at time.Time) {
 	m.lost = m.lost || change.Kind == backends.Restarted
 	lost := m.lost && len(before) > 0
 	if lost {
+		m.since, m.why = time.Now(), change.Reason
 		m.notify()
 	}
 	m.mu.Unlock()

@@ -156,13 +156,22 @@ func TestRestart(t *testing.T) {
 		m, events := newMemory(), &recorder{}
 		f := forwarder(t, forward.Config{OnEvent: events.record}, m)
 		defer f.Close()
-		if _, err := f.Enable(t.Context(), forward.Both(8080)); err != nil {
+		got, err := f.Enable(t.Context(), forward.Both(8080))
+		if err != nil {
 			t.Fatal(err)
 		}
 		events.want(t, "mapped 8080")
+		begin := time.Now()
+		if at, why := got.Since(); !at.Equal(begin) || why != "enabled" {
+			t.Errorf("since %v, because %q", at, why)
+		}
+		time.Sleep(time.Minute)
 		m.calls()
 		m.restart()
 		synctest.Wait() // no time passes
+		if at, why := got.Since(); !at.Equal(begin.Add(time.Minute)) || why != "test" {
+			t.Errorf("since %v, because %q", at, why)
+		}
 		if len(m.live()) != 2 {
 			t.Errorf("the gateway has %v", m.live())
 		}

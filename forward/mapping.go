@@ -37,6 +37,8 @@ type Mapping struct {
 	changed   chan struct{}
 	stop      context.CancelCauseFunc // ends what who has the turn does
 	reason    string                  // why it is asked for next
+	since     time.Time               // of the last event
+	why       string                  // its reason
 }
 
 func newMapping(f *Forwarder, w wish) *Mapping {
@@ -151,6 +153,14 @@ func (m *Mapping) Err() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.err
+}
+
+// Since returns when what State tells last became so, and why: the Reason of that
+// Event. Before the first grant it is the zero Time, and Err says why.
+func (m *Mapping) Since() (at time.Time, reason string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.since, m.why
 }
 
 // NextTry returns when it is asked for next, or the zero Time: never.

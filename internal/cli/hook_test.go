@@ -21,7 +21,7 @@ func hookMain(args []string) {
 	switch args[0] {
 	case "tell":
 		for _, pair := range os.Environ() {
-			if strings.HasPrefix(pair, "GOFORWARD_") {
+			if strings.HasPrefix(pair, "GOFORWARD_") && !strings.HasPrefix(pair, "GOFORWARD_LAB") { // which is for our tests
 				fmt.Println(pair)
 			}
 		}
