@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -87,7 +88,7 @@ func (f *Forwarder) establish(ctx context.Context, w *wish, preferred uint16) ([
 		if len(failures) > 0 && ctx.Err() != nil {
 			break // it would only seem to be silent
 		}
-		legs, err := f.attempt(ctx, way, c, w, preferred, i == len(candidates)-1)
+		legs, err := f.attempt(ctx, way, c, w, preferred, !f.anyHopeful(candidates[i+1:]))
 		if err == nil {
 			f.watch(c)
 			return legs, nil
@@ -105,6 +106,16 @@ func (f *Forwarder) establish(ctx context.Context, w *wish, preferred uint16) ([
 		f.reconsider(way)
 	}
 	return nil, newError(failures, true)
+}
+
+// anyHopeful reports whether one of the candidates could answer, as far as is
+// known.
+func (f *Forwarder) anyHopeful(cs []*candidate) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(cs, func(c *candidate) bool {
+		return c.verdict != fails || time.Since(c.judged) > failureAge
+	})
 }
 
 // oneOfSeveral bounds how long one backend is waited for while there are others

@@ -314,3 +314,23 @@ func countRequests(gw *gatewaytest.Gateway, is func(gatewaytest.Request) bool) (
 	}
 	return n
 }
+
+// A Listener is closed while its mapping is asked for: what the gateway grants is
+// taken away.
+func TestCloseInFlight(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
+	f := newOn(t, Config{Order: []string{"natpmp"}, Gateway: gw.Addr()})
+	hold := make(chan struct{})
+	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: hold})
+	ln, err := f.Listen(t.Context(), "tcp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gw.AwaitRequests(t.Context(), 1, isMap); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(30*time.Millisecond, func() { close(hold) })
+	if err := ln.Close(); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Close: %v; the gateway has %+v", err, gw.Table())
+	}
+}

@@ -325,6 +325,9 @@ func (f *Forwarder) exchange(ctx context.Context, legs []leg, old, altered *wish
 	return back, err
 }
 
+// answerTime is how long Close waits for the answer to a request under way.
+const answerTime = 500 * time.Millisecond
+
 // Close takes the mapping away from the gateway, within Config.Timeout. Where
 // that fails it says so, and the mapping is left to its lifetime. A second call
 // returns nil.
@@ -347,7 +350,9 @@ func (m *Mapping) close(ctx context.Context) error {
 	m.forwarder.closings.enter() // before Shutdown could overlook it
 	defer m.forwarder.closings.leave()
 	if stop != nil {
-		stop(fmt.Errorf("forward: %w: closed", ErrNoMapping))
+		// What the gateway is about to grant can be taken away only when it is known.
+		hurry := time.AfterFunc(answerTime, func() { stop(fmt.Errorf("forward: %w: closed", ErrNoMapping)) })
+		defer hurry.Stop()
 	}
 	m.forwarder.release(m)
 	if err := take(ctx, m.turn); err != nil {

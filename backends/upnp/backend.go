@@ -46,7 +46,7 @@ type Config struct {
 	Notify netip.AddrPort
 	// Wait bounds a search. Zero: DefaultWait.
 	Wait time.Duration
-	// Timeout bounds one exchange with the device. Zero: DefaultTimeout.
+	// Timeout is that of ClientConfig. Zero: DefaultTimeout.
 	Timeout time.Duration
 	// Logger is told of each step, at debug level. Nil: nobody.
 	Logger *slog.Logger

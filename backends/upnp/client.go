@@ -19,7 +19,7 @@ import (
 // Name is what the backend is called.
 const Name = "upnp"
 
-// DefaultTimeout bounds one HTTP exchange, connecting included.
+// DefaultTimeout bounds connecting to a device and, twice as long, its answer.
 const DefaultTimeout = 4 * time.Second
 
 // ClientConfig says how to reach a device.
@@ -30,7 +30,8 @@ type ClientConfig struct {
 	// Source is the local address to connect from, which devices take for the
 	// one that asks. The zero Addr: the kernel's choice.
 	Source netip.Addr
-	// Timeout bounds one HTTP exchange, connecting included. Zero: DefaultTimeout.
+	// Timeout bounds connecting to the device and, twice as long, its answer: small
+	// devices are slow when they are busy. Zero: DefaultTimeout.
 	Timeout time.Duration
 	// Logger is told of each exchange, at debug level. Nil: nobody.
 	Logger *slog.Logger

@@ -177,8 +177,11 @@ func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Answer) error 
 	var searches sync.WaitGroup
 	searches.Go(func() { errs[0] = b.pass(ctx, firstTargets, answers) })
 	searches.Go(func() {
-		if pause(ctx, secondSearch) == nil {
-			errs[1] = b.pass(ctx, secondTargets, answers)
+		for pause(ctx, secondSearch) == nil {
+			if !b.Promising() { // who has answered is not to be kept from it
+				errs[1] = b.pass(ctx, secondTargets, answers)
+				return
+			}
 		}
 	})
 	searches.Wait()

@@ -28,6 +28,10 @@ const (
 // announced.
 const grace = 500 * time.Millisecond
 
+// patience is how much longer the answer may take than the connection: who is
+// there may be busy.
+const patience = 2
+
 const userAgent = "goforward UPnP/1.1"
 
 // exchange is one action over HTTP: an http.RoundTripper that writes the
@@ -182,14 +186,14 @@ func ownTimeout(err error, to endpoint) error {
 }
 
 func (c ClientConfig) converse(ctx context.Context, to endpoint, r request) (answer, netip.Addr, error) {
-	deadline := time.Now().Add(c.Timeout)
-	dialing, cancel := context.WithDeadline(ctx, deadline)
+	dialing, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	conn, err := c.dial(dialing, to.addr)
 	if err != nil {
 		return answer{}, netip.Addr{}, err
 	}
 	defer conn.Close()
+	deadline := time.Now().Add(patience * c.Timeout)
 	_ = conn.SetDeadline(deadline) // fails on closed connections only
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
