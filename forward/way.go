@@ -46,9 +46,13 @@ func openerNames() []string {
 	return names
 }
 
+// longestWait is between two transmissions of a request: some leases last a
+// minute, and a link that loses packets loses several in a row.
+const longestWait = 2 * time.Second
+
 func openNATPMP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) error, error) {
 	b, err := natpmp.New(natpmp.Config{
-		Gateway: k.gateway, Interface: k.iface, Source: k.source,
+		Gateway: k.gateway, Interface: k.iface, Source: k.source, LongestWait: longestWait,
 		Announce: f.config.Announce, Logger: f.config.Logger,
 	})
 	if err != nil {
@@ -61,7 +65,7 @@ func openPCP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) er
 	config := pcp.Config{
 		Gateway: k.gateway, Interface: k.iface, Source: k.source,
 		// The standard's pace is for requests that nobody waits for.
-		FirstWait: natpmp.DefaultFirstWait, Transmissions: natpmp.DefaultTransmissions,
+		FirstWait: natpmp.DefaultFirstWait, Transmissions: natpmp.DefaultTransmissions, LongestWait: longestWait,
 		Announce: f.config.Announce, Logger: f.config.Logger,
 	}
 	if key := f.config.NonceKey; key != nil {

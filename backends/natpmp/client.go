@@ -41,6 +41,9 @@ type Config struct {
 	// FirstWait is how long the first request waits for its answer; each later
 	// one waits twice as long as the one before. Zero: DefaultFirstWait.
 	FirstWait time.Duration
+	// LongestWait bounds those waits: mappings that last seconds cannot wait for
+	// minutes. Zero: nothing does.
+	LongestWait time.Duration
 	// Announce is where announcements are listened for, while somebody calls
 	// Watch. The zero value: 224.0.0.1:5350.
 	Announce netip.AddrPort
@@ -65,7 +68,7 @@ func NewClient(config Config) (*Client, error) {
 		return nil, fmt.Errorf("natpmp: %w: no gateway address", backends.ErrInvalid)
 	case !gw.Is4():
 		return nil, fmt.Errorf("natpmp: %w: NAT-PMP is for IPv4, the gateway %v is not", backends.ErrInvalid, gw)
-	case config.Transmissions < 0 || config.FirstWait < 0:
+	case config.Transmissions < 0 || config.FirstWait < 0 || config.LongestWait < 0:
 		return nil, fmt.Errorf("natpmp: %w: negative retransmission schedule", backends.ErrInvalid)
 	}
 	config.Gateway = netip.AddrPortFrom(gw, cmp.Or(config.Gateway.Port(), Port))
@@ -251,12 +254,12 @@ func (c *Client) wait(n int) (time.Duration, bool) {
 	if n >= c.config.Transmissions {
 		return 0, false
 	}
-	const longest = time.Hour // a schedule of hundreds of requests must not overflow
+	longest := cmp.Or(c.config.LongestWait, time.Hour) // a schedule of hundreds of requests must not overflow
 	wait := c.config.FirstWait
 	for range n {
 		wait = min(2*wait, longest)
 	}
-	return wait, true
+	return min(wait, longest), true
 }
 
 // check gives the epoch of a full response to the link, and makes a refusal a

@@ -29,6 +29,13 @@ func TestSchedule(t *testing.T) {
 	if want := 127750 * time.Millisecond; total != want {
 		t.Errorf("gives up after %v, want %v", total, want)
 	}
+	c.config.LongestWait = 2 * time.Second
+	for n, want := range map[int]time.Duration{0: 250 * time.Millisecond, 3: 2 * time.Second, 8: 2 * time.Second} {
+		if got, more := c.wait(n); got != want || !more {
+			t.Errorf("bounded, wait %d is %v, %v; want %v", n, got, more, want)
+		}
+	}
+	c.config.LongestWait = 0
 	c.config.Transmissions = 1000
 	if got, _ := c.wait(999); got != time.Hour {
 		t.Errorf("wait 999 is %v, want it capped", got)

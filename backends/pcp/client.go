@@ -46,6 +46,9 @@ type Config struct {
 	// FirstWait is about how long the first request waits for its answer. Zero:
 	// DefaultFirstWait. Somebody who waits for the answer wants less.
 	FirstWait time.Duration
+	// LongestWait bounds the waits: mappings that last seconds cannot wait for
+	// minutes. Zero: the standard's 1024 s.
+	LongestWait time.Duration
 	// Announce is where announcements are listened for, while somebody calls
 	// Watch. The zero value: 224.0.0.1:5350 or [ff02::1]:5350.
 	Announce netip.AddrPort
@@ -75,7 +78,7 @@ func NewClient(config Config) (*Client, error) {
 		return nil, fmt.Errorf("pcp: %w: no gateway address", backends.ErrInvalid)
 	case config.Source.IsValid() && config.Source.Unmap().Is4() != gw.Is4():
 		return nil, fmt.Errorf("pcp: %w: source %v and gateway %v are of different families", backends.ErrInvalid, config.Source, gw)
-	case config.Transmissions < 0 || config.FirstWait < 0:
+	case config.Transmissions < 0 || config.FirstWait < 0 || config.LongestWait < 0:
 		return nil, fmt.Errorf("pcp: %w: negative retransmission schedule", backends.ErrInvalid)
 	}
 	config.Gateway = netip.AddrPortFrom(gw, cmp.Or(config.Gateway.Port(), Port))
@@ -302,7 +305,7 @@ func (c *Client) schedule(firstWait time.Duration) func(int) (time.Duration, boo
 		}
 		const tenth = 0.1
 		wait := time.Duration(float64(next) * (1 - tenth + 2*tenth*mathrand.Float64())) //nolint:gosec // no secret
-		next = min(2*wait, longestWait)
+		next = min(2*wait, cmp.Or(c.config.LongestWait, longestWait))
 		return wait, true
 	}
 }

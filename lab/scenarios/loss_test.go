@@ -17,9 +17,9 @@ func TestLoss(t *testing.T) {
 		lease  time.Duration
 		spare  int // of 100 probes, those that may fail
 	}{
-		"natpmp": {lab.Router{NoPCP: true, NoUPnP: true}, 8 * time.Second, 4},
-		"pcp":    {pcpOnly, 8 * time.Second, 4},
-		"upnp":   {upnpOnly, 20 * time.Second, 20}, // of TCP, a lost packet or two make an exchange too late,
+		"natpmp": {lab.Router{NoPCP: true, NoUPnP: true}, 12 * time.Second, 10},
+		"pcp":    {pcpOnly, 12 * time.Second, 10},
+		"upnp":   {upnpOnly, 20 * time.Second, 30}, // of TCP, a lost packet or two make an exchange too late,
 	} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
