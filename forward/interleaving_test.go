@@ -12,6 +12,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/statefile"
 )
 
 func startGateway(t *testing.T, c gatewaytest.Config) *gatewaytest.Gateway {
@@ -332,5 +333,44 @@ func TestCloseInFlight(t *testing.T) {
 	time.AfterFunc(30*time.Millisecond, func() { close(hold) })
 	if err := ln.Close(); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Close: %v; the gateway has %+v", err, gw.Table())
+	}
+}
+
+// The watcher tells that the route has moved, and the mapping with it.
+func TestMoveNoticed(t *testing.T) {
+	gw1 := startGateway(t, gatewaytest.Config{})
+	gw2 := startGateway(t, gatewaytest.Config{Listen: netip.MustParseAddrPort("127.0.0.2:0")})
+	f := newOn(t, Config{Order: []string{"natpmp"}})
+	if err := f.LeadTo(gw1.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Enable(t.Context(), TCP(8080)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.LeadTo(gw2.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	f.look(nil)
+	if !within(t, 20*time.Second, func() bool { return len(gw1.Table()) == 0 && len(gw2.Table()) == 1 }) {
+		t.Errorf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
+	}
+}
+
+// What a gateway cannot have any more is forgotten, and what it may have is not.
+func TestForgotten(t *testing.T) {
+	for name, c := range map[string]struct {
+		ago, lifetime time.Duration
+		want          bool
+	}{
+		"lasts":                     {time.Minute, time.Hour, false},
+		"written down a while ago":  {65 * time.Minute, time.Hour, false},
+		"gone":                      {2 * time.Hour, time.Hour, true},
+		"without an end":            {24 * time.Hour, backends.Forever, false},
+		"without an end, never met": {60 * 24 * time.Hour, backends.Forever, true},
+	} {
+		r := statefile.Record{Mapping: backends.Mapping{Granted: time.Now().Add(-c.ago), Lifetime: c.lifetime}}
+		if got := isForgotten(r); got != c.want {
+			t.Errorf("%s: forgotten %v, want %v", name, got, c.want)
+		}
 	}
 }

@@ -102,6 +102,11 @@ func TestStateFile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			for _, q := range r.gw.Requests() {
+				if q.Op == gatewaytest.OpUnmap {
+					t.Errorf("taken away first, and not taken over in place: %s", q.Name())
+				}
+			}
 			if m.External() != had || m.Backend() != name || len(r.gw.Table()) != 1 {
 				t.Errorf("now %v by %s, had %v; the gateway has %v", m.External(), m.Backend(), had, r.gw.Table())
 			}
