@@ -36,7 +36,7 @@ bench: ## benchmarks of every package
 deps: ## what the tests need besides Go
 	.ci/deps
 
-lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, and builds for every platform
+lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, builds for every platform, the release binary
 	$(GO) mod tidy -diff
 	@for os in $(PLATFORMS); do \
 		echo "build and vet for $$os"; \
@@ -44,6 +44,7 @@ lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, and builds for every plat
 	done
 	$(GOLANGCI) run ./...
 	.ci/vulncheck $(GOVULNCHECK)
+	.ci/binary
 
 $(GOLANGCI):
 	GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_V)

@@ -39,8 +39,15 @@ func (a *app) demoCommand() *cobra.Command {
 			return a.demo(cmd.Context())
 		},
 	}
-	cmd.SetUsageTemplate("Usage:\n  {{.UseLine}}\n\nExamples:\n{{.Example}}\n")
+	cmd.SetUsageFunc(demoUsage)
 	return cmd
+}
+
+// demoUsage leaves the flags out, which are for real routers. It is no template:
+// with text/template the linker keeps every method of every type.
+func demoUsage(cmd *cobra.Command) error {
+	_, err := fmt.Fprintf(cmd.OutOrStderr(), "Usage:\n  %s\n\nExamples:\n%s\n", cmd.UseLine(), cmd.Example)
+	return err
 }
 
 // demo is a play in five acts: a router, a server behind it, and a visitor.
