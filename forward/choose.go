@@ -14,10 +14,10 @@ import (
 // Callers at the same time share one probe.
 func (f *Forwarder) choose(ctx context.Context, fam family) (*way, error) {
 	begin := time.Now()
-	if err := take(ctx, f.choosing[fam]); err != nil {
+	if err := f.choosing[fam].take(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { <-f.choosing[fam] }()
+	defer f.choosing[fam].give()
 	w, err := f.way(fam)
 	if err != nil {
 		return nil, err

@@ -69,8 +69,8 @@ func (w *wish) freePort() (uint16, error) {
 type leg struct {
 	candidate *candidate
 	lease     *lease
-	request   backends.Request
-	granted   backends.Mapping
+	asked     uint16            // the external port
+	granted   *backends.Mapping // never changed, but exchanged
 }
 
 // establish gets the wish granted by the first backend that can and will. The
@@ -244,7 +244,7 @@ func (f *Forwarder) try(ctx context.Context, way *way, c *candidate, w *wish, po
 			return legs, err
 		}
 		f.ledger.done(old)
-		legs = append(legs, leg{candidate: c, lease: l, request: r, granted: m})
+		legs = append(legs, leg{candidate: c, lease: l, asked: port, granted: m})
 		if err := w.even(legs); err != nil {
 			return legs, err
 		}

@@ -13,7 +13,7 @@ import (
 // ensure gets the mapping granted, or granted again, and records what came of
 // it. The reason is for events.
 func (m *Mapping) ensure(ctx context.Context, reason string) error {
-	if err := take(ctx, m.turn); err != nil {
+	if err := m.turn.take(ctx); err != nil {
 		return err
 	}
 	defer m.give()
@@ -67,13 +67,12 @@ func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg, preferred u
 // renew renews one leg after another, and ends with the first that fails.
 func renew(ctx context.Context, w *wish, legs []leg) error {
 	for i := range legs {
-		r := legs[i].request
-		r.Lifetime, r.Description = w.lifetime, w.description
-		granted, err := legs[i].lease.renew(ctx, legs[i].candidate.backend, r)
+		l := &legs[i]
+		granted, err := l.lease.renew(ctx, l.candidate.backend, w.request(l.granted.Protocol, l.asked))
 		if err != nil {
 			return err
 		}
-		legs[i].granted, legs[i].request = granted, r
+		l.granted = granted
 	}
 	return nil
 }

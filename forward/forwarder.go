@@ -25,11 +25,11 @@ type Forwarder struct {
 
 	ctx       context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
 	cancel    context.CancelCauseFunc
-	calls     sync.WaitGroup   // callers inside
-	closings  gate             // of mappings
-	work      sync.WaitGroup   // goroutines of ours
-	start     sync.Once        // of those
-	choosing  [2]chan struct{} // one looks for a gateway of a family at a time
+	calls     sync.WaitGroup // callers inside
+	closings  gate           // of mappings
+	work      sync.WaitGroup // goroutines of ours
+	start     sync.Once      // of those
+	choosing  [2]turn        // one looks for a gateway of a family at a time
 	scheduler scheduler
 	jitter    func(time.Duration) time.Duration // spreads what it does
 	events    events
@@ -58,7 +58,6 @@ func New(config *Config) (*Forwarder, error) {
 		config:    c,
 		log:       c.Logger,
 		routes:    [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
-		choosing:  [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
 		scheduler: scheduler{wake: make(chan struct{}, 1)},
 		jitter:    jitter,
 		events:    events{wake: make(chan struct{}, 1)},

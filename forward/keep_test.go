@@ -593,6 +593,46 @@ func TestRestartAfterExpiry(t *testing.T) {
 	})
 }
 
+// Another lifetime is asked for in place, unless somebody else holds the mapping
+// for the one they agreed on.
+func TestRefreshLifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		defer f.Close()
+		enable := func(d time.Duration) (*forward.Mapping, error) {
+			return f.Enable(t.Context(), forward.Both(8080), forward.Lifetime(d))
+		}
+		got, err := enable(time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.calls()
+		if err := got.Refresh(t.Context(), forward.Lifetime(4*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"address 0 0", "renew tcp 8080", "renew udp 8080"}, m.calls()); diff != "" {
+			t.Error(diff)
+		}
+		if d := got.State()[1].Lifetime; d != 4*time.Hour {
+			t.Errorf("granted for %v", d)
+		}
+		if _, err := enable(time.Hour); !errors.Is(err, backends.ErrConflict) {
+			t.Errorf("on the old terms: %v", err)
+		}
+		if _, err := enable(4 * time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if err := got.Refresh(t.Context(), forward.Lifetime(time.Hour)); !errors.Is(err, backends.ErrConflict) {
+			t.Errorf("behind another's back: %v", err)
+		}
+		if err := got.Refresh(t.Context()); err != nil || got.State()[0].Lifetime != 4*time.Hour {
+			t.Errorf("as before: %v, %v", err, got.State())
+		}
+	})
+}
+
 // Some gateways break one protocol's mapping when that of another on the same
 // internal port is renewed or deleted: it is renewed right after.
 func TestSiblings(t *testing.T) {

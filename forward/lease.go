@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/natforward/goforward/backends"
 )
@@ -13,10 +14,16 @@ import (
 // identity is what a gateway can tell mappings apart by. Whoever in the process
 // asks for an equal one means the same mapping.
 type identity struct {
+	place    unique.Handle[place] // a handle, since there are many identities of few places
+	protocol backends.Protocol
+	internal uint16
+}
+
+// place is what the mappings of one host by one backend have in common.
+type place struct {
 	way      any // of the gateway: a comparable value
 	backend  string
-	protocol backends.Protocol
-	internal netip.AddrPort
+	internal netip.Addr
 }
 
 // terms are what those who share a mapping must agree on.
@@ -49,7 +56,7 @@ func (e *termsError) Unwrap() error { return backends.ErrConflict }
 // is deleted when the last lets go.
 type lease struct {
 	id   identity
-	turn chan struct{} // one talks to the gateway about it at a time
+	turn turn // one talks to the gateway about it at a time
 
 	// Guarded by leases.mu.
 	users   int // who hold it or wait for it
@@ -57,7 +64,7 @@ type lease struct {
 
 	// Guarded by turn.
 	terms   terms
-	mapping backends.Mapping
+	granted *backends.Mapping // never changed, but exchanged
 }
 
 // leases are those of the process, because a gateway cannot tell two
@@ -70,12 +77,12 @@ var leases = struct {
 // join maps what the request asks for, or takes a share in it where somebody in
 // the process has it already. Holders with other terms make it fail with
 // ErrConflict. What an earlier run has left, if anything, is taken over.
-func join(ctx context.Context, b backends.Backend, id identity, t terms, r backends.Request, old *inheritance) (*lease, backends.Mapping, error) {
+func join(ctx context.Context, b backends.Backend, id identity, t terms, r backends.Request, old *inheritance) (*lease, *backends.Mapping, error) {
 	l := enter(id)
 	m, err := l.join(ctx, b, t, r, old)
 	if err != nil {
 		l.forget()
-		return nil, backends.Mapping{}, err
+		return nil, nil, err
 	}
 	return l, m, nil
 }
@@ -86,31 +93,36 @@ func enter(id identity) *lease {
 	defer leases.mu.Unlock()
 	l := leases.byID[id]
 	if l == nil {
-		l = &lease{id: id, turn: make(chan struct{}, 1)}
+		l = &lease{id: id}
 		leases.byID[id] = l
 	}
 	l.users++
 	return l
 }
 
-func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backends.Request, old *inheritance) (m backends.Mapping, err error) {
-	if err := l.take(ctx); err != nil {
-		return m, err
+func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backends.Request, old *inheritance) (*backends.Mapping, error) {
+	if err := l.turn.take(ctx); err != nil {
+		return nil, err
 	}
-	defer l.give()
+	defer l.turn.give()
+	var (
+		m   backends.Mapping
+		err error
+	)
 	switch {
 	case l.held() == 0:
 		m, err = takeOver(ctx, b, r, old)
 	case l.terms != t:
-		return m, &termsError{l.id.protocol, l.id.internal.Port()}
+		err = &termsError{l.id.protocol, l.id.internal}
 	default:
-		m, err = b.Renew(ctx, l.mapping, r)
+		m, err = b.Renew(ctx, *l.granted, r)
 	}
-	if err == nil {
-		l.terms, l.mapping = t, m
-		l.hold(+1)
+	if err != nil {
+		return nil, err
 	}
-	return m, err
+	l.terms, l.granted = t, &m
+	l.hold(+1)
+	return &m, nil
 }
 
 // takeOver maps what an earlier run has left, in place, or else anew.
@@ -132,10 +144,10 @@ func takeOver(ctx context.Context, b backends.Backend, r backends.Request, old *
 func sweep(ctx context.Context, b backends.Backend, id identity, m backends.Mapping) error {
 	l := enter(id)
 	defer l.forget()
-	if err := l.take(ctx); err != nil {
+	if err := l.turn.take(ctx); err != nil {
 		return err
 	}
-	defer l.give()
+	defer l.turn.give()
 	if l.held() > 0 {
 		return nil
 	}
@@ -152,17 +164,32 @@ func (l *lease) hold(change int) int {
 
 func (l *lease) held() int { return l.hold(0) }
 
+// agree changes the terms that renewals are to be on, unless somebody else holds
+// the mapping too.
+func (l *lease) agree(ctx context.Context, t terms) error {
+	if err := l.turn.take(ctx); err != nil {
+		return err
+	}
+	defer l.turn.give()
+	if l.held() > 1 {
+		return &termsError{l.id.protocol, l.id.internal}
+	}
+	l.terms = t
+	return nil
+}
+
 // renew asks for the mapping again.
-func (l *lease) renew(ctx context.Context, b backends.Backend, r backends.Request) (backends.Mapping, error) {
-	if err := l.take(ctx); err != nil {
-		return backends.Mapping{}, err
+func (l *lease) renew(ctx context.Context, b backends.Backend, r backends.Request) (*backends.Mapping, error) {
+	if err := l.turn.take(ctx); err != nil {
+		return nil, err
 	}
-	defer l.give()
-	m, err := b.Renew(ctx, l.mapping, r)
-	if err == nil {
-		l.mapping = m
+	defer l.turn.give()
+	m, err := b.Renew(ctx, *l.granted, r)
+	if err != nil {
+		return nil, err
 	}
-	return m, err
+	l.granted = &m
+	return &m, nil
 }
 
 // leave gives a share up, whatever comes of it. The last to leave deletes the
@@ -172,14 +199,14 @@ func (l *lease) leave(ctx context.Context, b backends.Backend) error {
 	if l.hold(-1) > 0 {
 		return nil
 	}
-	if err := l.take(ctx); err != nil {
+	if err := l.turn.take(ctx); err != nil {
 		return err
 	}
-	defer l.give()
+	defer l.turn.give()
 	if l.held() > 0 { // somebody joined meanwhile
 		return nil
 	}
-	return b.Unmap(ctx, l.mapping)
+	return b.Unmap(ctx, *l.granted)
 }
 
 // drop gives up a share of a mapping that is not to be deleted: the gateway has
@@ -189,28 +216,11 @@ func (l *lease) drop() {
 	l.hold(-1)
 }
 
-func (l *lease) take(ctx context.Context) error { return take(ctx, l.turn) }
-func (l *lease) give()                          { <-l.turn }
-
 // forget takes back a join.
 func (l *lease) forget() {
 	leases.mu.Lock()
 	defer leases.mu.Unlock()
 	if l.users--; l.users == 0 {
 		delete(leases.byID, l.id)
-	}
-}
-
-// take waits for a turn: a channel of capacity 1, which is full while somebody
-// has it.
-func take(ctx context.Context, turn chan struct{}) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	select {
-	case turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

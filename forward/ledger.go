@@ -108,7 +108,7 @@ func (l *ledger) leave(port uint16, legs []leg) {
 	}
 	l.mu.Lock()
 	for _, one := range legs {
-		l.left = append(l.left, statefile.Record{Port: port, Mapping: one.granted})
+		l.left = append(l.left, statefile.Record{Port: port, Mapping: *one.granted})
 	}
 	l.mu.Unlock()
 	nudge(l.wake)

@@ -18,9 +18,9 @@ import (
 // goroutines at once.
 type Mapping struct {
 	forwarder *Forwarder
-	turn      chan struct{} // one changes it at a time
-	port      uint16        // the internal port it was enabled with
-	job       job           // guarded by the scheduler
+	turn      turn   // one changes it at a time
+	port      uint16 // the internal port it was enabled with
+	job       job    // guarded by the scheduler
 
 	mu        sync.Mutex
 	wish      wish
@@ -42,7 +42,7 @@ type Mapping struct {
 }
 
 func newMapping(f *Forwarder, w wish) *Mapping {
-	return &Mapping{forwarder: f, wish: w, port: w.internal.Port(), turn: make(chan struct{}, 1)}
+	return &Mapping{forwarder: f, wish: w, port: w.internal.Port()}
 }
 
 // State returns what the gateway granted: two mappings for Both, none before the
@@ -71,7 +71,7 @@ func (m *Mapping) state() []backends.Mapping {
 	}
 	var granted []backends.Mapping
 	for _, l := range m.legs {
-		granted = append(granted, l.granted)
+		granted = append(granted, *l.granted)
 	}
 	return granted
 }
@@ -97,7 +97,7 @@ func (m *Mapping) first() backends.Mapping {
 	if !m.stands() {
 		return backends.Mapping{}
 	}
-	return m.legs[0].granted
+	return *m.legs[0].granted
 }
 
 // External returns the address and port that the world reaches: the zero value
@@ -264,7 +264,7 @@ func (m *Mapping) askExternal(ctx context.Context) error {
 // alter changes the wish. Where what it was granted as cannot serve the new
 // one, the grant is given up.
 func (m *Mapping) alter(ctx context.Context, opts []Option) error {
-	if err := take(ctx, m.turn); err != nil {
+	if err := m.turn.take(ctx); err != nil {
 		return err
 	}
 	defer m.give()
@@ -290,14 +290,19 @@ func (m *Mapping) alter(ctx context.Context, opts []Option) error {
 	case altered.background != old.background || altered.once != old.once:
 		return fmt.Errorf("forward: %w: Once and Background are for Enable", backends.ErrInvalid)
 	}
-	moved := altered.internal != old.internal || altered.terms() != old.terms()
-	if moved && len(legs) > 0 {
-		var err error
-		if legs, err = m.forwarder.exchange(ctx, legs, &old, &altered); err != nil {
-			m.settle(legs, err, "refreshed")
+	moved := altered.isElsewhere(&old)
+	switch {
+	case len(legs) == 0:
+	case moved:
+		legs, err := m.forwarder.exchange(ctx, legs, &old, &altered)
+		m.settle(legs, err, "refreshed")
+		if err != nil {
 			return err
 		}
-		m.settle(legs, nil, "refreshed")
+	case altered.lifetime != old.lifetime:
+		if err := agree(ctx, legs, old.terms(), altered.terms()); err != nil {
+			return err
+		}
 	}
 	m.mu.Lock()
 	m.wish = altered
@@ -305,6 +310,27 @@ func (m *Mapping) alter(ctx context.Context, opts []Option) error {
 		m.preferred = 0
 	}
 	m.mu.Unlock()
+	return nil
+}
+
+// isElsewhere reports whether the wish cannot be served by what another was
+// granted.
+func (w *wish) isElsewhere(other *wish) bool {
+	mine, others := w.terms(), other.terms()
+	mine.lifetime = others.lifetime
+	return w.internal != other.internal || mine != others
+}
+
+// agree changes the terms of all legs, or of none.
+func agree(ctx context.Context, legs []leg, old, altered terms) error {
+	for i, l := range legs {
+		if err := l.lease.agree(ctx, altered); err != nil {
+			for _, changed := range legs[:i] {
+				_ = changed.lease.agree(context.WithoutCancel(ctx), old) // nobody else has joined on those terms
+			}
+			return err
+		}
+	}
 	return nil
 }
 
@@ -355,7 +381,7 @@ func (m *Mapping) close(ctx context.Context) error {
 		defer hurry.Stop()
 	}
 	m.forwarder.release(m)
-	if err := take(ctx, m.turn); err != nil {
+	if err := m.turn.take(ctx); err != nil {
 		m.abandon()
 		return fmt.Errorf("forward: mapping left to its lifetime: %w", err)
 	}
@@ -380,11 +406,9 @@ func (m *Mapping) abandon() {
 	m.next = time.Time{}
 	m.notify()
 	m.mu.Unlock()
-	select {
-	case m.turn <- struct{}{}:
+	if _, ok := m.turn.try(); ok {
 		m.give()
-	default: // whoever has the turn gives the legs up after it
-	}
+	} // else whoever has the turn gives the legs up after it
 }
 
 // give ends a turn. The legs of an abandoned mapping are given up after it, so
@@ -393,7 +417,7 @@ func (m *Mapping) give() {
 	m.mu.Lock()
 	m.stop = nil // and with it the contexts behind it
 	m.mu.Unlock()
-	<-m.turn
+	m.turn.give()
 	m.mu.Lock()
 	var legs []leg
 	if m.left {

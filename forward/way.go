@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
@@ -158,14 +159,14 @@ const (
 // identity returns what tells a mapping apart by this candidate. However this
 // host is named, it is the same one.
 func (w *way) identity(c *candidate, p backends.Protocol, internal netip.AddrPort) identity {
+	at := place{way: c.backend, backend: c.backend.String(), internal: internal.Addr()}
 	if addr := internal.Addr().Unmap(); addr.IsUnspecified() || addr.IsValid() && addr == w.local {
-		internal = netip.AddrPortFrom(netip.Addr{}, internal.Port())
+		at.internal = netip.Addr{}
 	}
-	id := identity{way: c.backend, backend: c.backend.String(), protocol: p, internal: internal}
 	if gw := w.key.gateway; gw.IsValid() { // however the way was found; nobody knows the gateway of a ready-made backend
-		id.way = gatewayKey{netip.AddrPortFrom(gw.Addr().Unmap(), cmp.Or(gw.Port(), natpmp.Port)), w.local}
+		at.way = gatewayKey{netip.AddrPortFrom(gw.Addr().Unmap(), cmp.Or(gw.Port(), natpmp.Port)), w.local}
 	}
-	return id
+	return identity{unique.Make(at), p, internal.Port()}
 }
 
 // gatewayKey is a gateway as this host's address sees it.
