@@ -140,7 +140,7 @@ func TestRestartMute(t *testing.T) {
 				die(t, home)
 				home.DoesNotReach(t, echo, m.External)
 				home.Daemon.Start(t)
-				took := comes(t, home, echo, m.External, shortLease)
+				took := comes(t, home, echo, m.External, 2*shortLease)
 				t.Logf("bytes arrived %v after the router was ready", took)
 				f.disable()
 				wantRules(t, home, 0)
