@@ -96,6 +96,9 @@ func (f *Forwarder) establish(ctx context.Context, w *wish, preferred uint16) ([
 		if ctx.Err() != nil && !isOwnTimeout(ctx) {
 			return nil, err
 		}
+		if w.background && !errors.Is(err, backends.ErrNoReply) && !errors.Is(err, backends.ErrUnsupported) {
+			f.watch(c) // it may announce that it can now
+		}
 		silent = silent && errors.Is(err, backends.ErrNoReply)
 		failures = append(failures, err)
 		if ours := (*termsError)(nil); errors.As(err, &ours) {

@@ -573,6 +573,30 @@ func TestDoubt(t *testing.T) {
 	})
 }
 
+// A change wakes a mapping that was refused from the first, where somebody waits
+// for it in the background.
+func TestRefusedThenAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.set(func() {
+			m.fail = func(string, backends.Protocol, uint16) error { return backends.ErrNotAuthorized }
+		})
+		f := forwarder(t, forward.Config{}, m)
+		defer f.Close()
+		got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour) // the pauses are long by now
+		m.set(func() { m.fail = nil })
+		m.changes <- backends.Change{Kind: backends.Announced}
+		synctest.Wait() // no time passes
+		if len(m.live()) != 1 || got.Err() != nil {
+			t.Errorf("the gateway has %v, error %v", m.live(), got.Err())
+		}
+	})
+}
+
 // A change wakes a mapping that had expired, too.
 func TestRestartAfterExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
