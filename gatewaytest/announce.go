@@ -16,13 +16,19 @@ const (
 	lastGap  = 64 * time.Second
 )
 
+// mostAlive is how often ssdp:alive is sent, since datagrams get lost (UPnP Device
+// Architecture 1.1, section 1.2.2).
+const mostAlive = 3
+
 // Announce tells the hosts to look again, as Restart and SetExternal do. The
 // first packet is sent before it returns; the series ends with the next
 // announcement. Nothing is sent while down, or without Config.Announce,
-// Config.Announce6 and UPnP.Notify, where ssdp:alive goes once for each device
-// and service. Start does not announce.
+// Config.Announce6 and UPnP.Notify, where ssdp:alive goes for each device and
+// service, three times at most. Start does not announce.
 func (g *Gateway) Announce() {
-	g.upnp.notify("ssdp:alive")
+	if g.config.UPnP.Notify.IsValid() {
+		g.series(&g.notifying, min(g.config.AnnounceCount, mostAlive), func() { g.upnp.notify("ssdp:alive") })
+	}
 	if g.config.Announce.IsValid() || g.config.Announce6.IsValid() {
 		g.series(&g.announcing, g.config.AnnounceCount, g.announceOnce)
 	}

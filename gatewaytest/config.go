@@ -30,6 +30,7 @@ type Config struct {
 	AnnounceAs AnnounceForm
 	// AnnounceCount is how many packets an announcement has, 250 ms, 500 ms,
 	// 1 s … apart. Zero is ten (RFC 6886, section 3.2.1; RFC 6887, section 14.1).
+	// The notifications of UPnP are three at most.
 	AnnounceCount int
 	// MinLifetime and MaxLifetime bound what is granted, in whole seconds. Zero: as asked.
 	MinLifetime, MaxLifetime time.Duration

@@ -36,6 +36,7 @@ type Gateway struct {
 	external    netip.Addr
 	boot        time.Time          // on the gateway's clock; the epoch counts from it
 	announcing  context.CancelFunc // ends the series under way
+	notifying   context.CancelFunc // the same of ssdp:alive
 	updating    context.CancelFunc // the same of mapping updates
 	outside     map[io.Closer]struct{}
 	outsideUDP  map[netip.AddrPort]*packetConn

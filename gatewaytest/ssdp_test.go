@@ -350,7 +350,7 @@ func TestNotify(t *testing.T) {
 	t.Parallel()
 	pc := udpSocket(t, "127.0.0.1:0")
 	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
-	gw := start(t, gatewaytest.Config{UPnP: igd{
+	gw := start(t, gatewaytest.Config{AnnounceCount: 1, UPnP: igd{
 		Version: 1, Notify: at, UDN: "uuid:1", MovePort: true, Search: gatewaytest.UPnPSearch{Update: true},
 	}})
 	s := searcher{t, gw, pc, gw.SSDP()}
@@ -385,6 +385,25 @@ func TestNotify(t *testing.T) {
 	gw.Byebye()
 	if n := gw.Stats().Notifications; n != 5*len(targets("1")) {
 		t.Errorf("%d notifications counted", n)
+	}
+}
+
+// Datagrams get lost, so all is told again.
+func TestNotifyAgain(t *testing.T) {
+	t.Parallel()
+	for count, want := range map[int]int{0: 3, 1: 1, 2: 2} {
+		pc := udpSocket(t, "127.0.0.1:0")
+		gw := start(t, gatewaytest.Config{AnnounceCount: count, UPnP: igd{
+			Version: 1, Notify: pc.LocalAddr().(*net.UDPAddr).AddrPort(), UDN: "uuid:1",
+		}})
+		s := searcher{t, gw, pc, gw.SSDP()}
+		gw.Announce()
+		for range want {
+			notified(t, s, "1")
+		}
+		if n := gw.Stats().Notifications; n != want*len(targets("1")) {
+			t.Errorf("%d of %d notifications, told %d times", n, want*len(targets("1")), want)
+		}
 	}
 }
 

@@ -105,7 +105,9 @@ func (g *Gateway) DownUPnP() {
 
 // Byebye notifies that the devices leave, as a router does that shuts down in
 // order. It goes on answering all the same.
-func (g *Gateway) Byebye() { g.upnp.notify("ssdp:byebye") }
+func (g *Gateway) Byebye() {
+	g.series(&g.notifying, 1, func() { g.upnp.notify("ssdp:byebye") })
+}
 
 // open opens what is closed. Callers hold the gateway's lock.
 func (s *upnpServer) open() error {
