@@ -1,0 +1,325 @@
+package natpmp_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	jackpal "github.com/jackpal/go-nat-pmp"
+	"go.uber.org/goleak"
+
+	natpmp "github.com/natforward/goforward/adapters/natpmpcompat"
+	"github.com/natforward/goforward/backends"
+	pmp "github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is for what is to be answered.
+const patience = 20 * time.Second
+
+// standardPort is a gateway on port 5351, which both packages insist on, of some
+// loopback address. With a clock that stands still, two of them say the same.
+func standardPort(t *testing.T, config gatewaytest.Config) (gw *gatewaytest.Gateway, ip net.IP) {
+	t.Helper()
+	config.ManualClock = true
+	var err error
+	for range 10 {
+		addr := netip.AddrFrom4([4]byte{127, byte(1 + rand.IntN(250)), byte(rand.IntN(250)), byte(1 + rand.IntN(250))})
+		config.Listen = netip.AddrPortFrom(addr, 5351)
+		if gw, err = gatewaytest.Start(config); err == nil {
+			t.Cleanup(func() { _ = gw.Close() })
+			return gw, addr.AsSlice()
+		}
+	}
+	t.Skipf("NOT TESTED: no loopback address with port 5351 (%v)", err)
+	return nil, nil
+}
+
+// call is a request to either package.
+type call struct {
+	name               string // "address", "map" or "duration"
+	protocol           string
+	internal, external int
+	lifetime           int
+	duration           time.Duration
+}
+
+// theirs and ours make a call, whose result is nil or a struct of their own.
+func theirs(c *jackpal.Client, a call) (any, error) {
+	switch a.name {
+	case "address":
+		r, err := c.GetExternalAddress()
+		if r == nil {
+			return nil, err
+		}
+		return natpmp.GetExternalAddressResult(*r), err
+	case "duration":
+		return theirMapping(c.AddPortMappingWithDuration(a.protocol, a.internal, a.external, a.duration))
+	}
+	return theirMapping(c.AddPortMapping(a.protocol, a.internal, a.external, a.lifetime))
+}
+
+func theirMapping(r *jackpal.AddPortMappingResult, err error) (any, error) {
+	if r == nil {
+		return nil, err
+	}
+	return natpmp.AddPortMappingResult(*r), err
+}
+
+func ours(c *natpmp.Client, a call) (any, error) {
+	switch a.name {
+	case "address":
+		r, err := c.GetExternalAddress()
+		if r == nil {
+			return nil, err
+		}
+		return *r, err
+	case "duration":
+		return ourMapping(c.AddPortMappingWithDuration(a.protocol, a.internal, a.external, a.duration))
+	}
+	return ourMapping(c.AddPortMapping(a.protocol, a.internal, a.external, a.lifetime))
+}
+
+func ourMapping(r *natpmp.AddPortMappingResult, err error) (any, error) {
+	if r == nil {
+		return nil, err
+	}
+	return *r, err
+}
+
+// story is what a program does, each call after the one before.
+var story = []call{
+	{name: "address"},
+	{name: "map", protocol: "tcp", internal: 8080, external: 80, lifetime: 3600},
+	{name: "map", protocol: "tcp", internal: 8080, external: 81, lifetime: 60}, // again
+	{name: "map", protocol: "udp", internal: 8080, external: 0, lifetime: natpmp.RECOMMENDED_MAPPING_LIFETIME_SECONDS},
+	{name: "map", protocol: "udp", internal: 1, external: 9999, lifetime: 60}, // somebody else's
+	{name: "map", protocol: "tcp", internal: 65535, external: 65535, lifetime: 1<<32 - 1},
+	{name: "duration", protocol: "tcp", internal: 3, external: 3, duration: 90*time.Second + 999*time.Millisecond},
+	{name: "map", protocol: "tcp", internal: 8080},   // deleted
+	{name: "map", protocol: "tcp", internal: 8080},   // deleted again
+	{name: "duration", protocol: "udp", internal: 1}, // deleted
+	{name: "map", protocol: "tcp", internal: 0, external: 0, lifetime: 60},
+	{name: "map", protocol: "tcp", internal: 0, external: 0}, // all of tcp
+	{name: "map", protocol: "sctp", internal: 1, external: 1, lifetime: 1},
+	{name: "map", protocol: "", internal: 1, external: 1, lifetime: 1},
+	{name: "map", protocol: "tcp", internal: -1, external: 1, lifetime: 1},
+	{name: "map", protocol: "tcp", internal: 65536, external: 1, lifetime: 1},
+	{name: "map", protocol: "tcp", internal: 1, external: -1, lifetime: 1},
+	{name: "map", protocol: "tcp", internal: 1, external: 65536, lifetime: 1},
+	{name: "map", protocol: "tcp", internal: 1, external: 1, lifetime: -1},
+	{name: "map", protocol: "tcp", internal: 1, external: 1, lifetime: 1 << 32},
+	{name: "duration", protocol: "tcp", internal: 1, external: 1, duration: -time.Second},
+}
+
+// Two gateways alike, one for each package, are told the same story: both give
+// the same results, the same calls fail, and both gateways are left the same.
+func TestSideBySide(t *testing.T) {
+	for name, config := range map[string]gatewaytest.Config{
+		"a gateway":               {},
+		"short leases":            {MaxLifetime: time.Minute},
+		"without an address":      {External: netip.IPv4Unspecified()},
+		"a VPN's":                 {NATPMP: gatewaytest.NATPMP{VPN: true}},
+		"PCP only":                {NATPMP: gatewaytest.NATPMP{PCPOnly: true}},
+		"more than the standard":  {NATPMP: gatewaytest.NATPMP{EchoErrors: true, AnyDeletePort: true}},
+		"several external ports":  {MultiplePorts: true},
+		"room for two, no longer": {TableLimit: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			theirGateway, theirIP := standardPort(t, config)
+			ourGateway, ourIP := standardPort(t, config)
+			for _, gw := range []*gatewaytest.Gateway{theirGateway, ourGateway} {
+				gw.Advance(1234 * time.Second)
+				_ = gw.AddMapping(gatewaytest.Entry{ // where there is room
+					Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.9:80"),
+					External: netip.AddrPortFrom(gw.External(), 9999),
+				})
+			}
+			jackpals, client := jackpal.NewClientWithTimeout(theirIP, patience), natpmp.NewClientWithTimeout(ourIP, patience)
+			for _, a := range story {
+				want, theirErr := theirs(jackpals, a)
+				got, err := ours(client, a)
+				if config.NATPMP.VPN { // which gives ports at random
+					want, got = withoutPort(want), withoutPort(got)
+				}
+				if diff := cmp.Diff(want, got); diff != "" || (theirErr == nil) != (err == nil) {
+					t.Errorf("%+v: (-theirs +ours)\n%s%v\n%v", a, diff, theirErr, err)
+				}
+			}
+			if want, got := ports(theirGateway), ports(ourGateway); !config.NATPMP.VPN && !slices.Equal(want, got) {
+				t.Errorf("their gateway has %v, ours %v", want, got)
+			}
+		})
+	}
+}
+
+func withoutPort(result any) any {
+	if m, is := result.(natpmp.AddPortMappingResult); is {
+		m.MappedExternalPort = 0
+		return m
+	}
+	return result
+}
+
+// ports are what a gateway has, without its address.
+func ports(gw *gatewaytest.Gateway) []string {
+	var all []string
+	for _, e := range gw.Table() {
+		internal, external := e.Internal.Port(), e.External.Port()
+		all = append(all, strings.Join([]string{
+			e.Protocol.String(), netip.AddrPortFrom(gw.External(), external).String(),
+			netip.AddrPortFrom(gw.External(), internal).String(), e.Remaining.String(),
+		}, " "))
+	}
+	return all
+}
+
+// Where theirs goes wrong, ours does not.
+func TestBetter(t *testing.T) {
+	t.Parallel()
+	gw, ip := standardPort(t, gatewaytest.Config{})
+	c := natpmp.NewClientWithTimeout(ip, patience)
+	if _, err := c.AddPortMapping("TCP", 8080, 8080, 60); err != nil {
+		t.Errorf("in capitals: %v", err)
+	}
+	if _, err := c.AddPortMappingWithDuration("tcp", 8080, 8080, time.Millisecond); err != nil || len(gw.Table()) != 1 {
+		t.Errorf("a millisecond: %v, the gateway has %v", err, gw.Table())
+	}
+	// A deletion that names a port is one that gateways refuse.
+	if _, err := c.AddPortMapping("tcp", 8080, 8080, 0); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("deleting: %v, the gateway has %v", err, gw.Table())
+	}
+}
+
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	gw, ip := standardPort(t, gatewaytest.Config{})
+	c := natpmp.NewClientWithTimeout(ip, patience)
+	var refusal *pmp.ResultError
+	for code, kind := range map[int]error{
+		2: backends.ErrNotAuthorized, 3: backends.ErrNetworkFailure, 4: backends.ErrNoResources, 99: backends.ErrMalformed,
+	} {
+		remove := gw.Inject(gatewaytest.Fault{Result: code})
+		for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "udp", internal: 80}} {
+			_, err := ours(c, a)
+			if !errors.Is(err, kind) || !errors.As(err, &refusal) || int(refusal.Code) != code {
+				t.Errorf("%v, refused with %d: %v", a, code, err)
+			}
+		}
+		remove()
+	}
+	for name, quirks := range map[string]gatewaytest.NATPMP{"whole": {PCPOnly: true}, "truncated": {PCPOnlyTruncated: true}} {
+		_, ip := standardPort(t, gatewaytest.Config{NATPMP: quirks})
+		c := natpmp.NewClientWithTimeout(ip, patience)
+		for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
+			_, err := ours(c, a)
+			var version *pmp.VersionError
+			if !errors.As(err, &version) || version.Version != 2 || !strings.Contains(err.Error(), "PCP") {
+				t.Errorf("%s: %v: %v", name, a, err)
+			}
+		}
+	}
+}
+
+// A grant of nothing is none, and an answer about another port is another's.
+func TestOddAnswers(t *testing.T) {
+	t.Parallel()
+	gw, ip := standardPort(t, gatewaytest.Config{})
+	c := natpmp.NewClientWithTimeout(ip, patience)
+	answer := func(internal, external byte, lifetime byte) func([]byte) [][]byte {
+		return func([]byte) [][]byte {
+			return [][]byte{{0, 130, 0, 0, 0, 0, 0, 1, 0, internal, 0, external, 0, 0, 0, lifetime}}
+		}
+	}
+	for name, test := range map[string]struct {
+		reply func([]byte) [][]byte
+		call  call
+		fails bool
+	}{
+		"no port":      {answer(0, 0, 60), call{name: "map", protocol: "tcp", lifetime: 60}, true},
+		"no lifetime":  {answer(0, 9, 0), call{name: "map", protocol: "tcp", lifetime: 60}, true},
+		"another port": {answer(7, 0, 0), call{name: "map", protocol: "tcp", internal: 8}, true},
+		"its port":     {answer(8, 0, 0), call{name: "map", protocol: "tcp", internal: 8}, false},
+		"cut short":    {func([]byte) [][]byte { return [][]byte{{0, 130, 0, 0, 0, 0}} }, call{name: "map", protocol: "tcp", internal: 8}, true},
+	} {
+		remove := gw.Inject(gatewaytest.Fault{Reply: test.reply})
+		if _, err := ours(c, test.call); (err != nil) != test.fails || test.fails && !errors.Is(err, backends.ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+		remove()
+	}
+}
+
+// A silent gateway ends the call when the timeout is over, after as many
+// requests as fit; one that refuses the port, at once.
+func TestTimeout(t *testing.T) {
+	t.Parallel()
+	gw, ip := standardPort(t, gatewaytest.Config{})
+	remove := gw.Inject(gatewaytest.Fault{Drop: true})
+	if _, err := natpmp.NewClientWithTimeout(ip, 300*time.Millisecond).GetExternalAddress(); !errors.Is(err, backends.ErrNoReply) {
+		t.Errorf("silent: %v", err)
+	}
+	if n := len(gw.Requests()); n < 1 || n > 2 {
+		t.Errorf("%d requests in 300 ms", n)
+	}
+	if _, err := natpmp.NewClientWithTimeout(ip, -1).GetExternalAddress(); !errors.Is(err, backends.ErrNoReply) {
+		t.Errorf("without time: %v", err)
+	}
+	remove()
+	lost := gw.Inject(gatewaytest.Fault{Drop: true, Times: 2})
+	defer lost()
+	if _, err := natpmp.NewClient(ip).GetExternalAddress(); err != nil {
+		t.Errorf("after two losses: %v", err)
+	}
+	gw.Down()
+	for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80}} {
+		if _, err := ours(natpmp.NewClient(ip), a); !errors.Is(err, syscall.ECONNREFUSED) || !errors.Is(err, backends.ErrNoReply) {
+			t.Errorf("refused: %v", err)
+		}
+	}
+}
+
+func TestLocal(t *testing.T) {
+	t.Parallel()
+	gw, ip := standardPort(t, gatewaytest.Config{})
+	local := net.IPv4(127, 0, 0, 77)
+	for _, c := range []*natpmp.Client{natpmp.NewClientWithLocal(ip, local), natpmp.NewClientWithLocalAndTimeout(ip, local, patience)} {
+		if _, err := c.GetExternalAddress(); err != nil {
+			t.Skipf("NOT TESTED: no second loopback address (%v)", err)
+		}
+	}
+	for _, r := range gw.Requests() {
+		if got := r.Source.Addr(); got != netip.MustParseAddr("127.0.0.77") {
+			t.Errorf("asked from %v", got)
+		}
+	}
+}
+
+// Constructors return no error, so calls do.
+func TestInvalidAddresses(t *testing.T) {
+	for name, c := range map[string]*natpmp.Client{
+		"no gateway":   natpmp.NewClient(nil),
+		"five bytes":   natpmp.NewClient(net.IP{1, 2, 3, 4, 5}),
+		"IPv6":         natpmp.NewClient(net.ParseIP("2001:db8::1")),
+		"unspecified":  natpmp.NewClient(net.IPv4zero),
+		"local":        natpmp.NewClientWithLocal(net.IPv4(127, 0, 0, 1), net.IP{1}),
+		"local IPv6":   natpmp.NewClientWithLocal(net.IPv4(127, 0, 0, 1), net.IPv6loopback),
+		"the zero one": {},
+	} {
+		for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
+			if r, err := ours(c, a); r != nil || !errors.Is(err, backends.ErrInvalid) {
+				t.Errorf("%s: %v: %v, %v", name, a, r, err)
+			}
+		}
+	}
+}

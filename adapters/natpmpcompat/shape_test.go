@@ -1,0 +1,60 @@
+package natpmp_test
+
+import (
+	"net"
+	"reflect"
+	"testing"
+	"time"
+
+	jackpal "github.com/jackpal/go-nat-pmp"
+
+	natpmp "github.com/natforward/goforward/adapters/natpmpcompat"
+)
+
+// constructors and methods are the API of both packages: what compiles for one
+// compiles for the other.
+type constructors[Client any] struct {
+	plain           func(gateway net.IP) *Client
+	local           func(gateway net.IP, local net.IP) *Client
+	timeout         func(gateway net.IP, timeout time.Duration) *Client
+	localAndTimeout func(gateway net.IP, local net.IP, timeout time.Duration) *Client
+}
+
+type methods[Address, Mapping any] interface {
+	GetExternalAddress() (*Address, error)
+	AddPortMapping(protocol string, internalPort, requestedExternalPort int, lifetime int) (*Mapping, error)
+	AddPortMappingWithDuration(protocol string, internalPort, requestedExternalPort int, duration time.Duration) (*Mapping, error)
+}
+
+var (
+	_ = constructors[jackpal.Client]{
+		jackpal.NewClient, jackpal.NewClientWithLocal, jackpal.NewClientWithTimeout, jackpal.NewClientWithLocalAndTimeout,
+	}
+	_ = constructors[natpmp.Client]{
+		natpmp.NewClient, natpmp.NewClientWithLocal, natpmp.NewClientWithTimeout, natpmp.NewClientWithLocalAndTimeout,
+	}
+	_ methods[jackpal.GetExternalAddressResult, jackpal.AddPortMappingResult] = (*jackpal.Client)(nil)
+	_ methods[natpmp.GetExternalAddressResult, natpmp.AddPortMappingResult]   = (*natpmp.Client)(nil)
+
+	// The same fields of the same types in the same order.
+	_ = natpmp.GetExternalAddressResult(jackpal.GetExternalAddressResult{})
+	_ = natpmp.AddPortMappingResult(jackpal.AddPortMappingResult{})
+
+	// An untyped constant of the same value.
+	_ = [1]struct{}{natpmp.RECOMMENDED_MAPPING_LIFETIME_SECONDS - jackpal.RECOMMENDED_MAPPING_LIFETIME_SECONDS: {}}
+)
+
+// What they add, we are to add.
+func TestNoMethodIsMissing(t *testing.T) {
+	theirs, ours := reflect.TypeFor[*jackpal.Client](), reflect.TypeFor[*natpmp.Client]()
+	for i := range theirs.NumMethod() {
+		if name := theirs.Method(i).Name; !hasMethod(ours, name) {
+			t.Errorf("no %s", name)
+		}
+	}
+}
+
+func hasMethod(t reflect.Type, name string) bool {
+	_, has := t.MethodByName(name)
+	return has
+}
