@@ -1,0 +1,68 @@
+package gethnat_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/adapters/gethnat"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// A Forwarder of one's own says how to map, here by a router for tests, and
+// tells what happens. The calls below New are those of p2p.Server.
+func Example() {
+	gw, err := gatewaytest.Start(gatewaytest.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer gw.Close()
+	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer f.Close()
+	nat := gethnat.New(f) // p2p.Config{NAT: gethnat.New(f)}
+
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		if conn, err := ln.Accept(); err == nil {
+			_, _ = io.WriteString(conn, "hello from behind the router")
+			_ = conn.Close()
+		}
+	}()
+	internal := ln.Addr().(*net.TCPAddr).Port
+
+	ip, err := nat.ExternalIP()
+	if err != nil {
+		log.Fatal(err)
+	}
+	external, err := nat.AddMapping("TCP", 30303, internal, "ethereum p2p", 10*time.Minute)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer nat.DeleteMapping("TCP", int(external), internal)
+	fmt.Printf("enode://…@%v:%d\n", ip, external)
+
+	// A peer on the internet:
+	conn, err := gw.Dial(context.Background(), "tcp", fmt.Sprintf("%v:%d", ip, external))
+	if err != nil {
+		log.Fatal(err)
+	}
+	said, _ := io.ReadAll(conn)
+	_ = conn.Close()
+	fmt.Printf("%s\n", said)
+	// Output:
+	// enode://…@45.45.45.1:30303
+	// hello from behind the router
+}

@@ -1,0 +1,225 @@
+package proof
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/lab"
+)
+
+// port is what the servers listen on.
+const port = 30303
+
+// node is a server in a host, as the test sees it.
+type node struct {
+	t        *testing.T
+	proc     *lab.Running
+	greeting string
+	greeted  []said // not asked for yet
+}
+
+func start(t *testing.T, host *lab.Host, config nodeConfig) *node {
+	t.Helper()
+	config.Greeting = host.Name() + " " + rand.Text()
+	return &node{t: t, proc: host.Start(t, nodeProgram, config), greeting: config.Greeting}
+}
+
+// next is the next thing that the program says of this kind.
+func (n *node) next(op string) said {
+	n.t.Helper()
+	for {
+		var s said
+		n.proc.Expect(&s)
+		switch {
+		case s.Failure != "":
+			n.t.Fatalf("%s: %s", s.Op, s.Failure)
+		case s.Op == op:
+			return s
+		case s.Op == "greeted":
+			n.greeted = append(n.greeted, s)
+		default:
+			n.t.Fatalf("unexpected %+v", s)
+		}
+	}
+}
+
+func (n *node) ask(op, node string) said {
+	n.t.Helper()
+	n.proc.Send(call{Op: op, Node: node})
+	return n.next(op)
+}
+
+// nextGreeting waits for a peer's.
+func (n *node) nextGreeting() said {
+	n.t.Helper()
+	if len(n.greeted) == 0 {
+		return n.next("greeted")
+	}
+	s := n.greeted[0]
+	n.greeted = n.greeted[1:]
+	return s
+}
+
+// exit ends the program.
+func (n *node) exit() {
+	n.t.Helper()
+	n.proc.Send(call{Op: "exit"})
+	n.proc.Wait()
+}
+
+// until waits for something to become so.
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for begin := time.Now(); !done(); <-tick.C {
+		if time.Since(begin) > patience {
+			t.Fatalf("after %v: %s", patience, what)
+		}
+	}
+}
+
+func wantRules(t *testing.T, home *lab.HomeNet, want int) {
+	t.Helper()
+	if rules := home.Rules(t); len(rules) != want {
+		t.Errorf("the router has %d entries, want %d:\n%s", len(rules), want, strings.Join(rules, "\n"))
+	}
+}
+
+// learns waits until the router has that many entries and the server's own record
+// has what is to be seen of them.
+func (n *node) learns(home *lab.HomeNet, rules int, seen func(said) bool) said {
+	n.t.Helper()
+	until(n.t, "the router has too few entries", func() bool { return len(home.Rules(n.t)) >= rules })
+	var self said
+	until(n.t, "the server does not know how it is reached", func() bool {
+		self = n.ask("self", "")
+		return self.Endpoint.Addr() == home.External && seen(self)
+	})
+	return self
+}
+
+// connect makes a server outside a peer of one inside, by the URL of that, and
+// wants both to hear the other.
+func connect(t *testing.T, outside, inside *node, url string) {
+	t.Helper()
+	outside.ask("dial", url)
+	if s := outside.nextGreeting(); s.Greeting != inside.greeting || s.Inbound {
+		t.Errorf("heard outside: %+v, want %q", s, inside.greeting)
+	}
+	if s := inside.nextGreeting(); s.Greeting != outside.greeting || !s.Inbound {
+		t.Errorf("heard inside: %+v, want %q", s, outside.greeting)
+	}
+	for _, n := range []*node{inside, outside} {
+		if peers := n.ask("peers", "").Peers; peers != 1 {
+			t.Errorf("%d peers, want 1", peers)
+		}
+	}
+}
+
+// A server behind the router is dialled by what its own record says, and takes
+// away what it mapped when it stops.
+func TestPeers(t *testing.T) {
+	t.Parallel()
+	for by, router := range map[string]lab.Router{
+		"natpmp": {},
+		"pcp":    {NoNATPMP: true, NoUPnP: true},
+		"upnp":   {NoNATPMP: true, NoPCP: true},
+	} {
+		t.Run(by, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "geth: a peer outside dials the enode URL, "+by)
+			home := lab.Home(t, router)
+			inside := start(t, home.Lan, nodeConfig{Inside: true, Own: by == "natpmp"})
+			outside := start(t, home.Wan, nodeConfig{})
+			self := inside.learns(home, 1, func(s said) bool { return s.Endpoint.Port() == port })
+			if at := fmt.Sprintf("@%v:%d", home.External, port); !strings.Contains(self.Node, at) {
+				t.Errorf("the URL is %s, want one %s", self.Node, at)
+			}
+			connect(t, outside, inside, self.Node)
+			inside.ask("stop", "")
+			wantRules(t, home, 0)
+			inside.exit()
+			outside.exit()
+		})
+	}
+}
+
+// The ports are another host's: the record has those that the router grants, for
+// TCP and for discovery.
+func TestPeersTaken(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "geth: the ports are taken, and a peer outside dials those that are granted")
+	home := lab.Home(t, lab.Router{})
+	neighbour := home.Join("neighbour", "192.168.77.3/24")
+	var theirs []lab.Echo
+	for _, network := range []string{"tcp", "udp"} {
+		natpmpcMaps(t, home, neighbour, network)
+		theirs = append(theirs, neighbour.Echo(t, network, ":80"))
+	}
+	inside := start(t, home.Lan, nodeConfig{Inside: true, Discovery: true})
+	outside := start(t, home.Wan, nodeConfig{Discovery: true})
+	self := inside.learns(home, 4, func(s said) bool { return s.Endpoint.Port() != port && s.UDP != port })
+	at := fmt.Sprintf("@%v", self.Endpoint)
+	if self.UDP != self.Endpoint.Port() {
+		at += fmt.Sprintf("?discport=%d", self.UDP)
+	}
+	if !strings.HasSuffix(self.Node, at) {
+		t.Errorf("the URL is %s, want one that ends in %s", self.Node, at)
+	}
+	outside.ask("ping", self.Node)
+	connect(t, outside, inside, self.Node)
+	inside.ask("stop", "")
+	wantRules(t, home, 2)
+	for _, echo := range theirs {
+		home.Reaches(t, echo, netip.AddrPortFrom(home.External, port))
+	}
+	inside.exit()
+	outside.exit()
+}
+
+// natpmpcMaps maps the servers' port to port 80 of a host by Debian's natpmpc, which
+// takes a late answer to its first question for that to its second.
+func natpmpcMaps(t *testing.T, home *lab.HomeNet, host *lab.Host, network string) {
+	t.Helper()
+	var out string
+	for range 5 {
+		out = host.Exec(t, "natpmpc", "-g", home.Gateway.String(), "-a", strconv.Itoa(port), "80", network, "600")
+		if strings.Contains(out, fmt.Sprintf("Mapped public port %d ", port)) {
+			return
+		}
+	}
+	t.Fatalf("natpmpc: %s", out)
+}
+
+// The router restarts, and forwards again long before the server asks it to.
+func TestPeersRestart(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "geth: the router restarts, and other peers find the server at its port")
+	home := lab.Home(t, lab.Router{})
+	inside := start(t, home.Lan, nodeConfig{Inside: true})
+	first := start(t, home.Wan, nodeConfig{})
+	self := inside.learns(home, 1, func(s said) bool { return s.Endpoint.Port() == port })
+	connect(t, first, inside, self.Node)
+	first.ask("stop", "")
+	first.exit()
+	until(t, "the peer does not leave", func() bool { return inside.ask("peers", "").Peers == 0 })
+
+	home.Daemon.Kill(t)
+	home.Daemon.Forget(t)
+	wantRules(t, home, 0)
+	home.Daemon.Start(t)
+	until(t, "the entry does not come back", func() bool { return len(home.Rules(t)) == 1 })
+	// From another address: the server throttles who comes again within half a minute.
+	second := start(t, home.JoinOutside("second", "45.45.45.3/24"), nodeConfig{})
+	connect(t, second, inside, self.Node)
+	inside.ask("stop", "")
+	wantRules(t, home, 0)
+	inside.exit()
+	second.exit()
+}
