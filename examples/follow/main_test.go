@@ -1,0 +1,68 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/examples/internal/stage"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// The example as it stands, on a gateway of the test's own, to which things
+// happen.
+func TestMainFollows(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a process cannot interrupt itself here")
+	}
+	gw, err := stage.Router(gatewaytest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gw.Close()
+	defer forward.Close()
+	program, err := stage.Run(main)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says := func(want string) {
+		t.Helper()
+		if line, err := program.Line(); err != nil || line != want {
+			t.Fatalf("it says %q, %v, want %q", line, err, want)
+		}
+	}
+	says("45.45.45.1:9000 by natpmp: enabled")
+
+	gw.SetExternal(netip.MustParseAddr("45.45.45.2"))
+	if err := forward.Refresh(); err != nil { // sooner than a renewal comes
+		t.Fatal(err)
+	}
+	says("45.45.45.2:9000 by natpmp: refreshed")
+
+	gw.Restart(gatewaytest.RestartOptions{})
+	if err := gw.AddMapping(gatewaytest.Entry{ // somebody else was faster
+		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.9:80"), External: netip.AddrPortFrom(gw.External(), 9000),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := forward.Refresh(); err != nil {
+		t.Fatal(err)
+	}
+	says("45.45.45.2:9001 by natpmp: refreshed")
+
+	self, err := os.FindProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := self.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	says("taken away")
+	_ = program.Wait()
+	if left := gw.Table(); len(left) != 1 {
+		t.Errorf("the gateway has %v", left)
+	}
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// run runs the program behind a router of the test's own, until the test ends.
+func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (*gatewaytest.Gateway, <-chan netip.AddrPort) {
+	t.Helper()
+	config.Announce = freePort(t)
+	gw, err := gatewaytest.Start(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fault := range faults {
+		gw.Inject(fault)
+	}
+	f, err := forward.New(&forward.Config{
+		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: config.Announce, Notify: netip.MustParseAddrPort("127.0.0.1:0"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	told := make(chan netip.AddrPort, 10)
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, f, func(at netip.AddrPort) { told <- at }) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+		_ = f.Close()
+		if left := gw.Table(); len(left) != 0 {
+			t.Errorf("the program left %v on the router", left)
+		}
+		_ = gw.Close()
+	})
+	return gw, told
+}
+
+// freePort is where the router's announcements go: to nobody but the program.
+func freePort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return netip.MustParseAddrPort(conn.LocalAddr().String())
+}
+
+// visit is somebody on the internet.
+func visit(gw *gatewaytest.Gateway, at netip.AddrPort) (string, error) {
+	client := &http.Client{
+		Transport: &http.Transport{DialContext: gw.Dial, DisableKeepAlives: true},
+		Timeout:   30 * time.Second,
+	}
+	resp, err := client.Get("http://" + at.String())
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+func await(t *testing.T, told <-chan netip.AddrPort) netip.AddrPort {
+	t.Helper()
+	select {
+	case at := <-told:
+		return at
+	case <-time.After(30 * time.Second):
+		t.Fatal("the program tells nothing")
+		return netip.AddrPort{}
+	}
+}
+
+// Whichever protocol the router speaks, the internet gets in.
+func TestReachable(t *testing.T) {
+	for name, config := range map[string]gatewaytest.Config{
+		"any protocol": {},
+		"PCP":          {NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: gatewaytest.UPnP{Off: true}},
+		"an old router with UPnP that grants for ever only": {
+			NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true},
+			UPnP: gatewaytest.UPnP{Version: 1, Leases: gatewaytest.UPnPLeases{PermanentOnly: 725}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw, told := run(t, config)
+			if got, err := visit(gw, await(t, told)); err != nil || got != "hello from behind the router" {
+				t.Errorf("read %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// A router that restarts has forgotten everything. The program gets in again,
+// and tells of the new address.
+func TestRouterRestarts(t *testing.T) {
+	gw, told := run(t, gatewaytest.Config{})
+	before := await(t, told)
+	gw.Advance(time.Hour)
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	if _, err := visit(gw, before); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("while it has forgotten: %v", err)
+	}
+	gw.SetExternal(netip.MustParseAddr("45.45.45.2")) // which is announced
+	after := await(t, told)
+	if after.Addr() == before.Addr() {
+		t.Errorf("still told to be at %v", after)
+	}
+	if got, err := visit(gw, after); err != nil || got != "hello from behind the router" {
+		t.Errorf("read %q, %v", got, err)
+	}
+}
+
+// A router that refuses at first, by each of its protocols, is asked again.
+func TestRouterRefuses(t *testing.T) {
+	gw, told := run(t, gatewaytest.Config{}, gatewaytest.Fault{
+		Result: 2, Times: 3, Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+	})
+	if got, err := visit(gw, await(t, told)); err != nil || got != "hello from behind the router" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if stats := gw.Stats().Requests; stats["natpmp map tcp"] != 2 {
+		t.Errorf("the router was asked %v", stats)
+	}
+}
