@@ -1,0 +1,115 @@
+// Package docs_test keeps the pages true.
+package docs_test
+
+import (
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+)
+
+func page(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// Each kind of error has a section, and a row with the text that it is printed by.
+func TestEveryKindHasASection(t *testing.T) {
+	routers := page(t, "routers.md")
+	for name, err := range map[string]error{
+		"ErrNoGateway": forward.ErrNoGateway, "ErrNoReply": backends.ErrNoReply, "ErrNotAuthorized": backends.ErrNotAuthorized,
+		"ErrPrivateWAN": backends.ErrPrivateWAN, "ErrNetworkFailure": backends.ErrNetworkFailure,
+		"ErrNoResources": backends.ErrNoResources, "ErrConflict": backends.ErrConflict,
+		"ErrMalformed": backends.ErrMalformed, "ErrUnsupported": backends.ErrUnsupported,
+	} {
+		if !strings.Contains(routers, "\n## "+name+"\n") {
+			t.Errorf("no section %s", name)
+		}
+		if row := "| `" + err.Error() + "` | [" + name + "](#" + strings.ToLower(name) + ") |"; !strings.Contains(routers, row) {
+			t.Errorf("no row %s", row)
+		}
+	}
+}
+
+// Links within the page lead somewhere.
+func TestAnchors(t *testing.T) {
+	routers := page(t, "routers.md")
+	anchors := map[string]bool{}
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(routers, -1) {
+		plain := regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		anchors["#"+strings.ReplaceAll(plain, " ", "-")] = true
+	}
+	links := regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(routers, -1)
+	for _, link := range links {
+		if target := link[1]; strings.HasPrefix(target, "#") && !anchors[target] {
+			t.Errorf("nothing is at %s", target)
+		} else if !strings.HasPrefix(target, "#") {
+			if _, err := os.Stat(target); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// What the page quotes of errors that are written down elsewhere is still what
+// they say.
+func TestQuotations(t *testing.T) {
+	texts := page(t, "../forward/testdata/errors.txt")
+	for _, quoted := range []string{
+		"natpmp: map tcp: not authorized or refused (result 2)",
+		"pcp: map: not authorized or refused (result 2), for 30m0s",
+		`upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps its user has to let this host open ports`,
+		`upnp: AddPortMapping: action failed (error 501: "Action Failed"): the gateway's external address is private: or it has none: it tells none`,
+		"natpmp: map tcp: network failure (result 3)",
+		"pcp: map: undefined result (result 99), for 30m0s",
+	} {
+		if !strings.Contains(texts, quoted+"\n") {
+			t.Errorf("nothing says any more: %s", quoted)
+		}
+		if !strings.Contains(page(t, "routers.md"), "\n  "+quoted+"\n") {
+			t.Errorf("the page does not quote: %s", quoted)
+		}
+	}
+}
+
+// What the page quotes besides is in the code: what is filled in is left out here.
+func TestFragments(t *testing.T) {
+	var code strings.Builder
+	for _, dir := range []string{"../backends", "../forward", "../discover", "../internal"} {
+		err := fs.WalkDir(os.DirFS(dir), ".", func(path string, _ fs.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+				code.WriteString(page(t, dir+"/"+path))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, quoted := range []string{
+		"there is no default route", "no route to ", "has no next hop, as in a tunnel",
+		"refuses the port (connection refused)", " within ",
+		"perhaps because ports below 1024 are not for everybody",
+		"to forward to another host, ", "than the one that asks",
+		"another NAT stands before the gateway", "behind another router",
+		", but does not list it", "it says that ",
+		"the port is taken", "cannot provide the external port", " is forwarded to ", "the gateway gives port ", " in place of ",
+		"it maps to the host that asks, not to another", "of this host only: ask for SamePort",
+		"the gateway speaks NAT-PMP, not PCP", "no port maps available",
+	} {
+		if !strings.Contains(code.String(), quoted) {
+			t.Errorf("nothing says any more: %s", quoted)
+		}
+		if !strings.Contains(page(t, "routers.md"), quoted) {
+			t.Errorf("the page does not quote: %s", quoted)
+		}
+	}
+}
