@@ -21,7 +21,7 @@ unit: ## all packages but the lab, with the race detector
 	$(GO) test -race -count=1 -timeout 5m $$($(GO) list ./... | grep -v -e /lab -e /examples/)
 	$(GO) test -race -count=1 -timeout 5m -p 1 ./examples/... # they have ports of their own
 
-lab: deps ## the real router in network namespaces, and that no scenario is missing
+lab: deps ## the real router in network namespaces, real P2P stacks behind it, and that no scenario is missing
 	.ci/lab
 
 fuzz: ## every fuzz target for FUZZTIME
@@ -43,6 +43,10 @@ lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, builds for every platform
 		CGO_ENABLED=0 GOOS=$$os $(GO) build ./... && CGO_ENABLED=0 GOOS=$$os $(GO) vet ./... || exit 1; \
 	done
 	$(GOLANGCI) run ./...
+	@for module in $$(.ci/modules); do \
+		echo "lint $$module"; \
+		(cd $$module && $(GO) mod tidy -diff && CGO_ENABLED=0 $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
+	done
 	.ci/vulncheck $(GOVULNCHECK)
 	.ci/binary
 
