@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"net/netip"
+	"time"
 )
 
 // A Backend talks one protocol with one gateway. All methods may be called by
@@ -64,6 +65,9 @@ type Change struct {
 	Kind ChangeKind
 	// External is the gateway's external address now, where it told.
 	External netip.Addr
+	// Since is when the gateway lost its state, where it told: what it granted to
+	// a request that was sent later still stands. Else it is the zero Time.
+	Since time.Time
 	// Reason says how it was noticed.
 	Reason string
 }

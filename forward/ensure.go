@@ -31,7 +31,7 @@ func (m *Mapping) ensure(ctx context.Context, reason string) error {
 	legs, err := m.forwarder.assure(ctx, &w, slices.Clone(legs), preferred)
 	m.settle(legs, err, reason)
 	if err == nil && renewal && reason != touched {
-		m.forwarder.touch(m, legs)
+		m.forwarder.touch(m, legs, false)
 	}
 	return err
 }
@@ -83,6 +83,9 @@ func (m *Mapping) settle(legs []leg, err error, reason string) {
 	now := time.Now()
 	m.mu.Lock()
 	before := m.state()
+	if err == nil && (len(before) == 0 || legs[0].lease != m.legs[0].lease) {
+		m.born = legs[0].granted.Granted
+	}
 	m.legs = legs
 	m.lost = err != nil && (m.lost || expired(legs, now))
 	after := m.state()
@@ -241,12 +244,20 @@ func (m *Mapping) reschedule() {
 	}
 }
 
+// grantedSince reports whether the mapping was granted, or renewed, after the
+// gateway lost its state. m.mu is held.
+func (m *Mapping) grantedSince(lost time.Time) bool {
+	return !lost.IsZero() && len(m.legs) > 0 &&
+		!slices.ContainsFunc(m.legs, func(l leg) bool { return !l.granted.Granted.After(lost) })
+}
+
 // suspect asks for the mapping again at a time, because its gateway may have
 // forgotten it. Where the gateway's clock says that it has, it counts as lost
 // until then.
 func (m *Mapping) suspect(change backends.Change, at time.Time) {
+	at = at.Add(m.precedence(change))
 	m.mu.Lock()
-	if m.closed || m.wish.once {
+	if m.closed || m.wish.once || m.grantedSince(change.Since) {
 		m.mu.Unlock()
 		return
 	}

@@ -597,6 +597,38 @@ func TestRefusedThenAnnounced(t *testing.T) {
 	})
 }
 
+// What was granted since the gateway lost its state is not asked for again.
+func TestGrantedSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		defer f.Close()
+		if _, err := f.Enable(t.Context(), forward.UDP(8080)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		lost := time.Now()
+		time.Sleep(time.Second)
+		if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
+			t.Fatal(err)
+		}
+		m.calls()
+		time.Sleep(time.Second)
+		m.changes <- backends.Change{Kind: backends.Restarted, Since: lost}
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"renew udp 8080"}, m.calls()); diff != "" {
+			t.Error(diff)
+		}
+		if err := f.Refresh(t.Context(), forward.TCP(8080)); err != nil { // which is the elder now
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"address 0 0", "renew tcp 8080", "renew udp 8080"}, m.calls()); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // A change wakes a mapping that had expired, too.
 func TestRestartAfterExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -658,7 +690,8 @@ func TestRefreshLifetime(t *testing.T) {
 }
 
 // Some gateways break one protocol's mapping when that of another on the same
-// internal port is renewed or deleted: it is renewed right after.
+// internal port, granted earlier, is renewed, or any is deleted: it is renewed
+// right after.
 func TestSiblings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -669,6 +702,7 @@ func TestSiblings(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, opt := range []forward.Option{forward.UDP(8080), forward.TCP(9090)} {
+			time.Sleep(time.Second)
 			if _, err := f.Enable(t.Context(), opt); err != nil {
 				t.Fatal(err)
 			}
@@ -680,6 +714,19 @@ func TestSiblings(t *testing.T) {
 		synctest.Wait()
 		if diff := cmp.Diff([]string{"address 0 0", "renew tcp 8080", "renew udp 8080"}, m.calls()); diff != "" {
 			t.Error(diff)
+		}
+		if err := f.Refresh(t.Context(), forward.UDP(8080)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"address 0 0", "renew udp 8080"}, m.calls()); diff != "" {
+			t.Error(diff)
+		}
+		m.changes <- backends.Change{Kind: backends.Announced}
+		synctest.Wait()
+		slow := m.calls() // in which order of the ports, nobody knows
+		if i := slices.Index(slow, "renew udp 8080"); len(slow) != 3 || slices.Index(slow, "renew tcp 8080") > i {
+			t.Error(slow)
 		}
 		if err := tcp.Close(); err != nil {
 			t.Fatal(err)

@@ -24,11 +24,12 @@ type Mapping struct {
 
 	mu        sync.Mutex
 	wish      wish
-	legs      []leg  // written by who has the turn
-	lost      bool   // the gateway has forgotten the legs, as far as we know
-	doubt     bool   // the gateway may have forgotten them, and has not granted them again since
-	known     bool   // granted at least once
-	preferred uint16 // the external port of the last grant, or 0
+	legs      []leg     // written by who has the turn
+	lost      bool      // the gateway has forgotten the legs, as far as we know
+	doubt     bool      // the gateway may have forgotten them, and has not granted them again since
+	known     bool      // granted at least once
+	born      time.Time // when it was granted anew, and not only renewed
+	preferred uint16    // the external port of the last grant, or 0
 	closed    bool
 	left      bool // closed, and whoever has the turn gives the legs up
 	err       error
@@ -391,7 +392,7 @@ func (m *Mapping) close(ctx context.Context) error {
 	m.legs = nil
 	m.mu.Unlock()
 	err := leaveAll(ctx, legs)
-	m.forwarder.touch(m, legs)
+	m.forwarder.touch(m, legs, true)
 	if err != nil {
 		m.forwarder.ledger.leave(m.port, legs)
 		return fmt.Errorf("forward: mapping left to its lifetime: %w", err)

@@ -45,7 +45,7 @@ func change(s port5351.Signal, before, now netip.Addr) backends.Change {
 	c := backends.Change{Kind: backends.Announced, External: known(now), Reason: s.Reason}
 	switch {
 	case s.Restarted:
-		c.Kind = backends.Restarted
+		c.Kind, c.Since = backends.Restarted, s.Since
 	case before.IsValid() && now.IsValid() && now != before:
 		c.Kind = backends.AddressChanged
 		c.Reason = fmt.Sprintf("the external address was %v and is %v", before, now)

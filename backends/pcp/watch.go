@@ -33,7 +33,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 		Tell: func(s port5351.Signal) {
 			c := backends.Change{Kind: backends.Announced, Reason: s.Reason}
 			if s.Restarted {
-				c.Kind = backends.Restarted
+				c.Kind, c.Since = backends.Restarted, s.Since
 			}
 			notify(c)
 		},

@@ -22,6 +22,8 @@ var (
 type Signal struct {
 	// Restarted is whether the gateway's own clock says so.
 	Restarted bool
+	// Since is when it did, if after it was heard of last; or the zero Time.
+	Since time.Time
 	// Reason says how it was noticed.
 	Reason string
 }

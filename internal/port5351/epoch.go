@@ -11,11 +11,18 @@ type epochClock struct {
 }
 
 // observe records an epoch and reports whether the rule says that the gateway
-// has lost its mappings since the last one.
-func (c *epochClock) observe(server time.Duration, at time.Time, lost epochRule) bool {
+// has lost its mappings since the last one, and when, if the epoch tells that.
+func (c *epochClock) observe(server time.Duration, at time.Time, rule epochRule) (lost bool, since time.Time) {
 	before := *c
 	*c = epochClock{seen: true, server: server, at: at}
-	return before.seen && lost(before.server, server, at.Sub(before.at))
+	if !before.seen {
+		return false, time.Time{}
+	}
+	elapsed := at.Sub(before.at)
+	if server < elapsed { // else the clock was set, and started we know not when
+		since = at.Add(-server)
+	}
+	return rule(before.server, server, elapsed), since
 }
 
 // epochRule compares two epochs that were heard so far apart.

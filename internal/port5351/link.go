@@ -145,8 +145,8 @@ func (l *Link) ObservePCP(epoch time.Duration, at time.Time) {
 func (l *Link) observe(c *epochClock, lost epochRule, epoch time.Duration, at time.Time, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c.observe(epoch, at, lost) {
-		l.signal(Signal{Restarted: true, Reason: reason})
+	if lost, since := c.observe(epoch, at, lost); lost {
+		l.signal(Signal{Restarted: true, Since: since, Reason: reason})
 	}
 }
 

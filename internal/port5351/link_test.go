@@ -118,13 +118,31 @@ func TestEpoch(t *testing.T) {
 		}{"PCP": {pcpLost, v.pcp}, "NAT-PMP": {natpmpLost, v.natpmp}} {
 			var c epochClock
 			at := time.Now()
-			if c.observe(time.Duration(v.before)*time.Second, at, rule.lost) {
+			if lost, _ := c.observe(time.Duration(v.before)*time.Second, at, rule.lost); lost {
 				t.Errorf("%s %+v: the first epoch ever is no loss", name, v)
 			}
 			later := at.Add(time.Duration(v.elapsed) * time.Second)
-			if got := c.observe(time.Duration(v.now)*time.Second, later, rule.lost); got != rule.want {
+			if got, _ := c.observe(time.Duration(v.now)*time.Second, later, rule.lost); got != rule.want {
 				t.Errorf("%s %+v: lost is %v", name, v, got)
 			}
+		}
+	}
+}
+
+// The clock of a gateway that started since it was heard of last says when.
+func TestEpochSince(t *testing.T) {
+	first := time.Now()
+	later := first.Add(100 * time.Second)
+	for now, want := range map[time.Duration]time.Time{
+		0:                  later,
+		99 * time.Second:   later.Add(-99 * time.Second),
+		100 * time.Second:  {}, // the clock was set
+		1050 * time.Second: {},
+	} {
+		var c epochClock
+		c.observe(1000*time.Second, first, pcpLost)
+		if lost, since := c.observe(now, later, pcpLost); !lost || !since.Equal(want) {
+			t.Errorf("%v: lost %v, at %v, want %v", now, lost, since, want)
 		}
 	}
 }

@@ -175,6 +175,65 @@ func TestRenewSiblings(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
+// The same, whichever protocol is first on the router's list of rules: renewed in
+// either order, and over restarts that the router's clock shows, that it only
+// announces, or that the next renewal finds.
+func TestSiblingsInOrder(t *testing.T) {
+	t.Parallel()
+	const (
+		lease = 20 * time.Second
+		soon  = lease / 2 // before the next renewal would mend it
+	)
+	for name, c := range map[string]struct {
+		first, second option
+		router        lab.Router
+		silent        bool
+	}{
+		"TCP first, the clock starts at 0":   {tcp(8080), udp(8080), lab.Router{DaemonUptime: true}, false},
+		"UDP first, the clock starts at 0":   {udp(8080), tcp(8080), lab.Router{DaemonUptime: true}, false},
+		"UDP first, the clock does not tell": {udp(8080), tcp(8080), lab.Router{}, false},
+		"TCP first, the router says nothing": {tcp(8080), udp(8080), lab.Router{DaemonUptime: true}, true},
+		"UDP first, the router says nothing": {udp(8080), tcp(8080), lab.Router{DaemonUptime: true}, true},
+		"TCP first, the clock does not tell": {tcp(8080), udp(8080), lab.Router{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: TCP and UDP of a port, apart, over renewals and restarts: "+name)
+			home := lab.Home(t, c.router)
+			if c.silent {
+				mute(t, home)
+			}
+			f := newForwarder(t, home.Lan, config{Lifetime: lease})
+			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+			first := f.enable(c.first)
+			second := f.enable(c.second)
+			both := func(after string, within time.Duration) {
+				t.Helper()
+				t.Logf("after %s: TCP after %v, UDP after %v", after,
+					comes(t, home, byTCP, first.External, within), comes(t, home, byUDP, first.External, within))
+			}
+			renewed := func() {
+				t.Helper()
+				first.refresh()
+				both("the renewal of the first", soon)
+				second.refresh()
+				both("the renewal of the second", soon)
+			}
+			both("the beginning", soon)
+			renewed()
+			// Old enough for its clock to show it: it may run slow by an eighth and two seconds.
+			until(t, patience, "the router's clock stands still", func() bool { return epoch(t, home) >= 7*time.Second })
+			die(t, home)
+			home.Daemon.Start(t)
+			both("the restart", lease)
+			renewed()
+			renewed()
+			f.disable(c.first)
+			comes(t, home, map[string]lab.Echo{"tcp": byTCP, "udp": byUDP}[c.second.Name], first.External, soon)
+		})
+	}
+}
+
 // A mapping that is taken away goes at once, whatever its lifetime, and is not
 // asked for again.
 func TestDisabledStaysAway(t *testing.T) {
