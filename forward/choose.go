@@ -54,10 +54,12 @@ func (f *Forwarder) speaking(w *way) []*candidate {
 
 // The pace of a probe: a less preferred candidate is asked when the one before
 // has not answered for a moment, and one that has answered waits for those
-// before it.
+// before it. Their questions take the same way: where one is answered, another is
+// not under way for long.
 const (
 	stagger    = 50 * time.Millisecond
-	preference = 250 * time.Millisecond
+	preference = 120 * time.Millisecond
+	promise    = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
 )
 
 // probe asks the candidates of a way, and returns the first that answers when no
@@ -109,7 +111,7 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 			over = true
 		case <-searched.C:
 			provisional = true
-			searched.Reset(preference) // somebody may be promising, and come to nothing
+			searched.Reset(promise)
 		}
 	}
 	cancel()

@@ -178,3 +178,31 @@ func TestSharedByOtherWords(t *testing.T) {
 		t.Errorf("Close of one: %v, the gateway has %v", err, gw.Table())
 	}
 }
+
+// A library's mappings are not what a program's main takes away.
+func TestAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		defer f.Close()
+		for _, opts := range [][]forward.Option{{forward.TCP(8080)}, {forward.TCP(9090), forward.Aside()}} {
+			if _, err := f.Enable(t.Context(), opts...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Disable(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if live := m.live(); len(live) != 1 || live[0].Internal.Port() != 9090 {
+			t.Errorf("the gateway has %v", live)
+		}
+		for name, err := range map[string]error{"Disable": f.Disable(t.Context()), "Refresh": f.Refresh(t.Context())} {
+			if !errors.Is(err, forward.ErrNoMapping) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if err := f.Disable(t.Context(), forward.TCP(0)); err != nil || len(m.live()) != 0 {
+			t.Errorf("%v, the gateway has %v", err, m.live())
+		}
+	})
+}

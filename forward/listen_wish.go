@@ -67,7 +67,7 @@ func (f *Forwarder) listenWish(p backends.Protocol, port uint16, opts []Option) 
 			return wish{}, fmt.Errorf("forward: %w: listening with %s", backends.ErrInvalid, wrong.why)
 		}
 	}
-	w.background, w.offStack = true, true
+	w.background, w.aside = true, true
 	return w, nil
 }
 

@@ -112,7 +112,7 @@ func TestListenWishes(t *testing.T) {
 			var got []string
 			for _, w := range wishes {
 				got = append(got, f.summary(w))
-				if !w.background || !w.offStack || w.ipv4 == w.ipv6 {
+				if !w.background || !w.aside || w.ipv4 == w.ipv6 {
 					t.Errorf("wish %+v", w)
 				}
 			}

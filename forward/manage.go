@@ -52,7 +52,7 @@ func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
 	}
 	found := f.matching(sel)
 	if len(sel) == 0 {
-		found = slices.DeleteFunc(found, (*Mapping).offStack)
+		found = slices.DeleteFunc(found, (*Mapping).aside)
 	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("forward: %w", ErrNoMapping)
@@ -62,7 +62,7 @@ func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
 
 // Disable takes away the last enabled mapping of this Forwarder that is still
 // held and matches all selectors, or fails with ErrNoMapping. Without selectors
-// that of a [Listener] or [PacketConn] is passed over. With Foreign, where there
+// those of a [Listener] or [PacketConn], and of [Aside], are passed over. With Foreign, where there
 // is none, it is the last of the gateway's table that matches. A mapping that the
 // gateway does not take away is left to its lifetime, and the error says so.
 func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
@@ -134,7 +134,7 @@ func closeAll(ctx context.Context, ms []*Mapping) (closed int, err error) {
 
 // Refresh asks again for the last enabled mapping that matches all selectors,
 // in place, even where it has expired. Without one it fails with ErrNoMapping;
-// a listener's counts only where selectors match it.
+// one that is [Aside] counts only where selectors match it.
 func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
 	m, err := f.latest(sel)
 	if err != nil {

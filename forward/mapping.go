@@ -84,11 +84,11 @@ func (m *Mapping) once() bool {
 	return m.wish.once
 }
 
-// offStack reports whether the mapping is a listener's.
-func (m *Mapping) offStack() bool {
+// aside reports whether it takes selectors to mean this mapping.
+func (m *Mapping) aside() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.wish.offStack
+	return m.wish.aside
 }
 
 // first is the first of State, or the zero value.
@@ -359,7 +359,13 @@ const answerTime = 500 * time.Millisecond
 // that fails it says so, and the mapping is left to its lifetime. A second call
 // returns nil.
 func (m *Mapping) Close() error {
-	ctx, cancel := m.forwarder.bound(context.Background())
+	return m.Shutdown(context.Background())
+}
+
+// Shutdown is Close within a context. One without a deadline is bounded by
+// Config.Timeout.
+func (m *Mapping) Shutdown(ctx context.Context) error {
+	ctx, cancel := m.forwarder.bound(ctx)
 	defer cancel()
 	return m.close(ctx)
 }

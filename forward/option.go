@@ -48,7 +48,7 @@ type wish struct {
 	ipv4          bool // whatever the family of a gateway that was named
 	once          bool
 	background    bool
-	offStack      bool // a listener's: not what Disable and Refresh take where nobody says which
+	aside         bool // not what Disable and Refresh take where nobody says which
 }
 
 // optionFunc is an Option that is no Selector.
@@ -240,6 +240,13 @@ func Once() Option {
 // disabled, also before there is a network. See Mapping.Wait.
 func Background() Option {
 	return optionFunc(func(w *wish) error { w.background = true; return nil })
+}
+
+// Aside keeps the mapping from Disable and Refresh without selectors, which take
+// the last one enabled: for a library that maps by its program's Forwarder. Those
+// of Listen are aside.
+func Aside() Option {
+	return optionFunc(func(w *wish) error { w.aside = true; return nil })
 }
 
 // newWish sums options up, over the Config's defaults.

@@ -129,7 +129,7 @@ func current(m *forward.Mapping) (uint16, error) {
 
 // enable gets a mapping and holds it.
 func (n *NAT) enable(e endpoint, extport int, name string, lifetime time.Duration) (*forward.Mapping, error) {
-	opts := []forward.Option{forward.Protocol(e.protocol, e.port), forward.Lifetime(lifetime)}
+	opts := []forward.Option{forward.Protocol(e.protocol, e.port), forward.Lifetime(lifetime), forward.Aside()}
 	if extport != 0 {
 		opts = append(opts, forward.External(uint16(extport)))
 	}
@@ -154,7 +154,7 @@ func (n *NAT) enable(e endpoint, extport int, name string, lifetime time.Duratio
 
 // DeleteMapping takes the mapping of a protocol and intport away, whatever
 // external port it has. One that is not held is gone already, which is success.
-// Where the gateway does not take it away, it is no longer renewed, and left to
+// Where the gateway does not take it away within two seconds, it is no longer renewed, and left to
 // its lifetime, and the error says so.
 func (n *NAT) DeleteMapping(protocol string, extport, intport int) error {
 	e, err := parse(protocol, extport, intport)
@@ -165,7 +165,16 @@ func (n *NAT) DeleteMapping(protocol string, extport, intport int) error {
 	if m == nil {
 		return nil
 	}
-	return m.Close()
+	return takeAway(m)
+}
+
+// closeTime bounds the deletion of a mapping: a server that stops waits for it.
+const closeTime = 2 * time.Second
+
+func takeAway(m *forward.Mapping) error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), closeTime, fmt.Errorf("%w within %v", backends.ErrNoReply, closeTime))
+	defer cancel()
+	return m.Shutdown(ctx)
 }
 
 // release returns what is held, or nil, and holds it no more. It waits for an
@@ -246,9 +255,9 @@ func (n *NAT) String() string {
 // say that comes nearest: read again, it is the detection of go-ethereum's own.
 func (n *NAT) MarshalText() ([]byte, error) { return []byte("any"), nil }
 
-// Close takes away what is held. With a Forwarder of its own it closes that, and
-// calls that are under way, within two seconds; one that New was given stays
-// open, and what it takes is its Timeout. A second call does nothing.
+// Close takes away what is held, within two seconds. A Forwarder of its own is
+// closed with it, and calls that are under way; one that New was given stays open.
+// A second call does nothing.
 func (n *NAT) Close() error {
 	n.mu.Lock()
 	closed := n.closed
@@ -269,7 +278,7 @@ func closeAll(ms []*forward.Mapping) error {
 	errs := make([]error, len(ms))
 	var all sync.WaitGroup
 	for i, m := range ms {
-		all.Go(func() { errs[i] = m.Close() })
+		all.Go(func() { errs[i] = takeAway(m) })
 	}
 	all.Wait()
 	return errors.Join(errs...)

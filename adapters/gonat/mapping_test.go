@@ -73,7 +73,7 @@ func TestRestart(t *testing.T) {
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	occupy(t, gw, before)
-	if err := f.Refresh(t.Context()); err != nil { // as an announcement or a renewal makes it
+	if err := f.Refresh(t.Context(), forward.TCP(0)); err != nil { // as an announcement or a renewal makes it
 		t.Fatal(err)
 	}
 	after, err := g.AddPortMapping(t.Context(), "tcp", inside, "", 0)
