@@ -1,0 +1,164 @@
+package libp2pnat
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	ma "github.com/multiformats/go-multiaddr"
+	"go.uber.org/goleak"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds what must happen.
+const patience = 30 * time.Second
+
+// waiting bounds what a test waits for.
+func waiting(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// listeners is a network.Network that has listeners and nothing else. It tells
+// of a change as a swarm does: after it, with the lock held that StopNotify takes.
+type listeners struct {
+	network.Network
+
+	mu    sync.Mutex
+	addrs []ma.Multiaddr
+
+	notifying sync.RWMutex
+	notifiees []network.Notifiee
+}
+
+func (l *listeners) ListenAddresses() []ma.Multiaddr {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.addrs)
+}
+
+func (l *listeners) Notify(n network.Notifiee) {
+	l.notifying.Lock()
+	defer l.notifying.Unlock()
+	l.notifiees = append(l.notifiees, n)
+}
+
+func (l *listeners) StopNotify(n network.Notifiee) {
+	l.notifying.Lock()
+	defer l.notifying.Unlock()
+	if i := slices.Index(l.notifiees, n); i >= 0 {
+		l.notifiees = slices.Delete(l.notifiees, i, i+1)
+	}
+}
+
+func (l *listeners) listen(addrs ...string) {
+	for _, s := range addrs {
+		addr := ma.StringCast(s)
+		l.mu.Lock()
+		l.addrs = append(l.addrs, addr)
+		l.mu.Unlock()
+		l.notifying.RLock()
+		for _, n := range l.notifiees {
+			n.Listen(l, addr)
+		}
+		l.notifying.RUnlock()
+	}
+}
+
+func (l *listeners) unlisten(addrs ...string) {
+	for _, s := range addrs {
+		addr := ma.StringCast(s)
+		l.mu.Lock()
+		l.addrs = slices.DeleteFunc(l.addrs, addr.Equal)
+		l.mu.Unlock()
+		l.notifying.RLock()
+		for _, n := range l.notifiees {
+			n.ListenClose(l, addr)
+		}
+		l.notifying.RUnlock()
+	}
+}
+
+// rig is a manager behind a gateway.
+type rig struct {
+	*listeners
+	*manager
+	gateway   *gatewaytest.Gateway
+	forwarder *forward.Forwarder
+}
+
+// start starts a manager that waits for the gateway as long as it takes.
+func start(t *testing.T, config gatewaytest.Config, listen ...string) *rig {
+	t.Helper()
+	gw, err := gatewaytest.Start(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = gw.Close() })
+	f, err := forward.New(&forward.Config{
+		Gateway: gw.Addr(), SSDP: gw.SSDP(), Timeout: patience,
+		Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	r := &rig{listeners: &listeners{}, gateway: gw, forwarder: f}
+	r.listen(listen...)
+	r.manager = newManager(r.listeners, f)
+	r.patience = patience
+	r.start()
+	t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// reached wants a listen address to be announced as another one; empty: not.
+func (r *rig) reached(t *testing.T, listen, want string) {
+	t.Helper()
+	got := r.GetMapping(ma.StringCast(listen))
+	if want == "" && got != nil || want != "" && (got == nil || got.String() != want) {
+		t.Errorf("GetMapping(%s) is %v, want %q", listen, got, want)
+	}
+}
+
+// table is what the gateway forwards: protocol and internal port.
+func (r *rig) table() []string {
+	out := []string{}
+	for _, e := range r.gateway.Table() {
+		out = append(out, e.Protocol.String()+" "+netip.AddrPortFrom(netip.IPv4Unspecified(), e.Internal.Port()).String())
+	}
+	slices.Sort(out)
+	return out
+}
+
+// unmapped waits until the gateway has been told to delete n mappings.
+func (r *rig) unmapped(t *testing.T, n int) {
+	t.Helper()
+	_, err := r.gateway.AwaitRequests(waiting(t), n, func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpUnmap })
+	if err != nil {
+		t.Fatalf("waiting for %d mappings to be deleted: %v", n, err)
+	}
+	r.closing.Wait()
+}
+
+// neighbour has a port of the gateway.
+func (r *rig) neighbour(t *testing.T, p backends.Protocol, port uint16) {
+	t.Helper()
+	err := r.gateway.AddMapping(gatewaytest.Entry{
+		Protocol: p, Internal: netip.MustParseAddrPort("127.0.0.9:80"), External: netip.AddrPortFrom(r.gateway.External(), port),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

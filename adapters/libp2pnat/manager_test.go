@@ -1,0 +1,386 @@
+package libp2pnat
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+const (
+	overTCP  = "/ip4/0.0.0.0/tcp/4001"
+	overQUIC = "/ip4/0.0.0.0/udp/4001/quic-v1"
+	overWeb  = "/ip4/0.0.0.0/udp/4001/quic-v1/webtransport"
+	overRTC  = "/ip4/0.0.0.0/udp/4001/webrtc-direct"
+)
+
+func wantTable(t *testing.T, r *rig, want ...string) {
+	t.Helper()
+	if got := r.table(); !slices.Equal(got, want) {
+		t.Errorf("the gateway forwards %q, want %q", got, want)
+	}
+}
+
+// Listeners that were there before and those that come later are forwarded, with
+// one mapping for all that share a port.
+func TestListeners(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, overTCP, "/ip4/127.0.0.1/tcp/5001", "/ip6/::/tcp/4001", "/p2p-circuit")
+	r.listen(overQUIC, overWeb, overRTC, "/ip4/127.0.0.1/udp/5001/quic-v1")
+	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+	r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
+	r.reached(t, overWeb+certhash, "/ip4/45.45.45.1/udp/4001/quic-v1/webtransport"+certhash)
+	r.reached(t, overRTC, "/ip4/45.45.45.1/udp/4001/webrtc-direct")
+	r.reached(t, "/ip4/127.0.0.1/tcp/5001", "")
+	r.reached(t, "/ip6/::/tcp/4001", "")
+	r.reached(t, "/ip4/0.0.0.0/tcp/4002", "") // nobody listens
+	wantTable(t, r, "tcp 0.0.0.0:4001", "udp 0.0.0.0:4001")
+	if n := r.gateway.Stats().Requests["natpmp map udp"]; n != 1 {
+		t.Errorf("UDP was mapped %d times", n)
+	}
+
+	r.unlisten(overQUIC, overRTC)
+	r.reached(t, overWeb, "/ip4/45.45.45.1/udp/4001/quic-v1/webtransport")
+	wantTable(t, r, "tcp 0.0.0.0:4001", "udp 0.0.0.0:4001")
+	r.unlisten(overWeb)
+	r.reached(t, overWeb, "")
+	r.unmapped(t, 1)
+	wantTable(t, r, "tcp 0.0.0.0:4001")
+	r.listen(overQUIC)
+	r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
+	r.unlisten(overTCP)
+	r.unmapped(t, 2)
+	wantTable(t, r, "udp 0.0.0.0:4001")
+}
+
+// Somebody else has the port: what is announced is what was granted.
+func TestPortTaken(t *testing.T) {
+	r := start(t, gatewaytest.Config{})
+	r.neighbour(t, backends.UDP, 4001)
+	r.listen(overQUIC, "/ip4/0.0.0.0/tcp/4003")
+	got := r.GetMapping(ma.StringCast(overQUIC))
+	i := slices.IndexFunc(r.gateway.Table(), func(e gatewaytest.Entry) bool {
+		return e.Protocol == backends.UDP && e.Internal.Port() == 4001
+	})
+	if i < 0 {
+		t.Fatalf("nothing is forwarded: %v", r.gateway.Table())
+	}
+	port := r.gateway.Table()[i].External.Port()
+	want := "/ip4/45.45.45.1/udp/" + strconv.Itoa(int(port)) + "/quic-v1"
+	if got == nil || got.String() != want || port == 4001 {
+		t.Errorf("announced is %v, want %s", got, want)
+	}
+	r.reached(t, "/ip4/0.0.0.0/tcp/4003", "/ip4/45.45.45.1/tcp/4003")
+}
+
+// Another external address and another port are announced as soon as they are
+// granted, and nothing is while the mapping is lost.
+func TestChange(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, overTCP)
+	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+	r.gateway.SetExternal(netip.MustParseAddr("45.45.45.99"))
+	if err := r.forwarder.Refresh(waiting(t), forward.TCP(4001)); err != nil {
+		t.Fatal(err)
+	}
+	r.reached(t, overTCP, "/ip4/45.45.45.99/tcp/4001")
+
+	r.gateway.Restart(gatewaytest.RestartOptions{})
+	r.neighbour(t, backends.TCP, 4001)
+	if err := r.forwarder.Refresh(waiting(t), forward.TCP(4001)); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.GetMapping(ma.StringCast(overTCP)); got == nil || got.String() == "/ip4/45.45.45.99/tcp/4001" ||
+		!strings.HasPrefix(got.String(), "/ip4/45.45.45.99/tcp/") {
+		t.Errorf("announced is %v, and a neighbour has the port", got)
+	}
+}
+
+// The gateway is there only after the listener, and is found.
+func TestGatewayLater(t *testing.T) {
+	r := start(t, gatewaytest.Config{})
+	r.gateway.Down()
+	r.patience = 0
+	r.listen(overTCP)
+	r.reached(t, overTCP, "")
+	if r.HasDiscoveredNAT() {
+		t.Error("a NAT has been discovered that is not there")
+	}
+	m := r.only(t)
+	fails(t, m)
+	if err := r.gateway.Up(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Wait(waiting(t)); err != nil {
+		t.Fatalf("%v; the last attempt: %v", err, m.Err())
+	}
+	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+	if !r.HasDiscoveredNAT() {
+		t.Error("no NAT has been discovered")
+	}
+}
+
+// only is the one mapping there is.
+func (r *rig) only(t *testing.T) *forward.Mapping {
+	t.Helper()
+	r.manager.mu.Lock()
+	defer r.manager.mu.Unlock()
+	if len(r.held) != 1 {
+		t.Fatalf("%d mappings are held", len(r.held))
+	}
+	for _, f := range r.held {
+		return f.mapping
+	}
+	return nil
+}
+
+// fails waits until an attempt to get the mapping has failed.
+func fails(t *testing.T, m *forward.Mapping) {
+	t.Helper()
+	ctx := waiting(t)
+	for changed := m.Changed(); m.Err() == nil; changed = m.Changed() {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			t.Fatal("nothing is tried")
+		}
+	}
+}
+
+// The first look at a listener waits for the gateway, and Close ends that.
+func TestFirstLook(t *testing.T) {
+	r := start(t, gatewaytest.Config{})
+	answer := make(chan struct{})
+	remove := r.gateway.Inject(gatewaytest.Fault{
+		Match: func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }, Hold: answer,
+	})
+	r.listen(overTCP)
+	announced := make(chan ma.Multiaddr)
+	look := func() { announced <- r.GetMapping(ma.StringCast(overTCP)) }
+	go look()
+	asked := func() {
+		t.Helper()
+		if _, err := r.gateway.AwaitRequests(waiting(t), 1, func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked()
+	select {
+	case got := <-announced:
+		t.Errorf("announced is %v, and nothing granted", got)
+		go look()
+	default:
+	}
+	close(answer)
+	if got := <-announced; got == nil || got.String() != "/ip4/45.45.45.1/tcp/4001" {
+		t.Errorf("announced is %v", got)
+	}
+
+	remove()
+	r.gateway.ResetStats()
+	answer = make(chan struct{})
+	r.gateway.Inject(gatewaytest.Fault{
+		Match: func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }, Hold: answer,
+	})
+	r.listen(overQUIC)
+	go func() { announced <- r.GetMapping(ma.StringCast(overQUIC)) }()
+	asked()
+	closed := make(chan error)
+	go func() { closed <- r.Close() }()
+	if got := <-announced; got != nil {
+		t.Errorf("announced is %v after Close", got)
+	}
+	close(answer)
+	<-closed
+}
+
+// A listener on one address of this host is forwarded to that address: by this
+// gateway, which lets nobody map for others, not at all.
+func TestOneAddress(t *testing.T) {
+	r := start(t, gatewaytest.Config{})
+	r.patience = 0
+	r.listen("/ip4/192.168.1.5/tcp/4001")
+	m := r.only(t)
+	fails(t, m)
+	r.reached(t, "/ip4/192.168.1.5/tcp/4001", "")
+	wantTable(t, r)
+	if got := m.Internal(); got != netip.MustParseAddrPort("192.168.1.5:4001") {
+		t.Errorf("asked for is %v", got)
+	}
+}
+
+// Close takes away what is the host's, and leaves the Forwarder to its owner.
+func TestClose(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, overTCP, overQUIC)
+	other, err := r.forwarder.Enable(waiting(t), forward.TCP(8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+	r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
+	for range 2 {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	wantTable(t, r, "tcp 0.0.0.0:8080")
+	r.reached(t, overTCP, "")
+	r.listen("/ip4/0.0.0.0/tcp/4002")
+	r.sync() // as one that was under way does
+	if len(r.held) > 0 || len(r.notifiees) > 0 {
+		t.Errorf("%v is held and %v notified after Close", r.held, r.notifiees)
+	}
+	if r.HasDiscoveredNAT() {
+		t.Error("a NAT is there after Close")
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A Forwarder of the host's own ends with it, whatever the gateway does, and
+// what cannot be taken away is told.
+func TestCloseOwn(t *testing.T) {
+	for name, silent := range map[string]bool{"answers": false, "silent": true} {
+		t.Run(name, func(t *testing.T) {
+			r := start(t, gatewaytest.Config{}, overTCP, overQUIC)
+			r.own = true
+			r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+			r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
+			if silent {
+				r.gateway.Inject(gatewaytest.Fault{Drop: true})
+			}
+			if err := r.Close(); (err != nil) != silent {
+				t.Errorf("Close: %v", err)
+			}
+			if !silent {
+				wantTable(t, r)
+			}
+			if _, err := r.forwarder.Enable(waiting(t)); !errors.Is(err, forward.ErrClosed) {
+				t.Errorf("Enable after it: %v", err)
+			}
+		})
+	}
+}
+
+// Without listeners nothing is asked, whoever the Forwarder belongs to.
+func TestNoListeners(t *testing.T) {
+	m := New(nil)(&listeners{})
+	if m.HasDiscoveredNAT() || m.GetMapping(ma.StringCast(overTCP)) != nil {
+		t.Error("there is a mapping")
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A deletion that fails is told at the end, also that of a listener that was
+// closed before.
+func TestCloseRefused(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, overTCP)
+	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+	r.gateway.Inject(gatewaytest.Fault{
+		Match:  func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpUnmap },
+		Result: int(natpmp.NotAuthorized),
+	})
+	r.unlisten(overTCP)
+	if err := r.Close(); !errors.Is(err, backends.ErrNotAuthorized) {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// A Forwarder that is closed first takes the mappings with it.
+func TestForwarderClosed(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, overTCP)
+	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+	if err := r.forwarder.Shutdown(waiting(t)); err != nil {
+		t.Fatal(err)
+	}
+	r.listen(overQUIC)
+	r.reached(t, overTCP, "")
+	r.reached(t, overQUIC, "")
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Everything at once.
+func TestConcurrent(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, overTCP)
+	r.patience = 0
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			r.GetMapping(ma.StringCast(overTCP))
+			r.HasDiscoveredNAT()
+		}
+	})
+	for i := range 4 {
+		wg.Go(func() {
+			listen := "/ip4/0.0.0.0/udp/" + strconv.Itoa(5000+i/2) + "/quic-v1"
+			for range 20 {
+				r.listen(listen)
+				r.unlisten(listen)
+			}
+		})
+	}
+	wg.Go(func() {
+		for range 5 {
+			_ = New(r.forwarder)(r.listeners).Close()
+		}
+		cancel()
+	})
+	wg.Wait()
+	r.listen(overQUIC)
+	if n := len(r.held); n != 2 {
+		t.Errorf("%d mappings are held, want 2", n)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	wantTable(t, r)
+}
+
+// public is the backend of a host with a public address of its own.
+type public struct{ backends.Backend }
+
+func (public) String() string                  { return "direct" }
+func (public) Supports(backends.Request) error { return nil }
+func (public) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
+	here := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.7"), r.Internal.Port())
+	return backends.Mapping{
+		Backend: "direct", Protocol: r.Protocol, Internal: here, External: here,
+		Lifetime: backends.Forever, Granted: time.Now(),
+	}, nil
+}
+func (public) Unmap(context.Context, backends.Mapping) error { return nil }
+
+// Where no NAT is, none is discovered, and the host's own address is announced.
+func TestNoNAT(t *testing.T) {
+	f, err := forward.New(&forward.Config{Backends: []backends.Backend{public{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m := newManager(&listeners{addrs: []ma.Multiaddr{ma.StringCast(overTCP)}}, f)
+	m.patience = patience
+	m.start()
+	defer m.Close()
+	if got := m.GetMapping(ma.StringCast(overTCP)); got == nil || got.String() != "/ip4/45.45.45.7/tcp/4001" {
+		t.Errorf("announced is %v", got)
+	}
+	if m.HasDiscoveredNAT() {
+		t.Error("a NAT is discovered")
+	}
+}
