@@ -83,8 +83,8 @@ func (m *Mapping) settle(legs []leg, err error, reason string) {
 	now := time.Now()
 	m.mu.Lock()
 	before := m.state()
-	if err == nil && (len(before) == 0 || legs[0].lease != m.legs[0].lease) {
-		m.born = legs[0].granted.Granted
+	if err == nil && (len(m.legs) == 0 || legs[0].lease != m.legs[0].lease) {
+		m.seniority = seniority{m.forwarder.era.Load(), legs[0].granted.Granted}
 	}
 	m.legs = legs
 	m.lost = err != nil && (m.lost || expired(legs, now))
@@ -244,20 +244,12 @@ func (m *Mapping) reschedule() {
 	}
 }
 
-// grantedSince reports whether the mapping was granted, or renewed, after the
-// gateway lost its state. m.mu is held.
-func (m *Mapping) grantedSince(lost time.Time) bool {
-	return !lost.IsZero() && len(m.legs) > 0 &&
-		!slices.ContainsFunc(m.legs, func(l leg) bool { return !l.granted.Granted.After(lost) })
-}
-
 // suspect asks for the mapping again at a time, because its gateway may have
 // forgotten it. Where the gateway's clock says that it has, it counts as lost
 // until then.
 func (m *Mapping) suspect(change backends.Change, at time.Time) {
-	at = at.Add(m.precedence(change))
 	m.mu.Lock()
-	if m.closed || m.wish.once || m.grantedSince(change.Since) {
+	if m.closed || m.wish.once {
 		m.mu.Unlock()
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -32,6 +33,7 @@ type Forwarder struct {
 	choosing  [2]turn        // one looks for a gateway of a family at a time
 	scheduler scheduler
 	jitter    func(time.Duration) time.Duration // spreads what it does
+	era       atomic.Uint64                     // how many restarts of gateways there were
 	events    events
 	ledger    ledger
 	ended     chan struct{} // closed when Shutdown is done
@@ -172,11 +174,12 @@ func (f *Forwarder) onChange(c *candidate, change backends.Change) {
 	at := c.pace.next(time.Now())
 	held := slices.Clone(f.held)
 	f.mu.Unlock()
-	for _, m := range held {
-		if m.uses(c) {
-			m.suspect(change, at)
-		}
+	held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.uses(c) })
+	if change.Kind == backends.Restarted {
+		era := f.era.Add(1)
+		held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.demote(change.Since, era) })
 	}
+	f.suspect(held, func(*Mapping) backends.Change { return change }, at)
 }
 
 // uses reports whether the candidate granted the mapping, or nobody has: it may

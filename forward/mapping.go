@@ -28,7 +28,7 @@ type Mapping struct {
 	lost      bool      // the gateway has forgotten the legs, as far as we know
 	doubt     bool      // the gateway may have forgotten them, and has not granted them again since
 	known     bool      // granted at least once
-	born      time.Time // when it was granted anew, and not only renewed
+	seniority seniority // among siblings
 	preferred uint16    // the external port of the last grant, or 0
 	closed    bool
 	left      bool // closed, and whoever has the turn gives the legs up

@@ -71,11 +71,19 @@ func (f *Forwarder) look(change *backends.Change) {
 	f.mu.Lock()
 	at := f.looks.next(time.Now())
 	f.mu.Unlock()
+	var doubtful []*Mapping
+	changes := map[*Mapping]backends.Change{}
 	for _, m := range f.matching(nil) {
-		if c := f.changeFor(m, back, change); c != nil {
+		c := f.changeFor(m, back, change)
+		switch {
+		case c == nil:
+		case c.Kind == backends.Restarted: // is to be on another gateway, where there is no order yet
 			m.suspect(*c, at)
+		default:
+			doubtful, changes[m] = append(doubtful, m), *c
 		}
 	}
+	f.suspect(doubtful, func(m *Mapping) backends.Change { return changes[m] }, at)
 }
 
 // changeFor is what a change of the network means for a mapping, or nil.

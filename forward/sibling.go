@@ -14,20 +14,59 @@ import (
 // renews. So whoever is first on the list stays, whoever was renewed last comes
 // last, and the others' mappings stand and pass nothing. Renewing what was granted
 // first breaks those granted later, until they are renewed; renewing what was
-// granted last breaks nothing; a deletion breaks any. After a restart that nothing
-// shows, their order is unknown; they get it right when one is granted anew.
+// granted last breaks nothing; a deletion breaks any. So siblings keep an order,
+// and are renewed in it. After a restart that nothing shows, the order is unknown;
+// they get it right when one is granted anew.
 
 // touched is why a sibling is renewed.
 const touched = "another protocol of its port was renewed or taken away"
+
+// seniority orders siblings as the gateway's list does, as far as we know.
+type seniority struct {
+	era  uint64    // how many restarts of gateways there were before
+	born time.Time // when the gateway granted it anew, and not only renewed
+}
+
+func (s seniority) before(other seniority) bool {
+	return s.era < other.era || s.era == other.era && s.born.Before(other.born)
+}
+
+func bySeniority(a, b *Mapping) int {
+	a.mu.Lock()
+	one := a.seniority
+	a.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case one.before(b.seniority):
+		return -1
+	case b.seniority.before(one):
+		return +1
+	}
+	return 0
+}
+
+// demote makes what the gateway may have lost junior to what it has granted since
+// then, and reports whether the mapping is of the former.
+func (m *Mapping) demote(lost time.Time, era uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	since := !lost.IsZero() && len(m.legs) > 0 &&
+		!slices.ContainsFunc(m.legs, func(l leg) bool { return !l.granted.Granted.After(lost) })
+	if !since {
+		m.seniority.era = era
+	}
+	return !since
+}
 
 // touch renews the siblings that a renewal of legs, or their deletion, may have
 // broken.
 func (f *Forwarder) touch(m *Mapping, legs []leg, deleted bool) {
 	m.mu.Lock()
-	born := m.born
+	senior := m.seniority
 	m.mu.Unlock()
 	for _, s := range f.samePort(m) {
-		if s.isSibling(legs, func(theirs time.Time) bool { return deleted || !theirs.Before(born) }) {
+		if s.isSibling(legs, func(theirs seniority) bool { return deleted || !theirs.before(senior) }) {
 			f.scheduler.hasten(s, time.Now())
 		}
 	}
@@ -41,11 +80,11 @@ func (f *Forwarder) samePort(m *Mapping) []*Mapping {
 }
 
 // isSibling reports whether the mapping shares an internal endpoint with one of
-// the legs and was granted when it matters, and remembers why it is due.
-func (m *Mapping) isSibling(legs []leg, matters func(born time.Time) bool) bool {
+// the legs and has the seniority that matters, and remembers why it is due.
+func (m *Mapping) isSibling(legs []leg, matters func(seniority) bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.wish.once || !m.shares(legs) || !matters(m.born) {
+	if m.wish.once || !m.shares(legs) || !matters(m.seniority) {
 		return false
 	}
 	if m.reason == "" {
@@ -69,24 +108,32 @@ func (m *Mapping) shares(legs []leg) bool {
 // hastens it, where both are suspected to be lost.
 const siblingPause = 5 * time.Second
 
-// precedence is how much later than its siblings a mapping is to be asked for,
-// where it is not sure that the gateway has lost them: if it has, then who is
-// granted first again is first on its list, and that has to be who it was. Of a
-// gateway that has surely lost them, whoever comes first is first.
-func (m *Mapping) precedence(change backends.Change) time.Duration {
-	if change.Kind == backends.Restarted {
-		return 0
-	}
-	m.mu.Lock()
-	legs, born := m.legs, m.born
-	m.mu.Unlock()
-	for _, s := range m.forwarder.samePort(m) {
-		s.mu.Lock()
-		elder := s.shares(legs) && s.born.Before(born) && !s.wish.once
-		s.mu.Unlock()
-		if elder {
-			return siblingPause
+// suspect asks for mappings again that a change is about, siblings in their order.
+// Whether the gateway has lost them is never sure: some start their clock anew
+// with every external address. Asked for in order, they come to be in it on the
+// gateway's list, lost or not.
+func (f *Forwarder) suspect(ms []*Mapping, about func(*Mapping) backends.Change, at time.Time) {
+	slices.SortStableFunc(ms, bySeniority)
+	due := make([]time.Time, len(ms))
+	for i, m := range ms {
+		due[i] = at
+		if m.hasSibling(ms[:i]) {
+			due[i] = at.Add(siblingPause)
 		}
 	}
-	return 0
+	for i, m := range ms {
+		m.suspect(about(m), due[i])
+	}
+}
+
+// hasSibling reports whether a sibling is among others, that is renewed itself.
+func (m *Mapping) hasSibling(others []*Mapping) bool {
+	m.mu.Lock()
+	legs := m.legs
+	m.mu.Unlock()
+	return slices.ContainsFunc(m.forwarder.samePort(m), func(s *Mapping) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return !s.wish.once && s.shares(legs) && slices.Contains(others, s)
+	})
 }

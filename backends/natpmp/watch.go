@@ -43,10 +43,13 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 // change is what to make of a signal, after an answer with the address now.
 func change(s port5351.Signal, before, now netip.Addr) backends.Change {
 	c := backends.Change{Kind: backends.Announced, External: known(now), Reason: s.Reason}
+	moved := before.IsValid() && now.IsValid() && now != before
 	switch {
+	case s.Restarted && moved: // it may have lost nothing: some start their clock anew with each address
+		c.Kind = backends.Restarted
 	case s.Restarted:
 		c.Kind, c.Since = backends.Restarted, s.Since
-	case before.IsValid() && now.IsValid() && now != before:
+	case moved:
 		c.Kind = backends.AddressChanged
 		c.Reason = fmt.Sprintf("the external address was %v and is %v", before, now)
 	}

@@ -19,10 +19,8 @@ var all = []string{
 	"/ip4/0.0.0.0/udp/4001/webrtc-direct",
 }
 
-// apart are a port for each, whose mappings have nothing to do with each other
-// on the router: miniupnpd 2.3.1 on nftables confuses the firewall rules of TCP
-// and UDP where they share a port and are renewed.
-var apart = []string{"/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4002/quic-v1"}
+// both are TCP and UDP on one port.
+var both = all[:2]
 
 // host is the host at home as the test sees it.
 type host struct {

@@ -37,8 +37,8 @@ func TestRestart(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: a new peer outside is served after the router has restarted")
 	home := lab.Home(t, lab.Router{})
-	h := start(t, home, hostArgs{Listen: apart})
-	tcp, quic := h.announces(outside, "/tcp/4001"), h.announces(outside, "/udp/4002/quic-v1")
+	h := start(t, home, hostArgs{Listen: both})
+	tcp, quic := h.announces(outside, "/tcp/4001"), h.announces(outside, "/udp/4001/quic-v1")
 	h.reached(tcp)
 	h.reached(quic)
 	home.Daemon.Kill(t)
@@ -49,7 +49,7 @@ func TestRestart(t *testing.T) {
 	}
 	home.Daemon.Start(t)
 	h.comesBack(h.announces(outside, "/tcp/4001"))
-	h.comesBack(h.announces(outside, "/udp/4002/quic-v1"))
+	h.comesBack(h.announces(outside, "/udp/4001/quic-v1"))
 	h.close(0)
 }
 
@@ -60,10 +60,10 @@ func TestTaken(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	neighbour := home.Join("neighbour", "192.168.77.3/24")
 	takes(t, home, neighbour, "tcp", "4001")
-	takes(t, home, neighbour, "udp", "4002")
-	h := start(t, home, hostArgs{Listen: apart})
+	takes(t, home, neighbour, "udp", "4001")
+	h := start(t, home, hostArgs{Listen: both})
 	tcp, quic := h.announces(outside+"tcp/", ""), h.announces(outside+"udp/", "/quic-v1")
-	if strings.HasSuffix(tcp, "/4001") || strings.Contains(quic, "/4002/") {
+	if strings.HasSuffix(tcp, "/4001") || strings.Contains(quic, "/4001/") {
 		t.Errorf("announced are %s and %s, which others have", tcp, quic)
 	}
 	h.reached(tcp)
@@ -90,11 +90,11 @@ func TestAddress(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: another external address is announced and works")
 	home := lab.Home(t, lab.Router{})
-	h := start(t, home, hostArgs{Listen: apart})
+	h := start(t, home, hostArgs{Listen: both})
 	h.reached(h.announces(outside, "/tcp/4001"))
 	home.Router.Exec(t, "sh", "-ec", "ip addr add 45.45.45.77/24 dev wan0; ip addr del 45.45.45.1/24 dev wan0; ip addr show dev wan0 | grep -q 45.45.45.77 || ip addr add 45.45.45.77/24 dev wan0")
 	h.reached(h.announces("/ip4/45.45.45.77/", "/tcp/4001"))
-	h.reached(h.announces("/ip4/45.45.45.77/", "/udp/4002/quic-v1"))
+	h.reached(h.announces("/ip4/45.45.45.77/", "/udp/4001/quic-v1"))
 	if found := matching(h.addrs(), outside, ""); len(found) > 0 {
 		t.Errorf("the host still announces %q", found)
 	}
@@ -107,13 +107,13 @@ func TestRouterLater(t *testing.T) {
 	lab.Scenario(t, "libp2p: the router starts after the host")
 	home := lab.Home(t, lab.Router{})
 	home.Daemon.Stop(t)
-	h := start(t, home, hostArgs{Listen: apart})
+	h := start(t, home, hostArgs{Listen: both})
 	if found := matching(h.hello.Addrs, outside, ""); len(found) > 0 {
 		t.Errorf("the host announces %q", found)
 	}
 	home.Daemon.Start(t)
 	h.reached(h.announces(outside, "/tcp/4001"))
-	h.reached(h.announces(outside, "/udp/4002/quic-v1"))
+	h.reached(h.announces(outside, "/udp/4001/quic-v1"))
 	h.close(0)
 }
 
