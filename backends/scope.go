@@ -55,6 +55,19 @@ func ScopeOf(a netip.Addr) Scope {
 	return ScopePublic
 }
 
+// HostAddr returns an address as a gateway may tell it for its own: IPv4 in its
+// own form and without a zone, which is the gateway's and can be any text. It is
+// the zero Addr where no host has it: unspecified, loopback, multicast, broadcast.
+func HostAddr(a netip.Addr) netip.Addr {
+	a = a.Unmap()
+	if a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == broadcast {
+		return netip.Addr{}
+	}
+	return a
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // String returns "public", "private", "shared" or "unknown".
 func (s Scope) String() string {
 	switch s {

@@ -224,10 +224,5 @@ func (b *Backend) remember(external netip.Addr, at time.Time) {
 }
 
 // known makes the 0.0.0.0 of a gateway that does not know its address the zero
-// Addr.
-func known(a netip.Addr) netip.Addr {
-	if a.IsUnspecified() {
-		return netip.Addr{}
-	}
-	return a
-}
+// Addr, and what no gateway can have.
+func known(a netip.Addr) netip.Addr { return backends.HostAddr(a) }

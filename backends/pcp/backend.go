@@ -178,7 +178,7 @@ func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.R
 		Gateway:     b.client.config.Gateway,
 		Protocol:    r.Protocol,
 		Internal:    netip.AddrPortFrom(either(thirdParty(r, local), local), r.Internal.Port()),
-		External:    netip.AddrPortFrom(known(resp.External), resp.ExternalPort),
+		External:    netip.AddrPortFrom(b.known(resp.External), resp.ExternalPort),
 		Remote:      r.Remote,
 		Description: r.Description,
 		Lifetime:    resp.Lifetime,
@@ -360,12 +360,13 @@ func (b *Backend) expire(ctx context.Context, m backends.Mapping, nonce Nonce, t
 	return nil
 }
 
-// known makes an unspecified address the zero Addr.
-func known(a netip.Addr) netip.Addr {
-	if a.IsUnspecified() {
-		return netip.Addr{}
+// known makes an unspecified address the zero Addr, and what no gateway can have.
+// An IPv6 gateway tells this host's own address, which is loopback where it is.
+func (b *Backend) known(a netip.Addr) netip.Addr {
+	if a.IsLoopback() && b.client.config.Gateway.Addr().Is6() {
+		return a
 	}
-	return a
+	return backends.HostAddr(a)
 }
 
 // maxGranted bounds what is remembered of mappings that nobody deletes.

@@ -51,7 +51,7 @@ func (b *Backend) update(datagram []byte) string {
 	b.mu.Lock()
 	external, ours := b.granted[r.Nonce]
 	b.mu.Unlock()
-	now := netip.AddrPortFrom(known(r.External), r.ExternalPort)
+	now := netip.AddrPortFrom(b.known(r.External), r.ExternalPort)
 	switch {
 	case !ours || r.Result == Success && r.Lifetime > 0 && now == external:
 		return ""

@@ -110,10 +110,12 @@ func parsePort(name, s string) (uint16, error) {
 
 func formatPort(p uint16) string { return strconv.Itoa(int(p)) }
 
-// parseAddr reads an address; what is none, or names no host, is the zero Addr.
+// parseAddr reads an address; what is none, or names no host, is the zero Addr,
+// and so is one with a zone: that can be any text, and would get where addresses
+// go.
 func parseAddr(s string) netip.Addr {
 	a, err := netip.ParseAddr(strings.TrimSpace(s))
-	if err != nil || a.IsUnspecified() {
+	if err != nil || a.IsUnspecified() || a.Zone() != "" {
 		return netip.Addr{}
 	}
 	return a.Unmap()
