@@ -40,9 +40,15 @@ func (b *bodyReader) readPlain() error {
 	return nil
 }
 
+// chunkOverhead is how many bytes around chunks there may be for each byte in
+// them, over what all headers may have.
+const chunkOverhead = 16
+
 func (b *bodyReader) readChunked() error {
+	b.header = 0
 	for !b.complete() {
 		n, err := b.chunkSize()
+		b.header = max(0, b.header-chunkOverhead*n)
 		if err != nil {
 			return b.ended(err, true)
 		}
@@ -83,7 +89,6 @@ func (b *bodyReader) readSome(n int) error {
 
 // chunkSize reads the line before a chunk, and what ends the chunk before it.
 func (b *bodyReader) chunkSize() (int, error) {
-	b.header = 0
 	for {
 		line, err := b.line()
 		if err != nil {

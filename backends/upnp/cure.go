@@ -123,7 +123,7 @@ func (a *addition) takeTwin(ctx context.Context) (again bool, err error) {
 		if n++; err != nil || n > enough {
 			return false, unlessAnswered(err)
 		}
-		if e.Protocol != a.entry.Protocol || e.Internal != a.entry.Internal || e.Remote != a.entry.Remote {
+		if e.ExternalPort == 0 || e.Protocol != a.entry.Protocol || e.Internal != a.entry.Internal || e.Remote != a.entry.Remote {
 			continue
 		}
 		if !a.request.Exact {

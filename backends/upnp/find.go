@@ -19,8 +19,8 @@ import (
 const (
 	better          = 100 * time.Millisecond  // how long a device waits for better ones
 	allHaveAnswered = 1200 * time.Millisecond // searches allow devices a second
-	maxAtOnce       = 8                       // descriptions fetched at once
 	maxStrangers    = 16                      // descriptions of devices that are not the gateway
+	maxAtOnce       = 8                       // of those, fetched at once
 	maxPerStranger  = 2
 	maxFromGateway  = 8
 )
@@ -161,7 +161,12 @@ var (
 	secondTargets = []string{"upnp:rootdevice", "ssdp:all"}
 )
 
-const secondSearch = 250 * time.Millisecond
+// The second search begins after a pause, or after so many where somebody who has
+// answered is being asked.
+const (
+	secondSearch = 250 * time.Millisecond
+	atLatest     = 4
+)
 
 // listen sends the searches and passes the answers on. A named device needs none.
 // It fails where nothing can be sent.
@@ -177,8 +182,9 @@ func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Answer) error 
 	var searches sync.WaitGroup
 	searches.Go(func() { errs[0] = b.pass(ctx, firstTargets, answers) })
 	searches.Go(func() {
-		for pause(ctx, secondSearch) == nil {
-			if !b.Promising() { // who has answered is not to be kept from it
+		for n := 1; pause(ctx, secondSearch) == nil; n++ {
+			// Who has answered is not to be kept from it, nor to keep others from it for long.
+			if !b.Promising() || n == atLatest {
 				errs[1] = b.pass(ctx, secondTargets, answers)
 				return
 			}

@@ -171,6 +171,8 @@ func (c *Client) indexed(ctx context.Context) iter.Seq2[PortMapping, error] {
 // byRanges yields the table by ranges of ports (GetListOfPortMappings), which
 // may be no larger than common daemons survive.
 func (c *Client) byRanges(ctx context.Context, yield func(PortMapping, error) bool) {
+	seen := map[PortMappingKey]bool{}
+	rows := 0 // repeated ones too
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
 		for first := 0; first < 1<<16; first += maxWindow {
 			some, err := c.PortMappings(ctx, p, uint16(max(first, 1)), uint16(first+maxWindow-1))
@@ -179,6 +181,13 @@ func (c *Client) byRanges(ctx context.Context, yield func(PortMapping, error) bo
 				return
 			}
 			for _, e := range some {
+				if rows++; rows > maxEntries {
+					return
+				}
+				if seen[e.Key()] {
+					continue
+				}
+				seen[e.Key()] = true
 				if !yield(e, nil) {
 					return
 				}

@@ -23,7 +23,7 @@ type candidate struct {
 type searching struct {
 	backend  *Backend
 	outcomes chan outcome  // as large as all that is ever considered
-	tickets  chan struct{} // to fetch a description
+	tickets  chan struct{} // to fetch a description of a stranger
 	fetches  sync.WaitGroup
 
 	// Of the goroutine that searches alone.
@@ -129,12 +129,14 @@ func (s *searching) consider(ctx context.Context, c candidate) {
 	s.backend.promising.Add(1)
 	s.fetches.Go(func() {
 		defer s.backend.promising.Add(-1)
-		select {
-		case s.tickets <- struct{}{}:
-			defer func() { <-s.tickets }()
-		case <-ctx.Done():
-			s.outcomes <- outcome{candidate: c, err: context.Cause(ctx)}
-			return
+		if !c.own { // strangers who are slow are not to keep the gateway waiting
+			select {
+			case s.tickets <- struct{}{}:
+				defer func() { <-s.tickets }()
+			case <-ctx.Done():
+				s.outcomes <- outcome{candidate: c, err: context.Cause(ctx)}
+				return
+			}
 		}
 		g, err := s.backend.survey(ctx, c)
 		s.outcomes <- outcome{c, g, err}
