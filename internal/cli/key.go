@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+
+	"github.com/natforward/goforward/internal/statefile"
 )
 
 // keySize is that of the hash that nonces are derived by.
@@ -85,7 +87,10 @@ func loadKey(where func() (string, error)) ([]byte, error) {
 }
 
 func readKey(path string) ([]byte, error) {
-	key, err := os.ReadFile(path)
+	key, err := statefile.ReadOwn(path, keySize+1, 0o077)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s is no key to trust: %w", path, err)
+	}
 	if err == nil && len(key) != keySize {
 		return nil, fmt.Errorf("%s is not a key of %d bytes: move it away", path, keySize)
 	}

@@ -76,6 +76,17 @@ func Open(path string) (*File, []Record, error) {
 
 // read reads what a file of ours holds.
 func read(path string) ([]Record, error) {
+	b, err := ReadOwn(path, maxSize, 0o022)
+	if err != nil {
+		return nil, err
+	}
+	return parse(b)
+}
+
+// ReadOwn reads a file of at most so many bytes that is this user's own, or
+// root's: a regular one, at no link's end, and without the permissions of others
+// that are named, where the system has such. It never blocks.
+func ReadOwn(path string, most int64, others fs.FileMode) ([]byte, error) {
 	file, err := openFile(path)
 	if err != nil {
 		return nil, err
@@ -87,16 +98,12 @@ func read(path string) ([]Record, error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, errors.New("not a regular file")
-	case writableByOthers(info):
-		return nil, fmt.Errorf("others may write it: mode %v", info.Mode().Perm())
-	case info.Size() > maxSize:
+	case isOthers(info, others):
+		return nil, fmt.Errorf("it is not this user's alone: mode %v", info.Mode().Perm())
+	case info.Size() > most:
 		return nil, fmt.Errorf("%d bytes", info.Size())
 	}
-	b, err := io.ReadAll(io.LimitReader(file, maxSize))
-	if err != nil {
-		return nil, err
-	}
-	return parse(b)
+	return io.ReadAll(io.LimitReader(file, most))
 }
 
 // parse reads the contents of a file.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +17,13 @@ func openFile(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 }
 
-// writableByOthers reports whether somebody else could have written the file.
-func writableByOthers(info fs.FileInfo) bool { return info.Mode().Perm()&0o022 != 0 }
+// isOthers reports whether somebody else has the permissions, or the file itself.
+// What is root's, only root could have written.
+func isOthers(info fs.FileInfo, permissions fs.FileMode) bool {
+	stat, is := info.Sys().(*syscall.Stat_t)
+	theirs := is && stat.Uid != 0 && int(stat.Uid) != os.Geteuid()
+	return theirs || info.Mode().Perm()&permissions != 0
+}
 
 // lockFile takes a lock that ends with the process.
 func lockFile(path string) (*os.File, error) {

@@ -19,8 +19,8 @@ func openFile(path string) (*os.File, error) {
 	return os.Open(path)
 }
 
-// writableByOthers is for the directory's access list to say.
-func writableByOthers(fs.FileInfo) bool { return false }
+// isOthers is for the directory's access list to say.
+func isOthers(fs.FileInfo, fs.FileMode) bool { return false }
 
 // lockFile takes a lock that ends with the process.
 func lockFile(path string) (*os.File, error) {
