@@ -17,7 +17,7 @@ func (m *Mapping) ensure(ctx context.Context, reason string) error {
 		return err
 	}
 	defer m.give()
-	ctx, stop := context.WithCancelCause(ctx)
+	ctx, stop := context.WithCancelCause(m.grants.with(ctx))
 	defer stop(nil)
 	m.mu.Lock()
 	closed, legs, w := m.closed, m.legs, m.wish

@@ -109,6 +109,7 @@ func (l *lease) join(ctx context.Context, b backends.Backend, t terms, r backend
 		m   backends.Mapping
 		err error
 	)
+	defer granting(ctx)()
 	switch {
 	case l.held() == 0:
 		m, err = takeOver(ctx, b, r, old)

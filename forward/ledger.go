@@ -179,6 +179,7 @@ func (l *ledger) write() {
 	}
 	if err := file.Write(records); err != nil {
 		l.forwarder.log.Warn("the state file is not written", "err", err)
+		l.renewed.Store(true) // and so tried again
 	}
 }
 

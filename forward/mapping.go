@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -18,7 +19,8 @@ import (
 // goroutines at once.
 type Mapping struct {
 	forwarder *Forwarder
-	turn      turn   // one changes it at a time
+	turn      turn // one changes it at a time
+	grants    grants
 	port      uint16 // the internal port it was enabled with
 	job       job    // guarded by the scheduler
 
@@ -352,7 +354,8 @@ func (f *Forwarder) exchange(ctx context.Context, legs []leg, old, altered *wish
 	return back, err
 }
 
-// answerTime is how long Close waits for the answer to a request under way.
+// answerTime is how long Close waits for the answer to a question under way. A
+// request that may grant something has half of all the time there is.
 const answerTime = 500 * time.Millisecond
 
 // Close takes the mapping away from the gateway, within Config.Timeout. Where
@@ -373,6 +376,7 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 func (m *Mapping) close(ctx context.Context) error {
 	m.mu.Lock()
 	closed, stop := m.closed, m.stop
+	var unanswered atomic.Bool
 	m.closed = true
 	m.next = time.Time{}
 	m.notify()
@@ -383,9 +387,7 @@ func (m *Mapping) close(ctx context.Context) error {
 	m.forwarder.closings.enter() // before Shutdown could overlook it
 	defer m.forwarder.closings.leave()
 	if stop != nil {
-		// What the gateway is about to grant can be taken away only when it is known.
-		hurry := time.AfterFunc(answerTime, func() { stop(fmt.Errorf("forward: %w: closed", ErrNoMapping)) })
-		defer hurry.Stop()
+		defer m.hurry(ctx, stop, &unanswered)()
 	}
 	m.forwarder.release(m)
 	if err := m.turn.take(ctx); err != nil {
@@ -398,12 +400,35 @@ func (m *Mapping) close(ctx context.Context) error {
 	m.legs = nil
 	m.mu.Unlock()
 	err := leaveAll(ctx, legs)
+	if len(legs) == 0 && unanswered.Load() {
+		err = fmt.Errorf("%w to a request under way, which may be granted yet", backends.ErrNoReply)
+	}
 	m.forwarder.touch(m, legs, true)
 	if err != nil {
 		m.forwarder.ledger.leave(m.port, legs)
 		return fmt.Errorf("forward: mapping left to its lifetime: %w", err)
 	}
 	return nil
+}
+
+// hurry ends what is under way, when it has had its time, and notes whether that
+// may be granted yet. The function that it returns calls it off.
+func (m *Mapping) hurry(ctx context.Context, stop context.CancelCauseFunc, unanswered *atomic.Bool) (off func()) {
+	end := func() { stop(fmt.Errorf("forward: %w: closed", ErrNoMapping)) }
+	longest := answerTime
+	if at, has := ctx.Deadline(); has {
+		longest = max(longest, time.Until(at)/2)
+	}
+	last := time.AfterFunc(longest, func() {
+		unanswered.Store(m.grants.under.Load() > 0)
+		end()
+	})
+	first := time.AfterFunc(answerTime, func() {
+		if m.grants.under.Load() == 0 {
+			end()
+		}
+	})
+	return func() { first.Stop(); last.Stop() }
 }
 
 // abandon closes the mapping and leaves it on the gateway for its lifetime.
