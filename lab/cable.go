@@ -1,0 +1,226 @@
+package lab
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
+)
+
+// Cable is a cable that does to frames what a test wants: it loses, doubles,
+// delays and reorders them, and can be cut after so many of a conversation.
+// Every frame passes through the test process.
+type Cable struct {
+	ends [2]*os.File // packet sockets: that of the host, that of the switch
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	line    Line
+	dice    [2]*rand.Rand // one each way, so that a seed decides about the nth frame of a direction
+	limit   int           // of the conversation, how many frames pass; negative: all
+	carried int
+	severed chan struct{} // closed when a frame has met the cut
+}
+
+// Line is what a cable does to each frame, in both directions. The zero value
+// is a good cable. Loss, Duplicate and Reorder are chances from 0 to 1.
+type Line struct {
+	Loss      float64       // never arrives
+	Duplicate float64       // arrives twice
+	Reorder   float64       // is held back for 20 ms, and overtaken
+	Delay     time.Duration // what every frame takes
+	Jitter    time.Duration // up to so much more
+	Seed      uint64
+}
+
+// held is for how long a frame is kept back that others are to overtake.
+const held = 20 * time.Millisecond
+
+// The directions, by the end that a frame comes in at.
+const (
+	fromHost = iota
+	fromSwitch
+)
+
+// JoinByCable is Join by a cable that the test has in hand.
+func (home *HomeNet) JoinByCable(name, addr string) (*Host, *Cable) {
+	t := home.lab.t
+	t.Helper()
+	h := home.lab.Host(name)
+	c := home.Switch.PlugCable(h.Port("eth0", addr))
+	h.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
+	return h, c
+}
+
+// PlugCable is Plug with a cable that the test has in hand, until it ends.
+func (s *Switch) PlugCable(p Port) *Cable {
+	l := s.host.lab
+	l.t.Helper()
+	outer := fmt.Sprintf("cable%d", s.ports+1)
+	l.Connect(p, s.host.Port(outer))
+	inner := fmt.Sprintf("cable%di", s.ports+1)
+	s.Plug(s.host.Port(inner))
+	for _, name := range []string{outer, inner} { // nobody lives there
+		s.host.Sysctl(l.t, "net.ipv6.conf."+name+".disable_ipv6", "1")
+	}
+	c := &Cable{limit: -1, severed: make(chan struct{})}
+	c.Set(Line{})
+	for i, name := range []string{outer, inner} {
+		end, err := packetSocket(s.host.netns, name)
+		if err != nil {
+			c.close()
+			l.t.Fatalf("lab: cable: %v", err)
+		}
+		c.ends[i] = end
+	}
+	for way := range c.ends {
+		c.work.Go(func() { c.carry(way) })
+	}
+	l.t.Cleanup(c.close)
+	return c
+}
+
+// Set makes the cable a line of this kind from the next frame on.
+func (c *Cable) Set(line Line) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.line = line
+	c.dice = [2]*rand.Rand{rand.New(rand.NewPCG(line.Seed, fromHost)), rand.New(rand.NewPCG(line.Seed, fromSwitch))}
+}
+
+// CutAfter lets n more frames of the host's conversations pass, then none at
+// all. Counted is IPv4 from the host, and what comes to the host alone; neither
+// ARP nor IGMP, nor what a switch floods.
+func (c *Cable) CutAfter(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit, c.carried, c.severed = n, 0, make(chan struct{})
+}
+
+// Plug ends a cut. It returns how many frames had passed since CutAfter.
+func (c *Cable) Plug() (carried int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit = -1
+	return c.carried
+}
+
+// Severed returns a channel that is closed when a frame has met the last
+// CutAfter, and been lost.
+func (c *Cable) Severed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.severed
+}
+
+// IsSevered reports whether a frame has met the last CutAfter.
+func (c *Cable) IsSevered() bool {
+	select {
+	case <-c.Severed():
+		return true
+	default:
+		return false
+	}
+}
+
+// carry takes frames from one end to the other until the cable is closed.
+func (c *Cable) carry(way int) {
+	in, out := c.ends[way], c.ends[1-way]
+	buf := make([]byte, frameSize)
+	for {
+		n, err := in.Read(buf)
+		if isGone(err) {
+			return
+		}
+		if err != nil {
+			continue // the interface went down, which is told once
+		}
+		if n < frameHead {
+			continue
+		}
+		for _, delay := range c.fate(way, buf[frameHead:n]) {
+			if delay == 0 {
+				_, _ = out.Write(buf[:n])
+				continue
+			}
+			c.later(delay, out, append([]byte(nil), buf[:n]...))
+		}
+	}
+}
+
+// later writes a frame after a delay, which is always short.
+func (c *Cable) later(delay time.Duration, out *os.File, frame []byte) {
+	c.work.Add(1)
+	time.AfterFunc(delay, func() {
+		defer c.work.Done()
+		_, _ = out.Write(frame)
+	})
+}
+
+// fate is the delay of each copy of a frame that arrives.
+func (c *Cable) fate(way int, frame []byte) []time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isCut(way, frame) {
+		return nil
+	}
+	dice, line := c.dice[way], c.line
+	// All dice are thrown for every frame, so that one chance does not change
+	// what comes of the others.
+	lost, doubled, overtaken := dice.Float64() < line.Loss, dice.Float64() < line.Duplicate, dice.Float64() < line.Reorder
+	delay := line.Delay + time.Duration(dice.Float64()*float64(line.Jitter))
+	if lost {
+		return nil
+	}
+	if overtaken {
+		delay += held
+	}
+	if doubled {
+		return []time.Duration{delay, delay}
+	}
+	return []time.Duration{delay}
+}
+
+// isCut counts a frame, and reports whether it meets the cut.
+func (c *Cable) isCut(way int, frame []byte) bool {
+	if c.limit < 0 {
+		return false
+	}
+	if !isTalk(way, frame) {
+		return c.carried >= c.limit
+	}
+	if c.carried < c.limit {
+		c.carried++
+		return false
+	}
+	select {
+	case <-c.severed:
+	default:
+		close(c.severed)
+	}
+	return true
+}
+
+// isTalk reports whether a frame is part of a conversation of the host.
+func isTalk(way int, frame []byte) bool {
+	const etherHeader, ipProtocol, igmp = 14, 9, 2
+	if len(frame) <= etherHeader+ipProtocol || frame[12] != 0x08 || frame[13] != 0x00 {
+		return false
+	}
+	if frame[etherHeader+ipProtocol] == igmp {
+		return false
+	}
+	toGroup := frame[0]&1 != 0
+	return way == fromHost || !toGroup
+}
+
+// close ends what carries the frames, and waits for it.
+func (c *Cable) close() {
+	for _, end := range c.ends {
+		if end != nil {
+			end.Close()
+		}
+	}
+	c.work.Wait()
+}
