@@ -9,6 +9,7 @@ GOVULNCHECK   := $(BIN)/govulncheck
 GOVULNCHECK_V := v1.5.0
 PLATFORMS     := linux darwin windows freebsd openbsd netbsd
 FUZZTIME      ?= 5s
+ROUNDS        ?= 30
 
 .PHONY: demo test unit lab fuzz soak bench lint deps
 
@@ -30,8 +31,10 @@ fuzz: ## every fuzz target for FUZZTIME
 soak: ## a simulated month of ten thousand mappings; four minutes
 	GOFORWARD_SOAK=1 $(GO) test -count=1 -run TestSimulation -v -timeout 15m ./forward
 
-bench: ## benchmarks of every package
+bench: deps ## side by side with other libraries, in the lab; half an hour on an idle machine
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+	cd bench && GOFORWARD_LAB=require CGO_ENABLED=0 $(GO) test -count=1 -timeout 2h -run 'TestBench$$' \
+		-args -rounds $(ROUNDS) -md RESULTS.md -json results.json
 
 deps: ## what the tests need besides Go
 	.ci/deps
@@ -43,7 +46,7 @@ lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, builds for every platform
 		CGO_ENABLED=0 GOOS=$$os $(GO) build ./... && CGO_ENABLED=0 GOOS=$$os $(GO) vet ./... || exit 1; \
 	done
 	$(GOLANGCI) run ./...
-	@for module in $$(.ci/modules); do \
+	@for module in $$(.ci/modules | grep -v bench); do \
 		echo "lint $$module"; \
 		(cd $$module && $(GO) mod tidy -diff && CGO_ENABLED=0 $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
 	done

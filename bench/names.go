@@ -1,0 +1,50 @@
+package bench
+
+// The names of those who are measured.
+const (
+	ours        = "goforward"
+	oursTold    = "goforward, gateway told"
+	oursCommand = "goforward map"
+	oursTool    = "goforward map -g"
+
+	rawNATPMPName  = "raw NAT-PMP"
+	rawPCPName     = "raw PCP"
+	rawUPnPName    = "raw UPnP"
+	rawCarefulName = "raw UPnP, all questions"
+	goNATPMPName   = "go-nat-pmp"
+	gethName       = "go-ethereum"
+	goupnpName     = "goupnp"
+	libp2pName     = "libp2p"
+	tailscaleName  = "tailscale"
+	natpmpcName    = "natpmpc -g"
+	upnpcName      = "upnpc"
+)
+
+// The keys of what is measured.
+const (
+	keyAll        = "all"
+	keyNATPMP     = "natpmp"
+	keyPCP        = "pcp"
+	keyUPnP       = "upnp"
+	keyUPnPSilent = "upnp-silent"
+	keyRefused    = "refused"
+	keySilent     = "silent"
+	keyGateway    = "gatewaytest"
+	keyDelay      = "ssdp-delay"
+	keyRestart    = "restart"
+	keyEnable     = "warm-enable"
+	keyRefresh    = "warm-refresh"
+	keyDisable    = "warm-disable"
+	keyList       = "warm-list"
+)
+
+// The names of the figures.
+const (
+	figureHeap       = "heap of each of 10 000 mappings"
+	figureGoroutines = "goroutines for 10 000 mappings"
+	figureBurst      = "most renewals in a second, of 10 000 mappings"
+	figureCPU        = "processor time for an hour of 10 000 mappings"
+	figureRenewals   = "renewals in that hour"
+	figureAllocs     = "allocations of the codecs"
+	figureBinary     = "stripped binary"
+)
