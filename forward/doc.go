@@ -44,6 +44,14 @@
 // Mapping was closed. context.DeadlineExceeded appears only when the caller's
 // own context ended a call.
 //
+// # More
+//
+// The directory examples of the repository has a short program for each of this:
+// oneliner, options, httpserver, udpecho, follow and tidy; adapters are drop-ins
+// for go-ethereum, go-libp2p, go-nat and go-nat-pmp; and docs/routers.md says
+// what to do on a router that refuses. Package gatewaytest is a router for the
+// tests of a program that forwards ports.
+//
 // # Exit
 //
 // A program that ends without Disable, Close or Shutdown leaves its mappings

@@ -6,6 +6,8 @@
 //	m, err := …                                                      // map a port with gw.Addr() as the gateway
 //	conn, err := gw.Dial(ctx, "tcp", m.External().String())           // a host on the internet connects
 //
+// A program that is tested so is examples/testing of the repository.
+//
 // # Inside and outside
 //
 // The inside is real: the gateway answers on UDP sockets ([Gateway.Addr],

@@ -20,4 +20,6 @@
 // What a gateway refuses is a *[ResultError]; a gateway that speaks another
 // version, usually PCP, is a *[VersionError]. Both wrap the errors of package
 // backends, for errors.Is.
+//
+// A whole program with this client alone is examples/natpmpclient of the repository.
 package natpmp

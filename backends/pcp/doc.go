@@ -29,4 +29,6 @@
 // [AppendErrorResponse] with its code; any other error, by nothing at all
 // (RFC 6887, section 8.2). That the client's address in the header is the one
 // the packet came from is for the server to check.
+//
+// A whole program with this client alone is examples/pcpclient of the repository.
 package pcp

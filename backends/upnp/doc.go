@@ -24,4 +24,6 @@
 // for errors.Is. A connection that is refused, reset or silent wraps
 // backends.ErrNoReply and its cause. [Moved] tells which errors are worth a new
 // search: devices change their port when they restart.
+//
+// A whole program with this client alone is examples/upnpclient of the repository.
 package upnp
