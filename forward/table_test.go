@@ -266,6 +266,22 @@ func TestChooseUPnP(t *testing.T) {
 	}
 }
 
+// A device that calls its connection down is waited for, and taken where there is
+// no better one.
+func TestDevicePending(t *testing.T) {
+	gw, f := startIGD(t, forward.Config{}, gatewaytest.Config{
+		NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true},
+		UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{Connection: "Disconnected"}},
+	})
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Backend() != "upnp" || len(gw.Table()) != 1 {
+		t.Errorf("granted by %s: %v", m.Backend(), gw.Table())
+	}
+}
+
 // A root description that was named makes its host the gateway.
 func TestIGD(t *testing.T) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})

@@ -104,7 +104,7 @@ func TestNothingRemains(t *testing.T) {
 	}{
 		"kill -9":      {end: (*os.Process).Kill},
 		"interrupt":    {end: func(p *os.Process) error { return p.Signal(os.Interrupt) }},
-		"test timeout": {args: []string{"-test.timeout=2s"}, end: func(*os.Process) error { return nil }},
+		"test timeout": {args: []string{"-test.timeout=8s"}, end: func(*os.Process) error { return nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

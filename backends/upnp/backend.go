@@ -61,8 +61,9 @@ type Backend struct {
 	log     *slog.Logger
 	reach   ClientConfig
 	finding chan struct{} // one looks for the device at a time
-	// promising is how many descriptions are being fetched.
-	promising atomic.Int32
+	// fetching is how many descriptions are being fetched, and met how many devices
+	// have been found by searches that go on, for a better one.
+	fetching, met atomic.Int32
 	between   time.Duration // the questions that hints lead to
 	breather  time.Duration // before a device that failed is asked again
 
@@ -187,8 +188,8 @@ func (b *Backend) foreign(a netip.Addr) bool {
 }
 
 // Promising reports whether a search is under way that somebody has answered, who
-// is being asked now.
-func (b *Backend) Promising() bool { return b.promising.Load() > 0 }
+// is being asked now, or waits for a better one.
+func (b *Backend) Promising() bool { return b.fetching.Load() > 0 || b.met.Load() > 0 }
 
 // Probe looks for the device.
 func (b *Backend) Probe(ctx context.Context) error {

@@ -124,6 +124,7 @@ func (b *Backend) search(ctx context.Context, until thoroughness) ([]*gateway, e
 	if b.config.URL != "" {
 		s.consider(ctx, candidate{url: b.config.URL, own: true})
 	}
+	defer func() { b.met.Add(-int32(len(s.found))) }() //nolint:gosec // there are few
 	answers := make(chan ssdp.Answer)
 	ended := make(chan error, 1)
 	go func() { ended <- b.listen(ctx, answers) }() // waited for below
@@ -184,7 +185,7 @@ func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Answer) error 
 	searches.Go(func() {
 		for n := 1; pause(ctx, secondSearch) == nil; n++ {
 			// Who has answered is not to be kept from it, nor to keep others from it for long.
-			if !b.Promising() || n == atLatest {
+			if b.fetching.Load() == 0 || n == atLatest {
 				errs[1] = b.pass(ctx, secondTargets, answers)
 				return
 			}

@@ -126,9 +126,9 @@ func (s *searching) consider(ctx context.Context, c candidate) {
 	if c.own {
 		s.own++
 	}
-	s.backend.promising.Add(1)
+	s.backend.fetching.Add(1)
 	s.fetches.Go(func() {
-		defer s.backend.promising.Add(-1)
+		defer s.backend.fetching.Add(-1)
 		if !c.own { // strangers who are slow are not to keep the gateway waiting
 			select {
 			case s.tickets <- struct{}{}:
@@ -148,6 +148,7 @@ func (s *searching) take(o outcome) {
 	switch {
 	case o.gateway != nil:
 		s.found = append(s.found, o.gateway)
+		s.backend.met.Add(1)
 	case o.candidate.own && !errors.Is(o.err, backends.ErrUnsupported):
 		s.failure = cmp.Or(s.failure, o.err)
 	default:
