@@ -64,8 +64,8 @@ type Backend struct {
 	// fetching is how many descriptions are being fetched, and met how many devices
 	// have been found by searches that go on, for a better one.
 	fetching, met atomic.Int32
-	between   time.Duration // the questions that hints lead to
-	breather  time.Duration // before a device that failed is asked again
+	between       time.Duration // the questions that hints lead to
+	breather      time.Duration // before a device that failed is asked again
 
 	ctx    context.Context //nolint:containedctx // its life: Close ends the calls under way
 	cancel context.CancelCauseFunc
