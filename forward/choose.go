@@ -54,12 +54,13 @@ func (f *Forwarder) speaking(w *way) []*candidate {
 
 // The pace of a probe: a less preferred candidate is asked when the one before
 // has not answered for a moment, and one that has answered waits for those
-// before it. Their questions take the same way: where one is answered, another is
-// not under way for long.
+// before it. Where one that the gateway is simply asked about is answered, the
+// question before it is not under way for long.
 const (
-	stagger    = 50 * time.Millisecond
-	preference = 120 * time.Millisecond
-	promise    = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
+	stagger     = 50 * time.Millisecond
+	preference  = 250 * time.Millisecond
+	afterAnswer = 50 * time.Millisecond
+	promise     = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
 )
 
 // probe asks the candidates of a way, and returns the first that answers when no
@@ -96,6 +97,7 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	for i := range errs {
 		errs[i] = errPending
 	}
+	begun := time.Now()
 	patience := time.NewTimer(preference)
 	defer patience.Stop()
 	searched := time.NewTimer(searchTime)
@@ -107,6 +109,9 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 		case o := <-outcomes:
 			waiting--
 			errs[o.index] = o.err
+			if o.err == nil && !w.candidates[o.index].opener.searches && time.Since(begun) < preference-afterAnswer {
+				patience.Reset(afterAnswer)
+			}
 		case <-patience.C:
 			over = true
 		case <-searched.C:

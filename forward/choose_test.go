@@ -70,13 +70,13 @@ func TestChoose(t *testing.T) {
 	}{
 		"the first at once":              {[]answers{yes(ms), yes(ms), yes(ms)}, "a", ms, "a"},
 		"the first, a little late":       {[]answers{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c"},
-		"the first, too late":            {[]answers{yes(150 * ms), yes(ms), yes(ms)}, "b", 120 * ms, "a b c"},
+		"the first, too late":            {[]answers{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c"},
 		"the first refuses":              {[]answers{refuses, yes(ms), yes(ms)}, "b", ms, "a b"},
 		"the first but refusing to map":  {[]answers{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a"},
 		"the third alone":                {[]answers{refuses, refuses, yes(ms)}, "c", ms, "a b c"},
-		"the third, of silent ones":      {[]answers{silent, silent, yes(ms)}, "c", 120 * ms, "a b c"},
+		"the third, of silent ones":      {[]answers{silent, silent, yes(ms)}, "c", 151 * ms, "a b c"},
 		"the third, late":                {[]answers{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c"},
-		"the second, later than a third": {[]answers{silent, yes(50 * ms), yes(ms)}, "b", 120 * ms, "a b c"},
+		"the second, later than a third": {[]answers{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c"},
 		"nobody":                         {[]answers{silent, silent, silent}, "", DefaultWait, "a b c"},
 		"all refuse":                     {[]answers{refuses, refuses, refuses}, "", 0, "a b c"},
 	} {

@@ -14,7 +14,7 @@
 //
 // The first call finds the gateway that the kernel uses for the internet, asks
 // whether it speaks NAT-PMP, PCP or UPnP, and remembers the answer: NAT-PMP is
-// taken where it answers within an eighth of a second, else PCP, else UPnP. What
+// taken where it answers within a quarter of a second, else PCP, else UPnP. What
 // one cannot express, or the gateway refuses to it, goes to the next within the
 // same call. A mapping is renewed at half of the lifetime that the gateway
 // granted, and asked for again when the gateway announces that it restarted, or

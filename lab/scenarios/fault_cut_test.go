@@ -111,6 +111,10 @@ func (c *cuts) all(exchange string) {
 	c.t.Helper()
 	c.tally, c.failures, c.next, c.stride = tally{}, 0, 0, 1
 	c.frames = c.measure(exchange)
+	if c.frames > fewFrames && !allFaults {
+		c.stride = oneIn
+		c.next = c.dice.IntN(c.stride)
+	}
 	for batch := c.batch(exchange); len(batch) > 0; batch = c.batch(exchange) {
 		c.try(exchange, batch)
 	}
@@ -121,8 +125,15 @@ func (c *cuts) all(exchange string) {
 	c.tally.tell(c.t, what, fmt.Sprintf("(%d frames; %d calls failed, and told)", c.frames, c.failures))
 }
 
-// everyOneTo is up to where every frame is tried, in the short form.
-const everyOneTo = 16
+// Of an exchange with more frames than these, the short form tries one in so many,
+// another one in each run.
+const (
+	fewFrames = 8
+	oneIn     = 6
+)
+
+// searchFrames is about how many frames the search takes.
+const searchFrames = 16
 
 // batch has an attempt for each host, as long as there are frames.
 func (c *cuts) batch(exchange string) (batch []*attempt) {
@@ -131,10 +142,6 @@ func (c *cuts) batch(exchange string) (batch []*attempt) {
 			break
 		}
 		batch = append(batch, &attempt{lane: l, cut: c.next, exchange: exchange})
-		if c.next == everyOneTo && !allFaults {
-			c.stride = 4
-			c.next += c.dice.IntN(c.stride)
-		}
 		c.next += c.stride
 	}
 	return batch
@@ -188,7 +195,7 @@ func (c *cuts) prepare(a *attempt) {
 	c.t.Helper()
 	c.port++
 	conf := config{Order: []string{c.backend}, Wait: c.timeout(), Timeout: c.timeout(), Lifetime: cutLease}
-	if c.backend == "upnp" && (a.exchange != "Enable" || a.cut > everyOneTo) {
+	if c.backend == "upnp" && (a.exchange != "Enable" || a.cut > searchFrames) {
 		// The search is cut often enough.
 		conf.IGD = rootDescription(a.home)
 	}
