@@ -193,6 +193,9 @@ func (c ClientConfig) converse(ctx context.Context, to endpoint, r request) (ans
 		return answer{}, netip.Addr{}, err
 	}
 	defer conn.Close()
+	// What is given up is not to be sent again by the kernel, and done by the device
+	// after what came later.
+	linger(conn, 0)
 	deadline := time.Now().Add(patience * c.Timeout)
 	_ = conn.SetDeadline(deadline) // fails on closed connections only
 	interrupted := make(chan struct{})
@@ -212,7 +215,18 @@ func (c ClientConfig) converse(ctx context.Context, to endpoint, r request) (ans
 		_ = conn.SetReadDeadline(earlier(deadline, time.Now().Add(grace)))
 	}}
 	a, err := reader.read()
+	if err == nil {
+		linger(conn, -1)
+	}
 	return a, localAddr(conn), err
+}
+
+// linger is what Close does with what has not been sent: 0 drops it, and resets the
+// connection; -1 is the kernel's way.
+func linger(conn net.Conn, seconds int) {
+	if tcp, is := conn.(*net.TCPConn); is {
+		_ = tcp.SetLinger(seconds) // fails on closed connections only
+	}
 }
 
 func earlier(a, b time.Time) time.Time {
