@@ -202,15 +202,21 @@ func (c *Client) mapPort(ctx context.Context, p port5351.Priority, r MapRequest)
 		// A deletion may be answered with the time until an idle mapping goes
 		// (RFC 6887, section 15.1), but hardly ever is.
 		Answers: port5351.Insist(
-			func(b []byte) port5351.Match { return match(b, OpMap, &key) },
+			func(b []byte) port5351.Match {
+				if e, err := ParseErrorResponse(b); err == nil && size == mapSize && (e.Result == UnsupportedOption || e.Result == MalformedOption) {
+					// About options that an earlier request had, and as often as that was
+					// sent: errors repeat them. This one has none.
+					return port5351.None
+				}
+				return match(b, OpMap, &key)
+			},
 			func(b []byte) bool {
 				resp, err := ParseErrorResponse(b)
 				switch {
 				case err != nil:
 					return false
 				case resp.Result == UnsupportedOption || resp.Result == MalformedOption:
-					// It may be about options that an earlier request had: errors repeat them.
-					return size == mapSize || len(b) != size
+					return len(b) != size // then it may be about other options
 				}
 				return resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
 			}),

@@ -36,7 +36,6 @@ func TestRefusals(t *testing.T) {
 		pcp.NotAuthorized:       backends.ErrNotAuthorized,
 		pcp.MalformedRequest:    backends.ErrMalformed,
 		pcp.UnsupportedOpcode:   backends.ErrUnsupported,
-		pcp.UnsupportedOption:   backends.ErrUnsupported,
 		pcp.NetworkFailure:      backends.ErrNetworkFailure,
 		pcp.NoResources:         backends.ErrNoResources,
 		pcp.UnsupportedProtocol: backends.ErrUnsupported,
@@ -366,13 +365,33 @@ func TestLateRefusal(t *testing.T) {
 	}})
 	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
 		b, _ := pcp.AppendErrorResponse(nil, first, pcp.MalformedOption, time.Minute, time.Hour)
-		return [][]byte{b} // once more, to the first request's repetition
+		return slices.Repeat([][]byte{b}, 8) // to the first request's repetitions
 	}})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
 	r := web
 	r.Description = "a server"
 	if m, err := b.Map(t.Context(), r); err != nil || len(gw.Table()) != 1 {
 		t.Errorf("Map: %v, %v", m, err)
+	}
+}
+
+// A refusal of options counts where there are some.
+func TestOptionRefused(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	refuses(gw, pcp.UnsupportedOption, time.Minute)
+	c, err := pcp.NewClient(pcp.Config{Gateway: gw.Addr(), FirstWait: 50 * time.Millisecond, Transmissions: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	r := pcp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, Lifetime: time.Hour}
+	if _, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrNoReply) {
+		t.Errorf("without options: %v", err)
+	}
+	r.Options.Description = "a server"
+	var refusal *pcp.ResultError
+	if _, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrUnsupported) || !errors.As(err, &refusal) {
+		t.Errorf("with one: %v", err)
 	}
 }
 
