@@ -86,7 +86,7 @@ func newCuts(t *testing.T, backend string, restarts bool) *cuts {
 	c := &cuts{t: t, backend: backend, restarts: restarts, dice: rand.New(rand.NewPCG(seed(t), 0))}
 	homes, each := 1, 7
 	if backend == "upnp" {
-		homes, each = 4, 3
+		homes, each = 2, 3
 	}
 	for range homes {
 		home := lab.Home(t, lab.Router{DaemonUptime: true})
@@ -129,7 +129,7 @@ func (c *cuts) all(exchange string) {
 // another one in each run.
 const (
 	fewFrames = 8
-	oneIn     = 6
+	oneIn     = 12
 )
 
 // searchFrames is about how many frames the search takes.
