@@ -84,10 +84,17 @@ var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	select {
-	case <-t.GotInfo():
-	case <-time.After(patience / 2):
-		p.Fatal("no peer tells what the link names")
+	begin := time.Now()
+	for again := true; again; {
+		select {
+		case <-t.GotInfo():
+			again = false
+		case <-time.After(2 * time.Second): // an engine is slow to dial who did not answer at once
+			_, _ = client.AddMagnet(args.Link)
+		}
+		if time.Since(begin) > patience/2 {
+			p.Fatal("no peer tells what the link names")
+		}
 	}
 	t.DownloadAll()
 	select {
