@@ -206,3 +206,46 @@ func TestAside(t *testing.T) {
 		}
 	})
 }
+
+// What is closed before the answer that grants it is taken away after it, or is
+// said to be left where none comes.
+func TestCloseUnanswered(t *testing.T) {
+	for name, test := range map[string]struct {
+		answer time.Duration // 0: none
+		took   time.Duration
+		want   error
+	}{
+		"late": {2 * time.Second, 2 * time.Second, nil},
+		"none": {0, forward.DefaultTimeout / 2, backends.ErrNoReply},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				m.block = test.answer == 0
+				m.fail = func(op string, _ backends.Protocol, _ uint16) error {
+					if op == "map" {
+						time.Sleep(test.answer)
+					}
+					return nil
+				}
+				f := forwarder(t, forward.Config{}, m)
+				defer f.Close()
+				got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Background())
+				if err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait() // it is asked for
+				begin := time.Now()
+				if err := got.Close(); !errors.Is(err, test.want) {
+					t.Errorf("Close: %v, want %v", err, test.want)
+				}
+				if took := time.Since(begin); took != test.took {
+					t.Errorf("took %v, want %v", took, test.took)
+				}
+				if live := m.live(); len(live) != 0 {
+					t.Errorf("the gateway has %v", live)
+				}
+			})
+		})
+	}
+}
