@@ -376,7 +376,6 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 func (m *Mapping) close(ctx context.Context) error {
 	m.mu.Lock()
 	closed, stop := m.closed, m.stop
-	var unanswered atomic.Bool
 	m.closed = true
 	m.next = time.Time{}
 	m.notify()
@@ -386,6 +385,7 @@ func (m *Mapping) close(ctx context.Context) error {
 	}
 	m.forwarder.closings.enter() // before Shutdown could overlook it
 	defer m.forwarder.closings.leave()
+	var unanswered atomic.Bool
 	if stop != nil {
 		defer m.hurry(ctx, stop, &unanswered)()
 	}
