@@ -83,8 +83,8 @@ func (m *Mapping) settle(legs []leg, err error, reason string) {
 	now := time.Now()
 	m.mu.Lock()
 	before := m.state()
-	if err == nil && (len(m.legs) == 0 || legs[0].lease != m.legs[0].lease) {
-		m.seniority = seniority{m.forwarder.era.Load(), legs[0].granted.Granted}
+	if err == nil {
+		m.rank(legs)
 	}
 	m.legs = legs
 	m.lost = err != nil && (m.lost || expired(legs, now))

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -33,7 +32,6 @@ type Forwarder struct {
 	choosing  [2]turn        // one looks for a gateway of a family at a time
 	scheduler scheduler
 	jitter    func(time.Duration) time.Duration // spreads what it does
-	era       atomic.Uint64                     // how many restarts of gateways there were
 	events    events
 	ledger    ledger
 	ended     chan struct{} // closed when Shutdown is done
@@ -176,8 +174,7 @@ func (f *Forwarder) onChange(c *candidate, change backends.Change) {
 	f.mu.Unlock()
 	held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.uses(c) })
 	if change.Kind == backends.Restarted {
-		era := f.era.Add(1)
-		held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.demote(change.Since, era) })
+		held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.bereave(change.Since) })
 	}
 	f.suspect(held, func(*Mapping) backends.Change { return change }, at)
 }

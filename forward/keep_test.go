@@ -629,6 +629,123 @@ func TestGrantedSince(t *testing.T) {
 	})
 }
 
+// What the gateway granted after a restart, but before it was noticed, is the elder
+// of what is asked for then, whenever the answer came.
+func TestGrantedWhileNoticed(t *testing.T) {
+	for name, c := range map[string]struct{ late, both, queues bool }{
+		"answered before":      {},
+		"answered after":       {late: true},
+		"sent after":           {late: true, queues: true},
+		"both answered before": {both: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				f := forwarder(t, forward.Config{}, m)
+				defer f.Close()
+				for _, opt := range []forward.Option{forward.TCP(8080), forward.UDP(8080)} {
+					if _, err := f.Enable(t.Context(), opt); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Second)
+				}
+				m.set(func() {
+					m.queues = c.queues
+					m.fail = func(op string, _ backends.Protocol, _ uint16) error {
+						if c.late && op == "renew" {
+							time.Sleep(2 * time.Second)
+						}
+						return nil
+					}
+				})
+				refreshed := make(chan error, 1)
+				lost := time.Now()
+				go func() { refreshed <- f.Refresh(t.Context(), forward.UDP(8080)) }()
+				time.Sleep(time.Second)
+				if c.both {
+					if err := f.Refresh(t.Context(), forward.TCP(8080)); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Second)
+				}
+				m.changes <- backends.Change{Kind: backends.Restarted, Since: lost}
+				if err := <-refreshed; err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute) // siblings wait for each other
+				m.set(func() { m.fail = nil })
+				m.calls()
+				if err := f.Refresh(t.Context(), forward.TCP(8080)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				if diff := cmp.Diff([]string{"address 0 0", "renew tcp 8080"}, m.calls()); diff != "" {
+					t.Errorf("UDP is the elder: %s", diff)
+				}
+				if err := f.Refresh(t.Context(), forward.UDP(8080)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				if diff := cmp.Diff([]string{"address 0 0", "renew udp 8080", "renew tcp 8080"}, m.calls()); diff != "" {
+					t.Errorf("TCP is the younger: %s", diff)
+				}
+			})
+		})
+	}
+}
+
+// What was granted before a restart is lost with it, also where the answer comes
+// after the notice.
+func TestGrantedBefore(t *testing.T) {
+	for name, anew := range map[string]bool{"anew": true, "again": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				f := forwarder(t, forward.Config{}, m)
+				defer f.Close()
+				if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
+					t.Fatal(err)
+				}
+				ask := func() error {
+					_, err := f.Enable(t.Context(), forward.UDP(8080))
+					return err
+				}
+				if !anew {
+					if err := ask(); err != nil {
+						t.Fatal(err)
+					}
+					ask = func() error { return f.Refresh(t.Context(), forward.UDP(8080)) }
+				}
+				time.Sleep(time.Second)
+				m.set(func() {
+					m.fail = func(_ string, p backends.Protocol, _ uint16) error {
+						if p == backends.UDP {
+							time.Sleep(2 * time.Second)
+						}
+						return nil
+					}
+				})
+				answered := make(chan error, 1)
+				go func() { answered <- ask() }()
+				time.Sleep(time.Second)
+				m.changes <- backends.Change{Kind: backends.Restarted, Since: time.Now()}
+				if err := <-answered; err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute) // siblings wait for each other
+				m.calls()
+				if err := f.Refresh(t.Context(), forward.UDP(8080)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				if diff := cmp.Diff([]string{"address 0 0", "renew udp 8080"}, m.calls()); diff != "" {
+					t.Errorf("TCP is the elder: %s", diff)
+				}
+			})
+		})
+	}
+}
+
 // A change wakes a mapping that had expired, too.
 func TestRestartAfterExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -729,6 +846,17 @@ func TestSiblings(t *testing.T) {
 			t.Error(slow)
 		}
 		if err := tcp.Close(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"unmap tcp 8080", "renew udp 8080"}, m.calls()); diff != "" {
+			t.Error(diff)
+		}
+		if tcp, err = f.Enable(t.Context(), forward.TCP(8080)); err != nil {
+			t.Fatal(err)
+		}
+		m.calls()
+		if err := tcp.Close(); err != nil { // the younger one now
 			t.Fatal(err)
 		}
 		synctest.Wait()

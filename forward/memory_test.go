@@ -44,6 +44,8 @@ type memory struct {
 	fail func(op string, p backends.Protocol, wish uint16) error
 	// block, where set, makes calls wait for their context.
 	block bool
+	// queues makes calls wait before they are sent, and not for the answer.
+	queues bool
 	// reserved makes the gateway give this port for UDP, whatever the wish.
 	reserved uint16
 }
@@ -119,12 +121,15 @@ func (m *memory) Renew(ctx context.Context, old backends.Mapping, r backends.Req
 }
 
 func (m *memory) grant(ctx context.Context, op string, r backends.Request) (backends.Mapping, error) {
-	wish := r.External.Port()
+	wish, sent := r.External.Port(), time.Now()
 	if err := m.begin(ctx, op, r.Protocol, wish); err != nil {
 		return backends.Mapping{}, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.queues {
+		sent = time.Now()
+	}
 	port := wish
 	for m.taken[port] {
 		port++
@@ -139,7 +144,7 @@ func (m *memory) grant(ctx context.Context, op string, r backends.Request) (back
 		Backend: m.name, Gateway: netip.MustParseAddrPort("192.0.2.1:5351"),
 		Protocol: r.Protocol, Internal: netip.AddrPortFrom(here, r.Internal.Port()),
 		External: netip.AddrPortFrom(m.external, port), Description: r.Description,
-		Lifetime: r.Lifetime, Granted: time.Now(),
+		Lifetime: r.Lifetime, Granted: sent,
 	}
 	if m.limit != 0 {
 		g.Lifetime = min(g.Lifetime, m.limit)

@@ -23,50 +23,68 @@ const touched = "another protocol of its port was renewed or taken away"
 
 // seniority orders siblings as the gateway's list does, as far as we know.
 type seniority struct {
-	era  uint64    // how many restarts of gateways there were before
 	born time.Time // when the gateway granted it anew, and not only renewed
-}
-
-func (s seniority) before(other seniority) bool {
-	return s.era < other.era || s.era == other.era && s.born.Before(other.born)
+	lost time.Time // when the gateway lost it, and it was not granted since; or the zero Time
+	// earlier are when it was granted before the last time, for a restart that is
+	// noticed only then: the zero Time where it was not.
+	earlier [2]time.Time
 }
 
 func bySeniority(a, b *Mapping) int {
 	a.mu.Lock()
-	one := a.seniority
+	born := a.seniority.born
 	a.mu.Unlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case one.before(b.seniority):
-		return -1
-	case b.seniority.before(one):
-		return +1
-	}
-	return 0
+	return born.Compare(b.seniority.born)
 }
 
-// demote makes what the gateway may have lost junior to what it has granted since
-// then, and reports whether the mapping is of the former.
-func (m *Mapping) demote(lost time.Time, era uint64) bool {
+// bereave notes that the gateway lost its state, at a time that it may not have
+// told, and reports whether the mapping was part of it.
+func (m *Mapping) bereave(lost time.Time) bool {
+	if lost.IsZero() {
+		return true // perhaps, and then asked for again in the old order
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	since := !lost.IsZero() && len(m.legs) > 0 &&
-		!slices.ContainsFunc(m.legs, func(l leg) bool { return !l.granted.Granted.After(lost) })
-	if !since {
-		m.seniority.era = era
+	before := func(l leg) bool { return l.granted.Granted.Before(lost) }
+	s := &m.seniority
+	if len(m.legs) == 0 || slices.ContainsFunc(m.legs, before) {
+		s.lost = lost
+		return true
 	}
-	return !since
+	s.born = m.legs[0].granted.Granted
+	for _, at := range s.earlier {
+		if !at.Before(lost) && at.Before(s.born) {
+			s.born = at
+		}
+	}
+	return false
+}
+
+// rank gives a mapping its seniority after a grant. What was under way when a
+// restart was noticed may come before what is asked for on account of that, so
+// it is the grant that counts. m.mu is held.
+func (m *Mapping) rank(legs []leg) {
+	granted, s := legs[0].granted.Granted, &m.seniority
+	if len(m.legs) == 0 || legs[0].lease != m.legs[0].lease {
+		*s = seniority{born: granted, lost: s.lost}
+	} else {
+		s.earlier = [...]time.Time{s.earlier[1], m.legs[0].granted.Granted}
+	}
+	if !s.lost.IsZero() && !granted.Before(s.lost) {
+		s.born, s.lost = granted, time.Time{}
+	}
 }
 
 // touch renews the siblings that a renewal of legs, or their deletion, may have
 // broken.
 func (f *Forwarder) touch(m *Mapping, legs []leg, deleted bool) {
 	m.mu.Lock()
-	senior := m.seniority
+	born := m.seniority.born
 	m.mu.Unlock()
 	for _, s := range f.samePort(m) {
-		if s.isSibling(legs, func(theirs seniority) bool { return deleted || !theirs.before(senior) }) {
+		if s.isSibling(legs, func(theirs time.Time) bool { return deleted || !theirs.Before(born) }) {
 			f.scheduler.hasten(s, time.Now())
 		}
 	}
@@ -80,11 +98,11 @@ func (f *Forwarder) samePort(m *Mapping) []*Mapping {
 }
 
 // isSibling reports whether the mapping shares an internal endpoint with one of
-// the legs and has the seniority that matters, and remembers why it is due.
-func (m *Mapping) isSibling(legs []leg, matters func(seniority) bool) bool {
+// the legs and was born when it matters, and remembers why it is due.
+func (m *Mapping) isSibling(legs []leg, matters func(born time.Time) bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.wish.once || !m.shares(legs) || !matters(m.seniority) {
+	if m.wish.once || !m.shares(legs) || !matters(m.seniority.born) {
 		return false
 	}
 	if m.reason == "" {

@@ -265,7 +265,7 @@ func (c *Client) wait(n int) (time.Duration, bool) {
 // check gives the epoch of a full response to the link, and makes a refusal a
 // Go error.
 func (c *Client) check(op Opcode, code ResultCode, epoch time.Duration, reply port5351.Reply) error {
-	c.session.ObserveNATPMP(epoch, reply.Received)
+	c.session.ObserveNATPMP(epoch, reply)
 	if code != Success {
 		return &ResultError{Op: op, Code: code, Response: reply.Datagram}
 	}

@@ -291,7 +291,7 @@ func (c *Client) check(op Opcode, reply port5351.Reply) error {
 	case r.Version != Version:
 		return &VersionError{Version: r.Version, Lifetime: r.Lifetime}
 	}
-	c.session.ObservePCP(r.Epoch, reply.Received)
+	c.session.ObservePCP(r.Epoch, reply)
 	if r.Result == Success {
 		return nil
 	}

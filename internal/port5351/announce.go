@@ -98,7 +98,9 @@ func (w *Watch) Close() {
 func (w *Watch) push(s Signal) {
 	select {
 	case old := <-w.signals:
-		s.Restarted = s.Restarted || old.Restarted
+		if old.Restarted && !s.Restarted {
+			s.Restarted, s.Since = true, old.Since
+		}
 	default:
 	}
 	w.signals <- s

@@ -89,10 +89,11 @@ func TestSignalsCoalesce(t *testing.T) {
 	defer l.Close()
 	w := watchOf(l)
 	now := time.Now()
-	l.ObserveNATPMP(time.Hour, now)
-	l.ObserveNATPMP(0, now.Add(time.Second))
+	l.ObserveNATPMP(time.Hour, Reply{Sent: now, Received: now})
+	later := now.Add(time.Second)
+	l.ObserveNATPMP(0, Reply{Sent: later, Received: later})
 	l.signal(Signal{Reason: "announced"})
-	if s := <-w.Signals; !s.Restarted || s.Reason != "announced" {
+	if s := <-w.Signals; !s.Restarted || s.Since != later || s.Reason != "announced" {
 		t.Errorf("signal %+v", s)
 	}
 	if len(w.Signals) != 0 {
@@ -156,8 +157,8 @@ func TestListenerFails(t *testing.T) {
 		t.Error("listening at a taken address succeeded")
 	}
 	defer w.Close()
-	l.ObserveNATPMP(time.Hour, time.Now())
-	l.ObserveNATPMP(0, time.Now())
+	l.ObserveNATPMP(time.Hour, Reply{Sent: time.Now(), Received: time.Now()})
+	l.ObserveNATPMP(0, Reply{Sent: time.Now(), Received: time.Now()})
 	if s := <-w.Signals; !s.Restarted {
 		t.Errorf("signal %+v", s)
 	}

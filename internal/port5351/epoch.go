@@ -10,9 +10,10 @@ type epochClock struct {
 	at     time.Time // with a monotonic reading
 }
 
-// observe records an epoch and reports whether the rule says that the gateway
-// has lost its mappings since the last one, and when, if the epoch tells that.
-func (c *epochClock) observe(server time.Duration, at time.Time, rule epochRule) (lost bool, since time.Time) {
+// observe records the epoch of an answer and reports whether the rule says that
+// the gateway has lost its mappings since the last one, and when at the latest, if
+// the epoch tells that.
+func (c *epochClock) observe(server time.Duration, sent, at time.Time, rule epochRule) (lost bool, since time.Time) {
 	before := *c
 	*c = epochClock{seen: true, server: server, at: at}
 	if !before.seen {
@@ -20,7 +21,10 @@ func (c *epochClock) observe(server time.Duration, at time.Time, rule epochRule)
 	}
 	elapsed := at.Sub(before.at)
 	if server < elapsed { // else the clock was set, and started we know not when
-		since = at.Add(-server)
+		// In whole seconds; but it was up when it took the question.
+		if since = at.Add(-server); sent.Before(since) {
+			since = sent
+		}
 	}
 	return rule(before.server, server, elapsed), since
 }

@@ -132,20 +132,20 @@ func (l *Link) Local(ctx context.Context) (netip.Addr, error) {
 
 // ObserveNATPMP records the epoch of a NAT-PMP response that answered one of
 // our questions, and tells the watchers where it shows a loss of state.
-func (l *Link) ObserveNATPMP(epoch time.Duration, at time.Time) {
-	l.observe(&l.natpmpEpoch, natpmpLost, epoch, at, "the gateway's clock went back")
+func (l *Link) ObserveNATPMP(epoch time.Duration, r Reply) {
+	l.observe(&l.natpmpEpoch, natpmpLost, epoch, r, "the gateway's clock went back")
 }
 
 // ObservePCP is ObserveNATPMP for a PCP response. The two are kept apart: one
 // server can count them differently.
-func (l *Link) ObservePCP(epoch time.Duration, at time.Time) {
-	l.observe(&l.pcpEpoch, pcpLost, epoch, at, "the gateway's clock jumped")
+func (l *Link) ObservePCP(epoch time.Duration, r Reply) {
+	l.observe(&l.pcpEpoch, pcpLost, epoch, r, "the gateway's clock jumped")
 }
 
-func (l *Link) observe(c *epochClock, lost epochRule, epoch time.Duration, at time.Time, reason string) {
+func (l *Link) observe(c *epochClock, lost epochRule, epoch time.Duration, r Reply, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if lost, since := c.observe(epoch, at, lost); lost {
+	if lost, since := c.observe(epoch, r.Sent, r.Received, lost); lost {
 		l.signal(Signal{Restarted: true, Since: since, Reason: reason})
 	}
 }

@@ -118,30 +118,33 @@ func TestEpoch(t *testing.T) {
 		}{"PCP": {pcpLost, v.pcp}, "NAT-PMP": {natpmpLost, v.natpmp}} {
 			var c epochClock
 			at := time.Now()
-			if lost, _ := c.observe(time.Duration(v.before)*time.Second, at, rule.lost); lost {
+			if lost, _ := c.observe(time.Duration(v.before)*time.Second, at, at, rule.lost); lost {
 				t.Errorf("%s %+v: the first epoch ever is no loss", name, v)
 			}
 			later := at.Add(time.Duration(v.elapsed) * time.Second)
-			if got, _ := c.observe(time.Duration(v.now)*time.Second, later, rule.lost); got != rule.want {
+			if got, _ := c.observe(time.Duration(v.now)*time.Second, later, later, rule.lost); got != rule.want {
 				t.Errorf("%s %+v: lost is %v", name, v, got)
 			}
 		}
 	}
 }
 
-// The clock of a gateway that started since it was heard of last says when.
+// The clock of a gateway that started since it was heard of last says when, unless
+// it took the question before.
 func TestEpochSince(t *testing.T) {
 	first := time.Now()
-	later := first.Add(100 * time.Second)
+	sent := first.Add(100*time.Second - 100*time.Millisecond)
+	received := first.Add(100 * time.Second)
 	for now, want := range map[time.Duration]time.Time{
-		0:                  later,
-		99 * time.Second:   later.Add(-99 * time.Second),
+		0:                  sent,
+		time.Second:        received.Add(-time.Second),
+		99 * time.Second:   received.Add(-99 * time.Second),
 		100 * time.Second:  {}, // the clock was set
 		1050 * time.Second: {},
 	} {
 		var c epochClock
-		c.observe(1000*time.Second, first, pcpLost)
-		if lost, since := c.observe(now, later, pcpLost); !lost || !since.Equal(want) {
+		c.observe(1000*time.Second, first, first, pcpLost)
+		if lost, since := c.observe(now, sent, received, pcpLost); !lost || !since.Equal(want) {
 			t.Errorf("%v: lost %v, at %v, want %v", now, lost, since, want)
 		}
 	}

@@ -99,10 +99,10 @@ func (s *Session) Redial(ctx context.Context) netip.Addr {
 }
 
 // ObserveNATPMP is [Link.ObserveNATPMP].
-func (s *Session) ObserveNATPMP(epoch time.Duration, at time.Time) { s.link.ObserveNATPMP(epoch, at) }
+func (s *Session) ObserveNATPMP(epoch time.Duration, r Reply) { s.link.ObserveNATPMP(epoch, r) }
 
 // ObservePCP is [Link.ObservePCP].
-func (s *Session) ObservePCP(epoch time.Duration, at time.Time) { s.link.ObservePCP(epoch, at) }
+func (s *Session) ObservePCP(epoch time.Duration, r Reply) { s.link.ObservePCP(epoch, r) }
 
 // Follower is what makes signals about a gateway into something to tell.
 type Follower struct {
