@@ -235,7 +235,7 @@ func (w *wish) nextPort(port uint16, hop int, err error) (uint16, bool) {
 func (f *Forwarder) try(ctx context.Context, way *way, c *candidate, w *wish, port uint16) (legs []leg, err error) {
 	defer func() {
 		if err != nil {
-			f.giveBack(ctx, legs)
+			f.giveBack(ctx, w.internal.Port(), legs)
 			legs = nil
 		}
 	}()
@@ -290,22 +290,29 @@ func (w *wish) even(legs []leg) error {
 // when the attempt's context has ended.
 const giveBackTime = time.Second
 
-// giveBack deletes what a failed attempt got.
-func (f *Forwarder) giveBack(ctx context.Context, legs []leg) {
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), giveBackTime, backends.ErrNoReply)
-	defer cancel()
-	if err := leaveAll(ctx, legs); err != nil {
-		f.log.Warn("a mapping of a failed attempt stays for its lifetime", "err", err)
+// giveBack deletes what a failed attempt got for an internal port.
+func (f *Forwarder) giveBack(ctx context.Context, port uint16, legs []leg) {
+	for _, l := range legs {
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), giveBackTime, backends.ErrNoReply)
+		if err := f.leaveAll(ctx, port, []leg{l}); err != nil {
+			f.log.Warn("a mapping of a failed attempt stays for now", "err", err)
+		}
+		cancel()
 	}
 }
 
-// leaveAll gives up every leg, whatever becomes of the others.
-func leaveAll(ctx context.Context, legs []leg) error {
-	var errs []error
+// leaveAll gives up every leg for an internal port, whatever becomes of the
+// others.
+func (f *Forwarder) leaveAll(ctx context.Context, port uint16, legs []leg) error {
+	var (
+		errs []error
+		left []leg
+	)
 	for _, l := range legs {
 		if err := l.lease.leave(ctx, l.candidate.backend); err != nil {
-			errs = append(errs, err)
+			errs, left = append(errs, err), append(left, l)
 		}
 	}
+	f.debts.owe(port, left)
 	return errors.Join(errs...)
 }

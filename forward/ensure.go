@@ -31,7 +31,7 @@ func (m *Mapping) ensure(ctx context.Context, reason string) error {
 	legs, err := m.forwarder.assure(ctx, &w, slices.Clone(legs), preferred)
 	m.settle(legs, err, reason)
 	if err == nil && renewal && reason != touched {
-		m.forwarder.touch(m, legs, false)
+		m.forwarder.renewed(m, legs)
 	}
 	return err
 }
@@ -57,7 +57,7 @@ func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg, preferred u
 		return legs, err
 	}
 	// One unit or none, also at renewal.
-	f.giveBack(ctx, legs)
+	f.giveBack(ctx, w.internal.Port(), legs)
 	if err != nil {
 		return nil, err
 	}

@@ -15,11 +15,13 @@ func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
 	f.routes = [2]func() (discover.Gateway, error){none, none}
 	for _, gw := range gateways {
 		local := gw.Addr() // on loopback
-		w, err := f.open(wayKey{gateway: gw, source: local})
-		if err != nil {
-			return err
+		if key := (wayKey{gateway: netip.AddrPortFrom(gw.Addr(), 0), source: local}); f.ways[key] == nil {
+			w, err := f.open(wayKey{gateway: gw, source: local})
+			if err != nil {
+				return err
+			}
+			f.ways[key] = w
 		}
-		f.ways[wayKey{gateway: netip.AddrPortFrom(gw.Addr(), 0), source: local}] = w
 		f.routes[familyOf(local)] = func() (discover.Gateway, error) {
 			return discover.Gateway{Addr: gw.Addr(), Local: local}, nil
 		}

@@ -34,6 +34,7 @@ type Forwarder struct {
 	jitter    func(time.Duration) time.Duration // spreads what it does
 	events    events
 	ledger    ledger
+	debts     debts
 	ended     chan struct{} // closed when Shutdown is done
 
 	mu      sync.Mutex
@@ -66,6 +67,7 @@ func New(config *Config) (*Forwarder, error) {
 		byPort:    map[uint16][]*Mapping{},
 		ways:      map[wayKey]*way{},
 	}
+	f.debts = debts{forwarder: f, more: make(chan struct{}, 1)}
 	f.ledger = ledger{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	if len(c.Backends) > 0 {
 		f.readyMade = &way{}
@@ -139,6 +141,17 @@ func (f *Forwarder) startWork() {
 	if f.config.OnEvent != nil {
 		f.work.Go(f.dispatch)
 	}
+}
+
+// spawn starts background work, unless the Forwarder is closed.
+func (f *Forwarder) spawn(do func()) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	f.work.Go(do)
+	return true
 }
 
 // watch follows what a backend notices of its gateway, from its first mapping

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -72,10 +73,8 @@ func TestMoveNoticedByACall(t *testing.T) {
 	if err := f.LeadTo(gw2.Addr()); err != nil { // the route moves
 		t.Fatal(err)
 	}
-	if os.Getenv("CONTROL") == "" {
-		if _, err := f.ExternalIP(t.Context()); err != nil { // within the 100 ms that Watch gathers changes
-			t.Fatal(err)
-		}
+	if _, err := f.ExternalIP(t.Context()); err != nil { // within the 100 ms that Watch gathers changes
+		t.Fatal(err)
 	}
 	f.look(nil) // Watch's call
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 }) {
@@ -353,6 +352,46 @@ func TestMoveNoticed(t *testing.T) {
 	f.look(nil)
 	if !within(t, 20*time.Second, func() bool { return len(gw1.Table()) == 0 && len(gw2.Table()) == 1 }) {
 		t.Errorf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
+	}
+}
+
+// What could not be deleted on a way that no longer leads out is not asked for
+// there, since another gateway may be at the end of it; nor where it is held again.
+func TestDebtElsewhere(t *testing.T) {
+	gw1 := startGateway(t, gatewaytest.Config{})
+	gw2 := startGateway(t, gatewaytest.Config{Listen: netip.MustParseAddrPort("127.0.0.2:0")})
+	f := newOn(t, Config{Order: []string{"natpmp"}})
+	if err := f.LeadTo(gw1.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Enable(t.Context(), TCP(8080)); err != nil {
+		t.Fatal(err)
+	}
+	gw1.Inject(gatewaytest.Fault{Match: isUnmap, Drop: true})
+	if err := f.LeadTo(gw2.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	f.look(nil)
+	owes := func() bool { return len(f.debts.due(time.Time{})) == 1 }
+	if !within(t, 20*time.Second, func() bool { return owes() && len(gw2.Table()) == 1 }) {
+		t.Fatalf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
+	}
+	asked := countRequests(gw1, isUnmap)
+	if err := f.debts.pay(t.Context(), f.debts.due(time.Time{})); !errors.Is(err, backends.ErrNoReply) || !owes() {
+		t.Errorf("owed no more: %v", err)
+	}
+	if n := countRequests(gw1, isUnmap); n != asked {
+		t.Errorf("%d requests went to a gateway that is not on the way out", n-asked)
+	}
+	if err := f.LeadTo(gw1.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	f.look(nil)
+	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 0 }) {
+		t.Fatalf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
+	}
+	if err := f.debts.pay(t.Context(), f.debts.due(time.Time{})); err != nil || owes() || len(gw1.Table()) != 1 {
+		t.Errorf("the first gateway has %v, err %v", gw1.Table(), err)
 	}
 }
 

@@ -63,8 +63,8 @@ func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
 // Disable takes away the last enabled mapping of this Forwarder that is still
 // held and matches all selectors, or fails with ErrNoMapping. Without selectors
 // those of a [Listener] or [PacketConn], and of [Aside], are passed over. With Foreign, where there
-// is none, it is the last of the gateway's table that matches. A mapping that the
-// gateway does not take away is left to its lifetime, and the error says so.
+// is none, it is the last of the gateway's table that matches. The error says where
+// the gateway did not take it away, as that of [Mapping.Close] does.
 func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -199,7 +199,12 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 			m.abandon()
 		}
 	}
+	var settled sync.WaitGroup
+	var unsettled error
+	owed := f.debts.due(time.Time{}) // before others come
+	settled.Go(func() { unsettled = f.debts.pay(ctx, owed) })
 	_, err := closeAll(ctx, slices.DeleteFunc(held, (*Mapping).once))
+	settled.Wait()
 	f.closings.wait(ctx)
 	f.mu.Lock()
 	ways := append(slices.Collect(maps.Values(f.ways)), f.retired...)
@@ -207,7 +212,7 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 	for _, w := range ways { // not under the lock: their watchers take it
 		_ = w.close()
 	}
-	err = errors.Join(err, f.await(ctx))
+	err = errors.Join(err, unsettled, f.await(ctx))
 	f.ledger.close()
 	return err
 }

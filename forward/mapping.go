@@ -340,7 +340,7 @@ func agree(ctx context.Context, legs []leg, old, altered terms) error {
 // exchange gives legs up for those of another wish, or gets them back.
 func (f *Forwarder) exchange(ctx context.Context, legs []leg, old, altered *wish) ([]leg, error) {
 	port := legs[0].granted.External.Port()
-	if err := leaveAll(ctx, legs); err != nil {
+	if err := f.leaveAll(ctx, old.internal.Port(), legs); err != nil {
 		f.log.Warn("the mapping to change could not be deleted", "err", err)
 	}
 	made, err := f.establish(ctx, altered, 0)
@@ -359,8 +359,9 @@ func (f *Forwarder) exchange(ctx context.Context, legs []leg, old, altered *wish
 const answerTime = 500 * time.Millisecond
 
 // Close takes the mapping away from the gateway, within Config.Timeout. Where
-// that fails it says so, and the mapping is left to its lifetime. A second call
-// returns nil.
+// that fails it says so. A gateway that did not answer is asked again until the
+// Forwarder is closed, and then once more: else the mapping is left to its
+// lifetime. A second call returns nil.
 func (m *Mapping) Close() error {
 	return m.Shutdown(context.Background())
 }
@@ -399,13 +400,12 @@ func (m *Mapping) close(ctx context.Context) error {
 	legs := m.legs
 	m.legs = nil
 	m.mu.Unlock()
-	err := leaveAll(ctx, legs)
+	err := m.forwarder.leaveAll(ctx, m.port, legs)
 	if len(legs) == 0 && unanswered.Load() {
 		err = fmt.Errorf("%w to a request under way, which may be granted yet", backends.ErrNoReply)
 	}
-	m.forwarder.touch(m, legs, true)
+	m.forwarder.disturbed(m.port, legs)
 	if err != nil {
-		m.forwarder.ledger.leave(m.port, legs)
 		return fmt.Errorf("forward: mapping left to its lifetime: %w", err)
 	}
 	return nil
@@ -459,8 +459,8 @@ func (m *Mapping) give() {
 	for _, l := range legs {
 		l.lease.drop()
 	}
-	if len(legs) > 0 && !m.once() {
-		m.forwarder.ledger.leave(m.port, legs)
+	if !m.once() {
+		m.forwarder.debts.owe(m.port, legs)
 	}
 }
 

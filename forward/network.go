@@ -152,6 +152,6 @@ func (f *Forwarder) relocate(ctx context.Context, w *wish, legs []leg) ([]leg, e
 	if err != nil {
 		return legs, err
 	}
-	f.giveBack(ctx, legs)
+	f.giveBack(ctx, w.internal.Port(), legs)
 	return made, nil
 }

@@ -77,24 +77,33 @@ func (m *Mapping) rank(legs []leg) {
 	}
 }
 
-// touch renews the siblings that a renewal of legs, or their deletion, may have
-// broken.
-func (f *Forwarder) touch(m *Mapping, legs []leg, deleted bool) {
+// renewed renews the siblings that a renewal of a mapping's legs may have broken.
+func (f *Forwarder) renewed(m *Mapping, legs []leg) {
 	m.mu.Lock()
 	born := m.seniority.born
 	m.mu.Unlock()
-	for _, s := range f.samePort(m) {
-		if s.isSibling(legs, func(theirs time.Time) bool { return deleted || !theirs.Before(born) }) {
+	f.touch(f.samePort(m.port, m), legs, func(theirs time.Time) bool { return !theirs.Before(born) })
+}
+
+// disturbed renews the siblings that the deletion of legs for an internal port
+// may have broken.
+func (f *Forwarder) disturbed(port uint16, legs []leg) {
+	f.touch(f.samePort(port, nil), legs, func(time.Time) bool { return true })
+}
+
+func (f *Forwarder) touch(ms []*Mapping, legs []leg, matters func(born time.Time) bool) {
+	for _, s := range ms {
+		if s.isSibling(legs, matters) {
 			f.scheduler.hasten(s, time.Now())
 		}
 	}
 }
 
-// samePort are the other held mappings of an internal port.
-func (f *Forwarder) samePort(m *Mapping) []*Mapping {
+// samePort are the held mappings of an internal port, but for one.
+func (f *Forwarder) samePort(port uint16, but *Mapping) []*Mapping {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return without(slices.Clone(f.byPort[m.port]), m)
+	return without(slices.Clone(f.byPort[port]), but)
 }
 
 // isSibling reports whether the mapping shares an internal endpoint with one of
@@ -149,7 +158,7 @@ func (m *Mapping) hasSibling(others []*Mapping) bool {
 	m.mu.Lock()
 	legs := m.legs
 	m.mu.Unlock()
-	return slices.ContainsFunc(m.forwarder.samePort(m), func(s *Mapping) bool {
+	return slices.ContainsFunc(m.forwarder.samePort(m.port, m), func(s *Mapping) bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return !s.wish.once && s.shares(legs) && slices.Contains(others, s)

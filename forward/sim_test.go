@@ -256,7 +256,7 @@ func (r *simRun) end() {
 	if n := len(r.gateway.rows); n != 0 {
 		r.t.Errorf("after Shutdown the gateway has %d", n)
 	}
-	if r.gateway.peak > forward.MaxWorkers {
+	if r.gateway.peak > forward.MaxWorkers+1 { // and one deletes what could not be deleted before
 		r.t.Errorf("%d calls at once", r.gateway.peak)
 	}
 }
