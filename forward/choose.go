@@ -55,9 +55,12 @@ func (f *Forwarder) speaking(w *way) []*candidate {
 // The pace of a probe: a less preferred candidate is asked when the one before
 // has not answered for a moment, and one that has answered waits for those
 // before it. Where one that the gateway is simply asked about is answered, the
-// question before it is not under way for long.
+// question before it is not under way for long. A search takes its time, and so
+// begins early; but common gateways do one thing at a time, and one that answers
+// a search first answers the question late.
 const (
 	stagger     = 50 * time.Millisecond
+	headStart   = 25 * time.Millisecond // before a search
 	preference  = 250 * time.Millisecond
 	afterAnswer = 50 * time.Millisecond
 	promise     = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
@@ -80,10 +83,11 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	}
 	for i, c := range w.candidates {
 		go func() { // waited for below
-			var err error
-			if !c.opener.searches {
-				err = wait(ctx, i, min(stagger, f.config.Wait/4), failed)
+			late := time.Duration(i) * stagger
+			if c.opener.searches {
+				late = min(late, headStart)
 			}
+			err := wait(ctx, i, min(late, f.config.Wait/4), failed)
 			if err == nil {
 				err = c.ask(ctx)
 			}
@@ -267,13 +271,13 @@ func (f *Forwarder) inOrder(w *way) []*candidate {
 	return out
 }
 
-// wait waits for a candidate's turn: a moment after the one before began, or as
-// soon as that has failed.
-func wait(ctx context.Context, i int, stagger time.Duration, failed []chan struct{}) error {
+// wait waits for a candidate's turn: until it is late, or the one before has
+// failed.
+func wait(ctx context.Context, i int, late time.Duration, failed []chan struct{}) error {
 	if i == 0 {
 		return nil
 	}
-	t := time.NewTimer(time.Duration(i) * stagger)
+	t := time.NewTimer(late)
 	defer t.Stop()
 	select {
 	case <-t.C:

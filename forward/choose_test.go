@@ -67,18 +67,23 @@ func TestChoose(t *testing.T) {
 		chosen     string // "": none
 		after      time.Duration
 		asked      string
+		searched   bool // the last
 	}{
-		"the first at once":              {[]answers{yes(ms), yes(ms), yes(ms)}, "a", ms, "a"},
-		"the first, a little late":       {[]answers{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c"},
-		"the first, too late":            {[]answers{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c"},
-		"the first refuses":              {[]answers{refuses, yes(ms), yes(ms)}, "b", ms, "a b"},
-		"the first but refusing to map":  {[]answers{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a"},
-		"the third alone":                {[]answers{refuses, refuses, yes(ms)}, "c", ms, "a b c"},
-		"the third, of silent ones":      {[]answers{silent, silent, yes(ms)}, "c", 151 * ms, "a b c"},
-		"the third, late":                {[]answers{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c"},
-		"the second, later than a third": {[]answers{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c"},
-		"nobody":                         {[]answers{silent, silent, silent}, "", DefaultWait, "a b c"},
-		"all refuse":                     {[]answers{refuses, refuses, refuses}, "", 0, "a b c"},
+		"the first at once":              {[]answers{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
+		"the first, a little late":       {[]answers{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
+		"the first, too late":            {[]answers{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
+		"the first refuses":              {[]answers{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
+		"the first but refusing to map":  {[]answers{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
+		"the third alone":                {[]answers{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
+		"the third, of silent ones":      {[]answers{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
+		"the third, late":                {[]answers{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
+		"the second, later than a third": {[]answers{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
+		"nobody":                         {[]answers{silent, silent, silent}, "", DefaultWait, "a b c", false},
+		"all refuse":                     {[]answers{refuses, refuses, refuses}, "", 0, "a b c", false},
+		"before a search begins":         {[]answers{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
+		"when a search has begun":        {[]answers{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
+		"found by a search":              {[]answers{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
+		"found by a search at once":      {[]answers{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -92,6 +97,7 @@ func TestChoose(t *testing.T) {
 					name := string(rune('a' + i))
 					f.readyMade.candidates = append(f.readyMade.candidates, &candidate{
 						backend: &named{name: name}, probe: a.probe(&asked, name),
+						opener: opener{searches: test.searched && i == len(test.candidates)-1},
 					})
 				}
 				begin := time.Now()

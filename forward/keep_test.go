@@ -629,6 +629,36 @@ func TestGrantedSince(t *testing.T) {
 	})
 }
 
+// Siblings that the gateway has lost are back one after the other, at once.
+func TestLostSiblings(t *testing.T) {
+	for name, told := range map[string]bool{"it tells when": true, "it does not": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				f := forwarder(t, forward.Config{}, m)
+				defer f.Close()
+				for _, opt := range []forward.Option{forward.UDP(8080), forward.TCP(8080)} {
+					if _, err := f.Enable(t.Context(), opt); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Second)
+				}
+				m.calls()
+				change := backends.Change{Kind: backends.Restarted}
+				if told {
+					change.Since = time.Now()
+				}
+				time.Sleep(time.Second)
+				m.changes <- change
+				synctest.Wait()
+				if diff := cmp.Diff([]string{"renew udp 8080", "renew tcp 8080"}, m.calls()); diff != "" {
+					t.Error(diff)
+				}
+			})
+		})
+	}
+}
+
 // What the gateway granted after a restart, but before it was noticed, is the elder
 // of what is asked for then, whenever the answer came.
 func TestGrantedWhileNoticed(t *testing.T) {

@@ -77,21 +77,22 @@ func (m *Mapping) rank(legs []leg) {
 	}
 }
 
-// renewed renews the siblings that a renewal of a mapping's legs may have broken.
+// renewed renews the siblings that a renewal of a mapping's legs may have broken,
+// and those that have waited for it.
 func (f *Forwarder) renewed(m *Mapping, legs []leg) {
 	m.mu.Lock()
 	born := m.seniority.born
 	m.mu.Unlock()
-	f.touch(f.samePort(m.port, m), legs, func(theirs time.Time) bool { return !theirs.Before(born) })
+	f.touch(f.samePort(m.port, m), legs, func(s *seniority) bool { return !s.lost.IsZero() || !s.born.Before(born) })
 }
 
 // disturbed renews the siblings that the deletion of legs for an internal port
 // may have broken.
 func (f *Forwarder) disturbed(port uint16, legs []leg) {
-	f.touch(f.samePort(port, nil), legs, func(time.Time) bool { return true })
+	f.touch(f.samePort(port, nil), legs, func(*seniority) bool { return true })
 }
 
-func (f *Forwarder) touch(ms []*Mapping, legs []leg, matters func(born time.Time) bool) {
+func (f *Forwarder) touch(ms []*Mapping, legs []leg, matters func(*seniority) bool) {
 	for _, s := range ms {
 		if s.isSibling(legs, matters) {
 			f.scheduler.hasten(s, time.Now())
@@ -107,11 +108,11 @@ func (f *Forwarder) samePort(port uint16, but *Mapping) []*Mapping {
 }
 
 // isSibling reports whether the mapping shares an internal endpoint with one of
-// the legs and was born when it matters, and remembers why it is due.
-func (m *Mapping) isSibling(legs []leg, matters func(born time.Time) bool) bool {
+// the legs and has a seniority that matters, and remembers why it is due.
+func (m *Mapping) isSibling(legs []leg, matters func(*seniority) bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.wish.once || !m.shares(legs) || !matters(m.seniority.born) {
+	if m.wish.once || !m.shares(legs) || !matters(&m.seniority) {
 		return false
 	}
 	if m.reason == "" {
