@@ -13,8 +13,9 @@ import (
 )
 
 // patience bounds every wait of the lab for something that should come at
-// once, even on a slow and busy machine.
-const patience = 30 * time.Second
+// once, even on a slow and busy machine: where many namespaces come and go, the
+// kernel has kept an ip command waiting for half a minute.
+const patience = 90 * time.Second
 
 // Lab is a set of hosts and cables that lives as long as one test. Labs of one
 // process do not see each other, so tests that use them may run in parallel.
