@@ -29,13 +29,16 @@ func stays(t *testing.T, home *lab.HomeNet, at, steady target, until <-chan stru
 	t.Helper()
 	tick := time.NewTicker(again)
 	defer tick.Stop()
-	var missing time.Duration // in a row, however late the machine is with its probes
-	for {
-		if answered(t, home.Wan, at.echo, at.external) || !answered(t, home.Wan, steady.echo, steady.external) {
+	var missing time.Duration // in a row
+	for last := time.Now(); ; {
+		arrived := answered(t, home.Wan, at.echo, at.external) || !answered(t, home.Wan, steady.echo, steady.external)
+		now := time.Now()
+		if arrived {
 			missing = 0
-		} else {
-			missing += probeTime + again
+		} else { // however late the machine is with its probes
+			missing += min(now.Sub(last), probeTime+again)
 		}
+		last = now
 		gap = max(gap, missing)
 		select {
 		case <-until:
