@@ -52,10 +52,8 @@ func (d *debts) owe(port uint16, legs []leg) {
 	d.paying = true
 	d.mu.Unlock()
 	nudge(d.more)
-	if idle && !d.forwarder.spawn(d.run) {
-		d.mu.Lock() // closed: the last tries have been made
-		d.paying = false
-		d.mu.Unlock()
+	if idle {
+		d.forwarder.spawn(d.run)
 	}
 }
 

@@ -144,14 +144,12 @@ func (f *Forwarder) startWork() {
 }
 
 // spawn starts background work, unless the Forwarder is closed.
-func (f *Forwarder) spawn(do func()) bool {
+func (f *Forwarder) spawn(do func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
-		return false
+	if !f.closed {
+		f.work.Go(do)
 	}
-	f.work.Go(do)
-	return true
 }
 
 // watch follows what a backend notices of its gateway, from its first mapping

@@ -629,6 +629,17 @@ func TestGrantedSince(t *testing.T) {
 	})
 }
 
+// oneByOne enables mappings a second apart.
+func oneByOne(t *testing.T, f *forward.Forwarder, opts ...forward.Option) {
+	t.Helper()
+	for _, opt := range opts {
+		if _, err := f.Enable(t.Context(), opt); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+	}
+}
+
 // Siblings that the gateway has lost are back one after the other, at once.
 func TestLostSiblings(t *testing.T) {
 	for name, told := range map[string]bool{"it tells when": true, "it does not": false} {
@@ -637,12 +648,7 @@ func TestLostSiblings(t *testing.T) {
 				m := newMemory()
 				f := forwarder(t, forward.Config{}, m)
 				defer f.Close()
-				for _, opt := range []forward.Option{forward.UDP(8080), forward.TCP(8080)} {
-					if _, err := f.Enable(t.Context(), opt); err != nil {
-						t.Fatal(err)
-					}
-					time.Sleep(time.Second)
-				}
+				oneByOne(t, f, forward.UDP(8080), forward.TCP(8080))
 				m.calls()
 				change := backends.Change{Kind: backends.Restarted}
 				if told {
@@ -673,12 +679,7 @@ func TestGrantedWhileNoticed(t *testing.T) {
 				m := newMemory()
 				f := forwarder(t, forward.Config{}, m)
 				defer f.Close()
-				for _, opt := range []forward.Option{forward.TCP(8080), forward.UDP(8080)} {
-					if _, err := f.Enable(t.Context(), opt); err != nil {
-						t.Fatal(err)
-					}
-					time.Sleep(time.Second)
-				}
+				oneByOne(t, f, forward.TCP(8080), forward.UDP(8080))
 				m.set(func() {
 					m.queues = c.queues
 					m.fail = func(op string, _ backends.Protocol, _ uint16) error {
