@@ -49,7 +49,7 @@ func (s *upnpServer) accept(w *web, ln *net.TCPListener) {
 			}
 			continue
 		}
-		if !s.keep(c) {
+		if !s.keep(w, ln, c) {
 			_ = c.Close()
 			continue
 		}
@@ -58,15 +58,22 @@ func (s *upnpServer) accept(w *web, ln *net.TCPListener) {
 }
 
 // keep has hangUp close the connection, or reports that there are too many, or
-// that it is too late.
-func (s *upnpServer) keep(c *net.TCPConn) bool {
+// that its listener is no longer the server's: what hangUp is then to close may
+// be closed already.
+func (s *upnpServer) keep(w *web, ln *net.TCPListener, c *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.conns) >= maxConns || s.g.isClosed() {
+	if len(s.conns) >= maxConns || !s.listens(w, ln) {
 		return false
 	}
 	s.conns[c] = struct{}{}
 	return true
+}
+
+func (s *upnpServer) listens(w *web, ln *net.TCPListener) bool {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	return w.ln == ln
 }
 
 // hangUp closes all connections.
