@@ -178,13 +178,8 @@ func TestListenFollows(t *testing.T) {
 	if _, err := f.ExternalIP(t.Context()); err != nil { // it has seen an epoch of an hour
 		t.Fatal(err)
 	}
-	gw.ResetStats()
-	lost := ln.Mapping().Changed()
 	gw.Restart(gatewaytest.RestartOptions{})
-	if _, err := gw.AwaitRequests(waiting(t), 1, func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }); err != nil {
-		t.Fatal(err)
-	}
-	<-lost
+	mappedAgain(t, gw)
 	if err := ln.Mapping().Wait(waiting(t)); err != nil {
 		t.Fatal(err)
 	}
