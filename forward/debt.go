@@ -17,11 +17,11 @@ import (
 // over, or the Forwarder has ended. A refusal is an answer.
 type debts struct {
 	forwarder *Forwarder
+	job       job
 
 	mu     sync.Mutex
 	owed   []*debt
-	paying bool          // a goroutine is about it
-	more   chan struct{} // for that goroutine: something is owed that was not
+	paying bool // in attend
 }
 
 type debt struct {
@@ -48,50 +48,40 @@ func (d *debts) owe(port uint16, legs []leg) {
 		d.owed = slices.DeleteFunc(d.owed, func(o *debt) bool { return o.leg.lease.id == l.lease.id })
 		d.owed = append(d.owed, &debt{port: port, leg: l, next: time.Now().Add(firstClaim), past: firstClaim})
 	}
-	idle := !d.paying
+	d.mu.Unlock()
+	d.reschedule()
+}
+
+func (d *debts) place() *job { return &d.job }
+
+// attend is what the scheduler does when a try is due. Whoever is about it looks
+// again when it is done.
+func (d *debts) attend(ctx context.Context) {
+	d.mu.Lock()
+	busy := d.paying
 	d.paying = true
 	d.mu.Unlock()
-	nudge(d.more)
-	if idle {
-		d.forwarder.spawn(d.run)
+	if busy {
+		return
 	}
+	if err := d.pay(ctx, d.due(time.Now())); err != nil {
+		d.forwarder.log.Debug("not deleted yet", "err", err)
+	}
+	d.mu.Lock()
+	d.paying = false
+	d.mu.Unlock()
+	d.reschedule()
 }
 
-// run pays until nothing is owed or the Forwarder ends.
-func (d *debts) run() {
-	ctx := d.forwarder.ctx
-	for {
-		wait, some := d.wait(time.Now())
-		if !some {
-			return
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-			if err := d.pay(ctx, d.due(time.Now())); err != nil {
-				d.forwarder.log.Debug("not deleted yet", "err", err)
-			}
-		case <-d.more:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return
-		}
-	}
-}
-
-// wait returns how long until the next try, or false and that nobody pays any
-// more.
-func (d *debts) wait(now time.Time) (time.Duration, bool) {
+// reschedule puts the debts on the scheduler's list for their next try.
+func (d *debts) reschedule() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.owed) == 0 {
-		d.paying = false
-		return 0, false
+	if d.paying || len(d.owed) == 0 {
+		return
 	}
 	next := slices.MinFunc(d.owed, func(a, b *debt) int { return a.next.Compare(b.next) }).next
-	return max(next.Sub(now), 0), true
+	d.forwarder.scheduler.set(d, next)
 }
 
 // due returns what is to be asked for at a time; at the zero Time, all.

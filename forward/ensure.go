@@ -211,6 +211,8 @@ func isRefusal(err error) bool {
 
 // attend is what the scheduler does when a mapping is due.
 func (m *Mapping) attend(ctx context.Context) {
+	ctx, cancel := m.forwarder.bound(ctx)
+	defer cancel()
 	m.mu.Lock()
 	once, known, reason := m.wish.once && len(m.legs) > 0, m.known, m.reason
 	m.reason = ""

@@ -67,7 +67,7 @@ func New(config *Config) (*Forwarder, error) {
 		byPort:    map[uint16][]*Mapping{},
 		ways:      map[wayKey]*way{},
 	}
-	f.debts = debts{forwarder: f, more: make(chan struct{}, 1)}
+	f.debts.forwarder = f
 	f.ledger = ledger{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	if len(c.Backends) > 0 {
 		f.readyMade = &way{}
@@ -127,28 +127,13 @@ func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) 
 
 // startWork starts the goroutines that live as long as the Forwarder.
 func (f *Forwarder) startWork() {
-	f.work.Go(func() {
-		f.scheduler.run(f.ctx, func(ctx context.Context, m *Mapping) {
-			ctx, cancel := f.bound(ctx)
-			defer cancel()
-			m.attend(ctx)
-		})
-	})
+	f.work.Go(func() { f.scheduler.run(f.ctx) })
 	f.work.Go(func() { f.followNetwork(f.ctx) })
 	if f.config.StateFile != "" {
 		f.work.Go(func() { f.ledger.run(f.ctx) })
 	}
 	if f.config.OnEvent != nil {
 		f.work.Go(f.dispatch)
-	}
-}
-
-// spawn starts background work, unless the Forwarder is closed.
-func (f *Forwarder) spawn(do func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.closed {
-		f.work.Go(do)
 	}
 }
 

@@ -22,7 +22,7 @@ type Mapping struct {
 	turn      turn // one changes it at a time
 	grants    grants
 	port      uint16 // the internal port it was enabled with
-	job       job    // guarded by the scheduler
+	job       job
 
 	mu        sync.Mutex
 	wish      wish
@@ -47,6 +47,8 @@ type Mapping struct {
 func newMapping(f *Forwarder, w wish) *Mapping {
 	return &Mapping{forwarder: f, wish: w, port: w.internal.Port()}
 }
+
+func (m *Mapping) place() *job { return &m.job }
 
 // State returns what the gateway granted: two mappings for Both, none before the
 // first grant and while the mapping is lost.
