@@ -103,29 +103,43 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 // internal port mapped already, the gateway answers with its mapping, and that
 // is what is taken back: the protocol does not tell the two apart.
 func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
-	return b.mapPort(ctx, port5351.Foreground, r)
+	if err := b.admit(ctx, r); err != nil {
+		return backends.Mapping{}, err
+	}
+	external, err := b.recentExternal(ctx, port5351.Foreground)
+	if err != nil {
+		return backends.Mapping{}, err
+	}
+	return b.mapPort(ctx, port5351.Foreground, r, external)
 }
 
-// Renew asks for the mapping again, wishing for the port that it has.
+// Renew asks for the mapping again, wishing for the port that it has, and then
+// for the external address. Where that answer is lost, it is the address that
+// the gateway last told.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	if err := m.Check(); err != nil {
 		return backends.Mapping{}, fmt.Errorf("natpmp: %w", err)
 	}
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
-	return b.mapPort(ctx, port5351.Background, r)
+	if err := b.admit(ctx, r); err != nil {
+		return backends.Mapping{}, err
+	}
+	renewed, err := b.mapPort(ctx, port5351.Background, r, netip.Addr{})
+	if err == nil {
+		renewed.External = netip.AddrPortFrom(b.externalOr(ctx, m.External.Addr()), renewed.External.Port())
+	}
+	return renewed, err
 }
 
-func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.Request) (backends.Mapping, error) {
+// admit refuses what the protocol cannot do.
+func (b *Backend) admit(ctx context.Context, r backends.Request) error {
 	if err := b.Supports(r); err != nil {
-		return backends.Mapping{}, err
+		return err
 	}
-	if err := b.isThisHost(ctx, r.Internal.Addr()); err != nil {
-		return backends.Mapping{}, err
-	}
-	external, err := b.recentExternal(ctx, p)
-	if err != nil {
-		return backends.Mapping{}, err
-	}
+	return b.isThisHost(ctx, r.Internal.Addr())
+}
+
+func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.Request, external netip.Addr) (backends.Mapping, error) {
 	resp, reply, err := b.client.mapPort(ctx, p, MapRequest{
 		Protocol:     r.Protocol,
 		InternalPort: r.Internal.Port(),
@@ -215,6 +229,25 @@ func (b *Backend) recentExternal(ctx context.Context, p port5351.Priority) (neti
 	}
 	b.remember(r.Addr, time.Now())
 	return known(r.Addr), nil
+}
+
+// addrPatience is how long a renewed mapping waits for its external address: it
+// holds already.
+const addrPatience = 2 * time.Second
+
+// externalOr is recentExternal, and where the gateway is silent what it told
+// last, or else the address given.
+func (b *Backend) externalOr(ctx context.Context, before netip.Addr) netip.Addr {
+	ctx, cancel := context.WithTimeout(ctx, addrPatience)
+	defer cancel()
+	external, err := b.recentExternal(ctx, port5351.Background)
+	if err == nil {
+		return external
+	}
+	if last := known(b.lastExternal()); last.IsValid() {
+		return last
+	}
+	return before
 }
 
 func (b *Backend) remember(external netip.Addr, at time.Time) {
