@@ -8,7 +8,7 @@ GOLANGCI_V    := v2.15.0
 GOVULNCHECK   := $(BIN)/govulncheck
 GOVULNCHECK_V := v1.5.0
 PLATFORMS     := linux darwin windows freebsd openbsd netbsd
-FUZZTIME      ?= 2s
+FUZZTIME      ?= 5s
 ROUNDS        ?= 30
 
 .PHONY: demo test unit lab fuzz soak bench lint deps
