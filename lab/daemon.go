@@ -81,7 +81,7 @@ func (d *Daemon) Start(t testing.TB) {
 		log.record("miniupnpd ended: %v", cmd.ProcessState)
 		close(exited)
 	}()
-	if err := d.awaitAnswer(); err != nil {
+	if err := d.awaitAnswer(patience); err != nil {
 		t.Fatalf("lab: miniupnpd does not come up: %v", err)
 	}
 }
@@ -98,11 +98,19 @@ func (d *Daemon) running() bool {
 	}
 }
 
+// Settled reports whether the daemon has done all that it was asked before. It
+// does one thing at a time: a client that has waited for long asks twice, has its
+// answer to the first question, and at the second the daemon takes the rule away
+// and makes it anew.
+func (d *Daemon) Settled() bool {
+	return d.running() && d.awaitAnswer(answerTime) == nil
+}
+
 // awaitAnswer asks for the external address by NAT-PMP until an answer comes.
 // NAT-PMP is always on in the daemon, and its socket is the last one opened. It
 // asks from the router itself, where no rule for lan0 is in the way.
-func (d *Daemon) awaitAnswer() error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+func (d *Daemon) awaitAnswer(within time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	to := netip.AddrPortFrom(d.listen, 5351).String()
 	conn, err := d.host.Dial(ctx, "udp", to)
@@ -120,7 +128,7 @@ func (d *Daemon) awaitAnswer() error {
 		case <-time.After(5 * time.Millisecond): // a foreign program tells nobody when it is ready
 		}
 	}
-	return fmt.Errorf("no answer from %s within %v", to, patience)
+	return fmt.Errorf("no answer from %s within %v", to, within)
 }
 
 // asked sends one request; a refused port is an answer that comes at once.

@@ -20,7 +20,8 @@ func TestDiesInMidCall(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: the router dies in mid-call, "+dead)
 			home := lab.Home(t, lab.Router{})
-			const timeout = 2 * time.Second
+			home.Router.Rule(t, "input", `iifname "lan0" tcp dport 5000 reject with tcp reset`) // no way around the trap
+			const timeout = 4 * time.Second
 			f := newForwarder(t, home.Lan, config{Timeout: timeout})
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			trap := setTrap(t, home, mapRequests)
