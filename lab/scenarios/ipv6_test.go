@@ -263,9 +263,7 @@ func TestPinholeRestart(t *testing.T) {
 			die(t, home)
 			home.DoesNotReach(t, echo, m.External)
 			home.Daemon.Start(t)
-			begin := time.Now()
-			until(t, patience, "no bytes arrive", func() bool { return answered(t, home.Wan, echo, at6(home, 8080)) })
-			took := time.Since(begin)
+			took := comes(t, home, echo, at6(home, 8080), patience)
 			t.Logf("the first bytes arrived %v after the router was ready", took)
 			if took > soon {
 				t.Errorf("the first bytes arrived %v after the router was ready", took)

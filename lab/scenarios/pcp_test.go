@@ -192,7 +192,9 @@ func TestLowPorts(t *testing.T) {
 			lab.Scenario(t, name+": ports below 1024 denied")
 			home := lab.Home(t, router)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
-			f := newForwarder(t, home.Lan, config{})
+			// This router takes its time with denied ports, longer than anybody waits who
+			// has other protocols to try.
+			f := newForwarder(t, home.Lan, config{Timeout: patience})
 			got := f.try(call{Op: "enable", Options: []option{tcp(8080), external(80), exact}})
 			if got.Failure == nil {
 				t.Fatalf("port 80 was granted: %+v", got.State)
@@ -201,8 +203,8 @@ func TestLowPorts(t *testing.T) {
 			if !got.Failure.Is(backends.ErrConflict) && !got.Failure.Is(backends.ErrNotAuthorized) {
 				t.Errorf("neither a conflict nor a refusal: %v", got.Failure)
 			}
-			// This router takes its time with denied ports: requests that were repeated
-			// meanwhile map once more, before it comes to the deletion.
+			// Requests that were repeated meanwhile map once more, before it comes to the
+			// deletion.
 			empty := func() bool { return len(home.Rules(t)) == 0 }
 			until(t, 3*patience, "the port stays mapped", empty)
 			m := f.enable(tcp(8080), external(80))
@@ -211,6 +213,7 @@ func TestLowPorts(t *testing.T) {
 			}
 			home.Reaches(t, echo, m.External)
 			home.DoesNotReach(t, echo, at(home, 80))
+			until(t, 3*patience, "the router is busy with what was repeated", home.Daemon.Settled)
 			f.disable()
 			until(t, 3*patience, "the port stays mapped", empty)
 		})
