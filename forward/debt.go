@@ -77,7 +77,7 @@ func (d *debts) attend(ctx context.Context) {
 func (d *debts) reschedule() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.paying || len(d.owed) == 0 {
+	if len(d.owed) == 0 {
 		return
 	}
 	next := slices.MinFunc(d.owed, func(a, b *debt) int { return a.next.Compare(b.next) }).next

@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -412,4 +414,60 @@ func TestForgotten(t *testing.T) {
 			t.Errorf("%s: forgotten %v, want %v", name, got, c.want)
 		}
 	}
+}
+
+// mute is a backend that does not answer, and says what it was asked to delete.
+type mute struct {
+	named
+	unmaps chan uint16
+}
+
+func (m *mute) Close() error { return nil }
+
+func (m *mute) Unmap(ctx context.Context, mapping backends.Mapping) error {
+	m.unmaps <- mapping.Internal.Port()
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// What comes to be owed while a gateway is asked for something else does not have
+// it asked for that twice.
+func TestDebtMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &mute{named: named{name: "mute"}, unmaps: make(chan uint16, 10)}
+		f, err := New(&Config{Backends: []backends.Backend{b}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, end, err := f.begin(t.Context()) // which starts the scheduler
+		if err != nil {
+			t.Fatal(err)
+		}
+		end()
+		owe := func(port uint16) {
+			id := identity{protocol: backends.TCP, internal: port}
+			f.debts.owe(port, []leg{{candidate: f.readyMade.candidates[0], lease: &lease{id: id}, granted: &backends.Mapping{
+				Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.IPv4Unspecified(), port),
+				Lifetime: time.Hour, Granted: time.Now(),
+			}}})
+		}
+		asked := func(after time.Duration, want ...uint16) {
+			t.Helper()
+			time.Sleep(after)
+			synctest.Wait()
+			var got []uint16
+			for len(b.unmaps) > 0 {
+				got = append(got, <-b.unmaps)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("asked for %v, want %v", got, want)
+			}
+		}
+		owe(8080)
+		asked(1500*time.Millisecond, 8080) // for as long as giveBackTime
+		owe(8081)
+		asked(700 * time.Millisecond) // 2.2 s: the first try has ended
+		asked(500*time.Millisecond, 8081)
+		_ = f.Close()
+	})
 }
