@@ -61,7 +61,7 @@ type Config struct {
 	Description string
 	// NonceKey is a secret that PCP nonces are derived from, so that a later
 	// process with the same key can renew and delete what this one mapped. Nil:
-	// nonces are random.
+	// nobody else can.
 	NonceKey []byte
 	// StateFile is where is written down what is held, with the secrets that it takes
 	// to renew it, for the next run of the program: that takes its mappings over in

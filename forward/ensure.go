@@ -30,6 +30,10 @@ func (m *Mapping) ensure(ctx context.Context, reason string) error {
 	renewal := len(legs) > 0
 	legs, err := m.forwarder.assure(ctx, &w, slices.Clone(legs), preferred)
 	m.settle(legs, err, reason)
+	if errors.Is(err, errRanOut) && ctx.Err() == nil { // the loss is told, and needs no pause
+		legs, err = m.forwarder.assure(ctx, &w, slices.Clone(legs), preferred)
+		m.settle(legs, err, reason)
+	}
 	if err == nil && renewal && reason != touched {
 		m.forwarder.renewed(m, legs)
 	}
@@ -64,12 +68,26 @@ func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg, preferred u
 	return f.establish(ctx, w, legs[0].granted.External.Port())
 }
 
-// renew renews one leg after another, and ends with the first that fails.
+// errRanOut is why a renewal ends that nobody answered in time.
+var errRanOut = fmt.Errorf("%w before the mapping ran out", backends.ErrNoReply)
+
+// renew renews one leg after another, and ends with the first that fails. What
+// runs out meanwhile is lost, which is not to be found out only when the last
+// retransmission went unanswered.
 func renew(ctx context.Context, w *wish, legs []leg) error {
+	if at := expiry(legs); !at.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, at, errRanOut)
+		defer cancel()
+	}
 	for i := range legs {
 		l := &legs[i]
 		granted, err := l.lease.renew(ctx, l.candidate.backend, w.request(l.granted.Protocol, l.asked))
-		if err != nil {
+		switch {
+		case err == nil:
+		case errors.Is(context.Cause(ctx), errRanOut) && !errors.Is(err, errRanOut):
+			return fmt.Errorf("%w: %w", errRanOut, err)
+		default:
 			return err
 		}
 		l.granted = granted

@@ -151,6 +151,36 @@ func TestRenewalFails(t *testing.T) {
 	})
 }
 
+// A loss is told when the time is up, although the gateway may answer yet, and
+// the mapping is asked for anew without a pause.
+func TestRunsOutUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, events := newMemory(), &recorder{}
+		f := forwarder(t, forward.Config{Timeout: time.Hour, OnEvent: events.record}, m)
+		defer f.Close()
+		got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Lifetime(12*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		until := got.Expires()
+		m.set(func() { m.block = true })
+		time.Sleep(8 * time.Second)
+		events.want(t, "mapped 8080")
+		m.set(func() { m.block = false }) // the renewal under way has no answer all the same
+		m.calls()
+		time.Sleep(time.Until(until) - time.Nanosecond)
+		events.want(t)
+		time.Sleep(time.Nanosecond)
+		events.want(t, "lost 0", "restored 8080")
+		if diff := cmp.Diff([]string{"map tcp 8080"}, m.calls()); diff != "" {
+			t.Error(diff)
+		}
+		if want := until.Add(12 * time.Second); !got.Expires().Equal(want) || got.Err() != nil {
+			t.Errorf("expires %v, want %v; error %v", got.Expires(), want, got.Err())
+		}
+	})
+}
+
 func TestRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, events := newMemory(), &recorder{}

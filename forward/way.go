@@ -48,8 +48,9 @@ func openerNames() []string {
 }
 
 // longestWait is between two transmissions of a request: some leases last a
-// minute, and a link that loses packets loses several in a row.
-const longestWait = 2 * time.Second
+// minute, and a link that loses packets loses several in a row. It is for how
+// long a transmission holds the gateway's queue.
+const longestWait = time.Second
 
 func openNATPMP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) error, error) {
 	b, err := natpmp.New(natpmp.Config{

@@ -3,6 +3,8 @@ package pcp
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -23,6 +25,7 @@ const Name = "pcp"
 // of its mappings is the nonce.
 type Backend struct {
 	client *Client
+	key    [sha256.Size]byte // of nonces that only this Backend knows
 	holds  holds
 	terse  atomic.Bool // the server refuses descriptions
 
@@ -42,7 +45,9 @@ func New(config Config) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{client: c, granted: map[Nonce]netip.AddrPort{}}, nil
+	b := &Backend{client: c, granted: map[Nonce]netip.AddrPort{}}
+	_, _ = rand.Read(b.key[:]) // never fails
+	return b, nil
 }
 
 // String returns Name.
@@ -130,19 +135,26 @@ func (b *Backend) nonceOf(ctx context.Context, m backends.Mapping) (Nonce, error
 		return Nonce(m.Token), nil
 	case len(m.Token) == 0 && b.client.config.Nonce != nil:
 		local, err := b.local(ctx)
-		return b.derive(m.Protocol, m.Internal, local), err
+		return b.derive(m.Protocol, m.Internal, m.Remote, local), err
 	}
 	return Nonce{}, fmt.Errorf("pcp: %w: a mapping without its nonce cannot be renewed or deleted", backends.ErrInvalid)
 }
 
 // derive makes the nonce of a mapping to a host. However this host is named, it
-// is the same one.
-func (b *Backend) derive(p backends.Protocol, internal netip.AddrPort, local netip.Addr) Nonce {
+// is the same one, and it is the same each time: a request that got no answer may
+// have been granted, and then the server takes no other nonce while that lasts.
+// Where only this Backend needs to know it, what admits another peer has another,
+// lest the filters add up.
+func (b *Backend) derive(p backends.Protocol, internal, remote netip.AddrPort, local netip.Addr) Nonce {
 	addr := internal.Addr().Unmap().WithZone("")
 	if addr.IsUnspecified() || addr == local {
 		addr = netip.Addr{}
 	}
-	return b.client.config.Nonce(b.client.config.Gateway.Addr(), p, netip.AddrPortFrom(addr, internal.Port()))
+	internal = netip.AddrPortFrom(addr, internal.Port())
+	if derive := b.client.config.Nonce; derive != nil {
+		return derive(b.client.config.Gateway.Addr(), p, internal)
+	}
+	return DeriveNonce(append(b.key[:], remote.String()...), b.client.config.Gateway.Addr(), p, internal)
 }
 
 // local is the address that requests leave from.
@@ -162,14 +174,13 @@ func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.R
 	if err != nil {
 		return backends.Mapping{}, err
 	}
-	derived := b.client.config.Nonce != nil
-	if nonce == (Nonce{}) && derived {
-		nonce = b.derive(r.Protocol, r.Internal, local)
+	if nonce == (Nonce{}) {
+		nonce = b.derive(r.Protocol, r.Internal, r.Remote, local)
 	}
 	if err := b.holds.check(r, time.Now()); err != nil {
 		return backends.Mapping{}, err
 	}
-	resp, reply, err := b.ask(ctx, p, message(r, local, orRandom(nonce), derived))
+	resp, reply, err := b.ask(ctx, p, message(r, local, nonce, b.client.config.Nonce != nil))
 	if err != nil {
 		return backends.Mapping{}, b.refused(r, err)
 	}

@@ -53,8 +53,9 @@ type Config struct {
 	// Watch. The zero value: 224.0.0.1:5350 or [ff02::1]:5350.
 	Announce netip.AddrPort
 	// Nonce makes the nonce of a mapping whose Token is not known: of a new one,
-	// and of one that another process made. Nil: a new one is random, and one of
-	// another process cannot be renewed or deleted. See [DeriveNonce].
+	// and of one that another process made. Nil: a new one has a nonce that only
+	// this Backend can make, and one of another process cannot be renewed or
+	// deleted. See [DeriveNonce].
 	Nonce func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) Nonce
 	// Logger is told of each request and answer, at debug level, without nonces.
 	// Nil: nobody.
