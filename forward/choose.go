@@ -146,7 +146,7 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	}
 	for i, err := range errs {
 		if err == errPending { //nolint:errorlint // the very value
-			errs[i] = fmt.Errorf("%v: %w", w.candidates[i].backend, &timeoutError{searchTime})
+			errs[i] = fmt.Errorf("%v: %w: no device answered the search", w.candidates[i].backend, backends.ErrNoReply)
 		}
 	}
 	return nil, newError(errs, f.config.Gateway.IsValid())

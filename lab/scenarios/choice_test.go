@@ -45,6 +45,10 @@ func (c count) now(t *testing.T) int {
 	return n
 }
 
+// preference is how long the preferred protocol has to answer before another
+// that has answered is used.
+const preference = 250 * time.Millisecond
+
 // Which protocol is used: NAT-PMP, wherever it is spoken.
 func TestChoice(t *testing.T) {
 	t.Parallel()
@@ -69,7 +73,7 @@ func TestChoice(t *testing.T) {
 				got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
 				m, _ := f.enabled(got)
 				t.Logf("granted by %s after %v", m.Backend, got.Took)
-				if m.Backend != c.want {
+				if m.Backend != c.want && got.Took < preference { // who is late may find another chosen
 					t.Errorf("granted by %q, want %q", m.Backend, c.want)
 				}
 				if got.Took > 2*time.Second {

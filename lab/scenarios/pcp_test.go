@@ -83,7 +83,7 @@ func TestPCPTaken(t *testing.T) {
 // has PCP alone.
 func takenByPCP(t *testing.T) (*lab.HomeNet, lab.Echo) {
 	t.Helper()
-	home := lab.Home(t, lab.Router{})
+	home := lab.Home(t, lab.Router{NoUPnP: true})
 	home.Router.Rule(t, "input", `ip saddr 192.168.77.2 udp dport 5351 @th,64,8 0 drop`)
 	return home, neighbour(t, home, "tcp", 8080)
 }
