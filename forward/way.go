@@ -47,14 +47,18 @@ func openerNames() []string {
 	return names
 }
 
-// longestWait is between two transmissions of a request: some leases last a
-// minute, and a link that loses packets loses several in a row. It is for how
-// long a transmission holds the gateway's queue.
-const longestWait = time.Second
+// How a request is repeated: some leases last a minute, and a link that loses
+// packets loses several in a row. The longest wait is for how long a transmission
+// holds the gateway's queue; all of them together take fourteen seconds, in which
+// a slow gateway answers.
+const (
+	longestWait   = time.Second
+	transmissions = 15
+)
 
 func openNATPMP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) error, error) {
 	b, err := natpmp.New(natpmp.Config{
-		Gateway: k.gateway, Interface: k.iface, Source: k.source, LongestWait: longestWait,
+		Gateway: k.gateway, Interface: k.iface, Source: k.source, Transmissions: transmissions, LongestWait: longestWait,
 		Announce: f.config.Announce, Logger: f.config.Logger,
 	})
 	if err != nil {
@@ -67,7 +71,7 @@ func openPCP(f *Forwarder, k wayKey) (backends.Backend, func(context.Context) er
 	config := pcp.Config{
 		Gateway: k.gateway, Interface: k.iface, Source: k.source,
 		// The standard's pace is for requests that nobody waits for.
-		FirstWait: natpmp.DefaultFirstWait, Transmissions: natpmp.DefaultTransmissions, LongestWait: longestWait,
+		FirstWait: natpmp.DefaultFirstWait, Transmissions: transmissions, LongestWait: longestWait,
 		Announce: f.config.Announce, Logger: f.config.Logger,
 	}
 	if key := f.config.NonceKey; key != nil {
