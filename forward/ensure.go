@@ -56,6 +56,7 @@ func (f *Forwarder) assure(ctx context.Context, w *wish, legs []leg, preferred u
 		}
 		return f.establish(ctx, w, preferred)
 	}
+	f.eldestFirst(legs)
 	err := renew(ctx, w, legs)
 	if w.even(legs) == nil {
 		return legs, err

@@ -166,6 +166,9 @@ func (f *Forwarder) onChange(c *candidate, change backends.Change) {
 		"external", change.External, "reason", change.Reason)
 	f.mu.Lock()
 	at := c.pace.next(time.Now())
+	if change.Kind == backends.Restarted {
+		c.lost = change.Since
+	}
 	held := slices.Clone(f.held)
 	f.mu.Unlock()
 	held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.uses(c) })

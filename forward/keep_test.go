@@ -659,6 +659,67 @@ func TestGrantedSince(t *testing.T) {
 	})
 }
 
+// A restart between the grants of a unit's two protocols turns their order around,
+// for good.
+func TestRestartInBetween(t *testing.T) {
+	for name, late := range map[string]bool{"noticed at once": false, "noticed after": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				f := forwarder(t, forward.Config{}, m)
+				defer f.Close()
+				oneByOne(t, f, forward.TCP(9)) // and so it is watched
+				m.set(func() {
+					m.queues = true
+					m.fail = func(_ string, p backends.Protocol, _ uint16) error {
+						if p == backends.UDP {
+							time.Sleep(2 * time.Second)
+						}
+						return nil
+					}
+				})
+				enabled := make(chan error, 1)
+				go func() {
+					_, err := f.Enable(t.Context(), forward.Both(8080), forward.Lifetime(time.Hour))
+					enabled <- err
+				}()
+				time.Sleep(time.Second)
+				lost := time.Now()
+				if late {
+					if err := <-enabled; err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Second)
+				}
+				m.calls()
+				m.changes <- backends.Change{Kind: backends.Restarted, Since: lost}
+				if !late {
+					if err := <-enabled; err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, after := range []time.Duration{10 * time.Second, time.Hour} {
+					time.Sleep(after)
+					var order []string
+					for _, call := range m.calls() {
+						if strings.HasSuffix(call, " 8080") {
+							order = append(order, call)
+						}
+					}
+					if len(order) < 2 || len(order)%2 != 0 {
+						t.Fatalf("asked for %q", order)
+					}
+					for i, call := range order {
+						if want := []string{"renew udp 8080", "renew tcp 8080"}[i%2]; call != want {
+							t.Errorf("call %d of %q, want %q", i, order, want)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
 // oneByOne enables mappings a second apart.
 func oneByOne(t *testing.T, f *forward.Forwarder, opts ...forward.Option) {
 	t.Helper()

@@ -77,6 +77,21 @@ func (m *Mapping) rank(legs []leg) {
 	}
 }
 
+// eldestFirst orders the legs of one mapping, which are siblings too, as the
+// gateway's list will: where a restart came between their grants, what it has
+// lost is granted anew, and so comes after what it granted since.
+func (f *Forwarder) eldestFirst(legs []leg) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	age := func(l leg) int {
+		if l.granted.Granted.Before(l.candidate.lost) {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(legs, func(a, b leg) int { return age(a) - age(b) })
+}
+
 // renewed renews the siblings that a renewal of a mapping's legs may have broken,
 // and those that have waited for it.
 func (f *Forwarder) renewed(m *Mapping, legs []leg) {

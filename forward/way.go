@@ -149,7 +149,8 @@ type candidate struct {
 	failure error // of a probe
 	judged  time.Time
 	watched bool
-	pace    pacer // of recoveries
+	pace    pacer     // of recoveries
+	lost    time.Time // when its gateway last lost its state, where it told
 }
 
 // verdict is what probing a candidate came to.
