@@ -281,3 +281,45 @@ func TestRestartTwice(t *testing.T) {
 		}
 	}
 }
+
+// TCP of a unit is mapped, the router restarts, and UDP is mapped: now TCP comes
+// last on the router's list of rules. This router takes the last away at a
+// renewal of the other.
+func TestRestartInBetween(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		router lab.Router
+		udp    string // requests for it
+	}{
+		"natpmp": {lab.Router{DaemonUptime: true, NoPCP: true, NoUPnP: true}, `@th,64,16 0x0001`},
+		"pcp":    {lab.Router{DaemonUptime: true, NoNATPMP: true, NoUPnP: true}, `@th,64,16 0x0201 @th,352,8 17`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: the router restarts between TCP and UDP of a port, "+name)
+			home := lab.Home(t, c.router)
+			f := newForwarder(t, home.Lan, config{Timeout: patience})
+			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+			f.enable(tcp(9000)) // and so the router is watched
+			age(t, home)
+			rule := home.Router.Rule(t, "input", `iifname "lan0" udp dport 5351 `+c.udp+` drop`)
+			id := f.beginEnable(both(8080))
+			until(t, patience, "TCP is not mapped", func() bool { return len(home.Rules(t)) == 2 })
+			home.Daemon.Restart(t)
+			rule.Remove(t)
+			m, err := f.enabled(f.await(id))
+			if err != nil {
+				t.Fatal(err)
+			}
+			comes(t, home, byTCP, m.External, patience)
+			comes(t, home, byUDP, m.External, patience)
+			for range 3 {
+				m.refresh()
+				home.Reaches(t, byTCP, m.External)
+				home.Reaches(t, byUDP, m.External)
+			}
+			f.close()
+			wantRules(t, home, 0)
+		})
+	}
+}
