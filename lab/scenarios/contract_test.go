@@ -146,7 +146,8 @@ func (a backendArgs) open() (backends.Backend, error) {
 	const transmissions, firstWait = 2, 500 * time.Millisecond
 	switch a.Name {
 	case upnp.Name:
-		return upnp.New(upnp.Config{Gateway: a.Gateway.Addr(), Wait: time.Second, Timeout: time.Second})
+		const wait = 3 * time.Second // a search, a description and a status take their time on a busy machine
+		return upnp.New(upnp.Config{Gateway: a.Gateway.Addr(), Wait: wait, Timeout: wait})
 	case pcp.Name:
 		return pcp.New(pcp.Config{Gateway: a.Gateway, Transmissions: transmissions, FirstWait: firstWait})
 	}
