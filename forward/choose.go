@@ -146,7 +146,7 @@ func (f *Forwarder) probe(callers context.Context, w *way) (*candidate, error) {
 	}
 	for i, err := range errs {
 		if err == errPending { //nolint:errorlint // the very value
-			errs[i] = fmt.Errorf("%v: %w: no device answered the search", w.candidates[i].backend, backends.ErrNoReply)
+			errs[i] = w.candidates[i].notFound(backends.ErrNoReply)
 		}
 	}
 	return nil, newError(errs, f.config.Gateway.IsValid())
@@ -242,6 +242,11 @@ func (f *Forwarder) ready(ctx context.Context, w *way, c *candidate) error {
 		c.verdict, c.failure = fails, err
 	}
 	return err
+}
+
+// notFound is of a kind that says whether the gateway answers otherwise.
+func (c *candidate) notFound(kind error) error {
+	return fmt.Errorf("%v: %w: no device answered the search", c.backend, kind)
 }
 
 // ask returns nil where the gateway speaks the candidate's protocol, even where

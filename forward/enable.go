@@ -153,7 +153,7 @@ func (f *Forwarder) attempt(ctx context.Context, way *way, c *candidate, w *wish
 	if err := f.ready(ctx, way, c); err != nil {
 		if c.opener.searches && errors.Is(err, backends.ErrNoReply) && len(f.speaking(way)) > 0 {
 			// The gateway answers: it only has no such device.
-			err = fmt.Errorf("%v: %w: no device answered the search", c.backend, backends.ErrUnsupported)
+			err = c.notFound(backends.ErrUnsupported)
 		}
 		return nil, err
 	}

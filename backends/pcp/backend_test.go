@@ -75,3 +75,20 @@ func TestUnanswered(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// What admits one peer is not renewed as what admits everybody: the peer's filter
+// would stay.
+func TestUnansweredPeer(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	b := open(t, pcp.Config{Gateway: gw.Addr()})
+	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"), Lifetime: time.Hour}
+	r.Remote = netip.MustParseAddrPort("45.45.46.3:0")
+	if _, err := b.Map(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	r.Remote = netip.AddrPort{}
+	if m, err := b.Map(t.Context(), r); !errors.Is(err, backends.ErrNotAuthorized) {
+		t.Errorf("for everybody: %v, %v; want a refusal", m, err)
+	}
+}
