@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // The defaults of Config.
@@ -41,7 +42,8 @@ type Config struct {
 	// gateway.
 	Interface string
 	// Source is the local address to ask from, which is the one that gets the
-	// mappings. The zero Addr: the one that the kernel uses.
+	// mappings. Calls fail with backends.ErrInvalid while this host does not have
+	// it. The zero Addr: the one that the kernel uses.
 	Source netip.Addr
 	// IGD is the URL of a UPnP root description, with an IP address as its host:
 	// that device is used, and no other looked for; where no Gateway is named, its
@@ -132,4 +134,14 @@ func (c *Config) check() (Config, error) {
 		out.Order = openerNames()
 	}
 	return out, nil
+}
+
+// checkSource returns ErrInvalid if Source is no address of this host now. Without
+// this check, a public address that nobody answers at would count as one that needs
+// no mapping.
+func (c *Config) checkSource() error {
+	if c.Source.IsValid() && !netbind.HasAddr(c.Source) {
+		return fmt.Errorf("forward: %w: the source address %v is not an address of this host", backends.ErrInvalid, c.Source)
+	}
+	return nil
 }

@@ -328,7 +328,7 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 	}
 	defer end()
 	if f.config.Source.IsValid() {
-		return f.config.Source, nil
+		return f.config.Source, f.config.checkSource()
 	}
 	k, err := f.locate(f.family())
 	if err != nil {

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -122,6 +123,8 @@ func (m *Mapping) way() (w *way, granted bool) {
 func (f *Forwarder) strayed(fam family, w *way) (reason string, stale bool) {
 	k, err := f.locate(fam)
 	switch {
+	case errors.Is(err, backends.ErrInvalid):
+		return fmt.Sprintf("this host no longer has the address %v", f.config.Source), false
 	case err != nil:
 		return "there is no way out", false
 	case k.gateway.Addr() != w.key.gateway.Addr() || k.iface != w.key.iface:

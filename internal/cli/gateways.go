@@ -54,6 +54,9 @@ type answer struct {
 }
 
 func (a *app) gateways(ctx context.Context) error {
+	if err := a.settings.checkSource(); err != nil {
+		return err
+	}
 	rows, err := a.gatewayRows()
 	if err != nil {
 		return err

@@ -23,7 +23,7 @@ func (h *holding) tellFailure(m *forward.Mapping) error {
 		return nil // the next look tells, or it is told
 	case (len(m.State()) > 0) != h.standing:
 		return nil // an event that says so is on the way
-	case h.last == nil && classify(err).code == exitUsage:
+	case h.last == nil && classify(err).code == exitUsage && h.app.settings.checkSource() == nil:
 		return err
 	}
 	ms := h.last

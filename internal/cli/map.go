@@ -35,6 +35,9 @@ func (a *app) mapCommand() *cobra.Command {
 			if err := k.check(cmd); err != nil {
 				return err
 			}
+			if err := a.settings.checkSource(); err != nil && !k.wait { // with --wait, it may come later
+				return err
+			}
 			if k.hold {
 				return a.hold(cmd.Context(), &w, &k)
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // settings are the flags of every command.
@@ -86,6 +87,14 @@ func (s *settings) named() netip.AddrPort {
 		return netip.AddrPortFrom(host, 0)
 	}
 	return s.gateway
+}
+
+// checkSource refuses a source address that this host does not have.
+func (s *settings) checkSource() error {
+	if s.source.IsValid() && !netbind.HasAddr(s.source) {
+		return usagef("--source %v is not an address of this host", s.source)
+	}
+	return nil
 }
 
 // searched is where UPnP devices are, or nil.

@@ -58,6 +58,9 @@ type inquiry struct {
 // withBackends finds the gateway as the facade does, and does something with the
 // backends that it answers.
 func (a *app) withBackends(ctx context.Context, q inquiry) error {
+	if err := a.settings.checkSource(); err != nil {
+		return err
+	}
 	f, err := forward.New(a.config())
 	if err != nil {
 		return err

@@ -1,0 +1,56 @@
+package netbind
+
+import (
+	"net"
+	"net/netip"
+	"strconv"
+)
+
+// HasAddr reports whether this host has the address: an interface has it, or it is
+// a loopback address that sockets can be bound to. That a socket can be bound to an
+// address is not enough for others, because systems can be told to allow it for
+// every address. If the system does not list its addresses (Android), binding
+// decides. A zone must name the interface that has the address.
+func HasAddr(addr netip.Addr) bool {
+	addr = addr.Unmap()
+	if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() {
+		return false
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil || addr.IsLoopback() {
+		return bindable(addr)
+	}
+	for _, ifi := range interfaces {
+		if zone := addr.Zone(); zone != "" && zone != ifi.Name && zone != strconv.Itoa(ifi.Index) {
+			continue
+		}
+		if has(ifi, addr.WithZone("")) {
+			return true
+		}
+	}
+	return false
+}
+
+func has(ifi net.Interface, addr netip.Addr) bool {
+	addrs, err := ifi.Addrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap() == addr {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func bindable(addr netip.Addr) bool {
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
