@@ -26,8 +26,7 @@ func (a *app) hold(ctx context.Context, w *wish, k *keeping) error {
 	if err != nil {
 		return err
 	}
-	if k.portFile != "" {
-		h.file = &portFile{path: k.portFile}
+	if h.file = a.newPortFile(k.portFile); h.file != nil {
 		if err := h.file.clear(); err != nil {
 			a.sayf("--port-file: what an earlier run left: %s\n", oneLine(err.Error()))
 		}
@@ -40,6 +39,9 @@ func (a *app) hold(ctx context.Context, w *wish, k *keeping) error {
 	}
 	stop := h.startErrands(ctx)
 	err = h.follow(ctx, m)
+	if ctx.Err() != nil && h.last != nil {
+		a.sayf("removing the mapping; Ctrl-C again to leave it\n")
+	}
 	close(h.over)
 	stop()
 	err = errors.Join(err, h.end(context.WithoutCancel(ctx), f))
@@ -81,7 +83,7 @@ func (h *holding) options() []forward.Option {
 // it returns has it end, for h.work to wait for.
 func (h *holding) startErrands(ctx context.Context) (stop context.CancelFunc) {
 	if h.file != nil {
-		h.errands = append(h.errands, h.file.errand(h.app))
+		h.errands = append(h.errands, h.file.errand(h.app, h.over))
 	}
 	if h.keeping.command != nil {
 		h.errands = append(h.errands, h.app.execErrand(h.keeping.command, h.keeping.bound))

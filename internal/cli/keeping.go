@@ -50,6 +50,14 @@ func (k *keeping) check(cmd *cobra.Command) error {
 	return nil
 }
 
+// checkFile refuses a port file that cannot have a port.
+func (k *keeping) checkFile() error {
+	if k.portFile == "" {
+		return nil
+	}
+	return (&portFile{path: k.portFile}).check()
+}
+
 func completeFiles(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return nil, cobra.ShellCompDirectiveDefault
 }

@@ -35,6 +35,9 @@ func (a *app) mapCommand() *cobra.Command {
 			if err := k.check(cmd); err != nil {
 				return err
 			}
+			if err := k.checkFile(); err != nil {
+				return err
+			}
 			if err := a.settings.checkSource(); err != nil && !k.wait { // with --wait, it may come later
 				return err
 			}
@@ -72,8 +75,8 @@ func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
 	a.mapped(granted)
 	a.sayf("%s, by %s, %s\n", arrow(granted), grantor(granted[0]), until(m.Expires()))
 	a.remark(w, granted)
-	if k.portFile != "" {
-		if err := writePortFile(k.portFile, granted[0].External.Port()); err != nil {
+	if file := a.newPortFile(k.portFile); file != nil {
+		if err := file.write(ctx, granted[0].External.Port()); err != nil {
 			return fmt.Errorf("the mapping stays for its lifetime, but its port is not written: %w", err)
 		}
 	}

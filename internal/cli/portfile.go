@@ -4,63 +4,108 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/natforward/goforward/backends"
 )
 
-// portFile is a file that has the external port.
+// portFile is a file that has the external port, as digits and a newline.
+//
+// A regular file, or a missing one, is replaced as a whole. Everything else that
+// the path may name belongs to another program: a symbolic link, a device, a FIFO,
+// or a file that cannot be replaced because it is a mount point. Such a file is
+// written in place, and never replaced or removed.
 type portFile struct {
-	path    string
-	written uint16 // last; 0: nothing yet
+	path       string
+	waiting    func()      // is called when the file is a FIFO that no program reads yet
+	superseded func() bool // reports whether the port that is being written is out of date; nil: it never is
+	written    uint16      // last; 0: nothing yet
 }
 
-// errand keeps the file right.
-func (p *portFile) errand(a *app) *errand {
-	return &errand{
+// check refuses what can hold no port, and what a port would destroy.
+func (p *portFile) check() error {
+	info, err := os.Stat(p.path)
+	if err != nil {
+		return nil //nolint:nilerr // it may exist when it is written
+	}
+	what := ""
+	switch mode := info.Mode(); {
+	case mode.IsDir():
+		what = "a directory"
+	case mode&fs.ModeSocket != 0:
+		what = "a socket"
+	case mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0:
+		what = "a block device"
+	default:
+		return nil
+	}
+	return usagef("--port-file %s is %s", p.path, what)
+}
+
+// newPortFile is that of a command line, or nil.
+func (a *app) newPortFile(path string) *portFile {
+	if path == "" {
+		return nil
+	}
+	return &portFile{path: path, waiting: func() { a.sayf("--port-file: waiting for a program to read %s\n", path) }}
+}
+
+// errand keeps the file right, until over is closed.
+func (p *portFile) errand(a *app, over <-chan struct{}) *errand {
+	e := &errand{
 		event: "port_file", name: "--port-file", outcome: a.sayOutcome,
-		do: func(_ context.Context, n notice) error {
-			port := n.granted[0].External.Port()
-			err := writePortFile(p.path, port)
-			if err == nil {
-				p.written = port
-			}
-			return err
-		},
+		do:     func(ctx context.Context, n notice) error { return p.write(ctx, n.granted[0].External.Port()) },
 		differ: func(a, b backends.Mapping) bool { return a.External.Port() != b.External.Port() },
 		inbox:  make(chan []backends.Mapping, 1),
 	}
-}
-
-// clear removes what an earlier run left there that was killed: any port.
-func (p *portFile) clear() error {
-	return removePortFile(p.path, isPortFile)
-}
-
-// remove removes what was written, unless somebody else has written since. The
-// errand has ended.
-func (p *portFile) remove() error {
-	if p.written == 0 {
-		return nil
+	p.superseded = func() bool {
+		select {
+		case <-over:
+			return true
+		default:
+			return len(e.inbox) > 0
+		}
 	}
-	return removePortFile(p.path, func(text string) bool { return text == portFileText(p.written) })
+	return e
 }
 
-// writePortFile puts a file with the port, as digits and a newline, in the place
-// of what has that name: whole or not at all. A symbolic link there is replaced,
-// and not followed.
-func writePortFile(path string, port uint16) error {
+// write puts the port into the file. If no program reads a FIFO, it waits until one
+// does, or the context ends. A port that is superseded meanwhile is not written.
+func (p *portFile) write(ctx context.Context, port uint16) error {
+	text := portFileText(port)
+	info, err := os.Lstat(p.path)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		return err
+	}
+	if missing || info.Mode().IsRegular() {
+		err = replaceFile(p.path, text)
+	}
+	if !missing && (err != nil || !info.Mode().IsRegular()) {
+		err = p.overwrite(ctx, text)
+	}
+	if err == nil {
+		p.written = port
+	}
+	return err
+}
+
+// replaceFile puts a file with the text in the place of what has that name: whole
+// or not at all.
+func replaceFile(path, text string) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".goforward-port-*")
 	if failure := (*os.PathError)(nil); errors.As(err, &failure) {
-		return fmt.Errorf("cannot write to %s: %w", dir, failure.Err) // without the file's name, which is nobody's
+		return fmt.Errorf("cannot write to %s: %w", dir, failure.Err) // the name of the temporary file says nothing
 	} else if err != nil {
 		return err
 	}
-	err = errors.Join(fillPortFile(f, port), f.Close())
+	err = errors.Join(fillFile(f, text), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -70,33 +115,98 @@ func writePortFile(path string, port uint16) error {
 	return err
 }
 
-func fillPortFile(f *os.File, port uint16) error {
+func fillFile(f *os.File, text string) error {
 	if err := f.Chmod(0o644); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
-	if _, err := f.WriteString(portFileText(port)); err != nil {
+	if _, err := f.WriteString(text); err != nil {
 		return err
 	}
 	return f.Sync()
 }
 
-// removePortFile removes a regular file whose text is ours. That there is none,
-// or another, is success.
-func removePortFile(path string, ours func(text string) bool) error {
-	info, err := os.Lstat(path)
+// fifoPause is the time between two attempts to open a FIFO that no program reads.
+const fifoPause = 50 * time.Millisecond
+
+// overwrite writes the text into what the path leads to, in place.
+func (p *portFile) overwrite(ctx context.Context, text string) error {
+	f, err := openInPlace(p.path)
+	for waits := 0; isUnread(p.path, err); waits++ {
+		if waits == 0 && p.waiting != nil {
+			p.waiting()
+		}
+		if !rest(ctx, fifoPause) {
+			return fmt.Errorf("no program reads %s: %w", p.path, context.Cause(ctx))
+		}
+		if p.superseded != nil && p.superseded() {
+			return nil
+		}
+		f, err = openInPlace(p.path)
+	}
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Now()) }) // of a FIFO that is full
+	defer stop()
+	return errors.Join(fillInPlace(f, text), f.Close())
+}
+
+// fillInPlace writes first and cuts the rest off after that, so that a full disk
+// costs nothing.
+func fillInPlace(f *os.File, text string) error {
+	if _, err := f.WriteString(text); err != nil {
+		return err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return errors.Join(f.Truncate(int64(len(text))), f.Sync())
+}
+
+// rest waits, and reports whether the context has not ended meanwhile.
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// clear removes what an earlier run left that was killed: any port.
+func (p *portFile) clear() error { return p.removeIf(isPortFile) }
+
+// remove removes what was written, unless another program has written since. The
+// errand has ended.
+func (p *portFile) remove() error {
+	if p.written == 0 {
+		return nil
+	}
+	return p.removeIf(func(text string) bool { return text == portFileText(p.written) })
+}
+
+// removeIf removes a regular file whose text is ours. One that was written in place
+// is emptied instead. That there is none, or another, is success.
+func (p *portFile) removeIf(ours func(text string) bool) error {
+	info, err := os.Stat(p.path)
 	switch {
-	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular() || info.Size() > longestPortFile:
 		return nil
 	}
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(p.path)
 	if err != nil || !ours(string(text)) {
 		return err
 	}
-	return os.Remove(path)
+	if info, err := os.Lstat(p.path); err == nil && info.Mode().IsRegular() && os.Remove(p.path) == nil {
+		return nil
+	}
+	return os.Truncate(p.path, 0)
 }
 
 // longestPortFile is the size of a file with the longest number.

@@ -17,12 +17,12 @@ func wantFile(t *testing.T, path, want string) {
 	}
 }
 
-func TestWritePortFile(t *testing.T) {
+func TestPortFileWrite(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "port")
 	for port, want := range map[uint16]string{1: "1\n", 65535: "65535\n"} {
-		if err := writePortFile(path, port); err != nil {
+		if err := (&portFile{path: path}).write(t.Context(), port); err != nil {
 			t.Fatal(err)
 		}
 		wantFile(t, path, want)
@@ -37,7 +37,7 @@ func TestWritePortFile(t *testing.T) {
 		"no directory": filepath.Join(dir, "no", "port"),
 		"a directory":  filepath.Join(dir, "directory"),
 	} {
-		if err := writePortFile(path, 1); err == nil {
+		if err := (&portFile{path: path}).write(t.Context(), 1); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -46,32 +46,44 @@ func TestWritePortFile(t *testing.T) {
 	}
 }
 
-// What a link leads to is none of our business.
+// A symbolic link stays, and what it leads to is written in place and emptied at
+// the end.
 func TestPortFileLink(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	target, link := filepath.Join(dir, "to"), filepath.Join(dir, "link")
-	if err := os.WriteFile(target, []byte("80\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	if err := os.Symlink("to", link); err != nil {
-		t.Skip(err) // not everybody may, on Windows
+		t.Skip(err) // Windows allows it to some users only
 	}
 	p := &portFile{path: link}
-	if err := p.clear(); err != nil {
+	wantLink := func() {
+		t.Helper()
+		if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+			t.Errorf("%v, %v, want a link", info, err)
+		}
+	}
+	if err := p.write(t.Context(), 65535); err != nil { // the target is missing
+		t.Fatal(err)
+	}
+	wantFile(t, target, "65535\n")
+	if err := os.Chmod(target, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.write(t.Context(), 81); err != nil { // a shorter text
+		t.Fatal(err)
+	}
+	wantFile(t, target, "81\n")
+	if info, err := os.Stat(target); err != nil || runtime.GOOS != "windows" && info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v, want that of before", info.Mode(), err)
+	}
+	wantLink()
+	if err := p.remove(); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Lstat(link); err != nil {
-		t.Errorf("the link was removed: %v", err)
+	wantLink()
+	if text, err := os.ReadFile(target); err != nil || len(text) != 0 {
+		t.Errorf("after the end: %q, %v, want an empty file", text, err)
 	}
-	if err := writePortFile(link, 81); err != nil {
-		t.Error(err)
-	}
-	if info, err := os.Lstat(link); err != nil || !info.Mode().IsRegular() {
-		t.Errorf("%v, %v, want a file", info, err)
-	}
-	wantFile(t, link, "81\n")
-	wantFile(t, target, "80\n")
 }
 
 func TestPortFileClear(t *testing.T) {
@@ -102,7 +114,7 @@ func TestPortFileRemove(t *testing.T) {
 	p := &portFile{path: filepath.Join(t.TempDir(), "port")}
 	write := func(port uint16) {
 		t.Helper()
-		if err := writePortFile(p.path, port); err != nil {
+		if err := (&portFile{path: p.path}).write(t.Context(), port); err != nil {
 			t.Fatal(err)
 		}
 	}
