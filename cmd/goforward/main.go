@@ -6,23 +6,42 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/natforward/goforward/internal/cli"
 )
 
 func main() {
 	ctx, interrupt := context.WithCancel(context.Background())
-	signals := make(chan os.Signal, 2)
+	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup and its like make a program outlive its terminal
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	// A reader that goes away must not leave a mapping behind: the write fails
 	// instead of ending the process. To ignore the signal would have the commands
 	// of --exec ignore it too.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	go func() {
-		<-signals
-		interrupt()
-		<-signals // somebody does not want to wait for the gateway
-		os.Exit(1)
-	}()
+	go obey(signals, interrupt, func() { os.Exit(1) })
 	os.Exit(cli.Run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// again is how long after the first signal another one counts. One press of Ctrl-C
+// can come as several: a wrapper such as timeout(1) signals its child, and then the
+// process group that the child is in.
+const again = time.Second
+
+// obey interrupts at the first signal, and leaves at one that comes a second later
+// or more: its sender does not want to wait for the gateway. The channel has a
+// capacity of one.
+func obey(signals <-chan os.Signal, interrupt, leave func()) {
+	<-signals
+	interrupt()
+	time.Sleep(again)
+	select {
+	case <-signals:
+	default:
+	}
+	<-signals
+	leave()
 }

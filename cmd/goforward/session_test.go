@@ -144,16 +144,40 @@ func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// interruptCmd is interrupt [TERM|KILL], or interrupt until-ended: it interrupts the
+// session again and again, since one signal in its first second does not count.
 func interruptCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
 	if neg || !ok || len(args) > 1 {
-		ts.Fatalf("usage: interrupt [TERM|KILL], after session")
+		ts.Fatalf("usage: interrupt [TERM|KILL|until-ended], after session")
 	}
 	sig := os.Interrupt
-	if len(args) == 1 {
+	switch {
+	case len(args) == 0:
+	case args[0] == "until-ended":
+		s.interruptUntilEnded(ts)
+		return
+	default:
 		sig = map[string]os.Signal{"TERM": syscall.SIGTERM, "KILL": os.Kill}[args[0]]
 	}
 	ts.Check(s.cmd.Process.Signal(sig))
+}
+
+func (s *session) interruptUntilEnded(ts *testscript.TestScript) {
+	tick := time.NewTicker(300 * time.Millisecond)
+	defer tick.Stop()
+	for timeout := time.After(patience); ; {
+		if err := s.cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			ts.Check(err)
+		}
+		select {
+		case <-tick.C:
+		case <-s.ended:
+			return
+		case <-timeout:
+			ts.Fatalf("the session goes on:\n%s%s", &s.stdout, &s.stderr)
+		}
+	}
 }
 
 // endsCmd is ends CODE: the session must end by itself with the code. Its output is

@@ -42,9 +42,9 @@ accept --from and let everybody in all the same, and few map for another host.
 
 With --hold the mapping is renewed in time, and asked for again when the gateway
 restarts; each change is told on stderr, and the external endpoint is printed
-again. Ctrl-C or SIGTERM takes the mapping away and exits with 0, or with 1 where
-the gateway does not take it away; a second one exits at once with 1, and the mapping
-stays for its lifetime. Where the first attempt fails, so does map: with --wait it
+again. Ctrl-C, SIGTERM or SIGHUP removes the mapping and exits with 0, or with 1 if
+the gateway does not remove it. Another one, at least a second later, exits at once
+with 1 and leaves the mapping for its lifetime. Under nohup, SIGHUP changes nothing. Where the first attempt fails, so does map: with --wait it
 keeps trying, also before there is a network, and tells of each attempt.
 
 With --exec, a command is run when the endpoint is known, and whenever it is another
@@ -67,12 +67,15 @@ group. If it fails it is run again after a second, two, four and so on to a minu
 until it succeeds or there is another endpoint: then for that one only. At the end, one
 that runs has two seconds left.
 
-With --port-file, the external port is written to a file, as digits and a newline, with
-mode 0644: to a new file that then takes the place of the old one, or of a symbolic
-link. With --hold the file is written at each change of the port, and again, as --exec,
-where that fails. It stays as it is while the mapping is lost, and is removed at the
-end, whether or not the gateway takes the mapping away; and at the start, if it has a
-port that an earlier run left. One that somebody else has written since stays.
+With --port-file, the external port is written to a file, as digits and a newline. A
+regular file, or a missing one, is replaced as a whole, with mode 0644. A device, a
+FIFO, the target of a symbolic link and a file that is a mount point are written in
+place, and never replaced or removed; if no program reads the FIFO, goforward waits.
+With --hold the file is written at each change of the port, and again, as --exec, if
+that fails. It stays as it is while the mapping is lost. At the end it is removed, or
+emptied if it was written in place, whether or not the gateway removes the mapping;
+and at the start, if it has a port that an earlier run left. A file that another
+program has written since stays.
 
 With --json, stdout has an object on each line, one for each protocol: event is
 mapped, changed, lost, restored, unmapped or error. An address that the gateway
@@ -182,7 +185,7 @@ const gatewaysExamples = `  goforward gateways
   goforward gateways --interface eth0 --json
   goforward gateways --igd-url http://192.168.1.1:5000/rootDesc.xml`
 
-const watchHelp = `Watch tells of the gateway until Ctrl-C or SIGTERM, which exit with 0: what it speaks
+const watchHelp = `Watch tells of the gateway until Ctrl-C, SIGTERM or SIGHUP, which exit with 0: what it speaks
 and its external address, then each time that
 
   restarted         it lost what it forwards, as its clock says
