@@ -5,10 +5,10 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -18,13 +18,19 @@ import (
 
 // Daemon is the miniupnpd of a router.
 type Daemon struct {
-	host   *Host
-	listen netip.Addr
-	conf   string // path
-	bootID int64
-	cmd    *exec.Cmd
-	exited chan struct{}
+	host    *Host
+	listen  netip.Addr
+	conf    string // path
+	bootID  int64
+	process *os.Process
+	exited  chan struct{} // closed when the process has ended
+	state   string        // how it ended; read it after exited
 }
+
+// debugEnv is the environment variable that, if it is set, runs miniupnpd in the
+// foreground with its debug log in the transcript. The log makes it ten to a hundred
+// times slower: use it only to repeat a failure.
+const debugEnv = "GOFORWARD_LAB_DEBUG"
 
 // newDaemon writes the configuration below /run, which is the world's own and
 // leaves nothing behind.
@@ -60,30 +66,90 @@ func (d *Daemon) Start(t testing.TB) {
 	if d.running() {
 		t.Fatal("lab: miniupnpd runs already")
 	}
-	// -d keeps it in the foreground and its log on standard error; a pid file
-	// of its own lets several run side by side.
-	// Its own BOOTID is the second of its start: two starts in one would look
+	// The BOOTID is the second of the start: two starts in one second would look
 	// like none to a client of UPnP.
 	d.bootID = max(d.bootID+1, time.Now().Unix())
-	args := []string{"-d", "-f", d.conf, "-P", d.conf + ".pid", "-b", strconv.FormatInt(d.bootID, 10)}
-	d.cmd = d.host.command(context.Background(), "miniupnpd", args...)
-	log := d.host.lab.log
-	out := &lineWriter{emit: func(line string) { log.record("miniupnpd: %s", line) }}
-	d.cmd.Stdout, d.cmd.Stderr = out, out
-	log.record("%s", d.host.prompt("miniupnpd", args))
-	if err := d.cmd.Start(); err != nil {
+	args := []string{"-f", d.conf, "-P", d.pidFile(), "-b", strconv.FormatInt(d.bootID, 10)}
+	// What a killed daemon left would keep the next one from starting if another
+	// process has its number now.
+	_ = os.Remove(d.pidFile())
+	start := d.startInBackground
+	if os.Getenv(debugEnv) != "" {
+		start = d.startInForeground
+		args = append([]string{"-d"}, args...)
+	}
+	d.host.lab.log.record("%s", d.host.prompt("miniupnpd", args))
+	var err error
+	if d.process, err = start(args); err != nil {
 		t.Fatalf("lab: start miniupnpd: %v", err)
 	}
-	exited, cmd := make(chan struct{}), d.cmd
+	exited, process := make(chan struct{}), d.process
 	d.exited = exited
 	go func() {
-		_ = cmd.Wait()
-		log.record("miniupnpd ended: %v", cmd.ProcessState)
+		state, err := process.Wait()
+		d.state = fmt.Sprint(state, " ", err)
+		d.host.lab.log.record("miniupnpd ended: %s", d.state)
 		close(exited)
 	}()
 	if err := d.awaitAnswer(patience); err != nil {
-		t.Fatalf("lab: miniupnpd does not come up: %v", err)
+		t.Fatalf("lab: miniupnpd does not come up (%s=1 shows its log): %v", debugEnv, err)
 	}
+}
+
+func (d *Daemon) pidFile() string { return d.conf + ".pid" }
+
+// startInBackground starts the daemon as routers do. It detaches itself, and this
+// process becomes its parent.
+func (d *Daemon) startInBackground(args []string) (*os.Process, error) {
+	if err := adoptOrphans(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	said, err := os.Create(d.conf + ".out") // a file, because the daemon may keep it open
+	if err != nil {
+		return nil, err
+	}
+	defer said.Close()
+	cmd := d.host.command(ctx, "miniupnpd", args...)
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(said.Name())
+		return nil, fmt.Errorf("%w: %s", err, bytes.TrimSpace(text))
+	}
+	for {
+		text, err := os.ReadFile(d.pidFile())
+		if pid, atoiErr := strconv.Atoi(string(bytes.TrimSpace(text))); err == nil && atoiErr == nil {
+			return os.FindProcess(pid)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("it writes no pid file within %v (%s=1 shows its log): %w", patience, debugEnv, err)
+		case <-time.After(time.Millisecond): // it does not say when it has
+		}
+	}
+}
+
+// startInForeground starts the daemon with its log on standard error.
+func (d *Daemon) startInForeground(args []string) (*os.Process, error) {
+	cmd := d.host.command(context.Background(), "miniupnpd", args...)
+	out := &lineWriter{emit: func(line string) { d.host.lab.log.record("miniupnpd: %s", line) }}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	go func() { // ends when the daemon has closed its end
+		_, _ = io.Copy(out, r)
+		out.flush()
+		r.Close()
+	}()
+	return cmd.Process, nil
 }
 
 func (d *Daemon) running() bool {
@@ -124,7 +190,7 @@ func (d *Daemon) awaitAnswer(within time.Duration) error {
 		}
 		select {
 		case <-d.exited:
-			return fmt.Errorf("it ended: %v", d.cmd.ProcessState)
+			return fmt.Errorf("it ended: %s", d.state)
 		case <-time.After(5 * time.Millisecond): // a foreign program tells nobody when it is ready
 		}
 	}
@@ -163,7 +229,7 @@ func (d *Daemon) Signal(t testing.TB, s os.Signal) {
 		t.Fatal("lab: miniupnpd does not run")
 	}
 	d.host.lab.log.record("miniupnpd: signal %v", s)
-	if err := d.cmd.Process.Signal(s); err != nil {
+	if err := d.process.Signal(s); err != nil {
 		t.Fatalf("lab: signal %v to miniupnpd: %v", s, err)
 	}
 }

@@ -138,6 +138,12 @@ func furnish() error {
 	return os.WriteFile(worldMark, nil, 0o644)
 }
 
+// adoptOrphans makes this process the parent of what its children leave behind, so
+// that it can wait for a daemon that has detached itself.
+func adoptOrphans() error {
+	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
 // inheritedFile is a file that this process was started with, and that those
 // that it starts shall not have: they would keep a pipe open.
 func inheritedFile(fd int, name string) *os.File {

@@ -16,6 +16,8 @@ func startWorld(func() *exec.Cmd) (int, error) { return 0, errNotLinux }
 
 func enterWorld() error { return errNotLinux }
 
+func adoptOrphans() error { return errNotLinux }
+
 func inheritedFile(fd int, name string) *os.File { return os.NewFile(uintptr(fd), name) }
 
 func inNetns(string, func() error) error { return errNotLinux }
