@@ -95,14 +95,11 @@ func (h *Host) reach(echo Echo, addr netip.AddrPort, within time.Duration) (neti
 }
 
 // Reaches fails the test unless bytes from the wan host reach the echo server
-// by the external address and come back, if need be when the daemon is
-// [Daemon.Settled]. It returns the address that the server saw.
+// by the external address and come back. It returns the address that the server
+// saw.
 func (home *HomeNet) Reaches(t testing.TB, echo Echo, external netip.AddrPort) (peer netip.AddrPort) {
 	t.Helper()
 	peer, err := home.Wan.Reach(echo, external)
-	if err != nil && home.Daemon.Settled() {
-		peer, err = home.Wan.Reach(echo, external)
-	}
 	if err != nil {
 		t.Fatalf("%s does not lead to %s: %v", external, echo.Addr, err)
 	}

@@ -87,7 +87,7 @@ func TestEnableMany(t *testing.T) {
 	lab.Scenario(t, "forward: enable many at once")
 	home := lab.Home(t, lab.Router{})
 	f := newForwarder(t, home.Lan, config{})
-	const first, n = 8000, 8 // the router is slow where it has many
+	const first, n = 8000, 40
 	var ids []int
 	for i := range uint16(n) {
 		ids = append(ids, f.beginEnable(both(first+i)))

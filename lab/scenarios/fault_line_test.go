@@ -54,7 +54,7 @@ func testLines(t *testing.T, backend string) {
 		line.Seed = dice
 		l.cable.Set(line)
 		echoes[i] = l.host.Echo(t, "udp", fmt.Sprintf(":%d", firstPort+i))
-		f := l.forwarder(config{Order: []string{backend}, Lifetime: lineLease})
+		f := l.forwarder(config{Order: []string{backend}, Lifetime: lineLease, Wait: patience / 2, Timeout: patience})
 		enables[i] = f.beginEnable(udp(echoes[i].Addr.Port()), background) // however many tries it takes
 		mappings[i] = &mapping{f: f}
 	}

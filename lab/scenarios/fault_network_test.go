@@ -137,7 +137,7 @@ func TestFaultInterface(t *testing.T) {
 	}
 	for _, at := range sides {
 		t.Log("the interface ", at.name)
-		allCome(t, at.home, at.all, 2*time.Minute)
+		allCome(t, at.home, at.all, patience)
 		allClose(t, at.home, at.all)
 	}
 	for _, at := range sides {

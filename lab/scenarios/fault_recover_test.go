@@ -33,7 +33,7 @@ func (c *cuts) recovers(exchange string, a *attempt) error {
 		a.m, _ = a.f.enabled(a.got)
 	}
 	if a.m == nil {
-		// It goes on trying where the machine, or the router, is too busy.
+		// It is not tried once only: the router may still be busy with what was cut.
 		a.m = a.f.enable(a.option(), background)
 	}
 	return a.arrives(c)
@@ -43,7 +43,7 @@ func (c *cuts) recovers(exchange string, a *attempt) error {
 func (a *attempt) arrives(c *cuts) error {
 	c.t.Helper()
 	var s state
-	if eventually(cutLease+5*patience, func() bool {
+	if eventually(cutLease+patience, func() bool {
 		s = a.m.now()
 		return s.External.IsValid() && answered(c.t, a.home.Wan, a.echo, s.External)
 	}) {
@@ -67,7 +67,7 @@ func (c *cuts) clear(batch []*attempt) {
 			continue
 		}
 		got := a.await(a.id)
-		if got.Failure != nil { // a busy machine; noneLeft sees to it
+		if got.Failure != nil { // noneLeft sees to it
 			c.told++
 			c.t.Logf("%s by %s, cut after %d frames, and plugged in again: close: %v", a.exchange, c.backend, a.cut, got.Failure)
 		} else if rules := rulesTo(c.t, a.home, a.host, a.echo.Addr.Port()); stands[a] && len(rules) > 0 {

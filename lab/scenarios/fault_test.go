@@ -106,8 +106,8 @@ func lanes(t *testing.T, home *lab.HomeNet, n int) []*lane {
 	return all
 }
 
-// entries are the router's port forwardings, as HomeNet.Rules tells them. On a busy
-// machine the program that lists them may hang: it is started again.
+// entries are the router's port forwardings, as HomeNet.Rules tells them. The
+// program that lists them may hang in the kernel: it is started again.
 func entries(t *testing.T, home *lab.HomeNet) (rules []string) {
 	t.Helper()
 	for range 5 {

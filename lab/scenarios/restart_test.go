@@ -298,7 +298,7 @@ func TestRestartInBetween(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: the router restarts between TCP and UDP of a port, "+name)
 			home := lab.Home(t, c.router)
-			f := newForwarder(t, home.Lan, config{Timeout: patience})
+			f := newForwarder(t, home.Lan, config{})
 			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 			f.enable(tcp(9000)) // and so the router is watched
 			age(t, home)

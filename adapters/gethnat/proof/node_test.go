@@ -82,7 +82,6 @@ func newServer(p *lab.Proc, config nodeConfig) *p2p.Server {
 func newNAT(p *lab.Proc, own bool) *gethnat.NAT {
 	if !own {
 		f, err := forward.New(&forward.Config{
-			Wait: patience / 2, Timeout: patience,
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
 		if err != nil {
