@@ -2,9 +2,11 @@ package pcp_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,10 +15,18 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// watch follows a gateway. One that announces in PCP's form does so at an
-// address of the test's, several times, so that a listener that starts late
-// hears it too; any other does not announce at all.
+// watch is follow, with the changes in a channel.
 func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *pcp.Backend, <-chan backends.Change) {
+	t.Helper()
+	changes := make(chan backends.Change, 16)
+	gw, b := follow(t, config, func(c backends.Change) { changes <- c })
+	return gw, b, changes
+}
+
+// follow watches a gateway until the test ends. A gateway that announces in PCP's
+// form does so at an address of the test's, several times, so that a listener that
+// starts late hears it too; any other does not announce at all.
+func follow(t *testing.T, config gatewaytest.Config, notify func(backends.Change)) (*gatewaytest.Gateway, *pcp.Backend) {
 	t.Helper()
 	free, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
 	if err != nil {
@@ -29,15 +39,14 @@ func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *pcp.
 	}
 	gw := start(t, config)
 	b := open(t, pcp.Config{Gateway: gw.Addr(), Announce: announce})
-	changes := make(chan backends.Change, 16)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- b.Watch(ctx, func(c backends.Change) { changes <- c }) }()
+	go func() { done <- b.Watch(ctx, notify) }()
 	t.Cleanup(func() {
 		cancel()
 		<-done
 	})
-	return gw, b, changes
+	return gw, b
 }
 
 func next(t *testing.T, changes <-chan backends.Change) backends.Change {
@@ -96,5 +105,91 @@ func TestWatchMappingUpdate(t *testing.T) {
 	again, err := b.Renew(t.Context(), m, web)
 	if err != nil || again.External.Addr() != moved {
 		t.Errorf("Renew: %v, %v", again.External, err)
+	}
+}
+
+// A mapping update counts while its mapping is held, and not after the mapping
+// was deleted here.
+func TestWatchUpdateAfterUnmap(t *testing.T) {
+	for name, deleted := range map[string]bool{"held": false, "deleted": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			changes, release := make(chan backends.Change, 16), make(chan struct{})
+			proceed := sync.OnceFunc(func() { close(release) })
+			defer proceed()
+			gw, b := follow(t, gatewaytest.Config{ManualClock: true}, func(c backends.Change) {
+				changes <- c
+				<-release
+			})
+			m, err := b.Map(t.Context(), web)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if deleted {
+				if err := b.Unmap(t.Context(), m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			probe := func() {
+				t.Helper()
+				if err := b.Probe(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for told := false; !told; { // until the watch has begun
+				gw.Advance(time.Hour)
+				probe()
+				select {
+				case <-changes:
+					told = true
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+			// The watch is busy with that change. The next two signals become one
+			// change, which gives the reason of the later signal.
+			gw.Advance(time.Hour)
+			probe()
+			elsewhere := netip.MustParseAddrPort("45.45.45.99:9999")
+			gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
+				update, _ := pcp.MapResponse{
+					Lifetime: time.Hour, Epoch: gw.Epoch(), Nonce: pcp.Nonce(m.Token),
+					Protocol: m.Protocol, InternalPort: m.Internal.Port(),
+					ExternalPort: elsewhere.Port(), External: elsewhere.Addr(),
+				}.MarshalBinary()
+				answer, _ := pcp.AnnounceResponse{Epoch: gw.Epoch()}.MarshalBinary()
+				return [][]byte{update, answer}
+			}})
+			probe()
+			proceed()
+			c := next(t, changes)
+			if told := strings.Contains(c.Reason, elsewhere.String()); told == deleted {
+				t.Errorf("the gateway says that the mapping is at %v, and the change says %q", elsewhere, c.Reason)
+			}
+		})
+	}
+}
+
+// A refusal is remembered until the server restarts. Then the same request is
+// sent again.
+func TestRefusalEndsWithRestart(t *testing.T) {
+	gw, b, changes := watch(t, gatewaytest.Config{ManualClock: true, AnnounceAs: gatewaytest.AnnouncePCP})
+	gw.Advance(time.Hour)
+	if err := b.Probe(t.Context()); err != nil { // see the epoch at an hour
+		t.Fatal(err)
+	}
+	gw.Inject(gatewaytest.Fault{
+		Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }, Times: 1, Result: int(pcp.NotAuthorized),
+	})
+	for _, when := range []string{"asked", "asked again"} {
+		if _, err := b.Map(t.Context(), web); !errors.Is(err, backends.ErrNotAuthorized) {
+			t.Fatalf("%s: %v, want a refusal", when, err)
+		}
+	}
+	gw.Restart(gatewaytest.RestartOptions{})
+	if c := next(t, changes); c.Kind != backends.Restarted {
+		t.Errorf("noticed %+v, want a restart", c)
+	}
+	if _, err := b.Map(t.Context(), web); err != nil || len(gw.Table()) != 1 {
+		t.Errorf("asked after a restart: %v, the gateway has %v", err, gw.Table())
 	}
 }
