@@ -95,6 +95,30 @@ func TestLeaseNotProlonged(t *testing.T) {
 	}
 }
 
+// TestLeaseTolerance: an entry that its renewal did not prolong is not made anew
+// while at most a fifth of its lease has passed.
+func TestLeaseTolerance(t *testing.T) {
+	for _, tt := range []struct {
+		age, want time.Duration
+		deletions int
+	}{
+		{time.Minute, 59 * time.Minute, 0},
+		{12 * time.Minute, 48 * time.Minute, 0},
+		{12*time.Minute + time.Second, time.Hour, 1},
+	} {
+		t.Run(tt.age.String(), func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, leases(gatewaytest.UPnPLeases{NoRefresh: true}))
+			m := mustMap(t, gw, b, wish(8080, 9000))
+			gw.Advance(tt.age)
+			m = mustRenew(t, gw, b, m, wish(8080, 9000))
+			if n := count(gw, "DeletePortMapping"); n != tt.deletions || m.Lifetime != tt.want {
+				t.Errorf("%d deletions, granted %v; want %d, %v", n, m.Lifetime, tt.deletions, tt.want)
+			}
+		})
+	}
+}
+
 // TestLeaseNotProlongedNorDeleted: where the device does not let the entry be
 // made anew, it stands for the rest of its time.
 func TestLeaseNotProlongedNorDeleted(t *testing.T) {
