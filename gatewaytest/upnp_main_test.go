@@ -199,9 +199,9 @@ func (c control) lookup(protocol, port string) (map[string]string, int) {
 	return c.call("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", port, "NewProtocol", protocol)
 }
 
-func (c control) index(i int) (map[string]string, int) {
+func (c control) index(i uint32) (map[string]string, int) {
 	c.t.Helper()
-	return c.call("GetGenericPortMappingEntry", "NewPortMappingIndex", strconv.Itoa(i))
+	return c.call("GetGenericPortMappingEntry", "NewPortMappingIndex", strconv.FormatUint(uint64(i), 10))
 }
 
 func (c control) listRange(from, to string) (string, int) {

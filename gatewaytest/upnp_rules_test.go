@@ -195,7 +195,7 @@ func TestUPnPListing(t *testing.T) {
 func TestUPnPEndless(t *testing.T) {
 	t.Parallel()
 	c := controlled(t, igd{Listing: gatewaytest.UPnPListing{Endless: true}})
-	for _, i := range []int{0, 1, 70000} {
+	for _, i := range []uint32{0, 1, 70000} {
 		if args, code := c.index(i); code != 0 || args["NewExternalPort"] != "9" {
 			t.Errorf("index %d of nothing: fault %d, %v", i, code, args)
 		}

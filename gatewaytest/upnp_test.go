@@ -103,7 +103,7 @@ func TestUPnPAmongOthers(t *testing.T) {
 	want(t, r, pcp.Success, 0)
 	// All are listed, in the order of creation. Not all can be deleted.
 	var ports []string
-	for i := 0; ; i++ {
+	for i := uint32(0); ; i++ {
 		args, code := c.index(i)
 		if code != 0 {
 			break

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -90,7 +91,7 @@ func TestGap(t *testing.T) {
 			t.Errorf("gap %d: %v, want %v", i+1, got, want)
 		}
 	}
-	if got := gap(1 << 40); got != 4*time.Second {
+	if got := gap(math.MaxInt); got != 4*time.Second {
 		t.Errorf("a late gap: %v", got)
 	}
 }

@@ -81,7 +81,7 @@ func TestQueuePerGateway(t *testing.T) {
 // epoch, some seconds after another.
 func TestEpoch(t *testing.T) {
 	for _, v := range []struct {
-		before, elapsed, now int
+		before, elapsed, now int64
 		pcp, natpmp          bool // lost
 	}{
 		{1000, 0, 1000, false, false},
