@@ -143,7 +143,7 @@ func TestArrange(t *testing.T) {
 }
 
 func TestLongest(t *testing.T) {
-	r := func(dst string, index, metric int) route {
+	r := func(dst string, index int, metric int64) route {
 		return route{dst: netip.MustParsePrefix(dst), index: index, metric: metric}
 	}
 	table := []route{

@@ -74,7 +74,7 @@ func parseIPForwardRow(b []byte) (route, error) {
 	r := route{
 		dst:    netip.PrefixFrom(dst, int(b[ipforwardDstLen])),
 		index:  int(winOrder.Uint32(b[ipforwardIndex:])),
-		metric: int(winOrder.Uint32(b[ipforwardMetric:])),
+		metric: int64(winOrder.Uint32(b[ipforwardMetric:])),
 	}
 	if !via.IsUnspecified() {
 		r.via = via
@@ -117,9 +117,9 @@ func appendSockaddrInet(b []byte, a netip.Addr, scope uint32) []byte {
 
 // parseInterfaceMetric reads the metric of a MIB_IPINTERFACE_ROW, which Windows
 // adds to that of every route on the interface.
-func parseInterfaceMetric(b []byte) (int, error) {
+func parseInterfaceMetric(b []byte) (int64, error) {
 	if len(b) < ipinterfaceSize {
 		return 0, fmt.Errorf("%w interface of %d bytes", errMalformed, len(b))
 	}
-	return int(winOrder.Uint32(b[ipinterfaceMetric:])), nil
+	return int64(winOrder.Uint32(b[ipinterfaceMetric:])), nil
 }

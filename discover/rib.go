@@ -124,7 +124,7 @@ func (l *ribLayout) message(b []byte) (m ribMessage, ok bool, err error) {
 	m.pid, m.seq, m.errno = l.order.Uint32(b[l.pid:]), l.order.Uint32(b[l.seq:]), l.order.Uint32(b[l.errno:])
 	flags := int(l.order.Uint32(b[l.flags:]))
 	if l.prio != 0 {
-		m.metric = int(b[l.prio] & 0x7f) // the top bit says that the interface is down
+		m.metric = int64(b[l.prio] & 0x7f) // the top bit says that the interface is down
 	}
 	if flags&l.scoped != 0 {
 		m.rank = 1

@@ -3,6 +3,7 @@ package discover
 import (
 	"cmp"
 	"errors"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -19,10 +20,10 @@ type route struct {
 	via     netip.Addr   // next hop, without zone; the zero Addr: none
 	src     netip.Addr   // preferred source, without zone; the zero Addr: not told
 	index   int          // interface; 0: not told
-	metric  int
-	rank    int    // see row
-	refusal string // why it leads nowhere; empty: it leads somewhere
-	cloned  bool   // a cached answer rather than an entry of the table
+	metric  int64        // of 32 bits, and on Windows the sum of two
+	rank    int          // see row
+	refusal string       // why it leads nowhere; empty: it leads somewhere
+	cloned  bool         // a cached answer rather than an entry of the table
 }
 
 // isDefault tells whether r belongs into the list of Gateways.
@@ -43,7 +44,7 @@ func (r route) gateway(name string, local netip.Addr) Gateway {
 		Local:     zoned(local, name, r.index),
 		Interface: name,
 		Index:     r.index,
-		Metric:    r.metric,
+		Metric:    int(min(r.metric, math.MaxInt)), // an int may have 32 bits too
 	}
 }
 

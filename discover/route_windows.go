@@ -72,7 +72,7 @@ func bestRoute(dst netip.Addr, index int) (route, error) {
 }
 
 // interfaceMetric returns 0 if the interface is gone.
-func interfaceMetric(index int, is6 bool) int {
+func interfaceMetric(index int, is6 bool) int64 {
 	var row [ipinterfaceSize/8 + 8]uint64 // with room for fields that are yet to come
 	b := bytesOf(row[:])
 	winOrder.PutUint16(b[ipinterfaceFamily:], winFamily(is6))

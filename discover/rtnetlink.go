@@ -94,7 +94,7 @@ func parseRtmsg(b []byte, order binary.ByteOrder) ([]route, error) {
 		case rtaPriority:
 			var n uint32
 			n, err = attrUint32(v, order)
-			r.metric = int(n)
+			r.metric = int64(n)
 		case rtaTable:
 			table, err = attrUint32(v, order)
 		case rtaPref:
