@@ -2,6 +2,7 @@ package natpmp_test
 
 import (
 	"errors"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -103,7 +104,7 @@ var story = []call{
 	{name: "map", protocol: "tcp", internal: 8080, external: 81, lifetime: 60}, // again
 	{name: "map", protocol: "udp", internal: 8080, external: 0, lifetime: natpmp.RECOMMENDED_MAPPING_LIFETIME_SECONDS},
 	{name: "map", protocol: "udp", internal: 1, external: 9999, lifetime: 60}, // somebody else's
-	{name: "map", protocol: "tcp", internal: 65535, external: 65535, lifetime: 1<<32 - 1},
+	{name: "map", protocol: "tcp", internal: 65535, external: 65535, lifetime: min(1<<32-1, math.MaxInt)},
 	{name: "duration", protocol: "tcp", internal: 3, external: 3, duration: 90*time.Second + 999*time.Millisecond},
 	{name: "map", protocol: "tcp", internal: 8080},   // deleted
 	{name: "map", protocol: "tcp", internal: 8080},   // deleted again
@@ -117,7 +118,7 @@ var story = []call{
 	{name: "map", protocol: "tcp", internal: 1, external: -1, lifetime: 1},
 	{name: "map", protocol: "tcp", internal: 1, external: 65536, lifetime: 1},
 	{name: "map", protocol: "tcp", internal: 1, external: 1, lifetime: -1},
-	{name: "map", protocol: "tcp", internal: 1, external: 1, lifetime: 1 << 32},
+	{name: "map", protocol: "tcp", internal: 1, external: 1, lifetime: min(1<<32, math.MaxInt)},
 	{name: "duration", protocol: "tcp", internal: 1, external: 1, duration: -time.Second},
 }
 
@@ -194,6 +195,10 @@ func TestBetter(t *testing.T) {
 	}
 	if _, err := c.AddPortMappingWithDuration("tcp", 8080, 8080, time.Millisecond); err != nil || len(gw.Table()) != 1 {
 		t.Errorf("a millisecond: %v, the gateway has %v", err, gw.Table())
+	}
+	// A duration that is too long is not cut to one that deletes, whatever an int holds.
+	if _, err := c.AddPortMappingWithDuration("tcp", 8080, 8080, 1<<32*time.Second); !errors.Is(err, backends.ErrInvalid) || len(gw.Table()) != 1 {
+		t.Errorf("2³² seconds: %v, the gateway has %v", err, gw.Table())
 	}
 	// A deletion that names a port is one that gateways refuse.
 	if _, err := c.AddPortMapping("tcp", 8080, 8080, 0); err != nil || len(gw.Table()) != 0 {

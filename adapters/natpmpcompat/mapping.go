@@ -31,6 +31,11 @@ type AddPortMappingResult struct {
 // With a lifetime, internal port 0 is what some gateways of VPN providers want:
 // others refuse it.
 func (c *Client) AddPortMapping(protocol string, internalPort, requestedExternalPort int, lifetime int) (*AddPortMappingResult, error) {
+	return c.addPortMapping(protocol, internalPort, requestedExternalPort, int64(lifetime))
+}
+
+// addPortMapping takes the lifetime in seconds, which need not fit into an int.
+func (c *Client) addPortMapping(protocol string, internalPort, requestedExternalPort int, lifetime int64) (*AddPortMappingResult, error) {
 	r, err := request(protocol, internalPort, requestedExternalPort, lifetime)
 	if err != nil {
 		return nil, err
@@ -62,11 +67,11 @@ func (c *Client) AddPortMappingWithDuration(protocol string, internalPort, reque
 	if duration > 0 {
 		duration = max(duration, time.Second)
 	}
-	return c.AddPortMapping(protocol, internalPort, requestedExternalPort, int(duration/time.Second))
+	return c.addPortMapping(protocol, internalPort, requestedExternalPort, int64(duration/time.Second))
 }
 
 // request checks the arguments.
-func request(protocol string, internalPort, externalPort, lifetime int) (natpmp.MapRequest, error) {
+func request(protocol string, internalPort, externalPort int, lifetime int64) (natpmp.MapRequest, error) {
 	invalid := func(format string, args ...any) (natpmp.MapRequest, error) {
 		return natpmp.MapRequest{}, fmt.Errorf("natpmp: %w: "+format, append([]any{backends.ErrInvalid}, args...)...)
 	}
@@ -78,7 +83,7 @@ func request(protocol string, internalPort, externalPort, lifetime int) (natpmp.
 		return invalid("internal port %d", internalPort)
 	case externalPort < 0 || externalPort > math.MaxUint16:
 		return invalid("external port %d", externalPort)
-	case lifetime < 0 || int64(lifetime) > math.MaxUint32:
+	case lifetime < 0 || lifetime > math.MaxUint32:
 		return invalid("lifetime of %d seconds", lifetime)
 	}
 	r := natpmp.MapRequest{
