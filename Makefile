@@ -45,6 +45,7 @@ lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, builds for every platform
 		echo "build and vet for $$os"; \
 		CGO_ENABLED=0 GOOS=$$os $(GO) build ./... && CGO_ENABLED=0 GOOS=$$os $(GO) vet ./... || exit 1; \
 	done
+	CGO_ENABLED=0 GOARCH=386 $(GO) vet ./... # an int has 32 bits there
 	$(GOLANGCI) run ./...
 	@for module in $$(.ci/modules | grep -v bench); do \
 		echo "lint $$module"; \
