@@ -1,0 +1,48 @@
+package upnp_test
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// TestExternalAddrAge: a mapping may come with an external address that was asked
+// for a moment before, but not with one that the device no longer has.
+func TestExternalAddrAge(t *testing.T) {
+	for name, again := range map[string]func(context.Context, *upnp.Backend, backends.Mapping) (backends.Mapping, error){
+		"mapped": func(ctx context.Context, b *upnp.Backend, _ backends.Mapping) (backends.Mapping, error) {
+			return b.Map(ctx, wish(8080, 9000))
+		},
+		"renewed": func(ctx context.Context, b *upnp.Backend, m backends.Mapping) (backends.Mapping, error) {
+			return b.Renew(ctx, m, wish(8080, 9000))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := open(t, gatewaytest.UPnP{})
+			gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Delay: 20 * time.Millisecond}) // few requests rather than thousands
+			m := mustMap(t, gw, b, wish(8080, 9000))
+			if m.External.Addr() != gw.External() {
+				t.Fatalf("mapped at %v, and the gateway is at %v", m.External, gw.External())
+			}
+			moved := netip.MustParseAddr("45.45.45.99")
+			gw.SetExternal(moved)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			for m.External.Addr() != moved {
+				if ctx.Err() != nil {
+					t.Fatalf("%s again and again: still at %v, and the gateway is at %v", name, m.External.Addr(), moved)
+				}
+				var err error
+				if m, err = again(t.Context(), b, m); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
