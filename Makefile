@@ -11,25 +11,30 @@ PLATFORMS     := linux darwin windows freebsd openbsd netbsd
 FUZZTIME      ?= 5s
 ROUNDS        ?= 30
 
-.PHONY: demo test unit lab fuzz soak bench lint deps
+.PHONY: demo test unit lab fuzz fetch soak nightly bench lint deps
 
 demo: ## map a port on the built-in gateway and send bytes through it
 	$(GO) run ./cmd/goforward demo
 
-test: deps unit lab fuzz ## everything that can be tested here
+test: deps unit lab fuzz fetch ## everything that can be tested here
 
 unit: ## all packages but the lab, with the race detector
-	$(GO) test -race -count=1 -timeout 5m $$($(GO) list ./... | grep -v -e /lab -e /examples/)
-	$(GO) test -race -count=1 -timeout 5m -p 1 ./examples/... # they have ports of their own
+	.ci/timed 'unit tests' .ci/unit
 
 lab: deps ## the real router in network namespaces, real P2P stacks behind it, and that no scenario is missing
-	.ci/lab
+	.ci/timed lab .ci/lab
 
 fuzz: ## every fuzz target for FUZZTIME
-	.ci/fuzz $(FUZZTIME)
+	.ci/timed fuzz .ci/fuzz $(FUZZTIME)
+
+fetch: ## go get and go install of this module, as users do
+	.ci/timed fetch .ci/fetch
 
 soak: ## a simulated month of ten thousand mappings; four minutes
 	GOFORWARD_SOAK=1 $(GO) test -count=1 -run TestSimulation -v -timeout 15m ./forward
+
+nightly: ## the long forms of the tests; two hours
+	.ci/nightly
 
 bench: deps ## side by side with other libraries, in the lab; half an hour on an idle machine
 	$(GO) test -run '^$$' -bench . -benchmem ./...
@@ -40,19 +45,7 @@ deps: ## what the tests need besides Go
 	.ci/deps
 
 lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, builds for every platform, the release binary
-	$(GO) mod tidy -diff
-	@for os in $(PLATFORMS); do \
-		echo "build and vet for $$os"; \
-		CGO_ENABLED=0 GOOS=$$os $(GO) build ./... && CGO_ENABLED=0 GOOS=$$os $(GO) vet ./... || exit 1; \
-	done
-	CGO_ENABLED=0 GOARCH=386 $(GO) vet ./... # an int has 32 bits there
-	$(GOLANGCI) run ./...
-	@for module in $$(.ci/modules | grep -v bench); do \
-		echo "lint $$module"; \
-		(cd $$module && $(GO) mod tidy -diff && CGO_ENABLED=0 $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
-	done
-	.ci/vulncheck $(GOVULNCHECK)
-	.ci/binary
+	.ci/timed lint .ci/lint $(GOLANGCI) $(GOVULNCHECK) $(PLATFORMS)
 
 $(GOLANGCI):
 	GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_V)
