@@ -1,0 +1,56 @@
+package forward_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/defect"
+)
+
+// A second Close waits for the first and returns the same error, and so does each
+// later one.
+func TestCloseAgain(t *testing.T) {
+	defect.Known(t, "a second Close of a Mapping returns nil while the first is still deleting")
+	for name, c := range map[string]struct {
+		closes  func(*forward.Forwarder, *forward.Mapping) func() error
+		refusal error // of the deletion
+	}{
+		"Mapping":            {mappingClose, nil},
+		"Mapping, refused":   {mappingClose, backends.ErrNotAuthorized},
+		"Forwarder":          {forwarderClose, nil}, // holds already
+		"Forwarder, refused": {forwarderClose, backends.ErrNotAuthorized},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d, f := newDelayed(t, map[string]time.Duration{"unmap tcp": time.Second})
+				m := enable8080(t, f)
+				d.refuse(c.refusal, 0)
+				closeIt, begin := c.closes(f, m), time.Now()
+				first := make(chan error, 1)
+				go func() { first <- closeIt() }()
+				time.Sleep(100 * time.Millisecond) // the deletion is in flight
+				errs := []error{closeIt()}
+				if took := time.Since(begin); took < time.Second {
+					t.Errorf("the second call returned %v after %v, want it to wait for the deletion, which takes %v", errs[0], took, time.Second)
+				}
+				errs = append(errs, closeIt(), <-first, closeIt())
+				for i, err := range errs {
+					if fmt.Sprint(err) != fmt.Sprint(errs[2]) {
+						t.Errorf("call %d returned %v, want what the first returned: %v", i+2, err, errs[2])
+					}
+				}
+				if !errors.Is(errs[2], c.refusal) {
+					t.Errorf("the first call returned %v, want the error %q", errs[2], c.refusal)
+				}
+			})
+		})
+	}
+}
+
+func mappingClose(_ *forward.Forwarder, m *forward.Mapping) func() error   { return m.Close }
+func forwarderClose(f *forward.Forwarder, _ *forward.Mapping) func() error { return f.Close }
