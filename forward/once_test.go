@@ -1,0 +1,49 @@
+package forward_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/defect"
+)
+
+// A mapping of Once expires and is not renewed. Refresh maps it again.
+func TestOnceRefreshed(t *testing.T) {
+	defect.Known(t, "Refresh fails with ErrNoMapping after a mapping of Once has expired")
+	for name, refresh := range map[string]func(context.Context, *forward.Forwarder, *forward.Mapping) error{
+		"without selectors": func(ctx context.Context, f *forward.Forwarder, _ *forward.Mapping) error { return f.Refresh(ctx) },
+		"by its port": func(ctx context.Context, f *forward.Forwarder, _ *forward.Mapping) error {
+			return f.Refresh(ctx, forward.TCP(8080))
+		},
+		"by its handle": func(ctx context.Context, _ *forward.Forwarder, m *forward.Mapping) error { return m.Refresh(ctx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				f := forwarder(t, forward.Config{}, m)
+				defer f.Close()
+				got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Once(), forward.Lifetime(time.Minute))
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Hour)
+				if state := got.State(); len(state) != 0 || len(m.live()) != 0 {
+					t.Fatalf("an hour later: %v, the gateway has %v; want it expired", state, m.live())
+				}
+				if err := refresh(t.Context(), f, got); err != nil {
+					t.Fatalf("Refresh after expiry: %v; want the mapping granted again", err)
+				}
+				if live := m.live(); len(live) != 1 || got.External() != live[0].External || live[0].Lifetime != time.Minute {
+					t.Errorf("Refresh returned nil; the handle has %v, the gateway has %v", got, live)
+				}
+				time.Sleep(time.Hour)
+				if live := m.live(); len(live) != 0 {
+					t.Errorf("an hour after Refresh the gateway has %v; want no renewal", live)
+				}
+			})
+		})
+	}
+}
