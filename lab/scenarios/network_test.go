@@ -51,6 +51,34 @@ func TestRouteMoves(t *testing.T) {
 	}
 }
 
+// The default route goes, and comes back as it was. The mapping is restored at once,
+// and not by the attempt that is due later.
+func TestRouteReturns(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "network: the default route goes and comes back")
+	home := lab.Home(t, lab.Router{})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080))
+	f.event(forward.Mapped)
+	home.Reaches(t, echo, m.External)
+	home.Lan.Exec(t, "ip", "route", "del", "default")
+	f.event(forward.Lost)
+	var next time.Time
+	until(t, patience, "attempts go on all the time", func() bool {
+		s := m.now()
+		next = s.NextTry
+		return s.Failure != nil && time.Until(next) > 3*time.Second
+	})
+	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
+	if e := f.event(forward.Restored); e.External != at(home, 8080) || !e.Time.Before(next) {
+		t.Errorf("%+v; want it restored before the attempt that was due at %v", e, next)
+	}
+	home.Reaches(t, echo, at(home, 8080))
+	f.close()
+	wantRules(t, home, 0)
+}
+
 // This host gets another address. Its old mapping can be taken away by nobody:
 // it is left to its lifetime.
 func TestAddressMoves(t *testing.T) {
