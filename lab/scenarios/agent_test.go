@@ -95,7 +95,7 @@ func (s *server) newForwarder(c call) answer {
 	defer s.mu.Unlock()
 	n := len(s.forwarders)
 	config := &forward.Config{
-		Gateway: c.Config.Gateway, Wait: c.Config.Wait, Timeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
+		Gateway: c.Config.Gateway, Interface: c.Config.Interface, Wait: c.Config.Wait, Timeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
 		Order: c.Config.Order, IGD: c.Config.IGD, StateFile: c.Config.State,
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnEvent: func(e forward.Event) { s.proc.Send(answer{Event: toEvent(n, e)}) },

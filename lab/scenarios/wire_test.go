@@ -39,14 +39,15 @@ type answer struct {
 
 // config is the part of forward.Config that goes over the wire.
 type config struct {
-	Package  bool // the package-level calls, in place of a Forwarder
-	Gateway  netip.AddrPort
-	Wait     time.Duration
-	Timeout  time.Duration
-	Lifetime time.Duration
-	Order    []string
-	IGD      string
-	State    string // the state file
+	Package   bool // the package-level calls, in place of a Forwarder
+	Gateway   netip.AddrPort
+	Interface string
+	Wait      time.Duration
+	Timeout   time.Duration
+	Lifetime  time.Duration
+	Order     []string
+	IGD       string
+	State     string // the state file
 }
 
 // state is what a Mapping tells.
