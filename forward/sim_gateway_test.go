@@ -30,6 +30,7 @@ type simGateway struct {
 
 	mu       sync.Mutex
 	external netip.Addr
+	watched  bool
 	down     bool
 	told     bool              // of the last restart
 	rows     map[simKey]simRow // also of mappings that ran out
@@ -45,7 +46,8 @@ type simGateway struct {
 	calm     time.Time     // from when on nothing but chance makes bursts
 	storm    time.Duration // how long what happens takes to be over
 	bursts   func(second time.Time, calls int, calm bool)
-	digest   uint64 // of all calls, whatever their order within a moment
+	asked    []simCall // all calls, if keeps
+	keeps    bool
 }
 
 // simKey is what the gateway tells mappings apart by.
@@ -81,6 +83,8 @@ func (g *simGateway) ExternalAddr(context.Context) (netip.Addr, error) {
 }
 
 func (g *simGateway) Watch(ctx context.Context, notify func(backends.Change)) error {
+	g.set(func() { g.watched = true })
+	defer g.set(func() { g.watched = false })
 	for {
 		select {
 		case c := <-g.changes:
@@ -91,11 +95,19 @@ func (g *simGateway) Watch(ctx context.Context, notify func(backends.Change)) er
 	}
 }
 
+// simCall is a call, with all that decides about its outcome.
+type simCall struct {
+	at     time.Time
+	about  simKey
+	serial uint64 // of the calls about this mapping
+	what   string
+}
+
 // fate is what befalls a call.
 type fate struct {
 	latency       time.Duration
 	lost, unheard bool // the answer; the question, too
-	roll          uint64
+	overtaken     bool // by what its answer tells of a restart
 }
 
 // fateOf draws a call's fate from the seed, whom it is about and which of its
@@ -104,19 +116,21 @@ func (g *simGateway) fateOf(k simKey) fate {
 	g.serial[k]++
 	about := uint64(k.protocol)<<56 | uint64(k.port)<<40 | g.serial[k]
 	rng := rand.New(rand.NewPCG(g.seed, about))
-	f := fate{roll: rng.Uint64(), latency: fastest + time.Duration(rng.Int64N(int64(slowest-fastest)))}
+	f := fate{latency: fastest + time.Duration(rng.Int64N(int64(slowest-fastest)))}
 	f.lost = rng.Float64() < g.loss
-	f.unheard = f.lost && rng.IntN(2) == 0
+	f.unheard, f.overtaken = f.lost && rng.IntN(2) == 0, rng.IntN(2) == 0
 	return f
 }
 
 // call counts a call, lets time pass, and does it unless it is lost.
-func (g *simGateway) call(ctx context.Context, k simKey, do func(now time.Time)) error {
+func (g *simGateway) call(ctx context.Context, what string, k simKey, do func(now time.Time)) error {
 	g.mu.Lock()
 	f := g.fateOf(k)
 	now := time.Now()
 	g.count(now)
-	g.digest += f.roll ^ uint64(now.UnixNano())
+	if g.keeps {
+		g.asked = append(g.asked, simCall{now, k, g.serial[k], what})
+	}
 	if g.inFlight++; g.inFlight > g.peak {
 		g.peak = g.inFlight
 	}
@@ -134,14 +148,19 @@ func (g *simGateway) call(ctx context.Context, k simKey, do func(now time.Time))
 	if !g.down && !f.unheard {
 		do(time.Now())
 	}
-	if !silent {
-		g.tell()
-	}
+	tells := !silent && g.epoch && !g.told
 	if silent {
 		g.absences.missed(k)
 	}
 	g.mu.Unlock()
-	if !silent {
+	switch {
+	case tells && f.overtaken:
+		g.tell()
+		return pause(ctx, overtaking)
+	case tells:
+		time.AfterFunc(overtaking, g.tell)
+		return nil
+	case !silent:
 		return nil
 	}
 	if err := pause(ctx, noReply+f.latency); err != nil {
@@ -171,16 +190,25 @@ func (g *simGateway) count(now time.Time) {
 	g.burst++
 }
 
-// tell makes an answer tell of a restart, where answers do. g.mu is held.
+// overtaking is the time between an answer and the notice that its clock tells of a
+// restart. At one moment, the order of the two would not depend on the seed.
+const overtaking = time.Nanosecond
+
+// tell makes an answer tell of a restart, unless another has told of it.
 func (g *simGateway) tell() {
-	if g.epoch && !g.told {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.told {
 		g.announce(backends.Restarted, "the clock of an answer")
 	}
 }
 
-// announce tells of a change. g.mu is held.
+// announce tells of a change, which is lost if no client listens. g.mu is held.
 func (g *simGateway) announce(kind backends.ChangeKind, reason string) {
 	g.calm = time.Now().Add(g.storm)
+	if !g.watched {
+		return
+	}
 	if kind == backends.Restarted {
 		g.told = true
 		g.absences.told(time.Now())
@@ -194,7 +222,7 @@ func (g *simGateway) Map(ctx context.Context, r backends.Request) (backends.Mapp
 		Backend: "sim", Gateway: simAddr, Protocol: r.Protocol,
 		Internal: netip.AddrPortFrom(here, r.Internal.Port()), Lifetime: r.Lifetime, Granted: time.Now(),
 	}
-	err := g.call(ctx, k, func(now time.Time) {
+	err := g.call(ctx, fmt.Sprintf("map to %d for %v", r.External.Port(), r.Lifetime), k, func(now time.Time) {
 		port := g.free(k, r.External.Port())
 		m.External = netip.AddrPortFrom(g.external, port)
 		row := simRow{external: port}
@@ -228,7 +256,7 @@ func (g *simGateway) Renew(ctx context.Context, m backends.Mapping, r backends.R
 
 func (g *simGateway) Unmap(ctx context.Context, m backends.Mapping) error {
 	k := simKey{m.Protocol, m.Internal.Port()}
-	return g.call(ctx, k, func(time.Time) {
+	return g.call(ctx, "unmap", k, func(time.Time) {
 		delete(g.rows, k)
 		g.absences.deleted(k)
 	})
