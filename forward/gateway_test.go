@@ -16,6 +16,7 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // start starts a gateway, and a Forwarder that is told of it.
@@ -94,7 +95,11 @@ func TestProbe(t *testing.T) {
 		"loses a packet": {gatewaytest.Config{}, func(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true, Times: 1}) }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, f := start(t, forward.Config{Wait: 500 * time.Millisecond}, test.router)
+			wait := 5 * time.Second
+			if test.want != nil {
+				wait = 500 * time.Millisecond // nothing answers
+			}
+			gw, f := start(t, forward.Config{Wait: wait}, test.router)
 			if test.spoil != nil {
 				test.spoil(gw)
 			}
@@ -115,7 +120,7 @@ func TestProbe(t *testing.T) {
 
 // What was found is remembered, and forgotten when it falls silent.
 func TestProbeRemembered(t *testing.T) {
-	gw, f := start(t, forward.Config{Timeout: 500 * time.Millisecond}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Timeout: 3 * time.Second}, gatewaytest.Config{})
 	asked := func() int { return gw.Stats().Requests["natpmp external address"] }
 	for range 3 {
 		if err := f.Probe(t.Context()); err != nil {
@@ -160,12 +165,10 @@ func TestGatewayTaken(t *testing.T) {
 
 // An announced restart brings the mapping back without anybody's doing.
 func TestGatewayRestart(t *testing.T) {
-	free, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	announce, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}
-	announce := netip.MustParseAddrPort(free.LocalAddr().String())
-	_ = free.Close()
 	gw, f := start(t, forward.Config{Announce: announce}, gatewaytest.Config{Announce: announce})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {

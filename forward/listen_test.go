@@ -18,6 +18,7 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // waiting bounds what a test waits for.
@@ -156,12 +157,10 @@ func TestListenRefused(t *testing.T) {
 
 // It follows a gateway that restarts and gets another address.
 func TestListenFollows(t *testing.T) {
-	free, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	announce, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}
-	announce := netip.MustParseAddrPort(free.LocalAddr().String())
-	_ = free.Close()
 	gw, f := start(t, forward.Config{Announce: announce}, gatewaytest.Config{Announce: announce})
 	ln := listen(t, f, "tcp")
 	greet(ln)

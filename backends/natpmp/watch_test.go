@@ -2,7 +2,6 @@ package natpmp_test
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -10,25 +9,18 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
-
-// freePort is a UDP port of loopback that nobody has just now.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
-	return netip.MustParseAddrPort(c.LocalAddr().String())
-}
 
 // watch follows a gateway that announces at an address of the test's. It
 // announces several times (RFC 6886, section 3.2.1), so that a listener that
 // starts late hears it too.
 func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *natpmp.Backend, <-chan backends.Change) {
 	t.Helper()
-	config.Announce = freePort(t)
+	var err error
+	if config.Announce, err = freeport.UDP(); err != nil {
+		t.Fatal(err)
+	}
 	gw := start(t, config)
 	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Announce: config.Announce, FirstWait: 20 * time.Millisecond})
 	if err != nil {

@@ -3,7 +3,6 @@ package pcp_test
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // watch is follow, with the changes in a channel.
@@ -28,12 +28,10 @@ func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *pcp.
 // starts late hears it too; any other does not announce at all.
 func follow(t *testing.T, config gatewaytest.Config, notify func(backends.Change)) (*gatewaytest.Gateway, *pcp.Backend) {
 	t.Helper()
-	free, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	announce, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}
-	announce := netip.MustParseAddrPort(free.LocalAddr().String())
-	_ = free.Close()
 	if config.AnnounceAs == gatewaytest.AnnouncePCP {
 		config.Announce = announce
 	}

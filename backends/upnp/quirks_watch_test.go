@@ -14,6 +14,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // watched is a gateway whose notifications go to a backend that watches.
@@ -103,12 +104,11 @@ func (w *watched) next(t *testing.T) backends.Change {
 // freeUDP is a port where nobody listens just now.
 func freeUDP(t *testing.T) netip.AddrPort {
 	t.Helper()
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host(), 0)))
+	at, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	return at
 }
 
 // TestWatch: what happens to a gateway is told once, as what it is.
@@ -350,7 +350,7 @@ func TestWatchEnds(t *testing.T) {
 		if !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Watch: %v", err)
 		}
-	case <-time.After(time.Second): // what is left is to write the result down
+	case <-time.After(10 * time.Second): // what is left is to write the result down
 		t.Error("Close did not wait for Watch")
 	}
 	if err := w.backend.Watch(t.Context(), func(backends.Change) {}); !errors.Is(err, net.ErrClosed) {

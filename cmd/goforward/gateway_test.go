@@ -18,6 +18,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // patience bounds what takes milliseconds; a test that needs it has failed.
@@ -85,11 +86,11 @@ func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func gatewayStart(ts *testscript.TestScript, args []string) error {
-	announce, err := freePort()
+	announce, err := freeport.UDP()
 	if err != nil {
 		return err
 	}
-	notify, err := freePort()
+	notify, err := freeport.UDP()
 	if err != nil {
 		return err
 	}
@@ -119,16 +120,6 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	}
 	ts.Setenv("SSDP", ssdp.String())
 	return nil
-}
-
-// freePort is where goforward can listen for what a gateway sends.
-func freePort() (netip.AddrPort, error) {
-	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	addr := netip.MustParseAddrPort(pc.LocalAddr().String())
-	return addr, pc.Close()
 }
 
 // configure reads the arguments of gateway start.

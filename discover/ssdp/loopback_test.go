@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 var (
@@ -128,8 +130,10 @@ func TestSource(t *testing.T) {
 
 // Notices come one at a time, and nothing else does.
 func TestListen(t *testing.T) {
-	probe, at := device(t, loopback4)
-	_ = probe.Close()
+	at, err := freeport.UDP()
+	if err != nil {
+		t.Fatal(err)
+	}
 	conns, err := (Listener{Addr: at}).open(t.Context())
 	if err != nil {
 		t.Fatal(err)

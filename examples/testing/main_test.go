@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"syscall"
@@ -15,10 +14,14 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
+// announce is where the router's announcements go: to nobody but the program. Systems
+// do not assign this port by themselves, so no other socket gets it by chance.
+var announce = netip.MustParseAddrPort("127.0.0.1:25350")
+
 // run runs the program behind a router of the test's own, until the test ends.
 func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (*gatewaytest.Gateway, <-chan netip.AddrPort) {
 	t.Helper()
-	config.Announce = freePort(t)
+	config.Announce = announce
 	gw, err := gatewaytest.Start(config)
 	if err != nil {
 		t.Fatal(err)
@@ -48,17 +51,6 @@ func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (
 		_ = gw.Close()
 	})
 	return gw, told
-}
-
-// freePort is where the router's announcements go: to nobody but the program.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	return netip.MustParseAddrPort(conn.LocalAddr().String())
 }
 
 // visit is somebody on the internet.

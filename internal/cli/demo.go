@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 const (
@@ -108,11 +108,11 @@ func (d *demonstration) external() netip.AddrPort {
 }
 
 func (d *demonstration) start(ctx context.Context) error {
-	announce, err := freeLoopback(ctx)
+	announce, err := freeport.UDP()
 	if err != nil {
 		return err
 	}
-	notify, err := freeLoopback(ctx)
+	notify, err := freeport.UDP()
 	if err != nil {
 		return err
 	}
@@ -251,15 +251,4 @@ func hours(d time.Duration) string {
 		return fmt.Sprintf("%d hours", d/time.Hour)
 	}
 	return d.String()
-}
-
-// freeLoopback is where the router announces and the library listens.
-func freeLoopback(ctx context.Context) (netip.AddrPort, error) {
-	var lc net.ListenConfig
-	pc, err := lc.ListenPacket(ctx, "udp4", "127.0.0.1:0")
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	addr, err := netip.ParseAddrPort(pc.LocalAddr().String())
-	return addr, errors.Join(err, pc.Close())
 }

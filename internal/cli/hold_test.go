@@ -9,13 +9,14 @@ import (
 	"testing"
 
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // Nothing is left in the process either.
 func TestHoldEnds(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
-	announce, err := freeLoopback(t.Context())
+	announce, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // watched is a watch under way, on a network that the test changes.
@@ -98,7 +99,7 @@ func (w *watched) finish() {
 func TestWatchMoves(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
-	announce, err := freeLoopback(t.Context())
+	announce, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +137,7 @@ func TestWatchMoves(t *testing.T) {
 func TestWatchAsks(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
-	announce, err := freeLoopback(t.Context())
+	announce, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}

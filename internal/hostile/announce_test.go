@@ -8,6 +8,7 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // announcements are those of a gateway that just started, or says so: RFC 6886,
@@ -47,8 +48,11 @@ func flood(t *testing.T, from netip.Addr, to netip.AddrPort, n int) {
 // with the gateway's address leads to a question to the gateway itself, and a
 // flood of them to few.
 func TestForgedAnnouncement(t *testing.T) {
-	probe := udp(t, nowhere) // a port that is free for the listener
-	at := addrOf(probe)
+	at, err := freeport.UDP() // for the listener, and before that for the naive client
+	if err != nil {
+		t.Fatal(err)
+	}
+	probe := udp(t, at)
 	_ = probe.SetReadDeadline(time.Now().Add(patience))
 	flood(t, attacker, at, 1)
 	var naive naiveListener

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 func unhex(t *testing.T, s string) []byte {
@@ -103,12 +105,10 @@ func TestSignalsCoalesce(t *testing.T) {
 
 // The listener is one for all, and its socket goes with the last of them.
 func TestListener(t *testing.T) {
-	probe, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	addr, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := netip.MustParseAddrPort(probe.LocalAddr().String())
-	_ = probe.Close()
 
 	_, l := newLink(t, "127.0.0.1:5351")
 	defer l.Close()

@@ -1,0 +1,29 @@
+package freeport_test
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/natforward/goforward/internal/freeport"
+)
+
+// The addresses differ, and each can be bound, also while all others are.
+func TestUDP(t *testing.T) {
+	seen := map[netip.AddrPort]bool{}
+	for range 100 {
+		at, err := freeport.UDP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[at] || !at.Addr().IsLoopback() {
+			t.Errorf("%v", at)
+		}
+		seen[at] = true
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+	}
+}
