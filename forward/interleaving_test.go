@@ -299,7 +299,7 @@ func TestProbeShared(t *testing.T) {
 	began := time.Now()
 	err := f.Probe(t.Context())
 	t.Logf("with 8 in the background: %v", time.Since(began))
-	if time.Since(began) > 2*time.Second {
+	if time.Since(began) > 4*time.Second { // one after another, nine probes take four and a half
 		t.Errorf("Probe took %v of a Wait of 500ms: %v", time.Since(began), err)
 	}
 	var wg sync.WaitGroup

@@ -60,6 +60,9 @@ func (g *Gateway) series(current *context.CancelFunc, count int, round func()) {
 			case <-g.done:
 				return
 			}
+			if ctx.Err() != nil { // both were ready
+				return
+			}
 			round()
 			gap = min(2*gap, lastGap)
 		}

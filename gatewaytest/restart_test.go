@@ -82,9 +82,13 @@ func TestAnnounceForms(t *testing.T) {
 	a := announcing(t, gatewaytest.Config{AnnounceCount: 2, AnnounceAs: gatewaytest.AnnounceBoth})
 	a.gw.Announce()
 	a.expect(pmp, pcp, pmp, pcp) // the second round 250 ms later
-	a = announcing(t, gatewaytest.Config{AnnounceCount: 2, AnnounceAs: gatewaytest.AnnouncePCP})
-	a.gw.Announce()
-	a.gw.Announce() // ends the first series
+	for again := true; again; {  // until the second packet of the first series was not due yet
+		a = announcing(t, gatewaytest.Config{AnnounceCount: 2, AnnounceAs: gatewaytest.AnnouncePCP})
+		begin := time.Now()
+		a.gw.Announce()
+		a.gw.Announce() // ends the first series
+		again = time.Since(begin) > 200*time.Millisecond
+	}
 	a.expect(pcp, pcp, pcp)
 	h := newHost(t, a.gw)
 	for range 200 {

@@ -143,7 +143,7 @@ func TestRefused(t *testing.T) {
 
 // A gateway that says nothing holds nobody up.
 func TestSilence(t *testing.T) {
-	gw, f := start(t, forward.Config{Timeout: 300 * time.Millisecond, Order: []string{"natpmp"}}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Timeout: 2 * time.Second, Order: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	add(t, n, "TCP", 0)
 	gw.Inject(gatewaytest.Fault{Drop: true})

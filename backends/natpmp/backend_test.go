@@ -31,9 +31,10 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 func silence(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true}) }
 
 func TestContract(t *testing.T) {
+	t.Parallel() // it waits for silence
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
 		gw := start(t, gatewaytest.Config{})
-		b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2, FirstWait: 50 * time.Millisecond})
+		b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2, FirstWait: 500 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,10 +19,11 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// newClient makes an impatient client.
+// newClient makes an impatient client. It waits long enough for a gateway in a process
+// that does not run for half a second.
 func newClient(t *testing.T, gateway netip.AddrPort) *natpmp.Client {
 	t.Helper()
-	c, err := natpmp.NewClient(natpmp.Config{Gateway: gateway, Transmissions: 3, FirstWait: 20 * time.Millisecond})
+	c, err := natpmp.NewClient(natpmp.Config{Gateway: gateway, Transmissions: 3, FirstWait: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +108,7 @@ func TestClientResponses(t *testing.T) {
 
 // What answers a map-udp request for port 6881, in every wrong or refusing shape.
 func TestClientRefusals(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		reply string
 		kind  error
@@ -138,6 +140,7 @@ func TestClientRefusals(t *testing.T) {
 		"silence: PCP request, echoed": {"02010000 00001c20 00000000 00000000 0000ffff c0a8010a", backends.ErrNoReply, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			gw := start(t, gatewaytest.Config{})
 			answer(t, gw, test.reply)
 			_, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})

@@ -32,7 +32,7 @@ func TestRenewWithoutAddress(t *testing.T) {
 			}
 			defer func() { _ = gw.Close() }()
 			client := func() *natpmp.Backend {
-				b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2, FirstWait: 50 * time.Millisecond})
+				b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2, FirstWait: 500 * time.Millisecond})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -28,10 +28,11 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// open makes an impatient backend.
+// open makes an impatient backend. It waits long enough for a gateway in a process
+// that does not run for a second.
 func open(t *testing.T, config pcp.Config) *pcp.Backend {
 	t.Helper()
-	config.Transmissions, config.FirstWait = cmp.Or(config.Transmissions, 2), 50*time.Millisecond
+	config.Transmissions, config.FirstWait = cmp.Or(config.Transmissions, 2), 500*time.Millisecond
 	b, err := pcp.New(config)
 	if err != nil {
 		t.Fatal(err)
@@ -41,6 +42,7 @@ func open(t *testing.T, config pcp.Config) *pcp.Backend {
 }
 
 func TestContract(t *testing.T) {
+	t.Parallel() // it waits for silence
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
 		gw := start(t, gatewaytest.Config{})
 		return backendtest.OnGateway(gw, open(t, pcp.Config{Gateway: gw.Addr()}), int(pcp.NotAuthorized))

@@ -379,7 +379,7 @@ func TestLateRefusal(t *testing.T) {
 func TestOptionRefused(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	refuses(gw, pcp.UnsupportedOption, time.Minute)
-	c, err := pcp.NewClient(pcp.Config{Gateway: gw.Addr(), FirstWait: 50 * time.Millisecond, Transmissions: 3})
+	c, err := pcp.NewClient(pcp.Config{Gateway: gw.Addr(), FirstWait: 200 * time.Millisecond, Transmissions: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -399,7 +399,7 @@ func TestOptionRefused(t *testing.T) {
 // says it often.
 func TestShortened(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
-	b, err := pcp.New(pcp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: 20 * time.Millisecond})
+	b, err := pcp.New(pcp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

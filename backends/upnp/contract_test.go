@@ -2,7 +2,6 @@ package upnp_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/natforward/goforward/backends/backendtest"
 	"github.com/natforward/goforward/backends/upnp"
@@ -16,7 +15,7 @@ func TestContract(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
 				gw := start(t, gatewaytest.Config{UPnP: router})
-				b := find(t, gw, upnp.Config{Wait: time.Second / 2, Timeout: time.Second / 2})
+				b := find(t, gw, upnp.Config{Wait: wait, Timeout: wait})
 				return backendtest.OnGateway(gw, b, int(upnp.ActionNotAuthorized))
 			})
 		})

@@ -17,7 +17,7 @@ import (
 // The patience of searches that end by it: after all that is there has answered,
 // or where nothing is that could.
 const (
-	wait     = 600 * time.Millisecond
+	wait     = 2 * time.Second
 	waitVain = 100 * time.Millisecond
 )
 

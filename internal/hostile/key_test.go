@@ -79,7 +79,7 @@ func nonceWith(t *testing.T, key string) (nonce string) {
 	}()
 	select {
 	case <-ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("who waits for the key waits for ever")
 		if f, err := os.OpenFile(key, os.O_RDWR, 0); err == nil { // lets it go on
 			_, _ = f.Write([]byte("x"))

@@ -181,10 +181,14 @@ func leaves(t *testing.T, attack func()) {
 	t.Helper()
 	before, files := goleak.IgnoreCurrent(), openFiles()
 	attack()
-	if err := goleak.Find(before); err != nil { // which tries for a while
-		t.Errorf("goroutines are left: %v", err)
-	}
 	deadline := time.After(patience)
+	for err := goleak.Find(before); err != nil; err = goleak.Find(before) { // which tries for half a second
+		select {
+		case <-deadline:
+			t.Fatalf("goroutines are left: %v", err)
+		default:
+		}
+	}
 	for openFiles() > files {
 		select {
 		case <-deadline:

@@ -94,7 +94,7 @@ func naiveAsk(t *testing.T, gw netip.AddrPort, request []byte) []byte {
 // clients are the backends that ask on port 5351.
 func clients(t *testing.T, gw *gatewaytest.Gateway) map[string]backends.Backend {
 	t.Helper()
-	const soon = 50 * time.Millisecond
+	const soon = 200 * time.Millisecond // PCP sends four times, and gives up after three seconds
 	n, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), FirstWait: soon})
 	if err != nil {
 		t.Fatal(err)
