@@ -68,7 +68,7 @@ func (g *Gateway) openUDP(ports []*port) error {
 		if p.conn != nil {
 			continue
 		}
-		conn, err := net.ListenUDP(p.network, net.UDPAddrFromAddrPort(p.addr))
+		conn, err := listenUDP(p.network, p.addr)
 		if err != nil {
 			for _, p := range opened {
 				_ = p.conn.Close()

@@ -129,7 +129,7 @@ func (s *upnpServer) open() error {
 // listen has a web server take connections at the address. Callers hold the
 // gateway's lock.
 func (s *upnpServer) listen(w *web, at netip.AddrPort) error {
-	ln, err := net.ListenTCP(w.network, net.TCPAddrFromAddrPort(at))
+	ln, err := listenTCP(w.network, at)
 	if err != nil {
 		return fmt.Errorf("gatewaytest: %w", err)
 	}

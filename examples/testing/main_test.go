@@ -16,7 +16,7 @@ import (
 
 // announce is where the router's announcements go: to nobody but the program. Systems
 // do not assign this port by themselves, so no other socket gets it by chance.
-var announce = netip.MustParseAddrPort("127.0.0.1:25350")
+var announce = netip.MustParseAddrPort("127.0.0.1:19350")
 
 // run runs the program behind a router of the test's own, until the test ends.
 func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (*gatewaytest.Gateway, <-chan netip.AddrPort) {

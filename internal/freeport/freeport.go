@@ -18,7 +18,7 @@ import (
 // The ports are below those that the kernel assigns by itself: they begin at 32768
 // (Linux) or 49152 (macOS, Windows).
 const (
-	firstPort = 20000
+	firstPort = 10000
 	ports     = 10000
 )
 
