@@ -68,13 +68,20 @@ func (o *output) Write(b []byte) (int, error) {
 	return o.text.Write(b)
 }
 
-// find looks for a match behind the last one found, and otherwise returns what
-// is closed when there is more to look at.
-func (o *output) find(re *regexp.Regexp) (bool, <-chan struct{}) {
+// find looks for a match of each behind the last ones found, in any order, and
+// otherwise returns what is closed when there is more to look at.
+func (o *output) find(all []*regexp.Regexp) (bool, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if at := re.FindIndex(o.text.Bytes()[o.seen:]); at != nil {
-		o.seen += at[1]
+	end, found := 0, true
+	for _, re := range all {
+		at := re.FindIndex(o.text.Bytes()[o.seen:])
+		if found = found && at != nil; found {
+			end = max(end, at[1])
+		}
+	}
+	if found {
+		o.seen += end
 		return true, nil
 	}
 	if o.more == nil {
@@ -112,22 +119,26 @@ func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// awaitCmd is await stdout|stderr REGEXP: it waits until the session has written
-// it, behind what the last await found.
+// awaitCmd is await stdout|stderr REGEXP…: it waits until the session has written
+// them, in any order, behind what the last await found.
 func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
-	if neg || !ok || len(args) != 2 {
-		ts.Fatalf("usage: await stdout|stderr regexp, after session")
+	if neg || !ok || len(args) < 2 {
+		ts.Fatalf("usage: await stdout|stderr regexp…, after session")
 	}
-	re, err := regexp.Compile("(?m)" + args[1])
-	ts.Check(err)
+	var all []*regexp.Regexp
+	for _, text := range args[1:] {
+		re, err := regexp.Compile("(?m)" + text)
+		ts.Check(err)
+		all = append(all, re)
+	}
 	o := &s.stderr
 	if args[0] == "stdout" {
 		o = &s.stdout
 	}
 	timeout := time.After(patience)
 	for ended := false; ; {
-		found, more := o.find(re)
+		found, more := o.find(all)
 		switch {
 		case found:
 			return
