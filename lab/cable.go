@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -18,6 +19,8 @@ type Cable struct {
 	mu      sync.Mutex
 	line    Line
 	dice    [2]*rand.Rand // one each way, so that a seed decides about the nth frame of a direction
+	blocks  [2]block      // of Line.OneIn, one each way
+	lost    [2]int        // frames that the line has lost, since Set
 	limit   int           // of the conversation, how many frames pass; negative: all
 	carried int
 	severed chan struct{} // closed when a frame has met the cut
@@ -32,6 +35,31 @@ type Line struct {
 	Delay     time.Duration // what every frame takes
 	Jitter    time.Duration // up to so much more
 	Seed      uint64
+
+	// OneIn, if it is not 0, makes the line lose exactly one of every OneIn
+	// consecutive frames, each way. The seed selects which one. So the share of lost
+	// frames does not depend on chance, and at most two frames in a row are lost.
+	OneIn int
+	// Peer, if it is valid, limits the line to TCP and UDP between the host and this
+	// IPv4 address, and to multicast of the host. The line carries all other frames
+	// unchanged.
+	Peer netip.Addr
+}
+
+// block is a number of consecutive frames, of which exactly one is lost.
+type block struct {
+	frames int // that have come so far
+	lost   int // the index of the one that is lost
+}
+
+// loses counts a frame, and reports whether it is the one of its block that is
+// lost.
+func (b *block) loses(size int, dice *rand.Rand) bool {
+	if b.frames%size == 0 {
+		b.frames, b.lost = 0, dice.IntN(size)
+	}
+	b.frames++
+	return b.frames-1 == b.lost
 }
 
 // held is for how long a frame is kept back that others are to overtake.
@@ -87,6 +115,15 @@ func (c *Cable) Set(line Line) {
 	defer c.mu.Unlock()
 	c.line = line
 	c.dice = [2]*rand.Rand{rand.New(rand.NewPCG(line.Seed, fromHost)), rand.New(rand.NewPCG(line.Seed, fromSwitch))}
+	c.blocks, c.lost = [2]block{}, [2]int{}
+}
+
+// Lost returns how many frames the line has lost since Set, from the host and to
+// it.
+func (c *Cable) Lost() (fromHost, toHost int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost[0], c.lost[1]
 }
 
 // CutAfter lets n more frames of the host's conversations pass, then none at
@@ -166,11 +203,18 @@ func (c *Cable) fate(way int, frame []byte) []time.Duration {
 		return nil
 	}
 	dice, line := c.dice[way], c.line
+	if line.Peer.IsValid() && !isWith(line.Peer, way, frame) {
+		return []time.Duration{0}
+	}
 	// All dice are thrown for every frame, so that one chance does not change
 	// what comes of the others.
 	lost, doubled, overtaken := dice.Float64() < line.Loss, dice.Float64() < line.Duplicate, dice.Float64() < line.Reorder
 	delay := line.Delay + time.Duration(dice.Float64()*float64(line.Jitter))
+	if line.OneIn > 0 && c.blocks[way].loses(line.OneIn, dice) {
+		lost = true
+	}
 	if lost {
+		c.lost[way]++
 		return nil
 	}
 	if overtaken {
@@ -200,6 +244,21 @@ func (c *Cable) isCut(way int, frame []byte) bool {
 		close(c.severed)
 	}
 	return true
+}
+
+// isWith reports whether a frame is TCP or UDP over IPv4 between the host and a
+// peer, or multicast of the host.
+func isWith(peer netip.Addr, way int, frame []byte) bool {
+	const etherHeader, minIP, ipProtocol, ipSource, ipDestination, tcp, udp = 14, 20, 9, 12, 16, 6, 17
+	if len(frame) < etherHeader+minIP || frame[12] != 0x08 || frame[13] != 0x00 {
+		return false
+	}
+	ip := frame[etherHeader:]
+	if p := ip[ipProtocol]; p != tcp && p != udp {
+		return false
+	}
+	source, destination := netip.AddrFrom4([4]byte(ip[ipSource:])), netip.AddrFrom4([4]byte(ip[ipDestination:]))
+	return source == peer || destination == peer || way == fromHost && destination.IsMulticast()
 }
 
 // isTalk reports whether a frame is part of a conversation of the host.

@@ -119,8 +119,8 @@ func (c *cuts) all(exchange string) {
 	c.tally.tell(c.t, what, fmt.Sprintf("(%d frames; %d calls failed, and told)", c.frames, c.failures))
 }
 
-// Of an exchange with more frames than these, the short form tries one in so many,
-// another one in each run.
+// Of an exchange with more frames than these, the short form tries one in so many.
+// The seed selects where it begins.
 const (
 	fewFrames = 8
 	oneIn     = 6

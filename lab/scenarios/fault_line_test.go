@@ -13,9 +13,9 @@ var badLines = []struct {
 	name string
 	line lab.Line
 }{
-	{"loss 10 %", lab.Line{Loss: 0.1}},
-	{"loss 30 %", lab.Line{Loss: 0.3}},
-	{"loss 50 %", lab.Line{Loss: 0.5}},
+	{"loss 10 %", lab.Line{OneIn: 10}},
+	{"loss 30 %", lab.Line{OneIn: 3}},
+	{"loss 50 %", lab.Line{OneIn: 2}},
 	{"duplication", lab.Line{Duplicate: 0.5}},
 	{"reordering", lab.Line{Reorder: 0.3, Jitter: 10 * time.Millisecond}},
 	{"delay", lab.Line{Delay: 150 * time.Millisecond, Jitter: 100 * time.Millisecond}},

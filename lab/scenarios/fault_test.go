@@ -3,6 +3,7 @@ package scenarios
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"runtime"
@@ -17,11 +18,17 @@ import (
 // allFaults is whether every step is tried, and not just some of many.
 var allFaults = os.Getenv("GOFORWARD_FAULTS") == "all"
 
-// seed is what chance depends on in a test, which tells it.
+// seed is what the random choices of a test depend on. It is the same in every run,
+// so that a test does not fail by chance. GOFORWARD_SEED sets another one, or with
+// "random" a new one, which the test logs.
 func seed(t *testing.T) uint64 {
 	t.Helper()
-	s := uint64(time.Now().UnixNano()) % 100_000
-	if text := os.Getenv("GOFORWARD_SEED"); text != "" {
+	s := uint64(1)
+	switch text := os.Getenv("GOFORWARD_SEED"); text {
+	case "":
+	case "random":
+		s = rand.Uint64N(100_000)
+	default:
 		if _, err := fmt.Sscan(text, &s); err != nil {
 			t.Fatalf("GOFORWARD_SEED: %v", err)
 		}
