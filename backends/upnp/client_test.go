@@ -206,6 +206,9 @@ func TestNoReply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Another process gets that port with a chance of one in 28000 only if it asks for
+	// a free one in these microseconds; so does the client itself, which would then
+	// connect to itself.
 	gone := &rawServer{addr: l.Addr().(*net.TCPAddr).AddrPort()}
 	l.Close()
 	err = gone.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), gomap)
