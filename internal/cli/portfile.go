@@ -47,7 +47,7 @@ func (p *portFile) check() error {
 	return usagef("--port-file %s is %s", p.path, what)
 }
 
-// newPortFile is that of a command line, or nil.
+// newPortFile returns the port file with that path, or nil if the path is empty.
 func (a *app) newPortFile(path string) *portFile {
 	if path == "" {
 		return nil
