@@ -7,8 +7,8 @@ GOLANGCI      := $(BIN)/golangci-lint
 GOLANGCI_V    := v2.15.0
 GOVULNCHECK   := $(BIN)/govulncheck
 GOVULNCHECK_V := v1.5.0
-PLATFORMS     := linux darwin windows freebsd openbsd netbsd
-FUZZTIME      ?= 5s
+PLATFORMS     := darwin windows freebsd openbsd netbsd # besides this one
+FUZZTIME      ?= 2s
 ROUNDS        ?= 30
 
 .PHONY: demo test unit lab fuzz fetch soak nightly bench lint deps
@@ -18,7 +18,7 @@ demo: ## map a port on the built-in gateway and send bytes through it
 
 test: deps unit lab fuzz fetch ## everything that can be tested here
 
-unit: ## all packages but the lab, with the race detector
+unit: deps ## all packages but the lab, with the race detector
 	.ci/timed 'unit tests' .ci/unit
 
 lab: deps ## the real router in network namespaces, real P2P stacks behind it, and that no scenario is missing
@@ -33,7 +33,7 @@ fetch: ## go get and go install of this module, as users do
 soak: ## a simulated month of ten thousand mappings; four minutes
 	GOFORWARD_SOAK=1 $(GO) test -count=1 -run TestSimulation -v -timeout 15m ./forward
 
-nightly: ## the long forms of the tests; two hours
+nightly: ## the long forms of the tests; three quarters of an hour
 	.ci/nightly
 
 bench: deps ## side by side with other libraries, in the lab; half an hour on an idle machine
