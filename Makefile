@@ -7,7 +7,7 @@ GOLANGCI      := $(BIN)/golangci-lint
 GOLANGCI_V    := v2.15.0
 GOVULNCHECK   := $(BIN)/govulncheck
 GOVULNCHECK_V := v1.5.0
-PLATFORMS     := darwin windows freebsd openbsd netbsd # besides this one
+PLATFORMS     := linux darwin windows freebsd openbsd netbsd
 FUZZTIME      ?= 2s
 ROUNDS        ?= 30
 

@@ -42,8 +42,9 @@ type Config struct {
 	// gateway.
 	Interface string
 	// Source is the local address to ask from, which is the one that gets the
-	// mappings. Calls fail with backends.ErrInvalid while this host does not have
-	// it. The zero Addr: the one that the kernel uses.
+	// mappings. Calls that need a gateway of its family fail with
+	// backends.ErrInvalid while this host does not have it. The zero Addr: the one
+	// that the kernel uses.
 	Source netip.Addr
 	// IGD is the URL of a UPnP root description, with an IP address as its host:
 	// that device is used, and no other looked for; where no Gateway is named, its
@@ -136,12 +137,12 @@ func (c *Config) check() (Config, error) {
 	return out, nil
 }
 
-// checkSource returns ErrInvalid if Source is no address of this host now. Without
-// this check, a public address that nobody answers at would count as one that needs
-// no mapping.
+// checkSource returns ErrInvalid if Source is not an address of this host now. Without
+// this check, a public address of another host would count as one that needs no
+// mapping.
 func (c *Config) checkSource() error {
 	if c.Source.IsValid() && !netbind.HasAddr(c.Source) {
-		return fmt.Errorf("forward: %w: the source address %v is not an address of this host", backends.ErrInvalid, c.Source)
+		return fmt.Errorf("forward: %w: the source address %v is %w", backends.ErrInvalid, c.Source, netbind.ErrNotHere)
 	}
 	return nil
 }

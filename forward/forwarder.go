@@ -328,7 +328,10 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 	}
 	defer end()
 	if f.config.Source.IsValid() {
-		return f.config.Source, f.config.checkSource()
+		if err := f.config.checkSource(); err != nil {
+			return netip.Addr{}, err
+		}
+		return f.config.Source, nil
 	}
 	k, err := f.locate(f.family())
 	if err != nil {

@@ -240,8 +240,10 @@ func (w *way) forget() {
 // locate finds the way to use. A gateway that was named is that of its own
 // family; for the other, the kernel's is.
 func (f *Forwarder) locate(fam family) (wayKey, error) {
-	if err := f.config.checkSource(); err != nil {
-		return wayKey{}, err
+	if source := f.config.Source; source.IsValid() && familyOf(source) == fam {
+		if err := f.config.checkSource(); err != nil {
+			return wayKey{}, err
+		}
 	}
 	if gw := f.config.Gateway; gw.IsValid() && familyOf(gw.Addr()) == fam {
 		return wayKey{gw, f.config.Interface, f.config.Source}, nil

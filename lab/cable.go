@@ -36,7 +36,7 @@ type Line struct {
 	Jitter    time.Duration // up to so much more
 	Seed      uint64
 
-	// OneIn, if it is not 0, makes the line lose exactly one of every OneIn
+	// OneIn, if it is 2 or more, makes the line lose exactly one of every OneIn
 	// consecutive frames, each way. The seed selects which one. So the share of lost
 	// frames does not depend on chance, and at most two frames in a row are lost.
 	OneIn int
@@ -210,7 +210,7 @@ func (c *Cable) fate(way int, frame []byte) []time.Duration {
 	// what comes of the others.
 	lost, doubled, overtaken := dice.Float64() < line.Loss, dice.Float64() < line.Duplicate, dice.Float64() < line.Reorder
 	delay := line.Delay + time.Duration(dice.Float64()*float64(line.Jitter))
-	if line.OneIn > 0 && c.blocks[way].loses(line.OneIn, dice) {
+	if line.OneIn > 1 && c.blocks[way].loses(line.OneIn, dice) {
 		lost = true
 	}
 	if lost {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -70,8 +71,8 @@ func (d *Daemon) Start(t testing.TB) {
 	// like none to a client of UPnP.
 	d.bootID = max(d.bootID+1, time.Now().Unix())
 	args := []string{"-f", d.conf, "-P", d.pidFile(), "-b", strconv.FormatInt(d.bootID, 10)}
-	// What a killed daemon left would keep the next one from starting if another
-	// process has its number now.
+	// The pid file of a killed daemon keeps the next one from starting if another
+	// process has that pid now.
 	_ = os.Remove(d.pidFile())
 	start := d.startInBackground
 	if os.Getenv(debugEnv) != "" {
@@ -119,13 +120,14 @@ func (d *Daemon) startInBackground(args []string) (*os.Process, error) {
 	}
 	for {
 		text, err := os.ReadFile(d.pidFile())
-		if pid, atoiErr := strconv.Atoi(string(bytes.TrimSpace(text))); err == nil && atoiErr == nil {
+		pid, numberErr := strconv.Atoi(string(bytes.TrimSpace(text)))
+		if err == nil && numberErr == nil {
 			return os.FindProcess(pid)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("it writes no pid file within %v (%s=1 shows its log): %w", patience, debugEnv, err)
-		case <-time.After(time.Millisecond): // it does not say when it has
+			return nil, fmt.Errorf("it writes no pid file within %v (%s=1 shows its log): %w", patience, debugEnv, errors.Join(err, numberErr))
+		case <-time.After(time.Millisecond): // it does not report when the file is written
 		}
 	}
 }

@@ -15,7 +15,7 @@ func main() {
 	ctx, interrupt := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // nohup and its like make a program outlive its terminal
+	if !signal.Ignored(syscall.SIGHUP) { // as by nohup: the program is to outlive its terminal
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	// A reader that goes away must not leave a mapping behind: the write fails

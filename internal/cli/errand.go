@@ -53,6 +53,10 @@ func (e *errand) post(granted []backends.Mapping) {
 	e.inbox <- granted
 }
 
+// errSuperseded is what do returns if it has done nothing, because there is another
+// endpoint by now, or there will be none.
+var errSuperseded = errors.New("superseded")
+
 // errErrandEnds is why what is under way is ended.
 var errErrandEnds = errors.New("ended, because goforward ends")
 
@@ -83,6 +87,10 @@ func (e *errand) run(ctx context.Context) {
 		err := e.do(lasting, n)
 		out := outcome{errand: e, notice: n, err: err}
 		retry.Stop() // that of an earlier endpoint
+		if errors.Is(err, errSuperseded) {
+			n.granted = nil // the next endpoint differs from what was done
+			continue
+		}
 		switch {
 		case err == nil:
 			n.previous = n.granted[0].External

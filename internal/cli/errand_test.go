@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -200,4 +201,41 @@ func TestErrandEnds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An endpoint that was superseded is not done: the next one is done even if it is the
+// same.
+func TestErrandSuperseded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var done []uint16
+		superseded := true
+		e := &errand{
+			do: func(_ context.Context, n notice) error {
+				if superseded {
+					superseded = false
+					return errSuperseded
+				}
+				done = append(done, n.granted[0].External.Port())
+				return nil
+			},
+			differ:  func(a, b backends.Mapping) bool { return a.External != b.External },
+			outcome: func(o outcome) { t.Errorf("an outcome was reported: %v", o.err) },
+			inbox:   make(chan []backends.Mapping, 1),
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			e.run(ctx)
+			close(ended)
+		}()
+		for range 3 {
+			e.post([]backends.Mapping{{External: netip.MustParseAddrPort("45.45.45.1:80")}})
+			synctest.Wait()
+		}
+		cancel()
+		<-ended
+		if !slices.Equal(done, []uint16{80}) {
+			t.Errorf("done about %v, want once about port 80", done)
+		}
+	})
 }

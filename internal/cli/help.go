@@ -44,8 +44,9 @@ With --hold the mapping is renewed in time, and asked for again when the gateway
 restarts; each change is told on stderr, and the external endpoint is printed
 again. Ctrl-C, SIGTERM or SIGHUP removes the mapping and exits with 0, or with 1 if
 the gateway does not remove it. Another one, at least a second later, exits at once
-with 1 and leaves the mapping for its lifetime. Under nohup, SIGHUP changes nothing. Where the first attempt fails, so does map: with --wait it
-keeps trying, also before there is a network, and tells of each attempt.
+with 1 and leaves the mapping for its lifetime. Under nohup, SIGHUP changes nothing.
+If the first attempt fails, so does map: with --wait it keeps trying, also before there
+is a network, and tells of each attempt.
 
 With --exec, a command is run when the endpoint is known, and whenever it is another
 than the command was last run for, also after it was lost in between; a loss alone runs
@@ -72,9 +73,10 @@ regular file, or a missing one, is replaced as a whole, with mode 0644. A device
 FIFO, the target of a symbolic link and a file that is a mount point are written in
 place, and never replaced or removed; if no program reads the FIFO, goforward waits.
 With --hold the file is written at each change of the port, and again, as --exec, if
-that fails. It stays as it is while the mapping is lost. At the end it is removed, or
-emptied if it was written in place, whether or not the gateway removes the mapping;
-and at the start, if it has a port that an earlier run left. A file that another
+that fails. It stays as it is while the mapping is lost. At the end a regular file is
+removed, or emptied if it cannot be removed or is the target of a link, whether or not
+the gateway removes the mapping; and at the start, if it has a port that an earlier run
+left. A file that another
 program has written since stays.
 
 With --json, stdout has an object on each line, one for each protocol: event is
@@ -185,8 +187,8 @@ const gatewaysExamples = `  goforward gateways
   goforward gateways --interface eth0 --json
   goforward gateways --igd-url http://192.168.1.1:5000/rootDesc.xml`
 
-const watchHelp = `Watch tells of the gateway until Ctrl-C, SIGTERM or SIGHUP, which exit with 0: what it speaks
-and its external address, then each time that
+const watchHelp = `Watch tells of the gateway until Ctrl-C, SIGTERM or SIGHUP, which exit with 0: what it
+speaks and its external address, then each time that
 
   restarted         it lost what it forwards, as its clock says
   announced         it says that it may have

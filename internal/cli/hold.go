@@ -39,7 +39,7 @@ func (a *app) hold(ctx context.Context, w *wish, k *keeping) error {
 	}
 	stop := h.startErrands(ctx)
 	err = h.follow(ctx, m)
-	if ctx.Err() != nil && h.last != nil {
+	if ctx.Err() != nil && (h.last != nil || len(m.State()) > 0) {
 		a.sayf("removing the mapping; Ctrl-C again to leave it\n")
 	}
 	close(h.over)
@@ -47,7 +47,9 @@ func (a *app) hold(ctx context.Context, w *wish, k *keeping) error {
 	err = errors.Join(err, h.end(context.WithoutCancel(ctx), f))
 	h.work.Wait()
 	if h.file != nil {
-		err = errors.Join(err, h.file.remove())
+		if err := h.file.remove(); err != nil {
+			a.sayf("--port-file: the port stays in it: %s\n", oneLine(err.Error()))
+		}
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // tellFailure tells of an attempt that failed, once. A wish that makes no sense
@@ -23,7 +25,7 @@ func (h *holding) tellFailure(m *forward.Mapping) error {
 		return nil // the next look tells, or it is told
 	case (len(m.State()) > 0) != h.standing:
 		return nil // an event that says so is on the way
-	case h.last == nil && classify(err).code == exitUsage && h.app.settings.checkSource() == nil:
+	case h.last == nil && classify(err).code == exitUsage && !errors.Is(err, netbind.ErrNotHere):
 		return err
 	}
 	ms := h.last

@@ -76,7 +76,11 @@ func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
 	a.sayf("%s, by %s, %s\n", arrow(granted), grantor(granted[0]), until(m.Expires()))
 	a.remark(w, granted)
 	if file := a.newPortFile(k.portFile); file != nil {
-		if err := file.write(ctx, granted[0].External.Port()); err != nil {
+		err := file.write(ctx, granted[0].External.Port())
+		if err != nil && ctx.Err() != nil {
+			return fmt.Errorf("%w: the mapping stays for its lifetime, and its port is not written to %s\n  → goforward unmap removes it", errInterrupted, k.portFile)
+		}
+		if err != nil {
 			return fmt.Errorf("the mapping stays for its lifetime, but its port is not written: %w", err)
 		}
 	}

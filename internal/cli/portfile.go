@@ -30,7 +30,10 @@ type portFile struct {
 // check refuses what can hold no port, and what a port would destroy.
 func (p *portFile) check() error {
 	info, err := os.Stat(p.path)
-	if err != nil {
+	switch {
+	case os.IsPathSeparator(p.path[len(p.path)-1]):
+		return usagef("--port-file %s names a directory", p.path)
+	case err != nil:
 		return nil //nolint:nilerr // it may exist when it is written
 	}
 	what := ""
@@ -87,7 +90,11 @@ func (p *portFile) write(ctx context.Context, port uint16) error {
 		err = replaceFile(p.path, text)
 	}
 	if !missing && (err != nil || !info.Mode().IsRegular()) {
-		err = p.overwrite(ctx, text)
+		if inPlace := p.overwrite(ctx, text); inPlace == nil || err == nil {
+			err = inPlace
+		} else {
+			err = errors.Join(err, inPlace)
+		}
 	}
 	if err == nil {
 		p.written = port
@@ -139,7 +146,7 @@ func (p *portFile) overwrite(ctx context.Context, text string) error {
 			return fmt.Errorf("no program reads %s: %w", p.path, context.Cause(ctx))
 		}
 		if p.superseded != nil && p.superseded() {
-			return nil
+			return errSuperseded
 		}
 		f, err = openInPlace(p.path)
 	}

@@ -24,10 +24,11 @@ const (
 
 var used atomic.Uint32
 
-// UDP returns an address where no UDP socket is bound, and which it has not
-// returned before. On Linux the kernel assigns the port to no other socket, and no
-// other process gets the address from this function: it contains the process ID.
-// Elsewhere only 127.0.0.1 exists, and another process may get the same port.
+// UDP returns an address where no UDP socket is bound, and which is not among the
+// ten thousand that it returned before. The kernel assigns the port to no other
+// socket. On Linux the address contains the process ID, so no other process of the
+// same PID namespace gets it from this function. Elsewhere only 127.0.0.1 exists, and
+// another process may get the same port.
 func UDP() (netip.AddrPort, error) {
 	var last error
 	for range 100 {

@@ -1,10 +1,14 @@
 package netbind
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strconv"
 )
+
+// ErrNotHere says that this host does not have an address.
+var ErrNotHere = errors.New("not an address of this host")
 
 // HasAddr reports whether this host has the address: an interface has it, or it is
 // a loopback address that sockets can be bound to. That a socket can be bound to an

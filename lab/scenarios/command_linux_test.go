@@ -20,7 +20,7 @@ import (
 // builtCommand is the command as users have it, built once into the world's own /run.
 var builtCommand = sync.OnceValues(func() (path string, err error) {
 	const at = "/run/goforward"
-	cmd := exec.Command("go", "build", "-o", at, "github.com/natforward/goforward/cmd/goforward")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", at, "github.com/natforward/goforward/cmd/goforward")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the command: %w: %s", err, out)
