@@ -16,7 +16,7 @@ ROUNDS        ?= 30
 demo: ## map a port on the built-in gateway and send bytes through it
 	$(GO) run ./cmd/goforward demo
 
-test: deps unit lab fuzz fetch ## everything that can be tested here
+test: deps lab unit fuzz fetch ## everything that can be tested here
 
 unit: deps ## all packages but the lab, with the race detector
 	.ci/timed 'unit tests' .ci/unit
