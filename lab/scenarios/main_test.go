@@ -11,6 +11,6 @@ import (
 // work, so more of them run at once than there are processors. An explicit
 // -parallel wins.
 func TestMain(m *testing.M) {
-	_ = flag.Set("test.parallel", "10")
+	_ = flag.Set("test.parallel", "8")
 	lab.Main(m)
 }

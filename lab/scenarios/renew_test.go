@@ -12,9 +12,10 @@ import (
 
 const shortLease = 6 * time.Second
 
-// longestGap is how long bytes may fail to arrive at a renewal: this router
-// takes the old entry away before it makes the new one, a millisecond later.
-const longestGap = time.Second
+// longestGap is how long bytes may fail to arrive at a renewal: this router deletes
+// the old entry before it makes the new one, a millisecond later. On a machine that is
+// busy with other things, a second was seen.
+const longestGap = 2 * time.Second
 
 // target is where bytes are to arrive.
 type target struct {
