@@ -84,22 +84,23 @@ var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	begin := time.Now()
-	for again := true; again; {
-		select {
-		case <-t.GotInfo():
-			again = false
-		case <-time.After(2 * time.Second): // an engine is slow to dial who did not answer at once
-			_, _ = client.AddMagnet(args.Link)
+	// An engine is slow to dial again if a peer did not answer at once, or hung up.
+	dialUntil := func(done <-chan struct{}) bool {
+		for begin := time.Now(); time.Since(begin) < patience/2; {
+			select {
+			case <-done:
+				return true
+			case <-time.After(2 * time.Second):
+				_, _ = client.AddMagnet(args.Link)
+			}
 		}
-		if time.Since(begin) > patience/2 {
-			p.Fatal("no peer tells what the link names")
-		}
+		return false
+	}
+	if !dialUntil(t.GotInfo()) {
+		p.Fatal("no peer tells what the link names")
 	}
 	t.DownloadAll()
-	select {
-	case <-t.Complete().On(): // each piece has the right hash
-	case <-time.After(patience / 2):
+	if !dialUntil(t.Complete().On()) { // each piece has the right hash
 		p.Fatalf("%d bytes are missing", t.BytesMissing())
 	}
 	p.Send("done")
