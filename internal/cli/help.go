@@ -76,8 +76,7 @@ With --hold the file is written at each change of the port, and again, as --exec
 that fails. It stays as it is while the mapping is lost. At the end a regular file is
 removed, or emptied if it cannot be removed or is the target of a link, whether or not
 the gateway removes the mapping; and at the start, if it has a port that an earlier run
-left. A file that another
-program has written since stays.
+left. A file that another program has written since stays.
 
 With --json, stdout has an object on each line, one for each protocol: event is
 mapped, changed, lost, restored, unmapped or error. An address that the gateway
