@@ -166,6 +166,13 @@ func (d *Daemon) running() bool {
 	}
 }
 
+// Settled reports whether the daemon has done all that it was asked before. It does
+// one thing at a time: if a client has repeated a request, the daemon deletes the rule
+// at the repetition and makes it again.
+func (d *Daemon) Settled() bool {
+	return d.running() && d.awaitAnswer(answerTime) == nil
+}
+
 // awaitAnswer asks for the external address by NAT-PMP until an answer comes.
 // NAT-PMP is always on in the daemon, and its socket is the last one opened. It
 // asks from the router itself, where no rule for lan0 is in the way.

@@ -95,11 +95,16 @@ func (h *Host) reach(echo Echo, addr netip.AddrPort, within time.Duration) (neti
 }
 
 // Reaches fails the test unless bytes from the wan host reach the echo server
-// by the external address and come back. It returns the address that the server
-// saw.
+// by the external address and come back. If they do not, it tries once more when the
+// daemon is [Daemon.Settled]: on a busy machine, a connection right after a grant was
+// seen to be refused. It returns the address that the server saw.
 func (home *HomeNet) Reaches(t testing.TB, echo Echo, external netip.AddrPort) (peer netip.AddrPort) {
 	t.Helper()
 	peer, err := home.Wan.Reach(echo, external)
+	if err != nil && home.Daemon.Settled() {
+		t.Logf("tried again: %v", err)
+		peer, err = home.Wan.Reach(echo, external)
+	}
 	if err != nil {
 		t.Fatalf("%s does not lead to %s: %v", external, echo.Addr, err)
 	}
