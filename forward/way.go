@@ -240,7 +240,7 @@ func (w *way) forget() {
 // locate finds the way to use. A gateway that was named is that of its own
 // family; for the other, the kernel's is.
 func (f *Forwarder) locate(fam family) (wayKey, error) {
-	if source := f.config.Source; source.IsValid() && familyOf(source) == fam {
+	if familyOf(f.config.Source) == fam {
 		if err := f.config.checkSource(); err != nil {
 			return wayKey{}, err
 		}

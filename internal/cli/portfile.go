@@ -82,19 +82,22 @@ func (p *portFile) errand(a *app, over <-chan struct{}) *errand {
 func (p *portFile) write(ctx context.Context, port uint16) error {
 	text := portFileText(port)
 	info, err := os.Lstat(p.path)
-	missing := errors.Is(err, fs.ErrNotExist)
-	if err != nil && !missing {
-		return err
-	}
-	if missing || info.Mode().IsRegular() {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		err = replaceFile(p.path, text)
-	}
-	if !missing && (err != nil || !info.Mode().IsRegular()) {
-		if inPlace := p.overwrite(ctx, text); inPlace == nil || err == nil {
-			err = inPlace
-		} else {
-			err = errors.Join(err, inPlace)
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		err = p.overwrite(ctx, text)
+	default:
+		if err = replaceFile(p.path, text); err == nil {
+			break
 		}
+		// A mount point, or a directory that cannot be written to.
+		if inPlace := p.overwrite(ctx, text); inPlace != nil {
+			return errors.Join(err, inPlace)
+		}
+		err = nil
 	}
 	if err == nil {
 		p.written = port
