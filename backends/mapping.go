@@ -28,8 +28,8 @@ type Mapping struct {
 	// Granted is when the answered request was sent, with a monotonic reading.
 	Granted time.Time
 	// Token is what the backend needs to renew and delete the mapping, also
-	// after a restart of the program. Opaque to callers; nil where it needs none.
-	Token []byte
+	// after a restart of the program. The zero Token if it needs none.
+	Token Token
 }
 
 // Expires returns the time until which the mapping was granted, or the zero

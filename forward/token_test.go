@@ -15,7 +15,6 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // pcpMapping enables a mapping by PCP, and returns the nonce that the gateway got.
@@ -55,7 +54,6 @@ func spoilToken(m backends.Mapping) {
 
 // What a caller does to a token of State, Mappings or an event changes only its own copy.
 func TestTokenCopied(t *testing.T) {
-	defect.Known(t, "State returns the stored nonce itself: a caller that changes it breaks the mapping")
 	for name, use := range map[string]func(*testing.T, *forward.Mapping) error{
 		"Refresh": func(t *testing.T, m *forward.Mapping) error { return m.Refresh(t.Context()) },
 		"Close":   func(_ *testing.T, m *forward.Mapping) error { return m.Close() },
@@ -131,7 +129,6 @@ func spellings(secret []byte) []string {
 // A nonce is a secret: it is all that a program needs to take the mapping over. Nothing
 // prints it.
 func TestTokenNotPrinted(t *testing.T) {
-	defect.Known(t, "fmt, JSON and slog print the nonce of what State, Mappings and events tell")
 	var event forward.Event
 	mapped := make(chan struct{})
 	_, f, m, nonce := pcpMapping(t, forward.Config{OnEvent: func(e forward.Event) {

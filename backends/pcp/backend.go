@@ -130,10 +130,10 @@ func (b *Backend) nonceOf(ctx context.Context, m backends.Mapping) (Nonce, error
 	if err := m.Check(); err != nil {
 		return Nonce{}, fmt.Errorf("pcp: %w", err)
 	}
-	switch {
-	case len(m.Token) == len(Nonce{}):
-		return Nonce(m.Token), nil
-	case len(m.Token) == 0 && b.client.config.Nonce != nil:
+	switch token := m.Token.Bytes(); {
+	case len(token) == len(Nonce{}):
+		return Nonce(token), nil
+	case len(token) == 0 && b.client.config.Nonce != nil:
 		local, err := b.local(ctx)
 		return b.derive(m.Protocol, m.Internal, m.Remote, local), err
 	}
@@ -194,7 +194,7 @@ func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.R
 		Description: r.Description,
 		Lifetime:    resp.Lifetime,
 		Granted:     reply.Sent,
-		Token:       resp.Nonce[:],
+		Token:       backends.NewToken(resp.Nonce[:]),
 	}
 	if err := b.enforce(ctx, r, m); err != nil {
 		return backends.Mapping{}, err
@@ -350,7 +350,7 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 		return err
 	case refusal.Code == NoResources:
 		return nil // what a common server answers where it has no such mapping
-	case refusal.Code == NotAuthorized && len(m.Token) > 0 && local.Is6():
+	case refusal.Code == NotAuthorized && !m.Token.IsZero() && local.Is6():
 		return b.expire(ctx, m, nonce, third, err)
 	}
 	return err

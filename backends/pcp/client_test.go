@@ -156,7 +156,7 @@ func TestNonce(t *testing.T) {
 		t.Fatal(err)
 	}
 	made := last(t, gw)
-	if string(made.Nonce[:]) != string(m.Token) || made.Nonce == (pcp.Nonce{}) {
+	if string(made.Nonce[:]) != string(m.Token.Bytes()) || made.Nonce == (pcp.Nonce{}) {
 		t.Error("the token is not the nonce")
 	}
 	if _, err := b.Renew(t.Context(), m, web); err != nil {
@@ -171,7 +171,7 @@ func TestNonce(t *testing.T) {
 	if r := last(t, gw); r.Nonce != made.Nonce || r.Lifetime != 0 || r.ExternalPort != 0 || !r.External.IsUnspecified() {
 		t.Errorf("deletion wishes for %v:%d for %v", r.External, r.ExternalPort, r.Lifetime)
 	}
-	m.Token = nil
+	m.Token = backends.Token{}
 	if err := b.Unmap(t.Context(), m); !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("deletion without a nonce: %v", err)
 	}
@@ -217,7 +217,7 @@ func TestOptionsOnTheWire(t *testing.T) {
 		t.Errorf("filters %v, want the old ones cleared and %v", got.Filters, want)
 	}
 	_, _ = b.Renew(t.Context(), backends.Mapping{
-		Protocol: r.Protocol, Internal: r.Internal, External: r.External, Remote: r.Remote, Token: make([]byte, 12),
+		Protocol: r.Protocol, Internal: r.Internal, External: r.External, Remote: r.Remote, Token: backends.NewToken(make([]byte, 12)),
 	}, r)
 	if f := last(t, gw).Options.Filters; !slices.Equal(f, want) {
 		t.Errorf("filters of a renewal %v", f)
@@ -344,7 +344,7 @@ func TestLateAnswer(t *testing.T) {
 	}
 	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
 		late, _ := pcp.MapResponse{
-			Lifetime: time.Hour, Nonce: pcp.Nonce(m.Token), Protocol: m.Protocol, InternalPort: m.Internal.Port(),
+			Lifetime: time.Hour, Nonce: pcp.Nonce(m.Token.Bytes()), Protocol: m.Protocol, InternalPort: m.Internal.Port(),
 			ExternalPort: m.External.Port(), External: m.External.Addr(),
 		}.MarshalBinary()
 		return [][]byte{late}
@@ -410,7 +410,7 @@ func TestShortened(t *testing.T) {
 	}
 	replies(gw, func(request []byte) [][]byte {
 		left, _ := pcp.MapResponse{
-			Lifetime: 4 * time.Minute, Nonce: pcp.Nonce(m.Token), Protocol: m.Protocol, InternalPort: m.Internal.Port(),
+			Lifetime: 4 * time.Minute, Nonce: pcp.Nonce(m.Token.Bytes()), Protocol: m.Protocol, InternalPort: m.Internal.Port(),
 		}.MarshalBinary()
 		return [][]byte{left}
 	})
@@ -437,10 +437,10 @@ func TestPinholeNotDeleted(t *testing.T) {
 	if err := b.Unmap(t.Context(), m); err != nil {
 		t.Errorf("Unmap: %v", err)
 	}
-	if r := last(t, gw); r.Lifetime != time.Second || string(r.Nonce[:]) != string(m.Token) {
+	if r := last(t, gw); r.Lifetime != time.Second || string(r.Nonce[:]) != string(m.Token.Bytes()) {
 		t.Errorf("asked for %v", r.Lifetime)
 	}
-	m.Token = nil
+	m.Token = backends.Token{}
 	if err := b.Unmap(t.Context(), m); err == nil {
 		t.Error("a pinhole of nobody known was taken away")
 	}

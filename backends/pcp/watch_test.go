@@ -150,7 +150,7 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 			elsewhere := netip.MustParseAddrPort("45.45.45.99:9999")
 			gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
 				update, _ := pcp.MapResponse{
-					Lifetime: time.Hour, Epoch: gw.Epoch(), Nonce: pcp.Nonce(m.Token),
+					Lifetime: time.Hour, Epoch: gw.Epoch(), Nonce: pcp.Nonce(m.Token.Bytes()),
 					Protocol: m.Protocol, InternalPort: m.Internal.Port(),
 					ExternalPort: elsewhere.Port(), External: elsewhere.Addr(),
 				}.MarshalBinary()

@@ -40,7 +40,7 @@ func pinholeLifetime(r backends.Request) time.Duration {
 // a restart the device numbers anew, and UpdatePinhole would prolong another's.
 func (b *Backend) renewPinhole(ctx context.Context, g *gateway, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	again, err := b.openPinhole(ctx, g, r)
-	if err == nil && m.Token != nil && string(again.Token) != string(m.Token) {
+	if err == nil && !m.Token.IsZero() && again.Token != m.Token {
 		b.signal(hint{reason: "a pinhole is gone from the gateway's firewall", strong: true})
 	}
 	return again, err
@@ -49,7 +49,7 @@ func (b *Backend) renewPinhole(ctx context.Context, g *gateway, m backends.Mappi
 // closePinhole deletes a pinhole, by the number that it has now: asked for once
 // more, briefly, the device tells it. Where there is no firewall there is none.
 func (b *Backend) closePinhole(ctx context.Context, g *gateway, m backends.Mapping) error {
-	if m.Token == nil {
+	if m.Token.IsZero() {
 		return nil
 	}
 	id, err := g.client.AddPinhole(ctx, Pinhole{

@@ -137,7 +137,7 @@ func TestServiceRemembered(t *testing.T) {
 	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	gw.ResetStats()
-	m.Token = bytes.Replace(m.Token, []byte("WANIPConnection:2"), []byte("WANPPPConnection:1"), 1)
+	m.Token = backends.NewToken(bytes.Replace(m.Token.Bytes(), []byte("WANIPConnection:2"), []byte("WANPPPConnection:1"), 1))
 	_ = b.Unmap(t.Context(), m)
 	for _, q := range gw.Requests() {
 		if !bytes.Contains(q.Raw, []byte("WANPPPConnection:1#")) {

@@ -3,6 +3,8 @@ package upnp
 import (
 	"net/netip"
 	"strconv"
+
+	"github.com/natforward/goforward/backends"
 )
 
 // A token says which service granted something, and which number a pinhole had
@@ -12,15 +14,19 @@ const (
 	pinholeToken = "pinhole "
 )
 
-func tokenOf(s Service) []byte { return []byte(serviceToken + s.UDN + " " + s.Type) }
+func tokenOf(s Service) backends.Token {
+	return backends.NewToken([]byte(serviceToken + s.UDN + " " + s.Type))
+}
 
-func pinholeTokenOf(id uint16) []byte { return []byte(pinholeToken + strconv.Itoa(int(id))) }
+func pinholeTokenOf(id uint16) backends.Token {
+	return backends.NewToken([]byte(pinholeToken + strconv.Itoa(int(id))))
+}
 
 // clientFor returns the service that granted something, or the preferred one
 // where that is not known any more.
-func (g *gateway) clientFor(token []byte) *Client {
+func (g *gateway) clientFor(token backends.Token) *Client {
 	for _, c := range g.others {
-		if string(tokenOf(c.Service())) == string(token) {
+		if tokenOf(c.Service()) == token {
 			return c
 		}
 	}

@@ -42,7 +42,7 @@ func (b *Backend) remove(ctx context.Context, g *gateway, m backends.Mapping) er
 		return nil
 	case err != nil && unlessAnswered(err) != nil:
 		return err
-	case err != nil && m.Token == nil: // not what was granted, but what somebody thinks was
+	case err != nil && m.Token.IsZero(): // not what was granted, but what somebody thinks was
 		return fmt.Errorf("upnp: %w: the device does not tell whose %v port %d is: %w", backends.ErrUnsupported, m.Protocol, m.External.Port(), err)
 	}
 	if err := c.DeletePortMapping(ctx, key); !absent(err) {

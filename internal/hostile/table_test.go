@@ -210,7 +210,7 @@ func TestWildcardTwin(t *testing.T) {
 	forever := web
 	forever.Lifetime = backends.Forever
 	old := backends.Mapping{
-		Backend: upnp.Name, Protocol: web.Protocol, Internal: web.Internal, External: web.External, Lifetime: backends.Forever, Token: []byte("x"),
+		Backend: upnp.Name, Protocol: web.Protocol, Internal: web.Internal, External: web.External, Lifetime: backends.Forever, Token: backends.NewToken([]byte("x")),
 	}
 	mapped.Store(true)
 	m, err := b.Renew(t.Context(), old, forever)

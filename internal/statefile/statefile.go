@@ -21,8 +21,8 @@ import (
 type Record struct {
 	// Port is the internal port that it was wished for with, which need not be the
 	// one that it has.
-	Port    uint16           `json:"port"`
-	Mapping backends.Mapping `json:"mapping"`
+	Port    uint16
+	Mapping backends.Mapping
 }
 
 // The bounds of a file: more than a host has ports.
@@ -34,8 +34,20 @@ const (
 const version = 1
 
 type contents struct {
-	Version  int      `json:"version"`
-	Mappings []Record `json:"mappings"`
+	Version  int   `json:"version"`
+	Mappings []row `json:"mappings"`
+}
+
+// row is a Record in the file.
+type row struct {
+	Port    uint16     `json:"port"`
+	Mapping rowMapping `json:"mapping"`
+}
+
+// rowMapping has the bytes of the token in place of the Token, which hides them from JSON.
+type rowMapping struct {
+	backends.Mapping
+	Token []byte
 }
 
 // ErrInUse is what Open fails with where another process, or another part of
@@ -118,12 +130,16 @@ func parse(b []byte) ([]Record, error) {
 	if len(c.Mappings) > maxRecords {
 		return nil, fmt.Errorf("%d mappings", len(c.Mappings))
 	}
-	for i, r := range c.Mappings {
+	records := make([]Record, len(c.Mappings))
+	for i, in := range c.Mappings {
+		r := Record{in.Port, in.Mapping.Mapping}
+		r.Mapping.Token = backends.NewToken(in.Mapping.Token)
 		if err := r.check(); err != nil {
 			return nil, fmt.Errorf("mapping %d: %w", i, err)
 		}
+		records[i] = r
 	}
-	return c.Mappings, nil
+	return records, nil
 }
 
 // check refuses what no backend grants.
@@ -133,7 +149,7 @@ func (r Record) check() error {
 		return err
 	}
 	const longestToken = 1 << 10
-	if r.Port == 0 || m.Backend == "" || m.Lifetime <= 0 || m.External.Port() == 0 || len(m.Token) > longestToken {
+	if r.Port == 0 || m.Backend == "" || m.Lifetime <= 0 || m.External.Port() == 0 || len(m.Token.Bytes()) > longestToken {
 		return fmt.Errorf("%w: incomplete", backends.ErrInvalid)
 	}
 	return nil
@@ -141,7 +157,11 @@ func (r Record) check() error {
 
 // Write replaces the file's contents: either all of them or none.
 func (f *File) Write(records []Record) error {
-	b, err := json.Marshal(contents{version, records})
+	rows := make([]row, len(records))
+	for i, r := range records {
+		rows[i] = row{r.Port, rowMapping{r.Mapping, r.Mapping.Token.Bytes()}}
+	}
+	b, err := json.Marshal(contents{version, rows})
 	if err != nil {
 		return fmt.Errorf("statefile: %w", err)
 	}

@@ -6,11 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/statefile"
@@ -21,7 +23,7 @@ var records = []statefile.Record{
 		Backend: "pcp", Gateway: netip.MustParseAddrPort("192.168.1.1:5351"), Protocol: backends.TCP,
 		Internal: netip.MustParseAddrPort("192.168.1.2:8080"), External: netip.MustParseAddrPort("45.45.45.1:8081"),
 		Remote: netip.MustParseAddrPort("45.45.45.9:1"), Description: "a server", Lifetime: time.Hour,
-		Granted: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Token: []byte{1, 2, 3},
+		Granted: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Token: backends.NewToken([]byte{1, 2, 3}),
 	}},
 	{Port: 9000, Mapping: backends.Mapping{
 		Backend: "upnp", Gateway: netip.MustParseAddrPort("[fe80::1%eth0]:5000"), Protocol: backends.UDP,
@@ -57,7 +59,7 @@ func TestWrite(t *testing.T) {
 			t.Fatal(err)
 		}
 		f, got = open(t, path)
-		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}, backends.Token{})); diff != "" {
 			t.Error(diff)
 		}
 	}
@@ -66,6 +68,31 @@ func TestWrite(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(path + "*tmp*"); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// The file has the bytes of tokens. What earlier versions wrote is read, and written
+// again as it was.
+func TestFormat(t *testing.T) {
+	const want = `{"version":1,"mappings":[{"port":8080,"mapping":{"Backend":"pcp","Gateway":"192.168.1.1:5351","Protocol":"tcp",` +
+		`"Internal":"192.168.1.2:8080","External":"45.45.45.1:8081","Remote":"45.45.45.9:1","Description":"a server",` +
+		`"Lifetime":3600000000000,"Granted":"2026-01-02T03:04:05.000000006Z","Token":"AQID"}},` +
+		`{"port":9000,"mapping":{"Backend":"upnp","Gateway":"[fe80::1%eth0]:5000","Protocol":"udp",` +
+		`"Internal":"[2a0c::1]:9000","External":"[2a0c::1]:9000","Remote":"","Description":"",` +
+		`"Lifetime":9223372036854775807,"Granted":"2026-01-02T03:04:05.000000006Z","Token":null}}]}`
+	path := filepath.Join(t.TempDir(), "state")
+	if err := os.WriteFile(path, []byte(want), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, got := open(t, path)
+	if !slices.Equal(got, records) { // tokens too
+		t.Errorf("read %v, want %v", got, records)
+	}
+	if err := f.Write(got); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != want {
+		t.Errorf("written %s, %v, want %s", b, err, want)
 	}
 }
 

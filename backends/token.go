@@ -1,0 +1,55 @@
+package backends
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"unique"
+)
+
+// Token is what a backend needs to renew and delete a mapping, such as the nonce of
+// PCP. It is a secret and opaque to callers, so fmt, encoding/json and log/slog do not
+// print its bytes. To store a mapping, store [Token.Bytes] next to it. The zero Token
+// has no bytes, and == compares bytes.
+type Token struct {
+	// If a Token is in an unexported field, fmt calls no method and prints what it
+	// finds. Here it finds a pointer, and prints the address.
+	handle unique.Handle[string]
+}
+
+// NewToken returns a Token with a copy of the bytes. Without any, it is the zero Token.
+func NewToken(b []byte) Token {
+	if len(b) == 0 {
+		return Token{}
+	}
+	return Token{unique.Make(string(b))}
+}
+
+// Bytes returns a copy of the bytes, or nil for the zero Token.
+func (t Token) Bytes() []byte {
+	if t.IsZero() {
+		return nil
+	}
+	return []byte(t.handle.Value())
+}
+
+// IsZero reports whether the Token has no bytes.
+func (t Token) IsZero() bool { return t == Token{} }
+
+// String hides the bytes.
+func (t Token) String() string {
+	if t.IsZero() {
+		return "(no token)"
+	}
+	return "(token)"
+}
+
+// Format hides the bytes, whatever the verb.
+func (t Token) Format(s fmt.State, _ rune) { io.WriteString(s, t.String()) } //nolint:errcheck // fmt's own buffer
+
+// LogValue hides the bytes.
+func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
+
+// MarshalText hides the bytes, from JSON too. It cannot be undone: reading the text
+// back fails.
+func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }

@@ -1,0 +1,98 @@
+package backends_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/quick"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// A Token has its own copy of the bytes, and compares by them.
+func TestTokenBytes(t *testing.T) {
+	if err := quick.Check(func(b []byte) bool {
+		was := bytes.Clone(b)
+		token := backends.NewToken(b)
+		for _, mine := range [][]byte{b, token.Bytes()} {
+			for i := range mine {
+				mine[i]++
+			}
+		}
+		return bytes.Equal(token.Bytes(), was) && token == backends.NewToken(was) &&
+			token.IsZero() == (len(was) == 0) && (len(was) == 0 || token != backends.NewToken(b))
+	}, nil); err != nil {
+		t.Error(err)
+	}
+	var zero backends.Token
+	if !zero.IsZero() || zero.Bytes() != nil || zero != backends.NewToken(nil) || zero != backends.NewToken([]byte{}) {
+		t.Errorf("the zero Token has %v", zero.Bytes())
+	}
+	if one := backends.NewToken([]byte{0}); one.IsZero() || one == zero {
+		t.Error("a Token of a zero byte is the zero Token")
+	}
+}
+
+// Nothing prints the bytes of a Token, wherever it is.
+func TestTokenHidden(t *testing.T) {
+	const text = "ABCDEFGHIJKL"
+	token := backends.NewToken([]byte(text))
+	m := backends.Mapping{Backend: "pcp", Protocol: backends.TCP, Token: token}
+	type hidden struct{ m backends.Mapping }
+	type deep struct {
+		p    *backends.Mapping
+		list []backends.Mapping
+		any  any
+	}
+	secret := []string{text, hex.EncodeToString([]byte(text)), base64.StdEncoding.EncodeToString([]byte(text))}
+	for _, format := range []string{"% x", "%d", "%#v", "%o", "%b", "%#x", "%#o", "%U"} {
+		secret = append(secret, strings.Trim(strings.TrimPrefix(fmt.Sprintf(format, []byte(text)), "[]byte"), "[]{}"))
+	}
+	for name, v := range map[string]any{
+		"Token": token, "*Token": &token, "Mapping": m, "*Mapping": &m, "Entry": backends.Entry{Mapping: m},
+		"list": []backends.Mapping{m}, "map": map[backends.Token]backends.Token{token: token},
+		"unexported": hidden{m}, "pointer to unexported": &hidden{m}, "deep": deep{&m, []backends.Mapping{m}, m},
+	} {
+		var out bytes.Buffer
+		for verb := 'A'; verb <= 'z'; verb++ {
+			for _, flags := range []string{"", "+", "#", " ", "0", "-20", ".3"} {
+				fmt.Fprintf(&out, "%"+flags+string(verb)+"\n", v)
+			}
+		}
+		fmt.Fprintln(&out, v)
+		encoded, err := json.Marshal(v)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		out.Write(encoded)
+		slog.New(slog.NewTextHandler(&out, nil)).Info("text", "value", v)
+		slog.New(slog.NewJSONHandler(&out, nil)).Info("JSON", "value", v)
+		printed := strings.ToLower(out.String())
+		for _, s := range secret {
+			if strings.Contains(printed, strings.ToLower(s)) {
+				t.Errorf("%s prints the bytes as %s", name, s)
+			}
+		}
+	}
+	if got := token.LogValue().String(); got != "(token)" {
+		t.Errorf("logged %q", got)
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		if got := fmt.Sprintf(verb+verb, token, backends.Token{}); got != "(token)(no token)" {
+			t.Errorf("%s prints %s", verb, got)
+		}
+	}
+	encoded, err := json.Marshal([]backends.Token{token, {}})
+	if err != nil || string(encoded) != `["(token)","(no token)"]` {
+		t.Errorf("JSON: %s, %v", encoded, err)
+	}
+	var back []backends.Token
+	if err := json.Unmarshal(encoded, &back); err == nil {
+		t.Error("a Token was read from JSON, which has no bytes")
+	}
+}
