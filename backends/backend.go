@@ -29,8 +29,10 @@ type Backend interface {
 	Renew(context.Context, Mapping, Request) (Mapping, error)
 	// Unmap takes the mapping away. One that is gone already is success.
 	Unmap(context.Context, Mapping) error
-	// Close ends what the backend has under way, and waits for it. It deletes no
-	// mapping and is idempotent; other methods then fail with net.ErrClosed.
+	// Close ends what the backend has under way, and waits for it. It does not wait
+	// for the body of a loop over List or the notify of Watch: both may call it. It
+	// deletes no mapping and is idempotent; other methods then fail with
+	// net.ErrClosed.
 	io.Closer
 }
 

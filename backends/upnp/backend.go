@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // The defaults of Config.
@@ -67,12 +68,9 @@ type Backend struct {
 	between       time.Duration // the questions that hints lead to
 	breather      time.Duration // before a device that failed is asked again
 
-	ctx    context.Context //nolint:containedctx // its life: Close ends the calls under way
-	cancel context.CancelCauseFunc
-	calls  sync.WaitGroup
+	calls ctxsync.Calls
 
 	mu       sync.Mutex
-	closed   bool
 	found    *gateway
 	silences int                // of it, in a row
 	quirks   map[string]*quirks // by UDN
@@ -120,40 +118,18 @@ func New(config Config) (*Backend, error) {
 		signals:  map[chan hint]struct{}{},
 	}
 	b.reach = ClientConfig{Interface: config.Interface, Source: config.Source, Timeout: config.Timeout, Logger: config.Logger}
-	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	return b, nil
 }
 
 // String returns Name.
 func (b *Backend) String() string { return Name }
 
-// Close ends the calls under way, with net.ErrClosed, and waits for them. It
-// deletes no mapping. A second call does nothing.
+// Close ends the calls under way, with net.ErrClosed, and waits for them, but not
+// for the body of a loop over List or the notify of Watch: both may call it. It
+// deletes no mapping. A second call only waits.
 func (b *Backend) Close() error {
-	b.mu.Lock()
-	b.closed = true
-	b.mu.Unlock()
-	b.cancel(fmt.Errorf("upnp: %w", net.ErrClosed))
-	b.calls.Wait()
+	b.calls.Close(fmt.Errorf("upnp: %w", net.ErrClosed))
 	return nil
-}
-
-// begin counts a call in and bounds its context by the backend's life. The
-// function that it returns counts the call out.
-func (b *Backend) begin(ctx context.Context) (context.Context, func(), error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, nil, fmt.Errorf("upnp: %w", net.ErrClosed)
-	}
-	b.calls.Add(1)
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(b.ctx, func() { cancel(context.Cause(b.ctx)) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-		b.calls.Done()
-	}, nil
 }
 
 // Supports says why UPnP cannot express a request, if so. What the device at
@@ -193,7 +169,7 @@ func (b *Backend) Promising() bool { return b.fetching.Load() > 0 || b.met.Load(
 
 // Probe looks for the device.
 func (b *Backend) Probe(ctx context.Context) error {
-	ctx, end, err := b.begin(ctx)
+	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -239,7 +215,7 @@ func (b *Backend) silent(err error) bool {
 // do does something with the device. Where that has moved, which refuses the
 // connection, it is looked for again, once.
 func (b *Backend) do(ctx context.Context, act func(context.Context, *gateway) error) error {
-	ctx, end, err := b.begin(ctx)
+	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}

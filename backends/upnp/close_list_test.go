@@ -1,20 +1,20 @@
 package upnp_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
 	"testing"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // Close may be called in a loop over List: it does not wait for the loop. If the loop
 // needs the device again, it ends with net.ErrClosed.
 func TestCloseInList(t *testing.T) {
-	defect.Known(t, "Close waits for a loop over List, so that a loop that calls Close blocks forever")
 	for name, router := range map[string]gatewaytest.UPnP{
 		"by index":  {},
 		"by ranges": {Listing: gatewaytest.UPnPListing{IndexFails: 401}},
@@ -49,6 +49,60 @@ func TestCloseInList(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Close may be called if a loop over List ends with an error.
+func TestCloseInFailedList(t *testing.T) {
+	gw, b := open(t, gatewaytest.UPnP{})
+	fill(t, gw, 3)
+	gw.Inject(gatewaytest.Fault{
+		Match: func(r gatewaytest.Request) bool { return bytes.Contains(r.Raw, []byte("<NewPortMappingIndex>1<")) }, Drop: true,
+	})
+	closed := make(chan error, 1)
+	rows := 0
+	for _, err := range b.List(t.Context()) {
+		if err == nil {
+			rows++
+			continue
+		}
+		go func() { closed <- b.Close() }()
+		if !arrives(t, closed) {
+			t.Errorf("Close, called after List failed with %v, has not returned after %v, want it to return at once", err, patience)
+		}
+		break
+	}
+	if rows != 1 {
+		t.Errorf("%d rows before the error, want 1", rows)
+	}
+}
+
+// Close may be called by the notify of Watch: it does not wait for it.
+func TestCloseInNotify(t *testing.T) {
+	w := watch(t, gatewaytest.Config{})
+	closed, ended := make(chan error, 1), make(chan error, 1)
+	go func() {
+		ended <- w.backend.Watch(t.Context(), func(backends.Change) {
+			go func() { closed <- w.backend.Close() }()
+			if !arrives(t, closed) {
+				t.Errorf("Close, called by notify, has not returned after %v, want it to return at once", patience)
+			}
+		})
+	}()
+	for range 200 { // until Watch listens
+		w.Byebye()
+		ctx, cancel := context.WithTimeout(t.Context(), patience/100)
+		select {
+		case err := <-ended:
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Watch returned %v, want %v after notify called Close", err, net.ErrClosed)
+			}
+			cancel()
+			return
+		case <-ctx.Done():
+			cancel()
+		}
+	}
+	t.Error("Watch has not returned after its notify called Close")
 }
 
 // patience bounds the wait for a Close that may block.

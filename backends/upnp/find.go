@@ -83,7 +83,7 @@ func (b *Backend) lose(g *gateway) {
 // Gateways looks for all gateway devices until Config.Wait is over, and returns
 // them with the preferred one first.
 func (b *Backend) Gateways(ctx context.Context) ([]Gateway, error) {
-	ctx, end, err := b.begin(ctx)
+	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package upnp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,8 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			yield(backends.Entry{}, err)
 			return
 		}
-		stopped := false
+		more := true
+		var broken error // the list, after a row
 		err := b.do(ctx, func(ctx context.Context, g *gateway) error {
 			external, err := b.recentExternal(ctx, g)
 			if err != nil {
@@ -38,22 +40,21 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			yielded := false
 			for e, err := range g.client.entries(ctx) {
 				if err != nil && yielded {
-					stopped = true // not again from the start
-					yield(backends.Entry{}, err)
+					broken = err // not again from the start
 					return nil
 				}
 				if err != nil {
 					return err
 				}
 				yielded = true
-				if !yield(g.entry(e, external), nil) {
-					stopped = true
+				b.calls.Callback(func() { more = yield(g.entry(e, external), nil) })
+				if !more {
 					return nil
 				}
 			}
 			return nil
 		})
-		if err != nil && !stopped {
+		if err = cmp.Or(err, broken); err != nil && more {
 			yield(backends.Entry{}, err)
 		}
 	}

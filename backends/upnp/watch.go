@@ -49,7 +49,7 @@ func (b *Backend) signal(h hint) {
 // Where notifications cannot be listened for, Watch goes on with what calls
 // notice, and logs why.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
-	ctx, end, err := b.begin(ctx)
+	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 				case <-hints:
 				default:
 				}
-				notify(c)
+				b.calls.Callback(func() { notify(c) })
 			}
 			_ = pause(ctx, b.between)
 		case <-ctx.Done():
