@@ -5,22 +5,17 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // Session is one user's hold on a Link: what is under way in it ends with its
 // Close, whatever others do on the link.
 type Session struct {
-	link   *Link
-	ctx    context.Context //nolint:containedctx // the session's life; bounds no call of a caller
-	cancel context.CancelCauseFunc
-
-	mu     sync.Mutex // guards closed against new calls
-	closed bool
-	calls  sync.WaitGroup
+	link  *Link
+	calls ctxsync.Calls
 }
 
 // NewSession opens the way. It does no I/O.
@@ -29,42 +24,20 @@ func NewSession(config Config) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{link: link}
-	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	return s, nil
+	return &Session{link: link}, nil
 }
 
-// Close ends the calls under way, with net.ErrClosed, and waits for them. A
-// second call does nothing.
+// Close ends the calls under way, with net.ErrClosed, and waits for them, but not
+// for a Tell of Follow, which may call it. A second call only waits.
 func (s *Session) Close() {
-	s.mu.Lock()
-	first := !s.closed
-	s.closed = true
-	s.mu.Unlock()
-	s.cancel(net.ErrClosed)
-	s.calls.Wait()
-	if first {
+	if s.calls.Close(net.ErrClosed) {
 		s.link.Close()
 	}
 }
 
-// begin counts a call in, and bounds its context by the session's life. The
-// function that it returns counts the call out.
-func (s *Session) begin(ctx context.Context) (context.Context, func(), error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, nil, net.ErrClosed
-	}
-	s.calls.Add(1)
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(s.ctx, func() { cancel(net.ErrClosed) })
-	return ctx, func() { stop(); cancel(nil); s.calls.Done() }, nil
-}
-
 // Do is [Link.Do] within the session.
 func (s *Session) Do(ctx context.Context, e Exchange) (Reply, error) {
-	ctx, end, err := s.begin(ctx)
+	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
 		return Reply{}, err
 	}
@@ -74,7 +47,7 @@ func (s *Session) Do(ctx context.Context, e Exchange) (Reply, error) {
 
 // Local is [Link.Local] within the session.
 func (s *Session) Local(ctx context.Context) (netip.Addr, error) {
-	ctx, end, err := s.begin(ctx)
+	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -123,7 +96,7 @@ const followPause = time.Second
 
 // Follow tells of signals until the context ends, and returns its cause.
 func (s *Session) Follow(ctx context.Context, f Follower) error {
-	ctx, end, err := s.begin(ctx)
+	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -139,7 +112,7 @@ func (s *Session) Follow(ctx context.Context, f Follower) error {
 			return context.Cause(ctx)
 		case signal := <-w.Signals:
 			if confirm(ctx, f.Ask) {
-				f.Tell(merge(signal, w))
+				s.calls.Callback(func() { f.Tell(merge(signal, w)) })
 			}
 		}
 		if err := pause(ctx, followPause); err != nil {
