@@ -1,0 +1,2 @@
+// Package netnstest runs tests in network namespaces of their own, on Linux.
+package netnstest
