@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -17,7 +19,9 @@ import (
 )
 
 // Listener hears what devices announce (UPnP Device Architecture 1.1, section
-// 1.2). The zero Listener hears it on all interfaces that are up when it starts.
+// 1.2). The zero Listener hears it on all interfaces that are up. Interfaces are
+// looked at every 5 seconds: one that came up, or was created again under its name,
+// is heard from then on.
 type Listener struct {
 	// Addr is where to listen. The zero AddrPort: Multicast and Multicast6,
 	// whichever of them can be had. A multicast address is joined, and shared with
@@ -35,9 +39,12 @@ const maxQueue = 64
 // maxInterfaces bounds the sockets on a host with very many interfaces.
 const maxInterfaces = 32
 
+// interfacesEvery is how often the interfaces are looked at.
+const interfacesEvery = 5 * time.Second
+
 // Listen calls notify for each notice, until ctx ends, and returns the cause of
-// that end (context.Cause). It fails earlier only if it can listen nowhere.
-// Calls do not overlap, and Listen does not return before a running one does.
+// that end (context.Cause). It fails earlier only if it can listen nowhere when it
+// starts. Calls do not overlap, and Listen does not return before a running one does.
 // All else that arrives, such as searches, is ignored.
 func (l Listener) Listen(ctx context.Context, notify func(Notice)) error {
 	if ctx.Err() != nil {
@@ -47,11 +54,12 @@ func (l Listener) Listen(ctx context.Context, notify func(Notice)) error {
 	if err != nil {
 		return fmt.Errorf("ssdp: listen: %w", err)
 	}
-	return serve(ctx, conns, notify)
+	return l.serve(ctx, conns, notify)
 }
 
-// serve reads notices from the sockets, which are its own.
-func serve(ctx context.Context, conns []*net.UDPConn, notify func(Notice)) error {
+// serve reads notices from the sockets, which are its own, and replaces them if the
+// interfaces change.
+func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notice)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -63,15 +71,23 @@ func serve(ctx context.Context, conns []*net.UDPConn, notify func(Notice)) error
 	defer cancel()
 
 	notices := make(chan Notice, maxQueue)
-	for _, conn := range conns {
-		wg.Go(func() {
-			read(ctx, conn, func(b []byte, from netip.AddrPort) { queue(notices, b, from) })
-		})
+	start := func(conns byPlace) {
+		for _, conn := range conns {
+			wg.Go(func() {
+				read(ctx, conn, func(b []byte, from netip.AddrPort) { queue(notices, b, from) })
+			})
+		}
 	}
+	start(conns)
+	tick := time.NewTicker(interfacesEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-tick.C:
+			added, _ := l.update(ctx, conns) // what failed is tried again at the next tick
+			start(added)
 		case n := <-notices:
 			if ctx.Err() == nil {
 				notify(n)
@@ -93,17 +109,75 @@ func queue(notices chan<- Notice, datagram []byte, from netip.AddrPort) {
 	}
 }
 
+// byPlace are the sockets of a Listener, by the key of their place.
+type byPlace map[string]*net.UDPConn
+
+// place is where a socket listens: at a group on some interfaces, or at a unicast
+// address.
+type place struct {
+	addr       netip.AddrPort
+	interfaces []net.Interface
+}
+
+// key differs between places. An interface that is created again has another index.
+func (p place) key() string {
+	key := p.addr.String()
+	for _, ifi := range p.interfaces {
+		key += fmt.Sprintf(" %d:%s", ifi.Index, ifi.Name)
+	}
+	return key
+}
+
 // open makes the sockets; it fails where there would be none.
-func (l Listener) open(ctx context.Context) ([]*net.UDPConn, error) {
+func (l Listener) open(ctx context.Context) (byPlace, error) {
+	conns := byPlace{}
+	_, err := l.update(ctx, conns)
+	return conns, err
+}
+
+// update makes the sockets that are missing, which it returns, and closes those that
+// have no place any more. It fails if none is left.
+func (l Listener) update(ctx context.Context, conns byPlace) (added byPlace, err error) {
+	places, err := l.places()
+	if err != nil {
+		return nil, err
+	}
+	added = byPlace{}
+	old := maps.Clone(conns)
+	var errs []error
+	for _, p := range places {
+		key := p.key()
+		delete(old, key)
+		if conn := conns[key]; conn != nil {
+			// Some systems give an interface that is created again the index that it
+			// had. Its memberships are gone. If they are not, this fails.
+			_ = join(conn, p.addr.Addr(), p.interfaces)
+			continue
+		}
+		conn, err := p.listen(ctx)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		conns[key], added[key] = conn, conn
+	}
+	for key, conn := range old { // only now, so that no notice is missed in between
+		_ = conn.Close()
+		delete(conns, key)
+	}
+	if len(conns) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return added, nil
+}
+
+// places are those to listen at, at least one.
+func (l Listener) places() ([]place, error) {
 	addr := netip.AddrPortFrom(l.Addr.Addr().Unmap(), l.Addr.Port())
 	groups := []netip.AddrPort{Multicast, Multicast6}
 	if addr.IsValid() {
 		if !addr.Addr().IsMulticast() {
-			conn, err := bind(ctx, net.ListenConfig{}, "udp", addr)
-			if err != nil {
-				return nil, err
-			}
-			return []*net.UDPConn{conn}, nil
+			return []place{{addr: addr}}, nil
 		}
 		groups = []netip.AddrPort{addr}
 		l.Interface = cmp.Or(l.Interface, addr.Addr().Zone())
@@ -112,22 +186,13 @@ func (l Listener) open(ctx context.Context) ([]*net.UDPConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	var conns []*net.UDPConn
-	var errs []error
+	var places []place
 	for _, group := range groups {
 		for _, part := range parts(group.Addr(), interfaces) {
-			conn, err := joined(ctx, group, part)
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			conns = append(conns, conn)
+			places = append(places, place{group, part})
 		}
 	}
-	if len(conns) == 0 {
-		return nil, errors.Join(errs...)
-	}
-	return conns, nil
+	return places, nil
 }
 
 // interfaces are those to listen on, at least one.
@@ -162,22 +227,25 @@ func parts(group netip.Addr, interfaces []net.Interface) [][]net.Interface {
 	return [][]net.Interface{interfaces}
 }
 
-// joined makes a socket at a group's address that has joined it on at least one of
-// the interfaces. Of a single one it hears nothing but that.
-func joined(ctx context.Context, group netip.AddrPort, interfaces []net.Interface) (*net.UDPConn, error) {
-	network, addr := "udp4", group.Addr()
+// listen makes the socket. At a group's address, it has joined the group on at least
+// one of the interfaces. Of a single one it hears nothing but that.
+func (p place) listen(ctx context.Context) (*net.UDPConn, error) {
+	if !p.addr.Addr().IsMulticast() {
+		return bind(ctx, net.ListenConfig{}, "udp", p.addr)
+	}
+	network, addr := "udp4", p.addr.Addr()
 	if addr.Is6() {
-		network, addr = "udp6", scoped(addr, interfaces[0].Name)
+		network, addr = "udp6", scoped(addr, p.interfaces[0].Name)
 	}
 	var only *net.Interface
-	if len(interfaces) == 1 {
-		only = &interfaces[0]
+	if len(p.interfaces) == 1 {
+		only = &p.interfaces[0]
 	}
-	conn, err := netbind.Group(ctx, network, netip.AddrPortFrom(addr, group.Port()), only)
+	conn, err := netbind.Group(ctx, network, netip.AddrPortFrom(addr, p.addr.Port()), only)
 	if err != nil {
 		return nil, err
 	}
-	if err := join(conn, group.Addr(), interfaces); err != nil {
+	if err := join(conn, p.addr.Addr(), p.interfaces); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}

@@ -134,7 +134,8 @@ func TestListen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conns, err := (Listener{Addr: at}).open(t.Context())
+	l := Listener{Addr: at}
+	conns, err := l.open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +151,7 @@ func TestListen(t *testing.T) {
 	enough := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(soon(t))
 	var got []NoticeKind
-	err = serve(ctx, conns, func(n Notice) {
+	err = l.serve(ctx, conns, func(n Notice) {
 		if n.From != from || n.UDN() != "uuid:00000000-0000-0000-0000-000000000001" {
 			t.Errorf("%+v", n)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
@@ -99,7 +102,7 @@ func TestNamespaceListen(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancelCause(soon(t))
 		enough := errors.New("enough")
-		err = serve(ctx, conns, func(n Notice) {
+		err = l.serve(ctx, conns, func(n Notice) {
 			told := fmt.Sprint(n.Kind, " from ", n.From)
 			if !want[told] {
 				t.Errorf("%+v: %s", l, told)
@@ -115,6 +118,61 @@ func TestNamespaceListen(t *testing.T) {
 		for _, conn := range beside {
 			_ = conn.Close()
 		}
+	}
+}
+
+// An interface that comes after the start is joined, and so is one whose memberships the
+// system has dropped. Sockets that are not concerned stay.
+func TestNamespaceListenUpdate(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	h := twoHosts(t)
+	l := Listener{}
+	ip(t, "link set lan multicast off")
+	conns, err := l.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := maps.Clone(conns)
+	ip(t, "link set lan multicast on")
+	// IPv4 has one socket for all interfaces, and IPv6 one for each.
+	if added, err := l.update(t.Context(), conns); err != nil || len(added) != 2 || len(conns) != 4 {
+		t.Errorf("%d sockets were added and %d are there, %v; want 2 of 4", len(added), len(conns), err)
+	}
+	kept := 0
+	for key, conn := range before {
+		switch {
+		case conns[key] == conn:
+			kept++
+		case conn.SetDeadline(time.Time{}) == nil:
+			t.Errorf("the socket of %s is open, which was replaced", key)
+		}
+	}
+	if kept != 2 {
+		t.Errorf("%d sockets were kept, want those of IPv6 on the two other interfaces", kept)
+	}
+	lan, err := net.InterfaceByName("lan")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, conn := range conns { // of the other family, this fails
+		_ = ipv4.NewPacketConn(conn).LeaveGroup(lan, net.UDPAddrFromAddrPort(Multicast))
+		_ = ipv6.NewPacketConn(conn).LeaveGroup(lan, net.UDPAddrFromAddrPort(Multicast6))
+	}
+	if added, err := l.update(t.Context(), conns); err != nil || len(added) != 0 || len(conns) != 4 {
+		t.Errorf("%d sockets were added and %d are there, %v; want 0 of 4", len(added), len(conns), err)
+	}
+	h.announce(t)
+	heard := map[NoticeKind]bool{}
+	ctx, cancel := context.WithCancel(soon(t))
+	_ = l.serve(ctx, conns, func(n Notice) {
+		if heard[n.Kind] = true; len(heard) == 2 {
+			cancel()
+		}
+	})
+	if len(heard) != 2 {
+		t.Errorf("heard %v, want a notice of each family", heard)
 	}
 }
 
@@ -170,7 +228,7 @@ func TestNamespaceListenElsewhere(t *testing.T) {
 	h.announce(t)
 	heard := 0
 	ctx, cancel := context.WithCancel(soon(t))
-	_ = serve(ctx, conns, func(Notice) {
+	_ = Listener{}.serve(ctx, conns, func(Notice) {
 		if heard++; heard == 2 {
 			cancel()
 		}
