@@ -15,7 +15,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/statefile"
+	"github.com/natforward/goforward/internal/state"
 )
 
 func startGateway(t *testing.T, c gatewaytest.Config) *gatewaytest.Gateway {
@@ -409,7 +409,7 @@ func TestForgotten(t *testing.T) {
 		"without an end":            {24 * time.Hour, backends.Forever, false},
 		"without an end, never met": {60 * 24 * time.Hour, backends.Forever, true},
 	} {
-		r := statefile.Record{Mapping: backends.Mapping{Granted: time.Now().Add(-c.ago), Lifetime: c.lifetime}}
+		r := state.Record{Mapping: backends.Mapping{Granted: time.Now().Add(-c.ago), Lifetime: c.lifetime}}
 		if got := isForgotten(r); got != c.want {
 			t.Errorf("%s: forgotten %v, want %v", name, got, c.want)
 		}

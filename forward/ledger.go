@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/statefile"
+	"github.com/natforward/goforward/internal/state"
 )
 
 // ledger is what Config.StateFile is about: what this Forwarder has on gateways,
@@ -22,8 +22,8 @@ type ledger struct {
 	renewed   atomic.Bool // something lasts longer than is written
 
 	mu   sync.Mutex
-	file *statefile.File    // nil: there is none, or somebody else has it
-	left []statefile.Record // not taken over, and not taken away
+	file *state.File    // nil: there is none, or somebody else has it
+	left []state.Record // not taken over, and not taken away
 }
 
 // How long what an earlier run has left waits to be wanted again, and how long
@@ -41,7 +41,7 @@ func (l *ledger) open() {
 		return
 	}
 	l.opening.Do(func() {
-		file, left, err := statefile.Open(l.path)
+		file, left, err := state.Open(l.path)
 		if err != nil {
 			l.forwarder.log.Warn("the state file is not as it should be", "file", l.path, "usable", file != nil, "err", err)
 		}
@@ -96,7 +96,7 @@ func (l *ledger) done(old *inheritance) {
 	m := old.mapping
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.left = slices.DeleteFunc(l.left, func(r statefile.Record) bool {
+	l.left = slices.DeleteFunc(l.left, func(r state.Record) bool {
 		return r.Mapping.Backend == m.Backend && r.Mapping.Protocol == m.Protocol && r.Mapping.Internal == m.Internal && r.Mapping.External == m.External
 	})
 }
@@ -108,7 +108,7 @@ func (l *ledger) leave(port uint16, legs []leg) {
 	}
 	l.mu.Lock()
 	for _, one := range legs {
-		l.left = append(l.left, statefile.Record{Port: port, Mapping: *one.granted})
+		l.left = append(l.left, state.Record{Port: port, Mapping: *one.granted})
 	}
 	l.mu.Unlock()
 	nudge(l.wake)
@@ -185,7 +185,7 @@ func (l *ledger) write() {
 
 // isForgotten reports whether a gateway has nothing any more of what was left
 // there, or was not met for long.
-func isForgotten(r statefile.Record) bool {
+func isForgotten(r state.Record) bool {
 	at := r.Mapping.Expires()
 	if at.IsZero() {
 		at = r.Mapping.Granted.Add(forgetAfter)
@@ -194,14 +194,14 @@ func isForgotten(r statefile.Record) bool {
 }
 
 // records are what is held.
-func (f *Forwarder) records() []statefile.Record {
-	records := []statefile.Record{}
+func (f *Forwarder) records() []state.Record {
+	records := []state.Record{}
 	for _, m := range f.matching(nil) {
 		if m.once() {
 			continue
 		}
 		for _, granted := range m.State() {
-			records = append(records, statefile.Record{Port: m.port, Mapping: granted})
+			records = append(records, state.Record{Port: m.port, Mapping: granted})
 		}
 	}
 	return records

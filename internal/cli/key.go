@@ -10,7 +10,7 @@ import (
 	"runtime"
 	"slices"
 
-	"github.com/natforward/goforward/internal/statefile"
+	"github.com/natforward/goforward/internal/state"
 )
 
 // keySize is that of the hash that nonces are derived by.
@@ -87,7 +87,7 @@ func loadKey(where func() (string, error)) ([]byte, error) {
 }
 
 func readKey(path string) ([]byte, error) {
-	key, err := statefile.ReadOwn(path, keySize+1, 0o077)
+	key, err := state.ReadOwn(path, keySize+1, 0o077)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s is no key to trust: %w", path, err)
 	}

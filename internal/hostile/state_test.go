@@ -17,7 +17,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/statefile"
+	"github.com/natforward/goforward/internal/state"
 )
 
 // planted is what a state file says that somebody else wrote: a mapping that
@@ -77,7 +77,7 @@ func TestStateOfOthers(t *testing.T) {
 			if !naiveState(path) {
 				t.Fatal("the naive client finds nothing: this is no attack")
 			}
-			f, records, err := statefile.Open(path)
+			f, records, err := state.Open(path)
 			if f == nil || err == nil || len(records) != 0 {
 				t.Fatalf("Open: %v, %v; want a file with nothing in it, and why", records, err)
 			}
@@ -114,7 +114,7 @@ func TestStateThatIsNone(t *testing.T) {
 	leaves(t, func() {
 		before := allocated()
 		for path, bad := range map[string]bool{fifo: true, huge: true, lock: false} {
-			f, records, err := statefile.Open(path)
+			f, records, err := state.Open(path)
 			if f == nil || (err != nil) != bad || len(records) != 0 {
 				t.Errorf("Open %s: %v, %v", path, records, err)
 				continue
@@ -155,7 +155,7 @@ func TestStateAside(t *testing.T) {
 	if err := os.WriteFile(path+".copy", []byte("damaged"), 0o600); err != nil || !exists(naive) {
 		t.Fatalf("%v: this is no attack", err)
 	}
-	f, _, err := statefile.Open(path)
+	f, _, err := state.Open(path)
 	if f == nil || err == nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -176,7 +176,7 @@ func TestStateAside(t *testing.T) {
 	if err := os.Symlink(theirs, path+".lock"); err != nil {
 		t.Fatal(err)
 	}
-	if f, _, err := statefile.Open(path); err == nil {
+	if f, _, err := state.Open(path); err == nil {
 		t.Error("locked through a link")
 		_ = f.Close()
 	}

@@ -1,4 +1,4 @@
-package statefile_test
+package state_test
 
 import (
 	"errors"
@@ -15,10 +15,10 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/statefile"
+	"github.com/natforward/goforward/internal/state"
 )
 
-var records = []statefile.Record{
+var records = []state.Record{
 	{Port: 8080, Mapping: backends.Mapping{
 		Backend: "pcp", Gateway: netip.MustParseAddrPort("192.168.1.1:5351"), Protocol: backends.TCP,
 		Internal: netip.MustParseAddrPort("192.168.1.2:8080"), External: netip.MustParseAddrPort("45.45.45.1:8081"),
@@ -32,9 +32,9 @@ var records = []statefile.Record{
 	}},
 }
 
-func open(t *testing.T, path string) (*statefile.File, []statefile.Record) {
+func open(t *testing.T, path string) (*state.File, []state.Record) {
 	t.Helper()
-	f, got, err := statefile.Open(path)
+	f, got, err := state.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,10 +48,10 @@ func TestWrite(t *testing.T) {
 	if len(got) != 0 {
 		t.Errorf("a file that there is not holds %v", got)
 	}
-	if f2, _, err := statefile.Open(path); !errors.Is(err, statefile.ErrInUse) {
+	if f2, _, err := state.Open(path); !errors.Is(err, state.ErrInUse) {
 		t.Errorf("opened twice: %v, %v", f2, err)
 	}
-	for _, want := range [][]statefile.Record{records, records[:1], {}} {
+	for _, want := range [][]state.Record{records, records[:1], {}} {
 		if err := f.Write(want); err != nil {
 			t.Fatal(err)
 		}
@@ -115,7 +115,7 @@ func TestDamaged(t *testing.T) {
 			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			f, got, err := statefile.Open(path)
+			f, got, err := state.Open(path)
 			if err == nil || f == nil || len(got) != 0 {
 				t.Fatalf("Open: %v, %v, %v; want a file, nothing in it, and the reason", f, got, err)
 			}
@@ -152,7 +152,7 @@ func TestNotOurs(t *testing.T) {
 			if err := make(path); err != nil {
 				t.Fatal(err)
 			}
-			f, _, err := statefile.Open(path)
+			f, _, err := state.Open(path)
 			if err == nil || f == nil {
 				t.Fatalf("Open: %v, %v; want a file and the reason", f, err)
 			}
@@ -169,7 +169,7 @@ func TestNotOurs(t *testing.T) {
 
 // Where the directory cannot be written, that is told, and the old contents stay.
 func TestReadOnly(t *testing.T) {
-	if _, _, err := statefile.Open(filepath.Join(t.TempDir(), "no", "such", "directory", "state")); err == nil {
+	if _, _, err := state.Open(filepath.Join(t.TempDir(), "no", "such", "directory", "state")); err == nil {
 		t.Error("opened in a directory that there is not")
 	}
 	if os.Getuid() == 0 || runtime.GOOS == "windows" {
@@ -194,7 +194,7 @@ func FuzzOpen(f *testing.F) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		file, got, err := statefile.Open(path)
+		file, got, err := state.Open(path)
 		if file == nil {
 			t.Fatal(err)
 		}

@@ -1,9 +1,9 @@
-// Package statefile keeps what a program holds on gateways in a file, so that its
+// Package state keeps what a program holds on gateways in a file, so that its
 // next run can take that over: ports, and the secrets that some protocols need.
 //
 // The file is written atomically, for its owner alone, and read only as far as
 // it makes sense. One that does not is set aside, never lost.
-package statefile
+package state
 
 import (
 	"encoding/json"
@@ -67,11 +67,11 @@ type File struct {
 func Open(path string) (*File, []Record, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("statefile: %w", err)
+		return nil, nil, fmt.Errorf("state: %w", err)
 	}
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
-		return nil, nil, fmt.Errorf("statefile: %s: %w", path, err)
+		return nil, nil, fmt.Errorf("state: %s: %w", path, err)
 	}
 	f := &File{path: path, lock: lock}
 	records, err := read(path)
@@ -81,9 +81,9 @@ func Open(path string) (*File, []Record, error) {
 	}
 	aside := path + ".damaged"
 	if moveErr := os.Rename(path, aside); moveErr != nil {
-		return f, nil, fmt.Errorf("statefile: %s: %w; it cannot be set aside: %w", path, err, moveErr)
+		return f, nil, fmt.Errorf("state: %s: %w; it cannot be set aside: %w", path, err, moveErr)
 	}
-	return f, nil, fmt.Errorf("statefile: %s: %w: set aside as %s", path, err, aside)
+	return f, nil, fmt.Errorf("state: %s: %w: set aside as %s", path, err, aside)
 }
 
 // read reads what a file of ours holds.
@@ -163,10 +163,10 @@ func (f *File) Write(records []Record) error {
 	}
 	b, err := json.Marshal(contents{version, rows})
 	if err != nil {
-		return fmt.Errorf("statefile: %w", err)
+		return fmt.Errorf("state: %w", err)
 	}
 	if err := replace(f.path, b); err != nil {
-		return fmt.Errorf("statefile: %w", err)
+		return fmt.Errorf("state: %w", err)
 	}
 	return nil
 }
@@ -197,7 +197,7 @@ func replace(path string, b []byte) (err error) {
 // Close lets others have the file.
 func (f *File) Close() error {
 	if err := f.lock.Close(); err != nil {
-		return fmt.Errorf("statefile: %w", err)
+		return fmt.Errorf("state: %w", err)
 	}
 	return nil
 }

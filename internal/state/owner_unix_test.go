@@ -1,13 +1,13 @@
 //go:build unix
 
-package statefile_test
+package state_test
 
 import (
 	"os"
 	"path/filepath"
 	"testing"
 
-	"github.com/natforward/goforward/internal/statefile"
+	"github.com/natforward/goforward/internal/state"
 )
 
 // A file that another user owns is not read: its records could be anything.
@@ -23,17 +23,17 @@ func TestOtherOwner(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := statefile.ReadOwn(path, 1<<20, 0o022); err != nil {
+	if _, err := state.ReadOwn(path, 1<<20, 0o022); err != nil {
 		t.Fatalf("of this user: %v", err)
 	}
 	const other = 65534
 	if err := os.Chown(path, other, other); err != nil {
 		t.Fatal(err)
 	}
-	if content, err := statefile.ReadOwn(path, 1<<20, 0o022); err == nil {
+	if content, err := state.ReadOwn(path, 1<<20, 0o022); err == nil {
 		t.Errorf("ReadOwn returned another user's file: %s", content)
 	}
-	f, got, err := statefile.Open(path)
+	f, got, err := state.Open(path)
 	if f != nil {
 		defer f.Close()
 	}
