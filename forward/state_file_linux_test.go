@@ -11,7 +11,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // The environment variables of the process that cannot read its state file.
@@ -23,7 +22,6 @@ const (
 // A state file that cannot be read just now is not damaged: it stays where it is, with
 // what it records.
 func TestStateFileUnreadable(t *testing.T) {
-	defect.Known(t, "EMFILE or EACCES sets a good state file aside as damaged")
 	for name, test := range map[string]struct {
 		env  []string
 		mode os.FileMode

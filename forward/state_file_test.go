@@ -46,7 +46,6 @@ func TestStateFileFreedLater(t *testing.T) {
 
 // Each damaged file is set aside under a name of its own.
 func TestStateFileDamagedTwice(t *testing.T) {
-	defect.Known(t, "a second damaged state file overwrites the first one that was set aside")
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state")
 	damaged := []string{"{the first", "{the second", "{the third"}

@@ -1,8 +1,7 @@
-// Package state keeps what a program holds on gateways in a file, so that its
-// next run can take that over: ports, and the secrets that some protocols need.
-//
-// The file is written atomically, for its owner alone, and read only as far as
-// it makes sense. One that does not is set aside, never lost.
+// Package state reads and writes the state file of a program: its mappings on
+// gateways, with the secrets that some protocols need to renew or delete them. The
+// next run of the program resumes them. Only the owner can read the file. An invalid
+// file is renamed, never deleted.
 package state
 
 import (
@@ -17,21 +16,17 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// Record is a mapping that somebody holds.
+// Record is a mapping that a program holds.
 type Record struct {
-	// Port is the internal port that it was wished for with, which need not be the
-	// one that it has.
+	// Port is the internal port that was requested. The mapping may have another.
 	Port    uint16
 	Mapping backends.Mapping
 }
 
-// The bounds of a file: more than a host has ports.
 const (
-	maxRecords = 1 << 17
-	maxSize    = 64 << 20
+	version = 1
+	maxSize = 64 << 20 // more than it takes to record all ports of a host
 )
-
-const version = 1
 
 type contents struct {
 	Version  int   `json:"version"`
@@ -50,20 +45,21 @@ type rowMapping struct {
 	Token []byte
 }
 
-// ErrInUse is what Open fails with where another process, or another part of
-// this one, has the file.
+// ErrInUse is what Open fails with if another process, or another File of this
+// process, has locked the file.
 var ErrInUse = errors.New("the state file is in use")
 
-// File is a file that nobody else has.
+// File is a locked state file.
 type File struct {
 	path string
 	lock *os.File
 }
 
-// Open takes the file, and returns what is in it: nothing where there is none.
-// What is there and cannot be read, or is not to be trusted, is renamed to
-// have ".damaged" at its end, and the error says why; the File is valid then.
-// Without a File, the error is ErrInUse or what keeps the file from being had.
+// Open locks the file and reads its records. A file that does not exist has none. If
+// the contents are invalid, or it is not a regular file that only this user and root
+// can write, Open sets it aside: it adds ".damaged" to the name, and a number if that
+// name is taken. It then returns an empty File and the reason as an error. After any
+// other error there is no File, nothing has changed, and a later call may succeed.
 func Open(path string) (*File, []Record, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -73,131 +69,156 @@ func Open(path string) (*File, []Record, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("state: %s: %w", path, err)
 	}
-	f := &File{path: path, lock: lock}
+	f := &File{path, lock}
 	records, err := read(path)
-	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist):
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return f, records, nil
 	}
-	aside := path + ".damaged"
-	if moveErr := os.Rename(path, aside); moveErr != nil {
-		return f, nil, fmt.Errorf("state: %s: %w; it cannot be set aside: %w", path, err, moveErr)
+	if errors.As(err, &invalidError{}) {
+		aside, failed := setAside(path)
+		if failed == nil {
+			return f, nil, fmt.Errorf("state: %s: %w: set aside as %s", path, err, aside)
+		}
+		err = fmt.Errorf("%w; it cannot be set aside: %w", err, failed)
 	}
-	return f, nil, fmt.Errorf("state: %s: %w: set aside as %s", path, err, aside)
+	_ = lock.Close()
+	return nil, nil, fmt.Errorf("state: %s: %w", path, err)
 }
 
-// read reads what a file of ours holds.
+// lockFile takes a lock that ends with the process.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = tryLock(f); errors.Is(err, errLocked) {
+		err = ErrInUse
+	}
+	if err != nil {
+		_ = f.Close()
+	}
+	return f, err
+}
+
+// setAside renames a file to a name that no other file has, and returns that name.
+func setAside(path string) (string, error) {
+	const most = 100
+	aside := path + ".damaged"
+	for n := 2; ; n++ {
+		reserved, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, fs.ErrExist) && n <= most {
+			aside = fmt.Sprintf("%s.damaged.%d", path, n)
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		_ = reserved.Close()
+		if info, err := os.Lstat(path); err == nil && info.IsDir() { // which replaces no file
+			_ = os.Remove(aside)
+		}
+		if err = os.Rename(path, aside); err != nil {
+			_ = os.Remove(aside)
+		}
+		return aside, err
+	}
+}
+
+// invalidError is why a file is set aside. Other errors may be temporary.
+type invalidError struct{ error }
+
+func invalid(format string, args ...any) error { return invalidError{fmt.Errorf(format, args...)} }
+
+// ReadOwn reads a file of at most that many bytes. The file must be regular, not a
+// link, and belong to this user or root; if the system has permissions for others,
+// none of those named may be set. It never blocks.
+func ReadOwn(path string, most int64, others fs.FileMode) ([]byte, error) {
+	check := func(info fs.FileInfo, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case !info.Mode().IsRegular():
+			return invalid("not a regular file")
+		case isOthers(info, others):
+			return invalid("another user owns it or has permissions: mode %v", info.Mode().Perm())
+		case info.Size() > most:
+			return invalid("%d bytes", info.Size())
+		}
+		return nil
+	}
+	if err := check(os.Lstat(path)); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	if err := check(file.Stat()); err != nil { // it may be another file by now
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(file, most))
+}
+
+// read reads the records of a file.
 func read(path string) ([]Record, error) {
 	b, err := ReadOwn(path, maxSize, 0o022)
 	if err != nil {
 		return nil, err
 	}
-	return parse(b)
-}
-
-// ReadOwn reads a file of at most so many bytes that is this user's own, or
-// root's: a regular one, at no link's end, and without the permissions of others
-// that are named, where the system has such. It never blocks.
-func ReadOwn(path string, most int64, others fs.FileMode) ([]byte, error) {
-	file, err := openFile(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }()
-	info, err := file.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, errors.New("not a regular file")
-	case isOthers(info, others):
-		return nil, fmt.Errorf("it is not this user's alone: mode %v", info.Mode().Perm())
-	case info.Size() > most:
-		return nil, fmt.Errorf("%d bytes", info.Size())
-	}
-	return io.ReadAll(io.LimitReader(file, most))
-}
-
-// parse reads the contents of a file.
-func parse(b []byte) ([]Record, error) {
 	var c contents
 	if err := json.Unmarshal(b, &c); err != nil {
-		return nil, err
+		return nil, invalid("%w", err)
 	}
 	if c.Version != version {
-		return nil, fmt.Errorf("version %d, want %d", c.Version, version)
+		return nil, invalid("version %d, want %d", c.Version, version)
 	}
-	if len(c.Mappings) > maxRecords {
-		return nil, fmt.Errorf("%d mappings", len(c.Mappings))
-	}
+	const longestToken = 1 << 10
 	records := make([]Record, len(c.Mappings))
 	for i, in := range c.Mappings {
-		r := Record{in.Port, in.Mapping.Mapping}
-		r.Mapping.Token = backends.NewToken(in.Mapping.Token)
-		if err := r.check(); err != nil {
-			return nil, fmt.Errorf("mapping %d: %w", i, err)
+		m := in.Mapping.Mapping
+		m.Token = backends.NewToken(in.Mapping.Token)
+		if err := m.Check(); err != nil {
+			return nil, invalid("mapping %d: %w", i, err)
 		}
-		records[i] = r
+		if in.Port == 0 || m.Backend == "" || m.Lifetime <= 0 || m.External.Port() == 0 || len(in.Mapping.Token) > longestToken {
+			return nil, invalid("mapping %d is incomplete", i)
+		}
+		records[i] = Record{in.Port, m}
 	}
 	return records, nil
 }
 
-// check refuses what no backend grants.
-func (r Record) check() error {
-	m := r.Mapping
-	if err := m.Check(); err != nil {
-		return err
-	}
-	const longestToken = 1 << 10
-	if r.Port == 0 || m.Backend == "" || m.Lifetime <= 0 || m.External.Port() == 0 || len(m.Token.Bytes()) > longestToken {
-		return fmt.Errorf("%w: incomplete", backends.ErrInvalid)
-	}
-	return nil
-}
-
-// Write replaces the file's contents: either all of them or none.
+// Write replaces the file's contents, completely or not at all. If it returns nil,
+// the new contents survive a power failure.
 func (f *File) Write(records []Record) error {
 	rows := make([]row, len(records))
 	for i, r := range records {
 		rows[i] = row{r.Port, rowMapping{r.Mapping, r.Mapping.Token.Bytes()}}
 	}
-	b, err := json.Marshal(contents{version, rows})
-	if err != nil {
-		return fmt.Errorf("state: %w", err)
-	}
-	if err := replace(f.path, b); err != nil {
+	if err := replace(f.path, contents{version, rows}); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
 	return nil
 }
 
-func replace(path string, b []byte) (err error) {
+func replace(path string, c contents) error {
 	temp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // its mode is 0600
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temp.Name())
-		}
-	}()
-	_, err = temp.Write(b)
-	if err == nil {
+	if err = json.NewEncoder(temp).Encode(c); err == nil {
 		err = temp.Sync()
 	}
-	if closeErr := temp.Close(); err == nil {
-		err = closeErr
+	if err = errors.Join(err, temp.Close()); err == nil {
+		err = os.Rename(temp.Name(), path)
 	}
 	if err != nil {
+		_ = os.Remove(temp.Name())
 		return err
 	}
-	return os.Rename(temp.Name(), path)
+	return syncDir(filepath.Dir(path))
 }
 
-// Close lets others have the file.
-func (f *File) Close() error {
-	if err := f.lock.Close(); err != nil {
-		return fmt.Errorf("state: %w", err)
-	}
-	return nil
-}
+// Close unlocks the file.
+func (f *File) Close() error { return f.lock.Close() }

@@ -2,6 +2,8 @@ package state_test
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -128,6 +130,78 @@ func TestDamaged(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// Each damaged file, or what is in its place, keeps a name of its own.
+func TestDamagedAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	damage := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setAside := func() {
+		t.Helper()
+		f, _, err := state.Open(path)
+		if err == nil || f == nil {
+			t.Fatalf("Open: %v, %v; want a file and the reason", f, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage("first")
+	setAside()
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, "inside"), []byte("second"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	setAside()
+	damage("third")
+	setAside()
+	for name, want := range map[string]string{
+		path + ".damaged": "first", filepath.Join(path+".damaged.2", "inside"): "second", path + ".damaged.3": "third",
+	} {
+		if got, err := os.ReadFile(name); err != nil || string(got) != want {
+			t.Errorf("%s has %q, %v; want %q", name, got, err, want)
+		}
+	}
+}
+
+// If no name is left for a damaged file, it stays, and Open fails until there is one.
+func TestDamagedTooOften(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	names := []string{path, path + ".damaged"}
+	for n := 2; n <= 100; n++ {
+		names = append(names, fmt.Sprint(path, ".damaged.", n))
+	}
+	for _, name := range names {
+		if err := os.WriteFile(name, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f, _, err := state.Open(path); f != nil || !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Open: %v, %v; want no file, as all names are taken", f, err)
+	}
+	for _, name := range names {
+		if got, err := os.ReadFile(name); err != nil || string(got) != name {
+			t.Errorf("%s has %q, %v; want it unchanged", name, got, err)
+		}
+	}
+	if err := os.Remove(names[100]); err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := state.Open(path)
+	if f == nil || err == nil {
+		t.Fatalf("Open with a name left: %v, %v; want a file and the reason", f, err)
+	}
+	defer f.Close()
+	if got, err := os.ReadFile(names[100]); err != nil || string(got) != path {
+		t.Errorf("%s has %q, %v; want the damaged file", names[100], got, err)
 	}
 }
 

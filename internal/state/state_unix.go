@@ -11,32 +11,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openFile opens what is there itself, and not what a link names: who could put
-// one there would have us read what is another's.
-func openFile(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-}
+// noFollow opens what has the path itself, and never blocks.
+const noFollow = unix.O_NOFOLLOW | unix.O_NONBLOCK
 
-// isOthers reports whether somebody else has the permissions, or the file itself.
-// What is root's, only root could have written.
+const errLocked = unix.EWOULDBLOCK
+
+func tryLock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+
+// isOthers reports whether a user other than this one and root owns the file, or
+// whether others have one of the permissions.
 func isOthers(info fs.FileInfo, permissions fs.FileMode) bool {
 	stat, is := info.Sys().(*syscall.Stat_t)
 	theirs := is && stat.Uid != 0 && int(stat.Uid) != os.Geteuid()
 	return theirs || info.Mode().Perm()&permissions != 0
 }
 
-// lockFile takes a lock that ends with the process.
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
+// syncDir makes the renames in a directory permanent, if the file system can do that.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, ErrInUse
-		}
-		return nil, err
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		return nil
 	}
-	return f, nil
+	return err
 }

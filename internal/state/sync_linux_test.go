@@ -10,8 +10,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // synced is what a call of fsync was for, and what the state file had at that moment.
@@ -175,7 +173,6 @@ func TestWriteSynced(t *testing.T) {
 // The directory is synced after the rename: what Write has reported survives a power
 // failure.
 func TestWriteSyncsDirectory(t *testing.T) {
-	defect.Known(t, "the directory of the state file is not synced after the rename")
 	calls, _, after := rewrite(t)
 	for _, c := range calls {
 		if c.directory && c.state == after {
