@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/port5351"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // Name is what Backend.String returns.
@@ -106,17 +106,18 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping
 	if err := b.admit(ctx, r); err != nil {
 		return backends.Mapping{}, err
 	}
-	external, err := b.recentExternal(ctx, port5351.Foreground)
+	external, err := b.recentExternal(ctx)
 	if err != nil {
 		return backends.Mapping{}, err
 	}
-	return b.mapPort(ctx, port5351.Foreground, r, external)
+	return b.mapPort(ctx, r, external)
 }
 
 // Renew asks for the mapping again, wishing for the port that it has, and then
 // for the external address. Where that answer is lost, it is the address that
 // the gateway last told.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
+	ctx = priority.Default(ctx, priority.Renewal)
 	if err := m.Check(); err != nil {
 		return backends.Mapping{}, fmt.Errorf("natpmp: %w", err)
 	}
@@ -124,7 +125,7 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 	if err := b.admit(ctx, r); err != nil {
 		return backends.Mapping{}, err
 	}
-	renewed, err := b.mapPort(ctx, port5351.Background, r, netip.Addr{})
+	renewed, err := b.mapPort(ctx, r, netip.Addr{})
 	if err == nil {
 		renewed.External = netip.AddrPortFrom(b.externalOr(ctx, m.External.Addr()), renewed.External.Port())
 	}
@@ -139,8 +140,8 @@ func (b *Backend) admit(ctx context.Context, r backends.Request) error {
 	return b.isThisHost(ctx, r.Internal.Addr())
 }
 
-func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.Request, external netip.Addr) (backends.Mapping, error) {
-	resp, reply, err := b.client.mapPort(ctx, p, MapRequest{
+func (b *Backend) mapPort(ctx context.Context, r backends.Request, external netip.Addr) (backends.Mapping, error) {
+	resp, reply, err := b.client.mapPort(ctx, MapRequest{
 		Protocol:     r.Protocol,
 		InternalPort: r.Internal.Port(),
 		ExternalPort: r.External.Port(),
@@ -212,14 +213,14 @@ const recentEnough = time.Second
 // recentExternal returns the external address for a mapping granted now, or
 // the zero Addr where the gateway will not tell: its refusal to tell does not
 // mean that it refuses to map, so only silence ends the call.
-func (b *Backend) recentExternal(ctx context.Context, p port5351.Priority) (netip.Addr, error) {
+func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	b.mu.Lock()
 	external, asked := b.external, b.asked
 	b.mu.Unlock()
 	if !asked.IsZero() && time.Since(asked) < recentEnough {
 		return known(external), nil
 	}
-	r, err := b.client.externalAddr(ctx, p, false)
+	r, err := b.client.externalAddr(ctx, false)
 	var refusal *ResultError
 	switch {
 	case errors.As(err, &refusal):
@@ -240,7 +241,7 @@ const addrPatience = 2 * time.Second
 func (b *Backend) externalOr(ctx context.Context, before netip.Addr) netip.Addr {
 	ctx, cancel := context.WithTimeout(ctx, addrPatience)
 	defer cancel()
-	external, err := b.recentExternal(ctx, port5351.Background)
+	external, err := b.recentExternal(ctx)
 	if err == nil {
 		return external
 	}

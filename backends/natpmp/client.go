@@ -13,6 +13,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/port5351"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // DefaultLifetime is the lifetime that RFC 6886 section 3.3 recommends to ask for.
@@ -97,19 +98,19 @@ func (c *Client) Gateway() netip.AddrPort { return c.config.Gateway }
 // ExternalAddr asks for the gateway's external address (RFC 6886, section
 // 3.2). A refusal is a *[ResultError]; silence wraps backends.ErrNoReply.
 func (c *Client) ExternalAddr(ctx context.Context) (ExternalAddrResponse, error) {
-	return c.externalAddr(ctx, port5351.Foreground, false)
+	return c.externalAddr(ctx, false)
 }
 
 // Probe is ExternalAddr out of turn: it does not wait until other requests of
 // the process to the gateway are done.
 func (c *Client) Probe(ctx context.Context) (ExternalAddrResponse, error) {
-	return c.externalAddr(ctx, port5351.Foreground, true)
+	return c.externalAddr(ctx, true)
 }
 
-func (c *Client) externalAddr(ctx context.Context, p port5351.Priority, probe bool) (ExternalAddrResponse, error) {
+func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResponse, error) {
 	request, _ := ExternalAddrRequest{}.MarshalBinary()
 	reply, err := c.do(ctx, OpExternalAddr, port5351.Exchange{
-		Request: request, Priority: p, Probe: probe,
+		Request: request, Probe: probe,
 		Answers: func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) },
 	})
 	if err != nil {
@@ -128,7 +129,7 @@ func (c *Client) externalAddr(ctx context.Context, p port5351.Priority, probe bo
 // and silence wraps backends.ErrNoReply.
 func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 	r.Lifetime = cmp.Or(r.Lifetime, DefaultLifetime)
-	resp, _, err := c.mapPort(ctx, port5351.Foreground, r)
+	resp, _, err := c.mapPort(ctx, r)
 	return resp, err
 }
 
@@ -136,7 +137,8 @@ func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 // 3.4). Where there is none, it succeeds. An internal port 0 fails with
 // backends.ErrInvalid.
 func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort uint16) error {
-	_, _, err := c.mapPort(ctx, port5351.Release, MapRequest{Protocol: p, InternalPort: internalPort})
+	ctx = priority.Default(ctx, priority.Delete)
+	_, _, err := c.mapPort(ctx, MapRequest{Protocol: p, InternalPort: internalPort})
 	return err
 }
 
@@ -144,19 +146,20 @@ func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort ui
 // other programs on the host; common gateways delete those of the other
 // protocol too (RFC 6886, section 3.4).
 func (c *Client) UnmapAll(ctx context.Context, p backends.Protocol) error {
-	_, _, err := c.transactMap(ctx, port5351.Release, MapRequest{Protocol: p})
+	ctx = priority.Default(ctx, priority.Delete)
+	_, _, err := c.transactMap(ctx, MapRequest{Protocol: p})
 	return err
 }
 
 // mapPort is transactMap for one port.
-func (c *Client) mapPort(ctx context.Context, p port5351.Priority, r MapRequest) (MapResponse, port5351.Reply, error) {
+func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port5351.Reply, error) {
 	if r.InternalPort == 0 {
 		return MapResponse{}, port5351.Reply{}, fmt.Errorf("natpmp: %w: internal port 0 means all ports", backends.ErrInvalid)
 	}
 	if r.Lifetime < 0 {
 		return MapResponse{}, port5351.Reply{}, fmt.Errorf("natpmp: %w: negative lifetime %v", backends.ErrInvalid, r.Lifetime)
 	}
-	resp, reply, err := c.transactMap(ctx, p, r)
+	resp, reply, err := c.transactMap(ctx, r)
 	if err == nil && r.Lifetime > 0 && (resp.ExternalPort == 0 || resp.Lifetime == 0) {
 		return resp, reply, fmt.Errorf("natpmp: %w: %v granted external port %d for %v",
 			backends.ErrMalformed, c.config.Gateway, resp.ExternalPort, resp.Lifetime)
@@ -164,14 +167,14 @@ func (c *Client) mapPort(ctx context.Context, p port5351.Priority, r MapRequest)
 	return resp, reply, err
 }
 
-func (c *Client) transactMap(ctx context.Context, p port5351.Priority, r MapRequest) (MapResponse, port5351.Reply, error) {
+func (c *Client) transactMap(ctx context.Context, r MapRequest) (MapResponse, port5351.Reply, error) {
 	request, err := r.MarshalBinary()
 	if err != nil {
 		return MapResponse{}, port5351.Reply{}, err
 	}
 	op := Opcode(request[1])
 	reply, err := c.do(ctx, op, port5351.Exchange{
-		Request: request, Priority: p,
+		Request: request,
 		Answers: port5351.Insist(
 			func(b []byte) port5351.Match { return match(b, op, mapResponseSize, r.InternalPort) },
 			func(b []byte) bool {

@@ -26,7 +26,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 		Failed:      func(err error) { b.client.log.Warn("natpmp: no announcements", "err", err) },
 		Ask: func(ctx context.Context) error {
 			before, now = b.lastExternal(), netip.Addr{}
-			r, err := b.client.externalAddr(ctx, port5351.Foreground, false)
+			r, err := b.client.externalAddr(ctx, false)
 			switch {
 			case err == nil:
 				now = r.Addr

@@ -16,6 +16,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/port5351"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // Name is what Backend.String returns.
@@ -108,12 +109,13 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 // With Remote, the server is told to let nobody else in: a server that does not
 // know filters refuses, but common ones accept the filter and let everybody in.
 func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
-	return b.mapPort(ctx, port5351.Foreground, r, Nonce{})
+	return b.mapPort(ctx, r, Nonce{})
 }
 
 // Renew asks for the mapping again, with its nonce, wishing for the address and
 // port that it has.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
+	ctx = priority.Default(ctx, priority.Renewal)
 	nonce, err := b.nonceOf(ctx, m)
 	if err != nil {
 		return backends.Mapping{}, err
@@ -122,7 +124,7 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 	if r.Exact { // about the port: the address may have changed
 		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())
 	}
-	return b.mapPort(ctx, port5351.Background, r, nonce)
+	return b.mapPort(ctx, r, nonce)
 }
 
 // nonceOf is the secret of a mapping that somebody made.
@@ -166,7 +168,7 @@ func (b *Backend) local(ctx context.Context) (netip.Addr, error) {
 	return local.WithZone(""), nil
 }
 
-func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.Request, nonce Nonce) (backends.Mapping, error) {
+func (b *Backend) mapPort(ctx context.Context, r backends.Request, nonce Nonce) (backends.Mapping, error) {
 	if err := b.Supports(r); err != nil {
 		return backends.Mapping{}, err
 	}
@@ -180,7 +182,7 @@ func (b *Backend) mapPort(ctx context.Context, p port5351.Priority, r backends.R
 	if err := b.holds.check(r, time.Now()); err != nil {
 		return backends.Mapping{}, err
 	}
-	resp, reply, err := b.ask(ctx, p, message(r, local, nonce, b.client.config.Nonce != nil))
+	resp, reply, err := b.ask(ctx, message(r, local, nonce, b.client.config.Nonce != nil))
 	if err != nil {
 		return backends.Mapping{}, b.refused(r, err)
 	}
@@ -251,17 +253,17 @@ func describe(s string) string {
 // compare, and a description is for people. Common servers refuse requests with
 // a description, although RFC 7220 makes it optional to process: such a one is
 // spared it from then on.
-func (b *Backend) ask(ctx context.Context, p port5351.Priority, q MapRequest) (MapResponse, port5351.Reply, error) {
+func (b *Backend) ask(ctx context.Context, q MapRequest) (MapResponse, port5351.Reply, error) {
 	if b.terse.Load() {
 		q.Options.Description = ""
 	}
-	resp, reply, err := b.client.mapPort(ctx, p, q)
+	resp, reply, err := b.client.mapPort(ctx, q)
 	for _, spare := range []func(*Options) bool{spareDescription, spareClearing, sparePreference} {
 		var refusal *ResultError
 		if !errors.As(err, &refusal) || !refusal.Code.aboutOptions() || !spare(&q.Options) {
 			continue
 		}
-		resp, reply, err = b.client.mapPort(ctx, p, q)
+		resp, reply, err = b.client.mapPort(ctx, q)
 		if err == nil && q.Options.Description == "" {
 			b.terse.Store(true)
 		}
@@ -329,6 +331,7 @@ func (b *Backend) enforce(ctx context.Context, r backends.Request, m backends.Ma
 
 // Unmap deletes the mapping. Where the server has none, it succeeds.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
+	ctx = priority.Default(ctx, priority.Delete)
 	nonce, err := b.nonceOf(ctx, m)
 	if err != nil {
 		return err
@@ -341,7 +344,7 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	delete(b.granted, nonce)
 	b.mu.Unlock()
 	third := thirdParty(backends.Request{Internal: m.Internal}, local)
-	_, _, err = b.client.mapPort(ctx, port5351.Release, MapRequest{
+	_, _, err = b.client.mapPort(ctx, MapRequest{
 		Nonce: nonce, Protocol: m.Protocol, InternalPort: m.Internal.Port(), Options: Options{ThirdParty: third},
 	})
 	var refusal *ResultError
@@ -360,7 +363,7 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 // 2.3.1 on nftables forgets the nonce of a pinhole when it is renewed, and then
 // refuses to delete it, but lets it be shortened.
 func (b *Backend) expire(ctx context.Context, m backends.Mapping, nonce Nonce, third netip.Addr, refused error) error {
-	resp, _, err := b.client.mapPort(ctx, port5351.Release, MapRequest{
+	resp, _, err := b.client.mapPort(ctx, MapRequest{
 		Nonce: nonce, Protocol: m.Protocol, InternalPort: m.Internal.Port(), Lifetime: time.Second,
 		ExternalPort: m.External.Port(), External: m.External.Addr(), Options: Options{ThirdParty: third},
 	})

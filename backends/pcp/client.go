@@ -14,6 +14,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/port5351"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // DefaultLifetime is what a mapping is asked for where nothing else is said.
@@ -153,7 +154,7 @@ func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 	if r.Protocol == 0 || r.InternalPort == 0 {
 		return MapResponse{}, fmt.Errorf("pcp: %w: protocol %d, internal port %d: 0 means all", backends.ErrInvalid, r.Protocol, r.InternalPort)
 	}
-	resp, _, err := c.mapPort(ctx, port5351.Foreground, r)
+	resp, _, err := c.mapPort(ctx, r)
 	return resp, err
 }
 
@@ -161,14 +162,14 @@ func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 // (RFC 6887, section 11.1): everything that comes in comes here. Lifetime 0
 // deletes such a mapping, and no other. Few servers allow it.
 func (c *Client) MapAll(ctx context.Context, p backends.Protocol, lifetime time.Duration, nonce Nonce) (MapResponse, error) {
-	resp, _, err := c.mapPort(ctx, port5351.Foreground, MapRequest{Protocol: p, Lifetime: lifetime, Nonce: nonce})
+	resp, _, err := c.mapPort(ctx, MapRequest{Protocol: p, Lifetime: lifetime, Nonce: nonce})
 	return resp, err
 }
 
 // Unmap deletes the mapping with the nonce (RFC 6887, section 15). Where there
 // is none, it succeeds. Protocol 0 and port 0 fail with backends.ErrInvalid.
 func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort uint16, nonce Nonce) error {
-	_, err := c.Map(ctx, MapRequest{Protocol: p, InternalPort: internalPort, Nonce: nonce})
+	_, err := c.Map(priority.Default(ctx, priority.Delete), MapRequest{Protocol: p, InternalPort: internalPort, Nonce: nonce})
 	return err
 }
 
@@ -193,13 +194,12 @@ func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) 
 }
 
 // mapPort returns the response to a request, which may be about everything.
-func (c *Client) mapPort(ctx context.Context, p port5351.Priority, r MapRequest) (MapResponse, port5351.Reply, error) {
+func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port5351.Reply, error) {
 	r.Nonce = orRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	client := r.Client
 	size := 0 // of the request
 	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Exchange{
-		Priority: p,
 		// A deletion may be answered with the time until an idle mapping goes
 		// (RFC 6887, section 15.1), but hardly ever is.
 		Answers: port5351.Insist(

@@ -200,7 +200,7 @@ func TestUnsolicited(t *testing.T) {
 			s.say(slices.Clone(b))
 			return nil
 		}
-		if _, err := l.Do(t.Context(), echoes("q", Foreground, time.Second)); err != nil {
+		if _, err := l.Do(t.Context(), echoes("q", time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		if s := <-c; s.Reason != "said so" || s.Restarted || len(c) != 0 {

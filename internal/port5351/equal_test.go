@@ -16,7 +16,7 @@ func TestEqualRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := newLink(t, "192.0.2.1:5351")
 		defer l.Close()
-		request := echoes("q", Foreground, time.Second)
+		request := echoes("q", time.Second)
 		request.Probe = true // both are in flight at once
 		first := make(chan error, 1)
 		go func() {
@@ -65,10 +65,10 @@ func TestEndedRequest(t *testing.T) {
 		s.say(slices.Clone(b))
 		return nil
 	}
-	if _, err := l.Do(ctx, echoes("ended", Foreground, time.Minute)); !errors.Is(err, context.Canceled) {
+	if _, err := l.Do(ctx, echoes("ended", time.Minute)); !errors.Is(err, context.Canceled) {
 		t.Fatalf("the first request: %v, want context.Canceled", err)
 	}
-	if _, err := l.Do(t.Context(), echoes("next", Foreground, time.Minute)); err != nil {
+	if _, err := l.Do(t.Context(), echoes("next", time.Minute)); err != nil {
 		t.Fatalf("the next request: %v", err)
 	}
 	if len(late) != 1 || <-late != "ended" {

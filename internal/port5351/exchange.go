@@ -34,10 +34,9 @@ type Exchange struct {
 	// Wait returns how long to wait after the n-th transmission, from 0, or false
 	// to send no more.
 	Wait func(n int) (time.Duration, bool)
-	// Priority is the place in the gateway's queue. Probe needs none: it is
-	// small, and a verdict must not wait for others' retransmissions.
-	Priority Priority
-	Probe    bool
+	// Probe requests are not queued: they are small, and their result must not wait
+	// for the retransmissions of others.
+	Probe bool
 }
 
 // Insist makes an answer count only when it came for the third time, where odd
@@ -82,10 +81,11 @@ type outcome struct {
 	refused bool
 }
 
-// Do sends the request until it is answered. It fails with an error that wraps
-// backends.ErrNoReply where no answer came or the gateway's port is closed (then
-// also syscall.ECONNREFUSED), with the cause of the context's end, or with
-// net.ErrClosed.
+// Do sends the request until it is answered. Each transmission waits for its turn at
+// the gateway, by the priority of the context (see package priority). Do fails with an
+// error that wraps backends.ErrNoReply if no answer came or the gateway's port is
+// closed (then also syscall.ECONNREFUSED), with the cause of the context's end, or
+// with net.ErrClosed.
 func (l *Link) Do(ctx context.Context, e Exchange) (Reply, error) {
 	p := &pending{exchange: &e, outcome: make(chan outcome, 1)}
 	defer l.forget(p)
@@ -123,9 +123,9 @@ func (l *Link) attempt(ctx context.Context, p *pending, wait time.Duration, sent
 // hold is the part of an attempt in which others have to wait.
 func (l *Link) hold(ctx context.Context, p *pending, wait time.Duration, sent *time.Time) (*outcome, error) {
 	if !p.exchange.Probe {
-		t := l.queue.enter(p.exchange.Priority)
-		defer l.queue.leave(t)
-		if out, err := await(ctx, l, p, t.ready); out != nil || err != nil {
+		ready, leave := queues.Enter(ctx, l.config.Gateway)
+		defer leave()
+		if out, err := await(ctx, l, p, ready); out != nil || err != nil {
 			return out, err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // logged compares transmissions with "datagram at".
@@ -38,7 +39,7 @@ func TestRetransmission(t *testing.T) {
 		for d := 250 * time.Millisecond; d <= 64*time.Second; d *= 2 {
 			waits = append(waits, d)
 		}
-		_, err := l.Do(t.Context(), echoes("q", Foreground, waits...))
+		_, err := l.Do(t.Context(), echoes("q", waits...))
 		if !errors.Is(err, backends.ErrNoReply) {
 			t.Errorf("error %v, want ErrNoReply", err)
 		}
@@ -61,7 +62,7 @@ func TestAnswer(t *testing.T) {
 			}
 			return nil
 		}
-		r, err := l.Do(t.Context(), echoes("q", Foreground, time.Second, time.Second))
+		r, err := l.Do(t.Context(), echoes("q", time.Second, time.Second))
 		if err != nil || string(r.Datagram) != "q" {
 			t.Fatalf("Do: %+v, %v", r, err)
 		}
@@ -84,7 +85,7 @@ func TestOneAtATime(t *testing.T) {
 			return nil
 		}
 		for _, q := range []string{"a", "b", "c"} {
-			go func() { _, _ = l.Do(t.Context(), echoes(q, Foreground, time.Minute)) }()
+			go func() { _, _ = l.Do(t.Context(), echoes(q, time.Minute)) }()
 			synctest.Wait()
 		}
 		time.Sleep(time.Second)
@@ -109,11 +110,11 @@ func TestDeadRequestBlocksNobody(t *testing.T) {
 		}
 		slow := make(chan error, 1)
 		go func() {
-			_, err := l.Do(t.Context(), echoes("slow", Foreground, time.Minute))
+			_, err := l.Do(t.Context(), echoes("slow", time.Minute))
 			slow <- err
 		}()
 		synctest.Wait()
-		if _, err := l.Do(t.Context(), echoes("quick", Background, time.Second)); err != nil {
+		if _, err := l.Do(t.Context(), echoes("quick", time.Second)); err != nil {
 			t.Error(err)
 		}
 		logged(t, w, "slow 0s", "quick 1s")
@@ -131,23 +132,28 @@ func TestPriorities(t *testing.T) {
 			time.AfterFunc(100*time.Millisecond, func() { s.say(slices.Clone(b)) })
 			return nil
 		}
-		for _, e := range []Exchange{
-			echoes("first", Background, time.Second),
-			echoes("renewal", Background, time.Second),
-			echoes("deletion", Release, time.Second),
-			echoes("urgent", Foreground, time.Second),
-			echoes("urgent too", Foreground, time.Second),
+		for _, e := range []struct {
+			request  string
+			priority priority.Priority
+		}{
+			{"first", priority.Check},
+			{"check", priority.Check},
+			{"renewal", priority.Renewal},
+			{"deletion", priority.Delete},
+			{"urgent", priority.Foreground},
+			{"urgent too", priority.Foreground},
 		} {
-			go func() { _, _ = l.Do(t.Context(), e) }()
+			ctx := priority.With(t.Context(), e.priority)
+			go func() { _, _ = l.Do(ctx, echoes(e.request, time.Second)) }()
 			synctest.Wait()
 		}
-		probe := echoes("probe", Foreground, time.Second)
+		probe := echoes("probe", time.Second)
 		probe.Probe = true
 		if _, err := l.Do(t.Context(), probe); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(time.Second)
-		logged(t, w, "first 0s", "probe 0s", "urgent 100ms", "urgent too 200ms", "deletion 300ms", "renewal 400ms")
+		logged(t, w, "first 0s", "probe 0s", "urgent 100ms", "urgent too 200ms", "deletion 300ms", "renewal 400ms", "check 500ms")
 	})
 }
 
@@ -158,11 +164,11 @@ func TestCancelledInQueue(t *testing.T) {
 		defer l.Close()
 		cause := errors.New("enough")
 		ctx, cancel := context.WithCancelCause(t.Context())
-		go func() { _, _ = l.Do(t.Context(), echoes("dead", Foreground, time.Second)) }()
+		go func() { _, _ = l.Do(t.Context(), echoes("dead", time.Second)) }()
 		synctest.Wait()
 		waiting := make(chan error, 1)
 		go func() {
-			_, err := l.Do(ctx, echoes("impatient", Foreground, time.Second))
+			_, err := l.Do(ctx, echoes("impatient", time.Second))
 			waiting <- err
 		}()
 		synctest.Wait()
@@ -170,9 +176,9 @@ func TestCancelledInQueue(t *testing.T) {
 		if err := <-waiting; !errors.Is(err, cause) {
 			t.Errorf("error %v, want the context's cause", err)
 		}
-		_, _ = l.Do(t.Context(), echoes("next", Foreground, time.Second))
+		_, _ = l.Do(t.Context(), echoes("next", time.Second))
 		logged(t, w, "dead 0s", "next 1s")
-		if _, err := l.Do(ctx, echoes("never", Foreground, time.Second)); !errors.Is(err, cause) {
+		if _, err := l.Do(ctx, echoes("never", time.Second)); !errors.Is(err, cause) {
 			t.Errorf("with an ended context: %v", err)
 		}
 		if n := len(w.log()); n != 2 {
@@ -188,7 +194,7 @@ func TestRefused(t *testing.T) {
 		defer l.Close()
 		other := make(chan error, 1)
 		go func() {
-			_, err := l.Do(t.Context(), echoes("other", Foreground, 5*time.Second))
+			_, err := l.Do(t.Context(), echoes("other", 5*time.Second))
 			other <- err
 		}()
 		time.Sleep(2 * time.Second) // the other only listens by now
@@ -198,7 +204,7 @@ func TestRefused(t *testing.T) {
 			return nil
 		}
 		w.mu.Unlock()
-		_, err := l.Do(t.Context(), echoes("q", Foreground, time.Hour))
+		_, err := l.Do(t.Context(), echoes("q", time.Hour))
 		if !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("error %v, want ErrNoReply and ECONNREFUSED", err)
 		}
@@ -214,7 +220,7 @@ func TestBestMatch(t *testing.T) {
 		w, l := newLink(t, "192.0.2.1:5351")
 		defer l.Close()
 		judge := func(request string, m Match) Exchange {
-			e := echoes(request, Foreground, time.Second)
+			e := echoes(request, time.Second)
 			e.Probe = true
 			e.Answers = func(b []byte) Match {
 				if string(b) == "version" {
@@ -276,7 +282,7 @@ func TestSocketFailures(t *testing.T) {
 					}
 					return err
 				}
-				_, err := l.Do(t.Context(), echoes("q", Foreground, time.Second, time.Second))
+				_, err := l.Do(t.Context(), echoes("q", time.Second, time.Second))
 				if !errors.Is(err, test.want) {
 					t.Errorf("error %v, want %v", err, test.want)
 				}
@@ -304,7 +310,7 @@ func TestReaderFails(t *testing.T) {
 			}
 			return nil
 		}
-		if _, err := l.Do(t.Context(), echoes("q", Foreground, time.Second, time.Second)); err != nil {
+		if _, err := l.Do(t.Context(), echoes("q", time.Second, time.Second)); err != nil {
 			t.Error(err)
 		}
 		logged(t, w, "q 0s", "q 1s")
@@ -315,7 +321,7 @@ func TestDialFails(t *testing.T) {
 	w, l := newLink(t, "192.0.2.1:5351")
 	defer l.Close()
 	w.dialErr = syscall.ENETUNREACH
-	if _, err := l.Do(t.Context(), echoes("q", Foreground, time.Second)); !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, syscall.ENETUNREACH) {
+	if _, err := l.Do(t.Context(), echoes("q", time.Second)); !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, syscall.ENETUNREACH) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -332,7 +338,7 @@ func TestCancelledDial(t *testing.T) {
 		cancel(cause)
 		return dialled(ctx, c)
 	}
-	if _, err := l.Do(ctx, echoes("q", Foreground, time.Second)); !errors.Is(err, cause) || errors.Is(err, backends.ErrNoReply) {
+	if _, err := l.Do(ctx, echoes("q", time.Second)); !errors.Is(err, cause) || errors.Is(err, backends.ErrNoReply) {
 		t.Errorf("Do: %v, want the context's cause", err)
 	}
 	if _, err := l.Local(ctx); !errors.Is(err, cause) || errors.Is(err, backends.ErrNoReply) {

@@ -113,7 +113,7 @@ func (s *sock) SetReadDeadline(time.Time) error  { return nil }
 func (s *sock) SetWriteDeadline(time.Time) error { return nil }
 
 // echoes is an exchange that its own request answers.
-func echoes(request string, p Priority, waits ...time.Duration) Exchange {
+func echoes(request string, waits ...time.Duration) Exchange {
 	return Exchange{
 		Request: []byte(request),
 		Answers: func(b []byte) Match {
@@ -128,6 +128,5 @@ func echoes(request string, p Priority, waits ...time.Duration) Exchange {
 			}
 			return waits[n], true
 		},
-		Priority: p,
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // Config says which gateway is meant, and which way leads there.
@@ -28,7 +29,6 @@ type Config struct {
 type Link struct {
 	config Config
 	dial   dialFunc
-	queue  *queue
 	refs   int // guarded by links.mu
 	closed chan struct{}
 	wg     sync.WaitGroup // readers of sockets
@@ -47,12 +47,15 @@ type Link struct {
 // dialFunc makes a connected datagram socket.
 type dialFunc func(context.Context, Config) (net.Conn, error)
 
-// links are the open ones: one for each way, and one queue for each gateway.
+// links are the open ones: one for each way.
 var links = struct {
-	mu     sync.Mutex
-	byWay  map[Config]*Link
-	queues map[netip.AddrPort]*queue
-}{byWay: map[Config]*Link{}, queues: map[netip.AddrPort]*queue{}}
+	mu    sync.Mutex
+	byWay map[Config]*Link
+}{byWay: map[Config]*Link{}}
+
+// queues let one request at a time talk to a gateway: RFC 6886 section 3.1 asks for
+// one outstanding request, and cheap gateways drop more.
+var queues priority.Queues[netip.AddrPort]
 
 // Open returns the process's link for the way, making it where there is none.
 // It does no I/O. Every Open needs a Close.
@@ -70,14 +73,8 @@ func open(config Config, dial dialFunc) (*Link, error) {
 		l.refs++
 		return l, nil
 	}
-	q := links.queues[config.Gateway]
-	if q == nil {
-		q = &queue{gateway: config.Gateway}
-		links.queues[config.Gateway] = q
-	}
-	q.refs++
 	l := &Link{
-		config: config, dial: dial, queue: q, refs: 1,
+		config: config, dial: dial, refs: 1,
 		closed:   make(chan struct{}),
 		pending:  map[*pending]struct{}{},
 		watchers: map[*Watch]struct{}{},
@@ -94,9 +91,6 @@ func (l *Link) Close() {
 	last := l.refs == 0
 	if last {
 		delete(links.byWay, l.config)
-		if l.queue.refs--; l.queue.refs == 0 {
-			delete(links.queues, l.config.Gateway)
-		}
 	}
 	links.mu.Unlock()
 	if !last {

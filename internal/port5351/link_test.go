@@ -30,7 +30,7 @@ func TestShared(t *testing.T) {
 		}
 		result := make(chan error, 1)
 		go func() {
-			_, err := a.Do(t.Context(), echoes("q", Foreground, time.Minute))
+			_, err := a.Do(t.Context(), echoes("q", time.Minute))
 			result <- err
 		}()
 		synctest.Wait()
@@ -45,11 +45,11 @@ func TestShared(t *testing.T) {
 		if err := <-result; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("error %v, want net.ErrClosed", err)
 		}
-		if _, err := a.Do(t.Context(), echoes("q", Foreground, time.Minute)); !errors.Is(err, net.ErrClosed) {
+		if _, err := a.Do(t.Context(), echoes("q", time.Minute)); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("after Close: %v, want net.ErrClosed", err)
 		}
-		if len(links.byWay) != 0 || len(links.queues) != 0 {
-			t.Errorf("left open: %v, %v", links.byWay, links.queues)
+		if len(links.byWay) != 0 {
+			t.Errorf("left open: %v", links.byWay)
 		}
 	})
 }
@@ -69,7 +69,7 @@ func TestQueuePerGateway(t *testing.T) {
 			l *Link
 			q string
 		}{{a, "a"}, {b, "b"}, {c, "c"}} {
-			go func() { _, _ = try.l.Do(t.Context(), echoes(try.q, Foreground, time.Second)) }()
+			go func() { _, _ = try.l.Do(t.Context(), echoes(try.q, time.Second)) }()
 			synctest.Wait()
 		}
 		time.Sleep(10 * time.Second)
