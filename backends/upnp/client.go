@@ -54,8 +54,8 @@ func (c *ClientConfig) check(device netip.Addr) error {
 
 // Client performs the actions of one service of a device, each over a
 // connection of its own, so there is nothing to close. Its methods may be
-// called by several goroutines at once: a device is asked one thing at a time
-// by the whole process.
+// called by several goroutines at once. All Clients of the process together send one
+// request at a time to an address and port.
 //
 // A refusal by the device is a *[Fault]; an HTTP status without one, an
 // *[HTTPError]; an answer that cannot be read wraps backends.ErrMalformed; no
@@ -103,13 +103,8 @@ func (c *Client) Service() Service {
 // perform performs an action. in and out are pointers to structs of strings,
 // named as the arguments are and in their order, or nil.
 func (c *Client) perform(ctx context.Context, action string, in, out any) error {
-	end, err := takeTurn(ctx, c.endpoints[0].addr.Addr().String())
-	if err != nil {
-		return fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	defer end()
 	first := int(c.current.Load())
-	err = c.performAt(ctx, c.endpoints[first], action, in, out)
+	err := c.performAt(ctx, c.endpoints[first], action, in, out)
 	for i := range c.endpoints {
 		// Where the description is ambiguous about the URL, what did not reach the
 		// service at one of its readings is tried at the next.
@@ -124,7 +119,13 @@ func (c *Client) perform(ctx context.Context, action string, in, out any) error 
 	return err
 }
 
+// performAt performs an action at an endpoint, in its turn.
 func (c *Client) performAt(ctx context.Context, to endpoint, action string, in, out any) error {
+	end, err := takeTurn(ctx, &hosts, to.addr)
+	if err != nil {
+		return fmt.Errorf("upnp: %s: %w", action, err)
+	}
+	defer end()
 	x := &exchange{
 		question: question{service: c.service.Type, action: action, silent: out == nil},
 		config:   c.config, to: to,
@@ -133,7 +134,7 @@ func (c *Client) performAt(ctx context.Context, to endpoint, action string, in, 
 		Transport:     x,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	err := client.PerformActionCtx(ctx, c.service.Type, action, in, out)
+	err = client.PerformActionCtx(ctx, c.service.Type, action, in, out)
 	var fault *soap.SOAPFaultError
 	switch {
 	case x.err != nil: // goupnp's error around it has its text only

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // Map asks for a mapping, or over IPv6 for a pinhole. Where the port is taken,
@@ -36,6 +37,7 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mappi
 // has lost it and somebody else has that port now, another one is asked for,
 // unless Exact.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (again backends.Mapping, err error) {
+	ctx = priority.Default(ctx, priority.Renewal)
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
 	if r.Exact { // about the port: the address may have changed
 		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())
@@ -82,9 +84,7 @@ type addition struct {
 	cured    map[string]bool // what was tried
 }
 
-// add gets an entry, or gets it again. The table is this process's own
-// meanwhile: two programs that both look and then both add would overwrite each
-// other, and two parts of a program need not.
+// add gets an entry, or gets it again.
 func (b *Backend) add(ctx context.Context, g *gateway, r backends.Request, renewed *backends.Mapping) (backends.Mapping, error) {
 	end, err := g.takeTable(ctx)
 	if err != nil {

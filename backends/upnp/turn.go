@@ -3,52 +3,36 @@ package upnp
 import (
 	"context"
 	"fmt"
-	"sync"
+	"net/netip"
+
+	"github.com/natforward/goforward/internal/priority"
 )
 
-// turns are queues of the whole process, by what is queued for: a device is
-// asked one thing at a time, whoever asks.
-var turns = struct {
-	mu  sync.Mutex
-	byQ map[string]*turn
-}{byQ: map[string]*turn{}}
+// The queues of the process. hosts has those for the addresses and ports that actions
+// are sent to: small devices serve one request at a time. tables has those for the
+// tables of devices.
+var (
+	hosts  priority.Queues[netip.AddrPort]
+	tables priority.Queues[netip.Addr]
+)
 
-type turn struct {
-	taken chan struct{} // full while somebody has it
-	users int           // who have it or wait for it
-}
-
-// takeTurn waits for a turn and returns what ends it.
-func takeTurn(ctx context.Context, queue string) (end func(), err error) {
-	turns.mu.Lock()
-	t := turns.byQ[queue]
-	if t == nil {
-		t = &turn{taken: make(chan struct{}, 1)}
-		turns.byQ[queue] = t
-	}
-	t.users++
-	turns.mu.Unlock()
-
-	leave := func() {
-		turns.mu.Lock()
-		defer turns.mu.Unlock()
-		if t.users--; t.users == 0 {
-			delete(turns.byQ, queue)
-		}
-	}
+// takeTurn waits for a turn in a queue, and returns what ends it.
+func takeTurn[K comparable](ctx context.Context, q *priority.Queues[K], key K) (end func(), err error) {
+	ready, leave := q.Enter(ctx, key)
 	select {
-	case t.taken <- struct{}{}:
-		return func() { <-t.taken; leave() }, nil
+	case <-ready:
+		return leave, nil
 	case <-ctx.Done():
 		leave()
 		return nil, context.Cause(ctx)
 	}
 }
 
-// takeTable waits until the device's table is this caller's alone, within the
-// process: between looking and adding, or deleting, nobody else may do so.
+// takeTable waits until no other call in the process looks at the device's table in
+// order to change it: two calls that both look and then both add would overwrite each
+// other's entries.
 func (g *gateway) takeTable(ctx context.Context) (end func(), err error) {
-	end, err = takeTurn(ctx, g.Device.Host.String()+" table")
+	end, err = takeTurn(ctx, &tables, g.Device.Host)
 	if err != nil {
 		return nil, fmt.Errorf("upnp: %w", err)
 	}

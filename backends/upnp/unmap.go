@@ -5,12 +5,14 @@ import (
 	"fmt"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/priority"
 )
 
 // Unmap deletes the mapping. Where the device has none, or somebody else has the
 // port by now, it succeeds. A device that does not tell whose the port is, deletes
 // only what has a Token: what was granted, or listed.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
+	ctx = priority.Default(ctx, priority.Delete)
 	if err := m.Check(); err != nil {
 		return fmt.Errorf("upnp: %w", err)
 	}
