@@ -27,11 +27,12 @@ type Config struct {
 // Link is the way to one gateway. Its methods may be called by several
 // goroutines at once.
 type Link struct {
-	config Config
-	dial   dialFunc
-	refs   int // guarded by links.mu
-	closed chan struct{}
-	wg     sync.WaitGroup // readers of sockets
+	config  Config
+	dial    dialFunc
+	refs    int // guarded by links.mu
+	closed  chan struct{}
+	dialing chan struct{}  // full while a socket is made
+	wg      sync.WaitGroup // readers of sockets
 
 	mu      sync.Mutex
 	sock    net.Conn
@@ -76,6 +77,7 @@ func open(config Config, dial dialFunc) (*Link, error) {
 	l := &Link{
 		config: config, dial: dial, refs: 1,
 		closed:   make(chan struct{}),
+		dialing:  make(chan struct{}, 1),
 		pending:  map[*pending]struct{}{},
 		watchers: map[*Watch]struct{}{},
 	}
@@ -161,13 +163,28 @@ func (l *Link) isClosed() bool {
 	}
 }
 
-// socket returns the link's socket, making one and its reader where there is
-// none.
-func (l *Link) socket(ctx context.Context) (net.Conn, error) {
+// current returns the link's socket, or nil if there is none.
+func (l *Link) current() net.Conn {
 	l.mu.Lock()
-	sock := l.sock
-	l.mu.Unlock()
-	if sock != nil {
+	defer l.mu.Unlock()
+	return l.sock
+}
+
+// socket returns the link's socket. If there is none, it makes one and starts its
+// reader; other calls wait for that.
+func (l *Link) socket(ctx context.Context) (net.Conn, error) {
+	if sock := l.current(); sock != nil {
+		return sock, nil
+	}
+	select {
+	case l.dialing <- struct{}{}:
+		defer func() { <-l.dialing }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	if sock := l.current(); sock != nil {
 		return sock, nil
 	}
 	made, err := l.dial(ctx, l.config)
@@ -179,10 +196,6 @@ func (l *Link) socket(ctx context.Context) (net.Conn, error) {
 	if l.isClosed() {
 		_ = made.Close()
 		return nil, net.ErrClosed
-	}
-	if l.sock != nil { // somebody else was quicker
-		_ = made.Close()
-		return l.sock, nil
 	}
 	l.sock = made
 	l.wg.Go(func() { l.read(made) })

@@ -1,9 +1,12 @@
 package port5351
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,6 +55,62 @@ func TestShared(t *testing.T) {
 			t.Errorf("left open: %v", links.byWay)
 		}
 	})
+}
+
+// Requests that come at once share one socket. If it cannot be made for the first of
+// them, the others do not fail with it.
+func TestDialOnce(t *testing.T) {
+	for name, test := range map[string]struct {
+		first         error // of the first attempt
+		dials, failed int
+	}{"made": {nil, 1, 0}, "fails": {syscall.ENETUNREACH, 2, 1}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, l := newLink(t, "192.0.2.1:5351")
+				defer l.Close()
+				w.onWrite = func(s *sock, b []byte) error { s.say(slices.Clone(b)); return nil }
+				dials, proceed := 0, make(chan struct{})
+				l.dial = func(ctx context.Context, c Config) (net.Conn, error) {
+					if dials++; dials == 1 {
+						<-proceed
+						if test.first != nil {
+							return nil, test.first
+						}
+					}
+					return w.dial(ctx, c)
+				}
+				results := make(chan error, 3)
+				do := func(ctx context.Context) {
+					e := echoes("q", time.Second)
+					e.Probe = true
+					_, err := l.Do(ctx, e)
+					results <- err
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				go do(t.Context())
+				synctest.Wait()
+				go do(ctx)
+				synctest.Wait()
+				cancel()
+				if err := <-results; !errors.Is(err, context.Canceled) {
+					t.Errorf("a request whose context ended: %v", err)
+				}
+				go do(t.Context())
+				synctest.Wait()
+				close(proceed)
+				failed := 0
+				for range 2 {
+					if err := <-results; err != nil {
+						failed++
+					}
+				}
+				if dials != test.dials || len(w.socks) != 1 || failed != test.failed {
+					t.Errorf("%d attempts, %d sockets and %d failed requests; want %d, 1 and %d",
+						dials, len(w.socks), failed, test.dials, test.failed)
+				}
+			})
+		})
+	}
 }
 
 // Two ways to one gateway have one queue; two gateways have two.

@@ -58,10 +58,7 @@ func (s *Session) Local(ctx context.Context) (netip.Addr, error) {
 // Redial makes the next request leave from a new socket, whose local address it
 // returns, or the zero Addr where there is none to be had.
 func (s *Session) Redial(ctx context.Context) netip.Addr {
-	s.link.mu.Lock()
-	sock := s.link.sock
-	s.link.mu.Unlock()
-	if sock != nil {
+	if sock := s.link.current(); sock != nil {
 		s.link.drop(sock)
 	}
 	local, err := s.Local(ctx)
