@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 )
@@ -134,6 +135,9 @@ func listen(addr netip.AddrPort, l *Link) (*listener, error) {
 		}
 		ln = &listener{addr: addr, conn: conn, done: make(chan struct{}), links: map[*Link]int{}}
 		listeners.byAddr[addr] = ln
+		if addr.Addr().IsMulticast() {
+			ln.join()
+		}
 		go ln.read()
 	}
 	ln.mu.Lock()
@@ -161,6 +165,17 @@ func (ln *listener) release(l *Link) {
 	}
 }
 
+// joinEvery is how often the interfaces are looked at. A variable for tests.
+var joinEvery = 5 * time.Second
+
+// join joins the group on the interfaces that there are, and makes read do so again
+// later: an interface that came up, or was created again under its name, has no
+// membership.
+func (ln *listener) join() {
+	joinEverywhere(ln.conn, ln.addr.Addr())
+	_ = ln.conn.SetReadDeadline(time.Now().Add(joinEvery)) // fails on a closed socket only
+}
+
 // readPause keeps a socket that fails again and again from taking all time.
 const readPause = 10 * time.Millisecond
 
@@ -173,6 +188,9 @@ func (ln *listener) read() {
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			ln.join()
+			continue
 		case err != nil: // Windows fails so for a datagram that is too long
 			time.Sleep(readPause)
 			continue

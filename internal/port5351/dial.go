@@ -41,17 +41,13 @@ func listenAnnounce(ctx context.Context, addr netip.AddrPort) (net.PacketConn, e
 	if addr.Addr().Is6() {
 		network, at = "udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
 	}
-	conn, err := netbind.Group(ctx, network, at, nil)
-	if err != nil {
-		return nil, err
-	}
-	joinEverywhere(conn, addr.Addr())
-	return conn, nil
+	return netbind.Group(ctx, network, at, nil)
 }
 
-// joinEverywhere joins the group on each interface that can. All hosts are
-// members of 224.0.0.1 and ff02::1 anyway (RFC 1112 section 4, RFC 4291 section
-// 2.8), so failures do not matter.
+// joinEverywhere joins the group on each interface that can and has not yet. All
+// hosts are members of 224.0.0.1 and ff02::1 anyway (RFC 1112 section 4, RFC 4291
+// section 2.8), so failures do not matter. Linux delivers what comes to these two
+// without a membership of the socket. Other systems may not.
 func joinEverywhere(conn net.PacketConn, group netip.Addr) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
