@@ -207,7 +207,8 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 }
 
 // recentEnough is how old a told external address may be to go with a mapping
-// granted now: mappings that are made or renewed together ask once.
+// granted now: mappings that are made or renewed together ask once. A caller may want
+// one that is fresh.
 const recentEnough = time.Second
 
 // recentExternal returns the external address for a mapping granted now, or
@@ -217,7 +218,7 @@ func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	b.mu.Lock()
 	external, asked := b.external, b.asked
 	b.mu.Unlock()
-	if !asked.IsZero() && time.Since(asked) < recentEnough {
+	if !asked.IsZero() && time.Since(asked) < recentEnough && priority.IsFresh(ctx, asked) {
 		return known(external), nil
 	}
 	r, err := b.client.externalAddr(ctx, false)

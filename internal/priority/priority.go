@@ -3,7 +3,10 @@
 // to the transport that sends it.
 package priority
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Priority is how urgent a request is.
 type Priority uint8
@@ -36,4 +39,18 @@ func Default(ctx context.Context, p Priority) context.Context {
 func Of(ctx context.Context) Priority {
 	p, _ := ctx.Value(contextKey{}).(Priority)
 	return p
+}
+
+type freshKey struct{}
+
+// WithFresh returns a context whose requests do not use what a gateway told before a
+// time.
+func WithFresh(ctx context.Context, since time.Time) context.Context {
+	return context.WithValue(ctx, freshKey{}, since)
+}
+
+// IsFresh reports whether what a gateway told at a time may be used.
+func IsFresh(ctx context.Context, told time.Time) bool {
+	since, _ := ctx.Value(freshKey{}).(time.Time)
+	return !told.Before(since)
 }
