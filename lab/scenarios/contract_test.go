@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/netip"
@@ -188,15 +189,38 @@ type (
 		Deadline time.Time // of the caller's context
 		Canceled bool      // before the call
 		Request  backends.Request
-		Mapping  backends.Mapping
+		Mapping  wireMapping
 	}
 	BackendReply struct {
 		Addr    netip.Addr
-		Mapping backends.Mapping
+		Mapping wireMapping
 		Failed  bool
 		Failure failure
 	}
 )
+
+// wireMapping is a Mapping for package gob, which cannot encode a Token.
+type wireMapping struct{ backends.Mapping }
+
+// mappingFields has the bytes of the token in place of the Token, which hides them, and
+// the number of the protocol, which may be 0: a Protocol does not read that.
+type mappingFields struct {
+	backends.Mapping
+	Protocol uint8
+	Token    []byte
+}
+
+func (m wireMapping) GobEncode() ([]byte, error) {
+	return json.Marshal(mappingFields{m.Mapping, uint8(m.Protocol), m.Token.Bytes()})
+}
+
+func (m *wireMapping) GobDecode(b []byte) error {
+	var f mappingFields
+	err := json.Unmarshal(b, &f)
+	m.Mapping = f.Mapping
+	m.Protocol, m.Token = backends.Protocol(f.Protocol), backends.NewToken(f.Token)
+	return err
+}
 
 // BackendService is a backend at the far end.
 type BackendService struct {
@@ -247,20 +271,20 @@ func (s *BackendService) ExternalAddr(c BackendCall, r *BackendReply) error {
 
 func (s *BackendService) Map(c BackendCall, r *BackendReply) error {
 	return s.do(c, r, func(ctx context.Context) (err error) {
-		r.Mapping, err = s.backend.Map(ctx, c.Request)
+		r.Mapping.Mapping, err = s.backend.Map(ctx, c.Request)
 		return err
 	})
 }
 
 func (s *BackendService) Renew(c BackendCall, r *BackendReply) error {
 	return s.do(c, r, func(ctx context.Context) (err error) {
-		r.Mapping, err = s.backend.Renew(ctx, c.Mapping, c.Request)
+		r.Mapping.Mapping, err = s.backend.Renew(ctx, c.Mapping.Mapping, c.Request)
 		return err
 	})
 }
 
 func (s *BackendService) Unmap(c BackendCall, r *BackendReply) error {
-	return s.do(c, r, func(ctx context.Context) error { return s.backend.Unmap(ctx, c.Mapping) })
+	return s.do(c, r, func(ctx context.Context) error { return s.backend.Unmap(ctx, c.Mapping.Mapping) })
 }
 
 func (s *BackendService) Close(c BackendCall, r *BackendReply) error {
@@ -314,16 +338,16 @@ func (b *remoteBackend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 
 func (b *remoteBackend) Map(ctx context.Context, req backends.Request) (backends.Mapping, error) {
 	r, err := b.call(ctx, "Map", BackendCall{Request: req})
-	return r.Mapping, err
+	return r.Mapping.Mapping, err
 }
 
 func (b *remoteBackend) Renew(ctx context.Context, m backends.Mapping, req backends.Request) (backends.Mapping, error) {
-	r, err := b.call(ctx, "Renew", BackendCall{Mapping: m, Request: req})
-	return r.Mapping, err
+	r, err := b.call(ctx, "Renew", BackendCall{Mapping: wireMapping{m}, Request: req})
+	return r.Mapping.Mapping, err
 }
 
 func (b *remoteBackend) Unmap(ctx context.Context, m backends.Mapping) error {
-	_, err := b.call(ctx, "Unmap", BackendCall{Mapping: m})
+	_, err := b.call(ctx, "Unmap", BackendCall{Mapping: wireMapping{m}})
 	return err
 }
 
