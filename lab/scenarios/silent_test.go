@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -53,7 +54,8 @@ func TestDiesInMidCall(t *testing.T) {
 	}
 }
 
-// Close ends within its bound, whatever the router does.
+// Close ends within its bound, whatever the router does, and its error names what
+// remains on the router.
 func TestCloseDead(t *testing.T) {
 	t.Parallel()
 	for _, dead := range []string{"killed", "silent", "cut off"} {
@@ -73,17 +75,23 @@ func TestCloseDead(t *testing.T) {
 			case "cut off":
 				home.Lan.Exec(t, "ip", "link", "set", "eth0", "down")
 			}
-			took := f.close()
-			t.Logf("closed after %v", took)
-			if took > 2*time.Second+slack {
-				t.Errorf("Close took %v", took)
+			got := f.try(call{Op: "close", Forwarder: f.n})
+			t.Logf("closed after %v", got.Took)
+			wantKinds(t, got.Failure.err(), backends.ErrNoReply)
+			for _, what := range []string{"tcp port 8080", "udp port 8080", "tcp port 8081", "udp port 8082"} {
+				if !strings.Contains(got.Failure.Text, what+" remains on the gateway") {
+					t.Errorf("the error does not say that %s remains on the gateway", what)
+				}
+			}
+			if got.Took > 2*time.Second+slack {
+				t.Errorf("Close took %v", got.Took)
 			}
 			f.exit()
 		})
 	}
 }
 
-// Shutdown tells what Close does not.
+// Shutdown ends with its context, and its error names what remains on the router.
 func TestShutdownSilent(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: shut down while the router is silent")
