@@ -2,7 +2,10 @@ package upnp
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/priority"
@@ -19,12 +22,25 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	if m.External.Port() == 0 {
 		return fmt.Errorf("upnp: %w: a mapping without an external port", backends.ErrInvalid)
 	}
-	return b.do(ctx, func(ctx context.Context, g *gateway) error {
-		if b.is6 {
-			return b.closePinhole(ctx, g, m)
-		}
-		return b.remove(ctx, g, m)
-	})
+	remove := func() error {
+		return b.do(ctx, func(ctx context.Context, g *gateway) error {
+			if b.is6 {
+				return b.closePinhole(ctx, g, m)
+			}
+			return b.remove(ctx, g, m)
+		})
+	}
+	err := remove()
+	if isCut(err) && ctx.Err() == nil { // TCP does not repeat the request
+		err = remove()
+	}
+	return err
+}
+
+// isCut reports whether a connection ended before its reply.
+func isCut(err error) bool {
+	var op *net.OpError
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op) && op.Op == "read" && !op.Timeout()
 }
 
 // remove deletes an entry if it is the mapping's, as far as the device tells.
