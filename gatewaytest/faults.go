@@ -40,6 +40,12 @@ type Fault struct {
 	Delay time.Duration
 	// Hold sends the answer when the channel is closed, or receives.
 	Hold <-chan struct{}
+	// HoldRequest handles the request when the channel is closed, or receives. Later
+	// requests wait too, and are handled in the order of their arrival.
+	HoldRequest <-chan struct{}
+	// Repeat is how many more times the request is handled and answered, as if
+	// copies of it arrived at once, at most 100. In HTTP, none.
+	Repeat int
 }
 
 // injected is a fault in force.
@@ -53,6 +59,7 @@ type injected struct {
 type faults struct {
 	mu   sync.Mutex
 	list []*injected
+	tail <-chan struct{} // closed when the last request that waited was handled; nil: none ever waited
 }
 
 // Inject adds a fault and returns what takes it away; it may be called twice.
@@ -97,6 +104,32 @@ func (f *faults) use(in *injected) bool {
 	}
 	in.left--
 	return true
+}
+
+// enter waits until a request may be handled. It returns a function to call after
+// that, and reports whether the gateway still runs.
+func (f *faults) enter(hold <-chan struct{}, closed <-chan struct{}) (leave func(), ok bool) {
+	f.mu.Lock()
+	before := f.tail
+	if before == nil && hold == nil {
+		f.mu.Unlock()
+		return func() {}, true
+	}
+	handled := make(chan struct{})
+	f.tail = handled
+	f.mu.Unlock()
+	leave = func() { close(handled) }
+	for _, c := range []<-chan struct{}{before, hold} {
+		if c == nil {
+			continue
+		}
+		select {
+		case <-c:
+		case <-closed:
+			return leave, false
+		}
+	}
+	return leave, true
 }
 
 // spoil applies the fault to an answer.

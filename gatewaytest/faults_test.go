@@ -28,6 +28,15 @@ func TestFaultDrop(t *testing.T) {
 		t.Errorf("a dropped request made %v", all)
 	}
 	h.expect(mapTCP, mapTCPReply)
+	requests, err := gw.AwaitRequests(waiting(t), 3, isMap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, q := range requests {
+		if answered := i == 2; q.Answered != answered {
+			t.Errorf("request %d: Answered is %v, want %v", i, q.Answered, answered)
+		}
+	}
 }
 
 func TestFaultDropReply(t *testing.T) {
@@ -118,6 +127,67 @@ func TestFaultHoldAndDelay(t *testing.T) {
 	if _, err := gw.AwaitRequests(waiting(t), 404, nil); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A request that is held is handled when the channel is closed, and later requests
+// after it, those over HTTP as well.
+func TestFaultHoldRequest(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{})
+	h, c := newHost(t, gw), newControl(t, gw)
+	hold, arrived := make(chan struct{}), make(chan struct{})
+	arrives := func(op gatewaytest.Op) func(gatewaytest.Request) bool {
+		return func(q gatewaytest.Request) bool {
+			if q.Op == op {
+				arrived <- struct{}{}
+			}
+			return q.Op == op
+		}
+	}
+	gw.Inject(gatewaytest.Fault{Match: arrives(gatewaytest.OpMap), Times: 1, HoldRequest: hold})
+	gw.Inject(gatewaytest.Fault{Match: arrives(gatewaytest.OpLookup), Times: 1})
+	h.send(mapTCP)
+	<-arrived
+	h.send("0000")
+	code := make(chan int)
+	go func() {
+		_, got := c.lookup("TCP", "8080")
+		code <- got
+	}()
+	<-arrived
+	if all := gw.Table(); len(all) != 0 {
+		t.Errorf("a request that is held made %v", all)
+	}
+	close(hold)
+	for _, want := range []string{mapTCPReply, addrReply} {
+		if got := h.receive(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	if got := <-code; got != 0 {
+		t.Errorf("fault %d: the lookup was handled before the request that made the entry", got)
+	}
+	h.expect("0000", addrReply)
+
+	// Close does not wait for what is held.
+	gw.Inject(gatewaytest.Fault{Match: arrives(gatewaytest.OpMap), HoldRequest: make(chan struct{})})
+	h.send(mapTCP)
+	<-arrived
+}
+
+func TestFaultRepeat(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{})
+	h := newHost(t, gw)
+	gw.Inject(gatewaytest.Fault{Times: 1, Repeat: 2})
+	h.send(mapTCP)
+	for range 3 {
+		if got := h.receive(); got != mapTCPReply {
+			t.Errorf("got %s", got)
+		}
+	}
+	only(t, gw)
+	h.expect("0000", addrReply)
 }
 
 func TestFaultOrder(t *testing.T) {

@@ -223,22 +223,28 @@ func (g *Gateway) answerBy(q Request, do func(refuse int) [][]byte) ([][]byte, *
 	if g.config.Admit != nil && !g.config.Admit(q.Source.Addr()) {
 		return nil, nil
 	}
-	fault := g.faults.take(q)
-	if fault != nil && q.Service == serviceUPnP {
-		single := *fault
-		single.Duplicate = 0 // a connection has one answer
-		fault = &single
+	var fault Fault
+	taken := g.faults.take(q)
+	if taken != nil {
+		fault = *taken
+		taken = &fault
 	}
-	if fault == nil {
-		return do(0), nil
+	leave, ok := g.faults.enter(fault.HoldRequest, g.done)
+	defer leave()
+	if q.Service == serviceUPnP {
+		fault.Duplicate, fault.Repeat = 0, 0 // a connection has one request and one answer
 	}
 	switch {
-	case fault.Drop:
-		return nil, fault
+	case !ok || fault.Drop:
+		return nil, taken
 	case fault.Reply != nil:
-		return fault.spoil(fault.Reply(bytes.Clone(q.Raw))), fault
+		return fault.spoil(fault.Reply(bytes.Clone(q.Raw))), taken
 	}
-	return fault.spoil(do(fault.Result)), fault
+	replies := do(fault.Result)
+	for range min(max(fault.Repeat, 0), maxDuplicates) {
+		replies = append(replies, do(fault.Result)...)
+	}
+	return fault.spoil(replies), taken
 }
 
 // datagrams is the list of one answer, or of none.

@@ -49,6 +49,8 @@ type Request struct {
 	Source   netip.AddrPort
 	// Raw is the datagram, or the HTTP request. Do not change it.
 	Raw []byte
+	// Answered says that the gateway had an answer, of those that it remembers.
+	Answered bool
 }
 
 // Name is how Stats counts the request: "natpmp external address",
@@ -99,7 +101,7 @@ func (r *recorder) add(q Request, ignored bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.Requests[q.Name()]++
-	if ignored {
+	if q.Answered = !ignored; ignored {
 		r.stats.Ignored++
 	}
 	if len(r.requests) >= 2*maxRequests {
