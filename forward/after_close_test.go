@@ -8,12 +8,10 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // After Close, every method that returns an error fails with ErrClosed.
 func TestAfterClose(t *testing.T) {
-	defect.Known(t, "after Close, Refresh and Wait fail with ErrNoMapping; the other methods fail with ErrClosed")
 	for name, end := range map[string]func(*forward.Forwarder, *forward.Mapping) error{
 		"the mapping is closed":   func(_ *forward.Forwarder, m *forward.Mapping) error { return m.Close() },
 		"the mapping is disabled": func(f *forward.Forwarder, _ *forward.Mapping) error { return f.Disable(context.Background()) },

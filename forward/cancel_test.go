@@ -9,14 +9,12 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // If the context of Enable is cancelled while a request is in flight, the gateway
 // may still create the mapping. The Forwarder deletes it when the answer arrives.
 // Shutdown waits for that.
 func TestEnableCancelled(t *testing.T) {
-	defect.Known(t, "after a cancelled Enable the gateway keeps a mapping that is never deleted")
 	for name, c := range map[string]struct {
 		enable forward.Option
 		slow   string // the request that is in flight when the context is cancelled
@@ -64,7 +62,6 @@ func TestEnableCancelled(t *testing.T) {
 // The same over each protocol: the router creates the mapping, and its answer
 // arrives after the context of Enable was cancelled.
 func TestEnableCancelledByProtocol(t *testing.T) {
-	defect.Known(t, "after a cancelled Enable the router keeps a mapping that Shutdown does not delete, with each protocol")
 	for _, protocol := range []string{"natpmp", "pcp", "upnp"} {
 		t.Run(protocol, func(t *testing.T) {
 			gw, f := startIGD(t, forward.Config{Order: []string{protocol}}, gatewaytest.Config{})
@@ -81,7 +78,6 @@ func TestEnableCancelledByProtocol(t *testing.T) {
 // PCP has no request for the external address: ExternalIP creates a mapping for a
 // moment. The Forwarder deletes it also if the context is cancelled meanwhile.
 func TestExternalIPCancelled(t *testing.T) {
-	defect.Known(t, "after a cancelled ExternalIP the router keeps PCP's helper mapping, also after Shutdown")
 	t.Run("while the mapping is requested", func(t *testing.T) {
 		gw, f := start(t, forward.Config{Order: []string{"pcp"}}, gatewaytest.Config{})
 		cancelWhileHeld(t, gw, func(ctx context.Context) {

@@ -8,12 +8,10 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // Changed is closed whenever something changes that the other methods return.
 func TestChangedClosed(t *testing.T) {
-	defect.Known(t, "Changed stays open when a renewal or a Refresh changes Expires, State or NextTry")
 	for name, change := range map[string]func(t *testing.T, g *memory, m *forward.Mapping){
 		"renewal": func(*testing.T, *memory, *forward.Mapping) { time.Sleep(45 * time.Minute) },
 		"Refresh": func(t *testing.T, _ *memory, m *forward.Mapping) {

@@ -9,13 +9,11 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // A second Close waits for the first and returns the same error, and so does each
 // later one.
 func TestCloseAgain(t *testing.T) {
-	defect.Known(t, "a second Close of a Mapping returns nil while the first is still deleting")
 	for name, c := range map[string]struct {
 		closes  func(*forward.Forwarder, *forward.Mapping) func() error
 		refusal error // of the deletion

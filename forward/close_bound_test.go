@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 const (
@@ -21,7 +20,6 @@ const (
 // Close on a gateway that does not answer takes two seconds at most. Its error names
 // what the gateway keeps. This also holds if the backend ignores its context.
 func TestCloseSilent(t *testing.T) {
-	defect.Known(t, "on a silent gateway Close of a Mapping takes 13.8 s, and Close of a Forwarder returns nil")
 	for name, open := range map[string]func(*testing.T, *forward.Forwarder) (closes func() error, port uint16){
 		"Mapping": func(t *testing.T, f *forward.Forwarder) (func() error, uint16) {
 			return enable8080(t, f).Close, 8080
@@ -65,7 +63,6 @@ func TestCloseSilent(t *testing.T) {
 
 // Close takes no longer if the gateway has not answered the first request yet.
 func TestCloseUngranted(t *testing.T) {
-	defect.Known(t, "Close of a mapping that a silent gateway has not granted yet takes 7.5 s")
 	synctest.Test(t, func(t *testing.T) {
 		_, f := newDelayed(t, map[string]time.Duration{"map tcp": noAnswer})
 		m, err := f.Enable(t.Context(), forward.TCP(8080), forward.Background())
@@ -83,7 +80,6 @@ func TestCloseUngranted(t *testing.T) {
 
 // The deletion that a silent gateway did not answer is retried after Close.
 func TestCloseSilentRetried(t *testing.T) {
-	defect.Known(t, "on a silent gateway Close of a Mapping takes 13.8 s")
 	synctest.Test(t, func(t *testing.T) {
 		d, f := newDelayed(t, nil)
 		m := enable8080(t, f)
@@ -106,7 +102,6 @@ func TestCloseSilentRetried(t *testing.T) {
 // Close of a Forwarder goes on as long as the gateway keeps answering, for fifteen
 // seconds at most, and returns an error if something remains.
 func TestCloseSlow(t *testing.T) {
-	defect.Known(t, "Close of a Forwarder returns nil after 2 s and leaves mappings on a slow gateway that answers every deletion")
 	const each = 60 * time.Millisecond // per deletion
 	for name, c := range map[string]struct {
 		mappings, answers int

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/gateway"
 	"github.com/natforward/goforward/internal/netbind"
 )
 
@@ -70,15 +71,16 @@ type Config struct {
 	// to renew it, for the next run of the program: that takes its mappings over in
 	// place, with the external ports that they had, and takes away what is not
 	// enabled again within half a minute. It is written atomically, for its owner
-	// alone, and locked: one Forwarder has it at a time. A file that makes no sense
-	// is renamed to end in ".damaged"; that, and one that cannot be written, is
+	// alone, and locked: one Forwarder has it at a time; another takes it when it is
+	// free. A file with invalid contents is renamed to end in ".damaged", or
+	// ".damaged.2" and so on. That, and a file that cannot be read or written now, is
 	// logged and no reason to fail. Empty: none.
 	StateFile string
 	// Logger is told what the Forwarder does. Nil: nobody.
 	Logger *slog.Logger
-	// OnEvent is called for each event, one after another, on a goroutine of its
-	// own. It may block and call anything but Close and Shutdown; a panic in it
-	// is logged and harms nothing. Nil: nobody.
+	// OnEvent is called for each event, in the order in which they happened, one after
+	// another, on a goroutine of its own. It may block and call anything, also Close. A
+	// panic in it is logged and harms nothing. Nil: none.
 	OnEvent func(Event)
 }
 
@@ -100,8 +102,8 @@ func (c *Config) check() (Config, error) {
 		}
 	}
 	for _, name := range out.Order {
-		if !slices.ContainsFunc(openers, func(o opener) bool { return o.name == name }) {
-			return invalid("Config.Order: no protocol %q, there is %v", name, openerNames())
+		if !slices.Contains(gateway.Protocols, name) {
+			return invalid("Config.Order: no protocol %q, there is %v", name, gateway.Protocols)
 		}
 	}
 	for _, b := range out.Backends {
@@ -132,7 +134,7 @@ func (c *Config) check() (Config, error) {
 		out.Logger = slog.New(slog.DiscardHandler)
 	}
 	if out.Order == nil {
-		out.Order = openerNames()
+		out.Order = gateway.Protocols
 	}
 	return out, nil
 }

@@ -16,13 +16,13 @@ var (
 	ErrNoGateway = errors.New("no gateway that forwards ports")
 	// ErrNoMapping: there is no such mapping to disable or refresh.
 	ErrNoMapping = errors.New("no such mapping")
-	// ErrClosed: the Forwarder was closed. It wraps net.ErrClosed.
+	// ErrClosed: the Forwarder or Mapping was closed. It wraps net.ErrClosed.
 	ErrClosed error = closedError{}
 )
 
 type closedError struct{}
 
-func (closedError) Error() string { return "forwarder closed" }
+func (closedError) Error() string { return "closed" }
 func (closedError) Unwrap() error { return net.ErrClosed }
 
 // Error says that no backend could do what was asked: what each of them said,

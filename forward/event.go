@@ -1,8 +1,11 @@
 package forward
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -53,79 +56,161 @@ type Event struct {
 	Time time.Time
 }
 
-// The events that wait for a slow OnEvent are bounded: by a number, or by a few
-// for each mapping where that is more, since a gateway that restarts makes two of
-// each at once. The state that Mapping's methods tell is right whatever is lost
+// What waits for a slow OnEvent or log handler is bounded: by a number, or by a few for
+// each mapping if that is more, since a gateway that restarts makes two events of each
+// at once. The oldest is dropped. What Mapping's methods tell is right whatever is lost
 // here.
 const (
-	maxEvents     = 1024
-	eventsForEach = 4
+	maxWaiting     = 1024
+	waitingForEach = 8
 )
-
-// events hands events to OnEvent, one after another.
-type events struct {
-	mu    sync.Mutex
-	queue []Event
-	wake  chan struct{}
-}
 
 // emit logs an event and queues it for OnEvent. It never blocks.
 func (f *Forwarder) emit(e Event) {
-	f.log.Info("mapping "+e.Kind.String(), "mapping", e.Mapping, "reason", e.Reason)
-	if f.config.OnEvent == nil {
+	f.log.Info("mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", e.Reason)
+	if f.config.OnEvent != nil {
+		f.dispatcher.push(message{event: e})
+	}
+}
+
+// message is an event, or a log record for a handler.
+type message struct {
+	event   Event
+	handler slog.Handler
+	record  slog.Record
+}
+
+// dispatcher calls what the user gave, OnEvent and a log handler, in the order of what
+// happened. Its goroutine exists only while something waits.
+type dispatcher struct {
+	onEvent  func(Event)
+	handler  slog.Handler
+	mappings atomic.Int64 // that are held
+
+	mu      sync.Mutex
+	queue   []message
+	idle    chan struct{} // closed when the goroutine ends; nil: there is none
+	dropped int           // since the last that was delivered
+	closed  bool
+}
+
+// push queues a message. It never blocks.
+func (d *dispatcher) push(m message) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
 		return
 	}
-	f.mu.Lock()
-	most := max(maxEvents, eventsForEach*len(f.held))
-	f.mu.Unlock()
-	f.events.mu.Lock()
-	if len(f.events.queue) >= most {
-		f.log.Warn("OnEvent is too slow: an event is dropped", "mapping", f.events.queue[0].Mapping)
-		f.events.queue = f.events.queue[1:]
+	if len(d.queue) >= max(maxWaiting, waitingForEach*int(d.mappings.Load())) {
+		d.queue = d.queue[1:]
+		d.dropped++
 	}
-	f.events.queue = append(f.events.queue, e)
-	f.events.mu.Unlock()
-	nudge(f.events.wake)
+	d.queue = append(d.queue, m)
+	if d.idle == nil {
+		d.idle = make(chan struct{})
+		go d.run(d.idle)
+	}
 }
 
-// dispatch calls OnEvent until the Forwarder is closed.
-func (f *Forwarder) dispatch() {
+// run delivers what waits.
+func (d *dispatcher) run(idle chan struct{}) {
+	defer close(idle)
 	for {
-		f.events.mu.Lock()
-		queue := f.events.queue
-		f.events.queue = nil
-		f.events.mu.Unlock()
-		for _, e := range queue {
-			if f.ctx.Err() != nil {
-				return
-			}
-			f.call(e)
+		d.mu.Lock()
+		queue, dropped := d.queue, d.dropped
+		d.queue, d.dropped = nil, 0
+		if len(queue) == 0 {
+			d.idle = nil
 		}
-		if len(queue) > 0 {
-			continue
-		}
-		select {
-		case <-f.events.wake:
-		case <-f.ctx.Done():
+		d.mu.Unlock()
+		if len(queue) == 0 {
 			return
 		}
+		if dropped > 0 {
+			d.warn("OnEvent or the log handler is too slow: messages are dropped", slog.Int("dropped", dropped))
+		}
+		for _, m := range queue {
+			if d.isClosed() && m.handler == nil {
+				continue
+			}
+			d.deliver(m)
+		}
 	}
 }
 
-// call survives what OnEvent does.
-func (f *Forwarder) call(e Event) {
+// deliver survives what the user's code does.
+func (d *dispatcher) deliver(m message) {
 	defer func() {
-		if p := recover(); p != nil {
-			f.log.Error("OnEvent panicked", "event", e.Kind, "panic", p)
+		if p := recover(); p != nil && m.handler == nil {
+			d.warn("OnEvent panicked", slog.String("event", m.event.Kind.String()), slog.Any("panic", p))
 		}
 	}()
-	f.config.OnEvent(e)
+	if m.handler != nil {
+		_ = m.handler.Handle(context.Background(), m.record)
+		return
+	}
+	d.onEvent(m.event)
 }
 
-// nudge wakes whoever waits on a channel of capacity 1, now or later.
-func nudge(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
+// warn logs on the dispatcher's own goroutine.
+func (d *dispatcher) warn(text string, attrs ...slog.Attr) {
+	defer func() { _ = recover() }() // of a handler
+	if d.handler.Enabled(context.Background(), slog.LevelWarn) {
+		r := slog.NewRecord(time.Now(), slog.LevelWarn, text, 0)
+		r.AddAttrs(attrs...)
+		_ = d.handler.Handle(context.Background(), r)
 	}
+}
+
+func (d *dispatcher) isClosed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.closed
+}
+
+// callbackTime is how long close waits for a callback that has not returned. It may be
+// the callback that closes.
+const callbackTime = 100 * time.Millisecond
+
+// close drops the events that wait, and waits a moment for the callback in flight.
+func (d *dispatcher) close() {
+	d.mu.Lock()
+	d.closed = true
+	idle := d.idle
+	d.mu.Unlock()
+	if idle == nil {
+		return
+	}
+	t := time.NewTimer(callbackTime)
+	defer t.Stop()
+	select {
+	case <-idle:
+	case <-t.C:
+	}
+}
+
+// logHandler returns a handler that queues records for the user's.
+func (d *dispatcher) logHandler() slog.Handler { return queueHandler{d, d.handler} }
+
+// queueHandler queues log records.
+type queueHandler struct {
+	dispatcher *dispatcher
+	handler    slog.Handler
+}
+
+func (h queueHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return h.handler.Enabled(ctx, l)
+}
+
+func (h queueHandler) Handle(_ context.Context, r slog.Record) error {
+	h.dispatcher.push(message{handler: h.handler, record: r.Clone()})
+	return nil
+}
+
+func (h queueHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return queueHandler{h.dispatcher, h.handler.WithAttrs(attrs)}
+}
+
+func (h queueHandler) WithGroup(name string) slog.Handler {
+	return queueHandler{h.dispatcher, h.handler.WithGroup(name)}
 }

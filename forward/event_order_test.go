@@ -9,13 +9,11 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // Events are delivered in the order in which they happened, also if the goroutine
 // that causes the first one is held up before it has finished.
 func TestEventOrder(t *testing.T) {
-	defect.Known(t, "an event that happened later is delivered first")
 	synctest.Test(t, func(t *testing.T) {
 		gateway, events := newMemory(), &recorder{}
 		handler := &blocking{text: "mapped", release: make(chan struct{})}
@@ -40,7 +38,6 @@ func TestEventOrder(t *testing.T) {
 // The same without a logger that blocks: a restart that the gateway announces and a
 // renewal cause one event each, at about the same time.
 func TestEventOrderInRaces(t *testing.T) {
-	defect.Known(t, "of two events at about the same time the later one is delivered first")
 	// More threads than processors: any of them may be preempted anywhere.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
 	const lasts = 8 * time.Second

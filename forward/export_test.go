@@ -1,56 +1,121 @@
 package forward
 
 import (
+	"context"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/internal/gateway"
 )
 
-// LeadTo makes the kernel's ways to the internet lead to gateways, also to such
-// as do not have the protocols' own ports; a family without one has no way out.
-func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
-	none := func() (discover.Gateway, error) { return discover.Gateway{}, discover.ErrNoRoute }
-	f.routes = [2]func() (discover.Gateway, error){none, none}
-	for _, gw := range gateways {
-		local := gw.Addr() // on loopback
-		if key := (wayKey{gateway: netip.AddrPortFrom(gw.Addr(), 0), source: local}); f.ways[key] == nil {
-			w, err := f.open(wayKey{gateway: gw, source: local})
-			if err != nil {
-				return err
-			}
-			f.ways[key] = w
-		}
-		f.routes[familyOf(local)] = func() (discover.Gateway, error) {
-			return discover.Gateway{Addr: gw.Addr(), Local: local}, nil
-		}
+// onLoop runs do as the owner of the Forwarder's state.
+func (f *Forwarder) onLoop(do func()) {
+	f.mu.Lock()
+	started := f.started
+	if !started {
+		do()
 	}
+	f.mu.Unlock()
+	if started {
+		f.loop.Do(do)
+	}
+}
+
+// LeadTo makes the default routes lead to gateways, also to such as do not have the
+// protocols' own ports. A family without one has no default route.
+func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
+	f.onLoop(func() {
+		none := func() (discover.Gateway, error) { return discover.Gateway{}, discover.ErrNoRoute }
+		f.routes = [2]func() (discover.Gateway, error){none, none}
+		before := f.keyOf
+		f.keyOf = func(p place) gateway.Key {
+			for _, gw := range gateways {
+				if gw.Addr() == p.gateway.Addr() {
+					return gateway.Key{Gateway: gw, Local: p.local}
+				}
+			}
+			return before(p)
+		}
+		for _, gw := range gateways {
+			local := gw.Addr() // on loopback
+			f.routes[familyOf(local)] = func() (discover.Gateway, error) {
+				return discover.Gateway{Addr: local, Local: local}, nil
+			}
+		}
+	})
 	return nil
 }
 
-// Crash ends a Forwarder as the end of its process does: nothing is taken away.
+// SetRoute makes the default route of a family lead to a gateway in memory, for which
+// the backends speak. If gw is invalid there is no default route.
+func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
+	f.mu.Lock()
+	if !f.started {
+		f.watch = func(ctx context.Context, _ func()) error { // NetworkChanged does it
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+	}
+	f.mu.Unlock()
+	f.onLoop(func() {
+		f.routes[ipv4] = func() (discover.Gateway, error) {
+			if !gw.IsValid() {
+				return discover.Gateway{}, discover.ErrNoRoute
+			}
+			return discover.Gateway{Addr: gw, Local: local, Interface: "test"}, nil
+		}
+		before := f.specs
+		f.specs = func(p place) []gateway.Spec {
+			if p.gateway.Addr() != gw {
+				return before(p)
+			}
+			var specs []gateway.Spec
+			for _, b := range bs {
+				specs = append(specs, gateway.Spec{Ready: b})
+			}
+			return specs
+		}
+	})
+}
+
+// NetworkChanged does what the watcher of the network does after a change.
+func (f *Forwarder) NetworkChanged() { f.onLoop(func() { f.look("") }) }
+
+// Crash ends a Forwarder as the end of its process does: nothing is deleted.
 func (f *Forwarder) Crash() {
 	f.mu.Lock()
-	f.closed = true
+	c := &ending{done: make(chan struct{})}
+	f.ending = c
 	f.mu.Unlock()
-	f.ledger.mu.Lock()
-	file := f.ledger.file
-	f.ledger.file = nil // nothing more is written
-	f.ledger.mu.Unlock()
+	f.store.opening.Lock()
+	file := f.store.file
+	f.store.file, f.store.tried = nil, true // nothing more is written
+	f.store.opening.Unlock()
 	f.cancel(ErrClosed)
 	f.calls.Wait()
-	for _, m := range f.matching(nil) {
-		m.abandon()
-	}
 	f.work.Wait()
+	var routes []*route
+	f.loop.Do(func() {
+		routes = f.known
+		for _, m := range slices.Clone(f.held) {
+			f.release(m, true)
+			close(m.ending.Load().done)
+		}
+	})
+	for _, r := range routes {
+		r.client.Abandon()
+	}
+	f.loop.Stop()
+	<-f.loop.Ended()
 	if file != nil {
 		_ = file.Close()
 	}
-	close(f.ended)
-	for _, w := range f.ways {
-		_ = w.close()
-	}
+	f.dispatcher.close()
+	close(c.done)
 }
 
 // SetWantedWithin shortens, for a test, what an earlier run's mappings wait.

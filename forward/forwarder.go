@@ -2,7 +2,6 @@ package forward
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -12,40 +11,44 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/internal/gateway"
 )
+
+// registry holds the gateways of the process: Forwarders share them.
+var registry = gateway.NewRegistry(gateway.Jitter)
 
 // Forwarder forwards ports and keeps them so. Its methods may be called by
 // several goroutines at once. Make one with New, and end it with Close or
 // Shutdown.
 type Forwarder struct {
-	config    Config
-	log       *slog.Logger
-	readyMade *way                                // of Config.Backends, or nil
-	routes    [2]func() (discover.Gateway, error) // the kernel's ways to the internet, by family
+	config   Config
+	log      *slog.Logger // by the dispatcher
+	registry *gateway.Registry
+	jitter   func(time.Duration) time.Duration
+	routes   [2]func() (discover.Gateway, error) // the kernel's default routes, by family
+	specs    func(place) []gateway.Spec          // the backends to use at a gateway
+	keyOf    func(place) gateway.Key
+	watch    func(context.Context, func()) error // of the network
 
-	ctx       context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
-	cancel    context.CancelCauseFunc
-	calls     sync.WaitGroup // callers inside
-	closings  gate           // of mappings
-	work      sync.WaitGroup // goroutines of ours
-	start     sync.Once      // of those
-	choosing  [2]turn        // one looks for a gateway of a family at a time
-	scheduler scheduler
-	jitter    func(time.Duration) time.Duration // spreads what it does
-	events    events
-	ledger    ledger
-	debts     debts
-	ended     chan struct{} // closed when Shutdown is done
+	ctx        context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
+	cancel     context.CancelCauseFunc
+	work       sync.WaitGroup // goroutines of ours
+	dispatcher dispatcher
+	store      store
 
-	mu      sync.Mutex
-	closed  bool
-	held    []*Mapping            // in the order of enabling
-	byPort  map[uint16][]*Mapping // the same, by the internal port asked for
-	ways    map[wayKey]*way
-	current [2]*way // the ones last used, by family
-	retired []*way  // not used for new mappings any more
-	looks   pacer   // of what a change of the network leads to
-	strays  chan struct{}
+	mu      sync.Mutex // guards what is next
+	started bool
+	ending  *ending        // of the whole, or nil
+	calls   sync.WaitGroup // callers inside; counted up under mu
+
+	// loop owns what is next.
+	loop    *gateway.Loop
+	held    []*Mapping // in the order of enabling
+	known   []*route
+	current [2]*route // the ones to use, by family
+	looks   gateway.Pacer
+	wakes   gateway.Pacer // of mappings that are not granted
+	clock   clock
 }
 
 // New checks the config, whose errors wrap backends.ErrInvalid, and does no
@@ -56,43 +59,19 @@ func New(config *Config) (*Forwarder, error) {
 		return nil, err
 	}
 	f := &Forwarder{
-		config:    c,
-		log:       c.Logger,
-		routes:    [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
-		scheduler: scheduler{wake: make(chan struct{}, 1)},
-		jitter:    jitter,
-		events:    events{wake: make(chan struct{}, 1)},
-		ended:     make(chan struct{}),
-		strays:    make(chan struct{}, 1),
-		byPort:    map[uint16][]*Mapping{},
-		ways:      map[wayKey]*way{},
+		config:   c,
+		registry: registry,
+		loop:     gateway.NewLoop(),
+		jitter:   gateway.Jitter,
+		routes:   [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 	}
-	f.debts.forwarder = f
-	f.ledger = ledger{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
-	if len(c.Backends) > 0 {
-		f.readyMade = &way{}
-		for _, b := range c.Backends {
-			f.readyMade.candidates = append(f.readyMade.candidates, &candidate{backend: b, verdict: speaks})
-		}
-	}
+	f.specs, f.keyOf, f.watch = f.backendSpecs, place.key, discover.Watch
+	f.dispatcher = dispatcher{onEvent: c.OnEvent, handler: c.Logger.Handler()}
+	f.log = slog.New(f.dispatcher.logHandler())
+	f.clock.forwarder = f
+	f.store = store{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f, nil
-}
-
-// timeoutError is the cause of an end by one of our own bounds.
-type timeoutError struct {
-	after time.Duration
-}
-
-func (e *timeoutError) Error() string {
-	return fmt.Sprintf("%v within %v", backends.ErrNoReply, e.after)
-}
-func (e *timeoutError) Unwrap() error { return backends.ErrNoReply }
-
-// isOwnTimeout reports whether one of our own bounds ended the context.
-func isOwnTimeout(ctx context.Context) bool {
-	var own *timeoutError
-	return errors.As(context.Cause(ctx), &own)
 }
 
 // bound bounds a context without a deadline by Config.Timeout.
@@ -100,7 +79,7 @@ func (f *Forwarder) bound(ctx context.Context) (context.Context, context.CancelF
 	if _, has := ctx.Deadline(); has {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, f.config.Timeout, &timeoutError{f.config.Timeout})
+	return context.WithTimeoutCause(ctx, f.config.Timeout, &gateway.TimeoutError{After: f.config.Timeout})
 }
 
 // begin counts a call in, bounds its context by the Forwarder's life and
@@ -108,12 +87,18 @@ func (f *Forwarder) bound(ctx context.Context) (context.Context, context.CancelF
 // counts the call out.
 func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return nil, nil, fmt.Errorf("forward: %w", ErrClosed)
+	closed, first := f.ending != nil, !f.started
+	if !closed {
+		f.calls.Add(1)
+		f.started = true
 	}
-	f.calls.Add(1)
-	f.start.Do(f.startWork)
+	f.mu.Unlock()
+	if closed {
+		return nil, nil, errClosed("forwarder")
+	}
+	if first {
+		f.startWork()
+	}
 	ctx, cancelTimeout := f.bound(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(f.ctx, func() { cancel(ErrClosed) })
@@ -127,91 +112,14 @@ func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) 
 
 // startWork starts the goroutines that live as long as the Forwarder.
 func (f *Forwarder) startWork() {
-	f.work.Go(func() { f.scheduler.run(f.ctx) })
-	f.work.Go(func() { f.followNetwork(f.ctx) })
+	f.loop.Post(func() { f.clock.start() })
+	f.loop.Start()
+	if len(f.config.Backends) == 0 {
+		f.work.Go(f.followNetwork)
+	}
 	if f.config.StateFile != "" {
-		f.work.Go(func() { f.ledger.run(f.ctx) })
+		f.work.Go(f.store.run)
 	}
-	if f.config.OnEvent != nil {
-		f.work.Go(f.dispatch)
-	}
-}
-
-// watch follows what a backend notices of its gateway, from its first mapping
-// on.
-func (f *Forwarder) watch(c *candidate) {
-	w, ok := c.backend.(backends.Watcher)
-	if !ok {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if c.watched || f.closed {
-		return
-	}
-	c.watched = true
-	f.work.Go(func() {
-		err := w.Watch(f.ctx, func(change backends.Change) { f.onChange(c, change) })
-		if f.ctx.Err() == nil {
-			f.log.Warn("the gateway is no longer watched", "backend", c.backend.String(), "err", err)
-		}
-	})
-}
-
-// onChange asks for all mappings of a backend again: RFC 6886 section 3.7 would
-// wait up to five seconds, to spare a gateway with many hosts; the queue of one
-// request at a time spares it too, and programs are back sooner.
-func (f *Forwarder) onChange(c *candidate, change backends.Change) {
-	f.log.Info("the gateway changed", "backend", c.backend.String(), "change", change.Kind.String(),
-		"external", change.External, "reason", change.Reason)
-	f.mu.Lock()
-	at := c.pace.next(time.Now())
-	if change.Kind == backends.Restarted {
-		c.lost = change.Since
-	}
-	held := slices.Clone(f.held)
-	f.mu.Unlock()
-	held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.uses(c) })
-	if change.Kind == backends.Restarted {
-		held = slices.DeleteFunc(held, func(m *Mapping) bool { return !m.bereave(change.Since) })
-	}
-	f.suspect(held, func(*Mapping) backends.Change { return change }, at)
-}
-
-// uses reports whether the candidate granted the mapping, or nobody has: it may
-// be what a mapping waits for that expired, or was never granted.
-func (m *Mapping) uses(c *candidate) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.legs) == 0 || slices.ContainsFunc(m.legs, func(l leg) bool { return l.candidate == c })
-}
-
-// hold makes the Forwarder answer for a mapping.
-func (f *Forwarder) hold(m *Mapping) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.held = append(f.held, m)
-	f.byPort[m.port] = append(f.byPort[m.port], m)
-	f.ledger.changed()
-}
-
-// release is hold's inverse.
-func (f *Forwarder) release(m *Mapping) {
-	f.scheduler.unset(m)
-	defer f.ledger.changed()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.held = without(f.held, m)
-	if f.byPort[m.port] = without(f.byPort[m.port], m); len(f.byPort[m.port]) == 0 {
-		delete(f.byPort, m.port)
-	}
-}
-
-func without(ms []*Mapping, m *Mapping) []*Mapping {
-	if i := slices.Index(ms, m); i >= 0 {
-		return slices.Delete(ms, i, i+1)
-	}
-	return ms
 }
 
 // family is that of the gateway where nothing else is said: IPv4, unless one
@@ -237,12 +145,7 @@ func (f *Forwarder) familyFor(w *wish) family {
 // Probe finds the gateway and asks what it speaks, as the first call that needs
 // it would. A gateway that answered is remembered.
 func (f *Forwarder) Probe(ctx context.Context) error {
-	ctx, end, err := f.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer end()
-	_, err = f.choose(ctx, f.family())
+	_, err := f.Gateway(ctx)
 	return err
 }
 
@@ -272,13 +175,14 @@ func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error
 	if err != nil {
 		return Gateway{}, err
 	}
-	way, err := f.choose(ctx, f.familyFor(&w))
+	r, done, err := f.selectGateway(ctx, f.familyFor(&w))
 	if err != nil {
 		return Gateway{}, err
 	}
-	g := Gateway{Addr: way.key.gateway, Interface: way.key.iface, Local: way.key.source}
-	for _, c := range f.speaking(way) {
-		g.Backends = append(g.Backends, c.backend.String())
+	defer done()
+	g := Gateway{Addr: r.place.gateway, Interface: r.place.iface, Local: r.place.source}
+	for _, b := range r.client.Available() {
+		g.Backends = append(g.Backends, b.String())
 	}
 	return g, nil
 }
@@ -290,17 +194,18 @@ func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 		return netip.Addr{}, err
 	}
 	defer end()
-	way, err := f.choose(ctx, f.family())
+	r, done, err := f.selectGateway(ctx, f.family())
 	if err != nil {
 		return netip.Addr{}, err
 	}
+	defer done()
 	var failures []error
-	for _, c := range f.inOrder(way) {
-		addr, err := f.externalAddr(ctx, way, c)
+	for _, b := range r.client.InOrder() {
+		addr, err := f.externalAddr(ctx, r.client, b)
 		if err == nil {
 			return addr, nil
 		}
-		if ctx.Err() != nil && !isOwnTimeout(ctx) {
+		if ctx.Err() != nil && !gateway.IsTimeout(ctx) {
 			return netip.Addr{}, err
 		}
 		failures = append(failures, err)
@@ -308,13 +213,13 @@ func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 	return netip.Addr{}, newError(failures, true)
 }
 
-func (f *Forwarder) externalAddr(ctx context.Context, w *way, c *candidate) (netip.Addr, error) {
-	if err := f.ready(ctx, w, c); err != nil {
+func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gateway.Backend) (netip.Addr, error) {
+	if err := c.Ensure(ctx, b, f.config.Wait); err != nil {
 		return netip.Addr{}, err
 	}
-	addr, err := c.backend.ExternalAddr(ctx)
+	addr, err := c.ExternalAddr(ctx, b, f.config.Timeout)
 	if err == nil && !addr.IsValid() {
-		err = fmt.Errorf("%v: %w: the gateway does not know its external address", c.backend, backends.ErrNetworkFailure)
+		err = fmt.Errorf("%v: %w: the gateway does not know its external address", b, backends.ErrNetworkFailure)
 	}
 	return addr, err
 }
@@ -322,29 +227,23 @@ func (f *Forwarder) externalAddr(ctx context.Context, w *way, c *candidate) (net
 // LocalIP returns the address of this host that the gateway sees. It sends
 // nothing.
 func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
-	ctx, end, err := f.begin(ctx)
+	_, end, err := f.begin(ctx)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	defer end()
 	if f.config.Source.IsValid() {
-		if err := f.config.checkSource(); err != nil {
-			return netip.Addr{}, err
-		}
-		return f.config.Source, nil
+		return f.config.Source, f.config.checkSource()
 	}
-	k, err := f.locate(f.family())
-	if err != nil {
+	p, err := f.locate(f.family())
+	switch {
+	case err != nil:
 		return netip.Addr{}, err
-	}
-	if k.source.IsValid() {
-		return k.source, nil
-	}
-	local, err := localToward(ctx, k.gateway.Addr())
-	if err != nil {
+	case !p.local.IsValid():
+		_, err := localToward(p.gateway.Addr())
 		return netip.Addr{}, fmt.Errorf("forward: %w: %w", ErrNoGateway, err)
 	}
-	return local, nil
+	return p.local, nil
 }
 
 // OpenExternalPort returns an external port that the gateway would forward
@@ -356,8 +255,16 @@ func (f *Forwarder) OpenExternalPort(ctx context.Context, p backends.Protocol) (
 	if err != nil {
 		return 0, err
 	}
-	port := m.External().Port()
-	ctx, cancel := f.bound(ctx)
-	defer cancel()
-	return port, m.close(ctx)
+	return m.External().Port(), m.close(ctx)
 }
+
+// matching returns the held mappings that match all selectors, in the order of
+// enabling.
+func (f *Forwarder) matching(sel []Selector) []*Mapping {
+	var held []*Mapping
+	f.loop.Do(func() { held = slices.Clone(f.held) })
+	return slices.DeleteFunc(held, func(m *Mapping) bool { return !selectsAll(sel, m.subject()) })
+}
+
+// errClosed is ErrClosed of something.
+func errClosed(what string) error { return fmt.Errorf("forward: %s %w", what, ErrClosed) }

@@ -2,15 +2,12 @@ package forward
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -78,7 +75,7 @@ func TestMoveNoticedByACall(t *testing.T) {
 	if _, err := f.ExternalIP(t.Context()); err != nil { // within the 100 ms that Watch gathers changes
 		t.Fatal(err)
 	}
-	f.look(nil) // Watch's call
+	f.NetworkChanged() // Watch's call
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 }) {
 		t.Errorf("m is still at %v, next try in %v; gw1 %v gw2 %v", m.Gateway(), time.Until(m.NextTry()), len(gw1.Table()), len(gw2.Table()))
 	}
@@ -151,14 +148,10 @@ func TestMoveDuringEnable(t *testing.T) {
 	if _, err := gw1.AwaitRequests(ctx, 1, isMap); err != nil {
 		t.Fatal(err)
 	}
-	f.mu.Lock()
-	g2 := f.routes
-	f.mu.Unlock()
-	_ = g2
 	if err := f.LeadTo(gw2.Addr()); err != nil {
 		t.Fatal(err)
 	}
-	f.look(nil)
+	f.NetworkChanged()
 	close(hold)
 	m := <-done
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 }) {
@@ -166,7 +159,8 @@ func TestMoveDuringEnable(t *testing.T) {
 	}
 }
 
-// What nobody wants is swept away, and wanted at that moment.
+// A mapping of an earlier run is about to be deleted, because it was not enabled again,
+// and is enabled at that moment.
 func TestCleanAndEnable(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	c := Config{Order: []string{"natpmp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
@@ -176,11 +170,8 @@ func TestCleanAndEnable(t *testing.T) {
 	}
 	within(t, 20*time.Second, func() bool { b, _ := os.ReadFile(c.StateFile); return strings.Contains(string(b), ":8080") })
 	f.Crash()
+	SetWantedWithin(t, 20*time.Millisecond)
 	f = newOn(t, c)
-	if err := f.Probe(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	f.ledger.open()
 	hold := make(chan struct{})
 	n0 := countRequests(gw, isMap)
 	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: hold})
@@ -190,15 +181,16 @@ func TestCleanAndEnable(t *testing.T) {
 	if _, err := gw.AwaitRequests(t.Context(), n0+1, isMap); err != nil {
 		t.Fatal(err)
 	}
-	cleaned := make(chan struct{})
-	go func() { f.ledger.clean(context.Background()); close(cleaned) }() // the half minute is over
-	<-time.After(50 * time.Millisecond)
-	close(hold) // a gateway that takes 50 ms
+	<-time.After(100 * time.Millisecond) // it was to be enabled before
+	close(hold)
 	if err := <-enabled; err != nil {
 		t.Fatal(err)
 	}
-	<-cleaned
-	if len(gw.Table()) != 1 {
+	if err := f.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	<-time.After(100 * time.Millisecond)
+	if len(gw.Table()) != 1 || countRequests(gw, isUnmap) != 0 {
 		t.Errorf("m says %v, next try in %v; the gateway has %v", m, time.Until(m.NextTry()), gw.Table())
 	}
 }
@@ -351,15 +343,16 @@ func TestMoveNoticed(t *testing.T) {
 	if err := f.LeadTo(gw2.Addr()); err != nil {
 		t.Fatal(err)
 	}
-	f.look(nil)
+	f.NetworkChanged()
 	if !within(t, 20*time.Second, func() bool { return len(gw1.Table()) == 0 && len(gw2.Table()) == 1 }) {
 		t.Errorf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
 	}
 }
 
-// What could not be deleted on a way that no longer leads out is not asked for
-// there, since another gateway may be at the end of it; nor where it is held again.
-func TestDebtElsewhere(t *testing.T) {
+// What could not be deleted at a gateway that is no longer on the default route is not
+// requested there, since another gateway may be in its place. When the route is back, it
+// is taken over.
+func TestDeletionElsewhere(t *testing.T) {
 	gw1 := startGateway(t, gatewaytest.Config{})
 	gw2 := startGateway(t, gatewaytest.Config{Listen: netip.MustParseAddrPort("127.0.0.2:0")})
 	f := newOn(t, Config{Order: []string{"natpmp"}})
@@ -369,31 +362,35 @@ func TestDebtElsewhere(t *testing.T) {
 	if _, err := f.Enable(t.Context(), TCP(8080)); err != nil {
 		t.Fatal(err)
 	}
-	gw1.Inject(gatewaytest.Fault{Match: isUnmap, Drop: true})
+	lossy := gw1.Inject(gatewaytest.Fault{Match: isUnmap, Drop: true})
 	if err := f.LeadTo(gw2.Addr()); err != nil {
 		t.Fatal(err)
 	}
-	f.look(nil)
-	owes := func() bool { return len(f.debts.due(time.Time{})) == 1 }
-	if !within(t, 20*time.Second, func() bool { return owes() && len(gw2.Table()) == 1 }) {
+	f.NetworkChanged()
+	left := func() bool { // the owner of the first gateway has ended
+		n := 0
+		f.onLoop(func() { n = len(f.known) })
+		return n == 1
+	}
+	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 && left() }) {
 		t.Fatalf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
 	}
+	<-time.After(2 * leaveTime)
 	asked := countRequests(gw1, isUnmap)
-	if err := f.debts.pay(t.Context(), f.debts.due(time.Time{})); !errors.Is(err, backends.ErrNoReply) || !owes() {
-		t.Errorf("owed no more: %v", err)
-	}
+	<-time.After(2 * time.Second)
 	if n := countRequests(gw1, isUnmap); n != asked {
-		t.Errorf("%d requests went to a gateway that is not on the way out", n-asked)
+		t.Errorf("%d requests went to a gateway that is not on the default route", n-asked)
 	}
 	if err := f.LeadTo(gw1.Addr()); err != nil {
 		t.Fatal(err)
 	}
-	f.look(nil)
+	f.NetworkChanged()
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 0 }) {
 		t.Fatalf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
 	}
-	if err := f.debts.pay(t.Context(), f.debts.due(time.Time{})); err != nil || owes() || len(gw1.Table()) != 1 {
-		t.Errorf("the first gateway has %v, err %v", gw1.Table(), err)
+	lossy()
+	if err := f.Shutdown(t.Context()); err != nil || len(gw1.Table()) != 0 {
+		t.Errorf("Shutdown: %v; the first gateway has %v", err, gw1.Table())
 	}
 }
 
@@ -414,60 +411,4 @@ func TestForgotten(t *testing.T) {
 			t.Errorf("%s: forgotten %v, want %v", name, got, c.want)
 		}
 	}
-}
-
-// mute is a backend that does not answer, and says what it was asked to delete.
-type mute struct {
-	named
-	unmaps chan uint16
-}
-
-func (m *mute) Close() error { return nil }
-
-func (m *mute) Unmap(ctx context.Context, mapping backends.Mapping) error {
-	m.unmaps <- mapping.Internal.Port()
-	<-ctx.Done()
-	return context.Cause(ctx)
-}
-
-// What comes to be owed while a gateway is asked for something else does not have
-// it asked for that twice.
-func TestDebtMeanwhile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &mute{named: named{name: "mute"}, unmaps: make(chan uint16, 10)}
-		f, err := New(&Config{Backends: []backends.Backend{b}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, end, err := f.begin(t.Context()) // which starts the scheduler
-		if err != nil {
-			t.Fatal(err)
-		}
-		end()
-		owe := func(port uint16) {
-			id := identity{protocol: backends.TCP, internal: port}
-			f.debts.owe(port, []leg{{candidate: f.readyMade.candidates[0], lease: &lease{id: id}, granted: &backends.Mapping{
-				Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.IPv4Unspecified(), port),
-				Lifetime: time.Hour, Granted: time.Now(),
-			}}})
-		}
-		asked := func(after time.Duration, want ...uint16) {
-			t.Helper()
-			time.Sleep(after)
-			synctest.Wait()
-			var got []uint16
-			for len(b.unmaps) > 0 {
-				got = append(got, <-b.unmaps)
-			}
-			if !slices.Equal(got, want) {
-				t.Errorf("asked for %v, want %v", got, want)
-			}
-		}
-		owe(8080)
-		asked(1500*time.Millisecond, 8080) // for as long as giveBackTime
-		owe(8081)
-		asked(700 * time.Millisecond) // 2.2 s: the first try has ended
-		asked(500*time.Millisecond, 8081)
-		_ = f.Close()
-	})
 }

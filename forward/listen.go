@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/natforward/goforward/backends"
 )
@@ -98,8 +97,7 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s socket, at net
 	var r reach
 	for _, w := range wishes {
 		m := newMapping(f, w)
-		f.hold(m)
-		f.scheduler.set(m, time.Now())
+		f.hold(m, true)
 		r.mappings = append(r.mappings, m)
 	}
 	r.close = sync.OnceValue(func() error { return f.conceal(s, r.mappings) })
@@ -108,10 +106,8 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s socket, at net
 
 // conceal is expose's inverse.
 func (f *Forwarder) conceal(s socket, ms []*Mapping) error {
-	err := s.Close() // first, so that nobody is accepted who could not be served
-	ctx, cancel := context.WithTimeoutCause(context.Background(), closeTime, &timeoutError{closeTime})
-	defer cancel()
-	_, left := closeAll(ctx, ms)
+	err := s.Close() // first, so that no connection is accepted that could not be served
+	_, left := f.closeAll(context.Background(), ms)
 	return errors.Join(err, left)
 }
 

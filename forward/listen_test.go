@@ -212,7 +212,7 @@ func TestListenClose(t *testing.T) {
 	if _, err := read(t, gw, "tcp", external); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("from outside: %v", err)
 	}
-	if err := ln.Mapping().Wait(t.Context()); !errors.Is(err, forward.ErrNoMapping) {
+	if err := ln.Mapping().Wait(t.Context()); !errors.Is(err, forward.ErrClosed) {
 		t.Errorf("Wait after Close: %v", err)
 	}
 }
@@ -259,7 +259,7 @@ func TestListenForwarderClosed(t *testing.T) {
 	if b, err := io.ReadAll(conn); err != nil || string(b) != "hello" {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if err := ln.Mapping().Wait(t.Context()); !errors.Is(err, forward.ErrNoMapping) || ln.External().IsValid() {
+	if err := ln.Mapping().Wait(t.Context()); !errors.Is(err, forward.ErrClosed) || ln.External().IsValid() {
 		t.Errorf("Wait: %v, External %v", err, ln.External())
 	}
 	if err := ln.Close(); err != nil {

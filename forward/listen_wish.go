@@ -103,7 +103,7 @@ func (f *Forwarder) families(network string, bound, peer netip.Addr) (mapping, p
 func (f *Forwarder) leads(fam family) bool {
 	named := f.config.Gateway.Addr()
 	switch {
-	case f.readyMade != nil: // for which family, they do not tell
+	case len(f.config.Backends) > 0: // for which family, they do not tell
 		return fam == f.family()
 	case named.IsLoopback(): // a test's: the other family's gateway would be a real one
 		return fam == familyOf(named)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // blocking is a slog handler that blocks on records whose message contains a
@@ -32,7 +31,6 @@ func (h *blocking) Handle(_ context.Context, r slog.Record) error {
 
 // A logger that blocks delays no call and no renewal. Close ends in time.
 func TestLoggerBlocks(t *testing.T) {
-	defect.Known(t, "a slog handler that blocks keeps Enable from returning, and Close too")
 	synctest.Test(t, func(t *testing.T) {
 		gateway, handler := newMemory(), &blocking{release: make(chan struct{})}
 		f := forwarder(t, forward.Config{Logger: slog.New(handler)}, gateway)

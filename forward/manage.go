@@ -4,33 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"sync"
-	"time"
 
 	"github.com/natforward/goforward/backends"
 )
 
-// matching returns the held mappings that match all selectors, in the order of
-// enabling.
-func (f *Forwarder) matching(sel []Selector) []*Mapping {
-	f.mu.Lock()
-	held := slices.Clone(f.held)
-	f.mu.Unlock()
-	return slices.DeleteFunc(held, func(m *Mapping) bool { return !selectsAll(sel, m.subject()) })
-}
-
 func selectsAll(sel []Selector, s *subject) bool {
 	return !slices.ContainsFunc(sel, func(one Selector) bool { return !one.selects(s) })
-}
-
-// subject is the mapping as selectors see it.
-func (m *Mapping) subject() *subject {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	w := m.wish
-	return &subject{wish: &w, granted: m.state()}
 }
 
 // checkSelectors refuses what selects by mistake: the whole table of a gateway
@@ -46,14 +26,13 @@ func checkSelectors(sel []Selector) error {
 }
 
 // latest returns the last enabled of those that match, or ErrNoMapping.
-func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
+func (f *Forwarder) latest(sel []Selector, skip func(*Mapping) bool) (*Mapping, error) {
 	if err := checkSelectors(sel); err != nil {
 		return nil, err
 	}
-	found := f.matching(sel)
-	if len(sel) == 0 {
-		found = slices.DeleteFunc(found, (*Mapping).aside)
-	}
+	found := slices.DeleteFunc(f.matching(sel), func(m *Mapping) bool {
+		return skip(m) || len(sel) == 0 && m.aside
+	})
 	if len(found) == 0 {
 		return nil, fmt.Errorf("forward: %w", ErrNoMapping)
 	}
@@ -66,15 +45,15 @@ func (f *Forwarder) latest(sel []Selector) (*Mapping, error) {
 // is none, it is the last of the gateway's table that matches. The error says where
 // the gateway did not take it away, as that of [Mapping.Close] does.
 func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
-	ctx, end, err := f.begin(ctx)
+	bounded, end, err := f.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	m, err := f.latest(sel)
+	m, err := f.latest(sel, (*Mapping).ranOut)
 	switch {
 	case errors.Is(err, ErrNoMapping) && slices.Contains(sel, Foreign()):
-		return f.disableForeign(ctx, sel)
+		return f.disableForeign(bounded, sel)
 	case err != nil:
 		return err
 	}
@@ -86,7 +65,7 @@ func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 // gateway's table go as well; backends.ErrUnsupported says that it lists none.
 // None of the errors, which are joined, stops the rest.
 func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error) {
-	ctx, end, err := f.begin(ctx)
+	bounded, end, err := f.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -94,146 +73,49 @@ func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error
 	if err := checkSelectors(sel); err != nil {
 		return 0, err
 	}
-	n, err := closeAll(ctx, f.matching(sel))
+	n, err := f.closeAll(ctx, slices.DeleteFunc(f.matching(sel), (*Mapping).ranOut))
 	if !slices.Contains(sel, Foreign()) {
 		return n, err
 	}
-	more, foreignErr := f.disableAllForeign(ctx, sel)
+	more, foreignErr := f.disableAllForeign(bounded, sel)
 	return n + more, errors.Join(err, foreignErr)
-}
-
-// closeAll closes mappings, several at once: those of one gateway queue there.
-func closeAll(ctx context.Context, ms []*Mapping) (closed int, err error) {
-	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
-		work = make(chan *Mapping)
-	)
-	for range min(maxWorkers, len(ms)) {
-		wg.Go(func() {
-			for m := range work {
-				err := m.close(ctx)
-				mu.Lock()
-				if err != nil {
-					errs = append(errs, err)
-				} else {
-					closed++
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	for _, m := range ms {
-		work <- m
-	}
-	close(work)
-	wg.Wait()
-	return closed, errors.Join(errs...)
 }
 
 // Refresh asks again for the last enabled mapping that matches all selectors,
 // in place, even where it has expired. Without one it fails with ErrNoMapping;
 // one that is [Aside] counts only where selectors match it.
 func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
-	m, err := f.latest(sel)
+	ctx, end, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	m, err := f.latest(sel, func(*Mapping) bool { return false })
 	if err != nil {
 		return err
 	}
 	return m.Refresh(ctx)
 }
 
-// Run enables what the options say, waits until the context ends, takes the
-// mapping away and returns nil, or says what could not be done.
+// Run enables what the options say, waits until the context ends, deletes the mapping
+// and returns nil, or says what could not be done. It also returns when the mapping is
+// closed, as by Disable: nil, or ErrClosed if the Forwarder was closed.
 func (f *Forwarder) Run(ctx context.Context, opts ...Option) error {
-	m, err := f.Enable(ctx, opts...)
+	m, err := f.enable(ctx, opts)
 	if err != nil {
+		if m != nil && errors.Is(err, context.Canceled) {
+			return m.ending.Load().wait()
+		}
 		return err
 	}
-	select {
-	case <-ctx.Done():
-	case <-f.ctx.Done():
-		return fmt.Errorf("forward: %w", ErrClosed)
-	}
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), closeTime, &timeoutError{closeTime})
-	defer cancel()
-	return m.close(ctx)
-}
-
-// closeTime bounds Close.
-const closeTime = 2 * time.Second
-
-// Close takes all mappings away, except those of Once, and stops. It takes two
-// seconds at most: what is not deleted by then is left to its lifetime; Shutdown
-// tells. A second call does nothing. It returns nil.
-func (f *Forwarder) Close() error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), closeTime, &timeoutError{closeTime})
-	defer cancel()
-	if err := f.Shutdown(ctx); err != nil {
-		f.log.Warn("closed, but not all mappings are deleted", "err", err)
-	}
-	return nil
-}
-
-// Shutdown is Close within a context, and reports what could not be deleted.
-// Calls under way fail with ErrClosed.
-func (f *Forwarder) Shutdown(ctx context.Context) error {
-	f.mu.Lock()
-	first := !f.closed
-	f.closed = true
-	f.mu.Unlock()
-	if !first {
+	for !m.status().Closed && ctx.Err() == nil {
 		select {
-		case <-f.ended:
-			return nil
 		case <-ctx.Done():
-			return context.Cause(ctx)
+		case <-m.Changed():
 		}
 	}
-	defer close(f.ended)
-	f.cancel(ErrClosed)
-	f.calls.Wait() // they obey their contexts, which have ended
-	held := f.matching(nil)
-	for _, m := range held {
-		if m.once() {
-			m.abandon()
-		}
+	if f.ctx.Err() != nil {
+		return errClosed("forwarder")
 	}
-	var settled sync.WaitGroup
-	var unsettled error
-	owed := f.debts.due(time.Time{}) // before others come
-	settled.Go(func() { unsettled = f.debts.pay(ctx, owed) })
-	_, err := closeAll(ctx, slices.DeleteFunc(held, (*Mapping).once))
-	settled.Wait()
-	f.closings.wait(ctx)
-	f.mu.Lock()
-	ways := append(slices.Collect(maps.Values(f.ways)), f.retired...)
-	f.mu.Unlock()
-	for _, w := range ways { // not under the lock: their watchers take it
-		_ = w.close()
-	}
-	err = errors.Join(err, unsettled, f.await(ctx))
-	f.ledger.close()
-	return err
-}
-
-// await waits for the background work, of which only OnEvent can last. An ended
-// context leaves it a moment.
-func (f *Forwarder) await(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() { f.work.Wait(); close(done) }()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-	}
-	const moment = 100 * time.Millisecond
-	timer := time.NewTimer(moment)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return nil
-	case <-timer.C:
-		return fmt.Errorf("forward: OnEvent has not returned: %w", context.Cause(ctx))
-	}
+	return m.close(context.WithoutCancel(ctx))
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // listing is a gateway in memory that lists its table and admits single peers.
@@ -87,7 +86,6 @@ func forwarderOver(t *testing.T, b backends.Backend) *forward.Forwarder {
 
 // Several handles of one mapping are one entry of Mappings, and it is marked as ours.
 func TestMappingsListsOnce(t *testing.T) {
-	defect.Known(t, "Mappings lists one mapping twice if two handles hold it, or if it admits one peer only")
 	one := func(peer string) func(*testing.T, *forward.Forwarder) {
 		return func(t *testing.T, f *forward.Forwarder) {
 			t.Helper()

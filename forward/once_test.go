@@ -7,12 +7,10 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // A mapping of Once expires and is not renewed. Refresh maps it again.
 func TestOnceRefreshed(t *testing.T) {
-	defect.Known(t, "Refresh fails with ErrNoMapping after a mapping of Once has expired")
 	for name, refresh := range map[string]func(context.Context, *forward.Forwarder, *forward.Mapping) error{
 		"without selectors": func(ctx context.Context, f *forward.Forwarder, _ *forward.Mapping) error { return f.Refresh(ctx) },
 		"by its port": func(ctx context.Context, f *forward.Forwarder, _ *forward.Mapping) error {

@@ -284,20 +284,3 @@ func (w *wish) add(opts []Option) error {
 	}
 	return nil
 }
-
-// request is what to ask a backend for, for one of the wish's protocols.
-func (w *wish) request(p backends.Protocol, external uint16) backends.Request {
-	internal := w.internal
-	if w.samePort {
-		internal = netip.AddrPortFrom(internal.Addr(), external)
-	}
-	return backends.Request{
-		Protocol:    p,
-		Internal:    internal,
-		External:    netip.AddrPortFrom(netip.Addr{}, external),
-		Exact:       w.exact,
-		Remote:      w.remote,
-		Lifetime:    w.lifetime,
-		Description: w.description,
-	}
-}

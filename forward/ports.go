@@ -3,24 +3,16 @@ package forward
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
 
 	"github.com/natforward/goforward/backends"
-)
-
-// The dynamic ports (RFC 6335, section 6).
-const (
-	firstDynamicPort = 49152
-	lastDynamicPort  = 65535
+	"github.com/natforward/goforward/internal/gateway"
 )
 
 // RandomPort returns a random port from 49152 to 65535.
-func RandomPort() uint16 {
-	return uint16(firstDynamicPort + rand.IntN(lastDynamicPort-firstDynamicPort+1)) //nolint:gosec // in range; a port is no secret
-}
+func RandomPort() uint16 { return gateway.RandomPort() }
 
 // OpenLocalPort returns a port of this host that is free for the protocol, TCP
 // or UDP, just now: somebody else may take it before you listen. Another

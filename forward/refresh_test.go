@@ -9,12 +9,10 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // Refresh sends one request per protocol.
 func TestRefreshRequests(t *testing.T) {
-	defect.Known(t, "Refresh also asks for the external address, which takes two more requests with PCP")
 	for name, c := range map[string]struct {
 		enable forward.Option
 		want   int
@@ -59,7 +57,6 @@ func TestRefreshRequests(t *testing.T) {
 
 // A gateway that ignores requests for its external address does not delay Refresh.
 func TestRefreshWithoutAddress(t *testing.T) {
-	defect.Known(t, "Refresh waits until the request for the external address times out, if the gateway ignores that request")
 	synctest.Test(t, func(t *testing.T) {
 		d, f := newDelayed(t, nil)
 		got := enable8080(t, f)

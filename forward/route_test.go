@@ -41,7 +41,7 @@ func TestRouteReturns(t *testing.T) {
 	if err := f.LeadTo(); err != nil { // there is no default route
 		t.Fatal(err)
 	}
-	f.look(nil) // as the watcher of the network does
+	f.NetworkChanged() // as the watcher of the network does
 	event(Lost)
 	for m.Err() == nil { // the attempt without a route
 		changed := m.Changed()
@@ -57,13 +57,16 @@ func TestRouteReturns(t *testing.T) {
 	if err := f.LeadTo(gw.Addr()); err != nil {
 		t.Fatal(err)
 	}
-	f.look(nil)
+	f.NetworkChanged()
 	event(Restored)
 	if err := m.Err(); err != nil || len(gw.Table()) != 1 {
 		t.Errorf("after the route is back: %v, %v; the gateway has %v", m, err, gw.Table())
 	}
-	f.look(nil) // of a change that is about another route
+	f.NetworkChanged() // of a change that is about another route
 	gw.SetExternal(netip.MustParseAddr("45.45.45.77"))
+	if _, err := f.ExternalIP(ctx); err != nil { // the backend uses an address that it got within a second
+		t.Fatal(err)
+	}
 	if err := m.Refresh(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -7,12 +7,10 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // Run returns when its mapping is closed, although its context goes on.
 func TestRunMappingClosed(t *testing.T) {
-	defect.Known(t, "Run blocks until its context ends, also after Disable removed its mapping")
 	for name, disable := range map[string]func(context.Context, *forward.Forwarder) error{
 		"Disable": func(ctx context.Context, f *forward.Forwarder) error { return f.Disable(ctx) },
 		"Disable with a selector": func(ctx context.Context, f *forward.Forwarder) error {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // eventsOf records the events of each mapping as "kind port".
@@ -37,7 +36,6 @@ func (r *eventsOf) of(m *forward.Mapping) []string {
 // If two handles hold one port, and a renewal is granted another external port,
 // both handles report that port, and each gets an event.
 func TestSharedPortChanges(t *testing.T) {
-	defect.Known(t, "a renewal of one handle is granted another port, and the other handle of the mapping still reports the old one")
 	for name, two := range map[string]bool{"one Forwarder": false, "two Forwarders": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -7,13 +7,11 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // Shutdown waits for every Close of a mapping that is under way: if it returns nil,
 // the gateway has nothing left.
 func TestShutdownAwaitsClose(t *testing.T) {
-	defect.Known(t, "Shutdown returns nil while a mapping that is being closed is still on the gateway")
 	// More threads than processors: any of them may be preempted anywhere.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
 	const (

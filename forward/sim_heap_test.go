@@ -44,7 +44,7 @@ func liveHeap() int64 {
 func TestHeld(t *testing.T) {
 	const (
 		n              = 10000
-		most           = 1024 // bytes
+		most           = 1536 // bytes
 		mostGoroutines = 12
 	)
 	f, err := forward.New(&forward.Config{Backends: []backends.Backend{&generous{"generous"}}})

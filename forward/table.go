@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/gateway"
 )
 
 // Entry is a mapping as Mappings lists it.
@@ -40,7 +41,7 @@ func (f *Forwarder) mappings(ctx context.Context) (entries []Entry, err error) {
 	ours := f.granted()
 	l, _, err := f.lister(ctx)
 	switch {
-	case errors.Is(err, backends.ErrUnsupported) || err != nil && len(ours) > 0 && (ctx.Err() == nil || isOwnTimeout(ctx)):
+	case errors.Is(err, backends.ErrUnsupported) || err != nil && len(ours) > 0 && (ctx.Err() == nil || gateway.IsTimeout(ctx)):
 		err = nil
 	case err != nil:
 		return nil, err
@@ -66,7 +67,11 @@ func (f *Forwarder) mappings(ctx context.Context) (entries []Entry, err error) {
 func (f *Forwarder) granted() []backends.Mapping {
 	var out []backends.Mapping
 	for _, m := range f.matching(nil) {
-		out = append(out, m.State()...)
+		for _, granted := range m.State() {
+			if !slices.ContainsFunc(out, func(other backends.Mapping) bool { return sameEntry(other, granted) }) {
+				out = append(out, granted) // holds may share it
+			}
+		}
 	}
 	return out
 }
@@ -75,7 +80,7 @@ func (f *Forwarder) granted() []backends.Mapping {
 // made it.
 func sameEntry(m, row backends.Mapping) bool {
 	return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal == row.Internal &&
-		m.Remote.Addr() == row.Remote.Addr()
+		(m.Remote.Addr().Unmap() == row.Remote.Addr().Unmap() || !row.Remote.IsValid()) // some tables leave the peer out
 }
 
 // MappingAt returns the entry of Mappings at an index, from 0. Past the end it
@@ -109,18 +114,19 @@ func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
 // lister returns a backend whose gateway tells its table. Without one the error
 // wraps backends.ErrUnsupported.
 func (f *Forwarder) lister(ctx context.Context) (backends.Lister, backends.Backend, error) {
-	w, err := f.choose(ctx, f.family())
+	r, done, err := f.selectGateway(ctx, f.family())
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, c := range w.candidates {
-		l, is := c.backend.(backends.Lister)
+	defer done()
+	for _, b := range r.client.Backends() {
+		l, is := b.Backend.(backends.Lister)
 		if !is {
 			continue
 		}
-		if err := f.ready(ctx, w, c); err == nil {
-			return l, c.backend, nil
-		} else if ctx.Err() != nil && !isOwnTimeout(ctx) {
+		if err := r.client.Ensure(ctx, b, f.config.Wait); err == nil {
+			return l, b.Backend, nil
+		} else if ctx.Err() != nil && !gateway.IsTimeout(ctx) {
 			return nil, nil, err
 		}
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // watchFails is a gateway in memory whose first Watch fails.
@@ -29,7 +28,6 @@ func (b *watchFails) Watch(ctx context.Context, notify func(backends.Change)) er
 // A Watch that failed is started again: a restart that the gateway announces later
 // is noticed.
 func TestWatchFails(t *testing.T) {
-	defect.Known(t, "a Watch that failed once is never started again")
 	synctest.Test(t, func(t *testing.T) {
 		gateway, events := &watchFails{memory: newMemory()}, &recorder{}
 		f, err := forward.New(&forward.Config{Backends: []backends.Backend{gateway}, OnEvent: events.record})

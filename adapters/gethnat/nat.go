@@ -91,7 +91,7 @@ func (n *NAT) AddMapping(protocol string, extport, intport int, name string, lif
 	defer n.end(e, a)
 	if m != nil {
 		a.port, a.err = current(m)
-		if !errors.Is(a.err, forward.ErrNoMapping) {
+		if !errors.Is(a.err, forward.ErrClosed) {
 			return a.port, a.err
 		}
 		// Somebody disabled it by the Forwarder; now it is wanted again.

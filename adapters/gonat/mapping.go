@@ -71,7 +71,7 @@ func (g *Gateway) AddPortMapping(ctx context.Context, protocol string, internalP
 	defer s.give()
 	if m := g.mapping(s); m != nil {
 		port, err := current(ctx, m)
-		if !errors.Is(err, forward.ErrNoMapping) {
+		if !errors.Is(err, forward.ErrClosed) || ctx.Err() != nil {
 			return port, err
 		}
 		g.keep(s, nil) // somebody else who has the Forwarder has closed it

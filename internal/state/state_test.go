@@ -93,7 +93,7 @@ func TestFormat(t *testing.T) {
 	if err := f.Write(got); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(path); err != nil || string(b) != want {
+	if b, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(b)) != want {
 		t.Errorf("written %s, %v, want %s", b, err, want)
 	}
 }

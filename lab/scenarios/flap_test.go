@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 	"github.com/natforward/goforward/lab"
 )
 
@@ -33,7 +32,6 @@ func slowRoutes(t *testing.T, host *lab.Host) {
 // the routes is still under way. The gateway is usable afterwards: a deletion
 // without an answer is retried.
 func TestRouteFlaps(t *testing.T) {
-	defect.Known(t, "a comparison of routes that began earlier and ends later marks a gateway unusable that the default route uses")
 	t.Parallel()
 	lab.Scenario(t, "network: the default route goes away and comes back during a comparison of routes")
 	home := lab.Home(t, lab.Router{})

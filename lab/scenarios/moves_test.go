@@ -7,14 +7,12 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 	"github.com/natforward/goforward/lab"
 )
 
 // A host that moves from network to network uses no more goroutines and no more
 // sockets than in the first one.
 func TestMovesLeaveNothing(t *testing.T) {
-	defect.Known(t, "the goroutines and sockets for a network that was left are never closed")
 	t.Parallel()
 	lab.Scenario(t, "network: the goroutines and sockets for networks that were left are closed")
 	home := lab.Home(t, lab.Router{})
@@ -51,7 +49,6 @@ func TestMovesLeaveNothing(t *testing.T) {
 // A mapping follows the default route at once, whatever else changed in the network
 // before.
 func TestMoveAfterIdleEvents(t *testing.T) {
-	defect.Known(t, "network events that change nothing make the next real move wait for 10 s")
 	t.Parallel()
 	lab.Scenario(t, "network: the default route moves after many events that change nothing")
 	home := lab.Home(t, lab.Router{})

@@ -311,6 +311,8 @@ func TestRestartInBetween(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			// The restart may be noticed at any moment: then it is lost until it is granted again.
+			m.wait(patience)
 			comes(t, home, byTCP, m.External, patience)
 			comes(t, home, byUDP, m.External, patience)
 			for range 3 {

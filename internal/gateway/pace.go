@@ -1,4 +1,4 @@
-package forward
+package gateway
 
 import "time"
 
@@ -11,12 +11,12 @@ const (
 	recoveryPause = 5 * time.Second
 )
 
-// pacer says when the next round may come. The zero value has seen none.
-type pacer struct {
+// Pacer says when the next round may come. The zero value has seen none.
+type Pacer struct {
 	earned time.Time // when what the rounds so far have spent is earned back
 }
 
-func (p *pacer) next(now time.Time) time.Time {
+func (p *Pacer) Next(now time.Time) time.Time {
 	earned := p.earned
 	if earned.Before(now) {
 		earned = now

@@ -1,4 +1,4 @@
-package forward
+package gateway
 
 import (
 	"slices"
@@ -10,7 +10,7 @@ import (
 // five seconds.
 func TestPacer(t *testing.T) {
 	var (
-		p      pacer
+		p      Pacer
 		begin  = time.Now()
 		rounds []time.Duration
 		due    time.Time
@@ -19,7 +19,7 @@ func TestPacer(t *testing.T) {
 		if !due.IsZero() && !at.Before(due) {
 			rounds, due = append(rounds, due.Sub(begin)), time.Time{}
 		}
-		if next := p.next(at); due.IsZero() || next.Before(due) { // as the scheduler hastens
+		if next := p.Next(at); due.IsZero() || next.Before(due) { // as the scheduler hastens
 			due = next
 		}
 	}
@@ -29,7 +29,7 @@ func TestPacer(t *testing.T) {
 	if !slices.IsSorted(rounds) || rounds[2] > time.Second {
 		t.Errorf("rounds at %v, want three at once", rounds)
 	}
-	if at := begin.Add(time.Hour); !p.next(at).Equal(at) {
+	if at := begin.Add(time.Hour); !p.Next(at).Equal(at) {
 		t.Error("an hour later a round has to wait")
 	}
 }

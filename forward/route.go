@@ -1,0 +1,420 @@
+package forward
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/internal/gateway"
+)
+
+// family is that of a gateway's address.
+type family uint8
+
+const (
+	ipv4 family = iota
+	ipv6
+)
+
+func familyOf(a netip.Addr) family {
+	if a.Unmap().Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
+// place is a gateway, and from where on this host it is asked.
+type place struct {
+	gateway netip.AddrPort // with the port that was named, or 0
+	iface   string
+	source  netip.Addr // as configured or found
+	local   netip.Addr // the effective source; the zero Addr: not known
+}
+
+// key identifies the owner of the place's gateway.
+func (p place) key() gateway.Key {
+	addr := p.gateway.Addr().Unmap()
+	return gateway.Key{Gateway: netip.AddrPortFrom(addr, cmp.Or(p.gateway.Port(), natpmp.Port)), Local: p.local}
+}
+
+// route leads to a gateway. The loop owns it, but for what never changes.
+type route struct {
+	place    place           // never changes; zero for ready-made backends
+	client   *gateway.Client // never changes
+	unusable string          // why it is not the default route, or empty
+	users    int             // calls that use it
+}
+
+// selectGateway returns the route to use, on which at least one backend answers. It is
+// in use until done is called.
+func (f *Forwarder) selectGateway(ctx context.Context, fam family) (r *route, done func(), err error) {
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	err = errClosed("forwarder")
+	f.loop.Do(func() {
+		if r, err = f.currentRoute(fam); err == nil {
+			r.users++
+		}
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	used := r
+	done = func() {
+		f.loop.Post(func() {
+			used.users--
+			f.tidy()
+		})
+	}
+	if err := r.client.Probe(ctx, f.config.Wait); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return r, done, nil
+}
+
+// attach makes the owner of a mapping's gateway answer for it, which requests it at a
+// time, unless that is zero.
+func (f *Forwarder) attach(m *Mapping, at time.Time, reason string) error {
+	r, err := f.currentRoute(m.family)
+	switch {
+	case m.ending.Load() != nil:
+		return errClosed("mapping")
+	case err != nil:
+		m.handle.Fail(err, f.clock.before.Add(clockPeriod))
+		return err
+	case m.handle.Client() != r.client:
+		r.client.Attach(m.handle, at, reason)
+	}
+	return nil
+}
+
+// currentRoute compares the route in use with the default route, and returns the one to
+// use. It runs on the loop, which alone compares routes.
+func (f *Forwarder) currentRoute(fam family) (*route, error) {
+	var (
+		p   place
+		err error
+	)
+	if len(f.config.Backends) > 0 {
+		fam = ipv4 // whatever the family: they do not tell
+	} else {
+		p, err = f.locate(fam)
+	}
+	cur := f.current[fam]
+	switch {
+	case err != nil && cur != nil:
+		f.setUnusable(cur, err, f.whyNowhere(err))
+		return nil, err
+	case err != nil:
+		return nil, err
+	case cur != nil && cur.place == p:
+		f.setUsable(cur)
+		return cur, nil
+	}
+	r, err := f.join(p)
+	if err != nil {
+		return nil, err
+	}
+	f.current[fam] = r
+	f.setUsable(r)
+	if cur != nil {
+		f.move(cur, r, whyElsewhere(cur.place, p))
+	}
+	return r, nil
+}
+
+// move attaches the mappings of a route to another.
+func (f *Forwarder) move(from, to *route, reason string) {
+	f.setUnusable(from, nil, reason)
+	at := f.looks.Next(time.Now())
+	for _, m := range f.held {
+		if m.handle.Client() == from.client && !m.status().Wish.Once {
+			to.client.Attach(m.handle, at, reason)
+		}
+	}
+	f.tidy()
+}
+
+// join returns the route to a place. One that is returned to is asked anew what it speaks:
+// another network can look just like it.
+func (f *Forwarder) join(p place) (*route, error) {
+	if i := slices.IndexFunc(f.known, func(r *route) bool { return r.place == p }); i >= 0 {
+		f.known[i].client.Forget()
+		return f.known[i], nil
+	}
+	var (
+		specs []gateway.Spec
+		key   gateway.Key
+	)
+	for _, b := range f.config.Backends {
+		specs = append(specs, gateway.Spec{Ready: b})
+	}
+	if len(specs) == 0 {
+		specs, key = f.specs(p), f.keyOf(p)
+	}
+	if len(specs) == 0 {
+		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Order, " or "))
+	}
+	c, err := f.registry.Join(key, specs, sink{f})
+	if err != nil {
+		return nil, err
+	}
+	r := &route{place: p, client: c}
+	f.known = append(f.known, r)
+	f.store.adopt(r)
+	return r, nil
+}
+
+// backendSpecs returns how to make the backends that the config names for a place.
+func (f *Forwarder) backendSpecs(p place) []gateway.Spec {
+	fam := familyOf(p.gateway.Addr())
+	var specs []gateway.Spec
+	for _, name := range f.config.Order {
+		s := gateway.Spec{Protocol: name, Interface: p.iface}
+		switch {
+		case name == natpmp.Name && fam == ipv6: // RFC 6886 is for IPv4 only
+			continue
+		case name == natpmp.Name:
+			s.Announce = f.config.Announce
+		case name == pcp.Name:
+			s.Announce, s.Nonce = f.config.Announce, string(f.config.NonceKey)
+		default:
+			s.Only, s.SSDP, s.Notify = p.gateway == f.config.Gateway, f.config.SSDP, f.config.Notify
+			s.Wait = f.config.Wait - f.config.Wait/8 // what it has found by then is better than nothing
+			if host, err := igdHost(f.config.IGD); err == nil && familyOf(host) == fam {
+				s.URL = f.config.IGD
+			}
+		}
+		specs = append(specs, s)
+	}
+	if fam == ipv4 && backends.ScopeOf(p.local) == backends.ScopePublic {
+		specs = append(specs, gateway.Spec{Protocol: gateway.Direct})
+	}
+	return specs
+}
+
+// igdHost is the address in the URL of a root description.
+func igdHost(raw string) (netip.Addr, error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "http" {
+		return netip.Addr{}, fmt.Errorf("%q is no plain http URL", raw)
+	}
+	return netip.ParseAddr(u.Hostname())
+}
+
+// locate finds the gateway to use. A gateway that was named is that of its own family;
+// for the other, the default route's is.
+func (f *Forwarder) locate(fam family) (place, error) {
+	if familyOf(f.config.Source) == fam {
+		if err := f.config.checkSource(); err != nil {
+			return place{}, err
+		}
+	}
+	if gw := f.config.Gateway; gw.IsValid() && familyOf(gw.Addr()) == fam {
+		p := place{gateway: gw, iface: f.config.Interface, source: f.config.Source, local: f.config.Source}
+		if !p.local.IsValid() && p.iface == "" {
+			p.local, _ = localToward(gw.Addr()) // without it, it is not known
+		}
+		return p, nil
+	}
+	gw, err := f.defaultRoute(fam)
+	switch {
+	case err != nil:
+		return place{}, fmt.Errorf("%w: %w\n  → connect this host to a network, or name the gateway", ErrNoGateway, err)
+	case !gw.Addr.IsValid():
+		return place{}, fmt.Errorf("%w: the default route, by %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN's provider tells its address",
+			ErrNoGateway, gw.Interface)
+	}
+	source := gw.Local
+	if f.config.Source.IsValid() && familyOf(f.config.Source) == fam {
+		source = f.config.Source
+	} else if fam == ipv6 {
+		source = discover.Stable(gw)
+	}
+	return place{netip.AddrPortFrom(gw.Addr, 0), gw.Interface, source, source}, nil
+}
+
+// defaultRoute is the kernel's way to the internet or, if an interface is named, the
+// best through that.
+func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
+	if f.config.Interface == "" {
+		return f.routes[fam]()
+	}
+	all, err := discover.Gateways()
+	if err != nil {
+		return discover.Gateway{}, err
+	}
+	for _, gw := range all {
+		if gw.Interface == f.config.Interface && familyOf(gw.Local) == fam {
+			return gw, nil
+		}
+	}
+	return discover.Gateway{}, fmt.Errorf("no default route through interface %q", f.config.Interface)
+}
+
+// localToward returns the local address that the kernel uses toward another. It
+// sends nothing.
+func localToward(addr netip.Addr) (netip.Addr, error) {
+	const anyPort = 9 // connecting a datagram socket sends nothing
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, anyPort)))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer func() { _ = conn.Close() }()
+	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	return local.Addr().Unmap(), err
+}
+
+// whyNowhere says why no route is usable.
+func (f *Forwarder) whyNowhere(err error) string {
+	if errors.Is(err, backends.ErrInvalid) {
+		return fmt.Sprintf("this host no longer has the address %v", f.config.Source)
+	}
+	return "there is no default route"
+}
+
+// whyElsewhere says how the route to use differs from the one before.
+func whyElsewhere(before, now place) string {
+	if before.gateway == now.gateway && before.iface == now.iface {
+		return fmt.Sprintf("this host's address is another: %v", now.local)
+	}
+	return fmt.Sprintf("the default route is another: %v by %s", now.gateway.Addr(), now.iface)
+}
+
+// setUnusable records that a route is not the default route, or for another reason.
+func (f *Forwarder) setUnusable(r *route, err error, reason string) {
+	if r.unusable != reason {
+		r.unusable = reason
+		f.log.Info("the network changed", "gateway", r.place.gateway.Addr(), "interface", r.place.iface, "reason", reason)
+		var next time.Time
+		if err != nil {
+			next = f.clock.before.Add(clockPeriod)
+		}
+		r.client.SetUnusable(err, reason, next)
+	}
+}
+
+// setUsable records that a route is the default route again.
+func (f *Forwarder) setUsable(r *route) {
+	if r.unusable != "" {
+		r.unusable = ""
+		r.client.SetUsable("the default route is back", f.looks.Next(time.Now()))
+	}
+}
+
+// tidy leaves the gateways that are neither in use nor on the default route.
+func (f *Forwarder) tidy() {
+	f.known = slices.DeleteFunc(f.known, func(r *route) bool {
+		inUse := r.users > 0 || slices.Contains(f.current[:], r) || r.client.InUse()
+		if !inUse {
+			f.work.Go(func() { f.leave(r) })
+		}
+		return !inUse
+	})
+}
+
+// leaveTime bounds the wait for a gateway that was left.
+const leaveTime = time.Second
+
+// leave deletes what is left at the gateway of a route, if it still answers.
+func (f *Forwarder) leave(r *route) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, &gateway.TimeoutError{After: leaveTime})
+	defer cancel()
+	if err := r.client.Close(ctx); err != nil {
+		f.log.Warn("a mapping remains at a gateway that was left", "gateway", r.place.gateway.Addr(), "err", err)
+	}
+}
+
+// The machine slept, or its clock was set, if the wall clock has gone on by more than
+// the monotonic one, which stands still in sleep on most systems: the timers are late
+// then.
+const (
+	clockPeriod = 30 * time.Second
+	clockSlip   = 5 * time.Second
+)
+
+// clock notices that the machine slept.
+type clock struct {
+	gateway.Job
+	forwarder *Forwarder
+	before    time.Time
+}
+
+func (c *clock) start() {
+	c.before = time.Now()
+	c.forwarder.loop.Arm(c, c.before.Add(clockPeriod))
+}
+
+// Fire compares the clocks.
+func (c *clock) Fire() {
+	now := time.Now()
+	if wall := now.Round(0).Sub(c.before.Round(0)); (wall - now.Sub(c.before)).Abs() > clockSlip {
+		c.forwarder.look("the machine slept, or its clock was set")
+	} else {
+		c.forwarder.lookIfUnrouted()
+	}
+	c.start()
+}
+
+// look compares the routes in use with the default routes, and attaches what had none. A
+// reason says what happened to all mappings.
+func (f *Forwarder) look(reason string) {
+	for _, fam := range []family{ipv4, ipv6} {
+		if f.current[fam] != nil {
+			_, _ = f.currentRoute(fam)
+		}
+	}
+	for _, m := range slices.Clone(f.held) {
+		if m.handle.Client() == nil && m.status().Wish.Background {
+			_ = f.attach(m, time.Now(), "enabled")
+		}
+	}
+	for _, r := range f.known {
+		switch {
+		case r.unusable != "":
+		case reason != "":
+			r.client.Suspect(reason, f.looks.Next(time.Now()))
+		default:
+			r.client.Wake("the network changed", f.wakes.Next(time.Now()))
+		}
+	}
+}
+
+// lookIfUnrouted compares routes if mappings are without one: there may be one by now.
+func (f *Forwarder) lookIfUnrouted() {
+	if slices.ContainsFunc(f.held, func(m *Mapping) bool { return m.handle.Client() == nil }) ||
+		slices.ContainsFunc(f.current[:], func(r *route) bool { return r != nil && r.unusable != "" }) {
+		f.look("")
+	}
+}
+
+// followNetwork compares routes at each change of the network, until the Forwarder
+// ends. A watch that failed is started again.
+func (f *Forwarder) followNetwork() {
+	for failures := 1; ; failures++ {
+		err := f.watch(f.ctx, func() { f.loop.Post(func() { f.look("") }) })
+		if f.ctx.Err() != nil {
+			return
+		}
+		if failures == 1 {
+			f.log.Warn("the network is not watched for a while: changes are noticed late", "err", err)
+		}
+		if !gateway.Sleep(f.ctx, gateway.Backoff(failures, err, f.jitter)) {
+			return
+		}
+		f.loop.Post(func() { f.look("") })
+	}
+}

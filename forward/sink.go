@@ -1,0 +1,43 @@
+package forward
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/gateway"
+)
+
+// The Forwarder is a gateway.Sink: these methods are for the owners of gateways, and
+// never block.
+type sink struct{ *Forwarder }
+
+var _ gateway.Sink = sink{}
+
+// Happened makes an event of a change.
+func (s sink) Happened(h *gateway.Handle, kind gateway.Kind, before, after []backends.Mapping, reason string, at time.Time) {
+	s.store.renewed.Store(true)
+	if kind != 0 {
+		s.store.nudge()
+		s.emit(Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), State: after, Previous: before, Reason: reason, Time: at}) //nolint:forcetypeassert // our handles are mappings
+	}
+}
+
+// Failure makes one error of several.
+func (s sink) Failure(attempts []error, probe bool) error {
+	return newError(attempts, !probe || s.config.Gateway.IsValid())
+}
+
+// Remains tells of a deletion without a reply.
+func (s sink) Remains(port uint16, m backends.Mapping) {
+	s.loop.Post(func() { s.store.remains(port, m) })
+}
+
+// Settled tells that what remained is gone.
+func (s sink) Settled(m backends.Mapping) { s.loop.Post(func() { s.store.settled(m) }) }
+
+// Left tells that a gateway may be out of use.
+func (s sink) Left() { s.loop.Post(s.tidy) }
+
+// Handler queues log records.
+func (s sink) Handler() slog.Handler { return s.dispatcher.logHandler() }

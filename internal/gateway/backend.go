@@ -1,0 +1,219 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/backends/upnp"
+)
+
+// Backend is a backend of an owner, and what is known of it.
+type Backend struct {
+	backends.Backend
+	spec     Spec
+	name     string
+	probe    func(context.Context) error // nil: it needs none
+	searches bool                        // its device is searched for, by a socket of its own
+
+	// Owned by the owner's loop.
+	status  status
+	failure error     // of a probe
+	probed  time.Time // when it failed
+	watched bool
+	pace    Pacer     // of recoveries
+	lost    time.Time // when its gateway last lost its state, if it told
+}
+
+// status is what is known of a backend.
+type status uint8
+
+const (
+	unknown status = iota
+	available
+	unavailable
+)
+
+// Spec says how to make a backend. Clients with equal specs share it.
+type Spec struct {
+	Protocol  string           // of the list Protocols, or Direct
+	Ready     backends.Backend // a ready-made one, with the rest zero
+	Interface string
+	Announce  netip.AddrPort // where announcements are received
+	Nonce     string         // the secret that PCP nonces are derived from
+	URL       string         // of a UPnP root description
+	Only      bool           // no other UPnP device than the gateway
+	SSDP      netip.AddrPort // where UPnP devices are searched
+	Notify    netip.AddrPort // where UPnP notifications are received
+	Wait      time.Duration  // of a search
+
+	probe  *func(context.Context) error // for tests
+	search bool
+}
+
+// Protocols are the protocols that there are, the preferred first.
+var Protocols = []string{natpmp.Name, pcp.Name, upnp.Name}
+
+// Direct is the protocol of a host with a public address of its own.
+const Direct = "direct"
+
+// How a request is repeated: some leases last a minute, and a link that loses packets
+// loses several in a row. The longest wait is for how long a transmission holds the
+// gateway's queue; all of them together take fourteen seconds, in which a slow gateway
+// answers.
+const (
+	longestWait   = time.Second
+	transmissions = 15
+)
+
+// open makes the backend for an owner's gateway, without I/O.
+func (s Spec) open(o *Owner) (*Backend, error) {
+	var (
+		gw    = o.key.Gateway
+		local = o.key.Local
+		log   = o.log()
+		b     = &Backend{spec: s, name: s.Protocol}
+		err   error
+	)
+	switch s.Protocol {
+	case natpmp.Name:
+		var backend *natpmp.Backend
+		backend, err = natpmp.New(natpmp.Config{
+			Gateway: gw, Interface: s.Interface, Source: local, Transmissions: transmissions, LongestWait: longestWait,
+			Announce: s.Announce, Logger: log,
+		})
+		if err == nil {
+			b.Backend, b.probe = backend, backend.Probe
+		}
+	case pcp.Name:
+		var backend *pcp.Backend
+		backend, err = s.openPCP(gw, local, log)
+		if err == nil {
+			b.Backend, b.probe = backend, backend.Probe
+		}
+	case upnp.Name:
+		var backend *upnp.Backend
+		config := upnp.Config{
+			Gateway: gw.Addr(), Interface: s.Interface, Source: local, Only: s.Only, URL: s.URL,
+			Notify: s.Notify, Wait: s.Wait, Logger: log,
+		}
+		if s.SSDP.IsValid() {
+			config.SSDP = []netip.AddrPort{s.SSDP}
+		}
+		backend, err = upnp.New(config)
+		if err == nil {
+			b.Backend, b.probe, b.searches = backend, backend.Probe, true
+		}
+	case Direct:
+		b.Backend = direct{local}
+	default:
+		b.Backend, b.name, b.status, b.searches = s.Ready, s.Ready.String(), available, s.search
+		if s.probe != nil {
+			b.probe, b.status = *s.probe, unknown
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("forward: %w", err)
+	}
+	return b, nil
+}
+
+func (s Spec) openPCP(gw netip.AddrPort, local netip.Addr, log *slog.Logger) (*pcp.Backend, error) {
+	config := pcp.Config{
+		Gateway: gw, Interface: s.Interface, Source: local,
+		// The standard's pace is for requests that nobody waits for.
+		FirstWait: natpmp.DefaultFirstWait, Transmissions: transmissions, LongestWait: longestWait,
+		Announce: s.Announce, Logger: log,
+	}
+	if s.Nonce != "" {
+		config.Nonce = func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
+			return pcp.DeriveNonce([]byte(s.Nonce), gateway, p, internal)
+		}
+	}
+	return pcp.New(config)
+}
+
+// ask returns nil if the gateway speaks the backend's protocol, even if it refuses:
+// what it refuses, the mapping itself will tell better.
+func (b *Backend) ask(ctx context.Context) error {
+	if b.probe == nil {
+		return nil
+	}
+	err := b.probe(ctx)
+	for _, speaks := range []error{backends.ErrNotAuthorized, backends.ErrNetworkFailure, backends.ErrNoResources, backends.ErrPrivateWAN} {
+		if errors.Is(err, speaks) {
+			return nil
+		}
+	}
+	return err
+}
+
+// notFound is of a kind that says whether the gateway answers otherwise.
+func (b *Backend) notFound(kind error) error {
+	return fmt.Errorf("%s: %w: no device answered the search", b.name, kind)
+}
+
+// Backends returns the client's backends, the preferred first.
+func (c *Client) Backends() []*Backend { return c.backends }
+
+// Available returns the client's backends that answered, the preferred first.
+func (c *Client) Available() (out []*Backend) {
+	c.owner.loop.Do(func() { out = c.available() })
+	return out
+}
+
+func (c *Client) available() []*Backend {
+	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.status != available })
+}
+
+// candidate is a backend to try for a handle.
+type candidate struct {
+	*Backend
+	restored uint16 // the external port of what an earlier run had by this backend, or 0
+	hopeful  bool   // it may answer, as far as is known
+}
+
+// candidates returns the backends in the order in which to try them for a wish: one that
+// holds the endpoint for this program already, those that answered, the others.
+func (c *Client) candidates(g *group, w *Wish) []candidate {
+	var out []candidate
+	protocol := w.Protocols[0]
+	c.owner.loop.Do(func() {
+		rank := func(b candidate) int {
+			switch e := g.entry(b.name, protocol); {
+			case e != nil && e.state == active && len(e.holders) > 0:
+				return 0
+			case b.status == available:
+				return 1
+			}
+			return 2
+		}
+		for _, b := range c.backends {
+			one := candidate{Backend: b, hopeful: b.status != unavailable || b.isOld()}
+			if e := g.entry(b.name, protocol); e != nil && e.state == restored && fits(e.granted, &w.Params) {
+				one.restored = e.granted.External.Port()
+			}
+			out = append(out, one)
+		}
+		slices.SortStableFunc(out, func(a, b candidate) int { return rank(a) - rank(b) })
+	})
+	return out
+}
+
+// InOrder returns the client's backends, those that answered first.
+func (c *Client) InOrder() []*Backend {
+	out := c.Available()
+	for _, b := range c.backends {
+		if !slices.Contains(out, b) {
+			out = append(out, b)
+		}
+	}
+	return out
+}

@@ -1,0 +1,233 @@
+package gateway
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// entryState is the state of an entry: exactly one of these.
+type entryState uint8
+
+const (
+	creating      entryState = iota // requested, and not granted yet
+	active                          // granted
+	pendingDelete                   // its deletion got no reply and is retried
+	restored                        // an earlier run held it
+	removed                         // no longer in the table
+)
+
+// entry is a mapping on the gateway, shared by its holders.
+type entry struct {
+	group    *group
+	backend  *Backend
+	protocol backends.Protocol
+	state    entryState
+	lost     bool // the gateway lost it, as far as is known
+	doubtful bool // the gateway may have lost it, and has not granted it since
+	again    bool // a change came while its renewal was in flight
+	asking   bool // its renewal is in flight
+	wanted   bool // to be renewed by the next pass
+	former   bool // what another entry was before, to be deleted
+	unknown  bool // a request got no reply: the gateway may have it
+	asked    uint16
+	failures uint16
+	params   *Params           // of the last request
+	granted  *backends.Mapping // never changed, but replaced; nil: not granted yet
+	holders  []*Handle
+	err      error // of the last request, or nil
+	due      time.Time
+	order    grantOrder
+	end      *ending // of an entry without holders; else nil
+}
+
+// ending is what an entry needs when its last holder is gone, or an earlier run held it.
+type ending struct {
+	client *Client           // that held it last; nil: it has left
+	last   *Handle           // that held it
+	port   uint16            // the internal port that it was requested with
+	at     time.Time         // of the next attempt at the deletion
+	pause  time.Duration     // before that
+	since  time.Time         // of the first attempt
+	told   *backends.Mapping // what the client was told that remains, or nil
+}
+
+// group is the entries of one internal endpoint, and the handles that want them. A
+// request about one entry can break another: miniupnpd 2.3.1 on nftables keeps a list of
+// firewall rules for each internal port. Whichever protocol a request is about, it
+// removes the last rule, and appends that of the request if it renews. Renewing the
+// entry that was granted first breaks those granted later, until they are renewed.
+// Renewing the one granted last breaks nothing. A deletion breaks any. So requests of a
+// group are made one at a time, and renewals in the order of the grants.
+type group struct {
+	Job
+	owner    *Owner
+	internal netip.AddrPort
+	entries  []*entry
+	handles  []*Handle
+	busy     bool // an op is running or waits for its turn
+	working  bool // a background op is queued
+	queue    []*op
+}
+
+// internalKey is how groups are indexed, however this host is named.
+func (o *Owner) internalKey(internal netip.AddrPort) netip.AddrPort {
+	addr := internal.Addr().Unmap()
+	if !addr.IsValid() || addr.IsUnspecified() || addr == o.key.Local {
+		addr = netip.Addr{}
+	}
+	return netip.AddrPortFrom(addr, internal.Port())
+}
+
+// groupOf returns the group of an internal endpoint, which may be new.
+func (o *Owner) groupOf(internal netip.AddrPort) *group {
+	key := o.internalKey(internal)
+	g := o.groups[key]
+	if g == nil {
+		g = &group{owner: o, internal: key}
+		o.groups[key] = g
+	}
+	return g
+}
+
+// inOrder returns the groups in the order of their internal endpoints.
+func (o *Owner) inOrder() []*group {
+	out := make([]*group, 0, len(o.groups))
+	for _, g := range o.groups {
+		out = append(out, g)
+	}
+	slices.SortFunc(out, func(a, b *group) int { return a.internal.Compare(b.internal) })
+	return out
+}
+
+// entry returns the entry of a backend and protocol, or nil.
+func (g *group) entry(backend string, p backends.Protocol) *entry {
+	for _, e := range g.entries {
+		if e.protocol == p && e.backend.name == backend && !e.former {
+			return e
+		}
+	}
+	return nil
+}
+
+// rival returns an entry of another backend that is granted for the protocol, or nil.
+func (g *group) rival(backend string, p backends.Protocol) *entry {
+	for _, e := range g.entries {
+		if e.protocol == p && e.backend.name != backend && len(e.holders) > 0 && e.state == active {
+			return e
+		}
+	}
+	return nil
+}
+
+// drop forgets the group if nothing is left of it.
+func (g *group) drop() {
+	if len(g.entries) == 0 && len(g.handles) == 0 && !g.busy {
+		g.owner.loop.Disarm(g)
+		delete(g.owner.groups, g.internal)
+	}
+}
+
+// remove takes an entry out of the table.
+func (e *entry) remove() {
+	e.state = removed
+	g := e.group
+	g.entries = slices.DeleteFunc(g.entries, func(other *entry) bool { return other == e })
+	g.drop()
+}
+
+// without returns a list without one element.
+func without[T comparable](list []T, one T) []T {
+	return slices.DeleteFunc(list, func(other T) bool { return other == one })
+}
+
+// expired reports whether the lifetime is over. What is not known to be granted lasts as
+// long as it was requested for.
+func (e *entry) expired(now time.Time) bool {
+	if e.granted == nil {
+		return e.end != nil && now.Sub(e.end.since) >= min(e.params.Lifetime, longestLease)
+	}
+	at := e.granted.Expires()
+	return !at.IsZero() && !now.Before(at)
+}
+
+// internal returns the internal port that the entry has or is requested with.
+func (e *entry) internal() uint16 {
+	switch {
+	case e.granted != nil:
+		return e.granted.Internal.Port()
+	case e.params != nil && e.params.SamePort:
+		return e.asked
+	}
+	return e.group.internal.Port()
+}
+
+// once reports whether no holder wants the entry to be renewed.
+func (e *entry) once() bool {
+	return !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.wish().Once })
+}
+
+// sharesHandle reports whether a handle holds both entries.
+func (e *entry) sharesHandle(other *entry) bool {
+	return slices.ContainsFunc(e.holders, func(h *Handle) bool { return slices.Contains(other.holders, h) })
+}
+
+// fits reports whether a mapping of an earlier run is what p asks for.
+func fits(m *backends.Mapping, p *Params) bool {
+	to, port := p.Internal.Addr(), p.Internal.Port()
+	if p.SamePort {
+		port = m.External.Port()
+	}
+	return m.Remote == p.Remote && m.Internal.Port() == port && (!to.IsValid() || to.IsUnspecified() || to == m.Internal.Addr())
+}
+
+// grantOrder is when an entry was granted, to order the entries of a group as the
+// gateway's list does. Times count from Owner.start; 0 is none.
+type grantOrder struct {
+	born time.Duration // when the gateway granted it anew, and not only renewed it
+	lost time.Duration // when the gateway lost it, if it told and has not granted it since
+	// earlier are the grants before the last one, for a restart that is noticed only then.
+	earlier [2]time.Duration
+}
+
+// recordGrant orders an entry after a grant. The grant counts, not the request: what
+// was in flight when a restart was noticed may be granted before what is requested
+// because of it.
+func (e *entry) recordGrant(m *backends.Mapping, anew bool) {
+	at, order := m.Granted.Sub(e.group.owner.start), &e.order
+	if anew || e.granted == nil {
+		*order = grantOrder{born: at, lost: order.lost}
+	} else {
+		order.earlier = [2]time.Duration{order.earlier[1], e.granted.Granted.Sub(e.group.owner.start)}
+	}
+	if order.lost != 0 && at >= order.lost {
+		order.born, order.lost = at, 0
+	}
+}
+
+// markLost records that the gateway lost its state at a time that it told, and reports
+// whether the entry was part of it. A request in flight may have been sent before.
+func (e *entry) markLost(since time.Time) bool {
+	at, order := since.Sub(e.group.owner.start), &e.order
+	if e.granted == nil || e.granted.Granted.Before(since) {
+		order.lost = at
+		return true
+	}
+	order.born = e.granted.Granted.Sub(e.group.owner.start)
+	for _, earlier := range order.earlier {
+		if earlier >= at && earlier < order.born {
+			order.born = earlier
+		}
+	}
+	return false
+}
+
+// compareOrder orders entries as the gateway's list will be: what was lost is granted
+// anew, and so comes after what was granted since.
+func compareOrder(a, b *entry) int {
+	lost := func(e *entry) int { return cmp.Compare(min(e.order.lost, 1), 0) }
+	return cmp.Or(lost(a)-lost(b), cmp.Compare(a.order.born, b.order.born))
+}

@@ -1,0 +1,295 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// The pace of a probe: a less preferred backend is asked when the one before has not
+// answered for a moment, and one that has answered waits for those before it. If one
+// that the gateway is simply asked about has answered, the question before it is not in
+// flight for long. A search takes its time, and so begins early; but common gateways do
+// one thing at a time, and one that answers a search first answers the question late.
+const (
+	stagger     = 50 * time.Millisecond
+	headStart   = 25 * time.Millisecond // before a search
+	preference  = 250 * time.Millisecond
+	afterAnswer = 50 * time.Millisecond
+	promise     = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
+
+	// searchTime is how long a search is waited for if nothing else can come: it allows
+	// devices a second. It is a provisional verdict: the next call searches again.
+	searchTime = 1200 * time.Millisecond
+	// lateAnswer bounds the wait for a backend if the gateway has answered another: it is
+	// there, and not slow.
+	lateAnswer = time.Second
+	// failureAge is how long a backend that failed is not asked again, if others answer.
+	failureAge = 30 * time.Second
+)
+
+// isOld reports whether a failed probe is to be repeated: the gateway may have been
+// away.
+func (b *Backend) isOld() bool { return time.Since(b.probed) > failureAge }
+
+// probing is a probe in flight, which several callers share.
+type probing struct {
+	client  *Client
+	callers int
+	stop    context.CancelCauseFunc
+	done    chan struct{}
+	err     error // valid after done
+}
+
+// Probe returns nil if one of the client's backends answers. Callers at the same time
+// share one probe, which wait bounds. A probe goes on if a caller gives up, but not if
+// the time of the last one is over.
+func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
+	o := c.owner
+	for {
+		var p *probing
+		if !o.loop.Do(func() {
+			if len(c.available()) > 0 {
+				return
+			}
+			if o.probing == nil {
+				o.startProbe(c, wait)
+			}
+			p = o.probing
+			p.callers++
+		}) {
+			return ErrEnded
+		}
+		if p == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			stopped := false
+			o.loop.Do(func() {
+				p.callers--
+				if stopped = p.callers == 0 && IsTimeout(ctx); stopped {
+					p.stop(context.Cause(ctx))
+				}
+			})
+			if len(c.Available()) > 0 {
+				return nil
+			}
+			if !stopped {
+				return fmt.Errorf("forward: looking for a gateway: %w", context.Cause(ctx))
+			}
+			<-p.done // it has been stopped
+		}
+		if p.client == c {
+			return p.err
+		} // another client may have other backends
+	}
+}
+
+// startProbe asks the backends of a client.
+func (o *Owner) startProbe(c *Client, wait time.Duration) {
+	ctx, stop := context.WithCancelCause(o.ctx)
+	p := &probing{client: c, stop: stop, done: make(chan struct{})}
+	o.probing = p
+	o.work.Go(func() {
+		defer close(p.done)
+		defer stop(nil)
+		ctx, cancel := bound(ctx, wait)
+		defer cancel()
+		errs := probe(ctx, c.backends, wait)
+		if !o.loop.Do(func() {
+			p.err = o.recordProbe(c, errs)
+			o.probing = nil
+		}) {
+			p.err = ErrEnded
+		}
+	})
+}
+
+// recordProbe keeps what a probe came to, and returns nil if a backend answers.
+func (o *Owner) recordProbe(c *Client, errs []error) error {
+	var chosen *Backend
+	for i, b := range c.backends {
+		switch errs[i] {
+		case nil:
+			b.status, b.failure = available, nil
+			if chosen == nil {
+				chosen = b
+			}
+		case errPending: //nolint:errorlint // the very value
+			b.status, b.failure = unknown, nil
+			errs[i] = b.notFound(backends.ErrNoReply)
+		default:
+			b.status, b.failure, b.probed = unavailable, errs[i], time.Now()
+		}
+	}
+	if chosen == nil {
+		return c.sink.Failure(errs, true)
+	}
+	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", chosen.name)
+	return nil
+}
+
+// probe asks backends, and returns an error for each when the first that answers is
+// one that no better one can be waited for. Those that it did not need to wait for are
+// errPending.
+func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type outcome struct {
+		index int
+		err   error
+	}
+	outcomes := make(chan outcome, len(bs))
+	failed := make([]chan struct{}, len(bs)) // closed when the backend has
+	errs := make([]error, len(bs))
+	for i := range failed {
+		failed[i], errs[i] = make(chan struct{}), errPending
+	}
+	for i, b := range bs {
+		go func() { // waited for below
+			late := time.Duration(i) * stagger
+			if b.searches {
+				late = min(late, headStart)
+			}
+			err := turn(ctx, i, min(late, wait/4), failed)
+			if err == nil {
+				err = b.ask(ctx)
+			}
+			if err != nil {
+				close(failed[i])
+			}
+			outcomes <- outcome{i, err}
+		}()
+	}
+	begun := time.Now()
+	patience, searched := time.NewTimer(preference), time.NewTimer(searchTime)
+	defer patience.Stop()
+	defer searched.Stop()
+	over, provisional := false, false
+	waiting := len(errs)
+	for waiting > 0 && !settled(errs, over) && (!provisional || !hopeless(bs, errs)) {
+		select {
+		case o := <-outcomes:
+			waiting--
+			errs[o.index] = o.err
+			if o.err == nil && !bs[o.index].searches && time.Since(begun) < preference-afterAnswer {
+				patience.Reset(afterAnswer)
+			}
+		case <-patience.C:
+			over = true
+		case <-searched.C:
+			provisional = true
+			searched.Reset(promise)
+		}
+	}
+	cancel()
+	for ; waiting > 0; waiting-- {
+		<-outcomes // ended by cancel: nothing is known of these
+	}
+	return errs
+}
+
+var errPending = errors.New("no verdict yet")
+
+// settled reports whether the order of backends is decided: the first that has not
+// failed has answered or, when patience is over, any has.
+func settled(errs []error, over bool) bool {
+	for _, err := range errs {
+		switch {
+		case err == nil:
+			return true
+		case err == errPending && !over: //nolint:errorlint // the very value
+			return false
+		}
+	}
+	return false
+}
+
+// hopeless reports whether all backends have failed but those that are searched for,
+// and no device has answered the search.
+func hopeless(bs []*Backend, errs []error) bool {
+	for i, err := range errs {
+		if err != errPending { //nolint:errorlint // the very value
+			continue
+		}
+		if p, is := bs[i].Backend.(interface{ Promising() bool }); !bs[i].searches || is && p.Promising() {
+			return false
+		}
+	}
+	return true
+}
+
+// turn waits for a backend's turn: until it is late, or the one before has failed.
+func turn(ctx context.Context, i int, late time.Duration, failed []chan struct{}) error {
+	if i == 0 {
+		return nil
+	}
+	t := time.NewTimer(late)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-failed[i-1]:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Ensure returns nil if a backend answers, and asks one that is not known yet.
+func (c *Client) Ensure(ctx context.Context, b *Backend, wait time.Duration) error {
+	var (
+		known   bool
+		failure error
+		others  bool
+	)
+	c.owner.loop.Do(func() {
+		known = b.status == available || b.status == unavailable && !b.isOld()
+		failure, others = b.failure, len(c.available()) > 0
+	})
+	search := func(err error) error {
+		if err != nil && b.searches && others && errors.Is(err, backends.ErrNoReply) {
+			return b.notFound(backends.ErrUnsupported) // the gateway answers: it only has no such device
+		}
+		return err
+	}
+	if known {
+		return search(failure)
+	}
+	patience := wait
+	if others {
+		patience = min(patience, lateAnswer)
+		if b.searches {
+			patience = min(wait, lateAnswer+searchTime)
+		}
+	}
+	bounded, cancel := bound(ctx, patience)
+	defer cancel()
+	err := b.ask(bounded)
+	if ctx.Err() != nil && !IsTimeout(ctx) {
+		return err // it is not known yet
+	}
+	c.owner.loop.Do(func() {
+		b.status, b.failure, b.probed = available, nil, time.Now()
+		if err != nil {
+			b.status, b.failure = unavailable, err
+		}
+	})
+	return search(err)
+}
+
+// Forget makes the next call probe anew.
+func (c *Client) Forget() {
+	c.owner.loop.Do(func() {
+		for _, b := range c.backends {
+			if b.spec.Ready == nil || b.probe != nil {
+				b.status, b.failure = unknown, nil
+			}
+		}
+	})
+}
