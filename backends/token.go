@@ -39,10 +39,16 @@ func (t Token) IsZero() bool { return t == Token{} }
 // String hides the bytes.
 func (t Token) String() string {
 	if t.IsZero() {
-		return "(no token)"
+		return none
 	}
-	return "(token)"
+	return hidden
 }
+
+// What a Token prints as.
+const (
+	hidden = "(token)"
+	none   = "(no token)"
+)
 
 // Format hides the bytes, whatever the verb.
 func (t Token) Format(s fmt.State, _ rune) { io.WriteString(s, t.String()) } //nolint:errcheck // fmt's own buffer
@@ -50,6 +56,15 @@ func (t Token) Format(s fmt.State, _ rune) { io.WriteString(s, t.String()) } //n
 // LogValue hides the bytes.
 func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
-// MarshalText hides the bytes, from JSON too. It cannot be undone: reading the text
-// back fails.
+// MarshalText hides the bytes, from JSON too.
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads what MarshalText writes. As that has no bytes, it is the zero
+// Token. Any other text fails with ErrInvalid.
+func (t *Token) UnmarshalText(text []byte) error {
+	if s := string(text); s != hidden && s != none {
+		return fmt.Errorf("%w: the text of a token is hidden: store its bytes", ErrInvalid)
+	}
+	*t = Token{}
+	return nil
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -92,7 +93,10 @@ func TestTokenHidden(t *testing.T) {
 		t.Errorf("JSON: %s, %v", encoded, err)
 	}
 	var back []backends.Token
-	if err := json.Unmarshal(encoded, &back); err == nil {
-		t.Error("a Token was read from JSON, which has no bytes")
+	if err := json.Unmarshal(encoded, &back); err != nil || len(back) != 2 || !back[0].IsZero() || !back[1].IsZero() {
+		t.Errorf("read back: %v, %v; want tokens without bytes", back, err)
+	}
+	if err := json.Unmarshal([]byte(`["AQID"]`), &back); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("a Token was read from its bytes: %v", err)
 	}
 }
