@@ -18,7 +18,7 @@ import (
 // agentProgram is the program under test: it holds Forwarders in a host and does
 // what a test calls for, several things at once if need be.
 var agentProgram = lab.Func("agent", func(p *lab.Proc) {
-	s := &server{proc: p}
+	s := &server{proc: p, mapped: make(chan struct{}, 1), listener: make(chan listener, 1)}
 	for {
 		var c call
 		p.Receive(&c)
@@ -29,9 +29,11 @@ var agentProgram = lab.Func("agent", func(p *lab.Proc) {
 			p.Send(s.newForwarder(c))
 			continue
 		}
+		ctx, cancel := s.context(c) // before a later call cancels it
 		go func() {
+			defer cancel()
 			start := time.Now()
-			a := s.do(c)
+			a := s.do(ctx, c)
 			a.ID, a.Took = c.ID, time.Since(start)
 			p.Send(a)
 		}()
@@ -88,6 +90,9 @@ type server struct {
 	forwarders []forwarder
 	mappings   []*forward.Mapping
 	running    map[int]context.CancelFunc // the runs, by call
+
+	mapped   chan struct{} // receives if there was a Mapped event
+	listener chan listener // receives what was opened last
 }
 
 func (s *server) newForwarder(c call) answer {
@@ -97,8 +102,11 @@ func (s *server) newForwarder(c call) answer {
 	config := &forward.Config{
 		Gateway: c.Config.Gateway, Interface: c.Config.Interface, Wait: c.Config.Wait, Timeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
 		Order: c.Config.Order, IGD: c.Config.IGD, StateFile: c.Config.State,
-		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		OnEvent: func(e forward.Event) { s.proc.Send(answer{Event: toEvent(n, e)}) },
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		OnEvent: func(e forward.Event) {
+			s.onEvent(e)
+			s.proc.Send(answer{Event: toEvent(n, e)})
+		},
 	}
 	var (
 		f   forwarder
@@ -161,9 +169,7 @@ func (s *server) mapping(c call) *forward.Mapping {
 }
 
 // do does one call.
-func (s *server) do(c call) answer {
-	ctx, cancel := s.context(c)
-	defer cancel()
+func (s *server) do(ctx context.Context, c call) answer {
 	switch c.Op {
 	case "enable":
 		m, err := s.forwarder(c).Enable(ctx, toOptions(c.Options)...)
@@ -206,6 +212,9 @@ func (s *server) do(c call) answer {
 		return answer{State: toState(s.mapping(c)), Failure: toFailure(err)}
 	case "close mapping":
 		return answer{Failure: toFailure(s.mapping(c).Close())}
+	}
+	if a, ok := s.doListen(ctx, c); ok {
+		return a
 	}
 	if n, ok := vital(c.Op); ok {
 		return answer{Count: n}

@@ -99,16 +99,26 @@ type lane struct {
 // lanes adds so many hosts to the home.
 func lanes(t *testing.T, home *lab.HomeNet, n int) []*lane {
 	t.Helper()
+	all := cabled(t, home, n)
+	for _, l := range all {
+		l.agent = start(t, l.host)
+	}
+	for _, l := range all {
+		l.calm = l.vital("goroutines")
+	}
+	return all
+}
+
+// cabled is lanes without the agents.
+func cabled(t *testing.T, home *lab.HomeNet, n int) []*lane {
+	t.Helper()
 	// A segment is a frame, so that there are as many steps as on a real wire.
 	home.Router.Exec(t, "ip", "link", "set", "lan0", "gso_max_segs", "1")
 	var all []*lane
 	for i := range n {
 		host, cable := home.JoinByCable(fmt.Sprintf("lane%d", i), fmt.Sprintf("192.168.77.%d/24", 100+i))
 		host.Exec(t, "ip", "link", "set", "eth0", "gso_max_segs", "1")
-		all = append(all, &lane{agent: start(t, host), home: home, host: host, cable: cable})
-	}
-	for _, l := range all {
-		l.calm = l.vital("goroutines")
+		all = append(all, &lane{home: home, host: host, cable: cable})
 	}
 	return all
 }
