@@ -113,10 +113,11 @@ func (g *group) entry(backend string, p backends.Protocol) *entry {
 	return nil
 }
 
-// rival returns an entry of another backend that is granted for the protocol, or nil.
+// rival returns an entry of another backend of the gateway that is granted for the
+// protocol, or nil. A ready-made backend is a gateway of its own.
 func (g *group) rival(backend string, p backends.Protocol) *entry {
 	for _, e := range g.entries {
-		if e.protocol == p && e.backend.name != backend && len(e.holders) > 0 && e.state == active {
+		if e.protocol == p && e.backend.name != backend && e.backend.spec.Ready == nil && len(e.holders) > 0 && e.state == active {
 			return e
 		}
 	}

@@ -231,7 +231,7 @@ func (p *op) acquire(flow context.Context, h *Handle, b *Backend, w *Wish, proto
 			err = fmt.Errorf("%w: this program holds internal port %d", backends.ErrConflict, port)
 		}
 		if err == nil {
-			if e.unknown && e.granted == nil && e.asked != port {
+			if e.unknown && e.granted == nil && !e.isReplacedBy(w.Request(protocol, port).Internal.Port(), port, e.internal(), e.asked) {
 				p.split(e)
 			}
 			before = request{e.params, e.asked}
@@ -332,7 +332,7 @@ func (e *entry) request(w *Wish, external uint16) func(context.Context) (backend
 // granted records the grant of an acquire.
 func (p *op) granted(h *Handle, e *entry, m *backends.Mapping) {
 	e.recordGrant(m, e.state != active)
-	if e.end != nil && e.granted != nil && e.granted.External.Port() != m.External.Port() {
+	if old := e.granted; e.end != nil && old != nil && !e.isReplacedBy(m.Internal.Port(), m.External.Port(), old.Internal.Port(), old.External.Port()) {
 		p.split(e)
 	}
 	e.resolve()
@@ -347,13 +347,19 @@ func (p *op) granted(h *Handle, e *entry, m *backends.Mapping) {
 	}
 }
 
-// split keeps apart what an entry was before it is requested with another external port,
-// to be deleted: UPnP identifies a mapping by that port, so the grant of another one does
-// not replace it. With other protocols it does.
-func (p *op) split(e *entry) {
-	if e.backend.name != upnp.Name {
-		return
+// isReplacedBy reports whether a grant takes the place of an earlier one, by internal and
+// external port. UPnP identifies a mapping by its external port, NAT-PMP and PCP by its
+// internal one.
+func (e *entry) isReplacedBy(internal, external, oldInternal, oldExternal uint16) bool {
+	if e.backend.name == upnp.Name {
+		return external == oldExternal
 	}
+	return internal == oldInternal
+}
+
+// split keeps apart what an entry was before it is requested as another mapping, to be
+// deleted.
+func (p *op) split(e *entry) {
 	old := *e
 	old.former, old.holders = true, nil
 	if old.end == nil {
@@ -382,14 +388,17 @@ func (e *entry) record(m *backends.Mapping) {
 // have granted it: a handle that will try again keeps the entry.
 func (p *op) refused(h *Handle, e *entry, before request, err error) {
 	answered := p.answers(err)
+	keeps := h.known || h.wish().Background
 	if answered {
-		p.watch(e.backend)
+		if keeps {
+			p.watch(e.backend) // it may announce that it can now
+		}
 		if e.unknown || e.state == active { // what was requested before counts
 			e.params, e.asked = before.params, before.asked
 		}
 	} else {
 		e.unknown = e.unknown || e.state != active
-		if h.known || h.wish().Background {
+		if keeps {
 			return
 		}
 	}

@@ -100,7 +100,7 @@ func (p *op) deletePending(h *Handle) error {
 	var pending []*entry
 	p.do(func() {
 		for _, e := range p.group.entries {
-			if e.state == pendingDelete && e.end.last == h && e.granted != nil {
+			if e.state == pendingDelete && e.end.last == h {
 				pending = append(pending, e)
 			}
 		}
@@ -190,6 +190,7 @@ func (p *op) delete(e *entry, timeout time.Duration) (err error) {
 			e.remove()
 		default:
 			m, unknown, request = e.granted, e.unknown, e.params.Request(e.protocol, e.asked)
+			request.Exact = false // whatever the gateway has is to be deleted
 		}
 	})
 	if m == nil && !unknown {
@@ -223,7 +224,7 @@ func (p *op) deleted(e *entry, err error) error {
 		p.answered.Store(int64(time.Since(p.start)))
 	}
 	// A second refusal is final, but not that of a request which is repeated to find out.
-	final := (e.state == pendingDelete || e.state == restored) && answered && (e.granted != nil || errors.Is(err, backends.ErrConflict))
+	final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
 	if err != nil && !final {
 		p.pend(e, err)
 		return e.remains(err)
@@ -332,22 +333,26 @@ type RemainsError struct {
 	Protocol backends.Protocol
 	Port     uint16    // the internal port
 	Until    time.Time // zero: not known, or no end
+	Unknown  bool      // a request got no reply: the gateway may have it or not
 	Err      error
 }
 
 func (e *RemainsError) Error() string {
-	until := "its lifetime ends"
+	remains, until := "remains", "its lifetime ends"
+	if e.Unknown {
+		remains = "may remain"
+	}
 	if !e.Until.IsZero() {
 		until = e.Until.Format(time.TimeOnly) + ", when its lifetime ends"
 	}
-	return fmt.Sprintf("%v port %d remains on the gateway until %s: %v", e.Protocol, e.Port, until, e.Err)
+	return fmt.Sprintf("%v port %d %s on the gateway until %s: %v", e.Protocol, e.Port, remains, until, e.Err)
 }
 
 func (e *RemainsError) Unwrap() error { return e.Err }
 
 // remains returns the error for a mapping whose deletion failed.
 func (e *entry) remains(err error) error {
-	r := &RemainsError{Protocol: e.protocol, Port: e.end.port, Err: err}
+	r := &RemainsError{Protocol: e.protocol, Port: e.end.port, Unknown: e.granted == nil, Err: err}
 	if e.granted != nil {
 		r.Until = e.granted.Expires()
 	}
@@ -364,12 +369,15 @@ func (o *Owner) remaining(c *Client, cause error) error {
 				e.beginEnd(e.holders[0])
 			}
 			switch {
-			case e.end == nil || e.end.client != c || e.state == restored || e.granted == nil || e.expired(time.Now()):
+			case e.end == nil || e.end.client != c || e.state == restored || e.expired(time.Now()):
+			case e.granted == nil && (e.end.last == nil || e.end.last.known): // another backend granted it
 			case e.state == pendingDelete:
 				errs = append(errs, e.remains(e.err))
 			default: // its deletion is in flight or waits for its turn
 				errs = append(errs, e.remains(cause))
-				c.sink.Remains(e.end.port, *e.granted)
+				if e.granted != nil {
+					c.sink.Remains(e.end.port, *e.granted)
+				}
 			}
 		}
 	}
