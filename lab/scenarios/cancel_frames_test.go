@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/defect"
 	"github.com/natforward/goforward/lab"
 )
 
@@ -23,7 +22,6 @@ import (
 // and after Shutdown nothing. The long form does so at each frame of each call, by
 // each end; the short form at frames that the seed selects.
 func TestCancelFrames(t *testing.T) {
-	defect.Known(t, "a call that is cancelled or closed at some frames leaves an entry on the router, also after Shutdown")
 	t.Parallel()
 	s := seed(t)
 	for i, backend := range []string{"natpmp", "pcp", "upnp"} {
