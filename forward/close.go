@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/internal/gateway"
@@ -62,74 +63,65 @@ func (m *Mapping) Close() error { return m.close(context.Background()) }
 // Shutdown is Close within a context. One without a deadline is bounded as Close is.
 func (m *Mapping) Shutdown(ctx context.Context) error { return m.close(ctx) }
 
-// ending is a Close in flight, and what came of it.
-type ending struct {
-	client *gateway.Client // of the gateway; nil: there is none
-	done   chan struct{}
-	err    error // valid after done
+// once is what is done once, and the error that it came to.
+type once struct {
+	done atomic.Pointer[chan struct{}] // closed when it is done; nil: it is not begun
+	err  error
 }
 
-// wait returns what a Close returned.
-func (e *ending) wait() error {
-	<-e.done
-	return e.err
+// do calls f, or waits for the call of another, and returns its error.
+func (o *once) do(f func() error) error {
+	done := make(chan struct{})
+	if o.done.CompareAndSwap(nil, &done) {
+		o.err = f()
+		close(done)
+	}
+	<-*o.done.Load()
+	return o.err
 }
 
 func (m *Mapping) close(ctx context.Context) error {
-	first := false
-	m.forwarder.loop.Do(func() { first = m.forwarder.release(m, false) })
-	e := m.ending.Load()
-	if !first {
-		return e.wait()
-	}
-	m.finish(ctx)
-	m.forwarder.loop.Post(m.forwarder.tidy)
-	return e.err
-}
-
-func (e *ending) answered() (last time.Time) {
-	if e.client != nil {
-		last = e.client.Answered()
-	}
-	return last
+	return m.closing.do(func() error {
+		f := m.forwarder
+		var c *gateway.Closing
+		f.loop.Do(func() { c = f.release(m, false) })
+		defer f.loop.Post(f.tidy)
+		return m.finish(ctx, c)
+	})
 }
 
 // finish waits until what the mapping had is deleted.
-func (m *Mapping) finish(ctx context.Context) {
-	e, c := m.ending.Load(), m.handle.Closing()
-	ctx, cancel := closeContext(ctx, e.answered)
+func (m *Mapping) finish(ctx context.Context, c *gateway.Closing) (err error) {
+	ctx, cancel := closeContext(ctx, m.handle.Answered)
 	defer cancel()
 	select {
 	case <-c.Done:
-	default:
-		select {
-		case <-c.Done:
-		case <-ctx.Done():
-			for _, p := range m.status().Wish.Protocols {
-				e.err = errors.Join(e.err, &gateway.RemainsError{Protocol: p, Port: m.handle.Port, Err: context.Cause(ctx)})
-			}
+		err = c.Err
+	case <-ctx.Done():
+		for _, p := range m.status().Spec.Protocols {
+			err = errors.Join(err, &gateway.RemainsError{Protocol: p, Port: m.handle.Port, Err: context.Cause(ctx)})
 		}
 	}
-	if e.err == nil {
-		e.err = c.Err
+	if err != nil {
+		err = fmt.Errorf("forward: %w", err)
 	}
-	if e.err != nil {
-		e.err = fmt.Errorf("forward: %w", e.err)
-	}
-	close(e.done)
+	return err
 }
 
-// release ends a mapping, once: what it has is deleted, or left to its lifetime. It runs
-// on the loop.
-func (f *Forwarder) release(m *Mapping, leave bool) (first bool) {
-	e := &ending{client: m.handle.Client(), done: make(chan struct{})}
-	if first = m.ending.CompareAndSwap(nil, e); first {
-		f.held = slices.DeleteFunc(f.held, func(other *Mapping) bool { return other == m })
+// release ends a mapping: what it has is deleted, or left to its lifetime. It runs on the
+// loop.
+func (f *Forwarder) release(m *Mapping, leave bool) *gateway.Closing {
+	if n := len(f.held); len(without(&f.held, m)) < n {
 		f.dispatcher.mappings.Add(-1)
-		m.handle.BeginClose(leave)
 		f.store.nudge()
 	}
-	return first
+	return m.handle.BeginClose(leave)
+}
+
+// without removes an element of a list.
+func without[T comparable](list *[]T, one T) []T {
+	*list = slices.DeleteFunc(*list, func(other T) bool { return other == one })
+	return *list
 }
 
 // closeAll closes mappings, all at once: those of one gateway queue there.
@@ -169,22 +161,16 @@ func (f *Forwarder) Close() error { return f.Shutdown(context.Background()) }
 // Calls in flight fail with ErrClosed.
 func (f *Forwarder) Shutdown(ctx context.Context) error {
 	f.mu.Lock()
-	e, started := f.ending, f.started
-	first := e == nil
-	if first {
-		e = &ending{done: make(chan struct{})}
-		f.ending = e
-	}
+	started := f.started
+	f.closed = true
 	f.mu.Unlock()
-	if !first {
-		return e.wait()
-	}
-	defer close(e.done)
-	f.cancel(ErrClosed)
-	if started {
-		e.err = f.shutdown(ctx)
-	}
-	return e.err
+	return f.closing.do(func() error {
+		f.cancel(ErrClosed)
+		if !started {
+			return nil
+		}
+		return f.shutdown(ctx)
+	})
 }
 
 func (f *Forwarder) shutdown(ctx context.Context) error {
@@ -197,7 +183,7 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 		held, routes = slices.Clone(f.held), f.known
 		f.known, f.current = nil, [2]*route{}
 		for _, m := range held {
-			f.release(m, m.status().Wish.Once)
+			f.release(m, m.status().Spec.Once)
 		}
 	})
 	ctx, cancel := closeContext(ctx, func() (last time.Time) {
@@ -209,22 +195,20 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 		return last
 	})
 	defer cancel()
-	errs := make([]error, len(routes))
+	errs := make([]error, len(routes), len(routes)+len(held))
 	var wg sync.WaitGroup
 	for i, r := range routes {
-		wg.Go(func() { errs[i] = r.client.Close(ctx) })
+		wg.Go(func() { errs[i] = f.leave(ctx, r) })
 	}
 	wg.Wait()
 	for _, m := range held {
-		e := m.ending.Load()
-		if m.finish(ctx); e.err != nil {
-			errs = append(errs, errors.Unwrap(e.err))
+		if err := m.close(ctx); err != nil {
+			errs = append(errs, errors.Unwrap(err))
 		}
 	}
 	f.work.Wait()
 	f.store.close()
 	f.loop.Stop()
-	<-f.loop.Ended()
 	f.dispatcher.close()
 	if err := joinOnce(errs); err != nil {
 		return fmt.Errorf("forward: %w", err)

@@ -33,7 +33,7 @@ func (f *Forwarder) Enable(ctx context.Context, opts ...Option) (*Mapping, error
 // enable is Enable. If a request was made and failed, the mapping is returned beside the
 // error, and what the gateway may have granted is being deleted.
 func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error) {
-	w, err := f.newWish(opts)
+	w, err := f.newSpec(opts)
 	if err != nil {
 		return nil, err
 	}
@@ -42,23 +42,20 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 		return nil, err
 	}
 	defer end()
-	if w.internal.Port() == 0 {
+	if w.Internal.Port() == 0 {
 		port, err := w.freePort()
 		if err != nil {
 			return nil, err
 		}
-		w.internal = netip.AddrPortFrom(w.internal.Addr(), port)
+		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
 	}
 	m := newMapping(f, w)
-	if f.hold(m, w.background); w.background {
+	if f.hold(m, w.Background); w.Background {
 		return m, nil
 	}
 	if err := f.ask(ctx, m, func(c *gateway.Client) error { return c.Enable(ctx, m.handle) }); err != nil {
-		first := false
-		f.loop.Do(func() { first = f.release(m, false) })
-		if first {
-			f.work.Go(func() { m.finish(context.Background()) })
-		}
+		f.loop.Do(func() { f.release(m, false) })
+		f.work.Go(func() { _ = m.close(context.Background()) })
 		return m, err
 	}
 	return m, nil
@@ -95,11 +92,10 @@ func (f *Forwarder) ask(ctx context.Context, m *Mapping, do func(*gateway.Client
 func (f *Forwarder) hold(m *Mapping, due bool) {
 	f.store.open()
 	f.loop.Do(func() {
-		w := m.status().Wish
+		w := m.status().Spec
 		for _, old := range slices.Clone(f.held) {
-			if w.Once && old.ranOut() && old.handle.Port == m.handle.Port && slices.Equal(old.status().Wish.Protocols, w.Protocols) {
+			if w.Once && old.ranOut() && old.handle.Port == m.handle.Port && slices.Equal(old.status().Spec.Protocols, w.Protocols) {
 				f.release(old, true)
-				close(old.ending.Load().done)
 			}
 		}
 		f.held = append(f.held, m)
@@ -110,11 +106,11 @@ func (f *Forwarder) hold(m *Mapping, due bool) {
 	})
 }
 
-// freePort returns a local port for a wish without one. SamePort with an
+// freePort returns a local port for a spec without one. SamePort with an
 // external port has one already.
-func (w *wish) freePort() (uint16, error) {
-	if w.samePort && w.external != 0 {
-		return w.external, nil
+func (w *spec) freePort() (uint16, error) {
+	if w.SamePort && w.External != 0 {
+		return w.External, nil
 	}
-	return openLocalPort(w.protocols)
+	return openLocalPort(w.Protocols)
 }

@@ -12,23 +12,10 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// onLoop runs do as the owner of the Forwarder's state.
-func (f *Forwarder) onLoop(do func()) {
-	f.mu.Lock()
-	started := f.started
-	if !started {
-		do()
-	}
-	f.mu.Unlock()
-	if started {
-		f.loop.Do(do)
-	}
-}
-
 // LeadTo makes the default routes lead to gateways, also to such as do not have the
 // protocols' own ports. A family without one has no default route.
 func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
-	f.onLoop(func() {
+	f.loop.Do(func() {
 		none := func() (discover.Gateway, error) { return discover.Gateway{}, discover.ErrNoRoute }
 		f.routes = [2]func() (discover.Gateway, error){none, none}
 		before := f.keyOf
@@ -61,7 +48,7 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 		}
 	}
 	f.mu.Unlock()
-	f.onLoop(func() {
+	f.loop.Do(func() {
 		f.routes[ipv4] = func() (discover.Gateway, error) {
 			if !gw.IsValid() {
 				return discover.Gateway{}, discover.ErrNoRoute
@@ -69,13 +56,13 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 			return discover.Gateway{Addr: gw, Local: local, Interface: "test"}, nil
 		}
 		before := f.specs
-		f.specs = func(p place) []gateway.Spec {
+		f.specs = func(p place) []gateway.BackendConfig {
 			if p.gateway.Addr() != gw {
 				return before(p)
 			}
-			var specs []gateway.Spec
+			var specs []gateway.BackendConfig
 			for _, b := range bs {
-				specs = append(specs, gateway.Spec{Ready: b})
+				specs = append(specs, gateway.BackendConfig{Ready: b})
 			}
 			return specs
 		}
@@ -83,14 +70,17 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 }
 
 // NetworkChanged does what the watcher of the network does after a change.
-func (f *Forwarder) NetworkChanged() { f.onLoop(func() { f.look("") }) }
+func (f *Forwarder) NetworkChanged() { f.loop.Do(func() { f.look("") }) }
 
 // Crash ends a Forwarder as the end of its process does: nothing is deleted.
 func (f *Forwarder) Crash() {
 	f.mu.Lock()
-	c := &ending{done: make(chan struct{})}
-	f.ending = c
+	f.closed = true
 	f.mu.Unlock()
+	_ = f.closing.do(f.crash)
+}
+
+func (f *Forwarder) crash() error {
 	f.store.opening.Lock()
 	file := f.store.file
 	f.store.file, f.store.tried = nil, true // nothing more is written
@@ -103,19 +93,17 @@ func (f *Forwarder) Crash() {
 		routes = f.known
 		for _, m := range slices.Clone(f.held) {
 			f.release(m, true)
-			close(m.ending.Load().done)
 		}
 	})
 	for _, r := range routes {
 		r.client.Abandon()
 	}
 	f.loop.Stop()
-	<-f.loop.Ended()
 	if file != nil {
 		_ = file.Close()
 	}
 	f.dispatcher.close()
-	close(c.done)
+	return nil
 }
 
 // SetWantedWithin shortens, for a test, what an earlier run's mappings wait.

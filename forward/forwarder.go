@@ -26,7 +26,7 @@ type Forwarder struct {
 	registry *gateway.Registry
 	jitter   func(time.Duration) time.Duration
 	routes   [2]func() (discover.Gateway, error) // the kernel's default routes, by family
-	specs    func(place) []gateway.Spec          // the backends to use at a gateway
+	specs    func(place) []gateway.BackendConfig // the backends to use at a gateway
 	keyOf    func(place) gateway.Key
 	watch    func(context.Context, func()) error // of the network
 
@@ -38,17 +38,20 @@ type Forwarder struct {
 
 	mu      sync.Mutex // guards what is next
 	started bool
-	ending  *ending        // of the whole, or nil
+	closed  bool
 	calls   sync.WaitGroup // callers inside; counted up under mu
 
+	closing once
+
 	// loop owns what is next.
-	loop    *gateway.Loop
+	loop    gateway.Loop
 	held    []*Mapping // in the order of enabling
 	known   []*route
 	current [2]*route // the ones to use, by family
 	looks   gateway.Pacer
 	wakes   gateway.Pacer // of mappings that are not granted
-	clock   clock
+	clock   gateway.Timer
+	clockAt time.Time // when the clocks were compared
 }
 
 // New checks the config, whose errors wrap backends.ErrInvalid, and does no
@@ -61,14 +64,13 @@ func New(config *Config) (*Forwarder, error) {
 	f := &Forwarder{
 		config:   c,
 		registry: registry,
-		loop:     gateway.NewLoop(),
 		jitter:   gateway.Jitter,
 		routes:   [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 	}
 	f.specs, f.keyOf, f.watch = f.backendSpecs, place.key, discover.Watch
 	f.dispatcher = dispatcher{onEvent: c.OnEvent, handler: c.Logger.Handler()}
 	f.log = slog.New(f.dispatcher.logHandler())
-	f.clock.forwarder = f
+	f.clock.Fire = f.compareClocks
 	f.store = store{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f, nil
@@ -87,7 +89,7 @@ func (f *Forwarder) bound(ctx context.Context) (context.Context, context.CancelF
 // counts the call out.
 func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
 	f.mu.Lock()
-	closed, first := f.ending != nil, !f.started
+	closed, first := f.closed, !f.started
 	if !closed {
 		f.calls.Add(1)
 		f.started = true
@@ -112,8 +114,7 @@ func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) 
 
 // startWork starts the goroutines that live as long as the Forwarder.
 func (f *Forwarder) startWork() {
-	f.loop.Post(func() { f.clock.start() })
-	f.loop.Start()
+	f.loop.Post(f.startClock)
 	if len(f.config.Backends) == 0 {
 		f.work.Go(f.followNetwork)
 	}
@@ -131,8 +132,8 @@ func (f *Forwarder) family() family {
 	return ipv4
 }
 
-// familyFor is that of the gateway that a wish takes.
-func (f *Forwarder) familyFor(w *wish) family {
+// familyFor is that of the gateway that a spec takes.
+func (f *Forwarder) familyFor(w *spec) family {
 	switch {
 	case w.ipv6:
 		return ipv6
@@ -171,7 +172,7 @@ func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error
 		return Gateway{}, err
 	}
 	defer end()
-	w, err := f.newWish(opts)
+	w, err := f.newSpec(opts)
 	if err != nil {
 		return Gateway{}, err
 	}

@@ -7,12 +7,10 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 // An idle Forwarder with one NAT-PMP mapping and OnEvent needs five goroutines at most.
 func TestIdleGoroutines(t *testing.T) {
-	defect.Known(t, "an idle Forwarder needs six goroutines")
 	const most = 5
 	mapped := make(chan struct{})
 	_, f := start(t, forward.Config{Order: []string{"natpmp"}, OnEvent: func(forward.Event) { close(mapped) }}, gatewaytest.Config{})

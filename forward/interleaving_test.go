@@ -369,7 +369,7 @@ func TestDeletionElsewhere(t *testing.T) {
 	f.NetworkChanged()
 	left := func() bool { // the owner of the first gateway has ended
 		n := 0
-		f.onLoop(func() { n = len(f.known) })
+		f.loop.Do(func() { n = len(f.known) })
 		return n == 1
 	}
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 && left() }) {

@@ -90,12 +90,12 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s socket, at net
 	if err != nil {
 		return reach{}, fmt.Errorf("forward: %w", err)
 	}
-	wishes, err := f.listenWishes(p, network, bound, opts)
+	specs, err := f.listenSpecs(p, network, bound, opts)
 	if err != nil {
 		return reach{}, err
 	}
 	var r reach
-	for _, w := range wishes {
+	for _, w := range specs {
 		m := newMapping(f, w)
 		f.hold(m, true)
 		r.mappings = append(r.mappings, m)

@@ -104,7 +104,7 @@ func (f *Forwarder) Run(ctx context.Context, opts ...Option) error {
 	m, err := f.enable(ctx, opts)
 	if err != nil {
 		if m != nil && errors.Is(err, context.Canceled) {
-			return m.ending.Load().wait()
+			return m.close(context.WithoutCancel(ctx))
 		}
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -21,33 +20,18 @@ type Mapping struct {
 	handle    *gateway.Handle
 	aside     bool // not what Disable and Refresh take without selectors
 	family    family
-	ending    atomic.Pointer[ending]
+	closing   once
 }
 
-func newMapping(f *Forwarder, w wish) *Mapping {
-	m := &Mapping{forwarder: f, aside: w.aside, family: f.familyFor(&w)}
-	m.handle = gateway.NewHandle(sink{f}, f.wanted(&w), m)
+func newMapping(f *Forwarder, s spec) *Mapping {
+	m := &Mapping{forwarder: f, aside: s.aside, family: f.familyFor(&s)}
+	m.handle = gateway.NewHandle(sink{f}, &s.Spec, m)
 	return m
 }
 
-// wanted is what the gateway is asked for.
-func (f *Forwarder) wanted(w *wish) *gateway.Wish {
-	return &gateway.Wish{
-		Params: gateway.Params{
-			Internal: w.internal, External: w.external, Exact: w.exact, SamePort: w.samePort, Once: w.once,
-			Remote: w.remote, Lifetime: w.lifetime, Description: w.description,
-		},
-		Protocols: w.protocols, Background: w.background, Timeout: f.config.Timeout, Wait: f.config.Wait,
-	}
-}
-
-// wish is wanted's inverse.
-func (m *Mapping) wish() wish {
-	w := m.status().Wish
-	return wish{
-		protocols: w.Protocols, internal: w.Internal, external: w.External, exact: w.Exact, samePort: w.SamePort, once: w.Once,
-		remote: w.Remote, lifetime: w.Lifetime, description: w.Description, background: w.Background, ipv6: m.family == ipv6, aside: m.aside,
-	}
+// spec returns what the mapping was enabled with.
+func (m *Mapping) spec() spec {
+	return spec{Spec: *m.status().Spec, ipv6: m.family == ipv6, aside: m.aside}
 }
 
 func (m *Mapping) status() *gateway.Status { return m.handle.Status() }
@@ -80,7 +64,7 @@ func (m *Mapping) Internal() netip.AddrPort {
 	if granted := m.first(); granted.Internal.IsValid() {
 		return granted.Internal
 	}
-	return m.status().Wish.Internal
+	return m.status().Spec.Internal
 }
 
 // Backend names the protocol that it was granted by, or is empty.
@@ -142,19 +126,19 @@ func (m *Mapping) Wait(ctx context.Context) error {
 
 // subject is the mapping as selectors see it.
 func (m *Mapping) subject() *subject {
-	w := m.wish()
-	return &subject{wish: &w, granted: m.status().State()}
+	s := m.spec()
+	return &subject{spec: &s, granted: m.status().State()}
 }
 
 // ranOut reports whether the mapping was left for its lifetime, and that is over.
 func (m *Mapping) ranOut() bool {
 	s := m.status()
-	return s.Wish.Once && !s.Stands()
+	return s.Spec.Once && !s.Stands()
 }
 
 // String is for logs: protocol, internal port and external endpoint.
 func (m *Mapping) String() string {
-	w := m.status().Wish
+	w := m.status().Spec
 	name := w.Protocols[0].String()
 	if len(w.Protocols) > 1 {
 		name = "tcp+udp"
@@ -186,16 +170,16 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	if len(opts) == 0 {
 		return f.ask(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
 	}
-	before := m.wish()
+	before := m.spec()
 	altered := before
 	if err := altered.add(opts); err != nil {
 		return err
 	}
 	switch {
-	case !slices.Equal(altered.protocols, before.protocols):
+	case !slices.Equal(altered.Protocols, before.Protocols):
 		return fmt.Errorf("forward: %w: a mapping cannot change its protocol: enable another", backends.ErrInvalid)
-	case altered.background != before.background || altered.once != before.once:
+	case altered.Background != before.Background || altered.Once != before.Once:
 		return fmt.Errorf("forward: %w: Once and Background are for Enable", backends.ErrInvalid)
 	}
-	return f.ask(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, f.wanted(&altered)) })
+	return f.ask(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &altered.Spec) })
 }

@@ -239,7 +239,7 @@ func (w *modelWorld) checkRows(g *modelGateway, reported map[modelKey]backends.M
 // g.mu is held.
 func (g *modelGateway) mayKeep(r *modelRecord, now time.Time) bool {
 	switch {
-	case g.index >= modelReady && g.active.IsZero() && r.row.undeleted:
+	case g.index >= modelReady && g.active.IsZero() && (r.row.undeleted || r.uncertain):
 		return true // until a Forwarder uses this gateway again
 	case r.uncertain && !r.row.known.IsZero() && now.After(r.row.known):
 		return true // only the gateway knows that it was renewed

@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/gateway"
 )
 
 // Option says what Enable is to enable.
 type Option interface {
-	apply(w *wish) error
+	apply(w *spec) error
 }
 
 // Selector says which mappings are meant.
@@ -22,7 +23,7 @@ type Selector interface {
 // subject is what selectors look at: a mapping of ours, or an entry of the
 // gateway's table.
 type subject struct {
-	wish    *wish
+	spec    *spec
 	granted []backends.Mapping
 	foreign bool
 }
@@ -33,28 +34,19 @@ type Criterion interface {
 	Selector
 }
 
-// wish is what somebody wants to be kept alive: the sum of options.
-type wish struct {
-	protocols     []backends.Protocol // one, or TCP and UDP as a unit
+// spec is the sum of options.
+type spec struct {
+	gateway.Spec
 	protocolGiven bool
-	internal      netip.AddrPort
-	external      uint16 // 0: the internal port's number
-	exact         bool
-	samePort      bool
-	remote        netip.AddrPort
-	lifetime      time.Duration
-	description   string
 	ipv6          bool
 	ipv4          bool // whatever the family of a gateway that was named
-	once          bool
-	background    bool
-	aside         bool // not what Disable and Refresh take where nobody says which
+	aside         bool // not what Disable and Refresh take without selectors
 }
 
 // optionFunc is an Option that is no Selector.
-type optionFunc func(w *wish) error
+type optionFunc func(w *spec) error
 
-func (f optionFunc) apply(w *wish) error { return f(w) }
+func (f optionFunc) apply(w *spec) error { return f(w) }
 
 // criterion is a Criterion made of two functions.
 type criterion struct {
@@ -62,7 +54,7 @@ type criterion struct {
 	match  func(s *subject) bool
 }
 
-func (c criterion) apply(w *wish) error     { return c.option(w) }
+func (c criterion) apply(w *spec) error     { return c.option(w) }
 func (c criterion) selects(s *subject) bool { return c.match(s) }
 
 // TCP is TCP to an internal port of this host; 0 is a free one, or, selecting,
@@ -85,39 +77,39 @@ func Both(internal uint16) Criterion { return protocols(internal, backends.TCP, 
 
 func protocols(internal uint16, ps ...backends.Protocol) Criterion {
 	return criterion{
-		option: func(w *wish) error {
+		option: func(w *spec) error {
 			if w.protocolGiven {
 				return fmt.Errorf("forward: %w: two options name a protocol: use Both, or enable twice", backends.ErrInvalid)
 			}
 			if ps[0] == 0 {
 				return fmt.Errorf("forward: %w: protocol 0", backends.ErrInvalid)
 			}
-			w.protocolGiven, w.protocols = true, ps
+			w.protocolGiven, w.Protocols = true, ps
 			if internal != 0 {
-				w.internal = netip.AddrPortFrom(w.internal.Addr(), internal)
+				w.Internal = netip.AddrPortFrom(w.Internal.Addr(), internal)
 			}
 			return nil
 		},
 		match: func(s *subject) bool {
-			is := slices.Equal(ps, s.wish.protocols)
+			is := slices.Equal(ps, s.spec.Protocols)
 			if s.foreign { // which has one protocol
-				is = slices.Contains(ps, s.wish.protocols[0])
+				is = slices.Contains(ps, s.spec.Protocols[0])
 			}
-			return is && (internal == 0 || internal == s.wish.internal.Port())
+			return is && (internal == 0 || internal == s.spec.Internal.Port())
 		},
 	}
 }
 
-// External wishes for an external port, the internal port's number being the
+// External suggests an external port, the internal port's number being the
 // default. The gateway may grant another, which is success, unless Exact. Port
 // 0 fails with backends.ErrInvalid. Selecting, it is the port that was granted.
 func External(port uint16) Criterion {
 	return criterion{
-		option: func(w *wish) error {
+		option: func(w *spec) error {
 			if port == 0 {
 				return fmt.Errorf("forward: %w: external port 0", backends.ErrInvalid)
 			}
-			w.external = port
+			w.External = port
 			return nil
 		},
 		match: func(s *subject) bool {
@@ -130,21 +122,21 @@ func External(port uint16) Criterion {
 // gateway allow it. With port 0 it is the address that counts.
 func To(internal netip.AddrPort) Criterion {
 	return criterion{
-		option: func(w *wish) error {
+		option: func(w *spec) error {
 			if !internal.Addr().IsValid() {
 				return fmt.Errorf("forward: %w: To without an address", backends.ErrInvalid)
 			}
-			port := w.internal.Port()
+			port := w.Internal.Port()
 			if internal.Port() != 0 {
 				port = internal.Port()
 			}
-			w.internal = netip.AddrPortFrom(internal.Addr().Unmap(), port)
+			w.Internal = netip.AddrPortFrom(internal.Addr().Unmap(), port)
 			w.ipv6 = w.ipv6 || familyOf(internal.Addr()) == ipv6
 			return nil
 		},
 		match: func(s *subject) bool {
-			return internal.Addr().Unmap() == s.wish.internal.Addr() &&
-				(internal.Port() == 0 || internal.Port() == s.wish.internal.Port())
+			return internal.Addr().Unmap() == s.spec.Internal.Addr() &&
+				(internal.Port() == 0 || internal.Port() == s.spec.Internal.Port())
 		},
 	}
 }
@@ -153,14 +145,14 @@ func To(internal netip.AddrPort) Criterion {
 // port 0, from any port of the address.
 func From(peer netip.AddrPort) Criterion {
 	return criterion{
-		option: func(w *wish) error {
+		option: func(w *spec) error {
 			if !peer.Addr().IsValid() {
 				return fmt.Errorf("forward: %w: From without an address", backends.ErrInvalid)
 			}
-			w.remote = peer
+			w.Remote = peer
 			return nil
 		},
-		match: func(s *subject) bool { return s.wish.remote == peer },
+		match: func(s *subject) bool { return s.spec.Remote == peer },
 	}
 }
 
@@ -168,8 +160,8 @@ func From(peer netip.AddrPort) Criterion {
 // carries one.
 func Description(s string) Criterion {
 	return criterion{
-		option: func(w *wish) error { w.description = s; return nil },
-		match:  func(of *subject) bool { return of.wish.description == s },
+		option: func(w *spec) error { w.Description = s; return nil },
+		match:  func(of *subject) bool { return of.spec.Description == s },
 	}
 }
 
@@ -192,15 +184,15 @@ func Foreign() Selector { return foreign{} }
 func Everything() Selector { return everything{} }
 
 // Exact fails with backends.ErrConflict rather than accept another external
-// port than the wish.
+// port than that of External.
 func Exact() Option {
-	return optionFunc(func(w *wish) error { w.exact = true; return nil })
+	return optionFunc(func(w *spec) error { w.Exact = true; return nil })
 }
 
 // SamePort makes the internal port follow the external one: whatever the
 // gateway grants, both are the same number. Ask Mapping.Internal where to listen.
 func SamePort() Option {
-	return optionFunc(func(w *wish) error { w.samePort = true; return nil })
+	return optionFunc(func(w *spec) error { w.SamePort = true; return nil })
 }
 
 // IPv6 opens a pinhole in the IPv6 firewall of the gateway, to a stable global
@@ -208,18 +200,18 @@ func SamePort() Option {
 // host's own. It takes a gateway that speaks PCP over IPv6 (RFC 6887) or has
 // UPnP's WANIPv6FirewallControl.
 func IPv6() Option {
-	return optionFunc(func(w *wish) error { w.ipv6 = true; return nil })
+	return optionFunc(func(w *spec) error { w.ipv6 = true; return nil })
 }
 
 // Lifetime is how long each grant is to last, in whole seconds, rounded up. The
 // gateway may grant less. Zero is the Config's.
 func Lifetime(d time.Duration) Option {
-	return optionFunc(func(w *wish) error {
+	return optionFunc(func(w *spec) error {
 		if d < 0 {
 			return fmt.Errorf("forward: %w: negative lifetime %v", backends.ErrInvalid, d)
 		}
 		if d > 0 {
-			w.lifetime = d
+			w.Lifetime = d
 		}
 		return nil
 	})
@@ -233,34 +225,33 @@ func Permanent() Option { return Lifetime(backends.Forever) }
 
 // Once leaves the mapping for one lifetime, and does not renew it.
 func Once() Option {
-	return optionFunc(func(w *wish) error { w.once = true; return nil })
+	return optionFunc(func(w *spec) error { w.Once = true; return nil })
 }
 
 // Background makes Enable return at once, and go on trying until the mapping is
 // disabled, also before there is a network. See Mapping.Wait.
 func Background() Option {
-	return optionFunc(func(w *wish) error { w.background = true; return nil })
+	return optionFunc(func(w *spec) error { w.Background = true; return nil })
 }
 
 // Aside keeps the mapping from Disable and Refresh without selectors, which take
 // the last one enabled: for a library that maps by its program's Forwarder. Those
 // of Listen are aside.
 func Aside() Option {
-	return optionFunc(func(w *wish) error { w.aside = true; return nil })
+	return optionFunc(func(w *spec) error { w.aside = true; return nil })
 }
 
-// newWish sums options up, over the Config's defaults.
-func (f *Forwarder) newWish(opts []Option) (wish, error) {
-	w := wish{
-		protocols:   []backends.Protocol{backends.TCP},
-		lifetime:    f.config.Lifetime,
-		description: f.config.Description,
-	}
+// newSpec sums options up, over the Config's defaults.
+func (f *Forwarder) newSpec(opts []Option) (spec, error) {
+	w := spec{Spec: gateway.Spec{
+		Protocols: []backends.Protocol{backends.TCP}, Lifetime: f.config.Lifetime, Description: f.config.Description,
+		Timeout: f.config.Timeout, Wait: f.config.Wait,
+	}}
 	return w, w.add(opts)
 }
 
 // add applies options and checks the whole.
-func (w *wish) add(opts []Option) error {
+func (w *spec) add(opts []Option) error {
 	for _, o := range opts {
 		if o == nil {
 			return fmt.Errorf("forward: %w: nil option", backends.ErrInvalid)
@@ -270,16 +261,16 @@ func (w *wish) add(opts []Option) error {
 		}
 	}
 	switch {
-	case w.ipv6 && w.internal.Addr().Is4():
-		return fmt.Errorf("forward: %w: IPv6 to the IPv4 address %v", backends.ErrInvalid, w.internal.Addr())
-	case w.once && w.background:
+	case w.ipv6 && w.Internal.Addr().Is4():
+		return fmt.Errorf("forward: %w: IPv6 to the IPv4 address %v", backends.ErrInvalid, w.Internal.Addr())
+	case w.Once && w.Background:
 		return fmt.Errorf("forward: %w: Once and Background exclude each other", backends.ErrInvalid)
-	case w.samePort && w.external != 0 && w.internal.Port() != 0 && w.external != w.internal.Port():
+	case w.SamePort && w.External != 0 && w.Internal.Port() != 0 && w.External != w.Internal.Port():
 		return fmt.Errorf("forward: %w: SamePort, but external port %d and internal port %d",
-			backends.ErrInvalid, w.external, w.internal.Port())
-	case w.exact && w.external == 0 && w.internal.Port() == 0:
+			backends.ErrInvalid, w.External, w.Internal.Port())
+	case w.Exact && w.External == 0 && w.Internal.Port() == 0:
 		return fmt.Errorf("forward: %w: Exact needs a port", backends.ErrInvalid)
-	case w.internal.Port() == 0 && w.internal.Addr().IsValid():
+	case w.Internal.Port() == 0 && w.Internal.Addr().IsValid():
 		return fmt.Errorf("forward: %w: To another address needs an internal port", backends.ErrInvalid)
 	}
 	return nil

@@ -90,10 +90,10 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (r *route, do
 func (f *Forwarder) attach(m *Mapping, at time.Time, reason string) error {
 	r, err := f.currentRoute(m.family)
 	switch {
-	case m.ending.Load() != nil:
+	case m.handle.IsClosed():
 		return errClosed("mapping")
 	case err != nil:
-		m.handle.Fail(err, f.clock.before.Add(clockPeriod))
+		m.handle.Fail(err, f.clockAt.Add(clockPeriod))
 		return err
 	case m.handle.Client() != r.client:
 		r.client.Attach(m.handle, at, reason)
@@ -141,7 +141,7 @@ func (f *Forwarder) move(from, to *route, reason string) {
 	f.setUnusable(from, nil, reason)
 	at := f.looks.Next(time.Now())
 	for _, m := range f.held {
-		if m.handle.Client() == from.client && !m.status().Wish.Once {
+		if m.handle.Client() == from.client && !m.status().Spec.Once {
 			to.client.Attach(m.handle, at, reason)
 		}
 	}
@@ -156,11 +156,11 @@ func (f *Forwarder) join(p place) (*route, error) {
 		return f.known[i], nil
 	}
 	var (
-		specs []gateway.Spec
+		specs []gateway.BackendConfig
 		key   gateway.Key
 	)
 	for _, b := range f.config.Backends {
-		specs = append(specs, gateway.Spec{Ready: b})
+		specs = append(specs, gateway.BackendConfig{Ready: b})
 	}
 	if len(specs) == 0 {
 		specs, key = f.specs(p), f.keyOf(p)
@@ -179,11 +179,11 @@ func (f *Forwarder) join(p place) (*route, error) {
 }
 
 // backendSpecs returns how to make the backends that the config names for a place.
-func (f *Forwarder) backendSpecs(p place) []gateway.Spec {
+func (f *Forwarder) backendSpecs(p place) []gateway.BackendConfig {
 	fam := familyOf(p.gateway.Addr())
-	var specs []gateway.Spec
+	var specs []gateway.BackendConfig
 	for _, name := range f.config.Order {
-		s := gateway.Spec{Protocol: name, Interface: p.iface}
+		s := gateway.BackendConfig{Protocol: name, Interface: p.iface}
 		switch {
 		case name == natpmp.Name && fam == ipv6: // RFC 6886 is for IPv4 only
 			continue
@@ -201,7 +201,7 @@ func (f *Forwarder) backendSpecs(p place) []gateway.Spec {
 		specs = append(specs, s)
 	}
 	if fam == ipv4 && backends.ScopeOf(p.local) == backends.ScopePublic {
-		specs = append(specs, gateway.Spec{Protocol: gateway.Direct})
+		specs = append(specs, gateway.BackendConfig{Protocol: gateway.Direct})
 	}
 	return specs
 }
@@ -301,7 +301,7 @@ func (f *Forwarder) setUnusable(r *route, err error, reason string) {
 		f.log.Info("the network changed", "gateway", r.place.gateway.Addr(), "interface", r.place.iface, "reason", reason)
 		var next time.Time
 		if err != nil {
-			next = f.clock.before.Add(clockPeriod)
+			next = f.clockAt.Add(clockPeriod)
 		}
 		r.client.SetUnusable(err, reason, next)
 	}
@@ -320,7 +320,13 @@ func (f *Forwarder) tidy() {
 	f.known = slices.DeleteFunc(f.known, func(r *route) bool {
 		inUse := r.users > 0 || slices.Contains(f.current[:], r) || r.client.InUse()
 		if !inUse {
-			f.work.Go(func() { f.leave(r) })
+			f.work.Go(func() {
+				ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, &gateway.TimeoutError{After: leaveTime})
+				defer cancel()
+				if err := f.leave(ctx, r); err != nil {
+					f.log.Warn("a mapping remains at a gateway that was left", "gateway", r.place.gateway.Addr(), "err", err)
+				}
+			})
 		}
 		return !inUse
 	})
@@ -329,13 +335,11 @@ func (f *Forwarder) tidy() {
 // leaveTime bounds the wait for a gateway that was left.
 const leaveTime = time.Second
 
-// leave deletes what is left at the gateway of a route, if it still answers.
-func (f *Forwarder) leave(r *route) {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, &gateway.TimeoutError{After: leaveTime})
-	defer cancel()
-	if err := r.client.Close(ctx); err != nil {
-		f.log.Warn("a mapping remains at a gateway that was left", "gateway", r.place.gateway.Addr(), "err", err)
-	}
+// leave deletes what is left at the gateway of a route, and keeps records of what remains.
+func (f *Forwarder) leave(ctx context.Context, r *route) error {
+	records, err := r.client.Close(ctx)
+	f.loop.Do(func() { f.store.left = append(f.store.left, records...) })
+	return err
 }
 
 // The machine slept, or its clock was set, if the wall clock has gone on by more than
@@ -346,27 +350,20 @@ const (
 	clockSlip   = 5 * time.Second
 )
 
-// clock notices that the machine slept.
-type clock struct {
-	gateway.Job
-	forwarder *Forwarder
-	before    time.Time
+func (f *Forwarder) startClock() {
+	f.clockAt = time.Now()
+	f.loop.Arm(&f.clock, f.clockAt.Add(clockPeriod))
 }
 
-func (c *clock) start() {
-	c.before = time.Now()
-	c.forwarder.loop.Arm(c, c.before.Add(clockPeriod))
-}
-
-// Fire compares the clocks.
-func (c *clock) Fire() {
+// compareClocks notices that the machine slept.
+func (f *Forwarder) compareClocks() {
 	now := time.Now()
-	if wall := now.Round(0).Sub(c.before.Round(0)); (wall - now.Sub(c.before)).Abs() > clockSlip {
-		c.forwarder.look("the machine slept, or its clock was set")
+	if wall := now.Round(0).Sub(f.clockAt.Round(0)); (wall - now.Sub(f.clockAt)).Abs() > clockSlip {
+		f.look("the machine slept, or its clock was set")
 	} else {
-		c.forwarder.lookIfUnrouted()
+		f.lookIfUnrouted()
 	}
-	c.start()
+	f.startClock()
 }
 
 // look compares the routes in use with the default routes, and attaches what had none. A
@@ -378,7 +375,7 @@ func (f *Forwarder) look(reason string) {
 		}
 	}
 	for _, m := range slices.Clone(f.held) {
-		if m.handle.Client() == nil && m.status().Wish.Background {
+		if m.handle.Client() == nil && m.status().Spec.Background {
 			_ = f.attach(m, time.Now(), "enabled")
 		}
 	}
@@ -404,17 +401,17 @@ func (f *Forwarder) lookIfUnrouted() {
 // followNetwork compares routes at each change of the network, until the Forwarder
 // ends. A watch that failed is started again.
 func (f *Forwarder) followNetwork() {
-	for failures := 1; ; failures++ {
-		err := f.watch(f.ctx, func() { f.loop.Post(func() { f.look("") }) })
-		if f.ctx.Err() != nil {
-			return
+	look := func() { f.loop.Post(func() { f.look("") }) }
+	again := false
+	gateway.Persist(f.ctx, f.jitter, func(ctx context.Context) error {
+		if again {
+			look()
 		}
-		if failures == 1 {
+		return f.watch(ctx, look)
+	}, func(err error) {
+		if !again {
 			f.log.Warn("the network is not watched for a while: changes are noticed late", "err", err)
 		}
-		if !gateway.Sleep(f.ctx, gateway.Backoff(failures, err, f.jitter)) {
-			return
-		}
-		f.loop.Post(func() { f.look("") })
-	}
+		again = true
+	})
 }

@@ -28,16 +28,12 @@ func (s sink) Failure(attempts []error, probe bool) error {
 	return newError(attempts, !probe || s.config.Gateway.IsValid())
 }
 
-// Remains tells of a deletion without a reply.
-func (s sink) Remains(port uint16, m backends.Mapping) {
-	s.loop.Post(func() { s.store.remains(port, m) })
+// RecordsChanged tells that the state file is to be written, or that a gateway may be out of
+// use.
+func (s sink) RecordsChanged() {
+	s.store.nudge()
+	s.loop.Post(s.tidy)
 }
-
-// Settled tells that what remained is gone.
-func (s sink) Settled(m backends.Mapping) { s.loop.Post(func() { s.store.settled(m) }) }
-
-// Left tells that a gateway may be out of use.
-func (s sink) Left() { s.loop.Post(s.tidy) }
 
 // Handler queues log records.
 func (s sink) Handler() slog.Handler { return s.dispatcher.logHandler() }

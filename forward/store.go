@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/gateway"
 	"github.com/natforward/goforward/internal/state"
 )
@@ -25,13 +24,7 @@ type store struct {
 	file    *state.File
 	tried   bool // the file was opened, or is opened later
 
-	left []leftRow // owned by the Forwarder's loop
-}
-
-// leftRow is a mapping on a gateway that no handle holds.
-type leftRow struct {
-	state.Record
-	ours bool // this run has asked for its deletion
+	left []state.Record // mappings on gateways that are not in use, owned by the Forwarder's loop
 }
 
 // wantedWithin is how long a mapping of an earlier run waits to be enabled again.
@@ -67,42 +60,22 @@ func (s *store) openNow(level slog.Level) {
 	}
 	s.file = file
 	f.loop.Do(func() {
-		for _, r := range records {
-			s.left = append(s.left, leftRow{Record: r})
-		}
+		s.left = append(s.left, records...)
 		for _, r := range f.known {
 			s.adopt(r)
 		}
 	})
 }
 
-// adopt makes the owners of a route answer for what an earlier run left there. It runs on
+// adopt makes the owner of a route answer for what an earlier run left there. It runs on
 // the loop.
 func (s *store) adopt(r *route) {
-	for _, row := range s.left {
+	gw, local := r.place.gateway.Addr(), r.place.local
+	s.left = slices.DeleteFunc(s.left, func(row state.Record) bool {
 		m := row.Mapping
-		gw := r.place.gateway.Addr()
-		reached := (!gw.IsValid() || gw == m.Gateway.Addr()) && (!r.place.local.IsValid() || r.place.local == m.Internal.Addr())
-		if !reached || row.ours || isForgotten(row.Record) {
-			continue
-		}
-		r.client.Adopt(row.Port, m, wantedWithin)
-	}
-}
-
-// remains records a mapping whose deletion got no reply.
-func (s *store) remains(port uint16, m backends.Mapping) {
-	s.settled(m)
-	s.left = append(s.left, leftRow{state.Record{Port: port, Mapping: m}, true})
-	s.nudge()
-}
-
-// settled forgets a mapping that is deleted or taken over.
-func (s *store) settled(m backends.Mapping) {
-	s.left = slices.DeleteFunc(s.left, func(r leftRow) bool {
-		return r.Mapping.Backend == m.Backend && r.Mapping.Protocol == m.Protocol && r.Mapping.Internal == m.Internal && r.Mapping.External == m.External
+		isThere := (!gw.IsValid() || gw == m.Gateway.Addr()) && (!local.IsValid() || local == m.Internal.Addr())
+		return isForgotten(row) || isThere && r.client.Adopt(row, wantedWithin)
 	})
-	s.nudge()
 }
 
 // nudge has the file written.
@@ -149,17 +122,18 @@ func (s *store) write() {
 	}
 	records := []state.Record{}
 	s.forwarder.loop.Do(func() {
-		s.left = slices.DeleteFunc(s.left, func(r leftRow) bool { return isForgotten(r.Record) })
+		s.left = slices.DeleteFunc(s.left, isForgotten)
 		for _, m := range s.forwarder.held {
-			if m.status().Wish.Once {
+			if m.status().Spec.Once {
 				continue
 			}
 			for _, granted := range m.State() {
 				records = append(records, state.Record{Port: m.handle.Port, Mapping: granted})
 			}
 		}
-		for _, r := range s.left {
-			records = append(records, r.Record)
+		records = append(records, s.left...)
+		for _, r := range s.forwarder.known {
+			records = append(records, r.client.Records()...)
 		}
 	})
 	if err := s.file.Write(records); err != nil {

@@ -18,7 +18,7 @@ import (
 // Backend is a backend of an owner, and what is known of it.
 type Backend struct {
 	backends.Backend
-	spec     Spec
+	config   BackendConfig
 	name     string
 	probe    func(context.Context) error // nil: it needs none
 	searches bool                        // its device is searched for, by a socket of its own
@@ -41,8 +41,8 @@ const (
 	unavailable
 )
 
-// Spec says how to make a backend. Clients with equal specs share it.
-type Spec struct {
+// BackendConfig says how to make a backend. Clients with equal configs share it.
+type BackendConfig struct {
 	Protocol  string           // of the list Protocols, or Direct
 	Ready     backends.Backend // a ready-made one, with the rest zero
 	Interface string
@@ -74,38 +74,38 @@ const (
 )
 
 // open makes the backend for an owner's gateway, without I/O.
-func (s Spec) open(o *Owner) (*Backend, error) {
+func (c BackendConfig) open(o *Owner) (*Backend, error) {
 	var (
 		gw    = o.key.Gateway
 		local = o.key.Local
 		log   = o.log()
-		b     = &Backend{spec: s, name: s.Protocol}
+		b     = &Backend{config: c, name: c.Protocol}
 		err   error
 	)
-	switch s.Protocol {
+	switch c.Protocol {
 	case natpmp.Name:
 		var backend *natpmp.Backend
 		backend, err = natpmp.New(natpmp.Config{
-			Gateway: gw, Interface: s.Interface, Source: local, Transmissions: transmissions, LongestWait: longestWait,
-			Announce: s.Announce, Logger: log,
+			Gateway: gw, Interface: c.Interface, Source: local, Transmissions: transmissions, LongestWait: longestWait,
+			Announce: c.Announce, Logger: log,
 		})
 		if err == nil {
 			b.Backend, b.probe = backend, backend.Probe
 		}
 	case pcp.Name:
 		var backend *pcp.Backend
-		backend, err = s.openPCP(gw, local, log)
+		backend, err = c.openPCP(gw, local, log)
 		if err == nil {
 			b.Backend, b.probe = backend, backend.Probe
 		}
 	case upnp.Name:
 		var backend *upnp.Backend
 		config := upnp.Config{
-			Gateway: gw.Addr(), Interface: s.Interface, Source: local, Only: s.Only, URL: s.URL,
-			Notify: s.Notify, Wait: s.Wait, Logger: log,
+			Gateway: gw.Addr(), Interface: c.Interface, Source: local, Only: c.Only, URL: c.URL,
+			Notify: c.Notify, Wait: c.Wait, Logger: log,
 		}
-		if s.SSDP.IsValid() {
-			config.SSDP = []netip.AddrPort{s.SSDP}
+		if c.SSDP.IsValid() {
+			config.SSDP = []netip.AddrPort{c.SSDP}
 		}
 		backend, err = upnp.New(config)
 		if err == nil {
@@ -114,9 +114,9 @@ func (s Spec) open(o *Owner) (*Backend, error) {
 	case Direct:
 		b.Backend = direct{local}
 	default:
-		b.Backend, b.name, b.status, b.searches = s.Ready, s.Ready.String(), available, s.search
-		if s.probe != nil {
-			b.probe, b.status = *s.probe, unknown
+		b.Backend, b.name, b.status, b.searches = c.Ready, c.Ready.String(), available, c.search
+		if c.probe != nil {
+			b.probe, b.status = *c.probe, unknown
 		}
 	}
 	if err != nil {
@@ -125,16 +125,16 @@ func (s Spec) open(o *Owner) (*Backend, error) {
 	return b, nil
 }
 
-func (s Spec) openPCP(gw netip.AddrPort, local netip.Addr, log *slog.Logger) (*pcp.Backend, error) {
+func (c BackendConfig) openPCP(gw netip.AddrPort, local netip.Addr, log *slog.Logger) (*pcp.Backend, error) {
 	config := pcp.Config{
-		Gateway: gw, Interface: s.Interface, Source: local,
+		Gateway: gw, Interface: c.Interface, Source: local,
 		// The standard's pace is for requests that nobody waits for.
 		FirstWait: natpmp.DefaultFirstWait, Transmissions: transmissions, LongestWait: longestWait,
-		Announce: s.Announce, Logger: log,
+		Announce: c.Announce, Logger: log,
 	}
-	if s.Nonce != "" {
+	if c.Nonce != "" {
 		config.Nonce = func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
-			return pcp.DeriveNonce([]byte(s.Nonce), gateway, p, internal)
+			return pcp.DeriveNonce([]byte(c.Nonce), gateway, p, internal)
 		}
 	}
 	return pcp.New(config)
@@ -173,37 +173,20 @@ func (c *Client) available() []*Backend {
 	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.status != available })
 }
 
-// candidate is a backend to try for a handle.
-type candidate struct {
-	*Backend
-	restored uint16 // the external port of what an earlier run had by this backend, or 0
-	hopeful  bool   // it may answer, as far as is known
-}
-
-// candidates returns the backends in the order in which to try them for a wish: one that
+// candidates returns the backends in the order in which to try them for a spec: one that
 // holds the endpoint for this program already, those that answered, the others.
-func (c *Client) candidates(g *group, w *Wish) []candidate {
-	var out []candidate
-	protocol := w.Protocols[0]
-	c.owner.loop.Do(func() {
-		rank := func(b candidate) int {
-			switch e := g.entry(b.name, protocol); {
-			case e != nil && e.state == active && len(e.holders) > 0:
-				return 0
-			case b.status == available:
-				return 1
-			}
-			return 2
+func (c *Client) candidates(g *group, s *Spec) []*Backend {
+	rank := func(b *Backend) int {
+		switch e := g.entry(b.name, s.Protocols[0]); {
+		case e != nil && e.isHeld():
+			return 0
+		case b.status == available:
+			return 1
 		}
-		for _, b := range c.backends {
-			one := candidate{Backend: b, hopeful: b.status != unavailable || b.isOld()}
-			if e := g.entry(b.name, protocol); e != nil && e.state == restored && fits(e.granted, &w.Params) {
-				one.restored = e.granted.External.Port()
-			}
-			out = append(out, one)
-		}
-		slices.SortStableFunc(out, func(a, b candidate) int { return rank(a) - rank(b) })
-	})
+		return 2
+	}
+	out := slices.Clone(c.backends)
+	slices.SortStableFunc(out, func(a, b *Backend) int { return rank(a) - rank(b) })
 	return out
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/state"
 )
 
 // Sink is how an owner tells a client. Its methods never block and call no owner.
@@ -20,12 +21,8 @@ type Sink interface {
 	Happened(h *Handle, kind Kind, before, after []backends.Mapping, reason string, at time.Time)
 	// Failure makes one error of those of several backends. Probe says that none answers.
 	Failure(attempts []error, probe bool) error
-	// Remains tells that the gateway has a mapping whose deletion got no reply, and
-	// Settled that one of these, or of an earlier run, is deleted, taken over or over.
-	Remains(port uint16, m backends.Mapping)
-	Settled(m backends.Mapping)
-	// Left tells that what a handle had at another gateway is deleted or given up.
-	Left()
+	// RecordsChanged tells that what Client.Records returns has changed, or InUse.
+	RecordsChanged()
 	// Handler takes log records.
 	Handler() slog.Handler
 }
@@ -38,17 +35,21 @@ type Client struct {
 
 	// Owned by the owner's loop.
 	unusable bool          // the gateway is not the default route
-	busy     int           // ops that Close waits for
+	busy     int           // flows and requests that Close waits for
 	idle     chan struct{} // closed when there are none; nil if Close does not wait
+	refused  []state.Record      // mappings that the gateway refused to delete
 }
 
-// done counts an op out.
-func (c *Client) done() {
+// finished counts a flow out.
+func (c *Client) finished() {
 	if c.busy--; c.busy == 0 && c.idle != nil {
 		close(c.idle)
 		c.idle = nil
 	}
 }
+
+// isOwn reports whether a handle is one of the client's Forwarder.
+func (c *Client) isOwn(h *Handle) bool { return h.sink == c.sink }
 
 // ErrMoved says that a handle was attached to another owner in the meantime.
 var ErrMoved = errors.New("the default route changed")
@@ -66,10 +67,10 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 		h.left = without(h.left, c)
 		h.client.Store(c)
 		h.unusable = c.unusable
-		g := c.owner.groupOf(h.wish().Internal)
+		g := c.owner.groupOf(h.spec().Internal)
 		g.handles = append(g.handles, h)
-		for _, e := range g.entries {
-			if e.state == active && slices.Contains(e.holders, h) { // it comes back
+		for _, e := range g.heldBy(h) {
+			if e.state == active { // it comes back
 				h.backend = e.backend
 				e.doubtful, e.due, at = true, at, time.Time{}
 			}
@@ -84,136 +85,95 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 
 // detach is the inverse of Attach.
 func (c *Client) detach(h *Handle) {
-	g := c.owner.groupOf(h.wish().Internal)
+	g := c.owner.groupOf(h.spec().Internal)
 	g.handles = without(g.handles, h)
 	if h.stop != nil {
 		h.stop(ErrMoved)
 	}
 	h.backend, h.due = nil, time.Time{}
 	h.client.Store(nil)
-	if g.holds(h) {
+	if len(g.heldBy(h)) > 0 {
 		h.left = append(h.left, c)
 	}
 	g.drop()
 }
 
-// Client returns the client that the handle is attached to, or nil.
-func (h *Handle) Client() *Client { return h.client.Load() }
-
-// ask runs an op about a handle, and waits for its result. If ctx ends first, the op
+// ask runs a flow about a handle, and waits for its result. If ctx ends first, the flow
 // ends too, after the request that is in flight.
-func (c *Client) ask(ctx context.Context, h *Handle, run func(flow context.Context, p *op) error) error {
+func (c *Client) ask(ctx context.Context, h *Handle, run func(f *flow) error) error {
 	var err error
-	done := make(chan struct{})
-	p := &op{
-		client: c,
-		run:    func(_ context.Context, p *op) { err = p.about(ctx, c, h, run) },
-		after:  func() { close(done) },
-	}
+	f := &flow{client: c, done: make(chan struct{}), run: func(f *flow) {
+		err = f.about(ctx, h, func() error { return run(f) })
+	}}
 	if !c.owner.loop.Post(func() {
-		p.group = c.owner.groupOf(h.wish().Internal)
-		c.owner.enqueue(p)
+		f.group = c.owner.groupOf(h.spec().Internal)
+		c.owner.enqueue(f)
 	}) {
 		return ErrEnded
 	}
 	select {
-	case <-done:
+	case <-f.done:
 		return err
-	case <-c.owner.loop.Ended():
+	case <-c.owner.ctx.Done():
 		return ErrEnded
 	case <-ctx.Done():
 	}
-	if IsTimeout(ctx) && !p.inFlight.Load() { // it ends now, and has more to tell
+	if IsTimeout(ctx) && !f.inFlight.Load() { // it ends now, and has more to tell
 		select {
-		case <-done:
+		case <-f.done:
 			return err
-		case <-c.owner.loop.Ended():
+		case <-c.owner.ctx.Done():
 		}
 	}
 	return context.Cause(ctx)
 }
 
-// about runs a part of an op that is about one handle. Its context ends with that of the
-// caller, and if the handle is closed or detached.
-func (p *op) about(ctx context.Context, c *Client, h *Handle, run func(flow context.Context, p *op) error) error {
-	flow, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	defer context.AfterFunc(p.ctx, func() { stop(ErrEnded) })()
-	err := ErrEnded
-	p.do(func() {
-		switch {
-		case h.Status().Closed:
-		case h.client.Load() != c:
-			err = ErrMoved
-		default:
-			err, h.stop = nil, stop
-		}
-	})
-	if err != nil {
-		return err
-	}
-	defer p.do(func() {
-		if p.has(h) {
-			h.stop = nil
-		}
-	})
-	return run(flow, p)
-}
-
 // Enable requests a handle. If it fails, nothing is held, and no request follows.
 func (c *Client) Enable(ctx context.Context, h *Handle) error {
-	return c.ask(ctx, h, func(flow context.Context, p *op) error {
-		return p.establish(flow, h, h.wish(), "enabled")
-	})
+	return c.ask(ctx, h, func(f *flow) error { return f.establish(h, h.spec(), "enabled") })
 }
 
 // Refresh renews what a handle has, or requests it anew.
 func (c *Client) Refresh(ctx context.Context, h *Handle) error {
-	return c.ask(ctx, h, func(flow context.Context, p *op) error {
-		p.requests = priority.WithFresh(p.requests, time.Now())
-		p.do(func() {
-			for _, e := range h.entries() {
-				e.wanted = true
-			}
-			h.reason = "refreshed"
-		})
-		p.pass(flow)
-		var err error
-		intact := true
-		p.do(func() { intact, err = !p.has(h) || h.isIntact(), h.Status().Err })
-		if intact {
-			return err
+	return c.ask(ctx, h, func(f *flow) error {
+		f.requests = priority.WithFresh(f.requests, time.Now())
+		for _, e := range h.entries() {
+			e.wanted = true
 		}
-		return p.ensure(flow, h, "refreshed")
+		h.reason = "refreshed"
+		if f.pass(); !f.has(h) || h.isIntact() {
+			return h.Status().Err
+		}
+		return f.ensure(h, "refreshed")
 	})
 }
 
-// Change requests another wish in place of what a handle has. What the gateway granted
-// is renewed if that can serve the wish; else it is deleted first, and requested again
-// if the wish is refused.
-func (c *Client) Change(ctx context.Context, h *Handle, w *Wish) error {
-	if w.samePlace(&h.wish().Params) {
-		var err error
-		c.owner.loop.Do(func() { err = h.setWish(w) })
-		if err != nil {
-			return err
-		}
-		return c.Refresh(ctx, h)
+// Change requests another spec in place of what a handle has. What the gateway granted
+// is renewed if that can serve the spec; else it is deleted first, and requested again
+// if the spec is refused.
+func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
+	if before := h.spec(); s.Internal != before.Internal || !s.samePlace(before) {
+		return c.ask(ctx, h, func(f *flow) error { return f.replace(h, s) })
 	}
-	return c.ask(ctx, h, func(flow context.Context, p *op) error { return p.replace(flow, h, w) })
+	var err error
+	c.owner.loop.Do(func() { err = h.setSpec(s) })
+	if err != nil {
+		return err
+	}
+	return c.Refresh(ctx, h)
 }
 
-// setWish changes what a handle is renewed with, unless another shares what it has.
-func (h *Handle) setWish(w *Wish) error {
+// setSpec changes what a handle is renewed with, unless another shares what it has.
+func (h *Handle) setSpec(s *Spec) error {
 	for _, e := range h.entries() {
-		if len(e.holders) > 1 && !e.params.SameTerms(&w.Params) {
+		if len(e.holders) > 1 && !e.spec.sharesWith(s) {
 			return &ConflictError{Protocol: e.protocol, Port: h.Port}
 		}
 	}
 	for _, e := range h.entries() {
-		e.params = &w.Params
+		e.spec = s
 	}
-	h.publish(func(s *Status) { s.Wish = w }, "")
+	h.publish(func(now *Status) { now.Spec = s }, "")
 	return nil
 }
 
@@ -221,10 +181,9 @@ func (h *Handle) setWish(w *Wish) error {
 // if ctx ends: PCP asks by a mapping that has to be deleted.
 func (c *Client) ExternalAddr(ctx context.Context, b *Backend, timeout time.Duration) (netip.Addr, error) {
 	var (
-		addr netip.Addr
-		err  = ErrEnded
-		done = make(chan struct{})
-		o    = c.owner
+		o, done = c.owner, make(chan struct{})
+		addr    netip.Addr
+		err     error
 	)
 	if !o.loop.Do(func() {
 		c.busy++
@@ -233,10 +192,10 @@ func (c *Client) ExternalAddr(ctx context.Context, b *Backend, timeout time.Dura
 			defer cancel()
 			addr, err = b.ExternalAddr(ctx)
 			close(done)
-			o.loop.Post(c.done)
+			o.loop.Post(c.finished)
 		})
 	}) {
-		return netip.Addr{}, err
+		return netip.Addr{}, ErrEnded
 	}
 	select {
 	case <-done:
@@ -275,7 +234,7 @@ func (c *Client) SetUsable(reason string, at time.Time) {
 // which the gateway may have lost them.
 func (c *Client) Suspect(reason string, at time.Time) {
 	c.owner.loop.Do(func() {
-		c.owner.suspect(func(e *entry) bool { return c.holds(e) }, false, reason, at)
+		c.owner.suspect(func(e *entry) bool { return e.isHeldFor(c) }, false, reason, at)
 		c.wake(reason, at)
 	})
 }
@@ -290,15 +249,8 @@ func (c *Client) wake(reason string, at time.Time) {
 		if h.backend == nil && !c.unusable && (h.due.IsZero() || at.Before(h.due)) {
 			h.due, h.reason = at, reason
 			h.publish(func(s *Status) { s.Next = at }, reason)
-			c.owner.arm(c.owner.groupOf(h.wish().Internal))
+			c.owner.arm(c.owner.groupOf(h.spec().Internal))
 		}
-	}
-}
-
-// wakeUngranted requests now what no client was granted.
-func (o *Owner) wakeUngranted() {
-	for _, c := range o.joined {
-		c.wake(o.change, time.Now())
 	}
 }
 
@@ -306,7 +258,7 @@ func (o *Owner) wakeUngranted() {
 func (c *Client) handles() (out []*Handle) {
 	for _, g := range c.owner.inOrder() {
 		for _, h := range g.handles {
-			if h.client.Load() == c && !h.wish().Once && !h.Status().Closed {
+			if h.client.Load() == c && !h.spec().Once && !h.Status().Closed {
 				out = append(out, h)
 			}
 		}
@@ -314,18 +266,11 @@ func (c *Client) handles() (out []*Handle) {
 	return out
 }
 
-// holds reports whether one of the client's handles holds an entry.
-func (c *Client) holds(e *entry) bool {
-	return slices.ContainsFunc(e.holders, func(h *Handle) bool { return h.sink == c.sink })
-}
-
 // InUse reports whether the client's handles are attached or have anything.
 func (c *Client) InUse() (used bool) {
 	c.owner.loop.Do(func() {
-		used = c.busy > 0 || len(c.handles()) > 0
-		for _, g := range c.owner.groups {
-			used = used || slices.ContainsFunc(g.entries, c.holds)
-		}
+		used = c.busy > 0 || len(c.handles()) > 0 ||
+			slices.ContainsFunc(c.owner.all(), func(e *entry) bool { return e.isHeldFor(c) })
 	})
 	return used
 }
@@ -335,18 +280,30 @@ func (c *Client) Answered() time.Time {
 	return c.owner.start.Add(time.Duration(c.owner.answered.Load()))
 }
 
-// Close tries the pending deletions of the client once more, waits for all of its ops
-// until ctx ends, and leaves the owner, which ends with its last client. It returns an
-// error for each mapping that remains.
-func (c *Client) Close(ctx context.Context) error {
+// Answered is that of the client that the handle is attached to.
+func (h *Handle) Answered() time.Time {
+	if c := h.client.Load(); c != nil {
+		return c.Answered()
+	}
+	return time.Time{}
+}
+
+// Close tries the pending deletions of the client once more, waits for all of its flows
+// until ctx ends, and leaves the owner, which ends with its last client. It returns
+// records of and an error for each mapping that remains.
+func (c *Client) Close(ctx context.Context) ([]state.Record, error) {
 	o, idle := c.owner, make(chan struct{})
 	o.loop.Do(func() {
-		o.retryNow(c)
-		if c.busy == 0 {
-			close(idle)
-			return
+		for _, e := range o.pending {
+			if e.end.client == c && e.state == pendingDelete {
+				e.end.at = time.Now()
+			}
 		}
-		c.idle = idle
+		if o.retryDue(); c.busy == 0 {
+			close(idle)
+		} else {
+			c.idle = idle
+		}
 	})
 	select {
 	case <-idle:
@@ -354,8 +311,9 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 	var err error
 	o.loop.Do(func() { err = o.remaining(c, context.Cause(ctx)) })
+	records := c.Records()
 	o.registry.leave(ctx, c)
-	return err
+	return records, err
 }
 
 // Abandon leaves the owner and whatever the client holds, as the end of the process

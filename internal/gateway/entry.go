@@ -28,14 +28,13 @@ type entry struct {
 	state    entryState
 	lost     bool // the gateway lost it, as far as is known
 	doubtful bool // the gateway may have lost it, and has not granted it since
-	again    bool // a change came while its renewal was in flight
-	asking   bool // its renewal is in flight
+	again    bool // that became so after the last request was sent
 	wanted   bool // to be renewed by the next pass
 	former   bool // what another entry was before, to be deleted
 	unknown  bool // a request got no reply: the gateway may have it
 	asked    uint16
 	failures uint16
-	params   *Params           // of the last request
+	spec     *Spec             // of the last request
 	granted  *backends.Mapping // never changed, but replaced; nil: not granted yet
 	holders  []*Handle
 	err      error // of the last request, or nil
@@ -46,13 +45,12 @@ type entry struct {
 
 // ending is what an entry needs when its last holder is gone, or an earlier run held it.
 type ending struct {
-	client *Client           // that held it last; nil: it has left
-	last   *Handle           // that held it
-	port   uint16            // the internal port that it was requested with
-	at     time.Time         // of the next attempt at the deletion
-	pause  time.Duration     // before that
-	since  time.Time         // of the first attempt
-	told   *backends.Mapping // what the client was told that remains, or nil
+	client *Client       // that held it last; nil: it has left
+	last   *Handle       // that held it
+	port   uint16        // the internal port that it was requested with
+	at     time.Time     // of the next attempt at the deletion
+	pause  time.Duration // before that
+	since  time.Time     // of the first attempt
 }
 
 // group is the entries of one internal endpoint, and the handles that want them. A
@@ -63,34 +61,38 @@ type ending struct {
 // Renewing the one granted last breaks nothing. A deletion breaks any. So requests of a
 // group are made one at a time, and renewals in the order of the grants.
 type group struct {
-	Job
+	Timer
 	owner    *Owner
 	internal netip.AddrPort
 	entries  []*entry
 	handles  []*Handle
-	busy     bool // an op is running or waits for its turn
-	working  bool // a background op is queued
-	queue    []*op
+	queue    []*flow // the first one runs or waits for its turn
+	working  bool    // a background flow is queued
 }
 
-// internalKey is how groups are indexed, however this host is named.
-func (o *Owner) internalKey(internal netip.AddrPort) netip.AddrPort {
+// groupOf returns the group of an internal endpoint, which may be new. This host has one
+// name, whatever a spec calls it.
+func (o *Owner) groupOf(internal netip.AddrPort) *group {
 	addr := internal.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || addr == o.key.Local {
 		addr = netip.Addr{}
 	}
-	return netip.AddrPortFrom(addr, internal.Port())
-}
-
-// groupOf returns the group of an internal endpoint, which may be new.
-func (o *Owner) groupOf(internal netip.AddrPort) *group {
-	key := o.internalKey(internal)
+	key := netip.AddrPortFrom(addr, internal.Port())
 	g := o.groups[key]
 	if g == nil {
 		g = &group{owner: o, internal: key}
+		g.Fire = g.enqueueWork
 		o.groups[key] = g
 	}
 	return g
+}
+
+// drop forgets the group if nothing is left of it.
+func (g *group) drop() {
+	if len(g.entries) == 0 && len(g.handles) == 0 && len(g.queue) == 0 {
+		g.owner.loop.Arm(&g.Timer, time.Time{})
+		delete(g.owner.groups, g.internal)
+	}
 }
 
 // inOrder returns the groups in the order of their internal endpoints.
@@ -100,6 +102,14 @@ func (o *Owner) inOrder() []*group {
 		out = append(out, g)
 	}
 	slices.SortFunc(out, func(a, b *group) int { return a.internal.Compare(b.internal) })
+	return out
+}
+
+// all returns all entries, in the order of their internal endpoints.
+func (o *Owner) all() (out []*entry) {
+	for _, g := range o.inOrder() {
+		out = append(out, g.entries...)
+	}
 	return out
 }
 
@@ -113,31 +123,41 @@ func (g *group) entry(backend string, p backends.Protocol) *entry {
 	return nil
 }
 
+// add puts an entry into the table.
+func (g *group) add(e *entry) *entry {
+	e.group = g
+	g.entries = append(g.entries, e)
+	return e
+}
+
+// remove takes an entry out of the table.
+func (e *entry) remove() {
+	e.resolve()
+	e.state = removed
+	e.group.entries = without(e.group.entries, e)
+	e.group.drop()
+}
+
 // rival returns an entry of another backend of the gateway that is granted for the
 // protocol, or nil. A ready-made backend is a gateway of its own.
 func (g *group) rival(backend string, p backends.Protocol) *entry {
 	for _, e := range g.entries {
-		if e.protocol == p && e.backend.name != backend && e.backend.spec.Ready == nil && len(e.holders) > 0 && e.state == active {
+		if e.protocol == p && e.backend.name != backend && e.backend.config.Ready == nil && e.isHeld() {
 			return e
 		}
 	}
 	return nil
 }
 
-// drop forgets the group if nothing is left of it.
-func (g *group) drop() {
-	if len(g.entries) == 0 && len(g.handles) == 0 && !g.busy {
-		g.owner.loop.Disarm(g)
-		delete(g.owner.groups, g.internal)
+// isElsewhere reports whether another group has an entry of a protocol and internal port:
+// that of SamePort follows the external port.
+func (g *group) isElsewhere(protocol backends.Protocol, internal uint16) bool {
+	if !g.owner.samePort && internal == g.internal.Port() {
+		return false
 	}
-}
-
-// remove takes an entry out of the table.
-func (e *entry) remove() {
-	e.state = removed
-	g := e.group
-	g.entries = slices.DeleteFunc(g.entries, func(other *entry) bool { return other == e })
-	g.drop()
+	return slices.ContainsFunc(g.owner.all(), func(e *entry) bool {
+		return e.group != g && e.protocol == protocol && e.internalPort() == internal && e.group.internal.Addr() == g.internal.Addr()
+	})
 }
 
 // without returns a list without one element.
@@ -145,44 +165,37 @@ func without[T comparable](list []T, one T) []T {
 	return slices.DeleteFunc(list, func(other T) bool { return other == one })
 }
 
-// expired reports whether the lifetime is over. What is not known to be granted lasts as
+func (e *entry) isHeld() bool             { return e.state == active && len(e.holders) > 0 }
+func (e *entry) isHeldBy(h *Handle) bool  { return slices.Contains(e.holders, h) }
+func (e *entry) isHeldFor(c *Client) bool { return slices.ContainsFunc(e.holders, c.isOwn) }
+func (e *entry) sharesHandle(other *entry) bool {
+	return slices.ContainsFunc(e.holders, other.isHeldBy)
+}
+
+// isOnce reports whether no holder wants the entry to be renewed.
+func (e *entry) isOnce() bool {
+	return len(e.holders) > 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.spec().Once })
+}
+
+// isExpired reports whether the lifetime is over. What is not known to be granted lasts as
 // long as it was requested for.
-func (e *entry) expired(now time.Time) bool {
+func (e *entry) isExpired(now time.Time) bool {
 	if e.granted == nil {
-		return e.end != nil && now.Sub(e.end.since) >= min(e.params.Lifetime, longestLease)
+		return e.end != nil && now.Sub(e.end.since) >= min(e.spec.Lifetime, longestLease)
 	}
 	at := e.granted.Expires()
 	return !at.IsZero() && !now.Before(at)
 }
 
-// internal returns the internal port that the entry has or is requested with.
-func (e *entry) internal() uint16 {
+// internalPort returns the internal port that the entry has or is requested with.
+func (e *entry) internalPort() uint16 {
 	switch {
 	case e.granted != nil:
 		return e.granted.Internal.Port()
-	case e.params != nil && e.params.SamePort:
+	case e.spec != nil && e.spec.SamePort:
 		return e.asked
 	}
 	return e.group.internal.Port()
-}
-
-// once reports whether no holder wants the entry to be renewed.
-func (e *entry) once() bool {
-	return !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.wish().Once })
-}
-
-// sharesHandle reports whether a handle holds both entries.
-func (e *entry) sharesHandle(other *entry) bool {
-	return slices.ContainsFunc(e.holders, func(h *Handle) bool { return slices.Contains(other.holders, h) })
-}
-
-// fits reports whether a mapping of an earlier run is what p asks for.
-func fits(m *backends.Mapping, p *Params) bool {
-	to, port := p.Internal.Addr(), p.Internal.Port()
-	if p.SamePort {
-		port = m.External.Port()
-	}
-	return m.Remote == p.Remote && m.Internal.Port() == port && (!to.IsValid() || to.IsUnspecified() || to == m.Internal.Addr())
 }
 
 // grantOrder is when an entry was granted, to order the entries of a group as the
@@ -194,30 +207,40 @@ type grantOrder struct {
 	earlier [2]time.Duration
 }
 
-// recordGrant orders an entry after a grant. The grant counts, not the request: what
-// was in flight when a restart was noticed may be granted before what is requested
-// because of it.
-func (e *entry) recordGrant(m *backends.Mapping, anew bool) {
-	at, order := m.Granted.Sub(e.group.owner.start), &e.order
+// record applies the answer to a request that was granted. Anew says that it was no
+// renewal. The grant counts, not the request: what was in flight when a restart was noticed
+// may be granted before what is requested because of it.
+func (e *entry) record(m *backends.Mapping, anew bool) {
+	o, order := e.group.owner, &e.order
+	at := m.Granted.Sub(o.start)
 	if anew || e.granted == nil {
 		*order = grantOrder{born: at, lost: order.lost}
 	} else {
-		order.earlier = [2]time.Duration{order.earlier[1], e.granted.Granted.Sub(e.group.owner.start)}
+		order.earlier = [2]time.Duration{order.earlier[1], e.granted.Granted.Sub(o.start)}
 	}
 	if order.lost != 0 && at >= order.lost {
 		order.born, order.lost = at, 0
+	}
+	e.state, e.granted, e.err, e.failures, e.unknown = active, m, nil, 0, false
+	e.lost, e.wanted = false, false
+	now, lost := time.Now(), e.backend.lost
+	if e.doubtful = e.again || !lost.IsZero() && m.Granted.Before(lost); e.doubtful {
+		e.due = now
+	} else {
+		e.due = e.next(now)
 	}
 }
 
 // markLost records that the gateway lost its state at a time that it told, and reports
 // whether the entry was part of it. A request in flight may have been sent before.
 func (e *entry) markLost(since time.Time) bool {
-	at, order := since.Sub(e.group.owner.start), &e.order
+	o, order := e.group.owner, &e.order
+	at := since.Sub(o.start)
 	if e.granted == nil || e.granted.Granted.Before(since) {
 		order.lost = at
 		return true
 	}
-	order.born = e.granted.Granted.Sub(e.group.owner.start)
+	order.born = e.granted.Granted.Sub(o.start)
 	for _, earlier := range order.earlier {
 		if earlier >= at && earlier < order.born {
 			order.born = earlier

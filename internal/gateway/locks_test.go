@@ -16,10 +16,10 @@ import (
 // is for its I/O.
 var underLock = []string{
 	"append", "close", "delete", "int", "int64", "len", "make", "max", "min",
-	"Add", "Clone", "Delete", "Errorf", "IndexFunc", "Load", "New", "Reset", "Until",
+	"Add", "Clone", "Delete", "DeleteFunc", "Errorf", "IndexFunc", "Load", "New", "Reset", "Until",
 	"time.AfterFunc",
-	"newOwner", "Post", // a goroutine is started, and a function queued
-	"d.run",                // on a goroutine of its own
+	"newOwner",
+	"d.run", "l.run", // on goroutines of their own
 	"answered", "Answered", // reads an atomic value
 	"Round", "Since", "cancel", "Before", // of a context and of times
 }

@@ -2,8 +2,6 @@ package gateway
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,13 +10,40 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/priority"
 )
 
-// MaxCalls bounds the requests in flight at once to one gateway, without those that a
-// caller waits for.
-const MaxCalls = 8
+// Key identifies an Owner: there is one per gateway, as one of this host's addresses
+// sees it, or per ready-made backend.
+type Key struct {
+	Gateway netip.AddrPort // with the port that was named, or the protocols' own
+	Local   netip.Addr     // the effective source; the zero Addr: not known
+}
+
+// Registry holds the owners of a process. A gateway cannot tell two Forwarders of one
+// host apart, so they share its owner.
+type Registry struct {
+	jitter func(time.Duration) time.Duration
+
+	mu     sync.Mutex
+	owners map[any]*Owner // by Key, and by ready-made backend
+	ended  []endedOwner   // the oldest first
+}
+
+// endedOwner is an owner that ended with deletions that it could not finish.
+type endedOwner struct {
+	key  any
+	left []remainder
+}
+
+// maxEnded is for how many ended owners their pending deletions are kept.
+const maxEnded = 16
+
+// NewRegistry returns an empty registry. Jitter returns a duration from 0 to its
+// argument, by which renewals and retries are spread.
+func NewRegistry(jitter func(time.Duration) time.Duration) *Registry {
+	return &Registry{jitter: jitter, owners: map[any]*Owner{}}
+}
 
 // Owner owns all state of one gateway. Its loop alone changes what is below it.
 type Owner struct {
@@ -26,54 +51,90 @@ type Owner struct {
 	registry *Registry
 	clients  int // guarded by the registry's lock
 	start    time.Time
-	loop     *Loop
 	ctx      context.Context //nolint:containedctx // the owner's life; requests run under it
 	cancel   context.CancelCauseFunc
-	work     sync.WaitGroup // ops, watches and probes
+	work     sync.WaitGroup // flows, watches and probes
 	answered atomic.Int64   // when the gateway last answered a deletion, in ns since start
 	sinks    atomic.Pointer[[]Sink]
 
-	// Owned by the loop.
+	loop      Loop
 	backends  []*Backend
 	joined    []*Client
 	groups    map[netip.AddrPort]*group
-	running   int                     // ops that count for MaxCalls
-	waiting   [priority.Check]opQueue // ops whose group is free
-	inherited []remains               // of an owner before
-	unsettled []*entry                // pending deletions and restored entries, in order
-	retry     timerFunc               // of these
+	running   int                     // flows that count for MaxCalls
+	waiting   [priority.Check][]*flow // the first flows of their groups
+	inherited []remainder             // of an owner before
+	pending   []*entry                // pending deletions and restored entries, in order
+	retry     Timer                   // of these
 	retrying  bool
-	wake      timerFunc // of handles that are not granted
-	change    string    // why
 	probing   *probing
 	samePort  bool // an entry has another internal port than its group
 }
 
-// timerFunc is a function that the loop calls at a time.
-type timerFunc struct {
-	Job
-	do func()
-}
-
-func (t *timerFunc) Fire() { t.do() }
-
 func newOwner(r *Registry, key Key) *Owner {
-	o := &Owner{
-		key: key, registry: r, loop: NewLoop(), groups: map[netip.AddrPort]*group{},
-		start: time.Now().Add(-time.Hour), // so that no time of a grant is 0
-	}
-	o.retry.do, o.wake.do = o.retryDue, o.wakeUngranted
+	o := &Owner{key: key, registry: r, groups: map[netip.AddrPort]*group{}}
+	o.start = time.Now().Add(-time.Hour) // so that no time of a grant is 0
+	o.retry.Fire = o.retryDue
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
-	o.loop.Start()
 	return o
 }
 
+// Join returns a client of the owner of a gateway, which starts with its first client.
+// Configs are the backends that the client uses, the preferred first. Join does no
+// network I/O.
+func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, error) {
+	var keys []any // of ready-made backends: each
+	for _, c := range configs {
+		if c.Ready != nil && key == (Key{}) {
+			keys = append(keys, c.Ready)
+		}
+	}
+	if len(keys) == 0 {
+		keys = []any{key}
+	}
+	r.mu.Lock()
+	var o *Owner
+	for _, k := range keys {
+		if o == nil {
+			o = r.owners[k]
+		}
+	}
+	if o == nil {
+		o = newOwner(r, key)
+	}
+	var inherited []remainder
+	for _, k := range keys {
+		if r.owners[k] == nil {
+			r.owners[k] = o
+		}
+		r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
+			if e.key == k {
+				inherited = append(inherited, e.left...)
+			}
+			return e.key == k
+		})
+	}
+	o.clients++
+	r.mu.Unlock()
+	c := &Client{owner: o, sink: sink}
+	var err error
+	o.loop.Do(func() {
+		o.inherited = append(o.inherited, inherited...)
+		err = o.join(c, configs)
+	})
+	if err != nil {
+		c.Abandon()
+		return nil, err
+	}
+	return c, nil
+}
+
 // join adds a client, with its backends.
-func (o *Owner) join(c *Client, specs []Spec) error {
-	for _, s := range specs {
-		i := slices.IndexFunc(o.backends, func(b *Backend) bool { return b.spec == s })
+func (o *Owner) join(c *Client, configs []BackendConfig) error {
+	for _, config := range configs {
+		i := slices.IndexFunc(o.backends, func(b *Backend) bool { return b.config == config })
 		if i < 0 {
-			b, err := s.open(o)
+			b, err := config.open(o)
 			if err != nil {
 				return err
 			}
@@ -83,41 +144,53 @@ func (o *Owner) join(c *Client, specs []Spec) error {
 	}
 	o.joined = append(o.joined, c)
 	o.publishSinks()
-	o.resume(c)
+	o.inherited = slices.DeleteFunc(o.inherited, c.inherit)
 	return nil
 }
 
-// part removes a client that holds nothing any more.
-func (o *Owner) part(c *Client) {
-	o.joined = without(o.joined, c)
-	o.publishSinks()
-	for _, e := range o.unsettled {
-		if e.end.client == c {
-			e.end.client = nil
+// leave is the inverse of Join: the last client ends the owner, and waits for that.
+func (r *Registry) leave(ctx context.Context, c *Client) {
+	o := c.owner
+	o.loop.Do(func() {
+		o.joined = without(o.joined, c)
+		o.publishSinks()
+		for _, e := range o.pending {
+			if e.end.client == c {
+				e.end.client = nil
+			}
+		}
+	})
+	r.mu.Lock()
+	o.clients--
+	last := o.clients == 0
+	var key any
+	for k, other := range r.owners {
+		if last && other == o {
+			key = k
+			delete(r.owners, k)
 		}
 	}
-}
-
-func (o *Owner) publishSinks() {
-	var sinks []Sink
-	for _, c := range o.joined {
-		sinks = append(sinks, c.sink)
+	r.mu.Unlock()
+	if !last {
+		return
 	}
-	o.sinks.Store(&sinks)
+	if left := o.stop(ctx); len(left) > 0 {
+		r.mu.Lock()
+		r.ended = append(r.ended, endedOwner{key, left})
+		r.ended = r.ended[max(0, len(r.ended)-maxEnded):]
+		r.mu.Unlock()
+	}
 }
 
-// stop ends the loop, the watches and the backends, and returns the deletions that
-// remain. A request whose backend ignores its context is not awaited longer than ctx.
-func (o *Owner) stop(ctx context.Context) (left []remains) {
-	o.loop.Do(func() { left = o.remains() })
+// stop ends the flows, the watches, the backends and the loop, and returns the deletions
+// that remain. A request whose backend ignores its context is not awaited longer than ctx.
+func (o *Owner) stop(ctx context.Context) (left []remainder) {
 	o.cancel(net.ErrClosed)
-	o.loop.Stop()
-	<-o.loop.Ended()
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
 		for _, b := range o.backends {
-			if b.spec.Ready == nil { // a ready-made backend is its maker's to close
+			if b.config.Ready == nil { // a ready-made backend is its maker's to close
 				_ = b.Close()
 			}
 		}
@@ -127,20 +200,31 @@ func (o *Owner) stop(ctx context.Context) (left []remains) {
 	case <-closed:
 	case <-ctx.Done():
 	}
+	o.loop.Do(func() { left = o.remains() })
+	o.loop.Stop()
 	return left
 }
 
+// publishSinks makes the sinks known to those who log.
+func (o *Owner) publishSinks() {
+	sinks := make([]Sink, len(o.joined))
+	for i, c := range o.joined {
+		sinks[i] = c.sink
+	}
+	o.sinks.Store(&sinks)
+}
+
 // log returns a logger for what concerns all clients.
-func (o *Owner) log() *slog.Logger { return slog.New(ownerHandler{o}) }
+func (o *Owner) log() *slog.Logger { return slog.New(logHandler{o}) }
 
-// ownerHandler passes log records to the clients of an owner.
-type ownerHandler struct{ owner *Owner }
+// logHandler passes the log records of an owner and its backends to the clients.
+type logHandler struct{ owner *Owner }
 
-func (h ownerHandler) Enabled(ctx context.Context, l slog.Level) bool {
+func (h logHandler) Enabled(ctx context.Context, l slog.Level) bool {
 	return slices.ContainsFunc(*h.owner.sinks.Load(), func(s Sink) bool { return s.Handler().Enabled(ctx, l) })
 }
 
-func (h ownerHandler) Handle(ctx context.Context, r slog.Record) error {
+func (h logHandler) Handle(ctx context.Context, r slog.Record) error {
 	for _, s := range *h.owner.sinks.Load() {
 		if s.Handler().Enabled(ctx, r.Level) {
 			_ = s.Handler().Handle(ctx, r.Clone())
@@ -150,128 +234,5 @@ func (h ownerHandler) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // Backends log flat records only, with the attributes in each.
-func (h ownerHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
-func (h ownerHandler) WithGroup(string) slog.Handler      { return h }
-
-// op is a piece of work on a group, on a goroutine of its own. Ops of a group run one
-// at a time. What an op does with state, it does on the loop, by do.
-type op struct {
-	*Owner
-	group    *group
-	client   *Client // whose Close waits for it, or nil
-	priority priority.Priority
-	inFlight atomic.Bool     // a request is
-	requests context.Context //nolint:containedctx // of its requests: with its priority
-	run      func(ctx context.Context, p *op)
-	after    func() // on the loop, when the group is free again; or nil
-}
-
-// do runs f on the loop. If the owner has ended, it does nothing.
-func (o *Owner) do(f func()) { o.loop.Do(f) }
-
-// opQueue is a queue of ops.
-type opQueue struct {
-	ops  []*op
-	head int
-}
-
-func (q *opQueue) push(p *op) { q.ops = append(q.ops, p) }
-
-func (q *opQueue) pop() *op {
-	if q.head == len(q.ops) {
-		return nil
-	}
-	p := q.ops[q.head]
-	q.ops[q.head] = nil
-	if q.head++; q.head == len(q.ops) {
-		q.ops, q.head = q.ops[:0], 0
-	}
-	return p
-}
-
-// enqueue makes the op run when its group is free and it is its turn.
-func (o *Owner) enqueue(p *op) {
-	p.Owner = o
-	if p.client != nil {
-		p.client.busy++
-	}
-	if p.group.busy {
-		p.group.queue = append(p.group.queue, p)
-		return
-	}
-	p.group.busy = true
-	o.waiting[p.priority].push(p)
-	o.dispatch()
-}
-
-// dispatch starts ops as long as there is room for them.
-func (o *Owner) dispatch() {
-	for class := range o.waiting {
-		for class == int(priority.Foreground) || o.running < MaxCalls {
-			p := o.waiting[class].pop()
-			if p == nil {
-				break
-			}
-			if p.priority != priority.Foreground {
-				o.running++
-			}
-			o.work.Go(func() {
-				p.requests = priority.With(o.ctx, p.priority)
-				p.run(p.requests, p)
-				o.loop.Post(func() { o.finish(p) })
-			})
-		}
-	}
-}
-
-// finish ends an op: the next of its group may run.
-func (o *Owner) finish(p *op) {
-	if p.priority != priority.Foreground {
-		o.running--
-	}
-	g := p.group
-	g.busy = false
-	if len(g.queue) > 0 {
-		next := g.queue[0]
-		if g.queue = g.queue[1:]; len(g.queue) == 0 {
-			g.queue = nil
-		}
-		g.busy = true
-		o.waiting[next.priority].push(next)
-	}
-	o.arm(g)
-	g.drop()
-	if p.after != nil {
-		p.after()
-	}
-	if p.client != nil {
-		p.client.done()
-	}
-	o.dispatch()
-}
-
-// bound bounds a request.
-func bound(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, timeout, &TimeoutError{timeout})
-}
-
-// TimeoutError is the cause of an end by one of our own bounds.
-type TimeoutError struct {
-	After time.Duration
-}
-
-func (e *TimeoutError) Error() string {
-	return fmt.Sprintf("%v within %v", backends.ErrNoReply, e.After)
-}
-func (e *TimeoutError) Unwrap() error { return backends.ErrNoReply }
-
-// IsTimeout reports whether one of our own bounds ended ctx.
-func IsTimeout(ctx context.Context) bool {
-	var own *TimeoutError
-	return errors.As(context.Cause(ctx), &own)
-}
-
-// answers reports whether an error is an answer of the gateway.
-func (o *Owner) answers(err error) bool {
-	return !errors.Is(err, backends.ErrNoReply) && o.ctx.Err() == nil
-}
+func (h logHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h logHandler) WithGroup(string) slog.Handler      { return h }

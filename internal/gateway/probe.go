@@ -31,9 +31,11 @@ const (
 	failureAge = 30 * time.Second
 )
 
-// isOld reports whether a failed probe is to be repeated: the gateway may have been
-// away.
-func (b *Backend) isOld() bool { return time.Since(b.probed) > failureAge }
+// mayAnswer reports whether a backend has not failed a short time ago: the gateway may have
+// been away.
+func (b *Backend) mayAnswer() bool {
+	return b.status != unavailable || time.Since(b.probed) > failureAge
+}
 
 // probing is a probe in flight, which several callers share.
 type probing struct {
@@ -249,7 +251,7 @@ func (c *Client) Ensure(ctx context.Context, b *Backend, wait time.Duration) err
 		others  bool
 	)
 	c.owner.loop.Do(func() {
-		known = b.status == available || b.status == unavailable && !b.isOld()
+		known = b.status == available || !b.mayAnswer()
 		failure, others = b.failure, len(c.available()) > 0
 	})
 	search := func(err error) error {
@@ -284,12 +286,12 @@ func (c *Client) Ensure(ctx context.Context, b *Backend, wait time.Duration) err
 }
 
 // Forget makes the next call probe anew.
-func (c *Client) Forget() {
-	c.owner.loop.Do(func() {
-		for _, b := range c.backends {
-			if b.spec.Ready == nil || b.probe != nil {
-				b.status, b.failure = unknown, nil
-			}
+func (c *Client) Forget() { c.owner.loop.Do(c.forget) }
+
+func (c *Client) forget() {
+	for _, b := range c.backends {
+		if b.config.Ready == nil || b.probe != nil {
+			b.status, b.failure = unknown, nil
 		}
-	})
+	}
 }

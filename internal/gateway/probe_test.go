@@ -77,11 +77,11 @@ func (silentSink) Failure(attempts []error, _ bool) error { return errors.Join(a
 // searched for if searched is set. The names are a, b and so on.
 func join(t *testing.T, log *asked, searched bool, probes ...answers) *Client {
 	t.Helper()
-	var specs []Spec
+	var specs []BackendConfig
 	for i, a := range probes {
 		name := string(rune('a' + i))
 		probe := a.probe(log, name)
-		specs = append(specs, Spec{Ready: &named{name: name}, probe: &probe, search: searched && i == len(probes)-1})
+		specs = append(specs, BackendConfig{Ready: &named{name: name}, probe: &probe, search: searched && i == len(probes)-1})
 	}
 	c, err := NewRegistry(Jitter).Join(Key{}, specs, silentSink{})
 	if err != nil {

@@ -35,7 +35,7 @@ func (e *entry) next(now time.Time) time.Time {
 		at = e.granted.Expires()
 	}
 	switch {
-	case len(e.holders) > 0 && e.once():
+	case e.isOnce():
 		return at // when it is dropped
 	case e.err == nil && at.IsZero():
 		return now.Add(verifyPause + jitter(verifyPause/8))
@@ -61,7 +61,7 @@ func (e *entry) next(now time.Time) time.Time {
 func Backoff(failures int, err error, jitter func(time.Duration) time.Duration) time.Duration {
 	longest := longestPause
 	if errors.Is(err, backends.ErrNotAuthorized) || errors.Is(err, backends.ErrPrivateWAN) || errors.Is(err, backends.ErrUnsupported) {
-		longest = refusedPause // somebody's will
+		longest = refusedPause
 	}
 	const doublings = 10 // are more than the longest pause
 	pause := min(firstPause<<min(max(failures-1, 0), doublings), longest)
@@ -76,202 +76,167 @@ func Jitter(d time.Duration) time.Duration {
 	return rand.N(d) //nolint:gosec // no secret
 }
 
-// arm makes the group fire when the first of its entries or handles is due.
+// Pacer says when all mappings of a gateway may next be requested again because of a
+// change, so that a gateway whose clock runs wild causes no storm: a few rounds at once,
+// since a line that goes down and up again makes two changes, then one in a while. The
+// zero value has seen none.
+type Pacer struct {
+	earned time.Time // when what the rounds so far have spent is earned back
+}
+
+// Next returns when the next round may come.
+func (p *Pacer) Next(now time.Time) time.Time {
+	const (
+		burst = 3
+		pause = 5 * time.Second
+	)
+	earned := p.earned
+	if earned.Before(now) {
+		earned = now
+	}
+	if earned.Sub(now) < burst*pause { // else a round is still to come
+		p.earned = earned.Add(pause)
+	}
+	if at := earned.Add(-(burst - 1) * pause); at.After(now) {
+		return at
+	}
+	return now
+}
+
+// arm makes the group's timer fire when the first of its entries or handles is due.
 func (o *Owner) arm(g *group) {
 	var first time.Time
-	due := func(at time.Time) {
-		if !at.IsZero() && (first.IsZero() || at.Before(first)) {
-			first = at
-		}
-	}
 	for _, e := range g.entries {
-		if e.state == active && len(e.holders) > 0 {
-			due(e.due)
+		if e.isHeld() {
+			first = sooner(first, e.due)
 		}
 	}
 	for _, h := range g.handles {
-		due(h.due)
+		first = sooner(first, h.due)
 	}
-	switch {
-	case first.IsZero():
-		o.loop.Disarm(g)
-	case !g.working: // else it is armed in the end
-		o.loop.Arm(g, first)
+	if !g.working { // else it is armed in the end
+		o.loop.Arm(&g.Timer, first)
 	}
 }
 
-// Fire requests what is due.
-func (g *group) Fire() { g.owner.enqueueWork(g) }
-
 // enqueueWork makes the entries of a group be renewed that are due or wanted then, and
 // the handles be requested that are.
-func (o *Owner) enqueueWork(g *group) {
+func (g *group) enqueueWork() {
 	if g.working {
 		return
 	}
 	g.working = true
-	o.loop.Disarm(g)
-	o.enqueue(&op{
-		group: g, priority: priority.Renewal,
-		run: func(_ context.Context, p *op) {
-			p.pass(p.ctx)
-			for tried := map[*Handle]bool{}; ; {
-				var (
-					h      *Handle
-					reason string
-				)
-				p.do(func() {
-					i := slices.IndexFunc(g.handles, func(h *Handle) bool { return h.isDue(time.Now()) && !tried[h] })
-					if i >= 0 {
-						h, reason = g.handles[i], cmp.Or(g.handles[i].reason, "enabled")
-					}
-				})
-				if h == nil {
-					break
-				}
-				tried[h] = true
-				_ = p.about(p.ctx, h.Client(), h, func(flow context.Context, p *op) error { return p.ensure(flow, h, reason) })
+	g.owner.loop.Arm(&g.Timer, time.Time{})
+	g.owner.enqueue(&flow{group: g, priority: priority.Renewal, run: func(f *flow) {
+		f.pass()
+		for tried := map[*Handle]bool{}; ; {
+			i := slices.IndexFunc(g.handles, func(h *Handle) bool {
+				return !h.due.IsZero() && !h.due.After(time.Now()) && !tried[h]
+			})
+			if i < 0 {
+				break
 			}
-			p.do(func() { g.working = false })
-		},
-	})
+			h := g.handles[i]
+			tried[h] = true
+			_ = f.about(f.ctx, h, func() error { return f.ensure(h, cmp.Or(h.reason, "enabled")) })
+		}
+		g.working = false
+	}})
 }
 
-// pass renews entries of the group one after another. It ends with the first that the
-// gateway does not answer.
-func (p *op) pass(flow context.Context) {
+// pass renews entries of the group one after another, in the order of their grants: those
+// that are due, and all that their handles hold beside them. It ends with the first that
+// the gateway does not answer.
+func (f *flow) pass() {
 	var rest []*entry
-	p.do(func() { rest = p.group.due(time.Now()) })
-	var least time.Duration
-	if at, has := flow.Deadline(); has {
-		least = time.Until(at) + lateReply
+	for _, e := range f.group.entries {
+		if e.isHeld() {
+			e.wanted = e.wanted || !e.due.IsZero() && !e.due.After(time.Now())
+			rest = append(rest, e)
+		}
 	}
+	for _, e := range rest {
+		e.wanted = e.wanted || !e.isOnce() && slices.ContainsFunc(rest, func(other *entry) bool { return other.wanted && e.sharesHandle(other) })
+	}
+	slices.SortStableFunc(rest, compareOrder)
 	broken := false // a renewal broke the entries that were granted later
 	for len(rest) > 0 {
 		e := rest[0]
 		rest = rest[1:]
-		var (
-			m       *backends.Mapping
-			request backends.Request
-			timeout time.Duration
-			anew    bool
-		)
-		p.do(func() {
-			now := time.Now()
-			switch {
-			case e.state != active || len(e.holders) == 0 || !e.wanted && !broken:
-			case e.expired(now):
-				p.ranOut(e, errRanOut)
-			case e.once() && !e.wanted:
-			default:
-				m, anew, e.asking = e.granted, e.order.lost != 0, true
-				request, timeout = e.params.Request(e.protocol, e.asked), max(least, e.holders[0].wish().Timeout)
+		switch {
+		case !e.isHeld() || !e.wanted && !broken:
+		case e.isExpired(time.Now()):
+			f.ranOut(e, errRanOut)
+		case e.isOnce() && !e.wanted:
+		default:
+			anew := e.order.lost != 0
+			m, err := f.renew(e)
+			broken = broken || err == nil && !anew
+			upcoming := slices.DeleteFunc(slices.Clone(rest), func(e *entry) bool {
+				return e.state != active || !e.wanted && (!broken || e.isOnce())
+			})
+			if !f.renewed(e, &m, err, upcoming) {
+				return
 			}
-		})
-		if m == nil {
-			continue
-		}
-		granted, err := p.renew(e.backend.Backend, m, request, timeout)
-		broken = broken || err == nil && !anew
-		ended := true
-		p.do(func() { ended = !p.renewed(e, &granted, err, upcoming(rest, broken)) })
-		if ended {
-			return
 		}
 	}
 }
 
 // renew makes one renewal. A mapping that runs out meanwhile is lost, which is not to be
 // noticed only when the last retransmission got no reply.
-func (p *op) renew(b backends.Backend, m *backends.Mapping, r backends.Request, timeout time.Duration) (backends.Mapping, error) {
-	ctx, cancel := bound(p.requests, timeout)
-	defer cancel()
-	if at := m.Expires(); !at.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadlineCause(ctx, at, errRanOut)
-		defer cancel()
+func (f *flow) renew(e *entry) (backends.Mapping, error) {
+	m, r, timeout := *e.granted, e.spec.Request(e.protocol, e.asked), e.holders[0].spec().Timeout
+	if at, has := f.ctx.Deadline(); has {
+		timeout = max(timeout, time.Until(at)+lateReply)
 	}
-	p.inFlight.Store(true)
-	granted, err := b.Renew(ctx, *m, r)
-	p.inFlight.Store(false)
-	if err != nil && errors.Is(context.Cause(ctx), errRanOut) && !errors.Is(err, errRanOut) {
-		err = fmt.Errorf("%w: %w", errRanOut, err)
-	}
-	return granted, err
-}
-
-// due returns the entries of a group in the order of their grants. Those that are due
-// are marked as wanted, with all that their handles hold beside them.
-func (g *group) due(now time.Time) []*entry {
-	var out []*entry
-	for _, e := range g.entries {
-		if e.state == active && len(e.holders) > 0 {
-			e.wanted = e.wanted || !e.due.IsZero() && !e.due.After(now)
-			out = append(out, e)
+	e.again = false
+	return f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
+		if at := m.Expires(); !at.IsZero() {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadlineCause(ctx, at, errRanOut)
+			defer cancel()
 		}
-	}
-	for _, e := range out {
-		e.wanted = e.wanted || !e.once() && slices.ContainsFunc(out, func(other *entry) bool { return other.wanted && e.sharesHandle(other) })
-	}
-	slices.SortStableFunc(out, compareOrder)
-	return out
+		granted, err := e.backend.Renew(ctx, m, r)
+		if err != nil && errors.Is(context.Cause(ctx), errRanOut) && !errors.Is(err, errRanOut) {
+			err = fmt.Errorf("%w: %w", errRanOut, err)
+		}
+		return granted, err
+	})
 }
 
-// renewed records what came of a renewal, and reports whether the gateway answers.
-func (p *op) renewed(e *entry, m *backends.Mapping, err error, rest []*entry) bool {
-	e.asking = false
+// renewed records what came of a renewal, and reports whether the gateway answers. The
+// holders of the entries to be renewed next are told later.
+func (f *flow) renewed(e *entry, m *backends.Mapping, err error, upcoming []*entry) bool {
 	now := time.Now()
 	switch {
 	case err == nil:
-		e.recordGrant(m, false)
-		e.record(m)
-		e.publish(rest)
+		e.record(m, false)
+		e.publish(upcoming)
 		return true
-	case errors.Is(err, errRanOut) || e.expired(now):
-		p.ranOut(e, err)
-		return p.answers(err)
-	case p.answers(err):
-		e.failed(now, err)
-		e.publish(nil)
-		return true
+	case errors.Is(err, errRanOut) || e.isExpired(now):
+		f.ranOut(e, err)
+		return f.isAnswer(err)
+	case f.isAnswer(err):
+		upcoming = nil
 	}
-	for _, one := range append(rest, e) { // nor would it answer for the others
-		one.failed(now, err)
+	for _, one := range append(upcoming, e) { // nor would it answer for the others
+		one.wanted, one.err = false, err
+		one.failures++
+		one.due = one.next(now)
 		one.publish(nil)
 	}
-	return false
-}
-
-// failed records a renewal that failed.
-func (e *entry) failed(now time.Time, err error) {
-	e.wanted, e.err = false, err
-	e.failures++
-	e.due = e.next(now)
+	return f.isAnswer(err)
 }
 
 // publish tells the holders of an entry what it is, but those of what comes after it.
-func (e *entry) publish(rest []*entry) {
+func (e *entry) publish(upcoming []*entry) {
 	for _, h := range e.holders {
-		if !slices.ContainsFunc(rest, func(later *entry) bool { return slices.Contains(later.holders, h) }) {
-			e.group.owner.tell(h)
+		if o := e.group.owner; o.has(h) && !slices.ContainsFunc(upcoming, func(later *entry) bool { return later.isHeldBy(h) }) {
+			reason := cmp.Or(h.reason, "renewed")
+			h.reason = ""
+			o.refresh(h, reason)
 		}
 	}
-}
-
-// tell publishes what a handle is after a renewal.
-func (o *Owner) tell(h *Handle) {
-	if o.has(h) {
-		reason := cmp.Or(h.reason, "renewed")
-		h.reason = ""
-		o.refresh(h, reason)
-	}
-}
-
-// upcoming returns the entries that are about to be renewed.
-func upcoming(rest []*entry, broken bool) []*entry {
-	return slices.DeleteFunc(slices.Clone(rest), func(e *entry) bool {
-		return e.state != active || !e.wanted && (!broken || e.once())
-	})
 }
 
 // ranOut drops an entry whose lifetime is over. Its holders are requested anew, without a
@@ -284,19 +249,17 @@ func (o *Owner) ranOut(e *entry, err error) {
 		if !o.has(h) {
 			continue
 		}
-		h.backend = nil
-		h.due = time.Now()
-		if h.wish().Once || h.unusable {
+		h.backend, h.due = nil, time.Now()
+		if h.unusable || h.spec().Once {
 			h.due = time.Time{}
 		}
-		if h.wish().Once { // that it ends is no event
+		if h.spec().Once { // that it ends is no event
 			after := *h.Status()
 			if granted := after.State(); len(granted) > 0 {
 				h.silent = granted
 			}
 			after.Granted, after.Next = nil, time.Time{}
-			h.status.Store(&after)
-			h.notify()
+			h.store(&after)
 			continue
 		}
 		h.publish(func(s *Status) { s.Granted, s.Err, s.Next = nil, err, h.due }, err.Error())
@@ -311,19 +274,29 @@ func (o *Owner) watch(b *Backend) {
 	}
 	b.watched = true
 	o.work.Go(func() {
-		for failures := 1; ; failures++ {
-			err := w.Watch(o.ctx, func(change backends.Change) {
+		Persist(o.ctx, o.registry.jitter, func(ctx context.Context) error {
+			return w.Watch(ctx, func(change backends.Change) {
 				o.loop.Post(func() { o.changed(b, change) })
 			})
-			if o.ctx.Err() != nil {
-				return
-			}
+		}, func(err error) {
 			o.log().Warn("the gateway is not watched for a while", "backend", b.name, "err", err)
-			if !Sleep(o.ctx, Backoff(failures, nil, o.registry.jitter)) {
-				return
-			}
-		}
+		})
 	})
+}
+
+// Persist does what runs until ctx ends. If it fails, failed is called, and it is begun
+// again after a pause.
+func Persist(ctx context.Context, jitter func(time.Duration) time.Duration, do func(context.Context) error, failed func(error)) {
+	for failures := 1; ; failures++ {
+		err := do(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		failed(err)
+		if !Sleep(ctx, Backoff(failures, nil, jitter)) {
+			return
+		}
+	}
 }
 
 // Sleep waits, and reports whether ctx has not ended meanwhile.
@@ -352,44 +325,31 @@ func (o *Owner) changed(b *Backend, change backends.Change) {
 	o.suspect(func(e *entry) bool {
 		return e.backend == b && (!restarted || change.Since.IsZero() || e.markLost(change.Since))
 	}, restarted, change.Reason, at)
-	o.change = change.Reason
-	o.loop.ArmSooner(&o.wake, at)
+	for _, c := range o.joined {
+		c.wake(change.Reason, at)
+	}
 }
 
 // suspect requests entries again, and all that their handles hold beside them. If they
 // are lost, their holders are told at once.
 func (o *Owner) suspect(is func(*entry) bool, lost bool, reason string, at time.Time) {
 	for _, g := range o.inOrder() {
-		var found []*entry
+		found := slices.DeleteFunc(slices.Clone(g.entries), func(e *entry) bool { return !is(e) })
 		for _, e := range g.entries {
-			if is(e) {
-				found = append(found, e)
-			}
-		}
-		for _, e := range g.entries {
-			if slices.ContainsFunc(found, e.sharesHandle) {
+			switch {
+			case !slices.ContainsFunc(found, e.sharesHandle):
+			case e.state == creating:
+				e.again = true
+			case e.isHeld() && !e.isOnce():
 				e.suspect(lost, reason, at)
 			}
 		}
-		if len(found) > 0 {
-			o.arm(g)
-		}
+		o.arm(g)
 	}
 }
 
 func (e *entry) suspect(lost bool, reason string, at time.Time) {
-	if e.state != active {
-		e.again = e.state == creating && e.group.busy
-		return
-	}
-	if e.once() {
-		return
-	}
-	e.doubtful, e.again = true, e.asking
-	e.lost = e.lost || lost
-	if e.due.IsZero() || at.Before(e.due) {
-		e.due = at
-	}
+	e.doubtful, e.again, e.lost, e.due = true, true, e.lost || lost, sooner(e.due, at)
 	o := e.group.owner
 	for _, h := range e.holders {
 		if !o.has(h) {

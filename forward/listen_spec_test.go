@@ -12,17 +12,17 @@ import (
 	"github.com/natforward/goforward/discover"
 )
 
-// summary is what matters of a wish: "4 192.0.2.10:80 from 8080 exactly".
-func (f *Forwarder) summary(w wish) string {
+// summary is what matters of a spec: "4 192.0.2.10:80 from 8080 exactly".
+func (f *Forwarder) summary(w spec) string {
 	fam := "4"
 	if f.familyFor(&w) == ipv6 {
 		fam = "6"
 	}
-	s := fmt.Sprint(fam, " ", w.internal.Addr(), ":", w.internal.Port())
-	if w.external != 0 {
-		s += fmt.Sprint(" from ", w.external)
+	s := fmt.Sprint(fam, " ", w.Internal.Addr(), ":", w.Internal.Port())
+	if w.External != 0 {
+		s += fmt.Sprint(" from ", w.External)
 	}
-	if w.exact {
+	if w.Exact {
 		s += " exactly"
 	}
 	return s
@@ -102,18 +102,18 @@ func TestListenWishes(t *testing.T) {
 				}
 				return discover.Gateway{Addr: netip.MustParseAddr("fe80::1%eth0"), Local: netip.MustParseAddr(test.local6)}, nil
 			}
-			wishes, err := f.listenWishes(backends.TCP, test.network, netip.MustParseAddrPort(test.bound), test.opts)
+			specs, err := f.listenSpecs(backends.TCP, test.network, netip.MustParseAddrPort(test.bound), test.opts)
 			if test.want == "invalid" {
-				if !errors.Is(err, backends.ErrInvalid) || len(wishes) != 0 {
-					t.Errorf("%v, %v, want ErrInvalid", wishes, err)
+				if !errors.Is(err, backends.ErrInvalid) || len(specs) != 0 {
+					t.Errorf("%v, %v, want ErrInvalid", specs, err)
 				}
 				return
 			}
 			var got []string
-			for _, w := range wishes {
+			for _, w := range specs {
 				got = append(got, f.summary(w))
-				if !w.background || !w.aside || w.ipv4 == w.ipv6 {
-					t.Errorf("wish %+v", w)
+				if !w.Background || !w.aside || w.ipv4 == w.ipv6 {
+					t.Errorf("spec %+v", w)
 				}
 			}
 			if s := strings.Join(got, ", "); err != nil || s != test.want {
@@ -134,9 +134,9 @@ func TestListenPermanent(t *testing.T) {
 		if network == "udp4" {
 			bound = netip.MustParseAddrPort("0.0.0.0:80")
 		}
-		wishes, err := f.listenWishes(backends.UDP, network, bound, []Option{Permanent(), Description("web")})
-		if err != nil || len(wishes) != 1 || wishes[0].lifetime != want || wishes[0].description != "web" {
-			t.Errorf("%s: %+v, %v", network, wishes, err)
+		specs, err := f.listenSpecs(backends.UDP, network, bound, []Option{Permanent(), Description("web")})
+		if err != nil || len(specs) != 1 || specs[0].Lifetime != want || specs[0].Description != "web" {
+			t.Errorf("%s: %+v, %v", network, specs, err)
 		}
 	}
 }

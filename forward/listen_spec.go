@@ -9,76 +9,76 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// listenWishes are what makes a socket reachable: the IPv4 mapping, the IPv6
+// listenSpecs are what makes a socket reachable: the IPv4 mapping, the IPv6
 // pinhole, or both in this order.
-func (f *Forwarder) listenWishes(p backends.Protocol, network string, bound netip.AddrPort, opts []Option) ([]wish, error) {
+func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip.AddrPort, opts []Option) ([]spec, error) {
 	addr, port := bound.Addr().Unmap(), bound.Port()
 	if addr.IsLoopback() || addr.IsMulticast() || addr.Is6() && addr.IsLinkLocalUnicast() {
 		return nil, fmt.Errorf("forward: %w: no other host can be let in to %v: leave the address out, or name another", backends.ErrInvalid, addr)
 	}
-	w, err := f.listenWish(p, port, opts)
+	w, err := f.listenSpec(p, port, opts)
 	if err != nil {
 		return nil, err
 	}
 	if !addr.IsUnspecified() {
-		w.internal = netip.AddrPortFrom(addr, port)
+		w.Internal = netip.AddrPortFrom(addr, port)
 	}
-	mapping, pinhole := f.families(network, addr, w.remote.Addr().Unmap())
+	mapping, pinhole := f.families(network, addr, w.Remote.Addr().Unmap())
 	switch {
 	case !mapping && !pinhole:
-		return nil, fmt.Errorf("forward: %w: From %v is of another family than what listens, %v", backends.ErrInvalid, w.remote.Addr(), bound)
-	case !mapping && w.exact && w.external != 0 && w.external != port:
-		return nil, fmt.Errorf("forward: %w: Exact, but a pinhole translates no port: external port %d, and %v listens", backends.ErrInvalid, w.external, bound)
+		return nil, fmt.Errorf("forward: %w: From %v is of another family than what listens, %v", backends.ErrInvalid, w.Remote.Addr(), bound)
+	case !mapping && w.Exact && w.External != 0 && w.External != port:
+		return nil, fmt.Errorf("forward: %w: Exact, but a pinhole translates no port: external port %d, and %v listens", backends.ErrInvalid, w.External, bound)
 	}
-	var wishes []wish
+	var specs []spec
 	if mapping {
 		w4 := w
 		w4.ipv4 = true
-		wishes = append(wishes, w4)
+		specs = append(specs, w4)
 	}
 	if pinhole {
-		wishes = append(wishes, w.pinhole())
+		specs = append(specs, w.pinhole())
 	}
-	return wishes, nil
+	return specs, nil
 }
 
-// listenWish is the sum of the options for a port that somebody listens on.
-func (f *Forwarder) listenWish(p backends.Protocol, port uint16, opts []Option) (wish, error) {
-	w, err := f.newWish(nil)
+// listenSpec is the sum of the options for a port that somebody listens on.
+func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) (spec, error) {
+	w, err := f.newSpec(nil)
 	if err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
-	w.protocols, w.internal = []backends.Protocol{p}, netip.AddrPortFrom(netip.Addr{}, port)
+	w.Protocols, w.Internal = []backends.Protocol{p}, netip.AddrPortFrom(netip.Addr{}, port)
 	if err := w.add(opts); err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
 	for _, wrong := range []struct {
 		given bool
 		why   string
 	}{
 		{w.protocolGiven, "an option names a protocol: the network does"},
-		{w.internal.Addr().IsValid(), "the option To: the address says where to listen"},
+		{w.Internal.Addr().IsValid(), "the option To: the address says where to listen"},
 		{w.ipv6, `the option IPv6: the network says so, as in "tcp6"`},
-		{w.samePort, "the option SamePort: the port is bound already"},
-		{w.once, "the option Once: it is kept alive until it is closed"},
-		{w.background, "the option Background: it always works in the background"},
+		{w.SamePort, "the option SamePort: the port is bound already"},
+		{w.Once, "the option Once: it is kept alive until it is closed"},
+		{w.Background, "the option Background: it always works in the background"},
 	} {
 		if wrong.given {
-			return wish{}, fmt.Errorf("forward: %w: listening with %s", backends.ErrInvalid, wrong.why)
+			return spec{}, fmt.Errorf("forward: %w: listening with %s", backends.ErrInvalid, wrong.why)
 		}
 	}
-	w.background, w.aside = true, true
+	w.Background, w.aside = true, true
 	return w, nil
 }
 
 // longestPinhole is what UPnP grants at most, which refuses to open one for ever.
 const longestPinhole = 24 * time.Hour
 
-// pinhole is the wish for a pinhole to where w maps.
-func (w *wish) pinhole() wish {
+// pinhole is the spec of a pinhole to where w maps.
+func (w *spec) pinhole() spec {
 	hole := *w
-	hole.ipv6, hole.external = true, 0
-	hole.lifetime = min(hole.lifetime, longestPinhole)
+	hole.ipv6, hole.External = true, 0
+	hole.Lifetime = min(hole.Lifetime, longestPinhole)
 	return hole
 }
 

@@ -1,0 +1,431 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/state"
+)
+
+// The pauses between attempts at a deletion double.
+const (
+	firstRetry   = time.Second
+	longestRetry = time.Minute
+	retryTimeout = time.Second // of an attempt, so that it does not hold up the others
+)
+
+// Closing is the end of a handle, and what came of it.
+type Closing struct {
+	Done chan struct{}
+	Err  error // valid after Done
+}
+
+// BeginClose ends a handle, once: what it has is deleted, or left to its lifetime. It is
+// called where the handle is attached.
+func (h *Handle) BeginClose(leave bool) *Closing {
+	closing := &Closing{Done: make(chan struct{})}
+	if !h.closing.CompareAndSwap(nil, closing) {
+		return h.closing.Load()
+	}
+	c := h.client.Load()
+	if c == nil || !c.owner.loop.Do(func() { c.beginClose(h, closing, leave) }) {
+		h.end()
+		close(closing.Done)
+	}
+	return closing
+}
+
+// IsClosed reports whether BeginClose was called.
+func (h *Handle) IsClosed() bool { return h.closing.Load() != nil }
+
+// end makes a handle closed.
+func (h *Handle) end() {
+	h.leaveOthers()
+	after := *h.status.Load()
+	after.Closed, after.Granted, after.Next = true, nil, time.Time{}
+	h.store(&after)
+	if h.due = (time.Time{}); h.stop != nil {
+		h.stop(ErrEnded)
+	}
+}
+
+func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
+	h.end()
+	g := c.owner.groupOf(h.spec().Internal)
+	g.handles = without(g.handles, h)
+	for _, e := range g.heldBy(h) {
+		if leave {
+			if e.holders = without(e.holders, h); len(e.holders) == 0 {
+				e.remove()
+			}
+		}
+	}
+	if len(g.heldBy(h)) == 0 && len(g.queue) == 0 {
+		close(closing.Done)
+		g.drop()
+		return
+	}
+	c.owner.enqueue(&flow{group: g, client: c, priority: priority.Delete, done: closing.Done, run: func(f *flow) {
+		var errs []error
+		for _, e := range slices.Clone(g.entries) { // what it held last
+			if e.state == pendingDelete && e.end.last == h {
+				errs = append(errs, f.delete(e, retryTimeout))
+			}
+		}
+		closing.Err = errors.Join(errors.Join(errs...), f.release(h))
+	}})
+}
+
+// leaveOthers gives up what the handle has at gateways that are no longer its own.
+func (h *Handle) leaveOthers() {
+	for _, old := range h.left {
+		old.owner.loop.Post(func() {
+			old.owner.enqueue(&flow{
+				group: old.owner.groupOf(h.spec().Internal), client: old, priority: priority.Delete,
+				run: func(f *flow) {
+					_ = f.release(h)
+					old.sink.RecordsChanged()
+				},
+			})
+		})
+	}
+	h.left = nil
+}
+
+// heldBy returns the entries that a handle holds.
+func (g *group) heldBy(h *Handle) []*entry {
+	return slices.DeleteFunc(slices.Clone(g.entries), func(e *entry) bool { return !e.isHeldBy(h) })
+}
+
+// release gives up all that a handle has or may have.
+func (f *flow) release(h *Handle) error { return f.giveUp(h, f.held(h, false), h.spec().Timeout) }
+
+// held returns the entries that a handle holds, which it is about to give up: those that
+// are granted, or all.
+func (f *flow) held(h *Handle, granted bool) []*entry {
+	if c := h.client.Load(); c != nil && c.owner == f.Owner {
+		h.backend = nil
+	}
+	return slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return granted && e.state != active })
+}
+
+// giveUp takes a handle off the holders of entries. The last one of an entry deletes it.
+func (f *flow) giveUp(h *Handle, entries []*entry, timeout time.Duration) error {
+	var errs []error
+	for _, e := range entries {
+		if e.holders = without(e.holders, h); len(e.holders) == 0 && e.state != removed {
+			e.beginEnd(h)
+			errs = append(errs, f.delete(e, timeout))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// beginEnd records which handle was the last to hold an entry.
+func (e *entry) beginEnd(h *Handle) {
+	if e.end == nil {
+		e.end = &ending{port: h.Port, since: time.Now()}
+	}
+	e.end.last = h
+	for _, c := range e.group.owner.joined {
+		if c.isOwn(h) {
+			e.end.client = c
+		}
+	}
+}
+
+// resolve ends what was about to end an entry: it is deleted, or held again.
+func (e *entry) resolve() {
+	if e.end == nil {
+		return
+	}
+	if e.end.client != nil {
+		e.end.client.sink.RecordsChanged()
+	}
+	o := e.group.owner
+	o.pending = without(o.pending, e)
+	e.end = nil
+}
+
+var errRival = fmt.Errorf("%w: another backend holds the port", backends.ErrConflict)
+
+// delete deletes an entry without holders. If it is not known whether the gateway has it,
+// the same request is repeated first: its answer tells what to delete.
+func (f *flow) delete(e *entry, timeout time.Duration) error {
+	m, unknown := e.granted, e.unknown
+	switch {
+	case len(e.holders) > 0 || e.state == removed:
+		return nil
+	case f.group.rival(e.backend.name, e.protocol) != nil:
+		f.pend(e, errRival)
+		return nil
+	case m == nil && !unknown:
+		e.remove()
+		return nil
+	}
+	request := e.spec.Request(e.protocol, e.asked)
+	request.Exact = false // whatever the gateway has is to be deleted
+	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
+		ctx = priority.With(ctx, priority.Delete)
+		if unknown {
+			again, err := e.backend.Map(ctx, request)
+			if err == nil {
+				m = &again
+			}
+			if m == nil {
+				return again, err
+			}
+		}
+		return *m, e.backend.Unmap(ctx, *m)
+	})
+	return f.deleted(e, err)
+}
+
+// deleted records what came of a deletion, and returns the error for what remains.
+func (f *flow) deleted(e *entry, err error) error {
+	if e.state == removed { // it ran out meanwhile
+		return nil
+	}
+	answered := f.isAnswer(err)
+	if answered {
+		f.answered.Store(int64(time.Since(f.start)))
+	}
+	// A second refusal is final, but not that of a request which is repeated to find out.
+	final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
+	if err != nil && !final {
+		f.pend(e, err)
+		return e.remains(err)
+	}
+	if c := e.end.client; c != nil && err != nil { // the next run may try again
+		c.refused = append(c.refused, state.Record{Port: e.end.port, Mapping: *e.granted})
+	}
+	e.remove()
+	for _, other := range f.group.entries { // the deletion may have broken them
+		if other.isHeld() && !other.isOnce() {
+			other.wanted = true
+			f.group.enqueueWork()
+		}
+	}
+	return nil
+}
+
+// pend makes a deletion be retried.
+func (o *Owner) pend(e *entry, err error) {
+	e.state, e.err = pendingDelete, err
+	now := time.Now()
+	if slices.Contains(o.pending, e) {
+		e.end.postpone(now)
+	} else {
+		o.pending = append(o.pending, e)
+		e.end.pause, e.end.since, e.end.at = firstRetry, now, now.Add(firstRetry)
+		if c := e.end.client; c != nil {
+			c.sink.RecordsChanged()
+			if c.idle != nil { // it is being closed, and waits for this
+				e.end.at = now
+				o.loop.Post(o.retryDue)
+			}
+		}
+	}
+	o.armRetry()
+}
+
+// postpone puts off an attempt that is due.
+func (e *ending) postpone(now time.Time) {
+	if !e.at.After(now) {
+		e.pause = min(2*e.pause, longestRetry)
+		e.at = now.Add(e.pause)
+	}
+}
+
+func (o *Owner) armRetry() {
+	var next time.Time
+	for _, e := range o.pending {
+		next = sooner(next, e.end.at)
+	}
+	if !o.retrying {
+		o.loop.Arm(&o.retry, next)
+	}
+}
+
+// retryDue attempts the deletions that are due, one at a time: a gateway that does not
+// answer one is not asked for the others.
+func (o *Owner) retryDue() {
+	if o.retrying {
+		return
+	}
+	now := time.Now()
+	for _, e := range slices.Clone(o.pending) {
+		switch {
+		case e.isExpired(now) && len(e.holders) == 0:
+			e.remove()
+		case e.end.at.After(now):
+		case len(e.holders) > 0: // about to be taken over
+			e.end.at = now.Add(firstRetry)
+		default:
+			o.retrying = true
+			o.enqueue(&flow{group: e.group, client: e.end.client, priority: priority.Delete, run: func(f *flow) {
+				err := f.delete(e, retryTimeout)
+				o.retrying = false
+				for _, other := range o.pending {
+					if errors.Is(err, backends.ErrNoReply) {
+						other.end.postpone(time.Now())
+					}
+				}
+				o.retryDue()
+			}})
+			return
+		}
+	}
+	o.armRetry()
+}
+
+// RemainsError says that a mapping remains on the gateway until its lifetime ends.
+type RemainsError struct {
+	Protocol backends.Protocol
+	Port     uint16    // the internal port
+	Until    time.Time // zero: not known, or no end
+	Unknown  bool      // a request got no reply: the gateway may have it or not
+	Err      error
+}
+
+func (e *RemainsError) Error() string {
+	remains, until := "remains", "its lifetime ends"
+	if e.Unknown {
+		remains = "may remain"
+	}
+	if !e.Until.IsZero() {
+		until = e.Until.Format(time.TimeOnly) + ", when its lifetime ends"
+	}
+	return fmt.Sprintf("%v port %d %s on the gateway until %s: %v", e.Protocol, e.Port, remains, until, e.Err)
+}
+
+func (e *RemainsError) Unwrap() error { return e.Err }
+
+// remains returns the error for a mapping whose deletion failed.
+func (e *entry) remains(err error) error {
+	r := &RemainsError{Protocol: e.protocol, Port: e.end.port, Unknown: e.granted == nil, Err: err}
+	if e.granted != nil {
+		r.Until = e.granted.Expires()
+	}
+	return r
+}
+
+// remaining returns an error for each mapping of a client that is not deleted.
+func (o *Owner) remaining(c *Client, cause error) error {
+	var errs []error
+	for _, e := range o.all() {
+		closed := func(h *Handle) bool { return c.isOwn(h) && h.Status().Closed }
+		if len(e.holders) > 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !closed(h) }) {
+			e.beginEnd(e.holders[0])
+		}
+		switch {
+		case e.end == nil || e.end.client != c || e.state == restored || e.isExpired(time.Now()):
+		case e.granted == nil && (e.end.last == nil || e.end.last.known): // another backend granted it
+		case e.state == pendingDelete:
+			errs = append(errs, e.remains(e.err))
+		default: // its deletion is in flight or waits for its turn
+			errs = append(errs, e.remains(cause))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Records returns what the gateway has that no handle holds: what the client held last, and
+// what it adopted.
+func (c *Client) Records() (records []state.Record) {
+	c.owner.loop.Do(func() {
+		records = slices.Clone(c.refused)
+		for _, e := range c.owner.all() {
+			if e.end != nil && e.end.client == c && e.granted != nil {
+				records = append(records, state.Record{Port: e.end.port, Mapping: *e.granted})
+			}
+		}
+	})
+	return records
+}
+
+// abandon drops whatever a client holds or held last.
+func (o *Owner) abandon(c *Client) {
+	for _, e := range o.all() {
+		e.holders = slices.DeleteFunc(e.holders, c.isOwn)
+		if len(e.holders) == 0 && (e.end == nil || e.end.client == c) {
+			e.remove()
+		}
+	}
+}
+
+// remainder is a deletion that an owner could not finish.
+type remainder struct {
+	config BackendConfig
+	entry  entry
+}
+
+// remains returns the deletions that are not finished.
+func (o *Owner) remains() []remainder {
+	out := o.inherited
+	for _, e := range o.all() {
+		if e.end != nil && e.state != restored {
+			out = append(out, remainder{e.backend.config, entry{
+				protocol: e.protocol, spec: e.spec, asked: e.asked, unknown: e.unknown || e.state == creating, granted: e.granted,
+			}})
+		}
+	}
+	return out
+}
+
+// inherit takes over a deletion of an ended owner, if the client has a backend for it.
+func (c *Client) inherit(r remainder) bool {
+	i := slices.IndexFunc(c.backends, func(b *Backend) bool { return b.config == r.config })
+	if i < 0 {
+		return false
+	}
+	if e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal); g.entry(c.backends[i].name, e.protocol) == nil {
+		e.backend, e.end = c.backends[i], &ending{client: c, port: e.spec.Internal.Port()}
+		c.owner.pend(g.add(&e), backends.ErrNoReply)
+	}
+	return true
+}
+
+// Adopt makes the owner answer for a mapping of an earlier run: it is taken over by the
+// first request for the same, or deleted after a time. If two files have the same
+// mapping, the newer grant wins. It returns false if the client has no such backend.
+func (c *Client) Adopt(r state.Record, within time.Duration) (adopted bool) {
+	c.owner.loop.Do(func() { adopted = c.adopt(r, within) })
+	return adopted
+}
+
+func (c *Client) adopt(r state.Record, within time.Duration) bool {
+	o, m := c.owner, &r.Mapping
+	i := slices.IndexFunc(c.backends, func(b *Backend) bool { return b.name == m.Backend })
+	if i < 0 {
+		return false
+	}
+	internal := netip.AddrPortFrom(m.Internal.Addr(), r.Port)
+	if !o.key.Local.IsValid() { // whether this is another host is not known
+		internal = netip.AddrPortFrom(netip.Addr{}, r.Port)
+	}
+	g := o.groupOf(internal)
+	e := g.entry(m.Backend, m.Protocol)
+	switch {
+	case e != nil && (e.state != restored || !m.Granted.After(e.granted.Granted)):
+		if e.end != nil && e.end.client == nil {
+			e.end.client = c
+		}
+		return true
+	case e == nil:
+		e = g.add(&entry{backend: c.backends[i], protocol: m.Protocol})
+		o.pending = append(o.pending, e)
+	}
+	e.state, e.granted, e.asked = restored, m, m.External.Port()
+	e.spec = &Spec{Internal: internal, External: e.asked, Remote: m.Remote, Lifetime: m.Lifetime}
+	now := time.Now()
+	e.end = &ending{client: c, port: r.Port, since: now, at: now.Add(within), pause: firstRetry}
+	o.armRetry()
+	return true
+}
