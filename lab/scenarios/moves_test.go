@@ -43,7 +43,9 @@ func TestMovesLeaveNothing(t *testing.T) {
 			t.Errorf("after %d moves to another network the process has %d %s, before it had %d", moves, now, what, had)
 		}
 	}
-	f.close()
+	// A mapping of an address that this host no longer has cannot be deleted: Close may
+	// still say that it remains.
+	f.try(call{Op: "close", Forwarder: f.n})
 }
 
 // A mapping follows the default route at once, whatever else changed in the network
