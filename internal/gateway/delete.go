@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/internal/priority"
 	"github.com/natforward/goforward/internal/state"
 )
@@ -156,7 +157,8 @@ func (e *entry) resolve() {
 var errRival = fmt.Errorf("%w: another backend holds the port", backends.ErrConflict)
 
 // delete deletes an entry without holders. If it is not known whether the gateway has it,
-// the same request is repeated first: its answer tells what to delete.
+// the same request is repeated first: its answer tells what to delete. If that is refused,
+// what was requested is deleted.
 func (f *flow) delete(e *entry, timeout time.Duration) error {
 	m, unknown := e.granted, e.unknown
 	switch {
@@ -171,20 +173,39 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	}
 	request := e.spec.Request(e.protocol, e.asked)
 	request.Exact = false // whatever the gateway has is to be deleted
+	requested := e.requested(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
 		ctx = priority.With(ctx, priority.Delete)
 		if unknown {
-			again, err := e.backend.Map(ctx, request)
-			if err == nil {
+			switch again, err := e.backend.Map(ctx, request); {
+			case err == nil:
 				m = &again
-			}
-			if m == nil {
+			case m != nil:
+			case requested != nil && f.isAnswer(err) && e.backend.Unmap(ctx, *requested) == nil:
+				return again, nil
+			default:
 				return again, err
 			}
 		}
 		return *m, e.backend.Unmap(ctx, *m)
 	})
 	return f.deleted(e, err)
+}
+
+// requested returns the mapping that a request may have created, to be deleted, or nil. A
+// UPnP mapping is deleted by its external port, which may be another program's.
+func (e *entry) requested(r backends.Request) *backends.Mapping {
+	local := e.group.owner.key.Local
+	if to := r.Internal.Addr(); to.IsValid() && !to.IsUnspecified() {
+		local = to
+	}
+	if !local.IsValid() || e.backend.name == upnp.Name {
+		return nil
+	}
+	return &backends.Mapping{
+		Backend: e.backend.name, Gateway: e.group.owner.key.Gateway, Protocol: r.Protocol,
+		Internal: netip.AddrPortFrom(local, r.Internal.Port()), External: r.External, Remote: r.Remote,
+	}
 }
 
 // deleted records what came of a deletion, and returns the error for what remains.

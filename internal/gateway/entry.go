@@ -32,6 +32,7 @@ type entry struct {
 	wanted   bool // to be renewed by the next pass
 	former   bool // what another entry was before, to be deleted
 	unknown  bool // a request got no reply: the gateway may have it
+	longer   bool // a renewal got no reply: the gateway may have it after the lifetime
 	asked    uint16
 	failures uint16
 	spec     *Spec             // of the last request
@@ -222,7 +223,7 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 		order.born, order.lost = at, 0
 	}
 	e.state, e.granted, e.err, e.failures, e.unknown = active, m, nil, 0, false
-	e.lost, e.wanted = false, false
+	e.lost, e.wanted, e.longer = false, false, false
 	now, lost := time.Now(), e.backend.lost
 	if e.doubtful = e.again || !lost.IsZero() && m.Granted.Before(lost); e.doubtful {
 		e.due = now

@@ -263,7 +263,7 @@ func (g *group) hold(h *Handle, b *Backend, s *Spec, r backends.Request) (*entry
 	switch {
 	case e == nil:
 		e = g.add(&entry{backend: b, protocol: r.Protocol})
-	case e.unknown && e.granted == nil && !e.isReplacedBy(r.Internal.Port(), r.External.Port()):
+	case e.state != active && (e.unknown || e.end != nil) && !e.isReplacedBy(r.Internal.Port(), r.External.Port()):
 		g.owner.split(e)
 	}
 	if !e.isHeldBy(h) {
@@ -331,6 +331,7 @@ func (o *Owner) split(e *entry) {
 		}
 	}
 	o.pending, e.end, e.unknown = without(o.pending, e), nil, false
+	e.state, e.granted = creating, nil
 	o.pend(e.group.add(&old), backends.ErrNoReply)
 }
 
@@ -343,7 +344,7 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 			f.watch(e.backend) // it may announce that it can now
 		}
 	} else {
-		e.unknown = e.unknown || e.state != active
+		e.unknown, e.longer = e.unknown || e.state != active, e.state == active
 		if keeps {
 			return
 		}

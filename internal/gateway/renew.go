@@ -208,6 +208,7 @@ func (f *flow) renew(e *entry) (backends.Mapping, error) {
 // holders of the entries to be renewed next are told later.
 func (f *flow) renewed(e *entry, m *backends.Mapping, err error, upcoming []*entry) bool {
 	now := time.Now()
+	e.longer = e.longer || err != nil && !f.isAnswer(err)
 	switch {
 	case err == nil:
 		e.record(m, false)
@@ -239,12 +240,16 @@ func (e *entry) publish(upcoming []*entry) {
 	}
 }
 
-// ranOut drops an entry whose lifetime is over. Its holders are requested anew, without a
-// pause.
+// ranOut records that the lifetime of an entry is over. Its holders are requested anew,
+// without a pause.
 func (o *Owner) ranOut(e *entry, err error) {
 	holders := e.holders
-	e.holders = nil
-	e.remove()
+	if e.longer && !e.isOnce() {
+		e.state, e.granted, e.unknown, e.longer = creating, nil, true, false
+	} else {
+		e.holders = nil
+		e.remove()
+	}
 	for _, h := range holders {
 		if !o.has(h) {
 			continue
