@@ -153,7 +153,8 @@ func (f *Forwarder) closeAll(ctx context.Context, ms []*Mapping) (closed int, er
 
 // Close deletes all mappings, except those of Once, and stops. It takes two seconds at
 // most, and up to fifteen while gateways keep answering. Its error names what remains on
-// a gateway until its lifetime ends. A second call waits for the first and returns the
+// a gateway until its lifetime ends. What remained at a gateway that was left before, as
+// the default route moved, was logged. A second call waits for the first and returns the
 // same error. OnEvent and the Logger's handler may call it.
 func (f *Forwarder) Close() error { return f.Shutdown(context.Background()) }
 

@@ -306,7 +306,8 @@ func (w *modelWorld) checkGone(f *modelForwarder, held []backends.Mapping) {
 		g.set(func() {
 			r := g.record(k)
 			taken := r.inFlight > 0 || r.uncertain // by another Forwarder, which now answers for it
-			if row := r.live(time.Now()); row != nil && !row.left && !row.once && !taken && !w.shared(row, f) {
+			elsewhere := g.index >= modelReady && g.active.IsZero() // it was left, which is logged
+			if row := r.live(time.Now()); row != nil && !row.left && !row.once && !taken && !w.shared(row, f) && !(elsewhere && row.undeleted) {
 				w.fail("Shutdown of Forwarder %d returned nil, and %v still has %v %d", f.index, g, k.protocol, k.internal)
 			}
 		})

@@ -293,8 +293,8 @@ func (o *Owner) retryDue() {
 			o.enqueue(&flow{group: e.group, client: e.end.client, priority: priority.Delete, run: func(f *flow) {
 				err := f.delete(e, retryTimeout)
 				o.retrying = false
-				for _, other := range o.pending {
-					if errors.Is(err, backends.ErrNoReply) {
+				for _, other := range o.pending { // a ready-made backend is a gateway of its own
+					if errors.Is(err, backends.ErrNoReply) && (other.backend == e.backend || e.backend.config.Ready == nil) {
 						other.end.postpone(time.Now())
 					}
 				}
@@ -407,6 +407,7 @@ func (c *Client) inherit(r remainder) bool {
 		return false
 	}
 	if e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal); g.entry(c.backends[i].name, e.protocol) == nil {
+		c.owner.samePort = c.owner.samePort || e.spec.SamePort
 		e.backend, e.end = c.backends[i], &ending{client: c, port: e.spec.Internal.Port()}
 		c.owner.pend(g.add(&e), backends.ErrNoReply)
 	}
@@ -443,6 +444,7 @@ func (c *Client) adopt(r state.Record, within time.Duration) bool {
 		e = g.add(&entry{backend: c.backends[i], protocol: m.Protocol})
 		o.pending = append(o.pending, e)
 	}
+	o.samePort = o.samePort || m.Internal.Port() != r.Port
 	e.state, e.granted, e.asked = restored, m, m.External.Port()
 	e.spec = &Spec{Internal: internal, External: e.asked, Remote: m.Remote, Lifetime: m.Lifetime}
 	now := time.Now()

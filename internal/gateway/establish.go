@@ -215,6 +215,7 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protoco
 	if err != nil {
 		return nil, err
 	}
+	f.samePort = f.samePort || s.SamePort
 	before, askedBefore := e.spec, e.asked
 	e.spec, e.asked, e.again = s, port, false
 	m, err := f.request(timeout, e.request(s, port))
@@ -230,7 +231,6 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protoco
 	}
 	e.resolve()
 	e.record(&m, e.state != active)
-	f.samePort = f.samePort || m.Internal.Port() != f.group.internal.Port()
 	f.watch(b)
 	for _, other := range e.holders {
 		if other != h {

@@ -68,7 +68,7 @@ type Owner struct {
 	retry     Timer                   // of these
 	retrying  bool
 	probing   *probing
-	samePort  bool // an entry has another internal port than its group
+	samePort  bool // an entry may have another internal port than its group
 }
 
 func newOwner(r *Registry, key Key) *Owner {
@@ -157,6 +157,11 @@ func (r *Registry) leave(ctx context.Context, c *Client) {
 		for _, e := range o.pending {
 			if e.end.client == c {
 				e.end.client = nil
+			}
+		}
+		for _, e := range o.all() { // what others hold too is theirs to delete
+			if slices.ContainsFunc(e.holders, func(h *Handle) bool { return !c.isOwn(h) }) {
+				e.holders = slices.DeleteFunc(e.holders, c.isOwn)
 			}
 		}
 	})
