@@ -24,7 +24,8 @@ const (
 	modelLate = 30 * time.Second
 	// modelKept is how long a closed handle is remembered for the Shutdown of its
 	// Forwarder.
-	modelKept = 10 * time.Minute
+	modelKept   = 10 * time.Minute
+	modelClosed = 15 * time.Second // how long Close takes at most
 )
 
 // check compares what the handles report with their events and with the gateways.
@@ -250,17 +251,29 @@ func (g *modelGateway) mayKeep(r *modelRecord, now time.Time) bool {
 // wanted reports whether an open handle, or an Enable, may ask for a key. In a calm,
 // only a handle may that conflicts with another one.
 func (w *modelWorld) wanted(g *modelGateway, k modelKey, strict bool) bool {
+	if len(w.enabling(g, k)) > 0 {
+		return true
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i, s := range w.slots {
-		if s.enabling != nil && s.enabling.wants(k) && slices.Contains(w.forwarders[i%len(w.forwarders)].gateways, g) {
-			return true
-		}
-	}
 	return slices.ContainsFunc(w.order, func(h *modelHandle) bool {
 		return h.closed.IsZero() && !h.forwarder.closing && (h.spec == nil || h.spec.wants(k)) && slices.Contains(h.forwarder.gateways, g) &&
 			(!strict || errors.Is(h.mapping.Err(), backends.ErrConflict))
 	})
+}
+
+// enabling returns the Forwarders with an Enable in progress that may ask a gateway for a
+// key.
+func (w *modelWorld) enabling(g *modelGateway, k modelKey) (out []*modelForwarder) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, s := range w.slots {
+		f := w.forwarders[i%len(w.forwarders)]
+		if s.enabling != nil && s.enabling.wants(k) && slices.Contains(f.gateways, g) {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // checkSharing enables what a handle holds once more on another Forwarder: with equal
@@ -305,7 +318,7 @@ func (w *modelWorld) checkGone(f *modelForwarder, held []backends.Mapping) {
 		}
 		g.set(func() {
 			r := g.record(k)
-			taken := r.inFlight > 0 || r.uncertain // by another Forwarder, which now answers for it
+			taken := r.inFlight > 0 || r.uncertain                  // by another Forwarder, which now answers for it
 			elsewhere := g.index >= modelReady && g.active.IsZero() // it was left, which is logged
 			if row := r.live(time.Now()); row != nil && !row.left && !row.once && !taken && !w.shared(row, f) && !(elsewhere && row.undeleted) {
 				w.fail("Shutdown of Forwarder %d returned nil, and %v still has %v %d", f.index, g, k.protocol, k.internal)

@@ -45,6 +45,7 @@ type modelHandle struct {
 	altered bool       // Refresh changed what the spec says
 	last    forward.Event
 	closed  time.Time // when it was first seen to be closed
+	ended   bool      // Close has returned
 }
 
 // modelSlot keeps a handle for the next operation. The number of the slot decides

@@ -246,6 +246,8 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 		}
 		if before := record.live(now); before != nil {
 			row.holders, row.once, row.known = before.holders, before.once, before.known
+		} else {
+			row.holders = g.world.enabling(g, k)
 		}
 		record.row = &row
 		m.External = netip.AddrPortFrom(g.external, port)

@@ -145,6 +145,9 @@ func (w *modelWorld) do(ctx context.Context, s *modelStep) {
 		w.enable(ctx, s.slot, s.spec)
 	case kind < 60:
 		w.returned(ctx, f, "Close", h.mapping.Shutdown(ctx))
+		w.mu.Lock()
+		h.ended = true
+		w.mu.Unlock()
 	case kind < 85:
 		w.refresh(ctx, h, s)
 	default:
@@ -269,7 +272,7 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 	var held []backends.Mapping
 	for _, h := range w.order {
 		switch state := h.mapping.State(); {
-		case h.forwarder != f:
+		case h.forwarder != f || h.ended || !h.closed.IsZero() && time.Since(h.closed) > modelClosed: // told before
 		case h.spec != nil && h.spec.once:
 			once = append(once, h)
 		case len(state) > 0:

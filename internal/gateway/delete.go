@@ -60,12 +60,8 @@ func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 	h.end()
 	g := c.owner.groupOf(h.spec().Internal)
 	g.handles = without(g.handles, h)
-	for _, e := range g.heldBy(h) {
-		if leave {
-			if e.holders = without(e.holders, h); len(e.holders) == 0 {
-				e.remove()
-			}
-		}
+	if leave {
+		g.leave(h)
 	}
 	if len(g.heldBy(h)) == 0 && len(g.queue) == 0 {
 		close(closing.Done)
@@ -81,6 +77,16 @@ func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 		}
 		closing.Err = errors.Join(errors.Join(errs...), f.release(h))
 	}})
+}
+
+// leave takes a handle off the holders of its entries. What had no other is left to its
+// lifetime.
+func (g *group) leave(h *Handle) {
+	for _, e := range g.heldBy(h) {
+		if e.holders = without(e.holders, h); len(e.holders) == 0 {
+			e.remove()
+		}
+	}
 }
 
 // leaveOthers gives up what the handle has at gateways that are no longer its own.

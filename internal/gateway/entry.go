@@ -51,7 +51,7 @@ type ending struct {
 	port   uint16        // the internal port that it was requested with
 	at     time.Time     // of the next attempt at the deletion
 	pause  time.Duration // before that
-	since  time.Time     // of the first attempt
+	since  time.Time     // of the last request
 }
 
 // group is the entries of one internal endpoint, and the handles that want them. A
@@ -178,14 +178,15 @@ func (e *entry) isOnce() bool {
 	return len(e.holders) > 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.spec().Once })
 }
 
-// isExpired reports whether the lifetime is over. What is not known to be granted lasts as
-// long as it was requested for.
+// isExpired reports whether the lifetime is over. What may have been granted without a
+// reply lasts as long as it was requested for.
 func (e *entry) isExpired(now time.Time) bool {
-	if e.granted == nil {
-		return e.end != nil && now.Sub(e.end.since) >= min(e.spec.Lifetime, longestLease)
+	if e.granted == nil || e.unknown {
+		if e.end == nil || now.Sub(e.end.since) < min(e.spec.Lifetime, longestLease) {
+			return false
+		}
 	}
-	at := e.granted.Expires()
-	return !at.IsZero() && !now.Before(at)
+	return e.granted == nil || !e.granted.Expires().IsZero() && !now.Before(e.granted.Expires())
 }
 
 // internalPort returns the internal port that the entry has or is requested with.
@@ -223,9 +224,11 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 		order.born, order.lost = at, 0
 	}
 	e.state, e.granted, e.err, e.failures, e.unknown = active, m, nil, 0, false
-	e.lost, e.wanted, e.longer = false, false, false
+	e.wanted, e.longer = false, false
 	now, lost := time.Now(), e.backend.lost
-	if e.doubtful = e.again || !lost.IsZero() && m.Granted.Before(lost); e.doubtful {
+	before := !lost.IsZero() && m.Granted.Before(lost) // a request in flight
+	e.lost = e.lost && (before || e.again && lost.IsZero())
+	if e.doubtful = e.again || before; e.doubtful {
 		e.due = now
 	} else {
 		e.due = e.next(now)

@@ -357,5 +357,6 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 	default:
 		e.beginEnd(h)
 		f.pend(e, err)
+		e.end.since = time.Now()
 	}
 }

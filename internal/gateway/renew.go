@@ -243,7 +243,7 @@ func (e *entry) publish(upcoming []*entry) {
 // ranOut records that the lifetime of an entry is over. Its holders are requested anew,
 // without a pause.
 func (o *Owner) ranOut(e *entry, err error) {
-	holders := e.holders
+	holders := slices.Clone(e.holders)
 	if e.longer && !e.isOnce() {
 		e.state, e.granted, e.unknown, e.longer = creating, nil, true, false
 	} else {
@@ -259,6 +259,7 @@ func (o *Owner) ranOut(e *entry, err error) {
 			h.due = time.Time{}
 		}
 		if h.spec().Once { // that it ends is no event
+			e.group.leave(h)
 			after := *h.Status()
 			if granted := after.State(); len(granted) > 0 {
 				h.silent = granted
