@@ -224,7 +224,7 @@ func (w *modelWorld) checkRows(g *modelGateway, reported map[modelKey]backends.M
 		r := g.records[k]
 		_, has := reported[k]
 		switch {
-		case has || r.row.left || r.row.once || r.inFlight > 0 || w.wanted(g, k, strict):
+		case has || r.row.left || r.row.once || r.inFlight > 0 || w.wanted(g, k, strict) || g.leftWith(r):
 			r.row.orphan = time.Time{}
 			continue
 		case r.row.orphan.IsZero():
@@ -240,12 +240,17 @@ func (w *modelWorld) checkRows(g *modelGateway, reported map[modelKey]backends.M
 // g.mu is held.
 func (g *modelGateway) mayKeep(r *modelRecord, now time.Time) bool {
 	switch {
-	case g.index >= modelReady && g.active.IsZero() && (r.row.undeleted || r.uncertain):
-		return true // until a Forwarder uses this gateway again
 	case r.uncertain && !r.row.known.IsZero() && now.After(r.row.known):
 		return true // only the gateway knows that it was renewed
 	}
 	return now.Before(latest(latest(r.row.orphan, g.active), g.sound(r, now)).Add(modelDelete))
+}
+
+// leftWith reports whether no Forwarder uses a gateway of a default route, and it did not
+// answer the last request about a row: that may stay until a Forwarder uses the gateway
+// again. g.mu is held.
+func (g *modelGateway) leftWith(r *modelRecord) bool {
+	return g.index >= modelReady && g.active.IsZero() && (r.row.undeleted || r.uncertain)
 }
 
 // wanted reports whether an open handle, or an Enable, may ask for a key. In a calm,
@@ -318,9 +323,12 @@ func (w *modelWorld) checkGone(f *modelForwarder, held []backends.Mapping) {
 		}
 		g.set(func() {
 			r := g.record(k)
-			taken := r.inFlight > 0 || r.uncertain                  // by another Forwarder, which now answers for it
-			elsewhere := g.index >= modelReady && g.active.IsZero() // it was left, which is logged
-			if row := r.live(time.Now()); row != nil && !row.left && !row.once && !taken && !w.shared(row, f) && !(elsewhere && row.undeleted) {
+			row := r.live(time.Now())
+			switch {
+			case row == nil || row.left || row.once || g.leftWith(r):
+			case r.inFlight > 0 || r.uncertain: // another Forwarder took it, which now answers for it
+			case w.openBeside(row.holders, f) || w.openBeside(row.makers, f):
+			default:
 				w.fail("Shutdown of Forwarder %d returned nil, and %v still has %v %d", f.index, g, k.protocol, k.internal)
 			}
 		})
@@ -332,7 +340,7 @@ func (w *modelWorld) checkEnd() {
 	for _, g := range w.gateways {
 		g.set(func() {
 			for _, k := range g.keys(time.Now()) {
-				if r := g.records[k]; !r.row.left && !r.row.once {
+				if r := g.records[k]; !r.row.left && !r.row.once && !g.leftWith(r) {
 					w.fail("all Forwarders are closed, and %v has %v %d, %v", g, k.protocol, k.internal, r)
 				}
 			}

@@ -44,11 +44,12 @@ type modelRow struct {
 	external  uint16
 	until     time.Time // zero: forever
 	holders   []*modelForwarder
-	left      bool      // it may stay until its lifetime is over
-	once      bool      // so may it, since a mapping of Once holds it
-	undeleted bool      // a deletion was not answered
-	known     time.Time // until when the answers of the gateway granted it; zero: none did, or forever
-	orphan    time.Time // since when no handle wants it; zero: one does
+	makers    []*modelForwarder // one of these made it, if there are any
+	left      bool              // it may stay until its lifetime is over
+	once      bool              // so may it, since a mapping of Once holds it
+	undeleted bool              // a deletion was not answered
+	known     time.Time         // until when the answers of the gateway granted it; zero: none did, or forever
+	orphan    time.Time         // since when no handle wants it; zero: one does
 }
 
 // modelRecord is all that is known about one key at one gateway.
@@ -245,9 +246,9 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 			row.until = now.Add(m.Lifetime)
 		}
 		if before := record.live(now); before != nil {
-			row.holders, row.once, row.known = before.holders, before.once, before.known
+			row.holders, row.makers, row.once, row.known = before.holders, before.makers, before.once, before.known
 		} else {
-			row.holders = g.world.enabling(g, k)
+			row.makers = g.world.enabling(g, k)
 		}
 		record.row = &row
 		m.External = netip.AddrPortFrom(g.external, port)

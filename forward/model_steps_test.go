@@ -311,7 +311,7 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 	for _, g := range f.gateways { // what remains may stay
 		g.set(func() {
 			for _, k := range g.keys(time.Now()) {
-				if row := g.records[k].row; !w.shared(row, f) {
+				if row := g.records[k].row; !w.openBeside(row.holders, f) {
 					row.left = true
 				}
 			}
@@ -319,11 +319,11 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 	}
 }
 
-// shared reports whether another open Forwarder holds a row.
-func (w *modelWorld) shared(row *modelRow, but *modelForwarder) bool {
+// openBeside reports whether another of these Forwarders is open.
+func (w *modelWorld) openBeside(fs []*modelForwarder, but *modelForwarder) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.ContainsFunc(row.holders, func(f *modelForwarder) bool { return f != but && !f.closed })
+	return slices.ContainsFunc(fs, func(f *modelForwarder) bool { return f != but && !f.closed })
 }
 
 // replace puts a new Forwarder in the place of one that was closed.
