@@ -186,7 +186,7 @@ func (w *modelWorld) busy(h *modelHandle) (busy bool) {
 // was. g.mu is held.
 func (g *modelGateway) excused(h *modelHandle, r *modelRecord, m backends.Mapping, now time.Time) bool {
 	switch {
-	case r.uncertain:
+	case r.uncertain || r.untold:
 		return true
 	case r.stale.IsZero() || m.Granted.After(r.stale):
 		return false

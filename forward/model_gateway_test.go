@@ -58,6 +58,7 @@ type modelRecord struct {
 	serial     uint64 // requests so far
 	inFlight   int
 	uncertain  bool      // a request was handled, and no answer arrived since
+	untold     bool      // what was granted without an answer may be another port, also after refusals
 	unanswered time.Time // the last request without an answer
 	delivered  time.Time // the last answer
 	stale      time.Time // when the gateway last changed the row without a request
@@ -194,10 +195,11 @@ func (g *modelGateway) call(ctx context.Context, op string, k modelKey, handle f
 	r.inFlight--
 	if ended == nil && !fate.lost {
 		r.uncertain, r.delivered = false, time.Now()
+		r.untold = r.untold && err != nil
 		return err
 	}
 	r.unanswered = time.Now()
-	r.uncertain = r.uncertain || !fate.unheard
+	r.uncertain, r.untold = r.uncertain || !fate.unheard, r.untold || !fate.unheard && err == nil
 	if r.row != nil && op == "unmap" {
 		r.row.undeleted = true
 	}

@@ -179,6 +179,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	}
 	request := e.spec.Request(e.protocol, e.asked)
 	request.Exact = false // whatever the gateway has is to be deleted
+	request.Lifetime = max(time.Until(e.unknownUntil()), time.Second)
 	requested := e.requested(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
 		ctx = priority.With(ctx, priority.Delete)

@@ -181,13 +181,15 @@ func (e *entry) isOnce() bool {
 // isExpired reports whether the lifetime is over. What may have been granted without a
 // reply lasts as long as it was requested for.
 func (e *entry) isExpired(now time.Time) bool {
-	if e.granted == nil || e.unknown {
-		if e.end == nil || now.Sub(e.end.since) < min(e.spec.Lifetime, longestLease) {
-			return false
-		}
+	if (e.granted == nil || e.unknown) && (e.end == nil || now.Before(e.unknownUntil())) {
+		return false
 	}
 	return e.granted == nil || !e.granted.Expires().IsZero() && !now.Before(e.granted.Expires())
 }
+
+// unknownUntil returns until when the gateway may have what is about to be deleted, and got
+// no reply.
+func (e *entry) unknownUntil() time.Time { return e.end.since.Add(min(e.spec.Lifetime, longestLease)) }
 
 // internalPort returns the internal port that the entry has or is requested with.
 func (e *entry) internalPort() uint16 {

@@ -135,7 +135,6 @@ func (f *flow) settle(c *Client, h *Handle, b *Backend, s *Spec, reason string) 
 		h.publish(func(now *Status) { now.Spec = s }, "")
 	}
 	f.refresh(h, reason)
-	h.leaveOthers()
 	_ = f.giveUp(h, slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return e.backend == b }), retryTimeout)
 	if !h.Status().Stands() { // it was lost again meanwhile
 		h.reason = reason

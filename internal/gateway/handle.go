@@ -260,7 +260,7 @@ func (h *Handle) isIntact() bool {
 }
 
 // refresh publishes what a handle's entries are now. If they do not fit together any
-// more, the handle is due.
+// more, the handle is due. What it has at gateways that were left goes when it stands.
 func (o *Owner) refresh(h *Handle, reason string) {
 	entries := h.entries()
 	if !o.has(h) || len(entries) < len(h.spec().Protocols) {
@@ -268,12 +268,14 @@ func (o *Owner) refresh(h *Handle, reason string) {
 	}
 	granted, lost := make([]*backends.Mapping, len(entries)), h.unusable
 	var (
-		failure error
-		next    time.Time
+		failure  error
+		next     time.Time
+		doubtful bool
 	)
 	for i, e := range entries {
 		granted[i], next = e.granted, sooner(next, e.due)
 		lost = lost || e.lost || e.granted.Granted.Before(h.lostAt)
+		doubtful = doubtful || e.doubtful
 		if failure == nil {
 			failure = e.err
 		}
@@ -287,4 +289,7 @@ func (o *Owner) refresh(h *Handle, reason string) {
 		failure = h.Status().Err
 	}
 	h.publish(func(s *Status) { s.Granted, s.Lost, s.Err, s.Next = granted, lost, failure, next }, reason)
+	if !lost && !doubtful {
+		h.leaveOthers()
+	}
 }
