@@ -143,6 +143,7 @@ func (f *modelForwarder) onEvent(e forward.Event) {
 	before := h.last
 	h.last = e
 	w.mu.Unlock()
+	w.hold(h, e.State)
 	if why := follows(before, e); why != "" {
 		w.fail("%v: %v after %v: %s", e.Mapping, e.Kind, before.Kind, why)
 	}

@@ -249,6 +249,7 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 		}
 		if before := record.live(now); before != nil {
 			row.holders, row.makers, row.once, row.known = before.holders, before.makers, before.once, before.known
+			row.left = before.left && !g.world.wanted(g, k, false) // requested to find out what to delete
 		} else {
 			row.makers = g.world.enabling(g, k)
 		}

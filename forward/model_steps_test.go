@@ -254,7 +254,7 @@ func (w *modelWorld) hold(h *modelHandle, grants []backends.Mapping) {
 			if row == nil {
 				return
 			}
-			row.once = row.once || h.spec.once
+			row.once = row.once || h.spec != nil && h.spec.once
 			if !slices.Contains(row.holders, h.forwarder) {
 				row.holders = append(row.holders, h.forwarder)
 			}

@@ -337,7 +337,7 @@ func (o *Owner) split(e *entry) {
 // refused records that the request of an acquire failed. Without a reply the gateway may
 // have granted it: a handle that will try again keeps the entry.
 func (f *flow) refused(h *Handle, e *entry, err error) {
-	keeps := h.known || h.spec().Background
+	keeps := (h.known || h.spec().Background) && !h.spec().Once
 	if f.isAnswer(err) {
 		if keeps {
 			f.watch(e.backend) // it may announce that it can now
