@@ -327,12 +327,22 @@ func (w *modelWorld) checkGone(f *modelForwarder, held []backends.Mapping) {
 			switch {
 			case row == nil || row.left || row.once || g.leftWith(r):
 			case r.inFlight > 0 || r.uncertain: // another Forwarder took it, which now answers for it
-			case w.openBeside(row.holders, f) || w.openBeside(row.makers, f):
+			case w.openBeside(row.holders, f) || w.openBeside(row.makers, f) || w.closingBeside(g, k, f):
 			default:
 				w.fail("Shutdown of Forwarder %d returned nil, and %v still has %v %d", f.index, g, k.protocol, k.internal)
 			}
 		})
 	}
+}
+
+// closingBeside reports whether another Forwarder may be closing a handle for a key.
+func (w *modelWorld) closingBeside(g *modelGateway, k modelKey, but *modelForwarder) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.order, func(h *modelHandle) bool {
+		return h.forwarder != but && !h.forwarder.closed && !h.ended && (h.closed.IsZero() || time.Since(h.closed) < modelClosed) &&
+			(h.spec == nil || h.spec.wants(k)) && slices.Contains(h.forwarder.gateways, g)
+	})
 }
 
 // checkEnd checks that the gateways have nothing when everything is closed.

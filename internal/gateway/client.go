@@ -70,10 +70,17 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 		g := c.owner.groupOf(h.spec().Internal)
 		g.handles = append(g.handles, h)
 		for _, e := range g.heldBy(h) {
-			if e.state == active { // it comes back
+			if e.state == active {
 				h.backend = e.backend
-				e.doubtful, e.due, at = true, at, time.Time{}
 			}
+		}
+		if held := h.entries(); len(held) == len(h.spec().Protocols) { // it comes back
+			for _, e := range held {
+				e.doubtful, e.due = true, at
+			}
+			at = time.Time{}
+		} else {
+			h.backend = nil
 		}
 		if h.reason = reason; !at.IsZero() {
 			h.due = at

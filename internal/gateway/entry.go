@@ -228,8 +228,8 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 	e.state, e.granted, e.err, e.failures, e.unknown = active, m, nil, 0, false
 	e.wanted, e.longer = false, false
 	now, lost := time.Now(), e.backend.lost
-	before := !lost.IsZero() && m.Granted.Before(lost) // a request in flight
-	e.lost = e.lost && (before || e.again && lost.IsZero())
+	before := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight
+	e.lost = before || e.lost && e.again && lost.IsZero()
 	if e.doubtful = e.again || before; e.doubtful {
 		e.due = now
 	} else {

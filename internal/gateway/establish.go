@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,6 +124,8 @@ func (f *flow) establish(h *Handle, s *Spec, reason string) error {
 	return c.sink.Failure(failures, false)
 }
 
+var errLostAgain = fmt.Errorf("%w: it lost the mapping again", backends.ErrNoReply)
+
 // settle publishes what a handle was granted, and gives up what it has elsewhere. What
 // the gateway lost meanwhile is requested again.
 func (f *flow) settle(c *Client, h *Handle, b *Backend, s *Spec, reason string) error {
@@ -136,11 +139,16 @@ func (f *flow) settle(c *Client, h *Handle, b *Backend, s *Spec, reason string) 
 	}
 	f.refresh(h, reason)
 	_ = f.giveUp(h, slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return e.backend == b }), retryTimeout)
-	if !h.Status().Stands() { // it was lost again meanwhile
-		h.reason = reason
-		f.pass()
+	if h.Status().Stands() {
+		return nil
 	}
-	return nil
+	h.reason = reason
+	if f.pass(); h.Status().Stands() {
+		return nil
+	}
+	err := cmp.Or(h.Status().Err, errLostAgain)
+	_ = f.release(h)
+	return err
 }
 
 // tryBackend asks one backend, if it can express the spec and its gateway answers.

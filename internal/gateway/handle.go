@@ -243,7 +243,7 @@ func (h *Handle) entries() (out []*entry) {
 	}
 	g := c.owner.groupOf(h.spec().Internal)
 	for _, p := range h.spec().Protocols {
-		if e := g.entry(h.backend.name, p); e != nil && e.isHeldBy(h) {
+		if e := g.entry(h.backend.name, p); e != nil && e.state == active && e.isHeldBy(h) {
 			out = append(out, e)
 		}
 	}
