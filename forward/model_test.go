@@ -17,7 +17,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/internal/defect"
 )
 
 const (
@@ -38,7 +37,6 @@ const (
 // A step is one operation. GOFORWARD_STEPS sets their number. The steps are done in
 // worlds, each with its own seed. A failure prints the seed of its world.
 func TestModel(t *testing.T) {
-	defect.Known(t, "handles of one entry report different ports, events are delivered in another order, and mappings stay after Close and Shutdown")
 	// One thread: which goroutine of one moment is first then follows from the seed,
 	// except with the race detector, which draws it.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
