@@ -1,7 +1,8 @@
 package gateway
 
 import (
-	"container/heap"
+	"cmp"
+	"slices"
 	"sync"
 	"time"
 )
@@ -16,7 +17,7 @@ type Loop struct {
 	ended   chan struct{} // closed when the goroutine ends; nil: there is none
 	stopped bool          // nothing more is accepted
 
-	timers timers // owned by the functions
+	timers []*Timer // the next due first; owned by the functions
 	alarm  *time.Timer
 	armed  uint64
 }
@@ -86,28 +87,28 @@ type Timer struct {
 	Fire  func()
 	at    time.Time
 	armed uint64 // orders timers that are due at the same time
-	index int32  // in the heap, plus one; 0: not armed
 }
 
 // Arm makes the loop fire the timer at a time, in place of the time before. The zero Time
 // is never.
 func (l *Loop) Arm(t *Timer, at time.Time) {
+	if i, armed := slices.BinarySearchFunc(l.timers, t, compareTimers); armed {
+		l.timers = slices.Delete(l.timers, i, i+1)
+	}
 	l.armed++
 	t.at, t.armed = at, l.armed
-	switch {
-	case at.IsZero():
-		if t.index != 0 {
-			heap.Remove(&l.timers, int(t.index-1))
-		}
+	if at.IsZero() {
 		return
-	case t.index == 0:
-		heap.Push(&l.timers, t)
-	default:
-		heap.Fix(&l.timers, int(t.index-1))
 	}
-	if t.index == 1 {
+	i, _ := slices.BinarySearchFunc(l.timers, t, compareTimers)
+	l.timers = slices.Insert(l.timers, i, t)
+	if i == 0 {
 		l.await(t)
 	}
+}
+
+func compareTimers(a, b *Timer) int {
+	return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.armed, b.armed))
 }
 
 // await wakes the loop when the timer is due.
@@ -130,37 +131,4 @@ func (l *Loop) fireDue() {
 		l.Arm(t, time.Time{})
 		t.Fire()
 	}
-}
-
-// timers is a heap, the next due first.
-type timers []*Timer
-
-func (ts timers) Len() int { return len(ts) }
-
-func (ts timers) Less(a, b int) bool {
-	if c := ts[a].at.Compare(ts[b].at); c != 0 {
-		return c < 0
-	}
-	return ts[a].armed < ts[b].armed
-}
-
-func (ts timers) Swap(a, b int) {
-	ts[a], ts[b] = ts[b], ts[a]
-	ts[a].index, ts[b].index = int32(a+1), int32(b+1)
-}
-
-// Push is for package heap.
-func (ts *timers) Push(x any) {
-	t := x.(*Timer) //nolint:forcetypeassert // timers holds nothing else
-	*ts = append(*ts, t)
-	t.index = int32(len(*ts))
-}
-
-// Pop is for package heap.
-func (ts *timers) Pop() any {
-	last := len(*ts) - 1
-	t := (*ts)[last]
-	t.index, (*ts)[last] = 0, nil
-	*ts = (*ts)[:last]
-	return t
 }
