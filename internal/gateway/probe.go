@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -141,106 +143,86 @@ func (o *Owner) recordProbe(c *Client, errs []error) error {
 // errPending.
 func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	type outcome struct {
 		index int
 		err   error
 	}
-	outcomes := make(chan outcome, len(bs))
-	failed := make([]chan struct{}, len(bs)) // closed when the backend has
-	errs := make([]error, len(bs))
-	for i := range failed {
-		failed[i], errs[i] = make(chan struct{}), errPending
-	}
+	var (
+		asking   sync.WaitGroup
+		outcomes = make(chan outcome, len(bs))
+		errs     = slices.Repeat([]error{errPending}, len(bs))
+		before   = make(chan struct{}) // closed when the backend before has failed
+	)
+	close(before)
 	for i, b := range bs {
-		go func() { // waited for below
-			late := time.Duration(i) * stagger
-			if b.searches {
-				late = min(late, headStart)
+		late := time.Duration(i) * stagger
+		if b.searches {
+			late = min(late, headStart)
+		}
+		turn, failed := before, make(chan struct{})
+		before = failed
+		asking.Go(func() {
+			var err error
+			select {
+			case <-turn:
+			case <-time.After(min(late, wait/4)):
+			case <-ctx.Done():
+				err = context.Cause(ctx)
 			}
-			err := turn(ctx, i, min(late, wait/4), failed)
 			if err == nil {
 				err = b.ask(ctx)
 			}
 			if err != nil {
-				close(failed[i])
+				close(failed)
 			}
 			outcomes <- outcome{i, err}
-		}()
+		})
 	}
 	begun := time.Now()
-	patience, searched := time.NewTimer(preference), time.NewTimer(searchTime)
-	defer patience.Stop()
-	defer searched.Stop()
+	patience, searched := time.After(preference), time.After(searchTime)
 	over, provisional := false, false
-	waiting := len(errs)
-	for waiting > 0 && !settled(errs, over) && (!provisional || !hopeless(bs, errs)) {
+	for !isDecided(bs, errs, over, provisional) {
 		select {
 		case o := <-outcomes:
-			waiting--
 			errs[o.index] = o.err
 			if o.err == nil && !bs[o.index].searches && time.Since(begun) < preference-afterAnswer {
-				patience.Reset(afterAnswer)
+				patience = time.After(afterAnswer)
 			}
-		case <-patience.C:
+		case <-patience:
 			over = true
-		case <-searched.C:
-			provisional = true
-			searched.Reset(promise)
+		case <-searched:
+			provisional, searched = true, time.After(promise)
 		}
 	}
 	cancel()
-	for ; waiting > 0; waiting-- {
-		<-outcomes // ended by cancel: nothing is known of these
-	}
+	asking.Wait() // what comes of these is not known
 	return errs
 }
 
 var errPending = errors.New("no verdict yet")
 
-// settled reports whether the order of backends is decided: the first that has not
-// failed has answered or, when patience is over, any has.
-func settled(errs []error, over bool) bool {
-	for _, err := range errs {
+// isDecided reports whether no backend without a verdict is waited for: until patience is
+// over, those before the first that has answered; then all if none has; and at last, if
+// the verdict is provisional, no search that no device has answered.
+func isDecided(bs []*Backend, errs []error, over, provisional bool) bool {
+	if over && slices.Contains(errs, nil) {
+		return true
+	}
+	for i, err := range errs {
 		switch {
 		case err == nil:
 			return true
-		case err == errPending && !over: //nolint:errorlint // the very value
-			return false
-		}
-	}
-	return false
-}
-
-// hopeless reports whether all backends have failed but those that are searched for,
-// and no device has answered the search.
-func hopeless(bs []*Backend, errs []error) bool {
-	for i, err := range errs {
-		if err != errPending { //nolint:errorlint // the very value
-			continue
-		}
-		if p, is := bs[i].Backend.(interface{ Promising() bool }); !bs[i].searches || is && p.Promising() {
+		case errors.Is(err, errPending) && (!provisional || bs[i].isPromising()):
 			return false
 		}
 	}
 	return true
 }
 
-// turn waits for a backend's turn: until it is late, or the one before has failed.
-func turn(ctx context.Context, i int, late time.Duration, failed []chan struct{}) error {
-	if i == 0 {
-		return nil
-	}
-	t := time.NewTimer(late)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-failed[i-1]:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+// isPromising reports whether a backend needs no search, or a device has answered it.
+func (b *Backend) isPromising() bool {
+	p, is := b.Backend.(interface{ Promising() bool })
+	return !b.searches || is && p.Promising()
 }
 
 // Ensure returns nil if a backend answers, and asks one that is not known yet.
