@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -24,22 +23,12 @@ type Backend struct {
 	searches bool                        // its device is searched for, by a socket of its own
 
 	// Owned by the owner's loop.
-	status  status
-	failure error     // of a probe
-	probed  time.Time // when it failed
+	verdict error     // of the last probe: nil if it answered, errPending if there is none
+	probed  time.Time // when that failed
 	watched bool
 	pace    Pacer     // of recoveries
 	lost    time.Time // when its gateway last lost its state, if it told
 }
-
-// status is what is known of a backend.
-type status uint8
-
-const (
-	unknown status = iota
-	available
-	unavailable
-)
 
 // BackendConfig says how to make a backend. Clients with equal configs share it.
 type BackendConfig struct {
@@ -79,27 +68,33 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 		gw    = o.key.Gateway
 		local = o.key.Local
 		log   = o.log()
-		b     = &Backend{config: c, name: c.Protocol}
+		b     = &Backend{config: c, name: c.Protocol, verdict: errPending}
 		err   error
+		made  interface {
+			backends.Backend
+			Probe(ctx context.Context) error
+		}
 	)
 	switch c.Protocol {
 	case natpmp.Name:
-		var backend *natpmp.Backend
-		backend, err = natpmp.New(natpmp.Config{
+		made, err = natpmp.New(natpmp.Config{
 			Gateway: gw, Interface: c.Interface, Source: local, Transmissions: transmissions, LongestWait: longestWait,
 			Announce: c.Announce, Logger: log,
 		})
-		if err == nil {
-			b.Backend, b.probe = backend, backend.Probe
-		}
 	case pcp.Name:
-		var backend *pcp.Backend
-		backend, err = c.openPCP(gw, local, log)
-		if err == nil {
-			b.Backend, b.probe = backend, backend.Probe
+		config := pcp.Config{
+			Gateway: gw, Interface: c.Interface, Source: local,
+			// The standard's pace is for requests that nobody waits for.
+			FirstWait: natpmp.DefaultFirstWait, Transmissions: transmissions, LongestWait: longestWait,
+			Announce: c.Announce, Logger: log,
 		}
+		if c.Nonce != "" {
+			config.Nonce = func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
+				return pcp.DeriveNonce([]byte(c.Nonce), gateway, p, internal)
+			}
+		}
+		made, err = pcp.New(config)
 	case upnp.Name:
-		var backend *upnp.Backend
 		config := upnp.Config{
 			Gateway: gw.Addr(), Interface: c.Interface, Source: local, Only: c.Only, URL: c.URL,
 			Notify: c.Notify, Wait: c.Wait, Logger: log,
@@ -107,37 +102,25 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 		if c.SSDP.IsValid() {
 			config.SSDP = []netip.AddrPort{c.SSDP}
 		}
-		backend, err = upnp.New(config)
-		if err == nil {
-			b.Backend, b.probe, b.searches = backend, backend.Probe, true
-		}
+		b.searches = true
+		made, err = upnp.New(config)
 	case Direct:
 		b.Backend = direct{local}
+		return b, nil
 	default:
-		b.Backend, b.name, b.status, b.searches = c.Ready, c.Ready.String(), available, c.search
+		b.Backend, b.name, b.searches = c.Ready, c.Ready.String(), c.search
 		if c.probe != nil {
-			b.probe, b.status = *c.probe, unknown
+			b.probe = *c.probe
+		} else {
+			b.verdict = nil
 		}
+		return b, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("forward: %w", err)
 	}
+	b.Backend, b.probe = made, made.Probe
 	return b, nil
-}
-
-func (c BackendConfig) openPCP(gw netip.AddrPort, local netip.Addr, log *slog.Logger) (*pcp.Backend, error) {
-	config := pcp.Config{
-		Gateway: gw, Interface: c.Interface, Source: local,
-		// The standard's pace is for requests that nobody waits for.
-		FirstWait: natpmp.DefaultFirstWait, Transmissions: transmissions, LongestWait: longestWait,
-		Announce: c.Announce, Logger: log,
-	}
-	if c.Nonce != "" {
-		config.Nonce = func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
-			return pcp.DeriveNonce([]byte(c.Nonce), gateway, p, internal)
-		}
-	}
-	return pcp.New(config)
 }
 
 // ask returns nil if the gateway speaks the backend's protocol, even if it refuses:
@@ -170,7 +153,7 @@ func (c *Client) Available() (out []*Backend) {
 }
 
 func (c *Client) available() []*Backend {
-	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.status != available })
+	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.verdict != nil })
 }
 
 // candidates returns the backends in the order in which to try them for a spec: one that
@@ -180,7 +163,7 @@ func (c *Client) candidates(g *group, s *Spec) []*Backend {
 		switch e := g.entry(b.name, s.Protocols[0]); {
 		case e != nil && e.isHeld():
 			return 0
-		case b.status == available:
+		case b.verdict == nil:
 			return 1
 		}
 		return 2

@@ -33,10 +33,13 @@ const (
 	failureAge = 30 * time.Second
 )
 
+// errPending is the verdict on a backend of which it is not known whether it answers.
+var errPending = errors.New("no verdict yet")
+
 // mayAnswer reports whether a backend has not failed a short time ago: the gateway may have
 // been away.
 func (b *Backend) mayAnswer() bool {
-	return b.status != unavailable || time.Since(b.probed) > failureAge
+	return b.verdict == nil || errors.Is(b.verdict, errPending) || time.Since(b.probed) > failureAge
 }
 
 // probing is a probe in flight, which several callers share.
@@ -116,25 +119,16 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 
 // recordProbe keeps what a probe came to, and returns nil if a backend answers.
 func (o *Owner) recordProbe(c *Client, errs []error) error {
-	var chosen *Backend
 	for i, b := range c.backends {
-		switch errs[i] {
-		case nil:
-			b.status, b.failure = available, nil
-			if chosen == nil {
-				chosen = b
-			}
-		case errPending: //nolint:errorlint // the very value
-			b.status, b.failure = unknown, nil
+		if b.verdict, b.probed = errs[i], time.Now(); errors.Is(errs[i], errPending) {
 			errs[i] = b.notFound(backends.ErrNoReply)
-		default:
-			b.status, b.failure, b.probed = unavailable, errs[i], time.Now()
 		}
 	}
-	if chosen == nil {
+	chosen := c.available()
+	if len(chosen) == 0 {
 		return c.sink.Failure(errs, true)
 	}
-	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", chosen.name)
+	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", chosen[0].name)
 	return nil
 }
 
@@ -199,8 +193,6 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 	return errs
 }
 
-var errPending = errors.New("no verdict yet")
-
 // isDecided reports whether no backend without a verdict is waited for: until patience is
 // over, those before the first that has answered; then all if none has; and at last, if
 // the verdict is provisional, no search that no device has answered.
@@ -228,43 +220,32 @@ func (b *Backend) isPromising() bool {
 // Ensure returns nil if a backend answers, and asks one that is not known yet.
 func (c *Client) Ensure(ctx context.Context, b *Backend, wait time.Duration) error {
 	var (
-		known   bool
-		failure error
-		others  bool
+		known, others bool
+		verdict       error
 	)
 	c.owner.loop.Do(func() {
-		known = b.status == available || !b.mayAnswer()
-		failure, others = b.failure, len(c.available()) > 0
+		known = b.verdict == nil || !b.mayAnswer()
+		verdict, others = b.verdict, len(c.available()) > 0
 	})
-	search := func(err error) error {
-		if err != nil && b.searches && others && errors.Is(err, backends.ErrNoReply) {
-			return b.notFound(backends.ErrUnsupported) // the gateway answers: it only has no such device
+	if !known {
+		switch {
+		case others && b.searches:
+			wait = min(wait, lateAnswer+searchTime)
+		case others:
+			wait = min(wait, lateAnswer)
 		}
-		return err
-	}
-	if known {
-		return search(failure)
-	}
-	patience := wait
-	if others {
-		patience = min(patience, lateAnswer)
-		if b.searches {
-			patience = min(wait, lateAnswer+searchTime)
+		bounded, cancel := bound(ctx, wait)
+		defer cancel()
+		verdict = b.ask(bounded)
+		if ctx.Err() != nil && !IsTimeout(ctx) {
+			return verdict // it is not known yet
 		}
+		c.owner.loop.Do(func() { b.verdict, b.probed = verdict, time.Now() })
 	}
-	bounded, cancel := bound(ctx, patience)
-	defer cancel()
-	err := b.ask(bounded)
-	if ctx.Err() != nil && !IsTimeout(ctx) {
-		return err // it is not known yet
+	if b.searches && others && errors.Is(verdict, backends.ErrNoReply) {
+		return b.notFound(backends.ErrUnsupported) // the gateway answers: it only has no such device
 	}
-	c.owner.loop.Do(func() {
-		b.status, b.failure, b.probed = available, nil, time.Now()
-		if err != nil {
-			b.status, b.failure = unavailable, err
-		}
-	})
-	return search(err)
+	return verdict
 }
 
 // Forget makes the next call probe anew.
@@ -273,7 +254,7 @@ func (c *Client) Forget() { c.owner.loop.Do(c.forget) }
 func (c *Client) forget() {
 	for _, b := range c.backends {
 		if b.config.Ready == nil || b.probe != nil {
-			b.status, b.failure = unknown, nil
+			b.verdict = errPending
 		}
 	}
 }
