@@ -16,7 +16,7 @@ import (
 // is for its I/O.
 var underLock = []string{
 	"append", "close", "delete", "int", "int64", "len", "make", "max", "min",
-	"Add", "Clone", "Delete", "DeleteFunc", "Errorf", "IndexFunc", "Load", "New", "Reset", "Until",
+	"Add", "Clone", "Contains", "Delete", "DeleteFunc", "Errorf", "IndexFunc", "Load", "New", "Or", "Reset", "Until",
 	"time.AfterFunc",
 	"newOwner",
 	"d.run", "l.run", // on goroutines of their own

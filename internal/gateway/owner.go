@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -95,25 +96,22 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	r.mu.Lock()
 	var o *Owner
 	for _, k := range keys {
-		if o == nil {
-			o = r.owners[k]
-		}
+		o = cmp.Or(o, r.owners[k])
 	}
 	if o == nil {
 		o = newOwner(r, key)
 	}
-	var inherited []remainder
 	for _, k := range keys {
-		if r.owners[k] == nil {
-			r.owners[k] = o
-		}
-		r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
-			if e.key == k {
-				inherited = append(inherited, e.left...)
-			}
-			return e.key == k
-		})
+		r.owners[k] = cmp.Or(r.owners[k], o)
 	}
+	var inherited []remainder
+	r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
+		is := slices.Contains(keys, e.key)
+		if is {
+			inherited = append(inherited, e.left...)
+		}
+		return is
+	})
 	o.clients++
 	r.mu.Unlock()
 	c := &Client{owner: o, sink: sink}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -21,13 +22,10 @@ func RandomPort() uint16 {
 
 // firstPort is the external port to try first. Preferred is what the handle had before, or 0.
 func (s *Spec) firstPort(preferred uint16) uint16 {
-	switch {
-	case preferred != 0 && !s.Exact:
-		return preferred
-	case s.External != 0:
-		return s.External
+	if s.Exact {
+		preferred = 0
 	}
-	return s.Internal.Port()
+	return cmp.Or(preferred, s.External, s.Internal.Port())
 }
 
 // nextPort returns the external port to try after one that failed, or false.
