@@ -66,7 +66,6 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 	c.owner.loop.Do(func() {
 		h.left = without(h.left, c)
 		h.client.Store(c)
-		h.unusable = c.unusable
 		g := c.owner.groupOf(h.spec().Internal)
 		g.handles = append(g.handles, h)
 		for _, e := range g.heldBy(h) {
@@ -220,7 +219,7 @@ func (c *Client) SetUnusable(err error, reason string, next time.Time) {
 		c.unusable = true
 		now := time.Now()
 		for _, h := range c.handles() {
-			h.unusable, h.lostAt, h.due = true, now, time.Time{}
+			h.lostAt, h.due = now, time.Time{}
 			h.publish(func(s *Status) { s.Lost, s.Err, s.Next = true, err, next }, reason)
 		}
 	})
@@ -228,12 +227,7 @@ func (c *Client) SetUnusable(err error, reason string, next time.Time) {
 
 // SetUsable is the inverse of SetUnusable. Everything is requested again at a time.
 func (c *Client) SetUsable(reason string, at time.Time) {
-	c.owner.loop.Do(func() {
-		c.unusable = false
-		for _, h := range c.handles() {
-			h.unusable = false
-		}
-	})
+	c.owner.loop.Do(func() { c.unusable = false })
 	c.Suspect(reason, at)
 }
 

@@ -54,7 +54,7 @@ func (f *flow) ensure(h *Handle, reason string) error {
 
 // fail records that a request came to nothing, and when the next comes.
 func (f *flow) fail(h *Handle, err error) {
-	if !f.has(h) || h.unusable {
+	if !f.has(h) || h.isUnusable() {
 		return
 	}
 	h.failures++

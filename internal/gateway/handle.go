@@ -116,7 +116,6 @@ type Handle struct {
 	backend   *Backend  // that granted it; nil: nothing is granted
 	left      []*Client // of gateways that still have it, and are not the default route
 	known     bool      // granted at least once
-	unusable  bool      // the gateway is not the default route
 	preferred uint16
 	failures  int
 	due       time.Time               // of the next request, if nothing is granted
@@ -235,6 +234,10 @@ func (o *Owner) has(h *Handle) bool {
 	return c != nil && c.owner == o && !h.Status().Closed
 }
 
+// isUnusable reports whether the gateway that a handle is attached to is not the default
+// route. What is not renewed stays as it is until it ends.
+func (h *Handle) isUnusable() bool { return h.client.Load().unusable && !h.spec().Once }
+
 // entries returns what the handle was granted, in the order of its protocols.
 func (h *Handle) entries() (out []*entry) {
 	c := h.client.Load()
@@ -256,7 +259,7 @@ func (h *Handle) isIntact() bool {
 	for _, e := range h.entries() {
 		granted = append(granted, e.granted)
 	}
-	return !h.unusable && len(granted) == len(h.spec().Protocols) && h.spec().checkPorts(granted) == nil
+	return !h.isUnusable() && len(granted) == len(h.spec().Protocols) && h.spec().checkPorts(granted) == nil
 }
 
 // refresh publishes what a handle's entries are now. If they do not fit together any
@@ -266,7 +269,7 @@ func (o *Owner) refresh(h *Handle, reason string) {
 	if !o.has(h) || len(entries) < len(h.spec().Protocols) {
 		return
 	}
-	granted, lost := make([]*backends.Mapping, len(entries)), h.unusable
+	granted, lost := make([]*backends.Mapping, len(entries)), h.isUnusable()
 	var (
 		failure  error
 		next     time.Time
@@ -285,7 +288,7 @@ func (o *Owner) refresh(h *Handle, reason string) {
 			h.due, h.reason = time.Now(), reason
 		}
 		lost, failure = true, cmp.Or(failure, err)
-	} else if h.unusable {
+	} else if h.isUnusable() {
 		failure = h.Status().Err
 	}
 	h.publish(func(s *Status) { s.Granted, s.Lost, s.Err, s.Next = granted, lost, failure, next }, reason)

@@ -255,7 +255,7 @@ func (o *Owner) ranOut(e *entry, err error) {
 			continue
 		}
 		h.backend, h.due = nil, time.Now()
-		if h.unusable || h.spec().Once {
+		if h.isUnusable() || h.spec().Once {
 			h.due = time.Time{}
 		}
 		if h.spec().Once { // that it ends is no event
