@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -117,21 +118,19 @@ func (c *Client) ask(ctx context.Context, h *Handle, run func(f *flow) error) er
 	}) {
 		return ErrEnded
 	}
-	select {
-	case <-f.done:
-		return err
-	case <-c.owner.ctx.Done():
-		return ErrEnded
-	case <-ctx.Done():
-	}
-	if IsTimeout(ctx) && !f.inFlight.Load() { // it ends now, and has more to tell
+	for over := ctx.Done(); ; {
 		select {
 		case <-f.done:
 			return err
 		case <-c.owner.ctx.Done():
+			return cmp.Or(context.Cause(ctx), ErrEnded)
+		case <-over:
+			if !IsTimeout(ctx) || f.inFlight.Load() {
+				return context.Cause(ctx)
+			}
+			over = nil // the flow ends now, and has more to tell
 		}
 	}
-	return context.Cause(ctx)
 }
 
 // Enable requests a handle. If it fails, nothing is held, and no request follows.

@@ -269,19 +269,21 @@ func (o *Owner) refresh(h *Handle, reason string) {
 	if !o.has(h) || len(entries) < len(h.spec().Protocols) {
 		return
 	}
-	granted, lost := make([]*backends.Mapping, len(entries)), h.isUnusable()
 	var (
+		granted  []*backends.Mapping
+		lost     = h.isUnusable()
+		doubtful = false
 		failure  error
 		next     time.Time
-		doubtful bool
 	)
-	for i, e := range entries {
-		granted[i], next = e.granted, sooner(next, e.due)
+	for _, e := range entries {
+		granted, next = append(granted, e.granted), sooner(next, e.due)
 		lost = lost || e.lost || e.granted.Granted.Before(h.lostAt)
 		doubtful = doubtful || e.doubtful
 		if failure == nil {
 			failure = e.err
 		}
+		failure = cmp.Or(failure, e.err)
 	}
 	if err := h.spec().checkPorts(granted); err != nil { // one unit or none, also after a renewal
 		if failure == nil {
