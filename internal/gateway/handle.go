@@ -272,7 +272,7 @@ func (o *Owner) refresh(h *Handle, reason string) {
 	var (
 		granted  []*backends.Mapping
 		lost     = h.isUnusable()
-		doubtful = false
+		doubtful bool
 		failure  error
 		next     time.Time
 	)
@@ -280,9 +280,6 @@ func (o *Owner) refresh(h *Handle, reason string) {
 		granted, next = append(granted, e.granted), sooner(next, e.due)
 		lost = lost || e.lost || e.granted.Granted.Before(h.lostAt)
 		doubtful = doubtful || e.doubtful
-		if failure == nil {
-			failure = e.err
-		}
 		failure = cmp.Or(failure, e.err)
 	}
 	if err := h.spec().checkPorts(granted); err != nil { // one unit or none, also after a renewal
