@@ -90,6 +90,7 @@ func (c *Config) check() (Config, error) {
 	if c != nil {
 		out = *c
 	}
+	out.Order, out.Backends, out.NonceKey = slices.Clone(out.Order), slices.Clone(out.Backends), slices.Clone(out.NonceKey)
 	invalid := func(format string, args ...any) (Config, error) {
 		return Config{}, fmt.Errorf("forward: %w: "+format, append([]any{backends.ErrInvalid}, args...)...)
 	}

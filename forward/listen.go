@@ -65,9 +65,7 @@ func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ..
 
 // Listen is [Forwarder.Listen] of the package's own Forwarder.
 func Listen(network, address string, opts ...Option) (*Listener, error) {
-	return with(func(ctx context.Context, f *Forwarder) (*Listener, error) {
-		return f.Listen(ctx, network, address, opts...)
-	})
+	return forwarder().Listen(context.Background(), network, address, opts...)
 }
 
 // Close stops listening, and takes the mapping and the pinhole away, within two

@@ -40,9 +40,7 @@ func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, o
 
 // ListenPacket is [Forwarder.ListenPacket] of the package's own Forwarder.
 func ListenPacket(network, address string, opts ...Option) (*PacketConn, error) {
-	return with(func(ctx context.Context, f *Forwarder) (*PacketConn, error) {
-		return f.ListenPacket(ctx, network, address, opts...)
-	})
+	return forwarder().ListenPacket(context.Background(), network, address, opts...)
 }
 
 // Close is as that of [Listener].
