@@ -2,7 +2,6 @@ package forward
 
 import (
 	"cmp"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -91,41 +90,38 @@ func (c *Config) check() (Config, error) {
 		out = *c
 	}
 	out.Order, out.Backends, out.NonceKey = slices.Clone(out.Order), slices.Clone(out.Backends), slices.Clone(out.NonceKey)
-	invalid := func(format string, args ...any) (Config, error) {
-		return Config{}, fmt.Errorf("forward: %w: "+format, append([]any{backends.ErrInvalid}, args...)...)
-	}
 	for _, d := range []struct {
 		name  string
 		value time.Duration
 	}{{"Wait", out.Wait}, {"Timeout", out.Timeout}, {"Lifetime", out.Lifetime}} {
 		if d.value < 0 {
-			return invalid("Config.%s is negative", d.name)
+			return Config{}, invalid("Config.%s is negative", d.name)
 		}
 	}
 	for _, name := range out.Order {
 		if !slices.Contains(gateway.Protocols, name) {
-			return invalid("Config.Order: no protocol %q, there is %v", name, gateway.Protocols)
+			return Config{}, invalid("Config.Order: no protocol %q, there is %v", name, gateway.Protocols)
 		}
 	}
 	for _, b := range out.Backends {
 		if b == nil || !reflect.TypeOf(b).Comparable() {
-			return invalid("Config.Backends: a backend must be a pointer")
+			return Config{}, invalid("Config.Backends: a backend must be a pointer")
 		}
 	}
 	if gw := out.Gateway; gw != (netip.AddrPort{}) && (!gw.Addr().IsValid() || gw.Addr().IsUnspecified()) {
-		return invalid("Config.Gateway has no address")
+		return Config{}, invalid("Config.Gateway has no address")
 	}
 	if out.IGD != "" {
 		host, err := igdHost(out.IGD)
 		if err != nil {
-			return invalid("Config.IGD: %v", err)
+			return Config{}, invalid("Config.IGD: %v", err)
 		}
 		if !out.Gateway.IsValid() {
 			out.Gateway = netip.AddrPortFrom(host.Unmap(), 0)
 		}
 	}
 	if gw := out.Gateway.Addr(); out.Source.IsValid() && gw.IsValid() && familyOf(out.Source) != familyOf(gw) {
-		return invalid("Config.Source %v and Config.Gateway %v are of different families", out.Source, gw)
+		return Config{}, invalid("Config.Source %v and Config.Gateway %v are of different families", out.Source, gw)
 	}
 	out.Wait = cmp.Or(out.Wait, DefaultWait)
 	out.Timeout = cmp.Or(out.Timeout, DefaultTimeout)
@@ -145,7 +141,7 @@ func (c *Config) check() (Config, error) {
 // mapping.
 func (c *Config) checkSource() error {
 	if c.Source.IsValid() && !netbind.HasAddr(c.Source) {
-		return fmt.Errorf("forward: %w: the source address %v is %w", backends.ErrInvalid, c.Source, netbind.ErrNotHere)
+		return invalid("the source address %v is %w", c.Source, netbind.ErrNotHere)
 	}
 	return nil
 }

@@ -25,6 +25,11 @@ type closedError struct{}
 func (closedError) Error() string { return "closed" }
 func (closedError) Unwrap() error { return net.ErrClosed }
 
+// invalid returns an error that wraps backends.ErrInvalid.
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("forward: %w: %w", backends.ErrInvalid, fmt.Errorf(format, args...))
+}
+
 // Error says that no backend could do what was asked: what each of them said,
 // and what to do about it. It wraps its Kind and every attempt.
 type Error struct {

@@ -43,7 +43,7 @@ type Listener struct {
 // pass what it holds over.
 func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
 	if network != "tcp" && network != "tcp4" && network != "tcp6" {
-		return nil, fmt.Errorf("forward: %w: Listen on network %q: want tcp, tcp4 or tcp6", backends.ErrInvalid, network)
+		return nil, invalid("Listen on network %q: want tcp, tcp4 or tcp6", network)
 	}
 	ctx, end, err := f.begin(ctx)
 	if err != nil {

@@ -18,7 +18,7 @@ type PacketConn struct {
 // ListenPacket is Listen for UDP: the network is "udp", "udp4" or "udp6".
 func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, opts ...Option) (*PacketConn, error) {
 	if network != "udp" && network != "udp4" && network != "udp6" {
-		return nil, fmt.Errorf("forward: %w: ListenPacket on network %q: want udp, udp4 or udp6", backends.ErrInvalid, network)
+		return nil, invalid("ListenPacket on network %q: want udp, udp4 or udp6", network)
 	}
 	ctx, end, err := f.begin(ctx)
 	if err != nil {

@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -14,7 +13,7 @@ import (
 func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip.AddrPort, opts []Option) ([]spec, error) {
 	addr, port := bound.Addr().Unmap(), bound.Port()
 	if addr.IsLoopback() || addr.IsMulticast() || addr.Is6() && addr.IsLinkLocalUnicast() {
-		return nil, fmt.Errorf("forward: %w: no other host can be let in to %v: leave the address out, or name another", backends.ErrInvalid, addr)
+		return nil, invalid("no other host can be let in to %v: leave the address out, or name another", addr)
 	}
 	w, err := f.listenSpec(p, port, opts)
 	if err != nil {
@@ -26,9 +25,9 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	mapping, pinhole := f.families(network, addr, w.Remote.Addr().Unmap())
 	switch {
 	case !mapping && !pinhole:
-		return nil, fmt.Errorf("forward: %w: From %v is of another family than what listens, %v", backends.ErrInvalid, w.Remote.Addr(), bound)
+		return nil, invalid("From %v is of another family than what listens, %v", w.Remote.Addr(), bound)
 	case !mapping && w.Exact && w.External != 0 && w.External != port:
-		return nil, fmt.Errorf("forward: %w: Exact, but a pinhole translates no port: external port %d, and %v listens", backends.ErrInvalid, w.External, bound)
+		return nil, invalid("Exact, but a pinhole translates no port: external port %d, and %v listens", w.External, bound)
 	}
 	var specs []spec
 	if mapping {
@@ -64,7 +63,7 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 		{w.Background, "the option Background: it always works in the background"},
 	} {
 		if wrong.given {
-			return spec{}, fmt.Errorf("forward: %w: listening with %s", backends.ErrInvalid, wrong.why)
+			return spec{}, invalid("listening with %s", wrong.why)
 		}
 	}
 	w.Background, w.aside = true, true

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-
-	"github.com/natforward/goforward/backends"
 )
 
 func selectsAll(sel []Selector, s *subject) bool {
@@ -18,9 +16,9 @@ func selectsAll(sel []Selector, s *subject) bool {
 func checkSelectors(sel []Selector) error {
 	switch {
 	case slices.Contains(sel, nil):
-		return fmt.Errorf("forward: %w: nil selector", backends.ErrInvalid)
+		return invalid("nil selector")
 	case slices.Contains(sel, Foreign()) && !slices.ContainsFunc(sel, func(s Selector) bool { return s != Foreign() }):
-		return fmt.Errorf("forward: %w: Foreign alone: say which, or Everything", backends.ErrInvalid)
+		return invalid("Foreign alone: say which, or Everything")
 	}
 	return nil
 }

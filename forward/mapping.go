@@ -177,9 +177,9 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	}
 	switch {
 	case !slices.Equal(altered.Protocols, before.Protocols):
-		return fmt.Errorf("forward: %w: a mapping cannot change its protocol: enable another", backends.ErrInvalid)
+		return invalid("a mapping cannot change its protocol: enable another")
 	case altered.Background != before.Background || altered.Once != before.Once:
-		return fmt.Errorf("forward: %w: Once and Background are for Enable", backends.ErrInvalid)
+		return invalid("Once and Background are for Enable")
 	}
 	return f.ask(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &altered.Spec) })
 }

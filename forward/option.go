@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -79,10 +78,10 @@ func protocols(internal uint16, ps ...backends.Protocol) Criterion {
 	return criterion{
 		option: func(w *spec) error {
 			if w.protocolGiven {
-				return fmt.Errorf("forward: %w: two options name a protocol: use Both, or enable twice", backends.ErrInvalid)
+				return invalid("two options name a protocol: use Both, or enable twice")
 			}
 			if ps[0] == 0 {
-				return fmt.Errorf("forward: %w: protocol 0", backends.ErrInvalid)
+				return invalid("protocol 0")
 			}
 			w.protocolGiven, w.Protocols = true, ps
 			if internal != 0 {
@@ -107,7 +106,7 @@ func External(port uint16) Criterion {
 	return criterion{
 		option: func(w *spec) error {
 			if port == 0 {
-				return fmt.Errorf("forward: %w: external port 0", backends.ErrInvalid)
+				return invalid("external port 0")
 			}
 			w.External = port
 			return nil
@@ -124,7 +123,7 @@ func To(internal netip.AddrPort) Criterion {
 	return criterion{
 		option: func(w *spec) error {
 			if !internal.Addr().IsValid() {
-				return fmt.Errorf("forward: %w: To without an address", backends.ErrInvalid)
+				return invalid("To without an address")
 			}
 			port := w.Internal.Port()
 			if internal.Port() != 0 {
@@ -147,7 +146,7 @@ func From(peer netip.AddrPort) Criterion {
 	return criterion{
 		option: func(w *spec) error {
 			if !peer.Addr().IsValid() {
-				return fmt.Errorf("forward: %w: From without an address", backends.ErrInvalid)
+				return invalid("From without an address")
 			}
 			w.Remote = peer
 			return nil
@@ -208,7 +207,7 @@ func IPv6() Option {
 func Lifetime(d time.Duration) Option {
 	return optionFunc(func(w *spec) error {
 		if d < 0 {
-			return fmt.Errorf("forward: %w: negative lifetime %v", backends.ErrInvalid, d)
+			return invalid("negative lifetime %v", d)
 		}
 		if d > 0 {
 			w.Lifetime = d
@@ -254,7 +253,7 @@ func (f *Forwarder) newSpec(opts []Option) (spec, error) {
 func (w *spec) add(opts []Option) error {
 	for _, o := range opts {
 		if o == nil {
-			return fmt.Errorf("forward: %w: nil option", backends.ErrInvalid)
+			return invalid("nil option")
 		}
 		if err := o.apply(w); err != nil {
 			return err
@@ -262,16 +261,15 @@ func (w *spec) add(opts []Option) error {
 	}
 	switch {
 	case w.ipv6 && w.Internal.Addr().Is4():
-		return fmt.Errorf("forward: %w: IPv6 to the IPv4 address %v", backends.ErrInvalid, w.Internal.Addr())
+		return invalid("IPv6 to the IPv4 address %v", w.Internal.Addr())
 	case w.Once && w.Background:
-		return fmt.Errorf("forward: %w: Once and Background exclude each other", backends.ErrInvalid)
+		return invalid("Once and Background exclude each other")
 	case w.SamePort && w.External != 0 && w.Internal.Port() != 0 && w.External != w.Internal.Port():
-		return fmt.Errorf("forward: %w: SamePort, but external port %d and internal port %d",
-			backends.ErrInvalid, w.External, w.Internal.Port())
+		return invalid("SamePort, but external port %d and internal port %d", w.External, w.Internal.Port())
 	case w.Exact && w.External == 0 && w.Internal.Port() == 0:
-		return fmt.Errorf("forward: %w: Exact needs a port", backends.ErrInvalid)
+		return invalid("Exact needs a port")
 	case w.Internal.Port() == 0 && w.Internal.Addr().IsValid():
-		return fmt.Errorf("forward: %w: To another address needs an internal port", backends.ErrInvalid)
+		return invalid("To another address needs an internal port")
 	}
 	return nil
 }
