@@ -161,13 +161,10 @@ func (f *Forwarder) Close() error { return f.Shutdown(context.Background()) }
 // Shutdown is Close within a context. One without a deadline is bounded as Close is.
 // Calls in flight fail with ErrClosed.
 func (f *Forwarder) Shutdown(ctx context.Context) error {
-	f.mu.Lock()
-	started := f.started
-	f.closed = true
-	f.mu.Unlock()
 	return f.closing.do(func() error {
 		f.cancel(ErrClosed)
-		if !started {
+		f.calls.Close(ErrClosed)
+		if !f.started.Load() {
 			return nil
 		}
 		return f.shutdown(ctx)
@@ -175,7 +172,6 @@ func (f *Forwarder) Shutdown(ctx context.Context) error {
 }
 
 func (f *Forwarder) shutdown(ctx context.Context) error {
-	f.calls.Wait() // they obey their contexts, which have ended
 	var (
 		held   []*Mapping
 		routes []*route

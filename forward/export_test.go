@@ -40,14 +40,12 @@ func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
 // SetRoute makes the default route of a family lead to a gateway in memory, for which
 // the backends speak. If gw is invalid there is no default route.
 func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
-	f.mu.Lock()
-	if !f.started {
+	if !f.started.Load() {
 		f.watch = func(ctx context.Context, _ func()) error { // NetworkChanged does it
 			<-ctx.Done()
 			return context.Cause(ctx)
 		}
 	}
-	f.mu.Unlock()
 	f.loop.Do(func() {
 		f.routes[ipv4] = func() (discover.Gateway, error) {
 			if !gw.IsValid() {
@@ -73,12 +71,7 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 func (f *Forwarder) NetworkChanged() { f.loop.Do(func() { f.look("") }) }
 
 // Crash ends a Forwarder as the end of its process does: nothing is deleted.
-func (f *Forwarder) Crash() {
-	f.mu.Lock()
-	f.closed = true
-	f.mu.Unlock()
-	_ = f.closing.do(f.crash)
-}
+func (f *Forwarder) Crash() { _ = f.closing.do(f.crash) }
 
 func (f *Forwarder) crash() error {
 	f.store.opening.Lock()
@@ -86,7 +79,7 @@ func (f *Forwarder) crash() error {
 	f.store.file, f.store.tried = nil, true // nothing more is written
 	f.store.opening.Unlock()
 	f.cancel(ErrClosed)
-	f.calls.Wait()
+	f.calls.Close(ErrClosed)
 	f.work.Wait()
 	var routes []*route
 	f.loop.Do(func() {

@@ -7,10 +7,12 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/gateway"
 )
 
@@ -36,11 +38,8 @@ type Forwarder struct {
 	dispatcher dispatcher
 	store      store
 
-	mu      sync.Mutex // guards what is next
-	started bool
-	closed  bool
-	calls   sync.WaitGroup // callers inside; counted up under mu
-
+	calls   ctxsync.Calls
+	started atomic.Bool
 	closing once
 
 	// loop owns what is next.
@@ -76,40 +75,22 @@ func New(config *Config) (*Forwarder, error) {
 	return f, nil
 }
 
-// bound bounds a context without a deadline by Config.Timeout.
-func (f *Forwarder) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if _, has := ctx.Deadline(); has {
-		return context.WithCancel(ctx)
-	}
-	return context.WithTimeoutCause(ctx, f.config.Timeout, &gateway.TimeoutError{After: f.config.Timeout})
-}
-
 // begin counts a call in, bounds its context by the Forwarder's life and
 // Config.Timeout, and starts the background work. The function that it returns
 // counts the call out.
 func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
-	f.mu.Lock()
-	closed, first := f.closed, !f.started
-	if !closed {
-		f.calls.Add(1)
-		f.started = true
-	}
-	f.mu.Unlock()
-	if closed {
+	ctx, end, err := f.calls.Begin(ctx)
+	if err != nil {
 		return nil, nil, errClosed("forwarder")
 	}
-	if first {
+	if !f.started.Swap(true) {
 		f.startWork()
 	}
-	ctx, cancelTimeout := f.bound(ctx)
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(f.ctx, func() { cancel(ErrClosed) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-		cancelTimeout()
-		f.calls.Done()
-	}, nil
+	if _, has := ctx.Deadline(); has {
+		return ctx, end, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, f.config.Timeout, &gateway.TimeoutError{After: f.config.Timeout})
+	return ctx, func() { cancel(); end() }, nil
 }
 
 // startWork starts the goroutines that live as long as the Forwarder.
