@@ -43,14 +43,16 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 	}
 	defer end()
 	if w.Internal.Port() == 0 {
-		port, err := w.freePort()
-		if err != nil {
-			return nil, err
+		port := w.External
+		if !w.SamePort || port == 0 {
+			if port, err = openLocalPort(w.Protocols); err != nil {
+				return nil, err
+			}
 		}
 		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
 	}
-	m := newMapping(f, w)
-	if f.hold(m, w.Background); w.Background {
+	m := f.hold(&w, w.Background)
+	if w.Background {
 		return m, nil
 	}
 	if err := f.ask(ctx, m, func(c *gateway.Client) error { return c.Enable(ctx, m.handle) }); err != nil {
@@ -87,12 +89,13 @@ func (f *Forwarder) ask(ctx context.Context, m *Mapping, do func(*gateway.Client
 	}
 }
 
-// hold makes the Forwarder answer for a mapping. What ran out and was not to be renewed
-// makes room for it.
-func (f *Forwarder) hold(m *Mapping, due bool) {
+// hold makes the Forwarder answer for a new mapping. What ran out and was not to be
+// renewed makes room for it.
+func (f *Forwarder) hold(w *spec, due bool) *Mapping {
+	m := &Mapping{forwarder: f, aside: w.aside, family: f.familyFor(w)}
+	m.handle = gateway.NewHandle(sink{f}, &w.Spec, m)
 	f.store.open()
 	f.loop.Do(func() {
-		w := m.status().Spec
 		for _, old := range slices.Clone(f.held) {
 			if w.Once && old.ranOut() && old.handle.Port == m.handle.Port && slices.Equal(old.status().Spec.Protocols, w.Protocols) {
 				f.release(old, true)
@@ -104,13 +107,5 @@ func (f *Forwarder) hold(m *Mapping, due bool) {
 			_ = f.attach(m, time.Now(), "enabled")
 		}
 	})
-}
-
-// freePort returns a local port for a spec without one. SamePort with an
-// external port has one already.
-func (w *spec) freePort() (uint16, error) {
-	if w.SamePort && w.External != 0 {
-		return w.External, nil
-	}
-	return openLocalPort(w.Protocols)
+	return m
 }

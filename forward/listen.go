@@ -94,9 +94,7 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s socket, at net
 	}
 	var r reach
 	for _, w := range specs {
-		m := newMapping(f, w)
-		f.hold(m, true)
-		r.mappings = append(r.mappings, m)
+		r.mappings = append(r.mappings, f.hold(&w, true))
 	}
 	r.close = sync.OnceValue(func() error { return f.conceal(s, r.mappings) })
 	return r, nil

@@ -23,17 +23,6 @@ type Mapping struct {
 	closing   once
 }
 
-func newMapping(f *Forwarder, s spec) *Mapping {
-	m := &Mapping{forwarder: f, aside: s.aside, family: f.familyFor(&s)}
-	m.handle = gateway.NewHandle(sink{f}, &s.Spec, m)
-	return m
-}
-
-// spec returns what the mapping was enabled with.
-func (m *Mapping) spec() spec {
-	return spec{Spec: *m.status().Spec, ipv6: m.family == ipv6, aside: m.aside}
-}
-
 func (m *Mapping) status() *gateway.Status { return m.handle.Status() }
 
 // first is the first of State, or the zero value.
@@ -126,8 +115,8 @@ func (m *Mapping) Wait(ctx context.Context) error {
 
 // subject is the mapping as selectors see it.
 func (m *Mapping) subject() *subject {
-	s := m.spec()
-	return &subject{spec: &s, granted: m.status().State()}
+	s := m.status()
+	return &subject{spec: s.Spec, granted: s.State()}
 }
 
 // ranOut reports whether the mapping was left for its lifetime, and that is over.
@@ -170,8 +159,8 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	if len(opts) == 0 {
 		return f.ask(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
 	}
-	before := m.spec()
-	altered := before
+	before := m.status().Spec
+	altered := spec{Spec: *before, ipv6: m.family == ipv6}
 	if err := altered.add(opts); err != nil {
 		return err
 	}

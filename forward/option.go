@@ -22,7 +22,7 @@ type Selector interface {
 // subject is what selectors look at: a mapping of ours, or an entry of the
 // gateway's table.
 type subject struct {
-	spec    *spec
+	spec    *gateway.Spec
 	granted []backends.Mapping
 	foreign bool
 }

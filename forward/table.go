@@ -158,10 +158,10 @@ func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]back
 
 // subjectOf is a row of the table as selectors see it.
 func subjectOf(m backends.Mapping) *subject {
-	return &subject{foreign: true, granted: []backends.Mapping{m}, spec: &spec{Spec: gateway.Spec{
+	return &subject{foreign: true, granted: []backends.Mapping{m}, spec: &gateway.Spec{
 		Protocols: []backends.Protocol{m.Protocol}, Internal: netip.AddrPortFrom(m.Internal.Addr().Unmap(), m.Internal.Port()),
-		External: m.External.Port(), Remote: m.Remote, Description: m.Description,
-	}}}
+		Remote: m.Remote, Description: m.Description,
+	}}
 }
 
 // disableForeign takes away the last row that matches.
