@@ -34,11 +34,7 @@ func closeContext(ctx context.Context, answered func() time.Time) (context.Conte
 	mu.Lock()
 	defer mu.Unlock()
 	timer = time.AfterFunc(closeTimeout, func() {
-		last := answered()
-		if last.Before(begun) {
-			last = begun
-		}
-		wait := min(time.Until(last.Add(closeTimeout)), time.Until(begun.Add(longestClose)))
+		wait := min(time.Until(answered().Add(closeTimeout)), time.Until(begun.Add(longestClose)))
 		if wait <= 0 {
 			cancel(&gateway.TimeoutError{After: time.Since(begun).Round(time.Millisecond)})
 			return
@@ -58,10 +54,18 @@ func closeContext(ctx context.Context, answered func() time.Time) (context.Conte
 // until its lifetime ends. A gateway that did not answer is asked again until the
 // Forwarder is closed, and then once more. A second call waits for the first and returns
 // the same error.
-func (m *Mapping) Close() error { return m.close(context.Background()) }
+func (m *Mapping) Close() error { return m.Shutdown(context.Background()) }
 
 // Shutdown is Close within a context. One without a deadline is bounded as Close is.
-func (m *Mapping) Shutdown(ctx context.Context) error { return m.close(ctx) }
+func (m *Mapping) Shutdown(ctx context.Context) error {
+	return m.closing.do(func() error {
+		f := m.forwarder
+		var c *gateway.Closing
+		f.loop.Do(func() { c = f.release(m, false) })
+		defer f.loop.Post(f.tidy)
+		return m.finish(ctx, c)
+	})
+}
 
 // once is what is done once, and the error that it came to.
 type once struct {
@@ -78,16 +82,6 @@ func (o *once) do(f func() error) error {
 	}
 	<-*o.done.Load()
 	return o.err
-}
-
-func (m *Mapping) close(ctx context.Context) error {
-	return m.closing.do(func() error {
-		f := m.forwarder
-		var c *gateway.Closing
-		f.loop.Do(func() { c = f.release(m, false) })
-		defer f.loop.Post(f.tidy)
-		return m.finish(ctx, c)
-	})
 }
 
 // finish waits until what the mapping had is deleted.
@@ -111,37 +105,25 @@ func (m *Mapping) finish(ctx context.Context, c *gateway.Closing) (err error) {
 // release ends a mapping: what it has is deleted, or left to its lifetime. It runs on the
 // loop.
 func (f *Forwarder) release(m *Mapping, leave bool) *gateway.Closing {
-	if n := len(f.held); len(without(&f.held, m)) < n {
+	if i := slices.Index(f.held, m); i >= 0 {
+		f.held = slices.Delete(f.held, i, i+1)
 		f.dispatcher.mappings.Add(-1)
 		f.store.nudge()
 	}
 	return m.handle.BeginClose(leave)
 }
 
-// without removes an element of a list.
-func without[T comparable](list *[]T, one T) []T {
-	*list = slices.DeleteFunc(*list, func(other T) bool { return other == one })
-	return *list
-}
-
-// closeAll closes mappings, all at once: those of one gateway queue there.
+// closeAll closes mappings, several at once, and returns how many are deleted.
 func (f *Forwarder) closeAll(ctx context.Context, ms []*Mapping) (closed int, err error) {
-	var (
-		errs = make([]error, len(ms))
-		wg   sync.WaitGroup
-		next = make(chan int)
-	)
-	for range min(gateway.MaxCalls, len(ms)) {
+	var wg sync.WaitGroup
+	errs, running := make([]error, len(ms)), make(chan struct{}, gateway.MaxCalls)
+	for i, m := range ms {
+		running <- struct{}{}
 		wg.Go(func() {
-			for i := range next {
-				errs[i] = ms[i].close(ctx)
-			}
+			errs[i] = m.Shutdown(ctx)
+			<-running
 		})
 	}
-	for i := range ms {
-		next <- i
-	}
-	close(next)
 	wg.Wait()
 	for _, err := range errs {
 		if err == nil {
@@ -199,7 +181,7 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 	}
 	wg.Wait()
 	for _, m := range held {
-		if err := m.close(ctx); err != nil {
+		if err := m.Shutdown(ctx); err != nil {
 			errs = append(errs, errors.Unwrap(err))
 		}
 	}

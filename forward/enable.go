@@ -57,7 +57,7 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 	}
 	if err := f.ask(ctx, m, func(c *gateway.Client) error { return c.Enable(ctx, m.handle) }); err != nil {
 		f.loop.Do(func() { f.release(m, false) })
-		f.work.Go(func() { _ = m.close(context.Background()) })
+		f.work.Go(func() { _ = m.Close() })
 		return m, err
 	}
 	return m, nil

@@ -237,7 +237,7 @@ func (f *Forwarder) OpenExternalPort(ctx context.Context, p backends.Protocol) (
 	if err != nil {
 		return 0, err
 	}
-	return m.External().Port(), m.close(ctx)
+	return m.External().Port(), m.Shutdown(ctx)
 }
 
 // matching returns the held mappings that match all selectors, in the order of

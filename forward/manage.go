@@ -55,7 +55,7 @@ func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 	case err != nil:
 		return err
 	}
-	return m.close(ctx)
+	return m.Shutdown(ctx)
 }
 
 // DisableAll takes away the mappings of this Forwarder that match all
@@ -102,7 +102,7 @@ func (f *Forwarder) Run(ctx context.Context, opts ...Option) error {
 	m, err := f.enable(ctx, opts)
 	if err != nil {
 		if m != nil && errors.Is(err, context.Canceled) {
-			return m.close(context.WithoutCancel(ctx))
+			return m.Shutdown(context.WithoutCancel(ctx))
 		}
 		return err
 	}
@@ -115,5 +115,5 @@ func (f *Forwarder) Run(ctx context.Context, opts ...Option) error {
 	if f.ctx.Err() != nil {
 		return errClosed("forwarder")
 	}
-	return m.close(context.WithoutCancel(ctx))
+	return m.Shutdown(context.WithoutCancel(ctx))
 }
