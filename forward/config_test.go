@@ -3,6 +3,7 @@ package forward
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/natforward/goforward/backends"
@@ -44,15 +45,15 @@ func TestConfigInvalid(t *testing.T) {
 
 // Every kind of error has advice, and the gravest names the whole.
 func TestErrorKinds(t *testing.T) {
-	for i, kind := range gravity {
-		if advice[kind] == "" {
-			t.Errorf("no advice for %v", kind)
-		}
-		for _, lesser := range gravity[i:] {
+	for i, kind := range kinds {
+		for _, lesser := range kinds[i:] {
 			var e *Error
-			err := newError([]error{lesser, kind}, true)
-			if !errors.As(err, &e) || !errors.Is(e.Kind, kind) || !errors.Is(err, lesser) || errors.Is(err, ErrNoGateway) {
-				t.Errorf("%v and %v: %v", lesser, kind, err)
+			err := newError([]error{lesser.err, kind.err}, true)
+			if !errors.As(err, &e) || !errors.Is(e.Kind, kind.err) || !errors.Is(err, lesser.err) || errors.Is(err, ErrNoGateway) {
+				t.Errorf("%v and %v: %v", lesser.err, kind.err, err)
+			}
+			if kind.advice == "" || !strings.HasSuffix(err.Error(), "\n  → "+kind.advice) {
+				t.Errorf("%v does not end in the advice %q", err, kind.advice)
 			}
 		}
 	}

@@ -43,29 +43,20 @@ type Error struct {
 	Attempts *multierror.Error
 }
 
-// gravity orders the kinds, the gravest first: the one that tells most about
-// why it cannot work.
-var gravity = []error{
-	backends.ErrConflict,
-	backends.ErrNotAuthorized,
-	backends.ErrPrivateWAN,
-	backends.ErrNoResources,
-	backends.ErrNetworkFailure,
-	backends.ErrMalformed,
-	backends.ErrNoReply,
-	backends.ErrUnsupported,
-}
-
-// advice is what to do next, for each kind.
-var advice = map[error]string{
-	backends.ErrConflict:       "choose another external port, or do without an exact one",
-	backends.ErrNotAuthorized:  "allow port forwarding for this device in the gateway's settings (some gateways refuse only ports below 1024)",
-	backends.ErrPrivateWAN:     "another NAT stands before the gateway: switch it to bridge mode, forward the port there too, or ask the provider for a public address",
-	backends.ErrNoResources:    "remove mappings that nobody needs from the gateway, or restart it",
-	backends.ErrNetworkFailure: "check the gateway's internet connection; where it works, another NAT stands before the gateway",
-	backends.ErrMalformed:      "update the gateway's firmware",
-	backends.ErrNoReply:        "switch on NAT-PMP, PCP or UPnP in the gateway's settings; behind a VPN or in a container, name the gateway",
-	backends.ErrUnsupported:    "ask for less, or switch on another protocol in the gateway's settings",
+// kinds are the kinds of an Error, the gravest first: the one that tells most about why
+// it cannot work. Each has an advice what to do next.
+var kinds = []struct {
+	err    error
+	advice string
+}{
+	{backends.ErrConflict, "choose another external port, or do without an exact one"},
+	{backends.ErrNotAuthorized, "allow port forwarding for this device in the gateway's settings (some gateways refuse only ports below 1024)"},
+	{backends.ErrPrivateWAN, "another NAT stands before the gateway: switch it to bridge mode, forward the port there too, or ask the provider for a public address"},
+	{backends.ErrNoResources, "remove mappings that nobody needs from the gateway, or restart it"},
+	{backends.ErrNetworkFailure, "check the gateway's internet connection; where it works, another NAT stands before the gateway"},
+	{backends.ErrMalformed, "update the gateway's firmware"},
+	{backends.ErrNoReply, "switch on NAT-PMP, PCP or UPnP in the gateway's settings; behind a VPN or in a container, name the gateway"},
+	{backends.ErrUnsupported, "ask for less, or switch on another protocol in the gateway's settings"},
 }
 
 // newError sums attempts up. It returns nil where there are none.
@@ -74,9 +65,9 @@ func newError(attempts []error, named bool) error {
 		return nil
 	}
 	e := &Error{Kind: backends.ErrUnsupported, Attempts: &multierror.Error{Errors: attempts, ErrorFormat: formatAttempts}}
-	for _, kind := range gravity {
-		if errors.Is(e.Attempts, kind) {
-			e.Kind = kind
+	for _, kind := range kinds {
+		if errors.Is(e.Attempts, kind.err) {
+			e.Kind = kind.err
 			break
 		}
 	}
@@ -86,11 +77,16 @@ func newError(attempts []error, named bool) error {
 
 // Error has a line for each attempt, and a last one with what to do.
 func (e *Error) Error() string {
-	headline := e.Kind.Error()
+	headline, advice := e.Kind, ""
 	if e.NoGateway {
-		headline = ErrNoGateway.Error()
+		headline = ErrNoGateway
 	}
-	return fmt.Sprintf("%s:%v\n  → %s", headline, e.Attempts, advice[e.Kind])
+	for _, kind := range kinds {
+		if kind.err == e.Kind { //nolint:errorlint // the very value
+			advice = kind.advice
+		}
+	}
+	return fmt.Sprintf("%v:%v\n  → %s", headline, e.Attempts, advice)
 }
 
 // Unwrap returns the kind, the attempts and, where it applies, ErrNoGateway.
