@@ -65,37 +65,21 @@ const (
 	waitingForEach = 8
 )
 
-// emit logs an event and queues it for OnEvent. It never blocks.
-func (f *Forwarder) emit(e Event) {
-	f.log.Info("mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", e.Reason)
-	if f.config.OnEvent != nil {
-		f.dispatcher.push(message{event: e})
-	}
-}
-
-// message is an event, or a log record for a handler.
-type message struct {
-	event   Event
-	handler slog.Handler
-	record  slog.Record
-}
-
 // dispatcher calls what the user gave, OnEvent and a log handler, in the order of what
 // happened. Its goroutine exists only while something waits.
 type dispatcher struct {
-	onEvent  func(Event)
-	handler  slog.Handler
+	log      *slog.Logger // the user's
 	mappings atomic.Int64 // that are held
 
 	mu      sync.Mutex
-	queue   []message
+	queue   []func()      // calls of OnEvent and of log handlers
 	idle    chan struct{} // closed when the goroutine ends; nil: there is none
 	dropped int           // since the last that was delivered
 	closed  bool
 }
 
-// push queues a message. It never blocks.
-func (d *dispatcher) push(m message) {
+// push queues a call. It never blocks.
+func (d *dispatcher) push(call func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
@@ -105,14 +89,14 @@ func (d *dispatcher) push(m message) {
 		d.queue = d.queue[1:]
 		d.dropped++
 	}
-	d.queue = append(d.queue, m)
+	d.queue = append(d.queue, call)
 	if d.idle == nil {
 		d.idle = make(chan struct{})
 		go d.run(d.idle)
 	}
 }
 
-// run delivers what waits.
+// run makes the calls that wait.
 func (d *dispatcher) run(idle chan struct{}) {
 	defer close(idle)
 	for {
@@ -127,39 +111,30 @@ func (d *dispatcher) run(idle chan struct{}) {
 			return
 		}
 		if dropped > 0 {
-			d.warn("OnEvent or the log handler is too slow: messages are dropped", slog.Int("dropped", dropped))
+			d.warn("OnEvent or the log handler is too slow: messages are dropped", "dropped", dropped)
 		}
-		for _, m := range queue {
-			if d.isClosed() && m.handler == nil {
-				continue
-			}
-			d.deliver(m)
+		for _, call := range queue {
+			call()
 		}
 	}
 }
 
-// deliver survives what the user's code does.
-func (d *dispatcher) deliver(m message) {
+// deliver calls OnEvent, unless the dispatcher is closed, and survives a panic in it.
+func (d *dispatcher) deliver(e Event, onEvent func(Event)) {
 	defer func() {
-		if p := recover(); p != nil && m.handler == nil {
-			d.warn("OnEvent panicked", slog.String("event", m.event.Kind.String()), slog.Any("panic", p))
+		if p := recover(); p != nil {
+			d.warn("OnEvent panicked", "event", e.Kind.String(), "panic", p)
 		}
 	}()
-	if m.handler != nil {
-		_ = m.handler.Handle(context.Background(), m.record)
-		return
+	if !d.isClosed() {
+		onEvent(e)
 	}
-	d.onEvent(m.event)
 }
 
 // warn logs on the dispatcher's own goroutine.
-func (d *dispatcher) warn(text string, attrs ...slog.Attr) {
+func (d *dispatcher) warn(text string, args ...any) {
 	defer func() { _ = recover() }() // of a handler
-	if d.handler.Enabled(context.Background(), slog.LevelWarn) {
-		r := slog.NewRecord(time.Now(), slog.LevelWarn, text, 0)
-		r.AddAttrs(attrs...)
-		_ = d.handler.Handle(context.Background(), r)
-	}
+	d.log.Warn(text, args...)
 }
 
 func (d *dispatcher) isClosed() bool {
@@ -181,18 +156,13 @@ func (d *dispatcher) close() {
 	if idle == nil {
 		return
 	}
-	t := time.NewTimer(callbackTime)
-	defer t.Stop()
 	select {
 	case <-idle:
-	case <-t.C:
+	case <-time.After(callbackTime):
 	}
 }
 
-// logHandler returns a handler that queues records for the user's.
-func (d *dispatcher) logHandler() slog.Handler { return queueHandler{d, d.handler} }
-
-// queueHandler queues log records.
+// queueHandler queues log records for the user's handler.
 type queueHandler struct {
 	dispatcher *dispatcher
 	handler    slog.Handler
@@ -203,7 +173,11 @@ func (h queueHandler) Enabled(ctx context.Context, l slog.Level) bool {
 }
 
 func (h queueHandler) Handle(_ context.Context, r slog.Record) error {
-	h.dispatcher.push(message{handler: h.handler, record: r.Clone()})
+	r = r.Clone()
+	h.dispatcher.push(func() {
+		defer func() { _ = recover() }()
+		_ = h.handler.Handle(context.Background(), r)
+	})
 	return nil
 }
 

@@ -67,8 +67,8 @@ func New(config *Config) (*Forwarder, error) {
 		routes:   [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 	}
 	f.specs, f.keyOf, f.watch = f.backendSpecs, place.key, discover.Watch
-	f.dispatcher = dispatcher{onEvent: c.OnEvent, handler: c.Logger.Handler()}
-	f.log = slog.New(f.dispatcher.logHandler())
+	f.dispatcher.log = c.Logger
+	f.log = slog.New(queueHandler{&f.dispatcher, c.Logger.Handler()})
 	f.clock.Fire = f.compareClocks
 	f.store = store{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())

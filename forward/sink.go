@@ -14,12 +14,17 @@ type sink struct{ *Forwarder }
 
 var _ gateway.Sink = sink{}
 
-// Happened makes an event of a change.
+// Happened logs an event, and queues it for OnEvent.
 func (s sink) Happened(h *gateway.Handle, kind gateway.Kind, before, after []backends.Mapping, reason string, at time.Time) {
 	s.store.renewed.Store(true)
-	if kind != 0 {
-		s.store.nudge()
-		s.emit(Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), State: after, Previous: before, Reason: reason, Time: at}) //nolint:forcetypeassert // our handles are mappings
+	if kind == 0 {
+		return
+	}
+	s.store.nudge()
+	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), State: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // our handles are mappings
+	s.log.Info("mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", reason)
+	if onEvent := s.config.OnEvent; onEvent != nil {
+		s.dispatcher.push(func() { s.dispatcher.deliver(e, onEvent) })
 	}
 }
 
@@ -36,4 +41,4 @@ func (s sink) RecordsChanged() {
 }
 
 // Handler queues log records.
-func (s sink) Handler() slog.Handler { return s.dispatcher.logHandler() }
+func (s sink) Handler() slog.Handler { return s.log.Handler() }
