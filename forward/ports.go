@@ -1,11 +1,8 @@
 package forward
 
 import (
-	"context"
 	"fmt"
 	"net"
-	"net/netip"
-	"strconv"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/gateway"
@@ -44,32 +41,21 @@ func openLocalPort(ps []backends.Protocol) (uint16, error) {
 
 // bindable binds the port, or a free one where it is 0, and lets go of it.
 func bindable(p backends.Protocol, port uint16) (uint16, error) {
-	var (
-		lc   net.ListenConfig
-		addr net.Addr
-		at   = ":" + strconv.Itoa(int(port))
-	)
 	switch p {
 	case backends.TCP:
-		ln, err := lc.Listen(context.Background(), "tcp", at)
+		ln, err := net.ListenTCP("tcp", &net.TCPAddr{Port: int(port)})
 		if err != nil {
 			return 0, fmt.Errorf("forward: %w", err)
 		}
 		defer func() { _ = ln.Close() }()
-		addr = ln.Addr()
+		return ln.Addr().(*net.TCPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // what package net promises for TCP
 	case backends.UDP:
-		pc, err := lc.ListenPacket(context.Background(), "udp", at)
+		pc, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(port)})
 		if err != nil {
 			return 0, fmt.Errorf("forward: %w", err)
 		}
 		defer func() { _ = pc.Close() }()
-		addr = pc.LocalAddr()
-	default:
-		return 0, fmt.Errorf("forward: %w: cannot tell which ports are free for protocol %v: name one", backends.ErrUnsupported, p)
+		return pc.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // what package net promises for UDP
 	}
-	ap, err := netip.ParseAddrPort(addr.String())
-	if err != nil {
-		return 0, fmt.Errorf("forward: %w", err)
-	}
-	return ap.Port(), nil
+	return 0, fmt.Errorf("forward: %w: cannot tell which ports are free for protocol %v: name one", backends.ErrUnsupported, p)
 }
