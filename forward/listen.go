@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -57,7 +58,6 @@ func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ..
 	}
 	r, err := f.expose(backends.TCP, network, ln, ln.Addr(), opts)
 	if err != nil {
-		_ = ln.Close()
 		return nil, err
 	}
 	return &Listener{ln.(*net.TCPListener), r}, nil //nolint:forcetypeassert // what package net promises for TCP
@@ -73,48 +73,75 @@ func Listen(network, address string, opts ...Option) (*Listener, error) {
 // and the error says so. Each call returns what the first did, after it.
 func (l *Listener) Close() error { return l.close() }
 
+// PacketConn is a net.PacketConn for UDP that the gateway forwards to, as long
+// as it is open. Its methods may be called by several goroutines at once.
+type PacketConn struct {
+	*net.UDPConn
+	reach
+}
+
+// ListenPacket is Listen for UDP: the network is "udp", "udp4" or "udp6".
+func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, opts ...Option) (*PacketConn, error) {
+	if network != "udp" && network != "udp4" && network != "udp6" {
+		return nil, invalid("ListenPacket on network %q: want udp, udp4 or udp6", network)
+	}
+	ctx, end, err := f.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	var lc net.ListenConfig
+	pc, err := lc.ListenPacket(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("forward: %w", err)
+	}
+	r, err := f.expose(backends.UDP, network, pc, pc.LocalAddr(), opts)
+	if err != nil {
+		return nil, err
+	}
+	return &PacketConn{pc.(*net.UDPConn), r}, nil //nolint:forcetypeassert // what package net promises for UDP
+}
+
+// ListenPacket is [Forwarder.ListenPacket] of the package's own Forwarder.
+func ListenPacket(network, address string, opts ...Option) (*PacketConn, error) {
+	return forwarder().ListenPacket(context.Background(), network, address, opts...)
+}
+
+// Close is as that of [Listener].
+func (c *PacketConn) Close() error { return c.close() }
+
 // reach is how the world reaches a socket.
 type reach struct {
 	mappings []*Mapping // at least one; that of IPv4 first
 	close    func() error
 }
 
-// socket is what listens.
-type socket interface{ Close() error }
-
-// expose makes what is bound reachable, in the background.
-func (f *Forwarder) expose(p backends.Protocol, network string, s socket, at net.Addr, opts []Option) (reach, error) {
-	bound, err := netip.ParseAddrPort(at.String())
-	if err != nil {
-		return reach{}, fmt.Errorf("forward: %w", err)
-	}
+// expose makes a socket reachable, in the background, or closes it.
+func (f *Forwarder) expose(p backends.Protocol, network string, s io.Closer, at net.Addr, opts []Option) (reach, error) {
+	bound := netip.MustParseAddrPort(at.String()) // package net formats TCP and UDP addresses so
 	specs, err := f.listenSpecs(p, network, bound, opts)
 	if err != nil {
+		_ = s.Close()
 		return reach{}, err
 	}
 	var r reach
 	for _, w := range specs {
 		r.mappings = append(r.mappings, f.hold(&w, true))
 	}
-	r.close = sync.OnceValue(func() error { return f.conceal(s, r.mappings) })
+	r.close = sync.OnceValue(func() error {
+		err := s.Close() // first, so that no connection is accepted that could not be served
+		_, left := f.closeAll(context.Background(), r.mappings)
+		return errors.Join(err, left)
+	})
 	return r, nil
-}
-
-// conceal is expose's inverse.
-func (f *Forwarder) conceal(s socket, ms []*Mapping) error {
-	err := s.Close() // first, so that no connection is accepted that could not be served
-	_, left := f.closeAll(context.Background(), ms)
-	return errors.Join(err, left)
 }
 
 // External returns the address and port that the world reaches: that of IPv4 if
 // it is granted, else the pinhole's, or the zero AddrPort while nothing is. The
 // address is the zero Addr where the gateway does not tell it.
 func (r *reach) External() netip.AddrPort {
-	for _, m := range r.mappings {
-		if external := m.External(); external != (netip.AddrPort{}) {
-			return external
-		}
+	if all := r.Externals(); len(all) > 0 {
+		return all[0]
 	}
 	return netip.AddrPort{}
 }

@@ -36,7 +36,9 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 		specs = append(specs, w4)
 	}
 	if pinhole {
-		specs = append(specs, w.pinhole())
+		w6 := w
+		w6.ipv6, w6.External, w6.Lifetime = true, 0, min(w.Lifetime, longestPinhole)
+		specs = append(specs, w6)
 	}
 	return specs, nil
 }
@@ -72,14 +74,6 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 
 // longestPinhole is what UPnP grants at most, which refuses to open one for ever.
 const longestPinhole = 24 * time.Hour
-
-// pinhole is the spec of a pinhole to where w maps.
-func (w *spec) pinhole() spec {
-	hole := *w
-	hole.ipv6, hole.External = true, 0
-	hole.Lifetime = min(hole.Lifetime, longestPinhole)
-	return hole
-}
 
 // families says by what a socket is to be reached: the network and the address
 // that it is bound to leave a choice only where it is for both, and the peer that
