@@ -164,23 +164,19 @@ func Description(s string) Criterion {
 	}
 }
 
-// foreign and everything are the selectors that are about how many.
-type (
-	foreign    struct{}
-	everything struct{}
-)
+// wide selectors select all.
+type wide string
 
-func (foreign) selects(*subject) bool    { return true }
-func (everything) selects(*subject) bool { return true }
+func (wide) selects(*subject) bool { return true }
 
 // Foreign selects also what other programs, other hosts and the administrator
 // have mapped, where the gateway lists that (UPnP, also where mappings go by
 // another protocol). It needs another selector beside it, or Everything. Of an
 // entry of the table, Both selects either protocol.
-func Foreign() Selector { return foreign{} }
+func Foreign() Selector { return wide("Foreign") }
 
 // Everything selects all.
-func Everything() Selector { return everything{} }
+func Everything() Selector { return wide("Everything") }
 
 // Exact fails with backends.ErrConflict rather than accept another external
 // port than that of External.
@@ -246,7 +242,8 @@ func (f *Forwarder) newSpec(opts []Option) (spec, error) {
 		Protocols: []backends.Protocol{backends.TCP}, Lifetime: f.config.Lifetime, Description: f.config.Description,
 		Timeout: f.config.Timeout, Wait: f.config.Wait,
 	}}
-	return w, w.add(opts)
+	err := w.add(opts)
+	return w, err
 }
 
 // add applies options and checks the whole.

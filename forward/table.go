@@ -33,11 +33,7 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 		return nil, err
 	}
 	defer end()
-	return f.mappings(ctx)
-}
-
-// mappings may return entries beside an error, which ended the table early.
-func (f *Forwarder) mappings(ctx context.Context) (entries []Entry, err error) {
+	var entries []Entry
 	ours := f.granted()
 	l, _, err := f.lister(ctx)
 	switch {
@@ -50,7 +46,7 @@ func (f *Forwarder) mappings(ctx context.Context) (entries []Entry, err error) {
 			if err = failure; err != nil {
 				break
 			}
-			i := slices.IndexFunc(ours, func(m backends.Mapping) bool { return sameEntry(m, e.Mapping) })
+			i := find(ours, e.Mapping)
 			if i >= 0 {
 				ours = slices.Delete(ours, i, i+1)
 			}
@@ -68,19 +64,21 @@ func (f *Forwarder) granted() []backends.Mapping {
 	var out []backends.Mapping
 	for _, m := range f.matching(nil) {
 		for _, granted := range m.State() {
-			if !slices.ContainsFunc(out, func(other backends.Mapping) bool { return sameEntry(other, granted) }) {
-				out = append(out, granted) // holds may share it
+			if find(out, granted) < 0 { // mappings may share it
+				out = append(out, granted)
 			}
 		}
 	}
 	return out
 }
 
-// sameEntry reports whether a row of the table is a mapping, whatever protocol
-// made it.
-func sameEntry(m, row backends.Mapping) bool {
-	return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal == row.Internal &&
-		(m.Remote.Addr().Unmap() == row.Remote.Addr().Unmap() || !row.Remote.IsValid()) // some tables leave the peer out
+// find returns the index of the mapping that a row of the table is, whatever
+// protocol made it, or -1.
+func find(ms []backends.Mapping, row backends.Mapping) int {
+	return slices.IndexFunc(ms, func(m backends.Mapping) bool {
+		return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal == row.Internal &&
+			(m.Remote.Addr().Unmap() == row.Remote.Addr().Unmap() || !row.Remote.IsValid()) // some tables leave the peer out
+	})
 }
 
 // MappingAt returns the entry of Mappings at an index, from 0. Past the end it
@@ -97,11 +95,10 @@ func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
 	}
 	if l, _, err := f.lister(ctx); err == nil {
 		if e, err := l.EntryAt(ctx, i); err == nil {
-			ours := slices.ContainsFunc(f.granted(), func(m backends.Mapping) bool { return sameEntry(m, e.Mapping) })
-			return Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: ours}, nil
+			return Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: find(f.granted(), e.Mapping) >= 0}, nil
 		}
 	}
-	entries, err := f.mappings(ctx) // it may be one of ours that the table does not have
+	entries, err := f.Mappings(ctx) // it may be one of ours that the table does not have
 	switch {
 	case i < len(entries):
 		return entries[i], nil
@@ -151,9 +148,7 @@ func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]back
 		}
 	}
 	ours := f.granted() // also what was enabled meanwhile
-	return slices.DeleteFunc(out, func(row backends.Mapping) bool {
-		return slices.ContainsFunc(ours, func(m backends.Mapping) bool { return sameEntry(m, row) })
-	}), b, err
+	return slices.DeleteFunc(out, func(row backends.Mapping) bool { return find(ours, row) >= 0 }), b, err
 }
 
 // subjectOf is a row of the table as selectors see it.
