@@ -140,32 +140,34 @@ func (c *Client) Enable(ctx context.Context, h *Handle) error {
 
 // Refresh renews what a handle has, or requests it anew.
 func (c *Client) Refresh(ctx context.Context, h *Handle) error {
-	return c.ask(ctx, h, func(f *flow) error {
-		f.requests = priority.WithFresh(f.requests, time.Now())
-		for _, e := range h.entries() {
-			e.wanted = true
-		}
-		h.reason = "refreshed"
-		if f.pass(); !f.has(h) || h.isIntact() {
-			return h.Status().Err
-		}
-		return f.ensure(h, "refreshed")
-	})
+	return c.ask(ctx, h, func(f *flow) error { return f.renewNow(h) })
+}
+
+func (f *flow) renewNow(h *Handle) error {
+	f.requests = priority.WithFresh(f.requests, time.Now())
+	for _, e := range h.entries() {
+		e.wanted = true
+	}
+	h.reason = "refreshed"
+	if f.pass(); !f.has(h) || h.isIntact() {
+		return h.Status().Err
+	}
+	return f.ensure(h, "refreshed")
 }
 
 // Change requests another spec in place of what a handle has. What the gateway granted
 // is renewed if that can serve the spec; else it is deleted first, and requested again
 // if the spec is refused.
 func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
-	if before := h.spec(); s.Internal != before.Internal || !s.samePlace(before) {
-		return c.ask(ctx, h, func(f *flow) error { return f.replace(h, s) })
-	}
-	var err error
-	c.owner.loop.Do(func() { err = h.setSpec(s) })
-	if err != nil {
-		return err
-	}
-	return c.Refresh(ctx, h)
+	return c.ask(ctx, h, func(f *flow) error {
+		if before := h.spec(); s.Internal != before.Internal || !s.samePlace(before) {
+			return f.replace(h, s)
+		}
+		if err := h.setSpec(s); err != nil {
+			return err
+		}
+		return f.renewNow(h)
+	})
 }
 
 // setSpec changes what a handle is renewed with, unless another shares what it has.
@@ -189,17 +191,18 @@ func (c *Client) ExternalAddr(ctx context.Context, b *Backend, timeout time.Dura
 		o, done = c.owner, make(chan struct{})
 		addr    netip.Addr
 		err     error
+		begun   bool
 	)
 	if !o.loop.Do(func() {
 		c.busy++
-		o.work.Go(func() {
+		begun = o.spawn(func() {
 			ctx, cancel := bound(o.ctx, timeout)
 			defer cancel()
 			addr, err = b.ExternalAddr(ctx)
 			close(done)
 			o.loop.Post(c.finished)
 		})
-	}) {
+	}) || !begun {
 		return netip.Addr{}, ErrEnded
 	}
 	select {

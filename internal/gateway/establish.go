@@ -153,6 +153,9 @@ func (f *flow) settle(c *Client, h *Handle, b *Backend, s *Spec, reason string) 
 
 // tryBackend asks one backend, if it can express the spec and its gateway answers.
 func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) error {
+	if !f.has(h) {
+		return ErrMoved
+	}
 	preferred := h.preferred
 	if e := f.group.entry(b.name, s.Protocols[0]); preferred == 0 && s.External == 0 && e != nil && e.state == restored && e.fits(s) {
 		preferred = e.granted.External.Port()
@@ -345,7 +348,7 @@ func (o *Owner) split(e *entry) {
 // refused records that the request of an acquire failed. Without a reply the gateway may
 // have granted it: a handle that will try again keeps the entry.
 func (f *flow) refused(h *Handle, e *entry, err error) {
-	keeps := (h.known || h.spec().Background) && !h.spec().Once
+	keeps := f.has(h) && (h.known || h.spec().Background) && !h.spec().Once
 	if f.isAnswer(err) {
 		if keeps {
 			f.watch(e.backend) // it may announce that it can now

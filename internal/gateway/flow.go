@@ -52,17 +52,19 @@ func (o *Owner) dispatch() {
 	for class := range o.waiting {
 		for len(o.waiting[class]) > 0 && (class == int(priority.Foreground) || o.running < MaxCalls) {
 			f := o.waiting[class][0]
-			o.waiting[class] = o.waiting[class][1:]
-			if f.priority != priority.Foreground {
-				o.running++
-			}
 			f.ctx, f.requests, f.parked = o.ctx, priority.With(o.ctx, f.priority), make(chan struct{})
-			o.work.Go(func() {
+			if !o.spawn(func() {
 				f.enter()
 				f.run(f)
 				o.finish(f)
 				f.parked <- struct{}{}
-			})
+			}) {
+				return
+			}
+			o.waiting[class] = o.waiting[class][1:]
+			if f.priority != priority.Foreground {
+				o.running++
+			}
 		}
 	}
 }

@@ -265,8 +265,11 @@ func (h *Handle) isIntact() bool {
 // refresh publishes what a handle's entries are now. If they do not fit together any
 // more, the handle is due. What it has at gateways that were left goes when it stands.
 func (o *Owner) refresh(h *Handle, reason string) {
+	if !o.has(h) {
+		return
+	}
 	entries := h.entries()
-	if !o.has(h) || len(entries) < len(h.spec().Protocols) {
+	if len(entries) < len(h.spec().Protocols) {
 		return
 	}
 	var (

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/priority"
 )
 
@@ -54,8 +55,8 @@ type Owner struct {
 	start    time.Time
 	ctx      context.Context //nolint:containedctx // the owner's life; requests run under it
 	cancel   context.CancelCauseFunc
-	work     sync.WaitGroup // flows, watches and probes
-	answered atomic.Int64   // when the gateway last answered a deletion, in ns since start
+	work     ctxsync.Calls // flows, watches and probes
+	answered atomic.Int64  // when the gateway last answered a deletion, in ns since start
 	sinks    atomic.Pointer[[]Sink]
 
 	loop      Loop
@@ -197,7 +198,7 @@ func (o *Owner) stop(ctx context.Context) (left []remainder) {
 				_ = b.Close()
 			}
 		}
-		o.work.Wait()
+		o.work.Close(net.ErrClosed)
 	}()
 	select {
 	case <-closed:
@@ -206,6 +207,20 @@ func (o *Owner) stop(ctx context.Context) (left []remainder) {
 	o.loop.Do(func() { left = o.remains() })
 	o.loop.Stop()
 	return left
+}
+
+// spawn runs work on a goroutine that stop waits for. It returns false if the owner has
+// ended; then the work is not done.
+func (o *Owner) spawn(work func()) bool {
+	_, end, err := o.work.Begin(o.ctx)
+	if err != nil {
+		return false
+	}
+	go func() {
+		defer end()
+		work()
+	}()
+	return true
 }
 
 // publishSinks makes the sinks known to those who log.

@@ -102,7 +102,7 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 	ctx, stop := context.WithCancelCause(o.ctx)
 	p := &probing{client: c, stop: stop, done: make(chan struct{})}
 	o.probing = p
-	o.work.Go(func() {
+	if !o.spawn(func() {
 		defer close(p.done)
 		defer stop(nil)
 		ctx, cancel := bound(ctx, wait)
@@ -114,7 +114,10 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 		}) {
 			p.err = ErrEnded
 		}
-	})
+	}) {
+		p.err = ErrEnded
+		close(p.done)
+	}
 }
 
 // recordProbe keeps what a probe came to, and returns nil if a backend answers.

@@ -279,7 +279,7 @@ func (o *Owner) watch(b *Backend) {
 		return
 	}
 	b.watched = true
-	o.work.Go(func() {
+	o.spawn(func() {
 		Persist(o.ctx, o.registry.jitter, func(ctx context.Context) error {
 			return w.Watch(ctx, func(change backends.Change) {
 				o.loop.Post(func() { o.changed(b, change) })
