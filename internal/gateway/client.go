@@ -65,7 +65,7 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 		old.owner.loop.Do(func() { old.detach(h) })
 	}
 	c.owner.loop.Do(func() {
-		h.left = without(h.left, c)
+		h.left = slices.DeleteFunc(h.left, func(old *Client) bool { return old.owner == c.owner })
 		h.client.Store(c)
 		g := c.owner.groupOf(h.spec().Internal)
 		g.handles = append(g.handles, h)
