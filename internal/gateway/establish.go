@@ -239,6 +239,11 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protoco
 	if old := e.granted; e.end != nil && old != nil && !e.isReplacedBy(m.Internal.Port(), m.External.Port()) {
 		f.split(e)
 	}
+	for _, old := range slices.Clone(f.group.entries) {
+		if old.former && old.backend == b && old.protocol == protocol && old.isReplacedBy(m.Internal.Port(), m.External.Port()) {
+			old.remove() // the grant took its place
+		}
+	}
 	e.resolve()
 	e.record(&m, e.state != active)
 	f.watch(b)
