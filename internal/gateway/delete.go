@@ -19,6 +19,9 @@ const (
 	firstRetry   = time.Second
 	longestRetry = time.Minute
 	retryTimeout = time.Second // of an attempt, so that it does not hold up the others
+	// firstTimeout is of the first attempt: longer than Close waits, and not as long as the
+	// pauses of a connection that lost packets, since a new one may do better.
+	firstTimeout = 3 * time.Second
 )
 
 // Closing is the end of a handle, and what came of it.
@@ -111,7 +114,9 @@ func (g *group) heldBy(h *Handle) []*entry {
 }
 
 // release gives up all that a handle has or may have.
-func (f *flow) release(h *Handle) error { return f.giveUp(h, f.held(h, false), h.spec().Timeout) }
+func (f *flow) release(h *Handle) error {
+	return f.giveUp(h, f.held(h, false), min(h.spec().Timeout, firstTimeout))
+}
 
 // held returns the entries that a handle holds, which it is about to give up: those that
 // are granted, or all.
@@ -256,7 +261,7 @@ func (o *Owner) pend(e *entry, err error) {
 			c.sink.RecordsChanged()
 			if c.idle != nil { // it is being closed, and waits for this
 				e.end.at = now
-				o.loop.Post(o.retryDue)
+				o.retryDue()
 			}
 		}
 	}
