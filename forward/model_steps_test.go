@@ -247,6 +247,9 @@ func (w *modelWorld) enable(ctx context.Context, slot int, spec *modelSpec) {
 
 // hold notes at the rows of a handle that its Forwarder holds them.
 func (w *modelWorld) hold(h *modelHandle, grants []backends.Mapping) {
+	w.mu.Lock()
+	once := h.spec != nil && h.spec.once
+	w.mu.Unlock()
 	for _, m := range grants {
 		g := w.gateway(m)
 		g.set(func() {
@@ -254,7 +257,7 @@ func (w *modelWorld) hold(h *modelHandle, grants []backends.Mapping) {
 			if row == nil {
 				return
 			}
-			row.once = row.once || h.spec != nil && h.spec.once
+			row.once = row.once || once
 			if !slices.Contains(row.holders, h.forwarder) {
 				row.holders = append(row.holders, h.forwarder)
 			}

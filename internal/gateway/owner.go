@@ -34,7 +34,7 @@ type Registry struct {
 
 // endedOwner is an owner that ended with deletions that it could not finish.
 type endedOwner struct {
-	key  any
+	keys []any
 	left []remainder
 }
 
@@ -107,7 +107,7 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	}
 	var inherited []remainder
 	r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
-		is := slices.Contains(keys, e.key)
+		is := slices.ContainsFunc(keys, func(k any) bool { return slices.Contains(e.keys, k) })
 		if is {
 			inherited = append(inherited, e.left...)
 		}
@@ -167,10 +167,10 @@ func (r *Registry) leave(ctx context.Context, c *Client) {
 	r.mu.Lock()
 	o.clients--
 	last := o.clients == 0
-	var key any
+	var keys []any
 	for k, other := range r.owners {
 		if last && other == o {
-			key = k
+			keys = append(keys, k)
 			delete(r.owners, k)
 		}
 	}
@@ -180,7 +180,7 @@ func (r *Registry) leave(ctx context.Context, c *Client) {
 	}
 	if left := o.stop(ctx); len(left) > 0 {
 		r.mu.Lock()
-		r.ended = append(r.ended, endedOwner{key, left})
+		r.ended = append(r.ended, endedOwner{keys, left})
 		r.ended = r.ended[max(0, len(r.ended)-maxEnded):]
 		r.mu.Unlock()
 	}

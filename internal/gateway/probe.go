@@ -81,6 +81,7 @@ func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 				p.callers--
 				if stopped = p.callers == 0 && IsTimeout(ctx); stopped {
 					p.stop(context.Cause(ctx))
+					o.probing = nil
 				}
 			})
 			if len(c.Available()) > 0 {
@@ -110,7 +111,9 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 		errs := probe(ctx, c.backends, wait)
 		if !o.loop.Do(func() {
 			p.err = o.recordProbe(c, errs)
-			o.probing = nil
+			if o.probing == p {
+				o.probing = nil
+			}
 		}) {
 			p.err = ErrEnded
 		}
