@@ -68,11 +68,10 @@ func (m *Mapping) Scope() backends.Scope { return backends.ScopeOf(m.External().
 // Expires returns until when it was granted, or the zero Time where it has no
 // end or is not granted. It is renewed long before.
 func (m *Mapping) Expires() time.Time {
-	s := m.status()
-	if !s.Stands() {
-		return time.Time{}
+	if s := m.status(); s.Stands() {
+		return s.Expires()
 	}
-	return s.Expires()
+	return time.Time{}
 }
 
 // Err returns why the last attempt to get or renew it failed, or nil where it

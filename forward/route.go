@@ -58,11 +58,11 @@ type route struct {
 
 // selectGateway returns the route to use, on which at least one backend answers. It is
 // in use until done is called.
-func (f *Forwarder) selectGateway(ctx context.Context, fam family) (r *route, done func(), err error) {
+func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, done func(), err error) {
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
 	}
-	err = errClosed("forwarder")
+	var r *route
 	f.loop.Do(func() {
 		if r, err = f.currentRoute(fam); err == nil {
 			r.users++
@@ -71,10 +71,9 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (r *route, do
 	if err != nil {
 		return nil, nil, err
 	}
-	used := r
 	done = func() {
 		f.loop.Post(func() {
-			used.users--
+			r.users--
 			f.tidy()
 		})
 	}
