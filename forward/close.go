@@ -61,7 +61,9 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 	return m.closing.do(func() error {
 		f := m.forwarder
 		var c *gateway.Closing
-		f.loop.Do(func() { c = f.release(m, false) })
+		if !f.loop.Do(func() { c = f.release(m, false) }) {
+			return nil // another took its place, and the Forwarder has ended
+		}
 		defer f.loop.Post(f.tidy)
 		return m.finish(ctx, c)
 	})

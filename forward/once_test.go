@@ -45,3 +45,27 @@ func TestOnceRefreshed(t *testing.T) {
 		})
 	}
 }
+
+// A mapping of Once that ran out, and whose place another took, can be closed after its
+// Forwarder.
+func TestOnceReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := forwarder(t, forward.Config{}, newMemory())
+		enable := func() *forward.Mapping {
+			m, err := f.Enable(t.Context(), forward.TCP(8080), forward.Once(), forward.Lifetime(time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		replaced := enable()
+		time.Sleep(time.Hour)
+		enable()
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := replaced.Close(); err != nil {
+			t.Errorf("Close of the mapping that was replaced: %v", err)
+		}
+	})
+}
