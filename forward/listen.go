@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"github.com/natforward/goforward/backends"
 )
@@ -128,11 +127,14 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s io.Closer, at 
 	for _, w := range specs {
 		r.mappings = append(r.mappings, f.hold(&w, true))
 	}
-	r.close = sync.OnceValue(func() error {
-		err := s.Close() // first, so that no connection is accepted that could not be served
-		_, left := f.closeAll(context.Background(), r.mappings)
-		return errors.Join(err, left)
-	})
+	var closing once
+	r.close = func() error {
+		return closing.do(func() error {
+			err := s.Close() // first, so that no connection is accepted that could not be served
+			_, left := f.closeAll(context.Background(), r.mappings)
+			return errors.Join(err, left)
+		})
+	}
 	return r, nil
 }
 
