@@ -170,9 +170,13 @@ func (w *modelWorld) checkGrant(h *modelHandle, g *modelGateway, m backends.Mapp
 	}
 }
 
-// busy reports whether a request about a handle is in flight.
+// busy reports whether a request about a handle is in flight. Ready-made backends that one
+// Forwarder uses have one owner, which renews a port at one after the other.
 func (w *modelWorld) busy(h *modelHandle) (busy bool) {
-	for _, g := range h.forwarder.gateways {
+	for _, g := range w.gateways {
+		if !slices.Contains(h.forwarder.gateways, g) && (h.forwarder.routed || g.index >= modelReady) {
+			continue
+		}
 		g.set(func() {
 			for k, r := range g.records {
 				busy = busy || r.inFlight > 0 && h.spec.wants(k)
