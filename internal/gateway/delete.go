@@ -232,8 +232,9 @@ func (f *flow) deleted(e *entry, err error) error {
 	// A second refusal is final, but not that of a request which is repeated to find out.
 	final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
 	if err != nil && !final {
+		remains := e.remains(err)
 		f.pend(e, err)
-		return e.remains(err)
+		return remains
 	}
 	if c := e.end.client; c != nil && err != nil { // the next run may try again
 		c.refused = append(c.refused, state.Record{Port: e.end.port, Mapping: *e.granted})
@@ -248,7 +249,7 @@ func (f *flow) deleted(e *entry, err error) error {
 	return nil
 }
 
-// pend makes a deletion be retried.
+// pend makes a deletion be retried. What has run out meanwhile is removed.
 func (o *Owner) pend(e *entry, err error) {
 	e.state, e.err = pendingDelete, err
 	now := time.Now()

@@ -371,7 +371,7 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 		e.remove()
 	default:
 		e.beginEnd(h)
-		f.pend(e, err)
 		e.end.since = time.Now()
+		f.pend(e, err)
 	}
 }
