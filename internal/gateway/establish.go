@@ -366,7 +366,7 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 	}
 	e.holders = without(e.holders, h)
 	switch {
-	case len(e.holders) > 0 || e.state == active:
+	case len(e.holders) > 0:
 	case e.state == creating && !e.unknown:
 		e.remove()
 	default:
