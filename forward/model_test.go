@@ -51,15 +51,35 @@ func TestModel(t *testing.T) {
 	t.Logf("%d steps, the first GOFORWARD_SEED=%d", steps, seed)
 	done, counts := 0, map[string]int{}
 	for ; done < steps && !t.Failed(); seed++ {
-		synctest.Test(t, func(t *testing.T) {
-			w := newModelWorld(t, seed, counts)
-			w.run(min(modelWorldSteps, steps-done))
-			w.end()
-			w.report()
-			done += w.steps
-		})
+		done += modelRun(t, seed, min(modelWorldSteps, steps-done), counts)
 	}
 	t.Logf("%d steps, checked: %v", done, counts)
+}
+
+// modelRun does steps in the world of a seed, and returns how many.
+func modelRun(t *testing.T, seed uint64, steps int, counts map[string]int) (done int) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newModelWorld(t, seed, counts)
+		w.run(steps)
+		w.end()
+		w.report()
+		done = w.steps
+	})
+	return done
+}
+
+// Worlds of the model in which a mapping once stayed on a gateway, or was reported and not
+// there.
+func TestModelFound(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	for _, seed := range []uint64{
+		12025, 15025, 18032, 29013, 33050, 40002, 55023, 67036, 69006, 75039, 85005, 191009,
+		197005, 206023, 258039, 322006, 515042, 630037,
+	} {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+			modelRun(t, seed, modelWorldSteps, map[string]int{})
+		})
+	}
 }
 
 // modelWorld is several Forwarders, gateways and goroutines in one bubble.

@@ -1,0 +1,44 @@
+package forward_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/natforward/goforward/forward"
+)
+
+// Two Forwarders share a mapping, and both end while a request about it is in flight. The
+// one that ends last deletes it, also if the other was asked to end after it.
+func TestEndOfShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		first, last := forwarder(t, forward.Config{}, m), forwarder(t, forward.Config{}, m)
+		if _, err := first.Enable(t.Context(), forward.UDP(8080)); err != nil {
+			t.Fatal(err)
+		}
+		shared, err := last.Enable(t.Context(), forward.UDP(8080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		within := func(d time.Duration) context.Context {
+			ctx, cancel := context.WithTimeout(t.Context(), d)
+			t.Cleanup(cancel)
+			return ctx
+		}
+		m.set(func() { m.block = true })
+		go func() { _ = shared.Refresh(within(5 * time.Second)) }()
+		synctest.Wait()
+		go func() { _ = shared.Shutdown(within(time.Minute)) }()
+		synctest.Wait()
+		_ = first.Shutdown(within(time.Second))
+		m.set(func() { m.block = false })
+		if err := last.Shutdown(within(time.Minute)); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+		if live := m.live(); len(live) != 0 {
+			t.Errorf("Shutdown returned nil, and the gateway has %v", live)
+		}
+	})
+}
