@@ -46,36 +46,33 @@ type Config struct {
 	// backends.ErrInvalid while this host does not have it. The zero Addr: the one
 	// that the kernel uses.
 	Source netip.Addr
-	// IGD is the URL of a UPnP root description, with an IP address as its host:
-	// that device is used, and no other looked for; where no Gateway is named, its
-	// host is the gateway. Empty: the device of the gateway, or else the best one.
+	// IGD is the URL of a UPnP root description, with an IP address as its host. That
+	// device is used, and no other is searched for. If Gateway is zero, the host is the
+	// gateway. Empty: the device of the gateway, or else the best one.
 	IGD string
-	// Announce is where gateways' announcements are listened for, SSDP where UPnP
-	// devices are searched, Notify where their notifications are listened for: all
-	// for tests. The zero values: 224.0.0.1:5350; port 1900 of the gateway and
-	// 239.255.255.250:1900; 239.255.255.250:1900. A gateway on loopback is
-	// neither searched nor listened for where nothing is said.
+	// These addresses are for tests. Announcements of gateways are received at
+	// Announce; zero: 224.0.0.1:5350. UPnP devices are searched at SSDP; zero: port 1900
+	// of the gateway, and 239.255.255.250:1900. Their notifications are received at
+	// Notify; zero: 239.255.255.250:1900. For a gateway on loopback, zero is none.
 	Announce, SSDP, Notify netip.AddrPort
 	// Lifetime is what mappings are asked for, unless an option says otherwise.
 	// Zero: DefaultLifetime.
 	Lifetime time.Duration
-	// Description is what the gateway shows in its table, where the protocol
-	// carries one. Empty: "goforward".
+	// Description is what the gateway shows in its table, if the protocol has one.
+	// Empty: "goforward".
 	Description string
-	// NonceKey is a secret that PCP nonces are derived from, so that a later
-	// process with the same key can renew and delete what this one mapped. Nil:
-	// nobody else can.
+	// NonceKey is a secret from which PCP nonces are derived. A later process with the
+	// same key can renew and delete what this one mapped. Nil: only this process can.
 	NonceKey []byte
-	// StateFile is where is written down what is held, with the secrets that it takes
-	// to renew it, for the next run of the program: that takes its mappings over in
-	// place, with the external ports that they had, and takes away what is not
-	// enabled again within half a minute. It is written atomically, for its owner
-	// alone, and locked: one Forwarder has it at a time; another takes it when it is
-	// free. A file with invalid contents is renamed to end in ".damaged", or
-	// ".damaged.2" and so on. That, and a file that cannot be read or written now, is
-	// logged and no reason to fail. Empty: none.
+	// StateFile is the path of a file that records the mappings, with the secrets that
+	// renew them. The next run of the program takes them over, with their external
+	// ports, and deletes what is not enabled again within half a minute. The file is
+	// written atomically and is readable by its owner alone. It is locked: one Forwarder
+	// uses it at a time, and another waits until it is free. A file with invalid contents
+	// is renamed to end in ".damaged", or ".damaged.2" and so on. That, and a file that
+	// cannot be read or written now, is logged, and nothing fails. Empty: none.
 	StateFile string
-	// Logger is told what the Forwarder does. Nil: nobody.
+	// Logger logs what the Forwarder does. Nil: nothing is logged.
 	Logger *slog.Logger
 	// OnEvent is called for each event, in the order in which they happened, one after
 	// another, on a goroutine of its own. It may block and call anything, also Close. A

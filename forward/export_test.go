@@ -53,16 +53,16 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 			}
 			return discover.Gateway{Addr: gw, Local: local, Interface: "test"}, nil
 		}
-		before := f.specs
-		f.specs = func(p place) []gateway.BackendConfig {
+		before := f.configs
+		f.configs = func(p place) []gateway.BackendConfig {
 			if p.gateway.Addr() != gw {
 				return before(p)
 			}
-			var specs []gateway.BackendConfig
+			var configs []gateway.BackendConfig
 			for _, b := range bs {
-				specs = append(specs, gateway.BackendConfig{Ready: b})
+				configs = append(configs, gateway.BackendConfig{Ready: b})
 			}
-			return specs
+			return configs
 		}
 	})
 }

@@ -28,7 +28,7 @@ type Forwarder struct {
 	registry *gateway.Registry
 	jitter   func(time.Duration) time.Duration
 	routes   [2]func() (discover.Gateway, error) // the kernel's default routes, by family
-	specs    func(place) []gateway.BackendConfig // the backends to use at a gateway
+	configs  func(place) []gateway.BackendConfig // the backends to use at a gateway
 	keyOf    func(place) gateway.Key
 	watch    func(context.Context, func()) error // of the network
 
@@ -66,7 +66,7 @@ func New(config *Config) (*Forwarder, error) {
 		jitter:   gateway.Jitter,
 		routes:   [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 	}
-	f.specs, f.keyOf, f.watch = f.backendSpecs, place.key, discover.Watch
+	f.configs, f.keyOf, f.watch = f.backendConfigs, place.key, discover.Watch
 	f.dispatcher.log = c.Logger
 	f.log = slog.New(queueHandler{&f.dispatcher, c.Logger.Handler()})
 	f.clock.Fire = f.compareClocks

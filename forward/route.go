@@ -155,19 +155,19 @@ func (f *Forwarder) join(p place) (*route, error) {
 		return f.known[i], nil
 	}
 	var (
-		specs []gateway.BackendConfig
-		key   gateway.Key
+		configs []gateway.BackendConfig
+		key     gateway.Key
 	)
 	for _, b := range f.config.Backends {
-		specs = append(specs, gateway.BackendConfig{Ready: b})
+		configs = append(configs, gateway.BackendConfig{Ready: b})
 	}
-	if len(specs) == 0 {
-		specs, key = f.specs(p), f.keyOf(p)
+	if len(configs) == 0 {
+		configs, key = f.configs(p), f.keyOf(p)
 	}
-	if len(specs) == 0 {
+	if len(configs) == 0 {
 		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Order, " or "))
 	}
-	c, err := f.registry.Join(key, specs, sink{f})
+	c, err := f.registry.Join(key, configs, sink{f})
 	if err != nil {
 		return nil, err
 	}
@@ -177,10 +177,10 @@ func (f *Forwarder) join(p place) (*route, error) {
 	return r, nil
 }
 
-// backendSpecs returns how to make the backends that the config names for a place.
-func (f *Forwarder) backendSpecs(p place) []gateway.BackendConfig {
+// backendConfigs returns how to make the backends that the config names for a place.
+func (f *Forwarder) backendConfigs(p place) []gateway.BackendConfig {
 	fam := familyOf(p.gateway.Addr())
-	var specs []gateway.BackendConfig
+	var configs []gateway.BackendConfig
 	for _, name := range f.config.Order {
 		s := gateway.BackendConfig{Protocol: name, Interface: p.iface}
 		switch {
@@ -197,12 +197,12 @@ func (f *Forwarder) backendSpecs(p place) []gateway.BackendConfig {
 				s.URL = f.config.IGD
 			}
 		}
-		specs = append(specs, s)
+		configs = append(configs, s)
 	}
 	if fam == ipv4 && backends.ScopeOf(p.local) == backends.ScopePublic {
-		specs = append(specs, gateway.BackendConfig{Protocol: gateway.Direct})
+		configs = append(configs, gateway.BackendConfig{Protocol: gateway.Direct})
 	}
-	return specs
+	return configs
 }
 
 // igdHost is the address in the URL of a root description.

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/priority"
 	"github.com/natforward/goforward/internal/state"
 )
 
@@ -143,18 +142,6 @@ func (c *Client) Refresh(ctx context.Context, h *Handle) error {
 	return c.ask(ctx, h, func(f *flow) error { return f.renewNow(h) })
 }
 
-func (f *flow) renewNow(h *Handle) error {
-	f.requests = priority.WithFresh(f.requests, time.Now())
-	for _, e := range h.entries() {
-		e.wanted = true
-	}
-	h.reason = "refreshed"
-	if f.pass(); !f.has(h) || h.isIntact() {
-		return h.Status().Err
-	}
-	return f.ensure(h, "refreshed")
-}
-
 // Change requests another spec in place of what a handle has. What the gateway granted
 // is renewed if that can serve the spec; else it is deleted first, and requested again
 // if the spec is refused.
@@ -168,20 +155,6 @@ func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
 		}
 		return f.renewNow(h)
 	})
-}
-
-// setSpec changes what a handle is renewed with, unless another shares what it has.
-func (h *Handle) setSpec(s *Spec) error {
-	for _, e := range h.entries() {
-		if len(e.holders) > 1 && !e.spec.sharesWith(s) {
-			return &ConflictError{Protocol: e.protocol, Port: h.Port}
-		}
-	}
-	for _, e := range h.entries() {
-		e.spec = s
-	}
-	h.publish(func(now *Status) { now.Spec = s }, "")
-	return nil
 }
 
 // ExternalAddr asks a backend for the gateway's external address. The request goes on
@@ -281,14 +254,6 @@ func (c *Client) InUse() (used bool) {
 // Answered returns when the gateway last answered a deletion.
 func (c *Client) Answered() time.Time {
 	return c.owner.start.Add(time.Duration(c.owner.answered.Load()))
-}
-
-// Answered is that of the client that the handle is attached to.
-func (h *Handle) Answered() time.Time {
-	if c := h.client.Load(); c != nil {
-		return c.Answered()
-	}
-	return time.Time{}
 }
 
 // Close tries the pending deletions of the client once more, waits for all of its flows

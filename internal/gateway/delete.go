@@ -78,7 +78,7 @@ func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 				errs = append(errs, f.delete(e, retryTimeout))
 			}
 		}
-		closing.Err = errors.Join(errors.Join(errs...), f.release(h))
+		closing.Err = errors.Join(append(errs, f.release(h))...)
 	}})
 }
 
@@ -113,18 +113,12 @@ func (g *group) heldBy(h *Handle) []*entry {
 	return slices.DeleteFunc(slices.Clone(g.entries), func(e *entry) bool { return !e.isHeldBy(h) })
 }
 
-// release gives up all that a handle has or may have.
+// release gives up all that a handle has or may have at this gateway.
 func (f *flow) release(h *Handle) error {
-	return f.giveUp(h, f.held(h, false), min(h.spec().Timeout, firstTimeout))
-}
-
-// held returns the entries that a handle holds, which it is about to give up: those that
-// are granted, or all.
-func (f *flow) held(h *Handle, granted bool) []*entry {
-	if c := h.client.Load(); c != nil && c.owner == f.Owner {
+	if c := h.client.Load(); c != nil && c.owner == f.Owner { // else the handle is another owner's
 		h.backend = nil
 	}
-	return slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return granted && e.state != active })
+	return f.giveUp(h, f.group.heldBy(h), min(h.spec().Timeout, firstTimeout))
 }
 
 // giveUp takes a handle off the holders of entries. The last one of an entry deletes it.
@@ -192,7 +186,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 			switch again, err := e.backend.Map(ctx, request); {
 			case err == nil:
 				m = &again
-			case m != nil:
+			case m != nil: // this is deleted at least
 			case requested != nil && f.isAnswer(err) && e.backend.Unmap(ctx, *requested) == nil:
 				return again, nil
 			default:
@@ -205,7 +199,8 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 }
 
 // requested returns the mapping that a request may have created, to be deleted, or nil. A
-// UPnP mapping is deleted by its external port, which may be another program's.
+// UPnP mapping is deleted by its external port, which may be another program's. So may be
+// that of a ready-made backend, for which this host's address is not known.
 func (e *entry) requested(r backends.Request) *backends.Mapping {
 	local := e.group.owner.key.Local
 	if to := r.Internal.Addr(); to.IsValid() && !to.IsUnspecified() {

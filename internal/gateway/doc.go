@@ -1,18 +1,21 @@
-// Package gateway owns what gateways grant. There is one Owner per gateway and
-// process, a goroutine that alone changes the state of that gateway: which of its
-// backends answer, the entries that it granted, the requests in flight and the
-// deletions that got no reply.
+// Package gateway owns what gateways grant. There is one Owner per gateway and process.
+// Its loop alone changes the state of that gateway: which backends answer, the entries
+// that it granted, the requests in flight and the deletions that got no reply.
 //
-// A Forwarder joins the owner as a Client. It acquires an entry for each protocol of a
-// mapping and gets a Hold. If several holds ask for the same, they share the entry. The
-// owner renews entries, requests them again after a restart of the gateway, and tells
-// each hold of every change by its client's Sink. It deletes an entry when the last
-// hold is released.
+// A Forwarder joins the owner as a Client, and attaches a Handle for each mapping. The
+// handle holds an entry for each protocol of its Spec. Handles that ask for the same share
+// the entry, also those of different Forwarders. The owner renews entries, requests them
+// again after a restart of the gateway, and publishes what each handle is as a Status. It
+// deletes an entry when its last holder gives it up.
 //
-// Requests run on goroutines of their own, which exist only while requests are in
-// flight. They run under the owner's context: a caller that gives up stops waiting,
-// and the owner deletes what the gateway granted meanwhile.
+// Requests are made by flows. A flow is a goroutine that exists only while it has something
+// to request. Between its requests it runs on the loop. Requests run under the owner's
+// context: a caller that gives up stops waiting, and the owner deletes what the gateway
+// grants after that.
 //
-// The owner calls nothing of the user's. A client asks it by a request with a context;
-// it answers, and publishes by a Sink that never blocks.
+// The owner calls nothing of the user's. It tells its clients by a Sink that never blocks.
+//
+// To read it: entry.go has the state, flow.go how requests run, establish.go a first
+// request, renew.go renewals and restarts, delete.go the end of mappings, and owner.go how
+// owners begin and end.
 package gateway

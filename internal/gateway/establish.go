@@ -44,7 +44,9 @@ func (f *flow) about(ctx context.Context, h *Handle, run func() error) error {
 
 // ensure requests a handle anew. What it has and does not fit together goes first.
 func (f *flow) ensure(h *Handle, reason string) error {
-	_ = f.giveUp(h, f.held(h, true), retryTimeout)
+	granted := slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return e.state != active })
+	h.backend = nil
+	_ = f.giveUp(h, granted, retryTimeout)
 	err := f.establish(h, h.spec(), reason)
 	if err != nil {
 		f.fail(h, err)

@@ -140,6 +140,14 @@ func (h *Handle) spec() *Spec { return h.status.Load().Spec }
 // Client returns the client that the handle is attached to, or nil.
 func (h *Handle) Client() *Client { return h.client.Load() }
 
+// Answered is that of the client that the handle is attached to.
+func (h *Handle) Answered() time.Time {
+	if c := h.client.Load(); c != nil {
+		return c.Answered()
+	}
+	return time.Time{}
+}
+
 // Changed returns a channel that is closed at the next change of Status.
 func (h *Handle) Changed() <-chan struct{} {
 	for {
@@ -297,4 +305,18 @@ func (o *Owner) refresh(h *Handle, reason string) {
 	if !lost && !doubtful {
 		h.leaveOthers()
 	}
+}
+
+// setSpec changes what a handle is renewed with, unless another shares what it has.
+func (h *Handle) setSpec(s *Spec) error {
+	for _, e := range h.entries() {
+		if len(e.holders) > 1 && !e.spec.sharesWith(s) {
+			return &ConflictError{Protocol: e.protocol, Port: h.Port}
+		}
+	}
+	for _, e := range h.entries() {
+		e.spec = s
+	}
+	h.publish(func(now *Status) { now.Spec = s }, "")
+	return nil
 }

@@ -144,6 +144,19 @@ func (g *group) enqueueWork() {
 	}})
 }
 
+// renewNow renews what a handle has, or requests it anew.
+func (f *flow) renewNow(h *Handle) error {
+	f.requests = priority.WithFresh(f.requests, time.Now())
+	for _, e := range h.entries() {
+		e.wanted = true
+	}
+	h.reason = "refreshed"
+	if f.pass(); !f.has(h) || h.isIntact() {
+		return h.Status().Err
+	}
+	return f.ensure(h, "refreshed")
+}
+
 // pass renews entries of the group one after another, in the order of their grants: those
 // that are due, and all that their handles hold beside them. It ends with the first that
 // the gateway does not answer.
