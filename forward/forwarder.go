@@ -95,7 +95,7 @@ func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) 
 
 // startWork starts the goroutines that live as long as the Forwarder.
 func (f *Forwarder) startWork() {
-	f.loop.Post(f.startClock)
+	f.loop.Do(f.startClock)
 	if len(f.config.Backends) == 0 {
 		f.work.Go(f.followNetwork)
 	}

@@ -111,7 +111,7 @@ func (c *Client) ask(ctx context.Context, h *Handle, run func(f *flow) error) er
 	f := &flow{client: c, done: make(chan struct{}), run: func(f *flow) {
 		err = f.about(ctx, h, func() error { return run(f) })
 	}}
-	if !c.owner.loop.Post(func() {
+	if !c.owner.loop.Do(func() {
 		f.group = c.owner.groupOf(h.spec().Internal)
 		c.owner.enqueue(f)
 	}) {

@@ -18,8 +18,7 @@ import (
 const MaxCalls = 8
 
 // flow is a sequence of requests about a group, on a goroutine of its own. Between its
-// requests it runs on the owner's loop: the loop waits meanwhile, so that the flow can
-// use the owner's state. The flows of a group run one after another.
+// requests it runs on the owner's loop, so that it can use the owner's state. The flows of a group run one after another.
 type flow struct {
 	*Owner
 	group    *group
@@ -31,7 +30,6 @@ type flow struct {
 	ctx      context.Context //nolint:containedctx // ends when nobody wants the result any more
 	requests context.Context //nolint:containedctx // the owner's, with the priority
 	inFlight atomic.Bool     // a request is
-	parked   chan struct{}   // the flow gives the loop back
 }
 
 // enqueue makes a flow run when its group is free and it is its turn.
@@ -52,12 +50,12 @@ func (o *Owner) dispatch() {
 	for class := range o.waiting {
 		for len(o.waiting[class]) > 0 && (class == int(priority.Foreground) || o.running < MaxCalls) {
 			f := o.waiting[class][0]
-			f.ctx, f.requests, f.parked = o.ctx, priority.With(o.ctx, f.priority), make(chan struct{})
+			f.ctx, f.requests = o.ctx, priority.With(o.ctx, f.priority)
 			if !o.spawn(func() {
 				f.enter()
 				f.run(f)
 				o.finish(f)
-				f.parked <- struct{}{}
+				o.loop.Leave()
 			}) {
 				return
 			}
@@ -95,16 +93,14 @@ func (o *Owner) finish(f *flow) {
 // enter takes the loop. If the owner has ended, the flow ends too: it has no state to
 // change any more.
 func (f *flow) enter() {
-	entered := make(chan struct{})
-	if !f.loop.Post(func() { close(entered); <-f.parked }) {
+	if !f.loop.Enter() {
 		runtime.Goexit()
 	}
-	<-entered
 }
 
 // off runs what blocks off the loop.
 func (f *flow) off(block func()) {
-	f.parked <- struct{}{}
+	f.loop.Leave()
 	block()
 	f.enter()
 }

@@ -7,75 +7,126 @@ import (
 	"time"
 )
 
-// Loop runs functions one at a time: those that are posted, in their order, and timers
-// when they are due. What only these functions use has one owner. They must not block.
-// The goroutine of a Loop exists only while there is something to run. The zero Loop is
-// ready for use.
+// Loop runs functions one at a time: those that are posted, timers when they are due, and
+// whoever enters it, in the order in which they came. What only these use has one owner.
+// They must not block. The zero Loop is ready for use.
 type Loop struct {
 	mu      sync.Mutex
-	queue   []func()
-	ended   chan struct{} // closed when the goroutine ends; nil: there is none
+	queue   []step
+	running bool          // somebody runs on the loop
 	stopped bool          // nothing more is accepted
+	idle    chan struct{} // closed when nobody runs any more; nil until Stop
 
 	timers []*Timer // the next due first; owned by the functions
 	alarm  *time.Timer
 	armed  uint64
 }
 
-// Post makes the loop run f soon. It never blocks. It returns false if the loop has
-// stopped; then f is not run.
+// step is one turn of a loop.
+type step struct {
+	run     func()
+	entered chan struct{} // in place of run: closed when it is the turn of who waits for this
+}
+
+// Post makes the loop run f soon, on a goroutine that exists only while there is something
+// to run. It never blocks. It returns false if the loop has stopped; then f is not run.
 func (l *Loop) Post(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.stopped {
 		return false
 	}
-	l.queue = append(l.queue, f)
-	if l.ended == nil {
-		l.ended = make(chan struct{})
-		go l.run(l.ended)
+	if l.running {
+		l.queue = append(l.queue, step{run: f})
+	} else {
+		l.running = true
+		go l.run(f)
 	}
 	return true
-}
-
-func (l *Loop) run(ended chan struct{}) {
-	defer close(ended)
-	for {
-		l.mu.Lock()
-		queue := l.queue
-		if l.queue = nil; len(queue) == 0 {
-			l.ended = nil
-		}
-		l.mu.Unlock()
-		if len(queue) == 0 {
-			return
-		}
-		for _, f := range queue {
-			f()
-		}
-	}
 }
 
 // Do runs f on the loop and waits for it. It returns false if the loop has stopped;
 // then f is not run. It must not be called on the loop.
 func (l *Loop) Do(f func()) bool {
-	done := make(chan struct{})
-	if !l.Post(func() { f(); close(done) }) {
+	if !l.Enter() {
 		return false
 	}
-	<-done
+	defer l.Leave()
+	f()
 	return true
 }
 
-// Stop ends the loop after what was posted before, and waits for that. It must be called
-// once.
+// Enter waits until it is the caller's turn: until Leave, it runs on the loop. It returns
+// false if the loop has stopped. It must not be called on the loop.
+func (l *Loop) Enter() bool {
+	entered, ok := l.begin()
+	if entered != nil {
+		<-entered
+	}
+	return ok
+}
+
+// begin begins the caller's turn, or returns a channel that is closed when it begins.
+func (l *Loop) begin() (entered chan struct{}, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.stopped:
+		return nil, false
+	case l.running:
+		entered = make(chan struct{})
+		l.queue = append(l.queue, step{entered: entered})
+	}
+	l.running = true
+	return entered, true
+}
+
+// Leave is the inverse of Enter.
+func (l *Loop) Leave() {
+	if next := l.next(); next != nil {
+		go l.run(next)
+	}
+}
+
+// run runs functions until nothing is left to run, or it is the turn of one who entered.
+func (l *Loop) run(f func()) {
+	for f != nil {
+		f()
+		f = l.next()
+	}
+}
+
+// next ends a turn. It returns the function to run next, or nil if it is not the caller's
+// to do.
+func (l *Loop) next() func() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		l.queue, l.running = nil, false
+		if l.idle != nil {
+			close(l.idle)
+		}
+		return nil
+	}
+	s := l.queue[0]
+	l.queue[0] = step{}
+	if l.queue = l.queue[1:]; s.entered != nil {
+		close(s.entered)
+	}
+	return s.run
+}
+
+// Stop ends the loop after what came before, and waits for that. It must be called once.
 func (l *Loop) Stop() {
 	l.mu.Lock()
 	l.stopped = true
-	ended := l.ended
+	running := l.running
+	if running {
+		l.idle = make(chan struct{})
+	}
 	l.mu.Unlock()
-	if ended != nil {
-		<-ended
+	if running {
+		<-l.idle
 	}
 	if l.alarm != nil {
 		l.alarm.Stop()
