@@ -159,15 +159,16 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 		return f.ask(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
 	}
 	before := m.status().Spec
-	altered := spec{Spec: *before, ipv6: m.family == ipv6}
+	altered := spec{Spec: *before, ipv6: m.family == ipv6, aside: m.aside}
 	if err := altered.add(opts); err != nil {
 		return err
 	}
 	switch {
 	case !slices.Equal(altered.Protocols, before.Protocols):
 		return invalid("a mapping cannot change its protocol: enable another")
-	case altered.Background != before.Background || altered.Once != before.Once:
-		return invalid("Once and Background are for Enable")
+	case altered.Background != before.Background || altered.Once != before.Once ||
+		altered.aside != m.aside || altered.ipv6 != (m.family == ipv6):
+		return invalid("Aside, Background, IPv6 and Once are for Enable")
 	}
 	return f.ask(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &altered.Spec) })
 }

@@ -1,12 +1,15 @@
 package forward_test
 
 import (
+	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 )
@@ -81,4 +84,24 @@ func total(counts map[string]int) (n int) {
 		n += count
 	}
 	return n
+}
+
+// Refresh refuses options that only Enable can serve, and leaves the mapping as it is.
+func TestRefreshOptions(t *testing.T) {
+	m := newMemory()
+	f := forwarder(t, forward.Config{}, m)
+	defer f.Close()
+	mapping := enable8080(t, f)
+	m.calls()
+	for name, o := range map[string]forward.Option{
+		"Aside": forward.Aside(), "Background": forward.Background(), "IPv6": forward.IPv6(), "Once": forward.Once(),
+		"another protocol": forward.UDP(8080), "an IPv6 address": forward.To(netip.MustParseAddrPort("[2001:db8::1]:8080")),
+	} {
+		if err := mapping.Refresh(t.Context(), o); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: Refresh returned %v", name, err)
+		}
+	}
+	if calls := m.calls(); len(calls) > 0 {
+		t.Errorf("the gateway was asked: %v", calls)
+	}
 }
