@@ -36,7 +36,7 @@ func Budgets(r *Result) []Verdict {
 	most("verdict “nothing here”, 5351 refused", "≤ 1.3 s", r.summary(keyRefused, ours, true, took), ms(1300*time.Millisecond), "ms")
 	out = append(out,
 		figureAtMost(r, figureGoroutines, "≤ 12", 12),
-		figureAtMost(r, figureHeap, "≤ 1 KiB", 1024),
+		figureAtMost(r, figureHeap, "≤ 1.5 KiB", 1536),
 		figureAtMost(r, figureBurst, "≤ 53: three times as many as if even, and 20", 53),
 		figureAtMost(r, figureAllocs, "0", 0))
 	most("first mapping back after an announced restart", "≤ 1 s", r.summary(keyRestart, ours, false, took), ms(time.Second), "ms")
