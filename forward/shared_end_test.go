@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -41,4 +42,47 @@ func TestEndOfShared(t *testing.T) {
 			t.Errorf("Shutdown returned nil, and the gateway has %v", live)
 		}
 	})
+}
+
+// A Forwarder is created while another one ends at the same gateway. It deletes what the
+// other could not.
+func TestBeginWhileAnotherEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		config := &forward.Config{Backends: []backends.Backend{lingering{m}}}
+		first, err := forward.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		enable8080(t, first)
+		m.set(func() { m.fail = answers(backends.ErrNoReply) })
+		ended := make(chan error)
+		go func() { ended <- first.Close() }()
+		synctest.Wait() // for the watch to end
+		m.set(func() { m.fail = nil })
+		second, err := forward.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer second.Close()
+		if _, err := second.Enable(t.Context(), forward.TCP(9090)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; err == nil {
+			t.Error("Close of the first Forwarder returned no error")
+		}
+		time.Sleep(2 * time.Minute)
+		if live := m.live(); len(live) != 1 || live[0].Internal.Port() != 9090 {
+			t.Errorf("the gateway has %v", live)
+		}
+	})
+}
+
+// lingering is a backend whose Watch returns late.
+type lingering struct{ *memory }
+
+func (l lingering) Watch(ctx context.Context, notify func(backends.Change)) error {
+	err := l.memory.Watch(ctx, notify)
+	time.Sleep(time.Second)
+	return err
 }

@@ -34,10 +34,9 @@ type Client struct {
 	backends []*Backend // the preferred first
 
 	// Owned by the owner's loop.
-	unusable bool           // the gateway is not the default route
-	busy     int            // flows and requests that Close waits for
-	idle     chan struct{}  // closed when there are none; nil if Close does not wait
-	refused  []state.Record // mappings that the gateway refused to delete
+	unusable bool          // the gateway is not the default route
+	busy     int           // flows and requests that Close waits for
+	idle     chan struct{} // closed when there are none; nil if Close does not wait
 }
 
 // finished counts a flow out.

@@ -136,7 +136,7 @@ func (f *flow) giveUp(h *Handle, entries []*entry, timeout time.Duration) error 
 // beginEnd records which handle was the last to hold an entry.
 func (e *entry) beginEnd(h *Handle) {
 	if e.end == nil {
-		e.end = &ending{port: h.Port, since: time.Now()}
+		e.end = &ending{port: h.Port}
 	}
 	e.end.last = h
 	for _, c := range e.group.owner.joined {
@@ -178,7 +178,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	}
 	request := e.spec.Request(e.protocol, e.asked)
 	request.Exact = false // whatever the gateway has is to be deleted
-	request.Lifetime = max(time.Until(e.unknownUntil()), time.Second)
+	request.Lifetime = max(time.Until(e.until), time.Second)
 	requested := e.requested(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
 		ctx = priority.With(ctx, priority.Delete)
@@ -224,15 +224,13 @@ func (f *flow) deleted(e *entry, err error) error {
 	if answered {
 		f.answered.Store(int64(time.Since(f.start)))
 	}
-	// A second refusal is final, but not that of a request which is repeated to find out.
-	final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
-	if err != nil && !final {
-		remains := e.remains(err)
-		f.pend(e, err)
-		return remains
-	}
-	if c := e.end.client; c != nil && err != nil { // the next run may try again
-		c.refused = append(c.refused, state.Record{Port: e.end.port, Mapping: *e.granted})
+	if err != nil {
+		// A second refusal is final, but not that of a request which is repeated to find out.
+		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
+		if f.pend(e, err); final {
+			e.end.at = sooner(e.granted.Expires(), time.Now().Add(longestLease))
+		}
+		return e.remains(err)
 	}
 	e.remove()
 	for _, other := range f.group.entries { // the deletion may have broken them
@@ -252,7 +250,7 @@ func (o *Owner) pend(e *entry, err error) {
 		e.end.postpone(now)
 	} else {
 		o.pending = append(o.pending, e)
-		e.end.pause, e.end.since, e.end.at = firstRetry, now, now.Add(firstRetry)
+		e.end.pause, e.end.at = firstRetry, now.Add(firstRetry)
 		if c := e.end.client; c != nil {
 			c.sink.RecordsChanged()
 			if c.idle != nil { // it is being closed, and waits for this
@@ -369,7 +367,6 @@ func (o *Owner) remaining(c *Client, cause error) error {
 // what it adopted.
 func (c *Client) Records() (records []state.Record) {
 	c.owner.loop.Do(func() {
-		records = slices.Clone(c.refused)
 		for _, e := range c.owner.all() {
 			if e.end != nil && e.end.client == c && e.granted != nil {
 				records = append(records, state.Record{Port: e.end.port, Mapping: *e.granted})
@@ -400,9 +397,11 @@ func (o *Owner) remains() []remainder {
 	out := o.inherited
 	for _, e := range o.all() {
 		if e.end != nil && e.state != restored {
-			out = append(out, remainder{e.backend.config, entry{
-				protocol: e.protocol, spec: e.spec, asked: e.asked, unknown: e.unknown || e.state == creating, granted: e.granted,
-			}})
+			old := entry{protocol: e.protocol, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted}
+			if e.state == creating { // the request may be in flight
+				old.noReply()
+			}
+			out = append(out, remainder{e.backend.config, old})
 		}
 	}
 	return out
@@ -456,7 +455,7 @@ func (c *Client) adopt(r state.Record, within time.Duration) bool {
 	e.state, e.granted, e.asked = restored, m, m.External.Port()
 	e.spec = &Spec{Internal: internal, External: e.asked, Remote: m.Remote, Lifetime: m.Lifetime}
 	now := time.Now()
-	e.end = &ending{client: c, port: r.Port, since: now, at: now.Add(within), pause: firstRetry}
+	e.end = &ending{client: c, port: r.Port, at: now.Add(within), pause: firstRetry}
 	o.armRetry()
 	return true
 }

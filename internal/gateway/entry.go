@@ -32,11 +32,11 @@ type entry struct {
 	wanted   bool // to be renewed by the next pass
 	former   bool // what another entry was before, to be deleted
 	unknown  bool // a request got no reply: the gateway may have it
-	longer   bool // a renewal got no reply: the gateway may have it after the lifetime
 	asked    uint16
 	failures uint16
 	spec     *Spec             // of the last request
 	granted  *backends.Mapping // never changed, but replaced; nil: not granted yet
+	until    time.Time         // when what got no reply runs out, if the gateway granted it; zero: nothing did
 	holders  []*Handle
 	err      error // of the last request, or nil
 	due      time.Time
@@ -51,7 +51,6 @@ type ending struct {
 	port   uint16        // the internal port that it was requested with
 	at     time.Time     // of the next attempt at the deletion
 	pause  time.Duration // before that
-	since  time.Time     // of the last request
 }
 
 // group is the entries of one internal endpoint, and the handles that want them. A
@@ -181,15 +180,20 @@ func (e *entry) isOnce() bool {
 // isExpired reports whether the lifetime is over. What may have been granted without a
 // reply lasts as long as it was requested for.
 func (e *entry) isExpired(now time.Time) bool {
-	if (e.granted == nil || e.unknown) && (e.end == nil || now.Before(e.unknownUntil())) {
+	if (e.granted == nil || e.unknown) && (e.end == nil || e.until.IsZero() || now.Before(e.until)) {
 		return false
 	}
 	return e.granted == nil || !e.granted.Expires().IsZero() && !now.Before(e.granted.Expires())
 }
 
-// unknownUntil returns until when the gateway may have what is about to be deleted, and got
-// no reply.
-func (e *entry) unknownUntil() time.Time { return e.end.since.Add(min(e.spec.Lifetime, longestLease)) }
+// noReply records that the last request got no reply. The gateway may have granted it, or
+// what was requested before.
+func (e *entry) noReply() {
+	if until := time.Now().Add(min(e.spec.Lifetime, longestLease)); until.After(e.until) {
+		e.until = until
+	}
+	e.unknown = e.unknown || e.state != active
+}
 
 // internalPort returns the internal port that the entry has or is requested with.
 func (e *entry) internalPort() uint16 {
@@ -226,7 +230,7 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 		order.born, order.lost = at, 0
 	}
 	e.state, e.granted, e.err, e.failures, e.unknown = active, m, nil, 0, false
-	e.wanted, e.longer = false, false
+	e.wanted, e.until = false, time.Time{}
 	now, lost := time.Now(), e.backend.lost
 	before := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight
 	e.lost = before || e.lost && e.again && lost.IsZero()

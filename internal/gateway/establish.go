@@ -348,7 +348,7 @@ func (o *Owner) split(e *entry) {
 		}
 	}
 	o.pending, e.end, e.unknown = without(o.pending, e), nil, false
-	e.state, e.granted = creating, nil
+	e.state, e.granted, e.until = creating, nil, time.Time{}
 	o.pend(e.group.add(&old), backends.ErrNoReply)
 }
 
@@ -361,7 +361,7 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 			f.watch(e.backend) // it may announce that it can now
 		}
 	} else {
-		e.unknown, e.longer = e.unknown || e.state != active, e.state == active
+		e.noReply()
 		if keeps {
 			return
 		}
@@ -373,7 +373,6 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 		e.remove()
 	default:
 		e.beginEnd(h)
-		e.end.since = time.Now()
 		f.pend(e, err)
 	}
 }

@@ -118,8 +118,8 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	c := &Client{owner: o, sink: sink}
 	var err error
 	o.loop.Do(func() {
-		o.inherited = append(o.inherited, inherited...)
 		err = o.join(c, configs)
+		o.inherit(inherited)
 	})
 	if err != nil {
 		c.Abandon()
@@ -143,7 +143,6 @@ func (o *Owner) join(c *Client, configs []BackendConfig) error {
 	}
 	o.joined = append(o.joined, c)
 	o.publishSinks()
-	o.inherited = slices.DeleteFunc(o.inherited, c.inherit)
 	return nil
 }
 
@@ -178,11 +177,34 @@ func (r *Registry) leave(ctx context.Context, c *Client) {
 	if !last {
 		return
 	}
-	if left := o.stop(ctx); len(left) > 0 {
-		r.mu.Lock()
+	left := o.stop(ctx)
+	if len(left) == 0 {
+		return
+	}
+	var heir *Owner // it took the place of o meanwhile
+	r.mu.Lock()
+	for _, k := range keys {
+		heir = cmp.Or(heir, r.owners[k])
+	}
+	if heir != nil {
+		heir.clients++ // so that it does not end now
+	} else {
 		r.ended = append(r.ended, endedOwner{keys, left})
 		r.ended = r.ended[max(0, len(r.ended)-maxEnded):]
-		r.mu.Unlock()
+	}
+	r.mu.Unlock()
+	if heir != nil {
+		heir.loop.Do(func() { heir.inherit(left) })
+		r.leave(ctx, &Client{owner: heir})
+	}
+}
+
+// inherit takes over deletions that ended owners could not finish. What no client has a
+// backend for is kept for those to come.
+func (o *Owner) inherit(left []remainder) {
+	o.inherited = append(o.inherited, left...)
+	for _, c := range o.joined {
+		o.inherited = slices.DeleteFunc(o.inherited, c.inherit)
 	}
 }
 

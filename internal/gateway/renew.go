@@ -221,7 +221,9 @@ func (f *flow) renew(e *entry) (backends.Mapping, error) {
 // holders of the entries to be renewed next are told later.
 func (f *flow) renewed(e *entry, m *backends.Mapping, err error, upcoming []*entry) bool {
 	now := time.Now()
-	e.longer = e.longer || err != nil && !f.isAnswer(err)
+	if err != nil && !f.isAnswer(err) {
+		e.noReply()
+	}
 	switch {
 	case err == nil:
 		e.record(m, false)
@@ -257,8 +259,8 @@ func (e *entry) publish(upcoming []*entry) {
 // without a pause.
 func (o *Owner) ranOut(e *entry, err error) {
 	holders := slices.Clone(e.holders)
-	if e.longer && !e.isOnce() {
-		e.state, e.granted, e.unknown, e.longer = creating, nil, true, false
+	if !e.until.IsZero() && !e.isOnce() {
+		e.state, e.granted, e.unknown = creating, nil, true
 	} else {
 		e.holders = nil
 		e.remove()

@@ -1,0 +1,109 @@
+package forward_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+)
+
+// Close reports a deletion that the gateway refuses each time, also if a Close before it
+// got no reply.
+func TestCloseReportsRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		mapping := enable8080(t, f)
+		m.set(func() { m.fail = answers(backends.ErrNoReply) })
+		if err := mapping.Close(); !errors.Is(err, backends.ErrNoReply) {
+			t.Errorf("Close of the mapping: %v", err)
+		}
+		m.set(func() { m.fail = answers(backends.ErrNotAuthorized) })
+		time.Sleep(time.Minute)
+		if err := f.Close(); !errors.Is(err, backends.ErrNotAuthorized) {
+			t.Errorf("Close returned %v, and the gateway has %v", err, m.live())
+		}
+	})
+}
+
+// A deletion that is refused is attempted once more. If that succeeds, nothing remains.
+func TestRefusedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		enable8080(t, f)
+		refusals := 0
+		m.set(func() {
+			m.fail = func(string, backends.Protocol, uint16) error {
+				if refusals++; refusals == 1 {
+					return backends.ErrNotAuthorized
+				}
+				return nil
+			}
+		})
+		if err := f.Close(); err != nil || len(m.live()) > 0 {
+			t.Errorf("Close returned %v, and the gateway has %v", err, m.live())
+		}
+	})
+}
+
+// answers makes every call fail.
+func answers(err error) func(string, backends.Protocol, uint16) error {
+	return func(string, backends.Protocol, uint16) error { return err }
+}
+
+// A request for a short time does not shorten how long a mapping may remain that got no
+// reply before.
+func TestNoReplyTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		b := &unheard{memory: m}
+		f, err := forward.New(&forward.Config{Backends: []backends.Backend{b}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		enable := func(opts ...forward.Option) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := f.Enable(ctx, append(opts, forward.TCP(8080))...); err == nil {
+				t.Fatal("Enable succeeded")
+			}
+		}
+		enable(forward.Lifetime(time.Hour)) // is granted, and the reply is lost
+		if len(m.live()) == 0 {
+			t.Fatal("the gateway did not grant it")
+		}
+		m.set(func() { m.fail = answers(backends.ErrNoReply) })
+		enable(forward.Lifetime(2 * time.Minute))
+		m.set(func() { m.fail = answers(backends.ErrConflict) })
+		enable(forward.Lifetime(3 * time.Minute))
+		time.Sleep(20 * time.Minute)
+		b.hears.Store(true)
+		m.set(func() { m.fail = nil })
+		time.Sleep(2 * time.Minute)
+		if live := m.live(); len(live) > 0 {
+			t.Errorf("the gateway still has %v", live)
+		}
+	})
+}
+
+// unheard is a gateway whose grants are lost on the way.
+type unheard struct {
+	*memory
+	hears atomic.Bool
+}
+
+func (u *unheard) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
+	granted, err := u.memory.Map(ctx, r)
+	if err == nil && !u.hears.Load() {
+		return backends.Mapping{}, fmt.Errorf("%s: %w", u.name, backends.ErrNoReply)
+	}
+	return granted, err
+}
