@@ -51,9 +51,8 @@ func closeContext(ctx context.Context, answered func() time.Time) (context.Conte
 
 // Close deletes the mapping from the gateway. It takes two seconds at most, and up to
 // fifteen while the gateway keeps answering. Its error names what remains on the gateway
-// until its lifetime ends. A gateway that did not answer is asked again until the
-// Forwarder is closed, and then once more. A second call waits for the first and returns
-// the same error.
+// until its lifetime ends. That is tried again until the Forwarder is closed, and then once
+// more. A second call waits for the first and returns the same error.
 func (m *Mapping) Close() error { return m.Shutdown(context.Background()) }
 
 // Shutdown is Close within a context. One without a deadline is bounded as Close is.

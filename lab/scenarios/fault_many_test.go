@@ -155,8 +155,11 @@ func testProcesses(t *testing.T, home *lab.HomeNet, backend string) {
 	}
 	left := 0
 	for _, p := range all { // one after another, as another's Close may take what both have
-		left += closeAll(p.f, p.held)
-		p.f.close()
+		remains := closeAll(p.f, p.held)
+		left += remains
+		if got := p.f.try(call{Op: "close", Forwarder: p.f.n}); got.Failure != nil && remains == 0 {
+			t.Errorf("close: %v", got.Failure) // else it tells what remains
+		}
 		p.quiesces(p.calm)
 	}
 	noneOfOurs(t, home, left)
