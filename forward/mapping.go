@@ -121,7 +121,7 @@ func (m *Mapping) subject() *subject {
 // ranOut reports whether the mapping was left for its lifetime, and that is over.
 func (m *Mapping) ranOut() bool {
 	s := m.status()
-	return s.Spec.Once && !s.Stands()
+	return s.Spec.Once && !s.Since.IsZero() && !s.Stands() // without an event it was not granted yet
 }
 
 // String is for logs: protocol, internal port and external endpoint.

@@ -271,6 +271,15 @@ func (w *modelWorld) wanted(g *modelGateway, k modelKey, strict bool) bool {
 	})
 }
 
+// wantedOnce reports whether an open handle that is not renewed may share a key.
+func (w *modelWorld) wantedOnce(g *modelGateway, k modelKey) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.order, func(h *modelHandle) bool {
+		return h.closed.IsZero() && h.spec != nil && h.spec.once && h.spec.wants(k) && slices.Contains(h.forwarder.gateways, g)
+	})
+}
+
 // enabling returns the Forwarders with an Enable in progress that may ask a gateway for a
 // key.
 func (w *modelWorld) enabling(g *modelGateway, k modelKey) (out []*modelForwarder) {

@@ -251,7 +251,7 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 			row.holders, row.makers, row.once, row.known = before.holders, before.makers, before.once, before.known
 			row.left = before.left && !g.world.wanted(g, k, false) // requested to find out what to delete
 		} else {
-			row.makers = g.world.enabling(g, k)
+			row.makers, row.once = g.world.enabling(g, k), g.world.wantedOnce(g, k)
 		}
 		record.row = &row
 		m.External = netip.AddrPortFrom(g.external, port)

@@ -69,3 +69,47 @@ func TestOnceReplaced(t *testing.T) {
 		}
 	})
 }
+
+// Two calls enable the same at once, not to be renewed. Both have it.
+func TestOnceTwiceAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, f := newDelayed(t, map[string]time.Duration{"map udp": time.Second})
+		errs := make(chan error)
+		for range 2 {
+			go func() {
+				_, err := f.Enable(t.Context(), forward.Both(8080), forward.Once())
+				errs <- err
+			}()
+			time.Sleep(500 * time.Millisecond)
+		}
+		for range 2 {
+			if err := <-errs; err != nil {
+				t.Errorf("Enable: %v", err)
+			}
+		}
+		if live := d.live(); len(live) != 2 {
+			t.Errorf("the gateway has %v", live)
+		}
+	})
+}
+
+// The Forwarder is closed when half of what Once asks for is granted: that is deleted,
+// since the call fails.
+func TestOnceHalfGranted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, f := newDelayed(t, map[string]time.Duration{"map udp": time.Second})
+		failed := make(chan error)
+		go func() {
+			_, err := f.Enable(t.Context(), forward.Both(8080), forward.Once())
+			failed <- err
+		}()
+		time.Sleep(500 * time.Millisecond)
+		closed := f.Close()
+		if err := <-failed; err == nil {
+			t.Error("Enable succeeded")
+		}
+		if live := d.live(); closed != nil || len(live) > 0 {
+			t.Errorf("Close returned %v, and the gateway has %v", closed, live)
+		}
+	})
+}

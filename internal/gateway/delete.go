@@ -227,10 +227,11 @@ func (f *flow) deleted(e *entry, err error) error {
 	if err != nil {
 		// A second refusal is final, but not that of a request which is repeated to find out.
 		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
-		if f.pend(e, err); final {
+		remains := e.remains(err)
+		if f.pend(e, err); final && e.end != nil {
 			e.end.at = sooner(e.granted.Expires(), time.Now().Add(longestLease))
 		}
-		return e.remains(err)
+		return remains
 	}
 	e.remove()
 	for _, other := range f.group.entries { // the deletion may have broken them
