@@ -107,3 +107,35 @@ func (u *unheard) Map(ctx context.Context, r backends.Request) (backends.Mapping
 	}
 	return granted, err
 }
+
+// A deletion that gets no reply does not keep others from their turn.
+func TestRetriesTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		defer f.Close()
+		first := enable8080(t, f)
+		second, err := f.Enable(t.Context(), forward.TCP(9090))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.set(func() { m.fail = answers(backends.ErrNoReply) })
+		for _, mapping := range []*forward.Mapping{first, second} {
+			if err := mapping.Close(); err == nil {
+				t.Error("Close returned nil")
+			}
+		}
+		m.set(func() {
+			m.fail = func(_ string, _ backends.Protocol, wish uint16) error {
+				if wish == 8080 {
+					return backends.ErrNoReply
+				}
+				return nil
+			}
+		})
+		time.Sleep(5 * time.Minute)
+		if live := m.live(); len(live) != 1 || live[0].Internal.Port() != 8080 {
+			t.Errorf("the gateway has %v", live)
+		}
+	})
+}

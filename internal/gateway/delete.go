@@ -299,7 +299,9 @@ func (o *Owner) retryDue() {
 			o.retrying = true
 			o.enqueue(&flow{group: e.group, client: e.end.client, priority: priority.Delete, run: func(f *flow) {
 				err := f.delete(e, retryTimeout)
-				o.retrying = false
+				if o.retrying = false; e.end != nil { // the others come first the next time
+					o.pending = append(without(o.pending, e), e)
+				}
 				for _, other := range o.pending { // a ready-made backend is a gateway of its own
 					if errors.Is(err, backends.ErrNoReply) && (other.backend == e.backend || e.backend.config.Ready == nil) {
 						other.end.postpone(time.Now())
