@@ -149,7 +149,7 @@ func TestDebts(t *testing.T) {
 		}
 		m.refuse(nil, 0)
 		time.Sleep(10 * time.Second)
-		want := []string{"unmap tcp 8080", "unmap tcp 8081", "unmap tcp 8082", "renew udp 8082"}
+		want := []string{"unmap tcp 8081", "unmap tcp 8082", "renew udp 8082", "unmap tcp 8080"} // in turn
 		if diff := cmp.Diff(want, m.calls()); diff != "" {
 			t.Error(diff)
 		}

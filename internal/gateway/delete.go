@@ -138,11 +138,12 @@ func (e *entry) beginEnd(h *Handle) {
 	if e.end == nil {
 		e.end = &ending{port: h.Port}
 	}
+	o := e.group.owner
 	e.end.last = h
-	for _, c := range e.group.owner.joined {
-		if c.isOwn(h) {
-			e.end.client = c
-		}
+	if i := slices.IndexFunc(o.joined, func(c *Client) bool { return c.isOwn(h) }); i >= 0 {
+		e.end.client = o.joined[i]
+	} else if e.end.client == nil {
+		e.end.client = o.clientOf(e.backend)
 	}
 }
 

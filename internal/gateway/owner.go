@@ -146,15 +146,26 @@ func (o *Owner) join(c *Client, configs []BackendConfig) error {
 	return nil
 }
 
+// clientOf returns a client that uses a backend, or nil.
+func (o *Owner) clientOf(b *Backend) *Client {
+	for _, c := range o.joined {
+		if slices.Contains(c.backends, b) {
+			c.sink.RecordsChanged()
+			return c
+		}
+	}
+	return nil
+}
+
 // leave is the inverse of Join: the last client ends the owner, and waits for that.
 func (r *Registry) leave(ctx context.Context, c *Client) {
 	o := c.owner
 	o.loop.Do(func() {
 		o.joined = without(o.joined, c)
 		o.publishSinks()
-		for _, e := range o.pending {
-			if e.end.client == c {
-				e.end.client = nil
+		for _, e := range o.all() { // another answers for it now
+			if e.end != nil && e.end.client == c {
+				e.end.client = o.clientOf(e.backend)
 			}
 		}
 		for _, e := range o.all() { // what others hold too is theirs to delete

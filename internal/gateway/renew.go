@@ -161,6 +161,8 @@ func (f *flow) renewNow(h *Handle) error {
 // that are due, and all that their handles hold beside them. It ends with the first that
 // the gateway does not answer.
 func (f *flow) pass() {
+	defer f.expire()
+	f.expire()
 	var rest []*entry
 	for _, e := range f.group.entries {
 		if e.isHeld() {
@@ -191,6 +193,15 @@ func (f *flow) pass() {
 			if !f.renewed(e, &m, err, upcoming) {
 				return
 			}
+		}
+	}
+}
+
+// expire ends the entries of the group whose lifetime is over.
+func (f *flow) expire() {
+	for _, e := range slices.Clone(f.group.entries) {
+		if e.isHeld() && e.isExpired(time.Now()) {
+			f.ranOut(e, errRanOut)
 		}
 	}
 }
