@@ -226,7 +226,8 @@ func (f *flow) deleted(e *entry, err error) error {
 		f.answered.Store(int64(time.Since(f.start)))
 	}
 	if err != nil {
-		// A second refusal is final, but not that of a request which is repeated to find out.
+		// A second refusal is final: after it, only Close tries again. That of a request which
+		// was repeated to find out what to delete is not.
 		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
 		remains := e.remains(err)
 		if f.pend(e, err); final && e.end != nil {

@@ -150,7 +150,6 @@ func (o *Owner) join(c *Client, configs []BackendConfig) error {
 func (o *Owner) clientOf(b *Backend) *Client {
 	for _, c := range o.joined {
 		if slices.Contains(c.backends, b) {
-			c.sink.RecordsChanged()
 			return c
 		}
 	}
@@ -165,7 +164,9 @@ func (r *Registry) leave(ctx context.Context, c *Client) {
 		o.publishSinks()
 		for _, e := range o.all() { // another answers for it now
 			if e.end != nil && e.end.client == c {
-				e.end.client = o.clientOf(e.backend)
+				if e.end.client = o.clientOf(e.backend); e.end.client != nil {
+					e.end.client.sink.RecordsChanged()
+				}
 			}
 		}
 		for _, e := range o.all() { // what others hold too is theirs to delete
