@@ -352,9 +352,9 @@ func (e *entry) remains(err error) error {
 func (o *Owner) remaining(c *Client, cause error) error {
 	var errs []error
 	for _, e := range o.all() {
-		closed := func(h *Handle) bool { return c.isOwn(h) && h.Status().Closed }
-		if len(e.holders) > 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !closed(h) }) {
-			e.beginEnd(e.holders[0])
+		own := slices.IndexFunc(e.holders, c.isOwn)
+		if own >= 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.Status().Closed }) {
+			e.beginEnd(e.holders[own])
 		}
 		switch {
 		case e.end == nil || e.end.client != c || e.state == restored || e.isExpired(time.Now()):
