@@ -228,7 +228,7 @@ func (f *flow) deleted(e *entry, err error) error {
 	if err != nil {
 		// A second refusal is final: after it, only Close tries again. That of a request which
 		// was repeated to find out what to delete is not.
-		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil
+		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil && !e.unknown
 		remains := e.remains(err)
 		if f.pend(e, err); final && e.end != nil {
 			e.end.at = sooner(e.granted.Expires(), time.Now().Add(longestLease))
@@ -358,7 +358,7 @@ func (o *Owner) remaining(c *Client, cause error) error {
 		}
 		switch {
 		case e.end == nil || e.end.client != c || e.state == restored || e.isExpired(time.Now()):
-		case e.granted == nil && (e.end.last == nil || e.end.last.known): // another backend granted it
+		case e.granted == nil && e.order.born == 0 && (e.end.last == nil || e.end.last.known): // another backend granted it
 		case e.state == pendingDelete:
 			errs = append(errs, e.remains(e.err))
 		default: // its deletion is in flight or waits for its turn

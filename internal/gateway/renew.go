@@ -161,8 +161,13 @@ func (f *flow) renewNow(h *Handle) error {
 // that are due, and all that their handles hold beside them. It ends with the first that
 // the gateway does not answer.
 func (f *flow) pass() {
-	defer f.expire()
 	f.expire()
+	f.renewWanted()
+	f.expire()
+}
+
+// renewWanted is pass without what expires.
+func (f *flow) renewWanted() {
 	var rest []*entry
 	for _, e := range f.group.entries {
 		if e.isHeld() {
