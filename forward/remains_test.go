@@ -139,3 +139,48 @@ func TestRetriesTakeTurns(t *testing.T) {
 		}
 	})
 }
+
+// A refused deletion of what may last longer than it was granted is not repeated without
+// a pause.
+func TestRefusalsPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		defer f.Close()
+		short, err := f.Enable(t.Context(), forward.TCP(8080), forward.Lifetime(2*time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.set(func() { m.fail = answers(backends.ErrNoReply) })
+		_ = short.Close()
+		if _, err := f.Enable(t.Context(), forward.TCP(8080), forward.Lifetime(time.Hour)); err == nil {
+			t.Fatal("Enable succeeded")
+		}
+		m.set(func() {
+			m.fail = func(op string, _ backends.Protocol, _ uint16) error {
+				time.Sleep(time.Millisecond)
+				return backends.ErrNotAuthorized
+			}
+		})
+		time.Sleep(3 * time.Minute)
+		m.calls()
+		time.Sleep(10 * time.Minute)
+		if n := len(m.calls()); n > 40 {
+			t.Errorf("%d requests in ten minutes", n)
+		}
+	})
+}
+
+// Close reports what ran out after renewals without a reply: the gateway may have it.
+func TestCloseReportsUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		enable8080(t, f)
+		m.set(func() { m.fail = answers(backends.ErrNoReply) })
+		time.Sleep(forward.DefaultLifetime + time.Minute)
+		if err := f.Close(); !errors.Is(err, backends.ErrNoReply) {
+			t.Errorf("Close: %v", err)
+		}
+	})
+}

@@ -13,7 +13,7 @@ import (
 
 // store is what Config.StateFile is about: what this Forwarder has on gateways, recorded
 // at each change, and what an earlier run left there. Without a path it only remembers
-// the deletions that got no reply.
+// what could not be deleted.
 type store struct {
 	forwarder *Forwarder
 	path      string

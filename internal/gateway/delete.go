@@ -226,8 +226,8 @@ func (f *flow) deleted(e *entry, err error) error {
 		f.answered.Store(int64(time.Since(f.start)))
 	}
 	if err != nil {
-		// A second refusal is final: after it, only Close tries again. That of a request which
-		// was repeated to find out what to delete is not.
+		// After a second refusal, Close tries again, and else a timer once a day. What the
+		// gateway may have for longer than is known is tried again as before.
 		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil && !e.unknown
 		remains := e.remains(err)
 		if f.pend(e, err); final && e.end != nil {

@@ -15,7 +15,7 @@ type entryState uint8
 const (
 	creating      entryState = iota // requested, and not granted yet
 	active                          // granted
-	pendingDelete                   // its deletion got no reply and is retried
+	pendingDelete                   // its deletion got no reply or was refused, and is retried
 	restored                        // an earlier run held it
 	removed                         // no longer in the table
 )
@@ -41,12 +41,12 @@ type entry struct {
 	err      error // of the last request, or nil
 	due      time.Time
 	order    grantOrder
-	end      *ending // of an entry without holders; else nil
+	end      *ending // of an entry that is to be deleted; else nil
 }
 
 // ending is what an entry needs when its last holder is gone, or an earlier run held it.
 type ending struct {
-	client *Client       // that held it last; nil: it has left
+	client *Client       // that answers for it: it held it last, or took it over; nil: none
 	last   *Handle       // that held it
 	port   uint16        // the internal port that it was requested with
 	at     time.Time     // of the next attempt at the deletion

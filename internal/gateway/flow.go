@@ -18,7 +18,8 @@ import (
 const MaxCalls = 8
 
 // flow is a sequence of requests about a group, on a goroutine of its own. Between its
-// requests it runs on the owner's loop, so that it can use the owner's state. The flows of a group run one after another.
+// requests it runs on the owner's loop, so that it can use the owner's state. The flows of
+// a group run one after another.
 type flow struct {
 	*Owner
 	group    *group

@@ -166,7 +166,7 @@ func (f *flow) pass() {
 	f.expire()
 }
 
-// renewWanted is pass without what expires.
+// renewWanted makes the renewals of a pass.
 func (f *flow) renewWanted() {
 	var rest []*entry
 	for _, e := range f.group.entries {
