@@ -35,6 +35,7 @@ type Client struct {
 
 	// Owned by the owner's loop.
 	unusable bool          // the gateway is not the default route
+	closing  bool          // Close was called
 	busy     int           // flows and requests that Close waits for
 	idle     chan struct{} // closed when there are none; nil if Close does not wait
 }
@@ -258,27 +259,32 @@ func (c *Client) Answered() time.Time {
 // Close tries the pending deletions of the client once more, waits for all of its flows
 // until ctx ends, and leaves the owner, which ends with its last client. It returns
 // records of and an error for each mapping that remains.
-func (c *Client) Close(ctx context.Context) ([]state.Record, error) {
-	o, idle := c.owner, make(chan struct{})
+func (c *Client) Close(ctx context.Context) (records []state.Record, err error) {
+	o := c.owner
 	o.loop.Do(func() {
+		c.closing = true
 		for _, e := range o.pending {
 			if e.end.client == c && e.state == pendingDelete {
-				e.end.at = time.Now()
+				c.retryNow(e)
 			}
 		}
-		if o.retryDue(); c.busy == 0 {
-			close(idle)
-		} else {
-			c.idle = idle
-		}
 	})
-	select {
-	case <-idle:
-	case <-ctx.Done():
+	for over := false; !over; {
+		idle := make(chan struct{})
+		o.loop.Do(func() {
+			if over = c.busy == 0 || ctx.Err() != nil; !over {
+				c.idle = idle
+				return
+			}
+			err, records = o.remaining(c, context.Cause(ctx)), c.records()
+			o.part(c)
+			close(idle)
+		})
+		select {
+		case <-idle:
+		case <-ctx.Done():
+		}
 	}
-	var err error
-	o.loop.Do(func() { err = o.remaining(c, context.Cause(ctx)) })
-	records := c.Records()
 	o.registry.leave(ctx, c)
 	return records, err
 }
@@ -288,6 +294,9 @@ func (c *Client) Close(ctx context.Context) ([]state.Record, error) {
 func (c *Client) Abandon() {
 	ctx, cancel := context.WithTimeout(context.Background(), retryTimeout)
 	defer cancel()
-	c.owner.loop.Do(func() { c.owner.abandon(c) })
+	c.owner.loop.Do(func() {
+		c.owner.abandon(c)
+		c.owner.part(c)
+	})
 	c.owner.registry.leave(ctx, c)
 }

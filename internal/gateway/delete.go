@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -231,7 +232,7 @@ func (f *flow) deleted(e *entry, err error) error {
 		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil && !e.unknown
 		remains := e.remains(err)
 		if f.pend(e, err); final && e.end != nil {
-			e.end.at = sooner(e.granted.Expires(), time.Now().Add(longestLease))
+			e.end.at = sooner(e.expires(), time.Now().Add(longestLease))
 		}
 		return remains
 	}
@@ -256,9 +257,8 @@ func (o *Owner) pend(e *entry, err error) {
 		e.end.pause, e.end.at = firstRetry, now.Add(firstRetry)
 		if c := e.end.client; c != nil {
 			c.sink.RecordsChanged()
-			if c.idle != nil { // it is being closed, and waits for this
-				e.end.at = now
-				o.retryDue()
+			if c.closing {
+				c.retryNow(e)
 			}
 		}
 	}
@@ -301,7 +301,7 @@ func (o *Owner) retryDue() {
 			o.retrying = true
 			o.enqueue(&flow{group: e.group, client: e.end.client, priority: priority.Delete, run: func(f *flow) {
 				err := f.delete(e, retryTimeout)
-				if o.retrying = false; e.end != nil { // the others come first the next time
+				if o.retrying = false; slices.Contains(o.pending, e) { // the others come first the next time
 					o.pending = append(without(o.pending, e), e)
 				}
 				for _, other := range o.pending { // a ready-made backend is a gateway of its own
@@ -315,6 +315,15 @@ func (o *Owner) retryDue() {
 		}
 	}
 	o.armRetry()
+}
+
+// retryNow attempts a deletion, for which Close of the client waits.
+func (c *Client) retryNow(e *entry) {
+	c.owner.enqueue(&flow{group: e.group, client: c, priority: priority.Delete, run: func(f *flow) {
+		if e.state == pendingDelete {
+			_ = f.delete(e, retryTimeout)
+		}
+	}})
 }
 
 // RemainsError says that a mapping remains on the gateway until its lifetime ends.
@@ -341,11 +350,7 @@ func (e *RemainsError) Unwrap() error { return e.Err }
 
 // remains returns the error for a mapping whose deletion failed.
 func (e *entry) remains(err error) error {
-	r := &RemainsError{Protocol: e.protocol, Port: e.end.port, Unknown: e.granted == nil, Err: err}
-	if e.granted != nil {
-		r.Until = e.granted.Expires()
-	}
-	return r
+	return &RemainsError{Protocol: e.protocol, Port: e.end.port, Until: e.expires(), Unknown: e.granted == nil, Err: err}
 }
 
 // remaining returns an error for each mapping of a client that is not deleted.
@@ -362,7 +367,7 @@ func (o *Owner) remaining(c *Client, cause error) error {
 		case e.state == pendingDelete:
 			errs = append(errs, e.remains(e.err))
 		default: // its deletion is in flight or waits for its turn
-			errs = append(errs, e.remains(cause))
+			errs = append(errs, e.remains(cmp.Or(cause, backends.ErrNoReply)))
 		}
 	}
 	return errors.Join(errs...)
@@ -371,13 +376,16 @@ func (o *Owner) remaining(c *Client, cause error) error {
 // Records returns what the gateway has that no handle holds: what the client held last, and
 // what it adopted.
 func (c *Client) Records() (records []state.Record) {
-	c.owner.loop.Do(func() {
-		for _, e := range c.owner.all() {
-			if e.end != nil && e.end.client == c && e.granted != nil {
-				records = append(records, state.Record{Port: e.end.port, Mapping: *e.granted})
-			}
+	c.owner.loop.Do(func() { records = c.records() })
+	return records
+}
+
+func (c *Client) records() (records []state.Record) {
+	for _, e := range c.owner.all() {
+		if e.end != nil && e.end.client == c && e.granted != nil {
+			records = append(records, state.Record{Port: e.end.port, Mapping: *e.granted})
 		}
-	})
+	}
 	return records
 }
 
@@ -397,17 +405,25 @@ type remainder struct {
 	entry  entry
 }
 
-// remains returns the deletions that are not finished.
-func (o *Owner) remains() []remainder {
-	out := o.inherited
+// remains returns the deletions that are not finished, by the owner that they are for.
+func (o *Owner) remains() (out []endedOwner) {
+	left := o.inherited
 	for _, e := range o.all() {
 		if e.end != nil && e.state != restored {
 			old := entry{protocol: e.protocol, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted}
 			if e.state == creating { // the request may be in flight
 				old.noReply()
 			}
-			out = append(out, remainder{e.backend.config, old})
+			left = append(left, remainder{e.backend.config, old})
 		}
+	}
+	for _, r := range left {
+		key := o.key.of(r.config)
+		i := slices.IndexFunc(out, func(e endedOwner) bool { return e.key == key })
+		if i < 0 {
+			i, out = len(out), append(out, endedOwner{key: key})
+		}
+		out[i].left = append(out[i].left, r)
 	}
 	return out
 }
@@ -418,11 +434,16 @@ func (c *Client) inherit(r remainder) bool {
 	if i < 0 {
 		return false
 	}
-	if e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal); g.entry(c.backends[i].name, e.protocol) == nil {
-		c.owner.samePort = c.owner.samePort || e.spec.SamePort
-		e.backend, e.end = c.backends[i], &ending{client: c, port: e.spec.Internal.Port()}
-		c.owner.pend(g.add(&e), backends.ErrNoReply)
+	e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal)
+	e.group, e.backend, e.end = g, c.backends[i], &ending{client: c, port: e.spec.Internal.Port()}
+	if other := g.entry(e.backend.name, e.protocol); other != nil {
+		if other.isReplacedBy(e.internalPort(), e.externalPort()) { // it is the same mapping
+			return true
+		}
+		e.former = true
 	}
+	c.owner.samePort = c.owner.samePort || e.spec.SamePort
+	c.owner.pend(g.add(&e), backends.ErrNoReply)
 	return true
 }
 

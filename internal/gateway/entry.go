@@ -177,13 +177,24 @@ func (e *entry) isOnce() bool {
 	return len(e.holders) > 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.spec().Once })
 }
 
-// isExpired reports whether the lifetime is over. What may have been granted without a
-// reply lasts as long as it was requested for.
+// isExpired reports whether the lifetime is over.
 func (e *entry) isExpired(now time.Time) bool {
-	if (e.granted == nil || e.unknown) && (e.end == nil || e.until.IsZero() || now.Before(e.until)) {
-		return false
+	at := e.expires()
+	return !at.IsZero() && !now.Before(at)
+}
+
+// expires returns when the lifetime is over, or the zero Time: not known, or never. What is
+// to be deleted lasts also as long as it was requested for without a reply.
+func (e *entry) expires() (at time.Time) {
+	if e.granted != nil {
+		if at = e.granted.Expires(); at.IsZero() {
+			return at
+		}
 	}
-	return e.granted == nil || !e.granted.Expires().IsZero() && !now.Before(e.granted.Expires())
+	if e.end != nil && e.until.After(at) {
+		return e.until
+	}
+	return at
 }
 
 // noReply records that the last request got no reply. The gateway may have granted it, or
@@ -204,6 +215,14 @@ func (e *entry) internalPort() uint16 {
 		return e.asked
 	}
 	return e.group.internal.Port()
+}
+
+// externalPort returns the external port that the entry has or is requested with.
+func (e *entry) externalPort() uint16 {
+	if e.granted != nil {
+		return e.granted.External.Port()
+	}
+	return e.asked
 }
 
 // grantOrder is when an entry was granted, to order the entries of a group as the

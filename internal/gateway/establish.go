@@ -24,11 +24,8 @@ const (
 // about runs a part of a flow that is about one handle. Its context ends with that of the
 // caller, and if the handle is closed or detached.
 func (f *flow) about(ctx context.Context, h *Handle, run func() error) error {
-	switch {
-	case h.Status().Closed || f.Owner.ctx.Err() != nil:
-		return ErrEnded
-	case !f.has(h):
-		return ErrMoved
+	if err := f.gone(h); err != nil {
+		return err
 	}
 	ctx, h.stop = context.WithCancelCause(ctx)
 	stop := h.stop
@@ -40,6 +37,17 @@ func (f *flow) about(ctx context.Context, h *Handle, run func() error) error {
 		h.stop = nil
 	}
 	return err
+}
+
+// gone returns nil if a handle is attached to the owner and open, or why it is not.
+func (f *flow) gone(h *Handle) error {
+	switch {
+	case h.Status().Closed || f.Owner.ctx.Err() != nil:
+		return ErrEnded
+	case !f.has(h):
+		return ErrMoved
+	}
+	return nil
 }
 
 // ensure requests a handle anew. What it has and does not fit together goes first.
@@ -54,10 +62,17 @@ func (f *flow) ensure(h *Handle, reason string) error {
 	return err
 }
 
+// errGivenUp is what a handle keeps of a request whose caller gave up. The error of the
+// caller's context says nothing of the gateway.
+var errGivenUp = errors.New("the call that requested the mapping ended before it was granted")
+
 // fail records that a request came to nothing, and when the next comes.
 func (f *flow) fail(h *Handle, err error) {
 	if !f.has(h) || h.isUnusable() {
 		return
+	}
+	if f.ctx.Err() != nil && !IsTimeout(f.ctx) {
+		err = errGivenUp
 	}
 	h.failures++
 	if h.due = time.Now().Add(Backoff(h.failures, err, f.registry.jitter)); h.spec().Once {
@@ -330,10 +345,7 @@ func (e *entry) isReplacedBy(internal, external uint16) bool {
 	if e.backend.name != upnp.Name {
 		return internal == e.internalPort()
 	}
-	if e.granted != nil {
-		return external == e.granted.External.Port()
-	}
-	return external == e.asked
+	return external == e.externalPort()
 }
 
 // split keeps apart what an entry was before it is requested as another mapping, to be

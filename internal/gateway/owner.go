@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -22,6 +23,15 @@ type Key struct {
 	Local   netip.Addr     // the effective source; the zero Addr: not known
 }
 
+// of returns what identifies the owner of a backend: a ready-made one is a gateway of its
+// own.
+func (k Key) of(config BackendConfig) any {
+	if config.Ready != nil && k == (Key{}) {
+		return config.Ready
+	}
+	return k
+}
+
 // Registry holds the owners of a process. A gateway cannot tell two Forwarders of one
 // host apart, so they share its owner.
 type Registry struct {
@@ -32,9 +42,9 @@ type Registry struct {
 	ended  []endedOwner   // the oldest first
 }
 
-// endedOwner is an owner that ended with deletions that it could not finish.
+// endedOwner is the deletions that an owner could not finish before it ended.
 type endedOwner struct {
-	keys []any
+	key  any
 	left []remainder
 }
 
@@ -85,14 +95,9 @@ func newOwner(r *Registry, key Key) *Owner {
 // Configs are the backends that the client uses, the preferred first. Join does no
 // network I/O.
 func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, error) {
-	var keys []any // of ready-made backends: each
-	for _, c := range configs {
-		if c.Ready != nil && key == (Key{}) {
-			keys = append(keys, c.Ready)
-		}
-	}
-	if len(keys) == 0 {
-		keys = []any{key}
+	var keys []any
+	for _, config := range configs {
+		keys = append(keys, key.of(config))
 	}
 	r.mu.Lock()
 	var o *Owner
@@ -107,7 +112,7 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	}
 	var inherited []remainder
 	r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
-		is := slices.ContainsFunc(keys, func(k any) bool { return slices.Contains(e.keys, k) })
+		is := slices.Contains(keys, e.key)
 		if is {
 			inherited = append(inherited, e.left...)
 		}
@@ -143,71 +148,77 @@ func (o *Owner) join(c *Client, configs []BackendConfig) error {
 	}
 	o.joined = append(o.joined, c)
 	o.publishSinks()
+	o.handOver(nil)
 	return nil
 }
 
-// clientOf returns a client that uses a backend, or nil.
-func (o *Owner) clientOf(b *Backend) *Client {
+// clientOf returns a client that uses a backend, or nil. One that is being closed comes
+// first: it attempts a deletion at once, and tells its user if that fails.
+func (o *Owner) clientOf(b *Backend) (found *Client) {
 	for _, c := range o.joined {
-		if slices.Contains(c.backends, b) {
-			return c
+		if slices.Contains(c.backends, b) && (found == nil || c.closing && !found.closing) {
+			found = c
 		}
 	}
-	return nil
+	return found
 }
 
-// leave is the inverse of Join: the last client ends the owner, and waits for that.
+// part is the inverse of join.
+func (o *Owner) part(c *Client) {
+	o.joined = without(o.joined, c)
+	o.publishSinks()
+	o.handOver(c)
+	for _, e := range o.all() { // what others hold too is theirs to delete
+		if slices.ContainsFunc(e.holders, func(h *Handle) bool { return !c.isOwn(h) }) {
+			e.holders = slices.DeleteFunc(e.holders, c.isOwn)
+		}
+	}
+}
+
+// handOver makes other clients answer for what a client does that has left, or nobody: nil.
+func (o *Owner) handOver(left *Client) {
+	for _, e := range o.all() {
+		if e.end == nil || e.end.client != left {
+			continue
+		}
+		c := o.clientOf(e.backend)
+		if e.end.client = c; c == nil {
+			continue
+		}
+		if c.sink.RecordsChanged(); c.closing {
+			c.retryNow(e)
+		}
+	}
+}
+
+// leave is the end of Join: the last client ends the owner, and waits for that. What the
+// owner could not delete is left to those that took its place meanwhile or will.
 func (r *Registry) leave(ctx context.Context, c *Client) {
 	o := c.owner
-	o.loop.Do(func() {
-		o.joined = without(o.joined, c)
-		o.publishSinks()
-		for _, e := range o.all() { // another answers for it now
-			if e.end != nil && e.end.client == c {
-				if e.end.client = o.clientOf(e.backend); e.end.client != nil {
-					e.end.client.sink.RecordsChanged()
-				}
-			}
-		}
-		for _, e := range o.all() { // what others hold too is theirs to delete
-			if slices.ContainsFunc(e.holders, func(h *Handle) bool { return !c.isOwn(h) }) {
-				e.holders = slices.DeleteFunc(e.holders, c.isOwn)
-			}
-		}
-	})
 	r.mu.Lock()
 	o.clients--
 	last := o.clients == 0
-	var keys []any
-	for k, other := range r.owners {
-		if last && other == o {
-			keys = append(keys, k)
-			delete(r.owners, k)
-		}
+	if last {
+		maps.DeleteFunc(r.owners, func(_ any, other *Owner) bool { return other == o })
 	}
 	r.mu.Unlock()
 	if !last {
 		return
 	}
-	left := o.stop(ctx)
-	if len(left) == 0 {
-		return
-	}
-	var heir *Owner // it took the place of o meanwhile
-	r.mu.Lock()
-	for _, k := range keys {
-		heir = cmp.Or(heir, r.owners[k])
-	}
-	if heir != nil {
-		heir.clients++ // so that it does not end now
-	} else {
-		r.ended = append(r.ended, endedOwner{keys, left})
-		r.ended = r.ended[max(0, len(r.ended)-maxEnded):]
-	}
-	r.mu.Unlock()
-	if heir != nil {
-		heir.loop.Do(func() { heir.inherit(left) })
-		r.leave(ctx, &Client{owner: heir})
+	for _, ended := range o.stop(ctx) {
+		r.mu.Lock()
+		heir := r.owners[ended.key]
+		if heir != nil {
+			heir.clients++ // so that it does not end now
+		} else {
+			r.ended = append(r.ended, ended)
+			r.ended = r.ended[max(0, len(r.ended)-maxEnded):]
+		}
+		r.mu.Unlock()
+		if heir != nil {
+			heir.loop.Do(func() { heir.inherit(ended.left) })
+			r.leave(ctx, &Client{owner: heir})
+		}
 	}
 }
 
@@ -222,7 +233,7 @@ func (o *Owner) inherit(left []remainder) {
 
 // stop ends the flows, the watches, the backends and the loop, and returns the deletions
 // that remain. A request whose backend ignores its context is not awaited longer than ctx.
-func (o *Owner) stop(ctx context.Context) (left []remainder) {
+func (o *Owner) stop(ctx context.Context) (left []endedOwner) {
 	o.cancel(net.ErrClosed)
 	closed := make(chan struct{})
 	go func() {

@@ -151,7 +151,11 @@ func (f *flow) renewNow(h *Handle) error {
 		e.wanted = true
 	}
 	h.reason = "refreshed"
-	if f.pass(); !f.has(h) || h.isIntact() {
+	f.pass()
+	if err := f.gone(h); err != nil {
+		return err
+	}
+	if h.isIntact() {
 		return h.Status().Err
 	}
 	return f.ensure(h, "refreshed")
