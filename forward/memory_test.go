@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -21,10 +22,11 @@ var (
 	here     = netip.MustParseAddr("192.0.2.10")
 )
 
-// key is what the gateway in memory tells mappings apart by.
+// key is what the gateway in memory tells mappings apart by: the internal port, and for
+// UPnP the external one.
 type key struct {
 	protocol backends.Protocol
-	internal uint16
+	port     uint16
 }
 
 // memory is a backend and its gateway, in memory: virtual time passes for it.
@@ -149,7 +151,7 @@ func (m *memory) grant(ctx context.Context, op string, r backends.Request) (back
 	if m.limit != 0 {
 		g.Lifetime = min(g.Lifetime, m.limit)
 	}
-	m.table[key{r.Protocol, r.Internal.Port()}] = g
+	m.table[m.keyOf(g)] = g
 	return g, nil
 }
 
@@ -159,8 +161,15 @@ func (m *memory) Unmap(ctx context.Context, g backends.Mapping) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.table, key{g.Protocol, g.Internal.Port()})
+	delete(m.table, m.keyOf(g))
 	return nil
+}
+
+func (m *memory) keyOf(g backends.Mapping) key {
+	if m.name == upnp.Name {
+		return key{g.Protocol, g.External.Port()}
+	}
+	return key{g.Protocol, g.Internal.Port()}
 }
 
 func (m *memory) Watch(ctx context.Context, notify func(backends.Change)) error {

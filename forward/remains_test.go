@@ -11,6 +11,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/gateway"
 )
 
 // Close reports a deletion that the gateway refuses each time, also if a Close before it
@@ -101,7 +102,14 @@ type unheard struct {
 }
 
 func (u *unheard) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
-	granted, err := u.memory.Map(ctx, r)
+	return u.reply(u.memory.Map(ctx, r))
+}
+
+func (u *unheard) Renew(ctx context.Context, old backends.Mapping, r backends.Request) (backends.Mapping, error) {
+	return u.reply(u.memory.Renew(ctx, old, r))
+}
+
+func (u *unheard) reply(granted backends.Mapping, err error) (backends.Mapping, error) {
 	if err == nil && !u.hears.Load() {
 		return backends.Mapping{}, fmt.Errorf("%s: %w", u.name, backends.ErrNoReply)
 	}
@@ -182,5 +190,69 @@ func TestCloseReportsUnanswered(t *testing.T) {
 		if err := f.Close(); !errors.Is(err, backends.ErrNoReply) {
 			t.Errorf("Close: %v", err)
 		}
+	})
+}
+
+// A renewal without a reply may have extended a mapping. Its deletion is retried as long.
+func TestRenewalUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		b := &unheard{memory: m}
+		b.hears.Store(true)
+		f, err := forward.New(&forward.Config{Backends: []backends.Backend{b}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		begun := time.Now()
+		mapping, err := f.Enable(t.Context(), forward.TCP(8080), forward.Lifetime(2*time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.hears.Store(false)
+		time.Sleep(115 * time.Second)
+		m.set(func() { m.fail = answers(backends.ErrNoReply) })
+		var remains *gateway.RemainsError
+		if err := mapping.Close(); !errors.As(err, &remains) {
+			t.Fatal("Close:", err)
+		}
+		live := m.live()
+		if len(live) != 1 || remains.Until.Before(live[0].Expires()) {
+			t.Fatalf("Close reported %v, and the gateway has %v", remains, live)
+		}
+		time.Sleep(time.Until(begun.Add(2*time.Minute + 10*time.Second)))
+		m.set(func() { m.fail = nil })
+		time.Sleep(30 * time.Second)
+		if live := m.live(); len(live) > 0 {
+			t.Errorf("the gateway still has %v", live)
+		}
+	})
+}
+
+// That a caller gives up a Refresh is no answer of the gateway: the mapping does not keep
+// the error of the caller's context.
+func TestRefreshGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		defer f.Close()
+		mapping := enable8080(t, f)
+		m.set(func() {
+			m.fail = func(string, backends.Protocol, uint16) error {
+				time.Sleep(5 * time.Second)
+				return backends.ErrNoReply
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := mapping.Refresh(ctx, forward.External(9090)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error("Refresh:", err)
+		}
+		time.Sleep(5 * time.Second)
+		if err := mapping.Err(); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Error("the mapping keeps", err)
+		}
+		m.set(func() { m.fail = nil })
+		time.Sleep(time.Minute)
 	})
 }

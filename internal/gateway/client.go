@@ -58,7 +58,8 @@ var ErrMoved = errors.New("the default route changed")
 var ErrEnded = fmt.Errorf("the gateway is not in use any more: %w", net.ErrClosed)
 
 // Attach makes a handle the owner's, which requests it at a time, unless that is zero.
-// What it has at another gateway is kept until it is granted here.
+// What it has at another gateway is kept until it is granted here, and counts as lost:
+// nobody tells the handle any more what becomes of it.
 func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 	if old := h.client.Load(); old != nil {
 		old.owner.loop.Do(func() { old.detach(h) })
@@ -80,6 +81,9 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 			at = time.Time{}
 		} else {
 			h.backend = nil
+			if len(h.Status().State()) > 0 {
+				h.publish(func(s *Status) { s.Lost = true }, cmp.Or(reason, ErrMoved.Error()))
+			}
 		}
 		if h.reason = reason; !at.IsZero() {
 			h.due = at
