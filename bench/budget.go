@@ -9,9 +9,9 @@ import (
 // Verdict says whether a budget was kept.
 type Verdict struct {
 	What, Target, Measured string
-	// Verdict is PASS where the whole confidence interval keeps the target, FAIL
-	// where none of it does, and open where the run cannot tell; where there is no
-	// interval, the median decides and that is said. Not measured: –.
+	// Verdict is PASS if the whole confidence interval keeps the target, FAIL if none
+	// of it does, and open if it is between. If there is no interval, the median
+	// decides, and Verdict says so. It is – if nothing was measured.
 	Verdict string
 }
 

@@ -103,8 +103,8 @@ func (m *Mapping) finish(ctx context.Context, c *gateway.Closing) (err error) {
 	return err
 }
 
-// release ends a mapping: what it has is deleted, or left to its lifetime. It runs on the
-// loop.
+// release begins to end a mapping, which is deleted, or left to its lifetime. It runs on
+// the loop.
 func (f *Forwarder) release(m *Mapping, leave bool) *gateway.Closing {
 	if i := slices.Index(f.held, m); i >= 0 {
 		f.held = slices.Delete(f.held, i, i+1)

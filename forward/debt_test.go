@@ -24,8 +24,8 @@ func (m *memory) refuse(err error, but uint16) {
 	})
 }
 
-// What could not be deleted because the gateway was silent is deleted as soon as
-// it is not, but not while somebody has it again, and not after its lifetime.
+// A deletion that got no reply is retried until the gateway answers. It is not retried
+// while the mapping is held again, nor after its lifetime.
 func TestDebt(t *testing.T) {
 	silence := backends.ErrNoReply
 	for name, c := range map[string]struct {
@@ -120,8 +120,8 @@ func TestDebt(t *testing.T) {
 	}
 }
 
-// A gateway that is silent is asked for one deletion, not for all, and when one is
-// made at last, what it may have broken is renewed.
+// A gateway that does not answer is asked for one pending deletion at a time. When one
+// succeeds, the mappings that it may have broken are renewed.
 func TestDebts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()

@@ -104,8 +104,8 @@ func (f *Forwarder) startWork() {
 	}
 }
 
-// family is that of the gateway where nothing else is said: IPv4, unless one
-// was named.
+// family returns the address family of the gateway if no option names one: that of
+// Config.Gateway, or IPv4.
 func (f *Forwarder) family() family {
 	if gw := f.config.Gateway.Addr(); gw.IsValid() {
 		return familyOf(gw)
@@ -113,7 +113,7 @@ func (f *Forwarder) family() family {
 	return ipv4
 }
 
-// familyFor is that of the gateway that a spec takes.
+// familyFor returns the address family of the gateway for a spec.
 func (f *Forwarder) familyFor(w *spec) family {
 	switch {
 	case w.ipv6:
