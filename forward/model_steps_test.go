@@ -314,7 +314,8 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 	for _, g := range f.gateways { // what remains may stay
 		g.set(func() {
 			for _, k := range g.keys(time.Now()) {
-				if row := g.records[k].row; !w.openBeside(row.holders, f) {
+				row := g.records[k].row
+				if row.undeleted = true; !w.openBeside(row.holders, f) {
 					row.left = true
 				}
 			}

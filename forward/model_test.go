@@ -75,7 +75,7 @@ func TestModelFound(t *testing.T) {
 	for _, seed := range []uint64{
 		12025, 15025, 18032, 29013, 33050, 40002, 55023, 67036, 69006, 75039, 85005, 191009,
 		197005, 206023, 258039, 322006, 515042, 630037, 676032, 802028, 813035, 1049013, 1096043, 1219036,
-		1212021, 1447048,
+		1212021, 1447048, 1524024, 1579010,
 	} {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			modelRun(t, seed, modelWorldSteps, map[string]int{})

@@ -91,6 +91,24 @@ func TestAnotherPortWhileAnotherEnds(t *testing.T) {
 	})
 }
 
+// As TestBeginWhileAnotherEnds. The second Forwarder has the mapping of the first, by
+// SamePort.
+func TestSamePortWhileAnotherEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		config := &forward.Config{Backends: []backends.Backend{lingering{m}}}
+		ended := endUnanswered(t, m, config)
+		m.set(func() { m.taken[8079] = true })
+		second := beginEnabled(t, config, forward.TCP(8079), forward.SamePort())
+		defer second.Close()
+		<-ended
+		time.Sleep(2 * time.Minute)
+		if live := m.live(); len(live) != 1 || live[0].Internal.Port() != 8080 {
+			t.Errorf("the gateway has %v", live)
+		}
+	})
+}
+
 // As TestBeginWhileAnotherEnds, with two ready-made backends, each of which another
 // Forwarder takes over.
 func TestTwoBeginWhileAnotherEnds(t *testing.T) {

@@ -84,9 +84,12 @@ func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 }
 
 // leave takes a handle off the holders of its entries. What had no other is left to its
-// lifetime.
+// lifetime, but what is requested just now: nobody was told of that, and it is deleted.
 func (g *group) leave(h *Handle) {
 	for _, e := range g.heldBy(h) {
+		if e.state == creating {
+			continue
+		}
 		if e.holders = without(e.holders, h); len(e.holders) == 0 {
 			e.remove()
 		}
@@ -134,13 +137,17 @@ func (f *flow) giveUp(h *Handle, entries []*entry, timeout time.Duration) error 
 	return errors.Join(errs...)
 }
 
-// beginEnd records which handle was the last to hold an entry.
+// beginEnd records which handle was the last to hold an entry. Its client answers for that,
+// unless another that is being closed does.
 func (e *entry) beginEnd(h *Handle) {
 	if e.end == nil {
 		e.end = &ending{port: h.Port}
 	}
-	o := e.group.owner
 	e.end.last = h
+	if c := e.end.client; c != nil && c.closing {
+		return
+	}
+	o := e.group.owner
 	if i := slices.IndexFunc(o.joined, func(c *Client) bool { return c.isOwn(h) }); i >= 0 {
 		e.end.client = o.joined[i]
 	} else if e.end.client == nil {
@@ -436,15 +443,28 @@ func (c *Client) inherit(r remainder) bool {
 	}
 	e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal)
 	e.group, e.backend, e.end = g, c.backends[i], &ending{client: c, port: e.spec.Internal.Port()}
-	if other := g.entry(e.backend.name, e.protocol); other != nil {
-		if other.isReplacedBy(e.internalPort(), e.externalPort()) { // it is the same mapping
+	for _, other := range c.owner.all() {
+		if other.isSameAs(&e) { // as the gateway tells mappings apart
+			other.mayBe(&e)
 			return true
 		}
-		e.former = true
 	}
+	e.former = g.entry(e.backend.name, e.protocol) != nil
 	c.owner.samePort = c.owner.samePort || e.spec.SamePort
 	c.owner.pend(g.add(&e), backends.ErrNoReply)
 	return true
+}
+
+// mayBe records that the gateway may have an entry already, as what is to be deleted. A
+// grant takes its place.
+func (e *entry) mayBe(old *entry) {
+	if e.state == active {
+		return
+	}
+	e.unknown = e.unknown || e.granted == nil
+	if at := old.expires(); at.After(e.until) {
+		e.until = at
+	}
 }
 
 // Adopt makes the owner answer for a mapping of an earlier run: it is taken over by the

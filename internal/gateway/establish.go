@@ -246,6 +246,9 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protoco
 	before, askedBefore := e.spec, e.asked
 	e.spec, e.asked, e.again = s, port, false
 	m, err := f.request(timeout, e.request(s, port))
+	if e.state == removed { // the client was abandoned
+		return nil, ErrEnded
+	}
 	if err != nil {
 		if f.isAnswer(err) && (e.unknown || e.state == active) { // what was requested before counts
 			e.spec, e.asked = before, askedBefore
@@ -346,6 +349,12 @@ func (e *entry) isReplacedBy(internal, external uint16) bool {
 		return internal == e.internalPort()
 	}
 	return external == e.externalPort()
+}
+
+// isSameAs reports whether two entries are one mapping of the gateway.
+func (e *entry) isSameAs(other *entry) bool {
+	return e.backend == other.backend && e.protocol == other.protocol && e.group.internal.Addr() == other.group.internal.Addr() &&
+		e.internalPort() == other.internalPort() && e.isReplacedBy(other.internalPort(), other.externalPort())
 }
 
 // split keeps apart what an entry was before it is requested as another mapping, to be
