@@ -2,6 +2,7 @@ package forward_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,12 +228,16 @@ func TestCloseOfTwo(t *testing.T) {
 		if _, err := second.Enable(t.Context(), forward.TCP(9090)); err != nil {
 			t.Fatal(err)
 		}
+		begun := time.Now()
 		m.set(func() {
 			m.fail = func(_ string, _ backends.Protocol, wish uint16) error {
-				if wish == 8080 {
+				switch {
+				case wish != 8080:
+					time.Sleep(500 * time.Millisecond)
+				case time.Since(begun) < 150*time.Millisecond: // two attempts
+					time.Sleep(100 * time.Millisecond)
 					return backends.ErrNoReply
 				}
-				time.Sleep(1100 * time.Millisecond)
 				return nil
 			}
 		})
@@ -242,9 +247,41 @@ func TestCloseOfTwo(t *testing.T) {
 		if err := first.Close(); err == nil {
 			t.Error("Close of the first Forwarder returned nil")
 		}
-		m.set(func() { m.fail = nil })
 		if err := <-ended; err != nil {
 			t.Error("Close of the second Forwarder:", err)
+		}
+		if live := m.live(); len(live) > 0 {
+			t.Errorf("the gateway has %v", live)
+		}
+	})
+}
+
+// What is requested for a mapping of Once while the Forwarder is closed is deleted: nobody
+// was told of it.
+func TestCloseWhileOnceIsRequested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		mapping, err := f.Enable(t.Context(), forward.TCP(8080), forward.Once())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.set(func() {
+			m.fail = func(op string, _ backends.Protocol, _ uint16) error {
+				if op == "map" {
+					time.Sleep(time.Second)
+				}
+				return nil
+			}
+		})
+		refreshed := make(chan error)
+		go func() { refreshed <- mapping.Refresh(t.Context(), forward.External(9090)) }()
+		synctest.Wait()
+		if err := f.Close(); err != nil {
+			t.Error("Close:", err)
+		}
+		if err := <-refreshed; !errors.Is(err, forward.ErrClosed) {
+			t.Error("Refresh:", err)
 		}
 		if live := m.live(); len(live) > 0 {
 			t.Errorf("the gateway has %v", live)
