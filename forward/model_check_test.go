@@ -341,11 +341,22 @@ func (w *modelWorld) checkGone(f *modelForwarder, held []backends.Mapping) {
 			case row == nil || row.left || row.once || g.leftWith(r):
 			case r.inFlight > 0 || r.uncertain: // another Forwarder took it, which now answers for it
 			case w.openBeside(row.holders, f) || w.openBeside(row.makers, f) || w.closingBeside(g, k, f):
+			case row.reported && w.openBeside(w.usersOf(g), f): // one of these answers for it
 			default:
 				w.fail("Shutdown of Forwarder %d returned nil, and %v still has %v %d", f.index, g, k.protocol, k.internal)
 			}
 		})
 	}
+}
+
+// usersOf returns the Forwarders that may use a gateway.
+func (w *modelWorld) usersOf(g *modelGateway) (out []*modelForwarder) {
+	for _, f := range w.current() {
+		if slices.Contains(f.gateways, g) {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // closingBeside reports whether another Forwarder may be closing a handle for a key.

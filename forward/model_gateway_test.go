@@ -48,6 +48,7 @@ type modelRow struct {
 	left      bool              // it may stay until its lifetime is over
 	once      bool              // so may it, since a mapping of Once holds it
 	undeleted bool              // a deletion was not answered, or a Shutdown ended before it
+	reported  bool              // a Shutdown told that it remains
 	known     time.Time         // until when the answers of the gateway granted it; zero: none did, or forever
 	orphan    time.Time         // since when no handle wants it; zero: one does
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -315,7 +316,9 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 		g.set(func() {
 			for _, k := range g.keys(time.Now()) {
 				row := g.records[k].row
-				if row.undeleted = true; !w.openBeside(row.holders, f) {
+				row.undeleted = true
+				row.reported = row.reported || strings.Contains(err.Error(), fmt.Sprintf("%v port %d ", k.protocol, k.internal))
+				if !w.openBeside(row.holders, f) {
 					row.left = true
 				}
 			}

@@ -256,3 +256,33 @@ func TestRefreshGivenUp(t *testing.T) {
 		time.Sleep(time.Minute)
 	})
 }
+
+// A deletion that was refused twice is retried soon if a request after it got no reply.
+func TestRefusedThenUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		b := &unheard{memory: m}
+		b.hears.Store(true)
+		f, err := forward.New(&forward.Config{Backends: []backends.Backend{b}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		mapping := enable8080(t, f)
+		m.set(func() { m.fail = answers(backends.ErrNotAuthorized) })
+		if err := mapping.Close(); err == nil {
+			t.Fatal("Close returned nil")
+		}
+		time.Sleep(time.Minute)
+		m.set(func() { m.fail = nil })
+		b.hears.Store(false)
+		if _, err := f.Enable(t.Context(), forward.TCP(8080)); err == nil {
+			t.Fatal("Enable succeeded")
+		}
+		b.hears.Store(true)
+		time.Sleep(time.Minute)
+		if live := m.live(); len(live) > 0 {
+			t.Errorf("the gateway still has %v", live)
+		}
+	})
+}

@@ -393,7 +393,9 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 	case e.state == creating && !e.unknown:
 		e.remove()
 	default:
-		e.beginEnd(h)
+		if e.beginEnd(h); !f.isAnswer(err) { // what was refused before says nothing of this
+			f.pending = without(f.pending, e)
+		}
 		f.pend(e, err)
 	}
 }
