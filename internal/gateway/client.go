@@ -267,8 +267,8 @@ func (c *Client) Close(ctx context.Context) (records []state.Record, err error) 
 	o := c.owner
 	o.loop.Do(func() {
 		c.closing = true
-		for _, e := range o.pending {
-			if e.end.client == c && e.state == pendingDelete {
+		for _, e := range o.all() { // also what another client that left is about to delete
+			if e.end != nil && e.end.client == c && e.state != restored {
 				c.retryNow(e)
 			}
 		}

@@ -61,11 +61,12 @@ func (h *Handle) end() {
 }
 
 func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
+	granted := h.Status().Granted
 	h.end()
 	g := c.owner.groupOf(h.spec().Internal)
 	g.handles = without(g.handles, h)
 	if leave {
-		g.leave(h)
+		g.leave(h, granted)
 	}
 	if len(g.heldBy(h)) == 0 && len(g.queue) == 0 {
 		close(closing.Done)
@@ -83,11 +84,11 @@ func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 	}})
 }
 
-// leave takes a handle off the holders of its entries. What had no other is left to its
-// lifetime, but what is requested just now: nobody was told of that, and it is deleted.
-func (g *group) leave(h *Handle) {
+// leave takes a handle off the holders of what was granted to it. What had no other is left
+// to its lifetime. What is requested just now is not among that, and is deleted.
+func (g *group) leave(h *Handle, granted []*backends.Mapping) {
 	for _, e := range g.heldBy(h) {
-		if e.state == creating {
+		if e.end != nil || !slices.Contains(granted, e.granted) {
 			continue
 		}
 		if e.holders = without(e.holders, h); len(e.holders) == 0 {
@@ -370,7 +371,7 @@ func (o *Owner) remaining(c *Client, cause error) error {
 		}
 		switch {
 		case e.end == nil || e.end.client != c || e.state == restored || e.isExpired(time.Now()):
-		case e.granted == nil && e.order.born == 0 && (e.end.last == nil || e.end.last.known): // another backend granted it
+		case e.granted == nil && e.order.born == 0 && e.end.last != nil && e.end.last.known: // another backend granted it
 		case e.state == pendingDelete:
 			errs = append(errs, e.remains(e.err))
 		default: // its deletion is in flight or waits for its turn
@@ -417,7 +418,10 @@ func (o *Owner) remains() (out []endedOwner) {
 	left := o.inherited
 	for _, e := range o.all() {
 		if e.end != nil && e.state != restored {
-			old := entry{protocol: e.protocol, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted}
+			old := entry{
+				protocol: e.protocol, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted,
+				end: &ending{last: e.end.last, port: e.end.port},
+			}
 			if e.state == creating { // the request may be in flight
 				old.noReply()
 			}
@@ -442,10 +446,11 @@ func (c *Client) inherit(r remainder) bool {
 		return false
 	}
 	e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal)
-	e.group, e.backend, e.end = g, c.backends[i], &ending{client: c, port: e.spec.Internal.Port()}
+	e.group, e.backend, e.end.client = g, c.backends[i], c
 	for _, other := range c.owner.all() {
 		if other.isSameAs(&e) { // as the gateway tells mappings apart
 			other.mayBe(&e)
+			g.drop()
 			return true
 		}
 	}
@@ -461,9 +466,12 @@ func (e *entry) mayBe(old *entry) {
 	if e.state == active {
 		return
 	}
-	e.unknown = e.unknown || e.granted == nil
-	if at := old.expires(); at.After(e.until) {
-		e.until = at
+	e.unknown = e.unknown || old.unknown || e.state == creating
+	if old.until.After(e.until) {
+		e.until = old.until
+	}
+	if m := old.granted; m != nil && (e.granted == nil || m.Granted.After(e.granted.Granted)) {
+		e.granted = m
 	}
 }
 

@@ -250,7 +250,7 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protoco
 		return nil, ErrEnded
 	}
 	if err != nil {
-		if f.isAnswer(err) && (e.unknown || e.state == active) { // what was requested before counts
+		if f.isAnswer(err) && before != nil && (e.unknown || e.state == active) { // what was requested before counts
 			e.spec, e.asked = before, askedBefore
 		}
 		f.refused(h, e, err)

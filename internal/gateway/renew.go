@@ -294,8 +294,9 @@ func (o *Owner) ranOut(e *entry, err error) {
 			h.due = time.Time{}
 		}
 		if h.spec().Once { // that it ends is no event
-			e.group.leave(h)
 			after := *h.Status()
+			e.holders = without(e.holders, h)
+			e.group.leave(h, after.Granted)
 			if granted := after.State(); len(granted) > 0 {
 				h.silent = granted
 			}
