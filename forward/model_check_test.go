@@ -134,7 +134,7 @@ func (w *modelWorld) checkEvent(h *modelHandle, state []backends.Mapping, strict
 	w.mu.Unlock()
 	switch {
 	case sameGrants(last.State, byProtocol(state)), h.forwarder.callbacks.Load() > 0:
-	case len(state) == 0 && !strict && w.expired(last.State):
+	case len(state) == 0 && !strict && (w.expired(last.State) || w.awaitsPort(h, last.State)):
 	case len(state) == 0 && h.spec != nil && h.spec.once: // that it ran out is no event
 	default:
 		w.fail("%v: the last event, %v, reports %s, State %s", h, last.Kind, grantsText(last.State), grantsText(state))
@@ -154,6 +154,14 @@ func (w *modelWorld) expired(grants []backends.Mapping) bool {
 	})
 }
 
+// awaitsPort reports whether a request about the internal port of a grant is in flight,
+// whatever its protocol: what is due comes after it.
+func (w *modelWorld) awaitsPort(h *modelHandle, grants []backends.Mapping) bool {
+	return w.inFlight(h, func(k modelKey) bool {
+		return slices.ContainsFunc(grants, func(m backends.Mapping) bool { return m.Internal.Port() == k.internal })
+	})
+}
+
 // checkGrant checks that a gateway has what a handle reports.
 func (w *modelWorld) checkGrant(h *modelHandle, g *modelGateway, m backends.Mapping, strict bool) {
 	busy := w.busy(h)
@@ -170,20 +178,24 @@ func (w *modelWorld) checkGrant(h *modelHandle, g *modelGateway, m backends.Mapp
 	}
 }
 
-// busy reports whether a request about a handle is in flight. Ready-made backends that one
-// Forwarder uses have one owner, which renews a port at one after the other.
-func (w *modelWorld) busy(h *modelHandle) (busy bool) {
+// busy reports whether a request about a handle is in flight.
+func (w *modelWorld) busy(h *modelHandle) bool { return w.inFlight(h, h.spec.wants) }
+
+// inFlight reports whether a request about one of these keys is in flight at a gateway of a
+// handle. Ready-made backends that one Forwarder uses have one owner, which renews a port at
+// one after the other.
+func (w *modelWorld) inFlight(h *modelHandle, is func(modelKey) bool) (found bool) {
 	for _, g := range w.gateways {
 		if !slices.Contains(h.forwarder.gateways, g) && (h.forwarder.routed || g.index >= modelReady) {
 			continue
 		}
 		g.set(func() {
 			for k, r := range g.records {
-				busy = busy || r.inFlight > 0 && h.spec.wants(k)
+				found = found || r.inFlight > 0 && is(k)
 			}
 		})
 	}
-	return busy
+	return found
 }
 
 // excused reports whether a handle cannot know yet that a grant does not stand as it
