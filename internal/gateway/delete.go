@@ -328,7 +328,7 @@ func (o *Owner) retryDue() {
 // retryNow attempts a deletion, for which Close of the client waits.
 func (c *Client) retryNow(e *entry) {
 	c.owner.enqueue(&flow{group: e.group, client: c, priority: priority.Delete, run: func(f *flow) {
-		if e.state == pendingDelete {
+		if e.state == pendingDelete && e.end.client == c { // else it has left meanwhile
 			_ = f.delete(e, retryTimeout)
 		}
 	}})
@@ -447,7 +447,12 @@ func (c *Client) inherit(r remainder) bool {
 	}
 	e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal)
 	e.group, e.backend, e.end.client = g, c.backends[i], c
-	for _, other := range c.owner.all() {
+	c.owner.samePort = c.owner.samePort || e.spec.SamePort
+	others := g.entries
+	if c.owner.samePort {
+		others = c.owner.all()
+	}
+	for _, other := range others {
 		if other.isSameAs(&e) { // as the gateway tells mappings apart
 			other.mayBe(&e)
 			g.drop()
@@ -455,7 +460,6 @@ func (c *Client) inherit(r remainder) bool {
 		}
 	}
 	e.former = g.entry(e.backend.name, e.protocol) != nil
-	c.owner.samePort = c.owner.samePort || e.spec.SamePort
 	c.owner.pend(g.add(&e), backends.ErrNoReply)
 	return true
 }
