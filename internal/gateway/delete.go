@@ -325,8 +325,12 @@ func (o *Owner) retryDue() {
 	o.armRetry()
 }
 
-// retryNow attempts a deletion, for which Close of the client waits.
+// retryNow attempts a deletion once more, for which Close of the client waits.
 func (c *Client) retryNow(e *entry) {
+	if e.end.closing == c {
+		return
+	}
+	e.end.closing = c
 	c.owner.enqueue(&flow{group: e.group, client: c, priority: priority.Delete, run: func(f *flow) {
 		if e.state == pendingDelete && e.end.client == c { // else it has left meanwhile
 			_ = f.delete(e, retryTimeout)

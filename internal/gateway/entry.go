@@ -46,11 +46,12 @@ type entry struct {
 
 // ending is what an entry needs when its last holder is gone, or an earlier run held it.
 type ending struct {
-	client *Client       // that answers for it: it held it last, or took it over; nil: none
-	last   *Handle       // that held it
-	port   uint16        // the internal port that it was requested with
-	at     time.Time     // of the next attempt at the deletion
-	pause  time.Duration // before that
+	client  *Client       // that answers for it: it held it last, or took it over; nil: none
+	closing *Client       // whose Close attempts the deletion once more; nil: none
+	last    *Handle       // that held it
+	port    uint16        // the internal port that it was requested with
+	at      time.Time     // of the next attempt at the deletion
+	pause   time.Duration // before that
 }
 
 // group is the entries of one internal endpoint, and the handles that want them. A
