@@ -44,7 +44,7 @@ type modelRow struct {
 	external  uint16
 	until     time.Time // zero: forever
 	holders   []*modelForwarder
-	makers    []*modelForwarder // one of these made it, if there are any
+	makers    []*modelForwarder // one of these requested it, if there are any
 	left      bool              // it may stay until its lifetime is over
 	once      bool              // so may it, since a mapping of Once holds it
 	undeleted bool              // a deletion was not answered, or a Shutdown ended before it
@@ -249,7 +249,8 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 			row.until = now.Add(m.Lifetime)
 		}
 		if before := record.live(now); before != nil {
-			row.holders, row.makers, row.once, row.known = before.holders, before.makers, before.once, before.known
+			row.holders, row.once, row.known = before.holders, before.once, before.known
+			row.makers = slices.Concat(before.makers, g.world.enabling(g, k))
 			row.left = before.left && !g.world.wanted(g, k, false) // requested to find out what to delete
 		} else {
 			row.makers, row.once = g.world.enabling(g, k), g.world.wantedOnce(g, k)

@@ -53,7 +53,7 @@ func reaches(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
-	defer echo(t, m.Protocol.String(), m.Internal.String())()
+	defer echo(ctx, t, m.Protocol.String(), m.Internal.String())()
 	conn, err := gw.Dial(ctx, m.Protocol.String(), m.External.String())
 	if err != nil {
 		return false
@@ -71,14 +71,11 @@ func reaches(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) bool {
 }
 
 // echo answers a connection, or datagrams, with what came.
-func echo(t *testing.T, network, addr string) (stop func()) {
+func echo(ctx context.Context, t *testing.T, network, addr string) (stop func()) {
 	t.Helper()
 	var lc net.ListenConfig
 	if network == backends.UDP.String() {
-		pc, err := lc.ListenPacket(t.Context(), network, addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		pc := onceFree(ctx, t, func() (net.PacketConn, error) { return lc.ListenPacket(ctx, network, addr) })
 		return untilClosed(pc, func() {
 			buf := make([]byte, 1500)
 			for {
@@ -90,10 +87,7 @@ func echo(t *testing.T, network, addr string) (stop func()) {
 			}
 		})
 	}
-	ln, err := lc.Listen(t.Context(), network, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := onceFree(ctx, t, func() (net.Listener, error) { return lc.Listen(ctx, network, addr) })
 	return untilClosed(ln, func() {
 		conn, err := ln.Accept()
 		if err != nil {
@@ -102,6 +96,23 @@ func echo(t *testing.T, network, addr string) (stop func()) {
 		defer func() { _ = conn.Close() }()
 		_, _ = io.Copy(conn, conn)
 	})
+}
+
+// onceFree listens on an address as soon as it is free: the same tests of another package,
+// in a process that runs beside this one, use it for a moment.
+func onceFree[S io.Closer](ctx context.Context, t *testing.T, listen func() (S, error)) S {
+	t.Helper()
+	for {
+		socket, err := listen()
+		if err == nil {
+			return socket
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatal(err)
+		}
+	}
 }
 
 // untilClosed serves until the function that it returns closes the socket, which
