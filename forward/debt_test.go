@@ -2,6 +2,7 @@ package forward_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -150,7 +151,9 @@ func TestDebts(t *testing.T) {
 		m.refuse(nil, 0)
 		time.Sleep(10 * time.Second)
 		want := []string{"unmap tcp 8081", "unmap tcp 8082", "renew udp 8082", "unmap tcp 8080"} // in turn
-		if diff := cmp.Diff(want, m.calls()); diff != "" {
+		calls := m.calls()
+		slices.Sort(calls[min(2, len(calls)):]) // of two ports, at the same time
+		if diff := cmp.Diff(want, calls); diff != "" {
 			t.Error(diff)
 		}
 	})
