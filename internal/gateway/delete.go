@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -51,7 +52,7 @@ func (h *Handle) IsClosed() bool { return h.closing.Load() != nil }
 
 // end makes a handle closed.
 func (h *Handle) end() {
-	h.leaveOthers()
+	h.leaveOthers(false)
 	after := *h.status.Load()
 	after.Closed, after.Granted, after.Next = true, nil, time.Time{}
 	h.store(&after)
@@ -97,13 +98,20 @@ func (g *group) leave(h *Handle, granted []*backends.Mapping) {
 	}
 }
 
-// leaveOthers gives up what the handle has at gateways that are no longer its own.
-func (h *Handle) leaveOthers() {
+// leaveOthers gives up what the handle has at gateways that are no longer its own. Moved
+// says that it is granted here now.
+func (h *Handle) leaveOthers(moved bool) {
 	for _, old := range h.left {
 		old.owner.loop.Post(func() {
 			old.owner.enqueue(&flow{
 				group: old.owner.groupOf(h.spec().Internal), client: old, priority: priority.Delete,
 				run: func(f *flow) {
+					for _, e := range f.group.heldBy(h) {
+						if len(e.holders) == 1 {
+							e.beginEnd(h)
+							e.end.moved = moved
+						}
+					}
 					_ = f.release(h)
 					old.sink.RecordsChanged()
 				},
@@ -365,7 +373,8 @@ func (e *entry) remains(err error) error {
 	return &RemainsError{Protocol: e.protocol, Port: e.end.port, Until: e.expires(), Unknown: e.granted == nil, Err: err}
 }
 
-// remaining returns an error for each mapping of a client that is not deleted.
+// remaining returns an error for each mapping of a client that is not deleted. What is in
+// place at another gateway now is only logged.
 func (o *Owner) remaining(c *Client, cause error) error {
 	var errs []error
 	for _, e := range o.all() {
@@ -376,6 +385,9 @@ func (o *Owner) remaining(c *Client, cause error) error {
 		switch {
 		case e.end == nil || e.end.client != c || e.state == restored || e.isExpired(time.Now()):
 		case e.granted == nil && e.order.born == 0 && e.end.last != nil && e.end.last.known: // another backend granted it
+		case e.end.moved:
+			slog.New(c.sink.Handler()).Warn("a mapping remains at a gateway that was left",
+				"gateway", o.key.Gateway.Addr(), "err", e.remains(cmp.Or(e.err, cause)))
 		case e.state == pendingDelete:
 			errs = append(errs, e.remains(e.err))
 		default: // its deletion is in flight or waits for its turn

@@ -52,6 +52,7 @@ type ending struct {
 	port    uint16        // the internal port that it was requested with
 	at      time.Time     // of the next attempt at the deletion
 	pause   time.Duration // before that
+	moved   bool          // its handle was granted the same at another gateway
 }
 
 // group is the entries of one internal endpoint, and the handles that want them. A

@@ -301,10 +301,10 @@ func (o *Owner) refresh(h *Handle, reason string) {
 	} else if h.isUnusable() {
 		failure = h.Status().Err
 	}
-	h.publish(func(s *Status) { s.Granted, s.Lost, s.Err, s.Next = granted, lost, failure, next }, reason)
-	if !lost && !doubtful {
-		h.leaveOthers()
+	if !lost && !doubtful { // before anybody is told, who may close the handle
+		h.leaveOthers(true)
 	}
+	h.publish(func(s *Status) { s.Granted, s.Lost, s.Err, s.Next = granted, lost, failure, next }, reason)
 }
 
 // setSpec changes what a handle is renewed with, unless another shares what it has.
