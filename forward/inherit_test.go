@@ -237,14 +237,7 @@ func TestCloseReportsInherited(t *testing.T) {
 		if _, err := first.Enable(t.Context(), forward.TCP(8080)); err == nil {
 			t.Fatal("Enable succeeded")
 		}
-		m.set(func() {
-			m.fail = func(_ string, _ backends.Protocol, wish uint16) error {
-				if wish == 8080 {
-					return backends.ErrNoReply
-				}
-				return nil
-			}
-		})
+		m.set(func() { m.fail = silentAbout(8080) })
 		if err := first.Close(); err == nil {
 			t.Error("Close of the first Forwarder returned nil")
 		}

@@ -59,6 +59,16 @@ func answers(err error) func(string, backends.Protocol, uint16) error {
 	return func(string, backends.Protocol, uint16) error { return err }
 }
 
+// silentAbout makes calls about an external port get no reply.
+func silentAbout(port uint16) func(string, backends.Protocol, uint16) error {
+	return func(_ string, _ backends.Protocol, wish uint16) error {
+		if wish == port {
+			return backends.ErrNoReply
+		}
+		return nil
+	}
+}
+
 // A request for a short time does not shorten how long a mapping may remain that got no
 // reply before.
 func TestNoReplyTwice(t *testing.T) {
@@ -133,14 +143,7 @@ func TestRetriesTakeTurns(t *testing.T) {
 				t.Error("Close returned nil")
 			}
 		}
-		m.set(func() {
-			m.fail = func(_ string, _ backends.Protocol, wish uint16) error {
-				if wish == 8080 {
-					return backends.ErrNoReply
-				}
-				return nil
-			}
-		})
+		m.set(func() { m.fail = silentAbout(8080) })
 		time.Sleep(5 * time.Minute)
 		if live := m.live(); len(live) != 1 || live[0].Internal.Port() != 8080 {
 			t.Errorf("the gateway has %v", live)

@@ -175,7 +175,8 @@ func (o *Owner) part(c *Client) {
 	}
 }
 
-// handOver makes other clients answer for what a client does that has left, or nobody: nil.
+// handOver makes other clients answer for the deletions of a client that has left. Nil
+// stands for those that nobody answers for.
 func (o *Owner) handOver(left *Client) {
 	for _, e := range o.all() {
 		if e.end == nil || e.end.client != left {
