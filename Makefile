@@ -16,7 +16,8 @@ ROUNDS        ?= 30
 demo: ## map a port on the built-in gateway and send bytes through it
 	$(GO) run ./cmd/goforward demo
 
-test: deps lab unit fuzz fetch ## everything that can be tested here
+test: deps ## everything that can be tested here
+	.ci/test
 
 unit: deps ## all packages but the lab, with the race detector
 	.ci/timed 'unit tests' .ci/unit
@@ -38,7 +39,7 @@ nightly: ## the long forms of the tests; three quarters of an hour
 
 bench: deps ## side by side with other libraries, in the lab; half an hour on an idle machine
 	$(GO) test -run '^$$' -bench . -benchmem ./...
-	cd bench && GOFORWARD_LAB=require CGO_ENABLED=0 $(GO) test -count=1 -timeout 2h -run 'TestBench$$' \
+	cd bench && GOWORK=off GOFORWARD_LAB=require CGO_ENABLED=0 $(GO) test -count=1 -timeout 2h -run 'TestBench$$' \
 		-args -rounds $(ROUNDS) -md RESULTS.md -json results.json
 
 deps: ## what the tests need besides Go

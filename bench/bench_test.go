@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // bench is a run under way.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // cold has everybody map on a router of the lab, each time in a new process.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 var (
@@ -49,9 +49,9 @@ func buildCommand() (path string, err error) {
 		return "", err
 	}
 	path = filepath.Join(cache, "goforward-bench", "goforward")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./cmd/goforward")
-	cmd.Dir = ".."
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
+	cmd.Dir = "../cmd/goforward"
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
 	cmd.Stderr = os.Stderr
 	return path, cmd.Run()
 }

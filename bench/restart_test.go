@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // restored is what the holder of a mapping sees of a restart, as the kernel saw

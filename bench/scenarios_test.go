@@ -1,6 +1,6 @@
 package bench
 
-import "github.com/natforward/goforward/lab"
+import "github.com/natforward/goforward/internal/lab"
 
 // scenario is a router, and those who are asked to map on it. Who does not speak
 // what it speaks is left out, unless it looks for gateways: then it shows how long

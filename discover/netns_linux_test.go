@@ -12,11 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/internal/netnstest"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // inNamespace and ip are short for the tests of this package.
-var inNamespace, ip = netnstest.Inside, netnstest.IP
+var inNamespace, ip = lab.Inside, lab.IP
 
 // twoLinks is a host with two networks. Its interfaces are renamed, so that no
 // index can be guessed from a name. It is quiet: IPv6 is off until addresses are

@@ -13,7 +13,7 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/hostile"
+	"github.com/natforward/goforward/internal/attack"
 )
 
 // impatient are backends that do not wait long for a gateway.
@@ -39,14 +39,14 @@ func FuzzClient(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = gw.Close() })
-	for i, seed := range hostile.Seeds() {
+	for i, seed := range attack.Seeds() {
 		f.Add(seed, i%3 == 0, i%4 == 0)
 	}
 	f.Fuzz(func(t *testing.T, program []byte, both, same bool) {
-		defer gw.Inject(gatewaytest.Fault{Corrupt: hostile.NewSpoiler(program).Spoil})()
+		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewSpoiler(program).Spoil})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
 		all := impatient(t, gw)
-		defer hostile.Watchdog()()
+		defer attack.Watchdog()()
 		fw, err := forward.New(&forward.Config{Backends: all, Timeout: 200 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
@@ -85,7 +85,7 @@ func checkState(t *testing.T, state []backends.Mapping, both, same bool) {
 	}
 	for i, m := range state {
 		r := backends.Request{Protocol: []backends.Protocol{backends.TCP, backends.UDP}[i%2]}
-		if err := hostile.Check(m, r); err != nil {
+		if err := attack.Check(m, r); err != nil {
 			t.Error(err)
 		}
 		if !same && m.Internal.Port() != 8080 || same && m.Internal.Port() != m.External.Port() || m.External.Port() != state[0].External.Port() {

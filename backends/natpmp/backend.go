@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // Name is what Backend.String returns.
@@ -117,7 +117,7 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping
 // for the external address. Where that answer is lost, it is the address that
 // the gateway last told.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
-	ctx = priority.Default(ctx, priority.Renewal)
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	if err := m.Check(); err != nil {
 		return backends.Mapping{}, fmt.Errorf("natpmp: %w", err)
 	}
@@ -218,7 +218,7 @@ func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	b.mu.Lock()
 	external, asked := b.external, b.asked
 	b.mu.Unlock()
-	if !asked.IsZero() && time.Since(asked) < recentEnough && priority.IsFresh(ctx, asked) {
+	if !asked.IsZero() && time.Since(asked) < recentEnough && ctxsync.IsFresh(ctx, asked) {
 		return known(external), nil
 	}
 	r, err := b.client.externalAddr(ctx, false)

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/backends/backendtest"
 	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backendtest"
 	"github.com/natforward/goforward/gatewaytest"
 )
 

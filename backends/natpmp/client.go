@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/port5351"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/backends/internal/port5351"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // DefaultLifetime is the lifetime that RFC 6886 section 3.3 recommends to ask for.
@@ -137,7 +137,7 @@ func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 // 3.4). Where there is none, it succeeds. An internal port 0 fails with
 // backends.ErrInvalid.
 func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort uint16) error {
-	ctx = priority.Default(ctx, priority.Delete)
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	_, _, err := c.mapPort(ctx, MapRequest{Protocol: p, InternalPort: internalPort})
 	return err
 }
@@ -146,7 +146,7 @@ func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort ui
 // other programs on the host; common gateways delete those of the other
 // protocol too (RFC 6886, section 3.4).
 func (c *Client) UnmapAll(ctx context.Context, p backends.Protocol) error {
-	ctx = priority.Default(ctx, priority.Delete)
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	_, _, err := c.transactMap(ctx, MapRequest{Protocol: p})
 	return err
 }

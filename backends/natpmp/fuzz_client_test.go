@@ -9,7 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/hostile"
+	"github.com/natforward/goforward/internal/attack"
 )
 
 // FuzzClient: whatever becomes of a gateway's answers, every call ends in its
@@ -20,11 +20,11 @@ func FuzzClient(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = gw.Close() })
-	for _, seed := range hostile.Seeds() {
+	for _, seed := range attack.Seeds() {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, program []byte) {
-		defer gw.Inject(gatewaytest.Fault{Corrupt: hostile.NewSpoiler(program).Spoil})()
+		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewSpoiler(program).Spoil})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
 		b, err := natpmp.New(natpmp.Config{
 			Gateway: gw.Addr(), Transmissions: 3, FirstWait: 2 * time.Millisecond, LongestWait: 4 * time.Millisecond,
@@ -33,13 +33,13 @@ func FuzzClient(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer b.Close()
-		defer hostile.Watchdog()()
+		defer attack.Watchdog()()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		r := backends.Request{
 			Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), External: netip.AddrPortFrom(netip.Addr{}, 8081),
 		}
-		if err := hostile.Converse(ctx, b, r); err != nil {
+		if err := attack.Converse(ctx, b, r); err != nil {
 			t.Error(err)
 		}
 		// The client has less to say: ports and a lifetime.

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/port5351"
+	"github.com/natforward/goforward/backends/internal/port5351"
 )
 
 // Watch calls notify after the gateway announced something, or its clock went

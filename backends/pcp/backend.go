@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/port5351"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/backends/internal/port5351"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // Name is what Backend.String returns.
@@ -115,7 +115,7 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping
 // Renew asks for the mapping again, with its nonce, wishing for the address and
 // port that it has.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
-	ctx = priority.Default(ctx, priority.Renewal)
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	nonce, err := b.nonceOf(ctx, m)
 	if err != nil {
 		return backends.Mapping{}, err
@@ -331,7 +331,7 @@ func (b *Backend) enforce(ctx context.Context, r backends.Request, m backends.Ma
 
 // Unmap deletes the mapping. Where the server has none, it succeeds.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
-	ctx = priority.Default(ctx, priority.Delete)
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	nonce, err := b.nonceOf(ctx, m)
 	if err != nil {
 		return err

@@ -10,8 +10,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/backends/backendtest"
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/backendtest"
 	"github.com/natforward/goforward/gatewaytest"
 )
 

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/port5351"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/backends/internal/port5351"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // DefaultLifetime is what a mapping is asked for where nothing else is said.
@@ -169,7 +169,7 @@ func (c *Client) MapAll(ctx context.Context, p backends.Protocol, lifetime time.
 // Unmap deletes the mapping with the nonce (RFC 6887, section 15). Where there
 // is none, it succeeds. Protocol 0 and port 0 fail with backends.ErrInvalid.
 func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort uint16, nonce Nonce) error {
-	_, err := c.Map(priority.Default(ctx, priority.Delete), MapRequest{Protocol: p, InternalPort: internalPort, Nonce: nonce})
+	_, err := c.Map(ctxsync.DefaultPriority(ctx, ctxsync.Delete), MapRequest{Protocol: p, InternalPort: internalPort, Nonce: nonce})
 	return err
 }
 

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/port5351"
+	"github.com/natforward/goforward/backends/internal/port5351"
 )
 
 // Watch calls notify after the server announced something, sent a mapping

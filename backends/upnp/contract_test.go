@@ -3,8 +3,8 @@ package upnp_test
 import (
 	"testing"
 
-	"github.com/natforward/goforward/backends/backendtest"
 	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/backendtest"
 	"github.com/natforward/goforward/gatewaytest"
 )
 

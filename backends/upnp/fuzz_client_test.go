@@ -9,7 +9,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/hostile"
+	"github.com/natforward/goforward/internal/attack"
 )
 
 // FuzzClient: whatever becomes of a device's answers, with their headers, every
@@ -24,7 +24,7 @@ func FuzzClient(f *testing.F) {
 		f.Cleanup(func() { _ = gw.Close() })
 		gateways = append(gateways, gw)
 	}
-	for i, seed := range hostile.Seeds() {
+	for i, seed := range attack.Seeds() {
 		f.Add(seed, i%2 == 0, i%3 == 0)
 	}
 	f.Fuzz(func(t *testing.T, program []byte, one, permanent bool) {
@@ -32,7 +32,7 @@ func FuzzClient(f *testing.F) {
 		if one {
 			gw = gateways[0]
 		}
-		defer gw.Inject(gatewaytest.Fault{Corrupt: hostile.NewSpoiler(program).Spoil})()
+		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewSpoiler(program).Spoil})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
 		b, err := New(Config{URL: gw.DescriptionURL(), Timeout: 200 * time.Millisecond})
 		if err != nil {
@@ -40,7 +40,7 @@ func FuzzClient(f *testing.F) {
 		}
 		b.breather = time.Millisecond
 		defer b.Close()
-		defer hostile.Watchdog()()
+		defer attack.Watchdog()()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		r := backends.Request{
@@ -50,7 +50,7 @@ func FuzzClient(f *testing.F) {
 		if permanent {
 			r.Lifetime = backends.Forever
 		}
-		if err := hostile.Converse(ctx, b, r); err != nil {
+		if err := attack.Converse(ctx, b, r); err != nil {
 			t.Error(err)
 		}
 		rows := 0

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // Map asks for a mapping, or over IPv6 for a pinhole. Where the port is taken,
@@ -37,7 +37,7 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mappi
 // has lost it and somebody else has that port now, another one is asked for,
 // unless Exact.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (again backends.Mapping, err error) {
-	ctx = priority.Default(ctx, priority.Renewal)
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
 	if r.Exact { // about the port: the address may have changed
 		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())

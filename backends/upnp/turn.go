@@ -5,19 +5,19 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // The queues of the process. hosts has those for the addresses and ports that actions
 // are sent to: small devices serve one request at a time. tables has those for the
 // tables of devices.
 var (
-	hosts  priority.Queues[netip.AddrPort]
-	tables priority.Queues[netip.Addr]
+	hosts  ctxsync.Queues[netip.AddrPort]
+	tables ctxsync.Queues[netip.Addr]
 )
 
 // takeTurn waits for a turn in a queue, and returns what ends it.
-func takeTurn[K comparable](ctx context.Context, q *priority.Queues[K], key K) (end func(), err error) {
+func takeTurn[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) (end func(), err error) {
 	ready, leave := q.Enter(ctx, key)
 	select {
 	case <-ready:

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 var actionName = regexp.MustCompile(`(?i)SOAPACTION: "[^"#]*#(\w+)"`)
@@ -49,16 +49,16 @@ func TestTurns(t *testing.T) {
 		end := takeNow(t, server.addr)
 		for _, r := range []struct {
 			action   string
-			priority priority.Priority
+			priority ctxsync.Priority
 		}{
-			{"Check", priority.Check},
-			{"Renewal", priority.Renewal},
-			{"Delete", priority.Delete},
-			{"First", priority.Foreground},
-			{"Second", priority.Foreground},
+			{"Check", ctxsync.Check},
+			{"Renewal", ctxsync.Renewal},
+			{"Delete", ctxsync.Delete},
+			{"First", ctxsync.Foreground},
+			{"Second", ctxsync.Foreground},
 		} {
 			c := server.client(t, ip1, ClientConfig{})
-			go func() { _ = c.perform(priority.With(t.Context(), r.priority), r.action, nil, nil) }()
+			go func() { _ = c.perform(ctxsync.WithPriority(t.Context(), r.priority), r.action, nil, nil) }()
 			synctest.Wait()
 		}
 		if got := server.actions(); len(got) != 0 {

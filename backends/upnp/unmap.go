@@ -8,14 +8,14 @@ import (
 	"net"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // Unmap deletes the mapping. Where the device has none, or somebody else has the
 // port by now, it succeeds. A device that does not tell whose the port is, deletes
 // only what has a Token: what was granted, or listed.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
-	ctx = priority.Default(ctx, priority.Delete)
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	if err := m.Check(); err != nil {
 		return fmt.Errorf("upnp: %w", err)
 	}

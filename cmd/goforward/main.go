@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/natforward/goforward/internal/cli"
+	"github.com/natforward/goforward/cmd/goforward/internal/cli"
 )
 
 func main() {

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
-	"github.com/natforward/goforward/internal/netnstest"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // inNamespace and ip are short for the tests of this package.
-var inNamespace, ip = netnstest.Inside, netnstest.IP
+var inNamespace, ip = lab.Inside, lab.IP
 
 // otherHost is a host at the far end of the interface lan, with sockets in SSDP's
 // groups.

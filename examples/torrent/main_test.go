@@ -17,7 +17,7 @@ import (
 	"github.com/anacrolix/torrent"
 
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 const (

@@ -16,7 +16,7 @@ import (
 	"github.com/anacrolix/torrent/bencode"
 	"github.com/anacrolix/torrent/metainfo"
 
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // tracker answers everybody with the peer that announced itself first, at the address

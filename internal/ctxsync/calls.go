@@ -1,5 +1,3 @@
-// Package ctxsync has what several packages share to end and wait for what runs under a
-// context.
 package ctxsync
 
 import (

@@ -12,7 +12,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/state"
 )
 
@@ -74,7 +74,7 @@ func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 		g.drop()
 		return
 	}
-	c.owner.enqueue(&flow{group: g, client: c, priority: priority.Delete, done: closing.Done, run: func(f *flow) {
+	c.owner.enqueue(&flow{group: g, client: c, priority: ctxsync.Delete, done: closing.Done, run: func(f *flow) {
 		var errs []error
 		for _, e := range slices.Clone(g.entries) { // what it held last
 			if e.state == pendingDelete && e.end.last == h {
@@ -104,7 +104,7 @@ func (h *Handle) leaveOthers(moved bool) {
 	for _, old := range h.left {
 		old.owner.loop.Post(func() {
 			old.owner.enqueue(&flow{
-				group: old.owner.groupOf(h.spec().Internal), client: old, priority: priority.Delete,
+				group: old.owner.groupOf(h.spec().Internal), client: old, priority: ctxsync.Delete,
 				run: func(f *flow) {
 					for _, e := range f.group.heldBy(h) {
 						if len(e.holders) == 1 {
@@ -199,7 +199,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	request.Lifetime = max(time.Until(e.until), time.Second)
 	requested := e.requested(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
-		ctx = priority.With(ctx, priority.Delete)
+		ctx = ctxsync.WithPriority(ctx, ctxsync.Delete)
 		if unknown {
 			switch again, err := e.backend.Map(ctx, request); {
 			case err == nil:
@@ -315,7 +315,7 @@ func (o *Owner) retryDue() {
 			e.end.at = now.Add(firstRetry)
 		default:
 			o.retrying = true
-			o.enqueue(&flow{group: e.group, client: e.end.client, priority: priority.Delete, run: func(f *flow) {
+			o.enqueue(&flow{group: e.group, client: e.end.client, priority: ctxsync.Delete, run: func(f *flow) {
 				err := f.delete(e, retryTimeout)
 				if o.retrying = false; slices.Contains(o.pending, e) { // the others come first the next time
 					o.pending = append(without(o.pending, e), e)
@@ -339,7 +339,7 @@ func (c *Client) retryNow(e *entry) {
 		return
 	}
 	e.end.closing = c
-	c.owner.enqueue(&flow{group: e.group, client: c, priority: priority.Delete, run: func(f *flow) {
+	c.owner.enqueue(&flow{group: e.group, client: c, priority: ctxsync.Delete, run: func(f *flow) {
 		if e.state == pendingDelete && e.end.client == c { // else it has left meanwhile
 			_ = f.delete(e, retryTimeout)
 		}

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // MaxCalls bounds the requests in flight at once to one gateway, without those that a
@@ -24,7 +24,7 @@ type flow struct {
 	*Owner
 	group    *group
 	client   *Client // whose Close waits for the flow, or nil
-	priority priority.Priority
+	priority ctxsync.Priority
 	run      func(*flow)
 	done     chan struct{} // closed when the flow has ended and its group is free; or nil
 
@@ -49,9 +49,9 @@ func (o *Owner) enqueue(f *flow) {
 // dispatch starts flows as long as there is room for them.
 func (o *Owner) dispatch() {
 	for class := range o.waiting {
-		for len(o.waiting[class]) > 0 && (class == int(priority.Foreground) || o.running < MaxCalls) {
+		for len(o.waiting[class]) > 0 && (class == int(ctxsync.Foreground) || o.running < MaxCalls) {
 			f := o.waiting[class][0]
-			f.ctx, f.requests = o.ctx, priority.With(o.ctx, f.priority)
+			f.ctx, f.requests = o.ctx, ctxsync.WithPriority(o.ctx, f.priority)
 			if !o.spawn(func() {
 				f.enter()
 				f.run(f)
@@ -61,7 +61,7 @@ func (o *Owner) dispatch() {
 				return
 			}
 			o.waiting[class] = o.waiting[class][1:]
-			if f.priority != priority.Foreground {
+			if f.priority != ctxsync.Foreground {
 				o.running++
 			}
 		}
@@ -70,7 +70,7 @@ func (o *Owner) dispatch() {
 
 // finish ends a flow: the next of its group may run.
 func (o *Owner) finish(f *flow) {
-	if f.priority != priority.Foreground {
+	if f.priority != ctxsync.Foreground {
 		o.running--
 	}
 	g := f.group

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/internal/ctxsync"
-	"github.com/natforward/goforward/internal/priority"
 )
 
 // Key identifies an Owner: there is one per gateway, as one of this host's addresses
@@ -73,11 +72,11 @@ type Owner struct {
 	backends  []*Backend
 	joined    []*Client
 	groups    map[netip.AddrPort]*group
-	running   int                     // flows that count for MaxCalls
-	waiting   [priority.Check][]*flow // the first flows of their groups
-	inherited []remainder             // of an owner before
-	pending   []*entry                // pending deletions and restored entries, in order
-	retry     Timer                   // of these
+	running   int                    // flows that count for MaxCalls
+	waiting   [ctxsync.Check][]*flow // the first flows of their groups
+	inherited []remainder            // of an owner before
+	pending   []*entry               // pending deletions and restored entries, in order
+	retry     Timer                  // of these
 	retrying  bool
 	probing   *probing
 	samePort  bool // an entry may have another internal port than its group

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/priority"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // The pace of renewals and retries.
@@ -127,7 +127,7 @@ func (g *group) enqueueWork() {
 	}
 	g.working = true
 	g.owner.loop.Arm(&g.Timer, time.Time{})
-	g.owner.enqueue(&flow{group: g, priority: priority.Renewal, run: func(f *flow) {
+	g.owner.enqueue(&flow{group: g, priority: ctxsync.Renewal, run: func(f *flow) {
 		f.pass()
 		for tried := map[*Handle]bool{}; ; {
 			i := slices.IndexFunc(g.handles, func(h *Handle) bool {
@@ -146,7 +146,7 @@ func (g *group) enqueueWork() {
 
 // renewNow renews what a handle has, or requests it anew.
 func (f *flow) renewNow(h *Handle) error {
-	f.requests = priority.WithFresh(f.requests, time.Now())
+	f.requests = ctxsync.WithFresh(f.requests, time.Now())
 	for _, e := range h.entries() {
 		e.wanted = true
 	}

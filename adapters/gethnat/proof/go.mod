@@ -1,6 +1,6 @@
 module github.com/natforward/goforward/adapters/gethnat/proof
 
-go 1.25.0
+go 1.26.0
 
 require (
 	github.com/ethereum/go-ethereum v1.17.10

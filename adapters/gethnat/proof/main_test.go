@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // patience bounds what must happen.

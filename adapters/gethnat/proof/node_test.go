@@ -14,7 +14,7 @@ import (
 
 	"github.com/natforward/goforward/adapters/gethnat"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // nodeConfig says what kind of server a program runs.

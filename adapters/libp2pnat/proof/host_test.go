@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // all is what a host at home usually listens on: one port for TCP and what shares

@@ -18,7 +18,7 @@ import (
 
 	"github.com/natforward/goforward/adapters/libp2pnat"
 	"github.com/natforward/goforward/forward"
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/natforward/goforward/lab"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // outside is how all that is announced for the world begins.

@@ -1,0 +1,171 @@
+package cli_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/natforward/goforward/cmd/goforward/internal/cli"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// evil is a text, as XML has it, that clears the screen and sets the window's
+// title of a terminal that it gets to, writes backwards, and begins a line and a
+// column of its own. XML has no escape character, but the control characters of
+// Latin-1, which terminals know as well.
+const evil = "\u009b2J\u009d0;pwned\u009c&#155;31m&#8238;drowssap&#10;8.8.8.8&#9;yes&#13;&#xE0041;"
+
+// texts are the elements of a gateway's answers that end in front of people.
+var texts = []string{
+	"friendlyName", "manufacturer", "modelName", "modelNumber", "serviceId", "UDN",
+	"NewConnectionStatus", "NewLastConnectionError", "NewPortMappingDescription", "errorDescription", "faultstring",
+}
+
+// poison changes the text of elements in each answer over HTTP.
+func poison(gw *gatewaytest.Gateway, change func(name, text string) string) {
+	element := regexp.MustCompile(`<([\w:]+)>([^<>]*)</`)
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service == "upnp" }, Corrupt: func(b []byte) []byte {
+		status, _, _ := bytes.Cut(b, []byte("\r\n"))
+		_, body, _ := bytes.Cut(b, []byte("\r\n\r\n"))
+		body = element.ReplaceAllFunc(body, func(b []byte) []byte {
+			m := element.FindSubmatch(b)
+			return fmt.Appendf(nil, "<%s>%s</", m[1], change(string(m[1]), string(m[2])))
+		})
+		return fmt.Appendf(nil, "%s\r\nConnection: close\r\n\r\n%s", status, body)
+	}})
+}
+
+// evilTexts puts the text wherever people read.
+func evilTexts(name, text string) string {
+	for _, n := range texts {
+		if strings.EqualFold(n, name) {
+			return text + evil
+		}
+	}
+	return text
+}
+
+// run executes a command line against the gateway, by UPnP.
+func run(t *testing.T, gw *gatewaytest.Gateway, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, talk bytes.Buffer
+	args = append(args, "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", nowhere.String(),
+		"--announce", nowhere.String(), "--backend", "upnp")
+	code = cli.Run(t.Context(), args, &out, &talk)
+	return code, out.String(), talk.String()
+}
+
+// harmless checks that an output moves no cursor, and has no line that the
+// gateway wrote.
+func harmless(t *testing.T, output string) {
+	t.Helper()
+	for _, r := range output {
+		if r != '\n' && !unicode.IsPrint(r) {
+			t.Errorf("%q reaches the terminal: %q", r, output)
+			return
+		}
+	}
+	for line := range strings.SplitSeq(output, "\n") {
+		if strings.HasPrefix(line, "8.8.8.8") {
+			t.Errorf("a line of the gateway's own: %q", output)
+		}
+	}
+}
+
+// objects checks that each line is an object, and says nothing but what JSON
+// escapes.
+func objects(t *testing.T, output string) {
+	t.Helper()
+	harmless(t, output)
+	for line := range strings.SplitSeq(strings.TrimSuffix(output, "\n"), "\n") {
+		var o map[string]any
+		if err := json.Unmarshal([]byte(line), &o); err != nil || o["event"] == nil {
+			t.Errorf("%v: %q", err, line)
+		}
+	}
+}
+
+// TestTerminal: whatever a gateway says of itself, of its table, and of why it
+// refuses, people see it as text, and scripts as a string.
+func TestTerminal(t *testing.T) {
+	var naive struct {
+		Text string `xml:",chardata"`
+	}
+	if err := xml.Unmarshal([]byte("<a>"+evil+"</a>"), &naive); err != nil || !strings.ContainsAny(naive.Text, "\u009b\n\u202e") {
+		t.Fatalf("the naive client prints %q, %v: this is no attack", naive.Text, err)
+	}
+	for name, test := range map[string]struct {
+		args   []string
+		refuse []byte // the answer to requests to map or delete
+		code   int
+		shown  string
+	}{
+		"list":                {args: []string{"list"}, shown: "pwned"},
+		"gateways":            {args: []string{"gateways", "--timeout", "600ms"}, shown: "pwned"},
+		"ip":                  {args: []string{"ip"}},
+		"map":                 {args: []string{"map", "8080"}},
+		"map, told all":       {args: []string{"map", "8080", "-vv"}, shown: "pwned"},
+		"map, refused":        {args: []string{"map", "8080", "-vv"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
+		"map, vendor's error": {args: []string{"map", "8080"}, refuse: soapFault("899", evil), code: 4, shown: "pwned"},
+		"map, not HTTP":       {args: []string{"map", "8080", "-vv"}, refuse: []byte("HTTP/1.1 \x1b[2J\x1b]0;pwned\a\r\n\r\n"), code: 1, shown: "pwned"},
+		"unmap, refused":      {args: []string{"unmap", "9000:9000", "--foreign"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{AnyClient: true}})
+			if err := gw.AddMapping(gatewaytest.Entry{
+				Protocol: 6, Internal: netip.MustParseAddrPort("127.0.0.66:9000"),
+				External: netip.AddrPortFrom(gw.External(), 9000), Description: "theirs",
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if test.refuse != nil {
+				gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool {
+					return r.Op == gatewaytest.OpMap || r.Op == gatewaytest.OpUnmap
+				}, Reply: func([]byte) [][]byte { return [][]byte{test.refuse} }})
+			}
+			poison(gw, func(name, text string) string {
+				if name == "NewConnectionStatus" && test.args[0] != "gateways" {
+					return text // what is not connected is not used
+				}
+				return evilTexts(name, text)
+			})
+			code, stdout, stderr := run(t, gw, test.args...)
+			if code != test.code || !strings.Contains(stdout+stderr, test.shown) {
+				t.Errorf("exit code %d, want %d, and to be told what the gateway says\n%s%s", code, test.code, stdout, stderr)
+			}
+			harmless(t, stdout)
+			harmless(t, stderr)
+			_, stdout, stderr = run(t, gw, append(test.args, "--json")...)
+			objects(t, stdout)
+			harmless(t, stderr)
+		})
+	}
+}
+
+// TestForgedLine: an address is one line, and a hook that puts it into a command
+// line does not run what the gateway wrote.
+func TestForgedLine(t *testing.T) {
+	const told = "fe80::1%\n8.8.8.8"
+	if a, err := netip.ParseAddr(told); err != nil || !strings.HasSuffix(fmt.Sprintln(a), "\n8.8.8.8\n") {
+		t.Fatalf("the naive client prints %q, %v: this is no attack", a, err)
+	}
+	for _, told := range []string{told, "fe80::1%; id", "fe80::1%`id`"} {
+		gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{
+			External: func(netip.Addr) string { return told },
+		}}})
+		for _, args := range [][]string{{"ip"}, {"gateways", "--timeout", "600ms"}, {"map", "8080"}} {
+			_, stdout, stderr := run(t, gw, args...)
+			harmless(t, stdout)
+			harmless(t, stderr)
+			if strings.Contains(stdout, "%") || strings.Contains(stdout, "fe80") {
+				t.Errorf("%v prints %q", args, stdout)
+			}
+		}
+	}
+}

@@ -1,0 +1,223 @@
+package labtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// agentProgram is the program under test: it holds Forwarders in a host and does
+// what a test calls for, several things at once if need be.
+var agentProgram = lab.Func("agent", func(p *lab.Proc) {
+	s := &server{proc: p, mapped: make(chan struct{}, 1), listener: make(chan listener, 1)}
+	for {
+		var c call
+		p.Receive(&c)
+		if c.Op == "exit" {
+			return
+		}
+		if c.Op == "forwarder" { // its number is the order of calls
+			p.Send(s.newForwarder(c))
+			continue
+		}
+		ctx, cancel := s.context(c) // before a later call cancels it
+		go func() {
+			defer cancel()
+			start := time.Now()
+			a := s.do(ctx, c)
+			a.ID, a.Took = c.ID, time.Since(start)
+			p.Send(a)
+		}()
+	}
+})
+
+// forwarder is a *forward.Forwarder, or the package-level calls.
+type forwarder interface {
+	Enable(context.Context, ...forward.Option) (*forward.Mapping, error)
+	Disable(context.Context, ...forward.Selector) error
+	DisableAll(context.Context, ...forward.Selector) (int, error)
+	ExternalIP(context.Context) (netip.Addr, error)
+	Mappings(context.Context) ([]forward.Entry, error)
+	Run(context.Context, ...forward.Option) error
+	Shutdown(context.Context) error
+	Close() error
+}
+
+var (
+	_ forwarder = (*forward.Forwarder)(nil)
+	_ forwarder = packageLevel{}
+)
+
+type packageLevel struct{}
+
+func (packageLevel) Enable(_ context.Context, o ...forward.Option) (*forward.Mapping, error) {
+	return forward.Enable(o...)
+}
+
+func (packageLevel) Disable(_ context.Context, s ...forward.Selector) error {
+	return forward.Disable(s...)
+}
+
+func (packageLevel) DisableAll(_ context.Context, s ...forward.Selector) (int, error) {
+	return forward.DisableAll(s...)
+}
+
+func (packageLevel) ExternalIP(context.Context) (netip.Addr, error) { return forward.ExternalIP() }
+
+func (packageLevel) Mappings(context.Context) ([]forward.Entry, error) { return forward.Mappings() }
+
+func (packageLevel) Run(ctx context.Context, o ...forward.Option) error {
+	return forward.Run(ctx, o...)
+}
+
+func (packageLevel) Shutdown(context.Context) error { return errors.ErrUnsupported }
+func (packageLevel) Close() error                   { return forward.Close() }
+
+// server is the agent's end of the wire.
+type server struct {
+	proc *lab.Proc
+
+	mu         sync.Mutex
+	forwarders []forwarder
+	mappings   []*forward.Mapping
+	running    map[int]context.CancelFunc // the runs, by call
+
+	mapped   chan struct{} // receives if there was a Mapped event
+	listener chan listener // receives what was opened last
+}
+
+func (s *server) newForwarder(c call) answer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.forwarders)
+	config := &forward.Config{
+		Gateway: c.Config.Gateway, Interface: c.Config.Interface, Wait: c.Config.Wait, Timeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
+		Order: c.Config.Order, IGD: c.Config.IGD, StateFile: c.Config.State,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		OnEvent: func(e forward.Event) {
+			s.onEvent(e)
+			s.proc.Send(answer{Event: toEvent(n, e)})
+		},
+	}
+	var (
+		f   forwarder
+		err error
+	)
+	if c.Config.Package {
+		f, err = packageLevel{}, forward.Configure(config)
+	} else {
+		f, err = forward.New(config)
+	}
+	s.forwarders = append(s.forwarders, f)
+	return answer{ID: c.ID, Failure: toFailure(err)}
+}
+
+func toEvent(forwarder int, e forward.Event) *event {
+	first := func(ms []backends.Mapping) netip.AddrPort {
+		if len(ms) == 0 {
+			return netip.AddrPort{}
+		}
+		return ms[0].External
+	}
+	return &event{
+		Forwarder: forwarder, Kind: e.Kind, Reason: e.Reason, Time: e.Time,
+		External: first(e.State), Previous: first(e.Previous),
+	}
+}
+
+func toState(m *forward.Mapping) state {
+	return state{
+		External: m.External(), Internal: m.Internal(), Granted: m.State(), Backend: m.Backend(),
+		Gateway: m.Gateway(), Expires: m.Expires(), Scope: m.Scope().String(), NextTry: m.NextTry(), Failure: toFailure(m.Err()),
+	}
+}
+
+// context is bounded by what the test wants, and ended by the test's cancel.
+func (s *server) context(c call) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	if c.Within > 0 {
+		ctx, cancel = context.WithTimeout(context.Background(), c.Within)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil {
+		s.running = map[int]context.CancelFunc{}
+	}
+	s.running[c.ID] = cancel
+	return ctx, cancel
+}
+
+func (s *server) forwarder(c call) forwarder {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.forwarders[c.Forwarder]
+}
+
+func (s *server) mapping(c call) *forward.Mapping {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mappings[c.Mapping]
+}
+
+// do does one call.
+func (s *server) do(ctx context.Context, c call) answer {
+	switch c.Op {
+	case "enable":
+		m, err := s.forwarder(c).Enable(ctx, toOptions(c.Options)...)
+		if err != nil {
+			return answer{Failure: toFailure(err)}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.mappings = append(s.mappings, m)
+		return answer{Mapping: len(s.mappings) - 1, State: toState(m)}
+	case "disable":
+		return answer{Failure: toFailure(s.forwarder(c).Disable(ctx, toSelectors(c.Options)...))}
+	case "disable all":
+		n, err := s.forwarder(c).DisableAll(ctx, toSelectors(c.Options)...)
+		return answer{Count: n, Failure: toFailure(err)}
+	case "external IP":
+		addr, err := s.forwarder(c).ExternalIP(ctx)
+		return answer{Addr: addr, Failure: toFailure(err)}
+	case "mappings":
+		entries, err := s.forwarder(c).Mappings(ctx)
+		return answer{Entries: entries, Failure: toFailure(err)}
+	case "run":
+		return answer{Failure: toFailure(s.forwarder(c).Run(ctx, toOptions(c.Options)...))}
+	case "cancel":
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.running[c.Cancel]()
+		return answer{}
+	case "close":
+		return answer{Failure: toFailure(s.forwarder(c).Close())}
+	case "shutdown":
+		return answer{Failure: toFailure(s.forwarder(c).Shutdown(ctx))}
+	case "state":
+		return answer{State: toState(s.mapping(c))}
+	case "wait":
+		err := s.mapping(c).Wait(ctx)
+		return answer{State: toState(s.mapping(c)), Failure: toFailure(err)}
+	case "refresh":
+		err := s.mapping(c).Refresh(ctx, toOptions(c.Options)...)
+		return answer{State: toState(s.mapping(c)), Failure: toFailure(err)}
+	case "close mapping":
+		return answer{Failure: toFailure(s.mapping(c).Close())}
+	}
+	if a, ok := s.doListen(ctx, c); ok {
+		return a
+	}
+	if n, ok := vital(c.Op); ok {
+		return answer{Count: n}
+	}
+	return answer{Failure: toFailure(fmt.Errorf("no such call: %q", c.Op))}
+}

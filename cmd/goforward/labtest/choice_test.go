@@ -1,0 +1,308 @@
+package labtest
+
+import (
+	"net/netip"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+func addrPort(h *lab.Host, port uint16) netip.AddrPort { return netip.AddrPortFrom(h.Addr(), port) }
+
+// joinWan adds another host outside, with an address of the router's external
+// network.
+func joinWan(t *testing.T, home *lab.HomeNet) *lab.Host {
+	t.Helper()
+	return home.JoinOutside("second", "45.45.45.3/24")
+}
+
+// count counts packets of a router.
+type count struct {
+	host *lab.Host
+	name string
+}
+
+func counts(t *testing.T, host *lab.Host, hook, name, packets string) count {
+	t.Helper()
+	host.Rule(t, hook, packets+` counter comment "`+name+`"`)
+	return count{host, name}
+}
+
+func (c count) now(t *testing.T) int {
+	t.Helper()
+	m := regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "` + c.name + `"`).FindStringSubmatch(c.host.Ruleset(t))
+	if m == nil {
+		t.Fatalf("nobody counts %s", c.name)
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// preference is how long the preferred protocol has to answer before another
+// that has answered is used.
+const preference = 250 * time.Millisecond
+
+// Which protocol is used: NAT-PMP, wherever it is spoken.
+func TestChoice(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		router lab.Router
+		order  []string
+		want   string
+	}{
+		"NAT-PMP only":        {lab.Router{NoPCP: true}, nil, "natpmp"},
+		"PCP only":            {lab.Router{NoNATPMP: true}, nil, "pcp"},
+		"both":                {lab.Router{}, nil, "natpmp"},
+		"both, PCP preferred": {lab.Router{}, []string{"pcp", "natpmp"}, "pcp"},
+		"both, PCP wanted":    {lab.Router{}, []string{"pcp"}, "pcp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "choice: the router speaks "+name)
+			home := lab.Home(t, c.router)
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			for range 3 { // each asks anew
+				f := newForwarder(t, home.Lan, config{Order: c.order})
+				got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
+				m, _ := f.enabled(got)
+				t.Logf("granted by %s after %v", m.Backend, got.Took)
+				if m.Backend != c.want && got.Took < preference { // who is late may find another chosen
+					t.Errorf("granted by %q, want %q", m.Backend, c.want)
+				}
+				if got.Took > 2*time.Second {
+					t.Errorf("granted after %v", got.Took)
+				}
+				home.Reaches(t, echo, m.External)
+				f.close()
+				wantRules(t, home, 0)
+			}
+		})
+	}
+}
+
+// Every third request is lost, and every third answer: what gets lost may decide which protocol a Forwarder uses, but not
+// make it go from one to the other.
+func TestChoiceLoss(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "choice: over a link that loses packets, one owner")
+	home := lab.Home(t, lab.Router{})
+	home.Router.Rule(t, "input", `iifname "lan0" udp dport 5351 numgen inc mod 3 == 0 drop`)
+	home.Router.Rule(t, "output", `oifname "lan0" udp sport 5351 numgen inc mod 3 == 0 drop`)
+	f := newForwarder(t, home.Lan, config{})
+	var all []*mapping
+	for port := range uint16(3) {
+		all = append(all, f.enable(both(8080+port)))
+	}
+	for _, m := range all {
+		m.refresh()
+	}
+	for _, m := range all {
+		if m.Backend != all[0].Backend {
+			t.Errorf("granted by %s, and by %s before", m.Backend, all[0].Backend)
+		}
+		home.Reaches(t, home.Lan.Echo(t, "tcp", m.Internal.String()), m.External)
+		home.Reaches(t, home.Lan.Echo(t, "udp", m.Internal.String()), m.External)
+	}
+	t.Logf("owner: %s", all[0].Backend)
+	for _, m := range all {
+		m.close()
+	}
+	wantRules(t, home, 0)
+}
+
+// A router that speaks both protocols, but maps by one of them alone.
+func TestChoiceHalf(t *testing.T) {
+	t.Parallel()
+	const natpmpMap = `iifname "lan0" udp dport 5351 @th,64,8 0 @th,72,8 { 1, 2 } `
+	const pcpMap = `iifname "lan0" udp dport 5351 @th,64,16 0x0201 `
+	for name, c := range map[string]struct{ rule, want string }{
+		"NAT-PMP requests are refused": {natpmpMap + "reject", "pcp"},
+		"NAT-PMP requests are lost":    {natpmpMap + "drop", "pcp"},
+		"PCP requests are lost":        {pcpMap + "drop", "natpmp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "choice: "+name)
+			home := lab.Home(t, lab.Router{})
+			home.Router.Rule(t, "input", c.rule)
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			f := newForwarder(t, home.Lan, config{})
+			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
+			t.Logf("after %v", got.Took)
+			m, err := f.enabled(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Backend != c.want {
+				t.Errorf("granted by %q, want %q", m.Backend, c.want)
+			}
+			home.Reaches(t, echo, m.External)
+			f.close()
+			wantRules(t, home, 0)
+		})
+	}
+}
+
+// Only the router that the kernel sends through is asked.
+func TestRival(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "choice: two routers on one network")
+	home := lab.Home(t, lab.Router{})
+	rival := home.Rival(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	first := counts(t, home.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
+	second := counts(t, rival.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080))
+	if m.Gateway.Addr() != home.Gateway || m.External != at(home, 8080) {
+		t.Errorf("%+v", m.state)
+	}
+	home.Reaches(t, echo, m.External)
+	rival.DoesNotReach(t, echo, at(rival, 8080))
+	wantRules(t, rival, 0)
+	if n := second.now(t); n != 0 {
+		t.Errorf("the other router was asked %d times", n)
+	}
+
+	// The first mapping is closed by the time that the route moves: what was
+	// granted stays with the router that granted it.
+	f.disable()
+	wantRules(t, home, 0)
+	before := first.now(t)
+	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", rival.Gateway.String())
+	m = f.enable(tcp(8080))
+	if m.Gateway.Addr() != rival.Gateway || m.External != at(rival, 8080) {
+		t.Errorf("%+v", m.state)
+	}
+	rival.Reaches(t, echo, m.External)
+	home.DoesNotReach(t, echo, at(home, 8080))
+	if n := first.now(t); n != before {
+		t.Errorf("the first router was asked %d more times", n-before)
+	}
+	f.disable()
+	wantRules(t, rival, 0)
+	wantRules(t, home, 0)
+}
+
+// What was enabled before the route has moved follows it, as soon as another call
+// shows that it has; and all goes in the end.
+func TestRivalDisable(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "choice: two routers on one network, disabled after the route has moved")
+	home := lab.Home(t, lab.Router{})
+	rival := home.Rival(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	echo := home.Lan.Echo(t, "udp", ":8080")
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(udp(8080))
+	home.Reaches(t, echo, m.External)
+	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", rival.Gateway.String())
+	second := f.enable(udp(8081))
+	if second.Gateway.Addr() != rival.Gateway {
+		t.Errorf("%+v", second.state)
+	}
+	until(t, patience, "the first mapping does not follow", func() bool {
+		return len(home.Rules(t)) == 0 && len(rival.Rules(t)) == 2
+	})
+	f.disableAll()
+	wantRules(t, home, 0)
+	wantRules(t, rival, 0)
+}
+
+// A host that is on the internet itself needs nobody.
+func TestDirect(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "choice: a host with a public address")
+	home := lab.Home(t, lab.Router{})
+	home.Wan.Exec(t, "ip", "route", "add", "default", "via", home.External.String())
+	// A byte that is no probe: those have operation 0.
+	maps := counts(t, home.Router, "input", "maps", `iifname "wan0" udp dport 5351 @th,72,8 != 0`)
+	probes := counts(t, home.Router, "input", "probes", `iifname "wan0" udp dport 5351 @th,72,8 0`)
+	echo := home.Wan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, home.Wan, config{})
+	got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
+	m, _ := f.enabled(got)
+	t.Logf("%s after %v", m.Backend, got.Took)
+	if m.Backend != "direct" || m.External != m.Internal || m.External != addrPort(home.Wan, 8080) || m.Scope != "public" {
+		t.Errorf("%+v", m.state)
+	}
+	if _, err := home.Lan.Reach(echo, m.External); err != nil {
+		t.Error(err)
+	}
+	if addr := f.externalIP(); addr != home.Wan.Addr() {
+		t.Errorf("external address %v, want %v", addr, home.Wan.Addr())
+	}
+	f.disable()
+	f.close()
+	if n := maps.now(t); n != 0 {
+		t.Errorf("%d requests that map something", n)
+	}
+	t.Logf("%d probes", probes.now(t))
+	wantRules(t, home, 0)
+}
+
+// Two NATs in a row. The inner router knows that its address is private.
+func TestRow(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "choice: two NATs in a row")
+	in, out := lab.Row(t, lab.Router{}, lab.Router{})
+	echo := in.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, in.Lan, config{})
+	f.refused([]error{backends.ErrPrivateWAN}, tcp(8080))
+	wantRules(t, in, 0)
+	wantRules(t, out, 0)
+	in.DoesNotReach(t, echo, at(in, 8080))
+	if peer, err := out.Wan.Reach(echo, at(out, 8080)); err == nil {
+		t.Errorf("bytes arrive from %v", peer)
+	}
+}
+
+// The outer router, asked by name through the inner one, sees another address
+// than the request says it is from.
+func TestRowMismatch(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "choice: two NATs in a row, the outer one named")
+	in, out := lab.Row(t, lab.Router{}, pcpOnly)
+	f := newForwarder(t, in.Lan, config{Gateway: netip.AddrPortFrom(out.Gateway, 0)})
+	took := f.refused([]error{backends.ErrPrivateWAN}, tcp(8080))
+	t.Logf("the verdict came after %v", took)
+	wantRules(t, in, 0)
+	wantRules(t, out, 0)
+}
+
+// Where the inner router is told the outer one's address, and a port is mapped
+// on both, bytes arrive. NAT-PMP requests say nothing of where they are from, so
+// the outer router maps to the inner one.
+func TestRowBoth(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "choice: two NATs in a row, mapped on both")
+	in, out := lab.Row(t, lab.Router{ExtraConf: []string{"ext_ip=45.45.45.1"}}, lab.Router{})
+	echo := in.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, in.Lan, config{})
+	inner := f.enable(tcp(8080))
+	if inner.External != at(out, 8080) {
+		t.Errorf("%+v", inner.state)
+	}
+	if _, err := out.Wan.Reach(echo, inner.External); err == nil {
+		t.Error("bytes arrive through a router that maps nothing")
+	}
+	g := f.forwarder(config{Gateway: netip.AddrPortFrom(out.Gateway, 0)})
+	outer := g.enable(tcp(8080))
+	if outer.Backend != "natpmp" || outer.External != at(out, 8080) {
+		t.Errorf("%+v", outer.state)
+	}
+	if _, err := out.Wan.Reach(echo, outer.External); err != nil {
+		t.Error(err)
+	}
+	g.close()
+	wantRules(t, out, 0)
+	wantRules(t, in, 1)
+	f.close()
+	wantRules(t, in, 0)
+}

@@ -1,0 +1,264 @@
+package labtest
+
+import (
+	"context"
+	"encoding/json"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/cmd/goforward/internal/cli"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// goforwardProgram is the command line program, whose output and end the test
+// gets as messages.
+var goforwardProgram = lab.Func("goforward", func(p *lab.Proc) {
+	var args []string
+	p.Args(&args)
+	// The world's own, and not the user's: the key of the nonces is kept there.
+	if err := os.Setenv("XDG_STATE_HOME", "/run/state"); err != nil {
+		p.Fatal(err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	code := cli.Run(ctx, args, &lines{proc: p}, os.Stderr)
+	p.Send(said{Exit: &code})
+})
+
+// said is a line on standard output, or the exit code.
+type said struct {
+	Line string `json:",omitempty"`
+	Exit *int   `json:",omitempty"`
+}
+
+// lines sends what is written to it.
+type lines struct {
+	proc *lab.Proc
+	rest string
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.rest += string(b)
+	for {
+		line, rest, whole := strings.Cut(l.rest, "\n")
+		if !whole {
+			return len(b), nil
+		}
+		l.proc.Send(said{Line: line})
+		l.rest = rest
+	}
+}
+
+// command is a running goforward.
+type command struct {
+	*lab.Running
+	t *testing.T
+}
+
+func goforward(t *testing.T, host *lab.Host, args ...string) *command {
+	t.Helper()
+	return &command{host.Start(t, goforwardProgram, args), t}
+}
+
+func (c *command) line() string {
+	c.t.Helper()
+	var s said
+	c.Expect(&s)
+	if s.Exit != nil {
+		c.t.Fatalf("exit code %d, but a line was expected", *s.Exit)
+	}
+	return s.Line
+}
+
+// endpoint is a line that is an endpoint.
+func (c *command) endpoint() netip.AddrPort {
+	c.t.Helper()
+	ap, err := netip.ParseAddrPort(c.line())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return ap
+}
+
+func (c *command) exits(code int) {
+	c.t.Helper()
+	var s said
+	c.Expect(&s)
+	if s.Exit == nil || *s.Exit != code {
+		c.t.Errorf("got %+v, want exit code %d", s, code)
+	}
+	c.Wait()
+}
+
+func TestCommandHold(t *testing.T) {
+	t.Parallel()
+	for name, sig := range map[string]os.Signal{"interrupt": os.Interrupt, "terminate": syscall.SIGTERM} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "cli: map --hold, "+name)
+			home := lab.Home(t, lab.Router{})
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			c := goforward(t, home.Lan, "map", "80:8080", "--hold")
+			external := c.endpoint()
+			if external != at(home, 80) {
+				t.Errorf("printed %v, want port 80", external)
+			}
+			home.Reaches(t, echo, external)
+			c.Signal(sig)
+			c.exits(0)
+			home.DoesNotReach(t, echo, external)
+			wantRules(t, home, 0)
+		})
+	}
+}
+
+func TestCommandHoldRestart(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: map --hold --json, the router restarts")
+	home := lab.Home(t, lab.Router{DaemonUptime: true})
+	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+	c := goforward(t, home.Lan, "map", "8080/both", "--hold", "--json")
+	event := func(want string) {
+		t.Helper()
+		for _, protocol := range []string{"tcp", "udp"} {
+			var got struct {
+				Event, Protocol string
+				External        struct {
+					IP   netip.Addr
+					Port uint16
+				}
+			}
+			line := c.line()
+			if err := json.Unmarshal([]byte(line), &got); err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			if got.Event != want || got.Protocol != protocol || netip.AddrPortFrom(got.External.IP, got.External.Port) != at(home, 8080) {
+				t.Errorf("printed %s, want %s %s", line, want, protocol)
+			}
+		}
+	}
+	event("mapped")
+	home.Reaches(t, byTCP, at(home, 8080))
+	home.Reaches(t, byUDP, at(home, 8080))
+	age(t, home)
+	die(t, home)
+	home.DoesNotReach(t, byTCP, at(home, 8080))
+	home.Daemon.Start(t)
+	event("lost")
+	event("restored")
+	home.Reaches(t, byTCP, at(home, 8080))
+	home.Reaches(t, byUDP, at(home, 8080))
+	c.Signal(os.Interrupt)
+	event("unmapped")
+	c.exits(0)
+	wantRules(t, home, 0)
+}
+
+// What one process maps, another takes away.
+func TestCommandUnmap(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: map, then unmap")
+	home := lab.Home(t, lab.Router{})
+	theirs := neighbour(t, home, "tcp", 9000)
+	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+	c := goforward(t, home.Lan, "map", "8080/both")
+	external := c.endpoint()
+	c.exits(0)
+	home.Reaches(t, byTCP, external)
+	home.Reaches(t, byUDP, external)
+
+	goforward(t, home.Lan, "unmap", "8080/udp").exits(0)
+	home.Reaches(t, byTCP, external)
+	home.DoesNotReach(t, byUDP, external)
+	goforward(t, home.Lan, "unmap", "8080").exits(0)
+	home.DoesNotReach(t, byTCP, external)
+	goforward(t, home.Lan, "unmap", "8080").exits(0) // gone already
+	wantRules(t, home, 1)
+	home.Reaches(t, theirs, at(home, 9000))
+}
+
+// What one process maps by PCP, another takes away: it need not be told that it
+// was PCP, nor the secret of the mapping.
+func TestCommandUnmapPCP(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		router lab.Router
+		args   []string
+	}{
+		"there is no other":     {lab.Router{NoNATPMP: true}, []string{"map", "8080"}},
+		"it was asked for":      {lab.Router{}, []string{"map", "8080", "--backend", "pcp"}},
+		"nothing else could do": {lab.Router{}, []string{"map", "8080", "--from", "45.45.45.2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "cli: map by PCP, then unmap, "+name)
+			home := lab.Home(t, c.router)
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			mapped := goforward(t, home.Lan, c.args...)
+			external := mapped.endpoint()
+			mapped.exits(0)
+			home.Reaches(t, echo, external)
+			wantRules(t, home, 1)
+			goforward(t, home.Lan, "unmap", "8080").exits(0)
+			wantRules(t, home, 0)
+			home.DoesNotReach(t, echo, external)
+		})
+	}
+}
+
+// What is killed leaves its mapping for the lifetime.
+func TestCommandKilled(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: map --hold, killed")
+	home := lab.Home(t, lab.Router{})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	c := goforward(t, home.Lan, "map", "8080", "--hold", "--lifetime", "4")
+	external := c.endpoint()
+	home.Reaches(t, echo, external)
+	c.Kill()
+	home.Reaches(t, echo, external)
+	took := goes(t, home, echo, external, 8*time.Second)
+	t.Logf("gone after %v", took)
+	wantRules(t, home, 0)
+}
+
+// The exit codes of a script's life.
+func TestCommandFails(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: exit codes")
+	home := lab.Home(t, lab.Router{})
+	neighbour(t, home, "tcp", 8080)
+	ip := goforward(t, home.Lan, "ip")
+	if line := ip.line(); line != home.External.String() {
+		t.Errorf("ip printed %s, want %v", line, home.External)
+	}
+	ip.exits(0)
+	goforward(t, home.Lan, "map", "8080", "--exact").exits(5)
+	goforward(t, home.Lan, "map", "8080", "-g", "192.168.77.3").exits(6) // the neighbour is no router
+	goforward(t, home.Lan, "map", "70000").exits(2)
+	home.Router.Rule(t, "input", `iifname "lan0" udp dport 1900 drop`)
+	goforward(t, home.Lan, "list").exits(1) // only UPnP could tell
+	home.Daemon.Kill(t)
+	goforward(t, home.Lan, "map", "8080").exits(3)
+	home.Lan.Exec(t, "ip", "route", "del", "default")
+	goforward(t, home.Lan, "map", "8080").exits(3)
+	wantRules(t, home, 1)
+}
+
+// The same from Debian's natpmpc and ours, on one mapping.
+func TestCommandNatpmpc(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: a mapping made by natpmpc is taken away")
+	home := lab.Home(t, lab.Router{})
+	echo := home.Lan.Echo(t, "udp", ":6881")
+	home.Lan.Exec(t, "natpmpc", "-g", home.Gateway.String(), "-a", "6881", "6881", "udp", "600")
+	home.Reaches(t, echo, at(home, 6881))
+	goforward(t, home.Lan, "unmap", "-u", "6881", "6881").exits(0)
+	home.DoesNotReach(t, echo, at(home, 6881))
+	wantRules(t, home, 0)
+}

@@ -1,0 +1,237 @@
+package labtest
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// agent is a process of the agent program, as the test sees it.
+type agent struct {
+	t      *testing.T
+	proc   *lab.Running
+	last   int // the number of the last call
+	forks  int
+	early  map[int]answer // answers that came while another was awaited
+	events []event
+}
+
+func start(t *testing.T, host *lab.Host) *agent {
+	t.Helper()
+	return &agent{t: t, proc: host.Start(t, agentProgram, nil), early: map[int]answer{}}
+}
+
+// remote is a Forwarder in an agent.
+type remote struct {
+	*agent
+	n int
+}
+
+// forwarder makes one more in the agent.
+func (a *agent) forwarder(c config) *remote {
+	a.t.Helper()
+	got := a.await(a.begin(call{Op: "forwarder", Config: c}))
+	if got.Failure != nil {
+		a.t.Fatal(got.Failure)
+	}
+	a.forks++
+	return &remote{agent: a, n: a.forks - 1}
+}
+
+// newForwarder starts a process of its own for a Forwarder.
+func newForwarder(t *testing.T, host *lab.Host, c config) *remote {
+	t.Helper()
+	return start(t, host).forwarder(c)
+}
+
+// begin makes the agent begin something; await waits for what comes of it.
+func (a *agent) begin(c call) (id int) {
+	a.t.Helper()
+	a.last++
+	c.ID = a.last
+	a.proc.Send(c)
+	return c.ID
+}
+
+func (a *agent) await(id int) answer {
+	a.t.Helper()
+	for {
+		if got, ok := a.early[id]; ok {
+			delete(a.early, id)
+			return got
+		}
+		a.receive()
+	}
+}
+
+func (a *agent) receive() {
+	a.t.Helper()
+	var got answer
+	a.proc.Expect(&got)
+	if got.Event != nil {
+		a.events = append(a.events, *got.Event)
+		return
+	}
+	a.early[got.ID] = got
+}
+
+// do is begin and await for a call that must succeed.
+func (a *agent) do(c call) answer {
+	a.t.Helper()
+	got := a.try(c)
+	if got.Failure != nil {
+		a.t.Fatalf("%s: %v", c.Op, got.Failure)
+	}
+	return got
+}
+
+func (a *agent) try(c call) answer {
+	a.t.Helper()
+	return a.await(a.begin(c))
+}
+
+// event waits for the next event, which must be of this kind.
+func (a *agent) event(want forward.EventKind) event {
+	a.t.Helper()
+	e := a.nextEvent()
+	if e.Kind != want {
+		a.t.Fatalf("event %v (%s), want %v", e.Kind, e.Reason, want)
+	}
+	return e
+}
+
+func (a *agent) nextEvent() event {
+	a.t.Helper()
+	for len(a.events) == 0 {
+		a.receive()
+	}
+	e := a.events[0]
+	a.events = a.events[1:]
+	a.t.Logf("event %v: %v, before %v: %s", e.Kind, e.External, e.Previous, e.Reason)
+	return e
+}
+
+// noEvent wants that no event has come that was not asked for.
+func (a *agent) noEvent() {
+	a.t.Helper()
+	for _, e := range a.events {
+		a.t.Errorf("event %v (%s), but none was to come", e.Kind, e.Reason)
+	}
+}
+
+// exit ends the process as the end of main does.
+func (a *agent) exit() {
+	a.t.Helper()
+	a.proc.Send(call{Op: "exit"})
+	a.proc.Wait()
+}
+
+// mapping is a Mapping in an agent, with its state when it was last asked for.
+type mapping struct {
+	f *remote
+	n int
+	state
+}
+
+func (f *remote) beginEnable(opts ...option) (id int) {
+	f.t.Helper()
+	return f.begin(call{Op: "enable", Forwarder: f.n, Options: opts})
+}
+
+func (f *remote) enabled(a answer) (*mapping, error) {
+	if a.Failure != nil {
+		return nil, a.Failure
+	}
+	return &mapping{f: f, n: a.Mapping, state: a.State}, nil
+}
+
+func (f *remote) enable(opts ...option) *mapping {
+	f.t.Helper()
+	m, err := f.enabled(f.try(call{Op: "enable", Forwarder: f.n, Options: opts}))
+	if err != nil {
+		f.t.Fatalf("enable: %v", err)
+	}
+	return m
+}
+
+// refused wants that Enable fails, with all of these kinds, and returns how long
+// that took.
+func (f *remote) refused(want []error, opts ...option) time.Duration {
+	f.t.Helper()
+	got := f.try(call{Op: "enable", Forwarder: f.n, Options: opts})
+	wantKinds(f.t, got.Failure.err(), want...)
+	return got.Took
+}
+
+func (f *remote) disable(sel ...option) {
+	f.t.Helper()
+	f.do(call{Op: "disable", Forwarder: f.n, Options: sel})
+}
+
+func (f *remote) disableAll(sel ...option) int {
+	f.t.Helper()
+	return f.do(call{Op: "disable all", Forwarder: f.n, Options: sel}).Count
+}
+
+func (f *remote) externalIP() netip.Addr {
+	f.t.Helper()
+	return f.do(call{Op: "external IP", Forwarder: f.n}).Addr
+}
+
+func (f *remote) mappings() []forward.Entry {
+	f.t.Helper()
+	return f.do(call{Op: "mappings", Forwarder: f.n}).Entries
+}
+
+// close returns how long it took.
+func (f *remote) close() time.Duration {
+	f.t.Helper()
+	return f.do(call{Op: "close", Forwarder: f.n}).Took
+}
+
+// now asks for the state of the mapping.
+func (m *mapping) now() state {
+	m.f.t.Helper()
+	m.state = m.f.do(call{Op: "state", Mapping: m.n}).State
+	return m.state
+}
+
+// wait waits for the mapping to be granted, and asks for its state.
+func (m *mapping) wait(within time.Duration) {
+	m.f.t.Helper()
+	m.state = m.f.do(call{Op: "wait", Mapping: m.n, Within: within}).State
+}
+
+func (m *mapping) refresh(opts ...option) {
+	m.f.t.Helper()
+	m.state = m.f.do(call{Op: "refresh", Mapping: m.n, Options: opts}).State
+}
+
+func (m *mapping) close() {
+	m.f.t.Helper()
+	m.f.do(call{Op: "close mapping", Mapping: m.n})
+}
+
+func wantKinds(t *testing.T, err error, want ...error) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want %v", want)
+	}
+	t.Logf("as it should be: %v", err)
+	for _, kind := range want {
+		if !errors.Is(err, kind) {
+			t.Errorf("the error is not %v: %v", kind, err)
+		}
+	}
+}
+
+func wantNotKind(t *testing.T, err error, kind error) {
+	t.Helper()
+	if errors.Is(err, kind) {
+		t.Errorf("the error is %v: %v", kind, err)
+	}
+}

@@ -1,0 +1,357 @@
+package labtest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/netip"
+	"net/rpc"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/backendtest"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// The contract of all backends, on a real router. The backend is in the home's
+// host and the suite in the test process, which can get at the router: in
+// between are remote procedure calls.
+func TestContract(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{natpmp.Name, pcp.Name, upnp.Name} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, name+": the contract")
+			testContract(t, name)
+		})
+	}
+}
+
+func testContract(t *testing.T, name string) {
+	home := lab.Home(t, lab.Router{})
+	other := home.Join("neighbour", "192.168.77.3/24")
+	requestsOf := `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351`
+	if name == upnp.Name {
+		requestsOf = `iifname "lan0" ip saddr 192.168.77.2 tcp dport 5000`
+	}
+	home.Router.Rule(t, "input", requestsOf+` counter comment "requests"`)
+	proc := home.Lan.Start(t, backendProgram, backendArgs{name, netip.AddrPortFrom(home.Gateway, 0)})
+	var addr netip.AddrPort
+	proc.Expect(&addr)
+
+	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
+		home.Daemon.Restart(t) // an empty table
+		conn, err := home.Lan.Dial(t.Context(), "tcp", addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := rpc.NewClient(conn)
+		t.Cleanup(func() { _ = client.Close() })
+		echoes := map[netip.AddrPort]map[backends.Protocol]lab.Echo{}
+		return backendtest.Fixture{
+			Backend:  &remoteBackend{name: name, client: client},
+			External: home.External,
+			Table:    func(t *testing.T) []backendtest.Row { return table(t, home) },
+			Requests: func(t *testing.T) int { return requests(t, home) },
+			Reaches: func(t *testing.T, m backends.Mapping) bool {
+				byProtocol := echoes[m.Internal]
+				if byProtocol == nil {
+					byProtocol = map[backends.Protocol]lab.Echo{}
+					echoes[m.Internal] = byProtocol
+				}
+				if _, has := byProtocol[m.Protocol]; !has {
+					byProtocol[m.Protocol] = home.Lan.Echo(t, m.Protocol.String(), m.Internal.String())
+				}
+				for range 10 { // a machine that is busy may not answer within one short wait
+					if answered(t, home.Wan, byProtocol[m.Protocol], m.External) {
+						return true
+					}
+				}
+				return false
+			},
+			Occupy: func(t *testing.T, p backends.Protocol, port uint16) {
+				natpmpcMaps(t, home, other, p.String(), port)
+			},
+			Pass: func(t *testing.T, d time.Duration) {
+				begin := time.Now()
+				until(t, d+patience, "the time does not pass", func() bool { return time.Since(begin) > d })
+			},
+			Silence: func(t *testing.T) {
+				rule := home.Router.Rule(t, "input", requestsOf+` drop`)
+				t.Cleanup(func() { rule.Remove(t) })
+			},
+		}
+	})
+}
+
+var (
+	entry   = regexp.MustCompile(`0x([0-9a-f]+) th dport (\d+) dnat ip to 192\.168\.77\.\d+:(\d+)`)
+	counted = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "requests"`)
+)
+
+// table reads the router's entries.
+func table(t *testing.T, home *lab.HomeNet) []backendtest.Row {
+	t.Helper()
+	var rows []backendtest.Row
+	for _, rule := range home.Rules(t) {
+		m := entry.FindStringSubmatch(rule)
+		if m == nil {
+			t.Fatalf("a rule that is no entry: %s", rule)
+		}
+		p, err := strconv.ParseUint(m[1], 16, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, backendtest.Row{Protocol: backends.Protocol(p), ExternalPort: port(t, m[2]), InternalPort: port(t, m[3])})
+	}
+	return rows
+}
+
+func port(t *testing.T, s string) uint16 {
+	t.Helper()
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint16(n)
+}
+
+func requests(t *testing.T, home *lab.HomeNet) int {
+	t.Helper()
+	m := counted.FindStringSubmatch(home.Router.Ruleset(t))
+	if m == nil {
+		t.Fatal("the router does not count requests")
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// backendArgs name a backend and its gateway.
+type backendArgs struct {
+	Name    string
+	Gateway netip.AddrPort
+}
+
+func (a backendArgs) open() (backends.Backend, error) {
+	const transmissions, firstWait = 2, 500 * time.Millisecond
+	switch a.Name {
+	case upnp.Name:
+		const wait = 1500 * time.Millisecond // devices may take a second to answer a search
+		return upnp.New(upnp.Config{Gateway: a.Gateway.Addr(), Wait: wait, Timeout: wait})
+	case pcp.Name:
+		return pcp.New(pcp.Config{Gateway: a.Gateway, Transmissions: transmissions, FirstWait: firstWait})
+	}
+	return natpmp.New(natpmp.Config{Gateway: a.Gateway, Transmissions: transmissions, FirstWait: firstWait})
+}
+
+// backendProgram serves a backend, a new one for each connection.
+var backendProgram = lab.Func("backend", func(p *lab.Proc) {
+	var args backendArgs
+	p.Args(&args)
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(p.Addr(), 0).String())
+	if err != nil {
+		p.Fatal(err)
+	}
+	p.Send(ln.Addr().String())
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			p.Fatal(err)
+		}
+		b, err := args.open()
+		if err != nil {
+			p.Fatal(err)
+		}
+		s := rpc.NewServer()
+		if err := s.RegisterName("Backend", &BackendService{backend: b, cancels: map[uint64]context.CancelFunc{}}); err != nil {
+			p.Fatal(err)
+		}
+		go s.ServeConn(conn)
+	}
+})
+
+// BackendCall and BackendReply are the messages. They are exported because
+// package rpc wants it so.
+type (
+	BackendCall struct {
+		ID       uint64
+		Deadline time.Time // of the caller's context
+		Canceled bool      // before the call
+		Request  backends.Request
+		Mapping  wireMapping
+	}
+	BackendReply struct {
+		Addr    netip.Addr
+		Mapping wireMapping
+		Failed  bool
+		Failure failure
+	}
+)
+
+// wireMapping is a Mapping for package gob, which cannot encode a Token.
+type wireMapping struct{ backends.Mapping }
+
+// mappingFields has the bytes of the token in place of the Token, which hides them, and
+// the number of the protocol, which may be 0: a Protocol does not read that.
+type mappingFields struct {
+	backends.Mapping
+	Protocol uint8
+	Token    []byte
+}
+
+func (m wireMapping) GobEncode() ([]byte, error) {
+	return json.Marshal(mappingFields{m.Mapping, uint8(m.Protocol), m.Token.Bytes()})
+}
+
+func (m *wireMapping) GobDecode(b []byte) error {
+	var f mappingFields
+	err := json.Unmarshal(b, &f)
+	m.Mapping = f.Mapping
+	m.Protocol, m.Token = backends.Protocol(f.Protocol), backends.NewToken(f.Token)
+	return err
+}
+
+// BackendService is a backend at the far end.
+type BackendService struct {
+	backend backends.Backend
+	mu      sync.Mutex
+	cancels map[uint64]context.CancelFunc
+}
+
+func (s *BackendService) do(c BackendCall, r *BackendReply, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	if !c.Deadline.IsZero() {
+		ctx, cancel = context.WithDeadline(ctx, c.Deadline)
+	}
+	defer cancel()
+	if c.Canceled {
+		cancel()
+	}
+	s.mu.Lock()
+	s.cancels[c.ID] = cancel
+	s.mu.Unlock()
+	if failed := toFailure(f(ctx)); failed != nil {
+		r.Failed, r.Failure = true, *failed
+	}
+	return nil
+}
+
+// Cancel ends the context of a call.
+func (s *BackendService) Cancel(id uint64, _ *struct{}) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cancel := s.cancels[id]; cancel != nil {
+		cancel()
+	}
+	return nil
+}
+
+// Supports is of backends.Backend, and so are those below.
+func (s *BackendService) Supports(c BackendCall, r *BackendReply) error {
+	return s.do(c, r, func(context.Context) error { return s.backend.Supports(c.Request) })
+}
+
+func (s *BackendService) ExternalAddr(c BackendCall, r *BackendReply) error {
+	return s.do(c, r, func(ctx context.Context) (err error) {
+		r.Addr, err = s.backend.ExternalAddr(ctx)
+		return err
+	})
+}
+
+func (s *BackendService) Map(c BackendCall, r *BackendReply) error {
+	return s.do(c, r, func(ctx context.Context) (err error) {
+		r.Mapping.Mapping, err = s.backend.Map(ctx, c.Request)
+		return err
+	})
+}
+
+func (s *BackendService) Renew(c BackendCall, r *BackendReply) error {
+	return s.do(c, r, func(ctx context.Context) (err error) {
+		r.Mapping.Mapping, err = s.backend.Renew(ctx, c.Mapping.Mapping, c.Request)
+		return err
+	})
+}
+
+func (s *BackendService) Unmap(c BackendCall, r *BackendReply) error {
+	return s.do(c, r, func(ctx context.Context) error { return s.backend.Unmap(ctx, c.Mapping.Mapping) })
+}
+
+func (s *BackendService) Close(c BackendCall, r *BackendReply) error {
+	return s.do(c, r, func(context.Context) error { return s.backend.Close() })
+}
+
+// remoteBackend is a backend at the near end.
+type remoteBackend struct {
+	name   string
+	client *rpc.Client
+	mu     sync.Mutex
+	last   uint64
+}
+
+var _ backends.Backend = (*remoteBackend)(nil)
+
+func (b *remoteBackend) call(ctx context.Context, name string, c BackendCall) (BackendReply, error) {
+	b.mu.Lock()
+	b.last++
+	c.ID = b.last
+	b.mu.Unlock()
+	var r BackendReply
+	c.Deadline, _ = ctx.Deadline()
+	c.Canceled = errors.Is(ctx.Err(), context.Canceled)
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.Canceled) { // the deadline passes at the far end too
+			b.client.Go("Backend.Cancel", c.ID, &struct{}{}, nil)
+		}
+	})
+	defer stop()
+	if err := b.client.Call("Backend."+name, c, &r); err != nil {
+		return r, err
+	}
+	if r.Failed {
+		return r, &r.Failure
+	}
+	return r, nil
+}
+
+func (b *remoteBackend) String() string { return b.name }
+
+func (b *remoteBackend) Supports(r backends.Request) error {
+	_, err := b.call(context.Background(), "Supports", BackendCall{Request: r})
+	return err
+}
+
+func (b *remoteBackend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
+	r, err := b.call(ctx, "ExternalAddr", BackendCall{})
+	return r.Addr, err
+}
+
+func (b *remoteBackend) Map(ctx context.Context, req backends.Request) (backends.Mapping, error) {
+	r, err := b.call(ctx, "Map", BackendCall{Request: req})
+	return r.Mapping.Mapping, err
+}
+
+func (b *remoteBackend) Renew(ctx context.Context, m backends.Mapping, req backends.Request) (backends.Mapping, error) {
+	r, err := b.call(ctx, "Renew", BackendCall{Mapping: wireMapping{m}, Request: req})
+	return r.Mapping.Mapping, err
+}
+
+func (b *remoteBackend) Unmap(ctx context.Context, m backends.Mapping) error {
+	_, err := b.call(ctx, "Unmap", BackendCall{Mapping: wireMapping{m}})
+	return err
+}
+
+func (b *remoteBackend) Close() error {
+	_, err := b.call(context.Background(), "Close", BackendCall{})
+	return err
+}

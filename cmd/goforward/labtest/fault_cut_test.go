@@ -1,0 +1,263 @@
+package labtest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// The ports that are asked for.
+const (
+	firstPort, lastPort = 10_000, 11_999
+	another             = 1000 // what is tried after one that could not be closed
+)
+
+// cutLease is what mappings are asked for that a cut may leave behind.
+const cutLease = 10 * time.Second
+
+// The cable to the router is cut after each frame of each exchange, and plugged
+// in again: nothing hangs, and nothing is lost for good.
+func TestFaultCut(t *testing.T) {
+	t.Parallel()
+	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
+		for name, restarts := range map[string]bool{"plugged in again": false, "and the router restarts": true} {
+			t.Run(backend+", "+name, func(t *testing.T) {
+				t.Parallel()
+				for _, exchange := range exchanges {
+					lab.Scenario(t, fmt.Sprintf("fault: cut after every frame of %s, %s, %s", exchange, name, backend))
+				}
+				testCut(t, backend, restarts)
+			})
+		}
+	}
+}
+
+func testCut(t *testing.T, backend string, restarts bool) {
+	c := newCuts(t, backend, restarts)
+	for _, exchange := range exchanges {
+		c.all(exchange)
+	}
+	for _, home := range c.homes {
+		c.noneLeft(home)
+	}
+	for _, l := range c.lanes {
+		l.quiesces(l.calm)
+	}
+}
+
+var exchanges = []string{"Enable", "Refresh", "Close"}
+
+// cuts tries one backend.
+type cuts struct {
+	t        *testing.T
+	backend  string
+	homes    []*lab.HomeNet
+	lanes    []*lane // so many cuts at once
+	restarts bool    // at the cut, the router forgets all and starts anew
+	dice     *rand.Rand
+	port     uint16
+	told     int // closes that failed, and said so
+
+	// Of the present exchange.
+	frames, next, stride, failures int
+	tally                          tally
+}
+
+// attempt is one exchange that is cut.
+type attempt struct {
+	*lane
+	f        *remote
+	m        *mapping
+	echo     lab.Echo
+	exchange string
+	cut      int // after so many frames
+	id       int // of the call
+	got      answer
+}
+
+// newCuts has enough hosts for the few frames of NAT-PMP and PCP. By UPnP there
+// are many, but this router answers no more than twenty searches a second, and
+// many hosts that search at once keep it from all of them.
+func newCuts(t *testing.T, backend string, restarts bool) *cuts {
+	t.Helper()
+	c := &cuts{t: t, backend: backend, restarts: restarts, dice: rand.New(rand.NewPCG(seed(t), 0))}
+	homes, each := 1, 7
+	if backend == "upnp" {
+		homes, each = 2, 3
+	}
+	for range homes {
+		home := lab.Home(t, lab.Router{DaemonUptime: true})
+		c.homes = append(c.homes, home)
+		c.lanes = append(c.lanes, lanes(t, home, each)...)
+	}
+	return c
+}
+
+// cutTimeout bounds the calls that are cut.
+const cutTimeout = 2 * time.Second
+
+// all tries an exchange with longer and longer lives of the cable, until it is
+// over before the cable is cut.
+func (c *cuts) all(exchange string) {
+	c.t.Helper()
+	c.tally, c.failures, c.next, c.stride = tally{}, 0, 0, 1
+	c.frames = c.measure(exchange)
+	if c.frames > fewFrames && !allFaults {
+		c.stride = oneIn
+		c.next = c.dice.IntN(c.stride)
+	}
+	for batch := c.batch(exchange); len(batch) > 0; batch = c.batch(exchange) {
+		c.try(exchange, batch)
+	}
+	what := exchange + " by " + c.backend
+	if c.restarts {
+		what += ", and a restart"
+	}
+	c.tally.tell(c.t, what, fmt.Sprintf("(%d frames; %d calls failed, and told)", c.frames, c.failures))
+}
+
+// Of an exchange with more frames than these, the short form tries one in so many.
+// The seed selects where it begins.
+const (
+	fewFrames = 8
+	oneIn     = 6
+)
+
+// searchFrames is about how many frames the search takes.
+const searchFrames = 16
+
+// batch has an attempt for each host, as long as there are frames.
+func (c *cuts) batch(exchange string) (batch []*attempt) {
+	for _, l := range c.lanes {
+		if c.next > c.frames {
+			break
+		}
+		batch = append(batch, &attempt{lane: l, cut: c.next, exchange: exchange})
+		c.next += c.stride
+	}
+	return batch
+}
+
+// measure counts the frames of an exchange that is not cut.
+func (c *cuts) measure(exchange string) (frames int) {
+	c.t.Helper()
+	const uncut = 1 << 20
+	a := &attempt{lane: c.lanes[0], cut: uncut, exchange: exchange}
+	c.prepare(a)
+	if exchange != "Enable" {
+		c.enable([]*attempt{a})
+	}
+	a.cable.CutAfter(uncut)
+	a.begins(exchange)
+	if a.got = a.await(a.id); a.got.Failure != nil {
+		c.t.Fatalf("%s by %s over a good cable: %s", exchange, c.backend, why(a.got.Failure))
+	}
+	frames = a.cable.Plug()
+	if exchange == "Enable" {
+		a.m, _ = a.f.enabled(a.got)
+	}
+	c.clear([]*attempt{a})
+	return frames
+}
+
+// try cuts a batch of exchanges, repairs what it did, and looks at what is left.
+func (c *cuts) try(exchange string, batch []*attempt) {
+	c.t.Helper()
+	for _, a := range batch {
+		c.prepare(a)
+	}
+	if exchange != "Enable" {
+		c.enable(batch)
+	}
+	for _, a := range batch {
+		a.cable.CutAfter(a.cut)
+		a.begins(exchange)
+	}
+	if c.restarts {
+		c.restart(batch)
+	}
+	c.finish(batch)
+	c.recover(exchange, batch)
+	c.clear(batch)
+}
+
+func (c *cuts) prepare(a *attempt) {
+	c.t.Helper()
+	c.port++
+	conf := config{Order: []string{c.backend}, Wait: cutTimeout, Timeout: cutTimeout, Lifetime: cutLease}
+	if c.backend == "upnp" && (a.exchange != "Enable" || a.cut > searchFrames) {
+		// The search is cut often enough.
+		conf.IGD = rootDescription(a.home)
+	}
+	a.f = a.forwarder(conf)
+	a.echo = a.host.Echo(c.t, "udp", fmt.Sprintf(":%d", firstPort+c.port))
+}
+
+func (a *attempt) option() option { return udp(a.echo.Addr.Port()) }
+
+// enable makes mappings while all is well.
+func (c *cuts) enable(batch []*attempt) {
+	c.t.Helper()
+	for _, a := range batch {
+		a.id = a.f.beginEnable(a.option())
+	}
+	for _, a := range batch {
+		var err error
+		if a.m, err = a.f.enabled(a.await(a.id)); err != nil {
+			c.t.Fatalf("%s: not granted: %v", c.backend, err)
+		}
+	}
+}
+
+func (a *attempt) begins(exchange string) {
+	switch exchange {
+	case "Enable":
+		a.id = a.f.beginEnable(a.option())
+	case "Refresh":
+		a.id = a.begin(call{Op: "refresh", Mapping: a.m.n})
+	case "Close":
+		a.id = a.begin(call{Op: "close mapping", Mapping: a.m.n})
+	}
+}
+
+// restart has the router forget everything while the calls hang, and plugs the
+// cables in.
+func (c *cuts) restart(batch []*attempt) {
+	c.t.Helper()
+	enough := time.After(time.Second) // some are over, and never meet the cut
+	for _, a := range batch {
+		select {
+		case <-a.cable.Severed():
+		case <-enough:
+			enough = nil
+		}
+		if enough == nil {
+			break
+		}
+	}
+	for _, home := range c.homes {
+		home.Daemon.Restart(c.t)
+	}
+	for _, a := range batch {
+		a.cable.Plug()
+	}
+}
+
+// finish waits for the calls, within their bounds, and plugs the cables in.
+func (c *cuts) finish(batch []*attempt) {
+	c.t.Helper()
+	const late = 3 * time.Second // what a machine may stand still for
+	for _, a := range batch {
+		a.got = a.await(a.id)
+		if a.got.Took > cutTimeout+late {
+			c.t.Errorf("%s by %s, cut after %d frames, took %v", a.exchange, c.backend, a.cut, a.got.Took)
+		}
+		if a.got.Failure != nil {
+			c.failures++
+		}
+		a.cable.Plug()
+	}
+}

@@ -1,0 +1,168 @@
+package labtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// diskful holds mappings with a state file, and tells what it logs about that.
+var diskful = lab.Func("state file", func(p *lab.Proc) {
+	var path string
+	p.Args(&path)
+	f, err := forward.New(&forward.Config{
+		StateFile: path, Wait: patience / 2, Timeout: patience,
+		Logger: slog.New(slog.NewTextHandler(tellWarnings{p}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		p.Fatal(err)
+	}
+	var held []*forward.Mapping
+	for {
+		var port uint16
+		p.Receive(&port)
+		if port != 0 {
+			m, err := f.Enable(context.Background(), forward.UDP(port))
+			if err != nil {
+				p.Fatal(err)
+			}
+			held = append(held, m)
+			p.Send(spoken{External: m.External().String()})
+			continue
+		}
+		for _, m := range held {
+			if err := m.Close(); err != nil {
+				p.Fatal(err)
+			}
+		}
+		if err := f.Close(); err != nil {
+			p.Fatal(err)
+		}
+		p.Send(spoken{External: "closed"})
+		return
+	}
+})
+
+// spoken is either a warning or an answer.
+type spoken struct{ Warning, External string }
+
+type tellWarnings struct{ *lab.Proc }
+
+func (w tellWarnings) Write(b []byte) (int, error) {
+	w.Send(spoken{Warning: string(b)})
+	return len(b), nil
+}
+
+// The disk is full: mappings go on, what was written stays, and it is told; with
+// room again, it is written again.
+func TestFaultDisk(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "fault: the disk of the state file is full")
+	home := lab.Home(t, lab.Router{})
+	dir := t.TempDir()
+	if err := syscall.Mount("disk", dir, "tmpfs", 0, "size=16k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	path := filepath.Join(dir, "state")
+	proc := home.Lan.Start(t, diskful, path)
+	var warnings []string
+	enable := func(port uint16) (external string) {
+		t.Helper()
+		proc.Send(port)
+		for external == "" {
+			var got spoken
+			proc.Expect(&got)
+			external = got.External
+			if got.Warning != "" {
+				t.Logf("warned: %s", got.Warning)
+				warnings = append(warnings, got.Warning)
+			}
+		}
+		return external
+	}
+	reaches := func(port uint16) {
+		t.Helper()
+		home.Reaches(t, home.Lan.Echo(t, "udp", at(home, port).String()[len(home.External.String()):]), at(home, port))
+	}
+	written := func(external string) bool { return bytes.Contains(read(t, path), []byte(external)) }
+
+	first := enable(8080)
+	until(t, patience, "nothing is written", func() bool { return written(first) })
+	before := read(t, path)
+
+	filler := filepath.Join(dir, "filler")
+	fill(t, filler)
+	enable(8081)
+	reaches(8080)
+	reaches(8081)
+	for len(warnings) == 0 {
+		var got spoken
+		proc.Expect(&got) // patient
+		warnings = append(warnings, got.Warning)
+	}
+	if got := strings.Join(warnings, ""); !strings.Contains(got, "not written") || !strings.Contains(got, "no space left") {
+		t.Errorf("warned: %s", got)
+	}
+	if now := read(t, path); !bytes.Equal(now, before) {
+		t.Errorf("the state file was\n%s\nand is\n%s", before, now)
+	}
+	if left, _ := filepath.Glob(path + "*tmp*"); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	third := enable(8082)
+	until(t, patience, "it is not written again", func() bool {
+		return written(first) && written(at(home, 8081).String()) && written(third)
+	})
+	enable(0) // close
+	proc.Wait()
+	wantRules(t, home, 0)
+	if written(first) {
+		t.Errorf("closed, but still written: %s", read(t, path))
+	}
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// fill leaves no byte of the disk.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	_, err = io.CopyN(f, zeros{}, 1<<20)
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("filling the disk: %v", err)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }

@@ -1,0 +1,297 @@
+package labtest
+
+import (
+	"context"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// at6 is a port of the home's host, which everybody sees alike.
+func at6(home *lab.HomeNet, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(home.Lan6, port)
+}
+
+// wantPinholes wants the router's IPv6 firewall to have this many openings.
+func wantPinholes(t *testing.T, home *lab.HomeNet, want int) {
+	t.Helper()
+	if holes := home.Pinholes(t); len(holes) != want {
+		t.Errorf("the router has %d pinholes, want %d:\n%s", len(holes), want, strings.Join(holes, "\n"))
+	}
+}
+
+// viaLinkLocal makes the default route lead to the router's link-local address,
+// as router advertisements do.
+func viaLinkLocal(t *testing.T, home *lab.HomeNet) netip.Addr {
+	t.Helper()
+	out := home.Router.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "lan0", "scope", "link")
+	for _, field := range strings.Fields(out) {
+		if prefix, err := netip.ParsePrefix(field); err == nil {
+			home.Lan.Exec(t, "ip", "-6", "route", "replace", "default", "via", prefix.Addr().String(), "dev", "eth0")
+			return prefix.Addr()
+		}
+	}
+	t.Fatalf("the router has no link-local address: %s", out)
+	return netip.Addr{}
+}
+
+// Bytes come in over IPv6 while the pinhole stands, and no sooner and no longer.
+func TestPinhole(t *testing.T) {
+	t.Parallel()
+	for name, router := range map[string]lab.Router{
+		"a global gateway":     {IPv6: true},
+		"a link-local gateway": {IPv6: true},
+	} {
+		for option, networks := range map[string][]string{
+			"tcp":  {"tcp"},
+			"both": {"tcp", "udp"},
+		} {
+			t.Run(name+", "+option, func(t *testing.T) {
+				t.Parallel()
+				lab.Scenario(t, "ipv6: a pinhole by "+name+", "+option)
+				home := lab.Home(t, router)
+				gateway := home.Gateway6
+				if name == "a link-local gateway" {
+					gateway = viaLinkLocal(t, home)
+				}
+				testPinhole(t, home, gateway, option, networks)
+			})
+		}
+	}
+}
+
+func testPinhole(t *testing.T, home *lab.HomeNet, gateway netip.Addr, o string, networks []string) {
+	t.Helper()
+	var echoes []lab.Echo
+	for _, network := range networks {
+		echo := home.Lan.Echo(t, network, at6(home, 8080).String())
+		home.DoesNotReach(t, echo, at6(home, 8080))
+		echoes = append(echoes, echo)
+	}
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(option{Name: o, Port: 8080}, overIPv6)
+	wantPCP(t, m)
+	if m.External != at6(home, 8080) || m.Internal != m.External || m.Scope != "public" ||
+		m.Gateway.Addr().WithZone("") != gateway || len(m.Granted) != len(networks) {
+		t.Errorf("%+v", m.state)
+	}
+	wantPinholes(t, home, len(networks))
+	for _, echo := range echoes {
+		home.Reaches(t, echo, m.External)
+	}
+	f.disable()
+	wantPinholes(t, home, 0)
+	for _, echo := range echoes {
+		home.DoesNotReach(t, echo, at6(home, 8080))
+	}
+	f.close()
+	f.exit()
+}
+
+// The host has its address and its default route, which leads to a link-local
+// address, from router advertisements, as at home.
+func TestPinholeAdvertised(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "ipv6: a pinhole by a gateway that advertises itself")
+	home := lab.Home(t, lab.Router{IPv6: true})
+	home.Lan.Exec(t, "ip", "-6", "route", "del", "default")
+	home.Lan.Exec(t, "ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global")
+	home.Lan.Sysctl(t, "net.ipv6.conf.eth0.accept_ra", "2")
+	advertise(t, home.Router)
+	until(t, patience, "no router advertisement came", func() bool {
+		return strings.Contains(home.Lan.Exec(t, "ip", "-6", "route", "show", "default"), "via fe80::") &&
+			home.Lan.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "global", "-tentative") != ""
+	})
+
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080), overIPv6)
+	wantPCP(t, m)
+	if gw := m.Gateway.Addr(); !gw.IsLinkLocalUnicast() || gw.Zone() == "" || m.External.Addr() == home.Lan6 {
+		t.Errorf("%+v", m.state)
+	}
+	echo := home.Lan.Echo(t, "tcp", m.Internal.String())
+	home.Reaches(t, echo, m.External)
+	f.disable()
+	wantPinholes(t, home, 0)
+	home.DoesNotReach(t, echo, m.External)
+}
+
+// advertise lets the router advertise itself until the test ends.
+func advertise(t *testing.T, router *lab.Host) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := router.Command(ctx, "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0",
+		"--interface=lan0", "--enable-ra", "--dhcp-range=::,constructor:lan0,ra-only,64,300",
+		"--dhcp-leasefile="+filepath.Join(t.TempDir(), "leases"))
+	out := &strings.Builder{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("dnsmasq: %s", out)
+		}
+	})
+}
+
+// A pinhole lives on over several lifetimes, and one that nobody renews does not.
+func TestPinholeRenew(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "ipv6: a pinhole renewed for several lifetimes")
+	home := lab.Home(t, lab.Router{IPv6: true})
+	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
+	steady := steadily(t, home, f, overIPv6)
+	kept, left := f.enable(tcp(8080), overIPv6), f.enable(tcp(8081), overIPv6, once)
+	f.event(forward.Mapped)
+	f.event(forward.Mapped)
+	echo, over := home.Lan.Echo(t, "tcp", at6(home, 8080).String()), home.Lan.Echo(t, "tcp", at6(home, 8081).String())
+	home.Reaches(t, over, left.External)
+	wait := watched(t, home, kept.External, steady, renewals, echo)
+	ends(t, home, over, left)
+	home.DoesNotReach(t, over, left.External)
+	wait()
+	home.Reaches(t, echo, kept.External)
+	wantPinholes(t, home, 2)
+	f.noEvent()
+	f.close() // at the latest it goes with its lifetime: see TestPinholeRefreshed
+	until(t, shortLease+3*time.Second, "the pinhole stays", func() bool { return len(home.Pinholes(t)) == 1 })
+	home.DoesNotReach(t, echo, kept.External)
+}
+
+// IPv4 and IPv6 side by side in one Forwarder, the same port by each.
+func TestPinholeBeside(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "ipv6: a pinhole beside a mapping")
+	home := lab.Home(t, lab.Router{IPv6: true})
+	four, six := home.Lan.Echo(t, "tcp", "192.168.77.2:8080"), home.Lan.Echo(t, "tcp", at6(home, 8080).String())
+	f := newForwarder(t, home.Lan, config{})
+	m4, m6 := f.enable(tcp(8080)), f.enable(tcp(8080), overIPv6)
+	if m4.Backend != "natpmp" || m6.Backend != "pcp" {
+		t.Errorf("granted by %s and %s", m4.Backend, m6.Backend)
+	}
+	home.Reaches(t, four, m4.External)
+	home.Reaches(t, six, m6.External)
+	m4.close()
+	home.DoesNotReach(t, four, at(home, 8080))
+	home.Reaches(t, six, m6.External)
+	wantRules(t, home, 0)
+	m6.close()
+	home.DoesNotReach(t, six, at6(home, 8080))
+	wantPinholes(t, home, 0)
+}
+
+// The kernel prefers a temporary address to send from; the pinhole is for one
+// that stays.
+func TestPinholePrivacy(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "ipv6: a pinhole for a host with a temporary address")
+	home := lab.Home(t, lab.Router{IPv6: true})
+	home.Lan.Sysctl(t, "net.ipv6.conf.eth0.use_tempaddr", "2")
+	home.Lan.Exec(t, "ip", "addr", "del", home.Lan6.String()+"/64", "dev", "eth0")
+	home.Lan.Exec(t, "ip", "addr", "add", home.Lan6.String()+"/64", "dev", "eth0", "mngtmpaddr", "nodad",
+		"valid_lft", "3600", "preferred_lft", "1800")
+	home.Lan.Exec(t, "ip", "-6", "route", "replace", "default", "via", home.Gateway6.String(), "dev", "eth0")
+	if temporary := home.Lan.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "eth0", "temporary"); temporary == "" {
+		t.Skip("this kernel makes no temporary addresses")
+	}
+	until(t, patience, "the kernel does not prefer the temporary address", func() bool {
+		out := home.Lan.Exec(t, "ip", "-6", "route", "get", "2a0c:7777:2::2")
+		return !strings.Contains(out, "src "+home.Lan6.String()+" ")
+	})
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080), overIPv6)
+	if m.External != at6(home, 8080) {
+		t.Errorf("the pinhole is for %v, want %v", m.External, at6(home, 8080))
+	}
+	home.Reaches(t, home.Lan.Echo(t, "tcp", at6(home, 8080).String()), at6(home, 8080))
+	f.disable()
+	wantPinholes(t, home, 0)
+}
+
+// What IPv6 needs and is not there is told, and at once.
+func TestPinholeNone(t *testing.T) {
+	t.Parallel()
+	t.Run("no route", func(t *testing.T) {
+		t.Parallel()
+		lab.Scenario(t, "ipv6: a pinhole, but no IPv6")
+		home := lab.Home(t, lab.Router{})
+		f := newForwarder(t, home.Lan, config{})
+		f.refused([]error{forward.ErrNoGateway}, tcp(8080), overIPv6)
+		wantRules(t, home, 0)
+	})
+	t.Run("nothing for IPv6", func(t *testing.T) {
+		t.Parallel()
+		lab.Scenario(t, "ipv6: a pinhole, but a router without PCP and UPnP")
+		home := lab.Home(t, lab.Router{IPv6: true, NoPCP: true, NoUPnP: true})
+		f := newForwarder(t, home.Lan, config{Wait: time.Second})
+		took := f.refused([]error{backends.ErrNoReply, forward.ErrNoGateway}, tcp(8080), overIPv6)
+		if took > time.Second+slack {
+			t.Errorf("the verdict came after %v", took)
+		}
+		wantRules(t, home, 0)
+	})
+}
+
+// The router announces its restart over IPv6.
+func TestPinholeRestart(t *testing.T) {
+	t.Parallel()
+	for name, router := range restarts {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "ipv6: the router restarts, "+name)
+			router := router
+			router.IPv6 = true
+			home := lab.Home(t, router)
+			viaLinkLocal(t, home)
+			home.Router.Rule(t, "output", `ip daddr { 224.0.0.1, 239.255.255.250 } drop`)
+			echo := home.Lan.Echo(t, "tcp", at6(home, 8080).String())
+			f := newForwarder(t, home.Lan, config{})
+			m := f.enable(tcp(8080), overIPv6)
+			f.event(forward.Mapped)
+			home.Reaches(t, echo, m.External)
+			age(t, home)
+			die(t, home)
+			home.DoesNotReach(t, echo, m.External)
+			home.Daemon.Start(t)
+			took := comes(t, home, echo, at6(home, 8080), patience)
+			t.Logf("the first bytes arrived %v after the router was ready", took)
+			if took > soon {
+				t.Errorf("the first bytes arrived %v after the router was ready", took)
+			}
+			m.wait(patience)
+			f.disable()
+			wantPinholes(t, home, 0)
+		})
+	}
+}
+
+// A pinhole that was renewed is closed like any other. This router loses the
+// nonce of a pinhole when it renews it, and lets nobody delete it any more: its
+// lifetime can be shortened nevertheless.
+func TestPinholeRefreshed(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "ipv6: a pinhole, refreshed and closed")
+	home := lab.Home(t, lab.Router{IPv6: true})
+	echo := home.Lan.Echo(t, "tcp", at6(home, 8080).String())
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080), overIPv6)
+	m.refresh()
+	home.Reaches(t, echo, m.External)
+	wantPinholes(t, home, 1)
+	got := f.try(call{Op: "disable", Forwarder: f.n})
+	if got.Failure != nil {
+		t.Error(got.Failure)
+	}
+	until(t, shortLease+3*time.Second, "the pinhole stays", func() bool { return len(home.Pinholes(t)) == 0 })
+	home.DoesNotReach(t, echo, m.External)
+}

@@ -1,0 +1,121 @@
+package labtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// natpmpProgram asks the router by the client alone. After each step it tells
+// what it got, and waits until the test has looked at the router.
+var natpmpProgram = lab.Func("natpmp client", func(p *lab.Proc) {
+	var gateway netip.Addr
+	p.Args(&gateway)
+	c, err := natpmp.NewClient(natpmp.Config{Gateway: netip.AddrPortFrom(gateway, 0), Transmissions: 3})
+	if err != nil {
+		p.Fatal(err)
+	}
+	ctx := context.Background()
+	step := func(v any, err error) {
+		if err != nil {
+			p.Fatal(err)
+		}
+		p.Send(v)
+		p.Receive(nil)
+	}
+	wish := func(protocol backends.Protocol, internal, external uint16) {
+		step(c.Map(ctx, natpmp.MapRequest{
+			Protocol: protocol, InternalPort: internal, ExternalPort: external, Lifetime: time.Minute,
+		}))
+	}
+	step(c.ExternalAddr(ctx))
+	wish(backends.TCP, 80, 8080)
+	wish(backends.UDP, 80, 8080)
+	step("unmapped", c.Unmap(ctx, backends.UDP, 80))
+	wish(backends.UDP, 80, 8080)
+	wish(backends.TCP, 81, 8081)
+	step("all unmapped", c.UnmapAll(ctx, backends.TCP))
+	step("all unmapped", c.UnmapAll(ctx, backends.UDP))
+	step(c.Transact(ctx, []byte{0, 99}))
+	step(c.Transact(ctx, append([]byte{9, 1}, make([]byte, 58)...)))
+
+	_, err = c.Map(ctx, natpmp.MapRequest{Protocol: backends.TCP})
+	if !errors.Is(err, backends.ErrInvalid) {
+		p.Fatalf("Map of port 0: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		p.Fatal(err)
+	}
+})
+
+func TestNATPMP(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "natpmp: the client alone")
+	home := lab.Home(t, lab.Router{})
+	neighbour(t, home, "tcp", 9000)
+	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":80"), home.Lan.Echo(t, "udp", ":80")
+	p := home.Lan.Start(t, natpmpProgram, home.Gateway)
+	next := func() { p.Send("go on") }
+
+	var addr natpmp.ExternalAddrResponse
+	p.Expect(&addr)
+	if addr.Addr != home.External || addr.Result != natpmp.Success || addr.Epoch == 0 {
+		t.Errorf("%+v", addr)
+	}
+	next()
+
+	mapped := func(protocol backends.Protocol, internal, external uint16) {
+		t.Helper()
+		var r natpmp.MapResponse
+		p.Expect(&r)
+		if r.Protocol != protocol || r.InternalPort != internal || r.ExternalPort != external ||
+			r.Lifetime != time.Minute || r.Result != natpmp.Success {
+			t.Errorf("%+v", r)
+		}
+	}
+	mapped(backends.TCP, 80, 8080)
+	home.Reaches(t, byTCP, at(home, 8080))
+	wantRules(t, home, 2)
+	next()
+	mapped(backends.UDP, 80, 8080)
+	home.Reaches(t, byUDP, at(home, 8080))
+	wantRules(t, home, 3)
+	next()
+	p.Expect(nil) // Unmap
+	home.DoesNotReach(t, byUDP, at(home, 8080))
+	home.Reaches(t, byTCP, at(home, 8080))
+	wantRules(t, home, 2)
+	next()
+	mapped(backends.UDP, 80, 8080)
+	next()
+	mapped(backends.TCP, 81, 8081)
+	home.Reaches(t, byTCP, at(home, 8080))
+	wantRules(t, home, 4)
+	next()
+	p.Expect(nil) // UnmapAll of TCP
+	home.DoesNotReach(t, byTCP, at(home, 8080))
+	next()
+	p.Expect(nil) // UnmapAll of UDP
+	home.DoesNotReach(t, byUDP, at(home, 8080))
+	wantRules(t, home, 1) // the neighbour's
+	next()
+
+	var answer []byte
+	p.Expect(&answer)
+	t.Logf("unknown opcode: %x", answer)
+	if len(answer) != 8 || !bytes.HasPrefix(answer, []byte{0, 128 + 99, 0, byte(natpmp.UnsupportedOpcode)}) {
+		t.Errorf("unknown opcode: %x", answer)
+	}
+	next()
+	p.Expect(&answer)
+	t.Logf("version 9: %x", answer)
+	next()
+	p.Wait()
+}

@@ -1,0 +1,218 @@
+package labtest
+
+import (
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// pcpOnly is a router that does not speak NAT-PMP.
+var pcpOnly = lab.Router{NoNATPMP: true, NoUPnP: true}
+
+// wantPCP wants the mapping to have been granted by PCP.
+func wantPCP(t *testing.T, m *mapping) {
+	t.Helper()
+	if m.Backend != "pcp" {
+		t.Errorf("granted by %q, want pcp", m.Backend)
+	}
+}
+
+func TestPCPEnable(t *testing.T) {
+	t.Parallel()
+	for name, networks := range map[string][]string{
+		"tcp":  {"tcp"},
+		"udp":  {"udp"},
+		"both": {"tcp", "udp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "pcp: enable and disable "+name)
+			home := lab.Home(t, pcpOnly)
+			var echoes []lab.Echo
+			for _, network := range networks {
+				echo := home.Lan.Echo(t, network, ":8080")
+				home.DoesNotReach(t, echo, at(home, 8080))
+				echoes = append(echoes, echo)
+			}
+			f := newForwarder(t, home.Lan, config{})
+			m := f.enable(option{Name: name, Port: 8080})
+			wantPCP(t, m)
+			if m.External != at(home, 8080) || m.Internal != echoes[0].Addr || m.Scope != "public" ||
+				m.Gateway.Addr() != home.Gateway || len(m.Granted) != len(networks) {
+				t.Errorf("%+v", m.state)
+			}
+			if addr := f.externalIP(); addr != home.External {
+				t.Errorf("external address %v, want %v", addr, home.External)
+			}
+			wantRules(t, home, len(networks))
+			for _, echo := range echoes {
+				home.Reaches(t, echo, m.External)
+			}
+			f.disable()
+			wantRules(t, home, 0)
+			for _, echo := range echoes {
+				home.DoesNotReach(t, echo, m.External)
+			}
+			f.close()
+			f.exit()
+		})
+	}
+}
+
+func TestPCPTaken(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "pcp: a taken port, another is granted")
+	home, theirs := takenByPCP(t)
+	ours := home.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080))
+	wantPCP(t, m)
+	if m.External.Port() == 8080 {
+		t.Errorf("external %v, which is taken", m.External)
+	}
+	home.Reaches(t, ours, m.External)
+	home.Reaches(t, theirs, at(home, 8080))
+	f.disable()
+	home.DoesNotReach(t, ours, m.External)
+	home.Reaches(t, theirs, at(home, 8080))
+	wantRules(t, home, 1)
+}
+
+// takenByPCP is a home with port 8080 in a neighbour's hands, where our host
+// has PCP alone.
+func takenByPCP(t *testing.T) (*lab.HomeNet, lab.Echo) {
+	t.Helper()
+	home := lab.Home(t, lab.Router{NoUPnP: true})
+	home.Router.Rule(t, "input", `ip saddr 192.168.77.2 udp dport 5351 @th,64,8 0 drop`)
+	return home, neighbour(t, home, "tcp", 8080)
+}
+
+// This router answers PREFER_FAILURE with success and another port, which has
+// to be given back.
+func TestPCPTakenExact(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "pcp: a taken port, exactly that one wanted")
+	home, theirs := takenByPCP(t)
+	f := newForwarder(t, home.Lan, config{})
+	f.refused([]error{backends.ErrConflict}, tcp(8080), exact)
+	wantRules(t, home, 1)
+	f.refused([]error{backends.ErrConflict}, both(8080), exact)
+	wantRules(t, home, 1)
+	home.Reaches(t, theirs, at(home, 8080))
+
+	ours := home.Lan.Echo(t, "tcp", ":8080")
+	m := f.enable(tcp(8080), external(8081), exact)
+	wantPCP(t, m)
+	if m.External != at(home, 8081) {
+		t.Errorf("external %v, want exactly port 8081", m.External)
+	}
+	home.Reaches(t, ours, m.External)
+	f.close()
+	wantRules(t, home, 1)
+}
+
+func TestPCPSamePort(t *testing.T) {
+	t.Parallel()
+	for _, o := range []option{tcp(8080), both(8080)} {
+		t.Run(o.Name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "pcp: a taken port, one number inside and outside, "+o.Name)
+			home, _ := takenByPCP(t)
+			f := newForwarder(t, home.Lan, config{})
+			m := f.enable(o, samePort)
+			wantPCP(t, m)
+			if m.External.Port() == 8080 || m.External.Port() != m.Internal.Port() {
+				t.Fatalf("%v → %v, want one other number", m.External, m.Internal)
+			}
+			for _, g := range m.Granted {
+				home.Reaches(t, home.Lan.Echo(t, g.Protocol.String(), g.Internal.String()), g.External)
+			}
+			wantRules(t, home, 1+len(m.Granted)) // what was tried is given back
+			f.disable()
+			wantRules(t, home, 1)
+		})
+	}
+}
+
+func TestPCPRenew(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "pcp: renewed for several lifetimes")
+	testRenewal(t, pcpOnly, "pcp")
+}
+
+func TestPCPClose(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "pcp: ended by Close")
+	home := lab.Home(t, pcpOnly)
+	f := newForwarder(t, home.Lan, config{})
+	echo := home.Lan.Echo(t, "tcp", ":8081")
+	wantPCP(t, f.enable(both(8080)))
+	m := f.enable(tcp(8081))
+	home.Reaches(t, echo, m.External)
+	wantRules(t, home, 3)
+	f.close()
+	wantRules(t, home, 0)
+	home.DoesNotReach(t, echo, m.External)
+}
+
+// This router accepts a filter and lets everybody in nevertheless, and no
+// answer tells: who asks for one peer alone cannot rely on it. The test states
+// that weakness: should a router ever keep its promise, it fails.
+func TestPCPFrom(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "pcp: from one peer only, which this router does not enforce")
+	home := lab.Home(t, lab.Router{}) // NAT-PMP would be preferred, and has no filters
+	second := joinWan(t, home)
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080), from(addrPort(home.Wan, 0)))
+	wantPCP(t, m)
+	if m.Granted[0].Remote.Addr() != home.Wan.Addr() {
+		t.Errorf("the mapping tells of the peer %v, want %v", m.Granted[0].Remote, home.Wan.Addr())
+	}
+	home.Reaches(t, echo, m.External)
+	peer, err := second.Reach(echo, m.External)
+	if err != nil || peer.Addr() != second.Addr() {
+		t.Errorf("the second host outside gets in as %v, %v: this router enforces filters", peer, err)
+	}
+	f.disable()
+	home.DoesNotReach(t, echo, m.External)
+	wantRules(t, home, 0)
+}
+
+// A port that is denied: from there on, the daemon looks for one that it may map.
+const deniedPort = 80
+
+func TestLowPorts(t *testing.T) {
+	t.Parallel()
+	for name, router := range map[string]lab.Router{
+		"natpmp": {DenyLowPorts: true, NoPCP: true, NoUPnP: true},
+		"pcp":    {DenyLowPorts: true, NoNATPMP: true, NoUPnP: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, name+": ports below 1024 denied")
+			home := lab.Home(t, router)
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			f := newForwarder(t, home.Lan, config{})
+			got := f.try(call{Op: "enable", Options: []option{tcp(8080), external(deniedPort), exact}})
+			if got.Failure == nil {
+				t.Fatalf("a denied port was granted: %+v", got.State)
+			}
+			t.Logf("after %v: %v", got.Took, got.Failure)
+			if !got.Failure.Is(backends.ErrConflict) && !got.Failure.Is(backends.ErrNotAuthorized) {
+				t.Errorf("neither a conflict nor a refusal: %v", got.Failure)
+			}
+			wantRules(t, home, 0)
+			m := f.enable(tcp(8080), external(deniedPort))
+			if m.Backend != name || m.External.Port() < 1024 {
+				t.Errorf("%+v", m.state)
+			}
+			home.Reaches(t, echo, m.External)
+			home.DoesNotReach(t, echo, at(home, deniedPort))
+			f.disable()
+			wantRules(t, home, 0)
+		})
+	}
+}

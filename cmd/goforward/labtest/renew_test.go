@@ -1,0 +1,288 @@
+package labtest
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+const shortLease = 6 * time.Second
+
+// longestGap is how long bytes may fail to arrive at a renewal: this router deletes
+// the old entry before it makes the new one, a millisecond later. On a machine that is
+// busy with other things, a second was seen.
+const longestGap = 2 * time.Second
+
+// target is where bytes are to arrive.
+type target struct {
+	echo     lab.Echo
+	external netip.AddrPort
+}
+
+// stays asks whether bytes arrive until the time is over, and returns the
+// longest while for which they did not, although they did at the steady target:
+// a machine that is too busy to carry anything says nothing of a mapping.
+func stays(t *testing.T, home *lab.HomeNet, at, steady target, until <-chan struct{}) (gap time.Duration) {
+	t.Helper()
+	tick := time.NewTicker(again)
+	defer tick.Stop()
+	var missing time.Duration // in a row
+	for last := time.Now(); ; {
+		arrived := answered(t, home.Wan, at.echo, at.external) || !answered(t, home.Wan, steady.echo, steady.external)
+		now := time.Now()
+		if arrived {
+			missing = 0
+		} else { // however late the machine is with its probes
+			missing += min(now.Sub(last), probeTime+again)
+		}
+		last = now
+		gap = max(gap, missing)
+		select {
+		case <-until:
+			return gap
+		case <-tick.C:
+		}
+	}
+}
+
+const probeTime = 200 * time.Millisecond
+
+// answered asks once, and does not wait long.
+func answered(t *testing.T, from *lab.Host, echo lab.Echo, to netip.AddrPort) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), probeTime)
+	defer cancel()
+	conn, err := from.Dial(ctx, echo.Network, to.String())
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(probeTime))
+	if _, err := conn.Write([]byte("here?")); err != nil {
+		return false
+	}
+	buf := make([]byte, len(echo.Token))
+	n, _ := conn.Read(buf)
+	return string(buf[:n]) == echo.Token
+}
+
+// renewals is how long a mapping of the short lease is watched: it outlives its
+// lifetime three times.
+const renewals = 3*shortLease + shortLease/4
+
+// steadily has a mapping that needs no renewal, to tell a busy machine from a
+// mapping that is not there. It is on the router's table until the end.
+func steadily(t *testing.T, home *lab.HomeNet, f *remote, opts ...option) target {
+	t.Helper()
+	m := f.enable(append(opts, tcp(8082), lifetime(time.Hour), once)...)
+	f.event(forward.Mapped)
+	return target{home.Lan.Echo(t, "tcp", m.Internal.String()), m.External}
+}
+
+// watched starts stays for each echo, and returns what waits for its end and
+// wants no gap that is too long.
+func watched(t *testing.T, home *lab.HomeNet, external netip.AddrPort, steady target, during time.Duration, echoes ...lab.Echo) (wait func()) {
+	t.Helper()
+	over := make(chan struct{})
+	time.AfterFunc(during, func() { close(over) })
+	gaps := make(chan time.Duration)
+	for _, echo := range echoes {
+		go func() { gaps <- stays(t, home, target{echo, external}, steady, over) }()
+	}
+	return func() {
+		t.Helper()
+		for range echoes {
+			gap := <-gaps
+			t.Logf("the longest gap: %v", gap)
+			if gap > longestGap {
+				t.Errorf("no bytes arrived for %v", gap)
+			}
+		}
+	}
+}
+
+// ends waits for the end of a mapping that nobody renews, which shows that this
+// router means what it says.
+func ends(t *testing.T, home *lab.HomeNet, echo lab.Echo, m *mapping) {
+	t.Helper()
+	goes(t, home, echo, m.External, 2*shortLease)
+	gone := time.Since(m.Granted[0].Granted)
+	t.Logf("the mapping that is not renewed went after %v", gone)
+	if gone < shortLease-time.Second {
+		t.Errorf("the mapping that is not renewed went after %v, want %v", gone, shortLease)
+	}
+}
+
+// Bytes arrive all the time while a mapping outlives its lifetime three times.
+// One that is not renewed goes when its lifetime has passed.
+func testRenewal(t *testing.T, router lab.Router, backend string) {
+	home := lab.Home(t, router)
+	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
+	steady := steadily(t, home, f)
+	kept, left := f.enable(both(8080)), f.enable(tcp(8081), once)
+	f.event(forward.Mapped)
+	f.event(forward.Mapped)
+	over, byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8081"), home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+	home.Reaches(t, over, left.External)
+	wait := watched(t, home, kept.External, steady, renewals, byTCP, byUDP)
+	ends(t, home, over, left)
+	wait()
+	home.Reaches(t, byTCP, kept.External)
+	home.Reaches(t, byUDP, kept.External)
+	if s := kept.now(); s.Failure != nil || s.External != at(home, 8080) || s.Backend != backend || time.Until(s.Expires) < shortLease/4 {
+		t.Errorf("%+v", s)
+	}
+	wantRules(t, home, 3)
+	f.noEvent()
+	f.disable()
+	wantRules(t, home, 1)
+}
+
+func TestRenew(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: renewed for several lifetimes")
+	testRenewal(t, lab.Router{}, "natpmp")
+}
+
+// Two parts of a program forward TCP and UDP of one port, which are renewed and
+// taken away apart. This router confuses their firewall rules: to make the rule
+// of one anew, or to take it away, it deletes that of the other.
+func TestRenewSiblings(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: TCP and UDP of a port, renewed and disabled apart")
+	home := lab.Home(t, lab.Router{})
+	f := newForwarder(t, home.Lan, config{})
+	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+	m := f.enable(tcp(8080))
+	f.enable(udp(8080))
+	home.Reaches(t, byTCP, m.External)
+	home.Reaches(t, byUDP, m.External)
+	arrives := func(echo lab.Echo, after string) {
+		t.Helper()
+		begin := time.Now()
+		for !answered(t, home.Wan, echo, m.External) {
+			if time.Since(begin) > longestGap {
+				t.Errorf("after %s, bytes no longer arrive by %s", after, echo.Network)
+				return
+			}
+		}
+	}
+	m.refresh()
+	arrives(byTCP, "the renewal of TCP")
+	arrives(byUDP, "the renewal of TCP")
+	f.disable(tcp(8080))
+	arrives(byUDP, "the end of TCP")
+	wantRules(t, home, 1)
+}
+
+// The same, whichever protocol is first on the router's list of rules: renewed in
+// either order, and over restarts that the router's clock shows, that it only
+// announces, or that the next renewal finds.
+func TestSiblingsInOrder(t *testing.T) {
+	t.Parallel()
+	const (
+		lease = 20 * time.Second
+		soon  = lease / 2 // before the next renewal would mend it
+	)
+	for name, c := range map[string]struct {
+		first, second option
+		router        lab.Router
+		silent        bool
+	}{
+		"TCP first, the clock starts at 0":   {tcp(8080), udp(8080), lab.Router{DaemonUptime: true}, false},
+		"UDP first, the clock starts at 0":   {udp(8080), tcp(8080), lab.Router{DaemonUptime: true}, false},
+		"UDP first, the clock does not tell": {udp(8080), tcp(8080), lab.Router{}, false},
+		"TCP first, the router says nothing": {tcp(8080), udp(8080), lab.Router{DaemonUptime: true}, true},
+		"UDP first, the router says nothing": {udp(8080), tcp(8080), lab.Router{DaemonUptime: true}, true},
+		"TCP first, the clock does not tell": {tcp(8080), udp(8080), lab.Router{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: TCP and UDP of a port, apart, over renewals and restarts: "+name)
+			home := lab.Home(t, c.router)
+			if c.silent {
+				mute(t, home)
+			}
+			f := newForwarder(t, home.Lan, config{Lifetime: lease})
+			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+			first := f.enable(c.first)
+			second := f.enable(c.second)
+			both := func(after string, within time.Duration) {
+				t.Helper()
+				t.Logf("after %s: TCP after %v, UDP after %v", after,
+					comes(t, home, byTCP, first.External, within), comes(t, home, byUDP, first.External, within))
+			}
+			renewed := func() {
+				t.Helper()
+				first.refresh()
+				both("the renewal of the first", soon)
+				second.refresh()
+				both("the renewal of the second", soon)
+			}
+			both("the beginning", soon)
+			renewed()
+			// Old enough for its clock to show it: it may run slow by an eighth and two seconds.
+			until(t, patience, "the router's clock stands still", func() bool { return epoch(t, home) >= 7*time.Second })
+			die(t, home)
+			home.Daemon.Start(t)
+			both("the restart", lease)
+			renewed()
+			renewed()
+			f.disable(c.first)
+			comes(t, home, map[string]lab.Echo{"tcp": byTCP, "udp": byUDP}[c.second.Name], first.External, soon)
+		})
+	}
+}
+
+// A mapping that is taken away goes at once, whatever its lifetime, and is not
+// asked for again.
+func TestDisabledStaysAway(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: disabled, not renewed again")
+	home := lab.Home(t, lab.Router{})
+	f := newForwarder(t, home.Lan, config{Lifetime: 2 * time.Second})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	m := f.enable(tcp(8080))
+	home.Reaches(t, echo, m.External)
+	f.disable()
+	begin := time.Now()
+	until(t, patience, "the time does not pass", func() bool {
+		wantRules(t, home, 0)
+		return t.Failed() || time.Since(begin) > 3*time.Second
+	})
+}
+
+// Refresh extends a mapping in place.
+func TestRefresh(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: refreshed, in place and elsewhere")
+	home := lab.Home(t, lab.Router{})
+	f := newForwarder(t, home.Lan, config{})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	m := f.enable(tcp(8080), lifetime(time.Minute))
+	before := m.state
+	m.refresh(lifetime(time.Hour))
+	if m.External != before.External || m.Expires.Sub(before.Expires) < 50*time.Minute {
+		t.Errorf("external %v, expires %v; before: %v, %v", m.External, m.Expires, before.External, before.Expires)
+	}
+	home.Reaches(t, echo, m.External)
+	wantRules(t, home, 1)
+
+	m.refresh(external(9090))
+	if m.External != at(home, 9090) {
+		t.Errorf("external %v, want port 9090", m.External)
+	}
+	home.Reaches(t, echo, m.External)
+	home.DoesNotReach(t, echo, before.External)
+	wantRules(t, home, 1)
+
+	// What the router has lost comes back by a refresh.
+	home.Daemon.Forget(t)
+	home.DoesNotReach(t, echo, m.External)
+	m.refresh()
+	home.Reaches(t, echo, m.External)
+}

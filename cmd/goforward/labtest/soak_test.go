@@ -1,0 +1,302 @@
+package labtest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// soakFor is how long the soak takes.
+func soakFor(t *testing.T) time.Duration {
+	t.Helper()
+	text := os.Getenv("GOFORWARD_SOAK_FOR")
+	if text == "" {
+		return 2 * time.Minute
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("GOFORWARD_SOAK_FOR: %v", err)
+	}
+	return d
+}
+
+// The router is killed and starts anew every twenty seconds, while programs hold
+// mappings of every kind, open and close others, and bytes come from outside all
+// the time: after each restart all that is held is back, and at the end nothing
+// is left over, in the router or in the programs.
+func TestSoakRestarts(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "soak: the router restarts every twenty seconds under load")
+	const every = 20 * time.Second
+	s := newSoak(t)
+	for end := time.Now().Add(soakFor(t)); time.Now().Before(end); {
+		s.churn(every)
+		s.restart()
+	}
+	s.end()
+}
+
+const (
+	soakLease = 2 * time.Minute
+	// backWithin is how long a mapping may be away after a restart: the router
+	// announces it.
+	backWithin = 15 * time.Second
+	maxExtra   = 4 // mappings that come and go, for each program
+)
+
+// soak is the state of the test. Its methods are the test's goroutine's.
+type soak struct {
+	t        *testing.T
+	home     *lab.HomeNet
+	programs []*soaked
+	dice     *rand.Rand
+	port     uint16
+	restarts int
+	back     tally         // what was held, at each restart
+	closed   tally         // what was closed
+	told     int           // calls that failed, and said so
+	longest  time.Duration // that anything was away after a restart
+	probes   *probes
+}
+
+// soaked is one program, and what it holds.
+type soaked struct {
+	*agent
+	f       *remote
+	backend string
+	vitals  map[string]int
+	held    []*holding
+	extra   []*holding // opened and closed again
+}
+
+// holding is a mapping with servers behind it.
+type holding struct {
+	*mapping
+	port    uint16
+	network string
+	targets []*probed
+}
+
+var vitals = []string{"goroutines", "files", "heap"}
+
+func newSoak(t *testing.T) *soak {
+	t.Helper()
+	s := &soak{
+		t: t, home: lab.Home(t, lab.Router{DaemonUptime: true}),
+		dice: rand.New(rand.NewPCG(seed(t), 1)),
+	}
+	s.probes = startProbes(t, s.home)
+	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
+		p := &soaked{agent: start(t, s.home.Lan), backend: backend, vitals: map[string]int{}}
+		p.warmUp()
+		p.f = p.forwarder(config{Order: []string{backend}, Lifetime: soakLease})
+		for _, network := range []string{"tcp", "udp", "both"} {
+			p.held = append(p.held, s.open(p, network))
+		}
+		s.programs = append(s.programs, p)
+	}
+	s.await("the start", time.Now())
+	return s
+}
+
+// warmUp has the program do all once, before what it has is counted.
+func (p *soaked) warmUp() {
+	p.t.Helper()
+	calm := p.vital("goroutines")
+	f := p.forwarder(config{Order: []string{p.backend}, Lifetime: soakLease})
+	m := f.enable(udp(lastPort), background)
+	if !eventually(patience, func() bool { return m.now().External.IsValid() }) {
+		p.t.Fatalf("%s: not granted: %s", p.backend, why(m.Failure))
+	}
+	m.close()
+	f.close()
+	p.quiesces(calm)
+	for _, v := range vitals {
+		p.vitals[v] = p.vital(v)
+	}
+}
+
+// listen makes servers for a port that nobody has had.
+func (s *soak) listen(network string) *holding {
+	s.t.Helper()
+	h := &holding{port: firstPort + s.port, network: network}
+	s.port = (s.port + 1) % (lastPort - firstPort)
+	networks := []string{network}
+	if network == "both" {
+		networks = []string{"tcp", "udp"}
+	}
+	for _, n := range networks {
+		h.targets = append(h.targets, &probed{echo: s.home.Lan.Echo(s.t, n, fmt.Sprintf(":%d", h.port))})
+	}
+	return h
+}
+
+func (s *soak) open(p *soaked, network string) *holding {
+	s.t.Helper()
+	h := s.listen(network)
+	h.mapping = p.f.enable(option{Name: network, Port: h.port}, background)
+	s.probes.add(h.targets)
+	return h
+}
+
+// churn opens and closes for a while.
+func (s *soak) churn(during time.Duration) {
+	s.t.Helper()
+	over := time.After(during)
+	for {
+		select {
+		case <-over:
+			return
+		case <-time.After(time.Duration(s.dice.IntN(1500)) * time.Millisecond):
+			s.step(s.programs[s.dice.IntN(len(s.programs))])
+		}
+	}
+}
+
+// step opens, closes or renews something.
+func (s *soak) step(p *soaked) {
+	s.t.Helper()
+	p.events = nil // nobody reads them
+	switch i := s.dice.IntN(3); {
+	case i == 0 && len(p.extra) < maxExtra:
+		p.extra = append(p.extra, s.open(p, []string{"tcp", "udp", "both"}[s.dice.IntN(3)]))
+	case i == 1 && len(p.extra) > 0:
+		n := s.dice.IntN(len(p.extra))
+		h := p.extra[n]
+		p.extra = slices.Delete(p.extra, n, n+1)
+		s.close(p, h)
+	case i == 2:
+		h := p.held[s.dice.IntN(len(p.held))]
+		if got := p.try(call{Op: "refresh", Mapping: h.n}); got.Failure != nil {
+			s.told++
+		}
+	}
+}
+
+// close closes, and wants it to be gone if nothing else is said. What is not
+// granted yet may just be so, and stay for its lifetime.
+func (s *soak) close(p *soaked, h *holding) {
+	s.t.Helper()
+	s.probes.remove(h.targets)
+	stands := h.now().External.IsValid()
+	got := p.try(call{Op: "close mapping", Mapping: h.n})
+	if got.Failure != nil {
+		s.told++
+		return
+	}
+	if !stands {
+		return
+	}
+	var err error
+	if rules := rulesTo(s.t, s.home, s.home.Lan, h.port); len(rules) > 0 {
+		err = fmt.Errorf("%w: %q", errNotGone, rules)
+	}
+	s.closed.count(err, "port %d by %s", h.port, p.backend)
+}
+
+// restart is a power cut while each program opens and closes something, and all
+// that is held must come back.
+func (s *soak) restart() {
+	s.t.Helper()
+	s.restarts++
+	opening := map[*soaked]*holding{}
+	ids := map[*soaked]int{}
+	for _, p := range s.programs {
+		opening[p] = s.listen("udp")
+		ids[p] = p.f.beginEnable(udp(opening[p].port))
+	}
+	s.home.Daemon.Restart(s.t)
+	begin := time.Now()
+	for _, p := range s.programs {
+		m, err := p.f.enabled(p.await(ids[p]))
+		if err != nil {
+			s.told++
+			continue
+		}
+		h := opening[p]
+		h.mapping = m
+		s.probes.add(h.targets)
+		p.extra = append(p.extra, h)
+	}
+	s.await(fmt.Sprintf("restart %d", s.restarts), begin)
+	for _, p := range s.programs {
+		for len(p.extra) > maxExtra {
+			s.close(p, p.extra[0])
+			p.extra = p.extra[1:]
+		}
+	}
+}
+
+// await wants bytes to arrive that were sent after a time, at all that is held.
+func (s *soak) await(what string, since time.Time) {
+	s.t.Helper()
+	for _, p := range s.programs {
+		for _, h := range slices.Concat(p.held, p.extra) {
+			var err error
+			if !eventually(backWithin-min(time.Since(since), backWithin/2), func() bool { return h.isBack(since) }) {
+				err = fmt.Errorf("no bytes arrive at %v: %v", h.External, why(h.Failure))
+			}
+			s.back.count(err, "%s: %s port %d by %s", what, h.network, h.port, p.backend)
+			if err == nil {
+				s.longest = max(s.longest, h.backAt().Sub(since))
+			}
+		}
+	}
+	s.t.Logf("%s: all was back after %v", what, time.Since(since).Round(time.Millisecond))
+}
+
+// isBack looks where the world is to send to, and whether what was sent since
+// has arrived.
+func (h *holding) isBack(since time.Time) bool {
+	s := h.now()
+	for _, target := range h.targets {
+		target.set(s.External)
+	}
+	return h.backAt().After(since)
+}
+
+// backAt is when the last of the targets was reached last.
+func (h *holding) backAt() time.Time {
+	at := h.targets[0].reachedAt()
+	for _, target := range h.targets[1:] {
+		if other := target.reachedAt(); other.Before(at) {
+			at = other
+		}
+	}
+	return at
+}
+
+// end closes everything, and wants nothing to be left over.
+func (s *soak) end() {
+	s.t.Helper()
+	for _, p := range s.programs {
+		for _, h := range slices.Concat(p.held, p.extra) {
+			s.close(p, h)
+		}
+		p.f.close()
+	}
+	asked, arrived := s.probes.stop()
+	if !eventually(soakLease+patience, func() bool { return len(ours(entries(s.t, s.home))) == 0 }) {
+		s.t.Errorf("entries outlive their lifetime: %q", ours(entries(s.t, s.home)))
+	}
+	s.back.tell(s.t, fmt.Sprintf("held at %d restarts", s.restarts), fmt.Sprintf("(back after %v at most)", s.longest.Round(time.Millisecond)))
+	s.closed.tell(s.t, "closed", fmt.Sprintf("(%d calls failed, and told)", s.told))
+	s.t.Logf("%d of %d probes arrived", arrived, asked)
+	for _, p := range s.programs {
+		p.quiesces(p.vitals["goroutines"])
+		for _, v := range vitals {
+			s.t.Logf("%s: %s: %d at the start, %d at the end", p.backend, v, p.vitals[v], p.vital(v))
+		}
+		if n := p.vital("files"); n > p.vitals["files"] {
+			s.t.Errorf("%s: %d open files at the end, %d at the start", p.backend, n, p.vitals["files"])
+		}
+		if n := p.vital("heap"); n > p.vitals["heap"]+4<<20 {
+			s.t.Errorf("%s: a heap of %d bytes at the end, %d at the start", p.backend, n, p.vitals["heap"])
+		}
+	}
+}

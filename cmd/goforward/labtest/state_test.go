@@ -1,0 +1,60 @@
+package labtest
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// A program that is killed, and started again with its state file, has the same
+// external port again, although another is free by then that it would rather
+// have; without the file it does not.
+func TestStateFile(t *testing.T) {
+	t.Parallel()
+	for name, with := range map[string]bool{"with the state file": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "state: killed and started again, "+name)
+			home := lab.Home(t, lab.Router{})
+			neighbour(t, home, "tcp", 8080)
+			c := config{}
+			if with {
+				c.State = filepath.Join(t.TempDir(), "state")
+			}
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			first := newForwarder(t, home.Lan, c)
+			m := first.enable(tcp(8080))
+			had := m.External
+			if had.Port() == 8080 {
+				t.Fatalf("%+v", m.state)
+			}
+			if with {
+				until(t, patience, "nothing is written down", func() bool {
+					b, _ := os.ReadFile(c.State)
+					return strings.Contains(string(b), had.String())
+				})
+			}
+			first.proc.Kill()
+			// The neighbour lets go. Asked by itself, this router takes it away.
+			home.Router.Exec(t, "sh", "-ec", `
+				nft -a list chain inet filter prerouting_miniupnpd |
+				sed -n 's/.*192.168.77.3.*handle \([0-9]*\)$/\1/p' |
+				while read -r h; do nft delete rule inet filter prerouting_miniupnpd handle "$h"; done`)
+			wantRules(t, home, 1)
+
+			again := newForwarder(t, home.Lan, c).enable(tcp(8080))
+			home.Reaches(t, echo, again.External)
+			want := 2 // what nobody remembers stays for its lifetime
+			if with {
+				want = 1
+			}
+			if (again.External == had) != with {
+				t.Errorf("now %v, had %v", again.External, had)
+			}
+			wantRules(t, home, want)
+		})
+	}
+}

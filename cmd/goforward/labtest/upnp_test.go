@@ -1,0 +1,400 @@
+package labtest
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// upnpOnly is a router that refuses NAT-PMP and PCP.
+var upnpOnly = lab.Router{Refuse5351: true}
+
+// with is a router with more lines in its daemon's configuration.
+func with(router lab.Router, conf ...string) lab.Router {
+	router.ExtraConf = append(conf, router.ExtraConf...)
+	return router
+}
+
+func TestUPnP(t *testing.T) {
+	t.Parallel()
+	for name, router := range map[string]lab.Router{
+		"alone":                              upnpOnly,
+		"alone, the others silent":           {Silent5351: true},
+		"version 1":                          with(upnpOnly, "force_igd_desc_v1=yes"),
+		"without secure mode":                {Refuse5351: true, AnyClient: true},
+		"a control port of the day":          with(upnpOnly, "http_port=0"),
+		"every port below 1024 is forbidden": {Refuse5351: true, DenyLowPorts: true},
+	} {
+		for protocol, o := range map[string]option{"TCP": tcp(8080), "UDP": udp(8080), "both": both(8080)} {
+			t.Run(name+", "+protocol, func(t *testing.T) {
+				t.Parallel()
+				lab.Scenario(t, "upnp: "+name+", "+protocol)
+				testUPnP(t, router, o)
+			})
+		}
+	}
+}
+
+func testUPnP(t *testing.T, router lab.Router, o option) {
+	home := lab.Home(t, router)
+	f := newForwarder(t, home.Lan, config{})
+	got := f.do(call{Op: "enable", Options: []option{o}})
+	m, _ := f.enabled(got)
+	t.Logf("granted after %v", got.Took)
+	if m.External != at(home, 8080) || m.Backend != "upnp" || m.Scope != "public" || m.Gateway.Addr() != home.Gateway {
+		t.Errorf("%+v", m.state)
+	}
+	for _, g := range m.Granted {
+		if left := time.Until(g.Expires()); left < time.Hour || left > 2*time.Hour {
+			t.Errorf("%v lasts %v, want two hours", g.Protocol, left)
+		}
+		echo := home.Lan.Echo(t, g.Protocol.String(), g.Internal.String())
+		home.Reaches(t, echo, g.External)
+		defer func() { home.DoesNotReach(t, echo, g.External) }()
+	}
+	wantRules(t, home, len(m.Granted))
+	if addr := f.externalIP(); addr != home.External {
+		t.Errorf("external address %v, want %v", addr, home.External)
+	}
+	f.disable()
+	wantRules(t, home, 0)
+}
+
+func TestUPnPRenew(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: renewed for several lifetimes")
+	testRenewal(t, upnpOnly, "upnp")
+}
+
+// The daemon's control port is another one after each restart.
+func TestUPnPRestart(t *testing.T) {
+	t.Parallel()
+	for name, router := range map[string]lab.Router{
+		"the port stays": upnpOnly,
+		"the port moves": with(upnpOnly, "http_port=0"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "upnp: the router restarts, "+name)
+			home := lab.Home(t, router)
+			f := newForwarder(t, home.Lan, config{})
+			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+			m := f.enable(both(8080))
+			f.event(forward.Mapped)
+			for range 3 {
+				home.Reaches(t, byTCP, m.External)
+				home.Reaches(t, byUDP, m.External)
+				die(t, home)
+				home.DoesNotReach(t, byTCP, m.External)
+				home.Daemon.Start(t)
+				begin := time.Now()
+				comes(t, home, byTCP, m.External, patience)
+				comes(t, home, byUDP, m.External, patience)
+				t.Logf("the first bytes arrived %v after the router was ready", time.Since(begin))
+			}
+			f.disable()
+			wantRules(t, home, 0)
+		})
+	}
+}
+
+// The router says nothing, so the mapping is back at the next renewal.
+func TestUPnPRestartMute(t *testing.T) {
+	t.Parallel()
+	for name, router := range map[string]lab.Router{
+		"the port stays": upnpOnly,
+		"the port moves": with(upnpOnly, "http_port=0"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "upnp: the router restarts without a word, "+name)
+			home := lab.Home(t, router)
+			home.Router.Rule(t, "output", `oifname "lan0" ip daddr 224.0.0.0/3 drop`)
+			f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			m := f.enable(tcp(8080))
+			home.Reaches(t, echo, m.External)
+			die(t, home)
+			home.DoesNotReach(t, echo, m.External)
+			home.Daemon.Start(t)
+			took := comes(t, home, echo, m.External, 2*shortLease)
+			t.Logf("bytes arrived %v after the router was ready", took)
+			f.disable()
+			wantRules(t, home, 0)
+		})
+	}
+}
+
+// Another host of the home is forwarded to where the router lets it.
+func TestUPnPTo(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: to another host, in secure mode and not")
+	for secure, router := range map[bool]lab.Router{true: upnpOnly, false: {Refuse5351: true, AnyClient: true}} {
+		home := lab.Home(t, router)
+		other := home.Join("neighbour", "192.168.77.3/24")
+		echo := other.Echo(t, "tcp", ":80")
+		f := newForwarder(t, home.Lan, config{})
+		if secure {
+			adds := counts(t, home.Router, "input", "adds", `iifname "lan0" tcp dport 5000 tcp flags syn`)
+			f.refused([]error{backends.ErrNotAuthorized}, tcp(80), external(8080), to(echo.Addr))
+			t.Logf("%d exchanges", adds.now(t))
+			if n := adds.now(t); n > 12 {
+				t.Errorf("%d exchanges: other ports were tried", n)
+			}
+			wantRules(t, home, 0)
+			continue
+		}
+		m := f.enable(tcp(80), external(8080), to(echo.Addr))
+		home.Reaches(t, echo, m.External)
+		f.disable()
+		home.DoesNotReach(t, echo, m.External)
+		wantRules(t, home, 0)
+	}
+}
+
+func TestUPnPLowPorts(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: ports below 1024 are forbidden")
+	home := lab.Home(t, lab.Router{Refuse5351: true, DenyLowPorts: true})
+	echo := home.Lan.Echo(t, "tcp", ":80")
+	f := newForwarder(t, home.Lan, config{})
+	f.refused([]error{backends.ErrNotAuthorized}, tcp(80), exact)
+	m := f.enable(tcp(80))
+	if m.External.Port() < 1024 {
+		t.Errorf("%+v", m.state)
+	}
+	home.Reaches(t, echo, m.External)
+}
+
+func TestUPnPPrivateWAN(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: the router's own address is private")
+	home := lab.Home(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("10.66.66.1/24")})
+	exchanges := counts(t, home.Router, "input", "exchanges", `iifname "lan0" tcp dport 5000 tcp flags syn / syn,ack`)
+	f := newForwarder(t, home.Lan, config{})
+	f.refused([]error{backends.ErrPrivateWAN}, tcp(8080))
+	if n := exchanges.now(t); n > 8 {
+		t.Errorf("%d exchanges: other ports were tried", n)
+	}
+	wantRules(t, home, 0)
+}
+
+func TestUPnPPinhole(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: an IPv6 pinhole")
+	home := lab.Home(t, lab.Router{IPv6: true, Refuse5351: true})
+	for network, o := range map[string]option{"tcp": tcp(8080), "udp": udp(8080)} {
+		echo := home.Lan.Echo(t, network, at6(home, 8080).String())
+		home.DoesNotReach(t, echo, at6(home, 8080))
+		f := newForwarder(t, home.Lan, config{})
+		got := f.do(call{Op: "enable", Options: []option{o, overIPv6}})
+		m, _ := f.enabled(got)
+		t.Logf("opened after %v", got.Took)
+		if m.External != at6(home, 8080) || m.Backend != "upnp" {
+			t.Errorf("%+v", m.state)
+		}
+		home.Reaches(t, echo, m.External)
+		m.refresh()
+		home.Reaches(t, echo, m.External)
+		wantPinholes(t, home, 1)
+		f.disable()
+		wantPinholes(t, home, 0)
+		home.DoesNotReach(t, echo, m.External)
+	}
+}
+
+// The second program to want an external port gets another, and the first goes
+// on to receive: the router itself would give it away, as both are of one host.
+func TestUPnPTwoPrograms(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: two programs want one external port")
+	home := lab.Home(t, upnpOnly)
+	first, second := newForwarder(t, home.Lan, config{}), newForwarder(t, home.Lan, config{})
+	one, two := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "tcp", ":8081")
+	m := first.enable(tcp(8080), external(9000))
+	other := second.enable(tcp(8081), external(9000))
+	if other.External.Port() == 9000 {
+		t.Errorf("both got %v", other.External)
+	}
+	home.Reaches(t, one, m.External)
+	home.Reaches(t, two, other.External)
+	second.refused([]error{backends.ErrConflict}, tcp(8082), external(9000), exact)
+	home.Reaches(t, one, m.External)
+	second.disable()
+	home.Reaches(t, one, m.External)
+	wantRules(t, home, 1)
+}
+
+// What another host holds is not taken.
+func TestUPnPTaken(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: the port is another host's")
+	home := lab.Home(t, lab.Router{NoPCP: true})
+	theirs := neighbour(t, home, "tcp", 8080)
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, home.Lan, config{Order: []string{"upnp"}})
+	f.refused([]error{backends.ErrConflict}, tcp(8080), exact)
+	m := f.enable(tcp(8080))
+	if m.External.Port() == 8080 || m.Backend != "upnp" {
+		t.Errorf("%+v", m.state)
+	}
+	home.Reaches(t, echo, m.External)
+	home.Reaches(t, theirs, at(home, 8080))
+	f.disable()
+	wantRules(t, home, 1)
+}
+
+// The table is listed by UPnP, whatever protocol mappings go by.
+func TestMappings(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: the table, where mappings go by NAT-PMP")
+	home := lab.Home(t, lab.Router{AnyClient: true}) // which lets one host delete what another has
+	neighbour(t, home, "udp", 9000)
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(both(8080))
+	if m.Backend != "natpmp" {
+		t.Errorf("%+v", m.state)
+	}
+	f.enable(tcp(8081), permanent)
+	var got []string
+	for _, e := range f.mappings() {
+		mine := ""
+		if e.Ours {
+			mine = " ours"
+		}
+		got = append(got, e.Mapping.Protocol.String()+" "+e.Mapping.External.String()+" "+e.Mapping.Internal.String()+mine)
+	}
+	want := []string{
+		"tcp 45.45.45.1:8080 192.168.77.2:8080 ours", "tcp 45.45.45.1:8081 192.168.77.2:8081 ours",
+		"udp 45.45.45.1:8080 192.168.77.2:8080 ours", "udp 45.45.45.1:9000 192.168.77.3:80",
+	}
+	sameLines(t, got, want)
+
+	// One of the neighbour's, and then all.
+	f.disable(foreign, external(9000))
+	if n := f.disableAll(foreign, everything); n != 2 {
+		t.Errorf("%d disabled, want the two that are held", n)
+	}
+	if left := f.mappings(); len(left) != 0 {
+		t.Errorf("left: %+v", left)
+	}
+	wantRules(t, home, 0)
+}
+
+// A large table of another host is listed without harm to the router. Asked to
+// make so many, it would take minutes, so they are written into its firewall as
+// it writes them.
+func TestLargeTable(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: a table of 150 entries of others")
+	home := lab.Home(t, lab.Router{})
+	const n = 150
+	var script strings.Builder
+	for i := range n {
+		fmt.Fprintf(&script, `add rule inet filter prerouting_miniupnpd iif "wan0" meta l4proto udp th dport %d dnat ip to 192.168.77.3:%d comment "theirs"`+"\n", 20000+i, 20000+i)
+	}
+	home.Router.Nft(t, script.String())
+	wantRules(t, home, n)
+	f := newForwarder(t, home.Lan, config{Order: []string{"upnp"}})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	m := f.enable(tcp(8080))
+	begin := time.Now()
+	entries := f.mappings()
+	t.Logf("%d entries in %v", len(entries), time.Since(begin))
+	ours := 0
+	for _, e := range entries {
+		if e.Ours {
+			ours++
+		}
+	}
+	if len(entries) != n+1 || ours != 1 {
+		t.Errorf("%d entries, %d of them ours, want %d and 1", len(entries), ours, n+1)
+	}
+	home.Reaches(t, echo, m.External)
+	f.disable()
+	wantRules(t, home, n)
+}
+
+// sameLines compares lines in any order.
+func sameLines(t *testing.T, got, want []string) {
+	t.Helper()
+	missing := func(from, in []string) (out []string) {
+		for _, line := range from {
+			if !strings.Contains("\n"+strings.Join(in, "\n")+"\n", "\n"+line+"\n") {
+				out = append(out, line)
+			}
+		}
+		return out
+	}
+	if lost, more := missing(want, got), missing(got, want); len(lost)+len(more) > 0 || len(got) != len(want) {
+		t.Errorf("missing: %q\ntoo many: %q\nin: %q", lost, more, got)
+	}
+}
+
+var upnpcLine = regexp.MustCompile(`(?m)^ *\d+ (TCP|UDP) +(\d+)->([0-9.]+:\d+)`)
+
+// Debian's upnpc sees the same table as goforward list.
+func TestUPnPC(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: upnpc and goforward see the same table")
+	home := lab.Home(t, lab.Router{})
+	neighbour(t, home, "tcp", 9000)
+	f := newForwarder(t, home.Lan, config{Order: []string{"upnp"}})
+	f.enable(both(8080))
+	f.enable(tcp(8081), external(9001))
+	var theirs, ours []string
+	for _, m := range upnpcLine.FindAllStringSubmatch(home.Lan.Exec(t, "upnpc", "-l"), -1) {
+		theirs = append(theirs, strings.ToLower(m[1])+" "+m[2]+" "+m[3])
+	}
+	for _, e := range f.mappings() {
+		_, port, _ := strings.Cut(e.Mapping.External.String(), ":")
+		ours = append(ours, e.Mapping.Protocol.String()+" "+port+" "+e.Mapping.Internal.String())
+	}
+	if len(theirs) != 4 {
+		t.Errorf("upnpc lists %q", theirs)
+	}
+	sameLines(t, ours, theirs)
+
+	// And what it made, goforward takes away.
+	home.Lan.Exec(t, "upnpc", "-a", "192.168.77.2", "8090", "8090", "TCP")
+	echo := home.Lan.Echo(t, "tcp", ":8090")
+	home.Reaches(t, echo, at(home, 8090))
+	f.disable(foreign, tcp(8090))
+	home.DoesNotReach(t, echo, at(home, 8090))
+	wantRules(t, home, 4)
+}
+
+// The device of the router that leads out is used, or the one that is named.
+func TestTwoIGDs(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "upnp: two routers on one network")
+	home := lab.Home(t, upnpOnly)
+	rival := home.Rival(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	for range 3 {
+		f := newForwarder(t, home.Lan, config{})
+		m := f.enable(tcp(8080))
+		if m.Gateway.Addr() != home.Gateway || m.External != at(home, 8080) {
+			t.Errorf("%+v", m.state)
+		}
+		home.Reaches(t, echo, m.External)
+		wantRules(t, rival, 0)
+		f.close()
+	}
+	f := newForwarder(t, home.Lan, config{IGD: "http://" + rival.Gateway.String() + ":5000/rootDesc.xml"})
+	m := f.enable(tcp(8080))
+	if m.Gateway.Addr() != rival.Gateway || m.External != at(rival, 8080) {
+		t.Errorf("%+v", m.state)
+	}
+	wantRules(t, rival, 1)
+	wantRules(t, home, 0)
+	f.close()
+	wantRules(t, rival, 0)
+}

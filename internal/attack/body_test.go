@@ -1,0 +1,246 @@
+package attack_test
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// endless writes a start, and then the same until nobody reads.
+func endless(start, more string) func(*device, net.Conn, string) {
+	return func(d *device, conn net.Conn, _ string) {
+		err := d.write(conn, []byte(start))
+		b := []byte(strings.Repeat(more, 32<<10/len(more)))
+		for err == nil {
+			err = d.write(conn, b)
+		}
+	}
+}
+
+// maxRead is more than a client can take of one answer, and the kernel of what
+// it does not read; it is less than a naive one reads.
+const maxRead = naivePatience / 2
+
+// TestEndlessDescription: the gateway's own address has a description without an
+// end. It is left at a bound, and the gateway found.
+func TestEndlessDescription(t *testing.T) {
+	for name, say := range map[string]func(*device, net.Conn, string){
+		"body":             endless("HTTP/1.1 200 OK\r\n\r\n<root>", "<device>"),
+		"announced length": endless("HTTP/1.1 200 OK\r\nContent-Length: 9000000000\r\n\r\n<root>", "x"),
+		"chunk extensions": endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 8<<10)+"\r\n \r\n"),
+		"chunks":           endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "400\r\n"+strings.Repeat("<device>", 128)+"\r\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw := router(t, gatewaytest.Config{})
+			d := serve(t, routerAddr, say)
+			location := fmt.Sprintf("http://%v/", d.addr)
+			if n := naiveRead(t, d.addr); n < naivePatience {
+				t.Fatalf("the naive client read %d bytes: this is no attack", n)
+			}
+			forged := answersSearch(t, routerAddr, location)
+			before := d.written.Load()
+			leaves(t, func() {
+				b := everyone(t, forged)
+				err := b.Probe(t.Context())
+				if !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrNoReply) { // in so short a time
+					t.Errorf("Probe: %v, want ErrMalformed", err)
+				}
+				_ = b.Close()
+				b = igd(t, forged, gw.SSDP())
+				mapsAt(t, gw, b)
+				_ = b.Close()
+			})
+			if n := d.written.Load() - before; n > 2*maxRead {
+				t.Errorf("two clients took %d bytes", n)
+			}
+		})
+	}
+}
+
+// drip writes a byte now and then, until nobody reads.
+func drip(d *device, conn net.Conn, start string) {
+	err := d.write(conn, []byte(start))
+	for tick := time.NewTicker(5 * time.Millisecond); err == nil; <-tick.C {
+		err = d.write(conn, []byte(" "))
+		d.dripped.Add(1)
+	}
+}
+
+// TestDrip: an answer that comes by the byte holds a client for as long as the
+// caller says, and not for as long as it comes: also where the description was
+// quick.
+func TestDrip(t *testing.T) {
+	gw := router(t, gatewaytest.Config{})
+	for name, slow := range map[string]func(request string) bool{
+		"description": func(string) bool { return true },
+		"answers":     func(request string) bool { return strings.HasPrefix(request, "POST") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := serve(t, attacker, func(d *device, conn net.Conn, request string) {
+				if slow(request) {
+					drip(d, conn, "HTTP/1.1 200 OK\r\n\r\n<root>")
+					return
+				}
+				_ = d.write(conn, http200(described("", "/ctl")))
+			})
+			forged := answersSearch(t, attacker, fmt.Sprintf("http://%v/", d.addr))
+			// A naive client waits as long as bytes come: its timeout begins anew with each.
+			if n := naiveDrip(t, d.addr); n < 50 {
+				t.Fatalf("the naive client gave up after %d bytes: this is no attack", n)
+			}
+			const enough = 700
+			errEnough := errors.New("enough")
+			leaves(t, func() {
+				b := igd(t, forged)
+				ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, errEnough)
+				defer cancel()
+				before := d.dripped.Load()
+				if _, err := b.Map(ctx, web); !errors.Is(err, errEnough) {
+					t.Errorf("Map: %v, want the cause of the context's end", err)
+				}
+				if n := d.dripped.Load() - before; n > enough { // a byte in five milliseconds
+					t.Errorf("Map took %d bytes of one that drips: it goes on after its context", n)
+				}
+				_ = b.Close()
+				b = everyone(t, forged)
+				if err := b.Probe(t.Context()); !errors.Is(err, backends.ErrNoReply) {
+					t.Errorf("Probe: %v, want ErrNoReply", err)
+				}
+				_ = b.Close()
+				b = igd(t, forged, gw.SSDP())
+				mapsAt(t, gw, b)
+				_ = b.Close()
+			})
+			gw.Restart(gatewaytest.RestartOptions{Silent: true})
+		})
+	}
+}
+
+// naiveDrip reads with a deadline for each read, which never comes.
+func naiveDrip(t *testing.T, at netip.AddrPort) (n int) {
+	t.Helper()
+	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = conn.Write([]byte("POST / HTTP/1.1\r\nHost: x\r\n\r\n"))
+	b := make([]byte, 1<<10)
+	for n < 50 {
+		_ = conn.SetReadDeadline(time.Now().Add(patience))
+		got, err := conn.Read(b)
+		if n += got; err != nil {
+			return n
+		}
+	}
+	return n
+}
+
+// naiveExpand replaces entities as a parser does that knows them, until that is
+// enough to have been an attack.
+func naiveExpand(document string, enough int) int {
+	var names, texts []string
+	for _, line := range strings.Split(document, "<!ENTITY ")[1:] {
+		name, rest, _ := strings.Cut(line, ` "`)
+		text, _, _ := strings.Cut(rest, `"`)
+		names, texts = append(names, name), append(texts, text)
+	}
+	body := "&" + names[len(names)-1] + ";"
+	for i := len(names) - 1; i >= 0 && len(body) < enough; i-- {
+		body = strings.ReplaceAll(body, "&"+names[i]+";", texts[i])
+	}
+	return len(body)
+}
+
+// naiveDepth is how deep a parser recurses that follows the document.
+func naiveDepth(document string) (deepest int) {
+	d := xml.NewDecoder(strings.NewReader(document))
+	for depth := 0; ; {
+		token, err := d.RawToken()
+		if err != nil {
+			return deepest
+		}
+		switch token.(type) {
+		case xml.StartElement:
+			depth++
+			deepest = max(deepest, depth)
+		case xml.EndElement:
+			depth--
+		}
+	}
+}
+
+// laughs is a document of a kilobyte that is of gigabytes once its entities are
+// replaced.
+func laughs() string {
+	var b strings.Builder
+	b.WriteString(`<?xml version="1.0"?><!DOCTYPE root [<!ENTITY a0 "` + strings.Repeat("ha", 50) + `">`)
+	for i := 1; i < 10; i++ {
+		fmt.Fprintf(&b, `<!ENTITY a%d "%s">`, i, strings.Repeat(fmt.Sprintf("&a%d;", i-1), 10))
+	}
+	_, rest, _ := strings.Cut(strings.Replace(described("", "/ctl"), "Router", "&a9;", 1), "?>")
+	return b.String() + "]>" + rest
+}
+
+// TestBombs: a small description that is a large one to a parser with all of
+// XML's gifts.
+func TestBombs(t *testing.T) {
+	deep := strings.Repeat("<device>", 20000)
+	if n := naiveExpand(laughs(), 8<<20); n < 8<<20 {
+		t.Fatalf("the naive parser has %d bytes: this is no attack", n)
+	}
+	if n := naiveDepth(deep); n < 20000 {
+		t.Fatalf("the naive parser is %d deep: this is no attack", n)
+	}
+	base, _ := url.Parse("http://127.0.0.2/")
+	refused := map[string]bool{"nesting": true, "many elements": true, "many devices": true}
+	for name, document := range map[string]string{
+		"many devices":     "<root>" + strings.Repeat("<device></device>", 15000),
+		"entities":         laughs(),
+		"an outside file":  `<!DOCTYPE root [<!ENTITY f SYSTEM "file:///etc/passwd">]>` + strings.Replace(described("", "/ctl"), "Router", "&f;", 1),
+		"nesting":          "<root>" + deep,
+		"many elements":    "<root>" + strings.Repeat("<a/>", 60000),
+		"many attributes":  "<root " + strings.Repeat(`a="" `, 50000) + ">",
+		"a long name":      "<root><" + strings.Repeat("a", 250000) + "/>",
+		"a long text":      "<root><device><friendlyName>" + strings.Repeat("a", 250000) + "</friendlyName>",
+		"unclosed markup":  "<root><![CDATA[" + strings.Repeat("]", 250000),
+		"comments":         "<root><!--" + strings.Repeat("-- --", 50000),
+		"nested doctypes":  "<!DOCTYPE " + strings.Repeat("<", 250000),
+		"character codes":  "<root><device><friendlyName>" + strings.Repeat("&#x41;", 40000),
+		"processing words": "<root>" + strings.Repeat("<?x y?>", 35000),
+	} {
+		before := allocated()
+		d, err := upnp.ParseDescription([]byte(document), base)
+		// Some elements of a quarter megabyte of markup are a hundred bytes each.
+		if n := allocated() - before; n > 64<<20 {
+			t.Errorf("%s: %d bytes allocated for %d", name, n, len(document))
+		}
+		if err == nil && (len(d.FriendlyName) > 256 || strings.Contains(d.FriendlyName, "haha") || strings.Contains(d.FriendlyName, "root:")) {
+			t.Errorf("%s: the device is called %.80q", name, d.FriendlyName)
+		}
+		if refused[name] && !errors.Is(err, backends.ErrMalformed) {
+			t.Errorf("%s: %v, want ErrMalformed", name, err)
+		}
+		if err != nil && !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
+}

@@ -1,0 +1,206 @@
+package attack_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+const crowd = 1000
+
+// member is the address of one of a crowd.
+func member(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 2, byte(i >> 8), byte(i)}) }
+
+// fakes are gateways, as they say, which answer one search each with several
+// descriptions. Each is connected and works, but for a private address.
+func fakes(t *testing.T, n int) (ssdp netip.AddrPort, all []*device) {
+	t.Helper()
+	var conns []*net.UDPConn
+	for i := range n {
+		all = append(all, serve(t, member(i), fakeGateway))
+		conns = append(conns, udp(t, netip.AddrPortFrom(member(i), 0)))
+	}
+	var mu sync.Mutex
+	answered := map[netip.AddrPort]bool{}
+	return answering(t, netip.AddrPortFrom(attacker, 0), func(_ *net.UDPConn, _ []byte, from netip.AddrPort) {
+		mu.Lock()
+		defer mu.Unlock()
+		if answered[from] {
+			return
+		}
+		answered[from] = true
+		for i, conn := range conns {
+			for j := range 3 {
+				_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: http://%v/%d\r\n"+
+					"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nUSN: uuid:%d-%d\r\n\r\n", all[i].addr, j, i, j), from)
+			}
+		}
+	}), all
+}
+
+// fakeGateway does as a gateway does that has an address of a private network.
+func fakeGateway(d *device, conn net.Conn, request string) {
+	switch action := actionOf(request); action {
+	case "":
+		_ = d.write(conn, http200(described("", "/ctl")))
+	case "GetStatusInfo":
+		_ = d.write(conn, soap(action, "NewConnectionStatus", "Connected", "NewUptime", "1"))
+	case "GetExternalIPAddress":
+		_ = d.write(conn, soap(action, "NewExternalIPAddress", "10.6.6.6"))
+	case "GetSpecificPortMappingEntry":
+		_ = d.write(conn, soapFault("714", "NoSuchEntryInArray"))
+	default:
+		_ = d.write(conn, soap(action))
+	}
+}
+
+// TestCrowd: a thousand gateways answer a search. The one that leads out is
+// found, and of the others as few are asked as may be worth while.
+func TestCrowd(t *testing.T) {
+	gw := router(t, gatewaytest.Config{})
+	ssdp, all := fakes(t, crowd)
+	if n := naiveCrowd(t, ssdp, crowd/2); n < crowd/2 {
+		t.Fatalf("the naive client would ask %d devices: this is no attack", n)
+	}
+	leaves(t, func() {
+		b := igd(t, ssdp, gw.SSDP())
+		mapsAt(t, gw, b)
+		_ = b.Close()
+		b = everyone(t, ssdp)
+		if _, err := b.Gateways(t.Context()); err != nil && !errors.Is(err, backends.ErrNoReply) { // in so short a time
+			t.Error(err)
+		}
+		_ = b.Close()
+	})
+	connections, asked := 0, 0
+	for _, d := range all {
+		connections += int(d.served.Load())
+		asked += int(min(d.served.Load(), 1))
+	}
+	// Each search asks 16 descriptions, whose service takes two questions more.
+	if connections > 2*16*3 || asked > 2*16 {
+		t.Errorf("%d devices of the crowd had %d connections", asked, connections)
+	}
+}
+
+// naiveCrowd is how many devices a client would ask that asks all who answer, until
+// that is enough to have been an attack.
+func naiveCrowd(t *testing.T, ssdp netip.AddrPort, enough int) int {
+	t.Helper()
+	conn := udp(t, nowhere)
+	defer conn.Close()
+	_ = conn.SetReadBuffer(8 << 20)
+	_, _ = conn.WriteToUDPAddrPort([]byte("M-SEARCH * HTTP/1.1\r\n\r\n"), ssdp)
+	seen := map[string]bool{}
+	b := make([]byte, 8<<10)
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	for len(seen) < enough {
+		n, err := conn.Read(b)
+		if err != nil {
+			break
+		}
+		_, after, _ := bytes.Cut(b[:n], []byte("LOCATION: "))
+		location, _, _ := strings.Cut(string(after), "\r")
+		seen[location] = true
+	}
+	return len(seen)
+}
+
+// TestCrowdOfOne: the same from one host, or with the gateway's own address: what
+// it is asked is bounded too.
+func TestCrowdOfOne(t *testing.T) {
+	for name, from := range map[string]netip.Addr{"another host": attacker, "the gateway": routerAddr} {
+		t.Run(name, func(t *testing.T) {
+			gw := router(t, gatewaytest.Config{})
+			d := serve(t, from, func(*device, net.Conn, string) {})
+			ssdp := answering(t, netip.AddrPortFrom(from, 0), func(conn *net.UDPConn, _ []byte, to netip.AddrPort) {
+				for i := range 100 {
+					_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: http://%v/%d\r\nUSN: uuid:%d\r\n\r\n", d.addr, i, i), to)
+				}
+			})
+			if n := naiveCrowd(t, ssdp, 50); n < 50 {
+				t.Fatalf("the naive client would ask %d times: this is no attack", n)
+			}
+			leaves(t, func() {
+				b := everyone(t, ssdp)
+				if found, err := b.Gateways(t.Context()); err == nil {
+					t.Errorf("found %+v", found)
+				}
+				_ = b.Close()
+				if from == attacker { // who speaks for the gateway can fill its share
+					b = igd(t, ssdp, gw.SSDP())
+					mapsAt(t, gw, b)
+					_ = b.Close()
+				}
+			})
+			if n := d.served.Load(); n > 2*8*2 { // eight descriptions of the gateway, asked for in two ways
+				t.Errorf("%v had %d connections", from, n)
+			}
+		})
+	}
+}
+
+// TestCrowdInTheWay: hosts that hold up whoever asks them do not keep the gateway
+// from being asked, although it answers last.
+func TestCrowdInTheWay(t *testing.T) {
+	const slow = 8 // devices, with two descriptions each
+	gw := router(t, gatewaytest.Config{})
+	held := make(chan struct{}, 100)
+	var ssdp []netip.AddrPort
+	for i := range slow {
+		d := serve(t, member(i), func(_ *device, conn net.Conn, _ string) {
+			held <- struct{}{}
+			_, _ = conn.Read(make([]byte, 1)) // until the client goes
+		})
+		for j := range 2 {
+			ssdp = append(ssdp, answersSearch(t, member(i), fmt.Sprintf("http://%v/%d", d.addr, j)))
+		}
+	}
+	// A naive client asks one after the other, and never comes to the gateway.
+	if body, err := naiveImpatientGet(naiveSearch(t, ssdp[0])); err == nil {
+		t.Fatalf("the naive client read %q: this is no attack", body)
+	}
+	<-held
+	all := make(chan struct{})
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service == "ssdp" }, Hold: all})
+	go func() {
+		defer close(all)
+		for range slow { // as many as are asked at once
+			<-held
+		}
+	}()
+	leaves(t, func() {
+		b := igd(t, append(ssdp, gw.SSDP())...)
+		mapsAt(t, gw, b)
+		_ = b.Close()
+	})
+}
+
+// TestCrowdInTheSearch: there are gateways that answer only what all devices
+// answer, which is searched for when the first search has found nobody. Somebody
+// who is slow to describe himself does not keep it from beginning.
+func TestCrowdInTheSearch(t *testing.T) {
+	gw := router(t, gatewaytest.Config{})
+	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(r gatewaytest.Request) bool {
+		return r.Service == "ssdp" && bytes.Contains(r.Raw, []byte("InternetGatewayDevice"))
+	}})
+	d := serve(t, attacker, func(_ *device, conn net.Conn, _ string) { _, _ = conn.Read(make([]byte, 1)) })
+	forged := answersSearch(t, attacker, fmt.Sprintf("http://%v/", d.addr))
+	if body, err := naiveImpatientGet(naiveSearch(t, forged)); err == nil {
+		t.Fatalf("the naive client read %q: this is no attack", body)
+	}
+	leaves(t, func() {
+		b := igd(t, forged, gw.SSDP())
+		mapsAt(t, gw, b)
+		_ = b.Close()
+	})
+}

@@ -1,0 +1,238 @@
+package attack_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/attack"
+)
+
+// lyingRouter is a gateway whose answers, of all protocols, have another
+// external address.
+func lyingRouter(t *testing.T, address netip.Addr) *gatewaytest.Gateway {
+	t.Helper()
+	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{
+		External: func(netip.Addr) string { return address.String() },
+	}}})
+	a16 := address.As16()
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service != "upnp" && r.Service != "ssdp" }, Corrupt: func(b []byte) []byte {
+		switch {
+		case len(b) == 12 && b[1] == 128 && address.Is4():
+			copy(b[8:], a16[12:]) // RFC 6886, section 3.2
+		case len(b) >= 60 && b[0] == 2 && b[1] == 129:
+			copy(b[44:], a16[:]) // RFC 6887, section 11.1
+		}
+		return b
+	}})
+	return gw
+}
+
+// TestImpossibleAddress: a gateway's external address that no host can have is
+// no address: who announces it sends peers to themselves, or to everybody on
+// their network.
+func TestImpossibleAddress(t *testing.T) {
+	for _, text := range []string{
+		"0.0.0.0", "127.0.0.1", "127.8.8.8", "224.0.0.1", "239.255.255.250", "255.255.255.255", "::1", "ff02::1", "::",
+	} {
+		t.Run(text, func(t *testing.T) {
+			address := netip.MustParseAddr(text)
+			gw := lyingRouter(t, address)
+			if address.Is4() {
+				told := naiveAsk(t, gw.Addr(), []byte{0, 0})
+				if got := netip.AddrFrom4([4]byte(told[8:12])); attack.CheckAddr(got) == nil {
+					t.Fatalf("the naive client is at %v: this is no attack", got)
+				}
+			}
+			all := clients(t, gw)
+			all["upnp"] = igd(t, gw.SSDP())
+			for name, b := range all {
+				if name == "natpmp" && !address.Is4() {
+					continue
+				}
+				if addr, err := b.ExternalAddr(t.Context()); err != nil || attack.CheckAddr(addr) != nil {
+					t.Errorf("%s: ExternalAddr: %v, %v", name, addr, err)
+				}
+				m, err := b.Map(t.Context(), web)
+				if err != nil || m.External.Port() != 8080 {
+					t.Errorf("%s: Map: %v, %v", name, m.External, err)
+				} else if err := attack.Check(m, web); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+					t.Errorf("%s: Unmap: %v, the gateway has %v", name, err, gw.Table())
+				}
+			}
+		})
+	}
+}
+
+// TestZonedAddress: what stands behind the percent sign of an IPv6 address is
+// anything at all, and goes where addresses go: to scripts, and to terminals.
+func TestZonedAddress(t *testing.T) {
+	for _, zone := range []string{"eth0", ";id", "\u009b2J", "$(id)"} {
+		told := "fe80::1%" + zone
+		if a, err := netip.ParseAddr(told); err != nil || a.Zone() != zone {
+			t.Fatalf("the naive client reads %q, %v: this is no attack", a, err)
+		}
+		gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{
+			External: func(netip.Addr) string { return told },
+		}}})
+		b := igd(t, gw.SSDP())
+		addr, err := b.ExternalAddr(t.Context())
+		if err != nil || attack.CheckAddr(addr) != nil {
+			t.Errorf("ExternalAddr: %q, %v", addr, err)
+		}
+		if m, err := b.Map(t.Context(), web); err != nil || attack.Check(m, web) != nil {
+			t.Errorf("Map: %v, %v", attack.Check(m, web), err)
+		}
+	}
+}
+
+// TestAnotherPort: the gateway grants a port that was not asked for, because an
+// attacker has the one that was. It is not announced as if it were ours, and one
+// that has to be exact is given back.
+func TestAnotherPort(t *testing.T) {
+	gw := router(t, gatewaytest.Config{})
+	theirs := gatewaytest.Entry{
+		Protocol: backends.TCP, Internal: netip.AddrPortFrom(attacker, 8080),
+		External: netip.AddrPortFrom(gw.External(), 8080),
+	}
+	if err := gw.AddMapping(theirs); err != nil {
+		t.Fatal(err)
+	}
+	if got := naiveMap(t, gw.Addr()); got == 8080 {
+		t.Fatal("the gateway gave the port away: who believes to have it, is not mistaken")
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepEpoch: true})
+	if err := gw.AddMapping(theirs); err != nil && !errors.Is(err, backends.ErrConflict) {
+		t.Fatal(err)
+	}
+	all := clients(t, gw)
+	all["upnp"] = igd(t, gw.SSDP())
+	for name, b := range all {
+		m, err := b.Map(t.Context(), web)
+		if err == nil && (m.External.Port() == 8080 || !has(gw, m)) {
+			t.Errorf("%s: granted %v, the gateway has %v", name, m.External, gw.Table())
+		}
+		if err == nil {
+			err = b.Unmap(t.Context(), m)
+		}
+		if err != nil && !errors.Is(err, backends.ErrConflict) {
+			t.Errorf("%s: %v", name, err)
+		}
+		exact := web
+		exact.Exact = true
+		if _, err := b.Map(t.Context(), exact); !errors.Is(err, backends.ErrConflict) {
+			t.Errorf("%s: Map, exactly: %v, want ErrConflict", name, err)
+		}
+		if n := len(gw.Table()); n != 1 || gw.Table()[0].Internal != theirs.Internal {
+			t.Errorf("%s: the gateway has %v, want what it had", name, gw.Table())
+		}
+	}
+}
+
+// has reports whether the gateway forwards what a mapping says.
+func has(gw *gatewaytest.Gateway, m backends.Mapping) bool {
+	for _, e := range gw.Table() {
+		if e.External == m.External && e.Internal == m.Internal && e.Protocol == m.Protocol {
+			return true
+		}
+	}
+	return false
+}
+
+// naiveRenewal is when a client renews that halves the seconds it was granted.
+func naiveRenewal(seconds uint32) time.Duration {
+	return time.Duration(int32(seconds)) * time.Second / 2 //nolint:gosec // that is the mistake
+}
+
+// TestNoTime: a lifetime of 0 in a success says that there is no mapping, and not
+// that it is renewed all the time.
+func TestNoTime(t *testing.T) {
+	if d := naiveRenewal(0); d > 0 {
+		t.Fatalf("the naive client waits for %v: this is no attack", d)
+	}
+	gw := router(t, gatewaytest.Config{})
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap && r.Service != "upnp" }, Reply: func(request []byte) [][]byte {
+		return [][]byte{withLifetime(forge(request), 0)}
+	}})
+	leaves(t, func() {
+		for name, b := range clients(t, gw) {
+			if m, err := b.Map(t.Context(), web); !errors.Is(err, backends.ErrMalformed) {
+				t.Errorf("%s: Map: %+v, %v, want ErrMalformed", name, m, err)
+			}
+			_ = b.Close()
+		}
+		f := forwarder(t, gw, forward.Config{Order: []string{"natpmp", "pcp"}})
+		if m, err := f.Enable(t.Context(), forward.TCP(8080)); !errors.Is(err, backends.ErrMalformed) {
+			t.Errorf("Enable: %v, %v, want ErrMalformed", m, err)
+		}
+		_ = f.Close()
+	})
+	if n := len(gw.Requests()); n > 60 {
+		t.Errorf("the gateway was asked %d times", n)
+	}
+	// Where the gateway speaks UPnP too, the mapping is made all the same.
+	f := forwarder(t, gw, forward.Config{})
+	if m, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil || m.Backend() != upnp.Name {
+		t.Errorf("Enable: %v, %v, want one by UPnP", m, err)
+	}
+}
+
+// TestEndlessTime: a lifetime of 136 years is renewed within a day.
+func TestEndlessTime(t *testing.T) {
+	if d := naiveRenewal(1<<32 - 1); d >= 0 {
+		t.Fatalf("the naive client waits for %v: this is no attack", d)
+	}
+	gw := grantsFor(t, 1<<32-1)
+	for _, name := range []string{"natpmp", "upnp"} { // to PCP, it is no end
+		f := forwarder(t, gw, forward.Config{Order: []string{name}})
+		begin := time.Now()
+		m, err := f.Enable(t.Context(), forward.TCP(8080))
+		if err != nil || !m.Expires().After(begin) {
+			t.Fatalf("%s: %v, %v", name, m, err)
+		}
+		if next := m.NextTry().Sub(begin); next <= 0 || next > 24*time.Hour {
+			t.Errorf("%s: renewed in %v", name, next)
+		}
+		if err := f.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	f := forwarder(t, gw, forward.Config{Order: []string{"pcp"}})
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil || !m.Expires().IsZero() || time.Until(m.NextTry()) <= 0 || time.Until(m.NextTry()) > time.Hour {
+		t.Errorf("%v, %v: looked at in %v", m, err, time.Until(m.NextTry()))
+	}
+}
+
+// grantsFor is a gateway that writes a lifetime into each success: RFC 6886,
+// section 3.3, and RFC 6887, section 7.2; as UPnP's lease, where it is asked.
+func grantsFor(t *testing.T, seconds uint32) *gatewaytest.Gateway {
+	t.Helper()
+	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{
+		Leases: gatewaytest.UPnPLeases{Reported: time.Duration(seconds) * time.Second},
+	}})
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap && r.Service != "upnp" }, Corrupt: func(b []byte) []byte {
+		return withLifetime(b, seconds)
+	}})
+	return gw
+}
+
+// withLifetime is a success that grants so many seconds.
+func withLifetime(b []byte, seconds uint32) []byte {
+	switch {
+	case len(b) == 16 && b[0] == 0:
+		binary.BigEndian.PutUint32(b[12:], seconds)
+	case len(b) >= 60 && b[0] == 2:
+		binary.BigEndian.PutUint32(b[4:], seconds)
+	}
+	return b
+}

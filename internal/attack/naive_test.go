@@ -1,0 +1,161 @@
+package attack_test
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// naiveSearch searches for a gateway as the UPnP Device Architecture has it, and
+// takes the first answer's word for where it is.
+func naiveSearch(t *testing.T, at netip.AddrPort) (location string) {
+	t.Helper()
+	conn := udp(t, nowhere)
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	const search = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n" +
+		"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
+	if _, err := conn.WriteToUDPAddrPort([]byte(search), at); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 8<<10)
+	n, err := conn.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`LOCATION: (.*)\r`).FindSubmatch(b[:n])
+	if m == nil {
+		t.Fatalf("no location in %q", b[:n])
+	}
+	return string(m[1])
+}
+
+// naivePatience is how much a naive client reads before the test has seen enough.
+const naivePatience = 16 << 20
+
+// naiveHTTP is the standard library's client, which leaves nothing behind for
+// other tests to find.
+var naiveHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+
+// naiveImpatientGet is naiveGet that gives up soon, but for the others that wait
+// for it not soon enough.
+func naiveImpatientGet(location string) (body string, err error) {
+	soon := *naiveHTTP
+	soon.Timeout = 300 * time.Millisecond
+	resp, err := soon.Get(location)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+// naiveGet fetches whatever there is.
+func naiveGet(location string) (body string, err error) {
+	resp, err := naiveHTTP.Get(location)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, naivePatience))
+	return string(b), err
+}
+
+// naiveRead is how much a client takes of an answer that reads it to its end, or
+// until that is enough.
+func naiveRead(t *testing.T, at netip.AddrPort) int64 {
+	t.Helper()
+	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	_, _ = conn.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+	n, _ := io.Copy(io.Discard, io.LimitReader(conn, naivePatience))
+	return n
+}
+
+// naiveDescribe goes where a description says that its service is controlled.
+func naiveDescribe(location string) error {
+	description, err := naiveGet(location)
+	if err != nil {
+		return err
+	}
+	m := regexp.MustCompile(`<controlURL>(.*?)</controlURL>`).FindStringSubmatch(description)
+	if m == nil {
+		return nil
+	}
+	base := location
+	if b := regexp.MustCompile(`<URLBase>(.*?)</URLBase>`).FindStringSubmatch(description); b != nil {
+		base = b[1]
+	}
+	from, err := url.Parse(base)
+	if err != nil {
+		return err
+	}
+	to, err := from.Parse(m[1])
+	if err != nil {
+		return err
+	}
+	resp, err := naiveHTTP.Post(to.String(), "text/xml", strings.NewReader("<AddPortMapping/>"))
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// described is the description of a gateway with one service. urlBase may be
+// empty.
+func described(urlBase, controlURL string) string {
+	if urlBase != "" {
+		urlBase = "<URLBase>" + urlBase + "</URLBase>"
+	}
+	const ns = "urn:schemas-upnp-org:"
+	return `<?xml version="1.0"?><root xmlns="` + ns + `device-1-0">` + urlBase +
+		`<device><deviceType>` + ns + `device:InternetGatewayDevice:1</deviceType><friendlyName>Router</friendlyName><UDN>uuid:0</UDN>` +
+		`<deviceList><device><deviceType>` + ns + `device:WANDevice:1</deviceType>` +
+		`<deviceList><device><deviceType>` + ns + `device:WANConnectionDevice:1</deviceType>` +
+		`<serviceList><service><serviceType>` + ns + `service:WANIPConnection:1</serviceType><serviceId>urn:upnp-org:serviceId:WANIPConn1</serviceId>` +
+		`<controlURL>` + controlURL + `</controlURL></service></serviceList>` +
+		`</device></deviceList></device></deviceList></device></root>`
+}
+
+// http200 is an answer with a body.
+func http200(body string) []byte {
+	return []byte("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+}
+
+// soap is the answer to an action of WANIPConnection:1.
+func soap(action string, arguments ...string) []byte {
+	var b strings.Builder
+	for i := 0; i+1 < len(arguments); i += 2 {
+		b.WriteString("<" + arguments[i] + ">" + arguments[i+1] + "</" + arguments[i] + ">")
+	}
+	return http200(`<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><u:` + action +
+		`Response xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1">` + b.String() + `</u:` + action + `Response></s:Body></s:Envelope>`)
+}
+
+// soapFault is a refusal.
+func soapFault(code, text string) []byte {
+	return []byte("HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\n\r\n" +
+		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault><faultcode>s:Client</faultcode>` +
+		`<faultstring>UPnPError</faultstring><detail><UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>` + code +
+		`</errorCode><errorDescription>` + text + `</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>`)
+}
+
+// actionOf is the name of the action that a request is for, or empty.
+func actionOf(request string) string {
+	m := regexp.MustCompile(`(?i)SOAPAction: "[^"#]*#(\w+)"`).FindStringSubmatch(request)
+	if m == nil {
+		return ""
+	}
+	return m[1]
+}

@@ -1,0 +1,269 @@
+package attack_test
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// forgedPort is what forged answers grant.
+const forgedPort = 6666
+
+// forge is the answer to a request as the standards have it, with the forged
+// port at an address of the attacker's: RFC 6886, sections 3.2 and 3.3; RFC 6887,
+// sections 11.1 and 14.1. It knows the nonce, as nobody off the path can.
+func forge(request []byte) []byte {
+	switch {
+	case len(request) >= 2 && request[0] == 0 && request[1] == 0:
+		return []byte{0, 128, 0, 0, 0, 0, 0, 9, 6, 6, 6, 6}
+	case len(request) >= 12 && request[0] == 0:
+		b := []byte{0, request[1] | 128, 0, 0, 0, 0, 0, 9, request[4], request[5], 0, 0}
+		binary.BigEndian.PutUint16(b[10:], forgedPort)
+		return append(b, request[8:12]...)
+	case len(request) >= 24 && request[0] == 2 && request[1] == 0:
+		return append([]byte{2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9}, make([]byte, 12)...)
+	case len(request) >= 60 && request[0] == 2 && request[1] == 1:
+		b := make([]byte, 60)
+		copy(b, []byte{2, 129, 0, 0})
+		copy(b[4:8], request[4:8])
+		b[11] = 9
+		copy(b[24:42], request[24:42]) // nonce, protocol, internal port
+		binary.BigEndian.PutUint16(b[42:], forgedPort)
+		copy(b[44:], netip.MustParseAddr("::ffff:6.6.6.6").AsSlice())
+		return b
+	}
+	return nil
+}
+
+// overtake has the attacker answer each request before the gateway does: with
+// what reply makes of the request, several times.
+func overtake(t *testing.T, gw *gatewaytest.Gateway, from netip.AddrPort, reply func(request []byte) []byte) {
+	t.Helper()
+	conn := udp(t, from)
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool {
+		if b := reply(r.Raw); b != nil {
+			for range 3 {
+				_, _ = conn.WriteToUDPAddrPort(b, r.Source)
+			}
+		}
+		return false // and the gateway answers as it would
+	}})
+}
+
+// naiveMap asks a gateway by NAT-PMP and takes the first datagram for its
+// answer.
+func naiveMap(t *testing.T, gw netip.AddrPort) (port uint16) {
+	t.Helper()
+	return binary.BigEndian.Uint16(naiveAsk(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})[10:])
+}
+
+// naiveMapPCP is the same by PCP.
+func naiveMapPCP(t *testing.T, gw netip.AddrPort) (port uint16) {
+	t.Helper()
+	request := make([]byte, 60)
+	copy(request, []byte{2, 1, 0, 0, 0, 0, 0x0e, 0x10})
+	copy(request[8:], netip.MustParseAddr("::ffff:127.0.0.1").AsSlice())
+	copy(request[24:], "twelve bytes")
+	copy(request[36:], []byte{6, 0, 0, 0, 0x1f, 0x90, 0x1f, 0x90})
+	copy(request[44:], netip.MustParseAddr("::ffff:0.0.0.0").AsSlice())
+	return binary.BigEndian.Uint16(naiveAsk(t, gw, request)[42:])
+}
+
+func naiveAsk(t *testing.T, gw netip.AddrPort, request []byte) []byte {
+	t.Helper()
+	conn := udp(t, nowhere)
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := conn.WriteToUDPAddrPort(request, gw); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1100)
+	if _, err := conn.Read(b); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// clients are the backends that ask on port 5351.
+func clients(t *testing.T, gw *gatewaytest.Gateway) map[string]backends.Backend {
+	t.Helper()
+	const soon = 200 * time.Millisecond // PCP sends four times, and gives up after three seconds
+	n, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), FirstWait: soon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := pcp.New(pcp.Config{Gateway: gw.Addr(), FirstWait: soon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = n.Close(), p.Close() })
+	return map[string]backends.Backend{"natpmp": n, "pcp": p}
+}
+
+// TestOffPath: who is not the gateway cannot answer for it, not even with an
+// answer that is right but for where it comes from.
+func TestOffPath(t *testing.T) {
+	for name, from := range map[string]func(gw *gatewaytest.Gateway) netip.AddrPort{
+		"another host, the gateway's port": func(gw *gatewaytest.Gateway) netip.AddrPort {
+			return netip.AddrPortFrom(attacker, gw.Addr().Port())
+		},
+		"another host":                    func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 0) },
+		"this host":                       func(*gatewaytest.Gateway) netip.AddrPort { return nowhere },
+		"another port of the gateway":     func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(routerAddr, 0) },
+		"the port of announcements, 5350": func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 5350) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+			overtake(t, gw, from(gw), forge)
+			if got := naiveMap(t, gw.Addr()); got != forgedPort {
+				t.Fatalf("the naive client got port %d: this is no attack", got)
+			}
+			if got := naiveMapPCP(t, gw.Addr()); got != forgedPort {
+				t.Fatalf("the naive client got port %d by PCP: this is no attack", got)
+			}
+			forget(t, gw, 2)
+			leaves(t, func() { notTakenIn(t, gw) })
+		})
+	}
+}
+
+// notTakenIn maps, renews and unmaps with each client, and by the facade.
+func notTakenIn(t *testing.T, gw *gatewaytest.Gateway) {
+	for name, b := range clients(t, gw) {
+		addr, err := b.ExternalAddr(t.Context())
+		if err != nil || addr != gw.External() {
+			t.Errorf("%s: external address %v, %v", name, addr, err)
+		}
+		m, err := b.Map(t.Context(), web)
+		if err != nil || m.External != netip.AddrPortFrom(gw.External(), 8080) {
+			t.Errorf("%s: Map: %v, %v", name, m.External, err)
+		}
+		if m, err = b.Renew(t.Context(), m, web); err != nil || m.External.Port() != 8080 {
+			t.Errorf("%s: Renew: %v, %v", name, m.External, err)
+		}
+		if n := len(gw.Table()); n != 1 {
+			t.Errorf("%s: the gateway has %d mappings", name, n)
+		}
+		if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+			t.Errorf("%s: Unmap: %v, the gateway has %v", name, err, gw.Table())
+		}
+		_ = b.Close()
+	}
+	f := forwarder(t, gw, forward.Config{})
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil || m.External() != netip.AddrPortFrom(gw.External(), 8080) {
+		t.Errorf("Enable: %v, %v", m, err)
+	}
+	if err := f.Shutdown(t.Context()); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Shutdown: %v, the gateway has %v", err, gw.Table())
+	}
+}
+
+// forwarder is the facade, told of the gateway.
+func forwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) *forward.Forwarder {
+	t.Helper()
+	config.Gateway, config.SSDP = gw.Addr(), gw.SSDP()
+	for _, at := range []*netip.AddrPort{&config.Announce, &config.Notify} {
+		if !at.IsValid() {
+			*at = nowhere
+		}
+	}
+	f, err := forward.New(&config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+// TestReplay: what the gateway once said is not believed from somebody else.
+func TestReplay(t *testing.T) {
+	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+	// The attacker saw a mapping granted that is no more.
+	heard := map[string][]byte{}
+	stop := gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }, Corrupt: func(b []byte) []byte {
+		heard[string(b[:2])] = b
+		return b
+	}})
+	old := web
+	old.External = netip.AddrPortFrom(netip.Addr{}, forgedPort)
+	for name, b := range clients(t, gw) {
+		m, err := b.Map(t.Context(), old)
+		if err != nil || m.External.Port() != forgedPort {
+			t.Fatalf("%s: %v, %v", name, m.External, err)
+		}
+		if err := b.Unmap(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	gw.ResetStats()
+	overtake(t, gw, netip.AddrPortFrom(attacker, gw.Addr().Port()), func(request []byte) []byte {
+		return heard[string([]byte{request[0], request[1] | 128})]
+	})
+	if got := naiveMap(t, gw.Addr()); got != forgedPort {
+		t.Fatalf("the naive client got port %d: this is no attack", got)
+	}
+	forget(t, gw, 1)
+	leaves(t, func() { notTakenIn(t, gw) })
+}
+
+// forget empties the gateway's table once it has dealt with so many requests: a
+// naive client does not wait for it.
+func forget(t *testing.T, gw *gatewaytest.Gateway, requests int) {
+	t.Helper()
+	if _, err := gw.AwaitRequests(t.Context(), requests, nil); err != nil {
+		t.Fatal(err)
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+}
+
+// TestNotTheAnswer: what comes from the gateway, and answers something else, is
+// not taken for the answer: the gateway is asked by other programs of this host
+// too, and an attacker can have it answer.
+func TestNotTheAnswer(t *testing.T) {
+	for name, test := range map[string]struct {
+		naive  func(*testing.T, netip.AddrPort) uint16
+		client string
+		spoil  func(answer []byte)
+	}{
+		"NAT-PMP: another internal port": {naiveMap, "natpmp", func(b []byte) { b[9]++ }},
+		"NAT-PMP: another opcode":        {naiveMap, "natpmp", func(b []byte) { b[1] = 129 }},
+		"NAT-PMP: no answer":             {naiveMap, "natpmp", func(b []byte) { b[1] &^= 128 }},
+		"PCP: another nonce":             {naiveMapPCP, "pcp", func(b []byte) { b[35]++ }},
+		"PCP: another internal port":     {naiveMapPCP, "pcp", func(b []byte) { b[41]++ }},
+		"PCP: another protocol":          {naiveMapPCP, "pcp", func(b []byte) { b[36] = 17 }},
+		"PCP: another opcode":            {naiveMapPCP, "pcp", func(b []byte) { b[1] = 130 }},
+		"PCP: no answer":                 {naiveMapPCP, "pcp", func(b []byte) { b[1] &^= 128 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+			first := func() { // of two requests for a mapping, the first gets the wrong answer
+				gw.Inject(gatewaytest.Fault{
+					Times: 1, Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+					Reply: func(request []byte) [][]byte {
+						b := forge(request)
+						test.spoil(b)
+						return [][]byte{b}
+					},
+				})
+			}
+			first()
+			if got := test.naive(t, gw.Addr()); got != forgedPort {
+				t.Fatalf("the naive client got port %d: this is no attack", got)
+			}
+			first()
+			m, err := clients(t, gw)[test.client].Map(t.Context(), web)
+			if err != nil || m.External.Port() != 8080 || len(gw.Table()) != 1 {
+				t.Errorf("Map: %v, %v, the gateway has %v", m.External, err, gw.Table())
+			}
+		})
+	}
+}

@@ -1,0 +1,243 @@
+package attack_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/state"
+)
+
+// planted is what a state file says that somebody else wrote: a mapping that
+// this host has at a gateway.
+func planted(gateway netip.AddrPort) string {
+	return fmt.Sprintf(`{"version":1,"mappings":[{"port":8080,"mapping":{"Backend":"natpmp","Gateway":"%v","Protocol":"tcp",`+
+		`"Internal":"127.0.0.1:8080","External":"45.45.45.1:6666","Remote":"","Lifetime":3600000000000,"Granted":"%s"}}]}`,
+		gateway, time.Now().UTC().Format(time.RFC3339))
+}
+
+// naiveState reads what is there.
+func naiveState(path string) (found bool) {
+	b, err := os.ReadFile(path)
+	var contents struct{ Mappings []json.RawMessage }
+	return err == nil && json.Unmarshal(b, &contents) == nil && len(contents.Mappings) > 0
+}
+
+func write(t *testing.T, path, content string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil { // whatever the umask
+		t.Fatal(err)
+	}
+}
+
+// TestStateOfOthers: a state file that somebody else could have written says
+// nothing, and the program goes on without.
+func TestStateOfOthers(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("modes, links and owners as Linux has them")
+	}
+	gateway := netip.AddrPortFrom(bystander, 5351)
+	for name, plant := range map[string]func(t *testing.T, path string){
+		"everybody may write it": func(t *testing.T, path string) { write(t, path, planted(gateway), 0o666) },
+		"its group may write it": func(t *testing.T, path string) { write(t, path, planted(gateway), 0o620) },
+		"a link to one": func(t *testing.T, path string) {
+			write(t, path+"-theirs", planted(gateway), 0o600)
+			if err := os.Symlink(path+"-theirs", path); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"another user's": func(t *testing.T, path string) {
+			if os.Getuid() != 0 {
+				t.Skip("it takes root to give a file away")
+			}
+			write(t, path, planted(gateway), 0o644)
+			if err := os.Chown(path, 65534, 65534); err != nil {
+				t.Skip(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			plant(t, path)
+			if !naiveState(path) {
+				t.Fatal("the naive client finds nothing: this is no attack")
+			}
+			f, records, err := state.Open(path)
+			if f == nil || err == nil || len(records) != 0 {
+				t.Fatalf("Open: %v, %v; want a file with nothing in it, and why", records, err)
+			}
+			if err := f.Write(nil); err != nil {
+				t.Error(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestStateThatIsNone: what is no file, or too large a one, holds nobody up and
+// takes no memory.
+func TestStateThatIsNone(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("fifos, as Linux has them")
+	}
+	dir := t.TempDir()
+	fifo, huge, lock := filepath.Join(dir, "fifo"), filepath.Join(dir, "huge"), filepath.Join(dir, "locked")
+	for _, path := range []string{fifo, lock + ".lock"} {
+		if err := exec.CommandContext(t.Context(), "mkfifo", path).Run(); err != nil {
+			t.Skip(err)
+		}
+	}
+	write(t, huge, `{"version":1,"mappings":[`, 0o600)
+	if err := os.Truncate(huge, 1<<40); err != nil { // most of it are holes
+		t.Skip(err)
+	}
+	if info, err := os.Stat(huge); err != nil || info.Size() < 1<<40 {
+		t.Fatalf("the naive client reads %v: this is no attack", info)
+	}
+	leaves(t, func() {
+		before := allocated()
+		for path, bad := range map[string]bool{fifo: true, huge: true, lock: false} {
+			f, records, err := state.Open(path)
+			if f == nil || (err != nil) != bad || len(records) != 0 {
+				t.Errorf("Open %s: %v, %v", path, records, err)
+				continue
+			}
+			if err := f.Write(nil); err != nil {
+				t.Error(err)
+			}
+			if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
+				t.Errorf("%s is %v, %v", path, info, err)
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := allocated() - before; n > 8<<20 {
+			t.Errorf("%d bytes allocated", n)
+		}
+	})
+}
+
+// TestStateAside: what is set aside goes where it is said to, and through no
+// link; and the lock follows none.
+func TestStateAside(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("links are another matter there")
+	}
+	dir := t.TempDir()
+	path, theirs := filepath.Join(dir, "state"), filepath.Join(dir, "theirs")
+	write(t, theirs, "theirs", 0o600)
+	write(t, path, "damaged", 0o600)
+	if err := os.Symlink(theirs, path+".damaged"); err != nil {
+		t.Fatal(err)
+	}
+	naive := filepath.Join(dir, "naive") // who copies aside, writes through the link
+	if err := os.Symlink(naive, path+".copy"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".copy", []byte("damaged"), 0o600); err != nil || !exists(naive) {
+		t.Fatalf("%v: this is no attack", err)
+	}
+	f, _, err := state.Open(path)
+	if f == nil || err == nil {
+		t.Fatalf("Open: %v", err)
+	}
+	if err := os.Symlink(theirs, path); err != nil { // while we have it
+		t.Fatal(err)
+	}
+	if err := f.Write(nil); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
+		t.Errorf("the file is %v, %v", info, err)
+	}
+	_ = f.Close()
+	if b, err := os.ReadFile(theirs); err != nil || string(b) != "theirs" {
+		t.Errorf("somebody's file has %q, %v", b, err)
+	}
+	_ = os.Remove(path + ".lock")
+	if err := os.Symlink(theirs, path+".lock"); err != nil {
+		t.Fatal(err)
+	}
+	if f, _, err := state.Open(path); err == nil {
+		t.Error("locked through a link")
+		_ = f.Close()
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// TestStateElsewhere: of a state file that names other gateways, other hosts and
+// what no gateway grants, nothing comes: only the gateway is asked, and only
+// about this host.
+func TestStateElsewhere(t *testing.T) {
+	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+	heard := make(chan []byte, 100)
+	elsewhere := answering(t, netip.AddrPortFrom(bystander, gw.Addr().Port()), func(_ *net.UDPConn, b []byte, _ netip.AddrPort) {
+		heard <- bytes.Clone(b)
+	})
+	_ = canary(t, bystander)
+	theirs := gatewaytest.Entry{
+		Protocol: backends.TCP, Internal: netip.AddrPortFrom(attacker, 8080), External: netip.AddrPortFrom(gw.External(), 6666),
+	}
+	if err := gw.AddMapping(theirs); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{
+		"another gateway":     planted(elsewhere),
+		"another host":        strings.Replace(planted(gw.Addr()), "127.0.0.1:8080", attacker.String()+":8080", 1),
+		"everything":          strings.Replace(planted(gw.Addr()), "127.0.0.1:8080", "127.0.0.1:0", 1),
+		"another protocol":    strings.Replace(planted(gw.Addr()), "natpmp", "carrier pigeon", 1),
+		"an address in words": strings.Replace(planted(gw.Addr()), gw.Addr().Addr().String(), "gateway.example", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			write(t, path, content, 0o600)
+			if !naiveState(path) {
+				t.Fatal("the naive client finds nothing: this is no attack")
+			}
+			gw.ResetStats()
+			f := forwarder(t, gw, forward.Config{StateFile: path, Order: []string{"natpmp"}})
+			m, err := f.Enable(t.Context(), forward.TCP(8080))
+			if err != nil || m.External().Port() != 8080 {
+				t.Errorf("Enable: %v, %v", m, err)
+			}
+			if err := f.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			select {
+			case b := <-heard:
+				t.Errorf("another gateway was asked %x", b)
+			default:
+			}
+			for _, r := range gw.Requests() {
+				if len(r.Raw) >= 12 && r.Op != gatewaytest.OpExternalAddr && (r.Raw[4] != 0x1f || r.Raw[5] != 0x90) {
+					t.Errorf("asked %x", r.Raw)
+				}
+			}
+			if table := gw.Table(); len(table) != 1 || table[0].Internal != theirs.Internal {
+				t.Errorf("the gateway has %v", table)
+			}
+		})
+	}
+}

@@ -1,0 +1,223 @@
+package attack_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/internal/attack"
+)
+
+// tableRouter is a gateway whose answers to the actions of its table are told by
+// say: nil is 401, an action that it does not know.
+type tableRouter struct {
+	*device
+	actions map[string]*atomic.Int32
+}
+
+func serveTable(t *testing.T, version int, say func(action, request string) []byte) *tableRouter {
+	t.Helper()
+	r := &tableRouter{actions: map[string]*atomic.Int32{
+		"GetGenericPortMappingEntry": {}, "GetListOfPortMappings": {}, "AddPortMapping": {},
+	}}
+	description := strings.ReplaceAll(described("", "/ctl"), "WANIPConnection:1", fmt.Sprintf("WANIPConnection:%d", version))
+	r.device = serve(t, routerAddr, func(d *device, conn net.Conn, request string) {
+		action := actionOf(request)
+		if n := r.actions[action]; n != nil {
+			n.Add(1)
+		}
+		if answer := say(action, request); answer != nil {
+			_ = d.write(conn, answer)
+			return
+		}
+		switch action {
+		case "":
+			_ = d.write(conn, http200(description))
+		case "GetStatusInfo", "GetExternalIPAddress":
+			fakePublic(d, conn, action)
+		default:
+			_ = d.write(conn, soapFault("401", "Invalid Action"))
+		}
+	})
+	return r
+}
+
+func fakePublic(d *device, conn net.Conn, action string) {
+	_ = d.write(conn, soap(action, "NewConnectionStatus", "Connected", "NewUptime", "1", "NewExternalIPAddress", "45.45.45.1"))
+}
+
+func (r *tableRouter) backend(t *testing.T) *upnp.Backend {
+	t.Helper()
+	b, err := upnp.New(upnp.Config{URL: fmt.Sprintf("http://%v/", r.addr)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+// row is an entry of another host, as GetGenericPortMappingEntry tells it.
+func row(external int) []string {
+	return []string{
+		"NewRemoteHost", "", "NewExternalPort", strconv.Itoa(external), "NewProtocol", "TCP", "NewInternalPort", "80",
+		"NewInternalClient", "192.168.1.9", "NewEnabled", "1", "NewPortMappingDescription", "x", "NewLeaseDuration", "0",
+	}
+}
+
+var index = regexp.MustCompile(`<NewPortMappingIndex>(\d+)<`)
+
+// endlessRows has another entry at each index.
+func endlessRows(action, request string) []byte {
+	m := index.FindStringSubmatch(request)
+	if action != "GetGenericPortMappingEntry" || m == nil {
+		return nil
+	}
+	i, _ := strconv.Atoi(m[1])
+	return soap(action, row(1+i%65535)...)
+}
+
+// naiveRows reads a table until its end, or until that is enough.
+func naiveRows(say func(action, request string) []byte, enough int) (n int) {
+	for n < enough {
+		answer := say("GetGenericPortMappingEntry", fmt.Sprintf("<NewPortMappingIndex>%d<", n))
+		if !strings.Contains(string(answer), "NewExternalPort") {
+			return n
+		}
+		n++
+	}
+	return n
+}
+
+// TestEndlessTable: who needs to know whether a port is taken, from a gateway
+// that only tells its table from the start, does not read for ever.
+func TestEndlessTable(t *testing.T) {
+	if n := naiveRows(endlessRows, 10000); n < 10000 {
+		t.Fatalf("the naive client read %d rows: this is no attack", n)
+	}
+	r := serveTable(t, 1, func(action, request string) []byte {
+		if action == "AddPortMapping" {
+			return soap(action)
+		}
+		return endlessRows(action, request)
+	})
+	leaves(t, func() {
+		b := r.backend(t)
+		high := web
+		high.External, high.Lifetime = web.Internal, backends.Forever
+		if m, err := b.Map(t.Context(), high); err != nil || m.External.Port() != 8080 {
+			t.Errorf("Map: %v, %v", m.External, err)
+		}
+		_ = b.Close()
+	})
+	if n := r.actions["GetGenericPortMappingEntry"].Load(); n == 0 || n > 300 {
+		t.Errorf("%d rows were asked for", n)
+	}
+}
+
+// TestEndlessList: who lists a table that has no end gets the bound of what can be
+// of use, and whose time is over gets what there was until then.
+func TestEndlessList(t *testing.T) {
+	r := serveTable(t, 1, endlessRows)
+	leaves(t, func() {
+		b := r.backend(t)
+		ctx, enough := context.WithCancel(t.Context())
+		defer enough()
+		n := 0
+		for _, err := range b.List(ctx) {
+			switch {
+			case err == nil:
+				n++
+			case !errors.Is(err, context.Canceled):
+				t.Error(err)
+			}
+			if n == 200 {
+				enough()
+			}
+		}
+		if n != 200 {
+			t.Errorf("%d rows", n)
+		}
+		_ = b.Close()
+	})
+}
+
+// mostRows is more than a table that is listed can have.
+const mostRows = 8192
+
+// TestEndlessRanges: a gateway that tells its table by ranges tells of each more
+// than there can be, and the same again and again.
+func TestEndlessRanges(t *testing.T) {
+	var list strings.Builder
+	for i := range 256 {
+		list.WriteString("<PortMappingEntry><NewExternalPort>" + strconv.Itoa(1+i) + "</NewExternalPort><NewProtocol>TCP</NewProtocol>" +
+			"<NewInternalPort>80</NewInternalPort></PortMappingEntry>")
+	}
+	listing := soap("GetListOfPortMappings", "NewPortListing", "<PortMappingList>"+list.String()+"</PortMappingList>")
+	r := serveTable(t, 2, func(action, _ string) []byte {
+		if action == "GetListOfPortMappings" {
+			return listing
+		}
+		return nil
+	})
+	// A naive client keeps all: 1024 ranges of 256 rows are a quarter of a million.
+	if n := 2 * 65536 / 128 * strings.Count(string(listing), "<PortMappingEntry>"); n <= mostRows {
+		t.Fatalf("%d rows: this is no attack", n)
+	}
+	b := r.backend(t)
+	n := 0
+	for _, err := range b.List(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n++; n > mostRows {
+			t.Fatalf("more than %d rows, of which 256 differ", mostRows)
+		}
+	}
+}
+
+// TestWildcardTwin: a gateway that refuses to map an endpoint twice, and lists it
+// under external port 0, which is all of them, does not get that granted.
+func TestWildcardTwin(t *testing.T) {
+	var mapped atomic.Bool
+	r := serveTable(t, 1, func(action, request string) []byte {
+		twin := append([]string(nil), row(0)...)
+		twin[7], twin[9] = "8080", "127.0.0.1"
+		switch {
+		case action == "GetSpecificPortMappingEntry":
+			return soapFault("714", "NoSuchEntryInArray")
+		case action == "AddPortMapping" && mapped.Load():
+			return soapFault("718", "ConflictInMappingEntry")
+		case action == "AddPortMapping":
+			mapped.Store(true)
+			return soap(action)
+		case action == "GetGenericPortMappingEntry":
+			return soap(action, twin...)
+		}
+		return nil
+	})
+	if twin := row(0); twin[3] != "0" { // which a naive client takes over
+		t.Fatal("this is no attack")
+	}
+	b := r.backend(t)
+	forever := web
+	forever.Lifetime = backends.Forever
+	old := backends.Mapping{
+		Backend: upnp.Name, Protocol: web.Protocol, Internal: web.Internal, External: web.External, Lifetime: backends.Forever, Token: backends.NewToken([]byte("x")),
+	}
+	mapped.Store(true)
+	m, err := b.Renew(t.Context(), old, forever)
+	if err == nil {
+		err = attack.Check(m, web)
+	}
+	if err == nil || errors.Is(err, backends.ErrInvalid) || !errors.Is(err, backends.ErrConflict) {
+		t.Errorf("Renew: %+v, %v, want ErrConflict", m, err)
+	}
+}

@@ -1,0 +1,179 @@
+package lab_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// arrivals sends datagrams to a new socket of the router and returns those that
+// arrived, in their order.
+func arrivals(t *testing.T, home *lab.HomeNet, from *lab.Host, send ...string) (got []string) {
+	t.Helper()
+	pc, err := home.Router.ListenPacket("udp", home.Gateway.String()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = pc.Close() }()
+	_, port, _ := net.SplitHostPort(pc.LocalAddr().String())
+	conn, err := from.Dial(t.Context(), "udp", home.Gateway.String()+":"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	for _, s := range send {
+		if _, err := conn.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 2000)
+	for _ = pc.SetReadDeadline(time.Now().Add(time.Second)); ; {
+		n, _, err := pc.ReadFrom(buf)
+		if err != nil {
+			return got
+		}
+		got = append(got, string(buf[:n]))
+	}
+}
+
+func TestCable(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "lab: a cable loses, doubles, delays and reorders")
+	home := lab.Home(t, lab.Router{})
+	host, cable := home.JoinByCable("wired", "192.168.77.3/24")
+
+	// Segments that the kernel left together, and checksums that it left open.
+	outside := home.Wan.Echo(t, "tcp", ":7")
+	big := strings.Repeat("all the bytes there are ", 20_000)
+	reply, err := host.SendTCP(t, outside.Addr, big)
+	if err != nil || !strings.HasSuffix(reply, big) {
+		t.Fatalf("%d bytes came back of %d: %v", len(reply), len(big), err)
+	}
+
+	for _, c := range []struct {
+		name string
+		line lab.Line
+		want string
+	}{
+		{"good", lab.Line{}, "a b"},
+		{"lossy", lab.Line{Loss: 1}, ""},
+		{"doubling", lab.Line{Duplicate: 1}, "a a b b"},
+		{"slow", lab.Line{Delay: 100 * time.Millisecond}, "a b"},
+	} {
+		cable.Set(c.line)
+		begin := time.Now()
+		var got []string
+		if c.name == "slow" { // timers of one moment fire in any order
+			for _, s := range []string{"a", "b"} {
+				got = append(got, arrivals(t, home, host, s)...)
+			}
+		} else {
+			got = arrivals(t, home, host, "a", "b")
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %q arrived, want %q", c.name, got, c.want)
+		}
+		if took := time.Since(begin); took < c.line.Delay {
+			t.Errorf("%s: %v, less than the cable takes", c.name, took)
+		}
+	}
+
+	// Of four frames, which ones is the seed's. They arrive in order all the same if the
+	// test process stands still between them for as long as a frame is held back, so
+	// it tries more than once.
+	for tries := 1; ; tries++ {
+		cable.Set(lab.Line{Reorder: 0.5, Seed: 1, Peer: home.Gateway}) // ARP draws nothing
+		got := arrivals(t, home, host, "a", "b", "c", "d")
+		if len(got) == 4 && strings.Join(got, " ") != "a b c d" {
+			break
+		}
+		if tries == 5 {
+			t.Errorf("reordered: %q", got)
+			break
+		}
+	}
+
+	testThirds(t, home, host, cable)
+}
+
+// testThirds wants one of every three frames to be lost, no more than two in a row,
+// and the same ones for the same seed. What is not of the peer passes.
+func testThirds(t *testing.T, home *lab.HomeNet, host *lab.Host, cable *lab.Cable) {
+	t.Helper()
+	const n = 60
+	var send []string
+	for i := range n {
+		send = append(send, string(rune('A'+i)))
+	}
+	thirds := func(seed uint64, peer netip.Addr) string {
+		cable.Set(lab.Line{OneIn: 3, Seed: seed, Peer: peer})
+		return strings.Join(arrivals(t, home, host, send...), "")
+	}
+	first := thirds(1, home.Gateway)
+	for i := range n / 3 {
+		lost := 0
+		for _, s := range send[3*i : 3*i+3] {
+			if !strings.Contains(first, s) {
+				lost++
+			}
+		}
+		if lost != 1 {
+			t.Errorf("of three frames %d are lost: %q arrived", lost, first)
+		}
+	}
+	if fromHost, toHost := cable.Lost(); fromHost != n/3 || toHost != 0 {
+		t.Errorf("%d and %d frames were lost, want %d and none", fromHost, toHost, n/3)
+	}
+	if again := thirds(1, home.Gateway); again != first {
+		t.Errorf("with one seed, %q arrived, and then %q", first, again)
+	}
+	if other := thirds(2, home.Gateway); other == first {
+		t.Errorf("with two seeds, %q arrived", first)
+	}
+	if got := thirds(1, home.Wan.Addr()); len(got) != len(strings.Join(send, "")) {
+		t.Errorf("of frames between others, %q arrived", got)
+	}
+}
+
+func TestCableCut(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "lab: a cable is cut after a frame and plugged in again")
+	home := lab.Home(t, lab.Router{})
+	host, cable := home.JoinByCable("wired", "192.168.77.3/24")
+	echo := host.Echo(t, "udp", ":80")
+	if got := arrivals(t, home, host, "first", "second"); len(got) != 2 { // ARP is done
+		t.Fatalf("%q", got)
+	}
+	cable.CutAfter(2)
+	if got := strings.Join(arrivals(t, home, host, "a", "b", "c", "d"), " "); got != "a b" {
+		t.Errorf("%q passed, want two", got)
+	}
+	select {
+	case <-cable.Severed():
+	default:
+		t.Error("nothing met the cut")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	// Nobody listens there: what passed would be refused.
+	if _, err := home.Router.Dial(ctx, "tcp", "192.168.77.3:80"); !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("to the host, something passes the cut: %v", err)
+	}
+	if n := cable.Plug(); n != 2 {
+		t.Errorf("%d frames had passed, want 2", n)
+	}
+	if _, err := home.Router.Reach(echo, echo.Addr); err != nil {
+		t.Error(err)
+	}
+	cable.CutAfter(10)
+	if cable.IsSevered() {
+		t.Error("what has not met the cut is severed")
+	}
+}

@@ -1,0 +1,72 @@
+package lab_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// victimEnv makes TestVictim do what must not happen in a good test run.
+const victimEnv = "LAB_TEST_VICTIM"
+
+var (
+	burn     = lab.Func("burn", func(p *lab.Proc) { p.Fatal("the router is on fire") })
+	panics   = lab.Func("panics", func(*lab.Proc) { panic("boom") })
+	wordless = lab.Func("wordless", func(*lab.Proc) {})
+	failing  = lab.Func("failing", func(*lab.Proc) { os.Exit(7) })
+	sleeper  = lab.Func("sleeper", func(p *lab.Proc) { p.Send("asleep"); select {} })
+)
+
+// TestVictim is run by other tests, in a test process of its own.
+func TestVictim(t *testing.T) {
+	mode := os.Getenv(victimEnv)
+	if mode == "" {
+		t.Skip("only other tests run this one")
+	}
+	lab.Scenario(t, "victim "+mode)
+	switch mode {
+	case "pass":
+		lab.New(t).Host("a")
+	case "fail":
+		lab.New(t).Host("a").Exec(t, "false")
+	case "fatal":
+		var v int
+		lab.New(t).Host("a").Start(t, burn, nil).Expect(&v)
+	case "panic":
+		lab.New(t).Host("a").Start(t, panics, nil).Wait()
+	case "wordless":
+		var v int
+		lab.New(t).Host("a").Start(t, wordless, nil).Expect(&v)
+	case "deaf":
+		proc := lab.New(t).Host("a").Start(t, burn, nil)
+		for range 1000 { // until the pipe is broken
+			proc.Send(strings.Repeat("x", 4096))
+		}
+	case "exit":
+		lab.New(t).Host("a").Start(t, failing, nil).Wait()
+	case "reached":
+		home := lab.Home(t, lab.Router{})
+		echo := home.Lan.Echo(t, "tcp", ":80")
+		home.DoesNotReach(t, echo, mapTCP(t, home, home.Lan))
+	case "not reached":
+		home := lab.Home(t, lab.Router{})
+		echo := home.Lan.Echo(t, "udp", ":80")
+		home.Reaches(t, echo, netip.AddrPortFrom(home.External, 80))
+	case "dead":
+		home := lab.Home(t, lab.Router{})
+		dead := lab.Echo{Network: "tcp", Addr: netip.AddrPortFrom(home.Lan.Addr(), 80), Token: "x"}
+		home.DoesNotReach(t, dead, netip.AddrPortFrom(home.External, 80))
+	case "hang":
+		home := lab.Home(t, lab.Router{})
+		echo := home.Lan.Echo(t, "tcp", ":80")
+		home.Reaches(t, echo, mapTCP(t, home, home.Lan))
+		var said string
+		home.Lan.Start(t, sleeper, nil).Expect(&said)
+		fmt.Println("READY")
+		select {}
+	}
+}

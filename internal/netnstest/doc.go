@@ -1,2 +1,0 @@
-// Package netnstest runs tests in network namespaces of their own, on Linux.
-package netnstest
