@@ -9,6 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/internal/attack"
 )
 
@@ -17,7 +18,7 @@ import (
 func FuzzClient(f *testing.F) {
 	var gateways []*gatewaytest.Gateway
 	for version := 1; version <= 2; version++ {
-		gw, err := gatewaytest.Start(gatewaytest.Config{UPnP: gatewaytest.UPnP{Version: version}})
+		gw, err := gatewaytest.Start(gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: version}}})
 		if err != nil {
 			f.Fatal(err)
 		}
