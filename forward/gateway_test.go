@@ -17,7 +17,6 @@ import (
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // start starts a gateway, and a Forwarder that is told of it.
@@ -33,6 +32,18 @@ func start(t *testing.T, config forward.Config, router gatewaytest.Config) (*gat
 		config.Announce = netip.MustParseAddrPort("127.0.0.1:0")
 	}
 	f, err := forward.New(&config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return gw, f
+}
+
+// startListening is start with a Forwarder that hears the gateway's announcements.
+func startListening(t *testing.T) (*gatewaytest.Gateway, *forward.Forwarder) {
+	t.Helper()
+	gw := gatewaytest.New(t, gatewaytest.Config{})
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Announce: gw.AnnounceAddr()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,11 +177,7 @@ func TestGatewayTaken(t *testing.T) {
 
 // An announced restart brings the mapping back without anybody's doing.
 func TestGatewayRestart(t *testing.T) {
-	announce, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	gw, f := start(t, forward.Config{Announce: announce}, gatewaytest.Config{Announce: announce})
+	gw, f := startListening(t)
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {
 		t.Fatal(err)

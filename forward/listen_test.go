@@ -18,7 +18,6 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // waiting bounds what a test waits for.
@@ -157,11 +156,7 @@ func TestListenRefused(t *testing.T) {
 
 // It follows a gateway that restarts and gets another address.
 func TestListenFollows(t *testing.T) {
-	announce, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	gw, f := start(t, forward.Config{Announce: announce}, gatewaytest.Config{Announce: announce})
+	gw, f := startListening(t)
 	ln := listen(t, f, "tcp")
 	greet(ln)
 	moved := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.99"), ln.External().Port())

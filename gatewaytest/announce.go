@@ -23,14 +23,15 @@ const mostAlive = 3
 
 // Announce tells the hosts to look again, as Restart and SetExternal do. The
 // first packet is sent before it returns; the series ends with the next
-// announcement. Nothing is sent while down, or without Config.Announce,
-// Config.Announce6 and Config.Notify, where ssdp:alive goes for each device and
-// service, three times at most. Start does not announce.
+// announcement. NAT-PMP and PCP announce to Config.Announce and
+// Config.Announce6; UPnP notifies Config.Notify with ssdp:alive for each device and
+// service, three times at most. A protocol that the gateway does not speak, or that is
+// down, sends nothing. Start does not announce.
 func (g *Gateway) Announce() {
-	if g.config.Notify.IsValid() {
+	if g.speaks(serviceUPnP) && listens(g.config.Notify) {
 		g.series(&g.notifying, min(g.config.Quirks.AnnounceCount, mostAlive), func() { g.upnp.notify("ssdp:alive") })
 	}
-	if g.config.Announce.IsValid() || g.config.Announce6.IsValid() {
+	if listens(g.config.Announce) || listens(g.config.Announce6) {
 		g.series(&g.announcing, g.config.Quirks.AnnounceCount, g.announceOnce)
 	}
 }
@@ -73,18 +74,29 @@ func (g *Gateway) series(current *context.CancelFunc, count int, round func()) {
 // announceOnce sends one round, unless the gateway is down.
 func (g *Gateway) announceOnce() {
 	hint, _ := pcp.AnnounceResponse{Epoch: g.Epoch()}.MarshalBinary()
-	if to := g.config.Announce; to.IsValid() {
-		if g.config.Quirks.AnnounceAs != quirks.AnnouncePCP {
+	as := g.config.Quirks.AnnounceAs
+	switch {
+	case !g.speaks(serviceNATPMP) && !g.speaks(servicePCP):
+		return
+	case !g.speaks(serviceNATPMP) && as == quirks.AnnounceNATPMP:
+		as = quirks.AnnouncePCP
+	}
+	if to := g.config.Announce; listens(to) {
+		if as != quirks.AnnouncePCP {
 			g.announceTo(to, g.natpmp.externalAddr(int(natpmp.Success)))
 		}
-		if g.config.Quirks.AnnounceAs != quirks.AnnounceNATPMP {
+		if as != quirks.AnnounceNATPMP {
 			g.announceTo(to, hint)
 		}
 	}
-	if to := g.config.Announce6; to.IsValid() {
+	if to := g.config.Announce6; listens(to) {
 		g.announceTo(to, hint)
 	}
 }
+
+// listens reports whether somebody can listen at an address: a configuration says with
+// port 0 that nobody does.
+func listens(at netip.AddrPort) bool { return at.IsValid() && at.Port() != 0 }
 
 func (g *Gateway) announceTo(to netip.AddrPort, b []byte) {
 	g.send(to, b, func(s *Stats) { s.Announcements++ })

@@ -30,14 +30,17 @@ type Config struct {
 	// External is the virtual external address. The zero Addr is 45.45.45.1; 0.0.0.0 is
 	// a gateway without an address. See [quirks.NATPMP] for what can happen to private ones.
 	External netip.Addr
-	// Announce is where announcements of NAT-PMP and PCP go: a socket of the test on
-	// loopback, or 224.0.0.1:5350 as the standards say. The zero value: nowhere.
+	// Announce is where announcements of NAT-PMP and PCP go. The zero value is an
+	// address of loopback that the gateway chooses, [Gateway.AnnounceAddr]: no other
+	// socket gets it by chance, so that a program under test can listen there. The
+	// standards say 224.0.0.1:5350. With port 0, such as 127.0.0.1:0, there are none.
 	Announce netip.AddrPort
-	// Announce6 is the same over IPv6, always in PCP's form: the standard says
-	// [ff02::1]:5350, with a zone. It needs Listen6.
+	// Announce6 is where announcements of PCP go over IPv6: the standard says
+	// [ff02::1]:5350, with a zone. The zero value: nowhere. It needs Listen6.
 	Announce6 netip.AddrPort
-	// Notify is where notifications of UPnP go: a socket of the test, or
-	// 239.255.255.250:1900 as the standard says. The zero value: nowhere.
+	// Notify is where notifications of UPnP go. The zero value is another address that
+	// the gateway chooses, [Gateway.NotifyAddr]. The standard says 239.255.255.250:1900.
+	// With port 0, such as 127.0.0.1:0, there are none.
 	Notify netip.AddrPort
 	// MinLifetime and MaxLifetime bound what is granted, in whole seconds. Zero: as asked.
 	MinLifetime, MaxLifetime time.Duration
@@ -107,6 +110,13 @@ func (c Config) withDefaults() (Config, error) {
 		}
 	}
 	var err error
+	for _, at := range []*netip.AddrPort{&c.Announce, &c.Notify} {
+		if !at.IsValid() {
+			if *at, err = spareUDP(); err != nil {
+				return c, err
+			}
+		}
+	}
 	if c.speaks(serviceUPnP) {
 		c.Quirks.UPnP, err = upnpDefaults(c.Quirks.UPnP)
 	}

@@ -43,7 +43,28 @@ type Gateway struct {
 	outsidePort uint16 // the last one that the gateway chose
 }
 
-// Start starts a gateway. Close it in the end.
+// TB is what New needs of a *testing.T, *testing.B or *testing.F. It is an interface, so
+// that a program that starts a gateway does not link package testing.
+type TB interface {
+	Helper()
+	Cleanup(func())
+	Fatal(args ...any)
+}
+
+// New starts a gateway that is closed when the test ends. If that fails, so does the test.
+func New(t TB, config Config) *Gateway {
+	t.Helper()
+	g, err := Start(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	return g
+}
+
+// Start starts a gateway without a test. Close it in the end. It fails with an error that
+// is backends.ErrInvalid if config makes no sense, and with the system's error if an
+// address cannot be listened on.
 func Start(config Config) (*Gateway, error) {
 	config, err := config.withDefaults()
 	if err != nil {
@@ -139,6 +160,14 @@ func (g *Gateway) Addr6() netip.AddrPort {
 	}
 	return g.ports[1].addr
 }
+
+// AnnounceAddr is where announcements of NAT-PMP and PCP go over IPv4, for a listener
+// such as forward.Config.Announce: [Config.Announce], or what the gateway chose.
+func (g *Gateway) AnnounceAddr() netip.AddrPort { return g.config.Announce }
+
+// NotifyAddr is where notifications of UPnP go, for a listener such as
+// forward.Config.Notify: [Config.Notify], or what the gateway chose.
+func (g *Gateway) NotifyAddr() netip.AddrPort { return g.config.Notify }
 
 // External is the virtual external address; 0.0.0.0 is none.
 func (g *Gateway) External() netip.Addr {

@@ -7,7 +7,7 @@ import "fmt"
 // ssdp:alive, ssdp:byebye, or ssdp:update, which names the next BOOTID.
 func (s *upnpServer) notify(kind string) {
 	to := s.g.config.Notify
-	if !s.g.speaks(serviceUPnP) || !to.IsValid() {
+	if !s.g.speaks(serviceUPnP) || !listens(to) {
 		return
 	}
 	v6 := to.Addr().Is6()

@@ -10,20 +10,14 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
-// watch follows a gateway that announces at an address of the test's. It
-// announces several times (RFC 6886, section 3.2.1), so that a listener that
+// watch follows a gateway that announces. It does so several times (RFC 6886, section 3.2.1), so that a listener that
 // starts late hears it too.
 func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *natpmp.Backend, <-chan backends.Change) {
 	t.Helper()
-	var err error
-	if config.Announce, err = freeport.UDP(); err != nil {
-		t.Fatal(err)
-	}
 	gw := start(t, config)
-	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Announce: config.Announce, FirstWait: 20 * time.Millisecond})
+	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Announce: gw.AnnounceAddr(), FirstWait: 20 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

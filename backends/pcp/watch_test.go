@@ -13,7 +13,6 @@ import (
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // watch is follow, with the changes in a channel.
@@ -25,19 +24,14 @@ func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *pcp.
 }
 
 // follow watches a gateway until the test ends. A gateway that announces in PCP's
-// form does so at an address of the test's, several times, so that a listener that
-// starts late hears it too; any other does not announce at all.
+// form does so several times, so that a listener that starts late hears it too; any other does not announce at all.
 func follow(t *testing.T, config gatewaytest.Config, notify func(backends.Change)) (*gatewaytest.Gateway, *pcp.Backend) {
 	t.Helper()
-	announce, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if config.Quirks.AnnounceAs == quirks.AnnouncePCP {
-		config.Announce = announce
+	if config.Quirks.AnnounceAs != quirks.AnnouncePCP {
+		config.Announce = netip.MustParseAddrPort("127.0.0.1:0")
 	}
 	gw := start(t, config)
-	b := open(t, pcp.Config{Gateway: gw.Addr(), Announce: announce})
+	b := open(t, pcp.Config{Gateway: gw.Addr(), Announce: gw.AnnounceAddr()})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- b.Watch(ctx, notify) }()

@@ -15,7 +15,6 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // watched is a gateway whose notifications go to a backend that watches.
@@ -40,9 +39,9 @@ func watch(t *testing.T, config gatewaytest.Config) *watched {
 // watchAs is watch by such a backend, with the questions so far apart.
 func watchAs(t *testing.T, config gatewaytest.Config, by upnp.Config, between time.Duration) *watched {
 	t.Helper()
-	w := &watched{notify: freeUDP(t), changes: make(chan backends.Change, 100), ended: make(chan error, 1)}
-	config.Notify = w.notify
+	w := &watched{changes: make(chan backends.Change, 100), ended: make(chan error, 1)}
 	w.Gateway = start(t, config)
+	w.notify = w.NotifyAddr()
 	w.Advance(time.Hour)
 	by.Notify = w.notify
 	w.backend = find(t, w.Gateway, by).Watchful(between)
@@ -100,16 +99,6 @@ func (w *watched) next(t *testing.T) backends.Change {
 		t.Fatal("no change was told")
 		return backends.Change{}
 	}
-}
-
-// freeUDP is a port where nobody listens just now.
-func freeUDP(t *testing.T) netip.AddrPort {
-	t.Helper()
-	at, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return at
 }
 
 // TestWatch: what happens to a gateway is told once, as what it is.

@@ -18,7 +18,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // patience bounds what takes milliseconds; a test that needs it has failed.
@@ -86,15 +85,7 @@ func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func gatewayStart(ts *testscript.TestScript, args []string) error {
-	announce, err := freeport.UDP()
-	if err != nil {
-		return err
-	}
-	notify, err := freeport.UDP()
-	if err != nil {
-		return err
-	}
-	config := gatewaytest.Config{Announce: announce, Notify: notify}
+	var config gatewaytest.Config
 	if err := configure(&config, args); err != nil {
 		return err
 	}
@@ -110,8 +101,8 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	ts.Defer(func() { _ = gw.Close() })
 	ts.Setenv("GATEWAY", gw.Addr().String())
 	ts.Setenv("GATEWAY6", gw.Addr6().String())
-	ts.Setenv("ANNOUNCE", announce.String())
-	ts.Setenv("NOTIFY", notify.String())
+	ts.Setenv("ANNOUNCE", gw.AnnounceAddr().String())
+	ts.Setenv("NOTIFY", gw.NotifyAddr().String())
 	ts.Setenv("IGD", gw.DescriptionURL())
 	ts.Setenv("IGD6", gw.DescriptionURL6())
 	ssdp := gw.SSDP()

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/internal/freeport"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 var (
@@ -130,10 +130,7 @@ func TestSource(t *testing.T) {
 
 // Notices come one at a time, and nothing else does.
 func TestListen(t *testing.T) {
-	at, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
+	at := lab.FreeUDP(t)
 	l := Listener{Addr: at}
 	conns, err := l.open(t.Context())
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // announcements are those of a gateway that just started, or says so: RFC 6886,
@@ -48,10 +47,8 @@ func flood(t *testing.T, from netip.Addr, to netip.AddrPort, n int) {
 // with the gateway's address leads to a question to the gateway itself, and a
 // flood of them to few.
 func TestForgedAnnouncement(t *testing.T) {
-	at, err := freeport.UDP() // for the listener, and before that for the naive client
-	if err != nil {
-		t.Fatal(err)
-	}
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+	at := gw.AnnounceAddr() // for the listener, and before that for the naive client
 	probe := udp(t, at)
 	_ = probe.SetReadDeadline(time.Now().Add(patience))
 	flood(t, attacker, at, 1)
@@ -69,7 +66,6 @@ func TestForgedAnnouncement(t *testing.T) {
 	}
 	_ = probe.Close()
 
-	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	leaves(t, func() {
 		f := forwarder(t, gw, forward.Config{Announce: at})
 		m, err := f.Enable(t.Context(), forward.TCP(8080))

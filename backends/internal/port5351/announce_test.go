@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/natforward/goforward/internal/freeport"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 func unhex(t *testing.T, s string) []byte {
@@ -105,10 +105,7 @@ func TestSignalsCoalesce(t *testing.T) {
 
 // The listener is one for all, and its socket goes with the last of them.
 func TestListener(t *testing.T) {
-	addr, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
+	addr := lab.FreeUDP(t)
 
 	_, l := newLink(t, "127.0.0.1:5351")
 	defer l.Close()

@@ -14,7 +14,6 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 const (
@@ -108,15 +107,8 @@ func (d *demonstration) external() netip.AddrPort {
 }
 
 func (d *demonstration) start(ctx context.Context) error {
-	announce, err := freeport.UDP()
-	if err != nil {
-		return err
-	}
-	notify, err := freeport.UDP()
-	if err != nil {
-		return err
-	}
-	if d.gateway, err = gatewaytest.Start(gatewaytest.Config{Announce: announce, Notify: notify}); err != nil {
+	var err error
+	if d.gateway, err = gatewaytest.Start(gatewaytest.Config{}); err != nil {
 		return err
 	}
 	d.gateway.Advance(24 * time.Hour) // it has been up for a day, so that its clock shows the restart
@@ -125,7 +117,7 @@ func (d *demonstration) start(ctx context.Context) error {
 	}
 	d.forwarder, err = forward.New(&forward.Config{
 		Gateway: d.gateway.Addr(), Order: d.app.settings.order,
-		Announce: announce, SSDP: d.gateway.SSDP(), Notify: notify,
+		Announce: d.gateway.AnnounceAddr(), SSDP: d.gateway.SSDP(), Notify: d.gateway.NotifyAddr(),
 		OnEvent: func(e forward.Event) {
 			select {
 			case d.events <- e:

@@ -9,24 +9,19 @@ import (
 	"testing"
 
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // Nothing is left in the process either.
 func TestHoldEnds(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
-	announce, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, interrupt := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	var stderr bytes.Buffer
 	ended := make(chan int, 1)
 	go func() {
 		defer func() { _ = w.Close() }()
-		ended <- Run(ctx, []string{"map", "8080", "--hold", "-g", gw.Addr().String(), "--announce", announce.String()}, w, &stderr)
+		ended <- Run(ctx, []string{"map", "8080", "--hold", "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String()}, w, &stderr)
 	}()
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil || line != "45.45.45.1:8080\n" {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/freeport"
 )
 
 // watched is a watch under way, on a network that the test changes.
@@ -99,12 +98,8 @@ func (w *watched) finish() {
 func TestWatchMoves(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
-	announce, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
 	home := wayOut{gateway: gw.Addr(), iface: "eth0", local: netip.MustParseAddr("127.0.0.1")}
-	w := startWatch(t, home, time.Hour, "-g", gw.Addr().String(), "--announce", announce.String(), "--backend", "natpmp")
+	w := startWatch(t, home, time.Hour, "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "natpmp")
 	arrives := func(way wayOut) {
 		t.Helper()
 		r := w.next("gateway")
@@ -136,13 +131,9 @@ func TestWatchMoves(t *testing.T) {
 // address is another is asked.
 func TestWatchAsks(t *testing.T) {
 	t.Parallel()
-	gw := router(t, gatewaytest.Config{})
-	announce, err := freeport.UDP()
-	if err != nil {
-		t.Fatal(err)
-	}
+	gw := router(t, gatewaytest.Config{Announce: netip.MustParseAddrPort("127.0.0.1:0")})
 	at := wayOut{gateway: gw.Addr()}
-	w := startWatch(t, at, 10*time.Millisecond, "-g", gw.Addr().String(), "--announce", announce.String(), "--backend", "natpmp", "--timeout", "1")
+	w := startWatch(t, at, 10*time.Millisecond, "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "natpmp", "--timeout", "1")
 	w.next("gateway")
 	w.next("address")
 	gw.SetExternal(netip.MustParseAddr("45.45.45.9"))

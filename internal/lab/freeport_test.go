@@ -1,21 +1,18 @@
-package freeport_test
+package lab_test
 
 import (
 	"net"
 	"net/netip"
 	"testing"
 
-	"github.com/natforward/goforward/internal/freeport"
+	"github.com/natforward/goforward/internal/lab"
 )
 
 // The addresses differ, and each can be bound, also while all others are.
-func TestUDP(t *testing.T) {
+func TestFreeUDP(t *testing.T) {
 	seen := map[netip.AddrPort]bool{}
 	for range 100 {
-		at, err := freeport.UDP()
-		if err != nil {
-			t.Fatal(err)
-		}
+		at := lab.FreeUDP(t)
 		if seen[at] || !at.Addr().IsLoopback() {
 			t.Errorf("%v", at)
 		}

@@ -1,0 +1,27 @@
+package gatewaytest
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+)
+
+// The addresses differ, and each can be bound, also while all others are.
+func TestSpareUDP(t *testing.T) {
+	seen := map[netip.AddrPort]bool{}
+	for range 100 {
+		at, err := spareUDP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[at] || !at.Addr().IsLoopback() {
+			t.Errorf("%v", at)
+		}
+		seen[at] = true
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+	}
+}
