@@ -40,7 +40,7 @@ func OnGateway(gw *gatewaytest.Gateway, b backends.Backend, refusal int) Fixture
 		Pass: func(_ *testing.T, d time.Duration) { gw.Advance(d) },
 		Refuse: func(*testing.T) {
 			gw.Inject(gatewaytest.Fault{
-				Match:  func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+				Match:  func(r gatewaytest.Request) bool { return r.Op == "map" },
 				Result: refusal,
 			})
 		},

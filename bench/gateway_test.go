@@ -61,7 +61,7 @@ func (b *bench) delay(t *testing.T, d time.Duration) {
 	gw := startGateway(t, gatewaytest.Config{
 		Listen: loopbackGateway, Protocols: []string{"upnp"},
 	})
-	gw.DownPCP()
+	gw.Down("natpmp", "pcp")
 	to := target{Gateway: loopbackGateway.Addr(), Self: netip.MustParseAddr("127.0.0.1"), SSDP: gw.SSDP()}
 	drawn := map[int]time.Duration{}
 	b.rounds(t, delayKey(d), []string{oursTold, rawUPnPName, rawCarefulName}, func(ctx context.Context, peer string, round int) Sample {
@@ -74,7 +74,7 @@ func (b *bench) delay(t *testing.T, d time.Duration) {
 			drawn[round] = late
 		}
 		remove := gw.Inject(gatewaytest.Fault{
-			Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpSearch }, Delay: late,
+			Match: func(r gatewaytest.Request) bool { return r.Op == "search" }, Delay: late,
 		})
 		defer remove()
 		to.Peer, to.Port = peer, b.nextPort()

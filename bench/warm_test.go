@@ -186,7 +186,7 @@ func deleteOne(t testing.TB) func() func() error {
 func fullGateway(t testing.TB) *gatewaytest.Gateway {
 	t.Helper()
 	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"upnp"}, TableLimit: 2 * listed})
-	gw.DownPCP()
+	gw.Down("natpmp", "pcp")
 	for i := range uint16(listed) {
 		err := gw.AddMapping(gatewaytest.Entry{
 			Protocol: backends.TCP, External: netip.AddrPortFrom(gw.External(), 1024+i),
@@ -213,7 +213,7 @@ func list(t testing.TB) func() func() error {
 // listEach asks for one entry after another until there are no more, which is
 // all that goupnp's client has but for one call that takes a range.
 func listEach(t testing.TB) func() func() error {
-	location, err := url.Parse(fullGateway(t).DescriptionURL())
+	location, err := url.Parse(fullGateway(t).UPnP().DescriptionURL())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -334,7 +334,7 @@ func (r *cancelRow) start(t *testing.T) *cancelCase {
 		Order: []string{r.protocol}, OnEvent: func(forward.Event) { mapped() },
 	}
 	if !r.op.unprobed {
-		config.IGD = gw.DescriptionURL()
+		config.IGD = gw.UPnP().DescriptionURL()
 	}
 	if c.f, err = forward.New(&config); err != nil {
 		t.Fatal(err)

@@ -88,7 +88,7 @@ func TestExternalIPCancelled(t *testing.T) {
 		wantNothingAfterShutdown(t, gw, f)
 	})
 	t.Run("while the mapping is deleted", func(t *testing.T) {
-		isUnmap := func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpUnmap }
+		isUnmap := func(r gatewaytest.Request) bool { return r.Op == "unmap" }
 		gw, f := start(t, forward.Config{Order: []string{"pcp"}}, gatewaytest.Config{})
 		remove := gw.Inject(gatewaytest.Fault{Match: isUnmap, Drop: true})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -114,7 +114,7 @@ func cancelWhileHeld(t *testing.T, gw *gatewaytest.Gateway, do func(context.Cont
 	t.Helper()
 	hold, created := make(chan struct{}), make(chan struct{}, 1)
 	remove := gw.Inject(gatewaytest.Fault{
-		Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+		Match: func(r gatewaytest.Request) bool { return r.Op == "map" },
 		Hold:  hold,
 		Corrupt: func(reply []byte) []byte { // called when the router made its answer
 			select {

@@ -116,7 +116,7 @@ func errorText(t *testing.T, faults map[string]gatewaytest.Fault) string {
 	for service, fault := range faults {
 		fault.Match = func(r gatewaytest.Request) bool {
 			silenced := r.Service == service || service == "upnp" && r.Service == "ssdp"
-			return fault.Drop && silenced || r.Service == service && r.Op == gatewaytest.OpMap
+			return fault.Drop && silenced || r.Service == service && r.Op == "map"
 		}
 		gw.Inject(fault)
 	}

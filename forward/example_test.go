@@ -193,7 +193,7 @@ func Example_deleteAll() {
 			log.Fatal(err)
 		}
 	}
-	if err := forward.Configure(&forward.Config{IGD: gw.DescriptionURL()}); err != nil {
+	if err := forward.Configure(&forward.Config{IGD: gw.UPnP().DescriptionURL()}); err != nil {
 		log.Fatal(err)
 	}
 	defer forward.Close()

@@ -23,7 +23,7 @@ func impatient(t *testing.T, gw *gatewaytest.Gateway) (all []backends.Backend) {
 	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
 	n, nerr := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: first, LongestWait: longest, Announce: nowhere})
 	p, perr := pcp.New(pcp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: first, LongestWait: longest, Announce: nowhere})
-	u, uerr := upnp.New(upnp.Config{URL: gw.DescriptionURL(), Timeout: 100 * time.Millisecond, Notify: nowhere})
+	u, uerr := upnp.New(upnp.Config{URL: gw.UPnP().DescriptionURL(), Timeout: 100 * time.Millisecond, Notify: nowhere})
 	if err := errors.Join(nerr, perr, uerr); err != nil {
 		t.Fatal(err)
 	}

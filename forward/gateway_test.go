@@ -100,7 +100,7 @@ func TestProbe(t *testing.T) {
 		"refuses":        {gatewaytest.Config{}, refuse(natpmp.NotAuthorized), nil}, // it speaks: the mapping will tell
 		"has no WAN":     {gatewaytest.Config{}, refuse(natpmp.NetworkFailure), nil},
 		"is silent":      {gatewaytest.Config{}, func(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true}) }, backends.ErrNoReply},
-		"refuses 5351":   {gatewaytest.Config{}, (*gatewaytest.Gateway).Down, backends.ErrNoReply},
+		"refuses 5351":   {gatewaytest.Config{}, func(gw *gatewaytest.Gateway) { gw.Down() }, backends.ErrNoReply},
 		"speaks PCP":     {gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}}, nil, nil},
 		"stutters PCP":   {gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnlyTruncated: true}}}, nil, nil},
 		"knows no PCP":   {gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}}, nil, nil},
@@ -198,7 +198,7 @@ func TestGatewayRestart(t *testing.T) {
 func mappedAgain(t *testing.T, gw *gatewaytest.Gateway) {
 	t.Helper()
 	for n := 1; len(gw.Table()) == 0; n++ {
-		if _, err := gw.AwaitRequests(waiting(t), n, func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }); err != nil {
+		if _, err := gw.AwaitRequests(waiting(t), n, func(r gatewaytest.Request) bool { return r.Op == "map" }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -367,7 +367,7 @@ func TestVPN(t *testing.T) {
 		t.Errorf("still port %d: this gateway hands out another after a reconnect", first)
 	}
 	for _, r := range gw.Requests() {
-		if r.Op == gatewaytest.OpUnmap {
+		if r.Op == "unmap" {
 			t.Errorf("a slot was deleted: %x", r.Raw)
 		}
 	}

@@ -53,8 +53,8 @@ func within(t *testing.T, d time.Duration, is func() bool) bool {
 	return is()
 }
 
-func isMap(r gatewaytest.Request) bool   { return r.Op == gatewaytest.OpMap }
-func isUnmap(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpUnmap }
+func isMap(r gatewaytest.Request) bool   { return r.Op == "map" }
+func isUnmap(r gatewaytest.Request) bool { return r.Op == "unmap" }
 
 // A call that takes the new way before the watcher has told of it moves mappings all
 // the same.

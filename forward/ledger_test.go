@@ -103,7 +103,7 @@ func TestStateFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, q := range r.gw.Requests() {
-				if q.Op == gatewaytest.OpUnmap {
+				if q.Op == "unmap" {
 					t.Errorf("taken away first, and not taken over in place: %s", q.Name())
 				}
 			}

@@ -290,7 +290,7 @@ func TestIGD(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer gw.Close()
-	f, err := forward.New(&forward.Config{IGD: gw.DescriptionURL(), Order: []string{"upnp"}})
+	f, err := forward.New(&forward.Config{IGD: gw.UPnP().DescriptionURL(), Order: []string{"upnp"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestIGD(t *testing.T) {
 		t.Fatalf("Enable: %v, %v, table %v", m, err, gw.Table())
 	}
 	for _, r := range gw.Requests() {
-		if r.Op == gatewaytest.OpSearch {
+		if r.Op == "search" {
 			t.Error("a device that was named was searched for")
 		}
 	}

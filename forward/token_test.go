@@ -27,7 +27,7 @@ func pcpMapping(t *testing.T, config forward.Config) (*gatewaytest.Gateway, *for
 	}
 	const header, size = 24, 12 // RFC 6887, sections 7.1 and 11.1
 	for _, r := range gw.Requests() {
-		if r.Op == gatewaytest.OpMap && len(r.Raw) >= header+size {
+		if r.Op == "map" && len(r.Raw) >= header+size {
 			return gw, f, m, r.Raw[header : header+size]
 		}
 	}
@@ -82,7 +82,7 @@ func TestTokenCopied(t *testing.T) {
 				t.Errorf("%s after the caller changed its copy of the token: %v", name, err)
 			}
 			for _, r := range gw.Requests() {
-				if (r.Op == gatewaytest.OpMap || r.Op == gatewaytest.OpUnmap) && r.Protocol == backends.TCP && !bytes.Contains(r.Raw, nonce) {
+				if (r.Op == "map" || r.Op == "unmap") && r.Protocol == backends.TCP && !bytes.Contains(r.Raw, nonce) {
 					t.Errorf("the request %q does not carry the mapping's nonce", r.Name())
 				}
 			}

@@ -73,7 +73,7 @@ func (g *Gateway) series(current *context.CancelFunc, count int, round func()) {
 
 // announceOnce sends one round, unless the gateway is down.
 func (g *Gateway) announceOnce() {
-	hint, _ := pcp.AnnounceResponse{Epoch: g.Epoch()}.MarshalBinary()
+	hint, _ := pcp.AnnounceResponse{Epoch: g.epoch()}.MarshalBinary()
 	as := g.config.Quirks.AnnounceAs
 	switch {
 	case !g.speaks(serviceNATPMP) && !g.speaks(servicePCP):

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
 )
 
 // Entry is a row of the gateway's table.
@@ -29,18 +30,10 @@ type Entry struct {
 	// Description is what the protocol carried, if it can.
 	Description string
 	// Filters admit only the outside hosts that one of them matches. None: anyone.
-	Filters []Filter
+	Filters []pcp.Filter
 	// Remote is the only outside endpoint of an entry that PCP's PEER made, as an
 	// outgoing packet would. The zero value: not such an entry.
 	Remote netip.AddrPort
-}
-
-// Filter admits outside hosts.
-type Filter struct {
-	// Prefix is the addresses admitted.
-	Prefix netip.Prefix
-	// Port is the only source port admitted; 0 is any.
-	Port uint16
 }
 
 // admits reports whether the outside host may use the entry.

@@ -77,7 +77,7 @@ func ExampleGateway_Inject() {
 	defer gw.Close()
 	// Two mapping requests are refused for want of resources, the next one works.
 	remove := gw.Inject(gatewaytest.Fault{
-		Match:  func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap },
+		Match:  func(q gatewaytest.Request) bool { return q.Op == "map" },
 		Times:  2,
 		Result: 4,
 	})
@@ -95,8 +95,8 @@ func Example_quirks() {
 	}
 	defer gw.Close()
 
-	// What is under test is told gw.SSDP() or gw.DescriptionURL(). This is a request for a lease of an hour.
-	client, _ := net.Dial("tcp4", strings.Split(gw.DescriptionURL(), "/")[2])
+	// What is under test is told gw.SSDP() or gw.UPnP().DescriptionURL(). This is a request for a lease of an hour.
+	client, _ := net.Dial("tcp4", strings.Split(gw.UPnP().DescriptionURL(), "/")[2])
 	defer client.Close()
 	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
 	const body = `<Envelope><Body><AddPortMapping><NewRemoteHost/><NewExternalPort>80</NewExternalPort>` +

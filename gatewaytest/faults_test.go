@@ -15,7 +15,7 @@ const (
 	mapTCPReply = "00820000000004d21f901f9000001c20"
 )
 
-func isMap(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }
+func isMap(q gatewaytest.Request) bool { return q.Op == "map" }
 
 func TestFaultDrop(t *testing.T) {
 	t.Parallel()
@@ -136,7 +136,7 @@ func TestFaultHoldRequest(t *testing.T) {
 	gw := reference(t, gatewaytest.Config{})
 	h, c := newHost(t, gw), newControl(t, gw)
 	hold, arrived := make(chan struct{}), make(chan struct{})
-	arrives := func(op gatewaytest.Op) func(gatewaytest.Request) bool {
+	arrives := func(op string) func(gatewaytest.Request) bool {
 		return func(q gatewaytest.Request) bool {
 			if q.Op == op {
 				arrived <- struct{}{}
@@ -144,8 +144,8 @@ func TestFaultHoldRequest(t *testing.T) {
 			return q.Op == op
 		}
 	}
-	gw.Inject(gatewaytest.Fault{Match: arrives(gatewaytest.OpMap), Times: 1, HoldRequest: hold})
-	gw.Inject(gatewaytest.Fault{Match: arrives(gatewaytest.OpLookup), Times: 1})
+	gw.Inject(gatewaytest.Fault{Match: arrives("map"), Times: 1, HoldRequest: hold})
+	gw.Inject(gatewaytest.Fault{Match: arrives("look up"), Times: 1})
 	h.send(mapTCP)
 	<-arrived
 	h.send("0000")
@@ -170,7 +170,7 @@ func TestFaultHoldRequest(t *testing.T) {
 	h.expect("0000", addrReply)
 
 	// Close does not wait for what is held.
-	gw.Inject(gatewaytest.Fault{Match: arrives(gatewaytest.OpMap), HoldRequest: make(chan struct{})})
+	gw.Inject(gatewaytest.Fault{Match: arrives("map"), HoldRequest: make(chan struct{})})
 	h.send(mapTCP)
 	<-arrived
 }

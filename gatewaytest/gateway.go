@@ -194,8 +194,8 @@ func (g *Gateway) SetExternal(addr netip.Addr) {
 	}
 }
 
-// Epoch is the time since the gateway's table was last empty, on its clock.
-func (g *Gateway) Epoch() time.Duration {
+// epoch is the time since the gateway's table was last empty, on its clock.
+func (g *Gateway) epoch() time.Duration {
 	now := g.clock.now()
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -23,14 +23,14 @@ type natpmpServer struct {
 
 // identifyNATPMP reads what a datagram of version 0 asks.
 func identifyNATPMP(raw []byte) Request {
-	q := Request{Service: serviceNATPMP, Op: OpOther, Raw: raw}
+	q := Request{Service: serviceNATPMP, Op: opOther, Raw: raw}
 	if _, err := natpmp.ParseExternalAddrRequest(raw); err == nil {
-		q.Op = OpExternalAddr
+		q.Op = opExternalAddr
 	}
 	if m, err := natpmp.ParseMapRequest(raw); err == nil {
-		q.Op, q.Protocol = OpMap, m.Protocol
+		q.Op, q.Protocol = opMap, m.Protocol
 		if m.Lifetime == 0 {
-			q.Op = OpUnmap
+			q.Op = opUnmap
 		}
 	}
 	return q
@@ -203,7 +203,7 @@ func (s *natpmpServer) pcpOnly(q Request, h natpmp.Header) []byte {
 	if !s.quirks.PCPOnlyTruncated {
 		return s.g.pcp.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})
 	}
-	if q.Op == OpMap || q.Op == OpUnmap {
+	if q.Op == opMap || q.Op == opUnmap {
 		return s.g.pcp.refuse(q.Raw, refusal{code: pcp.NotAuthorized})[:12]
 	}
 	return s.g.pcp.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})[:2]
@@ -212,7 +212,7 @@ func (s *natpmpServer) pcpOnly(q Request, h natpmp.Header) []byte {
 // epoch is the gateway's, with the server's quirks.
 func (s *natpmpServer) epoch() time.Duration {
 	const behind = 1000 * time.Second
-	epoch := s.g.Epoch()
+	epoch := s.g.epoch()
 	switch {
 	case s.quirks.EpochStuck:
 		return 0

@@ -252,7 +252,7 @@ func TestTableAndExpiry(t *testing.T) {
 	if all := gw.Table(); len(all) != 0 {
 		t.Errorf("expired, but %v", all)
 	}
-	if got, want := gw.Epoch(), (1234+4*3600-1)*time.Second; got != want {
+	if got, want := gw.Stats().Epoch, (1234+4*3600-1)*time.Second; got != want {
 		t.Errorf("epoch %v, want %v", got, want)
 	}
 }

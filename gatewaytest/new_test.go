@@ -97,3 +97,15 @@ func TestChosenAddresses(t *testing.T) {
 		t.Errorf("a gateway of UPnP announces: %+v", s)
 	}
 }
+
+// A protocol that does not exist is the test's mistake.
+func TestDownNothing(t *testing.T) {
+	t.Parallel()
+	gw := gatewaytest.New(t, gatewaytest.Config{})
+	defer func() {
+		if recover() == nil {
+			t.Error("a protocol of no such name went down")
+		}
+	}()
+	gw.Down("upnp", "nat-pmp")
+}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
 )
 
@@ -238,7 +239,7 @@ func TestFilters(t *testing.T) {
 	if err := gw.AddMapping(gatewaytest.Entry{
 		Protocol: backends.TCP, External: outside(8080),
 		Internal: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port),
-		Filters:  []gatewaytest.Filter{{Prefix: netip.MustParsePrefix("45.45.45.8/31"), Port: 7}, {Prefix: netip.MustParsePrefix("45.45.46.0/24")}},
+		Filters:  []pcp.Filter{{Prefix: netip.MustParsePrefix("45.45.45.8/31"), Port: 7}, {Prefix: netip.MustParsePrefix("45.45.46.0/24")}},
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -31,18 +31,18 @@ type pcpServer struct {
 
 // identifyPCP reads what a datagram of a version other than 0 asks.
 func identifyPCP(raw []byte) Request {
-	q := Request{Service: servicePCP, Op: OpOther, Raw: raw}
+	q := Request{Service: servicePCP, Op: opOther, Raw: raw}
 	if _, err := pcp.ParseAnnounceRequest(raw); err == nil {
-		q.Op = OpAnnounce
+		q.Op = opAnnounce
 	}
 	if m, err := pcp.ParseMapRequest(raw); err == nil {
-		q.Op, q.Protocol = OpMap, m.Protocol
+		q.Op, q.Protocol = opMap, m.Protocol
 		if m.Lifetime == 0 {
-			q.Op = OpUnmap
+			q.Op = opUnmap
 		}
 	}
 	if m, err := pcp.ParsePeerRequest(raw); err == nil {
-		q.Op, q.Protocol = OpPeer, m.Protocol
+		q.Op, q.Protocol = opPeer, m.Protocol
 	}
 	return q
 }
@@ -97,7 +97,7 @@ func (s *pcpServer) answerAnnounce(q Request) ([]byte, error) {
 	if _, err := s.internal(q.Source.Addr(), a.Client, netip.Addr{}); err != nil {
 		return nil, err
 	}
-	return pcp.AnnounceResponse{Epoch: s.g.Epoch()}.MarshalBinary()
+	return pcp.AnnounceResponse{Epoch: s.g.epoch()}.MarshalBinary()
 }
 
 // internal returns the host that a request is about: its sender, or the third
@@ -144,7 +144,7 @@ func (s *pcpServer) refuse(raw []byte, err error) []byte {
 	case !errors.As(err, &r):
 		return nil // no request
 	}
-	b, err := pcp.AppendErrorResponse(nil, raw, r.code, s.errorLifetime(r), s.g.Epoch())
+	b, err := pcp.AppendErrorResponse(nil, raw, r.code, s.errorLifetime(r), s.g.epoch())
 	if err != nil {
 		return nil
 	}

@@ -38,7 +38,7 @@ func (s *pcpServer) answerMap(q Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Epoch = s.g.Epoch()
+	r.Epoch = s.g.epoch()
 	return r.MarshalBinary()
 }
 
@@ -103,7 +103,7 @@ func (s *pcpServer) applyOptions(e *Entry, o pcp.Options) error {
 			e.Filters = nil // those of this request go on from here
 			continue
 		}
-		e.Filters = append(e.Filters, Filter{Prefix: f.Prefix.Masked(), Port: f.Port})
+		e.Filters = append(e.Filters, pcp.Filter{Prefix: f.Prefix.Masked(), Port: f.Port})
 	}
 	if len(e.Filters) > s.g.config.Quirks.PCP.MaxFilters {
 		return refusal{code: pcp.ExcessiveRemotePeers}

@@ -33,7 +33,7 @@ func (s *pcpServer) answerPeer(q Request) ([]byte, error) {
 	} else if err := s.makePeer(q.Source, internal, m, &r); err != nil {
 		return nil, err
 	}
-	r.Epoch = s.g.Epoch()
+	r.Epoch = s.g.epoch()
 	return r.MarshalBinary()
 }
 

@@ -53,7 +53,7 @@ func (s *pcpServer) update(c claimed, external netip.Addr) []byte {
 		options.ThirdParty = c.Internal.Addr()
 	}
 	m := pcp.MapResponse{
-		Result: result, Lifetime: lifetime, Epoch: s.g.Epoch(), Nonce: c.secret, Protocol: c.Protocol,
+		Result: result, Lifetime: lifetime, Epoch: s.g.epoch(), Nonce: c.secret, Protocol: c.Protocol,
 		InternalPort: c.Internal.Port(), ExternalPort: c.External.Port(), External: external, Options: options,
 	}
 	var b []byte

@@ -24,15 +24,33 @@ type port struct {
 	receive func(conn *net.UDPConn, from netip.AddrPort, raw []byte)
 }
 
-// Down closes the gateway's ports, as a router does that has port mapping
-// switched off: clients get an ICMP error, or are refused. Forwarding goes on.
-func (g *Gateway) Down() {
-	g.DownPCP()
-	g.DownUPnP()
+// Down closes the ports of the protocols named, or of all if none is, as a router does
+// that has port mapping switched off or whose service died: clients get an ICMP error, or
+// are refused, connections of UPnP are cut, and nothing is notified. NAT-PMP and PCP share
+// a port, over IPv6 too, so that either name closes it. Forwarding goes on. Down panics if
+// a name is none of "natpmp", "pcp" and "upnp".
+func (g *Gateway) Down(protocols ...string) {
+	shared, upnp := len(protocols) == 0, len(protocols) == 0
+	for _, name := range protocols {
+		switch name {
+		case serviceNATPMP, servicePCP:
+			shared = true
+		case serviceUPnP:
+			upnp = true
+		default:
+			panic(fmt.Sprintf("gatewaytest: no protocol %q", name))
+		}
+	}
+	if shared {
+		g.downPCP()
+	}
+	if upnp {
+		g.upnp.down()
+	}
 }
 
-// DownPCP closes only the port of NAT-PMP and PCP, over IPv6 too.
-func (g *Gateway) DownPCP() {
+// downPCP closes the port of NAT-PMP and PCP.
+func (g *Gateway) downPCP() {
 	g.mu.Lock()
 	conns := g.shut()
 	g.mu.Unlock()

@@ -15,22 +15,19 @@ import (
 // maxRequests is how many requests the gateway remembers, at least.
 const maxRequests = 4096
 
-// Op is what a request wants, whatever the protocol.
-type Op string
-
-// The operations.
+// The values of Request.Op.
 const (
-	OpExternalAddr Op = "external address" // NAT-PMP's and UPnP's
-	OpMap          Op = "map"              // also of pinholes
-	OpUnmap        Op = "unmap"            // one, or with NAT-PMP all of the client's, with UPnP a range
-	OpPeer         Op = "peer"             // PCP's
-	OpAnnounce     Op = "announce"         // PCP's, a question
-	OpSearch       Op = "search"           // SSDP's
-	OpDescribe     Op = "describe"         // the GET of the device description
-	OpStatus       Op = "status"           // UPnP's, of the connection, the firewall or a pinhole
-	OpLookup       Op = "look up"          // UPnP's GetSpecificPortMappingEntry
-	OpList         Op = "list"             // UPnP's by index or range
-	OpOther        Op = "other"            // also what cannot be read
+	opExternalAddr = "external address"
+	opMap          = "map"
+	opUnmap        = "unmap"
+	opPeer         = "peer"
+	opAnnounce     = "announce"
+	opSearch       = "search"
+	opDescribe     = "describe"
+	opStatus       = "status"
+	opLookup       = "look up"
+	opList         = "list"
+	opOther        = "other"
 )
 
 // Request is a request as it arrived.
@@ -40,10 +37,16 @@ type Request struct {
 	// Service is the protocol spoken: "natpmp", or "pcp" for any other version;
 	// "ssdp" for searches, and "upnp" for HTTP.
 	Service string
-	Op      Op
+	// Op is what the request asks for, whatever the protocol: "map", also of pinholes;
+	// "unmap", of one mapping, with NAT-PMP of all of the client's, with UPnP of a range;
+	// "external address", of NAT-PMP and UPnP; "peer" and "announce", of PCP; "search", of
+	// SSDP; "describe", the GET of the device description; and of UPnP "status", of the
+	// connection, the firewall or a pinhole, "look up", of one mapping, and "list", by
+	// index or range. "other" is anything else, also what cannot be read.
+	Op string
 	// Action is the name of the SOAP action, if it is one.
 	Action string
-	// Protocol is what to map; zero where Op is not OpMap, OpUnmap or OpPeer,
+	// Protocol is what to map; zero where Op is not opMap, opUnmap or opPeer,
 	// and for all protocols.
 	Protocol backends.Protocol
 	Source   netip.AddrPort
@@ -57,9 +60,9 @@ type Request struct {
 // "natpmp map tcp", "pcp announce".
 func (r Request) Name() string {
 	if r.Protocol == 0 {
-		return r.Service + " " + string(r.Op)
+		return r.Service + " " + r.Op
 	}
-	return r.Service + " " + string(r.Op) + " " + r.Protocol.String()
+	return r.Service + " " + r.Op + " " + r.Protocol.String()
 }
 
 // Stats counts what happened since Start or ResetStats.
@@ -82,6 +85,9 @@ type Stats struct {
 	Datagrams, Lost int
 	// BytesIn and BytesOut are the payload relayed to and from the inside.
 	BytesIn, BytesOut int64
+	// Epoch is the time since the gateway's table was last empty, on its clock. ResetStats
+	// leaves it.
+	Epoch time.Duration
 }
 
 // recorder keeps requests and counts.
@@ -159,9 +165,11 @@ func (g *Gateway) AwaitRequests(ctx context.Context, n int, match func(Request) 
 
 // Stats returns the counters.
 func (g *Gateway) Stats() Stats {
+	epoch := g.epoch()
 	g.record.mu.Lock()
 	defer g.record.mu.Unlock()
 	s := g.record.stats
+	s.Epoch = epoch
 	s.Requests = make(map[string]int, len(s.Requests))
 	maps.Copy(s.Requests, g.record.stats.Requests)
 	return s

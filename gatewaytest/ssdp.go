@@ -92,10 +92,10 @@ func (q search) multicast() bool {
 
 // receive deals with a datagram of SSDP and sends the answers.
 func (s *upnpServer) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
-	q := Request{Time: s.g.clock.now(), Service: serviceSSDP, Op: OpOther, Source: from, Raw: raw}
+	q := Request{Time: s.g.clock.now(), Service: serviceSSDP, Op: opOther, Source: from, Raw: raw}
 	wanted, ok := parseSearch(raw)
 	if ok {
-		q.Op = OpSearch
+		q.Op = opSearch
 	}
 	replies, fault := s.g.answerBy(q, func(int) [][]byte {
 		if !ok || s.ignores(wanted, from) {

@@ -85,7 +85,7 @@ func TestSSDPResponse(t *testing.T) {
 	const udn = "uuid:00000000-0000-0000-0000-000000000001"
 	s := searching(t, igd{UDN: udn})
 	want := func(st string) string {
-		return "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.DescriptionURL() +
+		return "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.UPnP().DescriptionURL() +
 			"\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\nST: " + st + "\r\nUSN: " + udn + "::" + st +
 			"\r\nBOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1\r\n\r\n"
 	}
@@ -140,9 +140,9 @@ func TestSSDPAll(t *testing.T) {
 			want = append(want, targets("2")[10])
 		}
 		for _, want := range want {
-			want = strings.Replace(want, "UDN", s.gw.UDN(), 1)
+			want = strings.Replace(want, "UDN", s.gw.UPnP().UDN(), 1)
 			got, _ := s.receive()
-			if header(got, "ST") != want || !strings.HasPrefix(header(got, "USN"), s.gw.UDN()) {
+			if header(got, "ST") != want || !strings.HasPrefix(header(got, "USN"), s.gw.UPnP().UDN()) {
 				t.Errorf("version %s: got %q, want %s", version, got, want)
 			}
 		}
@@ -247,8 +247,8 @@ func TestSSDPForms(t *testing.T) {
 					t.Errorf("got %q, want %q", got, want)
 				}
 			}
-			plain := "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.DescriptionURL() +
-				"\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\nST: " + igd1 + "\r\nUSN: " + s.gw.UDN() + "::" + igd1 +
+			plain := "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.UPnP().DescriptionURL() +
+				"\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\nST: " + igd1 + "\r\nUSN: " + s.gw.UPnP().UDN() + "::" + igd1 +
 				"\r\nBOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1\r\n\r\n"
 			for range tt.copies {
 				if got, _ := s.receive(); got != tt.edit.Replace(plain) {
@@ -272,7 +272,7 @@ func TestSSDPLocation(t *testing.T) {
 			t.Errorf("got %q, want %q", got, lie)
 		}
 		_ = s.gw.Close()
-		if truth != s.gw.DescriptionURL() {
+		if truth != s.gw.UPnP().DescriptionURL() {
 			t.Errorf("told of %q", truth)
 		}
 	}
@@ -309,7 +309,7 @@ func TestSSDPSpread(t *testing.T) {
 func TestSSDPFaults(t *testing.T) {
 	t.Parallel()
 	s := searching(t, igd{})
-	isSearch := func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpSearch }
+	isSearch := func(r gatewaytest.Request) bool { return r.Op == "search" }
 	hold := make(chan struct{})
 	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, Drop: true})
 	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, DropReply: true})
@@ -339,7 +339,7 @@ func notified(t *testing.T, s searcher, version string) []string {
 	var all []string
 	for _, want := range targets(version) {
 		got, from := s.receive()
-		if want = strings.Replace(want, "UDN", s.gw.UDN(), 1); header(got, "NT") != want || from != s.to {
+		if want = strings.Replace(want, "UDN", s.gw.UPnP().UDN(), 1); header(got, "NT") != want || from != s.to {
 			t.Errorf("from %v %q, want %s", from, got, want)
 		}
 		all = append(all, got)
@@ -357,17 +357,17 @@ func TestNotify(t *testing.T) {
 		return "NOTIFY * HTTP/1.1\r\nHOST: " + at.String() + "\r\nCACHE-CONTROL: max-age=1800\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\n" +
 			"LOCATION: " + location + "\r\nNT: upnp:rootdevice\r\nNTS: " + nts + "\r\nUSN: uuid:1::upnp:rootdevice\r\n" + rest + "\r\n\r\n"
 	}
-	first := gw.DescriptionURL()
+	first := gw.UPnP().DescriptionURL()
 	gw.Announce()
 	if got := notified(t, s, "1")[0]; got != usual("ssdp:alive", first, "BOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1") {
 		t.Errorf("announced %q", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
-	moved := gw.DescriptionURL()
+	moved := gw.UPnP().DescriptionURL()
 	if got := notified(t, s, "1")[0]; moved == first || got != usual("ssdp:alive", moved, "BOOTID.UPNP.ORG: 2\r\nCONFIGID.UPNP.ORG: 1") {
 		t.Errorf("restarted from %s to %s: %q", first, moved, got)
 	}
-	gw.Byebye()
+	gw.UPnP().Byebye()
 	if got := notified(t, s, "1")[0]; header(got, "NTS") != "ssdp:byebye" || strings.Contains(got, "LOCATION") || header(got, "BOOTID.UPNP.ORG") != "2" {
 		t.Errorf("byebye %q", got)
 	}
@@ -379,9 +379,9 @@ func TestNotify(t *testing.T) {
 		t.Errorf("after the update %q", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	gw.DownUPnP()
+	gw.Down("upnp")
 	gw.Announce()
-	gw.Byebye()
+	gw.UPnP().Byebye()
 	if n := gw.Stats().Notifications; n != 5*len(targets("1")) {
 		t.Errorf("%d notifications counted", n)
 	}

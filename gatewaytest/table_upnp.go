@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
 )
 
 // errHeld and errSecond are errTaken by rules against what would be possible.
@@ -81,7 +82,7 @@ func (t *table) overwrite(r *row, w wish, rules assignRules, now time.Time) {
 
 // isUPnP reports whether the row is one that this client made by UPnP for these
 // remote hosts.
-func (r *row) isUPnP(client netip.Addr, remote []Filter) bool {
+func (r *row) isUPnP(client netip.Addr, remote []pcp.Filter) bool {
 	return isUPnP(r) && !r.Static && r.Internal.Addr() == client && slices.Equal(r.Filters, remote)
 }
 

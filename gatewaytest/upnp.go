@@ -63,8 +63,31 @@ func randomUDN() string {
 // SSDP is where searches are answered, or the zero AddrPort without UPnP.
 func (g *Gateway) SSDP() netip.AddrPort { return g.upnp.ssdpAddr(0) }
 
-// SSDP6 is the same over IPv6, or the zero AddrPort without [Config.Listen6].
-func (g *Gateway) SSDP6() netip.AddrPort { return g.upnp.ssdpAddr(1) }
+// UPnP is the gateway as a UPnP device.
+func (g *Gateway) UPnP() Device { return Device{&g.upnp} }
+
+// Device is the UPnP device of a gateway.
+type Device struct{ s *upnpServer }
+
+// DescriptionURL is where the device description is, or empty without UPnP.
+// With quirks.UPnP.MovePort it changes at each Restart.
+func (d Device) DescriptionURL() string { return d.s.descriptionURL(0) }
+
+// DescriptionURL6 is the same over IPv6, or empty without [Config.Listen6].
+func (d Device) DescriptionURL6() string { return d.s.descriptionURL(1) }
+
+// SSDP6 is where searches over IPv6 are answered, or the zero AddrPort without
+// [Config.Listen6]. Over IPv4 that is [Gateway.SSDP].
+func (d Device) SSDP6() netip.AddrPort { return d.s.ssdpAddr(1) }
+
+// UDN is the unique name of the root device, "uuid:…".
+func (d Device) UDN() string { return d.s.config.UDN }
+
+// Byebye notifies that the devices leave, as a router does that shuts down in
+// order. It goes on answering all the same.
+func (d Device) Byebye() {
+	d.s.g.series(&d.s.g.notifying, 1, func() { d.s.notify("ssdp:byebye") })
+}
 
 func (s *upnpServer) ssdpAddr(i int) netip.AddrPort {
 	if i >= len(s.ssdp) {
@@ -72,13 +95,6 @@ func (s *upnpServer) ssdpAddr(i int) netip.AddrPort {
 	}
 	return s.ssdp[i].addr
 }
-
-// DescriptionURL is where the device description is, or empty without UPnP.
-// With quirks.UPnP.MovePort it changes at each Restart.
-func (g *Gateway) DescriptionURL() string { return g.upnp.descriptionURL(0) }
-
-// DescriptionURL6 is the same over IPv6, or empty without [Config.Listen6].
-func (g *Gateway) DescriptionURL6() string { return g.upnp.descriptionURL(1) }
 
 func (s *upnpServer) descriptionURL(i int) string {
 	if i >= len(s.webs) {
@@ -89,26 +105,16 @@ func (s *upnpServer) descriptionURL(i int) string {
 	return s.webs[i].base() + s.config.Description.Path
 }
 
-// UDN is the unique name of the root device, "uuid:…".
-func (g *Gateway) UDN() string { return g.upnp.config.UDN }
-
-// DownUPnP closes only the ports of UPnP, as if the service had died: nothing is
-// notified, and connections are cut. See [Gateway.Byebye].
-func (g *Gateway) DownUPnP() {
-	g.mu.Lock()
-	g.upnp.crashed = false
-	closers := g.upnp.shut()
-	g.mu.Unlock()
+// down closes the ports and cuts the connections.
+func (s *upnpServer) down() {
+	s.g.mu.Lock()
+	s.crashed = false
+	closers := s.shut()
+	s.g.mu.Unlock()
 	for _, c := range closers {
 		_ = c.Close()
 	}
-	g.upnp.hangUp()
-}
-
-// Byebye notifies that the devices leave, as a router does that shuts down in
-// order. It goes on answering all the same.
-func (g *Gateway) Byebye() {
-	g.series(&g.notifying, 1, func() { g.upnp.notify("ssdp:byebye") })
+	s.hangUp()
 }
 
 // open opens what is closed. Callers hold the gateway's lock.

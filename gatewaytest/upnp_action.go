@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
 )
 
 // soapCall is an action under way.
@@ -164,12 +165,12 @@ func (s *upnpServer) remote(c soapCall) (netip.Addr, error) {
 }
 
 // only are the filters that admit a remote host; none for the zero Addr.
-func only(remote netip.Addr, port uint16) []Filter {
+func only(remote netip.Addr, port uint16) []pcp.Filter {
 	switch {
 	case remote.IsValid():
-		return []Filter{{Prefix: netip.PrefixFrom(remote, remote.BitLen()), Port: port}}
+		return []pcp.Filter{{Prefix: netip.PrefixFrom(remote, remote.BitLen()), Port: port}}
 	case port != 0:
-		return []Filter{{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Port: port}}
+		return []pcp.Filter{{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Port: port}}
 	}
 	return nil
 }

@@ -49,8 +49,8 @@ func describe(t *testing.T, c control, path string) (body string, tree string) {
 	if err := xml.Unmarshal([]byte(body), &root); err != nil {
 		t.Errorf("%v in %s", err, body)
 	}
-	if root.Device.UDN != c.gw.UDN() {
-		t.Errorf("UDN %s, want %s", root.Device.UDN, c.gw.UDN())
+	if root.Device.UDN != c.gw.UPnP().UDN() {
+		t.Errorf("UDN %s, want %s", root.Device.UDN, c.gw.UPnP().UDN())
 	}
 	return body, root.Device.tree("")
 }
@@ -127,8 +127,8 @@ func TestUPnPControlURLs(t *testing.T) {
 				UDN:         "uuid:00000000-0000-0000-0000-000000000001",
 				Description: quirks.Description{Path: "/some/where/d.xml", ControlURL: quirks.ControlURLForm(form)},
 			})
-			if want := "http://" + c.to + "/some/where/d.xml"; c.gw.DescriptionURL() != want {
-				t.Errorf("described at %s, want %s", c.gw.DescriptionURL(), want)
+			if want := "http://" + c.to + "/some/where/d.xml"; c.gw.UPnP().DescriptionURL() != want {
+				t.Errorf("described at %s, want %s", c.gw.UPnP().DescriptionURL(), want)
 			}
 			_, body := split(c.get("/some/where/d.xml"))
 			want := strings.Replace(tt.written, "BASE", "http://"+c.to, 1)

@@ -37,7 +37,7 @@ func TestInteropGoupnp(t *testing.T) {
 	t.Parallel()
 	ctx := waiting(t)
 	gw := start(t, gatewaytest.Config{ManualClock: true})
-	all, err := internetgateway2.NewWANIPConnection2ClientsByURLCtx(ctx, location(t, gw.DescriptionURL()))
+	all, err := internetgateway2.NewWANIPConnection2ClientsByURLCtx(ctx, location(t, gw.UPnP().DescriptionURL()))
 	if err != nil || len(all) != 1 {
 		t.Fatalf("%d clients, %v", len(all), err)
 	}
@@ -89,7 +89,7 @@ func TestInteropGoupnpVersion1(t *testing.T) {
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
 		Version: 1, Description: quirks.Description{Connections: quirks.ConnectionPPP},
 	}}})
-	at := location(t, gw.DescriptionURL())
+	at := location(t, gw.UPnP().DescriptionURL())
 	if all, err := internetgateway2.NewWANIPConnection1ClientsByURLCtx(ctx, at); err == nil {
 		t.Errorf("%d clients of IP where there is PPP", len(all))
 	}
@@ -110,7 +110,7 @@ func TestInteropGoupnpPinhole(t *testing.T) {
 	t.Parallel()
 	ctx := waiting(t)
 	gw, _ := firewall(t, gatewaytest.Config{})
-	all, err := internetgateway2.NewWANIPv6FirewallControl1ClientsByURLCtx(ctx, location(t, gw.DescriptionURL6()))
+	all, err := internetgateway2.NewWANIPv6FirewallControl1ClientsByURLCtx(ctx, location(t, gw.UPnP().DescriptionURL6()))
 	if err != nil || len(all) != 1 {
 		t.Fatalf("%d clients, %v", len(all), err)
 	}
@@ -156,7 +156,7 @@ func TestInteropUpnpc(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	run := func(want string, args ...string) {
 		t.Helper()
-		args = append([]string{"-m", "lo", "-u", gw.DescriptionURL()}, args...)
+		args = append([]string{"-m", "lo", "-u", gw.UPnP().DescriptionURL()}, args...)
 		out, err := exec.CommandContext(waiting(t), upnpc, args...).CombinedOutput()
 		if !regexp.MustCompile(want).Match(out) {
 			t.Errorf("upnpc %v: %v, want %q in\n%s", args, err, want, out)

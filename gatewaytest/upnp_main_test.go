@@ -45,7 +45,7 @@ const (
 
 func newControl(t *testing.T, gw *gatewaytest.Gateway) control {
 	t.Helper()
-	return control{t, gw, "127.0.0.1", hostPort(t, gw.DescriptionURL()), ipPath, ipConnection1}
+	return control{t, gw, "127.0.0.1", hostPort(t, gw.UPnP().DescriptionURL()), ipPath, ipConnection1}
 }
 
 // controlled is a control of a gateway with these quirks.

@@ -17,7 +17,7 @@ func firewalled(t *testing.T, config gatewaytest.Config) (control, host) {
 	t.Helper()
 	config.ManualClock = true
 	gw, h := firewall(t, config)
-	return control{t, gw, "::1", hostPort(t, gw.DescriptionURL6()), "/ctl/0/WANIPv6FirewallControl", firewallService}, h
+	return control{t, gw, "::1", hostPort(t, gw.UPnP().DescriptionURL6()), "/ctl/0/WANIPv6FirewallControl", firewallService}, h
 }
 
 func (c control) pinhole(pairs ...string) (id string, code int) {
@@ -120,7 +120,7 @@ func TestUPnPPinholeRefusals(t *testing.T) {
 		}
 	}
 	v4 := c
-	v4.from, v4.to = "127.0.0.1", hostPort(t, c.gw.DescriptionURL())
+	v4.from, v4.to = "127.0.0.1", hostPort(t, c.gw.UPnP().DescriptionURL())
 	_, code := v4.pinhole()
 	_, client := v4.pinhole("InternalClient", "127.0.0.1")
 	wantCodes(t, []int{code, client, v4.hole("DeletePinhole", "1"), c.hole("DeletePinhole", "0"), c.hole("DeletePinhole", "x")}, 606, 606, 606, 704, 402)
@@ -173,9 +173,9 @@ func TestUPnPOverIPv6(t *testing.T) {
 			t.Errorf("no %s in %s", want, body)
 		}
 	}
-	s := searcher{t, c.gw, udpSocket(t, "[::1]:0"), c.gw.SSDP6()}
+	s := searcher{t, c.gw, udpSocket(t, "[::1]:0"), c.gw.UPnP().SSDP6()}
 	s.send(strings.Replace(search(igd2), "239.255.255.250:1900", "[FF02::C]:1900", 1))
-	if got, from := s.receive(); header(got, "LOCATION") != c.gw.DescriptionURL6() || from != s.to {
+	if got, from := s.receive(); header(got, "LOCATION") != c.gw.UPnP().DescriptionURL6() || from != s.to {
 		t.Errorf("from %v %q", from, got)
 	}
 	c.path, c.service = ipPath, ipConnection

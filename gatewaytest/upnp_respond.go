@@ -11,13 +11,13 @@ import (
 // identify reads what an HTTP request asks.
 func (s *upnpServer) identify(r *httpRequest) Request {
 	q := Request{
-		Time: s.g.clock.now(), Service: serviceUPnP, Op: OpOther, Source: r.source, Raw: r.raw,
+		Time: s.g.clock.now(), Service: serviceUPnP, Op: opOther, Source: r.source, Raw: r.raw,
 	}
 	switch {
 	case r.err != nil:
 		return q
 	case r.method == "GET" && r.target == s.config.Description.Path:
-		q.Op = OpDescribe
+		q.Op = opDescribe
 	case r.method == "POST":
 		value, _ := r.header("SOAPAction")
 		r.soap.service, r.soap.action = parseAction(value)
@@ -26,7 +26,7 @@ func (s *upnpServer) identify(r *httpRequest) Request {
 		if op, ok := soapOps[q.Action]; ok {
 			q.Op = op
 		}
-		if q.Op == OpMap || q.Op == OpUnmap {
+		if q.Op == opMap || q.Op == opUnmap {
 			q.Protocol = r.soap.protocol()
 		}
 	}
@@ -34,14 +34,14 @@ func (s *upnpServer) identify(r *httpRequest) Request {
 }
 
 // soapOps are what the actions want.
-var soapOps = map[string]Op{
-	"GetExternalIPAddress": OpExternalAddr,
-	"AddPortMapping":       OpMap, "AddAnyPortMapping": OpMap, "AddPinhole": OpMap, "UpdatePinhole": OpMap,
-	"DeletePortMapping": OpUnmap, "DeletePortMappingRange": OpUnmap, "DeletePinhole": OpUnmap,
-	"GetStatusInfo": OpStatus, "GetConnectionTypeInfo": OpStatus, "GetNATRSIPStatus": OpStatus,
-	"GetFirewallStatus": OpStatus, "GetPinholePackets": OpStatus, "CheckPinholeWorking": OpStatus,
-	"GetOutboundPinholeTimeout":   OpStatus,
-	"GetSpecificPortMappingEntry": OpLookup, "GetGenericPortMappingEntry": OpList, "GetListOfPortMappings": OpList,
+var soapOps = map[string]string{
+	"GetExternalIPAddress": opExternalAddr,
+	"AddPortMapping":       opMap, "AddAnyPortMapping": opMap, "AddPinhole": opMap, "UpdatePinhole": opMap,
+	"DeletePortMapping": opUnmap, "DeletePortMappingRange": opUnmap, "DeletePinhole": opUnmap,
+	"GetStatusInfo": opStatus, "GetConnectionTypeInfo": opStatus, "GetNATRSIPStatus": opStatus,
+	"GetFirewallStatus": opStatus, "GetPinholePackets": opStatus, "CheckPinholeWorking": opStatus,
+	"GetOutboundPinholeTimeout":   opStatus,
+	"GetSpecificPortMappingEntry": opLookup, "GetGenericPortMappingEntry": opList, "GetListOfPortMappings": opList,
 }
 
 // protocol is what the arguments name, or 0.

@@ -37,7 +37,7 @@ func TestUPnPMovePort(t *testing.T) {
 	if b, err := io.ReadAll(idle); len(b) != 0 || isTimeout(err) {
 		t.Errorf("an old connection: %q, %v", b, err)
 	}
-	c.to = hostPort(t, c.gw.DescriptionURL())
+	c.to = hostPort(t, c.gw.UPnP().DescriptionURL())
 	_, code := c.lookup("TCP", "8080")
 	wantCodes(t, []int{code, second(c.lookup("TCP", "80")), c.add()}, 714, 0, 0)
 	if c.gw.SSDP() != ssdp {
@@ -56,13 +56,13 @@ func TestUPnPDown(t *testing.T) {
 	c, h := newControl(t, gw), newHost(t, gw)
 	wantCodes(t, []int{c.add()}, 0)
 	for range 3 {
-		gw.DownUPnP()
-		gw.DownUPnP()
+		gw.Down("upnp")
+		gw.Down("upnp")
 		if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
 			t.Errorf("while down: %v", err)
 		}
 		h.expect("0000", addrReply)
-		gw.DownPCP()
+		gw.Down("natpmp", "pcp")
 		if err := gw.Up(); err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +74,7 @@ func TestUPnPDown(t *testing.T) {
 		t.Errorf("all down: %v", err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{}) // down it stays
-	c.to = hostPort(t, gw.DescriptionURL())
+	c.to = hostPort(t, gw.UPnP().DescriptionURL())
 	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
 		t.Errorf("restarted while down: %v", err)
 	}
@@ -84,11 +84,11 @@ func TestUPnPOff(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Notify: netip.MustParseAddrPort("127.0.0.1:9"), Protocols: []string{"natpmp", "pcp"}})
 	gw.Announce()
-	gw.Byebye()
+	gw.UPnP().Byebye()
 	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
 	gw.Restart(gatewaytest.RestartOptions{})
-	gw.DownUPnP()
-	if gw.DescriptionURL() != "" || gw.DescriptionURL6() != "" || gw.SSDP().IsValid() || gw.SSDP6().IsValid() || gw.Stats().Notifications != 0 {
+	gw.Down("upnp")
+	if gw.UPnP().DescriptionURL() != "" || gw.UPnP().DescriptionURL6() != "" || gw.SSDP().IsValid() || gw.UPnP().SSDP6().IsValid() || gw.Stats().Notifications != 0 {
 		t.Error("UPnP is not off")
 	}
 	newHost(t, gw).ask("0000")
@@ -97,14 +97,14 @@ func TestUPnPOff(t *testing.T) {
 func TestUPnPAddresses(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{ListenSSDP: netip.MustParseAddrPort("127.0.0.2:0"), ListenHTTP: netip.MustParseAddrPort("127.0.0.3:0")})
-	if gw.SSDP().Addr().String() != "127.0.0.2" || !strings.HasPrefix(gw.DescriptionURL(), "http://127.0.0.3:") {
-		t.Errorf("at %v and %s", gw.SSDP(), gw.DescriptionURL())
+	if gw.SSDP().Addr().String() != "127.0.0.2" || !strings.HasPrefix(gw.UPnP().DescriptionURL(), "http://127.0.0.3:") {
+		t.Errorf("at %v and %s", gw.SSDP(), gw.UPnP().DescriptionURL())
 	}
 	c := newControl(t, gw)
 	wantCodes(t, []int{c.add()}, 0)
 	other := start(t, gatewaytest.Config{})
-	if other.UDN() == gw.UDN() || len(gw.UDN()) != len("uuid:00000000-0000-0000-0000-000000000000") {
-		t.Errorf("names %s and %s", gw.UDN(), other.UDN())
+	if other.UPnP().UDN() == gw.UPnP().UDN() || len(gw.UPnP().UDN()) != len("uuid:00000000-0000-0000-0000-000000000000") {
+		t.Errorf("names %s and %s", gw.UPnP().UDN(), other.UPnP().UDN())
 	}
 	at := netip.MustParseAddrPort(c.to)
 	if _, err := gatewaytest.Start(gatewaytest.Config{ListenHTTP: at}); err == nil {
@@ -153,7 +153,7 @@ func TestUPnPFaults(t *testing.T) {
 	close(hold)
 	wantCodes(t, []int{code, <-held}, 0, 0)
 
-	c.gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpDescribe }, Result: 503})
+	c.gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "describe" }, Result: 503})
 	if got := c.get("/rootDesc.xml"); status(got) != "503 Service Unavailable" {
 		t.Errorf("got %q", got)
 	}
@@ -172,7 +172,7 @@ func TestUPnPCloseWhileHeld(t *testing.T) {
 	if _, err := c.gw.AwaitRequests(waiting(t), 1, nil); err != nil {
 		t.Fatal(err)
 	}
-	c.gw.DownUPnP()
+	c.gw.Down("upnp")
 	if got := <-held; got != "" {
 		t.Errorf("got %q", got)
 	}

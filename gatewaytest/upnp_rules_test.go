@@ -237,7 +237,7 @@ func TestUPnPRangeCrashes(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, code = c.call("GetStatusInfo")
-	gw.DownUPnP()
+	gw.Down("upnp")
 	gw.Restart(gatewaytest.RestartOptions{}) // somebody wanted it down
 	if _, err := c.ask("GetStatusInfo"); code != 0 || !refusedBy(err) {
 		t.Errorf("fault %d, then %v", code, err)

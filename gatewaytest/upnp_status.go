@@ -45,7 +45,7 @@ func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
 	return []soapArg{
 		{"NewConnectionStatus", state},
 		{"NewLastConnectionError", "ERROR_NONE"},
-		{"NewUptime", strconv.FormatInt(int64(s.g.Epoch()/time.Second), 10)},
+		{"NewUptime", strconv.FormatInt(int64(s.g.epoch()/time.Second), 10)},
 	}, nil
 }
 

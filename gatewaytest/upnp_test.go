@@ -314,7 +314,7 @@ func TestUPnPStatus(t *testing.T) {
 		t.Errorf("link %v", s)
 	}
 	c.path, c.service = "/ctl/0/Layer3Forwarding", "urn:schemas-upnp-org:service:Layer3Forwarding:1"
-	want := c.gw.UDN() + "-conn0:schemas-upnp-org:device:WANConnectionDevice:2,urn:upnp-org:serviceId:WANIPConn1"
+	want := c.gw.UPnP().UDN() + "-conn0:schemas-upnp-org:device:WANConnectionDevice:2,urn:upnp-org:serviceId:WANIPConn1"
 	if s := ask("GetDefaultConnectionService"); s["NewDefaultConnectionService"] != want {
 		t.Errorf("default %v, want %s", s, want)
 	}

@@ -19,7 +19,7 @@ func TestUPnPKeepsNoneOfBefore(t *testing.T) {
 	w, c := g.upnp.webs[0], new(net.TCPConn)
 	for name, giveUp := range map[string]func(){
 		"moved": func() { g.Restart(RestartOptions{Silent: true}) },
-		"down":  g.DownUPnP,
+		"down":  g.upnp.down,
 	} {
 		if err := g.Up(); err != nil {
 			t.Fatal(err)

@@ -80,7 +80,7 @@ func TestForwarderClosed(t *testing.T) {
 func TestCloseMeanwhile(t *testing.T) {
 	gw, f := start(t, forward.Config{Order: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	isMap := func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }
+	isMap := func(r gatewaytest.Request) bool { return r.Op == "map" }
 	answer := make(chan struct{})
 	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: answer})
 	done := make(chan error)
@@ -109,7 +109,7 @@ func TestCloseMeanwhile(t *testing.T) {
 func TestDeleteMeanwhile(t *testing.T) {
 	gw, f := start(t, forward.Config{Order: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	isMap := func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }
+	isMap := func(r gatewaytest.Request) bool { return r.Op == "map" }
 	answer := make(chan struct{})
 	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: answer})
 	added, begun, deleted := make(chan error), make(chan struct{}), make(chan error)

@@ -57,7 +57,7 @@ func notice(t *testing.T, gw *gatewaytest.Gateway, n *gethnat.NAT, events eventL
 // refuse makes the gateway refuse mappings until the function that it returns is called.
 func refuse(gw *gatewaytest.Gateway) func() {
 	return gw.Inject(gatewaytest.Fault{
-		Match:  func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+		Match:  func(r gatewaytest.Request) bool { return r.Op == "map" },
 		Result: int(natpmp.NotAuthorized),
 	})
 }

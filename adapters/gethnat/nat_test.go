@@ -76,7 +76,7 @@ func add(t *testing.T, n *gethnat.NAT, protocol string, extport int) uint16 {
 func mapRequests(gw *gatewaytest.Gateway, p backends.Protocol) int {
 	n := 0
 	for _, r := range gw.Requests() {
-		if (r.Op == gatewaytest.OpMap || r.Op == gatewaytest.OpUnmap) && r.Protocol == p {
+		if (r.Op == "map" || r.Op == "unmap") && r.Protocol == p {
 			n++
 		}
 	}

@@ -145,7 +145,7 @@ func (r *rig) table() []string {
 // unmapped waits until the gateway has been told to delete n mappings.
 func (r *rig) unmapped(t *testing.T, n int) {
 	t.Helper()
-	_, err := r.gateway.AwaitRequests(waiting(t), n, func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpUnmap })
+	_, err := r.gateway.AwaitRequests(waiting(t), n, func(q gatewaytest.Request) bool { return q.Op == "unmap" })
 	if err != nil {
 		t.Fatalf("waiting for %d mappings to be deleted: %v", n, err)
 	}

@@ -162,7 +162,7 @@ func TestFirstLook(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
 	answer := make(chan struct{})
 	remove := r.gateway.Inject(gatewaytest.Fault{
-		Match: func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }, Hold: answer,
+		Match: func(q gatewaytest.Request) bool { return q.Op == "map" }, Hold: answer,
 	})
 	r.listen(overTCP)
 	announced := make(chan ma.Multiaddr)
@@ -170,7 +170,7 @@ func TestFirstLook(t *testing.T) {
 	go look()
 	asked := func() {
 		t.Helper()
-		if _, err := r.gateway.AwaitRequests(waiting(t), 1, func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }); err != nil {
+		if _, err := r.gateway.AwaitRequests(waiting(t), 1, func(q gatewaytest.Request) bool { return q.Op == "map" }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -190,7 +190,7 @@ func TestFirstLook(t *testing.T) {
 	r.gateway.ResetStats()
 	answer = make(chan struct{})
 	r.gateway.Inject(gatewaytest.Fault{
-		Match: func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }, Hold: answer,
+		Match: func(q gatewaytest.Request) bool { return q.Op == "map" }, Hold: answer,
 	})
 	r.listen(overQUIC)
 	go func() { announced <- r.GetMapping(ma.StringCast(overQUIC)) }()
@@ -290,7 +290,7 @@ func TestCloseRefused(t *testing.T) {
 	r := start(t, gatewaytest.Config{}, overTCP)
 	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
 	r.gateway.Inject(gatewaytest.Fault{
-		Match:  func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpUnmap },
+		Match:  func(q gatewaytest.Request) bool { return q.Op == "unmap" },
 		Result: int(natpmp.NotAuthorized),
 	})
 	r.unlisten(overTCP)

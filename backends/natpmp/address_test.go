@@ -27,7 +27,7 @@ func TestExternalAddrAge(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{})
 			gw.Inject(gatewaytest.Fault{ // few requests rather than thousands
-				Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }, Delay: 20 * time.Millisecond,
+				Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Delay: 20 * time.Millisecond,
 			})
 			b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr()})
 			if err != nil {

@@ -54,13 +54,13 @@ func TestRenewWithoutAddress(t *testing.T) {
 			}
 			gw.SetExternal(now)
 			gw.ResetStats()
-			c.fault.Match = func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpExternalAddr }
+			c.fault.Match = func(r gatewaytest.Request) bool { return r.Op == "external address" }
 			gw.Inject(c.fault)
 			renewed, err := b.Renew(t.Context(), m, backends.Request{Lifetime: time.Hour})
 			if err != nil || renewed.External != netip.AddrPortFrom(c.want, m.External.Port()) || renewed.Lifetime != time.Hour {
 				t.Errorf("%v for %v, %v; want the address %v", renewed.External, renewed.Lifetime, err, c.want)
 			}
-			if asked := gw.Requests(); len(asked) < 2 || asked[0].Op != gatewaytest.OpMap || asked[1].Op != gatewaytest.OpExternalAddr {
+			if asked := gw.Requests(); len(asked) < 2 || asked[0].Op != "map" || asked[1].Op != "external address" {
 				t.Errorf("asked %v", asked)
 			}
 		})

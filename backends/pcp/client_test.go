@@ -432,7 +432,7 @@ func TestPinholeNotDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	gw.Inject(gatewaytest.Fault{
-		Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpUnmap }, Result: int(pcp.NotAuthorized),
+		Match: func(r gatewaytest.Request) bool { return r.Op == "unmap" }, Result: int(pcp.NotAuthorized),
 	})
 	if err := b.Unmap(t.Context(), m); err != nil {
 		t.Errorf("Unmap: %v", err)

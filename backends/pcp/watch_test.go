@@ -145,11 +145,11 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 			elsewhere := netip.MustParseAddrPort("45.45.45.99:9999")
 			gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
 				update, _ := pcp.MapResponse{
-					Lifetime: time.Hour, Epoch: gw.Epoch(), Nonce: pcp.Nonce(m.Token.Bytes()),
+					Lifetime: time.Hour, Epoch: gw.Stats().Epoch, Nonce: pcp.Nonce(m.Token.Bytes()),
 					Protocol: m.Protocol, InternalPort: m.Internal.Port(),
 					ExternalPort: elsewhere.Port(), External: elsewhere.Addr(),
 				}.MarshalBinary()
-				answer, _ := pcp.AnnounceResponse{Epoch: gw.Epoch()}.MarshalBinary()
+				answer, _ := pcp.AnnounceResponse{Epoch: gw.Stats().Epoch}.MarshalBinary()
 				return [][]byte{update, answer}
 			}})
 			probe()
@@ -171,7 +171,7 @@ func TestRefusalEndsWithRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	gw.Inject(gatewaytest.Fault{
-		Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }, Times: 1, Result: int(pcp.NotAuthorized),
+		Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Times: 1, Result: int(pcp.NotAuthorized),
 	})
 	for _, when := range []string{"asked", "asked again"} {
 		if _, err := b.Map(t.Context(), web); !errors.Is(err, backends.ErrNotAuthorized) {

@@ -90,7 +90,7 @@ func TestCloseInNotify(t *testing.T) {
 		})
 	}()
 	for range 200 { // until Watch listens
-		w.Byebye()
+		w.UPnP().Byebye()
 		ctx, cancel := context.WithTimeout(t.Context(), patience/100)
 		select {
 		case err := <-ended:

@@ -35,7 +35,7 @@ func FuzzClient(f *testing.F) {
 		}
 		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewSpoiler(program).Spoil})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
-		b, err := upnp.New(upnp.Config{URL: gw.DescriptionURL(), Timeout: 200 * time.Millisecond})
+		b, err := upnp.New(upnp.Config{URL: gw.UPnP().DescriptionURL(), Timeout: 200 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -50,7 +50,7 @@ func TestLocationLies(t *testing.T) {
 // trapsAround are traps at other addresses of this host with the gateway's port.
 func trapsAround(t *testing.T, gw *gatewaytest.Gateway) []*trap {
 	t.Helper()
-	u, err := url.Parse(gw.DescriptionURL())
+	u, err := url.Parse(gw.UPnP().DescriptionURL())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestLocationRefused(t *testing.T) {
 func TestLocationOfGateway(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
-	other := answers(t, host(), func(int) string { return gw.DescriptionURL() }, 1)
+	other := answers(t, host(), func(int) string { return gw.UPnP().DescriptionURL() }, 1)
 	b := find(t, gw, upnp.Config{SSDP: []netip.AddrPort{other}, Only: true, Wait: wait / 2})
 	all, err := b.Gateways(t.Context())
 	if err != nil || len(all) != 1 || !all[0].Default || all[0].Device.Host != gw.Addr().Addr() {

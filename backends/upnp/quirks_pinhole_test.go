@@ -22,7 +22,7 @@ func open6(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backen
 		t.Skip("SKIPPED: this machine has no [::1], pinholes are not tested")
 	}
 	gw := start(t, gatewaytest.Config{Listen6: netip.AddrPortFrom(loopback6, 0), Quirks: quirks.Quirks{UPnP: router}})
-	return gw, find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.SSDP6()}})
+	return gw, find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.UPnP().SSDP6()}})
 }
 
 // hole is the pinhole of a port.
@@ -49,7 +49,7 @@ func TestPinhole(t *testing.T) {
 		t.Errorf("opened %+v", m)
 	}
 	e, _ := hole(gw, 8080)
-	if want := (gatewaytest.Filter{Prefix: netip.MustParsePrefix("2001:db8::7/128"), Port: 99}); len(e.Filters) != 1 || e.Filters[0] != want {
+	if f := e.Filters; len(f) != 1 || f[0].Prefix != netip.MustParsePrefix("2001:db8::7/128") || f[0].Port != 99 {
 		t.Errorf("the gateway admits %v", e.Filters)
 	}
 
@@ -227,7 +227,7 @@ func TestFirewallGateways(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw, _ := open6(t, tt.router)
-			b := find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.SSDP6()}, Wait: wait / 2})
+			b := find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.UPnP().SSDP6()}, Wait: wait / 2})
 			all, err := b.Gateways(t.Context())
 			if tt.reason == "" {
 				wantError(t, err, backends.ErrNoReply, 0)

@@ -58,7 +58,7 @@ func TestSearchQuirks(t *testing.T) {
 				t.Errorf("described %d times", n)
 			}
 			for _, q := range gw.Requests() {
-				if q.Service == "upnp" && q.Op != gatewaytest.OpDescribe && q.Action == "" {
+				if q.Service == "upnp" && q.Op != "describe" && q.Action == "" {
 					t.Errorf("asked for %.60q", q.Raw)
 				}
 				if q.Service == "ssdp" && q.Source.Port() == 1900 {
@@ -136,7 +136,7 @@ func TestSearchEnds(t *testing.T) {
 func TestNotSearched(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{MovePort: true}}})
-	b := find(t, gw, upnp.Config{URL: gw.DescriptionURL()})
+	b := find(t, gw, upnp.Config{URL: gw.UPnP().DescriptionURL()})
 	mustMap(t, gw, b, wish(8080, 9000))
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	_, err := b.ExternalAddr(t.Context())

@@ -127,7 +127,7 @@ func TestWatch(t *testing.T) {
 			quirks.UPnP{Search: quirks.Search{Update: true}},
 			func(w *watched) { w.SetExternal(netip.MustParseAddr("45.45.45.2")) }, backends.AddressChanged,
 		},
-		"goodbye": {quirks.UPnP{}, func(w *watched) { w.Byebye() }, backends.Announced},
+		"goodbye": {quirks.UPnP{}, func(w *watched) { w.UPnP().Byebye() }, backends.Announced},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -150,7 +150,7 @@ func TestWatchGoodbye(t *testing.T) {
 	unconfirmed := make(logged, 1000)
 	w := watchAs(t, gatewaytest.Config{}, upnp.Config{Wait: wait, Logger: slog.New(unconfirmed)}, 20*time.Millisecond)
 	remove := w.Inject(gatewaytest.Fault{Drop: true}) // it is going down
-	w.forge(t, w.Addr().Addr(), byebye, w.UDN(), 1)
+	w.forge(t, w.Addr().Addr(), byebye, w.UPnP().UDN(), 1)
 	for !notConfirmed(<-unconfirmed, "the gateway said goodbye") {
 	}
 	remove()
@@ -266,7 +266,7 @@ func TestWatchUpdate(t *testing.T) {
 	own := w.Addr().Addr()
 	asked := func(form string, boot int) {
 		before := count(w.Gateway, "GetStatusInfo")
-		w.forge(t, own, form, w.UDN(), boot)
+		w.forge(t, own, form, w.UPnP().UDN(), boot)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if _, err := w.AwaitRequests(ctx, before+1, isAction("GetStatusInfo")); err != nil {
@@ -292,8 +292,8 @@ func TestWatchForged(t *testing.T) {
 	searches := w.Stats().Requests["ssdp search"]
 	own, elsewhere := w.Addr().Addr(), host()
 	if own != elsewhere {
-		w.forge(t, elsewhere, byebye, w.UDN(), 1)
-		w.forge(t, elsewhere, alive, w.UDN(), 99)
+		w.forge(t, elsewhere, byebye, w.UPnP().UDN(), 1)
+		w.forge(t, elsewhere, alive, w.UPnP().UDN(), 99)
 	}
 	w.forge(t, own, byebye, "uuid:a-television", 1)
 	w.forge(t, own, alive, "uuid:a-television", 99)
@@ -311,7 +311,7 @@ func TestWatchStorm(t *testing.T) {
 	before := count(w.Gateway, "GetStatusInfo")
 	for range 200 {
 		w.Announce()
-		w.Byebye()
+		w.UPnP().Byebye()
 	}
 	mustMap(t, w.Gateway, w.backend, wish(8081, 9001))
 	if n := count(w.Gateway, "GetStatusInfo") - before; n != 0 {

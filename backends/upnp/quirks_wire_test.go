@@ -174,7 +174,7 @@ func TestGatewayUnreadable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{})
-			tt.fault.Match = func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpDescribe }
+			tt.fault.Match = func(q gatewaytest.Request) bool { return q.Op == "describe" }
 			gw.Inject(tt.fault)
 			err := find(t, gw, upnp.Config{Wait: wait / 2}).Probe(t.Context())
 			if wantError(t, err, tt.want, 0); errors.Is(err, backends.ErrUnsupported) {

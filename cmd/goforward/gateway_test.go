@@ -95,7 +95,7 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	}
 	gw.Advance(24 * time.Hour) // so that its clock shows a restart
 	if slices.Equal(config.Protocols, []string{"upnp"}) {
-		gw.DownPCP()
+		gw.Down("natpmp", "pcp")
 	}
 	gateways.set(ts, gw)
 	ts.Defer(func() { _ = gw.Close() })
@@ -103,8 +103,8 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	ts.Setenv("GATEWAY6", gw.Addr6().String())
 	ts.Setenv("ANNOUNCE", gw.AnnounceAddr().String())
 	ts.Setenv("NOTIFY", gw.NotifyAddr().String())
-	ts.Setenv("IGD", gw.DescriptionURL())
-	ts.Setenv("IGD6", gw.DescriptionURL6())
+	ts.Setenv("IGD", gw.UPnP().DescriptionURL())
+	ts.Setenv("IGD6", gw.UPnP().DescriptionURL6())
 	ssdp := gw.SSDP()
 	if !ssdp.IsValid() { // nowhere: the search ends at once
 		ssdp = netip.MustParseAddrPort("127.0.0.1:0")
@@ -168,7 +168,7 @@ func gatewayRefuse(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []str
 		service, args = args[0], args[1:]
 	}
 	f := gatewaytest.Fault{Match: func(q gatewaytest.Request) bool {
-		return q.Op == gatewaytest.OpMap && (service == "" || q.Service == service)
+		return q.Op == "map" && (service == "" || q.Service == service)
 	}}
 	if f.Result, err = strconv.Atoi(args[0]); err == nil && len(args) > 1 {
 		f.Times, err = strconv.Atoi(args[1])
@@ -181,7 +181,7 @@ func gatewaySilent(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []str
 	f := gatewaytest.Fault{Drop: true}
 	if len(args) > 0 {
 		f.Match = func(q gatewaytest.Request) bool {
-			return q.Service == args[0] || args[0] == "map" && (q.Op == gatewaytest.OpMap || q.Op == gatewaytest.OpUnmap)
+			return q.Service == args[0] || args[0] == "map" && (q.Op == "map" || q.Op == "unmap")
 		}
 	}
 	if len(args) > 1 {
@@ -195,7 +195,7 @@ func gatewaySilent(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []str
 // it is in the bytes from the fifth on.
 func gatewayWiped(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
 	for _, q := range gw.Requests() {
-		if q.Service == "natpmp" && q.Op == gatewaytest.OpUnmap && (q.Raw[4] == 0 && q.Raw[5] == 0) {
+		if q.Service == "natpmp" && q.Op == "unmap" && (q.Raw[4] == 0 && q.Raw[5] == 0) {
 			fmt.Fprintf(ts.Stdout(), "%x\n", q.Raw)
 		}
 	}
@@ -205,7 +205,7 @@ func gatewayWiped(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string
 func gatewayAwait(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := gw.AwaitRequests(ctx, 1, func(q gatewaytest.Request) bool { return string(q.Op) == args[0] })
+	_, err := gw.AwaitRequests(ctx, 1, func(q gatewaytest.Request) bool { return q.Op == args[0] })
 	return err
 }
 

@@ -65,7 +65,7 @@ func gatewayFill(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []strin
 func gatewayBreaks(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
 	index := "<NewPortMappingIndex>" + args[0] + "<"
 	gw.Inject(gatewaytest.Fault{Result: 606, Match: func(q gatewaytest.Request) bool {
-		return q.Op == gatewaytest.OpList && strings.Contains(string(q.Raw), index)
+		return q.Op == "list" && strings.Contains(string(q.Raw), index)
 	}})
 	return nil
 }

@@ -122,7 +122,7 @@ func TestRouterRestarts(t *testing.T) {
 // A router that refuses at first, by each of its protocols, is asked again.
 func TestRouterRefuses(t *testing.T) {
 	gw, told := run(t, gatewaytest.Config{}, gatewaytest.Fault{
-		Result: 2, Times: 3, Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+		Result: 2, Times: 3, Match: func(r gatewaytest.Request) bool { return r.Op == "map" },
 	})
 	if got, err := visit(gw, await(t, told)); err != nil || got != "hello from behind the router" {
 		t.Errorf("read %q, %v", got, err)

@@ -32,7 +32,7 @@ func TestMainMaps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		program, err := stage.Run(main, gw.DescriptionURL())
+		program, err := stage.Run(main, gw.UPnP().DescriptionURL())
 		if err != nil {
 			t.Fatal(err)
 		}

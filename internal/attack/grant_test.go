@@ -161,7 +161,7 @@ func TestNoTime(t *testing.T) {
 		t.Fatalf("the naive client waits for %v: this is no attack", d)
 	}
 	gw := router(t, gatewaytest.Config{})
-	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap && r.Service != "upnp" }, Reply: func(request []byte) [][]byte {
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" && r.Service != "upnp" }, Reply: func(request []byte) [][]byte {
 		return [][]byte{withLifetime(forge(request), 0)}
 	}})
 	leaves(t, func() {
@@ -221,7 +221,7 @@ func grantsFor(t *testing.T, seconds uint32) *gatewaytest.Gateway {
 	gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
 		Leases: quirks.Leases{Reported: time.Duration(seconds) * time.Second},
 	}}})
-	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap && r.Service != "upnp" }, Corrupt: func(b []byte) []byte {
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" && r.Service != "upnp" }, Corrupt: func(b []byte) []byte {
 		return withLifetime(b, seconds)
 	}})
 	return gw

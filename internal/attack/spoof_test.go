@@ -188,7 +188,7 @@ func TestReplay(t *testing.T) {
 	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	// The attacker saw a mapping granted that is no more.
 	heard := map[string][]byte{}
-	stop := gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }, Corrupt: func(b []byte) []byte {
+	stop := gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Corrupt: func(b []byte) []byte {
 		heard[string(b[:2])] = b
 		return b
 	}})
@@ -247,7 +247,7 @@ func TestNotTheAnswer(t *testing.T) {
 			gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 			first := func() { // of two requests for a mapping, the first gets the wrong answer
 				gw.Inject(gatewaytest.Fault{
-					Times: 1, Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },
+					Times: 1, Match: func(r gatewaytest.Request) bool { return r.Op == "map" },
 					Reply: func(request []byte) [][]byte {
 						b := forge(request)
 						test.spoil(b)

@@ -231,7 +231,7 @@ func TestStateElsewhere(t *testing.T) {
 			default:
 			}
 			for _, r := range gw.Requests() {
-				if len(r.Raw) >= 12 && r.Op != gatewaytest.OpExternalAddr && (r.Raw[4] != 0x1f || r.Raw[5] != 0x90) {
+				if len(r.Raw) >= 12 && r.Op != "external address" && (r.Raw[4] != 0x1f || r.Raw[5] != 0x90) {
 					t.Errorf("asked %x", r.Raw)
 				}
 			}

@@ -88,7 +88,7 @@ func nonceWith(t *testing.T, key string) (nonce string) {
 		<-ended
 	}
 	for _, r := range gw.Requests() {
-		if r.Op == gatewaytest.OpMap {
+		if r.Op == "map" {
 			nonce = string(r.Raw[24:36])
 		}
 	}

@@ -127,7 +127,7 @@ func TestTerminal(t *testing.T) {
 			}
 			if test.refuse != nil {
 				gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool {
-					return r.Op == gatewaytest.OpMap || r.Op == gatewaytest.OpUnmap
+					return r.Op == "map" || r.Op == "unmap"
 				}, Reply: func([]byte) [][]byte { return [][]byte{test.refuse} }})
 			}
 			poison(gw, func(name, text string) string {

@@ -23,7 +23,7 @@ func hosts(all, used []discover.Gateway, at map[netip.Addr]*gatewaytest.Gateway)
 			a.openers[i].open = func(a *app, w way) (speaker, error) {
 				gw := at[w.gateway.Addr()]
 				nowhere := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}
-				return o.open(a, way{gateway: gw.Addr(), igd: gw.DescriptionURL(), ssdp: nowhere})
+				return o.open(a, way{gateway: gw.Addr(), igd: gw.UPnP().DescriptionURL(), ssdp: nowhere})
 			}
 		}
 	}
@@ -84,7 +84,7 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE            STATUS     EXTE
 	// That maps nothing, not even for a moment.
 	for _, gw := range []*gatewaytest.Gateway{good, silent, pcp, pcp6, natpmp} {
 		for _, r := range gw.Requests() {
-			if r.Op == gatewaytest.OpMap || r.Op == gatewaytest.OpUnmap || r.Op == gatewaytest.OpPeer {
+			if r.Op == "map" || r.Op == "unmap" || r.Op == "peer" {
 				t.Errorf("%s was asked", r.Name())
 			}
 		}

@@ -22,7 +22,7 @@ func TestUnmapAsksAgain(t *testing.T) {
 	}
 	var asked []string // by which protocols; a request may be repeated
 	for _, r := range gw.Requests()[before:] {
-		if r.Op == gatewaytest.OpUnmap {
+		if r.Op == "unmap" {
 			asked = append(asked, r.Service)
 		}
 	}
