@@ -48,6 +48,10 @@ type Config struct {
 	TableLimit int
 	// Admit says whose requests are heard; the others are dropped. Nil: everybody's.
 	Admit func(netip.Addr) bool
+	// Uptime is how long the gateway has been up when it starts: the epoch that NAT-PMP
+	// and PCP tell, and the uptime of UPnP. Zero is a day, so that a client that has seen
+	// the clock once notices a restart right away.
+	Uptime time.Duration
 	// ManualClock stops the gateway's clock: only Advance moves it.
 	ManualClock bool
 	// Quirks are the differences from the standards.
@@ -71,6 +75,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.External = defaultExternal
 	}
 	c.External = c.External.Unmap()
+	if c.Uptime == 0 {
+		c.Uptime = 24 * time.Hour
+	}
 	if c.Quirks.AnnounceCount == 0 {
 		c.Quirks.AnnounceCount = 10
 	}
@@ -98,7 +105,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("gatewaytest: %w: IPv6 needs PCP or UPnP, and announcements over IPv6 need Listen6", backends.ErrInvalid)
 	case c.Quirks.PCP.MaxFilters < 0 || c.Quirks.PCP.UpdateCount < 0:
 		return c, fmt.Errorf("gatewaytest: %w: negative number in Config.Quirks.PCP", backends.ErrInvalid)
-	case c.TableLimit < 0 || c.Quirks.AnnounceCount < 0 || c.MinLifetime < 0 || c.MaxLifetime < 0:
+	case c.TableLimit < 0 || c.Quirks.AnnounceCount < 0 || c.MinLifetime < 0 || c.MaxLifetime < 0 || c.Uptime < 0:
 		return c, fmt.Errorf("gatewaytest: %w: negative number in Config", backends.ErrInvalid)
 	}
 	for _, at := range []*netip.AddrPort{&c.ListenSSDP, &c.ListenHTTP} {

@@ -91,7 +91,7 @@ func newGateway(config Config) *Gateway {
 		stop:       cancel,
 		onClose:    func(f func()) func() bool { return context.AfterFunc(ctx, f) },
 		external:   config.External,
-		boot:       clock.now(),
+		boot:       clock.now().Add(-config.Uptime),
 		outside:    make(map[io.Closer]struct{}),
 		outsideUDP: make(map[netip.AddrPort]*packetConn),
 	}

@@ -36,8 +36,7 @@ func standardPort(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway 
 
 func TestInteropGoNATPMP(t *testing.T) {
 	t.Parallel()
-	gw := standardPort(t, gatewaytest.Config{ManualClock: true})
-	gw.Advance(1234 * time.Second)
+	gw := standardPort(t, gatewaytest.Config{ManualClock: true, Uptime: 1234 * time.Second})
 	ln, port := listenTCP(t)
 	c := jackpal.NewClientWithTimeout(net.IP(gw.Addr().Addr().AsSlice()), patience)
 

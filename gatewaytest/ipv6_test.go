@@ -136,12 +136,9 @@ func TestIPv6Port(t *testing.T) {
 	defer pc.Close()
 	_ = pc.SetDeadline(time.Now().Add(patience))
 	gw, h := firewall(t, gatewaytest.Config{
-		ManualClock: true, Quirks: quirks.Quirks{
-			AnnounceCount: 1,
-			PCP:           quirks.PCP{UpdateCount: 1},
-		}, Announce6: pc.LocalAddr().(*net.UDPAddr).AddrPort(),
+		ManualClock: true, Uptime: 1234 * time.Second, Announce6: pc.LocalAddr().(*net.UDPAddr).AddrPort(),
+		Quirks: quirks.Quirks{AnnounceCount: 1, PCP: quirks.PCP{UpdateCount: 1}},
 	})
-	gw.Advance(1234 * time.Second)
 	h.ask("02000000 00000000 00000000 00000000 00000000 00000001")
 	if got := h.ask("0000"); got != "028000010000070"+"8000004d2000000000000000000000000" {
 		t.Errorf("NAT-PMP over IPv6: %s", got)

@@ -112,13 +112,11 @@ func outside(p uint16) netip.AddrPort {
 // reference is a gateway with the addresses and the epoch of the vectors.
 func reference(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
-	config.ManualClock = true
+	config.ManualClock, config.Uptime = true, 1234*time.Second
 	if !config.External.IsValid() {
 		config.External = netip.MustParseAddr("203.0.113.7")
 	}
-	gw := start(t, config)
-	gw.Advance(1234 * time.Second)
-	return gw
+	return start(t, config)
 }
 
 // only returns the one entry of the table.

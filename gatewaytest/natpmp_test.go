@@ -293,6 +293,7 @@ func TestConfig(t *testing.T) {
 		"external": {External: netip.MustParseAddr("2001:db8::1")},
 		"bounds":   {MinLifetime: 2, MaxLifetime: 1},
 		"negative": {TableLimit: -1},
+		"uptime":   {Uptime: -1},
 		"filters":  {Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: -1}}},
 		"listen6":  {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
 		"nothing for ipv6": {

@@ -29,6 +29,9 @@ func TestNew(t *testing.T) {
 	if tb.failed || len(tb.cleanups) != 1 {
 		t.Fatalf("%+v", tb)
 	}
+	if up := gw.Stats().Epoch; up < 24*time.Hour {
+		t.Errorf("up for %v: a restart would not show", up)
+	}
 	tb.cleanups[0]()
 	if err := gw.Up(); err == nil {
 		t.Error("it can be started again")

@@ -19,7 +19,7 @@ var (
 // vectorGateway is a gateway as of the vectors that does not listen.
 func vectorGateway(t testing.TB, config Config) *Gateway {
 	t.Helper()
-	config.ManualClock = true
+	config.ManualClock, config.Uptime = true, 1234*time.Second
 	if !config.External.IsValid() {
 		config.External = netip.MustParseAddr("203.0.113.7")
 	}
@@ -29,7 +29,6 @@ func vectorGateway(t testing.TB, config Config) *Gateway {
 	}
 	g := newGateway(config)
 	t.Cleanup(g.stop)
-	g.Advance(1234 * time.Second)
 	return g
 }
 

@@ -46,7 +46,7 @@ func TestInteropGoupnp(t *testing.T) {
 		t.Errorf("external address %q, %v", addr, err)
 	}
 	state, last, uptime, err := c.GetStatusInfoCtx(ctx)
-	if err != nil || state != "Connected" || last != "ERROR_NONE" || uptime != 0 {
+	if err != nil || state != "Connected" || last != "ERROR_NONE" || uptime != 86400 {
 		t.Errorf("status %q %q %d, %v", state, last, uptime, err)
 	}
 	_, port := listenTCP(t)

@@ -284,7 +284,7 @@ func TestUPnPStatus(t *testing.T) {
 		return args
 	}
 	c.gw.Advance(time.Hour)
-	if s := ask("GetStatusInfo"); s["NewConnectionStatus"] != "Connected" || s["NewUptime"] != "3600" || s["NewLastConnectionError"] != "ERROR_NONE" {
+	if s := ask("GetStatusInfo"); s["NewConnectionStatus"] != "Connected" || s["NewUptime"] != "90000" || s["NewLastConnectionError"] != "ERROR_NONE" {
 		t.Errorf("status %v", s)
 	}
 	if s := ask("GetConnectionTypeInfo"); s["NewConnectionType"] != "IP_Routed" || s["NewPossibleConnectionTypes"] != "IP_Routed" {

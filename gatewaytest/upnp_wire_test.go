@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
@@ -59,6 +60,7 @@ func TestUPnPWire(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := controlled(t, igd{Wire: tt.quirks})
+			c.gw.Restart(gatewaytest.RestartOptions{}) // its uptime is 0 from then on
 			got, err := c.ask("GetStatusInfo")
 			if err != nil || got != tt.want {
 				t.Errorf("%v\ngot  %q\nwant %q", err, got, tt.want)

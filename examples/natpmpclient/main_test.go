@@ -26,12 +26,11 @@ func TestMainMaps(t *testing.T) {
 			[]string{"the gateway speaks version 2 of the port's protocols: 2 is PCP"},
 		},
 	} {
-		test.router.ManualClock = true
+		test.router.ManualClock, test.router.Uptime = true, time.Hour
 		gw, err := gatewaytest.Start(test.router)
 		if err != nil {
 			t.Fatal(err)
 		}
-		gw.Advance(time.Hour)
 		program, err := stage.Run(main, gw.Addr().String())
 		if err != nil {
 			t.Fatal(err)

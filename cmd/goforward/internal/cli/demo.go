@@ -111,7 +111,6 @@ func (d *demonstration) start(ctx context.Context) error {
 	if d.gateway, err = gatewaytest.Start(gatewaytest.Config{}); err != nil {
 		return err
 	}
-	d.gateway.Advance(24 * time.Hour) // it has been up for a day, so that its clock shows the restart
 	if d.server, err = startDemoServer(ctx); err != nil {
 		return err
 	}
