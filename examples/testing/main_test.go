@@ -15,23 +15,15 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// announce is where the router's announcements go: to nobody but the program. Systems
-// do not assign this port by themselves, so no other socket gets it by chance.
-var announce = netip.MustParseAddrPort("127.0.0.1:19350")
-
 // run runs the program behind a router of the test's own, until the test ends.
 func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (*gatewaytest.Gateway, <-chan netip.AddrPort) {
 	t.Helper()
-	config.Announce = announce
-	gw, err := gatewaytest.Start(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	gw := gatewaytest.New(t, config)
 	for _, fault := range faults {
 		gw.Inject(fault)
 	}
 	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: config.Announce, Notify: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +41,6 @@ func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (
 		if left := gw.Table(); len(left) != 0 {
 			t.Errorf("the program left %v on the router", left)
 		}
-		_ = gw.Close()
 	})
 	return gw, told
 }
@@ -104,7 +95,6 @@ func TestReachable(t *testing.T) {
 func TestRouterRestarts(t *testing.T) {
 	gw, told := run(t, gatewaytest.Config{})
 	before := await(t, told)
-	gw.Advance(time.Hour)
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	if _, err := visit(gw, before); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("while it has forgotten: %v", err)

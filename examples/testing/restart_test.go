@@ -1,0 +1,28 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// This is the test in the README.
+func TestRestart(t *testing.T) {
+	gw := gatewaytest.New(t, gatewaytest.Config{}) // closed when the test ends
+	f, err := forward.New(&forward.Config{
+		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw.Restart(gatewaytest.RestartOptions{}) // it forgets the mapping, and announces itself
+	for changed := m.Changed(); len(gw.Table()) == 0; changed = m.Changed() {
+		<-changed
+	}
+}
