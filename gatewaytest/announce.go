@@ -21,8 +21,8 @@ const (
 // Architecture 1.1, section 1.2.2).
 const mostAlive = 3
 
-// Announce tells the hosts to look again, as Restart and SetExternal do. The
-// first packet is sent before it returns; the series ends with the next
+// Announce tells the hosts that the gateway may have changed, as Restart and SetExternal
+// do. The first packet is sent before it returns; the series ends with the next
 // announcement. NAT-PMP and PCP announce to Config.Announce and
 // Config.Announce6; UPnP notifies Config.Notify with ssdp:alive for each device and
 // service, three times at most. A protocol that the gateway does not speak, or that is

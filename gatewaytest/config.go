@@ -11,42 +11,48 @@ import (
 )
 
 // Config says what kind of router to start. The zero value is a router that follows
-// the standards and speaks all protocols, on loopback ports that it chooses.
+// the standards and speaks all protocols, on loopback ports that it chooses. If a field
+// makes no sense, New and Start fail with an error that is backends.ErrInvalid.
 type Config struct {
-	// Protocols are those that the gateway speaks: "natpmp", "pcp" and "upnp". Nil or
+	// Protocols are those that the gateway speaks, of "natpmp", "pcp" and "upnp". Nil or
 	// empty: all. A gateway that speaks only one of NAT-PMP and PCP tells the clients of
 	// the other that it does not know the version, as the standards say.
 	Protocols []string
-	// Listen is where the gateway answers NAT-PMP and PCP; the standards say port 5351.
-	// The zero address is 127.0.0.1, port 0 any free port. IPv4 only.
+	// Listen is the IPv4 address where the gateway answers NAT-PMP and PCP. The zero
+	// address is 127.0.0.1, port 0 any free port. The standards say port 5351.
 	Listen netip.AddrPort
-	// Listen6 is where PCP is answered over IPv6, such as [::1]:0, and UPnP on other
-	// ports of the address. The zero value: nowhere. Start fails on a machine without the address.
+	// Listen6 is the IPv6 address, such as [::1]:0, where the gateway answers PCP, and UPnP
+	// on other ports. The zero value: none. Start fails on a machine without the address.
 	Listen6 netip.AddrPort
-	// ListenSSDP is where searches of UPnP are answered, and ListenHTTP where description
-	// and control are served. The zero address is that of Listen, port 0 any free port.
-	// No multicast group is joined. IPv4 only.
+	// ListenSSDP is the IPv4 address where the gateway answers searches of UPnP, and
+	// ListenHTTP the one where it serves description and control. The zero address is that
+	// of Listen, port 0 any free port. It joins no multicast group.
 	ListenSSDP, ListenHTTP netip.AddrPort
 	// External is the virtual external address. The zero Addr is 45.45.45.1; 0.0.0.0 is
-	// a gateway without an address. See [quirks.NATPMP] for what can happen to private ones.
+	// a gateway without an address. Private ones are told and mapped like others, unless
+	// a RefusePrivate of Quirks says otherwise.
 	External netip.Addr
-	// Announce is where announcements of NAT-PMP and PCP go. The zero value is an
-	// address of loopback that the gateway chooses, [Gateway.AnnounceAddr]: no other
-	// socket gets it by chance, so that a program under test can listen there. The
-	// standards say 224.0.0.1:5350. With port 0, such as 127.0.0.1:0, there are none.
+	// Announce is the address that announcements of NAT-PMP and PCP go to. The zero value
+	// is an address of loopback that the gateway chooses, see [Gateway.AnnounceAddr]; the
+	// system gives its port to no other socket, so that a program under test can listen
+	// there. With port 0, such as 127.0.0.1:0, there are no announcements. The standards
+	// say 224.0.0.1:5350.
 	Announce netip.AddrPort
-	// Announce6 is where announcements of PCP go over IPv6: the standard says
-	// [ff02::1]:5350, with a zone. The zero value: nowhere. It needs Listen6.
+	// Announce6 is the address that announcements of PCP over IPv6 go to. The zero value:
+	// there are none. It needs Listen6. The standard says [ff02::1]:5350, with a zone.
 	Announce6 netip.AddrPort
-	// Notify is where notifications of UPnP go. The zero value is another address that
-	// the gateway chooses, [Gateway.NotifyAddr]. The standard says 239.255.255.250:1900.
-	// With port 0, such as 127.0.0.1:0, there are none.
+	// Notify is the address that notifications of UPnP go to. The zero value is another
+	// address of loopback that the gateway chooses, see [Gateway.NotifyAddr]. With port 0
+	// there are no notifications. The standard says 239.255.255.250:1900.
 	Notify netip.AddrPort
-	// MinLifetime and MaxLifetime bound what is granted, in whole seconds. Zero: as asked.
+	// MinLifetime and MaxLifetime bound the lifetimes granted. The protocols have whole
+	// seconds. Zero: no bound.
 	MinLifetime, MaxLifetime time.Duration
-	// TableLimit is how many mappings fit. Zero: as many as there are ports.
+	// TableLimit is how many mappings the table has room for. Zero: as many as there are
+	// ports.
 	TableLimit int
-	// Admit says whose requests are heard; the others are dropped. Nil: everybody's.
+	// Admit reports whether the gateway handles requests from an address; it drops others.
+	// Nil: all. Several goroutines may call it at once.
 	Admit func(netip.Addr) bool
 	// Uptime is how long the gateway has been up when it starts: the epoch that NAT-PMP
 	// and PCP tell, and the uptime of UPnP. Zero is a day, so that a client that has seen

@@ -29,7 +29,8 @@ type Entry struct {
 	Static bool
 	// Description is what the protocol carried, if it can.
 	Description string
-	// Filters admit only the outside hosts that one of them matches. None: anyone.
+	// Filters admit only the outside hosts that one of them matches. Without any, all are
+	// admitted.
 	Filters []pcp.Filter
 	// Remote is the only outside endpoint of an entry that PCP's PEER made, as an
 	// outgoing packet would. The zero value: not such an entry.

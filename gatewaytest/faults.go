@@ -9,7 +9,7 @@ import (
 // maxDuplicates bounds Fault.Duplicate.
 const maxDuplicates = 100
 
-// Fault makes the gateway misbehave at the requests that match. Its functions
+// Fault makes the gateway fail at the requests that match. Its functions
 // are called without a lock held, possibly at once; they may use the gateway
 // but not close it.
 type Fault struct {
@@ -23,12 +23,12 @@ type Fault struct {
 	Drop bool
 	// DropReply does what was asked and loses the answer.
 	DropReply bool
-	// Result refuses with this result code of the request's protocol; in SOAP it is
-	// a fault, else in HTTP the status, and in SSDP nothing. Zero: not.
+	// Result refuses with this result code of the request's protocol. In SOAP it is
+	// a fault, in other HTTP the status; in SSDP it does nothing. Zero: no refusal.
 	Result int
 	// Reply answers instead of the gateway, which does nothing: each element is
 	// a datagram, or one after the other what is written to an HTTP connection.
-	// None, or nil, is silence.
+	// If it returns no element, nothing is sent.
 	Reply func(request []byte) [][]byte
 	// Corrupt changes each answer, of HTTP with its headers. Nil from it loses the answer.
 	Corrupt func(reply []byte) []byte
@@ -62,8 +62,8 @@ type faults struct {
 	tail <-chan struct{} // closed when the last request that waited was handled; nil: none ever waited
 }
 
-// Inject adds a fault and returns what takes it away; it may be called twice.
-// Where several match a request, the oldest has it alone.
+// Inject adds a fault, and returns a function that removes it and may be called twice.
+// If several faults match a request, only the oldest applies.
 func (g *Gateway) Inject(f Fault) (remove func()) {
 	in := &injected{Fault: f, left: f.Times}
 	g.faults.mu.Lock()

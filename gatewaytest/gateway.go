@@ -106,8 +106,8 @@ func newGateway(config Config) *Gateway {
 }
 
 // Close stops the gateway, closes what Dial and ListenPacket gave, and waits
-// for its goroutines. It may be called more than once, but not by a function
-// that the gateway calls.
+// for its goroutines. It returns nil. It may be called more than once, but not by a
+// function that the gateway calls.
 func (g *Gateway) Close() error {
 	g.mu.Lock()
 	g.closed = true
@@ -150,10 +150,12 @@ func (g *Gateway) isClosed() bool {
 // speaks reports whether the gateway speaks the protocol.
 func (g *Gateway) speaks(service string) bool { return g.config.speaks(service) }
 
-// Addr is where the gateway answers requests. It stays the same while down.
+// Addr is the address where the gateway answers NAT-PMP and PCP. It stays the same while
+// the gateway is down.
 func (g *Gateway) Addr() netip.AddrPort { return g.ports[0].addr }
 
-// Addr6 is the same over IPv6, or the zero AddrPort without [Config.Listen6].
+// Addr6 is the address where the gateway answers PCP over IPv6, or the zero AddrPort
+// without [Config.Listen6].
 func (g *Gateway) Addr6() netip.AddrPort {
 	if len(g.ports) < 2 {
 		return netip.AddrPort{}
@@ -161,12 +163,12 @@ func (g *Gateway) Addr6() netip.AddrPort {
 	return g.ports[1].addr
 }
 
-// AnnounceAddr is where announcements of NAT-PMP and PCP go over IPv4, for a listener
-// such as forward.Config.Announce: [Config.Announce], or what the gateway chose.
+// AnnounceAddr is the address that announcements of NAT-PMP and PCP go to, for a listener
+// such as forward.Config.Announce: [Config.Announce], or what the gateway chose for it.
 func (g *Gateway) AnnounceAddr() netip.AddrPort { return g.config.Announce }
 
-// NotifyAddr is where notifications of UPnP go, for a listener such as
-// forward.Config.Notify: [Config.Notify], or what the gateway chose.
+// NotifyAddr is the address that notifications of UPnP go to, for a listener such as
+// forward.Config.Notify: [Config.Notify], or what the gateway chose for it.
 func (g *Gateway) NotifyAddr() netip.AddrPort { return g.config.Notify }
 
 // External is the virtual external address; 0.0.0.0 is none.
@@ -177,8 +179,8 @@ func (g *Gateway) External() netip.Addr {
 }
 
 // SetExternal gives the gateway another external IPv4 address, with the table
-// as it is, and announces it, by [Gateway.UpdateMappings] too if
-// [quirks.PCP] says so. 0.0.0.0 or the zero Addr is none.
+// as it is, and announces it. With quirks.PCP.MappingUpdates it calls
+// [Gateway.UpdateMappings] too. 0.0.0.0 or the zero Addr is no address.
 func (g *Gateway) SetExternal(addr netip.Addr) {
 	addr = addr.Unmap()
 	if !addr.Is4() {
@@ -219,8 +221,8 @@ type RestartOptions struct {
 
 // Restart behaves as if the power had failed for a moment: mappings are lost,
 // the epoch and UPnP's uptime start from 0, SSDP has another BOOTID, and the
-// gateway announces itself. Outside packet
-// sockets stay; so do connections, unless told otherwise.
+// gateway announces itself as [Gateway.Announce] does. Connections and packet sockets from
+// outside stay, unless o says otherwise.
 func (g *Gateway) Restart(o RestartOptions) {
 	if !o.KeepTable {
 		g.table.clear()
@@ -252,11 +254,11 @@ func (g *Gateway) Table() []Entry {
 	return all
 }
 
-// AddMapping adds an entry as an administrator or another host of the LAN would:
-// a port that is taken, say. Of External only the port counts. Inbound traffic
-// really goes to Internal. It fails with an error that wraps
-// backends.ErrConflict where the port is taken or the gateway's own (UDP 5350
-// and 5351), and backends.ErrNoResources where the table is full.
+// AddMapping adds an entry as an administrator or another host of the LAN would, for
+// example to make a port taken. Of External only the port counts. Inbound traffic goes
+// to Internal. It fails with an error that wraps
+// backends.ErrInvalid if e lacks something, backends.ErrConflict if the port is taken or
+// the gateway's own (UDP 5350 and 5351), and backends.ErrNoResources if the table is full.
 func (g *Gateway) AddMapping(e Entry) error {
 	if e.Protocol == 0 || e.External.Port() == 0 || !e.Internal.IsValid() || e.Internal.Port() == 0 {
 		return fmt.Errorf("gatewaytest: %w: an entry has a protocol, an internal endpoint and an external port", backends.ErrInvalid)
@@ -277,7 +279,7 @@ func (g *Gateway) AddMapping(e Entry) error {
 	return nil
 }
 
-// RemoveMapping removes what is at an external IPv4 port, static or not, and
+// RemoveMapping removes the entry at an external IPv4 port, static or not, and
 // reports whether there was one.
 func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
 	return g.table.evict(endpoint{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})

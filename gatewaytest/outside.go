@@ -29,8 +29,8 @@ func (g *Gateway) Dial(ctx context.Context, network, address string) (net.Conn, 
 	return g.DialFrom(ctx, netip.AddrPort{}, network, address)
 }
 
-// DialFrom is Dial from an outside host that matters: to an entry with Filters.
-// The zero address and port 0 are chosen by the gateway.
+// DialFrom is Dial from a given outside host, for entries with Filters. The gateway chooses
+// the address if it is the zero Addr, and the port if it is 0.
 func (g *Gateway) DialFrom(ctx context.Context, from netip.AddrPort, network, address string) (net.Conn, error) {
 	p, err := parseNetwork(network)
 	if err != nil {
@@ -50,9 +50,9 @@ func (g *Gateway) DialFrom(ctx context.Context, from netip.AddrPort, network, ad
 }
 
 // ListenPacket opens the socket of an outside host on a virtual address, such
-// as "45.45.45.2:0"; an empty host or port 0 is chosen by the gateway. What it
-// writes to an external endpoint goes to the internal one while a mapping
-// stands, else it is lost; answers come back from the external endpoint. The
+// as "45.45.45.2:0"; the gateway chooses an empty host, and port 0. What it writes to an
+// external endpoint goes to the internal one if there is a mapping, else it is lost;
+// answers come back from the external endpoint. The
 // network is "udp", "udp4" or "udp6"; IPv6 sockets reach IPv6 hosts only, the
 // others IPv4 ones.
 func (g *Gateway) ListenPacket(network, address string) (net.PacketConn, error) {

@@ -59,8 +59,8 @@ func (g *Gateway) downPCP() {
 	}
 }
 
-// Up opens the ports again. It fails where the system has given one to
-// somebody else meanwhile, and with net.ErrClosed after Close.
+// Up opens the ports that Down closed. It fails if another socket has one of them by now,
+// and with net.ErrClosed after Close.
 func (g *Gateway) Up() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -46,7 +46,7 @@ type Request struct {
 	Op string
 	// Action is the name of the SOAP action, if it is one.
 	Action string
-	// Protocol is what to map; zero where Op is not opMap, opUnmap or opPeer,
+	// Protocol is what to map; zero if Op is not "map", "unmap" or "peer",
 	// and for all protocols.
 	Protocol backends.Protocol
 	Source   netip.AddrPort
@@ -137,16 +137,16 @@ func (r *recorder) matching(match func(Request) bool) ([]Request, <-chan struct{
 	return all, changed
 }
 
-// Requests returns the requests since Start or ResetStats, oldest first, of
-// very many only the last. A client that has its answer finds its request here.
+// Requests returns the requests since Start or ResetStats, oldest first. Of more than four
+// thousand it may have only the last. It has each request that was answered.
 func (g *Gateway) Requests() []Request {
 	all, _ := g.record.matching(nil)
 	return all
 }
 
-// AwaitRequests waits until n remembered requests match, and returns all that
-// do. Nil matches everything. It fails when the context ends, or with
-// net.ErrClosed when the gateway is closed; it returns what there is then too.
+// AwaitRequests waits until n of the requests that Requests returns match, and returns all
+// that do. If match is nil, all match. It fails with the context's error when that ends,
+// and with net.ErrClosed when the gateway is closed; it returns those that match then too.
 func (g *Gateway) AwaitRequests(ctx context.Context, n int, match func(Request) bool) ([]Request, error) {
 	for {
 		got, changed := g.record.matching(match)

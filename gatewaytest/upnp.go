@@ -60,31 +60,33 @@ func randomUDN() string {
 	return fmt.Sprintf("uuid:%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// SSDP is where searches are answered, or the zero AddrPort without UPnP.
+// SSDP is the address where the gateway answers searches, or the zero AddrPort without
+// UPnP. It answers only what is sent there: nothing joins a multicast group.
 func (g *Gateway) SSDP() netip.AddrPort { return g.upnp.ssdpAddr(0) }
 
-// UPnP is the gateway as a UPnP device.
+// UPnP is the gateway's UPnP device.
 func (g *Gateway) UPnP() Device { return Device{&g.upnp} }
 
-// Device is the UPnP device of a gateway.
+// Device is the UPnP device of a gateway. Wrong hosts in its description, which are
+// quirks, are loopback addresses where nobody listens.
 type Device struct{ s *upnpServer }
 
-// DescriptionURL is where the device description is, or empty without UPnP.
+// DescriptionURL is the URL of the device description, or empty without UPnP.
 // With quirks.UPnP.MovePort it changes at each Restart.
 func (d Device) DescriptionURL() string { return d.s.descriptionURL(0) }
 
 // DescriptionURL6 is the same over IPv6, or empty without [Config.Listen6].
 func (d Device) DescriptionURL6() string { return d.s.descriptionURL(1) }
 
-// SSDP6 is where searches over IPv6 are answered, or the zero AddrPort without
+// SSDP6 is the address where searches over IPv6 are answered, or the zero AddrPort without
 // [Config.Listen6]. Over IPv4 that is [Gateway.SSDP].
 func (d Device) SSDP6() netip.AddrPort { return d.s.ssdpAddr(1) }
 
 // UDN is the unique name of the root device, "uuid:…".
 func (d Device) UDN() string { return d.s.config.UDN }
 
-// Byebye notifies that the devices leave, as a router does that shuts down in
-// order. It goes on answering all the same.
+// Byebye notifies that the device leaves, as a router does that is shut down. The gateway
+// goes on answering.
 func (d Device) Byebye() {
 	d.s.g.series(&d.s.g.notifying, 1, func() { d.s.notify("ssdp:byebye") })
 }

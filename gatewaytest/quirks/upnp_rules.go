@@ -56,7 +56,7 @@ type Rules struct {
 	FullSilent bool
 	// Unlisted answers success and maps nothing, always.
 	Unlisted bool
-	// ListedClient, where valid, is the internal client of all mappings, whoever
+	// ListedClient, if valid, is the internal client of all mappings, whoever
 	// asked.
 	ListedClient netip.Addr
 	// NoTraffic grants and lists, and forwards nothing.
@@ -84,7 +84,7 @@ type Rules struct {
 type Listing struct {
 	// NoSpecific answers GetSpecificPortMappingEntry with fault 401.
 	NoSpecific bool
-	// Absent is GetSpecificPortMappingEntry's fault where there is nothing: 402 or
+	// Absent is GetSpecificPortMappingEntry's fault if there is nothing: 402 or
 	// 501 of some routers. Zero is 714.
 	Absent int
 	// EndOfList is GetGenericPortMappingEntry's fault past the end: 714, 402, 501
@@ -126,7 +126,7 @@ type Firewall struct {
 	Disabled bool
 	// NotAllowed is one that the user let nobody open: fault 703.
 	NotAllowed bool
-	// Absent is the fault where there is no such pinhole: 402 as of miniupnpd.
+	// Absent is the fault if there is no such pinhole: 402 as of miniupnpd.
 	// Zero is 704.
 	Absent int
 	// NeverWorking answers CheckPinholeWorking with fault 709 also after traffic.
