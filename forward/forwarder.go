@@ -76,7 +76,7 @@ func New(config *Config) (*Forwarder, error) {
 }
 
 // begin counts a call in, bounds its context by the Forwarder's life and
-// Config.Timeout, and starts the background work. The function that it returns
+// Config.RequestTimeout, and starts the background work. The function that it returns
 // counts the call out.
 func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
 	ctx, end, err := f.calls.Begin(ctx)
@@ -89,7 +89,7 @@ func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) 
 	if _, has := ctx.Deadline(); has {
 		return ctx, end, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, f.config.Timeout, &gateway.TimeoutError{After: f.config.Timeout})
+	ctx, cancel := context.WithTimeoutCause(ctx, f.config.RequestTimeout, &gateway.TimeoutError{After: f.config.RequestTimeout})
 	return ctx, func() { cancel(); end() }, nil
 }
 
@@ -124,13 +124,6 @@ func (f *Forwarder) familyFor(w *spec) family {
 	return f.family()
 }
 
-// Probe finds the gateway and asks what it speaks, as the first call that needs
-// it would. A gateway that answered is remembered.
-func (f *Forwarder) Probe(ctx context.Context) error {
-	_, err := f.Gateway(ctx)
-	return err
-}
-
 // Gateway is a gateway that answered, and the way to it.
 type Gateway struct {
 	// Addr is its address, with the port that was named, or 0. The zero value for
@@ -145,8 +138,9 @@ type Gateway struct {
 	Backends []string
 }
 
-// Gateway finds the gateway, as Probe does, and says what was found. With
-// IPv6() it is the gateway for IPv6; other options do not matter.
+// Gateway finds the gateway, as the first call that needs it does, and returns what was
+// found. It is remembered. With IPv6() it is the gateway for IPv6; other options change
+// nothing.
 func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -196,10 +190,10 @@ func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 }
 
 func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gateway.Backend) (netip.Addr, error) {
-	if err := c.Ensure(ctx, b, f.config.Wait); err != nil {
+	if err := c.Ensure(ctx, b, f.config.DiscoveryTimeout); err != nil {
 		return netip.Addr{}, err
 	}
-	addr, err := c.ExternalAddr(ctx, b, f.config.Timeout)
+	addr, err := c.ExternalAddr(ctx, b, f.config.RequestTimeout)
 	if err == nil && !addr.IsValid() {
 		err = fmt.Errorf("%v: %w: the gateway does not know its external address", b, backends.ErrNetworkFailure)
 	}

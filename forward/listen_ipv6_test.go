@@ -22,7 +22,7 @@ func TestListenPinhole(t *testing.T) {
 	}
 	defer gw.Close()
 	f, err := forward.New(&forward.Config{
-		Order: []string{"natpmp", "pcp"}, Announce: netip.MustParseAddrPort("127.0.0.1:0"),
+		Protocols: []string{"natpmp", "pcp"}, Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestListenPinhole(t *testing.T) {
 			for _, family := range want {
 				ends = append(ends, at[family])
 			}
-			if diff := cmp.Diff(ends, ln.Externals(), sameAddrs); diff != "" || ln.External() != ends[0] {
+			if diff := cmp.Diff(ends, ln.Externals(), sameAddrs); diff != "" || ln.External().AddrPort != ends[0] {
 				t.Errorf("External %v, Externals (-want +got):\n%s", ln.External(), diff)
 			}
 			greet(ln)
@@ -52,7 +52,7 @@ func TestListenPinhole(t *testing.T) {
 				}
 			}
 			if len(want) == 2 { // it is the pinhole's where that is all
-				if err := ln.Mapping().Close(); err != nil || ln.External() != at["tcp6"] {
+				if err := ln.Mapping().Close(); err != nil || ln.External().AddrPort != at["tcp6"] {
 					t.Errorf("without the mapping: %v, %v", ln.External(), err)
 				}
 			}
@@ -71,7 +71,7 @@ func TestListenFamiliesApart(t *testing.T) {
 	}
 	defer gw.Close()
 	f, err := forward.New(&forward.Config{
-		Order: []string{"natpmp", "pcp"}, Announce: netip.MustParseAddrPort("127.0.0.1:0"), Wait: time.Minute, Timeout: time.Minute,
+		Protocols: []string{"natpmp", "pcp"}, Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")}, DiscoveryTimeout: time.Minute, RequestTimeout: time.Minute,
 	})
 	if err != nil {
 		t.Fatal(err)

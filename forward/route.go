@@ -77,7 +77,7 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, do
 			f.tidy()
 		})
 	}
-	if err := r.client.Probe(ctx, f.config.Wait); err != nil {
+	if err := r.client.Probe(ctx, f.config.DiscoveryTimeout); err != nil {
 		done()
 		return nil, nil, err
 	}
@@ -165,7 +165,7 @@ func (f *Forwarder) join(p place) (*route, error) {
 		configs, key = f.configs(p), f.keyOf(p)
 	}
 	if len(configs) == 0 {
-		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Order, " or "))
+		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Protocols, " or "))
 	}
 	c, err := f.registry.Join(key, configs, sink{f})
 	if err != nil {
@@ -181,20 +181,20 @@ func (f *Forwarder) join(p place) (*route, error) {
 func (f *Forwarder) backendConfigs(p place) []gateway.BackendConfig {
 	fam := familyOf(p.gateway.Addr())
 	var configs []gateway.BackendConfig
-	for _, name := range f.config.Order {
+	for _, name := range f.config.Protocols {
 		s := gateway.BackendConfig{Protocol: name, Interface: p.iface}
 		switch {
 		case name == natpmp.Name && fam == ipv6: // RFC 6886 is for IPv4 only
 			continue
 		case name == natpmp.Name:
-			s.Announce = f.config.Announce
+			s.Announce = f.config.Test.Announce
 		case name == pcp.Name:
-			s.Announce, s.Nonce = f.config.Announce, string(f.config.NonceKey)
+			s.Announce, s.Nonce = f.config.Test.Announce, string(f.config.NonceKey)
 		default:
-			s.Only, s.SSDP, s.Notify = p.gateway == f.config.Gateway, f.config.SSDP, f.config.Notify
-			s.Wait = f.config.Wait - f.config.Wait/8 // what it has found by then is better than nothing
-			if host, err := igdHost(f.config.IGD); err == nil && familyOf(host) == fam {
-				s.URL = f.config.IGD
+			s.Only, s.SSDP, s.Notify = p.gateway == f.config.Gateway, f.config.Test.SSDP, f.config.Test.Notify
+			s.Wait = f.config.DiscoveryTimeout - f.config.DiscoveryTimeout/8 // what it has found by then is better than nothing
+			if host, err := upnpHost(f.config.UPnPURL); err == nil && familyOf(host) == fam {
+				s.URL = f.config.UPnPURL
 			}
 		}
 		configs = append(configs, s)
@@ -205,8 +205,8 @@ func (f *Forwarder) backendConfigs(p place) []gateway.BackendConfig {
 	return configs
 }
 
-// igdHost is the address in the URL of a root description.
-func igdHost(raw string) (netip.Addr, error) {
+// upnpHost is the address in the URL of a root description.
+func upnpHost(raw string) (netip.Addr, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" {
 		return netip.Addr{}, fmt.Errorf("%q is no plain http URL", raw)

@@ -21,10 +21,12 @@ func (s sink) Happened(h *gateway.Handle, kind gateway.Kind, before, after []bac
 		return
 	}
 	s.store.nudge()
-	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), State: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // our handles are mappings
+	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), Grants: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // our handles are mappings
 	s.log.Info("mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", reason)
-	if onEvent := s.config.OnEvent; onEvent != nil {
-		s.dispatcher.push(func() { s.dispatcher.deliver(e, onEvent) })
+	for _, call := range []func(Event){s.config.OnEvent, e.Mapping.onChange} {
+		if call != nil {
+			s.dispatcher.push(func() { s.dispatcher.deliver(e, call) })
+		}
 	}
 }
 

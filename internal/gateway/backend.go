@@ -160,7 +160,7 @@ func (c *Client) available() []*Backend {
 // holds the endpoint for this program already, those that answered, the others.
 func (c *Client) candidates(g *group, s *Spec) []*Backend {
 	rank := func(b *Backend) int {
-		switch e := g.entry(b.name, s.Protocols[0]); {
+		switch e := g.entry(b.name, Member{Protocol: s.Protocols[0]}); {
 		case e != nil && e.isHeld():
 			return 0
 		case b.verdict == nil:

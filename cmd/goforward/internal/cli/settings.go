@@ -110,9 +110,9 @@ func (s *settings) searched() []netip.AddrPort {
 func (a *app) config() *forward.Config {
 	s := &a.settings
 	return &forward.Config{
-		Wait: s.timeout, Timeout: s.timeout, Order: s.order, Gateway: s.named(),
-		Interface: s.iface, Source: s.source, IGD: s.igd,
-		Announce: s.announce, SSDP: s.ssdp, Notify: s.notify, Logger: a.logger(),
+		DiscoveryTimeout: s.timeout, RequestTimeout: s.timeout, Protocols: s.order, Gateway: s.named(),
+		Interface: s.iface, Source: s.source, UPnPURL: s.igd,
+		Test: forward.TestNetwork{Announce: s.announce, SSDP: s.ssdp, Notify: s.notify}, Logger: a.logger(),
 	}
 }
 
