@@ -51,6 +51,7 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 		}
 		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
 	}
+	f.callHook(ctx)
 	m := f.hold(&w, w.Background)
 	if w.Background {
 		return m, nil

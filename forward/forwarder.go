@@ -32,6 +32,9 @@ type Forwarder struct {
 	keyOf    func(place) gateway.Key
 	watch    func(context.Context, func()) error // of the network
 
+	hook      atomic.Pointer[hookRoutes] // the last result of Config.Gateways; nil: none yet
+	hookCalls atomic.Uint64
+
 	ctx        context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
 	cancel     context.CancelCauseFunc
 	work       sync.WaitGroup // goroutines of ours
@@ -67,6 +70,9 @@ func New(config *Config) (*Forwarder, error) {
 		routes:   [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 	}
 	f.configs, f.keyOf, f.watch = f.backendConfigs, place.key, discover.Watch
+	if c.Gateways != nil {
+		f.watch = f.followHook
+	}
 	f.dispatcher.log = c.Logger
 	f.log = slog.New(queueHandler{&f.dispatcher, c.Logger.Handler()})
 	f.clock.Fire = f.compareClocks
@@ -200,10 +206,9 @@ func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gate
 	return addr, err
 }
 
-// LocalIP returns the address of this host that the gateway sees. It sends
-// nothing.
+// LocalIP returns the address of this host that the gateway sees. It sends nothing.
 func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
-	_, end, err := f.begin(ctx)
+	ctx, end, err := f.begin(ctx)
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -211,6 +216,7 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 	if f.config.Source.IsValid() {
 		return f.config.Source, f.config.checkSource()
 	}
+	f.callHook(ctx)
 	p, err := f.locate(f.family())
 	switch {
 	case err != nil:

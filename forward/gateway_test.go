@@ -301,6 +301,7 @@ func TestByCapability(t *testing.T) {
 		"one peer only":    {forward.TCP(8080), forward.From(netip.MustParseAddrPort("45.45.45.7:0"))},
 		"another protocol": {forward.Protocol(backends.SCTP, 8080)},
 		"for ever":         {forward.TCP(8080), forward.Lifetime(forward.Forever)},
+		"one address":      {forward.TCP(8080), forward.ExternalAddr(netip.MustParseAddr("45.45.45.1")), forward.Exact()},
 	} {
 		_, f := start(t, forward.Config{}, gatewaytest.Config{})
 		plain, err := f.Enable(t.Context(), forward.TCP(9090))

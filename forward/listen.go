@@ -110,6 +110,7 @@ func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ..
 	if err != nil {
 		return nil, fmt.Errorf("forward: %w", err)
 	}
+	f.callHook(ctx)
 	r, err := f.expose(backends.TCP, network, ln, ln.Addr(), opts)
 	if err != nil {
 		return nil, err
@@ -160,6 +161,7 @@ func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, o
 	if err != nil {
 		return nil, fmt.Errorf("forward: %w", err)
 	}
+	f.callHook(ctx)
 	r, err := f.expose(backends.UDP, network, pc, pc.LocalAddr(), opts)
 	if err != nil {
 		return nil, err

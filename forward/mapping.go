@@ -145,6 +145,7 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	if m.status().Closed {
 		return errClosed("mapping")
 	}
+	f.callHook(ctx)
 	if len(opts) == 0 {
 		return f.ask(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
 	}

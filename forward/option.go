@@ -396,7 +396,7 @@ func (w *spec) twoPorts(a, b portOf) error {
 	}
 	hint := ""
 	if strings.HasPrefix(b.option, optionTo) {
-		hint = fmt.Sprintf(": to forward external port %d to %v, use External(%d) and %s", a.port, w.Internal, a.port, b.option)
+		hint = fmt.Sprintf(": to forward external port %d to %v, use External(%d) and %s", a.port, netip.AddrPortFrom(w.Internal.Addr(), b.port), a.port, b.option)
 	}
 	return invalid("%s and %s name two internal ports%s", a.option, b.option, hint)
 }

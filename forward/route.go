@@ -62,6 +62,7 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, do
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
 	}
+	f.callHook(ctx)
 	var r *route
 	f.loop.Do(func() {
 		if r, err = f.currentRoute(fam); err == nil {
@@ -246,9 +247,12 @@ func (f *Forwarder) locate(fam family) (place, error) {
 	return place{netip.AddrPortFrom(gw.Addr, 0), gw.Interface, source, source}, nil
 }
 
-// defaultRoute is the kernel's way to the internet or, if an interface is named, the
-// best through that.
+// defaultRoute is the default route that Config.Gateways or the kernel tells or, if an
+// interface is named, the best through that.
 func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
+	if f.config.Gateways != nil {
+		return f.hook.Load().find(fam, f.config.Interface)
+	}
 	if f.config.Interface == "" {
 		return f.routes[fam]()
 	}
