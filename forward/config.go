@@ -49,7 +49,8 @@ type Config struct {
 	Gateway netip.AddrPort
 	// Gateways returns the default routes of this host, at most one of each address
 	// family, in place of the kernel's. It is for systems on which an app may not read
-	// routes, such as Android and iOS: read them from the system's API. It is called
+	// routes, such as Android and iOS: read them from the system's API. An empty list says
+	// that there is no network. After an error, what it returned before stays in use. It is called
 	// before requests and every 30 seconds, within DiscoveryTimeout, also by several
 	// goroutines at once. It must obey its context, and may not use the Forwarder. Call
 	// Refresh when the system reports another network. Nil: the kernel is asked.

@@ -40,8 +40,8 @@ func (r *hookRoutes) find(fam family, iface string) (discover.Gateway, error) {
 	return discover.Gateway{}, fmt.Errorf("Config.Gateways: %w", discover.ErrNoRoute)
 }
 
-// callHook calls Config.Gateways, if there is one, and keeps what it returns. It reports
-// whether that differs from what it returned before.
+// callHook calls Config.Gateways, if there is one, and keeps what it returns. An error does
+// not replace routes. It reports whether the result differs from the one before.
 func (f *Forwarder) callHook(ctx context.Context) (changed bool) {
 	hook := f.config.Gateways
 	if hook == nil {
@@ -64,12 +64,20 @@ func (f *Forwarder) callHook(ctx context.Context) (changed bool) {
 	}
 	for {
 		before := f.hook.Load()
-		if before != nil && before.call > now.call {
+		if before != nil && (before.call > now.call || now.err != nil && before.err == nil) {
+			f.logHook(now.err)
 			return false
 		}
 		if f.hook.CompareAndSwap(before, now) {
 			return before == nil || !slices.Equal(before.gateways, now.gateways) || fmt.Sprint(before.err) != fmt.Sprint(now.err)
 		}
+	}
+}
+
+// logHook logs that the routes that are known may be old.
+func (f *Forwarder) logHook(err error) {
+	if err != nil {
+		f.log.Warn("Config.Gateways failed: the routes that it returned before stay in use", "err", err)
 	}
 }
 
