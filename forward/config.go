@@ -123,8 +123,8 @@ func (c *Config) check() (Config, error) {
 		}
 	}
 	for _, name := range out.Protocols {
-		if !slices.Contains(gateway.Protocols, name) {
-			return Config{}, invalid("Config.Protocols: no protocol %q, there is %v", name, gateway.Protocols)
+		if _, is := gateway.Find(name); !is {
+			return Config{}, invalid("Config.Protocols: no protocol %q, there is %v", name, gateway.Names())
 		}
 	}
 	for _, b := range out.Backends {
@@ -156,7 +156,7 @@ func (c *Config) check() (Config, error) {
 		out.Logger = slog.New(slog.DiscardHandler)
 	}
 	if out.Protocols == nil {
-		out.Protocols = gateway.Protocols
+		out.Protocols = gateway.Names()
 	}
 	return out, nil
 }

@@ -8,11 +8,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-var sameAddrs = cmpopts.EquateComparable(netip.AddrPort{})
+var sameAddrs = cmpopts.EquateComparable(backends.Endpoint{})
 
 // A pinhole is at the host's own address.
 func TestListenPinhole(t *testing.T) {
@@ -38,11 +39,11 @@ func TestListenPinhole(t *testing.T) {
 			at := map[string]netip.AddrPort{
 				"tcp4": netip.AddrPortFrom(gw.External(), 8080), "tcp6": netip.AddrPortFrom(netip.IPv6Loopback(), port),
 			}
-			var ends []netip.AddrPort
+			var ends []backends.Endpoint
 			for _, family := range want {
-				ends = append(ends, at[family])
+				ends = append(ends, backends.Endpoint{AddrPort: at[family]})
 			}
-			if diff := cmp.Diff(ends, ln.Externals(), sameAddrs); diff != "" || ln.External().AddrPort != ends[0] {
+			if diff := cmp.Diff(ends, ln.Externals(), sameAddrs); diff != "" || ln.External() != ends[0] {
 				t.Errorf("External %v, Externals (-want +got):\n%s", ln.External(), diff)
 			}
 			greet(ln)

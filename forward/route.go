@@ -14,7 +14,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
-	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/internal/gateway"
 )
@@ -181,24 +180,19 @@ func (f *Forwarder) join(p place) (*route, error) {
 // backendConfigs returns how to make the backends that the config names for a place.
 func (f *Forwarder) backendConfigs(p place) []gateway.BackendConfig {
 	fam := familyOf(p.gateway.Addr())
+	common := gateway.BackendConfig{
+		Interface: p.iface, Nonce: string(f.config.NonceKey), Only: p.gateway == f.config.Gateway,
+		Announce: f.config.Test.Announce, SSDP: f.config.Test.SSDP, Notify: f.config.Test.Notify,
+		Wait: f.config.DiscoveryTimeout - f.config.DiscoveryTimeout/8, // what a search has found by then is better than nothing
+	}
+	if host, err := upnpHost(f.config.UPnPURL); err == nil && familyOf(host) == fam {
+		common.URL = f.config.UPnPURL
+	}
 	var configs []gateway.BackendConfig
 	for _, name := range f.config.Protocols {
-		s := gateway.BackendConfig{Protocol: name, Interface: p.iface}
-		switch {
-		case name == natpmp.Name && fam == ipv6: // RFC 6886 is for IPv4 only
-			continue
-		case name == natpmp.Name:
-			s.Announce = f.config.Test.Announce
-		case name == pcp.Name:
-			s.Announce, s.Nonce = f.config.Test.Announce, string(f.config.NonceKey)
-		default:
-			s.Only, s.SSDP, s.Notify = p.gateway == f.config.Gateway, f.config.Test.SSDP, f.config.Test.Notify
-			s.Wait = f.config.DiscoveryTimeout - f.config.DiscoveryTimeout/8 // what it has found by then is better than nothing
-			if host, err := upnpHost(f.config.UPnPURL); err == nil && familyOf(host) == fam {
-				s.URL = f.config.UPnPURL
-			}
+		if protocol, _ := gateway.Find(name); fam == ipv4 || protocol.IPv6 {
+			configs = append(configs, protocol.Config(common))
 		}
-		configs = append(configs, s)
 	}
 	if fam == ipv4 && backends.ScopeOf(p.local) == backends.ScopePublic {
 		configs = append(configs, gateway.BackendConfig{Protocol: gateway.Direct})
@@ -256,16 +250,7 @@ func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
 	if f.config.Interface == "" {
 		return f.routes[fam]()
 	}
-	all, err := discover.Gateways()
-	if err != nil {
-		return discover.Gateway{}, err
-	}
-	for _, gw := range all {
-		if gw.Interface == f.config.Interface && familyOf(gw.Local) == fam {
-			return gw, nil
-		}
-	}
-	return discover.Gateway{}, fmt.Errorf("no default route through interface %q", f.config.Interface)
+	return discover.Through(f.config.Interface, fam == ipv6)
 }
 
 // localToward returns the local address that the kernel uses toward another. It

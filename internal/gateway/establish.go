@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"time"
 
@@ -79,7 +78,6 @@ func (f *flow) fail(h *Handle, err error) {
 		h.due = time.Time{}
 	}
 	h.publish(func(s *Status) { s.Granted, s.Err, s.Next = nil, err, h.due }, err.Error())
-	slog.New(h.sink.Handler()).Warn("mapping not granted", "port", h.Port, "err", err)
 }
 
 // replace requests another spec in place of what a handle has, or has it back.

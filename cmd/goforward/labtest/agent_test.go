@@ -104,6 +104,9 @@ func (s *server) newForwarder(c call) answer {
 		Protocols: c.Config.Order, UPnPURL: c.Config.IGD, StateFile: c.Config.State,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnEvent: func(e forward.Event) {
+			if e.Kind == forward.EventFailed { // how often depends on the pace of the router
+				return
+			}
 			s.onEvent(e)
 			s.proc.Send(answer{Event: toEvent(n, e)})
 		},

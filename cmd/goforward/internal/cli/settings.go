@@ -97,14 +97,6 @@ func (s *settings) checkSource() error {
 	return nil
 }
 
-// searched is where UPnP devices are, or nil.
-func (s *settings) searched() []netip.AddrPort {
-	if !s.ssdp.IsValid() {
-		return nil
-	}
-	return []netip.AddrPort{s.ssdp}
-}
-
 // config is what the facade is told. A timeout that was asked for bounds the
 // whole call and the discovery within it.
 func (a *app) config() *forward.Config {
