@@ -16,7 +16,7 @@ func BenchmarkCold(b *testing.B) {
 		loopCold(b, &forward.Config{Gateway: netip.AddrPortFrom(natpmpGateway(b), 0)})
 	})
 	b.Run("upnp", func(b *testing.B) {
-		gw := startGateway(b, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true}})
+		gw := startGateway(b, gatewaytest.Config{Protocols: []string{"upnp"}})
 		gw.DownPCP()
 		loopCold(b, &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP()}})
 		for name, n := range gw.Stats().Requests {

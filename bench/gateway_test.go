@@ -25,7 +25,7 @@ func startGateway(t testing.TB, config gatewaytest.Config) *gatewaytest.Gateway 
 
 // coldGateway is the cold start without a router's work: what is left is the library's.
 func (b *bench) coldGateway(t *testing.T) {
-	gw := startGateway(t, gatewaytest.Config{Listen: loopbackGateway, UPnP: gatewaytest.UPnP{Off: true}})
+	gw := startGateway(t, gatewaytest.Config{Listen: loopbackGateway, Protocols: []string{"natpmp", "pcp"}})
 	to := target{Gateway: loopbackGateway.Addr(), Self: netip.MustParseAddr("127.0.0.1")}
 	b.rounds(t, keyGateway, []string{oursTold, goNATPMPName, rawNATPMPName}, func(ctx context.Context, peer string, _ int) Sample {
 		to.Peer, to.Port = peer, b.nextPort()
@@ -59,7 +59,7 @@ func (b *bench) delays(t *testing.T) {
 
 func (b *bench) delay(t *testing.T, d time.Duration) {
 	gw := startGateway(t, gatewaytest.Config{
-		Listen: loopbackGateway, NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true},
+		Listen: loopbackGateway, Protocols: []string{"upnp"},
 	})
 	gw.DownPCP()
 	to := target{Gateway: loopbackGateway.Addr(), Self: netip.MustParseAddr("127.0.0.1"), SSDP: gw.SSDP()}

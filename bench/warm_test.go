@@ -92,7 +92,7 @@ func natpmpGateway(t testing.TB) netip.Addr {
 	for last := byte(1); last < 100; last++ {
 		at := netip.AddrFrom4([4]byte{127, 0, 1, last})
 		gw, err := gatewaytest.Start(gatewaytest.Config{
-			Listen: netip.AddrPortFrom(at, port5351), PCP: gatewaytest.PCP{Off: true}, UPnP: gatewaytest.UPnP{Off: true},
+			Listen: netip.AddrPortFrom(at, port5351), Protocols: []string{"natpmp"},
 		})
 		if err == nil {
 			t.Cleanup(func() { gw.Close() })
@@ -185,7 +185,7 @@ func deleteOne(t testing.TB) func() func() error {
 // fullGateway speaks UPnP alone and has many entries.
 func fullGateway(t testing.TB) *gatewaytest.Gateway {
 	t.Helper()
-	gw := startGateway(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true}, TableLimit: 2 * listed})
+	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"upnp"}, TableLimit: 2 * listed})
 	gw.DownPCP()
 	for i := range uint16(listed) {
 		err := gw.AddMapping(gatewaytest.Entry{

@@ -18,6 +18,7 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 var update = flag.Bool("update", false, "write what the errors say now to testdata/errors.txt, to be read by a person")
@@ -97,9 +98,9 @@ func TestErrorText(t *testing.T) {
 
 func errorText(t *testing.T, faults map[string]gatewaytest.Fault) string {
 	t.Helper()
-	gw, err := gatewaytest.Start(gatewaytest.Config{UPnP: gatewaytest.UPnP{
-		Status: gatewaytest.UPnPStatus{External: func(netip.Addr) string { return "" }},
-	}})
+	gw, err := gatewaytest.Start(gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+		Status: quirks.Status{External: func(netip.Addr) string { return "" }},
+	}}})
 	if err != nil {
 		return err.Error()
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // router is the examples' gateway; a program of yours needs none of this.
@@ -178,7 +179,7 @@ func Example_anyPort() {
 // All that the gateway forwards, deleted one by one, whoever it is for. This is
 // a gateway that lets its hosts do so.
 func Example_deleteAll() {
-	gw, err := gatewaytest.Start(gatewaytest.Config{UPnP: gatewaytest.UPnP{AnyClient: true}})
+	gw, err := gatewaytest.Start(gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -67,6 +67,15 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 	})
 }
 
+// LeaveTime bounds the wait for a gateway that was left.
+const LeaveTime = leaveTime
+
+// Routes is how many gateways the Forwarder has an owner for.
+func (f *Forwarder) Routes() (n int) {
+	f.loop.Do(func() { n = len(f.known) })
+	return n
+}
+
 // NetworkChanged does what the watcher of the network does after a change.
 func (f *Forwarder) NetworkChanged() { f.loop.Do(func() { f.look("") }) }
 

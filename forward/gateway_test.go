@@ -16,6 +16,7 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/internal/freeport"
 )
 
@@ -89,9 +90,9 @@ func TestProbe(t *testing.T) {
 		"has no WAN":     {gatewaytest.Config{}, refuse(natpmp.NetworkFailure), nil},
 		"is silent":      {gatewaytest.Config{}, func(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true}) }, backends.ErrNoReply},
 		"refuses 5351":   {gatewaytest.Config{}, (*gatewaytest.Gateway).Down, backends.ErrNoReply},
-		"speaks PCP":     {gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnly: true}}, nil, nil},
-		"stutters PCP":   {gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnlyTruncated: true}}, nil, nil},
-		"knows no PCP":   {gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}}, nil, nil},
+		"speaks PCP":     {gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}}, nil, nil},
+		"stutters PCP":   {gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnlyTruncated: true}}}, nil, nil},
+		"knows no PCP":   {gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}}, nil, nil},
 		"loses a packet": {gatewaytest.Config{}, func(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true, Times: 1}) }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -322,7 +323,7 @@ func TestVPN(t *testing.T) {
 	gw, f := start(t, forward.Config{OnEvent: func(e forward.Event) {
 		events <- fmt.Sprint(e.Kind, e.Grants[0].External.Port())
 	}, Lifetime: time.Minute}, gatewaytest.Config{
-		ManualClock: true, NATPMP: gatewaytest.NATPMP{VPN: true}, PCP: gatewaytest.PCP{Off: true}, UPnP: gatewaytest.UPnP{Off: true},
+		ManualClock: true, Protocols: []string{"natpmp"}, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VPN: true}},
 	})
 	m, err := f.Enable(t.Context(), forward.Both(8080), forward.SamePort())
 	if err != nil {

@@ -1,4 +1,4 @@
-package forward
+package forward_test
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	. "github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/internal/state"
 )
 
 func startGateway(t *testing.T, c gatewaytest.Config) *gatewaytest.Gateway {
@@ -367,15 +367,11 @@ func TestDeletionElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.NetworkChanged()
-	left := func() bool { // the owner of the first gateway has ended
-		n := 0
-		f.loop.Do(func() { n = len(f.known) })
-		return n == 1
-	}
+	left := func() bool { return f.Routes() == 1 } // the owner of the first gateway has ended
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 && left() }) {
 		t.Fatalf("the first gateway has %v, the second %v", gw1.Table(), gw2.Table())
 	}
-	<-time.After(2 * leaveTime)
+	<-time.After(2 * LeaveTime)
 	asked := countRequests(gw1, isUnmap)
 	<-time.After(2 * time.Second)
 	if n := countRequests(gw1, isUnmap); n != asked {
@@ -391,24 +387,5 @@ func TestDeletionElsewhere(t *testing.T) {
 	lossy()
 	if err := f.Shutdown(t.Context()); err != nil || len(gw1.Table()) != 0 {
 		t.Errorf("Shutdown: %v; the first gateway has %v", err, gw1.Table())
-	}
-}
-
-// What a gateway cannot have any more is forgotten, and what it may have is not.
-func TestForgotten(t *testing.T) {
-	for name, c := range map[string]struct {
-		ago, lifetime time.Duration
-		want          bool
-	}{
-		"lasts":                     {time.Minute, time.Hour, false},
-		"written down a while ago":  {65 * time.Minute, time.Hour, false},
-		"gone":                      {2 * time.Hour, time.Hour, true},
-		"without an end":            {24 * time.Hour, backends.Forever, false},
-		"without an end, never met": {60 * 24 * time.Hour, backends.Forever, true},
-	} {
-		r := state.Record{Mapping: backends.Mapping{Granted: time.Now().Add(-c.ago), Lifetime: c.lifetime}}
-		if got := isForgotten(r); got != c.want {
-			t.Errorf("%s: forgotten %v, want %v", name, got, c.want)
-		}
 	}
 }

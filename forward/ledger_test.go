@@ -76,8 +76,8 @@ func holds(texts ...string) func(string) bool {
 func TestStateFile(t *testing.T) {
 	for name, router := range map[string]gatewaytest.Config{
 		"natpmp": {},
-		"pcp":    {NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: gatewaytest.UPnP{Off: true}},
-		"upnp":   {NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true}},
+		"pcp":    {Protocols: []string{"pcp"}},
+		"upnp":   {Protocols: []string{"upnp"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRuns(t, router, forward.Config{})

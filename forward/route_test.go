@@ -1,4 +1,4 @@
-package forward
+package forward_test
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	. "github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 )
 

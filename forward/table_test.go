@@ -9,6 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // startIGD is start with a gateway whose UPnP device is searched for too.
@@ -67,7 +68,7 @@ func TestMappingsTable(t *testing.T) {
 	}{
 		"by NAT-PMP":   {nil, gatewaytest.Config{}, []string{"udp 45.45.45.1:9000 192.168.77.9:9"}},
 		"by UPnP":      {[]string{"upnp"}, gatewaytest.Config{}, []string{"udp 45.45.45.1:9000 192.168.77.9:9"}},
-		"without UPnP": {nil, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}}, nil},
+		"without UPnP": {nil, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw, f := startIGD(t, forward.Config{Protocols: c.order}, c.router)
@@ -98,7 +99,7 @@ func TestMappingsTable(t *testing.T) {
 
 // What is not in the table of the IGD is listed all the same, where it is ours.
 func TestMappingsBeside(t *testing.T) {
-	_, f := startIGD(t, forward.Config{}, gatewaytest.Config{UPnP: gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{Unlisted: true}}})
+	_, f := startIGD(t, forward.Config{}, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{Unlisted: true}}}})
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,7 @@ func TestMappingsNoGateway(t *testing.T) {
 }
 
 func TestForeign(t *testing.T) {
-	anyone := gatewaytest.Config{UPnP: gatewaytest.UPnP{AnyClient: true}}
+	anyone := gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}}
 	gw, f := startIGD(t, forward.Config{}, anyone)
 	fill := func() {
 		occupy(t, gw, backends.TCP, 9000, "theirs")
@@ -197,7 +198,7 @@ func TestForeignRefused(t *testing.T) {
 }
 
 func TestForeignUnlisted(t *testing.T) {
-	_, f := startIGD(t, forward.Config{}, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+	_, f := startIGD(t, forward.Config{}, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	if err := f.Disable(t.Context(), forward.Foreign(), forward.External(9000)); !errors.Is(err, backends.ErrUnsupported) {
 		t.Errorf("Disable: %v, want ErrUnsupported", err)
 	}
@@ -223,7 +224,7 @@ func TestByUPnP(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw, f := startIGD(t, forward.Config{}, gatewaytest.Config{
-				ManualClock: true, PCP: gatewaytest.PCP{Off: true}, UPnP: gatewaytest.UPnP{AnyClient: true, Version: 1},
+				ManualClock: true, Protocols: []string{"natpmp", "upnp"}, Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true, Version: 1}},
 			})
 			m, err := f.Enable(t.Context(), c.opts...)
 			if err != nil {
@@ -247,8 +248,8 @@ func TestByUPnP(t *testing.T) {
 func TestChooseUPnP(t *testing.T) {
 	for want, router := range map[string]gatewaytest.Config{
 		"natpmp": {},
-		"pcp":    {NATPMP: gatewaytest.NATPMP{Off: true}},
-		"upnp":   {NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true}},
+		"pcp":    {Protocols: []string{"pcp", "upnp"}},
+		"upnp":   {Protocols: []string{"upnp"}},
 	} {
 		t.Run(want, func(t *testing.T) {
 			gw, f := startIGD(t, forward.Config{}, router)
@@ -270,8 +271,8 @@ func TestChooseUPnP(t *testing.T) {
 // no better one.
 func TestDevicePending(t *testing.T) {
 	gw, f := startIGD(t, forward.Config{}, gatewaytest.Config{
-		NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true},
-		UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{Connection: "Disconnected"}},
+		Protocols: []string{"upnp"},
+		Quirks:    quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}},
 	})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 // pcpMapping enables a mapping by PCP, and returns the nonce that the gateway got.
 func pcpMapping(t *testing.T, config forward.Config) (*gatewaytest.Gateway, *forward.Forwarder, *forward.Mapping, []byte) {
 	t.Helper()
-	gw, f := start(t, config, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: gatewaytest.UPnP{Off: true}})
+	gw, f := start(t, config, gatewaytest.Config{Protocols: []string{"pcp"}})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil || m.Backend() != "pcp" {
 		t.Fatal(m, err)

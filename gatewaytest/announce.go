@@ -7,6 +7,7 @@ import (
 
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // The gaps between the packets of an announcement double from the first to the
@@ -23,14 +24,14 @@ const mostAlive = 3
 // Announce tells the hosts to look again, as Restart and SetExternal do. The
 // first packet is sent before it returns; the series ends with the next
 // announcement. Nothing is sent while down, or without Config.Announce,
-// Config.Announce6 and UPnP.Notify, where ssdp:alive goes for each device and
+// Config.Announce6 and Config.Notify, where ssdp:alive goes for each device and
 // service, three times at most. Start does not announce.
 func (g *Gateway) Announce() {
-	if g.config.UPnP.Notify.IsValid() {
-		g.series(&g.notifying, min(g.config.AnnounceCount, mostAlive), func() { g.upnp.notify("ssdp:alive") })
+	if g.config.Notify.IsValid() {
+		g.series(&g.notifying, min(g.config.Quirks.AnnounceCount, mostAlive), func() { g.upnp.notify("ssdp:alive") })
 	}
 	if g.config.Announce.IsValid() || g.config.Announce6.IsValid() {
-		g.series(&g.announcing, g.config.AnnounceCount, g.announceOnce)
+		g.series(&g.announcing, g.config.Quirks.AnnounceCount, g.announceOnce)
 	}
 }
 
@@ -73,10 +74,10 @@ func (g *Gateway) series(current *context.CancelFunc, count int, round func()) {
 func (g *Gateway) announceOnce() {
 	hint, _ := pcp.AnnounceResponse{Epoch: g.Epoch()}.MarshalBinary()
 	if to := g.config.Announce; to.IsValid() {
-		if g.config.AnnounceAs != AnnouncePCP {
+		if g.config.Quirks.AnnounceAs != quirks.AnnouncePCP {
 			g.announceTo(to, g.natpmp.externalAddr(int(natpmp.Success)))
 		}
-		if g.config.AnnounceAs != AnnounceNATPMP {
+		if g.config.Quirks.AnnounceAs != quirks.AnnounceNATPMP {
 			g.announceTo(to, hint)
 		}
 	}

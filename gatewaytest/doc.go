@@ -39,27 +39,16 @@
 // delete what has a PCP nonce. UPnP lists all IPv4 mappings, and deletes those of
 // the same host that have no nonce, but overwrites only its own; the others
 // neither renew nor delete UPnP's. Any protocol can be mapped, by UPnP TCP and
-// UDP; bytes are relayed for these. [Config.NATPMP], [Config.PCP] and [Config.UPnP]
-// switch each off, and have the quirks of real routers.
+// UDP; bytes are relayed for these. [Config.Protocols] says which of them the gateway
+// speaks.
 //
 // PCP's PORT_SET and authentication are not there, nor UPnP's events, service
 // descriptions (their URLs are 404, as with many routers) and device protection.
 //
-// # Quirks of UPnP
+// # Quirks
 //
-// No two IGDs are alike, and nearly every field of [UPnP] is something that one
-// of them does: how it answers searches ([UPnPSearch]), what it says of itself
-// ([UPnPDescription]), the bytes in which it does ([UPnPWire], [UPnPXML],
-// [UPnPFaultForm]), what it wants of requests ([UPnPDemands]), and what becomes
-// of mappings ([UPnPLeases], [UPnPRules], [UPnPListing], [UPnPStatus],
-// [UPnPFirewall]). They can be combined:
-//
-//	gatewaytest.UPnP{
-//		Version: 1,
-//		Leases:  gatewaytest.UPnPLeases{PermanentOnly: 725},
-//		Wire:    gatewaytest.UPnPWire{NoLength: true, HTTP10: true},
-//		Search:  gatewaytest.UPnPSearch{OtherPort: true, NoIGD2: true},
-//	}
+// [Config.Quirks] has the quirks of real routers, which package
+// [github.com/natforward/goforward/gatewaytest/quirks] describes.
 //
 // What is wrong only once is a [Fault], as with the other protocols. Searches are
 // answered where they are sent, [Gateway.SSDP]: nothing joins a multicast group.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func ExampleStart() {
@@ -83,11 +84,11 @@ func ExampleGateway_Inject() {
 	defer remove()
 }
 
-func ExampleUPnP() {
-	gw, err := gatewaytest.Start(gatewaytest.Config{UPnP: gatewaytest.UPnP{
+func Example_quirks() {
+	gw, err := gatewaytest.Start(gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
 		Version: 1,
-		Leases:  gatewaytest.UPnPLeases{PermanentOnly: 725},
-	}})
+		Leases:  quirks.Leases{PermanentOnly: 725},
+	}}})
 	if err != nil {
 		fmt.Println(err)
 		return

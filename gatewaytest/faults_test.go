@@ -203,7 +203,7 @@ func TestFaultOrder(t *testing.T) {
 
 func TestRequestsAndStats(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}})
+	gw := reference(t, gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}})
 	h := newHost(t, gw)
 	h.ask("0000")
 	h.ask(mapTCP)

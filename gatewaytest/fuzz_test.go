@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // FuzzNATPMPHandle feeds the server anything under every quirk.
@@ -16,20 +18,23 @@ func FuzzNATPMPHandle(f *testing.F) {
 		"\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
 		"\x00\x01\x00\x00\x1a\xe1\xff\xff\xff\xff\xff\xff",
 	} {
-		for quirks := range 13 {
-			f.Add([]byte(seed), uint16(1<<quirks), uint8(0))
+		for i := range 13 {
+			f.Add([]byte(seed), uint16(1<<i), uint8(0))
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte, bits uint16, result uint8) {
 		on := func(i int) bool { return bits>>i&1 != 0 }
+		protocols := []string{"upnp"}
+		if !on(14) {
+			protocols = append(protocols, "natpmp")
+		}
 		g := newGateway(Config{
-			MultiplePorts: on(0), TableLimit: 3, External: defaultExternal, ManualClock: true,
-			PCP: PCP{Off: true},
-			NATPMP: NATPMP{
-				VersionError: VersionErrorForm(bits >> 1 & 3), ShortOpcodeError: on(3), RefusePrivate: on(4),
+			Protocols: protocols, TableLimit: 3, External: defaultExternal, ManualClock: true,
+			Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{
+				MultiplePorts: on(0), VersionError: quirks.VersionErrorForm(bits >> 1 & 3), ShortOpcodeError: on(3), RefusePrivate: on(4),
 				EchoErrors: on(5), LowByte: on(6), EpochStuck: on(7), EpochBack: on(8), ExternalZero: on(9),
-				VPN: on(10), PCPOnly: on(11), PCPOnlyTruncated: on(12), AnyDeletePort: on(13), Off: on(14),
-			},
+				VPN: on(10), PCPOnly: on(11), PCPOnlyTruncated: on(12), AnyDeletePort: on(13),
+			}},
 		})
 		defer g.stop()
 		if result != 0 {

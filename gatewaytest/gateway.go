@@ -78,8 +78,8 @@ func newGateway(config Config) *Gateway {
 	if config.Listen6.IsValid() {
 		g.ports = append(g.ports, &port{network: "udp6", addr: config.Listen6, receive: g.receive})
 	}
-	g.natpmp.g, g.natpmp.quirks = g, config.NATPMP
-	g.pcp.g, g.pcp.quirks = g, config.PCP
+	g.natpmp.g, g.natpmp.quirks = g, config.Quirks.NATPMP
+	g.pcp.g, g.pcp.quirks = g, config.Quirks.PCP
 	g.upnp.init(g, config)
 	return g
 }
@@ -126,6 +126,9 @@ func (g *Gateway) isClosed() bool {
 	}
 }
 
+// speaks reports whether the gateway speaks the protocol.
+func (g *Gateway) speaks(service string) bool { return g.config.speaks(service) }
+
 // Addr is where the gateway answers requests. It stays the same while down.
 func (g *Gateway) Addr() netip.AddrPort { return g.ports[0].addr }
 
@@ -146,7 +149,7 @@ func (g *Gateway) External() netip.Addr {
 
 // SetExternal gives the gateway another external IPv4 address, with the table
 // as it is, and announces it, by [Gateway.UpdateMappings] too if
-// [PCP.MappingUpdates] says so. 0.0.0.0 or the zero Addr is none.
+// [quirks.PCP] says so. 0.0.0.0 or the zero Addr is none.
 func (g *Gateway) SetExternal(addr netip.Addr) {
 	addr = addr.Unmap()
 	if !addr.Is4() {
@@ -157,7 +160,7 @@ func (g *Gateway) SetExternal(addr netip.Addr) {
 	g.mu.Unlock()
 	g.upnp.addressChanged()
 	g.Announce()
-	if g.config.PCP.MappingUpdates {
+	if g.config.Quirks.PCP.MappingUpdates {
 		g.UpdateMappings()
 	}
 }

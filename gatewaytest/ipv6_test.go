@@ -11,6 +11,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // firewall is a gateway that answers over IPv6, and a host there.
@@ -38,7 +39,7 @@ func firewall(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, ho
 
 func TestPinholeTCP(t *testing.T) {
 	t.Parallel()
-	gw, h := firewall(t, gatewaytest.Config{ManualClock: true, External: netip.MustParseAddr("10.0.0.1"), PCP: gatewaytest.PCP{RefusePrivate: true}})
+	gw, h := firewall(t, gatewaytest.Config{ManualClock: true, External: netip.MustParseAddr("10.0.0.1"), Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}})
 	port := serve(t, "tcp6", "[::1]:0")
 	to := netip.AddrPortFrom(netip.IPv6Loopback(), port)
 	hole := func(m *pcp.MapRequest) { m.InternalPort = port }
@@ -135,8 +136,10 @@ func TestIPv6Port(t *testing.T) {
 	defer pc.Close()
 	_ = pc.SetDeadline(time.Now().Add(patience))
 	gw, h := firewall(t, gatewaytest.Config{
-		ManualClock: true, AnnounceCount: 1, Announce6: pc.LocalAddr().(*net.UDPAddr).AddrPort(),
-		PCP: gatewaytest.PCP{UpdateCount: 1},
+		ManualClock: true, Quirks: quirks.Quirks{
+			AnnounceCount: 1,
+			PCP:           quirks.PCP{UpdateCount: 1},
+		}, Announce6: pc.LocalAddr().(*net.UDPAddr).AddrPort(),
 	})
 	gw.Advance(1234 * time.Second)
 	h.ask("02000000 00000000 00000000 00000000 00000000 00000001")

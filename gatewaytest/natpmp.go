@@ -8,6 +8,7 @@ import (
 
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // serviceNATPMP is the name of the protocol in entries and requests.
@@ -16,7 +17,7 @@ const serviceNATPMP = "natpmp"
 // natpmpServer answers NAT-PMP requests out of the gateway's table.
 type natpmpServer struct {
 	g       *Gateway
-	quirks  NATPMP
+	quirks  quirks.NATPMP
 	answers atomic.Uint32 // for EpochBack
 }
 
@@ -40,7 +41,7 @@ func identifyNATPMP(raw []byte) Request {
 func (s *natpmpServer) handle(q Request, refuse int) []byte {
 	h, err := natpmp.ParseHeader(q.Raw)
 	switch {
-	case err != nil || s.quirks.Off:
+	case err != nil || !s.g.speaks(serviceNATPMP):
 		return nil
 	case s.quirks.PCPOnly || s.quirks.PCPOnlyTruncated:
 		return s.pcpOnly(q, h)
@@ -130,7 +131,7 @@ func (s *natpmpServer) mapOrUnmap(client netip.Addr, m natpmp.MapRequest) (Entry
 			Remaining: lifetime,
 			Service:   serviceNATPMP,
 		},
-		another: s.g.config.MultiplePorts,
+		another: s.g.config.Quirks.NATPMP.MultiplePorts,
 		loose:   true,
 	})
 	if err != nil {
@@ -170,8 +171,8 @@ func (s *natpmpServer) vpnPort(client netip.Addr) uint16 {
 func (s *natpmpServer) versionError(h natpmp.Header) []byte {
 	r := natpmp.ErrorResponse{Version: natpmp.Version, Result: natpmp.UnsupportedVersion, Epoch: s.epoch()}
 	switch s.quirks.VersionError {
-	case VersionErrorRFC:
-	case VersionErrorOpcode:
+	case quirks.VersionErrorRFC:
+	case quirks.VersionErrorOpcode:
 		r.Opcode = h.Opcode | natpmp.OpResponse
 	default:
 		return nil

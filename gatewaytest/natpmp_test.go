@@ -8,6 +8,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 const (
@@ -66,7 +67,7 @@ func TestNATPMPPackets(t *testing.T) {
 			{"0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000"},
 			{mapTCP2, "0082 0000 000004d2 1f90 0051 00001c20"}, // so it is gone
 		}},
-		{"delete naming the port", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{AnyDeletePort: true}}, nil, []exchange{
+		{"delete naming the port", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{AnyDeletePort: true}}}, nil, []exchange{
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
 			{"0002 0000 1f90 1f90 00000000", "0082 0000 000004d2 1f90 0000 00000000"},
 		}},
@@ -76,17 +77,17 @@ func TestNATPMPPackets(t *testing.T) {
 		{"map port 0", gatewaytest.Config{}, nil, []exchange{
 			{"0001 0000 0000 1ae1 00001c20", "0081 0002 000004d2 0000 0000 00000000"},
 		}},
-		{"unknown version", gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}}, nil, []exchange{
+		{"unknown version", gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}}, nil, []exchange{
 			{"0100", "0000 0001 000004d2"},
 			{"0281 0000 00000000", "0000 0001 000004d2"}, // before the look at the opcode
 		}},
 		{"unknown version, opcode kept", gatewaytest.Config{
-			NATPMP: gatewaytest.NATPMP{VersionError: gatewaytest.VersionErrorOpcode}, PCP: gatewaytest.PCP{Off: true},
+			Protocols: []string{"natpmp", "upnp"}, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorOpcode}},
 		}, nil, []exchange{
 			{"0201 0000 00000e10", "0081 0001 000004d2"},
 		}},
 		{"unknown version, silent", gatewaytest.Config{
-			NATPMP: gatewaytest.NATPMP{VersionError: gatewaytest.VersionErrorSilent}, PCP: gatewaytest.PCP{Off: true},
+			Protocols: []string{"natpmp", "upnp"}, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorSilent}},
 		}, nil, []exchange{
 			{"0201 0000 00000e10", ""},
 		}},
@@ -98,10 +99,10 @@ func TestNATPMPPackets(t *testing.T) {
 			{"0005", "0085 0005"},
 			{"0003 1234 deadbeef 01", "0083 0005 deadbeef 01"},
 		}},
-		{"unknown opcode, short", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{ShortOpcodeError: true}}, nil, []exchange{
+		{"unknown opcode, short", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{ShortOpcodeError: true}}}, nil, []exchange{
 			{"0005 0000", "0085 0005 000004d2"},
 		}},
-		{"several ports", gatewaytest.Config{MultiplePorts: true}, nil, []exchange{
+		{"several ports", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{MultiplePorts: true}}}, nil, []exchange{
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
 			{mapTCP2, "0082 0000 000004d2 1f90 0051 00001c20"},
 			{"0002 0000 1f90 0000 00001c20", "0082 0000 000004d2 1f90 1f90 00001c20"},
@@ -111,42 +112,42 @@ func TestNATPMPPackets(t *testing.T) {
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
 		}},
 		{"private address refused", gatewaytest.Config{
-			External: netip.MustParseAddr("100.64.0.2"), NATPMP: gatewaytest.NATPMP{RefusePrivate: true},
+			External: netip.MustParseAddr("100.64.0.2"), Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{RefusePrivate: true}},
 		}, nil, []exchange{
 			{"0000", "0080 0003 000004d2 00000000"},
 			{mapTCP, "0082 0003 000004d2 1f90 0000 00000000"},
 		}},
 		{"errors echo", gatewaytest.Config{
-			External: netip.IPv4Unspecified(), NATPMP: gatewaytest.NATPMP{EchoErrors: true},
+			External: netip.IPv4Unspecified(), Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{EchoErrors: true}},
 		}, nil, []exchange{
 			{mapTCP, "0082 0003 000004d2 1f90 1f90 00001c20"},
 		}},
-		{"low byte", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{LowByte: true}}, nil, []exchange{
+		{"low byte", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{LowByte: true}}}, nil, []exchange{
 			{mapTCP, "0082 0000 000004d2 0090 0090 00001c20"},
 		}},
-		{"epoch stuck", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{EpochStuck: true}}, nil, []exchange{
+		{"epoch stuck", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{EpochStuck: true}}}, nil, []exchange{
 			{"0000", "0080 0000 00000000 cb007107"},
 		}},
-		{"epoch back", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{EpochBack: true}}, nil, []exchange{
+		{"epoch back", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{EpochBack: true}}}, nil, []exchange{
 			{"0000", "0080 0000 000008ba cb007107"},
 			{"0000", "0080 0000 000004d2 cb007107"},
 			{mapTCP, "0082 0000 000008ba 1f90 1f90 00001c20"},
 		}},
-		{"external address zero", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{ExternalZero: true}}, nil, []exchange{
+		{"external address zero", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{ExternalZero: true}}}, nil, []exchange{
 			{"0000", "0080 0000 000004d2 00000000"},
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
 		}},
-		{"vpn", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{VPN: true}}, nil, []exchange{
+		{"vpn", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VPN: true}}}, nil, []exchange{
 			{"0001 0000 0000 0001 0000003c", "0081 0000 000004d2 0000 c000 0000003c"},
 			{"0002 0000 0000 0001 0000003c", "0082 0000 000004d2 0000 c000 0000003c"},
 			{"0002 0000 1f90 0000 00001c20", "0082 0000 000004d2 0000 c000 0000003c"},
 			{"0002 0000 0000 0000 00000000", "0082 0000 000004d2 0000 0000 00000000"},
 		}},
-		{"pcp only", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnly: true}}, nil, []exchange{
+		{"pcp only", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}}, nil, []exchange{
 			{"0000", "02800001 00000708 000004d2 00000000 00000000 00000000"},
 			{mapUDP, "02810001 00000708 000004d2 00000000 00000000 00000000"},
 		}},
-		{"pcp only, truncated", gatewaytest.Config{NATPMP: gatewaytest.NATPMP{PCPOnlyTruncated: true}}, nil, []exchange{
+		{"pcp only, truncated", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnlyTruncated: true}}}, nil, []exchange{
 			{"0000", "0280"},
 			{mapUDP, "02810002 00000708 000004d2"},
 		}},
@@ -181,7 +182,7 @@ func TestUnheard(t *testing.T) {
 		t.Errorf("a host that is not admitted got something: %+v, %v", s, gw.Table())
 	}
 
-	off := reference(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true}})
+	off := reference(t, gatewaytest.Config{Protocols: []string{"upnp"}})
 	newHost(t, off).send("0000")
 	if _, err := off.AwaitRequests(waiting(t), 1, nil); err != nil {
 		t.Fatal(err)
@@ -292,19 +293,20 @@ func TestConfig(t *testing.T) {
 		"external": {External: netip.MustParseAddr("2001:db8::1")},
 		"bounds":   {MinLifetime: 2, MaxLifetime: 1},
 		"negative": {TableLimit: -1},
-		"filters":  {PCP: gatewaytest.PCP{MaxFilters: -1}},
+		"filters":  {Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: -1}}},
 		"listen6":  {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
 		"nothing for ipv6": {
-			Listen6: netip.MustParseAddrPort("[::1]:0"), PCP: gatewaytest.PCP{Off: true}, UPnP: gatewaytest.UPnP{Off: true},
+			Listen6: netip.MustParseAddrPort("[::1]:0"), Protocols: []string{"natpmp"},
 		},
-		"igd version":            {UPnP: gatewaytest.UPnP{Version: 3}},
-		"igd over ipv6":          {UPnP: gatewaytest.UPnP{HTTP: netip.MustParseAddrPort("[::1]:0")}},
-		"igd multicast":          {UPnP: gatewaytest.UPnP{SSDP: netip.MustParseAddrPort("239.255.255.250:1900")}},
-		"igd name":               {UPnP: gatewaytest.UPnP{UDN: "router"}},
-		"description path":       {UPnP: gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Path: "x"}}},
-		"connected":              {UPnP: gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connected: 1}}},
-		"igd lease":              {UPnP: gatewaytest.UPnP{Leases: gatewaytest.UPnPLeases{Max: -1}}},
-		"igd client":             {UPnP: gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{ListedClient: netip.IPv6Loopback()}}},
+		"protocol":               {Protocols: []string{"natpmp", "NAT-PMP"}},
+		"igd version":            {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 3}}},
+		"igd over ipv6":          {ListenHTTP: netip.MustParseAddrPort("[::1]:0")},
+		"igd multicast":          {ListenSSDP: netip.MustParseAddrPort("239.255.255.250:1900")},
+		"igd name":               {Quirks: quirks.Quirks{UPnP: quirks.UPnP{UDN: "router"}}},
+		"description path":       {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Path: "x"}}}},
+		"connected":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Connected: 1}}}},
+		"igd lease":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Leases: quirks.Leases{Max: -1}}}},
+		"igd client":             {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{ListedClient: netip.IPv6Loopback()}}}},
 		"announcing to nowhere6": {Announce6: netip.MustParseAddrPort("[::1]:5350")},
 	} {
 		if gw, err := gatewaytest.Start(config); !errors.Is(err, backends.ErrInvalid) {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // servicePCP is the name of the protocol in entries and requests.
@@ -25,7 +26,7 @@ var sizes = map[pcp.Opcode]int{pcp.OpMap: pcpMap, pcp.OpPeer: pcpPeer}
 // pcpServer answers PCP requests out of the gateway's table.
 type pcpServer struct {
 	g      *Gateway
-	quirks PCP
+	quirks quirks.PCP
 }
 
 // identifyPCP reads what a datagram of a version other than 0 asks.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // FuzzPCPHandle feeds the server anything, twice two datagrams, under every
@@ -33,13 +34,15 @@ func FuzzPCPHandle(f *testing.F) {
 		on := func(i int) bool { return bits>>i&1 != 0 }
 		config := Config{
 			TableLimit: 3, ManualClock: true,
-			PCP: PCP{
+			Quirks: quirks.Quirks{PCP: quirks.PCP{
 				ThirdParty: on(0), AllPorts: on(1), WildcardMalformed: on(2), RefusePrivate: on(3), NAT: on(4),
 				NonceLoose: on(5), FilterIgnored: on(6), PreferFailureIgnored: on(7), DeleteUnknownNoResources: on(8),
 				ErrorLifetimeZero: on(9), OptionsEchoed: on(10), NoAnnounce: on(11), AnnounceUnsupported: on(12),
 				VersionOne: on(13), NoPeer: on(14), MaxFilters: int(bits >> 18 & 3),
-			},
-			NATPMP: NATPMP{Off: on(15)},
+			}},
+		}
+		if on(15) {
+			config.Protocols = []string{"pcp", "upnp"}
 		}
 		if on(16) {
 			config.External = netip.MustParseAddr("100.64.0.1")
@@ -66,7 +69,7 @@ func FuzzPCPHandle(f *testing.F) {
 				t.Fatalf("no answer to %x", raw)
 			}
 			for _, r := range replies {
-				checkReply(t, raw, r, config.PCP)
+				checkReply(t, raw, r, config.Quirks.PCP)
 			}
 			checkTable(t, g, on(1))
 			g.Advance(time.Hour)
@@ -74,7 +77,7 @@ func FuzzPCPHandle(f *testing.F) {
 	})
 }
 
-func checkReply(t *testing.T, request, r []byte, quirks PCP) {
+func checkReply(t *testing.T, request, r []byte, rules quirks.PCP) {
 	t.Helper()
 	if r[0] == 0 {
 		return // FuzzNATPMPHandle's
@@ -85,11 +88,11 @@ func checkReply(t *testing.T, request, r []byte, quirks PCP) {
 		t.Fatalf("%x to %x: %v", r, request, err)
 	case len(r) < pcpHeader || len(r) > pcp.MaxMessage || len(r)%4 != 0:
 		t.Fatalf("answer of %d bytes to %x", len(r), request)
-	case quirks.VersionOne != (h.Version == 1):
+	case rules.VersionOne != (h.Version == 1):
 		t.Fatalf("answer of version %d", h.Version)
 	case r[1] != request[1]|0x80:
 		t.Fatalf("answer %x to opcode %x", r[1], request[1])
-	case h.Result == pcp.Success && quirks.NAT:
+	case h.Result == pcp.Success && rules.NAT:
 		t.Fatalf("success through another NAT: %x", r)
 	}
 	if h.Result == pcp.Success && h.Opcode == pcp.OpMap|pcp.OpResponse {
@@ -111,7 +114,7 @@ func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 				t.Fatalf("port 0 in the table: %+v", r.Entry)
 			case r.Internal != rows[0].Internal:
 				t.Fatalf("%v is shared by %v and %v", at, r.Internal, rows[0].Internal)
-			case len(r.Filters) > g.config.PCP.MaxFilters:
+			case len(r.Filters) > g.config.Quirks.PCP.MaxFilters:
 				t.Fatalf("%d filters", len(r.Filters))
 			case !slices.Contains(g.table.inside[endpoint{r.Protocol, r.Internal}], r):
 				t.Fatalf("not found inside: %+v", r.Entry)

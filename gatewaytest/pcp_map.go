@@ -105,7 +105,7 @@ func (s *pcpServer) applyOptions(e *Entry, o pcp.Options) error {
 		}
 		e.Filters = append(e.Filters, Filter{Prefix: f.Prefix.Masked(), Port: f.Port})
 	}
-	if len(e.Filters) > s.g.config.PCP.MaxFilters {
+	if len(e.Filters) > s.g.config.Quirks.PCP.MaxFilters {
 		return refusal{code: pcp.ExcessiveRemotePeers}
 	}
 	return nil

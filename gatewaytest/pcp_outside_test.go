@@ -11,6 +11,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // serve answers one byte with the same on each connection to a port of its own.
@@ -96,7 +97,7 @@ func TestPCPFilters(t *testing.T) {
 	filter(anyFilter)
 	check(true, true)
 
-	ignorant := start(t, gatewaytest.Config{PCP: gatewaytest.PCP{FilterIgnored: true}})
+	ignorant := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{FilterIgnored: true}}})
 	gw, h = ignorant, newHost(t, ignorant)
 	filter(one)
 	check(true, true)
@@ -182,7 +183,7 @@ func TestPCPPeer(t *testing.T) {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
-	none := newHost(t, start(t, gatewaytest.Config{PCP: gatewaytest.PCP{NoPeer: true}}))
+	none := newHost(t, start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoPeer: true}}}))
 	if r := peer(none, first); r.Result != pcp.UnsupportedOpcode {
 		t.Errorf("no peers: %+v", r)
 	}
@@ -190,7 +191,7 @@ func TestPCPPeer(t *testing.T) {
 
 func TestPCPAllPorts(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{PCP: gatewaytest.PCP{AllPorts: true, ThirdParty: true}})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{AllPorts: true, ThirdParty: true}}})
 	h := newHost(t, gw)
 	port := serve(t, "tcp4", "127.0.0.1:0")
 	to := netip.AddrPortFrom(gw.External(), port).String()
@@ -225,7 +226,7 @@ func TestPCPAllPorts(t *testing.T) {
 
 func TestPCPThirdParty(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{PCP: gatewaytest.PCP{ThirdParty: true}})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}})
 	h := newHost(t, gw)
 	r := h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty = neighbour.Addr() })
 	want(t, r, pcp.Success, 2*time.Hour)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 var (
@@ -113,7 +114,7 @@ func TestPCPPackets(t *testing.T) {
 			{v["map udp"], v["address mismatch"]},
 			{v["announce"], "0280000c 00000708 000004d2 00000000 0000ffff c0a8010a"},
 		}},
-		{"another NAT", Config{PCP: PCP{NAT: true}}, nil, vectorClient, []exchange{{v["map udp"], v["address mismatch"]}}},
+		{"another NAT", Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NAT: true}}}, nil, vectorClient, []exchange{{v["map udp"], v["address mismatch"]}}},
 		{"prefer failure, taken", Config{}, neighbour, vectorClient, []exchange{{v["prefer failure"], v["cannot provide"]}}},
 		{"prefer failure, free", Config{}, nil, vectorClient, []exchange{
 			{v["prefer failure"], "0281 0000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b " +
@@ -129,7 +130,7 @@ func TestPCPPackets(t *testing.T) {
 				"03000014 00780000 00000000 00000000 0000ffff c6336400"},
 		}},
 		{"third party off", Config{}, nil, vectorClient, []exchange{{v["third party"], v["third party refused"]}}},
-		{"third party", Config{PCP: PCP{ThirdParty: true}}, nil, vectorClient, []exchange{
+		{"third party", Config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}}, nil, vectorClient, []exchange{
 			{v["third party"], v["third party mapped"]},
 		}},
 		{"port set, which it does not know", Config{External: netip.MustParseAddr("192.0.2.3")}, nil, vectorClient, []exchange{

@@ -10,6 +10,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 var (
@@ -87,7 +88,7 @@ func TestPCPNonce(t *testing.T) {
 	want(t, h.pcp(unmap), pcp.Success, 0)
 	want(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
 
-	gw = reference(t, gatewaytest.Config{PCP: gatewaytest.PCP{NonceLoose: true}})
+	gw = reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NonceLoose: true}}})
 	h = newHost(t, gw)
 	want(t, h.pcp(nil), pcp.Success, 2*time.Hour)
 	want(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, 2*time.Hour)

@@ -9,7 +9,7 @@ import (
 // UpdateMappings tells the clients of PCP mappings how these stand, as a server
 // does after a change (RFC 6887, section 14.2): each gets the response that a
 // renewal would get now, at the address and port of its last request,
-// [PCP.UpdateCount] times. The first round is sent before it returns. A mapping
+// quirks.PCP.UpdateCount times. The first round is sent before it returns. A mapping
 // that was asked for with PREFER_FAILURE and is elsewhere now is gone, which
 // its client is told with result 11.
 func (g *Gateway) UpdateMappings() {
@@ -18,7 +18,7 @@ func (g *Gateway) UpdateMappings() {
 	if len(all) == 0 {
 		return
 	}
-	g.series(&g.updating, g.config.PCP.UpdateCount, func() {
+	g.series(&g.updating, g.config.Quirks.PCP.UpdateCount, func() {
 		for _, c := range all {
 			if b := g.pcp.update(c, external); b != nil {
 				g.send(c.client, b, func(s *Stats) { s.MappingUpdates++ })

@@ -7,6 +7,7 @@ import (
 
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 const (
@@ -19,7 +20,7 @@ const (
 
 func TestMappingUpdates(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{PCP: gatewaytest.PCP{MappingUpdates: true}})
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
 	h := newHost(t, gw)
 	h.ask(mapUDPforPCP)
 	gw.Restart(gatewaytest.RestartOptions{KeepTable: true, Silent: true})
@@ -38,7 +39,7 @@ func TestMappingUpdates(t *testing.T) {
 
 func TestMappingUpdateOnce(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{PCP: gatewaytest.PCP{UpdateCount: 1, ThirdParty: true}})
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, ThirdParty: true}}})
 	h := newHost(t, gw)
 	gw.UpdateMappings() // nobody to tell
 	h.ask(mapTCP)       // NAT-PMP has no such thing
@@ -77,7 +78,7 @@ func TestMappingUpdateOnce(t *testing.T) {
 
 func TestPeerUpdate(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{PCP: gatewaytest.PCP{UpdateCount: 1, MappingUpdates: true}})
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, MappingUpdates: true}}})
 	h := newHost(t, gw)
 	peer(h, func(m *pcp.PeerRequest) {})
 	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))

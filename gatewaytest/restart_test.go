@@ -11,6 +11,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // announced is a socket where announcements arrive.
@@ -43,7 +44,7 @@ func (a announced) expect(want ...string) {
 
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	a := announcing(t, gatewaytest.Config{AnnounceCount: 1})
+	a := announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 1}})
 	static := taken(backends.TCP, 80)
 	static.Static = true
 	if err := a.gw.AddMapping(static); err != nil {
@@ -79,11 +80,11 @@ func TestRestart(t *testing.T) {
 func TestAnnounceForms(t *testing.T) {
 	t.Parallel()
 	const pmp, pcp = "00800000000004d2cb007107", "0280000000000000000004d2000000000000000000000000"
-	a := announcing(t, gatewaytest.Config{AnnounceCount: 2, AnnounceAs: gatewaytest.AnnounceBoth})
+	a := announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnounceBoth}})
 	a.gw.Announce()
 	a.expect(pmp, pcp, pmp, pcp) // the second round 250 ms later
 	for again := true; again; {  // until the second packet of the first series was not due yet
-		a = announcing(t, gatewaytest.Config{AnnounceCount: 2, AnnounceAs: gatewaytest.AnnouncePCP})
+		a = announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnouncePCP}})
 		begin := time.Now()
 		a.gw.Announce()
 		a.gw.Announce() // ends the first series

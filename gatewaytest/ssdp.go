@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // maxMX is the longest that an answer is delayed, whatever the search says
@@ -219,10 +221,10 @@ func (s *upnpServer) boot() uint32 {
 type ssdpMessage struct {
 	b        strings.Builder
 	eol, sep string
-	quirks   UPnPSearch
+	quirks   quirks.Search
 }
 
-func newSSDPMessage(first string, quirks UPnPSearch) *ssdpMessage {
+func newSSDPMessage(first string, quirks quirks.Search) *ssdpMessage {
 	m := &ssdpMessage{quirks: quirks}
 	m.eol, m.sep = lineEnds(quirks.LFOnly, quirks.NoSpace)
 	m.b.WriteString(first + m.eol)

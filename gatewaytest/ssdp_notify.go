@@ -2,12 +2,12 @@ package gatewaytest
 
 import "fmt"
 
-// notify tells UPnP.Notify of all devices and services, unless UPnP is down
+// notify tells Config.Notify of all devices and services, unless UPnP is down
 // (UPnP Device Architecture 1.1, sections 1.2.2 to 1.2.4). The kind is
 // ssdp:alive, ssdp:byebye, or ssdp:update, which names the next BOOTID.
 func (s *upnpServer) notify(kind string) {
-	to := s.config.Notify
-	if s.config.Off || !to.IsValid() {
+	to := s.g.config.Notify
+	if !s.g.speaks(serviceUPnP) || !to.IsValid() {
 		return
 	}
 	v6 := to.Addr().Is6()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 const (
@@ -27,7 +28,7 @@ type searcher struct {
 
 func searching(t *testing.T, u igd) searcher {
 	t.Helper()
-	gw := start(t, gatewaytest.Config{UPnP: u, ManualClock: true})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true})
 	return searcher{t, gw, udpSocket(t, "127.0.0.1:0"), gw.SSDP()}
 }
 
@@ -129,7 +130,7 @@ func targets(version string) []string {
 func TestSSDPAll(t *testing.T) {
 	t.Parallel()
 	for version, u := range map[string]igd{
-		"1": {Version: 1}, "2": {}, "1 ": {Search: gatewaytest.UPnPSearch{Version: 1}, Description: gatewaytest.UPnPDescription{DSLForum: true}},
+		"1": {Version: 1}, "2": {}, "1 ": {Search: quirks.Search{Version: 1}, Description: quirks.Description{DSLForum: true}},
 	} {
 		version, firewall := strings.TrimSpace(version), u.Version != 1
 		s := searching(t, u)
@@ -151,7 +152,7 @@ func TestSSDPAll(t *testing.T) {
 // Nobody answers what is no search, or for something else.
 func TestSSDPSilence(t *testing.T) {
 	t.Parallel()
-	type search_ = gatewaytest.UPnPSearch
+	type search_ = quirks.Search
 	unicast := strings.Replace(search(igd1), "239.255.255.250:1900", "127.0.0.1:1900", 1)
 	unicast6 := strings.Replace(search(igd1), "239.255.255.250:1900", "[FF02::C]:1900", 1)
 	for name, tt := range map[string]struct {
@@ -196,7 +197,7 @@ func TestSSDPSilence(t *testing.T) {
 func TestSSDPPort1900(t *testing.T) {
 	t.Parallel()
 	for _, deaf := range []bool{false, true} {
-		s := searching(t, igd{Search: gatewaytest.UPnPSearch{NoPort1900: deaf}})
+		s := searching(t, igd{Search: quirks.Search{NoPort1900: deaf}})
 		var err error
 		for i := range 20 { // a loopback address where nobody has the port
 			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 19, byte(i), 1}), 1900)
@@ -222,20 +223,20 @@ func TestSSDPPort1900(t *testing.T) {
 
 func TestSSDPForms(t *testing.T) {
 	t.Parallel()
-	type quirks = gatewaytest.UPnPSearch
+	type form = quirks.Search
 	garbage := [][]byte{[]byte("\x00\xff"), []byte("HTTP/1.1 200 OK\r\n")}
 	for name, tt := range map[string]struct {
-		quirks quirks
+		quirks form
 		edit   *strings.Replacer // of the usual answer
 		copies int
 	}{
-		"lf":            {quirks{LFOnly: true}, strings.NewReplacer("\r\n", "\n"), 1},
-		"no space":      {quirks{NoSpace: true}, strings.NewReplacer(": ", ":"), 1},
-		"no reason":     {quirks{NoReason: true}, strings.NewReplacer("200 OK", "200"), 1},
-		"no blank line": {quirks{NoBlankLine: true}, strings.NewReplacer("\r\n\r\n", "\r\n"), 1},
-		"duplicates":    {quirks{Duplicates: 19}, strings.NewReplacer(), 20},
-		"garbage":       {quirks{Garbage: garbage}, strings.NewReplacer(), 1},
-		"together":      {quirks{LFOnly: true, NoReason: true, Duplicates: 1, Garbage: garbage}, strings.NewReplacer("200 OK", "200", "\r\n", "\n"), 2},
+		"lf":            {form{LFOnly: true}, strings.NewReplacer("\r\n", "\n"), 1},
+		"no space":      {form{NoSpace: true}, strings.NewReplacer(": ", ":"), 1},
+		"no reason":     {form{NoReason: true}, strings.NewReplacer("200 OK", "200"), 1},
+		"no blank line": {form{NoBlankLine: true}, strings.NewReplacer("\r\n\r\n", "\r\n"), 1},
+		"duplicates":    {form{Duplicates: 19}, strings.NewReplacer(), 20},
+		"garbage":       {form{Garbage: garbage}, strings.NewReplacer(), 1},
+		"together":      {form{LFOnly: true, NoReason: true, Duplicates: 1, Garbage: garbage}, strings.NewReplacer("200 OK", "200", "\r\n", "\n"), 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -264,7 +265,7 @@ func TestSSDPLocation(t *testing.T) {
 		"http://127.0.0.9:5000/x", "http://192.0.2.1:5000/x", "http://[::1]:1900/x", "http://[fe80::1%3]:5000/x", "https://a/", "",
 	} {
 		var truth string
-		s := searching(t, igd{Search: gatewaytest.UPnPSearch{Location: func(at string) string { truth = at; return lie }}})
+		s := searching(t, igd{Search: quirks.Search{Location: func(at string) string { truth = at; return lie }}})
 		s.send(search(igd1))
 		got, _ := s.receive()
 		if header(got, "LOCATION") != lie || strings.Contains(got, "LOCATION") != (lie != "") {
@@ -279,7 +280,7 @@ func TestSSDPLocation(t *testing.T) {
 
 func TestSSDPOtherPortAndFirstOnly(t *testing.T) {
 	t.Parallel()
-	s := searching(t, igd{Search: gatewaytest.UPnPSearch{OtherPort: true, FirstOnly: true}})
+	s := searching(t, igd{Search: quirks.Search{OtherPort: true, FirstOnly: true}})
 	s.send(search("ssdp:all"))
 	s.send(search(igd1))
 	for _, want := range []string{"urn:schemas-wifialliance-org:device:WFADevice:1", igd1} {
@@ -293,7 +294,7 @@ func TestSSDPOtherPortAndFirstOnly(t *testing.T) {
 // The answer comes within MX, which the test does not measure.
 func TestSSDPSpread(t *testing.T) {
 	t.Parallel()
-	s := searching(t, igd{Search: gatewaytest.UPnPSearch{Spread: true}})
+	s := searching(t, igd{Search: quirks.Search{Spread: true}})
 	s.send(strings.Replace(search(igd1), "MX: 2", "MX: 1", 1))
 	if got, _ := s.receive(); header(got, "ST") != igd1 {
 		t.Errorf("got %q", got)
@@ -350,9 +351,7 @@ func TestNotify(t *testing.T) {
 	t.Parallel()
 	pc := udpSocket(t, "127.0.0.1:0")
 	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
-	gw := start(t, gatewaytest.Config{AnnounceCount: 1, UPnP: igd{
-		Version: 1, Notify: at, UDN: "uuid:1", MovePort: true, Search: gatewaytest.UPnPSearch{Update: true},
-	}})
+	gw := start(t, gatewaytest.Config{Notify: at, Quirks: quirks.Quirks{AnnounceCount: 1, UPnP: igd{Version: 1, UDN: "uuid:1", MovePort: true, Search: quirks.Search{Update: true}}}})
 	s := searcher{t, gw, pc, gw.SSDP()}
 	usual := func(nts, location string, rest string) string {
 		return "NOTIFY * HTTP/1.1\r\nHOST: " + at.String() + "\r\nCACHE-CONTROL: max-age=1800\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\n" +
@@ -393,9 +392,7 @@ func TestNotifyAgain(t *testing.T) {
 	t.Parallel()
 	for count, want := range map[int]int{0: 3, 1: 1, 2: 2} {
 		pc := udpSocket(t, "127.0.0.1:0")
-		gw := start(t, gatewaytest.Config{AnnounceCount: count, UPnP: igd{
-			Version: 1, Notify: pc.LocalAddr().(*net.UDPAddr).AddrPort(), UDN: "uuid:1",
-		}})
+		gw := start(t, gatewaytest.Config{Notify: pc.LocalAddr().(*net.UDPAddr).AddrPort(), Quirks: quirks.Quirks{AnnounceCount: count, UPnP: igd{Version: 1, UDN: "uuid:1"}}})
 		s := searcher{t, gw, pc, gw.SSDP()}
 		gw.Announce()
 		for range want {
@@ -409,7 +406,7 @@ func TestNotifyAgain(t *testing.T) {
 
 func TestBootIDStuck(t *testing.T) {
 	t.Parallel()
-	s := searching(t, igd{Search: gatewaytest.UPnPSearch{BootIDStuck: true}})
+	s := searching(t, igd{Search: quirks.Search{BootIDStuck: true}})
 	s.gw.Restart(gatewaytest.RestartOptions{})
 	s.send(search(igd1))
 	if got, _ := s.receive(); header(got, "BOOTID.UPNP.ORG") != "1" {

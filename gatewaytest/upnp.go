@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // The names of the protocols in entries and requests.
@@ -19,7 +21,7 @@ const (
 // of its table.
 type upnpServer struct {
 	g      *Gateway
-	config UPnP
+	config quirks.UPnP
 	root   *igdDevice
 	ssdp   []*port // of IPv4, and of IPv6 if there is one
 	webs   []*web  // the same
@@ -34,15 +36,15 @@ type upnpServer struct {
 
 // init completes a server that does not listen yet.
 func (s *upnpServer) init(g *Gateway, config Config) {
-	s.g, s.config, s.bootID = g, config.UPnP, 1
+	s.g, s.config, s.bootID = g, config.Quirks.UPnP, 1
 	s.conns = make(map[*net.TCPConn]struct{})
 	g.table.idle, g.table.idleAbove = s.config.Rules.IdleAfter, s.config.Rules.IdleAbove
-	if s.config.Off {
+	if !s.g.speaks(serviceUPnP) {
 		return
 	}
 	s.root = s.buildTree()
-	s.webs = []*web{{network: "tcp4", addr: s.config.HTTP}}
-	s.ssdp = []*port{{network: "udp4", addr: s.config.SSDP, receive: s.receive}}
+	s.webs = []*web{{network: "tcp4", addr: config.ListenHTTP}}
+	s.ssdp = []*port{{network: "udp4", addr: config.ListenSSDP, receive: s.receive}}
 	if config.Listen6.IsValid() {
 		any6 := netip.AddrPortFrom(config.Listen6.Addr(), 0)
 		s.webs = append(s.webs, &web{network: "tcp6", addr: any6})
@@ -58,7 +60,7 @@ func randomUDN() string {
 	return fmt.Sprintf("uuid:%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// SSDP is where searches are answered, or the zero AddrPort with [UPnP.Off].
+// SSDP is where searches are answered, or the zero AddrPort without UPnP.
 func (g *Gateway) SSDP() netip.AddrPort { return g.upnp.ssdpAddr(0) }
 
 // SSDP6 is the same over IPv6, or the zero AddrPort without [Config.Listen6].
@@ -71,8 +73,8 @@ func (s *upnpServer) ssdpAddr(i int) netip.AddrPort {
 	return s.ssdp[i].addr
 }
 
-// DescriptionURL is where the device description is, or empty with [UPnP.Off].
-// With [UPnP.MovePort] it changes at each Restart.
+// DescriptionURL is where the device description is, or empty without UPnP.
+// With quirks.UPnP.MovePort it changes at each Restart.
 func (g *Gateway) DescriptionURL() string { return g.upnp.descriptionURL(0) }
 
 // DescriptionURL6 is the same over IPv6, or empty without [Config.Listen6].
@@ -157,7 +159,7 @@ func (s *upnpServer) shut() []io.Closer {
 // restart is what a power failure does to UPnP. What has crashed comes back, and
 // the port moves if it is to; where the system has none to give, it stays.
 func (s *upnpServer) restart() {
-	if s.config.Off {
+	if !s.g.speaks(serviceUPnP) {
 		return
 	}
 	var old []io.Closer
@@ -198,7 +200,7 @@ func (s *upnpServer) crash() {
 
 // addressChanged notifies of another external address.
 func (s *upnpServer) addressChanged() {
-	if s.config.Off || !s.config.Search.Update {
+	if !s.g.speaks(serviceUPnP) || !s.config.Search.Update {
 		return
 	}
 	s.notify("ssdp:update")

@@ -6,7 +6,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func isErrno(err error, want syscall.Errno) bool { return errors.Is(err, want) }
@@ -20,7 +20,7 @@ func status(answer string) string {
 
 func TestUPnPDemandsOfHeaders(t *testing.T) {
 	t.Parallel()
-	type demands = gatewaytest.UPnPDemands
+	type demands = quirks.Demands
 	const (
 		action = `"` + ipConnection1 + `#GetStatusInfo"`
 		kind   = `Content-Type: text/xml; charset="utf-8"`
@@ -70,7 +70,7 @@ func TestUPnPDemandsOfHeaders(t *testing.T) {
 
 func TestUPnPSOAPActionNotLast(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Demands: gatewaytest.UPnPDemands{SOAPActionNotLast: true}})
+	c := controlled(t, igd{Demands: quirks.Demands{SOAPActionNotLast: true}})
 	body := c.envelope("GetStatusInfo")
 	send := func(headers string) int {
 		got, err := c.exchange("POST " + ipPath + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + headers + "\r\n" + body)
@@ -85,7 +85,7 @@ func TestUPnPSOAPActionNotLast(t *testing.T) {
 
 func TestUPnPGetHTTP10(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Demands: gatewaytest.UPnPDemands{GetHTTP10: true}})
+	c := controlled(t, igd{Demands: quirks.Demands{GetHTTP10: true}})
 	if got := c.get("/rootDesc.xml"); status(got) != "501 Not Implemented" {
 		t.Errorf("HTTP/1.1: %s", got)
 	}
@@ -96,7 +96,7 @@ func TestUPnPGetHTTP10(t *testing.T) {
 
 func TestUPnPDemandsOfArguments(t *testing.T) {
 	t.Parallel()
-	type demands = gatewaytest.UPnPDemands
+	type demands = quirks.Demands
 	without := mapping()[2:]
 	for name, tt := range map[string]struct {
 		demands demands
@@ -132,7 +132,7 @@ func TestUPnPDemandsOfArguments(t *testing.T) {
 func TestUPnPCompact(t *testing.T) {
 	t.Parallel()
 	for _, compact := range []bool{false, true} {
-		c := controlled(t, igd{Demands: gatewaytest.UPnPDemands{Compact: compact}})
+		c := controlled(t, igd{Demands: quirks.Demands{Compact: compact}})
 		spaced := strings.Replace(c.envelope("AddPortMapping", mapping()...), "><New", ">\r\n  <New", 1)
 		got, err := c.post(spaced, `SOAPAction: "`+ipConnection1+`#AddPortMapping"`)
 		if err != nil {

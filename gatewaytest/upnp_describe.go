@@ -3,6 +3,8 @@ package gatewaytest
 import (
 	"net/url"
 	"strings"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // describe is the device description (UPnP Device Architecture 1.1, section
@@ -24,13 +26,13 @@ func (s *upnpServer) describe(base string) []byte {
 	d.element("minor", "1")
 	d.close("specVersion")
 	switch s.config.Description.URLBase {
-	case URLBaseEmpty:
+	case quirks.URLBaseEmpty:
 		d.element("URLBase", "")
-	case URLBaseGood:
+	case quirks.URLBaseGood:
 		d.element("URLBase", base)
-	case URLBaseWrongHost:
+	case quirks.URLBaseWrongHost:
 		d.element("URLBase", wrongBase)
-	case URLBaseNoPort:
+	case quirks.URLBaseNoPort:
 		if u, err := url.Parse(base); err == nil {
 			host := u.Hostname()
 			if strings.Contains(host, ":") {

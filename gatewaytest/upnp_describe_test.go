@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 type describedDevice struct {
@@ -57,7 +57,7 @@ func describe(t *testing.T, c control, path string) (body string, tree string) {
 
 func TestUPnPDescription(t *testing.T) {
 	t.Parallel()
-	type description = gatewaytest.UPnPDescription
+	type description = quirks.Description
 	for name, tt := range map[string]struct {
 		igd  igd
 		want string
@@ -72,7 +72,7 @@ schemas-upnp-org:device:InternetGatewayDevice:2
     - schemas-upnp-org:service:WANIPv6FirewallControl:1 WANIPv6FC1 "/ctl/0/WANIPv6FirewallControl"
 `},
 		"version 1 of the DSL forum, PPP": {
-			igd{Version: 1, Description: description{DSLForum: true, Connections: gatewaytest.ConnectionPPP, ControlURL: gatewaytest.ControlRelative}}, `
+			igd{Version: 1, Description: description{DSLForum: true, Connections: quirks.ConnectionPPP, ControlURL: quirks.ControlRelative}}, `
 dslforum-org:device:InternetGatewayDevice:1
 - dslforum-org:service:Layer3Forwarding:1 L3Forwarding1 "ctl/0/Layer3Forwarding"
   dslforum-org:device:WANDevice:1
@@ -82,7 +82,7 @@ dslforum-org:device:InternetGatewayDevice:1
 `,
 		},
 		"two WAN devices, two connections": {
-			igd{Version: 1, Description: description{WANDevices: 2, Connections: gatewaytest.ConnectionBoth, ControlURL: gatewaytest.ControlSpaces}}, `
+			igd{Version: 1, Description: description{WANDevices: 2, Connections: quirks.ConnectionBoth, ControlURL: quirks.ControlSpaces}}, `
 schemas-upnp-org:device:InternetGatewayDevice:1
 - schemas-upnp-org:service:Layer3Forwarding:1 L3Forwarding1 "\n\t /ctl/0/Layer3Forwarding \r\n"
   schemas-upnp-org:device:WANDevice:1
@@ -112,20 +112,20 @@ schemas-upnp-org:device:InternetGatewayDevice:1
 func TestUPnPControlURLs(t *testing.T) {
 	t.Parallel()
 	for form, tt := range []struct{ written, path string }{
-		gatewaytest.ControlRooted:         {"/ctl/0/WANIPConnection", ipPath},
-		gatewaytest.ControlAbsolute:       {"BASE/ctl/0/WANIPConnection", ipPath},
-		gatewaytest.ControlRelative:       {"ctl/0/WANIPConnection", "/some/where" + ipPath},
-		gatewaytest.ControlRelativeToRoot: {"ctl/0/WANIPConnection", ipPath},
-		gatewaytest.ControlColon:          {"uuid:00000000-0000-0000-0000-000000000001/0/WANIPConnection", "/some/where/uuid:00000000-0000-0000-0000-000000000001/0/WANIPConnection"},
-		gatewaytest.ControlSpaces:         {"&#xA;&#x9; /ctl/0/WANIPConnection &#xD;&#xA;", ipPath},
-		gatewaytest.ControlWrongHost:      {"http://127.9.9.9:1/ctl/0/WANIPConnection", ipPath},
-		gatewaytest.ControlEmpty:          {"", ipPath},
+		quirks.ControlRooted:         {"/ctl/0/WANIPConnection", ipPath},
+		quirks.ControlAbsolute:       {"BASE/ctl/0/WANIPConnection", ipPath},
+		quirks.ControlRelative:       {"ctl/0/WANIPConnection", "/some/where" + ipPath},
+		quirks.ControlRelativeToRoot: {"ctl/0/WANIPConnection", ipPath},
+		quirks.ControlColon:          {"uuid:00000000-0000-0000-0000-000000000001/0/WANIPConnection", "/some/where/uuid:00000000-0000-0000-0000-000000000001/0/WANIPConnection"},
+		quirks.ControlSpaces:         {"&#xA;&#x9; /ctl/0/WANIPConnection &#xD;&#xA;", ipPath},
+		quirks.ControlWrongHost:      {"http://127.9.9.9:1/ctl/0/WANIPConnection", ipPath},
+		quirks.ControlEmpty:          {"", ipPath},
 	} {
 		t.Run(fmt.Sprint(form), func(t *testing.T) {
 			t.Parallel()
 			c := controlled(t, igd{
 				UDN:         "uuid:00000000-0000-0000-0000-000000000001",
-				Description: gatewaytest.UPnPDescription{Path: "/some/where/d.xml", ControlURL: gatewaytest.ControlURLForm(form)},
+				Description: quirks.Description{Path: "/some/where/d.xml", ControlURL: quirks.ControlURLForm(form)},
 			})
 			if want := "http://" + c.to + "/some/where/d.xml"; c.gw.DescriptionURL() != want {
 				t.Errorf("described at %s, want %s", c.gw.DescriptionURL(), want)
@@ -150,13 +150,13 @@ func TestUPnPControlURLs(t *testing.T) {
 func TestUPnPURLBase(t *testing.T) {
 	t.Parallel()
 	for form, want := range []string{
-		gatewaytest.URLBaseAbsent:    "",
-		gatewaytest.URLBaseEmpty:     "<URLBase></URLBase>",
-		gatewaytest.URLBaseGood:      "<URLBase>BASE</URLBase>",
-		gatewaytest.URLBaseWrongHost: "<URLBase>http://127.9.9.9:1</URLBase>",
-		gatewaytest.URLBaseNoPort:    "<URLBase>http://127.0.0.1/</URLBase>",
+		quirks.URLBaseAbsent:    "",
+		quirks.URLBaseEmpty:     "<URLBase></URLBase>",
+		quirks.URLBaseGood:      "<URLBase>BASE</URLBase>",
+		quirks.URLBaseWrongHost: "<URLBase>http://127.9.9.9:1</URLBase>",
+		quirks.URLBaseNoPort:    "<URLBase>http://127.0.0.1/</URLBase>",
 	} {
-		c := controlled(t, igd{Description: gatewaytest.UPnPDescription{URLBase: gatewaytest.URLBaseForm(form)}})
+		c := controlled(t, igd{Description: quirks.Description{URLBase: quirks.URLBaseForm(form)}})
 		body, _ := describe(t, c, "/rootDesc.xml")
 		want = strings.Replace(want, "BASE", "http://"+c.to, 1)
 		if !strings.Contains(body, "</specVersion>"+want+"<device>") {
@@ -167,7 +167,7 @@ func TestUPnPURLBase(t *testing.T) {
 
 func TestUPnPXML(t *testing.T) {
 	t.Parallel()
-	type quirks = gatewaytest.UPnPXML
+	type form = quirks.XML
 	const (
 		root     = `<root xmlns="urn:schemas-upnp-org:device-1-0"><specVersion>`
 		envelope = `<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><s:Fault>`
@@ -175,26 +175,26 @@ func TestUPnPXML(t *testing.T) {
 		latin1   = `<?xml version="1.0" encoding="ISO-8859-1"?>`
 	)
 	for name, tt := range map[string]struct {
-		quirks            quirks
+		quirks            form
 		before, after     string // around both documents
 		root, name, fault string // what is in them
 	}{
-		"none":           {quirks{}, plain, ">", root, "<friendlyName>Test router</", "<errorDescription>NoSuchEntryInArray</"},
-		"latin 1":        {quirks{Latin1: true}, latin1, ">", root, "<friendlyName>Test router f\xfcr alle</", "<errorDescription>NoSuchEntryInArray f\xfcr alle</"},
-		"bad utf-8":      {quirks{BadUTF8: true}, plain, ">", root, "<friendlyName>Test router \xfc\xff</", "<errorDescription>NoSuchEntryInArray \xfc\xff</"},
-		"ampersand":      {quirks{RawAmpersand: true}, plain, ">", root, "<friendlyName>Test router R&D</", "<errorDescription>NoSuchEntryInArray R&D</"},
-		"bom":            {quirks{BOM: true}, "\xef\xbb\xbf" + plain, ">", root, "", ""},
-		"leading space":  {quirks{LeadingSpace: true}, "\r\n " + plain, ">", root, "", ""},
-		"no declaration": {quirks{NoDeclaration: true}, "", ">", root, "", ""},
-		"nul tail":       {quirks{NULTail: true}, plain, ">\x00\x00", root, "", ""},
+		"none":           {form{}, plain, ">", root, "<friendlyName>Test router</", "<errorDescription>NoSuchEntryInArray</"},
+		"latin 1":        {form{Latin1: true}, latin1, ">", root, "<friendlyName>Test router f\xfcr alle</", "<errorDescription>NoSuchEntryInArray f\xfcr alle</"},
+		"bad utf-8":      {form{BadUTF8: true}, plain, ">", root, "<friendlyName>Test router \xfc\xff</", "<errorDescription>NoSuchEntryInArray \xfc\xff</"},
+		"ampersand":      {form{RawAmpersand: true}, plain, ">", root, "<friendlyName>Test router R&D</", "<errorDescription>NoSuchEntryInArray R&D</"},
+		"bom":            {form{BOM: true}, "\xef\xbb\xbf" + plain, ">", root, "", ""},
+		"leading space":  {form{LeadingSpace: true}, "\r\n " + plain, ">", root, "", ""},
+		"no declaration": {form{NoDeclaration: true}, "", ">", root, "", ""},
+		"nul tail":       {form{NULTail: true}, plain, ">\x00\x00", root, "", ""},
 		"prefix": {
-			quirks{Prefix: "d"},
+			form{Prefix: "d"},
 			plain, ">", `<d:root xmlns:d="urn:schemas-upnp-org:device-1-0"><d:specVersion>`,
 			"<d:friendlyName>Test router</d:", "",
 		},
-		"no namespace": {quirks{NoNamespace: true}, plain, ">", "<root><specVersion>", "", ""},
+		"no namespace": {form{NoNamespace: true}, plain, ">", "<root><specVersion>", "", ""},
 		"together": {
-			quirks{Latin1: true, BOM: true, LeadingSpace: true, NULTail: true, RawAmpersand: true, Prefix: "d", NoNamespace: true},
+			form{Latin1: true, BOM: true, LeadingSpace: true, NULTail: true, RawAmpersand: true, Prefix: "d", NoNamespace: true},
 			"\xef\xbb\xbf\r\n " + latin1, ">\x00\x00", "<d:root><d:specVersion>", "router f\xfcr alle R&D</", " f\xfcr alle R&D</",
 		},
 	} {

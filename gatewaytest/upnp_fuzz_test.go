@@ -10,11 +10,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // fuzzed is a gateway that does not listen.
-func fuzzed(t testing.TB, u UPnP) *Gateway {
-	config, err := Config{TableLimit: 3, ManualClock: true, UPnP: u, Listen6: netip.MustParseAddrPort("[::1]:0")}.withDefaults()
+func fuzzed(t testing.TB, u quirks.UPnP) *Gateway {
+	config, err := Config{TableLimit: 3, ManualClock: true, Quirks: quirks.Quirks{UPnP: u}, Listen6: netip.MustParseAddrPort("[::1]:0")}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,13 +110,13 @@ func FuzzUPnPRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, bits uint16, result int16) {
 		on := func(i int) bool { return bits>>i&1 != 0 }
-		quirks := UPnP{
-			AnyClient: on(0), Wire: UPnPWire{Chunked: on(1), LFOnly: on(2)}, XML: UPnPXML{Latin1: on(3), BOM: on(4)},
-			Listing: UPnPListing{Endless: on(5), RangeCrashes: on(6), RangeEscaped: on(7)},
-			Rules:   UPnPRules{OnePort: on(8), FullSilent: on(9), AddAnyResets: on(10)},
-			Demands: UPnPDemands{Compact: on(11), SOAPActionNotLast: on(12), LiteralHost: on(13)}, Version: 1 + int(bits>>14&1),
+		device := quirks.UPnP{
+			AnyClient: on(0), Wire: quirks.Wire{Chunked: on(1), LFOnly: on(2)}, XML: quirks.XML{Latin1: on(3), BOM: on(4)},
+			Listing: quirks.Listing{Endless: on(5), RangeCrashes: on(6), RangeEscaped: on(7)},
+			Rules:   quirks.Rules{OnePort: on(8), FullSilent: on(9), AddAnyResets: on(10)},
+			Demands: quirks.Demands{Compact: on(11), SOAPActionNotLast: on(12), LiteralHost: on(13)}, Version: 1 + int(bits>>14&1),
 		}
-		g := fuzzed(t, quirks)
+		g := fuzzed(t, device)
 		if result != 0 {
 			g.Inject(Fault{Result: int(result), Times: 1, Duplicate: 1})
 		}
@@ -176,7 +178,7 @@ func FuzzSSDP(f *testing.F) {
 		f.Add([]byte(seed), false, 2)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, v6 bool, version int) {
-		g := fuzzed(t, UPnP{Search: UPnPSearch{Version: version & 1}, Version: 1 + version>>1&1})
+		g := fuzzed(t, quirks.UPnP{Search: quirks.Search{Version: version & 1}, Version: 1 + version>>1&1})
 		q, ok := parseSearch(b)
 		from := netip.MustParseAddrPort("127.0.0.1:1")
 		if v6 {

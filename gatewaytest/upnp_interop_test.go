@@ -12,6 +12,7 @@ import (
 	"github.com/huin/goupnp/soap"
 
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func location(t *testing.T, s string) *url.URL {
@@ -85,9 +86,9 @@ func TestInteropGoupnp(t *testing.T) {
 func TestInteropGoupnpVersion1(t *testing.T) {
 	t.Parallel()
 	ctx := waiting(t)
-	gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{
-		Version: 1, Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionPPP},
-	}})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+		Version: 1, Description: quirks.Description{Connections: quirks.ConnectionPPP},
+	}}})
 	at := location(t, gw.DescriptionURL())
 	if all, err := internetgateway2.NewWANIPConnection1ClientsByURLCtx(ctx, at); err == nil {
 		t.Errorf("%d clients of IP where there is PPP", len(all))

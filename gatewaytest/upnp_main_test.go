@@ -15,10 +15,11 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // igd is what a gateway starts as.
-type igd = gatewaytest.UPnP
+type igd = quirks.UPnP
 
 // control talks to one service of a gateway, as bytes.
 type control struct {
@@ -50,7 +51,7 @@ func newControl(t *testing.T, gw *gatewaytest.Gateway) control {
 // controlled is a control of a gateway with these quirks.
 func controlled(t *testing.T, u igd) control {
 	t.Helper()
-	return newControl(t, start(t, gatewaytest.Config{UPnP: u, ManualClock: true}))
+	return newControl(t, start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true}))
 }
 
 func hostPort(t *testing.T, url string) string {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 const firewallService = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1"
@@ -88,7 +89,7 @@ func e16(t *testing.T, text string) uint16 {
 func TestUPnPPinholeRefusals(t *testing.T) {
 	t.Parallel()
 	c, _ := firewalled(t, gatewaytest.Config{
-		PCP: gatewaytest.PCP{Off: true}, NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: igd{Rules: rules{LowPorts: 606}},
+		Protocols: []string{"upnp"}, Quirks: quirks.Quirks{UPnP: igd{Rules: rules{LowPorts: 606}}},
 	})
 	for _, tt := range []struct {
 		pairs string
@@ -129,22 +130,22 @@ func TestUPnPPinholeRefusals(t *testing.T) {
 
 func TestUPnPFirewallQuirks(t *testing.T) {
 	t.Parallel()
-	type quirks = gatewaytest.UPnPFirewall
+	type firewall = quirks.Firewall
 	for name, tt := range map[string]struct {
-		quirks  quirks
+		quirks  firewall
 		status  string // enabled, allowed
 		codes   []int  // add, look, delete, delete
 		through bool
 	}{
-		"none":          {quirks{}, "1 1", []int{0, 0, 0, 704}, true},
-		"disabled":      {quirks{Disabled: true}, "0 1", []int{702, 704, 702, 702}, false},
-		"not allowed":   {quirks{NotAllowed: true}, "1 0", []int{703, 704, 703, 703}, false},
-		"never working": {quirks{NeverWorking: true}, "1 1", []int{0, 709, 0, 704}, true},
-		"absent is 402": {quirks{Absent: 402}, "1 1", []int{0, 0, 0, 402}, true},
+		"none":          {firewall{}, "1 1", []int{0, 0, 0, 704}, true},
+		"disabled":      {firewall{Disabled: true}, "0 1", []int{702, 704, 702, 702}, false},
+		"not allowed":   {firewall{NotAllowed: true}, "1 0", []int{703, 704, 703, 703}, false},
+		"never working": {firewall{NeverWorking: true}, "1 1", []int{0, 709, 0, 704}, true},
+		"absent is 402": {firewall{Absent: 402}, "1 1", []int{0, 0, 0, 402}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c, _ := firewalled(t, gatewaytest.Config{UPnP: igd{Firewall: tt.quirks}})
+			c, _ := firewalled(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Firewall: tt.quirks}}})
 			port := itoa(int(serve(t, "tcp6", "[::1]:0")))
 			args, _ := c.call("GetFirewallStatus")
 			if got := args["FirewallEnabled"] + " " + args["InboundPinholeAllowed"]; got != tt.status {
@@ -163,9 +164,9 @@ func TestUPnPFirewallQuirks(t *testing.T) {
 // Over IPv6 everything but that is as over IPv4.
 func TestUPnPOverIPv6(t *testing.T) {
 	t.Parallel()
-	c, _ := firewalled(t, gatewaytest.Config{UPnP: igd{Description: gatewaytest.UPnPDescription{
-		URLBase: gatewaytest.URLBaseNoPort, ControlURL: gatewaytest.ControlAbsolute,
-	}}})
+	c, _ := firewalled(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Description: quirks.Description{
+		URLBase: quirks.URLBaseNoPort, ControlURL: quirks.ControlAbsolute,
+	}}}})
 	_, body := split(c.get("/rootDesc.xml"))
 	for _, want := range []string{"<URLBase>http://[::1]/</URLBase>", "<controlURL>http://" + c.to + "/ctl/0/WANIPConnection</controlURL>"} {
 		if !strings.Contains(body, want) {

@@ -82,7 +82,7 @@ func (s *upnpServer) respond(r *httpRequest, refuse int) (answer []byte, after f
 	default:
 		a = s.failure(501)
 	}
-	return s.config.Wire.encode(a, r.version), nil
+	return encode(s.config.Wire, a, r.version), nil
 }
 
 // handle fails with a statusError, a soapFault, errReset or errCrash.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func TestUPnPMovePort(t *testing.T) {
@@ -51,7 +52,7 @@ func isTimeout(err error) bool {
 
 func TestUPnPDown(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{UPnP: igd{MovePort: true}})
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{MovePort: true}}})
 	c, h := newControl(t, gw), newHost(t, gw)
 	wantCodes(t, []int{c.add()}, 0)
 	for range 3 {
@@ -81,7 +82,7 @@ func TestUPnPDown(t *testing.T) {
 
 func TestUPnPOff(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{UPnP: igd{Off: true, Notify: netip.MustParseAddrPort("127.0.0.1:9")}})
+	gw := start(t, gatewaytest.Config{Notify: netip.MustParseAddrPort("127.0.0.1:9"), Protocols: []string{"natpmp", "pcp"}})
 	gw.Announce()
 	gw.Byebye()
 	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
@@ -95,9 +96,7 @@ func TestUPnPOff(t *testing.T) {
 
 func TestUPnPAddresses(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{UPnP: igd{
-		SSDP: netip.MustParseAddrPort("127.0.0.2:0"), HTTP: netip.MustParseAddrPort("127.0.0.3:0"),
-	}})
+	gw := start(t, gatewaytest.Config{ListenSSDP: netip.MustParseAddrPort("127.0.0.2:0"), ListenHTTP: netip.MustParseAddrPort("127.0.0.3:0")})
 	if gw.SSDP().Addr().String() != "127.0.0.2" || !strings.HasPrefix(gw.DescriptionURL(), "http://127.0.0.3:") {
 		t.Errorf("at %v and %s", gw.SSDP(), gw.DescriptionURL())
 	}
@@ -108,7 +107,7 @@ func TestUPnPAddresses(t *testing.T) {
 		t.Errorf("names %s and %s", gw.UDN(), other.UDN())
 	}
 	at := netip.MustParseAddrPort(c.to)
-	if _, err := gatewaytest.Start(gatewaytest.Config{UPnP: igd{HTTP: at}}); err == nil {
+	if _, err := gatewaytest.Start(gatewaytest.Config{ListenHTTP: at}); err == nil {
 		t.Error("two servers on one port")
 	}
 }

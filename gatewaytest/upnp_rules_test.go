@@ -11,9 +11,10 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-type rules = gatewaytest.UPnPRules
+type rules = quirks.Rules
 
 func TestUPnPRules(t *testing.T) {
 	t.Parallel()
@@ -24,65 +25,65 @@ func TestUPnPRules(t *testing.T) {
 		want   []int
 		left   int // entries, without those of the test
 	}{
-		"re-add refused": {gatewaytest.Config{UPnP: igd{Rules: rules{NoReAdd: 718}}}, func(c control) []int {
+		"re-add refused": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{NoReAdd: 718}}}}, func(c control) []int {
 			return codes(c.add(), c.add(), c.remove("TCP", "8080"), c.add())
 		}, codes(0, 718, 0, 0), 1},
-		"one port": {gatewaytest.Config{UPnP: igd{Rules: rules{OnePort: true}}}, func(c control) []int {
+		"one port": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{OnePort: true}}}}, func(c control) []int {
 			return codes(
 				c.add(), c.add(), c.add("ExternalPort", "1"), c.add("ExternalPort", "1", "InternalPort", "1"),
 				c.add("InternalPort", "81"), c.add("ExternalPort", "2", "InternalPort", "81"), c.add("ExternalPort", "2"),
 			)
 		}, codes(0, 0, 718, 0, 0, 718, 0), 3},
-		"other mechanism": {gatewaytest.Config{UPnP: igd{Rules: rules{OtherMechanism: 729}}}, func(c control) []int {
+		"other mechanism": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{OtherMechanism: 729}}}}, func(c control) []int {
 			other := c
 			other.from = "127.0.0.9"
 			return codes(c.add("ExternalPort", "7"), c.add(), other.add("InternalClient", other.from))
 		}, codes(729, 0, 718), 1},
-		"same port": {gatewaytest.Config{UPnP: igd{Rules: rules{SamePort: true}}}, func(c control) []int {
+		"same port": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{SamePort: true}}}}, func(c control) []int {
 			return codes(c.add(), c.add("ExternalPort", "80"))
 		}, codes(724, 0), 1},
-		"low ports": {gatewaytest.Config{UPnP: igd{Rules: rules{LowPorts: 606}}}, func(c control) []int {
+		"low ports": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{LowPorts: 606}}}}, func(c control) []int {
 			return codes(c.add("ExternalPort", "1023"), c.add("ExternalPort", "1024"), second(c.anyPort("ExternalPort", "0")))
 		}, codes(606, 0, 0), 2},
-		"low ports, another code": {gatewaytest.Config{UPnP: igd{Rules: rules{LowPorts: 718}}}, func(c control) []int {
+		"low ports, another code": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{LowPorts: 718}}}}, func(c control) []int {
 			return codes(c.add("ExternalPort", "1023"))
 		}, codes(718), 0},
-		"source needed": {gatewaytest.Config{UPnP: igd{Rules: rules{SourceNeeded: true}}}, func(c control) []int {
+		"source needed": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{SourceNeeded: true}}}}, func(c control) []int {
 			return codes(c.add(), c.add("RemoteHost", "45.45.45.2"))
 		}, codes(715, 0), 1},
-		"any source only": {gatewaytest.Config{UPnP: igd{Rules: rules{AnySourceOnly: true}}}, func(c control) []int {
+		"any source only": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{AnySourceOnly: true}}}}, func(c control) []int {
 			return codes(c.add("RemoteHost", "45.45.45.2"), c.add())
 		}, codes(726, 0), 1},
-		"any port only": {gatewaytest.Config{UPnP: igd{Rules: rules{AnyPortOnly: true}}}, func(c control) []int {
+		"any port only": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{AnyPortOnly: true}}}}, func(c control) []int {
 			return codes(c.add(), c.add("ExternalPort", "0"))
 		}, codes(727, 716), 0},
 		"full": {gatewaytest.Config{TableLimit: 2}, func(c control) []int {
 			return codes(c.add(), c.add(), c.add("ExternalPort", "1"))
 		}, codes(0, 0, 728), 1},
-		"full, version 1": {gatewaytest.Config{TableLimit: 2, UPnP: igd{Version: 1}}, func(c control) []int {
+		"full, version 1": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igd{Version: 1}}}, func(c control) []int {
 			return codes(c.add(), c.add("ExternalPort", "1"))
 		}, codes(0, 501), 1},
-		"full, another code": {gatewaytest.Config{TableLimit: 2, UPnP: igd{Rules: rules{Full: 402}}}, func(c control) []int {
+		"full, another code": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igd{Rules: rules{Full: 402}}}}, func(c control) []int {
 			return codes(c.add(), c.add("ExternalPort", "1"))
 		}, codes(0, 402), 1},
-		"full, silent": {gatewaytest.Config{TableLimit: 2, UPnP: igd{Rules: rules{FullSilent: true}}}, func(c control) []int {
+		"full, silent": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igd{Rules: rules{FullSilent: true}}}}, func(c control) []int {
 			return codes(c.add(), c.add("ExternalPort", "1"), second(c.lookup("TCP", "1")))
 		}, codes(0, 0, 714), 1},
-		"unlisted": {gatewaytest.Config{UPnP: igd{Rules: rules{Unlisted: true}}}, func(c control) []int {
+		"unlisted": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{Unlisted: true}}}}, func(c control) []int {
 			port, code := c.anyPort()
 			if port != "8080" {
 				t.Errorf("any: %s", port)
 			}
 			return codes(c.add(), code, second(c.lookup("TCP", "8080")))
 		}, codes(0, 0, 714), 0},
-		"listed client": {gatewaytest.Config{UPnP: igd{Rules: rules{ListedClient: netip.MustParseAddr("127.0.0.77")}}}, func(c control) []int {
+		"listed client": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{ListedClient: netip.MustParseAddr("127.0.0.77")}}}}, func(c control) []int {
 			code := c.add()
 			if args, _ := c.lookup("TCP", "8080"); args["NewInternalClient"] != "127.0.0.77" {
 				t.Errorf("listed %v", args)
 			}
 			return codes(code, c.remove("TCP", "8080"))
 		}, codes(0, 606), 1},
-		"private": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2"), UPnP: igd{Rules: rules{RefusePrivate: true}}}, func(c control) []int {
+		"private": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2"), Quirks: quirks.Quirks{UPnP: igd{Rules: rules{RefusePrivate: true}}}}, func(c control) []int {
 			if args, _ := c.call("GetExternalIPAddress"); args["NewExternalIPAddress"] != "" {
 				t.Errorf("external %v", args)
 			}
@@ -94,20 +95,20 @@ func TestUPnPRules(t *testing.T) {
 		"private, all the same": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2")}, func(c control) []int {
 			return codes(c.add())
 		}, codes(0), 1},
-		"switched off": {gatewaytest.Config{UPnP: igd{Rules: rules{SwitchedOff: true}}}, func(c control) []int {
+		"switched off": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{SwitchedOff: true}}}}, func(c control) []int {
 			_, manage := c.call("DeletePortMappingRange", "NewStartPort", "1", "NewEndPort", "9", "NewProtocol", "TCP", "NewManage", "1")
 			return codes(c.add(), second(c.anyPort()), c.remove("TCP", "7"), manage, second(c.lookup("TCP", "7")), second(c.index(0)))
 		}, codes(606, 606, 606, 606, 0, 0), 0},
-		"other clients": {gatewaytest.Config{UPnP: igd{AnyClient: true}}, func(c control) []int {
+		"other clients": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{AnyClient: true}}}, func(c control) []int {
 			return codes(c.add("InternalClient", "127.0.0.9"), c.add(), c.remove("TCP", "8080"), c.remove("TCP", "7"))
 		}, codes(0, 718, 0, 0), -1},
-		"other clients, version 1": {gatewaytest.Config{UPnP: igd{Version: 1}}, func(c control) []int {
+		"other clients, version 1": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Version: 1}}}, func(c control) []int {
 			return codes(c.add("InternalClient", "127.0.0.9"))
 		}, codes(718), 0},
-		"no AddAny": {gatewaytest.Config{UPnP: igd{Rules: rules{NoAddAny: true}}}, func(c control) []int {
+		"no AddAny": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{NoAddAny: true}}}}, func(c control) []int {
 			return codes(second(c.anyPort()), c.add())
 		}, codes(401, 0), 1},
-		"AddAny resets": {gatewaytest.Config{UPnP: igd{Rules: rules{AddAnyResets: true}}}, func(c control) []int {
+		"AddAny resets": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{AddAnyResets: true}}}}, func(c control) []int {
 			return codes(second(c.anyPort()), c.add())
 		}, codes(reset, 0), 1},
 	} {
@@ -157,7 +158,7 @@ func TestUPnPIdle(t *testing.T) {
 
 func TestUPnPListing(t *testing.T) {
 	t.Parallel()
-	type listing = gatewaytest.UPnPListing
+	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
 		quirks listing
 		codes  []int // looking up what is there, and what is not; index 0, 1; the range; deleting what is not there
@@ -194,7 +195,7 @@ func TestUPnPListing(t *testing.T) {
 
 func TestUPnPEndless(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Listing: gatewaytest.UPnPListing{Endless: true}})
+	c := controlled(t, igd{Listing: quirks.Listing{Endless: true}})
 	for _, i := range []uint32{0, 1, 70000} {
 		if args, code := c.index(i); code != 0 || args["NewExternalPort"] != "9" {
 			t.Errorf("index %d of nothing: fault %d, %v", i, code, args)
@@ -209,7 +210,7 @@ func TestUPnPEndless(t *testing.T) {
 // A large listing kills the service, which Restart brings back.
 func TestUPnPRangeCrashes(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{UPnP: igd{Listing: gatewaytest.UPnPListing{RangeCrashes: true}}})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Listing: quirks.Listing{RangeCrashes: true}}}})
 	c := newControl(t, gw)
 	for port := range uint16(129) {
 		e := taken(backends.TCP, 1000+port)
@@ -245,7 +246,7 @@ func TestUPnPRangeCrashes(t *testing.T) {
 
 func TestUPnPStatusQuirks(t *testing.T) {
 	t.Parallel()
-	type status = gatewaytest.UPnPStatus
+	type status = quirks.Status
 	for _, told := range []string{"", "0.0.0.0", " 203.0.113.7 ", "unknown", "10.0.0.2"} {
 		c := controlled(t, igd{Status: status{External: func(netip.Addr) string { return told }}})
 		if args, code := c.call("GetExternalIPAddress"); code != 0 || args["NewExternalIPAddress"] != told {
@@ -266,7 +267,7 @@ func TestUPnPStatusQuirks(t *testing.T) {
 // Of several WAN devices and connections one is connected, and only that maps.
 func TestUPnPConnections(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Description: gatewaytest.UPnPDescription{WANDevices: 3, Connected: 1, Connections: gatewaytest.ConnectionBoth}})
+	c := controlled(t, igd{Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}})
 	for i := range 3 {
 		for _, kind := range []string{"IP", "PPP"} {
 			c.path = fmt.Sprintf("/ctl/%d/WAN%sConnection", i, kind)

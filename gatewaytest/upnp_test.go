@@ -10,6 +10,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func TestUPnPMapping(t *testing.T) {
@@ -123,9 +124,13 @@ func TestUPnPAmongOthers(t *testing.T) {
 func TestUPnPLeases(t *testing.T) {
 	t.Parallel()
 	const week = 604800 * time.Second
-	type leases = gatewaytest.UPnPLeases
-	one := func(l leases) gatewaytest.Config { return gatewaytest.Config{UPnP: igd{Version: 1, Leases: l}} }
-	two := func(l leases) gatewaytest.Config { return gatewaytest.Config{UPnP: igd{Leases: l}} }
+	type leases = quirks.Leases
+	one := func(l leases) gatewaytest.Config {
+		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Version: 1, Leases: l}}}
+	}
+	two := func(l leases) gatewaytest.Config {
+		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Leases: l}}}
+	}
 	for name, tt := range map[string]struct {
 		config   gatewaytest.Config
 		lease    string
@@ -177,7 +182,7 @@ func first[T, U any](v T, _ U) T { return v }
 func TestUPnPNoRefresh(t *testing.T) {
 	t.Parallel()
 	for _, stuck := range []bool{false, true} {
-		c := controlled(t, igd{Leases: gatewaytest.UPnPLeases{NoRefresh: stuck}})
+		c := controlled(t, igd{Leases: quirks.Leases{NoRefresh: stuck}})
 		c.add()
 		c.gw.Advance(30 * time.Minute)
 		wantCodes(t, []int{c.add("PortMappingDescription", "again")}, 0)

@@ -3,6 +3,8 @@ package gatewaytest
 import (
 	"fmt"
 	"path"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // igdDevice is a device of the description.
@@ -68,10 +70,10 @@ func (s *upnpServer) buildTree() *igdDevice {
 func (s *upnpServer) connections(i int, connected bool) []*igdService {
 	var all []*igdService
 	choice, v := s.config.Description.Connections, s.config.Version
-	if choice != ConnectionIP {
-		all = append(all, s.service(wanPPP, 1, i, connected && choice == ConnectionPPP))
+	if choice != quirks.ConnectionIP {
+		all = append(all, s.service(wanPPP, 1, i, connected && choice == quirks.ConnectionPPP))
 	}
-	if choice != ConnectionPPP {
+	if choice != quirks.ConnectionPPP {
 		all = append(all, s.service(wanIP, v, i, connected))
 	}
 	if v == 2 {
@@ -86,9 +88,9 @@ func (s *upnpServer) service(kind serviceKind, version, i int, connected bool) *
 		id: "urn:upnp-org:serviceId:" + ids[kind], name: fmt.Sprintf("%d/%s", i, kind),
 	}
 	switch s.config.Description.ControlURL {
-	case ControlRelative:
+	case quirks.ControlRelative:
 		v.path = path.Join(path.Dir(s.config.Description.Path), "ctl", v.name)
-	case ControlColon:
+	case quirks.ControlColon:
 		v.path = path.Join(path.Dir(s.config.Description.Path), s.config.UDN, v.name)
 	default:
 		v.path = "/ctl/" + v.name
@@ -109,17 +111,17 @@ func (s *upnpServer) urn(what, name string, version int) string {
 // description was asked for.
 func (s *upnpServer) controlURL(v *igdService, base string) string {
 	switch s.config.Description.ControlURL {
-	case ControlAbsolute:
+	case quirks.ControlAbsolute:
 		return base + v.path
-	case ControlRelative, ControlRelativeToRoot:
+	case quirks.ControlRelative, quirks.ControlRelativeToRoot:
 		return "ctl/" + v.name
-	case ControlColon:
+	case quirks.ControlColon:
 		return s.config.UDN + "/" + v.name
-	case ControlSpaces:
+	case quirks.ControlSpaces:
 		return "\n\t " + v.path + " \r\n"
-	case ControlWrongHost:
+	case quirks.ControlWrongHost:
 		return wrongBase + v.path
-	case ControlEmpty:
+	case quirks.ControlEmpty:
 		return ""
 	}
 	return v.path

@@ -3,13 +3,15 @@ package gatewaytest
 import (
 	"net"
 	"testing"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // A connection that was accepted, but not yet kept, when its listener was given
 // up belongs to nobody: hangUp has come and gone.
 func TestUPnPKeepsNoneOfBefore(t *testing.T) {
 	t.Parallel()
-	g, err := Start(Config{UPnP: UPnP{MovePort: true}})
+	g, err := Start(Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{MovePort: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // httpResponse is an answer before the quirks of the server.
@@ -14,7 +16,7 @@ type httpResponse struct {
 }
 
 // encode writes the answer as the server does.
-func (w UPnPWire) encode(a httpResponse, version string) []byte {
+func encode(w quirks.Wire, a httpResponse, version string) []byte {
 	chunked := w.Chunked && version != "HTTP/1.0"
 	said, reason := "HTTP/1.1", " "+http.StatusText(a.status)
 	if w.HTTP10 {

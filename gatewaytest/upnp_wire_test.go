@@ -8,13 +8,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // What an answer to GetStatusInfo is, byte by byte.
 func TestUPnPWire(t *testing.T) {
 	t.Parallel()
-	type wire = gatewaytest.UPnPWire
+	type wire = quirks.Wire
 	const (
 		body = `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" ` +
 			`s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:GetStatusInfoResponse ` +
@@ -70,7 +70,7 @@ func TestUPnPWire(t *testing.T) {
 // The connection stays open after the body, whatever ends that, and serves more.
 func TestUPnPLeaveOpen(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Wire: gatewaytest.UPnPWire{LeaveOpen: true}})
+	c := controlled(t, igd{Wire: quirks.Wire{LeaveOpen: true}})
 	conn, err := net.Dial("tcp4", c.to)
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestUPnPLeaveOpen(t *testing.T) {
 
 func TestUPnPFaultForms(t *testing.T) {
 	t.Parallel()
-	type form = gatewaytest.UPnPFaultForm
+	type form = quirks.FaultForm
 	standard := `<s:Body><s:Fault><faultcode>s:Client</faultcode><faultstring>UPnPError</faultstring><detail>` +
 		`<UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>713</errorCode>` +
 		`<errorDescription>SpecifiedArrayIndexInvalid</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>`

@@ -3,13 +3,15 @@ package gatewaytest
 import (
 	"encoding/xml"
 	"strings"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // document writes XML: text is escaped, and comes out in the charset of the
 // quirks.
 type document struct {
 	b      strings.Builder
-	quirks UPnPXML
+	quirks quirks.XML
 	prefix string // of element names, with its colon
 }
 

@@ -158,7 +158,7 @@ func TestAddresses(t *testing.T) {
 // A gateway that does not answer for a moment keeps its address while a mapping
 // stands, and only then.
 func TestExternalAddressRefused(t *testing.T) {
-	gw, _, g := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}, PCP: gatewaytest.PCP{Off: true}}, "natpmp")
+	gw, _, g := start(t, gatewaytest.Config{Protocols: []string{"natpmp"}}, "natpmp")
 	inside := greeter(t)
 	if _, err := g.AddPortMapping(t.Context(), "tcp", inside, "", 0); err != nil {
 		t.Fatal(err)

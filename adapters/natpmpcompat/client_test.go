@@ -21,6 +21,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	pmp "github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -130,10 +131,10 @@ func TestSideBySide(t *testing.T) {
 		"a gateway":               {},
 		"short leases":            {MaxLifetime: time.Minute},
 		"without an address":      {External: netip.IPv4Unspecified()},
-		"a VPN's":                 {NATPMP: gatewaytest.NATPMP{VPN: true}},
-		"PCP only":                {NATPMP: gatewaytest.NATPMP{PCPOnly: true}},
-		"more than the standard":  {NATPMP: gatewaytest.NATPMP{EchoErrors: true, AnyDeletePort: true}},
-		"several external ports":  {MultiplePorts: true},
+		"a VPN's":                 {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VPN: true}}},
+		"PCP only":                {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}},
+		"more than the standard":  {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{EchoErrors: true, AnyDeletePort: true}}},
+		"several external ports":  {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{MultiplePorts: true}}},
 		"room for two, no longer": {TableLimit: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -151,14 +152,14 @@ func TestSideBySide(t *testing.T) {
 			for _, a := range story {
 				want, theirErr := theirs(jackpals, a)
 				got, err := ours(client, a)
-				if config.NATPMP.VPN { // which gives ports at random
+				if config.Quirks.NATPMP.VPN { // which gives ports at random
 					want, got = withoutPort(want), withoutPort(got)
 				}
 				if diff := cmp.Diff(want, got); diff != "" || (theirErr == nil) != (err == nil) {
 					t.Errorf("%+v: (-theirs +ours)\n%s%v\n%v", a, diff, theirErr, err)
 				}
 			}
-			if want, got := ports(theirGateway), ports(ourGateway); !config.NATPMP.VPN && !slices.Equal(want, got) {
+			if want, got := ports(theirGateway), ports(ourGateway); !config.Quirks.NATPMP.VPN && !slices.Equal(want, got) {
 				t.Errorf("their gateway has %v, ours %v", want, got)
 			}
 		})
@@ -224,8 +225,8 @@ func TestErrors(t *testing.T) {
 		}
 		remove()
 	}
-	for name, quirks := range map[string]gatewaytest.NATPMP{"whole": {PCPOnly: true}, "truncated": {PCPOnlyTruncated: true}} {
-		_, ip := standardPort(t, gatewaytest.Config{NATPMP: quirks})
+	for name, q := range map[string]quirks.NATPMP{"whole": {PCPOnly: true}, "truncated": {PCPOnlyTruncated: true}} {
+		_, ip := standardPort(t, gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: q}})
 		c := natpmp.NewClientWithTimeout(ip, patience)
 		for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
 			_, err := ours(c, a)

@@ -242,7 +242,7 @@ func TestClientCause(t *testing.T) {
 }
 
 func TestTransact(t *testing.T) {
-	gw := start(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}})
+	gw := start(t, gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}})
 	c := newClient(t, gw.Addr())
 	for name, test := range map[string]struct{ request, want string }{
 		"external address": {"0000", "0080"},

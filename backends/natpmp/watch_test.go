@@ -9,6 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/internal/freeport"
 )
 
@@ -53,11 +54,11 @@ func next(t *testing.T, changes <-chan backends.Change) backends.Change {
 }
 
 func TestWatchRestart(t *testing.T) {
-	for name, form := range map[string]gatewaytest.AnnounceForm{
-		"NAT-PMP": gatewaytest.AnnounceNATPMP, "PCP": gatewaytest.AnnouncePCP,
+	for name, form := range map[string]quirks.AnnounceForm{
+		"NAT-PMP": quirks.AnnounceNATPMP, "PCP": quirks.AnnouncePCP,
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, b, changes := watch(t, gatewaytest.Config{AnnounceAs: form})
+			gw, b, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: form}})
 			gw.Advance(time.Hour)
 			if _, err := b.ExternalAddr(t.Context()); err != nil { // see the epoch at an hour
 				t.Fatal(err)
@@ -73,7 +74,7 @@ func TestWatchRestart(t *testing.T) {
 // A gateway whose epoch goes on, as some count their uptime, says no more than
 // that something happened.
 func TestWatchAnnouncement(t *testing.T) {
-	gw, _, changes := watch(t, gatewaytest.Config{AnnounceAs: gatewaytest.AnnouncePCP})
+	gw, _, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true})
 	if c := next(t, changes); c.Kind != backends.Announced {
 		t.Errorf("noticed %+v, want an announcement", c)

@@ -12,6 +12,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/internal/freeport"
 )
 
@@ -32,7 +33,7 @@ func follow(t *testing.T, config gatewaytest.Config, notify func(backends.Change
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config.AnnounceAs == gatewaytest.AnnouncePCP {
+	if config.Quirks.AnnounceAs == quirks.AnnouncePCP {
 		config.Announce = announce
 	}
 	gw := start(t, config)
@@ -59,7 +60,7 @@ func next(t *testing.T, changes <-chan backends.Change) backends.Change {
 }
 
 func TestWatchRestart(t *testing.T) {
-	gw, b, changes := watch(t, gatewaytest.Config{ManualClock: true, AnnounceAs: gatewaytest.AnnouncePCP})
+	gw, b, changes := watch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Advance(time.Hour)
 	if err := b.Probe(t.Context()); err != nil { // see the epoch at an hour
 		t.Fatal(err)
@@ -71,7 +72,7 @@ func TestWatchRestart(t *testing.T) {
 }
 
 func TestWatchAnnouncement(t *testing.T) {
-	gw, _, changes := watch(t, gatewaytest.Config{AnnounceAs: gatewaytest.AnnouncePCP})
+	gw, _, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true})
 	if c := next(t, changes); c.Kind != backends.Announced {
 		t.Errorf("noticed %+v, want an announcement", c)
@@ -81,7 +82,7 @@ func TestWatchAnnouncement(t *testing.T) {
 // A mapping update, which no multicast announces: the gateway tells the client
 // that its mapping is at another address (RFC 6887, section 14.2).
 func TestWatchMappingUpdate(t *testing.T) {
-	gw, b, changes := watch(t, gatewaytest.Config{PCP: gatewaytest.PCP{MappingUpdates: true}})
+	gw, b, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
 	m, err := b.Map(t.Context(), web)
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +171,7 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 // A refusal is remembered until the server restarts. Then the same request is
 // sent again.
 func TestRefusalEndsWithRestart(t *testing.T) {
-	gw, b, changes := watch(t, gatewaytest.Config{ManualClock: true, AnnounceAs: gatewaytest.AnnouncePCP})
+	gw, b, changes := watch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Advance(time.Hour)
 	if err := b.Probe(t.Context()); err != nil { // see the epoch at an hour
 		t.Fatal(err)

@@ -10,14 +10,15 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // Close may be called in a loop over List: it does not wait for the loop. If the loop
 // needs the device again, it ends with net.ErrClosed.
 func TestCloseInList(t *testing.T) {
-	for name, router := range map[string]gatewaytest.UPnP{
+	for name, router := range map[string]quirks.UPnP{
 		"by index":  {},
-		"by ranges": {Listing: gatewaytest.UPnPListing{IndexFails: 401}},
+		"by ranges": {Listing: quirks.Listing{IndexFails: 401}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw, b := open(t, router)
@@ -53,7 +54,7 @@ func TestCloseInList(t *testing.T) {
 
 // Close may be called if a loop over List ends with an error.
 func TestCloseInFailedList(t *testing.T) {
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	fill(t, gw, 3)
 	gw.Inject(gatewaytest.Fault{
 		Match: func(r gatewaytest.Request) bool { return bytes.Contains(r.Raw, []byte("<NewPortMappingIndex>1<")) }, Drop: true,

@@ -6,15 +6,16 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/backendtest"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func TestContract(t *testing.T) {
-	for name, router := range map[string]gatewaytest.UPnP{
+	for name, router := range map[string]quirks.UPnP{
 		"version 1": {Version: 1}, "version 2": {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
-				gw := start(t, gatewaytest.Config{UPnP: router})
+				gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
 				b := find(t, gw, upnp.Config{Wait: wait, Timeout: wait})
 				return backendtest.OnGateway(gw, b, int(upnp.ActionNotAuthorized))
 			})

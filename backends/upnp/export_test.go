@@ -2,6 +2,12 @@ package upnp
 
 import "time"
 
+// MaxEntries is how many rows List reads of a device.
+const MaxEntries = maxEntries
+
+// Breathe sets how long a device is left alone that failed for no reason given.
+func (b *Backend) Breathe(d time.Duration) { b.breather = d }
+
 // Hasten shortens the pauses that only politeness asks for.
 func (b *Backend) Hasten() *Backend {
 	b.breather = 10 * time.Millisecond

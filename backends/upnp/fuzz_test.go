@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
@@ -117,6 +118,38 @@ func FuzzAnswer(f *testing.F) {
 		slow, slowErr := read(iotest.OneByteReader(strings.NewReader(string(b))))
 		if (err == nil) != (slowErr == nil) || slow.status != whole.status {
 			t.Fatalf("at once %+v, %v; by the byte %+v, %v", whole, err, slow, slowErr)
+		}
+	})
+}
+
+// FuzzRelocate: wherever an answer says that the description is, who answered is
+// asked or the gateway, and by plain http.
+func FuzzRelocate(f *testing.F) {
+	for _, seed := range []string{
+		"http://192.168.1.1:5000/rootDesc.xml", "http://192.168.1.9/", "HTTP://x:1", "http://[fe80::1%253]:80/", "http://[::1%eth0]/?a#b",
+		"https://192.168.1.1/", "http://a:b@192.168.1.1/", "http://192.168.1.1:0/", "http:/x", "//x", "http://\x00/", "http://x:99999/",
+		"http://192.168.1.1:80/%0d%0aX:%20y?\r\n", " http://[::ffff:192.168.1.1]:1/ ", "file:///etc/passwd",
+	} {
+		f.Add(seed, true)
+		f.Add(seed, false)
+	}
+	gateway := netip.MustParseAddr("192.168.1.1")
+	f.Fuzz(func(t *testing.T, location string, stranger bool) {
+		from := netip.AddrPortFrom(gateway, 1900)
+		if stranger {
+			from = netip.MustParseAddrPort("192.168.1.66:40000")
+		}
+		got, err := relocate(location, from, gateway, func(netip.Addr) bool { return true })
+		if err != nil {
+			return
+		}
+		e, err := parseEndpoint(got)
+		if len(location) < maxURL/3 && err != nil {
+			t.Fatalf("%q is %q: %v", location, got, err)
+		}
+		if u, _ := url.Parse(got); err == nil && (u.Scheme != "http" || u.User != nil || e.addr.Port() == 0 ||
+			e.addr.Addr() != gateway && e.addr.Addr() != from.Addr()) {
+			t.Fatalf("%q is %q", location, got)
 		}
 	})
 }

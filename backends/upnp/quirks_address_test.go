@@ -9,6 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // TestExternalAddrAge: a mapping may come with an external address that was asked
@@ -24,7 +25,7 @@ func TestExternalAddrAge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{})
+			gw, b := open(t, quirks.UPnP{})
 			gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Delay: 20 * time.Millisecond}) // few requests rather than thousands
 			m := mustMap(t, gw, b, wish(8080, 9000))
 			if m.External.Addr() != gw.External() {

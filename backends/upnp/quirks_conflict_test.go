@@ -8,24 +8,25 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // TestTaken: a port that somebody else has is left alone, also where the device
 // would overwrite it without a word.
 func TestTaken(t *testing.T) {
-	type listing = gatewaytest.UPnPListing
+	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
-		router gatewaytest.UPnP
+		router quirks.UPnP
 		hops   bool // another port is granted
 	}{
-		"version 1":                        {gatewaytest.UPnP{Version: 1}, false},
-		"version 2":                        {gatewaytest.UPnP{}, true},
-		"version 2 without any port":       {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{NoAddAny: true}}, false},
-		"any port cuts the connection":     {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{AddAnyResets: true}}, false},
-		"no single entry":                  {gatewaytest.UPnP{Version: 1, Listing: listing{NoSpecific: true}}, false},
-		"no single entry, version 2":       {gatewaytest.UPnP{Listing: listing{NoSpecific: true}}, true},
-		"absent entries are bad arguments": {gatewaytest.UPnP{Version: 1, Listing: listing{Absent: 402}}, false},
-		"absent entries are failures":      {gatewaytest.UPnP{Version: 1, Listing: listing{Absent: 501}}, false},
+		"version 1":                        {quirks.UPnP{Version: 1}, false},
+		"version 2":                        {quirks.UPnP{}, true},
+		"version 2 without any port":       {quirks.UPnP{Rules: quirks.Rules{NoAddAny: true}}, false},
+		"any port cuts the connection":     {quirks.UPnP{Rules: quirks.Rules{AddAnyResets: true}}, false},
+		"no single entry":                  {quirks.UPnP{Version: 1, Listing: listing{NoSpecific: true}}, false},
+		"no single entry, version 2":       {quirks.UPnP{Listing: listing{NoSpecific: true}}, true},
+		"absent entries are bad arguments": {quirks.UPnP{Version: 1, Listing: listing{Absent: 402}}, false},
+		"absent entries are failures":      {quirks.UPnP{Version: 1, Listing: listing{Absent: 501}}, false},
 	} {
 		for who, take := range map[string]func(*testing.T, *gatewaytest.Gateway, *upnp.Backend){
 			"host":    func(t *testing.T, gw *gatewaytest.Gateway, _ *upnp.Backend) { occupy(t, gw, 9000) },
@@ -60,7 +61,7 @@ func TestTakenByOtherMechanism(t *testing.T) {
 	for _, code := range []int{718, 729} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{OtherMechanism: code}})
+			gw, b := open(t, quirks.UPnP{Rules: quirks.Rules{OtherMechanism: code}})
 			gw.Inject(gatewaytest.Fault{Match: isAction("GetSpecificPortMappingEntry"), Result: 714, Times: 1})
 			occupy(t, gw, 9000)
 			if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() == 9000 {
@@ -74,7 +75,7 @@ func TestTakenByOtherMechanism(t *testing.T) {
 // asked it again, nor taken for one that has gone.
 func TestAnyPortRemembered(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{AddAnyResets: true}})
+	gw, b := open(t, quirks.UPnP{Rules: quirks.Rules{AddAnyResets: true}})
 	occupy(t, gw, 9000)
 	for range 3 {
 		_, err := b.Map(t.Context(), wish(8080, 9000))
@@ -89,9 +90,9 @@ func TestAnyPortRemembered(t *testing.T) {
 // TestNoOverwrite: of many who want a port at once, in one process, one gets it,
 // and keeps it.
 func TestNoOverwrite(t *testing.T) {
-	for name, router := range map[string]gatewaytest.UPnP{
+	for name, router := range map[string]quirks.UPnP{
 		"version 1": {Version: 1}, "version 2": {},
-		"no single entry": {Version: 1, Listing: gatewaytest.UPnPListing{NoSpecific: true}},
+		"no single entry": {Version: 1, Listing: quirks.Listing{NoSpecific: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -126,10 +127,10 @@ func TestNoOverwrite(t *testing.T) {
 // TestReAddRefused: devices that do not overwrite get the entry deleted first,
 // when it is renewed and when it was left over.
 func TestReAddRefused(t *testing.T) {
-	for name, router := range map[string]gatewaytest.UPnP{
-		"version 1":       {Version: 1, Rules: gatewaytest.UPnPRules{NoReAdd: 718}},
-		"version 2":       {Rules: gatewaytest.UPnPRules{NoReAdd: 718}},
-		"no single entry": {Version: 1, Rules: gatewaytest.UPnPRules{NoReAdd: 718}, Listing: gatewaytest.UPnPListing{NoSpecific: true}},
+	for name, router := range map[string]quirks.UPnP{
+		"version 1":       {Version: 1, Rules: quirks.Rules{NoReAdd: 718}},
+		"version 2":       {Rules: quirks.Rules{NoReAdd: 718}},
+		"no single entry": {Version: 1, Rules: quirks.Rules{NoReAdd: 718}, Listing: quirks.Listing{NoSpecific: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -151,7 +152,7 @@ func TestReAddRefused(t *testing.T) {
 // TestOnePort: a device that gives an endpoint one port only.
 func TestOnePort(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Version: 1, Rules: gatewaytest.UPnPRules{OnePort: true}})
+	gw, b := open(t, quirks.UPnP{Version: 1, Rules: quirks.Rules{OnePort: true}})
 	mustMap(t, gw, b, wish(8080, 9000))
 	if m := mustMap(t, gw, b, wish(8080, 9001)); m.External.Port() != 9000 {
 		t.Errorf("mapped port %d, want the one that there is", m.External.Port())

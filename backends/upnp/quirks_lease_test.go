@@ -6,7 +6,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
-	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 const week = 7 * 24 * time.Hour
@@ -15,26 +15,26 @@ const week = 7 * 24 * time.Hour
 // mapping is believed to last longer than it does.
 func TestLeases(t *testing.T) {
 	for name, tt := range map[string]struct {
-		router     gatewaytest.UPnP
+		router     quirks.UPnP
 		ask, want  time.Duration
 		tries      int
 		renewTries int
 	}{
-		"well behaved":                   {gatewaytest.UPnP{}, time.Hour, time.Hour, 1, 1},
-		"permanent only":                 {leases(gatewaytest.UPnPLeases{PermanentOnly: 725}), time.Hour, backends.Forever, 2, 0},
-		"permanent only, another code":   {leases(gatewaytest.UPnPLeases{PermanentOnly: 402}), time.Hour, backends.Forever, 2, 0},
-		"none permanent":                 {leases(gatewaytest.UPnPLeases{NoPermanent: 402}), 2 * time.Hour, 2 * time.Hour, 1, 1},
-		"none permanent, forever asked":  {leases(gatewaytest.UPnPLeases{NoPermanent: 402}), backends.Forever, time.Hour, 2, 1},
-		"a week at most":                 {leases(gatewaytest.UPnPLeases{NoLong: 402, NoPermanent: 402}), 2 * week, time.Hour, 3, 1},
-		"cut to a week":                  {gatewaytest.UPnP{}, 2 * week, week, 1, 1},
-		"forever is a week":              {gatewaytest.UPnP{}, backends.Forever, week, 1, 1},
-		"forever, version 1":             {gatewaytest.UPnP{Version: 1}, backends.Forever, backends.Forever, 1, 0},
-		"forever is a week, told as 0":   {leases(gatewaytest.UPnPLeases{ReportedZero: true}), backends.Forever, week, 1, 1},
-		"told as 0":                      {leases(gatewaytest.UPnPLeases{ReportedZero: true}), time.Hour, time.Hour, 1, 1},
-		"told as a day":                  {leases(gatewaytest.UPnPLeases{Reported: 24 * time.Hour}), time.Hour, time.Hour, 1, 1},
-		"told as a minute":               {leases(gatewaytest.UPnPLeases{Reported: time.Minute}), time.Hour, time.Minute, 1, 1},
-		"an hour at most":                {leases(gatewaytest.UPnPLeases{Max: time.Hour}), 3 * time.Hour, time.Hour, 1, 1},
-		"parts of a second are one more": {gatewaytest.UPnP{}, 1500 * time.Millisecond, 2 * time.Second, 1, 1},
+		"well behaved":                   {quirks.UPnP{}, time.Hour, time.Hour, 1, 1},
+		"permanent only":                 {leases(quirks.Leases{PermanentOnly: 725}), time.Hour, backends.Forever, 2, 0},
+		"permanent only, another code":   {leases(quirks.Leases{PermanentOnly: 402}), time.Hour, backends.Forever, 2, 0},
+		"none permanent":                 {leases(quirks.Leases{NoPermanent: 402}), 2 * time.Hour, 2 * time.Hour, 1, 1},
+		"none permanent, forever asked":  {leases(quirks.Leases{NoPermanent: 402}), backends.Forever, time.Hour, 2, 1},
+		"a week at most":                 {leases(quirks.Leases{NoLong: 402, NoPermanent: 402}), 2 * week, time.Hour, 3, 1},
+		"cut to a week":                  {quirks.UPnP{}, 2 * week, week, 1, 1},
+		"forever is a week":              {quirks.UPnP{}, backends.Forever, week, 1, 1},
+		"forever, version 1":             {quirks.UPnP{Version: 1}, backends.Forever, backends.Forever, 1, 0},
+		"forever is a week, told as 0":   {leases(quirks.Leases{ReportedZero: true}), backends.Forever, week, 1, 1},
+		"told as 0":                      {leases(quirks.Leases{ReportedZero: true}), time.Hour, time.Hour, 1, 1},
+		"told as a day":                  {leases(quirks.Leases{Reported: 24 * time.Hour}), time.Hour, time.Hour, 1, 1},
+		"told as a minute":               {leases(quirks.Leases{Reported: time.Minute}), time.Hour, time.Minute, 1, 1},
+		"an hour at most":                {leases(quirks.Leases{Max: time.Hour}), 3 * time.Hour, time.Hour, 1, 1},
+		"parts of a second are one more": {quirks.UPnP{}, 1500 * time.Millisecond, 2 * time.Second, 1, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -60,12 +60,12 @@ func TestLeases(t *testing.T) {
 	}
 }
 
-func leases(l gatewaytest.UPnPLeases) gatewaytest.UPnP { return gatewaytest.UPnP{Leases: l} }
+func leases(l quirks.Leases) quirks.UPnP { return quirks.UPnP{Leases: l} }
 
 // TestLeaseRemembered: what a device was found to want is asked for at once.
 func TestLeaseRemembered(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(gatewaytest.UPnPLeases{PermanentOnly: 725}))
+	gw, b := open(t, leases(quirks.Leases{PermanentOnly: 725}))
 	mustMap(t, gw, b, wish(8080, 9000))
 	mustMap(t, gw, b, wish(8081, 9001))
 	all := calls(gw, "AddPortMapping")
@@ -78,7 +78,7 @@ func TestLeaseRemembered(t *testing.T) {
 // once.
 func TestLeaseNotProlonged(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(gatewaytest.UPnPLeases{NoRefresh: true}))
+	gw, b := open(t, leases(quirks.Leases{NoRefresh: true}))
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	m = mustRenew(t, gw, b, m, wish(8080, 9000))
 	if n := count(gw, "DeletePortMapping"); n != 0 {
@@ -108,7 +108,7 @@ func TestLeaseTolerance(t *testing.T) {
 	} {
 		t.Run(tt.age.String(), func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, leases(gatewaytest.UPnPLeases{NoRefresh: true}))
+			gw, b := open(t, leases(quirks.Leases{NoRefresh: true}))
 			m := mustMap(t, gw, b, wish(8080, 9000))
 			gw.Advance(tt.age)
 			m = mustRenew(t, gw, b, m, wish(8080, 9000))
@@ -123,7 +123,7 @@ func TestLeaseTolerance(t *testing.T) {
 // made anew, it stands for the rest of its time.
 func TestLeaseNotProlongedNorDeleted(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(gatewaytest.UPnPLeases{NoRefresh: true}))
+	gw, b := open(t, leases(quirks.Leases{NoRefresh: true}))
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	gw.Advance(30 * time.Minute)
 	refuse(gw, "DeletePortMapping", int(upnp.ActionNotAuthorized))
@@ -137,7 +137,7 @@ func TestLeaseNotProlongedNorDeleted(t *testing.T) {
 // the same.
 func TestPermanentVerified(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(gatewaytest.UPnPLeases{PermanentOnly: 725}))
+	gw, b := open(t, leases(quirks.Leases{PermanentOnly: 725}))
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	gw.ResetStats()
 	m = mustRenew(t, gw, b, m, wish(8080, 9000))
@@ -158,7 +158,7 @@ func TestPermanentVerified(t *testing.T) {
 // lease that this one wants.
 func TestLeftover(t *testing.T) {
 	t.Parallel()
-	gw, before := open(t, gatewaytest.UPnP{Version: 1})
+	gw, before := open(t, quirks.UPnP{Version: 1})
 	r := wish(8080, 9000)
 	r.Lifetime = backends.Forever
 	mustMap(t, gw, before, r)
@@ -172,7 +172,7 @@ func TestLeftover(t *testing.T) {
 // nobody uses it, on the same port.
 func TestIdleCleaned(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{IdleAfter: 10 * time.Minute}})
+	gw, b := open(t, quirks.UPnP{Rules: quirks.Rules{IdleAfter: 10 * time.Minute}})
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	gw.Advance(11 * time.Minute)
 	if _, is := row(gw, 9000); is {

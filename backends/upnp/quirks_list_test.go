@@ -11,6 +11,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // listed are the external ports that a gateway lists.
@@ -35,7 +36,7 @@ func fill(t *testing.T, gw *gatewaytest.Gateway, n int) {
 // TestListQuirks: the table is listed whole and once, however its end is told,
 // or not.
 func TestListQuirks(t *testing.T) {
-	type listing = gatewaytest.UPnPListing
+	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
 		version int
 		listing listing
@@ -63,7 +64,7 @@ func TestListQuirks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{Version: tt.version, Listing: tt.listing})
+			gw, b := open(t, quirks.UPnP{Version: tt.version, Listing: tt.listing})
 			fill(t, gw, tt.rows)
 			got, err := listed(t, b)
 			if tt.want != nil {
@@ -101,7 +102,7 @@ func checkWindows(t *testing.T, gw *gatewaytest.Gateway) {
 // TestListUnreadable: a row that cannot be read does not hide the others.
 func TestListUnreadable(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	fill(t, gw, 5)
 	gw.Inject(gatewaytest.Fault{Times: 1, Match: func(q gatewaytest.Request) bool {
 		return strings.Contains(string(q.Raw), "<NewPortMappingIndex>2<")
@@ -116,7 +117,7 @@ func TestListUnreadable(t *testing.T) {
 // TestListFails: an error in the middle ends the list, after what was told.
 func TestListFails(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	fill(t, gw, 5)
 	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(q gatewaytest.Request) bool {
 		return strings.Contains(string(q.Raw), "<NewPortMappingIndex>3<")
@@ -130,8 +131,8 @@ func TestListFails(t *testing.T) {
 // TestListStopped: who leaves the loop asks no more; calls in the loop work.
 func TestListStopped(t *testing.T) {
 	t.Parallel()
-	for _, listing := range []gatewaytest.UPnPListing{{}, {IndexFails: 401}} {
-		gw, b := open(t, gatewaytest.UPnP{Listing: listing})
+	for _, listing := range []quirks.Listing{{}, {IndexFails: 401}} {
+		gw, b := open(t, quirks.UPnP{Listing: listing})
 		fill(t, gw, 5)
 		mustMap(t, gw, b, wish(8080, 999))
 		for e, err := range b.List(t.Context()) {
@@ -155,7 +156,7 @@ func TestListStopped(t *testing.T) {
 // TestListEntry: an entry says all that the device does, and can be used.
 func TestListEntry(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{AnyClient: true})
+	gw, b := open(t, quirks.UPnP{AnyClient: true})
 	if err := gw.AddMapping(gatewaytest.Entry{
 		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("192.168.77.9:53"), Disabled: true,
 		External: netip.AddrPortFrom(gw.External(), 5353), Description: "evil\x1b[31m\r\n\u202eentry",
@@ -191,7 +192,7 @@ func TestEntryAtEnd(t *testing.T) {
 	for _, code := range []int{713, 714, 402, 501, 899} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{Listing: gatewaytest.UPnPListing{EndOfList: code}})
+			gw, b := open(t, quirks.UPnP{Listing: quirks.Listing{EndOfList: code}})
 			occupy(t, gw, 9000)
 			for _, index := range []int{1, -1, 1 << 20} {
 				_, err := b.EntryAt(t.Context(), index)

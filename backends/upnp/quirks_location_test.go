@@ -11,6 +11,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // TestLocationLies: wherever a gateway says that its description is, it is
@@ -29,12 +30,12 @@ func TestLocationLies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{
+			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{
 				Location: func(at string) string {
 					u, _ := url.Parse(at)
 					return "http://" + host + ":" + u.Port() + u.Path
 				},
-			}}})
+			}}}})
 			traps := trapsAround(t, gw)
 			mustMap(t, gw, find(t, gw, upnp.Config{}), wish(8080, 9000))
 			for _, tr := range traps {
@@ -75,7 +76,7 @@ func TestLocationRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{Location: location}}})
+			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{Location: location}}}})
 			err := find(t, gw, upnp.Config{Wait: waitVain}).Probe(t.Context())
 			wantError(t, err, backends.ErrNoReply, 0)
 			if n := gw.Stats().Requests["upnp describe"]; n != 0 {

@@ -8,19 +8,20 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 var loopback6 = netip.IPv6Loopback()
 
 // open6 starts a gateway with an IPv6 firewall, and a backend that finds it over
 // IPv6. It skips where the machine has none.
-func open6(t *testing.T, router gatewaytest.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
+func open6(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
 	t.Helper()
 	_, is := setTrap(t, netip.AddrPortFrom(loopback6, 0))
 	if !is {
 		t.Skip("SKIPPED: this machine has no [::1], pinholes are not tested")
 	}
-	gw := start(t, gatewaytest.Config{Listen6: netip.AddrPortFrom(loopback6, 0), UPnP: router})
+	gw := start(t, gatewaytest.Config{Listen6: netip.AddrPortFrom(loopback6, 0), Quirks: quirks.Quirks{UPnP: router}})
 	return gw, find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.SSDP6()}})
 }
 
@@ -36,7 +37,7 @@ func hole(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
 
 func TestPinhole(t *testing.T) {
 	t.Parallel()
-	gw, b := open6(t, gatewaytest.UPnP{})
+	gw, b := open6(t, quirks.UPnP{})
 	r := wish(8080, 0)
 	r.Remote = netip.MustParseAddrPort("[2001:db8::7]:99")
 	m, err := b.Map(t.Context(), r)
@@ -74,8 +75,8 @@ func TestPinhole(t *testing.T) {
 // TestPinholeGone: a pinhole that the gateway has lost is opened again, and
 // closing one that it does not know succeeds, whatever it calls that.
 func TestPinholeGone(t *testing.T) {
-	for name, router := range map[string]gatewaytest.UPnP{
-		"704": {}, "402": {Firewall: gatewaytest.UPnPFirewall{Absent: 402}},
+	for name, router := range map[string]quirks.UPnP{
+		"704": {}, "402": {Firewall: quirks.Firewall{Absent: 402}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -100,7 +101,7 @@ func TestPinholeGone(t *testing.T) {
 // TestPinholeMoved: pinholes survive that the gateway serves on another port.
 func TestPinholeMoved(t *testing.T) {
 	t.Parallel()
-	gw, b := open6(t, gatewaytest.UPnP{MovePort: true})
+	gw, b := open6(t, quirks.UPnP{MovePort: true})
 	m, err := b.Map(t.Context(), wish(8080, 0))
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +116,7 @@ func TestPinholeMoved(t *testing.T) {
 // of before is another's.
 func TestPinholeNumbers(t *testing.T) {
 	t.Parallel()
-	gw, b := open6(t, gatewaytest.UPnP{})
+	gw, b := open6(t, quirks.UPnP{})
 	holes := map[uint16]backends.Mapping{}
 	for _, port := range []uint16{8080, 9090} {
 		m, err := b.Map(t.Context(), wish(port, 0))
@@ -146,7 +147,7 @@ func TestPinholeNumbers(t *testing.T) {
 // TestNoFirewall: where the firewall is switched off, every port is open.
 func TestNoFirewall(t *testing.T) {
 	t.Parallel()
-	_, b := open6(t, gatewaytest.UPnP{Firewall: gatewaytest.UPnPFirewall{Disabled: true}})
+	_, b := open6(t, quirks.UPnP{Firewall: quirks.Firewall{Disabled: true}})
 	m, err := b.Map(t.Context(), wish(8080, 0))
 	if err != nil || m.External != netip.AddrPortFrom(loopback6, 8080) || m.Lifetime != time.Hour {
 		t.Fatalf("opened %+v, %v", m, err)
@@ -162,31 +163,31 @@ func TestNoFirewall(t *testing.T) {
 // TestPinholeRefused: what a gateway, or this protocol, does not do.
 func TestPinholeRefused(t *testing.T) {
 	t.Parallel()
-	type firewall = gatewaytest.UPnPFirewall
+	type firewall = quirks.Firewall
 	forever, shortest, longest := wish(8080, 0), wish(8080, 0), wish(8080, 0)
 	forever.Lifetime, shortest.Lifetime, longest.Lifetime = backends.Forever, time.Millisecond, 40*time.Hour
 	other, icmp := wish(8080, 0), wish(8080, 0)
 	other.Internal = netip.MustParseAddrPort("[2001:db8::8]:8080")
 	icmp.Protocol = 58
 	for name, tt := range map[string]struct {
-		router  gatewaytest.UPnP
+		router  quirks.UPnP
 		request backends.Request
 		want    error
 		code    upnp.FaultCode
 		lease   time.Duration
 	}{
-		"not allowed":                {gatewaytest.UPnP{Firewall: firewall{NotAllowed: true}}, wish(8080, 0), backends.ErrNotAuthorized, 703, 0},
-		"switched off":               {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{SwitchedOff: true}}, wish(8080, 0), backends.ErrNotAuthorized, 606, 0},
-		"below 1024":                 {gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{LowPorts: 606}}, wish(80, 0), backends.ErrNotAuthorized, 606, 0},
-		"another host":               {gatewaytest.UPnP{}, other, backends.ErrNotAuthorized, 606, 0},
-		"no such protocol":           {gatewaytest.UPnP{}, icmp, backends.ErrUnsupported, 705, 0},
-		"another port exactly":       {gatewaytest.UPnP{}, exactly(8080, 9000), backends.ErrUnsupported, 0, 0},
-		"the same port exactly":      {gatewaytest.UPnP{}, exactly(8080, 8080), nil, 0, time.Hour},
-		"another port, if it may be": {gatewaytest.UPnP{}, wish(8080, 9000), nil, 0, time.Hour},
-		"forever":                    {gatewaytest.UPnP{}, forever, backends.ErrUnsupported, 0, 0},
-		"very short":                 {gatewaytest.UPnP{}, shortest, nil, 0, time.Second},
-		"very long":                  {gatewaytest.UPnP{}, longest, nil, 0, 24 * time.Hour},
-		"the usual":                  {gatewaytest.UPnP{}, backends.Request{Protocol: backends.UDP, Internal: wish(8080, 0).Internal}, nil, 0, upnp.DefaultLifetime},
+		"not allowed":                {quirks.UPnP{Firewall: firewall{NotAllowed: true}}, wish(8080, 0), backends.ErrNotAuthorized, 703, 0},
+		"switched off":               {quirks.UPnP{Rules: quirks.Rules{SwitchedOff: true}}, wish(8080, 0), backends.ErrNotAuthorized, 606, 0},
+		"below 1024":                 {quirks.UPnP{Rules: quirks.Rules{LowPorts: 606}}, wish(80, 0), backends.ErrNotAuthorized, 606, 0},
+		"another host":               {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, 0},
+		"no such protocol":           {quirks.UPnP{}, icmp, backends.ErrUnsupported, 705, 0},
+		"another port exactly":       {quirks.UPnP{}, exactly(8080, 9000), backends.ErrUnsupported, 0, 0},
+		"the same port exactly":      {quirks.UPnP{}, exactly(8080, 8080), nil, 0, time.Hour},
+		"another port, if it may be": {quirks.UPnP{}, wish(8080, 9000), nil, 0, time.Hour},
+		"forever":                    {quirks.UPnP{}, forever, backends.ErrUnsupported, 0, 0},
+		"very short":                 {quirks.UPnP{}, shortest, nil, 0, time.Second},
+		"very long":                  {quirks.UPnP{}, longest, nil, 0, 24 * time.Hour},
+		"the usual":                  {quirks.UPnP{}, backends.Request{Protocol: backends.UDP, Internal: wish(8080, 0).Internal}, nil, 0, upnp.DefaultLifetime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -206,7 +207,7 @@ func TestPinholeRefused(t *testing.T) {
 // TestFirewallUnlisted: firewalls have no table.
 func TestFirewallUnlisted(t *testing.T) {
 	t.Parallel()
-	_, b := open6(t, gatewaytest.UPnP{})
+	_, b := open6(t, quirks.UPnP{})
 	_, err := listed(t, b)
 	wantError(t, err, backends.ErrUnsupported, 0)
 	_, err = b.EntryAt(t.Context(), 0)
@@ -216,12 +217,12 @@ func TestFirewallUnlisted(t *testing.T) {
 // TestFirewallGateways: what is told of firewalls, and that an IGD:1 has none.
 func TestFirewallGateways(t *testing.T) {
 	for name, tt := range map[string]struct {
-		router gatewaytest.UPnP
+		router quirks.UPnP
 		reason string
 	}{
-		"open":        {gatewaytest.UPnP{}, "opens pinholes, and this host's way out"},
-		"not allowed": {gatewaytest.UPnP{Firewall: gatewaytest.UPnPFirewall{NotAllowed: true}}, "pinholes switched off, and this host's way out"},
-		"version 1":   {gatewaytest.UPnP{Version: 1}, ""},
+		"open":        {quirks.UPnP{}, "opens pinholes, and this host's way out"},
+		"not allowed": {quirks.UPnP{Firewall: quirks.Firewall{NotAllowed: true}}, "pinholes switched off, and this host's way out"},
+		"version 1":   {quirks.UPnP{Version: 1}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

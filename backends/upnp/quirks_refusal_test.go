@@ -10,6 +10,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // TestRefusals: what each fault is taken for, and how often a device is asked.
@@ -48,7 +49,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{Version: 1})
+			gw, b := open(t, quirks.UPnP{Version: 1})
 			refuse(gw, "AddPortMapping", int(tt.code))
 			_, err := b.Map(t.Context(), exactly(8080, 9000))
 			wantError(t, err, tt.kind, tt.code)
@@ -75,7 +76,7 @@ func TestRefusals(t *testing.T) {
 // device that only says that it does not like it.
 func TestInvalidArguments(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Version: 1})
+	gw, b := open(t, quirks.UPnP{Version: 1})
 	refuse(gw, "AddPortMapping", 402)
 	r := wish(8080, 9000)
 	r.Lifetime *= 2
@@ -95,23 +96,23 @@ func TestInvalidArguments(t *testing.T) {
 func TestDescriptionsRefused(t *testing.T) {
 	long := strings.Repeat("x", 60)
 	for name, tt := range map[string]struct {
-		demands gatewaytest.UPnPDemands
+		demands quirks.Demands
 		text    string
 		want    string
 	}{
-		"blank":                 {gatewaytest.UPnPDemands{BlankDescription: 402}, " ", "goforward"},
-		"quotes":                {gatewaytest.UPnPDemands{OddDescription: 402}, `a "b" & <c>`, "a _b_ _ _c_"},
-		"odd":                   {gatewaytest.UPnPDemands{OddDescription: 402}, "a (b)", "goforward"},
-		"odd, by another code":  {gatewaytest.UPnPDemands{OddDescription: 600}, "a (b)", "goforward"},
-		"long":                  {gatewaytest.UPnPDemands{LongDescription: 605, MaxDescription: 32}, long, "goforward"},
-		"long, by another code": {gatewaytest.UPnPDemands{LongDescription: 402, MaxDescription: 32}, long, "goforward"},
-		"as long as all can":    {gatewaytest.UPnPDemands{LongDescription: 501, MaxDescription: 63}, long + long, (long + long)[:63]},
-		"odd, by a third code":  {gatewaytest.UPnPDemands{OddDescription: 501}, "a (b)", "goforward"},
-		"not ASCII":             {gatewaytest.UPnPDemands{OddDescription: 402}, "Bücher\x1b", "B_cher_"},
+		"blank":                 {quirks.Demands{BlankDescription: 402}, " ", "goforward"},
+		"quotes":                {quirks.Demands{OddDescription: 402}, `a "b" & <c>`, "a _b_ _ _c_"},
+		"odd":                   {quirks.Demands{OddDescription: 402}, "a (b)", "goforward"},
+		"odd, by another code":  {quirks.Demands{OddDescription: 600}, "a (b)", "goforward"},
+		"long":                  {quirks.Demands{LongDescription: 605, MaxDescription: 32}, long, "goforward"},
+		"long, by another code": {quirks.Demands{LongDescription: 402, MaxDescription: 32}, long, "goforward"},
+		"as long as all can":    {quirks.Demands{LongDescription: 501, MaxDescription: 63}, long + long, (long + long)[:63]},
+		"odd, by a third code":  {quirks.Demands{OddDescription: 501}, "a (b)", "goforward"},
+		"not ASCII":             {quirks.Demands{OddDescription: 402}, "Bücher\x1b", "B_cher_"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{Demands: tt.demands})
+			gw, b := open(t, quirks.UPnP{Demands: tt.demands})
 			r := wish(8080, 9000)
 			r.Description = tt.text
 			m, err := b.Map(t.Context(), r)
@@ -128,29 +129,29 @@ func TestDescriptionsRefused(t *testing.T) {
 // TestPrivateWAN: a device that fails because it is behind another router says so
 // in its external address. No other port helps.
 func TestPrivateWAN(t *testing.T) {
-	private := gatewaytest.UPnPRules{RefusePrivate: true}
+	private := quirks.Rules{RefusePrivate: true}
 	for name, tt := range map[string]struct {
 		external string
-		router   gatewaytest.UPnP
+		router   quirks.UPnP
 		want     error
 		text     string
 	}{
-		"private, told as empty": {"192.168.201.90", gatewaytest.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
-		"shared, told as empty":  {"100.64.3.4", gatewaytest.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
-		"private, told": {"10.1.2.3", gatewaytest.UPnP{Rules: private, Status: gatewaytest.UPnPStatus{
+		"private, told as empty": {"192.168.201.90", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
+		"shared, told as empty":  {"100.64.3.4", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
+		"private, told": {"10.1.2.3", quirks.UPnP{Rules: private, Status: quirks.Status{
 			External: netip.Addr.String,
 		}}, backends.ErrPrivateWAN, "10.1.2.3, behind another router"},
-		"shared, told": {"100.64.3.4", gatewaytest.UPnP{Rules: private, Status: gatewaytest.UPnPStatus{
+		"shared, told": {"100.64.3.4", quirks.UPnP{Rules: private, Status: quirks.Status{
 			External: netip.Addr.String,
 		}}, backends.ErrPrivateWAN, "100.64.3.4, behind the provider's NAT"},
-		"state unknown": {"10.1.2.3", gatewaytest.UPnP{
-			Rules: private, Status: gatewaytest.UPnPStatus{Unsupported: true},
+		"state unknown": {"10.1.2.3", quirks.UPnP{
+			Rules: private, Status: quirks.Status{Unsupported: true},
 		}, backends.ErrPrivateWAN, "tells none"},
-		"not connected": {"0.0.0.0", gatewaytest.UPnP{}, backends.ErrNetworkFailure, "Disconnected"},
+		"not connected": {"0.0.0.0", quirks.UPnP{}, backends.ErrNetworkFailure, "Disconnected"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw := start(t, gatewaytest.Config{External: netip.MustParseAddr(tt.external), UPnP: tt.router})
+			gw := start(t, gatewaytest.Config{External: netip.MustParseAddr(tt.external), Quirks: quirks.Quirks{UPnP: tt.router}})
 			_, err := find(t, gw, upnp.Config{}).Map(t.Context(), wish(8080, 9000))
 			wantError(t, err, tt.want, 501)
 			if err != nil && !strings.Contains(err.Error(), tt.text) || errors.Is(err, backends.ErrNoResources) {
@@ -166,7 +167,7 @@ func TestPrivateWAN(t *testing.T) {
 // TestPrivateWANConflict: some devices call that a conflict, with nothing there.
 func TestPrivateWANConflict(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{External: netip.MustParseAddr("192.168.201.90"), UPnP: gatewaytest.UPnP{Version: 1}})
+	gw := start(t, gatewaytest.Config{External: netip.MustParseAddr("192.168.201.90"), Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 1}}})
 	refuse(gw, "AddPortMapping", 718)
 	_, err := find(t, gw, upnp.Config{}).Map(t.Context(), wish(8080, 9000))
 	wantError(t, err, backends.ErrConflict, 718)
@@ -178,7 +179,7 @@ func TestPrivateWANConflict(t *testing.T) {
 // TestFailsOnce: a device that fails for no reason is asked again.
 func TestFailsOnce(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Result: 501, Times: 1})
 	if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() != 9000 || m.Lifetime != time.Hour {
 		t.Errorf("mapped port %d for %v", m.External.Port(), m.Lifetime)
@@ -187,34 +188,34 @@ func TestFailsOnce(t *testing.T) {
 
 // TestRules: policies of real gateways. None of them is met with other ports.
 func TestRules(t *testing.T) {
-	type rules = gatewaytest.UPnPRules
+	type rules = quirks.Rules
 	other := wish(8080, 9000)
 	other.Internal = netip.MustParseAddrPort("192.168.77.9:8080")
 	peer := wish(8080, 9000)
 	peer.Remote = netip.MustParseAddrPort("45.45.45.77:0")
 	for name, tt := range map[string]struct {
-		router  gatewaytest.UPnP
+		router  quirks.UPnP
 		request backends.Request
 		kind    error
 		code    upnp.FaultCode
 		text    string
 	}{
-		"switched off":                {gatewaytest.UPnP{Rules: rules{SwitchedOff: true}}, wish(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
-		"ports below 1024":            {gatewaytest.UPnP{Rules: rules{LowPorts: 606}}, wish(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
-		"another host":                {gatewaytest.UPnP{}, other, backends.ErrNotAuthorized, 606, "another host, 192.168.77.9"},
-		"another host, version 1":     {gatewaytest.UPnP{Version: 1}, other, backends.ErrNotAuthorized, 718, "another host, 192.168.77.9"},
-		"full":                        {gatewaytest.UPnP{}, wish(8080, 9000), backends.ErrNoResources, 728, ""},
-		"full, version 1":             {gatewaytest.UPnP{Version: 1}, wish(8080, 9000), backends.ErrNoResources, 501, ""},
-		"full, by another code":       {gatewaytest.UPnP{Rules: rules{Full: 402}}, wish(8080, 9000), backends.ErrUnsupported, 402, ""},
-		"full, without a word":        {gatewaytest.UPnP{Rules: rules{FullSilent: true}}, wish(8080, 9000), backends.ErrNoResources, 0, "does not list it"},
-		"remote host needed":          {gatewaytest.UPnP{Rules: rules{SourceNeeded: true}}, wish(8080, 9000), backends.ErrUnsupported, 715, ""},
-		"no remote host":              {gatewaytest.UPnP{Rules: rules{AnySourceOnly: true}}, peer, backends.ErrUnsupported, 726, ""},
-		"no external port":            {gatewaytest.UPnP{Rules: rules{AnyPortOnly: true}}, wish(8080, 9000), backends.ErrUnsupported, 727, ""},
-		"same port, another is exact": {gatewaytest.UPnP{Rules: rules{SamePort: true}}, exactly(8080, 9000), backends.ErrUnsupported, 724, ""},
+		"switched off":                {quirks.UPnP{Rules: rules{SwitchedOff: true}}, wish(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
+		"ports below 1024":            {quirks.UPnP{Rules: rules{LowPorts: 606}}, wish(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
+		"another host":                {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, "another host, 192.168.77.9"},
+		"another host, version 1":     {quirks.UPnP{Version: 1}, other, backends.ErrNotAuthorized, 718, "another host, 192.168.77.9"},
+		"full":                        {quirks.UPnP{}, wish(8080, 9000), backends.ErrNoResources, 728, ""},
+		"full, version 1":             {quirks.UPnP{Version: 1}, wish(8080, 9000), backends.ErrNoResources, 501, ""},
+		"full, by another code":       {quirks.UPnP{Rules: rules{Full: 402}}, wish(8080, 9000), backends.ErrUnsupported, 402, ""},
+		"full, without a word":        {quirks.UPnP{Rules: rules{FullSilent: true}}, wish(8080, 9000), backends.ErrNoResources, 0, "does not list it"},
+		"remote host needed":          {quirks.UPnP{Rules: rules{SourceNeeded: true}}, wish(8080, 9000), backends.ErrUnsupported, 715, ""},
+		"no remote host":              {quirks.UPnP{Rules: rules{AnySourceOnly: true}}, peer, backends.ErrUnsupported, 726, ""},
+		"no external port":            {quirks.UPnP{Rules: rules{AnyPortOnly: true}}, wish(8080, 9000), backends.ErrUnsupported, 727, ""},
+		"same port, another is exact": {quirks.UPnP{Rules: rules{SamePort: true}}, exactly(8080, 9000), backends.ErrUnsupported, 724, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			config := gatewaytest.Config{UPnP: tt.router}
+			config := gatewaytest.Config{Quirks: quirks.Quirks{UPnP: tt.router}}
 			if strings.HasPrefix(name, "full") {
 				config.TableLimit = 1
 			}
@@ -235,7 +236,7 @@ func TestRules(t *testing.T) {
 // TestSamePort: a device that cannot tell ports apart gets the internal one.
 func TestSamePort(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{SamePort: true}})
+	gw, b := open(t, quirks.UPnP{Rules: quirks.Rules{SamePort: true}})
 	if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() != 8080 {
 		t.Errorf("mapped port %d", m.External.Port())
 	}
@@ -248,7 +249,7 @@ func TestSamePort(t *testing.T) {
 // device may, and its table is looked at before.
 func TestOtherService(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool {
 		return q.Action == "AddPortMapping" && strings.Contains(string(q.Raw), "WANIPConnection")
 	}, Result: 401})

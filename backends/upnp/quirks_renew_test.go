@@ -9,13 +9,14 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // TestRenewTaken: a mapping whose port somebody else got meanwhile moves to
 // another port, unless the port matters.
 func TestRenewTaken(t *testing.T) {
-	for name, router := range map[string]gatewaytest.UPnP{
-		"version 1": {Version: 1}, "version 2": {}, "no any port": {Rules: gatewaytest.UPnPRules{AddAnyResets: true}},
+	for name, router := range map[string]quirks.UPnP{
+		"version 1": {Version: 1}, "version 2": {}, "no any port": {Rules: quirks.Rules{AddAnyResets: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -38,7 +39,7 @@ func TestRenewTaken(t *testing.T) {
 // TestRenewInPlace: renewals add nothing to the table.
 func TestRenewInPlace(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	for range 3 {
 		gw.Advance(30 * time.Minute)
@@ -53,7 +54,7 @@ func TestRenewInPlace(t *testing.T) {
 // again, within the call.
 func TestMoved(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{MovePort: true})
+	gw, b := open(t, quirks.UPnP{MovePort: true})
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	m = mustRenew(t, gw, b, m, wish(8080, 9000))
@@ -70,7 +71,7 @@ func TestMoved(t *testing.T) {
 // TestPathGone: a control path that is unknown after a restart is looked for.
 func TestPathGone(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	mustMap(t, gw, b, wish(8080, 9000))
 	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Times: 1, Reply: func([]byte) [][]byte {
 		return [][]byte{[]byte("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")}
@@ -85,22 +86,22 @@ func TestPathGone(t *testing.T) {
 // TestUnmap: only what is ours is deleted, as far as the device tells.
 func TestUnmap(t *testing.T) {
 	for name, tt := range map[string]struct {
-		router  gatewaytest.UPnP
+		router  quirks.UPnP
 		disturb func(*testing.T, *gatewaytest.Gateway)
 		left    int
 		deletes int
 	}{
-		"ours":  {gatewaytest.UPnP{}, nil, 0, 1},
-		"gone":  {gatewaytest.UPnP{}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 0},
-		"taken": {gatewaytest.UPnP{AnyClient: true}, func(t *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000); occupy(t, gw, 9000) }, 1, 0},
-		"taken by another program": {gatewaytest.UPnP{}, func(t *testing.T, gw *gatewaytest.Gateway) {
+		"ours":  {quirks.UPnP{}, nil, 0, 1},
+		"gone":  {quirks.UPnP{}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 0},
+		"taken": {quirks.UPnP{AnyClient: true}, func(t *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000); occupy(t, gw, 9000) }, 1, 0},
+		"taken by another program": {quirks.UPnP{}, func(t *testing.T, gw *gatewaytest.Gateway) {
 			gw.RemoveMapping(backends.TCP, 9000)
 			mustMap(t, gw, find(t, gw, upnp.Config{}), exactly(8099, 9000))
 		}, 1, 0},
-		"unknown":                         {gatewaytest.UPnP{Listing: gatewaytest.UPnPListing{NoSpecific: true}}, nil, 0, 1},
-		"gone, by another code":           {gatewaytest.UPnP{Listing: gatewaytest.UPnPListing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 1},
-		"the lease is ignored for days":   {leases(gatewaytest.UPnPLeases{Reported: 48 * time.Hour}), nil, 0, 1},
-		"listed, but cannot be asked for": {gatewaytest.UPnP{Version: 1, Listing: gatewaytest.UPnPListing{Absent: 501}}, nil, 0, 1},
+		"unknown":                         {quirks.UPnP{Listing: quirks.Listing{NoSpecific: true}}, nil, 0, 1},
+		"gone, by another code":           {quirks.UPnP{Listing: quirks.Listing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 1},
+		"the lease is ignored for days":   {leases(quirks.Leases{Reported: 48 * time.Hour}), nil, 0, 1},
+		"listed, but cannot be asked for": {quirks.UPnP{Version: 1, Listing: quirks.Listing{Absent: 501}}, nil, 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -122,7 +123,7 @@ func TestUnmap(t *testing.T) {
 // TestUnmapFromAnotherProcess: all that it takes is what the mapping says.
 func TestUnmapFromAnotherProcess(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	m.Internal = netip.AddrPortFrom(netip.Addr{}, m.Internal.Port()) // this host
 	if err := find(t, gw, upnp.Config{}).Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
@@ -134,7 +135,7 @@ func TestUnmapFromAnotherProcess(t *testing.T) {
 // asked about it.
 func TestServiceRemembered(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	m := mustMap(t, gw, b, wish(8080, 9000))
 	gw.ResetStats()
 	m.Token = backends.NewToken(bytes.Replace(m.Token.Bytes(), []byte("WANIPConnection:2"), []byte("WANPPPConnection:1"), 1))

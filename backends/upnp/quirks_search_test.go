@@ -12,6 +12,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // The patience of searches that end by it: after all that is there has answered,
@@ -23,8 +24,8 @@ const (
 
 // TestSearchQuirks: gateways that answer only some searches, or oddly, are found.
 func TestSearchQuirks(t *testing.T) {
-	type search = gatewaytest.UPnPSearch
-	for name, router := range map[string]gatewaytest.UPnP{
+	type search = quirks.Search
+	for name, router := range map[string]quirks.UPnP{
 		"from another port":         {Search: search{OtherPort: true}},
 		"version 1 only":            {Version: 1, Search: search{NoIGD2: true}},
 		"no version 2":              {Search: search{NoIGD2: true}},
@@ -37,17 +38,17 @@ func TestSearchQuirks(t *testing.T) {
 		"no blank line":             {Search: search{NoBlankLine: true}},
 		"unicast only":              {Search: search{UnicastOnly: true}},
 		"all of it":                 {Version: 1, Search: search{OtherPort: true, NoIGD2: true, FirstOnly: true, Duplicates: 3, LFOnly: true, NoSpace: true, NoBlankLine: true}},
-		"IP and PPP":                {Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}},
-		"PPP only":                  {Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionPPP}},
-		"DSL Forum":                 {Description: gatewaytest.UPnPDescription{DSLForum: true}},
-		"DSL Forum, PPP":            {Version: 1, Description: gatewaytest.UPnPDescription{DSLForum: true, Connections: gatewaytest.ConnectionPPP}},
-		"the last of several WANs":  {Description: gatewaytest.UPnPDescription{WANDevices: 3, Connected: 2}},
-		"the first of several WANs": {Description: gatewaytest.UPnPDescription{WANDevices: 3}},
-		"several WANs, IP and PPP":  {Version: 1, Description: gatewaytest.UPnPDescription{WANDevices: 3, Connected: 1, Connections: gatewaytest.ConnectionBoth}},
+		"IP and PPP":                {Description: quirks.Description{Connections: quirks.ConnectionBoth}},
+		"PPP only":                  {Description: quirks.Description{Connections: quirks.ConnectionPPP}},
+		"DSL Forum":                 {Description: quirks.Description{DSLForum: true}},
+		"DSL Forum, PPP":            {Version: 1, Description: quirks.Description{DSLForum: true, Connections: quirks.ConnectionPPP}},
+		"the last of several WANs":  {Description: quirks.Description{WANDevices: 3, Connected: 2}},
+		"the first of several WANs": {Description: quirks.Description{WANDevices: 3}},
+		"several WANs, IP and PPP":  {Version: 1, Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw := start(t, gatewaytest.Config{UPnP: router})
+			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
 			b := find(t, gw, upnp.Config{})
 			m := mustMap(t, gw, b, wish(8080, 9000))
 			if m.External.Addr() != gw.External() {
@@ -74,7 +75,7 @@ func TestSearchQuirks(t *testing.T) {
 // TestSearchDelayed: answers may take the second that searches allow.
 func TestSearchDelayed(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{Spread: true}})
+	gw, b := open(t, quirks.UPnP{Search: quirks.Search{Spread: true}})
 	mustMap(t, gw, b, wish(8080, 9000))
 }
 
@@ -82,7 +83,7 @@ func TestSearchDelayed(t *testing.T) {
 // gateway that wants the group named has no answer for a unicast search.
 func TestSearchMulticastOnly(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{MulticastOnly: true}}})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{MulticastOnly: true}}}})
 	err := find(t, gw, upnp.Config{Wait: waitVain}).Probe(t.Context())
 	wantError(t, err, backends.ErrNoReply, 0)
 	// What a group would have relayed finds it.
@@ -134,7 +135,7 @@ func TestSearchEnds(t *testing.T) {
 // but it.
 func TestNotSearched(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{MovePort: true}})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{MovePort: true}}})
 	b := find(t, gw, upnp.Config{URL: gw.DescriptionURL()})
 	mustMap(t, gw, b, wish(8080, 9000))
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
@@ -148,7 +149,7 @@ func TestNotSearched(t *testing.T) {
 // TestSearchShared: callers at the same time share a search.
 func TestSearchShared(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	ended := make(chan error)
 	for range 5 {
 		go func() { ended <- b.Probe(t.Context()) }()
@@ -167,7 +168,7 @@ func TestSearchShared(t *testing.T) {
 // others of its device.
 func TestOneServiceSilent(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionBoth}})
+	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(q gatewaytest.Request) bool {
 		return strings.Contains(string(q.Raw), "WANPPPConnection:1#")
 	}})
@@ -179,9 +180,9 @@ func TestGateways(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
 	own := start(t, gatewaytest.Config{External: netip.MustParseAddr("10.0.0.2")})
-	down := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{Connection: "Disconnected"}}})
+	down := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}}})
 	public := start(t, gatewaytest.Config{})
-	twin := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{NoSpace: true}}})
+	twin := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{NoSpace: true}}}})
 	all := []netip.AddrPort{own.SSDP(), down.SSDP(), public.SSDP()}
 	list := func(config upnp.Config) string {
 		config.Wait = wait
@@ -215,7 +216,7 @@ func TestGateways(t *testing.T) {
 func TestWayOutNotConnected(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
-	own := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{Connection: "Disconnected"}}})
+	own := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}}})
 	public := start(t, gatewaytest.Config{})
 	answer := make(chan struct{})
 	public.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Hold: answer})

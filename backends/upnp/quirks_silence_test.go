@@ -8,6 +8,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // TestSilences: a device is looked for again after two calls in a row without an
@@ -23,7 +24,7 @@ func TestSilences(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{})
+			gw, b := open(t, quirks.UPnP{})
 			if err := b.Probe(t.Context()); err != nil {
 				t.Fatal(err)
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 var hosts atomic.Uint32
@@ -75,9 +76,9 @@ func find(t *testing.T, gw *gatewaytest.Gateway, config upnp.Config) *upnp.Backe
 }
 
 // open starts a gateway and a backend that finds it by a search.
-func open(t *testing.T, router gatewaytest.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
+func open(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
 	t.Helper()
-	gw := start(t, gatewaytest.Config{UPnP: router})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
 	return gw, find(t, gw, upnp.Config{})
 }
 

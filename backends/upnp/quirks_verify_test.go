@@ -7,13 +7,14 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // TestReadBack: what a device says that it granted is looked for.
 func TestReadBack(t *testing.T) {
-	type router = gatewaytest.UPnP
-	type rules = gatewaytest.UPnPRules
-	type listing = gatewaytest.UPnPListing
+	type router = quirks.UPnP
+	type rules = quirks.Rules
+	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
 		router router
 		want   error
@@ -45,7 +46,7 @@ func TestReadBack(t *testing.T) {
 // conflict.
 func TestReadBackFaster(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Corrupt: func(reply []byte) []byte {
 		gw.RemoveMapping(backends.TCP, 9000)
 		if err := gw.AddMapping(gatewaytest.Entry{
@@ -67,7 +68,7 @@ func TestExternalAddrForms(t *testing.T) {
 	} {
 		t.Run(told, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{External: func(netip.Addr) string { return told }}})
+			gw, b := open(t, quirks.UPnP{Status: quirks.Status{External: func(netip.Addr) string { return told }}})
 			wanted, _ := netip.ParseAddr(want)
 			if got, err := b.ExternalAddr(t.Context()); err != nil || got != wanted {
 				t.Errorf("ExternalAddr: %v, %v; want %v", got, err, wanted)
@@ -88,16 +89,16 @@ func TestStates(t *testing.T) {
 	var ssdp []netip.AddrPort
 	want := map[netip.Addr]string{}
 	for _, tt := range []struct {
-		status gatewaytest.UPnPStatus
+		status quirks.Status
 		reason string
 	}{
-		{gatewaytest.UPnPStatus{}, "connected, with a public address"},
-		{gatewaytest.UPnPStatus{Connection: "up"}, "connected, with a public address, but answered later"},
-		{gatewaytest.UPnPStatus{External: nowhere}, "connected, without a public address"},
-		{gatewaytest.UPnPStatus{Unsupported: true}, "does not tell whether it is connected"},
-		{gatewaytest.UPnPStatus{Connection: "Disconnected"}, "not connected: Disconnected"},
+		{quirks.Status{}, "connected, with a public address"},
+		{quirks.Status{Connection: "up"}, "connected, with a public address, but answered later"},
+		{quirks.Status{External: nowhere}, "connected, without a public address"},
+		{quirks.Status{Unsupported: true}, "does not tell whether it is connected"},
+		{quirks.Status{Connection: "Disconnected"}, "not connected: Disconnected"},
 	} {
-		gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: tt.status}})
+		gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: tt.status}}})
 		ssdp = append(ssdp, gw.SSDP())
 		want[gw.Addr().Addr()] = tt.reason
 		if tt.status.Connection != "" || tt.status.Unsupported {

@@ -14,6 +14,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/internal/freeport"
 )
 
@@ -40,7 +41,7 @@ func watch(t *testing.T, config gatewaytest.Config) *watched {
 func watchAs(t *testing.T, config gatewaytest.Config, by upnp.Config, between time.Duration) *watched {
 	t.Helper()
 	w := &watched{notify: freeUDP(t), changes: make(chan backends.Change, 100), ended: make(chan error, 1)}
-	config.UPnP.Notify = w.notify
+	config.Notify = w.notify
 	w.Gateway = start(t, config)
 	w.Advance(time.Hour)
 	by.Notify = w.notify
@@ -113,35 +114,35 @@ func freeUDP(t *testing.T) netip.AddrPort {
 
 // TestWatch: what happens to a gateway is told once, as what it is.
 func TestWatch(t *testing.T) {
-	stuck := gatewaytest.UPnPSearch{BootIDStuck: true}
+	stuck := quirks.Search{BootIDStuck: true}
 	for name, tt := range map[string]struct {
-		router gatewaytest.UPnP
+		router quirks.UPnP
 		happen func(*watched)
 		want   backends.ChangeKind
 	}{
-		"restart": {gatewaytest.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted},
+		"restart": {quirks.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted},
 		"restart, uptime goes on": {
-			gatewaytest.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{KeepEpoch: true}) }, backends.Restarted,
+			quirks.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{KeepEpoch: true}) }, backends.Restarted,
 		},
 		"restart, BOOTID stays": {
-			gatewaytest.UPnP{Search: stuck}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted,
+			quirks.UPnP{Search: stuck}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted,
 		},
 		"restart on another port": {
-			gatewaytest.UPnP{MovePort: true, Search: stuck},
+			quirks.UPnP{MovePort: true, Search: stuck},
 			func(w *watched) { w.Restart(gatewaytest.RestartOptions{KeepEpoch: true}) }, backends.Announced,
 		},
 		"another address": {
-			gatewaytest.UPnP{}, func(w *watched) { w.SetExternal(netip.MustParseAddr("45.45.45.2")) }, backends.AddressChanged,
+			quirks.UPnP{}, func(w *watched) { w.SetExternal(netip.MustParseAddr("45.45.45.2")) }, backends.AddressChanged,
 		},
 		"another address, with an update": {
-			gatewaytest.UPnP{Search: gatewaytest.UPnPSearch{Update: true}},
+			quirks.UPnP{Search: quirks.Search{Update: true}},
 			func(w *watched) { w.SetExternal(netip.MustParseAddr("45.45.45.2")) }, backends.AddressChanged,
 		},
-		"goodbye": {gatewaytest.UPnP{}, func(w *watched) { w.Byebye() }, backends.Announced},
+		"goodbye": {quirks.UPnP{}, func(w *watched) { w.Byebye() }, backends.Announced},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := watch(t, gatewaytest.Config{UPnP: tt.router})
+			w := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: tt.router}})
 			tt.happen(w)
 			if c := w.next(t); c.Kind != tt.want || c.External != w.External() || c.Reason == "" {
 				t.Errorf("told of %+v, want %v with %v", c, tt.want, w.External())
@@ -222,7 +223,7 @@ func TestWatchLostEntry(t *testing.T) {
 // TestWatchSilentRestart: a restart that only a call notices is told.
 func TestWatchSilentRestart(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{MovePort: true}) // and nothing to listen to
+	gw, b := open(t, quirks.UPnP{MovePort: true}) // and nothing to listen to
 	mustMap(t, gw, b, wish(8080, 9000))
 	changes, ended := make(chan backends.Change, 100), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())

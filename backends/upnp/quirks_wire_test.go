@@ -9,31 +9,32 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // wireQuirks are gateways that read and write as real ones do.
-func wireQuirks() map[string]gatewaytest.UPnP {
-	type router = gatewaytest.UPnP
-	type description = gatewaytest.UPnPDescription
-	type wire = gatewaytest.UPnPWire
-	type demands = gatewaytest.UPnPDemands
-	type form = gatewaytest.UPnPXML
+func wireQuirks() map[string]quirks.UPnP {
+	type router = quirks.UPnP
+	type description = quirks.Description
+	type wire = quirks.Wire
+	type demands = quirks.Demands
+	type form = quirks.XML
 	strict := demands{
 		ExactSOAPAction: true, QuotedSOAPAction: true, SOAPActionNotLast: true, ContentType: `text/xml; charset="utf-8"`,
 		LiteralHost: true, Compact: true, RemoteHost: true, NoZeroRemoteHost: true, UpperProtocol: true,
 		BlankDescription: 402, OddDescription: 402, LongDescription: 501, MaxDescription: 63,
 	}
 	return map[string]router{
-		"URLBase empty":            {Description: description{URLBase: gatewaytest.URLBaseEmpty}},
-		"URLBase good":             {Description: description{URLBase: gatewaytest.URLBaseGood}},
-		"URLBase elsewhere":        {Description: description{URLBase: gatewaytest.URLBaseWrongHost}},
-		"URLBase without port":     {Description: description{URLBase: gatewaytest.URLBaseNoPort}},
-		"control absolute":         {Description: description{ControlURL: gatewaytest.ControlAbsolute}},
-		"control relative":         {Description: description{Path: "/a/b.xml", ControlURL: gatewaytest.ControlRelative}},
-		"control relative to root": {Description: description{Path: "/a/b.xml", ControlURL: gatewaytest.ControlRelativeToRoot}},
-		"control with a colon":     {Description: description{ControlURL: gatewaytest.ControlColon}},
-		"control with white space": {Description: description{ControlURL: gatewaytest.ControlSpaces}},
-		"control elsewhere":        {Description: description{ControlURL: gatewaytest.ControlWrongHost}},
+		"URLBase empty":            {Description: description{URLBase: quirks.URLBaseEmpty}},
+		"URLBase good":             {Description: description{URLBase: quirks.URLBaseGood}},
+		"URLBase elsewhere":        {Description: description{URLBase: quirks.URLBaseWrongHost}},
+		"URLBase without port":     {Description: description{URLBase: quirks.URLBaseNoPort}},
+		"control absolute":         {Description: description{ControlURL: quirks.ControlAbsolute}},
+		"control relative":         {Description: description{Path: "/a/b.xml", ControlURL: quirks.ControlRelative}},
+		"control relative to root": {Description: description{Path: "/a/b.xml", ControlURL: quirks.ControlRelativeToRoot}},
+		"control with a colon":     {Description: description{ControlURL: quirks.ControlColon}},
+		"control with white space": {Description: description{ControlURL: quirks.ControlSpaces}},
+		"control elsewhere":        {Description: description{ControlURL: quirks.ControlWrongHost}},
 		"HTTP/1.0":                 {Wire: wire{HTTP10: true}},
 		"no length":                {Wire: wire{NoLength: true}},
 		"chunked":                  {Wire: wire{Chunked: true}},
@@ -66,8 +67,8 @@ func wireQuirks() map[string]gatewaytest.UPnP {
 		"much of it": {
 			Version: 1, Demands: strict, Wire: wire{HTTP10: true, NoLength: true, LFOnly: true, NoSpace: true, NoReason: true},
 			XML:         form{Latin1: true, LeadingSpace: true, NULTail: true, Prefix: "x", NoNamespace: true},
-			Description: description{URLBase: gatewaytest.URLBaseWrongHost, ControlURL: gatewaytest.ControlSpaces, DSLForum: true},
-			FaultForm:   gatewaytest.UPnPFaultForm{Prefix: "SOAP", CamelCase: true, CodeSpaces: true, StatusOK: true},
+			Description: description{URLBase: quirks.URLBaseWrongHost, ControlURL: quirks.ControlSpaces, DSLForum: true},
+			FaultForm:   quirks.FaultForm{Prefix: "SOAP", CamelCase: true, CodeSpaces: true, StatusOK: true},
 		},
 	}
 }
@@ -77,7 +78,7 @@ func TestWire(t *testing.T) {
 	for name, router := range wireQuirks() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw := start(t, gatewaytest.Config{UPnP: router})
+			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
 			// Faster over a long timeout: a quirk that is waited out is none that works.
 			b := find(t, gw, upnp.Config{})
 			r := wish(8080, 9000)
@@ -105,28 +106,28 @@ func TestWire(t *testing.T) {
 
 // TestFaultForms: a fault is understood whatever it is wrapped in.
 func TestFaultForms(t *testing.T) {
-	type form = gatewaytest.UPnPFaultForm
+	type form = quirks.FaultForm
 	for name, tt := range map[string]struct {
 		form form
-		xml  gatewaytest.UPnPXML
+		xml  quirks.XML
 		code upnp.FaultCode
 		want error
 	}{
-		"SOAP-ENV":        {form{Prefix: "SOAP-ENV"}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
-		"SOAP":            {form{Prefix: "SOAP"}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
-		"camel case":      {form{CamelCase: true}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
-		"prefixed code":   {form{CodePrefix: "e"}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
-		"blanks":          {form{CodeSpaces: true}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
-		"status 200":      {form{StatusOK: true}, gatewaytest.UPnPXML{}, 606, backends.ErrNotAuthorized},
-		"vendor's":        {form{Code: -911}, gatewaytest.UPnPXML{}, -911, backends.ErrNoResources},
-		"Latin 1":         {form{}, gatewaytest.UPnPXML{Latin1: true}, 606, backends.ErrNotAuthorized},
-		"no UTF-8":        {form{}, gatewaytest.UPnPXML{BadUTF8: true}, 606, backends.ErrNotAuthorized},
-		"a bare &":        {form{}, gatewaytest.UPnPXML{RawAmpersand: true}, 606, backends.ErrNotAuthorized},
-		"all but vendors": {form{Prefix: "SOAP-ENV", CamelCase: true, CodePrefix: "q", CodeSpaces: true, StatusOK: true}, gatewaytest.UPnPXML{BadUTF8: true, NULTail: true}, 606, backends.ErrNotAuthorized},
+		"SOAP-ENV":        {form{Prefix: "SOAP-ENV"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"SOAP":            {form{Prefix: "SOAP"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"camel case":      {form{CamelCase: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"prefixed code":   {form{CodePrefix: "e"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"blanks":          {form{CodeSpaces: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"status 200":      {form{StatusOK: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"vendor's":        {form{Code: -911}, quirks.XML{}, -911, backends.ErrNoResources},
+		"Latin 1":         {form{}, quirks.XML{Latin1: true}, 606, backends.ErrNotAuthorized},
+		"no UTF-8":        {form{}, quirks.XML{BadUTF8: true}, 606, backends.ErrNotAuthorized},
+		"a bare &":        {form{}, quirks.XML{RawAmpersand: true}, 606, backends.ErrNotAuthorized},
+		"all but vendors": {form{Prefix: "SOAP-ENV", CamelCase: true, CodePrefix: "q", CodeSpaces: true, StatusOK: true}, quirks.XML{BadUTF8: true, NULTail: true}, 606, backends.ErrNotAuthorized},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, b := open(t, gatewaytest.UPnP{FaultForm: tt.form, XML: tt.xml, Rules: gatewaytest.UPnPRules{SwitchedOff: true}})
+			_, b := open(t, quirks.UPnP{FaultForm: tt.form, XML: tt.xml, Rules: quirks.Rules{SwitchedOff: true}})
 			_, err := b.Map(t.Context(), wish(8080, 9000))
 			wantError(t, err, tt.want, tt.code)
 		})
@@ -137,7 +138,7 @@ func TestFaultForms(t *testing.T) {
 // that there always was.
 func TestLegacyHeaders(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, gatewaytest.UPnP{})
+	gw, b := open(t, quirks.UPnP{})
 	gw.Inject(gatewaytest.Fault{
 		Match: func(q gatewaytest.Request) bool {
 			return q.Service == "upnp" && strings.Contains(string(q.Raw), "User-Agent:")
@@ -152,7 +153,7 @@ func TestLegacyHeaders(t *testing.T) {
 // TestControlEmpty: without a control URL there is no gateway.
 func TestControlEmpty(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{ControlURL: gatewaytest.ControlEmpty}}})
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{ControlURL: quirks.ControlEmpty}}}})
 	err := find(t, gw, upnp.Config{Wait: wait / 2}).Probe(t.Context())
 	if wantError(t, err, backends.ErrNoReply, 0); err != nil && !strings.Contains(err.Error(), "none of them a gateway that works") {
 		t.Error(err)

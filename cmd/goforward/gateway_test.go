@@ -94,7 +94,7 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	if err != nil {
 		return err
 	}
-	config := gatewaytest.Config{Announce: announce, UPnP: gatewaytest.UPnP{Notify: notify}}
+	config := gatewaytest.Config{Announce: announce, Notify: notify}
 	if err := configure(&config, args); err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 		return err
 	}
 	gw.Advance(24 * time.Hour) // so that its clock shows a restart
-	if config.NATPMP.Off && config.PCP.Off {
+	if slices.Equal(config.Protocols, []string{"upnp"}) {
 		gw.DownPCP()
 	}
 	gateways.set(ts, gw)
@@ -124,7 +124,6 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 
 // configure reads the arguments of gateway start.
 func configure(config *gatewaytest.Config, args []string) (err error) {
-	speaks := map[string]bool{}
 	for _, arg := range args {
 		name, text, _ := strings.Cut(arg, "=")
 		switch name {
@@ -133,19 +132,19 @@ func configure(config *gatewaytest.Config, args []string) (err error) {
 		case "max":
 			config.MaxLifetime, err = time.ParseDuration(text)
 		case "natpmp", "pcp", "upnp":
-			speaks[name] = true
+			config.Protocols = append(config.Protocols, name)
 		case "third-party":
-			config.PCP.ThirdParty, config.UPnP.AnyClient = true, true
+			config.Quirks.PCP.ThirdParty, config.Quirks.UPnP.AnyClient = true, true
 		case "vpn":
-			config.NATPMP.VPN = true
+			config.Quirks.NATPMP.VPN = true
 		case "ipv6":
 			config.Listen6 = netip.MustParseAddrPort("[::1]:0")
 		case "wans":
-			config.UPnP.Description.WANDevices, err = strconv.Atoi(text)
+			config.Quirks.UPnP.Description.WANDevices, err = strconv.Atoi(text)
 		case "no-list":
-			config.UPnP.Listing.IndexFails, config.UPnP.Listing.NoRange = 401, true
+			config.Quirks.UPnP.Listing.IndexFails, config.Quirks.UPnP.Listing.NoRange = 401, true
 		case "no-index":
-			config.UPnP.Listing.IndexFails = 401
+			config.Quirks.UPnP.Listing.IndexFails = 401
 		default:
 			err = fmt.Errorf("no option %q", arg)
 		}
@@ -153,10 +152,9 @@ func configure(config *gatewaytest.Config, args []string) (err error) {
 			return err
 		}
 	}
-	if len(speaks) == 0 {
-		speaks["natpmp"], speaks["pcp"] = true, true
+	if len(config.Protocols) == 0 {
+		config.Protocols = []string{"natpmp", "pcp"}
 	}
-	config.NATPMP.Off, config.PCP.Off, config.UPnP.Off = !speaks["natpmp"], !speaks["pcp"], !speaks["upnp"]
 	return nil
 }
 

@@ -22,7 +22,7 @@ func TestMainMaps(t *testing.T) {
 			"deleted: <nil>",
 		}},
 		"PCP only": {
-			gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}},
+			gatewaytest.Config{Protocols: []string{"pcp", "upnp"}},
 			[]string{"the gateway speaks version 2 of the port's protocols: 2 is PCP"},
 		},
 	} {

@@ -12,6 +12,7 @@ import (
 	"github.com/natforward/goforward/examples/internal/stage"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // The example as it stands, on gateways of the test's own.
@@ -38,7 +39,7 @@ func TestMainExplains(t *testing.T) {
 			want:   []string{"192.168.178.20:443 by natpmp", "but that address is private and not the internet's"},
 		},
 		"refused": {
-			router: gatewaytest.Config{UPnP: gatewaytest.UPnP{Rules: gatewaytest.UPnPRules{SwitchedOff: true}}},
+			router: gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{SwitchedOff: true}}}},
 			prepare: func(gw *gatewaytest.Gateway) {
 				gw.Inject(gatewaytest.Fault{Result: 2, Match: func(r gatewaytest.Request) bool {
 					return r.Service == "natpmp" || r.Service == "pcp"

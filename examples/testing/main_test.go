@@ -13,6 +13,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // announce is where the router's announcements go: to nobody but the program. Systems
@@ -84,10 +85,10 @@ func await(t *testing.T, told <-chan backends.Endpoint) backends.Endpoint {
 func TestReachable(t *testing.T) {
 	for name, config := range map[string]gatewaytest.Config{
 		"any protocol": {},
-		"PCP":          {NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: gatewaytest.UPnP{Off: true}},
+		"PCP":          {Protocols: []string{"pcp"}},
 		"an old router with UPnP that grants for ever only": {
-			NATPMP: gatewaytest.NATPMP{Off: true}, PCP: gatewaytest.PCP{Off: true},
-			UPnP: gatewaytest.UPnP{Version: 1, Leases: gatewaytest.UPnPLeases{PermanentOnly: 725}},
+			Protocols: []string{"upnp"},
+			Quirks:    quirks.Quirks{UPnP: quirks.UPnP{Version: 1, Leases: quirks.Leases{PermanentOnly: 725}}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -11,12 +11,13 @@ import (
 	"github.com/natforward/goforward/examples/internal/stage"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // The example as it stands, on a gateway of the test's own that lets its hosts
 // tidy up.
 func TestMainTidies(t *testing.T) {
-	gw, err := stage.Router(gatewaytest.Config{UPnP: gatewaytest.UPnP{AnyClient: true}})
+	gw, err := stage.Router(gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}

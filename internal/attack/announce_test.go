@@ -69,7 +69,7 @@ func TestForgedAnnouncement(t *testing.T) {
 	}
 	_ = probe.Close()
 
-	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	leaves(t, func() {
 		f := forwarder(t, gw, forward.Config{Test: forward.TestNetwork{Announce: at}})
 		m, err := f.Enable(t.Context(), forward.TCP(8080))

@@ -11,6 +11,7 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/internal/attack"
 )
 
@@ -18,9 +19,9 @@ import (
 // external address.
 func lyingRouter(t *testing.T, address netip.Addr) *gatewaytest.Gateway {
 	t.Helper()
-	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{
+	gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
 		External: func(netip.Addr) string { return address.String() },
-	}}})
+	}}}})
 	a16 := address.As16()
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service != "upnp" && r.Service != "ssdp" }, Corrupt: func(b []byte) []byte {
 		switch {
@@ -81,9 +82,9 @@ func TestZonedAddress(t *testing.T) {
 		if a, err := netip.ParseAddr(told); err != nil || a.Zone() != zone {
 			t.Fatalf("the naive client reads %q, %v: this is no attack", a, err)
 		}
-		gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{
+		gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
 			External: func(netip.Addr) string { return told },
-		}}})
+		}}}})
 		b := igd(t, gw.SSDP())
 		addr, err := b.ExternalAddr(t.Context())
 		if err != nil || attack.CheckAddr(addr) != nil {
@@ -217,9 +218,9 @@ func TestEndlessTime(t *testing.T) {
 // section 3.3, and RFC 6887, section 7.2; as UPnP's lease, where it is asked.
 func grantsFor(t *testing.T, seconds uint32) *gatewaytest.Gateway {
 	t.Helper()
-	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{
-		Leases: gatewaytest.UPnPLeases{Reported: time.Duration(seconds) * time.Second},
-	}})
+	gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+		Leases: quirks.Leases{Reported: time.Duration(seconds) * time.Second},
+	}}})
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap && r.Service != "upnp" }, Corrupt: func(b []byte) []byte {
 		return withLifetime(b, seconds)
 	}})

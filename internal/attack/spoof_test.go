@@ -120,7 +120,7 @@ func TestOffPath(t *testing.T) {
 		"the port of announcements, 5350": func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 5350) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+			gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 			overtake(t, gw, from(gw), forge)
 			if got := naiveMap(t, gw.Addr()); got != forgedPort {
 				t.Fatalf("the naive client got port %d: this is no attack", got)
@@ -185,7 +185,7 @@ func forwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) *fo
 
 // TestReplay: what the gateway once said is not believed from somebody else.
 func TestReplay(t *testing.T) {
-	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	// The attacker saw a mapping granted that is no more.
 	heard := map[string][]byte{}
 	stop := gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap }, Corrupt: func(b []byte) []byte {
@@ -244,7 +244,7 @@ func TestNotTheAnswer(t *testing.T) {
 		"PCP: no answer":                 {naiveMapPCP, "pcp", func(b []byte) { b[1] &^= 128 }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+			gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 			first := func() { // of two requests for a mapping, the first gets the wrong answer
 				gw.Inject(gatewaytest.Fault{
 					Times: 1, Match: func(r gatewaytest.Request) bool { return r.Op == gatewaytest.OpMap },

@@ -191,7 +191,7 @@ func exists(path string) bool {
 // what no gateway grants, nothing comes: only the gateway is asked, and only
 // about this host.
 func TestStateElsewhere(t *testing.T) {
-	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	heard := make(chan []byte, 100)
 	elsewhere := answering(t, netip.AddrPortFrom(bystander, gw.Addr().Port()), func(_ *net.UDPConn, b []byte, _ netip.AddrPort) {
 		heard <- bytes.Clone(b)

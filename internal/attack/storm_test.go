@@ -54,7 +54,7 @@ func naiveEpochs(t *testing.T, gw netip.AddrPort, enough int) (requests int) {
 func TestEpochStorm(t *testing.T) {
 	for _, name := range []string{"natpmp", "pcp"} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+			gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 			wildEpochs(gw)
 			if n := naiveEpochs(t, gw.Addr(), 500); n < 500 {
 				t.Fatalf("the naive client asked %d times: this is no attack", n)
@@ -156,7 +156,7 @@ func TestShortLeases(t *testing.T) {
 	if d := naiveRenewal(1); d > time.Second/2 {
 		t.Fatalf("the naive client waits for %v", d)
 	}
-	gw := router(t, gatewaytest.Config{MaxLifetime: time.Second, UPnP: gatewaytest.UPnP{Off: true}})
+	gw := router(t, gatewaytest.Config{MaxLifetime: time.Second, Protocols: []string{"natpmp", "pcp"}})
 	f := forwarder(t, gw, forward.Config{Protocols: []string{"natpmp"}})
 	begin := time.Now()
 	m, err := f.Enable(t.Context(), forward.TCP(8080))

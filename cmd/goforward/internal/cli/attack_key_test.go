@@ -71,7 +71,7 @@ func TestKeyOfOthers(t *testing.T) {
 // used: RFC 6887, section 11.1.
 func nonceWith(t *testing.T, key string) (nonce string) {
 	t.Helper()
-	gw := router(t, gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: gatewaytest.UPnP{Off: true}})
+	gw := router(t, gatewaytest.Config{Protocols: []string{"pcp"}})
 	ended := make(chan int, 1)
 	var stdout, stderr bytes.Buffer
 	go func() {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/natforward/goforward/cmd/goforward/internal/cli"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // evil is a text, as XML has it, that clears the screen and sets the window's
@@ -117,7 +118,7 @@ func TestTerminal(t *testing.T) {
 		"unmap, refused":      {args: []string{"unmap", "9000:9000", "--foreign"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{AnyClient: true}})
+			gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}})
 			if err := gw.AddMapping(gatewaytest.Entry{
 				Protocol: 6, Internal: netip.MustParseAddrPort("127.0.0.66:9000"),
 				External: netip.AddrPortFrom(gw.External(), 9000), Description: "theirs",
@@ -156,9 +157,9 @@ func TestForgedLine(t *testing.T) {
 		t.Fatalf("the naive client prints %q, %v: this is no attack", a, err)
 	}
 	for _, told := range []string{told, "fe80::1%; id", "fe80::1%`id`"} {
-		gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Status: gatewaytest.UPnPStatus{
+		gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
 			External: func(netip.Addr) string { return told },
-		}}})
+		}}}})
 		for _, args := range [][]string{{"ip"}, {"gateways", "--timeout", "600ms"}, {"map", "8080"}} {
 			_, stdout, stderr := run(t, gw, args...)
 			harmless(t, stdout)

@@ -116,9 +116,7 @@ func (d *demonstration) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config := gatewaytest.Config{Announce: announce}
-	config.UPnP.Notify = notify
-	if d.gateway, err = gatewaytest.Start(config); err != nil {
+	if d.gateway, err = gatewaytest.Start(gatewaytest.Config{Announce: announce, Notify: notify}); err != nil {
 		return err
 	}
 	d.gateway.Advance(24 * time.Hour) // it has been up for a day, so that its clock shows the restart

@@ -9,6 +9,7 @@ import (
 
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // Of several devices, each has a line, and the reason why it is used or not.
@@ -16,8 +17,8 @@ func TestDevices(t *testing.T) {
 	t.Parallel()
 	var ssdp []netip.AddrPort
 	for _, config := range []gatewaytest.Config{
-		{External: netip.MustParseAddr("0.0.0.0"), UPnP: gatewaytest.UPnP{Description: gatewaytest.UPnPDescription{Connections: gatewaytest.ConnectionPPP}}},
-		{External: netip.MustParseAddr("192.168.7.2"), UPnP: gatewaytest.UPnP{Version: 1}},
+		{External: netip.MustParseAddr("0.0.0.0"), Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionPPP}}}},
+		{External: netip.MustParseAddr("192.168.7.2"), Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 1}}},
 		{},
 	} {
 		ssdp = append(ssdp, router(t, config).SSDP())

@@ -42,10 +42,9 @@ func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 func TestGateways(t *testing.T) {
 	t.Parallel()
 	good, silent := router(t, gatewaytest.Config{}), router(t, gatewaytest.Config{})
-	noUPnP := gatewaytest.UPnP{Off: true}
-	onlyPCP := gatewaytest.Config{NATPMP: gatewaytest.NATPMP{Off: true}, UPnP: noUPnP}
+	onlyPCP := gatewaytest.Config{Protocols: []string{"pcp"}}
 	pcp, pcp6 := router(t, onlyPCP), router(t, onlyPCP)
-	natpmp := router(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}, UPnP: noUPnP})
+	natpmp := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
 	silent.Inject(gatewaytest.Fault{Drop: true})
 	first := discover.Gateway{Addr: netip.MustParseAddr("192.168.1.1"), Local: netip.MustParseAddr("192.168.1.7"), Interface: "eth0", Index: 2, Metric: 100}
 	all := []discover.Gateway{

@@ -13,7 +13,7 @@ import (
 // A failed attempt is told once, however often it is looked at.
 func TestFailureToldOnce(t *testing.T) {
 	t.Parallel()
-	gw := router(t, gatewaytest.Config{PCP: gatewaytest.PCP{Off: true}, UPnP: gatewaytest.UPnP{Off: true}})
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
 	gw.Inject(gatewaytest.Fault{Result: 4, Match: func(q gatewaytest.Request) bool { return q.Op == gatewaytest.OpMap }})
 	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Protocols: []string{"natpmp"}})
 	if err != nil {

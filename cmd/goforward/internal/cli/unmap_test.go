@@ -11,7 +11,7 @@ import (
 // again by the first protocol after another one has deleted the mapping.
 func TestUnmapAsksAgain(t *testing.T) {
 	t.Parallel()
-	gw := router(t, gatewaytest.Config{UPnP: gatewaytest.UPnP{Off: true}})
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	at := []string{"-g", gw.Addr().String(), "--announce", "127.0.0.1:0"}
 	if got := run(t, nil, append(at, "map", "8080", "--backend", "pcp")...); got.code != exitDone || len(gw.Table()) != 1 {
 		t.Fatalf("map by PCP: %+v; the gateway has %v", got, gw.Table())

@@ -1,7 +1,7 @@
-package gatewaytest
+package quirks
 
-// UPnPSearch has the quirks of SSDP.
-type UPnPSearch struct {
+// Search has the quirks of SSDP.
+type Search struct {
 	// MulticastOnly leaves searches unanswered whose HOST is not a multicast
 	// address; UnicastOnly, those whose HOST is one.
 	MulticastOnly, UnicastOnly bool
@@ -35,8 +35,8 @@ type UPnPSearch struct {
 	Update bool
 }
 
-// UPnPDescription has the quirks of the device description.
-type UPnPDescription struct {
+// Description has the quirks of the device description.
+type Description struct {
 	// Path is where it is. Empty is /rootDesc.xml.
 	Path string
 	// WANDevices is how many there are, at most 16. Zero is one. Only number
@@ -107,9 +107,9 @@ const (
 	ControlEmpty
 )
 
-// UPnPWire has the quirks of the HTTP server, which answers one request of a
+// Wire has the quirks of the HTTP server, which answers one request of a
 // connection in HTTP/1.1 and reads no chunked bodies.
-type UPnPWire struct {
+type Wire struct {
 	// HTTP10 answers in HTTP/1.0.
 	HTTP10 bool
 	// NoLength ends the body with the connection.
@@ -126,8 +126,8 @@ type UPnPWire struct {
 	LeaveOpen bool
 }
 
-// UPnPXML has the quirks of all documents: descriptions, answers and faults.
-type UPnPXML struct {
+// XML has the quirks of all documents: descriptions, answers and faults.
+type XML struct {
 	// Latin1 declares ISO-8859-1 and has such a letter in names and fault texts.
 	Latin1 bool
 	// BadUTF8 has a byte in names and fault texts that is not UTF-8.
@@ -145,8 +145,8 @@ type UPnPXML struct {
 	NoNamespace bool
 }
 
-// UPnPFaultForm has the quirks of SOAP faults.
-type UPnPFaultForm struct {
+// FaultForm has the quirks of SOAP faults.
+type FaultForm struct {
 	// Prefix is the namespace prefix of envelopes, such as "SOAP-ENV". Empty is "s".
 	Prefix string
 	// CamelCase writes faultCode and faultString.
@@ -161,8 +161,8 @@ type UPnPFaultForm struct {
 	Code int
 }
 
-// UPnPDemands are what requests have to be like.
-type UPnPDemands struct {
+// Demands are what requests have to be like.
+type Demands struct {
 	// ExactSOAPAction wants the header to be written SOAPAction or SOAPACTION;
 	// else HTTP status 501.
 	ExactSOAPAction bool

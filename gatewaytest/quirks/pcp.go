@@ -1,4 +1,4 @@
-package gatewaytest
+package quirks
 
 // PCP has the options and quirks of the PCP server. The zero value follows
 // RFC 6887, and maps what the external address can do, whatever that is.
@@ -11,14 +11,14 @@ type PCP struct {
 	ThirdParty bool
 	// AllPorts lets a host have all ports of a protocol (internal port 0), or of
 	// all protocols (protocol 0 too), while no other host has one of them. By
-	// default that is refused with result 9, or 3 where WildcardMalformed is set.
+	// default that is refused with result 9, or 3 if WildcardMalformed is set.
 	AllPorts          bool
 	WildcardMalformed bool
 	// MaxFilters is how many filters a mapping has at most, before result 13.
 	// Zero is 64.
 	MaxFilters int
-	// MappingUpdates lets SetExternal tell the clients of each mapping, see
-	// [Gateway.UpdateMappings].
+	// MappingUpdates lets gatewaytest.Gateway.SetExternal tell the clients of each
+	// mapping, as its UpdateMappings does.
 	MappingUpdates bool
 	// UpdateCount is how often each is told, 250 ms, 500 ms … apart. Zero is
 	// three times (RFC 6887, section 14.2).
@@ -27,8 +27,8 @@ type PCP struct {
 	// NAT pretends that another NAT stands between client and gateway: result 12, always.
 	NAT bool
 	// RefusePrivate refuses IPv4 mappings while the external address is private
-	// or carrier-grade, with result 8, a lifetime of 30 s and that address where
-	// the mapping's would be, as miniupnpd does. By default the address is
+	// or carrier-grade, with result 8, a lifetime of 30 s and that address in
+	// place of the mapping's, as miniupnpd does. By default the address is
 	// granted. Without any address (0.0.0.0) the result is always 7.
 	RefusePrivate bool
 

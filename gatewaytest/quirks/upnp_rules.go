@@ -1,12 +1,12 @@
-package gatewaytest
+package quirks
 
 import (
 	"net/netip"
 	"time"
 )
 
-// UPnPLeases has the quirks of lease durations.
-type UPnPLeases struct {
+// Leases has the quirks of lease durations.
+type Leases struct {
 	// PermanentOnly is the fault for every lease but 0: 725, or 402 of some
 	// routers. Zero: all leases are welcome.
 	PermanentOnly int
@@ -16,7 +16,7 @@ type UPnPLeases struct {
 	// version 2 cuts them down to a week, and version 1 grants them.
 	NoLong int
 	// Max cuts leases down, permanent ones too. Zero: not. It works beside
-	// [Config.MaxLifetime], on mappings of UPnP alone.
+	// gatewaytest.Config.MaxLifetime, on mappings of UPnP alone.
 	Max time.Duration
 	// Reported is the lease that all listings tell. Zero: what is left of it.
 	Reported time.Duration
@@ -27,8 +27,8 @@ type UPnPLeases struct {
 	NoRefresh bool
 }
 
-// UPnPRules has the quirks of what is mapped and what is refused.
-type UPnPRules struct {
+// Rules has the quirks of what is mapped and what is refused.
+type Rules struct {
 	// NoReAdd is the fault for a mapping that the same client has already, such as
 	// 718. Zero: it is overwritten, also with another internal port.
 	NoReAdd int
@@ -79,9 +79,9 @@ type UPnPRules struct {
 	AddAnyResets bool
 }
 
-// UPnPListing has the quirks of GetGenericPortMappingEntry,
+// Listing has the quirks of GetGenericPortMappingEntry,
 // GetSpecificPortMappingEntry and GetListOfPortMappings.
-type UPnPListing struct {
+type Listing struct {
 	// NoSpecific answers GetSpecificPortMappingEntry with fault 401.
 	NoSpecific bool
 	// Absent is GetSpecificPortMappingEntry's fault where there is nothing: 402 or
@@ -107,8 +107,8 @@ type UPnPListing struct {
 	RangeCrashes bool
 }
 
-// UPnPStatus has the quirks of GetExternalIPAddress and GetStatusInfo.
-type UPnPStatus struct {
+// Status has the quirks of GetExternalIPAddress and GetStatusInfo.
+type Status struct {
 	// External is the external address as it is told, such as "", "0.0.0.0" or
 	// "unknown"; it is called with the real one. Nil: that, or an empty string
 	// while the gateway has none.
@@ -120,8 +120,8 @@ type UPnPStatus struct {
 	Unsupported bool
 }
 
-// UPnPFirewall has the quirks of WANIPv6FirewallControl:1.
-type UPnPFirewall struct {
+// Firewall has the quirks of WANIPv6FirewallControl:1.
+type Firewall struct {
 	// Disabled is a firewall that is switched off: fault 702.
 	Disabled bool
 	// NotAllowed is one that the user let nobody open: fault 703.
