@@ -7,6 +7,8 @@ GOLANGCI      := $(BIN)/golangci-lint
 GOLANGCI_V    := v2.15.0
 GOVULNCHECK   := $(BIN)/govulncheck
 GOVULNCHECK_V := v1.5.0
+APIDIFF       := $(BIN)/apidiff
+APIDIFF_V     := v0.0.0-20261113113407-e3970619a1a4
 PLATFORMS     := linux darwin windows freebsd openbsd netbsd
 FUZZTIME      ?= 2s
 ROUNDS        ?= 30
@@ -45,11 +47,14 @@ bench: deps ## side by side with other libraries, in the lab; half an hour on an
 deps: ## what the tests need besides Go
 	.ci/deps
 
-lint: $(GOLANGCI) $(GOVULNCHECK) ## linters, layering, builds for every platform, the release binary
-	.ci/timed lint .ci/lint $(GOLANGCI) $(GOVULNCHECK) $(PLATFORMS)
+lint: $(GOLANGCI) $(GOVULNCHECK) $(APIDIFF) ## linters, layering, builds for every platform, the API, the release binary
+	.ci/timed lint .ci/lint $(GOLANGCI) $(GOVULNCHECK) $(APIDIFF) $(PLATFORMS)
 
 $(GOLANGCI):
 	GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_V)
 
 $(GOVULNCHECK):
 	GOBIN=$(BIN) $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_V)
+
+$(APIDIFF):
+	GOBIN=$(BIN) GOWORK=off $(GO) install golang.org/x/exp/cmd/apidiff@$(APIDIFF_V)

@@ -40,6 +40,11 @@ type Backend interface {
 type Lister interface {
 	// List yields the gateway's table, bounded. An error ends it.
 	List(context.Context) iter.Seq2[Entry, error]
+}
+
+// An Indexer is a [Lister] that can read one row without those before it.
+type Indexer interface {
+	Lister
 	// EntryAt returns the entry at an index of the table, from 0. Past the end
 	// it fails with an error that wraps ErrInvalid.
 	EntryAt(ctx context.Context, index int) (Entry, error)

@@ -3,6 +3,7 @@ package backends
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -30,6 +31,31 @@ type Mapping struct {
 	// Token is what the backend needs to renew and delete the mapping, also
 	// after a restart of the program. The zero Token if it needs none.
 	Token Token
+}
+
+// String is for people: what is forwarded to where, by which backend, for how long. It has
+// no description, which can be any text, and no token.
+func (m Mapping) String() string {
+	if m.Protocol == 0 {
+		return "no mapping"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v %v → %v", m.Protocol, Endpoint{m.External}, Endpoint{m.Internal})
+	switch {
+	case m.Remote.Port() != 0:
+		fmt.Fprintf(&b, ", only from %v", m.Remote)
+	case m.Remote.Addr().IsValid():
+		fmt.Fprintf(&b, ", only from %v", m.Remote.Addr())
+	}
+	if m.Backend != "" {
+		fmt.Fprintf(&b, ", %s", m.Backend)
+	}
+	if m.Lifetime == Forever {
+		b.WriteString(", without an end")
+	} else {
+		fmt.Fprintf(&b, ", %v", m.Lifetime)
+	}
+	return b.String()
 }
 
 // Expires returns the time until which the mapping was granted, or the zero

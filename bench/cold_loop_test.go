@@ -18,7 +18,7 @@ func BenchmarkCold(b *testing.B) {
 	b.Run("upnp", func(b *testing.B) {
 		gw := startGateway(b, gatewaytest.Config{Protocols: []string{"upnp"}})
 		gw.Down("natpmp", "pcp")
-		loopCold(b, &forward.Config{Gateway: gw.Addr(), SSDP: gw.SSDP()})
+		loopCold(b, &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP()}})
 		for name, n := range gw.Stats().Requests {
 			b.ReportMetric(float64(n)/float64(b.N), strings.ReplaceAll(name, " ", "-")+"/op")
 		}

@@ -12,7 +12,7 @@ func goforward(to target) (attempt, error) {
 }
 
 func goforwardTold(to target) (attempt, error) {
-	return enabling(to, &forward.Config{Lifetime: lifetime, Gateway: netip.AddrPortFrom(to.Gateway, 0), SSDP: to.SSDP})
+	return enabling(to, &forward.Config{Lifetime: lifetime, Gateway: netip.AddrPortFrom(to.Gateway, 0), Test: forward.TestNetwork{SSDP: to.SSDP}})
 }
 
 func enabling(to target, config *forward.Config) (attempt, error) {
@@ -27,7 +27,7 @@ func enabling(to target, config *forward.Config) (attempt, error) {
 			if err != nil {
 				return outcome{}, err
 			}
-			return outcome{External: m.External(), Way: m.Backend()}, nil
+			return outcome{External: m.External().AddrPort, Way: m.Backend()}, nil
 		},
 		clean: func() { _ = f.Close() },
 	}, nil

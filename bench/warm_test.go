@@ -110,7 +110,7 @@ func knowing(t testing.TB, config *forward.Config) *forward.Forwarder {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	if err := f.Probe(t.Context()); err != nil {
+	if _, err := f.Gateway(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return f
@@ -201,7 +201,7 @@ func fullGateway(t testing.TB) *gatewaytest.Gateway {
 
 func list(t testing.TB) func() func() error {
 	gw := fullGateway(t)
-	f := knowing(t, &forward.Config{Gateway: gw.Addr(), SSDP: gw.SSDP()})
+	f := knowing(t, &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP()}})
 	return func() func() error {
 		return func() error {
 			entries, err := f.Mappings(context.Background())

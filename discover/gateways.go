@@ -3,6 +3,7 @@ package discover
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -34,6 +35,21 @@ func Gateways() ([]Gateway, error) {
 		used = append(used, row{Gateway: g, is6: dst.Is6()})
 	}
 	return arrange(rows, used), nil
+}
+
+// Through returns the preferred default route of a family through an interface. It fails
+// with ErrNoRoute if there is none.
+func Through(iface string, is6 bool) (Gateway, error) {
+	all, err := Gateways()
+	if err != nil {
+		return Gateway{}, err
+	}
+	for _, g := range all {
+		if g.Interface == iface && g.Local.IsValid() && g.Local.Is6() == is6 {
+			return g, nil
+		}
+	}
+	return Gateway{}, fmt.Errorf("%w out through interface %q", ErrNoRoute, iface)
 }
 
 // A row is an entry of the list that Gateways sorts.

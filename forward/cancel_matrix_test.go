@@ -330,11 +330,11 @@ func (r *cancelRow) start(t *testing.T) *cancelCase {
 	})
 	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
 	config := forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere,
-		Order: []string{r.protocol}, OnEvent: func(forward.Event) { mapped() },
+		Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere},
+		Protocols: []string{r.protocol}, OnEvent: func(forward.Event) { mapped() },
 	}
 	if !r.op.unprobed {
-		config.IGD = gw.UPnP().DescriptionURL()
+		config.UPnPURL = gw.UPnP().DescriptionURL()
 	}
 	if c.f, err = forward.New(&config); err != nil {
 		t.Fatal(err)
@@ -520,7 +520,7 @@ func (c *cancelCase) reported() (out []string) {
 	if c.mapping == nil {
 		return nil
 	}
-	for _, g := range c.mapping.State() {
+	for _, g := range c.mapping.Grants() {
 		out = append(out, cancelEntry(g.Protocol, g.External, g.Internal))
 	}
 	slices.Sort(out)

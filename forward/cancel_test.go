@@ -64,7 +64,7 @@ func TestEnableCancelled(t *testing.T) {
 func TestEnableCancelledByProtocol(t *testing.T) {
 	for _, protocol := range []string{"natpmp", "pcp", "upnp"} {
 		t.Run(protocol, func(t *testing.T) {
-			gw, f := startIGD(t, forward.Config{Order: []string{protocol}}, gatewaytest.Config{})
+			gw, f := startIGD(t, forward.Config{Protocols: []string{protocol}}, gatewaytest.Config{})
 			cancelWhileHeld(t, gw, func(ctx context.Context) {
 				if _, err := f.Enable(ctx, forward.TCP(8080)); !errors.Is(err, context.Canceled) {
 					t.Errorf("Enable: %v, want %v", err, context.Canceled)
@@ -79,7 +79,7 @@ func TestEnableCancelledByProtocol(t *testing.T) {
 // moment. The Forwarder deletes it also if the context is cancelled meanwhile.
 func TestExternalIPCancelled(t *testing.T) {
 	t.Run("while the mapping is requested", func(t *testing.T) {
-		gw, f := start(t, forward.Config{Order: []string{"pcp"}}, gatewaytest.Config{})
+		gw, f := start(t, forward.Config{Protocols: []string{"pcp"}}, gatewaytest.Config{})
 		cancelWhileHeld(t, gw, func(ctx context.Context) {
 			if ip, err := f.ExternalIP(ctx); !errors.Is(err, context.Canceled) {
 				t.Errorf("ExternalIP: %v, %v, want %v", ip, err, context.Canceled)
@@ -89,7 +89,7 @@ func TestExternalIPCancelled(t *testing.T) {
 	})
 	t.Run("while the mapping is deleted", func(t *testing.T) {
 		isUnmap := func(r gatewaytest.Request) bool { return r.Op == "unmap" }
-		gw, f := start(t, forward.Config{Order: []string{"pcp"}}, gatewaytest.Config{})
+		gw, f := start(t, forward.Config{Protocols: []string{"pcp"}}, gatewaytest.Config{})
 		remove := gw.Inject(gatewaytest.Fault{Match: isUnmap, Drop: true})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

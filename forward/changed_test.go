@@ -60,5 +60,5 @@ func TestChangedClosed(t *testing.T) {
 // told is what the methods of a mapping return.
 func told(m *forward.Mapping) string {
 	return fmt.Sprintf("\texternal %v, expires %v, next try %v, error %v",
-		m.External(), m.Expires().Format(time.TimeOnly), m.NextTry().Format(time.TimeOnly), m.Err())
+		m.External(), m.Expires().Format(time.TimeOnly), m.Status().NextAttempt.Format(time.TimeOnly), m.Err())
 }

@@ -12,29 +12,25 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-const (
-	// closeTimeout bounds Close if the gateway does not answer.
-	closeTimeout = 2 * time.Second
-	// longestClose bounds Close while the gateway keeps answering.
-	longestClose = 15 * time.Second
-)
+// longestClose bounds Close while the gateway keeps answering.
+const longestClose = 15 * time.Second
 
 // closeContext bounds the wait of a Close. Without a deadline of the caller's it ends
-// closeTimeout after the gateway last answered, after longestClose at the latest.
-func closeContext(ctx context.Context, answered func() time.Time) (context.Context, context.CancelFunc) {
+// CloseTimeout after the gateway last answered, after longestClose at the latest.
+func (f *Forwarder) closeContext(ctx context.Context, answered func() time.Time) (context.Context, context.CancelFunc) {
 	if _, has := ctx.Deadline(); has {
 		return context.WithCancel(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	begun := time.Now()
+	begun, timeout := time.Now(), f.config.CloseTimeout
 	var (
 		mu    sync.Mutex
 		timer *time.Timer
 	)
 	mu.Lock()
 	defer mu.Unlock()
-	timer = time.AfterFunc(closeTimeout, func() {
-		wait := min(time.Until(answered().Add(closeTimeout)), time.Until(begun.Add(longestClose)))
+	timer = time.AfterFunc(timeout, func() {
+		wait := min(time.Until(answered().Add(timeout)), time.Until(begun.Add(max(longestClose, timeout))))
 		if wait <= 0 {
 			cancel(&gateway.TimeoutError{After: time.Since(begun).Round(time.Millisecond)})
 			return
@@ -49,8 +45,8 @@ func closeContext(ctx context.Context, answered func() time.Time) (context.Conte
 	}
 }
 
-// Close deletes the mapping from the gateway. It takes two seconds at most, and up to
-// fifteen while the gateway keeps answering. Its error names what remains on the gateway
+// Close deletes the mapping from the gateway. It takes Config.CloseTimeout at most, and up to
+// 15 seconds while the gateway keeps answering. Its error names what remains on the gateway
 // until its lifetime ends. That is tried again until the Forwarder is closed, and then once
 // more. A second call waits for the first and returns the same error.
 func (m *Mapping) Close() error { return m.Shutdown(context.Background()) }
@@ -65,6 +61,17 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 		}
 		defer f.loop.Post(f.tidy)
 		return m.finish(ctx, c)
+	})
+}
+
+// Leave ends the mapping without deleting it: it is not renewed any more, and stays on the
+// gateway until its lifetime ends, or for ever if it has no end. What is requested just now
+// is deleted. Leave does not wait; after Close it does nothing.
+func (m *Mapping) Leave() {
+	_ = m.closing.do(func() error {
+		m.forwarder.loop.Do(func() { m.forwarder.release(m, true) })
+		m.forwarder.loop.Post(m.forwarder.tidy)
+		return nil
 	})
 }
 
@@ -87,14 +94,14 @@ func (o *once) do(f func() error) error {
 
 // finish waits until what the mapping had is deleted.
 func (m *Mapping) finish(ctx context.Context, c *gateway.Closing) (err error) {
-	ctx, cancel := closeContext(ctx, m.handle.Answered)
+	ctx, cancel := m.forwarder.closeContext(ctx, m.handle.Answered)
 	defer cancel()
 	select {
 	case <-c.Done:
 		err = c.Err
 	case <-ctx.Done():
-		for _, p := range m.status().Spec.Protocols {
-			err = errors.Join(err, &gateway.RemainsError{Protocol: p, Port: m.handle.Port, Err: context.Cause(ctx)})
+		for _, member := range m.status().Spec.Members() {
+			err = errors.Join(err, &gateway.RemainsError{Protocol: member.Protocol, Port: m.handle.Port + member.Offset, Err: context.Cause(ctx)})
 		}
 	}
 	if err != nil {
@@ -134,8 +141,8 @@ func (f *Forwarder) closeAll(ctx context.Context, ms []*Mapping) (closed int, er
 	return closed, errors.Join(errs...)
 }
 
-// Close deletes all mappings, except those of Once, and stops. It takes two seconds at
-// most, and up to fifteen while gateways keep answering. Its error names what remains on
+// Close deletes all mappings, except those of Once, and stops. It takes Config.CloseTimeout
+// at most, and up to 15 seconds while gateways keep answering. Its error names what remains on
 // a gateway until its lifetime ends. What remained at a gateway that was left before, as
 // the default route moved, was logged. A second call waits for the first and returns the
 // same error. OnEvent and the Logger's handler may call it.
@@ -166,7 +173,7 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 			f.release(m, m.status().Spec.Once)
 		}
 	})
-	ctx, cancel := closeContext(ctx, func() (last time.Time) {
+	ctx, cancel := f.closeContext(ctx, func() (last time.Time) {
 		for _, r := range routes {
 			if at := r.client.Answered(); at.After(last) {
 				last = at

@@ -108,14 +108,14 @@ func TestRefreshRetried(t *testing.T) {
 
 // An exact port survives a change of the external address.
 func TestExactRenewed(t *testing.T) {
-	gw, f := start(t, forward.Config{Order: []string{"pcp"}}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Protocols: []string{"pcp"}}, gatewaytest.Config{})
 	got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Exact())
 	if err != nil {
 		t.Fatal(err)
 	}
 	moved := netip.MustParseAddr("45.45.45.77")
 	gw.SetExternal(moved)
-	if err := got.Refresh(t.Context()); err != nil || got.External() != netip.AddrPortFrom(moved, 8080) {
+	if err := got.Refresh(t.Context()); err != nil || got.External().AddrPort != netip.AddrPortFrom(moved, 8080) {
 		t.Errorf("Refresh: %v, %v", got, err)
 	}
 }
@@ -161,7 +161,7 @@ func TestCloseWhileToldOfChange(t *testing.T) {
 func TestSharedByOtherWords(t *testing.T) {
 	gw, a := start(t, forward.Config{}, gatewaytest.Config{})
 	b, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), Source: netip.MustParseAddr("127.0.0.1"), Announce: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: gw.Addr(), Source: netip.MustParseAddr("127.0.0.1"), Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +185,7 @@ func TestAside(t *testing.T) {
 		m := newMemory()
 		f := forwarder(t, forward.Config{}, m)
 		defer f.Close()
-		for _, opts := range [][]forward.Option{{forward.TCP(8080)}, {forward.TCP(9090), forward.Aside()}} {
+		for _, opts := range [][]forward.Option{{forward.TCP(8080)}, {forward.TCP(9090), forward.NoDefault()}} {
 			if _, err := f.Enable(t.Context(), opts...); err != nil {
 				t.Fatal(err)
 			}

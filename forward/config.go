@@ -2,6 +2,7 @@ package forward
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -9,54 +10,64 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/internal/gateway"
 	"github.com/natforward/goforward/internal/netbind"
 )
 
 // The defaults of Config.
 const (
-	DefaultWait     = 3 * time.Second
-	DefaultTimeout  = 15 * time.Second
-	DefaultLifetime = 2 * time.Hour
+	DefaultDiscoveryTimeout = 3 * time.Second
+	DefaultRequestTimeout   = 15 * time.Second
+	DefaultCloseTimeout     = 2 * time.Second
+	DefaultLifetime         = 2 * time.Hour
 )
 
 // Config says how a Forwarder works. Nil and the zero value are valid.
 type Config struct {
-	// Wait bounds the discovery: how long to wait for a gateway to answer. Zero:
-	// DefaultWait.
-	Wait time.Duration
-	// Timeout bounds a call whose context has no deadline, and each attempt in
-	// the background; giving back what a failed attempt got can take a second
-	// more. Zero: DefaultTimeout.
-	Timeout time.Duration
-	// Order names the protocols to use, the preferred first. Nil: "natpmp",
-	// "pcp", "upnp".
-	Order []string
-	// Backends are ready-made ones to use in place of what Order names, in this
-	// order, without looking for a gateway. Closing them stays with the caller.
+	// DiscoveryTimeout bounds the search for a gateway that answers. Zero:
+	// DefaultDiscoveryTimeout.
+	DiscoveryTimeout time.Duration
+	// RequestTimeout bounds a call whose context has no deadline, and each attempt in
+	// the background. Deleting what a failed attempt was granted can take a second
+	// more. Zero: DefaultRequestTimeout.
+	RequestTimeout time.Duration
+	// CloseTimeout bounds each Close, of a Forwarder, Mapping, Listener or PacketConn, if
+	// the gateway does not answer. While it keeps answering and deletions remain, Close
+	// takes up to 15 seconds, or CloseTimeout if that is longer. Zero:
+	// DefaultCloseTimeout.
+	CloseTimeout time.Duration
+	// Protocols names the protocols to use, the preferred first. Nil: "natpmp", "pcp",
+	// "upnp".
+	Protocols []string
+	// Backends are ready-made backends to use instead of Protocols, in this order. No
+	// gateway is searched for. The caller closes them.
 	Backends []backends.Backend
-	// Gateway is the gateway to ask; port 0 is the protocol's own. The zero
-	// value: the one that the kernel uses to reach the internet.
+	// Gateway is the address of the gateway to ask. A bare address, which has port 0, is
+	// asked at the port of each protocol. The zero value: the gateway that the kernel
+	// uses to reach the internet.
 	Gateway netip.AddrPort
-	// Interface is the interface to leave by. Empty: the one that leads to the
+	// Gateways returns the default routes of this host, at most one of each address
+	// family, in place of the kernel's. It is for systems on which an app may not read
+	// routes, such as Android and iOS: read them from the system's API. An empty list says
+	// that there is no network. After an error, what it returned before stays in use. It is called
+	// before requests and every 30 seconds, within DiscoveryTimeout, also by several
+	// goroutines at once. It must obey its context, and may not use the Forwarder. Call
+	// Refresh when the system reports another network. Nil: the kernel is asked.
+	Gateways func(context.Context) ([]discover.Gateway, error)
+	// Interface is the interface to send requests by. Empty: the one that leads to the
 	// gateway.
 	Interface string
-	// Source is the local address to ask from, which is the one that gets the
-	// mappings. Calls that need a gateway of its family fail with
-	// backends.ErrInvalid while this host does not have it. The zero Addr: the one
-	// that the kernel uses.
+	// Source is the local address to send requests from, which is the one that gets the
+	// mappings. Calls that need a gateway of its family fail with backends.ErrInvalid
+	// while this host does not have it. The zero Addr: the one that the kernel uses.
 	Source netip.Addr
-	// IGD is the URL of a UPnP root description, with an IP address as its host. That
+	// UPnPURL is the URL of a UPnP root description, with an IP address as its host. That
 	// device is used, and no other is searched for. If Gateway is zero, the host is the
 	// gateway. Empty: the device of the gateway, or else the best one.
-	IGD string
-	// These addresses are for tests. Announcements of gateways are received at
-	// Announce; zero: 224.0.0.1:5350. UPnP devices are searched at SSDP; zero: port 1900
-	// of the gateway, and 239.255.255.250:1900. Their notifications are received at
-	// Notify; zero: 239.255.255.250:1900. For a gateway on loopback, zero is none.
-	Announce, SSDP, Notify netip.AddrPort
-	// Lifetime is what mappings are asked for, unless an option says otherwise.
-	// Zero: DefaultLifetime.
+	UPnPURL string
+	// Lifetime is the lifetime to request, if no option names another. Zero:
+	// DefaultLifetime.
 	Lifetime time.Duration
 	// Description is what the gateway shows in its table, if the protocol has one.
 	// Empty: "goforward".
@@ -76,8 +87,24 @@ type Config struct {
 	Logger *slog.Logger
 	// OnEvent is called for each event, in the order in which they happened, one after
 	// another, on a goroutine of its own. It may block and call anything, also Close. A
-	// panic in it is logged and harms nothing. Nil: none.
+	// panic in it is logged and harms nothing. Nil: none. See also [OnChange].
 	OnEvent func(Event)
+	// Test is for tests: gatewaytest's Gateway.Config fills it. The zero value: none.
+	Test TestNetwork
+}
+
+// TestNetwork has addresses that replace those that the standards fix, so that a test
+// router can be used on loopback.
+type TestNetwork struct {
+	// Announce is where announcements of gateways are received. Zero: 224.0.0.1:5350.
+	// For a gateway on loopback: nowhere.
+	Announce netip.AddrPort
+	// SSDP is where UPnP devices are searched. Zero: port 1900 of the gateway, and
+	// 239.255.255.250:1900. For a gateway on loopback: nowhere.
+	SSDP netip.AddrPort
+	// Notify is where notifications of UPnP devices are received. Zero:
+	// 239.255.255.250:1900. For a gateway on loopback: nowhere.
+	Notify netip.AddrPort
 }
 
 // check returns a copy with the defaults filled in, or ErrInvalid.
@@ -86,18 +113,18 @@ func (c *Config) check() (Config, error) {
 	if c != nil {
 		out = *c
 	}
-	out.Order, out.Backends, out.NonceKey = slices.Clone(out.Order), slices.Clone(out.Backends), slices.Clone(out.NonceKey)
+	out.Protocols, out.Backends, out.NonceKey = slices.Clone(out.Protocols), slices.Clone(out.Backends), slices.Clone(out.NonceKey)
 	for _, d := range []struct {
 		name  string
 		value time.Duration
-	}{{"Wait", out.Wait}, {"Timeout", out.Timeout}, {"Lifetime", out.Lifetime}} {
+	}{{"DiscoveryTimeout", out.DiscoveryTimeout}, {"RequestTimeout", out.RequestTimeout}, {"CloseTimeout", out.CloseTimeout}, {"Lifetime", out.Lifetime}} {
 		if d.value < 0 {
 			return Config{}, invalid("Config.%s is negative", d.name)
 		}
 	}
-	for _, name := range out.Order {
-		if !slices.Contains(gateway.Protocols, name) {
-			return Config{}, invalid("Config.Order: no protocol %q, there is %v", name, gateway.Protocols)
+	for _, name := range out.Protocols {
+		if _, is := gateway.Find(name); !is {
+			return Config{}, invalid("Config.Protocols: no protocol %q, there is %v", name, gateway.Names())
 		}
 	}
 	for _, b := range out.Backends {
@@ -108,10 +135,10 @@ func (c *Config) check() (Config, error) {
 	if gw := out.Gateway; gw != (netip.AddrPort{}) && (!gw.Addr().IsValid() || gw.Addr().IsUnspecified()) {
 		return Config{}, invalid("Config.Gateway has no address")
 	}
-	if out.IGD != "" {
-		host, err := igdHost(out.IGD)
+	if out.UPnPURL != "" {
+		host, err := upnpHost(out.UPnPURL)
 		if err != nil {
-			return Config{}, invalid("Config.IGD: %v", err)
+			return Config{}, invalid("Config.UPnPURL: %v", err)
 		}
 		if !out.Gateway.IsValid() {
 			out.Gateway = netip.AddrPortFrom(host.Unmap(), 0)
@@ -120,15 +147,16 @@ func (c *Config) check() (Config, error) {
 	if gw := out.Gateway.Addr(); out.Source.IsValid() && gw.IsValid() && familyOf(out.Source) != familyOf(gw) {
 		return Config{}, invalid("Config.Source %v and Config.Gateway %v are of different families", out.Source, gw)
 	}
-	out.Wait = cmp.Or(out.Wait, DefaultWait)
-	out.Timeout = cmp.Or(out.Timeout, DefaultTimeout)
+	out.DiscoveryTimeout = cmp.Or(out.DiscoveryTimeout, DefaultDiscoveryTimeout)
+	out.RequestTimeout = cmp.Or(out.RequestTimeout, DefaultRequestTimeout)
+	out.CloseTimeout = cmp.Or(out.CloseTimeout, DefaultCloseTimeout)
 	out.Lifetime = cmp.Or(out.Lifetime, DefaultLifetime)
 	out.Description = cmp.Or(out.Description, "goforward")
 	if out.Logger == nil {
 		out.Logger = slog.New(slog.DiscardHandler)
 	}
-	if out.Order == nil {
-		out.Order = gateway.Protocols
+	if out.Protocols == nil {
+		out.Protocols = gateway.Names()
 	}
 	return out, nil
 }

@@ -17,10 +17,10 @@ type incomparable struct {
 
 func TestConfigInvalid(t *testing.T) {
 	for name, config := range map[string]*Config{
-		"negative wait":      {Wait: -1},
-		"negative timeout":   {Timeout: -1},
+		"negative wait":      {DiscoveryTimeout: -1},
+		"negative timeout":   {RequestTimeout: -1},
 		"negative lifetime":  {Lifetime: -1},
-		"unknown protocol":   {Order: []string{"natpmp", "smoke"}},
+		"unknown protocol":   {Protocols: []string{"natpmp", "smoke"}},
 		"no address":         {Gateway: netip.AddrPortFrom(netip.Addr{}, 5351)},
 		"unspecified":        {Gateway: netip.MustParseAddrPort("0.0.0.0:5351")},
 		"families":           {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Source: netip.MustParseAddr("2001:db8::1")},
@@ -36,7 +36,7 @@ func TestConfigInvalid(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if f.config.Wait != DefaultWait || f.config.Timeout != DefaultTimeout || f.config.Lifetime != DefaultLifetime || len(f.config.Order) == 0 {
+		if f.config.DiscoveryTimeout != DefaultDiscoveryTimeout || f.config.RequestTimeout != DefaultRequestTimeout || f.config.Lifetime != DefaultLifetime || len(f.config.Protocols) == 0 {
 			t.Errorf("%s: config %+v", name, f.config)
 		}
 		_ = f.Close()

@@ -51,6 +51,7 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 		}
 		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
 	}
+	f.callHook(ctx)
 	m := f.hold(&w, w.Background)
 	if w.Background {
 		return m, nil
@@ -92,12 +93,12 @@ func (f *Forwarder) ask(ctx context.Context, m *Mapping, do func(*gateway.Client
 // hold makes the Forwarder answer for a new mapping. What ran out and was not to be
 // renewed makes room for it.
 func (f *Forwarder) hold(w *spec, due bool) *Mapping {
-	m := &Mapping{forwarder: f, aside: w.aside, family: f.familyFor(w)}
+	m := &Mapping{forwarder: f, noDefault: w.noDefault, onChange: w.onChange, family: f.familyFor(w)}
 	m.handle = gateway.NewHandle(sink{f}, &w.Spec, m)
 	f.store.open()
 	f.loop.Do(func() {
 		for _, old := range slices.Clone(f.held) {
-			if w.Once && old.ranOut() && old.handle.Port == m.handle.Port && slices.Equal(old.status().Spec.Protocols, w.Protocols) {
+			if w.Once && old.ranOut() && old.handle.Port == m.handle.Port && slices.Equal(old.status().Spec.Members(), w.Members()) {
 				f.release(old, true)
 			}
 		}

@@ -24,7 +24,7 @@ func TestEnable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := netip.AddrPortFrom(external, 8080); got.External() != want {
+	if want := netip.AddrPortFrom(external, 8080); got.External().AddrPort != want {
 		t.Errorf("External %v, want %v", got.External(), want)
 	}
 	if want := netip.AddrPortFrom(here, 8080); got.Internal() != want {
@@ -163,7 +163,7 @@ func TestBoth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := got.State()
+	state := got.Grants()
 	if len(state) != 2 || state[0].External != state[1].External || state[0].External.Port() != 8081 {
 		t.Fatalf("granted %+v, want TCP and UDP on 8081", state)
 	}
@@ -221,7 +221,7 @@ func TestSamePort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, g := range got.State() {
+	for _, g := range got.Grants() {
 		if g.External.Port() != 8081 || g.Internal.Port() != 8081 {
 			t.Errorf("%v → %v, want 8081 on both sides", g.External, g.Internal)
 		}
@@ -287,7 +287,7 @@ func TestDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		m.block = true
-		f := forwarder(t, forward.Config{Timeout: 5 * time.Second}, m)
+		f := forwarder(t, forward.Config{RequestTimeout: 5 * time.Second}, m)
 		defer f.Close()
 		begun := time.Now()
 		_, err := f.Enable(t.Context(), forward.TCP(8080))

@@ -106,8 +106,8 @@ func errorText(t *testing.T, faults map[string]gatewaytest.Fault) string {
 	}
 	defer func() { _ = gw.Close() }()
 	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"),
-		Wait: 2 * time.Second, Timeout: 20 * time.Second,
+		Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0")},
+		DiscoveryTimeout: 2 * time.Second, RequestTimeout: 20 * time.Second,
 	})
 	if err != nil {
 		return err.Error()

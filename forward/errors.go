@@ -30,17 +30,16 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("forward: %w: %w", backends.ErrInvalid, fmt.Errorf(format, args...))
 }
 
-// Error says that no backend could do what was asked: what each of them said,
-// and what to do about it. It wraps its Kind and every attempt.
+// Error says that no backend could do what was requested: what each of them said, and what
+// to do next. It wraps its Kind and every attempt.
 type Error struct {
-	// Kind is the gravest of the attempts' errors: one of the errors of package
-	// backends.
+	// Kind is the most severe of the errors of package backends that the attempts wrap.
 	Kind error
-	// NoGateway is whether nothing answered at a gateway that nobody named. The
+	// NoGateway is whether nothing answered at a gateway that Config does not name. The
 	// error then wraps ErrNoGateway too.
 	NoGateway bool
-	// Attempts holds an error for each backend that was tried, in order.
-	Attempts *multierror.Error
+	// Attempts has an error for each backend that was tried, in order.
+	Attempts []error
 }
 
 // kinds are the kinds of an Error, the gravest first: the one that tells most about why
@@ -64,15 +63,20 @@ func newError(attempts []error, named bool) error {
 	if len(attempts) == 0 {
 		return nil
 	}
-	e := &Error{Kind: backends.ErrUnsupported, Attempts: &multierror.Error{Errors: attempts, ErrorFormat: formatAttempts}}
+	e := &Error{Kind: backends.ErrUnsupported, Attempts: attempts}
 	for _, kind := range kinds {
-		if errors.Is(e.Attempts, kind.err) {
+		if errors.Is(e.all(), kind.err) {
 			e.Kind = kind.err
 			break
 		}
 	}
 	e.NoGateway = !named && errors.Is(e.Kind, backends.ErrNoReply)
 	return e
+}
+
+// all is the attempts as one error.
+func (e *Error) all() *multierror.Error {
+	return &multierror.Error{Errors: e.Attempts, ErrorFormat: formatAttempts}
 }
 
 // Error has a line for each attempt, and a last one with what to do.
@@ -86,16 +90,16 @@ func (e *Error) Error() string {
 			advice = kind.advice
 		}
 	}
-	return fmt.Sprintf("%v:%v\n  → %s", headline, e.Attempts, advice)
+	return fmt.Sprintf("%v:%v\n  → %s", headline, e.all(), advice)
 }
 
 // Unwrap returns the kind, the attempts and, where it applies, ErrNoGateway.
 func (e *Error) Unwrap() []error {
-	errs := []error{e.Kind, e.Attempts}
+	errs := []error{e.Kind}
 	if e.NoGateway {
 		errs = append(errs, ErrNoGateway)
 	}
-	return errs
+	return append(errs, e.Attempts...)
 }
 
 func formatAttempts(errs []error) string {

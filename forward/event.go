@@ -16,29 +16,34 @@ type EventKind uint8
 
 // The kinds of Event.
 const (
-	// Mapped: granted for the first time.
-	Mapped EventKind = iota + 1
-	// Changed: granted again with another external address or port, or on
+	// EventMapped: granted for the first time.
+	EventMapped EventKind = iota + 1
+	// EventChanged: granted again with another external address or port, or on
 	// another internal port or gateway.
-	Changed
-	// Lost: the gateway has it no more, as far as we know. It is asked for again.
-	Lost
-	// Restored: granted again after Lost, possibly with another external address
+	EventChanged
+	// EventLost: the gateway has it no more, as far as we know. It is asked for again.
+	EventLost
+	// EventRestored: granted again after Lost, possibly with another external address
 	// or port.
-	Restored
+	EventRestored
+	// EventFailed: a request in the background failed, for another reason than the one
+	// before. The mapping stands if it has grants, and is requested again.
+	EventFailed
 )
 
 // String names the kind in lower case.
 func (k EventKind) String() string {
 	switch k {
-	case Mapped:
+	case EventMapped:
 		return "mapped"
-	case Changed:
+	case EventChanged:
 		return "changed"
-	case Lost:
+	case EventLost:
 		return "lost"
-	case Restored:
+	case EventRestored:
 		return "restored"
+	case EventFailed:
+		return "failed"
 	}
 	return fmt.Sprintf("event %d", uint8(k))
 }
@@ -47,9 +52,9 @@ func (k EventKind) String() string {
 type Event struct {
 	Kind    EventKind
 	Mapping *Mapping
-	// State and Previous are what was granted after and before: two for Both,
+	// Grants and Previous are what was granted after and before: two for Both,
 	// none where there was none.
-	State, Previous []backends.Mapping
+	Grants, Previous []backends.Mapping
 	// Reason says how it came.
 	Reason string
 	// Time is when.

@@ -36,8 +36,8 @@ func TestEventsBounded(t *testing.T) {
 		if n := len(got); n == 0 || n > changes/2 {
 			t.Fatalf("%d changes while OnEvent blocked, and %d events afterwards; want a bounded number", changes, n)
 		}
-		if last := got[len(got)-1]; len(last.State) != 1 || last.State[0].External != mapping.External() {
-			t.Errorf("the last event says %v, the mapping is %v", last.State, mapping)
+		if last := got[len(got)-1]; len(last.Grants) != 1 || last.Grants[0].External != mapping.External().AddrPort {
+			t.Errorf("the last event says %v, the mapping is %v", last.Grants, mapping)
 		}
 	})
 }

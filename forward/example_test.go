@@ -24,8 +24,8 @@ func router() *gatewaytest.Gateway {
 		log.Fatal(err)
 	}
 	err = forward.Configure(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(),
-		Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: gw.Addr(),
+		Test:    forward.TestNetwork{SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -78,7 +78,7 @@ func ExampleEnable() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	for _, granted := range m.State() {
+	for _, granted := range m.Grants() {
 		fmt.Println(granted.Protocol, granted.External, "until renewed:", granted.Lifetime)
 	}
 	fmt.Println(m.Scope(), "by", m.Backend())
@@ -113,8 +113,8 @@ func ExampleForwarder() {
 	defer gw.Close()
 
 	f, err := forward.New(&forward.Config{
-		Gateway:  gw.Addr(), // leave it out, and the one that leads to the internet is found
-		Announce: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: gw.Addr(), // leave it out, and the one that leads to the internet is found
+		Test:    forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -193,7 +193,7 @@ func Example_deleteAll() {
 			log.Fatal(err)
 		}
 	}
-	if err := forward.Configure(&forward.Config{IGD: gw.UPnP().DescriptionURL()}); err != nil {
+	if err := forward.Configure(&forward.Config{UPnPURL: gw.UPnP().DescriptionURL()}); err != nil {
 		log.Fatal(err)
 	}
 	defer forward.Close()

@@ -114,3 +114,10 @@ func SetWantedWithin(t *testing.T, d time.Duration) {
 	wantedWithin = d
 	t.Cleanup(func() { wantedWithin = before })
 }
+
+// SetBackends makes gateways be in memory.
+func (f *Forwarder) SetBackends(at map[netip.Addr]backends.Backend) {
+	f.configs = func(p place) []gateway.BackendConfig {
+		return []gateway.BackendConfig{{Ready: at[p.gateway.Addr()]}}
+	}
+}

@@ -44,7 +44,7 @@ func Configure(config *Config) error {
 }
 
 // Enable is [Forwarder.Enable] of the package's own Forwarder, within
-// Config.Timeout.
+// Config.RequestTimeout.
 func Enable(opts ...Option) (*Mapping, error) {
 	return forwarder().Enable(context.Background(), opts...)
 }

@@ -32,6 +32,9 @@ type Forwarder struct {
 	keyOf    func(place) gateway.Key
 	watch    func(context.Context, func()) error // of the network
 
+	hook      atomic.Pointer[hookRoutes] // the last result of Config.Gateways; nil: none yet
+	hookCalls atomic.Uint64
+
 	ctx        context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
 	cancel     context.CancelCauseFunc
 	work       sync.WaitGroup // goroutines of ours
@@ -67,6 +70,9 @@ func New(config *Config) (*Forwarder, error) {
 		routes:   [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 	}
 	f.configs, f.keyOf, f.watch = f.backendConfigs, place.key, discover.Watch
+	if c.Gateways != nil {
+		f.watch = f.followHook
+	}
 	f.dispatcher.log = c.Logger
 	f.log = slog.New(queueHandler{&f.dispatcher, c.Logger.Handler()})
 	f.clock.Fire = f.compareClocks
@@ -76,7 +82,7 @@ func New(config *Config) (*Forwarder, error) {
 }
 
 // begin counts a call in, bounds its context by the Forwarder's life and
-// Config.Timeout, and starts the background work. The function that it returns
+// Config.RequestTimeout, and starts the background work. The function that it returns
 // counts the call out.
 func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
 	ctx, end, err := f.calls.Begin(ctx)
@@ -89,7 +95,7 @@ func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) 
 	if _, has := ctx.Deadline(); has {
 		return ctx, end, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, f.config.Timeout, &gateway.TimeoutError{After: f.config.Timeout})
+	ctx, cancel := context.WithTimeoutCause(ctx, f.config.RequestTimeout, &gateway.TimeoutError{After: f.config.RequestTimeout})
 	return ctx, func() { cancel(); end() }, nil
 }
 
@@ -124,13 +130,6 @@ func (f *Forwarder) familyFor(w *spec) family {
 	return f.family()
 }
 
-// Probe finds the gateway and asks what it speaks, as the first call that needs
-// it would. A gateway that answered is remembered.
-func (f *Forwarder) Probe(ctx context.Context) error {
-	_, err := f.Gateway(ctx)
-	return err
-}
-
 // Gateway is a gateway that answered, and the way to it.
 type Gateway struct {
 	// Addr is its address, with the port that was named, or 0. The zero value for
@@ -145,8 +144,9 @@ type Gateway struct {
 	Backends []string
 }
 
-// Gateway finds the gateway, as Probe does, and says what was found. With
-// IPv6() it is the gateway for IPv6; other options do not matter.
+// Gateway finds the gateway, as the first call that needs it does, and returns what was
+// found. It is remembered. With IPv6() it is the gateway for IPv6; other options change
+// nothing.
 func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -196,20 +196,19 @@ func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 }
 
 func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gateway.Backend) (netip.Addr, error) {
-	if err := c.Ensure(ctx, b, f.config.Wait); err != nil {
+	if err := c.Ensure(ctx, b, f.config.DiscoveryTimeout); err != nil {
 		return netip.Addr{}, err
 	}
-	addr, err := c.ExternalAddr(ctx, b, f.config.Timeout)
+	addr, err := c.ExternalAddr(ctx, b, f.config.RequestTimeout)
 	if err == nil && !addr.IsValid() {
 		err = fmt.Errorf("%v: %w: the gateway does not know its external address", b, backends.ErrNetworkFailure)
 	}
 	return addr, err
 }
 
-// LocalIP returns the address of this host that the gateway sees. It sends
-// nothing.
+// LocalIP returns the address of this host that the gateway sees. It sends nothing.
 func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
-	_, end, err := f.begin(ctx)
+	ctx, end, err := f.begin(ctx)
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -217,6 +216,7 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 	if f.config.Source.IsValid() {
 		return f.config.Source, f.config.checkSource()
 	}
+	f.callHook(ctx)
 	p, err := f.locate(f.family())
 	switch {
 	case err != nil:

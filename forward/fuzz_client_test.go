@@ -47,7 +47,7 @@ func FuzzClient(f *testing.F) {
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
 		all := impatient(t, gw)
 		defer attack.Watchdog()()
-		fw, err := forward.New(&forward.Config{Backends: all, Timeout: 200 * time.Millisecond})
+		fw, err := forward.New(&forward.Config{Backends: all, RequestTimeout: 200 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,9 +59,9 @@ func FuzzClient(f *testing.F) {
 			opts = append(opts, forward.SamePort())
 		}
 		if m, err := fw.Enable(t.Context(), opts...); err == nil {
-			checkState(t, m.State(), both, same)
+			checkState(t, m.Grants(), both, same)
 			if err := m.Refresh(t.Context()); err == nil {
-				checkState(t, m.State(), both, same)
+				checkState(t, m.Grants(), both, same)
 			}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

@@ -28,8 +28,8 @@ func start(t *testing.T, config forward.Config, router gatewaytest.Config) (*gat
 	}
 	t.Cleanup(func() { _ = gw.Close() })
 	config.Gateway = gw.Addr()
-	if !config.Announce.IsValid() {
-		config.Announce = netip.MustParseAddrPort("127.0.0.1:0")
+	if !config.Test.Announce.IsValid() {
+		config.Test.Announce = netip.MustParseAddrPort("127.0.0.1:0")
 	}
 	f, err := forward.New(&config)
 	if err != nil {
@@ -43,7 +43,7 @@ func start(t *testing.T, config forward.Config, router gatewaytest.Config) (*gat
 func startListening(t *testing.T) (*gatewaytest.Gateway, *forward.Forwarder) {
 	t.Helper()
 	gw := gatewaytest.New(t, gatewaytest.Config{})
-	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Announce: gw.AnnounceAddr()})
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{Announce: gw.AnnounceAddr()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,11 +111,11 @@ func TestProbe(t *testing.T) {
 			if test.want != nil {
 				wait = 500 * time.Millisecond // nothing answers
 			}
-			gw, f := start(t, forward.Config{Wait: wait}, test.router)
+			gw, f := start(t, forward.Config{DiscoveryTimeout: wait}, test.router)
 			if test.spoil != nil {
 				test.spoil(gw)
 			}
-			err := f.Probe(t.Context())
+			_, err := f.Gateway(t.Context())
 			if !errors.Is(err, test.want) {
 				t.Errorf("Probe: %v, want %v", err, test.want)
 			}
@@ -132,10 +132,10 @@ func TestProbe(t *testing.T) {
 
 // What was found is remembered, and forgotten when it falls silent.
 func TestProbeRemembered(t *testing.T) {
-	gw, f := start(t, forward.Config{Timeout: 3 * time.Second}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{RequestTimeout: 3 * time.Second}, gatewaytest.Config{})
 	asked := func() int { return gw.Stats().Requests["natpmp external address"] }
 	for range 3 {
-		if err := f.Probe(t.Context()); err != nil {
+		if _, err := f.Gateway(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -237,10 +237,10 @@ func TestPackageLevel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer gw.Close()
-	if err := forward.Configure(&forward.Config{Wait: -1}); !errors.Is(err, backends.ErrInvalid) {
+	if err := forward.Configure(&forward.Config{DiscoveryTimeout: -1}); !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("Configure: %v", err)
 	}
-	if err := forward.Configure(&forward.Config{Gateway: gw.Addr(), Announce: netip.MustParseAddrPort("127.0.0.1:0")}); err != nil {
+	if err := forward.Configure(&forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, port := range []uint16{1001, 1002, 1003} {
@@ -283,7 +283,7 @@ func TestIPv6(t *testing.T) {
 		t.Skipf("IPV6 NOT TESTED: %v", err)
 	}
 	defer gw.Close()
-	f, err := forward.New(&forward.Config{Gateway: gw.Addr6(), Announce: netip.MustParseAddrPort("[::1]:0")})
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr6(), Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("[::1]:0")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func TestIPv6(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := netip.MustParseAddrPort("[::1]:8080"); m.External() != want || m.Internal() != want || m.Backend() != "pcp" {
+	if want := netip.MustParseAddrPort("[::1]:8080"); m.External().AddrPort != want || m.Internal() != want || m.Backend() != "pcp" {
 		t.Errorf("%v → %v by %s, want %v on both sides", m.External(), m.Internal(), m.Backend(), want)
 	}
 	if err := m.Close(); err != nil || len(gw.Table()) != 0 {
@@ -308,7 +308,8 @@ func TestByCapability(t *testing.T) {
 	for name, opts := range map[string][]forward.Option{
 		"one peer only":    {forward.TCP(8080), forward.From(netip.MustParseAddrPort("45.45.45.7:0"))},
 		"another protocol": {forward.Protocol(backends.SCTP, 8080)},
-		"for ever":         {forward.TCP(8080), forward.Permanent()},
+		"for ever":         {forward.TCP(8080), forward.Lifetime(forward.Forever)},
+		"one address":      {forward.TCP(8080), forward.ExternalAddr(netip.MustParseAddr("45.45.45.1")), forward.Exact()},
 	} {
 		_, f := start(t, forward.Config{}, gatewaytest.Config{})
 		plain, err := f.Enable(t.Context(), forward.TCP(9090))
@@ -327,7 +328,7 @@ func TestByCapability(t *testing.T) {
 func TestVPN(t *testing.T) {
 	events := make(chan string, 16)
 	gw, f := start(t, forward.Config{OnEvent: func(e forward.Event) {
-		events <- fmt.Sprint(e.Kind, e.State[0].External.Port())
+		events <- fmt.Sprint(e.Kind, e.Grants[0].External.Port())
 	}, Lifetime: time.Minute}, gatewaytest.Config{
 		ManualClock: true, Protocols: []string{"natpmp"}, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VPN: true}},
 	})
@@ -338,13 +339,13 @@ func TestVPN(t *testing.T) {
 	wantSlot := func() uint16 {
 		t.Helper()
 		port := m.External().Port()
-		for _, g := range m.State() {
+		for _, g := range m.Grants() {
 			if g.External.Port() != port || g.Internal.Port() != port || g.Lifetime != time.Minute {
 				t.Errorf("%+v, want one number everywhere, for a minute", g)
 			}
 		}
-		if m.Internal().Port() != port || len(m.State()) != 2 {
-			t.Errorf("%v, internal %v", m.State(), m.Internal())
+		if m.Internal().Port() != port || len(m.Grants()) != 2 {
+			t.Errorf("%v, internal %v", m.Grants(), m.Internal())
 		}
 		return port
 	}
@@ -374,7 +375,7 @@ func TestVPN(t *testing.T) {
 	if err := f.Disable(t.Context()); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{fmt.Sprint(forward.Mapped, first), fmt.Sprint(forward.Changed, second)} {
+	for _, want := range []string{fmt.Sprint(forward.EventMapped, first), fmt.Sprint(forward.EventChanged, second)} {
 		if got := <-events; got != want {
 			t.Errorf("event %s, want %s", got, want)
 		}

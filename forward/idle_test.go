@@ -13,7 +13,7 @@ import (
 func TestIdleGoroutines(t *testing.T) {
 	const most = 5
 	mapped := make(chan struct{})
-	_, f := start(t, forward.Config{Order: []string{"natpmp"}, OnEvent: func(forward.Event) { close(mapped) }}, gatewaytest.Config{})
+	_, f := start(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: func(forward.Event) { close(mapped) }}, gatewaytest.Config{})
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 		t.Fatal(err)
 	}

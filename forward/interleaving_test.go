@@ -27,11 +27,11 @@ func startGateway(t *testing.T, c gatewaytest.Config) *gatewaytest.Gateway {
 
 func newOn(t *testing.T, c Config) *Forwarder {
 	if c.Gateway.Addr().Is4() && !c.Gateway.Addr().IsLoopback() {
-		c.SSDP = netip.MustParseAddrPort("127.0.0.1:9")
+		c.Test.SSDP = netip.MustParseAddrPort("127.0.0.1:9")
 	}
 	t.Helper()
-	c.Announce = netip.MustParseAddrPort("127.0.0.1:0")
-	c.Notify = netip.MustParseAddrPort("127.0.0.1:0")
+	c.Test.Announce = netip.MustParseAddrPort("127.0.0.1:0")
+	c.Test.Notify = netip.MustParseAddrPort("127.0.0.1:0")
 	f, err := New(&c)
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +61,7 @@ func isUnmap(r gatewaytest.Request) bool { return r.Op == "unmap" }
 func TestMoveNoticedByACall(t *testing.T) {
 	gw1 := startGateway(t, gatewaytest.Config{})
 	gw2 := startGateway(t, gatewaytest.Config{Listen: netip.MustParseAddrPort("127.0.0.2:0")})
-	f := newOn(t, Config{Order: []string{"natpmp"}})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}})
 	if err := f.LeadTo(gw1.Addr()); err != nil {
 		t.Fatal(err)
 	}
@@ -77,14 +77,14 @@ func TestMoveNoticedByACall(t *testing.T) {
 	}
 	f.NetworkChanged() // Watch's call
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 }) {
-		t.Errorf("m is still at %v, next try in %v; gw1 %v gw2 %v", m.Gateway(), time.Until(m.NextTry()), len(gw1.Table()), len(gw2.Table()))
+		t.Errorf("m is still at %v, next try in %v; gw1 %v gw2 %v", m.Gateway(), time.Until(m.Status().NextAttempt), len(gw1.Table()), len(gw2.Table()))
 	}
 }
 
 // What an earlier run had open to everybody is not what is wished for one peer.
 func TestTakeOverRemote(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
-	c := Config{Order: []string{"pcp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
+	c := Config{Protocols: []string{"pcp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
 	f := newOn(t, c)
 	if _, err := f.Enable(t.Context(), TCP(8080)); err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestTakeOverRemote(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%+v", m.State())
+	t.Logf("%+v", m.Grants())
 	for _, e := range gw.Table() {
 		if len(e.Filters) == 0 {
 			t.Errorf("From(45.45.45.9) was asked for, and the gateway admits everybody: %+v", e)
@@ -110,13 +110,13 @@ func TestTakeOverSamePort(t *testing.T) {
 	if err := gw.AddMapping(gatewaytest.Entry{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.9:9"), External: netip.AddrPortFrom(gw.External(), 8080)}); err != nil {
 		t.Fatal(err)
 	}
-	c := Config{Order: []string{"pcp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
+	c := Config{Protocols: []string{"pcp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
 	f := newOn(t, c)
 	m, err := f.Enable(t.Context(), TCP(8080), SamePort())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(m.State())
+	t.Log(m.Grants())
 	within(t, 20*time.Second, func() bool { b, _ := os.ReadFile(c.StateFile); return strings.Contains(string(b), `"port":8080`) })
 	f.Crash()
 	f = newOn(t, c)
@@ -129,7 +129,7 @@ func TestTakeOverSamePort(t *testing.T) {
 func TestMoveDuringEnable(t *testing.T) {
 	gw1 := startGateway(t, gatewaytest.Config{})
 	gw2 := startGateway(t, gatewaytest.Config{Listen: netip.MustParseAddrPort("127.0.0.2:0")})
-	f := newOn(t, Config{Order: []string{"natpmp"}})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}})
 	if err := f.LeadTo(gw1.Addr()); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestMoveDuringEnable(t *testing.T) {
 	close(hold)
 	m := <-done
 	if !within(t, 20*time.Second, func() bool { return len(gw2.Table()) == 1 }) {
-		t.Errorf("m is at %v, next try in %v; gw1 %d gw2 %d", m.Gateway(), time.Until(m.NextTry()), len(gw1.Table()), len(gw2.Table()))
+		t.Errorf("m is at %v, next try in %v; gw1 %d gw2 %d", m.Gateway(), time.Until(m.Status().NextAttempt), len(gw1.Table()), len(gw2.Table()))
 	}
 }
 
@@ -163,7 +163,7 @@ func TestMoveDuringEnable(t *testing.T) {
 // and is enabled at that moment.
 func TestCleanAndEnable(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
-	c := Config{Order: []string{"natpmp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
+	c := Config{Protocols: []string{"natpmp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
 	f := newOn(t, c)
 	if _, err := f.Enable(t.Context(), TCP(8080)); err != nil {
 		t.Fatal(err)
@@ -186,19 +186,19 @@ func TestCleanAndEnable(t *testing.T) {
 	if err := <-enabled; err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Probe(t.Context()); err != nil {
+	if _, err := f.Gateway(t.Context()); err != nil {
 		t.Error(err)
 	}
 	<-time.After(100 * time.Millisecond)
 	if len(gw.Table()) != 1 || countRequests(gw, isUnmap) != 0 {
-		t.Errorf("m says %v, next try in %v; the gateway has %v", m, time.Until(m.NextTry()), gw.Table())
+		t.Errorf("m says %v, next try in %v; the gateway has %v", m, time.Until(m.Status().NextAttempt), gw.Table())
 	}
 }
 
 // What Close had no time for is written down.
 func TestCloseWithoutTime(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
-	c := Config{Order: []string{"natpmp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
+	c := Config{Protocols: []string{"natpmp"}, Gateway: gw.Addr(), StateFile: filepath.Join(t.TempDir(), "state")}
 	f := newOn(t, c)
 	for p := range uint16(20) {
 		if _, err := f.Enable(t.Context(), TCP(8080+p)); err != nil {
@@ -216,7 +216,7 @@ func TestCloseWithoutTime(t *testing.T) {
 // A Listener is closed while its Forwarder is.
 func TestListenerCloseDuringShutdown(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
-	f := newOn(t, Config{Order: []string{"natpmp"}, Gateway: gw.Addr()})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}, Gateway: gw.Addr()})
 	ln, err := f.Listen(t.Context(), "tcp4", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +244,7 @@ func TestListenerCloseDuringShutdown(t *testing.T) {
 // What is enabled while the table is read is not foreign.
 func TestForeignAndEnable(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
-	f := newOn(t, Config{Gateway: gw.Addr(), SSDP: gw.SSDP()})
+	f := newOn(t, Config{Gateway: gw.Addr(), Test: TestNetwork{SSDP: gw.SSDP()}})
 	if err := gw.AddMapping(gatewaytest.Entry{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:7000"), External: netip.AddrPortFrom(gw.External(), 7000), Description: "goforward", Remaining: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestForeignAndEnable(t *testing.T) {
 	close(hold)
 	<-done
 	if len(gw.Table()) != 1 {
-		t.Errorf("m says %v by %s, next try in %v; the gateway has %v", m, m.Backend(), time.Until(m.NextTry()), gw.Table())
+		t.Errorf("m says %v by %s, next try in %v; the gateway has %v", m, m.Backend(), time.Until(m.Status().NextAttempt), gw.Table())
 	}
 }
 
@@ -281,7 +281,7 @@ func TestForeignAndEnable(t *testing.T) {
 func TestProbeShared(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Drop: true})
-	f := newOn(t, Config{Order: []string{"natpmp"}, Gateway: gw.Addr(), Wait: 500 * time.Millisecond, Timeout: 20 * time.Second})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}, Gateway: gw.Addr(), DiscoveryTimeout: 500 * time.Millisecond, RequestTimeout: 20 * time.Second})
 	for i := range uint16(8) {
 		if _, err := f.Enable(t.Context(), TCP(9000+i), Background()); err != nil {
 			t.Fatal(err)
@@ -289,7 +289,7 @@ func TestProbeShared(t *testing.T) {
 	}
 	<-time.After(100 * time.Millisecond)
 	began := time.Now()
-	err := f.Probe(t.Context())
+	_, err := f.Gateway(t.Context())
 	t.Logf("with 8 in the background: %v", time.Since(began))
 	if time.Since(began) > 4*time.Second { // one after another, nine probes take four and a half
 		t.Errorf("Probe took %v of a Wait of 500ms: %v", time.Since(began), err)
@@ -313,7 +313,7 @@ func countRequests(gw *gatewaytest.Gateway, is func(gatewaytest.Request) bool) (
 // taken away.
 func TestCloseInFlight(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
-	f := newOn(t, Config{Order: []string{"natpmp"}, Gateway: gw.Addr()})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}, Gateway: gw.Addr()})
 	hold := make(chan struct{})
 	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: hold})
 	ln, err := f.Listen(t.Context(), "tcp4", ":0")
@@ -333,7 +333,7 @@ func TestCloseInFlight(t *testing.T) {
 func TestMoveNoticed(t *testing.T) {
 	gw1 := startGateway(t, gatewaytest.Config{})
 	gw2 := startGateway(t, gatewaytest.Config{Listen: netip.MustParseAddrPort("127.0.0.2:0")})
-	f := newOn(t, Config{Order: []string{"natpmp"}})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}})
 	if err := f.LeadTo(gw1.Addr()); err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +355,7 @@ func TestMoveNoticed(t *testing.T) {
 func TestDeletionElsewhere(t *testing.T) {
 	gw1 := startGateway(t, gatewaytest.Config{})
 	gw2 := startGateway(t, gatewaytest.Config{Listen: netip.MustParseAddrPort("127.0.0.2:0")})
-	f := newOn(t, Config{Order: []string{"natpmp"}})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}})
 	if err := f.LeadTo(gw1.Addr()); err != nil {
 		t.Fatal(err)
 	}

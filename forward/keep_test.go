@@ -25,8 +25,8 @@ type recorder struct {
 
 func (r *recorder) record(e forward.Event) {
 	port := uint16(0)
-	if len(e.State) > 0 {
-		port = e.State[0].External.Port()
+	if len(e.Grants) > 0 {
+		port = e.Grants[0].External.Port()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -73,7 +73,7 @@ func TestRenewal(t *testing.T) {
 		if len(log) < 48*60/38 {
 			t.Errorf("%d requests in two days", len(log))
 		}
-		if next := got.NextTry(); next.Before(time.Now()) || next.After(got.Expires()) {
+		if next := got.Status().NextAttempt; next.Before(time.Now()) || next.After(got.Expires()) {
 			t.Errorf("next try at %v, expires at %v", next, got.Expires())
 		}
 		events.want(t, "mapped 8081")
@@ -86,7 +86,7 @@ func TestPermanentKept(t *testing.T) {
 		m, events := newMemory(), &recorder{}
 		f := forwarder(t, forward.Config{OnEvent: events.record}, m)
 		defer f.Close()
-		got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Permanent())
+		got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Lifetime(forward.Forever))
 		if err != nil || !got.Expires().IsZero() {
 			t.Fatal(got, err)
 		}
@@ -133,7 +133,7 @@ func TestRenewalFails(t *testing.T) {
 		default:
 			t.Error("Changed was not closed")
 		}
-		if got.External().IsValid() || len(got.State()) != 0 {
+		if got.External().IsValid() || len(got.Grants()) != 0 {
 			t.Errorf("when its time is up: %v", got)
 		}
 		events.want(t, "lost 0")
@@ -156,7 +156,7 @@ func TestRenewalFails(t *testing.T) {
 func TestRunsOutUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, events := newMemory(), &recorder{}
-		f := forwarder(t, forward.Config{Timeout: time.Hour, OnEvent: events.record}, m)
+		f := forwarder(t, forward.Config{RequestTimeout: time.Hour, OnEvent: events.record}, m)
 		defer f.Close()
 		got, err := f.Enable(t.Context(), forward.TCP(8080), forward.Lifetime(12*time.Second))
 		if err != nil {
@@ -192,15 +192,15 @@ func TestRestart(t *testing.T) {
 		}
 		events.want(t, "mapped 8080")
 		begin := time.Now()
-		if at, why := got.Since(); !at.Equal(begin) || why != "enabled" {
-			t.Errorf("since %v, because %q", at, why)
+		if s := got.Status(); !s.Since.Equal(begin) || s.Reason != "enabled" {
+			t.Errorf("since %v, because %q", s.Since, s.Reason)
 		}
 		time.Sleep(time.Minute)
 		m.calls()
 		m.restart()
 		synctest.Wait() // no time passes
-		if at, why := got.Since(); !at.Equal(begin.Add(time.Minute)) || why != "test" {
-			t.Errorf("since %v, because %q", at, why)
+		if s := got.Status(); !s.Since.Equal(begin.Add(time.Minute)) || s.Reason != "test" {
+			t.Errorf("since %v, because %q", s.Since, s.Reason)
 		}
 		if len(m.live()) != 2 {
 			t.Errorf("the gateway has %v", m.live())
@@ -243,7 +243,7 @@ func TestChanged(t *testing.T) {
 		m.set(func() { m.external, m.taken[8080] = moved, true })
 		m.changes <- backends.Change{Kind: backends.AddressChanged}
 		<-changed
-		if want := netip.AddrPortFrom(moved, 8081); got.External() != want {
+		if want := netip.AddrPortFrom(moved, 8081); got.External().AddrPort != want {
 			t.Errorf("External %v, want %v", got.External(), want)
 		}
 		events.want(t, "mapped 8080", "changed 8081")
@@ -262,7 +262,7 @@ func TestBothRenewal(t *testing.T) {
 		}
 		m.set(func() { m.reserved = 7000 })
 		time.Sleep(time.Hour)
-		state := got.State()
+		state := got.Grants()
 		if len(state) != 2 || state[0].External.Port() != 7000 || state[1].External.Port() != 7000 {
 			t.Errorf("granted %+v, want 7000 for both", state)
 		}
@@ -910,7 +910,7 @@ func TestRefreshLifetime(t *testing.T) {
 		if diff := cmp.Diff([]string{"renew tcp 8080", "renew udp 8080"}, m.calls()); diff != "" {
 			t.Error(diff)
 		}
-		if d := got.State()[1].Lifetime; d != 4*time.Hour {
+		if d := got.Grants()[1].Lifetime; d != 4*time.Hour {
 			t.Errorf("granted for %v", d)
 		}
 		if _, err := enable(time.Hour); !errors.Is(err, backends.ErrConflict) {
@@ -922,8 +922,8 @@ func TestRefreshLifetime(t *testing.T) {
 		if err := got.Refresh(t.Context(), forward.Lifetime(time.Hour)); !errors.Is(err, backends.ErrConflict) {
 			t.Errorf("behind another's back: %v", err)
 		}
-		if err := got.Refresh(t.Context()); err != nil || got.State()[0].Lifetime != 4*time.Hour {
-			t.Errorf("as before: %v, %v", err, got.State())
+		if err := got.Refresh(t.Context()); err != nil || got.Grants()[0].Lifetime != 4*time.Hour {
+			t.Errorf("as before: %v, %v", err, got.Grants())
 		}
 	})
 }

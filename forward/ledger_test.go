@@ -27,8 +27,8 @@ func newRuns(t *testing.T, router gatewaytest.Config, config forward.Config) *ru
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = gw.Close() })
-	config.Gateway, config.SSDP = gw.Addr(), gw.SSDP()
-	config.Announce, config.Notify = netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.1:0")
+	config.Gateway, config.Test.SSDP = gw.Addr(), gw.SSDP()
+	config.Test.Announce, config.Test.Notify = netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.1:0")
 	if config.StateFile == "" {
 		config.StateFile = filepath.Join(t.TempDir(), "state")
 	}

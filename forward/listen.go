@@ -8,8 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // Listener is a net.Listener for TCP that the gateway forwards to, as long as
@@ -17,6 +20,58 @@ import (
 type Listener struct {
 	*net.TCPListener
 	reach
+	visit atomic.Pointer[visit] // the last one; nil: none
+}
+
+// visit is a connection that came from the internet.
+type visit struct {
+	at   time.Time
+	from netip.AddrPort
+}
+
+// Accept returns the next connection.
+func (l *Listener) Accept() (net.Conn, error) {
+	conn, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// AcceptTCP is Accept with the type of package net.
+func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
+	conn, err := l.TCPListener.AcceptTCP()
+	if err == nil {
+		l.note(netip.MustParseAddrPort(conn.RemoteAddr().String())) // package net formats TCP addresses so
+	}
+	return conn, err
+}
+
+// note records a connection if it is a visit.
+func (l *Listener) note(from netip.AddrPort) {
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	if before := l.visit.Load(); before != nil && before.from.Addr() == from.Addr() || l.isVisitor(from.Addr()) {
+		l.visit.Store(&visit{time.Now(), from})
+	}
+}
+
+// isVisitor reports whether an address is one of the internet, and neither this host's nor
+// the gateway's.
+func (l *Listener) isVisitor(from netip.Addr) bool {
+	return backends.ScopeOf(from) == backends.ScopePublic && !netbind.HasAddr(from) &&
+		!slices.ContainsFunc(l.Externals(), func(e backends.Endpoint) bool { return e.Addr() == from })
+}
+
+// Visited returns when and from where the last connection came from the internet, of those
+// that Accept returned: from a public address that is neither this host's nor the gateway's.
+// That proves that the port was reachable then. The zero Time: none came yet, which proves
+// nothing. A PacketConn has no such method, since a datagram can be the answer to one that
+// was sent.
+func (l *Listener) Visited() (at time.Time, from netip.AddrPort) {
+	if v := l.visit.Load(); v != nil {
+		return v.at, v.from
+	}
+	return time.Time{}, netip.AddrPort{}
 }
 
 // Listen listens for TCP as net.Listen does, and makes the gateway forward to
@@ -31,14 +86,14 @@ type Listener struct {
 // Config, as in tests, is the only one that is asked for such a socket. A
 // specific local address gets what is of its family. Port 0 is a free port.
 //
-// The options External, Exact, From, Lifetime, Permanent and Description are
+// The options External, ExternalAddr, Exact, From, Lifetime, RenewEvery, OnChange and Description are
 // those of Enable. A pinhole translates no port, so External is about the
 // mapping, and it lasts a day at most, each time; From wants only what is of the
 // peer's family.
 //
 // It fails where the port cannot be bound, with ErrClosed, and with
 // backends.ErrInvalid for another network, other options and addresses that
-// nobody else can reach, such as loopback's. The context, which Config.Timeout
+// nobody else can reach, such as loopback's. The context, which Config.RequestTimeout
 // bounds, is for looking the address up. Disable and Refresh without selectors
 // pass what it holds over.
 func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
@@ -55,11 +110,12 @@ func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ..
 	if err != nil {
 		return nil, fmt.Errorf("forward: %w", err)
 	}
+	f.callHook(ctx)
 	r, err := f.expose(backends.TCP, network, ln, ln.Addr(), opts)
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{ln.(*net.TCPListener), r}, nil //nolint:forcetypeassert // what package net promises for TCP
+	return &Listener{TCPListener: ln.(*net.TCPListener), reach: r}, nil //nolint:forcetypeassert // what package net promises for TCP
 }
 
 // Listen is [Forwarder.Listen] of the package's own Forwarder.
@@ -67,16 +123,27 @@ func Listen(network, address string, opts ...Option) (*Listener, error) {
 	return forwarder().Listen(context.Background(), network, address, opts...)
 }
 
-// Close stops listening, and takes the mapping and the pinhole away, within two
-// seconds. What the gateway does not take away by then is left to its lifetime,
-// and the error says so. Each call returns what the first did, after it.
+// Close stops listening, and deletes the mapping and the pinhole, as that of [Mapping] does.
+// A second call waits for the first and returns the same error.
 func (l *Listener) Close() error { return l.close() }
 
 // PacketConn is a net.PacketConn for UDP that the gateway forwards to, as long
-// as it is open. Its methods may be called by several goroutines at once.
+// as it is open. It has all methods of net.UDPConn, so that libraries use it as one: with
+// control messages, in batches, and with the sizes of its buffers. Its methods may be called
+// by several goroutines at once.
 type PacketConn struct {
 	*net.UDPConn
 	reach
+}
+
+// ReadFromAddrPort is ReadFromUDPAddrPort, by the name that github.com/pion/ice looks for.
+func (c *PacketConn) ReadFromAddrPort(b []byte) (n int, from netip.AddrPort, err error) {
+	return c.ReadFromUDPAddrPort(b)
+}
+
+// WriteToAddrPort is WriteToUDPAddrPort, by the name that github.com/pion/ice looks for.
+func (c *PacketConn) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	return c.WriteToUDPAddrPort(b, to)
 }
 
 // ListenPacket is Listen for UDP: the network is "udp", "udp4" or "udp6".
@@ -94,6 +161,7 @@ func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, o
 	if err != nil {
 		return nil, fmt.Errorf("forward: %w", err)
 	}
+	f.callHook(ctx)
 	r, err := f.expose(backends.UDP, network, pc, pc.LocalAddr(), opts)
 	if err != nil {
 		return nil, err
@@ -138,27 +206,32 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s io.Closer, at 
 	return r, nil
 }
 
-// External returns the address and port that the world reaches: that of IPv4 if
-// it is granted, else the pinhole's, or the zero AddrPort while nothing is. The
-// address is the zero Addr where the gateway does not tell it.
-func (r *reach) External() netip.AddrPort {
+// External returns the address and port that the internet reaches: that of IPv4 if it is
+// granted, else that of the pinhole, or the zero Endpoint if none is. The address is the
+// zero Addr if the gateway hides it.
+func (r *reach) External() backends.Endpoint {
 	if all := r.Externals(); len(all) > 0 {
 		return all[0]
 	}
-	return netip.AddrPort{}
+	return backends.Endpoint{}
 }
 
-// Externals returns all that is granted now, as External does: that of IPv4
-// first, then the pinhole's.
-func (r *reach) Externals() []netip.AddrPort {
-	var out []netip.AddrPort
+// Externals returns all that is granted now, as External does: that of IPv4 first, then
+// that of the pinhole.
+func (r *reach) Externals() []backends.Endpoint {
+	var out []backends.Endpoint
 	for _, m := range r.mappings {
-		if external := m.External(); external != (netip.AddrPort{}) {
+		if external := m.External(); !external.IsZero() {
 			out = append(out, external)
 		}
 	}
 	return out
 }
+
+// Wait returns nil as soon as External has an endpoint, ErrClosed when the socket or its
+// mappings are closed, or the cause of the context's end. Mapping has the reason if it is
+// not granted.
+func (r *reach) Wait(ctx context.Context) error { return waitForOne(ctx, r.mappings...) }
 
 // Mapping returns the live handle of the IPv4 mapping, or of the pinhole where
 // that is all that is asked for: to wait until it is granted, for changes, or for

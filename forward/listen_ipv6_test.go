@@ -8,11 +8,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-var sameAddrs = cmpopts.EquateComparable(netip.AddrPort{})
+var sameAddrs = cmpopts.EquateComparable(backends.Endpoint{})
 
 // A pinhole is at the host's own address.
 func TestListenPinhole(t *testing.T) {
@@ -22,7 +23,7 @@ func TestListenPinhole(t *testing.T) {
 	}
 	defer gw.Close()
 	f, err := forward.New(&forward.Config{
-		Order: []string{"natpmp", "pcp"}, Announce: netip.MustParseAddrPort("127.0.0.1:0"),
+		Protocols: []string{"natpmp", "pcp"}, Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -38,9 +39,9 @@ func TestListenPinhole(t *testing.T) {
 			at := map[string]netip.AddrPort{
 				"tcp4": netip.AddrPortFrom(gw.External(), 8080), "tcp6": netip.AddrPortFrom(netip.IPv6Loopback(), port),
 			}
-			var ends []netip.AddrPort
+			var ends []backends.Endpoint
 			for _, family := range want {
-				ends = append(ends, at[family])
+				ends = append(ends, backends.Endpoint{AddrPort: at[family]})
 			}
 			if diff := cmp.Diff(ends, ln.Externals(), sameAddrs); diff != "" || ln.External() != ends[0] {
 				t.Errorf("External %v, Externals (-want +got):\n%s", ln.External(), diff)
@@ -52,7 +53,7 @@ func TestListenPinhole(t *testing.T) {
 				}
 			}
 			if len(want) == 2 { // it is the pinhole's where that is all
-				if err := ln.Mapping().Close(); err != nil || ln.External() != at["tcp6"] {
+				if err := ln.Mapping().Close(); err != nil || ln.External().AddrPort != at["tcp6"] {
 					t.Errorf("without the mapping: %v, %v", ln.External(), err)
 				}
 			}
@@ -71,7 +72,7 @@ func TestListenFamiliesApart(t *testing.T) {
 	}
 	defer gw.Close()
 	f, err := forward.New(&forward.Config{
-		Order: []string{"natpmp", "pcp"}, Announce: netip.MustParseAddrPort("127.0.0.1:0"), Wait: time.Minute, Timeout: time.Minute,
+		Protocols: []string{"natpmp", "pcp"}, Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")}, DiscoveryTimeout: time.Minute, RequestTimeout: time.Minute,
 	})
 	if err != nil {
 		t.Fatal(err)

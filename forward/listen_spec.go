@@ -2,6 +2,7 @@ package forward
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,7 +38,7 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	}
 	if pinhole {
 		w6 := w
-		w6.ipv6, w6.External, w6.Lifetime = true, 0, min(w.Lifetime, longestPinhole)
+		w6.ipv6, w6.External, w6.Address, w6.Lifetime = true, 0, netip.Addr{}, min(w.Lifetime, longestPinhole)
 		specs = append(specs, w6)
 	}
 	return specs, nil
@@ -57,9 +58,10 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 		given bool
 		why   string
 	}{
-		{w.protocolGiven, "an option names a protocol: the network does"},
+		{slices.Contains(w.given, optionProtocol), "an option names a protocol: the network does"},
 		{w.Internal.Addr().IsValid(), "the option To: the address says where to listen"},
 		{w.ipv6, `the option IPv6: the network says so, as in "tcp6"`},
+		{w.Count > 0, "the option Ports: one port is bound"},
 		{w.SamePort, "the option SamePort: the port is bound already"},
 		{w.Once, "the option Once: it is kept alive until it is closed"},
 		{w.Background, "the option Background: it always works in the background"},
@@ -68,7 +70,7 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 			return spec{}, invalid("listening with %s", wrong.why)
 		}
 	}
-	w.Background, w.aside = true, true
+	w.Background, w.noDefault = true, true
 	return w, nil
 }
 

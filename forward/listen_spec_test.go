@@ -77,7 +77,7 @@ func TestListenWishes(t *testing.T) {
 		},
 		"a test's device": {
 			network: "tcp", bound: "[::]:80", local6: global,
-			config: Config{IGD: "http://127.0.0.1:5000/"}, want: "4 invalid IP:80",
+			config: Config{UPnPURL: "http://127.0.0.1:5000/"}, want: "4 invalid IP:80",
 		},
 		"an IPv6 gateway": {
 			network: "tcp", bound: "[::]:80", local6: none,
@@ -112,7 +112,7 @@ func TestListenWishes(t *testing.T) {
 			var got []string
 			for _, w := range specs {
 				got = append(got, f.summary(w))
-				if !w.Background || !w.aside || w.ipv4 == w.ipv6 {
+				if !w.Background || !w.noDefault || w.ipv4 == w.ipv6 {
 					t.Errorf("spec %+v", w)
 				}
 			}
@@ -134,7 +134,7 @@ func TestListenPermanent(t *testing.T) {
 		if network == "udp4" {
 			bound = netip.MustParseAddrPort("0.0.0.0:80")
 		}
-		specs, err := f.listenSpecs(backends.UDP, network, bound, []Option{Permanent(), Description("web")})
+		specs, err := f.listenSpecs(backends.UDP, network, bound, []Option{Lifetime(Forever), Description("web")})
 		if err != nil || len(specs) != 1 || specs[0].Lifetime != want || specs[0].Description != "web" {
 			t.Errorf("%s: %+v, %v", network, specs, err)
 		}

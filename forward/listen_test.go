@@ -84,7 +84,7 @@ func localPort(t *testing.T, a net.Addr) uint16 {
 func TestListenHTTP(t *testing.T) {
 	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
 	ln := listen(t, f, "tcp", forward.External(8080), forward.Description("web"))
-	if want := netip.AddrPortFrom(gw.External(), 8080); ln.External() != want {
+	if want := netip.AddrPortFrom(gw.External(), 8080); ln.External().AddrPort != want {
 		t.Fatalf("External %v, want %v", ln.External(), want)
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -120,7 +120,7 @@ func TestListenRefused(t *testing.T) {
 		"silent":  {Drop: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, f := start(t, forward.Config{Order: []string{"natpmp"}, Wait: 300 * time.Millisecond}, gatewaytest.Config{})
+			gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}, DiscoveryTimeout: 300 * time.Millisecond}, gatewaytest.Config{})
 			relent := gw.Inject(fault)
 			ln, err := f.Listen(t.Context(), "tcp", ":0")
 			if err != nil {
@@ -131,7 +131,7 @@ func TestListenRefused(t *testing.T) {
 			for changed := ln.Mapping().Changed(); ln.Mapping().Err() == nil; changed = ln.Mapping().Changed() {
 				<-changed
 			}
-			if ln.External() != (netip.AddrPort{}) || ln.Externals() != nil {
+			if ln.External().AddrPort != (netip.AddrPort{}) || ln.Externals() != nil {
 				t.Errorf("External %v", ln.External())
 			}
 			var d net.Dialer
@@ -147,7 +147,7 @@ func TestListenRefused(t *testing.T) {
 			if err := ln.Mapping().Wait(waiting(t)); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := read(t, gw, "tcp", ln.External()); err != nil || got != "hello" {
+			if got, err := read(t, gw, "tcp", ln.External().AddrPort); err != nil || got != "hello" {
 				t.Errorf("from outside: read %q, %v", got, err)
 			}
 		})
@@ -161,7 +161,7 @@ func TestListenFollows(t *testing.T) {
 	greet(ln)
 	moved := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.99"), ln.External().Port())
 	gw.SetExternal(moved.Addr())
-	for changed := ln.Mapping().Changed(); ln.External() != moved; changed = ln.Mapping().Changed() {
+	for changed := ln.Mapping().Changed(); ln.External().AddrPort != moved; changed = ln.Mapping().Changed() {
 		select {
 		case <-changed:
 		case <-waiting(t).Done():
@@ -177,7 +177,7 @@ func TestListenFollows(t *testing.T) {
 	if err := ln.Mapping().Wait(waiting(t)); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := read(t, gw, "tcp", ln.External()); err != nil || got != "hello" {
+	if got, err := read(t, gw, "tcp", ln.External().AddrPort); err != nil || got != "hello" {
 		t.Errorf("after a restart: read %q, %v", got, err)
 	}
 }
@@ -204,7 +204,7 @@ func TestListenClose(t *testing.T) {
 	if err := <-ended; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept: %v", err)
 	}
-	if _, err := read(t, gw, "tcp", external); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := read(t, gw, "tcp", external.AddrPort); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("from outside: %v", err)
 	}
 	if err := ln.Mapping().Wait(t.Context()); !errors.Is(err, forward.ErrClosed) {

@@ -29,7 +29,7 @@ func (f *Forwarder) latest(sel []Selector, skip func(*Mapping) bool) (*Mapping, 
 		return nil, err
 	}
 	found := slices.DeleteFunc(f.matching(sel), func(m *Mapping) bool {
-		return skip(m) || len(sel) == 0 && m.aside
+		return skip(m) || len(sel) == 0 && m.noDefault
 	})
 	if len(found) == 0 {
 		return nil, fmt.Errorf("forward: %w", ErrNoMapping)
@@ -39,7 +39,7 @@ func (f *Forwarder) latest(sel []Selector, skip func(*Mapping) bool) (*Mapping, 
 
 // Disable takes away the last enabled mapping of this Forwarder that is still
 // held and matches all selectors, or fails with ErrNoMapping. Without selectors
-// those of a [Listener] or [PacketConn], and of [Aside], are passed over. With Foreign, where there
+// those of a [Listener] or [PacketConn], and of [NoDefault], are passed over. With Foreign, where there
 // is none, it is the last of the gateway's table that matches. The error says where
 // the gateway did not take it away, as that of [Mapping.Close] does.
 func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
@@ -81,7 +81,7 @@ func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error
 
 // Refresh asks again for the last enabled mapping that matches all selectors,
 // in place, even where it has expired. Without one it fails with ErrNoMapping;
-// one that is [Aside] counts only where selectors match it.
+// one that is [NoDefault] counts only where selectors match it.
 func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {

@@ -12,100 +12,83 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// Mapping is a forwarded port that a Forwarder keeps alive: a live handle. What
-// it tells changes as the gateway answers. Its methods may be called by several
-// goroutines at once.
+// Mapping is a forwarded port, or a range of ports, that a Forwarder keeps alive. It is a
+// live handle: what it reports changes as the gateway replies. For several values of one
+// moment call Status. Its methods may be called by several goroutines at once.
 type Mapping struct {
 	forwarder *Forwarder
 	handle    *gateway.Handle
-	aside     bool // not what Disable and Refresh take without selectors
+	noDefault bool // not what Disable and Refresh take without selectors
+	onChange  func(Event)
 	family    family
 	closing   once
 }
 
 func (m *Mapping) status() *gateway.Status { return m.handle.Status() }
 
-// first is the first of State, or the zero value.
-func (m *Mapping) first() backends.Mapping {
-	if s := m.status(); s.Stands() {
-		return *s.Granted[0]
-	}
-	return backends.Mapping{}
-}
+// External returns the address and port that the internet reaches, or the zero Endpoint
+// before the first grant and while the mapping is lost. The address is the zero Addr if
+// the gateway hides it. For a range it has the first port.
+func (m *Mapping) External() backends.Endpoint { return m.Status().External }
 
-// State returns what the gateway granted: two mappings for Both, none before the
-// first grant and while the mapping is lost.
-func (m *Mapping) State() []backends.Mapping {
-	if s := m.status(); s.Stands() {
-		return s.State()
-	}
-	return nil
-}
+// Internal returns where the connections arrive. Before the first grant the address may
+// be the zero Addr. For a range it has the first port.
+func (m *Mapping) Internal() netip.AddrPort { return m.Status().Internal }
 
-// External returns the address and port that the world reaches: the zero value
-// before the first grant and while the mapping is lost. The address is the zero
-// Addr where the gateway does not tell it.
-func (m *Mapping) External() netip.AddrPort { return m.first().External }
+// Backend returns the name of the backend that granted the mapping, or "".
+func (m *Mapping) Backend() string { return m.Status().Backend }
 
-// Internal returns where the connections arrive. Before the first grant the
-// address may be the zero Addr.
-func (m *Mapping) Internal() netip.AddrPort {
-	if granted := m.first(); granted.Internal.IsValid() {
-		return granted.Internal
-	}
-	return m.status().Spec.Internal
-}
-
-// Backend names the protocol that it was granted by, or is empty.
-func (m *Mapping) Backend() string { return m.first().Backend }
-
-// Gateway returns the gateway that granted it, or the zero value.
-func (m *Mapping) Gateway() netip.AddrPort { return m.first().Gateway }
+// Gateway returns the gateway that granted the mapping, or the zero value.
+func (m *Mapping) Gateway() netip.AddrPort { return m.Status().Gateway }
 
 // Scope returns how far the external address reaches.
 func (m *Mapping) Scope() backends.Scope { return backends.ScopeOf(m.External().Addr()) }
 
-// Expires returns until when it was granted, or the zero Time where it has no
-// end or is not granted. It is renewed long before.
-func (m *Mapping) Expires() time.Time {
-	if s := m.status(); s.Stands() {
-		return s.Expires()
-	}
-	return time.Time{}
-}
+// Expires returns the time until which the mapping was granted, or the zero Time if it
+// has no end or is not granted. It is renewed long before.
+func (m *Mapping) Expires() time.Time { return m.Status().Expires }
 
-// Err returns why the last attempt to get or renew it failed, or nil where it
-// did not. A mapping whose renewal failed still stands until it expires.
+// Grants returns what the gateway granted: one mapping for each protocol and port, and
+// none before the first grant and while the mapping is lost.
+func (m *Mapping) Grants() []backends.Mapping { return m.Status().Grants }
+
+// Err returns why the last request failed, or nil if it did not. A mapping whose renewal
+// failed stands until it expires.
 func (m *Mapping) Err() error { return m.status().Err }
 
-// Since returns when what State tells last became so, and why: the Reason of that
-// Event. Before the first grant it is the zero Time, and Err says why.
-func (m *Mapping) Since() (at time.Time, reason string) {
-	s := m.status()
-	return s.Since, s.Reason
-}
-
-// NextTry returns when it is asked for next, or the zero Time: never.
-func (m *Mapping) NextTry() time.Time { return m.status().Next }
-
-// Changed returns a channel that is closed at the next change of what State,
-// Err or the other methods tell, and when the mapping is closed. Call it before
-// you read, so that no change is missed.
+// Changed returns a channel that is closed at the next change of Status, and when the
+// mapping is closed. Call it before you read, so that no change is missed.
 func (m *Mapping) Changed() <-chan struct{} { return m.handle.Changed() }
 
-// Wait returns nil as soon as the mapping is granted, ErrClosed when it is closed, or
-// the cause of the context's end.
-func (m *Mapping) Wait(ctx context.Context) error {
+// Done returns a channel that is closed when the mapping is closed: by Close, by Disable,
+// or with its Listener or Forwarder.
+func (m *Mapping) Done() <-chan struct{} { return m.handle.Done() }
+
+// Wait returns nil as soon as the mapping is granted, ErrClosed when it is closed, or the
+// cause of the context's end.
+func (m *Mapping) Wait(ctx context.Context) error { return waitForOne(ctx, m) }
+
+// waitForOne waits until one of the mappings is granted, or all are closed. There are two
+// at most: the IPv4 mapping and the pinhole of a socket.
+func waitForOne(ctx context.Context, ms ...*Mapping) error {
 	for {
-		changed := m.Changed()
-		switch s := m.status(); {
-		case s.Closed:
+		var changed [2]<-chan struct{} // nil for those that are closed
+		isOpen := false
+		for i, m := range ms {
+			next := m.Changed()
+			switch s := m.status(); {
+			case s.Stands():
+				return nil
+			case !s.Closed:
+				changed[i], isOpen = next, true
+			}
+		}
+		if !isOpen {
 			return errClosed("mapping")
-		case s.Stands():
-			return nil
 		}
 		select {
-		case <-changed:
+		case <-changed[0]:
+		case <-changed[1]:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -115,7 +98,7 @@ func (m *Mapping) Wait(ctx context.Context) error {
 // subject is the mapping as selectors see it.
 func (m *Mapping) subject() *subject {
 	s := m.status()
-	return &subject{spec: s.Spec, granted: s.State()}
+	return &subject{spec: s.Spec, granted: s.Grants()}
 }
 
 // ranOut reports whether the mapping was left for its lifetime, and that is over.
@@ -124,27 +107,34 @@ func (m *Mapping) ranOut() bool {
 	return s.Spec.Once && !s.Since.IsZero() && !s.Stands() // without an event it was not granted yet
 }
 
-// String is for logs: protocol, internal port and external endpoint.
+// String is for logs: the protocol, the external endpoint and the internal port, or the
+// ports of a range.
 func (m *Mapping) String() string {
 	w := m.status().Spec
 	name := w.Protocols[0].String()
 	if len(w.Protocols) > 1 {
 		name = "tcp+udp"
 	}
-	if external := m.External(); external.IsValid() || external.Port() != 0 {
-		return fmt.Sprintf("%s %v → %d", name, external, w.Internal.Port())
+	external := m.External()
+	if w.Count > 1 {
+		first, last := w.Internal.Port(), w.Internal.Port()+w.Count-1
+		if external.IsZero() {
+			return fmt.Sprintf("%s %v → %d-%d", name, external, first, last)
+		}
+		return fmt.Sprintf("%s %v-%d → %d-%d", name, external, external.Port()+w.Count-1, first, last)
 	}
-	return fmt.Sprintf("%s (not mapped) → %d", name, w.Internal.Port())
+	return fmt.Sprintf("%s %v → %d", name, external, w.Internal.Port())
 }
 
 // LogValue is String.
 func (m *Mapping) LogValue() slog.Value { return slog.StringValue(m.String()) }
 
-// Refresh asks for the mapping again now, in place, even where it has expired.
-// Options change what is asked for: a longer lifetime and another description
-// in place; another port, peer or internal address by taking the old mapping
-// away first, and back again where the new one is refused. Another protocol
-// fails with backends.ErrInvalid. After Close it fails with ErrClosed.
+// Refresh requests the mapping again now, in place, even after it expired. Options change
+// the mapping. A new lifetime, interval or description takes effect in place. For another
+// port, peer or internal address the mapping is deleted first, and requested again as it
+// was if the new one is refused. Another protocol or number of ports fails with
+// backends.ErrInvalid, as the options that are for Enable only do: Background, IPv6,
+// NoDefault, OnChange and Once. After Close it fails with ErrClosed.
 func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	f := m.forwarder
 	ctx, end, err := f.begin(ctx)
@@ -155,20 +145,21 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	if m.status().Closed {
 		return errClosed("mapping")
 	}
+	f.callHook(ctx)
 	if len(opts) == 0 {
 		return f.ask(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
 	}
 	before := m.status().Spec
-	altered := spec{Spec: *before, ipv6: m.family == ipv6, aside: m.aside}
+	altered := spec{Spec: *before, ipv6: m.family == ipv6, noDefault: m.noDefault}
 	if err := altered.add(opts); err != nil {
 		return err
 	}
 	switch {
-	case !slices.Equal(altered.Protocols, before.Protocols):
-		return invalid("a mapping cannot change its protocol: enable another")
+	case !slices.Equal(altered.Protocols, before.Protocols), altered.Count != before.Count:
+		return invalid("a mapping cannot change its protocol or number of ports: enable another")
 	case altered.Background != before.Background || altered.Once != before.Once ||
-		altered.aside != m.aside || altered.ipv6 != (m.family == ipv6):
-		return invalid("Aside, Background, IPv6 and Once are for Enable")
+		altered.noDefault != m.noDefault || altered.onChange != nil || altered.ipv6 != (m.family == ipv6):
+		return invalid("Background, IPv6, NoDefault, OnChange and Once are for Enable")
 	}
 	return f.ask(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &altered.Spec) })
 }

@@ -36,7 +36,7 @@ func (w *modelWorld) check(strict bool) {
 	reported := map[*modelGateway]map[modelKey]backends.Mapping{}
 	units := map[modelKey]bool{} // keys that handles of two protocols hold
 	for _, h := range w.open() {
-		if state := h.mapping.State(); len(state) > 1 {
+		if state := h.mapping.Grants(); len(state) > 1 {
 			for _, m := range state {
 				units[keyOf(m)] = true
 			}
@@ -46,7 +46,7 @@ func (w *modelWorld) check(strict bool) {
 		reported[g] = map[modelKey]backends.Mapping{}
 	}
 	for _, h := range w.open() {
-		state := h.mapping.State()
+		state := h.mapping.Grants()
 		w.count("reports")
 		w.checkHandle(h, state, strict)
 		w.checkEvent(h, state, strict)
@@ -119,7 +119,7 @@ func (w *modelWorld) checkHandle(h *modelHandle, state []backends.Mapping, stric
 			w.fail("%v: State reports another port than was asked for: %s", h, text)
 		}
 	}
-	if h.mapping.External() != first.External || h.mapping.Gateway() != first.Gateway {
+	if h.mapping.External().AddrPort != first.External || h.mapping.Gateway() != first.Gateway {
 		w.fail("%v: External is %v and Gateway %v, State %s", h, h.mapping.External(), h.mapping.Gateway(), text)
 	}
 	if f := h.forwarder; strict && f.routed && !h.spec.once && w.gateway(first) != f.route.Load() {
@@ -133,11 +133,11 @@ func (w *modelWorld) checkEvent(h *modelHandle, state []backends.Mapping, strict
 	last := h.last
 	w.mu.Unlock()
 	switch {
-	case sameGrants(last.State, byProtocol(state)), h.forwarder.callbacks.Load() > 0:
-	case len(state) == 0 && !strict && (w.expired(last.State) || w.awaitsPort(h, last.State)):
+	case sameGrants(last.Grants, byProtocol(state)), h.forwarder.callbacks.Load() > 0:
+	case len(state) == 0 && !strict && (w.expired(last.Grants) || w.awaitsPort(h, last.Grants)):
 	case len(state) == 0 && h.spec != nil && h.spec.once: // that it ran out is no event
 	default:
-		w.fail("%v: the last event, %v, reports %s, State %s", h, last.Kind, grantsText(last.State), grantsText(state))
+		w.fail("%v: the last event, %v, reports %s, State %s", h, last.Kind, grantsText(last.Grants), grantsText(state))
 	}
 }
 
@@ -311,7 +311,7 @@ func (w *modelWorld) enabling(g *modelGateway, k modelKey) (out []*modelForwarde
 func (w *modelWorld) checkSharing() {
 	i := slices.IndexFunc(w.open(), func(h *modelHandle) bool {
 		s := h.spec
-		return h.forwarder.index < 2 && len(h.mapping.State()) == 1 && !h.altered && !s.once && !s.samePort && !s.background
+		return h.forwarder.index < 2 && len(h.mapping.Grants()) == 1 && !h.altered && !s.once && !s.samePort && !s.background
 	})
 	if i < 0 {
 		return

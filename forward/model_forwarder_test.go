@@ -136,19 +136,23 @@ func (f *modelForwarder) onEvent(e forward.Event) {
 	f.callbacks.Add(1)
 	defer f.callbacks.Add(-1)
 	w, h := f.world, f.world.note(f, e.Mapping)
-	e.State, e.Previous = byProtocol(e.State), byProtocol(e.Previous)
-	w.trace("event of Forwarder %d: %v %s, it was %s: %s", f.index, e.Kind, grantsText(e.State), grantsText(e.Previous), e.Reason)
+	e.Grants, e.Previous = byProtocol(e.Grants), byProtocol(e.Previous)
+	w.trace("event of Forwarder %d: %v %s, it was %s: %s", f.index, e.Kind, grantsText(e.Grants), grantsText(e.Previous), e.Reason)
 	w.count(e.Kind.String())
 	w.mu.Lock()
 	before := h.last
-	h.last = e
+	if e.Kind != forward.EventFailed { // which changes nothing
+		h.last = e
+	}
 	w.mu.Unlock()
-	w.hold(h, e.State)
+	if e.Kind != forward.EventFailed {
+		w.hold(h, e.Grants)
+	}
 	if why := follows(before, e); why != "" {
 		w.fail("%v: %v after %v: %s", e.Mapping, e.Kind, before.Kind, why)
 	}
-	_, _ = e.Mapping.State(), e.Mapping.External()
-	if w.sane() && !w.calming.Load() {
+	_, _ = e.Mapping.Grants(), e.Mapping.External()
+	if w.sane() && !w.calming.Load() && e.Kind != forward.EventFailed {
 		f.callBack(e)
 	}
 }

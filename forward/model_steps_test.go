@@ -51,7 +51,7 @@ func newModelSpec(rng *rand.Rand) *modelSpec {
 	case 4:
 		s.add("long", forward.Lifetime(time.Hour))
 	case 5:
-		s.add("Permanent", forward.Permanent())
+		s.add("Permanent", forward.Lifetime(forward.Forever))
 	case 6:
 		s.once, s.background = true, false
 		s.add("Once", forward.Once())
@@ -238,7 +238,7 @@ func (w *modelWorld) enable(ctx context.Context, slot int, spec *modelSpec) {
 		w.mu.Lock()
 		h.spec, s.handle = spec, h
 		w.mu.Unlock()
-		w.hold(h, m.State())
+		w.hold(h, m.Grants())
 	}
 	w.mu.Lock()
 	s.enabling = nil
@@ -275,14 +275,14 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 	var once []*modelHandle
 	var held []backends.Mapping
 	for _, h := range w.order {
-		switch state := h.mapping.State(); {
+		switch state := h.mapping.Grants(); {
 		case h.forwarder != f || h.ended || !h.closed.IsZero() && time.Since(h.closed) > modelClosed: // told before
 		case h.spec != nil && h.spec.once:
 			once = append(once, h)
 		case len(state) > 0:
 			held = append(held, state...)
 		default:
-			held = append(held, h.last.State...)
+			held = append(held, h.last.Grants...)
 		}
 	}
 	w.mu.Unlock()
@@ -290,7 +290,7 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 		return
 	}
 	for _, h := range once { // its rows may stay
-		w.hold(h, h.mapping.State())
+		w.hold(h, h.mapping.Grants())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()

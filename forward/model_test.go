@@ -260,7 +260,7 @@ func (w *modelWorld) race() {
 			w.fail("Enable before a race: %v", err)
 			continue
 		}
-		held = append(held, m.State()...)
+		held = append(held, m.Grants()...)
 		racing.Go(func() {
 			<-begin
 			_ = m.Close()

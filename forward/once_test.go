@@ -30,13 +30,13 @@ func TestOnceRefreshed(t *testing.T) {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Hour)
-				if state := got.State(); len(state) != 0 || len(m.live()) != 0 {
+				if state := got.Grants(); len(state) != 0 || len(m.live()) != 0 {
 					t.Fatalf("an hour later: %v, the gateway has %v; want it expired", state, m.live())
 				}
 				if err := refresh(t.Context(), f, got); err != nil {
 					t.Fatalf("Refresh after expiry: %v; want the mapping granted again", err)
 				}
-				if live := m.live(); len(live) != 1 || got.External() != live[0].External || live[0].Lifetime != time.Minute {
+				if live := m.live(); len(live) != 1 || got.External().AddrPort != live[0].External || live[0].Lifetime != time.Minute {
 					t.Errorf("Refresh returned nil; the handle has %v, the gateway has %v", got, live)
 				}
 				time.Sleep(time.Hour)

@@ -1,8 +1,10 @@
 package forward
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -36,10 +38,36 @@ type Criterion interface {
 // spec is the sum of options.
 type spec struct {
 	gateway.Spec
-	protocolGiven bool
-	ipv6          bool
-	ipv4          bool // whatever the family of a gateway that was named
-	aside         bool // not what Disable and Refresh take without selectors
+	ipv6      bool
+	ipv4      bool // whatever the family of a gateway that was named
+	noDefault bool // not what Disable and Refresh take without selectors
+	onChange  func(Event)
+
+	given []string // the options that may be given once
+	ports []portOf // the internal ports that options name
+}
+
+// portOf is an internal port that an option names.
+type portOf struct {
+	option string
+	port   uint16
+}
+
+// once records that an option is given, and fails if it is given already.
+func (w *spec) once(option string) error {
+	if slices.Contains(w.given, option) {
+		return invalid("the option %s is given twice", option)
+	}
+	w.given = append(w.given, option)
+	return nil
+}
+
+// setPort sets the internal port that an option names; 0 names none. Options must agree.
+func (w *spec) setPort(option string, port uint16) {
+	if port != 0 {
+		w.ports = append(w.ports, portOf{option, port})
+		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
+	}
 }
 
 // optionFunc is an Option that is no Selector.
@@ -56,37 +84,34 @@ type criterion struct {
 func (c criterion) apply(w *spec) error     { return c.option(w) }
 func (c criterion) selects(s *subject) bool { return c.match(s) }
 
-// TCP is TCP to an internal port of this host; 0 is a free one, or, selecting,
-// any.
+// TCP forwards TCP to an internal port of this host; 0 is a free one. As a selector it
+// selects the mappings with that protocol and internal port; 0 is any port.
 func TCP(internal uint16) Criterion { return Protocol(backends.TCP, internal) }
 
-// UDP is UDP to an internal port of this host; 0 is a free one, or, selecting,
-// any.
+// UDP is [TCP] for UDP.
 func UDP(internal uint16) Criterion { return Protocol(backends.UDP, internal) }
 
-// Protocol is any protocol to an internal port of this host; 0 is a free one,
-// or, selecting, any.
+// Protocol is [TCP] for any protocol.
 func Protocol(p backends.Protocol, internal uint16) Criterion {
-	return protocols(internal, p)
+	return protocols(fmt.Sprintf("%s(%d)", strings.ToUpper(p.String()), internal), internal, p)
 }
 
-// Both is TCP and UDP to an internal port of this host, with one external port
-// for both, or neither; 0 is a free one, or, selecting, any.
-func Both(internal uint16) Criterion { return protocols(internal, backends.TCP, backends.UDP) }
+// Both is [TCP] for TCP and UDP as one unit: with one external port for both, or neither.
+func Both(internal uint16) Criterion {
+	return protocols(fmt.Sprintf("Both(%d)", internal), internal, backends.TCP, backends.UDP)
+}
 
-func protocols(internal uint16, ps ...backends.Protocol) Criterion {
+func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion {
 	return criterion{
 		option: func(w *spec) error {
-			if w.protocolGiven {
+			if w.once(optionProtocol) != nil {
 				return invalid("two options name a protocol: use Both, or enable twice")
 			}
 			if ps[0] == 0 {
 				return invalid("protocol 0")
 			}
-			w.protocolGiven, w.Protocols = true, ps
-			if internal != 0 {
-				w.Internal = netip.AddrPortFrom(w.Internal.Addr(), internal)
-			}
+			w.Protocols = ps
+			w.setPort(name, internal)
 			return nil
 		},
 		match: func(s *subject) bool {
@@ -99,9 +124,42 @@ func protocols(internal uint16, ps ...backends.Protocol) Criterion {
 	}
 }
 
-// External suggests an external port, the internal port's number being the
-// default. The gateway may grant another, which is success, unless Exact. Port
-// 0 fails with backends.ErrInvalid. Selecting, it is the port that was granted.
+// longestRange is the largest number of ports of Ports: each of them is a mapping that
+// has to be renewed.
+const longestRange = 256
+
+// Ports forwards a range of internal ports, from first to last, as one unit: the external
+// ports follow each other as the internal ones do, and the gateway forwards all of them or
+// none. The first external port is that of [External], or else first. A range has 256
+// ports at most, and other options name no port but the first: UDP(0), Ports(27000, 27010).
+// As a selector it selects the mappings of that range.
+func Ports(first, last uint16) Criterion {
+	name := fmt.Sprintf("Ports(%d, %d)", first, last)
+	return criterion{
+		option: func(w *spec) error {
+			switch {
+			case first == 0 || last < first:
+				return invalid("%s is no range of ports", name)
+			case last-first >= longestRange:
+				return invalid("%s has more than %d ports: enable several ranges", name, longestRange)
+			}
+			w.Count = last - first + 1
+			w.setPort(name, first)
+			return w.once(optionPorts)
+		},
+		match: func(s *subject) bool {
+			port := s.spec.Internal.Port()
+			if s.foreign { // which has one port
+				return first <= port && port <= last
+			}
+			return port == first && max(s.spec.Count, 1) == last-first+1
+		},
+	}
+}
+
+// External suggests an external port; the default is the internal port. The gateway may
+// grant another, which is success, unless [Exact] is given. Port 0 fails with
+// backends.ErrInvalid. As a selector it selects the mapping that was granted that port.
 func External(port uint16) Criterion {
 	return criterion{
 		option: func(w *spec) error {
@@ -109,7 +167,7 @@ func External(port uint16) Criterion {
 				return invalid("external port 0")
 			}
 			w.External = port
-			return nil
+			return w.once("External")
 		},
 		match: func(s *subject) bool {
 			return len(s.granted) > 0 && s.granted[0].External.Port() == port
@@ -117,21 +175,32 @@ func External(port uint16) Criterion {
 	}
 }
 
-// To forwards to another address than this host's, where the protocol and the
-// gateway allow it. With port 0 it is the address that counts.
+// ExternalAddr suggests an external address, for a gateway that has several. PCP can ask
+// for it (RFC 6887, section 11.1); the other protocols leave the choice to the gateway. The
+// gateway may grant another, which is success, unless [Exact] is given.
+func ExternalAddr(addr netip.Addr) Option {
+	return optionFunc(func(w *spec) error {
+		if !addr.IsValid() || addr.IsUnspecified() {
+			return invalid("ExternalAddr without an address")
+		}
+		w.Address = addr.Unmap()
+		return w.once("ExternalAddr")
+	})
+}
+
+// To forwards to another address than this host's, if the protocol and the gateway allow
+// it. With port 0 the port is that of another option. As a selector it selects the mappings
+// to that address, and to that port if it is not 0.
 func To(internal netip.AddrPort) Criterion {
 	return criterion{
 		option: func(w *spec) error {
 			if !internal.Addr().IsValid() {
 				return invalid("To without an address")
 			}
-			port := w.Internal.Port()
-			if internal.Port() != 0 {
-				port = internal.Port()
-			}
-			w.Internal = netip.AddrPortFrom(internal.Addr().Unmap(), port)
+			w.Internal = netip.AddrPortFrom(internal.Addr().Unmap(), w.Internal.Port())
+			w.setPort(fmt.Sprintf("To(%v)", internal), internal.Port())
 			w.ipv6 = w.ipv6 || familyOf(internal.Addr()) == ipv6
-			return nil
+			return w.once(optionTo)
 		},
 		match: func(s *subject) bool {
 			return internal.Addr().Unmap() == s.spec.Internal.Addr() &&
@@ -140,8 +209,8 @@ func To(internal netip.AddrPort) Criterion {
 	}
 }
 
-// From admits only connections from this peer, where the protocol can; with
-// port 0, from any port of the address.
+// From admits only connections from this peer, if the protocol can; with port 0, from any
+// port of the address.
 func From(peer netip.AddrPort) Criterion {
 	return criterion{
 		option: func(w *spec) error {
@@ -149,17 +218,16 @@ func From(peer netip.AddrPort) Criterion {
 				return invalid("From without an address")
 			}
 			w.Remote = peer
-			return nil
+			return w.once("From")
 		},
 		match: func(s *subject) bool { return s.spec.Remote == peer },
 	}
 }
 
-// Description is what the gateway shows in its table, where the protocol
-// carries one.
+// Description is what the gateway shows in its table, if the protocol has one.
 func Description(s string) Criterion {
 	return criterion{
-		option: func(w *spec) error { w.Description = s; return nil },
+		option: func(w *spec) error { w.Description = s; return w.once("Description") },
 		match:  func(of *subject) bool { return of.spec.Description == s },
 	}
 }
@@ -178,8 +246,8 @@ func Foreign() Selector { return wide("Foreign") }
 // Everything selects all.
 func Everything() Selector { return wide("Everything") }
 
-// Exact fails with backends.ErrConflict rather than accept another external
-// port than that of External.
+// Exact makes Enable fail with backends.ErrConflict if the gateway grants another external
+// port than that of [External], or another external address than that of [ExternalAddr].
 func Exact() Option {
 	return optionFunc(func(w *spec) error { w.Exact = true; return nil })
 }
@@ -198,8 +266,11 @@ func IPv6() Option {
 	return optionFunc(func(w *spec) error { w.ipv6 = true; return nil })
 }
 
-// Lifetime is how long each grant is to last, in whole seconds, rounded up. The
-// gateway may grant less. Zero is the Config's.
+// Lifetime is how long each grant is to last, in whole seconds, rounded up. The gateway may
+// grant less. Zero is Config.Lifetime. [Forever] requests a mapping without an end, if the
+// protocol can: UPnP, and PCP as far as the gateway allows. Such a mapping is deleted like
+// any other, but stays if the program is killed. It is requested again every 20 minutes, in
+// case the gateway lost it.
 func Lifetime(d time.Duration) Option {
 	return optionFunc(func(w *spec) error {
 		if d < 0 {
@@ -208,19 +279,43 @@ func Lifetime(d time.Duration) Option {
 		if d > 0 {
 			w.Lifetime = d
 		}
-		return nil
+		return w.once("Lifetime")
 	})
 }
 
-// Permanent asks for a mapping without an end, where the protocol can: UPnP, and
-// PCP as far as the gateway goes. It is taken away like any other, but one that
-// a program leaves behind stays. Every twenty minutes it is made sure that the
-// gateway still has it.
-func Permanent() Option { return Lifetime(backends.Forever) }
+// Forever is the [Lifetime] of a mapping without an end.
+const Forever = backends.Forever
+
+// shortestRenewEvery keeps a mistake from flooding the gateway.
+const shortestRenewEvery = time.Second
+
+// RenewEvery renews the mapping at this interval, if that is shorter than half of the
+// lifetime that the gateway granted, which is the default (RFC 6886, section 3.3). An
+// interval below a second fails with backends.ErrInvalid.
+func RenewEvery(d time.Duration) Option {
+	return optionFunc(func(w *spec) error {
+		if d < shortestRenewEvery {
+			return invalid("RenewEvery(%v) is shorter than %v", d, shortestRenewEvery)
+		}
+		w.RenewEvery = d
+		return w.once(optionRenewEvery)
+	})
+}
 
 // Once leaves the mapping for one lifetime, and does not renew it.
 func Once() Option {
 	return optionFunc(func(w *spec) error { w.Once = true; return nil })
+}
+
+// OnChange calls f for each event of this mapping, after Config.OnEvent and as that does.
+func OnChange(f func(Event)) Option {
+	return optionFunc(func(w *spec) error {
+		if f == nil {
+			return invalid("OnChange without a function")
+		}
+		w.onChange = f
+		return w.once("OnChange")
+	})
 }
 
 // Background makes Enable return at once, and go on trying until the mapping is
@@ -229,18 +324,26 @@ func Background() Option {
 	return optionFunc(func(w *spec) error { w.Background = true; return nil })
 }
 
-// Aside keeps the mapping from Disable and Refresh without selectors, which take
-// the last one enabled: for a library that maps by its program's Forwarder. Those
-// of Listen are aside.
-func Aside() Option {
-	return optionFunc(func(w *spec) error { w.aside = true; return nil })
+// NoDefault keeps Disable and Refresh without selectors from taking this mapping as the
+// last one enabled: for a library that uses the Forwarder of its program. The mappings of
+// Listen and ListenPacket are so too.
+func NoDefault() Option {
+	return optionFunc(func(w *spec) error { w.noDefault = true; return nil })
 }
+
+// The options that add has to know.
+const (
+	optionProtocol   = "of a protocol"
+	optionPorts      = "Ports"
+	optionTo         = "To"
+	optionRenewEvery = "RenewEvery"
+)
 
 // newSpec sums options up, over the Config's defaults.
 func (f *Forwarder) newSpec(opts []Option) (spec, error) {
 	w := spec{Spec: gateway.Spec{
 		Protocols: []backends.Protocol{backends.TCP}, Lifetime: f.config.Lifetime, Description: f.config.Description,
-		Timeout: f.config.Timeout, Wait: f.config.Wait,
+		Timeout: f.config.RequestTimeout, Wait: f.config.DiscoveryTimeout,
 	}}
 	err := w.add(opts)
 	return w, err
@@ -256,11 +359,25 @@ func (w *spec) add(opts []Option) error {
 			return err
 		}
 	}
+	for _, p := range w.ports[min(1, len(w.ports)):] {
+		if first := w.ports[0]; p.port != first.port {
+			return w.twoPorts(first, p)
+		}
+	}
+	last := w.Internal.Port() + max(w.Count, 1) - 1
 	switch {
+	case w.Count > 1 && w.SamePort:
+		return invalid("SamePort and Ports exclude each other")
+	case w.Count > 1 && w.External != 0 && w.External+(w.Count-1) < w.External, last < w.Internal.Port():
+		return invalid("the range ends above port 65535")
 	case w.ipv6 && w.Internal.Addr().Is4():
 		return invalid("IPv6 to the IPv4 address %v", w.Internal.Addr())
 	case w.Once && w.Background:
 		return invalid("Once and Background exclude each other")
+	case w.Once && w.Lifetime == Forever:
+		return invalid("Once and Lifetime(Forever) exclude each other: the mapping would stay for ever")
+	case w.Once && slices.Contains(w.given, optionRenewEvery):
+		return invalid("Once and RenewEvery exclude each other")
 	case w.SamePort && w.External != 0 && w.Internal.Port() != 0 && w.External != w.Internal.Port():
 		return invalid("SamePort, but external port %d and internal port %d", w.External, w.Internal.Port())
 	case w.Exact && w.External == 0 && w.Internal.Port() == 0:
@@ -269,4 +386,17 @@ func (w *spec) add(opts []Option) error {
 		return invalid("To another address needs an internal port")
 	}
 	return nil
+}
+
+// twoPorts is the error of two options that name different internal ports. If one of them
+// is To, the other was probably meant to name the external port.
+func (w *spec) twoPorts(a, b portOf) error {
+	if strings.HasPrefix(a.option, optionTo) {
+		a, b = b, a
+	}
+	hint := ""
+	if strings.HasPrefix(b.option, optionTo) {
+		hint = fmt.Sprintf(": to forward external port %d to %v, use External(%d) and %s", a.port, netip.AddrPortFrom(w.Internal.Addr(), b.port), a.port, b.option)
+	}
+	return invalid("%s and %s name two internal ports%s", a.option, b.option, hint)
 }

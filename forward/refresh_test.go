@@ -42,7 +42,7 @@ func TestRefreshRequests(t *testing.T) {
 			})
 		})
 		t.Run(name+" by PCP", func(t *testing.T) {
-			gw, f := start(t, forward.Config{Order: []string{"pcp"}}, gatewaytest.Config{})
+			gw, f := start(t, forward.Config{Protocols: []string{"pcp"}}, gatewaytest.Config{})
 			got, err := f.Enable(t.Context(), c.enable)
 			if err != nil {
 				t.Fatal(err)
@@ -94,7 +94,7 @@ func TestRefreshOptions(t *testing.T) {
 	mapping := enable8080(t, f)
 	m.calls()
 	for name, o := range map[string]forward.Option{
-		"Aside": forward.Aside(), "Background": forward.Background(), "IPv6": forward.IPv6(), "Once": forward.Once(),
+		"Aside": forward.NoDefault(), "Background": forward.Background(), "IPv6": forward.IPv6(), "Once": forward.Once(),
 		"another protocol": forward.UDP(8080), "an IPv6 address": forward.To(netip.MustParseAddrPort("[2001:db8::1]:8080")),
 	} {
 		if err := mapping.Refresh(t.Context(), o); !errors.Is(err, backends.ErrInvalid) {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
-	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/internal/gateway"
 )
@@ -62,6 +61,7 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, do
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
 	}
+	f.callHook(ctx)
 	var r *route
 	f.loop.Do(func() {
 		if r, err = f.currentRoute(fam); err == nil {
@@ -77,7 +77,7 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, do
 			f.tidy()
 		})
 	}
-	if err := r.client.Probe(ctx, f.config.Wait); err != nil {
+	if err := r.client.Probe(ctx, f.config.DiscoveryTimeout); err != nil {
 		done()
 		return nil, nil, err
 	}
@@ -165,7 +165,7 @@ func (f *Forwarder) join(p place) (*route, error) {
 		configs, key = f.configs(p), f.keyOf(p)
 	}
 	if len(configs) == 0 {
-		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Order, " or "))
+		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Protocols, " or "))
 	}
 	c, err := f.registry.Join(key, configs, sink{f})
 	if err != nil {
@@ -180,24 +180,19 @@ func (f *Forwarder) join(p place) (*route, error) {
 // backendConfigs returns how to make the backends that the config names for a place.
 func (f *Forwarder) backendConfigs(p place) []gateway.BackendConfig {
 	fam := familyOf(p.gateway.Addr())
+	common := gateway.BackendConfig{
+		Interface: p.iface, Nonce: string(f.config.NonceKey), Only: p.gateway == f.config.Gateway,
+		Announce: f.config.Test.Announce, SSDP: f.config.Test.SSDP, Notify: f.config.Test.Notify,
+		Wait: f.config.DiscoveryTimeout - f.config.DiscoveryTimeout/8, // what a search has found by then is better than nothing
+	}
+	if host, err := upnpHost(f.config.UPnPURL); err == nil && familyOf(host) == fam {
+		common.URL = f.config.UPnPURL
+	}
 	var configs []gateway.BackendConfig
-	for _, name := range f.config.Order {
-		s := gateway.BackendConfig{Protocol: name, Interface: p.iface}
-		switch {
-		case name == natpmp.Name && fam == ipv6: // RFC 6886 is for IPv4 only
-			continue
-		case name == natpmp.Name:
-			s.Announce = f.config.Announce
-		case name == pcp.Name:
-			s.Announce, s.Nonce = f.config.Announce, string(f.config.NonceKey)
-		default:
-			s.Only, s.SSDP, s.Notify = p.gateway == f.config.Gateway, f.config.SSDP, f.config.Notify
-			s.Wait = f.config.Wait - f.config.Wait/8 // what it has found by then is better than nothing
-			if host, err := igdHost(f.config.IGD); err == nil && familyOf(host) == fam {
-				s.URL = f.config.IGD
-			}
+	for _, name := range f.config.Protocols {
+		if protocol, _ := gateway.Find(name); fam == ipv4 || protocol.IPv6 {
+			configs = append(configs, protocol.Config(common))
 		}
-		configs = append(configs, s)
 	}
 	if fam == ipv4 && backends.ScopeOf(p.local) == backends.ScopePublic {
 		configs = append(configs, gateway.BackendConfig{Protocol: gateway.Direct})
@@ -205,8 +200,8 @@ func (f *Forwarder) backendConfigs(p place) []gateway.BackendConfig {
 	return configs
 }
 
-// igdHost is the address in the URL of a root description.
-func igdHost(raw string) (netip.Addr, error) {
+// upnpHost is the address in the URL of a root description.
+func upnpHost(raw string) (netip.Addr, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" {
 		return netip.Addr{}, fmt.Errorf("%q is no plain http URL", raw)
@@ -246,22 +241,16 @@ func (f *Forwarder) locate(fam family) (place, error) {
 	return place{netip.AddrPortFrom(gw.Addr, 0), gw.Interface, source, source}, nil
 }
 
-// defaultRoute is the kernel's way to the internet or, if an interface is named, the
-// best through that.
+// defaultRoute is the default route that Config.Gateways or the kernel tells or, if an
+// interface is named, the best through that.
 func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
+	if f.config.Gateways != nil {
+		return f.hook.Load().find(fam, f.config.Interface)
+	}
 	if f.config.Interface == "" {
 		return f.routes[fam]()
 	}
-	all, err := discover.Gateways()
-	if err != nil {
-		return discover.Gateway{}, err
-	}
-	for _, gw := range all {
-		if gw.Interface == f.config.Interface && familyOf(gw.Local) == fam {
-			return gw, nil
-		}
-	}
-	return discover.Gateway{}, fmt.Errorf("no default route through interface %q", f.config.Interface)
+	return discover.Through(f.config.Interface, fam == ipv6)
 }
 
 // localToward returns the local address that the kernel uses toward another. It

@@ -16,7 +16,7 @@ import (
 func TestRouteReturns(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	events := make(chan Event, 16)
-	f := newOn(t, Config{Order: []string{"natpmp"}, OnEvent: func(e Event) { events <- e }})
+	f := newOn(t, Config{Protocols: []string{"natpmp"}, OnEvent: func(e Event) { events <- e }})
 	f.SetJitter(func(time.Duration) time.Duration { return time.Hour }) // no attempt by chance
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -38,12 +38,12 @@ func TestRouteReturns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	event(Mapped)
+	event(EventMapped)
 	if err := f.LeadTo(); err != nil { // there is no default route
 		t.Fatal(err)
 	}
 	f.NetworkChanged() // as the watcher of the network does
-	event(Lost)
+	event(EventLost)
 	for m.Err() == nil { // the attempt without a route
 		changed := m.Changed()
 		if m.Err() != nil {
@@ -59,7 +59,7 @@ func TestRouteReturns(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.NetworkChanged()
-	event(Restored)
+	event(EventRestored)
 	if err := m.Err(); err != nil || len(gw.Table()) != 1 {
 		t.Errorf("after the route is back: %v, %v; the gateway has %v", m, err, gw.Table())
 	}
@@ -71,5 +71,5 @@ func TestRouteReturns(t *testing.T) {
 	if err := m.Refresh(ctx); err != nil {
 		t.Fatal(err)
 	}
-	event(Changed) // and nothing before it
+	event(EventChanged) // and nothing before it
 }

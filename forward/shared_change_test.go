@@ -19,8 +19,8 @@ type eventsOf struct {
 
 func (r *eventsOf) record(e forward.Event) {
 	var port uint16
-	if len(e.State) > 0 {
-		port = e.State[0].External.Port()
+	if len(e.Grants) > 0 {
+		port = e.Grants[0].External.Port()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

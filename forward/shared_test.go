@@ -59,7 +59,7 @@ func TestSharedCloseWhileJoining(t *testing.T) {
 				if err := errors.Join(<-joined, <-closed); err != nil {
 					t.Fatal(err)
 				}
-				if live := m.live(); len(live) != 1 || second.External() != live[0].External {
+				if live := m.live(); len(live) != 1 || second.External().AddrPort != live[0].External {
 					t.Errorf("the second handle has %v, the gateway has %v; want one mapping", second, live)
 				}
 				if err := second.Close(); err != nil || len(m.live()) != 0 {

@@ -27,7 +27,9 @@ func (c *chronicle) record(e forward.Event) {
 	defer c.mu.Unlock()
 	c.count[e.Kind]++
 	before := c.last[e.Mapping]
-	c.last[e.Mapping] = e
+	if e.Kind != forward.EventFailed { // which changes nothing
+		c.last[e.Mapping] = e
+	}
 	if why := follows(before, e); why != "" {
 		c.wrong = append(c.wrong, fmt.Sprintf("%v: %v after %v: %s", e.Mapping, e.Kind, before.Kind, why))
 	}
@@ -36,14 +38,23 @@ func (c *chronicle) record(e forward.Event) {
 // follows says why one event cannot follow another, or nothing. Before the
 // first is the zero Event.
 func follows(before, e forward.Event) string {
-	granted := before.Kind != 0 && before.Kind != forward.Lost
+	if e.Kind == forward.EventFailed {
+		switch {
+		case e.Reason == "":
+			return "no reason"
+		case !sameGrants(before.Grants, e.Grants):
+			return fmt.Sprintf("Grants is %v, it was %v", e.Grants, before.Grants)
+		}
+		return ""
+	}
+	granted := before.Kind != 0 && before.Kind != forward.EventLost
 	var fits bool
 	switch e.Kind {
-	case forward.Mapped:
+	case forward.EventMapped:
 		fits = before.Kind == 0
-	case forward.Restored:
-		fits = before.Kind == forward.Lost
-	case forward.Changed, forward.Lost:
+	case forward.EventRestored:
+		fits = before.Kind == forward.EventLost
+	case forward.EventChanged, forward.EventLost:
 		fits = granted
 	}
 	switch {
@@ -51,14 +62,14 @@ func follows(before, e forward.Event) string {
 		return "out of turn"
 	case e.Time.Before(before.Time):
 		return "it came earlier"
-	case !sameGrants(before.State, e.Previous):
-		return fmt.Sprintf("Previous is %v, it was %v", e.Previous, before.State)
-	case e.Kind == forward.Changed && sameGrants(e.State, e.Previous):
+	case !sameGrants(before.Grants, e.Previous):
+		return fmt.Sprintf("Previous is %v, it was %v", e.Previous, before.Grants)
+	case e.Kind == forward.EventChanged && sameGrants(e.Grants, e.Previous):
 		return "nothing changed"
-	case (len(e.State) == 0) != (e.Kind == forward.Lost):
-		return fmt.Sprintf("State is %v", e.State)
-	case len(e.State) == 2 && e.State[0].External.Port() != e.State[1].External.Port():
-		return fmt.Sprintf("two ports for one unit: %v", e.State)
+	case (len(e.Grants) == 0) != (e.Kind == forward.EventLost):
+		return fmt.Sprintf("State is %v", e.Grants)
+	case len(e.Grants) == 2 && e.Grants[0].External.Port() != e.Grants[1].External.Port():
+		return fmt.Sprintf("two ports for one unit: %v", e.Grants)
 	}
 	return ""
 }
@@ -74,8 +85,8 @@ func (c *chronicle) compare(ms []*forward.Mapping) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, m := range ms {
-		if state := m.State(); !sameGrants(c.last[m].State, state) {
-			c.wrong = append(c.wrong, fmt.Sprintf("%v: the last event, %v, tells %v, State %v", m, c.last[m].Kind, c.last[m].State, state))
+		if state := m.Grants(); !sameGrants(c.last[m].Grants, state) {
+			c.wrong = append(c.wrong, fmt.Sprintf("%v: the last event, %v, tells %v, State %v", m, c.last[m].Kind, c.last[m].Grants, state))
 		}
 	}
 }

@@ -83,7 +83,7 @@ func (s simulation) options(i int) []forward.Option {
 		case 1:
 			return []forward.Option{forward.Both(port)}
 		case 2:
-			return []forward.Option{forward.UDP(port), forward.Permanent()}
+			return []forward.Option{forward.UDP(port), forward.Lifetime(forward.Forever)}
 		case 3:
 			return []forward.Option{forward.TCP(port), forward.Lifetime(time.Hour)}
 		case 4:
@@ -165,7 +165,7 @@ func (r *simRun) pass(d time.Duration) {
 			}
 		})
 		for _, m := range r.mappings {
-			for _, granted := range m.State() {
+			for _, granted := range m.Grants() {
 				if at := granted.Expires(); !at.IsZero() && !time.Now().Before(at) {
 					r.t.Errorf("%v: State tells of what ran out at %v", m, at)
 				}
@@ -244,10 +244,10 @@ func (r *simRun) heal() {
 	synctest.Wait()
 	r.chronicle.compare(r.mappings)
 	for _, m := range r.mappings {
-		if err := m.Err(); err != nil || len(m.State()) == 0 {
+		if err := m.Err(); err != nil || len(m.Grants()) == 0 {
 			r.t.Errorf("%v: %v", m, err)
 		}
-		for _, granted := range m.State() {
+		for _, granted := range m.Grants() {
 			row, has := r.gateway.rows[simKey{granted.Protocol, granted.Internal.Port()}]
 			if !has || row.external != granted.External.Port() || !row.runs(time.Now()) {
 				r.t.Errorf("%v: the gateway has %v", m, row)

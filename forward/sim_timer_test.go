@@ -199,12 +199,12 @@ func TestShortenedLifetime(t *testing.T) {
 		got := keep(t, m, 2*time.Hour, chances["least"])
 		for _, granted := range []time.Duration{time.Hour, time.Minute, 2 * time.Hour} {
 			m.set(func() { m.limit = granted })
-			time.Sleep(time.Until(got.NextTry()))
+			time.Sleep(time.Until(got.Status().NextAttempt))
 			synctest.Wait()
 			if left := time.Until(got.Expires()); left != granted {
 				t.Errorf("granted for %v, want %v", left, granted)
 			}
-			if next := time.Until(got.NextTry()); next != granted/2 {
+			if next := time.Until(got.Status().NextAttempt); next != granted/2 {
 				t.Errorf("next in %v, want %v", next, granted/2)
 			}
 		}
@@ -238,7 +238,7 @@ func TestPortAfterOutage(t *testing.T) {
 			delete(m.taken, 8080)
 		})
 		time.Sleep(24 * time.Hour)
-		if len(got.State()) != 0 {
+		if len(got.Grants()) != 0 {
 			t.Errorf("a day without an answer, and %v", got)
 		}
 		m.set(func() { m.fail = nil })
@@ -275,7 +275,7 @@ func TestBothHalfRenewed(t *testing.T) {
 		synctest.Wait()
 		c.compare([]*forward.Mapping{got})
 		report(t, c.wrong)
-		if state := got.State(); len(state) != 2 || len(m.live()) != 2 {
+		if state := got.Grants(); len(state) != 2 || len(m.live()) != 2 {
 			t.Errorf("%v, the gateway has %v", state, m.live())
 		}
 	})
@@ -298,7 +298,7 @@ func TestExpiredBehindOthers(t *testing.T) {
 		m.set(func() { m.block = true })
 		time.Sleep(time.Minute + time.Millisecond)
 		for _, got := range ms {
-			if got.External().IsValid() || len(got.State()) != 0 || !got.Expires().IsZero() {
+			if got.External().IsValid() || len(got.Grants()) != 0 || !got.Expires().IsZero() {
 				t.Fatalf("it has run out, and is %v", got)
 			}
 		}

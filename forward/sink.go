@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -21,10 +22,16 @@ func (s sink) Happened(h *gateway.Handle, kind gateway.Kind, before, after []bac
 		return
 	}
 	s.store.nudge()
-	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), State: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // our handles are mappings
-	s.log.Info("mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", reason)
-	if onEvent := s.config.OnEvent; onEvent != nil {
-		s.dispatcher.push(func() { s.dispatcher.deliver(e, onEvent) })
+	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), Grants: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // our handles are mappings
+	level := slog.LevelInfo
+	if e.Kind == EventFailed {
+		level = slog.LevelWarn
+	}
+	s.log.Log(context.Background(), level, "mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", reason)
+	for _, call := range []func(Event){s.config.OnEvent, e.Mapping.onChange} {
+		if call != nil {
+			s.dispatcher.push(func() { s.dispatcher.deliver(e, call) })
+		}
 	}
 }
 

@@ -24,7 +24,7 @@ func TestSourceElsewhere(t *testing.T) {
 	if addr, err := f.LocalIP(t.Context()); !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("LocalIP: %v, %v, want ErrInvalid", addr, err)
 	}
-	if err := f.Probe(t.Context()); !errors.Is(err, backends.ErrInvalid) {
+	if _, err := f.Gateway(t.Context()); !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("Probe: %v, want ErrInvalid", err)
 	}
 	m, err := f.Enable(t.Context(), forward.TCP(8080), forward.Background())
@@ -42,7 +42,7 @@ func TestSourceElsewhere(t *testing.T) {
 			t.Fatal("no attempt fails")
 		}
 	}
-	if !errors.Is(m.Err(), backends.ErrInvalid) || m.External() != (netip.AddrPort{}) {
+	if !errors.Is(m.Err(), backends.ErrInvalid) || m.External().AddrPort != (netip.AddrPort{}) {
 		t.Errorf("in the background: %v, %v, want ErrInvalid", m, m.Err())
 	}
 	if n := len(gw.Requests()); n != 0 {

@@ -127,8 +127,8 @@ func (s *store) write() {
 			if m.status().Spec.Once {
 				continue
 			}
-			for _, granted := range m.State() {
-				records = append(records, state.Record{Port: m.handle.Port, Mapping: granted})
+			for _, granted := range m.Grants() {
+				records = append(records, state.Record{Port: m.handle.Port, Count: m.status().Spec.Count, Mapping: granted})
 			}
 		}
 		records = append(records, s.left...)

@@ -63,7 +63,7 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 func (f *Forwarder) granted() []backends.Mapping {
 	var out []backends.Mapping
 	for _, m := range f.matching(nil) {
-		for _, granted := range m.State() {
+		for _, granted := range m.Grants() {
 			if find(out, granted) < 0 { // mappings may share it
 				out = append(out, granted)
 			}
@@ -94,7 +94,7 @@ func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
 		return Entry{}, fmt.Errorf("forward: %w: index %d", ErrNoMapping, i)
 	}
 	if l, _, err := f.lister(ctx); err == nil {
-		if e, err := l.EntryAt(ctx, i); err == nil {
+		if e, err := entryAt(ctx, l, i); err == nil {
 			return Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: find(f.granted(), e.Mapping) >= 0}, nil
 		}
 	}
@@ -106,6 +106,20 @@ func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
 		return Entry{}, err
 	}
 	return Entry{}, fmt.Errorf("forward: %w: index %d of %d", ErrNoMapping, i, len(entries))
+}
+
+// entryAt returns one row of a gateway's table.
+func entryAt(ctx context.Context, l backends.Lister, i int) (backends.Entry, error) {
+	if indexer, is := l.(backends.Indexer); is {
+		return indexer.EntryAt(ctx, i)
+	}
+	for e, err := range l.List(ctx) {
+		if err != nil || i == 0 {
+			return e, err
+		}
+		i--
+	}
+	return backends.Entry{}, ErrNoMapping
 }
 
 // lister returns a backend whose gateway tells its table. Without one the error
@@ -121,7 +135,7 @@ func (f *Forwarder) lister(ctx context.Context) (backends.Lister, backends.Backe
 		if !is {
 			continue
 		}
-		if err := r.client.Ensure(ctx, b, f.config.Wait); err == nil {
+		if err := r.client.Ensure(ctx, b, f.config.DiscoveryTimeout); err == nil {
 			return l, b.Backend, nil
 		} else if ctx.Err() != nil && !gateway.IsTimeout(ctx) {
 			return nil, nil, err

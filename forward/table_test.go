@@ -20,8 +20,8 @@ func startIGD(t *testing.T, config forward.Config, router gatewaytest.Config) (*
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = gw.Close() })
-	config.Gateway, config.SSDP = gw.Addr(), gw.SSDP()
-	config.Announce, config.Notify = netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.1:0")
+	config.Gateway, config.Test.SSDP = gw.Addr(), gw.SSDP()
+	config.Test.Announce, config.Test.Notify = netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.1:0")
 	f, err := forward.New(&config)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestMappingsTable(t *testing.T) {
 		"without UPnP": {nil, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, f := startIGD(t, forward.Config{Order: c.order}, c.router)
+			gw, f := startIGD(t, forward.Config{Protocols: c.order}, c.router)
 			occupy(t, gw, backends.UDP, 9000, "theirs")
 			if _, err := f.Enable(t.Context(), forward.Both(8080)); err != nil {
 				t.Fatal(err)
@@ -218,7 +218,7 @@ func TestByUPnP(t *testing.T) {
 			gatewaytest.Entry{Internal: netip.MustParseAddrPort("192.168.77.9:80"), Remaining: 2 * 60 * 60 * 1e9},
 		},
 		"without an end": {
-			[]forward.Option{forward.TCP(80), forward.Permanent()},
+			[]forward.Option{forward.TCP(80), forward.Lifetime(forward.Forever)},
 			gatewaytest.Entry{Internal: netip.MustParseAddrPort("127.0.0.1:80"), Remaining: backends.Forever},
 		},
 	} {
@@ -290,7 +290,7 @@ func TestIGD(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer gw.Close()
-	f, err := forward.New(&forward.Config{IGD: gw.UPnP().DescriptionURL(), Order: []string{"upnp"}})
+	f, err := forward.New(&forward.Config{UPnPURL: gw.UPnP().DescriptionURL(), Protocols: []string{"upnp"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +305,7 @@ func TestIGD(t *testing.T) {
 		}
 	}
 	for _, raw := range []string{"https://127.0.0.1/x", "http://fritz.box/x", "127.0.0.1:5000", "http://"} {
-		if _, err := forward.New(&forward.Config{IGD: raw}); !errors.Is(err, backends.ErrInvalid) {
+		if _, err := forward.New(&forward.Config{UPnPURL: raw}); !errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("IGD %q: %v, want ErrInvalid", raw, err)
 		}
 	}

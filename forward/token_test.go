@@ -62,8 +62,8 @@ func TestTokenCopied(t *testing.T) {
 			var seen []backends.Mapping
 			mapped := make(chan struct{})
 			gw, f, m, nonce := pcpMapping(t, forward.Config{OnEvent: func(e forward.Event) {
-				if e.Kind == forward.Mapped {
-					seen = e.State
+				if e.Kind == forward.EventMapped {
+					seen = e.Grants
 					close(mapped)
 				}
 			}})
@@ -75,7 +75,7 @@ func TestTokenCopied(t *testing.T) {
 			for _, e := range entries {
 				seen = append(seen, e.Mapping)
 			}
-			for _, state := range append(m.State(), seen...) {
+			for _, state := range append(m.Grants(), seen...) {
 				spoilToken(state)
 			}
 			if err := use(t, m); err != nil {
@@ -132,7 +132,7 @@ func TestTokenNotPrinted(t *testing.T) {
 	var event forward.Event
 	mapped := make(chan struct{})
 	_, f, m, nonce := pcpMapping(t, forward.Config{OnEvent: func(e forward.Event) {
-		if e.Kind == forward.Mapped {
+		if e.Kind == forward.EventMapped {
 			event = e
 			close(mapped)
 		}
@@ -142,11 +142,11 @@ func TestTokenNotPrinted(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Fatal(entries, err)
 	}
-	state := m.State()
+	state := m.Grants()
 	for name, v := range map[string]any{
 		"State()": state, "State()[0]": state[0], "&State()[0]": &state[0],
 		"Token":      reflect.ValueOf(state[0]).FieldByName("Token").Interface(),
-		"Mappings()": entries, "Event.State": event.State, "Mapping": m,
+		"Mappings()": entries, "Event.State": event.Grants, "Mapping": m,
 	} {
 		var leaks []string
 		for how, text := range prints(t, v) {

@@ -164,11 +164,11 @@ func (g *Gateway) Addr6() netip.AddrPort {
 }
 
 // AnnounceAddr is the address that announcements of NAT-PMP and PCP go to, for a listener
-// such as forward.Config.Announce: [Config.Announce], or what the gateway chose for it.
+// such as forward.TestNetwork.Announce: [Config.Announce], or what the gateway chose for it.
 func (g *Gateway) AnnounceAddr() netip.AddrPort { return g.config.Announce }
 
 // NotifyAddr is the address that notifications of UPnP go to, for a listener such as
-// forward.Config.Notify: [Config.Notify], or what the gateway chose for it.
+// forward.TestNetwork.Notify: [Config.Notify], or what the gateway chose for it.
 func (g *Gateway) NotifyAddr() netip.AddrPort { return g.config.Notify }
 
 // External is the virtual external address; 0.0.0.0 is none.

@@ -78,7 +78,7 @@ func TestForwarderClosed(t *testing.T) {
 
 // What is granted to a NAT that was closed meanwhile is given back.
 func TestCloseMeanwhile(t *testing.T) {
-	gw, f := start(t, forward.Config{Order: []string{"natpmp"}}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	isMap := func(r gatewaytest.Request) bool { return r.Op == "map" }
 	answer := make(chan struct{})
@@ -107,7 +107,7 @@ func TestCloseMeanwhile(t *testing.T) {
 
 // What is deleted while it is being asked for is gone in the end.
 func TestDeleteMeanwhile(t *testing.T) {
-	gw, f := start(t, forward.Config{Order: []string{"natpmp"}}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	isMap := func(r gatewaytest.Request) bool { return r.Op == "map" }
 	answer := make(chan struct{})

@@ -23,7 +23,7 @@ func Example() {
 	}
 	defer gw.Close()
 	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere})
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere}})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func refuse(gw *gatewaytest.Gateway) func() {
 // the poll of the external address shows it: the next call tells the new port.
 func TestPortChanges(t *testing.T) {
 	events := newLog()
-	gw, f := start(t, forward.Config{Order: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
 	gw.Advance(time.Hour) // so that a restart shows
 	n := gethnat.New(f)
 	if got := add(t, n, "TCP", 0); got != port {
@@ -78,7 +78,7 @@ func TestPortChanges(t *testing.T) {
 	if err := gw.Up(); err != nil {
 		t.Fatal(err)
 	}
-	is := notice(t, gw, n, events, forward.Restored).State[0].External.Port()
+	is := notice(t, gw, n, events, forward.EventRestored).Grants[0].External.Port()
 	if is == port || is == 0 {
 		t.Fatalf("restored at port %d, which is taken", is)
 	}
@@ -97,13 +97,13 @@ func TestPortChanges(t *testing.T) {
 // tries in the background.
 func TestLost(t *testing.T) {
 	events := newLog()
-	gw, f := start(t, forward.Config{Order: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
 	gw.Advance(time.Hour)
 	n := gethnat.New(f)
 	add(t, n, "TCP", 0)
 	admit := refuse(gw)
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	notice(t, gw, n, events, forward.Lost)
+	notice(t, gw, n, events, forward.EventLost)
 	gw.ResetStats()
 	if got, err := n.AddMapping("TCP", port, port, name, lifetime); got != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("AddMapping: %d, %v, want ErrNotAuthorized", got, err)
@@ -122,7 +122,7 @@ func TestLost(t *testing.T) {
 
 // What is refused is not held, and so not tried for when the server has stopped.
 func TestRefused(t *testing.T) {
-	gw, f := start(t, forward.Config{Order: []string{"natpmp"}}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	admit := refuse(gw)
 	if got, err := n.AddMapping("UDP", 0, port, name, lifetime); got != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
@@ -143,7 +143,7 @@ func TestRefused(t *testing.T) {
 
 // A gateway that says nothing holds nobody up.
 func TestSilence(t *testing.T) {
-	gw, f := start(t, forward.Config{Timeout: 2 * time.Second, Order: []string{"natpmp"}}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{RequestTimeout: 2 * time.Second, Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	add(t, n, "TCP", 0)
 	gw.Inject(gatewaytest.Fault{Drop: true})
@@ -182,7 +182,7 @@ func TestDisabled(t *testing.T) {
 
 // Who asks for the same port at once gets the same mapping, for one request.
 func TestTogether(t *testing.T) {
-	gw, f := start(t, forward.Config{Order: []string{"natpmp"}}, gatewaytest.Config{})
+	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	var all sync.WaitGroup
 	for range 16 {

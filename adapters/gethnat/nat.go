@@ -129,7 +129,7 @@ func current(m *forward.Mapping) (uint16, error) {
 
 // enable gets a mapping and holds it.
 func (n *NAT) enable(e endpoint, extport int, name string, lifetime time.Duration) (*forward.Mapping, error) {
-	opts := []forward.Option{forward.Protocol(e.protocol, e.port), forward.Lifetime(lifetime), forward.Aside()}
+	opts := []forward.Option{forward.Protocol(e.protocol, e.port), forward.Lifetime(lifetime), forward.NoDefault()}
 	if extport != 0 {
 		opts = append(opts, forward.External(uint16(extport)))
 	}

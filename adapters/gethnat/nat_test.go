@@ -52,7 +52,7 @@ func start(t *testing.T, config forward.Config, router gatewaytest.Config) (*gat
 	}
 	t.Cleanup(func() { _ = gw.Close() })
 	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	config.Gateway, config.SSDP, config.Announce, config.Notify = gw.Addr(), gw.SSDP(), nowhere, nowhere
+	config.Gateway, config.Test.SSDP, config.Test.Announce, config.Test.Notify = gw.Addr(), gw.SSDP(), nowhere, nowhere
 	f, err := forward.New(&config)
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func mapRequests(gw *gatewaytest.Gateway, p backends.Protocol) int {
 func TestConversation(t *testing.T) {
 	for _, by := range []string{"natpmp", "pcp", "upnp"} {
 		t.Run(by, func(t *testing.T) {
-			gw, f := start(t, forward.Config{Order: []string{by}}, gatewaytest.Config{})
+			gw, f := start(t, forward.Config{Protocols: []string{by}}, gatewaytest.Config{})
 			n := gethnat.New(f)
 			wantIP(t, n, gw)
 			for _, protocol := range []string{"TCP", "UDP"} {

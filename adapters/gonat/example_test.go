@@ -19,8 +19,8 @@ func ExampleNew() {
 	}
 	defer router.Close()
 	f, err := forward.New(&forward.Config{
-		Gateway:  router.Addr(), // leave it out, and the one that leads to the internet is found
-		Announce: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: router.Addr(), // leave it out, and the one that leads to the internet is found
+		Test:    forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // config is of a Forwarder that keeps to the gateway.
 func config(gw *gatewaytest.Gateway) *forward.Config {
 	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	return &forward.Config{Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere}
+	return &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere}}
 }
 
 // start starts a router, and a Gateway of a Forwarder that is told of it.
@@ -36,7 +36,7 @@ func start(t *testing.T, router gatewaytest.Config, order ...string) (*gatewayte
 	}
 	t.Cleanup(func() { _ = gw.Close() })
 	c := config(gw)
-	c.Order = order
+	c.Protocols = order
 	f, err := forward.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -220,7 +220,7 @@ func TestDiscoverNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := config(gw)
-	c.Wait = 100 * time.Millisecond
+	c.DiscoveryTimeout = 100 * time.Millisecond
 	nat.Discover(c)
 	defer nat.Discover(nil)
 	defer nat.Close()
@@ -237,7 +237,7 @@ func TestDiscoverNothing(t *testing.T) {
 	if _, err := nat.DiscoverGateway(ctx); !errors.Is(err, cause) {
 		t.Errorf("with an ended context: %v", err)
 	}
-	nat.Discover(&forward.Config{Wait: -1})
+	nat.Discover(&forward.Config{DiscoveryTimeout: -1})
 	_ = nat.Close()
 	if _, err := nat.DiscoverGateway(t.Context()); !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("with an invalid config: %v", err)

@@ -85,7 +85,7 @@ func (g *Gateway) AddPortMapping(ctx context.Context, protocol string, internalP
 }
 
 func options(k key, description string, timeout time.Duration) []forward.Option {
-	opts := []forward.Option{forward.Protocol(k.protocol, k.port), forward.Aside()}
+	opts := []forward.Option{forward.Protocol(k.protocol, k.port), forward.NoDefault()}
 	if timeout > 0 {
 		opts = append(opts, forward.Lifetime(timeout))
 	}

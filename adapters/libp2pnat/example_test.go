@@ -22,8 +22,8 @@ func Example() {
 	}
 	defer gw.Close()
 	f, err := forward.New(&forward.Config{
-		Gateway:  gw.Addr(), // leave it out, and the one that leads to the internet is found
-		Announce: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: gw.Addr(), // leave it out, and the one that leads to the internet is found
+		Test:    forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		log.Fatal(err)

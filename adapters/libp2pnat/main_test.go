@@ -107,8 +107,8 @@ func start(t *testing.T, config gatewaytest.Config, listen ...string) *rig {
 	}
 	t.Cleanup(func() { _ = gw.Close() })
 	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), Timeout: patience,
-		Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: gw.Addr(), RequestTimeout: patience,
+		Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		t.Fatal(err)

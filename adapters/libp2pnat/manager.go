@@ -98,7 +98,7 @@ func (m *manager) GetMapping(listen ma.Multiaddr) ma.Multiaddr {
 	ctx, cancel := context.WithDeadline(context.Background(), f.look)
 	defer cancel()
 	_ = f.mapping.Wait(ctx) // what it came to, External tells
-	return e.announce(f.mapping.External(), suffix)
+	return e.announce(f.mapping.External().AddrPort, suffix)
 }
 
 // HasDiscoveredNAT reports whether a gateway now forwards a port of the host.
@@ -145,7 +145,7 @@ func (m *manager) open(e endpoint) {
 	if _, ok := m.held[e]; ok {
 		return
 	}
-	opts := []forward.Option{forward.Protocol(e.protocol, e.port), forward.Background(), forward.Aside()}
+	opts := []forward.Option{forward.Protocol(e.protocol, e.port), forward.Background(), forward.NoDefault()}
 	if e.addr.IsValid() {
 		opts = append(opts, forward.To(netip.AddrPortFrom(e.addr, e.port)))
 	}

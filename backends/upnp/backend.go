@@ -82,7 +82,7 @@ type Backend struct {
 
 var (
 	_ backends.Backend = (*Backend)(nil)
-	_ backends.Lister  = (*Backend)(nil)
+	_ backends.Indexer = (*Backend)(nil)
 	_ backends.Watcher = (*Backend)(nil)
 )
 

@@ -9,12 +9,12 @@ import (
 	"context"
 	"fmt"
 	"log"
-	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -25,16 +25,16 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	var last netip.AddrPort
+	var last backends.Endpoint
 	for {
 		changed := m.Changed() // before reading, so that no change is missed
 		switch now := m.External(); {
 		case now != last && now.Port() != 0: // tell the peers, the tracker, the name server
-			_, why := m.Since()
+			why := m.Status().Reason
 			fmt.Printf("%v by %s: %s\n", now, m.Backend(), why)
 			last = now
 		case m.Err() != nil:
-			fmt.Printf("%v\nnext try in %v\n", m.Err(), time.Until(m.NextTry()).Round(time.Second))
+			fmt.Printf("%v\nnext try in %v\n", m.Err(), time.Until(m.Status().NextAttempt).Round(time.Second))
 		}
 		select {
 		case <-changed:

@@ -39,8 +39,8 @@ func TestMainServes(t *testing.T) {
 	defer gw.Close()
 	mapped := make(chan struct{})
 	if err := forward.Configure(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), OnEvent: func(forward.Event) { close(mapped) },
-		Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0"),
+		Gateway: gw.Addr(), OnEvent: func(forward.Event) { close(mapped) },
+		Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0")},
 	}); err != nil {
 		t.Fatal(err)
 	}

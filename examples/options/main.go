@@ -49,7 +49,7 @@ func explain(err error) {
 	}
 	var all *forward.Error
 	if errors.As(err, &all) {
-		for _, attempt := range all.Attempts.Errors { // one for each protocol
+		for _, attempt := range all.Attempts { // one for each protocol
 			fmt.Println("-", attempt)
 		}
 	}

@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"log"
 	"net/http"
-	"net/netip"
+
 	"os"
 	"os/signal"
 	"sync"
 	"syscall"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -24,14 +25,14 @@ func main() {
 		log.Fatal(err)
 	}
 	defer func() { _ = f.Close() }() // takes the mapping away
-	if err := serve(ctx, f, func(at netip.AddrPort) { fmt.Println("reachable at", at) }); err != nil {
+	if err := serve(ctx, f, func(at backends.Endpoint) { fmt.Println("reachable at", at) }); err != nil {
 		log.Print(err)
 	}
 }
 
 // serve serves until the context ends, and tells of each external endpoint that
 // the router gives.
-func serve(ctx context.Context, f *forward.Forwarder, tell func(netip.AddrPort)) error {
+func serve(ctx context.Context, f *forward.Forwarder, tell func(backends.Endpoint)) error {
 	ln, err := f.Listen(ctx, "tcp", ":0")
 	if err != nil {
 		return err
@@ -49,8 +50,8 @@ func serve(ctx context.Context, f *forward.Forwarder, tell func(netip.AddrPort))
 	return err
 }
 
-func follow(ctx context.Context, m *forward.Mapping, tell func(netip.AddrPort)) {
-	for last := (netip.AddrPort{}); ctx.Err() == nil; {
+func follow(ctx context.Context, m *forward.Mapping, tell func(backends.Endpoint)) {
+	for last := (backends.Endpoint{}); ctx.Err() == nil; {
 		changed := m.Changed()
 		if now := m.External(); now != last && now.Port() != 0 {
 			last = now

@@ -10,28 +10,30 @@ import (
 	"testing"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // run runs the program behind a router of the test's own, until the test ends.
-func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (*gatewaytest.Gateway, <-chan netip.AddrPort) {
+func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (*gatewaytest.Gateway, <-chan backends.Endpoint) {
 	t.Helper()
 	gw := gatewaytest.New(t, config)
 	for _, fault := range faults {
 		gw.Inject(fault)
 	}
 	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr(),
+		Gateway: gw.Addr(),
+		Test:    forward.TestNetwork{SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr()},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	told := make(chan netip.AddrPort, 10)
+	told := make(chan backends.Endpoint, 10)
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, f, func(at netip.AddrPort) { told <- at }) }()
+	go func() { ended <- serve(ctx, f, func(at backends.Endpoint) { told <- at }) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
@@ -46,7 +48,7 @@ func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (
 }
 
 // visit is somebody on the internet.
-func visit(gw *gatewaytest.Gateway, at netip.AddrPort) (string, error) {
+func visit(gw *gatewaytest.Gateway, at backends.Endpoint) (string, error) {
 	client := &http.Client{
 		Transport: &http.Transport{DialContext: gw.Dial, DisableKeepAlives: true},
 		Timeout:   30 * time.Second,
@@ -60,14 +62,14 @@ func visit(gw *gatewaytest.Gateway, at netip.AddrPort) (string, error) {
 	return string(b), err
 }
 
-func await(t *testing.T, told <-chan netip.AddrPort) netip.AddrPort {
+func await(t *testing.T, told <-chan backends.Endpoint) backends.Endpoint {
 	t.Helper()
 	select {
 	case at := <-told:
 		return at
 	case <-time.After(30 * time.Second):
 		t.Fatal("the program tells nothing")
-		return netip.AddrPort{}
+		return backends.Endpoint{}
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 func TestRestart(t *testing.T) {
 	gw := gatewaytest.New(t, gatewaytest.Config{}) // closed when the test ends
 	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr(),
+		Gateway: gw.Addr(),
+		Test:    forward.TestNetwork{SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr()},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -116,7 +116,7 @@ func loadOne(dir, what string) (*torrent.TorrentSpec, error) {
 // or the context ends. While the mapping is lost it goes on: most often the same
 // endpoint comes back.
 func serve(ctx context.Context, m *forward.Mapping, config func() *torrent.ClientConfig, specs []*torrent.TorrentSpec, out io.Writer) error {
-	changed, external := m.Changed(), m.External()
+	changed, external := m.Changed(), m.External().AddrPort
 	if external.Port() != 0 {
 		client, err := open(ctx, external, config)
 		if err != nil {
@@ -139,7 +139,7 @@ func serve(ctx context.Context, m *forward.Mapping, config func() *torrent.Clien
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-			changed, now = m.Changed(), m.External()
+			changed, now = m.Changed(), m.External().AddrPort
 		}
 	}
 	return nil

@@ -67,7 +67,7 @@ func TestForgedAnnouncement(t *testing.T) {
 	_ = probe.Close()
 
 	leaves(t, func() {
-		f := forwarder(t, gw, forward.Config{Announce: at})
+		f := forwarder(t, gw, forward.Config{Test: forward.TestNetwork{Announce: at}})
 		m, err := f.Enable(t.Context(), forward.TCP(8080))
 		if err != nil {
 			t.Fatal(err)
@@ -75,7 +75,7 @@ func TestForgedAnnouncement(t *testing.T) {
 		awaitListener(t, gw, at)
 		forgedByOthers(t, gw, at)
 		forgedWithAddress(t, gw, at)
-		if m.External() != netip.AddrPortFrom(gw.External(), 8080) || len(gw.Table()) != 1 {
+		if m.External().AddrPort != netip.AddrPortFrom(gw.External(), 8080) || len(gw.Table()) != 1 {
 			t.Errorf("the mapping is at %v, the gateway has %v", m.External(), gw.Table())
 		}
 		if err := f.Close(); err != nil {

@@ -171,7 +171,7 @@ func TestNoTime(t *testing.T) {
 			}
 			_ = b.Close()
 		}
-		f := forwarder(t, gw, forward.Config{Order: []string{"natpmp", "pcp"}})
+		f := forwarder(t, gw, forward.Config{Protocols: []string{"natpmp", "pcp"}})
 		if m, err := f.Enable(t.Context(), forward.TCP(8080)); !errors.Is(err, backends.ErrMalformed) {
 			t.Errorf("Enable: %v, %v, want ErrMalformed", m, err)
 		}
@@ -194,23 +194,23 @@ func TestEndlessTime(t *testing.T) {
 	}
 	gw := grantsFor(t, 1<<32-1)
 	for _, name := range []string{"natpmp", "upnp"} { // to PCP, it is no end
-		f := forwarder(t, gw, forward.Config{Order: []string{name}})
+		f := forwarder(t, gw, forward.Config{Protocols: []string{name}})
 		begin := time.Now()
 		m, err := f.Enable(t.Context(), forward.TCP(8080))
 		if err != nil || !m.Expires().After(begin) {
 			t.Fatalf("%s: %v, %v", name, m, err)
 		}
-		if next := m.NextTry().Sub(begin); next <= 0 || next > 24*time.Hour {
+		if next := m.Status().NextAttempt.Sub(begin); next <= 0 || next > 24*time.Hour {
 			t.Errorf("%s: renewed in %v", name, next)
 		}
 		if err := f.Shutdown(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
-	f := forwarder(t, gw, forward.Config{Order: []string{"pcp"}})
+	f := forwarder(t, gw, forward.Config{Protocols: []string{"pcp"}})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
-	if err != nil || !m.Expires().IsZero() || time.Until(m.NextTry()) <= 0 || time.Until(m.NextTry()) > time.Hour {
-		t.Errorf("%v, %v: looked at in %v", m, err, time.Until(m.NextTry()))
+	if err != nil || !m.Expires().IsZero() || time.Until(m.Status().NextAttempt) <= 0 || time.Until(m.Status().NextAttempt) > time.Hour {
+		t.Errorf("%v, %v: looked at in %v", m, err, time.Until(m.Status().NextAttempt))
 	}
 }
 

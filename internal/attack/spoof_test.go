@@ -158,7 +158,7 @@ func notTakenIn(t *testing.T, gw *gatewaytest.Gateway) {
 	}
 	f := forwarder(t, gw, forward.Config{})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
-	if err != nil || m.External() != netip.AddrPortFrom(gw.External(), 8080) {
+	if err != nil || m.External().AddrPort != netip.AddrPortFrom(gw.External(), 8080) {
 		t.Errorf("Enable: %v, %v", m, err)
 	}
 	if err := f.Shutdown(t.Context()); err != nil || len(gw.Table()) != 0 {
@@ -169,8 +169,8 @@ func notTakenIn(t *testing.T, gw *gatewaytest.Gateway) {
 // forwarder is the facade, told of the gateway.
 func forwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) *forward.Forwarder {
 	t.Helper()
-	config.Gateway, config.SSDP = gw.Addr(), gw.SSDP()
-	for _, at := range []*netip.AddrPort{&config.Announce, &config.Notify} {
+	config.Gateway, config.Test.SSDP = gw.Addr(), gw.SSDP()
+	for _, at := range []*netip.AddrPort{&config.Test.Announce, &config.Test.Notify} {
 		if !at.IsValid() {
 			*at = nowhere
 		}

@@ -217,7 +217,7 @@ func TestStateElsewhere(t *testing.T) {
 				t.Fatal("the naive client finds nothing: this is no attack")
 			}
 			gw.ResetStats()
-			f := forwarder(t, gw, forward.Config{StateFile: path, Order: []string{"natpmp"}})
+			f := forwarder(t, gw, forward.Config{StateFile: path, Protocols: []string{"natpmp"}})
 			m, err := f.Enable(t.Context(), forward.TCP(8080))
 			if err != nil || m.External().Port() != 8080 {
 				t.Errorf("Enable: %v, %v", m, err)

@@ -63,7 +63,7 @@ func TestEpochStorm(t *testing.T) {
 			gw.ResetStats()
 			leaves(t, func() {
 				begin := time.Now()
-				f := forwarder(t, gw, forward.Config{Order: []string{name}})
+				f := forwarder(t, gw, forward.Config{Protocols: []string{name}})
 				for i := range held {
 					if _, err := f.Enable(t.Context(), forward.TCP(uint16(8080+i))); err != nil {
 						t.Fatal(err)
@@ -157,7 +157,7 @@ func TestShortLeases(t *testing.T) {
 		t.Fatalf("the naive client waits for %v", d)
 	}
 	gw := router(t, gatewaytest.Config{MaxLifetime: time.Second, Protocols: []string{"natpmp", "pcp"}})
-	f := forwarder(t, gw, forward.Config{Order: []string{"natpmp"}})
+	f := forwarder(t, gw, forward.Config{Protocols: []string{"natpmp"}})
 	begin := time.Now()
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {

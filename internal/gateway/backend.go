@@ -9,9 +9,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/backends/natpmp"
-	"github.com/natforward/goforward/backends/pcp"
-	"github.com/natforward/goforward/backends/upnp"
 )
 
 // Backend is a backend of an owner, and what is known of it.
@@ -32,7 +29,7 @@ type Backend struct {
 
 // BackendConfig says how to make a backend. Clients with equal configs share it.
 type BackendConfig struct {
-	Protocol  string           // of the list Protocols, or Direct
+	Protocol  string           // the name of one of Protocols, or Direct
 	Ready     backends.Backend // a ready-made one, with the rest zero
 	Interface string
 	Announce  netip.AddrPort // where announcements are received
@@ -47,66 +44,22 @@ type BackendConfig struct {
 	search bool
 }
 
-// Protocols are the protocols that there are, the preferred first.
-var Protocols = []string{natpmp.Name, pcp.Name, upnp.Name}
-
 // Direct is the protocol of a host with a public address of its own.
 const Direct = "direct"
 
-// How a request is repeated: some leases last a minute, and a link that loses packets
-// loses several in a row. The longest wait is for how long a transmission holds the
-// gateway's queue; all of them together take fourteen seconds, in which a slow gateway
-// answers.
-const (
-	longestWait   = time.Second
-	transmissions = 15
-)
-
 // open makes the backend for an owner's gateway, without I/O.
 func (c BackendConfig) open(o *Owner) (*Backend, error) {
-	var (
-		gw    = o.key.Gateway
-		local = o.key.Local
-		log   = o.log()
-		b     = &Backend{config: c, name: c.Protocol, verdict: errPending}
-		err   error
-		made  interface {
-			backends.Backend
-			Probe(ctx context.Context) error
+	b := &Backend{config: c, name: c.Protocol, verdict: errPending}
+	p, is := Find(c.Protocol)
+	switch {
+	case is:
+		made, err := p.Open(c, o.key, o.log())
+		if err != nil {
+			return nil, fmt.Errorf("forward: %w", err)
 		}
-	)
-	switch c.Protocol {
-	case natpmp.Name:
-		made, err = natpmp.New(natpmp.Config{
-			Gateway: gw, Interface: c.Interface, Source: local, Transmissions: transmissions, LongestWait: longestWait,
-			Announce: c.Announce, Logger: log,
-		})
-	case pcp.Name:
-		config := pcp.Config{
-			Gateway: gw, Interface: c.Interface, Source: local,
-			// The standard's pace is for requests that nobody waits for.
-			FirstWait: natpmp.DefaultFirstWait, Transmissions: transmissions, LongestWait: longestWait,
-			Announce: c.Announce, Logger: log,
-		}
-		if c.Nonce != "" {
-			config.Nonce = func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
-				return pcp.DeriveNonce([]byte(c.Nonce), gateway, p, internal)
-			}
-		}
-		made, err = pcp.New(config)
-	case upnp.Name:
-		config := upnp.Config{
-			Gateway: gw.Addr(), Interface: c.Interface, Source: local, Only: c.Only, URL: c.URL,
-			Notify: c.Notify, Wait: c.Wait, Logger: log,
-		}
-		if c.SSDP.IsValid() {
-			config.SSDP = []netip.AddrPort{c.SSDP}
-		}
-		b.searches = true
-		made, err = upnp.New(config)
-	case Direct:
-		b.Backend = direct{local}
-		return b, nil
+		b.Backend, b.probe, b.searches = made, made.Probe, p.Searches
+	case c.Protocol == Direct:
+		b.Backend = direct{o.key.Local}
 	default:
 		b.Backend, b.name, b.searches = c.Ready, c.Ready.String(), c.search
 		if c.probe != nil {
@@ -114,12 +67,7 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 		} else {
 			b.verdict = nil
 		}
-		return b, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("forward: %w", err)
-	}
-	b.Backend, b.probe = made, made.Probe
 	return b, nil
 }
 
@@ -160,7 +108,7 @@ func (c *Client) available() []*Backend {
 // holds the endpoint for this program already, those that answered, the others.
 func (c *Client) candidates(g *group, s *Spec) []*Backend {
 	rank := func(b *Backend) int {
-		switch e := g.entry(b.name, s.Protocols[0]); {
+		switch e := g.entry(b.name, Member{Protocol: s.Protocols[0]}); {
 		case e != nil && e.isHeld():
 			return 0
 		case b.verdict == nil:

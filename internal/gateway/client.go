@@ -67,21 +67,21 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 	c.owner.loop.Do(func() {
 		h.left = slices.DeleteFunc(h.left, func(old *Client) bool { return old.owner == c.owner })
 		h.client.Store(c)
-		g := c.owner.groupOf(h.spec().Internal)
+		g := c.owner.groupOf(h.spec())
 		g.handles = append(g.handles, h)
 		for _, e := range g.heldBy(h) {
 			if e.state == active {
 				h.backend = e.backend
 			}
 		}
-		if held := h.entries(); len(held) == len(h.spec().Protocols) { // it comes back
+		if held := h.entries(); len(held) == len(h.spec().Members()) { // it comes back
 			for _, e := range held {
 				e.doubtful, e.due = true, at
 			}
 			at = time.Time{}
 		} else {
 			h.backend = nil
-			if len(h.Status().State()) > 0 {
+			if len(h.Status().Grants()) > 0 {
 				h.publish(func(s *Status) { s.Lost = true }, cmp.Or(reason, ErrMoved.Error()))
 			}
 		}
@@ -95,7 +95,7 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 
 // detach is the inverse of Attach.
 func (c *Client) detach(h *Handle) {
-	g := c.owner.groupOf(h.spec().Internal)
+	g := c.owner.groupOf(h.spec())
 	g.handles = without(g.handles, h)
 	if h.stop != nil {
 		h.stop(ErrMoved)
@@ -116,7 +116,7 @@ func (c *Client) ask(ctx context.Context, h *Handle, run func(f *flow) error) er
 		err = f.about(ctx, h, func() error { return run(f) })
 	}}
 	if !c.owner.loop.Do(func() {
-		f.group = c.owner.groupOf(h.spec().Internal)
+		f.group = c.owner.groupOf(h.spec())
 		c.owner.enqueue(f)
 	}) {
 		return ErrEnded
@@ -229,7 +229,7 @@ func (c *Client) wake(reason string, at time.Time) {
 		if h.backend == nil && !c.unusable && (h.due.IsZero() || at.Before(h.due)) {
 			h.due, h.reason = at, reason
 			h.publish(func(s *Status) { s.Next = at }, reason)
-			c.owner.arm(c.owner.groupOf(h.spec().Internal))
+			c.owner.arm(c.owner.groupOf(h.spec()))
 		}
 	}
 }

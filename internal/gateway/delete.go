@@ -56,6 +56,9 @@ func (h *Handle) end() {
 	after := *h.status.Load()
 	after.Closed, after.Granted, after.Next = true, nil, time.Time{}
 	h.store(&after)
+	if done := h.done.Swap(&ended); done != nil {
+		close(*done)
+	}
 	if h.due = (time.Time{}); h.stop != nil {
 		h.stop(ErrEnded)
 	}
@@ -64,7 +67,7 @@ func (h *Handle) end() {
 func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 	granted := h.Status().Granted
 	h.end()
-	g := c.owner.groupOf(h.spec().Internal)
+	g := c.owner.groupOf(h.spec())
 	g.handles = without(g.handles, h)
 	if leave {
 		g.leave(h, granted)
@@ -104,7 +107,7 @@ func (h *Handle) leaveOthers(moved bool) {
 	for _, old := range h.left {
 		old.owner.loop.Post(func() {
 			old.owner.enqueue(&flow{
-				group: old.owner.groupOf(h.spec().Internal), client: old, priority: ctxsync.Delete,
+				group: old.owner.groupOf(h.spec()), client: old, priority: ctxsync.Delete,
 				run: func(f *flow) {
 					for _, e := range f.group.heldBy(h) {
 						if len(e.holders) == 1 {
@@ -150,7 +153,7 @@ func (f *flow) giveUp(h *Handle, entries []*entry, timeout time.Duration) error 
 // unless another that is being closed does.
 func (e *entry) beginEnd(h *Handle) {
 	if e.end == nil {
-		e.end = &ending{port: h.Port}
+		e.end = &ending{port: h.Port + e.Offset}
 	}
 	e.end.last = h
 	if c := e.end.client; c != nil && c.closing {
@@ -187,14 +190,14 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	switch {
 	case len(e.holders) > 0 || e.state == removed:
 		return nil
-	case f.group.rival(e.backend.name, e.protocol) != nil:
+	case f.group.rival(e.backend.name, e.Member) != nil:
 		f.pend(e, errRival)
 		return nil
 	case m == nil && !unknown:
 		e.remove()
 		return nil
 	}
-	request := e.spec.Request(e.protocol, e.asked)
+	request := e.spec.request(e.Member, e.asked)
 	request.Exact = false // whatever the gateway has is to be deleted
 	request.Lifetime = max(time.Until(e.until), time.Second)
 	requested := e.requested(request)
@@ -370,7 +373,7 @@ func (e *RemainsError) Unwrap() error { return e.Err }
 
 // remains returns the error for a mapping whose deletion failed.
 func (e *entry) remains(err error) error {
-	return &RemainsError{Protocol: e.protocol, Port: e.end.port, Until: e.expires(), Unknown: e.granted == nil, Err: err}
+	return &RemainsError{Protocol: e.Protocol, Port: e.end.port, Until: e.expires(), Unknown: e.granted == nil, Err: err}
 }
 
 // remaining returns an error for each mapping of a client that is not deleted. What is in
@@ -407,7 +410,7 @@ func (c *Client) Records() (records []state.Record) {
 func (c *Client) records() (records []state.Record) {
 	for _, e := range c.owner.all() {
 		if e.end != nil && e.end.client == c && e.granted != nil {
-			records = append(records, state.Record{Port: e.end.port, Mapping: *e.granted})
+			records = append(records, state.Record{Port: e.end.port - e.Offset, Count: e.spec.Count, Mapping: *e.granted})
 		}
 	}
 	return records
@@ -435,7 +438,7 @@ func (o *Owner) remains() (out []endedOwner) {
 	for _, e := range o.all() {
 		if e.end != nil && e.state != restored {
 			old := entry{
-				protocol: e.protocol, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted,
+				Member: e.Member, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted,
 				end: &ending{last: e.end.last, port: e.end.port},
 			}
 			if e.state == creating { // the request may be in flight
@@ -461,11 +464,11 @@ func (c *Client) inherit(r remainder) bool {
 	if i < 0 {
 		return false
 	}
-	e, g := r.entry, c.owner.groupOf(r.entry.spec.Internal)
+	e, g := r.entry, c.owner.groupOf(r.entry.spec)
 	e.group, e.backend, e.end.client = g, c.backends[i], c
-	c.owner.samePort = c.owner.samePort || e.spec.SamePort
+	c.owner.scattered = c.owner.scattered || e.spec.isScattered()
 	others := g.entries
-	if c.owner.samePort {
+	if c.owner.scattered {
 		others = c.owner.all()
 	}
 	for _, other := range others {
@@ -475,7 +478,7 @@ func (c *Client) inherit(r remainder) bool {
 			return true
 		}
 	}
-	e.former = g.entry(e.backend.name, e.protocol) != nil
+	e.former = g.entry(e.backend.name, e.Member) != nil
 	c.owner.pend(g.add(&e), backends.ErrNoReply)
 	return true
 }
@@ -513,8 +516,13 @@ func (c *Client) adopt(r state.Record, within time.Duration) bool {
 	if !o.key.Local.IsValid() { // whether this is another host is not known
 		internal = netip.AddrPortFrom(netip.Addr{}, r.Port)
 	}
-	g := o.groupOf(internal)
-	e := g.entry(m.Backend, m.Protocol)
+	s := &Spec{Internal: internal, Count: r.Count, External: m.External.Port(), Remote: m.Remote, Lifetime: m.Lifetime}
+	member := Member{Protocol: m.Protocol}
+	if r.Count > 1 {
+		member.Offset = m.Internal.Port() - r.Port
+	}
+	g := o.groupOf(s)
+	e := g.entry(m.Backend, member)
 	switch {
 	case e != nil && (e.state != restored || !m.Granted.After(e.granted.Granted)):
 		if e.end != nil && e.end.client == nil {
@@ -522,14 +530,13 @@ func (c *Client) adopt(r state.Record, within time.Duration) bool {
 		}
 		return true
 	case e == nil:
-		e = g.add(&entry{backend: c.backends[i], protocol: m.Protocol})
+		e = g.add(&entry{backend: c.backends[i], Member: member})
 		o.pending = append(o.pending, e)
 	}
-	o.samePort = o.samePort || m.Internal.Port() != r.Port
-	e.state, e.granted, e.asked = restored, m, m.External.Port()
-	e.spec = &Spec{Internal: internal, External: e.asked, Remote: m.Remote, Lifetime: m.Lifetime}
+	o.scattered = o.scattered || m.Internal.Port() != r.Port || s.isScattered()
+	e.state, e.granted, e.asked, e.spec = restored, m, s.External, s
 	now := time.Now()
-	e.end = &ending{client: c, port: r.Port, at: now.Add(within), pause: firstRetry}
+	e.end = &ending{client: c, port: r.Port + member.Offset, at: now.Add(within), pause: firstRetry}
 	o.armRetry()
 	return true
 }

@@ -22,17 +22,17 @@ const (
 
 // entry is a mapping on the gateway, shared by its holders.
 type entry struct {
+	Member
 	group    *group
 	backend  *Backend
-	protocol backends.Protocol
 	state    entryState
-	lost     bool // the gateway lost it, as far as is known
-	doubtful bool // the gateway may have lost it, and has not granted it since
-	again    bool // that became so after the last request was sent
-	wanted   bool // to be renewed by the next pass
-	former   bool // what another entry was before, to be deleted
-	unknown  bool // a request got no reply: the gateway may have it
-	asked    uint16
+	lost     bool   // the gateway lost it, as far as is known
+	doubtful bool   // the gateway may have lost it, and has not granted it since
+	again    bool   // that became so after the last request was sent
+	wanted   bool   // to be renewed by the next pass
+	former   bool   // what another entry was before, to be deleted
+	unknown  bool   // a request got no reply: the gateway may have it
+	asked    uint16 // the external port
 	failures uint16
 	spec     *Spec             // of the last request
 	granted  *backends.Mapping // never changed, but replaced; nil: not granted yet
@@ -55,7 +55,8 @@ type ending struct {
 	moved   bool          // its handle was granted the same at another gateway
 }
 
-// group is the entries of one internal endpoint, and the handles that want them. A
+// group is the entries of one internal endpoint, or of a range of ports that is one unit,
+// and the handles that want them. A
 // request about one entry can break another: miniupnpd 2.3.1 on nftables keeps a list of
 // firewall rules for each internal port. Whichever protocol a request is about, it
 // removes the last rule, and appends that of the request if it renews. Renewing the
@@ -64,25 +65,31 @@ type ending struct {
 // group are made one at a time, and renewals in the order of the grants.
 type group struct {
 	Timer
-	owner    *Owner
-	internal netip.AddrPort
-	entries  []*entry
-	handles  []*Handle
-	queue    []*flow // the first one runs or waits for its turn
-	working  bool    // a background flow is queued
+	owner *Owner
+	groupKey
+	entries []*entry
+	handles []*Handle
+	queue   []*flow // the first one runs or waits for its turn
+	working bool    // a background flow is queued
 }
 
-// groupOf returns the group of an internal endpoint, which may be new. This host has one
-// name, whatever a spec calls it.
-func (o *Owner) groupOf(internal netip.AddrPort) *group {
-	addr := internal.Addr().Unmap()
+// groupKey is what a group is about.
+type groupKey struct {
+	internal netip.AddrPort // with the first port
+	count    uint16         // of ports
+}
+
+// groupOf returns the group of a spec, which may be new. This host has one name, whatever
+// the spec calls it.
+func (o *Owner) groupOf(s *Spec) *group {
+	addr := s.Internal.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || addr == o.key.Local {
 		addr = netip.Addr{}
 	}
-	key := netip.AddrPortFrom(addr, internal.Port())
+	key := groupKey{netip.AddrPortFrom(addr, s.Internal.Port()), s.ports()}
 	g := o.groups[key]
 	if g == nil {
-		g = &group{owner: o, internal: key}
+		g = &group{owner: o, groupKey: key}
 		g.Fire = g.enqueueWork
 		o.groups[key] = g
 	}
@@ -93,7 +100,7 @@ func (o *Owner) groupOf(internal netip.AddrPort) *group {
 func (g *group) drop() {
 	if len(g.entries) == 0 && len(g.handles) == 0 && len(g.queue) == 0 {
 		g.owner.loop.Arm(&g.Timer, time.Time{})
-		delete(g.owner.groups, g.internal)
+		delete(g.owner.groups, g.groupKey)
 	}
 }
 
@@ -103,7 +110,7 @@ func (o *Owner) inOrder() []*group {
 	for _, g := range o.groups {
 		out = append(out, g)
 	}
-	slices.SortFunc(out, func(a, b *group) int { return a.internal.Compare(b.internal) })
+	slices.SortFunc(out, func(a, b *group) int { return cmp.Or(a.internal.Compare(b.internal), cmp.Compare(a.count, b.count)) })
 	return out
 }
 
@@ -115,10 +122,10 @@ func (o *Owner) all() (out []*entry) {
 	return out
 }
 
-// entry returns the entry of a backend and protocol, or nil.
-func (g *group) entry(backend string, p backends.Protocol) *entry {
+// entry returns the entry of a backend and member, or nil.
+func (g *group) entry(backend string, m Member) *entry {
 	for _, e := range g.entries {
-		if e.protocol == p && e.backend.name == backend && !e.former {
+		if e.Member == m && e.backend.name == backend && !e.former {
 			return e
 		}
 	}
@@ -141,25 +148,41 @@ func (e *entry) remove() {
 }
 
 // rival returns an entry of another backend of the gateway that is granted for the
-// protocol, or nil. A ready-made backend is a gateway of its own.
-func (g *group) rival(backend string, p backends.Protocol) *entry {
+// member, or nil. A ready-made backend is a gateway of its own.
+func (g *group) rival(backend string, m Member) *entry {
 	for _, e := range g.entries {
-		if e.protocol == p && e.backend.name != backend && e.backend.config.Ready == nil && e.isHeld() {
+		if e.Member == m && e.backend.name != backend && e.backend.config.Ready == nil && e.isHeld() {
 			return e
 		}
 	}
 	return nil
 }
 
-// isElsewhere reports whether another group has an entry of a protocol and internal port:
-// that of SamePort follows the external port.
-func (g *group) isElsewhere(protocol backends.Protocol, internal uint16) bool {
-	if !g.owner.samePort && internal == g.internal.Port() {
+// elsewhere returns an entry of another group that has the protocol and internal port, or
+// nil. The internal port of SamePort follows the external one, and ranges can overlap.
+func (g *group) elsewhere(protocol backends.Protocol, internal uint16) *entry {
+	if !g.owner.scattered && internal == g.internal.Port() {
+		return nil
+	}
+	for _, e := range g.owner.all() {
+		if e.group != g && e.Protocol == protocol && e.internalPort() == internal && e.group.internal.Addr() == g.internal.Addr() {
+			return e
+		}
+	}
+	return nil
+}
+
+// takeFrom moves what an earlier run left from another group, and reports whether it did.
+func (g *group) takeFrom(e *entry, m Member, backend *Backend) bool {
+	other := e.group
+	if e.state != restored || e.backend != backend || len(other.queue) > 0 || g.entry(backend.name, m) != nil {
 		return false
 	}
-	return slices.ContainsFunc(g.owner.all(), func(e *entry) bool {
-		return e.group != g && e.protocol == protocol && e.internalPort() == internal && e.group.internal.Addr() == g.internal.Addr()
-	})
+	other.entries = without(other.entries, e)
+	other.drop()
+	e.Member = m
+	g.add(e)
+	return true
 }
 
 // without returns a list without one element.
@@ -216,8 +239,11 @@ func (e *entry) internalPort() uint16 {
 	case e.spec != nil && e.spec.SamePort:
 		return e.asked
 	}
-	return e.group.internal.Port()
+	return e.requestedPort()
 }
+
+// requestedPort returns the internal port of the entry's member.
+func (e *entry) requestedPort() uint16 { return e.group.internal.Port() + e.Offset }
 
 // externalPort returns the external port that the entry has or is requested with.
 func (e *entry) externalPort() uint16 {

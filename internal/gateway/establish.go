@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"time"
 
@@ -79,7 +78,6 @@ func (f *flow) fail(h *Handle, err error) {
 		h.due = time.Time{}
 	}
 	h.publish(func(s *Status) { s.Granted, s.Err, s.Next = nil, err, h.due }, err.Error())
-	slog.New(h.sink.Handler()).Warn("mapping not granted", "port", h.Port, "err", err)
 }
 
 // replace requests another spec in place of what a handle has, or has it back.
@@ -174,12 +172,12 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 		return ErrMoved
 	}
 	preferred := h.preferred
-	if e := f.group.entry(b.name, s.Protocols[0]); preferred == 0 && s.External == 0 && e != nil && e.state == restored && e.fits(s) {
+	if e := f.group.entry(b.name, Member{Protocol: s.Protocols[0]}); preferred == 0 && s.External == 0 && e != nil && e.state == restored && e.fits(s) {
 		preferred = e.granted.External.Port()
 	}
 	port := s.firstPort(preferred)
-	for _, protocol := range s.Protocols {
-		if err := b.Supports(s.Request(protocol, port)); err != nil {
+	for _, m := range s.Members() {
+		if err := b.Supports(s.request(m, port+m.Offset)); err != nil {
 			return err
 		}
 	}
@@ -209,15 +207,16 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 	}
 }
 
-// mapAll asks one backend for all protocols of the spec at one external port, and gives
-// back what it got if it did not get all.
+// mapAll asks one backend for all members of the spec, the first at an external port and
+// the others at the same or the following ports. It gives back what it got if it did not
+// get all.
 func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.Duration) error {
 	var (
 		got     []*entry
 		granted []*backends.Mapping
 	)
-	for _, protocol := range s.Protocols {
-		e, err := f.acquire(h, b, s, protocol, port, timeout)
+	for _, m := range s.Members() {
+		e, err := f.acquire(h, b, s, m, port+m.Offset, timeout)
 		if err == nil {
 			got, granted = append(got, e), append(granted, e.granted)
 			err = s.checkPorts(granted)
@@ -234,18 +233,18 @@ func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.
 }
 
 // acquire makes a handle hold an entry, and requests that.
-func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protocol, port uint16, timeout time.Duration) (*entry, error) {
+func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, timeout time.Duration) (*entry, error) {
 	if err := context.Cause(f.ctx); err != nil {
 		return nil, err
 	}
-	e, err := f.group.hold(h, b, s, s.Request(protocol, port))
+	f.scattered = f.scattered || s.isScattered()
+	e, err := f.group.hold(h, b, s, m, s.request(m, port))
 	if err != nil {
 		return nil, err
 	}
-	f.samePort = f.samePort || s.SamePort
 	before, askedBefore := e.spec, e.asked
 	e.spec, e.asked, e.again = s, port, false
-	m, err := f.request(timeout, e.request(s, port))
+	granted, err := f.request(timeout, e.request(s, port))
 	if e.state == removed { // the client was abandoned
 		return nil, ErrEnded
 	}
@@ -256,16 +255,16 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protoco
 		f.refused(h, e, err)
 		return nil, err
 	}
-	if old := e.granted; e.end != nil && old != nil && !e.isReplacedBy(m.Internal.Port(), m.External.Port()) {
+	if old := e.granted; e.end != nil && old != nil && !e.isReplacedBy(granted.Internal.Port(), granted.External.Port()) {
 		f.split(e)
 	}
 	for _, old := range slices.Clone(f.group.entries) {
-		if old.former && old.backend == b && old.protocol == protocol && old.isReplacedBy(m.Internal.Port(), m.External.Port()) {
+		if old.former && old.backend == b && old.Protocol == m.Protocol && old.isReplacedBy(granted.Internal.Port(), granted.External.Port()) {
 			old.remove() // the grant took its place
 		}
 	}
 	e.resolve()
-	e.record(&m, e.state != active)
+	e.record(&granted, e.state != active)
 	f.watch(b)
 	for _, other := range e.holders {
 		if other != h {
@@ -280,24 +279,24 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, protocol backends.Protoco
 }
 
 // hold adds a handle to the holders of the entry that a request is about.
-func (g *group) hold(h *Handle, b *Backend, s *Spec, r backends.Request) (*entry, error) {
-	if rival := g.rival(b.name, r.Protocol); rival != nil {
-		return nil, &ConflictError{r.Protocol, h.Port, rival.backend.name}
+func (g *group) hold(h *Handle, b *Backend, s *Spec, m Member, r backends.Request) (*entry, error) {
+	if rival := g.rival(b.name, m); rival != nil {
+		return nil, &ConflictError{m.Protocol, h.Port + m.Offset, rival.backend.name}
 	}
-	e := g.entry(b.name, r.Protocol)
+	if other := g.elsewhere(r.Protocol, r.Internal.Port()); other != nil && !g.takeFrom(other, m, b) {
+		return nil, fmt.Errorf("%w: this program holds internal port %d", backends.ErrConflict, r.Internal.Port())
+	}
+	e := g.entry(b.name, m)
 	if e != nil {
 		for _, other := range e.holders {
 			if other != h && !e.spec.sharesWith(s) {
-				return nil, &ConflictError{Protocol: r.Protocol, Port: h.Port}
+				return nil, &ConflictError{Protocol: m.Protocol, Port: h.Port + m.Offset}
 			}
 		}
 	}
-	if g.isElsewhere(r.Protocol, r.Internal.Port()) {
-		return nil, fmt.Errorf("%w: this program holds internal port %d", backends.ErrConflict, r.Internal.Port())
-	}
 	switch {
 	case e == nil:
-		e = g.add(&entry{backend: b, protocol: r.Protocol})
+		e = g.add(&entry{backend: b, Member: m})
 	case e.state != active && (e.unknown || e.end != nil) && !e.isReplacedBy(r.Internal.Port(), r.External.Port()):
 		g.owner.split(e)
 	}
@@ -310,7 +309,7 @@ func (g *group) hold(h *Handle, b *Backend, s *Spec, r backends.Request) (*entry
 // request returns what to call for an entry: what the gateway has is renewed in place,
 // also what an earlier run left. If that does not fit, it is deleted first.
 func (e *entry) request(s *Spec, external uint16) func(context.Context) (backends.Mapping, error) {
-	b, old, r := e.backend.Backend, e.granted, s.Request(e.protocol, external)
+	b, old, r := e.backend.Backend, e.granted, s.request(e.Member, external)
 	create := func(ctx context.Context) (backends.Mapping, error) { return b.Map(ctx, r) }
 	switch {
 	case e.state == active:
@@ -334,7 +333,7 @@ func (e *entry) request(s *Spec, external uint16) func(context.Context) (backend
 
 // fits reports whether a mapping of an earlier run is what a spec asks for.
 func (e *entry) fits(s *Spec) bool {
-	m, to, port := e.granted, s.Internal.Addr(), s.Internal.Port()
+	m, to, port := e.granted, s.Internal.Addr(), s.internalPort(e.Member)
 	if s.SamePort {
 		port = m.External.Port()
 	}
@@ -353,7 +352,7 @@ func (e *entry) isReplacedBy(internal, external uint16) bool {
 
 // isSameAs reports whether two entries are one mapping of the gateway.
 func (e *entry) isSameAs(other *entry) bool {
-	return e.backend == other.backend && e.protocol == other.protocol && e.group.internal.Addr() == other.group.internal.Addr() &&
+	return e.backend == other.backend && e.Protocol == other.Protocol && e.group.internal.Addr() == other.group.internal.Addr() &&
 		e.internalPort() == other.internalPort() && e.isReplacedBy(other.internalPort(), other.externalPort())
 }
 
@@ -363,7 +362,7 @@ func (o *Owner) split(e *entry) {
 	old := *e
 	old.former, old.holders = true, nil
 	if old.end == nil {
-		old.end = &ending{port: e.group.internal.Port()}
+		old.end = &ending{port: e.requestedPort()}
 		for _, h := range e.holders {
 			old.beginEnd(h)
 		}

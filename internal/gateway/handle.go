@@ -16,11 +16,14 @@ import (
 type Spec struct {
 	Protocols   []backends.Protocol // one, or several as a unit with one external port
 	Internal    netip.AddrPort      // the zero address: this host
-	External    uint16              // suggested; 0: the internal port
+	Count       uint16              // of ports, from that of Internal, as a unit; 0: one
+	External    uint16              // suggested, for the first port; 0: the internal port
+	Address     netip.Addr          // suggested external address, or the zero Addr
 	Exact       bool                // no other external port
 	SamePort    bool                // the internal port follows the external port
 	Remote      netip.AddrPort      // the only peer, or the zero value
 	Lifetime    time.Duration
+	RenewEvery  time.Duration // 0: at half of the granted lifetime
 	Description string
 	Once        bool          // not renewed
 	Background  bool          // tried again also if the first request fails
@@ -28,14 +31,37 @@ type Spec struct {
 	Wait        time.Duration // of a probe
 }
 
-// Request returns what to ask a backend for.
-func (s *Spec) Request(protocol backends.Protocol, external uint16) backends.Request {
-	internal := s.Internal
+// Member is one of the mappings that a Spec is made of.
+type Member struct {
+	Protocol backends.Protocol
+	Offset   uint16 // of its port, from the first
+}
+
+// Members returns the mappings that the Spec is made of, in the order of their ports.
+func (s *Spec) Members() []Member {
+	out := make([]Member, 0, len(s.Protocols)*int(s.ports()))
+	for offset := range s.ports() {
+		for _, p := range s.Protocols {
+			out = append(out, Member{p, offset})
+		}
+	}
+	return out
+}
+
+// ports is the number of internal ports.
+func (s *Spec) ports() uint16 { return max(s.Count, 1) }
+
+// internalPort returns the internal port of a member, unless SamePort changes it.
+func (s *Spec) internalPort(m Member) uint16 { return s.Internal.Port() + m.Offset }
+
+// request returns what to ask a backend for, with the external port of the member.
+func (s *Spec) request(m Member, external uint16) backends.Request {
+	internal := netip.AddrPortFrom(s.Internal.Addr(), s.internalPort(m))
 	if s.SamePort {
 		internal = netip.AddrPortFrom(internal.Addr(), external)
 	}
 	return backends.Request{
-		Protocol: protocol, Internal: internal, External: netip.AddrPortFrom(netip.Addr{}, external),
+		Protocol: m.Protocol, Internal: internal, External: netip.AddrPortFrom(s.Address, external),
 		Exact: s.Exact, Remote: s.Remote, Lifetime: s.Lifetime, Description: s.Description,
 	}
 }
@@ -45,13 +71,13 @@ func (s *Spec) sharesWith(t *Spec) bool { return s.samePlace(t) && s.Lifetime ==
 
 // samePlace is sharesWith, but for the lifetime.
 func (s *Spec) samePlace(t *Spec) bool {
-	return s.External == t.External && s.Exact == t.Exact && s.SamePort == t.SamePort && s.Remote == t.Remote
+	return s.External == t.External && s.Address == t.Address && s.Exact == t.Exact && s.SamePort == t.SamePort && s.Remote == t.Remote
 }
 
 // Status is what a handle is. It never changes.
 type Status struct {
 	Spec    *Spec
-	Granted []*backends.Mapping // in the order of Spec.Protocols, also while Lost
+	Granted []*backends.Mapping // in the order of Spec.Members, also while Lost
 	Lost    bool                // the gateway has it no more, as far as is known
 	Closed  bool
 	Err     error // of the last request, or nil
@@ -60,8 +86,8 @@ type Status struct {
 	Reason  string    // of that
 }
 
-// State returns copies of what is granted, also of what has run out and is not missed yet.
-func (s *Status) State() []backends.Mapping {
+// Grants returns copies of what is granted, also of what has run out and is not missed yet.
+func (s *Status) Grants() []backends.Mapping {
 	if s.Lost {
 		return nil
 	}
@@ -109,8 +135,9 @@ type Handle struct {
 	sink    Sink
 	status  atomic.Pointer[Status]
 	changed atomic.Pointer[chan struct{}]
-	client  atomic.Pointer[Client]  // of the owner that it is attached to; nil: none
-	closing atomic.Pointer[Closing] // nil until it is closed
+	client  atomic.Pointer[Client]        // of the owner that it is attached to; nil: none
+	closing atomic.Pointer[Closing]       // nil until it is closed
+	done    atomic.Pointer[chan struct{}] // what Done returns; nil: nobody asked, and it is open
 
 	// The owner's loop owns what is next.
 	backend   *Backend  // that granted it; nil: nothing is granted
@@ -139,6 +166,22 @@ func (h *Handle) spec() *Spec { return h.status.Load().Spec }
 
 // Client returns the client that the handle is attached to, or nil.
 func (h *Handle) Client() *Client { return h.client.Load() }
+
+// Done returns a channel that is closed when the handle is closed.
+func (h *Handle) Done() <-chan struct{} {
+	c := make(chan struct{})
+	if !h.done.CompareAndSwap(nil, &c) {
+		return *h.done.Load()
+	}
+	return c
+}
+
+// ended is what Done returns of a handle that is closed.
+var ended = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // Answered is that of the client that the handle is attached to.
 func (h *Handle) Answered() time.Time {
@@ -181,6 +224,7 @@ const (
 	Changed
 	Lost
 	Restored
+	Failed
 )
 
 // publish stores another status if it differs, and tells the sink what happened.
@@ -188,7 +232,7 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	before := h.status.Load()
 	after := *before
 	change(&after)
-	was, is := before.State(), after.State()
+	was, is := before.Grants(), after.Grants()
 	if h.silent != nil {
 		was, h.silent = h.silent, nil
 	}
@@ -196,7 +240,10 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	if len(is) > 0 {
 		h.known, h.preferred = true, is[0].External.Port()
 	}
-	if kind != 0 {
+	if kind == 0 && after.Err != nil && (before.Err == nil || before.Err.Error() != after.Err.Error()) {
+		kind, reason = Failed, after.Err.Error()
+	}
+	if kind != 0 && kind != Failed {
 		if after.Err != nil && kind == Lost {
 			reason = after.Err.Error()
 		}
@@ -246,15 +293,15 @@ func (o *Owner) has(h *Handle) bool {
 // route. What is not renewed stays as it is until it ends.
 func (h *Handle) isUnusable() bool { return h.client.Load().unusable && !h.spec().Once }
 
-// entries returns what the handle was granted, in the order of its protocols.
+// entries returns what the handle was granted, in the order of Spec.Members.
 func (h *Handle) entries() (out []*entry) {
 	c := h.client.Load()
 	if h.backend == nil || c == nil {
 		return nil
 	}
-	g := c.owner.groupOf(h.spec().Internal)
-	for _, p := range h.spec().Protocols {
-		if e := g.entry(h.backend.name, p); e != nil && e.state == active && e.isHeldBy(h) {
+	g := c.owner.groupOf(h.spec())
+	for _, m := range h.spec().Members() {
+		if e := g.entry(h.backend.name, m); e != nil && e.state == active && e.isHeldBy(h) {
 			out = append(out, e)
 		}
 	}
@@ -267,7 +314,7 @@ func (h *Handle) isIntact() bool {
 	for _, e := range h.entries() {
 		granted = append(granted, e.granted)
 	}
-	return !h.isUnusable() && len(granted) == len(h.spec().Protocols) && h.spec().checkPorts(granted) == nil
+	return !h.isUnusable() && len(granted) == len(h.spec().Members()) && h.spec().checkPorts(granted) == nil
 }
 
 // refresh publishes what a handle's entries are now. If they do not fit together any
@@ -277,7 +324,7 @@ func (o *Owner) refresh(h *Handle, reason string) {
 		return
 	}
 	entries := h.entries()
-	if len(entries) < len(h.spec().Protocols) {
+	if len(entries) < len(h.spec().Members()) {
 		return
 	}
 	var (
@@ -311,7 +358,7 @@ func (o *Owner) refresh(h *Handle, reason string) {
 func (h *Handle) setSpec(s *Spec) error {
 	for _, e := range h.entries() {
 		if len(e.holders) > 1 && !e.spec.sharesWith(s) {
-			return &ConflictError{Protocol: e.protocol, Port: h.Port}
+			return &ConflictError{Protocol: e.Protocol, Port: h.Port}
 		}
 	}
 	for _, e := range h.entries() {

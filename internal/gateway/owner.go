@@ -71,7 +71,7 @@ type Owner struct {
 	loop      Loop
 	backends  []*Backend
 	joined    []*Client
-	groups    map[netip.AddrPort]*group
+	groups    map[groupKey]*group
 	running   int                    // flows that count for MaxCalls
 	waiting   [ctxsync.Check][]*flow // the first flows of their groups
 	inherited []remainder            // of an owner before
@@ -79,11 +79,11 @@ type Owner struct {
 	retry     Timer                  // of these
 	retrying  bool
 	probing   *probing
-	samePort  bool // an entry may have another internal port than its group
+	scattered bool // an entry may have another internal port than its group
 }
 
 func newOwner(r *Registry, key Key) *Owner {
-	o := &Owner{key: key, registry: r, groups: map[netip.AddrPort]*group{}}
+	o := &Owner{key: key, registry: r, groups: map[groupKey]*group{}}
 	o.start = time.Now().Add(-time.Hour) // so that no time of a grant is 0
 	o.retry.Fire = o.retryDue
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())

@@ -26,7 +26,7 @@ func TestJoinWhileLastLeaves(t *testing.T) {
 	var e *entry
 	o.loop.Do(func() {
 		s := &Spec{Lifetime: time.Hour}
-		e = o.groupOf(s.Internal).add(&entry{backend: o.backends[0], protocol: backends.TCP, spec: s})
+		e = o.groupOf(s).add(&entry{backend: o.backends[0], Member: Member{Protocol: backends.TCP}, spec: s})
 		e.noReply()
 		e.end = &ending{client: last}
 		o.pend(e, backends.ErrNoReply)

@@ -20,6 +20,13 @@ func RandomPort() uint16 {
 	return uint16(firstDynamicPort + rand.IntN(lastDynamicPort-firstDynamicPort+1)) //nolint:gosec // in range; a port is no secret
 }
 
+// isScattered reports whether an entry of the spec can have another internal port than its
+// group.
+func (s *Spec) isScattered() bool { return s.SamePort || s.Count > 1 }
+
+// randomPort returns a random external port that leaves room for those after it.
+func (s *Spec) randomPort() uint16 { return min(RandomPort(), lastDynamicPort-s.ports()+1) }
+
 // firstPort is the external port to try first. Preferred is what the handle had before, or 0.
 func (s *Spec) firstPort(preferred uint16) uint16 {
 	if s.Exact {
@@ -43,20 +50,27 @@ func (s *Spec) nextPort(port uint16, attempt int, err error) (uint16, bool) {
 	switch {
 	case s.Exact || errors.As(err, &ours) || attempt >= maxPorts || isMismatch && attempt >= maxUnitPorts:
 		return 0, false
-	case isMismatch && attempt == 0:
+	case isMismatch && attempt == 0 && mismatch.offered <= lastDynamicPort-s.ports()+1:
 		return mismatch.offered, true
 	case errors.Is(err, backends.ErrConflict) || refusedLow:
-		return RandomPort(), true
+		return s.randomPort(), true
 	}
 	return 0, false
 }
 
-// checkPorts says whether the numbers that must be one are.
+// checkPorts says whether the first of what was granted, in the order of Members, fits
+// together: the external ports are one number, or follow each other as the internal ones do.
 func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 	first := granted[0].External.Port()
-	for _, g := range granted {
-		switch offered := g.External.Port(); {
-		case !s.SamePort && g.Internal.Port() != s.Internal.Port():
+	if first > lastDynamicPort-s.ports()+1 { // there is no room for the range
+		return &portMismatchError{wanted: s.firstPort(0), offered: first}
+	}
+	for i, m := range s.Members()[:len(granted)] {
+		g := granted[i]
+		switch offered := g.External.Port() - m.Offset; {
+		case s.Exact && s.Address.IsValid() && g.External.Addr() != s.Address:
+			return fmt.Errorf("%w: the gateway gives the external address %v where %v is needed", backends.ErrConflict, backends.Endpoint{AddrPort: g.External}, s.Address)
+		case !s.SamePort && g.Internal.Port() != s.internalPort(m):
 			// The gateways of VPN providers do so.
 			return fmt.Errorf("%w: the gateway forwards port %d to port %d of this host only: ask for SamePort", backends.ErrUnsupported, offered, offered)
 		case offered != first:

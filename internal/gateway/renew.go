@@ -38,12 +38,12 @@ func (e *entry) next(now time.Time) time.Time {
 	case e.isOnce():
 		return at // when it is dropped
 	case e.err == nil && at.IsZero():
-		return now.Add(verifyPause + jitter(verifyPause/8))
+		return now.Add(e.renewWithin(verifyPause + jitter(verifyPause/8)))
 	case e.err == nil:
 		// Half of the lifetime, and up to an eighth more, so that entries granted together
 		// are not renewed together.
 		lifetime := min(at.Sub(now), longestLease)
-		return now.Add(max(lifetime/2+jitter(lifetime/8), shortestPause))
+		return now.Add(e.renewWithin(max(lifetime/2+jitter(lifetime/8), shortestPause)))
 	case !at.IsZero() && !e.doubtful:
 		// The windows of RFC 6887, section 11.2.1: half of what is left, again and again. A
 		// longer grant counts as one for a day.
@@ -55,6 +55,17 @@ func (e *entry) next(now time.Time) time.Time {
 		}
 	}
 	return now.Add(Backoff(int(e.failures), e.err, jitter))
+}
+
+// renewWithin returns the pause before a renewal: that of the RFCs, or a shorter one that a
+// holder wants.
+func (e *entry) renewWithin(pause time.Duration) time.Duration {
+	for _, h := range e.holders {
+		if every := h.spec().RenewEvery; every > 0 {
+			pause = min(pause, every)
+		}
+	}
+	return pause
 }
 
 // Backoff returns the pause after so many failures in a row, the last of which was err.
@@ -218,7 +229,7 @@ func (f *flow) expire() {
 // renew makes one renewal. A mapping that runs out meanwhile is lost, which is not to be
 // noticed only when the last retransmission got no reply.
 func (f *flow) renew(e *entry) (backends.Mapping, error) {
-	m, r, timeout := *e.granted, e.spec.Request(e.protocol, e.asked), e.holders[0].spec().Timeout
+	m, r, timeout := *e.granted, e.spec.request(e.Member, e.asked), e.holders[0].spec().Timeout
 	if at, has := f.ctx.Deadline(); has {
 		timeout = max(timeout, time.Until(at)+lateReply)
 	}
@@ -297,7 +308,7 @@ func (o *Owner) ranOut(e *entry, err error) {
 			after := *h.Status()
 			e.holders = without(e.holders, h)
 			e.group.leave(h, after.Granted)
-			if granted := after.State(); len(granted) > 0 {
+			if granted := after.Grants(); len(granted) > 0 {
 				h.silent = granted
 			}
 			after.Granted, after.Next = nil, time.Time{}

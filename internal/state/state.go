@@ -19,7 +19,10 @@ import (
 // Record is a mapping that a program holds.
 type Record struct {
 	// Port is the internal port that was requested. The mapping may have another.
-	Port    uint16
+	Port uint16
+	// Count is the number of ports of the range that the mapping is part of, from Port; 0:
+	// it is none.
+	Count   uint16
 	Mapping backends.Mapping
 }
 
@@ -36,7 +39,14 @@ type contents struct {
 // row is a Record in the file.
 type row struct {
 	Port    uint16     `json:"port"`
+	Count   uint16     `json:"count,omitempty"`
 	Mapping rowMapping `json:"mapping"`
+}
+
+// isInRange reports whether the internal port is one of the range, if there is one.
+func (r row) isInRange() bool {
+	port := r.Mapping.Internal.Port()
+	return r.Count <= 1 || port >= r.Port && port-r.Port < r.Count && r.Port+r.Count-1 >= r.Port
 }
 
 // rowMapping has the bytes of the token in place of the Token, which hides them from JSON.
@@ -181,10 +191,10 @@ func read(path string) ([]Record, error) {
 		if err := m.Check(); err != nil {
 			return nil, invalid("mapping %d: %w", i, err)
 		}
-		if in.Port == 0 || m.Backend == "" || m.Lifetime <= 0 || m.External.Port() == 0 || len(in.Mapping.Token) > longestToken {
+		if in.Port == 0 || !in.isInRange() || m.Backend == "" || m.Lifetime <= 0 || m.External.Port() == 0 || len(in.Mapping.Token) > longestToken {
 			return nil, invalid("mapping %d is incomplete", i)
 		}
-		records[i] = Record{in.Port, m}
+		records[i] = Record{in.Port, in.Count, m}
 	}
 	return records, nil
 }
@@ -194,7 +204,7 @@ func read(path string) ([]Record, error) {
 func (f *File) Write(records []Record) error {
 	rows := make([]row, len(records))
 	for i, r := range records {
-		rows[i] = row{r.Port, rowMapping{r.Mapping, r.Mapping.Token.Bytes()}}
+		rows[i] = row{r.Port, r.Count, rowMapping{r.Mapping, r.Mapping.Token.Bytes()}}
 	}
 	if err := replace(f.path, contents{version, rows}); err != nil {
 		return fmt.Errorf("state: %w", err)

@@ -84,8 +84,8 @@ var hostProgram = lab.Func("host", func(p *lab.Proc) {
 
 func newForwarder(p *lab.Proc) *forward.Forwarder {
 	f, err := forward.New(&forward.Config{
-		Timeout: patience,
-		Logger:  slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		RequestTimeout: patience,
+		Logger:         slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
 		p.Fatal(err)

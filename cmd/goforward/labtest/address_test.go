@@ -33,7 +33,7 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	f := newForwarder(t, home.Lan, config{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 
 	for _, script := range change {
@@ -52,7 +52,7 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	}
 	// The router's clock starts anew, as the standard wants it: that looks
 	// like a restart, where it had been running for long enough.
-	if e.Kind != forward.Changed && e.Kind != forward.Restored {
+	if e.Kind != forward.EventChanged && e.Kind != forward.EventRestored {
 		t.Errorf("event %v", e.Kind)
 	}
 	if s := m.now(); s.External != want || s.Failure != nil {

@@ -80,7 +80,7 @@ func (s *server) runUntilMapped(ctx context.Context, c call) error {
 }
 
 func (s *server) onEvent(e forward.Event) {
-	if e.Kind != forward.Mapped {
+	if e.Kind != forward.EventMapped {
 		return
 	}
 	select {

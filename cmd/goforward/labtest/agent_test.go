@@ -100,10 +100,13 @@ func (s *server) newForwarder(c call) answer {
 	defer s.mu.Unlock()
 	n := len(s.forwarders)
 	config := &forward.Config{
-		Gateway: c.Config.Gateway, Interface: c.Config.Interface, Wait: c.Config.Wait, Timeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
-		Order: c.Config.Order, IGD: c.Config.IGD, StateFile: c.Config.State,
+		Gateway: c.Config.Gateway, Interface: c.Config.Interface, DiscoveryTimeout: c.Config.Wait, RequestTimeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
+		Protocols: c.Config.Order, UPnPURL: c.Config.IGD, StateFile: c.Config.State,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnEvent: func(e forward.Event) {
+			if e.Kind == forward.EventFailed { // how often depends on the pace of the router
+				return
+			}
 			s.onEvent(e)
 			s.proc.Send(answer{Event: toEvent(n, e)})
 		},
@@ -130,14 +133,14 @@ func toEvent(forwarder int, e forward.Event) *event {
 	}
 	return &event{
 		Forwarder: forwarder, Kind: e.Kind, Reason: e.Reason, Time: e.Time,
-		External: first(e.State), Previous: first(e.Previous),
+		External: first(e.Grants), Previous: first(e.Previous),
 	}
 }
 
 func toState(m *forward.Mapping) state {
 	return state{
-		External: m.External(), Internal: m.Internal(), Granted: m.State(), Backend: m.Backend(),
-		Gateway: m.Gateway(), Expires: m.Expires(), Scope: m.Scope().String(), NextTry: m.NextTry(), Failure: toFailure(m.Err()),
+		External: m.External().AddrPort, Internal: m.Internal(), Granted: m.Grants(), Backend: m.Backend(),
+		Gateway: m.Gateway(), Expires: m.Expires(), Scope: m.Scope().String(), NextTry: m.Status().NextAttempt, Failure: toFailure(m.Err()),
 	}
 }
 

@@ -32,7 +32,7 @@ func TestBackground(t *testing.T) {
 	if took := time.Since(begin); took > 5*time.Second {
 		t.Errorf("granted %v after the route came", took)
 	}
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	f.disable()
 	wantRules(t, home, 0)
@@ -54,7 +54,7 @@ func TestBackgroundRouter(t *testing.T) {
 	begin := time.Now()
 	m.wait(patience)
 	t.Logf("granted %v after the router was ready", time.Since(begin))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	m.close()
 	wantRules(t, home, 0)

@@ -54,7 +54,7 @@ const (
 	byListened      = "close mapping of listener"
 	cancelExternal  = 2000 // more than the internal port
 	cancelLifetime  = time.Hour
-	cancelCallBound = 15 * time.Second // Config.Timeout; each end is much faster
+	cancelCallBound = 15 * time.Second // Config.RequestTimeout; each end is much faster
 )
 
 func cancelCalls() (all []cancelCall) {

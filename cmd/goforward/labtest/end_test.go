@@ -54,9 +54,9 @@ func TestRun(t *testing.T) {
 			f := newForwarder(t, home.Lan, config{Package: pkg})
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			other := f.enable(udp(8081))
-			f.event(forward.Mapped)
+			f.event(forward.EventMapped)
 			id := f.begin(call{Op: "run", Forwarder: f.n, Options: []option{tcp(8080)}})
-			external := f.event(forward.Mapped).External
+			external := f.event(forward.EventMapped).External
 			home.Reaches(t, echo, external)
 			f.do(call{Op: "cancel", Cancel: id})
 			if got := f.await(id); got.Failure != nil {

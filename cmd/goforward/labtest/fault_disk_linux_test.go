@@ -21,7 +21,7 @@ var diskful = lab.Func("state file", func(p *lab.Proc) {
 	var path string
 	p.Args(&path)
 	f, err := forward.New(&forward.Config{
-		StateFile: path, Wait: patience / 2, Timeout: patience,
+		StateFile: path, DiscoveryTimeout: patience / 2, RequestTimeout: patience,
 		Logger: slog.New(slog.NewTextHandler(tellWarnings{p}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {

@@ -49,7 +49,7 @@ func TestRouteFlaps(t *testing.T) {
 	f := newForwarder(t, lan, config{Interface: "eth0"})
 	enabled := f.do(call{Op: "enable", Forwarder: f.n, Options: []option{tcp(8080)}})
 	m, _ := f.enabled(enabled)
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	comparison := enabled.Took
 	t.Logf("to read the routes takes about %v", comparison)
 	passes := func(d time.Duration) {

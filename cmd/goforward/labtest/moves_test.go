@@ -19,7 +19,7 @@ func TestMovesLeaveNothing(t *testing.T) {
 	rival := home.Rival(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	const moves = 6
 	goroutines, files := f.fewest("goroutines"), f.fewest("files")
 	for i := range moves {
@@ -57,7 +57,7 @@ func TestMoveAfterIdleEvents(t *testing.T) {
 	rival := home.Rival(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
 	f := newForwarder(t, home.Lan, config{})
 	f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	begin := time.Now()
 	until(t, patience, "the time does not pass", func() bool {
 		home.Lan.Exec(t, "sh", "-ec", `ip addr add 10.99.0.1/32 dev lo
@@ -65,8 +65,8 @@ func TestMoveAfterIdleEvents(t *testing.T) {
 		return time.Since(begin) > time.Second
 	})
 	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", rival.Gateway.String())
-	lost := f.event(forward.Lost)
-	restored := f.event(forward.Restored)
+	lost := f.event(forward.EventLost)
+	restored := f.event(forward.EventRestored)
 	if restored.External != at(rival, 8080) {
 		t.Errorf("%+v", restored)
 	}

@@ -24,7 +24,7 @@ func TestRouteMoves(t *testing.T) {
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(tcp(8080))
-			f.event(forward.Mapped)
+			f.event(forward.EventMapped)
 			home.Reaches(t, echo, m.External)
 			for _, way := range []*lab.HomeNet{rival, home} {
 				other := home
@@ -33,8 +33,8 @@ func TestRouteMoves(t *testing.T) {
 				}
 				home.Lan.Exec(t, "ip", "route", "replace", "default", "via", way.Gateway.String())
 				begin := time.Now()
-				f.event(forward.Lost)
-				if e := f.event(forward.Restored); e.External != at(way, 8080) {
+				f.event(forward.EventLost)
+				if e := f.event(forward.EventRestored); e.External != at(way, 8080) {
 					t.Errorf("%+v", e)
 				}
 				t.Logf("mapped again %v after the route had moved", time.Since(begin))
@@ -60,10 +60,10 @@ func TestRouteReturns(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	home.Lan.Exec(t, "ip", "route", "del", "default")
-	f.event(forward.Lost)
+	f.event(forward.EventLost)
 	var next time.Time
 	until(t, patience, "attempts go on all the time", func() bool {
 		s := m.now()
@@ -71,7 +71,7 @@ func TestRouteReturns(t *testing.T) {
 		return s.Failure != nil && time.Until(next) > 3*time.Second
 	})
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
-	if e := f.event(forward.Restored); e.External != at(home, 8080) || !e.Time.Before(next) {
+	if e := f.event(forward.EventRestored); e.External != at(home, 8080) || !e.Time.Before(next) {
 		t.Errorf("%+v; want it restored before the attempt that was due at %v", e, next)
 	}
 	home.Reaches(t, echo, at(home, 8080))
@@ -88,13 +88,13 @@ func TestAddressMoves(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	home.Lan.Exec(t, "sh", "-ec", `ip addr flush dev eth0 scope global
 		ip addr add 192.168.77.22/24 dev eth0
 		ip route add default via `+home.Gateway.String())
-	f.event(forward.Lost)
-	e := f.event(forward.Restored)
+	f.event(forward.EventLost)
+	e := f.event(forward.EventRestored)
 	if e.External.Addr() != home.External {
 		t.Errorf("%+v", e)
 	}
@@ -113,13 +113,13 @@ func TestLinkDown(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	home.Lan.Exec(t, "ip", "link", "set", "eth0", "down")
-	f.event(forward.Lost)
+	f.event(forward.EventLost)
 	home.Lan.Exec(t, "ip", "link", "set", "eth0", "up")
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
-	if e := f.event(forward.Restored); e.External != at(home, 8080) {
+	if e := f.event(forward.EventRestored); e.External != at(home, 8080) {
 		t.Errorf("%+v", e)
 	}
 	comes(t, home, echo, m.External, patience)
@@ -140,7 +140,7 @@ func TestNetworkComes(t *testing.T) {
 	until(t, patience, "attempts go on all the time", func() bool { return time.Until(m.now().NextTry) > 3*time.Second })
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
 	begin := time.Now()
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	took := time.Since(begin)
 	t.Logf("mapped %v after the way out appeared", took)
 	if took > 2*time.Second {

@@ -79,7 +79,7 @@ const renewals = 3*shortLease + shortLease/4
 func steadily(t *testing.T, home *lab.HomeNet, f *remote, opts ...option) target {
 	t.Helper()
 	m := f.enable(append(opts, tcp(8082), lifetime(time.Hour), once)...)
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	return target{home.Lan.Echo(t, "tcp", m.Internal.String()), m.External}
 }
 
@@ -124,8 +124,8 @@ func testRenewal(t *testing.T, router lab.Router, backend string) {
 	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
 	steady := steadily(t, home, f)
 	kept, left := f.enable(both(8080)), f.enable(tcp(8081), once)
-	f.event(forward.Mapped)
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
+	f.event(forward.EventMapped)
 	over, byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8081"), home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 	home.Reaches(t, over, left.External)
 	wait := watched(t, home, kept.External, steady, renewals, byTCP, byUDP)

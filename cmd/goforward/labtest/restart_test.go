@@ -85,7 +85,7 @@ func testRestart(t *testing.T, router lab.Router) {
 	f := newForwarder(t, home.Lan, config{})
 	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 	m := f.enable(both(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, byTCP, m.External)
 	home.Reaches(t, byUDP, m.External)
 	age(t, home)
@@ -103,10 +103,10 @@ func testRestart(t *testing.T, router lab.Router) {
 	}
 
 	if router.DaemonUptime {
-		if e := f.event(forward.Lost); e.Previous != m.External || e.External.IsValid() {
+		if e := f.event(forward.EventLost); e.Previous != m.External || e.External.IsValid() {
 			t.Errorf("%+v", e)
 		}
-		if e := f.event(forward.Restored); e.External != m.External {
+		if e := f.event(forward.EventRestored); e.External != m.External {
 			t.Errorf("%+v", e)
 		}
 	}
@@ -157,7 +157,7 @@ func TestRestartClock(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	age(t, home)
 	f.externalIP() // tells the clock
 	die(t, home)
@@ -170,8 +170,8 @@ func TestRestartClock(t *testing.T) {
 	if took > soon {
 		t.Errorf("bytes arrived %v after the answer", took)
 	}
-	f.event(forward.Lost)
-	f.event(forward.Restored)
+	f.event(forward.EventLost)
+	f.event(forward.EventRestored)
 }
 
 // The router is away for longer than the mapping lives.
@@ -182,10 +182,10 @@ func TestRestartLate(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{Lifetime: 2 * time.Second})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
-	f.event(forward.Mapped)
+	f.event(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	die(t, home)
-	f.event(forward.Lost)
+	f.event(forward.EventLost)
 	if s := m.now(); s.External.IsValid() || s.Failure == nil {
 		t.Errorf("%+v", s)
 	}
@@ -199,7 +199,7 @@ func TestRestartLate(t *testing.T) {
 	if took > soon {
 		t.Errorf("bytes arrived %v after the router was ready and had announced it", took)
 	}
-	if e := f.event(forward.Restored); e.External != at(home, 8080) {
+	if e := f.event(forward.EventRestored); e.External != at(home, 8080) {
 		t.Errorf("%+v", e)
 	}
 }

@@ -87,7 +87,7 @@ func TestUPnPRestart(t *testing.T) {
 			f := newForwarder(t, home.Lan, config{})
 			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 			m := f.enable(both(8080))
-			f.event(forward.Mapped)
+			f.event(forward.EventMapped)
 			for range 3 {
 				home.Reaches(t, byTCP, m.External)
 				home.Reaches(t, byUDP, m.External)

@@ -130,7 +130,7 @@ func (o option) option() forward.Option {
 	case "ipv6":
 		return forward.IPv6()
 	case "permanent":
-		return forward.Permanent()
+		return forward.Lifetime(forward.Forever)
 	case "lifetime":
 		return forward.Lifetime(o.Lifetime)
 	}

@@ -22,7 +22,7 @@ func Router(config gatewaytest.Config) (*gatewaytest.Gateway, error) {
 	}
 	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
 	err = forward.Configure(&forward.Config{
-		Gateway: gw.Addr(), SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere,
+		Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere},
 	})
 	if err != nil {
 		_ = gw.Close()

@@ -8,8 +8,8 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
-	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/internal/gateway"
 )
 
 // way is a gateway and how to ask it.
@@ -17,9 +17,9 @@ type way struct {
 	gateway netip.AddrPort // port 0: the protocol's own
 	iface   string
 	source  netip.Addr
-	key     []byte           // that PCP nonces are derived from; nil: none
-	igd     string           // the description of its UPnP device; empty: it is searched for
-	ssdp    []netip.AddrPort // where that is done; nil: where the standard says
+	key     []byte         // that PCP nonces are derived from; nil: none
+	igd     string         // the description of its UPnP device; empty: it is searched for
+	ssdp    netip.AddrPort // where that is done; the zero value: where the standard says
 
 	// Where to listen for what is announced; the zero values: where the standards say.
 	announce, notify netip.AddrPort
@@ -27,7 +27,6 @@ type way struct {
 
 // opener makes the backend of one protocol for a gateway, without I/O: for what
 // the facade has no call for, because it only knows the mappings of its process.
-// Here is where another protocol joins unmap, list and gateways.
 type opener struct {
 	name  string
 	title string // for people
@@ -46,48 +45,23 @@ type speaker struct {
 	devices func(context.Context) ([]upnp.Gateway, error)
 }
 
-var openers = []opener{
-	{name: natpmp.Name, title: "NAT-PMP", open: openNATPMP},
-	{name: pcp.Name, title: "PCP", open: openPCP, ipv6: true, keyed: true},
-	{name: upnp.Name, title: "UPnP", open: openUPnP, ipv6: true},
-}
-
-func openNATPMP(a *app, w way) (speaker, error) {
-	b, err := natpmp.New(natpmp.Config{
-		Gateway: w.gateway, Interface: w.iface, Source: w.source, Announce: w.announce, Logger: a.logger(),
-	})
-	if err != nil {
-		return speaker{}, err
+// openers are those of all protocols of the facade.
+var openers = func() (out []opener) {
+	for _, p := range gateway.Protocols {
+		out = append(out, opener{name: p.Name, title: p.Title, ipv6: p.IPv6, keyed: p.Keyed, open: func(a *app, w way) (speaker, error) {
+			return open(p, a, w)
+		}})
 	}
-	return speaker{Backend: b, ask: b.ExternalAddr}, nil
-}
-
-func openPCP(a *app, w way) (speaker, error) {
-	config := pcp.Config{
-		Gateway: w.gateway, Interface: w.iface, Source: w.source, Announce: w.announce, Logger: a.logger(),
-		FirstWait: natpmp.DefaultFirstWait, Transmissions: natpmp.DefaultTransmissions,
-	}
-	if w.key != nil {
-		config.Nonce = func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
-			return pcp.DeriveNonce(w.key, gateway, p, internal)
-		}
-	}
-	b, err := pcp.New(config)
-	if err != nil {
-		return speaker{}, err
-	}
-	// The protocol tells its external address only with a mapping.
-	return speaker{Backend: b, ask: probe(b.Probe)}, nil
-}
+	return out
+}()
 
 // searchTime bounds the search for UPnP devices, which may take a second to
 // answer.
 const searchTime = 1500 * time.Millisecond
 
-func openUPnP(a *app, w way) (speaker, error) {
-	config := upnp.Config{
-		Gateway: w.gateway.Addr(), Interface: w.iface, Source: w.source,
-		SSDP: w.ssdp, Notify: w.notify, Wait: searchTime, Logger: a.logger(),
+func open(p gateway.Protocol, a *app, w way) (speaker, error) {
+	config := gateway.BackendConfig{
+		Interface: w.iface, Announce: w.announce, Nonce: string(w.key), SSDP: w.ssdp, Notify: w.notify, Wait: searchTime,
 	}
 	if t := a.settings.timeout; t != 0 {
 		config.Wait = min(searchTime, t/2) // there is more to do
@@ -95,11 +69,18 @@ func openUPnP(a *app, w way) (speaker, error) {
 	if host, err := igdHost(w.igd); err == nil && host.Is4() == w.gateway.Addr().Is4() {
 		config.URL = w.igd
 	}
-	b, err := upnp.New(config)
+	b, err := p.Open(config, gateway.Key{Gateway: w.gateway, Local: w.source}, a.logger())
 	if err != nil {
 		return speaker{}, err
 	}
-	return speaker{Backend: b, ask: probe(b.Probe), devices: b.Gateways}, nil
+	s := speaker{Backend: b, ask: probe(b.Probe)}
+	switch b := b.(type) {
+	case *natpmp.Backend:
+		s.ask = b.ExternalAddr // is what Probe asks, too; the others tell it only with a mapping
+	case *upnp.Backend:
+		s.devices = b.Gateways
+	}
+	return s, nil
 }
 
 // probe is a question whose answer does not have the external address.

@@ -115,8 +115,8 @@ func (d *demonstration) start(ctx context.Context) error {
 		return err
 	}
 	d.forwarder, err = forward.New(&forward.Config{
-		Gateway: d.gateway.Addr(), Order: d.app.settings.order,
-		Announce: d.gateway.AnnounceAddr(), SSDP: d.gateway.SSDP(), Notify: d.gateway.NotifyAddr(),
+		Gateway: d.gateway.Addr(), Protocols: d.app.settings.order,
+		Test: forward.TestNetwork{Announce: d.gateway.AnnounceAddr(), SSDP: d.gateway.SSDP(), Notify: d.gateway.NotifyAddr()},
 		OnEvent: func(e forward.Event) {
 			select {
 			case d.events <- e:
@@ -148,9 +148,9 @@ func (d *demonstration) enable(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	m := d.mapping.State()[0]
+	m := d.mapping.Grants()[0]
 	d.line("router", "%v → %v, for %v; renewed long before", m.External, m.Internal, hours(m.Lifetime))
-	_, err = d.await(ctx, forward.Mapped)
+	_, err = d.await(ctx, forward.EventMapped)
 	return err
 }
 
@@ -158,12 +158,12 @@ func (d *demonstration) restart(ctx context.Context) error {
 	d.title("The router restarts, and forgets")
 	start := time.Now()
 	d.gateway.Restart(gatewaytest.RestartOptions{})
-	lost, err := d.await(ctx, forward.Lost)
+	lost, err := d.await(ctx, forward.EventLost)
 	if err != nil {
 		return err
 	}
 	d.line("lost", "%s", lost.Reason)
-	if _, err := d.await(ctx, forward.Restored); err != nil {
+	if _, err := d.await(ctx, forward.EventRestored); err != nil {
 		return err
 	}
 	d.line("restored", "%v → %v, after %v", d.mapping.External(), d.mapping.Internal(), time.Since(start).Round(100*time.Microsecond))

@@ -26,8 +26,11 @@ func TestDevices(t *testing.T) {
 	several := func(a *app) {
 		a.openers = slices.DeleteFunc(slices.Clone(openers), func(o opener) bool { return o.name != upnp.Name })
 		a.openers[0].open = func(a *app, w way) (speaker, error) {
-			w.ssdp = ssdp
-			return openUPnP(a, w)
+			b, err := upnp.New(upnp.Config{Gateway: w.gateway.Addr(), SSDP: ssdp, Notify: w.notify, Wait: searchTime, Logger: a.logger()})
+			if err != nil {
+				return speaker{}, err
+			}
+			return speaker{Backend: b, ask: probe(b.Probe), devices: b.Gateways}, nil
 		}
 	}
 	const want = `USED  GATEWAY    INTERFACE  LOCAL  METRIC  UPnP  EXTERNAL    TOOK

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/hashicorp/go-multierror"
-
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
@@ -17,7 +15,7 @@ import (
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
 	several := func(kind error, noGateway bool, attempts ...error) error {
-		return &forward.Error{Kind: kind, NoGateway: noGateway, Attempts: multierror.Append(nil, attempts...)}
+		return &forward.Error{Kind: kind, NoGateway: noGateway, Attempts: attempts}
 	}
 	for _, tt := range []struct {
 		err  error

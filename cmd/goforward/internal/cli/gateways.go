@@ -140,7 +140,7 @@ func (a *app) ask(ctx context.Context, rows []*gatewayRow) {
 func (a *app) question(ctx context.Context, o opener, r *gatewayRow) answer {
 	w := way{
 		gateway: r.addr, iface: a.settings.iface, source: a.settings.source,
-		igd: a.settings.igd, ssdp: a.settings.searched(),
+		igd: a.settings.igd, ssdp: a.settings.ssdp,
 	}
 	if !a.settings.named().IsValid() {
 		w.iface = r.route.Interface

@@ -22,7 +22,7 @@ func hosts(all, used []discover.Gateway, at map[netip.Addr]*gatewaytest.Gateway)
 		for i, o := range openers {
 			a.openers[i].open = func(a *app, w way) (speaker, error) {
 				gw := at[w.gateway.Addr()]
-				nowhere := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}
+				nowhere := netip.MustParseAddrPort("127.0.0.1:0")
 				return o.open(a, way{gateway: gw.Addr(), igd: gw.UPnP().DescriptionURL(), ssdp: nowhere})
 			}
 		}

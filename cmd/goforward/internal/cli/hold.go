@@ -39,7 +39,7 @@ func (a *app) hold(ctx context.Context, w *wish, k *keeping) error {
 	}
 	stop := h.startErrands(ctx)
 	err = h.follow(ctx, m)
-	if ctx.Err() != nil && (h.last != nil || len(m.State()) > 0) {
+	if ctx.Err() != nil && (h.last != nil || len(m.Grants()) > 0) {
 		a.sayf("removing the mapping; Ctrl-C again to leave it\n")
 	}
 	close(h.over)
@@ -98,6 +98,9 @@ func (h *holding) startErrands(ctx context.Context) (stop context.CancelFunc) {
 }
 
 func (h *holding) onEvent(e forward.Event) {
+	if e.Kind == forward.EventFailed {
+		return // tellFailure tells it, with the time of the next attempt
+	}
 	select {
 	case h.events <- e:
 	case <-h.over:

@@ -15,15 +15,15 @@ import (
 // tellFailure tells of an attempt that failed, once. A wish that makes no sense
 // is not tried for ever.
 func (h *holding) tellFailure(m *forward.Mapping) error {
-	next, err := m.NextTry(), m.Err()
+	next, err := m.Status().NextAttempt, m.Err()
 	h.failing = err != nil
 	switch {
 	case err == nil:
 		h.failure = ""
 		return nil
-	case next != m.NextTry() || next.Equal(h.seen):
+	case next != m.Status().NextAttempt || next.Equal(h.seen):
 		return nil // the next look tells, or it is told
-	case (len(m.State()) > 0) != h.standing:
+	case (len(m.Grants()) > 0) != h.standing:
 		return nil // an event that says so is on the way
 	case h.last == nil && classify(err).code == exitUsage && !errors.Is(err, netbind.ErrNotHere):
 		return err
@@ -52,8 +52,8 @@ func (h *holding) tell(e forward.Event) {
 	if !first {
 		previous = h.last[0].External
 	}
-	if h.standing = len(e.State) > 0; h.standing {
-		h.last = e.State
+	if h.standing = len(e.Grants) > 0; h.standing {
+		h.last = e.Grants
 	}
 	if h.last == nil {
 		return
@@ -85,7 +85,7 @@ func (h *holding) tell(e forward.Event) {
 // nextAfter is when a mapping is asked for again that was lost: where that is not
 // what an attempt came to, at once.
 func (h *holding) nextAfter(e forward.Event) time.Time {
-	next, err := e.Mapping.NextTry(), e.Mapping.Err()
+	next, err := e.Mapping.Status().NextAttempt, e.Mapping.Err()
 	if err == nil || err.Error() != e.Reason {
 		return e.Time
 	}

@@ -15,7 +15,7 @@ func TestFailureToldOnce(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
 	gw.Inject(gatewaytest.Fault{Result: 4, Match: func(q gatewaytest.Request) bool { return q.Op == "map" }})
-	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Order: []string{"natpmp"}})
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Protocols: []string{"natpmp"}})
 	if err != nil {
 		t.Fatal(err)
 	}

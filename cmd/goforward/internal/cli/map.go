@@ -67,13 +67,18 @@ func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	m, err := f.Enable(ctx, append(w.options(), forward.Once())...)
+	m, err := f.Enable(ctx, w.options()...)
 	if err != nil {
 		return mapFailure(ctx, err)
 	}
-	granted := m.State()
+	status := m.Status()
+	m.Leave()
+	granted := status.Grants
+	if len(granted) == 0 {
+		return fmt.Errorf("%w: the gateway granted the mapping and lost it at once", backends.ErrNoReply)
+	}
 	a.mapped(granted)
-	a.sayf("%s, by %s, %s\n", arrow(granted), grantor(granted[0]), until(m.Expires()))
+	a.sayf("%s, by %s, %s\n", arrow(granted), grantor(granted[0]), until(status.Expires))
 	a.remark(w, granted)
 	if file := a.newPortFile(k.portFile); file != nil {
 		err := file.write(ctx, granted[0].External.Port())

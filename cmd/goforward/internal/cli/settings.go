@@ -97,22 +97,14 @@ func (s *settings) checkSource() error {
 	return nil
 }
 
-// searched is where UPnP devices are, or nil.
-func (s *settings) searched() []netip.AddrPort {
-	if !s.ssdp.IsValid() {
-		return nil
-	}
-	return []netip.AddrPort{s.ssdp}
-}
-
 // config is what the facade is told. A timeout that was asked for bounds the
 // whole call and the discovery within it.
 func (a *app) config() *forward.Config {
 	s := &a.settings
 	return &forward.Config{
-		Wait: s.timeout, Timeout: s.timeout, Order: s.order, Gateway: s.named(),
-		Interface: s.iface, Source: s.source, IGD: s.igd,
-		Announce: s.announce, SSDP: s.ssdp, Notify: s.notify, Logger: a.logger(),
+		DiscoveryTimeout: s.timeout, RequestTimeout: s.timeout, Protocols: s.order, Gateway: s.named(),
+		Interface: s.iface, Source: s.source, UPnPURL: s.igd,
+		Test: forward.TestNetwork{Announce: s.announce, SSDP: s.ssdp, Notify: s.notify}, Logger: a.logger(),
 	}
 }
 

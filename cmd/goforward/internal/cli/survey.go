@@ -80,7 +80,7 @@ func (a *app) withBackends(ctx context.Context, q inquiry) error {
 	}
 	w := way{
 		gateway: g.Addr, iface: g.Interface, source: g.Local, key: q.key, igd: a.settings.igd,
-		ssdp: a.settings.searched(), announce: a.settings.announce, notify: a.settings.notify,
+		ssdp: a.settings.ssdp, announce: a.settings.announce, notify: a.settings.notify,
 	}
 	var all []found
 	var speakers []speaker

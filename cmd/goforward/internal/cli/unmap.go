@@ -30,7 +30,7 @@ func (a *app) unmapCommand() *cobra.Command {
 			if err := a.fits(&u.wish); err != nil {
 				return err
 			}
-			q := inquiry{way: u.way(), most: forward.DefaultTimeout}
+			q := inquiry{way: u.way(), most: forward.DefaultRequestTimeout}
 			q.key, u.noKey = a.unmapKey()
 			q.do = func(ctx context.Context, s *survey) error { return a.unmap(ctx, &u, s) }
 			return a.withBackends(cmd.Context(), q)

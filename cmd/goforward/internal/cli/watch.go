@@ -135,7 +135,7 @@ func (w *watching) look() bool {
 // visit follows one gateway, until the way out is another or the context ends.
 func (w *watching) visit(ctx context.Context) error {
 	return w.app.withBackends(ctx, inquiry{
-		most: forward.DefaultTimeout,
+		most: forward.DefaultRequestTimeout,
 		do: func(asking context.Context, s *survey) error {
 			w.sayGateway(s.found)
 			w.ask(asking, s)

@@ -39,16 +39,7 @@ func leads(s *settings) (discover.Gateway, error) {
 	case s.iface == "":
 		return discover.Default()
 	}
-	all, err := discover.Gateways()
-	for _, g := range all {
-		if g.Interface == s.iface && g.Local.Is4() {
-			return g, nil
-		}
-	}
-	if err == nil {
-		err = fmt.Errorf("no default route through interface %q", s.iface)
-	}
-	return discover.Gateway{}, err
+	return discover.Through(s.iface, false)
 }
 
 // text is the way for people.

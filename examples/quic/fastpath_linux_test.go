@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/quic-go/quic-go"
+)
+
+// path is what a QUIC server has of its socket.
+type path struct {
+	Local         string // the address that the client has dialled: packet info
+	GSO           bool   // several packets in one write
+	Reads, Writes bool   // ECN marks
+}
+
+// kinds are sockets of a server, each with the path that it has to get.
+var kinds = map[string]struct {
+	open func(t *testing.T) (pc net.PacketConn, socket syscall.Conn)
+	want path
+}{
+	"forward": {func(t *testing.T) (net.PacketConn, syscall.Conn) {
+		pc := listen(t, "udp4")
+		if err := pc.Mapping().Wait(waiting(t)); err != nil {
+			t.Fatal(err)
+		}
+		return pc, pc
+	}, path{"127.0.0.1", true, true, true}},
+	"net": {func(t *testing.T) (net.PacketConn, syscall.Conn) {
+		pc, err := net.ListenUDP("udp4", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = pc.Close() })
+		return pc, pc
+	}, path{"127.0.0.1", true, true, true}},
+	// What the tests would see if a PacketConn had none of the methods that quic-go
+	// looks for.
+	"wrapped": {func(t *testing.T) (net.PacketConn, syscall.Conn) {
+		pc := listen(t, "udp4")
+		return struct{ net.PacketConn }{pc}, pc
+	}, path{"0.0.0.0", false, false, false}},
+}
+
+// A PacketConn gets from quic-go all that a *net.UDPConn gets.
+func TestFastPath(t *testing.T) {
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) {
+			pc, _ := kind.open(t)
+			if got := measure(t, pc); got != kind.want {
+				t.Errorf("got %+v, want %+v", got, kind.want)
+			}
+		})
+	}
+}
+
+// The options that quic-go sets are those that it sets on a *net.UDPConn: the sizes of
+// the buffers, ECN and packet info, and that the kernel must not fragment.
+func TestSocketOptions(t *testing.T) {
+	cert, err := newCertificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]map[string]int{}
+	for name, kind := range kinds {
+		pc, socket := kind.open(t)
+		transport := &quic.Transport{Conn: pc}
+		if _, err := transport.Listen(&tls.Config{Certificates: []tls.Certificate{cert}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		got[name] = socketOptions(t, socket)
+		_ = transport.Close()
+	}
+	if !maps.Equal(got["forward"], got["net"]) || maps.Equal(got["forward"], got["wrapped"]) {
+		t.Errorf("%v", got)
+	}
+}
+
+// What quic-go logs of a socket, if it is asked to.
+func TestLog(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"forward": false, "net": false, "wrapped": true} {
+		cmd := exec.CommandContext(waiting(t), self, "-test.run=^TestFastPath$/^"+name+"$", "-test.v")
+		cmd.Env = append(os.Environ(), "QUIC_GO_LOG_LEVEL=info", "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=false")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "--- PASS: TestFastPath/"+name) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		for _, warning := range []string{"Not a *net.UDPConn?", "Disabling optimizations"} {
+			if strings.Contains(string(out), warning) != want {
+				t.Errorf("%s: %q is logged: %v, want %v\n%s", name, warning, !want, want, out)
+			}
+		}
+	}
+}
+
+// measure serves a client that dials the socket by the loopback address. The gateway of
+// the test would not relay ECN marks.
+func measure(t *testing.T, pc net.PacketConn) path {
+	t.Helper()
+	cert, err := newCertificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &quic.Transport{Conn: pc}
+	defer transport.Close()
+	var sent, received marks
+	ln, err := transport.Listen(&tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"echo"}}, sent.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(waiting(t))
+	accepted, served := make(chan *quic.Conn, 1), make(chan struct{})
+	go func() {
+		defer close(served)
+		conn, err := ln.Accept(ctx)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		accepted <- conn
+		echo(ctx, conn)
+	}()
+	defer func() { cancel(); <-served }()
+	out, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(cert.Certificate[0])
+	port := netip.MustParseAddrPort(pc.LocalAddr().String()).Port()
+	to := server{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), hex.EncodeToString(sum[:])}
+	exchange(t, dial(t, out, to, received.config()), 0)
+	conn := <-accepted
+	local := netip.MustParseAddrPort(conn.LocalAddr().String()).Addr().Unmap()
+	return path{local.String(), conn.ConnectionState().GSO, received.arrived.Load(), sent.arrived.Load()}
+}
+
+func socketOptions(t *testing.T, socket syscall.Conn) map[string]int {
+	t.Helper()
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int{}
+	for name, option := range map[string][2]int{
+		"SO_RCVBUF": {syscall.SOL_SOCKET, syscall.SO_RCVBUF}, "SO_SNDBUF": {syscall.SOL_SOCKET, syscall.SO_SNDBUF},
+		"IP_MTU_DISCOVER": {syscall.IPPROTO_IP, syscall.IP_MTU_DISCOVER}, "IP_RECVTOS": {syscall.IPPROTO_IP, syscall.IP_RECVTOS},
+		"IP_PKTINFO": {syscall.IPPROTO_IP, syscall.IP_PKTINFO},
+	} {
+		var failed error
+		if err := raw.Control(func(fd uintptr) {
+			got[name], failed = syscall.GetsockoptInt(int(fd), option[0], option[1])
+		}); err != nil || failed != nil {
+			t.Fatalf("%s: %v, %v", name, err, failed)
+		}
+	}
+	return got
+}

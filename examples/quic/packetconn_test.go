@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// What quic-go v0.65.0 looks for (sys_conn.go, sys_conn_oob.go, sys_conn_buffers.go):
+// OOBCapablePacketConn, with it net.Conn for package ipv4 of golang.org/x/net, and
+// SetWriteBuffer.
+var (
+	_ quic.OOBCapablePacketConn              = (*forward.PacketConn)(nil)
+	_ net.Conn                               = (*forward.PacketConn)(nil)
+	_ interface{ SetWriteBuffer(int) error } = (*forward.PacketConn)(nil)
+)
+
+// pionUDPConn is UDPConn of github.com/pion/transport/v5 v5.1.5, net.go: what pion's
+// packages take for a UDP socket.
+//
+// ICE takes any net.PacketConn (UDPMuxParams.UDPConn of github.com/pion/ice/v4 v4.4.9),
+// and calls its ReadFrom and WriteTo. Only for the type *net.UDPConn, and for types with
+// ReadFromAddrPort and WriteToAddrPort, it has a path without allocations (addr.go). A
+// *forward.PacketConn does not get that path.
+type pionUDPConn interface {
+	Close() error
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+	SetDeadline(t time.Time) error
+	SetReadDeadline(t time.Time) error
+	SetWriteDeadline(t time.Time) error
+	SetReadBuffer(bytes int) error
+	SetWriteBuffer(bytes int) error
+	Read(b []byte) (n int, err error)
+	ReadFrom(p []byte) (n int, addr net.Addr, err error)
+	ReadFromUDP(b []byte) (n int, addr *net.UDPAddr, err error)
+	ReadMsgUDP(b, oob []byte) (n, oobn, flags int, addr *net.UDPAddr, err error)
+	Write(b []byte) (n int, err error)
+	WriteTo(p []byte, addr net.Addr) (n int, err error)
+	WriteToUDP(b []byte, addr *net.UDPAddr) (int, error)
+	WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, err error)
+}
+
+var _ pionUDPConn = (*forward.PacketConn)(nil)
+
+// listen is ListenPacket on a free port, for which a gateway of the test's own is asked.
+func listen(t *testing.T, network string) *forward.PacketConn {
+	t.Helper()
+	gw, err := gatewaytest.Start(gatewaytest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = gw.Close() })
+	f, err := forward.New(config(gw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	pc, err := f.ListenPacket(t.Context(), network, ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pc.Close() })
+	return pc
+}
+
+// peer is a socket on the loopback address, for a socket of the same network there. All
+// that it does has to be done in time.
+func peer(t *testing.T, host string, with net.PacketConn) (pc *net.UDPConn, to *net.UDPAddr) {
+	t.Helper()
+	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(host)})
+	if err != nil {
+		t.Skipf("NOT TESTED ON %s: %v", host, err)
+	}
+	t.Cleanup(func() { _ = pc.Close() })
+	for _, c := range []net.PacketConn{pc, with} {
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	port := netip.MustParseAddrPort(with.LocalAddr().String()).Port()
+	return pc, &net.UDPAddr{IP: net.ParseIP(host), Port: int(port)}
+}
+
+// batchConn is both of *ipv4.PacketConn and *ipv6.PacketConn.
+type batchConn interface {
+	ReadBatch(ms []ipv4.Message, flags int) (int, error)
+	WriteBatch(ms []ipv4.Message, flags int) (int, error)
+}
+
+// Several datagrams in one system call, where the system has such calls: what quic-go
+// reads by, and BatchConn of github.com/pion/transport/v5/udp reads and writes by.
+func TestBatch(t *testing.T) {
+	for _, test := range []struct {
+		name, network, host string
+		batch               func(net.PacketConn) batchConn
+	}{
+		{"ipv4", "udp4", "127.0.0.1", func(pc net.PacketConn) batchConn { return ipv4.NewPacketConn(pc) }},
+		{"ipv6", "udp6", "::1", func(pc net.PacketConn) batchConn { return ipv6.NewPacketConn(pc) }},
+		{"both", "udp", "::1", func(pc net.PacketConn) batchConn { return ipv4.NewPacketConn(pc) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			pc := listen(t, test.network)
+			peer, to := peer(t, test.host, pc)
+			for _, datagram := range []string{"one", "two"} {
+				if _, err := peer.WriteTo([]byte(datagram), to); err != nil {
+					t.Fatal(err)
+				}
+			}
+			conn := test.batch(pc)
+			var answers []ipv4.Message
+			for len(answers) < 2 {
+				messages := make([]ipv4.Message, 8)
+				for i := range messages {
+					messages[i].Buffers = [][]byte{make([]byte, 100)}
+				}
+				n, err := conn.ReadBatch(messages, 0)
+				if err != nil {
+					t.Fatalf("ReadBatch: %v", err)
+				}
+				for _, m := range messages[:n] {
+					answers = append(answers, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: m.Addr})
+				}
+			}
+			for sent := 0; sent < len(answers); {
+				n, err := conn.WriteBatch(answers[sent:], 0)
+				if err != nil {
+					t.Fatalf("WriteBatch: %v", err)
+				}
+				sent += n
+			}
+			for _, want := range []string{"one", "two"} {
+				b := make([]byte, 100)
+				if n, err := peer.Read(b); err != nil || string(b[:n]) != want {
+					t.Errorf("read %q, %v, want %q", b[:n], err, want)
+				}
+			}
+		})
+	}
+}
+
+// What comes with a datagram besides its bytes: the address that it was sent to, and
+// that the answer is sent from.
+func TestMsgUDP(t *testing.T) {
+	pc := listen(t, "udp4")
+	if err := ipv4.NewPacketConn(pc).SetControlMessage(ipv4.FlagDst, true); err != nil {
+		t.Fatal(err)
+	}
+	peer, to := peer(t, "127.0.0.2", pc)
+	if _, err := peer.WriteTo([]byte("hello"), to); err != nil {
+		t.Fatal(err)
+	}
+	b, oob := make([]byte, 100), ipv4.NewControlMessage(ipv4.FlagDst)
+	n, oobn, _, from, err := pc.ReadMsgUDP(b, oob)
+	if err != nil || string(b[:n]) != "hello" {
+		t.Fatalf("ReadMsgUDP: %q, %v", b[:n], err)
+	}
+	var info ipv4.ControlMessage
+	if err := info.Parse(oob[:oobn]); err != nil || !info.Dst.Equal(to.IP) {
+		t.Errorf("it was sent to %v, %v, want %v", info.Dst, err, to.IP)
+	}
+	if _, _, err := pc.WriteMsgUDP(b[:n], (&ipv4.ControlMessage{Src: to.IP}).Marshal(), from); err != nil {
+		t.Fatalf("WriteMsgUDP: %v", err)
+	}
+	got := make([]byte, 100)
+	n, at, err := peer.ReadFromUDP(got)
+	if err != nil || !bytes.Equal(got[:n], []byte("hello")) || !at.IP.Equal(to.IP) || at.Port != to.Port {
+		t.Errorf("read %q from %v, %v, want it from %v", got[:n], at, err, to)
+	}
+}
