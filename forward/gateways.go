@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/gateway"
 )
 
@@ -84,8 +85,8 @@ func (f *Forwarder) logHook(err error) {
 // followHook calls notify after Config.Gateways returned other routes, until ctx ends.
 func (f *Forwarder) followHook(ctx context.Context, notify func()) error {
 	for {
-		if gateway.Sleep(ctx, hookPeriod); ctx.Err() != nil {
-			return context.Cause(ctx)
+		if err := ctxsync.Sleep(ctx, hookPeriod); err != nil {
+			return err
 		}
 		if f.callHook(ctx) {
 			notify()

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/natforward/goforward/internal/gateway"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/state"
 )
 
@@ -96,7 +96,7 @@ func (s *store) run() {
 		select {
 		case <-s.wake:
 			s.write()
-			gateway.Sleep(ctx, writePause)
+			_ = ctxsync.Sleep(ctx, writePause)
 		case <-tick.C:
 			s.opening.Lock()
 			if s.file == nil {

@@ -41,8 +41,8 @@
 //     eight minutes later.
 //   - The server asks for no mapping of a socket that is bound to a private or
 //     loopback address: let it listen on all addresses, as in ":30303".
-//   - A server that stops while the gateway is away waits for it: two seconds for
-//     each mapping.
+//   - A server that stops while the gateway is away waits for it: for each mapping
+//     the CloseTimeout of the Forwarder's Config, by default two seconds.
 //   - What the NAT holds are mappings of IPv4, unless its Forwarder was told of a
 //     gateway with an IPv6 address.
 package gethnat

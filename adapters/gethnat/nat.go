@@ -2,36 +2,24 @@ package gethnat
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
+	"github.com/natforward/goforward/adapters/internal/held"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
 
 // NAT has the methods of go-ethereum's nat.Interface. They may be called by
-// several goroutines at once. Each is bounded by the Timeout of the Forwarder's
+// several goroutines at once. Each is bounded by the RequestTimeout of the Forwarder's
 // Config, and one that waits for another about the same port by twice that. Make
 // one with New.
 type NAT struct {
 	forwarder *forward.Forwarder
-	owned     bool // by New
-
-	mu       sync.Mutex
-	closed   bool
-	held     map[endpoint]*forward.Mapping
-	attempts map[endpoint]*attempt // under way
-}
-
-// attempt is a call of AddMapping, and what it came to once it is over.
-type attempt struct {
-	over chan struct{} // closed
-	port uint16
-	err  error
+	held      *held.Table
 }
 
 // New returns a NAT that maps by f, which stays the caller's: to configure, to
@@ -40,10 +28,10 @@ type attempt struct {
 // stops takes its mappings away itself, so a program that ends with its server
 // has nothing to close.
 func New(f *forward.Forwarder) *NAT {
-	n := &NAT{forwarder: f, held: map[endpoint]*forward.Mapping{}, attempts: map[endpoint]*attempt{}}
+	n := &NAT{forwarder: f, held: held.New("gethnat")}
 	if f == nil {
 		n.forwarder, _ = forward.New(nil) // a nil config is valid
-		n.owned = true
+		n.held.Own = n.forwarder
 	}
 	return n
 }
@@ -67,131 +55,47 @@ func New(f *forward.Forwarder) *NAT {
 // [backends.ErrInvalid], and everything after Close with [forward.ErrClosed].
 // The other errors are those of [forward.Forwarder.Enable].
 func (n *NAT) AddMapping(protocol string, extport, intport int, name string, lifetime time.Duration) (uint16, error) {
-	e, err := parse(protocol, extport, intport)
+	k, err := n.key(protocol, extport, intport)
 	if err != nil {
 		return 0, err
 	}
 	if lifetime < 0 {
 		return 0, invalid("negative lifetime %v", lifetime)
 	}
-	n.mu.Lock()
-	if n.closed {
-		n.mu.Unlock()
-		return 0, errClosed
-	}
-	if a := n.attempts[e]; a != nil {
-		n.mu.Unlock()
-		<-a.over
-		return a.port, a.err
-	}
-	a := &attempt{over: make(chan struct{})}
-	n.attempts[e] = a
-	m := n.held[e]
-	n.mu.Unlock()
-	defer n.end(e, a)
-	if m != nil {
-		a.port, a.err = current(m)
-		if !errors.Is(a.err, forward.ErrClosed) {
-			return a.port, a.err
-		}
-		// Somebody disabled it by the Forwarder; now it is wanted again.
-	}
-	m, a.err = n.enable(e, extport, name, lifetime)
-	if a.err == nil {
-		a.port = m.External().Port()
-	}
-	return a.port, a.err
-}
-
-// end lets those go on who wait for an attempt.
-func (n *NAT) end(e endpoint, a *attempt) {
-	n.mu.Lock()
-	delete(n.attempts, e)
-	n.mu.Unlock()
-	close(a.over)
-}
-
-// current is the external port of a mapping, which is asked for where it is
-// lost.
-func current(m *forward.Mapping) (uint16, error) {
-	if port := m.External().Port(); port != 0 {
-		return port, nil
-	}
-	err := m.Refresh(context.Background())
-	if port := m.External().Port(); port != 0 { // perhaps by somebody else's doing
-		return port, nil
-	}
-	if err == nil {
-		err = fmt.Errorf("gethnat: %w: lost again", backends.ErrNoReply)
-	}
-	return 0, err
-}
-
-// enable gets a mapping and holds it.
-func (n *NAT) enable(e endpoint, extport int, name string, lifetime time.Duration) (*forward.Mapping, error) {
-	opts := []forward.Option{forward.Protocol(e.protocol, e.port), forward.Lifetime(lifetime), forward.NoDefault()}
+	opts := []forward.Option{forward.Protocol(k.Protocol, k.Port), forward.Lifetime(lifetime), forward.NoDefault()}
 	if extport != 0 {
 		opts = append(opts, forward.External(uint16(extport)))
 	}
 	if name != "" {
 		opts = append(opts, forward.Description(name))
 	}
-	m, err := n.forwarder.Enable(context.Background(), opts...)
-	if err != nil {
-		return nil, err
+	return n.held.Port(context.Background(), k, func(ctx context.Context) (*forward.Mapping, error) {
+		return n.forwarder.Enable(ctx, opts...)
+	})
+}
+
+// key checks what a mapping is named by.
+func (n *NAT) key(protocol string, extport, intport int) (held.Key, error) {
+	if extport < 0 || extport > math.MaxUint16 {
+		return held.Key{}, invalid("external port %d", extport)
 	}
-	n.mu.Lock()
-	closed := n.closed
-	if !closed {
-		n.held[e] = m
-	}
-	n.mu.Unlock()
-	if closed {
-		return nil, errors.Join(errClosed, m.Close())
-	}
-	return m, nil
+	return n.held.Key(protocol, intport)
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("gethnat: %w: %s", backends.ErrInvalid, fmt.Sprintf(format, args...))
 }
 
 // DeleteMapping takes the mapping of a protocol and intport away, whatever
 // external port it has. One that is not held is gone already, which is success.
-// Where the gateway does not take it away within two seconds, it is no longer renewed, and left to
-// its lifetime, and the error says so.
+// It takes as long as [forward.Mapping.Close]. What the gateway does not take away
+// in that time is no longer renewed, and left to its lifetime, and the error says so.
 func (n *NAT) DeleteMapping(protocol string, extport, intport int) error {
-	e, err := parse(protocol, extport, intport)
+	k, err := n.key(protocol, extport, intport)
 	if err != nil {
 		return err
 	}
-	m := n.release(e)
-	if m == nil {
-		return nil
-	}
-	return takeAway(m)
-}
-
-// closeTime bounds the deletion of a mapping: a server that stops waits for it.
-const closeTime = 2 * time.Second
-
-func takeAway(m *forward.Mapping) error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), closeTime, fmt.Errorf("%w within %v", backends.ErrNoReply, closeTime))
-	defer cancel()
-	return m.Shutdown(ctx)
-}
-
-// release returns what is held, or nil, and holds it no more. It waits for an
-// attempt that is under way.
-func (n *NAT) release(e endpoint) *forward.Mapping {
-	for {
-		n.mu.Lock()
-		a := n.attempts[e]
-		if a == nil {
-			m := n.held[e]
-			delete(n.held, e)
-			n.mu.Unlock()
-			return m
-		}
-		n.mu.Unlock()
-		<-a.over
-	}
+	return n.held.Remove(context.Background(), k)
 }
 
 // ExternalIP asks the gateway for its external address. Where that is one that
@@ -210,13 +114,11 @@ func (n *NAT) ExternalIP() (net.IP, error) {
 }
 
 func (n *NAT) externalAddr() (netip.Addr, error) {
-	n.mu.Lock()
-	closed := n.closed
-	n.mu.Unlock()
-	if closed {
-		return netip.Addr{}, errClosed
+	ms, err := n.held.Mappings()
+	if err != nil {
+		return netip.Addr{}, err
 	}
-	for _, m := range n.mappings() {
+	for _, m := range ms {
 		if addr := m.External().Addr(); m.Backend() == "pcp" && addr.IsValid() {
 			return addr, nil
 		}
@@ -224,21 +126,11 @@ func (n *NAT) externalAddr() (netip.Addr, error) {
 	return n.forwarder.ExternalIP(context.Background())
 }
 
-// mappings is what is held, in no order.
-func (n *NAT) mappings() []*forward.Mapping {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var ms []*forward.Mapping
-	for _, m := range n.held {
-		ms = append(ms, m)
-	}
-	return ms
-}
-
 // String is for logs: "goforward", and once something is mapped by what and
 // whom, as in "goforward(natpmp 192.168.1.1:5351)". It asks nobody.
 func (n *NAT) String() string {
-	for _, m := range n.mappings() {
+	ms, _ := n.held.Mappings()
+	for _, m := range ms {
 		by, gateway := m.Backend(), m.Gateway()
 		switch {
 		case by == "":
@@ -255,34 +147,7 @@ func (n *NAT) String() string {
 // say that comes nearest: read again, it is the detection of go-ethereum's own.
 func (n *NAT) MarshalText() ([]byte, error) { return []byte("any"), nil }
 
-// Close takes away what is held, within two seconds. A Forwarder of its own is
-// closed with it, and calls that are under way; one that New was given stays open.
-// A second call does nothing.
-func (n *NAT) Close() error {
-	n.mu.Lock()
-	closed := n.closed
-	n.closed = true
-	n.mu.Unlock()
-	if closed {
-		return nil
-	}
-	if n.owned {
-		return n.forwarder.Close()
-	}
-	return closeAll(n.mappings())
-}
-
-// closeAll closes mappings, all at once: a gateway that is away costs the time
-// of one.
-func closeAll(ms []*forward.Mapping) error {
-	errs := make([]error, len(ms))
-	var all sync.WaitGroup
-	for i, m := range ms {
-		all.Go(func() { errs[i] = takeAway(m) })
-	}
-	all.Wait()
-	return errors.Join(errs...)
-}
-
-// errClosed is what calls after Close come to.
-var errClosed = fmt.Errorf("gethnat: %w", forward.ErrClosed)
+// Close takes away what is held, all at once, in the time of [forward.Mapping.Close].
+// A Forwarder of its own is closed with it, and calls that are under way; one that New
+// was given stays open. A second call does nothing.
+func (n *NAT) Close() error { return n.held.Close() }

@@ -65,7 +65,7 @@ func sharedGateway() (*Gateway, error) {
 			return nil, fmt.Errorf("%w: %w", ErrNoNATFound, err)
 		}
 		shared.gateway = New(f)
-		shared.gateway.owned = true
+		shared.gateway.held.Own = f
 	}
 	return shared.gateway, nil
 }

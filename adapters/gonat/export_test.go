@@ -9,9 +9,8 @@ func Discover(config *forward.Config) {
 	shared.config = config
 }
 
-// Slots is how many mappings are held or asked for.
+// Slots is how many mappings are held.
 func (g *Gateway) Slots() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.slots)
+	ms, _ := g.held.Mappings()
+	return len(ms)
 }

@@ -5,78 +5,43 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"sync"
 
+	"github.com/natforward/goforward/adapters/internal/held"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // Gateway is a [NAT] that a Forwarder keeps. Its methods may be called by several
-// goroutines at once. Those without a context are bounded by the Forwarder's
-// Timeout.
+// goroutines at once. Those without a context are bounded by the RequestTimeout of the
+// Forwarder's Config.
 type Gateway struct {
 	forwarder *forward.Forwarder
-	owned     bool
-
-	ctx    context.Context //nolint:containedctx // the life of the Gateway; bounds no call of a caller
-	cancel context.CancelCauseFunc
-	calls  sync.WaitGroup // callers inside, and deletions that they did not wait for
-
-	mu     sync.Mutex
-	closed bool
-	slots  map[key]*slot
+	held      *held.Table
+	calls     ctxsync.Calls
 }
 
 // New returns a Gateway that maps by a Forwarder of the caller's, who closes
 // both: first the Gateway. It does no I/O.
-func New(f *forward.Forwarder) *Gateway {
-	g := &Gateway{forwarder: f, slots: map[key]*slot{}}
-	g.ctx, g.cancel = context.WithCancelCause(context.Background())
-	return g
-}
+func New(f *forward.Forwarder) *Gateway { return &Gateway{forwarder: f, held: held.New("gonat")} }
 
-// Close deletes what was mapped by this Gateway, within the Forwarder's Timeout;
-// one of DiscoverGateway takes two seconds at most, whether or not the gateway
-// answers. Calls under way fail with net.ErrClosed, and so do later ones. A
-// second call returns nil.
+var errClosed = fmt.Errorf("gonat: %w", forward.ErrClosed)
+
+// Close deletes what was mapped by this Gateway, all at once, in the time of
+// [forward.Mapping.Close]. Calls under way fail with net.ErrClosed, and so do later
+// ones. A second call returns nil.
 func (g *Gateway) Close() error {
-	g.mu.Lock()
-	closed := g.closed
-	g.closed = true
-	g.mu.Unlock()
-	g.cancel(forward.ErrClosed)
-	if closed {
-		return nil
-	}
 	g.unshare()
-	if g.owned {
-		defer g.calls.Wait() // they end with the Forwarder
-		return g.forwarder.Close()
-	}
-	g.calls.Wait()
-	return g.closeMappings()
-}
-
-// begin counts a call in, and bounds its context by the Gateway's life. The
-// function that it returns counts the call out.
-func (g *Gateway) begin(ctx context.Context) (context.Context, func(), error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return nil, nil, fmt.Errorf("gonat: %w", forward.ErrClosed)
-	}
-	g.calls.Add(1)
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(g.ctx, func() { cancel(forward.ErrClosed) })
-	return ctx, func() { stop(); cancel(nil); g.calls.Done() }, nil
+	g.calls.Close(errClosed)
+	return g.held.Close()
 }
 
 // found is the gateway that answers, which the Forwarder remembers.
 func (g *Gateway) found(ctx context.Context) (forward.Gateway, error) {
-	ctx, end, err := g.begin(ctx)
+	ctx, end, err := g.calls.Begin(ctx)
 	if err != nil {
 		return forward.Gateway{}, err
 	}
@@ -128,7 +93,7 @@ func (g *Gateway) GetDeviceAddress() (net.IP, error) {
 // not answer just now, that of a mapping which stands is returned. It fails with
 // ErrNoExternalAddress.
 func (g *Gateway) GetExternalAddress() (net.IP, error) {
-	ctx, end, err := g.begin(context.Background())
+	ctx, end, err := g.calls.Begin(context.Background())
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +113,7 @@ func (g *Gateway) GetExternalAddress() (net.IP, error) {
 // GetInternalAddress returns the address of this host that the gateway sees. It
 // sends nothing, and fails with ErrNoInternalAddress.
 func (g *Gateway) GetInternalAddress() (net.IP, error) {
-	ctx, end, err := g.begin(context.Background())
+	ctx, end, err := g.calls.Begin(context.Background())
 	if err != nil {
 		return nil, err
 	}

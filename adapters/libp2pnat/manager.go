@@ -3,7 +3,6 @@ package libp2pnat
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -12,24 +11,20 @@ import (
 	basichost "github.com/libp2p/go-libp2p/p2p/host/basic"
 	ma "github.com/multiformats/go-multiaddr"
 
-	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
 
-const (
-	// firstLook is how long GetMapping waits for a port that has just been asked
-	// for: libp2p looks again only after five seconds. It is enough for a gateway
-	// that speaks PCP only, which is asked a moment after NAT-PMP.
-	firstLook = 400 * time.Millisecond
-	// closeTime bounds the deletion of mappings.
-	closeTime = 2 * time.Second
-)
+// firstLook is how long GetMapping waits for a port that has just been asked
+// for: libp2p looks again only after five seconds. It is enough for a gateway
+// that speaks PCP only, which is asked a moment after NAT-PMP.
+const firstLook = 400 * time.Millisecond
 
 // New returns what the option libp2p.NATManager wants: a function that makes a
 // NATManager for a host. It may be called for several hosts.
 //
 // The Forwarder stays the caller's. Closing a host takes the host's mappings away,
-// all at once, within two seconds. Close the Forwarder after its hosts. With nil,
+// all at once, in the time of forward.Mapping.Close: two seconds by default if the
+// gateway does not answer. Close the Forwarder after its hosts. With nil,
 // each host gets a Forwarder of its own, with the defaults of forward.Config, that
 // is closed with it. Either way, the NATManager's Close, whose error libp2p
 // logs, says what could not be taken away and is left to its lifetime.
@@ -159,9 +154,7 @@ func (m *manager) open(e endpoint) {
 // drop takes a mapping away, which Close waits for. m.mu is held.
 func (m *manager) drop(mapping *forward.Mapping) {
 	m.closing.Go(func() {
-		ctx, cancel := context.WithTimeoutCause(context.Background(), closeTime, fmt.Errorf("%w within %v", backends.ErrNoReply, closeTime))
-		defer cancel()
-		if err := mapping.Shutdown(ctx); err != nil {
+		if err := mapping.Close(); err != nil {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.left = err
@@ -183,9 +176,7 @@ func (m *manager) shut() error {
 	m.network.StopNotify((*notifiee)(m)) // not under the lock: it waits for those that wait for it
 	var err error
 	if m.own {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
-		defer cancel()
-		err = m.forwarder.Shutdown(ctx) // bounds the rest
+		err = m.forwarder.Close() // bounds the rest
 	}
 	m.closing.Wait()
 	m.mu.Lock()

@@ -74,16 +74,12 @@ type Client struct {
 // NewClient checks the config. It does no I/O. Its error wraps
 // backends.ErrInvalid.
 func NewClient(config Config) (*Client, error) {
-	gw := config.Gateway.Addr().Unmap()
-	switch {
-	case !gw.IsValid() || gw.IsUnspecified():
-		return nil, fmt.Errorf("pcp: %w: no gateway address", backends.ErrInvalid)
-	case config.Source.IsValid() && config.Source.Unmap().Is4() != gw.Is4():
+	switch gw := config.Gateway.Addr().Unmap(); {
+	case gw.IsValid() && config.Source.IsValid() && config.Source.Unmap().Is4() != gw.Is4():
 		return nil, fmt.Errorf("pcp: %w: source %v and gateway %v are of different families", backends.ErrInvalid, config.Source, gw)
 	case config.Transmissions < 0 || config.FirstWait < 0 || config.LongestWait < 0:
 		return nil, fmt.Errorf("pcp: %w: negative retransmission schedule", backends.ErrInvalid)
 	}
-	config.Gateway = netip.AddrPortFrom(gw, cmp.Or(config.Gateway.Port(), Port))
 	config.Transmissions = cmp.Or(config.Transmissions, DefaultTransmissions)
 	config.FirstWait = cmp.Or(config.FirstWait, DefaultFirstWait)
 	session, err := port5351.NewSession(port5351.Config{
@@ -92,6 +88,7 @@ func NewClient(config Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pcp: %w: %w", backends.ErrInvalid, err)
 	}
+	config.Gateway = session.Gateway()
 	log := cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	return &Client{config: config, session: session, log: log}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // once reports whether a cure was not tried yet, and notes that it is now.
@@ -37,7 +38,7 @@ func (a *addition) cure(ctx context.Context, refusal error) (again bool, err err
 			return false, err
 		}
 		if a.once("again") {
-			return true, pause(ctx, a.backend.breather)
+			return true, sleep(ctx, a.backend.breather)
 		}
 		return a.reword(f.Code), nil
 	case OnlyPermanentLeasesSupported, StringArgumentTooLong:
@@ -214,14 +215,10 @@ func (a *addition) addAny(ctx context.Context) error {
 	return err
 }
 
-// pause waits, unless the context ends first.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("upnp: %w", context.Cause(ctx))
+// sleep waits for a time, unless ctx ends first.
+func sleep(ctx context.Context, d time.Duration) error {
+	if err := ctxsync.Sleep(ctx, d); err != nil {
+		return fmt.Errorf("upnp: %w", err)
 	}
+	return nil
 }

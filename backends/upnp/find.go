@@ -12,6 +12,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover/ssdp"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // The bounds of a search. Strangers may fill their own shares, not the
@@ -183,7 +184,7 @@ func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Answer) error 
 	var searches sync.WaitGroup
 	searches.Go(func() { errs[0] = b.pass(ctx, firstTargets, answers) })
 	searches.Go(func() {
-		for n := 1; pause(ctx, secondSearch) == nil; n++ {
+		for n := 1; ctxsync.Sleep(ctx, secondSearch) == nil; n++ {
 			// Who has answered is not to be kept from it, nor to keep others from it for long.
 			if b.fetching.Load() == 0 || n == atLatest {
 				errs[1] = b.pass(ctx, secondTargets, answers)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover/ssdp"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // between is how far apart the questions are that hints lead to: anybody on the
@@ -77,7 +78,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 				}
 				b.calls.Callback(func() { notify(c) })
 			}
-			_ = pause(ctx, b.between)
+			_ = ctxsync.Sleep(ctx, b.between)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // destination is who is asked, and the socket for it or the reason why there is
@@ -74,7 +76,7 @@ func closeAll(to []destination) {
 // first time none of them could be.
 func (s Search) send(ctx context.Context, to []destination) error {
 	for i := range s.Sends {
-		if i > 0 && pause(ctx, gap(i)) != nil {
+		if i > 0 && ctxsync.Sleep(ctx, gap(i)) != nil {
 			return nil
 		}
 		if err := s.burst(to); err != nil && i == 0 {
@@ -125,16 +127,4 @@ func (s Search) mx() int {
 		return most
 	}
 	return max(1, int((s.MX+time.Second-1)/time.Second))
-}
-
-// pause waits for d, or for the context's end.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/netbind"
 )
 
@@ -145,7 +146,7 @@ func read(ctx context.Context, conn packetConn, handle func([]byte, netip.AddrPo
 		switch {
 		case err == nil:
 			handle(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
-		case errors.Is(err, net.ErrClosed) || pause(ctx, readPause) != nil:
+		case errors.Is(err, net.ErrClosed) || ctxsync.Sleep(ctx, readPause) != nil:
 			return // any other error is about one datagram, or about one that we sent
 		}
 	}

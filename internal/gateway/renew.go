@@ -346,21 +346,9 @@ func Persist(ctx context.Context, jitter func(time.Duration) time.Duration, do f
 			return
 		}
 		failed(err)
-		if !Sleep(ctx, Backoff(failures, nil, jitter)) {
+		if ctxsync.Sleep(ctx, Backoff(failures, nil, jitter)) != nil {
 			return
 		}
-	}
-}
-
-// Sleep waits, and reports whether ctx has not ended meanwhile.
-func Sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -1,6 +1,7 @@
 package port5351
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,9 +14,12 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
+// Port is the port of gateways (RFC 6886, section 3; RFC 6887, section 19.5).
+const Port = 5351
+
 // Config says which gateway is meant, and which way leads there.
 type Config struct {
-	// Gateway is the address and port that requests go to.
+	// Gateway is the address and port that requests go to. Port 0 is 5351.
 	Gateway netip.AddrPort
 	// Interface is the interface to leave by, where the OS lets us choose; empty
 	// is the kernel's choice.
@@ -65,9 +69,11 @@ func Open(config Config) (*Link, error) {
 }
 
 func open(config Config, dial dialFunc) (*Link, error) {
-	if !config.Gateway.IsValid() || config.Gateway.Port() == 0 || config.Gateway.Addr().IsUnspecified() {
-		return nil, fmt.Errorf("no gateway address %v", config.Gateway)
+	addr := config.Gateway.Addr().Unmap()
+	if !addr.IsValid() || addr.IsUnspecified() {
+		return nil, errors.New("no gateway address")
 	}
+	config.Gateway = netip.AddrPortFrom(addr, cmp.Or(config.Gateway.Port(), Port))
 	links.mu.Lock()
 	defer links.mu.Unlock()
 	if l := links.byWay[config]; l != nil {

@@ -27,6 +27,9 @@ func NewSession(config Config) (*Session, error) {
 	return &Session{link: link}, nil
 }
 
+// Gateway returns the address and port that requests go to.
+func (s *Session) Gateway() netip.AddrPort { return s.link.config.Gateway }
+
 // Close ends the calls under way, with net.ErrClosed, and waits for them, but not
 // for a Tell of Follow, which may call it. A second call only waits.
 func (s *Session) Close() {
@@ -112,7 +115,7 @@ func (s *Session) Follow(ctx context.Context, f Follower) error {
 				s.calls.Callback(func() { f.Tell(merge(signal, w)) })
 			}
 		}
-		if err := pause(ctx, followPause); err != nil {
+		if err := ctxsync.Sleep(ctx, followPause); err != nil {
 			return err
 		}
 	}
@@ -125,7 +128,7 @@ func confirm(ctx context.Context, ask func(context.Context) error) bool {
 		if err := ask(ctx); err == nil || !errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil {
 			return true
 		}
-		if pause(ctx, wait) != nil {
+		if ctxsync.Sleep(ctx, wait) != nil {
 			return false
 		}
 	}
@@ -142,16 +145,4 @@ func merge(s Signal, w *Watch) Signal {
 	default:
 	}
 	return s
-}
-
-// pause waits for d, or for the context's end.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -1,0 +1,220 @@
+// Package held has what the adapters share: a table of the mappings that an adapter made
+// for its callers.
+package held
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
+)
+
+// Table holds one mapping for each Key. Its methods may be called by several goroutines
+// at once. Make one with New.
+type Table struct {
+	// Own is a Forwarder that Close closes, or nil.
+	Own *forward.Forwarder
+
+	name     string
+	mu       sync.Mutex
+	closed   bool
+	mappings map[Key]*forward.Mapping
+	calls    map[Key]*call
+	closing  sync.WaitGroup // deletions; none is added after Close began
+}
+
+// call is a call of Port in progress.
+type call struct {
+	over chan struct{} // closed at the end
+	err  error         // valid after over: what the calls that wait for it fail with
+}
+
+// New returns an empty Table. The name begins its errors.
+func New(name string) *Table {
+	return &Table{name: name, mappings: map[Key]*forward.Mapping{}, calls: map[Key]*call{}}
+}
+
+// Key identifies a mapping.
+type Key struct {
+	Protocol backends.Protocol
+	Port     uint16 // internal
+}
+
+// Key returns the key of "tcp" or "udp", in any case, and an internal port. Others fail
+// with backends.ErrInvalid.
+func (t *Table) Key(protocol string, port int) (Key, error) {
+	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
+		switch {
+		case !strings.EqualFold(protocol, p.String()):
+		case port < 1 || port > math.MaxUint16:
+			return Key{}, fmt.Errorf("%s: %w: internal port %d", t.name, backends.ErrInvalid, port)
+		default:
+			return Key{p, uint16(port)}, nil
+		}
+	}
+	return Key{}, fmt.Errorf("%s: %w: protocol %q: there is tcp and udp", t.name, backends.ErrInvalid, protocol)
+}
+
+// Port returns the external port of the mapping of a key. If none is held, enable makes
+// it. If the gateway lost it, it is requested at once, and stays held if that fails. After
+// Close, Port fails with forward.ErrClosed, and what enable makes then is deleted.
+//
+// A call that waited for another about the same key fails if that failed, unless the
+// context of the other had ended.
+func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*forward.Mapping, error)) (port uint16, err error) {
+	last, err := t.lock(ctx, k)
+	if err != nil {
+		return 0, err
+	}
+	if t.closed {
+		last = t.closedError()
+	}
+	if last != nil {
+		t.mu.Unlock()
+		return 0, last
+	}
+	c, m := &call{over: make(chan struct{})}, t.mappings[k]
+	t.calls[k] = c
+	t.mu.Unlock()
+	defer func() {
+		if ctx.Err() == nil {
+			c.err = err
+		}
+		t.mu.Lock()
+		delete(t.calls, k)
+		t.mu.Unlock()
+		close(c.over)
+	}()
+	if m != nil {
+		port, err := t.external(ctx, m)
+		switch {
+		case !errors.Is(err, forward.ErrClosed) || ctx.Err() != nil:
+			return port, err
+		case !t.hold(k, nil):
+			return 0, t.closedError()
+		}
+		// The program closed it through its Forwarder. Now it is wanted again.
+	}
+	if m, err = enable(ctx); err != nil {
+		return 0, err
+	}
+	if !t.hold(k, m) {
+		return 0, errors.Join(t.closedError(), m.Shutdown(ctx))
+	}
+	return t.external(ctx, m)
+}
+
+// lock waits until no call about a key is in progress, and locks t.mu. It returns what
+// the last call that it waited for failed with.
+func (t *Table) lock(ctx context.Context, k Key) (last, err error) {
+	for ctx.Err() == nil {
+		t.mu.Lock()
+		c := t.calls[k]
+		if c == nil {
+			return last, nil
+		}
+		t.mu.Unlock()
+		select {
+		case <-c.over:
+			last = c.err
+		case <-ctx.Done():
+		}
+	}
+	return nil, context.Cause(ctx)
+}
+
+// hold holds a mapping, or none if it is nil. It returns false after Close.
+func (t *Table) hold(k Key, m *forward.Mapping) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.closed:
+		return false
+	case m == nil:
+		delete(t.mappings, k)
+	default:
+		t.mappings[k] = m
+	}
+	return true
+}
+
+// external returns the external port of a mapping, which is requested again if it is lost.
+func (t *Table) external(ctx context.Context, m *forward.Mapping) (uint16, error) {
+	if port := m.External().Port(); port != 0 {
+		return port, nil
+	}
+	err := m.Refresh(ctx)
+	if port := m.External().Port(); port != 0 { // perhaps by a request in the background
+		return port, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("%s: %w: the mapping was lost again", t.name, backends.ErrNoReply)
+	}
+	return 0, err
+}
+
+// Remove deletes the mapping of a key, as forward.Mapping.Close does, or does nothing if
+// none is held. It waits for a call of Port about the same key. If the context ends, the
+// deletion goes on.
+func (t *Table) Remove(ctx context.Context, k Key) error {
+	if _, err := t.lock(ctx, k); err != nil {
+		return err
+	}
+	m := t.mappings[k]
+	if m == nil {
+		t.mu.Unlock()
+		return nil
+	}
+	delete(t.mappings, k)
+	deleted := make(chan error, 1)
+	t.closing.Go(func() { deleted <- m.Close() })
+	t.mu.Unlock()
+	select {
+	case err := <-deleted:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Mappings returns what is held, in no order. After Close it fails with forward.ErrClosed.
+func (t *Table) Mappings() ([]*forward.Mapping, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, t.closedError()
+	}
+	return slices.Collect(maps.Values(t.mappings)), nil
+}
+
+// Close closes all mappings at once, or else Own with all that it holds, and waits for the
+// deletions that Remove began. It does not wait for Port. A second call does nothing.
+func (t *Table) Close() error {
+	t.mu.Lock()
+	closed, held := t.closed, slices.Collect(maps.Values(t.mappings))
+	t.closed = true
+	clear(t.mappings)
+	t.mu.Unlock()
+	if closed {
+		return nil
+	}
+	if t.Own != nil {
+		defer t.closing.Wait() // they end with the Forwarder
+		return t.Own.Close()
+	}
+	errs := make([]error, len(held))
+	for i, m := range held {
+		t.closing.Go(func() { errs[i] = m.Close() })
+	}
+	t.closing.Wait()
+	return errors.Join(errs...)
+}
+
+func (t *Table) closedError() error { return fmt.Errorf("%s: %w", t.name, forward.ErrClosed) }
