@@ -23,10 +23,7 @@ func router() *gatewaytest.Gateway {
 	if err != nil {
 		log.Fatal(err)
 	}
-	err = forward.Configure(&forward.Config{
-		Gateway: gw.Addr(),
-		Test:    forward.TestNetwork{SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0")},
-	})
+	err = forward.Configure(gw.Config())
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -112,10 +109,7 @@ func ExampleForwarder() {
 	gw := router()
 	defer gw.Close()
 
-	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), // leave it out, and the one that leads to the internet is found
-		Test:    forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
-	})
+	f, err := forward.New(gw.Config()) // nil: with the gateway that leads to the internet
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -125,7 +125,7 @@ func TestRenewalFails(t *testing.T) {
 		if n := len(m.calls()); n < 4 || n > 12 {
 			t.Errorf("%d requests in the first hour", n)
 		}
-		events.want(t, "mapped 8080")
+		events.want(t, "mapped 8080", "failed 8080")
 		changed := got.Changed()
 		time.Sleep(2 * time.Minute)
 		select {
@@ -136,7 +136,7 @@ func TestRenewalFails(t *testing.T) {
 		if got.External().IsValid() || len(got.Grants()) != 0 {
 			t.Errorf("when its time is up: %v", got)
 		}
-		events.want(t, "lost 0")
+		events.want(t, "lost 0", "failed 0")
 		m.calls()
 		time.Sleep(time.Hour)
 		if n := len(m.calls()); n < 50 || n > 70 {
@@ -316,7 +316,7 @@ func TestBackground(t *testing.T) {
 		if err := got.Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		events.want(t, "mapped 8080")
+		events.want(t, "failed 0", "mapped 8080")
 		if err := got.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -881,7 +881,7 @@ func TestRestartAfterExpiry(t *testing.T) {
 			m.fail = func(string, backends.Protocol, uint16) error { return backends.ErrNoReply }
 		})
 		time.Sleep(time.Hour)
-		events.want(t, "mapped 8080", "lost 0")
+		events.want(t, "mapped 8080", "failed 8080", "lost 0", "failed 0")
 		m.set(func() { m.fail = nil })
 		m.restart()
 		events.want(t, "restored 8080") // no time passes

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log"
 	"net"
-	"net/netip"
 	"time"
 
 	"github.com/natforward/goforward/adapters/gethnat"
@@ -22,8 +21,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer gw.Close()
-	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere}})
+	f, err := forward.New(gw.Config())
 	if err != nil {
 		log.Fatal(err)
 	}

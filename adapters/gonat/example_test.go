@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log"
-	"net/netip"
 	"time"
 
 	nat "github.com/natforward/goforward/adapters/gonat"
@@ -18,10 +17,7 @@ func ExampleNew() {
 		log.Fatal(err)
 	}
 	defer router.Close()
-	f, err := forward.New(&forward.Config{
-		Gateway: router.Addr(), // leave it out, and the one that leads to the internet is found
-		Test:    forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
-	})
+	f, err := forward.New(router.Config()) // nil: with the gateway that leads to the internet
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -21,12 +21,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// config is of a Forwarder that keeps to the gateway.
-func config(gw *gatewaytest.Gateway) *forward.Config {
-	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	return &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere}}
-}
-
 // start starts a router, and a Gateway of a Forwarder that is told of it.
 func start(t *testing.T, router gatewaytest.Config, order ...string) (*gatewaytest.Gateway, *forward.Forwarder, *nat.Gateway) {
 	t.Helper()
@@ -35,7 +29,7 @@ func start(t *testing.T, router gatewaytest.Config, order ...string) (*gatewayte
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = gw.Close() })
-	c := config(gw)
+	c := gw.Config()
 	c.Protocols = order
 	f, err := forward.New(c)
 	if err != nil {
@@ -181,7 +175,7 @@ func TestDiscover(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer gw.Close()
-	nat.Discover(config(gw))
+	nat.Discover(gw.Config())
 	defer nat.Discover(nil)
 	defer nat.Close()
 	found, err := nat.DiscoverGateway(t.Context())
@@ -219,7 +213,7 @@ func TestDiscoverNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := config(gw)
+	c := gw.Config()
 	c.DiscoveryTimeout = 100 * time.Millisecond
 	nat.Discover(c)
 	defer nat.Discover(nil)

@@ -3,7 +3,6 @@ package libp2pnat_test
 import (
 	"fmt"
 	"log"
-	"net/netip"
 	"strings"
 
 	"github.com/libp2p/go-libp2p"
@@ -21,10 +20,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer gw.Close()
-	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), // leave it out, and the one that leads to the internet is found
-		Test:    forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
-	})
+	f, err := forward.New(gw.Config()) // nil: with the gateway that leads to the internet
 	if err != nil {
 		log.Fatal(err)
 	}

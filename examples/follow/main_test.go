@@ -18,7 +18,7 @@ func TestMainFollows(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("a process cannot interrupt itself here")
 	}
-	gw, err := stage.Router(gatewaytest.Config{})
+	gw, err := stage.Router(gatewaytest.Config{Announce: netip.MustParseAddrPort("127.0.0.1:0")}) // without announcements
 	if err != nil {
 		t.Fatal(err)
 	}

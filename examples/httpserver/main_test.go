@@ -38,10 +38,9 @@ func TestMainServes(t *testing.T) {
 	}
 	defer gw.Close()
 	mapped := make(chan struct{})
-	if err := forward.Configure(&forward.Config{
-		Gateway: gw.Addr(), OnEvent: func(forward.Event) { close(mapped) },
-		Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0")},
-	}); err != nil {
+	config := gw.Config()
+	config.OnEvent = func(forward.Event) { close(mapped) }
+	if err := forward.Configure(config); err != nil {
 		t.Fatal(err)
 	}
 	defer forward.Close()

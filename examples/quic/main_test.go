@@ -231,6 +231,5 @@ func TestRun(t *testing.T) {
 
 // config is for a Forwarder on a gateway of the test's own.
 func config(gw *gatewaytest.Gateway) *forward.Config {
-	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	return &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere}}
+	return gw.Config()
 }

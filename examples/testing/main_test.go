@@ -23,10 +23,7 @@ func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (
 	for _, fault := range faults {
 		gw.Inject(fault)
 	}
-	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(),
-		Test:    forward.TestNetwork{SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr()},
-	})
+	f, err := forward.New(gw.Config())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,13 +10,7 @@ import (
 // This is the test in the README.
 func TestRestart(t *testing.T) {
 	gw := gatewaytest.New(t, gatewaytest.Config{}) // closed when the test ends
-	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(),
-		Test:    forward.TestNetwork{SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr()},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, _ := forward.New(gw.Config())               // which is valid
 	defer f.Close()
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {

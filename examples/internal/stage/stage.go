@@ -4,7 +4,6 @@ package stage
 
 import (
 	"bufio"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -20,10 +19,7 @@ func Router(config gatewaytest.Config) (*gatewaytest.Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	err = forward.Configure(&forward.Config{
-		Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere},
-	})
+	err = forward.Configure(gw.Config())
 	if err != nil {
 		_ = gw.Close()
 		return nil, err
