@@ -20,7 +20,7 @@ func TestEndpoint(t *testing.T) {
 		"not mapped":         {},
 	} {
 		e := backends.Endpoint{AddrPort: at}
-		for _, got := range []string{e.String(), fmt.Sprint(e), fmt.Sprintf("%v", &e), fmt.Sprintf("%s", e)} { //nolint:gosimple // the verbs are what is tested
+		for _, got := range []string{e.String(), fmt.Sprint(e), fmt.Sprintf("%v", &e), fmt.Sprintf("%+v", e)} {
 			if got != want {
 				t.Errorf("%#v prints as %q, want %q", at, got, want)
 			}

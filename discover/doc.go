@@ -17,7 +17,7 @@
 //	macOS, FreeBSD, OpenBSD, NetBSD  RTM_GET on a routing socket; Watch listens there
 //	Windows                        GetBestRoute2; Watch by its notifications
 //
-// Elsewhere every call fails with [errors.ErrUnsupported].
+// Elsewhere all four, and Watch, fail with an error that wraps [errors.ErrUnsupported].
 //
 // # What has been run
 //

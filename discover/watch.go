@@ -12,9 +12,10 @@ import "context"
 // notify does.
 //
 // Changes are seen from the moment that Watch is entered, so start it before
-// reading the state that is to be kept up to date. Linux reports them. macOS, the
-// BSDs and Windows hint at them, on which the state is compared, and every 30
-// seconds besides; elsewhere it is compared every 5 seconds.
+// reading the state that is to be kept up to date. Linux reports them. macOS,
+// FreeBSD, OpenBSD, NetBSD and Windows hint at them, on which the state is compared,
+// and every 30 seconds besides; every 5 seconds if the system refuses to hint.
+// Elsewhere Watch fails at once, with errors.ErrUnsupported.
 func Watch(ctx context.Context, notify func()) error {
 	w, err := openWatcher()
 	if err != nil {

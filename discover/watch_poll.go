@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build darwin || freebsd || netbsd || openbsd || windows
 
 package discover
 
@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// How often snapshots are compared: where the system gives no hints, and as a
+// How often snapshots are compared: if the system refuses to give hints, and as a
 // net beneath those that it gives, which were never seen to come.
 const (
 	pollEvery  = 5 * time.Second

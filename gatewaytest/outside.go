@@ -6,10 +6,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // maxDial bounds the connection to an internal endpoint where the caller's
@@ -132,16 +132,16 @@ func (g *Gateway) route(p backends.Protocol, to, from netip.AddrPort) (Entry, er
 	external := g.External()
 	switch {
 	case to.Addr().Is4() != from.Addr().Is4():
-		return Entry{}, os.NewSyscallError("connect", syscall.EHOSTUNREACH)
+		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
 	case to.Addr().Is6(): // in the table under its own address
 	case to.Addr() != external || external.IsUnspecified():
-		return Entry{}, os.NewSyscallError("connect", syscall.EHOSTUNREACH)
+		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
 	default:
 		to = netip.AddrPortFrom(netip.Addr{}, to.Port())
 	}
 	e, ok := g.table.lookup(p, to, from)
 	if !ok || g.upnp.config.Rules.NoTraffic && e.Service == serviceUPnP {
-		return Entry{}, os.NewSyscallError("connect", syscall.ECONNREFUSED)
+		return Entry{}, os.NewSyscallError("connect", errno.ECONNREFUSED)
 	}
 	return e, nil
 }
@@ -157,11 +157,11 @@ func (g *Gateway) local(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
 		addr = defaultOutside
 	}
 	if addr == g.external || addr.Is6() != v6 {
-		return netip.AddrPort{}, os.NewSyscallError("bind", syscall.EADDRNOTAVAIL)
+		return netip.AddrPort{}, os.NewSyscallError("bind", errno.EADDRNOTAVAIL)
 	}
 	if port := at.Port(); port != 0 {
 		if g.outsideUDP[netip.AddrPortFrom(addr, port)] != nil {
-			return netip.AddrPort{}, os.NewSyscallError("bind", syscall.EADDRINUSE)
+			return netip.AddrPort{}, os.NewSyscallError("bind", errno.EADDRINUSE)
 		}
 		return netip.AddrPortFrom(addr, port), nil
 	}
@@ -172,7 +172,7 @@ func (g *Gateway) local(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
 			return at, nil
 		}
 	}
-	return netip.AddrPort{}, os.NewSyscallError("bind", syscall.EADDRINUSE)
+	return netip.AddrPort{}, os.NewSyscallError("bind", errno.EADDRINUSE)
 }
 
 // keep has Close close c, or reports that it is too late.

@@ -2,15 +2,14 @@ package gatewaytest
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // dialTCP connects an outside host to the internal endpoint of a mapping.
@@ -43,8 +42,8 @@ func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Con
 	inner, err := d.DialContext(ctx, "tcp", entry.Internal.String())
 	switch {
 	case err == nil:
-	case refused(err):
-		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
+	case errno.IsRefused(err):
+		return nil, os.NewSyscallError("connect", errno.ECONNREFUSED)
 	case g.isClosed():
 		return nil, net.ErrClosed
 	default:
@@ -59,12 +58,6 @@ func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Con
 		return nil, err
 	}
 	return c, nil
-}
-
-// refused reports whether the internal host refused the connection.
-func refused(err error) bool {
-	const wsaeConnRefused = syscall.Errno(10061) // Windows; no number of other systems
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, wsaeConnRefused)
 }
 
 // tcpConn is an outside host's end of a connection: a real connection to the

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // maxPeers bounds the internal endpoints that an outside socket remembers.
@@ -134,7 +135,7 @@ func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
 func (c *packetConn) read(b []byte) (int, netip.AddrPort, error) {
 	for {
 		n, from, err := c.inner.ReadFromUDPAddrPort(b)
-		if reset(err) {
+		if errno.IsReset(err) { // nobody wanted an earlier datagram
 			continue
 		}
 		if err != nil {
@@ -149,13 +150,6 @@ func (c *packetConn) read(b []byte) (int, netip.AddrPort, error) {
 		c.gateway.record.count(func(s *Stats) { s.BytesOut += int64(n) })
 		return n, external, nil
 	}
-}
-
-// reset reports whether a read failed only because nobody wanted an earlier
-// datagram, which Windows tells.
-func reset(err error) bool {
-	const wsaeConnReset = syscall.Errno(10054)
-	return errors.Is(err, wsaeConnReset)
 }
 
 // Close frees the virtual address. Closing again fails with net.ErrClosed.

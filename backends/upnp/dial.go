@@ -29,7 +29,9 @@ func (c ClientConfig) dial(ctx context.Context, to netip.AddrPort) (net.Conn, er
 		if err != nil {
 			return nil, err
 		}
-		d.Control = netbind.Control(ifi)
+		if d.Control, err = netbind.Control(ifi); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	attempts := make(chan attempt)

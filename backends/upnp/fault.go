@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // FaultCode is the errorCode of a UPnP fault.
@@ -186,5 +187,5 @@ func (e *HTTPError) Unwrap() error {
 // Devices change port and path when they restart, so look for it again.
 func Moved(err error) bool {
 	var status *HTTPError
-	return isRefused(err) || errors.As(err, &status) && status.Status == http.StatusNotFound
+	return errno.IsRefused(err) || errors.As(err, &status) && status.Status == http.StatusNotFound
 }

@@ -15,13 +15,7 @@ func main() {
 	ctx, interrupt := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // as by nohup: the program is to outlive its terminal
-		signal.Notify(signals, syscall.SIGHUP)
-	}
-	// A reader that goes away must not leave a mapping behind: the write fails
-	// instead of ending the process. To ignore the signal would have the commands
-	// of --exec ignore it too.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	outlive(signals)
 	go obey(signals, interrupt, func() { os.Exit(1) })
 	os.Exit(cli.Run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }

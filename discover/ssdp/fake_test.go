@@ -7,9 +7,10 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // fakeConn is a socket on which nothing takes time: it lives in a bubble.
@@ -33,7 +34,7 @@ func (c *fakeConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 	select {
 	case d := <-c.in:
 		if d.text == "" {
-			return 0, netip.AddrPort{}, syscall.ECONNREFUSED
+			return 0, netip.AddrPort{}, errno.ECONNREFUSED
 		}
 		return copy(b, d.text), d.addr, nil
 	case <-c.closed:

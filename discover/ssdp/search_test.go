@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/natforward/goforward/internal/errno"
 )
 
 func TestRequest(t *testing.T) {
@@ -239,7 +241,7 @@ func TestPartialFailure(t *testing.T) {
 			refuse: map[string]error{"udp6": syscall.EAFNOSUPPORT},
 			onSend: func(c *fakeConn, d datagram) error {
 				if d.addr == Multicast {
-					return syscall.ENETUNREACH
+					return errno.ENETUNREACH
 				}
 				c.in <- datagram{crlf(plain), d.addr}
 				return nil
@@ -267,13 +269,13 @@ func TestTotalFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := world{
 			refuse: map[string]error{"udp6": syscall.EAFNOSUPPORT},
-			onSend: func(*fakeConn, datagram) error { return syscall.ENETUNREACH },
+			onSend: func(*fakeConn, datagram) error { return errno.ENETUNREACH },
 		}
 		s := Search{To: []netip.AddrPort{Multicast6, Multicast, gateway}}
 		start, count := time.Now(), 0
 		for a, err := range s.answers(t.Context(), w.open) {
 			count++
-			if a != (Answer{}) || !errors.Is(err, syscall.ENETUNREACH) || !errors.Is(err, syscall.EAFNOSUPPORT) {
+			if a != (Answer{}) || !errors.Is(err, errno.ENETUNREACH) || !errors.Is(err, syscall.EAFNOSUPPORT) {
 				t.Errorf("%+v, %v", a, err)
 			}
 		}
@@ -290,7 +292,7 @@ func TestLateFailure(t *testing.T) {
 		sends := 0
 		w := world{onSend: func(*fakeConn, datagram) error {
 			if sends++; sends > 1 {
-				return syscall.ENETUNREACH
+				return errno.ENETUNREACH
 			}
 			return nil
 		}}

@@ -54,7 +54,10 @@ func openSearch(ctx context.Context, s seat) (packetConn, error) {
 func (s seat) open(ctx context.Context) (*net.UDPConn, error) {
 	var lc net.ListenConfig
 	if s.ifi != nil {
-		lc.Control = netbind.Control(s.ifi)
+		var err error
+		if lc.Control, err = netbind.Control(s.ifi); err != nil {
+			return nil, err
+		}
 	}
 	conn, err := bind(ctx, lc, s.network, netip.AddrPortFrom(s.local, 0))
 	if err != nil || !s.multicast {

@@ -8,9 +8,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // Running is a running Program as the test sees it. Its methods fail the test
@@ -154,7 +155,7 @@ func (r *Running) Send(v any) {
 	// A process that reads nothing must not hold the test up: the pipe fills.
 	_ = r.in.SetWriteDeadline(time.Now().Add(patience))
 	err := json.NewEncoder(r.in).Encode(v)
-	if errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, errno.EPIPE) {
 		r.drain() // the function's own words say more than a broken pipe
 		r.t.Fatalf("%s: ended (%v), but was to be told %v", r.what, r.cmd.ProcessState, v)
 	}

@@ -6,7 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
+
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // The functions here open sockets of the test process in a host's namespace: a
@@ -26,7 +27,7 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 			return err
 		})
 		h.lab.log.record("%s: dial %s %s from port %s: %s", h.name, network, address, portOf(d.LocalAddr), outcome(err))
-		if !errors.Is(err, syscall.EADDRINUSE) {
+		if !errors.Is(err, errno.EADDRINUSE) {
 			return conn, err
 		}
 	}

@@ -10,9 +10,10 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/natforward/goforward/internal/errno"
 )
 
 const (
@@ -138,8 +139,8 @@ func (home *HomeNet) alive(t testing.TB, echo Echo) {
 // fault of the lab.
 func unreached(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) ||
-		isTimeout(err) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) ||
-		errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, errOther)
+		isTimeout(err) || errors.Is(err, errno.ECONNREFUSED) || errors.Is(err, errno.ECONNRESET) ||
+		errors.Is(err, errno.EHOSTUNREACH) || errors.Is(err, errOther)
 }
 
 func isTimeout(err error) bool {

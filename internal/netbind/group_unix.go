@@ -4,7 +4,6 @@ package netbind
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -62,15 +61,6 @@ func Group(_ context.Context, network string, group netip.AddrPort, only *net.In
 		return nil, err
 	}
 	return asUDP(conn)
-}
-
-// shareAddress lets others listen at the address, whichever of the two options
-// they use.
-func shareAddress(fd int) error {
-	return errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
-	)
 }
 
 func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {

@@ -1,3 +1,5 @@
+//go:build unix || windows
+
 // Package netbind ties sockets to interfaces and to multicast groups, as well as
 // each system can.
 package netbind
@@ -10,11 +12,12 @@ import (
 )
 
 // Control is for a net.Dialer or net.ListenConfig whose socket is to leave by the
-// interface.
-func Control(ifi *net.Interface) func(network, address string, c syscall.RawConn) error {
+// interface. If no socket of this system can be tied to one, the error wraps
+// errors.ErrUnsupported.
+func Control(ifi *net.Interface) (func(network, address string, c syscall.RawConn) error, error) {
 	return func(network, _ string, c syscall.RawConn) error {
 		return control(c, func(fd uintptr) error { return ToInterface(fd, network, ifi) })
-	}
+	}, nil
 }
 
 // control runs f on the socket and returns the error of either.

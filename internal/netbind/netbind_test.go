@@ -1,6 +1,7 @@
 package netbind_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
@@ -51,13 +52,20 @@ func TestControl(t *testing.T) {
 	if err != nil || lo.Flags&net.FlagLoopback == 0 {
 		t.Skip("the first interface is not loopback")
 	}
-	d := net.Dialer{Control: netbind.Control(lo)}
+	var d net.Dialer
+	if d.Control, err = netbind.Control(lo); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
 	conn, err := d.DialContext(t.Context(), "udp4", "127.0.0.1:9")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = conn.Close()
-	d.Control = netbind.Control(&net.Interface{Index: 1 << 20, Name: "no-such-one"})
+	if d.Control, err = netbind.Control(&net.Interface{Index: 1 << 20, Name: "no-such-one"}); err != nil {
+		t.Fatal(err)
+	}
 	if conn, err := d.DialContext(t.Context(), "udp4", "127.0.0.1:9"); err == nil {
 		_ = conn.Close()
 		t.Error("tied to an interface that there is not")

@@ -69,7 +69,8 @@ type File struct {
 // the contents are invalid, or it is not a regular file that only this user and root
 // can write, Open sets it aside: it adds ".damaged" to the name, and a number if that
 // name is taken. It then returns an empty File and the reason as an error. After any
-// other error there is no File, nothing has changed, and a later call may succeed.
+// other error there is no File, nothing has changed, and a later call may succeed. On
+// AIX, Plan 9 and WebAssembly the error is errors.ErrUnsupported: no file is locked there.
 func Open(path string) (*File, []Record, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -101,10 +102,7 @@ func lockFile(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = tryLock(f); errors.Is(err, errLocked) {
-		err = ErrInUse
-	}
-	if err != nil {
+	if err = tryLock(f); err != nil {
 		_ = f.Close()
 	}
 	return f, err

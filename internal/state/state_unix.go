@@ -14,10 +14,6 @@ import (
 // noFollow opens what has the path itself, and never blocks.
 const noFollow = unix.O_NOFOLLOW | unix.O_NONBLOCK
 
-const errLocked = unix.EWOULDBLOCK
-
-func tryLock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
-
 // isOthers reports whether a user other than this one and root owns the file, or
 // whether others have one of the permissions.
 func isOthers(info fs.FileInfo, permissions fs.FileMode) bool {

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 
@@ -9,11 +10,14 @@ import (
 
 const noFollow = 0
 
-const errLocked = windows.ERROR_LOCK_VIOLATION
-
+// tryLock fails with ErrInUse if another open file has the lock.
 func tryLock(f *os.File) error {
 	const flags = windows.LOCKFILE_EXCLUSIVE_LOCK | windows.LOCKFILE_FAIL_IMMEDIATELY
-	return windows.LockFileEx(windows.Handle(f.Fd()), flags, 0, 1, 0, &windows.Overlapped{})
+	err := windows.LockFileEx(windows.Handle(f.Fd()), flags, 0, 1, 0, &windows.Overlapped{})
+	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
+		return ErrInUse
+	}
+	return err
 }
 
 // isOthers is always false: the directory's access list decides.

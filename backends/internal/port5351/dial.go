@@ -24,7 +24,9 @@ func dialUDP(ctx context.Context, config Config) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.Control = netbind.Control(ifi)
+		if d.Control, err = netbind.Control(ifi); err != nil {
+			return nil, err
+		}
 	}
 	return d.DialContext(ctx, "udp", config.Gateway.String())
 }

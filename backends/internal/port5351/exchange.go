@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // Match is how well a datagram answers a request.
@@ -187,6 +188,13 @@ func (l *Link) transmit(ctx context.Context, p *pending) error {
 	return fmt.Errorf("%w: cannot send to %v: %w", backends.ErrNoReply, l.config.Gateway, err)
 }
 
+// isRefused reports that the gateway's port is closed. Windows calls it a reset.
+func isRefused(err error) bool { return errno.IsRefused(err) || errno.IsReset(err) }
+
+// isLost reports a datagram that this host dropped: a full buffer, or a local
+// firewall.
+func isLost(err error) bool { return errno.IsFull(err) || errors.Is(err, syscall.EPERM) }
+
 // write sends a datagram. An ICMP error that an earlier one earned comes up
 // here too where the reader has not taken it yet, and stops this one.
 func write(sock net.Conn, b []byte) error {
@@ -258,5 +266,5 @@ func (e *refusedError) Error() string {
 }
 
 func (e *refusedError) Unwrap() []error {
-	return []error{backends.ErrNoReply, syscall.ECONNREFUSED}
+	return []error{backends.ErrNoReply, errno.ECONNREFUSED}
 }

@@ -7,13 +7,13 @@ import (
 	"io"
 	"net/netip"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 const (
@@ -204,7 +204,7 @@ func (d *demonstration) turnedAway(ctx context.Context) error {
 	case err == nil:
 		_ = conn.Close()
 		return errors.New("the server can be reached where it should not")
-	case !errors.Is(err, syscall.ECONNREFUSED):
+	case !errors.Is(err, errno.ECONNREFUSED):
 		return err
 	}
 	d.line("visitor", "dials %v: connection refused", d.external())

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +18,7 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // questionTime bounds the questions of gateways, unless --timeout does.
@@ -171,7 +171,7 @@ func verdict(err error) string {
 	switch {
 	case err == nil:
 		return "yes"
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, backends.ErrNotAuthorized):
+	case errors.Is(err, errno.ECONNREFUSED), errors.Is(err, backends.ErrNotAuthorized):
 		return "refused"
 	case errors.Is(err, backends.ErrNoReply):
 		return "silent"

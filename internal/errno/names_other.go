@@ -1,0 +1,26 @@
+//go:build !plan9
+
+package errno
+
+import "syscall"
+
+// These are the errors of the same names in package syscall.
+const (
+	EADDRINUSE    = syscall.EADDRINUSE
+	EADDRNOTAVAIL = syscall.EADDRNOTAVAIL
+	ECONNREFUSED  = syscall.ECONNREFUSED
+	ECONNRESET    = syscall.ECONNRESET
+	EHOSTUNREACH  = syscall.EHOSTUNREACH
+	ENETDOWN      = syscall.ENETDOWN
+	ENETUNREACH   = syscall.ENETUNREACH
+	ENOBUFS       = syscall.ENOBUFS
+	EPIPE         = syscall.EPIPE
+)
+
+// These are what Windows returns, where package syscall's own numbers are invented.
+// Other systems have no errors with these numbers.
+const (
+	wsaECONNRESET   = syscall.Errno(10054)
+	wsaENOBUFS      = syscall.Errno(10055)
+	wsaECONNREFUSED = syscall.Errno(10061)
+)
