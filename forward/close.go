@@ -51,9 +51,10 @@ func (f *Forwarder) closeContext(ctx context.Context, answered func() time.Time)
 // more. A second call waits for the first and returns the same error.
 func (m *Mapping) Close() error { return m.Shutdown(context.Background()) }
 
-// Shutdown is Close within a context. One without a deadline is bounded as Close is.
+// Shutdown is Close within a context, which also bounds the wait for another call. One
+// without a deadline is bounded as Close is.
 func (m *Mapping) Shutdown(ctx context.Context) error {
-	return m.closing.do(func() error {
+	return m.closing.do(ctx, func() error {
 		f := m.forwarder
 		var c *gateway.Closing
 		if !f.loop.Do(func() { c = f.release(m, false) }) {
@@ -68,7 +69,7 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 // gateway until its lifetime ends, or for ever if it has no end. What is requested just now
 // is deleted. Leave does not wait; after Close it does nothing.
 func (m *Mapping) Leave() {
-	_ = m.closing.do(func() error {
+	_ = m.closing.do(context.Background(), func() error {
 		m.forwarder.loop.Do(func() { m.forwarder.release(m, true) })
 		m.forwarder.loop.Post(m.forwarder.tidy)
 		return nil
@@ -81,15 +82,24 @@ type once struct {
 	err  error
 }
 
-// do calls f, or waits for the call of another, and returns its error.
-func (o *once) do(f func() error) error {
+// do calls f, or waits for the call of another until ctx ends, and returns its error.
+func (o *once) do(ctx context.Context, f func() error) error {
 	done := make(chan struct{})
 	if o.done.CompareAndSwap(nil, &done) {
 		o.err = f()
 		close(done)
 	}
-	<-*o.done.Load()
-	return o.err
+	select {
+	case <-*o.done.Load():
+		return o.err
+	case <-ctx.Done():
+	}
+	select {
+	case <-*o.done.Load(): // also if ctx has ended before
+		return o.err
+	default:
+		return context.Cause(ctx)
+	}
 }
 
 // finish waits until what the mapping had is deleted.
@@ -148,10 +158,10 @@ func (f *Forwarder) closeAll(ctx context.Context, ms []*Mapping) (closed int, er
 // same error. OnEvent and the Logger's handler may call it.
 func (f *Forwarder) Close() error { return f.Shutdown(context.Background()) }
 
-// Shutdown is Close within a context. One without a deadline is bounded as Close is.
-// Calls in flight fail with ErrClosed.
+// Shutdown is Close within a context, which also bounds the wait for another call. One
+// without a deadline is bounded as Close is. Calls in flight fail with ErrClosed.
 func (f *Forwarder) Shutdown(ctx context.Context) error {
-	return f.closing.do(func() error {
+	return f.closing.do(ctx, func() error {
 		f.cancel(ErrClosed)
 		f.calls.Close(ErrClosed)
 		if !f.started.Load() {

@@ -1,6 +1,7 @@
 package forward_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -52,3 +53,30 @@ func TestCloseAgain(t *testing.T) {
 
 func mappingClose(_ *forward.Forwarder, m *forward.Mapping) func() error   { return m.Close }
 func forwarderClose(f *forward.Forwarder, _ *forward.Mapping) func() error { return f.Close }
+
+// A second Shutdown waits no longer than its own context, and ends nothing.
+func TestShutdownWhileClosing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		f := forwarder(t, forward.Config{}, m)
+		got, err := f.Enable(t.Context(), forward.TCP(8080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.set(func() { m.block = true })
+		closed := make(chan error, 2)
+		go func() { closed <- f.Close() }()
+		synctest.Wait()
+		for name, shutdown := range map[string]func(context.Context) error{"Forwarder": f.Shutdown, "Mapping": got.Shutdown} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second/4)
+			begun := time.Now()
+			if err := shutdown(ctx); err == nil || time.Since(begun) > time.Second/4 {
+				t.Errorf("%s: %v after %v", name, err, time.Since(begun))
+			}
+			cancel()
+		}
+		if err := <-closed; !errors.Is(err, backends.ErrNoReply) {
+			t.Errorf("Close: %v", err)
+		}
+	})
+}

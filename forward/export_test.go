@@ -80,7 +80,7 @@ func (f *Forwarder) Routes() (n int) {
 func (f *Forwarder) NetworkChanged() { f.loop.Do(func() { f.look("") }) }
 
 // Crash ends a Forwarder as the end of its process does: nothing is deleted.
-func (f *Forwarder) Crash() { _ = f.closing.do(f.crash) }
+func (f *Forwarder) Crash() { _ = f.closing.do(context.Background(), f.crash) }
 
 func (f *Forwarder) crash() error {
 	f.store.opening.Lock()

@@ -197,7 +197,7 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s io.Closer, at 
 	}
 	var closing once
 	r.close = func() error {
-		return closing.do(func() error {
+		return closing.do(context.Background(), func() error {
 			err := s.Close() // first, so that no connection is accepted that could not be served
 			_, left := f.closeAll(context.Background(), r.mappings)
 			return errors.Join(err, left)

@@ -94,7 +94,7 @@ func TestRefreshOptions(t *testing.T) {
 	mapping := enable8080(t, f)
 	m.calls()
 	for name, o := range map[string]forward.Option{
-		"Aside": forward.NoDefault(), "Background": forward.Background(), "IPv6": forward.IPv6(), "Once": forward.Once(),
+		"NoDefault": forward.NoDefault(), "Background": forward.Background(), "IPv6": forward.IPv6(), "Once": forward.Once(),
 		"another protocol": forward.UDP(8080), "an IPv6 address": forward.To(netip.MustParseAddrPort("[2001:db8::1]:8080")),
 	} {
 		if err := mapping.Refresh(t.Context(), o); !errors.Is(err, backends.ErrInvalid) {

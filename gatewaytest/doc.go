@@ -3,10 +3,7 @@
 // what httptest is to HTTP.
 //
 //	gw := gatewaytest.New(t, gatewaytest.Config{})          // on loopback, any port, no root
-//	f, err := forward.New(&forward.Config{                  // what is under test uses that gateway
-//		Gateway: gw.Addr(),
-//		Test:    forward.TestNetwork{SSDP: gw.SSDP(), Announce: gw.AnnounceAddr(), Notify: gw.NotifyAddr()},
-//	})
+//	f, err := forward.New(gw.Config())                      // what is under test uses that gateway
 //	m, err := f.Enable(ctx, forward.TCP(8080))
 //	conn, err := gw.Dial(ctx, "tcp", m.External().String()) // a host on the internet connects
 //
