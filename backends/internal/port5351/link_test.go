@@ -13,13 +13,28 @@ import (
 )
 
 func TestOpenInvalid(t *testing.T) {
-	for _, gateway := range []string{"0.0.0.0:5351", "192.0.2.1:0", "[::]:5351"} {
+	for _, gateway := range []string{"0.0.0.0:5351", "[::]:5351"} {
 		if _, err := Open(Config{Gateway: netip.MustParseAddrPort(gateway)}); err == nil {
 			t.Errorf("Open(%s) succeeded", gateway)
 		}
 	}
 	if _, err := Open(Config{}); err == nil {
 		t.Error("Open of nothing succeeded")
+	}
+}
+
+// Port 0 is 5351, and a mapped IPv4 address is the IPv4 address: one gateway has one link.
+func TestOpenDefaults(t *testing.T) {
+	var all []*Link
+	for _, gateway := range []string{"192.0.2.1:5351", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"} {
+		l, err := Open(Config{Gateway: netip.MustParseAddrPort(gateway)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if all = append(all, l); l != all[0] {
+			t.Errorf("%s has a link of its own", gateway)
+		}
 	}
 }
 
