@@ -26,13 +26,13 @@ type entry struct {
 	group    *group
 	backend  *Backend
 	state    entryState
-	lost     bool   // the gateway lost it, as far as is known
-	doubtful bool   // the gateway may have lost it, and has not granted it since
-	again    bool   // that became so after the last request was sent
-	wanted   bool   // to be renewed by the next pass
-	former   bool   // what another entry was before, to be deleted
-	unknown  bool   // a request got no reply: the gateway may have it
-	asked    uint16 // the external port
+	lost     bool      // the gateway lost it, as far as is known
+	doubtful bool      // the gateway may have lost it, and has not granted it since
+	again    time.Time // when to request it again, as that became so after the last request was sent; zero: it did not
+	wanted   bool      // to be renewed by the next pass
+	former   bool      // what another entry was before, to be deleted
+	unknown  bool      // a request got no reply: the gateway may have it
+	asked    uint16    // the external port
 	failures uint16
 	spec     *Spec             // of the last request
 	granted  *backends.Mapping // never changed, but replaced; nil: not granted yet
@@ -280,10 +280,14 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 	e.wanted, e.until = false, time.Time{}
 	now, lost := time.Now(), e.backend.lost
 	before := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight
-	e.lost = before || e.lost && e.again && lost.IsZero()
-	if e.doubtful = e.again || before; e.doubtful {
+	again := !e.again.IsZero()
+	e.lost = before || e.lost && again && lost.IsZero()
+	switch e.doubtful = again || before; {
+	case again:
+		e.due = e.again // and not at once: the pace of recoveries holds for it too
+	case before:
 		e.due = now
-	} else {
+	default:
 		e.due = e.next(now)
 	}
 }

@@ -243,7 +243,7 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 		return nil, err
 	}
 	before, askedBefore := e.spec, e.asked
-	e.spec, e.asked, e.again = s, port, false
+	e.spec, e.asked, e.again = s, port, time.Time{}
 	granted, err := f.request(timeout, e.request(s, port))
 	if e.state == removed { // the client was abandoned
 		return nil, ErrEnded

@@ -233,7 +233,7 @@ func (f *flow) renew(e *entry) (backends.Mapping, error) {
 	if at, has := f.ctx.Deadline(); has {
 		timeout = max(timeout, time.Until(at)+lateReply)
 	}
-	e.again = false
+	e.again = time.Time{}
 	return f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
 		if at := m.Expires(); !at.IsZero() {
 			var cancel context.CancelFunc
@@ -380,7 +380,7 @@ func (o *Owner) suspect(is func(*entry) bool, lost bool, reason string, at time.
 			switch {
 			case !slices.ContainsFunc(found, e.sharesHandle):
 			case e.state == creating:
-				e.again = true
+				e.again = sooner(e.again, at)
 			case e.isHeld() && !e.isOnce():
 				e.suspect(lost, reason, at)
 			}
@@ -390,7 +390,7 @@ func (o *Owner) suspect(is func(*entry) bool, lost bool, reason string, at time.
 }
 
 func (e *entry) suspect(lost bool, reason string, at time.Time) {
-	e.doubtful, e.again, e.lost, e.due = true, true, e.lost || lost, sooner(e.due, at)
+	e.doubtful, e.again, e.lost, e.due = true, sooner(e.again, at), e.lost || lost, sooner(e.due, at)
 	o := e.group.owner
 	for _, h := range e.holders {
 		if !o.has(h) {
