@@ -8,6 +8,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest/quirks"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // Config says what kind of router to start. The zero value is a router that follows
@@ -125,7 +126,7 @@ func (c Config) withDefaults() (Config, error) {
 	var err error
 	for _, at := range []*netip.AddrPort{&c.Announce, &c.Notify} {
 		if !at.IsValid() {
-			if *at, err = spareUDP(); err != nil {
+			if *at, err = freeport.UDP(); err != nil {
 				return c, err
 			}
 		}

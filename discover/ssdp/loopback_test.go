@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 var (
@@ -130,7 +130,10 @@ func TestSource(t *testing.T) {
 
 // Notices come one at a time, and nothing else does.
 func TestListen(t *testing.T) {
-	at := lab.FreeUDP(t)
+	at, err := freeport.UDP()
+	if err != nil {
+		t.Fatal(err)
+	}
 	l := Listener{Addr: at}
 	conns, err := l.open(t.Context())
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 func unhex(t *testing.T, s string) []byte {
@@ -105,7 +105,10 @@ func TestSignalsCoalesce(t *testing.T) {
 
 // The listener is one for all, and its socket goes with the last of them.
 func TestListener(t *testing.T) {
-	addr := lab.FreeUDP(t)
+	addr, err := freeport.UDP()
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	_, l := newLink(t, "127.0.0.1:5351")
 	defer l.Close()

@@ -1,18 +1,21 @@
-package lab_test
+package freeport_test
 
 import (
 	"net"
 	"net/netip"
 	"testing"
 
-	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/freeport"
 )
 
 // The addresses differ, and each can be bound, also while all others are.
-func TestFreeUDP(t *testing.T) {
+func TestUDP(t *testing.T) {
 	seen := map[netip.AddrPort]bool{}
 	for range 100 {
-		at := lab.FreeUDP(t)
+		at, err := freeport.UDP()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if seen[at] || !at.Addr().IsLoopback() {
 			t.Errorf("%v", at)
 		}
