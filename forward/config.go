@@ -50,10 +50,11 @@ type Config struct {
 	// Gateways returns the default routes of this host, at most one of each address
 	// family, in place of the kernel's. It is for systems on which an app may not read
 	// routes, such as Android and iOS: read them from the system's API. An empty list says
-	// that there is no network. After an error, what it returned before stays in use. It is called
-	// before requests and every 30 seconds, within DiscoveryTimeout, also by several
-	// goroutines at once. It must obey its context, and may not use the Forwarder. Call
-	// Refresh when the system reports another network. Nil: the kernel is asked.
+	// that there is no network. After an error, what it returned before stays in use.
+	//
+	// It is called before requests and every 30 seconds, within DiscoveryTimeout, also by
+	// several goroutines at once. It must obey its context, and may not use the Forwarder.
+	// Call Refresh when the system reports another network. Nil: the kernel is asked.
 	Gateways func(context.Context) ([]discover.Gateway, error)
 	// Interface is the interface to send requests by. Empty: the one that leads to the
 	// gateway.

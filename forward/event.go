@@ -52,8 +52,8 @@ func (k EventKind) String() string {
 type Event struct {
 	Kind    EventKind
 	Mapping *Mapping
-	// Grants and Previous are what was granted after and before: two for Both,
-	// none where there was none.
+	// Grants and Previous are what was granted after and before: one mapping for each
+	// protocol and port, or none.
 	Grants, Previous []backends.Mapping
 	// Reason says how it came.
 	Reason string

@@ -49,8 +49,9 @@ type spec struct {
 
 // portOf is an internal port that an option names.
 type portOf struct {
-	option string
+	option string // as it is written
 	port   uint16
+	isTo   bool // the option is To
 }
 
 // once records that an option is given, and fails if it is given already.
@@ -63,10 +64,10 @@ func (w *spec) once(option string) error {
 }
 
 // setPort sets the internal port that an option names; 0 names none. Options must agree.
-func (w *spec) setPort(option string, port uint16) {
-	if port != 0 {
-		w.ports = append(w.ports, portOf{option, port})
-		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
+func (w *spec) setPort(p portOf) {
+	if p.port != 0 {
+		w.ports = append(w.ports, p)
+		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), p.port)
 	}
 }
 
@@ -111,7 +112,7 @@ func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion 
 				return invalid("protocol 0")
 			}
 			w.Protocols = ps
-			w.setPort(name, internal)
+			w.setPort(portOf{option: name, port: internal})
 			return nil
 		},
 		match: func(s *subject) bool {
@@ -144,8 +145,8 @@ func Ports(first, last uint16) Criterion {
 				return invalid("%s has more than %d ports: enable several ranges", name, longestRange)
 			}
 			w.Count = last - first + 1
-			w.setPort(name, first)
-			return w.once(optionPorts)
+			w.setPort(portOf{option: name, port: first})
+			return w.once("Ports")
 		},
 		match: func(s *subject) bool {
 			port := s.spec.Internal.Port()
@@ -198,9 +199,9 @@ func To(internal netip.AddrPort) Criterion {
 				return invalid("To without an address")
 			}
 			w.Internal = netip.AddrPortFrom(internal.Addr().Unmap(), w.Internal.Port())
-			w.setPort(fmt.Sprintf("To(%v)", internal), internal.Port())
+			w.setPort(portOf{option: fmt.Sprintf("To(%v)", internal), port: internal.Port(), isTo: true})
 			w.ipv6 = w.ipv6 || familyOf(internal.Addr()) == ipv6
-			return w.once(optionTo)
+			return w.once("To")
 		},
 		match: func(s *subject) bool {
 			return internal.Addr().Unmap() == s.spec.Internal.Addr() &&
@@ -325,8 +326,8 @@ func Background() Option {
 }
 
 // NoDefault keeps Disable and Refresh without selectors from taking this mapping as the
-// last one enabled: for a library that uses the Forwarder of its program. The mappings of
-// Listen and ListenPacket are so too.
+// last one enabled: for a library that uses the Forwarder of its program. It holds for
+// the mappings of Listen and ListenPacket anyway.
 func NoDefault() Option {
 	return optionFunc(func(w *spec) error { w.noDefault = true; return nil })
 }
@@ -334,8 +335,6 @@ func NoDefault() Option {
 // The options that add has to know.
 const (
 	optionProtocol   = "of a protocol"
-	optionPorts      = "Ports"
-	optionTo         = "To"
 	optionRenewEvery = "RenewEvery"
 )
 
@@ -391,11 +390,11 @@ func (w *spec) add(opts []Option) error {
 // twoPorts is the error of two options that name different internal ports. If one of them
 // is To, the other was probably meant to name the external port.
 func (w *spec) twoPorts(a, b portOf) error {
-	if strings.HasPrefix(a.option, optionTo) {
+	if a.isTo {
 		a, b = b, a
 	}
 	hint := ""
-	if strings.HasPrefix(b.option, optionTo) {
+	if b.isTo {
 		hint = fmt.Sprintf(": to forward external port %d to %v, use External(%d) and %s", a.port, netip.AddrPortFrom(w.Internal.Addr(), b.port), a.port, b.option)
 	}
 	return invalid("%s and %s name two internal ports%s", a.option, b.option, hint)
