@@ -1,12 +1,14 @@
 package forward_test
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -133,5 +135,33 @@ func TestCloseSlow(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Config.CloseTimeout bounds each Close if the gateway does not answer. A long one gives the
+// attempts at the deletion more time than the default does.
+func TestCloseTimeout(t *testing.T) {
+	for _, timeout := range []time.Duration{100 * time.Millisecond, 20 * time.Second} {
+		for name, closes := range map[string]func(*forward.Forwarder, *forward.Mapping) error{
+			"Forwarder": func(f *forward.Forwarder, _ *forward.Mapping) error { return f.Close() },
+			"Mapping":   func(_ *forward.Forwarder, m *forward.Mapping) error { return m.Close() },
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				f := forwarder(t, forward.Config{CloseTimeout: timeout}, m)
+				got, err := f.Enable(t.Context(), forward.TCP(8080))
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.set(func() { m.block = true })
+				begin := time.Now()
+				err = closes(f, got)
+				if took := time.Since(begin); !errors.Is(err, backends.ErrNoReply) || took > timeout || took < min(timeout, forward.DefaultCloseTimeout+time.Second) {
+					t.Errorf("%s: %v after %v, with %v", name, err, took, timeout)
+				}
+				m.set(func() { m.block = false })
+				_ = f.Close()
+			})
+		}
 	}
 }

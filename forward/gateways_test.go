@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -125,6 +126,45 @@ func TestConfigGateways(t *testing.T) {
 		time.Sleep(time.Minute)
 		if got := m1.rows(); len(got) != 1 || m.Err() != nil {
 			t.Errorf("in the end the gateway has %v, and the mapping %v", got, m.Err())
+		}
+	})
+}
+
+// A call of the hook that takes long does not replace what a later call returned.
+func TestConfigGatewaysOvertaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, now, local := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.10")
+		m1, m2, slow := newMemory(), newMemory(), make(chan struct{})
+		var calls atomic.Int32
+		f, err := forward.New(&forward.Config{Gateways: func(context.Context) ([]discover.Gateway, error) {
+			if calls.Add(1) == 1 {
+				<-slow
+				return []discover.Gateway{{Addr: before, Local: local}}, nil
+			}
+			return []discover.Gateway{{Addr: now, Local: local}}, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		f.SetBackends(map[netip.Addr]backends.Backend{before: m1, now: m2})
+		enabled := make(chan error, 2)
+		enable := func(port uint16) {
+			_, err := f.Enable(t.Context(), forward.TCP(port))
+			enabled <- err
+		}
+		go enable(8080)
+		synctest.Wait()
+		go enable(9090)
+		synctest.Wait()
+		close(slow)
+		for range 2 {
+			if err := <-enabled; err != nil {
+				t.Error(err)
+			}
+		}
+		if len(m1.live()) != 0 || len(m2.live()) != 2 {
+			t.Errorf("the gateways have %v and %v", m1.rows(), m2.rows())
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package forward_test
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -43,6 +44,9 @@ func TestListenPinhole(t *testing.T) {
 			for _, family := range want {
 				ends = append(ends, backends.Endpoint{AddrPort: at[family]})
 			}
+			if err := ln.Wait(t.Context()); err != nil {
+				t.Errorf("Wait: %v", err)
+			}
 			if diff := cmp.Diff(ends, ln.Externals(), sameAddrs); diff != "" || ln.External() != ends[0] {
 				t.Errorf("External %v, Externals (-want +got):\n%s", ln.External(), diff)
 			}
@@ -59,6 +63,9 @@ func TestListenPinhole(t *testing.T) {
 			}
 			if err := ln.Close(); err != nil || len(gw.Table()) != 0 {
 				t.Errorf("Close: %v; the gateway has %v", err, gw.Table())
+			}
+			if err := ln.Wait(t.Context()); !errors.Is(err, forward.ErrClosed) {
+				t.Errorf("Wait after Close: %v", err)
 			}
 		})
 	}

@@ -32,6 +32,11 @@ var records = []state.Record{
 		Internal: netip.MustParseAddrPort("[2a0c::1]:9000"), External: netip.MustParseAddrPort("[2a0c::1]:9000"),
 		Lifetime: backends.Forever, Granted: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 	}},
+	{Port: 8000, Count: 3, Mapping: backends.Mapping{
+		Backend: "natpmp", Gateway: netip.MustParseAddrPort("192.168.1.1:5351"), Protocol: backends.TCP,
+		Internal: netip.MustParseAddrPort("192.168.1.2:8002"), External: netip.MustParseAddrPort("45.45.45.1:9002"),
+		Lifetime: time.Hour, Granted: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+	}},
 }
 
 func open(t *testing.T, path string) (*state.File, []state.Record) {
@@ -110,6 +115,9 @@ func TestDamaged(t *testing.T) {
 		"protocol 0":             strings.Replace(good, `"tcp"`, `"0"`, 1),
 		"every port":             strings.Replace(good, `192.168.1.2:8080`, `192.168.1.2:0`, 1),
 		"no end before its time": strings.Replace(good, `"Lifetime":1`, `"Lifetime":-1`, 1),
+		"below its range":        strings.Replace(good, `"port":8080`, `"port":8081,"count":3`, 1),
+		"above its range":        strings.Replace(good, `"port":8080`, `"port":8077,"count":3`, 1),
+		"a range past 65535":     strings.Replace(good, `"port":8080`, `"port":8080,"count":60000`, 1),
 		"a nest":                 strings.Repeat(`{"version":`, 20000),
 	} {
 		t.Run(name, func(t *testing.T) {
