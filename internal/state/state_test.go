@@ -86,7 +86,10 @@ func TestFormat(t *testing.T) {
 		`"Lifetime":3600000000000,"Granted":"2026-01-02T03:04:05.000000006Z","Token":"AQID"}},` +
 		`{"port":9000,"mapping":{"Backend":"upnp","Gateway":"[fe80::1%eth0]:5000","Protocol":"udp",` +
 		`"Internal":"[2a0c::1]:9000","External":"[2a0c::1]:9000","Remote":"","Description":"",` +
-		`"Lifetime":9223372036854775807,"Granted":"2026-01-02T03:04:05.000000006Z","Token":null}}]}`
+		`"Lifetime":9223372036854775807,"Granted":"2026-01-02T03:04:05.000000006Z","Token":null}},` +
+		`{"port":8000,"count":3,"mapping":{"Backend":"natpmp","Gateway":"192.168.1.1:5351","Protocol":"tcp",` +
+		`"Internal":"192.168.1.2:8002","External":"45.45.45.1:9002","Remote":"","Description":"",` +
+		`"Lifetime":3600000000000,"Granted":"2026-01-02T03:04:05.000000006Z","Token":null}}]}`
 	path := filepath.Join(t.TempDir(), "state")
 	if err := os.WriteFile(path, []byte(want), 0o600); err != nil {
 		t.Fatal(err)
