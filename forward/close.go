@@ -69,7 +69,9 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 // gateway until its lifetime ends, or for ever if it has no end. What is requested just now
 // is deleted. Leave does not wait; after Close it does nothing.
 func (m *Mapping) Leave() {
-	_ = m.closing.do(context.Background(), func() error {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel() // so as not to wait for a Close in progress
+	_ = m.closing.do(ended, func() error {
 		m.forwarder.loop.Do(func() { m.forwarder.release(m, true) })
 		m.forwarder.loop.Post(m.forwarder.tidy)
 		return nil
@@ -111,7 +113,7 @@ func (m *Mapping) finish(ctx context.Context, c *gateway.Closing) (err error) {
 		err = c.Err
 	case <-ctx.Done():
 		for _, member := range m.status().Spec.Members() {
-			err = errors.Join(err, &gateway.RemainsError{Protocol: member.Protocol, Port: m.handle.Port + member.Offset, Err: context.Cause(ctx)})
+			err = errors.Join(err, &gateway.RemainsError{Protocol: member.Protocol, Port: m.handle.Port() + member.Offset, Err: context.Cause(ctx)})
 		}
 	}
 	if err != nil {

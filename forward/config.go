@@ -53,8 +53,8 @@ type Config struct {
 	// that there is no network. After an error, what it returned before stays in use.
 	//
 	// It is called before requests and every 30 seconds, within DiscoveryTimeout, also by
-	// several goroutines at once. It must obey its context, and may not use the Forwarder.
-	// Call Refresh when the system reports another network. Nil: the kernel is asked.
+	// several goroutines at once. Enable with Background, Listen and Close wait for it too,
+	// so it must obey its context, and may not use the Forwarder. Call Refresh when the system reports another network. Nil: the kernel is asked.
 	Gateways func(context.Context) ([]discover.Gateway, error)
 	// Interface is the interface to send requests by. Empty: the one that leads to the
 	// gateway.

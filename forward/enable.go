@@ -98,7 +98,7 @@ func (f *Forwarder) hold(w *spec, due bool) *Mapping {
 	f.store.open()
 	f.loop.Do(func() {
 		for _, old := range slices.Clone(f.held) {
-			if w.Once && old.ranOut() && old.handle.Port == m.handle.Port && slices.Equal(old.status().Spec.Members(), w.Members()) {
+			if w.Once && old.ranOut() && old.handle.Port() == m.handle.Port() && slices.Equal(old.status().Spec.Members(), w.Members()) {
 				f.release(old, true)
 			}
 		}

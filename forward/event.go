@@ -26,8 +26,9 @@ const (
 	// EventRestored: granted again after Lost, possibly with another external address
 	// or port.
 	EventRestored
-	// EventFailed: a request in the background failed, for another reason than the one
-	// before. The mapping stands if it has grants, and is requested again.
+	// EventFailed: a request in the background or of Refresh failed, for another reason
+	// than the one before. Reasons that differ in numbers only are the same. The mapping
+	// stands if it has grants, and is requested again.
 	EventFailed
 )
 

@@ -42,11 +42,11 @@ func (r *hookRoutes) find(fam family, iface string) (discover.Gateway, error) {
 }
 
 // callHook calls Config.Gateways, if there is one, and keeps what it returns. An error does
-// not replace routes. It reports whether the result differs from the one before.
-func (f *Forwarder) callHook(ctx context.Context) (changed bool) {
+// not replace routes. If the result differs from the one before, all routes are compared.
+func (f *Forwarder) callHook(ctx context.Context) {
 	hook := f.config.Gateways
 	if hook == nil {
-		return false
+		return
 	}
 	now := &hookRoutes{call: f.hookCalls.Add(1)}
 	bounded, cancel := context.WithTimeoutCause(ctx, f.config.DiscoveryTimeout, &gateway.TimeoutError{After: f.config.DiscoveryTimeout})
@@ -61,16 +61,19 @@ func (f *Forwarder) callHook(ctx context.Context) (changed bool) {
 		now.gateways, now.err = slices.Clone(gateways), err
 	}()
 	if ctx.Err() != nil && now.err != nil {
-		return false // the caller gave up, which says nothing of the routes
+		return // the caller gave up, which says nothing of the routes
 	}
 	for {
 		before := f.hook.Load()
 		if before != nil && (before.call > now.call || now.err != nil && before.err == nil) {
 			f.logHook(now.err)
-			return false
+			return
 		}
 		if f.hook.CompareAndSwap(before, now) {
-			return before == nil || !slices.Equal(before.gateways, now.gateways) || fmt.Sprint(before.err) != fmt.Sprint(now.err)
+			if before != nil && (!slices.Equal(before.gateways, now.gateways) || fmt.Sprint(before.err) != fmt.Sprint(now.err)) {
+				f.loop.Post(func() { f.look("") })
+			}
+			return
 		}
 	}
 }
@@ -82,14 +85,12 @@ func (f *Forwarder) logHook(err error) {
 	}
 }
 
-// followHook calls notify after Config.Gateways returned other routes, until ctx ends.
-func (f *Forwarder) followHook(ctx context.Context, notify func()) error {
+// followHook calls Config.Gateways regularly, until ctx ends.
+func (f *Forwarder) followHook(ctx context.Context, _ func()) error {
 	for {
 		if err := ctxsync.Sleep(ctx, hookPeriod); err != nil {
 			return err
 		}
-		if f.callHook(ctx) {
-			notify()
-		}
+		f.callHook(ctx)
 	}
 }

@@ -168,3 +168,28 @@ func TestConfigGatewaysOvertaken(t *testing.T) {
 		}
 	})
 }
+
+// Whatever call learns of another route moves all mappings, also one that needs no gateway.
+func TestConfigGatewaysNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two, local := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.10")
+		m1, m2, routes := newMemory(), newMemory(), &appRoutes{list: []discover.Gateway{{Addr: one, Local: local}}}
+		f, err := forward.New(&forward.Config{Gateways: routes.gateways})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		f.SetBackends(map[netip.Addr]backends.Backend{one: m1, two: m2})
+		if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
+			t.Fatal(err)
+		}
+		routes.set(func(r *appRoutes) { r.list = []discover.Gateway{{Addr: two, Local: local}} })
+		if _, err := f.LocalIP(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second) // sooner than the hook is called again
+		if synctest.Wait(); len(m1.live()) != 0 || len(m2.live()) != 1 {
+			t.Errorf("the gateways have %v and %v", m1.rows(), m2.rows())
+		}
+	})
+}

@@ -225,3 +225,69 @@ func TestContradictions(t *testing.T) {
 		t.Errorf("what the error recommends: %v", err)
 	}
 }
+
+// What is still to be deleted, or was left by an earlier run, keeps no other range from
+// being enabled, and is deleted or taken over.
+func TestRangeLeftovers(t *testing.T) {
+	for name, opt := range map[string]forward.Option{
+		"its first port": forward.TCP(8000), "another port": forward.TCP(8001), "a range": forward.Ports(8001, 8002), "a longer one": forward.Ports(8000, 8004),
+	} {
+		for _, kind := range []string{"natpmp", "upnp"} {
+			t.Run(name+" by "+kind, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					m := newMemory()
+					m.name = kind
+					f := forwarder(t, forward.Config{}, m)
+					defer f.Close()
+					first, err := f.Enable(t.Context(), forward.Ports(8000, 8003))
+					if err != nil {
+						t.Fatal(err)
+					}
+					m.set(func() {
+						m.fail = func(op string, _ backends.Protocol, _ uint16) error {
+							if op == "unmap" {
+								return backends.ErrNoReply
+							}
+							return nil
+						}
+					})
+					if err := first.Close(); !errors.Is(err, backends.ErrNoReply) {
+						t.Errorf("Close: %v", err)
+					}
+					got, err := f.Enable(t.Context(), opt)
+					if err != nil {
+						t.Fatal(err)
+					}
+					m.set(func() { m.fail = nil })
+					time.Sleep(5 * time.Minute)
+					if rows := m.rows(); len(rows) != len(got.Grants()) {
+						t.Errorf("the gateway has %v, of which %v is held", rows, got.Grants())
+					}
+				})
+			})
+		}
+	}
+}
+
+// What an earlier run left by another backend is not in the way.
+func TestRangeLeftByAnotherBackend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, other, file := newMemory(), newMemory(), filepath.Join(t.TempDir(), "state")
+		other.name = "other"
+		f := forwarder(t, forward.Config{StateFile: file}, other)
+		if _, err := f.Enable(t.Context(), forward.Ports(8000, 8003)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		f.Crash()
+		f = forwarder(t, forward.Config{StateFile: file}, m, other)
+		defer f.Close()
+		if _, err := f.Enable(t.Context(), forward.TCP(8001)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		if rows := append(m.rows(), other.rows()...); !slices.Equal(rows, []string{"tcp 8001→8001"}) {
+			t.Errorf("the gateways have %v", rows)
+		}
+	})
+}

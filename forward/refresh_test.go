@@ -3,6 +3,8 @@ package forward_test
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -103,5 +105,83 @@ func TestRefreshOptions(t *testing.T) {
 	}
 	if calls := m.calls(); len(calls) > 0 {
 		t.Errorf("the gateway was asked: %v", calls)
+	}
+}
+
+// Refresh moves a mapping to another internal port: the old one is deleted, the new one is
+// kept alive and closed, and if it is refused the old one comes back.
+func TestRefreshInternalPort(t *testing.T) {
+	for name, c := range map[string]struct {
+		enable  []forward.Option
+		to      forward.Option
+		before  []string
+		after   []string
+		refused uint16
+		changed string
+	}{
+		"a port": {
+			[]forward.Option{forward.TCP(8080)}, forward.TCP(9090),
+			[]string{"tcp 8080→8080"}, []string{"tcp 9090→9090"}, 9090, "changed 9090",
+		},
+		"both": {
+			[]forward.Option{forward.Both(8080)}, forward.Both(9090),
+			[]string{"tcp 8080→8080", "udp 8080→8080"}, []string{"tcp 9090→9090", "udp 9090→9090"}, 9090, "changed 9090",
+		},
+		"a range": {
+			[]forward.Option{forward.Ports(8080, 8081)}, forward.Ports(9090, 9091),
+			[]string{"tcp 8080→8080", "tcp 8081→8081"}, []string{"tcp 9090→9090", "tcp 9091→9091"}, 9090, "changed 9090",
+		},
+		"a range that overlaps": {
+			[]forward.Option{forward.Ports(8080, 8081)}, forward.Ports(8081, 8082),
+			[]string{"tcp 8080→8080", "tcp 8081→8081"}, []string{"tcp 8081→8081", "tcp 8082→8082"}, 8082, "changed 8081",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, events, file := newMemory(), &recorder{}, filepath.Join(t.TempDir(), "state")
+				f := forwarder(t, forward.Config{OnEvent: events.record, StateFile: file}, m)
+				got, err := f.Enable(t.Context(), c.enable...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				refuse := true
+				m.set(func() {
+					m.fail = func(op string, _ backends.Protocol, wish uint16) error {
+						if refuse && op == "map" && wish == c.refused {
+							return backends.ErrNotAuthorized
+						}
+						return nil
+					}
+				})
+				if err := got.Refresh(t.Context(), c.to); !errors.Is(err, backends.ErrNotAuthorized) || !slices.Equal(m.rows(), c.before) {
+					t.Errorf("refused: %v, the gateway has %v", err, m.rows())
+				}
+				events.want(t, "mapped 8080")
+				m.set(func() { refuse = false })
+				if err := got.Refresh(t.Context(), c.to); err != nil || !slices.Equal(m.rows(), c.after) {
+					t.Errorf("Refresh: %v, the gateway has %v, want %v", err, m.rows(), c.after)
+				}
+				events.want(t, c.changed)
+				if s := got.Status(); s.State != forward.StateActive || s.Internal.Port() != s.External.Port() || len(s.Grants) != len(c.after) {
+					t.Errorf("%+v", s)
+				}
+				time.Sleep(24 * time.Hour)
+				events.want(t)
+				f.Crash()
+				f = forwarder(t, forward.Config{StateFile: file}, m)
+				if got, err = f.Enable(t.Context(), c.to); err != nil || !slices.Equal(m.rows(), c.after) {
+					t.Errorf("after a crash: %v, the gateway has %v", err, m.rows())
+				}
+				if err := got.Close(); err != nil || len(m.live()) != 0 {
+					t.Errorf("Close: %v, the gateway has %v", err, m.rows())
+				}
+				if err := f.Close(); err != nil {
+					t.Error(err)
+				}
+				if _, err := os.Stat(file + ".damaged"); err == nil {
+					t.Error("the state file was damaged")
+				}
+			})
+		})
 	}
 }

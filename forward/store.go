@@ -127,9 +127,7 @@ func (s *store) write() {
 			if m.status().Spec.Once {
 				continue
 			}
-			for _, granted := range m.Grants() {
-				records = append(records, state.Record{Port: m.handle.Port, Count: m.status().Spec.Count, Mapping: granted})
-			}
+			records = append(records, m.handle.Records()...)
 		}
 		records = append(records, s.left...)
 		for _, r := range s.forwarder.known {

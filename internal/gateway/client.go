@@ -76,7 +76,7 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 		}
 		if held := h.entries(); len(held) == len(h.spec().Members()) { // it comes back
 			for _, e := range held {
-				e.doubtful, e.due = true, at
+				e.doubtful, e.due = true, sooner(e.due, at)
 			}
 			at = time.Time{}
 		} else {
@@ -150,14 +150,65 @@ func (c *Client) Refresh(ctx context.Context, h *Handle) error {
 // is renewed if that can serve the spec; else it is deleted first, and requested again
 // if the spec is refused.
 func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
+	if before := h.spec(); s.Internal != before.Internal || s.ports() != before.ports() {
+		return c.regroup(ctx, h, before, s)
+	}
 	return c.ask(ctx, h, func(f *flow) error {
-		if before := h.spec(); s.Internal != before.Internal || !s.samePlace(before) {
+		if !s.samePlace(h.spec()) {
 			return f.replace(h, s)
 		}
 		if err := h.setSpec(s); err != nil {
 			return err
 		}
 		return f.renewNow(h)
+	})
+}
+
+// regroup is Change to another internal endpoint, whose entries are in another group.
+func (c *Client) regroup(ctx context.Context, h *Handle, before, s *Spec) error {
+	preferred := uint16(0)
+	err := c.ask(ctx, h, func(f *flow) error {
+		if h.backend != nil {
+			preferred = h.preferred
+		}
+		_ = f.release(h)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.setPlace(h, s, 0)
+	err = c.ask(ctx, h, func(f *flow) error { return f.establish(h, s, "refreshed") })
+	if err == nil || errors.Is(err, ErrMoved) || errors.Is(err, ErrEnded) {
+		return err
+	}
+	c.setPlace(h, before, preferred)
+	if preferred == 0 || ctx.Err() != nil { // it is requested in the background
+		c.owner.loop.Do(func() {
+			(&flow{Owner: c.owner, ctx: ctx}).fail(h, err)
+			c.owner.arm(c.owner.groupOf(h.spec()))
+		})
+		return err
+	}
+	back := c.ask(ctx, h, func(f *flow) error { return f.ensure(h, "refreshed") })
+	if back != nil {
+		err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+back.Error()))
+	}
+	return err
+}
+
+// setPlace makes a handle one of the group of another spec. It has nothing just now.
+func (c *Client) setPlace(h *Handle, s *Spec, preferred uint16) {
+	c.owner.loop.Do(func() {
+		if !c.owner.has(h) {
+			return
+		}
+		old, next := c.owner.groupOf(h.spec()), c.owner.groupOf(s)
+		old.handles = without(old.handles, h)
+		next.handles = append(next.handles, h)
+		h.publish(func(now *Status) { now.Spec = s }, "")
+		h.backend, h.preferred = nil, preferred
+		old.drop()
 	})
 }
 

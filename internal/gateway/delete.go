@@ -153,7 +153,7 @@ func (f *flow) giveUp(h *Handle, entries []*entry, timeout time.Duration) error 
 // unless another that is being closed does.
 func (e *entry) beginEnd(h *Handle) {
 	if e.end == nil {
-		e.end = &ending{port: h.Port + e.Offset}
+		e.end = &ending{}
 	}
 	e.end.last = h
 	if c := e.end.client; c != nil && c.closing {
@@ -373,7 +373,7 @@ func (e *RemainsError) Unwrap() error { return e.Err }
 
 // remains returns the error for a mapping whose deletion failed.
 func (e *entry) remains(err error) error {
-	return &RemainsError{Protocol: e.Protocol, Port: e.end.port, Until: e.expires(), Unknown: e.granted == nil, Err: err}
+	return &RemainsError{Protocol: e.Protocol, Port: e.requestedPort(), Until: e.expires(), Unknown: e.granted == nil, Err: err}
 }
 
 // remaining returns an error for each mapping of a client that is not deleted. What is in
@@ -410,7 +410,7 @@ func (c *Client) Records() (records []state.Record) {
 func (c *Client) records() (records []state.Record) {
 	for _, e := range c.owner.all() {
 		if e.end != nil && e.end.client == c && e.granted != nil {
-			records = append(records, state.Record{Port: e.end.port - e.Offset, Count: e.spec.Count, Mapping: *e.granted})
+			records = append(records, e.recordOf(*e.granted))
 		}
 	}
 	return records
@@ -439,7 +439,7 @@ func (o *Owner) remains() (out []endedOwner) {
 		if e.end != nil && e.state != restored {
 			old := entry{
 				Member: e.Member, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted,
-				end: &ending{last: e.end.last, port: e.end.port},
+				end: &ending{last: e.end.last},
 			}
 			if e.state == creating { // the request may be in flight
 				old.noReply()
@@ -536,7 +536,7 @@ func (c *Client) adopt(r state.Record, within time.Duration) bool {
 	o.scattered = o.scattered || m.Internal.Port() != r.Port || s.isScattered()
 	e.state, e.granted, e.asked, e.spec = restored, m, s.External, s
 	now := time.Now()
-	e.end = &ending{client: c, port: r.Port + member.Offset, at: now.Add(within), pause: firstRetry}
+	e.end = &ending{client: c, at: now.Add(within), pause: firstRetry}
 	o.armRetry()
 	return true
 }

@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/state"
 )
 
 // entryState is the state of an entry: exactly one of these.
@@ -49,7 +51,6 @@ type ending struct {
 	client  *Client       // that answers for it: it held it last, or took it over; nil: none
 	closing *Client       // whose Close attempts the deletion once more; nil: none
 	last    *Handle       // that held it
-	port    uint16        // the internal port that it was requested with
 	at      time.Time     // of the next attempt at the deletion
 	pause   time.Duration // before that
 	moved   bool          // its handle was granted the same at another gateway
@@ -158,31 +159,39 @@ func (g *group) rival(backend string, m Member) *entry {
 	return nil
 }
 
-// elsewhere returns an entry of another group that has the protocol and internal port, or
-// nil. The internal port of SamePort follows the external one, and ranges can overlap.
-func (g *group) elsewhere(protocol backends.Protocol, internal uint16) *entry {
+// elsewhere returns the entries of other groups that have the protocol and internal port.
+// The internal port of SamePort follows the external one, and ranges can overlap.
+func (g *group) elsewhere(protocol backends.Protocol, internal uint16) (out []*entry) {
 	if !g.owner.scattered && internal == g.internal.Port() {
 		return nil
 	}
 	for _, e := range g.owner.all() {
 		if e.group != g && e.Protocol == protocol && e.internalPort() == internal && e.group.internal.Addr() == g.internal.Addr() {
-			return e
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// claim takes over what no handle holds of an internal port in other groups: what an
+// earlier run left, and what is to be deleted. It fails if the port is held there, or is
+// requested or deleted just now.
+func (g *group) claim(m Member, internal uint16, backend *Backend) error {
+	for _, e := range g.elsewhere(m.Protocol, internal) {
+		isIdle := len(e.holders) == 0 && (e.state == restored || e.state == pendingDelete)
+		switch {
+		case isIdle && e.backend != backend: // it does not stand in the way of this one
+		case isIdle && len(e.group.queue) == 0 && (e.former || g.entry(backend.name, m) == nil):
+			other := e.group
+			other.entries = without(other.entries, e)
+			e.Member = m
+			g.add(e)
+			other.drop()
+		default:
+			return fmt.Errorf("%w: this program holds internal port %d", backends.ErrConflict, internal)
 		}
 	}
 	return nil
-}
-
-// takeFrom moves what an earlier run left from another group, and reports whether it did.
-func (g *group) takeFrom(e *entry, m Member, backend *Backend) bool {
-	other := e.group
-	if e.state != restored || e.backend != backend || len(other.queue) > 0 || g.entry(backend.name, m) != nil {
-		return false
-	}
-	other.entries = without(other.entries, e)
-	other.drop()
-	e.Member = m
-	g.add(e)
-	return true
 }
 
 // without returns a list without one element.
@@ -242,6 +251,15 @@ func (e *entry) internalPort() uint16 {
 	return e.requestedPort()
 }
 
+// recordOf returns what the state file has of a mapping of the entry.
+func (e *entry) recordOf(m backends.Mapping) state.Record {
+	r := state.Record{Port: e.group.internal.Port(), Mapping: m}
+	if e.group.count > 1 {
+		r.Count = e.group.count
+	}
+	return r
+}
+
 // requestedPort returns the internal port of the entry's member.
 func (e *entry) requestedPort() uint16 { return e.group.internal.Port() + e.Offset }
 
@@ -283,10 +301,10 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 	again := !e.again.IsZero()
 	e.lost = before || e.lost && again && lost.IsZero()
 	switch e.doubtful = again || before; {
-	case again:
-		e.due = e.again // and not at once: the pace of recoveries holds for it too
 	case before:
 		e.due = now
+	case again:
+		e.due = e.again // and not at once: the pace of recoveries holds for it too
 	default:
 		e.due = e.next(now)
 	}

@@ -281,16 +281,16 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 // hold adds a handle to the holders of the entry that a request is about.
 func (g *group) hold(h *Handle, b *Backend, s *Spec, m Member, r backends.Request) (*entry, error) {
 	if rival := g.rival(b.name, m); rival != nil {
-		return nil, &ConflictError{m.Protocol, h.Port + m.Offset, rival.backend.name}
+		return nil, &ConflictError{m.Protocol, r.Internal.Port(), rival.backend.name}
 	}
-	if other := g.elsewhere(r.Protocol, r.Internal.Port()); other != nil && !g.takeFrom(other, m, b) {
-		return nil, fmt.Errorf("%w: this program holds internal port %d", backends.ErrConflict, r.Internal.Port())
+	if err := g.claim(m, r.Internal.Port(), b); err != nil {
+		return nil, err
 	}
 	e := g.entry(b.name, m)
 	if e != nil {
 		for _, other := range e.holders {
 			if other != h && !e.spec.sharesWith(s) {
-				return nil, &ConflictError{Protocol: m.Protocol, Port: h.Port + m.Offset}
+				return nil, &ConflictError{Protocol: m.Protocol, Port: r.Internal.Port()}
 			}
 		}
 	}
@@ -362,7 +362,7 @@ func (o *Owner) split(e *entry) {
 	old := *e
 	old.former, old.holders = true, nil
 	if old.end == nil {
-		old.end = &ending{port: e.requestedPort()}
+		old.end = &ending{}
 		for _, h := range e.holders {
 			old.beginEnd(h)
 		}

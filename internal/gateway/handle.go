@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/state"
 )
 
 // Spec is what a handle wants to be kept alive. It never changes once a handle has it.
@@ -113,6 +115,24 @@ func (s *Status) Expires() (earliest time.Time) {
 	return earliest
 }
 
+// Records returns what the state file has of the handle: what is granted.
+func (h *Handle) Records() (out []state.Record) {
+	s := h.Status()
+	if !s.Stands() {
+		return nil
+	}
+	for i, m := range s.Spec.Members() {
+		if i < len(s.Granted) {
+			r := state.Record{Port: s.Spec.Internal.Port(), Mapping: *s.Granted[i]}
+			if s.Spec.ports() > 1 {
+				r.Port, r.Count = s.Granted[i].Internal.Port()-m.Offset, s.Spec.ports()
+			}
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // sooner returns the earlier of two times that are not zero.
 func sooner(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
@@ -130,8 +150,7 @@ func (s *Status) equal(t *Status) bool {
 // Handle is a mapping that a client keeps alive. The owner that it is attached to changes
 // it, and publishes each change.
 type Handle struct {
-	Port    uint16 // the internal port that it was made with
-	Mapping any    // what its user knows it by
+	Mapping any // what its user knows it by
 	sink    Sink
 	status  atomic.Pointer[Status]
 	changed atomic.Pointer[chan struct{}]
@@ -154,7 +173,7 @@ type Handle struct {
 
 // NewHandle returns a handle that is attached to nothing.
 func NewHandle(sink Sink, s *Spec, mapping any) *Handle {
-	h := &Handle{Port: s.Internal.Port(), Mapping: mapping, sink: sink}
+	h := &Handle{Mapping: mapping, sink: sink}
 	h.status.Store(&Status{Spec: s})
 	return h
 }
@@ -163,6 +182,9 @@ func NewHandle(sink Sink, s *Spec, mapping any) *Handle {
 func (h *Handle) Status() *Status { return h.status.Load() }
 
 func (h *Handle) spec() *Spec { return h.status.Load().Spec }
+
+// Port returns the internal port that the handle requests, the first one of a range.
+func (h *Handle) Port() uint16 { return h.spec().Internal.Port() }
 
 // Client returns the client that the handle is attached to, or nil.
 func (h *Handle) Client() *Client { return h.client.Load() }
@@ -240,7 +262,7 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	if len(is) > 0 {
 		h.known, h.preferred = true, is[0].External.Port()
 	}
-	if kind == 0 && after.Err != nil && (before.Err == nil || before.Err.Error() != after.Err.Error()) {
+	if kind == 0 && after.Err != nil && !isSameReason(before.Err, after.Err) {
 		kind, reason = Failed, after.Err.Error()
 	}
 	if kind != 0 && kind != Failed {
@@ -253,6 +275,20 @@ func (h *Handle) publish(change func(*Status), reason string) {
 		h.store(&after)
 		h.sink.Happened(h, kind, was, is, reason, now)
 	}
+}
+
+// isSameReason reports whether an error repeats the one before, but for numbers: each
+// attempt at a range can be about other ports.
+func isSameReason(before, after error) bool {
+	words := func(err error) string {
+		return strings.Map(func(r rune) rune {
+			if '0' <= r && r <= '9' {
+				return -1
+			}
+			return r
+		}, err.Error())
+	}
+	return before != nil && words(before) == words(after)
 }
 
 // kindOf compares what was granted before and after.
@@ -358,7 +394,7 @@ func (o *Owner) refresh(h *Handle, reason string) {
 func (h *Handle) setSpec(s *Spec) error {
 	for _, e := range h.entries() {
 		if len(e.holders) > 1 && !e.spec.sharesWith(s) {
-			return &ConflictError{Protocol: e.Protocol, Port: h.Port}
+			return &ConflictError{Protocol: e.Protocol, Port: e.requestedPort()}
 		}
 	}
 	for _, e := range h.entries() {
