@@ -120,20 +120,32 @@ func TestRefreshInternalPort(t *testing.T) {
 		changed string
 	}{
 		"a port": {
-			[]forward.Option{forward.TCP(8080)}, forward.TCP(9090),
-			[]string{"tcp 8080→8080"}, []string{"tcp 9090→9090"}, 9090, "changed 9090",
+			[]forward.Option{forward.TCP(8080)},
+			forward.TCP(9090),
+			[]string{"tcp 8080→8080"},
+			[]string{"tcp 9090→9090"},
+			9090, "changed 9090",
 		},
 		"both": {
-			[]forward.Option{forward.Both(8080)}, forward.Both(9090),
-			[]string{"tcp 8080→8080", "udp 8080→8080"}, []string{"tcp 9090→9090", "udp 9090→9090"}, 9090, "changed 9090",
+			[]forward.Option{forward.Both(8080)},
+			forward.Both(9090),
+			[]string{"tcp 8080→8080", "udp 8080→8080"},
+			[]string{"tcp 9090→9090", "udp 9090→9090"},
+			9090, "changed 9090",
 		},
 		"a range": {
-			[]forward.Option{forward.Ports(8080, 8081)}, forward.Ports(9090, 9091),
-			[]string{"tcp 8080→8080", "tcp 8081→8081"}, []string{"tcp 9090→9090", "tcp 9091→9091"}, 9090, "changed 9090",
+			[]forward.Option{forward.Ports(8080, 8081)},
+			forward.Ports(9090, 9091),
+			[]string{"tcp 8080→8080", "tcp 8081→8081"},
+			[]string{"tcp 9090→9090", "tcp 9091→9091"},
+			9090, "changed 9090",
 		},
 		"a range that overlaps": {
-			[]forward.Option{forward.Ports(8080, 8081)}, forward.Ports(8081, 8082),
-			[]string{"tcp 8080→8080", "tcp 8081→8081"}, []string{"tcp 8081→8081", "tcp 8082→8082"}, 8082, "changed 8081",
+			[]forward.Option{forward.Ports(8080, 8081)},
+			forward.Ports(8081, 8082),
+			[]string{"tcp 8080→8080", "tcp 8081→8081"},
+			[]string{"tcp 8081→8081", "tcp 8082→8082"},
+			8082, "changed 8081",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
