@@ -11,6 +11,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // replies answers every request with what f makes of it.
@@ -293,6 +294,30 @@ func TestClient(t *testing.T) {
 		Protocol: backends.UDP, InternalPort: 40000, Lifetime: time.Minute, Remote: netip.MustParseAddrPort("198.51.100.9:3478"),
 	}); err != nil || p.ExternalPort == 0 {
 		t.Errorf("Peer: %+v, %v", p, err)
+	}
+}
+
+// MapAll maps all ports of a protocol, or all of all, where a server allows that, and
+// deletes just that.
+func TestMapAll(t *testing.T) {
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{AllPorts: true}}})
+	c := open(t, pcp.Config{Gateway: gw.Addr()}).Client()
+	one, err := c.Map(t.Context(), pcp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, Lifetime: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, protocol := range []backends.Protocol{backends.UDP, 0} {
+		r, err := c.MapAll(t.Context(), protocol, time.Hour, pcp.Nonce{})
+		if err != nil || r.Protocol != protocol || r.InternalPort != 0 || r.ExternalPort != 0 || len(gw.Table()) != 2 {
+			t.Fatalf("MapAll of protocol %d: %+v, %v; the gateway has %v", protocol, r, err, gw.Table())
+		}
+		if _, err := c.MapAll(t.Context(), protocol, 0, r.Nonce); err != nil || len(gw.Table()) != 1 || gw.Table()[0].External.Port() != one.ExternalPort {
+			t.Errorf("MapAll with lifetime 0: %v; the gateway has %v", err, gw.Table())
+		}
+	}
+	plain := open(t, pcp.Config{Gateway: start(t, gatewaytest.Config{}).Addr()}).Client()
+	if r, err := plain.MapAll(t.Context(), backends.TCP, time.Hour, pcp.Nonce{}); !errors.Is(err, backends.ErrUnsupported) {
+		t.Errorf("a server that does not allow it: %+v, %v", r, err)
 	}
 }
 
