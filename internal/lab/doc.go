@@ -23,7 +23,7 @@
 //	lan 192.168.77.2 — switch — 192.168.77.1 router 45.45.45.1 — 45.45.45.2 wan
 //
 // Router.IPv6 gives all of them global addresses too. [HomeNet.Join] and
-// [HomeNet.JoinOutside] add hosts, [HomeNet.Rival] a second router of the same
+// [HomeNet.JoinOutside] add hosts, [HomeNet.SecondRouter] a second router of the same
 // home, and [Row] puts a router behind another one.
 //
 // Others are built from [New], [Lab.Host], [Lab.Connect] and [Lab.Switch]:

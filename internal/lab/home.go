@@ -44,10 +44,10 @@ func Home(t testing.TB, router Router) *HomeNet {
 	return home
 }
 
-// Rival adds another router to the home. What
+// SecondRouter adds another router to the home. What
 // it returns is the same home by way of that one: hosts go on to use the other,
 // until their default route is changed. Its address is 192.168.77.254.
-func (home *HomeNet) Rival(t testing.TB, router Router) *HomeNet {
+func (home *HomeNet) SecondRouter(t testing.TB, router Router) *HomeNet {
 	t.Helper()
 	router.lan = netip.MustParsePrefix("192.168.77.254/24")
 	l := home.lab

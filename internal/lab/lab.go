@@ -34,7 +34,7 @@ var labs atomic.Int64
 // it skips the test, or fails it with GOFORWARD_LAB=require.
 func New(t testing.TB) *Lab {
 	t.Helper()
-	demand(t)
+	require(t)
 	l := &Lab{t: t, id: labs.Add(1), log: newTranscript()}
 	t.Cleanup(l.close)
 	return l

@@ -105,8 +105,8 @@ func withoutRole(env []string) []string {
 	return out
 }
 
-// demand skips the test where there is no world, loudly.
-func demand(t testing.TB) {
+// require skips the test where there is no world, loudly.
+func require(t testing.TB) {
 	t.Helper()
 	if errUnavailable == nil {
 		return

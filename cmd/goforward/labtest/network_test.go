@@ -20,7 +20,7 @@ func TestRouteMoves(t *testing.T) {
 			home := lab.Home(t, router)
 			second := router
 			second.WAN = netip.MustParsePrefix("46.46.46.1/24")
-			rival := home.Rival(t, second)
+			rival := home.SecondRouter(t, second)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(tcp(8080))

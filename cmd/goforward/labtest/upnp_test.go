@@ -376,7 +376,7 @@ func TestTwoIGDs(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: two routers on one network")
 	home := lab.Home(t, upnpOnly)
-	rival := home.Rival(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	rival := home.SecondRouter(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("46.46.46.1/24")})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	for range 3 {
 		f := newForwarder(t, home.Lan, config{})
