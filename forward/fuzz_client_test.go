@@ -43,7 +43,7 @@ func FuzzClient(f *testing.F) {
 		f.Add(seed, i%3 == 0, i%4 == 0)
 	}
 	f.Fuzz(func(t *testing.T, program []byte, both, same bool) {
-		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewSpoiler(program).Spoil})()
+		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewMutator(program).Mutate})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
 		all := impatient(t, gw)
 		defer attack.Watchdog()()

@@ -24,7 +24,7 @@ func FuzzClient(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, program []byte) {
-		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewSpoiler(program).Spoil})()
+		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewMutator(program).Mutate})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
 		b, err := natpmp.New(natpmp.Config{
 			Gateway: gw.Addr(), Transmissions: 3, FirstWait: 2 * time.Millisecond, LongestWait: 4 * time.Millisecond,
@@ -39,7 +39,7 @@ func FuzzClient(f *testing.F) {
 		r := backends.Request{
 			Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), External: netip.AddrPortFrom(netip.Addr{}, 8081),
 		}
-		if err := attack.Converse(ctx, b, r); err != nil {
+		if err := attack.Exercise(ctx, b, r); err != nil {
 			t.Error(err)
 		}
 		// The client has less to say: ports and a lifetime.

@@ -33,7 +33,7 @@ func FuzzClient(f *testing.F) {
 		if one {
 			gw = gateways[0]
 		}
-		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewSpoiler(program).Spoil})()
+		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewMutator(program).Mutate})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
 		b, err := upnp.New(upnp.Config{URL: gw.UPnP().DescriptionURL(), Timeout: 200 * time.Millisecond})
 		if err != nil {
@@ -51,7 +51,7 @@ func FuzzClient(f *testing.F) {
 		if permanent {
 			r.Lifetime = backends.Forever
 		}
-		if err := attack.Converse(ctx, b, r); err != nil {
+		if err := attack.Exercise(ctx, b, r); err != nil {
 			t.Error(err)
 		}
 		rows := 0

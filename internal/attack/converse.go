@@ -17,11 +17,11 @@ var kinds = []error{
 	backends.ErrNoResources, backends.ErrNotAuthorized, backends.ErrConflict, backends.ErrPrivateWAN,
 }
 
-// Converse has a backend do what the contract has, against a gateway that
+// Exercise has a backend do what the contract has, against a gateway that
 // answers what it likes, and says what came out of it that must not: a mapping
 // that Check objects to, one to another internal port, or a failure that is of no
 // kind, or whose text would move a terminal's cursor. That the gateway makes it fail is none.
-func Converse(ctx context.Context, b backends.Backend, r backends.Request) error {
+func Exercise(ctx context.Context, b backends.Backend, r backends.Request) error {
 	var errs []error
 	failed := func(op string, err error) bool {
 		switch {

@@ -7,6 +7,6 @@
 // word to anybody but the gateway. SECURITY.md lists the attacks.
 //
 // The package itself has what the fuzz targets of the clients share: a
-// [Spoiler] of true answers, and [Check], which says what no mapping may be
+// [Mutator] of true answers, and [Check], which says what no mapping may be
 // after any of them.
 package attack

@@ -1,6 +1,6 @@
 package attack
 
-// Seeds are programs of a [Spoiler] for a fuzzer to begin with: one for each of
+// Seeds are programs of a [Mutator] for a fuzzer to begin with: one for each of
 // its steps, at several answers of a conversation.
 func Seeds() [][]byte {
 	seeds := [][]byte{nil, {opLeave, opLeave, opLose}, {opReplay, opLeave, opReplay}}

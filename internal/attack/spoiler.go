@@ -6,17 +6,17 @@ import (
 	"sync"
 )
 
-// Spoiler changes answers as a program of bytes says, so that a fuzzer drives
+// Mutator changes answers as a program of bytes says, so that a fuzzer drives
 // what becomes of a conversation. Where the program has ended, answers stay
 // true. It may be used by several goroutines at once.
-type Spoiler struct {
+type Mutator struct {
 	mu      sync.Mutex
 	program []byte
 	last    []byte // the answer before, as it was true
 }
 
-// NewSpoiler returns a Spoiler with a program.
-func NewSpoiler(program []byte) *Spoiler { return &Spoiler{program: slices.Clone(program)} }
+// NewMutator returns a Spoiler with a program.
+func NewMutator(program []byte) *Mutator { return &Mutator{program: slices.Clone(program)} }
 
 // What a step of a program does.
 const (
@@ -49,9 +49,9 @@ var texts = []string{
 	"http://127.0.0.77/", "]]>", "urn:schemas-upnp-org:service:WANIPConnection:1",
 }
 
-// Spoil returns what comes in the place of a true answer, nil where nothing
+// Mutate returns what comes in the place of a true answer, nil where nothing
 // does.
-func (s *Spoiler) Spoil(answer []byte) []byte {
+func (s *Mutator) Mutate(answer []byte) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := bytes.Clone(answer)
@@ -73,7 +73,7 @@ func (s *Spoiler) Spoil(answer []byte) []byte {
 }
 
 // change does a step that is about the bytes.
-func (s *Spoiler) change(op int, b []byte) []byte {
+func (s *Mutator) change(op int, b []byte) []byte {
 	at, value := s.place(len(b)), s.next()
 	switch op {
 	case opSet, opFlip:
@@ -118,7 +118,7 @@ func retext(b []byte, n int, text string) []byte {
 }
 
 // next takes a byte of the program; 0 follows its end.
-func (s *Spoiler) next() int {
+func (s *Mutator) next() int {
 	if len(s.program) == 0 {
 		return 0
 	}
@@ -128,9 +128,9 @@ func (s *Spoiler) next() int {
 }
 
 // place takes an index from 0 to n.
-func (s *Spoiler) place(n int) int { return (s.next()<<8 | s.next()) % (n + 1) }
+func (s *Mutator) place(n int) int { return (s.next()<<8 | s.next()) % (n + 1) }
 
-func (s *Spoiler) take(n int) []byte {
+func (s *Mutator) take(n int) []byte {
 	n = min(n, len(s.program))
 	taken := s.program[:n]
 	s.program = s.program[n:]
