@@ -106,7 +106,7 @@ func (c *Client) Probe(ctx context.Context) (ExternalAddrResponse, error) {
 
 func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResponse, error) {
 	request, _ := ExternalAddrRequest{}.MarshalBinary()
-	reply, err := c.do(ctx, OpExternalAddr, port5351.Exchange{
+	reply, err := c.do(ctx, OpExternalAddr, port5351.Transaction{
 		Request: request, Probe: probe,
 		Answers: func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) },
 	})
@@ -170,9 +170,9 @@ func (c *Client) transactMap(ctx context.Context, r MapRequest) (MapResponse, po
 		return MapResponse{}, port5351.Reply{}, err
 	}
 	op := Opcode(request[1])
-	reply, err := c.do(ctx, op, port5351.Exchange{
+	reply, err := c.do(ctx, op, port5351.Transaction{
 		Request: request,
-		Answers: port5351.Insist(
+		Answers: port5351.RequireRepeats(
 			func(b []byte) port5351.Match { return match(b, op, mapResponseSize, r.InternalPort) },
 			func(b []byte) bool {
 				resp, err := ParseMapResponse(b)
@@ -197,7 +197,7 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("natpmp: %w: %w", backends.ErrInvalid, err)
 	}
-	reply, err := c.exchange(ctx, h.Opcode, port5351.Exchange{
+	reply, err := c.exchange(ctx, h.Opcode, port5351.Transaction{
 		Request: request,
 		Answers: func(b []byte) port5351.Match {
 			if r, err := ParseHeader(b); err == nil && r.Version == h.Version && r.Opcode == h.Opcode|OpResponse {
@@ -212,8 +212,8 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 // do is exchange, with errors that have no payload made Go errors. That a
 // gateway of this version does not know this version, it says to others: the
 // answer to a PCP request that was repeated can come late.
-func (c *Client) do(ctx context.Context, op Opcode, e port5351.Exchange) (port5351.Reply, error) {
-	e.Answers = port5351.Insist(e.Answers, func(b []byte) bool {
+func (c *Client) do(ctx context.Context, op Opcode, e port5351.Transaction) (port5351.Reply, error) {
+	e.Answers = port5351.RequireRepeats(e.Answers, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)
 		return err == nil && r.Version == Version && r.Result == UnsupportedVersion
 	})
@@ -234,7 +234,7 @@ func (c *Client) do(ctx context.Context, op Opcode, e port5351.Exchange) (port53
 }
 
 // exchange sends a request by the client's schedule.
-func (c *Client) exchange(ctx context.Context, op Opcode, e port5351.Exchange) (port5351.Reply, error) {
+func (c *Client) exchange(ctx context.Context, op Opcode, e port5351.Transaction) (port5351.Reply, error) {
 	e.Wait = c.wait
 	reply, err := c.session.Do(ctx, e)
 	if err != nil {

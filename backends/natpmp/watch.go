@@ -36,12 +36,12 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 			}
 			return err
 		},
-		Tell: func(s port5351.Signal) { notify(change(s, before, now)) },
+		Tell: func(s port5351.Hint) { notify(change(s, before, now)) },
 	})
 }
 
 // change is what to make of a signal, after an answer with the address now.
-func change(s port5351.Signal, before, now netip.Addr) backends.Change {
+func change(s port5351.Hint, before, now netip.Addr) backends.Change {
 	c := backends.Change{Kind: backends.Announced, External: known(now), Reason: s.Reason}
 	moved := before.IsValid() && now.IsValid() && now != before
 	switch {

@@ -106,7 +106,7 @@ func (c *Client) Gateway() netip.AddrPort { return c.config.Gateway }
 // Announce asks the server for nothing but an answer: whether it is there, and
 // its epoch (RFC 6887, section 14.1).
 func (c *Client) Announce(ctx context.Context) (AnnounceResponse, error) {
-	return c.announce(ctx, port5351.Exchange{}, c.config.FirstWait)
+	return c.announce(ctx, port5351.Transaction{}, c.config.FirstWait)
 }
 
 // quickWait is the first wait of a probe: the standard's three seconds are for
@@ -116,14 +116,14 @@ const quickWait = 250 * time.Millisecond
 // Probe is Announce out of turn, and with waits that begin at 250 ms. A server
 // that refuses the opcode speaks PCP, which Probe takes for a success.
 func (c *Client) Probe(ctx context.Context) error {
-	_, err := c.announce(ctx, port5351.Exchange{Probe: true}, quickWait)
+	_, err := c.announce(ctx, port5351.Transaction{Probe: true}, quickWait)
 	if refusal := (*ResultError)(nil); errors.As(err, &refusal) {
 		return nil
 	}
 	return err
 }
 
-func (c *Client) announce(ctx context.Context, e port5351.Exchange, firstWait time.Duration) (AnnounceResponse, error) {
+func (c *Client) announce(ctx context.Context, e port5351.Transaction, firstWait time.Duration) (AnnounceResponse, error) {
 	var resp AnnounceResponse
 	e.Answers = func(b []byte) port5351.Match { return match(b, OpAnnounce, nil) }
 	reply, err := c.do(ctx, OpAnnounce, firstWait, e, func(local netip.Addr) ([]byte, error) {
@@ -176,7 +176,7 @@ func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) 
 	r.Nonce = orRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	var resp PeerResponse
-	reply, err := c.do(ctx, OpPeer, c.config.FirstWait, port5351.Exchange{
+	reply, err := c.do(ctx, OpPeer, c.config.FirstWait, port5351.Transaction{
 		Answers: func(b []byte) port5351.Match { return match(b, OpPeer, &key) },
 	}, func(local netip.Addr) ([]byte, error) {
 		r.Client = either(r.Client, local)
@@ -196,10 +196,10 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	client := r.Client
 	size := 0 // of the request
-	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Exchange{
+	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Transaction{
 		// A deletion may be answered with the time until an idle mapping goes
 		// (RFC 6887, section 15.1), but hardly ever is.
-		Answers: port5351.Insist(
+		Answers: port5351.RequireRepeats(
 			func(b []byte) port5351.Match {
 				if e, err := ParseErrorResponse(b); err == nil && size == mapSize && (e.Result == UnsupportedOption || e.Result == MalformedOption) {
 					// About options that an earlier request had, and as often as that was
@@ -241,7 +241,7 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 // do sends a request made for the local address, and returns a reply that is a
 // success of the opcode. A server that saw another address than the request
 // names is asked again, once, where ours has changed (RFC 6887, section 7.4).
-func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, e port5351.Exchange,
+func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, e port5351.Transaction,
 	request func(local netip.Addr) ([]byte, error),
 ) (port5351.Reply, error) {
 	var before netip.Addr

@@ -30,7 +30,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 			}
 			return err
 		},
-		Tell: func(s port5351.Signal) {
+		Tell: func(s port5351.Hint) {
 			c := backends.Change{Kind: backends.Announced, Reason: s.Reason}
 			if s.Restarted {
 				c.Kind, c.Since = backends.Restarted, s.Since

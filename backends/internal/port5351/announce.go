@@ -18,9 +18,9 @@ var (
 	announce6 = netip.MustParseAddrPort("[ff02::1]:5350")
 )
 
-// Signal says that the gateway may have lost its mappings. It is a hint: anyone
+// Hint says that the gateway may have lost its mappings. It is a hint: anyone
 // on the LAN can forge an announcement, so ask the gateway before believing it.
-type Signal struct {
+type Hint struct {
 	// Restarted is whether the gateway's own clock says so.
 	Restarted bool
 	// Since is when it did, if after it was heard of last; or the zero Time.
@@ -44,18 +44,18 @@ type WatchConfig struct {
 type Watch struct {
 	// Signals holds at most one: a newer signal takes the place of one not yet
 	// received, which has the same consequence.
-	Signals     <-chan Signal
-	signals     chan Signal
+	Signals     <-chan Hint
+	signals     chan Hint
 	unsolicited func([]byte) string
-	link        *Link
+	link        *Conn
 	listener    *listener
 }
 
 // Watch starts watching. Where announcements cannot be listened for, signals
 // come from what the gateway sends us alone, and the error says why; the Watch
 // is valid nonetheless and needs a Close.
-func (l *Link) Watch(config WatchConfig) (*Watch, error) {
-	c := make(chan Signal, 1)
+func (l *Conn) Watch(config WatchConfig) (*Watch, error) {
+	c := make(chan Hint, 1)
 	w := &Watch{Signals: c, signals: c, unsolicited: config.Unsolicited, link: l}
 	l.mu.Lock()
 	l.watchers[w] = struct{}{}
@@ -73,13 +73,13 @@ func (l *Link) Watch(config WatchConfig) (*Watch, error) {
 }
 
 // unsolicited asks the watchers what to make of a datagram. l.mu is held.
-func (l *Link) unsolicited(datagram []byte) {
+func (l *Conn) unsolicited(datagram []byte) {
 	for w := range l.watchers {
 		if w.unsolicited == nil {
 			continue
 		}
 		if reason := w.unsolicited(datagram); reason != "" {
-			w.push(Signal{Reason: reason})
+			w.push(Hint{Reason: reason})
 		}
 	}
 }
@@ -96,7 +96,7 @@ func (w *Watch) Close() {
 
 // push never blocks. It is called under the link's lock, so that no two
 // pushes meet.
-func (w *Watch) push(s Signal) {
+func (w *Watch) push(s Hint) {
 	select {
 	case old := <-w.signals:
 		if old.Restarted && !s.Restarted {
@@ -114,7 +114,7 @@ type listener struct {
 	done chan struct{}
 
 	mu    sync.Mutex
-	links map[*Link]int // and how many watch through it
+	links map[*Conn]int // and how many watch through it
 }
 
 var listeners = struct {
@@ -124,7 +124,7 @@ var listeners = struct {
 
 // listen returns the listener at the address for the link, making it where
 // there is none.
-func listen(addr netip.AddrPort, l *Link) (*listener, error) {
+func listen(addr netip.AddrPort, l *Conn) (*listener, error) {
 	listeners.mu.Lock()
 	defer listeners.mu.Unlock()
 	ln := listeners.byAddr[addr]
@@ -133,7 +133,7 @@ func listen(addr netip.AddrPort, l *Link) (*listener, error) {
 		if err != nil {
 			return nil, fmt.Errorf("listen for announcements at %v: %w", addr, err)
 		}
-		ln = &listener{addr: addr, conn: conn, done: make(chan struct{}), links: map[*Link]int{}}
+		ln = &listener{addr: addr, conn: conn, done: make(chan struct{}), links: map[*Conn]int{}}
 		listeners.byAddr[addr] = ln
 		if addr.Addr().IsMulticast() {
 			ln.join()
@@ -147,7 +147,7 @@ func listen(addr netip.AddrPort, l *Link) (*listener, error) {
 }
 
 // release is listen's inverse.
-func (ln *listener) release(l *Link) {
+func (ln *listener) release(l *Conn) {
 	listeners.mu.Lock()
 	ln.mu.Lock()
 	if ln.links[l]--; ln.links[l] == 0 {
@@ -213,7 +213,7 @@ func (ln *listener) announce(source netip.Addr, reason string) {
 		gateway := l.config.Gateway.Addr().Unmap()
 		if gateway == source || gateway.Zone() == "" && gateway == source.WithZone("") {
 			l.mu.Lock()
-			l.signal(Signal{Reason: reason})
+			l.signal(Hint{Reason: reason})
 			l.mu.Unlock()
 		}
 	}

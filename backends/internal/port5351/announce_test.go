@@ -53,7 +53,7 @@ func TestAnnounceSource(t *testing.T) {
 	other := w.link(t, Config{Gateway: netip.MustParseAddrPort("192.0.2.2:5351")})
 	defer other.Close()
 	ours, theirs := watchOf(l), watchOf(other)
-	ln := &listener{links: map[*Link]int{l: 1, other: 1}}
+	ln := &listener{links: map[*Conn]int{l: 1, other: 1}}
 	ln.announce(netip.MustParseAddr("192.0.2.3"), "forged")
 	if len(ours.Signals)+len(theirs.Signals) != 0 {
 		t.Error("a stranger's announcement was believed")
@@ -77,8 +77,8 @@ func TestAnnounceSource(t *testing.T) {
 	}
 }
 
-func watchOf(l *Link) *Watch {
-	c := make(chan Signal, 1)
+func watchOf(l *Conn) *Watch {
+	c := make(chan Hint, 1)
 	w := &Watch{Signals: c, signals: c, link: l}
 	l.watchers[w] = struct{}{}
 	return w
@@ -94,7 +94,7 @@ func TestSignalsCoalesce(t *testing.T) {
 	l.ObserveNATPMP(time.Hour, Reply{Sent: now, Received: now})
 	later := now.Add(time.Second)
 	l.ObserveNATPMP(0, Reply{Sent: later, Received: later})
-	l.signal(Signal{Reason: "announced"})
+	l.signal(Hint{Reason: "announced"})
 	if s := <-w.Signals; !s.Restarted || s.Since != later || s.Reason != "announced" {
 		t.Errorf("signal %+v", s)
 	}
@@ -187,7 +187,7 @@ func TestUnsolicited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := newLink(t, "192.0.2.1:5351")
 		defer l.Close()
-		c := make(chan Signal, 1)
+		c := make(chan Hint, 1)
 		l.watchers[&Watch{Signals: c, signals: c, link: l, unsolicited: func(b []byte) string {
 			if string(b) == "update" {
 				return "said so"

@@ -25,8 +25,8 @@ const (
 	Exact
 )
 
-// Exchange is a request and what makes a datagram its answer.
-type Exchange struct {
+// Transaction is a request and what makes a datagram its answer.
+type Transaction struct {
 	// Request is sent, and sent again, as it is.
 	Request []byte
 	// Answers judges a datagram from the gateway's address and port. It is called
@@ -40,10 +40,10 @@ type Exchange struct {
 	Probe bool
 }
 
-// Insist makes an answer count only when it came for the third time, where odd
+// RequireRepeats makes an answer count only when it came for the third time, where odd
 // says that it does not fit the request: it is then most likely the late answer
 // to an earlier one, of which the protocols repeat everything but the lifetime.
-func Insist(answers func([]byte) Match, odd func([]byte) bool) func([]byte) Match {
+func RequireRepeats(answers func([]byte) Match, odd func([]byte) bool) func([]byte) Match {
 	const insistent = 3
 	seen := 0
 	return func(datagram []byte) Match {
@@ -73,7 +73,7 @@ const maxHold = time.Second
 
 // pending is an exchange under way.
 type pending struct {
-	exchange *Exchange
+	exchange *Transaction
 	outcome  chan outcome // of capacity 1; the first outcome counts
 }
 
@@ -87,7 +87,7 @@ type outcome struct {
 // error that wraps backends.ErrNoReply if no answer came or the gateway's port is
 // closed (then also syscall.ECONNREFUSED), with the cause of the context's end, or
 // with net.ErrClosed.
-func (l *Link) Do(ctx context.Context, e Exchange) (Reply, error) {
+func (l *Conn) Do(ctx context.Context, e Transaction) (Reply, error) {
 	p := &pending{exchange: &e, outcome: make(chan outcome, 1)}
 	defer l.forget(p)
 
@@ -113,16 +113,16 @@ func (l *Link) Do(ctx context.Context, e Exchange) (Reply, error) {
 
 // attempt waits for its turn, transmits once, and waits for the outcome, of
 // this transmission or an earlier one. Without one it returns nil, nil.
-func (l *Link) attempt(ctx context.Context, p *pending, wait time.Duration, sent *time.Time) (*outcome, error) {
-	out, err := l.hold(ctx, p, min(wait, maxHold), sent)
+func (l *Conn) attempt(ctx context.Context, p *pending, wait time.Duration, sent *time.Time) (*outcome, error) {
+	out, err := l.transmit(ctx, p, min(wait, maxHold), sent)
 	if out != nil || err != nil || wait <= maxHold {
 		return out, err
 	}
 	return l.awaitFor(ctx, p, wait-maxHold)
 }
 
-// hold is the part of an attempt in which others have to wait.
-func (l *Link) hold(ctx context.Context, p *pending, wait time.Duration, sent *time.Time) (*outcome, error) {
+// transmit is the part of an attempt in which others have to wait.
+func (l *Conn) transmit(ctx context.Context, p *pending, wait time.Duration, sent *time.Time) (*outcome, error) {
 	if !p.exchange.Probe {
 		ready, leave := queues.Enter(ctx, l.config.Gateway)
 		defer leave()
@@ -131,14 +131,14 @@ func (l *Link) hold(ctx context.Context, p *pending, wait time.Duration, sent *t
 		}
 	}
 	*sent = time.Now()
-	if err := l.transmit(ctx, p); err != nil {
+	if err := l.send(ctx, p); err != nil {
 		return nil, err
 	}
 	return l.awaitFor(ctx, p, wait)
 }
 
 // await waits until the exchange has an outcome or until has something.
-func await[T any](ctx context.Context, l *Link, p *pending, until <-chan T) (*outcome, error) {
+func await[T any](ctx context.Context, l *Conn, p *pending, until <-chan T) (*outcome, error) {
 	if ctx.Err() != nil { // an ended context always wins
 		return nil, context.Cause(ctx)
 	}
@@ -155,15 +155,15 @@ func await[T any](ctx context.Context, l *Link, p *pending, until <-chan T) (*ou
 }
 
 // awaitFor waits until the exchange has an outcome, at most for d.
-func (l *Link) awaitFor(ctx context.Context, p *pending, d time.Duration) (*outcome, error) {
+func (l *Conn) awaitFor(ctx context.Context, p *pending, d time.Duration) (*outcome, error) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	return await(ctx, l, p, timer.C)
 }
 
-// transmit sends the request once. What a loaded or filtered host drops counts
+// send sends the request once. What a loaded or filtered host drops counts
 // as sent: it is as if the network had lost it.
-func (l *Link) transmit(ctx context.Context, p *pending) error {
+func (l *Conn) send(ctx context.Context, p *pending) error {
 	l.mu.Lock()
 	l.pending[p] = struct{}{}
 	l.sender = p
@@ -209,7 +209,7 @@ func write(sock net.Conn, b []byte) error {
 }
 
 // forget ends the exchange's claim on datagrams.
-func (l *Link) forget(p *pending) {
+func (l *Conn) forget(p *pending) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.pending, p)
@@ -220,7 +220,7 @@ func (l *Link) forget(p *pending) {
 
 // deliver gives a datagram to the exchange that it answers best. One that
 // answers none is for the watchers to judge, and the waits go on.
-func (l *Link) deliver(datagram []byte, at time.Time, local netip.Addr) {
+func (l *Conn) deliver(datagram []byte, at time.Time, local netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var best *pending
@@ -240,7 +240,7 @@ func (l *Link) deliver(datagram []byte, at time.Time, local netip.Addr) {
 }
 
 // refuse takes an ICMP error to be about the last transmission.
-func (l *Link) refuse() {
+func (l *Conn) refuse() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.sender != nil {

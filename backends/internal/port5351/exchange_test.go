@@ -219,7 +219,7 @@ func TestBestMatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := newLink(t, "192.0.2.1:5351")
 		defer l.Close()
-		judge := func(request string, m Match) Exchange {
+		judge := func(request string, m Match) Transaction {
 			e := echoes(request, time.Second)
 			e.Probe = true
 			e.Answers = func(b []byte) Match {

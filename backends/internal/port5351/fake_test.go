@@ -38,13 +38,13 @@ type sock struct {
 }
 
 // newLink makes a wire and a link on it.
-func newLink(t *testing.T, gateway string) (*wire, *Link) {
+func newLink(t *testing.T, gateway string) (*wire, *Conn) {
 	t.Helper()
 	w := &wire{begun: time.Now()}
 	return w, w.link(t, Config{Gateway: netip.MustParseAddrPort(gateway)})
 }
 
-func (w *wire) link(t *testing.T, c Config) *Link {
+func (w *wire) link(t *testing.T, c Config) *Conn {
 	t.Helper()
 	l, err := open(c, w.dial)
 	if err != nil {
@@ -113,8 +113,8 @@ func (s *sock) SetReadDeadline(time.Time) error  { return nil }
 func (s *sock) SetWriteDeadline(time.Time) error { return nil }
 
 // echoes is an exchange that its own request answers.
-func echoes(request string, waits ...time.Duration) Exchange {
-	return Exchange{
+func echoes(request string, waits ...time.Duration) Transaction {
+	return Transaction{
 		Request: []byte(request),
 		Answers: func(b []byte) Match {
 			if string(b) == request {

@@ -28,9 +28,9 @@ type Config struct {
 	Source netip.Addr
 }
 
-// Link is the way to one gateway. Its methods may be called by several
+// Conn is the way to one gateway. Its methods may be called by several
 // goroutines at once.
-type Link struct {
+type Conn struct {
 	config  Config
 	dial    dialFunc
 	refs    int // guarded by links.mu
@@ -55,8 +55,8 @@ type dialFunc func(context.Context, Config) (net.Conn, error)
 // links are the open ones: one for each way.
 var links = struct {
 	mu    sync.Mutex
-	byWay map[Config]*Link
-}{byWay: map[Config]*Link{}}
+	byWay map[Config]*Conn
+}{byWay: map[Config]*Conn{}}
 
 // queues let one request at a time talk to a gateway: RFC 6886 section 3.1 asks for
 // one outstanding request, and cheap gateways drop more.
@@ -64,11 +64,11 @@ var queues ctxsync.Queues[netip.AddrPort]
 
 // Open returns the process's link for the way, making it where there is none.
 // It does no I/O. Every Open needs a Close.
-func Open(config Config) (*Link, error) {
+func Open(config Config) (*Conn, error) {
 	return open(config, dialUDP)
 }
 
-func open(config Config, dial dialFunc) (*Link, error) {
+func open(config Config, dial dialFunc) (*Conn, error) {
 	addr := config.Gateway.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() {
 		return nil, errors.New("no gateway address")
@@ -80,7 +80,7 @@ func open(config Config, dial dialFunc) (*Link, error) {
 		l.refs++
 		return l, nil
 	}
-	l := &Link{
+	l := &Conn{
 		config: config, dial: dial, refs: 1,
 		closed:   make(chan struct{}),
 		dialing:  make(chan struct{}, 1),
@@ -93,7 +93,7 @@ func open(config Config, dial dialFunc) (*Link, error) {
 
 // Close gives the link up. The last of those who opened it ends what is under
 // way on it, with net.ErrClosed, and waits for its reader.
-func (l *Link) Close() {
+func (l *Conn) Close() {
 	links.mu.Lock()
 	l.refs--
 	last := l.refs == 0
@@ -116,10 +116,10 @@ func (l *Link) Close() {
 }
 
 // Gateway returns the address and port that requests go to.
-func (l *Link) Gateway() netip.AddrPort { return l.config.Gateway }
+func (l *Conn) Gateway() netip.AddrPort { return l.config.Gateway }
 
 // Local returns the local address that requests leave from. It sends nothing.
-func (l *Link) Local(ctx context.Context) (netip.Addr, error) {
+func (l *Conn) Local(ctx context.Context) (netip.Addr, error) {
 	sock, err := l.socket(ctx)
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -134,33 +134,33 @@ func (l *Link) Local(ctx context.Context) (netip.Addr, error) {
 
 // ObserveNATPMP records the epoch of a NAT-PMP response that answered one of
 // our questions, and tells the watchers where it shows a loss of state.
-func (l *Link) ObserveNATPMP(epoch time.Duration, r Reply) {
+func (l *Conn) ObserveNATPMP(epoch time.Duration, r Reply) {
 	l.observe(&l.natpmpEpoch, natpmpLost, epoch, r, "the gateway's clock went back")
 }
 
 // ObservePCP is ObserveNATPMP for a PCP response. The two are kept apart: one
 // server can count them differently.
-func (l *Link) ObservePCP(epoch time.Duration, r Reply) {
+func (l *Conn) ObservePCP(epoch time.Duration, r Reply) {
 	l.observe(&l.pcpEpoch, pcpLost, epoch, r, "the gateway's clock jumped")
 }
 
-func (l *Link) observe(c *epochClock, lost epochRule, epoch time.Duration, r Reply, reason string) {
+func (l *Conn) observe(c *epochClock, lost epochRule, epoch time.Duration, r Reply, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if lost, since := c.observe(epoch, r.Sent, r.Received, lost); lost {
-		l.signal(Signal{Restarted: true, Since: since, Reason: reason})
+		l.signal(Hint{Restarted: true, Since: since, Reason: reason})
 	}
 }
 
 // signal tells all watchers. l.mu is held.
-func (l *Link) signal(s Signal) {
+func (l *Conn) signal(s Hint) {
 	for w := range l.watchers {
 		w.push(s)
 	}
 }
 
 // isClosed reports whether the last user has closed the link.
-func (l *Link) isClosed() bool {
+func (l *Conn) isClosed() bool {
 	select {
 	case <-l.closed:
 		return true
@@ -170,7 +170,7 @@ func (l *Link) isClosed() bool {
 }
 
 // current returns the link's socket, or nil if there is none.
-func (l *Link) current() net.Conn {
+func (l *Conn) current() net.Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.sock
@@ -178,7 +178,7 @@ func (l *Link) current() net.Conn {
 
 // socket returns the link's socket. If there is none, it makes one and starts its
 // reader; other calls wait for that.
-func (l *Link) socket(ctx context.Context) (net.Conn, error) {
+func (l *Conn) socket(ctx context.Context) (net.Conn, error) {
 	if sock := l.current(); sock != nil {
 		return sock, nil
 	}
@@ -209,7 +209,7 @@ func (l *Link) socket(ctx context.Context) (net.Conn, error) {
 }
 
 // drop makes the next transmission use a new socket.
-func (l *Link) drop(sock net.Conn) {
+func (l *Conn) drop(sock net.Conn) {
 	l.mu.Lock()
 	if l.sock == sock {
 		l.sock = nil
@@ -224,7 +224,7 @@ const maxDatagram = 1100
 
 // read gives each datagram to the exchange that it answers, until the socket
 // fails.
-func (l *Link) read(sock net.Conn) {
+func (l *Conn) read(sock net.Conn) {
 	buf := make([]byte, maxDatagram+1)
 	for {
 		n, err := sock.Read(buf)

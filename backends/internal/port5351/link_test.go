@@ -25,7 +25,7 @@ func TestOpenInvalid(t *testing.T) {
 
 // Port 0 is 5351, and a mapped IPv4 address is the IPv4 address: one gateway has one link.
 func TestOpenDefaults(t *testing.T) {
-	var all []*Link
+	var all []*Conn
 	for _, gateway := range []string{"192.0.2.1:5351", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"} {
 		l, err := Open(Config{Gateway: netip.MustParseAddrPort(gateway)})
 		if err != nil {
@@ -140,7 +140,7 @@ func TestQueuePerGateway(t *testing.T) {
 		defer b.Close()
 		defer c.Close()
 		for _, try := range []struct {
-			l *Link
+			l *Conn
 			q string
 		}{{a, "a"}, {b, "b"}, {c, "c"}} {
 			go func() { _, _ = try.l.Do(t.Context(), echoes(try.q, time.Second)) }()

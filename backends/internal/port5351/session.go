@@ -14,7 +14,7 @@ import (
 // Session is one user's hold on a Link: what is under way in it ends with its
 // Close, whatever others do on the link.
 type Session struct {
-	link  *Link
+	link  *Conn
 	calls ctxsync.Calls
 }
 
@@ -38,8 +38,8 @@ func (s *Session) Close() {
 	}
 }
 
-// Do is [Link.Do] within the session.
-func (s *Session) Do(ctx context.Context, e Exchange) (Reply, error) {
+// Do is [Conn.Do] within the session.
+func (s *Session) Do(ctx context.Context, e Transaction) (Reply, error) {
 	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
 		return Reply{}, err
@@ -48,7 +48,7 @@ func (s *Session) Do(ctx context.Context, e Exchange) (Reply, error) {
 	return s.link.Do(ctx, e)
 }
 
-// Local is [Link.Local] within the session.
+// Local is [Conn.Local] within the session.
 func (s *Session) Local(ctx context.Context) (netip.Addr, error) {
 	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
@@ -71,10 +71,10 @@ func (s *Session) Redial(ctx context.Context) netip.Addr {
 	return local
 }
 
-// ObserveNATPMP is [Link.ObserveNATPMP].
+// ObserveNATPMP is [Conn.ObserveNATPMP].
 func (s *Session) ObserveNATPMP(epoch time.Duration, r Reply) { s.link.ObserveNATPMP(epoch, r) }
 
-// ObservePCP is [Link.ObservePCP].
+// ObservePCP is [Conn.ObservePCP].
 func (s *Session) ObservePCP(epoch time.Duration, r Reply) { s.link.ObservePCP(epoch, r) }
 
 // Follower is what makes signals about a gateway into something to tell.
@@ -87,7 +87,7 @@ type Follower struct {
 	Ask func(context.Context) error
 	// Tell is called after the answer, with the signal and what the answer itself
 	// gave rise to.
-	Tell func(Signal)
+	Tell func(Hint)
 }
 
 // Between two questions that signals cause there is at least this: a flood of
@@ -136,7 +136,7 @@ func confirm(ctx context.Context, ask func(context.Context) error) bool {
 }
 
 // merge takes the signal that the question's own answer gave rise to.
-func merge(s Signal, w *Watch) Signal {
+func merge(s Hint, w *Watch) Hint {
 	select {
 	case later := <-w.Signals:
 		if later.Restarted && !s.Restarted {

@@ -20,10 +20,10 @@ func TestCloseInTell(t *testing.T) {
 			Failed: func(error) {
 				l.mu.Lock()
 				defer l.mu.Unlock()
-				l.signal(Signal{Reason: "a test"})
+				l.signal(Hint{Reason: "a test"})
 			},
 			Ask: func(context.Context) error { return nil },
-			Tell: func(Signal) {
+			Tell: func(Hint) {
 				told++
 				s.Close()
 				if !l.isClosed() {
