@@ -371,7 +371,7 @@ func (f *Forwarder) look(reason string) {
 		switch {
 		case r.unusable != "":
 		case reason != "":
-			r.client.Suspect(reason, f.looks.Next(time.Now()))
+			r.client.VerifySoon(reason, f.looks.Next(time.Now()))
 		default:
 			r.client.Wake("the network changed", f.wakes.Next(time.Now()))
 		}

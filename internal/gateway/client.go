@@ -258,12 +258,12 @@ func (c *Client) SetUnusable(err error, reason string, next time.Time) {
 // SetUsable is the inverse of SetUnusable. Everything is requested again at a time.
 func (c *Client) SetUsable(reason string, at time.Time) {
 	c.owner.loop.Do(func() { c.unusable = false })
-	c.Suspect(reason, at)
+	c.VerifySoon(reason, at)
 }
 
-// Suspect requests all of the client's handles again at a time: something happened after
+// VerifySoon requests all of the client's handles again at a time: something happened after
 // which the gateway may have lost them.
-func (c *Client) Suspect(reason string, at time.Time) {
+func (c *Client) VerifySoon(reason string, at time.Time) {
 	c.owner.loop.Do(func() {
 		c.owner.suspect(func(e *entry) bool { return e.isHeldFor(c) }, false, reason, at)
 		c.wake(reason, at)
