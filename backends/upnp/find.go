@@ -126,7 +126,7 @@ func (b *Backend) search(ctx context.Context, until thoroughness) ([]*gateway, e
 		s.consider(ctx, candidate{url: b.config.URL, own: true})
 	}
 	defer func() { b.met.Add(-int32(len(s.found))) }() //nolint:gosec // there are few
-	answers := make(chan ssdp.Answer)
+	answers := make(chan ssdp.Response)
 	ended := make(chan error, 1)
 	go func() { ended <- b.listen(ctx, answers) }() // waited for below
 	s.collect(ctx, answers, until)
@@ -172,7 +172,7 @@ const (
 
 // listen sends the searches and passes the answers on. A named device needs none.
 // It fails where nothing can be sent.
-func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Answer) error {
+func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Response) error {
 	defer close(answers)
 	switch {
 	case b.config.URL != "":
@@ -197,9 +197,9 @@ func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Answer) error 
 }
 
 // pass searches until the context ends.
-func (b *Backend) pass(ctx context.Context, targets []string, answers chan<- ssdp.Answer) error {
+func (b *Backend) pass(ctx context.Context, targets []string, answers chan<- ssdp.Response) error {
 	s := ssdp.Search{Targets: targets, To: b.destinations(), Interface: b.config.Interface, Source: b.config.Source}
-	for a, err := range s.Answers(ctx) {
+	for a, err := range s.Responses(ctx) {
 		if err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ type searching struct {
 }
 
 // collect considers answers until the search is settled or its time is over.
-func (s *searching) collect(ctx context.Context, answers <-chan ssdp.Answer, until thoroughness) {
+func (s *searching) collect(ctx context.Context, answers <-chan ssdp.Response, until thoroughness) {
 	var patience <-chan time.Time
 	var deadline time.Time
 	over := false // the patience is, but for the gateway's own device
@@ -75,7 +75,7 @@ func (s *searching) collect(ctx context.Context, answers <-chan ssdp.Answer, unt
 }
 
 // answered considers who answered a search, within bounds.
-func (s *searching) answered(ctx context.Context, a ssdp.Answer) {
+func (s *searching) answered(ctx context.Context, a ssdp.Response) {
 	b := s.backend
 	from := a.From.Addr().Unmap()
 	isGateway := b.isGateway(from)

@@ -100,7 +100,7 @@ func (b *Backend) unsubscribe(hints chan hint) {
 }
 
 // heard makes a hint of a notification of the device that was used last.
-func (b *Backend) heard(n ssdp.Notice) {
+func (b *Backend) heard(n ssdp.Notification) {
 	b.mu.Lock()
 	known := b.known
 	about := known.gateway != nil && known.gateway.announces(n)
@@ -121,7 +121,7 @@ func (b *Backend) heard(n ssdp.Notice) {
 
 // announces reports whether a notification is one of the device, and not of
 // another host or of another device on the same one.
-func (g *gateway) announces(n ssdp.Notice) bool {
+func (g *gateway) announces(n ssdp.Notification) bool {
 	if n.From.Addr().Unmap().WithZone("") != g.Device.Host.WithZone("") {
 		return false
 	}

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Answer is a device's answer to a search (UPnP Device Architecture 1.1, section
+// Response is a device's answer to a search (UPnP Device Architecture 1.1, section
 // 1.3.3).
-type Answer struct {
+type Response struct {
 	// From is who answered, from whatever port. A link-local address has its zone.
 	From netip.AddrPort
 	// Location is the URL of the device's description as it was sent, less space
@@ -25,23 +25,23 @@ type Answer struct {
 
 // UDN returns the unique name of the device that USN is about, "uuid:…", or ""
 // where there is none.
-func (a Answer) UDN() string { return udn(a.USN) }
+func (a Response) UDN() string { return udn(a.USN) }
 
-// ParseAnswer reads an answer: status 200, with a LOCATION. From is left zero.
+// ParseResponse reads an answer: status 200, with a LOCATION. From is left zero.
 // Errors wrap [ErrMalformed].
-func ParseAnswer(b []byte) (Answer, error) {
+func ParseResponse(b []byte) (Response, error) {
 	m, err := parse(b)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	version, rest := cutWord(m.start)
 	if !isHTTP1(version) {
-		return Answer{}, malformed("not an answer")
+		return Response{}, malformed("not an answer")
 	}
 	if status, _ := cutWord(rest); status != "200" {
-		return Answer{}, malformed("status %.40q", status)
+		return Response{}, malformed("status %.40q", status)
 	}
-	a := Answer{
+	a := Response{
 		Location: m.headers["location"],
 		Target:   m.headers["st"],
 		USN:      m.headers["usn"],
@@ -51,7 +51,7 @@ func ParseAnswer(b []byte) (Answer, error) {
 		ConfigID: m.id("configid.upnp.org"),
 	}
 	if a.Location == "" {
-		return Answer{}, malformed("answer without LOCATION")
+		return Response{}, malformed("answer without LOCATION")
 	}
 	return a, nil
 }

@@ -1,17 +1,17 @@
 // Package ssdp finds UPnP devices: it searches for them and hears what they
 // announce (UPnP Device Architecture 1.1, section 1).
 //
-//	for answer, err := range (ssdp.Search{Interface: "eth0"}).Answers(ctx) {
+//	for response, err := range (ssdp.Search{Interface: "eth0"}).Responses(ctx) {
 //		if err != nil {
 //			return err // not a single search could be sent
 //		}
-//		if looksGood(answer.Location) {
+//		if looksGood(response.Location) {
 //			break // the sockets are closed, nothing is left behind
 //		}
 //	}
 //
 // [Search] yields each answer the moment it comes. [Listener] tells of devices
-// that come, go and change. [ParseAnswer] and [ParseNotice] read the datagrams.
+// that come, go and change. [ParseResponse] and [ParseNotification] read the datagrams.
 //
 // # Trust
 //

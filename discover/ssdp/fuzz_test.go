@@ -31,16 +31,16 @@ func wellFormed(t *testing.T, values ...string) {
 }
 
 // No parser panics or changes its input, and how lines end means nothing.
-func FuzzParseAnswer(f *testing.F) {
+func FuzzParseResponse(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		in := string(b)
-		a, err := ParseAnswer(b)
+		a, err := ParseResponse(b)
 		if string(b) != in {
 			t.Fatal("the input changed")
 		}
 		if err != nil {
-			if a != (Answer{}) {
+			if a != (Response{}) {
 				t.Fatalf("%+v with %v", a, err)
 			}
 			return
@@ -49,23 +49,23 @@ func FuzzParseAnswer(f *testing.F) {
 			t.Fatalf("%+v", a)
 		}
 		wellFormed(t, a.Location, a.Target, a.USN, a.Server)
-		again, err := ParseAnswer(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
+		again, err := ParseResponse(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
 		if err != nil || again != a {
 			t.Fatalf("%+v, and with LF alone %+v, %v", a, again, err)
 		}
 	})
 }
 
-func FuzzParseNotice(f *testing.F) {
+func FuzzParseNotification(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		in := string(b)
-		n, err := ParseNotice(b)
+		n, err := ParseNotification(b)
 		if string(b) != in {
 			t.Fatal("the input changed")
 		}
 		if err != nil {
-			if n != (Notice{}) {
+			if n != (Notification{}) {
 				t.Fatalf("%+v with %v", n, err)
 			}
 			return
@@ -74,7 +74,7 @@ func FuzzParseNotice(f *testing.F) {
 			t.Fatalf("%+v", n)
 		}
 		wellFormed(t, n.Location, n.Type, n.USN, n.Server)
-		again, err := ParseNotice(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
+		again, err := ParseNotification(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
 		if err != nil || again != n {
 			t.Fatalf("%+v, and with LF alone %+v, %v", n, again, err)
 		}

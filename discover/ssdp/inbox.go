@@ -16,7 +16,7 @@ const (
 type inbox struct {
 	// answers has room for all that the bounds let in, so that a stranger cannot
 	// crowd out an answer while the loop is slow, and sending never blocks.
-	answers chan Answer
+	answers chan Response
 
 	mu        sync.Mutex
 	seen      map[answerKey]struct{}
@@ -43,13 +43,13 @@ func newInbox(to []netip.AddrPort) *inbox {
 			in.asked[d.Addr()] = true
 		}
 	}
-	in.answers = make(chan Answer, maxStrangers+maxPerAddr*len(in.asked))
+	in.answers = make(chan Response, maxStrangers+maxPerAddr*len(in.asked))
 	return in
 }
 
 // take keeps a datagram if it is an answer, a new one, and within the bounds.
 func (in *inbox) take(datagram []byte, from netip.AddrPort) {
-	a, err := ParseAnswer(datagram)
+	a, err := ParseResponse(datagram)
 	if err != nil {
 		return
 	}

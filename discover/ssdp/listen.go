@@ -46,7 +46,7 @@ const interfacesEvery = 5 * time.Second
 // that end (context.Cause). It fails earlier only if it can listen nowhere when it
 // starts. Calls do not overlap, and Listen does not return before a running one does.
 // All else that arrives, such as searches, is ignored.
-func (l Listener) Listen(ctx context.Context, notify func(Notice)) error {
+func (l Listener) Listen(ctx context.Context, notify func(Notification)) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -59,7 +59,7 @@ func (l Listener) Listen(ctx context.Context, notify func(Notice)) error {
 
 // serve reads notices from the sockets, which are its own, and replaces them if the
 // interfaces change.
-func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notice)) error {
+func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notification)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -70,7 +70,7 @@ func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notice))
 	}()
 	defer cancel()
 
-	notices := make(chan Notice, maxQueue)
+	notices := make(chan Notification, maxQueue)
 	start := func(conns byPlace) {
 		for _, conn := range conns {
 			wg.Go(func() {
@@ -97,8 +97,8 @@ func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notice))
 }
 
 // queue keeps a datagram if it is a notice and there is room.
-func queue(notices chan<- Notice, datagram []byte, from netip.AddrPort) {
-	n, err := ParseNotice(datagram)
+func queue(notices chan<- Notification, datagram []byte, from netip.AddrPort) {
+	n, err := ParseNotification(datagram)
 	if err != nil {
 		return
 	}

@@ -84,7 +84,7 @@ func TestLoopback(t *testing.T) {
 			_, _ = six.WriteToUDPAddrPort([]byte(crlf(plain)), from)
 		})
 	}
-	for a, err := range (Search{To: to}).Answers(soon(t)) {
+	for a, err := range (Search{To: to}).Responses(soon(t)) {
 		if err != nil || !want[a.From.Addr()] {
 			t.Fatalf("%+v, %v", a, err)
 		}
@@ -110,7 +110,7 @@ func TestSource(t *testing.T) {
 		_, _ = conn.WriteToUDPAddrPort([]byte(answer("http://"+from.Addr().String())), from)
 	})
 	s := Search{To: []netip.AddrPort{at}, Source: loopback4}
-	for a, err := range s.Answers(soon(t)) {
+	for a, err := range s.Responses(soon(t)) {
 		if err != nil || a.Location != "http://127.0.0.1" {
 			t.Errorf("%+v, %v", a, err)
 		}
@@ -118,7 +118,7 @@ func TestSource(t *testing.T) {
 	}
 	s.Source = netip.MustParseAddr("192.0.2.1")
 	count := 0
-	for _, err := range s.Answers(soon(t)) {
+	for _, err := range s.Responses(soon(t)) {
 		if count++; err == nil {
 			t.Error("searched from an address of somebody else")
 		}
@@ -150,8 +150,8 @@ func TestListen(t *testing.T) {
 	}
 	enough := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(soon(t))
-	var got []NoticeKind
-	err = l.serve(ctx, conns, func(n Notice) {
+	var got []NotificationKind
+	err = l.serve(ctx, conns, func(n Notification) {
 		if n.From != from || n.UDN() != "uuid:00000000-0000-0000-0000-000000000001" {
 			t.Errorf("%+v", n)
 		}
@@ -162,7 +162,7 @@ func TestListen(t *testing.T) {
 	if !errors.Is(err, enough) {
 		t.Errorf("%v, want the cause", err)
 	}
-	equal(t, got, []NoticeKind{Alive, ByeBye, Update})
+	equal(t, got, []NotificationKind{Alive, ByeBye, Update})
 	again, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		t.Fatalf("the socket is still there: %v", err)
@@ -172,7 +172,7 @@ func TestListen(t *testing.T) {
 
 func TestListenFails(t *testing.T) {
 	_, taken := device(t, loopback4)
-	never := func(Notice) { t.Error("a notice") }
+	never := func(Notification) { t.Error("a notice") }
 	for name, l := range map[string]Listener{
 		"taken":        {Addr: taken},
 		"no interface": {Interface: "none such"},
@@ -192,7 +192,7 @@ func TestListenFails(t *testing.T) {
 
 // Notices that a slow notify has no room for are lost; the reader goes on.
 func TestQueue(t *testing.T) {
-	notices := make(chan Notice, maxQueue)
+	notices := make(chan Notification, maxQueue)
 	for range 2 * maxQueue {
 		queue(notices, []byte(alive), gateway)
 	}

@@ -17,7 +17,7 @@ const (
 	maxHeaders  = 64
 )
 
-// ErrMalformed is what ParseAnswer and ParseNotice wrap for a datagram that is
+// ErrMalformed is what ParseResponse and ParseNotification wrap for a datagram that is
 // something else, or lacks what it needs.
 var ErrMalformed = errors.New("malformed SSDP datagram")
 

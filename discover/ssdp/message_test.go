@@ -39,8 +39,8 @@ CONFIGID.UPNP.ORG: 1
 
 `
 
-func plainAnswer() Answer {
-	return Answer{
+func plainAnswer() Response {
+	return Response{
 		Location: "http://192.168.1.1:5000/rootDesc.xml",
 		Target:   igd1,
 		USN:      "uuid:00000000-0000-0000-0000-000000000001::" + igd1,
@@ -51,13 +51,13 @@ func plainAnswer() Answer {
 	}
 }
 
-func located(location string) Answer {
+func located(location string) Response {
 	a := plainAnswer()
 	a.Location = location
 	return a
 }
 
-func TestParseAnswer(t *testing.T) {
+func TestParseResponse(t *testing.T) {
 	const location = "LOCATION: http://192.168.1.1:5000/rootDesc.xml"
 	swap := func(old, new string) string {
 		if !strings.Contains(plain, old) {
@@ -65,17 +65,17 @@ func TestParseAnswer(t *testing.T) {
 		}
 		return crlf(strings.Replace(plain, old, new, 1))
 	}
-	age := func(d time.Duration) Answer {
+	age := func(d time.Duration) Response {
 		a := plainAnswer()
 		a.MaxAge = d
 		return a
 	}
-	boot := func(id ID) Answer {
+	boot := func(id ID) Response {
 		a := plainAnswer()
 		a.BootID = id
 		return a
 	}
-	server := func(s string) Answer {
+	server := func(s string) Response {
 		a := plainAnswer()
 		a.Server = s
 		return a
@@ -84,7 +84,7 @@ func TestParseAnswer(t *testing.T) {
 	wfa.Target = "urn:schemas-wifialliance-org:device:WFADevice:1"
 	for _, tt := range []struct {
 		name, datagram string
-		want           Answer
+		want           Response
 	}{
 		{"ordinary", crlf(plain), plainAnswer()},
 		{"no space after the colon", swap(location, "location:http://192.168.1.1:5000/x"), located("http://192.168.1.1:5000/x")},
@@ -121,16 +121,16 @@ func TestParseAnswer(t *testing.T) {
 				"USN: uuid:9a1b::upnp:rootdevice\nEXT:\nSERVER: Linux UPnP/1.1 MiniUPnPd/2.3.1\n" +
 				"LOCATION: http://192.168.1.1:42357/rootDesc.xml\nOPT: \"http://schemas.upnp.org/upnp/1/0/\"; ns=01\n" +
 				"01-NLS: 1\nBOOTID.UPNP.ORG: 1\nCONFIGID.UPNP.ORG: 1337\n\n"),
-			Answer{
+			Response{
 				Location: "http://192.168.1.1:42357/rootDesc.xml", Target: "upnp:rootdevice",
 				USN: "uuid:9a1b::upnp:rootdevice", Server: "Linux UPnP/1.1 MiniUPnPd/2.3.1",
 				MaxAge: 2 * time.Minute, BootID: ID{1, true}, ConfigID: ID{1337, true},
 			},
 		},
-		{"barest", "HTTP/1.1 200\nLOCATION:x", Answer{Location: "x"}},
+		{"barest", "HTTP/1.1 200\nLOCATION:x", Response{Location: "x"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ParseAnswer([]byte(tt.datagram))
+			got, err := ParseResponse([]byte(tt.datagram))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,7 +139,7 @@ func TestParseAnswer(t *testing.T) {
 	}
 }
 
-func TestParseAnswerMalformed(t *testing.T) {
+func TestParseResponseMalformed(t *testing.T) {
 	headers := func(n int) string {
 		return crlf(strings.Replace(plain, "EXT:\n", strings.Repeat("X: y\n", n), 1))
 	}
@@ -169,7 +169,7 @@ func TestParseAnswerMalformed(t *testing.T) {
 		"65 headers":             headers(58),
 		"too long":               crlf(plain) + strings.Repeat("x", 8<<10),
 	} {
-		if got, err := ParseAnswer([]byte(datagram)); !errors.Is(err, ErrMalformed) || got != (Answer{}) {
+		if got, err := ParseResponse([]byte(datagram)); !errors.Is(err, ErrMalformed) || got != (Response{}) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
@@ -177,18 +177,18 @@ func TestParseAnswerMalformed(t *testing.T) {
 		"64 headers": headers(57),
 		"8 KiB":      crlf(plain) + strings.Repeat("x", 8<<10-len(crlf(plain))),
 	} {
-		if _, err := ParseAnswer([]byte(datagram)); err != nil {
+		if _, err := ParseResponse([]byte(datagram)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
 // What is cut short is either refused, or read as far as it goes.
-func TestParseAnswerTruncated(t *testing.T) {
+func TestParseResponseTruncated(t *testing.T) {
 	for _, whole := range []string{plain, crlf(plain)} {
 		end := strings.Index(whole, "LOCATION: h") + len("LOCATION: h")
 		for n := range len(whole) {
-			got, err := ParseAnswer([]byte(whole[:n]))
+			got, err := ParseResponse([]byte(whole[:n]))
 			if (err == nil) != (n >= end) {
 				t.Fatalf("%d of %d bytes: %+v, %v", n, len(whole), got, err)
 			}
@@ -219,7 +219,7 @@ func TestUDN(t *testing.T) {
 		"urn:x::uuid:1":           "",
 		"::uuid:1":                "",
 	} {
-		if a, n := (Answer{USN: usn}).UDN(), (Notice{USN: usn}).UDN(); a != want || n != want {
+		if a, n := (Response{USN: usn}).UDN(), (Notification{USN: usn}).UDN(); a != want || n != want {
 			t.Errorf("%q: %q and %q, want %q", usn, a, n, want)
 		}
 	}
@@ -261,8 +261,8 @@ NEXTBOOTID.UPNP.ORG: 19
 
 `
 
-func aliveNotice() Notice {
-	return Notice{
+func aliveNotice() Notification {
+	return Notification{
 		Kind:     Alive,
 		Location: "http://192.168.1.1:5000/rootDesc.xml",
 		Type:     "upnp:rootdevice",
@@ -275,7 +275,7 @@ func aliveNotice() Notice {
 }
 
 // A device that restarts says so by its BOOTID.
-func TestParseNotice(t *testing.T) {
+func TestParseNotification(t *testing.T) {
 	again := aliveNotice()
 	again.BootID = ID{18, true}
 	gone := aliveNotice()
@@ -286,7 +286,7 @@ func TestParseNotice(t *testing.T) {
 	_, headers, _ := strings.Cut(byebye, "\n")
 	for _, tt := range []struct {
 		name, datagram string
-		want           Notice
+		want           Notification
 	}{
 		{"alive", crlf(alive), aliveNotice()},
 		{"byebye", crlf(byebye), gone},
@@ -297,7 +297,7 @@ func TestParseNotice(t *testing.T) {
 		{"HTTP/1.0", strings.Replace(byebye, "HTTP/1.1", "HTTP/1.0 ", 1), gone},
 		{"no blank line", strings.TrimRight(byebye, "\n"), gone},
 	} {
-		got, err := ParseNotice([]byte(tt.datagram))
+		got, err := ParseNotification([]byte(tt.datagram))
 		if err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 		}
@@ -305,7 +305,7 @@ func TestParseNotice(t *testing.T) {
 	}
 }
 
-func TestParseNoticeMalformed(t *testing.T) {
+func TestParseNotificationMalformed(t *testing.T) {
 	for name, datagram := range map[string]string{
 		"empty":           "",
 		"answer":          plain,
@@ -322,19 +322,19 @@ func TestParseNoticeMalformed(t *testing.T) {
 		"binary":          "\xff\xfe\x00\n",
 		"control at once": "\x00" + alive,
 	} {
-		if got, err := ParseNotice([]byte(datagram)); !errors.Is(err, ErrMalformed) || got != (Notice{}) {
+		if got, err := ParseNotification([]byte(datagram)); !errors.Is(err, ErrMalformed) || got != (Notification{}) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
 	for n := range len(alive) {
-		if n, err := ParseNotice([]byte(alive[:n])); err == nil && n.Kind != Alive {
+		if n, err := ParseNotification([]byte(alive[:n])); err == nil && n.Kind != Alive {
 			t.Errorf("%+v of a prefix", n)
 		}
 	}
 }
 
 func TestStrings(t *testing.T) {
-	got := fmt.Sprint(Alive, ByeBye, Update, NoticeKind(0), ID{}, ID{0, true}, ID{17, true})
+	got := fmt.Sprint(Alive, ByeBye, Update, NotificationKind(0), ID{}, ID{0, true}, ID{17, true})
 	if want := "alive byebye update kind 0 none 0 17"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -57,7 +57,7 @@ func TestNamespaceSearch(t *testing.T) {
 		},
 	} {
 		got := "nothing"
-		for a, err := range tt.search.Answers(soon(t)) {
+		for a, err := range tt.search.Responses(soon(t)) {
 			got = fmt.Sprint(a.Location, " ", a.From)
 			if err != nil {
 				got = err.Error()
@@ -102,7 +102,7 @@ func TestNamespaceListen(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancelCause(soon(t))
 		enough := errors.New("enough")
-		err = l.serve(ctx, conns, func(n Notice) {
+		err = l.serve(ctx, conns, func(n Notification) {
 			told := fmt.Sprint(n.Kind, " from ", n.From)
 			if !want[told] {
 				t.Errorf("%+v: %s", l, told)
@@ -164,9 +164,9 @@ func TestNamespaceListenUpdate(t *testing.T) {
 		t.Errorf("%d sockets were added and %d are there, %v; want 0 of 4", len(added), len(conns), err)
 	}
 	h.announce(t)
-	heard := map[NoticeKind]bool{}
+	heard := map[NotificationKind]bool{}
 	ctx, cancel := context.WithCancel(soon(t))
-	_ = l.serve(ctx, conns, func(n Notice) {
+	_ = l.serve(ctx, conns, func(n Notification) {
 		if heard[n.Kind] = true; len(heard) == 2 {
 			cancel()
 		}
@@ -228,7 +228,7 @@ func TestNamespaceListenElsewhere(t *testing.T) {
 	h.announce(t)
 	heard := 0
 	ctx, cancel := context.WithCancel(soon(t))
-	_ = Listener{}.serve(ctx, conns, func(Notice) {
+	_ = Listener{}.serve(ctx, conns, func(Notification) {
 		if heard++; heard == 2 {
 			cancel()
 		}

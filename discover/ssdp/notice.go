@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// NoticeKind is what a device announces (NTS).
-type NoticeKind uint8
+// NotificationKind is what a device announces (NTS).
+type NotificationKind uint8
 
 // The kinds of notice (UPnP Device Architecture 1.1, sections 1.2.2 to 1.2.4).
 const (
-	Alive  NoticeKind = iota + 1 // it is there
-	ByeBye                       // it is about to go
-	Update                       // its BootID becomes NextBootID, without a restart
+	Alive  NotificationKind = iota + 1 // it is there
+	ByeBye                             // it is about to go
+	Update                             // its BootID becomes NextBootID, without a restart
 )
 
 // String is the kind as on the wire, less "ssdp:".
-func (k NoticeKind) String() string {
+func (k NotificationKind) String() string {
 	switch k {
 	case Alive:
 		return "alive"
@@ -30,10 +30,10 @@ func (k NoticeKind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// Notice is what a device announces to everybody about itself or one of its
+// Notification is what a device announces to everybody about itself or one of its
 // services (UPnP Device Architecture 1.1, section 1.2).
-type Notice struct {
-	Kind NoticeKind
+type Notification struct {
+	Kind NotificationKind
 	// From is who sent it, from whatever port. A link-local address has its zone.
 	From netip.AddrPort
 	// Location is the URL of the device's description as it was sent, less space
@@ -52,21 +52,21 @@ type Notice struct {
 
 // UDN returns the unique name of the device that the notice is about, "uuid:…",
 // or "" where there is none.
-func (n Notice) UDN() string { return udn(n.USN) }
+func (n Notification) UDN() string { return udn(n.USN) }
 
-// ParseNotice reads a notice: a NOTIFY of a known kind with a USN and, for Alive,
+// ParseNotification reads a notice: a NOTIFY of a known kind with a USN and, for Alive,
 // a LOCATION. From is left zero. Errors wrap [ErrMalformed].
-func ParseNotice(b []byte) (Notice, error) {
+func ParseNotification(b []byte) (Notification, error) {
 	m, err := parse(b)
 	if err != nil {
-		return Notice{}, err
+		return Notification{}, err
 	}
 	method, rest := cutWord(m.start)
 	_, version := cutWord(rest)
 	if method != "NOTIFY" || !isHTTP1(strings.TrimRight(version, " ")) {
-		return Notice{}, malformed("not a notice")
+		return Notification{}, malformed("not a notice")
 	}
-	n := Notice{
+	n := Notification{
 		Location:   m.headers["location"],
 		Type:       m.headers["nt"],
 		USN:        m.headers["usn"],
@@ -84,13 +84,13 @@ func ParseNotice(b []byte) (Notice, error) {
 	case "ssdp:update":
 		n.Kind = Update
 	default:
-		return Notice{}, malformed("notice of kind %.40q", nts)
+		return Notification{}, malformed("notice of kind %.40q", nts)
 	}
 	switch {
 	case n.USN == "":
-		return Notice{}, malformed("notice without USN")
+		return Notification{}, malformed("notice without USN")
 	case n.Kind == Alive && n.Location == "":
-		return Notice{}, malformed("alive without LOCATION")
+		return Notification{}, malformed("alive without LOCATION")
 	}
 	return n, nil
 }

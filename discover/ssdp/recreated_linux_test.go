@@ -33,11 +33,11 @@ func TestNamespaceListenRecreated(t *testing.T) {
 	}
 	create()
 	ctx, cancel := context.WithCancel(t.Context())
-	heard, ended := make(chan NoticeKind, 1024), make(chan error, 1)
+	heard, ended := make(chan NotificationKind, 1024), make(chan error, 1)
 	go func() {
-		ended <- Listener{Addr: Multicast, Interface: "lan"}.Listen(ctx, func(n Notice) { heard <- n.Kind })
+		ended <- Listener{Addr: Multicast, Interface: "lan"}.Listen(ctx, func(n Notification) { heard <- n.Kind })
 	}()
-	hears := func(kind NoticeKind, notice, when string) {
+	hears := func(kind NotificationKind, notice, when string) {
 		t.Helper()
 		const longest = 10 * time.Second
 		over := time.After(longest)

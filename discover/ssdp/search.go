@@ -61,7 +61,7 @@ type Search struct {
 	Sends int
 }
 
-// Answers sends the searches and yields the answers as they come, until ctx ends
+// Responses sends the searches and yields the answers as they come, until ctx ends
 // or the loop is left. Nothing is yielded once ctx has ended. Neither a goroutine
 // nor a socket outlives the loop; each loop is a search of its own.
 //
@@ -71,18 +71,18 @@ type Search struct {
 //
 // An error comes once, with the zero Answer, and is the end: the Search is not
 // valid, or none of the destinations could be sent to.
-func (s Search) Answers(ctx context.Context) iter.Seq2[Answer, error] {
-	return s.answers(ctx, openSearch)
+func (s Search) Responses(ctx context.Context) iter.Seq2[Response, error] {
+	return s.responses(ctx, openSearch)
 }
 
-func (s Search) answers(ctx context.Context, open opener) iter.Seq2[Answer, error] {
-	return func(yield func(Answer, error) bool) {
+func (s Search) responses(ctx context.Context, open opener) iter.Seq2[Response, error] {
+	return func(yield func(Response, error) bool) {
 		if ctx.Err() != nil {
 			return
 		}
 		s, ifi, err := s.prepare()
 		if err != nil {
-			yield(Answer{}, fmt.Errorf("ssdp: search: %w", err))
+			yield(Response{}, fmt.Errorf("ssdp: search: %w", err))
 			return
 		}
 		s.run(ctx, s.destinations(ctx, ifi, open), yield)
@@ -90,7 +90,7 @@ func (s Search) answers(ctx context.Context, open opener) iter.Seq2[Answer, erro
 }
 
 // run searches. The destinations' sockets are its own.
-func (s Search) run(ctx context.Context, to []destination, yield func(Answer, error) bool) {
+func (s Search) run(ctx context.Context, to []destination, yield func(Response, error) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -113,7 +113,7 @@ func (s Search) run(ctx context.Context, to []destination, yield func(Answer, er
 			return
 		case err := <-failed:
 			if ctx.Err() == nil {
-				yield(Answer{}, fmt.Errorf("ssdp: search: %w", err))
+				yield(Response{}, fmt.Errorf("ssdp: search: %w", err))
 			}
 			return
 		case a := <-in.answers:

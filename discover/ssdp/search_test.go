@@ -58,7 +58,7 @@ func TestSchedule(t *testing.T) {
 		var w world
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		for a, err := range (Search{To: []netip.AddrPort{Multicast, gateway, gateway6}}).answers(ctx, w.open) {
+		for a, err := range (Search{To: []netip.AddrPort{Multicast, gateway, gateway6}}).responses(ctx, w.open) {
 			t.Errorf("%+v, %v", a, err)
 		}
 		w.allClosed(t)
@@ -119,7 +119,7 @@ func TestSeats(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			for _, err := range s.answers(ctx, w.open) {
+			for _, err := range s.responses(ctx, w.open) {
 				t.Error(err)
 			}
 			var got []seat
@@ -164,15 +164,15 @@ func TestFirstAnswer(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		start := time.Now()
-		var got []Answer
-		for a, err := range (Search{Targets: []string{igd1}}).answers(ctx, w.open) {
+		var got []Response
+		for a, err := range (Search{Targets: []string{igd1}}).responses(ctx, w.open) {
 			if got = append(got, a); err != nil || len(got) == 1 && time.Since(start) != 0 {
 				t.Errorf("after %v: %v", time.Since(start), err)
 			}
 		}
 		want := plainAnswer()
 		want.From = netip.AddrPortFrom(gateway.Addr(), 40000)
-		equal(t, got, []Answer{want, {Location: "http://later", USN: "uuid:1::x", From: gateway}})
+		equal(t, got, []Response{want, {Location: "http://later", USN: "uuid:1::x", From: gateway}})
 		if time.Since(start) != time.Minute {
 			t.Errorf("over after %v", time.Since(start))
 		}
@@ -186,7 +186,7 @@ func TestLeave(t *testing.T) {
 			c.in <- datagram{crlf(plain), d.addr}
 			return nil
 		}}
-		answers := (Search{To: []netip.AddrPort{gateway, gateway6}}).answers(t.Context(), w.open)
+		answers := (Search{To: []netip.AddrPort{gateway, gateway6}}).responses(t.Context(), w.open)
 		for n := range 2 {
 			for range answers {
 				break
@@ -218,7 +218,7 @@ func TestEnd(t *testing.T) {
 		for range 20 { // chance decides which of two ready channels is looked at
 			ctx, cancel := context.WithCancel(t.Context())
 			count := 0
-			for range (Search{}).answers(ctx, w.open) {
+			for range (Search{}).responses(ctx, w.open) {
 				count++
 				synctest.Wait() // all are in
 				cancel()
@@ -227,7 +227,7 @@ func TestEnd(t *testing.T) {
 			if count != 1 {
 				t.Errorf("%d answers, want the one before the end", count)
 			}
-			for range (Search{Sends: -1}).answers(ctx, w.open) {
+			for range (Search{Sends: -1}).responses(ctx, w.open) {
 				t.Error("a search whose context had ended said something")
 			}
 		}
@@ -251,7 +251,7 @@ func TestPartialFailure(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		count := 0
-		for a, err := range s.answers(ctx, w.open) {
+		for a, err := range s.responses(ctx, w.open) {
 			count++
 			if err != nil || a.From != gateway {
 				t.Errorf("%+v, %v", a, err)
@@ -273,9 +273,9 @@ func TestTotalFailure(t *testing.T) {
 		}
 		s := Search{To: []netip.AddrPort{Multicast6, Multicast, gateway}}
 		start, count := time.Now(), 0
-		for a, err := range s.answers(t.Context(), w.open) {
+		for a, err := range s.responses(t.Context(), w.open) {
 			count++
-			if a != (Answer{}) || !errors.Is(err, errno.ENETUNREACH) || !errors.Is(err, syscall.EAFNOSUPPORT) {
+			if a != (Response{}) || !errors.Is(err, errno.ENETUNREACH) || !errors.Is(err, syscall.EAFNOSUPPORT) {
 				t.Errorf("%+v, %v", a, err)
 			}
 		}
@@ -298,7 +298,7 @@ func TestLateFailure(t *testing.T) {
 		}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		for _, err := range (Search{Targets: []string{igd1}}).answers(ctx, w.open) {
+		for _, err := range (Search{Targets: []string{igd1}}).responses(ctx, w.open) {
 			t.Error(err)
 		}
 		if sends != 3 {
@@ -319,9 +319,9 @@ func TestInvalidSearch(t *testing.T) {
 		"no interface":   {Interface: "none such"},
 	} {
 		count := 0
-		for a, err := range s.answers(t.Context(), (&world{}).open) {
+		for a, err := range s.responses(t.Context(), (&world{}).open) {
 			count++
-			if err == nil || !strings.HasPrefix(err.Error(), "ssdp: search: ") || a != (Answer{}) {
+			if err == nil || !strings.HasPrefix(err.Error(), "ssdp: search: ") || a != (Response{}) {
 				t.Errorf("%s: %+v, %v", name, a, err)
 			}
 		}
