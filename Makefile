@@ -1,5 +1,5 @@
-# The commands of a developer's day. `make test` installs what the tests need
-# where it can (Debian, as root); elsewhere it says what it had to skip.
+# The commands for developers. `make test` installs what the tests need on Debian, as root;
+# elsewhere it prints what it skips.
 
 GO            ?= go
 BIN           := $(CURDIR)/.bin
@@ -18,19 +18,19 @@ ROUNDS        ?= 30
 demo: ## map a port on the built-in gateway and send bytes through it
 	$(GO) run ./cmd/goforward demo
 
-test: deps ## everything that can be tested here
+test: deps ## all tests that this machine can run
 	.ci/test
 
-unit: deps ## all packages but the lab, with the race detector
+unit: deps ## all packages except the lab, with the race detector
 	.ci/timed 'unit tests' .ci/unit
 
-lab: deps ## the real router in network namespaces, real P2P stacks behind it, and that no scenario is missing
+lab: deps ## the real router in network namespaces, and real P2P stacks; fails if a scenario is missing
 	.ci/timed lab .ci/lab
 
-fuzz: ## every fuzz target for FUZZTIME
+fuzz: ## each fuzz target for FUZZTIME
 	.ci/timed fuzz .ci/fuzz $(FUZZTIME)
 
-fetch: ## go get and go install of this module, as users do
+fetch: ## go get and go install of this module, as users run them
 	.ci/timed fetch .ci/fetch
 
 soak: ## a simulated month of ten thousand mappings; four minutes
@@ -39,7 +39,7 @@ soak: ## a simulated month of ten thousand mappings; four minutes
 nightly: ## the long forms of the tests; three quarters of an hour
 	.ci/nightly
 
-bench: deps ## side by side with other libraries, in the lab; half an hour on an idle machine
+bench: deps ## comparison with other libraries, in the lab; half an hour on an idle machine
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	cd bench && GOWORK=off GOFORWARD_LAB=require CGO_ENABLED=0 $(GO) test -count=1 -timeout 2h -run 'TestBench$$' \
 		-args -rounds $(ROUNDS) -md RESULTS.md -json results.json
@@ -47,7 +47,7 @@ bench: deps ## side by side with other libraries, in the lab; half an hour on an
 deps: ## what the tests need besides Go
 	.ci/deps
 
-lint: $(GOLANGCI) $(GOVULNCHECK) $(APIDIFF) ## linters, layering, builds for every platform, the API, the release binary
+lint: $(GOLANGCI) $(GOVULNCHECK) $(APIDIFF) ## linters, layering, builds for every platform, API comparison, release binary
 	.ci/timed lint .ci/lint $(GOLANGCI) $(GOVULNCHECK) $(APIDIFF) $(PLATFORMS)
 
 $(GOLANGCI):
