@@ -13,20 +13,19 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// NAT has the methods of go-ethereum's nat.Interface. They may be called by
-// several goroutines at once. Each is bounded by the RequestTimeout of the Forwarder's
-// Config, and one that waits for another about the same port by twice that. Make
-// one with New.
+// NAT implements go-ethereum's nat.Interface. Several goroutines may call its methods at
+// once. Each call takes at most the RequestTimeout of the Forwarder's Config, or twice that
+// if it waits for another call about the same port. Create it with New.
 type NAT struct {
 	forwarder *forward.Forwarder
 	held      *held.Table
 }
 
-// New returns a NAT that maps by f, which stays the caller's: to configure, to
-// watch and to close. Nil is a Forwarder of its own with the defaults of package
-// forward, which Close closes; it does nothing before it is asked. A server that
-// stops takes its mappings away itself, so a program that ends with its server
-// has nothing to close.
+// New returns a NAT that maps ports with f. The caller still configures f, receives its
+// events and closes it. If f is nil, the NAT creates a Forwarder with the defaults of
+// package forward, and Close closes it. That Forwarder sends nothing before the first
+// request. A server that stops deletes its mappings, so a program that ends with its server
+// need not close the NAT.
 func New(f *forward.Forwarder) *NAT {
 	n := &NAT{forwarder: f, held: held.New("gethnat")}
 	if f == nil {
@@ -36,24 +35,24 @@ func New(f *forward.Forwarder) *NAT {
 	return n
 }
 
-// AddMapping makes the gateway forward a port to this host's intport, and
-// returns the external port that it granted. The protocol is "TCP" or "UDP", in
-// any case. The external port is a wish, 0 being one for the number of intport:
-// where it is taken, another is granted, which is success. The name is what
-// gateways show in their table, where it is not empty and the protocol carries
-// one. The lifetime is what each grant is to last, 0 being the Forwarder's: the
-// mapping is renewed until DeleteMapping, and one that a crash leaves behind
-// goes away after it.
+// AddMapping makes the gateway forward a port to this host's intport, and returns the
+// external port that it granted. The protocol is "TCP" or "UDP", in upper or lower case.
+// The external port is a suggestion; 0 suggests the number of intport. If the suggested port
+// is in use, the gateway grants another one, and AddMapping succeeds. If name is not empty
+// and the protocol has a description, the gateway shows the name in its table. The lifetime
+// is the requested duration of each grant; 0 is the lifetime of the Forwarder's Config. The
+// mapping is renewed until DeleteMapping. After a crash, the gateway deletes it when its
+// lifetime ends.
 //
-// There is one mapping for a protocol and intport. Where it is held already, the
-// external port that it has now is returned, which may not be the extport of
-// the call; wish, name and lifetime stay those of the call that made it. Where
-// the gateway has lost it, it is asked for at once, and the error is why it
-// cannot be had; it is kept being tried for.
+// There is one mapping for a protocol and intport. If it exists already, AddMapping returns
+// its current external port, which may differ from extport. Its suggested port, name and
+// lifetime remain those of the first call. If the gateway lost the mapping, AddMapping
+// requests it at once. If that fails, AddMapping returns the error, and the NAT keeps
+// retrying.
 //
 // Other protocols, ports out of range and a negative lifetime fail with
-// [backends.ErrInvalid], and everything after Close with [forward.ErrClosed].
-// The other errors are those of [forward.Forwarder.Enable].
+// [backends.ErrInvalid]. After Close, every call fails with [forward.ErrClosed]. The other
+// errors are those of [forward.Forwarder.Enable].
 func (n *NAT) AddMapping(protocol string, extport, intport int, name string, lifetime time.Duration) (uint16, error) {
 	k, err := n.key(protocol, extport, intport)
 	if err != nil {
@@ -74,7 +73,7 @@ func (n *NAT) AddMapping(protocol string, extport, intport int, name string, lif
 	})
 }
 
-// key checks what a mapping is named by.
+// key checks the protocol and ports, and returns the key of the mapping.
 func (n *NAT) key(protocol string, extport, intport int) (held.Key, error) {
 	if extport < 0 || extport > math.MaxUint16 {
 		return held.Key{}, invalid("external port %d", extport)
@@ -86,10 +85,10 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("gethnat: %w: %s", backends.ErrInvalid, fmt.Sprintf(format, args...))
 }
 
-// DeleteMapping takes the mapping of a protocol and intport away, whatever
-// external port it has. One that is not held is gone already, which is success.
-// It takes as long as [forward.Mapping.Close]. What the gateway does not take away
-// in that time is no longer renewed, and left to its lifetime, and the error says so.
+// DeleteMapping deletes the mapping of a protocol and intport; it ignores extport. If there
+// is no such mapping, it succeeds. It takes as long as [forward.Mapping.Close]. If the
+// gateway does not delete the mapping in that time, DeleteMapping returns an error; the
+// mapping is no longer renewed, and ends with its lifetime.
 func (n *NAT) DeleteMapping(protocol string, extport, intport int) error {
 	k, err := n.key(protocol, extport, intport)
 	if err != nil {
@@ -98,10 +97,10 @@ func (n *NAT) DeleteMapping(protocol string, extport, intport int) error {
 	return n.held.Remove(context.Background(), k)
 }
 
-// ExternalIP asks the gateway for its external address. Where that is one that
-// the world cannot reach, it fails with [backends.ErrPrivateWAN]. PCP has no
-// question for it but a mapping: while one is held by PCP, it is the address of
-// that, as the gateway said last.
+// ExternalIP requests the external address from the gateway. If the internet cannot reach
+// that address, it fails with [backends.ErrPrivateWAN]. PCP has no request for the external
+// address; only a mapping reveals it. While the NAT holds a mapping by PCP, ExternalIP
+// returns the address that the gateway last reported for it.
 func (n *NAT) ExternalIP() (net.IP, error) {
 	addr, err := n.externalAddr()
 	if err != nil {
@@ -126,8 +125,8 @@ func (n *NAT) externalAddr() (netip.Addr, error) {
 	return n.forwarder.ExternalIP(context.Background())
 }
 
-// String is for logs: "goforward", and once something is mapped by what and
-// whom, as in "goforward(natpmp 192.168.1.1:5351)". It asks nobody.
+// String returns a text for logs: "goforward" and, if there is a mapping, its protocol and
+// gateway, as in "goforward(natpmp 192.168.1.1:5351)". It sends no request.
 func (n *NAT) String() string {
 	ms, _ := n.held.Mappings()
 	for _, m := range ms {
@@ -143,11 +142,11 @@ func (n *NAT) String() string {
 	return "goforward"
 }
 
-// MarshalText writes "any", which is what a go-ethereum configuration file can
-// say that comes nearest: read again, it is the detection of go-ethereum's own.
+// MarshalText returns "any", the closest value that a go-ethereum configuration file has.
+// When go-ethereum reads it, it uses its own detection.
 func (n *NAT) MarshalText() ([]byte, error) { return []byte("any"), nil }
 
-// Close takes away what is held, all at once, in the time of [forward.Mapping.Close].
-// A Forwarder of its own is closed with it, and calls that are under way; one that New
-// was given stays open. A second call does nothing.
+// Close deletes all mappings at the same time. It takes as long as [forward.Mapping.Close].
+// If New created the Forwarder, Close closes it too, and ends calls in progress. A Forwarder
+// that was passed to New stays open. A second call does nothing.
 func (n *NAT) Close() error { return n.held.Close() }

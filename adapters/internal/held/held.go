@@ -1,5 +1,5 @@
-// Package held has what the adapters share: a table of the mappings that an adapter made
-// for its callers.
+// Package held is a table of the mappings that an adapter made for its callers. The
+// adapters share it.
 package held
 
 import (
@@ -16,8 +16,8 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// Table holds one mapping for each Key. Its methods may be called by several goroutines
-// at once. Make one with New.
+// Table holds one mapping for each Key. Several goroutines may call its methods at once.
+// Create it with New.
 type Table struct {
 	// Own is a Forwarder that Close closes, or nil.
 	Own *forward.Forwarder
@@ -33,10 +33,10 @@ type Table struct {
 // call is a call of Port in progress.
 type call struct {
 	over chan struct{} // closed at the end
-	err  error         // valid after over: what the calls that wait for it fail with
+	err  error         // valid after over: the error for the calls that wait for it
 }
 
-// New returns an empty Table. The name begins its errors.
+// New returns an empty Table. Its errors begin with the name.
 func New(name string) *Table {
 	return &Table{name: name, mappings: map[Key]*forward.Mapping{}, calls: map[Key]*call{}}
 }
@@ -47,8 +47,8 @@ type Key struct {
 	Port     uint16 // internal
 }
 
-// Key returns the key of "tcp" or "udp", in any case, and an internal port. Others fail
-// with backends.ErrInvalid.
+// Key returns the key of an internal port. The protocol is "tcp" or "udp", in upper or lower
+// case. Other values fail with backends.ErrInvalid.
 func (t *Table) Key(protocol string, port int) (Key, error) {
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
 		switch {
@@ -59,15 +59,16 @@ func (t *Table) Key(protocol string, port int) (Key, error) {
 			return Key{p, uint16(port)}, nil
 		}
 	}
-	return Key{}, fmt.Errorf("%s: %w: protocol %q: there is tcp and udp", t.name, backends.ErrInvalid, protocol)
+	return Key{}, fmt.Errorf("%s: %w: protocol %q: only tcp and udp are supported", t.name, backends.ErrInvalid, protocol)
 }
 
-// Port returns the external port of the mapping of a key. If none is held, enable makes
-// it. If the gateway lost it, it is requested at once, and stays held if that fails. After
-// Close, Port fails with forward.ErrClosed, and what enable makes then is deleted.
+// Port returns the external port of the mapping of a key. If the table has none, enable
+// creates it. If the gateway lost the mapping, Port requests it at once; the table keeps it
+// if that fails. After Close, Port fails with forward.ErrClosed, and deletes a mapping that
+// enable creates then.
 //
-// A call that waited for another about the same key fails if that failed, unless the
-// context of the other had ended.
+// If a call waits for another call about the same key, and that call fails, it fails too,
+// unless the context of the other call ended.
 func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*forward.Mapping, error)) (port uint16, err error) {
 	last, err := t.lock(ctx, k)
 	if err != nil {
@@ -100,7 +101,7 @@ func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*
 		case !t.hold(k, nil):
 			return 0, t.closedError()
 		}
-		// The program closed it through its Forwarder. Now it is wanted again.
+		// The program closed the mapping through its Forwarder: create a new one.
 	}
 	if m, err = enable(ctx); err != nil {
 		return 0, err
@@ -111,8 +112,8 @@ func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*
 	return t.external(ctx, m)
 }
 
-// lock waits until no call about a key is in progress, and locks t.mu. It returns what
-// the last call that it waited for failed with.
+// lock waits until no call about a key is in progress, and locks t.mu. It returns the error
+// of the last call that it waited for.
 func (t *Table) lock(ctx context.Context, k Key) (last, err error) {
 	for ctx.Err() == nil {
 		t.mu.Lock()
@@ -130,7 +131,7 @@ func (t *Table) lock(ctx context.Context, k Key) (last, err error) {
 	return nil, context.Cause(ctx)
 }
 
-// hold holds a mapping, or none if it is nil. It returns false after Close.
+// hold sets the mapping of a key, or removes it if m is nil. It returns false after Close.
 func (t *Table) hold(k Key, m *forward.Mapping) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,13 +146,13 @@ func (t *Table) hold(k Key, m *forward.Mapping) bool {
 	return true
 }
 
-// external returns the external port of a mapping, which is requested again if it is lost.
+// external returns the external port of a mapping. If the mapping is lost, it requests it again.
 func (t *Table) external(ctx context.Context, m *forward.Mapping) (uint16, error) {
 	if port := m.External().Port(); port != 0 {
 		return port, nil
 	}
 	err := m.Refresh(ctx)
-	if port := m.External().Port(); port != 0 { // perhaps by a request in the background
+	if port := m.External().Port(); port != 0 { // a request in the background may have succeeded
 		return port, nil
 	}
 	if err == nil {
@@ -160,9 +161,9 @@ func (t *Table) external(ctx context.Context, m *forward.Mapping) (uint16, error
 	return 0, err
 }
 
-// Remove deletes the mapping of a key, as forward.Mapping.Close does, or does nothing if
-// none is held. It waits for a call of Port about the same key. If the context ends, the
-// deletion goes on.
+// Remove deletes the mapping of a key, as forward.Mapping.Close does. If the table has none,
+// it does nothing. It waits for a call of Port about the same key. If the context ends, the
+// deletion continues.
 func (t *Table) Remove(ctx context.Context, k Key) error {
 	if _, err := t.lock(ctx, k); err != nil {
 		return err
@@ -184,7 +185,7 @@ func (t *Table) Remove(ctx context.Context, k Key) error {
 	}
 }
 
-// Mappings returns what is held, in no order. After Close it fails with forward.ErrClosed.
+// Mappings returns all mappings, in no order. After Close it fails with forward.ErrClosed.
 func (t *Table) Mappings() ([]*forward.Mapping, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -194,7 +195,7 @@ func (t *Table) Mappings() ([]*forward.Mapping, error) {
 	return slices.Collect(maps.Values(t.mappings)), nil
 }
 
-// Close closes all mappings at once, or else Own with all that it holds, and waits for the
+// Close closes Own, or, if that is nil, all mappings at the same time. It also waits for the
 // deletions that Remove began. It does not wait for Port. A second call does nothing.
 func (t *Table) Close() error {
 	t.mu.Lock()
@@ -206,7 +207,7 @@ func (t *Table) Close() error {
 		return nil
 	}
 	if t.Own != nil {
-		defer t.closing.Wait() // they end with the Forwarder
+		defer t.closing.Wait() // the deletions end with the Forwarder
 		return t.Own.Close()
 	}
 	errs := make([]error, len(held))
