@@ -6,15 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/natforward/goforward/internal/lab"
+	"golang.org/x/sys/unix"
 )
 
 // builtCommand is the command as users have it, built once into the world's own /run.
@@ -166,4 +170,245 @@ func openTerminal(t *testing.T) (ours, theirs *os.File) {
 		t.Fatal(err)
 	}
 	return ours, theirs
+}
+
+// repeats is how often a test of something that happens at once is repeated: three
+// times, or as GOFORWARD_REPEATS says.
+func repeats(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("GOFORWARD_REPEATS")
+	if text == "" {
+		return 3
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("GOFORWARD_REPEATS=%s", text)
+	}
+	return n
+}
+
+// However map --hold is ended, the router has nothing left of it.
+func TestCommandEnds(t *testing.T) {
+	t.Parallel()
+	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "cli: map --hold leaves nothing behind, "+backend)
+			home := lab.Home(t, lab.Router{})
+			hold := []string{"map", "8080/both", "--hold", "--backend", backend}
+			for run := range repeats(t) {
+				for i, d := range []time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond} {
+					sig := []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}[(i+run)%3]
+					endsDoubled(t, home, hold, sig, d)
+				}
+				endsByTimeout(t, home, hold)
+				endsByHangUp(t, home, hold)
+				endsUnderNohup(t, home, hold)
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// holds waits until the command holds its mappings.
+func holds(t *testing.T, home *lab.HomeNet, p *built) {
+	t.Helper()
+	if line := strings.TrimSpace(p.line()); line != at(home, 8080).String() {
+		t.Fatalf("printed %q, want %v", line, at(home, 8080))
+	}
+	wantRules(t, home, 2)
+}
+
+const removing = "removing the mapping; Ctrl-C again to leave it\n"
+
+// endsDoubled is the end by a signal that comes twice, as from a wrapper that signals
+// its child and the process group of that.
+func endsDoubled(t *testing.T, home *lab.HomeNet, hold []string, sig os.Signal, pause time.Duration) {
+	t.Helper()
+	p := execute(t, home.Lan, nil, hold...)
+	holds(t, home, p)
+	p.signal(sig)
+	time.Sleep(pause)
+	p.signal(sig)
+	if stderr := p.exits(0); strings.Count(stderr, removing) != 1 {
+		t.Errorf("%v twice, %v apart: %s", sig, pause, stderr)
+	}
+	wantRules(t, home, 0)
+}
+
+// endsByTimeout is the end by GNU timeout, which signals its child and then its own
+// process group. It does the same when its time is up and when it is told to end.
+func endsByTimeout(t *testing.T, home *lab.HomeNet, hold []string) {
+	t.Helper()
+	p := execute(t, home.Lan, []string{"timeout", "1h"}, hold...)
+	holds(t, home, p)
+	p.signal(syscall.SIGTERM)
+	p.exits(0)
+	wantRules(t, home, 0)
+}
+
+// endsByHangUp is the end of the terminal, or of the connection behind it.
+func endsByHangUp(t *testing.T, home *lab.HomeNet, hold []string) {
+	t.Helper()
+	p := executeInTerminal(t, home.Lan, hold...)
+	for !strings.Contains(p.line(), "Kept alive until Ctrl-C") {
+	}
+	wantRules(t, home, 2)
+	p.hangUp()
+	p.exits(0)
+	wantRules(t, home, 0)
+}
+
+// endsUnderNohup is a hang-up that is to change nothing, and then an end.
+func endsUnderNohup(t *testing.T, home *lab.HomeNet, hold []string) {
+	t.Helper()
+	p := execute(t, home.Lan, []string{"nohup"}, hold...)
+	holds(t, home, p)
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ignored, _ := strings.Cut(string(status), "SigIgn:\t")
+	ignored, _, _ = strings.Cut(ignored, "\n")
+	if mask, err := strconv.ParseUint(ignored, 16, 64); err != nil || mask>>(syscall.SIGHUP-1)&1 == 0 {
+		t.Errorf("SIGHUP is not ignored: %s, %v", ignored, err)
+	}
+	p.signal(syscall.SIGHUP)
+	p.signal(syscall.SIGTERM)
+	if stderr := p.exits(0); strings.Count(stderr, removing) != 1 {
+		t.Error(stderr)
+	}
+	wantRules(t, home, 0)
+}
+
+// --port-file replaces and removes only regular files that are in its way. The
+// files are in a mount of the test's own.
+func TestPortFile(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: --port-file on a device, a FIFO, links and a mount point")
+	home := lab.Home(t, lab.Router{})
+	dir := t.TempDir()
+	mount(t, "files", dir, "tmpfs", unix.MS_NOSUID)
+	in := func(name string) string { return filepath.Join(dir, name) }
+
+	device := in("device")
+	if err := unix.Mknod(device, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		create(t, device) // a user's namespace makes no devices, but mounts them
+		mount(t, os.DevNull, device, "", unix.MS_BIND)
+	}
+	if err := unix.Mkfifo(in("fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for link, target := range map[string]string{"link": "target", "dangling": "missing", "to device": "device"} {
+		if err := os.Symlink(target, in(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create(t, in("target"))
+	create(t, in("mounted"))
+	create(t, in("mount point"))
+	mount(t, in("mounted"), in("mount point"), "", unix.MS_BIND)
+
+	for name, file := range map[string]struct {
+		text string // where the port is to be seen; empty: nowhere
+		gone bool   // at the end of --hold
+	}{
+		"new":         {text: "new", gone: true},
+		"device":      {},
+		"to device":   {},
+		"link":        {text: "target"},
+		"dangling":    {text: "missing"},
+		"mount point": {text: "mounted"},
+	} {
+		before, _ := os.Lstat(in(name))
+		same := func(when string) {
+			t.Helper()
+			after, err := os.Lstat(in(name))
+			if before != nil && (err != nil || !os.SameFile(before, after) || after.Mode() != before.Mode()) {
+				t.Errorf("%s: %s: the file is another one, or none: %v", name, when, err)
+			}
+		}
+		shows := func(want, when string) {
+			t.Helper()
+			if text, err := os.ReadFile(in(file.text)); file.text != "" && (err != nil || string(text) != want) {
+				t.Errorf("%s: %s: %q, %v, want %q", name, when, text, err, want)
+			}
+		}
+		once := execute(t, home.Lan, nil, "map", "8080", "--port-file", in(name))
+		once.exits(0)
+		same("after map")
+		shows("8080\n", "after map")
+
+		hold := execute(t, home.Lan, nil, "map", "65000:8081", "--hold", "--port-file", in(name))
+		hold.line()
+		if file.text != "" {
+			until(t, patience, name+" has no port", func() bool {
+				text, _ := os.ReadFile(in(file.text))
+				return string(text) == "65000\n"
+			})
+		}
+		same("during map --hold")
+		hold.signal(os.Interrupt)
+		hold.exits(0)
+		same("after map --hold")
+		if _, err := os.Lstat(in(name)); file.gone != errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: after map --hold: %v; gone is to be %v", name, err, file.gone)
+		} else if !file.gone {
+			shows("", "after map --hold")
+		}
+	}
+	fifo(t, home, in("fifo"))
+}
+
+// fifo checks that a FIFO is written when a program reads it, and keeps nothing
+// waiting if none does.
+func fifo(t *testing.T, home *lab.HomeNet, path string) {
+	t.Helper()
+	want := "--port-file: waiting for a program to read " + path + "\n"
+	hold := execute(t, home.Lan, nil, "map", "8080", "--hold", "--port-file", path)
+	hold.line()
+	if text, err := os.ReadFile(path); err != nil || string(text) != "8080\n" {
+		t.Errorf("the FIFO had %q, %v", text, err)
+	}
+	hold.signal(os.Interrupt)
+	hold.exits(0)
+	once := execute(t, home.Lan, nil, "map", "8080", "--port-file", path)
+	once.line()
+	if text, err := os.ReadFile(path); err != nil || string(text) != "8080\n" {
+		t.Errorf("the FIFO had %q, %v", text, err)
+	}
+	once.exits(0)
+	unread := execute(t, home.Lan, nil, "map", "8081", "--hold", "--port-file", path)
+	unread.line()
+	unread.signal(syscall.SIGTERM)
+	unread.exits(0)
+	if info, err := os.Lstat(path); err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
+		t.Errorf("%v, %v, want the FIFO", info, err)
+	}
+	once = execute(t, home.Lan, nil, "map", "8081", "--port-file", path)
+	once.line()
+	until(t, patience, "it does not say that it waits", func() bool { return strings.Contains(once.stderr.String(), want) })
+	once.signal(os.Interrupt)
+	once.exits(1)
+}
+
+func create(t *testing.T, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mount(t *testing.T, source, target, kind string, flags uintptr) {
+	t.Helper()
+	if err := unix.Mount(source, target, kind, flags, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -1,8 +1,15 @@
 package labtest
 
 import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
 	"testing"
+	"time"
 
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/lab"
 )
 
@@ -123,4 +130,273 @@ func TestEnableLoss(t *testing.T) {
 	home.Reaches(t, home.Lan.Echo(t, "udp", ":8080"), m.External)
 	f.disable()
 	wantRules(t, home, 0)
+}
+
+// A program that starts before the network does.
+func TestBackground(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: in the background, before there is a route")
+	home := lab.Home(t, lab.Router{})
+	home.Lan.Exec(t, "ip", "route", "del", "default")
+	f := newForwarder(t, home.Lan, config{})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	got := f.do(call{Op: "enable", Forwarder: f.n, Options: []option{tcp(8080), background}})
+	if got.Took > slack || got.State.External.IsValid() {
+		t.Errorf("after %v: %+v", got.Took, got.State)
+	}
+	m, _ := f.enabled(got)
+	until(t, patience, "no attempt fails", func() bool { return m.now().Failure != nil })
+	wantKinds(t, m.Failure, forward.ErrNoGateway)
+
+	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
+	begin := time.Now()
+	m.wait(patience)
+	t.Logf("granted %v after the route came", time.Since(begin))
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("granted %v after the route came", took)
+	}
+	f.event(forward.EventMapped)
+	home.Reaches(t, echo, m.External)
+	f.disable()
+	wantRules(t, home, 0)
+}
+
+// A program that starts before the router does.
+func TestBackgroundRouter(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: in the background, before the router answers")
+	home := lab.Home(t, lab.Router{})
+	home.Daemon.Kill(t)
+	f := newForwarder(t, home.Lan, config{})
+	echo := home.Lan.Echo(t, "udp", ":8080")
+	m := f.enable(udp(8080), background)
+	until(t, patience, "no attempt fails", func() bool { return m.now().Failure != nil })
+	wantKinds(t, m.Failure, forward.ErrNoGateway, backends.ErrNoReply)
+	home.DoesNotReach(t, echo, at(home, 8080))
+	home.Daemon.Start(t)
+	begin := time.Now()
+	m.wait(patience)
+	t.Logf("granted %v after the router was ready", time.Since(begin))
+	f.event(forward.EventMapped)
+	home.Reaches(t, echo, m.External)
+	m.close()
+	wantRules(t, home, 0)
+}
+
+func TestTaken(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: a taken port, another is granted")
+	home := lab.Home(t, lab.Router{})
+	theirs := neighbour(t, home, "tcp", 8080)
+	ours := home.Lan.Echo(t, "tcp", ":8080")
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080))
+	if m.External.Port() == 8080 {
+		t.Errorf("external %v, which is taken", m.External)
+	}
+	home.Reaches(t, ours, m.External)
+	home.Reaches(t, theirs, at(home, 8080))
+	wantRules(t, home, 2)
+	f.disable()
+	home.DoesNotReach(t, ours, m.External)
+	home.Reaches(t, theirs, at(home, 8080))
+	wantRules(t, home, 1)
+}
+
+func TestTakenExact(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: a taken port, exactly that one wanted")
+	home := lab.Home(t, lab.Router{})
+	theirs := neighbour(t, home, "tcp", 8080)
+	f := newForwarder(t, home.Lan, config{})
+	f.refused([]error{backends.ErrConflict}, tcp(8080), exact)
+	wantRules(t, home, 1)
+	f.refused([]error{backends.ErrConflict}, both(8080), exact)
+	wantRules(t, home, 1)
+	home.Reaches(t, theirs, at(home, 8080))
+
+	// The same with a port that is free.
+	ours := home.Lan.Echo(t, "tcp", ":8080")
+	m := f.enable(tcp(8080), external(8081), exact)
+	home.Reaches(t, ours, m.External)
+	if m.External != at(home, 8081) {
+		t.Errorf("external %v, want exactly port 8081", m.External)
+	}
+}
+
+func TestTakenBoth(t *testing.T) {
+	t.Parallel()
+	for _, half := range []string{"tcp", "udp"} {
+		t.Run(half, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: the "+half+" half of a unit is taken")
+			home := lab.Home(t, lab.Router{})
+			theirs := neighbour(t, home, half, 8080)
+			f := newForwarder(t, home.Lan, config{})
+			m := f.enable(both(8080))
+			if m.External.Port() == 8080 || len(m.Granted) != 2 || m.Granted[0].External != m.Granted[1].External {
+				t.Errorf("granted %v, want one other port on both protocols", m.Granted)
+			}
+			home.Reaches(t, home.Lan.Echo(t, "tcp", ":8080"), m.External)
+			home.Reaches(t, home.Lan.Echo(t, "udp", ":8080"), m.External)
+			wantRules(t, home, 3)
+			f.disable()
+			wantRules(t, home, 1)
+			home.Reaches(t, theirs, at(home, 8080))
+		})
+	}
+}
+
+func TestSamePort(t *testing.T) {
+	t.Parallel()
+	for _, o := range []option{tcp(8080), both(8080)} {
+		t.Run(o.Name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: a taken port, one number inside and outside, "+o.Name)
+			home := lab.Home(t, lab.Router{})
+			neighbour(t, home, "tcp", 8080)
+			f := newForwarder(t, home.Lan, config{})
+			m := f.enable(o, samePort)
+			if m.External.Port() == 8080 || m.External.Port() != m.Internal.Port() {
+				t.Fatalf("%v → %v, want one other number", m.External, m.Internal)
+			}
+			home.Reaches(t, home.Lan.Echo(t, "tcp", m.Internal.String()), m.External)
+			wantRules(t, home, 1+len(m.Granted)) // what was tried is given back
+			f.disable()
+			wantRules(t, home, 1)
+		})
+	}
+}
+
+// rangeProgram holds ports 8000 to 8002 until it is told to end.
+var rangeProgram = lab.Func("range of ports", func(p *lab.Proc) {
+	var protocol string
+	p.Args(&protocol)
+	f, err := forward.New(&forward.Config{Protocols: []string{protocol}})
+	if err != nil {
+		p.Fatal(err)
+	}
+	m, err := f.Enable(context.Background(), forward.Ports(8000, 8002))
+	if err != nil {
+		p.Fatal(err)
+	}
+	var at []netip.AddrPort
+	for _, g := range m.Grants() {
+		at = append(at, g.External)
+	}
+	p.Send(at)
+	p.Receive(new(string))
+	if err := f.Close(); err != nil {
+		p.Fatal(err)
+	}
+})
+
+// A range is one unit on the real router too: all of its ports are forwarded, next to each
+// other, also if one of them is taken.
+func TestRange(t *testing.T) {
+	t.Parallel()
+	for _, protocol := range []string{"natpmp", "pcp", "upnp"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: a range of ports as one unit, "+protocol)
+			home := lab.Home(t, lab.Router{})
+			neighbour(t, home, "tcp", 8001)
+			var echoes []lab.Echo
+			for port := 8000; port <= 8002; port++ {
+				echoes = append(echoes, home.Lan.Echo(t, "tcp", fmt.Sprint(":", port)))
+			}
+			program := home.Lan.Start(t, rangeProgram, protocol)
+			var at []netip.AddrPort
+			program.Expect(&at)
+			if len(at) != len(echoes) {
+				t.Fatalf("granted %v", at)
+			}
+			for i, external := range at {
+				if external.Port() != at[0].Port()+uint16(i) { //nolint:gosec // in range
+					t.Errorf("granted %v, which is no range", at)
+				}
+				home.Reaches(t, echoes[i], external)
+			}
+			wantRules(t, home, 1+len(at)) // what was tried before is deleted
+			program.Send("end")
+			program.Wait()
+			wantRules(t, home, 1)
+		})
+	}
+}
+
+// visit is what a program knows of its visitors.
+type visit struct {
+	At   time.Time
+	From netip.AddrPort
+}
+
+// visitedProgram listens, and says when the last visitor came.
+var visitedProgram = lab.Func("visited listener", func(p *lab.Proc) {
+	p.Args(new(string))
+	f, err := forward.New(nil)
+	if err != nil {
+		p.Fatal(err)
+	}
+	ctx := context.Background()
+	ln, err := f.Listen(ctx, "tcp4", ":8080")
+	if err != nil {
+		p.Fatal(err)
+	}
+	if err := ln.Wait(ctx); err != nil {
+		p.Fatal(err)
+	}
+	accepted := make(chan struct{}, 8)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+			accepted <- struct{}{}
+		}
+	}()
+	p.Send(ln.External().AddrPort)
+	for range 2 {
+		<-accepted
+		at, from := ln.Visited()
+		p.Send(visit{at, from})
+	}
+	p.Receive(new(string))
+	if err := f.Close(); err != nil {
+		p.Fatal(err)
+	}
+})
+
+// Only a connection from the internet is a visit.
+func TestVisited(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: a listener knows its last visitor from the internet")
+	home := lab.Home(t, lab.Router{})
+	program := home.Lan.Start(t, visitedProgram, "")
+	var external netip.AddrPort
+	program.Expect(&external)
+	dial := func(h *lab.Host, at netip.AddrPort) (visit, netip.AddrPort) {
+		t.Helper()
+		conn, err := h.Dial(t.Context(), "tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		var v visit
+		program.Expect(&v)
+		return v, conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	}
+	if v, _ := dial(home.Lan, netip.AddrPortFrom(home.Lan.Addr(), 8080)); !v.At.IsZero() || v.From.IsValid() {
+		t.Errorf("a connection of this host counts: %v", v)
+	}
+	if v, from := dial(home.Wan, external); v.At.IsZero() || v.From != from {
+		t.Errorf("Visited: %v, want one from %v", v, from)
+	}
+	program.Send("end")
+	program.Wait()
+	if scope := backends.ScopeOf(home.Wan.Addr()); scope != backends.ScopePublic {
+		t.Errorf("the visitor's address is %v: this proves nothing", scope)
+	}
 }

@@ -1,6 +1,7 @@
 package labtest
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -147,4 +148,223 @@ func TestNetworkComes(t *testing.T) {
 		t.Errorf("mapped %v after the way out appeared", took)
 	}
 	home.Reaches(t, echo, at(home, 8080))
+}
+
+// The provider gives the router another address, at once or after a while
+// without any.
+func TestAddressChange(t *testing.T) {
+	t.Parallel()
+	const add, del = "ip addr add 45.45.45.77/24 dev wan0", "ip addr del 45.45.45.1/24 dev wan0"
+	for name, change := range map[string][]string{
+		"at once":      {"sysctl -qw net.ipv4.conf.wan0.promote_secondaries=1; " + add + "; " + del},
+		"down, and up": {del, add},
+	} {
+		for _, prefix := range []string{"forward", "pcp"} {
+			t.Run(prefix+", "+name, func(t *testing.T) {
+				t.Parallel()
+				lab.Scenario(t, prefix+": another external address, "+name)
+				testAddressChange(t, lab.Home(t, lab.Router{NoNATPMP: prefix == "pcp"}), change)
+			})
+		}
+	}
+}
+
+func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
+	t.Helper()
+	f := newForwarder(t, home.Lan, config{})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	m := f.enable(tcp(8080))
+	f.event(forward.EventMapped)
+	home.Reaches(t, echo, m.External)
+
+	for _, script := range change {
+		home.Router.Exec(t, "sh", "-ec", script)
+	}
+	begin, stalled := time.Now(), stalls()
+	want := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.77"), 8080)
+	var e event
+	for e.External != want {
+		e = f.nextEvent()
+	}
+	took := time.Since(begin) - stalled()
+	t.Logf("the event came after %v", took)
+	if took > 3*soon {
+		t.Errorf("the event came after %v", took)
+	}
+	// The router's clock starts anew, as the standard wants it: that looks
+	// like a restart, where it had been running for long enough.
+	if e.Kind != forward.EventChanged && e.Kind != forward.EventRestored {
+		t.Errorf("event %v", e.Kind)
+	}
+	if s := m.now(); s.External != want || s.Failure != nil {
+		t.Errorf("%+v", s)
+	}
+	home.Reaches(t, echo, want)
+	f.disable()
+	wantRules(t, home, 0)
+	f.noEvent()
+}
+
+// slowRoutes gives a host 3000 default routes by an interface with 250 addresses. A
+// Forwarder that is bound to an interface reads all of them, which takes seconds.
+// The kernel itself prefers the route by the interface spare. If the interface bulk
+// is set down, only that route and those by other interfaces remain.
+func slowRoutes(t *testing.T, host *lab.Host) {
+	t.Helper()
+	host.Exec(t, "sh", "-ec", `{
+			echo link add spare up type veth peer name spare2
+			echo link set spare2 up
+			echo addr add 10.50.0.1/24 dev spare
+			echo route add default via 10.50.0.2 dev spare metric 1
+			echo link add bulk up type veth peer name bulk2
+			echo link set bulk2 up
+			echo addr add 10.51.0.1/16 dev bulk
+			seq -f "addr add 10.52.0.%g/32 dev bulk" 250
+			seq -f "route add default via 10.51.0.2 dev bulk metric %g" 1001 4000
+		} | ip -batch -`)
+}
+
+// The route to the gateway goes away and comes back while an older comparison of
+// the routes is still under way. The gateway is usable afterwards: a deletion
+// without an answer is retried.
+func TestRouteFlaps(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "network: the default route goes away and comes back during a comparison of routes")
+	home := lab.Home(t, lab.Router{})
+	lan := home.Lan
+	slowRoutes(t, lan)
+	// The host has a second address on the same network. A route from that address is
+	// another way to the gateway, and so a move.
+	lan.Exec(t, "ip", "addr", "add", "192.168.77.20/24", "dev", "eth0")
+	route := func(verb, source string) {
+		t.Helper()
+		lan.Exec(t, "sh", "-ec", fmt.Sprintf("ip route %s default via %v dev eth0 src %s metric 50", verb, home.Gateway, source))
+	}
+	lan.Exec(t, "ip", "route", "del", "default", "dev", "eth0")
+	route("add", "192.168.77.2")
+	f := newForwarder(t, lan, config{Interface: "eth0"})
+	enabled := f.do(call{Op: "enable", Forwarder: f.n, Options: []option{tcp(8080)}})
+	m, _ := f.enabled(enabled)
+	f.event(forward.EventMapped)
+	comparison := enabled.Took
+	t.Logf("to read the routes takes about %v", comparison)
+	passes := func(d time.Duration) {
+		t.Helper()
+		begin := time.Now()
+		until(t, d+patience, "the time does not pass", func() bool { return time.Since(begin) > d })
+	}
+
+	// An event that changes nothing makes the watcher of the network read the routes.
+	// So the move is noticed first by a call.
+	lan.Exec(t, "ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+	passes(comparison / 2)
+	route("replace", "192.168.77.20")
+	id := f.begin(call{Op: "external IP", Forwarder: f.n})
+	passes(comparison / 8)
+	route("del", "192.168.77.20")
+	// The call read the routes before that. The comparison that the call causes reads
+	// them after that.
+	f.await(id)
+	// That comparison is under way, and ends after the one that this change causes.
+	route("add", "192.168.77.20")
+	lan.Exec(t, "ip", "link", "set", "bulk", "down")
+	back := time.Now()
+	passes(2 * comparison)
+	until(t, patience, "the mapping does not follow", func() bool {
+		s := m.now()
+		return s.External.IsValid() && s.Internal.Addr().String() == "192.168.77.20"
+	})
+
+	trap := setTrap(t, home, mapRequests)
+	closed := f.try(call{Op: "disable", Forwarder: f.n, Within: 3 * time.Second})
+	if closed.Failure == nil {
+		t.Error("Disable returned nil, and the router answered nothing")
+	}
+	trap.remove(t)
+	begin := time.Now()
+	if !eventually(10*time.Second, func() bool { return len(home.Rules(t)) == 0 }) {
+		t.Errorf("the route is as it was for %v, the router has answered for %v, and the deletion is not retried: it has %q",
+			time.Since(back).Round(time.Second), time.Since(begin).Round(time.Second), home.Rules(t))
+	}
+	f.close()
+}
+
+// A host that moves from network to network uses no more goroutines and no more
+// sockets than in the first one.
+func TestMovesLeaveNothing(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "network: the goroutines and sockets for networks that were left are closed")
+	home := lab.Home(t, lab.Router{})
+	rival := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	f := newForwarder(t, home.Lan, config{})
+	m := f.enable(tcp(8080))
+	f.event(forward.EventMapped)
+	const moves = 6
+	goroutines, files := f.fewest("goroutines"), f.fewest("files")
+	for i := range moves {
+		router := rival
+		if i%2 == 1 {
+			router = home
+		}
+		addr := netip.AddrFrom4([4]byte{192, 168, 77, byte(20 + i)})
+		home.Lan.Exec(t, "sh", "-ec", fmt.Sprintf(`ip addr flush dev eth0 scope global
+			ip addr add %v/24 dev eth0
+			ip route add default via %v`, addr, router.Gateway))
+		until(t, patience, "the mapping does not follow", func() bool {
+			s := m.now()
+			return s.External.Addr() == router.External && s.Internal.Addr() == addr
+		})
+	}
+	for what, had := range map[string]int{"goroutines": goroutines, "files": files} {
+		const slack = moves / 2 // less than one for each network
+		now := 0
+		if !eventually(patience/2, func() bool { now = f.vital(what); return now <= had+slack }) {
+			t.Errorf("after %d moves to another network the process has %d %s, before it had %d", moves, now, what, had)
+		}
+	}
+	// A mapping of an address that this host no longer has cannot be deleted: Close may
+	// still say that it remains.
+	f.try(call{Op: "close", Forwarder: f.n})
+}
+
+// A mapping follows the default route at once, whatever else changed in the network
+// before.
+func TestMoveAfterIdleEvents(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "network: the default route moves after many events that change nothing")
+	home := lab.Home(t, lab.Router{})
+	rival := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	f := newForwarder(t, home.Lan, config{})
+	f.enable(tcp(8080))
+	f.event(forward.EventMapped)
+	begin := time.Now()
+	until(t, patience, "the time does not pass", func() bool {
+		home.Lan.Exec(t, "sh", "-ec", `ip addr add 10.99.0.1/32 dev lo
+			ip addr del 10.99.0.1/32 dev lo`)
+		return time.Since(begin) > time.Second
+	})
+	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", rival.Gateway.String())
+	lost := f.event(forward.EventLost)
+	restored := f.event(forward.EventRestored)
+	if restored.External != at(rival, 8080) {
+		t.Errorf("%+v", restored)
+	}
+	const longest = 3 * time.Second
+	if took := restored.Time.Sub(lost.Time); took > longest {
+		t.Errorf("the mapping was requested from the new router %v after the move was noticed, want less than %v", took, longest)
+	}
+	f.close()
+}
+
+// fewest is the smallest of the counts within a moment: what ends by itself is not
+// in it.
+func (a *agent) fewest(op string) int {
+	a.t.Helper()
+	least := a.vital(op)
+	begin := time.Now()
+	until(a.t, patience, "the time does not pass", func() bool {
+		least = min(least, a.vital(op))
+		return time.Since(begin) > time.Second
+	})
+	return least
 }

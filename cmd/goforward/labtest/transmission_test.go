@@ -2,9 +2,12 @@ package labtest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha1"
+	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -98,4 +101,147 @@ func greet(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external ne
 		return "", fmt.Errorf("the peer answers % x", answer)
 	}
 	return string(answer[48:]), nil
+}
+
+// transmission is a running transmission-daemon.
+type transmission struct {
+	dir    string
+	client *http.Client
+	token  string // what it wants with each request
+}
+
+// transmissionProgram finds the daemon: installed, or as .ci/transmission unpacks it.
+func transmissionProgram(t *testing.T) string {
+	t.Helper()
+	unpacked, err := filepath.Abs("../../../.bin/transmission/transmission-daemon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{unpacked, "transmission-daemon"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	missing(t, "transmission-daemon (.ci/transmission fetches it)")
+	return ""
+}
+
+// missing ends a test that lacks a program.
+func missing(t *testing.T, program string) {
+	t.Helper()
+	if os.Getenv("GOFORWARD_LAB") == "require" {
+		t.Fatalf("LAB REQUIRED but not installed here: %s", program)
+	}
+	t.Skipf("LAB SKIPPED: not installed: %s", program)
+}
+
+// startTransmission starts the daemon in the host: it finds nobody by itself, maps
+// nothing, and listens on the port until it is told another.
+func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission {
+	t.Helper()
+	program := transmissionProgram(t)
+	dir := t.TempDir()
+	settings, err := json.Marshal(map[string]any{
+		"rpc-bind-address": "127.0.0.1", "rpc-port": 9091, "peer-port": port, "download-dir": dir,
+		"port-forwarding-enabled": false, "dht-enabled": false, "lpd-enabled": false, "pex-enabled": false, "utp-enabled": false,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "settings.json"), settings, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := host.Command(ctx, program, "--foreground", "--config-dir", dir)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("transmission-daemon said:\n%s", &said)
+		}
+	})
+	return &transmission{dir: dir, client: &http.Client{
+		Transport: &http.Transport{DialContext: host.Dial, DisableKeepAlives: true}, Timeout: patience,
+	}}
+}
+
+// call is one request of its remote control. Its first answer tells the token.
+func (tr *transmission) call(t *testing.T, method string, arguments, answer any) error {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{"method": method, "arguments": arguments})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1:9091/transmission/rpc", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const header = "X-Transmission-Session-Id"
+		req.Header.Set(header, tr.token)
+		resp, err := tr.client.Do(req)
+		if err != nil {
+			return err
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode == http.StatusConflict {
+			tr.token = resp.Header.Get(header)
+			continue
+		}
+		reply := struct {
+			Result    string
+			Arguments any
+		}{Arguments: answer}
+		if err := json.Unmarshal(b, &reply); err != nil {
+			return fmt.Errorf("%s: %s: %w", resp.Status, b, err)
+		}
+		if reply.Result != "success" {
+			return fmt.Errorf("%s: %s", method, reply.Result)
+		}
+		return nil
+	}
+	return fmt.Errorf("%s: the token is refused", method)
+}
+
+// share adds a torrent of one file that is there already, and returns what it is
+// known by: the hash of the bencoded info.
+func (tr *transmission) share(t *testing.T, content []byte) [sha1.Size]byte {
+	t.Helper()
+	const name, pieceLength = "film", 1 << 15
+	if err := os.WriteFile(filepath.Join(tr.dir, name), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var pieces []byte
+	for rest := content; len(rest) > 0; {
+		n := min(pieceLength, len(rest))
+		sum := sha1.Sum(rest[:n])
+		pieces, rest = append(pieces, sum[:]...), rest[n:]
+	}
+	info := fmt.Sprintf("d6:lengthi%de4:name%d:%s12:piece lengthi%de6:pieces%d:%se", len(content), len(name), name, pieceLength, len(pieces), pieces)
+	metainfo := []byte("d4:info" + info + "e")
+	until(t, patience, "Transmission takes no torrent", func() bool {
+		return tr.call(t, "torrent-add", map[string]any{"metainfo": metainfo}, nil) == nil
+	})
+	return sha1.Sum([]byte(info))
+}
+
+// listens waits until Transmission has been told this port.
+func (tr *transmission) listens(t *testing.T, port uint16) {
+	t.Helper()
+	var session struct {
+		Port uint16 `json:"peer-port"`
+	}
+	until(t, patience, fmt.Sprintf("Transmission is not told port %d", port), func() bool {
+		return tr.call(t, "session-get", nil, &session) == nil && session.Port == port
+	})
 }

@@ -4,10 +4,13 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/lab"
 )
 
@@ -305,4 +308,133 @@ func TestRowBoth(t *testing.T) {
 	wantRules(t, in, 1)
 	f.close()
 	wantRules(t, in, 0)
+}
+
+// A gateway that was named and is none: the error tells what is wrong with it,
+// and not that there is none.
+func TestNamed(t *testing.T) {
+	t.Parallel()
+	const wait = 1500 * time.Millisecond
+	for name, gw := range map[string]struct {
+		addr   string
+		kinds  []error
+		within time.Duration
+	}{
+		"a host without a daemon":    {"192.168.77.3", []error{backends.ErrNoReply, syscall.ECONNREFUSED}, allAnswered + slack},
+		"a host outside":             {"45.45.45.2", []error{backends.ErrNoReply, syscall.ECONNREFUSED}, allAnswered + slack},
+		"an address of nobody":       {"192.168.77.99", []error{backends.ErrNoReply}, wait + slack},
+		"an address that leads away": {"45.45.46.1", []error{backends.ErrNoReply}, wait + slack},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: the wrong gateway named, "+name)
+			home := lab.Home(t, lab.Router{})
+			home.Join("printer", "192.168.77.3/24")
+			f := newForwarder(t, home.Lan, config{
+				Gateway: netip.AddrPortFrom(netip.MustParseAddr(gw.addr), 0), Wait: wait,
+			})
+			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
+			t.Logf("the verdict came after %v", got.Took)
+			wantKinds(t, got.Failure.err(), gw.kinds...)
+			wantNotKind(t, got.Failure.err(), forward.ErrNoGateway)
+			if got.Took > gw.within {
+				t.Errorf("the verdict came after %v, want %v", got.Took, gw.within)
+			}
+			wantRules(t, home, 0)
+		})
+	}
+}
+
+// A gateway that was named is used even where no route leads out.
+func TestNamedRight(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: the gateway named, without a default route")
+	home := lab.Home(t, lab.Router{})
+	home.Lan.Exec(t, "ip", "route", "del", "default")
+	home.Lan.Exec(t, "ip", "route", "add", home.Wan.Addr().String(), "via", home.Gateway.String()) // for the answers
+	f := newForwarder(t, home.Lan, config{Gateway: netip.AddrPortFrom(home.Gateway, 5351)})
+	m := f.enable(tcp(8080))
+	home.Reaches(t, home.Lan.Echo(t, "tcp", ":8080"), m.External)
+	f.close()
+	wantRules(t, home, 0)
+}
+
+// allAnswered is when a search is given up that nobody has answered, where all
+// else has failed.
+const allAnswered = 1300 * time.Millisecond
+
+func TestNoRoute(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: no route, verdict at once")
+	home := lab.Home(t, lab.Router{})
+	home.Lan.Exec(t, "ip", "route", "del", "default")
+	f := newForwarder(t, home.Lan, config{})
+	took := f.refused([]error{forward.ErrNoGateway}, tcp(8080))
+	t.Logf("the verdict came after %v", took)
+	if took > slack {
+		t.Errorf("the verdict came after %v", took)
+	}
+	// The network comes up.
+	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
+	m := f.enable(tcp(8080))
+	home.Reaches(t, home.Lan.Echo(t, "tcp", ":8080"), m.External)
+}
+
+func TestNobodyAnswers(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: 5351 silent, verdict within Wait")
+	const wait = 1200 * time.Millisecond
+	home := lab.Home(t, lab.Router{Silent5351: true, NoUPnP: true})
+	f := newForwarder(t, home.Lan, config{Wait: wait})
+	took := f.refused([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
+	t.Logf("the verdict came after %v", took)
+	if took > wait+slack {
+		t.Errorf("the verdict came after %v, want %v", took, wait)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "forward: 5351 refused, verdict when every device can have answered")
+	home := lab.Home(t, lab.Router{Refuse5351: true, NoUPnP: true})
+	f := newForwarder(t, home.Lan, config{})
+	took := f.refused([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
+	t.Logf("the verdict came after %v", took)
+	if took > allAnswered+slack {
+		t.Errorf("the verdict came after %v", took)
+	}
+}
+
+// Another NAT stands before the router. NAT-PMP cannot tell a private address
+// from none at all; this router's PCP tells which address it is.
+func TestPrivateWAN(t *testing.T) {
+	t.Parallel()
+	for wan, text := range map[string]string{
+		"10.66.66.1/24": "behind another router",
+		"100.64.0.1/24": "behind the provider's NAT",
+	} {
+		t.Run(wan, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: the router's own address is "+wan)
+			home := lab.Home(t, lab.Router{WAN: netip.MustParsePrefix(wan)})
+			natpmp := counts(t, home.Router, "input", "natpmp", `iifname "lan0" udp dport 5351 @th,64,8 0 @th,72,8 { 1, 2 }`)
+			pcp := counts(t, home.Router, "input", "pcp", `iifname "lan0" udp dport 5351 @th,64,16 0x0201`)
+			f := newForwarder(t, home.Lan, config{})
+			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
+			t.Logf("the verdict came after %v", got.Took)
+			wantKinds(t, got.Failure.err(), backends.ErrPrivateWAN)
+			if got.Failure != nil && !strings.Contains(got.Failure.Text, text) {
+				t.Errorf("the error does not say %q", text)
+			}
+			// No other port is tried, of eight: the router would refuse any. A request that
+			// is not answered in 250 ms, on a machine that stands still, is repeated.
+			if n := natpmp.now(t); n < 1 || n > 2 {
+				t.Errorf("%d NAT-PMP requests, want one, or its repetition", n)
+			}
+			if n := pcp.now(t); n < 1 || n > 4 { // with a description, and without
+				t.Errorf("%d PCP requests, want one or two, or their repetitions", n)
+			}
+			wantRules(t, home, 0)
+		})
+	}
 }
