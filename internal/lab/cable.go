@@ -14,15 +14,15 @@ import (
 // Every frame passes through the test process.
 type Cable struct {
 	ends [2]*os.File // packet sockets: that of the host, that of the switch
-	work sync.WaitGroup
+	wg   sync.WaitGroup
 
 	mu      sync.Mutex
 	line    Line
-	dice    [2]*rand.Rand // one each way, so that a seed decides about the nth frame of a direction
+	rngs    [2]*rand.Rand // one each way, so that a seed decides about the nth frame of a direction
 	blocks  [2]block      // of Line.OneIn, one each way
 	lost    [2]int        // frames that the line has lost, since Set
 	limit   int           // of the conversation, how many frames pass; negative: all
-	carried int
+	passed  int
 	severed chan struct{} // closed when a frame has met the cut
 }
 
@@ -54,16 +54,16 @@ type block struct {
 
 // loses counts a frame, and reports whether it is the one of its block that is
 // lost.
-func (b *block) loses(size int, dice *rand.Rand) bool {
+func (b *block) losesNext(size int, rng *rand.Rand) bool {
 	if b.frames%size == 0 {
-		b.frames, b.lost = 0, dice.IntN(size)
+		b.frames, b.lost = 0, rng.IntN(size)
 	}
 	b.frames++
 	return b.frames-1 == b.lost
 }
 
 // held is for how long a frame is kept back that others are to overtake.
-const held = 20 * time.Millisecond
+const reorderDelay = 20 * time.Millisecond
 
 // The directions, by the end that a frame comes in at.
 const (
@@ -102,8 +102,8 @@ func (s *Switch) PlugCable(p Port) *Cable {
 		}
 		c.ends[i] = end
 	}
-	for way := range c.ends {
-		c.work.Go(func() { c.carry(way) })
+	for direction := range c.ends {
+		c.wg.Go(func() { c.relay(direction) })
 	}
 	l.t.Cleanup(c.close)
 	return c
@@ -114,7 +114,7 @@ func (c *Cable) Set(line Line) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.line = line
-	c.dice = [2]*rand.Rand{rand.New(rand.NewPCG(line.Seed, fromHost)), rand.New(rand.NewPCG(line.Seed, fromSwitch))}
+	c.rngs = [2]*rand.Rand{rand.New(rand.NewPCG(line.Seed, fromHost)), rand.New(rand.NewPCG(line.Seed, fromSwitch))}
 	c.blocks, c.lost = [2]block{}, [2]int{}
 }
 
@@ -132,15 +132,15 @@ func (c *Cable) Lost() (fromHost, toHost int) {
 func (c *Cable) CutAfter(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.limit, c.carried, c.severed = n, 0, make(chan struct{})
+	c.limit, c.passed, c.severed = n, 0, make(chan struct{})
 }
 
 // Plug ends a cut. It returns how many frames had passed since CutAfter.
-func (c *Cable) Plug() (carried int) {
+func (c *Cable) Plug() (passed int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.limit = -1
-	return c.carried
+	return c.passed
 }
 
 // Severed returns a channel that is closed when a frame has met the last
@@ -162,80 +162,80 @@ func (c *Cable) IsSevered() bool {
 }
 
 // carry takes frames from one end to the other until the cable is closed.
-func (c *Cable) carry(way int) {
-	in, out := c.ends[way], c.ends[1-way]
-	buf := make([]byte, frameSize)
+func (c *Cable) relay(direction int) {
+	in, out := c.ends[direction], c.ends[1-direction]
+	buf := make([]byte, frameBufferSize)
 	for {
 		n, err := in.Read(buf)
-		if isGone(err) {
+		if isClosed(err) {
 			return
 		}
 		if err != nil {
 			continue // the interface went down, which is told once
 		}
-		if n < frameHead {
+		if n < frameHeaderSize {
 			continue
 		}
-		for _, delay := range c.fate(way, buf[frameHead:n]) {
+		for _, delay := range c.delays(direction, buf[frameHeaderSize:n]) {
 			if delay == 0 {
 				_, _ = out.Write(buf[:n])
 				continue
 			}
-			c.later(delay, out, append([]byte(nil), buf[:n]...))
+			c.writeLater(delay, out, append([]byte(nil), buf[:n]...))
 		}
 	}
 }
 
 // later writes a frame after a delay, which is always short.
-func (c *Cable) later(delay time.Duration, out *os.File, frame []byte) {
-	c.work.Add(1)
+func (c *Cable) writeLater(delay time.Duration, out *os.File, frame []byte) {
+	c.wg.Add(1)
 	time.AfterFunc(delay, func() {
-		defer c.work.Done()
+		defer c.wg.Done()
 		_, _ = out.Write(frame)
 	})
 }
 
 // fate is the delay of each copy of a frame that arrives.
-func (c *Cable) fate(way int, frame []byte) []time.Duration {
+func (c *Cable) delays(direction int, frame []byte) []time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.isCut(way, frame) {
+	if c.isCut(direction, frame) {
 		return nil
 	}
-	dice, line := c.dice[way], c.line
-	if line.Peer.IsValid() && !isWith(line.Peer, way, frame) {
+	rng, line := c.rngs[direction], c.line
+	if line.Peer.IsValid() && !isPeerTraffic(line.Peer, direction, frame) {
 		return []time.Duration{0}
 	}
 	// All dice are thrown for every frame, so that one chance does not change
 	// what comes of the others.
-	lost, doubled, overtaken := dice.Float64() < line.Loss, dice.Float64() < line.Duplicate, dice.Float64() < line.Reorder
-	delay := line.Delay + time.Duration(dice.Float64()*float64(line.Jitter))
-	if line.OneIn > 1 && c.blocks[way].loses(line.OneIn, dice) {
-		lost = true
+	drop, duplicate, reorder := rng.Float64() < line.Loss, rng.Float64() < line.Duplicate, rng.Float64() < line.Reorder
+	delay := line.Delay + time.Duration(rng.Float64()*float64(line.Jitter))
+	if line.OneIn > 1 && c.blocks[direction].losesNext(line.OneIn, rng) {
+		drop = true
 	}
-	if lost {
-		c.lost[way]++
+	if drop {
+		c.lost[direction]++
 		return nil
 	}
-	if overtaken {
-		delay += held
+	if reorder {
+		delay += reorderDelay
 	}
-	if doubled {
+	if duplicate {
 		return []time.Duration{delay, delay}
 	}
 	return []time.Duration{delay}
 }
 
 // isCut counts a frame, and reports whether it meets the cut.
-func (c *Cable) isCut(way int, frame []byte) bool {
+func (c *Cable) isCut(direction int, frame []byte) bool {
 	if c.limit < 0 {
 		return false
 	}
-	if !isTalk(way, frame) {
-		return c.carried >= c.limit
+	if !isHostTraffic(direction, frame) {
+		return c.passed >= c.limit
 	}
-	if c.carried < c.limit {
-		c.carried++
+	if c.passed < c.limit {
+		c.passed++
 		return false
 	}
 	select {
@@ -248,7 +248,7 @@ func (c *Cable) isCut(way int, frame []byte) bool {
 
 // isWith reports whether a frame is TCP or UDP over IPv4 between the host and a
 // peer, or multicast of the host.
-func isWith(peer netip.Addr, way int, frame []byte) bool {
+func isPeerTraffic(peer netip.Addr, direction int, frame []byte) bool {
 	const etherHeader, minIP, ipProtocol, ipSource, ipDestination, tcp, udp = 14, 20, 9, 12, 16, 6, 17
 	if len(frame) < etherHeader+minIP || frame[12] != 0x08 || frame[13] != 0x00 {
 		return false
@@ -258,11 +258,11 @@ func isWith(peer netip.Addr, way int, frame []byte) bool {
 		return false
 	}
 	source, destination := netip.AddrFrom4([4]byte(ip[ipSource:])), netip.AddrFrom4([4]byte(ip[ipDestination:]))
-	return source == peer || destination == peer || way == fromHost && destination.IsMulticast()
+	return source == peer || destination == peer || direction == fromHost && destination.IsMulticast()
 }
 
 // isTalk reports whether a frame is part of a conversation of the host.
-func isTalk(way int, frame []byte) bool {
+func isHostTraffic(direction int, frame []byte) bool {
 	const etherHeader, ipProtocol, igmp = 14, 9, 2
 	if len(frame) <= etherHeader+ipProtocol || frame[12] != 0x08 || frame[13] != 0x00 {
 		return false
@@ -270,8 +270,8 @@ func isTalk(way int, frame []byte) bool {
 	if frame[etherHeader+ipProtocol] == igmp {
 		return false
 	}
-	toGroup := frame[0]&1 != 0
-	return way == fromHost || !toGroup
+	multicast := frame[0]&1 != 0
+	return direction == fromHost || !multicast
 }
 
 // close ends what carries the frames, and waits for it.
@@ -281,5 +281,5 @@ func (c *Cable) close() {
 			end.Close()
 		}
 	}
-	c.work.Wait()
+	c.wg.Wait()
 }

@@ -13,8 +13,8 @@ import (
 // PACKET_VNET_HDR. Handing it on keeps checksums that the kernel has left to
 // the hardware, and segments that it has left together, as they are.
 const (
-	frameHead = 10
-	frameSize = frameHead + 14 + 64<<10
+	frameHeaderSize = 10
+	frameBufferSize = frameHeaderSize + 14 + 64<<10
 )
 
 // packetSocket sees what comes in at an interface, and what is written to it
@@ -54,6 +54,6 @@ func openPacketSocket(name string) (*os.File, error) {
 }
 
 // isGone tells the end of a socket from an interface that is down.
-func isGone(err error) bool {
+func isClosed(err error) bool {
 	return err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOBUFS)
 }

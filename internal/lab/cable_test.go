@@ -15,7 +15,7 @@ import (
 
 // arrivals sends datagrams to a new socket of the router and returns those that
 // arrived, in their order.
-func arrivals(t *testing.T, home *lab.HomeNet, from *lab.Host, send ...string) (got []string) {
+func sendAndCollect(t *testing.T, home *lab.HomeNet, from *lab.Host, send ...string) (got []string) {
 	t.Helper()
 	pc, err := home.Router.ListenPacket("udp", home.Gateway.String()+":0")
 	if err != nil {
@@ -72,10 +72,10 @@ func TestCable(t *testing.T) {
 		var got []string
 		if c.name == "slow" { // timers of one moment fire in any order
 			for _, s := range []string{"a", "b"} {
-				got = append(got, arrivals(t, home, host, s)...)
+				got = append(got, sendAndCollect(t, home, host, s)...)
 			}
 		} else {
-			got = arrivals(t, home, host, "a", "b")
+			got = sendAndCollect(t, home, host, "a", "b")
 		}
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("%s: %q arrived, want %q", c.name, got, c.want)
@@ -90,7 +90,7 @@ func TestCable(t *testing.T) {
 	// it tries more than once.
 	for tries := 1; ; tries++ {
 		cable.Set(lab.Line{Reorder: 0.5, Seed: 1, Peer: home.Gateway}) // ARP draws nothing
-		got := arrivals(t, home, host, "a", "b", "c", "d")
+		got := sendAndCollect(t, home, host, "a", "b", "c", "d")
 		if len(got) == 4 && strings.Join(got, " ") != "a b c d" {
 			break
 		}
@@ -100,23 +100,23 @@ func TestCable(t *testing.T) {
 		}
 	}
 
-	testThirds(t, home, host, cable)
+	testOneInThree(t, home, host, cable)
 }
 
 // testThirds wants one of every three frames to be lost, no more than two in a row,
 // and the same ones for the same seed. What is not of the peer passes.
-func testThirds(t *testing.T, home *lab.HomeNet, host *lab.Host, cable *lab.Cable) {
+func testOneInThree(t *testing.T, home *lab.HomeNet, host *lab.Host, cable *lab.Cable) {
 	t.Helper()
 	const n = 60
 	var send []string
 	for i := range n {
 		send = append(send, string(rune('A'+i)))
 	}
-	thirds := func(seed uint64, peer netip.Addr) string {
+	received := func(seed uint64, peer netip.Addr) string {
 		cable.Set(lab.Line{OneIn: 3, Seed: seed, Peer: peer})
-		return strings.Join(arrivals(t, home, host, send...), "")
+		return strings.Join(sendAndCollect(t, home, host, send...), "")
 	}
-	first := thirds(1, home.Gateway)
+	first := received(1, home.Gateway)
 	for i := range n / 3 {
 		lost := 0
 		for _, s := range send[3*i : 3*i+3] {
@@ -131,13 +131,13 @@ func testThirds(t *testing.T, home *lab.HomeNet, host *lab.Host, cable *lab.Cabl
 	if fromHost, toHost := cable.Lost(); fromHost != n/3 || toHost != 0 {
 		t.Errorf("%d and %d frames were lost, want %d and none", fromHost, toHost, n/3)
 	}
-	if again := thirds(1, home.Gateway); again != first {
+	if again := received(1, home.Gateway); again != first {
 		t.Errorf("with one seed, %q arrived, and then %q", first, again)
 	}
-	if other := thirds(2, home.Gateway); other == first {
+	if other := received(2, home.Gateway); other == first {
 		t.Errorf("with two seeds, %q arrived", first)
 	}
-	if got := thirds(1, home.Wan.Addr()); len(got) != len(strings.Join(send, "")) {
+	if got := received(1, home.Wan.Addr()); len(got) != len(strings.Join(send, "")) {
 		t.Errorf("of frames between others, %q arrived", got)
 	}
 }
@@ -148,11 +148,11 @@ func TestCableCut(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	host, cable := home.JoinByCable("wired", "192.168.77.3/24")
 	echo := host.Echo(t, "udp", ":80")
-	if got := arrivals(t, home, host, "first", "second"); len(got) != 2 { // ARP is done
+	if got := sendAndCollect(t, home, host, "first", "second"); len(got) != 2 { // ARP is done
 		t.Fatalf("%q", got)
 	}
 	cable.CutAfter(2)
-	if got := strings.Join(arrivals(t, home, host, "a", "b", "c", "d"), " "); got != "a b" {
+	if got := strings.Join(sendAndCollect(t, home, host, "a", "b", "c", "d"), " "); got != "a b" {
 		t.Errorf("%q passed, want two", got)
 	}
 	select {

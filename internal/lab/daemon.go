@@ -19,13 +19,13 @@ import (
 
 // Daemon is the miniupnpd of a router.
 type Daemon struct {
-	host    *Host
-	listen  netip.Addr
-	conf    string // path
-	bootID  int64
-	process *os.Process
-	exited  chan struct{} // closed when the process has ended
-	state   string        // how it ended; read it after exited
+	host      *Host
+	listen    netip.Addr
+	conf      string // path
+	bootID    int64
+	process   *os.Process
+	exited    chan struct{} // closed when the process has ended
+	exitState string        // how it ended; read it after exited
 }
 
 // debugEnv is the environment variable that, if it is set, runs miniupnpd in the
@@ -42,7 +42,7 @@ func newDaemon(t testing.TB, host *Host, router Router, listen netip.Addr) *Daem
 		t.Fatalf("lab: %v", err)
 	}
 	d := &Daemon{host: host, listen: listen, conf: filepath.Join(dir, "miniupnpd.conf")}
-	text := router.conf(uuid())
+	text := router.conf(newUUID())
 	host.lab.log.record("%s: %s\n%s", host.name, d.conf, text)
 	if err := os.WriteFile(d.conf, []byte(text), 0o644); err != nil {
 		t.Fatalf("lab: %v", err)
@@ -55,7 +55,7 @@ func newDaemon(t testing.TB, host *Host, router Router, listen netip.Addr) *Daem
 	return d
 }
 
-func uuid() string {
+func newUUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
@@ -88,11 +88,11 @@ func (d *Daemon) Start(t testing.TB) {
 	d.exited = exited
 	go func() {
 		state, err := process.Wait()
-		d.state = fmt.Sprint(state, " ", err)
-		d.host.lab.log.record("miniupnpd ended: %s", d.state)
+		d.exitState = fmt.Sprint(state, " ", err)
+		d.host.lab.log.record("miniupnpd ended: %s", d.exitState)
 		close(exited)
 	}()
-	if err := d.awaitAnswer(patience); err != nil {
+	if err := d.waitForReply(maxWait); err != nil {
 		t.Fatalf("lab: miniupnpd does not come up (%s=1 shows its log): %v", debugEnv, err)
 	}
 }
@@ -105,17 +105,17 @@ func (d *Daemon) startInBackground(args []string) (*os.Process, error) {
 	if err := adoptOrphans(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
-	said, err := os.Create(d.conf + ".out") // a file, because the daemon may keep it open
+	output, err := os.Create(d.conf + ".out") // a file, because the daemon may keep it open
 	if err != nil {
 		return nil, err
 	}
-	defer said.Close()
+	defer output.Close()
 	cmd := d.host.command(ctx, "miniupnpd", args...)
-	cmd.Stdout, cmd.Stderr = said, said
+	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Run(); err != nil {
-		text, _ := os.ReadFile(said.Name())
+		text, _ := os.ReadFile(output.Name())
 		return nil, fmt.Errorf("%w: %s", err, bytes.TrimSpace(text))
 	}
 	for {
@@ -126,7 +126,7 @@ func (d *Daemon) startInBackground(args []string) (*os.Process, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("it writes no pid file within %v (%s=1 shows its log): %w", patience, debugEnv, errors.Join(err, numberErr))
+			return nil, fmt.Errorf("it writes no pid file within %v (%s=1 shows its log): %w", maxWait, debugEnv, errors.Join(err, numberErr))
 		case <-time.After(time.Millisecond): // it does not report when the file is written
 		}
 	}
@@ -170,14 +170,14 @@ func (d *Daemon) running() bool {
 // one thing at a time: if a client has repeated a request, the daemon deletes the rule
 // at the repetition and makes it again.
 func (d *Daemon) Settled() bool {
-	return d.running() && d.awaitAnswer(answerTime) == nil
+	return d.running() && d.waitForReply(replyTimeout) == nil
 }
 
 // awaitAnswer asks for the external address by NAT-PMP until an answer comes.
 // NAT-PMP is always on in the daemon, and its socket is the last one opened. It
 // asks from the router itself, where no rule for lan0 is in the way.
-func (d *Daemon) awaitAnswer(within time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+func (d *Daemon) waitForReply(timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	to := netip.AddrPortFrom(d.listen, 5351).String()
 	conn, err := d.host.Dial(ctx, "udp", to)
@@ -186,20 +186,20 @@ func (d *Daemon) awaitAnswer(within time.Duration) error {
 	}
 	defer conn.Close()
 	for ctx.Err() == nil {
-		if ok := asked(conn); ok {
+		if ok := requestAnswered(conn); ok {
 			return nil
 		}
 		select {
 		case <-d.exited:
-			return fmt.Errorf("it ended: %s", d.state)
+			return fmt.Errorf("it ended: %s", d.exitState)
 		case <-time.After(5 * time.Millisecond): // a foreign program tells nobody when it is ready
 		}
 	}
-	return fmt.Errorf("no answer from %s within %v", to, within)
+	return fmt.Errorf("no answer from %s within %v", to, timeout)
 }
 
 // asked sends one request; a refused port is an answer that comes at once.
-func asked(conn net.Conn) bool {
+func requestAnswered(conn net.Conn) bool {
 	_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
 	if _, err := conn.Write([]byte{0, 0}); err != nil {
 		return false
@@ -213,14 +213,14 @@ func asked(conn net.Conn) bool {
 func (d *Daemon) Stop(t testing.TB) {
 	t.Helper()
 	d.Signal(t, syscall.SIGTERM)
-	d.await(t)
+	d.waitForExit(t)
 }
 
 // Kill is kill -9. The rules stay, and so do the forwardings.
 func (d *Daemon) Kill(t testing.TB) {
 	t.Helper()
 	d.Signal(t, syscall.SIGKILL)
-	d.await(t)
+	d.waitForExit(t)
 }
 
 // Signal sends a signal to the daemon.
@@ -235,12 +235,12 @@ func (d *Daemon) Signal(t testing.TB, s os.Signal) {
 	}
 }
 
-func (d *Daemon) await(t testing.TB) {
+func (d *Daemon) waitForExit(t testing.TB) {
 	t.Helper()
 	select {
 	case <-d.exited:
-	case <-time.After(patience):
-		t.Fatalf("lab: miniupnpd does not end within %v", patience)
+	case <-time.After(maxWait):
+		t.Fatalf("lab: miniupnpd does not end within %v", maxWait)
 	}
 }
 

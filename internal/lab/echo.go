@@ -31,13 +31,13 @@ func (h *Host) Echo(t testing.TB, network, address string) Echo {
 		if err != nil {
 			t.Fatalf("lab: echo server: %v", err)
 		}
-		echo, c = servePacket(pc, h.Addr()), pc
+		echo, c = serveEchoPackets(pc, h.Addr()), pc
 	} else {
 		ln, err := h.Listen(network, address)
 		if err != nil {
 			t.Fatalf("lab: echo server: %v", err)
 		}
-		echo, c = serve(ln, h.Addr()), ln
+		echo, c = serveEcho(ln, h.Addr()), ln
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	return echo
@@ -45,7 +45,7 @@ func (h *Host) Echo(t testing.TB, network, address string) Echo {
 
 // serve answers connections until ln is closed; local stands for an unspecified
 // listening address.
-func serve(ln net.Listener, local netip.Addr) Echo {
+func serveEcho(ln net.Listener, local netip.Addr) Echo {
 	echo := newEcho("tcp", ln.Addr(), local)
 	go func() {
 		for {
@@ -63,7 +63,7 @@ func serve(ln net.Listener, local netip.Addr) Echo {
 	return echo
 }
 
-func servePacket(pc net.PacketConn, local netip.Addr) Echo {
+func serveEchoPackets(pc net.PacketConn, local netip.Addr) Echo {
 	echo := newEcho("udp", pc.LocalAddr(), local)
 	go func() {
 		buf := make([]byte, 64<<10)
@@ -72,8 +72,8 @@ func servePacket(pc net.PacketConn, local netip.Addr) Echo {
 			if err != nil {
 				return
 			}
-			answer := fmt.Appendf(nil, "%s %s\n%s", echo.Token, addrPort(peer), buf[:n])
-			_, _ = pc.WriteTo(answer, peer)
+			reply := fmt.Appendf(nil, "%s %s\n%s", echo.Token, addrPort(peer), buf[:n])
+			_, _ = pc.WriteTo(reply, peer)
 		}
 	}()
 	return echo

@@ -135,10 +135,10 @@ func (p *Proc) Logf(format string, args ...any) {
 
 // Serve answers on ln as Host.Echo does, until ln is closed, so that a test can
 // prove that bytes reach this very listener.
-func (p *Proc) Serve(ln net.Listener) Echo { return serve(ln, p.task.Addr) }
+func (p *Proc) Serve(ln net.Listener) Echo { return serveEcho(ln, p.task.Addr) }
 
 // ServePacket is Serve for datagrams.
-func (p *Proc) ServePacket(pc net.PacketConn) Echo { return servePacket(pc, p.task.Addr) }
+func (p *Proc) ServePacket(pc net.PacketConn) Echo { return serveEchoPackets(pc, p.task.Addr) }
 
 func (p *Proc) write(m message) {
 	line, err := json.Marshal(m)

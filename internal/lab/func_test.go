@@ -47,7 +47,7 @@ func TestFuncMessages(t *testing.T) {
 
 // whereAmI tells what the function's own sockets see, from many goroutines:
 // all of them must be in the host.
-var whereAmI = lab.Func("where-am-i", func(p *lab.Proc) {
+var hostAddresses = lab.Func("where-am-i", func(p *lab.Proc) {
 	for range 32 {
 		go func() {
 			addrs, err := net.InterfaceAddrs() // of the calling thread's namespace
@@ -66,13 +66,13 @@ var whereAmI = lab.Func("where-am-i", func(p *lab.Proc) {
 	p.Receive(nil)
 })
 
-func TestFuncLivesInItsHost(t *testing.T) {
+func TestFuncRunsInItsHost(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
 	a, b := l.Host("a"), l.Host("b")
 	l.Connect(a.Port("eth0", "10.1.0.1/24"), b.Port("eth0", "10.1.0.2/24", "10.2.0.2/24"))
 	for host, want := range map[*lab.Host]string{a: "10.1.0.1/24", b: "10.1.0.2/24 10.2.0.2/24"} {
-		proc := host.Start(t, whereAmI, nil)
+		proc := host.Start(t, hostAddresses, nil)
 		for range 32 {
 			var got string
 			proc.Expect(&got)
@@ -117,9 +117,9 @@ func TestFuncServes(t *testing.T) {
 		}
 	}
 	proc.Signal(os.Interrupt)
-	var said string
-	if proc.Expect(&said); said != "interrupted" {
-		t.Errorf("said %q", said)
+	var message string
+	if proc.Expect(&message); message != "interrupted" {
+		t.Errorf("said %q", message)
 	}
 	proc.Wait()
 
@@ -132,7 +132,7 @@ func TestFuncServes(t *testing.T) {
 	}
 }
 
-func TestCommandFailureTellsWhy(t *testing.T) {
+func TestCommandErrorHasStderr(t *testing.T) {
 	t.Parallel()
 	h := lab.New(t).Host("a")
 	_, err := h.Run(t.Context(), "sh", "-c", "echo the reason >&2; exit 3")

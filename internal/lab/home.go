@@ -31,16 +31,16 @@ func Home(t testing.TB, router Router) *HomeNet {
 	l := New(t)
 	home := &HomeNet{Lan: l.Host("lan"), Wan: l.Host("wan"), Switch: l.Switch("switch"), lab: l}
 	home.Router = l.Host("router")
-	home.Switch.Plug(home.Router.Port("lan0", router.inside().String()))
-	home.Gateway = router.inside().Addr()
-	home.plug(home.Lan, lanAddr)
+	home.Switch.Plug(home.Router.Port("lan0", router.lanPrefix().String()))
+	home.Gateway = router.lanPrefix().Addr()
+	home.plugIn(home.Lan, lanAddr)
 	home.provider = l.Switch("provider")
-	home.provider.Plug(home.Router.Port("wan0", router.wan().String()))
-	home.provider.Plug(home.Wan.Port("eth0", router.outside().String()))
+	home.provider.Plug(home.Router.Port("wan0", router.wanPrefix().String()))
+	home.provider.Plug(home.Wan.Port("eth0", router.outsideHostPrefix().String()))
 	if router.IPv6 {
 		home.addIPv6(t)
 	}
-	home.route(t, router)
+	home.setUpRouter(t, router)
 	return home
 }
 
@@ -56,38 +56,38 @@ func (home *HomeNet) SecondRouter(t testing.TB, router Router) *HomeNet {
 		Gateway: router.lan.Addr(), lab: l,
 	}
 	home.Switch.Plug(second.Router.Port("lan0", router.lan.String()))
-	l.Connect(second.Router.Port("wan0", router.wan().String()), second.Wan.Port("eth0", router.outside().String()))
-	second.route(t, router)
+	l.Connect(second.Router.Port("wan0", router.wanPrefix().String()), second.Wan.Port("eth0", router.outsideHostPrefix().String()))
+	second.setUpRouter(t, router)
 	return second
 }
 
 // Row builds a home whose router is behind another router: the outer network's
 // Lan is the inner one's Router, and the inner network's Wan the outer one's
 // Router. Between them is 10.66.66.0/24.
-func Row(t testing.TB, inner, outer Router) (in, out *HomeNet) {
+func DoubleNAT(t testing.TB, inner, outer Router) (in, out *HomeNet) {
 	t.Helper()
 	inner.WAN = netip.MustParsePrefix("10.66.66.2/24")
 	outer.lan = netip.MustParsePrefix("10.66.66.1/24")
 	l := New(t)
 	in = &HomeNet{
 		Lan: l.Host("lan"), Router: l.Host("router"), Wan: l.Host("outer"), Switch: l.Switch("switch"),
-		Gateway: inner.inside().Addr(), lab: l,
+		Gateway: inner.lanPrefix().Addr(), lab: l,
 	}
 	out = &HomeNet{Lan: in.Router, Router: in.Wan, Wan: l.Host("wan"), Gateway: outer.lan.Addr(), lab: l}
-	in.Switch.Plug(in.Router.Port("lan0", inner.inside().String()))
-	in.plug(in.Lan, lanAddr)
+	in.Switch.Plug(in.Router.Port("lan0", inner.lanPrefix().String()))
+	in.plugIn(in.Lan, lanAddr)
 	l.Connect(in.Router.Port("wan0", inner.WAN.String()), out.Router.Port("lan0", outer.lan.String()))
-	l.Connect(out.Router.Port("wan0", outer.wan().String()), out.Wan.Port("eth0", outer.outside().String()))
+	l.Connect(out.Router.Port("wan0", outer.wanPrefix().String()), out.Wan.Port("eth0", outer.outsideHostPrefix().String()))
 	in.Router.Exec(t, "ip", "route", "add", "default", "via", out.Gateway.String())
-	out.route(t, outer)
-	in.route(t, inner)
+	out.setUpRouter(t, outer)
+	in.setUpRouter(t, inner)
 	return in, out
 }
 
 // route makes a router of a host that has its ports.
-func (home *HomeNet) route(t testing.TB, router Router) {
+func (home *HomeNet) setUpRouter(t testing.TB, router Router) {
 	t.Helper()
-	home.External = router.wan().Addr()
+	home.External = router.wanPrefix().Addr()
 	home.Router.Sysctl(t, "net.ipv4.ip_forward", "1")
 	// Otherwise most of the port-unreachables that tests provoke are missing.
 	home.Router.Sysctl(t, "net.ipv4.icmp_ratelimit", "0")
@@ -128,7 +128,7 @@ func (home *HomeNet) addIPv6(t testing.TB) {
 func (home *HomeNet) Join(name, addr string) *Host {
 	home.lab.t.Helper()
 	h := home.lab.Host(name)
-	home.plug(h, addr)
+	home.plugIn(h, addr)
 	return h
 }
 
@@ -140,7 +140,7 @@ func (home *HomeNet) JoinOutside(name, addr string) *Host {
 	return h
 }
 
-func (home *HomeNet) plug(h *Host, addr string) {
+func (home *HomeNet) plugIn(h *Host, addr string) {
 	t := home.lab.t
 	t.Helper()
 	home.Switch.Plug(h.Port("eth0", addr))

@@ -90,12 +90,12 @@ func (h *Host) Run(ctx context.Context, name string, args ...string) (string, er
 // Exec is Run for a program that must succeed.
 func (h *Host) Exec(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	return h.feed(t, "", name, args...)
+	return h.execWithStdin(t, "", name, args...)
 }
 
-func (h *Host) feed(t testing.TB, stdin, name string, args ...string) string {
+func (h *Host) execWithStdin(t testing.TB, stdin, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	out, err := h.lab.run(h.command(ctx, name, args...), h.prompt(name, args), stdin)
 	if err != nil {
@@ -114,7 +114,7 @@ func (h *Host) Sysctl(t testing.TB, key, value string) {
 
 // remove ends what runs in the host and then the host.
 func (h *Host) remove() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	out, err := h.lab.run(exec.CommandContext(ctx, "ip", "netns", "pids", h.netns), "ip netns pids "+h.netns, "")
 	if err != nil {
@@ -138,7 +138,7 @@ func (h *Host) remove() {
 // Nft feeds a script to nft in the host.
 func (h *Host) Nft(t testing.TB, script string) {
 	t.Helper()
-	h.feed(t, script, "nft", "-f", "-")
+	h.execWithStdin(t, script, "nft", "-f", "-")
 }
 
 // Ruleset is the whole of the host's nftables.
@@ -166,7 +166,7 @@ var ruleHandle = regexp.MustCompile(`(?m)^add rule .* # handle (\d+)$`)
 // accept goes on to the host's other tables.
 func (h *Host) Rule(t testing.TB, hook, rule string) *Rule {
 	t.Helper()
-	out := h.feed(t, fmt.Sprintf(`add table inet lab
+	out := h.execWithStdin(t, fmt.Sprintf(`add table inet lab
 add chain inet lab %[1]s { type filter hook %[1]s priority -10; }
 add rule inet lab %[1]s %[2]s
 `, hook, rule), "nft", "-e", "-a", "-f", "-")

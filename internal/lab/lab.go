@@ -16,7 +16,7 @@ import (
 // patience bounds every wait of the lab for something that should come at
 // once, even on a slow and busy machine: where many namespaces come and go, the
 // kernel has kept an ip command waiting for half a minute.
-const patience = 90 * time.Second
+const maxWait = 90 * time.Second
 
 // Lab is a set of hosts and cables that lives as long as one test. Labs of one
 // process do not see each other, so tests that use them may run in parallel.
@@ -77,7 +77,7 @@ func (l *Lab) run(cmd *exec.Cmd, what, stdin string) (string, error) {
 
 // ip runs iproute2 outside of the hosts.
 func (l *Lab) ip(args ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	_, err := l.run(exec.CommandContext(ctx, "ip", args...), "ip "+strings.Join(args, " "), "")
 	return err

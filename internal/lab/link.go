@@ -51,7 +51,7 @@ func (p Port) up(l *Lab) {
 		fmt.Fprintf(&batch, "addr add %s dev %s\n", addr, p.name)
 	}
 	fmt.Fprintf(&batch, "link set %s up\n", p.name)
-	p.host.feed(l.t, batch.String(), "ip", "-batch", "-")
+	p.host.execWithStdin(l.t, batch.String(), "ip", "-batch", "-")
 
 	p.host.mu.Lock()
 	defer p.host.mu.Unlock()

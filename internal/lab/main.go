@@ -20,7 +20,7 @@ const (
 
 // worldMark exists in a world's private /run and nowhere else, so that a stray
 // roleEnv cannot make a lab act on the machine itself.
-const worldMark = "/run/goforward-lab"
+const namespaceMarker = "/run/goforward-lab"
 
 // errUnavailable is why this process has no world; nil inside one.
 var errUnavailable = errors.New("TestMain does not call lab.Main")
@@ -32,19 +32,19 @@ func Main(m *testing.M) {
 	case roleProgram:
 		os.Exit(runProgram())
 	case roleEnter:
-		if err := enterWorld(); err != nil {
+		if err := enterNamespaces(); err != nil {
 			os.Exit(1) // enterWorld has told the parent, which runs the tests
 		}
 		os.Setenv(roleEnv, roleInside)
 		errUnavailable = nil
 		os.Exit(m.Run())
 	case roleInside:
-		if _, err := os.Stat(worldMark); err == nil {
+		if _, err := os.Stat(namespaceMarker); err == nil {
 			errUnavailable = nil
 			os.Exit(m.Run())
 		}
 	}
-	code, err := runInWorld()
+	code, err := runInNamespaces()
 	if err != nil {
 		errUnavailable = err
 		fmt.Fprintf(os.Stderr, "lab: NO LAB TEST RUNS HERE: %v\n", err)
@@ -55,15 +55,15 @@ func Main(m *testing.M) {
 
 // runInWorld re-executes this process in a new world and returns its exit code;
 // an error says that no world could be made and nothing has run.
-func runInWorld() (int, error) {
-	if err := lookForPrograms(); err != nil {
+func runInNamespaces() (int, error) {
+	if err := findPrograms(); err != nil {
 		return 0, err
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return 0, fmt.Errorf("find the test binary: %w", err)
 	}
-	return startWorld(func() *exec.Cmd {
+	return startInNamespaces(func() *exec.Cmd {
 		cmd := exec.Command(self) //nolint:noctx // lives as long as this process
 		cmd.Args = os.Args
 		cmd.Env = append(withoutRole(os.Environ()), roleEnv+"="+roleEnter)
@@ -73,17 +73,17 @@ func runInWorld() (int, error) {
 }
 
 // neededPrograms are those that the lab itself runs.
-var neededPrograms = []string{"ip", "nft", "conntrack", "miniupnpd"}
+var requiredPrograms = []string{"ip", "nft", "conntrack", "miniupnpd"}
 
 // lookForPrograms finds what every lab needs. A plain user's PATH often lacks
 // the sbin directories, where Debian puts these programs.
-func lookForPrograms() error {
+func findPrograms() error {
 	path := filepath.SplitList(os.Getenv("PATH"))
 	path = append(path, "/usr/local/sbin", "/usr/sbin", "/sbin")
 	os.Setenv("PATH", strings.Join(path, string(filepath.ListSeparator)))
 
 	var missing []string
-	for _, name := range neededPrograms {
+	for _, name := range requiredPrograms {
 		if _, err := exec.LookPath(name); err != nil {
 			missing = append(missing, name)
 		}

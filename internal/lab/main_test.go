@@ -8,11 +8,11 @@ import (
 )
 
 // needEnv names a program that the lab shall believe it needs.
-const needEnv = "LAB_TEST_NEED"
+const requireProgramEnv = "LAB_TEST_NEED"
 
 func TestMain(m *testing.M) {
-	if name := os.Getenv(needEnv); name != "" {
-		lab.NeedProgram(name)
+	if name := os.Getenv(requireProgramEnv); name != "" {
+		lab.RequireProgram(name)
 	}
 	lab.Main(m)
 }

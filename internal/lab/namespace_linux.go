@@ -19,37 +19,37 @@ import (
 // without a word when it stands.
 const reportFD = 3
 
-const worldFlags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET
+const namespaceFlags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET
 
 // startWorld runs the command as the first process of a new world and returns
 // its exit code, or an error if there was no world to run it in.
-func startWorld(command func() *exec.Cmd) (int, error) {
+func startInNamespaces(command func() *exec.Cmd) (int, error) {
 	// Pdeathsig is about the thread that forks, not about the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
 	userNS := &syscall.SysProcAttr{
-		Cloneflags:  worldFlags | syscall.CLONE_NEWUSER,
+		Cloneflags:  namespaceFlags | syscall.CLONE_NEWUSER,
 		Pdeathsig:   syscall.SIGKILL,
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
 	}
 	if os.Geteuid() != 0 {
-		return tryWorld(command(), userNS)
+		return startWithAttr(command(), userNS)
 	}
-	code, err := tryWorld(command(), &syscall.SysProcAttr{Cloneflags: worldFlags, Pdeathsig: syscall.SIGKILL})
+	code, err := startWithAttr(command(), &syscall.SysProcAttr{Cloneflags: namespaceFlags, Pdeathsig: syscall.SIGKILL})
 	if err == nil {
 		return code, nil
 	}
 	// Root in a container often lacks CAP_SYS_ADMIN but has user namespaces.
-	code, err2 := tryWorld(command(), userNS)
+	code, err2 := startWithAttr(command(), userNS)
 	if err2 != nil {
 		return 0, errors.Join(err, err2)
 	}
 	return code, nil
 }
 
-func tryWorld(cmd *exec.Cmd, attr *syscall.SysProcAttr) (int, error) {
+func startWithAttr(cmd *exec.Cmd, attr *syscall.SysProcAttr) (int, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 0, err
@@ -105,17 +105,17 @@ func forwardSignals(p *os.Process) (stop func()) {
 }
 
 // enterWorld furnishes the namespaces that this process was started in.
-func enterWorld() error {
+func enterNamespaces() error {
 	report := inheritedFile(reportFD, "report")
 	defer report.Close()
-	err := furnish()
+	err := setUpNamespaces()
 	if err != nil {
 		fmt.Fprint(report, err)
 	}
 	return err
 }
 
-func furnish() error {
+func setUpNamespaces() error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("%s=%s is set, but this is not the first process of a pid namespace", roleEnv, roleEnter)
 	}
@@ -137,7 +137,7 @@ func furnish() error {
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:noctx // immediate
 		return fmt.Errorf("ip link set lo up: %w: %s", err, out)
 	}
-	return os.WriteFile(worldMark, nil, 0o644)
+	return os.WriteFile(namespaceMarker, nil, 0o644)
 }
 
 // adoptOrphans makes this process the parent of what its children leave behind, so
@@ -163,18 +163,18 @@ func inNetns(name string, fn func() error) error {
 	defer target.Close()
 
 	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
+	original, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		runtime.UnlockOSThread()
 		return err
 	}
-	defer home.Close()
+	defer original.Close()
 	if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace %s: %w", name, err)
 	}
 	fnErr := fn()
-	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+	if err := unix.Setns(int(original.Fd()), unix.CLONE_NEWNET); err != nil {
 		// The thread stays locked, so that it dies with its goroutine and no
 		// other goroutine finds itself in the wrong namespace.
 		return fmt.Errorf("leave network namespace %s: %w", name, err)

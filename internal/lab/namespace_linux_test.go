@@ -41,7 +41,7 @@ func self(t *testing.T) string {
 	return path
 }
 
-func TestFailuresAreTold(t *testing.T) {
+func TestFailuresAreReported(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "lab: failures are told")
 	lab.New(t) // skips where there is no lab
@@ -67,12 +67,12 @@ func TestFailuresAreTold(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			ran := filepath.Join(t.TempDir(), "ran")
-			env := []string{victimEnv + "=" + mode, "GOFORWARD_LAB_RAN=" + ran, "GOFORWARD_LAB="}
+			env := []string{subprocessEnv + "=" + mode, "GOFORWARD_LAB_RAN=" + ran, "GOFORWARD_LAB="}
 			switch mode {
 			case "skipped":
-				env = append(env, victimEnv+"=pass", needEnv+"=no-such-program")
+				env = append(env, subprocessEnv+"=pass", requireProgramEnv+"=no-such-program")
 			case "required":
-				env = append(env, victimEnv+"=pass", needEnv+"=no-such-program", "GOFORWARD_LAB=require")
+				env = append(env, subprocessEnv+"=pass", requireProgramEnv+"=no-such-program", "GOFORWARD_LAB=require")
 			}
 			cmd := testBinary(t, self(t), "^TestVictim$", env...)
 			out, err := cmd.CombinedOutput()
@@ -108,7 +108,7 @@ func TestNothingRemains(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cmd := testBinary(t, self(t), "^TestVictim$", victimEnv+"=hang")
+			cmd := testBinary(t, self(t), "^TestVictim$", subprocessEnv+"=hang")
 			cmd.Args = append(cmd.Args, test.args...)
 			out, err := cmd.StdoutPipe()
 			if err != nil {
@@ -123,9 +123,9 @@ func TestNothingRemains(t *testing.T) {
 					t.Fatalf("the victim is not ready: %v", err)
 				}
 			}
-			family := descendants(t, cmd.Process.Pid)
-			if !slices.Contains(slices.Collect(maps.Values(family)), "miniupnpd") || len(family) < 4 {
-				t.Errorf("running before the end: %v, want the tests, miniupnpd and a function", family)
+			processes := descendants(t, cmd.Process.Pid)
+			if !slices.Contains(slices.Collect(maps.Values(processes)), "miniupnpd") || len(processes) < 4 {
+				t.Errorf("running before the end: %v, want the tests, miniupnpd and a function", processes)
 			}
 			if err := test.end(cmd.Process); err != nil {
 				t.Fatal(err)
@@ -134,14 +134,14 @@ func TestNothingRemains(t *testing.T) {
 			if err := cmd.Wait(); err == nil {
 				t.Error("the victim has passed")
 			}
-			awaitGone(t, family)
+			waitForExit(t, processes)
 		})
 	}
-	t.Cleanup(func() { untouched(t) })
+	t.Cleanup(func() { requireNoTraces(t) })
 }
 
 // untouched looks at what is the machine for the worlds that this test made.
-func untouched(t *testing.T) {
+func requireNoTraces(t *testing.T) {
 	for _, args := range [][]string{
 		{"nft", "list", "ruleset"},
 		{"ip", "-brief", "link", "show", "type", "veth"},
@@ -157,18 +157,18 @@ func untouched(t *testing.T) {
 // descendants are the names by pid of a process and all below it.
 func descendants(t *testing.T, root int) map[int]string {
 	t.Helper()
-	family := map[int]string{}
-	for before := -1; before != len(family); {
-		before = len(family)
+	processes := map[int]string{}
+	for before := -1; before != len(processes); {
+		before = len(processes)
 		stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 		for _, path := range stats {
 			pid, name, parent := stat(path)
-			if _, ok := family[parent]; ok || pid == root {
-				family[pid] = name
+			if _, ok := processes[parent]; ok || pid == root {
+				processes[pid] = name
 			}
 		}
 	}
-	return family
+	return processes
 }
 
 // stat parses "PID (NAME) STATE PPID …"; zeros if the process is gone, or is a
@@ -187,20 +187,20 @@ func stat(path string) (pid int, name string, parent int) {
 }
 
 // awaitGone waits for the kernel, which kills a pid namespace on its own time.
-func awaitGone(t *testing.T, family map[int]string) {
+func waitForExit(t *testing.T, processes map[int]string) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		var left []string
-		for pid, name := range family {
+		var running []string
+		for pid, name := range processes {
 			if _, now, _ := stat("/proc/" + strconv.Itoa(pid) + "/stat"); now == name {
-				left = append(left, name)
+				running = append(running, name)
 			}
 		}
-		if len(left) == 0 {
+		if len(running) == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still there: %v", left)
+			t.Fatalf("still there: %v", running)
 		}
 	}
 }

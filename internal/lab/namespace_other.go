@@ -12,9 +12,9 @@ import (
 
 var errNotLinux = fmt.Errorf("network namespaces need Linux, this is %s: %w", runtime.GOOS, errors.ErrUnsupported)
 
-func startWorld(func() *exec.Cmd) (int, error) { return 0, errNotLinux }
+func startInNamespaces(func() *exec.Cmd) (int, error) { return 0, errNotLinux }
 
-func enterWorld() error { return errNotLinux }
+func enterNamespaces() error { return errNotLinux }
 
 func adoptOrphans() error { return errNotLinux }
 

@@ -62,14 +62,14 @@ const (
 )
 
 // inside is the router's address in the home.
-func (r Router) inside() netip.Prefix {
+func (r Router) lanPrefix() netip.Prefix {
 	if r.lan.IsValid() {
 		return r.lan
 	}
 	return netip.MustParsePrefix(gatewayAddr)
 }
 
-func (r Router) wan() netip.Prefix {
+func (r Router) wanPrefix() netip.Prefix {
 	if r.WAN.IsValid() {
 		return r.WAN
 	}
@@ -78,8 +78,8 @@ func (r Router) wan() netip.Prefix {
 
 // outside is the address of the host that lives on the router's external
 // network.
-func (r Router) outside() netip.Prefix {
-	return netip.PrefixFrom(r.wan().Addr().Next(), r.wan().Bits())
+func (r Router) outsideHostPrefix() netip.Prefix {
+	return netip.PrefixFrom(r.wanPrefix().Addr().Next(), r.wanPrefix().Bits())
 }
 
 // conf is the configuration file of miniupnpd. A daemon with a UUID of its own
@@ -91,9 +91,9 @@ func (r Router) conf(uuid string) string {
 		"listening_ip=lan0",
 		fmt.Sprintf("http_port=%d", upnpHTTPPort),
 		"enable_natpmp=yes", // PCP too
-		"enable_upnp=" + yes(!r.NoUPnP),
-		"secure_mode=" + yes(!r.AnyClient),
-		"system_uptime=" + yes(!r.DaemonUptime),
+		"enable_upnp=" + yesNo(!r.NoUPnP),
+		"secure_mode=" + yesNo(!r.AnyClient),
+		"system_uptime=" + yesNo(!r.DaemonUptime),
 		fmt.Sprintf("min_lifetime=%d", int(lifetime.Seconds())),
 		"uuid=" + uuid,
 		"upnp_table_name=filter",
@@ -106,11 +106,11 @@ func (r Router) conf(uuid string) string {
 	if r.DenyLowPorts {
 		lines = append(lines, "deny 0-1023 0.0.0.0/0 0-65535")
 	}
-	lines = append(lines, "allow 0-65535 "+r.inside().Masked().String()+" 0-65535")
+	lines = append(lines, "allow 0-65535 "+r.lanPrefix().Masked().String()+" 0-65535")
 	return strings.Join(lines, "\n") + "\n"
 }
 
-func yes(b bool) string {
+func yesNo(b bool) string {
 	if b {
 		return "yes"
 	}

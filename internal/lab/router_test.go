@@ -11,20 +11,20 @@ import (
 )
 
 var (
-	askNATPMP = []byte{0, 0}
-	askPCP    = append([]byte{2, 0}, make([]byte, 22)...) // ANNOUNCE; its source address is filled in
+	natpmpRequest = []byte{0, 0}
+	pcpRequest    = append([]byte{2, 0}, make([]byte, 22)...) // ANNOUNCE; its source address is filled in
 )
 
 // ask sends a request to port 5351 of the gateway and returns the first byte of
 // the answer.
-func ask(t *testing.T, home *lab.HomeNet, request []byte, within time.Duration) (version byte, err error) {
+func sendRequest(t *testing.T, home *lab.HomeNet, request []byte, timeout time.Duration) (version byte, err error) {
 	t.Helper()
 	conn, err := home.Lan.Dial(t.Context(), "udp", "192.168.77.1:5351")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(within))
+	_ = conn.SetDeadline(time.Now().Add(timeout))
 	if request[0] == 2 {
 		addr := home.Lan.Addr().As16()
 		request = append(request[:8:8], addr[:]...)
@@ -32,14 +32,14 @@ func ask(t *testing.T, home *lab.HomeNet, request []byte, within time.Duration) 
 	if _, err := conn.Write(request); err != nil {
 		return 0, err
 	}
-	answer := make([]byte, 1100)
-	_, err = conn.Read(answer)
-	return answer[0], err
+	reply := make([]byte, 1100)
+	_, err = conn.Read(reply)
+	return reply[0], err
 }
 
 const (
-	soon  = 5 * time.Second
-	never = 300 * time.Millisecond
+	replyTimeout   = 5 * time.Second
+	noReplyTimeout = 300 * time.Millisecond
 )
 
 func TestRefused5351(t *testing.T) {
@@ -47,7 +47,7 @@ func TestRefused5351(t *testing.T) {
 	lab.Scenario(t, "lab: 5351 refused")
 	home := lab.Home(t, lab.Router{Refuse5351: true})
 	for range 20 { // more than the kernel would send without our sysctl
-		if _, err := ask(t, home, askNATPMP, soon); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := sendRequest(t, home, natpmpRequest, replyTimeout); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatalf("got %v, want connection refused", err)
 		}
 	}
@@ -57,7 +57,7 @@ func TestSilent5351(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "lab: 5351 silent")
 	home := lab.Home(t, lab.Router{Silent5351: true})
-	if _, err := ask(t, home, askNATPMP, never); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := sendRequest(t, home, natpmpRequest, noReplyTimeout); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("got %v, want a timeout", err)
 	}
 }
@@ -70,16 +70,16 @@ func TestOneProtocol(t *testing.T) {
 		yes, no []byte
 		version byte
 	}{
-		"NAT-PMP only": {lab.Router{NoPCP: true}, askNATPMP, askPCP, 0},
-		"PCP only":     {lab.Router{NoNATPMP: true}, askPCP, askNATPMP, 2},
+		"NAT-PMP only": {lab.Router{NoPCP: true}, natpmpRequest, pcpRequest, 0},
+		"PCP only":     {lab.Router{NoNATPMP: true}, pcpRequest, natpmpRequest, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			home := lab.Home(t, test.router)
-			if got, err := ask(t, home, test.yes, soon); err != nil || got != test.version {
+			if got, err := sendRequest(t, home, test.yes, replyTimeout); err != nil || got != test.version {
 				t.Errorf("answer of version %d, %v; want %d", got, err, test.version)
 			}
-			if _, err := ask(t, home, test.no, never); !errors.Is(err, os.ErrDeadlineExceeded) {
+			if _, err := sendRequest(t, home, test.no, noReplyTimeout); !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("the other protocol: %v, want a timeout", err)
 			}
 		})
@@ -90,15 +90,15 @@ func TestRuleDuringTest(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "lab: rule added and removed")
 	home := lab.Home(t, lab.Router{})
-	if _, err := ask(t, home, askNATPMP, soon); err != nil {
+	if _, err := sendRequest(t, home, natpmpRequest, replyTimeout); err != nil {
 		t.Fatal(err)
 	}
 	rule := home.Router.Rule(t, "input", `iifname "lan0" udp dport 5351 reject with icmp port-unreachable`)
-	if _, err := ask(t, home, askNATPMP, soon); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := sendRequest(t, home, natpmpRequest, replyTimeout); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Fatalf("with the rule: %v, want connection refused", err)
 	}
 	rule.Remove(t)
-	if _, err := ask(t, home, askNATPMP, soon); err != nil {
+	if _, err := sendRequest(t, home, natpmpRequest, replyTimeout); err != nil {
 		t.Fatalf("without the rule: %v", err)
 	}
 }

@@ -19,16 +19,16 @@ import (
 // goroutine.
 type Running struct {
 	t    testing.TB
-	what string // "lan: enable-tcp"
+	name string // "lan: enable-tcp"
 	log  *transcript
 	cmd  *exec.Cmd
 	in   *os.File
 
-	messages chan message  // closed when the process has closed its end
-	exited   chan struct{} // closed when the process was waited for
-	exitErr  error         // what Wait said; read it after exited
-	over     chan struct{} // closed when the test no longer listens
-	settled  bool          // the end of the process was seen or caused by the test
+	messages    chan message  // closed when the process has closed its end
+	exited      chan struct{} // closed when the process was waited for
+	exitErr     error         // what Wait said; read it after exited
+	testDone    chan struct{} // closed when the test no longer listens
+	exitHandled bool          // the end of the process was seen or caused by the test
 }
 
 // Start runs the program in the host with arguments that JSON can carry. It is
@@ -39,7 +39,7 @@ func (h *Host) Start(t testing.TB, program *Program, args any) *Running {
 	if err != nil {
 		t.Fatalf("lab: start %s in %s: %v", program.name, h.name, err)
 	}
-	t.Cleanup(r.end)
+	t.Cleanup(r.cleanUp)
 	return r
 }
 
@@ -65,30 +65,30 @@ func (h *Host) start(t testing.TB, program *Program, args any) (*Running, error)
 	defer childOut.Close()
 
 	r := &Running{
-		t: t, what: h.name + ": " + program.name, log: h.lab.log,
+		t: t, name: h.name + ": " + program.name, log: h.lab.log,
 		cmd: h.command(context.Background(), self), in: in,
-		messages: make(chan message, 64), exited: make(chan struct{}), over: make(chan struct{}),
+		messages: make(chan message, 64), exited: make(chan struct{}), testDone: make(chan struct{}),
 	}
 	r.cmd.Env = append(withoutRole(os.Environ()), roleEnv+"="+roleProgram, programEnv+"="+program.name)
 	if os.Getenv("GORACE") == "" {
 		r.cmd.Env = append(r.cmd.Env, "GORACE=atexit_sleep_ms=10") // else every end takes a second with -race
 	}
 	r.cmd.ExtraFiles = []*os.File{childIn, childOut} // programInFD, programOutFD
-	talk := &lineWriter{emit: func(line string) { t.Logf("%s: %s", r.what, line) }}
-	r.cmd.Stdout, r.cmd.Stderr = talk, talk
-	r.log.record("%s: start with %s", r.what, raw)
+	output := &lineWriter{emit: func(line string) { t.Logf("%s: %s", r.name, line) }}
+	r.cmd.Stdout, r.cmd.Stderr = output, output
+	r.log.record("%s: start with %s", r.name, raw)
 	if err := r.cmd.Start(); err != nil {
 		in.Close()
 		out.Close()
 		return nil, err
 	}
-	go r.read(out)
-	go r.reap(talk)
+	go r.readMessages(out)
+	go r.reap(output)
 	return r, json.NewEncoder(in).Encode(task{Host: h.name, Addr: h.Addr(), Args: raw})
 }
 
 // read hands on messages until the process closes its end.
-func (r *Running) read(out *os.File) {
+func (r *Running) readMessages(out *os.File) {
 	defer out.Close()
 	defer close(r.messages)
 	dec := json.NewDecoder(out)
@@ -96,23 +96,23 @@ func (r *Running) read(out *os.File) {
 		var m message
 		if err := dec.Decode(&m); err != nil {
 			if err != io.EOF {
-				r.log.record("%s: read a message: %v", r.what, err)
+				r.log.record("%s: read a message: %v", r.name, err)
 			}
 			return
 		}
-		r.log.record("%s: says %s%s", r.what, m.Value, m.Fatal)
+		r.log.record("%s: says %s%s", r.name, m.Value, m.Fatal)
 		select {
 		case r.messages <- m:
-		case <-r.over:
+		case <-r.testDone:
 			return
 		}
 	}
 }
 
-func (r *Running) reap(talk *lineWriter) {
+func (r *Running) reap(output *lineWriter) {
 	r.exitErr = r.cmd.Wait()
-	talk.flush()
-	r.log.record("%s: ended: %v", r.what, r.cmd.ProcessState)
+	output.flush()
+	r.log.record("%s: ended: %v", r.name, r.cmd.ProcessState)
 	close(r.exited)
 }
 
@@ -120,30 +120,30 @@ func (r *Running) reap(talk *lineWriter) {
 // the pointer v; nil drops it.
 func (r *Running) Expect(v any) {
 	r.t.Helper()
-	m, ok := r.next()
+	m, ok := r.nextMessage()
 	if !ok {
-		r.await()
-		r.t.Fatalf("%s: ended (%v), but a message was expected", r.what, r.cmd.ProcessState)
+		r.waitForExit()
+		r.t.Fatalf("%s: ended (%v), but a message was expected", r.name, r.cmd.ProcessState)
 	}
 	if v == nil {
 		return
 	}
 	if err := json.Unmarshal(m.Value, v); err != nil {
-		r.t.Fatalf("%s: said %s: %v", r.what, m.Value, err)
+		r.t.Fatalf("%s: said %s: %v", r.name, m.Value, err)
 	}
 }
 
 // next is the next message; ok is false after the last.
-func (r *Running) next() (m message, ok bool) {
+func (r *Running) nextMessage() (m message, ok bool) {
 	r.t.Helper()
 	select {
 	case m, ok = <-r.messages:
-	case <-time.After(patience):
-		r.t.Fatalf("%s: no message and no end within %v", r.what, patience)
+	case <-time.After(maxWait):
+		r.t.Fatalf("%s: no message and no end within %v", r.name, maxWait)
 	}
 	if m.Fatal != "" {
-		r.settled = true
-		r.t.Fatalf("%s: %s", r.what, m.Fatal)
+		r.exitHandled = true
+		r.t.Fatalf("%s: %s", r.name, m.Fatal)
 	}
 	return m, ok
 }
@@ -151,16 +151,16 @@ func (r *Running) next() (m message, ok bool) {
 // Send sends a value to the function, which gets it by Receive.
 func (r *Running) Send(v any) {
 	r.t.Helper()
-	r.log.record("%s: is told %v", r.what, v)
+	r.log.record("%s: is told %v", r.name, v)
 	// A process that reads nothing must not hold the test up: the pipe fills.
-	_ = r.in.SetWriteDeadline(time.Now().Add(patience))
+	_ = r.in.SetWriteDeadline(time.Now().Add(maxWait))
 	err := json.NewEncoder(r.in).Encode(v)
 	if errors.Is(err, errno.EPIPE) {
 		r.drain() // the function's own words say more than a broken pipe
-		r.t.Fatalf("%s: ended (%v), but was to be told %v", r.what, r.cmd.ProcessState, v)
+		r.t.Fatalf("%s: ended (%v), but was to be told %v", r.name, r.cmd.ProcessState, v)
 	}
 	if err != nil {
-		r.t.Fatalf("%s: send: %v", r.what, err)
+		r.t.Fatalf("%s: send: %v", r.name, err)
 	}
 }
 
@@ -170,7 +170,7 @@ func (r *Running) Wait() {
 	r.t.Helper()
 	r.drain()
 	if r.exitErr != nil {
-		r.t.Fatalf("%s: %v", r.what, r.exitErr)
+		r.t.Fatalf("%s: %v", r.name, r.exitErr)
 	}
 }
 
@@ -178,57 +178,57 @@ func (r *Running) Wait() {
 func (r *Running) drain() {
 	r.t.Helper()
 	for ok := true; ok; {
-		_, ok = r.next()
+		_, ok = r.nextMessage()
 	}
-	r.await()
+	r.waitForExit()
 }
 
 // Signal sends a signal to the process.
 func (r *Running) Signal(s os.Signal) {
 	r.t.Helper()
-	r.log.record("%s: signal %v", r.what, s)
+	r.log.record("%s: signal %v", r.name, s)
 	if err := r.cmd.Process.Signal(s); err != nil {
-		r.t.Fatalf("%s: signal %v: %v", r.what, s, err)
+		r.t.Fatalf("%s: signal %v: %v", r.name, s, err)
 	}
 }
 
 // Kill is kill -9; the process is gone when it returns.
 func (r *Running) Kill() {
 	r.t.Helper()
-	r.log.record("%s: kill -9", r.what)
+	r.log.record("%s: kill -9", r.name)
 	_ = r.cmd.Process.Kill()
-	r.await()
+	r.waitForExit()
 }
 
-func (r *Running) await() {
+func (r *Running) waitForExit() {
 	r.t.Helper()
-	r.settled = true
+	r.exitHandled = true
 	select {
 	case <-r.exited:
-	case <-time.After(patience):
-		r.t.Fatalf("%s: does not end within %v", r.what, patience)
+	case <-time.After(maxWait):
+		r.t.Fatalf("%s: does not end within %v", r.name, maxWait)
 	}
 }
 
 // end is the cleanup: nothing of the process may remain, and a failure that the
 // test did not look at is one nevertheless.
-func (r *Running) end() {
+func (r *Running) cleanUp() {
 	select {
 	case <-r.exited:
-		if err := r.unseen(); err != nil {
-			r.t.Errorf("%s: %v", r.what, err)
+		if err := r.unreportedFailure(); err != nil {
+			r.t.Errorf("%s: %v", r.name, err)
 		}
 	default:
 		_ = r.cmd.Process.Kill()
 	}
-	close(r.over)
+	close(r.testDone)
 	r.in.Close()
-	r.settled = true
+	r.exitHandled = true
 	<-r.exited // bounded: the process was killed, and the command has a WaitDelay
 }
 
-func (r *Running) unseen() error {
-	if r.settled || r.exitErr == nil {
+func (r *Running) unreportedFailure() error {
+	if r.exitHandled || r.exitErr == nil {
 		return nil
 	}
 	for {

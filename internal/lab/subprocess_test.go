@@ -11,19 +11,19 @@ import (
 )
 
 // victimEnv makes TestVictim do what must not happen in a good test run.
-const victimEnv = "LAB_TEST_VICTIM"
+const subprocessEnv = "LAB_TEST_VICTIM"
 
 var (
-	burn     = lab.Func("burn", func(p *lab.Proc) { p.Fatal("the router is on fire") })
-	panics   = lab.Func("panics", func(*lab.Proc) { panic("boom") })
-	wordless = lab.Func("wordless", func(*lab.Proc) {})
-	failing  = lab.Func("failing", func(*lab.Proc) { os.Exit(7) })
-	sleeper  = lab.Func("sleeper", func(p *lab.Proc) { p.Send("asleep"); select {} })
+	fails         = lab.Func("burn", func(p *lab.Proc) { p.Fatal("the router is on fire") })
+	panics        = lab.Func("panics", func(*lab.Proc) { panic("boom") })
+	returnsAtOnce = lab.Func("wordless", func(*lab.Proc) {})
+	exitsNonZero  = lab.Func("failing", func(*lab.Proc) { os.Exit(7) })
+	sleeper       = lab.Func("sleeper", func(p *lab.Proc) { p.Send("asleep"); select {} })
 )
 
 // TestVictim is run by other tests, in a test process of its own.
-func TestVictim(t *testing.T) {
-	mode := os.Getenv(victimEnv)
+func TestSubprocess(t *testing.T) {
+	mode := os.Getenv(subprocessEnv)
 	if mode == "" {
 		t.Skip("only other tests run this one")
 	}
@@ -35,19 +35,19 @@ func TestVictim(t *testing.T) {
 		lab.New(t).Host("a").Exec(t, "false")
 	case "fatal":
 		var v int
-		lab.New(t).Host("a").Start(t, burn, nil).Expect(&v)
+		lab.New(t).Host("a").Start(t, fails, nil).Expect(&v)
 	case "panic":
 		lab.New(t).Host("a").Start(t, panics, nil).Wait()
 	case "wordless":
 		var v int
-		lab.New(t).Host("a").Start(t, wordless, nil).Expect(&v)
+		lab.New(t).Host("a").Start(t, returnsAtOnce, nil).Expect(&v)
 	case "deaf":
-		proc := lab.New(t).Host("a").Start(t, burn, nil)
+		proc := lab.New(t).Host("a").Start(t, fails, nil)
 		for range 1000 { // until the pipe is broken
 			proc.Send(strings.Repeat("x", 4096))
 		}
 	case "exit":
-		lab.New(t).Host("a").Start(t, failing, nil).Wait()
+		lab.New(t).Host("a").Start(t, exitsNonZero, nil).Wait()
 	case "reached":
 		home := lab.Home(t, lab.Router{})
 		echo := home.Lan.Echo(t, "tcp", ":80")
@@ -64,8 +64,8 @@ func TestVictim(t *testing.T) {
 		home := lab.Home(t, lab.Router{})
 		echo := home.Lan.Echo(t, "tcp", ":80")
 		home.Reaches(t, echo, mapTCP(t, home, home.Lan))
-		var said string
-		home.Lan.Start(t, sleeper, nil).Expect(&said)
+		var message string
+		home.Lan.Start(t, sleeper, nil).Expect(&message)
 		fmt.Println("READY")
 		select {}
 	}

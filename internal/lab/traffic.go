@@ -18,44 +18,44 @@ import (
 
 const (
 	// answerTime is how long an answer may take that should come.
-	answerTime = 5 * time.Second
+	replyTimeout = 5 * time.Second
 	// silenceTime is how long it takes to believe that none comes. Every
 	// silence costs it, so it is short; the server that could have answered
 	// has just shown that it does so at once.
-	silenceTime = time.Second
+	noReplyTimeout = time.Second
 )
 
 // errOther says that somebody answered, but not the echo server in question.
-var errOther = errors.New("another server answered")
+var errOtherServer = errors.New("another server answered")
 
 // SendTCP connects from a new source port of the host, sends the payload,
 // closes its half and returns all that the peer answers until it closes.
 func (h *Host) SendTCP(t testing.TB, addr netip.AddrPort, payload string) (reply string, err error) {
 	t.Helper()
-	return h.exchange("tcp", addr, payload, answerTime)
+	return h.sendFromNewPort("tcp", addr, payload, replyTimeout)
 }
 
 // SendUDP sends one datagram from a new source port of the host and returns the
 // first that comes back.
 func (h *Host) SendUDP(t testing.TB, addr netip.AddrPort, payload string) (reply string, err error) {
 	t.Helper()
-	return h.exchange("udp", addr, payload, answerTime)
+	return h.sendFromNewPort("udp", addr, payload, replyTimeout)
 }
 
-func (h *Host) exchange(network string, addr netip.AddrPort, payload string, within time.Duration) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+func (h *Host) sendFromNewPort(network string, addr netip.AddrPort, payload string, timeout time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	conn, err := h.Dial(ctx, network, addr.String())
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	reply, err := converse(ctx, conn, payload)
+	reply, err := sendAndRead(ctx, conn, payload)
 	h.lab.log.record("%s: sent %q to %s %s, answer %q: %s", h.name, payload, network, addr, reply, outcome(err))
 	return reply, err
 }
 
-func converse(ctx context.Context, conn net.Conn, payload string) (string, error) {
+func sendAndRead(ctx context.Context, conn net.Conn, payload string) (string, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
@@ -78,19 +78,19 @@ func converse(ctx context.Context, conn net.Conn, payload string) (string, error
 // Reach sends random bytes to addr and returns an error unless this echo server
 // sent them back; peer is the address it saw them come from.
 func (h *Host) Reach(echo Echo, addr netip.AddrPort) (peer netip.AddrPort, err error) {
-	return h.reach(echo, addr, answerTime)
+	return h.reach(echo, addr, replyTimeout)
 }
 
-func (h *Host) reach(echo Echo, addr netip.AddrPort, within time.Duration) (netip.AddrPort, error) {
+func (h *Host) reach(echo Echo, addr netip.AddrPort, timeout time.Duration) (netip.AddrPort, error) {
 	payload := rand.Text()
-	reply, err := h.exchange(echo.Network, addr, payload, within)
+	reply, err := h.sendFromNewPort(echo.Network, addr, payload, timeout)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("%s to %s %s: %w", h.name, echo.Network, addr, err)
 	}
 	head, body, _ := strings.Cut(reply, "\n")
 	token, peer, _ := strings.Cut(head, " ")
 	if token != echo.Token || body != payload {
-		return netip.AddrPort{}, fmt.Errorf("%s to %s %s: %w: %q", h.name, echo.Network, addr, errOther, reply)
+		return netip.AddrPort{}, fmt.Errorf("%s to %s %s: %w: %q", h.name, echo.Network, addr, errOtherServer, reply)
 	}
 	return netip.ParseAddrPort(peer)
 }
@@ -117,18 +117,18 @@ func (home *HomeNet) Reaches(t testing.TB, echo Echo, external netip.AddrPort) (
 // cannot reach the server either.
 func (home *HomeNet) DoesNotReach(t testing.TB, echo Echo, external netip.AddrPort) {
 	t.Helper()
-	home.alive(t, echo)
-	peer, err := home.Wan.reach(echo, external, silenceTime)
+	home.requireEcho(t, echo)
+	peer, err := home.Wan.reach(echo, external, noReplyTimeout)
 	if err == nil {
 		t.Fatalf("%s leads to %s, which saw bytes from %s", external, echo.Addr, peer)
 	}
-	if !unreached(err) {
+	if !isUnreachable(err) {
 		t.Fatalf("cannot tell whether %s leads to %s: %v", external, echo.Addr, err)
 	}
-	home.alive(t, echo)
+	home.requireEcho(t, echo)
 }
 
-func (home *HomeNet) alive(t testing.TB, echo Echo) {
+func (home *HomeNet) requireEcho(t testing.TB, echo Echo) {
 	t.Helper()
 	if _, err := home.Router.Reach(echo, echo.Addr); err != nil {
 		t.Fatalf("the server inside is not there, silence would prove nothing: %v", err)
@@ -137,10 +137,10 @@ func (home *HomeNet) alive(t testing.TB, echo Echo) {
 
 // unreached tells what a router may do to bytes that it does not forward from a
 // fault of the lab.
-func unreached(err error) bool {
+func isUnreachable(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) ||
 		isTimeout(err) || errors.Is(err, errno.ECONNREFUSED) || errors.Is(err, errno.ECONNRESET) ||
-		errors.Is(err, errno.EHOSTUNREACH) || errors.Is(err, errOther)
+		errors.Is(err, errno.EHOSTUNREACH) || errors.Is(err, errOtherServer)
 }
 
 func isTimeout(err error) bool {

@@ -17,7 +17,7 @@ type transcript struct {
 }
 
 // transcriptLines bounds a transcript: daemons talk much.
-const transcriptLines = 2000
+const maxTranscriptLines = 2000
 
 func newTranscript() *transcript { return &transcript{began: time.Now()} }
 
@@ -27,7 +27,7 @@ func (tr *transcript) record(format string, args ...any) {
 	defer tr.mu.Unlock()
 	stamp := fmt.Sprintf("%8.3f ", time.Since(tr.began).Seconds())
 	tr.lines = append(tr.lines, stamp+strings.ReplaceAll(text, "\n", "\n         | "))
-	if n := len(tr.lines) - transcriptLines; n > 0 {
+	if n := len(tr.lines) - maxTranscriptLines; n > 0 {
 		tr.lines = tr.lines[n:]
 		tr.dropped += n
 	}

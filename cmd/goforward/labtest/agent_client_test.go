@@ -16,38 +16,38 @@ import (
 
 // agent is a process of the agent program, as the test sees it.
 type agent struct {
-	t      *testing.T
-	proc   *lab.Running
-	last   int // the number of the last call
-	forks  int
-	early  map[int]answer // answers that came while another was awaited
-	events []event
+	t          *testing.T
+	proc       *lab.Running
+	lastID     int // the number of the last call
+	forwarders int
+	unclaimed  map[int]result // answers that came while another was awaited
+	events     []event
 }
 
 func start(t *testing.T, host *lab.Host) *agent {
 	t.Helper()
-	return &agent{t: t, proc: host.Start(t, agentProgram, nil), early: map[int]answer{}}
+	return &agent{t: t, proc: host.Start(t, agentProgram, nil), unclaimed: map[int]result{}}
 }
 
 // remote is a Forwarder in an agent.
-type remote struct {
+type remoteForwarder struct {
 	*agent
 	n int
 }
 
 // forwarder makes one more in the agent.
-func (a *agent) forwarder(c config) *remote {
+func (a *agent) forwarder(c config) *remoteForwarder {
 	a.t.Helper()
 	got := a.await(a.begin(call{Op: "forwarder", Config: c}))
 	if got.Failure != nil {
 		a.t.Fatal(got.Failure)
 	}
-	a.forks++
-	return &remote{agent: a, n: a.forks - 1}
+	a.forwarders++
+	return &remoteForwarder{agent: a, n: a.forwarders - 1}
 }
 
 // newForwarder starts a process of its own for a Forwarder.
-func newForwarder(t *testing.T, host *lab.Host, c config) *remote {
+func newForwarder(t *testing.T, host *lab.Host, c config) *remoteForwarder {
 	t.Helper()
 	return start(t, host).forwarder(c)
 }
@@ -55,17 +55,17 @@ func newForwarder(t *testing.T, host *lab.Host, c config) *remote {
 // begin makes the agent begin something; await waits for what comes of it.
 func (a *agent) begin(c call) (id int) {
 	a.t.Helper()
-	a.last++
-	c.ID = a.last
+	a.lastID++
+	c.ID = a.lastID
 	a.proc.Send(c)
 	return c.ID
 }
 
-func (a *agent) await(id int) answer {
+func (a *agent) await(id int) result {
 	a.t.Helper()
 	for {
-		if got, ok := a.early[id]; ok {
-			delete(a.early, id)
+		if got, ok := a.unclaimed[id]; ok {
+			delete(a.unclaimed, id)
 			return got
 		}
 		a.receive()
@@ -74,17 +74,17 @@ func (a *agent) await(id int) answer {
 
 func (a *agent) receive() {
 	a.t.Helper()
-	var got answer
+	var got result
 	a.proc.Expect(&got)
 	if got.Event != nil {
 		a.events = append(a.events, *got.Event)
 		return
 	}
-	a.early[got.ID] = got
+	a.unclaimed[got.ID] = got
 }
 
 // do is begin and await for a call that must succeed.
-func (a *agent) do(c call) answer {
+func (a *agent) do(c call) result {
 	a.t.Helper()
 	got := a.try(c)
 	if got.Failure != nil {
@@ -93,13 +93,13 @@ func (a *agent) do(c call) answer {
 	return got
 }
 
-func (a *agent) try(c call) answer {
+func (a *agent) try(c call) result {
 	a.t.Helper()
 	return a.await(a.begin(c))
 }
 
 // event waits for the next event, which must be of this kind.
-func (a *agent) event(want forward.EventKind) event {
+func (a *agent) wantEvent(want forward.EventKind) event {
 	a.t.Helper()
 	e := a.nextEvent()
 	if e.Kind != want {
@@ -120,7 +120,7 @@ func (a *agent) nextEvent() event {
 }
 
 // noEvent wants that no event has come that was not asked for.
-func (a *agent) noEvent() {
+func (a *agent) wantNoEvent() {
 	a.t.Helper()
 	for _, e := range a.events {
 		a.t.Errorf("event %v (%s), but none was to come", e.Kind, e.Reason)
@@ -136,26 +136,26 @@ func (a *agent) exit() {
 
 // mapping is a Mapping in an agent, with its state when it was last asked for.
 type mapping struct {
-	f *remote
+	f *remoteForwarder
 	n int
 	state
 }
 
-func (f *remote) beginEnable(opts ...option) (id int) {
+func (f *remoteForwarder) beginEnable(opts ...option) (id int) {
 	f.t.Helper()
 	return f.begin(call{Op: "enable", Forwarder: f.n, Options: opts})
 }
 
-func (f *remote) enabled(a answer) (*mapping, error) {
+func (f *remoteForwarder) toMapping(a result) (*mapping, error) {
 	if a.Failure != nil {
 		return nil, a.Failure
 	}
 	return &mapping{f: f, n: a.Mapping, state: a.State}, nil
 }
 
-func (f *remote) enable(opts ...option) *mapping {
+func (f *remoteForwarder) enable(opts ...option) *mapping {
 	f.t.Helper()
-	m, err := f.enabled(f.try(call{Op: "enable", Forwarder: f.n, Options: opts}))
+	m, err := f.toMapping(f.try(call{Op: "enable", Forwarder: f.n, Options: opts}))
 	if err != nil {
 		f.t.Fatalf("enable: %v", err)
 	}
@@ -164,41 +164,41 @@ func (f *remote) enable(opts ...option) *mapping {
 
 // refused wants that Enable fails, with all of these kinds, and returns how long
 // that took.
-func (f *remote) refused(want []error, opts ...option) time.Duration {
+func (f *remoteForwarder) wantEnableError(want []error, opts ...option) time.Duration {
 	f.t.Helper()
 	got := f.try(call{Op: "enable", Forwarder: f.n, Options: opts})
 	wantKinds(f.t, got.Failure.err(), want...)
 	return got.Took
 }
 
-func (f *remote) disable(sel ...option) {
+func (f *remoteForwarder) disable(sel ...option) {
 	f.t.Helper()
 	f.do(call{Op: "disable", Forwarder: f.n, Options: sel})
 }
 
-func (f *remote) disableAll(sel ...option) int {
+func (f *remoteForwarder) disableAll(sel ...option) int {
 	f.t.Helper()
 	return f.do(call{Op: "disable all", Forwarder: f.n, Options: sel}).Count
 }
 
-func (f *remote) externalIP() netip.Addr {
+func (f *remoteForwarder) externalIP() netip.Addr {
 	f.t.Helper()
 	return f.do(call{Op: "external IP", Forwarder: f.n}).Addr
 }
 
-func (f *remote) mappings() []forward.Entry {
+func (f *remoteForwarder) mappings() []forward.Entry {
 	f.t.Helper()
 	return f.do(call{Op: "mappings", Forwarder: f.n}).Entries
 }
 
 // close returns how long it took.
-func (f *remote) close() time.Duration {
+func (f *remoteForwarder) close() time.Duration {
 	f.t.Helper()
 	return f.do(call{Op: "close", Forwarder: f.n}).Took
 }
 
 // now asks for the state of the mapping.
-func (m *mapping) now() state {
+func (m *mapping) fetchState() state {
 	m.f.t.Helper()
 	m.state = m.f.do(call{Op: "state", Mapping: m.n}).State
 	return m.state
@@ -253,7 +253,7 @@ type call struct {
 }
 
 // answer is what came of a call or, with ID 0, an event.
-type answer struct {
+type result struct {
 	ID      int
 	Mapping int
 	State   state
@@ -267,26 +267,26 @@ type answer struct {
 
 // config is the part of forward.Config that goes over the wire.
 type config struct {
-	Package   bool // the package-level calls, in place of a Forwarder
-	Gateway   netip.AddrPort
-	Interface string
-	Wait      time.Duration
-	Timeout   time.Duration
-	Lifetime  time.Duration
-	Order     []string
-	IGD       string
-	State     string // the state file
+	Package          bool // the package-level calls, in place of a Forwarder
+	Gateway          netip.AddrPort
+	Interface        string
+	DiscoveryTimeout time.Duration
+	RequestTimeout   time.Duration
+	Lifetime         time.Duration
+	Protocols        []string
+	UPnPURL          string
+	StateFile        string // the state file
 }
 
 // state is what a Mapping tells.
 type state struct {
 	External, Internal netip.AddrPort
-	Granted            []backends.Mapping
+	Grants             []backends.Mapping
 	Backend            string
 	Gateway            netip.AddrPort
 	Expires            time.Time
 	Scope              string
-	NextTry            time.Time
+	NextAttempt        time.Time
 	Failure            *failure // Mapping.Err
 }
 
@@ -395,7 +395,7 @@ func toSelectors(all []option) []forward.Selector {
 }
 
 // kinds are the errors that errors.Is tells on both ends.
-var kinds = []error{
+var errorKinds = []error{
 	backends.ErrInvalid, backends.ErrUnsupported, backends.ErrNoReply, backends.ErrMalformed,
 	backends.ErrNetworkFailure, backends.ErrNoResources, backends.ErrNotAuthorized,
 	backends.ErrConflict, backends.ErrPrivateWAN,
@@ -414,7 +414,7 @@ func toFailure(err error) *failure {
 		return nil
 	}
 	f := &failure{Text: err.Error()}
-	for i, kind := range kinds {
+	for i, kind := range errorKinds {
 		if errors.Is(err, kind) {
 			f.Kinds = append(f.Kinds, i)
 		}
@@ -435,7 +435,7 @@ func (f *failure) Error() string { return f.Text }
 // Is is for errors.Is.
 func (f *failure) Is(target error) bool {
 	for _, i := range f.Kinds {
-		if kinds[i] == target {
+		if errorKinds[i] == target {
 			return true
 		}
 	}

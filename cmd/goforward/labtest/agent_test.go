@@ -19,7 +19,7 @@ import (
 // agentProgram is the program under test: it holds Forwarders in a host and does
 // what a test calls for, several things at once if need be.
 var agentProgram = lab.Func("agent", func(p *lab.Proc) {
-	s := &server{proc: p, mapped: make(chan struct{}, 1), listener: make(chan listener, 1)}
+	s := &agentServer{proc: p, mapped: make(chan struct{}, 1), listener: make(chan listener, 1)}
 	for {
 		var c call
 		p.Receive(&c)
@@ -84,32 +84,32 @@ func (packageLevel) Shutdown(context.Context) error { return errors.ErrUnsupport
 func (packageLevel) Close() error                   { return forward.Close() }
 
 // server is the agent's end of the wire.
-type server struct {
+type agentServer struct {
 	proc *lab.Proc
 
 	mu         sync.Mutex
 	forwarders []forwarder
 	mappings   []*forward.Mapping
-	running    map[int]context.CancelFunc // the runs, by call
+	cancels    map[int]context.CancelFunc // the runs, by call
 
 	mapped   chan struct{} // receives if there was a Mapped event
 	listener chan listener // receives what was opened last
 }
 
-func (s *server) newForwarder(c call) answer {
+func (s *agentServer) newForwarder(c call) result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(s.forwarders)
 	config := &forward.Config{
-		Gateway: c.Config.Gateway, Interface: c.Config.Interface, DiscoveryTimeout: c.Config.Wait, RequestTimeout: c.Config.Timeout, Lifetime: c.Config.Lifetime,
-		Protocols: c.Config.Order, UPnPURL: c.Config.IGD, StateFile: c.Config.State,
+		Gateway: c.Config.Gateway, Interface: c.Config.Interface, DiscoveryTimeout: c.Config.DiscoveryTimeout, RequestTimeout: c.Config.RequestTimeout, Lifetime: c.Config.Lifetime,
+		Protocols: c.Config.Protocols, UPnPURL: c.Config.UPnPURL, StateFile: c.Config.StateFile,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnEvent: func(e forward.Event) {
 			if e.Kind == forward.EventFailed { // how often depends on the pace of the router
 				return
 			}
 			s.onEvent(e)
-			s.proc.Send(answer{Event: toEvent(n, e)})
+			s.proc.Send(result{Event: toEvent(n, e)})
 		},
 	}
 	var (
@@ -122,7 +122,7 @@ func (s *server) newForwarder(c call) answer {
 		f, err = forward.New(config)
 	}
 	s.forwarders = append(s.forwarders, f)
-	return answer{ID: c.ID, Failure: toFailure(err)}
+	return result{ID: c.ID, Failure: toFailure(err)}
 }
 
 func toEvent(forwarder int, e forward.Event) *event {
@@ -140,90 +140,90 @@ func toEvent(forwarder int, e forward.Event) *event {
 
 func toState(m *forward.Mapping) state {
 	return state{
-		External: m.External().AddrPort, Internal: m.Internal(), Granted: m.Grants(), Backend: m.Backend(),
-		Gateway: m.Gateway(), Expires: m.Expires(), Scope: m.Scope().String(), NextTry: m.Status().NextAttempt, Failure: toFailure(m.Err()),
+		External: m.External().AddrPort, Internal: m.Internal(), Grants: m.Grants(), Backend: m.Backend(),
+		Gateway: m.Gateway(), Expires: m.Expires(), Scope: m.Scope().String(), NextAttempt: m.Status().NextAttempt, Failure: toFailure(m.Err()),
 	}
 }
 
 // context is bounded by what the test wants, and ended by the test's cancel.
-func (s *server) context(c call) (context.Context, context.CancelFunc) {
+func (s *agentServer) context(c call) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
 	if c.Within > 0 {
 		ctx, cancel = context.WithTimeout(context.Background(), c.Within)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.running == nil {
-		s.running = map[int]context.CancelFunc{}
+	if s.cancels == nil {
+		s.cancels = map[int]context.CancelFunc{}
 	}
-	s.running[c.ID] = cancel
+	s.cancels[c.ID] = cancel
 	return ctx, cancel
 }
 
-func (s *server) forwarder(c call) forwarder {
+func (s *agentServer) forwarder(c call) forwarder {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.forwarders[c.Forwarder]
 }
 
-func (s *server) mapping(c call) *forward.Mapping {
+func (s *agentServer) mapping(c call) *forward.Mapping {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.mappings[c.Mapping]
 }
 
 // do does one call.
-func (s *server) do(ctx context.Context, c call) answer {
+func (s *agentServer) do(ctx context.Context, c call) result {
 	switch c.Op {
 	case "enable":
 		m, err := s.forwarder(c).Enable(ctx, toOptions(c.Options)...)
 		if err != nil {
-			return answer{Failure: toFailure(err)}
+			return result{Failure: toFailure(err)}
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.mappings = append(s.mappings, m)
-		return answer{Mapping: len(s.mappings) - 1, State: toState(m)}
+		return result{Mapping: len(s.mappings) - 1, State: toState(m)}
 	case "disable":
-		return answer{Failure: toFailure(s.forwarder(c).Disable(ctx, toSelectors(c.Options)...))}
+		return result{Failure: toFailure(s.forwarder(c).Disable(ctx, toSelectors(c.Options)...))}
 	case "disable all":
 		n, err := s.forwarder(c).DisableAll(ctx, toSelectors(c.Options)...)
-		return answer{Count: n, Failure: toFailure(err)}
+		return result{Count: n, Failure: toFailure(err)}
 	case "external IP":
 		addr, err := s.forwarder(c).ExternalIP(ctx)
-		return answer{Addr: addr, Failure: toFailure(err)}
+		return result{Addr: addr, Failure: toFailure(err)}
 	case "mappings":
 		entries, err := s.forwarder(c).Mappings(ctx)
-		return answer{Entries: entries, Failure: toFailure(err)}
+		return result{Entries: entries, Failure: toFailure(err)}
 	case "run":
-		return answer{Failure: toFailure(s.forwarder(c).Run(ctx, toOptions(c.Options)...))}
+		return result{Failure: toFailure(s.forwarder(c).Run(ctx, toOptions(c.Options)...))}
 	case "cancel":
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.running[c.Cancel]()
-		return answer{}
+		s.cancels[c.Cancel]()
+		return result{}
 	case "close":
-		return answer{Failure: toFailure(s.forwarder(c).Close())}
+		return result{Failure: toFailure(s.forwarder(c).Close())}
 	case "shutdown":
-		return answer{Failure: toFailure(s.forwarder(c).Shutdown(ctx))}
+		return result{Failure: toFailure(s.forwarder(c).Shutdown(ctx))}
 	case "state":
-		return answer{State: toState(s.mapping(c))}
+		return result{State: toState(s.mapping(c))}
 	case "wait":
 		err := s.mapping(c).Wait(ctx)
-		return answer{State: toState(s.mapping(c)), Failure: toFailure(err)}
+		return result{State: toState(s.mapping(c)), Failure: toFailure(err)}
 	case "refresh":
 		err := s.mapping(c).Refresh(ctx, toOptions(c.Options)...)
-		return answer{State: toState(s.mapping(c)), Failure: toFailure(err)}
+		return result{State: toState(s.mapping(c)), Failure: toFailure(err)}
 	case "close mapping":
-		return answer{Failure: toFailure(s.mapping(c).Close())}
+		return result{Failure: toFailure(s.mapping(c).Close())}
 	}
 	if a, ok := s.doListen(ctx, c); ok {
 		return a
 	}
-	if n, ok := vital(c.Op); ok {
-		return answer{Count: n}
+	if n, ok := resourceUse(c.Op); ok {
+		return result{Count: n}
 	}
-	return answer{Failure: toFailure(fmt.Errorf("no such call: %q", c.Op))}
+	return result{Failure: toFailure(fmt.Errorf("no such call: %q", c.Op))}
 }
 
 // listener is what an agent listens on.
@@ -234,41 +234,41 @@ type listener struct {
 
 // doListen does the calls about listeners, and those that watch for the grant. ok is
 // false if the call is another.
-func (s *server) doListen(ctx context.Context, c call) (a answer, ok bool) {
+func (s *agentServer) doListen(ctx context.Context, c call) (a result, ok bool) {
 	switch c.Op {
 	case "probe":
 		_, err := s.forwarder(c).(*forward.Forwarder).Gateway(ctx)
-		return answer{Failure: toFailure(err)}, true
+		return result{Failure: toFailure(err)}, true
 	case "run until mapped":
-		return answer{Failure: toFailure(s.runUntilMapped(ctx, c))}, true
+		return result{Failure: toFailure(s.runUntilMapped(ctx, c))}, true
 	case "listen":
 		return s.listen(ctx, c), true
 	case "close listener":
-		return answer{Failure: toFailure((<-s.listener).Close())}, true
+		return result{Failure: toFailure((<-s.listener).Close())}, true
 	case "close mapping of listener":
 		ln := <-s.listener
 		err := ln.mapping.Close()
 		_ = ln.Close() // another report of the same
-		return answer{Failure: toFailure(err)}, true
+		return result{Failure: toFailure(err)}, true
 	}
-	return answer{}, false
+	return result{}, false
 }
 
 // listen opens a listener for the first option, and waits until its mapping is granted
 // or closed.
-func (s *server) listen(ctx context.Context, c call) answer {
+func (s *agentServer) listen(ctx context.Context, c call) result {
 	f := s.forwarder(c).(*forward.Forwarder)
 	var ln listener
 	if c.Options[0].Name == "udp" {
 		pc, err := f.ListenPacket(ctx, "udp4", ":0")
 		if err != nil {
-			return answer{Failure: toFailure(err)}
+			return result{Failure: toFailure(err)}
 		}
 		ln = listener{pc, pc.Mapping()}
 	} else {
 		l, err := f.Listen(ctx, "tcp4", ":0")
 		if err != nil {
-			return answer{Failure: toFailure(err)}
+			return result{Failure: toFailure(err)}
 		}
 		ln = listener{l, l.Mapping()}
 	}
@@ -277,11 +277,11 @@ func (s *server) listen(ctx context.Context, c call) answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mappings = append(s.mappings, ln.mapping)
-	return answer{Mapping: len(s.mappings) - 1, State: toState(ln.mapping), Failure: toFailure(err)}
+	return result{Mapping: len(s.mappings) - 1, State: toState(ln.mapping), Failure: toFailure(err)}
 }
 
 // runUntilMapped is Run with a context that ends at the first Mapped event.
-func (s *server) runUntilMapped(ctx context.Context, c call) error {
+func (s *agentServer) runUntilMapped(ctx context.Context, c call) error {
 	select {
 	case <-s.mapped: // of an earlier call
 	default:
@@ -298,7 +298,7 @@ func (s *server) runUntilMapped(ctx context.Context, c call) error {
 	return s.forwarder(c).Run(ctx, toOptions(c.Options)...)
 }
 
-func (s *server) onEvent(e forward.Event) {
+func (s *agentServer) onEvent(e forward.Event) {
 	if e.Kind != forward.EventMapped {
 		return
 	}

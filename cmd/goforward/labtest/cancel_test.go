@@ -28,13 +28,13 @@ func TestCancelFrames(t *testing.T) {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "cancel: ended at each frame of a call, "+backend)
-			newCancels(t, backend, rand.New(rand.NewPCG(s, uint64(i)))).run()
+			newCancelTest(t, backend, rand.New(rand.NewPCG(s, uint64(i)))).run()
 		})
 	}
 }
 
 // cancelSample is how many cases the short form has by each backend.
-const cancelSample = 10
+const cancelCases = 10
 
 // cancelCall is a call that is ended.
 type cancelCall struct {
@@ -47,14 +47,14 @@ type cancelCall struct {
 
 // The ways to end a call, by the name of what the agent does.
 const (
-	byContext       = "cancel"
-	byForwarder     = "close"
-	byMapping       = "close mapping"
-	byListener      = "close listener"
-	byListened      = "close mapping of listener"
-	cancelExternal  = 2000 // more than the internal port
-	cancelLifetime  = time.Hour
-	cancelCallBound = 15 * time.Second // Config.RequestTimeout; each end is much faster
+	byContext            = "cancel"
+	byForwarder          = "close"
+	byMapping            = "close mapping"
+	byListener           = "close listener"
+	byListenerMapping    = "close mapping of listener"
+	cancelExternal       = 2000 // more than the internal port
+	cancelLifetime       = time.Hour
+	cancelRequestTimeout = 15 * time.Second // Config.RequestTimeout; each end is much faster
 )
 
 func cancelCalls() (all []cancelCall) {
@@ -69,7 +69,7 @@ func cancelCalls() (all []cancelCall) {
 		)
 	}
 	for _, transport := range []func(uint16) option{tcp, udp} {
-		all = append(all, cancelCall{op: "listen", transport: transport, ends: []string{byContext, byForwarder, byListener, byListened}})
+		all = append(all, cancelCall{op: "listen", transport: transport, ends: []string{byContext, byForwarder, byListener, byListenerMapping}})
 	}
 	return append(all, cancelCall{op: "external IP", transport: tcp, ends: calls})
 }
@@ -91,30 +91,30 @@ type cancelCase struct {
 }
 
 // cancels tries one backend.
-type cancels struct {
+type cancelTest struct {
 	t       *testing.T
 	backend string
-	lanes   []*lane
-	dice    *rand.Rand
+	clients []*cabledClient
+	rng     *rand.Rand
 	ports   atomic.Uint32
 
-	mu    sync.Mutex
-	tally tally
-	late  int // calls that were complete before that frame
-	told  int // ends whose error named what remained
+	mu        sync.Mutex
+	tally     tally
+	completed int // calls that were complete before that frame
+	reported  int // ends whose error named what remained
 }
 
-func newCancels(t *testing.T, backend string, dice *rand.Rand) *cancels {
+func newCancelTest(t *testing.T, backend string, rng *rand.Rand) *cancelTest {
 	t.Helper()
-	c := &cancels{t: t, backend: backend, dice: dice}
+	c := &cancelTest{t: t, backend: backend, rng: rng}
 	for range 2 {
-		c.lanes = append(c.lanes, cabled(t, lab.Home(t, lab.Router{}), 3)...)
+		c.clients = append(c.clients, newCabledHosts(t, lab.Home(t, lab.Router{}), 3)...)
 	}
 	return c
 }
 
 // run counts the frames of the calls, and then ends them.
-func (c *cancels) run() {
+func (c *cancelTest) run() {
 	var cases []cancelCase
 	for _, call := range cancelCalls() {
 		for _, end := range call.ends {
@@ -122,11 +122,11 @@ func (c *cancels) run() {
 		}
 	}
 	if !allFaults {
-		c.dice.Shuffle(len(cases), func(i, j int) { cases[i], cases[j] = cases[j], cases[i] })
-		cases = cases[:cancelSample]
+		c.rng.Shuffle(len(cases), func(i, j int) { cases[i], cases[j] = cases[j], cases[i] })
+		cases = cases[:cancelCases]
 	}
 	frames := make([]int, len(cases))
-	c.spread("frames", len(cases), func(l *lane, i int) { frames[i] = c.measure(l, cases[i]) })
+	c.forEachClient("frames", len(cases), func(l *cabledClient, i int) { frames[i] = c.measure(l, cases[i]) })
 	if c.t.Failed() {
 		return
 	}
@@ -134,29 +134,29 @@ func (c *cancels) run() {
 	for i, x := range cases {
 		first, last := 0, frames[i]
 		if !allFaults {
-			first = c.dice.IntN(frames[i])
+			first = c.rng.IntN(frames[i])
 			last = first + 1
 		}
 		for x.frame = first; x.frame < last; x.frame++ {
 			all = append(all, x)
 		}
 	}
-	c.spread("ends", len(all), func(l *lane, i int) {
-		err := c.try(l, all[i])
+	c.forEachClient("ends", len(all), func(l *cabledClient, i int) {
+		err := c.endCall(l, all[i])
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.tally.count(err, "%v, ended by %s after %d frames", all[i].cancelCall, all[i].end, all[i].frame)
 	})
-	c.tally.tell(c.t, "calls that were ended, "+c.backend, fmt.Sprintf("(%d complete before; %d ends named what remained)", c.late, c.told))
+	c.tally.report(c.t, "calls that were ended, "+c.backend, fmt.Sprintf("(%d complete before; %d ends named what remained)", c.completed, c.reported))
 }
 
 // spread does things on all lanes at once.
-func (c *cancels) spread(what string, n int, do func(l *lane, i int)) {
+func (c *cancelTest) forEachClient(what string, n int, do func(l *cabledClient, i int)) {
 	var next atomic.Int32
-	var work sync.WaitGroup
-	defer work.Wait()
-	for i, l := range c.lanes {
-		work.Go(func() {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for i, l := range c.clients {
+		wg.Go(func() {
 			c.t.Run(fmt.Sprintf("%s, lane %d", what, i), func(t *testing.T) {
 				l.agent = start(t, l.host)
 				for k := int(next.Add(1)) - 1; k < n; k = int(next.Add(1)) - 1 {
@@ -168,10 +168,10 @@ func (c *cancels) spread(what string, n int, do func(l *lane, i int)) {
 }
 
 // prepare does what comes before the call.
-func (c *cancels) prepare(l *lane, x *cancelCase) (*remote, *mapping) {
-	conf := config{Order: []string{c.backend}, Timeout: cancelCallBound, Lifetime: cancelLifetime}
+func (c *cancelTest) prepare(l *cabledClient, x *cancelCase) (*remoteForwarder, *mapping) {
+	conf := config{Protocols: []string{c.backend}, RequestTimeout: cancelRequestTimeout, Lifetime: cancelLifetime}
 	if c.backend == "upnp" {
-		conf.IGD = rootDescription(l.home) // the router answers few searches a second
+		conf.UPnPURL = rootDescription(l.home) // the router answers few searches a second
 	}
 	x.port = firstPort + uint16(c.ports.Add(1))
 	f := l.forwarder(conf)
@@ -183,7 +183,7 @@ func (c *cancels) prepare(l *lane, x *cancelCase) (*remote, *mapping) {
 }
 
 // begins makes the agent begin the call.
-func (x *cancelCase) begins(f *remote, m *mapping) (id int) {
+func (x *cancelCase) beginCall(f *remoteForwarder, m *mapping) (id int) {
 	q := call{Op: x.op, Forwarder: f.n, Options: []option{x.transport(x.port)}}
 	if m != nil {
 		q.Mapping, q.Options = m.n, slices.Clone(x.options)
@@ -197,16 +197,16 @@ func (x *cancelCase) begins(f *remote, m *mapping) (id int) {
 }
 
 // measure counts the frames of a call that is not ended.
-func (c *cancels) measure(l *lane, x cancelCase) (frames int) {
+func (c *cancelTest) measure(l *cabledClient, x cancelCase) (frames int) {
 	const uncut = 1 << 20
 	f, m := c.prepare(l, &x)
 	l.cable.CutAfter(uncut)
-	got := l.await(x.begins(f, m))
+	got := l.await(x.beginCall(f, m))
 	frames = l.cable.Plug()
 	if got.Failure != nil {
-		l.t.Errorf("%v by %s over a good cable: %s", x.cancelCall, c.backend, why(got.Failure))
+		l.t.Errorf("%v by %s over a good cable: %s", x.cancelCall, c.backend, failureText(got.Failure))
 	}
-	f.do(call{Op: "shutdown", Forwarder: f.n, Within: patience})
+	f.do(call{Op: "shutdown", Forwarder: f.n, Within: maxWait})
 	if x.op == "listen" {
 		l.do(call{Op: "close listener"})
 	}
@@ -214,95 +214,95 @@ func (c *cancels) measure(l *lane, x cancelCase) (frames int) {
 }
 
 // try ends a call, and returns what is wrong then.
-func (c *cancels) try(l *lane, x cancelCase) error {
-	before := rulesTo(l.t, l.home, l.host, 0)
+func (c *cancelTest) endCall(l *cabledClient, x cancelCase) error {
+	before := rulesForHost(l.t, l.home, l.host, 0)
 	f, m := c.prepare(l, &x)
 	l.cable.CutAfter(x.frame)
-	id := x.begins(f, m)
+	id := x.beginCall(f, m)
 	select {
 	case <-l.cable.Severed():
 	case <-time.After(cutTimeout): // an exchange may have a frame less
 		c.mu.Lock()
-		c.late++
+		c.completed++
 		c.mu.Unlock()
 	}
 	end := call{Op: x.end, Forwarder: f.n, Cancel: id}
 	if m != nil {
 		end.Mapping = m.n
 	}
-	ended := l.begin(end)
+	endID := l.begin(end)
 	l.cable.Plug()
-	got, gotEnd := l.await(id), l.await(ended)
-	left := func() []string {
-		return slices.DeleteFunc(rulesTo(l.t, l.home, l.host, 0), func(r string) bool { return slices.Contains(before, r) })
+	got, endResult := l.await(id), l.await(endID)
+	newRules := func() []string {
+		return slices.DeleteFunc(rulesForHost(l.t, l.home, l.host, 0), func(r string) bool { return slices.Contains(before, r) })
 	}
 	var err error
 	if x.end == byContext {
-		err = c.agrees(f, m, got, x, left)
+		err = c.waitConsistent(f, m, got, x, newRules)
 	} else {
-		err = c.nothing(gotEnd.Failure, x, left())
+		err = c.checkNothingLeft(endResult.Failure, x, newRules())
 	}
-	shut := f.try(call{Op: "shutdown", Forwarder: f.n, Within: patience})
-	if x.op == "listen" && x.end != byListener && x.end != byListened {
+	shutdown := f.try(call{Op: "shutdown", Forwarder: f.n, Within: maxWait})
+	if x.op == "listen" && x.end != byListener && x.end != byListenerMapping {
 		l.do(call{Op: "close listener"})
 	}
 	if x.end != byForwarder {
-		err = errors.Join(err, shut.Failure.err()) // what a Forwarder left, it named
+		err = errors.Join(err, shutdown.Failure.err()) // what a Forwarder left, it named
 	}
-	if rules := left(); err == nil && x.end != byForwarder && len(rules) > 0 {
+	if rules := newRules(); err == nil && x.end != byForwarder && len(rules) > 0 {
 		err = fmt.Errorf("after Shutdown the router has %q", rules)
 	}
 	return err
 }
 
 // agrees waits until the router has what the handle reports.
-func (c *cancels) agrees(f *remote, m *mapping, got answer, x cancelCase, left func() []string) error {
+func (c *cancelTest) waitConsistent(f *remoteForwarder, m *mapping, got result, x cancelCase, newRules func() []string) error {
 	switch {
 	case x.op == "enable" && got.Failure == nil:
-		m, _ = f.enabled(got)
+		m, _ = f.toMapping(got)
 	case x.op == "listen":
 		m = &mapping{f: f, n: got.Mapping, state: got.State}
 	}
-	var want, have []string
-	if eventually(patience/2, func() bool {
-		want, have = nil, nil
+	var want, found []string
+	if eventually(maxWait/2, func() bool {
+		want, found = nil, nil
 		if m != nil {
-			for _, g := range m.now().Granted {
+			for _, g := range m.fetchState().Grants {
 				want = append(want, fmt.Sprintf("%v %d to %d", g.Protocol, g.External.Port(), g.Internal.Port()))
 			}
 		}
-		for _, rule := range left() {
-			e := entry.FindStringSubmatch(rule)
+		for _, rule := range newRules() {
+			e := entryPattern.FindStringSubmatch(rule)
 			if e == nil {
 				f.t.Fatalf("a rule that is no entry: %s", rule)
 			}
 			p, _ := strconv.ParseUint(e[1], 16, 8)
-			have = append(have, fmt.Sprintf("%v %s to %s", backends.Protocol(p), e[2], e[3]))
+			found = append(found, fmt.Sprintf("%v %s to %s", backends.Protocol(p), e[2], e[3]))
 		}
 		slices.Sort(want)
-		slices.Sort(have)
-		return slices.Equal(want, have)
+		slices.Sort(found)
+		return slices.Equal(want, found)
 	}) {
 		return nil
 	}
-	return fmt.Errorf("the router has %q, the handle reports %q", have, want)
+	return fmt.Errorf("the router has %q, the handle reports %q", found, want)
 }
 
 // nothing wants that a Close left nothing, or that its error names what it left.
-func (c *cancels) nothing(failure *failure, x cancelCase, left []string) error {
+func (c *cancelTest) checkNothingLeft(failure *failure, x cancelCase, remaining []string) error {
 	if failure == nil {
-		if len(left) > 0 {
-			return fmt.Errorf("%s returned without an error, and the router has %q", x.end, left)
+		if len(remaining) > 0 {
+			return fmt.Errorf("%s returned without an error, and the router has %q", x.end, remaining)
 		}
 		return nil
 	}
-	for _, rule := range left {
-		if !strings.Contains(failure.Text, strconv.Itoa(portTo(rule))) {
+	for _, rule := range remaining {
+		if !strings.Contains(failure.Text, strconv.Itoa(internalPort(rule))) {
 			return fmt.Errorf("the error of %s does not name %q: %w", x.end, rule, failure)
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.told++
+	c.reported++
 	return nil
 }

@@ -33,27 +33,27 @@ var builtCommand = sync.OnceValues(func() (path string, err error) {
 })
 
 // built is a running goforward of its own binary.
-type built struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	out    *bufio.Reader
-	stderr talk
-	closed func() // closes this side of out
+type commandProcess struct {
+	t        *testing.T
+	cmd      *exec.Cmd
+	out      *bufio.Reader
+	stderr   syncBuffer
+	closeOut func() // closes this side of out
 }
 
 // talk is what a process has written so far.
-type talk struct {
+type syncBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (w *talk) Write(b []byte) (int, error) {
+func (w *syncBuffer) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.text.Write(b)
 }
 
-func (w *talk) String() string {
+func (w *syncBuffer) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.text.String()
@@ -61,7 +61,7 @@ func (w *talk) String() string {
 
 // execute runs the built command in the host, behind a wrapper such as nohup.
 // Signals have their defaults, whatever this process ignores.
-func execute(t *testing.T, host *lab.Host, wrapper []string, args ...string) *built {
+func execute(t *testing.T, host *lab.Host, wrapper []string, args ...string) *commandProcess {
 	t.Helper()
 	p := prepare(t, host, wrapper, args...)
 	r, w, err := os.Pipe()
@@ -74,56 +74,56 @@ func execute(t *testing.T, host *lab.Host, wrapper []string, args ...string) *bu
 }
 
 // executeInTerminal is execute with a terminal of its own, which hangUp closes.
-func executeInTerminal(t *testing.T, host *lab.Host, args ...string) *built {
+func executeInTerminal(t *testing.T, host *lab.Host, args ...string) *commandProcess {
 	t.Helper()
 	p := prepare(t, host, nil, args...)
-	ours, theirs := openTerminal(t)
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = theirs, theirs, theirs
+	parentEnd, childEnd := openTerminal(t)
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = childEnd, childEnd, childEnd
 	p.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
-	p.start(ours, theirs)
+	p.start(parentEnd, childEnd)
 	return p
 }
 
-func prepare(t *testing.T, host *lab.Host, wrapper []string, args ...string) *built {
+func prepare(t *testing.T, host *lab.Host, wrapper []string, args ...string) *commandProcess {
 	t.Helper()
 	path, err := builtCommand()
 	if err != nil {
 		t.Fatal(err)
 	}
 	line := append([]string{"--default-signal=HUP,INT,TERM", "XDG_STATE_HOME=/run/state"}, wrapper...)
-	return &built{t: t, cmd: host.Command(t.Context(), "env", append(append(line, path), args...)...)}
+	return &commandProcess{t: t, cmd: host.Command(t.Context(), "env", append(append(line, path), args...)...)}
 }
 
-func (p *built) start(ours, theirs *os.File) {
+func (p *commandProcess) start(parentEnd, childEnd *os.File) {
 	p.t.Helper()
 	err := p.cmd.Start()
-	theirs.Close()
+	childEnd.Close()
 	if err != nil {
-		ours.Close()
+		parentEnd.Close()
 		p.t.Fatal(err)
 	}
-	p.out = bufio.NewReader(ours)
-	p.closed = sync.OnceFunc(func() { ours.Close() })
+	p.out = bufio.NewReader(parentEnd)
+	p.closeOut = sync.OnceFunc(func() { parentEnd.Close() })
 	p.t.Cleanup(func() {
 		if p.cmd.ProcessState == nil {
 			_ = p.cmd.Process.Kill()
 			_ = p.cmd.Wait()
 		}
-		p.closed()
+		p.closeOut()
 	})
 }
 
 // line is the next line of its output.
-func (p *built) line() string {
+func (p *commandProcess) readLine() string {
 	p.t.Helper()
 	line, err := p.out.ReadString('\n')
 	if err != nil {
-		p.t.Fatalf("no line of output: %v\n%s", err, p.end())
+		p.t.Fatalf("no line of output: %v\n%s", err, p.wait())
 	}
 	return line
 }
 
-func (p *built) signal(s os.Signal) {
+func (p *commandProcess) signal(s os.Signal) {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		p.t.Fatal(err)
@@ -131,19 +131,19 @@ func (p *built) signal(s os.Signal) {
 }
 
 // hangUp closes the terminal.
-func (p *built) hangUp() { p.closed() }
+func (p *commandProcess) hangUp() { p.closeOut() }
 
 // end waits for the process and returns what it wrote to stderr.
-func (p *built) end() string {
+func (p *commandProcess) wait() string {
 	_, _ = io.Copy(io.Discard, p.out)
 	_ = p.cmd.Wait()
 	return p.stderr.String()
 }
 
 // exits waits for the process, which must exit with the code.
-func (p *built) exits(code int) (stderr string) {
+func (p *commandProcess) wantExit(code int) (stderr string) {
 	p.t.Helper()
-	stderr = p.end()
+	stderr = p.wait()
 	if got := p.cmd.ProcessState.ExitCode(); got != code {
 		p.t.Errorf("%v: %v, want exit code %d\n%s", p.cmd.Args, p.cmd.ProcessState, code, stderr)
 	}
@@ -151,25 +151,25 @@ func (p *built) exits(code int) (stderr string) {
 }
 
 // openTerminal makes a pseudo-terminal.
-func openTerminal(t *testing.T) (ours, theirs *os.File) {
+func openTerminal(t *testing.T) (parentEnd, childEnd *os.File) {
 	t.Helper()
-	ours, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	parentEnd, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd := int(ours.Fd())
+	fd := int(parentEnd.Fd())
 	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	if err == nil {
 		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
 	}
 	if err == nil {
-		theirs, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+		childEnd, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
 	}
 	if err != nil {
-		ours.Close()
+		parentEnd.Close()
 		t.Fatal(err)
 	}
-	return ours, theirs
+	return parentEnd, childEnd
 }
 
 // repeats is how often a test of something that happens at once is repeated: three
@@ -199,11 +199,11 @@ func TestCommandEnds(t *testing.T) {
 			for run := range repeats(t) {
 				for i, d := range []time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond} {
 					sig := []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}[(i+run)%3]
-					endsDoubled(t, home, hold, sig, d)
+					testRepeatedSignal(t, home, hold, sig, d)
 				}
-				endsByTimeout(t, home, hold)
-				endsByHangUp(t, home, hold)
-				endsUnderNohup(t, home, hold)
+				testTimeoutCommand(t, home, hold)
+				testHangUp(t, home, hold)
+				testNohup(t, home, hold)
 				if t.Failed() {
 					return
 				}
@@ -213,26 +213,26 @@ func TestCommandEnds(t *testing.T) {
 }
 
 // holds waits until the command holds its mappings.
-func holds(t *testing.T, home *lab.HomeNet, p *built) {
+func waitForMappings(t *testing.T, home *lab.HomeNet, p *commandProcess) {
 	t.Helper()
-	if line := strings.TrimSpace(p.line()); line != at(home, 8080).String() {
-		t.Fatalf("printed %q, want %v", line, at(home, 8080))
+	if line := strings.TrimSpace(p.readLine()); line != externalAddr(home, 8080).String() {
+		t.Fatalf("printed %q, want %v", line, externalAddr(home, 8080))
 	}
 	wantRules(t, home, 2)
 }
 
-const removing = "removing the mapping; Ctrl-C again to leave it\n"
+const removingText = "removing the mapping; Ctrl-C again to leave it\n"
 
 // endsDoubled is the end by a signal that comes twice, as from a wrapper that signals
 // its child and the process group of that.
-func endsDoubled(t *testing.T, home *lab.HomeNet, hold []string, sig os.Signal, pause time.Duration) {
+func testRepeatedSignal(t *testing.T, home *lab.HomeNet, hold []string, sig os.Signal, pause time.Duration) {
 	t.Helper()
 	p := execute(t, home.Lan, nil, hold...)
-	holds(t, home, p)
+	waitForMappings(t, home, p)
 	p.signal(sig)
 	time.Sleep(pause)
 	p.signal(sig)
-	if stderr := p.exits(0); strings.Count(stderr, removing) != 1 {
+	if stderr := p.wantExit(0); strings.Count(stderr, removingText) != 1 {
 		t.Errorf("%v twice, %v apart: %s", sig, pause, stderr)
 	}
 	wantRules(t, home, 0)
@@ -240,32 +240,32 @@ func endsDoubled(t *testing.T, home *lab.HomeNet, hold []string, sig os.Signal, 
 
 // endsByTimeout is the end by GNU timeout, which signals its child and then its own
 // process group. It does the same when its time is up and when it is told to end.
-func endsByTimeout(t *testing.T, home *lab.HomeNet, hold []string) {
+func testTimeoutCommand(t *testing.T, home *lab.HomeNet, hold []string) {
 	t.Helper()
 	p := execute(t, home.Lan, []string{"timeout", "1h"}, hold...)
-	holds(t, home, p)
+	waitForMappings(t, home, p)
 	p.signal(syscall.SIGTERM)
-	p.exits(0)
+	p.wantExit(0)
 	wantRules(t, home, 0)
 }
 
 // endsByHangUp is the end of the terminal, or of the connection behind it.
-func endsByHangUp(t *testing.T, home *lab.HomeNet, hold []string) {
+func testHangUp(t *testing.T, home *lab.HomeNet, hold []string) {
 	t.Helper()
 	p := executeInTerminal(t, home.Lan, hold...)
-	for !strings.Contains(p.line(), "Kept alive until Ctrl-C") {
+	for !strings.Contains(p.readLine(), "Kept alive until Ctrl-C") {
 	}
 	wantRules(t, home, 2)
 	p.hangUp()
-	p.exits(0)
+	p.wantExit(0)
 	wantRules(t, home, 0)
 }
 
 // endsUnderNohup is a hang-up that is to change nothing, and then an end.
-func endsUnderNohup(t *testing.T, home *lab.HomeNet, hold []string) {
+func testNohup(t *testing.T, home *lab.HomeNet, hold []string) {
 	t.Helper()
 	p := execute(t, home.Lan, []string{"nohup"}, hold...)
-	holds(t, home, p)
+	waitForMappings(t, home, p)
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/status")
 	if err != nil {
 		t.Fatal(err)
@@ -277,7 +277,7 @@ func endsUnderNohup(t *testing.T, home *lab.HomeNet, hold []string) {
 	}
 	p.signal(syscall.SIGHUP)
 	p.signal(syscall.SIGTERM)
-	if stderr := p.exits(0); strings.Count(stderr, removing) != 1 {
+	if stderr := p.wantExit(0); strings.Count(stderr, removingText) != 1 {
 		t.Error(stderr)
 	}
 	wantRules(t, home, 0)
@@ -295,7 +295,7 @@ func TestPortFile(t *testing.T) {
 
 	device := in("device")
 	if err := unix.Mknod(device, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
-		create(t, device) // a user's namespace makes no devices, but mounts them
+		createFile(t, device) // a user's namespace makes no devices, but mounts them
 		mount(t, os.DevNull, device, "", unix.MS_BIND)
 	}
 	if err := unix.Mkfifo(in("fifo"), 0o600); err != nil {
@@ -306,9 +306,9 @@ func TestPortFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	create(t, in("target"))
-	create(t, in("mounted"))
-	create(t, in("mount point"))
+	createFile(t, in("target"))
+	createFile(t, in("mounted"))
+	createFile(t, in("mount point"))
 	mount(t, in("mounted"), in("mount point"), "", unix.MS_BIND)
 
 	for name, file := range map[string]struct {
@@ -323,78 +323,78 @@ func TestPortFile(t *testing.T) {
 		"mount point": {text: "mounted"},
 	} {
 		before, _ := os.Lstat(in(name))
-		same := func(when string) {
+		wantSameFile := func(when string) {
 			t.Helper()
 			after, err := os.Lstat(in(name))
 			if before != nil && (err != nil || !os.SameFile(before, after) || after.Mode() != before.Mode()) {
 				t.Errorf("%s: %s: the file is another one, or none: %v", name, when, err)
 			}
 		}
-		shows := func(want, when string) {
+		wantText := func(want, when string) {
 			t.Helper()
 			if text, err := os.ReadFile(in(file.text)); file.text != "" && (err != nil || string(text) != want) {
 				t.Errorf("%s: %s: %q, %v, want %q", name, when, text, err, want)
 			}
 		}
 		once := execute(t, home.Lan, nil, "map", "8080", "--port-file", in(name))
-		once.exits(0)
-		same("after map")
-		shows("8080\n", "after map")
+		once.wantExit(0)
+		wantSameFile("after map")
+		wantText("8080\n", "after map")
 
 		hold := execute(t, home.Lan, nil, "map", "65000:8081", "--hold", "--port-file", in(name))
-		hold.line()
+		hold.readLine()
 		if file.text != "" {
-			until(t, patience, name+" has no port", func() bool {
+			waitUntil(t, maxWait, name+" has no port", func() bool {
 				text, _ := os.ReadFile(in(file.text))
 				return string(text) == "65000\n"
 			})
 		}
-		same("during map --hold")
+		wantSameFile("during map --hold")
 		hold.signal(os.Interrupt)
-		hold.exits(0)
-		same("after map --hold")
+		hold.wantExit(0)
+		wantSameFile("after map --hold")
 		if _, err := os.Lstat(in(name)); file.gone != errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: after map --hold: %v; gone is to be %v", name, err, file.gone)
 		} else if !file.gone {
-			shows("", "after map --hold")
+			wantText("", "after map --hold")
 		}
 	}
-	fifo(t, home, in("fifo"))
+	testFIFO(t, home, in("fifo"))
 }
 
 // fifo checks that a FIFO is written when a program reads it, and keeps nothing
 // waiting if none does.
-func fifo(t *testing.T, home *lab.HomeNet, path string) {
+func testFIFO(t *testing.T, home *lab.HomeNet, path string) {
 	t.Helper()
 	want := "--port-file: waiting for a program to read " + path + "\n"
 	hold := execute(t, home.Lan, nil, "map", "8080", "--hold", "--port-file", path)
-	hold.line()
+	hold.readLine()
 	if text, err := os.ReadFile(path); err != nil || string(text) != "8080\n" {
 		t.Errorf("the FIFO had %q, %v", text, err)
 	}
 	hold.signal(os.Interrupt)
-	hold.exits(0)
+	hold.wantExit(0)
 	once := execute(t, home.Lan, nil, "map", "8080", "--port-file", path)
-	once.line()
+	once.readLine()
 	if text, err := os.ReadFile(path); err != nil || string(text) != "8080\n" {
 		t.Errorf("the FIFO had %q, %v", text, err)
 	}
-	once.exits(0)
+	once.wantExit(0)
 	unread := execute(t, home.Lan, nil, "map", "8081", "--hold", "--port-file", path)
-	unread.line()
+	unread.readLine()
 	unread.signal(syscall.SIGTERM)
-	unread.exits(0)
+	unread.wantExit(0)
 	if info, err := os.Lstat(path); err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
 		t.Errorf("%v, %v, want the FIFO", info, err)
 	}
 	once = execute(t, home.Lan, nil, "map", "8081", "--port-file", path)
-	once.line()
-	until(t, patience, "it does not say that it waits", func() bool { return strings.Contains(once.stderr.String(), want) })
+	once.readLine()
+	waitUntil(t, maxWait, "it does not say that it waits", func() bool { return strings.Contains(once.stderr.String(), want) })
 	once.signal(os.Interrupt)
-	once.exits(1)
+	once.wantExit(1)
 }
 
-func create(t *testing.T, path string) {
+func createFile(t *testing.T, path string) {
 	t.Helper()
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		t.Fatal(err)

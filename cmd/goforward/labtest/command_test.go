@@ -27,30 +27,30 @@ var goforwardProgram = lab.Func("goforward", func(p *lab.Proc) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	code := cli.Run(ctx, args, &lines{proc: p}, os.Stderr)
-	p.Send(said{Exit: &code})
+	code := cli.Run(ctx, args, &lineSender{proc: p}, os.Stderr)
+	p.Send(outputMessage{Exit: &code})
 })
 
 // said is a line on standard output, or the exit code.
-type said struct {
+type outputMessage struct {
 	Line string `json:",omitempty"`
 	Exit *int   `json:",omitempty"`
 }
 
 // lines sends what is written to it.
-type lines struct {
+type lineSender struct {
 	proc *lab.Proc
 	rest string
 }
 
-func (l *lines) Write(b []byte) (int, error) {
+func (l *lineSender) Write(b []byte) (int, error) {
 	l.rest += string(b)
 	for {
 		line, rest, whole := strings.Cut(l.rest, "\n")
 		if !whole {
 			return len(b), nil
 		}
-		l.proc.Send(said{Line: line})
+		l.proc.Send(outputMessage{Line: line})
 		l.rest = rest
 	}
 }
@@ -66,9 +66,9 @@ func goforward(t *testing.T, host *lab.Host, args ...string) *command {
 	return &command{host.Start(t, goforwardProgram, args), t}
 }
 
-func (c *command) line() string {
+func (c *command) readLine() string {
 	c.t.Helper()
-	var s said
+	var s outputMessage
 	c.Expect(&s)
 	if s.Exit != nil {
 		c.t.Fatalf("exit code %d, but a line was expected", *s.Exit)
@@ -77,18 +77,18 @@ func (c *command) line() string {
 }
 
 // endpoint is a line that is an endpoint.
-func (c *command) endpoint() netip.AddrPort {
+func (c *command) readEndpoint() netip.AddrPort {
 	c.t.Helper()
-	ap, err := netip.ParseAddrPort(c.line())
+	ap, err := netip.ParseAddrPort(c.readLine())
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	return ap
 }
 
-func (c *command) exits(code int) {
+func (c *command) wantExit(code int) {
 	c.t.Helper()
-	var s said
+	var s outputMessage
 	c.Expect(&s)
 	if s.Exit == nil || *s.Exit != code {
 		c.t.Errorf("got %+v, want exit code %d", s, code)
@@ -105,13 +105,13 @@ func TestCommandHold(t *testing.T) {
 			home := lab.Home(t, lab.Router{})
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			c := goforward(t, home.Lan, "map", "80:8080", "--hold")
-			external := c.endpoint()
-			if external != at(home, 80) {
+			external := c.readEndpoint()
+			if external != externalAddr(home, 80) {
 				t.Errorf("printed %v, want port 80", external)
 			}
 			home.Reaches(t, echo, external)
 			c.Signal(sig)
-			c.exits(0)
+			c.wantExit(0)
 			home.DoesNotReach(t, echo, external)
 			wantRules(t, home, 0)
 		})
@@ -134,29 +134,29 @@ func TestCommandHoldRestart(t *testing.T) {
 					Port uint16
 				}
 			}
-			line := c.line()
+			line := c.readLine()
 			if err := json.Unmarshal([]byte(line), &got); err != nil {
 				t.Fatalf("%s: %v", line, err)
 			}
-			if got.Event != want || got.Protocol != protocol || netip.AddrPortFrom(got.External.IP, got.External.Port) != at(home, 8080) {
+			if got.Event != want || got.Protocol != protocol || netip.AddrPortFrom(got.External.IP, got.External.Port) != externalAddr(home, 8080) {
 				t.Errorf("printed %s, want %s %s", line, want, protocol)
 			}
 		}
 	}
 	event("mapped")
-	home.Reaches(t, byTCP, at(home, 8080))
-	home.Reaches(t, byUDP, at(home, 8080))
-	age(t, home)
-	die(t, home)
-	home.DoesNotReach(t, byTCP, at(home, 8080))
+	home.Reaches(t, byTCP, externalAddr(home, 8080))
+	home.Reaches(t, byUDP, externalAddr(home, 8080))
+	waitForEpoch(t, home)
+	powerOff(t, home)
+	home.DoesNotReach(t, byTCP, externalAddr(home, 8080))
 	home.Daemon.Start(t)
 	event("lost")
 	event("restored")
-	home.Reaches(t, byTCP, at(home, 8080))
-	home.Reaches(t, byUDP, at(home, 8080))
+	home.Reaches(t, byTCP, externalAddr(home, 8080))
+	home.Reaches(t, byUDP, externalAddr(home, 8080))
 	c.Signal(os.Interrupt)
 	event("unmapped")
-	c.exits(0)
+	c.wantExit(0)
 	wantRules(t, home, 0)
 }
 
@@ -165,22 +165,22 @@ func TestCommandUnmap(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: map, then unmap")
 	home := lab.Home(t, lab.Router{})
-	theirs := neighbour(t, home, "tcp", 9000)
+	neighbourEcho := occupyPort(t, home, "tcp", 9000)
 	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 	c := goforward(t, home.Lan, "map", "8080/both")
-	external := c.endpoint()
-	c.exits(0)
+	external := c.readEndpoint()
+	c.wantExit(0)
 	home.Reaches(t, byTCP, external)
 	home.Reaches(t, byUDP, external)
 
-	goforward(t, home.Lan, "unmap", "8080/udp").exits(0)
+	goforward(t, home.Lan, "unmap", "8080/udp").wantExit(0)
 	home.Reaches(t, byTCP, external)
 	home.DoesNotReach(t, byUDP, external)
-	goforward(t, home.Lan, "unmap", "8080").exits(0)
+	goforward(t, home.Lan, "unmap", "8080").wantExit(0)
 	home.DoesNotReach(t, byTCP, external)
-	goforward(t, home.Lan, "unmap", "8080").exits(0) // gone already
+	goforward(t, home.Lan, "unmap", "8080").wantExit(0) // gone already
 	wantRules(t, home, 1)
-	home.Reaches(t, theirs, at(home, 9000))
+	home.Reaches(t, neighbourEcho, externalAddr(home, 9000))
 }
 
 // What one process maps by PCP, another takes away: it need not be told that it
@@ -201,11 +201,11 @@ func TestCommandUnmapPCP(t *testing.T) {
 			home := lab.Home(t, c.router)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			mapped := goforward(t, home.Lan, c.args...)
-			external := mapped.endpoint()
-			mapped.exits(0)
+			external := mapped.readEndpoint()
+			mapped.wantExit(0)
 			home.Reaches(t, echo, external)
 			wantRules(t, home, 1)
-			goforward(t, home.Lan, "unmap", "8080").exits(0)
+			goforward(t, home.Lan, "unmap", "8080").wantExit(0)
 			wantRules(t, home, 0)
 			home.DoesNotReach(t, echo, external)
 		})
@@ -219,11 +219,11 @@ func TestCommandKilled(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	c := goforward(t, home.Lan, "map", "8080", "--hold", "--lifetime", "4")
-	external := c.endpoint()
+	external := c.readEndpoint()
 	home.Reaches(t, echo, external)
 	c.Kill()
 	home.Reaches(t, echo, external)
-	took := goes(t, home, echo, external, 8*time.Second)
+	took := waitUnreachable(t, home, echo, external, 8*time.Second)
 	t.Logf("gone after %v", took)
 	wantRules(t, home, 0)
 }
@@ -233,21 +233,21 @@ func TestCommandFails(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: exit codes")
 	home := lab.Home(t, lab.Router{})
-	neighbour(t, home, "tcp", 8080)
+	occupyPort(t, home, "tcp", 8080)
 	ip := goforward(t, home.Lan, "ip")
-	if line := ip.line(); line != home.External.String() {
+	if line := ip.readLine(); line != home.External.String() {
 		t.Errorf("ip printed %s, want %v", line, home.External)
 	}
-	ip.exits(0)
-	goforward(t, home.Lan, "map", "8080", "--exact").exits(5)
-	goforward(t, home.Lan, "map", "8080", "-g", "192.168.77.3").exits(6) // the neighbour is no router
-	goforward(t, home.Lan, "map", "70000").exits(2)
+	ip.wantExit(0)
+	goforward(t, home.Lan, "map", "8080", "--exact").wantExit(5)
+	goforward(t, home.Lan, "map", "8080", "-g", "192.168.77.3").wantExit(6) // the neighbour is no router
+	goforward(t, home.Lan, "map", "70000").wantExit(2)
 	home.Router.Rule(t, "input", `iifname "lan0" udp dport 1900 drop`)
-	goforward(t, home.Lan, "list").exits(1) // only UPnP could tell
+	goforward(t, home.Lan, "list").wantExit(1) // only UPnP could tell
 	home.Daemon.Kill(t)
-	goforward(t, home.Lan, "map", "8080").exits(3)
+	goforward(t, home.Lan, "map", "8080").wantExit(3)
 	home.Lan.Exec(t, "ip", "route", "del", "default")
-	goforward(t, home.Lan, "map", "8080").exits(3)
+	goforward(t, home.Lan, "map", "8080").wantExit(3)
 	wantRules(t, home, 1)
 }
 
@@ -258,9 +258,9 @@ func TestCommandNatpmpc(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	echo := home.Lan.Echo(t, "udp", ":6881")
 	home.Lan.Exec(t, "natpmpc", "-g", home.Gateway.String(), "-a", "6881", "6881", "udp", "600")
-	home.Reaches(t, echo, at(home, 6881))
-	goforward(t, home.Lan, "unmap", "-u", "6881", "6881").exits(0)
-	home.DoesNotReach(t, echo, at(home, 6881))
+	home.Reaches(t, echo, externalAddr(home, 6881))
+	goforward(t, home.Lan, "unmap", "-u", "6881", "6881").wantExit(0)
+	home.DoesNotReach(t, echo, externalAddr(home, 6881))
 	wantRules(t, home, 0)
 }
 
@@ -273,18 +273,18 @@ func TestExecAddress(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "cli: another external address, and the hook is told, "+backend)
 			home := lab.Home(t, router)
-			told := filepath.Join(t.TempDir(), "told")
+			hookOutput := filepath.Join(t.TempDir(), "told")
 			port := filepath.Join(t.TempDir(), "port")
 			c := goforward(t, home.Lan, "map", "8080", "--hold", "--lifetime", "8", "--port-file", port, "--exec",
-				`sh -c 'echo $GOFORWARD_EVENT $GOFORWARD_EXTERNAL_IP:$GOFORWARD_EXTERNAL_PORT $GOFORWARD_BACKEND >>`+told+`'`)
+				`sh -c 'echo $GOFORWARD_EVENT $GOFORWARD_EXTERNAL_IP:$GOFORWARD_EXTERNAL_PORT $GOFORWARD_BACKEND >>`+hookOutput+`'`)
 			read := func(path string) string {
 				b, _ := os.ReadFile(path)
 				return string(b)
 			}
-			until(t, patience, "the hook does not run", func() bool { return read(told) != "" && read(port) == "8080\n" })
+			waitUntil(t, maxWait, "the hook does not run", func() bool { return read(hookOutput) != "" && read(port) == "8080\n" })
 			home.Router.Exec(t, "sh", "-ec", "ip addr add 45.45.45.77/24 dev wan0; ip addr del 45.45.45.1/24 dev wan0; ip addr show dev wan0 | grep -q 45.45.45.77 || ip addr add 45.45.45.77/24 dev wan0")
-			until(t, patience, "the hook does not run again", func() bool { return strings.Count(read(told), "\n") > 1 })
-			if got, want := read(told), "mapped 45.45.45.1:8080 "+backend+"\nchanged 45.45.45.77:8080 "+backend+"\n"; got != want {
+			waitUntil(t, maxWait, "the hook does not run again", func() bool { return strings.Count(read(hookOutput), "\n") > 1 })
+			if got, want := read(hookOutput), "mapped 45.45.45.1:8080 "+backend+"\nchanged 45.45.45.77:8080 "+backend+"\n"; got != want {
 				t.Errorf("the hook was told %q, want %q", got, want)
 			}
 			c.Signal(os.Interrupt)
@@ -305,28 +305,28 @@ func TestVPNLoop(t *testing.T) {
 	lab.Scenario(t, "cli: the loop of VPN users, with a hook")
 	home := lab.Home(t, lab.Router{NoUPnP: true})
 	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
-	told := filepath.Join(t.TempDir(), "told")
+	hookOutput := filepath.Join(t.TempDir(), "told")
 	refusal := home.Router.Rule(t, "input", `iifname "lan0" udp dport 5351 reject`)
 	c := goforward(t, home.Lan, "map", "8080", "--same-port", "--protocol", "both", "--gateway", home.Gateway.String(),
 		"--lifetime", "60", "--hold", "--wait", "--exec",
-		`sh -c 'echo $GOFORWARD_EVENT $GOFORWARD_EXTERNAL_IP:$GOFORWARD_EXTERNAL_PORT $GOFORWARD_PREVIOUS_PORT >>`+told+`'`)
+		`sh -c 'echo $GOFORWARD_EVENT $GOFORWARD_EXTERNAL_IP:$GOFORWARD_EXTERNAL_PORT $GOFORWARD_PREVIOUS_PORT >>`+hookOutput+`'`)
 	lines := func() []string {
-		b, _ := os.ReadFile(told)
+		b, _ := os.ReadFile(hookOutput)
 		return strings.Split(strings.TrimSpace(string(b)), "\n")
 	}
 	refusal.Remove(t)
-	until(t, patience, "the hook does not run", func() bool { return lines()[0] != "" })
-	home.Reaches(t, byTCP, at(home, 8080))
-	home.Reaches(t, byUDP, at(home, 8080))
+	waitUntil(t, maxWait, "the hook does not run", func() bool { return lines()[0] != "" })
+	home.Reaches(t, byTCP, externalAddr(home, 8080))
+	home.Reaches(t, byUDP, externalAddr(home, 8080))
 
-	die(t, home)
-	kept := home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351 drop`)
+	powerOff(t, home)
+	block := home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351 drop`)
 	home.Daemon.Start(t)
-	neighbour(t, home, "tcp", 8080)
-	kept.Remove(t)
-	until(t, 2*patience, "the hook does not run again", func() bool { return len(lines()) > 1 })
-	home.Reaches(t, home.Lan.Echo(t, "tcp", ":8081"), at(home, 8081))
-	home.Reaches(t, home.Lan.Echo(t, "udp", ":8081"), at(home, 8081))
+	occupyPort(t, home, "tcp", 8080)
+	block.Remove(t)
+	waitUntil(t, 2*maxWait, "the hook does not run again", func() bool { return len(lines()) > 1 })
+	home.Reaches(t, home.Lan.Echo(t, "tcp", ":8081"), externalAddr(home, 8081))
+	home.Reaches(t, home.Lan.Echo(t, "udp", ":8081"), externalAddr(home, 8081))
 	want := []string{"mapped 45.45.45.1:8080", "changed 45.45.45.1:8081 8080"}
 	if got := lines(); len(got) != 2 || strings.TrimSpace(got[0]) != want[0] || got[1] != want[1] {
 		t.Errorf("the hook was told %q, want %q", got, want)

@@ -59,8 +59,8 @@ func testContract(t *testing.T, name string) {
 		return backendtest.Fixture{
 			Backend:  &remoteBackend{name: name, client: client},
 			External: home.External,
-			Table:    func(t *testing.T) []backendtest.Row { return table(t, home) },
-			Requests: func(t *testing.T) int { return requests(t, home) },
+			Table:    func(t *testing.T) []backendtest.Row { return readTable(t, home) },
+			Requests: func(t *testing.T) int { return countRequests(t, home) },
 			Reaches: func(t *testing.T, m backends.Mapping) bool {
 				byProtocol := echoes[m.Internal]
 				if byProtocol == nil {
@@ -71,18 +71,18 @@ func testContract(t *testing.T, name string) {
 					byProtocol[m.Protocol] = home.Lan.Echo(t, m.Protocol.String(), m.Internal.String())
 				}
 				for range 10 { // a machine that is busy may not answer within one short wait
-					if answered(t, home.Wan, byProtocol[m.Protocol], m.External) {
+					if isReachable(t, home.Wan, byProtocol[m.Protocol], m.External) {
 						return true
 					}
 				}
 				return false
 			},
 			Occupy: func(t *testing.T, p backends.Protocol, port uint16) {
-				natpmpcMaps(t, home, other, p.String(), port)
+				mapByNatpmpc(t, home, other, p.String(), port)
 			},
 			Pass: func(t *testing.T, d time.Duration) {
 				begin := time.Now()
-				until(t, d+patience, "the time does not pass", func() bool { return time.Since(begin) > d })
+				waitUntil(t, d+maxWait, "the time does not pass", func() bool { return time.Since(begin) > d })
 			},
 			Silence: func(t *testing.T) {
 				rule := home.Router.Rule(t, "input", requestsOf+` drop`)
@@ -93,16 +93,16 @@ func testContract(t *testing.T, name string) {
 }
 
 var (
-	entry   = regexp.MustCompile(`0x([0-9a-f]+) th dport (\d+) dnat ip to 192\.168\.77\.\d+:(\d+)`)
-	counted = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "requests"`)
+	entryPattern = regexp.MustCompile(`0x([0-9a-f]+) th dport (\d+) dnat ip to 192\.168\.77\.\d+:(\d+)`)
+	requestCount = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "requests"`)
 )
 
 // table reads the router's entries.
-func table(t *testing.T, home *lab.HomeNet) []backendtest.Row {
+func readTable(t *testing.T, home *lab.HomeNet) []backendtest.Row {
 	t.Helper()
 	var rows []backendtest.Row
 	for _, rule := range home.Rules(t) {
-		m := entry.FindStringSubmatch(rule)
+		m := entryPattern.FindStringSubmatch(rule)
 		if m == nil {
 			t.Fatalf("a rule that is no entry: %s", rule)
 		}
@@ -110,12 +110,12 @@ func table(t *testing.T, home *lab.HomeNet) []backendtest.Row {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rows = append(rows, backendtest.Row{Protocol: backends.Protocol(p), ExternalPort: port(t, m[2]), InternalPort: port(t, m[3])})
+		rows = append(rows, backendtest.Row{Protocol: backends.Protocol(p), ExternalPort: parsePort(t, m[2]), InternalPort: parsePort(t, m[3])})
 	}
 	return rows
 }
 
-func port(t *testing.T, s string) uint16 {
+func parsePort(t *testing.T, s string) uint16 {
 	t.Helper()
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil {
@@ -124,9 +124,9 @@ func port(t *testing.T, s string) uint16 {
 	return uint16(n)
 }
 
-func requests(t *testing.T, home *lab.HomeNet) int {
+func countRequests(t *testing.T, home *lab.HomeNet) int {
 	t.Helper()
-	m := counted.FindStringSubmatch(home.Router.Ruleset(t))
+	m := requestCount.FindStringSubmatch(home.Router.Ruleset(t))
 	if m == nil {
 		t.Fatal("the router does not count requests")
 	}
@@ -189,18 +189,18 @@ type (
 		Deadline time.Time // of the caller's context
 		Canceled bool      // before the call
 		Request  backends.Request
-		Mapping  wireMapping
+		Mapping  gobMapping
 	}
 	BackendReply struct {
 		Addr    netip.Addr
-		Mapping wireMapping
+		Mapping gobMapping
 		Failed  bool
 		Failure failure
 	}
 )
 
 // wireMapping is a Mapping for package gob, which cannot encode a Token.
-type wireMapping struct{ backends.Mapping }
+type gobMapping struct{ backends.Mapping }
 
 // mappingFields has the bytes of the token in place of the Token, which hides them, and
 // the number of the protocol, which may be 0: a Protocol does not read that.
@@ -210,11 +210,11 @@ type mappingFields struct {
 	Token    []byte
 }
 
-func (m wireMapping) GobEncode() ([]byte, error) {
+func (m gobMapping) GobEncode() ([]byte, error) {
 	return json.Marshal(mappingFields{m.Mapping, uint8(m.Protocol), m.Token.Bytes()})
 }
 
-func (m *wireMapping) GobDecode(b []byte) error {
+func (m *gobMapping) GobDecode(b []byte) error {
 	var f mappingFields
 	err := json.Unmarshal(b, &f)
 	m.Mapping = f.Mapping
@@ -296,15 +296,15 @@ type remoteBackend struct {
 	name   string
 	client *rpc.Client
 	mu     sync.Mutex
-	last   uint64
+	lastID uint64
 }
 
 var _ backends.Backend = (*remoteBackend)(nil)
 
 func (b *remoteBackend) call(ctx context.Context, name string, c BackendCall) (BackendReply, error) {
 	b.mu.Lock()
-	b.last++
-	c.ID = b.last
+	b.lastID++
+	c.ID = b.lastID
 	b.mu.Unlock()
 	var r BackendReply
 	c.Deadline, _ = ctx.Deadline()
@@ -342,12 +342,12 @@ func (b *remoteBackend) Map(ctx context.Context, req backends.Request) (backends
 }
 
 func (b *remoteBackend) Renew(ctx context.Context, m backends.Mapping, req backends.Request) (backends.Mapping, error) {
-	r, err := b.call(ctx, "Renew", BackendCall{Mapping: wireMapping{m}, Request: req})
+	r, err := b.call(ctx, "Renew", BackendCall{Mapping: gobMapping{m}, Request: req})
 	return r.Mapping.Mapping, err
 }
 
 func (b *remoteBackend) Unmap(ctx context.Context, m backends.Mapping) error {
-	_, err := b.call(ctx, "Unmap", BackendCall{Mapping: wireMapping{m}})
+	_, err := b.call(ctx, "Unmap", BackendCall{Mapping: gobMapping{m}})
 	return err
 }
 

@@ -14,7 +14,7 @@ import (
 
 // three enables three mappings one after another, and returns a look at which
 // of them bytes arrive by.
-func three(t *testing.T) (home *lab.HomeNet, f *remote, reached func(want ...bool)) {
+func enableThree(t *testing.T) (home *lab.HomeNet, f *remoteForwarder, reached func(want ...bool)) {
 	t.Helper()
 	home = lab.Home(t, lab.Router{})
 	f = newForwarder(t, home.Lan, config{})
@@ -42,7 +42,7 @@ func three(t *testing.T) (home *lab.HomeNet, f *remote, reached func(want ...boo
 func TestDisableStack(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: disable the last enabled")
-	home, f, reached := three(t)
+	home, f, reached := enableThree(t)
 	reached(true, true, true)
 	f.disable()
 	reached(true, true, false)
@@ -56,7 +56,7 @@ func TestDisableStack(t *testing.T) {
 func TestDisableSelected(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: disable by selector")
-	home, f, reached := three(t)
+	home, f, reached := enableThree(t)
 	wantKinds(t, f.try(call{Op: "disable", Forwarder: f.n, Options: []option{tcp(8082)}}).Failure.err(), forward.ErrNoMapping)
 	f.disable(tcp(8081))
 	reached(false, true, true)
@@ -69,29 +69,29 @@ func TestDisableSelected(t *testing.T) {
 func TestDisableAll(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: disable all")
-	home, f, _ := three(t)
-	other := neighbour(t, home, "tcp", 9000)
+	home, f, _ := enableThree(t)
+	other := occupyPort(t, home, "tcp", 9000)
 	if n := f.disableAll(tcp(0)); n != 2 {
 		t.Errorf("%d taken away, want 2", n)
 	}
-	home.Reaches(t, other, at(home, 9000))
+	home.Reaches(t, other, externalAddr(home, 9000))
 	if n := f.disableAll(); n != 1 {
 		t.Errorf("%d taken away, want 1", n)
 	}
 	if n := f.disableAll(); n != 0 {
 		t.Errorf("%d taken away, want none", n)
 	}
-	home.Reaches(t, other, at(home, 9000))
+	home.Reaches(t, other, externalAddr(home, 9000))
 	wantRules(t, home, 1)
 }
 
 // Every way to end takes all mappings away.
 func TestEnd(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(t *testing.T, f *remote){
-		"Close":              func(_ *testing.T, f *remote) { f.close() },
-		"Shutdown":           func(_ *testing.T, f *remote) { f.do(call{Op: "shutdown", Forwarder: f.n, Within: patience}) },
-		"Close of a package": func(_ *testing.T, f *remote) { f.close() },
+	for name, end := range map[string]func(t *testing.T, f *remoteForwarder){
+		"Close":              func(_ *testing.T, f *remoteForwarder) { f.close() },
+		"Shutdown":           func(_ *testing.T, f *remoteForwarder) { f.do(call{Op: "shutdown", Forwarder: f.n, Within: maxWait}) },
+		"Close of a package": func(_ *testing.T, f *remoteForwarder) { f.close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -114,7 +114,7 @@ func TestEnd(t *testing.T) {
 				wantRules(t, home, 1)
 				return
 			}
-			f.refused([]error{forward.ErrClosed}, tcp(8081))
+			f.wantEnableError([]error{forward.ErrClosed}, tcp(8081))
 			end(t, f) // a second call does nothing
 		})
 	}
@@ -131,9 +131,9 @@ func TestRun(t *testing.T) {
 			f := newForwarder(t, home.Lan, config{Package: pkg})
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			other := f.enable(udp(8081))
-			f.event(forward.EventMapped)
+			f.wantEvent(forward.EventMapped)
 			id := f.begin(call{Op: "run", Forwarder: f.n, Options: []option{tcp(8080)}})
-			external := f.event(forward.EventMapped).External
+			external := f.wantEvent(forward.EventMapped).External
 			home.Reaches(t, echo, external)
 			f.do(call{Op: "cancel", Cancel: id})
 			if got := f.await(id); got.Failure != nil {
@@ -157,12 +157,12 @@ func TestKilled(t *testing.T) {
 	home.Reaches(t, echo, m.External)
 	f.proc.Kill()
 	home.Reaches(t, echo, m.External)
-	took := goes(t, home, echo, m.External, shortLease+3*time.Second)
+	took := waitUnreachable(t, home, echo, m.External, shortLease+3*time.Second)
 	t.Logf("gone after %v", took)
 	wantRules(t, home, 0)
 }
 
-const slack = 500 * time.Millisecond // what a bound may be late by, on a busy machine
+const tolerance = 500 * time.Millisecond // what a bound may be late by, on a busy machine
 
 // The router answers that it is there, and dies before it answers the request.
 func TestDiesInMidCall(t *testing.T) {
@@ -174,26 +174,26 @@ func TestDiesInMidCall(t *testing.T) {
 			home := lab.Home(t, lab.Router{})
 			home.Router.Rule(t, "input", `iifname "lan0" tcp dport 5000 reject with tcp reset`) // no way around the trap
 			const timeout = 4 * time.Second
-			f := newForwarder(t, home.Lan, config{Timeout: timeout})
+			f := newForwarder(t, home.Lan, config{RequestTimeout: timeout})
 			echo := home.Lan.Echo(t, "tcp", ":8080")
-			trap := setTrap(t, home, mapRequests)
+			drop := dropPackets(t, home, mapRequests)
 			id := f.beginEnable(tcp(8080))
-			trap.springs(t, 1)
+			drop.waitForDrops(t, 1)
 			home.Daemon.Kill(t)
 			if dead == "refusing" { // the next request meets a closed port
-				trap.remove(t)
+				drop.remove(t)
 			}
 			got := f.await(id)
 			t.Logf("the error came after %v", got.Took)
 			wantKinds(t, got.Failure.err(), backends.ErrNoReply)
 			wantNotKind(t, got.Failure.err(), forward.ErrNoGateway) // there was one
-			if got.Took > timeout+slack {
+			if got.Took > timeout+tolerance {
 				t.Errorf("the error came after %v, want %v", got.Took, timeout)
 			}
 			if dead == "refusing" {
 				wantKinds(t, got.Failure.err(), syscall.ECONNREFUSED)
 			} else {
-				trap.remove(t)
+				drop.remove(t)
 			}
 
 			home.Daemon.Start(t)
@@ -234,7 +234,7 @@ func TestCloseDead(t *testing.T) {
 					t.Errorf("the error does not say that %s remains on the gateway", what)
 				}
 			}
-			if got.Took > 2*time.Second+slack {
+			if got.Took > 2*time.Second+tolerance {
 				t.Errorf("Close took %v", got.Took)
 			}
 			f.exit()
@@ -253,7 +253,7 @@ func TestShutdownSilent(t *testing.T) {
 	got := f.try(call{Op: "shutdown", Forwarder: f.n, Within: time.Second})
 	t.Logf("after %v", got.Took)
 	wantKinds(t, got.Failure.err())
-	if got.Took > time.Second+slack {
+	if got.Took > time.Second+tolerance {
 		t.Errorf("Shutdown took %v, and its context one second", got.Took)
 	}
 }

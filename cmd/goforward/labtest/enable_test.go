@@ -30,13 +30,13 @@ func TestEnable(t *testing.T) {
 				echoes = append(echoes, home.Lan.Echo(t, network, ":8080"))
 			}
 			for _, echo := range echoes {
-				home.DoesNotReach(t, echo, at(home, 8080))
+				home.DoesNotReach(t, echo, externalAddr(home, 8080))
 			}
 
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(option{Name: name, Port: 8080})
-			if m.External != at(home, 8080) || m.Internal != echoes[0].Addr || m.Scope != "public" ||
-				m.Gateway.Addr() != home.Gateway || m.Backend != "natpmp" || len(m.Granted) != len(networks) {
+			if m.External != externalAddr(home, 8080) || m.Internal != echoes[0].Addr || m.Scope != "public" ||
+				m.Gateway.Addr() != home.Gateway || m.Backend != "natpmp" || len(m.Grants) != len(networks) {
 				t.Errorf("%+v", m.state)
 			}
 			wantRules(t, home, len(networks))
@@ -79,11 +79,11 @@ func TestEnableExternal(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080), external(80), exact)
-	if m.External != at(home, 80) {
+	if m.External != externalAddr(home, 80) {
 		t.Errorf("external %v, want port 80", m.External)
 	}
 	home.Reaches(t, echo, m.External)
-	home.DoesNotReach(t, echo, at(home, 8080))
+	home.DoesNotReach(t, echo, externalAddr(home, 8080))
 	m.close()
 	wantRules(t, home, 0)
 }
@@ -100,7 +100,7 @@ func TestEnableMany(t *testing.T) {
 		ids = append(ids, f.beginEnable(both(first+i)))
 	}
 	for _, id := range ids {
-		m, err := f.enabled(f.await(id))
+		m, err := f.toMapping(f.await(id))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,21 +141,21 @@ func TestBackground(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	got := f.do(call{Op: "enable", Forwarder: f.n, Options: []option{tcp(8080), background}})
-	if got.Took > slack || got.State.External.IsValid() {
+	if got.Took > tolerance || got.State.External.IsValid() {
 		t.Errorf("after %v: %+v", got.Took, got.State)
 	}
-	m, _ := f.enabled(got)
-	until(t, patience, "no attempt fails", func() bool { return m.now().Failure != nil })
+	m, _ := f.toMapping(got)
+	waitUntil(t, maxWait, "no attempt fails", func() bool { return m.fetchState().Failure != nil })
 	wantKinds(t, m.Failure, forward.ErrNoGateway)
 
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
 	begin := time.Now()
-	m.wait(patience)
+	m.wait(maxWait)
 	t.Logf("granted %v after the route came", time.Since(begin))
 	if took := time.Since(begin); took > 5*time.Second {
 		t.Errorf("granted %v after the route came", took)
 	}
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	f.disable()
 	wantRules(t, home, 0)
@@ -170,14 +170,14 @@ func TestBackgroundRouter(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{})
 	echo := home.Lan.Echo(t, "udp", ":8080")
 	m := f.enable(udp(8080), background)
-	until(t, patience, "no attempt fails", func() bool { return m.now().Failure != nil })
+	waitUntil(t, maxWait, "no attempt fails", func() bool { return m.fetchState().Failure != nil })
 	wantKinds(t, m.Failure, forward.ErrNoGateway, backends.ErrNoReply)
-	home.DoesNotReach(t, echo, at(home, 8080))
+	home.DoesNotReach(t, echo, externalAddr(home, 8080))
 	home.Daemon.Start(t)
 	begin := time.Now()
-	m.wait(patience)
+	m.wait(maxWait)
 	t.Logf("granted %v after the router was ready", time.Since(begin))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	m.close()
 	wantRules(t, home, 0)
@@ -187,19 +187,19 @@ func TestTaken(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: a taken port, another is granted")
 	home := lab.Home(t, lab.Router{})
-	theirs := neighbour(t, home, "tcp", 8080)
-	ours := home.Lan.Echo(t, "tcp", ":8080")
+	neighbourEcho := occupyPort(t, home, "tcp", 8080)
+	hostEcho := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
 	if m.External.Port() == 8080 {
 		t.Errorf("external %v, which is taken", m.External)
 	}
-	home.Reaches(t, ours, m.External)
-	home.Reaches(t, theirs, at(home, 8080))
+	home.Reaches(t, hostEcho, m.External)
+	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 	wantRules(t, home, 2)
 	f.disable()
-	home.DoesNotReach(t, ours, m.External)
-	home.Reaches(t, theirs, at(home, 8080))
+	home.DoesNotReach(t, hostEcho, m.External)
+	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 	wantRules(t, home, 1)
 }
 
@@ -207,19 +207,19 @@ func TestTakenExact(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: a taken port, exactly that one wanted")
 	home := lab.Home(t, lab.Router{})
-	theirs := neighbour(t, home, "tcp", 8080)
+	neighbourEcho := occupyPort(t, home, "tcp", 8080)
 	f := newForwarder(t, home.Lan, config{})
-	f.refused([]error{backends.ErrConflict}, tcp(8080), exact)
+	f.wantEnableError([]error{backends.ErrConflict}, tcp(8080), exact)
 	wantRules(t, home, 1)
-	f.refused([]error{backends.ErrConflict}, both(8080), exact)
+	f.wantEnableError([]error{backends.ErrConflict}, both(8080), exact)
 	wantRules(t, home, 1)
-	home.Reaches(t, theirs, at(home, 8080))
+	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 
 	// The same with a port that is free.
-	ours := home.Lan.Echo(t, "tcp", ":8080")
+	hostEcho := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080), external(8081), exact)
-	home.Reaches(t, ours, m.External)
-	if m.External != at(home, 8081) {
+	home.Reaches(t, hostEcho, m.External)
+	if m.External != externalAddr(home, 8081) {
 		t.Errorf("external %v, want exactly port 8081", m.External)
 	}
 }
@@ -231,18 +231,18 @@ func TestTakenBoth(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: the "+half+" half of a unit is taken")
 			home := lab.Home(t, lab.Router{})
-			theirs := neighbour(t, home, half, 8080)
+			neighbourEcho := occupyPort(t, home, half, 8080)
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(both(8080))
-			if m.External.Port() == 8080 || len(m.Granted) != 2 || m.Granted[0].External != m.Granted[1].External {
-				t.Errorf("granted %v, want one other port on both protocols", m.Granted)
+			if m.External.Port() == 8080 || len(m.Grants) != 2 || m.Grants[0].External != m.Grants[1].External {
+				t.Errorf("granted %v, want one other port on both protocols", m.Grants)
 			}
 			home.Reaches(t, home.Lan.Echo(t, "tcp", ":8080"), m.External)
 			home.Reaches(t, home.Lan.Echo(t, "udp", ":8080"), m.External)
 			wantRules(t, home, 3)
 			f.disable()
 			wantRules(t, home, 1)
-			home.Reaches(t, theirs, at(home, 8080))
+			home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 		})
 	}
 }
@@ -254,14 +254,14 @@ func TestSamePort(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: a taken port, one number inside and outside, "+o.Name)
 			home := lab.Home(t, lab.Router{})
-			neighbour(t, home, "tcp", 8080)
+			occupyPort(t, home, "tcp", 8080)
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(o, samePort)
 			if m.External.Port() == 8080 || m.External.Port() != m.Internal.Port() {
 				t.Fatalf("%v → %v, want one other number", m.External, m.Internal)
 			}
 			home.Reaches(t, home.Lan.Echo(t, "tcp", m.Internal.String()), m.External)
-			wantRules(t, home, 1+len(m.Granted)) // what was tried is given back
+			wantRules(t, home, 1+len(m.Grants)) // what was tried is given back
 			f.disable()
 			wantRules(t, home, 1)
 		})
@@ -280,11 +280,11 @@ var rangeProgram = lab.Func("range of ports", func(p *lab.Proc) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	var at []netip.AddrPort
+	var externals []netip.AddrPort
 	for _, g := range m.Grants() {
-		at = append(at, g.External)
+		externals = append(externals, g.External)
 	}
-	p.Send(at)
+	p.Send(externals)
 	p.Receive(new(string))
 	if err := f.Close(); err != nil {
 		p.Fatal(err)
@@ -300,24 +300,24 @@ func TestRange(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: a range of ports as one unit, "+protocol)
 			home := lab.Home(t, lab.Router{})
-			neighbour(t, home, "tcp", 8001)
+			occupyPort(t, home, "tcp", 8001)
 			var echoes []lab.Echo
 			for port := 8000; port <= 8002; port++ {
 				echoes = append(echoes, home.Lan.Echo(t, "tcp", fmt.Sprint(":", port)))
 			}
 			program := home.Lan.Start(t, rangeProgram, protocol)
-			var at []netip.AddrPort
-			program.Expect(&at)
-			if len(at) != len(echoes) {
-				t.Fatalf("granted %v", at)
+			var externals []netip.AddrPort
+			program.Expect(&externals)
+			if len(externals) != len(echoes) {
+				t.Fatalf("granted %v", externals)
 			}
-			for i, external := range at {
-				if external.Port() != at[0].Port()+uint16(i) { //nolint:gosec // in range
-					t.Errorf("granted %v, which is no range", at)
+			for i, external := range externals {
+				if external.Port() != externals[0].Port()+uint16(i) { //nolint:gosec // in range
+					t.Errorf("granted %v, which is no range", externals)
 				}
 				home.Reaches(t, echoes[i], external)
 			}
-			wantRules(t, home, 1+len(at)) // what was tried before is deleted
+			wantRules(t, home, 1+len(externals)) // what was tried before is deleted
 			program.Send("end")
 			program.Wait()
 			wantRules(t, home, 1)
@@ -360,8 +360,8 @@ var visitedProgram = lab.Func("visited listener", func(p *lab.Proc) {
 	p.Send(ln.External().AddrPort)
 	for range 2 {
 		<-accepted
-		at, from := ln.Visited()
-		p.Send(visit{at, from})
+		at, peer := ln.Visited()
+		p.Send(visit{at, peer})
 	}
 	p.Receive(new(string))
 	if err := f.Close(); err != nil {

@@ -13,7 +13,7 @@ import (
 // The ports that are asked for.
 const (
 	firstPort, lastPort = 10_000, 11_999
-	another             = 1000 // what is tried after one that could not be closed
+	replacementOffset   = 1000 // what is tried after one that could not be closed
 )
 
 // cutLease is what mappings are asked for that a cut may leave behind.
@@ -37,30 +37,30 @@ func TestFaultCut(t *testing.T) {
 }
 
 func testCut(t *testing.T, backend string, restarts bool) {
-	c := newCuts(t, backend, restarts)
+	c := newCutTest(t, backend, restarts)
 	for _, exchange := range exchanges {
-		c.all(exchange)
+		c.testExchange(exchange)
 	}
 	for _, home := range c.homes {
-		c.noneLeft(home)
+		c.waitRulesExpire(home)
 	}
-	for _, l := range c.lanes {
-		l.quiesces(l.calm)
+	for _, l := range c.clients {
+		l.waitForGoroutines(l.idleGoroutines)
 	}
 }
 
 var exchanges = []string{"Enable", "Refresh", "Close"}
 
 // cuts tries one backend.
-type cuts struct {
+type cutTest struct {
 	t        *testing.T
 	backend  string
 	homes    []*lab.HomeNet
-	lanes    []*lane // so many cuts at once
-	restarts bool    // at the cut, the router forgets all and starts anew
-	dice     *rand.Rand
+	clients  []*cabledClient // so many cuts at once
+	restarts bool            // at the cut, the router forgets all and starts anew
+	rng      *rand.Rand
 	port     uint16
-	told     int // closes that failed, and said so
+	reported int // closes that failed, and said so
 
 	// Of the present exchange.
 	frames, next, stride, failures int
@@ -69,22 +69,22 @@ type cuts struct {
 
 // attempt is one exchange that is cut.
 type attempt struct {
-	*lane
-	f        *remote
+	*cabledClient
+	f        *remoteForwarder
 	m        *mapping
 	echo     lab.Echo
 	exchange string
 	cut      int // after so many frames
 	id       int // of the call
-	got      answer
+	got      result
 }
 
 // newCuts has enough hosts for the few frames of NAT-PMP and PCP. By UPnP there
 // are many, but this router answers no more than twenty searches a second, and
 // many hosts that search at once keep it from all of them.
-func newCuts(t *testing.T, backend string, restarts bool) *cuts {
+func newCutTest(t *testing.T, backend string, restarts bool) *cutTest {
 	t.Helper()
-	c := &cuts{t: t, backend: backend, restarts: restarts, dice: rand.New(rand.NewPCG(seed(t), 0))}
+	c := &cutTest{t: t, backend: backend, restarts: restarts, rng: rand.New(rand.NewPCG(seed(t), 0))}
 	homes, each := 1, 7
 	if backend == "upnp" {
 		homes, each = 2, 3
@@ -92,7 +92,7 @@ func newCuts(t *testing.T, backend string, restarts bool) *cuts {
 	for range homes {
 		home := lab.Home(t, lab.Router{DaemonUptime: true})
 		c.homes = append(c.homes, home)
-		c.lanes = append(c.lanes, lanes(t, home, each)...)
+		c.clients = append(c.clients, newCabledClients(t, home, each)...)
 	}
 	return c
 }
@@ -102,70 +102,70 @@ const cutTimeout = 2 * time.Second
 
 // all tries an exchange with longer and longer lives of the cable, until it is
 // over before the cable is cut.
-func (c *cuts) all(exchange string) {
+func (c *cutTest) testExchange(exchange string) {
 	c.t.Helper()
 	c.tally, c.failures, c.next, c.stride = tally{}, 0, 0, 1
 	c.frames = c.measure(exchange)
 	if c.frames > fewFrames && !allFaults {
-		c.stride = oneIn
-		c.next = c.dice.IntN(c.stride)
+		c.stride = shortFormStride
+		c.next = c.rng.IntN(c.stride)
 	}
-	for batch := c.batch(exchange); len(batch) > 0; batch = c.batch(exchange) {
-		c.try(exchange, batch)
+	for batch := c.nextBatch(exchange); len(batch) > 0; batch = c.nextBatch(exchange) {
+		c.testBatch(exchange, batch)
 	}
 	what := exchange + " by " + c.backend
 	if c.restarts {
 		what += ", and a restart"
 	}
-	c.tally.tell(c.t, what, fmt.Sprintf("(%d frames; %d calls failed, and told)", c.frames, c.failures))
+	c.tally.report(c.t, what, fmt.Sprintf("(%d frames; %d calls failed, and told)", c.frames, c.failures))
 }
 
 // Of an exchange with more frames than these, the short form tries one in so many.
 // The seed selects where it begins.
 const (
-	fewFrames = 8
-	oneIn     = 6
+	fewFrames       = 8
+	shortFormStride = 6
 )
 
 // searchFrames is about how many frames the search takes.
 const searchFrames = 16
 
 // batch has an attempt for each host, as long as there are frames.
-func (c *cuts) batch(exchange string) (batch []*attempt) {
-	for _, l := range c.lanes {
+func (c *cutTest) nextBatch(exchange string) (batch []*attempt) {
+	for _, l := range c.clients {
 		if c.next > c.frames {
 			break
 		}
-		batch = append(batch, &attempt{lane: l, cut: c.next, exchange: exchange})
+		batch = append(batch, &attempt{cabledClient: l, cut: c.next, exchange: exchange})
 		c.next += c.stride
 	}
 	return batch
 }
 
 // measure counts the frames of an exchange that is not cut.
-func (c *cuts) measure(exchange string) (frames int) {
+func (c *cutTest) measure(exchange string) (frames int) {
 	c.t.Helper()
 	const uncut = 1 << 20
-	a := &attempt{lane: c.lanes[0], cut: uncut, exchange: exchange}
+	a := &attempt{cabledClient: c.clients[0], cut: uncut, exchange: exchange}
 	c.prepare(a)
 	if exchange != "Enable" {
 		c.enable([]*attempt{a})
 	}
 	a.cable.CutAfter(uncut)
-	a.begins(exchange)
+	a.beginExchange(exchange)
 	if a.got = a.await(a.id); a.got.Failure != nil {
-		c.t.Fatalf("%s by %s over a good cable: %s", exchange, c.backend, why(a.got.Failure))
+		c.t.Fatalf("%s by %s over a good cable: %s", exchange, c.backend, failureText(a.got.Failure))
 	}
 	frames = a.cable.Plug()
 	if exchange == "Enable" {
-		a.m, _ = a.f.enabled(a.got)
+		a.m, _ = a.f.toMapping(a.got)
 	}
-	c.clear([]*attempt{a})
+	c.closeBatch([]*attempt{a})
 	return frames
 }
 
 // try cuts a batch of exchanges, repairs what it did, and looks at what is left.
-func (c *cuts) try(exchange string, batch []*attempt) {
+func (c *cutTest) testBatch(exchange string, batch []*attempt) {
 	c.t.Helper()
 	for _, a := range batch {
 		c.prepare(a)
@@ -175,23 +175,23 @@ func (c *cuts) try(exchange string, batch []*attempt) {
 	}
 	for _, a := range batch {
 		a.cable.CutAfter(a.cut)
-		a.begins(exchange)
+		a.beginExchange(exchange)
 	}
 	if c.restarts {
 		c.restart(batch)
 	}
 	c.finish(batch)
-	c.recover(exchange, batch)
-	c.clear(batch)
+	c.checkRecoveries(exchange, batch)
+	c.closeBatch(batch)
 }
 
-func (c *cuts) prepare(a *attempt) {
+func (c *cutTest) prepare(a *attempt) {
 	c.t.Helper()
 	c.port++
-	conf := config{Order: []string{c.backend}, Wait: cutTimeout, Timeout: cutTimeout, Lifetime: cutLease}
+	conf := config{Protocols: []string{c.backend}, DiscoveryTimeout: cutTimeout, RequestTimeout: cutTimeout, Lifetime: cutLease}
 	if c.backend == "upnp" && (a.exchange != "Enable" || a.cut > searchFrames) {
 		// The search is cut often enough.
-		conf.IGD = rootDescription(a.home)
+		conf.UPnPURL = rootDescription(a.home)
 	}
 	a.f = a.forwarder(conf)
 	a.echo = a.host.Echo(c.t, "udp", fmt.Sprintf(":%d", firstPort+c.port))
@@ -200,20 +200,20 @@ func (c *cuts) prepare(a *attempt) {
 func (a *attempt) option() option { return udp(a.echo.Addr.Port()) }
 
 // enable makes mappings while all is well.
-func (c *cuts) enable(batch []*attempt) {
+func (c *cutTest) enable(batch []*attempt) {
 	c.t.Helper()
 	for _, a := range batch {
 		a.id = a.f.beginEnable(a.option())
 	}
 	for _, a := range batch {
 		var err error
-		if a.m, err = a.f.enabled(a.await(a.id)); err != nil {
+		if a.m, err = a.f.toMapping(a.await(a.id)); err != nil {
 			c.t.Fatalf("%s: not granted: %v", c.backend, err)
 		}
 	}
 }
 
-func (a *attempt) begins(exchange string) {
+func (a *attempt) beginExchange(exchange string) {
 	switch exchange {
 	case "Enable":
 		a.id = a.f.beginEnable(a.option())
@@ -226,7 +226,7 @@ func (a *attempt) begins(exchange string) {
 
 // restart has the router forget everything while the calls hang, and plugs the
 // cables in.
-func (c *cuts) restart(batch []*attempt) {
+func (c *cutTest) restart(batch []*attempt) {
 	c.t.Helper()
 	enough := time.After(time.Second) // some are over, and never meet the cut
 	for _, a := range batch {
@@ -248,7 +248,7 @@ func (c *cuts) restart(batch []*attempt) {
 }
 
 // finish waits for the calls, within their bounds, and plugs the cables in.
-func (c *cuts) finish(batch []*attempt) {
+func (c *cutTest) finish(batch []*attempt) {
 	c.t.Helper()
 	const late = 3 * time.Second // what a machine may stand still for
 	for _, a := range batch {
@@ -264,56 +264,56 @@ func (c *cuts) finish(batch []*attempt) {
 }
 
 // recover wants everything to work again.
-func (c *cuts) recover(exchange string, batch []*attempt) {
+func (c *cutTest) checkRecoveries(exchange string, batch []*attempt) {
 	c.t.Helper()
 	for _, a := range batch {
-		err := c.recovers(exchange, a)
+		err := c.checkRecovery(exchange, a)
 		c.tally.count(err, "cut after %d frames (%v)", a.cut, a.got.Failure.err())
 	}
 }
 
-var errNotGone = errors.New("closed without an error, and it is still there")
+var errStillMapped = errors.New("closed without an error, and it is still there")
 
-func (c *cuts) recovers(exchange string, a *attempt) error {
+func (c *cutTest) checkRecovery(exchange string, a *attempt) error {
 	c.t.Helper()
 	if exchange == "Close" {
-		if a.got.Failure == nil && len(rulesTo(c.t, a.home, a.host, a.echo.Addr.Port())) > 0 {
-			return errNotGone
+		if a.got.Failure == nil && len(rulesForHost(c.t, a.home, a.host, a.echo.Addr.Port())) > 0 {
+			return errStillMapped
 		}
 		// What could not be closed is left to its lifetime. Another works.
-		a.echo = a.host.Echo(c.t, "udp", fmt.Sprintf(":%d", another+a.echo.Addr.Port()))
+		a.echo = a.host.Echo(c.t, "udp", fmt.Sprintf(":%d", replacementOffset+a.echo.Addr.Port()))
 		a.m = nil
 	}
 	if exchange == "Enable" && a.got.Failure == nil {
-		a.m, _ = a.f.enabled(a.got)
+		a.m, _ = a.f.toMapping(a.got)
 	}
 	if a.m == nil {
 		// It is not tried once only: the router may still be busy with what was cut.
 		a.m = a.f.enable(a.option(), background)
 	}
-	return a.arrives(c)
+	return a.checkReachable(c)
 }
 
 // arrives wants bytes to arrive, soon after the mapping is renewed at the latest.
-func (a *attempt) arrives(c *cuts) error {
+func (a *attempt) checkReachable(c *cutTest) error {
 	c.t.Helper()
 	var s state
-	if eventually(cutLease+patience, func() bool {
-		s = a.m.now()
-		return s.External.IsValid() && answered(c.t, a.home.Wan, a.echo, s.External)
+	if eventually(cutLease+maxWait, func() bool {
+		s = a.m.fetchState()
+		return s.External.IsValid() && isReachable(c.t, a.home.Wan, a.echo, s.External)
 	}) {
 		return nil
 	}
-	return fmt.Errorf("no bytes arrive at %v: %v", s.External, why(s.Failure))
+	return fmt.Errorf("no bytes arrive at %v: %v", s.External, failureText(s.Failure))
 }
 
 // clear closes what is held, and wants nothing of it to stay.
-func (c *cuts) clear(batch []*attempt) {
+func (c *cutTest) closeBatch(batch []*attempt) {
 	c.t.Helper()
-	stands := map[*attempt]bool{} // what is not granted may just be so, and stay
+	granted := map[*attempt]bool{} // what is not granted may just be so, and stay
 	for _, a := range batch {
 		if a.m != nil {
-			stands[a] = a.m.now().External.IsValid()
+			granted[a] = a.m.fetchState().External.IsValid()
 			a.id = a.begin(call{Op: "close mapping", Mapping: a.m.n})
 		}
 	}
@@ -323,9 +323,9 @@ func (c *cuts) clear(batch []*attempt) {
 		}
 		got := a.await(a.id)
 		if got.Failure != nil { // noneLeft sees to it
-			c.told++
+			c.reported++
 			c.t.Logf("%s by %s, cut after %d frames, and plugged in again: close: %v", a.exchange, c.backend, a.cut, got.Failure)
-		} else if rules := rulesTo(c.t, a.home, a.host, a.echo.Addr.Port()); stands[a] && len(rules) > 0 {
+		} else if rules := rulesForHost(c.t, a.home, a.host, a.echo.Addr.Port()); granted[a] && len(rules) > 0 {
 			c.t.Errorf("%s by %s, cut after %d frames: closed, but still there: %q", a.exchange, c.backend, a.cut, rules)
 		}
 		a.f.close()
@@ -335,20 +335,20 @@ func (c *cuts) clear(batch []*attempt) {
 // noneLeft waits for the lifetimes of what nobody could take away. By PCP, the
 // library also asks for other ports, for a minute, to learn how the router
 // treats secrets.
-func (c *cuts) noneLeft(home *lab.HomeNet) {
+func (c *cutTest) waitRulesExpire(home *lab.HomeNet) {
 	c.t.Helper()
-	left := func() int {
+	remaining := func() int {
 		if allFaults {
-			return len(entries(c.t, home))
+			return len(listRules(c.t, home))
 		}
-		return len(ours(entries(c.t, home)))
+		return len(requestedRules(listRules(c.t, home)))
 	}
-	c.t.Logf("%d entries are left to their lifetime, %d of them told by a Close over a good cable", left(), c.told)
-	within := cutLease + patience
+	c.t.Logf("%d entries are left to their lifetime, %d of them told by a Close over a good cable", remaining(), c.reported)
+	within := cutLease + maxWait
 	if allFaults {
 		within += time.Minute
 	}
-	if !eventually(within, func() bool { return left() == 0 }) {
-		c.t.Errorf("entries outlive their lifetime: %q", entries(c.t, home))
+	if !eventually(within, func() bool { return remaining() == 0 }) {
+		c.t.Errorf("entries outlive their lifetime: %q", listRules(c.t, home))
 	}
 }

@@ -12,20 +12,20 @@ import (
 )
 
 // held is a mapping that is in use.
-type held struct {
+type heldMapping struct {
 	*mapping
 	echo lab.Echo
 	name string
 }
 
 // holdAll holds a mapping by each protocol, of both TCP and UDP, on one host.
-func holdAll(t *testing.T, home *lab.HomeNet, lease time.Duration) (all []*held) {
+func mapByAllProtocols(t *testing.T, home *lab.HomeNet, lease time.Duration) (all []*heldMapping) {
 	t.Helper()
 	a := start(t, home.Lan)
 	for i, backend := range []string{"natpmp", "pcp", "upnp"} {
-		f := a.forwarder(config{Order: []string{backend}, Lifetime: lease})
+		f := a.forwarder(config{Protocols: []string{backend}, Lifetime: lease})
 		for j, network := range []string{"tcp", "udp"} {
-			h := &held{name: network + " by " + backend}
+			h := &heldMapping{name: network + " by " + backend}
 			h.echo = home.Lan.Echo(t, network, fmt.Sprintf(":%d", firstPort+10*i+j))
 			h.mapping = f.enable(option{Name: network, Port: h.echo.Addr.Port()})
 			home.Reaches(t, h.echo, h.External)
@@ -36,24 +36,24 @@ func holdAll(t *testing.T, home *lab.HomeNet, lease time.Duration) (all []*held)
 }
 
 // allCome waits until bytes arrive at all of them again.
-func allCome(t *testing.T, home *lab.HomeNet, all []*held, within time.Duration) {
+func waitAllReachable(t *testing.T, home *lab.HomeNet, all []*heldMapping, within time.Duration) {
 	t.Helper()
 	begin := time.Now()
 	for _, h := range all {
-		until(t, within, h.name+": no bytes arrive", func() bool {
-			s := h.now()
-			return s.External.IsValid() && answered(t, home.Wan, h.echo, s.External)
+		waitUntil(t, within, h.name+": no bytes arrive", func() bool {
+			s := h.fetchState()
+			return s.External.IsValid() && isReachable(t, home.Wan, h.echo, s.External)
 		})
 		t.Logf("%s: bytes arrived within %v", h.name, time.Since(begin).Round(time.Millisecond))
 	}
 }
 
 // allClose closes them, and wants nothing to be left.
-func allClose(t *testing.T, home *lab.HomeNet, all []*held) {
+func closeAllMappings(t *testing.T, home *lab.HomeNet, all []*heldMapping) {
 	t.Helper()
 	for _, h := range all {
 		h.close()
-		if rules := rulesTo(t, home, home.Lan, h.echo.Addr.Port()); len(rules) > 0 {
+		if rules := rulesForHost(t, home, home.Lan, h.echo.Addr.Port()); len(rules) > 0 {
 			t.Errorf("%s: closed, but still there: %q", h.name, rules)
 		}
 	}
@@ -65,30 +65,30 @@ func TestFaultConntrack(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "fault: tracked connections are forgotten")
 	home := lab.Home(t, lab.Router{})
-	all := holdAll(t, home, time.Hour)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	all := mapByAllProtocols(t, home, time.Hour)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*maxWait)
 	defer cancel()
 	conn, err := home.Wan.Dial(ctx, "tcp", all[0].External.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(2 * patience))
+	_ = conn.SetDeadline(time.Now().Add(2 * maxWait))
 	lines := bufio.NewReader(conn)
 	if _, err := lines.ReadString('\n'); err != nil { // the greeting
 		t.Fatal(err)
 	}
-	speak(t, conn, lines, "before\n")
-	before := entries(t, home)
+	wantEchoedLine(t, conn, lines, "before\n")
+	before := listRules(t, home)
 	home.Router.Exec(t, "conntrack", "-F")
 	for _, h := range all {
 		home.Reaches(t, h.echo, h.External)
-		if s := h.now(); s.Failure != nil || s.External != h.External {
+		if s := h.fetchState(); s.Failure != nil || s.External != h.External {
 			t.Errorf("%s: %+v", h.name, s)
 		}
 	}
-	speak(t, conn, lines, "after\n") // the router takes it up in the middle
-	if after := entries(t, home); len(after) != len(before) {
+	wantEchoedLine(t, conn, lines, "after\n") // the router takes it up in the middle
+	if after := listRules(t, home); len(after) != len(before) {
 		t.Errorf("before: %q, after: %q", before, after)
 	}
 	for _, e := range all[0].f.events {
@@ -96,12 +96,12 @@ func TestFaultConntrack(t *testing.T) {
 			t.Errorf("event %v (%s)", e.Kind, e.Reason)
 		}
 	}
-	allClose(t, home, all)
+	closeAllMappings(t, home, all)
 	wantRules(t, home, 0)
 }
 
 // speak wants a line to come back.
-func speak(t *testing.T, w io.Writer, r *bufio.Reader, line string) {
+func wantEchoedLine(t *testing.T, w io.Writer, r *bufio.Reader, line string) {
 	t.Helper()
 	if _, err := io.WriteString(w, line); err != nil {
 		t.Fatal(err)
@@ -116,45 +116,45 @@ func speak(t *testing.T, w io.Writer, r *bufio.Reader, line string) {
 func TestFaultInterface(t *testing.T) {
 	t.Parallel()
 	const lease = 8 * time.Second
-	sides := []*side{
+	interfaces := []*faultInterface{
 		{name: "of this host", dev: "eth0"},
 		{name: "of the router, inside", dev: "lan0"},
 		{name: "of the router, outside", dev: "wan0"},
 	}
-	for _, at := range sides {
-		lab.Scenario(t, "fault: an interface goes down and comes up, "+at.name)
-		at.home = lab.Home(t, lab.Router{})
-		at.all = holdAll(t, at.home, lease)
-		at.host().Exec(t, "ip", "link", "set", at.dev, "down")
+	for _, iface := range interfaces {
+		lab.Scenario(t, "fault: an interface goes down and comes up, "+iface.name)
+		iface.home = lab.Home(t, lab.Router{})
+		iface.all = mapByAllProtocols(t, iface.home, lease)
+		iface.host().Exec(t, "ip", "link", "set", iface.dev, "down")
 	}
 	begin := time.Now()
-	until(t, patience, "the time does not pass", func() bool { return time.Since(begin) > lease+lease/4 })
-	for _, at := range sides {
-		at.host().Exec(t, "ip", "link", "set", at.dev, "up")
-		if at.host() == at.home.Lan { // it goes with the interface
-			at.home.Lan.Exec(t, "ip", "route", "add", "default", "via", at.home.Gateway.String())
+	waitUntil(t, maxWait, "the time does not pass", func() bool { return time.Since(begin) > lease+lease/4 })
+	for _, iface := range interfaces {
+		iface.host().Exec(t, "ip", "link", "set", iface.dev, "up")
+		if iface.host() == iface.home.Lan { // it goes with the interface
+			iface.home.Lan.Exec(t, "ip", "route", "add", "default", "via", iface.home.Gateway.String())
 		}
 	}
-	for _, at := range sides {
-		t.Log("the interface ", at.name)
-		allCome(t, at.home, at.all, patience)
-		allClose(t, at.home, at.all)
+	for _, iface := range interfaces {
+		t.Log("the interface ", iface.name)
+		waitAllReachable(t, iface.home, iface.all, maxWait)
+		closeAllMappings(t, iface.home, iface.all)
 	}
-	for _, at := range sides {
-		if !eventually(lease+patience, func() bool { return len(ours(entries(t, at.home))) == 0 }) {
-			t.Errorf("%s: entries outlive their lifetime: %q", at.name, entries(t, at.home))
+	for _, iface := range interfaces {
+		if !eventually(lease+maxWait, func() bool { return len(requestedRules(listRules(t, iface.home))) == 0 }) {
+			t.Errorf("%s: entries outlive their lifetime: %q", iface.name, listRules(t, iface.home))
 		}
 	}
 }
 
 // side is an interface of a home, and what is held in that home.
-type side struct {
+type faultInterface struct {
 	name, dev string
 	home      *lab.HomeNet
-	all       []*held
+	all       []*heldMapping
 }
 
-func (s *side) host() *lab.Host {
+func (s *faultInterface) host() *lab.Host {
 	if s.dev == "eth0" {
 		return s.home.Lan
 	}
@@ -163,9 +163,9 @@ func (s *side) host() *lab.Host {
 
 // ours are the entries of ports that were asked for, and not those by which the
 // library learns how a router treats the secrets of PCP.
-func ours(rules []string) (out []string) {
+func requestedRules(rules []string) (out []string) {
 	for _, rule := range rules {
-		if port := portTo(rule); port >= firstPort && port <= lastPort {
+		if port := internalPort(rule); port >= firstPort && port <= lastPort {
 			out = append(out, rule)
 		}
 	}

@@ -38,7 +38,7 @@ func seed(t *testing.T) uint64 {
 }
 
 // vital is one of the numbers that tell whether a process leaks.
-func vital(op string) (n int, ok bool) {
+func resourceUse(op string) (n int, ok bool) {
 	switch op {
 	case "goroutines":
 		return runtime.NumGoroutine(), true
@@ -55,18 +55,18 @@ func vital(op string) (n int, ok bool) {
 }
 
 // vital asks the agent for one.
-func (a *agent) vital(op string) int {
+func (a *agent) resourceUse(op string) int {
 	a.t.Helper()
 	return a.do(call{Op: op}).Count
 }
 
 // quiesces waits until the agent has no more goroutines than it had.
-func (a *agent) quiesces(had int) {
+func (a *agent) waitForGoroutines(limit int) {
 	a.t.Helper()
 	now := 0
-	until(a.t, patience, "goroutines are left over", func() bool {
-		now = a.vital("goroutines")
-		return now <= had
+	waitUntil(a.t, maxWait, "goroutines are left over", func() bool {
+		now = a.resourceUse("goroutines")
+		return now <= limit
 	})
 }
 
@@ -74,7 +74,7 @@ func (a *agent) quiesces(had int) {
 // asks less often than until, as a process is started to ask a router.
 func eventually(within time.Duration, done func() bool) bool {
 	over := time.After(within)
-	tick := time.NewTicker(5 * again)
+	tick := time.NewTicker(5 * pollInterval)
 	defer tick.Stop()
 	for !done() {
 		select {
@@ -88,47 +88,47 @@ func eventually(within time.Duration, done func() bool) bool {
 
 // lane is a host of a home that has a cable and an agent of its own, so that one
 // router serves many that come to grief at different moments.
-type lane struct {
+type cabledClient struct {
 	*agent
-	home  *lab.HomeNet
-	host  *lab.Host
-	cable *lab.Cable
-	calm  int // its goroutines when it does nothing
+	home           *lab.HomeNet
+	host           *lab.Host
+	cable          *lab.Cable
+	idleGoroutines int // its goroutines when it does nothing
 }
 
 // lanes adds so many hosts to the home.
-func lanes(t *testing.T, home *lab.HomeNet, n int) []*lane {
+func newCabledClients(t *testing.T, home *lab.HomeNet, n int) []*cabledClient {
 	t.Helper()
-	all := cabled(t, home, n)
+	all := newCabledHosts(t, home, n)
 	for _, l := range all {
 		l.agent = start(t, l.host)
 	}
 	for _, l := range all {
-		l.calm = l.vital("goroutines")
+		l.idleGoroutines = l.resourceUse("goroutines")
 	}
 	return all
 }
 
 // cabled is lanes without the agents.
-func cabled(t *testing.T, home *lab.HomeNet, n int) []*lane {
+func newCabledHosts(t *testing.T, home *lab.HomeNet, n int) []*cabledClient {
 	t.Helper()
 	// A segment is a frame, so that there are as many steps as on a real wire.
 	home.Router.Exec(t, "ip", "link", "set", "lan0", "gso_max_segs", "1")
-	var all []*lane
+	var all []*cabledClient
 	for i := range n {
 		host, cable := home.JoinByCable(fmt.Sprintf("lane%d", i), fmt.Sprintf("192.168.77.%d/24", 100+i))
 		host.Exec(t, "ip", "link", "set", "eth0", "gso_max_segs", "1")
-		all = append(all, &lane{home: home, host: host, cable: cable})
+		all = append(all, &cabledClient{home: home, host: host, cable: cable})
 	}
 	return all
 }
 
 // entries are the router's port forwardings, as HomeNet.Rules tells them. The
 // program that lists them may hang in the kernel: it is started again.
-func entries(t *testing.T, home *lab.HomeNet) (rules []string) {
+func listRules(t *testing.T, home *lab.HomeNet) (rules []string) {
 	t.Helper()
 	for range 5 {
-		ctx, cancel := context.WithTimeout(t.Context(), patience/2)
+		ctx, cancel := context.WithTimeout(t.Context(), maxWait/2)
 		list, err := home.Router.Run(ctx, "nft", "list", "chain", "inet", "filter", "prerouting_miniupnpd")
 		cancel()
 		if err != nil {
@@ -148,14 +148,14 @@ func entries(t *testing.T, home *lab.HomeNet) (rules []string) {
 
 // rulesTo are the router's entries that lead to a host, to a port of it unless
 // that is 0.
-func rulesTo(t *testing.T, home *lab.HomeNet, host *lab.Host, port uint16) []string {
+func rulesForHost(t *testing.T, home *lab.HomeNet, host *lab.Host, port uint16) []string {
 	t.Helper()
 	want := " " + host.Addr().String() + ":"
 	if port != 0 {
 		want = " " + netip.AddrPortFrom(host.Addr(), port).String() + " "
 	}
 	var rules []string
-	for _, rule := range entries(t, home) {
+	for _, rule := range listRules(t, home) {
 		if strings.Contains(rule+" ", want) {
 			rules = append(rules, rule)
 		}
@@ -170,14 +170,14 @@ func rootDescription(home *lab.HomeNet) string {
 }
 
 // portTo is the port that an entry leads to.
-func portTo(rule string) int {
+func internalPort(rule string) int {
 	_, port, _ := strings.Cut(rule[strings.LastIndex(rule, " ")+1:], ":")
 	n, _ := strconv.Atoi(port)
 	return n
 }
 
 // why is what a mapping says of its last attempt.
-func why(f *failure) string {
+func failureText(f *failure) string {
 	if f == nil {
 		return "no attempt has failed"
 	}
@@ -186,24 +186,24 @@ func why(f *failure) string {
 
 // tally counts what was tried and what came of it.
 type tally struct {
-	tried, survived int
-	lost            []string
+	tried, succeeded int
+	failures         []string
 }
 
 func (c *tally) count(err error, format string, args ...any) {
 	c.tried++
 	if err == nil {
-		c.survived++
+		c.succeeded++
 		return
 	}
-	c.lost = append(c.lost, fmt.Sprintf(format, args...)+": "+err.Error())
+	c.failures = append(c.failures, fmt.Sprintf(format, args...)+": "+err.Error())
 }
 
 // tell logs the line of a table, and fails the test if anything was lost.
-func (c *tally) tell(t *testing.T, what, note string) {
+func (c *tally) report(t *testing.T, what, note string) {
 	t.Helper()
-	t.Logf("%-48s tried %4d  survived %4d  lost %d  %s", what, c.tried, c.survived, len(c.lost), note)
-	for _, lost := range c.lost {
+	t.Logf("%-48s tried %4d  survived %4d  lost %d  %s", what, c.tried, c.succeeded, len(c.failures), note)
+	for _, lost := range c.failures {
 		t.Errorf("%s: %s", what, lost)
 	}
 }
@@ -243,46 +243,46 @@ func TestFaultLine(t *testing.T) {
 const lineLease = 30 * time.Second
 
 func testLines(t *testing.T, backend string) {
-	dice := seed(t)
-	var all []*lane
+	seedValue := seed(t)
+	var all []*cabledClient
 	if backend == "upnp" { // a router is too slow to be searched for by many
 		for range badLines {
-			all = append(all, lanes(t, lab.Home(t, lab.Router{}), 1)...)
+			all = append(all, newCabledClients(t, lab.Home(t, lab.Router{}), 1)...)
 		}
 	} else {
-		all = lanes(t, lab.Home(t, lab.Router{}), len(badLines))
+		all = newCabledClients(t, lab.Home(t, lab.Router{}), len(badLines))
 	}
 	mappings, echoes, enables := make([]*mapping, len(all)), make([]lab.Echo, len(all)), make([]int, len(all))
 	for i, l := range all {
 		line := badLines[i].line
-		line.Seed = dice
+		line.Seed = seedValue
 		l.cable.Set(line)
 		echoes[i] = l.host.Echo(t, "udp", fmt.Sprintf(":%d", firstPort+i))
-		f := l.forwarder(config{Order: []string{backend}, Lifetime: lineLease, Wait: patience / 2, Timeout: patience})
+		f := l.forwarder(config{Protocols: []string{backend}, Lifetime: lineLease, DiscoveryTimeout: maxWait / 2, RequestTimeout: maxWait})
 		enables[i] = f.beginEnable(udp(echoes[i].Addr.Port()), background) // however many tries it takes
 		mappings[i] = &mapping{f: f}
 	}
 	for i, l := range all {
-		m, err := mappings[i].f.enabled(l.await(enables[i]))
+		m, err := mappings[i].f.toMapping(l.await(enables[i]))
 		if err != nil {
 			t.Fatal(err)
 		}
 		mappings[i] = m
 	}
 	for i, l := range all {
-		l.carries(badLines[i].name, backend, mappings[i], echoes[i])
+		l.checkGranted(badLines[i].name, backend, mappings[i], echoes[i])
 	}
 	for i, l := range all {
 		line := badLines[i].line
-		line.Seed = dice + 1
+		line.Seed = seedValue + 1
 		l.cable.Set(line)
 		enables[i] = l.begin(call{Op: "close mapping", Mapping: mappings[i].n})
 	}
 	for i, l := range all {
-		l.goesAway(badLines[i].name, l.await(enables[i]), echoes[i])
+		l.checkDeleted(badLines[i].name, l.await(enables[i]), echoes[i])
 		l.cable.Set(lab.Line{})
 		mappings[i].f.close()
-		l.quiesces(l.calm)
+		l.waitForGoroutines(l.idleGoroutines)
 	}
 }
 
@@ -290,29 +290,29 @@ func testLines(t *testing.T, backend string) {
 // over a good one: what becomes of them on a bad one is not the router's doing.
 // Where every second packet is lost each way, no exchange by TCP ends in time:
 // there it must be told, and the mapping comes when the line is good.
-func (l *lane) carries(name, backend string, m *mapping, echo lab.Echo) {
+func (l *cabledClient) checkGranted(name, backend string, m *mapping, echo lab.Echo) {
 	l.t.Helper()
 	within := 2 * time.Minute
 	hopeless := name == "loss 50 %" && backend == "upnp"
 	if hopeless {
-		until(l.t, within, name+": neither granted nor told", func() bool {
-			s := m.now()
+		waitUntil(l.t, within, name+": neither granted nor told", func() bool {
+			s := m.fetchState()
 			return s.External.IsValid() || s.Failure != nil
 		})
 	} else {
-		took := until(l.t, within, name+": it is not granted", func() bool { return m.now().External.IsValid() })
+		took := waitUntil(l.t, within, name+": it is not granted", func() bool { return m.fetchState().External.IsValid() })
 		l.t.Logf("%s: granted %v after the one before", name, took.Round(time.Millisecond))
 	}
 	l.cable.Set(lab.Line{})
-	until(l.t, within, name+": it is not granted, over a good line", func() bool { return m.now().External.IsValid() })
-	comes(l.t, l.home, echo, m.External, within)
+	waitUntil(l.t, within, name+": it is not granted, over a good line", func() bool { return m.fetchState().External.IsValid() })
+	waitReachable(l.t, l.home, echo, m.External, within)
 }
 
 // goesAway wants a mapping to go by being closed, or else, where that is told, by
 // the end of its lifetime.
-func (l *lane) goesAway(name string, closed answer, echo lab.Echo) {
+func (l *cabledClient) checkDeleted(name string, closed result, echo lab.Echo) {
 	l.t.Helper()
-	rules := func() int { return len(rulesTo(l.t, l.home, l.host, echo.Addr.Port())) }
+	rules := func() int { return len(rulesForHost(l.t, l.home, l.host, echo.Addr.Port())) }
 	if closed.Failure == nil {
 		l.t.Logf("%s: closed in %v", name, closed.Took.Round(time.Millisecond))
 		if n := rules(); n > 0 {
@@ -321,7 +321,7 @@ func (l *lane) goesAway(name string, closed answer, echo lab.Echo) {
 		return
 	}
 	l.t.Logf("%s: left to its lifetime after %v: %v", name, closed.Took, closed.Failure)
-	until(l.t, lineLease+patience, name+": it outlives its lifetime", func() bool { return rules() == 0 })
+	waitUntil(l.t, lineLease+maxWait, name+": it outlives its lifetime", func() bool { return rules() == 0 })
 }
 
 // A mapping is closed while the answer that grants it is still on its way: it
@@ -337,19 +337,19 @@ func TestFaultCloseUnanswered(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "fault: closed before the answer that grants it is here, "+backend)
 			home := lab.Home(t, lab.Router{})
-			l := lanes(t, home, 1)[0]
-			f := l.forwarder(config{Order: []string{backend}, Lifetime: time.Hour})
+			l := newCabledClients(t, home, 1)[0]
+			f := l.forwarder(config{Protocols: []string{backend}, Lifetime: time.Hour})
 			f.externalIP() // the gateway is known
 			l.cable.Set(lab.Line{Delay: delay})
 			m := f.enable(udp(firstPort), background)
-			until(t, patience, "no entry", func() bool { return len(ours(home.Rules(t))) > 0 })
-			if m.now().External.IsValid() {
+			waitUntil(t, maxWait, "no entry", func() bool { return len(requestedRules(home.Rules(t))) > 0 })
+			if m.fetchState().External.IsValid() {
 				t.Log("the answer was faster than the look at the router")
 			}
 			got := l.try(call{Op: "close mapping", Mapping: m.n})
 			t.Logf("Close took %v and said: %v", got.Took, got.Failure.err())
-			gone := eventually(5*time.Second, func() bool { return len(ours(home.Rules(t))) == 0 })
-			if got.Failure == nil && !gone {
+			deleted := eventually(5*time.Second, func() bool { return len(requestedRules(home.Rules(t))) == 0 })
+			if got.Failure == nil && !deleted {
 				t.Errorf("Close said that all is well, and the entry stays for its lifetime of an hour: %q", home.Rules(t))
 			}
 		})
@@ -374,79 +374,79 @@ const manyLease = 30 * time.Second
 
 func testMany(t *testing.T, home *lab.HomeNet, backend string) {
 	a := start(t, home.Lan)
-	calm := a.vital("goroutines")
-	f := a.forwarder(config{Order: []string{backend}, Lifetime: manyLease})
+	idleGoroutines := a.resourceUse("goroutines")
+	f := a.forwarder(config{Protocols: []string{backend}, Lifetime: manyLease})
 	const callers, ports = 200, 10
 	var ids []int
 	for i := range callers {
 		ids = append(ids, f.beginEnable(udp(firstPort+uint16(i)%ports), background))
 	}
-	held := granted(f, ids, "callers by "+backend)
-	wantOurs(t, home, ports)
+	mappings := awaitGrants(f, ids, "callers by "+backend)
+	wantRequestedRules(t, home, ports)
 	for i := range ports {
 		echo := home.Lan.Echo(t, "udp", fmt.Sprintf(":%d", firstPort+i))
-		comes(t, home, echo, at(home, echo.Addr.Port()), patience)
+		waitReachable(t, home, echo, externalAddr(home, echo.Addr.Port()), maxWait)
 	}
-	if left := closeAll(f, held); left > 0 {
-		t.Errorf("%d mappings are left to their lifetime", left)
+	if remaining := closeAll(f, mappings); remaining > 0 {
+		t.Errorf("%d mappings are left to their lifetime", remaining)
 	}
-	noneOfOurs(t, home, 0)
+	waitRequestedRulesGone(t, home, 0)
 	f.close()
-	a.quiesces(calm)
+	a.waitForGoroutines(idleGoroutines)
 }
 
 // granted waits until all calls have what they want.
-func granted(f *remote, ids []int, what string) (held []*mapping) {
+func awaitGrants(f *remoteForwarder, ids []int, what string) (mappings []*mapping) {
 	f.t.Helper()
 	var c tally
 	for i, id := range ids {
-		m, err := f.enabled(f.await(id))
-		if err == nil && !eventually(patience, func() bool { return m.now().External.IsValid() }) {
+		m, err := f.toMapping(f.await(id))
+		if err == nil && !eventually(maxWait, func() bool { return m.fetchState().External.IsValid() }) {
 			err = m.Failure.err()
 		}
 		c.count(err, "call %d", i)
 		if err == nil {
-			held = append(held, m)
+			mappings = append(mappings, m)
 		}
 	}
-	c.tell(f.t, what, "")
-	return held
+	c.report(f.t, what, "")
+	return mappings
 }
 
 // wantOurs is wantRules of the ports that were asked for.
-func wantOurs(t *testing.T, home *lab.HomeNet, want int) {
+func wantRequestedRules(t *testing.T, home *lab.HomeNet, want int) {
 	t.Helper()
-	if rules := ours(entries(t, home)); len(rules) != want {
+	if rules := requestedRules(listRules(t, home)); len(rules) != want {
 		t.Errorf("the router has %d entries of ours, want %d: %q", len(rules), want, rules)
 	}
 }
 
 // closeAll closes mappings of one agent at once, and returns how many the router did
 // not delete, because it takes them for those of another program.
-func closeAll(f *remote, held []*mapping) (left int) {
+func closeAll(f *remoteForwarder, mappings []*mapping) (remaining int) {
 	f.t.Helper()
 	var ids []int
-	for _, m := range held {
+	for _, m := range mappings {
 		ids = append(ids, f.begin(call{Op: "close mapping", Mapping: m.n}))
 	}
 	for _, id := range ids {
 		if got := f.await(id); got.Failure != nil {
 			f.t.Logf("left to its lifetime: %v", got.Failure)
-			left++
+			remaining++
 		}
 	}
-	return left
+	return remaining
 }
 
 // noneOfOurs wants nothing to be there any more but what was left to its lifetime,
 // and that no longer.
-func noneOfOurs(t *testing.T, home *lab.HomeNet, left int) {
+func waitRequestedRulesGone(t *testing.T, home *lab.HomeNet, remaining int) {
 	t.Helper()
-	if n := len(ours(entries(t, home))); n > left {
-		t.Errorf("%d entries are there, and %d were left", n, left)
+	if n := len(requestedRules(listRules(t, home))); n > remaining {
+		t.Errorf("%d entries are there, and %d were left", n, remaining)
 	}
-	if !eventually(manyLease+patience, func() bool { return len(ours(entries(t, home))) == 0 }) {
-		t.Errorf("entries outlive their lifetime: %q", ours(entries(t, home)))
+	if !eventually(manyLease+maxWait, func() bool { return len(requestedRules(listRules(t, home))) == 0 }) {
+		t.Errorf("entries outlive their lifetime: %q", requestedRules(listRules(t, home)))
 	}
 }
 
@@ -472,57 +472,57 @@ func testProcesses(t *testing.T, home *lab.HomeNet, backend string) {
 	for _, host := range hosts {
 		echoes[host] = host.Echo(t, "udp", fmt.Sprintf(":%d", firstPort))
 	}
-	all := make([]*process, processes)
+	all := make([]*clientProcess, processes)
 	for i := range all {
-		p := &process{agent: start(t, hosts[i%len(hosts)]), host: hosts[i%len(hosts)]}
-		p.calm = p.vital("goroutines")
-		conf := config{Order: []string{backend}, Lifetime: manyLease}
+		p := &clientProcess{agent: start(t, hosts[i%len(hosts)]), host: hosts[i%len(hosts)]}
+		p.idleGoroutines = p.resourceUse("goroutines")
+		conf := config{Protocols: []string{backend}, Lifetime: manyLease}
 		if backend == "upnp" { // many that search at once keep this router from all of them
-			conf.IGD = rootDescription(home)
+			conf.UPnPURL = rootDescription(home)
 		}
 		p.f = p.forwarder(conf)
 		all[i] = p
 	}
 	for i, p := range all {
-		p.begins(firstPort) // what all want
+		p.beginEnableUDP(firstPort) // what all want
 		for j := range each {
-			p.begins(firstPort + 1 + uint16(each*i+j))
+			p.beginEnableUDP(firstPort + 1 + uint16(each*i+j))
 		}
 	}
 	for i, p := range all {
-		p.held = granted(p.f, p.ids, fmt.Sprintf("process %d by %s", i, backend))
+		p.mappings = awaitGrants(p.f, p.ids, fmt.Sprintf("process %d by %s", i, backend))
 	}
 	for _, p := range all {
-		for _, m := range p.held {
+		for _, m := range p.mappings {
 			echo, ok := echoes[p.host], m.Internal.Port() == firstPort
 			if !ok {
 				echo = p.host.Echo(t, "udp", fmt.Sprintf(":%d", m.Internal.Port()))
 			}
-			comes(t, home, echo, m.External, patience)
+			waitReachable(t, home, echo, m.External, maxWait)
 		}
 	}
-	left := 0
+	remaining := 0
 	for _, p := range all { // one after another, as another's Close may take what both have
-		remains := closeAll(p.f, p.held)
-		left += remains
-		if got := p.f.try(call{Op: "close", Forwarder: p.f.n}); got.Failure != nil && remains == 0 {
+		unclosed := closeAll(p.f, p.mappings)
+		remaining += unclosed
+		if got := p.f.try(call{Op: "close", Forwarder: p.f.n}); got.Failure != nil && unclosed == 0 {
 			t.Errorf("close: %v", got.Failure) // else it tells what remains
 		}
-		p.quiesces(p.calm)
+		p.waitForGoroutines(p.idleGoroutines)
 	}
-	noneOfOurs(t, home, left)
+	waitRequestedRulesGone(t, home, remaining)
 }
 
 // process is one of several.
-type process struct {
+type clientProcess struct {
 	*agent
-	host *lab.Host
-	f    *remote
-	calm int
-	ids  []int
-	held []*mapping
+	host           *lab.Host
+	f              *remoteForwarder
+	idleGoroutines int
+	ids            []int
+	mappings       []*mapping
 }
 
-func (p *process) begins(port uint16) {
+func (p *clientProcess) beginEnableUDP(port uint16) {
 	p.ids = append(p.ids, p.f.beginEnable(udp(port), background))
 }

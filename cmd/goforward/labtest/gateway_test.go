@@ -24,18 +24,18 @@ func joinWan(t *testing.T, home *lab.HomeNet) *lab.Host {
 }
 
 // count counts packets of a router.
-type count struct {
+type packetCounter struct {
 	host *lab.Host
 	name string
 }
 
-func counts(t *testing.T, host *lab.Host, hook, name, packets string) count {
+func countPackets(t *testing.T, host *lab.Host, hook, name, packets string) packetCounter {
 	t.Helper()
 	host.Rule(t, hook, packets+` counter comment "`+name+`"`)
-	return count{host, name}
+	return packetCounter{host, name}
 }
 
-func (c count) now(t *testing.T) int {
+func (c packetCounter) packets(t *testing.T) int {
 	t.Helper()
 	m := regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "` + c.name + `"`).FindStringSubmatch(c.host.Ruleset(t))
 	if m == nil {
@@ -50,7 +50,7 @@ func (c count) now(t *testing.T) int {
 
 // preference is how long the preferred protocol has to answer before another
 // that has answered is used.
-const preference = 250 * time.Millisecond
+const preferenceDelay = 250 * time.Millisecond
 
 // Which protocol is used: NAT-PMP, wherever it is spoken.
 func TestChoice(t *testing.T) {
@@ -72,11 +72,11 @@ func TestChoice(t *testing.T) {
 			home := lab.Home(t, c.router)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			for range 3 { // each asks anew
-				f := newForwarder(t, home.Lan, config{Order: c.order})
+				f := newForwarder(t, home.Lan, config{Protocols: c.order})
 				got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
-				m, _ := f.enabled(got)
+				m, _ := f.toMapping(got)
 				t.Logf("granted by %s after %v", m.Backend, got.Took)
-				if m.Backend != c.want && got.Took < preference { // who is late may find another chosen
+				if m.Backend != c.want && got.Took < preferenceDelay { // who is late may find another chosen
 					t.Errorf("granted by %q, want %q", m.Backend, c.want)
 				}
 				if got.Took > 2*time.Second {
@@ -139,7 +139,7 @@ func TestChoiceHalf(t *testing.T) {
 			f := newForwarder(t, home.Lan, config{})
 			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
 			t.Logf("after %v", got.Took)
-			m, err := f.enabled(got)
+			m, err := f.toMapping(got)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -158,19 +158,19 @@ func TestRival(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two routers on one network")
 	home := lab.Home(t, lab.Router{})
-	rival := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
-	first := counts(t, home.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
-	second := counts(t, rival.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
+	other := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	first := countPackets(t, home.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
+	second := countPackets(t, other.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	if m.Gateway.Addr() != home.Gateway || m.External != at(home, 8080) {
+	if m.Gateway.Addr() != home.Gateway || m.External != externalAddr(home, 8080) {
 		t.Errorf("%+v", m.state)
 	}
 	home.Reaches(t, echo, m.External)
-	rival.DoesNotReach(t, echo, at(rival, 8080))
-	wantRules(t, rival, 0)
-	if n := second.now(t); n != 0 {
+	other.DoesNotReach(t, echo, externalAddr(other, 8080))
+	wantRules(t, other, 0)
+	if n := second.packets(t); n != 0 {
 		t.Errorf("the other router was asked %d times", n)
 	}
 
@@ -178,19 +178,19 @@ func TestRival(t *testing.T) {
 	// granted stays with the router that granted it.
 	f.disable()
 	wantRules(t, home, 0)
-	before := first.now(t)
-	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", rival.Gateway.String())
+	before := first.packets(t)
+	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", other.Gateway.String())
 	m = f.enable(tcp(8080))
-	if m.Gateway.Addr() != rival.Gateway || m.External != at(rival, 8080) {
+	if m.Gateway.Addr() != other.Gateway || m.External != externalAddr(other, 8080) {
 		t.Errorf("%+v", m.state)
 	}
-	rival.Reaches(t, echo, m.External)
-	home.DoesNotReach(t, echo, at(home, 8080))
-	if n := first.now(t); n != before {
+	other.Reaches(t, echo, m.External)
+	home.DoesNotReach(t, echo, externalAddr(home, 8080))
+	if n := first.packets(t); n != before {
 		t.Errorf("the first router was asked %d more times", n-before)
 	}
 	f.disable()
-	wantRules(t, rival, 0)
+	wantRules(t, other, 0)
 	wantRules(t, home, 0)
 }
 
@@ -200,22 +200,22 @@ func TestRivalDisable(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two routers on one network, disabled after the route has moved")
 	home := lab.Home(t, lab.Router{})
-	rival := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	other := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
 	echo := home.Lan.Echo(t, "udp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(udp(8080))
 	home.Reaches(t, echo, m.External)
-	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", rival.Gateway.String())
+	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", other.Gateway.String())
 	second := f.enable(udp(8081))
-	if second.Gateway.Addr() != rival.Gateway {
+	if second.Gateway.Addr() != other.Gateway {
 		t.Errorf("%+v", second.state)
 	}
-	until(t, patience, "the first mapping does not follow", func() bool {
-		return len(home.Rules(t)) == 0 && len(rival.Rules(t)) == 2
+	waitUntil(t, maxWait, "the first mapping does not follow", func() bool {
+		return len(home.Rules(t)) == 0 && len(other.Rules(t)) == 2
 	})
 	f.disableAll()
 	wantRules(t, home, 0)
-	wantRules(t, rival, 0)
+	wantRules(t, other, 0)
 }
 
 // A host that is on the internet itself needs nobody.
@@ -225,12 +225,12 @@ func TestDirect(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	home.Wan.Exec(t, "ip", "route", "add", "default", "via", home.External.String())
 	// A byte that is no probe: those have operation 0.
-	maps := counts(t, home.Router, "input", "maps", `iifname "wan0" udp dport 5351 @th,72,8 != 0`)
-	probes := counts(t, home.Router, "input", "probes", `iifname "wan0" udp dport 5351 @th,72,8 0`)
+	maps := countPackets(t, home.Router, "input", "maps", `iifname "wan0" udp dport 5351 @th,72,8 != 0`)
+	probes := countPackets(t, home.Router, "input", "probes", `iifname "wan0" udp dport 5351 @th,72,8 0`)
 	echo := home.Wan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Wan, config{})
 	got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
-	m, _ := f.enabled(got)
+	m, _ := f.toMapping(got)
 	t.Logf("%s after %v", m.Backend, got.Took)
 	if m.Backend != "direct" || m.External != m.Internal || m.External != addrPort(home.Wan, 8080) || m.Scope != "public" {
 		t.Errorf("%+v", m.state)
@@ -243,10 +243,10 @@ func TestDirect(t *testing.T) {
 	}
 	f.disable()
 	f.close()
-	if n := maps.now(t); n != 0 {
+	if n := maps.packets(t); n != 0 {
 		t.Errorf("%d requests that map something", n)
 	}
-	t.Logf("%d probes", probes.now(t))
+	t.Logf("%d probes", probes.packets(t))
 	wantRules(t, home, 0)
 }
 
@@ -254,14 +254,14 @@ func TestDirect(t *testing.T) {
 func TestRow(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row")
-	in, out := lab.Row(t, lab.Router{}, lab.Router{})
+	in, out := lab.DoubleNAT(t, lab.Router{}, lab.Router{})
 	echo := in.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, in.Lan, config{})
-	f.refused([]error{backends.ErrPrivateWAN}, tcp(8080))
+	f.wantEnableError([]error{backends.ErrPrivateWAN}, tcp(8080))
 	wantRules(t, in, 0)
 	wantRules(t, out, 0)
-	in.DoesNotReach(t, echo, at(in, 8080))
-	if peer, err := out.Wan.Reach(echo, at(out, 8080)); err == nil {
+	in.DoesNotReach(t, echo, externalAddr(in, 8080))
+	if peer, err := out.Wan.Reach(echo, externalAddr(out, 8080)); err == nil {
 		t.Errorf("bytes arrive from %v", peer)
 	}
 }
@@ -271,9 +271,9 @@ func TestRow(t *testing.T) {
 func TestRowMismatch(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row, the outer one named")
-	in, out := lab.Row(t, lab.Router{}, pcpOnly)
+	in, out := lab.DoubleNAT(t, lab.Router{}, pcpOnly)
 	f := newForwarder(t, in.Lan, config{Gateway: netip.AddrPortFrom(out.Gateway, 0)})
-	took := f.refused([]error{backends.ErrPrivateWAN}, tcp(8080))
+	took := f.wantEnableError([]error{backends.ErrPrivateWAN}, tcp(8080))
 	t.Logf("the verdict came after %v", took)
 	wantRules(t, in, 0)
 	wantRules(t, out, 0)
@@ -285,11 +285,11 @@ func TestRowMismatch(t *testing.T) {
 func TestRowBoth(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row, mapped on both")
-	in, out := lab.Row(t, lab.Router{ExtraConf: []string{"ext_ip=45.45.45.1"}}, lab.Router{})
+	in, out := lab.DoubleNAT(t, lab.Router{ExtraConf: []string{"ext_ip=45.45.45.1"}}, lab.Router{})
 	echo := in.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, in.Lan, config{})
 	inner := f.enable(tcp(8080))
-	if inner.External != at(out, 8080) {
+	if inner.External != externalAddr(out, 8080) {
 		t.Errorf("%+v", inner.state)
 	}
 	if _, err := out.Wan.Reach(echo, inner.External); err == nil {
@@ -297,7 +297,7 @@ func TestRowBoth(t *testing.T) {
 	}
 	g := f.forwarder(config{Gateway: netip.AddrPortFrom(out.Gateway, 0)})
 	outer := g.enable(tcp(8080))
-	if outer.Backend != "natpmp" || outer.External != at(out, 8080) {
+	if outer.Backend != "natpmp" || outer.External != externalAddr(out, 8080) {
 		t.Errorf("%+v", outer.state)
 	}
 	if _, err := out.Wan.Reach(echo, outer.External); err != nil {
@@ -320,10 +320,10 @@ func TestNamed(t *testing.T) {
 		kinds  []error
 		within time.Duration
 	}{
-		"a host without a daemon":    {"192.168.77.3", []error{backends.ErrNoReply, syscall.ECONNREFUSED}, allAnswered + slack},
-		"a host outside":             {"45.45.45.2", []error{backends.ErrNoReply, syscall.ECONNREFUSED}, allAnswered + slack},
-		"an address of nobody":       {"192.168.77.99", []error{backends.ErrNoReply}, wait + slack},
-		"an address that leads away": {"45.45.46.1", []error{backends.ErrNoReply}, wait + slack},
+		"a host without a daemon":    {"192.168.77.3", []error{backends.ErrNoReply, syscall.ECONNREFUSED}, searchTimeout + tolerance},
+		"a host outside":             {"45.45.45.2", []error{backends.ErrNoReply, syscall.ECONNREFUSED}, searchTimeout + tolerance},
+		"an address of nobody":       {"192.168.77.99", []error{backends.ErrNoReply}, wait + tolerance},
+		"an address that leads away": {"45.45.46.1", []error{backends.ErrNoReply}, wait + tolerance},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -331,7 +331,7 @@ func TestNamed(t *testing.T) {
 			home := lab.Home(t, lab.Router{})
 			home.Join("printer", "192.168.77.3/24")
 			f := newForwarder(t, home.Lan, config{
-				Gateway: netip.AddrPortFrom(netip.MustParseAddr(gw.addr), 0), Wait: wait,
+				Gateway: netip.AddrPortFrom(netip.MustParseAddr(gw.addr), 0), DiscoveryTimeout: wait,
 			})
 			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
 			t.Logf("the verdict came after %v", got.Took)
@@ -361,7 +361,7 @@ func TestNamedRight(t *testing.T) {
 
 // allAnswered is when a search is given up that nobody has answered, where all
 // else has failed.
-const allAnswered = 1300 * time.Millisecond
+const searchTimeout = 1300 * time.Millisecond
 
 func TestNoRoute(t *testing.T) {
 	t.Parallel()
@@ -369,9 +369,9 @@ func TestNoRoute(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	home.Lan.Exec(t, "ip", "route", "del", "default")
 	f := newForwarder(t, home.Lan, config{})
-	took := f.refused([]error{forward.ErrNoGateway}, tcp(8080))
+	took := f.wantEnableError([]error{forward.ErrNoGateway}, tcp(8080))
 	t.Logf("the verdict came after %v", took)
-	if took > slack {
+	if took > tolerance {
 		t.Errorf("the verdict came after %v", took)
 	}
 	// The network comes up.
@@ -385,10 +385,10 @@ func TestNobodyAnswers(t *testing.T) {
 	lab.Scenario(t, "forward: 5351 silent, verdict within Wait")
 	const wait = 1200 * time.Millisecond
 	home := lab.Home(t, lab.Router{Silent5351: true, NoUPnP: true})
-	f := newForwarder(t, home.Lan, config{Wait: wait})
-	took := f.refused([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
+	f := newForwarder(t, home.Lan, config{DiscoveryTimeout: wait})
+	took := f.wantEnableError([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
 	t.Logf("the verdict came after %v", took)
-	if took > wait+slack {
+	if took > wait+tolerance {
 		t.Errorf("the verdict came after %v, want %v", took, wait)
 	}
 }
@@ -398,9 +398,9 @@ func TestRefused(t *testing.T) {
 	lab.Scenario(t, "forward: 5351 refused, verdict when every device can have answered")
 	home := lab.Home(t, lab.Router{Refuse5351: true, NoUPnP: true})
 	f := newForwarder(t, home.Lan, config{})
-	took := f.refused([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
+	took := f.wantEnableError([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
 	t.Logf("the verdict came after %v", took)
-	if took > allAnswered+slack {
+	if took > searchTimeout+tolerance {
 		t.Errorf("the verdict came after %v", took)
 	}
 }
@@ -417,8 +417,8 @@ func TestPrivateWAN(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: the router's own address is "+wan)
 			home := lab.Home(t, lab.Router{WAN: netip.MustParsePrefix(wan)})
-			natpmp := counts(t, home.Router, "input", "natpmp", `iifname "lan0" udp dport 5351 @th,64,8 0 @th,72,8 { 1, 2 }`)
-			pcp := counts(t, home.Router, "input", "pcp", `iifname "lan0" udp dport 5351 @th,64,16 0x0201`)
+			natpmp := countPackets(t, home.Router, "input", "natpmp", `iifname "lan0" udp dport 5351 @th,64,8 0 @th,72,8 { 1, 2 }`)
+			pcp := countPackets(t, home.Router, "input", "pcp", `iifname "lan0" udp dport 5351 @th,64,16 0x0201`)
 			f := newForwarder(t, home.Lan, config{})
 			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
 			t.Logf("the verdict came after %v", got.Took)
@@ -428,10 +428,10 @@ func TestPrivateWAN(t *testing.T) {
 			}
 			// No other port is tried, of eight: the router would refuse any. A request that
 			// is not answered in 250 ms, on a machine that stands still, is repeated.
-			if n := natpmp.now(t); n < 1 || n > 2 {
+			if n := natpmp.packets(t); n < 1 || n > 2 {
 				t.Errorf("%d NAT-PMP requests, want one, or its repetition", n)
 			}
-			if n := pcp.now(t); n < 1 || n > 4 { // with a description, and without
+			if n := pcp.packets(t); n < 1 || n > 4 { // with a description, and without
 				t.Errorf("%d PCP requests, want one or two, or their repetitions", n)
 			}
 			wantRules(t, home, 0)

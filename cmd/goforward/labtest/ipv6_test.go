@@ -14,21 +14,21 @@ import (
 )
 
 // at6 is a port of the home's host, which everybody sees alike.
-func at6(home *lab.HomeNet, port uint16) netip.AddrPort {
+func lanAddr6(home *lab.HomeNet, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(home.Lan6, port)
 }
 
 // wantPinholes wants the router's IPv6 firewall to have this many openings.
 func wantPinholes(t *testing.T, home *lab.HomeNet, want int) {
 	t.Helper()
-	if holes := home.Pinholes(t); len(holes) != want {
-		t.Errorf("the router has %d pinholes, want %d:\n%s", len(holes), want, strings.Join(holes, "\n"))
+	if pinholes := home.Pinholes(t); len(pinholes) != want {
+		t.Errorf("the router has %d pinholes, want %d:\n%s", len(pinholes), want, strings.Join(pinholes, "\n"))
 	}
 }
 
 // viaLinkLocal makes the default route lead to the router's link-local address,
 // as router advertisements do.
-func viaLinkLocal(t *testing.T, home *lab.HomeNet) netip.Addr {
+func routeViaLinkLocal(t *testing.T, home *lab.HomeNet) netip.Addr {
 	t.Helper()
 	out := home.Router.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "lan0", "scope", "link")
 	for _, field := range strings.Fields(out) {
@@ -58,7 +58,7 @@ func TestPinhole(t *testing.T) {
 				home := lab.Home(t, router)
 				gateway := home.Gateway6
 				if name == "a link-local gateway" {
-					gateway = viaLinkLocal(t, home)
+					gateway = routeViaLinkLocal(t, home)
 				}
 				testPinhole(t, home, gateway, option, networks)
 			})
@@ -70,15 +70,15 @@ func testPinhole(t *testing.T, home *lab.HomeNet, gateway netip.Addr, o string, 
 	t.Helper()
 	var echoes []lab.Echo
 	for _, network := range networks {
-		echo := home.Lan.Echo(t, network, at6(home, 8080).String())
-		home.DoesNotReach(t, echo, at6(home, 8080))
+		echo := home.Lan.Echo(t, network, lanAddr6(home, 8080).String())
+		home.DoesNotReach(t, echo, lanAddr6(home, 8080))
 		echoes = append(echoes, echo)
 	}
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(option{Name: o, Port: 8080}, overIPv6)
 	wantPCP(t, m)
-	if m.External != at6(home, 8080) || m.Internal != m.External || m.Scope != "public" ||
-		m.Gateway.Addr().WithZone("") != gateway || len(m.Granted) != len(networks) {
+	if m.External != lanAddr6(home, 8080) || m.Internal != m.External || m.Scope != "public" ||
+		m.Gateway.Addr().WithZone("") != gateway || len(m.Grants) != len(networks) {
 		t.Errorf("%+v", m.state)
 	}
 	wantPinholes(t, home, len(networks))
@@ -88,7 +88,7 @@ func testPinhole(t *testing.T, home *lab.HomeNet, gateway netip.Addr, o string, 
 	f.disable()
 	wantPinholes(t, home, 0)
 	for _, echo := range echoes {
-		home.DoesNotReach(t, echo, at6(home, 8080))
+		home.DoesNotReach(t, echo, lanAddr6(home, 8080))
 	}
 	f.close()
 	f.exit()
@@ -104,7 +104,7 @@ func TestPinholeAdvertised(t *testing.T) {
 	home.Lan.Exec(t, "ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global")
 	home.Lan.Sysctl(t, "net.ipv6.conf.eth0.accept_ra", "2")
 	advertise(t, home.Router)
-	until(t, patience, "no router advertisement came", func() bool {
+	waitUntil(t, maxWait, "no router advertisement came", func() bool {
 		return strings.Contains(home.Lan.Exec(t, "ip", "-6", "route", "show", "default"), "via fe80::") &&
 			home.Lan.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "global", "-tentative") != ""
 	})
@@ -150,22 +150,22 @@ func TestPinholeRenew(t *testing.T) {
 	lab.Scenario(t, "ipv6: a pinhole renewed for several lifetimes")
 	home := lab.Home(t, lab.Router{IPv6: true})
 	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
-	steady := steadily(t, home, f, overIPv6)
-	kept, left := f.enable(tcp(8080), overIPv6), f.enable(tcp(8081), overIPv6, once)
-	f.event(forward.EventMapped)
-	f.event(forward.EventMapped)
-	echo, over := home.Lan.Echo(t, "tcp", at6(home, 8080).String()), home.Lan.Echo(t, "tcp", at6(home, 8081).String())
-	home.Reaches(t, over, left.External)
-	wait := watched(t, home, kept.External, steady, renewals, echo)
-	ends(t, home, over, left)
-	home.DoesNotReach(t, over, left.External)
+	reference := enableReference(t, home, f, overIPv6)
+	renewed, unrenewed := f.enable(tcp(8080), overIPv6), f.enable(tcp(8081), overIPv6, once)
+	f.wantEvent(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
+	echo, unrenewedEcho := home.Lan.Echo(t, "tcp", lanAddr6(home, 8080).String()), home.Lan.Echo(t, "tcp", lanAddr6(home, 8081).String())
+	home.Reaches(t, unrenewedEcho, unrenewed.External)
+	wait := watchReachability(t, home, renewed.External, reference, watchDuration, echo)
+	waitForExpiry(t, home, unrenewedEcho, unrenewed)
+	home.DoesNotReach(t, unrenewedEcho, unrenewed.External)
 	wait()
-	home.Reaches(t, echo, kept.External)
+	home.Reaches(t, echo, renewed.External)
 	wantPinholes(t, home, 2)
-	f.noEvent()
+	f.wantNoEvent()
 	f.close() // at the latest it goes with its lifetime: see TestPinholeRefreshed
-	until(t, shortLease+3*time.Second, "the pinhole stays", func() bool { return len(home.Pinholes(t)) == 1 })
-	home.DoesNotReach(t, echo, kept.External)
+	waitUntil(t, shortLease+3*time.Second, "the pinhole stays", func() bool { return len(home.Pinholes(t)) == 1 })
+	home.DoesNotReach(t, echo, renewed.External)
 }
 
 // IPv4 and IPv6 side by side in one Forwarder, the same port by each.
@@ -173,7 +173,7 @@ func TestPinholeBeside(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole beside a mapping")
 	home := lab.Home(t, lab.Router{IPv6: true})
-	four, six := home.Lan.Echo(t, "tcp", "192.168.77.2:8080"), home.Lan.Echo(t, "tcp", at6(home, 8080).String())
+	four, six := home.Lan.Echo(t, "tcp", "192.168.77.2:8080"), home.Lan.Echo(t, "tcp", lanAddr6(home, 8080).String())
 	f := newForwarder(t, home.Lan, config{})
 	m4, m6 := f.enable(tcp(8080)), f.enable(tcp(8080), overIPv6)
 	if m4.Backend != "natpmp" || m6.Backend != "pcp" {
@@ -182,11 +182,11 @@ func TestPinholeBeside(t *testing.T) {
 	home.Reaches(t, four, m4.External)
 	home.Reaches(t, six, m6.External)
 	m4.close()
-	home.DoesNotReach(t, four, at(home, 8080))
+	home.DoesNotReach(t, four, externalAddr(home, 8080))
 	home.Reaches(t, six, m6.External)
 	wantRules(t, home, 0)
 	m6.close()
-	home.DoesNotReach(t, six, at6(home, 8080))
+	home.DoesNotReach(t, six, lanAddr6(home, 8080))
 	wantPinholes(t, home, 0)
 }
 
@@ -204,16 +204,16 @@ func TestPinholePrivacy(t *testing.T) {
 	if temporary := home.Lan.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "eth0", "temporary"); temporary == "" {
 		t.Skip("this kernel makes no temporary addresses")
 	}
-	until(t, patience, "the kernel does not prefer the temporary address", func() bool {
+	waitUntil(t, maxWait, "the kernel does not prefer the temporary address", func() bool {
 		out := home.Lan.Exec(t, "ip", "-6", "route", "get", "2a0c:7777:2::2")
 		return !strings.Contains(out, "src "+home.Lan6.String()+" ")
 	})
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080), overIPv6)
-	if m.External != at6(home, 8080) {
-		t.Errorf("the pinhole is for %v, want %v", m.External, at6(home, 8080))
+	if m.External != lanAddr6(home, 8080) {
+		t.Errorf("the pinhole is for %v, want %v", m.External, lanAddr6(home, 8080))
 	}
-	home.Reaches(t, home.Lan.Echo(t, "tcp", at6(home, 8080).String()), at6(home, 8080))
+	home.Reaches(t, home.Lan.Echo(t, "tcp", lanAddr6(home, 8080).String()), lanAddr6(home, 8080))
 	f.disable()
 	wantPinholes(t, home, 0)
 }
@@ -226,16 +226,16 @@ func TestPinholeNone(t *testing.T) {
 		lab.Scenario(t, "ipv6: a pinhole, but no IPv6")
 		home := lab.Home(t, lab.Router{})
 		f := newForwarder(t, home.Lan, config{})
-		f.refused([]error{forward.ErrNoGateway}, tcp(8080), overIPv6)
+		f.wantEnableError([]error{forward.ErrNoGateway}, tcp(8080), overIPv6)
 		wantRules(t, home, 0)
 	})
 	t.Run("nothing for IPv6", func(t *testing.T) {
 		t.Parallel()
 		lab.Scenario(t, "ipv6: a pinhole, but a router without PCP and UPnP")
 		home := lab.Home(t, lab.Router{IPv6: true, NoPCP: true, NoUPnP: true})
-		f := newForwarder(t, home.Lan, config{Wait: time.Second})
-		took := f.refused([]error{backends.ErrNoReply, forward.ErrNoGateway}, tcp(8080), overIPv6)
-		if took > time.Second+slack {
+		f := newForwarder(t, home.Lan, config{DiscoveryTimeout: time.Second})
+		took := f.wantEnableError([]error{backends.ErrNoReply, forward.ErrNoGateway}, tcp(8080), overIPv6)
+		if took > time.Second+tolerance {
 			t.Errorf("the verdict came after %v", took)
 		}
 		wantRules(t, home, 0)
@@ -245,30 +245,30 @@ func TestPinholeNone(t *testing.T) {
 // The router announces its restart over IPv6.
 func TestPinholeRestart(t *testing.T) {
 	t.Parallel()
-	for name, router := range restarts {
+	for name, router := range restartRouters {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "ipv6: the router restarts, "+name)
 			router := router
 			router.IPv6 = true
 			home := lab.Home(t, router)
-			viaLinkLocal(t, home)
+			routeViaLinkLocal(t, home)
 			home.Router.Rule(t, "output", `ip daddr { 224.0.0.1, 239.255.255.250 } drop`)
-			echo := home.Lan.Echo(t, "tcp", at6(home, 8080).String())
+			echo := home.Lan.Echo(t, "tcp", lanAddr6(home, 8080).String())
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(tcp(8080), overIPv6)
-			f.event(forward.EventMapped)
+			f.wantEvent(forward.EventMapped)
 			home.Reaches(t, echo, m.External)
-			age(t, home)
-			die(t, home)
+			waitForEpoch(t, home)
+			powerOff(t, home)
 			home.DoesNotReach(t, echo, m.External)
 			home.Daemon.Start(t)
-			took := comes(t, home, echo, at6(home, 8080), patience)
+			took := waitReachable(t, home, echo, lanAddr6(home, 8080), maxWait)
 			t.Logf("the first bytes arrived %v after the router was ready", took)
-			if took > soon {
+			if took > maxRestoreTime {
 				t.Errorf("the first bytes arrived %v after the router was ready", took)
 			}
-			m.wait(patience)
+			m.wait(maxWait)
 			f.disable()
 			wantPinholes(t, home, 0)
 		})
@@ -282,7 +282,7 @@ func TestPinholeRefreshed(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole, refreshed and closed")
 	home := lab.Home(t, lab.Router{IPv6: true})
-	echo := home.Lan.Echo(t, "tcp", at6(home, 8080).String())
+	echo := home.Lan.Echo(t, "tcp", lanAddr6(home, 8080).String())
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080), overIPv6)
 	m.refresh()
@@ -292,6 +292,6 @@ func TestPinholeRefreshed(t *testing.T) {
 	if got.Failure != nil {
 		t.Error(got.Failure)
 	}
-	until(t, shortLease+3*time.Second, "the pinhole stays", func() bool { return len(home.Pinholes(t)) == 0 })
+	waitUntil(t, shortLease+3*time.Second, "the pinhole stays", func() bool { return len(home.Pinholes(t)) == 0 })
 	home.DoesNotReach(t, echo, m.External)
 }

@@ -30,17 +30,17 @@ var natpmpProgram = lab.Func("natpmp client", func(p *lab.Proc) {
 		p.Send(v)
 		p.Receive(nil)
 	}
-	wish := func(protocol backends.Protocol, internal, external uint16) {
+	mapPort := func(protocol backends.Protocol, internal, external uint16) {
 		step(c.Map(ctx, natpmp.MapRequest{
 			Protocol: protocol, InternalPort: internal, ExternalPort: external, Lifetime: time.Minute,
 		}))
 	}
 	step(c.ExternalAddr(ctx))
-	wish(backends.TCP, 80, 8080)
-	wish(backends.UDP, 80, 8080)
+	mapPort(backends.TCP, 80, 8080)
+	mapPort(backends.UDP, 80, 8080)
 	step("unmapped", c.Unmap(ctx, backends.UDP, 80))
-	wish(backends.UDP, 80, 8080)
-	wish(backends.TCP, 81, 8081)
+	mapPort(backends.UDP, 80, 8080)
+	mapPort(backends.TCP, 81, 8081)
 	step("all unmapped", c.UnmapAll(ctx, backends.TCP))
 	step("all unmapped", c.UnmapAll(ctx, backends.UDP))
 	step(c.Transact(ctx, []byte{0, 99}))
@@ -59,7 +59,7 @@ func TestNATPMP(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "natpmp: the client alone")
 	home := lab.Home(t, lab.Router{})
-	neighbour(t, home, "tcp", 9000)
+	occupyPort(t, home, "tcp", 9000)
 	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":80"), home.Lan.Echo(t, "udp", ":80")
 	p := home.Lan.Start(t, natpmpProgram, home.Gateway)
 	next := func() { p.Send("go on") }
@@ -71,7 +71,7 @@ func TestNATPMP(t *testing.T) {
 	}
 	next()
 
-	mapped := func(protocol backends.Protocol, internal, external uint16) {
+	wantMapped := func(protocol backends.Protocol, internal, external uint16) {
 		t.Helper()
 		var r natpmp.MapResponse
 		p.Expect(&r)
@@ -80,42 +80,42 @@ func TestNATPMP(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	mapped(backends.TCP, 80, 8080)
-	home.Reaches(t, byTCP, at(home, 8080))
+	wantMapped(backends.TCP, 80, 8080)
+	home.Reaches(t, byTCP, externalAddr(home, 8080))
 	wantRules(t, home, 2)
 	next()
-	mapped(backends.UDP, 80, 8080)
-	home.Reaches(t, byUDP, at(home, 8080))
+	wantMapped(backends.UDP, 80, 8080)
+	home.Reaches(t, byUDP, externalAddr(home, 8080))
 	wantRules(t, home, 3)
 	next()
 	p.Expect(nil) // Unmap
-	home.DoesNotReach(t, byUDP, at(home, 8080))
-	home.Reaches(t, byTCP, at(home, 8080))
+	home.DoesNotReach(t, byUDP, externalAddr(home, 8080))
+	home.Reaches(t, byTCP, externalAddr(home, 8080))
 	wantRules(t, home, 2)
 	next()
-	mapped(backends.UDP, 80, 8080)
+	wantMapped(backends.UDP, 80, 8080)
 	next()
-	mapped(backends.TCP, 81, 8081)
-	home.Reaches(t, byTCP, at(home, 8080))
+	wantMapped(backends.TCP, 81, 8081)
+	home.Reaches(t, byTCP, externalAddr(home, 8080))
 	wantRules(t, home, 4)
 	next()
 	p.Expect(nil) // UnmapAll of TCP
-	home.DoesNotReach(t, byTCP, at(home, 8080))
+	home.DoesNotReach(t, byTCP, externalAddr(home, 8080))
 	next()
 	p.Expect(nil) // UnmapAll of UDP
-	home.DoesNotReach(t, byUDP, at(home, 8080))
+	home.DoesNotReach(t, byUDP, externalAddr(home, 8080))
 	wantRules(t, home, 1) // the neighbour's
 	next()
 
-	var answer []byte
-	p.Expect(&answer)
-	t.Logf("unknown opcode: %x", answer)
-	if len(answer) != 8 || !bytes.HasPrefix(answer, []byte{0, 128 + 99, 0, byte(natpmp.UnsupportedOpcode)}) {
-		t.Errorf("unknown opcode: %x", answer)
+	var response []byte
+	p.Expect(&response)
+	t.Logf("unknown opcode: %x", response)
+	if len(response) != 8 || !bytes.HasPrefix(response, []byte{0, 128 + 99, 0, byte(natpmp.UnsupportedOpcode)}) {
+		t.Errorf("unknown opcode: %x", response)
 	}
 	next()
-	p.Expect(&answer)
-	t.Logf("version 9: %x", answer)
+	p.Expect(&response)
+	t.Logf("version 9: %x", response)
 	next()
 	p.Wait()
 }

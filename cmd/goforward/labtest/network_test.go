@@ -19,35 +19,35 @@ func TestRouteMoves(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "network: the default route moves to another router and back, "+backend)
 			home := lab.Home(t, router)
-			second := router
-			second.WAN = netip.MustParsePrefix("46.46.46.1/24")
-			rival := home.SecondRouter(t, second)
+			secondConfig := router
+			secondConfig.WAN = netip.MustParsePrefix("46.46.46.1/24")
+			second := home.SecondRouter(t, secondConfig)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(tcp(8080))
-			f.event(forward.EventMapped)
+			f.wantEvent(forward.EventMapped)
 			home.Reaches(t, echo, m.External)
-			for _, way := range []*lab.HomeNet{rival, home} {
+			for _, current := range []*lab.HomeNet{second, home} {
 				other := home
-				if way == home {
-					other = rival
+				if current == home {
+					other = second
 				}
-				home.Lan.Exec(t, "ip", "route", "replace", "default", "via", way.Gateway.String())
+				home.Lan.Exec(t, "ip", "route", "replace", "default", "via", current.Gateway.String())
 				begin := time.Now()
-				f.event(forward.EventLost)
-				if e := f.event(forward.EventRestored); e.External != at(way, 8080) {
+				f.wantEvent(forward.EventLost)
+				if e := f.wantEvent(forward.EventRestored); e.External != externalAddr(current, 8080) {
 					t.Errorf("%+v", e)
 				}
 				t.Logf("mapped again %v after the route had moved", time.Since(begin))
-				way.Reaches(t, echo, at(way, 8080))
-				if s := m.now(); s.Gateway.Addr() != way.Gateway || s.External != at(way, 8080) {
+				current.Reaches(t, echo, externalAddr(current, 8080))
+				if s := m.fetchState(); s.Gateway.Addr() != current.Gateway || s.External != externalAddr(current, 8080) {
 					t.Errorf("%+v", s)
 				}
-				until(t, patience, "the mapping stays on the router that was left", func() bool { return len(other.Rules(t)) == 0 })
+				waitUntil(t, maxWait, "the mapping stays on the router that was left", func() bool { return len(other.Rules(t)) == 0 })
 			}
 			f.close()
 			wantRules(t, home, 0)
-			wantRules(t, rival, 0)
+			wantRules(t, second, 0)
 		})
 	}
 }
@@ -61,21 +61,21 @@ func TestRouteReturns(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	home.Lan.Exec(t, "ip", "route", "del", "default")
-	f.event(forward.EventLost)
+	f.wantEvent(forward.EventLost)
 	var next time.Time
-	until(t, patience, "attempts go on all the time", func() bool {
-		s := m.now()
-		next = s.NextTry
+	waitUntil(t, maxWait, "attempts go on all the time", func() bool {
+		s := m.fetchState()
+		next = s.NextAttempt
 		return s.Failure != nil && time.Until(next) > 3*time.Second
 	})
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
-	if e := f.event(forward.EventRestored); e.External != at(home, 8080) || !e.Time.Before(next) {
+	if e := f.wantEvent(forward.EventRestored); e.External != externalAddr(home, 8080) || !e.Time.Before(next) {
 		t.Errorf("%+v; want it restored before the attempt that was due at %v", e, next)
 	}
-	home.Reaches(t, echo, at(home, 8080))
+	home.Reaches(t, echo, externalAddr(home, 8080))
 	f.close()
 	wantRules(t, home, 0)
 }
@@ -89,20 +89,20 @@ func TestAddressMoves(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	home.Lan.Exec(t, "sh", "-ec", `ip addr flush dev eth0 scope global
 		ip addr add 192.168.77.22/24 dev eth0
 		ip route add default via `+home.Gateway.String())
-	f.event(forward.EventLost)
-	e := f.event(forward.EventRestored)
+	f.wantEvent(forward.EventLost)
+	e := f.wantEvent(forward.EventRestored)
 	if e.External.Addr() != home.External {
 		t.Errorf("%+v", e)
 	}
-	if s := m.now(); s.Internal.Addr() != netip.MustParseAddr("192.168.77.22") {
+	if s := m.fetchState(); s.Internal.Addr() != netip.MustParseAddr("192.168.77.22") {
 		t.Errorf("%+v", s)
 	}
-	comes(t, home, echo, e.External, patience)
+	waitReachable(t, home, echo, e.External, maxWait)
 	f.close()
 }
 
@@ -114,16 +114,16 @@ func TestLinkDown(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 	home.Lan.Exec(t, "ip", "link", "set", "eth0", "down")
-	f.event(forward.EventLost)
+	f.wantEvent(forward.EventLost)
 	home.Lan.Exec(t, "ip", "link", "set", "eth0", "up")
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
-	if e := f.event(forward.EventRestored); e.External != at(home, 8080) {
+	if e := f.wantEvent(forward.EventRestored); e.External != externalAddr(home, 8080) {
 		t.Errorf("%+v", e)
 	}
-	comes(t, home, echo, m.External, patience)
+	waitReachable(t, home, echo, m.External, maxWait)
 	f.close()
 	wantRules(t, home, 0)
 }
@@ -137,17 +137,17 @@ func TestNetworkComes(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080), background)
-	until(t, patience, "no attempt fails", func() bool { return m.now().Failure != nil })
-	until(t, patience, "attempts go on all the time", func() bool { return time.Until(m.now().NextTry) > 3*time.Second })
+	waitUntil(t, maxWait, "no attempt fails", func() bool { return m.fetchState().Failure != nil })
+	waitUntil(t, maxWait, "attempts go on all the time", func() bool { return time.Until(m.fetchState().NextAttempt) > 3*time.Second })
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
 	begin := time.Now()
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	took := time.Since(begin)
 	t.Logf("mapped %v after the way out appeared", took)
 	if took > 2*time.Second {
 		t.Errorf("mapped %v after the way out appeared", took)
 	}
-	home.Reaches(t, echo, at(home, 8080))
+	home.Reaches(t, echo, externalAddr(home, 8080))
 }
 
 // The provider gives the router another address, at once or after a while
@@ -174,13 +174,13 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	f := newForwarder(t, home.Lan, config{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
 
 	for _, script := range change {
 		home.Router.Exec(t, "sh", "-ec", script)
 	}
-	begin, stalled := time.Now(), stalls()
+	begin, stalled := time.Now(), measureStalls()
 	want := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.77"), 8080)
 	var e event
 	for e.External != want {
@@ -188,7 +188,7 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	}
 	took := time.Since(begin) - stalled()
 	t.Logf("the event came after %v", took)
-	if took > 3*soon {
+	if took > 3*maxRestoreTime {
 		t.Errorf("the event came after %v", took)
 	}
 	// The router's clock starts anew, as the standard wants it: that looks
@@ -196,20 +196,20 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	if e.Kind != forward.EventChanged && e.Kind != forward.EventRestored {
 		t.Errorf("event %v", e.Kind)
 	}
-	if s := m.now(); s.External != want || s.Failure != nil {
+	if s := m.fetchState(); s.External != want || s.Failure != nil {
 		t.Errorf("%+v", s)
 	}
 	home.Reaches(t, echo, want)
 	f.disable()
 	wantRules(t, home, 0)
-	f.noEvent()
+	f.wantNoEvent()
 }
 
 // slowRoutes gives a host 3000 default routes by an interface with 250 addresses. A
 // Forwarder that is bound to an interface reads all of them, which takes seconds.
 // The kernel itself prefers the route by the interface spare. If the interface bulk
 // is set down, only that route and those by other interfaces remain.
-func slowRoutes(t *testing.T, host *lab.Host) {
+func addManyRoutes(t *testing.T, host *lab.Host) {
 	t.Helper()
 	host.Exec(t, "sh", "-ec", `{
 			echo link add spare up type veth peer name spare2
@@ -232,7 +232,7 @@ func TestRouteFlaps(t *testing.T) {
 	lab.Scenario(t, "network: the default route goes away and comes back during a comparison of routes")
 	home := lab.Home(t, lab.Router{})
 	lan := home.Lan
-	slowRoutes(t, lan)
+	addManyRoutes(t, lan)
 	// The host has a second address on the same network. A route from that address is
 	// another way to the gateway, and so a move.
 	lan.Exec(t, "ip", "addr", "add", "192.168.77.20/24", "dev", "eth0")
@@ -244,23 +244,23 @@ func TestRouteFlaps(t *testing.T) {
 	route("add", "192.168.77.2")
 	f := newForwarder(t, lan, config{Interface: "eth0"})
 	enabled := f.do(call{Op: "enable", Forwarder: f.n, Options: []option{tcp(8080)}})
-	m, _ := f.enabled(enabled)
-	f.event(forward.EventMapped)
+	m, _ := f.toMapping(enabled)
+	f.wantEvent(forward.EventMapped)
 	comparison := enabled.Took
 	t.Logf("to read the routes takes about %v", comparison)
-	passes := func(d time.Duration) {
+	pass := func(d time.Duration) {
 		t.Helper()
 		begin := time.Now()
-		until(t, d+patience, "the time does not pass", func() bool { return time.Since(begin) > d })
+		waitUntil(t, d+maxWait, "the time does not pass", func() bool { return time.Since(begin) > d })
 	}
 
 	// An event that changes nothing makes the watcher of the network read the routes.
 	// So the move is noticed first by a call.
 	lan.Exec(t, "ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
-	passes(comparison / 2)
+	pass(comparison / 2)
 	route("replace", "192.168.77.20")
 	id := f.begin(call{Op: "external IP", Forwarder: f.n})
-	passes(comparison / 8)
+	pass(comparison / 8)
 	route("del", "192.168.77.20")
 	// The call read the routes before that. The comparison that the call causes reads
 	// them after that.
@@ -268,23 +268,23 @@ func TestRouteFlaps(t *testing.T) {
 	// That comparison is under way, and ends after the one that this change causes.
 	route("add", "192.168.77.20")
 	lan.Exec(t, "ip", "link", "set", "bulk", "down")
-	back := time.Now()
-	passes(2 * comparison)
-	until(t, patience, "the mapping does not follow", func() bool {
-		s := m.now()
+	restored := time.Now()
+	pass(2 * comparison)
+	waitUntil(t, maxWait, "the mapping does not follow", func() bool {
+		s := m.fetchState()
 		return s.External.IsValid() && s.Internal.Addr().String() == "192.168.77.20"
 	})
 
-	trap := setTrap(t, home, mapRequests)
+	drop := dropPackets(t, home, mapRequests)
 	closed := f.try(call{Op: "disable", Forwarder: f.n, Within: 3 * time.Second})
 	if closed.Failure == nil {
 		t.Error("Disable returned nil, and the router answered nothing")
 	}
-	trap.remove(t)
+	drop.remove(t)
 	begin := time.Now()
 	if !eventually(10*time.Second, func() bool { return len(home.Rules(t)) == 0 }) {
 		t.Errorf("the route is as it was for %v, the router has answered for %v, and the deletion is not retried: it has %q",
-			time.Since(back).Round(time.Second), time.Since(begin).Round(time.Second), home.Rules(t))
+			time.Since(restored).Round(time.Second), time.Since(begin).Round(time.Second), home.Rules(t))
 	}
 	f.close()
 }
@@ -295,14 +295,14 @@ func TestMovesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the goroutines and sockets for networks that were left are closed")
 	home := lab.Home(t, lab.Router{})
-	rival := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	second := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	const moves = 6
-	goroutines, files := f.fewest("goroutines"), f.fewest("files")
+	goroutines, files := f.minResourceUse("goroutines"), f.minResourceUse("files")
 	for i := range moves {
-		router := rival
+		router := second
 		if i%2 == 1 {
 			router = home
 		}
@@ -310,15 +310,15 @@ func TestMovesLeaveNothing(t *testing.T) {
 		home.Lan.Exec(t, "sh", "-ec", fmt.Sprintf(`ip addr flush dev eth0 scope global
 			ip addr add %v/24 dev eth0
 			ip route add default via %v`, addr, router.Gateway))
-		until(t, patience, "the mapping does not follow", func() bool {
-			s := m.now()
+		waitUntil(t, maxWait, "the mapping does not follow", func() bool {
+			s := m.fetchState()
 			return s.External.Addr() == router.External && s.Internal.Addr() == addr
 		})
 	}
 	for what, had := range map[string]int{"goroutines": goroutines, "files": files} {
 		const slack = moves / 2 // less than one for each network
 		now := 0
-		if !eventually(patience/2, func() bool { now = f.vital(what); return now <= had+slack }) {
+		if !eventually(maxWait/2, func() bool { now = f.resourceUse(what); return now <= had+slack }) {
 			t.Errorf("after %d moves to another network the process has %d %s, before it had %d", moves, now, what, had)
 		}
 	}
@@ -333,20 +333,20 @@ func TestMoveAfterIdleEvents(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the default route moves after many events that change nothing")
 	home := lab.Home(t, lab.Router{})
-	rival := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	second := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
 	f := newForwarder(t, home.Lan, config{})
 	f.enable(tcp(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	begin := time.Now()
-	until(t, patience, "the time does not pass", func() bool {
+	waitUntil(t, maxWait, "the time does not pass", func() bool {
 		home.Lan.Exec(t, "sh", "-ec", `ip addr add 10.99.0.1/32 dev lo
 			ip addr del 10.99.0.1/32 dev lo`)
 		return time.Since(begin) > time.Second
 	})
-	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", rival.Gateway.String())
-	lost := f.event(forward.EventLost)
-	restored := f.event(forward.EventRestored)
-	if restored.External != at(rival, 8080) {
+	home.Lan.Exec(t, "ip", "route", "replace", "default", "via", second.Gateway.String())
+	lost := f.wantEvent(forward.EventLost)
+	restored := f.wantEvent(forward.EventRestored)
+	if restored.External != externalAddr(second, 8080) {
 		t.Errorf("%+v", restored)
 	}
 	const longest = 3 * time.Second
@@ -358,13 +358,13 @@ func TestMoveAfterIdleEvents(t *testing.T) {
 
 // fewest is the smallest of the counts within a moment: what ends by itself is not
 // in it.
-func (a *agent) fewest(op string) int {
+func (a *agent) minResourceUse(op string) int {
 	a.t.Helper()
-	least := a.vital(op)
+	smallest := a.resourceUse(op)
 	begin := time.Now()
-	until(a.t, patience, "the time does not pass", func() bool {
-		least = min(least, a.vital(op))
+	waitUntil(a.t, maxWait, "the time does not pass", func() bool {
+		smallest = min(smallest, a.resourceUse(op))
 		return time.Since(begin) > time.Second
 	})
-	return least
+	return smallest
 }

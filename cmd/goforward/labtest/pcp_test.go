@@ -32,14 +32,14 @@ func TestPCPEnable(t *testing.T) {
 			var echoes []lab.Echo
 			for _, network := range networks {
 				echo := home.Lan.Echo(t, network, ":8080")
-				home.DoesNotReach(t, echo, at(home, 8080))
+				home.DoesNotReach(t, echo, externalAddr(home, 8080))
 				echoes = append(echoes, echo)
 			}
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(option{Name: name, Port: 8080})
 			wantPCP(t, m)
-			if m.External != at(home, 8080) || m.Internal != echoes[0].Addr || m.Scope != "public" ||
-				m.Gateway.Addr() != home.Gateway || len(m.Granted) != len(networks) {
+			if m.External != externalAddr(home, 8080) || m.Internal != echoes[0].Addr || m.Scope != "public" ||
+				m.Gateway.Addr() != home.Gateway || len(m.Grants) != len(networks) {
 				t.Errorf("%+v", m.state)
 			}
 			if addr := f.externalIP(); addr != home.External {
@@ -63,29 +63,29 @@ func TestPCPEnable(t *testing.T) {
 func TestPCPTaken(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "pcp: a taken port, another is granted")
-	home, theirs := takenByPCP(t)
-	ours := home.Lan.Echo(t, "tcp", ":8080")
+	home, neighbourEcho := homeWithTakenPort(t)
+	hostEcho := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
 	wantPCP(t, m)
 	if m.External.Port() == 8080 {
 		t.Errorf("external %v, which is taken", m.External)
 	}
-	home.Reaches(t, ours, m.External)
-	home.Reaches(t, theirs, at(home, 8080))
+	home.Reaches(t, hostEcho, m.External)
+	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 	f.disable()
-	home.DoesNotReach(t, ours, m.External)
-	home.Reaches(t, theirs, at(home, 8080))
+	home.DoesNotReach(t, hostEcho, m.External)
+	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 	wantRules(t, home, 1)
 }
 
 // takenByPCP is a home with port 8080 in a neighbour's hands, where our host
 // has PCP alone.
-func takenByPCP(t *testing.T) (*lab.HomeNet, lab.Echo) {
+func homeWithTakenPort(t *testing.T) (*lab.HomeNet, lab.Echo) {
 	t.Helper()
 	home := lab.Home(t, lab.Router{NoUPnP: true})
 	home.Router.Rule(t, "input", `ip saddr 192.168.77.2 udp dport 5351 @th,64,8 0 drop`)
-	return home, neighbour(t, home, "tcp", 8080)
+	return home, occupyPort(t, home, "tcp", 8080)
 }
 
 // This router answers PREFER_FAILURE with success and another port, which has
@@ -93,21 +93,21 @@ func takenByPCP(t *testing.T) (*lab.HomeNet, lab.Echo) {
 func TestPCPTakenExact(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "pcp: a taken port, exactly that one wanted")
-	home, theirs := takenByPCP(t)
+	home, neighbourEcho := homeWithTakenPort(t)
 	f := newForwarder(t, home.Lan, config{})
-	f.refused([]error{backends.ErrConflict}, tcp(8080), exact)
+	f.wantEnableError([]error{backends.ErrConflict}, tcp(8080), exact)
 	wantRules(t, home, 1)
-	f.refused([]error{backends.ErrConflict}, both(8080), exact)
+	f.wantEnableError([]error{backends.ErrConflict}, both(8080), exact)
 	wantRules(t, home, 1)
-	home.Reaches(t, theirs, at(home, 8080))
+	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 
-	ours := home.Lan.Echo(t, "tcp", ":8080")
+	hostEcho := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080), external(8081), exact)
 	wantPCP(t, m)
-	if m.External != at(home, 8081) {
+	if m.External != externalAddr(home, 8081) {
 		t.Errorf("external %v, want exactly port 8081", m.External)
 	}
-	home.Reaches(t, ours, m.External)
+	home.Reaches(t, hostEcho, m.External)
 	f.close()
 	wantRules(t, home, 1)
 }
@@ -118,17 +118,17 @@ func TestPCPSamePort(t *testing.T) {
 		t.Run(o.Name, func(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "pcp: a taken port, one number inside and outside, "+o.Name)
-			home, _ := takenByPCP(t)
+			home, _ := homeWithTakenPort(t)
 			f := newForwarder(t, home.Lan, config{})
 			m := f.enable(o, samePort)
 			wantPCP(t, m)
 			if m.External.Port() == 8080 || m.External.Port() != m.Internal.Port() {
 				t.Fatalf("%v → %v, want one other number", m.External, m.Internal)
 			}
-			for _, g := range m.Granted {
+			for _, g := range m.Grants {
 				home.Reaches(t, home.Lan.Echo(t, g.Protocol.String(), g.Internal.String()), g.External)
 			}
-			wantRules(t, home, 1+len(m.Granted)) // what was tried is given back
+			wantRules(t, home, 1+len(m.Grants)) // what was tried is given back
 			f.disable()
 			wantRules(t, home, 1)
 		})
@@ -168,8 +168,8 @@ func TestPCPFrom(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080), from(addrPort(home.Wan, 0)))
 	wantPCP(t, m)
-	if m.Granted[0].Remote.Addr() != home.Wan.Addr() {
-		t.Errorf("the mapping tells of the peer %v, want %v", m.Granted[0].Remote, home.Wan.Addr())
+	if m.Grants[0].Remote.Addr() != home.Wan.Addr() {
+		t.Errorf("the mapping tells of the peer %v, want %v", m.Grants[0].Remote, home.Wan.Addr())
 	}
 	home.Reaches(t, echo, m.External)
 	peer, err := second.Reach(echo, m.External)
@@ -210,7 +210,7 @@ func TestLowPorts(t *testing.T) {
 				t.Errorf("%+v", m.state)
 			}
 			home.Reaches(t, echo, m.External)
-			home.DoesNotReach(t, echo, at(home, deniedPort))
+			home.DoesNotReach(t, echo, externalAddr(home, deniedPort))
 			f.disable()
 			wantRules(t, home, 0)
 		})

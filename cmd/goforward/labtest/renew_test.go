@@ -15,10 +15,10 @@ const shortLease = 6 * time.Second
 // longestGap is how long bytes may fail to arrive at a renewal: this router deletes
 // the old entry before it makes the new one, a millisecond later. On a machine that is
 // busy with other things, a second was seen.
-const longestGap = 2 * time.Second
+const maxGap = 2 * time.Second
 
 // target is where bytes are to arrive.
-type target struct {
+type echoTarget struct {
 	echo     lab.Echo
 	external netip.AddrPort
 }
@@ -26,42 +26,42 @@ type target struct {
 // stays asks whether bytes arrive until the time is over, and returns the
 // longest while for which they did not, although they did at the steady target:
 // a machine that is too busy to carry anything says nothing of a mapping.
-func stays(t *testing.T, home *lab.HomeNet, at, steady target, until <-chan struct{}) (gap time.Duration) {
+func measureGap(t *testing.T, home *lab.HomeNet, watched, reference echoTarget, done <-chan struct{}) (gap time.Duration) {
 	t.Helper()
-	tick := time.NewTicker(again)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	var missing time.Duration // in a row
+	var unreachable time.Duration // in a row
 	for last := time.Now(); ; {
-		arrived := answered(t, home.Wan, at.echo, at.external) || !answered(t, home.Wan, steady.echo, steady.external)
+		arrived := isReachable(t, home.Wan, watched.echo, watched.external) || !isReachable(t, home.Wan, reference.echo, reference.external)
 		now := time.Now()
 		if arrived {
-			missing = 0
+			unreachable = 0
 		} else { // however late the machine is with its probes
-			missing += min(now.Sub(last), probeTime+again)
+			unreachable += min(now.Sub(last), probeTimeout+pollInterval)
 		}
 		last = now
-		gap = max(gap, missing)
+		gap = max(gap, unreachable)
 		select {
-		case <-until:
+		case <-done:
 			return gap
 		case <-tick.C:
 		}
 	}
 }
 
-const probeTime = 200 * time.Millisecond
+const probeTimeout = 200 * time.Millisecond
 
 // answered asks once, and does not wait long.
-func answered(t *testing.T, from *lab.Host, echo lab.Echo, to netip.AddrPort) bool {
+func isReachable(t *testing.T, from *lab.Host, echo lab.Echo, to netip.AddrPort) bool {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), probeTime)
+	ctx, cancel := context.WithTimeout(t.Context(), probeTimeout)
 	defer cancel()
 	conn, err := from.Dial(ctx, echo.Network, to.String())
 	if err != nil {
 		return false
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(probeTime))
+	_ = conn.SetDeadline(time.Now().Add(probeTimeout))
 	if _, err := conn.Write([]byte("here?")); err != nil {
 		return false
 	}
@@ -72,33 +72,33 @@ func answered(t *testing.T, from *lab.Host, echo lab.Echo, to netip.AddrPort) bo
 
 // renewals is how long a mapping of the short lease is watched: it outlives its
 // lifetime three times.
-const renewals = 3*shortLease + shortLease/4
+const watchDuration = 3*shortLease + shortLease/4
 
 // steadily has a mapping that needs no renewal, to tell a busy machine from a
 // mapping that is not there. It is on the router's table until the end.
-func steadily(t *testing.T, home *lab.HomeNet, f *remote, opts ...option) target {
+func enableReference(t *testing.T, home *lab.HomeNet, f *remoteForwarder, opts ...option) echoTarget {
 	t.Helper()
 	m := f.enable(append(opts, tcp(8082), lifetime(time.Hour), once)...)
-	f.event(forward.EventMapped)
-	return target{home.Lan.Echo(t, "tcp", m.Internal.String()), m.External}
+	f.wantEvent(forward.EventMapped)
+	return echoTarget{home.Lan.Echo(t, "tcp", m.Internal.String()), m.External}
 }
 
 // watched starts stays for each echo, and returns what waits for its end and
 // wants no gap that is too long.
-func watched(t *testing.T, home *lab.HomeNet, external netip.AddrPort, steady target, during time.Duration, echoes ...lab.Echo) (wait func()) {
+func watchReachability(t *testing.T, home *lab.HomeNet, external netip.AddrPort, reference echoTarget, during time.Duration, echoes ...lab.Echo) (wait func()) {
 	t.Helper()
-	over := make(chan struct{})
-	time.AfterFunc(during, func() { close(over) })
+	done := make(chan struct{})
+	time.AfterFunc(during, func() { close(done) })
 	gaps := make(chan time.Duration)
 	for _, echo := range echoes {
-		go func() { gaps <- stays(t, home, target{echo, external}, steady, over) }()
+		go func() { gaps <- measureGap(t, home, echoTarget{echo, external}, reference, done) }()
 	}
 	return func() {
 		t.Helper()
 		for range echoes {
 			gap := <-gaps
 			t.Logf("the longest gap: %v", gap)
-			if gap > longestGap {
+			if gap > maxGap {
 				t.Errorf("no bytes arrived for %v", gap)
 			}
 		}
@@ -107,13 +107,13 @@ func watched(t *testing.T, home *lab.HomeNet, external netip.AddrPort, steady ta
 
 // ends waits for the end of a mapping that nobody renews, which shows that this
 // router means what it says.
-func ends(t *testing.T, home *lab.HomeNet, echo lab.Echo, m *mapping) {
+func waitForExpiry(t *testing.T, home *lab.HomeNet, echo lab.Echo, m *mapping) {
 	t.Helper()
-	goes(t, home, echo, m.External, 2*shortLease)
-	gone := time.Since(m.Granted[0].Granted)
-	t.Logf("the mapping that is not renewed went after %v", gone)
-	if gone < shortLease-time.Second {
-		t.Errorf("the mapping that is not renewed went after %v, want %v", gone, shortLease)
+	waitUnreachable(t, home, echo, m.External, 2*shortLease)
+	lasted := time.Since(m.Grants[0].Granted)
+	t.Logf("the mapping that is not renewed went after %v", lasted)
+	if lasted < shortLease-time.Second {
+		t.Errorf("the mapping that is not renewed went after %v, want %v", lasted, shortLease)
 	}
 }
 
@@ -122,22 +122,22 @@ func ends(t *testing.T, home *lab.HomeNet, echo lab.Echo, m *mapping) {
 func testRenewal(t *testing.T, router lab.Router, backend string) {
 	home := lab.Home(t, router)
 	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
-	steady := steadily(t, home, f)
-	kept, left := f.enable(both(8080)), f.enable(tcp(8081), once)
-	f.event(forward.EventMapped)
-	f.event(forward.EventMapped)
-	over, byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8081"), home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
-	home.Reaches(t, over, left.External)
-	wait := watched(t, home, kept.External, steady, renewals, byTCP, byUDP)
-	ends(t, home, over, left)
+	reference := enableReference(t, home, f)
+	renewed, unrenewed := f.enable(both(8080)), f.enable(tcp(8081), once)
+	f.wantEvent(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
+	unrenewedEcho, byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8081"), home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
+	home.Reaches(t, unrenewedEcho, unrenewed.External)
+	wait := watchReachability(t, home, renewed.External, reference, watchDuration, byTCP, byUDP)
+	waitForExpiry(t, home, unrenewedEcho, unrenewed)
 	wait()
-	home.Reaches(t, byTCP, kept.External)
-	home.Reaches(t, byUDP, kept.External)
-	if s := kept.now(); s.Failure != nil || s.External != at(home, 8080) || s.Backend != backend || time.Until(s.Expires) < shortLease/4 {
+	home.Reaches(t, byTCP, renewed.External)
+	home.Reaches(t, byUDP, renewed.External)
+	if s := renewed.fetchState(); s.Failure != nil || s.External != externalAddr(home, 8080) || s.Backend != backend || time.Until(s.Expires) < shortLease/4 {
 		t.Errorf("%+v", s)
 	}
 	wantRules(t, home, 3)
-	f.noEvent()
+	f.wantNoEvent()
 	f.disable()
 	wantRules(t, home, 1)
 }
@@ -161,21 +161,21 @@ func TestRenewSiblings(t *testing.T) {
 	f.enable(udp(8080))
 	home.Reaches(t, byTCP, m.External)
 	home.Reaches(t, byUDP, m.External)
-	arrives := func(echo lab.Echo, after string) {
+	wantReachable := func(echo lab.Echo, after string) {
 		t.Helper()
 		begin := time.Now()
-		for !answered(t, home.Wan, echo, m.External) {
-			if time.Since(begin) > longestGap {
+		for !isReachable(t, home.Wan, echo, m.External) {
+			if time.Since(begin) > maxGap {
 				t.Errorf("after %s, bytes no longer arrive by %s", after, echo.Network)
 				return
 			}
 		}
 	}
 	m.refresh()
-	arrives(byTCP, "the renewal of TCP")
-	arrives(byUDP, "the renewal of TCP")
+	wantReachable(byTCP, "the renewal of TCP")
+	wantReachable(byUDP, "the renewal of TCP")
 	f.disable(tcp(8080))
-	arrives(byUDP, "the end of TCP")
+	wantReachable(byUDP, "the end of TCP")
 	wantRules(t, home, 1)
 }
 
@@ -185,8 +185,8 @@ func TestRenewSiblings(t *testing.T) {
 func TestSiblingsInOrder(t *testing.T) {
 	t.Parallel()
 	const (
-		lease = 20 * time.Second
-		soon  = lease / 2 // before the next renewal would mend it
+		lease         = 20 * time.Second
+		beforeRenewal = lease / 2 // before the next renewal would mend it
 	)
 	for name, c := range map[string]struct {
 		first, second option
@@ -205,35 +205,35 @@ func TestSiblingsInOrder(t *testing.T) {
 			lab.Scenario(t, "forward: TCP and UDP of a port, apart, over renewals and restarts: "+name)
 			home := lab.Home(t, c.router)
 			if c.silent {
-				mute(t, home)
+				suppressAnnouncements(t, home)
 			}
 			f := newForwarder(t, home.Lan, config{Lifetime: lease})
 			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 			first := f.enable(c.first)
 			second := f.enable(c.second)
-			both := func(after string, within time.Duration) {
+			wantBothReachable := func(after string, within time.Duration) {
 				t.Helper()
 				t.Logf("after %s: TCP after %v, UDP after %v", after,
-					comes(t, home, byTCP, first.External, within), comes(t, home, byUDP, first.External, within))
+					waitReachable(t, home, byTCP, first.External, within), waitReachable(t, home, byUDP, first.External, within))
 			}
-			renewed := func() {
+			renewBoth := func() {
 				t.Helper()
 				first.refresh()
-				both("the renewal of the first", soon)
+				wantBothReachable("the renewal of the first", beforeRenewal)
 				second.refresh()
-				both("the renewal of the second", soon)
+				wantBothReachable("the renewal of the second", beforeRenewal)
 			}
-			both("the beginning", soon)
-			renewed()
+			wantBothReachable("the beginning", beforeRenewal)
+			renewBoth()
 			// Old enough for its clock to show it: it may run slow by an eighth and two seconds.
-			until(t, patience, "the router's clock stands still", func() bool { return epoch(t, home) >= 7*time.Second })
-			die(t, home)
+			waitUntil(t, maxWait, "the router's clock stands still", func() bool { return routerEpoch(t, home) >= 7*time.Second })
+			powerOff(t, home)
 			home.Daemon.Start(t)
-			both("the restart", lease)
-			renewed()
-			renewed()
+			wantBothReachable("the restart", lease)
+			renewBoth()
+			renewBoth()
 			f.disable(c.first)
-			comes(t, home, map[string]lab.Echo{"tcp": byTCP, "udp": byUDP}[c.second.Name], first.External, soon)
+			waitReachable(t, home, map[string]lab.Echo{"tcp": byTCP, "udp": byUDP}[c.second.Name], first.External, beforeRenewal)
 		})
 	}
 }
@@ -250,7 +250,7 @@ func TestDisabledStaysAway(t *testing.T) {
 	home.Reaches(t, echo, m.External)
 	f.disable()
 	begin := time.Now()
-	until(t, patience, "the time does not pass", func() bool {
+	waitUntil(t, maxWait, "the time does not pass", func() bool {
 		wantRules(t, home, 0)
 		return t.Failed() || time.Since(begin) > 3*time.Second
 	})
@@ -273,7 +273,7 @@ func TestRefresh(t *testing.T) {
 	wantRules(t, home, 1)
 
 	m.refresh(external(9090))
-	if m.External != at(home, 9090) {
+	if m.External != externalAddr(home, 9090) {
 		t.Errorf("external %v, want port 9090", m.External)
 	}
 	home.Reaches(t, echo, m.External)
@@ -312,9 +312,9 @@ func TestLoss(t *testing.T) {
 	t.Parallel()
 	const renewalsWanted = 10
 	for backend, c := range map[string]struct {
-		router lab.Router
-		lease  time.Duration
-		spare  int // of 100 probes, those that may fail
+		router    lab.Router
+		lease     time.Duration
+		tolerated int // of 100 probes, those that may fail
 	}{
 		"natpmp": {lab.Router{NoPCP: true, NoUPnP: true}, 16 * time.Second, 5},
 		"pcp":    {pcpOnly, 16 * time.Second, 5},
@@ -327,13 +327,13 @@ func TestLoss(t *testing.T) {
 			host, cable := home.JoinByCable("wired", "192.168.77.3/24")
 			home.Lan = host
 			f := newForwarder(t, home.Lan, config{Lifetime: c.lease})
-			steady := steadily(t, home, f)
+			reference := enableReference(t, home, f)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			m := f.enable(tcp(8080))
 			home.Reaches(t, echo, m.External)
 			// Only what is said to the router itself: probes go through it untouched.
 			cable.Set(lab.Line{OneIn: 3, Seed: seed(t), Peer: home.Gateway})
-			before := m.now().Expires
+			before := m.fetchState().Expires
 			seen := 0
 			unreachable, probes := 0, 0
 			tick := time.NewTicker(time.Second)
@@ -341,10 +341,10 @@ func TestLoss(t *testing.T) {
 			for begin := time.Now(); seen < renewalsWanted && time.Since(begin) < 12*c.lease; {
 				<-tick.C
 				probes++
-				if !answered(t, home.Wan, echo, m.External) && answered(t, home.Wan, steady.echo, steady.external) {
+				if !isReachable(t, home.Wan, echo, m.External) && isReachable(t, home.Wan, reference.echo, reference.external) {
 					unreachable++
 				}
-				if s := m.now(); s.Expires.After(before) {
+				if s := m.fetchState(); s.Expires.After(before) {
 					before = s.Expires
 					seen++
 				}
@@ -357,7 +357,7 @@ func TestLoss(t *testing.T) {
 			if fromHost, toHost := cable.Lost(); fromHost < 3 || toHost < 3 {
 				t.Errorf("the cable lost %d packets of the host and %d to it: it lost too few", fromHost, toHost)
 			}
-			if unreachable*100 > c.spare*probes {
+			if unreachable*100 > c.tolerated*probes {
 				t.Errorf("unreachable at %d of %d probes", unreachable, probes)
 			}
 		})

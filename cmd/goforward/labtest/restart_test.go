@@ -13,25 +13,25 @@ import (
 
 // soon is how long a mapping may take to be back after a router that announces
 // its restart answers again.
-const soon = time.Second
+const maxRestoreTime = time.Second
 
 // restarts names the two kinds of routers: one's clock tells of a restart, the
 // other's goes on, so that nothing but the announcement tells.
-var restarts = map[string]lab.Router{
+var restartRouters = map[string]lab.Router{
 	"the clock starts at 0": {DaemonUptime: true},
 	"the clock goes on":     {DaemonUptime: false},
 }
 
 // epoch asks the router for its clock, from the router itself, where no rule is
 // in the way.
-func epoch(t *testing.T, home *lab.HomeNet) time.Duration {
+func routerEpoch(t *testing.T, home *lab.HomeNet) time.Duration {
 	t.Helper()
 	conn, err := home.Router.Dial(t.Context(), "udp", home.Gateway.String()+":5351")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(maxWait))
 	request, _ := natpmp.ExternalAddrRequest{}.MarshalBinary()
 	for range 3 { // datagrams get lost on a machine that is busy
 		if _, err := conn.Write(request); err != nil {
@@ -52,13 +52,13 @@ func epoch(t *testing.T, home *lab.HomeNet) time.Duration {
 
 // age waits until the router's clock has gone on by more than the standard
 // takes for noise, so that a restart shows.
-func age(t *testing.T, home *lab.HomeNet) {
+func waitForEpoch(t *testing.T, home *lab.HomeNet) {
 	t.Helper()
-	until(t, patience, "the router's clock stands still", func() bool { return epoch(t, home) >= 4*time.Second })
+	waitUntil(t, maxWait, "the router's clock stands still", func() bool { return routerEpoch(t, home) >= 4*time.Second })
 }
 
 // die is a power cut: bytes no longer arrive.
-func die(t *testing.T, home *lab.HomeNet) {
+func powerOff(t *testing.T, home *lab.HomeNet) {
 	t.Helper()
 	home.Daemon.Kill(t)
 	home.Daemon.Forget(t)
@@ -67,7 +67,7 @@ func die(t *testing.T, home *lab.HomeNet) {
 
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	for name, router := range restarts {
+	for name, router := range restartRouters {
 		for _, prefix := range []string{"forward", "pcp"} {
 			t.Run(prefix+", "+name, func(t *testing.T) {
 				t.Parallel()
@@ -85,44 +85,44 @@ func testRestart(t *testing.T, router lab.Router) {
 	f := newForwarder(t, home.Lan, config{})
 	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 	m := f.enable(both(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, byTCP, m.External)
 	home.Reaches(t, byUDP, m.External)
-	age(t, home)
+	waitForEpoch(t, home)
 
-	die(t, home)
+	powerOff(t, home)
 	home.DoesNotReach(t, byTCP, m.External)
 	home.DoesNotReach(t, byUDP, m.External)
-	f.noEvent()
+	f.wantNoEvent()
 	home.Daemon.Start(t)
-	took := comes(t, home, byTCP, m.External, patience)
-	took += comes(t, home, byUDP, m.External, patience)
+	took := waitReachable(t, home, byTCP, m.External, maxWait)
+	took += waitReachable(t, home, byUDP, m.External, maxWait)
 	t.Logf("the first bytes arrived %v after the router was ready", took)
-	if took > soon {
+	if took > maxRestoreTime {
 		t.Errorf("the first bytes arrived %v after the router was ready", took)
 	}
 
 	if router.DaemonUptime {
-		if e := f.event(forward.EventLost); e.Previous != m.External || e.External.IsValid() {
+		if e := f.wantEvent(forward.EventLost); e.Previous != m.External || e.External.IsValid() {
 			t.Errorf("%+v", e)
 		}
-		if e := f.event(forward.EventRestored); e.External != m.External {
+		if e := f.wantEvent(forward.EventRestored); e.External != m.External {
 			t.Errorf("%+v", e)
 		}
 	}
-	m.wait(patience)
-	if m.External != at(home, 8080) || m.Failure != nil {
+	m.wait(maxWait)
+	if m.External != externalAddr(home, 8080) || m.Failure != nil {
 		t.Errorf("%+v", m.state)
 	}
 	f.disable()
 	wantRules(t, home, 0)
-	f.noEvent()
+	f.wantNoEvent()
 }
 
 // The router says nothing, so the mapping is back at the next renewal.
 func TestRestartMute(t *testing.T) {
 	t.Parallel()
-	for name, router := range restarts {
+	for name, router := range restartRouters {
 		for _, prefix := range []string{"forward", "pcp"} {
 			t.Run(prefix+", "+name, func(t *testing.T) {
 				t.Parallel()
@@ -130,15 +130,15 @@ func TestRestartMute(t *testing.T) {
 				router := router
 				router.NoNATPMP, router.NoUPnP = prefix == "pcp", prefix == "pcp"
 				home := lab.Home(t, router)
-				mute(t, home)
+				suppressAnnouncements(t, home)
 				f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
 				echo := home.Lan.Echo(t, "tcp", ":8080")
 				m := f.enable(tcp(8080))
 				home.Reaches(t, echo, m.External)
-				die(t, home)
+				powerOff(t, home)
 				home.DoesNotReach(t, echo, m.External)
 				home.Daemon.Start(t)
-				took := comes(t, home, echo, m.External, 2*shortLease)
+				took := waitReachable(t, home, echo, m.External, 2*shortLease)
 				t.Logf("bytes arrived %v after the router was ready", took)
 				f.disable()
 				wantRules(t, home, 0)
@@ -153,25 +153,25 @@ func TestRestartClock(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the router restarts without a word, another answer tells")
 	home := lab.Home(t, lab.Router{DaemonUptime: true})
-	mute(t, home)
+	suppressAnnouncements(t, home)
 	f := newForwarder(t, home.Lan, config{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
-	f.event(forward.EventMapped)
-	age(t, home)
+	f.wantEvent(forward.EventMapped)
+	waitForEpoch(t, home)
 	f.externalIP() // tells the clock
-	die(t, home)
+	powerOff(t, home)
 	home.DoesNotReach(t, echo, m.External)
 	home.Daemon.Start(t)
 	home.DoesNotReach(t, echo, m.External) // nobody has noticed
 	f.externalIP()
-	took := comes(t, home, echo, m.External, patience)
+	took := waitReachable(t, home, echo, m.External, maxWait)
 	t.Logf("bytes arrived %v after the answer", took)
-	if took > soon {
+	if took > maxRestoreTime {
 		t.Errorf("bytes arrived %v after the answer", took)
 	}
-	f.event(forward.EventLost)
-	f.event(forward.EventRestored)
+	f.wantEvent(forward.EventLost)
+	f.wantEvent(forward.EventRestored)
 }
 
 // The router is away for longer than the mapping lives.
@@ -182,24 +182,24 @@ func TestRestartLate(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{Lifetime: 2 * time.Second})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
-	f.event(forward.EventMapped)
+	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
-	die(t, home)
-	f.event(forward.EventLost)
-	if s := m.now(); s.External.IsValid() || s.Failure == nil {
+	powerOff(t, home)
+	f.wantEvent(forward.EventLost)
+	if s := m.fetchState(); s.External.IsValid() || s.Failure == nil {
 		t.Errorf("%+v", s)
 	}
-	home.DoesNotReach(t, echo, at(home, 8080))
+	home.DoesNotReach(t, echo, externalAddr(home, 8080))
 	// Let it fail often enough for the pauses to be long.
 	begin := time.Now()
-	until(t, patience, "the time does not pass", func() bool { return time.Since(begin) > 4*time.Second })
+	waitUntil(t, maxWait, "the time does not pass", func() bool { return time.Since(begin) > 4*time.Second })
 	home.Daemon.Start(t)
-	took := comes(t, home, echo, at(home, 8080), patience)
+	took := waitReachable(t, home, echo, externalAddr(home, 8080), maxWait)
 	t.Logf("bytes arrived %v after the router was ready", took)
-	if took > soon {
+	if took > maxRestoreTime {
 		t.Errorf("bytes arrived %v after the router was ready and had announced it", took)
 	}
-	if e := f.event(forward.EventRestored); e.External != at(home, 8080) {
+	if e := f.wantEvent(forward.EventRestored); e.External != externalAddr(home, 8080) {
 		t.Errorf("%+v", e)
 	}
 }
@@ -214,20 +214,20 @@ func TestRestless(t *testing.T) {
 	lab.Scenario(t, "forward: the router announces all the time")
 	home := lab.Home(t, lab.Router{})
 	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
-	steady := steadily(t, home, f)
+	reference := enableReference(t, home, f)
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
 	home.Reaches(t, echo, m.External)
-	wait := watched(t, home, m.External, steady, 3*shortLease, echo)
-	over := time.After(3 * shortLease)
+	wait := watchReachability(t, home, m.External, reference, 3*shortLease, echo)
+	end := time.After(3 * shortLease)
 	tick := time.NewTicker(700 * time.Millisecond)
 	defer tick.Stop()
-	for restless := true; restless; {
+	for announcing := true; announcing; {
 		select {
 		case <-tick.C:
 			home.Daemon.Signal(t, announceSignal)
-		case <-over:
-			restless = false
+		case <-end:
+			announcing = false
 		}
 	}
 	wait()
@@ -237,7 +237,7 @@ func TestRestless(t *testing.T) {
 // The router is back before its line is, and says nothing when that is up.
 func TestRestartLine(t *testing.T) {
 	t.Parallel()
-	for name, router := range restarts {
+	for name, router := range restartRouters {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: the router restarts before its line is up, "+name)
@@ -245,15 +245,15 @@ func TestRestartLine(t *testing.T) {
 			f := newForwarder(t, home.Lan, config{})
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			m := f.enable(tcp(8080))
-			age(t, home)
-			die(t, home)
+			waitForEpoch(t, home)
+			powerOff(t, home)
 			home.Router.Exec(t, "ip", "addr", "del", "45.45.45.1/24", "dev", "wan0")
 			home.Daemon.Start(t)
-			until(t, patience, "no attempt fails", func() bool { return m.now().Failure != nil })
+			waitUntil(t, maxWait, "no attempt fails", func() bool { return m.fetchState().Failure != nil })
 			wantKinds(t, m.Failure, backends.ErrNetworkFailure)
-			mute(t, home)
+			suppressAnnouncements(t, home)
 			home.Router.Exec(t, "ip", "addr", "add", "45.45.45.1/24", "dev", "wan0")
-			took := comes(t, home, echo, at(home, 8080), patience)
+			took := waitReachable(t, home, echo, externalAddr(home, 8080), maxWait)
 			t.Logf("bytes arrived %v after the line was up", took)
 			if took > 5*time.Second {
 				t.Errorf("bytes arrived %v after the line was up", took)
@@ -271,10 +271,10 @@ func TestRestartTwice(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
 	for range 2 {
-		die(t, home)
+		powerOff(t, home)
 		home.DoesNotReach(t, echo, m.External)
 		home.Daemon.Start(t)
-		took := comes(t, home, echo, m.External, patience)
+		took := waitReachable(t, home, echo, m.External, maxWait)
 		t.Logf("bytes arrived %v after the router was ready", took)
 		if took > 6*time.Second { // mappings are asked for again every five seconds at most
 			t.Errorf("bytes arrived %v after the router was ready", took)
@@ -301,20 +301,20 @@ func TestRestartInBetween(t *testing.T) {
 			f := newForwarder(t, home.Lan, config{})
 			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 			f.enable(tcp(9000)) // and so the router is watched
-			age(t, home)
+			waitForEpoch(t, home)
 			rule := home.Router.Rule(t, "input", `iifname "lan0" udp dport 5351 `+c.udp+` drop`)
 			id := f.beginEnable(both(8080))
-			until(t, patience, "TCP is not mapped", func() bool { return len(home.Rules(t)) == 2 })
+			waitUntil(t, maxWait, "TCP is not mapped", func() bool { return len(home.Rules(t)) == 2 })
 			home.Daemon.Restart(t)
 			rule.Remove(t)
-			m, err := f.enabled(f.await(id))
+			m, err := f.toMapping(f.await(id))
 			if err != nil {
 				t.Fatal(err)
 			}
 			// The restart may be noticed at any moment: then it is lost until it is granted again.
-			m.wait(patience)
-			comes(t, home, byTCP, m.External, patience)
-			comes(t, home, byUDP, m.External, patience)
+			m.wait(maxWait)
+			waitReachable(t, home, byTCP, m.External, maxWait)
+			waitReachable(t, home, byUDP, m.External, maxWait)
 			for range 3 {
 				m.refresh()
 				home.Reaches(t, byTCP, m.External)

@@ -49,7 +49,7 @@ func TestShareHost(t *testing.T) {
 	home.DoesNotReach(t, second, n.External)
 	home.Daemon.Start(t)
 	t.Logf("the first is back after %v, the second %v later",
-		comes(t, home, first, m.External, patience), comes(t, home, second, n.External, patience))
+		waitReachable(t, home, first, m.External, maxWait), waitReachable(t, home, second, n.External, maxWait))
 
 	one.close()
 	home.DoesNotReach(t, first, m.External)
@@ -69,7 +69,7 @@ func TestShareHome(t *testing.T) {
 	m := one.enable(tcp(8080))
 	home.Reaches(t, first, m.External)
 	n := two.enable(tcp(8080))
-	if m.External != at(home, 8080) || n.External == m.External {
+	if m.External != externalAddr(home, 8080) || n.External == m.External {
 		t.Errorf("external %v and %v", m.External, n.External)
 	}
 	home.Reaches(t, first, m.External)

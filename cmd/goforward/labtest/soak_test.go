@@ -47,98 +47,98 @@ const (
 	soakLease = 2 * time.Minute
 	// backWithin is how long a mapping may be away after a restart: the router
 	// announces it.
-	backWithin = 15 * time.Second
-	maxExtra   = 4 // mappings that come and go, for each program
+	maxOutage = 15 * time.Second
+	maxExtra  = 4 // mappings that come and go, for each program
 )
 
 // soak is the state of the test. Its methods are the test's goroutine's.
-type soak struct {
-	t        *testing.T
-	home     *lab.HomeNet
-	programs []*soaked
-	dice     *rand.Rand
-	port     uint16
-	restarts int
-	back     tally         // what was held, at each restart
-	closed   tally         // what was closed
-	told     int           // calls that failed, and said so
-	longest  time.Duration // that anything was away after a restart
-	probes   *probes
+type soakTest struct {
+	t            *testing.T
+	home         *lab.HomeNet
+	programs     []*soakProgram
+	rng          *rand.Rand
+	port         uint16
+	restarts     int
+	afterRestart tally         // what was held, at each restart
+	closed       tally         // what was closed
+	reported     int           // calls that failed, and said so
+	longest      time.Duration // that anything was away after a restart
+	probes       *probes
 }
 
 // soaked is one program, and what it holds.
-type soaked struct {
+type soakProgram struct {
 	*agent
-	f       *remote
-	backend string
-	vitals  map[string]int
-	held    []*holding
-	extra   []*holding // opened and closed again
+	f        *remoteForwarder
+	backend  string
+	baseline map[string]int
+	held     []*soakMapping
+	extra    []*soakMapping // opened and closed again
 }
 
 // holding is a mapping with servers behind it.
-type holding struct {
+type soakMapping struct {
 	*mapping
 	port    uint16
 	network string
-	targets []*probed
+	targets []*probeTarget
 }
 
-var vitals = []string{"goroutines", "files", "heap"}
+var resources = []string{"goroutines", "files", "heap"}
 
-func newSoak(t *testing.T) *soak {
+func newSoak(t *testing.T) *soakTest {
 	t.Helper()
-	s := &soak{
+	s := &soakTest{
 		t: t, home: lab.Home(t, lab.Router{DaemonUptime: true}),
-		dice: rand.New(rand.NewPCG(seed(t), 1)),
+		rng: rand.New(rand.NewPCG(seed(t), 1)),
 	}
 	s.probes = startProbes(t, s.home)
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
-		p := &soaked{agent: start(t, s.home.Lan), backend: backend, vitals: map[string]int{}}
+		p := &soakProgram{agent: start(t, s.home.Lan), backend: backend, baseline: map[string]int{}}
 		p.warmUp()
-		p.f = p.forwarder(config{Order: []string{backend}, Lifetime: soakLease})
+		p.f = p.forwarder(config{Protocols: []string{backend}, Lifetime: soakLease})
 		for _, network := range []string{"tcp", "udp", "both"} {
 			p.held = append(p.held, s.open(p, network))
 		}
 		s.programs = append(s.programs, p)
 	}
-	s.await("the start", time.Now())
+	s.waitAllReachable("the start", time.Now())
 	return s
 }
 
 // warmUp has the program do all once, before what it has is counted.
-func (p *soaked) warmUp() {
+func (p *soakProgram) warmUp() {
 	p.t.Helper()
-	calm := p.vital("goroutines")
-	f := p.forwarder(config{Order: []string{p.backend}, Lifetime: soakLease})
+	calm := p.resourceUse("goroutines")
+	f := p.forwarder(config{Protocols: []string{p.backend}, Lifetime: soakLease})
 	m := f.enable(udp(lastPort), background)
-	if !eventually(patience, func() bool { return m.now().External.IsValid() }) {
-		p.t.Fatalf("%s: not granted: %s", p.backend, why(m.Failure))
+	if !eventually(maxWait, func() bool { return m.fetchState().External.IsValid() }) {
+		p.t.Fatalf("%s: not granted: %s", p.backend, failureText(m.Failure))
 	}
 	m.close()
 	f.close()
-	p.quiesces(calm)
-	for _, v := range vitals {
-		p.vitals[v] = p.vital(v)
+	p.waitForGoroutines(calm)
+	for _, v := range resources {
+		p.baseline[v] = p.resourceUse(v)
 	}
 }
 
 // listen makes servers for a port that nobody has had.
-func (s *soak) listen(network string) *holding {
+func (s *soakTest) listen(network string) *soakMapping {
 	s.t.Helper()
-	h := &holding{port: firstPort + s.port, network: network}
+	h := &soakMapping{port: firstPort + s.port, network: network}
 	s.port = (s.port + 1) % (lastPort - firstPort)
 	networks := []string{network}
 	if network == "both" {
 		networks = []string{"tcp", "udp"}
 	}
 	for _, n := range networks {
-		h.targets = append(h.targets, &probed{echo: s.home.Lan.Echo(s.t, n, fmt.Sprintf(":%d", h.port))})
+		h.targets = append(h.targets, &probeTarget{echo: s.home.Lan.Echo(s.t, n, fmt.Sprintf(":%d", h.port))})
 	}
 	return h
 }
 
-func (s *soak) open(p *soaked, network string) *holding {
+func (s *soakTest) open(p *soakProgram, network string) *soakMapping {
 	s.t.Helper()
 	h := s.listen(network)
 	h.mapping = p.f.enable(option{Name: network, Port: h.port}, background)
@@ -147,67 +147,67 @@ func (s *soak) open(p *soaked, network string) *holding {
 }
 
 // churn opens and closes for a while.
-func (s *soak) churn(during time.Duration) {
+func (s *soakTest) churn(during time.Duration) {
 	s.t.Helper()
 	over := time.After(during)
 	for {
 		select {
 		case <-over:
 			return
-		case <-time.After(time.Duration(s.dice.IntN(1500)) * time.Millisecond):
-			s.step(s.programs[s.dice.IntN(len(s.programs))])
+		case <-time.After(time.Duration(s.rng.IntN(1500)) * time.Millisecond):
+			s.step(s.programs[s.rng.IntN(len(s.programs))])
 		}
 	}
 }
 
 // step opens, closes or renews something.
-func (s *soak) step(p *soaked) {
+func (s *soakTest) step(p *soakProgram) {
 	s.t.Helper()
 	p.events = nil // nobody reads them
-	switch i := s.dice.IntN(3); {
+	switch i := s.rng.IntN(3); {
 	case i == 0 && len(p.extra) < maxExtra:
-		p.extra = append(p.extra, s.open(p, []string{"tcp", "udp", "both"}[s.dice.IntN(3)]))
+		p.extra = append(p.extra, s.open(p, []string{"tcp", "udp", "both"}[s.rng.IntN(3)]))
 	case i == 1 && len(p.extra) > 0:
-		n := s.dice.IntN(len(p.extra))
+		n := s.rng.IntN(len(p.extra))
 		h := p.extra[n]
 		p.extra = slices.Delete(p.extra, n, n+1)
 		s.close(p, h)
 	case i == 2:
-		h := p.held[s.dice.IntN(len(p.held))]
+		h := p.held[s.rng.IntN(len(p.held))]
 		if got := p.try(call{Op: "refresh", Mapping: h.n}); got.Failure != nil {
-			s.told++
+			s.reported++
 		}
 	}
 }
 
 // close closes, and wants it to be gone if nothing else is said. What is not
 // granted yet may just be so, and stay for its lifetime.
-func (s *soak) close(p *soaked, h *holding) {
+func (s *soakTest) close(p *soakProgram, h *soakMapping) {
 	s.t.Helper()
 	s.probes.remove(h.targets)
-	stands := h.now().External.IsValid()
+	granted := h.fetchState().External.IsValid()
 	got := p.try(call{Op: "close mapping", Mapping: h.n})
 	if got.Failure != nil {
-		s.told++
+		s.reported++
 		return
 	}
-	if !stands {
+	if !granted {
 		return
 	}
 	var err error
-	if rules := rulesTo(s.t, s.home, s.home.Lan, h.port); len(rules) > 0 {
-		err = fmt.Errorf("%w: %q", errNotGone, rules)
+	if rules := rulesForHost(s.t, s.home, s.home.Lan, h.port); len(rules) > 0 {
+		err = fmt.Errorf("%w: %q", errStillMapped, rules)
 	}
 	s.closed.count(err, "port %d by %s", h.port, p.backend)
 }
 
 // restart is a power cut while each program opens and closes something, and all
 // that is held must come back.
-func (s *soak) restart() {
+func (s *soakTest) restart() {
 	s.t.Helper()
 	s.restarts++
-	opening := map[*soaked]*holding{}
-	ids := map[*soaked]int{}
+	opening := map[*soakProgram]*soakMapping{}
+	ids := map[*soakProgram]int{}
 	for _, p := range s.programs {
 		opening[p] = s.listen("udp")
 		ids[p] = p.f.beginEnable(udp(opening[p].port))
@@ -215,9 +215,9 @@ func (s *soak) restart() {
 	s.home.Daemon.Restart(s.t)
 	begin := time.Now()
 	for _, p := range s.programs {
-		m, err := p.f.enabled(p.await(ids[p]))
+		m, err := p.f.toMapping(p.await(ids[p]))
 		if err != nil {
-			s.told++
+			s.reported++
 			continue
 		}
 		h := opening[p]
@@ -225,7 +225,7 @@ func (s *soak) restart() {
 		s.probes.add(h.targets)
 		p.extra = append(p.extra, h)
 	}
-	s.await(fmt.Sprintf("restart %d", s.restarts), begin)
+	s.waitAllReachable(fmt.Sprintf("restart %d", s.restarts), begin)
 	for _, p := range s.programs {
 		for len(p.extra) > maxExtra {
 			s.close(p, p.extra[0])
@@ -235,17 +235,17 @@ func (s *soak) restart() {
 }
 
 // await wants bytes to arrive that were sent after a time, at all that is held.
-func (s *soak) await(what string, since time.Time) {
+func (s *soakTest) waitAllReachable(what string, since time.Time) {
 	s.t.Helper()
 	for _, p := range s.programs {
 		for _, h := range slices.Concat(p.held, p.extra) {
 			var err error
-			if !eventually(backWithin-min(time.Since(since), backWithin/2), func() bool { return h.isBack(since) }) {
-				err = fmt.Errorf("no bytes arrive at %v: %v", h.External, why(h.Failure))
+			if !eventually(maxOutage-min(time.Since(since), maxOutage/2), func() bool { return h.reachableSince(since) }) {
+				err = fmt.Errorf("no bytes arrive at %v: %v", h.External, failureText(h.Failure))
 			}
-			s.back.count(err, "%s: %s port %d by %s", what, h.network, h.port, p.backend)
+			s.afterRestart.count(err, "%s: %s port %d by %s", what, h.network, h.port, p.backend)
 			if err == nil {
-				s.longest = max(s.longest, h.backAt().Sub(since))
+				s.longest = max(s.longest, h.reachedAt().Sub(since))
 			}
 		}
 	}
@@ -254,16 +254,16 @@ func (s *soak) await(what string, since time.Time) {
 
 // isBack looks where the world is to send to, and whether what was sent since
 // has arrived.
-func (h *holding) isBack(since time.Time) bool {
-	s := h.now()
+func (h *soakMapping) reachableSince(since time.Time) bool {
+	s := h.fetchState()
 	for _, target := range h.targets {
 		target.set(s.External)
 	}
-	return h.backAt().After(since)
+	return h.reachedAt().After(since)
 }
 
 // backAt is when the last of the targets was reached last.
-func (h *holding) backAt() time.Time {
+func (h *soakMapping) reachedAt() time.Time {
 	at := h.targets[0].reachedAt()
 	for _, target := range h.targets[1:] {
 		if other := target.reachedAt(); other.Before(at) {
@@ -274,7 +274,7 @@ func (h *holding) backAt() time.Time {
 }
 
 // end closes everything, and wants nothing to be left over.
-func (s *soak) end() {
+func (s *soakTest) end() {
 	s.t.Helper()
 	for _, p := range s.programs {
 		for _, h := range slices.Concat(p.held, p.extra) {
@@ -282,23 +282,23 @@ func (s *soak) end() {
 		}
 		p.f.close()
 	}
-	asked, arrived := s.probes.stop()
-	if !eventually(soakLease+patience, func() bool { return len(ours(entries(s.t, s.home))) == 0 }) {
-		s.t.Errorf("entries outlive their lifetime: %q", ours(entries(s.t, s.home)))
+	sent, arrived := s.probes.stop()
+	if !eventually(soakLease+maxWait, func() bool { return len(requestedRules(listRules(s.t, s.home))) == 0 }) {
+		s.t.Errorf("entries outlive their lifetime: %q", requestedRules(listRules(s.t, s.home)))
 	}
-	s.back.tell(s.t, fmt.Sprintf("held at %d restarts", s.restarts), fmt.Sprintf("(back after %v at most)", s.longest.Round(time.Millisecond)))
-	s.closed.tell(s.t, "closed", fmt.Sprintf("(%d calls failed, and told)", s.told))
-	s.t.Logf("%d of %d probes arrived", arrived, asked)
+	s.afterRestart.report(s.t, fmt.Sprintf("held at %d restarts", s.restarts), fmt.Sprintf("(back after %v at most)", s.longest.Round(time.Millisecond)))
+	s.closed.report(s.t, "closed", fmt.Sprintf("(%d calls failed, and told)", s.reported))
+	s.t.Logf("%d of %d probes arrived", arrived, sent)
 	for _, p := range s.programs {
-		p.quiesces(p.vitals["goroutines"])
-		for _, v := range vitals {
-			s.t.Logf("%s: %s: %d at the start, %d at the end", p.backend, v, p.vitals[v], p.vital(v))
+		p.waitForGoroutines(p.baseline["goroutines"])
+		for _, v := range resources {
+			s.t.Logf("%s: %s: %d at the start, %d at the end", p.backend, v, p.baseline[v], p.resourceUse(v))
 		}
-		if n := p.vital("files"); n > p.vitals["files"] {
-			s.t.Errorf("%s: %d open files at the end, %d at the start", p.backend, n, p.vitals["files"])
+		if n := p.resourceUse("files"); n > p.baseline["files"] {
+			s.t.Errorf("%s: %d open files at the end, %d at the start", p.backend, n, p.baseline["files"])
 		}
-		if n := p.vital("heap"); n > p.vitals["heap"]+4<<20 {
-			s.t.Errorf("%s: a heap of %d bytes at the end, %d at the start", p.backend, n, p.vitals["heap"])
+		if n := p.resourceUse("heap"); n > p.baseline["heap"]+4<<20 {
+			s.t.Errorf("%s: a heap of %d bytes at the end, %d at the start", p.backend, n, p.baseline["heap"])
 		}
 	}
 }
@@ -308,16 +308,16 @@ type probes struct {
 	t    *testing.T
 	home *lab.HomeNet
 	quit chan struct{}
-	work sync.WaitGroup
+	wg   sync.WaitGroup
 	once sync.Once
 
-	mu             sync.Mutex
-	targets        []*probed
-	asked, arrived int
+	mu            sync.Mutex
+	targets       []*probeTarget
+	sent, arrived int
 }
 
 // probed is where bytes are sent.
-type probed struct {
+type probeTarget struct {
 	echo lab.Echo
 
 	mu       sync.Mutex
@@ -325,13 +325,13 @@ type probed struct {
 	reached  time.Time // when the last bytes that arrived were sent
 }
 
-func (p *probed) set(external netip.AddrPort) {
+func (p *probeTarget) set(external netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.external = external
 }
 
-func (p *probed) reachedAt() time.Time {
+func (p *probeTarget) reachedAt() time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.reached
@@ -339,25 +339,25 @@ func (p *probed) reachedAt() time.Time {
 
 func startProbes(t *testing.T, home *lab.HomeNet) *probes {
 	p := &probes{t: t, home: home, quit: make(chan struct{})}
-	for i := range probers {
-		p.work.Go(func() { p.run(i) })
+	for i := range probeWorkers {
+		p.wg.Go(func() { p.run(i) })
 	}
 	t.Cleanup(func() { p.stop() })
 	return p
 }
 
 // probers is how many probes are under way at once, each to its share.
-const probers = 4
+const probeWorkers = 4
 
 func (p *probes) run(share int) {
-	tick := time.NewTicker(5 * again)
+	tick := time.NewTicker(5 * pollInterval)
 	defer tick.Stop()
 	for {
 		p.mu.Lock()
 		targets := slices.Clone(p.targets)
 		p.mu.Unlock()
 		for i, target := range targets {
-			if i%probers == share {
+			if i%probeWorkers == share {
 				p.probe(target)
 			}
 		}
@@ -369,7 +369,7 @@ func (p *probes) run(share int) {
 	}
 }
 
-func (p *probes) probe(target *probed) {
+func (p *probes) probe(target *probeTarget) {
 	target.mu.Lock()
 	to := target.external
 	target.mu.Unlock()
@@ -377,9 +377,9 @@ func (p *probes) probe(target *probed) {
 		return
 	}
 	sent := time.Now()
-	ok := answered(p.t, p.home.Wan, target.echo, to)
+	ok := isReachable(p.t, p.home.Wan, target.echo, to)
 	p.mu.Lock()
-	p.asked++
+	p.sent++
 	if ok {
 		p.arrived++
 	}
@@ -391,21 +391,21 @@ func (p *probes) probe(target *probed) {
 	}
 }
 
-func (p *probes) add(targets []*probed) {
+func (p *probes) add(targets []*probeTarget) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.targets = append(p.targets, targets...)
 }
 
-func (p *probes) remove(targets []*probed) {
+func (p *probes) remove(targets []*probeTarget) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.targets = slices.DeleteFunc(p.targets, func(t *probed) bool { return slices.Contains(targets, t) })
+	p.targets = slices.DeleteFunc(p.targets, func(t *probeTarget) bool { return slices.Contains(targets, t) })
 }
 
 // stop ends the probes, and tells how many there were and how many arrived.
-func (p *probes) stop() (asked, arrived int) {
+func (p *probes) stop() (sent, arrived int) {
 	p.once.Do(func() { close(p.quit) })
-	p.work.Wait()
-	return p.asked, p.arrived
+	p.wg.Wait()
+	return p.sent, p.arrived
 }

@@ -17,17 +17,17 @@ import (
 )
 
 // diskful holds mappings with a state file, and tells what it logs about that.
-var diskful = lab.Func("state file", func(p *lab.Proc) {
+var stateFileProgram = lab.Func("state file", func(p *lab.Proc) {
 	var path string
 	p.Args(&path)
 	f, err := forward.New(&forward.Config{
-		StateFile: path, DiscoveryTimeout: patience / 2, RequestTimeout: patience,
-		Logger: slog.New(slog.NewTextHandler(tellWarnings{p}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		StateFile: path, DiscoveryTimeout: maxWait / 2, RequestTimeout: maxWait,
+		Logger: slog.New(slog.NewTextHandler(warningSender{p}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		p.Fatal(err)
 	}
-	var held []*forward.Mapping
+	var mappings []*forward.Mapping
 	for {
 		var port uint16
 		p.Receive(&port)
@@ -36,11 +36,11 @@ var diskful = lab.Func("state file", func(p *lab.Proc) {
 			if err != nil {
 				p.Fatal(err)
 			}
-			held = append(held, m)
-			p.Send(spoken{External: m.External().String()})
+			mappings = append(mappings, m)
+			p.Send(stateFileMessage{External: m.External().String()})
 			continue
 		}
-		for _, m := range held {
+		for _, m := range mappings {
 			if err := m.Close(); err != nil {
 				p.Fatal(err)
 			}
@@ -48,18 +48,18 @@ var diskful = lab.Func("state file", func(p *lab.Proc) {
 		if err := f.Close(); err != nil {
 			p.Fatal(err)
 		}
-		p.Send(spoken{External: "closed"})
+		p.Send(stateFileMessage{External: "closed"})
 		return
 	}
 })
 
 // spoken is either a warning or an answer.
-type spoken struct{ Warning, External string }
+type stateFileMessage struct{ Warning, External string }
 
-type tellWarnings struct{ *lab.Proc }
+type warningSender struct{ *lab.Proc }
 
-func (w tellWarnings) Write(b []byte) (int, error) {
-	w.Send(spoken{Warning: string(b)})
+func (w warningSender) Write(b []byte) (int, error) {
+	w.Send(stateFileMessage{Warning: string(b)})
 	return len(b), nil
 }
 
@@ -79,13 +79,13 @@ func TestFaultDisk(t *testing.T) {
 		}
 	})
 	path := filepath.Join(dir, "state")
-	proc := home.Lan.Start(t, diskful, path)
+	proc := home.Lan.Start(t, stateFileProgram, path)
 	var warnings []string
 	enable := func(port uint16) (external string) {
 		t.Helper()
 		proc.Send(port)
 		for external == "" {
-			var got spoken
+			var got stateFileMessage
 			proc.Expect(&got)
 			external = got.External
 			if got.Warning != "" {
@@ -97,50 +97,50 @@ func TestFaultDisk(t *testing.T) {
 	}
 	reaches := func(port uint16) {
 		t.Helper()
-		home.Reaches(t, home.Lan.Echo(t, "udp", at(home, port).String()[len(home.External.String()):]), at(home, port))
+		home.Reaches(t, home.Lan.Echo(t, "udp", externalAddr(home, port).String()[len(home.External.String()):]), externalAddr(home, port))
 	}
-	written := func(external string) bool { return bytes.Contains(read(t, path), []byte(external)) }
+	written := func(external string) bool { return bytes.Contains(readFile(t, path), []byte(external)) }
 
 	first := enable(8080)
-	until(t, patience, "nothing is written", func() bool { return written(first) })
-	before := read(t, path)
+	waitUntil(t, maxWait, "nothing is written", func() bool { return written(first) })
+	before := readFile(t, path)
 
 	filler := filepath.Join(dir, "filler")
-	fill(t, filler)
+	fillDisk(t, filler)
 	enable(8081)
 	reaches(8080)
 	reaches(8081)
 	for len(warnings) == 0 {
-		var got spoken
+		var got stateFileMessage
 		proc.Expect(&got) // patient
 		warnings = append(warnings, got.Warning)
 	}
 	if got := strings.Join(warnings, ""); !strings.Contains(got, "not written") || !strings.Contains(got, "no space left") {
 		t.Errorf("warned: %s", got)
 	}
-	if now := read(t, path); !bytes.Equal(now, before) {
+	if now := readFile(t, path); !bytes.Equal(now, before) {
 		t.Errorf("the state file was\n%s\nand is\n%s", before, now)
 	}
-	if left, _ := filepath.Glob(path + "*tmp*"); len(left) != 0 {
-		t.Errorf("left behind: %v", left)
+	if leftover, _ := filepath.Glob(path + "*tmp*"); len(leftover) != 0 {
+		t.Errorf("left behind: %v", leftover)
 	}
 
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
 	third := enable(8082)
-	until(t, patience, "it is not written again", func() bool {
-		return written(first) && written(at(home, 8081).String()) && written(third)
+	waitUntil(t, maxWait, "it is not written again", func() bool {
+		return written(first) && written(externalAddr(home, 8081).String()) && written(third)
 	})
 	enable(0) // close
 	proc.Wait()
 	wantRules(t, home, 0)
 	if written(first) {
-		t.Errorf("closed, but still written: %s", read(t, path))
+		t.Errorf("closed, but still written: %s", readFile(t, path))
 	}
 }
 
-func read(t *testing.T, path string) []byte {
+func readFile(t *testing.T, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -150,19 +150,19 @@ func read(t *testing.T, path string) []byte {
 }
 
 // fill leaves no byte of the disk.
-func fill(t *testing.T, path string) {
+func fillDisk(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	_, err = io.CopyN(f, zeros{}, 1<<20)
+	_, err = io.CopyN(f, zeroReader{}, 1<<20)
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("filling the disk: %v", err)
 	}
 }
 
-type zeros struct{}
+type zeroReader struct{}
 
-func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+func (zeroReader) Read(b []byte) (int, error) { clear(b); return len(b), nil }

@@ -19,22 +19,22 @@ func TestStateFile(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "state: killed and started again, "+name)
 			home := lab.Home(t, lab.Router{})
-			neighbour(t, home, "tcp", 8080)
+			occupyPort(t, home, "tcp", 8080)
 			c := config{}
 			if with {
-				c.State = filepath.Join(t.TempDir(), "state")
+				c.StateFile = filepath.Join(t.TempDir(), "state")
 			}
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			first := newForwarder(t, home.Lan, c)
 			m := first.enable(tcp(8080))
-			had := m.External
-			if had.Port() == 8080 {
+			firstExternal := m.External
+			if firstExternal.Port() == 8080 {
 				t.Fatalf("%+v", m.state)
 			}
 			if with {
-				until(t, patience, "nothing is written down", func() bool {
-					b, _ := os.ReadFile(c.State)
-					return strings.Contains(string(b), had.String())
+				waitUntil(t, maxWait, "nothing is written down", func() bool {
+					b, _ := os.ReadFile(c.StateFile)
+					return strings.Contains(string(b), firstExternal.String())
 				})
 			}
 			first.proc.Kill()
@@ -51,8 +51,8 @@ func TestStateFile(t *testing.T) {
 			if with {
 				want = 1
 			}
-			if (again.External == had) != with {
-				t.Errorf("now %v, had %v", again.External, had)
+			if (again.External == firstExternal) != with {
+				t.Errorf("now %v, had %v", again.External, firstExternal)
 			}
 			wantRules(t, home, want)
 		})

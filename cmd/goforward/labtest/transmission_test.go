@@ -26,7 +26,7 @@ func TestTransmission(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "transmission: listens where a hook says, and a peer outside reaches it, also after the port changed")
 	if _, err := exec.LookPath("curl"); err != nil {
-		missing(t, "curl, for the hook")
+		skipWithoutProgram(t, "curl, for the hook")
 	}
 	home := lab.Home(t, lab.Router{NoUPnP: true})
 	hook, err := filepath.Abs("../../../examples/vpnport/set-port.sh")
@@ -35,42 +35,42 @@ func TestTransmission(t *testing.T) {
 	}
 	c := goforward(t, home.Lan, "map", "51413", "--same-port", "--protocol", "both", "--gateway", home.Gateway.String(),
 		"--lifetime", "60", "--hold", "--wait", "--exec", hook)
-	if external := c.endpoint(); external != at(home, 51413) {
+	if external := c.readEndpoint(); external != externalAddr(home, 51413) {
 		t.Fatalf("granted %v", external)
 	}
 	tr := startTransmission(t, home.Lan, 6881)
 	torrent := tr.share(t, bytes.Repeat([]byte("from behind the router\n"), 5000))
-	tr.listens(t, 51413)
-	greets(t, home, torrent, at(home, 51413))
+	tr.waitForPort(t, 51413)
+	wantPeer(t, home, torrent, externalAddr(home, 51413))
 
-	die(t, home)
-	kept := home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351 drop`)
+	powerOff(t, home)
+	block := home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 udp dport 5351 drop`)
 	home.Daemon.Start(t)
-	neighbour(t, home, "tcp", 51413)
-	kept.Remove(t)
-	external := c.endpoint()
+	occupyPort(t, home, "tcp", 51413)
+	block.Remove(t)
+	external := c.readEndpoint()
 	if external.Port() == 51413 {
 		t.Fatalf("granted %v, which another host has", external)
 	}
-	tr.listens(t, external.Port())
-	greets(t, home, torrent, external)
-	if _, err := greet(t, home, torrent, at(home, 51413)); err == nil {
+	tr.waitForPort(t, external.Port())
+	wantPeer(t, home, torrent, external)
+	if _, err := handshake(t, home, torrent, externalAddr(home, 51413)); err == nil {
 		t.Error("a peer reaches Transmission by the port of another host")
 	}
 	wantRules(t, home, 3)
 	c.Signal(os.Interrupt)
-	c.exits(0)
+	c.wantExit(0)
 	wantRules(t, home, 1)
 }
 
 // greets wants Transmission, and no other, to answer a peer outside, about that
 // torrent.
-func greets(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external netip.AddrPort) {
+func wantPeer(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external netip.AddrPort) {
 	t.Helper()
 	var id string
-	until(t, patience, "no peer answers at "+external.String(), func() bool {
+	waitUntil(t, maxWait, "no peer answers at "+external.String(), func() bool {
 		var err error
-		id, err = greet(t, home, torrent, external)
+		id, err = handshake(t, home, torrent, external)
 		return err == nil
 	})
 	if !strings.HasPrefix(id, "-TR") {
@@ -81,7 +81,7 @@ func greets(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external n
 // greet is the handshake of BitTorrent (BEP 3) from outside, and returns who answers:
 // in both directions a length, the protocol's name, eight reserved bytes, the torrent
 // and the peer's name.
-func greet(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external netip.AddrPort) (id string, err error) {
+func handshake(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external netip.AddrPort) (id string, err error) {
 	t.Helper()
 	conn, err := home.Wan.Dial(t.Context(), "tcp", external.String())
 	if err != nil {
@@ -93,14 +93,14 @@ func greet(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external ne
 	if _, err := fmt.Fprintf(conn, "%s%s%s%s", protocol, make([]byte, 8), torrent[:], "-XX0000-abcdefghijkl"); err != nil {
 		return "", err
 	}
-	answer := make([]byte, 68)
-	if _, err := io.ReadFull(conn, answer); err != nil {
+	reply := make([]byte, 68)
+	if _, err := io.ReadFull(conn, reply); err != nil {
 		return "", err
 	}
-	if !bytes.HasPrefix(answer, []byte(protocol)) || !bytes.Equal(answer[28:48], torrent[:]) {
-		return "", fmt.Errorf("the peer answers % x", answer)
+	if !bytes.HasPrefix(reply, []byte(protocol)) || !bytes.Equal(reply[28:48], torrent[:]) {
+		return "", fmt.Errorf("the peer answers % x", reply)
 	}
-	return string(answer[48:]), nil
+	return string(reply[48:]), nil
 }
 
 // transmission is a running transmission-daemon.
@@ -122,12 +122,12 @@ func transmissionProgram(t *testing.T) string {
 			return path
 		}
 	}
-	missing(t, "transmission-daemon (.ci/transmission fetches it)")
+	skipWithoutProgram(t, "transmission-daemon (.ci/transmission fetches it)")
 	return ""
 }
 
 // missing ends a test that lacks a program.
-func missing(t *testing.T, program string) {
+func skipWithoutProgram(t *testing.T, program string) {
 	t.Helper()
 	if os.Getenv("GOFORWARD_LAB") == "require" {
 		t.Fatalf("LAB REQUIRED but not installed here: %s", program)
@@ -153,8 +153,8 @@ func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission 
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := host.Command(ctx, program, "--foreground", "--config-dir", dir)
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
 		cancel()
 		t.Fatal(err)
@@ -163,16 +163,16 @@ func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission 
 		cancel()
 		_ = cmd.Wait()
 		if t.Failed() {
-			t.Logf("transmission-daemon said:\n%s", &said)
+			t.Logf("transmission-daemon said:\n%s", &output)
 		}
 	})
 	return &transmission{dir: dir, client: &http.Client{
-		Transport: &http.Transport{DialContext: host.Dial, DisableKeepAlives: true}, Timeout: patience,
+		Transport: &http.Transport{DialContext: host.Dial, DisableKeepAlives: true}, Timeout: maxWait,
 	}}
 }
 
 // call is one request of its remote control. Its first answer tells the token.
-func (tr *transmission) call(t *testing.T, method string, arguments, answer any) error {
+func (tr *transmission) call(t *testing.T, method string, arguments, reply any) error {
 	t.Helper()
 	body, err := json.Marshal(map[string]any{"method": method, "arguments": arguments})
 	if err != nil {
@@ -198,15 +198,15 @@ func (tr *transmission) call(t *testing.T, method string, arguments, answer any)
 			tr.token = resp.Header.Get(header)
 			continue
 		}
-		reply := struct {
+		response := struct {
 			Result    string
 			Arguments any
-		}{Arguments: answer}
-		if err := json.Unmarshal(b, &reply); err != nil {
+		}{Arguments: reply}
+		if err := json.Unmarshal(b, &response); err != nil {
 			return fmt.Errorf("%s: %s: %w", resp.Status, b, err)
 		}
-		if reply.Result != "success" {
-			return fmt.Errorf("%s: %s", method, reply.Result)
+		if response.Result != "success" {
+			return fmt.Errorf("%s: %s", method, response.Result)
 		}
 		return nil
 	}
@@ -229,19 +229,19 @@ func (tr *transmission) share(t *testing.T, content []byte) [sha1.Size]byte {
 	}
 	info := fmt.Sprintf("d6:lengthi%de4:name%d:%s12:piece lengthi%de6:pieces%d:%se", len(content), len(name), name, pieceLength, len(pieces), pieces)
 	metainfo := []byte("d4:info" + info + "e")
-	until(t, patience, "Transmission takes no torrent", func() bool {
+	waitUntil(t, maxWait, "Transmission takes no torrent", func() bool {
 		return tr.call(t, "torrent-add", map[string]any{"metainfo": metainfo}, nil) == nil
 	})
 	return sha1.Sum([]byte(info))
 }
 
 // listens waits until Transmission has been told this port.
-func (tr *transmission) listens(t *testing.T, port uint16) {
+func (tr *transmission) waitForPort(t *testing.T, port uint16) {
 	t.Helper()
 	var session struct {
 		Port uint16 `json:"peer-port"`
 	}
-	until(t, patience, fmt.Sprintf("Transmission is not told port %d", port), func() bool {
+	waitUntil(t, maxWait, fmt.Sprintf("Transmission is not told port %d", port), func() bool {
 		return tr.call(t, "session-get", nil, &session) == nil && session.Port == port
 	})
 }

@@ -19,7 +19,7 @@ import (
 var upnpOnly = lab.Router{Refuse5351: true}
 
 // with is a router with more lines in its daemon's configuration.
-func with(router lab.Router, conf ...string) lab.Router {
+func withConf(router lab.Router, conf ...string) lab.Router {
 	router.ExtraConf = append(conf, router.ExtraConf...)
 	return router
 }
@@ -29,9 +29,9 @@ func TestUPnP(t *testing.T) {
 	for name, router := range map[string]lab.Router{
 		"alone":                              upnpOnly,
 		"alone, the others silent":           {Silent5351: true},
-		"version 1":                          with(upnpOnly, "force_igd_desc_v1=yes"),
+		"version 1":                          withConf(upnpOnly, "force_igd_desc_v1=yes"),
 		"without secure mode":                {Refuse5351: true, AnyClient: true},
-		"a control port of the day":          with(upnpOnly, "http_port=0"),
+		"a control port of the day":          withConf(upnpOnly, "http_port=0"),
 		"every port below 1024 is forbidden": {Refuse5351: true, DenyLowPorts: true},
 	} {
 		for protocol, o := range map[string]option{"TCP": tcp(8080), "UDP": udp(8080), "both": both(8080)} {
@@ -48,20 +48,20 @@ func testUPnP(t *testing.T, router lab.Router, o option) {
 	home := lab.Home(t, router)
 	f := newForwarder(t, home.Lan, config{})
 	got := f.do(call{Op: "enable", Options: []option{o}})
-	m, _ := f.enabled(got)
+	m, _ := f.toMapping(got)
 	t.Logf("granted after %v", got.Took)
-	if m.External != at(home, 8080) || m.Backend != "upnp" || m.Scope != "public" || m.Gateway.Addr() != home.Gateway {
+	if m.External != externalAddr(home, 8080) || m.Backend != "upnp" || m.Scope != "public" || m.Gateway.Addr() != home.Gateway {
 		t.Errorf("%+v", m.state)
 	}
-	for _, g := range m.Granted {
-		if left := time.Until(g.Expires()); left < time.Hour || left > 2*time.Hour {
-			t.Errorf("%v lasts %v, want two hours", g.Protocol, left)
+	for _, g := range m.Grants {
+		if remaining := time.Until(g.Expires()); remaining < time.Hour || remaining > 2*time.Hour {
+			t.Errorf("%v lasts %v, want two hours", g.Protocol, remaining)
 		}
 		echo := home.Lan.Echo(t, g.Protocol.String(), g.Internal.String())
 		home.Reaches(t, echo, g.External)
 		defer func() { home.DoesNotReach(t, echo, g.External) }()
 	}
-	wantRules(t, home, len(m.Granted))
+	wantRules(t, home, len(m.Grants))
 	if addr := f.externalIP(); addr != home.External {
 		t.Errorf("external address %v, want %v", addr, home.External)
 	}
@@ -80,7 +80,7 @@ func TestUPnPRestart(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
 		"the port stays": upnpOnly,
-		"the port moves": with(upnpOnly, "http_port=0"),
+		"the port moves": withConf(upnpOnly, "http_port=0"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -89,16 +89,16 @@ func TestUPnPRestart(t *testing.T) {
 			f := newForwarder(t, home.Lan, config{})
 			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
 			m := f.enable(both(8080))
-			f.event(forward.EventMapped)
+			f.wantEvent(forward.EventMapped)
 			for range 3 {
 				home.Reaches(t, byTCP, m.External)
 				home.Reaches(t, byUDP, m.External)
-				die(t, home)
+				powerOff(t, home)
 				home.DoesNotReach(t, byTCP, m.External)
 				home.Daemon.Start(t)
 				begin := time.Now()
-				comes(t, home, byTCP, m.External, patience)
-				comes(t, home, byUDP, m.External, patience)
+				waitReachable(t, home, byTCP, m.External, maxWait)
+				waitReachable(t, home, byUDP, m.External, maxWait)
 				t.Logf("the first bytes arrived %v after the router was ready", time.Since(begin))
 			}
 			f.disable()
@@ -112,7 +112,7 @@ func TestUPnPRestartMute(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
 		"the port stays": upnpOnly,
-		"the port moves": with(upnpOnly, "http_port=0"),
+		"the port moves": withConf(upnpOnly, "http_port=0"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -123,10 +123,10 @@ func TestUPnPRestartMute(t *testing.T) {
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			m := f.enable(tcp(8080))
 			home.Reaches(t, echo, m.External)
-			die(t, home)
+			powerOff(t, home)
 			home.DoesNotReach(t, echo, m.External)
 			home.Daemon.Start(t)
-			took := comes(t, home, echo, m.External, 2*shortLease)
+			took := waitReachable(t, home, echo, m.External, 2*shortLease)
 			t.Logf("bytes arrived %v after the router was ready", took)
 			f.disable()
 			wantRules(t, home, 0)
@@ -144,10 +144,10 @@ func TestUPnPTo(t *testing.T) {
 		echo := other.Echo(t, "tcp", ":80")
 		f := newForwarder(t, home.Lan, config{})
 		if secure {
-			adds := counts(t, home.Router, "input", "adds", `iifname "lan0" tcp dport 5000 tcp flags syn`)
-			f.refused([]error{backends.ErrNotAuthorized}, tcp(80), external(8080), to(echo.Addr))
-			t.Logf("%d exchanges", adds.now(t))
-			if n := adds.now(t); n > 12 {
+			connections := countPackets(t, home.Router, "input", "adds", `iifname "lan0" tcp dport 5000 tcp flags syn`)
+			f.wantEnableError([]error{backends.ErrNotAuthorized}, tcp(80), external(8080), to(echo.Addr))
+			t.Logf("%d exchanges", connections.packets(t))
+			if n := connections.packets(t); n > 12 {
 				t.Errorf("%d exchanges: other ports were tried", n)
 			}
 			wantRules(t, home, 0)
@@ -167,7 +167,7 @@ func TestUPnPLowPorts(t *testing.T) {
 	home := lab.Home(t, lab.Router{Refuse5351: true, DenyLowPorts: true})
 	echo := home.Lan.Echo(t, "tcp", ":80")
 	f := newForwarder(t, home.Lan, config{})
-	f.refused([]error{backends.ErrNotAuthorized}, tcp(80), exact)
+	f.wantEnableError([]error{backends.ErrNotAuthorized}, tcp(80), exact)
 	m := f.enable(tcp(80))
 	if m.External.Port() < 1024 {
 		t.Errorf("%+v", m.state)
@@ -179,10 +179,10 @@ func TestUPnPPrivateWAN(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: the router's own address is private")
 	home := lab.Home(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("10.66.66.1/24")})
-	exchanges := counts(t, home.Router, "input", "exchanges", `iifname "lan0" tcp dport 5000 tcp flags syn / syn,ack`)
+	connections := countPackets(t, home.Router, "input", "exchanges", `iifname "lan0" tcp dport 5000 tcp flags syn / syn,ack`)
 	f := newForwarder(t, home.Lan, config{})
-	f.refused([]error{backends.ErrPrivateWAN}, tcp(8080))
-	if n := exchanges.now(t); n > 8 {
+	f.wantEnableError([]error{backends.ErrPrivateWAN}, tcp(8080))
+	if n := connections.packets(t); n > 8 {
 		t.Errorf("%d exchanges: other ports were tried", n)
 	}
 	wantRules(t, home, 0)
@@ -193,13 +193,13 @@ func TestUPnPPinhole(t *testing.T) {
 	lab.Scenario(t, "upnp: an IPv6 pinhole")
 	home := lab.Home(t, lab.Router{IPv6: true, Refuse5351: true})
 	for network, o := range map[string]option{"tcp": tcp(8080), "udp": udp(8080)} {
-		echo := home.Lan.Echo(t, network, at6(home, 8080).String())
-		home.DoesNotReach(t, echo, at6(home, 8080))
+		echo := home.Lan.Echo(t, network, lanAddr6(home, 8080).String())
+		home.DoesNotReach(t, echo, lanAddr6(home, 8080))
 		f := newForwarder(t, home.Lan, config{})
 		got := f.do(call{Op: "enable", Options: []option{o, overIPv6}})
-		m, _ := f.enabled(got)
+		m, _ := f.toMapping(got)
 		t.Logf("opened after %v", got.Took)
-		if m.External != at6(home, 8080) || m.Backend != "upnp" {
+		if m.External != lanAddr6(home, 8080) || m.Backend != "upnp" {
 			t.Errorf("%+v", m.state)
 		}
 		home.Reaches(t, echo, m.External)
@@ -227,7 +227,7 @@ func TestUPnPTwoPrograms(t *testing.T) {
 	}
 	home.Reaches(t, one, m.External)
 	home.Reaches(t, two, other.External)
-	second.refused([]error{backends.ErrConflict}, tcp(8082), external(9000), exact)
+	second.wantEnableError([]error{backends.ErrConflict}, tcp(8082), external(9000), exact)
 	home.Reaches(t, one, m.External)
 	second.disable()
 	home.Reaches(t, one, m.External)
@@ -239,16 +239,16 @@ func TestUPnPTaken(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: the port is another host's")
 	home := lab.Home(t, lab.Router{NoPCP: true})
-	theirs := neighbour(t, home, "tcp", 8080)
+	neighbourEcho := occupyPort(t, home, "tcp", 8080)
 	echo := home.Lan.Echo(t, "tcp", ":8080")
-	f := newForwarder(t, home.Lan, config{Order: []string{"upnp"}})
-	f.refused([]error{backends.ErrConflict}, tcp(8080), exact)
+	f := newForwarder(t, home.Lan, config{Protocols: []string{"upnp"}})
+	f.wantEnableError([]error{backends.ErrConflict}, tcp(8080), exact)
 	m := f.enable(tcp(8080))
 	if m.External.Port() == 8080 || m.Backend != "upnp" {
 		t.Errorf("%+v", m.state)
 	}
 	home.Reaches(t, echo, m.External)
-	home.Reaches(t, theirs, at(home, 8080))
+	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 	f.disable()
 	wantRules(t, home, 1)
 }
@@ -258,7 +258,7 @@ func TestMappings(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: the table, where mappings go by NAT-PMP")
 	home := lab.Home(t, lab.Router{AnyClient: true}) // which lets one host delete what another has
-	neighbour(t, home, "udp", 9000)
+	occupyPort(t, home, "udp", 9000)
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(both(8080))
 	if m.Backend != "natpmp" {
@@ -267,25 +267,25 @@ func TestMappings(t *testing.T) {
 	f.enable(tcp(8081), permanent)
 	var got []string
 	for _, e := range f.mappings() {
-		mine := ""
+		mark := ""
 		if e.Ours {
-			mine = " ours"
+			mark = " ours"
 		}
-		got = append(got, e.Mapping.Protocol.String()+" "+e.Mapping.External.String()+" "+e.Mapping.Internal.String()+mine)
+		got = append(got, e.Mapping.Protocol.String()+" "+e.Mapping.External.String()+" "+e.Mapping.Internal.String()+mark)
 	}
 	want := []string{
 		"tcp 45.45.45.1:8080 192.168.77.2:8080 ours", "tcp 45.45.45.1:8081 192.168.77.2:8081 ours",
 		"udp 45.45.45.1:8080 192.168.77.2:8080 ours", "udp 45.45.45.1:9000 192.168.77.3:80",
 	}
-	sameLines(t, got, want)
+	wantSameLines(t, got, want)
 
 	// One of the neighbour's, and then all.
 	f.disable(foreign, external(9000))
 	if n := f.disableAll(foreign, everything); n != 2 {
 		t.Errorf("%d disabled, want the two that are held", n)
 	}
-	if left := f.mappings(); len(left) != 0 {
-		t.Errorf("left: %+v", left)
+	if rest := f.mappings(); len(rest) != 0 {
+		t.Errorf("left: %+v", rest)
 	}
 	wantRules(t, home, 0)
 }
@@ -304,20 +304,20 @@ func TestLargeTable(t *testing.T) {
 	}
 	home.Router.Nft(t, script.String())
 	wantRules(t, home, n)
-	f := newForwarder(t, home.Lan, config{Order: []string{"upnp"}})
+	f := newForwarder(t, home.Lan, config{Protocols: []string{"upnp"}})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080))
 	begin := time.Now()
 	entries := f.mappings()
 	t.Logf("%d entries in %v", len(entries), time.Since(begin))
-	ours := 0
+	own := 0
 	for _, e := range entries {
 		if e.Ours {
-			ours++
+			own++
 		}
 	}
-	if len(entries) != n+1 || ours != 1 {
-		t.Errorf("%d entries, %d of them ours, want %d and 1", len(entries), ours, n+1)
+	if len(entries) != n+1 || own != 1 {
+		t.Errorf("%d entries, %d of them ours, want %d and 1", len(entries), own, n+1)
 	}
 	home.Reaches(t, echo, m.External)
 	f.disable()
@@ -325,7 +325,7 @@ func TestLargeTable(t *testing.T) {
 }
 
 // sameLines compares lines in any order.
-func sameLines(t *testing.T, got, want []string) {
+func wantSameLines(t *testing.T, got, want []string) {
 	t.Helper()
 	missing := func(from, in []string) (out []string) {
 		for _, line := range from {
@@ -335,8 +335,8 @@ func sameLines(t *testing.T, got, want []string) {
 		}
 		return out
 	}
-	if lost, more := missing(want, got), missing(got, want); len(lost)+len(more) > 0 || len(got) != len(want) {
-		t.Errorf("missing: %q\ntoo many: %q\nin: %q", lost, more, got)
+	if absent, extra := missing(want, got), missing(got, want); len(absent)+len(extra) > 0 || len(got) != len(want) {
+		t.Errorf("missing: %q\ntoo many: %q\nin: %q", absent, extra, got)
 	}
 }
 
@@ -347,29 +347,29 @@ func TestUPnPC(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: upnpc and goforward see the same table")
 	home := lab.Home(t, lab.Router{})
-	neighbour(t, home, "tcp", 9000)
-	f := newForwarder(t, home.Lan, config{Order: []string{"upnp"}})
+	occupyPort(t, home, "tcp", 9000)
+	f := newForwarder(t, home.Lan, config{Protocols: []string{"upnp"}})
 	f.enable(both(8080))
 	f.enable(tcp(8081), external(9001))
-	var theirs, ours []string
+	var upnpcEntries, ownEntries []string
 	for _, m := range upnpcLine.FindAllStringSubmatch(home.Lan.Exec(t, "upnpc", "-l"), -1) {
-		theirs = append(theirs, strings.ToLower(m[1])+" "+m[2]+" "+m[3])
+		upnpcEntries = append(upnpcEntries, strings.ToLower(m[1])+" "+m[2]+" "+m[3])
 	}
 	for _, e := range f.mappings() {
 		_, port, _ := strings.Cut(e.Mapping.External.String(), ":")
-		ours = append(ours, e.Mapping.Protocol.String()+" "+port+" "+e.Mapping.Internal.String())
+		ownEntries = append(ownEntries, e.Mapping.Protocol.String()+" "+port+" "+e.Mapping.Internal.String())
 	}
-	if len(theirs) != 4 {
-		t.Errorf("upnpc lists %q", theirs)
+	if len(upnpcEntries) != 4 {
+		t.Errorf("upnpc lists %q", upnpcEntries)
 	}
-	sameLines(t, ours, theirs)
+	wantSameLines(t, ownEntries, upnpcEntries)
 
 	// And what it made, goforward takes away.
 	home.Lan.Exec(t, "upnpc", "-a", "192.168.77.2", "8090", "8090", "TCP")
 	echo := home.Lan.Echo(t, "tcp", ":8090")
-	home.Reaches(t, echo, at(home, 8090))
+	home.Reaches(t, echo, externalAddr(home, 8090))
 	f.disable(foreign, tcp(8090))
-	home.DoesNotReach(t, echo, at(home, 8090))
+	home.DoesNotReach(t, echo, externalAddr(home, 8090))
 	wantRules(t, home, 4)
 }
 
@@ -378,33 +378,33 @@ func TestTwoIGDs(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: two routers on one network")
 	home := lab.Home(t, upnpOnly)
-	rival := home.SecondRouter(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("46.46.46.1/24")})
+	other := home.SecondRouter(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("46.46.46.1/24")})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	for range 3 {
 		f := newForwarder(t, home.Lan, config{})
 		m := f.enable(tcp(8080))
-		if m.Gateway.Addr() != home.Gateway || m.External != at(home, 8080) {
+		if m.Gateway.Addr() != home.Gateway || m.External != externalAddr(home, 8080) {
 			t.Errorf("%+v", m.state)
 		}
 		home.Reaches(t, echo, m.External)
-		wantRules(t, rival, 0)
+		wantRules(t, other, 0)
 		f.close()
 	}
-	f := newForwarder(t, home.Lan, config{IGD: "http://" + rival.Gateway.String() + ":5000/rootDesc.xml"})
+	f := newForwarder(t, home.Lan, config{UPnPURL: "http://" + other.Gateway.String() + ":5000/rootDesc.xml"})
 	m := f.enable(tcp(8080))
-	if m.Gateway.Addr() != rival.Gateway || m.External != at(rival, 8080) {
+	if m.Gateway.Addr() != other.Gateway || m.External != externalAddr(other, 8080) {
 		t.Errorf("%+v", m.state)
 	}
-	wantRules(t, rival, 1)
+	wantRules(t, other, 1)
 	wantRules(t, home, 0)
 	f.close()
-	wantRules(t, rival, 0)
+	wantRules(t, other, 0)
 }
 
 // strangerProgram answers every search, before the gateway does, with locations
 // that it has been told, and announces them too. Whoever connects to it gets a
 // body without an end.
-var strangerProgram = lab.Func("stranger", func(p *lab.Proc) {
+var rogueDeviceProgram = lab.Func("stranger", func(p *lab.Proc) {
 	var locations []string
 	p.Args(&locations)
 	pc, err := net.ListenMulticastUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(239, 255, 255, 250), Port: 1900})
@@ -416,7 +416,7 @@ var strangerProgram = lab.Func("stranger", func(p *lab.Proc) {
 		if err != nil {
 			p.Fatal(err)
 		}
-		go serveEndlessly(ln)
+		go serveEndlessBody(ln)
 	}
 	p.Send("ready")
 	buf := make([]byte, 2048)
@@ -433,7 +433,7 @@ var strangerProgram = lab.Func("stranger", func(p *lab.Proc) {
 	}
 })
 
-func serveEndlessly(ln net.Listener) {
+func serveEndlessBody(ln net.Listener) {
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
@@ -456,8 +456,8 @@ func TestStranger(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: a stranger answers the search with lying locations")
 	home := lab.Home(t, upnpOnly)
-	stranger := home.Join("stranger", "192.168.77.66/24")
-	victim := home.Join("victim", "192.168.77.67/24")
+	rogue := home.Join("stranger", "192.168.77.66/24")
+	bystander := home.Join("victim", "192.168.77.67/24")
 	locations := []string{
 		"http://192.168.77.67/rootDesc.xml", "http://127.0.0.1:8888/secret", "http://[::1]:8888/secret",
 		"http://45.45.45.2/rootDesc.xml", "http://router.example/rootDesc.xml", "https://192.168.77.67/rootDesc.xml",
@@ -467,32 +467,32 @@ func TestStranger(t *testing.T) {
 	for i := range 200 { // and more than anybody would look at
 		locations = append(locations, fmt.Sprintf("http://192.168.77.66:5000/%d", i))
 	}
-	attacked := counts(t, victim, "input", "attacked", `tcp flags syn / syn,ack`)
-	outside := counts(t, home.Wan, "input", "outside", `tcp dport 80 tcp flags syn / syn,ack`)
-	secrets := counts(t, home.Lan, "input", "secrets", `iifname "lo" tcp dport 8888`)
-	asked := counts(t, stranger, "input", "asked", `tcp flags syn / syn,ack`)
+	bystanderConns := countPackets(t, bystander, "input", "attacked", `tcp flags syn / syn,ack`)
+	outsideConns := countPackets(t, home.Wan, "input", "outside", `tcp dport 80 tcp flags syn / syn,ack`)
+	localConns := countPackets(t, home.Lan, "input", "secrets", `iifname "lo" tcp dport 8888`)
+	rogueConns := countPackets(t, rogue, "input", "asked", `tcp flags syn / syn,ack`)
 	var ready string
-	stranger.Start(t, strangerProgram, locations).Expect(&ready)
+	rogue.Start(t, rogueDeviceProgram, locations).Expect(&ready)
 
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	for range 3 {
 		f := newForwarder(t, home.Lan, config{})
 		got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
-		m, _ := f.enabled(got)
+		m, _ := f.toMapping(got)
 		t.Logf("granted after %v", got.Took)
-		if m.Gateway.Addr() != home.Gateway || m.External != at(home, 8080) {
+		if m.Gateway.Addr() != home.Gateway || m.External != externalAddr(home, 8080) {
 			t.Errorf("%+v", m.state)
 		}
 		home.Reaches(t, echo, m.External)
 		f.close()
 	}
-	for what, c := range map[string]count{"the victim": attacked, "a host outside": outside, "this host": secrets} {
-		if n := c.now(t); n != 0 {
+	for what, c := range map[string]packetCounter{"the victim": bystanderConns, "a host outside": outsideConns, "this host": localConns} {
+		if n := c.packets(t); n != 0 {
 			t.Errorf("%s was contacted %d times on a stranger's word", what, n)
 		}
 	}
-	t.Logf("the stranger was asked %d times", asked.now(t))
-	if n := asked.now(t); n > 3*2 {
+	t.Logf("the stranger was asked %d times", rogueConns.packets(t))
+	if n := rogueConns.packets(t); n > 3*2 {
 		t.Errorf("the stranger was asked %d times", n)
 	}
 }
