@@ -9,51 +9,50 @@ import (
 	"time"
 )
 
-// Cable is a cable that does to frames what a test wants: it loses, doubles,
-// delays and reorders them, and can be cut after so many of a conversation.
-// Every frame passes through the test process.
+// Cable is a cable with faults that the test selects. It loses, duplicates, delays and
+// reorders frames, and it can be cut after a given number of the host's frames. Every
+// frame passes through the test process.
 type Cable struct {
-	ends [2]*os.File // packet sockets: that of the host, that of the switch
+	ends [2]*os.File // packet sockets: at the host's end and at the switch's end
 	wg   sync.WaitGroup
 
 	mu      sync.Mutex
 	line    Line
-	rngs    [2]*rand.Rand // one each way, so that a seed decides about the nth frame of a direction
-	blocks  [2]block      // of Line.OneIn, one each way
-	lost    [2]int        // frames that the line has lost, since Set
-	limit   int           // of the conversation, how many frames pass; negative: all
+	rngs    [2]*rand.Rand // one for each direction, so that the seed determines the fate of the nth frame in a direction
+	blocks  [2]block      // for Line.OneIn, one for each direction
+	lost    [2]int        // frames lost in each direction since Set
+	limit   int           // how many of the host's frames pass before the cut; negative: no cut
 	passed  int
-	severed chan struct{} // closed when a frame has met the cut
+	severed chan struct{} // closed when the first frame is lost to the cut
 }
 
-// Line is what a cable does to each frame, in both directions. The zero value
-// is a good cable. Loss, Duplicate and Reorder are chances from 0 to 1.
+// Line describes the faults of a cable. They apply to every frame, in both directions.
+// The zero value is a cable without faults. Loss, Duplicate and Reorder are probabilities
+// from 0 to 1.
 type Line struct {
-	Loss      float64       // never arrives
-	Duplicate float64       // arrives twice
-	Reorder   float64       // is held back for 20 ms, and overtaken
-	Delay     time.Duration // what every frame takes
-	Jitter    time.Duration // up to so much more
+	Loss      float64       // the frame is lost
+	Duplicate float64       // the frame arrives twice
+	Reorder   float64       // the frame is delayed by 20 ms, so that later frames overtake it
+	Delay     time.Duration // the delay of every frame
+	Jitter    time.Duration // the upper bound of an additional random delay
 	Seed      uint64
 
-	// OneIn, if it is 2 or more, makes the line lose exactly one of every OneIn
-	// consecutive frames, each way. The seed selects which one. So the share of lost
-	// frames does not depend on chance, and at most two frames in a row are lost.
+	// OneIn, if it is 2 or more, loses exactly one of every OneIn consecutive frames in
+	// each direction. The seed selects which one. So the share of lost frames does not
+	// depend on chance, and at most two frames in a row are lost.
 	OneIn int
-	// Peer, if it is valid, limits the line to TCP and UDP between the host and this
-	// IPv4 address, and to multicast of the host. The line carries all other frames
-	// unchanged.
+	// Peer, if it is valid, limits the faults to TCP and UDP between the host and this
+	// IPv4 address, and to multicast of the host. All other frames pass unchanged.
 	Peer netip.Addr
 }
 
-// block is a number of consecutive frames, of which exactly one is lost.
+// block is a sequence of consecutive frames of which exactly one is lost.
 type block struct {
-	frames int // that have come so far
-	lost   int // the index of the one that is lost
+	frames int // how many frames of the block have been counted
+	lost   int // the index of the frame that is lost
 }
 
-// loses counts a frame, and reports whether it is the one of its block that is
-// lost.
+// losesNext counts a frame and reports whether it is the lost frame of its block.
 func (b *block) losesNext(size int, rng *rand.Rand) bool {
 	if b.frames%size == 0 {
 		b.frames, b.lost = 0, rng.IntN(size)
@@ -62,16 +61,17 @@ func (b *block) losesNext(size int, rng *rand.Rand) bool {
 	return b.frames-1 == b.lost
 }
 
-// held is for how long a frame is kept back that others are to overtake.
+// reorderDelay is how long a reordered frame is delayed, so that later frames overtake
+// it.
 const reorderDelay = 20 * time.Millisecond
 
-// The directions, by the end that a frame comes in at.
+// The directions of a frame, named after the end at which it enters the cable.
 const (
 	fromHost = iota
 	fromSwitch
 )
 
-// JoinByCable is Join by a cable that the test has in hand.
+// JoinByCable is [HomeNet.Join] with a cable that the test controls.
 func (home *HomeNet) JoinByCable(name, addr string) (*Host, *Cable) {
 	t := home.lab.t
 	t.Helper()
@@ -81,7 +81,8 @@ func (home *HomeNet) JoinByCable(name, addr string) (*Host, *Cable) {
 	return h, c
 }
 
-// PlugCable is Plug with a cable that the test has in hand, until it ends.
+// PlugCable is [Switch.Plug] with a cable that the test controls. The cable is removed
+// when the test ends.
 func (s *Switch) PlugCable(p Port) *Cable {
 	l := s.host.lab
 	l.t.Helper()
@@ -89,7 +90,7 @@ func (s *Switch) PlugCable(p Port) *Cable {
 	l.Connect(p, s.host.Port(outer))
 	inner := fmt.Sprintf("cable%di", s.ports+1)
 	s.Plug(s.host.Port(inner))
-	for _, name := range []string{outer, inner} { // nobody lives there
+	for _, name := range []string{outer, inner} { // these two ports need no addresses
 		s.host.Sysctl(l.t, "net.ipv6.conf."+name+".disable_ipv6", "1")
 	}
 	c := &Cable{limit: -1, severed: make(chan struct{})}
@@ -109,7 +110,7 @@ func (s *Switch) PlugCable(p Port) *Cable {
 	return c
 }
 
-// Set makes the cable a line of this kind from the next frame on.
+// Set applies the faults of line from the next frame on.
 func (c *Cable) Set(line Line) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,24 +119,25 @@ func (c *Cable) Set(line Line) {
 	c.blocks, c.lost = [2]block{}, [2]int{}
 }
 
-// Lost returns how many frames the line has lost since Set, from the host and to
-// it.
+// Lost returns how many frames the cable has lost since Set, from the host and to the
+// host.
 func (c *Cable) Lost() (fromHost, toHost int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.lost[0], c.lost[1]
 }
 
-// CutAfter lets n more frames of the host's conversations pass, then none at
-// all. Counted is IPv4 from the host, and what comes to the host alone; neither
-// ARP nor IGMP, nor what a switch floods.
+// CutAfter lets n more frames of the host's traffic pass, and then no frame at all. It
+// counts IPv4 frames from the host and IPv4 frames that are addressed to the host alone.
+// It does not count ARP, IGMP, or frames that the switch floods.
 func (c *Cable) CutAfter(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.limit, c.passed, c.severed = n, 0, make(chan struct{})
 }
 
-// Plug ends a cut. It returns how many frames had passed since CutAfter.
+// Plug repairs a cut cable. It returns how many counted frames have passed since
+// CutAfter.
 func (c *Cable) Plug() (passed int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,15 +145,15 @@ func (c *Cable) Plug() (passed int) {
 	return c.passed
 }
 
-// Severed returns a channel that is closed when a frame has met the last
-// CutAfter, and been lost.
+// Severed returns a channel that is closed when the first frame is lost to the cut of the
+// last CutAfter.
 func (c *Cable) Severed() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.severed
 }
 
-// IsSevered reports whether a frame has met the last CutAfter.
+// IsSevered reports whether a frame was lost to the cut of the last CutAfter.
 func (c *Cable) IsSevered() bool {
 	select {
 	case <-c.Severed():
@@ -161,7 +163,7 @@ func (c *Cable) IsSevered() bool {
 	}
 }
 
-// carry takes frames from one end to the other until the cable is closed.
+// relay copies frames from one end to the other until the cable is closed.
 func (c *Cable) relay(direction int) {
 	in, out := c.ends[direction], c.ends[1-direction]
 	buf := make([]byte, frameBufferSize)
@@ -171,7 +173,7 @@ func (c *Cable) relay(direction int) {
 			return
 		}
 		if err != nil {
-			continue // the interface went down, which is told once
+			continue // the interface went down; the socket reports this once
 		}
 		if n < frameHeaderSize {
 			continue
@@ -186,7 +188,7 @@ func (c *Cable) relay(direction int) {
 	}
 }
 
-// later writes a frame after a delay, which is always short.
+// writeLater writes a frame after a delay. The delay is always short.
 func (c *Cable) writeLater(delay time.Duration, out *os.File, frame []byte) {
 	c.wg.Add(1)
 	time.AfterFunc(delay, func() {
@@ -195,7 +197,8 @@ func (c *Cable) writeLater(delay time.Duration, out *os.File, frame []byte) {
 	})
 }
 
-// fate is the delay of each copy of a frame that arrives.
+// delays returns the delay of each copy of the frame that the cable delivers; none if the
+// frame is lost.
 func (c *Cable) delays(direction int, frame []byte) []time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -206,8 +209,8 @@ func (c *Cable) delays(direction int, frame []byte) []time.Duration {
 	if line.Peer.IsValid() && !isPeerTraffic(line.Peer, direction, frame) {
 		return []time.Duration{0}
 	}
-	// All dice are thrown for every frame, so that one chance does not change
-	// what comes of the others.
+	// Draw all random numbers for every frame, so that a change of one probability does
+	// not change the outcome of the others.
 	drop, duplicate, reorder := rng.Float64() < line.Loss, rng.Float64() < line.Duplicate, rng.Float64() < line.Reorder
 	delay := line.Delay + time.Duration(rng.Float64()*float64(line.Jitter))
 	if line.OneIn > 1 && c.blocks[direction].losesNext(line.OneIn, rng) {
@@ -226,7 +229,7 @@ func (c *Cable) delays(direction int, frame []byte) []time.Duration {
 	return []time.Duration{delay}
 }
 
-// isCut counts a frame, and reports whether it meets the cut.
+// isCut counts a frame and reports whether it is lost to the cut.
 func (c *Cable) isCut(direction int, frame []byte) bool {
 	if c.limit < 0 {
 		return false
@@ -246,7 +249,7 @@ func (c *Cable) isCut(direction int, frame []byte) bool {
 	return true
 }
 
-// isWith reports whether a frame is TCP or UDP over IPv4 between the host and a
+// isPeerTraffic reports whether a frame is TCP or UDP over IPv4 between the host and the
 // peer, or multicast of the host.
 func isPeerTraffic(peer netip.Addr, direction int, frame []byte) bool {
 	const etherHeader, minIP, ipProtocol, ipSource, ipDestination, tcp, udp = 14, 20, 9, 12, 16, 6, 17
@@ -261,7 +264,7 @@ func isPeerTraffic(peer netip.Addr, direction int, frame []byte) bool {
 	return source == peer || destination == peer || direction == fromHost && destination.IsMulticast()
 }
 
-// isTalk reports whether a frame is part of a conversation of the host.
+// isHostTraffic reports whether CutAfter counts the frame.
 func isHostTraffic(direction int, frame []byte) bool {
 	const etherHeader, ipProtocol, igmp = 14, 9, 2
 	if len(frame) <= etherHeader+ipProtocol || frame[12] != 0x08 || frame[13] != 0x00 {
@@ -274,7 +277,7 @@ func isHostTraffic(direction int, frame []byte) bool {
 	return direction == fromHost || !multicast
 }
 
-// close ends what carries the frames, and waits for it.
+// close stops the goroutines that relay frames and waits for them.
 func (c *Cable) close() {
 	for _, end := range c.ends {
 		if end != nil {

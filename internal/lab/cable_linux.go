@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// frameHead is the virtio header before each frame of a packet socket with
-// PACKET_VNET_HDR. Handing it on keeps checksums that the kernel has left to
-// the hardware, and segments that it has left together, as they are.
+// frameHeaderSize is the size of the virtio header before each frame of a packet socket
+// with PACKET_VNET_HDR. The cable copies the header with the frame. So checksums that the
+// kernel left to the hardware, and segments that it did not split, stay as they are.
 const (
 	frameHeaderSize = 10
 	frameBufferSize = frameHeaderSize + 14 + 64<<10
 )
 
-// packetSocket sees what comes in at an interface, and what is written to it
-// leaves there.
+// packetSocket opens a socket that receives the frames that arrive at the interface and
+// sends what is written to it through the interface.
 func packetSocket(netns, name string) (f *os.File, err error) {
 	err = inNetns(netns, func() error {
 		f, err = openPacketSocket(name)
@@ -35,7 +35,7 @@ func openPacketSocket(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without a protocol nothing comes in before it is bound.
+	// Without a protocol, the socket receives nothing before it is bound.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -53,7 +53,8 @@ func openPacketSocket(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "packet socket on "+name), nil
 }
 
-// isGone tells the end of a socket from an interface that is down.
+// isClosed reports whether err means that the socket is closed, and not that the
+// interface is down.
 func isClosed(err error) bool {
 	return err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOBUFS)
 }

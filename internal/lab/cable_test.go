@@ -13,8 +13,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// arrivals sends datagrams to a new socket of the router and returns those that
-// arrived, in their order.
+// sendAndCollect sends datagrams to a new socket of the router and returns the datagrams
+// that arrive, in their order.
 func sendAndCollect(t *testing.T, home *lab.HomeNet, from *lab.Host, send ...string) (got []string) {
 	t.Helper()
 	pc, err := home.Router.ListenPacket("udp", home.Gateway.String()+":0")
@@ -49,12 +49,13 @@ func TestCable(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	host, cable := home.JoinByCable("wired", "192.168.77.3/24")
 
-	// Segments that the kernel left together, and checksums that it left open.
+	// The kernel sends large segments without splitting them, and leaves checksums to the
+	// hardware.
 	outside := home.Wan.Echo(t, "tcp", ":7")
 	big := strings.Repeat("all the bytes there are ", 20_000)
 	reply, err := host.SendTCP(t, outside.Addr, big)
 	if err != nil || !strings.HasSuffix(reply, big) {
-		t.Fatalf("%d bytes came back of %d: %v", len(reply), len(big), err)
+		t.Fatalf("%d of %d bytes came back: %v", len(reply), len(big), err)
 	}
 
 	for _, c := range []struct {
@@ -70,7 +71,7 @@ func TestCable(t *testing.T) {
 		cable.Set(c.line)
 		begin := time.Now()
 		var got []string
-		if c.name == "slow" { // timers of one moment fire in any order
+		if c.name == "slow" { // timers that expire together fire in any order
 			for _, s := range []string{"a", "b"} {
 				got = append(got, sendAndCollect(t, home, host, s)...)
 			}
@@ -81,21 +82,21 @@ func TestCable(t *testing.T) {
 			t.Errorf("%s: %q arrived, want %q", c.name, got, c.want)
 		}
 		if took := time.Since(begin); took < c.line.Delay {
-			t.Errorf("%s: %v, less than the cable takes", c.name, took)
+			t.Errorf("%s: the frames took %v, less than the delay", c.name, took)
 		}
 	}
 
-	// Of four frames, which ones is the seed's. They arrive in order all the same if the
-	// test process stands still between them for as long as a frame is held back, so
-	// it tries more than once.
+	// The seed selects which of the four frames are reordered. If the test process pauses
+	// between two frames for as long as the delay, they still arrive in order. So the
+	// test makes several attempts.
 	for tries := 1; ; tries++ {
-		cable.Set(lab.Line{Reorder: 0.5, Seed: 1, Peer: home.Gateway}) // ARP draws nothing
+		cable.Set(lab.Line{Reorder: 0.5, Seed: 1, Peer: home.Gateway}) // with Peer, ARP uses no random numbers
 		got := sendAndCollect(t, home, host, "a", "b", "c", "d")
 		if len(got) == 4 && strings.Join(got, " ") != "a b c d" {
 			break
 		}
 		if tries == 5 {
-			t.Errorf("reordered: %q", got)
+			t.Errorf("the frames arrived in order or incomplete: %q", got)
 			break
 		}
 	}
@@ -103,8 +104,8 @@ func TestCable(t *testing.T) {
 	testOneInThree(t, home, host, cable)
 }
 
-// testThirds wants one of every three frames to be lost, no more than two in a row,
-// and the same ones for the same seed. What is not of the peer passes.
+// testOneInThree checks that exactly one of every three frames is lost, and that the same
+// seed selects the same frames. Frames that are not exchanged with the peer pass.
 func testOneInThree(t *testing.T, home *lab.HomeNet, host *lab.Host, cable *lab.Cable) {
 	t.Helper()
 	const n = 60
@@ -125,20 +126,20 @@ func testOneInThree(t *testing.T, home *lab.HomeNet, host *lab.Host, cable *lab.
 			}
 		}
 		if lost != 1 {
-			t.Errorf("of three frames %d are lost: %q arrived", lost, first)
+			t.Errorf("%d of three frames are lost: %q arrived", lost, first)
 		}
 	}
 	if fromHost, toHost := cable.Lost(); fromHost != n/3 || toHost != 0 {
 		t.Errorf("%d and %d frames were lost, want %d and none", fromHost, toHost, n/3)
 	}
 	if again := received(1, home.Gateway); again != first {
-		t.Errorf("with one seed, %q arrived, and then %q", first, again)
+		t.Errorf("with the same seed, %q arrived, and then %q", first, again)
 	}
 	if other := received(2, home.Gateway); other == first {
-		t.Errorf("with two seeds, %q arrived", first)
+		t.Errorf("with two different seeds, %q arrived", first)
 	}
 	if got := received(1, home.Wan.Addr()); len(got) != len(strings.Join(send, "")) {
-		t.Errorf("of frames between others, %q arrived", got)
+		t.Errorf("of frames between other hosts, %q arrived", got)
 	}
 }
 
@@ -148,32 +149,32 @@ func TestCableCut(t *testing.T) {
 	home := lab.Home(t, lab.Router{})
 	host, cable := home.JoinByCable("wired", "192.168.77.3/24")
 	echo := host.Echo(t, "udp", ":80")
-	if got := sendAndCollect(t, home, host, "first", "second"); len(got) != 2 { // ARP is done
+	if got := sendAndCollect(t, home, host, "first", "second"); len(got) != 2 { // completes ARP
 		t.Fatalf("%q", got)
 	}
 	cable.CutAfter(2)
 	if got := strings.Join(sendAndCollect(t, home, host, "a", "b", "c", "d"), " "); got != "a b" {
-		t.Errorf("%q passed, want two", got)
+		t.Errorf("%q passed, want two datagrams", got)
 	}
 	select {
 	case <-cable.Severed():
 	default:
-		t.Error("nothing met the cut")
+		t.Error("no frame was lost to the cut")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	// Nobody listens there: what passed would be refused.
+	// No server listens there, so a packet that passed the cut would be refused.
 	if _, err := home.Router.Dial(ctx, "tcp", "192.168.77.3:80"); !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("to the host, something passes the cut: %v", err)
+		t.Errorf("a frame to the host passes the cut: %v", err)
 	}
 	if n := cable.Plug(); n != 2 {
-		t.Errorf("%d frames had passed, want 2", n)
+		t.Errorf("%d frames have passed, want 2", n)
 	}
 	if _, err := home.Router.Reach(echo, echo.Addr); err != nil {
 		t.Error(err)
 	}
 	cable.CutAfter(10)
 	if cable.IsSevered() {
-		t.Error("what has not met the cut is severed")
+		t.Error("the cable is severed before a frame was lost")
 	}
 }

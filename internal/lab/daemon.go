@@ -17,24 +17,24 @@ import (
 	"time"
 )
 
-// Daemon is the miniupnpd of a router.
+// Daemon is the miniupnpd process of a router.
 type Daemon struct {
 	host      *Host
 	listen    netip.Addr
-	conf      string // path
+	conf      string // the path of the configuration file
 	bootID    int64
 	process   *os.Process
-	exited    chan struct{} // closed when the process has ended
-	exitState string        // how it ended; read it after exited
+	exited    chan struct{} // closed when the process has exited
+	exitState string        // how the process exited; read it after exited is closed
 }
 
-// debugEnv is the environment variable that, if it is set, runs miniupnpd in the
-// foreground with its debug log in the transcript. The log makes it ten to a hundred
-// times slower: use it only to repeat a failure.
+// debugEnv is an environment variable. If it is set, miniupnpd runs in the foreground,
+// and its debug log is in the transcript. The log makes the daemon ten to a hundred times
+// slower, so use it only to reproduce a failure.
 const debugEnv = "GOFORWARD_LAB_DEBUG"
 
-// newDaemon writes the configuration below /run, which is the world's own and
-// leaves nothing behind.
+// newDaemon writes the configuration below /run. This directory belongs to the lab's
+// mount namespace and disappears with it.
 func newDaemon(t testing.TB, host *Host, router Router, listen netip.Addr) *Daemon {
 	t.Helper()
 	dir := filepath.Join("/run", host.netns)
@@ -61,18 +61,18 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// Start starts the daemon and returns when it answers.
+// Start starts the daemon and returns when the daemon replies to requests.
 func (d *Daemon) Start(t testing.TB) {
 	t.Helper()
 	if d.running() {
-		t.Fatal("lab: miniupnpd runs already")
+		t.Fatal("lab: miniupnpd is already running")
 	}
-	// The BOOTID is the second of the start: two starts in one second would look
-	// like none to a client of UPnP.
+	// The BOOTID is the Unix time of the start in seconds. To a UPnP client, two starts
+	// in one second would look like one.
 	d.bootID = max(d.bootID+1, time.Now().Unix())
 	args := []string{"-f", d.conf, "-P", d.pidFile(), "-b", strconv.FormatInt(d.bootID, 10)}
-	// The pid file of a killed daemon keeps the next one from starting if another
-	// process has that pid now.
+	// The pid file of a killed daemon prevents the next start if another process has that
+	// pid now.
 	_ = os.Remove(d.pidFile())
 	start := d.startInBackground
 	if os.Getenv(debugEnv) != "" {
@@ -93,13 +93,13 @@ func (d *Daemon) Start(t testing.TB) {
 		close(exited)
 	}()
 	if err := d.waitForReply(maxWait); err != nil {
-		t.Fatalf("lab: miniupnpd does not come up (%s=1 shows its log): %v", debugEnv, err)
+		t.Fatalf("lab: miniupnpd does not start (%s=1 shows its log): %v", debugEnv, err)
 	}
 }
 
 func (d *Daemon) pidFile() string { return d.conf + ".pid" }
 
-// startInBackground starts the daemon as routers do. It detaches itself, and this
+// startInBackground starts the daemon as routers do: the daemon detaches itself, and this
 // process becomes its parent.
 func (d *Daemon) startInBackground(args []string) (*os.Process, error) {
 	if err := adoptOrphans(); err != nil {
@@ -107,7 +107,7 @@ func (d *Daemon) startInBackground(args []string) (*os.Process, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
-	output, err := os.Create(d.conf + ".out") // a file, because the daemon may keep it open
+	output, err := os.Create(d.conf + ".out") // a file and not a pipe, because the daemon may keep it open
 	if err != nil {
 		return nil, err
 	}
@@ -126,8 +126,8 @@ func (d *Daemon) startInBackground(args []string) (*os.Process, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("it writes no pid file within %v (%s=1 shows its log): %w", maxWait, debugEnv, errors.Join(err, numberErr))
-		case <-time.After(time.Millisecond): // it does not report when the file is written
+			return nil, fmt.Errorf("no pid file within %v (%s=1 shows its log): %w", maxWait, debugEnv, errors.Join(err, numberErr))
+		case <-time.After(time.Millisecond): // poll: nothing reports that the file was written
 		}
 	}
 }
@@ -146,7 +146,7 @@ func (d *Daemon) startInForeground(args []string) (*os.Process, error) {
 		r.Close()
 		return nil, err
 	}
-	go func() { // ends when the daemon has closed its end
+	go func() { // ends when the daemon closes its end of the pipe
 		_, _ = io.Copy(out, r)
 		out.flush()
 		r.Close()
@@ -166,16 +166,16 @@ func (d *Daemon) running() bool {
 	}
 }
 
-// Settled reports whether the daemon has done all that it was asked before. It does
-// one thing at a time: if a client has repeated a request, the daemon deletes the rule
-// at the repetition and makes it again.
+// Settled reports whether the daemon has finished all earlier requests. The daemon
+// handles one request at a time. If a client repeats a request, the daemon deletes the
+// rule and creates it again.
 func (d *Daemon) Settled() bool {
 	return d.running() && d.waitForReply(replyTimeout) == nil
 }
 
-// awaitAnswer asks for the external address by NAT-PMP until an answer comes.
-// NAT-PMP is always on in the daemon, and its socket is the last one opened. It
-// asks from the router itself, where no rule for lan0 is in the way.
+// waitForReply requests the external address by NAT-PMP until a reply arrives. NAT-PMP is
+// always enabled in the daemon, and its socket is the last one that the daemon opens. The
+// requests come from the router itself, so rules for lan0 do not apply to them.
 func (d *Daemon) waitForReply(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -191,14 +191,15 @@ func (d *Daemon) waitForReply(timeout time.Duration) error {
 		}
 		select {
 		case <-d.exited:
-			return fmt.Errorf("it ended: %s", d.exitState)
-		case <-time.After(5 * time.Millisecond): // a foreign program tells nobody when it is ready
+			return fmt.Errorf("it exited: %s", d.exitState)
+		case <-time.After(5 * time.Millisecond): // poll: the daemon does not report that it is ready
 		}
 	}
-	return fmt.Errorf("no answer from %s within %v", to, timeout)
+	return fmt.Errorf("no reply from %s within %v", to, timeout)
 }
 
-// asked sends one request; a refused port is an answer that comes at once.
+// requestAnswered sends one request and reports whether a reply arrives. It returns at
+// once if the port is closed.
 func requestAnswered(conn net.Conn) bool {
 	_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
 	if _, err := conn.Write([]byte{0, 0}); err != nil {
@@ -209,14 +210,15 @@ func requestAnswered(conn net.Conn) bool {
 	return err == nil && n >= 8 && bytes.Equal(buf[:2], []byte{0, 128})
 }
 
-// Stop ends the daemon by SIGTERM: it says byebye and takes its rules away.
+// Stop terminates the daemon by SIGTERM. The daemon sends byebye notifications and
+// deletes its rules.
 func (d *Daemon) Stop(t testing.TB) {
 	t.Helper()
 	d.Signal(t, syscall.SIGTERM)
 	d.waitForExit(t)
 }
 
-// Kill is kill -9. The rules stay, and so do the forwardings.
+// Kill terminates the daemon by SIGKILL. Its rules stay, and the mappings stay active.
 func (d *Daemon) Kill(t testing.TB) {
 	t.Helper()
 	d.Signal(t, syscall.SIGKILL)
@@ -227,7 +229,7 @@ func (d *Daemon) Kill(t testing.TB) {
 func (d *Daemon) Signal(t testing.TB, s os.Signal) {
 	t.Helper()
 	if !d.running() {
-		t.Fatal("lab: miniupnpd does not run")
+		t.Fatal("lab: miniupnpd is not running")
 	}
 	d.host.lab.log.record("miniupnpd: signal %v", s)
 	if err := d.process.Signal(s); err != nil {
@@ -240,12 +242,12 @@ func (d *Daemon) waitForExit(t testing.TB) {
 	select {
 	case <-d.exited:
 	case <-time.After(maxWait):
-		t.Fatalf("lab: miniupnpd does not end within %v", maxWait)
+		t.Fatalf("lab: miniupnpd does not exit within %v", maxWait)
 	}
 }
 
-// Restart is what a power cut does to a router: the daemon, its rules and the
-// tracked connections are gone, then the daemon starts.
+// Restart simulates a power cut of the router: it kills the daemon, deletes the daemon's
+// rules and the tracked connections, and starts the daemon again.
 func (d *Daemon) Restart(t testing.TB) {
 	t.Helper()
 	if d.running() {
@@ -255,8 +257,7 @@ func (d *Daemon) Restart(t testing.TB) {
 	d.Start(t)
 }
 
-// Forget takes all port forwardings and tracked connections away from the
-// router.
+// Forget deletes all port forwardings and tracked connections of the router.
 func (d *Daemon) Forget(t testing.TB) {
 	t.Helper()
 	d.host.Nft(t, `flush chain inet filter miniupnpd

@@ -10,16 +10,18 @@ import (
 	"testing"
 )
 
-// Echo is a running echo server, by what tells it from every other. It answers
-// "TOKEN PEER\n" and then what it is sent; PEER is the address that it sees.
+// Echo identifies a running echo server. The server sends "TOKEN PEER\n", and then
+// returns the bytes that it receives. PEER is the address from which the server received
+// them.
 type Echo struct {
 	Network string         `json:"network"` // "tcp" or "udp"
-	Addr    netip.AddrPort `json:"addr"`    // as its own network reaches it
+	Addr    netip.AddrPort `json:"addr"`    // the server's address in its own network
 	Token   string         `json:"token"`
 }
 
-// Echo starts a server in the host, until the test ends. The network is "tcp"
-// or "udp", the address as for net.Listen; with port 0 Addr tells which it is.
+// Echo starts an echo server in the host. The server stops when the test ends. The
+// network is "tcp" or "udp", and the address is as for net.Listen. If the port is 0, Addr
+// has the port that was chosen.
 func (h *Host) Echo(t testing.TB, network, address string) Echo {
 	t.Helper()
 	var (
@@ -43,7 +45,7 @@ func (h *Host) Echo(t testing.TB, network, address string) Echo {
 	return echo
 }
 
-// serve answers connections until ln is closed; local stands for an unspecified
+// serveEcho serves connections until ln is closed. local replaces an unspecified
 // listening address.
 func serveEcho(ln net.Listener, local netip.Addr) Echo {
 	echo := newEcho("tcp", ln.Addr(), local)
@@ -62,6 +64,8 @@ func serveEcho(ln net.Listener, local netip.Addr) Echo {
 	}()
 	return echo
 }
+
+// serveEchoPackets is serveEcho for datagrams.
 
 func serveEchoPackets(pc net.PacketConn, local netip.Addr) Echo {
 	echo := newEcho("udp", pc.LocalAddr(), local)

@@ -1,7 +1,7 @@
 package lab
 
-// NeedProgram makes a lab impossible where this program is not installed.
+// RequireProgram adds a program that the lab requires.
 func RequireProgram(name string) { requiredPrograms = append(requiredPrograms, name) }
 
-// WithoutRole is env for a test binary that shall make a world of its own.
+// WithoutRole returns env for a test binary that creates its own namespaces.
 var WithoutRole = withoutRole

@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// Program is a function that can run in a host, in a process of its own.
+// Program is a function that runs in a host, in its own process.
 type Program struct {
 	name string
 	run  func(*Proc)
@@ -25,9 +25,9 @@ const (
 
 var programs = map[string]*Program{}
 
-// Func registers a function under a name that is unique in the test binary.
-// Call it in a package-level var declaration: the process that runs the
-// function must know it before TestMain.
+// Func registers a function under a name that is unique in the test binary. Call it in a
+// package-level var declaration, because the process that runs the function needs it
+// before TestMain.
 func Func(name string, run func(*Proc)) *Program {
 	if _, ok := programs[name]; ok {
 		panic("lab: two functions are named " + name)
@@ -37,22 +37,22 @@ func Func(name string, run func(*Proc)) *Program {
 	return p
 }
 
-// task is the first thing that a program is sent.
+// task is the first message that a program receives.
 type task struct {
 	Host string          `json:"host"`
 	Addr netip.Addr      `json:"addr"`
 	Args json.RawMessage `json:"args"`
 }
 
-// message is what a program sends, one JSON object a line.
+// message is a message from a program. Each message is one line of JSON.
 type message struct {
 	Value json.RawMessage `json:"value,omitempty"`
 	Fatal string          `json:"fatal,omitempty"`
 }
 
-// Proc is a running Program as the function itself sees it. What the function
-// prints goes to the test's log. Its process ends when the function returns,
-// and at the latest with the test.
+// Proc is a running Program as the function itself sees it. The output of the function is
+// written to the test's log. The process exits when the function returns, or when the
+// test ends.
 type Proc struct {
 	task task
 	in   *json.Decoder
@@ -61,7 +61,7 @@ type Proc struct {
 	out io.Writer
 }
 
-// runProgram is the whole life of a process that was started for a Program.
+// runProgram is the main function of a process that runs a Program.
 func runProgram() (code int) {
 	name := os.Getenv(programEnv)
 	program, ok := programs[name]
@@ -81,21 +81,21 @@ func runProgram() (code int) {
 	return 0
 }
 
-// Args decodes what the test gave to Start.
+// Args decodes the arguments that the test passed to [Host.Start].
 func (p *Proc) Args(v any) {
 	if err := json.Unmarshal(p.task.Args, v); err != nil {
 		p.Fatalf("decode the arguments: %v", err)
 	}
 }
 
-// Host is the name of the host that the function runs in.
+// Host returns the name of the host in which the function runs.
 func (p *Proc) Host() string { return p.task.Host }
 
-// Addr is the first address of that host.
+// Addr returns the first address of that host.
 func (p *Proc) Addr() netip.Addr { return p.task.Addr }
 
-// Send sends a value to the test, which gets it by Expect. It may be called
-// from several goroutines.
+// Send sends a value to the test, which receives it with [Running.Expect]. Several
+// goroutines may call Send.
 func (p *Proc) Send(v any) {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -104,22 +104,22 @@ func (p *Proc) Send(v any) {
 	p.write(message{Value: raw})
 }
 
-// Receive waits for the next value that the test sends and decodes it into the
-// pointer v; nil drops it. When the test has ended, so does the process.
+// Receive waits for the next value from the test and decodes it into the pointer v. If v
+// is nil, the value is discarded. If the test has ended, the process exits.
 func (p *Proc) Receive(v any) {
 	if v == nil {
 		v = new(json.RawMessage)
 	}
 	err := p.in.Decode(v)
 	if errors.Is(err, io.EOF) {
-		p.Fatalf("the test sends nothing more, but a message was awaited")
+		p.Fatalf("the test sends no more messages, but one was expected")
 	}
 	if err != nil {
 		p.Fatalf("decode a message: %v", err)
 	}
 }
 
-// Fatal fails the test with this message and ends the process.
+// Fatal fails the test with this message and exits the process.
 func (p *Proc) Fatal(args ...any) {
 	p.write(message{Fatal: fmt.Sprint(args...)})
 	os.Exit(1)
@@ -133,8 +133,8 @@ func (p *Proc) Logf(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
-// Serve answers on ln as Host.Echo does, until ln is closed, so that a test can
-// prove that bytes reach this very listener.
+// Serve runs an echo server on ln, as [Host.Echo] does, until ln is closed. So a test can
+// verify that bytes reach this listener.
 func (p *Proc) Serve(ln net.Listener) Echo { return serveEcho(ln, p.task.Addr) }
 
 // ServePacket is Serve for datagrams.
@@ -143,12 +143,12 @@ func (p *Proc) ServePacket(pc net.PacketConn) Echo { return serveEchoPackets(pc,
 func (p *Proc) write(m message) {
 	line, err := json.Marshal(m)
 	if err != nil {
-		panic(err) // a message is made of what was JSON already
+		panic(err) // cannot happen: the values are JSON already
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, err := p.out.Write(append(line, '\n')); err != nil {
-		fmt.Fprintf(os.Stderr, "lab: tell the test: %v\n", err)
+		fmt.Fprintf(os.Stderr, "lab: send a message to the test: %v\n", err)
 		os.Exit(1)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// calculator adds numbers to the first one until it is told to stop.
+// calculator adds numbers to the first one until it receives null.
 var calculator = lab.Func("calculator", func(p *lab.Proc) {
 	var sum int
 	p.Args(&sum)
@@ -45,12 +45,12 @@ func TestFuncMessages(t *testing.T) {
 	proc.Wait()
 }
 
-// whereAmI tells what the function's own sockets see, from many goroutines:
-// all of them must be in the host.
-var hostAddresses = lab.Func("where-am-i", func(p *lab.Proc) {
+// hostAddresses sends the addresses that the function sees. It does so from many
+// goroutines, and all of them must run in the host.
+var hostAddresses = lab.Func("host addresses", func(p *lab.Proc) {
 	for range 32 {
 		go func() {
-			addrs, err := net.InterfaceAddrs() // of the calling thread's namespace
+			addrs, err := net.InterfaceAddrs() // of the namespace of the calling thread
 			if err != nil {
 				p.Fatal(err)
 			}
@@ -83,8 +83,7 @@ func TestFuncRunsInItsHost(t *testing.T) {
 	}
 }
 
-// server listens as the library's own listener would and lives until
-// interrupted.
+// server listens as the library's own listener does, until it is interrupted.
 var server = lab.Func("server", func(p *lab.Proc) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -119,7 +118,7 @@ func TestFuncServes(t *testing.T) {
 	proc.Signal(os.Interrupt)
 	var message string
 	if proc.Expect(&message); message != "interrupted" {
-		t.Errorf("said %q", message)
+		t.Errorf("received %q", message)
 	}
 	proc.Wait()
 
@@ -128,7 +127,7 @@ func TestFuncServes(t *testing.T) {
 	home.Reaches(t, echo[0], external)
 	proc.Kill()
 	if _, err := home.Router.Reach(echo[0], echo[0].Addr); err == nil {
-		t.Error("the killed server answers")
+		t.Error("the killed server still replies")
 	}
 }
 

@@ -6,26 +6,26 @@ import (
 	"testing"
 )
 
-// HomeNet is a home, its router and somebody outside.
+// HomeNet is a home network with its router, and a host outside.
 type HomeNet struct {
 	Lan    *Host   // 192.168.77.2
 	Router *Host   // lan0 192.168.77.1, wan0 with the external address
 	Wan    *Host   // the next address after the external one
-	Switch *Switch // joins Lan and Router, and whatever else is plugged in
-	Daemon *Daemon // miniupnpd, started
+	Switch *Switch // connects Lan, Router and all hosts that are plugged in
+	Daemon *Daemon // miniupnpd of the router, started
 
-	Gateway  netip.Addr // the router as the home sees it
-	External netip.Addr // the router as the world sees it
+	Gateway  netip.Addr // the router's address in the home
+	External netip.Addr // the router's external address
 
-	// With Router.IPv6.
-	Gateway6 netip.Addr // the router as the home sees it
-	Lan6     netip.Addr // Lan as everybody sees it
+	// These are set with Router.IPv6.
+	Gateway6 netip.Addr // the router's address in the home
+	Lan6     netip.Addr // the global address of Lan
 
-	provider *Switch // joins Router and Wan
+	provider *Switch // connects Router and Wan
 	lab      *Lab
 }
 
-// Home builds a home with this router and waits until the router works.
+// Home builds a home network with this router and waits until the router works.
 func Home(t testing.TB, router Router) *HomeNet {
 	t.Helper()
 	l := New(t)
@@ -44,9 +44,9 @@ func Home(t testing.TB, router Router) *HomeNet {
 	return home
 }
 
-// SecondRouter adds another router to the home. What
-// it returns is the same home by way of that one: hosts go on to use the other,
-// until their default route is changed. Its address is 192.168.77.254.
+// SecondRouter adds another router to the home, with the address 192.168.77.254. It
+// returns the same home as seen through the new router. The hosts continue to use the
+// first router until their default route is changed.
 func (home *HomeNet) SecondRouter(t testing.TB, router Router) *HomeNet {
 	t.Helper()
 	router.lan = netip.MustParsePrefix("192.168.77.254/24")
@@ -61,9 +61,9 @@ func (home *HomeNet) SecondRouter(t testing.TB, router Router) *HomeNet {
 	return second
 }
 
-// Row builds a home whose router is behind another router: the outer network's
-// Lan is the inner one's Router, and the inner network's Wan the outer one's
-// Router. Between them is 10.66.66.0/24.
+// DoubleNAT builds a home whose router is behind another router. Lan of the outer network
+// is Router of the inner network, and Wan of the inner network is Router of the outer
+// network. The network between them is 10.66.66.0/24.
 func DoubleNAT(t testing.TB, inner, outer Router) (in, out *HomeNet) {
 	t.Helper()
 	inner.WAN = netip.MustParsePrefix("10.66.66.2/24")
@@ -84,12 +84,13 @@ func DoubleNAT(t testing.TB, inner, outer Router) (in, out *HomeNet) {
 	return in, out
 }
 
-// route makes a router of a host that has its ports.
+// setUpRouter turns a host with the ports lan0 and wan0 into a router.
 func (home *HomeNet) setUpRouter(t testing.TB, router Router) {
 	t.Helper()
 	home.External = router.wanPrefix().Addr()
 	home.Router.Sysctl(t, "net.ipv4.ip_forward", "1")
-	// Otherwise most of the port-unreachables that tests provoke are missing.
+	// With the default rate limit, the kernel would drop most of the ICMP port
+	// unreachable messages that the tests provoke.
 	home.Router.Sysctl(t, "net.ipv4.icmp_ratelimit", "0")
 	home.Router.Nft(t, ruleset)
 	for _, r := range router.rules() {
@@ -99,7 +100,7 @@ func (home *HomeNet) setUpRouter(t testing.TB, router Router) {
 	home.Daemon.Start(t)
 }
 
-// addIPv6 gives everybody global addresses.
+// addIPv6 gives global addresses to the router, to Lan and to Wan.
 func (home *HomeNet) addIPv6(t testing.TB) {
 	t.Helper()
 	home.Gateway6 = netip.MustParsePrefix(gatewayAddr6).Addr()
@@ -120,11 +121,11 @@ func (home *HomeNet) addIPv6(t testing.TB) {
 			a.host.Exec(t, "ip", "-6", "route", "add", "default", "via", a.via.String(), "dev", a.dev)
 		}
 	}
-	// Multicast of the daemon would leave by wan0 otherwise.
+	// Without this route, the daemon's multicast would leave by wan0.
 	home.Router.Exec(t, "ip", "-6", "route", "add", "multicast", "ff02::1/128", "dev", "lan0", "table", "local")
 }
 
-// Join adds a host to the home, with an address such as "192.168.77.3/24".
+// Join adds a host to the home, with an address as in "192.168.77.3/24".
 func (home *HomeNet) Join(name, addr string) *Host {
 	home.lab.t.Helper()
 	h := home.lab.Host(name)
@@ -147,8 +148,8 @@ func (home *HomeNet) plugIn(h *Host, addr string) {
 	h.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
 }
 
-// Rules are the port forwardings that the router now has, a line each as nft
-// lists them.
+// Rules returns the current port forwardings of the router. Each is one line of nft's
+// output.
 func (home *HomeNet) Rules(t testing.TB) []string {
 	t.Helper()
 	list := home.Router.Exec(t, "nft", "list", "chain", "inet", "filter", "prerouting_miniupnpd")
@@ -161,8 +162,8 @@ func (home *HomeNet) Rules(t testing.TB) []string {
 	return rules
 }
 
-// Pinholes are the openings of the IPv6 firewall that the router now has, a line
-// each as nft lists them.
+// Pinholes returns the current pinholes of the router's IPv6 firewall. Each is one line
+// of nft's output.
 func (home *HomeNet) Pinholes(t testing.TB) []string {
 	t.Helper()
 	list := home.Router.Exec(t, "nft", "list", "chain", "inet", "filter", "miniupnpd")

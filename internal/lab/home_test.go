@@ -9,7 +9,7 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// mapTCP maps external port 8080 to port 80 of the host by Debian's natpmpc.
+// mapTCP maps external port 8080 to port 80 of the host, by Debian's natpmpc.
 func mapTCP(t *testing.T, home *lab.HomeNet, host *lab.Host) netip.AddrPort {
 	t.Helper()
 	out := host.Exec(t, "natpmpc", "-g", home.Gateway.String(), "-a", "8080", "80", "tcp", "600")
@@ -30,7 +30,7 @@ func TestRouting(t *testing.T) {
 			t.Fatal(err)
 		}
 		if peer.Addr() != home.External {
-			t.Errorf("the server outside saw %v, want the router's %v", peer, home.External)
+			t.Errorf("the server outside received bytes from %v, want the router's %v", peer, home.External)
 		}
 	}
 }
@@ -42,12 +42,12 @@ func TestMapTCP(t *testing.T) {
 	echo := home.Lan.Echo(t, "tcp", ":80")
 	home.DoesNotReach(t, echo, netip.AddrPortFrom(home.External, 8080))
 	if rules := home.Rules(t); len(rules) != 0 {
-		t.Errorf("rules of a fresh router: %q", rules)
+		t.Errorf("rules of a new router: %q", rules)
 	}
 
 	external := mapTCP(t, home, home.Lan)
 	if peer := home.Reaches(t, echo, external); peer.Addr() != home.Wan.Addr() {
-		t.Errorf("the server saw %v, want %v", peer, home.Wan.Addr())
+		t.Errorf("the server received bytes from %v, want %v", peer, home.Wan.Addr())
 	}
 	if rules := home.Rules(t); len(rules) != 1 || !strings.Contains(rules[0], "8080") {
 		t.Errorf("rules: %q, want one for port 8080", rules)
@@ -57,11 +57,11 @@ func TestMapTCP(t *testing.T) {
 		t.Errorf("SendTCP: %q, %v", reply, err)
 	}
 
-	// Another server on the same port is not the one that is asked about.
+	// Reach must not accept the reply of another server on the same port.
 	other := echo
 	other.Token = "another"
 	if _, err := home.Wan.Reach(other, external); err == nil {
-		t.Error("the answer of one server passed for that of another")
+		t.Error("the reply of another server was accepted")
 	}
 }
 
@@ -89,7 +89,7 @@ func TestRestart(t *testing.T) {
 	home.Reaches(t, echo, external)
 
 	home.Daemon.Kill(t)
-	home.Reaches(t, echo, external) // rules do not need the daemon
+	home.Reaches(t, echo, external) // the rules work without the daemon
 	home.Daemon.Restart(t)
 	home.DoesNotReach(t, echo, external)
 	if rules := home.Rules(t); len(rules) != 0 {
@@ -99,7 +99,7 @@ func TestRestart(t *testing.T) {
 	mapTCP(t, home, home.Lan)
 	home.Reaches(t, echo, external)
 	home.Router.Nft(t, "flush chain inet filter miniupnpd")
-	home.DoesNotReach(t, echo, external) // silence, where above it was a refusal
+	home.DoesNotReach(t, echo, external) // no reply; above, the connection was refused
 	home.Daemon.Stop(t)
 	home.Daemon.Start(t)
 }

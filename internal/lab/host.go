@@ -21,20 +21,21 @@ type Host struct {
 	name  string
 	netns string
 
-	sourcePorts atomic.Uint32 // how many source ports were used to dial
+	sourcePorts atomic.Uint32 // the number of source ports that were used to dial
 
 	mu    sync.Mutex
 	addrs []netip.Prefix
 }
 
-// Labs in parallel would race in the first ip netns add, which makes the
-// directory /run/netns a shared mount.
+// netnsMu serializes ip netns add. The first call makes the directory /run/netns a shared
+// mount, so parallel calls would race.
 var netnsMu sync.Mutex
 
-// Host adds a host that has a loopback interface and nothing else.
+// Host adds a host that has only a loopback interface.
 func (l *Lab) Host(name string) *Host {
 	l.t.Helper()
-	// Fuzz workers are further processes in the same world, hence the pid.
+	// Fuzz workers are further processes in the same namespaces, so the name contains the
+	// pid.
 	h := &Host{lab: l, name: name, netns: fmt.Sprintf("lab%d.%d-%s", os.Getpid(), l.id, name)}
 	netnsMu.Lock()
 	err := l.ip("netns", "add", h.netns)
@@ -45,16 +46,16 @@ func (l *Lab) Host(name string) *Host {
 	l.mu.Lock()
 	l.hosts = append(l.hosts, h)
 	l.mu.Unlock()
-	// Without duplicate address detection IPv6 addresses are usable at once.
+	// Without duplicate address detection, IPv6 addresses are usable at once.
 	h.Exec(l.t, "sh", "-ec", `ip link set lo up
 		for f in /proc/sys/net/ipv6/conf/*/accept_dad; do [ ! -e $f ] || echo 0 >$f; done`)
 	return h
 }
 
-// Name is the name that the host was made with.
+// Name returns the name that was passed to [Lab.Host].
 func (h *Host) Name() string { return h.name }
 
-// Addr is the first address that the host was given.
+// Addr returns the first address of the host.
 func (h *Host) Addr() netip.Addr {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -64,7 +65,7 @@ func (h *Host) Addr() netip.Addr {
 	return h.addrs[0].Addr()
 }
 
-// Command prepares a program to run in the host.
+// Command returns a command that runs a program in the host. The caller starts it.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	h.lab.log.record("%s: prepared", h.prompt(name, args))
 	return h.command(ctx, name, args...)
@@ -81,13 +82,13 @@ func (h *Host) prompt(name string, args []string) string {
 	return h.name + "$ " + strings.Join(append([]string{name}, args...), " ")
 }
 
-// Run runs a program in the host and returns its standard output. An error
-// carries what the program said on standard error.
+// Run runs a program in the host and returns its standard output. An error contains the
+// program's standard error.
 func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
 	return h.lab.run(h.command(ctx, name, args...), h.prompt(name, args), "")
 }
 
-// Exec is Run for a program that must succeed.
+// Exec is Run for a program that must succeed. If the program fails, the test fails.
 func (h *Host) Exec(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	return h.execWithStdin(t, "", name, args...)
@@ -104,15 +105,15 @@ func (h *Host) execWithStdin(t testing.TB, stdin, name string, args ...string) s
 	return out
 }
 
-// Sysctl sets a kernel parameter of the host, as in
-// Sysctl(t, "net.ipv4.ip_forward", "1").
+// Sysctl sets a kernel parameter of the host, as in Sysctl(t, "net.ipv4.ip_forward",
+// "1").
 func (h *Host) Sysctl(t testing.TB, key, value string) {
 	t.Helper()
 	path := "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
 	h.Exec(t, "sh", "-ec", `printf %s "$1" >"$0"`, path, value)
 }
 
-// remove ends what runs in the host and then the host.
+// remove kills the processes that still run in the host, and then deletes the host.
 func (h *Host) remove() {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
@@ -135,19 +136,19 @@ func (h *Host) remove() {
 	}
 }
 
-// Nft feeds a script to nft in the host.
+// Nft runs an nft script in the host.
 func (h *Host) Nft(t testing.TB, script string) {
 	t.Helper()
 	h.execWithStdin(t, script, "nft", "-f", "-")
 }
 
-// Ruleset is the whole of the host's nftables.
+// Ruleset returns the complete nftables rule set of the host.
 func (h *Host) Ruleset(t testing.TB) string {
 	t.Helper()
 	return h.Exec(t, "nft", "list", "ruleset")
 }
 
-// Rule is one rule that a test has added to a host.
+// Rule is a firewall rule that a test has added to a host.
 type Rule struct {
 	host   *Host
 	chain  string
@@ -162,8 +163,8 @@ var ruleHandle = regexp.MustCompile(`(?m)^add rule .* # handle (\d+)$`)
 //	...
 //	rule.Remove(t)
 //
-// The rules are in a table of their own. What they drop is dropped; what they
-// accept goes on to the host's other tables.
+// The rules are in a separate table. A packet that they drop is dropped. A packet that
+// they accept still passes through the host's other tables.
 func (h *Host) Rule(t testing.TB, hook, rule string) *Rule {
 	t.Helper()
 	out := h.execWithStdin(t, fmt.Sprintf(`add table inet lab
@@ -172,12 +173,12 @@ add rule inet lab %[1]s %[2]s
 `, hook, rule), "nft", "-e", "-a", "-f", "-")
 	m := ruleHandle.FindStringSubmatch(out)
 	if m == nil {
-		t.Fatalf("lab: nft tells no handle of the new rule: %s", out)
+		t.Fatalf("lab: nft reports no handle for the new rule: %s", out)
 	}
 	return &Rule{host: h, chain: hook, handle: m[1]}
 }
 
-// Remove takes the rule away again.
+// Remove deletes the rule.
 func (r *Rule) Remove(t testing.TB) {
 	t.Helper()
 	r.host.Exec(t, "nft", "delete", "rule", "inet", "lab", r.chain, "handle", r.handle)

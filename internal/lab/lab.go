@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// patience bounds every wait of the lab for something that should come at
-// once, even on a slow and busy machine: where many namespaces come and go, the
-// kernel has kept an ip command waiting for half a minute.
+// maxWait bounds every wait of the lab for something that normally happens at once. It is
+// long enough for a slow and busy machine: while many namespaces were created and
+// deleted, an ip command took half a minute.
 const maxWait = 90 * time.Second
 
-// Lab is a set of hosts and cables that lives as long as one test. Labs of one
-// process do not see each other, so tests that use them may run in parallel.
+// Lab is a set of hosts and cables that exists for the duration of one test. The labs of
+// one process are separate, so tests that use them may run in parallel.
 type Lab struct {
 	t   testing.TB
 	id  int64
@@ -31,8 +31,8 @@ type Lab struct {
 
 var labs atomic.Int64
 
-// New returns an empty lab that ends with the test. Where labs are impossible
-// it skips the test, or fails it with GOFORWARD_LAB=require.
+// New returns an empty lab that is removed when the test ends. If labs are impossible
+// here, New skips the test, or fails it with GOFORWARD_LAB=require.
 func New(t testing.TB) *Lab {
 	t.Helper()
 	require(t)
@@ -41,8 +41,8 @@ func New(t testing.TB) *Lab {
 	return l
 }
 
-// close ends what still runs in the hosts, takes them away and, when the test
-// failed, tells all that was done.
+// close kills the processes in the hosts, deletes the hosts and, if the test failed, logs
+// the transcript.
 func (l *Lab) close() {
 	l.mu.Lock()
 	hosts := l.hosts
@@ -55,8 +55,8 @@ func (l *Lab) close() {
 	}
 }
 
-// run executes a command, writes it into the transcript and returns its
-// standard output; an error carries what it said on standard error.
+// run executes a command, records it in the transcript and returns its standard output.
+// An error contains the command's standard error.
 func (l *Lab) run(cmd *exec.Cmd, what, stdin string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	if stdin != "" {
@@ -75,7 +75,7 @@ func (l *Lab) run(cmd *exec.Cmd, what, stdin string) (string, error) {
 	return stdout.String(), err
 }
 
-// ip runs iproute2 outside of the hosts.
+// ip runs iproute2 outside the hosts.
 func (l *Lab) ip(args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
@@ -83,9 +83,10 @@ func (l *Lab) ip(args ...string) error {
 	return err
 }
 
-// Scenario names what a test proves; call it first. If the test has passed and
-// GOFORWARD_LAB_RAN names a file (an absolute path: go test changes directory),
-// the name is appended to it, a line each. A checked-in list compared with that file tells of tests that did not run.
+// Scenario names what a test proves. Call it first. If the test passes and
+// GOFORWARD_LAB_RAN names a file (an absolute path, because go test changes the
+// directory), Scenario appends the name to the file, one name a line. A comparison with
+// the committed list shows which tests did not run.
 func Scenario(t testing.TB, name string) {
 	t.Helper()
 	path := os.Getenv("GOFORWARD_LAB_RAN")
@@ -97,13 +98,13 @@ func Scenario(t testing.TB, name string) {
 			return
 		}
 		if err := appendLine(path, name); err != nil {
-			t.Errorf("lab: note that the scenario ran: %v", err)
+			t.Errorf("lab: record that the scenario ran: %v", err)
 		}
 	})
 }
 
-// appendLine writes in one go, so that tests in several processes may share the
-// file.
+// appendLine appends a line in one write, so that tests in several processes may share
+// the file.
 func appendLine(path, line string) (err error) {
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {

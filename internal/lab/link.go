@@ -14,8 +14,8 @@ type Port struct {
 	err   error
 }
 
-// Port names an interface that Connect or Plug will make, with its addresses as
-// in "192.168.77.2/24".
+// Port describes an interface for Connect or Plug to create. The addresses are as in
+// "192.168.77.2/24".
 func (h *Host) Port(name string, addrs ...string) Port {
 	p := Port{host: h, name: name}
 	for _, s := range addrs {
@@ -28,7 +28,7 @@ func (h *Host) Port(name string, addrs ...string) Port {
 	return p
 }
 
-// Connect puts a cable between two hosts and brings both ends up.
+// Connect puts a cable between two ports and brings both interfaces up.
 func (l *Lab) Connect(a, b Port) {
 	l.t.Helper()
 	for _, p := range []Port{a, b} {
@@ -58,13 +58,13 @@ func (p Port) up(l *Lab) {
 	p.host.addrs = append(p.host.addrs, p.addrs...)
 }
 
-// Switch joins the cables that are plugged into it to one network.
+// Switch connects the cables that are plugged into it to one network.
 type Switch struct {
 	host  *Host
 	ports int
 }
 
-// Switch adds a switch. It floods multicast, as cheap ones do.
+// Switch adds a switch. It floods multicast, as cheap switches do.
 func (l *Lab) Switch(name string) *Switch {
 	l.t.Helper()
 	h := l.Host(name)

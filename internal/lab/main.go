@@ -10,30 +10,31 @@ import (
 	"testing"
 )
 
-// A process of the test binary learns its role from this variable.
+// roleEnv tells a process of the test binary which role it has.
 const (
 	roleEnv     = "GOFORWARD_LAB_ROLE"
-	roleEnter   = "enter"   // be the first process of a new world
-	roleInside  = "inside"  // the world is made already
-	roleProgram = "program" // run one function of Func, no tests
+	roleEnter   = "enter"   // be the first process of the new namespaces
+	roleInside  = "inside"  // run the tests: the namespaces are set up already
+	roleProgram = "program" // run one function that was registered with Func, and no tests
 )
 
-// worldMark exists in a world's private /run and nowhere else, so that a stray
-// roleEnv cannot make a lab act on the machine itself.
+// namespaceMarker exists only in the private /run of the lab's mount namespace. So a
+// roleEnv that is set by mistake cannot make a lab change the machine itself.
 const namespaceMarker = "/run/goforward-lab"
 
-// errUnavailable is why this process has no world; nil inside one.
+// errUnavailable is the reason why this process is not in the lab's namespaces; nil if it
+// is.
 var errUnavailable = errors.New("TestMain does not call lab.Main")
 
-// Main runs the tests of m in a world of their own and exits with their
-// result. It is all that TestMain has to do.
+// Main runs the tests of m in their own namespaces and exits with their result. TestMain
+// needs nothing else.
 func Main(m *testing.M) {
 	switch os.Getenv(roleEnv) {
 	case roleProgram:
 		os.Exit(runProgram())
 	case roleEnter:
 		if err := enterNamespaces(); err != nil {
-			os.Exit(1) // enterWorld has told the parent, which runs the tests
+			os.Exit(1) // enterNamespaces has reported the error to the parent, which runs the tests
 		}
 		os.Setenv(roleEnv, roleInside)
 		errUnavailable = nil
@@ -53,8 +54,8 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// runInWorld re-executes this process in a new world and returns its exit code;
-// an error says that no world could be made and nothing has run.
+// runInNamespaces re-executes this process in new namespaces and returns its exit code.
+// If it returns an error, the namespaces could not be created and no test has run.
 func runInNamespaces() (int, error) {
 	if err := findPrograms(); err != nil {
 		return 0, err
@@ -72,11 +73,12 @@ func runInNamespaces() (int, error) {
 	})
 }
 
-// neededPrograms are those that the lab itself runs.
+// requiredPrograms are the programs that the lab itself runs.
 var requiredPrograms = []string{"ip", "nft", "conntrack", "miniupnpd"}
 
-// lookForPrograms finds what every lab needs. A plain user's PATH often lacks
-// the sbin directories, where Debian puts these programs.
+// findPrograms checks that the programs which every lab needs are installed. It adds the
+// sbin directories, in which Debian installs these programs, because the PATH of an
+// unprivileged user often lacks them.
 func findPrograms() error {
 	path := filepath.SplitList(os.Getenv("PATH"))
 	path = append(path, "/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -94,7 +96,7 @@ func findPrograms() error {
 	return nil
 }
 
-// withoutRole is env for a process that shall find its own role.
+// withoutRole returns env for a process that determines its own role.
 func withoutRole(env []string) []string {
 	var out []string
 	for _, kv := range env {
@@ -105,7 +107,8 @@ func withoutRole(env []string) []string {
 	return out
 }
 
-// require skips the test where there is no world, loudly.
+// require skips the test with a message if there is no lab, or fails it with
+// GOFORWARD_LAB=require.
 func require(t testing.TB) {
 	t.Helper()
 	if errUnavailable == nil {

@@ -7,7 +7,7 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// needEnv names a program that the lab shall believe it needs.
+// requireProgramEnv names an additional program that the lab requires.
 const requireProgramEnv = "LAB_TEST_NEED"
 
 func TestMain(m *testing.M) {

@@ -15,16 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reportFD is where a new world says why it could not be made; it closes it
-// without a word when it stands.
+// reportFD is the file descriptor on which the first process of new namespaces reports an
+// error. If it succeeds, it closes the descriptor without a report.
 const reportFD = 3
 
 const namespaceFlags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET
 
-// startWorld runs the command as the first process of a new world and returns
-// its exit code, or an error if there was no world to run it in.
+// startInNamespaces runs the command as the first process of new namespaces and returns
+// its exit code. It returns an error if the namespaces could not be created.
 func startInNamespaces(command func() *exec.Cmd) (int, error) {
-	// Pdeathsig is about the thread that forks, not about the process.
+	// Pdeathsig refers to the thread that forks, not to the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
@@ -41,7 +41,7 @@ func startInNamespaces(command func() *exec.Cmd) (int, error) {
 	if err == nil {
 		return code, nil
 	}
-	// Root in a container often lacks CAP_SYS_ADMIN but has user namespaces.
+	// Root in a container often lacks CAP_SYS_ADMIN but may create user namespaces.
 	code, err2 := startWithAttr(command(), userNS)
 	if err2 != nil {
 		return 0, errors.Join(err, err2)
@@ -52,6 +52,8 @@ func startInNamespaces(command func() *exec.Cmd) (int, error) {
 func startWithAttr(cmd *exec.Cmd, attr *syscall.SysProcAttr) (int, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
+		// startWithAttr starts the command in the namespaces of attr and waits until it
+		// exits.
 		return 0, err
 	}
 	defer r.Close()
@@ -69,21 +71,22 @@ func startWithAttr(cmd *exec.Cmd, attr *syscall.SysProcAttr) (int, error) {
 	}
 	err = cmd.Wait()
 	if len(reason) > 0 {
-		return 0, fmt.Errorf("make a world: %s", reason)
+		return 0, fmt.Errorf("set up namespaces: %s", reason)
 	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return 0, err
 	}
 	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		fmt.Fprintf(os.Stderr, "lab: the tests were ended by signal: %v\n", status.Signal())
+		fmt.Fprintf(os.Stderr, "lab: the tests were terminated by signal: %v\n", status.Signal())
 		return 128 + int(status.Signal()), nil
 	}
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-// forwardSignals hands on what would end this process or, with SIGQUIT, make
-// the tests show their goroutines: the world must not die before it has spoken.
+// forwardSignals forwards the signals that would terminate this process, and SIGQUIT, on
+// which the tests print their goroutines. So the tests can write their output before the
+// namespaces end.
 func forwardSignals(p *os.Process) (stop func()) {
 	c := make(chan os.Signal, 8)
 	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
@@ -104,7 +107,7 @@ func forwardSignals(p *os.Process) (stop func()) {
 	}
 }
 
-// enterWorld furnishes the namespaces that this process was started in.
+// enterNamespaces sets up the new namespaces in which this process was started.
 func enterNamespaces() error {
 	report := inheritedFile(reportFD, "report")
 	defer report.Close()
@@ -122,7 +125,7 @@ func setUpNamespaces() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// ip netns and the daemons write to /run; /proc must show this pid namespace.
+	// ip netns and the daemons write to /run, and /proc must show this pid namespace.
 	if err := unix.Mount("lab", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 		return fmt.Errorf("mount a private /run: %w", err)
 	}
@@ -140,21 +143,21 @@ func setUpNamespaces() error {
 	return os.WriteFile(namespaceMarker, nil, 0o644)
 }
 
-// adoptOrphans makes this process the parent of what its children leave behind, so
-// that it can wait for a daemon that has detached itself.
+// adoptOrphans makes this process the parent of the processes that its children leave
+// behind. So it can wait for a daemon that has detached itself.
 func adoptOrphans() error {
 	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 }
 
-// inheritedFile is a file that this process was started with, and that those
-// that it starts shall not have: they would keep a pipe open.
+// inheritedFile returns a file that this process inherited. It is not passed on to child
+// processes, because they would keep a pipe open.
 func inheritedFile(fd int, name string) *os.File {
 	syscall.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), name)
 }
 
-// inNetns calls fn on a thread that is in the named network namespace. Sockets
-// that fn opens stay there; goroutines that it starts do not.
+// inNetns calls fn on a thread that is in the named network namespace. Sockets that fn
+// opens stay there; goroutines that it starts do not.
 func inNetns(name string, fn func() error) error {
 	target, err := os.Open("/run/netns/" + name)
 	if err != nil {
@@ -175,21 +178,22 @@ func inNetns(name string, fn func() error) error {
 	}
 	fnErr := fn()
 	if err := unix.Setns(int(original.Fd()), unix.CLONE_NEWNET); err != nil {
-		// The thread stays locked, so that it dies with its goroutine and no
-		// other goroutine finds itself in the wrong namespace.
+		// The thread stays locked, so that it exits with its goroutine and no other
+		// goroutine runs in the wrong namespace.
 		return fmt.Errorf("leave network namespace %s: %w", name, err)
 	}
 	runtime.UnlockOSThread()
 	return fnErr
 }
 
-// A process of its own, started in new namespaces, keeps the host's network untouched:
-// nothing is left when it ends, however it ends. Changing the namespace of a thread
-// would not follow goroutines.
+// insideEnv holds the name of the test that a process runs for Inside. A separate process
+// in new namespaces does not change the host's network: nothing is left when the process
+// ends, for any reason. To change the namespace of a thread would not suffice, because
+// goroutines move between threads.
 const insideEnv = "GOFORWARD_TEST_INSIDE"
 
-// Inside runs the calling test again in a process with a network namespace of its own,
-// and returns true there.
+// Inside runs the calling test again in a process with its own network namespace, and
+// returns true in that process.
 func Inside(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(insideEnv) == t.Name() {
@@ -198,10 +202,10 @@ func Inside(t *testing.T) bool {
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("SKIPPED, NOTHING WAS TESTED: iproute2's ip is not installed")
 	}
-	// Subtests are named from the root, each part anchored.
+	// -test.run takes one anchored pattern for each level of subtests.
 	run := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run="+run, "-test.v", "-test.timeout=1m")
-	// Else the race detector makes every process wait a second before it ends.
+	// Without this, the race detector makes every process wait a second before it exits.
 	race := "GORACE=" + os.Getenv("GORACE") + " atexit_sleep_ms=0"
 	cmd.Env = append(os.Environ(), insideEnv+"="+t.Name(), race)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
@@ -210,7 +214,7 @@ func Inside(t *testing.T) bool {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
 	}
-	runtime.LockOSThread() // Pdeathsig is about the thread, not the process
+	runtime.LockOSThread() // Pdeathsig refers to the thread, not to the process
 	out, err := cmd.CombinedOutput()
 	runtime.UnlockOSThread()
 	var exit *exec.ExitError
@@ -228,7 +232,8 @@ func Inside(t *testing.T) bool {
 	return false
 }
 
-// IP runs ip(8) commands, one a line, in the thread's network namespace, until one fails.
+// IP runs ip(8) commands, one for each line, in the network namespace of the thread. It
+// stops at the first error.
 func IP(t *testing.T, commands string) {
 	t.Helper()
 	for line := range strings.Lines(commands) {

@@ -20,8 +20,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// testBinary is a new run of this test binary, in a world of its own that has
-// this one for its machine.
+// testBinary returns a command that runs this test binary again. It creates its own
+// namespaces and treats this process's namespaces as the machine.
 func testBinary(t *testing.T, path, run string, env ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -44,23 +44,23 @@ func self(t *testing.T) string {
 func TestFailuresAreReported(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "lab: failures are told")
-	lab.New(t) // skips where there is no lab
+	lab.New(t) // skips the test if there is no lab
 	for mode, want := range map[string]struct {
 		code int
 		text []string
 		env  []string
 		ran  string
 	}{
-		"pass":        {ran: "victim pass\n"},
+		"pass":        {ran: "subprocess pass\n"},
 		"fail":        {code: 1, text: []string{"a$ false: exit status 1", "transcript of the lab", "ip netns add"}},
-		"fatal":       {code: 1, text: []string{"a: burn: the router is on fire"}},
-		"deaf":        {code: 1, text: []string{"a: burn: the router is on fire"}},
+		"fatal":       {code: 1, text: []string{"a: fails: the test must fail"}},
+		"not reading": {code: 1, text: []string{"a: fails: the test must fail"}},
 		"panic":       {code: 1, text: []string{"panics: panic: boom", "exit status 2"}},
-		"wordless":    {code: 1, text: []string{"a: wordless: ended", "but a message was expected"}},
-		"exit":        {code: 1, text: []string{"a: failing: exit status 7"}},
-		"reached":     {code: 1, text: []string{"45.45.45.1:8080 leads to 192.168.77.2:80, which saw bytes from 45.45.45.2"}},
-		"dead":        {code: 1, text: []string{"silence would prove nothing"}},
-		"not reached": {code: 1, text: []string{"45.45.45.1:80 does not lead to 192.168.77.2:80"}},
+		"no message":  {code: 1, text: []string{"a: returns at once: exited", "but a message was expected"}},
+		"exit":        {code: 1, text: []string{"a: exits non-zero: exit status 7"}},
+		"reached":     {code: 1, text: []string{"45.45.45.1:8080 is forwarded to 192.168.77.2:80, which received bytes from 45.45.45.2"}},
+		"no server":   {code: 1, text: []string{"a missing reply proves nothing"}},
+		"not reached": {code: 1, text: []string{"45.45.45.1:80 is not forwarded to 192.168.77.2:80"}},
 		"skipped":     {text: []string{"LAB SKIPPED: not installed: no-such-program"}},
 		"required":    {code: 1, text: []string{"LAB REQUIRED but impossible here: not installed: no-such-program"}},
 	} {
@@ -74,7 +74,7 @@ func TestFailuresAreReported(t *testing.T) {
 			case "required":
 				env = append(env, subprocessEnv+"=pass", requireProgramEnv+"=no-such-program", "GOFORWARD_LAB=require")
 			}
-			cmd := testBinary(t, self(t), "^TestVictim$", env...)
+			cmd := testBinary(t, self(t), "^TestSubprocess$", env...)
 			out, err := cmd.CombinedOutput()
 			if code := cmd.ProcessState.ExitCode(); code != want.code {
 				t.Errorf("exit code %d (%v), want %d", code, err, want.code)
@@ -108,7 +108,7 @@ func TestNothingRemains(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cmd := testBinary(t, self(t), "^TestVictim$", subprocessEnv+"=hang")
+			cmd := testBinary(t, self(t), "^TestSubprocess$", subprocessEnv+"=hang")
 			cmd.Args = append(cmd.Args, test.args...)
 			out, err := cmd.StdoutPipe()
 			if err != nil {
@@ -120,7 +120,7 @@ func TestNothingRemains(t *testing.T) {
 			r := bufio.NewReader(out)
 			for line := ""; line != "READY\n"; {
 				if line, err = r.ReadString('\n'); err != nil {
-					t.Fatalf("the victim is not ready: %v", err)
+					t.Fatalf("the subprocess is not ready: %v", err)
 				}
 			}
 			processes := descendants(t, cmd.Process.Pid)
@@ -132,7 +132,7 @@ func TestNothingRemains(t *testing.T) {
 			}
 			_, _ = io.Copy(io.Discard, r)
 			if err := cmd.Wait(); err == nil {
-				t.Error("the victim has passed")
+				t.Error("the subprocess has passed")
 			}
 			waitForExit(t, processes)
 		})
@@ -140,7 +140,8 @@ func TestNothingRemains(t *testing.T) {
 	t.Cleanup(func() { requireNoTraces(t) })
 }
 
-// untouched looks at what is the machine for the worlds that this test made.
+// requireNoTraces checks that the test left nothing in the namespaces outside those that
+// it created.
 func requireNoTraces(t *testing.T) {
 	for _, args := range [][]string{
 		{"nft", "list", "ruleset"},
@@ -154,7 +155,7 @@ func requireNoTraces(t *testing.T) {
 	}
 }
 
-// descendants are the names by pid of a process and all below it.
+// descendants returns the names of a process and all its descendants by pid.
 func descendants(t *testing.T, root int) map[int]string {
 	t.Helper()
 	processes := map[int]string{}
@@ -171,8 +172,8 @@ func descendants(t *testing.T, root int) map[int]string {
 	return processes
 }
 
-// stat parses "PID (NAME) STATE PPID …"; zeros if the process is gone, or is a
-// zombie that waits for the end of this world, whose first process adopted it.
+// stat parses "PID (NAME) STATE PPID …". It returns zeros if the process has exited, or
+// is a zombie that the first process of the pid namespace has adopted.
 func stat(path string) (pid int, name string, parent int) {
 	b, _ := os.ReadFile(path)
 	head, tail, _ := strings.Cut(string(b), ") ")
@@ -186,7 +187,8 @@ func stat(path string) (pid int, name string, parent int) {
 	return pid, name, parent
 }
 
-// awaitGone waits for the kernel, which kills a pid namespace on its own time.
+// waitForExit waits until the processes have exited. The kernel kills the processes of a
+// pid namespace asynchronously.
 func waitForExit(t *testing.T, processes map[int]string) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
@@ -200,12 +202,12 @@ func waitForExit(t *testing.T, processes map[int]string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still there: %v", running)
+			t.Fatalf("still running: %v", running)
 		}
 	}
 }
 
-// TestUnprivileged runs a lab as a user who is not root.
+// TestUnprivileged runs a lab as a user other than root.
 func TestUnprivileged(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "lab: as a plain user")
@@ -215,16 +217,16 @@ func TestUnprivileged(t *testing.T) {
 		t.Fatal(err)
 	}
 	if f := strings.Fields(string(ids)); len(f) == 3 && f[2] == "1" {
-		return // this very run is one
+		return // this run is unprivileged already
 	}
-	// A directory that go test makes is for its owner only.
+	// Only the owner can read a directory that go test creates.
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(dir, "lab.test")
-	// Not by this process: a child forked meanwhile would hold the file open for
-	// writing, and no such file can be executed.
+	// This process must not write the file itself: a child that is forked meanwhile would
+	// hold the file open for writing, and such a file cannot be executed.
 	if out, err := exec.Command("cp", self(t), binary).CombinedOutput(); err != nil {
 		t.Fatalf("cp: %v: %s", err, out)
 	}
@@ -236,6 +238,6 @@ func TestUnprivileged(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.Count(string(out), "--- PASS") != 3 {
-		t.Errorf("as nobody: %v\n%s", err, out)
+		t.Errorf("as user nobody: %v\n%s", err, out)
 	}
 }

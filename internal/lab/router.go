@@ -8,45 +8,46 @@ import (
 	"time"
 )
 
-// Router says what kind of router a home has. Its zero value speaks NAT-PMP,
-// PCP and UPnP IGD:2 and has a public address.
+// Router configures the router of a home. The zero value supports NAT-PMP, PCP and UPnP
+// IGD:2 and has a public address.
 type Router struct {
-	// WAN is the router's external address; the host outside has the next one.
-	// Zero: 45.45.45.1/24. Beware of reserved ranges: miniupnpd takes private,
-	// carrier NAT and documentation addresses for double NAT and refuses.
+	// WAN is the router's external address. The host outside has the next address. Zero:
+	// 45.45.45.1/24. Avoid reserved ranges: miniupnpd regards private, carrier-grade NAT
+	// and documentation addresses as double NAT and refuses to map.
 	WAN netip.Prefix
 
-	// IPv6 gives the router, the home's host and the host outside global
-	// addresses, which the router forwards between: out, and in where a pinhole
-	// stands.
+	// IPv6 gives global addresses to the router, to the host in the home and to the host
+	// outside. The router forwards all traffic from the home, and traffic to the home if
+	// a pinhole allows it.
 	IPv6 bool
 
-	NoNATPMP bool // version 0 is dropped on port 5351
-	NoPCP    bool // all other versions are dropped on port 5351
+	NoNATPMP bool // packets of version 0 are dropped on port 5351
+	NoPCP    bool // packets of all other versions are dropped on port 5351
 	NoUPnP   bool // enable_upnp=no
 
-	Refuse5351 bool // ICMP port unreachable instead of NAT-PMP and PCP
-	Silent5351 bool // nothing at all instead of NAT-PMP and PCP
+	Refuse5351 bool // port 5351 responds with ICMP port unreachable
+	Silent5351 bool // port 5351 does not respond
 
-	// DaemonUptime makes the epoch restart at 0 with the daemon. False: it is
-	// the machine's uptime and survives a restart (system_uptime).
+	// DaemonUptime makes the epoch start at 0 with the daemon. If it is false, the epoch
+	// is the uptime of the machine and survives a restart (system_uptime).
 	DaemonUptime bool
 
-	// MinLifetime is the shortest lifetime granted by PCP, in whole seconds.
-	// Zero: 5 s.
+	// MinLifetime is the shortest lifetime that PCP grants, in whole seconds. Zero: 5 s.
 	MinLifetime time.Duration
 
-	// AnyClient lets a host map and delete for others by UPnP (secure_mode=no).
+	// AnyClient lets a host create and delete mappings for other hosts by UPnP
+	// (secure_mode=no).
 	AnyClient bool
 
-	// DenyLowPorts refuses external ports below 1024; the daemon grants others
-	// instead where the protocol has a way to.
+	// DenyLowPorts refuses external ports below 1024. If the protocol allows it, the
+	// daemon grants another port instead.
 	DenyLowPorts bool
 
-	// ExtraConf are more lines for miniupnpd.conf, such as "ext_ip=45.45.45.99".
+	// ExtraConf are additional lines for miniupnpd.conf, for example
+	// "ext_ip=45.45.45.99".
 	ExtraConf []string
 
-	lan netip.Prefix // of lan0; zero: gatewayAddr
+	lan netip.Prefix // the address of lan0; zero: gatewayAddr
 }
 
 const (
@@ -61,7 +62,7 @@ const (
 	outsideAddr6 = "2a0c:7777:2::2/64"
 )
 
-// inside is the router's address in the home.
+// lanPrefix returns the router's address in the home.
 func (r Router) lanPrefix() netip.Prefix {
 	if r.lan.IsValid() {
 		return r.lan
@@ -76,21 +77,20 @@ func (r Router) wanPrefix() netip.Prefix {
 	return netip.MustParsePrefix(defaultWAN)
 }
 
-// outside is the address of the host that lives on the router's external
-// network.
+// outsideHostPrefix returns the address of the host on the router's external network.
 func (r Router) outsideHostPrefix() netip.Prefix {
 	return netip.PrefixFrom(r.wanPrefix().Addr().Next(), r.wanPrefix().Bits())
 }
 
-// conf is the configuration file of miniupnpd. A daemon with a UUID of its own
-// can share a network with another one.
+// conf returns the configuration file of miniupnpd. Each daemon needs its own UUID to
+// share a network with another one.
 func (r Router) conf(uuid string) string {
 	lifetime := cmp.Or(r.MinLifetime, 5*time.Second)
 	lines := []string{
 		"ext_ifname=wan0",
 		"listening_ip=lan0",
 		fmt.Sprintf("http_port=%d", upnpHTTPPort),
-		"enable_natpmp=yes", // PCP too
+		"enable_natpmp=yes", // this enables PCP too
 		"enable_upnp=" + yesNo(!r.NoUPnP),
 		"secure_mode=" + yesNo(!r.AnyClient),
 		"system_uptime=" + yesNo(!r.DaemonUptime),
@@ -117,8 +117,8 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-// ruleset is the router's firewall: only what comes from inside may pass, and
-// what miniupnpd lets in.
+// ruleset is the router's firewall. It forwards traffic from the home, and the traffic
+// that miniupnpd allows.
 const ruleset = `table inet filter {
 	chain miniupnpd { }
 	chain prerouting_miniupnpd { }
@@ -141,12 +141,13 @@ const ruleset = `table inet filter {
 }
 `
 
-// rule is a hook and a rule in it.
+// rule is a rule and the hook to which it is added.
 type rule struct{ hook, text string }
 
-// rules make a router that speaks less than miniupnpd does: one daemon switch
-// turns on NAT-PMP and PCP alike. The first byte of both is the version, 0 for
-// NAT-PMP. Announcements of a protocol that is off are dropped as well.
+// rules returns the rules for a router that supports fewer protocols than miniupnpd,
+// which has only one switch for NAT-PMP and PCP. The first byte of a packet is the
+// version in both protocols, and 0 means NAT-PMP. The rules also drop the announcements
+// of a disabled protocol.
 func (r Router) rules() []rule {
 	const in, out = `iifname "lan0" udp dport 5351`, `oifname "lan0" udp dport { 5350, 5351 }`
 	var rules []rule

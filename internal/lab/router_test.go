@@ -12,11 +12,11 @@ import (
 
 var (
 	natpmpRequest = []byte{0, 0}
-	pcpRequest    = append([]byte{2, 0}, make([]byte, 22)...) // ANNOUNCE; its source address is filled in
+	pcpRequest    = append([]byte{2, 0}, make([]byte, 22)...) // ANNOUNCE; sendRequest fills in the source address
 )
 
-// ask sends a request to port 5351 of the gateway and returns the first byte of
-// the answer.
+// sendRequest sends a request to port 5351 of the gateway and returns the first byte of
+// the reply.
 func sendRequest(t *testing.T, home *lab.HomeNet, request []byte, timeout time.Duration) (version byte, err error) {
 	t.Helper()
 	conn, err := home.Lan.Dial(t.Context(), "udp", "192.168.77.1:5351")
@@ -46,7 +46,7 @@ func TestRefused5351(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "lab: 5351 refused")
 	home := lab.Home(t, lab.Router{Refuse5351: true})
-	for range 20 { // more than the kernel would send without our sysctl
+	for range 20 { // more than the kernel would send with its rate limit
 		if _, err := sendRequest(t, home, natpmpRequest, replyTimeout); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatalf("got %v, want connection refused", err)
 		}
@@ -77,7 +77,7 @@ func TestOneProtocol(t *testing.T) {
 			t.Parallel()
 			home := lab.Home(t, test.router)
 			if got, err := sendRequest(t, home, test.yes, replyTimeout); err != nil || got != test.version {
-				t.Errorf("answer of version %d, %v; want %d", got, err, test.version)
+				t.Errorf("reply of version %d, %v; want %d", got, err, test.version)
 			}
 			if _, err := sendRequest(t, home, test.no, noReplyTimeout); !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("the other protocol: %v, want a timeout", err)

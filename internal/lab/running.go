@@ -14,9 +14,8 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// Running is a running Program as the test sees it. Its methods fail the test
-// when the function fails, and never wait for ever; call them from the test's
-// goroutine.
+// Running is a running Program as the test sees it. Its methods fail the test if the
+// function fails, and every wait is bounded. Call them from the test's goroutine.
 type Running struct {
 	t    testing.TB
 	name string // "lan: enable-tcp"
@@ -24,14 +23,14 @@ type Running struct {
 	cmd  *exec.Cmd
 	in   *os.File
 
-	messages    chan message  // closed when the process has closed its end
-	exited      chan struct{} // closed when the process was waited for
-	exitErr     error         // what Wait said; read it after exited
-	testDone    chan struct{} // closed when the test no longer listens
-	exitHandled bool          // the end of the process was seen or caused by the test
+	messages    chan message  // closed when the process closes its end of the pipe
+	exited      chan struct{} // closed when the process has exited
+	exitErr     error         // the result of cmd.Wait; read it after exited is closed
+	testDone    chan struct{} // closed when the test no longer reads messages
+	exitHandled bool          // the test has noticed or caused the exit of the process
 }
 
-// Start runs the program in the host with arguments that JSON can carry. It is
+// Start runs the program in the host. JSON must be able to encode args. The process is
 // killed when the test ends.
 func (h *Host) Start(t testing.TB, program *Program, args any) *Running {
 	t.Helper()
@@ -71,7 +70,7 @@ func (h *Host) start(t testing.TB, program *Program, args any) (*Running, error)
 	}
 	r.cmd.Env = append(withoutRole(os.Environ()), roleEnv+"="+roleProgram, programEnv+"="+program.name)
 	if os.Getenv("GORACE") == "" {
-		r.cmd.Env = append(r.cmd.Env, "GORACE=atexit_sleep_ms=10") // else every end takes a second with -race
+		r.cmd.Env = append(r.cmd.Env, "GORACE=atexit_sleep_ms=10") // otherwise each exit takes a second with -race
 	}
 	r.cmd.ExtraFiles = []*os.File{childIn, childOut} // programInFD, programOutFD
 	output := &lineWriter{emit: func(line string) { t.Logf("%s: %s", r.name, line) }}
@@ -87,7 +86,7 @@ func (h *Host) start(t testing.TB, program *Program, args any) (*Running, error)
 	return r, json.NewEncoder(in).Encode(task{Host: h.name, Addr: h.Addr(), Args: raw})
 }
 
-// read hands on messages until the process closes its end.
+// readMessages passes messages on until the process closes its end of the pipe.
 func (r *Running) readMessages(out *os.File) {
 	defer out.Close()
 	defer close(r.messages)
@@ -100,7 +99,7 @@ func (r *Running) readMessages(out *os.File) {
 			}
 			return
 		}
-		r.log.record("%s: says %s%s", r.name, m.Value, m.Fatal)
+		r.log.record("%s: sent %s%s", r.name, m.Value, m.Fatal)
 		select {
 		case r.messages <- m:
 		case <-r.testDone:
@@ -112,34 +111,34 @@ func (r *Running) readMessages(out *os.File) {
 func (r *Running) reap(output *lineWriter) {
 	r.exitErr = r.cmd.Wait()
 	output.flush()
-	r.log.record("%s: ended: %v", r.name, r.cmd.ProcessState)
+	r.log.record("%s: exited: %v", r.name, r.cmd.ProcessState)
 	close(r.exited)
 }
 
-// Expect waits for the next value that the function sends and decodes it into
-// the pointer v; nil drops it.
+// Expect waits for the next value that the function sends and decodes it into the pointer
+// v. If v is nil, the value is discarded.
 func (r *Running) Expect(v any) {
 	r.t.Helper()
 	m, ok := r.nextMessage()
 	if !ok {
 		r.waitForExit()
-		r.t.Fatalf("%s: ended (%v), but a message was expected", r.name, r.cmd.ProcessState)
+		r.t.Fatalf("%s: exited (%v), but a message was expected", r.name, r.cmd.ProcessState)
 	}
 	if v == nil {
 		return
 	}
 	if err := json.Unmarshal(m.Value, v); err != nil {
-		r.t.Fatalf("%s: said %s: %v", r.name, m.Value, err)
+		r.t.Fatalf("%s: sent %s: %v", r.name, m.Value, err)
 	}
 }
 
-// next is the next message; ok is false after the last.
+// nextMessage returns the next message; ok is false after the last one.
 func (r *Running) nextMessage() (m message, ok bool) {
 	r.t.Helper()
 	select {
 	case m, ok = <-r.messages:
 	case <-time.After(maxWait):
-		r.t.Fatalf("%s: no message and no end within %v", r.name, maxWait)
+		r.t.Fatalf("%s: no message and no exit within %v", r.name, maxWait)
 	}
 	if m.Fatal != "" {
 		r.exitHandled = true
@@ -148,24 +147,24 @@ func (r *Running) nextMessage() (m message, ok bool) {
 	return m, ok
 }
 
-// Send sends a value to the function, which gets it by Receive.
+// Send sends a value to the function, which receives it with [Proc.Receive].
 func (r *Running) Send(v any) {
 	r.t.Helper()
-	r.log.record("%s: is told %v", r.name, v)
-	// A process that reads nothing must not hold the test up: the pipe fills.
+	r.log.record("%s: receives %v", r.name, v)
+	// If the process does not read, the pipe fills up. This must not block the test.
 	_ = r.in.SetWriteDeadline(time.Now().Add(maxWait))
 	err := json.NewEncoder(r.in).Encode(v)
 	if errors.Is(err, errno.EPIPE) {
-		r.drain() // the function's own words say more than a broken pipe
-		r.t.Fatalf("%s: ended (%v), but was to be told %v", r.name, r.cmd.ProcessState, v)
+		r.drain() // the error message of the function is more useful than a broken pipe
+		r.t.Fatalf("%s: exited (%v) before it received %v", r.name, r.cmd.ProcessState, v)
 	}
 	if err != nil {
 		r.t.Fatalf("%s: send: %v", r.name, err)
 	}
 }
 
-// Wait waits until the function has returned. Values that nobody expected are
-// dropped.
+// Wait waits until the function has returned. Values that the test did not read are
+// discarded.
 func (r *Running) Wait() {
 	r.t.Helper()
 	r.drain()
@@ -174,7 +173,7 @@ func (r *Running) Wait() {
 	}
 }
 
-// drain waits for the end of the process.
+// drain discards messages and waits until the process exits.
 func (r *Running) drain() {
 	r.t.Helper()
 	for ok := true; ok; {
@@ -192,7 +191,7 @@ func (r *Running) Signal(s os.Signal) {
 	}
 }
 
-// Kill is kill -9; the process is gone when it returns.
+// Kill kills the process with SIGKILL and waits until it has exited.
 func (r *Running) Kill() {
 	r.t.Helper()
 	r.log.record("%s: kill -9", r.name)
@@ -206,12 +205,12 @@ func (r *Running) waitForExit() {
 	select {
 	case <-r.exited:
 	case <-time.After(maxWait):
-		r.t.Fatalf("%s: does not end within %v", r.name, maxWait)
+		r.t.Fatalf("%s: does not exit within %v", r.name, maxWait)
 	}
 }
 
-// end is the cleanup: nothing of the process may remain, and a failure that the
-// test did not look at is one nevertheless.
+// cleanUp runs when the test ends. It kills the process, and it fails the test if the
+// process has failed and the test did not notice.
 func (r *Running) cleanUp() {
 	select {
 	case <-r.exited:
@@ -227,6 +226,8 @@ func (r *Running) cleanUp() {
 	<-r.exited // bounded: the process was killed, and the command has a WaitDelay
 }
 
+// unreportedFailure returns the error of a process that failed, if the test has not
+// noticed it.
 func (r *Running) unreportedFailure() error {
 	if r.exitHandled || r.exitErr == nil {
 		return nil

@@ -10,14 +10,14 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// The functions here open sockets of the test process in a host's namespace: a
-// socket belongs to the namespace of the thread that made it, whoever uses it
-// later. Addresses must be numeric, and IPv6 zones are looked up in a cache
-// that knows nothing of namespaces: use Func for link-local addresses.
+// The methods in this file open sockets of the test process in a host's namespace. A
+// socket belongs to the namespace of the thread that created it, and other threads may
+// use it later. Addresses must be numeric. Package net looks up IPv6 zones in a cache
+// that ignores namespaces, so use Func for link-local addresses.
 
-// Dial connects from the host, each time from a source port that the host has
-// not dialled from before: connection tracking remembers the old ones and would
-// let packets follow a mapping that is gone, or miss one that is new.
+// Dial connects from the host, each time from a source port that the host has not used
+// before. Connection tracking remembers earlier connections. With an old source port,
+// packets could follow a mapping that was deleted, or miss a new one.
 func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	for {
 		d := net.Dialer{LocalAddr: localPort(network, h.newSourcePort())}
@@ -33,8 +33,8 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 	}
 }
 
-// newSourcePort counts through 20000–31999, below what Linux itself chooses
-// from.
+// newSourcePort returns the next port from 20000 to 31999, which is below the range from
+// which Linux chooses ports.
 func (h *Host) newSourcePort() int {
 	return 20000 + int(h.sourcePorts.Add(1)-1)%12000
 }
@@ -80,8 +80,8 @@ func (h *Host) ListenPacket(network, address string) (net.PacketConn, error) {
 	return pc, err
 }
 
-// addrPort is a socket address without the IPv6 clothes that IPv4 addresses
-// wear on dual-stack sockets.
+// addrPort returns a as an AddrPort. It converts the IPv4-mapped IPv6 addresses of
+// dual-stack sockets to IPv4.
 func addrPort(a net.Addr) netip.AddrPort {
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {

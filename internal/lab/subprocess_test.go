@@ -10,24 +10,24 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// victimEnv makes TestVictim do what must not happen in a good test run.
+// subprocessEnv selects what TestSubprocess does. Most of its modes fail.
 const subprocessEnv = "LAB_TEST_VICTIM"
 
 var (
-	fails         = lab.Func("burn", func(p *lab.Proc) { p.Fatal("the router is on fire") })
+	fails         = lab.Func("fails", func(p *lab.Proc) { p.Fatal("the test must fail") })
 	panics        = lab.Func("panics", func(*lab.Proc) { panic("boom") })
-	returnsAtOnce = lab.Func("wordless", func(*lab.Proc) {})
-	exitsNonZero  = lab.Func("failing", func(*lab.Proc) { os.Exit(7) })
+	returnsAtOnce = lab.Func("returns at once", func(*lab.Proc) {})
+	exitsNonZero  = lab.Func("exits non-zero", func(*lab.Proc) { os.Exit(7) })
 	sleeper       = lab.Func("sleeper", func(p *lab.Proc) { p.Send("asleep"); select {} })
 )
 
-// TestVictim is run by other tests, in a test process of its own.
+// TestSubprocess is run by other tests, in a separate test process.
 func TestSubprocess(t *testing.T) {
 	mode := os.Getenv(subprocessEnv)
 	if mode == "" {
-		t.Skip("only other tests run this one")
+		t.Skip("only other tests run this test")
 	}
-	lab.Scenario(t, "victim "+mode)
+	lab.Scenario(t, "subprocess "+mode)
 	switch mode {
 	case "pass":
 		lab.New(t).Host("a")
@@ -38,10 +38,10 @@ func TestSubprocess(t *testing.T) {
 		lab.New(t).Host("a").Start(t, fails, nil).Expect(&v)
 	case "panic":
 		lab.New(t).Host("a").Start(t, panics, nil).Wait()
-	case "wordless":
+	case "no message":
 		var v int
 		lab.New(t).Host("a").Start(t, returnsAtOnce, nil).Expect(&v)
-	case "deaf":
+	case "not reading":
 		proc := lab.New(t).Host("a").Start(t, fails, nil)
 		for range 1000 { // until the pipe is broken
 			proc.Send(strings.Repeat("x", 4096))
@@ -56,10 +56,10 @@ func TestSubprocess(t *testing.T) {
 		home := lab.Home(t, lab.Router{})
 		echo := home.Lan.Echo(t, "udp", ":80")
 		home.Reaches(t, echo, netip.AddrPortFrom(home.External, 80))
-	case "dead":
+	case "no server":
 		home := lab.Home(t, lab.Router{})
-		dead := lab.Echo{Network: "tcp", Addr: netip.AddrPortFrom(home.Lan.Addr(), 80), Token: "x"}
-		home.DoesNotReach(t, dead, netip.AddrPortFrom(home.External, 80))
+		noServer := lab.Echo{Network: "tcp", Addr: netip.AddrPortFrom(home.Lan.Addr(), 80), Token: "x"}
+		home.DoesNotReach(t, noServer, netip.AddrPortFrom(home.External, 80))
 	case "hang":
 		home := lab.Home(t, lab.Router{})
 		echo := home.Lan.Echo(t, "tcp", ":80")

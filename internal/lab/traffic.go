@@ -17,26 +17,26 @@ import (
 )
 
 const (
-	// answerTime is how long an answer may take that should come.
+	// replyTimeout is how long to wait for a reply that should arrive.
 	replyTimeout = 5 * time.Second
-	// silenceTime is how long it takes to believe that none comes. Every
-	// silence costs it, so it is short; the server that could have answered
-	// has just shown that it does so at once.
+	// noReplyTimeout is how long to wait before a test concludes that no reply arrives.
+	// Each of these checks takes this long, so it is short. The server has just shown
+	// that it replies at once.
 	noReplyTimeout = time.Second
 )
 
-// errOther says that somebody answered, but not the echo server in question.
+// errOtherServer is returned if a reply is not from the expected echo server.
 var errOtherServer = errors.New("another server answered")
 
-// SendTCP connects from a new source port of the host, sends the payload,
-// closes its half and returns all that the peer answers until it closes.
+// SendTCP connects from a new source port of the host, sends the payload, closes its side
+// of the connection, and returns all bytes that the peer sends until it closes.
 func (h *Host) SendTCP(t testing.TB, addr netip.AddrPort, payload string) (reply string, err error) {
 	t.Helper()
 	return h.sendFromNewPort("tcp", addr, payload, replyTimeout)
 }
 
-// SendUDP sends one datagram from a new source port of the host and returns the
-// first that comes back.
+// SendUDP sends one datagram from a new source port of the host and returns the first
+// datagram that it receives.
 func (h *Host) SendUDP(t testing.TB, addr netip.AddrPort, payload string) (reply string, err error) {
 	t.Helper()
 	return h.sendFromNewPort("udp", addr, payload, replyTimeout)
@@ -51,7 +51,7 @@ func (h *Host) sendFromNewPort(network string, addr netip.AddrPort, payload stri
 	}
 	defer conn.Close()
 	reply, err := sendAndRead(ctx, conn, payload)
-	h.lab.log.record("%s: sent %q to %s %s, answer %q: %s", h.name, payload, network, addr, reply, outcome(err))
+	h.lab.log.record("%s: sent %q to %s %s, reply %q: %s", h.name, payload, network, addr, reply, outcome(err))
 	return reply, err
 }
 
@@ -75,8 +75,8 @@ func sendAndRead(ctx context.Context, conn net.Conn, payload string) (string, er
 	return string(reply), err
 }
 
-// Reach sends random bytes to addr and returns an error unless this echo server
-// sent them back; peer is the address it saw them come from.
+// Reach sends random bytes to addr. It returns an error unless this echo server returns
+// them. peer is the address from which the server received them.
 func (h *Host) Reach(echo Echo, addr netip.AddrPort) (peer netip.AddrPort, err error) {
 	return h.reach(echo, addr, replyTimeout)
 }
@@ -95,35 +95,35 @@ func (h *Host) reach(echo Echo, addr netip.AddrPort, timeout time.Duration) (net
 	return netip.ParseAddrPort(peer)
 }
 
-// Reaches fails the test unless bytes from the wan host reach the echo server
-// by the external address and come back. If they do not, it tries once more when the
-// daemon is [Daemon.Settled]: on a busy machine, a connection right after a grant was
-// seen to be refused. It returns the address that the server saw.
+// Reaches fails the test unless bytes from the wan host to the external address reach the
+// echo server and come back. If they do not, it tries once more when [Daemon.Settled]
+// returns: on a busy machine, a connection right after a grant was once refused. It
+// returns the address that the server received them from.
 func (home *HomeNet) Reaches(t testing.TB, echo Echo, external netip.AddrPort) (peer netip.AddrPort) {
 	t.Helper()
 	peer, err := home.Wan.Reach(echo, external)
 	if err != nil && home.Daemon.Settled() {
-		t.Logf("tried again: %v", err)
+		t.Logf("trying again: %v", err)
 		peer, err = home.Wan.Reach(echo, external)
 	}
 	if err != nil {
-		t.Fatalf("%s does not lead to %s: %v", external, echo.Addr, err)
+		t.Fatalf("%s is not forwarded to %s: %v", external, echo.Addr, err)
 	}
 	return peer
 }
 
-// DoesNotReach fails the test if bytes from the wan host reach the echo server
-// by the external address, or if that would prove nothing because the router
-// cannot reach the server either.
+// DoesNotReach fails the test if bytes from the wan host to the external address reach
+// the echo server. It also fails if the router cannot reach the server, because then a
+// missing reply proves nothing.
 func (home *HomeNet) DoesNotReach(t testing.TB, echo Echo, external netip.AddrPort) {
 	t.Helper()
 	home.requireEcho(t, echo)
 	peer, err := home.Wan.reach(echo, external, noReplyTimeout)
 	if err == nil {
-		t.Fatalf("%s leads to %s, which saw bytes from %s", external, echo.Addr, peer)
+		t.Fatalf("%s is forwarded to %s, which received bytes from %s", external, echo.Addr, peer)
 	}
 	if !isUnreachable(err) {
-		t.Fatalf("cannot tell whether %s leads to %s: %v", external, echo.Addr, err)
+		t.Fatalf("cannot determine whether %s is forwarded to %s: %v", external, echo.Addr, err)
 	}
 	home.requireEcho(t, echo)
 }
@@ -131,12 +131,12 @@ func (home *HomeNet) DoesNotReach(t testing.TB, echo Echo, external netip.AddrPo
 func (home *HomeNet) requireEcho(t testing.TB, echo Echo) {
 	t.Helper()
 	if _, err := home.Router.Reach(echo, echo.Addr); err != nil {
-		t.Fatalf("the server inside is not there, silence would prove nothing: %v", err)
+		t.Fatalf("the router cannot reach the echo server, so a missing reply proves nothing: %v", err)
 	}
 }
 
-// unreached tells what a router may do to bytes that it does not forward from a
-// fault of the lab.
+// isUnreachable reports whether err is what a router causes if it does not forward the
+// bytes, and not a failure of the lab.
 func isUnreachable(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) ||
 		isTimeout(err) || errors.Is(err, errno.ECONNREFUSED) || errors.Is(err, errno.ECONNRESET) ||

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// transcript is all that a lab did, for the reader of a failed test.
+// transcript records all actions of a lab. It is logged if the test fails.
 type transcript struct {
 	mu      sync.Mutex
 	began   time.Time
@@ -16,7 +16,7 @@ type transcript struct {
 	dropped int
 }
 
-// transcriptLines bounds a transcript: daemons talk much.
+// maxTranscriptLines limits the size of a transcript, because daemons log much.
 const maxTranscriptLines = 2000
 
 func newTranscript() *transcript { return &transcript{began: time.Now()} }
@@ -44,7 +44,7 @@ func (tr *transcript) String() string {
 	return b.String()
 }
 
-// lineWriter hands what is written to it to emit, line by line. An os/exec
+// lineWriter passes the text that is written to it to emit, line by line. An os/exec
 // command that has it as both outputs writes from one goroutine.
 type lineWriter struct {
 	mu   sync.Mutex
@@ -66,7 +66,7 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 	}
 }
 
-// flush emits a last line that has no end.
+// flush emits a last line without a newline.
 func (w *lineWriter) flush() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
