@@ -126,7 +126,7 @@ func (h *Host) remove() {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		h.lab.log.record("%s: kill -9 %d, left over", h.name, pid)
+		h.lab.log.record("%s: kill -9 %d, still running", h.name, pid)
 		if p, err := os.FindProcess(pid); err == nil {
 			_ = p.Kill()
 		}

@@ -26,7 +26,7 @@ const (
 )
 
 // errOtherServer is returned if a reply is not from the expected echo server.
-var errOtherServer = errors.New("another server answered")
+var errOtherServer = errors.New("another server replied")
 
 // SendTCP connects from a new source port of the host, sends the payload, closes its side
 // of the connection, and returns all bytes that the peer sends until it closes.

@@ -11,7 +11,7 @@ import (
 // transcript records all actions of a lab. It is logged if the test fails.
 type transcript struct {
 	mu      sync.Mutex
-	began   time.Time
+	start   time.Time
 	lines   []string
 	dropped int
 }
@@ -19,13 +19,13 @@ type transcript struct {
 // maxTranscriptLines limits the size of a transcript, because daemons log much.
 const maxTranscriptLines = 2000
 
-func newTranscript() *transcript { return &transcript{began: time.Now()} }
+func newTranscript() *transcript { return &transcript{start: time.Now()} }
 
 func (tr *transcript) record(format string, args ...any) {
 	text := strings.TrimRight(fmt.Sprintf(format, args...), "\n")
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	stamp := fmt.Sprintf("%8.3f ", time.Since(tr.began).Seconds())
+	stamp := fmt.Sprintf("%8.3f ", time.Since(tr.start).Seconds())
 	tr.lines = append(tr.lines, stamp+strings.ReplaceAll(text, "\n", "\n         | "))
 	if n := len(tr.lines) - maxTranscriptLines; n > 0 {
 		tr.lines = tr.lines[n:]
