@@ -14,28 +14,29 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// agent is a process of the agent program, as the test sees it.
+// agent controls a process that runs agentProgram.
 type agent struct {
 	t          *testing.T
 	proc       *lab.Running
 	lastID     int // the number of the last call
 	forwarders int
-	unclaimed  map[int]result // answers that came while another was awaited
+	unclaimed  map[int]result // results that arrived while the test waited for another one
 	events     []event
 }
 
+// start starts an agent in the host.
 func start(t *testing.T, host *lab.Host) *agent {
 	t.Helper()
 	return &agent{t: t, proc: host.Start(t, agentProgram, nil), unclaimed: map[int]result{}}
 }
 
-// remote is a Forwarder in an agent.
+// remoteForwarder is a Forwarder in an agent.
 type remoteForwarder struct {
 	*agent
 	n int
 }
 
-// forwarder makes one more in the agent.
+// forwarder creates another Forwarder in the agent.
 func (a *agent) forwarder(c config) *remoteForwarder {
 	a.t.Helper()
 	got := a.await(a.begin(call{Op: "forwarder", Config: c}))
@@ -46,13 +47,13 @@ func (a *agent) forwarder(c config) *remoteForwarder {
 	return &remoteForwarder{agent: a, n: a.forwarders - 1}
 }
 
-// newForwarder starts a process of its own for a Forwarder.
+// newForwarder starts an agent with one Forwarder.
 func newForwarder(t *testing.T, host *lab.Host, c config) *remoteForwarder {
 	t.Helper()
 	return start(t, host).forwarder(c)
 }
 
-// begin makes the agent begin something; await waits for what comes of it.
+// begin sends a call to the agent; await waits for its result.
 func (a *agent) begin(c call) (id int) {
 	a.t.Helper()
 	a.lastID++
@@ -72,6 +73,7 @@ func (a *agent) await(id int) result {
 	}
 }
 
+// receive reads one message of the agent: an event or a result.
 func (a *agent) receive() {
 	a.t.Helper()
 	var got result
@@ -83,7 +85,7 @@ func (a *agent) receive() {
 	a.unclaimed[got.ID] = got
 }
 
-// do is begin and await for a call that must succeed.
+// do makes a call that must succeed, and waits for its result.
 func (a *agent) do(c call) result {
 	a.t.Helper()
 	got := a.try(c)
@@ -93,12 +95,13 @@ func (a *agent) do(c call) result {
 	return got
 }
 
+// try makes a call that may fail, and waits for its result.
 func (a *agent) try(c call) result {
 	a.t.Helper()
 	return a.await(a.begin(c))
 }
 
-// event waits for the next event, which must be of this kind.
+// wantEvent waits for the next event, which must be of this kind.
 func (a *agent) wantEvent(want forward.EventKind) event {
 	a.t.Helper()
 	e := a.nextEvent()
@@ -119,22 +122,22 @@ func (a *agent) nextEvent() event {
 	return e
 }
 
-// noEvent wants that no event has come that was not asked for.
+// wantNoEvent checks that no unread event has arrived.
 func (a *agent) wantNoEvent() {
 	a.t.Helper()
 	for _, e := range a.events {
-		a.t.Errorf("event %v (%s), but none was to come", e.Kind, e.Reason)
+		a.t.Errorf("event %v (%s), want no event", e.Kind, e.Reason)
 	}
 }
 
-// exit ends the process as the end of main does.
+// exit ends the process in the same way as a return from main.
 func (a *agent) exit() {
 	a.t.Helper()
 	a.proc.Send(call{Op: "exit"})
 	a.proc.Wait()
 }
 
-// mapping is a Mapping in an agent, with its state when it was last asked for.
+// mapping is a Mapping in an agent, and its state when it was last fetched.
 type mapping struct {
 	f *remoteForwarder
 	n int
@@ -146,6 +149,7 @@ func (f *remoteForwarder) beginEnable(opts ...option) (id int) {
 	return f.begin(call{Op: "enable", Forwarder: f.n, Options: opts})
 }
 
+// toMapping returns the mapping that Enable has returned, or its error.
 func (f *remoteForwarder) toMapping(a result) (*mapping, error) {
 	if a.Failure != nil {
 		return nil, a.Failure
@@ -162,8 +166,8 @@ func (f *remoteForwarder) enable(opts ...option) *mapping {
 	return m
 }
 
-// refused wants that Enable fails, with all of these kinds, and returns how long
-// that took.
+// wantEnableError checks that Enable fails with all of these errors, and returns how long
+// the call took.
 func (f *remoteForwarder) wantEnableError(want []error, opts ...option) time.Duration {
 	f.t.Helper()
 	got := f.try(call{Op: "enable", Forwarder: f.n, Options: opts})
@@ -191,20 +195,20 @@ func (f *remoteForwarder) mappings() []forward.Entry {
 	return f.do(call{Op: "mappings", Forwarder: f.n}).Entries
 }
 
-// close returns how long it took.
+// close closes the Forwarder and returns how long the call took.
 func (f *remoteForwarder) close() time.Duration {
 	f.t.Helper()
 	return f.do(call{Op: "close", Forwarder: f.n}).Took
 }
 
-// now asks for the state of the mapping.
+// fetchState fetches the state of the mapping from the agent.
 func (m *mapping) fetchState() state {
 	m.f.t.Helper()
 	m.state = m.f.do(call{Op: "state", Mapping: m.n}).State
 	return m.state
 }
 
-// wait waits for the mapping to be granted, and asks for its state.
+// wait waits until the mapping is granted, and fetches its state.
 func (m *mapping) wait(within time.Duration) {
 	m.f.t.Helper()
 	m.state = m.f.do(call{Op: "wait", Mapping: m.n, Within: within}).State
@@ -220,12 +224,13 @@ func (m *mapping) close() {
 	m.f.do(call{Op: "close mapping", Mapping: m.n})
 }
 
+// wantKinds checks that err matches all of these errors.
 func wantKinds(t *testing.T, err error, want ...error) {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("no error, want %v", want)
 	}
-	t.Logf("as it should be: %v", err)
+	t.Logf("got the expected error: %v", err)
 	for _, kind := range want {
 		if !errors.Is(err, kind) {
 			t.Errorf("the error is not %v: %v", kind, err)
@@ -233,6 +238,7 @@ func wantKinds(t *testing.T, err error, want ...error) {
 	}
 }
 
+// wantNotKind checks that err does not match kind.
 func wantNotKind(t *testing.T, err error, kind error) {
 	t.Helper()
 	if errors.Is(err, kind) {
@@ -240,7 +246,7 @@ func wantNotKind(t *testing.T, err error, kind error) {
 	}
 }
 
-// call is what a test wants an agent to do.
+// call is a request to an agent.
 type call struct {
 	ID        int
 	Op        string
@@ -248,11 +254,11 @@ type call struct {
 	Mapping   int
 	Config    config
 	Options   []option
-	Within    time.Duration // bounds the call's context; 0 does not
-	Cancel    int           // the call to cancel
+	Within    time.Duration // the timeout of the call's context; 0: none
+	Cancel    int           // the number of the call to cancel
 }
 
-// answer is what came of a call or, with ID 0, an event.
+// result is the result of a call. If ID is 0, it is an event.
 type result struct {
 	ID      int
 	Mapping int
@@ -265,9 +271,9 @@ type result struct {
 	Event   *event
 }
 
-// config is the part of forward.Config that goes over the wire.
+// config has the fields of forward.Config that are sent to an agent.
 type config struct {
-	Package          bool // the package-level calls, in place of a Forwarder
+	Package          bool // use the package-level functions instead of a Forwarder
 	Gateway          netip.AddrPort
 	Interface        string
 	DiscoveryTimeout time.Duration
@@ -275,10 +281,10 @@ type config struct {
 	Lifetime         time.Duration
 	Protocols        []string
 	UPnPURL          string
-	StateFile        string // the state file
+	StateFile        string // the path of the state file
 }
 
-// state is what a Mapping tells.
+// state is the state of a Mapping.
 type state struct {
 	External, Internal netip.AddrPort
 	Grants             []backends.Mapping
@@ -300,7 +306,7 @@ type event struct {
 	Time      time.Time
 }
 
-// option is a forward.Option or, in disable, a forward.Selector.
+// option is a forward.Option or, in calls of disable, a forward.Selector.
 type option struct {
 	Name     string
 	Port     uint16
@@ -364,7 +370,7 @@ func (o option) option() forward.Option {
 	}
 	c, ok := o.criterion()
 	if !ok {
-		return nil // refused by Enable
+		return nil // Enable refuses it
 	}
 	return c
 }
@@ -394,7 +400,7 @@ func toSelectors(all []option) []forward.Selector {
 	return out
 }
 
-// kinds are the errors that errors.Is tells on both ends.
+// errorKinds are the errors that errors.Is matches in both processes.
 var errorKinds = []error{
 	backends.ErrInvalid, backends.ErrUnsupported, backends.ErrNoReply, backends.ErrMalformed,
 	backends.ErrNetworkFailure, backends.ErrNoResources, backends.ErrNotAuthorized,
@@ -406,7 +412,7 @@ var errorKinds = []error{
 // failure is an error of another process.
 type failure struct {
 	Text  string
-	Kinds []int // indices of kinds
+	Kinds []int // indices into errorKinds
 }
 
 func toFailure(err error) *failure {
@@ -422,7 +428,7 @@ func toFailure(err error) *failure {
 	return f
 }
 
-// err is the failure as an error, which is nil where there is none.
+// err returns the failure as an error, or nil if there is none.
 func (f *failure) err() error {
 	if f == nil {
 		return nil
@@ -432,7 +438,7 @@ func (f *failure) err() error {
 
 func (f *failure) Error() string { return f.Text }
 
-// Is is for errors.Is.
+// Is implements the interface of errors.Is.
 func (f *failure) Is(target error) bool {
 	for _, i := range f.Kinds {
 		if errorKinds[i] == target {

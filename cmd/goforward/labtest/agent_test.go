@@ -16,8 +16,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// agentProgram is the program under test: it holds Forwarders in a host and does
-// what a test calls for, several things at once if need be.
+// agentProgram is the program under test. It has Forwarders in a host and executes the
+// calls of a test, several at once if necessary.
 var agentProgram = lab.Func("agent", func(p *lab.Proc) {
 	s := &agentServer{proc: p, mapped: make(chan struct{}, 1), listener: make(chan listener, 1)}
 	for {
@@ -26,7 +26,7 @@ var agentProgram = lab.Func("agent", func(p *lab.Proc) {
 		if c.Op == "exit" {
 			return
 		}
-		if c.Op == "forwarder" { // its number is the order of calls
+		if c.Op == "forwarder" { // not in a goroutine: the order of these calls determines the numbers
 			p.Send(s.newForwarder(c))
 			continue
 		}
@@ -41,7 +41,7 @@ var agentProgram = lab.Func("agent", func(p *lab.Proc) {
 	}
 })
 
-// forwarder is a *forward.Forwarder, or the package-level calls.
+// forwarder is a *forward.Forwarder, or the package-level functions.
 type forwarder interface {
 	Enable(context.Context, ...forward.Option) (*forward.Mapping, error)
 	Disable(context.Context, ...forward.Selector) error
@@ -83,17 +83,17 @@ func (packageLevel) Run(ctx context.Context, o ...forward.Option) error {
 func (packageLevel) Shutdown(context.Context) error { return errors.ErrUnsupported }
 func (packageLevel) Close() error                   { return forward.Close() }
 
-// server is the agent's end of the wire.
+// agentServer executes the calls in the agent.
 type agentServer struct {
 	proc *lab.Proc
 
 	mu         sync.Mutex
 	forwarders []forwarder
 	mappings   []*forward.Mapping
-	cancels    map[int]context.CancelFunc // the runs, by call
+	cancels    map[int]context.CancelFunc // the cancel functions of calls, by the number of the call
 
-	mapped   chan struct{} // receives if there was a Mapped event
-	listener chan listener // receives what was opened last
+	mapped   chan struct{} // receives a value after each Mapped event
+	listener chan listener // the listener that was opened last
 }
 
 func (s *agentServer) newForwarder(c call) result {
@@ -105,7 +105,7 @@ func (s *agentServer) newForwarder(c call) result {
 		Protocols: c.Config.Protocols, UPnPURL: c.Config.UPnPURL, StateFile: c.Config.StateFile,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnEvent: func(e forward.Event) {
-			if e.Kind == forward.EventFailed { // how often depends on the pace of the router
+			if e.Kind == forward.EventFailed { // the number of failed attempts depends on the speed of the router
 				return
 			}
 			s.onEvent(e)
@@ -145,7 +145,8 @@ func toState(m *forward.Mapping) state {
 	}
 }
 
-// context is bounded by what the test wants, and ended by the test's cancel.
+// context returns a context with the timeout of the call, which a "cancel" call can
+// cancel.
 func (s *agentServer) context(c call) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
 	if c.Within > 0 {
@@ -172,7 +173,7 @@ func (s *agentServer) mapping(c call) *forward.Mapping {
 	return s.mappings[c.Mapping]
 }
 
-// do does one call.
+// do executes one call.
 func (s *agentServer) do(ctx context.Context, c call) result {
 	switch c.Op {
 	case "enable":
@@ -226,14 +227,14 @@ func (s *agentServer) do(ctx context.Context, c call) result {
 	return result{Failure: toFailure(fmt.Errorf("no such call: %q", c.Op))}
 }
 
-// listener is what an agent listens on.
+// listener is a listener of the agent and its mapping.
 type listener struct {
 	io.Closer
 	mapping *forward.Mapping
 }
 
-// doListen does the calls about listeners, and those that watch for the grant. ok is
-// false if the call is another.
+// doListen executes the calls about listeners, and those that wait for a grant. ok is
+// false if it is another call.
 func (s *agentServer) doListen(ctx context.Context, c call) (a result, ok bool) {
 	switch c.Op {
 	case "probe":
@@ -248,14 +249,14 @@ func (s *agentServer) doListen(ctx context.Context, c call) (a result, ok bool) 
 	case "close mapping of listener":
 		ln := <-s.listener
 		err := ln.mapping.Close()
-		_ = ln.Close() // another report of the same
+		_ = ln.Close() // it returns the same error
 		return result{Failure: toFailure(err)}, true
 	}
 	return result{}, false
 }
 
-// listen opens a listener for the first option, and waits until its mapping is granted
-// or closed.
+// listen opens a listener for the first option, and waits until its mapping is granted or
+// closed.
 func (s *agentServer) listen(ctx context.Context, c call) result {
 	f := s.forwarder(c).(*forward.Forwarder)
 	var ln listener
@@ -280,10 +281,10 @@ func (s *agentServer) listen(ctx context.Context, c call) result {
 	return result{Mapping: len(s.mappings) - 1, State: toState(ln.mapping), Failure: toFailure(err)}
 }
 
-// runUntilMapped is Run with a context that ends at the first Mapped event.
+// runUntilMapped calls Run with a context that is cancelled at the first Mapped event.
 func (s *agentServer) runUntilMapped(ctx context.Context, c call) error {
 	select {
-	case <-s.mapped: // of an earlier call
+	case <-s.mapped: // left by an earlier call
 	default:
 	}
 	ctx, cancel := context.WithCancel(ctx)

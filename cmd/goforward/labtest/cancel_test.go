@@ -16,11 +16,12 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// A call that ends early leaves nothing on the real router either. The cable loses a
-// frame of the exchange, the call ends at that moment, and the cable works again.
-// Afterwards the router has what the handle reports, or nothing if there is no handle,
-// and after Shutdown nothing. The long form does so at each frame of each call, by
-// each end; the short form at frames that the seed selects.
+// TestCancelFrames checks that a call that ends early leaves nothing on the real router.
+// The cable loses a frame of the call, the call is ended at that moment, and the cable is
+// repaired. Afterwards the router has the mappings that the handle reports, or none if
+// there is no handle. After Shutdown it has none. The long form does this at each frame
+// of each call, in each way to end it. The short form does it at frames that the seed
+// selects.
 func TestCancelFrames(t *testing.T) {
 	t.Parallel()
 	s := seed(t)
@@ -33,30 +34,31 @@ func TestCancelFrames(t *testing.T) {
 	}
 }
 
-// cancelSample is how many cases the short form has by each backend.
+// cancelCases is how many cases the short form tests for each backend.
 const cancelCases = 10
 
-// cancelCall is a call that is ended.
+// cancelCall is a kind of call, and the ways to end it.
 type cancelCall struct {
 	op        string
 	transport func(uint16) option
 	ends      []string
-	refreshes bool // a mapping that was enabled before
+	refreshes bool // the call refreshes a mapping that was enabled before
 	options   []option
 }
 
-// The ways to end a call, by the name of what the agent does.
+// The ways to end a call. Each is the name of the call to the agent.
 const (
 	byContext            = "cancel"
 	byForwarder          = "close"
 	byMapping            = "close mapping"
 	byListener           = "close listener"
 	byListenerMapping    = "close mapping of listener"
-	cancelExternal       = 2000 // more than the internal port
+	cancelExternal       = 2000 // added to the internal port
 	cancelLifetime       = time.Hour
-	cancelRequestTimeout = 15 * time.Second // Config.RequestTimeout; each end is much faster
+	cancelRequestTimeout = 15 * time.Second // Config.RequestTimeout; each way to end a call is much faster
 )
 
+// cancelCalls returns all kinds of calls that are ended.
 func cancelCalls() (all []cancelCall) {
 	calls, handles := []string{byContext, byForwarder}, []string{byContext, byForwarder, byMapping}
 	for _, transport := range []func(uint16) option{tcp, udp, both} {
@@ -86,11 +88,11 @@ func (c cancelCall) String() string {
 type cancelCase struct {
 	cancelCall
 	end   string
-	frame int // so many come before
+	frame int // the number of frames that pass before
 	port  uint16
 }
 
-// cancels tries one backend.
+// cancelTest tests one backend.
 type cancelTest struct {
 	t       *testing.T
 	backend string
@@ -101,7 +103,7 @@ type cancelTest struct {
 	mu        sync.Mutex
 	tally     tally
 	completed int // calls that were complete before that frame
-	reported  int // ends whose error named what remained
+	reported  int // errors that named the mappings that remained
 }
 
 func newCancelTest(t *testing.T, backend string, rng *rand.Rand) *cancelTest {
@@ -113,7 +115,7 @@ func newCancelTest(t *testing.T, backend string, rng *rand.Rand) *cancelTest {
 	return c
 }
 
-// run counts the frames of the calls, and then ends them.
+// run counts the frames of the calls, and then ends the calls at them.
 func (c *cancelTest) run() {
 	var cases []cancelCase
 	for _, call := range cancelCalls() {
@@ -147,10 +149,10 @@ func (c *cancelTest) run() {
 		defer c.mu.Unlock()
 		c.tally.count(err, "%v, ended by %s after %d frames", all[i].cancelCall, all[i].end, all[i].frame)
 	})
-	c.tally.report(c.t, "calls that were ended, "+c.backend, fmt.Sprintf("(%d complete before; %d ends named what remained)", c.completed, c.reported))
+	c.tally.report(c.t, "calls that were ended, "+c.backend, fmt.Sprintf("(%d complete before; %d errors named the mappings that remained)", c.completed, c.reported))
 }
 
-// spread does things on all lanes at once.
+// forEachClient calls do for the numbers below n, on all clients in parallel.
 func (c *cancelTest) forEachClient(what string, n int, do func(l *cabledClient, i int)) {
 	var next atomic.Int32
 	var wg sync.WaitGroup
@@ -167,11 +169,11 @@ func (c *cancelTest) forEachClient(what string, n int, do func(l *cabledClient, 
 	}
 }
 
-// prepare does what comes before the call.
+// prepare creates the Forwarder and, if necessary, the mapping for the call.
 func (c *cancelTest) prepare(l *cabledClient, x *cancelCase) (*remoteForwarder, *mapping) {
 	conf := config{Protocols: []string{c.backend}, RequestTimeout: cancelRequestTimeout, Lifetime: cancelLifetime}
 	if c.backend == "upnp" {
-		conf.UPnPURL = rootDescription(l.home) // the router answers few searches a second
+		conf.UPnPURL = rootDescriptionURL(l.home) // the router responds to only a few searches a second
 	}
 	x.port = firstPort + uint16(c.ports.Add(1))
 	f := l.forwarder(conf)
@@ -182,7 +184,7 @@ func (c *cancelTest) prepare(l *cabledClient, x *cancelCase) (*remoteForwarder, 
 	return f, f.enable(x.transport(x.port))
 }
 
-// begins makes the agent begin the call.
+// beginCall makes the agent begin the call.
 func (x *cancelCase) beginCall(f *remoteForwarder, m *mapping) (id int) {
 	q := call{Op: x.op, Forwarder: f.n, Options: []option{x.transport(x.port)}}
 	if m != nil {
@@ -213,7 +215,7 @@ func (c *cancelTest) measure(l *cabledClient, x cancelCase) (frames int) {
 	return frames
 }
 
-// try ends a call, and returns what is wrong then.
+// endCall ends a call at a frame and returns an error if the state afterwards is wrong.
 func (c *cancelTest) endCall(l *cabledClient, x cancelCase) error {
 	before := rulesForHost(l.t, l.home, l.host, 0)
 	f, m := c.prepare(l, &x)
@@ -221,7 +223,7 @@ func (c *cancelTest) endCall(l *cabledClient, x cancelCase) error {
 	id := x.beginCall(f, m)
 	select {
 	case <-l.cable.Severed():
-	case <-time.After(cutTimeout): // an exchange may have a frame less
+	case <-time.After(cutTimeout): // a call may have one frame less
 		c.mu.Lock()
 		c.completed++
 		c.mu.Unlock()
@@ -247,7 +249,7 @@ func (c *cancelTest) endCall(l *cabledClient, x cancelCase) error {
 		l.do(call{Op: "close listener"})
 	}
 	if x.end != byForwarder {
-		err = errors.Join(err, shutdown.Failure.err()) // what a Forwarder left, it named
+		err = errors.Join(err, shutdown.Failure.err()) // the error of Close named what the Forwarder left
 	}
 	if rules := newRules(); err == nil && x.end != byForwarder && len(rules) > 0 {
 		err = fmt.Errorf("after Shutdown the router has %q", rules)
@@ -255,7 +257,7 @@ func (c *cancelTest) endCall(l *cabledClient, x cancelCase) error {
 	return err
 }
 
-// agrees waits until the router has what the handle reports.
+// waitConsistent waits until the router has the mappings that the handle reports.
 func (c *cancelTest) waitConsistent(f *remoteForwarder, m *mapping, got result, x cancelCase, newRules func() []string) error {
 	switch {
 	case x.op == "enable" && got.Failure == nil:
@@ -274,7 +276,7 @@ func (c *cancelTest) waitConsistent(f *remoteForwarder, m *mapping, got result, 
 		for _, rule := range newRules() {
 			e := entryPattern.FindStringSubmatch(rule)
 			if e == nil {
-				f.t.Fatalf("a rule that is no entry: %s", rule)
+				f.t.Fatalf("a rule that is not an entry: %s", rule)
 			}
 			p, _ := strconv.ParseUint(e[1], 16, 8)
 			found = append(found, fmt.Sprintf("%v %s to %s", backends.Protocol(p), e[2], e[3]))
@@ -288,11 +290,12 @@ func (c *cancelTest) waitConsistent(f *remoteForwarder, m *mapping, got result, 
 	return fmt.Errorf("the router has %q, the handle reports %q", found, want)
 }
 
-// nothing wants that a Close left nothing, or that its error names what it left.
+// checkNothingLeft checks that Close has deleted all rules, or that its error names the
+// remaining rules.
 func (c *cancelTest) checkNothingLeft(failure *failure, x cancelCase, remaining []string) error {
 	if failure == nil {
 		if len(remaining) > 0 {
-			return fmt.Errorf("%s returned without an error, and the router has %q", x.end, remaining)
+			return fmt.Errorf("%s returned without an error, but the router has %q", x.end, remaining)
 		}
 		return nil
 	}

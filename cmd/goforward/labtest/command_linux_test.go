@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// builtCommand is the command as users have it, built once into the world's own /run.
+// builtCommand builds the command as users have it, once, in the private /run of the lab.
 var builtCommand = sync.OnceValues(func() (path string, err error) {
 	const at = "/run/goforward"
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", at, "github.com/natforward/goforward/cmd/goforward")
@@ -32,16 +32,16 @@ var builtCommand = sync.OnceValues(func() (path string, err error) {
 	return at, nil
 })
 
-// built is a running goforward of its own binary.
+// commandProcess is a running process of the built command.
 type commandProcess struct {
 	t        *testing.T
 	cmd      *exec.Cmd
 	out      *bufio.Reader
 	stderr   syncBuffer
-	closeOut func() // closes this side of out
+	closeOut func() // closes the parent's end of out
 }
 
-// talk is what a process has written so far.
+// syncBuffer collects the output of a process. It may be read while the process writes.
 type syncBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -59,8 +59,8 @@ func (w *syncBuffer) String() string {
 	return w.text.String()
 }
 
-// execute runs the built command in the host, behind a wrapper such as nohup.
-// Signals have their defaults, whatever this process ignores.
+// execute runs the built command in the host, with a wrapper, for example nohup. All
+// signals have their default action, even if this process ignores them.
 func execute(t *testing.T, host *lab.Host, wrapper []string, args ...string) *commandProcess {
 	t.Helper()
 	p := prepare(t, host, wrapper, args...)
@@ -73,7 +73,7 @@ func execute(t *testing.T, host *lab.Host, wrapper []string, args ...string) *co
 	return p
 }
 
-// executeInTerminal is execute with a terminal of its own, which hangUp closes.
+// executeInTerminal is execute with a pseudo-terminal, which hangUp closes.
 func executeInTerminal(t *testing.T, host *lab.Host, args ...string) *commandProcess {
 	t.Helper()
 	p := prepare(t, host, nil, args...)
@@ -113,7 +113,7 @@ func (p *commandProcess) start(parentEnd, childEnd *os.File) {
 	})
 }
 
-// line is the next line of its output.
+// readLine returns the next line of output.
 func (p *commandProcess) readLine() string {
 	p.t.Helper()
 	line, err := p.out.ReadString('\n')
@@ -133,14 +133,14 @@ func (p *commandProcess) signal(s os.Signal) {
 // hangUp closes the terminal.
 func (p *commandProcess) hangUp() { p.closeOut() }
 
-// end waits for the process and returns what it wrote to stderr.
+// wait waits for the process and returns its standard error.
 func (p *commandProcess) wait() string {
 	_, _ = io.Copy(io.Discard, p.out)
 	_ = p.cmd.Wait()
 	return p.stderr.String()
 }
 
-// exits waits for the process, which must exit with the code.
+// wantExit waits for the process, which must exit with this code.
 func (p *commandProcess) wantExit(code int) (stderr string) {
 	p.t.Helper()
 	stderr = p.wait()
@@ -150,7 +150,7 @@ func (p *commandProcess) wantExit(code int) (stderr string) {
 	return stderr
 }
 
-// openTerminal makes a pseudo-terminal.
+// openTerminal opens a pseudo-terminal.
 func openTerminal(t *testing.T) (parentEnd, childEnd *os.File) {
 	t.Helper()
 	parentEnd, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -172,8 +172,8 @@ func openTerminal(t *testing.T) (parentEnd, childEnd *os.File) {
 	return parentEnd, childEnd
 }
 
-// repeats is how often a test of something that happens at once is repeated: three
-// times, or as GOFORWARD_REPEATS says.
+// repeats returns how often a test that depends on timing is repeated: three times, or as
+// GOFORWARD_REPEATS specifies.
 func repeats(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv("GOFORWARD_REPEATS")
@@ -187,7 +187,8 @@ func repeats(t *testing.T) int {
 	return n
 }
 
-// However map --hold is ended, the router has nothing left of it.
+// TestCommandEnds checks that map --hold deletes its mappings on the router, for all ways
+// to terminate it.
 func TestCommandEnds(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
@@ -212,7 +213,7 @@ func TestCommandEnds(t *testing.T) {
 	}
 }
 
-// holds waits until the command holds its mappings.
+// waitForMappings waits until the command has its mappings.
 func waitForMappings(t *testing.T, home *lab.HomeNet, p *commandProcess) {
 	t.Helper()
 	if line := strings.TrimSpace(p.readLine()); line != externalAddr(home, 8080).String() {
@@ -223,8 +224,8 @@ func waitForMappings(t *testing.T, home *lab.HomeNet, p *commandProcess) {
 
 const removingText = "removing the mapping; Ctrl-C again to leave it\n"
 
-// endsDoubled is the end by a signal that comes twice, as from a wrapper that signals
-// its child and the process group of that.
+// testRepeatedSignal sends the signal twice, as a wrapper does that signals its child and
+// then the child's process group.
 func testRepeatedSignal(t *testing.T, home *lab.HomeNet, hold []string, sig os.Signal, pause time.Duration) {
 	t.Helper()
 	p := execute(t, home.Lan, nil, hold...)
@@ -238,8 +239,9 @@ func testRepeatedSignal(t *testing.T, home *lab.HomeNet, hold []string, sig os.S
 	wantRules(t, home, 0)
 }
 
-// endsByTimeout is the end by GNU timeout, which signals its child and then its own
-// process group. It does the same when its time is up and when it is told to end.
+// testTimeoutCommand terminates the command by GNU timeout, which signals its child and
+// then its own process group. It does the same when its time is up and when it receives
+// SIGTERM.
 func testTimeoutCommand(t *testing.T, home *lab.HomeNet, hold []string) {
 	t.Helper()
 	p := execute(t, home.Lan, []string{"timeout", "1h"}, hold...)
@@ -249,7 +251,7 @@ func testTimeoutCommand(t *testing.T, home *lab.HomeNet, hold []string) {
 	wantRules(t, home, 0)
 }
 
-// endsByHangUp is the end of the terminal, or of the connection behind it.
+// testHangUp closes the terminal of the command, as at the end of an SSH connection.
 func testHangUp(t *testing.T, home *lab.HomeNet, hold []string) {
 	t.Helper()
 	p := executeInTerminal(t, home.Lan, hold...)
@@ -261,7 +263,7 @@ func testHangUp(t *testing.T, home *lab.HomeNet, hold []string) {
 	wantRules(t, home, 0)
 }
 
-// endsUnderNohup is a hang-up that is to change nothing, and then an end.
+// testNohup sends a SIGHUP that must have no effect, and then a SIGTERM.
 func testNohup(t *testing.T, home *lab.HomeNet, hold []string) {
 	t.Helper()
 	p := execute(t, home.Lan, []string{"nohup"}, hold...)
@@ -283,8 +285,8 @@ func testNohup(t *testing.T, home *lab.HomeNet, hold []string) {
 	wantRules(t, home, 0)
 }
 
-// --port-file replaces and removes only regular files that are in its way. The
-// files are in a mount of the test's own.
+// TestPortFile checks that --port-file replaces and removes only regular files. The files
+// are in a mount of the test.
 func TestPortFile(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: --port-file on a device, a FIFO, links and a mount point")
@@ -295,7 +297,7 @@ func TestPortFile(t *testing.T) {
 
 	device := in("device")
 	if err := unix.Mknod(device, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
-		createFile(t, device) // a user's namespace makes no devices, but mounts them
+		createFile(t, device) // a user namespace cannot create devices, but can mount them
 		mount(t, os.DevNull, device, "", unix.MS_BIND)
 	}
 	if err := unix.Mkfifo(in("fifo"), 0o600); err != nil {
@@ -312,27 +314,27 @@ func TestPortFile(t *testing.T) {
 	mount(t, in("mounted"), in("mount point"), "", unix.MS_BIND)
 
 	for name, file := range map[string]struct {
-		text string // where the port is to be seen; empty: nowhere
-		gone bool   // at the end of --hold
+		portIn  string // the file that has the port; empty: none
+		removed bool   // removed at the end of --hold
 	}{
-		"new":         {text: "new", gone: true},
+		"new":         {portIn: "new", removed: true},
 		"device":      {},
 		"to device":   {},
-		"link":        {text: "target"},
-		"dangling":    {text: "missing"},
-		"mount point": {text: "mounted"},
+		"link":        {portIn: "target"},
+		"dangling":    {portIn: "missing"},
+		"mount point": {portIn: "mounted"},
 	} {
 		before, _ := os.Lstat(in(name))
 		wantSameFile := func(when string) {
 			t.Helper()
 			after, err := os.Lstat(in(name))
 			if before != nil && (err != nil || !os.SameFile(before, after) || after.Mode() != before.Mode()) {
-				t.Errorf("%s: %s: the file is another one, or none: %v", name, when, err)
+				t.Errorf("%s: %s: the file was replaced or removed: %v", name, when, err)
 			}
 		}
 		wantText := func(want, when string) {
 			t.Helper()
-			if text, err := os.ReadFile(in(file.text)); file.text != "" && (err != nil || string(text) != want) {
+			if text, err := os.ReadFile(in(file.portIn)); file.portIn != "" && (err != nil || string(text) != want) {
 				t.Errorf("%s: %s: %q, %v, want %q", name, when, text, err, want)
 			}
 		}
@@ -343,9 +345,9 @@ func TestPortFile(t *testing.T) {
 
 		hold := execute(t, home.Lan, nil, "map", "65000:8081", "--hold", "--port-file", in(name))
 		hold.readLine()
-		if file.text != "" {
+		if file.portIn != "" {
 			waitUntil(t, maxWait, name+" has no port", func() bool {
-				text, _ := os.ReadFile(in(file.text))
+				text, _ := os.ReadFile(in(file.portIn))
 				return string(text) == "65000\n"
 			})
 		}
@@ -353,31 +355,31 @@ func TestPortFile(t *testing.T) {
 		hold.signal(os.Interrupt)
 		hold.wantExit(0)
 		wantSameFile("after map --hold")
-		if _, err := os.Lstat(in(name)); file.gone != errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: after map --hold: %v; gone is to be %v", name, err, file.gone)
-		} else if !file.gone {
+		if _, err := os.Lstat(in(name)); file.removed != errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: after map --hold: %v; want removed: %v", name, err, file.removed)
+		} else if !file.removed {
 			wantText("", "after map --hold")
 		}
 	}
 	testFIFO(t, home, in("fifo"))
 }
 
-// fifo checks that a FIFO is written when a program reads it, and keeps nothing
-// waiting if none does.
+// testFIFO checks that the port is written to a FIFO when a program reads it, and that
+// the command does not block at its end if no program reads it.
 func testFIFO(t *testing.T, home *lab.HomeNet, path string) {
 	t.Helper()
 	want := "--port-file: waiting for a program to read " + path + "\n"
 	hold := execute(t, home.Lan, nil, "map", "8080", "--hold", "--port-file", path)
 	hold.readLine()
 	if text, err := os.ReadFile(path); err != nil || string(text) != "8080\n" {
-		t.Errorf("the FIFO had %q, %v", text, err)
+		t.Errorf("read %q, %v from the FIFO", text, err)
 	}
 	hold.signal(os.Interrupt)
 	hold.wantExit(0)
 	once := execute(t, home.Lan, nil, "map", "8080", "--port-file", path)
 	once.readLine()
 	if text, err := os.ReadFile(path); err != nil || string(text) != "8080\n" {
-		t.Errorf("the FIFO had %q, %v", text, err)
+		t.Errorf("read %q, %v from the FIFO", text, err)
 	}
 	once.wantExit(0)
 	unread := execute(t, home.Lan, nil, "map", "8081", "--hold", "--port-file", path)
@@ -389,7 +391,7 @@ func testFIFO(t *testing.T, home *lab.HomeNet, path string) {
 	}
 	once = execute(t, home.Lan, nil, "map", "8081", "--port-file", path)
 	once.readLine()
-	waitUntil(t, maxWait, "it does not say that it waits", func() bool { return strings.Contains(once.stderr.String(), want) })
+	waitUntil(t, maxWait, "the command does not report that it waits", func() bool { return strings.Contains(once.stderr.String(), want) })
 	once.signal(os.Interrupt)
 	once.wantExit(1)
 }

@@ -16,12 +16,13 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// goforwardProgram is the command line program, whose output and end the test
-// gets as messages.
+// goforwardProgram runs the command line program. It sends the output and the exit code
+// to the test.
 var goforwardProgram = lab.Func("goforward", func(p *lab.Proc) {
 	var args []string
 	p.Args(&args)
-	// The world's own, and not the user's: the key of the nonces is kept there.
+	// This directory belongs to the lab and not to the user. The command stores the key
+	// of the nonces in it.
 	if err := os.Setenv("XDG_STATE_HOME", "/run/state"); err != nil {
 		p.Fatal(err)
 	}
@@ -31,13 +32,13 @@ var goforwardProgram = lab.Func("goforward", func(p *lab.Proc) {
 	p.Send(outputMessage{Exit: &code})
 })
 
-// said is a line on standard output, or the exit code.
+// outputMessage is a line of standard output, or the exit code.
 type outputMessage struct {
 	Line string `json:",omitempty"`
 	Exit *int   `json:",omitempty"`
 }
 
-// lines sends what is written to it.
+// lineSender sends each line that is written to it to the test.
 type lineSender struct {
 	proc *lab.Proc
 	rest string
@@ -66,6 +67,7 @@ func goforward(t *testing.T, host *lab.Host, args ...string) *command {
 	return &command{host.Start(t, goforwardProgram, args), t}
 }
 
+// readLine returns the next line of standard output.
 func (c *command) readLine() string {
 	c.t.Helper()
 	var s outputMessage
@@ -76,7 +78,7 @@ func (c *command) readLine() string {
 	return s.Line
 }
 
-// endpoint is a line that is an endpoint.
+// readEndpoint reads a line that contains an address and a port.
 func (c *command) readEndpoint() netip.AddrPort {
 	c.t.Helper()
 	ap, err := netip.ParseAddrPort(c.readLine())
@@ -86,6 +88,7 @@ func (c *command) readEndpoint() netip.AddrPort {
 	return ap
 }
 
+// wantExit waits until the command exits, which must be with this code.
 func (c *command) wantExit(code int) {
 	c.t.Helper()
 	var s outputMessage
@@ -160,7 +163,7 @@ func TestCommandHoldRestart(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// What one process maps, another takes away.
+// TestCommandUnmap checks that one process can delete what another process has mapped.
 func TestCommandUnmap(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: map, then unmap")
@@ -178,13 +181,13 @@ func TestCommandUnmap(t *testing.T) {
 	home.DoesNotReach(t, byUDP, external)
 	goforward(t, home.Lan, "unmap", "8080").wantExit(0)
 	home.DoesNotReach(t, byTCP, external)
-	goforward(t, home.Lan, "unmap", "8080").wantExit(0) // gone already
+	goforward(t, home.Lan, "unmap", "8080").wantExit(0) // it is deleted already
 	wantRules(t, home, 1)
 	home.Reaches(t, neighbourEcho, externalAddr(home, 9000))
 }
 
-// What one process maps by PCP, another takes away: it need not be told that it
-// was PCP, nor the secret of the mapping.
+// TestCommandUnmapPCP checks that one process can delete what another process has mapped
+// by PCP. It needs neither the protocol nor the nonce of the mapping as an argument.
 func TestCommandUnmapPCP(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -212,7 +215,8 @@ func TestCommandUnmapPCP(t *testing.T) {
 	}
 }
 
-// What is killed leaves its mapping for the lifetime.
+// TestCommandKilled checks that the mapping of a killed command is deleted when its
+// lifetime ends.
 func TestCommandKilled(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: map --hold, killed")
@@ -224,11 +228,11 @@ func TestCommandKilled(t *testing.T) {
 	c.Kill()
 	home.Reaches(t, echo, external)
 	took := waitUnreachable(t, home, echo, external, 8*time.Second)
-	t.Logf("gone after %v", took)
+	t.Logf("deleted after %v", took)
 	wantRules(t, home, 0)
 }
 
-// The exit codes of a script's life.
+// TestCommandFails checks the exit codes that scripts rely on.
 func TestCommandFails(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: exit codes")
@@ -240,10 +244,10 @@ func TestCommandFails(t *testing.T) {
 	}
 	ip.wantExit(0)
 	goforward(t, home.Lan, "map", "8080", "--exact").wantExit(5)
-	goforward(t, home.Lan, "map", "8080", "-g", "192.168.77.3").wantExit(6) // the neighbour is no router
+	goforward(t, home.Lan, "map", "8080", "-g", "192.168.77.3").wantExit(6) // the neighbour is not a router
 	goforward(t, home.Lan, "map", "70000").wantExit(2)
 	home.Router.Rule(t, "input", `iifname "lan0" udp dport 1900 drop`)
-	goforward(t, home.Lan, "list").wantExit(1) // only UPnP could tell
+	goforward(t, home.Lan, "list").wantExit(1) // only UPnP can list mappings
 	home.Daemon.Kill(t)
 	goforward(t, home.Lan, "map", "8080").wantExit(3)
 	home.Lan.Exec(t, "ip", "route", "del", "default")
@@ -251,7 +255,8 @@ func TestCommandFails(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-// The same from Debian's natpmpc and ours, on one mapping.
+// TestCommandNatpmpc checks that goforward deletes a mapping that Debian's natpmpc has
+// created.
 func TestCommandNatpmpc(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: a mapping made by natpmpc is taken away")
@@ -264,8 +269,9 @@ func TestCommandNatpmpc(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// The provider gives the router another address, and the hook is told: where the
-// router announces it, at once; by UPnP alone at the next renewal.
+// TestExecAddress checks that the hook runs if the provider gives the router another
+// address. If the router announces the change, the hook runs at once; with UPnP alone, it
+// runs after the next renewal.
 func TestExecAddress(t *testing.T) {
 	t.Parallel()
 	for backend, router := range map[string]lab.Router{"natpmp": {NoUPnP: true}, "pcp": pcpOnly, "upnp": upnpOnly} {
@@ -273,7 +279,7 @@ func TestExecAddress(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "cli: another external address, and the hook is told, "+backend)
 			home := lab.Home(t, router)
-			hookOutput := filepath.Join(t.TempDir(), "told")
+			hookOutput := filepath.Join(t.TempDir(), "hook")
 			port := filepath.Join(t.TempDir(), "port")
 			c := goforward(t, home.Lan, "map", "8080", "--hold", "--lifetime", "8", "--port-file", port, "--exec",
 				`sh -c 'echo $GOFORWARD_EVENT $GOFORWARD_EXTERNAL_IP:$GOFORWARD_EXTERNAL_PORT $GOFORWARD_BACKEND >>`+hookOutput+`'`)
@@ -285,7 +291,7 @@ func TestExecAddress(t *testing.T) {
 			home.Router.Exec(t, "sh", "-ec", "ip addr add 45.45.45.77/24 dev wan0; ip addr del 45.45.45.1/24 dev wan0; ip addr show dev wan0 | grep -q 45.45.45.77 || ip addr add 45.45.45.77/24 dev wan0")
 			waitUntil(t, maxWait, "the hook does not run again", func() bool { return strings.Count(read(hookOutput), "\n") > 1 })
 			if got, want := read(hookOutput), "mapped 45.45.45.1:8080 "+backend+"\nchanged 45.45.45.77:8080 "+backend+"\n"; got != want {
-				t.Errorf("the hook was told %q, want %q", got, want)
+				t.Errorf("the hook received %q, want %q", got, want)
 			}
 			c.Signal(os.Interrupt)
 			c.Wait()
@@ -297,15 +303,16 @@ func TestExecAddress(t *testing.T) {
 	}
 }
 
-// The loop of those whose VPN hands out a port: the gateway refuses, then grants,
-// then starts anew and hands out another port, since another host has taken the
-// first. Each port is told once, to the hook too.
+// TestVPNLoop checks the procedure of VPN users whose provider assigns a port. The
+// gateway first refuses and then grants a port. Then it restarts and grants another port,
+// because another host has taken the first one. Each port is reported once, to the hook
+// too.
 func TestVPNLoop(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: the loop of VPN users, with a hook")
 	home := lab.Home(t, lab.Router{NoUPnP: true})
 	byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
-	hookOutput := filepath.Join(t.TempDir(), "told")
+	hookOutput := filepath.Join(t.TempDir(), "hook")
 	refusal := home.Router.Rule(t, "input", `iifname "lan0" udp dport 5351 reject`)
 	c := goforward(t, home.Lan, "map", "8080", "--same-port", "--protocol", "both", "--gateway", home.Gateway.String(),
 		"--lifetime", "60", "--hold", "--wait", "--exec",
@@ -329,7 +336,7 @@ func TestVPNLoop(t *testing.T) {
 	home.Reaches(t, home.Lan.Echo(t, "udp", ":8081"), externalAddr(home, 8081))
 	want := []string{"mapped 45.45.45.1:8080", "changed 45.45.45.1:8081 8080"}
 	if got := lines(); len(got) != 2 || strings.TrimSpace(got[0]) != want[0] || got[1] != want[1] {
-		t.Errorf("the hook was told %q, want %q", got, want)
+		t.Errorf("the hook received %q, want %q", got, want)
 	}
 	wantRules(t, home, 3)
 	c.Signal(os.Interrupt)

@@ -21,9 +21,9 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// The contract of all backends, on a real router. The backend is in the home's
-// host and the suite in the test process, which can get at the router: in
-// between are remote procedure calls.
+// TestContract runs the backend contract tests on a real router. The backend runs in the
+// home's host. The tests run in the test process, which can inspect the router. Remote
+// procedure calls connect the two.
 func TestContract(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{natpmp.Name, pcp.Name, upnp.Name} {
@@ -48,7 +48,7 @@ func testContract(t *testing.T, name string) {
 	proc.Expect(&addr)
 
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
-		home.Daemon.Restart(t) // an empty table
+		home.Daemon.Restart(t) // this empties the table
 		conn, err := home.Lan.Dial(t.Context(), "tcp", addr.String())
 		if err != nil {
 			t.Fatal(err)
@@ -70,7 +70,7 @@ func testContract(t *testing.T, name string) {
 				if _, has := byProtocol[m.Protocol]; !has {
 					byProtocol[m.Protocol] = home.Lan.Echo(t, m.Protocol.String(), m.Internal.String())
 				}
-				for range 10 { // a machine that is busy may not answer within one short wait
+				for range 10 { // a busy machine may not reply within the short timeout
 					if isReachable(t, home.Wan, byProtocol[m.Protocol], m.External) {
 						return true
 					}
@@ -82,7 +82,7 @@ func testContract(t *testing.T, name string) {
 			},
 			Pass: func(t *testing.T, d time.Duration) {
 				begin := time.Now()
-				waitUntil(t, d+maxWait, "the time does not pass", func() bool { return time.Since(begin) > d })
+				waitUntil(t, d+maxWait, "the wait takes too long", func() bool { return time.Since(begin) > d })
 			},
 			Silence: func(t *testing.T) {
 				rule := home.Router.Rule(t, "input", requestsOf+` drop`)
@@ -97,14 +97,14 @@ var (
 	requestCount = regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "requests"`)
 )
 
-// table reads the router's entries.
+// readTable returns the router's entries.
 func readTable(t *testing.T, home *lab.HomeNet) []backendtest.Row {
 	t.Helper()
 	var rows []backendtest.Row
 	for _, rule := range home.Rules(t) {
 		m := entryPattern.FindStringSubmatch(rule)
 		if m == nil {
-			t.Fatalf("a rule that is no entry: %s", rule)
+			t.Fatalf("a rule that is not an entry: %s", rule)
 		}
 		p, err := strconv.ParseUint(m[1], 16, 8)
 		if err != nil {
@@ -124,6 +124,7 @@ func parsePort(t *testing.T, s string) uint16 {
 	return uint16(n)
 }
 
+// countRequests returns how many requests the router has received.
 func countRequests(t *testing.T, home *lab.HomeNet) int {
 	t.Helper()
 	m := requestCount.FindStringSubmatch(home.Router.Ruleset(t))
@@ -137,7 +138,7 @@ func countRequests(t *testing.T, home *lab.HomeNet) int {
 	return n
 }
 
-// backendArgs name a backend and its gateway.
+// backendArgs selects a backend and its gateway.
 type backendArgs struct {
 	Name    string
 	Gateway netip.AddrPort
@@ -147,7 +148,7 @@ func (a backendArgs) open() (backends.Backend, error) {
 	const transmissions, firstWait = 2, 500 * time.Millisecond
 	switch a.Name {
 	case upnp.Name:
-		const wait = 1500 * time.Millisecond // devices may take a second to answer a search
+		const wait = 1500 * time.Millisecond // devices may take a second to respond to a search
 		return upnp.New(upnp.Config{Gateway: a.Gateway.Addr(), Wait: wait, Timeout: wait})
 	case pcp.Name:
 		return pcp.New(pcp.Config{Gateway: a.Gateway, Transmissions: transmissions, FirstWait: firstWait})
@@ -155,7 +156,7 @@ func (a backendArgs) open() (backends.Backend, error) {
 	return natpmp.New(natpmp.Config{Gateway: a.Gateway, Transmissions: transmissions, FirstWait: firstWait})
 }
 
-// backendProgram serves a backend, a new one for each connection.
+// backendProgram serves a backend. Each connection gets a new one.
 var backendProgram = lab.Func("backend", func(p *lab.Proc) {
 	var args backendArgs
 	p.Args(&args)
@@ -181,13 +182,13 @@ var backendProgram = lab.Func("backend", func(p *lab.Proc) {
 	}
 })
 
-// BackendCall and BackendReply are the messages. They are exported because
-// package rpc wants it so.
+// BackendCall and BackendReply are the messages. They are exported because package rpc
+// requires it.
 type (
 	BackendCall struct {
 		ID       uint64
-		Deadline time.Time // of the caller's context
-		Canceled bool      // before the call
+		Deadline time.Time // the deadline of the caller's context
+		Canceled bool      // the context was cancelled before the call
 		Request  backends.Request
 		Mapping  gobMapping
 	}
@@ -199,11 +200,11 @@ type (
 	}
 )
 
-// wireMapping is a Mapping for package gob, which cannot encode a Token.
+// gobMapping is a Mapping for package gob, which cannot encode a Token.
 type gobMapping struct{ backends.Mapping }
 
-// mappingFields has the bytes of the token in place of the Token, which hides them, and
-// the number of the protocol, which may be 0: a Protocol does not read that.
+// mappingFields replaces the Token, which hides its bytes, by the bytes. It replaces the
+// Protocol by its number, which may be 0, because a Protocol cannot be decoded from 0.
 type mappingFields struct {
 	backends.Mapping
 	Protocol uint8
@@ -222,13 +223,14 @@ func (m *gobMapping) GobDecode(b []byte) error {
 	return err
 }
 
-// BackendService is a backend at the far end.
+// BackendService serves a backend in the process of backendProgram.
 type BackendService struct {
 	backend backends.Backend
 	mu      sync.Mutex
 	cancels map[uint64]context.CancelFunc
 }
 
+// do calls f with a context that has the caller's deadline and that Cancel can cancel.
 func (s *BackendService) do(c BackendCall, r *BackendReply, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	if !c.Deadline.IsZero() {
@@ -247,7 +249,7 @@ func (s *BackendService) do(c BackendCall, r *BackendReply, f func(context.Conte
 	return nil
 }
 
-// Cancel ends the context of a call.
+// Cancel cancels the context of a call.
 func (s *BackendService) Cancel(id uint64, _ *struct{}) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,7 +259,7 @@ func (s *BackendService) Cancel(id uint64, _ *struct{}) error {
 	return nil
 }
 
-// Supports is of backends.Backend, and so are those below.
+// Supports is the method of backends.Backend, and so are the methods below.
 func (s *BackendService) Supports(c BackendCall, r *BackendReply) error {
 	return s.do(c, r, func(context.Context) error { return s.backend.Supports(c.Request) })
 }
@@ -291,7 +293,8 @@ func (s *BackendService) Close(c BackendCall, r *BackendReply) error {
 	return s.do(c, r, func(context.Context) error { return s.backend.Close() })
 }
 
-// remoteBackend is a backend at the near end.
+// remoteBackend is the backend in the test process. It forwards the calls to a
+// BackendService.
 type remoteBackend struct {
 	name   string
 	client *rpc.Client
@@ -310,7 +313,7 @@ func (b *remoteBackend) call(ctx context.Context, name string, c BackendCall) (B
 	c.Deadline, _ = ctx.Deadline()
 	c.Canceled = errors.Is(ctx.Err(), context.Canceled)
 	stop := context.AfterFunc(ctx, func() {
-		if errors.Is(ctx.Err(), context.Canceled) { // the deadline passes at the far end too
+		if errors.Is(ctx.Err(), context.Canceled) { // the server applies the deadline itself
 			b.client.Go("Backend.Cancel", c.ID, &struct{}{}, nil)
 		}
 	})

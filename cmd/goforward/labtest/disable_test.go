@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// three enables three mappings one after another, and returns a look at which
-// of them bytes arrive by.
+// enableThree enables three mappings one after another. It returns a function that checks
+// through which of them bytes arrive.
 func enableThree(t *testing.T) (home *lab.HomeNet, f *remoteForwarder, reached func(want ...bool)) {
 	t.Helper()
 	home = lab.Home(t, lab.Router{})
@@ -72,20 +72,20 @@ func TestDisableAll(t *testing.T) {
 	home, f, _ := enableThree(t)
 	other := occupyPort(t, home, "tcp", 9000)
 	if n := f.disableAll(tcp(0)); n != 2 {
-		t.Errorf("%d taken away, want 2", n)
+		t.Errorf("%d disabled, want 2", n)
 	}
 	home.Reaches(t, other, externalAddr(home, 9000))
 	if n := f.disableAll(); n != 1 {
-		t.Errorf("%d taken away, want 1", n)
+		t.Errorf("%d disabled, want 1", n)
 	}
 	if n := f.disableAll(); n != 0 {
-		t.Errorf("%d taken away, want none", n)
+		t.Errorf("%d disabled, want none", n)
 	}
 	home.Reaches(t, other, externalAddr(home, 9000))
 	wantRules(t, home, 1)
 }
 
-// Every way to end takes all mappings away.
+// TestEnd checks that Close and Shutdown delete all mappings.
 func TestEnd(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(t *testing.T, f *remoteForwarder){
@@ -101,14 +101,14 @@ func TestEnd(t *testing.T) {
 			echo := home.Lan.Echo(t, "tcp", ":8081")
 			f.enable(both(8080))
 			m := f.enable(tcp(8081))
-			f.enable(udp(8082), once) // left for its lifetime
+			f.enable(udp(8082), once) // stays until its lifetime ends
 			home.Reaches(t, echo, m.External)
 			wantRules(t, home, 4)
 			end(t, f)
 			wantRules(t, home, 1)
 			home.DoesNotReach(t, echo, m.External)
 			if name == "Close of a package" {
-				m = f.enable(tcp(8081)) // a new Forwarder
+				m = f.enable(tcp(8081)) // this uses a new Forwarder
 				home.Reaches(t, echo, m.External)
 				end(t, f)
 				wantRules(t, home, 1)
@@ -146,7 +146,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// What no program is left to take away goes when its lifetime has passed.
+// TestKilled checks that the mapping of a killed program is deleted when its lifetime
+// ends.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: killed, the mapping goes with its lifetime")
@@ -158,13 +159,14 @@ func TestKilled(t *testing.T) {
 	f.proc.Kill()
 	home.Reaches(t, echo, m.External)
 	took := waitUnreachable(t, home, echo, m.External, shortLease+3*time.Second)
-	t.Logf("gone after %v", took)
+	t.Logf("deleted after %v", took)
 	wantRules(t, home, 0)
 }
 
-const tolerance = 500 * time.Millisecond // what a bound may be late by, on a busy machine
+const tolerance = 500 * time.Millisecond // how late a busy machine may be
 
-// The router answers that it is there, and dies before it answers the request.
+// TestDiesInMidCall checks a router that replies to the probe and dies before it replies
+// to the request.
 func TestDiesInMidCall(t *testing.T) {
 	t.Parallel()
 	for _, dead := range []string{"silent", "refusing"} {
@@ -172,7 +174,7 @@ func TestDiesInMidCall(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "forward: the router dies in mid-call, "+dead)
 			home := lab.Home(t, lab.Router{})
-			home.Router.Rule(t, "input", `iifname "lan0" tcp dport 5000 reject with tcp reset`) // no way around the trap
+			home.Router.Rule(t, "input", `iifname "lan0" tcp dport 5000 reject with tcp reset`) // UPnP must not replace the dropped requests
 			const timeout = 4 * time.Second
 			f := newForwarder(t, home.Lan, config{RequestTimeout: timeout})
 			echo := home.Lan.Echo(t, "tcp", ":8080")
@@ -180,15 +182,15 @@ func TestDiesInMidCall(t *testing.T) {
 			id := f.beginEnable(tcp(8080))
 			drop.waitForDrops(t, 1)
 			home.Daemon.Kill(t)
-			if dead == "refusing" { // the next request meets a closed port
+			if dead == "refusing" { // the port is closed when the next request arrives
 				drop.remove(t)
 			}
 			got := f.await(id)
-			t.Logf("the error came after %v", got.Took)
+			t.Logf("the error was returned after %v", got.Took)
 			wantKinds(t, got.Failure.err(), backends.ErrNoReply)
-			wantNotKind(t, got.Failure.err(), forward.ErrNoGateway) // there was one
+			wantNotKind(t, got.Failure.err(), forward.ErrNoGateway) // the gateway replied to the probe
 			if got.Took > timeout+tolerance {
-				t.Errorf("the error came after %v, want %v", got.Took, timeout)
+				t.Errorf("the error was returned after %v, want %v", got.Took, timeout)
 			}
 			if dead == "refusing" {
 				wantKinds(t, got.Failure.err(), syscall.ECONNREFUSED)
@@ -205,8 +207,8 @@ func TestDiesInMidCall(t *testing.T) {
 	}
 }
 
-// Close ends within its bound, whatever the router does, and its error names what
-// remains on the router.
+// TestCloseDead checks that Close returns within its timeout if the router does not
+// reply. Its error names the mappings that remain on the router.
 func TestCloseDead(t *testing.T) {
 	t.Parallel()
 	for _, dead := range []string{"killed", "silent", "cut off"} {
@@ -231,7 +233,7 @@ func TestCloseDead(t *testing.T) {
 			wantKinds(t, got.Failure.err(), backends.ErrNoReply)
 			for _, what := range []string{"tcp port 8080", "udp port 8080", "tcp port 8081", "udp port 8082"} {
 				if !strings.Contains(got.Failure.Text, what+" remains on the gateway") {
-					t.Errorf("the error does not say that %s remains on the gateway", what)
+					t.Errorf("the error does not name %s as remaining on the gateway", what)
 				}
 			}
 			if got.Took > 2*time.Second+tolerance {
@@ -242,7 +244,7 @@ func TestCloseDead(t *testing.T) {
 	}
 }
 
-// Shutdown ends with its context, and its error names what remains on the router.
+// TestShutdownSilent checks that Shutdown returns when its context ends, with an error.
 func TestShutdownSilent(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: shut down while the router is silent")
@@ -251,9 +253,9 @@ func TestShutdownSilent(t *testing.T) {
 	f.enable(both(8080))
 	home.Router.Rule(t, "input", `iifname "lan0" drop`)
 	got := f.try(call{Op: "shutdown", Forwarder: f.n, Within: time.Second})
-	t.Logf("after %v", got.Took)
+	t.Logf("Shutdown returned after %v", got.Took)
 	wantKinds(t, got.Failure.err())
 	if got.Took > time.Second+tolerance {
-		t.Errorf("Shutdown took %v, and its context one second", got.Took)
+		t.Errorf("Shutdown took %v, but its context ended after one second", got.Took)
 	}
 }

@@ -13,7 +13,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// Bytes arrive from Enable on, and no sooner, and until Disable, and no longer.
+// TestEnable checks that bytes arrive after Enable and before Disable, and at no other
+// time.
 func TestEnable(t *testing.T) {
 	t.Parallel()
 	for name, networks := range map[string][]string{
@@ -55,6 +56,7 @@ func TestEnable(t *testing.T) {
 	}
 }
 
+// TestEnableNothingNamed checks Enable without options: it chooses a free port.
 func TestEnableNothingNamed(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: enable a free port")
@@ -88,7 +90,7 @@ func TestEnableExternal(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// Many callers at once, through the queue of one request at a time.
+// TestEnableMany checks many concurrent calls. The library sends one request at a time.
 func TestEnableMany(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: enable many at once")
@@ -112,12 +114,13 @@ func TestEnableMany(t *testing.T) {
 	}
 	wantRules(t, home, 2*n)
 	if got := f.disableAll(); got != n {
-		t.Errorf("%d taken away, want %d", got, n)
+		t.Errorf("%d disabled, want %d", got, n)
 	}
 	wantRules(t, home, 0)
 }
 
-// Every second request is lost, and every third answer.
+// TestEnableLoss checks Enable and Disable if every second request and every third
+// response is lost.
 func TestEnableLoss(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: enable and disable over a link that loses packets")
@@ -132,7 +135,7 @@ func TestEnableLoss(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// A program that starts before the network does.
+// TestBackground checks a program that starts before the host has a default route.
 func TestBackground(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: in the background, before there is a route")
@@ -151,9 +154,9 @@ func TestBackground(t *testing.T) {
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
 	begin := time.Now()
 	m.wait(maxWait)
-	t.Logf("granted %v after the route came", time.Since(begin))
+	t.Logf("granted %v after the route appeared", time.Since(begin))
 	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("granted %v after the route came", took)
+		t.Errorf("granted %v after the route appeared", took)
 	}
 	f.wantEvent(forward.EventMapped)
 	home.Reaches(t, echo, m.External)
@@ -161,7 +164,7 @@ func TestBackground(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// A program that starts before the router does.
+// TestBackgroundRouter checks a program that starts before the router.
 func TestBackgroundRouter(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: in the background, before the router answers")
@@ -215,7 +218,7 @@ func TestTakenExact(t *testing.T) {
 	wantRules(t, home, 1)
 	home.Reaches(t, neighbourEcho, externalAddr(home, 8080))
 
-	// The same with a port that is free.
+	// A port that is free is granted.
 	hostEcho := home.Lan.Echo(t, "tcp", ":8080")
 	m := f.enable(tcp(8080), external(8081), exact)
 	home.Reaches(t, hostEcho, m.External)
@@ -261,14 +264,14 @@ func TestSamePort(t *testing.T) {
 				t.Fatalf("%v → %v, want one other number", m.External, m.Internal)
 			}
 			home.Reaches(t, home.Lan.Echo(t, "tcp", m.Internal.String()), m.External)
-			wantRules(t, home, 1+len(m.Grants)) // what was tried is given back
+			wantRules(t, home, 1+len(m.Grants)) // the ports that Enable tried before are deleted
 			f.disable()
 			wantRules(t, home, 1)
 		})
 	}
 }
 
-// rangeProgram holds ports 8000 to 8002 until it is told to end.
+// rangeProgram enables ports 8000 to 8002 and closes them when it receives a message.
 var rangeProgram = lab.Func("range of ports", func(p *lab.Proc) {
 	var protocol string
 	p.Args(&protocol)
@@ -291,8 +294,8 @@ var rangeProgram = lab.Func("range of ports", func(p *lab.Proc) {
 	}
 })
 
-// A range is one unit on the real router too: all of its ports are forwarded, next to each
-// other, also if one of them is taken.
+// TestRange checks that the real router forwards all ports of a range, next to each
+// other, even if one of them is taken.
 func TestRange(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []string{"natpmp", "pcp", "upnp"} {
@@ -313,11 +316,11 @@ func TestRange(t *testing.T) {
 			}
 			for i, external := range externals {
 				if external.Port() != externals[0].Port()+uint16(i) { //nolint:gosec // in range
-					t.Errorf("granted %v, which is no range", externals)
+					t.Errorf("granted %v, which is not a range", externals)
 				}
 				home.Reaches(t, echoes[i], external)
 			}
-			wantRules(t, home, 1+len(externals)) // what was tried before is deleted
+			wantRules(t, home, 1+len(externals)) // the ports that Enable tried before are deleted
 			program.Send("end")
 			program.Wait()
 			wantRules(t, home, 1)
@@ -325,13 +328,13 @@ func TestRange(t *testing.T) {
 	}
 }
 
-// visit is what a program knows of its visitors.
+// visit is the result of Listener.Visited.
 type visit struct {
 	At   time.Time
 	From netip.AddrPort
 }
 
-// visitedProgram listens, and says when the last visitor came.
+// visitedProgram opens a listener and sends the last visit after each connection.
 var visitedProgram = lab.Func("visited listener", func(p *lab.Proc) {
 	p.Args(new(string))
 	f, err := forward.New(nil)
@@ -369,7 +372,7 @@ var visitedProgram = lab.Func("visited listener", func(p *lab.Proc) {
 	}
 })
 
-// Only a connection from the internet is a visit.
+// TestVisited checks that only a connection from the internet is a visit.
 func TestVisited(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: a listener knows its last visitor from the internet")
@@ -389,7 +392,7 @@ func TestVisited(t *testing.T) {
 		return v, conn.LocalAddr().(*net.TCPAddr).AddrPort()
 	}
 	if v, _ := dial(home.Lan, netip.AddrPortFrom(home.Lan.Addr(), 8080)); !v.At.IsZero() || v.From.IsValid() {
-		t.Errorf("a connection of this host counts: %v", v)
+		t.Errorf("a connection from this host counts as a visit: %v", v)
 	}
 	if v, from := dial(home.Wan, external); v.At.IsZero() || v.From != from {
 		t.Errorf("Visited: %v, want one from %v", v, from)
@@ -397,6 +400,6 @@ func TestVisited(t *testing.T) {
 	program.Send("end")
 	program.Wait()
 	if scope := backends.ScopeOf(home.Wan.Addr()); scope != backends.ScopePublic {
-		t.Errorf("the visitor's address is %v: this proves nothing", scope)
+		t.Errorf("the visitor's address is %v: the test proves nothing", scope)
 	}
 }

@@ -10,17 +10,17 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// The ports that are asked for.
+// The ports that the tests request.
 const (
 	firstPort, lastPort = 10_000, 11_999
-	replacementOffset   = 1000 // what is tried after one that could not be closed
+	replacementOffset   = 1000 // added to the port of a mapping that could not be closed
 )
 
-// cutLease is what mappings are asked for that a cut may leave behind.
+// cutLease is the lifetime of mappings that a cut may leave behind.
 const cutLease = 10 * time.Second
 
-// The cable to the router is cut after each frame of each exchange, and plugged
-// in again: nothing hangs, and nothing is lost for good.
+// TestFaultCut cuts the cable to the router after each frame of each exchange and plugs
+// it in again. No call hangs, and no mapping is lost permanently.
 func TestFaultCut(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
@@ -51,18 +51,18 @@ func testCut(t *testing.T, backend string, restarts bool) {
 
 var exchanges = []string{"Enable", "Refresh", "Close"}
 
-// cuts tries one backend.
+// cutTest tests one backend.
 type cutTest struct {
 	t        *testing.T
 	backend  string
 	homes    []*lab.HomeNet
-	clients  []*cabledClient // so many cuts at once
-	restarts bool            // at the cut, the router forgets all and starts anew
+	clients  []*cabledClient // one cut at a time for each client
+	restarts bool            // the router restarts at the cut and loses its state
 	rng      *rand.Rand
 	port     uint16
-	reported int // closes that failed, and said so
+	reported int // Close calls that returned an error
 
-	// Of the present exchange.
+	// The fields below are for the current exchange.
 	frames, next, stride, failures int
 	tally                          tally
 }
@@ -74,14 +74,14 @@ type attempt struct {
 	m        *mapping
 	echo     lab.Echo
 	exchange string
-	cut      int // after so many frames
-	id       int // of the call
+	cut      int // the number of frames that pass before the cut
+	id       int // the number of the call
 	got      result
 }
 
-// newCuts has enough hosts for the few frames of NAT-PMP and PCP. By UPnP there
-// are many, but this router answers no more than twenty searches a second, and
-// many hosts that search at once keep it from all of them.
+// newCutTest creates enough clients for the few frames of NAT-PMP and PCP. UPnP has many
+// frames, but this router responds to at most twenty searches a second, and many clients
+// that search at once keep it from responding to any.
 func newCutTest(t *testing.T, backend string, restarts bool) *cutTest {
 	t.Helper()
 	c := &cutTest{t: t, backend: backend, restarts: restarts, rng: rand.New(rand.NewPCG(seed(t), 0))}
@@ -97,11 +97,11 @@ func newCutTest(t *testing.T, backend string, restarts bool) *cutTest {
 	return c
 }
 
-// cutTimeout bounds the calls that are cut.
+// cutTimeout is the timeout of the calls that are cut.
 const cutTimeout = 2 * time.Second
 
-// all tries an exchange with longer and longer lives of the cable, until it is
-// over before the cable is cut.
+// testExchange tests an exchange with later and later cuts, until it completes before the
+// cut.
 func (c *cutTest) testExchange(exchange string) {
 	c.t.Helper()
 	c.tally, c.failures, c.next, c.stride = tally{}, 0, 0, 1
@@ -117,20 +117,20 @@ func (c *cutTest) testExchange(exchange string) {
 	if c.restarts {
 		what += ", and a restart"
 	}
-	c.tally.report(c.t, what, fmt.Sprintf("(%d frames; %d calls failed, and told)", c.frames, c.failures))
+	c.tally.report(c.t, what, fmt.Sprintf("(%d frames; %d calls returned an error)", c.frames, c.failures))
 }
 
-// Of an exchange with more frames than these, the short form tries one in so many.
-// The seed selects where it begins.
+// If an exchange has more than fewFrames frames, the short form tests one frame in
+// shortFormStride. The seed selects the first one.
 const (
 	fewFrames       = 8
 	shortFormStride = 6
 )
 
-// searchFrames is about how many frames the search takes.
+// searchFrames is the approximate number of frames of a search.
 const searchFrames = 16
 
-// batch has an attempt for each host, as long as there are frames.
+// nextBatch returns one attempt for each client, as long as there are frames.
 func (c *cutTest) nextBatch(exchange string) (batch []*attempt) {
 	for _, l := range c.clients {
 		if c.next > c.frames {
@@ -164,7 +164,8 @@ func (c *cutTest) measure(exchange string) (frames int) {
 	return frames
 }
 
-// try cuts a batch of exchanges, repairs what it did, and looks at what is left.
+// testBatch cuts a batch of exchanges, repairs the cables, and checks the state
+// afterwards.
 func (c *cutTest) testBatch(exchange string, batch []*attempt) {
 	c.t.Helper()
 	for _, a := range batch {
@@ -190,8 +191,8 @@ func (c *cutTest) prepare(a *attempt) {
 	c.port++
 	conf := config{Protocols: []string{c.backend}, DiscoveryTimeout: cutTimeout, RequestTimeout: cutTimeout, Lifetime: cutLease}
 	if c.backend == "upnp" && (a.exchange != "Enable" || a.cut > searchFrames) {
-		// The search is cut often enough.
-		conf.UPnPURL = rootDescription(a.home)
+		// Other attempts cut the search often enough.
+		conf.UPnPURL = rootDescriptionURL(a.home)
 	}
 	a.f = a.forwarder(conf)
 	a.echo = a.host.Echo(c.t, "udp", fmt.Sprintf(":%d", firstPort+c.port))
@@ -199,7 +200,7 @@ func (c *cutTest) prepare(a *attempt) {
 
 func (a *attempt) option() option { return udp(a.echo.Addr.Port()) }
 
-// enable makes mappings while all is well.
+// enable creates mappings over good cables.
 func (c *cutTest) enable(batch []*attempt) {
 	c.t.Helper()
 	for _, a := range batch {
@@ -224,11 +225,10 @@ func (a *attempt) beginExchange(exchange string) {
 	}
 }
 
-// restart has the router forget everything while the calls hang, and plugs the
-// cables in.
+// restart restarts the router while the calls wait, and plugs the cables in again.
 func (c *cutTest) restart(batch []*attempt) {
 	c.t.Helper()
-	enough := time.After(time.Second) // some are over, and never meet the cut
+	enough := time.After(time.Second) // some calls complete before the cut
 	for _, a := range batch {
 		select {
 		case <-a.cable.Severed():
@@ -247,10 +247,11 @@ func (c *cutTest) restart(batch []*attempt) {
 	}
 }
 
-// finish waits for the calls, within their bounds, and plugs the cables in.
+// finish waits for the calls, which must return within their timeout, and plugs the
+// cables in again.
 func (c *cutTest) finish(batch []*attempt) {
 	c.t.Helper()
-	const late = 3 * time.Second // what a machine may stand still for
+	const late = 3 * time.Second // how long a machine may pause
 	for _, a := range batch {
 		a.got = a.await(a.id)
 		if a.got.Took > cutTimeout+late {
@@ -263,7 +264,7 @@ func (c *cutTest) finish(batch []*attempt) {
 	}
 }
 
-// recover wants everything to work again.
+// checkRecoveries checks that everything works again.
 func (c *cutTest) checkRecoveries(exchange string, batch []*attempt) {
 	c.t.Helper()
 	for _, a := range batch {
@@ -272,7 +273,7 @@ func (c *cutTest) checkRecoveries(exchange string, batch []*attempt) {
 	}
 }
 
-var errStillMapped = errors.New("closed without an error, and it is still there")
+var errStillMapped = errors.New("closed without an error, but the router still has the entry")
 
 func (c *cutTest) checkRecovery(exchange string, a *attempt) error {
 	c.t.Helper()
@@ -280,7 +281,8 @@ func (c *cutTest) checkRecovery(exchange string, a *attempt) error {
 		if a.got.Failure == nil && len(rulesForHost(c.t, a.home, a.host, a.echo.Addr.Port())) > 0 {
 			return errStillMapped
 		}
-		// What could not be closed is left to its lifetime. Another works.
+		// A mapping that could not be closed stays until its lifetime ends. A mapping of
+		// another port must work.
 		a.echo = a.host.Echo(c.t, "udp", fmt.Sprintf(":%d", replacementOffset+a.echo.Addr.Port()))
 		a.m = nil
 	}
@@ -288,13 +290,15 @@ func (c *cutTest) checkRecovery(exchange string, a *attempt) error {
 		a.m, _ = a.f.toMapping(a.got)
 	}
 	if a.m == nil {
-		// It is not tried once only: the router may still be busy with what was cut.
+		// One attempt may not suffice, because the router may still be busy with the
+		// exchange that was cut.
 		a.m = a.f.enable(a.option(), background)
 	}
 	return a.checkReachable(c)
 }
 
-// arrives wants bytes to arrive, soon after the mapping is renewed at the latest.
+// checkReachable checks that bytes arrive, at the latest soon after the mapping is
+// renewed.
 func (a *attempt) checkReachable(c *cutTest) error {
 	c.t.Helper()
 	var s state
@@ -307,10 +311,10 @@ func (a *attempt) checkReachable(c *cutTest) error {
 	return fmt.Errorf("no bytes arrive at %v: %v", s.External, failureText(s.Failure))
 }
 
-// clear closes what is held, and wants nothing of it to stay.
+// closeBatch closes the mappings and checks that the router deletes them.
 func (c *cutTest) closeBatch(batch []*attempt) {
 	c.t.Helper()
-	granted := map[*attempt]bool{} // what is not granted may just be so, and stay
+	granted := map[*attempt]bool{} // a mapping that is not granted yet may be granted during Close, and stay
 	for _, a := range batch {
 		if a.m != nil {
 			granted[a] = a.m.fetchState().External.IsValid()
@@ -322,19 +326,19 @@ func (c *cutTest) closeBatch(batch []*attempt) {
 			continue
 		}
 		got := a.await(a.id)
-		if got.Failure != nil { // noneLeft sees to it
+		if got.Failure != nil { // waitRulesExpire checks this entry
 			c.reported++
-			c.t.Logf("%s by %s, cut after %d frames, and plugged in again: close: %v", a.exchange, c.backend, a.cut, got.Failure)
+			c.t.Logf("%s by %s, cut after %d frames and plugged in again: close: %v", a.exchange, c.backend, a.cut, got.Failure)
 		} else if rules := rulesForHost(c.t, a.home, a.host, a.echo.Addr.Port()); granted[a] && len(rules) > 0 {
-			c.t.Errorf("%s by %s, cut after %d frames: closed, but still there: %q", a.exchange, c.backend, a.cut, rules)
+			c.t.Errorf("%s by %s, cut after %d frames: closed, but the router still has %q", a.exchange, c.backend, a.cut, rules)
 		}
 		a.f.close()
 	}
 }
 
-// noneLeft waits for the lifetimes of what nobody could take away. By PCP, the
-// library also asks for other ports, for a minute, to learn how the router
-// treats secrets.
+// waitRulesExpire waits until the lifetimes of the entries that could not be deleted end.
+// With PCP, the library also maps other ports for a minute, to determine how the router
+// handles nonces.
 func (c *cutTest) waitRulesExpire(home *lab.HomeNet) {
 	c.t.Helper()
 	remaining := func() int {
@@ -343,7 +347,7 @@ func (c *cutTest) waitRulesExpire(home *lab.HomeNet) {
 		}
 		return len(requestedRules(listRules(c.t, home)))
 	}
-	c.t.Logf("%d entries are left to their lifetime, %d of them told by a Close over a good cable", remaining(), c.reported)
+	c.t.Logf("%d entries remain until their lifetimes end; Close over a good cable returned %d errors", remaining(), c.reported)
 	within := cutLease + maxWait
 	if allFaults {
 		within += time.Minute

@@ -11,14 +11,15 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// held is a mapping that is in use.
+// heldMapping is a mapping with a server behind it.
 type heldMapping struct {
 	*mapping
 	echo lab.Echo
 	name string
 }
 
-// holdAll holds a mapping by each protocol, of both TCP and UDP, on one host.
+// mapByAllProtocols creates mappings on one host by each protocol, one for TCP and one
+// for UDP.
 func mapByAllProtocols(t *testing.T, home *lab.HomeNet, lease time.Duration) (all []*heldMapping) {
 	t.Helper()
 	a := start(t, home.Lan)
@@ -35,7 +36,7 @@ func mapByAllProtocols(t *testing.T, home *lab.HomeNet, lease time.Duration) (al
 	return all
 }
 
-// allCome waits until bytes arrive at all of them again.
+// waitAllReachable waits until bytes arrive through all mappings again.
 func waitAllReachable(t *testing.T, home *lab.HomeNet, all []*heldMapping, within time.Duration) {
 	t.Helper()
 	begin := time.Now()
@@ -48,19 +49,19 @@ func waitAllReachable(t *testing.T, home *lab.HomeNet, all []*heldMapping, withi
 	}
 }
 
-// allClose closes them, and wants nothing to be left.
+// closeAllMappings closes the mappings and checks that the router deletes them.
 func closeAllMappings(t *testing.T, home *lab.HomeNet, all []*heldMapping) {
 	t.Helper()
 	for _, h := range all {
 		h.close()
 		if rules := rulesForHost(t, home, home.Lan, h.echo.Addr.Port()); len(rules) > 0 {
-			t.Errorf("%s: closed, but still there: %q", h.name, rules)
+			t.Errorf("%s: closed, but the router still has %q", h.name, rules)
 		}
 	}
 }
 
-// The router forgets the connections that it tracks, while one goes on: new ones
-// still arrive, and no mapping is taken for lost.
+// TestFaultConntrack checks a router that loses its tracked connections while one
+// connection is in use. New connections still arrive, and no mapping is regarded as lost.
 func TestFaultConntrack(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "fault: tracked connections are forgotten")
@@ -75,7 +76,7 @@ func TestFaultConntrack(t *testing.T) {
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(2 * maxWait))
 	lines := bufio.NewReader(conn)
-	if _, err := lines.ReadString('\n'); err != nil { // the greeting
+	if _, err := lines.ReadString('\n'); err != nil { // the token and the peer
 		t.Fatal(err)
 	}
 	wantEchoedLine(t, conn, lines, "before\n")
@@ -87,7 +88,7 @@ func TestFaultConntrack(t *testing.T) {
 			t.Errorf("%s: %+v", h.name, s)
 		}
 	}
-	wantEchoedLine(t, conn, lines, "after\n") // the router takes it up in the middle
+	wantEchoedLine(t, conn, lines, "after\n") // the router tracks the connection again, from the middle
 	if after := listRules(t, home); len(after) != len(before) {
 		t.Errorf("before: %q, after: %q", before, after)
 	}
@@ -100,7 +101,7 @@ func TestFaultConntrack(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// speak wants a line to come back.
+// wantEchoedLine sends a line and checks that it comes back.
 func wantEchoedLine(t *testing.T, w io.Writer, r *bufio.Reader, line string) {
 	t.Helper()
 	if _, err := io.WriteString(w, line); err != nil {
@@ -111,8 +112,9 @@ func wantEchoedLine(t *testing.T, w io.Writer, r *bufio.Reader, line string) {
 	}
 }
 
-// An interface goes down for longer than mappings live, and comes up again: this
-// host's, the router's inside, the router's outside.
+// TestFaultInterface checks an interface that goes down for longer than the lifetime of
+// the mappings, and comes up again. It does this for the interface of this host, and for
+// both interfaces of the router.
 func TestFaultInterface(t *testing.T) {
 	t.Parallel()
 	const lease = 8 * time.Second
@@ -128,15 +130,15 @@ func TestFaultInterface(t *testing.T) {
 		iface.host().Exec(t, "ip", "link", "set", iface.dev, "down")
 	}
 	begin := time.Now()
-	waitUntil(t, maxWait, "the time does not pass", func() bool { return time.Since(begin) > lease+lease/4 })
+	waitUntil(t, maxWait, "the wait takes too long", func() bool { return time.Since(begin) > lease+lease/4 })
 	for _, iface := range interfaces {
 		iface.host().Exec(t, "ip", "link", "set", iface.dev, "up")
-		if iface.host() == iface.home.Lan { // it goes with the interface
+		if iface.host() == iface.home.Lan { // the kernel deletes the default route with the interface
 			iface.home.Lan.Exec(t, "ip", "route", "add", "default", "via", iface.home.Gateway.String())
 		}
 	}
 	for _, iface := range interfaces {
-		t.Log("the interface ", iface.name)
+		t.Log("interface ", iface.name)
 		waitAllReachable(t, iface.home, iface.all, maxWait)
 		closeAllMappings(t, iface.home, iface.all)
 	}
@@ -147,7 +149,7 @@ func TestFaultInterface(t *testing.T) {
 	}
 }
 
-// side is an interface of a home, and what is held in that home.
+// faultInterface is an interface of a home, and the mappings in that home.
 type faultInterface struct {
 	name, dev string
 	home      *lab.HomeNet
@@ -161,8 +163,8 @@ func (s *faultInterface) host() *lab.Host {
 	return s.home.Router
 }
 
-// ours are the entries of ports that were asked for, and not those by which the
-// library learns how a router treats the secrets of PCP.
+// requestedRules returns the entries of the ports that the tests request. It omits the
+// entries by which the library determines how a router handles PCP nonces.
 func requestedRules(rules []string) (out []string) {
 	for _, rule := range rules {
 		if port := internalPort(rule); port >= firstPort && port <= lastPort {

@@ -15,12 +15,13 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// allFaults is whether every step is tried, and not just some of many.
+// allFaults selects the long form of the tests, which tries every step. The short form
+// tries some of them.
 var allFaults = os.Getenv("GOFORWARD_FAULTS") == "all"
 
-// seed is what the random choices of a test depend on. It is the same in every run,
-// so that a test does not fail by chance. GOFORWARD_SEED sets another one, or with
-// "random" a new one, which the test logs.
+// seed returns the seed of a test's random choices. It is the same in every run, so that
+// a test does not fail by chance. GOFORWARD_SEED sets another seed, and the value
+// "random" selects a new one, which the test logs.
 func seed(t *testing.T) uint64 {
 	t.Helper()
 	s := uint64(1)
@@ -37,7 +38,8 @@ func seed(t *testing.T) uint64 {
 	return s
 }
 
-// vital is one of the numbers that tell whether a process leaks.
+// resourceUse returns a number that shows whether a process leaks: goroutines, open
+// files, or bytes of the heap.
 func resourceUse(op string) (n int, ok bool) {
 	switch op {
 	case "goroutines":
@@ -54,49 +56,50 @@ func resourceUse(op string) (n int, ok bool) {
 	return 0, false
 }
 
-// vital asks the agent for one.
+// resourceUse fetches the number from the agent.
 func (a *agent) resourceUse(op string) int {
 	a.t.Helper()
 	return a.do(call{Op: op}).Count
 }
 
-// quiesces waits until the agent has no more goroutines than it had.
+// waitForGoroutines waits until the agent has no more goroutines than limit.
 func (a *agent) waitForGoroutines(limit int) {
 	a.t.Helper()
 	now := 0
-	waitUntil(a.t, maxWait, "goroutines are left over", func() bool {
+	waitUntil(a.t, maxWait, "too many goroutines remain", func() bool {
 		now = a.resourceUse("goroutines")
 		return now <= limit
 	})
 }
 
-// eventually asks again and again, and reports whether it was done in time. It
-// asks less often than until, as a process is started to ask a router.
+// eventually polls until done returns true or the time is over, and reports which. It
+// polls less often than waitUntil, because the caller starts a process for each
+// inspection of a router.
 func eventually(within time.Duration, done func() bool) bool {
-	over := time.After(within)
+	timeout := time.After(within)
 	tick := time.NewTicker(5 * pollInterval)
 	defer tick.Stop()
 	for !done() {
 		select {
 		case <-tick.C:
-		case <-over:
+		case <-timeout:
 			return false
 		}
 	}
 	return true
 }
 
-// lane is a host of a home that has a cable and an agent of its own, so that one
-// router serves many that come to grief at different moments.
+// cabledClient is a host of a home with its own cable and agent. So one router serves
+// many clients whose calls fail at different moments.
 type cabledClient struct {
 	*agent
 	home           *lab.HomeNet
 	host           *lab.Host
 	cable          *lab.Cable
-	idleGoroutines int // its goroutines when it does nothing
+	idleGoroutines int // the number of goroutines of the idle agent
 }
 
-// lanes adds so many hosts to the home.
+// newCabledClients adds n clients to the home.
 func newCabledClients(t *testing.T, home *lab.HomeNet, n int) []*cabledClient {
 	t.Helper()
 	all := newCabledHosts(t, home, n)
@@ -109,10 +112,11 @@ func newCabledClients(t *testing.T, home *lab.HomeNet, n int) []*cabledClient {
 	return all
 }
 
-// cabled is lanes without the agents.
+// newCabledHosts adds n clients without agents.
 func newCabledHosts(t *testing.T, home *lab.HomeNet, n int) []*cabledClient {
 	t.Helper()
-	// A segment is a frame, so that there are as many steps as on a real wire.
+	// The kernel puts each segment into a frame of its own, so that there are as many
+	// steps as on a real network.
 	home.Router.Exec(t, "ip", "link", "set", "lan0", "gso_max_segs", "1")
 	var all []*cabledClient
 	for i := range n {
@@ -123,8 +127,8 @@ func newCabledHosts(t *testing.T, home *lab.HomeNet, n int) []*cabledClient {
 	return all
 }
 
-// entries are the router's port forwardings, as HomeNet.Rules tells them. The
-// program that lists them may hang in the kernel: it is started again.
+// listRules returns the router's port forwardings, as HomeNet.Rules does. The program
+// that lists them may hang in the kernel, so it is started again after a timeout.
 func listRules(t *testing.T, home *lab.HomeNet) (rules []string) {
 	t.Helper()
 	for range 5 {
@@ -146,8 +150,8 @@ func listRules(t *testing.T, home *lab.HomeNet) (rules []string) {
 	return nil
 }
 
-// rulesTo are the router's entries that lead to a host, to a port of it unless
-// that is 0.
+// rulesForHost returns the router's entries that forward to the host. If port is not 0,
+// it returns only those that forward to this port.
 func rulesForHost(t *testing.T, home *lab.HomeNet, host *lab.Host, port uint16) []string {
 	t.Helper()
 	want := " " + host.Addr().String() + ":"
@@ -163,20 +167,20 @@ func rulesForHost(t *testing.T, home *lab.HomeNet, host *lab.Host, port uint16) 
 	return rules
 }
 
-// rootDescription is where a router describes itself: who knows it need not
-// search.
-func rootDescription(home *lab.HomeNet) string {
+// rootDescription returns the URL of the router's device description. With this URL, a
+// client need not search.
+func rootDescriptionURL(home *lab.HomeNet) string {
 	return fmt.Sprintf("http://%s:5000/rootDesc.xml", home.Gateway)
 }
 
-// portTo is the port that an entry leads to.
+// internalPort returns the port to which an entry forwards.
 func internalPort(rule string) int {
 	_, port, _ := strings.Cut(rule[strings.LastIndex(rule, " ")+1:], ":")
 	n, _ := strconv.Atoi(port)
 	return n
 }
 
-// why is what a mapping says of its last attempt.
+// failureText returns the text of a mapping's last error.
 func failureText(f *failure) string {
 	if f == nil {
 		return "no attempt has failed"
@@ -184,7 +188,7 @@ func failureText(f *failure) string {
 	return f.Text
 }
 
-// tally counts what was tried and what came of it.
+// tally counts attempts and their outcomes.
 type tally struct {
 	tried, succeeded int
 	failures         []string
@@ -199,20 +203,20 @@ func (c *tally) count(err error, format string, args ...any) {
 	c.failures = append(c.failures, fmt.Sprintf(format, args...)+": "+err.Error())
 }
 
-// tell logs the line of a table, and fails the test if anything was lost.
+// report logs a line with the counts, and fails the test if an attempt failed.
 func (c *tally) report(t *testing.T, what, note string) {
 	t.Helper()
-	t.Logf("%-48s tried %4d  survived %4d  lost %d  %s", what, c.tried, c.succeeded, len(c.failures), note)
+	t.Logf("%-48s tried %4d  succeeded %4d  failed %d  %s", what, c.tried, c.succeeded, len(c.failures), note)
 	for _, lost := range c.failures {
 		t.Errorf("%s: %s", what, lost)
 	}
 }
 
-// badLines are what cables do to packets. Seeds select which ones. Of ten, three or
-// two packets in a row exactly one is lost each way, so that at most four, five or
-// six requests in a row get no answer; NAT-PMP and PCP send fifteen for each
-// attempt. With six seeds, the last mapping was granted 19 s after the one before,
-// of the two minutes that it may take.
+// badLines are cables with faults. Seeds select the packets. With a loss of 10, 30 or 50
+// %, exactly one of ten, three or two packets in a row is lost in each direction. So at
+// most four, five or six requests in a row get no reply; NAT-PMP and PCP send fifteen
+// requests for each attempt. With six seeds, the last mapping was granted 19 s after the
+// previous one. The limit is two minutes.
 var badLines = []struct {
 	name string
 	line lab.Line
@@ -225,7 +229,7 @@ var badLines = []struct {
 	{"delay", lab.Line{Delay: 150 * time.Millisecond, Jitter: 100 * time.Millisecond}},
 }
 
-// Over every bad line a mapping is granted, and taken away.
+// TestFaultLine checks that a mapping is granted and deleted over every bad line.
 func TestFaultLine(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
@@ -245,7 +249,7 @@ const lineLease = 30 * time.Second
 func testLines(t *testing.T, backend string) {
 	seedValue := seed(t)
 	var all []*cabledClient
-	if backend == "upnp" { // a router is too slow to be searched for by many
+	if backend == "upnp" { // the router is too slow for searches of many clients
 		for range badLines {
 			all = append(all, newCabledClients(t, lab.Home(t, lab.Router{}), 1)...)
 		}
@@ -259,7 +263,7 @@ func testLines(t *testing.T, backend string) {
 		l.cable.Set(line)
 		echoes[i] = l.host.Echo(t, "udp", fmt.Sprintf(":%d", firstPort+i))
 		f := l.forwarder(config{Protocols: []string{backend}, Lifetime: lineLease, DiscoveryTimeout: maxWait / 2, RequestTimeout: maxWait})
-		enables[i] = f.beginEnable(udp(echoes[i].Addr.Port()), background) // however many tries it takes
+		enables[i] = f.beginEnable(udp(echoes[i].Addr.Port()), background) // in the background, so that Enable makes as many attempts as necessary
 		mappings[i] = &mapping{f: f}
 	}
 	for i, l := range all {
@@ -286,52 +290,52 @@ func testLines(t *testing.T, backend string) {
 	}
 }
 
-// carries wants the mapping to be granted over the bad line, and bytes to arrive
-// over a good one: what becomes of them on a bad one is not the router's doing.
-// Where every second packet is lost each way, no exchange by TCP ends in time:
-// there it must be told, and the mapping comes when the line is good.
+// checkGranted checks that the mapping is granted over the bad line and that bytes arrive
+// over a good line. Over a bad line, the loss of bytes would not be caused by the router.
+// If half of the packets are lost in each direction, no TCP exchange completes in time.
+// Then an error must be reported, and the mapping must be granted when the line is good.
 func (l *cabledClient) checkGranted(name, backend string, m *mapping, echo lab.Echo) {
 	l.t.Helper()
 	within := 2 * time.Minute
 	hopeless := name == "loss 50 %" && backend == "upnp"
 	if hopeless {
-		waitUntil(l.t, within, name+": neither granted nor told", func() bool {
+		waitUntil(l.t, within, name+": neither granted nor an error reported", func() bool {
 			s := m.fetchState()
 			return s.External.IsValid() || s.Failure != nil
 		})
 	} else {
-		took := waitUntil(l.t, within, name+": it is not granted", func() bool { return m.fetchState().External.IsValid() })
-		l.t.Logf("%s: granted %v after the one before", name, took.Round(time.Millisecond))
+		took := waitUntil(l.t, within, name+": not granted", func() bool { return m.fetchState().External.IsValid() })
+		l.t.Logf("%s: granted %v after the previous one", name, took.Round(time.Millisecond))
 	}
 	l.cable.Set(lab.Line{})
-	waitUntil(l.t, within, name+": it is not granted, over a good line", func() bool { return m.fetchState().External.IsValid() })
+	waitUntil(l.t, within, name+": not granted over a good line", func() bool { return m.fetchState().External.IsValid() })
 	waitReachable(l.t, l.home, echo, m.External, within)
 }
 
-// goesAway wants a mapping to go by being closed, or else, where that is told, by
-// the end of its lifetime.
+// checkDeleted checks that a closed mapping is deleted. If Close returned an error, it
+// must be deleted when its lifetime ends.
 func (l *cabledClient) checkDeleted(name string, closed result, echo lab.Echo) {
 	l.t.Helper()
 	rules := func() int { return len(rulesForHost(l.t, l.home, l.host, echo.Addr.Port())) }
 	if closed.Failure == nil {
 		l.t.Logf("%s: closed in %v", name, closed.Took.Round(time.Millisecond))
 		if n := rules(); n > 0 {
-			l.t.Errorf("%s: closed without an error, and it is still there", name)
+			l.t.Errorf("%s: closed without an error, but the router still has the entry", name)
 		}
 		return
 	}
-	l.t.Logf("%s: left to its lifetime after %v: %v", name, closed.Took, closed.Failure)
-	waitUntil(l.t, lineLease+maxWait, name+": it outlives its lifetime", func() bool { return rules() == 0 })
+	l.t.Logf("%s: Close failed after %v, the entry stays until its lifetime ends: %v", name, closed.Took, closed.Failure)
+	waitUntil(l.t, lineLease+maxWait, name+": the entry outlives its lifetime", func() bool { return rules() == 0 })
 }
 
-// A mapping is closed while the answer that grants it is still on its way: it
-// must go all the same, or else be said to be left.
+// TestFaultCloseUnanswered checks a mapping that is closed while the response that grants
+// it is in flight. The mapping must still be deleted, or else Close must return an error.
 func TestFaultCloseUnanswered(t *testing.T) {
 	t.Parallel()
 	for backend, delay := range map[string]time.Duration{
 		"natpmp": 1500 * time.Millisecond,
-		"pcp":    400 * time.Millisecond, // or refusals of an option come too late
-		"upnp":   800 * time.Millisecond, // several times
+		"pcp":    400 * time.Millisecond, // with a longer delay, refusals of an option arrive too late
+		"upnp":   800 * time.Millisecond, // the delay applies several times
 	} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
@@ -339,25 +343,25 @@ func TestFaultCloseUnanswered(t *testing.T) {
 			home := lab.Home(t, lab.Router{})
 			l := newCabledClients(t, home, 1)[0]
 			f := l.forwarder(config{Protocols: []string{backend}, Lifetime: time.Hour})
-			f.externalIP() // the gateway is known
+			f.externalIP() // this makes the client find the gateway
 			l.cable.Set(lab.Line{Delay: delay})
 			m := f.enable(udp(firstPort), background)
-			waitUntil(t, maxWait, "no entry", func() bool { return len(requestedRules(home.Rules(t))) > 0 })
+			waitUntil(t, maxWait, "the router creates no entry", func() bool { return len(requestedRules(home.Rules(t))) > 0 })
 			if m.fetchState().External.IsValid() {
-				t.Log("the answer was faster than the look at the router")
+				t.Log("the response arrived before the test inspected the router")
 			}
 			got := l.try(call{Op: "close mapping", Mapping: m.n})
-			t.Logf("Close took %v and said: %v", got.Took, got.Failure.err())
+			t.Logf("Close returned after %v: %v", got.Took, got.Failure.err())
 			deleted := eventually(5*time.Second, func() bool { return len(requestedRules(home.Rules(t))) == 0 })
 			if got.Failure == nil && !deleted {
-				t.Errorf("Close said that all is well, and the entry stays for its lifetime of an hour: %q", home.Rules(t))
+				t.Errorf("Close returned nil, but the entry stays for its lifetime of an hour: %q", home.Rules(t))
 			}
 		})
 	}
 }
 
-// Many callers in one process, some of them with the same port: all are granted,
-// or told why not, and nothing stays.
+// TestFaultMany checks many callers in one process, some of them with the same port. Each
+// call is granted or returns an error, and no mapping remains.
 func TestFaultMany(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
@@ -369,7 +373,7 @@ func TestFaultMany(t *testing.T) {
 	}
 }
 
-// manyLease is how long what cannot be closed may stay.
+// manyLease is how long a mapping that cannot be closed may stay.
 const manyLease = 30 * time.Second
 
 func testMany(t *testing.T, home *lab.HomeNet, backend string) {
@@ -388,14 +392,14 @@ func testMany(t *testing.T, home *lab.HomeNet, backend string) {
 		waitReachable(t, home, echo, externalAddr(home, echo.Addr.Port()), maxWait)
 	}
 	if remaining := closeAll(f, mappings); remaining > 0 {
-		t.Errorf("%d mappings are left to their lifetime", remaining)
+		t.Errorf("%d mappings could not be closed", remaining)
 	}
 	waitRequestedRulesGone(t, home, 0)
 	f.close()
 	a.waitForGoroutines(idleGoroutines)
 }
 
-// granted waits until all calls have what they want.
+// awaitGrants waits until all calls are granted. It reports those that are not.
 func awaitGrants(f *remoteForwarder, ids []int, what string) (mappings []*mapping) {
 	f.t.Helper()
 	var c tally
@@ -413,16 +417,16 @@ func awaitGrants(f *remoteForwarder, ids []int, what string) (mappings []*mappin
 	return mappings
 }
 
-// wantOurs is wantRules of the ports that were asked for.
+// wantRequestedRules checks that the router has this many entries of the requested ports.
 func wantRequestedRules(t *testing.T, home *lab.HomeNet, want int) {
 	t.Helper()
 	if rules := requestedRules(listRules(t, home)); len(rules) != want {
-		t.Errorf("the router has %d entries of ours, want %d: %q", len(rules), want, rules)
+		t.Errorf("the router has %d entries of requested ports, want %d: %q", len(rules), want, rules)
 	}
 }
 
-// closeAll closes mappings of one agent at once, and returns how many the router did
-// not delete, because it takes them for those of another program.
+// closeAll closes mappings of one agent in parallel. It returns how many the router did
+// not delete, because it attributes them to another program.
 func closeAll(f *remoteForwarder, mappings []*mapping) (remaining int) {
 	f.t.Helper()
 	var ids []int
@@ -431,28 +435,29 @@ func closeAll(f *remoteForwarder, mappings []*mapping) (remaining int) {
 	}
 	for _, id := range ids {
 		if got := f.await(id); got.Failure != nil {
-			f.t.Logf("left to its lifetime: %v", got.Failure)
+			f.t.Logf("not closed: %v", got.Failure)
 			remaining++
 		}
 	}
 	return remaining
 }
 
-// noneOfOurs wants nothing to be there any more but what was left to its lifetime,
-// and that no longer.
+// waitRequestedRulesGone checks that only the entries that could not be closed remain,
+// and waits until their lifetimes end.
 func waitRequestedRulesGone(t *testing.T, home *lab.HomeNet, remaining int) {
 	t.Helper()
 	if n := len(requestedRules(listRules(t, home))); n > remaining {
-		t.Errorf("%d entries are there, and %d were left", n, remaining)
+		t.Errorf("the router has %d entries, but only %d could not be closed", n, remaining)
 	}
 	if !eventually(manyLease+maxWait, func() bool { return len(requestedRules(listRules(t, home))) == 0 }) {
 		t.Errorf("entries outlive their lifetime: %q", requestedRules(listRules(t, home)))
 	}
 }
 
-// Processes of two hosts want ports of their own, all at once, and one that all
-// want: to the processes of a host that is one entry, and the other host gets
-// another external port, or is told.
+// TestFaultProcesses checks processes on two hosts that request ports at the same time:
+// one port for each process, and one port that all processes request. For the processes
+// of one host, the common port is one entry. The other host gets another external port,
+// or an error.
 func TestFaultProcesses(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
@@ -477,14 +482,14 @@ func testProcesses(t *testing.T, home *lab.HomeNet, backend string) {
 		p := &clientProcess{agent: start(t, hosts[i%len(hosts)]), host: hosts[i%len(hosts)]}
 		p.idleGoroutines = p.resourceUse("goroutines")
 		conf := config{Protocols: []string{backend}, Lifetime: manyLease}
-		if backend == "upnp" { // many that search at once keep this router from all of them
-			conf.UPnPURL = rootDescription(home)
+		if backend == "upnp" { // many clients that search at once keep this router from replying to any
+			conf.UPnPURL = rootDescriptionURL(home)
 		}
 		p.f = p.forwarder(conf)
 		all[i] = p
 	}
 	for i, p := range all {
-		p.beginEnableUDP(firstPort) // what all want
+		p.beginEnableUDP(firstPort) // the common port
 		for j := range each {
 			p.beginEnableUDP(firstPort + 1 + uint16(each*i+j))
 		}
@@ -502,18 +507,18 @@ func testProcesses(t *testing.T, home *lab.HomeNet, backend string) {
 		}
 	}
 	remaining := 0
-	for _, p := range all { // one after another, as another's Close may take what both have
+	for _, p := range all { // one after another, because a Close of one process may delete the common entry
 		unclosed := closeAll(p.f, p.mappings)
 		remaining += unclosed
 		if got := p.f.try(call{Op: "close", Forwarder: p.f.n}); got.Failure != nil && unclosed == 0 {
-			t.Errorf("close: %v", got.Failure) // else it tells what remains
+			t.Errorf("close: %v", got.Failure) // otherwise the error names what remains
 		}
 		p.waitForGoroutines(p.idleGoroutines)
 	}
 	waitRequestedRulesGone(t, home, remaining)
 }
 
-// process is one of several.
+// clientProcess is one of several agents and its mappings.
 type clientProcess struct {
 	*agent
 	host           *lab.Host

@@ -14,32 +14,34 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
+// addrPort returns a port of the host's address.
 func addrPort(h *lab.Host, port uint16) netip.AddrPort { return netip.AddrPortFrom(h.Addr(), port) }
 
-// joinWan adds another host outside, with an address of the router's external
-// network.
+// joinWan adds another host outside, in the router's external network.
 func joinWan(t *testing.T, home *lab.HomeNet) *lab.Host {
 	t.Helper()
 	return home.JoinOutside("second", "45.45.45.3/24")
 }
 
-// count counts packets of a router.
+// packetCounter is a rule of a host that counts packets.
 type packetCounter struct {
 	host *lab.Host
 	name string
 }
 
+// countPackets adds a rule that counts the packets that match.
 func countPackets(t *testing.T, host *lab.Host, hook, name, packets string) packetCounter {
 	t.Helper()
 	host.Rule(t, hook, packets+` counter comment "`+name+`"`)
 	return packetCounter{host, name}
 }
 
+// packets returns how many packets the rule has counted.
 func (c packetCounter) packets(t *testing.T) int {
 	t.Helper()
 	m := regexp.MustCompile(`counter packets (\d+) bytes \d+ comment "` + c.name + `"`).FindStringSubmatch(c.host.Ruleset(t))
 	if m == nil {
-		t.Fatalf("nobody counts %s", c.name)
+		t.Fatalf("no rule counts %s", c.name)
 	}
 	n, err := strconv.Atoi(m[1])
 	if err != nil {
@@ -48,11 +50,12 @@ func (c packetCounter) packets(t *testing.T) int {
 	return n
 }
 
-// preference is how long the preferred protocol has to answer before another
-// that has answered is used.
+// preferenceDelay is how long the client waits for the preferred protocol before it uses
+// another protocol that has already replied.
 const preferenceDelay = 250 * time.Millisecond
 
-// Which protocol is used: NAT-PMP, wherever it is spoken.
+// TestChoice checks which protocol is used: NAT-PMP, if the router supports it and the
+// caller prefers no other.
 func TestChoice(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -71,12 +74,12 @@ func TestChoice(t *testing.T) {
 			lab.Scenario(t, "choice: the router speaks "+name)
 			home := lab.Home(t, c.router)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
-			for range 3 { // each asks anew
+			for range 3 { // each Forwarder probes again
 				f := newForwarder(t, home.Lan, config{Protocols: c.order})
 				got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
 				m, _ := f.toMapping(got)
 				t.Logf("granted by %s after %v", m.Backend, got.Took)
-				if m.Backend != c.want && got.Took < preferenceDelay { // who is late may find another chosen
+				if m.Backend != c.want && got.Took < preferenceDelay { // if the preferred protocol replies late, another one may be used
 					t.Errorf("granted by %q, want %q", m.Backend, c.want)
 				}
 				if got.Took > 2*time.Second {
@@ -90,8 +93,9 @@ func TestChoice(t *testing.T) {
 	}
 }
 
-// Every third request is lost, and every third answer: what gets lost may decide which protocol a Forwarder uses, but not
-// make it go from one to the other.
+// TestChoiceLoss checks a link that loses every third request and every third response.
+// Loss may decide which protocol a Forwarder uses, but the Forwarder must not switch from
+// one to the other.
 func TestChoiceLoss(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: over a link that loses packets, one owner")
@@ -108,19 +112,20 @@ func TestChoiceLoss(t *testing.T) {
 	}
 	for _, m := range all {
 		if m.Backend != all[0].Backend {
-			t.Errorf("granted by %s, and by %s before", m.Backend, all[0].Backend)
+			t.Errorf("granted by %s, want %s as before", m.Backend, all[0].Backend)
 		}
 		home.Reaches(t, home.Lan.Echo(t, "tcp", m.Internal.String()), m.External)
 		home.Reaches(t, home.Lan.Echo(t, "udp", m.Internal.String()), m.External)
 	}
-	t.Logf("owner: %s", all[0].Backend)
+	t.Logf("backend: %s", all[0].Backend)
 	for _, m := range all {
 		m.close()
 	}
 	wantRules(t, home, 0)
 }
 
-// A router that speaks both protocols, but maps by one of them alone.
+// TestChoiceHalf checks a router that replies to the probes of NAT-PMP and PCP, but
+// creates mappings by only one of them.
 func TestChoiceHalf(t *testing.T) {
 	t.Parallel()
 	const natpmpMap = `iifname "lan0" udp dport 5351 @th,64,8 0 @th,72,8 { 1, 2 } `
@@ -138,7 +143,7 @@ func TestChoiceHalf(t *testing.T) {
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			f := newForwarder(t, home.Lan, config{})
 			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
-			t.Logf("after %v", got.Took)
+			t.Logf("Enable returned after %v", got.Took)
 			m, err := f.toMapping(got)
 			if err != nil {
 				t.Fatal(err)
@@ -153,14 +158,14 @@ func TestChoiceHalf(t *testing.T) {
 	}
 }
 
-// Only the router that the kernel sends through is asked.
+// TestRival checks that requests are sent only to the router of the default route.
 func TestRival(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two routers on one network")
 	home := lab.Home(t, lab.Router{})
 	other := home.SecondRouter(t, lab.Router{WAN: netip.MustParsePrefix("46.46.46.1/24")})
-	first := countPackets(t, home.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
-	second := countPackets(t, other.Router, "input", "asked", `iifname "lan0" udp dport 5351`)
+	first := countPackets(t, home.Router, "input", "requests", `iifname "lan0" udp dport 5351`)
+	second := countPackets(t, other.Router, "input", "requests", `iifname "lan0" udp dport 5351`)
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080))
@@ -171,11 +176,11 @@ func TestRival(t *testing.T) {
 	other.DoesNotReach(t, echo, externalAddr(other, 8080))
 	wantRules(t, other, 0)
 	if n := second.packets(t); n != 0 {
-		t.Errorf("the other router was asked %d times", n)
+		t.Errorf("the other router received %d requests", n)
 	}
 
-	// The first mapping is closed by the time that the route moves: what was
-	// granted stays with the router that granted it.
+	// The first mapping is closed before the default route changes, because a mapping
+	// belongs to the router that granted it.
 	f.disable()
 	wantRules(t, home, 0)
 	before := first.packets(t)
@@ -187,15 +192,16 @@ func TestRival(t *testing.T) {
 	other.Reaches(t, echo, m.External)
 	home.DoesNotReach(t, echo, externalAddr(home, 8080))
 	if n := first.packets(t); n != before {
-		t.Errorf("the first router was asked %d more times", n-before)
+		t.Errorf("the first router received %d more requests", n-before)
 	}
 	f.disable()
 	wantRules(t, other, 0)
 	wantRules(t, home, 0)
 }
 
-// What was enabled before the route has moved follows it, as soon as another call
-// shows that it has; and all goes in the end.
+// TestRivalDisable checks a mapping that was enabled before the default route changed. It
+// follows the route when another call notices the change, and all mappings are deleted in
+// the end.
 func TestRivalDisable(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two routers on one network, disabled after the route has moved")
@@ -218,13 +224,13 @@ func TestRivalDisable(t *testing.T) {
 	wantRules(t, other, 0)
 }
 
-// A host that is on the internet itself needs nobody.
+// TestDirect checks a host with a public address, which needs no gateway.
 func TestDirect(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: a host with a public address")
 	home := lab.Home(t, lab.Router{})
 	home.Wan.Exec(t, "ip", "route", "add", "default", "via", home.External.String())
-	// A byte that is no probe: those have operation 0.
+	// The second byte is not 0 in a request that maps a port; in a probe it is 0.
 	maps := countPackets(t, home.Router, "input", "maps", `iifname "wan0" udp dport 5351 @th,72,8 != 0`)
 	probes := countPackets(t, home.Router, "input", "probes", `iifname "wan0" udp dport 5351 @th,72,8 0`)
 	echo := home.Wan.Echo(t, "tcp", ":8080")
@@ -244,13 +250,14 @@ func TestDirect(t *testing.T) {
 	f.disable()
 	f.close()
 	if n := maps.packets(t); n != 0 {
-		t.Errorf("%d requests that map something", n)
+		t.Errorf("the router received %d map requests", n)
 	}
 	t.Logf("%d probes", probes.packets(t))
 	wantRules(t, home, 0)
 }
 
-// Two NATs in a row. The inner router knows that its address is private.
+// TestRow checks double NAT. The inner router detects that its external address is
+// private.
 func TestRow(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row")
@@ -266,22 +273,22 @@ func TestRow(t *testing.T) {
 	}
 }
 
-// The outer router, asked by name through the inner one, sees another address
-// than the request says it is from.
+// TestRowMismatch checks a PCP request to the outer router through the inner one. The
+// outer router receives it from an address other than the client address in the request.
 func TestRowMismatch(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row, the outer one named")
 	in, out := lab.DoubleNAT(t, lab.Router{}, pcpOnly)
 	f := newForwarder(t, in.Lan, config{Gateway: netip.AddrPortFrom(out.Gateway, 0)})
 	took := f.wantEnableError([]error{backends.ErrPrivateWAN}, tcp(8080))
-	t.Logf("the verdict came after %v", took)
+	t.Logf("the error was returned after %v", took)
 	wantRules(t, in, 0)
 	wantRules(t, out, 0)
 }
 
-// Where the inner router is told the outer one's address, and a port is mapped
-// on both, bytes arrive. NAT-PMP requests say nothing of where they are from, so
-// the outer router maps to the inner one.
+// TestRowBoth checks that bytes arrive if the inner router is configured with the
+// external address of the outer router, and a port is mapped on both routers. NAT-PMP
+// requests do not contain the client address, so the outer router maps to the inner one.
 func TestRowBoth(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row, mapped on both")
@@ -293,7 +300,7 @@ func TestRowBoth(t *testing.T) {
 		t.Errorf("%+v", inner.state)
 	}
 	if _, err := out.Wan.Reach(echo, inner.External); err == nil {
-		t.Error("bytes arrive through a router that maps nothing")
+		t.Error("bytes arrive through a router without a mapping")
 	}
 	g := f.forwarder(config{Gateway: netip.AddrPortFrom(out.Gateway, 0)})
 	outer := g.enable(tcp(8080))
@@ -310,8 +317,8 @@ func TestRowBoth(t *testing.T) {
 	wantRules(t, in, 0)
 }
 
-// A gateway that was named and is none: the error tells what is wrong with it,
-// and not that there is none.
+// TestNamed checks a wrong address in Config.Gateway. The error reports that the address
+// does not reply, and not that there is no gateway.
 func TestNamed(t *testing.T) {
 	t.Parallel()
 	const wait = 1500 * time.Millisecond
@@ -334,24 +341,25 @@ func TestNamed(t *testing.T) {
 				Gateway: netip.AddrPortFrom(netip.MustParseAddr(gw.addr), 0), DiscoveryTimeout: wait,
 			})
 			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
-			t.Logf("the verdict came after %v", got.Took)
+			t.Logf("the error was returned after %v", got.Took)
 			wantKinds(t, got.Failure.err(), gw.kinds...)
 			wantNotKind(t, got.Failure.err(), forward.ErrNoGateway)
 			if got.Took > gw.within {
-				t.Errorf("the verdict came after %v, want %v", got.Took, gw.within)
+				t.Errorf("the error was returned after %v, want %v", got.Took, gw.within)
 			}
 			wantRules(t, home, 0)
 		})
 	}
 }
 
-// A gateway that was named is used even where no route leads out.
+// TestNamedRight checks that the gateway in Config.Gateway is used even if the host has
+// no default route.
 func TestNamedRight(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the gateway named, without a default route")
 	home := lab.Home(t, lab.Router{})
 	home.Lan.Exec(t, "ip", "route", "del", "default")
-	home.Lan.Exec(t, "ip", "route", "add", home.Wan.Addr().String(), "via", home.Gateway.String()) // for the answers
+	home.Lan.Exec(t, "ip", "route", "add", home.Wan.Addr().String(), "via", home.Gateway.String()) // for the replies to the host outside
 	f := newForwarder(t, home.Lan, config{Gateway: netip.AddrPortFrom(home.Gateway, 5351)})
 	m := f.enable(tcp(8080))
 	home.Reaches(t, home.Lan.Echo(t, "tcp", ":8080"), m.External)
@@ -359,10 +367,11 @@ func TestNamedRight(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// allAnswered is when a search is given up that nobody has answered, where all
-// else has failed.
+// searchTimeout is when the search for UPnP devices ends without a response, if all other
+// protocols have failed.
 const searchTimeout = 1300 * time.Millisecond
 
+// TestNoRoute checks that Enable fails at once without a default route.
 func TestNoRoute(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: no route, verdict at once")
@@ -370,9 +379,9 @@ func TestNoRoute(t *testing.T) {
 	home.Lan.Exec(t, "ip", "route", "del", "default")
 	f := newForwarder(t, home.Lan, config{})
 	took := f.wantEnableError([]error{forward.ErrNoGateway}, tcp(8080))
-	t.Logf("the verdict came after %v", took)
+	t.Logf("the error was returned after %v", took)
 	if took > tolerance {
-		t.Errorf("the verdict came after %v", took)
+		t.Errorf("the error was returned after %v", took)
 	}
 	// The network comes up.
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
@@ -380,6 +389,8 @@ func TestNoRoute(t *testing.T) {
 	home.Reaches(t, home.Lan.Echo(t, "tcp", ":8080"), m.External)
 }
 
+// TestNobodyAnswers checks that Enable fails within the discovery timeout if no protocol
+// gets a reply.
 func TestNobodyAnswers(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: 5351 silent, verdict within Wait")
@@ -387,26 +398,28 @@ func TestNobodyAnswers(t *testing.T) {
 	home := lab.Home(t, lab.Router{Silent5351: true, NoUPnP: true})
 	f := newForwarder(t, home.Lan, config{DiscoveryTimeout: wait})
 	took := f.wantEnableError([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
-	t.Logf("the verdict came after %v", took)
+	t.Logf("the error was returned after %v", took)
 	if took > wait+tolerance {
-		t.Errorf("the verdict came after %v, want %v", took, wait)
+		t.Errorf("the error was returned after %v, want %v", took, wait)
 	}
 }
 
+// TestRefused checks that Enable fails when the search ends, if the ports of NAT-PMP and
+// PCP are closed.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: 5351 refused, verdict when every device can have answered")
 	home := lab.Home(t, lab.Router{Refuse5351: true, NoUPnP: true})
 	f := newForwarder(t, home.Lan, config{})
 	took := f.wantEnableError([]error{forward.ErrNoGateway, backends.ErrNoReply}, tcp(8080))
-	t.Logf("the verdict came after %v", took)
+	t.Logf("the error was returned after %v", took)
 	if took > searchTimeout+tolerance {
-		t.Errorf("the verdict came after %v", took)
+		t.Errorf("the error was returned after %v", took)
 	}
 }
 
-// Another NAT stands before the router. NAT-PMP cannot tell a private address
-// from none at all; this router's PCP tells which address it is.
+// TestPrivateWAN checks a router behind another NAT. NAT-PMP cannot distinguish a private
+// address from no address at all; the PCP of this router reports the address.
 func TestPrivateWAN(t *testing.T) {
 	t.Parallel()
 	for wan, text := range map[string]string{
@@ -421,18 +434,19 @@ func TestPrivateWAN(t *testing.T) {
 			pcp := countPackets(t, home.Router, "input", "pcp", `iifname "lan0" udp dport 5351 @th,64,16 0x0201`)
 			f := newForwarder(t, home.Lan, config{})
 			got := f.try(call{Op: "enable", Options: []option{tcp(8080)}})
-			t.Logf("the verdict came after %v", got.Took)
+			t.Logf("the error was returned after %v", got.Took)
 			wantKinds(t, got.Failure.err(), backends.ErrPrivateWAN)
 			if got.Failure != nil && !strings.Contains(got.Failure.Text, text) {
-				t.Errorf("the error does not say %q", text)
+				t.Errorf("the error does not contain %q", text)
 			}
-			// No other port is tried, of eight: the router would refuse any. A request that
-			// is not answered in 250 ms, on a machine that stands still, is repeated.
+			// None of the eight alternative ports is tried, because the router would
+			// refuse each of them. If the machine pauses and a request gets no reply
+			// within 250 ms, it is repeated.
 			if n := natpmp.packets(t); n < 1 || n > 2 {
-				t.Errorf("%d NAT-PMP requests, want one, or its repetition", n)
+				t.Errorf("%d NAT-PMP requests, want one, or one with a repetition", n)
 			}
-			if n := pcp.packets(t); n < 1 || n > 4 { // with a description, and without
-				t.Errorf("%d PCP requests, want one or two, or their repetitions", n)
+			if n := pcp.packets(t); n < 1 || n > 4 { // one with a description and one without
+				t.Errorf("%d PCP requests, want one or two, with at most one repetition each", n)
 			}
 			wantRules(t, home, 0)
 		})

@@ -12,12 +12,13 @@ import (
 )
 
 const (
-	maxWait      = 20 * time.Second      // bounds what must happen
-	pollInterval = 20 * time.Millisecond // between two looks at what nobody announces
+	maxWait      = 20 * time.Second      // bounds every wait
+	pollInterval = 20 * time.Millisecond // the interval between two polls
 )
 
-// stalls measures for how long the machine did not run us at all, as shared ones
-// do now and then for seconds, until it is stopped.
+// measureStalls measures for how long the machine does not run this process. Shared
+// machines pause a process now and then for seconds. stop ends the measurement and
+// returns the sum.
 func measureStalls() (stop func() time.Duration) {
 	const beat, late = 50 * time.Millisecond, 500 * time.Millisecond
 	end, total := make(chan struct{}), make(chan time.Duration)
@@ -38,8 +39,8 @@ func measureStalls() (stop func() time.Duration) {
 	return func() time.Duration { close(end); return <-total }
 }
 
-// until asks again and again, until done or the time is over, and returns how
-// long it took. Time in which the machine stood still does not count.
+// waitUntil polls until done returns true and returns how long it took. It fails the test
+// at the timeout. The time in which the machine did not run this process does not count.
 func waitUntil(t *testing.T, within time.Duration, what string, done func() bool) time.Duration {
 	t.Helper()
 	begin := time.Now()
@@ -50,7 +51,7 @@ func waitUntil(t *testing.T, within time.Duration, what string, done func() bool
 		if time.Since(begin) > within {
 			stalled := stop()
 			if time.Since(begin) > within+stalled {
-				t.Fatalf("after %v, of which the machine stood still for %v: %s", time.Since(begin), stalled, what)
+				t.Fatalf("after %v (the machine paused this process for %v of it): %s", time.Since(begin), stalled, what)
 			}
 			begin = begin.Add(stalled)
 			stop = measureStalls()
@@ -60,9 +61,9 @@ func waitUntil(t *testing.T, within time.Duration, what string, done func() bool
 	return time.Since(begin) - stop()
 }
 
-// comes waits until bytes from outside arrive. It does not wait long for each
-// answer: what a router drops, because its rules are half made, a sender repeats
-// only after a second.
+// waitReachable waits until bytes from outside arrive. It uses a short timeout for each
+// attempt: while the router's rules are incomplete, it drops packets, and a sender
+// repeats them only after a second.
 func waitReachable(t *testing.T, home *lab.HomeNet, echo lab.Echo, external netip.AddrPort, within time.Duration) time.Duration {
 	t.Helper()
 	return waitUntil(t, within, "no bytes arrive at "+external.String(), func() bool {
@@ -70,11 +71,11 @@ func waitReachable(t *testing.T, home *lab.HomeNet, echo lab.Echo, external neti
 	})
 }
 
-// goes waits until bytes from outside arrive no more.
+// waitUnreachable waits until bytes from outside no longer arrive.
 func waitUnreachable(t *testing.T, home *lab.HomeNet, echo lab.Echo, external netip.AddrPort, within time.Duration) time.Duration {
 	t.Helper()
 	return waitUntil(t, within, "bytes still arrive at "+external.String(), func() bool {
-		for range 2 { // one failure can be the machine's
+		for range 2 { // one failure may be caused by the machine
 			if _, err := home.Wan.Reach(echo, external); err == nil {
 				return false
 			}
@@ -83,11 +84,11 @@ func waitUnreachable(t *testing.T, home *lab.HomeNet, echo lab.Echo, external ne
 	})
 }
 
-// wantRules wants the router's table to have this many entries.
+// wantRules checks that the router has this many port forwardings.
 func wantRules(t *testing.T, home *lab.HomeNet, want int) {
 	t.Helper()
 	rules := home.Rules(t)
-	if len(rules) < want && home.Daemon.Settled() { // one may just be made again
+	if len(rules) < want && home.Daemon.Settled() { // the daemon may be about to create a rule again
 		rules = home.Rules(t)
 	}
 	if len(rules) != want {
@@ -95,13 +96,13 @@ func wantRules(t *testing.T, home *lab.HomeNet, want int) {
 	}
 }
 
-// at is a port of the router as the world sees it.
+// externalAddr returns a port of the router's external address.
 func externalAddr(home *lab.HomeNet, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(home.External, port)
 }
 
-// neighbour is another host of the home, with a port of the router mapped to a
-// server of its own by a program that is not ours.
+// occupyPort adds another host to the home, which maps the router's port to its own
+// server by natpmpc.
 func occupyPort(t *testing.T, home *lab.HomeNet, network string, port uint16) lab.Echo {
 	t.Helper()
 	host := home.Join("neighbour", "192.168.77.3/24")
@@ -111,8 +112,9 @@ func occupyPort(t *testing.T, home *lab.HomeNet, network string, port uint16) la
 	return echo
 }
 
-// natpmpcMaps maps an external port to port 80 of a host by Debian's natpmpc, which
-// takes a late answer to its first question for that to its second.
+// mapByNatpmpc maps an external port to port 80 of a host by Debian's natpmpc. It makes
+// several attempts, because natpmpc takes a late reply to its first request for the reply
+// to its second request.
 func mapByNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network string, port uint16) {
 	t.Helper()
 	var out string
@@ -125,30 +127,32 @@ func mapByNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network strin
 	t.Fatalf("natpmpc: %s", out)
 }
 
-// trap is a rule of the router that drops packets and counts them.
+// dropRule is a rule of the router that drops packets and counts them.
 type dropRule struct {
 	home *lab.HomeNet
 	rule *lab.Rule
 }
 
-// mapRequests are the requests for TCP mappings by NAT-PMP, and all by PCP: the
-// bytes after the UDP header are 0 and 2, and 2 and 1.
+// mapRequests matches the requests for TCP mappings by NAT-PMP, and all map requests by
+// PCP. The first two bytes after the UDP header are 0 and 2 for NAT-PMP, and 2 and 1 for
+// PCP.
 const mapRequests = `iifname "lan0" udp dport 5351 @th,64,16 { 2, 0x0201 }`
 
+// dropPackets adds a rule that drops these packets on arrival at the router.
 func dropPackets(t *testing.T, home *lab.HomeNet, packets string) *dropRule {
 	t.Helper()
-	return &dropRule{home, home.Router.Rule(t, "input", packets+` counter drop comment "trap"`)}
+	return &dropRule{home, home.Router.Rule(t, "input", packets+` counter drop comment "dropped"`)}
 }
 
-var dropCount = regexp.MustCompile(`counter packets (\d+) bytes \d+ drop comment "trap"`)
+var dropCount = regexp.MustCompile(`counter packets (\d+) bytes \d+ drop comment "dropped"`)
 
-// springs waits until the trap has caught n packets.
+// waitForDrops waits until the rule has dropped n packets.
 func (tr *dropRule) waitForDrops(t *testing.T, n int) {
 	t.Helper()
-	waitUntil(t, maxWait, "no packet came to the trap", func() bool {
+	waitUntil(t, maxWait, "the rule drops too few packets", func() bool {
 		m := dropCount.FindStringSubmatch(tr.home.Router.Ruleset(t))
 		if m == nil {
-			t.Fatal("the router has no trap")
+			t.Fatal("the router has no rule that drops packets")
 		}
 		dropped, err := strconv.Atoi(m[1])
 		return err == nil && dropped >= n
@@ -160,7 +164,7 @@ func (tr *dropRule) remove(t *testing.T) {
 	tr.rule.Remove(t)
 }
 
-// mute keeps the router from announcing anything to the home.
+// suppressAnnouncements drops all announcements of the router to the home.
 func suppressAnnouncements(t *testing.T, home *lab.HomeNet) *lab.Rule {
 	t.Helper()
 	home.Router.Rule(t, "output", `ip6 daddr ff00::/8 drop`)

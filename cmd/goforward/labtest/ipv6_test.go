@@ -13,12 +13,13 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// at6 is a port of the home's host, which everybody sees alike.
+// lanAddr6 returns a port of the global IPv6 address of the home's host. It is the same
+// inside and outside.
 func lanAddr6(home *lab.HomeNet, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(home.Lan6, port)
 }
 
-// wantPinholes wants the router's IPv6 firewall to have this many openings.
+// wantPinholes checks that the router's IPv6 firewall has this many pinholes.
 func wantPinholes(t *testing.T, home *lab.HomeNet, want int) {
 	t.Helper()
 	if pinholes := home.Pinholes(t); len(pinholes) != want {
@@ -26,8 +27,8 @@ func wantPinholes(t *testing.T, home *lab.HomeNet, want int) {
 	}
 }
 
-// viaLinkLocal makes the default route lead to the router's link-local address,
-// as router advertisements do.
+// routeViaLinkLocal changes the default route to the router's link-local address, as
+// router advertisements do.
 func routeViaLinkLocal(t *testing.T, home *lab.HomeNet) netip.Addr {
 	t.Helper()
 	out := home.Router.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "lan0", "scope", "link")
@@ -41,7 +42,8 @@ func routeViaLinkLocal(t *testing.T, home *lab.HomeNet) netip.Addr {
 	return netip.Addr{}
 }
 
-// Bytes come in over IPv6 while the pinhole stands, and no sooner and no longer.
+// TestPinhole checks that bytes arrive over IPv6 while the pinhole is open, and at no
+// other time.
 func TestPinhole(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
@@ -94,8 +96,8 @@ func testPinhole(t *testing.T, home *lab.HomeNet, gateway netip.Addr, o string, 
 	f.exit()
 }
 
-// The host has its address and its default route, which leads to a link-local
-// address, from router advertisements, as at home.
+// TestPinholeAdvertised checks a host that has its address and its default route, to a
+// link-local address, from router advertisements, as in most homes.
 func TestPinholeAdvertised(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole by a gateway that advertises itself")
@@ -104,7 +106,7 @@ func TestPinholeAdvertised(t *testing.T) {
 	home.Lan.Exec(t, "ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global")
 	home.Lan.Sysctl(t, "net.ipv6.conf.eth0.accept_ra", "2")
 	advertise(t, home.Router)
-	waitUntil(t, maxWait, "no router advertisement came", func() bool {
+	waitUntil(t, maxWait, "no router advertisement arrived", func() bool {
 		return strings.Contains(home.Lan.Exec(t, "ip", "-6", "route", "show", "default"), "via fe80::") &&
 			home.Lan.Exec(t, "ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "global", "-tentative") != ""
 	})
@@ -122,7 +124,7 @@ func TestPinholeAdvertised(t *testing.T) {
 	home.DoesNotReach(t, echo, m.External)
 }
 
-// advertise lets the router advertise itself until the test ends.
+// advertise makes the router send router advertisements until the test ends.
 func advertise(t *testing.T, router *lab.Host) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -144,7 +146,8 @@ func advertise(t *testing.T, router *lab.Host) {
 	})
 }
 
-// A pinhole lives on over several lifetimes, and one that nobody renews does not.
+// TestPinholeRenew checks that a pinhole is renewed for several lifetimes, and that a
+// pinhole that is not renewed expires.
 func TestPinholeRenew(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole renewed for several lifetimes")
@@ -163,12 +166,13 @@ func TestPinholeRenew(t *testing.T) {
 	home.Reaches(t, echo, renewed.External)
 	wantPinholes(t, home, 2)
 	f.wantNoEvent()
-	f.close() // at the latest it goes with its lifetime: see TestPinholeRefreshed
+	f.close() // the router may delete it only at the end of its lifetime: see TestPinholeRefreshed
 	waitUntil(t, shortLease+3*time.Second, "the pinhole stays", func() bool { return len(home.Pinholes(t)) == 1 })
 	home.DoesNotReach(t, echo, renewed.External)
 }
 
-// IPv4 and IPv6 side by side in one Forwarder, the same port by each.
+// TestPinholeBeside checks a mapping over IPv4 and a pinhole over IPv6 for the same port
+// in one Forwarder.
 func TestPinholeBeside(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole beside a mapping")
@@ -190,8 +194,8 @@ func TestPinholeBeside(t *testing.T) {
 	wantPinholes(t, home, 0)
 }
 
-// The kernel prefers a temporary address to send from; the pinhole is for one
-// that stays.
+// TestPinholePrivacy checks that the pinhole is for the permanent address of the host,
+// although the kernel prefers a temporary address as source.
 func TestPinholePrivacy(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole for a host with a temporary address")
@@ -218,7 +222,8 @@ func TestPinholePrivacy(t *testing.T) {
 	wantPinholes(t, home, 0)
 }
 
-// What IPv6 needs and is not there is told, and at once.
+// TestPinholeNone checks that Enable fails, without a long wait, if there is no IPv6
+// route or no protocol for IPv6.
 func TestPinholeNone(t *testing.T) {
 	t.Parallel()
 	t.Run("no route", func(t *testing.T) {
@@ -236,13 +241,13 @@ func TestPinholeNone(t *testing.T) {
 		f := newForwarder(t, home.Lan, config{DiscoveryTimeout: time.Second})
 		took := f.wantEnableError([]error{backends.ErrNoReply, forward.ErrNoGateway}, tcp(8080), overIPv6)
 		if took > time.Second+tolerance {
-			t.Errorf("the verdict came after %v", took)
+			t.Errorf("the error was returned after %v", took)
 		}
 		wantRules(t, home, 0)
 	})
 }
 
-// The router announces its restart over IPv6.
+// TestPinholeRestart checks a router that announces its restart over IPv6.
 func TestPinholeRestart(t *testing.T) {
 	t.Parallel()
 	for name, router := range restartRouters {
@@ -275,9 +280,9 @@ func TestPinholeRestart(t *testing.T) {
 	}
 }
 
-// A pinhole that was renewed is closed like any other. This router loses the
-// nonce of a pinhole when it renews it, and lets nobody delete it any more: its
-// lifetime can be shortened nevertheless.
+// TestPinholeRefreshed checks that a renewed pinhole is closed. This router loses the
+// nonce of a pinhole when it renews it, and then refuses to delete it. But its lifetime
+// can still be shortened.
 func TestPinholeRefreshed(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole, refreshed and closed")

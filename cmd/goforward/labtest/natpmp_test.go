@@ -13,8 +13,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// natpmpProgram asks the router by the client alone. After each step it tells
-// what it got, and waits until the test has looked at the router.
+// natpmpProgram uses only the NAT-PMP client. After each step it sends the result and
+// waits until the test has inspected the router.
 var natpmpProgram = lab.Func("natpmp client", func(p *lab.Proc) {
 	var gateway netip.Addr
 	p.Args(&gateway)
@@ -55,6 +55,7 @@ var natpmpProgram = lab.Func("natpmp client", func(p *lab.Proc) {
 	}
 })
 
+// TestNATPMP checks the NAT-PMP client without a Forwarder.
 func TestNATPMP(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "natpmp: the client alone")
@@ -104,7 +105,7 @@ func TestNATPMP(t *testing.T) {
 	next()
 	p.Expect(nil) // UnmapAll of UDP
 	home.DoesNotReach(t, byUDP, externalAddr(home, 8080))
-	wantRules(t, home, 1) // the neighbour's
+	wantRules(t, home, 1) // the rule of the neighbour
 	next()
 
 	var response []byte

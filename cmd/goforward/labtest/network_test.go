@@ -10,8 +10,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// The default route moves to another router, and back. The mapping follows, and
-// the one on the router that was left is taken away.
+// TestRouteMoves checks a default route that moves to another router and back. The
+// mapping follows, and the mapping on the former router is deleted.
 func TestRouteMoves(t *testing.T) {
 	t.Parallel()
 	for backend, router := range map[string]lab.Router{"natpmp": {}, "pcp": pcpOnly, "upnp": upnpOnly} {
@@ -43,7 +43,7 @@ func TestRouteMoves(t *testing.T) {
 				if s := m.fetchState(); s.Gateway.Addr() != current.Gateway || s.External != externalAddr(current, 8080) {
 					t.Errorf("%+v", s)
 				}
-				waitUntil(t, maxWait, "the mapping stays on the router that was left", func() bool { return len(other.Rules(t)) == 0 })
+				waitUntil(t, maxWait, "the mapping stays on the former router", func() bool { return len(other.Rules(t)) == 0 })
 			}
 			f.close()
 			wantRules(t, home, 0)
@@ -52,8 +52,8 @@ func TestRouteMoves(t *testing.T) {
 	}
 }
 
-// The default route goes, and comes back as it was. The mapping is restored at once,
-// and not by the attempt that is due later.
+// TestRouteReturns checks a default route that is deleted and added again. The mapping is
+// restored at once, before the next scheduled attempt.
 func TestRouteReturns(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the default route goes and comes back")
@@ -66,22 +66,22 @@ func TestRouteReturns(t *testing.T) {
 	home.Lan.Exec(t, "ip", "route", "del", "default")
 	f.wantEvent(forward.EventLost)
 	var next time.Time
-	waitUntil(t, maxWait, "attempts go on all the time", func() bool {
+	waitUntil(t, maxWait, "the time to the next attempt does not grow", func() bool {
 		s := m.fetchState()
 		next = s.NextAttempt
 		return s.Failure != nil && time.Until(next) > 3*time.Second
 	})
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
 	if e := f.wantEvent(forward.EventRestored); e.External != externalAddr(home, 8080) || !e.Time.Before(next) {
-		t.Errorf("%+v; want it restored before the attempt that was due at %v", e, next)
+		t.Errorf("%+v; want it restored before the attempt scheduled for %v", e, next)
 	}
 	home.Reaches(t, echo, externalAddr(home, 8080))
 	f.close()
 	wantRules(t, home, 0)
 }
 
-// This host gets another address. Its old mapping can be taken away by nobody:
-// it is left to its lifetime.
+// TestAddressMoves checks a host that gets another address. The old mapping cannot be
+// deleted from the new address, and it stays until its lifetime ends.
 func TestAddressMoves(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: this host's address changes")
@@ -106,7 +106,8 @@ func TestAddressMoves(t *testing.T) {
 	f.close()
 }
 
-// The cable is pulled, and plugged in again.
+// TestLinkDown checks an interface that goes down and comes up again, as when a cable is
+// unplugged and plugged in.
 func TestLinkDown(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the interface goes down and comes up")
@@ -128,7 +129,7 @@ func TestLinkDown(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// The network comes up after the program has started.
+// TestNetworkComes checks a default route that is added after the program has started.
 func TestNetworkComes(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the way out appears after the mapping was wished for")
@@ -138,20 +139,20 @@ func TestNetworkComes(t *testing.T) {
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080), background)
 	waitUntil(t, maxWait, "no attempt fails", func() bool { return m.fetchState().Failure != nil })
-	waitUntil(t, maxWait, "attempts go on all the time", func() bool { return time.Until(m.fetchState().NextAttempt) > 3*time.Second })
+	waitUntil(t, maxWait, "the time to the next attempt does not grow", func() bool { return time.Until(m.fetchState().NextAttempt) > 3*time.Second })
 	home.Lan.Exec(t, "ip", "route", "add", "default", "via", home.Gateway.String())
 	begin := time.Now()
 	f.wantEvent(forward.EventMapped)
 	took := time.Since(begin)
-	t.Logf("mapped %v after the way out appeared", took)
+	t.Logf("mapped %v after the default route appeared", took)
 	if took > 2*time.Second {
-		t.Errorf("mapped %v after the way out appeared", took)
+		t.Errorf("mapped %v after the default route appeared", took)
 	}
 	home.Reaches(t, echo, externalAddr(home, 8080))
 }
 
-// The provider gives the router another address, at once or after a while
-// without any.
+// TestAddressChange checks that the Forwarder reports a new external address of the
+// router, which replaces the old address at once or after some time without an address.
 func TestAddressChange(t *testing.T) {
 	t.Parallel()
 	const add, del = "ip addr add 45.45.45.77/24 dev wan0", "ip addr del 45.45.45.1/24 dev wan0"
@@ -187,12 +188,12 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 		e = f.nextEvent()
 	}
 	took := time.Since(begin) - stalled()
-	t.Logf("the event came after %v", took)
+	t.Logf("the event arrived after %v", took)
 	if took > 3*maxRestoreTime {
-		t.Errorf("the event came after %v", took)
+		t.Errorf("the event arrived after %v", took)
 	}
-	// The router's clock starts anew, as the standard wants it: that looks
-	// like a restart, where it had been running for long enough.
+	// The router's epoch starts at 0 again, as the standard requires. If it was large
+	// enough before, this looks like a restart.
 	if e.Kind != forward.EventChanged && e.Kind != forward.EventRestored {
 		t.Errorf("event %v", e.Kind)
 	}
@@ -205,10 +206,11 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	f.wantNoEvent()
 }
 
-// slowRoutes gives a host 3000 default routes by an interface with 250 addresses. A
-// Forwarder that is bound to an interface reads all of them, which takes seconds.
-// The kernel itself prefers the route by the interface spare. If the interface bulk
-// is set down, only that route and those by other interfaces remain.
+// addManyRoutes gives a host 3000 default routes through the interface bulk, which has
+// 250 addresses. A Forwarder that is bound to an interface reads all routes, which takes
+// seconds. The kernel itself prefers the route through the interface spare. If the
+// interface bulk goes down, only that route and the routes through other interfaces
+// remain.
 func addManyRoutes(t *testing.T, host *lab.Host) {
 	t.Helper()
 	host.Exec(t, "sh", "-ec", `{
@@ -224,17 +226,17 @@ func addManyRoutes(t *testing.T, host *lab.Host) {
 		} | ip -batch -`)
 }
 
-// The route to the gateway goes away and comes back while an older comparison of
-// the routes is still under way. The gateway is usable afterwards: a deletion
-// without an answer is retried.
+// TestRouteFlaps checks a route to the gateway that is deleted and added again while an
+// older comparison of the routes is still running. Afterwards the gateway is usable: a
+// deletion without a reply is retried.
 func TestRouteFlaps(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the default route goes away and comes back during a comparison of routes")
 	home := lab.Home(t, lab.Router{})
 	lan := home.Lan
 	addManyRoutes(t, lan)
-	// The host has a second address on the same network. A route from that address is
-	// another way to the gateway, and so a move.
+	// The host has a second address on the same network. A default route with that source
+	// address is a different route to the gateway, so it counts as a move.
 	lan.Exec(t, "ip", "addr", "add", "192.168.77.20/24", "dev", "eth0")
 	route := func(verb, source string) {
 		t.Helper()
@@ -247,25 +249,26 @@ func TestRouteFlaps(t *testing.T) {
 	m, _ := f.toMapping(enabled)
 	f.wantEvent(forward.EventMapped)
 	comparison := enabled.Took
-	t.Logf("to read the routes takes about %v", comparison)
+	t.Logf("reading the routes takes about %v", comparison)
 	pass := func(d time.Duration) {
 		t.Helper()
 		begin := time.Now()
-		waitUntil(t, d+maxWait, "the time does not pass", func() bool { return time.Since(begin) > d })
+		waitUntil(t, d+maxWait, "the wait takes too long", func() bool { return time.Since(begin) > d })
 	}
 
-	// An event that changes nothing makes the watcher of the network read the routes.
-	// So the move is noticed first by a call.
+	// An event that changes nothing makes the network watcher read the routes. So a call
+	// is the first to notice the move.
 	lan.Exec(t, "ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
 	pass(comparison / 2)
 	route("replace", "192.168.77.20")
 	id := f.begin(call{Op: "external IP", Forwarder: f.n})
 	pass(comparison / 8)
 	route("del", "192.168.77.20")
-	// The call read the routes before that. The comparison that the call causes reads
-	// them after that.
+	// The call read the routes before they changed. The comparison that the call causes
+	// reads the routes after the change.
 	f.await(id)
-	// That comparison is under way, and ends after the one that this change causes.
+	// That comparison is still running, and ends after the comparison that this change
+	// causes.
 	route("add", "192.168.77.20")
 	lan.Exec(t, "ip", "link", "set", "bulk", "down")
 	restored := time.Now()
@@ -278,19 +281,19 @@ func TestRouteFlaps(t *testing.T) {
 	drop := dropPackets(t, home, mapRequests)
 	closed := f.try(call{Op: "disable", Forwarder: f.n, Within: 3 * time.Second})
 	if closed.Failure == nil {
-		t.Error("Disable returned nil, and the router answered nothing")
+		t.Error("Disable returned nil, but the router sent no reply")
 	}
 	drop.remove(t)
 	begin := time.Now()
 	if !eventually(10*time.Second, func() bool { return len(home.Rules(t)) == 0 }) {
-		t.Errorf("the route is as it was for %v, the router has answered for %v, and the deletion is not retried: it has %q",
+		t.Errorf("the route was restored %v ago and the router has replied for %v, but the deletion is not retried: the router has %q",
 			time.Since(restored).Round(time.Second), time.Since(begin).Round(time.Second), home.Rules(t))
 	}
 	f.close()
 }
 
-// A host that moves from network to network uses no more goroutines and no more
-// sockets than in the first one.
+// TestMovesLeaveNothing checks that a host that moves from network to network does not
+// use more goroutines and sockets than in the first network.
 func TestMovesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the goroutines and sockets for networks that were left are closed")
@@ -319,16 +322,16 @@ func TestMovesLeaveNothing(t *testing.T) {
 		const slack = moves / 2 // less than one for each network
 		now := 0
 		if !eventually(maxWait/2, func() bool { now = f.resourceUse(what); return now <= had+slack }) {
-			t.Errorf("after %d moves to another network the process has %d %s, before it had %d", moves, now, what, had)
+			t.Errorf("after %d moves to another network the process has %d %s, %d before", moves, now, what, had)
 		}
 	}
-	// A mapping of an address that this host no longer has cannot be deleted: Close may
-	// still say that it remains.
+	// A mapping of an address that this host no longer has cannot be deleted. So Close
+	// may return an error that it remains.
 	f.try(call{Op: "close", Forwarder: f.n})
 }
 
-// A mapping follows the default route at once, whatever else changed in the network
-// before.
+// TestMoveAfterIdleEvents checks that a mapping follows the default route at once, even
+// after many network events that changed nothing.
 func TestMoveAfterIdleEvents(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the default route moves after many events that change nothing")
@@ -338,7 +341,7 @@ func TestMoveAfterIdleEvents(t *testing.T) {
 	f.enable(tcp(8080))
 	f.wantEvent(forward.EventMapped)
 	begin := time.Now()
-	waitUntil(t, maxWait, "the time does not pass", func() bool {
+	waitUntil(t, maxWait, "the wait takes too long", func() bool {
 		home.Lan.Exec(t, "sh", "-ec", `ip addr add 10.99.0.1/32 dev lo
 			ip addr del 10.99.0.1/32 dev lo`)
 		return time.Since(begin) > time.Second
@@ -351,18 +354,18 @@ func TestMoveAfterIdleEvents(t *testing.T) {
 	}
 	const longest = 3 * time.Second
 	if took := restored.Time.Sub(lost.Time); took > longest {
-		t.Errorf("the mapping was requested from the new router %v after the move was noticed, want less than %v", took, longest)
+		t.Errorf("the mapping was granted by the new router %v after the move was noticed, want less than %v", took, longest)
 	}
 	f.close()
 }
 
-// fewest is the smallest of the counts within a moment: what ends by itself is not
-// in it.
+// minResourceUse returns the smallest count within a second, so that short-lived
+// goroutines and files do not count.
 func (a *agent) minResourceUse(op string) int {
 	a.t.Helper()
 	smallest := a.resourceUse(op)
 	begin := time.Now()
-	waitUntil(a.t, maxWait, "the time does not pass", func() bool {
+	waitUntil(a.t, maxWait, "the wait takes too long", func() bool {
 		smallest = min(smallest, a.resourceUse(op))
 		return time.Since(begin) > time.Second
 	})

@@ -7,10 +7,10 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// pcpOnly is a router that does not speak NAT-PMP.
+// pcpOnly is a router that supports only PCP.
 var pcpOnly = lab.Router{NoNATPMP: true, NoUPnP: true}
 
-// wantPCP wants the mapping to have been granted by PCP.
+// wantPCP checks that the mapping was granted by PCP.
 func wantPCP(t *testing.T, m *mapping) {
 	t.Helper()
 	if m.Backend != "pcp" {
@@ -79,8 +79,8 @@ func TestPCPTaken(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-// takenByPCP is a home with port 8080 in a neighbour's hands, where our host
-// has PCP alone.
+// homeWithTakenPort returns a home in which a neighbour has mapped port 8080, and the
+// host Lan can use only PCP.
 func homeWithTakenPort(t *testing.T) (*lab.HomeNet, lab.Echo) {
 	t.Helper()
 	home := lab.Home(t, lab.Router{NoUPnP: true})
@@ -88,8 +88,8 @@ func homeWithTakenPort(t *testing.T) (*lab.HomeNet, lab.Echo) {
 	return home, occupyPort(t, home, "tcp", 8080)
 }
 
-// This router answers PREFER_FAILURE with success and another port, which has
-// to be given back.
+// TestPCPTakenExact checks Exact with this router. It responds to PREFER_FAILURE with
+// success and another port, and that mapping must be deleted.
 func TestPCPTakenExact(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "pcp: a taken port, exactly that one wanted")
@@ -128,7 +128,7 @@ func TestPCPSamePort(t *testing.T) {
 			for _, g := range m.Grants {
 				home.Reaches(t, home.Lan.Echo(t, g.Protocol.String(), g.Internal.String()), g.External)
 			}
-			wantRules(t, home, 1+len(m.Grants)) // what was tried is given back
+			wantRules(t, home, 1+len(m.Grants)) // the ports that Enable tried before are deleted
 			f.disable()
 			wantRules(t, home, 1)
 		})
@@ -156,32 +156,33 @@ func TestPCPClose(t *testing.T) {
 	home.DoesNotReach(t, echo, m.External)
 }
 
-// This router accepts a filter and lets everybody in nevertheless, and no
-// answer tells: who asks for one peer alone cannot rely on it. The test states
-// that weakness: should a router ever keep its promise, it fails.
+// TestPCPFrom documents a weakness of this router: it accepts a FILTER option but does
+// not enforce it, and no response shows this. So a caller cannot rely on From. The test
+// fails if a future version of the router enforces filters.
 func TestPCPFrom(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "pcp: from one peer only, which this router does not enforce")
-	home := lab.Home(t, lab.Router{}) // NAT-PMP would be preferred, and has no filters
+	home := lab.Home(t, lab.Router{}) // NAT-PMP would be preferred, but has no filters
 	second := joinWan(t, home)
 	echo := home.Lan.Echo(t, "tcp", ":8080")
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(tcp(8080), from(addrPort(home.Wan, 0)))
 	wantPCP(t, m)
 	if m.Grants[0].Remote.Addr() != home.Wan.Addr() {
-		t.Errorf("the mapping tells of the peer %v, want %v", m.Grants[0].Remote, home.Wan.Addr())
+		t.Errorf("the mapping has the peer %v, want %v", m.Grants[0].Remote, home.Wan.Addr())
 	}
 	home.Reaches(t, echo, m.External)
 	peer, err := second.Reach(echo, m.External)
 	if err != nil || peer.Addr() != second.Addr() {
-		t.Errorf("the second host outside gets in as %v, %v: this router enforces filters", peer, err)
+		t.Errorf("the second host outside: peer %v, error %v, want a connection: this router enforces filters", peer, err)
 	}
 	f.disable()
 	home.DoesNotReach(t, echo, m.External)
 	wantRules(t, home, 0)
 }
 
-// A port that is denied: from there on, the daemon looks for one that it may map.
+// deniedPort is a port that the daemon refuses. If Exact is not set, the daemon grants
+// the next port that it allows.
 const deniedPort = 80
 
 func TestLowPorts(t *testing.T) {
@@ -202,7 +203,7 @@ func TestLowPorts(t *testing.T) {
 			}
 			t.Logf("after %v: %v", got.Took, got.Failure)
 			if !got.Failure.Is(backends.ErrConflict) && !got.Failure.Is(backends.ErrNotAuthorized) {
-				t.Errorf("neither a conflict nor a refusal: %v", got.Failure)
+				t.Errorf("the error is neither ErrConflict nor ErrNotAuthorized: %v", got.Failure)
 			}
 			wantRules(t, home, 0)
 			m := f.enable(tcp(8080), external(deniedPort))

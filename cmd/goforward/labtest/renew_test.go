@@ -12,31 +12,31 @@ import (
 
 const shortLease = 6 * time.Second
 
-// longestGap is how long bytes may fail to arrive at a renewal: this router deletes
-// the old entry before it makes the new one, a millisecond later. On a machine that is
-// busy with other things, a second was seen.
+// maxGap is the longest time in which bytes may fail to arrive during a renewal. This
+// router deletes the old entry a millisecond before it creates the new one. On a busy
+// machine, a gap of a second was seen.
 const maxGap = 2 * time.Second
 
-// target is where bytes are to arrive.
+// echoTarget is an echo server and the external address at which it is reachable.
 type echoTarget struct {
 	echo     lab.Echo
 	external netip.AddrPort
 }
 
-// stays asks whether bytes arrive until the time is over, and returns the
-// longest while for which they did not, although they did at the steady target:
-// a machine that is too busy to carry anything says nothing of a mapping.
+// measureGap probes the watched target until done is closed. It returns the longest time
+// in which no bytes arrived. Probes do not count if bytes did not arrive at the reference
+// target either, because then the machine is too busy.
 func measureGap(t *testing.T, home *lab.HomeNet, watched, reference echoTarget, done <-chan struct{}) (gap time.Duration) {
 	t.Helper()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	var unreachable time.Duration // in a row
+	var unreachable time.Duration // since the last probe that arrived
 	for last := time.Now(); ; {
 		arrived := isReachable(t, home.Wan, watched.echo, watched.external) || !isReachable(t, home.Wan, reference.echo, reference.external)
 		now := time.Now()
 		if arrived {
 			unreachable = 0
-		} else { // however late the machine is with its probes
+		} else { // a machine that is late with a probe does not extend the gap
 			unreachable += min(now.Sub(last), probeTimeout+pollInterval)
 		}
 		last = now
@@ -51,7 +51,7 @@ func measureGap(t *testing.T, home *lab.HomeNet, watched, reference echoTarget, 
 
 const probeTimeout = 200 * time.Millisecond
 
-// answered asks once, and does not wait long.
+// isReachable sends one probe and waits a short time for the reply.
 func isReachable(t *testing.T, from *lab.Host, echo lab.Echo, to netip.AddrPort) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), probeTimeout)
@@ -70,12 +70,13 @@ func isReachable(t *testing.T, from *lab.Host, echo lab.Echo, to netip.AddrPort)
 	return string(buf[:n]) == echo.Token
 }
 
-// renewals is how long a mapping of the short lease is watched: it outlives its
-// lifetime three times.
+// watchDuration is how long the tests watch a mapping with the short lease: more than
+// three lifetimes.
 const watchDuration = 3*shortLease + shortLease/4
 
-// steadily has a mapping that needs no renewal, to tell a busy machine from a
-// mapping that is not there. It is on the router's table until the end.
+// enableReference creates a mapping that needs no renewal. It shows whether the machine
+// is too busy or another mapping is missing. The mapping stays in the router's table
+// until the test ends.
 func enableReference(t *testing.T, home *lab.HomeNet, f *remoteForwarder, opts ...option) echoTarget {
 	t.Helper()
 	m := f.enable(append(opts, tcp(8082), lifetime(time.Hour), once)...)
@@ -83,8 +84,8 @@ func enableReference(t *testing.T, home *lab.HomeNet, f *remoteForwarder, opts .
 	return echoTarget{home.Lan.Echo(t, "tcp", m.Internal.String()), m.External}
 }
 
-// watched starts stays for each echo, and returns what waits for its end and
-// wants no gap that is too long.
+// watchReachability starts measureGap for each echo server. wait waits for the results
+// and fails the test if a gap is too long.
 func watchReachability(t *testing.T, home *lab.HomeNet, external netip.AddrPort, reference echoTarget, during time.Duration, echoes ...lab.Echo) (wait func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -105,20 +106,21 @@ func watchReachability(t *testing.T, home *lab.HomeNet, external netip.AddrPort,
 	}
 }
 
-// ends waits for the end of a mapping that nobody renews, which shows that this
-// router means what it says.
+// waitForExpiry waits until a mapping that is not renewed expires, which shows that this
+// router enforces lifetimes.
 func waitForExpiry(t *testing.T, home *lab.HomeNet, echo lab.Echo, m *mapping) {
 	t.Helper()
 	waitUnreachable(t, home, echo, m.External, 2*shortLease)
 	lasted := time.Since(m.Grants[0].Granted)
-	t.Logf("the mapping that is not renewed went after %v", lasted)
+	t.Logf("the mapping that is not renewed was deleted after %v", lasted)
 	if lasted < shortLease-time.Second {
-		t.Errorf("the mapping that is not renewed went after %v, want %v", lasted, shortLease)
+		t.Errorf("the mapping that is not renewed was deleted after %v, want %v", lasted, shortLease)
 	}
 }
 
-// Bytes arrive all the time while a mapping outlives its lifetime three times.
-// One that is not renewed goes when its lifetime has passed.
+// testRenewal checks that bytes arrive all the time while a mapping is renewed for more
+// than three lifetimes. Another mapping, which is not renewed, is deleted when its
+// lifetime ends.
 func testRenewal(t *testing.T, router lab.Router, backend string) {
 	home := lab.Home(t, router)
 	f := newForwarder(t, home.Lan, config{Lifetime: shortLease})
@@ -148,9 +150,9 @@ func TestRenew(t *testing.T) {
 	testRenewal(t, lab.Router{}, "natpmp")
 }
 
-// Two parts of a program forward TCP and UDP of one port, which are renewed and
-// taken away apart. This router confuses their firewall rules: to make the rule
-// of one anew, or to take it away, it deletes that of the other.
+// TestRenewSiblings checks two parts of a program that forward TCP and UDP of one port
+// separately. This router confuses their firewall rules: if it renews or deletes one
+// rule, it deletes the other rule.
 func TestRenewSiblings(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: TCP and UDP of a port, renewed and disabled apart")
@@ -175,18 +177,19 @@ func TestRenewSiblings(t *testing.T) {
 	wantReachable(byTCP, "the renewal of TCP")
 	wantReachable(byUDP, "the renewal of TCP")
 	f.disable(tcp(8080))
-	wantReachable(byUDP, "the end of TCP")
+	wantReachable(byUDP, "the deletion of TCP")
 	wantRules(t, home, 1)
 }
 
-// The same, whichever protocol is first on the router's list of rules: renewed in
-// either order, and over restarts that the router's clock shows, that it only
-// announces, or that the next renewal finds.
+// TestSiblingsInOrder repeats TestRenewSiblings with either protocol first in the
+// router's list of rules, and with renewals in either order. The router restarts, too:
+// its epoch shows the restart, or only an announcement shows it, or only the next renewal
+// detects it.
 func TestSiblingsInOrder(t *testing.T) {
 	t.Parallel()
 	const (
 		lease         = 20 * time.Second
-		beforeRenewal = lease / 2 // before the next renewal would mend it
+		beforeRenewal = lease / 2 // the next renewal would restore the mapping later
 	)
 	for name, c := range map[string]struct {
 		first, second option
@@ -225,8 +228,9 @@ func TestSiblingsInOrder(t *testing.T) {
 			}
 			wantBothReachable("the beginning", beforeRenewal)
 			renewBoth()
-			// Old enough for its clock to show it: it may run slow by an eighth and two seconds.
-			waitUntil(t, maxWait, "the router's clock stands still", func() bool { return routerEpoch(t, home) >= 7*time.Second })
+			// The epoch must be large enough to show the restart: the client tolerates a
+			// clock that is slow by an eighth and two seconds.
+			waitUntil(t, maxWait, "the router's epoch does not increase", func() bool { return routerEpoch(t, home) >= 7*time.Second })
 			powerOff(t, home)
 			home.Daemon.Start(t)
 			wantBothReachable("the restart", lease)
@@ -238,8 +242,8 @@ func TestSiblingsInOrder(t *testing.T) {
 	}
 }
 
-// A mapping that is taken away goes at once, whatever its lifetime, and is not
-// asked for again.
+// TestDisabledStaysAway checks that a mapping is deleted at once by Disable, before its
+// lifetime ends, and is not requested again.
 func TestDisabledStaysAway(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: disabled, not renewed again")
@@ -250,13 +254,14 @@ func TestDisabledStaysAway(t *testing.T) {
 	home.Reaches(t, echo, m.External)
 	f.disable()
 	begin := time.Now()
-	waitUntil(t, maxWait, "the time does not pass", func() bool {
+	waitUntil(t, maxWait, "the wait takes too long", func() bool {
 		wantRules(t, home, 0)
 		return t.Failed() || time.Since(begin) > 3*time.Second
 	})
 }
 
-// Refresh extends a mapping in place.
+// TestRefresh checks that Refresh extends a mapping, moves it to another port, and
+// restores it.
 func TestRefresh(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: refreshed, in place and elsewhere")
@@ -280,45 +285,45 @@ func TestRefresh(t *testing.T) {
 	home.DoesNotReach(t, echo, before.External)
 	wantRules(t, home, 1)
 
-	// What the router has lost comes back by a refresh.
+	// Refresh restores a mapping that the router has lost.
 	home.Daemon.Forget(t)
 	home.DoesNotReach(t, echo, m.External)
 	m.refresh()
 	home.Reaches(t, echo, m.External)
 }
 
-// Every third packet to and from the router is lost, for ten renewals and more:
-// a mapping may be late to be renewed, but not lost.
+// TestLoss checks ten renewals and more while every third packet to and from the router
+// is lost. A renewal may be late, but the mapping must not be lost.
 //
-// The cable of the host loses exactly one of every three packets each way. A seed
-// selects which one, so the outcome does not depend on chance:
+// The cable of the host loses exactly one of every three packets in each direction. A
+// seed selects which one, so the outcome does not depend on chance:
 //
 //   - At most two packets in a row are lost in one direction. So at most five
-//     requests in a row get no answer: for instance, two are lost, the answers to
-//     the next two are lost, and the fifth is lost. The sixth is answered.
-//   - NAT-PMP and PCP repeat a request after 250 ms, 500 ms and then each second,
-//     PCP with waits that are up to a tenth longer. They send the sixth request
-//     4.2 s after the first, at the latest.
+//     requests in a row get no reply: for example, two requests are lost, the replies to
+//     the next two are lost, and the fifth request is lost. The sixth gets a reply.
+//   - NAT-PMP and PCP repeat a request after 250 ms, 500 ms and then each second.
+//     The intervals of PCP are up to a tenth longer. They send the sixth request at
+//     most 4.2 s after the first.
 //   - A renewal begins at five eighths of the remaining lifetime, at the latest. Of
 //     16 s, NAT-PMP may have spent 2 s on the external address. So at least
-//     (16 s - 2 s) * 3/8 = 5.2 s remain, and no lease of these two ends before it
-//     is renewed.
+//     (16 s - 2 s) * 3/8 = 5.2 s remain, and no lease of these two protocols expires
+//     before it is renewed.
 //   - UPnP has no such bound: a renewal takes several TCP connections, whose packets
-//     the kernel repeats after 200 ms, 400 ms and so on. So it may lose a lease, which
-//     spare allows.
+//     the kernel repeats after 200 ms, 400 ms and so on. So a lease may expire. The
+//     number of tolerated failures allows for this.
 //
-// What spare allows otherwise are probes that a busy machine loses.
+// The tolerated failures also allow for probes that a busy machine loses.
 func TestLoss(t *testing.T) {
 	t.Parallel()
 	const renewalsWanted = 10
 	for backend, c := range map[string]struct {
 		router    lab.Router
 		lease     time.Duration
-		tolerated int // of 100 probes, those that may fail
+		tolerated int // how many of 100 probes may fail
 	}{
 		"natpmp": {lab.Router{NoPCP: true, NoUPnP: true}, 16 * time.Second, 5},
 		"pcp":    {pcpOnly, 16 * time.Second, 5},
-		"upnp":   {upnpOnly, 20 * time.Second, 15}, // with six seeds on a busy machine, one of 130 failed at most
+		"upnp":   {upnpOnly, 20 * time.Second, 15}, // with six seeds on a busy machine, at most one of 130 probes failed
 	} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
@@ -331,7 +336,8 @@ func TestLoss(t *testing.T) {
 			echo := home.Lan.Echo(t, "tcp", ":8080")
 			m := f.enable(tcp(8080))
 			home.Reaches(t, echo, m.External)
-			// Only what is said to the router itself: probes go through it untouched.
+			// Packets are lost only between the host and the router. The probes pass
+			// through the router unchanged.
 			cable.Set(lab.Line{OneIn: 3, Seed: seed(t), Peer: home.Gateway})
 			before := m.fetchState().Expires
 			seen := 0
@@ -349,13 +355,13 @@ func TestLoss(t *testing.T) {
 					seen++
 				}
 			}
-			t.Logf("%d renewals seen; unreachable at %d of %d probes, one a second", seen, unreachable, probes)
+			t.Logf("%d renewals seen; unreachable at %d of %d probes, one probe per second", seen, unreachable, probes)
 			if seen < renewalsWanted {
 				t.Errorf("%d renewals seen, want %d", seen, renewalsWanted)
 			}
-			// Ten renewals are at least ten packets each way.
+			// Ten renewals take at least ten packets in each direction.
 			if fromHost, toHost := cable.Lost(); fromHost < 3 || toHost < 3 {
-				t.Errorf("the cable lost %d packets of the host and %d to it: it lost too few", fromHost, toHost)
+				t.Errorf("the cable lost %d packets from the host and %d packets to the host, want more", fromHost, toHost)
 			}
 			if unreachable*100 > c.tolerated*probes {
 				t.Errorf("unreachable at %d of %d probes", unreachable, probes)

@@ -11,19 +11,19 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// soon is how long a mapping may take to be back after a router that announces
-// its restart answers again.
+// maxRestoreTime is how long a mapping may take to be restored after a router that
+// announces its restart replies again.
 const maxRestoreTime = time.Second
 
-// restarts names the two kinds of routers: one's clock tells of a restart, the
-// other's goes on, so that nothing but the announcement tells.
+// restartRouters are two kinds of routers. In the first, the epoch shows a restart. In
+// the second, the epoch continues, and only the announcement shows the restart.
 var restartRouters = map[string]lab.Router{
 	"the clock starts at 0": {DaemonUptime: true},
 	"the clock goes on":     {DaemonUptime: false},
 }
 
-// epoch asks the router for its clock, from the router itself, where no rule is
-// in the way.
+// routerEpoch requests the epoch of the router. The request comes from the router itself,
+// so firewall rules for the home do not apply.
 func routerEpoch(t *testing.T, home *lab.HomeNet) time.Duration {
 	t.Helper()
 	conn, err := home.Router.Dial(t.Context(), "udp", home.Gateway.String()+":5351")
@@ -33,7 +33,7 @@ func routerEpoch(t *testing.T, home *lab.HomeNet) time.Duration {
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(maxWait))
 	request, _ := natpmp.ExternalAddrRequest{}.MarshalBinary()
-	for range 3 { // datagrams get lost on a machine that is busy
+	for range 3 { // a busy machine may lose datagrams
 		if _, err := conn.Write(request); err != nil {
 			t.Fatal(err)
 		}
@@ -50,14 +50,14 @@ func routerEpoch(t *testing.T, home *lab.HomeNet) time.Duration {
 	return r.Epoch
 }
 
-// age waits until the router's clock has gone on by more than the standard
-// takes for noise, so that a restart shows.
+// waitForEpoch waits until the epoch is larger than the deviation that the standard
+// tolerates, so that a restart is noticed.
 func waitForEpoch(t *testing.T, home *lab.HomeNet) {
 	t.Helper()
-	waitUntil(t, maxWait, "the router's clock stands still", func() bool { return routerEpoch(t, home) >= 4*time.Second })
+	waitUntil(t, maxWait, "the router's epoch does not increase", func() bool { return routerEpoch(t, home) >= 4*time.Second })
 }
 
-// die is a power cut: bytes no longer arrive.
+// powerOff simulates a power cut: the daemon is killed, and bytes no longer arrive.
 func powerOff(t *testing.T, home *lab.HomeNet) {
 	t.Helper()
 	home.Daemon.Kill(t)
@@ -65,6 +65,8 @@ func powerOff(t *testing.T, home *lab.HomeNet) {
 	wantRules(t, home, 0)
 }
 
+// TestRestart checks that mappings are restored soon after the router restarts and
+// announces it.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	for name, router := range restartRouters {
@@ -119,7 +121,8 @@ func testRestart(t *testing.T, router lab.Router) {
 	f.wantNoEvent()
 }
 
-// The router says nothing, so the mapping is back at the next renewal.
+// TestRestartMute checks a router that does not announce its restart. The next renewal
+// restores the mapping.
 func TestRestartMute(t *testing.T) {
 	t.Parallel()
 	for name, router := range restartRouters {
@@ -147,8 +150,8 @@ func TestRestartMute(t *testing.T) {
 	}
 }
 
-// The router says nothing, and the lease is long: another answer of the router
-// shows its clock, and that is enough.
+// TestRestartClock checks a router that does not announce its restart, and a long lease.
+// Another response shows the router's epoch, and the mapping is restored.
 func TestRestartClock(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the router restarts without a word, another answer tells")
@@ -159,22 +162,22 @@ func TestRestartClock(t *testing.T) {
 	m := f.enable(tcp(8080))
 	f.wantEvent(forward.EventMapped)
 	waitForEpoch(t, home)
-	f.externalIP() // tells the clock
+	f.externalIP() // the response contains the epoch
 	powerOff(t, home)
 	home.DoesNotReach(t, echo, m.External)
 	home.Daemon.Start(t)
-	home.DoesNotReach(t, echo, m.External) // nobody has noticed
+	home.DoesNotReach(t, echo, m.External) // the restart is not noticed yet
 	f.externalIP()
 	took := waitReachable(t, home, echo, m.External, maxWait)
-	t.Logf("bytes arrived %v after the answer", took)
+	t.Logf("bytes arrived %v after the response", took)
 	if took > maxRestoreTime {
-		t.Errorf("bytes arrived %v after the answer", took)
+		t.Errorf("bytes arrived %v after the response", took)
 	}
 	f.wantEvent(forward.EventLost)
 	f.wantEvent(forward.EventRestored)
 }
 
-// The router is away for longer than the mapping lives.
+// TestRestartLate checks a router that is down for longer than the lifetime.
 func TestRestartLate(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the router is away for longer than the lifetime")
@@ -190,25 +193,26 @@ func TestRestartLate(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	home.DoesNotReach(t, echo, externalAddr(home, 8080))
-	// Let it fail often enough for the pauses to be long.
+	// Wait until several attempts have failed, so that the retry delays are long.
 	begin := time.Now()
-	waitUntil(t, maxWait, "the time does not pass", func() bool { return time.Since(begin) > 4*time.Second })
+	waitUntil(t, maxWait, "the wait takes too long", func() bool { return time.Since(begin) > 4*time.Second })
 	home.Daemon.Start(t)
 	took := waitReachable(t, home, echo, externalAddr(home, 8080), maxWait)
 	t.Logf("bytes arrived %v after the router was ready", took)
 	if took > maxRestoreTime {
-		t.Errorf("bytes arrived %v after the router was ready and had announced it", took)
+		t.Errorf("bytes arrived %v after the router was ready and had announced its restart", took)
 	}
 	if e := f.wantEvent(forward.EventRestored); e.External != externalAddr(home, 8080) {
 		t.Errorf("%+v", e)
 	}
 }
 
-// announceSignal makes the router announce as if its address had changed: it is
-// SIGUSR1 of Linux, where alone this runs.
+// announceSignal makes the router send the announcement of an address change. It is
+// SIGUSR1 on Linux, the only system on which these tests run.
 const announceSignal = syscall.Signal(10)
 
-// A router that announces all the time keeps no mapping from being renewed.
+// TestRestless checks that mappings are still renewed if the router sends announcements
+// all the time.
 func TestRestless(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the router announces all the time")
@@ -234,7 +238,8 @@ func TestRestless(t *testing.T) {
 	home.Reaches(t, echo, m.External)
 }
 
-// The router is back before its line is, and says nothing when that is up.
+// TestRestartLine checks a router that restarts before its external line is up, and sends
+// no announcement when the line comes up.
 func TestRestartLine(t *testing.T) {
 	t.Parallel()
 	for name, router := range restartRouters {
@@ -262,7 +267,7 @@ func TestRestartLine(t *testing.T) {
 	}
 }
 
-// Two restarts one soon after the other.
+// TestRestartTwice checks two restarts in quick succession.
 func TestRestartTwice(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the router restarts twice")
@@ -276,20 +281,20 @@ func TestRestartTwice(t *testing.T) {
 		home.Daemon.Start(t)
 		took := waitReachable(t, home, echo, m.External, maxWait)
 		t.Logf("bytes arrived %v after the router was ready", took)
-		if took > 6*time.Second { // mappings are asked for again every five seconds at most
+		if took > 6*time.Second { // mappings are requested again every five seconds at most
 			t.Errorf("bytes arrived %v after the router was ready", took)
 		}
 	}
 }
 
-// TCP of a unit is mapped, the router restarts, and UDP is mapped: now TCP comes
-// last on the router's list of rules. This router takes the last away at a
-// renewal of the other.
+// TestRestartInBetween checks a restart after TCP of a unit is mapped and before UDP is
+// mapped. Then the rule of TCP is the last in the router's list. When this router renews
+// the other rule, it deletes the last one.
 func TestRestartInBetween(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		router lab.Router
-		udp    string // requests for it
+		udp    string // matches the requests for UDP mappings
 	}{
 		"natpmp": {lab.Router{DaemonUptime: true, NoPCP: true, NoUPnP: true}, `@th,64,16 0x0001`},
 		"pcp":    {lab.Router{DaemonUptime: true, NoNATPMP: true, NoUPnP: true}, `@th,64,16 0x0201 @th,352,8 17`},
@@ -300,7 +305,7 @@ func TestRestartInBetween(t *testing.T) {
 			home := lab.Home(t, c.router)
 			f := newForwarder(t, home.Lan, config{})
 			byTCP, byUDP := home.Lan.Echo(t, "tcp", ":8080"), home.Lan.Echo(t, "udp", ":8080")
-			f.enable(tcp(9000)) // and so the router is watched
+			f.enable(tcp(9000)) // this makes the client watch the router
 			waitForEpoch(t, home)
 			rule := home.Router.Rule(t, "input", `iifname "lan0" udp dport 5351 `+c.udp+` drop`)
 			id := f.beginEnable(both(8080))
@@ -311,7 +316,8 @@ func TestRestartInBetween(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The restart may be noticed at any moment: then it is lost until it is granted again.
+			// The client may notice the restart at any moment. Then the mapping is lost
+			// until it is granted again.
 			m.wait(maxWait)
 			waitReachable(t, home, byTCP, m.External, maxWait)
 			waitReachable(t, home, byUDP, m.External, maxWait)

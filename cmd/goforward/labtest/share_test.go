@@ -7,7 +7,8 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// Two parts of one program that do not know each other want the same.
+// TestShareForwarders checks two independent parts of a program that enable the same
+// port.
 func TestShareForwarders(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: two Forwarders of a process share a port")
@@ -31,8 +32,8 @@ func TestShareForwarders(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// Two programs of one host: neither takes away what is the other's, and both
-// hear of a restart.
+// TestShareHost checks two programs on one host. Neither deletes the mapping of the
+// other, and both restore their mappings after a restart.
 func TestShareHost(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: two processes of a host, and a restart")
@@ -48,7 +49,7 @@ func TestShareHost(t *testing.T) {
 	home.DoesNotReach(t, first, m.External)
 	home.DoesNotReach(t, second, n.External)
 	home.Daemon.Start(t)
-	t.Logf("the first is back after %v, the second %v later",
+	t.Logf("the first mapping is restored after %v, the second %v later",
 		waitReachable(t, home, first, m.External, maxWait), waitReachable(t, home, second, n.External, maxWait))
 
 	one.close()
@@ -58,7 +59,7 @@ func TestShareHost(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// Two programs of two hosts want one external port.
+// TestShareHome checks programs on two hosts that request the same external port.
 func TestShareHome(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: two hosts want the same port")

@@ -13,7 +13,7 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// soakFor is how long the soak takes.
+// soakFor returns the duration of the soak test.
 func soakFor(t *testing.T) time.Duration {
 	t.Helper()
 	text := os.Getenv("GOFORWARD_SOAK_FOR")
@@ -27,10 +27,10 @@ func soakFor(t *testing.T) time.Duration {
 	return d
 }
 
-// The router is killed and starts anew every twenty seconds, while programs hold
-// mappings of every kind, open and close others, and bytes come from outside all
-// the time: after each restart all that is held is back, and at the end nothing
-// is left over, in the router or in the programs.
+// TestSoakRestarts kills and restarts the router every twenty seconds, while programs
+// keep mappings of every kind, open and close others, and bytes from outside arrive all
+// the time. After each restart all mappings are restored. At the end, nothing is left in
+// the router or in the programs.
 func TestSoakRestarts(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "soak: the router restarts every twenty seconds under load")
@@ -45,13 +45,13 @@ func TestSoakRestarts(t *testing.T) {
 
 const (
 	soakLease = 2 * time.Minute
-	// backWithin is how long a mapping may be away after a restart: the router
-	// announces it.
+	// maxOutage is how long a mapping may be unreachable after a restart, which the
+	// router announces.
 	maxOutage = 15 * time.Second
-	maxExtra  = 4 // mappings that come and go, for each program
+	maxExtra  = 4 // mappings of each program that are opened and closed
 )
 
-// soak is the state of the test. Its methods are the test's goroutine's.
+// soakTest is the state of the test. Call its methods from the test's goroutine.
 type soakTest struct {
 	t            *testing.T
 	home         *lab.HomeNet
@@ -59,14 +59,14 @@ type soakTest struct {
 	rng          *rand.Rand
 	port         uint16
 	restarts     int
-	afterRestart tally         // what was held, at each restart
-	closed       tally         // what was closed
-	reported     int           // calls that failed, and said so
-	longest      time.Duration // that anything was away after a restart
+	afterRestart tally         // whether the mappings were restored, at each restart
+	closed       tally         // whether closed mappings were deleted
+	reported     int           // calls that returned an error
+	longest      time.Duration // the longest time to restore a mapping after a restart
 	probes       *probes
 }
 
-// soaked is one program, and what it holds.
+// soakProgram is one program and its mappings.
 type soakProgram struct {
 	*agent
 	f        *remoteForwarder
@@ -76,7 +76,7 @@ type soakProgram struct {
 	extra    []*soakMapping // opened and closed again
 }
 
-// holding is a mapping with servers behind it.
+// soakMapping is a mapping with servers behind it.
 type soakMapping struct {
 	*mapping
 	port    uint16
@@ -106,10 +106,10 @@ func newSoak(t *testing.T) *soakTest {
 	return s
 }
 
-// warmUp has the program do all once, before what it has is counted.
+// warmUp uses everything in the program once, before its resources are counted.
 func (p *soakProgram) warmUp() {
 	p.t.Helper()
-	calm := p.resourceUse("goroutines")
+	idleGoroutines := p.resourceUse("goroutines")
 	f := p.forwarder(config{Protocols: []string{p.backend}, Lifetime: soakLease})
 	m := f.enable(udp(lastPort), background)
 	if !eventually(maxWait, func() bool { return m.fetchState().External.IsValid() }) {
@@ -117,13 +117,13 @@ func (p *soakProgram) warmUp() {
 	}
 	m.close()
 	f.close()
-	p.waitForGoroutines(calm)
+	p.waitForGoroutines(idleGoroutines)
 	for _, v := range resources {
 		p.baseline[v] = p.resourceUse(v)
 	}
 }
 
-// listen makes servers for a port that nobody has had.
+// listen starts echo servers on a port that was not used before.
 func (s *soakTest) listen(network string) *soakMapping {
 	s.t.Helper()
 	h := &soakMapping{port: firstPort + s.port, network: network}
@@ -138,6 +138,7 @@ func (s *soakTest) listen(network string) *soakMapping {
 	return h
 }
 
+// open enables a mapping in the background and starts to probe it.
 func (s *soakTest) open(p *soakProgram, network string) *soakMapping {
 	s.t.Helper()
 	h := s.listen(network)
@@ -146,13 +147,13 @@ func (s *soakTest) open(p *soakProgram, network string) *soakMapping {
 	return h
 }
 
-// churn opens and closes for a while.
+// churn opens, closes and renews mappings for some time.
 func (s *soakTest) churn(during time.Duration) {
 	s.t.Helper()
-	over := time.After(during)
+	end := time.After(during)
 	for {
 		select {
-		case <-over:
+		case <-end:
 			return
 		case <-time.After(time.Duration(s.rng.IntN(1500)) * time.Millisecond):
 			s.step(s.programs[s.rng.IntN(len(s.programs))])
@@ -160,10 +161,10 @@ func (s *soakTest) churn(during time.Duration) {
 	}
 }
 
-// step opens, closes or renews something.
+// step opens, closes or renews one mapping.
 func (s *soakTest) step(p *soakProgram) {
 	s.t.Helper()
-	p.events = nil // nobody reads them
+	p.events = nil // this test does not use them
 	switch i := s.rng.IntN(3); {
 	case i == 0 && len(p.extra) < maxExtra:
 		p.extra = append(p.extra, s.open(p, []string{"tcp", "udp", "both"}[s.rng.IntN(3)]))
@@ -180,8 +181,9 @@ func (s *soakTest) step(p *soakProgram) {
 	}
 }
 
-// close closes, and wants it to be gone if nothing else is said. What is not
-// granted yet may just be so, and stay for its lifetime.
+// close closes a mapping and checks that the router deletes it, unless Close returns an
+// error. A mapping that is not granted yet may be granted during Close, and stay until
+// its lifetime ends.
 func (s *soakTest) close(p *soakProgram, h *soakMapping) {
 	s.t.Helper()
 	s.probes.remove(h.targets)
@@ -201,8 +203,8 @@ func (s *soakTest) close(p *soakProgram, h *soakMapping) {
 	s.closed.count(err, "port %d by %s", h.port, p.backend)
 }
 
-// restart is a power cut while each program opens and closes something, and all
-// that is held must come back.
+// restart simulates a power cut while each program opens a mapping. All mappings must be
+// restored.
 func (s *soakTest) restart() {
 	s.t.Helper()
 	s.restarts++
@@ -234,7 +236,8 @@ func (s *soakTest) restart() {
 	}
 }
 
-// await wants bytes to arrive that were sent after a time, at all that is held.
+// waitAllReachable checks that bytes which were sent after since arrive through all
+// mappings.
 func (s *soakTest) waitAllReachable(what string, since time.Time) {
 	s.t.Helper()
 	for _, p := range s.programs {
@@ -249,11 +252,11 @@ func (s *soakTest) waitAllReachable(what string, since time.Time) {
 			}
 		}
 	}
-	s.t.Logf("%s: all was back after %v", what, time.Since(since).Round(time.Millisecond))
+	s.t.Logf("%s: all mappings were restored after %v", what, time.Since(since).Round(time.Millisecond))
 }
 
-// isBack looks where the world is to send to, and whether what was sent since
-// has arrived.
+// reachableSince updates the external addresses of the probes, and reports whether bytes
+// that were sent after since have arrived.
 func (h *soakMapping) reachableSince(since time.Time) bool {
 	s := h.fetchState()
 	for _, target := range h.targets {
@@ -262,7 +265,8 @@ func (h *soakMapping) reachableSince(since time.Time) bool {
 	return h.reachedAt().After(since)
 }
 
-// backAt is when the last of the targets was reached last.
+// reachedAt returns when the target that was not reached for the longest time was last
+// reached.
 func (h *soakMapping) reachedAt() time.Time {
 	at := h.targets[0].reachedAt()
 	for _, target := range h.targets[1:] {
@@ -273,7 +277,7 @@ func (h *soakMapping) reachedAt() time.Time {
 	return at
 }
 
-// end closes everything, and wants nothing to be left over.
+// end closes all mappings and checks that nothing remains.
 func (s *soakTest) end() {
 	s.t.Helper()
 	for _, p := range s.programs {
@@ -286,8 +290,8 @@ func (s *soakTest) end() {
 	if !eventually(soakLease+maxWait, func() bool { return len(requestedRules(listRules(s.t, s.home))) == 0 }) {
 		s.t.Errorf("entries outlive their lifetime: %q", requestedRules(listRules(s.t, s.home)))
 	}
-	s.afterRestart.report(s.t, fmt.Sprintf("held at %d restarts", s.restarts), fmt.Sprintf("(back after %v at most)", s.longest.Round(time.Millisecond)))
-	s.closed.report(s.t, "closed", fmt.Sprintf("(%d calls failed, and told)", s.reported))
+	s.afterRestart.report(s.t, fmt.Sprintf("restored at %d restarts", s.restarts), fmt.Sprintf("(after %v at most)", s.longest.Round(time.Millisecond)))
+	s.closed.report(s.t, "closed", fmt.Sprintf("(%d calls returned an error)", s.reported))
 	s.t.Logf("%d of %d probes arrived", arrived, sent)
 	for _, p := range s.programs {
 		p.waitForGoroutines(p.baseline["goroutines"])
@@ -303,7 +307,7 @@ func (s *soakTest) end() {
 	}
 }
 
-// probes sends bytes from outside to all targets, all the time.
+// probes continuously sends bytes from outside to all targets.
 type probes struct {
 	t    *testing.T
 	home *lab.HomeNet
@@ -316,7 +320,7 @@ type probes struct {
 	sent, arrived int
 }
 
-// probed is where bytes are sent.
+// probeTarget is an echo server and its external address.
 type probeTarget struct {
 	echo lab.Echo
 
@@ -346,7 +350,8 @@ func startProbes(t *testing.T, home *lab.HomeNet) *probes {
 	return p
 }
 
-// probers is how many probes are under way at once, each to its share.
+// probeWorkers is the number of goroutines that send probes. Each handles a share of the
+// targets.
 const probeWorkers = 4
 
 func (p *probes) run(share int) {
@@ -403,7 +408,7 @@ func (p *probes) remove(targets []*probeTarget) {
 	p.targets = slices.DeleteFunc(p.targets, func(t *probeTarget) bool { return slices.Contains(targets, t) })
 }
 
-// stop ends the probes, and tells how many there were and how many arrived.
+// stop stops the probes, and returns how many were sent and how many arrived.
 func (p *probes) stop() (sent, arrived int) {
 	p.once.Do(func() { close(p.quit) })
 	p.wg.Wait()

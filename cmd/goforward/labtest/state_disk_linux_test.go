@@ -16,7 +16,7 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// diskful holds mappings with a state file, and tells what it logs about that.
+// stateFileProgram has mappings with a state file, and sends the warnings that it logs.
 var stateFileProgram = lab.Func("state file", func(p *lab.Proc) {
 	var path string
 	p.Args(&path)
@@ -53,9 +53,10 @@ var stateFileProgram = lab.Func("state file", func(p *lab.Proc) {
 	}
 })
 
-// spoken is either a warning or an answer.
+// stateFileMessage is a warning or the external address of a mapping.
 type stateFileMessage struct{ Warning, External string }
 
+// warningSender is an io.Writer for a logger. It sends each record to the test.
 type warningSender struct{ *lab.Proc }
 
 func (w warningSender) Write(b []byte) (int, error) {
@@ -63,8 +64,9 @@ func (w warningSender) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// The disk is full: mappings go on, what was written stays, and it is told; with
-// room again, it is written again.
+// TestFaultDisk checks a full disk: mappings stay active, the old content of the state
+// file stays, and a warning is logged. When there is space again, the state file is
+// written again.
 func TestFaultDisk(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "fault: the disk of the state file is full")
@@ -89,7 +91,7 @@ func TestFaultDisk(t *testing.T) {
 			proc.Expect(&got)
 			external = got.External
 			if got.Warning != "" {
-				t.Logf("warned: %s", got.Warning)
+				t.Logf("warning: %s", got.Warning)
 				warnings = append(warnings, got.Warning)
 			}
 		}
@@ -102,7 +104,7 @@ func TestFaultDisk(t *testing.T) {
 	written := func(external string) bool { return bytes.Contains(readFile(t, path), []byte(external)) }
 
 	first := enable(8080)
-	waitUntil(t, maxWait, "nothing is written", func() bool { return written(first) })
+	waitUntil(t, maxWait, "the mapping is not in the state file", func() bool { return written(first) })
 	before := readFile(t, path)
 
 	filler := filepath.Join(dir, "filler")
@@ -112,31 +114,31 @@ func TestFaultDisk(t *testing.T) {
 	reaches(8081)
 	for len(warnings) == 0 {
 		var got stateFileMessage
-		proc.Expect(&got) // patient
+		proc.Expect(&got) // fails the test after a timeout
 		warnings = append(warnings, got.Warning)
 	}
 	if got := strings.Join(warnings, ""); !strings.Contains(got, "not written") || !strings.Contains(got, "no space left") {
-		t.Errorf("warned: %s", got)
+		t.Errorf("warnings: %s", got)
 	}
 	if now := readFile(t, path); !bytes.Equal(now, before) {
-		t.Errorf("the state file was\n%s\nand is\n%s", before, now)
+		t.Errorf("the state file was\n%s\nand now is\n%s", before, now)
 	}
 	if leftover, _ := filepath.Glob(path + "*tmp*"); len(leftover) != 0 {
-		t.Errorf("left behind: %v", leftover)
+		t.Errorf("temporary files remain: %v", leftover)
 	}
 
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
 	third := enable(8082)
-	waitUntil(t, maxWait, "it is not written again", func() bool {
+	waitUntil(t, maxWait, "the state file is not written again", func() bool {
 		return written(first) && written(externalAddr(home, 8081).String()) && written(third)
 	})
 	enable(0) // close
 	proc.Wait()
 	wantRules(t, home, 0)
 	if written(first) {
-		t.Errorf("closed, but still written: %s", readFile(t, path))
+		t.Errorf("the closed mapping is still in the state file: %s", readFile(t, path))
 	}
 }
 
@@ -149,7 +151,7 @@ func readFile(t *testing.T, path string) []byte {
 	return b
 }
 
-// fill leaves no byte of the disk.
+// fillDisk writes to a file until the disk is full.
 func fillDisk(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -159,7 +161,7 @@ func fillDisk(t *testing.T, path string) {
 	defer func() { _ = f.Close() }()
 	_, err = io.CopyN(f, zeroReader{}, 1<<20)
 	if !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("filling the disk: %v", err)
+		t.Fatalf("fill the disk: %v", err)
 	}
 }
 

@@ -9,9 +9,9 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// A program that is killed, and started again with its state file, has the same
-// external port again, although another is free by then that it would rather
-// have; without the file it does not.
+// TestStateFile checks a program that is killed and started again. With its state file,
+// it gets the same external port again, although the port that it prefers is free by
+// then. Without the file, it gets the preferred port.
 func TestStateFile(t *testing.T) {
 	t.Parallel()
 	for name, with := range map[string]bool{"with the state file": true, "without": false} {
@@ -32,13 +32,14 @@ func TestStateFile(t *testing.T) {
 				t.Fatalf("%+v", m.state)
 			}
 			if with {
-				waitUntil(t, maxWait, "nothing is written down", func() bool {
+				waitUntil(t, maxWait, "the mapping is not in the state file", func() bool {
 					b, _ := os.ReadFile(c.StateFile)
 					return strings.Contains(string(b), firstExternal.String())
 				})
 			}
 			first.proc.Kill()
-			// The neighbour lets go. Asked by itself, this router takes it away.
+			// The neighbour's port becomes free. The test deletes the rule by nft; a deletion
+			// request from the neighbour has the same effect.
 			home.Router.Exec(t, "sh", "-ec", `
 				nft -a list chain inet filter prerouting_miniupnpd |
 				sed -n 's/.*192.168.77.3.*handle \([0-9]*\)$/\1/p' |
@@ -47,7 +48,7 @@ func TestStateFile(t *testing.T) {
 
 			again := newForwarder(t, home.Lan, c).enable(tcp(8080))
 			home.Reaches(t, echo, again.External)
-			want := 2 // what nobody remembers stays for its lifetime
+			want := 2 // the mapping of the killed program stays until its lifetime ends
 			if with {
 				want = 1
 			}

@@ -19,9 +19,10 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// The client of those whose VPN hands out a port, with the hook of examples/vpnport:
-// it starts after goforward, is told the port, and told another when the gateway has
-// started anew and another host has the first. Each time a peer outside reaches it.
+// TestTransmission checks the hook of examples/vpnport with Transmission, a client of VPN
+// users whose provider assigns a port. Transmission starts after goforward, and the hook
+// sets its port. Then the gateway restarts and grants another port, because another host
+// has taken the first one. Each time, a peer outside reaches Transmission.
 func TestTransmission(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "transmission: listens where a hook says, and a peer outside reaches it, also after the port changed")
@@ -63,12 +64,12 @@ func TestTransmission(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-// greets wants Transmission, and no other, to answer a peer outside, about that
-// torrent.
+// wantPeer checks that Transmission, and no other program, responds to a peer outside for
+// that torrent.
 func wantPeer(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external netip.AddrPort) {
 	t.Helper()
 	var id string
-	waitUntil(t, maxWait, "no peer answers at "+external.String(), func() bool {
+	waitUntil(t, maxWait, "no peer responds at "+external.String(), func() bool {
 		var err error
 		id, err = handshake(t, home, torrent, external)
 		return err == nil
@@ -78,9 +79,9 @@ func wantPeer(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external
 	}
 }
 
-// greet is the handshake of BitTorrent (BEP 3) from outside, and returns who answers:
-// in both directions a length, the protocol's name, eight reserved bytes, the torrent
-// and the peer's name.
+// handshake performs the BitTorrent handshake (BEP 3) from outside and returns the peer's
+// name. In both directions it consists of a length, the name of the protocol, eight
+// reserved bytes, the hash of the torrent and the name of the peer.
 func handshake(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, external netip.AddrPort) (id string, err error) {
 	t.Helper()
 	conn, err := home.Wan.Dial(t.Context(), "tcp", external.String())
@@ -98,7 +99,7 @@ func handshake(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, externa
 		return "", err
 	}
 	if !bytes.HasPrefix(reply, []byte(protocol)) || !bytes.Equal(reply[28:48], torrent[:]) {
-		return "", fmt.Errorf("the peer answers % x", reply)
+		return "", fmt.Errorf("the peer responds with % x", reply)
 	}
 	return string(reply[48:]), nil
 }
@@ -107,10 +108,11 @@ func handshake(t *testing.T, home *lab.HomeNet, torrent [sha1.Size]byte, externa
 type transmission struct {
 	dir    string
 	client *http.Client
-	token  string // what it wants with each request
+	token  string // required in each request
 }
 
-// transmissionProgram finds the daemon: installed, or as .ci/transmission unpacks it.
+// transmissionProgram returns the path of the daemon, either of the installed one or of
+// the one that .ci/transmission unpacks.
 func transmissionProgram(t *testing.T) string {
 	t.Helper()
 	unpacked, err := filepath.Abs("../../../.bin/transmission/transmission-daemon")
@@ -126,7 +128,8 @@ func transmissionProgram(t *testing.T) string {
 	return ""
 }
 
-// missing ends a test that lacks a program.
+// skipWithoutProgram skips a test because a program is missing, or fails it with
+// GOFORWARD_LAB=require.
 func skipWithoutProgram(t *testing.T, program string) {
 	t.Helper()
 	if os.Getenv("GOFORWARD_LAB") == "require" {
@@ -135,8 +138,8 @@ func skipWithoutProgram(t *testing.T, program string) {
 	t.Skipf("LAB SKIPPED: not installed: %s", program)
 }
 
-// startTransmission starts the daemon in the host: it finds nobody by itself, maps
-// nothing, and listens on the port until it is told another.
+// startTransmission starts the daemon in the host. It does not search for peers or map
+// ports, and it listens on the port until another one is set.
 func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission {
 	t.Helper()
 	program := transmissionProgram(t)
@@ -163,7 +166,7 @@ func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission 
 		cancel()
 		_ = cmd.Wait()
 		if t.Failed() {
-			t.Logf("transmission-daemon said:\n%s", &output)
+			t.Logf("output of transmission-daemon:\n%s", &output)
 		}
 	})
 	return &transmission{dir: dir, client: &http.Client{
@@ -171,7 +174,7 @@ func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission 
 	}}
 }
 
-// call is one request of its remote control. Its first answer tells the token.
+// call sends one request to the RPC interface. The first response contains the token.
 func (tr *transmission) call(t *testing.T, method string, arguments, reply any) error {
 	t.Helper()
 	body, err := json.Marshal(map[string]any{"method": method, "arguments": arguments})
@@ -213,8 +216,8 @@ func (tr *transmission) call(t *testing.T, method string, arguments, reply any) 
 	return fmt.Errorf("%s: the token is refused", method)
 }
 
-// share adds a torrent of one file that is there already, and returns what it is
-// known by: the hash of the bencoded info.
+// share adds a torrent with one file that exists already, and returns its identifier: the
+// hash of the bencoded info.
 func (tr *transmission) share(t *testing.T, content []byte) [sha1.Size]byte {
 	t.Helper()
 	const name, pieceLength = "film", 1 << 15
@@ -229,19 +232,19 @@ func (tr *transmission) share(t *testing.T, content []byte) [sha1.Size]byte {
 	}
 	info := fmt.Sprintf("d6:lengthi%de4:name%d:%s12:piece lengthi%de6:pieces%d:%se", len(content), len(name), name, pieceLength, len(pieces), pieces)
 	metainfo := []byte("d4:info" + info + "e")
-	waitUntil(t, maxWait, "Transmission takes no torrent", func() bool {
+	waitUntil(t, maxWait, "Transmission does not accept the torrent", func() bool {
 		return tr.call(t, "torrent-add", map[string]any{"metainfo": metainfo}, nil) == nil
 	})
 	return sha1.Sum([]byte(info))
 }
 
-// listens waits until Transmission has been told this port.
+// waitForPort waits until this port is set in Transmission.
 func (tr *transmission) waitForPort(t *testing.T, port uint16) {
 	t.Helper()
 	var session struct {
 		Port uint16 `json:"peer-port"`
 	}
-	waitUntil(t, maxWait, fmt.Sprintf("Transmission is not told port %d", port), func() bool {
+	waitUntil(t, maxWait, fmt.Sprintf("port %d is not set in Transmission", port), func() bool {
 		return tr.call(t, "session-get", nil, &session) == nil && session.Port == port
 	})
 }

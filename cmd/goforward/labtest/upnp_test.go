@@ -18,7 +18,7 @@ import (
 // upnpOnly is a router that refuses NAT-PMP and PCP.
 var upnpOnly = lab.Router{Refuse5351: true}
 
-// with is a router with more lines in its daemon's configuration.
+// withConf returns router with more lines in the configuration of its daemon.
 func withConf(router lab.Router, conf ...string) lab.Router {
 	router.ExtraConf = append(conf, router.ExtraConf...)
 	return router
@@ -55,7 +55,7 @@ func testUPnP(t *testing.T, router lab.Router, o option) {
 	}
 	for _, g := range m.Grants {
 		if remaining := time.Until(g.Expires()); remaining < time.Hour || remaining > 2*time.Hour {
-			t.Errorf("%v lasts %v, want two hours", g.Protocol, remaining)
+			t.Errorf("%v expires in %v, want two hours", g.Protocol, remaining)
 		}
 		echo := home.Lan.Echo(t, g.Protocol.String(), g.Internal.String())
 		home.Reaches(t, echo, g.External)
@@ -75,7 +75,8 @@ func TestUPnPRenew(t *testing.T) {
 	testRenewal(t, upnpOnly, "upnp")
 }
 
-// The daemon's control port is another one after each restart.
+// TestUPnPRestart checks restarts of the router. With http_port=0, the control port of
+// the daemon changes at each restart.
 func TestUPnPRestart(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
@@ -107,7 +108,8 @@ func TestUPnPRestart(t *testing.T) {
 	}
 }
 
-// The router says nothing, so the mapping is back at the next renewal.
+// TestUPnPRestartMute checks a router that does not announce its restart. The next
+// renewal restores the mapping.
 func TestUPnPRestartMute(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
@@ -134,7 +136,8 @@ func TestUPnPRestartMute(t *testing.T) {
 	}
 }
 
-// Another host of the home is forwarded to where the router lets it.
+// TestUPnPTo checks that a port is forwarded to another host of the home if the router
+// allows it.
 func TestUPnPTo(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: to another host, in secure mode and not")
@@ -144,11 +147,11 @@ func TestUPnPTo(t *testing.T) {
 		echo := other.Echo(t, "tcp", ":80")
 		f := newForwarder(t, home.Lan, config{})
 		if secure {
-			connections := countPackets(t, home.Router, "input", "adds", `iifname "lan0" tcp dport 5000 tcp flags syn`)
+			connections := countPackets(t, home.Router, "input", "connections", `iifname "lan0" tcp dport 5000 tcp flags syn`)
 			f.wantEnableError([]error{backends.ErrNotAuthorized}, tcp(80), external(8080), to(echo.Addr))
-			t.Logf("%d exchanges", connections.packets(t))
+			t.Logf("%d connections", connections.packets(t))
 			if n := connections.packets(t); n > 12 {
-				t.Errorf("%d exchanges: other ports were tried", n)
+				t.Errorf("%d connections: other ports were tried", n)
 			}
 			wantRules(t, home, 0)
 			continue
@@ -179,11 +182,11 @@ func TestUPnPPrivateWAN(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: the router's own address is private")
 	home := lab.Home(t, lab.Router{Refuse5351: true, WAN: netip.MustParsePrefix("10.66.66.1/24")})
-	connections := countPackets(t, home.Router, "input", "exchanges", `iifname "lan0" tcp dport 5000 tcp flags syn / syn,ack`)
+	connections := countPackets(t, home.Router, "input", "connections", `iifname "lan0" tcp dport 5000 tcp flags syn / syn,ack`)
 	f := newForwarder(t, home.Lan, config{})
 	f.wantEnableError([]error{backends.ErrPrivateWAN}, tcp(8080))
 	if n := connections.packets(t); n > 8 {
-		t.Errorf("%d exchanges: other ports were tried", n)
+		t.Errorf("%d connections: other ports were tried", n)
 	}
 	wantRules(t, home, 0)
 }
@@ -212,8 +215,9 @@ func TestUPnPPinhole(t *testing.T) {
 	}
 }
 
-// The second program to want an external port gets another, and the first goes
-// on to receive: the router itself would give it away, as both are of one host.
+// TestUPnPTwoPrograms checks two programs that request the same external port. The second
+// gets another port, and the first still receives bytes. The router itself would give the
+// port to the second program, because both programs run on one host.
 func TestUPnPTwoPrograms(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: two programs want one external port")
@@ -223,7 +227,7 @@ func TestUPnPTwoPrograms(t *testing.T) {
 	m := first.enable(tcp(8080), external(9000))
 	other := second.enable(tcp(8081), external(9000))
 	if other.External.Port() == 9000 {
-		t.Errorf("both got %v", other.External)
+		t.Errorf("both programs got %v", other.External)
 	}
 	home.Reaches(t, one, m.External)
 	home.Reaches(t, two, other.External)
@@ -234,7 +238,7 @@ func TestUPnPTwoPrograms(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-// What another host holds is not taken.
+// TestUPnPTaken checks that a port which another host has mapped is not taken over.
 func TestUPnPTaken(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: the port is another host's")
@@ -253,11 +257,12 @@ func TestUPnPTaken(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-// The table is listed by UPnP, whatever protocol mappings go by.
+// TestMappings checks that UPnP lists the router's table, including the mappings that
+// another protocol created.
 func TestMappings(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: the table, where mappings go by NAT-PMP")
-	home := lab.Home(t, lab.Router{AnyClient: true}) // which lets one host delete what another has
+	home := lab.Home(t, lab.Router{AnyClient: true}) // this lets a host delete the mappings of other hosts
 	occupyPort(t, home, "udp", 9000)
 	f := newForwarder(t, home.Lan, config{})
 	m := f.enable(both(8080))
@@ -279,20 +284,20 @@ func TestMappings(t *testing.T) {
 	}
 	wantSameLines(t, got, want)
 
-	// One of the neighbour's, and then all.
+	// Delete one mapping of the neighbour, and then all mappings.
 	f.disable(foreign, external(9000))
 	if n := f.disableAll(foreign, everything); n != 2 {
-		t.Errorf("%d disabled, want the two that are held", n)
+		t.Errorf("%d disabled, want the two of this Forwarder", n)
 	}
 	if rest := f.mappings(); len(rest) != 0 {
-		t.Errorf("left: %+v", rest)
+		t.Errorf("remaining: %+v", rest)
 	}
 	wantRules(t, home, 0)
 }
 
-// A large table of another host is listed without harm to the router. Asked to
-// make so many, it would take minutes, so they are written into its firewall as
-// it writes them.
+// TestLargeTable checks that a large table of another host is listed without harm to the
+// router. To create so many mappings by requests would take minutes, so the test writes
+// the rules into the firewall in the form that the daemon uses.
 func TestLargeTable(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: a table of 150 entries of others")
@@ -300,7 +305,7 @@ func TestLargeTable(t *testing.T) {
 	const n = 150
 	var script strings.Builder
 	for i := range n {
-		fmt.Fprintf(&script, `add rule inet filter prerouting_miniupnpd iif "wan0" meta l4proto udp th dport %d dnat ip to 192.168.77.3:%d comment "theirs"`+"\n", 20000+i, 20000+i)
+		fmt.Fprintf(&script, `add rule inet filter prerouting_miniupnpd iif "wan0" meta l4proto udp th dport %d dnat ip to 192.168.77.3:%d comment "other"`+"\n", 20000+i, 20000+i)
 	}
 	home.Router.Nft(t, script.String())
 	wantRules(t, home, n)
@@ -317,14 +322,14 @@ func TestLargeTable(t *testing.T) {
 		}
 	}
 	if len(entries) != n+1 || own != 1 {
-		t.Errorf("%d entries, %d of them ours, want %d and 1", len(entries), own, n+1)
+		t.Errorf("%d entries, %d of them our own, want %d and 1", len(entries), own, n+1)
 	}
 	home.Reaches(t, echo, m.External)
 	f.disable()
 	wantRules(t, home, n)
 }
 
-// sameLines compares lines in any order.
+// wantSameLines compares lines in any order.
 func wantSameLines(t *testing.T, got, want []string) {
 	t.Helper()
 	missing := func(from, in []string) (out []string) {
@@ -336,13 +341,13 @@ func wantSameLines(t *testing.T, got, want []string) {
 		return out
 	}
 	if absent, extra := missing(want, got), missing(got, want); len(absent)+len(extra) > 0 || len(got) != len(want) {
-		t.Errorf("missing: %q\ntoo many: %q\nin: %q", absent, extra, got)
+		t.Errorf("missing: %q\nunexpected: %q\ngot: %q", absent, extra, got)
 	}
 }
 
 var upnpcLine = regexp.MustCompile(`(?m)^ *\d+ (TCP|UDP) +(\d+)->([0-9.]+:\d+)`)
 
-// Debian's upnpc sees the same table as goforward list.
+// TestUPnPC checks that Debian's upnpc and goforward list the same table.
 func TestUPnPC(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: upnpc and goforward see the same table")
@@ -364,7 +369,7 @@ func TestUPnPC(t *testing.T) {
 	}
 	wantSameLines(t, ownEntries, upnpcEntries)
 
-	// And what it made, goforward takes away.
+	// goforward deletes a mapping that upnpc created.
 	home.Lan.Exec(t, "upnpc", "-a", "192.168.77.2", "8090", "8090", "TCP")
 	echo := home.Lan.Echo(t, "tcp", ":8090")
 	home.Reaches(t, echo, externalAddr(home, 8090))
@@ -373,7 +378,8 @@ func TestUPnPC(t *testing.T) {
 	wantRules(t, home, 4)
 }
 
-// The device of the router that leads out is used, or the one that is named.
+// TestTwoIGDs checks that the device of the default route's router is used, or the device
+// that Config names.
 func TestTwoIGDs(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: two routers on one network")
@@ -401,10 +407,9 @@ func TestTwoIGDs(t *testing.T) {
 	wantRules(t, other, 0)
 }
 
-// strangerProgram answers every search, before the gateway does, with locations
-// that it has been told, and announces them too. Whoever connects to it gets a
-// body without an end.
-var rogueDeviceProgram = lab.Func("stranger", func(p *lab.Proc) {
+// rogueDeviceProgram responds to every search before the gateway does, with the locations
+// in its arguments. Its HTTP servers send an endless body.
+var rogueDeviceProgram = lab.Func("rogue device", func(p *lab.Proc) {
 	var locations []string
 	p.Args(&locations)
 	pc, err := net.ListenMulticastUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(239, 255, 255, 250), Port: 1900})
@@ -449,28 +454,28 @@ func serveEndlessBody(ln net.Listener) {
 	}
 }
 
-// A stranger in the home answers searches with lies. Nobody is contacted on its
-// word but itself, and that a few times; the router's device is found all the
-// same, and quickly.
+// TestStranger checks a rogue device in the home that responds to searches with false
+// locations. The client contacts no other host because of them, and it contacts the rogue
+// device only a few times. It still finds the router's device quickly.
 func TestStranger(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: a stranger answers the search with lying locations")
 	home := lab.Home(t, upnpOnly)
-	rogue := home.Join("stranger", "192.168.77.66/24")
-	bystander := home.Join("victim", "192.168.77.67/24")
+	rogue := home.Join("rogue", "192.168.77.66/24")
+	bystander := home.Join("bystander", "192.168.77.67/24")
 	locations := []string{
 		"http://192.168.77.67/rootDesc.xml", "http://127.0.0.1:8888/secret", "http://[::1]:8888/secret",
 		"http://45.45.45.2/rootDesc.xml", "http://router.example/rootDesc.xml", "https://192.168.77.67/rootDesc.xml",
 		"http://user:password@192.168.77.67/", "http://192.168.77.67:80@192.168.77.66/", "http://0.0.0.0:8888/", "http://[fe80::1%3]/",
 		"ftp://192.168.77.67/", "http://192.168.77.255/", "http://239.255.255.250/", "",
 	}
-	for i := range 200 { // and more than anybody would look at
+	for i := range 200 { // more than a client should try
 		locations = append(locations, fmt.Sprintf("http://192.168.77.66:5000/%d", i))
 	}
-	bystanderConns := countPackets(t, bystander, "input", "attacked", `tcp flags syn / syn,ack`)
+	bystanderConns := countPackets(t, bystander, "input", "bystander", `tcp flags syn / syn,ack`)
 	outsideConns := countPackets(t, home.Wan, "input", "outside", `tcp dport 80 tcp flags syn / syn,ack`)
-	localConns := countPackets(t, home.Lan, "input", "secrets", `iifname "lo" tcp dport 8888`)
-	rogueConns := countPackets(t, rogue, "input", "asked", `tcp flags syn / syn,ack`)
+	localConns := countPackets(t, home.Lan, "input", "local", `iifname "lo" tcp dport 8888`)
+	rogueConns := countPackets(t, rogue, "input", "rogue", `tcp flags syn / syn,ack`)
 	var ready string
 	rogue.Start(t, rogueDeviceProgram, locations).Expect(&ready)
 
@@ -486,13 +491,13 @@ func TestStranger(t *testing.T) {
 		home.Reaches(t, echo, m.External)
 		f.close()
 	}
-	for what, c := range map[string]packetCounter{"the victim": bystanderConns, "a host outside": outsideConns, "this host": localConns} {
+	for what, c := range map[string]packetCounter{"another host": bystanderConns, "a host outside": outsideConns, "this host": localConns} {
 		if n := c.packets(t); n != 0 {
-			t.Errorf("%s was contacted %d times on a stranger's word", what, n)
+			t.Errorf("%s was contacted %d times because of a false location", what, n)
 		}
 	}
-	t.Logf("the stranger was asked %d times", rogueConns.packets(t))
+	t.Logf("the rogue device received %d connections", rogueConns.packets(t))
 	if n := rogueConns.packets(t); n > 3*2 {
-		t.Errorf("the stranger was asked %d times", n)
+		t.Errorf("the rogue device received %d connections", n)
 	}
 }
