@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// roleEnv tells a process of the test binary which role it has.
+// roleEnv selects the role of a process of the test binary.
 const (
 	roleEnv     = "GOFORWARD_LAB_ROLE"
 	roleEnter   = "enter"   // be the first process of the new namespaces
