@@ -47,8 +47,8 @@ type lineSender struct {
 func (l *lineSender) Write(b []byte) (int, error) {
 	l.rest += string(b)
 	for {
-		line, rest, whole := strings.Cut(l.rest, "\n")
-		if !whole {
+		line, rest, complete := strings.Cut(l.rest, "\n")
+		if !complete {
 			return len(b), nil
 		}
 		l.proc.Send(outputMessage{Line: line})

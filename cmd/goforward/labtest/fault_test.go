@@ -167,7 +167,7 @@ func rulesForHost(t *testing.T, home *lab.HomeNet, host *lab.Host, port uint16) 
 	return rules
 }
 
-// rootDescription returns the URL of the router's device description. With this URL, a
+// rootDescriptionURL returns the URL of the router's device description. With this URL, a
 // client need not search.
 func rootDescriptionURL(home *lab.HomeNet) string {
 	return fmt.Sprintf("http://%s:5000/rootDesc.xml", home.Gateway)
@@ -297,8 +297,8 @@ func testLines(t *testing.T, backend string) {
 func (l *cabledClient) checkGranted(name, backend string, m *mapping, echo lab.Echo) {
 	l.t.Helper()
 	within := 2 * time.Minute
-	hopeless := name == "loss 50 %" && backend == "upnp"
-	if hopeless {
+	expectFailure := name == "loss 50 %" && backend == "upnp"
+	if expectFailure {
 		waitUntil(l.t, within, name+": neither granted nor an error reported", func() bool {
 			s := m.fetchState()
 			return s.External.IsValid() || s.Failure != nil
@@ -442,8 +442,8 @@ func closeAll(f *remoteForwarder, mappings []*mapping) (remaining int) {
 	return remaining
 }
 
-// waitRequestedRulesGone checks that only the entries that could not be closed remain,
-// and waits until their lifetimes end.
+// waitRequestedRulesGone checks that no more entries remain than could not be closed, and
+// waits until their lifetimes end.
 func waitRequestedRulesGone(t *testing.T, home *lab.HomeNet, remaining int) {
 	t.Helper()
 	if n := len(requestedRules(listRules(t, home))); n > remaining {

@@ -20,15 +20,15 @@ const (
 // machines pause a process now and then for seconds. stop ends the measurement and
 // returns the sum.
 func measureStalls() (stop func() time.Duration) {
-	const beat, late = 50 * time.Millisecond, 500 * time.Millisecond
+	const interval, late = 50 * time.Millisecond, 500 * time.Millisecond
 	end, total := make(chan struct{}), make(chan time.Duration)
 	go func() {
 		var sum time.Duration
 		for last := time.Now(); ; last = time.Now() {
 			select {
-			case <-time.After(beat):
+			case <-time.After(interval):
 				if gap := time.Since(last); gap > late {
-					sum += gap - beat
+					sum += gap - interval
 				}
 			case <-end:
 				total <- sum

@@ -318,11 +318,11 @@ func TestMovesLeaveNothing(t *testing.T) {
 			return s.External.Addr() == router.External && s.Internal.Addr() == addr
 		})
 	}
-	for what, had := range map[string]int{"goroutines": goroutines, "files": files} {
+	for what, before := range map[string]int{"goroutines": goroutines, "files": files} {
 		const slack = moves / 2 // less than one for each network
 		now := 0
-		if !eventually(maxWait/2, func() bool { now = f.resourceUse(what); return now <= had+slack }) {
-			t.Errorf("after %d moves to another network the process has %d %s, %d before", moves, now, what, had)
+		if !eventually(maxWait/2, func() bool { now = f.resourceUse(what); return now <= before+slack }) {
+			t.Errorf("after %d moves to another network the process has %d %s, %d before", moves, now, what, before)
 		}
 	}
 	// A mapping of an address that this host no longer has cannot be deleted. So Close

@@ -15,8 +15,8 @@ import (
 // announces its restart replies again.
 const maxRestoreTime = time.Second
 
-// restartRouters are two kinds of routers. In the first, the epoch shows a restart. In
-// the second, the epoch continues, and only the announcement shows the restart.
+// restartRouters are two kinds of routers. With DaemonUptime, the epoch shows a restart.
+// Without it, the epoch continues, and only the announcement shows the restart.
 var restartRouters = map[string]lab.Router{
 	"the clock starts at 0": {DaemonUptime: true},
 	"the clock goes on":     {DaemonUptime: false},

@@ -265,8 +265,7 @@ func (h *soakMapping) reachableSince(since time.Time) bool {
 	return h.reachedAt().After(since)
 }
 
-// reachedAt returns when the target that was not reached for the longest time was last
-// reached.
+// reachedAt returns the earliest of the times at which the targets were last reached.
 func (h *soakMapping) reachedAt() time.Time {
 	at := h.targets[0].reachedAt()
 	for _, target := range h.targets[1:] {
