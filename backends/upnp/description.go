@@ -109,6 +109,15 @@ func parseType(s string) (ServiceKind, int) {
 	return 0, 0
 }
 
+// validType reports whether a service type may stand in a header and in an
+// XML attribute as it is.
+func validType(s string) bool {
+	valid := func(r rune) bool {
+		return r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || strings.ContainsRune(":._-", r)
+	}
+	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return !valid(r) }) < 0
+}
+
 // Describe fetches a root description and reads it. rawURL is plain http and
 // names an IP address, with a zone where it is link-local.
 //

@@ -189,3 +189,30 @@ func Moved(err error) bool {
 	var status *HTTPError
 	return errno.IsRefused(err) || errors.As(err, &status) && status.Status == http.StatusNotFound
 }
+
+func isFault(err error, code FaultCode) bool {
+	var fault *Fault
+	return errors.As(err, &fault) && fault.Code == code
+}
+
+// absent reports whether a device says for certain that there is no such entry.
+func absent(err error) bool {
+	var fault *Fault
+	if !errors.As(err, &fault) {
+		return false
+	}
+	return fault.Code == NoSuchEntryInArray || fault.Code == NoSuchEntry || fault.Code == PortMappingNotFound
+}
+
+// unlessAnswered passes on what keeps a service from being asked at all.
+func unlessAnswered(err error) error {
+	var fault *Fault
+	if errors.As(err, &fault) || errors.Is(err, backends.ErrMalformed) {
+		return nil
+	}
+	return err
+}
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{backends.ErrMalformed}, args...)...)
+}

@@ -3,10 +3,10 @@ package upnp
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -107,15 +107,6 @@ func (b *Backend) interview(ctx context.Context, g *gateway) error {
 	external, err := g.client.ExternalAddr(ctx)
 	g.External, g.asked = external, err == nil
 	return unlessAnswered(err)
-}
-
-// unlessAnswered passes on what keeps a service from being asked at all.
-func unlessAnswered(err error) error {
-	var fault *Fault
-	if errors.As(err, &fault) || errors.Is(err, backends.ErrMalformed) {
-		return nil
-	}
-	return err
 }
 
 // The merits of a device, the best first.
@@ -238,3 +229,32 @@ func onLink(a netip.Addr, iface string) bool {
 	}
 	return on
 }
+
+// A token says which service granted something, and which number a pinhole had
+// then: mappings outlive the process that made them.
+const (
+	serviceToken = "service "
+	pinholeToken = "pinhole "
+)
+
+func tokenOf(s Service) backends.Token {
+	return backends.NewToken([]byte(serviceToken + s.UDN + " " + s.Type))
+}
+
+func pinholeTokenOf(id uint16) backends.Token {
+	return backends.NewToken([]byte(pinholeToken + strconv.Itoa(int(id))))
+}
+
+// clientFor returns the service that granted something, or the preferred one
+// where that is not known any more.
+func (g *gateway) clientFor(token backends.Token) *Client {
+	for _, c := range g.others {
+		if tokenOf(c.Service()) == token {
+			return c
+		}
+	}
+	return g.client
+}
+
+// addr is where the service is asked.
+func (g *gateway) addr() netip.AddrPort { return g.client.endpoints[g.client.current.Load()].addr }

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -54,15 +57,6 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 		return err
 	})
 	return again, err
-}
-
-// absent reports whether a device says for certain that there is no such entry.
-func absent(err error) bool {
-	var fault *Fault
-	if !errors.As(err, &fault) {
-		return false
-	}
-	return fault.Code == NoSuchEntryInArray || fault.Code == NoSuchEntry || fault.Code == PortMappingNotFound
 }
 
 // addition is the request for one entry, as it changes with what the device
@@ -254,6 +248,54 @@ func (a *addition) send(ctx context.Context) error {
 	}
 }
 
+// elsewhere gets another external port after a conflict: from the device, if it
+// chooses ports itself. A renewal goes on by itself; whoever asks for a new
+// mapping has the choice.
+func (a *addition) elsewhere(ctx context.Context, conflict error) error {
+	const hops = 3
+	for hop := 0; hop == 0 || a.renewed != nil && hop < hops; hop++ {
+		a.entry.ExternalPort = highPort()
+		if err := a.look(ctx); errors.Is(err, backends.ErrConflict) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		err := a.addAny(ctx)
+		if errors.Is(err, backends.ErrUnsupported) && a.renewed != nil {
+			err = a.send(ctx)
+		}
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return err
+		case !errors.Is(err, backends.ErrConflict) && !errors.Is(err, backends.ErrUnsupported):
+			return err
+		}
+	}
+	return conflict
+}
+
+// addAny lets the device choose the port, from a wish. Some devices cut the
+// connection instead of an answer: they cannot.
+func (a *addition) addAny(ctx context.Context) error {
+	if _, noAny := a.quirks.known(); noAny || a.client.Service().Version() < 2 {
+		return backends.ErrUnsupported
+	}
+	a.variant.apply(&a.entry, a.request)
+	port, err := a.client.AddAnyPortMapping(ctx, a.entry)
+	switch {
+	case err == nil:
+		a.entry.ExternalPort, a.standing = port, false
+		return nil
+	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	case errors.Is(err, backends.ErrNoReply), errors.Is(err, backends.ErrMalformed),
+		isFault(err, InvalidAction), isFault(err, OptionalActionNotImplemented):
+		a.quirks.locked(func(q *quirks) { q.noAny = true })
+		return fmt.Errorf("%w: %v", backends.ErrUnsupported, err) //nolint:errorlint // not another reason to look for the device
+	}
+	return err
+}
+
 // asked is the lifetime that was asked for. In version 2, no lease is the longest
 // there (WANIPConnection:2, section 2.3.16), but for devices that take no other.
 func (a *addition) asked() time.Duration {
@@ -297,3 +339,120 @@ func (a *addition) because(external netip.Addr, err error) error {
 
 // highPort is a random port of the dynamic range (RFC 6335, section 6).
 func highPort() uint16 { return uint16(49152 + rand.IntN(1<<14)) }
+
+// verify returns the lifetime that was granted, as far as the device lists what
+// it has granted. One that cannot be asked is believed.
+func (a *addition) verify(ctx context.Context) (time.Duration, error) {
+	asked := a.asked()
+	e, err := a.client.PortMapping(ctx, a.entry.Key())
+	switch {
+	case absent(err):
+		return 0, fmt.Errorf("upnp: %w: it says that %v port %d is forwarded, but does not list it", backends.ErrNoResources, a.entry.Protocol, a.entry.ExternalPort)
+	case err != nil: // also that of a context that has ended: it stands all the same
+		return asked, nil
+	case e.Internal.Addr().IsValid() && e.Internal != a.entry.Internal:
+		return 0, a.foreign(e)
+	}
+	const slack = 2 * time.Second
+	switch {
+	case e.Lease == 0: // also where it means nothing
+		return asked, nil
+	case a.stale(e, asked):
+		return a.replace(ctx, e.Lease)
+	case asked-e.Lease > slack:
+		return e.Lease, nil
+	}
+	return asked, nil
+}
+
+// foreign is what an entry is that was granted, and listed for somebody else.
+// Another port helps only if another program of this host was faster.
+func (a *addition) foreign(e PortMapping) error {
+	kind := backends.ErrNoResources
+	if e.Internal.Addr() == a.entry.Internal.Addr() {
+		kind = backends.ErrConflict
+	}
+	return fmt.Errorf("upnp: %w: %v port %d was asked for %v, and is listed for %v",
+		kind, a.entry.Protocol, a.entry.ExternalPort, a.entry.Internal, e.Internal)
+}
+
+// stale reports whether a renewal did not prolong the lease: it has not grown,
+// and is shorter than what was granted before.
+func (a *addition) stale(e PortMapping, asked time.Duration) bool {
+	if a.renewed == nil || !a.standing || a.before.Lease == 0 || e.Lease > a.before.Lease {
+		return false
+	}
+	granted := min(asked, a.renewed.Lifetime)
+	return e.Lease < granted-granted/5
+}
+
+// replace deletes and adds, with a device that prolongs no lease. Where it will
+// not delete, the entry stands for what is left.
+func (a *addition) replace(ctx context.Context, left time.Duration) (time.Duration, error) {
+	if err := a.client.DeletePortMapping(ctx, a.entry.Key()); err != nil && !absent(err) {
+		return left, unlessAnswered(err)
+	}
+	a.renewed, a.standing = nil, false // it is a new one now
+	if err := a.send(ctx); err != nil {
+		return 0, err
+	}
+	return a.verify(ctx)
+}
+
+// Unmap deletes the mapping. Where the device has none, or somebody else has the
+// port by now, it succeeds. A device that does not tell whose the port is, deletes
+// only what has a Token: what was granted, or listed.
+func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
+	if err := m.Check(); err != nil {
+		return fmt.Errorf("upnp: %w", err)
+	}
+	if m.External.Port() == 0 {
+		return fmt.Errorf("upnp: %w: a mapping without an external port", backends.ErrInvalid)
+	}
+	remove := func() error {
+		return b.do(ctx, func(ctx context.Context, g *gateway) error {
+			if b.is6 {
+				return b.closePinhole(ctx, g, m)
+			}
+			return b.remove(ctx, g, m)
+		})
+	}
+	err := remove()
+	if isCut(err) && ctx.Err() == nil { // TCP does not repeat the request
+		err = remove()
+	}
+	return err
+}
+
+// isCut reports whether a connection ended before its reply.
+func isCut(err error) bool {
+	var op *net.OpError
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op) && op.Op == "read" && !op.Timeout()
+}
+
+// remove deletes an entry if it is the mapping's, as far as the device tells.
+func (b *Backend) remove(ctx context.Context, g *gateway, m backends.Mapping) error {
+	end, err := g.takeTable(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	c := g.clientFor(m.Token)
+	key := PortMappingKey{Remote: only(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol}
+	e, err := c.PortMapping(ctx, key)
+	switch {
+	case err == nil && e.Internal.Addr().IsValid() && e.Internal != g.internal(m.Internal):
+		return nil
+	case absent(err):
+		return nil
+	case err != nil && unlessAnswered(err) != nil:
+		return err
+	case err != nil && m.Token.IsZero(): // not what was granted, but what somebody thinks was
+		return fmt.Errorf("upnp: %w: the device does not tell whose %v port %d is: %w", backends.ErrUnsupported, m.Protocol, m.External.Port(), err)
+	}
+	if err := c.DeletePortMapping(ctx, key); !absent(err) {
+		return err
+	}
+	return nil
+}

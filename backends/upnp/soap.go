@@ -2,6 +2,10 @@ package upnp
 
 import (
 	"bytes"
+	"context"
+	"encoding/xml"
+	"io"
+	"net/http"
 	"strconv"
 	"strings"
 )
@@ -9,6 +13,76 @@ import (
 // maxAnswerElements bounds the elements of an answer; none of the standard has
 // more than 13.
 const maxAnswerElements = 256
+
+// question is the action that an answer belongs to.
+type question struct {
+	service, action string
+	silent          bool // nothing is to come back: an empty answer is a success
+}
+
+// exchange is one action over HTTP: an http.RoundTripper that writes the
+// request as picky devices want it and turns any readable answer into what
+// goupnp reads. It is used once.
+type exchange struct {
+	question
+	config ClientConfig
+	to     endpoint
+
+	status int   // of the answer
+	err    error // what went wrong, which goupnp keeps the text of only
+}
+
+// RoundTrip sends the request's body as the action's.
+func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(r.Body)
+	_ = r.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	// Newlines between elements are too much for some devices, and the
+	// arguments are ASCII.
+	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
+	envelope, isFault, err := x.ask(r.Context(), body)
+	if err != nil {
+		x.err = err
+		return nil, err
+	}
+	status := http.StatusOK
+	if isFault {
+		status = http.StatusInternalServerError
+	}
+	return &http.Response{
+		Status: http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(envelope)), ContentLength: int64(len(envelope)), Request: r,
+	}, nil
+}
+
+// ask performs the action, twice where the first form of the request was not
+// understood: no fault came with the status, so nothing was done.
+func (x *exchange) ask(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
+	limit := maxAnswer
+	if x.action == listAction {
+		limit = maxListing
+	}
+	for _, form := range []form{modern, legacy} {
+		var a answer
+		a, _, err = x.config.send(ctx, x.to, request{
+			bytes: x.to.post(form, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
+		})
+		if err != nil {
+			return nil, false, err
+		}
+		x.status = a.status
+		envelope, isFault, err = x.normalise(a)
+		if envelope != nil || err != nil {
+			return envelope, isFault, err
+		}
+		if err = a.err(); form == legacy || !a.notUnderstood() {
+			return nil, false, err
+		}
+	}
+	return nil, false, err
+}
 
 // canonical maps the arguments that are read, in lower case, to their names.
 var canonical = func() map[string]string {
@@ -23,10 +97,12 @@ var canonical = func() map[string]string {
 	return names
 }()
 
-// question is the action that an answer belongs to.
-type question struct {
-	service, action string
-	silent          bool // nothing is to come back: an empty answer is a success
+// err is what is wrong with an answer that holds nothing readable.
+func (a answer) err() error {
+	if a.status/100 != 2 {
+		return &HTTPError{Status: a.status}
+	}
+	return malformed("%d bytes that are no answer", len(a.body))
 }
 
 // normalise rewrites an answer as SOAP 1.1 has it, in UTF-8, with the

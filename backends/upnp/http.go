@@ -4,10 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/xml"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -15,6 +13,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // The bounds of bodies.
@@ -33,78 +32,6 @@ const grace = 500 * time.Millisecond
 const patience = 2
 
 const userAgent = "goforward UPnP/1.1"
-
-// exchange is one action over HTTP: an http.RoundTripper that writes the
-// request as picky devices want it and turns any readable answer into what
-// goupnp reads. It is used once.
-type exchange struct {
-	question
-	config ClientConfig
-	to     endpoint
-
-	status int   // of the answer
-	err    error // what went wrong, which goupnp keeps the text of only
-}
-
-// RoundTrip sends the request's body as the action's.
-func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
-	body, err := io.ReadAll(r.Body)
-	_ = r.Body.Close()
-	if err != nil {
-		return nil, err
-	}
-	// Newlines between elements are too much for some devices, and the
-	// arguments are ASCII.
-	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
-	envelope, isFault, err := x.ask(r.Context(), body)
-	if err != nil {
-		x.err = err
-		return nil, err
-	}
-	status := http.StatusOK
-	if isFault {
-		status = http.StatusInternalServerError
-	}
-	return &http.Response{
-		Status: http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(envelope)), ContentLength: int64(len(envelope)), Request: r,
-	}, nil
-}
-
-// ask performs the action, twice where the first form of the request was not
-// understood: no fault came with the status, so nothing was done.
-func (x *exchange) ask(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
-	limit := maxAnswer
-	if x.action == listAction {
-		limit = maxListing
-	}
-	for _, form := range []form{modern, legacy} {
-		var a answer
-		a, _, err = x.config.send(ctx, x.to, request{
-			bytes: x.to.post(form, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
-		})
-		if err != nil {
-			return nil, false, err
-		}
-		x.status = a.status
-		envelope, isFault, err = x.normalise(a)
-		if envelope != nil || err != nil {
-			return envelope, isFault, err
-		}
-		if err = a.err(); form == legacy || !a.notUnderstood() {
-			return nil, false, err
-		}
-	}
-	return nil, false, err
-}
-
-// err is what is wrong with an answer that holds nothing readable.
-func (a answer) err() error {
-	if a.status/100 != 2 {
-		return &HTTPError{Status: a.status}
-	}
-	return malformed("%d bytes that are no answer", len(a.body))
-}
 
 // notUnderstood reports the statuses that devices have for headers or a
 // version of HTTP that they do not know.
@@ -234,4 +161,79 @@ func earlier(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// A lost packet that opens a connection costs the kernel a second or three.
+// Another attempt costs nothing, so one is begun each time that a little longer
+// has passed; the first that succeeds, or fails for certain, counts.
+const (
+	dialAttempts = 4
+	dialPause    = 250 * time.Millisecond // doubling
+)
+
+// dial connects to exactly that address and port, from the configured
+// interface and source.
+func (c ClientConfig) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{KeepAlive: -1}
+	if c.Source.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.Source, 0))
+	}
+	if c.Interface != "" {
+		ifi, err := net.InterfaceByName(c.Interface)
+		if err != nil {
+			return nil, err
+		}
+		if d.Control, err = netbind.Control(ifi); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	attempts := make(chan attempt)
+	begun := 0
+	begin := func() {
+		begun++
+		go func() { // waited for by its answer
+			conn, err := d.DialContext(ctx, "tcp", to.String())
+			attempts <- attempt{conn, err}
+		}()
+	}
+	begin()
+	pause := time.NewTimer(dialPause)
+	defer pause.Stop()
+	for {
+		select {
+		case first := <-attempts:
+			cancel()
+			for range begun - 1 {
+				(<-attempts).drop()
+			}
+			return first.conn, first.err
+		case <-pause.C:
+			if begun < dialAttempts {
+				begin()
+				pause.Reset(dialPause << (begun - 1))
+			}
+		}
+	}
+}
+
+// attempt is what came of one.
+type attempt struct {
+	conn net.Conn
+	err  error
+}
+
+func (a attempt) drop() {
+	if a.err == nil {
+		_ = a.conn.Close()
+	}
+}
+
+// localAddr is this host's address on the connection.
+func localAddr(conn net.Conn) netip.Addr {
+	tcp, ok := conn.LocalAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap()
 }
