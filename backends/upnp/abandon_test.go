@@ -10,16 +10,16 @@ import (
 
 // A request that is given up is reset, so that no kernel delivers what is left of
 // it when the line is up again; one that is answered ends in peace.
-func TestAbandoned(t *testing.T) {
+func TestCancelledRequestIsReset(t *testing.T) {
 	t.Parallel()
-	ctx, giveUp := context.WithCancel(t.Context())
-	defer giveUp()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	ends := make(chan error, 2)
 	s := serveRaw(t, func(conn net.Conn, n int, _ string) {
 		if n == 0 {
-			_, _ = conn.Write([]byte(ok(said("GetExternalIPAddress", elements("NewExternalIPAddress", "45.45.45.1")))))
+			_, _ = conn.Write([]byte(ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "45.45.45.1")))))
 		} else {
-			giveUp()
+			cancel()
 		}
 		_, err := conn.Read(make([]byte, 1))
 		ends <- err

@@ -19,9 +19,9 @@ import (
 var addresses = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
 
 // asked is the arguments of the server's last request.
-func asked(t *testing.T, s *rawServer) string {
+func lastArguments(t *testing.T, s *rawServer) string {
 	t.Helper()
-	all := s.all()
+	all := s.received()
 	if len(all) == 0 {
 		return ""
 	}
@@ -41,22 +41,22 @@ func elements(pairs ...string) string {
 }
 
 func TestExternalAddr(t *testing.T) {
-	for told, want := range map[string]string{
+	for reported, want := range map[string]string{
 		"203.0.113.7": "203.0.113.7", "": "", "0.0.0.0": "", "10.0.0.2": "10.0.0.2", "100.64.1.1": "100.64.1.1",
 		" 203.0.113.7 ": "203.0.113.7", "unknown": "", "203.0.113.7:80": "", "::": "", "::ffff:203.0.113.7": "203.0.113.7",
 	} {
-		s := serveRaw(t, answers(ok(said("GetExternalIPAddress", elements("NewExternalIPAddress", told)))))
+		s := serveRaw(t, respondWith(ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", reported)))))
 		got, err := s.client(t, ip1, ClientConfig{}).ExternalAddr(t.Context())
 		wanted, _ := netip.ParseAddr(want)
 		if err != nil || got != wanted {
-			t.Errorf("%q: %v, %v; want %v", told, got, err, want)
+			t.Errorf("%q: %v, %v; want %v", reported, got, err, want)
 		}
-		if got := asked(t, s); got != "" {
+		if got := lastArguments(t, s); got != "" {
 			t.Errorf("asked %s", got)
 		}
 	}
 	for name, a := range map[string]string{"empty": ok(""), "nothing in it": ok(`<s:Envelope xmlns:s="x"><s:Body/></s:Envelope>`)} {
-		s := serveRaw(t, answers(a))
+		s := serveRaw(t, respondWith(a))
 		if got, err := s.client(t, ip1, ClientConfig{}).ExternalAddr(t.Context()); !errors.Is(err, backends.ErrMalformed) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
@@ -64,21 +64,21 @@ func TestExternalAddr(t *testing.T) {
 }
 
 func TestStatus(t *testing.T) {
-	for told, connected := range map[string]bool{
+	for reported, connected := range map[string]bool{
 		"Connected": true, "connected": true, "UP": true, " Connected\n": true, "Disconnected": false, "": false, "Upstream": false,
 	} {
-		s := serveRaw(t, answers(ok(said("GetStatusInfo", elements(
-			"NewConnectionStatus", told, "NewLastConnectionError", "ERROR_NONE", "newuptime", "77")))))
+		s := serveRaw(t, respondWith(ok(soapResponse("GetStatusInfo", elements(
+			"NewConnectionStatus", reported, "NewLastConnectionError", "ERROR_NONE", "newuptime", "77")))))
 		got, err := s.client(t, ip1, ClientConfig{}).Status(t.Context())
-		want := Status{Connection: strings.TrimSpace(told), LastError: "ERROR_NONE", Uptime: 77 * time.Second}
+		want := Status{Connection: strings.TrimSpace(reported), LastError: "ERROR_NONE", Uptime: 77 * time.Second}
 		if err != nil || got != want || got.Connected() != connected {
-			t.Errorf("%q: %+v, %v", told, got, err)
+			t.Errorf("%q: %+v, %v", reported, got, err)
 		}
 	}
 }
 
 func TestPortMapping(t *testing.T) {
-	s := serveRaw(t, answers(ok(said("GetSpecificPortMappingEntry", elements(
+	s := serveRaw(t, respondWith(ok(soapResponse("GetSpecificPortMappingEntry", elements(
 		"NewInternalPort", "80", "NewInternalClient", "192.168.1.10", "NewEnabled", "1",
 		"NewPortMappingDescription", "R&amp;D\x01", "NewLeaseDuration", "3599")))))
 	key := PortMappingKey{Remote: netip.MustParseAddr("198.51.100.9"), ExternalPort: 8080, Protocol: backends.TCP}
@@ -90,7 +90,7 @@ func TestPortMapping(t *testing.T) {
 	if err != nil || got != want || got.Key() != key {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got := asked(t, s); got != elements("NewRemoteHost", "198.51.100.9", "NewExternalPort", "8080", "NewProtocol", "TCP") {
+	if got := lastArguments(t, s); got != elements("NewRemoteHost", "198.51.100.9", "NewExternalPort", "8080", "NewProtocol", "TCP") {
 		t.Errorf("asked %s", got)
 	}
 }
@@ -100,19 +100,19 @@ func TestPortMappingAt(t *testing.T) {
 		"NewRemoteHost", "0.0.0.0", "NewExternalPort", "8080", "NewProtocol", "udp", "NewInternalPort", "80",
 		"NewInternalClient", "desktop", "NewEnabled", "no", "NewPortMappingDescription", "", "NewLeaseDuration", "never",
 	}
-	s := serveRaw(t, answers(ok(said("GetGenericPortMappingEntry", elements(entry...)))))
+	s := serveRaw(t, respondWith(ok(soapResponse("GetGenericPortMappingEntry", elements(entry...)))))
 	got, err := s.client(t, ip1, ClientConfig{}).PortMappingAt(t.Context(), 7)
 	want := PortMapping{ExternalPort: 8080, Protocol: backends.UDP, Internal: netip.AddrPortFrom(netip.Addr{}, 80)}
 	if err != nil || got != want {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got := asked(t, s); got != elements("NewPortMappingIndex", "7") {
+	if got := lastArguments(t, s); got != elements("NewPortMappingIndex", "7") {
 		t.Errorf("asked %s", got)
 	}
 	for i, bad := range map[int]string{3: "65536", 5: "both", 7: "-1"} {
-		spoilt := append([]string(nil), entry...)
-		spoilt[i] = bad
-		s := serveRaw(t, answers(ok(said("GetGenericPortMappingEntry", elements(spoilt...)))))
+		malformed := append([]string(nil), entry...)
+		malformed[i] = bad
+		s := serveRaw(t, respondWith(ok(soapResponse("GetGenericPortMappingEntry", elements(malformed...)))))
 		if _, err := s.client(t, ip1, ClientConfig{}).PortMappingAt(t.Context(), 0); !errors.Is(err, backends.ErrMalformed) {
 			t.Errorf("%s %s: %v", entry[i-1], bad, err)
 		}
@@ -120,21 +120,21 @@ func TestPortMappingAt(t *testing.T) {
 }
 
 func TestAddAnyPortMapping(t *testing.T) {
-	for told, want := range map[string]uint16{"6882": 6882, "0": 0, "": 0, "x": 0} {
-		s := serveRaw(t, answers(ok(said("AddAnyPortMapping", elements("NewReservedPort", told)))))
-		got, err := s.client(t, ip1, ClientConfig{}).AddAnyPortMapping(t.Context(), gomap)
+	for reported, want := range map[string]uint16{"6882": 6882, "0": 0, "": 0, "x": 0} {
+		s := serveRaw(t, respondWith(ok(soapResponse("AddAnyPortMapping", elements("NewReservedPort", reported)))))
+		got, err := s.client(t, ip1, ClientConfig{}).AddAnyPortMapping(t.Context(), testMapping)
 		if got != want || (want == 0) != errors.Is(err, backends.ErrMalformed) {
-			t.Errorf("%q: %d, %v", told, got, err)
+			t.Errorf("%q: %d, %v", reported, got, err)
 		}
 	}
 }
 
 func TestDeletePortMapping(t *testing.T) {
-	s := serveRaw(t, answers(ok(said("DeletePortMapping", ""))))
-	if err := s.client(t, ip1, ClientConfig{}).DeletePortMapping(t.Context(), gomap.Key()); err != nil {
+	s := serveRaw(t, respondWith(ok(soapResponse("DeletePortMapping", ""))))
+	if err := s.client(t, ip1, ClientConfig{}).DeletePortMapping(t.Context(), testMapping.Key()); err != nil {
 		t.Error(err)
 	}
-	if got := asked(t, s); got != elements("NewRemoteHost", "", "NewExternalPort", "6881", "NewProtocol", "UDP") {
+	if got := lastArguments(t, s); got != elements("NewRemoteHost", "", "NewExternalPort", "6881", "NewProtocol", "UDP") {
 		t.Errorf("asked %s", got)
 	}
 }
@@ -152,21 +152,21 @@ func TestPortMappings(t *testing.T) {
 		{ExternalPort: 6881, Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.168.1.11:6882"), Enabled: true, Description: "a<b", Lease: time.Minute},
 		{Remote: netip.MustParseAddr("198.51.100.9"), ExternalPort: 6883, Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.168.1.12:6883")},
 	}
-	for name, told := range map[string]string{
+	for name, reported := range map[string]string{
 		"escaped":   html.EscapeString(listing),
 		"CDATA":     "<![CDATA[" + listing + "]]>",
 		"unescaped": strings.TrimPrefix(listing, `<?xml version="1.0"?>`),
 	} {
-		s := serveRaw(t, answers(ok(said(listAction, elements("NewPortListing", told)))))
+		s := serveRaw(t, respondWith(ok(soapResponse(listAction, elements("NewPortListing", reported)))))
 		got, err := s.client(t, ip1, ClientConfig{}).PortMappings(t.Context(), backends.TCP, 6881, 7008)
 		if diff := cmp.Diff(want, got, addresses); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
 		}
-		if got := asked(t, s); got != elements("NewStartPort", "6881", "NewEndPort", "7008", "NewProtocol", "TCP", "NewManage", "1", "NewNumberOfPorts", "128") {
+		if got := lastArguments(t, s); got != elements("NewStartPort", "6881", "NewEndPort", "7008", "NewProtocol", "TCP", "NewManage", "1", "NewNumberOfPorts", "128") {
 			t.Errorf("asked %s", got)
 		}
 	}
-	s := serveRaw(t, answers(status(500, `<Envelope><Body><Fault><detail><UPnPError><errorCode>730</errorCode></UPnPError></detail></Fault></Body></Envelope>`)))
+	s := serveRaw(t, respondWith(status(500, `<Envelope><Body><Fault><detail><UPnPError><errorCode>730</errorCode></UPnPError></detail></Fault></Body></Envelope>`)))
 	if got, err := s.client(t, ip1, ClientConfig{}).PortMappings(t.Context(), backends.TCP, 1, 1); err != nil || got != nil {
 		t.Errorf("none: %v, %v", got, err)
 	}
@@ -181,8 +181,8 @@ func TestLongListing(t *testing.T) {
 			"NewInternalClient", "192.168.1.2", "NewEnabled", "1", "NewDescription", strings.Repeat("x", 256), "NewLeaseTime", "0") + "</PortMappingEntry>")
 	}
 	b.WriteString("</list>")
-	for _, told := range []string{b.String(), html.EscapeString(b.String())} {
-		s := serveRaw(t, answers(ok(said(listAction, elements("NewPortListing", told)))))
+	for _, reported := range []string{b.String(), html.EscapeString(b.String())} {
+		s := serveRaw(t, respondWith(ok(soapResponse(listAction, elements("NewPortListing", reported)))))
 		got, err := s.client(t, ip1, ClientConfig{}).PortMappings(t.Context(), backends.TCP, 1, maxWindow)
 		if err != nil || len(got) != maxWindow {
 			t.Errorf("%d entries, %v", len(got), err)
@@ -210,13 +210,13 @@ func TestPortListingPrefixes(t *testing.T) {
 
 func TestPinholes(t *testing.T) {
 	const fw = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1"
-	s := serveRaw(t, answers(
-		ok(said("GetFirewallStatus", elements("FirewallEnabled", "1", "InboundPinholeAllowed", "0"))),
-		ok(said("AddPinhole", elements("UniqueID", "65535"))),
+	s := serveRaw(t, respondWith(
+		ok(soapResponse("GetFirewallStatus", elements("FirewallEnabled", "1", "InboundPinholeAllowed", "0"))),
+		ok(soapResponse("AddPinhole", elements("UniqueID", "65535"))),
 		ok(""),
-		ok(said("CheckPinholeWorking", elements("IsWorking", "true"))),
-		ok(said("DeletePinhole", "")),
-		ok(said("AddPinhole", elements("UniqueID", "65536"))),
+		ok(soapResponse("CheckPinholeWorking", elements("IsWorking", "true"))),
+		ok(soapResponse("DeletePinhole", "")),
+		ok(soapResponse("AddPinhole", elements("UniqueID", "65536"))),
 	))
 	c := s.client(t, fw, ClientConfig{})
 	ctx := t.Context()
@@ -228,13 +228,13 @@ func TestPinholes(t *testing.T) {
 	if err != nil || id != 65535 {
 		t.Errorf("added %d, %v", id, err)
 	}
-	if got := asked(t, s); got != elements("RemoteHost", "", "RemotePort", "0", "InternalClient", "2001:db8::10", "InternalPort", "8080", "Protocol", "17", "LeaseTime", "3600") {
+	if got := lastArguments(t, s); got != elements("RemoteHost", "", "RemotePort", "0", "InternalClient", "2001:db8::10", "InternalPort", "8080", "Protocol", "17", "LeaseTime", "3600") {
 		t.Errorf("asked %s", got)
 	}
 	if err := c.UpdatePinhole(ctx, id, time.Minute+1); err != nil {
 		t.Errorf("updated: %v", err)
 	}
-	if got := asked(t, s); got != elements("UniqueID", "65535", "NewLeaseTime", "61") {
+	if got := lastArguments(t, s); got != elements("UniqueID", "65535", "NewLeaseTime", "61") {
 		t.Errorf("asked %s", got)
 	}
 	if working, err := c.PinholeWorking(ctx, id); err != nil || !working {
@@ -247,18 +247,18 @@ func TestPinholes(t *testing.T) {
 	if _, err := c.AddPinhole(ctx, hole); !errors.Is(err, backends.ErrMalformed) {
 		t.Errorf("an id out of range: %v", err)
 	}
-	if got := asked(t, s); !strings.HasPrefix(got, elements("RemoteHost", "2001:db8:1::9", "RemotePort", "53")) {
+	if got := lastArguments(t, s); !strings.HasPrefix(got, elements("RemoteHost", "2001:db8:1::9", "RemotePort", "53")) {
 		t.Errorf("asked %s", got)
 	}
 }
 
 // TestInvalid: what makes no sense is not sent.
 func TestInvalid(t *testing.T) {
-	s := serveRaw(t, answers(ok("")))
+	s := serveRaw(t, respondWith(ok("")))
 	c := s.client(t, ip1, ClientConfig{})
-	add := func(spoil func(*PortMapping)) func(context.Context) error {
-		m := gomap
-		spoil(&m)
+	add := func(invalidate func(*PortMapping)) func(context.Context) error {
+		m := testMapping
+		invalidate(&m)
 		return func(ctx context.Context) error {
 			_, anyErr := c.AddAnyPortMapping(ctx, m)
 			if err := c.AddPortMapping(ctx, m); !errors.Is(anyErr, backends.ErrInvalid) {
@@ -267,9 +267,9 @@ func TestInvalid(t *testing.T) {
 			return anyErr
 		}
 	}
-	pinhole := func(spoil func(*Pinhole)) func(context.Context) error {
+	pinhole := func(invalidate func(*Pinhole)) func(context.Context) error {
 		p := Pinhole{Internal: netip.MustParseAddrPort("[2001:db8::10]:8080"), Protocol: backends.UDP, Lease: time.Hour}
-		spoil(&p)
+		invalidate(&p)
 		return func(ctx context.Context) error { _, err := c.AddPinhole(ctx, p); return err }
 	}
 	list := func(first, last uint16) func(context.Context) error {
@@ -316,7 +316,7 @@ func TestInvalid(t *testing.T) {
 			t.Errorf("%s: %v, want ErrUnsupported", name, err)
 		}
 	}
-	if n := len(s.all()); n != 0 {
+	if n := len(s.received()); n != 0 {
 		t.Errorf("%d requests", n)
 	}
 }

@@ -10,33 +10,33 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// TestAnswerPrefixes: an answer that breaks off is never taken for one that is
+// TestTruncatedResponse: an answer that breaks off is never taken for one that is
 // whole.
-func TestAnswerPrefixes(t *testing.T) {
-	whole := ok(said("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")))
-	q := question{service: ip1, action: "GetExternalIPAddress"}
+func TestTruncatedResponse(t *testing.T) {
+	whole := ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")))
+	action := soapAction{service: ip1, action: "GetExternalIPAddress"}
 	for n := range len(whole) {
-		r := answerReader{r: bufio.NewReader(strings.NewReader(whole[:n])), limit: 1 << 20, root: "Envelope", late: func() {}}
-		a, err := r.read()
+		r := responseReader{r: bufio.NewReader(strings.NewReader(whole[:n])), limit: 1 << 20, root: "Envelope", onOverrun: func() {}}
+		resp, err := r.read()
 		if err != nil {
 			if !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, backends.ErrMalformed) {
 				t.Errorf("%d bytes: %v", n, err)
 			}
 			continue
 		}
-		envelope, _, err := q.normalise(a)
+		envelope, _, err := action.normalise(resp)
 		if err != nil || envelope != nil && !strings.Contains(string(envelope), ">203.0.113.7<") {
 			t.Errorf("%d bytes: %q, %v", n, envelope, err)
 		}
-		silent := question{service: ip1, action: "AddPortMapping", silent: true}
-		if envelope, _, _ := silent.normalise(a); envelope != nil {
+		withoutOutput := soapAction{service: ip1, action: "AddPortMapping", noOutput: true}
+		if envelope, _, _ := withoutOutput.normalise(resp); envelope != nil {
 			t.Errorf("%d bytes are a success: %q", n, envelope)
 		}
 	}
 }
 
-func TestAnswer(t *testing.T) {
-	for in, want := range map[string]answer{
+func TestReadResponse(t *testing.T) {
+	for in, want := range map[string]response{
 		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello, world":                 {200, []byte("hello"), false},
 		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel":                          {200, []byte("hel"), true},
 		"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n<s:envelope></s:ENVELOPE >x": {200, []byte("<s:envelope></s:ENVELOPE >x"), false},
@@ -49,14 +49,14 @@ func TestAnswer(t *testing.T) {
 		"HTTP/1.0  404":              {404, nil, true},
 		"HTTP/1.1 404 x\r\nA: b\r\n": {404, nil, true},
 	} {
-		late := 0
-		r := answerReader{r: bufio.NewReader(strings.NewReader(in)), limit: 100, root: "Envelope", late: func() { late++ }}
+		overruns := 0
+		r := responseReader{r: bufio.NewReader(strings.NewReader(in)), limit: 100, root: "Envelope", onOverrun: func() { overruns++ }}
 		got, err := r.read()
-		if err != nil || got.status != want.status || string(got.body) != string(want.body) || got.cut != want.cut {
-			t.Errorf("%q: %d %q %v, %v", in, got.status, got.body, got.cut, err)
+		if err != nil || got.status != want.status || string(got.body) != string(want.body) || got.truncated != want.truncated {
+			t.Errorf("%q: %d %q %v, %v", in, got.status, got.body, got.truncated, err)
 		}
-		if tooLong := strings.Contains(in, "envelope"); tooLong != (late == 1) {
-			t.Errorf("%q: waited %d times for more than announced", in, late)
+		if tooLong := strings.Contains(in, "envelope"); tooLong != (overruns == 1) {
+			t.Errorf("%q: waited %d times for more than announced", in, overruns)
 		}
 	}
 }

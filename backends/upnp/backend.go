@@ -57,27 +57,27 @@ type Config struct {
 // package backends. It looks for the device when it needs it first, and again
 // when that has moved or has gone.
 type Backend struct {
-	config  Config
-	is6     bool
-	log     *slog.Logger
-	reach   ClientConfig
-	finding chan struct{} // one looks for the device at a time
+	config       Config
+	is6          bool
+	log          *slog.Logger
+	clientConfig ClientConfig
+	searchLock   chan struct{} // one looks for the device at a time
 	// fetching is how many descriptions are being fetched, and met how many devices
 	// have been found by searches that go on, for a better one.
-	fetching, met atomic.Int32
-	between       time.Duration // the questions that hints lead to
-	breather      time.Duration // before a device that failed is asked again
+	fetches, usable atomic.Int32
+	queryInterval   time.Duration // the questions that hints lead to
+	retryDelay      time.Duration // before a device that failed is asked again
 
 	calls ctxsync.Calls
 
-	mu       sync.Mutex
-	found    *gateway
-	silences int                // of it, in a row
-	quirks   map[string]*quirks // by UDN
-	external netip.Addr         // as last told
-	asked    time.Time
-	known    known
-	signals  map[chan hint]struct{} // of watchers
+	mu           sync.Mutex
+	current      *gateway
+	noReplies    int                // of it, in a row
+	quirks       map[string]*quirks // by UDN
+	external     netip.Addr         // as last told
+	externalTime time.Time
+	lastSeen     deviceState
+	watchers     map[chan hint]struct{} // of watchers
 }
 
 var (
@@ -108,16 +108,16 @@ func New(config Config) (*Backend, error) {
 	config.Source = config.Source.Unmap()
 	config.Wait = cmp.Or(config.Wait, DefaultWait)
 	b := &Backend{
-		config:   config,
-		is6:      host.Is6(),
-		log:      cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
-		finding:  make(chan struct{}, 1),
-		between:  between,
-		breather: breather,
-		quirks:   map[string]*quirks{},
-		signals:  map[chan hint]struct{}{},
+		config:        config,
+		is6:           host.Is6(),
+		log:           cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
+		searchLock:    make(chan struct{}, 1),
+		queryInterval: queryInterval,
+		retryDelay:    retryDelay,
+		quirks:        map[string]*quirks{},
+		watchers:      map[chan hint]struct{}{},
 	}
-	b.reach = ClientConfig{Interface: config.Interface, Source: config.Source, Timeout: config.Timeout, Logger: config.Logger}
+	b.clientConfig = ClientConfig{Interface: config.Interface, Source: config.Source, Timeout: config.Timeout, Logger: config.Logger}
 	return b, nil
 }
 
@@ -142,7 +142,7 @@ func (b *Backend) Supports(r backends.Request) error {
 	switch {
 	case r.Protocol != backends.TCP && r.Protocol != backends.UDP && !b.is6:
 		reason = "it maps TCP and UDP only"
-	case b.foreign(r.Internal.Addr()) || b.foreign(r.Remote.Addr()):
+	case b.isOtherFamily(r.Internal.Addr()) || b.isOtherFamily(r.Remote.Addr()):
 		reason = "the address is not of the gateway's family"
 	case b.is6 && r.Exact && r.External.Port() != r.Internal.Port():
 		reason = "an IPv6 pinhole translates no port"
@@ -159,13 +159,13 @@ func (b *Backend) Supports(r backends.Request) error {
 }
 
 // foreign reports whether an address that was named is of the other family.
-func (b *Backend) foreign(a netip.Addr) bool {
+func (b *Backend) isOtherFamily(a netip.Addr) bool {
 	return a.IsValid() && a.Unmap().Is6() != b.is6
 }
 
 // Promising reports whether a search is under way that somebody has answered, who
 // is being asked now, or waits for a better one.
-func (b *Backend) Promising() bool { return b.fetching.Load() > 0 || b.met.Load() > 0 }
+func (b *Backend) Promising() bool { return b.fetches.Load() > 0 || b.usable.Load() > 0 }
 
 // Probe looks for the device.
 func (b *Backend) Probe(ctx context.Context) error {
@@ -181,14 +181,14 @@ func (b *Backend) Probe(ctx context.Context) error {
 // ExternalAddr asks the device for its external address, which is the zero Addr
 // where it does not know. Over IPv6 it is this host's own: nothing is translated.
 func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error) {
-	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 		if b.is6 {
 			addr = g.Device.Local
 			return nil
 		}
 		addr, err = g.client.ExternalAddr(ctx)
 		if err == nil {
-			b.remember(addr)
+			b.setExternal(addr)
 		}
 		return err
 	})
@@ -197,24 +197,24 @@ func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error)
 
 // giveUpAfter is how often in a row a device that is silent is asked where it was
 // found: to look for it again takes longer, and finds it as silent.
-const giveUpAfter = 2
+const maxNoReplies = 2
 
 // silent counts how often in a row the device did not answer, and reports whether
 // that is enough.
-func (b *Backend) silent(err error) bool {
+func (b *Backend) countNoReply(err error) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !errors.Is(err, backends.ErrNoReply) {
-		b.silences = 0
+		b.noReplies = 0
 		return false
 	}
-	b.silences++
-	return b.silences >= giveUpAfter
+	b.noReplies++
+	return b.noReplies >= maxNoReplies
 }
 
 // do does something with the device. Where that has moved, which refuses the
 // connection, it is looked for again, once.
-func (b *Backend) do(ctx context.Context, act func(context.Context, *gateway) error) error {
+func (b *Backend) withDevice(ctx context.Context, act func(context.Context, *gateway) error) error {
 	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
@@ -226,8 +226,8 @@ func (b *Backend) do(ctx context.Context, act func(context.Context, *gateway) er
 	}
 	err = act(ctx, g)
 	moved := Moved(err) && ctx.Err() == nil
-	if b.silent(err) || moved {
-		b.lose(g) // it may be elsewhere when somebody asks again
+	if b.countNoReply(err) || moved {
+		b.forget(g) // it may be elsewhere when somebody asks again
 	}
 	if !moved {
 		return err
@@ -241,15 +241,15 @@ func (b *Backend) do(ctx context.Context, act func(context.Context, *gateway) er
 
 // recentEnough is how old a told external address may be to go with a mapping
 // granted now: mappings that are made or renewed together ask once.
-const recentEnough = time.Second
+const maxExternalAge = time.Second
 
 // recentExternal returns the external address for a mapping granted now, or the
 // zero Addr where the device will not tell: that is no reason not to map.
 func (b *Backend) recentExternal(ctx context.Context, g *gateway) (netip.Addr, error) {
 	b.mu.Lock()
-	external, asked := b.external, b.asked
+	external, queried := b.external, b.externalTime
 	b.mu.Unlock()
-	if !asked.IsZero() && time.Since(asked) < recentEnough {
+	if !queried.IsZero() && time.Since(queried) < maxExternalAge {
 		return external, nil
 	}
 	external, err := g.client.ExternalAddr(ctx)
@@ -259,12 +259,12 @@ func (b *Backend) recentExternal(ctx context.Context, g *gateway) (netip.Addr, e
 		}
 		external = netip.Addr{}
 	}
-	b.remember(external)
+	b.setExternal(external)
 	return external, nil
 }
 
-func (b *Backend) remember(external netip.Addr) {
+func (b *Backend) setExternal(external netip.Addr) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.external, b.asked = external, time.Now()
+	b.external, b.externalTime = external, time.Now()
 }

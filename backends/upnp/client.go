@@ -112,9 +112,9 @@ func (c *Client) perform(ctx context.Context, action string, in, out any) error 
 		if i == first || !Moved(err) {
 			continue
 		}
-		if other := c.performAt(ctx, c.endpoints[i], action, in, out); !Moved(other) {
+		if otherErr := c.performAt(ctx, c.endpoints[i], action, in, out); !Moved(otherErr) {
 			c.current.Store(int32(i))
-			return other
+			return otherErr
 		}
 	}
 	return err
@@ -122,29 +122,29 @@ func (c *Client) perform(ctx context.Context, action string, in, out any) error 
 
 // performAt performs an action at an endpoint, in its turn.
 func (c *Client) performAt(ctx context.Context, to endpoint, action string, in, out any) error {
-	end, err := takeTurn(ctx, &hosts, to.addr)
+	leave, err := enterQueue(ctx, &requestQueues, to.addr)
 	if err != nil {
 		return fmt.Errorf("upnp: %s: %w", action, err)
 	}
-	defer end()
-	x := &exchange{
-		question: question{service: c.service.Type, action: action, silent: out == nil},
-		config:   c.config, to: to,
+	defer leave()
+	transport := &soapTransport{
+		soapAction: soapAction{service: c.service.Type, action: action, noOutput: out == nil},
+		config:     c.config, to: to,
 	}
 	client := soap.SOAPClient{EndpointURL: *to.url, HTTPClient: http.Client{
-		Transport:     x,
+		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 	err = client.PerformActionCtx(ctx, c.service.Type, action, in, out)
 	var fault *soap.SOAPFaultError
 	switch {
-	case x.err != nil: // goupnp's error around it has its text only
-		return fmt.Errorf("upnp: %s: %w", action, x.err)
+	case transport.err != nil: // goupnp's error around it has its text only
+		return fmt.Errorf("upnp: %s: %w", action, transport.err)
 	case errors.As(err, &fault):
-		upnp := fault.Detail.UPnPError
+		detail := fault.Detail.UPnPError
 		return &Fault{
-			Action: action, Code: FaultCode(upnp.Errorcode), Status: x.status,
-			Description: printable(upnp.ErrorDescription),
+			Action: action, Code: FaultCode(detail.Errorcode), Status: transport.status,
+			Description: printable(detail.ErrorDescription),
 		}
 	case err != nil:
 		return fmt.Errorf("upnp: %s: %w: %w", action, backends.ErrMalformed, err)
@@ -156,18 +156,18 @@ func (c *Client) performAt(ctx context.Context, to endpoint, action string, in, 
 // are sent to: small devices serve one request at a time. tables has those for the
 // tables of devices.
 var (
-	hosts  ctxsync.Queues[netip.AddrPort]
-	tables ctxsync.Queues[netip.Addr]
+	requestQueues ctxsync.Queues[netip.AddrPort]
+	tableQueues   ctxsync.Queues[netip.Addr]
 )
 
 // takeTurn waits for a turn in a queue, and returns what ends it.
-func takeTurn[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) (end func(), err error) {
-	ready, leave := q.Enter(ctx, key)
+func enterQueue[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) (leave func(), err error) {
+	ready, leaveQueue := q.Enter(ctx, key)
 	select {
 	case <-ready:
-		return leave, nil
+		return leaveQueue, nil
 	case <-ctx.Done():
-		leave()
+		leaveQueue()
 		return nil, context.Cause(ctx)
 	}
 }
@@ -175,10 +175,10 @@ func takeTurn[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) (e
 // takeTable waits until no other call in the process looks at the device's table in
 // order to change it: two calls that both look and then both add would overwrite each
 // other's entries.
-func (g *gateway) takeTable(ctx context.Context) (end func(), err error) {
-	end, err = takeTurn(ctx, &tables, g.Device.Host)
+func (g *gateway) lockTable(ctx context.Context) (unlock func(), err error) {
+	unlock, err = enterQueue(ctx, &tableQueues, g.Device.Host)
 	if err != nil {
 		return nil, fmt.Errorf("upnp: %w", err)
 	}
-	return end, nil
+	return unlock, nil
 }

@@ -17,29 +17,29 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-var gomap = PortMapping{
+var testMapping = PortMapping{
 	ExternalPort: 6881, Protocol: backends.UDP, Internal: netip.MustParseAddrPort("192.168.1.10:6881"),
 	Enabled: true, Description: "gomap", Lease: time.Hour,
 }
 
-// gomapBody is the body of AddPortMapping of gomap, as the standard has it.
-const gomapBody = `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:AddPortMapping xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1"><NewRemoteHost></NewRemoteHost><NewExternalPort>6881</NewExternalPort><NewProtocol>UDP</NewProtocol><NewInternalPort>6881</NewInternalPort><NewInternalClient>192.168.1.10</NewInternalClient><NewEnabled>1</NewEnabled><NewPortMappingDescription>gomap</NewPortMappingDescription><NewLeaseDuration>3600</NewLeaseDuration></u:AddPortMapping></s:Body></s:Envelope>`
+// testMappingBody is the body of AddPortMapping of gomap, as the standard has it.
+const testMappingBody = `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:AddPortMapping xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1"><NewRemoteHost></NewRemoteHost><NewExternalPort>6881</NewExternalPort><NewProtocol>UDP</NewProtocol><NewInternalPort>6881</NewInternalPort><NewInternalClient>192.168.1.10</NewInternalClient><NewEnabled>1</NewEnabled><NewPortMappingDescription>gomap</NewPortMappingDescription><NewLeaseDuration>3600</NewLeaseDuration></u:AddPortMapping></s:Body></s:Envelope>`
 
 func TestRequestBytes(t *testing.T) {
-	s := serveRaw(t, answers(status(405, "<html>no</html>"), ok(said("AddPortMapping", ""))))
-	if err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), gomap); err != nil {
+	s := serveRaw(t, respondWith(status(405, "<html>no</html>"), ok(soapResponse("AddPortMapping", ""))))
+	if err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping); err != nil {
 		t.Fatal(err)
 	}
-	length := strconv.Itoa(len(gomapBody))
+	length := strconv.Itoa(len(testMappingBody))
 	want := []string{
 		"POST /ctl/IPConn HTTP/1.1\r\nHost: " + s.addr.String() + "\r\nUser-Agent: goforward UPnP/1.1\r\n" +
 			"Content-Type: text/xml; charset=\"utf-8\"\r\nSOAPACTION: \"" + ip1 + "#AddPortMapping\"\r\n" +
-			"Content-Length: " + length + "\r\nConnection: close\r\n\r\n" + gomapBody,
+			"Content-Length: " + length + "\r\nConnection: close\r\n\r\n" + testMappingBody,
 		"POST /ctl/IPConn HTTP/1.0\r\nHost: " + s.addr.String() + "\r\n" +
 			"Content-Type: text/xml; charset=\"utf-8\"\r\nSOAPAction: \"" + ip1 + "#AddPortMapping\"\r\n" +
-			"Content-Length: " + length + "\r\n\r\n" + gomapBody,
+			"Content-Length: " + length + "\r\n\r\n" + testMappingBody,
 	}
-	if got := s.all(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
+	if got := s.received(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("sent\n%q\nwant\n%q", got, want)
 	}
 }
@@ -91,11 +91,11 @@ func TestFaults(t *testing.T) {
 		"no envelope":          status(500, plain),
 		"missing end tags":     status(500, replaced("</detail>", "", "</UPnPError>", "")),
 	} {
-		for way, serve := range map[string]func(net.Conn, int, string){"closed": answers(a), "left open": lingers(a)} {
-			t.Run(name+", "+way, func(t *testing.T) {
+		for connection, serve := range map[string]func(net.Conn, int, string){"closed": respondWith(a), "left open": respondAndWait(a)} {
+			t.Run(name+", "+connection, func(t *testing.T) {
 				t.Parallel()
 				s := serveRaw(t, serve)
-				err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), gomap)
+				err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping)
 				var f *Fault
 				if !errors.As(err, &f) || f.Code != OnlyPermanentLeasesSupported || f.Action != "AddPortMapping" {
 					t.Fatalf("%v, want fault 725", err)
@@ -121,7 +121,7 @@ func chunked(s string, size int, eol string) string {
 
 // TestSuccesses: in whatever shape a device says that it did it, it did.
 func TestSuccesses(t *testing.T) {
-	body := said("AddPortMapping", "")
+	body := soapResponse("AddPortMapping", "")
 	for name, a := range map[string]string{
 		"standard":       ok(body),
 		"self-closed":    ok(strings.ReplaceAll(body, `"></u:AddPortMappingResponse>`, `"/>`)),
@@ -133,24 +133,24 @@ func TestSuccesses(t *testing.T) {
 		"no content":     "HTTP/1.1 204 No Content\r\n\r\n",
 		"empty envelope": ok(`<s:Envelope xmlns:s="x"><s:Body></s:Body></s:Envelope>`),
 	} {
-		s := serveRaw(t, answers(a))
-		if err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), gomap); err != nil {
+		s := serveRaw(t, respondWith(a))
+		if err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-// TestUnreadable: what is neither success nor fault is malformed, and never a
+// TestMalformedResponses: what is neither success nor fault is malformed, and never a
 // success.
-func TestUnreadable(t *testing.T) {
-	body := said("AddPortMapping", "")
+func TestMalformedResponses(t *testing.T) {
+	body := soapResponse("AddPortMapping", "")
 	for name, tt := range map[string]struct {
-		answer string
-		status int // of the HTTPError, or 0
-		asked  int // requests
+		response string
+		status   int // of the HTTPError, or 0
+		requests int // requests
 	}{
 		"login page":       {ok("<html><body><AddPortMapping/><form>Password</form></body></html>"), 0, 1},
-		"of another":       {ok(said("GetStatusInfo", "")), 0, 1},
+		"of another":       {ok(soapResponse("GetStatusInfo", "")), 0, 1},
 		"cut":              {ok(body[:len(body)-50]), 0, 1},
 		"cut at the start": {"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n", 0, 1},
 		"not HTTP":         {"SSH-2.0-dropbear\r\n", 0, 1},
@@ -167,14 +167,14 @@ func TestUnreadable(t *testing.T) {
 		"many elements":    {ok(strings.Repeat("<a/>", 400) + body), 0, 1},
 		"huge body":        {"HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", 200<<10), 0, 1},
 	} {
-		s := serveRaw(t, answers(tt.answer))
-		err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), gomap)
+		s := serveRaw(t, respondWith(tt.response))
+		err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping)
 		var h *HTTPError
 		if !errors.Is(err, backends.ErrMalformed) || errors.As(err, &h) != (tt.status != 0) || h != nil && h.Status != tt.status {
 			t.Errorf("%s: %v, want malformed, HTTP %d", name, err, tt.status)
 		}
-		if n := len(s.all()); n != tt.asked {
-			t.Errorf("%s: %d requests, want %d", name, n, tt.asked)
+		if n := len(s.received()); n != tt.requests {
+			t.Errorf("%s: %d requests, want %d", name, n, tt.requests)
 		}
 		if Moved(err) != (tt.status == 404) {
 			t.Errorf("%s: moved %v", name, Moved(err))
@@ -188,17 +188,17 @@ func TestNoReply(t *testing.T) {
 	reset := func(conn net.Conn, _ int, _ string) { _ = conn.(*net.TCPConn).SetLinger(0) }
 	for name, serve := range map[string]func(net.Conn, int, string){
 		"reset": reset, "closed": func(net.Conn, int, string) {},
-		"silent": lingers(""), "half": lingers("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n<s:Env"),
+		"silent": respondAndWait(""), "half": respondAndWait("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n<s:Env"),
 	} {
 		s := serveRaw(t, serve)
-		err := s.client(t, ip1, ClientConfig{Timeout: 100 * time.Millisecond}).AddPortMapping(t.Context(), gomap)
+		err := s.client(t, ip1, ClientConfig{Timeout: 100 * time.Millisecond}).AddPortMapping(t.Context(), testMapping)
 		if !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) || Moved(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	// Too late even to connect, which package net reports as a context's end.
-	s := serveRaw(t, lingers(""))
-	err := s.client(t, ip1, ClientConfig{Timeout: 1}).AddPortMapping(t.Context(), gomap)
+	s := serveRaw(t, respondAndWait(""))
+	err := s.client(t, ip1, ClientConfig{Timeout: 1}).AddPortMapping(t.Context(), testMapping)
 	if !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("connecting: %v", err)
 	}
@@ -209,16 +209,16 @@ func TestNoReply(t *testing.T) {
 	// Another process gets that port with a chance of one in 28000 only if it asks for
 	// a free one in these microseconds; so does the client itself, which would then
 	// connect to itself.
-	gone := &rawServer{addr: l.Addr().(*net.TCPAddr).AddrPort()}
+	closed := &rawServer{addr: l.Addr().(*net.TCPAddr).AddrPort()}
 	l.Close()
-	err = gone.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), gomap)
+	err = closed.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping)
 	if !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, syscall.ECONNREFUSED) || !Moved(err) {
 		t.Errorf("refused: %v", err)
 	}
 }
 
-// TestEndless: what never ends is left, at its bound or in time.
-func TestEndless(t *testing.T) {
+// TestEndlessResponse: what never ends is left, at its bound or in time.
+func TestEndlessResponse(t *testing.T) {
 	for name, tt := range map[string]struct{ start, more string }{
 		"body":          {"HTTP/1.1 200 OK\r\n\r\n", "<a>"},
 		"chunks":        {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"},
@@ -234,34 +234,34 @@ func TestEndless(t *testing.T) {
 				_, err = conn.Write(more)
 			}
 		})
-		if err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), gomap); !errors.Is(err, backends.ErrMalformed) {
+		if err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping); !errors.Is(err, backends.ErrMalformed) {
 			t.Errorf("%s: %v, want ErrMalformed", name, err)
 		}
 	}
 }
 
-func TestContext(t *testing.T) {
+func TestContextCause(t *testing.T) {
 	cause := errors.New("had enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	s := serveRaw(t, func(conn net.Conn, _ int, _ string) {
 		cancel(cause)
-		untilClosed(conn)
+		waitClosed(conn)
 	})
 	c := s.client(t, ip1, ClientConfig{})
 	for range 2 { // while it waits, and before it starts
-		if err := c.AddPortMapping(ctx, gomap); !errors.Is(err, cause) || errors.Is(err, backends.ErrNoReply) {
+		if err := c.AddPortMapping(ctx, testMapping); !errors.Is(err, cause) || errors.Is(err, backends.ErrNoReply) {
 			t.Errorf("%v, want the context's cause", err)
 		}
 	}
 }
 
-// TestAlternates: a control URL that is not there is tried in its other
+// TestAlternateControlURLs: a control URL that is not there is tried in its other
 // readings, and what answered is kept.
-func TestAlternates(t *testing.T) {
+func TestAlternateControlURLs(t *testing.T) {
 	s := serveRaw(t, func(conn net.Conn, _ int, request string) {
 		a := status(404, "")
 		if strings.HasPrefix(request, "POST /ctl ") {
-			a = ok(said("AddPortMapping", ""))
+			a = ok(soapResponse("AddPortMapping", ""))
 		}
 		_, _ = conn.Write([]byte(a))
 	})
@@ -273,21 +273,21 @@ func TestAlternates(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := c.AddPortMapping(t.Context(), gomap); err != nil {
+		if err := c.AddPortMapping(t.Context(), testMapping); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got := c.Service().ControlURL; got != base+"/ctl" {
 		t.Errorf("kept %q", got)
 	}
-	if n := len(s.all()); n != 3 {
+	if n := len(s.received()); n != 3 {
 		t.Errorf("%d requests, want 3", n)
 	}
 }
 
 func TestNewClient(t *testing.T) {
 	good := Service{Type: ip1, ControlURL: "http://127.0.0.1:1/x"}
-	for name, spoil := range map[string]func(*Service, *ClientConfig){
+	for name, invalidate := range map[string]func(*Service, *ClientConfig){
 		"no type":         func(s *Service, _ *ClientConfig) { s.Type = "" },
 		"quote in type":   func(s *Service, _ *ClientConfig) { s.Type += `"` },
 		"newline in type": func(s *Service, _ *ClientConfig) { s.Type += "\r\nX: y" },
@@ -302,7 +302,7 @@ func TestNewClient(t *testing.T) {
 		"family":          func(_ *Service, c *ClientConfig) { c.Source = netip.IPv6Loopback() },
 	} {
 		s, c := good, ClientConfig{}
-		spoil(&s, &c)
+		invalidate(&s, &c)
 		if _, err := NewClient(s, c); !errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}
@@ -320,17 +320,17 @@ func TestSource(t *testing.T) {
 	from := make(chan string, 1)
 	s := serveRaw(t, func(conn net.Conn, _ int, _ string) {
 		from <- conn.RemoteAddr().(*net.TCPAddr).IP.String()
-		_, _ = conn.Write([]byte(ok(said("AddPortMapping", ""))))
+		_, _ = conn.Write([]byte(ok(soapResponse("AddPortMapping", ""))))
 	})
 	c := s.client(t, ip1, ClientConfig{Interface: "lo", Source: netip.MustParseAddr("127.0.0.3")})
-	if err := c.AddPortMapping(t.Context(), gomap); err != nil {
+	if err := c.AddPortMapping(t.Context(), testMapping); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-from; got != "127.0.0.3" {
 		t.Errorf("from %s", got)
 	}
 	c = s.client(t, ip1, ClientConfig{Interface: "none0"})
-	if err := c.AddPortMapping(t.Context(), gomap); !errors.Is(err, backends.ErrNoReply) {
+	if err := c.AddPortMapping(t.Context(), testMapping); !errors.Is(err, backends.ErrNoReply) {
 		t.Errorf("from an interface that is not there: %v", err)
 	}
 }

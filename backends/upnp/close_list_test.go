@@ -21,8 +21,8 @@ func TestCloseInList(t *testing.T) {
 		"by ranges": {Listing: quirks.Listing{IndexFails: 401}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, b := open(t, router)
-			fill(t, gw, 3)
+			gw, b := startBackend(t, router)
+			addEntries(t, gw, 3)
 			closed := make(chan error, 1)
 			rows := 0
 			for _, err := range b.List(t.Context()) {
@@ -37,8 +37,8 @@ func TestCloseInList(t *testing.T) {
 				}
 				// On another goroutine, so that the test can leave a loop that Close waits for.
 				go func() { closed <- b.Close() }()
-				if !arrives(t, closed) {
-					t.Errorf("Close, called in a loop over List, has not returned after %v, want it to return at once", patience)
+				if !returnsInTime(t, closed) {
+					t.Errorf("Close, called in a loop over List, has not returned after %v, want it to return at once", closeTimeout)
 					break
 				}
 			}
@@ -54,8 +54,8 @@ func TestCloseInList(t *testing.T) {
 
 // Close may be called if a loop over List ends with an error.
 func TestCloseInFailedList(t *testing.T) {
-	gw, b := open(t, quirks.UPnP{})
-	fill(t, gw, 3)
+	gw, b := startBackend(t, quirks.UPnP{})
+	addEntries(t, gw, 3)
 	gw.Inject(gatewaytest.Fault{
 		Match: func(r gatewaytest.Request) bool { return bytes.Contains(r.Raw, []byte("<NewPortMappingIndex>1<")) }, Drop: true,
 	})
@@ -67,8 +67,8 @@ func TestCloseInFailedList(t *testing.T) {
 			continue
 		}
 		go func() { closed <- b.Close() }()
-		if !arrives(t, closed) {
-			t.Errorf("Close, called after List failed with %v, has not returned after %v, want it to return at once", err, patience)
+		if !returnsInTime(t, closed) {
+			t.Errorf("Close, called after List failed with %v, has not returned after %v, want it to return at once", err, closeTimeout)
 		}
 		break
 	}
@@ -84,14 +84,14 @@ func TestCloseInNotify(t *testing.T) {
 	go func() {
 		ended <- w.backend.Watch(t.Context(), func(backends.Change) {
 			go func() { closed <- w.backend.Close() }()
-			if !arrives(t, closed) {
-				t.Errorf("Close, called by notify, has not returned after %v, want it to return at once", patience)
+			if !returnsInTime(t, closed) {
+				t.Errorf("Close, called by notify, has not returned after %v, want it to return at once", closeTimeout)
 			}
 		})
 	}()
 	for range 200 { // until Watch listens
 		w.UPnP().Byebye()
-		ctx, cancel := context.WithTimeout(t.Context(), patience/100)
+		ctx, cancel := context.WithTimeout(t.Context(), closeTimeout/100)
 		select {
 		case err := <-ended:
 			if !errors.Is(err, net.ErrClosed) {
@@ -107,12 +107,12 @@ func TestCloseInNotify(t *testing.T) {
 }
 
 // patience bounds the wait for a Close that may block.
-const patience = 5 * time.Second
+const closeTimeout = 5 * time.Second
 
-// arrives waits for the result of a call, within patience. An error is reported.
-func arrives(t *testing.T, result <-chan error) bool {
+// returnsInTime waits for the result of a call, within patience. An error is reported.
+func returnsInTime(t *testing.T, result <-chan error) bool {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), closeTimeout)
 	defer cancel()
 	select {
 	case err := <-result:

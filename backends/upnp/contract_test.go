@@ -16,7 +16,7 @@ func TestContract(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
 				gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
-				b := find(t, gw, upnp.Config{Wait: wait, Timeout: wait})
+				b := newBackend(t, gw, upnp.Config{Wait: searchWait, Timeout: searchWait})
 				return backendtest.OnGateway(gw, b, int(upnp.ActionNotAuthorized))
 			})
 		})

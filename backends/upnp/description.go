@@ -141,22 +141,22 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 }
 
 func (c ClientConfig) describe(ctx context.Context, e endpoint) (*Device, error) {
-	var a answer
+	var resp response
 	var local netip.Addr
 	var err error
-	for _, form := range []form{modern, legacy} {
-		a, local, err = c.send(ctx, e, request{bytes: e.get(form), limit: maxDescription, root: "root", what: "description"})
+	for _, style := range []requestStyle{modern, legacy} {
+		resp, local, err = c.send(ctx, e, request{bytes: e.get(style), limit: maxDescription, root: "root", what: "description"})
 		if err != nil {
 			return nil, err
 		}
-		if !a.notUnderstood() {
+		if !resp.notUnderstood() {
 			break
 		}
 	}
-	if a.status != http.StatusOK {
-		return nil, &HTTPError{Status: a.status}
+	if resp.status != http.StatusOK {
+		return nil, &HTTPError{Status: resp.status}
 	}
-	d, err := parseDescription(a.body, e)
+	d, err := parseDescription(resp.body, e)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +191,7 @@ func parseDescription(b []byte, from endpoint) (*Device, error) {
 		return nil, malformed("no description in %d bytes", len(b))
 	}
 	var decoded goupnp.RootDevice
-	if err := xml.Unmarshal(plainDescription(root), &decoded); err != nil {
+	if err := xml.Unmarshal(normaliseDescription(root), &decoded); err != nil {
 		return nil, malformed("%v", err)
 	}
 	d := &Device{
@@ -230,9 +230,9 @@ func newService(s goupnp.Service, udn string, bases []endpoint) (Service, bool) 
 
 // plainDescription is what is read of a description, as the standard writes it.
 // What is left out (icons, sizes, dates) is what devices write wrongly.
-func plainDescription(root *element) []byte {
+func normaliseDescription(root *element) []byte {
 	var b bytes.Buffer
-	root.plain(&b, "root")
+	root.writeDescription(&b, "root")
 	return b.Bytes()
 }
 
@@ -248,14 +248,14 @@ var descriptionElements = map[string]struct {
 	"serviceid": {"serviceId", false}, "controlurl": {"controlURL", false},
 }
 
-func (e *element) plain(b *bytes.Buffer, name string) {
+func (e *element) writeDescription(b *bytes.Buffer, name string) {
 	b.WriteString("<" + name + ">")
 	for _, c := range e.children {
-		switch known := descriptionElements[strings.ToLower(c.name)]; {
-		case known.holds:
-			c.plain(b, known.name)
-		case known.name != "":
-			write(b, known.name, c.text)
+		switch spec := descriptionElements[strings.ToLower(c.name)]; {
+		case spec.holds:
+			c.writeDescription(b, spec.name)
+		case spec.name != "":
+			writeElement(b, spec.name, c.text)
 		}
 	}
 	b.WriteString("</" + name + ">")

@@ -198,8 +198,8 @@ func TestDescriptionIPv6(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := c.endpoints[0]; e.addr != netip.MustParseAddrPort("[fe80::1%eth0]:49000") || e.host() != "[fe80::1]:49000" {
-		t.Errorf("connects to %v as %v", e.addr, e.host())
+	if e := c.endpoints[0]; e.addr != netip.MustParseAddrPort("[fe80::1%eth0]:49000") || e.hostHeader() != "[fe80::1]:49000" {
+		t.Errorf("connects to %v as %v", e.addr, e.hostHeader())
 	}
 }
 
@@ -291,7 +291,7 @@ func TestDescribe(t *testing.T) {
 	get := func(s *rawServer, path string) (*Device, error) {
 		return Describe(t.Context(), "http://"+s.addr.String()+path, ClientConfig{Source: netip.MustParseAddr("127.0.0.1")})
 	}
-	s := serveRaw(t, answers(status(501, "Not Implemented"), "HTTP/1.0 200 OK\n\n"+rootDesc))
+	s := serveRaw(t, respondWith(status(501, "Not Implemented"), "HTTP/1.0 200 OK\n\n"+rootDesc))
 	d, err := get(s, "/rootDesc.xml?x")
 	if err != nil {
 		t.Fatal(err)
@@ -303,10 +303,10 @@ func TestDescribe(t *testing.T) {
 		"GET /rootDesc.xml?x HTTP/1.1\r\nHost: " + s.addr.String() + "\r\nUser-Agent: goforward UPnP/1.1\r\nConnection: close\r\n\r\n",
 		"GET /rootDesc.xml?x HTTP/1.0\r\nHost: " + s.addr.String() + "\r\n\r\n",
 	}
-	if diff := cmp.Diff(want, s.all()); diff != "" {
+	if diff := cmp.Diff(want, s.received()); diff != "" {
 		t.Errorf("asked (-want +got):\n%s", diff)
 	}
-	if d, err := get(serveRaw(t, lingers("HTTP/1.1 200 OK\r\n\r\n"+rootDesc)), "/"); err != nil || len(d.Services) != 4 {
+	if d, err := get(serveRaw(t, respondAndWait("HTTP/1.1 200 OK\r\n\r\n"+rootDesc)), "/"); err != nil || len(d.Services) != 4 {
 		t.Errorf("left open: %v, %v", d, err)
 	}
 	for name, tt := range map[string]struct {
@@ -321,7 +321,7 @@ func TestDescribe(t *testing.T) {
 		"huge":      {ok("<root>" + strings.Repeat(" ", 300<<10) + "</root>"), backends.ErrMalformed, false},
 		"closed":    {"", backends.ErrNoReply, false},
 	} {
-		if d, err := get(serveRaw(t, answers(tt.answer)), "/"); !errors.Is(err, tt.want) || Moved(err) != tt.moved {
+		if d, err := get(serveRaw(t, respondWith(tt.answer)), "/"); !errors.Is(err, tt.want) || Moved(err) != tt.moved {
 			t.Errorf("%s: %+v, %v, want %v", name, d, err, tt.want)
 		}
 	}

@@ -5,19 +5,19 @@ import "time"
 // MaxEntries is how many rows List reads of a device.
 const MaxEntries = maxEntries
 
-// Breathe sets how long a device is left alone that failed for no reason given.
-func (b *Backend) Breathe(d time.Duration) { b.breather = d }
+// SetRetryDelay sets how long a device is left alone that failed for no reason given.
+func (b *Backend) SetRetryDelay(d time.Duration) { b.retryDelay = d }
 
-// Hasten shortens the pauses that only politeness asks for.
-func (b *Backend) Hasten() *Backend {
-	b.breather = 10 * time.Millisecond
-	return b.Watchful(20 * time.Millisecond)
+// ShortenDelays shortens the pauses that only politeness asks for.
+func (b *Backend) ShortenDelays() *Backend {
+	b.retryDelay = 10 * time.Millisecond
+	return b.SetQueryInterval(20 * time.Millisecond)
 }
 
-// Watchful sets how far apart the questions are that hints lead to. Call it before
+// SetQueryInterval sets how far apart the questions are that hints lead to. Call it before
 // Watch.
-func (b *Backend) Watchful(between time.Duration) *Backend {
-	b.between = between
+func (b *Backend) SetQueryInterval(between time.Duration) *Backend {
+	b.queryInterval = between
 	return b
 }
 
@@ -25,5 +25,5 @@ func (b *Backend) Watchful(between time.Duration) *Backend {
 func (b *Backend) Watchers() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.signals)
+	return len(b.watchers)
 }

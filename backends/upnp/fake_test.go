@@ -10,7 +10,7 @@ import (
 
 // fakeSSDP is a socket on a loopback address that answers datagrams, until the
 // test ends.
-func fakeSSDP(t *testing.T, at netip.Addr, answer func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
+func fakeSSDP(t *testing.T, at netip.Addr, respond func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
 	t.Helper()
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 	if err != nil {
@@ -24,7 +24,7 @@ func fakeSSDP(t *testing.T, at netip.Addr, answer func(conn *net.UDPConn, datagr
 			if err != nil {
 				return
 			}
-			answer(conn, buf[:n], from)
+			respond(conn, buf[:n], from)
 		}
 	})
 	t.Cleanup(func() {
@@ -34,21 +34,21 @@ func fakeSSDP(t *testing.T, at netip.Addr, answer func(conn *net.UDPConn, datagr
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// silence is where searches go unanswered. Each is told.
-func silence(t *testing.T) (at netip.AddrPort, searched <-chan struct{}) {
-	told := make(chan struct{}, 1000)
+// silentSSDP is where searches go unanswered. Each is told.
+func silentSSDP(t *testing.T) (at netip.AddrPort, searched <-chan struct{}) {
+	searches := make(chan struct{}, 1000)
 	at = fakeSSDP(t, host(), func(*net.UDPConn, []byte, netip.AddrPort) {
 		select {
-		case told <- struct{}{}:
+		case searches <- struct{}{}:
 		default:
 		}
 	})
-	return at, told
+	return at, searches
 }
 
 // relayTo passes searches on to a gateway, changed, and the answers back from
 // the gateway's address.
-func relayTo(t *testing.T, to netip.AddrPort, change func(string) string) netip.AddrPort {
+func relayTo(t *testing.T, to netip.AddrPort, rewrite func(string) string) netip.AddrPort {
 	var client atomic.Pointer[netip.AddrPort]
 	return fakeSSDP(t, to.Addr(), func(conn *net.UDPConn, datagram []byte, from netip.AddrPort) {
 		if from == to {
@@ -56,24 +56,24 @@ func relayTo(t *testing.T, to netip.AddrPort, change func(string) string) netip.
 			return
 		}
 		client.Store(&from)
-		_, _ = conn.WriteToUDPAddrPort([]byte(change(string(datagram))), to)
+		_, _ = conn.WriteToUDPAddrPort([]byte(rewrite(string(datagram))), to)
 	})
 }
 
-// trap is a TCP port that counts who comes, and answers nobody.
-type trap struct {
+// connCounter is a TCP port that counts who comes, and answers nobody.
+type connCounter struct {
 	addr  netip.AddrPort
 	count atomic.Int32
 }
 
-// setTrap listens at an address; false: that is taken or there is none.
-func setTrap(t *testing.T, at netip.AddrPort) (*trap, bool) {
+// countConns listens at an address; false: that is taken or there is none.
+func countConns(t *testing.T, at netip.AddrPort) (*connCounter, bool) {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, false
 	}
-	tr := &trap{addr: l.Addr().(*net.TCPAddr).AddrPort()}
+	counter := &connCounter{addr: l.Addr().(*net.TCPAddr).AddrPort()}
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -81,7 +81,7 @@ func setTrap(t *testing.T, at netip.AddrPort) (*trap, bool) {
 			if err != nil {
 				return
 			}
-			tr.count.Add(1)
+			counter.count.Add(1)
 			_ = conn.Close()
 		}
 	})
@@ -89,5 +89,5 @@ func setTrap(t *testing.T, at netip.AddrPort) (*trap, bool) {
 		_ = l.Close()
 		serving.Wait()
 	})
-	return tr, true
+	return counter, true
 }

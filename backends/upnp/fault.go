@@ -141,22 +141,24 @@ func (f *Fault) Error() string {
 func (f *Fault) Unwrap() error { return f.Code.kind() }
 
 // judged is a fault whose meaning the circumstances tell better than its code.
-type judged struct {
-	fault *Fault
-	kind  error // of package backends
-	why   string
+type reclassifiedFault struct {
+	fault  *Fault
+	kind   error // of package backends
+	reason string
 }
 
-func (j *judged) Error() string { return fmt.Sprintf("%v: %v: %s", j.fault, j.kind, j.why) }
-func (j *judged) Unwrap() error { return j.kind }
+func (j *reclassifiedFault) Error() string {
+	return fmt.Sprintf("%v: %v: %s", j.fault, j.kind, j.reason)
+}
+func (j *reclassifiedFault) Unwrap() error { return j.kind }
 
 // As finds the fault, but not what its code belongs to.
-func (j *judged) As(target any) bool {
-	f, is := target.(**Fault)
-	if is {
+func (j *reclassifiedFault) As(target any) bool {
+	f, ok := target.(**Fault)
+	if ok {
 		*f = j.fault
 	}
-	return is
+	return ok
 }
 
 // HTTPError is an HTTP status that no UPnP fault explains. It wraps
@@ -196,7 +198,7 @@ func isFault(err error, code FaultCode) bool {
 }
 
 // absent reports whether a device says for certain that there is no such entry.
-func absent(err error) bool {
+func isNotFound(err error) bool {
 	var fault *Fault
 	if !errors.As(err, &fault) {
 		return false
@@ -205,7 +207,7 @@ func absent(err error) bool {
 }
 
 // unlessAnswered passes on what keeps a service from being asked at all.
-func unlessAnswered(err error) error {
+func transportError(err error) error {
 	var fault *Fault
 	if errors.As(err, &fault) || errors.Is(err, backends.ErrMalformed) {
 		return nil

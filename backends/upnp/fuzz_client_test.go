@@ -39,7 +39,7 @@ func FuzzClient(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.Breathe(time.Millisecond)
+		b.SetRetryDelay(time.Millisecond)
 		defer b.Close()
 		defer attack.Watchdog()()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

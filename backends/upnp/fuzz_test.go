@@ -57,16 +57,16 @@ func FuzzParseDescription(f *testing.F) {
 // arguments' names as the standard has them.
 func FuzzNormalise(f *testing.F) {
 	for _, seed := range []string{
-		"", said("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")),
-		said("GetExternalIPAddress", elements("newEXTERNALIPAddress", "<b>x</b>&amp;<c/>")), listing,
+		"", soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")),
+		soapResponse("GetExternalIPAddress", elements("newEXTERNALIPAddress", "<b>x</b>&amp;<c/>")), listing,
 		`<SOAP-ENV:Fault><faultCode/><errorCode> -911 </errorCode></SOAP-ENV:Fault>`, "\xff\xfe<Fault", "<s:Envelope><s:Body/></s:Envelope>",
 	} {
 		f.Add([]byte(seed), true, 200)
 		f.Add([]byte(seed), false, 500)
 	}
-	f.Fuzz(func(t *testing.T, b []byte, silent bool, status int) {
-		q := question{service: ip1, action: "GetExternalIPAddress", silent: silent}
-		envelope, isFault, err := q.normalise(answer{status: status, body: b})
+	f.Fuzz(func(t *testing.T, b []byte, noOutput bool, status int) {
+		action := soapAction{service: ip1, action: "GetExternalIPAddress", noOutput: noOutput}
+		envelope, isFault, err := action.normalise(response{status: status, body: b})
 		if err != nil && !errors.Is(err, backends.ErrMalformed) {
 			t.Fatal(err)
 		}
@@ -91,21 +91,21 @@ func FuzzNormalise(f *testing.F) {
 	})
 }
 
-var httpAnswers = []string{
+var httpResponses = []string{
 	"", "\r\n", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200", "HTTP/1.1 100 Continue\n\nHTTP/1.0 500\n\n<s:Envelope></s:Envelope>trailing",
-	ok(said("GetExternalIPAddress", "")), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	ok(soapResponse("GetExternalIPAddress", "")), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
 	"HTTP/1.1 200 OK\r\nContent-Length:\r\n 5\r\n\r\nhello", "HTTP/1.1 500 x\r\n<Envelope></Envelope >", "HTTP/1.1 204 x\n\n",
 }
 
-// FuzzAnswer: the reader ends, within its bounds, and reads the same however
+// FuzzReadResponse: the reader ends, within its bounds, and reads the same however
 // the bytes come in.
-func FuzzAnswer(f *testing.F) {
-	for _, seed := range httpAnswers {
+func FuzzReadResponse(f *testing.F) {
+	for _, seed := range httpResponses {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		read := func(r io.Reader) (answer, error) {
-			reader := answerReader{r: bufio.NewReader(r), limit: 1000, root: "Envelope", late: func() {}}
+		read := func(r io.Reader) (response, error) {
+			reader := responseReader{r: bufio.NewReader(r), limit: 1000, root: "Envelope", onOverrun: func() {}}
 			return reader.read()
 		}
 		whole, err := read(strings.NewReader(string(b)))
@@ -122,9 +122,9 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// FuzzRelocate: wherever an answer says that the description is, who answered is
+// FuzzRewriteLocation: wherever an answer says that the description is, who answered is
 // asked or the gateway, and by plain http.
-func FuzzRelocate(f *testing.F) {
+func FuzzRewriteLocation(f *testing.F) {
 	for _, seed := range []string{
 		"http://192.168.1.1:5000/rootDesc.xml", "http://192.168.1.9/", "HTTP://x:1", "http://[fe80::1%253]:80/", "http://[::1%eth0]/?a#b",
 		"https://192.168.1.1/", "http://a:b@192.168.1.1/", "http://192.168.1.1:0/", "http:/x", "//x", "http://\x00/", "http://x:99999/",
@@ -134,12 +134,12 @@ func FuzzRelocate(f *testing.F) {
 		f.Add(seed, false)
 	}
 	gateway := netip.MustParseAddr("192.168.1.1")
-	f.Fuzz(func(t *testing.T, location string, stranger bool) {
+	f.Fuzz(func(t *testing.T, location string, nonGateway bool) {
 		from := netip.AddrPortFrom(gateway, 1900)
-		if stranger {
+		if nonGateway {
 			from = netip.MustParseAddrPort("192.168.1.66:40000")
 		}
-		got, err := relocate(location, from, gateway, func(netip.Addr) bool { return true })
+		got, err := rewriteLocation(location, from, gateway, func(netip.Addr) bool { return true })
 		if err != nil {
 			return
 		}

@@ -34,18 +34,18 @@ type Gateway struct {
 // gateway is a Gateway to work with.
 type gateway struct {
 	Gateway
-	client *Client
-	asked  bool      // External was told, if only to be empty
-	others []*Client // more services of the kind, for one that does not do what it says
-	bootID ssdp.ID
-	seen   time.Time // when Status was told
+	client          *Client
+	externalQueried bool      // External was told, if only to be empty
+	otherClients    []*Client // more services of the kind, for one that does not do what it says
+	bootID          ssdp.ID
+	statusTime      time.Time // when Status was told
 }
 
 // survey fetches a description, picks the best service in it, and asks what it
 // says of its connection. Asked for its status, a device may refuse and be good
 // all the same.
-func (b *Backend) survey(ctx context.Context, c candidate) (*gateway, error) {
-	d, err := Describe(ctx, c.url, b.reach)
+func (b *Backend) inspect(ctx context.Context, c candidate) (*gateway, error) {
+	d, err := Describe(ctx, c.url, b.clientConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -55,25 +55,25 @@ func (b *Backend) survey(ctx context.Context, c candidate) (*gateway, error) {
 		if (s.Kind() == IPv6Firewall) != b.is6 {
 			continue
 		}
-		client, err := NewClient(s, b.reach)
+		client, err := NewClient(s, b.clientConfig)
 		if err != nil {
 			continue
 		}
 		clients = append(clients, client)
 	}
-	var silent error
+	var unreachable error
 	for _, client := range clients {
-		g := &gateway{Gateway: Gateway{Device: d, Service: client.Service(), Default: c.own}, client: client, bootID: c.bootID}
-		if err := b.interview(ctx, g); err != nil {
-			silent = cmp.Or(silent, err) // another service may be good all the same
+		g := &gateway{Gateway: Gateway{Device: d, Service: client.Service(), Default: c.isGateway}, client: client, bootID: c.bootID}
+		if err := b.queryStatus(ctx, g); err != nil {
+			unreachable = cmp.Or(unreachable, err) // another service may be good all the same
 			continue
 		}
 		if best == nil || g.compare(best) < 0 {
 			best = g
 		}
 	}
-	if best == nil && silent != nil {
-		return nil, silent
+	if best == nil && unreachable != nil {
+		return nil, unreachable
 	}
 	if best == nil {
 		kind := "WAN connection"
@@ -84,47 +84,47 @@ func (b *Backend) survey(ctx context.Context, c candidate) (*gateway, error) {
 	}
 	for _, client := range clients {
 		if client != best.client {
-			best.others = append(best.others, client)
+			best.otherClients = append(best.otherClients, client)
 		}
 	}
 	return best, nil
 }
 
 // interview asks a service what it says of its connection.
-func (b *Backend) interview(ctx context.Context, g *gateway) error {
+func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 	if b.is6 {
 		f, err := g.client.FirewallStatus(ctx)
 		if err == nil && !f.InboundPinholeAllowed && f.Enabled {
 			g.Status.Connection = "pinholes switched off"
 		}
-		return unlessAnswered(err)
+		return transportError(err)
 	}
 	status, err := g.client.Status(ctx)
-	if err := unlessAnswered(err); err != nil {
+	if err := transportError(err); err != nil {
 		return err
 	}
-	g.Status, g.seen = status, time.Now()
+	g.Status, g.statusTime = status, time.Now()
 	external, err := g.client.ExternalAddr(ctx)
-	g.External, g.asked = external, err == nil
-	return unlessAnswered(err)
+	g.External, g.externalQueried = external, err == nil
+	return transportError(err)
 }
 
 // The merits of a device, the best first.
 const (
 	connectedPublic = iota
 	connected
-	unsure
+	unknownStatus
 	disconnected
 )
 
 // merit is what a device's own words make of it. Pinholes do not hang on its
 // external address.
-func (g *gateway) merit() int {
+func (g *gateway) rank() int {
 	switch {
 	case g.Service.Kind() == IPv6Firewall && g.Status.Connection == "":
 		return connectedPublic
 	case g.Status.Connection == "":
-		return unsure
+		return unknownStatus
 	case !g.Status.Connected():
 		return disconnected
 	case backends.ScopeOf(g.External) == backends.ScopePublic:
@@ -137,14 +137,14 @@ func (g *gateway) merit() int {
 // leads out, and then the newer service.
 func (g *gateway) compare(other *gateway) int {
 	return cmp.Or(
-		cmp.Compare(g.merit(), other.merit()),
-		cmp.Compare(flag(other.Default), flag(g.Default)),
+		cmp.Compare(g.rank(), other.rank()),
+		cmp.Compare(boolToInt(other.Default), boolToInt(g.Default)),
 		cmp.Compare(g.Service.Kind(), other.Service.Kind()),
 		cmp.Compare(other.Service.Version(), g.Service.Version()),
 	)
 }
 
-func flag(b bool) int {
+func boolToInt(b bool) int {
 	if b {
 		return 1
 	}
@@ -152,28 +152,28 @@ func flag(b bool) int {
 }
 
 // unbeatable reports whether nothing better can come.
-func (g *gateway) unbeatable() bool { return g.merit() == connectedPublic && g.Default }
+func (g *gateway) isOptimal() bool { return g.rank() == connectedPublic && g.Default }
 
 // patience is how long it waits for a better one: a moment if it could do, and
 // else until every device can have answered. Bytes come in by the device that
 // leads out.
-func (g *gateway) patience() time.Duration {
-	if g.merit() == disconnected || !g.Default {
-		return allHaveAnswered
+func (g *gateway) waitForBetter() time.Duration {
+	if g.rank() == disconnected || !g.Default {
+		return allResponsesWait
 	}
-	return better
+	return betterWait
 }
 
 // explain fills in why each of the gateways, the best first, is used or not.
-func explain(found []*gateway) {
-	for i, g := range found {
-		switch g.merit() {
+func setReasons(gateways []*gateway) {
+	for i, g := range gateways {
+		switch g.rank() {
 		case connectedPublic:
 			g.Reason = "connected, with a public address"
 		case connected:
 			g.Reason = "connected, without a public address"
-		case unsure:
-			g.Reason = "does not tell whether it is connected"
+		case unknownStatus:
+			g.Reason = "does not report whether it is connected"
 		case disconnected:
 			g.Reason = "not connected: " + g.Status.Connection
 		}
@@ -183,7 +183,7 @@ func explain(found []*gateway) {
 		if g.Default {
 			g.Reason += ", and this host's way out"
 		}
-		if i > 0 && g.compare(found[0]) == 0 {
+		if i > 0 && g.compare(gateways[0]) == 0 {
 			g.Reason += ", but answered later"
 		}
 	}
@@ -216,7 +216,7 @@ func onLink(a netip.Addr, iface string) bool {
 	if err != nil {
 		return false
 	}
-	on := false
+	contained := false
 	for _, addr := range addrs {
 		p, err := netip.ParsePrefix(addr.String())
 		if err != nil {
@@ -225,9 +225,9 @@ func onLink(a netip.Addr, iface string) bool {
 		if p.Addr() == a.WithZone("") {
 			return false
 		}
-		on = on || p.Contains(a.WithZone(""))
+		contained = contained || p.Contains(a.WithZone(""))
 	}
-	return on
+	return contained
 }
 
 // A token says which service granted something, and which number a pinhole had
@@ -248,7 +248,7 @@ func pinholeTokenOf(id uint16) backends.Token {
 // clientFor returns the service that granted something, or the preferred one
 // where that is not known any more.
 func (g *gateway) clientFor(token backends.Token) *Client {
-	for _, c := range g.others {
+	for _, c := range g.otherClients {
 		if tokenOf(c.Service()) == token {
 			return c
 		}

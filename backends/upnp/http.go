@@ -19,24 +19,24 @@ import (
 // The bounds of bodies.
 const (
 	maxDescription = 256 << 10
-	maxAnswer      = 128 << 10
+	maxResponse    = 128 << 10
 	maxListing     = 512 << 10
 )
 
 // grace is how long the rest of a document may take that is longer than
 // announced.
-const grace = 500 * time.Millisecond
+const overrunTimeout = 500 * time.Millisecond
 
 // patience is how much longer the answer may take than the connection: who is
 // there may be busy.
-const patience = 2
+const responseTimeoutFactor = 2
 
 const userAgent = "goforward UPnP/1.1"
 
 // notUnderstood reports the statuses that devices have for headers or a
 // version of HTTP that they do not know.
-func (a answer) notUnderstood() bool {
-	switch a.status {
+func (r response) notUnderstood() bool {
+	switch r.status {
 	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
 		return true
 	}
@@ -44,36 +44,36 @@ func (a answer) notUnderstood() bool {
 }
 
 // form is a way to write requests.
-type form int
+type requestStyle int
 
 const (
-	modern form = iota
-	legacy      // HTTP/1.0 and the headers that no device can do without
+	modern requestStyle = iota
+	legacy              // HTTP/1.0 and the headers that no device can do without
 )
 
 // post is the request that performs an action. The order of the headers is
 // fixed, SOAPACTION is not the last, and its case is the standard's: there are
 // devices that insist on each.
-func (e endpoint) post(f form, service, action string, body []byte) []byte {
+func (e endpoint) post(style requestStyle, service, action string, body []byte) []byte {
 	var b bytes.Buffer
-	if f == legacy {
+	if style == legacy {
 		fmt.Fprintf(&b, "POST %s HTTP/1.0\r\nHost: %s\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nSOAPAction: \"%s#%s\"\r\nContent-Length: %d\r\n\r\n",
-			e.url.RequestURI(), e.host(), service, action, len(body))
+			e.url.RequestURI(), e.hostHeader(), service, action, len(body))
 	} else {
 		fmt.Fprintf(&b, "POST %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nSOAPACTION: \"%s#%s\"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
-			e.url.RequestURI(), e.host(), userAgent, service, action, len(body))
+			e.url.RequestURI(), e.hostHeader(), userAgent, service, action, len(body))
 	}
 	b.Write(body)
 	return b.Bytes()
 }
 
 // get is the request for a description.
-func (e endpoint) get(f form) []byte {
-	if f == legacy {
-		return fmt.Appendf(nil, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", e.url.RequestURI(), e.host())
+func (e endpoint) get(style requestStyle) []byte {
+	if style == legacy {
+		return fmt.Appendf(nil, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", e.url.RequestURI(), e.hostHeader())
 	}
 	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nConnection: close\r\n\r\n",
-		e.url.RequestURI(), e.host(), userAgent)
+		e.url.RequestURI(), e.hostHeader(), userAgent)
 }
 
 // request is what to send, and what to expect.
@@ -88,23 +88,23 @@ type request struct {
 // all within the configured timeout. local is this host's address on it. The
 // error wraps backends.ErrNoReply and its cause, or backends.ErrMalformed, or
 // the cause of the context's end.
-func (c ClientConfig) send(ctx context.Context, to endpoint, r request) (a answer, local netip.Addr, err error) {
-	a, local, err = c.converse(ctx, to, r)
-	c.Logger.DebugContext(ctx, "upnp exchange", "what", r.what, "url", to.url.String(), "status", a.status, "error", err)
+func (c ClientConfig) send(ctx context.Context, to endpoint, r request) (resp response, local netip.Addr, err error) {
+	resp, local, err = c.roundTrip(ctx, to, r)
+	c.Logger.DebugContext(ctx, "upnp exchange", "what", r.what, "url", to.url.String(), "status", resp.status, "error", err)
 	switch {
-	case ctx.Err() != nil && (err != nil || a.cut):
-		return a, local, context.Cause(ctx)
+	case ctx.Err() != nil && (err != nil || resp.truncated):
+		return resp, local, context.Cause(ctx)
 	case err == nil:
-		return a, local, nil
+		return resp, local, nil
 	case errors.Is(err, backends.ErrMalformed):
-		return a, local, err
+		return resp, local, err
 	}
-	return a, local, fmt.Errorf("%w: %w", backends.ErrNoReply, ownTimeout(err, to))
+	return resp, local, fmt.Errorf("%w: %w", backends.ErrNoReply, withoutNetTimeout(err, to))
 }
 
 // ownTimeout is a cause that nobody takes for the end of the caller's context,
 // as package net's timeouts are taken.
-func ownTimeout(err error, to endpoint) error {
+func withoutNetTimeout(err error, to endpoint) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return fmt.Errorf("%v: %w", to.addr, os.ErrDeadlineExceeded)
@@ -112,18 +112,18 @@ func ownTimeout(err error, to endpoint) error {
 	return err
 }
 
-func (c ClientConfig) converse(ctx context.Context, to endpoint, r request) (answer, netip.Addr, error) {
-	dialing, cancel := context.WithTimeout(ctx, c.Timeout)
+func (c ClientConfig) roundTrip(ctx context.Context, to endpoint, r request) (response, netip.Addr, error) {
+	dialCtx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	conn, err := c.dial(dialing, to.addr)
+	conn, err := c.dial(dialCtx, to.addr)
 	if err != nil {
-		return answer{}, netip.Addr{}, err
+		return response{}, netip.Addr{}, err
 	}
 	defer conn.Close()
 	// What is given up is not to be sent again by the kernel, and done by the device
 	// after what came later.
 	linger(conn, 0)
-	deadline := time.Now().Add(patience * c.Timeout)
+	deadline := time.Now().Add(responseTimeoutFactor * c.Timeout)
 	_ = conn.SetDeadline(deadline) // fails on closed connections only
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -136,16 +136,16 @@ func (c ClientConfig) converse(ctx context.Context, to endpoint, r request) (ans
 		}
 	}()
 	if _, err := conn.Write(r.bytes); err != nil {
-		return answer{}, netip.Addr{}, err
+		return response{}, netip.Addr{}, err
 	}
-	reader := answerReader{r: bufio.NewReader(conn), limit: r.limit, root: r.root, late: func() {
-		_ = conn.SetReadDeadline(earlier(deadline, time.Now().Add(grace)))
+	reader := responseReader{r: bufio.NewReader(conn), limit: r.limit, root: r.root, onOverrun: func() {
+		_ = conn.SetReadDeadline(earlier(deadline, time.Now().Add(overrunTimeout)))
 	}}
-	a, err := reader.read()
+	resp, err := reader.read()
 	if err == nil {
 		linger(conn, -1)
 	}
-	return a, localAddr(conn), err
+	return resp, localAddr(conn), err
 }
 
 // linger is what Close does with what has not been sent: 0 drops it, and resets the
@@ -168,7 +168,7 @@ func earlier(a, b time.Time) time.Time {
 // has passed; the first that succeeds, or fails for certain, counts.
 const (
 	dialAttempts = 4
-	dialPause    = 250 * time.Millisecond // doubling
+	dialInterval = 250 * time.Millisecond // doubling
 )
 
 // dial connects to exactly that address and port, from the configured
@@ -188,44 +188,44 @@ func (c ClientConfig) dial(ctx context.Context, to netip.AddrPort) (net.Conn, er
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	attempts := make(chan attempt)
-	begun := 0
-	begin := func() {
-		begun++
+	results := make(chan dialResult)
+	started := 0
+	start := func() {
+		started++
 		go func() { // waited for by its answer
 			conn, err := d.DialContext(ctx, "tcp", to.String())
-			attempts <- attempt{conn, err}
+			results <- dialResult{conn, err}
 		}()
 	}
-	begin()
-	pause := time.NewTimer(dialPause)
-	defer pause.Stop()
+	start()
+	timer := time.NewTimer(dialInterval)
+	defer timer.Stop()
 	for {
 		select {
-		case first := <-attempts:
+		case first := <-results:
 			cancel()
-			for range begun - 1 {
-				(<-attempts).drop()
+			for range started - 1 {
+				(<-results).discard()
 			}
 			return first.conn, first.err
-		case <-pause.C:
-			if begun < dialAttempts {
-				begin()
-				pause.Reset(dialPause << (begun - 1))
+		case <-timer.C:
+			if started < dialAttempts {
+				start()
+				timer.Reset(dialInterval << (started - 1))
 			}
 		}
 	}
 }
 
 // attempt is what came of one.
-type attempt struct {
+type dialResult struct {
 	conn net.Conn
 	err  error
 }
 
-func (a attempt) drop() {
-	if a.err == nil {
-		_ = a.conn.Close()
+func (r dialResult) discard() {
+	if r.err == nil {
+		_ = r.conn.Close()
 	}
 }
 

@@ -16,69 +16,69 @@ const (
 )
 
 // answer is an HTTP answer.
-type answer struct {
-	status int
-	body   []byte
-	cut    bool // the body ended before its announced length
+type response struct {
+	status    int
+	body      []byte
+	truncated bool // the body ended before its announced length
 }
 
 // ok reports an answer that says it is a success and is there entirely.
-func (a answer) ok() bool { return a.status/100 == 2 && !a.cut }
+func (r response) succeeded() bool { return r.status/100 == 2 && !r.truncated }
 
 // answerReader reads an HTTP answer from a connection that is used once, as
 // devices send them: lines that end in LF alone, no reason, headers without a
 // space or folded, no blank line before the body, a length that is missing or
 // wrong, and a connection that stays open although the body has ended.
-type answerReader struct {
+type responseReader struct {
 	r     *bufio.Reader
 	limit int    // of the body
 	root  string // the element that ends with the document
 	// late is called when the announced length is there and the document has not
 	// ended, and bounds the wait for the rest.
-	late func()
+	onOverrun func()
 
-	header int  // bytes read of it
-	broken bool // the connection ended in it
+	headerBytes     int  // bytes read of it
+	headerTruncated bool // the connection ended in it
 }
 
 // read reads the answer. Its error wraps backends.ErrMalformed where what came
 // is none, else it is the connection's.
-func (r *answerReader) read() (answer, error) {
+func (r *responseReader) read() (response, error) {
 	for {
 		status, err := r.readStatus()
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		length, chunked, err := r.readHeader()
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		switch {
 		case status/100 == 1: // 100 Continue and its like precede the answer
 			continue
 		case status == 204 || status == 304:
-			return answer{status: status}, nil
+			return response{status: status}, nil
 		}
-		b := bodyReader{answerReader: r, length: length}
-		if chunked && !r.nextIs('<') { // some say chunked and are not
+		b := bodyReader{responseReader: r, length: length}
+		if chunked && !r.nextByteIs('<') { // some say chunked and are not
 			err = b.readChunked()
 		} else {
 			err = b.readPlain()
 		}
 		if status/100 != 2 && err != nil {
-			b.cut, err = true, nil // the status says enough
+			b.truncated, err = true, nil // the status says enough
 		}
-		return answer{status: status, body: b.body, cut: b.cut || r.broken}, err
+		return response{status: status, body: b.body, truncated: b.truncated || r.headerTruncated}, err
 	}
 }
 
 // line reads a header line, without its end.
-func (r *answerReader) line() (string, error) {
+func (r *responseReader) line() (string, error) {
 	var line []byte
 	for {
 		part, err := r.r.ReadSlice('\n')
 		line = append(line, part...)
-		if r.header += len(part); r.header > maxHeader {
+		if r.headerBytes += len(part); r.headerBytes > maxHeader {
 			return "", malformed("HTTP header of more than %d bytes", maxHeader)
 		}
 		if errors.Is(err, bufio.ErrBufferFull) {
@@ -88,14 +88,14 @@ func (r *answerReader) line() (string, error) {
 	}
 }
 
-func (r *answerReader) readStatus() (int, error) {
+func (r *responseReader) readStatus() (int, error) {
 	for {
 		line, err := r.line()
 		if line == "" && err == nil {
 			continue // after an interim answer, and before some
 		}
 		if line == "" {
-			return 0, noEOF(err)
+			return 0, unexpectedEOF(err)
 		}
 		version, rest, _ := strings.Cut(line, " ")
 		code, _, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
@@ -112,9 +112,9 @@ func (r *answerReader) readStatus() (int, error) {
 
 // readHeader reads header lines for what they say of the body: its length, -1
 // where it is not told, and whether it is chunked.
-func (r *answerReader) readHeader() (length int64, chunked bool, err error) {
+func (r *responseReader) readHeader() (length int64, chunked bool, err error) {
 	length = -1
-	note := func(header string) {
+	parse := func(header string) {
 		name, value, _ := strings.Cut(header, ":")
 		value = strings.TrimSpace(value)
 		switch name = strings.TrimSpace(name); {
@@ -127,34 +127,34 @@ func (r *answerReader) readHeader() (length int64, chunked bool, err error) {
 		}
 	}
 	header := ""
-	for !r.nextIs('<') { // no blank line before the body
+	for !r.nextByteIs('<') { // no blank line before the body
 		line, err := r.line()
 		if folded := strings.TrimLeft(line, " \t"); folded != line && folded != "" {
 			header += " " + folded
 			continue
 		}
-		note(header)
+		parse(header)
 		header = line
-		r.broken = errors.Is(err, io.EOF)
-		if line == "" || r.broken {
+		r.headerTruncated = errors.Is(err, io.EOF)
+		if line == "" || r.headerTruncated {
 			break
 		}
 		if err != nil {
 			return 0, false, err
 		}
 	}
-	note(header)
+	parse(header)
 	return length, chunked, nil
 }
 
 // nextIs reports whether the byte comes next.
-func (r *answerReader) nextIs(c byte) bool {
+func (r *responseReader) nextByteIs(c byte) bool {
 	b, err := r.r.Peek(1)
 	return err == nil && b[0] == c
 }
 
 // noEOF makes an end before its time an error of its own.
-func noEOF(err error) error {
+func unexpectedEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
@@ -163,31 +163,31 @@ func noEOF(err error) error {
 
 // bodyReader is the body of an answer while it is read.
 type bodyReader struct {
-	*answerReader
-	length  int64 // announced, or -1
-	body    []byte
-	checked int  // how much of body was searched for the document's end
-	over    bool // more than the announced length is being read
-	cut     bool // the connection ended before the body
+	*responseReader
+	length    int64 // announced, or -1
+	body      []byte
+	scanned   int  // how much of body was searched for the document's end
+	overrun   bool // more than the announced length is being read
+	truncated bool // the connection ended before the body
 }
 
 // readPlain reads until the document ends, or all that was announced is there
 // and is no document, or the connection ends.
 func (b *bodyReader) readPlain() error {
 	for !b.complete() {
-		if b.length >= 0 && int64(len(b.body)) >= b.length && !b.over {
-			if !b.unfinished() {
+		if b.length >= 0 && int64(len(b.body)) >= b.length && !b.overrun {
+			if !b.documentStarted() {
 				return nil
 			}
-			b.over = true
-			b.late()
+			b.overrun = true
+			b.onOverrun()
 		}
 		n := b.limit + 1 - len(b.body)
-		if b.length >= 0 && !b.over {
+		if b.length >= 0 && !b.overrun {
 			n = int(min(int64(n), b.length-int64(len(b.body))))
 		}
 		if err := b.readSome(n); err != nil {
-			return b.ended(err, b.length >= 0)
+			return b.endError(err, b.length >= 0)
 		}
 	}
 	return nil
@@ -198,19 +198,19 @@ func (b *bodyReader) readPlain() error {
 const chunkOverhead = 16
 
 func (b *bodyReader) readChunked() error {
-	b.header = 0
+	b.headerBytes = 0
 	for !b.complete() {
 		n, err := b.chunkSize()
-		b.header = max(0, b.header-chunkOverhead*n)
+		b.headerBytes = max(0, b.headerBytes-chunkOverhead*n)
 		if err != nil {
-			return b.ended(err, true)
+			return b.endError(err, true)
 		}
 		if n == 0 {
 			return nil // the trailer goes with the connection
 		}
 		for end := len(b.body) + n; len(b.body) < end && !b.complete(); {
 			if err := b.readSome(end - len(b.body)); err != nil {
-				return b.ended(err, true)
+				return b.endError(err, true)
 			}
 		}
 	}
@@ -219,9 +219,9 @@ func (b *bodyReader) readChunked() error {
 
 // ended judges the error that ended the body. An end of the connection is
 // none: the document tells whether something is missing.
-func (b *bodyReader) ended(err error, cut bool) error {
-	b.cut = cut && !b.over
-	if b.over || errors.Is(err, io.EOF) {
+func (b *bodyReader) endError(err error, incomplete bool) error {
+	b.truncated = incomplete && !b.overrun
+	if b.overrun || errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
@@ -234,7 +234,7 @@ func (b *bodyReader) readSome(n int) error {
 	got, err := b.r.Read(buf[:min(n, len(buf))])
 	b.body = append(b.body, buf[:got]...)
 	if len(b.body) > b.limit {
-		b.over = false
+		b.overrun = false
 		return malformed("HTTP body of more than %d bytes", b.limit)
 	}
 	return err
@@ -261,8 +261,8 @@ func (b *bodyReader) chunkSize() (int, error) {
 
 // complete reports whether the document's last tag is there.
 func (b *bodyReader) complete() bool {
-	rest := b.body[max(0, b.checked-maxEndTag):]
-	b.checked = len(b.body)
+	rest := b.body[max(0, b.scanned-maxEndTag):]
+	b.scanned = len(b.body)
 	for {
 		end := bytes.IndexByte(rest, '>')
 		if end < 0 {
@@ -285,6 +285,6 @@ func (b *bodyReader) isRoot(name []byte) bool {
 }
 
 // unfinished reports whether the document began; its end is still to come then.
-func (b *bodyReader) unfinished() bool {
+func (b *bodyReader) documentStarted() bool {
 	return bytes.Contains(bytes.ToLower(b.body), []byte(strings.ToLower(b.root)))
 }

@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// TestRestarted: an uptime that went back, or grew much less than time passed,
+// TestRestartedSince: an uptime that went back, or grew much less than time passed,
 // is of a younger connection. One that never changes says nothing.
-func TestRestarted(t *testing.T) {
+func TestRestartedSince(t *testing.T) {
 	for name, tt := range map[string]struct {
-		before, passed, now time.Duration
-		want                bool
+		before, elapsed, now time.Duration
+		want                 bool
 	}{
 		"goes on":       {time.Hour, time.Hour, 2 * time.Hour, false},
 		"a slow clock":  {time.Hour, time.Hour, 2*time.Hour - 5*time.Minute, false},
@@ -24,12 +24,12 @@ func TestRestarted(t *testing.T) {
 		"whole seconds": {time.Hour, 500 * time.Millisecond, time.Hour - time.Second, false},
 	} {
 		start := time.Now()
-		before, now := &gateway{seen: start}, &gateway{seen: start.Add(tt.passed)}
-		before.Status.Uptime, now.Status = tt.before, Status{Connection: "Connected", Uptime: tt.now}
-		if got := now.restarted(before); got != tt.want {
+		previous, current := &gateway{statusTime: start}, &gateway{statusTime: start.Add(tt.elapsed)}
+		previous.Status.Uptime, current.Status = tt.before, Status{Connection: "Connected", Uptime: tt.now}
+		if got := current.restartedSince(previous); got != tt.want {
 			t.Errorf("%s: %v", name, got)
 		}
-		if now.Status = (Status{}); now.restarted(before) {
+		if current.Status = (Status{}); current.restartedSince(previous) {
 			t.Errorf("%s: restarted, without a word", name)
 		}
 	}

@@ -26,13 +26,13 @@ const (
 // does not tell looks like one without an end.
 func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 	return func(yield func(backends.Entry, error) bool) {
-		if err := b.canList(); err != nil {
+		if err := b.checkListable(); err != nil {
 			yield(backends.Entry{}, err)
 			return
 		}
 		more := true
-		var broken error // the list, after a row
-		err := b.do(ctx, func(ctx context.Context, g *gateway) error {
+		var rowErr error // the list, after a row
+		err := b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 			external, err := b.recentExternal(ctx, g)
 			if err != nil {
 				return err
@@ -40,7 +40,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			yielded := false
 			for e, err := range g.client.entries(ctx) {
 				if err != nil && yielded {
-					broken = err // not again from the start
+					rowErr = err // not again from the start
 					return nil
 				}
 				if err != nil {
@@ -54,7 +54,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			}
 			return nil
 		})
-		if err = cmp.Or(err, broken); err != nil && more {
+		if err = cmp.Or(err, rowErr); err != nil && more {
 			yield(backends.Entry{}, err)
 		}
 	}
@@ -64,17 +64,17 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 // end it fails with an error that wraps ErrInvalid. Indexes move when the table
 // changes.
 func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry, err error) {
-	if err := b.canList(); err != nil {
+	if err := b.checkListable(); err != nil {
 		return entry, err
 	}
-	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 		external, err := b.recentExternal(ctx, g)
 		if err != nil {
 			return err
 		}
 		e, err := g.client.PortMappingAt(ctx, index)
 		switch {
-		case isEnd(err) && !errors.Is(err, backends.ErrInvalid):
+		case isEndOfTable(err) && !errors.Is(err, backends.ErrInvalid):
 			return fmt.Errorf("upnp: %w: no entry %d: %w", backends.ErrInvalid, index, err)
 		case err != nil:
 			return err
@@ -86,7 +86,7 @@ func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry,
 }
 
 // canList says why there is nothing to list: pinholes have no table.
-func (b *Backend) canList() error {
+func (b *Backend) checkListable() error {
 	if b.is6 {
 		return fmt.Errorf("upnp: %w: IPv6 firewalls do not list their pinholes", backends.ErrUnsupported)
 	}
@@ -111,7 +111,7 @@ func (g *gateway) entry(e PortMapping, external netip.Addr) backends.Entry {
 }
 
 // isEnd reports whether a device says that the table ends before an index.
-func isEnd(err error) bool {
+func isEndOfTable(err error) bool {
 	var fault *Fault
 	if !errors.As(err, &fault) {
 		return false
@@ -128,9 +128,9 @@ func isEnd(err error) bool {
 func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
 	return func(yield func(PortMapping, error) bool) {
 		first := true
-		for e, err := range c.indexed(ctx) {
+		for e, err := range c.entriesByIndex(ctx) {
 			if first && errors.Is(err, backends.ErrUnsupported) && c.service.Version() > 1 {
-				c.byRanges(ctx, yield)
+				c.entriesByRange(ctx, yield)
 				return
 			}
 			if first = false; !yield(e, err) {
@@ -141,14 +141,14 @@ func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
 }
 
 // indexed yields the table by index.
-func (c *Client) indexed(ctx context.Context) iter.Seq2[PortMapping, error] {
+func (c *Client) entriesByIndex(ctx context.Context) iter.Seq2[PortMapping, error] {
 	return func(yield func(PortMapping, error) bool) {
 		seen := map[PortMappingKey]bool{}
 		repeats := 0
 		for i := 0; i <= maxIndex && len(seen) < maxEntries && repeats < maxRepeats; i++ {
 			e, err := c.PortMappingAt(ctx, i)
 			switch {
-			case isEnd(err):
+			case isEndOfTable(err):
 				return
 			case errors.Is(err, backends.ErrMalformed) && ctx.Err() == nil:
 				repeats++ // one row that cannot be read does not hide the others
@@ -171,17 +171,17 @@ func (c *Client) indexed(ctx context.Context) iter.Seq2[PortMapping, error] {
 
 // byRanges yields the table by ranges of ports (GetListOfPortMappings), which
 // may be no larger than common daemons survive.
-func (c *Client) byRanges(ctx context.Context, yield func(PortMapping, error) bool) {
+func (c *Client) entriesByRange(ctx context.Context, yield func(PortMapping, error) bool) {
 	seen := map[PortMappingKey]bool{}
 	rows := 0 // repeated ones too
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
 		for first := 0; first < 1<<16; first += maxWindow {
-			some, err := c.PortMappings(ctx, p, uint16(max(first, 1)), uint16(first+maxWindow-1))
-			if err != nil && !absent(err) {
+			window, err := c.PortMappings(ctx, p, uint16(max(first, 1)), uint16(first+maxWindow-1))
+			if err != nil && !isNotFound(err) {
 				yield(PortMapping{}, err)
 				return
 			}
-			for _, e := range some {
+			for _, e := range window {
 				if rows++; rows > maxEntries {
 					return
 				}

@@ -7,14 +7,14 @@ import (
 	"testing"
 )
 
-var askedIndex = regexp.MustCompile(`<NewPortMappingIndex>(\d+)<`)
+var requestedIndex = regexp.MustCompile(`<NewPortMappingIndex>(\d+)<`)
 
 // TestManyEntries: a large table is listed whole, and of one without an end as
 // much as is of use.
 func TestManyEntries(t *testing.T) {
 	for name, tt := range map[string]struct {
-		size, want, asked int
-		port              func(i int) int
+		size, want, requests int
+		port                 func(i int) int
 	}{
 		"a thousand":       {1000, 1000, 1001, func(i int) int { return i + 1 }},
 		"moving rows":      {300, 150, 301, func(i int) int { return i/2 + 1 }},
@@ -23,14 +23,14 @@ func TestManyEntries(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := serveRaw(t, func(conn net.Conn, _ int, request string) {
-				index := askedIndex.FindStringSubmatch(request)
+				index := requestedIndex.FindStringSubmatch(request)
 				if index == nil {
 					return // another attempt to connect, where the first took long
 				}
 				i, _ := strconv.Atoi(index[1])
 				a := status(500, fault("713"))
 				if i < tt.size {
-					a = ok(said("GetGenericPortMappingEntry", elements(
+					a = ok(soapResponse("GetGenericPortMappingEntry", elements(
 						"NewRemoteHost", "", "NewExternalPort", strconv.Itoa(tt.port(i)), "NewProtocol", "TCP",
 						"NewInternalPort", "80", "NewInternalClient", "192.168.1.9", "NewEnabled", "1",
 						"NewPortMappingDescription", "x", "NewLeaseDuration", "0")))
@@ -43,8 +43,8 @@ func TestManyEntries(t *testing.T) {
 					t.Fatalf("row %d: %+v, %v", n, e, err)
 				}
 			}
-			if asked := len(s.all()); n != tt.want || asked != tt.asked {
-				t.Errorf("listed %d rows of %d questions, want %d of %d", n, asked, tt.want, tt.asked)
+			if requests := len(s.received()); n != tt.want || requests != tt.requests {
+				t.Errorf("listed %d rows of %d questions, want %d of %d", n, requests, tt.want, tt.requests)
 			}
 		})
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-func TestRelocate(t *testing.T) {
+func TestRewriteLocation(t *testing.T) {
 	lan := netip.MustParsePrefix("192.168.1.0/24")
 	onLink := func(a netip.Addr) bool {
 		return lan.Contains(a) || a.IsLinkLocalUnicast() || a.IsLoopback()
@@ -56,12 +56,12 @@ func TestRelocate(t *testing.T) {
 		{"http://192.168.1.1/" + strings.Repeat("x", 2000), at, gw, ""},
 	} {
 		gateway, _ := netip.ParseAddr(tt.gateway)
-		got, err := relocate(tt.location, netip.MustParseAddrPort(tt.from), gateway, onLink)
+		got, err := rewriteLocation(tt.location, netip.MustParseAddrPort(tt.from), gateway, onLink)
 		if got != tt.want || (tt.want == "") != errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("%q from %s: %q, %v; want %q", tt.location, tt.from, got, err, tt.want)
 		}
 	}
-	if got, err := relocate(location, netip.AddrPort{}, netip.MustParseAddr(gw), onLink); err == nil {
+	if got, err := rewriteLocation(location, netip.AddrPort{}, netip.MustParseAddr(gw), onLink); err == nil {
 		t.Errorf("from nobody: %q", got)
 	}
 }

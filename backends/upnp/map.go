@@ -25,11 +25,11 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mappi
 	if err := b.Supports(r); err != nil {
 		return m, err
 	}
-	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 		if b.is6 {
 			m, err = b.openPinhole(ctx, g, r)
 		} else {
-			m, err = b.add(ctx, g, r, nil)
+			m, err = b.addMapping(ctx, g, r, nil)
 		}
 		return err
 	})
@@ -39,29 +39,29 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mappi
 // Renew asks for the mapping again, with the port that it has. Where the device
 // has lost it and somebody else has that port now, another one is asked for,
 // unless Exact.
-func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (again backends.Mapping, err error) {
+func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (renewed backends.Mapping, err error) {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
 	if r.Exact { // about the port: the address may have changed
 		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())
 	}
 	if err := b.Supports(r); err != nil {
-		return again, err
+		return renewed, err
 	}
-	err = b.do(ctx, func(ctx context.Context, g *gateway) error {
+	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 		if b.is6 {
-			again, err = b.renewPinhole(ctx, g, m, r)
+			renewed, err = b.renewPinhole(ctx, g, m, r)
 		} else {
-			again, err = b.add(ctx, g, r, &m)
+			renewed, err = b.addMapping(ctx, g, r, &m)
 		}
 		return err
 	})
-	return again, err
+	return renewed, err
 }
 
 // addition is the request for one entry, as it changes with what the device
 // refuses.
-type addition struct {
+type addOp struct {
 	backend *Backend
 	gateway *gateway
 	client  *Client
@@ -69,42 +69,42 @@ type addition struct {
 	request backends.Request
 	renewed *backends.Mapping // nil: it is a new one
 
-	entry    PortMapping
-	variant  variant
-	refused  map[words]bool
-	before   PortMapping     // as found
-	standing bool            // before is this very mapping
-	free     bool            // the device says for certain that the port is
-	cured    map[string]bool // what was tried
+	entry           PortMapping
+	variant         variant
+	refused         map[formKey]bool
+	existing        PortMapping     // as found
+	existingMatches bool            // before is this very mapping
+	portFree        bool            // the device says for certain that the port is
+	tried           map[string]bool // what was tried
 }
 
 // add gets an entry, or gets it again.
-func (b *Backend) add(ctx context.Context, g *gateway, r backends.Request, renewed *backends.Mapping) (backends.Mapping, error) {
-	end, err := g.takeTable(ctx)
+func (b *Backend) addMapping(ctx context.Context, g *gateway, r backends.Request, renewed *backends.Mapping) (backends.Mapping, error) {
+	unlock, err := g.lockTable(ctx)
 	if err != nil {
 		return backends.Mapping{}, err
 	}
-	defer end()
-	r.Lifetime = wholeSeconds(cmp.Or(r.Lifetime, DefaultLifetime))
-	r.Internal = g.internal(r.Internal)
-	a := &addition{
+	defer unlock()
+	r.Lifetime = roundUpToSecond(cmp.Or(r.Lifetime, DefaultLifetime))
+	r.Internal = g.withLocalAddr(r.Internal)
+	op := &addOp{
 		backend: b, gateway: g, client: g.client, quirks: b.quirksOf(g), request: r, renewed: renewed,
-		refused: map[words]bool{}, cured: map[string]bool{},
+		refused: map[formKey]bool{}, tried: map[string]bool{},
 	}
 	if renewed != nil {
-		a.client = g.clientFor(renewed.Token)
+		op.client = g.clientFor(renewed.Token)
 	}
-	a.cured[serviceCure(a.client)] = true
-	a.variant, _ = a.quirks.known()
-	a.entry = PortMapping{
-		Remote: only(r.Remote), ExternalPort: cmp.Or(r.External.Port(), highPort()), Protocol: r.Protocol,
+	op.tried[serviceKey(op.client)] = true
+	op.variant, _ = op.quirks.get()
+	op.entry = PortMapping{
+		Remote: remoteHost(r.Remote), ExternalPort: cmp.Or(r.External.Port(), highPort()), Protocol: r.Protocol,
 		Internal: r.Internal, Enabled: true,
 	}
-	return a.run(ctx)
+	return op.run(ctx)
 }
 
 // only is the host that alone is admitted; the zero Addr is anyone.
-func only(remote netip.AddrPort) netip.Addr {
+func remoteHost(remote netip.AddrPort) netip.Addr {
 	if a := remote.Addr().Unmap(); !a.IsUnspecified() {
 		return a
 	}
@@ -112,16 +112,16 @@ func only(remote netip.AddrPort) netip.Addr {
 }
 
 // internal fills in this host's address as the device sees it.
-func (g *gateway) internal(at netip.AddrPort) netip.AddrPort {
-	a := at.Addr().Unmap()
+func (g *gateway) withLocalAddr(addr netip.AddrPort) netip.AddrPort {
+	a := addr.Addr().Unmap()
 	if !a.IsValid() || a.IsUnspecified() {
 		a = g.Device.Local
 	}
-	return netip.AddrPortFrom(a, at.Port())
+	return netip.AddrPortFrom(a, addr.Port())
 }
 
 // wholeSeconds rounds a lifetime up: that is what goes over the wire.
-func wholeSeconds(d time.Duration) time.Duration {
+func roundUpToSecond(d time.Duration) time.Duration {
 	if rest := d % time.Second; rest != 0 && d < backends.Forever-time.Second {
 		d += time.Second - rest
 	}
@@ -129,24 +129,24 @@ func wholeSeconds(d time.Duration) time.Duration {
 }
 
 // run looks, adds and looks again.
-func (a *addition) run(ctx context.Context) (backends.Mapping, error) {
+func (a *addOp) run(ctx context.Context) (backends.Mapping, error) {
 	external, err := a.backend.recentExternal(ctx, a.gateway)
 	if err != nil {
 		return backends.Mapping{}, err
 	}
 	sent := time.Now()
-	err = a.look(ctx)
-	a.missed(err)
+	err = a.checkPort(ctx)
+	a.reportLoss(err)
 	if err == nil {
 		sent = time.Now()
-		err = a.send(ctx)
+		err = a.addEntry(ctx)
 	}
 	if errors.Is(err, backends.ErrConflict) && !a.request.Exact {
 		sent = time.Now()
-		err = a.elsewhere(ctx, err)
+		err = a.addOnOtherPort(ctx, err)
 	}
 	if err != nil {
-		return backends.Mapping{}, a.because(external, err)
+		return backends.Mapping{}, a.explainConflict(external, err)
 	}
 	lease, err := a.verify(ctx)
 	if err != nil {
@@ -161,19 +161,19 @@ func (a *addition) run(ctx context.Context) (backends.Mapping, error) {
 }
 
 // look finds out whether the port is somebody else's.
-func (a *addition) look(ctx context.Context) error {
-	a.before, a.standing, a.free = PortMapping{}, false, false
+func (a *addOp) checkPort(ctx context.Context) error {
+	a.existing, a.existingMatches, a.portFree = PortMapping{}, false, false
 	e, err := a.client.PortMapping(ctx, a.entry.Key())
 	switch {
 	case err == nil:
-		return a.judge(e)
-	case absent(err):
-		a.free = true
+		return a.compareExisting(e)
+	case isNotFound(err):
+		a.portFree = true
 	case isFault(err, InvalidAction) || isFault(err, OptionalActionNotImplemented):
 		if a.renewed == nil {
-			return a.lookThrough(ctx)
+			return a.checkPortByListing(ctx)
 		}
-	case unlessAnswered(err) != nil:
+	case transportError(err) != nil:
 		return err
 	}
 	return nil // who does not know will say so when asked to add
@@ -181,17 +181,17 @@ func (a *addition) look(ctx context.Context) error {
 
 // lookThrough looks at the entries one after the other, in a device that cannot
 // be asked for one.
-func (a *addition) lookThrough(ctx context.Context) error {
-	const enough = 256
+func (a *addOp) checkPortByListing(ctx context.Context) error {
+	const maxRows = 256
 	n := 0
-	for e, err := range a.client.indexed(ctx) {
+	for e, err := range a.client.entriesByIndex(ctx) {
 		if err != nil {
-			return unlessAnswered(err)
+			return transportError(err)
 		}
 		if e.Key() == a.entry.Key() {
-			return a.judge(e)
+			return a.compareExisting(e)
 		}
-		if n++; n == enough {
+		if n++; n == maxRows {
 			break
 		}
 	}
@@ -200,10 +200,10 @@ func (a *addition) lookThrough(ctx context.Context) error {
 
 // judge takes the entry that is there for the one that is wanted, or for somebody
 // else's.
-func (a *addition) judge(e PortMapping) error {
+func (a *addOp) compareExisting(e PortMapping) error {
 	switch {
 	case e.Internal == a.entry.Internal:
-		a.before, a.standing = e, true
+		a.existing, a.existingMatches = e, true
 	case e.Internal.Addr().IsValid():
 		return fmt.Errorf("upnp: %w: %v port %d is forwarded to %v", backends.ErrConflict, a.entry.Protocol, a.entry.ExternalPort, e.Internal)
 	}
@@ -211,13 +211,13 @@ func (a *addition) judge(e PortMapping) error {
 }
 
 // missed tells watchers where the device has lost what it had granted.
-func (a *addition) missed(found error) {
+func (a *addOp) reportLoss(checkErr error) {
 	const slack = 2 * time.Second // of clocks that count whole seconds
-	if a.renewed == nil || !a.free && !errors.Is(found, backends.ErrConflict) {
+	if a.renewed == nil || !a.portFree && !errors.Is(checkErr, backends.ErrConflict) {
 		return
 	}
-	if at := a.renewed.Expires(); at.IsZero() || time.Until(at) > slack {
-		a.backend.signal(hint{
+	if expires := a.renewed.Expires(); expires.IsZero() || time.Until(expires) > slack {
+		a.backend.sendHint(hint{
 			reason: fmt.Sprintf("%v port %d is gone from the gateway's table", a.entry.Protocol, a.entry.ExternalPort), strong: true,
 		})
 	}
@@ -225,22 +225,22 @@ func (a *addition) missed(found error) {
 
 // send adds the entry, and does what helps against what the device has to say
 // against it. An entry that has no end and stands needs no adding.
-func (a *addition) send(ctx context.Context) error {
+func (a *addOp) addEntry(ctx context.Context) error {
 	for {
 		a.variant.apply(&a.entry, a.request)
-		if a.renewed != nil && a.standing && a.before.Enabled && a.before.Lease == 0 && a.asked() == backends.Forever {
+		if a.renewed != nil && a.existingMatches && a.existing.Enabled && a.existing.Lease == 0 && a.requestedLease() == backends.Forever {
 			return nil
 		}
 		err := a.client.AddPortMapping(ctx, a.entry)
 		if err == nil {
-			a.quirks.locked(func(q *quirks) { q.variant = a.variant })
+			a.quirks.update(func(q *quirks) { q.variant = a.variant })
 			return nil
 		}
-		again, better := a.cure(ctx, err)
+		retry, reclassified := a.retry(ctx, err)
 		switch {
-		case better != nil:
-			return better
-		case !again:
+		case reclassified != nil:
+			return reclassified
+		case !retry:
 			return a.addError(err)
 		case ctx.Err() != nil:
 			return fmt.Errorf("upnp: %w", context.Cause(ctx))
@@ -251,18 +251,18 @@ func (a *addition) send(ctx context.Context) error {
 // elsewhere gets another external port after a conflict: from the device, if it
 // chooses ports itself. A renewal goes on by itself; whoever asks for a new
 // mapping has the choice.
-func (a *addition) elsewhere(ctx context.Context, conflict error) error {
-	const hops = 3
-	for hop := 0; hop == 0 || a.renewed != nil && hop < hops; hop++ {
+func (a *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
+	const maxAttempts = 3
+	for attempt := 0; attempt == 0 || a.renewed != nil && attempt < maxAttempts; attempt++ {
 		a.entry.ExternalPort = highPort()
-		if err := a.look(ctx); errors.Is(err, backends.ErrConflict) {
+		if err := a.checkPort(ctx); errors.Is(err, backends.ErrConflict) {
 			continue
 		} else if err != nil {
 			return err
 		}
 		err := a.addAny(ctx)
 		if errors.Is(err, backends.ErrUnsupported) && a.renewed != nil {
-			err = a.send(ctx)
+			err = a.addEntry(ctx)
 		}
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -276,21 +276,21 @@ func (a *addition) elsewhere(ctx context.Context, conflict error) error {
 
 // addAny lets the device choose the port, from a wish. Some devices cut the
 // connection instead of an answer: they cannot.
-func (a *addition) addAny(ctx context.Context) error {
-	if _, noAny := a.quirks.known(); noAny || a.client.Service().Version() < 2 {
+func (a *addOp) addAny(ctx context.Context) error {
+	if _, noAddAny := a.quirks.get(); noAddAny || a.client.Service().Version() < 2 {
 		return backends.ErrUnsupported
 	}
 	a.variant.apply(&a.entry, a.request)
 	port, err := a.client.AddAnyPortMapping(ctx, a.entry)
 	switch {
 	case err == nil:
-		a.entry.ExternalPort, a.standing = port, false
+		a.entry.ExternalPort, a.existingMatches = port, false
 		return nil
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	case errors.Is(err, backends.ErrNoReply), errors.Is(err, backends.ErrMalformed),
 		isFault(err, InvalidAction), isFault(err, OptionalActionNotImplemented):
-		a.quirks.locked(func(q *quirks) { q.noAny = true })
+		a.quirks.update(func(q *quirks) { q.noAddAny = true })
 		return fmt.Errorf("%w: %v", backends.ErrUnsupported, err) //nolint:errorlint // not another reason to look for the device
 	}
 	return err
@@ -298,11 +298,11 @@ func (a *addition) addAny(ctx context.Context) error {
 
 // asked is the lifetime that was asked for. In version 2, no lease is the longest
 // there (WANIPConnection:2, section 2.3.16), but for devices that take no other.
-func (a *addition) asked() time.Duration {
+func (a *addOp) requestedLease() time.Duration {
 	switch {
 	case a.entry.Lease != 0:
 		return a.entry.Lease
-	case a.variant.lease == asAsked && a.client.Service().Version() > 1:
+	case a.variant.lease == leaseAsRequested && a.client.Service().Version() > 1:
 		return week
 	}
 	return backends.Forever
@@ -310,28 +310,28 @@ func (a *addition) asked() time.Duration {
 
 // addError says better than a refusal to add why it is one. That there is no such
 // entry, or that a request was invalid, is no answer to it.
-func (a *addition) addError(err error) error {
+func (a *addOp) addError(err error) error {
 	var f *Fault
 	switch {
 	case !errors.As(err, &f):
 		return err
 	case errors.Is(f, backends.ErrInvalid):
-		return &judged{f, backends.ErrMalformed, "no answer to a request to add"}
+		return &reclassifiedFault{f, backends.ErrMalformed, "no answer to a request to add"}
 	case f.Code != ActionNotAuthorized:
 		return err
 	case a.entry.Internal.Addr() != a.gateway.Device.Local:
-		return &judged{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", a.entry.Internal.Addr())}
+		return &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", a.entry.Internal.Addr())}
 	case a.entry.ExternalPort < 1024:
-		return &judged{f, backends.ErrNotAuthorized, "perhaps because ports below 1024 are not for everybody"}
+		return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps because ports below 1024 are not for everybody"}
 	}
-	return &judged{f, backends.ErrNotAuthorized, "perhaps its user has to let this host open ports"}
+	return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps its user has to let this host open ports"}
 }
 
 // because adds to a conflict over a port at which nothing is listed what else it
 // may come from.
-func (a *addition) because(external netip.Addr, err error) error {
+func (a *addOp) explainConflict(external netip.Addr, err error) error {
 	scope := backends.ScopeOf(external)
-	if !errors.Is(err, backends.ErrConflict) || !a.free || scope != backends.ScopePrivate && scope != backends.ScopeShared {
+	if !errors.Is(err, backends.ErrConflict) || !a.portFree || scope != backends.ScopePrivate && scope != backends.ScopeShared {
 		return err
 	}
 	return fmt.Errorf("%w: it lists nothing there, and refuses perhaps because its external address, %v, is %v", err, external, scope)
@@ -342,32 +342,32 @@ func highPort() uint16 { return uint16(49152 + rand.IntN(1<<14)) }
 
 // verify returns the lifetime that was granted, as far as the device lists what
 // it has granted. One that cannot be asked is believed.
-func (a *addition) verify(ctx context.Context) (time.Duration, error) {
-	asked := a.asked()
+func (a *addOp) verify(ctx context.Context) (time.Duration, error) {
+	requested := a.requestedLease()
 	e, err := a.client.PortMapping(ctx, a.entry.Key())
 	switch {
-	case absent(err):
+	case isNotFound(err):
 		return 0, fmt.Errorf("upnp: %w: it says that %v port %d is forwarded, but does not list it", backends.ErrNoResources, a.entry.Protocol, a.entry.ExternalPort)
 	case err != nil: // also that of a context that has ended: it stands all the same
-		return asked, nil
+		return requested, nil
 	case e.Internal.Addr().IsValid() && e.Internal != a.entry.Internal:
-		return 0, a.foreign(e)
+		return 0, a.mismatchError(e)
 	}
 	const slack = 2 * time.Second
 	switch {
 	case e.Lease == 0: // also where it means nothing
-		return asked, nil
-	case a.stale(e, asked):
-		return a.replace(ctx, e.Lease)
-	case asked-e.Lease > slack:
+		return requested, nil
+	case a.notExtended(e, requested):
+		return a.deleteAndAdd(ctx, e.Lease)
+	case requested-e.Lease > slack:
 		return e.Lease, nil
 	}
-	return asked, nil
+	return requested, nil
 }
 
 // foreign is what an entry is that was granted, and listed for somebody else.
 // Another port helps only if another program of this host was faster.
-func (a *addition) foreign(e PortMapping) error {
+func (a *addOp) mismatchError(e PortMapping) error {
 	kind := backends.ErrNoResources
 	if e.Internal.Addr() == a.entry.Internal.Addr() {
 		kind = backends.ErrConflict
@@ -378,22 +378,22 @@ func (a *addition) foreign(e PortMapping) error {
 
 // stale reports whether a renewal did not prolong the lease: it has not grown,
 // and is shorter than what was granted before.
-func (a *addition) stale(e PortMapping, asked time.Duration) bool {
-	if a.renewed == nil || !a.standing || a.before.Lease == 0 || e.Lease > a.before.Lease {
+func (a *addOp) notExtended(e PortMapping, requested time.Duration) bool {
+	if a.renewed == nil || !a.existingMatches || a.existing.Lease == 0 || e.Lease > a.existing.Lease {
 		return false
 	}
-	granted := min(asked, a.renewed.Lifetime)
+	granted := min(requested, a.renewed.Lifetime)
 	return e.Lease < granted-granted/5
 }
 
 // replace deletes and adds, with a device that prolongs no lease. Where it will
 // not delete, the entry stands for what is left.
-func (a *addition) replace(ctx context.Context, left time.Duration) (time.Duration, error) {
-	if err := a.client.DeletePortMapping(ctx, a.entry.Key()); err != nil && !absent(err) {
-		return left, unlessAnswered(err)
+func (a *addOp) deleteAndAdd(ctx context.Context, remaining time.Duration) (time.Duration, error) {
+	if err := a.client.DeletePortMapping(ctx, a.entry.Key()); err != nil && !isNotFound(err) {
+		return remaining, transportError(err)
 	}
-	a.renewed, a.standing = nil, false // it is a new one now
-	if err := a.send(ctx); err != nil {
+	a.renewed, a.existingMatches = nil, false // it is a new one now
+	if err := a.addEntry(ctx); err != nil {
 		return 0, err
 	}
 	return a.verify(ctx)
@@ -410,48 +410,48 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	if m.External.Port() == 0 {
 		return fmt.Errorf("upnp: %w: a mapping without an external port", backends.ErrInvalid)
 	}
-	remove := func() error {
-		return b.do(ctx, func(ctx context.Context, g *gateway) error {
+	unmap := func() error {
+		return b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 			if b.is6 {
 				return b.closePinhole(ctx, g, m)
 			}
-			return b.remove(ctx, g, m)
+			return b.deleteEntry(ctx, g, m)
 		})
 	}
-	err := remove()
-	if isCut(err) && ctx.Err() == nil { // TCP does not repeat the request
-		err = remove()
+	err := unmap()
+	if isConnectionCut(err) && ctx.Err() == nil { // TCP does not repeat the request
+		err = unmap()
 	}
 	return err
 }
 
 // isCut reports whether a connection ended before its reply.
-func isCut(err error) bool {
+func isConnectionCut(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op) && op.Op == "read" && !op.Timeout()
 }
 
 // remove deletes an entry if it is the mapping's, as far as the device tells.
-func (b *Backend) remove(ctx context.Context, g *gateway, m backends.Mapping) error {
-	end, err := g.takeTable(ctx)
+func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mapping) error {
+	unlock, err := g.lockTable(ctx)
 	if err != nil {
 		return err
 	}
-	defer end()
+	defer unlock()
 	c := g.clientFor(m.Token)
-	key := PortMappingKey{Remote: only(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol}
+	key := PortMappingKey{Remote: remoteHost(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol}
 	e, err := c.PortMapping(ctx, key)
 	switch {
-	case err == nil && e.Internal.Addr().IsValid() && e.Internal != g.internal(m.Internal):
+	case err == nil && e.Internal.Addr().IsValid() && e.Internal != g.withLocalAddr(m.Internal):
 		return nil
-	case absent(err):
+	case isNotFound(err):
 		return nil
-	case err != nil && unlessAnswered(err) != nil:
+	case err != nil && transportError(err) != nil:
 		return err
 	case err != nil && m.Token.IsZero(): // not what was granted, but what somebody thinks was
 		return fmt.Errorf("upnp: %w: the device does not tell whose %v port %d is: %w", backends.ErrUnsupported, m.Protocol, m.External.Port(), err)
 	}
-	if err := c.DeletePortMapping(ctx, key); !absent(err) {
+	if err := c.DeletePortMapping(ctx, key); !isNotFound(err) {
 		return err
 	}
 	return nil

@@ -133,12 +133,12 @@ func (c *Client) FirewallStatus(ctx context.Context) (FirewallStatus, error) {
 	}, nil
 }
 
-const longestPinhole = 24 * time.Hour // WANIPv6FirewallControl:1, LeaseTime
+const maxPinholeLifetime = 24 * time.Hour // WANIPv6FirewallControl:1, LeaseTime
 
 // openPinhole opens the firewall. Nothing is translated: the external endpoint
 // is this host's own. Where there is no firewall, it is open already.
 func (b *Backend) openPinhole(ctx context.Context, g *gateway, r backends.Request) (backends.Mapping, error) {
-	internal := g.internal(r.Internal)
+	internal := g.withLocalAddr(r.Internal)
 	lease := pinholeLifetime(r)
 	m := backends.Mapping{
 		Backend: Name, Gateway: g.addr(), Protocol: r.Protocol, Internal: internal, External: internal,
@@ -156,18 +156,18 @@ func (b *Backend) openPinhole(ctx context.Context, g *gateway, r backends.Reques
 }
 
 func pinholeLifetime(r backends.Request) time.Duration {
-	return min(wholeSeconds(cmp.Or(r.Lifetime, DefaultLifetime)), longestPinhole)
+	return min(roundUpToSecond(cmp.Or(r.Lifetime, DefaultLifetime)), maxPinholeLifetime)
 }
 
 // renewPinhole opens the pinhole again, which prolongs the one that there is
 // (WANIPv6FirewallControl:1, AddPinhole). Its number is not to be relied on: after
 // a restart the device numbers anew, and UpdatePinhole would prolong another's.
 func (b *Backend) renewPinhole(ctx context.Context, g *gateway, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
-	again, err := b.openPinhole(ctx, g, r)
-	if err == nil && !m.Token.IsZero() && again.Token != m.Token {
-		b.signal(hint{reason: "a pinhole is gone from the gateway's firewall", strong: true})
+	renewed, err := b.openPinhole(ctx, g, r)
+	if err == nil && !m.Token.IsZero() && renewed.Token != m.Token {
+		b.sendHint(hint{reason: "a pinhole is gone from the gateway's firewall", strong: true})
 	}
-	return again, err
+	return renewed, err
 }
 
 // closePinhole deletes a pinhole, by the number that it has now: asked for once
@@ -177,12 +177,12 @@ func (b *Backend) closePinhole(ctx context.Context, g *gateway, m backends.Mappi
 		return nil
 	}
 	id, err := g.client.AddPinhole(ctx, Pinhole{
-		Remote: m.Remote, Internal: g.internal(m.Internal), Protocol: m.Protocol, Lease: time.Minute,
+		Remote: m.Remote, Internal: g.withLocalAddr(m.Internal), Protocol: m.Protocol, Lease: time.Minute,
 	})
 	if err == nil {
 		err = g.client.DeletePinhole(ctx, id)
 	}
-	if absent(err) || isFault(err, InvalidArgs) || isFault(err, FirewallDisabled) {
+	if isNotFound(err) || isFault(err, InvalidArgs) || isFault(err, FirewallDisabled) {
 		return nil
 	}
 	return err

@@ -14,9 +14,9 @@ import (
 // quirks is what was learnt of a device that does not follow the standard, for
 // as long as the backend lives.
 type quirks struct {
-	mu      sync.Mutex
-	variant variant
-	noAny   bool // AddAnyPortMapping does not work
+	mu       sync.Mutex
+	variant  variant
+	noAddAny bool // AddAnyPortMapping does not work
 }
 
 // quirksOf returns what is known of a device.
@@ -25,7 +25,7 @@ func (b *Backend) quirksOf(g *gateway) *quirks {
 	defer b.mu.Unlock()
 	q := b.quirks[g.Device.UDN]
 	if q == nil {
-		if len(b.quirks) >= maxStrangers {
+		if len(b.quirks) >= maxNonGateways {
 			clear(b.quirks)
 		}
 		q = &quirks{}
@@ -35,31 +35,31 @@ func (b *Backend) quirksOf(g *gateway) *quirks {
 }
 
 // locked runs f with the quirks to itself.
-func (q *quirks) locked(f func(q *quirks)) {
+func (q *quirks) update(f func(q *quirks)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	f(q)
 }
 
-func (q *quirks) known() (v variant, noAny bool) {
+func (q *quirks) get() (v variant, noAddAny bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.variant, q.noAny
+	return q.variant, q.noAddAny
 }
 
 // variant is a way to word the request for an entry.
 type variant struct {
-	lease leaseForm
-	plain bool // a description that nothing can be held against
+	lease              leaseForm
+	defaultDescription bool // a description that nothing can be held against
 }
 
 type leaseForm uint8
 
 const (
-	asAsked leaseForm = iota
-	permanent
-	anHour
-	aWeek
+	leaseAsRequested leaseForm = iota
+	leasePermanent
+	leaseHour
+	leaseWeek
 )
 
 const (
@@ -70,28 +70,28 @@ const (
 // variants are all, in the order in which to try them. A lease of 0 is not the
 // first: there are devices that refuse that, and few refuse all others.
 var variants = []variant{
-	{asAsked, false},
-	{permanent, false},
-	{anHour, false},
-	{aWeek, false},
-	{asAsked, true},
-	{permanent, true},
+	{leaseAsRequested, false},
+	{leasePermanent, false},
+	{leaseHour, false},
+	{leaseWeek, false},
+	{leaseAsRequested, true},
+	{leasePermanent, true},
 }
 
 // apply words an entry for a request.
 func (v variant) apply(e *PortMapping, r backends.Request) {
 	e.Description = r.Description
-	if v.plain {
+	if v.defaultDescription {
 		e.Description = "goforward"
 	}
 	e.Lease = r.Lifetime
 	switch v.lease {
-	case asAsked:
-	case permanent:
+	case leaseAsRequested:
+	case leasePermanent:
 		e.Lease = 0
-	case anHour:
+	case leaseHour:
 		e.Lease = min(e.Lease, hour)
-	case aWeek:
+	case leaseWeek:
 		e.Lease = min(e.Lease, week)
 	}
 	if e.Lease == backends.Forever {
@@ -100,85 +100,85 @@ func (v variant) apply(e *PortMapping, r backends.Request) {
 }
 
 // words is what of a request differs between the variants, as on the wire.
-func (v variant) words(r backends.Request) words {
+func (v variant) formKey(r backends.Request) formKey {
 	var e PortMapping
 	v.apply(&e, r)
-	return words{e.Lease, wireDescription(e.Description)}
+	return formKey{e.Lease, wireDescription(e.Description)}
 }
 
-type words struct {
+type formKey struct {
 	lease       time.Duration
 	description string
 }
 
 // cures reports whether wording the request this way can help against a refusal.
-func (v variant) cures(code FaultCode) bool {
+func (v variant) helpsAgainst(code FaultCode) bool {
 	switch code {
 	case OnlyPermanentLeasesSupported:
-		return v.lease == permanent
+		return v.lease == leasePermanent
 	case StringArgumentTooLong:
-		return v.plain
+		return v.defaultDescription
 	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
 		return true
 	case ActionFailed:
-		return v == variant{lease: permanent} || v == variant{plain: true}
+		return v == variant{lease: leasePermanent} || v == variant{defaultDescription: true}
 	}
 	return false
 }
 
 // once reports whether a cure was not tried yet, and notes that it is now.
-func (a *addition) once(cure string) bool {
-	tried := a.cured[cure]
-	a.cured[cure] = true
-	return !tried
+func (a *addOp) firstTry(remedy string) bool {
+	done := a.tried[remedy]
+	a.tried[remedy] = true
+	return !done
 }
 
 // breather is how long a device is left alone that failed for no reason given.
-const breather = time.Second
+const retryDelay = time.Second
 
 // cure changes the request after a refusal, and reports whether it is worth
 // another try; or it says better than the refusal why it is not.
-func (a *addition) cure(ctx context.Context, refusal error) (again bool, err error) {
+func (a *addOp) retry(ctx context.Context, addErr error) (retry bool, err error) {
 	var status *HTTPError
 	var f *Fault
 	switch {
-	case errors.As(refusal, &status):
-		return a.otherService(ctx)
-	case !errors.As(refusal, &f):
+	case errors.As(addErr, &status):
+		return a.switchService(ctx)
+	case !errors.As(addErr, &f):
 		return false, nil
 	}
 	switch f.Code {
 	case ActionFailed:
-		if err := a.privateWAN(ctx, f); err != nil {
+		if err := a.checkPrivateWAN(ctx, f); err != nil {
 			return false, err
 		}
-		if a.once("again") {
-			return true, sleep(ctx, a.backend.breather)
+		if a.firstTry("retry") {
+			return true, sleep(ctx, a.backend.retryDelay)
 		}
-		return a.reword(f.Code), nil
+		return a.nextVariant(f.Code), nil
 	case OnlyPermanentLeasesSupported, StringArgumentTooLong:
-		return a.reword(f.Code), nil
+		return a.nextVariant(f.Code), nil
 	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
-		if a.reword(f.Code) {
+		if a.nextVariant(f.Code) {
 			return true, nil
 		}
 		a.variant = variant{}
-		return a.sameNumber(ctx)
+		return a.useSamePort(ctx)
 	case ConflictInMappingEntry:
-		return a.displace(ctx, f)
+		return a.replaceExisting(ctx, f)
 	case SamePortValuesRequired:
-		return a.sameNumber(ctx)
+		return a.useSamePort(ctx)
 	case InvalidAction, OptionalActionNotImplemented:
-		return a.otherService(ctx)
+		return a.switchService(ctx)
 	}
 	return false, nil
 }
 
 // reword words the request another way that may help against the refusal.
-func (a *addition) reword(code FaultCode) bool {
-	a.refused[a.variant.words(a.request)] = true
+func (a *addOp) nextVariant(code FaultCode) bool {
+	a.refused[a.variant.formKey(a.request)] = true
 	for _, v := range variants {
-		if v.cures(code) && !a.refused[v.words(a.request)] {
+		if v.helpsAgainst(code) && !a.refused[v.formKey(a.request)] {
 			a.variant = v
 			return true
 		}
@@ -188,10 +188,10 @@ func (a *addition) reword(code FaultCode) bool {
 
 // privateWAN says whether the device refuses because its own external address is
 // private, or because it has none.
-func (a *addition) privateWAN(ctx context.Context, f *Fault) error {
+func (a *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 	external, err := a.client.ExternalAddr(ctx)
 	if err != nil {
-		return unlessAnswered(err)
+		return transportError(err)
 	}
 	switch backends.ScopeOf(external) {
 	case backends.ScopePublic:
@@ -199,32 +199,32 @@ func (a *addition) privateWAN(ctx context.Context, f *Fault) error {
 	case backends.ScopeUnknown:
 		s, err := a.client.Status(ctx)
 		if err == nil && !s.Connected() {
-			return &judged{f, backends.ErrNetworkFailure, fmt.Sprintf("it is %q and has no external address", s.Connection)}
+			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("it is %q and has no external address", s.Connection)}
 		}
-		return &judged{f, backends.ErrPrivateWAN, "or it has none: it tells none"}
+		return &reclassifiedFault{f, backends.ErrPrivateWAN, "or it has none: it tells none"}
 	case backends.ScopeShared:
-		return &judged{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external)}
+		return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external)}
 	case backends.ScopePrivate:
 	}
-	return &judged{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind another router", external)}
+	return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind another router", external)}
 }
 
 // displace is for an entry in the way. One for another host is a matter of
 // policy, which no other port changes. This host's own, of the same endpoint,
 // some devices want deleted first; others refuse a second external port for one
 // endpoint, and then it has to be the first.
-func (a *addition) displace(ctx context.Context, f *Fault) (again bool, err error) {
+func (a *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err error) {
 	switch {
 	case a.entry.Internal.Addr() != a.gateway.Device.Local:
 		// Not a conflict, for which other ports would be tried.
-		return false, &judged{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", a.entry.Internal.Addr())}
-	case a.standing && a.once("displace"):
-		if err := a.client.DeletePortMapping(ctx, a.entry.Key()); err != nil && !absent(err) {
+		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", a.entry.Internal.Addr())}
+	case a.existingMatches && a.firstTry("replace"):
+		if err := a.client.DeletePortMapping(ctx, a.entry.Key()); err != nil && !isNotFound(err) {
 			return false, err
 		}
 		return true, nil
-	case !a.standing && a.once("twin"):
-		return a.takeTwin(ctx)
+	case !a.existingMatches && a.firstTry("duplicate"):
+		return a.useDuplicate(ctx)
 	}
 	return false, nil
 }
@@ -232,23 +232,23 @@ func (a *addition) displace(ctx context.Context, f *Fault) (again bool, err erro
 // takeTwin looks for an entry of the same endpoint under another external port:
 // it is used in its place or, where the port matters and it is this program's,
 // deleted.
-func (a *addition) takeTwin(ctx context.Context) (again bool, err error) {
-	const enough = 256
+func (a *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
+	const maxRows = 256
 	n := 0
-	for e, err := range a.client.indexed(ctx) {
-		if n++; err != nil || n > enough {
-			return false, unlessAnswered(err)
+	for e, err := range a.client.entriesByIndex(ctx) {
+		if n++; err != nil || n > maxRows {
+			return false, transportError(err)
 		}
 		if e.ExternalPort == 0 || e.Protocol != a.entry.Protocol || e.Internal != a.entry.Internal || e.Remote != a.entry.Remote {
 			continue
 		}
 		if !a.request.Exact {
-			a.entry.ExternalPort, a.before, a.standing, a.free = e.ExternalPort, e, true, false
+			a.entry.ExternalPort, a.existing, a.existingMatches, a.portFree = e.ExternalPort, e, true, false
 			return true, nil
 		}
 		if e.Description == wireDescription(a.request.Description) {
 			err := a.client.DeletePortMapping(ctx, e.Key())
-			return err == nil || absent(err), unlessAnswered(err)
+			return err == nil || isNotFound(err), transportError(err)
 		}
 	}
 	return false, nil
@@ -256,26 +256,26 @@ func (a *addition) takeTwin(ctx context.Context) (again bool, err error) {
 
 // sameNumber makes the external port the internal one, for a device that knows
 // no other way.
-func (a *addition) sameNumber(ctx context.Context) (again bool, err error) {
+func (a *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
 	port := a.entry.Internal.Port()
-	if a.request.Exact || a.entry.ExternalPort == port || !a.once("same number") {
+	if a.request.Exact || a.entry.ExternalPort == port || !a.firstTry("same port") {
 		return false, nil
 	}
 	a.entry.ExternalPort = port
-	err = a.look(ctx)
+	err = a.checkPort(ctx)
 	return err == nil, err
 }
 
 // serviceCure names a service as a cure.
-func serviceCure(c *Client) string { return c.service.Type + " " + c.service.ControlURL }
+func serviceKey(c *Client) string { return c.service.Type + " " + c.service.ControlURL }
 
 // otherService goes on with another service of the device, where this one does
 // not know what it must. It has a table of its own.
-func (a *addition) otherService(ctx context.Context) (again bool, err error) {
-	for _, c := range append([]*Client{a.gateway.client}, a.gateway.others...) {
-		if a.once(serviceCure(c)) && c != a.client {
+func (a *addOp) switchService(ctx context.Context) (retry bool, err error) {
+	for _, c := range append([]*Client{a.gateway.client}, a.gateway.otherClients...) {
+		if a.firstTry(serviceKey(c)) && c != a.client {
 			a.client = c
-			err := a.look(ctx)
+			err := a.checkPort(ctx)
 			return err == nil, err
 		}
 	}

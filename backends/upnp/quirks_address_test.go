@@ -12,22 +12,22 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestExternalAddrAge: a mapping may come with an external address that was asked
+// TestExternalAddrNotStale: a mapping may come with an external address that was asked
 // for a moment before, but not with one that the device no longer has.
-func TestExternalAddrAge(t *testing.T) {
-	for name, again := range map[string]func(context.Context, *upnp.Backend, backends.Mapping) (backends.Mapping, error){
+func TestExternalAddrNotStale(t *testing.T) {
+	for name, remap := range map[string]func(context.Context, *upnp.Backend, backends.Mapping) (backends.Mapping, error){
 		"mapped": func(ctx context.Context, b *upnp.Backend, _ backends.Mapping) (backends.Mapping, error) {
-			return b.Map(ctx, wish(8080, 9000))
+			return b.Map(ctx, request(8080, 9000))
 		},
 		"renewed": func(ctx context.Context, b *upnp.Backend, m backends.Mapping) (backends.Mapping, error) {
-			return b.Renew(ctx, m, wish(8080, 9000))
+			return b.Renew(ctx, m, request(8080, 9000))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, quirks.UPnP{})
+			gw, b := startBackend(t, quirks.UPnP{})
 			gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Delay: 20 * time.Millisecond}) // few requests rather than thousands
-			m := mustMap(t, gw, b, wish(8080, 9000))
+			m := mustMap(t, gw, b, request(8080, 9000))
 			if m.External.Addr() != gw.External() {
 				t.Fatalf("mapped at %v, and the gateway is at %v", m.External, gw.External())
 			}
@@ -40,7 +40,7 @@ func TestExternalAddrAge(t *testing.T) {
 					t.Fatalf("%s again and again: still at %v, and the gateway is at %v", name, m.External.Addr(), moved)
 				}
 				var err error
-				if m, err = again(t.Context(), b, m); err != nil {
+				if m, err = remap(t.Context(), b, m); err != nil {
 					t.Fatal(err)
 				}
 			}

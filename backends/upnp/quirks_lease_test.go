@@ -38,8 +38,8 @@ func TestLeases(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, tt.router)
-			r := wish(8080, 9000)
+			gw, b := startBackend(t, tt.router)
+			r := request(8080, 9000)
 			r.Lifetime = tt.ask
 			m := mustMap(t, gw, b, r)
 			if n := count(gw, "AddPortMapping"); m.Lifetime != tt.want || n != tt.tries {
@@ -65,32 +65,32 @@ func leases(l quirks.Leases) quirks.UPnP { return quirks.UPnP{Leases: l} }
 // TestLeaseRemembered: what a device was found to want is asked for at once.
 func TestLeaseRemembered(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(quirks.Leases{PermanentOnly: 725}))
-	mustMap(t, gw, b, wish(8080, 9000))
-	mustMap(t, gw, b, wish(8081, 9001))
-	all := calls(gw, "AddPortMapping")
+	gw, b := startBackend(t, leases(quirks.Leases{PermanentOnly: 725}))
+	mustMap(t, gw, b, request(8080, 9000))
+	mustMap(t, gw, b, request(8081, 9001))
+	all := actionCalls(gw, "AddPortMapping")
 	if len(all) != 3 || all[2]["NewLeaseDuration"] != "0" || all[2]["NewExternalPort"] != "9001" {
 		t.Errorf("asked %v", all)
 	}
 }
 
-// TestLeaseNotProlonged: an entry whose renewal changes nothing is made anew,
+// TestLeaseNotExtended: an entry whose renewal changes nothing is made anew,
 // once.
-func TestLeaseNotProlonged(t *testing.T) {
+func TestLeaseNotExtended(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(quirks.Leases{NoRefresh: true}))
-	m := mustMap(t, gw, b, wish(8080, 9000))
-	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	gw, b := startBackend(t, leases(quirks.Leases{NoRefresh: true}))
+	m := mustMap(t, gw, b, request(8080, 9000))
+	m = mustRenew(t, gw, b, m, request(8080, 9000))
 	if n := count(gw, "DeletePortMapping"); n != 0 {
 		t.Errorf("%d deletions of a fresh mapping", n)
 	}
 	gw.Advance(30 * time.Minute)
-	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	m = mustRenew(t, gw, b, m, request(8080, 9000))
 	if n := count(gw, "DeletePortMapping"); n != 1 || m.Lifetime != time.Hour {
 		t.Errorf("%d deletions, granted %v", n, m.Lifetime)
 	}
 	gw.Advance(45 * time.Minute)
-	if _, is := row(gw, 9000); !is {
+	if _, is := entry(gw, 9000); !is {
 		t.Error("expired with the first lease")
 	}
 }
@@ -108,10 +108,10 @@ func TestLeaseTolerance(t *testing.T) {
 	} {
 		t.Run(tt.age.String(), func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, leases(quirks.Leases{NoRefresh: true}))
-			m := mustMap(t, gw, b, wish(8080, 9000))
+			gw, b := startBackend(t, leases(quirks.Leases{NoRefresh: true}))
+			m := mustMap(t, gw, b, request(8080, 9000))
 			gw.Advance(tt.age)
-			m = mustRenew(t, gw, b, m, wish(8080, 9000))
+			m = mustRenew(t, gw, b, m, request(8080, 9000))
 			if n := count(gw, "DeletePortMapping"); n != tt.deletions || m.Lifetime != tt.want {
 				t.Errorf("%d deletions, granted %v; want %d, %v", n, m.Lifetime, tt.deletions, tt.want)
 			}
@@ -119,15 +119,15 @@ func TestLeaseTolerance(t *testing.T) {
 	}
 }
 
-// TestLeaseNotProlongedNorDeleted: where the device does not let the entry be
+// TestLeaseNotExtendedNorDeleted: where the device does not let the entry be
 // made anew, it stands for the rest of its time.
-func TestLeaseNotProlongedNorDeleted(t *testing.T) {
+func TestLeaseNotExtendedNorDeleted(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(quirks.Leases{NoRefresh: true}))
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, leases(quirks.Leases{NoRefresh: true}))
+	m := mustMap(t, gw, b, request(8080, 9000))
 	gw.Advance(30 * time.Minute)
-	refuse(gw, "DeletePortMapping", int(upnp.ActionNotAuthorized))
-	if m, err := b.Renew(t.Context(), m, wish(8080, 9000)); err != nil || m.Lifetime != 30*time.Minute {
+	injectFault(gw, "DeletePortMapping", int(upnp.ActionNotAuthorized))
+	if m, err := b.Renew(t.Context(), m, request(8080, 9000)); err != nil || m.Lifetime != 30*time.Minute {
 		t.Errorf("renewed for %v, %v", m.Lifetime, err)
 	}
 }
@@ -137,15 +137,15 @@ func TestLeaseNotProlongedNorDeleted(t *testing.T) {
 // the same.
 func TestPermanentVerified(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, leases(quirks.Leases{PermanentOnly: 725}))
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, leases(quirks.Leases{PermanentOnly: 725}))
+	m := mustMap(t, gw, b, request(8080, 9000))
 	gw.ResetStats()
-	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	m = mustRenew(t, gw, b, m, request(8080, 9000))
 	if n := count(gw, "AddPortMapping"); n != 0 {
 		t.Errorf("added %d times while it stood", n)
 	}
 	gw.RemoveMapping(backends.TCP, 9000)
-	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	m = mustRenew(t, gw, b, m, request(8080, 9000))
 	if n := count(gw, "AddPortMapping"); n != 1 {
 		t.Errorf("added %d times after it was gone", n)
 	}
@@ -154,32 +154,32 @@ func TestPermanentVerified(t *testing.T) {
 	}
 }
 
-// TestLeftover: what an earlier run of the program left is taken over, with the
+// TestEntryOfEarlierRun: what an earlier run of the program left is taken over, with the
 // lease that this one wants.
-func TestLeftover(t *testing.T) {
+func TestEntryOfEarlierRun(t *testing.T) {
 	t.Parallel()
-	gw, before := open(t, quirks.UPnP{Version: 1})
-	r := wish(8080, 9000)
+	gw, before := startBackend(t, quirks.UPnP{Version: 1})
+	r := request(8080, 9000)
 	r.Lifetime = backends.Forever
 	mustMap(t, gw, before, r)
-	m := mustMap(t, gw, find(t, gw, upnp.Config{}), exactly(8080, 9000))
+	m := mustMap(t, gw, newBackend(t, gw, upnp.Config{}), exactRequest(8080, 9000))
 	if m.Lifetime != time.Hour || len(gw.Table()) != 1 {
 		t.Errorf("taken over for %v: %v", m.Lifetime, gw.Table())
 	}
 }
 
-// TestIdleCleaned: renewal brings back what the gateway cleans away while
+// TestIdleEntryDeleted: renewal brings back what the gateway cleans away while
 // nobody uses it, on the same port.
-func TestIdleCleaned(t *testing.T) {
+func TestIdleEntryDeleted(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Rules: quirks.Rules{IdleAfter: 10 * time.Minute}})
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{Rules: quirks.Rules{IdleAfter: 10 * time.Minute}})
+	m := mustMap(t, gw, b, request(8080, 9000))
 	gw.Advance(11 * time.Minute)
-	if _, is := row(gw, 9000); is {
+	if _, is := entry(gw, 9000); is {
 		t.Fatal("the gateway kept it")
 	}
 	for range 3 {
-		if m = mustRenew(t, gw, b, m, wish(8080, 9000)); m.External.Port() != 9000 {
+		if m = mustRenew(t, gw, b, m, request(8080, 9000)); m.External.Port() != 9000 {
 			t.Errorf("renewed on port %d", m.External.Port())
 		}
 	}

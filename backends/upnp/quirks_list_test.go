@@ -14,8 +14,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// listed are the external ports that a gateway lists.
-func listed(t *testing.T, b *upnp.Backend) (ports []uint16, err error) {
+// listedPorts are the external ports that a gateway lists.
+func listedPorts(t *testing.T, b *upnp.Backend) (ports []uint16, err error) {
 	t.Helper()
 	for e, err := range b.List(t.Context()) {
 		if err != nil {
@@ -26,7 +26,7 @@ func listed(t *testing.T, b *upnp.Backend) (ports []uint16, err error) {
 	return ports, nil
 }
 
-func fill(t *testing.T, gw *gatewaytest.Gateway, n int) {
+func addEntries(t *testing.T, gw *gatewaytest.Gateway, n int) {
 	t.Helper()
 	for i := range n {
 		occupy(t, gw, uint16(1000+i))
@@ -64,9 +64,9 @@ func TestListQuirks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, quirks.UPnP{Version: tt.version, Listing: tt.listing})
-			fill(t, gw, tt.rows)
-			got, err := listed(t, b)
+			gw, b := startBackend(t, quirks.UPnP{Version: tt.version, Listing: tt.listing})
+			addEntries(t, gw, tt.rows)
+			got, err := listedPorts(t, b)
 			if tt.want != nil {
 				wantError(t, err, tt.want, 0)
 				return
@@ -81,15 +81,15 @@ func TestListQuirks(t *testing.T) {
 				}
 				seen[port] = true
 			}
-			checkWindows(t, gw)
+			checkRangeSizes(t, gw)
 		})
 	}
 }
 
-// checkWindows: of a range, no more is asked for than common daemons survive.
-func checkWindows(t *testing.T, gw *gatewaytest.Gateway) {
+// checkRangeSizes: of a range, no more is asked for than common daemons survive.
+func checkRangeSizes(t *testing.T, gw *gatewaytest.Gateway) {
 	t.Helper()
-	for _, args := range calls(gw, "GetListOfPortMappings") {
+	for _, args := range actionCalls(gw, "GetListOfPortMappings") {
 		first, _ := strconv.Atoi(args["NewStartPort"])
 		last, _ := strconv.Atoi(args["NewEndPort"])
 		n, _ := strconv.Atoi(args["NewNumberOfPorts"])
@@ -99,17 +99,17 @@ func checkWindows(t *testing.T, gw *gatewaytest.Gateway) {
 	}
 }
 
-// TestListUnreadable: a row that cannot be read does not hide the others.
-func TestListUnreadable(t *testing.T) {
+// TestListMalformedEntry: a row that cannot be read does not hide the others.
+func TestListMalformedEntry(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
-	fill(t, gw, 5)
+	gw, b := startBackend(t, quirks.UPnP{})
+	addEntries(t, gw, 5)
 	gw.Inject(gatewaytest.Fault{Times: 1, Match: func(q gatewaytest.Request) bool {
 		return strings.Contains(string(q.Raw), "<NewPortMappingIndex>2<")
 	}, Corrupt: func(b []byte) []byte {
 		return []byte(strings.Replace(string(b), "<NewProtocol>TCP", "<NewProtocol>???", 1))
 	}})
-	if got, err := listed(t, b); err != nil || fmt.Sprint(got) != "[1000 1001 1003 1004]" {
+	if got, err := listedPorts(t, b); err != nil || fmt.Sprint(got) != "[1000 1001 1003 1004]" {
 		t.Errorf("listed %v, %v", got, err)
 	}
 }
@@ -117,12 +117,12 @@ func TestListUnreadable(t *testing.T) {
 // TestListFails: an error in the middle ends the list, after what was told.
 func TestListFails(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
-	fill(t, gw, 5)
+	gw, b := startBackend(t, quirks.UPnP{})
+	addEntries(t, gw, 5)
 	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(q gatewaytest.Request) bool {
 		return strings.Contains(string(q.Raw), "<NewPortMappingIndex>3<")
 	}})
-	got, err := listed(t, b)
+	got, err := listedPorts(t, b)
 	if wantError(t, err, backends.ErrNoReply, 0); len(got) != 3 {
 		t.Errorf("listed %v", got)
 	}
@@ -132,9 +132,9 @@ func TestListFails(t *testing.T) {
 func TestListStopped(t *testing.T) {
 	t.Parallel()
 	for _, listing := range []quirks.Listing{{}, {IndexFails: 401}} {
-		gw, b := open(t, quirks.UPnP{Listing: listing})
-		fill(t, gw, 5)
-		mustMap(t, gw, b, wish(8080, 999))
+		gw, b := startBackend(t, quirks.UPnP{Listing: listing})
+		addEntries(t, gw, 5)
+		mustMap(t, gw, b, request(8080, 999))
 		for e, err := range b.List(t.Context()) {
 			if err != nil {
 				t.Fatal(err)
@@ -156,14 +156,14 @@ func TestListStopped(t *testing.T) {
 // TestListEntry: an entry says all that the device does, and can be used.
 func TestListEntry(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{AnyClient: true})
+	gw, b := startBackend(t, quirks.UPnP{AnyClient: true})
 	if err := gw.AddMapping(gatewaytest.Entry{
 		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("192.168.77.9:53"), Disabled: true,
 		External: netip.AddrPortFrom(gw.External(), 5353), Description: "evil\x1b[31m\r\n\u202eentry",
 	}); err != nil {
 		t.Fatal(err)
 	}
-	r := wish(8080, 9000)
+	r := request(8080, 9000)
 	r.Remote = netip.MustParseAddrPort("45.45.45.77:0")
 	m := mustMap(t, gw, b, r)
 	first, err := b.EntryAt(t.Context(), 0)
@@ -192,7 +192,7 @@ func TestEntryAtEnd(t *testing.T) {
 	for _, code := range []int{713, 714, 402, 501, 899} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, quirks.UPnP{Listing: quirks.Listing{EndOfList: code}})
+			gw, b := startBackend(t, quirks.UPnP{Listing: quirks.Listing{EndOfList: code}})
 			occupy(t, gw, 9000)
 			for _, index := range []int{1, -1, 1 << 20} {
 				_, err := b.EntryAt(t.Context(), index)

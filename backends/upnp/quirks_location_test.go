@@ -14,9 +14,9 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestLocationLies: wherever a gateway says that its description is, it is
+// TestLocationHostIgnored: wherever a gateway says that its description is, it is
 // asked itself, and nobody else is.
-func TestLocationLies(t *testing.T) {
+func TestLocationHostIgnored(t *testing.T) {
 	for name, host := range map[string]string{
 		"this host":           "127.0.0.1",
 		"another host":        "127.99.0.1",
@@ -36,32 +36,32 @@ func TestLocationLies(t *testing.T) {
 					return "http://" + host + ":" + u.Port() + u.Path
 				},
 			}}}})
-			traps := trapsAround(t, gw)
-			mustMap(t, gw, find(t, gw, upnp.Config{}), wish(8080, 9000))
-			for _, tr := range traps {
-				if n := tr.count.Load(); n != 0 {
-					t.Errorf("%v had %d connections", tr.addr, n)
+			counters := countConnsElsewhere(t, gw)
+			mustMap(t, gw, newBackend(t, gw, upnp.Config{}), request(8080, 9000))
+			for _, counter := range counters {
+				if n := counter.count.Load(); n != 0 {
+					t.Errorf("%v had %d connections", counter.addr, n)
 				}
 			}
 		})
 	}
 }
 
-// trapsAround are traps at other addresses of this host with the gateway's port.
-func trapsAround(t *testing.T, gw *gatewaytest.Gateway) []*trap {
+// countConnsElsewhere are traps at other addresses of this host with the gateway's port.
+func countConnsElsewhere(t *testing.T, gw *gatewaytest.Gateway) []*connCounter {
 	t.Helper()
 	u, err := url.Parse(gw.UPnP().DescriptionURL())
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := netip.MustParseAddrPort(u.Host).Port()
-	var traps []*trap
+	var counters []*connCounter
 	for _, at := range []string{"127.0.0.1", "127.99.0.1", "::1"} {
-		if tr, is := setTrap(t, netip.AddrPortFrom(netip.MustParseAddr(at), port)); is {
-			traps = append(traps, tr)
+		if counter, is := countConns(t, netip.AddrPortFrom(netip.MustParseAddr(at), port)); is {
+			counters = append(counters, counter)
 		}
 	}
-	return traps
+	return counters
 }
 
 // TestLocationRefused: what is no plain URL is not asked at all.
@@ -77,7 +77,7 @@ func TestLocationRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{Location: location}}}})
-			err := find(t, gw, upnp.Config{Wait: waitVain}).Probe(t.Context())
+			err := newBackend(t, gw, upnp.Config{Wait: noReplyWait}).Probe(t.Context())
 			wantError(t, err, backends.ErrNoReply, 0)
 			if n := gw.Stats().Requests["upnp describe"]; n != 0 {
 				t.Errorf("described %d times", n)
@@ -91,8 +91,8 @@ func TestLocationRefused(t *testing.T) {
 func TestLocationOfGateway(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
-	other := answers(t, host(), func(int) string { return gw.UPnP().DescriptionURL() }, 1)
-	b := find(t, gw, upnp.Config{SSDP: []netip.AddrPort{other}, Only: true, Wait: wait / 2})
+	other := respondToSearch(t, host(), func(int) string { return gw.UPnP().DescriptionURL() }, 1)
+	b := newBackend(t, gw, upnp.Config{SSDP: []netip.AddrPort{other}, Only: true, Wait: searchWait / 2})
 	all, err := b.Gateways(t.Context())
 	if err != nil || len(all) != 1 || !all[0].Default || all[0].Device.Host != gw.Addr().Addr() {
 		t.Errorf("found %+v, %v", all, err)
@@ -100,7 +100,7 @@ func TestLocationOfGateway(t *testing.T) {
 }
 
 // answers is a device that answers each search with so many locations.
-func answers(t *testing.T, at netip.Addr, location func(i int) string, n int) netip.AddrPort {
+func respondToSearch(t *testing.T, at netip.Addr, location func(i int) string, n int) netip.AddrPort {
 	return fakeSSDP(t, at, func(conn *net.UDPConn, _ []byte, from netip.AddrPort) {
 		for i := range n {
 			_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(nil,
@@ -109,60 +109,60 @@ func answers(t *testing.T, at netip.Addr, location func(i int) string, n int) ne
 	})
 }
 
-// TestStrangers: a crowd of devices that are none of ours is asked within
+// TestNonGatewayLimits: a crowd of devices that are none of ours is asked within
 // bounds, and does not keep the gateway from being found.
-func TestStrangers(t *testing.T) {
+func TestNonGatewayLimits(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
-	var traps []*trap
+	var counters []*connCounter
 	var ssdp []netip.AddrPort
 	for range 40 {
-		tr, is := setTrap(t, netip.AddrPortFrom(host(), 0))
+		counter, is := countConns(t, netip.AddrPortFrom(host(), 0))
 		if !is {
 			t.Fatal("no port")
 		}
-		traps = append(traps, tr)
-		ssdp = append(ssdp, answers(t, tr.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", tr.addr, i) }, 25))
+		counters = append(counters, counter)
+		ssdp = append(ssdp, respondToSearch(t, counter.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", counter.addr, i) }, 25))
 	}
 	connections := func() (sum int32) {
-		for _, tr := range traps {
-			n := tr.count.Load()
+		for _, counter := range counters {
+			n := counter.count.Load()
 			if sum += n; n > 4 { // two descriptions, and what of them is asked twice
-				t.Errorf("%v had %d connections", tr.addr, n)
+				t.Errorf("%v had %d connections", counter.addr, n)
 			}
 		}
 		return sum
 	}
 	gw := start(t, gatewaytest.Config{})
-	b := find(t, gw, upnp.Config{SSDP: ssdp, Wait: wait / 2})
+	b := newBackend(t, gw, upnp.Config{SSDP: ssdp, Wait: searchWait / 2})
 	if all, err := b.Gateways(t.Context()); err == nil {
 		t.Errorf("found %+v among strangers", all)
 	}
 	if n := connections(); n == 0 || n > 32 {
 		t.Errorf("the strangers had %d connections", n)
 	}
-	b = find(t, gw, upnp.Config{SSDP: append(ssdp, gw.SSDP())})
-	mustMap(t, gw, b, wish(8080, 9000))
+	b = newBackend(t, gw, upnp.Config{SSDP: append(ssdp, gw.SSDP())})
+	mustMap(t, gw, b, request(8080, 9000))
 	if n := connections(); n > 64 {
 		t.Errorf("the strangers had %d connections", n)
 	}
 }
 
-// TestGatewayCrowd: the gateway's own answers are bounded too.
-func TestGatewayCrowd(t *testing.T) {
+// TestGatewayResponseLimit: the gateway's own answers are bounded too.
+func TestGatewayResponseLimit(t *testing.T) {
 	t.Parallel()
-	tr, is := setTrap(t, netip.AddrPortFrom(host(), 0))
+	counter, is := countConns(t, netip.AddrPortFrom(host(), 0))
 	if !is {
 		t.Fatal("no port")
 	}
-	at := answers(t, tr.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", tr.addr, i) }, 60)
-	b, err := upnp.New(upnp.Config{Gateway: at.Addr(), SSDP: []netip.AddrPort{at}, Wait: wait / 2})
+	at := respondToSearch(t, counter.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", counter.addr, i) }, 60)
+	b, err := upnp.New(upnp.Config{Gateway: at.Addr(), SSDP: []netip.AddrPort{at}, Wait: searchWait / 2})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Close()
 	wantError(t, b.Probe(t.Context()), backends.ErrNoReply, 0)
-	if n := tr.count.Load(); n == 0 || n > 16 {
+	if n := counter.count.Load(); n == 0 || n > 16 {
 		t.Errorf("the gateway had %d connections", n)
 	}
 }

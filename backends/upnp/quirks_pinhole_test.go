@@ -17,16 +17,16 @@ var loopback6 = netip.IPv6Loopback()
 // IPv6. It skips where the machine has none.
 func open6(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
 	t.Helper()
-	_, is := setTrap(t, netip.AddrPortFrom(loopback6, 0))
+	_, is := countConns(t, netip.AddrPortFrom(loopback6, 0))
 	if !is {
 		t.Skip("SKIPPED: this machine has no [::1], pinholes are not tested")
 	}
 	gw := start(t, gatewaytest.Config{Listen6: netip.AddrPortFrom(loopback6, 0), Quirks: quirks.Quirks{UPnP: router}})
-	return gw, find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.UPnP().SSDP6()}})
+	return gw, newBackend(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.UPnP().SSDP6()}})
 }
 
-// hole is the pinhole of a port.
-func hole(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
+// pinhole is the pinhole of a port.
+func pinhole(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
 	for _, e := range gw.Table() {
 		if e.Internal == netip.AddrPortFrom(loopback6, port) {
 			return e, true
@@ -38,7 +38,7 @@ func hole(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
 func TestPinhole(t *testing.T) {
 	t.Parallel()
 	gw, b := open6(t, quirks.UPnP{})
-	r := wish(8080, 0)
+	r := request(8080, 0)
 	r.Remote = netip.MustParseAddrPort("[2001:db8::7]:99")
 	m, err := b.Map(t.Context(), r)
 	if err != nil {
@@ -48,16 +48,16 @@ func TestPinhole(t *testing.T) {
 	if m.Internal != here || m.External != here || m.Lifetime != time.Hour || m.Remote != r.Remote || m.Backend != upnp.Name {
 		t.Errorf("opened %+v", m)
 	}
-	e, _ := hole(gw, 8080)
+	e, _ := pinhole(gw, 8080)
 	if f := e.Filters; len(f) != 1 || f[0].Prefix != netip.MustParsePrefix("2001:db8::7/128") || f[0].Port != 99 {
 		t.Errorf("the gateway admits %v", e.Filters)
 	}
 
 	gw.Advance(30 * time.Minute)
 	r.Lifetime = 2 * time.Hour
-	again, err := b.Renew(t.Context(), m, r)
-	if e, _ := hole(gw, 8080); err != nil || again.Lifetime != r.Lifetime || e.Remaining != r.Lifetime || again.External != here {
-		t.Errorf("renewed %+v, %v; the gateway has it for %v", again, err, e.Remaining)
+	renewed, err := b.Renew(t.Context(), m, r)
+	if e, _ := pinhole(gw, 8080); err != nil || renewed.Lifetime != r.Lifetime || e.Remaining != r.Lifetime || renewed.External != here {
+		t.Errorf("renewed %+v, %v; the gateway has it for %v", renewed, err, e.Remaining)
 	}
 	if len(gw.Table()) != 1 {
 		t.Errorf("the gateway has %v", gw.Table())
@@ -66,28 +66,28 @@ func TestPinhole(t *testing.T) {
 		t.Errorf("ExternalAddr: %v, %v", addr, err)
 	}
 	for range 2 {
-		if err := b.Unmap(t.Context(), again); err != nil || len(gw.Table()) != 0 {
+		if err := b.Unmap(t.Context(), renewed); err != nil || len(gw.Table()) != 0 {
 			t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
 		}
 	}
 }
 
-// TestPinholeGone: a pinhole that the gateway has lost is opened again, and
+// TestPinholeLost: a pinhole that the gateway has lost is opened again, and
 // closing one that it does not know succeeds, whatever it calls that.
-func TestPinholeGone(t *testing.T) {
+func TestPinholeLost(t *testing.T) {
 	for name, router := range map[string]quirks.UPnP{
 		"704": {}, "402": {Firewall: quirks.Firewall{Absent: 402}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw, b := open6(t, router)
-			m, err := b.Map(t.Context(), wish(8080, 8080))
+			m, err := b.Map(t.Context(), request(8080, 8080))
 			if err != nil {
 				t.Fatal(err)
 			}
 			gw.Restart(gatewaytest.RestartOptions{Silent: true})
-			m, err = b.Renew(t.Context(), m, wish(8080, 8080))
-			if _, is := hole(gw, 8080); err != nil || !is {
+			m, err = b.Renew(t.Context(), m, request(8080, 8080))
+			if _, is := pinhole(gw, 8080); err != nil || !is {
 				t.Errorf("Renew: %v, the gateway has %v", err, gw.Table())
 			}
 			gw.Restart(gatewaytest.RestartOptions{Silent: true})
@@ -102,24 +102,24 @@ func TestPinholeGone(t *testing.T) {
 func TestPinholeMoved(t *testing.T) {
 	t.Parallel()
 	gw, b := open6(t, quirks.UPnP{MovePort: true})
-	m, err := b.Map(t.Context(), wish(8080, 0))
+	m, err := b.Map(t.Context(), request(8080, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepTable: true})
-	if _, err := b.Renew(t.Context(), m, wish(8080, 0)); err != nil || len(gw.Table()) != 1 {
+	if _, err := b.Renew(t.Context(), m, request(8080, 0)); err != nil || len(gw.Table()) != 1 {
 		t.Errorf("Renew: %v, the gateway has %v", err, gw.Table())
 	}
 }
 
-// TestPinholeNumbers: after a restart the gateway numbers anew, so that a number
+// TestPinholeIDsReassigned: after a restart the gateway numbers anew, so that a number
 // of before is another's.
-func TestPinholeNumbers(t *testing.T) {
+func TestPinholeIDsReassigned(t *testing.T) {
 	t.Parallel()
 	gw, b := open6(t, quirks.UPnP{})
 	holes := map[uint16]backends.Mapping{}
 	for _, port := range []uint16{8080, 9090} {
-		m, err := b.Map(t.Context(), wish(port, 0))
+		m, err := b.Map(t.Context(), request(port, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,11 +127,11 @@ func TestPinholeNumbers(t *testing.T) {
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	for _, port := range []uint16{9090, 8080} { // in any order
-		m, err := b.Renew(t.Context(), holes[port], wish(port, 0))
+		m, err := b.Renew(t.Context(), holes[port], request(port, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, is := hole(gw, port); !is {
+		if _, is := pinhole(gw, port); !is {
 			t.Errorf("%d is renewed, and the gateway has %v", port, gw.Table())
 		}
 		holes[port] = m
@@ -139,20 +139,20 @@ func TestPinholeNumbers(t *testing.T) {
 	if err := b.Unmap(t.Context(), holes[8080]); err != nil {
 		t.Fatal(err)
 	}
-	if _, is := hole(gw, 9090); !is || len(gw.Table()) != 1 {
+	if _, is := pinhole(gw, 9090); !is || len(gw.Table()) != 1 {
 		t.Errorf("8080 was closed, and the gateway has %v", gw.Table())
 	}
 }
 
-// TestNoFirewall: where the firewall is switched off, every port is open.
-func TestNoFirewall(t *testing.T) {
+// TestFirewallDisabled: where the firewall is switched off, every port is open.
+func TestFirewallDisabled(t *testing.T) {
 	t.Parallel()
 	_, b := open6(t, quirks.UPnP{Firewall: quirks.Firewall{Disabled: true}})
-	m, err := b.Map(t.Context(), wish(8080, 0))
+	m, err := b.Map(t.Context(), request(8080, 0))
 	if err != nil || m.External != netip.AddrPortFrom(loopback6, 8080) || m.Lifetime != time.Hour {
 		t.Fatalf("opened %+v, %v", m, err)
 	}
-	if m, err = b.Renew(t.Context(), m, wish(8080, 0)); err != nil {
+	if m, err = b.Renew(t.Context(), m, request(8080, 0)); err != nil {
 		t.Errorf("Renew: %v", err)
 	}
 	if err := b.Unmap(t.Context(), m); err != nil {
@@ -164,9 +164,9 @@ func TestNoFirewall(t *testing.T) {
 func TestPinholeRefused(t *testing.T) {
 	t.Parallel()
 	type firewall = quirks.Firewall
-	forever, shortest, longest := wish(8080, 0), wish(8080, 0), wish(8080, 0)
+	forever, shortest, longest := request(8080, 0), request(8080, 0), request(8080, 0)
 	forever.Lifetime, shortest.Lifetime, longest.Lifetime = backends.Forever, time.Millisecond, 40*time.Hour
-	other, icmp := wish(8080, 0), wish(8080, 0)
+	other, icmp := request(8080, 0), request(8080, 0)
 	other.Internal = netip.MustParseAddrPort("[2001:db8::8]:8080")
 	icmp.Protocol = 58
 	for name, tt := range map[string]struct {
@@ -176,18 +176,18 @@ func TestPinholeRefused(t *testing.T) {
 		code    upnp.FaultCode
 		lease   time.Duration
 	}{
-		"not allowed":                {quirks.UPnP{Firewall: firewall{NotAllowed: true}}, wish(8080, 0), backends.ErrNotAuthorized, 703, 0},
-		"switched off":               {quirks.UPnP{Rules: quirks.Rules{SwitchedOff: true}}, wish(8080, 0), backends.ErrNotAuthorized, 606, 0},
-		"below 1024":                 {quirks.UPnP{Rules: quirks.Rules{LowPorts: 606}}, wish(80, 0), backends.ErrNotAuthorized, 606, 0},
+		"not allowed":                {quirks.UPnP{Firewall: firewall{NotAllowed: true}}, request(8080, 0), backends.ErrNotAuthorized, 703, 0},
+		"switched off":               {quirks.UPnP{Rules: quirks.Rules{SwitchedOff: true}}, request(8080, 0), backends.ErrNotAuthorized, 606, 0},
+		"below 1024":                 {quirks.UPnP{Rules: quirks.Rules{LowPorts: 606}}, request(80, 0), backends.ErrNotAuthorized, 606, 0},
 		"another host":               {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, 0},
 		"no such protocol":           {quirks.UPnP{}, icmp, backends.ErrUnsupported, 705, 0},
-		"another port exactly":       {quirks.UPnP{}, exactly(8080, 9000), backends.ErrUnsupported, 0, 0},
-		"the same port exactly":      {quirks.UPnP{}, exactly(8080, 8080), nil, 0, time.Hour},
-		"another port, if it may be": {quirks.UPnP{}, wish(8080, 9000), nil, 0, time.Hour},
+		"another port exactly":       {quirks.UPnP{}, exactRequest(8080, 9000), backends.ErrUnsupported, 0, 0},
+		"the same port exactly":      {quirks.UPnP{}, exactRequest(8080, 8080), nil, 0, time.Hour},
+		"another port, if it may be": {quirks.UPnP{}, request(8080, 9000), nil, 0, time.Hour},
 		"forever":                    {quirks.UPnP{}, forever, backends.ErrUnsupported, 0, 0},
 		"very short":                 {quirks.UPnP{}, shortest, nil, 0, time.Second},
 		"very long":                  {quirks.UPnP{}, longest, nil, 0, 24 * time.Hour},
-		"the usual":                  {quirks.UPnP{}, backends.Request{Protocol: backends.UDP, Internal: wish(8080, 0).Internal}, nil, 0, upnp.DefaultLifetime},
+		"the usual":                  {quirks.UPnP{}, backends.Request{Protocol: backends.UDP, Internal: request(8080, 0).Internal}, nil, 0, upnp.DefaultLifetime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -197,18 +197,18 @@ func TestPinholeRefused(t *testing.T) {
 				wantError(t, err, tt.want, tt.code)
 				return
 			}
-			if e, _ := hole(gw, 8080); err != nil || m.Lifetime != tt.lease || e.Remaining != tt.lease || m.External.Port() != 8080 {
+			if e, _ := pinhole(gw, 8080); err != nil || m.Lifetime != tt.lease || e.Remaining != tt.lease || m.External.Port() != 8080 {
 				t.Errorf("opened %+v, %v; the gateway has %+v", m, err, e)
 			}
 		})
 	}
 }
 
-// TestFirewallUnlisted: firewalls have no table.
-func TestFirewallUnlisted(t *testing.T) {
+// TestPinholesNotListed: firewalls have no table.
+func TestPinholesNotListed(t *testing.T) {
 	t.Parallel()
 	_, b := open6(t, quirks.UPnP{})
-	_, err := listed(t, b)
+	_, err := listedPorts(t, b)
 	wantError(t, err, backends.ErrUnsupported, 0)
 	_, err = b.EntryAt(t.Context(), 0)
 	wantError(t, err, backends.ErrUnsupported, 0)
@@ -227,7 +227,7 @@ func TestFirewallGateways(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw, _ := open6(t, tt.router)
-			b := find(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.UPnP().SSDP6()}, Wait: wait / 2})
+			b := newBackend(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.UPnP().SSDP6()}, Wait: searchWait / 2})
 			all, err := b.Gateways(t.Context())
 			if tt.reason == "" {
 				wantError(t, err, backends.ErrNoReply, 0)

@@ -49,11 +49,11 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, quirks.UPnP{Version: 1})
-			refuse(gw, "AddPortMapping", int(tt.code))
-			_, err := b.Map(t.Context(), exactly(8080, 9000))
+			gw, b := startBackend(t, quirks.UPnP{Version: 1})
+			injectFault(gw, "AddPortMapping", int(tt.code))
+			_, err := b.Map(t.Context(), exactRequest(8080, 9000))
 			wantError(t, err, tt.kind, tt.code)
-			all := calls(gw, "AddPortMapping")
+			all := actionCalls(gw, "AddPortMapping")
 			if len(all) != tt.tries {
 				t.Errorf("asked %d times, want %d: %v", len(all), tt.tries, all)
 			}
@@ -62,11 +62,11 @@ func TestRefusals(t *testing.T) {
 				if args["NewExternalPort"] != "9000" || args["NewRemoteHost"] != "" {
 					t.Errorf("asked for port %s of %q", args["NewExternalPort"], args["NewRemoteHost"])
 				}
-				words := args["NewLeaseDuration"] + args["NewPortMappingDescription"]
-				if seen[words] && tt.code != 501 {
+				formKey := args["NewLeaseDuration"] + args["NewPortMappingDescription"]
+				if seen[formKey] && tt.code != 501 {
 					t.Errorf("asked twice with lease %s and description %q", args["NewLeaseDuration"], args["NewPortMappingDescription"])
 				}
-				seen[words] = true
+				seen[formKey] = true
 			}
 		})
 	}
@@ -76,14 +76,14 @@ func TestRefusals(t *testing.T) {
 // device that only says that it does not like it.
 func TestInvalidArguments(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Version: 1})
-	refuse(gw, "AddPortMapping", 402)
-	r := wish(8080, 9000)
+	gw, b := startBackend(t, quirks.UPnP{Version: 1})
+	injectFault(gw, "AddPortMapping", 402)
+	r := request(8080, 9000)
 	r.Lifetime *= 2
 	_, err := b.Map(t.Context(), r)
 	wantError(t, err, backends.ErrUnsupported, 402)
 	var got []string
-	for _, args := range calls(gw, "AddPortMapping") {
+	for _, args := range actionCalls(gw, "AddPortMapping") {
 		got = append(got, args["NewLeaseDuration"]+" "+args["NewExternalPort"]+" "+args["NewPortMappingDescription"])
 	}
 	want := "7200 9000 a test, 0 9000 a test, 3600 9000 a test, 7200 9000 goforward, 0 9000 goforward, 7200 8080 a test"
@@ -112,14 +112,14 @@ func TestDescriptionsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, quirks.UPnP{Demands: tt.demands})
-			r := wish(8080, 9000)
+			gw, b := startBackend(t, quirks.UPnP{Demands: tt.demands})
+			r := request(8080, 9000)
 			r.Description = tt.text
 			m, err := b.Map(t.Context(), r)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if e, _ := row(gw, m.External.Port()); e.Description != tt.want {
+			if e, _ := entry(gw, m.External.Port()); e.Description != tt.want {
 				t.Errorf("described as %q, want %q", e.Description, tt.want)
 			}
 		})
@@ -152,7 +152,7 @@ func TestPrivateWAN(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{External: netip.MustParseAddr(tt.external), Quirks: quirks.Quirks{UPnP: tt.router}})
-			_, err := find(t, gw, upnp.Config{}).Map(t.Context(), wish(8080, 9000))
+			_, err := newBackend(t, gw, upnp.Config{}).Map(t.Context(), request(8080, 9000))
 			wantError(t, err, tt.want, 501)
 			if err != nil && !strings.Contains(err.Error(), tt.text) || errors.Is(err, backends.ErrNoResources) {
 				t.Errorf("%v, want only %q", err, tt.text)
@@ -168,30 +168,30 @@ func TestPrivateWAN(t *testing.T) {
 func TestPrivateWANConflict(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{External: netip.MustParseAddr("192.168.201.90"), Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 1}}})
-	refuse(gw, "AddPortMapping", 718)
-	_, err := find(t, gw, upnp.Config{}).Map(t.Context(), wish(8080, 9000))
+	injectFault(gw, "AddPortMapping", 718)
+	_, err := newBackend(t, gw, upnp.Config{}).Map(t.Context(), request(8080, 9000))
 	wantError(t, err, backends.ErrConflict, 718)
 	if err != nil && !strings.Contains(err.Error(), "192.168.201.90, is private") {
 		t.Errorf("%v says nothing of the private address", err)
 	}
 }
 
-// TestFailsOnce: a device that fails for no reason is asked again.
-func TestFailsOnce(t *testing.T) {
+// TestRetryAfterActionFailed: a device that fails for no reason is asked again.
+func TestRetryAfterActionFailed(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
+	gw, b := startBackend(t, quirks.UPnP{})
 	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Result: 501, Times: 1})
-	if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() != 9000 || m.Lifetime != time.Hour {
+	if m := mustMap(t, gw, b, request(8080, 9000)); m.External.Port() != 9000 || m.Lifetime != time.Hour {
 		t.Errorf("mapped port %d for %v", m.External.Port(), m.Lifetime)
 	}
 }
 
-// TestRules: policies of real gateways. None of them is met with other ports.
-func TestRules(t *testing.T) {
+// TestGatewayPolicies: policies of real gateways. None of them is met with other ports.
+func TestGatewayPolicies(t *testing.T) {
 	type rules = quirks.Rules
-	other := wish(8080, 9000)
+	other := request(8080, 9000)
 	other.Internal = netip.MustParseAddrPort("192.168.77.9:8080")
-	peer := wish(8080, 9000)
+	peer := request(8080, 9000)
 	peer.Remote = netip.MustParseAddrPort("45.45.45.77:0")
 	for name, tt := range map[string]struct {
 		router  quirks.UPnP
@@ -200,18 +200,18 @@ func TestRules(t *testing.T) {
 		code    upnp.FaultCode
 		text    string
 	}{
-		"switched off":                {quirks.UPnP{Rules: rules{SwitchedOff: true}}, wish(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
-		"ports below 1024":            {quirks.UPnP{Rules: rules{LowPorts: 606}}, wish(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
+		"switched off":                {quirks.UPnP{Rules: rules{SwitchedOff: true}}, request(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
+		"ports below 1024":            {quirks.UPnP{Rules: rules{LowPorts: 606}}, request(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
 		"another host":                {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, "another host, 192.168.77.9"},
 		"another host, version 1":     {quirks.UPnP{Version: 1}, other, backends.ErrNotAuthorized, 718, "another host, 192.168.77.9"},
-		"full":                        {quirks.UPnP{}, wish(8080, 9000), backends.ErrNoResources, 728, ""},
-		"full, version 1":             {quirks.UPnP{Version: 1}, wish(8080, 9000), backends.ErrNoResources, 501, ""},
-		"full, by another code":       {quirks.UPnP{Rules: rules{Full: 402}}, wish(8080, 9000), backends.ErrUnsupported, 402, ""},
-		"full, without a word":        {quirks.UPnP{Rules: rules{FullSilent: true}}, wish(8080, 9000), backends.ErrNoResources, 0, "does not list it"},
-		"remote host needed":          {quirks.UPnP{Rules: rules{SourceNeeded: true}}, wish(8080, 9000), backends.ErrUnsupported, 715, ""},
+		"full":                        {quirks.UPnP{}, request(8080, 9000), backends.ErrNoResources, 728, ""},
+		"full, version 1":             {quirks.UPnP{Version: 1}, request(8080, 9000), backends.ErrNoResources, 501, ""},
+		"full, by another code":       {quirks.UPnP{Rules: rules{Full: 402}}, request(8080, 9000), backends.ErrUnsupported, 402, ""},
+		"full, without a word":        {quirks.UPnP{Rules: rules{FullSilent: true}}, request(8080, 9000), backends.ErrNoResources, 0, "does not list it"},
+		"remote host needed":          {quirks.UPnP{Rules: rules{SourceNeeded: true}}, request(8080, 9000), backends.ErrUnsupported, 715, ""},
 		"no remote host":              {quirks.UPnP{Rules: rules{AnySourceOnly: true}}, peer, backends.ErrUnsupported, 726, ""},
-		"no external port":            {quirks.UPnP{Rules: rules{AnyPortOnly: true}}, wish(8080, 9000), backends.ErrUnsupported, 727, ""},
-		"same port, another is exact": {quirks.UPnP{Rules: rules{SamePort: true}}, exactly(8080, 9000), backends.ErrUnsupported, 724, ""},
+		"no external port":            {quirks.UPnP{Rules: rules{AnyPortOnly: true}}, request(8080, 9000), backends.ErrUnsupported, 727, ""},
+		"same port, another is exact": {quirks.UPnP{Rules: rules{SamePort: true}}, exactRequest(8080, 9000), backends.ErrUnsupported, 724, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -221,7 +221,7 @@ func TestRules(t *testing.T) {
 			}
 			gw := start(t, config)
 			occupy(t, gw, 7)
-			_, err := find(t, gw, upnp.Config{}).Map(t.Context(), tt.request)
+			_, err := newBackend(t, gw, upnp.Config{}).Map(t.Context(), tt.request)
 			wantError(t, err, tt.kind, tt.code)
 			if err != nil && !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("%v, want %q in it", err, tt.text)
@@ -236,12 +236,12 @@ func TestRules(t *testing.T) {
 // TestSamePort: a device that cannot tell ports apart gets the internal one.
 func TestSamePort(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Rules: quirks.Rules{SamePort: true}})
-	if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() != 8080 {
+	gw, b := startBackend(t, quirks.UPnP{Rules: quirks.Rules{SamePort: true}})
+	if m := mustMap(t, gw, b, request(8080, 9000)); m.External.Port() != 8080 {
 		t.Errorf("mapped port %d", m.External.Port())
 	}
 	occupy(t, gw, 8081)
-	_, err := b.Map(t.Context(), wish(8081, 9001))
+	_, err := b.Map(t.Context(), request(8081, 9001))
 	wantError(t, err, backends.ErrConflict, 0)
 }
 
@@ -249,11 +249,11 @@ func TestSamePort(t *testing.T) {
 // device may, and its table is looked at before.
 func TestOtherService(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
+	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool {
 		return q.Action == "AddPortMapping" && strings.Contains(string(q.Raw), "WANIPConnection")
 	}, Result: 401})
-	_, err := b.Map(t.Context(), wish(8080, 9000))
+	_, err := b.Map(t.Context(), request(8080, 9000))
 	wantError(t, err, backends.ErrNetworkFailure, 501) // of the service that is not connected
 	asked := map[string]bool{}
 	for _, q := range gw.Requests() {

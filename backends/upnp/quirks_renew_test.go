@@ -20,16 +20,16 @@ func TestRenewTaken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, router)
-			m := mustMap(t, gw, b, wish(8080, 9000))
+			gw, b := startBackend(t, router)
+			m := mustMap(t, gw, b, request(8080, 9000))
 			gw.RemoveMapping(backends.TCP, 9000)
 			occupy(t, gw, 9000)
-			_, err := b.Renew(t.Context(), m, exactly(8080, 9000))
+			_, err := b.Renew(t.Context(), m, exactRequest(8080, 9000))
 			wantError(t, err, backends.ErrConflict, 0)
-			if again := mustRenew(t, gw, b, m, wish(8080, 9000)); again.External.Port() == 9000 {
+			if renewed := mustRenew(t, gw, b, m, request(8080, 9000)); renewed.External.Port() == 9000 {
 				t.Error("renewed on the port that is taken")
 			}
-			if e, _ := row(gw, 9000); e.Internal.Addr() != netip.MustParseAddr("192.168.77.9") {
+			if e, _ := entry(gw, 9000); e.Internal.Addr() != netip.MustParseAddr("192.168.77.9") {
 				t.Errorf("the other host's entry is %+v", e)
 			}
 		})
@@ -39,25 +39,25 @@ func TestRenewTaken(t *testing.T) {
 // TestRenewInPlace: renewals add nothing to the table.
 func TestRenewInPlace(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{})
+	m := mustMap(t, gw, b, request(8080, 9000))
 	for range 3 {
 		gw.Advance(30 * time.Minute)
-		m = mustRenew(t, gw, b, m, wish(8080, 9000))
+		m = mustRenew(t, gw, b, m, request(8080, 9000))
 	}
 	if len(gw.Table()) != 1 || m.External.Port() != 9000 || count(gw, "DeletePortMapping") != 0 {
 		t.Errorf("on port %d: %v", m.External.Port(), gw.Table())
 	}
 }
 
-// TestMoved: a device that serves on another port after a restart is found
+// TestDeviceMoved: a device that serves on another port after a restart is found
 // again, within the call.
-func TestMoved(t *testing.T) {
+func TestDeviceMoved(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{MovePort: true})
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{MovePort: true})
+	m := mustMap(t, gw, b, request(8080, 9000))
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	m = mustRenew(t, gw, b, m, wish(8080, 9000))
+	m = mustRenew(t, gw, b, m, request(8080, 9000))
 	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepTable: true})
 	if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
@@ -68,16 +68,16 @@ func TestMoved(t *testing.T) {
 	}
 }
 
-// TestPathGone: a control path that is unknown after a restart is looked for.
-func TestPathGone(t *testing.T) {
+// TestControlPathNotFound: a control path that is unknown after a restart is looked for.
+func TestControlPathNotFound(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
-	mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{})
+	mustMap(t, gw, b, request(8080, 9000))
 	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Times: 1, Reply: func([]byte) [][]byte {
 		return [][]byte{[]byte("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")}
 	}})
 	before := gw.Stats().Requests["upnp describe"]
-	mustMap(t, gw, b, wish(8081, 9001))
+	mustMap(t, gw, b, request(8081, 9001))
 	if n := gw.Stats().Requests["upnp describe"] - before; n != 1 {
 		t.Errorf("described %d times", n)
 	}
@@ -86,17 +86,17 @@ func TestPathGone(t *testing.T) {
 // TestUnmap: only what is ours is deleted, as far as the device tells.
 func TestUnmap(t *testing.T) {
 	for name, tt := range map[string]struct {
-		router  quirks.UPnP
-		disturb func(*testing.T, *gatewaytest.Gateway)
-		left    int
-		deletes int
+		router    quirks.UPnP
+		interfere func(*testing.T, *gatewaytest.Gateway)
+		remaining int
+		deletes   int
 	}{
 		"ours":  {quirks.UPnP{}, nil, 0, 1},
 		"gone":  {quirks.UPnP{}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 0},
 		"taken": {quirks.UPnP{AnyClient: true}, func(t *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000); occupy(t, gw, 9000) }, 1, 0},
 		"taken by another program": {quirks.UPnP{}, func(t *testing.T, gw *gatewaytest.Gateway) {
 			gw.RemoveMapping(backends.TCP, 9000)
-			mustMap(t, gw, find(t, gw, upnp.Config{}), exactly(8099, 9000))
+			mustMap(t, gw, newBackend(t, gw, upnp.Config{}), exactRequest(8099, 9000))
 		}, 1, 0},
 		"unknown":                         {quirks.UPnP{Listing: quirks.Listing{NoSpecific: true}}, nil, 0, 1},
 		"gone, by another code":           {quirks.UPnP{Listing: quirks.Listing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 1},
@@ -105,15 +105,15 @@ func TestUnmap(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, tt.router)
-			m := mustMap(t, gw, b, wish(8080, 9000))
-			if tt.disturb != nil {
-				tt.disturb(t, gw)
+			gw, b := startBackend(t, tt.router)
+			m := mustMap(t, gw, b, request(8080, 9000))
+			if tt.interfere != nil {
+				tt.interfere(t, gw)
 			}
 			if err := b.Unmap(t.Context(), m); err != nil {
 				t.Errorf("Unmap: %v", err)
 			}
-			if n := count(gw, "DeletePortMapping"); len(gw.Table()) != tt.left || n != tt.deletes {
+			if n := count(gw, "DeletePortMapping"); len(gw.Table()) != tt.remaining || n != tt.deletes {
 				t.Errorf("%d deletions leave %v", n, gw.Table())
 			}
 		})
@@ -123,10 +123,10 @@ func TestUnmap(t *testing.T) {
 // TestUnmapFromAnotherProcess: all that it takes is what the mapping says.
 func TestUnmapFromAnotherProcess(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
+	m := mustMap(t, gw, b, request(8080, 9000))
 	m.Internal = netip.AddrPortFrom(netip.Addr{}, m.Internal.Port()) // this host
-	if err := find(t, gw, upnp.Config{}).Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+	if err := newBackend(t, gw, upnp.Config{}).Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
 	}
 }
@@ -135,8 +135,8 @@ func TestUnmapFromAnotherProcess(t *testing.T) {
 // asked about it.
 func TestServiceRemembered(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
+	m := mustMap(t, gw, b, request(8080, 9000))
 	gw.ResetStats()
 	m.Token = backends.NewToken(bytes.Replace(m.Token.Bytes(), []byte("WANIPConnection:2"), []byte("WANPPPConnection:1"), 1))
 	_ = b.Unmap(t.Context(), m)

@@ -18,8 +18,8 @@ import (
 // The patience of searches that end by it: after all that is there has answered,
 // or where nothing is that could.
 const (
-	wait     = 2 * time.Second
-	waitVain = 100 * time.Millisecond
+	searchWait  = 2 * time.Second
+	noReplyWait = 100 * time.Millisecond
 )
 
 // TestSearchQuirks: gateways that answer only some searches, or oddly, are found.
@@ -49,8 +49,8 @@ func TestSearchQuirks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
-			b := find(t, gw, upnp.Config{})
-			m := mustMap(t, gw, b, wish(8080, 9000))
+			b := newBackend(t, gw, upnp.Config{})
+			m := mustMap(t, gw, b, request(8080, 9000))
 			if m.External.Addr() != gw.External() {
 				t.Errorf("mapped %v", m.External)
 			}
@@ -75,8 +75,8 @@ func TestSearchQuirks(t *testing.T) {
 // TestSearchDelayed: answers may take the second that searches allow.
 func TestSearchDelayed(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Search: quirks.Search{Spread: true}})
-	mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{Search: quirks.Search{Spread: true}})
+	mustMap(t, gw, b, request(8080, 9000))
 }
 
 // TestSearchMulticastOnly: searches are worded as their destination has it, so a
@@ -84,28 +84,28 @@ func TestSearchDelayed(t *testing.T) {
 func TestSearchMulticastOnly(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{MulticastOnly: true}}}})
-	err := find(t, gw, upnp.Config{Wait: waitVain}).Probe(t.Context())
+	err := newBackend(t, gw, upnp.Config{Wait: noReplyWait}).Probe(t.Context())
 	wantError(t, err, backends.ErrNoReply, 0)
 	// What a group would have relayed finds it.
 	relay := relayTo(t, gw.SSDP(), func(search string) string {
 		return strings.Replace(search, "HOST: 127", "HOST: 239.255.255.250:1900\r\nX: 127", 1)
 	})
-	mustMap(t, gw, find(t, gw, upnp.Config{SSDP: []netip.AddrPort{gw.SSDP(), relay}}), wish(8080, 9000))
+	mustMap(t, gw, newBackend(t, gw, upnp.Config{SSDP: []netip.AddrPort{gw.SSDP(), relay}}), request(8080, 9000))
 }
 
 // TestSearchEnds: nobody answers, the caller goes, the backend is closed.
 func TestSearchEnds(t *testing.T) {
 	t.Parallel()
-	silent, searched := silence(t)
-	open := func(wait time.Duration) *upnp.Backend {
-		b, err := upnp.New(upnp.Config{Gateway: silent.Addr(), SSDP: []netip.AddrPort{silent}, Wait: wait})
+	addr, searches := silentSSDP(t)
+	newBackend := func(wait time.Duration) *upnp.Backend {
+		b, err := upnp.New(upnp.Config{Gateway: addr.Addr(), SSDP: []netip.AddrPort{addr}, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = b.Close() })
 		return b
 	}
-	_, err := open(50 * time.Millisecond).ExternalAddr(t.Context())
+	_, err := newBackend(50 * time.Millisecond).ExternalAddr(t.Context())
 	wantError(t, err, backends.ErrNoReply, 0)
 	if errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v is nobody's deadline", err)
@@ -116,14 +116,14 @@ func TestSearchEnds(t *testing.T) {
 		"caller": func(_ *upnp.Backend, cancel context.CancelCauseFunc) error { cancel(errCaller); return errCaller },
 		"close":  func(b *upnp.Backend, _ context.CancelCauseFunc) error { _ = b.Close(); return net.ErrClosed },
 	} {
-		b := open(time.Minute)
+		b := newBackend(time.Minute)
 		ctx, cancel := context.WithCancelCause(t.Context())
 		ended := make(chan error, 1)
-		for len(searched) > 0 {
-			<-searched
+		for len(searches) > 0 {
+			<-searches
 		}
 		go func() { ended <- b.Probe(ctx) }()
-		<-searched
+		<-searches
 		if want := stop(b, cancel); !errors.Is(<-ended, want) {
 			t.Errorf("%s: want %v", name, want)
 		}
@@ -131,13 +131,13 @@ func TestSearchEnds(t *testing.T) {
 	}
 }
 
-// TestNotSearched: a device that is named is not looked for, and there is none
+// TestNoSearchWithURL: a device that is named is not looked for, and there is none
 // but it.
-func TestNotSearched(t *testing.T) {
+func TestNoSearchWithURL(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{MovePort: true}}})
-	b := find(t, gw, upnp.Config{URL: gw.UPnP().DescriptionURL()})
-	mustMap(t, gw, b, wish(8080, 9000))
+	b := newBackend(t, gw, upnp.Config{URL: gw.UPnP().DescriptionURL()})
+	mustMap(t, gw, b, request(8080, 9000))
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	_, err := b.ExternalAddr(t.Context())
 	wantError(t, err, backends.ErrNoReply, 0)
@@ -149,7 +149,7 @@ func TestNotSearched(t *testing.T) {
 // TestSearchShared: callers at the same time share a search.
 func TestSearchShared(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
+	gw, b := startBackend(t, quirks.UPnP{})
 	ended := make(chan error)
 	for range 5 {
 		go func() { ended <- b.Probe(t.Context()) }()
@@ -168,25 +168,25 @@ func TestSearchShared(t *testing.T) {
 // others of its device.
 func TestOneServiceSilent(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
+	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(q gatewaytest.Request) bool {
 		return strings.Contains(string(q.Raw), "WANPPPConnection:1#")
 	}})
-	mustMap(t, gw, b, wish(8080, 9000))
+	mustMap(t, gw, b, request(8080, 9000))
 }
 
 // TestGateways: all that answer are told, the best first, with the reason.
 func TestGateways(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
-	own := start(t, gatewaytest.Config{External: netip.MustParseAddr("10.0.0.2")})
+	gateway := start(t, gatewaytest.Config{External: netip.MustParseAddr("10.0.0.2")})
 	down := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}}})
 	public := start(t, gatewaytest.Config{})
-	twin := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{NoSpace: true}}}})
-	all := []netip.AddrPort{own.SSDP(), down.SSDP(), public.SSDP()}
+	duplicate := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{NoSpace: true}}}})
+	all := []netip.AddrPort{gateway.SSDP(), down.SSDP(), public.SSDP()}
 	list := func(config upnp.Config) string {
-		config.Wait = wait
-		found, err := find(t, own, config).Gateways(t.Context())
+		config.Wait = searchWait
+		found, err := newBackend(t, gateway, config).Gateways(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,25 +204,25 @@ func TestGateways(t *testing.T) {
 	if got := list(upnp.Config{SSDP: all, Only: true}); got != want {
 		t.Errorf("of one only, found %s, want %s", got, want)
 	}
-	if got := list(upnp.Config{SSDP: append(all, twin.SSDP())}); !strings.Contains(got, ", but answered later") {
+	if got := list(upnp.Config{SSDP: append(all, duplicate.SSDP())}); !strings.Contains(got, ", but answered later") {
 		t.Errorf("found %s, want one that answered later", got)
 	}
 	// Searched for the best, the stranger is waited for and taken.
-	mustMap(t, public, find(t, own, upnp.Config{SSDP: []netip.AddrPort{public.SSDP()}}), wish(8080, 9000))
+	mustMap(t, public, newBackend(t, gateway, upnp.Config{SSDP: []netip.AddrPort{public.SSDP()}}), request(8080, 9000))
 }
 
-// TestWayOutNotConnected: a gateway that leads out and is not connected is used
+// TestDefaultGatewayNotConnected: a gateway that leads out and is not connected is used
 // after those had time to answer that may be.
-func TestWayOutNotConnected(t *testing.T) {
+func TestDefaultGatewayNotConnected(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
-	own := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}}})
+	gateway := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}}})
 	public := start(t, gatewaytest.Config{})
-	answer := make(chan struct{})
-	public.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Hold: answer})
-	own.Inject(gatewaytest.Fault{Match: isAction("GetExternalIPAddress"), Times: 1, Corrupt: func(b []byte) []byte {
-		close(answer)
+	respond := make(chan struct{})
+	public.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Hold: respond})
+	gateway.Inject(gatewaytest.Fault{Match: isAction("GetExternalIPAddress"), Times: 1, Corrupt: func(b []byte) []byte {
+		close(respond)
 		return b
 	}})
-	mustMap(t, public, find(t, own, upnp.Config{SSDP: []netip.AddrPort{own.SSDP(), public.SSDP()}}), wish(8080, 9000))
+	mustMap(t, public, newBackend(t, gateway, upnp.Config{SSDP: []netip.AddrPort{gateway.SSDP(), public.SSDP()}}), request(8080, 9000))
 }

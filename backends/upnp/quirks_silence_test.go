@@ -11,9 +11,9 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestSilences: a device is looked for again after two calls in a row without an
+// TestNoReplyLimit: a device is looked for again after two calls in a row without an
 // answer. After one such call, it is asked where it was found.
-func TestSilences(t *testing.T) {
+func TestNoReplyLimit(t *testing.T) {
 	for name, tt := range map[string]struct {
 		silent    []bool // of each call: it gets no answer
 		described int
@@ -24,7 +24,7 @@ func TestSilences(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, quirks.UPnP{})
+			gw, b := startBackend(t, quirks.UPnP{})
 			if err := b.Probe(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -50,14 +50,14 @@ func TestSilences(t *testing.T) {
 func TestAnyPortAfterTimeout(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
-	b := find(t, gw, upnp.Config{Timeout: time.Second / 2})
+	b := newBackend(t, gw, upnp.Config{Timeout: time.Second / 2})
 	occupy(t, gw, 9000)
 	end := make(chan struct{})
 	defer close(end)
 	gw.Inject(gatewaytest.Fault{Match: isAction("AddAnyPortMapping"), Times: 1, Drop: true, Hold: end})
-	_, err := b.Map(t.Context(), wish(8080, 9000))
+	_, err := b.Map(t.Context(), request(8080, 9000))
 	wantError(t, err, backends.ErrNoReply, 0)
-	if m := mustMap(t, gw, b, wish(8080, 9000)); m.External.Port() == 9000 {
+	if m := mustMap(t, gw, b, request(8080, 9000)); m.External.Port() == 9000 {
 		t.Error("mapped the port that is taken")
 	}
 	if n := count(gw, "AddAnyPortMapping"); n != 2 {

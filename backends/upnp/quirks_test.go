@@ -15,7 +15,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-var hosts atomic.Uint32
+var nextHost atomic.Uint32
 
 // host is a loopback address of the test's own where the system has more than
 // one: a device is asked one thing at a time, and its address is what it is
@@ -24,7 +24,7 @@ func host() netip.Addr {
 	if runtime.GOOS != "linux" {
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
-	n := hosts.Add(1)
+	n := nextHost.Add(1)
 	return netip.AddrFrom4([4]byte{127, 1, byte(n >> 8), byte(n)})
 }
 
@@ -51,9 +51,9 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// find is a backend that looks for a gateway as the config says, by default the
+// newBackend is a backend that looks for a gateway as the config says, by default the
 // one that is given.
-func find(t *testing.T, gw *gatewaytest.Gateway, config upnp.Config) *upnp.Backend {
+func newBackend(t *testing.T, gw *gatewaytest.Gateway, config upnp.Config) *upnp.Backend {
 	t.Helper()
 	if !config.Gateway.IsValid() {
 		config.Gateway = gw.Addr().Addr()
@@ -72,26 +72,26 @@ func find(t *testing.T, gw *gatewaytest.Gateway, config upnp.Config) *upnp.Backe
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.Close() })
-	return b.Hasten()
+	return b.ShortenDelays()
 }
 
 // open starts a gateway and a backend that finds it by a search.
-func open(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
+func startBackend(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
 	t.Helper()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
-	return gw, find(t, gw, upnp.Config{})
+	return gw, newBackend(t, gw, upnp.Config{})
 }
 
-// wish is a request for a TCP port, for an hour.
-func wish(internal, external uint16) backends.Request {
+// request is a request for a TCP port, for an hour.
+func request(internal, external uint16) backends.Request {
 	return backends.Request{
 		Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, internal),
 		External: netip.AddrPortFrom(netip.Addr{}, external), Lifetime: time.Hour, Description: "a test",
 	}
 }
 
-func exactly(internal, external uint16) backends.Request {
-	r := wish(internal, external)
+func exactRequest(internal, external uint16) backends.Request {
+	r := request(internal, external)
 	r.Exact = true
 	return r
 }
@@ -103,24 +103,24 @@ func mustMap(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend, r backends.
 	if err != nil {
 		t.Fatalf("Map: %v", err)
 	}
-	checkRow(t, gw, m)
+	checkEntry(t, gw, m)
 	return m
 }
 
 func mustRenew(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend, m backends.Mapping, r backends.Request) backends.Mapping {
 	t.Helper()
-	again, err := b.Renew(t.Context(), m, r)
+	renewed, err := b.Renew(t.Context(), m, r)
 	if err != nil {
 		t.Fatalf("Renew: %v", err)
 	}
-	checkRow(t, gw, again)
-	return again
+	checkEntry(t, gw, renewed)
+	return renewed
 }
 
-// checkRow checks that a mapping is in the table, for no less than it says.
-func checkRow(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) {
+// checkEntry checks that a mapping is in the table, for no less than it says.
+func checkEntry(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) {
 	t.Helper()
-	e, is := row(gw, m.External.Port())
+	e, is := entry(gw, m.External.Port())
 	switch {
 	case !is || e.Internal != m.Internal:
 		t.Fatalf("the gateway has %+v, want %v at port %d", gw.Table(), m.Internal, m.External.Port())
@@ -129,8 +129,8 @@ func checkRow(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) {
 	}
 }
 
-// row is the entry for an external TCP port.
-func row(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
+// entry is the entry for an external TCP port.
+func entry(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
 	for _, e := range gw.Table() {
 		if e.External.Port() == port && e.Protocol == backends.TCP {
 			return e, true
@@ -152,12 +152,12 @@ func occupy(t *testing.T, gw *gatewaytest.Gateway, port uint16) {
 }
 
 // count is how often an action was asked for.
-func count(gw *gatewaytest.Gateway, action string) int { return len(calls(gw, action)) }
+func count(gw *gatewaytest.Gateway, action string) int { return len(actionCalls(gw, action)) }
 
 var argument = regexp.MustCompile(`<(\w+)>([^<]*)</`)
 
-// calls are the arguments of the calls of an action.
-func calls(gw *gatewaytest.Gateway, action string) []map[string]string {
+// actionCalls are the arguments of the calls of an action.
+func actionCalls(gw *gatewaytest.Gateway, action string) []map[string]string {
 	var all []map[string]string
 	for _, q := range gw.Requests() {
 		if q.Action != action {
@@ -172,8 +172,8 @@ func calls(gw *gatewaytest.Gateway, action string) []map[string]string {
 	return all
 }
 
-// refuse has the gateway answer an action with a fault.
-func refuse(gw *gatewaytest.Gateway, action string, code int) (remove func()) {
+// injectFault has the gateway answer an action with a fault.
+func injectFault(gw *gatewaytest.Gateway, action string, code int) (remove func()) {
 	return gw.Inject(gatewaytest.Fault{Match: isAction(action), Result: code})
 }
 

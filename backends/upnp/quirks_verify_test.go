@@ -10,8 +10,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestReadBack: what a device says that it granted is looked for.
-func TestReadBack(t *testing.T) {
+// TestVerifyEntry: what a device says that it granted is looked for.
+func TestVerifyEntry(t *testing.T) {
 	type router = quirks.UPnP
 	type rules = quirks.Rules
 	type listing = quirks.Listing
@@ -29,24 +29,24 @@ func TestReadBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, b := open(t, tt.router)
-			m, err := b.Map(t.Context(), exactly(8080, 9000))
+			_, b := startBackend(t, tt.router)
+			m, err := b.Map(t.Context(), exactRequest(8080, 9000))
 			if tt.want != nil {
 				wantError(t, err, tt.want, 0)
 				return
 			}
-			if err != nil || m.External.Port() != 9000 || m.Lifetime != wish(1, 1).Lifetime {
+			if err != nil || m.External.Port() != 9000 || m.Lifetime != request(1, 1).Lifetime {
 				t.Errorf("mapped %v for %v, %v", m.External, m.Lifetime, err)
 			}
 		})
 	}
 }
 
-// TestReadBackFaster: another program that took the port in between is a
+// TestVerifyConflict: another program that took the port in between is a
 // conflict.
-func TestReadBackFaster(t *testing.T) {
+func TestVerifyConflict(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
+	gw, b := startBackend(t, quirks.UPnP{})
 	gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Corrupt: func(reply []byte) []byte {
 		gw.RemoveMapping(backends.TCP, 9000)
 		if err := gw.AddMapping(gatewaytest.Entry{
@@ -56,33 +56,33 @@ func TestReadBackFaster(t *testing.T) {
 		}
 		return reply
 	}})
-	_, err := b.Map(t.Context(), exactly(8080, 9000))
+	_, err := b.Map(t.Context(), exactRequest(8080, 9000))
 	wantError(t, err, backends.ErrConflict, 0)
 }
 
 // TestExternalAddrForms: an address that a device does not tell is unknown, and
 // no reason not to map; a private one is passed on.
 func TestExternalAddrForms(t *testing.T) {
-	for told, want := range map[string]string{
+	for reported, want := range map[string]string{
 		"": "", "0.0.0.0": "", "unknown": "", " 45.45.45.1 ": "45.45.45.1", "192.168.0.2": "192.168.0.2", "100.64.0.9": "100.64.0.9",
 	} {
-		t.Run(told, func(t *testing.T) {
+		t.Run(reported, func(t *testing.T) {
 			t.Parallel()
-			gw, b := open(t, quirks.UPnP{Status: quirks.Status{External: func(netip.Addr) string { return told }}})
+			gw, b := startBackend(t, quirks.UPnP{Status: quirks.Status{External: func(netip.Addr) string { return reported }}})
 			wanted, _ := netip.ParseAddr(want)
 			if got, err := b.ExternalAddr(t.Context()); err != nil || got != wanted {
 				t.Errorf("ExternalAddr: %v, %v; want %v", got, err, wanted)
 			}
-			if m := mustMap(t, gw, b, wish(8080, 9000)); m.External != netip.AddrPortFrom(wanted, 9000) {
+			if m := mustMap(t, gw, b, request(8080, 9000)); m.External != netip.AddrPortFrom(wanted, 9000) {
 				t.Errorf("mapped %v", m.External)
 			}
 		})
 	}
 }
 
-// TestStates: a device that tells no state, or another than Connected, is used
+// TestConnectionStates: a device that tells no state, or another than Connected, is used
 // all the same where there is no other.
-func TestStates(t *testing.T) {
+func TestConnectionStates(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
 	nowhere := func(netip.Addr) string { return "" }
@@ -95,17 +95,17 @@ func TestStates(t *testing.T) {
 		{quirks.Status{}, "connected, with a public address"},
 		{quirks.Status{Connection: "up"}, "connected, with a public address, but answered later"},
 		{quirks.Status{External: nowhere}, "connected, without a public address"},
-		{quirks.Status{Unsupported: true}, "does not tell whether it is connected"},
+		{quirks.Status{Unsupported: true}, "does not report whether it is connected"},
 		{quirks.Status{Connection: "Disconnected"}, "not connected: Disconnected"},
 	} {
 		gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: tt.status}}})
 		ssdp = append(ssdp, gw.SSDP())
 		want[gw.Addr().Addr()] = tt.reason
 		if tt.status.Connection != "" || tt.status.Unsupported {
-			mustMap(t, gw, find(t, gw, upnp.Config{}), wish(8080, 9000))
+			mustMap(t, gw, newBackend(t, gw, upnp.Config{}), request(8080, 9000))
 		}
 	}
-	b, err := upnp.New(upnp.Config{Gateway: host(), SSDP: ssdp, Wait: wait})
+	b, err := upnp.New(upnp.Config{Gateway: host(), SSDP: ssdp, Wait: searchWait})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,15 +37,15 @@ func watch(t *testing.T, config gatewaytest.Config) *watched {
 }
 
 // watchAs is watch by such a backend, with the questions so far apart.
-func watchAs(t *testing.T, config gatewaytest.Config, by upnp.Config, between time.Duration) *watched {
+func watchAs(t *testing.T, config gatewaytest.Config, backendConfig upnp.Config, between time.Duration) *watched {
 	t.Helper()
 	w := &watched{changes: make(chan backends.Change, 100), ended: make(chan error, 1)}
 	w.Gateway = start(t, config)
 	w.notify = w.NotifyAddr()
 	w.Advance(time.Hour)
-	by.Notify = w.notify
-	w.backend = find(t, w.Gateway, by).Watchful(between)
-	mustMap(t, w.Gateway, w.backend, wish(8080, 9000))
+	backendConfig.Notify = w.notify
+	w.backend = newBackend(t, w.Gateway, backendConfig).SetQueryInterval(between)
+	mustMap(t, w.Gateway, w.backend, request(8080, 9000))
 	ctx, stop := context.WithCancelCause(t.Context())
 	w.stop = stop
 	go func() {
@@ -57,13 +57,13 @@ func watchAs(t *testing.T, config gatewaytest.Config, by upnp.Config, between ti
 		for range w.ended {
 		}
 	})
-	w.hears(t)
+	w.awaitListening(t)
 	return w
 }
 
-// hears announces the gateway until that leads to a question: so far all was
+// awaitListening announces the gateway until that leads to a question: so far all was
 // heard.
-func (w *watched) hears(t *testing.T) {
+func (w *watched) awaitListening(t *testing.T) {
 	t.Helper()
 	before := count(w.Gateway, "GetStatusInfo")
 	for range 200 {
@@ -78,11 +78,11 @@ func (w *watched) hears(t *testing.T) {
 	t.Fatal("nobody listens")
 }
 
-// none checks that no change was told, of all that was heard so far.
-func (w *watched) none(t *testing.T) {
+// expectNoChange checks that no change was told, of all that was heard so far.
+func (w *watched) expectNoChange(t *testing.T) {
 	t.Helper()
-	w.hears(t)
-	w.hears(t) // which ends what the first led to
+	w.awaitListening(t)
+	w.awaitListening(t) // which ends what the first led to
 	select {
 	case c := <-w.changes:
 		t.Errorf("told of %+v", c)
@@ -90,7 +90,7 @@ func (w *watched) none(t *testing.T) {
 	}
 }
 
-func (w *watched) next(t *testing.T) backends.Change {
+func (w *watched) nextChange(t *testing.T) backends.Change {
 	t.Helper()
 	select {
 	case c := <-w.changes:
@@ -105,9 +105,9 @@ func (w *watched) next(t *testing.T) backends.Change {
 func TestWatch(t *testing.T) {
 	stuck := quirks.Search{BootIDStuck: true}
 	for name, tt := range map[string]struct {
-		router quirks.UPnP
-		happen func(*watched)
-		want   backends.ChangeKind
+		router  quirks.UPnP
+		trigger func(*watched)
+		want    backends.ChangeKind
 	}{
 		"restart": {quirks.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted},
 		"restart, uptime goes on": {
@@ -132,30 +132,30 @@ func TestWatch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: tt.router}})
-			tt.happen(w)
-			if c := w.next(t); c.Kind != tt.want || c.External != w.External() || c.Reason == "" {
+			tt.trigger(w)
+			if c := w.nextChange(t); c.Kind != tt.want || c.External != w.External() || c.Reason == "" {
 				t.Errorf("told of %+v, want %v with %v", c, tt.want, w.External())
 			}
 			if name != "goodbye" { // one for each device: there may be two
-				w.none(t)
+				w.expectNoChange(t)
 			}
 		})
 	}
 }
 
-// TestWatchGoodbye: a gateway that goes, and comes back after nobody has found it,
+// TestWatchByebye: a gateway that goes, and comes back after nobody has found it,
 // is told of when it is back.
-func TestWatchGoodbye(t *testing.T) {
+func TestWatchByebye(t *testing.T) {
 	t.Parallel()
-	unconfirmed := make(logged, 1000)
-	w := watchAs(t, gatewaytest.Config{}, upnp.Config{Wait: wait, Logger: slog.New(unconfirmed)}, 20*time.Millisecond)
+	unconfirmed := make(logRecords, 1000)
+	w := watchAs(t, gatewaytest.Config{}, upnp.Config{Wait: searchWait, Logger: slog.New(unconfirmed)}, 20*time.Millisecond)
 	remove := w.Inject(gatewaytest.Fault{Drop: true}) // it is going down
-	w.forge(t, w.Addr().Addr(), byebye, w.UPnP().UDN(), 1)
-	for !notConfirmed(<-unconfirmed, "the gateway said goodbye") {
+	w.sendNotification(t, w.Addr().Addr(), byebye, w.UPnP().UDN(), 1)
+	for !notConfirmed(<-unconfirmed, "the gateway sent ssdp:byebye") {
 	}
 	remove()
 	w.Restart(gatewaytest.RestartOptions{})
-	if c := w.next(t); c.Kind != backends.Restarted {
+	if c := w.nextChange(t); c.Kind != backends.Restarted {
 		t.Errorf("told of %+v", c)
 	}
 }
@@ -169,14 +169,14 @@ func notConfirmed(r slog.Record, reason string) (is bool) {
 	return is
 }
 
-// logged is a log handler that passes on what comes, and drops what is too much.
-type logged chan slog.Record
+// logRecords is a log handler that passes on what comes, and drops what is too much.
+type logRecords chan slog.Record
 
-func (l logged) Enabled(context.Context, slog.Level) bool { return true }
-func (l logged) WithAttrs([]slog.Attr) slog.Handler       { return l }
-func (l logged) WithGroup(string) slog.Handler            { return l }
+func (l logRecords) Enabled(context.Context, slog.Level) bool { return true }
+func (l logRecords) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l logRecords) WithGroup(string) slog.Handler            { return l }
 
-func (l logged) Handle(_ context.Context, r slog.Record) error {
+func (l logRecords) Handle(_ context.Context, r slog.Record) error {
 	select {
 	case l <- r:
 	default:
@@ -189,31 +189,31 @@ func (l logged) Handle(_ context.Context, r slog.Record) error {
 func TestWatchLostEntry(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
-	m, err := w.backend.Map(t.Context(), wish(8081, 9001))
+	m, err := w.backend.Map(t.Context(), request(8081, 9001))
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.RemoveMapping(backends.TCP, 9001)
-	mustRenew(t, w.Gateway, w.backend, m, wish(8081, 9001))
-	if c := w.next(t); c.Kind != backends.Announced {
+	mustRenew(t, w.Gateway, w.backend, m, request(8081, 9001))
+	if c := w.nextChange(t); c.Kind != backends.Announced {
 		t.Errorf("told of %+v", c)
 	}
 	// Expired is not lost.
-	m, err = w.backend.Renew(t.Context(), m, wish(8081, 9001))
+	m, err = w.backend.Renew(t.Context(), m, request(8081, 9001))
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.RemoveMapping(backends.TCP, 9001)
 	m.Granted = m.Granted.Add(-m.Lifetime)
-	mustRenew(t, w.Gateway, w.backend, m, wish(8081, 9001))
-	w.none(t)
+	mustRenew(t, w.Gateway, w.backend, m, request(8081, 9001))
+	w.expectNoChange(t)
 }
 
 // TestWatchSilentRestart: a restart that only a call notices is told.
 func TestWatchSilentRestart(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{MovePort: true}) // and nothing to listen to
-	mustMap(t, gw, b, wish(8080, 9000))
+	gw, b := startBackend(t, quirks.UPnP{MovePort: true}) // and nothing to listen to
+	mustMap(t, gw, b, request(8080, 9000))
 	changes, ended := make(chan backends.Change, 100), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { ended <- b.Watch(ctx, func(c backends.Change) { changes <- c }) }()
@@ -245,8 +245,8 @@ const (
 	update = "NT: upnp:rootdevice\r\nNTS: ssdp:update\r\nUSN: %s::upnp:rootdevice\r\nBOOTID.UPNP.ORG: %d\r\nNEXTBOOTID.UPNP.ORG: 7\r\nLOCATION: http://127.0.0.1/\r\n"
 )
 
-// forge sends a notice from an address.
-func (w *watched) forge(t *testing.T, from netip.Addr, form string, udn string, boot int) {
+// sendNotification sends a notice from an address.
+func (w *watched) sendNotification(t *testing.T, from netip.Addr, form string, udn string, boot int) {
 	t.Helper()
 	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(w.notify))
 	if err != nil {
@@ -261,26 +261,26 @@ func (w *watched) forge(t *testing.T, from netip.Addr, form string, udn string, 
 func TestWatchUpdate(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
-	w.none(t)
+	w.expectNoChange(t)
 	searches := w.Stats().Requests["ssdp search"]
 	own := w.Addr().Addr()
-	asked := func(form string, boot int) {
+	notifyAndWait := func(form string, boot int) {
 		before := count(w.Gateway, "GetStatusInfo")
-		w.forge(t, own, form, w.UPnP().UDN(), boot)
+		w.sendNotification(t, own, form, w.UPnP().UDN(), boot)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if _, err := w.AwaitRequests(ctx, before+1, isAction("GetStatusInfo")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	asked(update, 1)
-	asked(alive, 7)
-	asked(alive, 7)
+	notifyAndWait(update, 1)
+	notifyAndWait(alive, 7)
+	notifyAndWait(alive, 7)
 	if n := w.Stats().Requests["ssdp search"]; n != searches || len(w.changes) != 0 {
 		t.Errorf("%d more searches, %d changes", n-searches, len(w.changes))
 	}
-	asked(alive, 8)
-	if c := w.next(t); c.Kind != backends.Restarted && c.Kind != backends.Announced {
+	notifyAndWait(alive, 8)
+	if c := w.nextChange(t); c.Kind != backends.Restarted && c.Kind != backends.Announced {
 		t.Errorf("told of %+v", c)
 	}
 }
@@ -290,22 +290,22 @@ func TestWatchForged(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
 	searches := w.Stats().Requests["ssdp search"]
-	own, elsewhere := w.Addr().Addr(), host()
-	if own != elsewhere {
-		w.forge(t, elsewhere, byebye, w.UPnP().UDN(), 1)
-		w.forge(t, elsewhere, alive, w.UPnP().UDN(), 99)
+	own, otherHost := w.Addr().Addr(), host()
+	if own != otherHost {
+		w.sendNotification(t, otherHost, byebye, w.UPnP().UDN(), 1)
+		w.sendNotification(t, otherHost, alive, w.UPnP().UDN(), 99)
 	}
-	w.forge(t, own, byebye, "uuid:a-television", 1)
-	w.forge(t, own, alive, "uuid:a-television", 99)
-	w.forge(t, own, "%s%d", "garbage", 1)
-	w.none(t)
+	w.sendNotification(t, own, byebye, "uuid:a-television", 1)
+	w.sendNotification(t, own, alive, "uuid:a-television", 99)
+	w.sendNotification(t, own, "%s%d", "garbage", 1)
+	w.expectNoChange(t)
 	if n := w.Stats().Requests["ssdp search"]; n != searches {
 		t.Errorf("%d more searches", n-searches)
 	}
 }
 
-// TestWatchStorm: however many hints come, the questions are few.
-func TestWatchStorm(t *testing.T) {
+// TestWatchRateLimit: however many hints come, the questions are few.
+func TestWatchRateLimit(t *testing.T) {
 	t.Parallel()
 	w := watchAs(t, gatewaytest.Config{}, upnp.Config{}, time.Hour) // which began when it was heard first
 	before := count(w.Gateway, "GetStatusInfo")
@@ -313,7 +313,7 @@ func TestWatchStorm(t *testing.T) {
 		w.Announce()
 		w.UPnP().Byebye()
 	}
-	mustMap(t, w.Gateway, w.backend, wish(8081, 9001))
+	mustMap(t, w.Gateway, w.backend, request(8081, 9001))
 	if n := count(w.Gateway, "GetStatusInfo") - before; n != 0 {
 		t.Errorf("asked %d times", n)
 	}
@@ -348,8 +348,8 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-// TestWatchDeaf: where nobody can listen, calls notice what they do.
-func TestWatchDeaf(t *testing.T) {
+// TestWatchWithoutListener: where nobody can listen, calls notice what they do.
+func TestWatchWithoutListener(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
 	occupied, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host(), 0)))
@@ -357,17 +357,17 @@ func TestWatchDeaf(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer occupied.Close()
-	b := find(t, gw, upnp.Config{Notify: occupied.LocalAddr().(*net.UDPAddr).AddrPort()})
-	m := mustMap(t, gw, b, wish(8080, 9000))
+	b := newBackend(t, gw, upnp.Config{Notify: occupied.LocalAddr().(*net.UDPAddr).AddrPort()})
+	m := mustMap(t, gw, b, request(8080, 9000))
 	changes, ended := make(chan backends.Change, 100), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { ended <- b.Watch(ctx, func(c backends.Change) { changes <- c }) }()
-	for told := false; !told; { // it may not watch yet
+	for notified := false; !notified; { // it may not watch yet
 		gw.RemoveMapping(backends.TCP, 9000)
-		m = mustRenew(t, gw, b, m, wish(8080, 9000))
+		m = mustRenew(t, gw, b, m, request(8080, 9000))
 		select {
 		case <-changes:
-			told = true
+			notified = true
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -73,15 +73,15 @@ func wireQuirks() map[string]quirks.UPnP {
 	}
 }
 
-// TestWire: however a gateway writes, all that can be asked of it works.
-func TestWire(t *testing.T) {
+// TestWireQuirks: however a gateway writes, all that can be asked of it works.
+func TestWireQuirks(t *testing.T) {
 	for name, router := range wireQuirks() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
 			// Faster over a long timeout: a quirk that is waited out is none that works.
-			b := find(t, gw, upnp.Config{})
-			r := wish(8080, 9000)
+			b := newBackend(t, gw, upnp.Config{})
+			r := request(8080, 9000)
 			r.Description = "  " + strings.Repeat("\"x\" & <y> ü ", 20)
 			m := mustMap(t, gw, b, r)
 			if m.External != netip.AddrPortFrom(gw.External(), 9000) {
@@ -127,8 +127,8 @@ func TestFaultForms(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, b := open(t, quirks.UPnP{FaultForm: tt.form, XML: tt.xml, Rules: quirks.Rules{SwitchedOff: true}})
-			_, err := b.Map(t.Context(), wish(8080, 9000))
+			_, b := startBackend(t, quirks.UPnP{FaultForm: tt.form, XML: tt.xml, Rules: quirks.Rules{SwitchedOff: true}})
+			_, err := b.Map(t.Context(), request(8080, 9000))
 			wantError(t, err, tt.want, tt.code)
 		})
 	}
@@ -138,7 +138,7 @@ func TestFaultForms(t *testing.T) {
 // that there always was.
 func TestLegacyHeaders(t *testing.T) {
 	t.Parallel()
-	gw, b := open(t, quirks.UPnP{})
+	gw, b := startBackend(t, quirks.UPnP{})
 	gw.Inject(gatewaytest.Fault{
 		Match: func(q gatewaytest.Request) bool {
 			return q.Service == "upnp" && strings.Contains(string(q.Raw), "User-Agent:")
@@ -147,21 +147,21 @@ func TestLegacyHeaders(t *testing.T) {
 			return [][]byte{[]byte("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")}
 		},
 	})
-	mustMap(t, gw, b, wish(8080, 9000))
+	mustMap(t, gw, b, request(8080, 9000))
 }
 
 // TestControlEmpty: without a control URL there is no gateway.
 func TestControlEmpty(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{ControlURL: quirks.ControlEmpty}}}})
-	err := find(t, gw, upnp.Config{Wait: wait / 2}).Probe(t.Context())
-	if wantError(t, err, backends.ErrNoReply, 0); err != nil && !strings.Contains(err.Error(), "none of them a gateway that works") {
+	err := newBackend(t, gw, upnp.Config{Wait: searchWait / 2}).Probe(t.Context())
+	if wantError(t, err, backends.ErrNoReply, 0); err != nil && !strings.Contains(err.Error(), "none of them a working gateway") {
 		t.Error(err)
 	}
 }
 
-// TestGatewayUnreadable: what is wrong with the gateway's own device is told.
-func TestGatewayUnreadable(t *testing.T) {
+// TestGatewayDescriptionFails: what is wrong with the gateway's own device is told.
+func TestGatewayDescriptionFails(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault gatewaytest.Fault
 		want  error
@@ -176,7 +176,7 @@ func TestGatewayUnreadable(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
 			tt.fault.Match = func(q gatewaytest.Request) bool { return q.Op == "describe" }
 			gw.Inject(tt.fault)
-			err := find(t, gw, upnp.Config{Wait: wait / 2}).Probe(t.Context())
+			err := newBackend(t, gw, upnp.Config{Wait: searchWait / 2}).Probe(t.Context())
 			if wantError(t, err, tt.want, 0); errors.Is(err, backends.ErrUnsupported) {
 				t.Error(err)
 			}

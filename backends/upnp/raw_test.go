@@ -23,7 +23,7 @@ type rawServer struct {
 
 // serveRaw starts a server that ends with the test. answer gets each request
 // whole, counted from 0, and its connection, which is closed thereafter.
-func serveRaw(t *testing.T, answer func(conn net.Conn, n int, request string)) *rawServer {
+func serveRaw(t *testing.T, respond func(conn net.Conn, n int, request string)) *rawServer {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -41,7 +41,7 @@ func serveRaw(t *testing.T, answer func(conn net.Conn, n int, request string)) *
 				defer conn.Close()
 				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 				request, n := s.read(conn)
-				answer(conn, n, request)
+				respond(conn, n, request)
 			})
 		}
 	})
@@ -79,29 +79,29 @@ func (s *rawServer) read(conn net.Conn) (string, int) {
 	return request.String(), len(s.requests) - 1
 }
 
-func (s *rawServer) all() []string {
+func (s *rawServer) received() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.requests...)
 }
 
-// answers is a server's behaviour that writes one answer after another, the
+// respondWith is a server's behaviour that writes one answer after another, the
 // last again and again.
-func answers(all ...string) func(net.Conn, int, string) {
+func respondWith(responses ...string) func(net.Conn, int, string) {
 	return func(conn net.Conn, n int, _ string) {
-		_, _ = conn.Write([]byte(all[min(n, len(all)-1)]))
+		_, _ = conn.Write([]byte(responses[min(n, len(responses)-1)]))
 	}
 }
 
-// lingers is answers with the connection left open until the client goes.
-func lingers(a string) func(net.Conn, int, string) {
+// respondAndWait is answers with the connection left open until the client goes.
+func respondAndWait(a string) func(net.Conn, int, string) {
 	return func(conn net.Conn, _ int, _ string) {
 		_, _ = conn.Write([]byte(a))
-		untilClosed(conn)
+		waitClosed(conn)
 	}
 }
 
-func untilClosed(conn net.Conn) {
+func waitClosed(conn net.Conn) {
 	var b [64]byte
 	for {
 		if _, err := conn.Read(b[:]); err != nil {
@@ -130,8 +130,8 @@ func status(code int, body string) string {
 		strconv.Itoa(len(body)) + "\r\nConnection: close\r\n\r\n" + body
 }
 
-// said is the body of an answer to an action of WANIPConnection:1.
-func said(action, arguments string) string {
+// soapResponse is the body of an answer to an action of WANIPConnection:1.
+func soapResponse(action, arguments string) string {
 	return `<?xml version="1.0"?>` + "\r\n" +
 		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/">` +
 		`<s:Body><u:` + action + `Response xmlns:u="` + ip1 + `">` + arguments + `</u:` + action + `Response></s:Body></s:Envelope>`

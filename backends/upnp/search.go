@@ -18,45 +18,45 @@ import (
 // The bounds of a search. Strangers may fill their own shares, not the
 // gateway's.
 const (
-	better          = 100 * time.Millisecond  // how long a device waits for better ones
-	allHaveAnswered = 1200 * time.Millisecond // searches allow devices a second
-	maxStrangers    = 16                      // descriptions of devices that are not the gateway
-	maxAtOnce       = 8                       // of those, fetched at once
-	maxPerStranger  = 2
-	maxFromGateway  = 8
+	betterWait           = 100 * time.Millisecond  // how long a device waits for better ones
+	allResponsesWait     = 1200 * time.Millisecond // searches allow devices a second
+	maxNonGateways       = 16                      // descriptions of devices that are not the gateway
+	maxConcurrentFetches = 8                       // of those, fetched at once
+	maxPerNonGateway     = 2
+	maxPerGateway        = 8
 )
 
 // gateway is find, and those who watch hear of it where the device has changed.
 func (b *Backend) gateway(ctx context.Context) (*gateway, error) {
 	b.mu.Lock()
-	g := b.found
+	g := b.current
 	b.mu.Unlock()
 	if g != nil {
 		return g, nil
 	}
-	g, err := b.find(ctx)
+	g, err := b.findGateway(ctx)
 	if err == nil {
-		b.remembered(g)
+		b.recordFound(g)
 	}
 	return g, err
 }
 
 // find returns the device to use, looking for it where none is known. Callers at
 // the same time share one search.
-func (b *Backend) find(ctx context.Context) (*gateway, error) {
+func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 	select {
-	case b.finding <- struct{}{}:
+	case b.searchLock <- struct{}{}:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("upnp: looking for a gateway device: %w", context.Cause(ctx))
 	}
-	defer func() { <-b.finding }()
+	defer func() { <-b.searchLock }()
 	b.mu.Lock()
-	g := b.found
+	g := b.current
 	b.mu.Unlock()
 	if g != nil {
 		return g, nil
 	}
-	all, err := b.search(ctx, best)
+	all, err := b.search(ctx, untilBest)
 	if err != nil {
 		return nil, err
 	}
@@ -64,20 +64,20 @@ func (b *Backend) find(ctx context.Context) (*gateway, error) {
 	b.log.Debug("upnp: device chosen", "url", g.Device.URL, "model", g.Device.Model, "service", g.Service.Type, "reason", g.Reason)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.found = g
-	if g.asked {
-		b.external, b.asked = g.External, time.Now()
+	b.current = g
+	if g.externalQueried {
+		b.external, b.externalTime = g.External, time.Now()
 	}
 	return g, nil
 }
 
 // lose forgets a device, whenever it was asked last, so that the next call looks
 // for it.
-func (b *Backend) lose(g *gateway) {
+func (b *Backend) forget(g *gateway) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.found != nil && b.found.Device == g.Device {
-		b.found = nil
+	if b.current != nil && b.current.Device == g.Device {
+		b.current = nil
 	}
 }
 
@@ -89,27 +89,27 @@ func (b *Backend) Gateways(ctx context.Context) ([]Gateway, error) {
 		return nil, err
 	}
 	defer end()
-	found, err := b.search(ctx, everyone)
+	gateways, err := b.search(ctx, untilTimeout)
 	if err != nil {
 		return nil, err
 	}
 	var out []Gateway
-	for _, g := range found {
+	for _, g := range gateways {
 		out = append(out, g.Gateway)
 	}
 	return out, nil
 }
 
 // thoroughness is when a search is over.
-type thoroughness bool
+type searchMode bool
 
 const (
-	best     thoroughness = false // when nothing better can be waited for
-	everyone thoroughness = true  // when its time is
+	untilBest    searchMode = false // when nothing better can be waited for
+	untilTimeout searchMode = true  // when its time is
 )
 
 // outcome is what became of one description.
-type outcome struct {
+type inspectResult struct {
 	candidate candidate
 	gateway   *gateway
 	err       error
@@ -117,36 +117,36 @@ type outcome struct {
 
 // search finds gateway devices, the best first. Without any, the error wraps
 // backends.ErrNoReply or says what was wrong with those that answered.
-func (b *Backend) search(ctx context.Context, until thoroughness) ([]*gateway, error) {
-	callers := ctx
+func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, error) {
+	parent := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, b.config.Wait, fmt.Errorf("%w within %v", backends.ErrNoReply, b.config.Wait))
 	defer cancel()
-	s := &searching{backend: b, outcomes: make(chan outcome, maxStrangers+maxFromGateway), tickets: make(chan struct{}, maxAtOnce)}
+	s := &searchState{backend: b, results: make(chan inspectResult, maxNonGateways+maxPerGateway), fetchSlots: make(chan struct{}, maxConcurrentFetches)}
 	if b.config.URL != "" {
-		s.consider(ctx, candidate{url: b.config.URL, own: true})
+		s.startInspection(ctx, candidate{url: b.config.URL, isGateway: true})
 	}
-	defer func() { b.met.Add(-int32(len(s.found))) }() //nolint:gosec // there are few
-	answers := make(chan ssdp.Response)
-	ended := make(chan error, 1)
-	go func() { ended <- b.listen(ctx, answers) }() // waited for below
-	s.collect(ctx, answers, until)
+	defer func() { b.usable.Add(-int32(len(s.gateways))) }() //nolint:gosec // there are few
+	responses := make(chan ssdp.Response)
+	listenErr := make(chan error, 1)
+	go func() { listenErr <- b.runSearches(ctx, responses) }() // waited for below
+	s.collect(ctx, responses, mode)
 	cancel()
-	err := <-ended
+	err := <-listenErr
 	s.drain()
-	if callers.Err() != nil {
-		return nil, fmt.Errorf("upnp: looking for a gateway device: %w", context.Cause(callers))
+	if parent.Err() != nil {
+		return nil, fmt.Errorf("upnp: looking for a gateway device: %w", context.Cause(parent))
 	}
-	slices.SortStableFunc(s.found, (*gateway).compare)
+	slices.SortStableFunc(s.gateways, (*gateway).compare)
 	switch {
-	case len(s.found) > 0:
-		explain(s.found)
-		return s.found, nil
-	case s.failure != nil:
-		return nil, s.failure
+	case len(s.gateways) > 0:
+		setReasons(s.gateways)
+		return s.gateways, nil
+	case s.gatewayErr != nil:
+		return nil, s.gatewayErr
 	case err != nil:
 		return nil, fmt.Errorf("upnp: searching: %w: %w", backends.ErrNoReply, err)
-	case s.others > 0:
-		return nil, fmt.Errorf("upnp: %w: %d devices answered the search, none of them a gateway that works", backends.ErrNoReply, s.others)
+	case s.unsuitable > 0:
+		return nil, fmt.Errorf("upnp: %w: %d devices answered the search, none of them a working gateway", backends.ErrNoReply, s.unsuitable)
 	}
 	return nil, fmt.Errorf("upnp: %w: no device answered the search", backends.ErrNoReply)
 }
@@ -156,38 +156,38 @@ func (b *Backend) search(ctx context.Context, until thoroughness) ([]*gateway, e
 // gateways are slow while they do: the second search is for where the first has
 // found nothing that works.
 var (
-	firstTargets = []string{
+	gatewayTargets = []string{
 		"urn:schemas-upnp-org:device:InternetGatewayDevice:1",
 		"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
 	}
-	secondTargets = []string{"upnp:rootdevice", "ssdp:all"}
+	genericTargets = []string{"upnp:rootdevice", "ssdp:all"}
 )
 
 // The second search begins after a pause, or after so many where somebody who has
 // answered is being asked.
 const (
-	secondSearch = 250 * time.Millisecond
-	atLatest     = 4
+	genericSearchDelay = 250 * time.Millisecond
+	maxGenericDelays   = 4
 )
 
 // listen sends the searches and passes the answers on. A named device needs none.
 // It fails where nothing can be sent.
-func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Response) error {
-	defer close(answers)
+func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Response) error {
+	defer close(responses)
 	switch {
 	case b.config.URL != "":
 		return nil
 	case b.config.SSDP == nil && b.config.Gateway.IsLoopback():
-		return errNotSearched
+		return errLoopbackGateway
 	}
 	errs := make([]error, 2)
 	var searches sync.WaitGroup
-	searches.Go(func() { errs[0] = b.pass(ctx, firstTargets, answers) })
+	searches.Go(func() { errs[0] = b.searchTargets(ctx, gatewayTargets, responses) })
 	searches.Go(func() {
-		for n := 1; ctxsync.Sleep(ctx, secondSearch) == nil; n++ {
+		for n := 1; ctxsync.Sleep(ctx, genericSearchDelay) == nil; n++ {
 			// Who has answered is not to be kept from it, nor to keep others from it for long.
-			if b.fetching.Load() == 0 || n == atLatest {
-				errs[1] = b.pass(ctx, secondTargets, answers)
+			if b.fetches.Load() == 0 || n == maxGenericDelays {
+				errs[1] = b.searchTargets(ctx, genericTargets, responses)
 				return
 			}
 		}
@@ -197,14 +197,14 @@ func (b *Backend) listen(ctx context.Context, answers chan<- ssdp.Response) erro
 }
 
 // pass searches until the context ends.
-func (b *Backend) pass(ctx context.Context, targets []string, answers chan<- ssdp.Response) error {
+func (b *Backend) searchTargets(ctx context.Context, targets []string, responses chan<- ssdp.Response) error {
 	s := ssdp.Search{Targets: targets, To: b.destinations(), Interface: b.config.Interface, Source: b.config.Source}
-	for a, err := range s.Responses(ctx) {
+	for resp, err := range s.Responses(ctx) {
 		if err != nil {
 			return err
 		}
 		select {
-		case answers <- a:
+		case responses <- resp:
 		case <-ctx.Done():
 			return nil
 		}
@@ -214,7 +214,7 @@ func (b *Backend) pass(ctx context.Context, targets []string, answers chan<- ssd
 
 // errNotSearched: a gateway on loopback is on no network that a multicast would
 // reach, and who runs one, for a test, knows where it answers.
-var errNotSearched = errors.New("a gateway on loopback is not searched for")
+var errLoopbackGateway = errors.New("a gateway on loopback is not searched for")
 
 // destinations is where searches go.
 func (b *Backend) destinations() []netip.AddrPort {
@@ -230,60 +230,60 @@ func (b *Backend) destinations() []netip.AddrPort {
 
 // candidate is a description that somebody named.
 type candidate struct {
-	url    string
-	own    bool // the gateway itself did
-	bootID ssdp.ID
+	url       string
+	isGateway bool // the gateway itself did
+	bootID    ssdp.ID
 }
 
 // searching is one search: whom it has considered, and what came of them.
-type searching struct {
-	backend  *Backend
-	outcomes chan outcome  // as large as all that is ever considered
-	tickets  chan struct{} // to fetch a description of a stranger
-	fetches  sync.WaitGroup
+type searchState struct {
+	backend    *Backend
+	results    chan inspectResult // as large as all that is ever considered
+	fetchSlots chan struct{}      // to fetch a description of a stranger
+	fetches    sync.WaitGroup
 
 	// Of the goroutine that searches alone.
-	seen      map[string]bool
-	share     map[netip.Addr]int
-	strangers int
-	pending   int // fetches under way
-	own       int // of these, of the gateway's own device
-	found     []*gateway
-	failure   error // of the gateway's own device
-	others    int   // devices that are of no use
+	seen           map[string]bool
+	perResponder   map[netip.Addr]int
+	nonGateways    int
+	pending        int // fetches under way
+	pendingGateway int // of these, of the gateway's own device
+	gateways       []*gateway
+	gatewayErr     error // of the gateway's own device
+	unsuitable     int   // devices that are of no use
 }
 
 // collect considers answers until the search is settled or its time is over.
-func (s *searching) collect(ctx context.Context, answers <-chan ssdp.Response, until thoroughness) {
-	var patience <-chan time.Time
+func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Response, mode searchMode) {
+	var timer <-chan time.Time
 	var deadline time.Time
-	over := false // the patience is, but for the gateway's own device
-	for (answers != nil || s.pending > 0) && (!over || s.own > 0) {
+	waited := false // the patience is, but for the gateway's own device
+	for (responses != nil || s.pending > 0) && (!waited || s.pendingGateway > 0) {
 		select {
-		case a, open := <-answers:
+		case resp, open := <-responses:
 			if !open {
-				answers = nil
+				responses = nil
 				continue
 			}
-			s.answered(ctx, a)
-		case o := <-s.outcomes:
+			s.handleResponse(ctx, resp)
+		case result := <-s.results:
 			s.pending--
-			if o.candidate.own {
-				s.own--
+			if result.candidate.isGateway {
+				s.pendingGateway--
 			}
-			s.take(o)
+			s.record(result)
 			switch {
-			case until == everyone || o.gateway == nil:
-			case o.gateway.unbeatable():
+			case mode == untilTimeout || result.gateway == nil:
+			case result.gateway.isOptimal():
 				return
-			case over:
+			case waited:
 			default: // the least patience counts
-				if end := time.Now().Add(o.gateway.patience()); patience == nil || end.Before(deadline) {
-					patience, deadline = time.After(time.Until(end)), end
+				if end := time.Now().Add(result.gateway.waitForBetter()); timer == nil || end.Before(deadline) {
+					timer, deadline = time.After(time.Until(end)), end
 				}
 			}
-		case <-patience:
-			over, patience = true, nil
+		case <-timer:
+			waited, timer = true, nil
 		case <-ctx.Done():
 			return
 		}
@@ -291,36 +291,36 @@ func (s *searching) collect(ctx context.Context, answers <-chan ssdp.Response, u
 }
 
 // answered considers who answered a search, within bounds.
-func (s *searching) answered(ctx context.Context, a ssdp.Response) {
+func (s *searchState) handleResponse(ctx context.Context, resp ssdp.Response) {
 	b := s.backend
-	from := a.From.Addr().Unmap()
-	isGateway := b.isGateway(from)
-	url, err := relocate(a.Location, a.From, b.config.Gateway, b.onLink)
+	from := resp.From.Addr().Unmap()
+	fromGateway := b.isGateway(from)
+	url, err := rewriteLocation(resp.Location, resp.From, b.config.Gateway, b.onLink)
 	if err != nil {
-		b.log.Debug("upnp: answer ignored", "from", a.From, "location", a.Location, "err", err)
+		b.log.Debug("upnp: answer ignored", "from", resp.From, "location", resp.Location, "err", err)
 		return
 	}
 	// A gateway may answer from another address than the one that it serves at.
-	own := isGateway || b.isGateway(hostOf(url))
-	if s.seen[url] || b.config.Only && !own {
+	isGateway := fromGateway || b.isGateway(hostOf(url))
+	if s.seen[url] || b.config.Only && !isGateway {
 		return
 	}
-	limit := maxPerStranger
-	if isGateway {
-		limit = maxFromGateway
+	limit := maxPerNonGateway
+	if fromGateway {
+		limit = maxPerGateway
 	}
-	if s.share[from] >= limit || !isGateway && s.strangers >= maxStrangers {
+	if s.perResponder[from] >= limit || !fromGateway && s.nonGateways >= maxNonGateways {
 		return
 	}
 	if s.seen == nil {
-		s.seen, s.share = map[string]bool{}, map[netip.Addr]int{}
+		s.seen, s.perResponder = map[string]bool{}, map[netip.Addr]int{}
 	}
 	s.seen[url] = true
-	s.share[from]++
-	if !isGateway {
-		s.strangers++
+	s.perResponder[from]++
+	if !fromGateway {
+		s.nonGateways++
 	}
-	s.consider(ctx, candidate{url: url, own: own, bootID: a.BootID})
+	s.startInspection(ctx, candidate{url: url, isGateway: isGateway, bootID: resp.BootID})
 }
 
 func (b *Backend) isGateway(a netip.Addr) bool {
@@ -337,46 +337,46 @@ func hostOf(url string) netip.Addr {
 }
 
 // consider fetches a description and asks the services in it.
-func (s *searching) consider(ctx context.Context, c candidate) {
+func (s *searchState) startInspection(ctx context.Context, c candidate) {
 	s.pending++
-	if c.own {
-		s.own++
+	if c.isGateway {
+		s.pendingGateway++
 	}
-	s.backend.fetching.Add(1)
+	s.backend.fetches.Add(1)
 	s.fetches.Go(func() {
-		defer s.backend.fetching.Add(-1)
-		if !c.own { // strangers who are slow are not to keep the gateway waiting
+		defer s.backend.fetches.Add(-1)
+		if !c.isGateway { // strangers who are slow are not to keep the gateway waiting
 			select {
-			case s.tickets <- struct{}{}:
-				defer func() { <-s.tickets }()
+			case s.fetchSlots <- struct{}{}:
+				defer func() { <-s.fetchSlots }()
 			case <-ctx.Done():
-				s.outcomes <- outcome{candidate: c, err: context.Cause(ctx)}
+				s.results <- inspectResult{candidate: c, err: context.Cause(ctx)}
 				return
 			}
 		}
-		g, err := s.backend.survey(ctx, c)
-		s.outcomes <- outcome{c, g, err}
+		g, err := s.backend.inspect(ctx, c)
+		s.results <- inspectResult{c, g, err}
 	})
 }
 
 // take keeps an outcome.
-func (s *searching) take(o outcome) {
+func (s *searchState) record(result inspectResult) {
 	switch {
-	case o.gateway != nil:
-		s.found = append(s.found, o.gateway)
-		s.backend.met.Add(1)
-	case o.candidate.own && !errors.Is(o.err, backends.ErrUnsupported):
-		s.failure = cmp.Or(s.failure, o.err)
+	case result.gateway != nil:
+		s.gateways = append(s.gateways, result.gateway)
+		s.backend.usable.Add(1)
+	case result.candidate.isGateway && !errors.Is(result.err, backends.ErrUnsupported):
+		s.gatewayErr = cmp.Or(s.gatewayErr, result.err)
 	default:
-		s.others++
+		s.unsuitable++
 	}
 }
 
 // drain waits for the fetches under way, whose context has ended or who are
 // bounded by their own time.
-func (s *searching) drain() {
+func (s *searchState) drain() {
 	s.fetches.Wait()
-	for len(s.outcomes) > 0 {
-		s.take(<-s.outcomes)
+	for len(s.results) > 0 {
+		s.record(<-s.results)
 	}
 }

@@ -12,19 +12,19 @@ import (
 
 // maxAnswerElements bounds the elements of an answer; none of the standard has
 // more than 13.
-const maxAnswerElements = 256
+const maxResponseElements = 256
 
 // question is the action that an answer belongs to.
-type question struct {
+type soapAction struct {
 	service, action string
-	silent          bool // nothing is to come back: an empty answer is a success
+	noOutput        bool // nothing is to come back: an empty answer is a success
 }
 
 // exchange is one action over HTTP: an http.RoundTripper that writes the
 // request as picky devices want it and turns any readable answer into what
 // goupnp reads. It is used once.
-type exchange struct {
-	question
+type soapTransport struct {
+	soapAction
 	config ClientConfig
 	to     endpoint
 
@@ -33,7 +33,7 @@ type exchange struct {
 }
 
 // RoundTrip sends the request's body as the action's.
-func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
+func (x *soapTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	body, err := io.ReadAll(r.Body)
 	_ = r.Body.Close()
 	if err != nil {
@@ -42,7 +42,7 @@ func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
 	// Newlines between elements are too much for some devices, and the
 	// arguments are ASCII.
 	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
-	envelope, isFault, err := x.ask(r.Context(), body)
+	envelope, isFault, err := x.perform(r.Context(), body)
 	if err != nil {
 		x.err = err
 		return nil, err
@@ -59,25 +59,25 @@ func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // ask performs the action, twice where the first form of the request was not
 // understood: no fault came with the status, so nothing was done.
-func (x *exchange) ask(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
-	limit := maxAnswer
+func (x *soapTransport) perform(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
+	limit := maxResponse
 	if x.action == listAction {
 		limit = maxListing
 	}
-	for _, form := range []form{modern, legacy} {
-		var a answer
-		a, _, err = x.config.send(ctx, x.to, request{
-			bytes: x.to.post(form, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
+	for _, style := range []requestStyle{modern, legacy} {
+		var resp response
+		resp, _, err = x.config.send(ctx, x.to, request{
+			bytes: x.to.post(style, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
 		})
 		if err != nil {
 			return nil, false, err
 		}
-		x.status = a.status
-		envelope, isFault, err = x.normalise(a)
+		x.status = resp.status
+		envelope, isFault, err = x.normalise(resp)
 		if envelope != nil || err != nil {
 			return envelope, isFault, err
 		}
-		if err = a.err(); form == legacy || !a.notUnderstood() {
+		if err = resp.err(); style == legacy || !resp.notUnderstood() {
 			return nil, false, err
 		}
 	}
@@ -85,7 +85,7 @@ func (x *exchange) ask(ctx context.Context, body []byte) (envelope []byte, isFau
 }
 
 // canonical maps the arguments that are read, in lower case, to their names.
-var canonical = func() map[string]string {
+var argumentNames = func() map[string]string {
 	names := map[string]string{}
 	for _, name := range strings.Fields(`
 		NewRemoteHost NewExternalPort NewProtocol NewInternalPort NewInternalClient NewEnabled
@@ -98,34 +98,34 @@ var canonical = func() map[string]string {
 }()
 
 // err is what is wrong with an answer that holds nothing readable.
-func (a answer) err() error {
-	if a.status/100 != 2 {
-		return &HTTPError{Status: a.status}
+func (r response) err() error {
+	if r.status/100 != 2 {
+		return &HTTPError{Status: r.status}
 	}
-	return malformed("%d bytes that are no answer", len(a.body))
+	return malformed("%d bytes that are no answer", len(r.body))
 }
 
 // normalise rewrites an answer as SOAP 1.1 has it, in UTF-8, with the
 // standard's prefixes, names and shape: the envelope of a fault, or of a
 // success, whatever the HTTP status says. An answer that is neither has no
 // envelope. The error wraps backends.ErrMalformed.
-func (q question) normalise(a answer) (envelope []byte, isFault bool, err error) {
-	limit := maxAnswerElements
-	if q.action == listAction {
+func (action soapAction) normalise(resp response) (envelope []byte, isFault bool, err error) {
+	limit := maxResponseElements
+	if action.action == listAction {
 		limit += maxListElements // some devices do not escape the listing
 	}
-	document, err := parseXML(a.body, limit)
+	document, err := parseXML(resp.body, limit)
 	if err != nil {
 		return nil, false, err
 	}
-	if r := document.find(q.action + "Response"); r != nil && r.closed {
-		return q.successEnvelope(r), false, nil
+	if result := document.find(action.action + "Response"); result != nil && result.closed {
+		return action.successEnvelope(result), false, nil
 	}
-	if f := findFault(document); f != nil {
-		return faultEnvelope(f), true, nil
+	if faultElement := findFault(document); faultElement != nil {
+		return faultEnvelope(faultElement), true, nil
 	}
-	if q.silent && a.ok() && isEmpty(a.body, document) {
-		return q.successEnvelope(&element{}), false, nil
+	if action.noOutput && resp.succeeded() && isEmpty(resp.body, document) {
+		return action.successEnvelope(&element{}), false, nil
 	}
 	return nil, false, nil
 }
@@ -175,20 +175,20 @@ func faultEnvelope(f *element) []byte {
 	var b bytes.Buffer
 	b.WriteString(envelopeStart + `<s:Fault><faultcode>s:Client</faultcode><faultstring>UPnPError</faultstring>` +
 		`<detail><UPnPError xmlns="urn:schemas-upnp-org:control-1-0">`)
-	write(&b, "errorCode", strconv.Itoa(code))
-	write(&b, "errorDescription", text)
+	writeElement(&b, "errorCode", strconv.Itoa(code))
+	writeElement(&b, "errorDescription", text)
 	b.WriteString(`</UPnPError></detail></s:Fault>` + envelopeEnd)
 	return b.Bytes()
 }
 
-func (q question) successEnvelope(response *element) []byte {
+func (action soapAction) successEnvelope(response *element) []byte {
 	var b bytes.Buffer
-	b.WriteString(envelopeStart + `<u:` + q.action + `Response xmlns:u="` + q.service + `">`)
+	b.WriteString(envelopeStart + `<u:` + action.action + `Response xmlns:u="` + action.service + `">`)
 	for _, c := range response.children {
-		if name, ok := canonical[strings.ToLower(c.name)]; ok {
-			write(&b, name, c.content())
+		if name, ok := argumentNames[strings.ToLower(c.name)]; ok {
+			writeElement(&b, name, c.content())
 		}
 	}
-	b.WriteString(`</u:` + q.action + `Response>` + envelopeEnd)
+	b.WriteString(`</u:` + action.action + `Response>` + envelopeEnd)
 	return b.Bytes()
 }

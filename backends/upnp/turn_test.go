@@ -18,7 +18,7 @@ var actionName = regexp.MustCompile(`(?i)SOAPACTION: "[^"#]*#(\w+)"`)
 // actions returns the actions that the server was asked for, in their order.
 func (s *rawServer) actions() []string {
 	var names []string
-	for _, r := range s.all() {
+	for _, r := range s.received() {
 		names = append(names, actionName.FindStringSubmatch(r)[1])
 	}
 	return names
@@ -27,26 +27,26 @@ func (s *rawServer) actions() []string {
 // serveActions starts a server that knows all actions, and has no results for them.
 func serveActions(t *testing.T) *rawServer {
 	return serveRaw(t, func(conn net.Conn, _ int, request string) {
-		_, _ = conn.Write([]byte(ok(said(actionName.FindStringSubmatch(request)[1], ""))))
+		_, _ = conn.Write([]byte(ok(soapResponse(actionName.FindStringSubmatch(request)[1], ""))))
 	})
 }
 
-// takeNow takes a turn for which nothing has to be waited for.
-func takeNow(t *testing.T, at netip.AddrPort) (end func()) {
+// enterNow takes a turn for which nothing has to be waited for.
+func enterNow(t *testing.T, at netip.AddrPort) (leave func()) {
 	t.Helper()
-	end, err := takeTurn(t.Context(), &hosts, at)
+	leave, err := enterQueue(t.Context(), &requestQueues, at)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return end
+	return leave
 }
 
 // All Clients of one address and port send their requests one after another: the most
 // urgent first, and the oldest first among equals.
-func TestTurns(t *testing.T) {
+func TestRequestOrder(t *testing.T) {
 	server, other := serveActions(t), serveActions(t)
 	synctest.Test(t, func(t *testing.T) {
-		end := takeNow(t, server.addr)
+		leave := enterNow(t, server.addr)
 		for _, r := range []struct {
 			action   string
 			priority ctxsync.Priority
@@ -67,7 +67,7 @@ func TestTurns(t *testing.T) {
 		if err := other.client(t, ip1, ClientConfig{}).perform(t.Context(), "Other", nil, nil); err != nil {
 			t.Errorf("at another port: %v", err)
 		}
-		end()
+		leave()
 		synctest.Wait()
 		if got, want := server.actions(), []string{"First", "Second", "Delete", "Renewal", "Check"}; !slices.Equal(got, want) {
 			t.Errorf("order %v, want %v", got, want)
@@ -76,22 +76,22 @@ func TestTurns(t *testing.T) {
 }
 
 // A request whose context ends while it waits is not sent, and leaves the queue.
-func TestTurnGivenUp(t *testing.T) {
+func TestCancelledInQueue(t *testing.T) {
 	server := serveActions(t)
 	synctest.Test(t, func(t *testing.T) {
-		end := takeNow(t, server.addr)
+		leave := enterNow(t, server.addr)
 		c := server.client(t, ip1, ClientConfig{})
 		ctx, cancel := context.WithCancelCause(t.Context())
-		enough := errors.New("enough")
-		givenUp := make(chan error, 1)
-		go func() { givenUp <- c.perform(ctx, "GivenUp", nil, nil) }()
+		cause := errors.New("enough")
+		ended := make(chan error, 1)
+		go func() { ended <- c.perform(ctx, "GivenUp", nil, nil) }()
 		synctest.Wait()
-		cancel(enough)
-		if err := <-givenUp; !errors.Is(err, enough) {
+		cancel(cause)
+		if err := <-ended; !errors.Is(err, cause) {
 			t.Errorf("error %v, want the cause", err)
 		}
-		end()
-		takeNow(t, server.addr)()
+		leave()
+		enterNow(t, server.addr)()
 		if got := server.actions(); len(got) != 0 {
 			t.Errorf("asked for %v", got)
 		}

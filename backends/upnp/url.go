@@ -45,12 +45,12 @@ func newEndpoint(addr netip.AddrPort, u *url.URL) endpoint {
 	if path.Path == "" {
 		path.Path = "/"
 	}
-	path.RawQuery = plainQuery(path.RawQuery)
+	path.RawQuery = escapeQuery(path.RawQuery)
 	return endpoint{url: &path, addr: addr}
 }
 
 // plainQuery escapes what package url lets pass and a request line does not.
-func plainQuery(query string) string {
+func escapeQuery(query string) string {
 	var b strings.Builder
 	for _, c := range []byte(query) {
 		if c <= ' ' || c > '~' {
@@ -91,7 +91,7 @@ func portOf(u *url.URL) (uint16, error) {
 }
 
 // host is the Host header: devices know no zones of ours.
-func (e endpoint) host() string {
+func (e endpoint) hostHeader() string {
 	return netip.AddrPortFrom(e.addr.Addr().WithZone(""), e.addr.Port()).String()
 }
 
@@ -134,7 +134,7 @@ func controlURLs(raw string, bases []endpoint) []string {
 		if err != nil || !strings.EqualFold(scheme, "http") {
 			return nil
 		}
-		onDevice(u, bases, add)
+		rewriteToDevice(u, bases, add)
 		return urls
 	}
 	for _, base := range bases {
@@ -150,7 +150,7 @@ func controlURLs(raw string, bases []endpoint) []string {
 
 // onDevice re-points an absolute URL to the device, whatever host it names,
 // with the port that it names, then with the description's.
-func onDevice(u *url.URL, bases []endpoint, add func(endpoint, *url.URL)) {
+func rewriteToDevice(u *url.URL, bases []endpoint, add func(endpoint, *url.URL)) {
 	from := bases[len(bases)-1]
 	if port, err := portOf(u); err == nil {
 		add(endpoint{addr: netip.AddrPortFrom(from.addr.Addr(), port)}, u)
@@ -176,12 +176,12 @@ func reference(dir, raw string) *url.URL {
 // responder, or of the gateway where it names that, with the path and port
 // kept. The responder must be the gateway or on a network of ours, and
 // loopback only where the gateway is. Its error wraps backends.ErrInvalid.
-func relocate(location string, from netip.AddrPort, gateway netip.Addr, onLink func(netip.Addr) bool) (string, error) {
+func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, onLink func(netip.Addr) bool) (string, error) {
 	responder, gateway := from.Addr().Unmap(), gateway.Unmap()
 	if err := checkResponder(responder, gateway, onLink); err != nil {
 		return "", err
 	}
-	location = withoutZone(strings.TrimSpace(location))
+	location = stripZone(strings.TrimSpace(location))
 	if len(location) > maxURL {
 		return "", fmt.Errorf("%w: LOCATION of %d bytes", backends.ErrInvalid, len(location))
 	}
@@ -222,7 +222,7 @@ func checkResponder(responder, gateway netip.Addr, onLink func(netip.Addr) bool)
 
 // withoutZone drops the zone from the host of a URL: it is the device's own
 // index, and often not escaped as a URL has it.
-func withoutZone(location string) string {
+func stripZone(location string) string {
 	start := strings.IndexByte(location, '[')
 	end := strings.IndexByte(location, ']')
 	if start < 0 || end < start || strings.ContainsAny(location[:start], "?#") {

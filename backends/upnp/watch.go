@@ -14,7 +14,7 @@ import (
 
 // between is how far apart the questions are that hints lead to: anybody on the
 // network can send hints.
-const between = 2 * time.Second
+const queryInterval = 2 * time.Second
 
 // hint is a reason to ask the device whether it has lost its state.
 type hint struct {
@@ -23,15 +23,15 @@ type hint struct {
 	// takes evidence.
 	strong bool
 	// boot is the BOOTID that came with it, if any.
-	boot ssdp.ID
+	bootID ssdp.ID
 }
 
 // signal tells those who watch that the device may have lost its state. It does
 // not wait: one signal more says nothing more, but that it is stronger.
-func (b *Backend) signal(h hint) {
+func (b *Backend) sendHint(h hint) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for c := range b.signals {
+	for c := range b.watchers {
 		if h.strong {
 			select {
 			case <-c:
@@ -64,7 +64,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 	if b.config.Notify.IsValid() || !b.config.Gateway.IsLoopback() { // which no multicast comes from
 		listening.Go(func() {
 			l := ssdp.Listener{Addr: b.config.Notify, Interface: b.config.Interface}
-			if err := l.Listen(ctx, b.heard); err != nil && ctx.Err() == nil {
+			if err := l.Listen(ctx, b.onNotify); err != nil && ctx.Err() == nil {
 				b.log.Warn("upnp: no notifications", "err", err)
 			}
 		})
@@ -72,15 +72,15 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 	for {
 		select {
 		case h := <-hints:
-			c, is := b.confirm(ctx, h)
-			if is {
+			c, changed := b.confirm(ctx, h)
+			if changed {
 				select { // of the same event
 				case <-hints:
 				default:
 				}
 				b.calls.Callback(func() { notify(c) })
 			}
-			_ = ctxsync.Sleep(ctx, b.between)
+			_ = ctxsync.Sleep(ctx, b.queryInterval)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -91,39 +91,39 @@ func (b *Backend) subscribe() chan hint {
 	hints := make(chan hint, 1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.signals[hints] = struct{}{}
+	b.watchers[hints] = struct{}{}
 	return hints
 }
 
 func (b *Backend) unsubscribe(hints chan hint) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.signals, hints)
+	delete(b.watchers, hints)
 }
 
 // heard makes a hint of a notification of the device that was used last.
-func (b *Backend) heard(n ssdp.Notification) {
+func (b *Backend) onNotify(n ssdp.Notification) {
 	b.mu.Lock()
-	known := b.known
-	about := known.gateway != nil && known.gateway.announces(n)
-	if about && n.Kind == ssdp.Update && n.BootID == known.boot && n.NextBootID.Valid {
-		b.known.boot = n.NextBootID // without a restart
+	lastSeen := b.lastSeen
+	fromDevice := lastSeen.gateway != nil && lastSeen.gateway.sentBy(n)
+	if fromDevice && n.Kind == ssdp.Update && n.BootID == lastSeen.bootID && n.NextBootID.Valid {
+		b.lastSeen.bootID = n.NextBootID // without a restart
 	}
 	b.mu.Unlock()
 	switch {
-	case !about:
+	case !fromDevice:
 	case n.Kind == ssdp.ByeBye:
-		b.signal(hint{reason: "the gateway said goodbye", strong: true})
-	case n.Kind == ssdp.Alive && n.BootID.Valid && known.boot.Valid && n.BootID != known.boot:
-		b.signal(hint{reason: "the gateway started again: its BOOTID changed", strong: true, boot: n.BootID})
+		b.sendHint(hint{reason: "the gateway sent ssdp:byebye", strong: true})
+	case n.Kind == ssdp.Alive && n.BootID.Valid && lastSeen.bootID.Valid && n.BootID != lastSeen.bootID:
+		b.sendHint(hint{reason: "the gateway started again: its BOOTID changed", strong: true, bootID: n.BootID})
 	default: // some never change their BOOTID
-		b.signal(hint{reason: "the gateway announced itself"})
+		b.sendHint(hint{reason: "the gateway announced itself"})
 	}
 }
 
 // announces reports whether a notification is one of the device, and not of
 // another host or of another device on the same one.
-func (g *gateway) announces(n ssdp.Notification) bool {
+func (g *gateway) sentBy(n ssdp.Notification) bool {
 	if n.From.Addr().Unmap().WithZone("") != g.Device.Host.WithZone("") {
 		return false
 	}
@@ -139,27 +139,27 @@ func (g *gateway) announces(n ssdp.Notification) bool {
 // confirm asks the device, and says what has changed, if anything.
 func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	b.mu.Lock()
-	before := b.known
+	previous := b.lastSeen
 	b.mu.Unlock()
-	if h.boot.Valid && h.boot == before.boot {
+	if h.bootID.Valid && h.bootID == previous.bootID {
 		h.strong = false // told already
 	}
-	now, err := b.again(ctx, before.boot, h.strong)
+	now, err := b.requery(ctx, previous.bootID, h.strong)
 	if err != nil {
 		b.log.Debug("upnp: not confirmed", "hint", h.reason, "err", err)
 		return backends.Change{}, false
 	}
-	after := known{now, now.bootID}
-	if h.boot.Valid {
-		after.boot = h.boot // some answer searches with another
+	current := deviceState{now, now.bootID}
+	if h.bootID.Valid {
+		current.bootID = h.bootID // some answer searches with another
 	}
 	b.mu.Lock()
-	if b.known.boot != before.boot {
-		before.boot, after.boot = b.known.boot, b.known.boot // told meanwhile
+	if b.lastSeen.bootID != previous.bootID {
+		previous.bootID, current.bootID = b.lastSeen.bootID, b.lastSeen.bootID // told meanwhile
 	}
-	b.known = after
+	b.lastSeen = current
 	b.mu.Unlock()
-	kind, reason := after.since(before)
+	kind, reason := current.changesSince(previous)
 	switch {
 	case kind == 0 && !h.strong:
 		return backends.Change{}, false
@@ -171,50 +171,50 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 
 // again asks the device in use, whose BOOTID is boot, what it says of itself or,
 // where it may be elsewhere, looks for it.
-func (b *Backend) again(ctx context.Context, boot ssdp.ID, elsewhere bool) (*gateway, error) {
+func (b *Backend) requery(ctx context.Context, bootID ssdp.ID, mayHaveMoved bool) (*gateway, error) {
 	b.mu.Lock()
-	current := b.found
+	current := b.current
 	b.mu.Unlock()
 	if current == nil {
-		return b.find(ctx)
+		return b.findGateway(ctx)
 	}
-	if !elsewhere {
+	if !mayHaveMoved {
 		g := *current
-		g.Status, g.bootID = Status{}, boot
-		if b.interview(ctx, &g) == nil {
-			b.remember(g.External)
+		g.Status, g.bootID = Status{}, bootID
+		if b.queryStatus(ctx, &g) == nil {
+			b.setExternal(g.External)
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			if b.found == current { // or it was lost meanwhile
-				b.found = &g
+			if b.current == current { // or it was lost meanwhile
+				b.current = &g
 			}
 			return &g, nil
 		}
 	}
-	b.lose(current)
-	return b.find(ctx)
+	b.forget(current)
+	return b.findGateway(ctx)
 }
 
 // known is the device as those who watch know it.
-type known struct {
+type deviceState struct {
 	gateway *gateway
-	boot    ssdp.ID
+	bootID  ssdp.ID
 }
 
 // since says what has changed, and how that is seen, or 0.
-func (now known) since(before known) (backends.ChangeKind, string) {
-	if before.gateway == nil {
+func (current deviceState) changesSince(previous deviceState) (backends.ChangeKind, string) {
+	if previous.gateway == nil {
 		return 0, ""
 	}
-	g, old := now.gateway, before.gateway
+	g, before := current.gateway, previous.gateway
 	switch {
-	case g.restarted(old):
+	case g.restartedSince(before):
 		return backends.Restarted, "the gateway's connection is younger than it was"
-	case changed(old.External, g.External):
-		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", old.External, g.External)
-	case now.boot.Valid && before.boot.Valid && now.boot != before.boot:
+	case addrChanged(before.External, g.External):
+		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", before.External, g.External)
+	case current.bootID.Valid && previous.bootID.Valid && current.bootID != previous.bootID:
 		return backends.Restarted, "the gateway started again: its BOOTID changed"
-	case g.Device.URL != old.Device.URL:
+	case g.Device.URL != before.Device.URL:
 		return backends.Announced, "the gateway's description has moved to " + g.Device.URL
 	}
 	return 0, ""
@@ -222,31 +222,31 @@ func (now known) since(before known) (backends.ChangeKind, string) {
 
 // restarted compares uptimes: of one connection it only grows, and about as fast
 // as ours. Some devices tell the same for ever.
-func (g *gateway) restarted(before *gateway) bool {
+func (g *gateway) restartedSince(previous *gateway) bool {
 	const slack = 2 * time.Second
-	now, then := g.Status.Uptime, before.Status.Uptime
+	now, then := g.Status.Uptime, previous.Status.Uptime
 	if then == 0 || now == then || g.Status.Connection == "" {
 		return false
 	}
-	passed := g.seen.Sub(before.seen)
-	return now+slack+passed/8 < then+passed
+	elapsed := g.statusTime.Sub(previous.statusTime)
+	return now+slack+elapsed/8 < then+elapsed
 }
 
-func changed(before, now netip.Addr) bool {
+func addrChanged(before, now netip.Addr) bool {
 	return before.IsValid() && now.IsValid() && before != now
 }
 
 // remembered tells those who watch where a device that was found again has
 // changed. Where nobody watches, nobody has to know.
-func (b *Backend) remembered(g *gateway) {
-	now := known{g, g.bootID}
+func (b *Backend) recordFound(g *gateway) {
+	current := deviceState{g, g.bootID}
 	b.mu.Lock()
-	before := b.known
-	if before.gateway == nil || len(b.signals) == 0 {
-		b.known = now
+	previous := b.lastSeen
+	if previous.gateway == nil || len(b.watchers) == 0 {
+		b.lastSeen = current
 	}
 	b.mu.Unlock()
-	if _, reason := now.since(before); reason != "" {
-		b.signal(hint{reason: reason, strong: true})
+	if _, reason := current.changesSince(previous); reason != "" {
+		b.sendHint(hint{reason: reason, strong: true})
 	}
 }

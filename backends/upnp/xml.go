@@ -30,7 +30,7 @@ func parseXML(b []byte, maxElements int) (*element, error) {
 	d := xml.NewDecoder(bytes.NewReader(utf8XML(b)))
 	d.Strict = false
 	d.CharsetReader = func(_ string, r io.Reader) (io.Reader, error) { return r, nil }
-	t := newTree()
+	t := newTreeBuilder()
 	for {
 		token, err := d.RawToken() // Token would give up at the first missing end tag
 		if err != nil {
@@ -52,17 +52,17 @@ func parseXML(b []byte, maxElements int) (*element, error) {
 
 // tree is a document while it is read: the elements that are open, outermost
 // first, and the text of each so far.
-type tree struct {
+type treeBuilder struct {
 	open     []*element
 	texts    []*strings.Builder
 	elements int
 }
 
-func newTree() *tree {
-	return &tree{open: []*element{{}}, texts: []*strings.Builder{{}}}
+func newTreeBuilder() *treeBuilder {
+	return &treeBuilder{open: []*element{{}}, texts: []*strings.Builder{{}}}
 }
 
-func (t *tree) start(name string) {
+func (t *treeBuilder) start(name string) {
 	e := &element{name: name}
 	parent := t.open[len(t.open)-1]
 	parent.children = append(parent.children, e)
@@ -72,7 +72,7 @@ func (t *tree) start(name string) {
 
 // close ends the innermost open element of that name, and those in it that
 // were left open. An end without a start is ignored.
-func (t *tree) close(name string) {
+func (t *treeBuilder) close(name string) {
 	for i := len(t.open) - 1; i > 0; i-- {
 		if strings.EqualFold(t.open[i].name, name) {
 			t.finish(i)
@@ -84,7 +84,7 @@ func (t *tree) close(name string) {
 
 // finish ends the open elements from i on. Until then they have no text: half
 // of it could mean something else.
-func (t *tree) finish(i int) {
+func (t *treeBuilder) finish(i int) {
 	for ; i < len(t.open); i++ {
 		t.open[i].text, t.open[i].closed = strings.TrimSpace(t.texts[i].String()), true
 	}
@@ -114,7 +114,7 @@ func (e *element) find(name string) *element {
 }
 
 // write appends <name>, the text, </name>.
-func write(b *bytes.Buffer, name, text string) {
+func writeElement(b *bytes.Buffer, name, text string) {
 	b.WriteString("<" + name + ">")
 	_ = xml.EscapeText(b, []byte(text)) // a Buffer takes everything
 	b.WriteString("</" + name + ">")
@@ -148,25 +148,25 @@ func (e *element) content() string {
 	}
 	var b bytes.Buffer
 	for _, c := range e.children {
-		c.markup(&b)
+		c.writeMarkup(&b)
 	}
 	return b.String()
 }
 
-func (e *element) markup(b *bytes.Buffer) {
+func (e *element) writeMarkup(b *bytes.Buffer) {
 	if len(e.children) == 0 {
-		write(b, plainName(e.name), e.text)
+		writeElement(b, sanitizeName(e.name), e.text)
 		return
 	}
-	b.WriteString("<" + plainName(e.name) + ">")
+	b.WriteString("<" + sanitizeName(e.name) + ">")
 	for _, c := range e.children {
-		c.markup(b)
+		c.writeMarkup(b)
 	}
-	b.WriteString("</" + plainName(e.name) + ">")
+	b.WriteString("</" + sanitizeName(e.name) + ">")
 }
 
 // plainName is a name that needs no escaping.
-func plainName(name string) string {
+func sanitizeName(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '_' {
 			return r
