@@ -223,8 +223,8 @@ func TestPinholes(t *testing.T) {
 	if got, err := c.FirewallStatus(ctx); err != nil || got != (FirewallStatus{Enabled: true}) {
 		t.Errorf("status %+v, %v", got, err)
 	}
-	hole := Pinhole{Internal: netip.MustParseAddrPort("[2001:db8::10]:8080"), Protocol: backends.UDP, Lease: time.Hour}
-	id, err := c.AddPinhole(ctx, hole)
+	request := Pinhole{Internal: netip.MustParseAddrPort("[2001:db8::10]:8080"), Protocol: backends.UDP, Lease: time.Hour}
+	id, err := c.AddPinhole(ctx, request)
 	if err != nil || id != 65535 {
 		t.Errorf("added %d, %v", id, err)
 	}
@@ -243,8 +243,8 @@ func TestPinholes(t *testing.T) {
 	if err := c.DeletePinhole(ctx, id); err != nil {
 		t.Errorf("deleted: %v", err)
 	}
-	hole.Remote = netip.MustParseAddrPort("[2001:db8:1::9]:53")
-	if _, err := c.AddPinhole(ctx, hole); !errors.Is(err, backends.ErrMalformed) {
+	request.Remote = netip.MustParseAddrPort("[2001:db8:1::9]:53")
+	if _, err := c.AddPinhole(ctx, request); !errors.Is(err, backends.ErrMalformed) {
 		t.Errorf("an id out of range: %v", err)
 	}
 	if got := lastArguments(t, s); !strings.HasPrefix(got, elements("RemoteHost", "2001:db8:1::9", "RemotePort", "53")) {

@@ -14,7 +14,7 @@ import (
 // whole.
 func TestTruncatedResponse(t *testing.T) {
 	whole := ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")))
-	action := soapAction{service: ip1, action: "GetExternalIPAddress"}
+	call := soapCall{service: ip1, action: "GetExternalIPAddress"}
 	for n := range len(whole) {
 		r := responseReader{r: bufio.NewReader(strings.NewReader(whole[:n])), limit: 1 << 20, root: "Envelope", onOverrun: func() {}}
 		resp, err := r.read()
@@ -24,12 +24,12 @@ func TestTruncatedResponse(t *testing.T) {
 			}
 			continue
 		}
-		envelope, _, err := action.normalise(resp)
+		envelope, _, err := call.normalise(resp)
 		if err != nil || envelope != nil && !strings.Contains(string(envelope), ">203.0.113.7<") {
 			t.Errorf("%d bytes: %q, %v", n, envelope, err)
 		}
-		withoutOutput := soapAction{service: ip1, action: "AddPortMapping", noOutput: true}
-		if envelope, _, _ := withoutOutput.normalise(resp); envelope != nil {
+		noOutputCall := soapCall{service: ip1, action: "AddPortMapping", noOutput: true}
+		if envelope, _, _ := noOutputCall.normalise(resp); envelope != nil {
 			t.Errorf("%d bytes are a success: %q", n, envelope)
 		}
 	}

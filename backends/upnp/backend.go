@@ -214,7 +214,7 @@ func (b *Backend) countNoReply(err error) bool {
 
 // do does something with the device. Where that has moved, which refuses the
 // connection, it is looked for again, once.
-func (b *Backend) withDevice(ctx context.Context, act func(context.Context, *gateway) error) error {
+func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gateway) error) error {
 	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
@@ -224,7 +224,7 @@ func (b *Backend) withDevice(ctx context.Context, act func(context.Context, *gat
 	if err != nil {
 		return err
 	}
-	err = act(ctx, g)
+	err = f(ctx, g)
 	moved := Moved(err) && ctx.Err() == nil
 	if b.countNoReply(err) || moved {
 		b.forget(g) // it may be elsewhere when somebody asks again
@@ -236,7 +236,7 @@ func (b *Backend) withDevice(ctx context.Context, act func(context.Context, *gat
 	if g, err = b.gateway(ctx); err != nil {
 		return err
 	}
-	return act(ctx, g)
+	return f(ctx, g)
 }
 
 // recentEnough is how old a told external address may be to go with a mapping

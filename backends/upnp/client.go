@@ -121,17 +121,17 @@ func (c *Client) perform(ctx context.Context, action string, in, out any) error 
 }
 
 // performAt performs an action at an endpoint, in its turn.
-func (c *Client) performAt(ctx context.Context, to endpoint, action string, in, out any) error {
-	leave, err := enterQueue(ctx, &requestQueues, to.addr)
+func (c *Client) performAt(ctx context.Context, target endpoint, action string, in, out any) error {
+	leave, err := enterQueue(ctx, &requestQueues, target.addr)
 	if err != nil {
 		return fmt.Errorf("upnp: %s: %w", action, err)
 	}
 	defer leave()
 	transport := &soapTransport{
-		soapAction: soapAction{service: c.service.Type, action: action, noOutput: out == nil},
-		config:     c.config, to: to,
+		soapCall: soapCall{service: c.service.Type, action: action, noOutput: out == nil},
+		config:   c.config, endpoint: target,
 	}
-	client := soap.SOAPClient{EndpointURL: *to.url, HTTPClient: http.Client{
+	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}

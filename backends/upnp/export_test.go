@@ -16,8 +16,8 @@ func (b *Backend) ShortenDelays() *Backend {
 
 // SetQueryInterval sets how far apart the questions are that hints lead to. Call it before
 // Watch.
-func (b *Backend) SetQueryInterval(between time.Duration) *Backend {
-	b.queryInterval = between
+func (b *Backend) SetQueryInterval(interval time.Duration) *Backend {
+	b.queryInterval = interval
 	return b
 }
 

@@ -65,8 +65,8 @@ func FuzzNormalise(f *testing.F) {
 		f.Add([]byte(seed), false, 500)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, noOutput bool, status int) {
-		action := soapAction{service: ip1, action: "GetExternalIPAddress", noOutput: noOutput}
-		envelope, isFault, err := action.normalise(response{status: status, body: b})
+		call := soapCall{service: ip1, action: "GetExternalIPAddress", noOutput: noOutput}
+		envelope, isFault, err := call.normalise(response{status: status, body: b})
 		if err != nil && !errors.Is(err, backends.ErrMalformed) {
 			t.Fatal(err)
 		}

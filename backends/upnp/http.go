@@ -88,9 +88,9 @@ type request struct {
 // all within the configured timeout. local is this host's address on it. The
 // error wraps backends.ErrNoReply and its cause, or backends.ErrMalformed, or
 // the cause of the context's end.
-func (c ClientConfig) send(ctx context.Context, to endpoint, r request) (resp response, local netip.Addr, err error) {
-	resp, local, err = c.roundTrip(ctx, to, r)
-	c.Logger.DebugContext(ctx, "upnp exchange", "what", r.what, "url", to.url.String(), "status", resp.status, "error", err)
+func (c ClientConfig) send(ctx context.Context, target endpoint, r request) (resp response, local netip.Addr, err error) {
+	resp, local, err = c.roundTrip(ctx, target, r)
+	c.Logger.DebugContext(ctx, "upnp exchange", "what", r.what, "url", target.url.String(), "status", resp.status, "error", err)
 	switch {
 	case ctx.Err() != nil && (err != nil || resp.truncated):
 		return resp, local, context.Cause(ctx)
@@ -99,23 +99,23 @@ func (c ClientConfig) send(ctx context.Context, to endpoint, r request) (resp re
 	case errors.Is(err, backends.ErrMalformed):
 		return resp, local, err
 	}
-	return resp, local, fmt.Errorf("%w: %w", backends.ErrNoReply, withoutNetTimeout(err, to))
+	return resp, local, fmt.Errorf("%w: %w", backends.ErrNoReply, withoutNetTimeout(err, target))
 }
 
 // ownTimeout is a cause that nobody takes for the end of the caller's context,
 // as package net's timeouts are taken.
-func withoutNetTimeout(err error, to endpoint) error {
+func withoutNetTimeout(err error, target endpoint) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		return fmt.Errorf("%v: %w", to.addr, os.ErrDeadlineExceeded)
+		return fmt.Errorf("%v: %w", target.addr, os.ErrDeadlineExceeded)
 	}
 	return err
 }
 
-func (c ClientConfig) roundTrip(ctx context.Context, to endpoint, r request) (response, netip.Addr, error) {
+func (c ClientConfig) roundTrip(ctx context.Context, target endpoint, r request) (response, netip.Addr, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	conn, err := c.dial(dialCtx, to.addr)
+	conn, err := c.dial(dialCtx, target.addr)
 	if err != nil {
 		return response{}, netip.Addr{}, err
 	}
@@ -173,7 +173,7 @@ const (
 
 // dial connects to exactly that address and port, from the configured
 // interface and source.
-func (c ClientConfig) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1}
 	if c.Source.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.Source, 0))
@@ -193,7 +193,7 @@ func (c ClientConfig) dial(ctx context.Context, to netip.AddrPort) (net.Conn, er
 	start := func() {
 		started++
 		go func() { // waited for by its answer
-			conn, err := d.DialContext(ctx, "tcp", to.String())
+			conn, err := d.DialContext(ctx, "tcp", target.String())
 			results <- dialResult{conn, err}
 		}()
 	}
@@ -202,12 +202,12 @@ func (c ClientConfig) dial(ctx context.Context, to netip.AddrPort) (net.Conn, er
 	defer timer.Stop()
 	for {
 		select {
-		case first := <-results:
+		case result := <-results:
 			cancel()
 			for range started - 1 {
 				(<-results).discard()
 			}
-			return first.conn, first.err
+			return result.conn, result.err
 		case <-timer.C:
 			if started < dialAttempts {
 				start()

@@ -30,7 +30,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			yield(backends.Entry{}, err)
 			return
 		}
-		more := true
+		wantMore := true
 		var rowErr error // the list, after a row
 		err := b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 			external, err := b.recentExternal(ctx, g)
@@ -47,14 +47,14 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 					return err
 				}
 				yielded = true
-				b.calls.Callback(func() { more = yield(g.entry(e, external), nil) })
-				if !more {
+				b.calls.Callback(func() { wantMore = yield(g.entry(e, external), nil) })
+				if !wantMore {
 					return nil
 				}
 			}
 			return nil
 		})
-		if err = cmp.Or(err, rowErr); err != nil && more {
+		if err = cmp.Or(err, rowErr); err != nil && wantMore {
 			yield(backends.Entry{}, err)
 		}
 	}
@@ -176,12 +176,12 @@ func (c *Client) entriesByRange(ctx context.Context, yield func(PortMapping, err
 	rows := 0 // repeated ones too
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
 		for first := 0; first < 1<<16; first += maxWindow {
-			window, err := c.PortMappings(ctx, p, uint16(max(first, 1)), uint16(first+maxWindow-1))
+			entries, err := c.PortMappings(ctx, p, uint16(max(first, 1)), uint16(first+maxWindow-1))
 			if err != nil && !isNotFound(err) {
 				yield(PortMapping{}, err)
 				return
 			}
-			for _, e := range window {
+			for _, e := range entries {
 				if rows++; rows > maxEntries {
 					return
 				}

@@ -129,49 +129,49 @@ func roundUpToSecond(d time.Duration) time.Duration {
 }
 
 // run looks, adds and looks again.
-func (a *addOp) run(ctx context.Context) (backends.Mapping, error) {
-	external, err := a.backend.recentExternal(ctx, a.gateway)
+func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
+	external, err := op.backend.recentExternal(ctx, op.gateway)
 	if err != nil {
 		return backends.Mapping{}, err
 	}
 	sent := time.Now()
-	err = a.checkPort(ctx)
-	a.reportLoss(err)
+	err = op.checkPort(ctx)
+	op.reportLoss(err)
 	if err == nil {
 		sent = time.Now()
-		err = a.addEntry(ctx)
+		err = op.addEntry(ctx)
 	}
-	if errors.Is(err, backends.ErrConflict) && !a.request.Exact {
+	if errors.Is(err, backends.ErrConflict) && !op.request.Exact {
 		sent = time.Now()
-		err = a.addOnOtherPort(ctx, err)
+		err = op.addOnOtherPort(ctx, err)
 	}
 	if err != nil {
-		return backends.Mapping{}, a.explainConflict(external, err)
+		return backends.Mapping{}, op.explainConflict(external, err)
 	}
-	lease, err := a.verify(ctx)
+	lease, err := op.verify(ctx)
 	if err != nil {
 		return backends.Mapping{}, err
 	}
 	return backends.Mapping{
-		Backend: Name, Gateway: a.gateway.addr(), Protocol: a.entry.Protocol,
-		Internal: a.entry.Internal, External: netip.AddrPortFrom(external, a.entry.ExternalPort),
-		Remote: a.request.Remote, Description: a.request.Description,
-		Lifetime: lease, Granted: sent, Token: tokenOf(a.client.Service()),
+		Backend: Name, Gateway: op.gateway.addr(), Protocol: op.entry.Protocol,
+		Internal: op.entry.Internal, External: netip.AddrPortFrom(external, op.entry.ExternalPort),
+		Remote: op.request.Remote, Description: op.request.Description,
+		Lifetime: lease, Granted: sent, Token: tokenOf(op.client.Service()),
 	}, nil
 }
 
 // look finds out whether the port is somebody else's.
-func (a *addOp) checkPort(ctx context.Context) error {
-	a.existing, a.existingMatches, a.portFree = PortMapping{}, false, false
-	e, err := a.client.PortMapping(ctx, a.entry.Key())
+func (op *addOp) checkPort(ctx context.Context) error {
+	op.existing, op.existingMatches, op.portFree = PortMapping{}, false, false
+	e, err := op.client.PortMapping(ctx, op.entry.Key())
 	switch {
 	case err == nil:
-		return a.compareExisting(e)
+		return op.compareExisting(e)
 	case isNotFound(err):
-		a.portFree = true
+		op.portFree = true
 	case isFault(err, InvalidAction) || isFault(err, OptionalActionNotImplemented):
-		if a.renewed == nil {
-			return a.checkPortByListing(ctx)
+		if op.renewed == nil {
+			return op.checkPortByListing(ctx)
 		}
 	case transportError(err) != nil:
 		return err
@@ -181,15 +181,15 @@ func (a *addOp) checkPort(ctx context.Context) error {
 
 // lookThrough looks at the entries one after the other, in a device that cannot
 // be asked for one.
-func (a *addOp) checkPortByListing(ctx context.Context) error {
+func (op *addOp) checkPortByListing(ctx context.Context) error {
 	const maxRows = 256
 	n := 0
-	for e, err := range a.client.entriesByIndex(ctx) {
+	for e, err := range op.client.entriesByIndex(ctx) {
 		if err != nil {
 			return transportError(err)
 		}
-		if e.Key() == a.entry.Key() {
-			return a.compareExisting(e)
+		if e.Key() == op.entry.Key() {
+			return op.compareExisting(e)
 		}
 		if n++; n == maxRows {
 			break
@@ -200,48 +200,48 @@ func (a *addOp) checkPortByListing(ctx context.Context) error {
 
 // judge takes the entry that is there for the one that is wanted, or for somebody
 // else's.
-func (a *addOp) compareExisting(e PortMapping) error {
+func (op *addOp) compareExisting(e PortMapping) error {
 	switch {
-	case e.Internal == a.entry.Internal:
-		a.existing, a.existingMatches = e, true
+	case e.Internal == op.entry.Internal:
+		op.existing, op.existingMatches = e, true
 	case e.Internal.Addr().IsValid():
-		return fmt.Errorf("upnp: %w: %v port %d is forwarded to %v", backends.ErrConflict, a.entry.Protocol, a.entry.ExternalPort, e.Internal)
+		return fmt.Errorf("upnp: %w: %v port %d is forwarded to %v", backends.ErrConflict, op.entry.Protocol, op.entry.ExternalPort, e.Internal)
 	}
 	return nil
 }
 
 // missed tells watchers where the device has lost what it had granted.
-func (a *addOp) reportLoss(checkErr error) {
+func (op *addOp) reportLoss(checkErr error) {
 	const slack = 2 * time.Second // of clocks that count whole seconds
-	if a.renewed == nil || !a.portFree && !errors.Is(checkErr, backends.ErrConflict) {
+	if op.renewed == nil || !op.portFree && !errors.Is(checkErr, backends.ErrConflict) {
 		return
 	}
-	if expires := a.renewed.Expires(); expires.IsZero() || time.Until(expires) > slack {
-		a.backend.sendHint(hint{
-			reason: fmt.Sprintf("%v port %d is gone from the gateway's table", a.entry.Protocol, a.entry.ExternalPort), strong: true,
+	if expires := op.renewed.Expires(); expires.IsZero() || time.Until(expires) > slack {
+		op.backend.sendHint(hint{
+			reason: fmt.Sprintf("%v port %d is gone from the gateway's table", op.entry.Protocol, op.entry.ExternalPort), strong: true,
 		})
 	}
 }
 
 // send adds the entry, and does what helps against what the device has to say
 // against it. An entry that has no end and stands needs no adding.
-func (a *addOp) addEntry(ctx context.Context) error {
+func (op *addOp) addEntry(ctx context.Context) error {
 	for {
-		a.variant.apply(&a.entry, a.request)
-		if a.renewed != nil && a.existingMatches && a.existing.Enabled && a.existing.Lease == 0 && a.requestedLease() == backends.Forever {
+		op.variant.apply(&op.entry, op.request)
+		if op.renewed != nil && op.existingMatches && op.existing.Enabled && op.existing.Lease == 0 && op.requestedLease() == backends.Forever {
 			return nil
 		}
-		err := a.client.AddPortMapping(ctx, a.entry)
+		err := op.client.AddPortMapping(ctx, op.entry)
 		if err == nil {
-			a.quirks.update(func(q *quirks) { q.variant = a.variant })
+			op.quirks.update(func(q *quirks) { q.variant = op.variant })
 			return nil
 		}
-		retry, reclassified := a.retry(ctx, err)
+		retry, reclassified := op.retry(ctx, err)
 		switch {
 		case reclassified != nil:
 			return reclassified
 		case !retry:
-			return a.addError(err)
+			return op.classifyError(err)
 		case ctx.Err() != nil:
 			return fmt.Errorf("upnp: %w", context.Cause(ctx))
 		}
@@ -251,18 +251,18 @@ func (a *addOp) addEntry(ctx context.Context) error {
 // elsewhere gets another external port after a conflict: from the device, if it
 // chooses ports itself. A renewal goes on by itself; whoever asks for a new
 // mapping has the choice.
-func (a *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
+func (op *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
 	const maxAttempts = 3
-	for attempt := 0; attempt == 0 || a.renewed != nil && attempt < maxAttempts; attempt++ {
-		a.entry.ExternalPort = highPort()
-		if err := a.checkPort(ctx); errors.Is(err, backends.ErrConflict) {
+	for attempt := 0; attempt == 0 || op.renewed != nil && attempt < maxAttempts; attempt++ {
+		op.entry.ExternalPort = highPort()
+		if err := op.checkPort(ctx); errors.Is(err, backends.ErrConflict) {
 			continue
 		} else if err != nil {
 			return err
 		}
-		err := a.addAny(ctx)
-		if errors.Is(err, backends.ErrUnsupported) && a.renewed != nil {
-			err = a.addEntry(ctx)
+		err := op.addAny(ctx)
+		if errors.Is(err, backends.ErrUnsupported) && op.renewed != nil {
+			err = op.addEntry(ctx)
 		}
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -276,21 +276,21 @@ func (a *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
 
 // addAny lets the device choose the port, from a wish. Some devices cut the
 // connection instead of an answer: they cannot.
-func (a *addOp) addAny(ctx context.Context) error {
-	if _, noAddAny := a.quirks.get(); noAddAny || a.client.Service().Version() < 2 {
+func (op *addOp) addAny(ctx context.Context) error {
+	if _, noAddAny := op.quirks.get(); noAddAny || op.client.Service().Version() < 2 {
 		return backends.ErrUnsupported
 	}
-	a.variant.apply(&a.entry, a.request)
-	port, err := a.client.AddAnyPortMapping(ctx, a.entry)
+	op.variant.apply(&op.entry, op.request)
+	port, err := op.client.AddAnyPortMapping(ctx, op.entry)
 	switch {
 	case err == nil:
-		a.entry.ExternalPort, a.existingMatches = port, false
+		op.entry.ExternalPort, op.existingMatches = port, false
 		return nil
 	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	case errors.Is(err, backends.ErrNoReply), errors.Is(err, backends.ErrMalformed),
 		isFault(err, InvalidAction), isFault(err, OptionalActionNotImplemented):
-		a.quirks.update(func(q *quirks) { q.noAddAny = true })
+		op.quirks.update(func(q *quirks) { q.noAddAny = true })
 		return fmt.Errorf("%w: %v", backends.ErrUnsupported, err) //nolint:errorlint // not another reason to look for the device
 	}
 	return err
@@ -298,11 +298,11 @@ func (a *addOp) addAny(ctx context.Context) error {
 
 // asked is the lifetime that was asked for. In version 2, no lease is the longest
 // there (WANIPConnection:2, section 2.3.16), but for devices that take no other.
-func (a *addOp) requestedLease() time.Duration {
+func (op *addOp) requestedLease() time.Duration {
 	switch {
-	case a.entry.Lease != 0:
-		return a.entry.Lease
-	case a.variant.lease == leaseAsRequested && a.client.Service().Version() > 1:
+	case op.entry.Lease != 0:
+		return op.entry.Lease
+	case op.variant.lease == leaseAsRequested && op.client.Service().Version() > 1:
 		return week
 	}
 	return backends.Forever
@@ -310,7 +310,7 @@ func (a *addOp) requestedLease() time.Duration {
 
 // addError says better than a refusal to add why it is one. That there is no such
 // entry, or that a request was invalid, is no answer to it.
-func (a *addOp) addError(err error) error {
+func (op *addOp) classifyError(err error) error {
 	var f *Fault
 	switch {
 	case !errors.As(err, &f):
@@ -319,9 +319,9 @@ func (a *addOp) addError(err error) error {
 		return &reclassifiedFault{f, backends.ErrMalformed, "no answer to a request to add"}
 	case f.Code != ActionNotAuthorized:
 		return err
-	case a.entry.Internal.Addr() != a.gateway.Device.Local:
-		return &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", a.entry.Internal.Addr())}
-	case a.entry.ExternalPort < 1024:
+	case op.entry.Internal.Addr() != op.gateway.Device.Local:
+		return &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", op.entry.Internal.Addr())}
+	case op.entry.ExternalPort < 1024:
 		return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps because ports below 1024 are not for everybody"}
 	}
 	return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps its user has to let this host open ports"}
@@ -329,9 +329,9 @@ func (a *addOp) addError(err error) error {
 
 // because adds to a conflict over a port at which nothing is listed what else it
 // may come from.
-func (a *addOp) explainConflict(external netip.Addr, err error) error {
+func (op *addOp) explainConflict(external netip.Addr, err error) error {
 	scope := backends.ScopeOf(external)
-	if !errors.Is(err, backends.ErrConflict) || !a.portFree || scope != backends.ScopePrivate && scope != backends.ScopeShared {
+	if !errors.Is(err, backends.ErrConflict) || !op.portFree || scope != backends.ScopePrivate && scope != backends.ScopeShared {
 		return err
 	}
 	return fmt.Errorf("%w: it lists nothing there, and refuses perhaps because its external address, %v, is %v", err, external, scope)
@@ -342,23 +342,23 @@ func highPort() uint16 { return uint16(49152 + rand.IntN(1<<14)) }
 
 // verify returns the lifetime that was granted, as far as the device lists what
 // it has granted. One that cannot be asked is believed.
-func (a *addOp) verify(ctx context.Context) (time.Duration, error) {
-	requested := a.requestedLease()
-	e, err := a.client.PortMapping(ctx, a.entry.Key())
+func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
+	requested := op.requestedLease()
+	e, err := op.client.PortMapping(ctx, op.entry.Key())
 	switch {
 	case isNotFound(err):
-		return 0, fmt.Errorf("upnp: %w: it says that %v port %d is forwarded, but does not list it", backends.ErrNoResources, a.entry.Protocol, a.entry.ExternalPort)
+		return 0, fmt.Errorf("upnp: %w: it says that %v port %d is forwarded, but does not list it", backends.ErrNoResources, op.entry.Protocol, op.entry.ExternalPort)
 	case err != nil: // also that of a context that has ended: it stands all the same
 		return requested, nil
-	case e.Internal.Addr().IsValid() && e.Internal != a.entry.Internal:
-		return 0, a.mismatchError(e)
+	case e.Internal.Addr().IsValid() && e.Internal != op.entry.Internal:
+		return 0, op.mismatchError(e)
 	}
 	const slack = 2 * time.Second
 	switch {
 	case e.Lease == 0: // also where it means nothing
 		return requested, nil
-	case a.notExtended(e, requested):
-		return a.deleteAndAdd(ctx, e.Lease)
+	case op.notExtended(e, requested):
+		return op.deleteAndAdd(ctx, e.Lease)
 	case requested-e.Lease > slack:
 		return e.Lease, nil
 	}
@@ -367,36 +367,36 @@ func (a *addOp) verify(ctx context.Context) (time.Duration, error) {
 
 // foreign is what an entry is that was granted, and listed for somebody else.
 // Another port helps only if another program of this host was faster.
-func (a *addOp) mismatchError(e PortMapping) error {
+func (op *addOp) mismatchError(e PortMapping) error {
 	kind := backends.ErrNoResources
-	if e.Internal.Addr() == a.entry.Internal.Addr() {
+	if e.Internal.Addr() == op.entry.Internal.Addr() {
 		kind = backends.ErrConflict
 	}
 	return fmt.Errorf("upnp: %w: %v port %d was asked for %v, and is listed for %v",
-		kind, a.entry.Protocol, a.entry.ExternalPort, a.entry.Internal, e.Internal)
+		kind, op.entry.Protocol, op.entry.ExternalPort, op.entry.Internal, e.Internal)
 }
 
 // stale reports whether a renewal did not prolong the lease: it has not grown,
 // and is shorter than what was granted before.
-func (a *addOp) notExtended(e PortMapping, requested time.Duration) bool {
-	if a.renewed == nil || !a.existingMatches || a.existing.Lease == 0 || e.Lease > a.existing.Lease {
+func (op *addOp) notExtended(e PortMapping, requested time.Duration) bool {
+	if op.renewed == nil || !op.existingMatches || op.existing.Lease == 0 || e.Lease > op.existing.Lease {
 		return false
 	}
-	granted := min(requested, a.renewed.Lifetime)
+	granted := min(requested, op.renewed.Lifetime)
 	return e.Lease < granted-granted/5
 }
 
 // replace deletes and adds, with a device that prolongs no lease. Where it will
 // not delete, the entry stands for what is left.
-func (a *addOp) deleteAndAdd(ctx context.Context, remaining time.Duration) (time.Duration, error) {
-	if err := a.client.DeletePortMapping(ctx, a.entry.Key()); err != nil && !isNotFound(err) {
+func (op *addOp) deleteAndAdd(ctx context.Context, remaining time.Duration) (time.Duration, error) {
+	if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
 		return remaining, transportError(err)
 	}
-	a.renewed, a.existingMatches = nil, false // it is a new one now
-	if err := a.addEntry(ctx); err != nil {
+	op.renewed, op.existingMatches = nil, false // it is a new one now
+	if err := op.addEntry(ctx); err != nil {
 		return 0, err
 	}
-	return a.verify(ctx)
+	return op.verify(ctx)
 }
 
 // Unmap deletes the mapping. Where the device has none, or somebody else has the

@@ -127,9 +127,9 @@ func (v variant) helpsAgainst(code FaultCode) bool {
 }
 
 // once reports whether a cure was not tried yet, and notes that it is now.
-func (a *addOp) firstTry(remedy string) bool {
-	done := a.tried[remedy]
-	a.tried[remedy] = true
+func (op *addOp) firstTry(remedy string) bool {
+	done := op.tried[remedy]
+	op.tried[remedy] = true
 	return !done
 }
 
@@ -138,48 +138,48 @@ const retryDelay = time.Second
 
 // cure changes the request after a refusal, and reports whether it is worth
 // another try; or it says better than the refusal why it is not.
-func (a *addOp) retry(ctx context.Context, addErr error) (retry bool, err error) {
+func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error) {
 	var status *HTTPError
 	var f *Fault
 	switch {
 	case errors.As(addErr, &status):
-		return a.switchService(ctx)
+		return op.switchService(ctx)
 	case !errors.As(addErr, &f):
 		return false, nil
 	}
 	switch f.Code {
 	case ActionFailed:
-		if err := a.checkPrivateWAN(ctx, f); err != nil {
+		if err := op.checkPrivateWAN(ctx, f); err != nil {
 			return false, err
 		}
-		if a.firstTry("retry") {
-			return true, sleep(ctx, a.backend.retryDelay)
+		if op.firstTry("retry") {
+			return true, sleep(ctx, op.backend.retryDelay)
 		}
-		return a.nextVariant(f.Code), nil
+		return op.nextVariant(f.Code), nil
 	case OnlyPermanentLeasesSupported, StringArgumentTooLong:
-		return a.nextVariant(f.Code), nil
+		return op.nextVariant(f.Code), nil
 	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
-		if a.nextVariant(f.Code) {
+		if op.nextVariant(f.Code) {
 			return true, nil
 		}
-		a.variant = variant{}
-		return a.useSamePort(ctx)
+		op.variant = variant{}
+		return op.useSamePort(ctx)
 	case ConflictInMappingEntry:
-		return a.replaceExisting(ctx, f)
+		return op.replaceExisting(ctx, f)
 	case SamePortValuesRequired:
-		return a.useSamePort(ctx)
+		return op.useSamePort(ctx)
 	case InvalidAction, OptionalActionNotImplemented:
-		return a.switchService(ctx)
+		return op.switchService(ctx)
 	}
 	return false, nil
 }
 
 // reword words the request another way that may help against the refusal.
-func (a *addOp) nextVariant(code FaultCode) bool {
-	a.refused[a.variant.formKey(a.request)] = true
+func (op *addOp) nextVariant(code FaultCode) bool {
+	op.refused[op.variant.formKey(op.request)] = true
 	for _, v := range variants {
-		if v.helpsAgainst(code) && !a.refused[v.formKey(a.request)] {
-			a.variant = v
+		if v.helpsAgainst(code) && !op.refused[v.formKey(op.request)] {
+			op.variant = v
 			return true
 		}
 	}
@@ -188,8 +188,8 @@ func (a *addOp) nextVariant(code FaultCode) bool {
 
 // privateWAN says whether the device refuses because its own external address is
 // private, or because it has none.
-func (a *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
-	external, err := a.client.ExternalAddr(ctx)
+func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
+	external, err := op.client.ExternalAddr(ctx)
 	if err != nil {
 		return transportError(err)
 	}
@@ -197,7 +197,7 @@ func (a *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 	case backends.ScopePublic:
 		return nil
 	case backends.ScopeUnknown:
-		s, err := a.client.Status(ctx)
+		s, err := op.client.Status(ctx)
 		if err == nil && !s.Connected() {
 			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("it is %q and has no external address", s.Connection)}
 		}
@@ -213,18 +213,18 @@ func (a *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 // policy, which no other port changes. This host's own, of the same endpoint,
 // some devices want deleted first; others refuse a second external port for one
 // endpoint, and then it has to be the first.
-func (a *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err error) {
+func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err error) {
 	switch {
-	case a.entry.Internal.Addr() != a.gateway.Device.Local:
+	case op.entry.Internal.Addr() != op.gateway.Device.Local:
 		// Not a conflict, for which other ports would be tried.
-		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", a.entry.Internal.Addr())}
-	case a.existingMatches && a.firstTry("replace"):
-		if err := a.client.DeletePortMapping(ctx, a.entry.Key()); err != nil && !isNotFound(err) {
+		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", op.entry.Internal.Addr())}
+	case op.existingMatches && op.firstTry("replace"):
+		if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
 			return false, err
 		}
 		return true, nil
-	case !a.existingMatches && a.firstTry("duplicate"):
-		return a.useDuplicate(ctx)
+	case !op.existingMatches && op.firstTry("duplicate"):
+		return op.useDuplicate(ctx)
 	}
 	return false, nil
 }
@@ -232,22 +232,22 @@ func (a *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err 
 // takeTwin looks for an entry of the same endpoint under another external port:
 // it is used in its place or, where the port matters and it is this program's,
 // deleted.
-func (a *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
+func (op *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
 	const maxRows = 256
 	n := 0
-	for e, err := range a.client.entriesByIndex(ctx) {
+	for e, err := range op.client.entriesByIndex(ctx) {
 		if n++; err != nil || n > maxRows {
 			return false, transportError(err)
 		}
-		if e.ExternalPort == 0 || e.Protocol != a.entry.Protocol || e.Internal != a.entry.Internal || e.Remote != a.entry.Remote {
+		if e.ExternalPort == 0 || e.Protocol != op.entry.Protocol || e.Internal != op.entry.Internal || e.Remote != op.entry.Remote {
 			continue
 		}
-		if !a.request.Exact {
-			a.entry.ExternalPort, a.existing, a.existingMatches, a.portFree = e.ExternalPort, e, true, false
+		if !op.request.Exact {
+			op.entry.ExternalPort, op.existing, op.existingMatches, op.portFree = e.ExternalPort, e, true, false
 			return true, nil
 		}
-		if e.Description == wireDescription(a.request.Description) {
-			err := a.client.DeletePortMapping(ctx, e.Key())
+		if e.Description == wireDescription(op.request.Description) {
+			err := op.client.DeletePortMapping(ctx, e.Key())
 			return err == nil || isNotFound(err), transportError(err)
 		}
 	}
@@ -256,13 +256,13 @@ func (a *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
 
 // sameNumber makes the external port the internal one, for a device that knows
 // no other way.
-func (a *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
-	port := a.entry.Internal.Port()
-	if a.request.Exact || a.entry.ExternalPort == port || !a.firstTry("same port") {
+func (op *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
+	port := op.entry.Internal.Port()
+	if op.request.Exact || op.entry.ExternalPort == port || !op.firstTry("same port") {
 		return false, nil
 	}
-	a.entry.ExternalPort = port
-	err = a.checkPort(ctx)
+	op.entry.ExternalPort = port
+	err = op.checkPort(ctx)
 	return err == nil, err
 }
 
@@ -271,11 +271,11 @@ func serviceKey(c *Client) string { return c.service.Type + " " + c.service.Cont
 
 // otherService goes on with another service of the device, where this one does
 // not know what it must. It has a table of its own.
-func (a *addOp) switchService(ctx context.Context) (retry bool, err error) {
-	for _, c := range append([]*Client{a.gateway.client}, a.gateway.otherClients...) {
-		if a.firstTry(serviceKey(c)) && c != a.client {
-			a.client = c
-			err := a.checkPort(ctx)
+func (op *addOp) switchService(ctx context.Context) (retry bool, err error) {
+	for _, c := range append([]*Client{op.gateway.client}, op.gateway.otherClients...) {
+		if op.firstTry(serviceKey(c)) && c != op.client {
+			op.client = c
+			err := op.checkPort(ctx)
 			return err == nil, err
 		}
 	}

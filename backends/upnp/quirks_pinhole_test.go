@@ -117,26 +117,26 @@ func TestPinholeMoved(t *testing.T) {
 func TestPinholeIDsReassigned(t *testing.T) {
 	t.Parallel()
 	gw, b := open6(t, quirks.UPnP{})
-	holes := map[uint16]backends.Mapping{}
+	mappings := map[uint16]backends.Mapping{}
 	for _, port := range []uint16{8080, 9090} {
 		m, err := b.Map(t.Context(), request(port, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
-		holes[port] = m
+		mappings[port] = m
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	for _, port := range []uint16{9090, 8080} { // in any order
-		m, err := b.Renew(t.Context(), holes[port], request(port, 0))
+		m, err := b.Renew(t.Context(), mappings[port], request(port, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, is := pinhole(gw, port); !is {
 			t.Errorf("%d is renewed, and the gateway has %v", port, gw.Table())
 		}
-		holes[port] = m
+		mappings[port] = m
 	}
-	if err := b.Unmap(t.Context(), holes[8080]); err != nil {
+	if err := b.Unmap(t.Context(), mappings[8080]); err != nil {
 		t.Fatal(err)
 	}
 	if _, is := pinhole(gw, 9090); !is || len(gw.Table()) != 1 {

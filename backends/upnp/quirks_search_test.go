@@ -96,9 +96,9 @@ func TestSearchMulticastOnly(t *testing.T) {
 // TestSearchEnds: nobody answers, the caller goes, the backend is closed.
 func TestSearchEnds(t *testing.T) {
 	t.Parallel()
-	addr, searches := silentSSDP(t)
+	ssdp, searches := silentSSDP(t)
 	newBackend := func(wait time.Duration) *upnp.Backend {
-		b, err := upnp.New(upnp.Config{Gateway: addr.Addr(), SSDP: []netip.AddrPort{addr}, Wait: wait})
+		b, err := upnp.New(upnp.Config{Gateway: ssdp.Addr(), SSDP: []netip.AddrPort{ssdp}, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -37,14 +37,14 @@ func watch(t *testing.T, config gatewaytest.Config) *watched {
 }
 
 // watchAs is watch by such a backend, with the questions so far apart.
-func watchAs(t *testing.T, config gatewaytest.Config, backendConfig upnp.Config, between time.Duration) *watched {
+func watchAs(t *testing.T, config gatewaytest.Config, backendConfig upnp.Config, interval time.Duration) *watched {
 	t.Helper()
 	w := &watched{changes: make(chan backends.Change, 100), ended: make(chan error, 1)}
 	w.Gateway = start(t, config)
 	w.notify = w.NotifyAddr()
 	w.Advance(time.Hour)
 	backendConfig.Notify = w.notify
-	w.backend = newBackend(t, w.Gateway, backendConfig).SetQueryInterval(between)
+	w.backend = newBackend(t, w.Gateway, backendConfig).SetQueryInterval(interval)
 	mustMap(t, w.Gateway, w.backend, request(8080, 9000))
 	ctx, stop := context.WithCancelCause(t.Context())
 	w.stop = stop
@@ -263,10 +263,10 @@ func TestWatchUpdate(t *testing.T) {
 	w := watch(t, gatewaytest.Config{})
 	w.expectNoChange(t)
 	searches := w.Stats().Requests["ssdp search"]
-	own := w.Addr().Addr()
+	gatewayAddr := w.Addr().Addr()
 	notifyAndWait := func(form string, boot int) {
 		before := count(w.Gateway, "GetStatusInfo")
-		w.sendNotification(t, own, form, w.UPnP().UDN(), boot)
+		w.sendNotification(t, gatewayAddr, form, w.UPnP().UDN(), boot)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if _, err := w.AwaitRequests(ctx, before+1, isAction("GetStatusInfo")); err != nil {
@@ -290,14 +290,14 @@ func TestWatchForged(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
 	searches := w.Stats().Requests["ssdp search"]
-	own, otherHost := w.Addr().Addr(), host()
-	if own != otherHost {
+	gatewayAddr, otherHost := w.Addr().Addr(), host()
+	if gatewayAddr != otherHost {
 		w.sendNotification(t, otherHost, byebye, w.UPnP().UDN(), 1)
 		w.sendNotification(t, otherHost, alive, w.UPnP().UDN(), 99)
 	}
-	w.sendNotification(t, own, byebye, "uuid:a-television", 1)
-	w.sendNotification(t, own, alive, "uuid:a-television", 99)
-	w.sendNotification(t, own, "%s%d", "garbage", 1)
+	w.sendNotification(t, gatewayAddr, byebye, "uuid:a-television", 1)
+	w.sendNotification(t, gatewayAddr, alive, "uuid:a-television", 99)
+	w.sendNotification(t, gatewayAddr, "%s%d", "garbage", 1)
 	w.expectNoChange(t)
 	if n := w.Stats().Requests["ssdp search"]; n != searches {
 		t.Errorf("%d more searches", n-searches)

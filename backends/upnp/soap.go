@@ -15,7 +15,7 @@ import (
 const maxResponseElements = 256
 
 // question is the action that an answer belongs to.
-type soapAction struct {
+type soapCall struct {
 	service, action string
 	noOutput        bool // nothing is to come back: an empty answer is a success
 }
@@ -24,9 +24,9 @@ type soapAction struct {
 // request as picky devices want it and turns any readable answer into what
 // goupnp reads. It is used once.
 type soapTransport struct {
-	soapAction
-	config ClientConfig
-	to     endpoint
+	soapCall
+	config   ClientConfig
+	endpoint endpoint
 
 	status int   // of the answer
 	err    error // what went wrong, which goupnp keeps the text of only
@@ -42,7 +42,7 @@ func (x *soapTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	// Newlines between elements are too much for some devices, and the
 	// arguments are ASCII.
 	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
-	envelope, isFault, err := x.perform(r.Context(), body)
+	envelope, isFault, err := x.roundTrip(r.Context(), body)
 	if err != nil {
 		x.err = err
 		return nil, err
@@ -59,15 +59,15 @@ func (x *soapTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // ask performs the action, twice where the first form of the request was not
 // understood: no fault came with the status, so nothing was done.
-func (x *soapTransport) perform(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
+func (x *soapTransport) roundTrip(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
 	limit := maxResponse
 	if x.action == listAction {
 		limit = maxListing
 	}
 	for _, style := range []requestStyle{modern, legacy} {
 		var resp response
-		resp, _, err = x.config.send(ctx, x.to, request{
-			bytes: x.to.post(style, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
+		resp, _, err = x.config.send(ctx, x.endpoint, request{
+			bytes: x.endpoint.post(style, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
 		})
 		if err != nil {
 			return nil, false, err
@@ -109,23 +109,23 @@ func (r response) err() error {
 // standard's prefixes, names and shape: the envelope of a fault, or of a
 // success, whatever the HTTP status says. An answer that is neither has no
 // envelope. The error wraps backends.ErrMalformed.
-func (action soapAction) normalise(resp response) (envelope []byte, isFault bool, err error) {
+func (c soapCall) normalise(resp response) (envelope []byte, isFault bool, err error) {
 	limit := maxResponseElements
-	if action.action == listAction {
+	if c.action == listAction {
 		limit += maxListElements // some devices do not escape the listing
 	}
 	document, err := parseXML(resp.body, limit)
 	if err != nil {
 		return nil, false, err
 	}
-	if result := document.find(action.action + "Response"); result != nil && result.closed {
-		return action.successEnvelope(result), false, nil
+	if result := document.find(c.action + "Response"); result != nil && result.closed {
+		return c.successEnvelope(result), false, nil
 	}
 	if faultElement := findFault(document); faultElement != nil {
 		return faultEnvelope(faultElement), true, nil
 	}
-	if action.noOutput && resp.succeeded() && isEmpty(resp.body, document) {
-		return action.successEnvelope(&element{}), false, nil
+	if c.noOutput && resp.succeeded() && isEmpty(resp.body, document) {
+		return c.successEnvelope(&element{}), false, nil
 	}
 	return nil, false, nil
 }
@@ -181,14 +181,14 @@ func faultEnvelope(f *element) []byte {
 	return b.Bytes()
 }
 
-func (action soapAction) successEnvelope(response *element) []byte {
+func (c soapCall) successEnvelope(response *element) []byte {
 	var b bytes.Buffer
-	b.WriteString(envelopeStart + `<u:` + action.action + `Response xmlns:u="` + action.service + `">`)
+	b.WriteString(envelopeStart + `<u:` + c.action + `Response xmlns:u="` + c.service + `">`)
 	for _, c := range response.children {
 		if name, ok := argumentNames[strings.ToLower(c.name)]; ok {
 			writeElement(&b, name, c.content())
 		}
 	}
-	b.WriteString(`</u:` + action.action + `Response>` + envelopeEnd)
+	b.WriteString(`</u:` + c.action + `Response>` + envelopeEnd)
 	return b.Bytes()
 }

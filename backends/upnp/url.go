@@ -200,7 +200,7 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	}
 	host := responder
 	// A gateway may answer from another address than the one that it serves at.
-	if named, err := netip.ParseAddr(u.Hostname()); err == nil && named.Unmap() == gateway.WithZone("") {
+	if hostAddr, err := netip.ParseAddr(u.Hostname()); err == nil && hostAddr.Unmap() == gateway.WithZone("") {
 		host = gateway
 	}
 	return newEndpoint(netip.AddrPortFrom(host, port), u).url.String(), nil

@@ -105,7 +105,7 @@ func (b *Backend) unsubscribe(hints chan hint) {
 func (b *Backend) onNotify(n ssdp.Notification) {
 	b.mu.Lock()
 	lastSeen := b.lastSeen
-	fromDevice := lastSeen.gateway != nil && lastSeen.gateway.sentBy(n)
+	fromDevice := lastSeen.gateway != nil && lastSeen.gateway.matches(n)
 	if fromDevice && n.Kind == ssdp.Update && n.BootID == lastSeen.bootID && n.NextBootID.Valid {
 		b.lastSeen.bootID = n.NextBootID // without a restart
 	}
@@ -123,7 +123,7 @@ func (b *Backend) onNotify(n ssdp.Notification) {
 
 // announces reports whether a notification is one of the device, and not of
 // another host or of another device on the same one.
-func (g *gateway) sentBy(n ssdp.Notification) bool {
+func (g *gateway) matches(n ssdp.Notification) bool {
 	if n.From.Addr().Unmap().WithZone("") != g.Device.Host.WithZone("") {
 		return false
 	}
@@ -202,20 +202,20 @@ type deviceState struct {
 }
 
 // since says what has changed, and how that is seen, or 0.
-func (current deviceState) changesSince(previous deviceState) (backends.ChangeKind, string) {
+func (s deviceState) changesSince(previous deviceState) (backends.ChangeKind, string) {
 	if previous.gateway == nil {
 		return 0, ""
 	}
-	g, before := current.gateway, previous.gateway
+	gateway, previousGateway := s.gateway, previous.gateway
 	switch {
-	case g.restartedSince(before):
+	case gateway.restartedSince(previousGateway):
 		return backends.Restarted, "the gateway's connection is younger than it was"
-	case addrChanged(before.External, g.External):
-		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", before.External, g.External)
-	case current.bootID.Valid && previous.bootID.Valid && current.bootID != previous.bootID:
+	case addrChanged(previousGateway.External, gateway.External):
+		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", previousGateway.External, gateway.External)
+	case s.bootID.Valid && previous.bootID.Valid && s.bootID != previous.bootID:
 		return backends.Restarted, "the gateway started again: its BOOTID changed"
-	case g.Device.URL != before.Device.URL:
-		return backends.Announced, "the gateway's description has moved to " + g.Device.URL
+	case gateway.Device.URL != previousGateway.Device.URL:
+		return backends.Announced, "the gateway's description has moved to " + gateway.Device.URL
 	}
 	return 0, ""
 }

@@ -221,11 +221,11 @@ func startsMarkup(rest []byte) bool {
 // from ending the document early: other hosts of the network may have put one
 // into the table.
 func replaceIllegalRef(ref []byte) []byte {
-	digits, base := string(ref[2:len(ref)-1]), 10
+	digits, radix := string(ref[2:len(ref)-1]), 10
 	if digits[0] == 'x' {
-		digits, base = digits[1:], 16
+		digits, radix = digits[1:], 16
 	}
-	n, err := strconv.ParseUint(digits, base, 32)
+	n, err := strconv.ParseUint(digits, radix, 32)
 	if err != nil || n > utf8.MaxRune || !isXMLChar(rune(n)) {
 		return []byte("?")
 	}
