@@ -14,9 +14,9 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// ExternalAddr asks for the gateway's external address
-// (GetExternalIPAddress). It is the zero Addr where the gateway names none:
-// not connected, or it will not say, or says what no gateway can have.
+// ExternalAddr requests the external address of the gateway
+// (GetExternalIPAddress). It is the zero Addr if the gateway is not connected,
+// does not report its address, or reports one that no gateway can have.
 func (c *Client) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	var out struct{ NewExternalIPAddress string }
 	if err := c.perform(ctx, "GetExternalIPAddress", nil, &out); err != nil {
@@ -27,21 +27,23 @@ func (c *Client) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 
 // Status is the state of a gateway's connection to the internet.
 type Status struct {
-	// Connection is the state's name: Connected, Disconnected, Connecting,
+	// Connection is the name of the state: Connected, Disconnected, Connecting,
 	// Unconfigured and others.
 	Connection string
-	// LastError is why the connection failed last, ERROR_NONE or the vendor's.
+	// LastError is the reason of the last connection failure: ERROR_NONE or a
+	// name of the vendor.
 	LastError string
-	// Uptime is how long the connection stands; 0 where the gateway will not say.
+	// Uptime is how long the connection has been up. It is 0 if the gateway
+	// does not report it.
 	Uptime time.Duration
 }
 
-// Connected reports whether the connection stands, as far as the gateway knows.
+// Connected reports whether the connection is up according to the gateway.
 func (s Status) Connected() bool {
 	return strings.EqualFold(s.Connection, "Connected") || strings.EqualFold(s.Connection, "Up")
 }
 
-// Status asks for the state of the connection (GetStatusInfo).
+// Status requests the state of the connection (GetStatusInfo).
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var out struct {
 		NewConnectionStatus    string
@@ -60,44 +62,50 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 
 // PortMapping is an entry of a gateway's table.
 type PortMapping struct {
-	// Remote is the only host admitted. The zero Addr: anyone.
+	// Remote is the only remote host that may use the mapping. The zero Addr
+	// means any host.
 	Remote       netip.Addr
 	ExternalPort uint16
 	Protocol     backends.Protocol
-	// Internal is where it is forwarded to. In answers, the address is the zero
-	// Addr where the gateway names no address.
+	// Internal is the address and port to which the port is forwarded. In a
+	// response, the address is the zero Addr if the gateway does not give an IP
+	// address.
 	Internal netip.AddrPort
 	Enabled  bool
-	// Description is cut for the wire to 63 bytes of plain ASCII, and never
-	// blank. In answers it is printable and at most 256 bytes.
+	// Description is reduced to at most 63 bytes of plain ASCII in a request,
+	// and is never blank there. In a response it is printable and has at most
+	// 256 bytes.
 	Description string
-	// Lease is sent in seconds, rounded up; 0 and backends.Forever are permanent
-	// with IGD version 1 and the longest that the gateway has with version 2. In
-	// answers 0 is permanent, or not told, and the rest is often fiction.
+	// Lease is sent in seconds, rounded up. 0 and backends.Forever mean a
+	// permanent mapping in IGD version 1, and the longest lease of the gateway
+	// in version 2. In a response, 0 means that the mapping is permanent or
+	// that the lease is not reported. Many gateways report wrong leases.
 	Lease time.Duration
 }
 
-// PortMappingKey is what tells the entries of a gateway's table apart.
+// PortMappingKey identifies an entry of a gateway's table.
 type PortMappingKey struct {
-	// Remote is the only host admitted. The zero Addr: anyone.
+	// Remote is the only remote host that may use the mapping. The zero Addr
+	// means any host.
 	Remote       netip.Addr
 	ExternalPort uint16
 	Protocol     backends.Protocol
 }
 
-// Key returns what tells the entry apart.
+// Key returns the key of the entry.
 func (m PortMapping) Key() PortMappingKey {
 	return PortMappingKey{Remote: m.Remote, ExternalPort: m.ExternalPort, Protocol: m.Protocol}
 }
 
-// keyArgs are the arguments that name an entry.
+// keyArgs are the arguments that identify an entry.
 type keyArgs struct {
 	NewRemoteHost   string
 	NewExternalPort string
 	NewProtocol     string
 }
 
-// args checks the key and writes it. Port 0 means everything on the wire.
+// args validates the key and returns its arguments. It rejects port 0, because
+// that means all ports in a request.
 func (k PortMappingKey) args() (keyArgs, error) {
 	protocol, err := protocolName(k.Protocol)
 	if err != nil {
@@ -109,7 +117,7 @@ func (k PortMappingKey) args() (keyArgs, error) {
 	return keyArgs{NewRemoteHost: formatHost(k.Remote), NewExternalPort: formatPort(k.ExternalPort), NewProtocol: protocol}, nil
 }
 
-// entryArgs are the arguments that tell an entry, in the order of
+// entryArgs are the arguments that describe an entry, in the order of
 // AddPortMapping and GetGenericPortMappingEntry.
 type entryArgs struct {
 	NewRemoteHost             string
@@ -122,7 +130,7 @@ type entryArgs struct {
 	NewLeaseDuration          string
 }
 
-// args checks the entry and writes it.
+// args validates the entry and returns its arguments.
 func (m PortMapping) args() (*entryArgs, error) {
 	key, err := m.Key().args()
 	if err != nil {
@@ -150,7 +158,7 @@ func (m PortMapping) args() (*entryArgs, error) {
 	}, nil
 }
 
-// parse reads the entry. Its error wraps backends.ErrMalformed.
+// parse returns the entry. Its error wraps backends.ErrMalformed.
 func (a *entryArgs) parse() (PortMapping, error) {
 	protocol, err := parseProtocol(a.NewProtocol)
 	if err != nil {
@@ -173,9 +181,9 @@ func (a *entryArgs) parse() (PortMapping, error) {
 	}, nil
 }
 
-// PortMapping asks for one entry of the table (GetSpecificPortMappingEntry).
-// Where there is none, the fault wraps backends.ErrInvalid with most gateways;
-// some have other codes for it, and some answer for none.
+// PortMapping requests one entry of the table (GetSpecificPortMappingEntry). If
+// there is none, the fault of most gateways wraps backends.ErrInvalid. Some
+// gateways use other codes, and some return a success.
 func (c *Client) PortMapping(ctx context.Context, key PortMappingKey) (PortMapping, error) {
 	const action = "GetSpecificPortMappingEntry"
 	in, err := key.args()
@@ -203,10 +211,11 @@ func (c *Client) PortMapping(ctx context.Context, key PortMappingKey) (PortMappi
 	return m, nil
 }
 
-// PortMappingAt asks for the entry at an index of the table, from 0
-// (GetGenericPortMappingEntry). Past the end the fault wraps
-// backends.ErrInvalid with most gateways (713); some have 402, 501, 714 or 899
-// for it, and some never end. Indexes move when the table changes.
+// PortMappingAt requests the entry at an index of the table, which starts at 0
+// (GetGenericPortMappingEntry). After the end of the table, the fault of most
+// gateways wraps backends.ErrInvalid (713). Some gateways use 402, 501, 714 or
+// 899, and some tables never end. The indexes of entries change when the table
+// changes.
 func (c *Client) PortMappingAt(ctx context.Context, index int) (PortMapping, error) {
 	const action = "GetGenericPortMappingEntry"
 	if index < 0 || index > 65535 {
@@ -224,9 +233,9 @@ func (c *Client) PortMappingAt(ctx context.Context, index int) (PortMapping, err
 	return m, nil
 }
 
-// AddPortMapping makes an entry, or refreshes one of the same host. An entry
-// of another host conflicts (718), and with some gateways one of the same host
-// does.
+// AddPortMapping adds an entry, or refreshes an entry of the same host. If
+// another host has the port, the gateway reports a conflict (718). Some
+// gateways also do so for an entry of the same host.
 func (c *Client) AddPortMapping(ctx context.Context, m PortMapping) error {
 	const action = "AddPortMapping"
 	in, err := m.args()
@@ -236,8 +245,9 @@ func (c *Client) AddPortMapping(ctx context.Context, m PortMapping) error {
 	return c.perform(ctx, action, in, nil)
 }
 
-// AddAnyPortMapping makes an entry and returns its external port, which is
-// another than the wish where that is taken. WANIPConnection:2 has it.
+// AddAnyPortMapping adds an entry and returns its external port. If the
+// requested port is in use, the gateway chooses another one. The action exists
+// only in WANIPConnection:2.
 func (c *Client) AddAnyPortMapping(ctx context.Context, m PortMapping) (uint16, error) {
 	const action = "AddAnyPortMapping"
 	in, err := m.args()
@@ -258,8 +268,9 @@ func (c *Client) AddAnyPortMapping(ctx context.Context, m PortMapping) (uint16, 
 	return port, nil
 }
 
-// DeletePortMapping takes an entry away, whoever made it, where the gateway
-// allows. Where there is none, the fault wraps backends.ErrInvalid (714).
+// DeletePortMapping deletes an entry. Some gateways let a host delete the
+// entries of other hosts. If there is no such entry, the fault wraps
+// backends.ErrInvalid (714).
 func (c *Client) DeletePortMapping(ctx context.Context, key PortMappingKey) error {
 	const action = "DeletePortMapping"
 	in, err := key.args()
@@ -271,27 +282,30 @@ func (c *Client) DeletePortMapping(ctx context.Context, key PortMappingKey) erro
 
 const listAction = "GetListOfPortMappings"
 
-// maxWindow bounds the ports of one listing: a common daemon crashes where it
-// has more than 128 entries to tell.
+// maxWindow is the maximum number of ports in one listing. A common daemon
+// crashes if a listing has more than 128 entries.
 const maxWindow = 128
 
-// maxListElements bounds a listing's elements: 128 entries of 9, twice over.
+// maxListElements is the maximum number of elements in a listing: twice 128
+// entries of 9 elements each, and a reserve.
 const maxListElements = 2560
 
-// PortMappings asks for the entries whose external port is from first to last,
-// at most 128 ports in all (GetListOfPortMappings of WANIPConnection:2), in
-// the gateway's order. None is no error. A window of more ports or of none
-// wraps backends.ErrInvalid. Entries that make no sense are left out.
+// PortMappings requests the entries with external ports from first to last, at
+// most 128 ports (GetListOfPortMappings of WANIPConnection:2). The entries are
+// in the order of the gateway. An empty list is not an error. If the range is
+// empty or too large, the error wraps backends.ErrInvalid. Invalid entries are
+// ignored.
 func (c *Client) PortMappings(ctx context.Context, p backends.Protocol, first, last uint16) ([]PortMapping, error) {
 	protocol, err := protocolName(p)
 	size := int(last) - int(first) + 1
 	if err == nil && (first == 0 || size < 1 || size > maxWindow) {
-		err = fmt.Errorf("%w: window of ports %d to %d: want 1 to %d of them", backends.ErrInvalid, first, last, maxWindow)
+		err = fmt.Errorf("%w: ports %d to %d: want a range of 1 to %d ports", backends.ErrInvalid, first, last, maxWindow)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("upnp: %s: %w", listAction, err)
 	}
-	// NewManage asks for other hosts' entries too, where the gateway allows.
+	// NewManage requests the entries of other hosts too, if the gateway permits
+	// it.
 	in := struct{ NewStartPort, NewEndPort, NewProtocol, NewManage, NewNumberOfPorts string }{
 		formatPort(first), formatPort(last), protocol, "1", strconv.Itoa(size),
 	}
@@ -310,8 +324,9 @@ func (c *Client) PortMappings(ctx context.Context, p backends.Protocol, first, l
 	return list, nil
 }
 
-// parsePortListing reads the document within a listing: entries anywhere in
-// it, under the names of the standard and of GetGenericPortMappingEntry.
+// parsePortListing parses the document in a listing. It accepts entries at any
+// depth, with the element names of the standard or of
+// GetGenericPortMappingEntry.
 func parsePortListing(b []byte) ([]PortMapping, error) {
 	document, err := parseXML(b, maxListElements)
 	if err != nil {
@@ -333,15 +348,16 @@ func parsePortListing(b []byte) ([]PortMapping, error) {
 	return list, nil
 }
 
-// The longest descriptions: what all devices take, and what we read.
+// The maximum lengths of descriptions: the length that all devices accept in
+// requests, and the limit for responses.
 const (
 	maxWireDescription = 63
 	maxText            = 256
 )
 
-// wireDescription is what devices are told in place of s: some refuse blank
-// descriptions, quotes, markup, or more than 63 bytes, and some write them
-// unescaped into their own XML.
+// wireDescription returns the description that is sent instead of s. Some
+// devices reject descriptions that are blank, contain quotes or markup, or have
+// more than 63 bytes. Others copy them into their own XML without escaping.
 func wireDescription(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' || strings.ContainsRune("\"'`<>&\\", r) {
@@ -357,8 +373,8 @@ func wireDescription(s string) string {
 	return s
 }
 
-// printable is a text of the device as it may be shown: one line, without
-// control characters, of at most 256 bytes.
+// printable returns a text of the device in a form that is safe to display: one
+// line of at most 256 bytes, without control characters.
 func printable(s string) string {
 	s = strings.TrimSpace(s)
 	var b strings.Builder
@@ -374,7 +390,7 @@ func printable(s string) string {
 	return b.String()
 }
 
-// protocolName is how the services that map ports call a protocol.
+// protocolName returns the name of a protocol in the services that map ports.
 func protocolName(p backends.Protocol) (string, error) {
 	switch p {
 	case backends.TCP:
@@ -397,7 +413,7 @@ func parseProtocol(s string) (backends.Protocol, error) {
 	return 0, fmt.Errorf("%w: protocol %q", backends.ErrMalformed, clip(s))
 }
 
-// leaseSeconds is a lease in seconds, rounded up; Forever is 0.
+// leaseSeconds returns a lease in seconds, rounded up. Forever is 0.
 func leaseSeconds(d time.Duration) (string, error) {
 	if d < 0 {
 		return "", fmt.Errorf("%w: negative lease %v", backends.ErrInvalid, d)
@@ -412,7 +428,7 @@ func leaseSeconds(d time.Duration) (string, error) {
 	return strconv.FormatInt(min(int64(s), math.MaxUint32), 10), nil
 }
 
-// parseLease reads seconds. What is not a number was not told.
+// parseLease parses a number of seconds. It returns 0 for any other text.
 func parseLease(s string) time.Duration {
 	n, err := strconv.ParseUint(strings.TrimSpace(s), 10, 32)
 	if err != nil {
@@ -431,9 +447,9 @@ func parsePort(name, s string) (uint16, error) {
 
 func formatPort(p uint16) string { return strconv.Itoa(int(p)) }
 
-// parseAddr reads an address; what is none, or names no host, is the zero Addr,
-// and so is one with a zone: that can be any text, and would get where addresses
-// go.
+// parseAddr parses an address. It returns the zero Addr for any other text, for
+// the unspecified address, and for an address with a zone: a zone can contain
+// any text, which would be copied wherever the address is printed.
 func parseAddr(s string) netip.Addr {
 	a, err := netip.ParseAddr(strings.TrimSpace(s))
 	if err != nil || a.IsUnspecified() || a.Zone() != "" {
@@ -442,8 +458,8 @@ func parseAddr(s string) netip.Addr {
 	return a.Unmap()
 }
 
-// formatHost writes an address; the zero Addr is the wildcard, an empty
-// element: some devices misread 0.0.0.0.
+// formatHost formats an address. The zero Addr is the wildcard and becomes an
+// empty string, because some devices misinterpret 0.0.0.0.
 func formatHost(a netip.Addr) string {
 	if !a.IsValid() || a.IsUnspecified() {
 		return ""
@@ -451,7 +467,8 @@ func formatHost(a netip.Addr) string {
 	return a.Unmap().WithZone("").String()
 }
 
-// parseBool reads what devices write for a boolean; anything else is false.
+// parseBool parses the forms that devices use for true. Any other text is
+// false.
 func parseBool(s string) bool {
 	switch strings.ToLower(strings.TrimSpace(s)) {
 	case "1", "true", "yes":
@@ -467,5 +484,5 @@ func formatBool(b bool) string {
 	return "0"
 }
 
-// clip bounds what an error quotes of an answer.
+// clip limits the part of a response that is quoted in an error.
 func clip(s string) string { return s[:min(len(s), 32)] }

@@ -22,62 +22,67 @@ const (
 	DefaultLifetime = 2 * time.Hour
 )
 
-// Config says where the gateway device is looked for, and how it is reached.
+// Config contains the parameters for finding and reaching the gateway device.
 // Either Gateway or URL is required.
 type Config struct {
-	// Gateway is the address of the gateway: its device is the preferred one. An
-	// IPv4 gateway forwards ports, an IPv6 gateway opens pinholes.
+	// Gateway is the address of the gateway. A device at this address is
+	// preferred. An IPv4 gateway forwards ports, an IPv6 gateway opens
+	// pinholes.
 	Gateway netip.Addr
-	// Interface is the interface to leave by. Empty: the kernel's choice.
+	// Interface is the interface from which to send. If it is empty, the kernel
+	// chooses.
 	Interface string
-	// Only takes no other device than one at Gateway itself. Where routers share
-	// an address, their devices answer from others.
+	// Only accepts only a device at the address Gateway. Routers that share an
+	// address have devices at other addresses.
 	Only bool
-	// Source is the local address to ask from. Of a pinhole it must be the address
-	// that is opened. The zero Addr: the kernel's choice.
+	// Source is the local address from which to send. For a pinhole, it must be
+	// the address that is opened. If it is the zero Addr, the kernel chooses.
 	Source netip.Addr
-	// URL is the root description of the device to use: none is looked for. Its
-	// host is an IP address.
+	// URL is the URL of the root description of the device to use. Its host is
+	// an IP address. If it is set, no search is sent.
 	URL string
-	// SSDP is where searches are sent. Nil: to port 1900 of the gateway and to the
-	// multicast group, or nowhere where the gateway is on loopback.
+	// SSDP contains the addresses to which searches are sent. If it is nil,
+	// they are sent to port 1900 of the gateway and to the multicast group. If
+	// the gateway is on loopback, none are sent.
 	SSDP []netip.AddrPort
-	// Notify is where notifications are listened for, while somebody calls Watch.
-	// The zero value: the multicast group.
+	// Notify is the address on which Watch listens for notifications. The zero
+	// value means the multicast group.
 	Notify netip.AddrPort
-	// Wait bounds a search. Zero: DefaultWait.
+	// Wait bounds a search. Zero means DefaultWait.
 	Wait time.Duration
-	// Timeout is that of ClientConfig. Zero: DefaultTimeout.
+	// Timeout is the Timeout of ClientConfig. Zero means DefaultTimeout.
 	Timeout time.Duration
-	// Logger is told of each step, at debug level. Nil: nobody.
+	// Logger receives a debug message for each step. If it is nil, nothing is
+	// logged.
 	Logger *slog.Logger
 }
 
-// Backend uses the gateway device that it finds best, and meets the contract of
-// package backends. It looks for the device when it needs it first, and again
-// when that has moved or has gone.
+// Backend uses the best gateway device that it finds, and meets the contract of
+// package backends. It searches for the device when the first call needs it,
+// and again if the device has moved or no longer responds.
 type Backend struct {
 	config       Config
 	is6          bool
 	log          *slog.Logger
 	clientConfig ClientConfig
-	searchLock   chan struct{} // one looks for the device at a time
-	// fetching is how many descriptions are being fetched, and met how many devices
-	// have been found by searches that go on, for a better one.
+	searchLock   chan struct{} // a semaphore: one search at a time
+	// fetches counts the descriptions that are being fetched. usable counts the
+	// devices that running searches have found; the searches continue because a
+	// better device may respond.
 	fetches, usable atomic.Int32
-	queryInterval   time.Duration // the questions that hints lead to
-	retryDelay      time.Duration // before a device that failed is asked again
+	queryInterval   time.Duration // the minimum time between queries after hints
+	retryDelay      time.Duration // the pause before a request is repeated after an unexplained failure
 
 	calls ctxsync.Calls
 
 	mu           sync.Mutex
 	current      *gateway
-	noReplies    int                // of it, in a row
-	quirks       map[string]*quirks // by UDN
-	external     netip.Addr         // as last told
+	noReplies    int                // consecutive calls without a reply from current
+	quirks       map[string]*quirks // the key is the UDN
+	external     netip.Addr         // as last reported by the device
 	externalTime time.Time
 	lastSeen     deviceState
-	watchers     map[chan hint]struct{} // of watchers
+	watchers     map[chan hint]struct{} // one channel for each call of Watch
 }
 
 var (
@@ -86,7 +91,7 @@ var (
 	_ backends.Watcher = (*Backend)(nil)
 )
 
-// New checks the config, whose errors wrap backends.ErrInvalid, and does no I/O.
+// New checks the config and does no I/O. Its errors wrap backends.ErrInvalid.
 func New(config Config) (*Backend, error) {
 	host := config.Gateway.Unmap()
 	if config.URL != "" {
@@ -124,16 +129,17 @@ func New(config Config) (*Backend, error) {
 // String returns Name.
 func (b *Backend) String() string { return Name }
 
-// Close ends the calls under way, with net.ErrClosed, and waits for them, but not
-// for the body of a loop over List or the notify of Watch: both may call it. It
-// deletes no mapping. A second call only waits.
+// Close cancels all running calls with net.ErrClosed and waits for them. It
+// does not wait for the body of a loop over List or for the notify function of
+// Watch, because these may call Close. It deletes no mapping. A second call
+// only waits.
 func (b *Backend) Close() error {
 	b.calls.Close(fmt.Errorf("upnp: %w", net.ErrClosed))
 	return nil
 }
 
-// Supports says why UPnP cannot express a request, if so. What the device at
-// hand can do, it tells when asked.
+// Supports returns an error if UPnP cannot express the request. Whether the
+// device itself supports the request becomes known only when it is sent.
 func (b *Backend) Supports(r backends.Request) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("upnp: %w", err)
@@ -141,15 +147,15 @@ func (b *Backend) Supports(r backends.Request) error {
 	reason := ""
 	switch {
 	case r.Protocol != backends.TCP && r.Protocol != backends.UDP && !b.is6:
-		reason = "it maps TCP and UDP only"
+		reason = "it maps only TCP and UDP"
 	case b.isOtherFamily(r.Internal.Addr()) || b.isOtherFamily(r.Remote.Addr()):
 		reason = "the address is not of the gateway's family"
 	case b.is6 && r.Exact && r.External.Port() != r.Internal.Port():
-		reason = "an IPv6 pinhole translates no port"
+		reason = "an IPv6 pinhole does not translate ports"
 	case b.is6 && r.Lifetime == backends.Forever:
-		reason = "an IPv6 pinhole lasts a day at most"
+		reason = "an IPv6 pinhole lasts at most one day"
 	case !b.is6 && r.Remote.Port() != 0:
-		reason = "it cannot admit a single port of a peer"
+		reason = "it cannot restrict a mapping to one port of a peer"
 	case !b.is6 && r.Exact && r.External.Addr().IsValid() && !r.External.Addr().IsUnspecified():
 		reason = "it cannot choose the external address"
 	default:
@@ -158,16 +164,17 @@ func (b *Backend) Supports(r backends.Request) error {
 	return fmt.Errorf("upnp: %w: %s", backends.ErrUnsupported, reason)
 }
 
-// foreign reports whether an address that was named is of the other family.
+// isOtherFamily reports whether a valid address is not of the gateway's family.
 func (b *Backend) isOtherFamily(a netip.Addr) bool {
 	return a.IsValid() && a.Unmap().Is6() != b.is6
 }
 
-// Promising reports whether a search is under way that somebody has answered, who
-// is being asked now, or waits for a better one.
+// Promising reports whether a running search has received a response: either a
+// description is being fetched, or a usable device has been found and the
+// search waits for a better one.
 func (b *Backend) Promising() bool { return b.fetches.Load() > 0 || b.usable.Load() > 0 }
 
-// Probe looks for the device.
+// Probe searches for the device.
 func (b *Backend) Probe(ctx context.Context) error {
 	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
@@ -178,8 +185,9 @@ func (b *Backend) Probe(ctx context.Context) error {
 	return err
 }
 
-// ExternalAddr asks the device for its external address, which is the zero Addr
-// where it does not know. Over IPv6 it is this host's own: nothing is translated.
+// ExternalAddr requests the external address from the device. It is the zero
+// Addr if the device does not know the address. Over IPv6 it is this host's own
+// address, because nothing is translated.
 func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error) {
 	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 		if b.is6 {
@@ -195,12 +203,13 @@ func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error)
 	return addr, err
 }
 
-// giveUpAfter is how often in a row a device that is silent is asked where it was
-// found: to look for it again takes longer, and finds it as silent.
+// maxNoReplies is the number of consecutive calls without a reply after which
+// the next call searches for the device again. A search takes longer than a
+// request and would find a silent device just as silent.
 const maxNoReplies = 2
 
-// silent counts how often in a row the device did not answer, and reports whether
-// that is enough.
+// countNoReply counts consecutive calls without a reply. It reports whether
+// there were maxNoReplies of them.
 func (b *Backend) countNoReply(err error) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -212,8 +221,9 @@ func (b *Backend) countNoReply(err error) bool {
 	return b.noReplies >= maxNoReplies
 }
 
-// do does something with the device. Where that has moved, which refuses the
-// connection, it is looked for again, once.
+// withDevice calls f with the device. If the device has moved, so that it
+// refuses the connection, withDevice searches for it once more and calls f
+// again.
 func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gateway) error) error {
 	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
@@ -227,7 +237,7 @@ func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gatew
 	err = f(ctx, g)
 	moved := Moved(err) && ctx.Err() == nil
 	if b.countNoReply(err) || moved {
-		b.forget(g) // it may be elsewhere when somebody asks again
+		b.forget(g) // the next call searches, because the device may have moved
 	}
 	if !moved {
 		return err
@@ -239,12 +249,14 @@ func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gatew
 	return f(ctx, g)
 }
 
-// recentEnough is how old a told external address may be to go with a mapping
-// granted now: mappings that are made or renewed together ask once.
+// maxExternalAge is the maximum age of the external address that is returned
+// with a new mapping. Mappings that are created or renewed together thus share
+// one request.
 const maxExternalAge = time.Second
 
-// recentExternal returns the external address for a mapping granted now, or the
-// zero Addr where the device will not tell: that is no reason not to map.
+// recentExternal returns the external address for a mapping that was just
+// granted. If the device does not report its address, it returns the zero Addr
+// and no error, because the port can be mapped without it.
 func (b *Backend) recentExternal(ctx context.Context, g *gateway) (netip.Addr, error) {
 	b.mu.Lock()
 	external, queried := b.external, b.externalTime

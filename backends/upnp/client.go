@@ -17,64 +17,67 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// Name is what the backend is called.
+// Name is the name of the backend.
 const Name = "upnp"
 
-// DefaultTimeout bounds connecting to a device and, twice as long, its answer.
+// DefaultTimeout is the default of ClientConfig.Timeout.
 const DefaultTimeout = 4 * time.Second
 
-// ClientConfig says how to reach a device.
+// ClientConfig contains the parameters for reaching a device.
 type ClientConfig struct {
-	// Interface is the interface to leave by, where the OS lets us choose. Empty:
-	// the kernel's choice.
+	// Interface is the interface from which to connect, on systems that let a
+	// program choose it. If it is empty, the kernel chooses.
 	Interface string
-	// Source is the local address to connect from, which devices take for the
-	// one that asks. The zero Addr: the kernel's choice.
+	// Source is the local address from which to connect. Devices take it for
+	// the address of the requesting host. If it is the zero Addr, the kernel
+	// chooses.
 	Source netip.Addr
-	// Timeout bounds connecting to the device and, twice as long, its answer: small
-	// devices are slow when they are busy. Zero: DefaultTimeout.
+	// Timeout bounds connecting to the device. The response may take twice as
+	// long, because small devices are slow when they are busy. Zero means
+	// DefaultTimeout.
 	Timeout time.Duration
-	// Logger is told of each exchange, at debug level. Nil: nobody.
+	// Logger receives a debug message for each exchange. If it is nil, nothing
+	// is logged.
 	Logger *slog.Logger
 }
 
-// check fills in what was left zero and says whether the device can be
-// reached so. Its error wraps backends.ErrInvalid.
+// check sets the defaults and checks that the device is reachable with this
+// config. Its error wraps backends.ErrInvalid.
 func (c *ClientConfig) check(device netip.Addr) error {
 	c.Source = c.Source.Unmap()
 	switch {
 	case c.Timeout < 0:
 		return fmt.Errorf("%w: negative timeout %v", backends.ErrInvalid, c.Timeout)
 	case c.Source.IsValid() && c.Source.Is4() != device.Is4():
-		return fmt.Errorf("%w: the device is at %v, which %v cannot reach", backends.ErrInvalid, device, c.Source)
+		return fmt.Errorf("%w: source %v and device %v are of different families", backends.ErrInvalid, c.Source, device)
 	}
 	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	return nil
 }
 
-// Client performs the actions of one service of a device, each over a
-// connection of its own, so there is nothing to close. Its methods may be
-// called by several goroutines at once. All Clients of the process together send one
-// request at a time to an address and port.
+// Client performs the actions of one service of a device. Each action uses a
+// connection of its own, so there is nothing to close. The methods may be
+// called concurrently. All Clients of a process together send one request at a
+// time to an address and port.
 //
-// A refusal by the device is a *[Fault]; an HTTP status without one, an
-// *[HTTPError]; an answer that cannot be read wraps backends.ErrMalformed; no
-// answer, backends.ErrNoReply; arguments that make no sense,
-// backends.ErrInvalid. Where the caller's context ended the call, the error
-// wraps its cause.
+// If the device refuses an action, the error is a *[Fault]. If the response has
+// an HTTP error status without a fault, it is an *[HTTPError]. The error wraps
+// backends.ErrMalformed if the response cannot be read, backends.ErrNoReply if
+// there is none, and backends.ErrInvalid if the arguments are invalid. If ctx
+// ends during the call, the error wraps the cause.
 type Client struct {
 	service   Service
 	config    ClientConfig
-	endpoints []endpoint   // where the service may be, best guess first
-	current   atomic.Int32 // the one of endpoints that answered
+	endpoints []endpoint   // possible URLs of the service, the most likely first
+	current   atomic.Int32 // index of the endpoint that responded last
 }
 
 // NewClient checks the service and the config. It does no I/O. Its error wraps
 // backends.ErrInvalid.
 func NewClient(s Service, config ClientConfig) (*Client, error) {
 	if !validType(s.Type) {
-		return nil, fmt.Errorf("upnp: %w: no service type %q", backends.ErrInvalid, s.Type)
+		return nil, fmt.Errorf("upnp: %w: invalid service type %q", backends.ErrInvalid, s.Type)
 	}
 	c := &Client{service: s}
 	for _, raw := range append([]string{s.ControlURL}, s.alternates[:]...) {
@@ -94,21 +97,21 @@ func NewClient(s Service, config ClientConfig) (*Client, error) {
 	return c, nil
 }
 
-// Service returns the service, with the control URL that answered last.
+// Service returns the service. Its ControlURL is the URL that responded last.
 func (c *Client) Service() Service {
 	s := c.service
 	s.ControlURL = c.endpoints[c.current.Load()].url.String()
 	return s
 }
 
-// perform performs an action. in and out are pointers to structs of strings,
-// named as the arguments are and in their order, or nil.
+// perform performs an action. in and out are nil or pointers to structs of
+// strings. The fields have the names and the order of the arguments.
 func (c *Client) perform(ctx context.Context, action string, in, out any) error {
 	first := int(c.current.Load())
 	err := c.performAt(ctx, c.endpoints[first], action, in, out)
 	for i := range c.endpoints {
-		// Where the description is ambiguous about the URL, what did not reach the
-		// service at one of its readings is tried at the next.
+		// If the description is ambiguous about the control URL and nothing is
+		// at the first one, try the others.
 		if i == first || !Moved(err) {
 			continue
 		}
@@ -120,7 +123,8 @@ func (c *Client) perform(ctx context.Context, action string, in, out any) error 
 	return err
 }
 
-// performAt performs an action at an endpoint, in its turn.
+// performAt performs an action at an endpoint. It waits until the requests
+// before it have completed.
 func (c *Client) performAt(ctx context.Context, target endpoint, action string, in, out any) error {
 	leave, err := enterQueue(ctx, &requestQueues, target.addr)
 	if err != nil {
@@ -138,7 +142,7 @@ func (c *Client) performAt(ctx context.Context, target endpoint, action string, 
 	err = client.PerformActionCtx(ctx, c.service.Type, action, in, out)
 	var fault *soap.SOAPFaultError
 	switch {
-	case transport.err != nil: // goupnp's error around it has its text only
+	case transport.err != nil: // goupnp's error contains only the text of this error
 		return fmt.Errorf("upnp: %s: %w", action, transport.err)
 	case errors.As(err, &fault):
 		detail := fault.Detail.UPnPError
@@ -152,15 +156,16 @@ func (c *Client) performAt(ctx context.Context, target endpoint, action string, 
 	return nil
 }
 
-// The queues of the process. hosts has those for the addresses and ports that actions
-// are sent to: small devices serve one request at a time. tables has those for the
-// tables of devices.
+// The request queues of the process. Small devices serve one request at a time,
+// so requestQueues has one queue for each address and port to which actions are
+// sent. tableQueues has one queue for the table of each device.
 var (
 	requestQueues ctxsync.Queues[netip.AddrPort]
 	tableQueues   ctxsync.Queues[netip.Addr]
 )
 
-// takeTurn waits for a turn in a queue, and returns what ends it.
+// enterQueue waits for its place at the head of the queue for key. It returns
+// the function that leaves the queue.
 func enterQueue[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) (leave func(), err error) {
 	ready, leaveQueue := q.Enter(ctx, key)
 	select {
@@ -172,9 +177,9 @@ func enterQueue[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) 
 	}
 }
 
-// takeTable waits until no other call in the process looks at the device's table in
-// order to change it: two calls that both look and then both add would overwrite each
-// other's entries.
+// lockTable waits until no other call in this process is changing the device's
+// table. Without the lock, two calls that check for an entry and then add it
+// would overwrite each other's entries.
 func (g *gateway) lockTable(ctx context.Context) (unlock func(), err error) {
 	unlock, err = enterQueue(ctx, &tableQueues, g.Device.Host)
 	if err != nil {

@@ -16,42 +16,46 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The bounds of descriptions.
+// The limits for descriptions.
 const (
 	maxDescriptionElements = 4096
 	maxServices            = 32
 )
 
-// Device is what a root description says of a gateway, bounded and checked.
+// Device is the content of a gateway's root description, validated and limited
+// in size.
 type Device struct {
-	// URL is where the description is.
+	// URL is the URL of the description.
 	URL string
-	// Host is the device's address, with our zone where it is link-local.
+	// Host is the address of the device. A link-local address has the zone of
+	// this host.
 	Host netip.Addr
-	// Local is this host's address as the device sees it, or the zero Addr
-	// where the description did not come over a connection.
+	// Local is the address of this host as the device sees it. It is the zero
+	// Addr if the description was not fetched over a connection.
 	Local netip.Addr
-	// UDN is the root device's unique name, and the rest what people know it by:
-	// printable, at most 256 bytes, perhaps empty.
+	// UDN is the unique device name of the root device. The other fields
+	// describe it to users. All are printable, have at most 256 bytes, and may
+	// be empty.
 	UDN, FriendlyName, Manufacturer, Model, ModelNumber string
-	// Services are those of a gateway, of all embedded devices, in document order.
+	// Services contains the gateway services of all embedded devices, in
+	// document order.
 	Services []Service
 }
 
-// ServiceKind is what a service is for.
+// ServiceKind is the purpose of a service.
 type ServiceKind uint8
 
 // The kinds of services.
 const (
-	// IPConnection is WANIPConnection, versions 1 and 2: port mappings.
+	// IPConnection is WANIPConnection, versions 1 and 2. It maps ports.
 	IPConnection ServiceKind = iota + 1
-	// PPPConnection is WANPPPConnection: the same over a dialled line.
+	// PPPConnection is WANPPPConnection. It maps ports of a dial-up connection.
 	PPPConnection
-	// IPv6Firewall is WANIPv6FirewallControl: pinholes.
+	// IPv6Firewall is WANIPv6FirewallControl. It opens pinholes.
 	IPv6Firewall
 )
 
-// String returns the name that UPnP has for the kind.
+// String returns the name of the kind in UPnP.
 func (k ServiceKind) String() string {
 	switch k {
 	case IPConnection:
@@ -66,32 +70,36 @@ func (k ServiceKind) String() string {
 
 // Service is a service of a gateway.
 type Service struct {
-	// Type is the service's type exactly as advertised.
+	// Type is the type of the service, exactly as advertised.
 	Type string
-	// ID is the service's id, printable. Nothing hangs on it.
+	// ID is the id of the service, printable. This package does not use it.
 	ID string
-	// ControlURL is where its actions go: absolute, on the device's address.
+	// ControlURL is the URL for the actions of the service. It is absolute, and
+	// its host is the address of the device.
 	ControlURL string
-	// UDN is the unique name of the device that holds the service.
+	// UDN is the unique name of the device that contains the service.
 	UDN string
 
-	alternates [2]string // other readings of the control URL, or empty
+	alternates [2]string // other possible control URLs, or empty
 }
 
-// Kind says what the service is for, 0 where it is for nothing here.
+// Kind returns the kind of the service. It is 0 for a service that this package
+// does not use.
 func (s Service) Kind() ServiceKind {
 	kind, _ := parseType(s.Type)
 	return kind
 }
 
-// Version returns the version in the service's type, 0 where there is none.
+// Version returns the version in the type of the service, or 0 if there is
+// none.
 func (s Service) Version() int {
 	_, version := parseType(s.Type)
 	return version
 }
 
-// parseType reads urn:<anybody>:service:<name>:<version>. Not all devices use
-// the standard's domain.
+// parseType parses a service type of the form
+// urn:<domain>:service:<name>:<version>. It accepts any domain, because some
+// devices do not use the standard one.
 func parseType(s string) (ServiceKind, int) {
 	parts := strings.Split(s, ":")
 	if len(parts) != 5 || !strings.EqualFold(parts[0], "urn") || !strings.EqualFold(parts[2], "service") {
@@ -109,8 +117,8 @@ func parseType(s string) (ServiceKind, int) {
 	return 0, 0
 }
 
-// validType reports whether a service type may stand in a header and in an
-// XML attribute as it is.
+// validType reports whether a service type is valid in an HTTP header and in an
+// XML attribute without escaping.
 func validType(s string) bool {
 	valid := func(r rune) bool {
 		return r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || strings.ContainsRune(":._-", r)
@@ -118,13 +126,14 @@ func validType(s string) bool {
 	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return !valid(r) }) < 0
 }
 
-// Describe fetches a root description and reads it. rawURL is plain http and
-// names an IP address, with a zone where it is link-local.
+// Describe fetches and parses a root description. rawURL is a plain http URL
+// whose host is an IP address. A link-local address needs a zone.
 //
-// Its error wraps backends.ErrInvalid for another URL, backends.ErrNoReply
-// where nothing answers, backends.ErrMalformed (also as *[HTTPError]) where the
-// answer is no description, backends.ErrUnsupported where the device is no
-// gateway, or the cause of the context's end.
+// The error wraps backends.ErrInvalid if rawURL is another URL,
+// backends.ErrNoReply if there is no response, backends.ErrMalformed (possibly
+// as *[HTTPError]) if the response is not a description,
+// backends.ErrUnsupported if the device is not a gateway, or the cause of the
+// context's end.
 func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device, error) {
 	e, err := parseEndpoint(rawURL)
 	if err == nil {
@@ -164,11 +173,11 @@ func (c ClientConfig) describe(ctx context.Context, e endpoint) (*Device, error)
 	return d, nil
 }
 
-// ParseDescription reads a root description that came from base, whose host is
-// an IP literal (UPnP Device Architecture 1.0, section 2.1). What cannot be
-// read of it is left out. Its error wraps backends.ErrInvalid for another base,
-// backends.ErrMalformed where b is no description, backends.ErrUnsupported
-// where it is none of a gateway.
+// ParseDescription parses a root description that was fetched from base, whose
+// host is an IP literal (UPnP Device Architecture 1.0, section 2.1). It ignores
+// the parts that it cannot read. The error wraps backends.ErrInvalid if base is
+// another URL, backends.ErrMalformed if b is not a description, or
+// backends.ErrUnsupported if it does not describe a gateway.
 func ParseDescription(b []byte, base *url.URL) (*Device, error) {
 	addr, err := literalHost(base)
 	var d *Device
@@ -208,12 +217,13 @@ func parseDescription(b []byte, from endpoint) (*Device, error) {
 		}
 	})
 	if len(d.Services) == 0 {
-		return nil, fmt.Errorf("%w: device %q is no gateway", backends.ErrUnsupported, d.FriendlyName)
+		return nil, fmt.Errorf("%w: device %q is not a gateway", backends.ErrUnsupported, d.FriendlyName)
 	}
 	return d, nil
 }
 
-// newService checks a service. False: it is for nothing here, or has no URL.
+// newService validates a service. It returns false if this package does not use
+// the service, or if the service has no control URL.
 func newService(s goupnp.Service, udn string, bases []endpoint) (Service, bool) {
 	service := Service{Type: strings.TrimSpace(s.ServiceType), ID: printable(s.ServiceId), UDN: printable(udn)}
 	if !validType(service.Type) || service.Kind() == 0 {
@@ -228,15 +238,17 @@ func newService(s goupnp.Service, udn string, bases []endpoint) (Service, bool) 
 	return service, true
 }
 
-// plainDescription is what is read of a description, as the standard writes it.
-// What is left out (icons, sizes, dates) is what devices write wrongly.
+// normaliseDescription returns a description in its standard form, reduced to
+// the elements that are used. Devices often write the other ones (icons, sizes,
+// dates) incorrectly.
 func normaliseDescription(root *element) []byte {
 	var b bytes.Buffer
 	root.writeDescription(&b, "root")
 	return b.Bytes()
 }
 
-// descriptionElements are the elements that are read, with those that hold others.
+// descriptionElements contains the elements that are used and those that
+// contain them. The keys are in lower case.
 var descriptionElements = map[string]struct {
 	name  string
 	holds bool

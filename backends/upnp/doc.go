@@ -1,29 +1,31 @@
-// Package upnp speaks to UPnP Internet Gateway Devices, versions 1 and 2: the
-// description of a device, the actions of its services that map ports
-// (WANIPConnection, WANPPPConnection) or open an IPv6 firewall
-// (WANIPv6FirewallControl), and the backend that package forward uses.
+// Package upnp supports UPnP Internet Gateway Devices, versions 1 and 2. It
+// fetches the description of a device, performs the actions of its services
+// that map ports (WANIPConnection, WANPPPConnection) or open an IPv6 firewall
+// (WANIPv6FirewallControl), and contains the backend that package forward uses.
 //
-// Most programs never import it: use package forward.
+// Most programs use package forward and never import this package.
 // For one device whose description you know: d, err := upnp.Describe(ctx, "http://192.168.1.1:5000/rootDesc.xml", upnp.ClientConfig{}).
 // For the actions of one of its services: c, err := upnp.NewClient(d.Services[0], upnp.ClientConfig{}).
 //
-// # What is spoken
+// # Requests and responses
 //
-// Device types, and SOAP as UPnP uses it, are goupnp's. The bytes below are
-// this package's: requests are written in one fixed shape that picky devices
-// take, and answers are read leniently (HTTP that is not quite HTTP, XML in
-// other charsets, with other prefixes, namespaces and case, faults with status
-// 200 and successes with 500), bounded in size, depth and time. No name is
-// resolved, no proxy asked, no redirect followed, no service description
-// (SCPD) fetched: a device is talked to at the address that it was found at.
+// The device types and the SOAP encoding of UPnP come from package goupnp. This
+// package writes and reads the bytes below them. Requests have one fixed form
+// that strict devices accept. Responses are read leniently: HTTP with errors,
+// XML in other charsets and with other prefixes, namespaces and letter case,
+// faults with status 200, and successes with status 500. Their size, depth and
+// duration are limited. The package resolves no names, uses no proxy, follows
+// no redirects, and fetches no service description (SCPD). It sends requests to
+// a device only at the address at which the device was found.
 //
 // # Errors
 //
-// What a device refuses is a *[Fault] with its code and text; an HTTP status
-// without a fault is an *[HTTPError]. Both wrap the errors of package backends,
-// for errors.Is. A connection that is refused, reset or silent wraps
-// backends.ErrNoReply and its cause. [Moved] tells which errors are worth a new
-// search: devices change their port when they restart.
+// If a device refuses an action, the error is a *[Fault] with the device's code
+// and text. An HTTP error status without a fault is an *[HTTPError]. Both wrap
+// the errors of package backends, for errors.Is. If a connection is refused or
+// reset, or if there is no response, the error wraps backends.ErrNoReply and
+// its cause. [Moved] reports whether a new search is useful after an error,
+// because devices change their port when they restart.
 //
-// A whole program with this client alone is examples/upnpclient of the repository.
+// The example examples/upnpclient of the repository uses only this client.
 package upnp

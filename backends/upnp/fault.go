@@ -12,10 +12,10 @@ import (
 // FaultCode is the errorCode of a UPnP fault.
 type FaultCode int
 
-// The codes with a meaning here: UPnP Device Architecture (401–605),
-// WANIPConnection:1 and :2, WANPPPConnection:1 (606, 713–733) and
-// WANIPv6FirewallControl:1 (606, 701–709). 734 and above, 800–899 and negative
-// ones are the vendor's.
+// The codes that this package interprets, from UPnP Device Architecture
+// (401–605), WANIPConnection:1 and :2, WANPPPConnection:1 (606, 713–733) and
+// WANIPv6FirewallControl:1 (606, 701–709). The codes from 734, from 800 to 899
+// and below 0 are vendor-specific.
 const (
 	InvalidAction                     FaultCode = 401
 	InvalidArgs                       FaultCode = 402
@@ -53,8 +53,8 @@ const (
 	InconsistentParameters            FaultCode = 733
 )
 
-// faults says of each code what it means and which error of package backends
-// it belongs to.
+// faults contains the meaning of each code and the corresponding error of
+// package backends.
 var faults = map[FaultCode]struct {
 	text string
 	kind error
@@ -95,7 +95,7 @@ var faults = map[FaultCode]struct {
 	InconsistentParameters:            {"inconsistent parameters", backends.ErrUnsupported},
 }
 
-// String returns the code's meaning.
+// String returns the meaning of the code.
 func (c FaultCode) String() string {
 	if f, ok := faults[c]; ok {
 		return f.text
@@ -106,9 +106,9 @@ func (c FaultCode) String() string {
 	return "vendor's error"
 }
 
-// kind is the error of package backends that the code belongs to. A fault
-// without a code is none that UPnP has; any unknown code is the vendor's word
-// for "failed".
+// kind returns the error of package backends that corresponds to the code. UPnP
+// has no fault without a code, so 0 is malformed. Unknown codes are
+// vendor-specific and count as a general failure.
 func (c FaultCode) kind() error {
 	if f, ok := faults[c]; ok {
 		return f.kind
@@ -119,17 +119,19 @@ func (c FaultCode) kind() error {
 	return backends.ErrNoResources
 }
 
-// Fault is a refusal by the device. It wraps the error of package backends
-// that the code belongs to.
+// Fault is a refusal by the device. It wraps the error of package backends that
+// corresponds to the code.
 type Fault struct {
-	Action string    // the action that was refused
-	Code   FaultCode // 0: the device gave none
-	// Description is the device's own text, printable and at most 256 bytes.
+	Action string    // the action that the device refused
+	Code   FaultCode // 0 if the device gave no code
+	// Description is the text of the device, printable and at most 256 bytes
+	// long.
 	Description string
-	Status      int // the HTTP status that it came with, usually 500
+	Status      int // the HTTP status of the response, usually 500
 }
 
-// Error says what was refused and why, in our words and the device's.
+// Error returns the action, the meaning of the code, the code, and the text of
+// the device.
 func (f *Fault) Error() string {
 	if f.Description == "" {
 		return fmt.Sprintf("upnp: %s: %v (error %d)", f.Action, f.Code, int(f.Code))
@@ -137,13 +139,14 @@ func (f *Fault) Error() string {
 	return fmt.Sprintf("upnp: %s: %v (error %d: %q)", f.Action, f.Code, int(f.Code), f.Description)
 }
 
-// Unwrap returns the error of package backends that the code belongs to.
+// Unwrap returns the error of package backends that corresponds to the code.
 func (f *Fault) Unwrap() error { return f.Code.kind() }
 
-// judged is a fault whose meaning the circumstances tell better than its code.
+// reclassifiedFault is a fault whose cause is clearer from the circumstances
+// than from its code.
 type reclassifiedFault struct {
 	fault  *Fault
-	kind   error // of package backends
+	kind   error // an error of package backends
 	reason string
 }
 
@@ -152,7 +155,8 @@ func (j *reclassifiedFault) Error() string {
 }
 func (j *reclassifiedFault) Unwrap() error { return j.kind }
 
-// As finds the fault, but not what its code belongs to.
+// As finds the fault. It does not find the error that corresponds to the code
+// of the fault.
 func (j *reclassifiedFault) As(target any) bool {
 	f, ok := target.(**Fault)
 	if ok {
@@ -161,14 +165,14 @@ func (j *reclassifiedFault) As(target any) bool {
 	return ok
 }
 
-// HTTPError is an HTTP status that no UPnP fault explains. It wraps
-// backends.ErrNotAuthorized where the device wants credentials (401, 403), else
-// backends.ErrMalformed.
+// HTTPError is an HTTP error status without a UPnP fault. It wraps
+// backends.ErrNotAuthorized if the device requires credentials (401, 403),
+// otherwise backends.ErrMalformed.
 type HTTPError struct {
 	Status int
 }
 
-// Error names the status.
+// Error returns the status and its text.
 func (e *HTTPError) Error() string {
 	if text := http.StatusText(e.Status); text != "" {
 		return fmt.Sprintf("HTTP status %d (%s)", e.Status, text)
@@ -176,7 +180,7 @@ func (e *HTTPError) Error() string {
 	return fmt.Sprintf("HTTP status %d", e.Status)
 }
 
-// Unwrap returns the error of package backends that the status belongs to.
+// Unwrap returns the error of package backends that corresponds to the status.
 func (e *HTTPError) Unwrap() error {
 	if e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden {
 		return backends.ErrNotAuthorized
@@ -184,9 +188,10 @@ func (e *HTTPError) Unwrap() error {
 	return backends.ErrMalformed
 }
 
-// Moved reports whether the error says that nothing is at the address any
-// more: the connection was refused, or the path is unknown there (HTTP 404).
-// Devices change port and path when they restart, so look for it again.
+// Moved reports whether err shows that the device is no longer at its address:
+// either the connection was refused, or the path is unknown (HTTP 404). Devices
+// change their port and path when they restart, so the caller should search for
+// the device again.
 func Moved(err error) bool {
 	var status *HTTPError
 	return errno.IsRefused(err) || errors.As(err, &status) && status.Status == http.StatusNotFound
@@ -197,7 +202,7 @@ func isFault(err error, code FaultCode) bool {
 	return errors.As(err, &fault) && fault.Code == code
 }
 
-// absent reports whether a device says for certain that there is no such entry.
+// isNotFound reports whether the fault states that there is no such entry.
 func isNotFound(err error) bool {
 	var fault *Fault
 	if !errors.As(err, &fault) {
@@ -206,7 +211,8 @@ func isNotFound(err error) bool {
 	return fault.Code == NoSuchEntryInArray || fault.Code == NoSuchEntry || fault.Code == PortMappingNotFound
 }
 
-// unlessAnswered passes on what keeps a service from being asked at all.
+// transportError returns nil if err is a fault or a malformed response, because
+// the device then responded. It returns any other error unchanged.
 func transportError(err error) error {
 	var fault *Fault
 	if errors.As(err, &fault) || errors.Is(err, backends.ErrMalformed) {

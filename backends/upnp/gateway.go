@@ -13,37 +13,40 @@ import (
 	"github.com/natforward/goforward/discover/ssdp"
 )
 
-// Gateway is a gateway device that was found, and what it says of itself.
+// Gateway is a gateway device that a search found, and the state that it
+// reports.
 type Gateway struct {
-	// Device is its description.
+	// Device is the description of the device.
 	Device *Device
-	// Service is the one of its services that is used.
+	// Service is the service of the device that is used.
 	Service Service
-	// Status is that of its connection to the internet; the zero value where it
-	// does not tell.
+	// Status is the state of its internet connection. It is the zero value if
+	// the device does not report it.
 	Status Status
-	// External is its external address; the zero Addr where it does not tell, and
-	// over IPv6.
+	// External is its external address. It is the zero Addr if the device does
+	// not report it, and over IPv6.
 	External netip.Addr
-	// Default is whether it is the gateway that leads out.
+	// Default reports whether the device is this host's default gateway, or the
+	// device of Config.URL.
 	Default bool
-	// Reason says why it is used, or why another is.
+	// Reason explains the position in the list: why the device is used, or why
+	// another one is preferred.
 	Reason string
 }
 
-// gateway is a Gateway to work with.
+// gateway is a Gateway with the clients for its services.
 type gateway struct {
 	Gateway
 	client          *Client
-	externalQueried bool      // External was told, if only to be empty
-	otherClients    []*Client // more services of the kind, for one that does not do what it says
+	externalQueried bool      // the device replied to the request for External, possibly with no address
+	otherClients    []*Client // clients for the other services of the same kind, used if this one fails
 	bootID          ssdp.ID
-	statusTime      time.Time // when Status was told
+	statusTime      time.Time // time at which Status was reported
 }
 
-// survey fetches a description, picks the best service in it, and asks what it
-// says of its connection. Asked for its status, a device may refuse and be good
-// all the same.
+// inspect fetches a description, queries the status of its services, and
+// returns the device with the best service. A service that refuses the query
+// may still be able to map ports.
 func (b *Backend) inspect(ctx context.Context, c candidate) (*gateway, error) {
 	d, err := Describe(ctx, c.url, b.clientConfig)
 	if err != nil {
@@ -65,7 +68,7 @@ func (b *Backend) inspect(ctx context.Context, c candidate) (*gateway, error) {
 	for _, client := range clients {
 		g := &gateway{Gateway: Gateway{Device: d, Service: client.Service(), Default: c.isGateway}, client: client, bootID: c.bootID}
 		if err := b.queryStatus(ctx, g); err != nil {
-			unreachable = cmp.Or(unreachable, err) // another service may be good all the same
+			unreachable = cmp.Or(unreachable, err) // another service may still work
 			continue
 		}
 		if best == nil || g.compare(best) < 0 {
@@ -90,7 +93,7 @@ func (b *Backend) inspect(ctx context.Context, c candidate) (*gateway, error) {
 	return best, nil
 }
 
-// interview asks a service what it says of its connection.
+// queryStatus requests the state of the service's connection.
 func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 	if b.is6 {
 		f, err := g.client.FirewallStatus(ctx)
@@ -109,7 +112,7 @@ func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 	return transportError(err)
 }
 
-// The merits of a device, the best first.
+// The ranks of devices, the best first.
 const (
 	connectedPublic = iota
 	connected
@@ -117,8 +120,8 @@ const (
 	disconnected
 )
 
-// merit is what a device's own words make of it. Pinholes do not hang on its
-// external address.
+// rank returns the rank of a device, based on the status that it reports. For
+// pinholes, the external address is irrelevant.
 func (g *gateway) rank() int {
 	switch {
 	case g.Service.Kind() == IPv6Firewall && g.Status.Connection == "":
@@ -133,8 +136,8 @@ func (g *gateway) rank() int {
 	return connected
 }
 
-// compare orders gateways, the better first. Among equals, it is the one that
-// leads out, and then the newer service.
+// compare orders gateways, the better one first. Among gateways of equal rank,
+// the default gateway comes first, then the newer service.
 func (g *gateway) compare(other *gateway) int {
 	return cmp.Or(
 		cmp.Compare(g.rank(), other.rank()),
@@ -151,12 +154,14 @@ func boolToInt(b bool) int {
 	return 0
 }
 
-// unbeatable reports whether nothing better can come.
+// isOptimal reports whether no other device can be better.
 func (g *gateway) isOptimal() bool { return g.rank() == connectedPublic && g.Default }
 
-// patience is how long it waits for a better one: a moment if it could do, and
-// else until every device can have answered. Bytes come in by the device that
-// leads out.
+// waitForBetter returns how long the search waits for a better device. If this
+// one is usable, that is a short time. If it is disconnected, the search waits
+// until all devices can have responded. It also does so if this device is not
+// the default gateway, because incoming traffic arrives through the default
+// gateway.
 func (g *gateway) waitForBetter() time.Duration {
 	if g.rank() == disconnected || !g.Default {
 		return allResponsesWait
@@ -164,7 +169,8 @@ func (g *gateway) waitForBetter() time.Duration {
 	return betterWait
 }
 
-// explain fills in why each of the gateways, the best first, is used or not.
+// setReasons sets the Reason of each gateway. The gateways are sorted, the best
+// first.
 func setReasons(gateways []*gateway) {
 	for i, g := range gateways {
 		switch g.rank() {
@@ -190,8 +196,9 @@ func setReasons(gateways []*gateway) {
 }
 
 // onLink reports whether an address is on a network of the interface, or of any
-// where none is named: no other answers a search. Addresses of this host are not,
-// lest it takes itself for its gateway, unless it is told to.
+// interface if none is configured. Only devices on these networks can respond
+// to a search. The addresses of this host do not count unless one is configured
+// as the gateway, so that the host does not use itself as its gateway.
 func (b *Backend) onLink(a netip.Addr) bool {
 	if b.isGateway(a) {
 		return true
@@ -230,8 +237,9 @@ func onLink(a netip.Addr, iface string) bool {
 	return contained
 }
 
-// A token says which service granted something, and which number a pinhole had
-// then: mappings outlive the process that made them.
+// The prefixes of tokens. A token identifies the service that granted a
+// mapping, or contains the id that a pinhole was given. It is needed because
+// mappings outlive the process that created them.
 const (
 	serviceToken = "service "
 	pinholeToken = "pinhole "
@@ -245,8 +253,9 @@ func pinholeTokenOf(id uint16) backends.Token {
 	return backends.NewToken([]byte(pinholeToken + strconv.Itoa(int(id))))
 }
 
-// clientFor returns the service that granted something, or the preferred one
-// where that is not known any more.
+// clientFor returns the client for the service that granted the token. If the
+// device no longer has that service, it returns the client for the preferred
+// one.
 func (g *gateway) clientFor(token backends.Token) *Client {
 	for _, c := range g.otherClients {
 		if tokenOf(c.Service()) == token {
@@ -256,5 +265,5 @@ func (g *gateway) clientFor(token backends.Token) *Client {
 	return g.client
 }
 
-// addr is where the service is asked.
+// addr returns the address of the service.
 func (g *gateway) addr() netip.AddrPort { return g.client.endpoints[g.client.current.Load()].addr }

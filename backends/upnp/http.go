@@ -16,25 +16,25 @@ import (
 	"github.com/natforward/goforward/internal/netbind"
 )
 
-// The bounds of bodies.
+// The maximum sizes of response bodies.
 const (
 	maxDescription = 256 << 10
 	maxResponse    = 128 << 10
 	maxListing     = 512 << 10
 )
 
-// grace is how long the rest of a document may take that is longer than
-// announced.
+// overrunTimeout bounds the wait for the rest of a document that is longer than
+// its Content-Length.
 const overrunTimeout = 500 * time.Millisecond
 
-// patience is how much longer the answer may take than the connection: who is
-// there may be busy.
+// responseTimeoutFactor is the maximum time for a response, as a multiple of
+// the timeout for connecting: a device that accepts a connection may be busy.
 const responseTimeoutFactor = 2
 
 const userAgent = "goforward UPnP/1.1"
 
-// notUnderstood reports the statuses that devices have for headers or a
-// version of HTTP that they do not know.
+// notUnderstood reports whether the status is one with which devices reject
+// headers or HTTP versions that they do not support.
 func (r response) notUnderstood() bool {
 	switch r.status {
 	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
@@ -43,17 +43,17 @@ func (r response) notUnderstood() bool {
 	return false
 }
 
-// form is a way to write requests.
+// requestStyle is a way to write HTTP requests.
 type requestStyle int
 
 const (
 	modern requestStyle = iota
-	legacy              // HTTP/1.0 and the headers that no device can do without
+	legacy              // HTTP/1.0 with only the headers that every device requires
 )
 
-// post is the request that performs an action. The order of the headers is
-// fixed, SOAPACTION is not the last, and its case is the standard's: there are
-// devices that insist on each.
+// post returns the HTTP request for an action. Some devices require this order
+// of the headers, a SOAPACTION header that is not the last one, or the letter
+// case of the standard.
 func (e endpoint) post(style requestStyle, service, action string, body []byte) []byte {
 	var b bytes.Buffer
 	if style == legacy {
@@ -67,7 +67,7 @@ func (e endpoint) post(style requestStyle, service, action string, body []byte) 
 	return b.Bytes()
 }
 
-// get is the request for a description.
+// get returns the HTTP request for a description.
 func (e endpoint) get(style requestStyle) []byte {
 	if style == legacy {
 		return fmt.Appendf(nil, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", e.url.RequestURI(), e.hostHeader())
@@ -76,21 +76,21 @@ func (e endpoint) get(style requestStyle) []byte {
 		e.url.RequestURI(), e.hostHeader(), userAgent)
 }
 
-// request is what to send, and what to expect.
+// request contains an HTTP request and the limits for its response.
 type request struct {
 	bytes []byte
-	limit int    // of the answer's body
-	root  string // the element that ends with the answer
-	what  string // for the log
+	limit int    // maximum size of the response body
+	root  string // name of the element that ends the response
+	what  string // name in log messages
 }
 
-// send sends the request over a connection of its own and reads the answer,
-// all within the configured timeout. local is this host's address on it. The
-// error wraps backends.ErrNoReply and its cause, or backends.ErrMalformed, or
-// the cause of the context's end.
+// send sends the request over a connection of its own and reads the response,
+// within the configured timeouts. local is this host's address on the
+// connection. The error wraps backends.ErrNoReply and its cause,
+// backends.ErrMalformed, or the cause of the context's end.
 func (c ClientConfig) send(ctx context.Context, target endpoint, r request) (resp response, local netip.Addr, err error) {
 	resp, local, err = c.roundTrip(ctx, target, r)
-	c.Logger.DebugContext(ctx, "upnp exchange", "what", r.what, "url", target.url.String(), "status", resp.status, "error", err)
+	c.Logger.DebugContext(ctx, "upnp exchange", "request", r.what, "url", target.url.String(), "status", resp.status, "error", err)
 	switch {
 	case ctx.Err() != nil && (err != nil || resp.truncated):
 		return resp, local, context.Cause(ctx)
@@ -102,8 +102,9 @@ func (c ClientConfig) send(ctx context.Context, target endpoint, r request) (res
 	return resp, local, fmt.Errorf("%w: %w", backends.ErrNoReply, withoutNetTimeout(err, target))
 }
 
-// ownTimeout is a cause that nobody takes for the end of the caller's context,
-// as package net's timeouts are taken.
+// withoutNetTimeout replaces a timeout error of package net, because such
+// errors match context.DeadlineExceeded and would look like the end of the
+// caller's context.
 func withoutNetTimeout(err error, target endpoint) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
@@ -120,11 +121,11 @@ func (c ClientConfig) roundTrip(ctx context.Context, target endpoint, r request)
 		return response{}, netip.Addr{}, err
 	}
 	defer conn.Close()
-	// What is given up is not to be sent again by the kernel, and done by the device
-	// after what came later.
+	// If the request is cancelled, the kernel must not retransmit it: the
+	// device would process it after later requests.
 	linger(conn, 0)
 	deadline := time.Now().Add(responseTimeoutFactor * c.Timeout)
-	_ = conn.SetDeadline(deadline) // fails on closed connections only
+	_ = conn.SetDeadline(deadline) // fails only on closed connections
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
@@ -148,11 +149,11 @@ func (c ClientConfig) roundTrip(ctx context.Context, target endpoint, r request)
 	return resp, localAddr(conn), err
 }
 
-// linger is what Close does with what has not been sent: 0 drops it, and resets the
-// connection; -1 is the kernel's way.
+// linger sets what Close does with unsent data. 0 drops the data and resets the
+// connection, -1 is the kernel's default.
 func linger(conn net.Conn, seconds int) {
 	if tcp, is := conn.(*net.TCPConn); is {
-		_ = tcp.SetLinger(seconds) // fails on closed connections only
+		_ = tcp.SetLinger(seconds) // fails only on closed connections
 	}
 }
 
@@ -163,16 +164,16 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// A lost packet that opens a connection costs the kernel a second or three.
-// Another attempt costs nothing, so one is begun each time that a little longer
-// has passed; the first that succeeds, or fails for certain, counts.
+// If the first packet of a connection is lost, the kernel repeats it only after
+// one to three seconds. Another attempt costs little, so dial starts one after
+// each interval. The first attempt that succeeds or fails decides.
 const (
 	dialAttempts = 4
-	dialInterval = 250 * time.Millisecond // doubling
+	dialInterval = 250 * time.Millisecond // doubles after each attempt
 )
 
-// dial connects to exactly that address and port, from the configured
-// interface and source.
+// dial connects to the address and port, from the configured interface and
+// source.
 func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1}
 	if c.Source.IsValid() {
@@ -192,7 +193,7 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn
 	started := 0
 	start := func() {
 		started++
-		go func() { // waited for by its answer
+		go func() { // ends when its result is received below
 			conn, err := d.DialContext(ctx, "tcp", target.String())
 			results <- dialResult{conn, err}
 		}()
@@ -217,7 +218,7 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn
 	}
 }
 
-// attempt is what came of one.
+// dialResult is the result of an attempt to connect.
 type dialResult struct {
 	conn net.Conn
 	err  error
@@ -229,7 +230,7 @@ func (r dialResult) discard() {
 	}
 }
 
-// localAddr is this host's address on the connection.
+// localAddr returns this host's address on the connection.
 func localAddr(conn net.Conn) netip.Addr {
 	tcp, ok := conn.LocalAddr().(*net.TCPAddr)
 	if !ok {

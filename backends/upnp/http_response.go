@@ -9,40 +9,41 @@ import (
 	"strings"
 )
 
-// The bounds of what is read besides the body.
+// The limits for everything except the body.
 const (
-	maxHeader = 16 << 10 // all header lines, also of what precedes the answer
+	maxHeader = 16 << 10 // all header lines, including those of interim responses
 	maxEndTag = 64
 )
 
-// answer is an HTTP answer.
+// response is an HTTP response.
 type response struct {
 	status    int
 	body      []byte
 	truncated bool // the body ended before its announced length
 }
 
-// ok reports an answer that says it is a success and is there entirely.
+// succeeded reports whether the status is a success and the body is complete.
 func (r response) succeeded() bool { return r.status/100 == 2 && !r.truncated }
 
-// answerReader reads an HTTP answer from a connection that is used once, as
-// devices send them: lines that end in LF alone, no reason, headers without a
-// space or folded, no blank line before the body, a length that is missing or
-// wrong, and a connection that stays open although the body has ended.
+// responseReader reads an HTTP response from a connection that is used once. It
+// accepts the errors of real devices: lines that end in LF alone, a missing
+// reason phrase, headers that are folded or have no space, a missing blank line
+// before the body, a missing or wrong length, and a connection that stays open
+// after the body.
 type responseReader struct {
 	r     *bufio.Reader
-	limit int    // of the body
-	root  string // the element that ends with the document
-	// late is called when the announced length is there and the document has not
-	// ended, and bounds the wait for the rest.
+	limit int    // maximum size of the body
+	root  string // the element that ends the document
+	// onOverrun is called if the body has its announced length but the document
+	// has not ended. It bounds the wait for the rest.
 	onOverrun func()
 
-	headerBytes     int  // bytes read of it
-	headerTruncated bool // the connection ended in it
+	headerBytes     int  // number of header bytes read
+	headerTruncated bool // the connection ended within the header
 }
 
-// read reads the answer. Its error wraps backends.ErrMalformed where what came
-// is none, else it is the connection's.
+// read reads the response. Its error wraps backends.ErrMalformed if the data is
+// not an HTTP response. Otherwise it is the error of the connection.
 func (r *responseReader) read() (response, error) {
 	for {
 		status, err := r.readStatus()
@@ -54,25 +55,25 @@ func (r *responseReader) read() (response, error) {
 			return response{}, err
 		}
 		switch {
-		case status/100 == 1: // 100 Continue and its like precede the answer
+		case status/100 == 1: // interim responses, for example 100 Continue
 			continue
 		case status == 204 || status == 304:
 			return response{status: status}, nil
 		}
 		b := bodyReader{responseReader: r, length: length}
-		if chunked && !r.nextByteIs('<') { // some say chunked and are not
+		if chunked && !r.nextByteIs('<') { // some devices announce chunks but send none
 			err = b.readChunked()
 		} else {
 			err = b.readPlain()
 		}
 		if status/100 != 2 && err != nil {
-			b.truncated, err = true, nil // the status says enough
+			b.truncated, err = true, nil // for an error, the status is sufficient
 		}
 		return response{status: status, body: b.body, truncated: b.truncated || r.headerTruncated}, err
 	}
 }
 
-// line reads a header line, without its end.
+// line reads a header line and returns it without its line ending.
 func (r *responseReader) line() (string, error) {
 	var line []byte
 	for {
@@ -92,7 +93,7 @@ func (r *responseReader) readStatus() (int, error) {
 	for {
 		line, err := r.line()
 		if line == "" && err == nil {
-			continue // after an interim answer, and before some
+			continue // blank lines follow interim responses and precede some final ones
 		}
 		if line == "" {
 			return 0, unexpectedEOF(err)
@@ -110,8 +111,8 @@ func (r *responseReader) readStatus() (int, error) {
 	}
 }
 
-// readHeader reads header lines for what they say of the body: its length, -1
-// where it is not told, and whether it is chunked.
+// readHeader reads the header lines. It returns the length of the body, -1 if
+// it is not announced, and whether the body is chunked.
 func (r *responseReader) readHeader() (length int64, chunked bool, err error) {
 	length = -1
 	parse := func(header string) {
@@ -127,7 +128,7 @@ func (r *responseReader) readHeader() (length int64, chunked bool, err error) {
 		}
 	}
 	header := ""
-	for !r.nextByteIs('<') { // no blank line before the body
+	for !r.nextByteIs('<') { // the blank line before the body is missing
 		line, err := r.line()
 		if folded := strings.TrimLeft(line, " \t"); folded != line && folded != "" {
 			header += " " + folded
@@ -147,13 +148,13 @@ func (r *responseReader) readHeader() (length int64, chunked bool, err error) {
 	return length, chunked, nil
 }
 
-// nextIs reports whether the byte comes next.
+// nextByteIs reports whether c is the next byte.
 func (r *responseReader) nextByteIs(c byte) bool {
 	b, err := r.r.Peek(1)
 	return err == nil && b[0] == c
 }
 
-// noEOF makes an end before its time an error of its own.
+// unexpectedEOF replaces io.EOF by io.ErrUnexpectedEOF.
 func unexpectedEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -161,18 +162,18 @@ func unexpectedEOF(err error) error {
 	return err
 }
 
-// bodyReader is the body of an answer while it is read.
+// bodyReader reads the body of a response.
 type bodyReader struct {
 	*responseReader
-	length    int64 // announced, or -1
+	length    int64 // the announced length, or -1
 	body      []byte
-	scanned   int  // how much of body was searched for the document's end
-	overrun   bool // more than the announced length is being read
-	truncated bool // the connection ended before the body
+	scanned   int  // number of body bytes already searched for the end of the document
+	overrun   bool // the body exceeds its announced length
+	truncated bool // the connection ended before the body did
 }
 
-// readPlain reads until the document ends, or all that was announced is there
-// and is no document, or the connection ends.
+// readPlain reads until the document ends, until the announced length is
+// reached and no document has started, or until the connection ends.
 func (b *bodyReader) readPlain() error {
 	for !b.complete() {
 		if b.length >= 0 && int64(len(b.body)) >= b.length && !b.overrun {
@@ -193,8 +194,8 @@ func (b *bodyReader) readPlain() error {
 	return nil
 }
 
-// chunkOverhead is how many bytes around chunks there may be for each byte in
-// them, over what all headers may have.
+// chunkOverhead is the maximum number of framing bytes for each byte in a
+// chunk, in addition to maxHeader.
 const chunkOverhead = 16
 
 func (b *bodyReader) readChunked() error {
@@ -206,7 +207,7 @@ func (b *bodyReader) readChunked() error {
 			return b.endError(err, true)
 		}
 		if n == 0 {
-			return nil // the trailer goes with the connection
+			return nil // the trailer is not read
 		}
 		for end := len(b.body) + n; len(b.body) < end && !b.complete(); {
 			if err := b.readSome(end - len(b.body)); err != nil {
@@ -217,8 +218,9 @@ func (b *bodyReader) readChunked() error {
 	return nil
 }
 
-// ended judges the error that ended the body. An end of the connection is
-// none: the document tells whether something is missing.
+// endError returns the error for a body that ended with err. The end of the
+// connection is not an error, because the document shows whether something is
+// missing.
 func (b *bodyReader) endError(err error, incomplete bool) error {
 	b.truncated = incomplete && !b.overrun
 	if b.overrun || errors.Is(err, io.EOF) {
@@ -227,8 +229,7 @@ func (b *bodyReader) endError(err error, incomplete bool) error {
 	return err
 }
 
-// readSome reads up to n bytes of what is there, and fails where the body is
-// longer than allowed.
+// readSome reads at most n bytes. It fails if the body exceeds its limit.
 func (b *bodyReader) readSome(n int) error {
 	var buf [4096]byte
 	got, err := b.r.Read(buf[:min(n, len(buf))])
@@ -240,7 +241,8 @@ func (b *bodyReader) readSome(n int) error {
 	return err
 }
 
-// chunkSize reads the line before a chunk, and what ends the chunk before it.
+// chunkSize reads the line that starts a chunk, and the line end of the
+// previous chunk.
 func (b *bodyReader) chunkSize() (int, error) {
 	for {
 		line, err := b.line()
@@ -259,7 +261,7 @@ func (b *bodyReader) chunkSize() (int, error) {
 	}
 }
 
-// complete reports whether the document's last tag is there.
+// complete reports whether the last tag of the document has been read.
 func (b *bodyReader) complete() bool {
 	rest := b.body[max(0, b.scanned-maxEndTag):]
 	b.scanned = len(b.body)
@@ -276,7 +278,8 @@ func (b *bodyReader) complete() bool {
 	}
 }
 
-// isRoot reports whether a tag's name is the document's, with or without prefix.
+// isRoot reports whether a tag has the name of the document's root, with or
+// without a prefix.
 func (b *bodyReader) isRoot(name []byte) bool {
 	if i := bytes.IndexByte(name, ':'); i >= 0 {
 		name = name[i+1:]
@@ -284,7 +287,8 @@ func (b *bodyReader) isRoot(name []byte) bool {
 	return bytes.EqualFold(bytes.TrimSpace(name), []byte(b.root))
 }
 
-// unfinished reports whether the document began; its end is still to come then.
+// documentStarted reports whether the body contains the name of the root
+// element. If it does, the end of the document is still missing.
 func (b *bodyReader) documentStarted() bool {
 	return bytes.Contains(bytes.ToLower(b.body), []byte(strings.ToLower(b.root)))
 }

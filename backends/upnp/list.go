@@ -12,18 +12,20 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The bounds of a listing: more than a table can be of use, and how many rows
-// in a row may be there already. Rows move while others come and go, and some
-// devices never end.
+// The limits for a listing: the number of entries, and the number of
+// consecutive entries that are repeated or malformed. Entries change their
+// index while others are added and deleted, and the tables of some devices
+// never end.
 const (
 	maxEntries = 8192
 	maxRepeats = 16
 	maxIndex   = 65535
 )
 
-// List yields the device's table, whoever made the entries: those of NAT-PMP,
-// PCP and the administrator are usually among them. A lifetime that the device
-// does not tell looks like one without an end.
+// List yields the entries of the device's table, including those of other
+// hosts. The entries of NAT-PMP, of PCP and of the administrator are usually
+// among them. An entry whose lifetime the device does not report seems to be
+// permanent.
 func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 	return func(yield func(backends.Entry, error) bool) {
 		if err := b.checkListable(); err != nil {
@@ -31,7 +33,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			return
 		}
 		wantMore := true
-		var rowErr error // the list, after a row
+		var rowErr error // an error after at least one entry
 		err := b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 			external, err := b.recentExternal(ctx, g)
 			if err != nil {
@@ -40,7 +42,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			yielded := false
 			for e, err := range g.client.entries(ctx) {
 				if err != nil && yielded {
-					rowErr = err // not again from the start
+					rowErr = err // withDevice must not start the list again
 					return nil
 				}
 				if err != nil {
@@ -60,9 +62,9 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 	}
 }
 
-// EntryAt returns the entry at an index of the device's table, from 0. Past the
-// end it fails with an error that wraps ErrInvalid. Indexes move when the table
-// changes.
+// EntryAt returns the entry at an index of the device's table, which starts at
+// 0. After the end of the table, the error wraps ErrInvalid. The indexes of
+// entries change when the table changes.
 func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry, err error) {
 	if err := b.checkListable(); err != nil {
 		return entry, err
@@ -85,7 +87,8 @@ func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry,
 	return entry, err
 }
 
-// canList says why there is nothing to list: pinholes have no table.
+// checkListable returns an error for an IPv6 gateway, because pinholes cannot
+// be listed.
 func (b *Backend) checkListable() error {
 	if b.is6 {
 		return fmt.Errorf("upnp: %w: IPv6 firewalls do not list their pinholes", backends.ErrUnsupported)
@@ -93,7 +96,7 @@ func (b *Backend) checkListable() error {
 	return nil
 }
 
-// entry is a row as the contract has it.
+// entry converts an entry of the table to the type of package backends.
 func (g *gateway) entry(e PortMapping, external netip.Addr) backends.Entry {
 	lifetime := e.Lease
 	if lifetime == 0 {
@@ -110,7 +113,8 @@ func (g *gateway) entry(e PortMapping, external netip.Addr) backends.Entry {
 	return backends.Entry{Mapping: m, Enabled: e.Enabled}
 }
 
-// isEnd reports whether a device says that the table ends before an index.
+// isEndOfTable reports whether the fault means that the index is after the end
+// of the table.
 func isEndOfTable(err error) bool {
 	var fault *Fault
 	if !errors.As(err, &fault) {
@@ -123,8 +127,8 @@ func isEndOfTable(err error) bool {
 	return false
 }
 
-// entries yields the table by index or, where the device cannot do that, by
-// ranges of ports.
+// entries yields the table by index, or by port ranges if the device does not
+// support the index.
 func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
 	return func(yield func(PortMapping, error) bool) {
 		first := true
@@ -140,7 +144,7 @@ func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
 	}
 }
 
-// indexed yields the table by index.
+// entriesByIndex yields the table by index.
 func (c *Client) entriesByIndex(ctx context.Context) iter.Seq2[PortMapping, error] {
 	return func(yield func(PortMapping, error) bool) {
 		seen := map[PortMappingKey]bool{}
@@ -151,7 +155,7 @@ func (c *Client) entriesByIndex(ctx context.Context) iter.Seq2[PortMapping, erro
 			case isEndOfTable(err):
 				return
 			case errors.Is(err, backends.ErrMalformed) && ctx.Err() == nil:
-				repeats++ // one row that cannot be read does not hide the others
+				repeats++ // a malformed entry must not hide the entries after it
 				continue
 			case err != nil:
 				yield(PortMapping{}, err)
@@ -169,11 +173,11 @@ func (c *Client) entriesByIndex(ctx context.Context) iter.Seq2[PortMapping, erro
 	}
 }
 
-// byRanges yields the table by ranges of ports (GetListOfPortMappings), which
-// may be no larger than common daemons survive.
+// entriesByRange yields the table by port ranges (GetListOfPortMappings). The
+// ranges are small, because larger ones crash common daemons.
 func (c *Client) entriesByRange(ctx context.Context, yield func(PortMapping, error) bool) {
 	seen := map[PortMappingKey]bool{}
-	rows := 0 // repeated ones too
+	rows := 0 // including repeated entries
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
 		for first := 0; first < 1<<16; first += maxWindow {
 			entries, err := c.PortMappings(ctx, p, uint16(max(first, 1)), uint16(first+maxWindow-1))

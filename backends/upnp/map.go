@@ -16,11 +16,12 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// Map asks for a mapping, or over IPv6 for a pinhole. Where the port is taken,
-// also by another program of this host, it fails with ErrConflict unless the
-// device gives another itself (AddAnyPortMapping), which Exact forbids: devices
-// overwrite entries of one host without a word, so the entry is looked for
-// first. What was granted is looked for again: some devices only say so.
+// Map creates a mapping, or a pinhole over IPv6. If the port is in use,
+// possibly by another program of this host, and Exact is not set, the device
+// may choose another port (AddAnyPortMapping). Otherwise Map fails with
+// ErrConflict. Devices silently overwrite an entry of the same host, so Map
+// first checks for an existing entry. Some devices report success without
+// adding the entry, so Map then verifies that the entry exists.
 func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mapping, err error) {
 	if err := b.Supports(r); err != nil {
 		return m, err
@@ -36,13 +37,13 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mappi
 	return m, err
 }
 
-// Renew asks for the mapping again, with the port that it has. Where the device
-// has lost it and somebody else has that port now, another one is asked for,
-// unless Exact.
+// Renew requests the mapping again with its current port. If the device has
+// lost the mapping and another client now has the port, Renew requests another
+// port, unless Exact is set.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (renewed backends.Mapping, err error) {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
-	if r.Exact { // about the port: the address may have changed
+	if r.Exact { // Exact applies only to the port: the address may have changed
 		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())
 	}
 	if err := b.Supports(r); err != nil {
@@ -59,26 +60,26 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 	return renewed, err
 }
 
-// addition is the request for one entry, as it changes with what the device
-// refuses.
+// addOp is the operation that adds one entry. It changes the request in
+// response to the faults of the device.
 type addOp struct {
 	backend *Backend
 	gateway *gateway
 	client  *Client
 	quirks  *quirks
 	request backends.Request
-	renewed *backends.Mapping // nil: it is a new one
+	renewed *backends.Mapping // nil for a new mapping
 
 	entry           PortMapping
 	variant         variant
 	refused         map[formKey]bool
-	existing        PortMapping     // as found
-	existingMatches bool            // before is this very mapping
-	portFree        bool            // the device says for certain that the port is
-	tried           map[string]bool // what was tried
+	existing        PortMapping     // the entry found by checkPort
+	existingMatches bool            // existing has the same internal endpoint as entry
+	portFree        bool            // the device reported that the port has no entry
+	tried           map[string]bool // the remedies that were tried
 }
 
-// add gets an entry, or gets it again.
+// addMapping adds an entry, or renews it if renewed is not nil.
 func (b *Backend) addMapping(ctx context.Context, g *gateway, r backends.Request, renewed *backends.Mapping) (backends.Mapping, error) {
 	unlock, err := g.lockTable(ctx)
 	if err != nil {
@@ -103,7 +104,8 @@ func (b *Backend) addMapping(ctx context.Context, g *gateway, r backends.Request
 	return op.run(ctx)
 }
 
-// only is the host that alone is admitted; the zero Addr is anyone.
+// remoteHost returns the only remote host that may use the mapping. The zero
+// Addr means any host.
 func remoteHost(remote netip.AddrPort) netip.Addr {
 	if a := remote.Addr().Unmap(); !a.IsUnspecified() {
 		return a
@@ -111,7 +113,8 @@ func remoteHost(remote netip.AddrPort) netip.Addr {
 	return netip.Addr{}
 }
 
-// internal fills in this host's address as the device sees it.
+// withLocalAddr replaces an unspecified address by this host's address as the
+// device sees it.
 func (g *gateway) withLocalAddr(addr netip.AddrPort) netip.AddrPort {
 	a := addr.Addr().Unmap()
 	if !a.IsValid() || a.IsUnspecified() {
@@ -120,7 +123,8 @@ func (g *gateway) withLocalAddr(addr netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a, addr.Port())
 }
 
-// wholeSeconds rounds a lifetime up: that is what goes over the wire.
+// roundUpToSecond rounds a lifetime up to whole seconds, because requests
+// contain seconds.
 func roundUpToSecond(d time.Duration) time.Duration {
 	if rest := d % time.Second; rest != 0 && d < backends.Forever-time.Second {
 		d += time.Second - rest
@@ -128,7 +132,7 @@ func roundUpToSecond(d time.Duration) time.Duration {
 	return d
 }
 
-// run looks, adds and looks again.
+// run checks the port, adds the entry, and verifies it.
 func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
 	external, err := op.backend.recentExternal(ctx, op.gateway)
 	if err != nil {
@@ -160,7 +164,7 @@ func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
 	}, nil
 }
 
-// look finds out whether the port is somebody else's.
+// checkPort checks whether another client has the port.
 func (op *addOp) checkPort(ctx context.Context) error {
 	op.existing, op.existingMatches, op.portFree = PortMapping{}, false, false
 	e, err := op.client.PortMapping(ctx, op.entry.Key())
@@ -176,11 +180,11 @@ func (op *addOp) checkPort(ctx context.Context) error {
 	case transportError(err) != nil:
 		return err
 	}
-	return nil // who does not know will say so when asked to add
+	return nil // if the device does not report the entry, it may still report a conflict later
 }
 
-// lookThrough looks at the entries one after the other, in a device that cannot
-// be asked for one.
+// checkPortByListing searches the table by index, for a device that cannot
+// return a single entry.
 func (op *addOp) checkPortByListing(ctx context.Context) error {
 	const maxRows = 256
 	n := 0
@@ -198,8 +202,8 @@ func (op *addOp) checkPortByListing(ctx context.Context) error {
 	return nil
 }
 
-// judge takes the entry that is there for the one that is wanted, or for somebody
-// else's.
+// compareExisting checks whether the existing entry is the requested one or
+// belongs to another client.
 func (op *addOp) compareExisting(e PortMapping) error {
 	switch {
 	case e.Internal == op.entry.Internal:
@@ -210,21 +214,22 @@ func (op *addOp) compareExisting(e PortMapping) error {
 	return nil
 }
 
-// missed tells watchers where the device has lost what it had granted.
+// reportLoss sends a hint to the watchers if the device has lost an entry that
+// it had granted.
 func (op *addOp) reportLoss(checkErr error) {
-	const slack = 2 * time.Second // of clocks that count whole seconds
+	const slack = 2 * time.Second // for clocks that count whole seconds
 	if op.renewed == nil || !op.portFree && !errors.Is(checkErr, backends.ErrConflict) {
 		return
 	}
 	if expires := op.renewed.Expires(); expires.IsZero() || time.Until(expires) > slack {
 		op.backend.sendHint(hint{
-			reason: fmt.Sprintf("%v port %d is gone from the gateway's table", op.entry.Protocol, op.entry.ExternalPort), strong: true,
+			reason: fmt.Sprintf("%v port %d is missing from the gateway's table", op.entry.Protocol, op.entry.ExternalPort), strong: true,
 		})
 	}
 }
 
-// send adds the entry, and does what helps against what the device has to say
-// against it. An entry that has no end and stands needs no adding.
+// addEntry adds the entry and handles the faults of the device. A renewal adds
+// nothing if the entry exists and is permanent.
 func (op *addOp) addEntry(ctx context.Context) error {
 	for {
 		op.variant.apply(&op.entry, op.request)
@@ -248,9 +253,10 @@ func (op *addOp) addEntry(ctx context.Context) error {
 	}
 }
 
-// elsewhere gets another external port after a conflict: from the device, if it
-// chooses ports itself. A renewal goes on by itself; whoever asks for a new
-// mapping has the choice.
+// addOnOtherPort requests another external port after a conflict. A device that
+// can choose a port does so. For a renewal, addOnOtherPort also tries random
+// ports itself. For a new mapping, it leaves the choice of another port to the
+// caller.
 func (op *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
 	const maxAttempts = 3
 	for attempt := 0; attempt == 0 || op.renewed != nil && attempt < maxAttempts; attempt++ {
@@ -274,8 +280,9 @@ func (op *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
 	return conflict
 }
 
-// addAny lets the device choose the port, from a wish. Some devices cut the
-// connection instead of an answer: they cannot.
+// addAny lets the device choose the port, starting from a suggestion. Some
+// devices that do not support the action close the connection instead of
+// sending a fault.
 func (op *addOp) addAny(ctx context.Context) error {
 	if _, noAddAny := op.quirks.get(); noAddAny || op.client.Service().Version() < 2 {
 		return backends.ErrUnsupported
@@ -291,13 +298,14 @@ func (op *addOp) addAny(ctx context.Context) error {
 	case errors.Is(err, backends.ErrNoReply), errors.Is(err, backends.ErrMalformed),
 		isFault(err, InvalidAction), isFault(err, OptionalActionNotImplemented):
 		op.quirks.update(func(q *quirks) { q.noAddAny = true })
-		return fmt.Errorf("%w: %v", backends.ErrUnsupported, err) //nolint:errorlint // not another reason to look for the device
+		return fmt.Errorf("%w: %v", backends.ErrUnsupported, err) //nolint:errorlint // %v: a connection error must not cause a new search
 	}
 	return err
 }
 
-// asked is the lifetime that was asked for. In version 2, no lease is the longest
-// there (WANIPConnection:2, section 2.3.16), but for devices that take no other.
+// requestedLease returns the lifetime that was requested. In version 2, a lease
+// of 0 means the longest one (WANIPConnection:2, section 2.3.16), except on
+// devices that accept only permanent leases.
 func (op *addOp) requestedLease() time.Duration {
 	switch {
 	case op.entry.Lease != 0:
@@ -308,15 +316,16 @@ func (op *addOp) requestedLease() time.Duration {
 	return backends.Forever
 }
 
-// addError says better than a refusal to add why it is one. That there is no such
-// entry, or that a request was invalid, is no answer to it.
+// classifyError reclassifies the faults of AddPortMapping whose code does not
+// show the cause. Codes that wrap ErrInvalid, for example "no such entry", make
+// no sense as a response to this action.
 func (op *addOp) classifyError(err error) error {
 	var f *Fault
 	switch {
 	case !errors.As(err, &f):
 		return err
 	case errors.Is(f, backends.ErrInvalid):
-		return &reclassifiedFault{f, backends.ErrMalformed, "no answer to a request to add"}
+		return &reclassifiedFault{f, backends.ErrMalformed, "not a valid response to this action"}
 	case f.Code != ActionNotAuthorized:
 		return err
 	case op.entry.Internal.Addr() != op.gateway.Device.Local:
@@ -327,35 +336,36 @@ func (op *addOp) classifyError(err error) error {
 	return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps its user has to let this host open ports"}
 }
 
-// because adds to a conflict over a port at which nothing is listed what else it
-// may come from.
+// explainConflict adds a possible cause to a conflict on a port for which the
+// device lists no entry.
 func (op *addOp) explainConflict(external netip.Addr, err error) error {
 	scope := backends.ScopeOf(external)
 	if !errors.Is(err, backends.ErrConflict) || !op.portFree || scope != backends.ScopePrivate && scope != backends.ScopeShared {
 		return err
 	}
-	return fmt.Errorf("%w: it lists nothing there, and refuses perhaps because its external address, %v, is %v", err, external, scope)
+	return fmt.Errorf("%w: it lists no entry for the port, and may refuse because its external address, %v, is %v", err, external, scope)
 }
 
-// highPort is a random port of the dynamic range (RFC 6335, section 6).
+// highPort returns a random port of the dynamic range (RFC 6335, section 6).
 func highPort() uint16 { return uint16(49152 + rand.IntN(1<<14)) }
 
-// verify returns the lifetime that was granted, as far as the device lists what
-// it has granted. One that cannot be asked is believed.
+// verify checks that the device lists the entry, and returns the lifetime that
+// was granted. If the device does not return the entry, the requested lifetime
+// is assumed.
 func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	requested := op.requestedLease()
 	e, err := op.client.PortMapping(ctx, op.entry.Key())
 	switch {
 	case isNotFound(err):
 		return 0, fmt.Errorf("upnp: %w: it says that %v port %d is forwarded, but does not list it", backends.ErrNoResources, op.entry.Protocol, op.entry.ExternalPort)
-	case err != nil: // also that of a context that has ended: it stands all the same
+	case err != nil: // also if the context has ended: the entry was added
 		return requested, nil
 	case e.Internal.Addr().IsValid() && e.Internal != op.entry.Internal:
 		return 0, op.mismatchError(e)
 	}
 	const slack = 2 * time.Second
 	switch {
-	case e.Lease == 0: // also where it means nothing
+	case e.Lease == 0: // permanent, or not reported
 		return requested, nil
 	case op.notExtended(e, requested):
 		return op.deleteAndAdd(ctx, e.Lease)
@@ -365,19 +375,22 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	return requested, nil
 }
 
-// foreign is what an entry is that was granted, and listed for somebody else.
-// Another port helps only if another program of this host was faster.
+// mismatchError returns the error for an entry that the device lists for
+// another internal endpoint. It is a conflict, after which another port may
+// work, only if another program of this host has added its entry in the
+// meantime.
 func (op *addOp) mismatchError(e PortMapping) error {
 	kind := backends.ErrNoResources
 	if e.Internal.Addr() == op.entry.Internal.Addr() {
 		kind = backends.ErrConflict
 	}
-	return fmt.Errorf("upnp: %w: %v port %d was asked for %v, and is listed for %v",
+	return fmt.Errorf("upnp: %w: %v port %d was requested for %v, but is listed for %v",
 		kind, op.entry.Protocol, op.entry.ExternalPort, op.entry.Internal, e.Internal)
 }
 
-// stale reports whether a renewal did not prolong the lease: it has not grown,
-// and is shorter than what was granted before.
+// notExtended reports whether a renewal did not extend the lease: the lease has
+// not grown, and it is shorter than the lease granted before, by more than a
+// fifth.
 func (op *addOp) notExtended(e PortMapping, requested time.Duration) bool {
 	if op.renewed == nil || !op.existingMatches || op.existing.Lease == 0 || e.Lease > op.existing.Lease {
 		return false
@@ -386,22 +399,24 @@ func (op *addOp) notExtended(e PortMapping, requested time.Duration) bool {
 	return e.Lease < granted-granted/5
 }
 
-// replace deletes and adds, with a device that prolongs no lease. Where it will
-// not delete, the entry stands for what is left.
+// deleteAndAdd replaces the entry on a device that does not extend leases. If
+// the device does not delete the entry, the entry stays active for its
+// remaining lifetime.
 func (op *addOp) deleteAndAdd(ctx context.Context, remaining time.Duration) (time.Duration, error) {
 	if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
 		return remaining, transportError(err)
 	}
-	op.renewed, op.existingMatches = nil, false // it is a new one now
+	op.renewed, op.existingMatches = nil, false // the entry is now a new one
 	if err := op.addEntry(ctx); err != nil {
 		return 0, err
 	}
 	return op.verify(ctx)
 }
 
-// Unmap deletes the mapping. Where the device has none, or somebody else has the
-// port by now, it succeeds. A device that does not tell whose the port is, deletes
-// only what has a Token: what was granted, or listed.
+// Unmap deletes the mapping. It succeeds if the device has no such entry, or if
+// another client now has the port. If the device does not report the owner of
+// the port, Unmap deletes only mappings with a Token, which were granted or
+// listed before.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	if err := m.Check(); err != nil {
@@ -419,19 +434,20 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 		})
 	}
 	err := unmap()
-	if isConnectionCut(err) && ctx.Err() == nil { // TCP does not repeat the request
+	if isConnectionCut(err) && ctx.Err() == nil { // after an unanswered request, TCP does not reconnect
 		err = unmap()
 	}
 	return err
 }
 
-// isCut reports whether a connection ended before its reply.
+// isConnectionCut reports whether the connection ended before the response.
 func isConnectionCut(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op) && op.Op == "read" && !op.Timeout()
 }
 
-// remove deletes an entry if it is the mapping's, as far as the device tells.
+// deleteEntry deletes the entry of a mapping, unless the device reports that
+// the entry belongs to another client.
 func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mapping) error {
 	unlock, err := g.lockTable(ctx)
 	if err != nil {
@@ -448,8 +464,8 @@ func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mappin
 		return nil
 	case err != nil && transportError(err) != nil:
 		return err
-	case err != nil && m.Token.IsZero(): // not what was granted, but what somebody thinks was
-		return fmt.Errorf("upnp: %w: the device does not tell whose %v port %d is: %w", backends.ErrUnsupported, m.Protocol, m.External.Port(), err)
+	case err != nil && m.Token.IsZero(): // without a Token, the mapping may not be the caller's
+		return fmt.Errorf("upnp: %w: the device does not report the owner of %v port %d: %w", backends.ErrUnsupported, m.Protocol, m.External.Port(), err)
 	}
 	if err := c.DeletePortMapping(ctx, key); !isNotFound(err) {
 		return err

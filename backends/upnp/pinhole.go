@@ -11,19 +11,22 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// Pinhole is an opening of a gateway's IPv6 firewall.
+// Pinhole is an opening in a gateway's IPv6 firewall.
 type Pinhole struct {
-	// Remote is the only peer admitted. The zero Addr: anyone; port 0: any port.
+	// Remote is the only peer that may use the pinhole. The zero Addr means any
+	// address, port 0 any port.
 	Remote netip.AddrPort
-	// Internal is the host and port that are let through to. Gateways want the
-	// address that the request comes from.
+	// Internal is the address and port to which traffic is let through.
+	// Gateways require the address from which the request is sent.
 	Internal netip.AddrPort
 	Protocol backends.Protocol
-	// Lease is sent in seconds, rounded up; 1 s to 86400 s by the standard.
+	// Lease is sent in seconds, rounded up. The standard permits 1 s to 86400
+	// s.
 	Lease time.Duration
 }
 
-// addPinholeArgs are the arguments of AddPinhole. Protocols are numbers here.
+// addPinholeArgs are the arguments of AddPinhole. Here the protocol is a
+// number.
 type addPinholeArgs struct {
 	RemoteHost     string
 	RemotePort     string
@@ -55,16 +58,18 @@ func (p Pinhole) args() (*addPinholeArgs, error) {
 	}, nil
 }
 
-// pinholeLease refuses what leaseSeconds has for permanent: no pinhole is.
+// pinholeLease rejects the values that mean a permanent lease in leaseSeconds,
+// because a pinhole cannot be permanent.
 func pinholeLease(d time.Duration) (string, error) {
 	if d == 0 || d == backends.Forever {
-		return "", fmt.Errorf("%w: a pinhole has an end", backends.ErrInvalid)
+		return "", fmt.Errorf("%w: a pinhole cannot be permanent", backends.ErrInvalid)
 	}
 	return leaseSeconds(d)
 }
 
-// AddPinhole opens the firewall and returns the pinhole's id. The same
-// addresses, ports and protocol again extend it, under the same id.
+// AddPinhole opens the firewall and returns the id of the pinhole. Repeating
+// the call with the same addresses, ports and protocol extends the pinhole
+// under the same id.
 func (c *Client) AddPinhole(ctx context.Context, p Pinhole) (id uint16, err error) {
 	const action = "AddPinhole"
 	in, err := p.args()
@@ -81,8 +86,8 @@ func (c *Client) AddPinhole(ctx context.Context, p Pinhole) (id uint16, err erro
 	return id, nil
 }
 
-// UpdatePinhole sets what is left of a pinhole's lease. Where there is none,
-// the fault wraps backends.ErrInvalid (704).
+// UpdatePinhole sets the remaining lease of a pinhole. If there is no such
+// pinhole, the fault wraps backends.ErrInvalid (704).
 func (c *Client) UpdatePinhole(ctx context.Context, id uint16, lease time.Duration) error {
 	const action = "UpdatePinhole"
 	seconds, err := pinholeLease(lease)
@@ -93,16 +98,17 @@ func (c *Client) UpdatePinhole(ctx context.Context, id uint16, lease time.Durati
 	return c.perform(ctx, action, &in, nil)
 }
 
-// DeletePinhole closes a pinhole. Where there is none, the fault wraps
+// DeletePinhole closes a pinhole. If there is no such pinhole, the fault wraps
 // backends.ErrInvalid (704).
 func (c *Client) DeletePinhole(ctx context.Context, id uint16) error {
 	in := struct{ UniqueID string }{formatPort(id)}
 	return c.perform(ctx, "DeletePinhole", &in, nil)
 }
 
-// PinholeWorking asks whether traffic came through a pinhole
-// (CheckPinholeWorking, which is optional). Fault 709 says that none came
-// either way, which proves nothing.
+// PinholeWorking reports whether traffic has passed through a pinhole
+// (CheckPinholeWorking, which is optional). Fault 709 means that the gateway
+// has seen no traffic in either direction. It does not show that the pinhole
+// fails.
 func (c *Client) PinholeWorking(ctx context.Context, id uint16) (bool, error) {
 	in := struct{ UniqueID string }{formatPort(id)}
 	var out struct{ IsWorking string }
@@ -114,13 +120,14 @@ func (c *Client) PinholeWorking(ctx context.Context, id uint16) (bool, error) {
 
 // FirewallStatus is the state of a gateway's IPv6 firewall.
 type FirewallStatus struct {
-	// Enabled is whether there is a firewall; without one every port is open.
+	// Enabled reports whether the firewall is active. If it is not, every port
+	// is open.
 	Enabled bool
-	// InboundPinholeAllowed is whether hosts may open it.
+	// InboundPinholeAllowed reports whether hosts may open pinholes.
 	InboundPinholeAllowed bool
 }
 
-// FirewallStatus asks for the state of the IPv6 firewall (GetFirewallStatus of
+// FirewallStatus requests the state of the IPv6 firewall (GetFirewallStatus of
 // WANIPv6FirewallControl:1).
 func (c *Client) FirewallStatus(ctx context.Context) (FirewallStatus, error) {
 	var out struct{ FirewallEnabled, InboundPinholeAllowed string }
@@ -135,8 +142,9 @@ func (c *Client) FirewallStatus(ctx context.Context) (FirewallStatus, error) {
 
 const maxPinholeLifetime = 24 * time.Hour // WANIPv6FirewallControl:1, LeaseTime
 
-// openPinhole opens the firewall. Nothing is translated: the external endpoint
-// is this host's own. Where there is no firewall, it is open already.
+// openPinhole opens the firewall. Nothing is translated, so the external
+// endpoint is the internal one. If the firewall is disabled, the port is
+// already open.
 func (b *Backend) openPinhole(ctx context.Context, g *gateway, r backends.Request) (backends.Mapping, error) {
 	internal := g.withLocalAddr(r.Internal)
 	lease := pinholeLifetime(r)
@@ -159,19 +167,21 @@ func pinholeLifetime(r backends.Request) time.Duration {
 	return min(roundUpToSecond(cmp.Or(r.Lifetime, DefaultLifetime)), maxPinholeLifetime)
 }
 
-// renewPinhole opens the pinhole again, which prolongs the one that there is
-// (WANIPv6FirewallControl:1, AddPinhole). Its number is not to be relied on: after
-// a restart the device numbers anew, and UpdatePinhole would prolong another's.
+// renewPinhole opens the pinhole again, which extends the existing one
+// (WANIPv6FirewallControl:1, AddPinhole). It does not use the id of the
+// pinhole: after a restart, the device assigns new ids, and UpdatePinhole could
+// extend the pinhole of another host.
 func (b *Backend) renewPinhole(ctx context.Context, g *gateway, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	renewed, err := b.openPinhole(ctx, g, r)
 	if err == nil && !m.Token.IsZero() && renewed.Token != m.Token {
-		b.sendHint(hint{reason: "a pinhole is gone from the gateway's firewall", strong: true})
+		b.sendHint(hint{reason: "a pinhole is missing from the gateway's firewall", strong: true})
 	}
 	return renewed, err
 }
 
-// closePinhole deletes a pinhole, by the number that it has now: asked for once
-// more, briefly, the device tells it. Where there is no firewall there is none.
+// closePinhole deletes a pinhole. The id of the pinhole may have changed, so
+// closePinhole first opens the pinhole again with a short lease to learn its
+// current id. If the firewall is disabled, there is nothing to delete.
 func (b *Backend) closePinhole(ctx context.Context, g *gateway, m backends.Mapping) error {
 	if m.Token.IsZero() {
 		return nil

@@ -11,15 +11,15 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// quirks is what was learnt of a device that does not follow the standard, for
-// as long as the backend lives.
+// quirks contains the deviations from the standard that were observed on a
+// device. They are kept for the lifetime of the backend.
 type quirks struct {
 	mu       sync.Mutex
 	variant  variant
 	noAddAny bool // AddAnyPortMapping does not work
 }
 
-// quirksOf returns what is known of a device.
+// quirksOf returns the quirks of a device.
 func (b *Backend) quirksOf(g *gateway) *quirks {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -34,7 +34,7 @@ func (b *Backend) quirksOf(g *gateway) *quirks {
 	return q
 }
 
-// locked runs f with the quirks to itself.
+// update calls f with the lock held.
 func (q *quirks) update(f func(q *quirks)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -47,10 +47,10 @@ func (q *quirks) get() (v variant, noAddAny bool) {
 	return q.variant, q.noAddAny
 }
 
-// variant is a way to word the request for an entry.
+// variant is a form of the request for an entry.
 type variant struct {
 	lease              leaseForm
-	defaultDescription bool // a description that nothing can be held against
+	defaultDescription bool // use a description that every device accepts
 }
 
 type leaseForm uint8
@@ -64,11 +64,12 @@ const (
 
 const (
 	hour = time.Hour
-	week = 7 * 24 * time.Hour // the longest of WANIPConnection:2
+	week = 7 * 24 * time.Hour // the maximum in WANIPConnection:2
 )
 
-// variants are all, in the order in which to try them. A lease of 0 is not the
-// first: there are devices that refuse that, and few refuse all others.
+// variants contains all variants in the order in which they are tried. A lease
+// of 0 is not the first, because some devices reject it, while few devices
+// reject all other leases.
 var variants = []variant{
 	{leaseAsRequested, false},
 	{leasePermanent, false},
@@ -78,7 +79,7 @@ var variants = []variant{
 	{leasePermanent, true},
 }
 
-// apply words an entry for a request.
+// apply sets the description and the lease of an entry for a request.
 func (v variant) apply(e *PortMapping, r backends.Request) {
 	e.Description = r.Description
 	if v.defaultDescription {
@@ -99,7 +100,8 @@ func (v variant) apply(e *PortMapping, r backends.Request) {
 	}
 }
 
-// words is what of a request differs between the variants, as on the wire.
+// formKey returns the part of a request in which the variants differ, as it is
+// sent. Variants with the same key produce the same request.
 func (v variant) formKey(r backends.Request) formKey {
 	var e PortMapping
 	v.apply(&e, r)
@@ -111,7 +113,8 @@ type formKey struct {
 	description string
 }
 
-// cures reports whether wording the request this way can help against a refusal.
+// helpsAgainst reports whether a request in this form may succeed after a
+// fault.
 func (v variant) helpsAgainst(code FaultCode) bool {
 	switch code {
 	case OnlyPermanentLeasesSupported:
@@ -126,18 +129,20 @@ func (v variant) helpsAgainst(code FaultCode) bool {
 	return false
 }
 
-// once reports whether a cure was not tried yet, and notes that it is now.
+// firstTry reports whether a remedy was not tried before, and records it as
+// tried.
 func (op *addOp) firstTry(remedy string) bool {
 	done := op.tried[remedy]
 	op.tried[remedy] = true
 	return !done
 }
 
-// breather is how long a device is left alone that failed for no reason given.
+// retryDelay is the pause before a request is repeated after an unexplained
+// failure.
 const retryDelay = time.Second
 
-// cure changes the request after a refusal, and reports whether it is worth
-// another try; or it says better than the refusal why it is not.
+// retry changes the request after an error. It reports whether to send the
+// changed request. A non-nil error explains the failure better than addErr.
 func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error) {
 	var status *HTTPError
 	var f *Fault
@@ -174,7 +179,8 @@ func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error
 	return false, nil
 }
 
-// reword words the request another way that may help against the refusal.
+// nextVariant changes the request to the next variant that may help against a
+// fault. It returns false if there is none.
 func (op *addOp) nextVariant(code FaultCode) bool {
 	op.refused[op.variant.formKey(op.request)] = true
 	for _, v := range variants {
@@ -186,8 +192,8 @@ func (op *addOp) nextVariant(code FaultCode) bool {
 	return false
 }
 
-// privateWAN says whether the device refuses because its own external address is
-// private, or because it has none.
+// checkPrivateWAN returns an error if the device refuses because its external
+// address is private, or because it has none.
 func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 	external, err := op.client.ExternalAddr(ctx)
 	if err != nil {
@@ -209,14 +215,15 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 	return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind another router", external)}
 }
 
-// displace is for an entry in the way. One for another host is a matter of
-// policy, which no other port changes. This host's own, of the same endpoint,
-// some devices want deleted first; others refuse a second external port for one
-// endpoint, and then it has to be the first.
+// replaceExisting handles a conflict. If the entry is for another host, the
+// device does not permit that, and another port does not help. If this host
+// already has an entry for the same endpoint and port, some devices accept a
+// new one only after it is deleted. Other devices permit only one external port
+// for an endpoint, so the existing port must be used.
 func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err error) {
 	switch {
 	case op.entry.Internal.Addr() != op.gateway.Device.Local:
-		// Not a conflict, for which other ports would be tried.
+		// Not ErrConflict, because then other ports would be tried.
 		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", op.entry.Internal.Addr())}
 	case op.existingMatches && op.firstTry("replace"):
 		if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
@@ -229,9 +236,10 @@ func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err
 	return false, nil
 }
 
-// takeTwin looks for an entry of the same endpoint under another external port:
-// it is used in its place or, where the port matters and it is this program's,
-// deleted.
+// useDuplicate searches for an entry with the same internal endpoint and
+// another external port. It uses that entry instead. If Exact is set, it
+// deletes the entry, provided that the entry has the description of this
+// program.
 func (op *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
 	const maxRows = 256
 	n := 0
@@ -254,8 +262,8 @@ func (op *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
 	return false, nil
 }
 
-// sameNumber makes the external port the internal one, for a device that knows
-// no other way.
+// useSamePort sets the external port to the internal one, for a device that
+// supports no other mapping.
 func (op *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
 	port := op.entry.Internal.Port()
 	if op.request.Exact || op.entry.ExternalPort == port || !op.firstTry("same port") {
@@ -266,11 +274,11 @@ func (op *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
 	return err == nil, err
 }
 
-// serviceCure names a service as a cure.
+// serviceKey identifies a service in addOp.tried.
 func serviceKey(c *Client) string { return c.service.Type + " " + c.service.ControlURL }
 
-// otherService goes on with another service of the device, where this one does
-// not know what it must. It has a table of its own.
+// switchService continues with another service of the device after a service
+// that does not support the action. Each service has its own table.
 func (op *addOp) switchService(ctx context.Context) (retry bool, err error) {
 	for _, c := range append([]*Client{op.gateway.client}, op.gateway.otherClients...) {
 		if op.firstTry(serviceKey(c)) && c != op.client {
@@ -282,7 +290,7 @@ func (op *addOp) switchService(ctx context.Context) (retry bool, err error) {
 	return false, nil
 }
 
-// sleep waits for a time, unless ctx ends first.
+// sleep waits for d, or until ctx ends.
 func sleep(ctx context.Context, d time.Duration) error {
 	if err := ctxsync.Sleep(ctx, d); err != nil {
 		return fmt.Errorf("upnp: %w", err)

@@ -15,18 +15,19 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// The bounds of a search. Strangers may fill their own shares, not the
-// gateway's.
+// The limits of a search. The limits for other devices are separate, so that
+// they cannot use up those of the gateway.
 const (
-	betterWait           = 100 * time.Millisecond  // how long a device waits for better ones
-	allResponsesWait     = 1200 * time.Millisecond // searches allow devices a second
+	betterWait           = 100 * time.Millisecond  // how long a usable device waits for a better one
+	allResponsesWait     = 1200 * time.Millisecond // a search permits devices to delay their response by a second
 	maxNonGateways       = 16                      // descriptions of devices that are not the gateway
-	maxConcurrentFetches = 8                       // of those, fetched at once
+	maxConcurrentFetches = 8                       // concurrent fetches of these descriptions
 	maxPerNonGateway     = 2
 	maxPerGateway        = 8
 )
 
-// gateway is find, and those who watch hear of it where the device has changed.
+// gateway returns the result of findGateway. If the device has changed, it
+// sends a hint to the watchers.
 func (b *Backend) gateway(ctx context.Context) (*gateway, error) {
 	b.mu.Lock()
 	g := b.current
@@ -41,13 +42,13 @@ func (b *Backend) gateway(ctx context.Context) (*gateway, error) {
 	return g, err
 }
 
-// find returns the device to use, looking for it where none is known. Callers at
-// the same time share one search.
+// findGateway returns the current device. If there is none, it searches for it.
+// Concurrent callers share one search.
 func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 	select {
 	case b.searchLock <- struct{}{}:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("upnp: looking for a gateway device: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("upnp: searching for a gateway device: %w", context.Cause(ctx))
 	}
 	defer func() { <-b.searchLock }()
 	b.mu.Lock()
@@ -71,8 +72,8 @@ func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 	return g, nil
 }
 
-// lose forgets a device, whenever it was asked last, so that the next call looks
-// for it.
+// forget removes the device if it is the current one, even if it was queried
+// again since. The next call then searches for a device.
 func (b *Backend) forget(g *gateway) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -81,8 +82,8 @@ func (b *Backend) forget(g *gateway) {
 	}
 }
 
-// Gateways looks for all gateway devices until Config.Wait is over, and returns
-// them with the preferred one first.
+// Gateways searches for gateway devices until Config.Wait has elapsed, and
+// returns all of them, the preferred one first.
 func (b *Backend) Gateways(ctx context.Context) ([]Gateway, error) {
 	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
@@ -100,23 +101,24 @@ func (b *Backend) Gateways(ctx context.Context) ([]Gateway, error) {
 	return out, nil
 }
 
-// thoroughness is when a search is over.
+// searchMode determines when a search ends.
 type searchMode bool
 
 const (
-	untilBest    searchMode = false // when nothing better can be waited for
-	untilTimeout searchMode = true  // when its time is
+	untilBest    searchMode = false // when no better device is expected
+	untilTimeout searchMode = true  // when Config.Wait has elapsed
 )
 
-// outcome is what became of one description.
+// inspectResult is the result of inspecting one candidate.
 type inspectResult struct {
 	candidate candidate
 	gateway   *gateway
 	err       error
 }
 
-// search finds gateway devices, the best first. Without any, the error wraps
-// backends.ErrNoReply or says what was wrong with those that answered.
+// search returns the gateway devices that it finds, the best first. If there is
+// none, the error wraps backends.ErrNoReply or explains why the gateway's
+// device cannot be used.
 func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, error) {
 	parent := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, b.config.Wait, fmt.Errorf("%w within %v", backends.ErrNoReply, b.config.Wait))
@@ -125,16 +127,16 @@ func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, erro
 	if b.config.URL != "" {
 		s.startInspection(ctx, candidate{url: b.config.URL, isGateway: true})
 	}
-	defer func() { b.usable.Add(-int32(len(s.gateways))) }() //nolint:gosec // there are few
+	defer func() { b.usable.Add(-int32(len(s.gateways))) }() //nolint:gosec // the number is small
 	responses := make(chan ssdp.Response)
 	listenErr := make(chan error, 1)
-	go func() { listenErr <- b.runSearches(ctx, responses) }() // waited for below
+	go func() { listenErr <- b.runSearches(ctx, responses) }() // awaited below
 	s.collect(ctx, responses, mode)
 	cancel()
 	err := <-listenErr
 	s.drain()
 	if parent.Err() != nil {
-		return nil, fmt.Errorf("upnp: looking for a gateway device: %w", context.Cause(parent))
+		return nil, fmt.Errorf("upnp: searching for a gateway device: %w", context.Cause(parent))
 	}
 	slices.SortStableFunc(s.gateways, (*gateway).compare)
 	switch {
@@ -151,10 +153,10 @@ func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, erro
 	return nil, fmt.Errorf("upnp: %w: no device answered the search", backends.ErrNoReply)
 }
 
-// What is searched for, and when: gateways answer to their own kind, most of
-// them to either version. To what all devices answer, some answer only. Common
-// gateways are slow while they do: the second search is for where the first has
-// found nothing that works.
+// The search targets. Gateways respond to searches for their own device type,
+// most of them to either version. Some gateways respond only to ssdp:all or
+// upnp:rootdevice. Common gateways respond slowly to these targets, so the
+// generic search starts only if the first one has not found a working gateway.
 var (
 	gatewayTargets = []string{
 		"urn:schemas-upnp-org:device:InternetGatewayDevice:1",
@@ -163,15 +165,16 @@ var (
 	genericTargets = []string{"upnp:rootdevice", "ssdp:all"}
 )
 
-// The second search begins after a pause, or after so many where somebody who has
-// answered is being asked.
+// The generic search starts after genericSearchDelay. While a description is
+// being fetched, it is postponed, but not beyond maxGenericDelays times that
+// delay.
 const (
 	genericSearchDelay = 250 * time.Millisecond
 	maxGenericDelays   = 4
 )
 
-// listen sends the searches and passes the answers on. A named device needs none.
-// It fails where nothing can be sent.
+// runSearches sends the searches and passes on the responses. If Config.URL is
+// set, it sends none. It returns an error if no search can be sent.
 func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Response) error {
 	defer close(responses)
 	switch {
@@ -185,7 +188,8 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	searches.Go(func() { errs[0] = b.searchTargets(ctx, gatewayTargets, responses) })
 	searches.Go(func() {
 		for n := 1; ctxsync.Sleep(ctx, genericSearchDelay) == nil; n++ {
-			// Who has answered is not to be kept from it, nor to keep others from it for long.
+			// A generic search slows down a device that is being inspected.
+			// Other devices must not wait for it too long, however.
 			if b.fetches.Load() == 0 || n == maxGenericDelays {
 				errs[1] = b.searchTargets(ctx, genericTargets, responses)
 				return
@@ -196,7 +200,7 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	return cmp.Or(errs...)
 }
 
-// pass searches until the context ends.
+// searchTargets searches for the targets until the context ends.
 func (b *Backend) searchTargets(ctx context.Context, targets []string, responses chan<- ssdp.Response) error {
 	s := ssdp.Search{Targets: targets, To: b.destinations(), Interface: b.config.Interface, Source: b.config.Source}
 	for resp, err := range s.Responses(ctx) {
@@ -212,11 +216,12 @@ func (b *Backend) searchTargets(ctx context.Context, targets []string, responses
 	return nil
 }
 
-// errNotSearched: a gateway on loopback is on no network that a multicast would
-// reach, and who runs one, for a test, knows where it answers.
-var errLoopbackGateway = errors.New("a gateway on loopback is not searched for")
+// errLoopbackGateway is returned if the gateway is on loopback and Config.SSDP
+// is not set. Multicast does not reach loopback. Such gateways exist only in
+// tests, which can set Config.SSDP.
+var errLoopbackGateway = errors.New("no search is sent for a gateway on loopback")
 
-// destinations is where searches go.
+// destinations returns the addresses to which searches are sent.
 func (b *Backend) destinations() []netip.AddrPort {
 	unicast := netip.AddrPortFrom(b.config.Gateway, ssdp.Port)
 	switch {
@@ -228,36 +233,39 @@ func (b *Backend) destinations() []netip.AddrPort {
 	return []netip.AddrPort{unicast, ssdp.Multicast}
 }
 
-// candidate is a description that somebody named.
+// candidate is the URL of a description, from a search response or from
+// Config.URL.
 type candidate struct {
 	url       string
-	isGateway bool // the gateway itself did
+	isGateway bool // the device of the configured gateway
 	bootID    ssdp.ID
 }
 
-// searching is one search: whom it has considered, and what came of them.
+// searchState is the state of one search: the devices that responded and the
+// results of their inspection.
 type searchState struct {
 	backend    *Backend
-	results    chan inspectResult // as large as all that is ever considered
-	fetchSlots chan struct{}      // to fetch a description of a stranger
+	results    chan inspectResult // has room for all candidates, so that sending never blocks
+	fetchSlots chan struct{}      // semaphore for fetching descriptions from other devices
 	fetches    sync.WaitGroup
 
-	// Of the goroutine that searches alone.
+	// The fields below are used only by the goroutine of search.
 	seen           map[string]bool
 	perResponder   map[netip.Addr]int
 	nonGateways    int
-	pending        int // fetches under way
-	pendingGateway int // of these, of the gateway's own device
+	pending        int // inspections in progress
+	pendingGateway int // those of them that are of the gateway's device
 	gateways       []*gateway
-	gatewayErr     error // of the gateway's own device
-	unsuitable     int   // devices that are of no use
+	gatewayErr     error // from the inspection of the gateway's device
+	unsuitable     int   // number of devices that cannot be used
 }
 
-// collect considers answers until the search is settled or its time is over.
+// collect processes responses and results until the search is decided or its
+// time is over.
 func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Response, mode searchMode) {
 	var timer <-chan time.Time
 	var deadline time.Time
-	waited := false // the patience is, but for the gateway's own device
+	waited := false // the wait for a better device is over, except for the gateway's own device
 	for (responses != nil || s.pending > 0) && (!waited || s.pendingGateway > 0) {
 		select {
 		case resp, open := <-responses:
@@ -277,7 +285,7 @@ func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Respons
 			case result.gateway.isOptimal():
 				return
 			case waited:
-			default: // the least patience counts
+			default: // the shortest wait decides
 				if end := time.Now().Add(result.gateway.waitForBetter()); timer == nil || end.Before(deadline) {
 					timer, deadline = time.After(time.Until(end)), end
 				}
@@ -290,17 +298,19 @@ func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Respons
 	}
 }
 
-// answered considers who answered a search, within bounds.
+// handleResponse starts the inspection of a device that responded, within the
+// limits.
 func (s *searchState) handleResponse(ctx context.Context, resp ssdp.Response) {
 	b := s.backend
 	from := resp.From.Addr().Unmap()
 	fromGateway := b.isGateway(from)
 	url, err := rewriteLocation(resp.Location, resp.From, b.config.Gateway, b.onLink)
 	if err != nil {
-		b.log.Debug("upnp: answer ignored", "from", resp.From, "location", resp.Location, "err", err)
+		b.log.Debug("upnp: response ignored", "from", resp.From, "location", resp.Location, "err", err)
 		return
 	}
-	// A gateway may answer from another address than the one that it serves at.
+	// A gateway may respond from an address other than the one at which it
+	// serves its description.
 	isGateway := fromGateway || b.isGateway(hostOf(url))
 	if s.seen[url] || b.config.Only && !isGateway {
 		return
@@ -327,7 +337,7 @@ func (b *Backend) isGateway(a netip.Addr) bool {
 	return a.WithZone("") == b.config.Gateway.WithZone("")
 }
 
-// hostOf is the address in a URL that has been checked.
+// hostOf returns the address in a URL that has been validated.
 func hostOf(url string) netip.Addr {
 	e, err := parseEndpoint(url)
 	if err != nil {
@@ -336,7 +346,7 @@ func hostOf(url string) netip.Addr {
 	return e.addr.Addr()
 }
 
-// consider fetches a description and asks the services in it.
+// startInspection inspects a candidate in a new goroutine.
 func (s *searchState) startInspection(ctx context.Context, c candidate) {
 	s.pending++
 	if c.isGateway {
@@ -345,7 +355,7 @@ func (s *searchState) startInspection(ctx context.Context, c candidate) {
 	s.backend.fetches.Add(1)
 	s.fetches.Go(func() {
 		defer s.backend.fetches.Add(-1)
-		if !c.isGateway { // strangers who are slow are not to keep the gateway waiting
+		if !c.isGateway { // slow devices must not delay the gateway's device
 			select {
 			case s.fetchSlots <- struct{}{}:
 				defer func() { <-s.fetchSlots }()
@@ -359,7 +369,7 @@ func (s *searchState) startInspection(ctx context.Context, c candidate) {
 	})
 }
 
-// take keeps an outcome.
+// record stores the result of an inspection.
 func (s *searchState) record(result inspectResult) {
 	switch {
 	case result.gateway != nil:
@@ -372,8 +382,8 @@ func (s *searchState) record(result inspectResult) {
 	}
 }
 
-// drain waits for the fetches under way, whose context has ended or who are
-// bounded by their own time.
+// drain waits for the inspections in progress. Either their context has ended,
+// or their timeouts bound them.
 func (s *searchState) drain() {
 	s.fetches.Wait()
 	for len(s.results) > 0 {

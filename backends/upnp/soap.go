@@ -10,37 +10,37 @@ import (
 	"strings"
 )
 
-// maxAnswerElements bounds the elements of an answer; none of the standard has
-// more than 13.
+// maxResponseElements is the maximum number of elements in a response.
+// Responses of the standard have at most 13.
 const maxResponseElements = 256
 
-// question is the action that an answer belongs to.
+// soapCall identifies the action to which a response belongs.
 type soapCall struct {
 	service, action string
-	noOutput        bool // nothing is to come back: an empty answer is a success
+	noOutput        bool // the action has no output arguments, so an empty response is a success
 }
 
-// exchange is one action over HTTP: an http.RoundTripper that writes the
-// request as picky devices want it and turns any readable answer into what
-// goupnp reads. It is used once.
+// soapTransport performs one action over HTTP. It is an http.RoundTripper that
+// writes the request in a form that strict devices accept, and rewrites any
+// readable response into a form that goupnp reads. It is used once.
 type soapTransport struct {
 	soapCall
 	config   ClientConfig
 	endpoint endpoint
 
-	status int   // of the answer
-	err    error // what went wrong, which goupnp keeps the text of only
+	status int   // the HTTP status of the response
+	err    error // the error of the transport, of which goupnp keeps only the text
 }
 
-// RoundTrip sends the request's body as the action's.
+// RoundTrip sends the body of r as the body of the action.
 func (x *soapTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	body, err := io.ReadAll(r.Body)
 	_ = r.Body.Close()
 	if err != nil {
 		return nil, err
 	}
-	// Newlines between elements are too much for some devices, and the
-	// arguments are ASCII.
+	// Some devices do not accept newlines between elements. The arguments are
+	// ASCII.
 	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
 	envelope, isFault, err := x.roundTrip(r.Context(), body)
 	if err != nil {
@@ -57,8 +57,9 @@ func (x *soapTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// ask performs the action, twice where the first form of the request was not
-// understood: no fault came with the status, so nothing was done.
+// roundTrip performs the action. If the device does not understand the request,
+// it sends the request again in the legacy style: no fault came with the
+// status, so the device has done nothing.
 func (x *soapTransport) roundTrip(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
 	limit := maxResponse
 	if x.action == listAction {
@@ -84,7 +85,8 @@ func (x *soapTransport) roundTrip(ctx context.Context, body []byte) (envelope []
 	return nil, false, err
 }
 
-// canonical maps the arguments that are read, in lower case, to their names.
+// argumentNames maps the names of the output arguments from lower case to their
+// standard form.
 var argumentNames = func() map[string]string {
 	names := map[string]string{}
 	for _, name := range strings.Fields(`
@@ -97,7 +99,7 @@ var argumentNames = func() map[string]string {
 	return names
 }()
 
-// err is what is wrong with an answer that holds nothing readable.
+// err returns the error for a response without a readable envelope.
 func (r response) err() error {
 	if r.status/100 != 2 {
 		return &HTTPError{Status: r.status}
@@ -105,10 +107,10 @@ func (r response) err() error {
 	return malformed("%d bytes that are no answer", len(r.body))
 }
 
-// normalise rewrites an answer as SOAP 1.1 has it, in UTF-8, with the
-// standard's prefixes, names and shape: the envelope of a fault, or of a
-// success, whatever the HTTP status says. An answer that is neither has no
-// envelope. The error wraps backends.ErrMalformed.
+// normalise rewrites a response as SOAP 1.1 in UTF-8, with the prefixes, names
+// and structure of the standard. It returns the envelope of a fault or of a
+// success, independent of the HTTP status. If the response is neither, the
+// envelope is nil. The error wraps backends.ErrMalformed.
 func (c soapCall) normalise(resp response) (envelope []byte, isFault bool, err error) {
 	limit := maxResponseElements
 	if c.action == listAction {
@@ -130,8 +132,7 @@ func (c soapCall) normalise(resp response) (envelope []byte, isFault bool, err e
 	return nil, false, nil
 }
 
-// isEmpty reports an answer without a word: no body, or an envelope around
-// nothing.
+// isEmpty reports whether a response has no body, or only an empty envelope.
 func isEmpty(body []byte, document *element) bool {
 	if len(bytes.Trim(body, "\x00 \t\r\n")) == 0 {
 		return true
@@ -144,8 +145,8 @@ func isEmpty(body []byte, document *element) bool {
 	return b != nil && len(b.children) == 0 && b.text == ""
 }
 
-// findFault returns the element that holds a fault's details, with or without
-// what belongs around them, or nil.
+// findFault returns the element that contains the details of a fault, with or
+// without the elements around it. It returns nil if there is none.
 func findFault(document *element) *element {
 	if f := document.find("Fault"); f != nil {
 		return f

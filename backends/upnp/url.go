@@ -12,16 +12,17 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// maxURL bounds the URLs that devices give.
+// maxURL is the maximum length of a URL from a device.
 const maxURL = 1024
 
-// endpoint is a URL that names no name: where to connect, and what to ask for.
+// endpoint is a URL whose host is an IP address, with the address to connect
+// to.
 type endpoint struct {
 	url  *url.URL
 	addr netip.AddrPort // with the zone of url
 }
 
-// parseEndpoint reads a plain http URL whose host is an IP literal. Its error
+// parseEndpoint parses a plain http URL whose host is an IP literal. Its error
 // wraps backends.ErrInvalid.
 func parseEndpoint(raw string) (endpoint, error) {
 	if len(raw) > maxURL {
@@ -38,7 +39,7 @@ func parseEndpoint(raw string) (endpoint, error) {
 	return newEndpoint(addr, u), nil
 }
 
-// newEndpoint is the path and query of u at an address.
+// newEndpoint returns the path and the query of u at an address.
 func newEndpoint(addr netip.AddrPort, u *url.URL) endpoint {
 	path := *u
 	path.Scheme, path.Host, path.User, path.Fragment, path.RawFragment = "http", addr.String(), nil, "", ""
@@ -49,7 +50,8 @@ func newEndpoint(addr netip.AddrPort, u *url.URL) endpoint {
 	return endpoint{url: &path, addr: addr}
 }
 
-// plainQuery escapes what package url lets pass and a request line does not.
+// escapeQuery escapes the bytes that package url accepts but that are invalid
+// in a request line.
 func escapeQuery(query string) string {
 	var b strings.Builder
 	for _, c := range []byte(query) {
@@ -62,7 +64,7 @@ func escapeQuery(query string) string {
 	return b.String()
 }
 
-// literalHost is the address and port that a plain http URL names.
+// literalHost returns the address and the port of a plain http URL.
 func literalHost(u *url.URL) (netip.AddrPort, error) {
 	switch {
 	case u.Scheme != "http" || u.Opaque != "":
@@ -72,13 +74,13 @@ func literalHost(u *url.URL) (netip.AddrPort, error) {
 	}
 	host, err := netip.ParseAddr(u.Hostname())
 	if err != nil || host.IsUnspecified() || host.IsMulticast() {
-		return netip.AddrPort{}, fmt.Errorf("%w: no IP address of a host: %q", backends.ErrInvalid, u.Hostname())
+		return netip.AddrPort{}, fmt.Errorf("%w: the host is not a usable IP address: %q", backends.ErrInvalid, u.Hostname())
 	}
 	port, err := portOf(u)
 	return netip.AddrPortFrom(host.Unmap(), port), err
 }
 
-// portOf is the port that a URL names, 80 where it names none.
+// portOf returns the port of a URL, or 80 if it has none.
 func portOf(u *url.URL) (uint16, error) {
 	if u.Port() == "" {
 		return 80, nil
@@ -90,14 +92,15 @@ func portOf(u *url.URL) (uint16, error) {
 	return uint16(port), nil
 }
 
-// host is the Host header: devices know no zones of ours.
+// hostHeader returns the value of the Host header. It has no zone, because
+// zones are local to this host.
 func (e endpoint) hostHeader() string {
 	return netip.AddrPortFrom(e.addr.Addr().WithZone(""), e.addr.Port()).String()
 }
 
-// controlBases are the URLs that control URLs may be relative to, best guess
-// first: URLBase (gone since UPnP Device Architecture 1.1) where it is on the
-// device, then where the description came from.
+// controlBases returns the base URLs for relative control URLs, the most likely
+// first. These are URLBase (removed in UPnP Device Architecture 1.1), if its
+// host is the device, and the URL of the description.
 func controlBases(urlBase string, from endpoint) []endpoint {
 	u, err := url.Parse(strings.TrimSpace(urlBase))
 	if err != nil || u.Host == "" {
@@ -108,15 +111,15 @@ func controlBases(urlBase string, from endpoint) []endpoint {
 		return []endpoint{from}
 	}
 	port := base.Port()
-	if u.Port() == "" { // some devices forget their own
+	if u.Port() == "" { // some devices omit their own port
 		port = from.addr.Port()
 	}
 	return []endpoint{newEndpoint(netip.AddrPortFrom(from.addr.Addr(), port), u), from}
 }
 
-// controlURLs are the readings of a control URL, best guess first, at most
-// three, all on the device. There is none of an empty one, or of one that is
-// not plain http.
+// controlURLs returns the possible meanings of a control URL, the most likely
+// first. There are at most three, and all are on the device. There are none if
+// raw is empty or not plain http.
 func controlURLs(raw string, bases []endpoint) []string {
 	raw = strings.TrimSpace(raw)
 	if raw == "" || len(raw) > maxURL {
@@ -148,8 +151,8 @@ func controlURLs(raw string, bases []endpoint) []string {
 	return urls
 }
 
-// onDevice re-points an absolute URL to the device, whatever host it names,
-// with the port that it names, then with the description's.
+// rewriteToDevice replaces the host of an absolute URL by the device. It adds
+// the URL first with its own port, then with the port of the description.
 func rewriteToDevice(u *url.URL, bases []endpoint, add func(endpoint, *url.URL)) {
 	from := bases[len(bases)-1]
 	if port, err := portOf(u); err == nil {
@@ -158,8 +161,8 @@ func rewriteToDevice(u *url.URL, bases []endpoint, add func(endpoint, *url.URL))
 	add(from, u)
 }
 
-// reference is a path, with a query perhaps, below a directory. Colons in its
-// first segment are part of it.
+// reference returns a URL with the path and query of raw below a directory. A
+// colon in the first segment is part of the path.
 func reference(dir, raw string) *url.URL {
 	if !strings.HasPrefix(raw, "/") {
 		raw = strings.TrimSuffix(dir, "/") + "/" + raw
@@ -172,10 +175,11 @@ func reference(dir, raw string) *url.URL {
 	return u
 }
 
-// relocate is a LOCATION as it may be used: plain http at the address of the
-// responder, or of the gateway where it names that, with the path and port
-// kept. The responder must be the gateway or on a network of ours, and
-// loopback only where the gateway is. Its error wraps backends.ErrInvalid.
+// rewriteLocation returns a plain http URL for the LOCATION header of a search
+// response. It keeps the path and the port, and replaces the host by the
+// responder, or by the gateway if the header names the gateway. The responder
+// must be the gateway or on a network of this host. It may be on loopback only
+// if the gateway is. The error wraps backends.ErrInvalid.
 func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, onLink func(netip.Addr) bool) (string, error) {
 	responder, gateway := from.Addr().Unmap(), gateway.Unmap()
 	if err := checkResponder(responder, gateway, onLink); err != nil {
@@ -188,7 +192,7 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	u, err := url.Parse(location)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("%w: LOCATION %q is no URL", backends.ErrInvalid, location)
+		return "", fmt.Errorf("%w: LOCATION %q is not a URL", backends.ErrInvalid, location)
 	case u.Scheme != "http" || u.Opaque != "" || u.Host == "":
 		return "", fmt.Errorf("%w: LOCATION %q is not plain http", backends.ErrInvalid, u.Redacted())
 	case u.User != nil:
@@ -199,7 +203,8 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 		return "", fmt.Errorf("LOCATION: %w", err)
 	}
 	host := responder
-	// A gateway may answer from another address than the one that it serves at.
+	// A gateway may respond from an address other than the one at which it
+	// serves its description.
 	if hostAddr, err := netip.ParseAddr(u.Hostname()); err == nil && hostAddr.Unmap() == gateway.WithZone("") {
 		host = gateway
 	}
@@ -209,19 +214,19 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 func checkResponder(responder, gateway netip.Addr, onLink func(netip.Addr) bool) error {
 	switch {
 	case !responder.IsValid() || responder.IsUnspecified() || responder.IsMulticast():
-		return fmt.Errorf("%w: an answer from %v", backends.ErrInvalid, responder)
+		return fmt.Errorf("%w: a response from %v", backends.ErrInvalid, responder)
 	case responder == gateway:
 		return nil
 	case responder.IsLoopback() && !gateway.IsLoopback():
-		return fmt.Errorf("%w: an answer from this host, %v", backends.ErrInvalid, responder)
+		return fmt.Errorf("%w: a response from this host, %v", backends.ErrInvalid, responder)
 	case !onLink(responder):
-		return fmt.Errorf("%w: an answer from %v, which is on no network of ours", backends.ErrInvalid, responder)
+		return fmt.Errorf("%w: a response from %v, which is not on a network of this host", backends.ErrInvalid, responder)
 	}
 	return nil
 }
 
-// withoutZone drops the zone from the host of a URL: it is the device's own
-// index, and often not escaped as a URL has it.
+// stripZone removes the zone from the host of a URL. The zone is an interface
+// index of the device, and many devices do not escape it.
 func stripZone(location string) string {
 	start := strings.IndexByte(location, '[')
 	end := strings.IndexByte(location, ']')

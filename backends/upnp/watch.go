@@ -12,22 +12,23 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// between is how far apart the questions are that hints lead to: anybody on the
-// network can send hints.
+// queryInterval is the minimum time between queries after hints. The limit is
+// needed because any host on the network can cause hints.
 const queryInterval = 2 * time.Second
 
-// hint is a reason to ask the device whether it has lost its state.
+// hint is a reason to query the device, because it may have lost its state.
 type hint struct {
 	reason string
-	// strong: mappings may be gone, whatever the device says of itself. A weak one
-	// takes evidence.
+	// strong means that mappings may be lost, even if the device reports no
+	// change. A weak hint causes a Change only if the query confirms one.
 	strong bool
-	// boot is the BOOTID that came with it, if any.
+	// bootID is the BOOTID of the notification, if any.
 	bootID ssdp.ID
 }
 
-// signal tells those who watch that the device may have lost its state. It does
-// not wait: one signal more says nothing more, but that it is stronger.
+// sendHint notifies the watchers that the device may have lost its state. It
+// does not block. If a hint is already pending, another one is dropped, unless
+// it is strong.
 func (b *Backend) sendHint(h hint) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -45,12 +46,13 @@ func (b *Backend) sendHint(h hint) {
 	}
 }
 
-// Watch calls notify after the device said that it has started or goes away, or
-// has lost an entry, and was found again. Notifications are hints: it takes
-// another BOOTID, or an uptime that went back, to count as a restart.
+// Watch calls notify after it has found the device again in three cases: the
+// device announced its start or its end, or it has lost an entry. A
+// notification alone does not count as a restart. A changed BOOTID or a
+// decreased uptime does.
 //
-// Where notifications cannot be listened for, Watch goes on with what calls
-// notice, and logs why.
+// If Watch cannot listen for notifications, it logs the error and continues
+// with the changes that other calls detect.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
 	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
@@ -61,11 +63,11 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 	defer b.unsubscribe(hints)
 	var listening sync.WaitGroup
 	defer listening.Wait()
-	if b.config.Notify.IsValid() || !b.config.Gateway.IsLoopback() { // which no multicast comes from
+	if b.config.Notify.IsValid() || !b.config.Gateway.IsLoopback() { // multicast does not reach loopback
 		listening.Go(func() {
 			l := ssdp.Listener{Addr: b.config.Notify, Interface: b.config.Interface}
 			if err := l.Listen(ctx, b.onNotify); err != nil && ctx.Err() == nil {
-				b.log.Warn("upnp: no notifications", "err", err)
+				b.log.Warn("upnp: cannot listen for notifications", "err", err)
 			}
 		})
 	}
@@ -74,7 +76,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 		case h := <-hints:
 			c, changed := b.confirm(ctx, h)
 			if changed {
-				select { // of the same event
+				select { // drop a pending hint, which has the same cause
 				case <-hints:
 				default:
 				}
@@ -101,13 +103,13 @@ func (b *Backend) unsubscribe(hints chan hint) {
 	delete(b.watchers, hints)
 }
 
-// heard makes a hint of a notification of the device that was used last.
+// onNotify sends a hint if a notification is from the current device.
 func (b *Backend) onNotify(n ssdp.Notification) {
 	b.mu.Lock()
 	lastSeen := b.lastSeen
 	fromDevice := lastSeen.gateway != nil && lastSeen.gateway.matches(n)
 	if fromDevice && n.Kind == ssdp.Update && n.BootID == lastSeen.bootID && n.NextBootID.Valid {
-		b.lastSeen.bootID = n.NextBootID // without a restart
+		b.lastSeen.bootID = n.NextBootID // the device changed its BOOTID without a restart
 	}
 	b.mu.Unlock()
 	switch {
@@ -115,14 +117,14 @@ func (b *Backend) onNotify(n ssdp.Notification) {
 	case n.Kind == ssdp.ByeBye:
 		b.sendHint(hint{reason: "the gateway sent ssdp:byebye", strong: true})
 	case n.Kind == ssdp.Alive && n.BootID.Valid && lastSeen.bootID.Valid && n.BootID != lastSeen.bootID:
-		b.sendHint(hint{reason: "the gateway started again: its BOOTID changed", strong: true, bootID: n.BootID})
-	default: // some never change their BOOTID
+		b.sendHint(hint{reason: "the gateway restarted: its BOOTID changed", strong: true, bootID: n.BootID})
+	default: // some devices never change their BOOTID
 		b.sendHint(hint{reason: "the gateway announced itself"})
 	}
 }
 
-// announces reports whether a notification is one of the device, and not of
-// another host or of another device on the same one.
+// matches reports whether a notification is from this device: not from another
+// host, and not from another device on the same host.
 func (g *gateway) matches(n ssdp.Notification) bool {
 	if n.From.Addr().Unmap().WithZone("") != g.Device.Host.WithZone("") {
 		return false
@@ -136,13 +138,13 @@ func (g *gateway) matches(n ssdp.Notification) bool {
 	return udn == g.Device.UDN || g.Device.UDN == ""
 }
 
-// confirm asks the device, and says what has changed, if anything.
+// confirm queries the device and reports whether it has changed, and how.
 func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	b.mu.Lock()
 	previous := b.lastSeen
 	b.mu.Unlock()
 	if h.bootID.Valid && h.bootID == previous.bootID {
-		h.strong = false // told already
+		h.strong = false // this restart was already reported
 	}
 	now, err := b.requery(ctx, previous.bootID, h.strong)
 	if err != nil {
@@ -151,11 +153,11 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	}
 	current := deviceState{now, now.bootID}
 	if h.bootID.Valid {
-		current.bootID = h.bootID // some answer searches with another
+		current.bootID = h.bootID // some devices send another BOOTID in search responses
 	}
 	b.mu.Lock()
 	if b.lastSeen.bootID != previous.bootID {
-		previous.bootID, current.bootID = b.lastSeen.bootID, b.lastSeen.bootID // told meanwhile
+		previous.bootID, current.bootID = b.lastSeen.bootID, b.lastSeen.bootID // changed by a notification in the meantime
 	}
 	b.lastSeen = current
 	b.mu.Unlock()
@@ -169,8 +171,9 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	return backends.Change{Kind: kind, External: now.External, Reason: reason}, true
 }
 
-// again asks the device in use, whose BOOTID is boot, what it says of itself or,
-// where it may be elsewhere, looks for it.
+// requery queries the status of the current device. If the device may have
+// moved, or if the query fails, it searches for the device. bootID is the
+// BOOTID of the current device.
 func (b *Backend) requery(ctx context.Context, bootID ssdp.ID, mayHaveMoved bool) (*gateway, error) {
 	b.mu.Lock()
 	current := b.current
@@ -185,7 +188,7 @@ func (b *Backend) requery(ctx context.Context, bootID ssdp.ID, mayHaveMoved bool
 			b.setExternal(g.External)
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			if b.current == current { // or it was lost meanwhile
+			if b.current == current { // it may have been removed in the meantime
 				b.current = &g
 			}
 			return &g, nil
@@ -195,13 +198,15 @@ func (b *Backend) requery(ctx context.Context, bootID ssdp.ID, mayHaveMoved bool
 	return b.findGateway(ctx)
 }
 
-// known is the device as those who watch know it.
+// deviceState is the state of the device that was last reported to the
+// watchers.
 type deviceState struct {
 	gateway *gateway
 	bootID  ssdp.ID
 }
 
-// since says what has changed, and how that is seen, or 0.
+// changesSince returns the kind of the change and how it was detected, or 0 if
+// there is none.
 func (s deviceState) changesSince(previous deviceState) (backends.ChangeKind, string) {
 	if previous.gateway == nil {
 		return 0, ""
@@ -209,19 +214,20 @@ func (s deviceState) changesSince(previous deviceState) (backends.ChangeKind, st
 	gateway, previousGateway := s.gateway, previous.gateway
 	switch {
 	case gateway.restartedSince(previousGateway):
-		return backends.Restarted, "the gateway's connection is younger than it was"
+		return backends.Restarted, "the gateway restarted: its uptime is too short"
 	case addrChanged(previousGateway.External, gateway.External):
 		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", previousGateway.External, gateway.External)
 	case s.bootID.Valid && previous.bootID.Valid && s.bootID != previous.bootID:
-		return backends.Restarted, "the gateway started again: its BOOTID changed"
+		return backends.Restarted, "the gateway restarted: its BOOTID changed"
 	case gateway.Device.URL != previousGateway.Device.URL:
 		return backends.Announced, "the gateway's description has moved to " + gateway.Device.URL
 	}
 	return 0, ""
 }
 
-// restarted compares uptimes: of one connection it only grows, and about as fast
-// as ours. Some devices tell the same for ever.
+// restartedSince reports whether the connection was restarted, by comparing
+// uptimes. The uptime of one connection only grows, and about as fast as this
+// host's clock. Some devices always report the same uptime.
 func (g *gateway) restartedSince(previous *gateway) bool {
 	const slack = 2 * time.Second
 	now, then := g.Status.Uptime, previous.Status.Uptime
@@ -236,8 +242,8 @@ func addrChanged(before, now netip.Addr) bool {
 	return before.IsValid() && now.IsValid() && before != now
 }
 
-// remembered tells those who watch where a device that was found again has
-// changed. Where nobody watches, nobody has to know.
+// recordFound sends a hint to the watchers if a device that was found again has
+// changed. Without watchers, it only stores the new state.
 func (b *Backend) recordFound(g *gateway) {
 	current := deviceState{g, g.bootID}
 	b.mu.Lock()

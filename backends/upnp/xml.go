@@ -10,36 +10,37 @@ import (
 	"unicode/utf8"
 )
 
-// maxDepth bounds how deep elements nest; a description of the standard's shape
-// has 9.
+// maxDepth is the maximum nesting depth of elements. A description of the
+// standard has a depth of 9.
 const maxDepth = 32
 
-// element is an element of a document that a device sent: prefixes and
-// attributes are ignored, names compare without regard to case.
+// element is an element of a document that a device sent. Prefixes and
+// attributes are ignored, and names are compared without regard to case.
 type element struct {
 	name     string
-	text     string // outside of children, trimmed
+	text     string // text outside of the children, trimmed
 	children []*element
-	closed   bool // its end, or that of an element around it, was seen
+	closed   bool // the end tag of the element, or of one that contains it, was read
 }
 
-// parseXML reads as much of a document as can be read, up to where it breaks
-// off or breaks the rules; the element returned holds the outermost ones. It
-// fails, with backends.ErrMalformed, on more elements or depth than allowed.
+// parseXML reads a document up to its end or to the first error that it cannot
+// skip. The returned element contains the outermost
+// elements. If the document exceeds the limits of elements or depth, the error
+// wraps backends.ErrMalformed.
 func parseXML(b []byte, maxElements int) (*element, error) {
 	d := xml.NewDecoder(bytes.NewReader(utf8XML(b)))
 	d.Strict = false
 	d.CharsetReader = func(_ string, r io.Reader) (io.Reader, error) { return r, nil }
 	t := newTreeBuilder()
 	for {
-		token, err := d.RawToken() // Token would give up at the first missing end tag
+		token, err := d.RawToken() // Token would fail at the first missing end tag
 		if err != nil {
-			return t.open[0], nil //nolint:nilerr // what came before is what the device managed to say
+			return t.open[0], nil //nolint:nilerr // the elements before the error are used
 		}
 		switch token := token.(type) {
 		case xml.StartElement:
 			if t.elements++; t.elements > maxElements || len(t.open) > maxDepth {
-				return nil, malformed("XML with %d elements, %d deep", t.elements, len(t.open))
+				return nil, malformed("XML with %d elements and a depth of %d", t.elements, len(t.open))
 			}
 			t.start(token.Name.Local)
 		case xml.EndElement:
@@ -50,8 +51,8 @@ func parseXML(b []byte, maxElements int) (*element, error) {
 	}
 }
 
-// tree is a document while it is read: the elements that are open, outermost
-// first, and the text of each so far.
+// treeBuilder contains the state of parsing a document: the open elements, the
+// outermost first, and the text of each so far.
 type treeBuilder struct {
 	open     []*element
 	texts    []*strings.Builder
@@ -70,8 +71,8 @@ func (t *treeBuilder) start(name string) {
 	t.texts = append(t.texts, new(strings.Builder))
 }
 
-// close ends the innermost open element of that name, and those in it that
-// were left open. An end without a start is ignored.
+// close closes the innermost open element with the name, and all elements in it
+// that are still open. An end tag without a start tag is ignored.
 func (t *treeBuilder) close(name string) {
 	for i := len(t.open) - 1; i > 0; i-- {
 		if strings.EqualFold(t.open[i].name, name) {
@@ -82,15 +83,15 @@ func (t *treeBuilder) close(name string) {
 	}
 }
 
-// finish ends the open elements from i on. Until then they have no text: half
-// of it could mean something else.
+// finish closes the open elements from index i. An element has no text until it
+// is closed, because an incomplete text could have another meaning.
 func (t *treeBuilder) finish(i int) {
 	for ; i < len(t.open); i++ {
 		t.open[i].text, t.open[i].closed = strings.TrimSpace(t.texts[i].String()), true
 	}
 }
 
-// child returns the first child of that name, or nil.
+// child returns the first child with the name, or nil.
 func (e *element) child(name string) *element {
 	for _, c := range e.children {
 		if strings.EqualFold(c.name, name) {
@@ -100,7 +101,8 @@ func (e *element) child(name string) *element {
 	return nil
 }
 
-// find returns the first element of that name below e, in document order, or nil.
+// find returns the first element with the name below e, in document order, or
+// nil.
 func (e *element) find(name string) *element {
 	for _, c := range e.children {
 		if strings.EqualFold(c.name, name) {
@@ -113,14 +115,14 @@ func (e *element) find(name string) *element {
 	return nil
 }
 
-// write appends <name>, the text, </name>.
+// writeElement appends an element with the name and the text.
 func writeElement(b *bytes.Buffer, name, text string) {
 	b.WriteString("<" + name + ">")
-	_ = xml.EscapeText(b, []byte(text)) // a Buffer takes everything
+	_ = xml.EscapeText(b, []byte(text)) // writing to a Buffer does not fail
 	b.WriteString("</" + name + ">")
 }
 
-// visit calls f for the elements of that name below e, in document order.
+// visit calls f for each element with the name below e, in document order.
 func (e *element) visit(name string, f func(*element)) {
 	for _, c := range e.children {
 		if strings.EqualFold(c.name, name) {
@@ -130,7 +132,8 @@ func (e *element) visit(name string, f func(*element)) {
 	}
 }
 
-// value is the text of the first child with one of the names, or empty.
+// value returns the text of the first child that has one of the names, or an
+// empty string.
 func (e *element) value(names ...string) string {
 	for _, name := range names {
 		if c := e.child(name); c != nil {
@@ -140,8 +143,8 @@ func (e *element) value(names ...string) string {
 	return ""
 }
 
-// content is the element's text. Markup in it that should have been escaped is
-// text again.
+// content returns the text of the element. Markup that the device should have
+// escaped is converted back to text.
 func (e *element) content() string {
 	if len(e.children) == 0 {
 		return e.text
@@ -165,7 +168,7 @@ func (e *element) writeMarkup(b *bytes.Buffer) {
 	b.WriteString("</" + sanitizeName(e.name) + ">")
 }
 
-// plainName is a name that needs no escaping.
+// sanitizeName replaces the characters of a name that would need escaping.
 func sanitizeName(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '_' {
@@ -177,12 +180,13 @@ func sanitizeName(name string) string {
 
 var charRef = regexp.MustCompile(`&#(x[0-9a-fA-F]{1,8}|[0-9]{1,10});`)
 
-// utf8XML is a document as UTF-8 that XML allows, without the declaration that
-// may contradict it. Whatever is declared, what is not valid UTF-8 is taken for
-// ISO-8859-1: every byte means something in it, and the names in a document
-// that we need are ASCII in all charsets that devices use.
+// utf8XML returns a document as UTF-8, without characters that XML forbids and
+// without an XML declaration, which could name another charset. If the document
+// is not valid UTF-8, it is read as ISO-8859-1, independent of its declaration:
+// every byte is valid there, and the element names are ASCII in all charsets
+// that devices use.
 func utf8XML(b []byte) []byte {
-	start := bytes.IndexByte(b, '<') // drops byte order mark and leading space
+	start := bytes.IndexByte(b, '<') // skips a byte order mark and leading space
 	if start < 0 {
 		return nil
 	}
@@ -208,7 +212,7 @@ func utf8XML(b []byte) []byte {
 	return charRef.ReplaceAllFunc(out, replaceIllegalRef)
 }
 
-// startsMarkup reports whether what follows a < makes it one.
+// startsMarkup reports whether a < that is followed by rest starts a tag.
 func startsMarkup(rest []byte) bool {
 	if len(rest) == 0 {
 		return true
@@ -217,9 +221,9 @@ func startsMarkup(rest []byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= utf8.RuneSelf || bytes.IndexByte([]byte("_/!?"), c) >= 0
 }
 
-// replaceIllegalRef keeps a reference to a character that XML does not allow
-// from ending the document early: other hosts of the network may have put one
-// into the table.
+// replaceIllegalRef replaces a reference to a character that XML forbids, which
+// would end the document early. Such references come from other hosts of the
+// network, which can write any text into the table.
 func replaceIllegalRef(ref []byte) []byte {
 	digits, radix := string(ref[2:len(ref)-1]), 10
 	if digits[0] == 'x' {
