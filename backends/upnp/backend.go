@@ -32,8 +32,8 @@ type Config struct {
 	// Interface is the interface from which to send. If it is empty, the kernel
 	// chooses.
 	Interface string
-	// Only accepts only a device at the address Gateway. Routers that share an
-	// address have devices at other addresses.
+	// Only ignores devices that are not at the address Gateway. If several
+	// routers share that address, their devices are at other addresses.
 	Only bool
 	// Source is the local address from which to send. For a pinhole, it must be
 	// the address that is opened. If it is the zero Addr, the kernel chooses.
@@ -131,8 +131,8 @@ func (b *Backend) String() string { return Name }
 
 // Close cancels all running calls with net.ErrClosed and waits for them. It
 // does not wait for the body of a loop over List or for the notify function of
-// Watch, because these may call Close. It deletes no mapping. A second call
-// only waits.
+// Watch, because these may call Close. It does not delete mappings. A second
+// call only waits.
 func (b *Backend) Close() error {
 	b.calls.Close(fmt.Errorf("upnp: %w", net.ErrClosed))
 	return nil

@@ -164,8 +164,8 @@ var (
 	tableQueues   ctxsync.Queues[netip.Addr]
 )
 
-// enterQueue waits for its place at the head of the queue for key. It returns
-// the function that leaves the queue.
+// enterQueue enters the queue for key and waits until it is at the head. It
+// returns the function that leaves the queue.
 func enterQueue[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) (leave func(), err error) {
 	ready, leaveQueue := q.Enter(ctx, key)
 	select {

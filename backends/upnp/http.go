@@ -152,7 +152,7 @@ func (c ClientConfig) roundTrip(ctx context.Context, target endpoint, r request)
 // linger sets what Close does with unsent data. 0 drops the data and resets the
 // connection, -1 is the kernel's default.
 func linger(conn net.Conn, seconds int) {
-	if tcp, is := conn.(*net.TCPConn); is {
+	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(seconds) // fails only on closed connections
 	}
 }

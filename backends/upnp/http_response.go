@@ -128,7 +128,7 @@ func (r *responseReader) readHeader() (length int64, chunked bool, err error) {
 		}
 	}
 	header := ""
-	for !r.nextByteIs('<') { // the blank line before the body is missing
+	for !r.nextByteIs('<') { // the body may follow without a blank line
 		line, err := r.line()
 		if folded := strings.TrimLeft(line, " \t"); folded != line && folded != "" {
 			header += " " + folded
@@ -165,7 +165,7 @@ func unexpectedEOF(err error) error {
 // bodyReader reads the body of a response.
 type bodyReader struct {
 	*responseReader
-	length    int64 // the announced length, or -1
+	length    int64 // the announced length, or -1 if there is none
 	body      []byte
 	scanned   int  // number of body bytes already searched for the end of the document
 	overrun   bool // the body exceeds its announced length

@@ -317,8 +317,8 @@ func (op *addOp) requestedLease() time.Duration {
 }
 
 // classifyError reclassifies the faults of AddPortMapping whose code does not
-// show the cause. Codes that wrap ErrInvalid, for example "no such entry", make
-// no sense as a response to this action.
+// show the cause. Codes that wrap ErrInvalid, for example "no such entry", are
+// not valid for this action and become ErrMalformed.
 func (op *addOp) classifyError(err error) error {
 	var f *Fault
 	switch {
@@ -434,7 +434,7 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 		})
 	}
 	err := unmap()
-	if isConnectionCut(err) && ctx.Err() == nil { // after an unanswered request, TCP does not reconnect
+	if isConnectionCut(err) && ctx.Err() == nil { // the request may be lost, and TCP does not repeat it
 		err = unmap()
 	}
 	return err

@@ -215,8 +215,8 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 	return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind another router", external)}
 }
 
-// replaceExisting handles a conflict. If the entry is for another host, the
-// device does not permit that, and another port does not help. If this host
+// replaceExisting handles a conflict. If the requested entry is for another
+// host, the device does not permit that, and another port does not help. If this host
 // already has an entry for the same endpoint and port, some devices accept a
 // new one only after it is deleted. Other devices permit only one external port
 // for an endpoint, so the existing port must be used.

@@ -57,11 +57,11 @@ func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 	if g != nil {
 		return g, nil
 	}
-	all, err := b.search(ctx, untilBest)
+	gateways, err := b.search(ctx, untilBest)
 	if err != nil {
 		return nil, err
 	}
-	g = all[0]
+	g = gateways[0]
 	b.log.Debug("upnp: device chosen", "url", g.Device.URL, "model", g.Device.Model, "service", g.Service.Type, "reason", g.Reason)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -129,11 +129,11 @@ func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, erro
 	}
 	defer func() { b.usable.Add(-int32(len(s.gateways))) }() //nolint:gosec // the number is small
 	responses := make(chan ssdp.Response)
-	listenErr := make(chan error, 1)
-	go func() { listenErr <- b.runSearches(ctx, responses) }() // awaited below
+	searchErr := make(chan error, 1)
+	go func() { searchErr <- b.runSearches(ctx, responses) }() // awaited below
 	s.collect(ctx, responses, mode)
 	cancel()
-	err := <-listenErr
+	err := <-searchErr
 	s.drain()
 	if parent.Err() != nil {
 		return nil, fmt.Errorf("upnp: searching for a gateway device: %w", context.Cause(parent))

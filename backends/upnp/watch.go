@@ -46,8 +46,8 @@ func (b *Backend) sendHint(h hint) {
 	}
 }
 
-// Watch calls notify after it has found the device again in three cases: the
-// device announced its start or its end, or it has lost an entry. A
+// Watch calls notify if the device has announced its start or its end, or has
+// lost an entry. It does so only after it has found the device again. A
 // notification alone does not count as a restart. A changed BOOTID or a
 // decreased uptime does.
 //
@@ -146,12 +146,12 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	if h.bootID.Valid && h.bootID == previous.bootID {
 		h.strong = false // this restart was already reported
 	}
-	now, err := b.requery(ctx, previous.bootID, h.strong)
+	g, err := b.requery(ctx, previous.bootID, h.strong)
 	if err != nil {
 		b.log.Debug("upnp: not confirmed", "hint", h.reason, "err", err)
 		return backends.Change{}, false
 	}
-	current := deviceState{now, now.bootID}
+	current := deviceState{g, g.bootID}
 	if h.bootID.Valid {
 		current.bootID = h.bootID // some devices send another BOOTID in search responses
 	}
@@ -168,7 +168,7 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	case kind == 0:
 		kind, reason = backends.Announced, h.reason
 	}
-	return backends.Change{Kind: kind, External: now.External, Reason: reason}, true
+	return backends.Change{Kind: kind, External: g.External, Reason: reason}, true
 }
 
 // requery queries the status of the current device. If the device may have
@@ -214,7 +214,7 @@ func (s deviceState) changesSince(previous deviceState) (backends.ChangeKind, st
 	gateway, previousGateway := s.gateway, previous.gateway
 	switch {
 	case gateway.restartedSince(previousGateway):
-		return backends.Restarted, "the gateway restarted: its uptime is too short"
+		return backends.Restarted, "the gateway's connection was restarted: its uptime is shorter than expected"
 	case addrChanged(previousGateway.External, gateway.External):
 		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", previousGateway.External, gateway.External)
 	case s.bootID.Valid && previous.bootID.Valid && s.bootID != previous.bootID:
