@@ -18,8 +18,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// endless writes a start, and then the same until nobody reads.
-func endless(start, more string) func(*device, net.Conn, string) {
+// respondEndlessly writes a start, and then the same until nobody reads.
+func respondEndlessly(start, more string) func(*device, net.Conn, string) {
 	return func(d *device, conn net.Conn, _ string) {
 		err := d.write(conn, []byte(start))
 		b := []byte(strings.Repeat(more, 32<<10/len(more)))
@@ -37,29 +37,29 @@ const maxRead = naivePatience / 2
 // end. It is left at a bound, and the gateway found.
 func TestEndlessDescription(t *testing.T) {
 	for name, say := range map[string]func(*device, net.Conn, string){
-		"body":             endless("HTTP/1.1 200 OK\r\n\r\n<root>", "<device>"),
-		"announced length": endless("HTTP/1.1 200 OK\r\nContent-Length: 9000000000\r\n\r\n<root>", "x"),
-		"chunk extensions": endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 8<<10)+"\r\n \r\n"),
-		"chunks":           endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "400\r\n"+strings.Repeat("<device>", 128)+"\r\n"),
+		"body":             respondEndlessly("HTTP/1.1 200 OK\r\n\r\n<root>", "<device>"),
+		"announced length": respondEndlessly("HTTP/1.1 200 OK\r\nContent-Length: 9000000000\r\n\r\n<root>", "x"),
+		"chunk extensions": respondEndlessly("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 8<<10)+"\r\n \r\n"),
+		"chunks":           respondEndlessly("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "400\r\n"+strings.Repeat("<device>", 128)+"\r\n"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{})
-			d := serve(t, routerAddr, say)
+			gw := startGateway(t, gatewaytest.Config{})
+			d := startDevice(t, gatewayAddr, say)
 			location := fmt.Sprintf("http://%v/", d.addr)
 			if n := naiveRead(t, d.addr); n < naivePatience {
 				t.Fatalf("the naive client read %d bytes: this is no attack", n)
 			}
-			forged := answersSearch(t, routerAddr, location)
+			forged := startSSDPResponder(t, gatewayAddr, location)
 			before := d.written.Load()
-			leaves(t, func() {
-				b := everyone(t, forged)
+			checkNoLeaks(t, func() {
+				b := newShortSearchBackend(t, forged)
 				err := b.Probe(t.Context())
 				if !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrNoReply) { // in so short a time
 					t.Errorf("Probe: %v, want ErrMalformed", err)
 				}
 				_ = b.Close()
-				b = igd(t, forged, gw.SSDP())
-				mapsAt(t, gw, b)
+				b = newBackend(t, forged, gw.SSDP())
+				checkMaps(t, gw, b)
 				_ = b.Close()
 			})
 			if n := d.written.Load() - before; n > 2*maxRead {
@@ -69,8 +69,8 @@ func TestEndlessDescription(t *testing.T) {
 	}
 }
 
-// drip writes a byte now and then, until nobody reads.
-func drip(d *device, conn net.Conn, start string) {
+// respondSlowly writes a byte now and then, until nobody reads.
+func respondSlowly(d *device, conn net.Conn, start string) {
 	err := d.write(conn, []byte(start))
 	for tick := time.NewTicker(5 * time.Millisecond); err == nil; <-tick.C {
 		err = d.write(conn, []byte(" "))
@@ -78,49 +78,49 @@ func drip(d *device, conn net.Conn, start string) {
 	}
 }
 
-// TestDrip: an answer that comes by the byte holds a client for as long as the
+// TestSlowResponse: an answer that comes by the byte holds a client for as long as the
 // caller says, and not for as long as it comes: also where the description was
 // quick.
-func TestDrip(t *testing.T) {
-	gw := router(t, gatewaytest.Config{})
+func TestSlowResponse(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
 	for name, slow := range map[string]func(request string) bool{
 		"description": func(string) bool { return true },
 		"answers":     func(request string) bool { return strings.HasPrefix(request, "POST") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := serve(t, attacker, func(d *device, conn net.Conn, request string) {
+			d := startDevice(t, attacker, func(d *device, conn net.Conn, request string) {
 				if slow(request) {
-					drip(d, conn, "HTTP/1.1 200 OK\r\n\r\n<root>")
+					respondSlowly(d, conn, "HTTP/1.1 200 OK\r\n\r\n<root>")
 					return
 				}
-				_ = d.write(conn, http200(described("", "/ctl")))
+				_ = d.write(conn, httpOK(descriptionOf("", "/ctl")))
 			})
-			forged := answersSearch(t, attacker, fmt.Sprintf("http://%v/", d.addr))
+			forged := startSSDPResponder(t, attacker, fmt.Sprintf("http://%v/", d.addr))
 			// A naive client waits as long as bytes come: its timeout begins anew with each.
-			if n := naiveDrip(t, d.addr); n < 50 {
+			if n := naiveReadSlow(t, d.addr); n < 50 {
 				t.Fatalf("the naive client gave up after %d bytes: this is no attack", n)
 			}
 			const enough = 700
 			errEnough := errors.New("enough")
-			leaves(t, func() {
-				b := igd(t, forged)
+			checkNoLeaks(t, func() {
+				b := newBackend(t, forged)
 				ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, errEnough)
 				defer cancel()
 				before := d.dripped.Load()
-				if _, err := b.Map(ctx, web); !errors.Is(err, errEnough) {
+				if _, err := b.Map(ctx, webRequest); !errors.Is(err, errEnough) {
 					t.Errorf("Map: %v, want the cause of the context's end", err)
 				}
 				if n := d.dripped.Load() - before; n > enough { // a byte in five milliseconds
 					t.Errorf("Map took %d bytes of one that drips: it goes on after its context", n)
 				}
 				_ = b.Close()
-				b = everyone(t, forged)
+				b = newShortSearchBackend(t, forged)
 				if err := b.Probe(t.Context()); !errors.Is(err, backends.ErrNoReply) {
 					t.Errorf("Probe: %v, want ErrNoReply", err)
 				}
 				_ = b.Close()
-				b = igd(t, forged, gw.SSDP())
-				mapsAt(t, gw, b)
+				b = newBackend(t, forged, gw.SSDP())
+				checkMaps(t, gw, b)
 				_ = b.Close()
 			})
 			gw.Restart(gatewaytest.RestartOptions{Silent: true})
@@ -128,8 +128,8 @@ func TestDrip(t *testing.T) {
 	}
 }
 
-// naiveDrip reads with a deadline for each read, which never comes.
-func naiveDrip(t *testing.T, at netip.AddrPort) (n int) {
+// naiveReadSlow reads with a deadline for each read, which never comes.
+func naiveReadSlow(t *testing.T, at netip.AddrPort) (n int) {
 	t.Helper()
 	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
 	if err != nil {
@@ -139,7 +139,7 @@ func naiveDrip(t *testing.T, at netip.AddrPort) (n int) {
 	_, _ = conn.Write([]byte("POST / HTTP/1.1\r\nHost: x\r\n\r\n"))
 	b := make([]byte, 1<<10)
 	for n < 50 {
-		_ = conn.SetReadDeadline(time.Now().Add(patience))
+		_ = conn.SetReadDeadline(time.Now().Add(testTimeout))
 		got, err := conn.Read(b)
 		if n += got; err != nil {
 			return n
@@ -148,9 +148,9 @@ func naiveDrip(t *testing.T, at netip.AddrPort) (n int) {
 	return n
 }
 
-// naiveExpand replaces entities as a parser does that knows them, until that is
+// naiveExpandEntities replaces entities as a parser does that knows them, until that is
 // enough to have been an attack.
-func naiveExpand(document string, enough int) int {
+func naiveExpandEntities(document string, enough int) int {
 	var names, texts []string
 	for _, line := range strings.Split(document, "<!ENTITY ")[1:] {
 		name, rest, _ := strings.Cut(line, ` "`)
@@ -182,23 +182,23 @@ func naiveDepth(document string) (deepest int) {
 	}
 }
 
-// laughs is a document of a kilobyte that is of gigabytes once its entities are
+// entityBomb is a document of a kilobyte that is of gigabytes once its entities are
 // replaced.
-func laughs() string {
+func entityBomb() string {
 	var b strings.Builder
 	b.WriteString(`<?xml version="1.0"?><!DOCTYPE root [<!ENTITY a0 "` + strings.Repeat("ha", 50) + `">`)
 	for i := 1; i < 10; i++ {
 		fmt.Fprintf(&b, `<!ENTITY a%d "%s">`, i, strings.Repeat(fmt.Sprintf("&a%d;", i-1), 10))
 	}
-	_, rest, _ := strings.Cut(strings.Replace(described("", "/ctl"), "Router", "&a9;", 1), "?>")
+	_, rest, _ := strings.Cut(strings.Replace(descriptionOf("", "/ctl"), "Router", "&a9;", 1), "?>")
 	return b.String() + "]>" + rest
 }
 
-// TestBombs: a small description that is a large one to a parser with all of
+// TestXMLBombs: a small description that is a large one to a parser with all of
 // XML's gifts.
-func TestBombs(t *testing.T) {
+func TestXMLBombs(t *testing.T) {
 	deep := strings.Repeat("<device>", 20000)
-	if n := naiveExpand(laughs(), 8<<20); n < 8<<20 {
+	if n := naiveExpandEntities(entityBomb(), 8<<20); n < 8<<20 {
 		t.Fatalf("the naive parser has %d bytes: this is no attack", n)
 	}
 	if n := naiveDepth(deep); n < 20000 {
@@ -208,8 +208,8 @@ func TestBombs(t *testing.T) {
 	refused := map[string]bool{"nesting": true, "many elements": true, "many devices": true}
 	for name, document := range map[string]string{
 		"many devices":     "<root>" + strings.Repeat("<device></device>", 15000),
-		"entities":         laughs(),
-		"an outside file":  `<!DOCTYPE root [<!ENTITY f SYSTEM "file:///etc/passwd">]>` + strings.Replace(described("", "/ctl"), "Router", "&f;", 1),
+		"entities":         entityBomb(),
+		"an outside file":  `<!DOCTYPE root [<!ENTITY f SYSTEM "file:///etc/passwd">]>` + strings.Replace(descriptionOf("", "/ctl"), "Router", "&f;", 1),
 		"nesting":          "<root>" + deep,
 		"many elements":    "<root>" + strings.Repeat("<a/>", 60000),
 		"many attributes":  "<root " + strings.Repeat(`a="" `, 50000) + ">",

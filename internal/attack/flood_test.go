@@ -28,17 +28,17 @@ type naiveListener struct {
 	rounds   int
 }
 
-func (n *naiveListener) hear(b []byte) {
+func (n *naiveListener) receive(b []byte) {
 	if len(b) == 12 && b[1] == 128 {
 		n.external = netip.AddrFrom4([4]byte(b[8:12]))
 	}
 	n.rounds++
 }
 
-// flood sends forged announcements from an address, so many of each.
-func flood(t *testing.T, from netip.Addr, to netip.AddrPort, n int) {
+// sendAnnouncements sends forged announcements from an address, so many of each.
+func sendAnnouncements(t *testing.T, from netip.Addr, to netip.AddrPort, n int) {
 	t.Helper()
-	conn := udp(t, netip.AddrPortFrom(from, 0))
+	conn := listenUDP(t, netip.AddrPortFrom(from, 0))
 	defer conn.Close()
 	for range n {
 		for _, b := range announcements {
@@ -51,11 +51,11 @@ func flood(t *testing.T, from netip.Addr, to netip.AddrPort, n int) {
 // with the gateway's address leads to a question to the gateway itself, and a
 // flood of them to few.
 func TestForgedAnnouncement(t *testing.T) {
-	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	at := gw.AnnounceAddr() // for the listener, and before that for the naive client
-	probe := udp(t, at)
-	_ = probe.SetReadDeadline(time.Now().Add(patience))
-	flood(t, attacker, at, 1)
+	probe := listenUDP(t, at)
+	_ = probe.SetReadDeadline(time.Now().Add(testTimeout))
+	sendAnnouncements(t, attacker, at, 1)
 	var naive naiveListener
 	b := make([]byte, 64)
 	for range announcements {
@@ -63,22 +63,22 @@ func TestForgedAnnouncement(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		naive.hear(b[:n])
+		naive.receive(b[:n])
 	}
 	if naive.external != netip.AddrFrom4([4]byte{6, 6, 6, 6}) || naive.rounds != 2 {
 		t.Fatalf("the naive client has %+v: this is no attack", naive)
 	}
 	_ = probe.Close()
 
-	leaves(t, func() {
-		f := forwarder(t, gw, forward.Config{Test: forward.TestNetwork{Announce: at}})
+	checkNoLeaks(t, func() {
+		f := newForwarder(t, gw, forward.Config{Test: forward.TestNetwork{Announce: at}})
 		m, err := f.Enable(t.Context(), forward.TCP(8080))
 		if err != nil {
 			t.Fatal(err)
 		}
-		awaitListener(t, gw, at)
-		forgedByOthers(t, gw, at)
-		forgedWithAddress(t, gw, at)
+		awaitWatcher(t, gw, at)
+		checkOtherHostsIgnored(t, gw, at)
+		checkGatewayAddressLimited(t, gw, at)
 		if m.External().AddrPort != netip.AddrPortFrom(gw.External(), 8080) || len(gw.Table()) != 1 {
 			t.Errorf("the mapping is at %v, the gateway has %v", m.External(), gw.Table())
 		}
@@ -88,22 +88,22 @@ func TestForgedAnnouncement(t *testing.T) {
 	})
 }
 
-// awaitListener waits until announcements are heard: until one leads to a
+// awaitWatcher waits until announcements are heard: until one leads to a
 // question.
-func awaitListener(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
+func awaitWatcher(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 	t.Helper()
 	before := len(gw.Requests())
 	for range 100 {
-		flood(t, routerAddr, at, 1)
-		if asked(t, gw, before+1, 100*time.Millisecond) > before {
+		sendAnnouncements(t, gatewayAddr, at, 1)
+		if countRequests(t, gw, before+1, 100*time.Millisecond) > before {
 			return
 		}
 	}
 	t.Fatal("nobody listens for announcements")
 }
 
-// asked returns the requests of the gateway after it had n, or after a time.
-func asked(t *testing.T, gw *gatewaytest.Gateway, n int, within time.Duration) int {
+// countRequests returns the requests of the gateway after it had n, or after a time.
+func countRequests(t *testing.T, gw *gatewaytest.Gateway, n int, within time.Duration) int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
@@ -111,53 +111,53 @@ func asked(t *testing.T, gw *gatewaytest.Gateway, n int, within time.Duration) i
 	return len(got)
 }
 
-// forgedByOthers: nothing comes of them.
-func forgedByOthers(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
+// checkOtherHostsIgnored: nothing comes of them.
+func checkOtherHostsIgnored(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 	t.Helper()
-	settle(t, gw)
+	awaitIdle(t, gw)
 	before := len(gw.Requests())
-	for _, from := range []netip.Addr{attacker, nowhere.Addr(), bystander} {
-		flood(t, from, at, 100)
+	for _, from := range []netip.Addr{attacker, anyLocalPort.Addr(), bystander} {
+		sendAnnouncements(t, from, at, 100)
 	}
-	if n := asked(t, gw, before+1, time.Second); n != before {
+	if n := countRequests(t, gw, before+1, time.Second); n != before {
 		t.Errorf("announcements of others led to %d questions", n-before)
 	}
 }
 
-// settle waits until the gateway is asked nothing any more for a while.
-func settle(t *testing.T, gw *gatewaytest.Gateway) {
+// awaitIdle waits until the gateway is asked nothing any more for a while.
+func awaitIdle(t *testing.T, gw *gatewaytest.Gateway) {
 	t.Helper()
 	for range 20 {
 		n := len(gw.Requests())
-		if asked(t, gw, n+1, 1500*time.Millisecond) == n {
+		if countRequests(t, gw, n+1, 1500*time.Millisecond) == n {
 			return
 		}
 	}
 	t.Fatal("the gateway is asked all the time")
 }
 
-// forgedWithAddress: it takes no more than a question a second, and a few rounds
+// checkGatewayAddressLimited: it takes no more than a question a second, and a few rounds
 // of what is held.
-func forgedWithAddress(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
+func checkGatewayAddressLimited(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 	t.Helper()
 	begin, before := time.Now(), len(gw.Requests())
 	for range 20 {
-		flood(t, routerAddr, at, 100)
-		_ = asked(t, gw, 1<<30, 100*time.Millisecond)
+		sendAnnouncements(t, gatewayAddr, at, 100)
+		_ = countRequests(t, gw, 1<<30, 100*time.Millisecond)
 	}
 	n := len(gw.Requests()) - before
 	// A question each second, for NAT-PMP; three rounds at once and then one in five
 	// seconds of the mapping, with its external address.
-	if most := seconds(begin) + 1 + 2*(3+seconds(begin)/5+1); n == 0 || n > most {
+	if most := secondsSince(begin) + 1 + 2*(3+secondsSince(begin)/5+1); n == 0 || n > most {
 		t.Errorf("4000 announcements led to %d questions, want 1 to %d", n, most)
 	}
 }
 
-// seconds are those that have passed, begun ones too.
-func seconds(since time.Time) int { return int(time.Since(since)/time.Second) + 1 }
+// secondsSince are those that have passed, begun ones too.
+func secondsSince(since time.Time) int { return int(time.Since(since)/time.Second) + 1 }
 
-// wildEpochs writes another epoch into each answer: now a day, now none.
-func wildEpochs(gw *gatewaytest.Gateway) {
+// injectEpochJumps writes another epoch into each answer: now a day, now none.
+func injectEpochJumps(gw *gatewaytest.Gateway) {
 	var n atomic.Uint32
 	gw.Inject(gatewaytest.Fault{Corrupt: func(b []byte) []byte {
 		epoch := n.Add(1) % 2 * 86400
@@ -171,7 +171,7 @@ func wildEpochs(gw *gatewaytest.Gateway) {
 	}})
 }
 
-const held = 10
+const mappingCount = 10
 
 // naiveEpochs asks for its mappings again whenever the epoch went back, until
 // that is enough to have been an attack.
@@ -180,8 +180,8 @@ func naiveEpochs(t *testing.T, gw netip.AddrPort, enough int) (requests int) {
 	var last uint32
 	for round := true; round && requests < enough; {
 		round = false
-		for range held {
-			b := naiveAsk(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})
+		for range mappingCount {
+			b := naiveExchange(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})
 			requests++
 			epoch := binary.BigEndian.Uint32(b[4:])
 			round = round || epoch < last
@@ -196,29 +196,29 @@ func naiveEpochs(t *testing.T, gw netip.AddrPort, enough int) (requests int) {
 func TestEpochStorm(t *testing.T) {
 	for _, name := range []string{"natpmp", "pcp"} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
-			wildEpochs(gw)
+			gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+			injectEpochJumps(gw)
 			if n := naiveEpochs(t, gw.Addr(), 500); n < 500 {
 				t.Fatalf("the naive client asked %d times: this is no attack", n)
 			}
 			gw.Restart(gatewaytest.RestartOptions{Silent: true})
 			gw.ResetStats()
-			leaves(t, func() {
+			checkNoLeaks(t, func() {
 				begin := time.Now()
-				f := forwarder(t, gw, forward.Config{Protocols: []string{name}})
-				for i := range held {
+				f := newForwarder(t, gw, forward.Config{Protocols: []string{name}})
+				for i := range mappingCount {
 					if _, err := f.Enable(t.Context(), forward.TCP(uint16(8080+i))); err != nil {
 						t.Fatal(err)
 					}
 				}
-				n := asked(t, gw, 1<<30, 2*time.Second)
+				n := countRequests(t, gw, 1<<30, 2*time.Second)
 				// At first, each mapping and a question; then three rounds and one in
 				// five seconds, of a mapping and at most a question each; and a question a second.
-				rounds := 1 + 3 + seconds(begin)/5 + 1
-				if most := 2*held*rounds + seconds(begin) + 1; n > most {
-					t.Errorf("%d requests in %d s, want %d at most", n, seconds(begin), most)
+				rounds := 1 + 3 + secondsSince(begin)/5 + 1
+				if most := 2*mappingCount*rounds + secondsSince(begin) + 1; n > most {
+					t.Errorf("%d requests in %d s, want %d at most", n, secondsSince(begin), most)
 				}
-				if n := len(gw.Table()); n != held {
+				if n := len(gw.Table()); n != mappingCount {
 					t.Errorf("the gateway has %d mappings", n)
 				}
 				if err := f.Shutdown(t.Context()); err != nil || len(gw.Table()) != 0 {
@@ -229,29 +229,29 @@ func TestEpochStorm(t *testing.T) {
 	}
 }
 
-// wild is a backend whose gateway has always just restarted.
-type wild struct {
+// restartingBackend is a backend whose gateway has always just restarted.
+type restartingBackend struct {
 	maps    atomic.Int32
 	changes atomic.Int32
 }
 
-func (*wild) String() string                                   { return "wild" }
-func (*wild) Supports(backends.Request) error                  { return nil }
-func (*wild) Close() error                                     { return nil }
-func (*wild) Unmap(context.Context, backends.Mapping) error    { return nil }
-func (*wild) ExternalAddr(context.Context) (netip.Addr, error) { return netip.Addr{}, nil }
-func (w *wild) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
+func (*restartingBackend) String() string                                   { return "wild" }
+func (*restartingBackend) Supports(backends.Request) error                  { return nil }
+func (*restartingBackend) Close() error                                     { return nil }
+func (*restartingBackend) Unmap(context.Context, backends.Mapping) error    { return nil }
+func (*restartingBackend) ExternalAddr(context.Context) (netip.Addr, error) { return netip.Addr{}, nil }
+func (w *restartingBackend) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
 	w.maps.Add(1)
 	return backends.Mapping{
 		Backend: "wild", Protocol: r.Protocol, Internal: r.Internal, External: r.External, Lifetime: time.Hour, Granted: time.Now(),
 	}, nil
 }
 
-func (w *wild) Renew(ctx context.Context, _ backends.Mapping, r backends.Request) (backends.Mapping, error) {
+func (w *restartingBackend) Renew(ctx context.Context, _ backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	return w.Map(ctx, r)
 }
 
-func (w *wild) Watch(ctx context.Context, notify func(backends.Change)) error {
+func (w *restartingBackend) Watch(ctx context.Context, notify func(backends.Change)) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -269,12 +269,12 @@ func (w *wild) Watch(ctx context.Context, notify func(backends.Change)) error {
 // once, and one in five seconds.
 func TestChangeStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &wild{}
+		w := &restartingBackend{}
 		f, err := forward.New(&forward.Config{Backends: []backends.Backend{w}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range held {
+		for i := range mappingCount {
 			if _, err := f.Enable(t.Context(), forward.TCP(uint16(8080+i)), forward.External(uint16(8080+i))); err != nil {
 				t.Fatal(err)
 			}
@@ -283,7 +283,7 @@ func TestChangeStorm(t *testing.T) {
 		if n := w.changes.Load(); n < 15000 { // a client that believes each asks as often, for all
 			t.Fatalf("%d changes: this is no attack", n)
 		}
-		if n, most := w.maps.Load(), int32(held*(1+3+180/5+1)); n > most || n < held*30 {
+		if n, most := w.maps.Load(), int32(mappingCount*(1+3+180/5+1)); n > most || n < mappingCount*30 {
 			t.Errorf("asked %d times, want %d at most", n, most)
 		}
 		if err := f.Close(); err != nil {
@@ -298,16 +298,16 @@ func TestShortLeases(t *testing.T) {
 	if d := naiveRenewal(1); d > time.Second/2 {
 		t.Fatalf("the naive client waits for %v", d)
 	}
-	gw := router(t, gatewaytest.Config{MaxLifetime: time.Second, Protocols: []string{"natpmp", "pcp"}})
-	f := forwarder(t, gw, forward.Config{Protocols: []string{"natpmp"}})
+	gw := startGateway(t, gatewaytest.Config{MaxLifetime: time.Second, Protocols: []string{"natpmp", "pcp"}})
+	f := newForwarder(t, gw, forward.Config{Protocols: []string{"natpmp"}})
 	begin := time.Now()
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := asked(t, gw, 1<<30, 2500*time.Millisecond)
-	if most := 2 * (2 + 2*seconds(begin)); n > most {
-		t.Errorf("%d requests in %d s, want %d at most", n, seconds(begin), most)
+	n := countRequests(t, gw, 1<<30, 2500*time.Millisecond)
+	if most := 2 * (2 + 2*secondsSince(begin)); n > most {
+		t.Errorf("%d requests in %d s, want %d at most", n, secondsSince(begin), most)
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)

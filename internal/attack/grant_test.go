@@ -15,11 +15,11 @@ import (
 	"github.com/natforward/goforward/internal/attack"
 )
 
-// lyingRouter is a gateway whose answers, of all protocols, have another
+// startWithExternalAddr is a gateway whose answers, of all protocols, have another
 // external address.
-func lyingRouter(t *testing.T, address netip.Addr) *gatewaytest.Gateway {
+func startWithExternalAddr(t *testing.T, address netip.Addr) *gatewaytest.Gateway {
 	t.Helper()
-	gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
+	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
 		External: func(netip.Addr) string { return address.String() },
 	}}}})
 	a16 := address.As16()
@@ -44,15 +44,15 @@ func TestImpossibleAddress(t *testing.T) {
 	} {
 		t.Run(text, func(t *testing.T) {
 			address := netip.MustParseAddr(text)
-			gw := lyingRouter(t, address)
+			gw := startWithExternalAddr(t, address)
 			if address.Is4() {
-				told := naiveAsk(t, gw.Addr(), []byte{0, 0})
+				told := naiveExchange(t, gw.Addr(), []byte{0, 0})
 				if got := netip.AddrFrom4([4]byte(told[8:12])); attack.CheckAddr(got) == nil {
 					t.Fatalf("the naive client is at %v: this is no attack", got)
 				}
 			}
-			all := clients(t, gw)
-			all["upnp"] = igd(t, gw.SSDP())
+			all := newClients(t, gw)
+			all["upnp"] = newBackend(t, gw.SSDP())
 			for name, b := range all {
 				if name == "natpmp" && !address.Is4() {
 					continue
@@ -60,10 +60,10 @@ func TestImpossibleAddress(t *testing.T) {
 				if addr, err := b.ExternalAddr(t.Context()); err != nil || attack.CheckAddr(addr) != nil {
 					t.Errorf("%s: ExternalAddr: %v, %v", name, addr, err)
 				}
-				m, err := b.Map(t.Context(), web)
+				m, err := b.Map(t.Context(), webRequest)
 				if err != nil || m.External.Port() != 8080 {
 					t.Errorf("%s: Map: %v, %v", name, m.External, err)
-				} else if err := attack.Check(m, web); err != nil {
+				} else if err := attack.Check(m, webRequest); err != nil {
 					t.Errorf("%s: %v", name, err)
 				}
 				if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
@@ -82,25 +82,25 @@ func TestZonedAddress(t *testing.T) {
 		if a, err := netip.ParseAddr(told); err != nil || a.Zone() != zone {
 			t.Fatalf("the naive client reads %q, %v: this is no attack", a, err)
 		}
-		gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
+		gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
 			External: func(netip.Addr) string { return told },
 		}}}})
-		b := igd(t, gw.SSDP())
+		b := newBackend(t, gw.SSDP())
 		addr, err := b.ExternalAddr(t.Context())
 		if err != nil || attack.CheckAddr(addr) != nil {
 			t.Errorf("ExternalAddr: %q, %v", addr, err)
 		}
-		if m, err := b.Map(t.Context(), web); err != nil || attack.Check(m, web) != nil {
-			t.Errorf("Map: %v, %v", attack.Check(m, web), err)
+		if m, err := b.Map(t.Context(), webRequest); err != nil || attack.Check(m, webRequest) != nil {
+			t.Errorf("Map: %v, %v", attack.Check(m, webRequest), err)
 		}
 	}
 }
 
-// TestAnotherPort: the gateway grants a port that was not asked for, because an
+// TestOtherPortGranted: the gateway grants a port that was not asked for, because an
 // attacker has the one that was. It is not announced as if it were ours, and one
 // that has to be exact is given back.
-func TestAnotherPort(t *testing.T) {
-	gw := router(t, gatewaytest.Config{})
+func TestOtherPortGranted(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
 	theirs := gatewaytest.Entry{
 		Protocol: backends.TCP, Internal: netip.AddrPortFrom(attacker, 8080),
 		External: netip.AddrPortFrom(gw.External(), 8080),
@@ -115,11 +115,11 @@ func TestAnotherPort(t *testing.T) {
 	if err := gw.AddMapping(theirs); err != nil && !errors.Is(err, backends.ErrConflict) {
 		t.Fatal(err)
 	}
-	all := clients(t, gw)
-	all["upnp"] = igd(t, gw.SSDP())
+	all := newClients(t, gw)
+	all["upnp"] = newBackend(t, gw.SSDP())
 	for name, b := range all {
-		m, err := b.Map(t.Context(), web)
-		if err == nil && (m.External.Port() == 8080 || !has(gw, m)) {
+		m, err := b.Map(t.Context(), webRequest)
+		if err == nil && (m.External.Port() == 8080 || !hasMapping(gw, m)) {
 			t.Errorf("%s: granted %v, the gateway has %v", name, m.External, gw.Table())
 		}
 		if err == nil {
@@ -128,7 +128,7 @@ func TestAnotherPort(t *testing.T) {
 		if err != nil && !errors.Is(err, backends.ErrConflict) {
 			t.Errorf("%s: %v", name, err)
 		}
-		exact := web
+		exact := webRequest
 		exact.Exact = true
 		if _, err := b.Map(t.Context(), exact); !errors.Is(err, backends.ErrConflict) {
 			t.Errorf("%s: Map, exactly: %v, want ErrConflict", name, err)
@@ -139,8 +139,8 @@ func TestAnotherPort(t *testing.T) {
 	}
 }
 
-// has reports whether the gateway forwards what a mapping says.
-func has(gw *gatewaytest.Gateway, m backends.Mapping) bool {
+// hasMapping reports whether the gateway forwards what a mapping says.
+func hasMapping(gw *gatewaytest.Gateway, m backends.Mapping) bool {
 	for _, e := range gw.Table() {
 		if e.External == m.External && e.Internal == m.Internal && e.Protocol == m.Protocol {
 			return true
@@ -154,24 +154,24 @@ func naiveRenewal(seconds uint32) time.Duration {
 	return time.Duration(int32(seconds)) * time.Second / 2 //nolint:gosec // that is the mistake
 }
 
-// TestNoTime: a lifetime of 0 in a success says that there is no mapping, and not
+// TestZeroLifetime: a lifetime of 0 in a success says that there is no mapping, and not
 // that it is renewed all the time.
-func TestNoTime(t *testing.T) {
+func TestZeroLifetime(t *testing.T) {
 	if d := naiveRenewal(0); d > 0 {
 		t.Fatalf("the naive client waits for %v: this is no attack", d)
 	}
-	gw := router(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" && r.Service != "upnp" }, Reply: func(request []byte) [][]byte {
-		return [][]byte{withLifetime(forge(request), 0)}
+		return [][]byte{setLifetime(forge(request), 0)}
 	}})
-	leaves(t, func() {
-		for name, b := range clients(t, gw) {
-			if m, err := b.Map(t.Context(), web); !errors.Is(err, backends.ErrMalformed) {
+	checkNoLeaks(t, func() {
+		for name, b := range newClients(t, gw) {
+			if m, err := b.Map(t.Context(), webRequest); !errors.Is(err, backends.ErrMalformed) {
 				t.Errorf("%s: Map: %+v, %v, want ErrMalformed", name, m, err)
 			}
 			_ = b.Close()
 		}
-		f := forwarder(t, gw, forward.Config{Protocols: []string{"natpmp", "pcp"}})
+		f := newForwarder(t, gw, forward.Config{Protocols: []string{"natpmp", "pcp"}})
 		if m, err := f.Enable(t.Context(), forward.TCP(8080)); !errors.Is(err, backends.ErrMalformed) {
 			t.Errorf("Enable: %v, %v, want ErrMalformed", m, err)
 		}
@@ -181,20 +181,20 @@ func TestNoTime(t *testing.T) {
 		t.Errorf("the gateway was asked %d times", n)
 	}
 	// Where the gateway speaks UPnP too, the mapping is made all the same.
-	f := forwarder(t, gw, forward.Config{})
+	f := newForwarder(t, gw, forward.Config{})
 	if m, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil || m.Backend() != upnp.Name {
 		t.Errorf("Enable: %v, %v, want one by UPnP", m, err)
 	}
 }
 
-// TestEndlessTime: a lifetime of 136 years is renewed within a day.
-func TestEndlessTime(t *testing.T) {
+// TestHugeLifetime: a lifetime of 136 years is renewed within a day.
+func TestHugeLifetime(t *testing.T) {
 	if d := naiveRenewal(1<<32 - 1); d >= 0 {
 		t.Fatalf("the naive client waits for %v: this is no attack", d)
 	}
-	gw := grantsFor(t, 1<<32-1)
+	gw := startWithLifetime(t, 1<<32-1)
 	for _, name := range []string{"natpmp", "upnp"} { // to PCP, it is no end
-		f := forwarder(t, gw, forward.Config{Protocols: []string{name}})
+		f := newForwarder(t, gw, forward.Config{Protocols: []string{name}})
 		begin := time.Now()
 		m, err := f.Enable(t.Context(), forward.TCP(8080))
 		if err != nil || !m.Expires().After(begin) {
@@ -207,28 +207,28 @@ func TestEndlessTime(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	f := forwarder(t, gw, forward.Config{Protocols: []string{"pcp"}})
+	f := newForwarder(t, gw, forward.Config{Protocols: []string{"pcp"}})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil || !m.Expires().IsZero() || time.Until(m.Status().NextAttempt) <= 0 || time.Until(m.Status().NextAttempt) > time.Hour {
 		t.Errorf("%v, %v: looked at in %v", m, err, time.Until(m.Status().NextAttempt))
 	}
 }
 
-// grantsFor is a gateway that writes a lifetime into each success: RFC 6886,
+// startWithLifetime is a gateway that writes a lifetime into each success: RFC 6886,
 // section 3.3, and RFC 6887, section 7.2; as UPnP's lease, where it is asked.
-func grantsFor(t *testing.T, seconds uint32) *gatewaytest.Gateway {
+func startWithLifetime(t *testing.T, seconds uint32) *gatewaytest.Gateway {
 	t.Helper()
-	gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
 		Leases: quirks.Leases{Reported: time.Duration(seconds) * time.Second},
 	}}})
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" && r.Service != "upnp" }, Corrupt: func(b []byte) []byte {
-		return withLifetime(b, seconds)
+		return setLifetime(b, seconds)
 	}})
 	return gw
 }
 
-// withLifetime is a success that grants so many seconds.
-func withLifetime(b []byte, seconds uint32) []byte {
+// setLifetime is a success that grants so many seconds.
+func setLifetime(b []byte, seconds uint32) []byte {
 	switch {
 	case len(b) == 16 && b[0] == 0:
 		binary.BigEndian.PutUint32(b[12:], seconds)

@@ -33,28 +33,28 @@ func TestMain(m *testing.M) {
 
 // The LAN is loopback: 127.0.0.1 is this host.
 var (
-	routerAddr = netip.MustParseAddr("127.0.0.2")  // the gateway
+	gatewayAddr = netip.MustParseAddr("127.0.0.2")  // the gateway
 	attacker   = netip.MustParseAddr("127.0.0.66") // another host of the LAN
 	bystander  = netip.MustParseAddr("127.0.0.77") // one more, whom nobody is to bother
-	nowhere    = netip.MustParseAddrPort("127.0.0.1:0")
+	anyLocalPort    = netip.MustParseAddrPort("127.0.0.1:0")
 )
 
-// patience bounds what takes milliseconds; a test that needs it has failed.
-const patience = 20 * time.Second
+// testTimeout bounds what takes milliseconds; a test that needs it has failed.
+const testTimeout = 20 * time.Second
 
-var web = backends.Request{
+var webRequest = backends.Request{
 	Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080),
 	External: netip.AddrPortFrom(netip.Addr{}, 8080), Lifetime: time.Hour, Description: "web",
 }
 
-// router starts the gateway of the LAN.
-func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
+// startGateway starts the gateway of the LAN.
+func startGateway(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("one loopback address only: there is no other host")
 	}
 	if !config.Listen.IsValid() {
-		config.Listen = netip.AddrPortFrom(routerAddr, 0)
+		config.Listen = netip.AddrPortFrom(gatewayAddr, 0)
 	}
 	gw, err := gatewaytest.Start(config)
 	if err != nil {
@@ -64,8 +64,8 @@ func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// udp is a socket of a host of the LAN.
-func udp(t *testing.T, at netip.AddrPort) *net.UDPConn {
+// listenUDP is a socket of a host of the LAN.
+func listenUDP(t *testing.T, at netip.AddrPort) *net.UDPConn {
 	t.Helper()
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 	if err != nil {
@@ -75,7 +75,7 @@ func udp(t *testing.T, at netip.AddrPort) *net.UDPConn {
 	return conn
 }
 
-func addrOf(conn net.PacketConn) netip.AddrPort {
+func localAddr(conn net.PacketConn) netip.AddrPort {
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
@@ -89,9 +89,9 @@ type device struct {
 	dripped atomic.Int64 // of those, one by one
 }
 
-// serve starts a device. say has the request line, and the connection, which is
+// startDevice starts a device. say has the request line, and the connection, which is
 // closed after it.
-func serve(t *testing.T, at netip.Addr, say func(d *device, conn net.Conn, request string)) *device {
+func startDevice(t *testing.T, at netip.Addr, say func(d *device, conn net.Conn, request string)) *device {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 	if err != nil {
@@ -110,8 +110,8 @@ func serve(t *testing.T, at netip.Addr, say func(d *device, conn net.Conn, reque
 			serving.Go(func() {
 				defer d.open.Add(-1)
 				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(patience))
-				say(d, conn, readRequest(conn))
+				_ = conn.SetDeadline(time.Now().Add(testTimeout))
+				say(d, conn, readOnce(conn))
 			})
 		}
 	})
@@ -122,8 +122,8 @@ func serve(t *testing.T, at netip.Addr, say func(d *device, conn net.Conn, reque
 	return d
 }
 
-// readRequest reads what a client sends at once, which is all of it on loopback.
-func readRequest(conn net.Conn) string {
+// readOnce reads what a client sends at once, which is all of it on loopback.
+func readOnce(conn net.Conn) string {
 	b := make([]byte, 64<<10)
 	n, _ := conn.Read(b)
 	return string(b[:n])
@@ -139,7 +139,7 @@ func (d *device) write(conn net.Conn, b []byte) error {
 // canary is a host that nobody has a reason to talk to: it counts who does.
 func canary(t *testing.T, at netip.Addr) *device {
 	t.Helper()
-	d := serve(t, at, func(d *device, conn net.Conn, _ string) {
+	d := startDevice(t, at, func(d *device, conn net.Conn, _ string) {
 		_ = d.write(conn, []byte("HTTP/1.0 200 OK\r\n\r\nthe secrets of a service that trusts its neighbours"))
 	})
 	t.Cleanup(func() {
@@ -150,10 +150,10 @@ func canary(t *testing.T, at netip.Addr) *device {
 	return d
 }
 
-// answering is a host that sends what it is told in answer to a datagram.
-func answering(t *testing.T, at netip.AddrPort, answer func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
+// startUDPServer is a host that sends what it is told in answer to a datagram.
+func startUDPServer(t *testing.T, at netip.AddrPort, answer func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
 	t.Helper()
-	conn := udp(t, at)
+	conn := listenUDP(t, at)
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		b := make([]byte, 64<<10)
@@ -171,17 +171,17 @@ func answering(t *testing.T, at netip.AddrPort, answer func(conn *net.UDPConn, d
 		_ = conn.Close()
 		serving.Wait()
 	})
-	return addrOf(conn)
+	return localAddr(conn)
 }
 
-// leaves runs an attack and checks that nothing is left of it: no goroutine and
+// checkNoLeaks runs an attack and checks that nothing is left of it: no goroutine and
 // no open file that was not there before. What serves the attack is to be
 // started before.
-func leaves(t *testing.T, attack func()) {
+func checkNoLeaks(t *testing.T, attack func()) {
 	t.Helper()
 	before, files := goleak.IgnoreCurrent(), openFiles()
 	attack()
-	deadline := time.After(patience)
+	deadline := time.After(testTimeout)
 	for err := goleak.Find(before); err != nil; err = goleak.Find(before) { // which tries for half a second
 		select {
 		case <-deadline:

@@ -20,7 +20,7 @@ func NewMutator(program []byte) *Mutator { return &Mutator{program: slices.Clone
 
 // What a step of a program does.
 const (
-	opLeave  = iota // ends the steps of this answer
+	opEnd  = iota // ends the steps of this answer
 	opSet           // a byte is another
 	opFlip          // a bit is another
 	opCut           // the rest is missing
@@ -59,7 +59,7 @@ func (s *Mutator) Mutate(answer []byte) []byte {
 	s.last = answer
 	for range maxSteps {
 		switch op := s.next() % ops; op {
-		case opLeave:
+		case opEnd:
 			return b
 		case opLose:
 			return nil
@@ -140,12 +140,12 @@ func (s *Mutator) take(n int) []byte {
 // Seeds are programs of a [Mutator] for a fuzzer to begin with: one for each of
 // its steps, at several answers of a conversation.
 func Seeds() [][]byte {
-	seeds := [][]byte{nil, {opLeave, opLeave, opLose}, {opReplay, opLeave, opReplay}}
+	seeds := [][]byte{nil, {opEnd, opEnd, opLose}, {opReplay, opEnd, opReplay}}
 	for op := byte(opSet); op < ops; op++ {
 		for before := range 4 {
 			for value := range byte(len(numbers)) {
 				program := make([]byte, before) // leaves so many answers
-				program = append(program, op, 0, 8+value, value, opLeave)
+				program = append(program, op, 0, 8+value, value, opEnd)
 				seeds = append(seeds, program)
 			}
 		}

@@ -16,9 +16,9 @@ import (
 // takes the first answer's word for where it is.
 func naiveSearch(t *testing.T, at netip.AddrPort) (location string) {
 	t.Helper()
-	conn := udp(t, nowhere)
+	conn := listenUDP(t, anyLocalPort)
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	const search = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n" +
 		"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
 	if _, err := conn.WriteToUDPAddrPort([]byte(search), at); err != nil {
@@ -41,11 +41,11 @@ const naivePatience = 16 << 20
 
 // naiveHTTP is the standard library's client, which leaves nothing behind for
 // other tests to find.
-var naiveHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+var naiveHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testTimeout}
 
-// naiveImpatientGet is naiveGet that gives up soon, but for the others that wait
+// naiveGetShort is naiveGet that gives up soon, but for the others that wait
 // for it not soon enough.
-func naiveImpatientGet(location string) (body string, err error) {
+func naiveGetShort(location string) (body string, err error) {
 	soon := *naiveHTTP
 	soon.Timeout = 300 * time.Millisecond
 	resp, err := soon.Get(location)
@@ -77,7 +77,7 @@ func naiveRead(t *testing.T, at netip.AddrPort) int64 {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	_, _ = conn.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
 	n, _ := io.Copy(io.Discard, io.LimitReader(conn, naivePatience))
 	return n
@@ -112,9 +112,9 @@ func naiveDescribe(location string) error {
 	return resp.Body.Close()
 }
 
-// described is the description of a gateway with one service. urlBase may be
+// descriptionOf is the description of a gateway with one service. urlBase may be
 // empty.
-func described(urlBase, controlURL string) string {
+func descriptionOf(urlBase, controlURL string) string {
 	if urlBase != "" {
 		urlBase = "<URLBase>" + urlBase + "</URLBase>"
 	}
@@ -128,18 +128,18 @@ func described(urlBase, controlURL string) string {
 		`</device></deviceList></device></deviceList></device></root>`
 }
 
-// http200 is an answer with a body.
-func http200(body string) []byte {
+// httpOK is an answer with a body.
+func httpOK(body string) []byte {
 	return []byte("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
 }
 
-// soap is the answer to an action of WANIPConnection:1.
-func soap(action string, arguments ...string) []byte {
+// soapResponse is the answer to an action of WANIPConnection:1.
+func soapResponse(action string, arguments ...string) []byte {
 	var b strings.Builder
 	for i := 0; i+1 < len(arguments); i += 2 {
 		b.WriteString("<" + arguments[i] + ">" + arguments[i+1] + "</" + arguments[i] + ">")
 	}
-	return http200(`<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><u:` + action +
+	return httpOK(`<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><u:` + action +
 		`Response xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1">` + b.String() + `</u:` + action + `Response></s:Body></s:Envelope>`)
 }
 

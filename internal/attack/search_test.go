@@ -16,20 +16,20 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// answersSearch is who answers each search with a location.
-func answersSearch(t *testing.T, from netip.Addr, location string) netip.AddrPort {
+// startSSDPResponder is who answers each search with a location.
+func startSSDPResponder(t *testing.T, from netip.Addr, location string) netip.AddrPort {
 	t.Helper()
 	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: %s\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n"+
 		"USN: uuid:0::urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n", location)
-	return answering(t, netip.AddrPortFrom(from, 0), func(conn *net.UDPConn, _ []byte, to netip.AddrPort) {
+	return startUDPServer(t, netip.AddrPortFrom(from, 0), func(conn *net.UDPConn, _ []byte, to netip.AddrPort) {
 		_, _ = conn.WriteToUDPAddrPort(answer, to)
 	})
 }
 
-// igd is the backend, told of the gateway and of where searches go.
-func igd(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
+// newBackend is the backend, told of the gateway and of where searches go.
+func newBackend(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	t.Helper()
-	b, err := upnp.New(upnp.Config{Gateway: routerAddr, SSDP: ssdp, Wait: 2 * time.Second, Notify: nowhere})
+	b, err := upnp.New(upnp.Config{Gateway: gatewayAddr, SSDP: ssdp, Wait: 2 * time.Second, Notify: anyLocalPort})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,10 +37,10 @@ func igd(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	return b
 }
 
-// everyone is a backend that does not wait long for all who answer.
-func everyone(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
+// newShortSearchBackend is a backend that does not wait long for all who answer.
+func newShortSearchBackend(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	t.Helper()
-	b, err := upnp.New(upnp.Config{Gateway: routerAddr, SSDP: ssdp, Wait: 300 * time.Millisecond})
+	b, err := upnp.New(upnp.Config{Gateway: gatewayAddr, SSDP: ssdp, Wait: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,11 +48,11 @@ func everyone(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	return b
 }
 
-// mapsAt maps a port and finds it at the gateway.
-func mapsAt(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend) {
+// checkMaps maps a port and finds it at the gateway.
+func checkMaps(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend) {
 	t.Helper()
-	m, err := b.Map(t.Context(), web)
-	if err != nil || m.External != netip.AddrPortFrom(gw.External(), 8080) || m.Gateway.Addr() != routerAddr {
+	m, err := b.Map(t.Context(), webRequest)
+	if err != nil || m.External != netip.AddrPortFrom(gw.External(), 8080) || m.Gateway.Addr() != gatewayAddr {
 		t.Errorf("Map: %+v, %v", m, err)
 	}
 	if n := len(gw.Table()); n != 1 {
@@ -60,10 +60,10 @@ func mapsAt(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend) {
 	}
 }
 
-// TestLocationElsewhere: an answer to a search names a host that trusts its
+// TestLocationOnOtherHost: an answer to a search names a host that trusts its
 // neighbours, in its LOCATION or in what is found there. Whoever follows is the
 // attacker's hands behind the firewall.
-func TestLocationElsewhere(t *testing.T) {
+func TestLocationOnOtherHost(t *testing.T) {
 	for name, attack := range map[string]func(prey *device, own *device) (location, description string){
 		"LOCATION": func(prey, _ *device) (string, string) { return fmt.Sprintf("http://%v/", prey.addr), "" },
 		"LOCATION, with a path that does harm": func(prey, _ *device) (string, string) {
@@ -73,41 +73,41 @@ func TestLocationElsewhere(t *testing.T) {
 			return fmt.Sprintf("http://%v/", own.addr), fmt.Sprintf("HTTP/1.1 302 Found\r\nLocation: http://%v/\r\nContent-Length: 0\r\n\r\n", prey.addr)
 		},
 		"control URL": func(prey, own *device) (string, string) {
-			return fmt.Sprintf("http://%v/", own.addr), string(http200(described("", fmt.Sprintf("http://%v/ctl", prey.addr))))
+			return fmt.Sprintf("http://%v/", own.addr), string(httpOK(descriptionOf("", fmt.Sprintf("http://%v/ctl", prey.addr))))
 		},
 		"control URL without a scheme": func(prey, own *device) (string, string) {
-			return fmt.Sprintf("http://%v/", own.addr), string(http200(described("", fmt.Sprintf("//%v/ctl", prey.addr))))
+			return fmt.Sprintf("http://%v/", own.addr), string(httpOK(descriptionOf("", fmt.Sprintf("//%v/ctl", prey.addr))))
 		},
 		"URLBase": func(prey, own *device) (string, string) {
-			return fmt.Sprintf("http://%v/", own.addr), string(http200(described(fmt.Sprintf("http://%v/", prey.addr), "/ctl")))
+			return fmt.Sprintf("http://%v/", own.addr), string(httpOK(descriptionOf(fmt.Sprintf("http://%v/", prey.addr), "/ctl")))
 		},
 	} {
-		for _, from := range []netip.Addr{attacker, routerAddr} {
-			for _, victim := range []netip.Addr{bystander, nowhere.Addr()} {
+		for _, from := range []netip.Addr{attacker, gatewayAddr} {
+			for _, victim := range []netip.Addr{bystander, anyLocalPort.Addr()} {
 				t.Run(fmt.Sprintf("%s from %v to %v", name, from, victim), func(t *testing.T) {
-					gw := router(t, gatewaytest.Config{})
-					prey := serve(t, victim, func(d *device, conn net.Conn, _ string) { _ = d.write(conn, http200("a secret")) })
+					gw := startGateway(t, gatewaytest.Config{})
+					prey := startDevice(t, victim, func(d *device, conn net.Conn, _ string) { _ = d.write(conn, httpOK("a secret")) })
 					var description string
-					own := serve(t, from, func(d *device, conn net.Conn, request string) {
+					own := startDevice(t, from, func(d *device, conn net.Conn, request string) {
 						if strings.HasPrefix(request, "GET ") {
 							_ = d.write(conn, []byte(description))
 						}
 					})
 					var location string
 					location, description = attack(prey, own)
-					forged := answersSearch(t, from, location)
+					forged := startSSDPResponder(t, from, location)
 
 					_ = naiveDescribe(naiveSearch(t, forged))
 					tricked := prey.served.Load()
 					if tricked == 0 {
 						t.Fatal("the naive client went nowhere: this is no attack")
 					}
-					leaves(t, func() {
-						b := igd(t, forged, gw.SSDP())
-						mapsAt(t, gw, b)
+					checkNoLeaks(t, func() {
+						b := newBackend(t, forged, gw.SSDP())
+						checkMaps(t, gw, b)
 						_ = b.Close()
 						if victim == bystander {
-							all := everyone(t, forged, gw.SSDP())
+							all := newShortSearchBackend(t, forged, gw.SSDP())
 							if _, err := all.Gateways(t.Context()); err != nil && !errors.Is(err, backends.ErrNoReply) { // in so short a time
 								t.Error(err)
 							}
@@ -126,32 +126,32 @@ func TestLocationElsewhere(t *testing.T) {
 // TestProxy: the environment's proxy is for the web. Who can set it for a program
 // could have it tell what it says to the gateway, and answer.
 func TestProxy(t *testing.T) {
-	gw := router(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	proxy := canary(t, bystander)
 	for _, name := range []string{"HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"} {
 		t.Setenv(name, fmt.Sprintf("http://%v/", proxy.addr))
 	}
-	b := igd(t, gw.SSDP())
-	mapsAt(t, gw, b)
+	b := newBackend(t, gw.SSDP())
+	checkMaps(t, gw, b)
 }
 
-const crowd = 1000
+const crowdSize = 1000
 
-// member is the address of one of a crowd.
-func member(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 2, byte(i >> 8), byte(i)}) }
+// crowdAddr is the address of one of a crowd.
+func crowdAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 2, byte(i >> 8), byte(i)}) }
 
-// fakes are gateways, as they say, which answer one search each with several
+// startCrowd are gateways, as they say, which answer one search each with several
 // descriptions. Each is connected and works, but for a private address.
-func fakes(t *testing.T, n int) (ssdp netip.AddrPort, all []*device) {
+func startCrowd(t *testing.T, n int) (ssdp netip.AddrPort, all []*device) {
 	t.Helper()
 	var conns []*net.UDPConn
 	for i := range n {
-		all = append(all, serve(t, member(i), fakeGateway))
-		conns = append(conns, udp(t, netip.AddrPortFrom(member(i), 0)))
+		all = append(all, startDevice(t, crowdAddr(i), respondAsPrivateGateway))
+		conns = append(conns, listenUDP(t, netip.AddrPortFrom(crowdAddr(i), 0)))
 	}
 	var mu sync.Mutex
 	answered := map[netip.AddrPort]bool{}
-	return answering(t, netip.AddrPortFrom(attacker, 0), func(_ *net.UDPConn, _ []byte, from netip.AddrPort) {
+	return startUDPServer(t, netip.AddrPortFrom(attacker, 0), func(_ *net.UDPConn, _ []byte, from netip.AddrPort) {
 		mu.Lock()
 		defer mu.Unlock()
 		if answered[from] {
@@ -167,35 +167,35 @@ func fakes(t *testing.T, n int) (ssdp netip.AddrPort, all []*device) {
 	}), all
 }
 
-// fakeGateway does as a gateway does that has an address of a private network.
-func fakeGateway(d *device, conn net.Conn, request string) {
+// respondAsPrivateGateway does as a gateway does that has an address of a private network.
+func respondAsPrivateGateway(d *device, conn net.Conn, request string) {
 	switch action := actionOf(request); action {
 	case "":
-		_ = d.write(conn, http200(described("", "/ctl")))
+		_ = d.write(conn, httpOK(descriptionOf("", "/ctl")))
 	case "GetStatusInfo":
-		_ = d.write(conn, soap(action, "NewConnectionStatus", "Connected", "NewUptime", "1"))
+		_ = d.write(conn, soapResponse(action, "NewConnectionStatus", "Connected", "NewUptime", "1"))
 	case "GetExternalIPAddress":
-		_ = d.write(conn, soap(action, "NewExternalIPAddress", "10.6.6.6"))
+		_ = d.write(conn, soapResponse(action, "NewExternalIPAddress", "10.6.6.6"))
 	case "GetSpecificPortMappingEntry":
 		_ = d.write(conn, soapFault("714", "NoSuchEntryInArray"))
 	default:
-		_ = d.write(conn, soap(action))
+		_ = d.write(conn, soapResponse(action))
 	}
 }
 
-// TestCrowd: a thousand gateways answer a search. The one that leads out is
+// TestManyGateways: a thousand gateways answer a search. The one that leads out is
 // found, and of the others as few are asked as may be worth while.
-func TestCrowd(t *testing.T) {
-	gw := router(t, gatewaytest.Config{})
-	ssdp, all := fakes(t, crowd)
-	if n := naiveCrowd(t, ssdp, crowd/2); n < crowd/2 {
+func TestManyGateways(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
+	ssdp, all := startCrowd(t, crowdSize)
+	if n := naiveCrowd(t, ssdp, crowdSize/2); n < crowdSize/2 {
 		t.Fatalf("the naive client would ask %d devices: this is no attack", n)
 	}
-	leaves(t, func() {
-		b := igd(t, ssdp, gw.SSDP())
-		mapsAt(t, gw, b)
+	checkNoLeaks(t, func() {
+		b := newBackend(t, ssdp, gw.SSDP())
+		checkMaps(t, gw, b)
 		_ = b.Close()
-		b = everyone(t, ssdp)
+		b = newShortSearchBackend(t, ssdp)
 		if _, err := b.Gateways(t.Context()); err != nil && !errors.Is(err, backends.ErrNoReply) { // in so short a time
 			t.Error(err)
 		}
@@ -216,13 +216,13 @@ func TestCrowd(t *testing.T) {
 // that is enough to have been an attack.
 func naiveCrowd(t *testing.T, ssdp netip.AddrPort, enough int) int {
 	t.Helper()
-	conn := udp(t, nowhere)
+	conn := listenUDP(t, anyLocalPort)
 	defer conn.Close()
 	_ = conn.SetReadBuffer(8 << 20)
 	_, _ = conn.WriteToUDPAddrPort([]byte("M-SEARCH * HTTP/1.1\r\n\r\n"), ssdp)
 	seen := map[string]bool{}
 	b := make([]byte, 8<<10)
-	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	_ = conn.SetReadDeadline(time.Now().Add(testTimeout))
 	for len(seen) < enough {
 		n, err := conn.Read(b)
 		if err != nil {
@@ -235,14 +235,14 @@ func naiveCrowd(t *testing.T, ssdp netip.AddrPort, enough int) int {
 	return len(seen)
 }
 
-// TestCrowdOfOne: the same from one host, or with the gateway's own address: what
+// TestManyDescriptionsOnOneHost: the same from one host, or with the gateway's own address: what
 // it is asked is bounded too.
-func TestCrowdOfOne(t *testing.T) {
-	for name, from := range map[string]netip.Addr{"another host": attacker, "the gateway": routerAddr} {
+func TestManyDescriptionsOnOneHost(t *testing.T) {
+	for name, from := range map[string]netip.Addr{"another host": attacker, "the gateway": gatewayAddr} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{})
-			d := serve(t, from, func(*device, net.Conn, string) {})
-			ssdp := answering(t, netip.AddrPortFrom(from, 0), func(conn *net.UDPConn, _ []byte, to netip.AddrPort) {
+			gw := startGateway(t, gatewaytest.Config{})
+			d := startDevice(t, from, func(*device, net.Conn, string) {})
+			ssdp := startUDPServer(t, netip.AddrPortFrom(from, 0), func(conn *net.UDPConn, _ []byte, to netip.AddrPort) {
 				for i := range 100 {
 					_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: http://%v/%d\r\nUSN: uuid:%d\r\n\r\n", d.addr, i, i), to)
 				}
@@ -250,15 +250,15 @@ func TestCrowdOfOne(t *testing.T) {
 			if n := naiveCrowd(t, ssdp, 50); n < 50 {
 				t.Fatalf("the naive client would ask %d times: this is no attack", n)
 			}
-			leaves(t, func() {
-				b := everyone(t, ssdp)
+			checkNoLeaks(t, func() {
+				b := newShortSearchBackend(t, ssdp)
 				if found, err := b.Gateways(t.Context()); err == nil {
 					t.Errorf("found %+v", found)
 				}
 				_ = b.Close()
 				if from == attacker { // who speaks for the gateway can fill its share
-					b = igd(t, ssdp, gw.SSDP())
-					mapsAt(t, gw, b)
+					b = newBackend(t, ssdp, gw.SSDP())
+					checkMaps(t, gw, b)
 					_ = b.Close()
 				}
 			})
@@ -269,24 +269,24 @@ func TestCrowdOfOne(t *testing.T) {
 	}
 }
 
-// TestCrowdInTheWay: hosts that hold up whoever asks them do not keep the gateway
+// TestSlowDevicesBeforeGateway: hosts that hold up whoever asks them do not keep the gateway
 // from being asked, although it answers last.
-func TestCrowdInTheWay(t *testing.T) {
+func TestSlowDevicesBeforeGateway(t *testing.T) {
 	const slow = 8 // devices, with two descriptions each
-	gw := router(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	held := make(chan struct{}, 100)
 	var ssdp []netip.AddrPort
 	for i := range slow {
-		d := serve(t, member(i), func(_ *device, conn net.Conn, _ string) {
+		d := startDevice(t, crowdAddr(i), func(_ *device, conn net.Conn, _ string) {
 			held <- struct{}{}
 			_, _ = conn.Read(make([]byte, 1)) // until the client goes
 		})
 		for j := range 2 {
-			ssdp = append(ssdp, answersSearch(t, member(i), fmt.Sprintf("http://%v/%d", d.addr, j)))
+			ssdp = append(ssdp, startSSDPResponder(t, crowdAddr(i), fmt.Sprintf("http://%v/%d", d.addr, j)))
 		}
 	}
 	// A naive client asks one after the other, and never comes to the gateway.
-	if body, err := naiveImpatientGet(naiveSearch(t, ssdp[0])); err == nil {
+	if body, err := naiveGetShort(naiveSearch(t, ssdp[0])); err == nil {
 		t.Fatalf("the naive client read %q: this is no attack", body)
 	}
 	<-held
@@ -298,29 +298,29 @@ func TestCrowdInTheWay(t *testing.T) {
 			<-held
 		}
 	}()
-	leaves(t, func() {
-		b := igd(t, append(ssdp, gw.SSDP())...)
-		mapsAt(t, gw, b)
+	checkNoLeaks(t, func() {
+		b := newBackend(t, append(ssdp, gw.SSDP())...)
+		checkMaps(t, gw, b)
 		_ = b.Close()
 	})
 }
 
-// TestCrowdInTheSearch: there are gateways that answer only what all devices
+// TestSlowDeviceBeforeFallbackSearch: there are gateways that answer only what all devices
 // answer, which is searched for when the first search has found nobody. Somebody
 // who is slow to describe himself does not keep it from beginning.
-func TestCrowdInTheSearch(t *testing.T) {
-	gw := router(t, gatewaytest.Config{})
+func TestSlowDeviceBeforeFallbackSearch(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(r gatewaytest.Request) bool {
 		return r.Service == "ssdp" && bytes.Contains(r.Raw, []byte("InternetGatewayDevice"))
 	}})
-	d := serve(t, attacker, func(_ *device, conn net.Conn, _ string) { _, _ = conn.Read(make([]byte, 1)) })
-	forged := answersSearch(t, attacker, fmt.Sprintf("http://%v/", d.addr))
-	if body, err := naiveImpatientGet(naiveSearch(t, forged)); err == nil {
+	d := startDevice(t, attacker, func(_ *device, conn net.Conn, _ string) { _, _ = conn.Read(make([]byte, 1)) })
+	forged := startSSDPResponder(t, attacker, fmt.Sprintf("http://%v/", d.addr))
+	if body, err := naiveGetShort(naiveSearch(t, forged)); err == nil {
 		t.Fatalf("the naive client read %q: this is no attack", body)
 	}
-	leaves(t, func() {
-		b := igd(t, forged, gw.SSDP())
-		mapsAt(t, gw, b)
+	checkNoLeaks(t, func() {
+		b := newBackend(t, forged, gw.SSDP())
+		checkMaps(t, gw, b)
 		_ = b.Close()
 	})
 }

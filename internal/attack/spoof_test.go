@@ -42,11 +42,11 @@ func forge(request []byte) []byte {
 	return nil
 }
 
-// overtake has the attacker answer each request before the gateway does: with
+// injectForged has the attacker answer each request before the gateway does: with
 // what reply makes of the request, several times.
-func overtake(t *testing.T, gw *gatewaytest.Gateway, from netip.AddrPort, reply func(request []byte) []byte) {
+func injectForged(t *testing.T, gw *gatewaytest.Gateway, from netip.AddrPort, reply func(request []byte) []byte) {
 	t.Helper()
-	conn := udp(t, from)
+	conn := listenUDP(t, from)
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool {
 		if b := reply(r.Raw); b != nil {
 			for range 3 {
@@ -61,7 +61,7 @@ func overtake(t *testing.T, gw *gatewaytest.Gateway, from netip.AddrPort, reply 
 // answer.
 func naiveMap(t *testing.T, gw netip.AddrPort) (port uint16) {
 	t.Helper()
-	return binary.BigEndian.Uint16(naiveAsk(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})[10:])
+	return binary.BigEndian.Uint16(naiveExchange(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})[10:])
 }
 
 // naiveMapPCP is the same by PCP.
@@ -73,14 +73,14 @@ func naiveMapPCP(t *testing.T, gw netip.AddrPort) (port uint16) {
 	copy(request[24:], "twelve bytes")
 	copy(request[36:], []byte{6, 0, 0, 0, 0x1f, 0x90, 0x1f, 0x90})
 	copy(request[44:], netip.MustParseAddr("::ffff:0.0.0.0").AsSlice())
-	return binary.BigEndian.Uint16(naiveAsk(t, gw, request)[42:])
+	return binary.BigEndian.Uint16(naiveExchange(t, gw, request)[42:])
 }
 
-func naiveAsk(t *testing.T, gw netip.AddrPort, request []byte) []byte {
+func naiveExchange(t *testing.T, gw netip.AddrPort, request []byte) []byte {
 	t.Helper()
-	conn := udp(t, nowhere)
+	conn := listenUDP(t, anyLocalPort)
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	if _, err := conn.WriteToUDPAddrPort(request, gw); err != nil {
 		t.Fatal(err)
 	}
@@ -91,8 +91,8 @@ func naiveAsk(t *testing.T, gw netip.AddrPort, request []byte) []byte {
 	return b
 }
 
-// clients are the backends that ask on port 5351.
-func clients(t *testing.T, gw *gatewaytest.Gateway) map[string]backends.Backend {
+// newClients are the backends that ask on port 5351.
+func newClients(t *testing.T, gw *gatewaytest.Gateway) map[string]backends.Backend {
 	t.Helper()
 	const soon = 200 * time.Millisecond // PCP sends four times, and gives up after three seconds
 	n, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), FirstWait: soon})
@@ -115,37 +115,37 @@ func TestOffPath(t *testing.T) {
 			return netip.AddrPortFrom(attacker, gw.Addr().Port())
 		},
 		"another host":                    func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 0) },
-		"this host":                       func(*gatewaytest.Gateway) netip.AddrPort { return nowhere },
-		"another port of the gateway":     func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(routerAddr, 0) },
+		"this host":                       func(*gatewaytest.Gateway) netip.AddrPort { return anyLocalPort },
+		"another port of the gateway":     func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(gatewayAddr, 0) },
 		"the port of announcements, 5350": func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 5350) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
-			overtake(t, gw, from(gw), forge)
+			gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+			injectForged(t, gw, from(gw), forge)
 			if got := naiveMap(t, gw.Addr()); got != forgedPort {
 				t.Fatalf("the naive client got port %d: this is no attack", got)
 			}
 			if got := naiveMapPCP(t, gw.Addr()); got != forgedPort {
 				t.Fatalf("the naive client got port %d by PCP: this is no attack", got)
 			}
-			forget(t, gw, 2)
-			leaves(t, func() { notTakenIn(t, gw) })
+			resetTable(t, gw, 2)
+			checkNoLeaks(t, func() { checkUnaffected(t, gw) })
 		})
 	}
 }
 
-// notTakenIn maps, renews and unmaps with each client, and by the facade.
-func notTakenIn(t *testing.T, gw *gatewaytest.Gateway) {
-	for name, b := range clients(t, gw) {
+// checkUnaffected maps, renews and unmaps with each client, and by the facade.
+func checkUnaffected(t *testing.T, gw *gatewaytest.Gateway) {
+	for name, b := range newClients(t, gw) {
 		addr, err := b.ExternalAddr(t.Context())
 		if err != nil || addr != gw.External() {
 			t.Errorf("%s: external address %v, %v", name, addr, err)
 		}
-		m, err := b.Map(t.Context(), web)
+		m, err := b.Map(t.Context(), webRequest)
 		if err != nil || m.External != netip.AddrPortFrom(gw.External(), 8080) {
 			t.Errorf("%s: Map: %v, %v", name, m.External, err)
 		}
-		if m, err = b.Renew(t.Context(), m, web); err != nil || m.External.Port() != 8080 {
+		if m, err = b.Renew(t.Context(), m, webRequest); err != nil || m.External.Port() != 8080 {
 			t.Errorf("%s: Renew: %v, %v", name, m.External, err)
 		}
 		if n := len(gw.Table()); n != 1 {
@@ -156,7 +156,7 @@ func notTakenIn(t *testing.T, gw *gatewaytest.Gateway) {
 		}
 		_ = b.Close()
 	}
-	f := forwarder(t, gw, forward.Config{})
+	f := newForwarder(t, gw, forward.Config{})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil || m.External().AddrPort != netip.AddrPortFrom(gw.External(), 8080) {
 		t.Errorf("Enable: %v, %v", m, err)
@@ -166,13 +166,13 @@ func notTakenIn(t *testing.T, gw *gatewaytest.Gateway) {
 	}
 }
 
-// forwarder is the facade, told of the gateway.
-func forwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) *forward.Forwarder {
+// newForwarder is the facade, told of the gateway.
+func newForwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) *forward.Forwarder {
 	t.Helper()
 	config.Gateway, config.Test.SSDP = gw.Addr(), gw.SSDP()
 	for _, at := range []*netip.AddrPort{&config.Test.Announce, &config.Test.Notify} {
 		if !at.IsValid() {
-			*at = nowhere
+			*at = anyLocalPort
 		}
 	}
 	f, err := forward.New(&config)
@@ -185,16 +185,16 @@ func forwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) *fo
 
 // TestReplay: what the gateway once said is not believed from somebody else.
 func TestReplay(t *testing.T) {
-	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	// The attacker saw a mapping granted that is no more.
 	heard := map[string][]byte{}
 	stop := gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Corrupt: func(b []byte) []byte {
 		heard[string(b[:2])] = b
 		return b
 	}})
-	old := web
+	old := webRequest
 	old.External = netip.AddrPortFrom(netip.Addr{}, forgedPort)
-	for name, b := range clients(t, gw) {
+	for name, b := range newClients(t, gw) {
 		m, err := b.Map(t.Context(), old)
 		if err != nil || m.External.Port() != forgedPort {
 			t.Fatalf("%s: %v, %v", name, m.External, err)
@@ -205,19 +205,19 @@ func TestReplay(t *testing.T) {
 	}
 	stop()
 	gw.ResetStats()
-	overtake(t, gw, netip.AddrPortFrom(attacker, gw.Addr().Port()), func(request []byte) []byte {
+	injectForged(t, gw, netip.AddrPortFrom(attacker, gw.Addr().Port()), func(request []byte) []byte {
 		return heard[string([]byte{request[0], request[1] | 128})]
 	})
 	if got := naiveMap(t, gw.Addr()); got != forgedPort {
 		t.Fatalf("the naive client got port %d: this is no attack", got)
 	}
-	forget(t, gw, 1)
-	leaves(t, func() { notTakenIn(t, gw) })
+	resetTable(t, gw, 1)
+	checkNoLeaks(t, func() { checkUnaffected(t, gw) })
 }
 
-// forget empties the gateway's table once it has dealt with so many requests: a
+// resetTable empties the gateway's table once it has dealt with so many requests: a
 // naive client does not wait for it.
-func forget(t *testing.T, gw *gatewaytest.Gateway, requests int) {
+func resetTable(t *testing.T, gw *gatewaytest.Gateway, requests int) {
 	t.Helper()
 	if _, err := gw.AwaitRequests(t.Context(), requests, nil); err != nil {
 		t.Fatal(err)
@@ -225,10 +225,10 @@ func forget(t *testing.T, gw *gatewaytest.Gateway, requests int) {
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 }
 
-// TestNotTheAnswer: what comes from the gateway, and answers something else, is
+// TestMismatchedResponse: what comes from the gateway, and answers something else, is
 // not taken for the answer: the gateway is asked by other programs of this host
 // too, and an attacker can have it answer.
-func TestNotTheAnswer(t *testing.T) {
+func TestMismatchedResponse(t *testing.T) {
 	for name, test := range map[string]struct {
 		naive  func(*testing.T, netip.AddrPort) uint16
 		client string
@@ -244,7 +244,7 @@ func TestNotTheAnswer(t *testing.T) {
 		"PCP: no answer":                 {naiveMapPCP, "pcp", func(b []byte) { b[1] &^= 128 }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+			gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 			first := func() { // of two requests for a mapping, the first gets the wrong answer
 				gw.Inject(gatewaytest.Fault{
 					Times: 1, Match: func(r gatewaytest.Request) bool { return r.Op == "map" },
@@ -260,7 +260,7 @@ func TestNotTheAnswer(t *testing.T) {
 				t.Fatalf("the naive client got port %d: this is no attack", got)
 			}
 			first()
-			m, err := clients(t, gw)[test.client].Map(t.Context(), web)
+			m, err := newClients(t, gw)[test.client].Map(t.Context(), webRequest)
 			if err != nil || m.External.Port() != 8080 || len(gw.Table()) != 1 {
 				t.Errorf("Map: %v, %v, the gateway has %v", m.External, err, gw.Table())
 			}

@@ -20,9 +20,9 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// planted is what a state file says that somebody else wrote: a mapping that
+// stateFileFor is what a state file says that somebody else wrote: a mapping that
 // this host has at a gateway.
-func planted(gateway netip.AddrPort) string {
+func stateFileFor(gateway netip.AddrPort) string {
 	return fmt.Sprintf(`{"version":1,"mappings":[{"port":8080,"mapping":{"Backend":"natpmp","Gateway":"%v","Protocol":"tcp",`+
 		`"Internal":"127.0.0.1:8080","External":"45.45.45.1:6666","Remote":"","Lifetime":3600000000000,"Granted":"%s"}}]}`,
 		gateway, time.Now().UTC().Format(time.RFC3339))
@@ -35,7 +35,7 @@ func naiveState(path string) (found bool) {
 	return err == nil && json.Unmarshal(b, &contents) == nil && len(contents.Mappings) > 0
 }
 
-func write(t *testing.T, path, content string, mode os.FileMode) {
+func writeFile(t *testing.T, path, content string, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
@@ -45,18 +45,18 @@ func write(t *testing.T, path, content string, mode os.FileMode) {
 	}
 }
 
-// TestStateOfOthers: a state file that somebody else could have written says
+// TestUntrustedStateFile: a state file that somebody else could have written says
 // nothing, and the program goes on without.
-func TestStateOfOthers(t *testing.T) {
+func TestUntrustedStateFile(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("modes, links and owners as Linux has them")
 	}
 	gateway := netip.AddrPortFrom(bystander, 5351)
 	for name, plant := range map[string]func(t *testing.T, path string){
-		"everybody may write it": func(t *testing.T, path string) { write(t, path, planted(gateway), 0o666) },
-		"its group may write it": func(t *testing.T, path string) { write(t, path, planted(gateway), 0o620) },
+		"everybody may write it": func(t *testing.T, path string) { writeFile(t, path, stateFileFor(gateway), 0o666) },
+		"its group may write it": func(t *testing.T, path string) { writeFile(t, path, stateFileFor(gateway), 0o620) },
 		"a link to one": func(t *testing.T, path string) {
-			write(t, path+"-theirs", planted(gateway), 0o600)
+			writeFile(t, path+"-theirs", stateFileFor(gateway), 0o600)
 			if err := os.Symlink(path+"-theirs", path); err != nil {
 				t.Fatal(err)
 			}
@@ -65,7 +65,7 @@ func TestStateOfOthers(t *testing.T) {
 			if os.Getuid() != 0 {
 				t.Skip("it takes root to give a file away")
 			}
-			write(t, path, planted(gateway), 0o644)
+			writeFile(t, path, stateFileFor(gateway), 0o644)
 			if err := os.Chown(path, 65534, 65534); err != nil {
 				t.Skip(err)
 			}
@@ -91,9 +91,9 @@ func TestStateOfOthers(t *testing.T) {
 	}
 }
 
-// TestStateThatIsNone: what is no file, or too large a one, holds nobody up and
+// TestUnreadableStateFile: what is no file, or too large a one, holds nobody up and
 // takes no memory.
-func TestStateThatIsNone(t *testing.T) {
+func TestUnreadableStateFile(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("fifos, as Linux has them")
 	}
@@ -104,14 +104,14 @@ func TestStateThatIsNone(t *testing.T) {
 			t.Skip(err)
 		}
 	}
-	write(t, huge, `{"version":1,"mappings":[`, 0o600)
+	writeFile(t, huge, `{"version":1,"mappings":[`, 0o600)
 	if err := os.Truncate(huge, 1<<40); err != nil { // most of it are holes
 		t.Skip(err)
 	}
 	if info, err := os.Stat(huge); err != nil || info.Size() < 1<<40 {
 		t.Fatalf("the naive client reads %v: this is no attack", info)
 	}
-	leaves(t, func() {
+	checkNoLeaks(t, func() {
 		before := allocated()
 		for path, bad := range map[string]bool{fifo: true, huge: true, lock: false} {
 			f, records, err := state.Open(path)
@@ -135,16 +135,16 @@ func TestStateThatIsNone(t *testing.T) {
 	})
 }
 
-// TestStateAside: what is set aside goes where it is said to, and through no
+// TestStateFileLinks: what is set aside goes where it is said to, and through no
 // link; and the lock follows none.
-func TestStateAside(t *testing.T) {
+func TestStateFileLinks(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("links are another matter there")
 	}
 	dir := t.TempDir()
 	path, theirs := filepath.Join(dir, "state"), filepath.Join(dir, "theirs")
-	write(t, theirs, "theirs", 0o600)
-	write(t, path, "damaged", 0o600)
+	writeFile(t, theirs, "theirs", 0o600)
+	writeFile(t, path, "damaged", 0o600)
 	if err := os.Symlink(theirs, path+".damaged"); err != nil {
 		t.Fatal(err)
 	}
@@ -187,13 +187,13 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// TestStateElsewhere: of a state file that names other gateways, other hosts and
+// TestStateFileOfOtherHosts: of a state file that names other gateways, other hosts and
 // what no gateway grants, nothing comes: only the gateway is asked, and only
 // about this host.
-func TestStateElsewhere(t *testing.T) {
-	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+func TestStateFileOfOtherHosts(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	heard := make(chan []byte, 100)
-	elsewhere := answering(t, netip.AddrPortFrom(bystander, gw.Addr().Port()), func(_ *net.UDPConn, b []byte, _ netip.AddrPort) {
+	elsewhere := startUDPServer(t, netip.AddrPortFrom(bystander, gw.Addr().Port()), func(_ *net.UDPConn, b []byte, _ netip.AddrPort) {
 		heard <- bytes.Clone(b)
 	})
 	_ = canary(t, bystander)
@@ -204,20 +204,20 @@ func TestStateElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"another gateway":     planted(elsewhere),
-		"another host":        strings.Replace(planted(gw.Addr()), "127.0.0.1:8080", attacker.String()+":8080", 1),
-		"everything":          strings.Replace(planted(gw.Addr()), "127.0.0.1:8080", "127.0.0.1:0", 1),
-		"another protocol":    strings.Replace(planted(gw.Addr()), "natpmp", "carrier pigeon", 1),
-		"an address in words": strings.Replace(planted(gw.Addr()), gw.Addr().Addr().String(), "gateway.example", 1),
+		"another gateway":     stateFileFor(elsewhere),
+		"another host":        strings.Replace(stateFileFor(gw.Addr()), "127.0.0.1:8080", attacker.String()+":8080", 1),
+		"everything":          strings.Replace(stateFileFor(gw.Addr()), "127.0.0.1:8080", "127.0.0.1:0", 1),
+		"another protocol":    strings.Replace(stateFileFor(gw.Addr()), "natpmp", "carrier pigeon", 1),
+		"an address in words": strings.Replace(stateFileFor(gw.Addr()), gw.Addr().Addr().String(), "gateway.example", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "state")
-			write(t, path, content, 0o600)
+			writeFile(t, path, content, 0o600)
 			if !naiveState(path) {
 				t.Fatal("the naive client finds nothing: this is no attack")
 			}
 			gw.ResetStats()
-			f := forwarder(t, gw, forward.Config{StateFile: path, Protocols: []string{"natpmp"}})
+			f := newForwarder(t, gw, forward.Config{StateFile: path, Protocols: []string{"natpmp"}})
 			m, err := f.Enable(t.Context(), forward.TCP(8080))
 			if err != nil || m.External().Port() != 8080 {
 				t.Errorf("Enable: %v, %v", m, err)

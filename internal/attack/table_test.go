@@ -23,13 +23,13 @@ type tableRouter struct {
 	actions map[string]*atomic.Int32
 }
 
-func serveTable(t *testing.T, version int, say func(action, request string) []byte) *tableRouter {
+func startTableRouter(t *testing.T, version int, say func(action, request string) []byte) *tableRouter {
 	t.Helper()
 	r := &tableRouter{actions: map[string]*atomic.Int32{
 		"GetGenericPortMappingEntry": {}, "GetListOfPortMappings": {}, "AddPortMapping": {},
 	}}
-	description := strings.ReplaceAll(described("", "/ctl"), "WANIPConnection:1", fmt.Sprintf("WANIPConnection:%d", version))
-	r.device = serve(t, routerAddr, func(d *device, conn net.Conn, request string) {
+	description := strings.ReplaceAll(descriptionOf("", "/ctl"), "WANIPConnection:1", fmt.Sprintf("WANIPConnection:%d", version))
+	r.device = startDevice(t, gatewayAddr, func(d *device, conn net.Conn, request string) {
 		action := actionOf(request)
 		if n := r.actions[action]; n != nil {
 			n.Add(1)
@@ -40,9 +40,9 @@ func serveTable(t *testing.T, version int, say func(action, request string) []by
 		}
 		switch action {
 		case "":
-			_ = d.write(conn, http200(description))
+			_ = d.write(conn, httpOK(description))
 		case "GetStatusInfo", "GetExternalIPAddress":
-			fakePublic(d, conn, action)
+			respondAsPublicGateway(d, conn, action)
 		default:
 			_ = d.write(conn, soapFault("401", "Invalid Action"))
 		}
@@ -50,8 +50,8 @@ func serveTable(t *testing.T, version int, say func(action, request string) []by
 	return r
 }
 
-func fakePublic(d *device, conn net.Conn, action string) {
-	_ = d.write(conn, soap(action, "NewConnectionStatus", "Connected", "NewUptime", "1", "NewExternalIPAddress", "45.45.45.1"))
+func respondAsPublicGateway(d *device, conn net.Conn, action string) {
+	_ = d.write(conn, soapResponse(action, "NewConnectionStatus", "Connected", "NewUptime", "1", "NewExternalIPAddress", "45.45.45.1"))
 }
 
 func (r *tableRouter) backend(t *testing.T) *upnp.Backend {
@@ -64,8 +64,8 @@ func (r *tableRouter) backend(t *testing.T) *upnp.Backend {
 	return b
 }
 
-// row is an entry of another host, as GetGenericPortMappingEntry tells it.
-func row(external int) []string {
+// rowArguments is an entry of another host, as GetGenericPortMappingEntry tells it.
+func rowArguments(external int) []string {
 	return []string{
 		"NewRemoteHost", "", "NewExternalPort", strconv.Itoa(external), "NewProtocol", "TCP", "NewInternalPort", "80",
 		"NewInternalClient", "192.168.1.9", "NewEnabled", "1", "NewPortMappingDescription", "x", "NewLeaseDuration", "0",
@@ -74,18 +74,18 @@ func row(external int) []string {
 
 var index = regexp.MustCompile(`<NewPortMappingIndex>(\d+)<`)
 
-// endlessRows has another entry at each index.
-func endlessRows(action, request string) []byte {
+// respondEndlessRows has another entry at each index.
+func respondEndlessRows(action, request string) []byte {
 	m := index.FindStringSubmatch(request)
 	if action != "GetGenericPortMappingEntry" || m == nil {
 		return nil
 	}
 	i, _ := strconv.Atoi(m[1])
-	return soap(action, row(1+i%65535)...)
+	return soapResponse(action, rowArguments(1+i%65535)...)
 }
 
-// naiveRows reads a table until its end, or until that is enough.
-func naiveRows(say func(action, request string) []byte, enough int) (n int) {
+// naiveReadTable reads a table until its end, or until that is enough.
+func naiveReadTable(say func(action, request string) []byte, enough int) (n int) {
 	for n < enough {
 		answer := say("GetGenericPortMappingEntry", fmt.Sprintf("<NewPortMappingIndex>%d<", n))
 		if !strings.Contains(string(answer), "NewExternalPort") {
@@ -99,19 +99,19 @@ func naiveRows(say func(action, request string) []byte, enough int) (n int) {
 // TestEndlessTable: who needs to know whether a port is taken, from a gateway
 // that only tells its table from the start, does not read for ever.
 func TestEndlessTable(t *testing.T) {
-	if n := naiveRows(endlessRows, 10000); n < 10000 {
+	if n := naiveReadTable(respondEndlessRows, 10000); n < 10000 {
 		t.Fatalf("the naive client read %d rows: this is no attack", n)
 	}
-	r := serveTable(t, 1, func(action, request string) []byte {
+	r := startTableRouter(t, 1, func(action, request string) []byte {
 		if action == "AddPortMapping" {
-			return soap(action)
+			return soapResponse(action)
 		}
-		return endlessRows(action, request)
+		return respondEndlessRows(action, request)
 	})
-	leaves(t, func() {
+	checkNoLeaks(t, func() {
 		b := r.backend(t)
-		high := web
-		high.External, high.Lifetime = web.Internal, backends.Forever
+		high := webRequest
+		high.External, high.Lifetime = webRequest.Internal, backends.Forever
 		if m, err := b.Map(t.Context(), high); err != nil || m.External.Port() != 8080 {
 			t.Errorf("Map: %v, %v", m.External, err)
 		}
@@ -125,8 +125,8 @@ func TestEndlessTable(t *testing.T) {
 // TestEndlessList: who lists a table that has no end gets the bound of what can be
 // of use, and whose time is over gets what there was until then.
 func TestEndlessList(t *testing.T) {
-	r := serveTable(t, 1, endlessRows)
-	leaves(t, func() {
+	r := startTableRouter(t, 1, respondEndlessRows)
+	checkNoLeaks(t, func() {
 		b := r.backend(t)
 		ctx, enough := context.WithCancel(t.Context())
 		defer enough()
@@ -149,8 +149,8 @@ func TestEndlessList(t *testing.T) {
 	})
 }
 
-// mostRows is more than a table that is listed can have.
-const mostRows = 8192
+// maxRows is more than a table that is listed can have.
+const maxRows = 8192
 
 // TestEndlessRanges: a gateway that tells its table by ranges tells of each more
 // than there can be, and the same again and again.
@@ -160,15 +160,15 @@ func TestEndlessRanges(t *testing.T) {
 		list.WriteString("<PortMappingEntry><NewExternalPort>" + strconv.Itoa(1+i) + "</NewExternalPort><NewProtocol>TCP</NewProtocol>" +
 			"<NewInternalPort>80</NewInternalPort></PortMappingEntry>")
 	}
-	listing := soap("GetListOfPortMappings", "NewPortListing", "<PortMappingList>"+list.String()+"</PortMappingList>")
-	r := serveTable(t, 2, func(action, _ string) []byte {
+	listing := soapResponse("GetListOfPortMappings", "NewPortListing", "<PortMappingList>"+list.String()+"</PortMappingList>")
+	r := startTableRouter(t, 2, func(action, _ string) []byte {
 		if action == "GetListOfPortMappings" {
 			return listing
 		}
 		return nil
 	})
 	// A naive client keeps all: 1024 ranges of 256 rows are a quarter of a million.
-	if n := 2 * 65536 / 128 * strings.Count(string(listing), "<PortMappingEntry>"); n <= mostRows {
+	if n := 2 * 65536 / 128 * strings.Count(string(listing), "<PortMappingEntry>"); n <= maxRows {
 		t.Fatalf("%d rows: this is no attack", n)
 	}
 	b := r.backend(t)
@@ -177,18 +177,18 @@ func TestEndlessRanges(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n++; n > mostRows {
-			t.Fatalf("more than %d rows, of which 256 differ", mostRows)
+		if n++; n > maxRows {
+			t.Fatalf("more than %d rows, of which 256 differ", maxRows)
 		}
 	}
 }
 
-// TestWildcardTwin: a gateway that refuses to map an endpoint twice, and lists it
+// TestWildcardDuplicate: a gateway that refuses to map an endpoint twice, and lists it
 // under external port 0, which is all of them, does not get that granted.
-func TestWildcardTwin(t *testing.T) {
+func TestWildcardDuplicate(t *testing.T) {
 	var mapped atomic.Bool
-	r := serveTable(t, 1, func(action, request string) []byte {
-		twin := append([]string(nil), row(0)...)
+	r := startTableRouter(t, 1, func(action, request string) []byte {
+		twin := append([]string(nil), rowArguments(0)...)
 		twin[7], twin[9] = "8080", "127.0.0.1"
 		switch {
 		case action == "GetSpecificPortMappingEntry":
@@ -197,25 +197,25 @@ func TestWildcardTwin(t *testing.T) {
 			return soapFault("718", "ConflictInMappingEntry")
 		case action == "AddPortMapping":
 			mapped.Store(true)
-			return soap(action)
+			return soapResponse(action)
 		case action == "GetGenericPortMappingEntry":
-			return soap(action, twin...)
+			return soapResponse(action, twin...)
 		}
 		return nil
 	})
-	if twin := row(0); twin[3] != "0" { // which a naive client takes over
+	if twin := rowArguments(0); twin[3] != "0" { // which a naive client takes over
 		t.Fatal("this is no attack")
 	}
 	b := r.backend(t)
-	forever := web
+	forever := webRequest
 	forever.Lifetime = backends.Forever
 	old := backends.Mapping{
-		Backend: upnp.Name, Protocol: web.Protocol, Internal: web.Internal, External: web.External, Lifetime: backends.Forever, Token: backends.NewToken([]byte("x")),
+		Backend: upnp.Name, Protocol: webRequest.Protocol, Internal: webRequest.Internal, External: webRequest.External, Lifetime: backends.Forever, Token: backends.NewToken([]byte("x")),
 	}
 	mapped.Store(true)
 	m, err := b.Renew(t.Context(), old, forever)
 	if err == nil {
-		err = attack.Check(m, web)
+		err = attack.Check(m, webRequest)
 	}
 	if err == nil || errors.Is(err, backends.ErrInvalid) || !errors.Is(err, backends.ErrConflict) {
 		t.Errorf("Renew: %+v, %v, want ErrConflict", m, err)
