@@ -18,7 +18,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// respondEndlessly writes a start, and then the same until nobody reads.
+// respondEndlessly writes start once, and then repeats more until the client closes
+// the connection.
 func respondEndlessly(start, more string) func(*device, net.Conn, string) {
 	return func(d *device, conn net.Conn, _ string) {
 		err := d.write(conn, []byte(start))
@@ -29,14 +30,15 @@ func respondEndlessly(start, more string) func(*device, net.Conn, string) {
 	}
 }
 
-// maxRead is more than a client can take of one answer, and the kernel of what
-// it does not read; it is less than a naive one reads.
+// maxRead is the largest number of bytes that two clients may take of endless
+// responses. It includes the bytes that the kernel buffers, and it is less than a
+// naive client reads.
 const maxRead = naivePatience / 2
 
-// TestEndlessDescription: the gateway's own address has a description without an
-// end. It is left at a bound, and the gateway found.
+// TestEndlessDescription checks a description without end, sent from the gateway's
+// own address. The backend stops reading at its limit, and still finds the gateway.
 func TestEndlessDescription(t *testing.T) {
-	for name, say := range map[string]func(*device, net.Conn, string){
+	for name, respond := range map[string]func(*device, net.Conn, string){
 		"body":             respondEndlessly("HTTP/1.1 200 OK\r\n\r\n<root>", "<device>"),
 		"announced length": respondEndlessly("HTTP/1.1 200 OK\r\nContent-Length: 9000000000\r\n\r\n<root>", "x"),
 		"chunk extensions": respondEndlessly("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 8<<10)+"\r\n \r\n"),
@@ -44,17 +46,17 @@ func TestEndlessDescription(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := startGateway(t, gatewaytest.Config{})
-			d := startDevice(t, gatewayAddr, say)
+			d := startDevice(t, gatewayAddr, respond)
 			location := fmt.Sprintf("http://%v/", d.addr)
 			if n := naiveRead(t, d.addr); n < naivePatience {
-				t.Fatalf("the naive client read %d bytes: this is no attack", n)
+				t.Fatalf("the naive client read %d bytes: the attack has no effect", n)
 			}
 			forged := startSSDPResponder(t, gatewayAddr, location)
 			before := d.written.Load()
 			checkNoLeaks(t, func() {
 				b := newShortSearchBackend(t, forged)
 				err := b.Probe(t.Context())
-				if !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrNoReply) { // in so short a time
+				if !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrNoReply) { // ErrNoReply if the short search ends first
 					t.Errorf("Probe: %v, want ErrMalformed", err)
 				}
 				_ = b.Close()
@@ -69,7 +71,8 @@ func TestEndlessDescription(t *testing.T) {
 	}
 }
 
-// respondSlowly writes a byte now and then, until nobody reads.
+// respondSlowly writes start, and then one byte every 5 ms until the client closes
+// the connection.
 func respondSlowly(d *device, conn net.Conn, start string) {
 	err := d.write(conn, []byte(start))
 	for tick := time.NewTicker(5 * time.Millisecond); err == nil; <-tick.C {
@@ -78,9 +81,9 @@ func respondSlowly(d *device, conn net.Conn, start string) {
 	}
 }
 
-// TestSlowResponse: an answer that comes by the byte holds a client for as long as the
-// caller says, and not for as long as it comes: also where the description was
-// quick.
+// TestSlowResponse checks a response that arrives byte by byte. A call ends with
+// the caller's context, not when the response is complete. This also holds if the
+// description arrived quickly.
 func TestSlowResponse(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	for name, slow := range map[string]func(request string) bool{
@@ -96,22 +99,23 @@ func TestSlowResponse(t *testing.T) {
 				_ = d.write(conn, httpOK(descriptionOf("", "/ctl")))
 			})
 			forged := startSSDPResponder(t, attacker, fmt.Sprintf("http://%v/", d.addr))
-			// A naive client waits as long as bytes come: its timeout begins anew with each.
+			// A naive client waits as long as bytes arrive: each byte restarts its
+			// timeout.
 			if n := naiveReadSlow(t, d.addr); n < 50 {
-				t.Fatalf("the naive client gave up after %d bytes: this is no attack", n)
+				t.Fatalf("the naive client stopped after %d bytes: the attack has no effect", n)
 			}
-			const enough = 700
-			errEnough := errors.New("enough")
+			const maxBytes = 700
+			errTimeout := errors.New("test timeout")
 			checkNoLeaks(t, func() {
 				b := newBackend(t, forged)
-				ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, errEnough)
+				ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, errTimeout)
 				defer cancel()
 				before := d.dripped.Load()
-				if _, err := b.Map(ctx, webRequest); !errors.Is(err, errEnough) {
+				if _, err := b.Map(ctx, webRequest); !errors.Is(err, errTimeout) {
 					t.Errorf("Map: %v, want the cause of the context's end", err)
 				}
-				if n := d.dripped.Load() - before; n > enough { // a byte in five milliseconds
-					t.Errorf("Map took %d bytes of one that drips: it goes on after its context", n)
+				if n := d.dripped.Load() - before; n > maxBytes { // one byte every 5 ms
+					t.Errorf("Map took %d bytes of a slow response: it continued after its context ended", n)
 				}
 				_ = b.Close()
 				b = newShortSearchBackend(t, forged)
@@ -128,7 +132,7 @@ func TestSlowResponse(t *testing.T) {
 	}
 }
 
-// naiveReadSlow reads with a deadline for each read, which never comes.
+// naiveReadSlow reads with a deadline for each read, which never expires.
 func naiveReadSlow(t *testing.T, at netip.AddrPort) (n int) {
 	t.Helper()
 	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
@@ -148,9 +152,9 @@ func naiveReadSlow(t *testing.T, at netip.AddrPort) (n int) {
 	return n
 }
 
-// naiveExpandEntities replaces entities as a parser does that knows them, until that is
-// enough to have been an attack.
-func naiveExpandEntities(document string, enough int) int {
+// naiveExpandEntities replaces entities as an XML parser that supports them does.
+// It stops when the text has limit bytes.
+func naiveExpandEntities(document string, limit int) int {
 	var names, texts []string
 	for _, line := range strings.Split(document, "<!ENTITY ")[1:] {
 		name, rest, _ := strings.Cut(line, ` "`)
@@ -158,13 +162,13 @@ func naiveExpandEntities(document string, enough int) int {
 		names, texts = append(names, name), append(texts, text)
 	}
 	body := "&" + names[len(names)-1] + ";"
-	for i := len(names) - 1; i >= 0 && len(body) < enough; i-- {
+	for i := len(names) - 1; i >= 0 && len(body) < limit; i-- {
 		body = strings.ReplaceAll(body, "&"+names[i]+";", texts[i])
 	}
 	return len(body)
 }
 
-// naiveDepth is how deep a parser recurses that follows the document.
+// naiveDepth returns how deep a recursive parser would recurse in the document.
 func naiveDepth(document string) (deepest int) {
 	d := xml.NewDecoder(strings.NewReader(document))
 	for depth := 0; ; {
@@ -182,8 +186,8 @@ func naiveDepth(document string) (deepest int) {
 	}
 }
 
-// entityBomb is a document of a kilobyte that is of gigabytes once its entities are
-// replaced.
+// entityBomb returns a document of about 1 KB that has gigabytes of text after
+// entity expansion.
 func entityBomb() string {
 	var b strings.Builder
 	b.WriteString(`<?xml version="1.0"?><!DOCTYPE root [<!ENTITY a0 "` + strings.Repeat("ha", 50) + `">`)
@@ -194,41 +198,41 @@ func entityBomb() string {
 	return b.String() + "]>" + rest
 }
 
-// TestXMLBombs: a small description that is a large one to a parser with all of
-// XML's gifts.
+// TestXMLBombs parses small descriptions that need much memory or stack in a parser
+// that supports all of XML.
 func TestXMLBombs(t *testing.T) {
 	deep := strings.Repeat("<device>", 20000)
 	if n := naiveExpandEntities(entityBomb(), 8<<20); n < 8<<20 {
-		t.Fatalf("the naive parser has %d bytes: this is no attack", n)
+		t.Fatalf("the naive parser has %d bytes: the attack has no effect", n)
 	}
 	if n := naiveDepth(deep); n < 20000 {
-		t.Fatalf("the naive parser is %d deep: this is no attack", n)
+		t.Fatalf("the naive parser is %d deep: the attack has no effect", n)
 	}
 	base, _ := url.Parse("http://127.0.0.2/")
 	refused := map[string]bool{"nesting": true, "many elements": true, "many devices": true}
 	for name, document := range map[string]string{
-		"many devices":     "<root>" + strings.Repeat("<device></device>", 15000),
-		"entities":         entityBomb(),
-		"an outside file":  `<!DOCTYPE root [<!ENTITY f SYSTEM "file:///etc/passwd">]>` + strings.Replace(descriptionOf("", "/ctl"), "Router", "&f;", 1),
-		"nesting":          "<root>" + deep,
-		"many elements":    "<root>" + strings.Repeat("<a/>", 60000),
-		"many attributes":  "<root " + strings.Repeat(`a="" `, 50000) + ">",
-		"a long name":      "<root><" + strings.Repeat("a", 250000) + "/>",
-		"a long text":      "<root><device><friendlyName>" + strings.Repeat("a", 250000) + "</friendlyName>",
-		"unclosed markup":  "<root><![CDATA[" + strings.Repeat("]", 250000),
-		"comments":         "<root><!--" + strings.Repeat("-- --", 50000),
-		"nested doctypes":  "<!DOCTYPE " + strings.Repeat("<", 250000),
-		"character codes":  "<root><device><friendlyName>" + strings.Repeat("&#x41;", 40000),
-		"processing words": "<root>" + strings.Repeat("<?x y?>", 35000),
+		"many devices":            "<root>" + strings.Repeat("<device></device>", 15000),
+		"entities":                entityBomb(),
+		"external file":           `<!DOCTYPE root [<!ENTITY f SYSTEM "file:///etc/passwd">]>` + strings.Replace(descriptionOf("", "/ctl"), "Router", "&f;", 1),
+		"nesting":                 "<root>" + deep,
+		"many elements":           "<root>" + strings.Repeat("<a/>", 60000),
+		"many attributes":         "<root " + strings.Repeat(`a="" `, 50000) + ">",
+		"long name":               "<root><" + strings.Repeat("a", 250000) + "/>",
+		"long text":               "<root><device><friendlyName>" + strings.Repeat("a", 250000) + "</friendlyName>",
+		"unclosed markup":         "<root><![CDATA[" + strings.Repeat("]", 250000),
+		"comments":                "<root><!--" + strings.Repeat("-- --", 50000),
+		"nested doctypes":         "<!DOCTYPE " + strings.Repeat("<", 250000),
+		"character codes":         "<root><device><friendlyName>" + strings.Repeat("&#x41;", 40000),
+		"processing instructions": "<root>" + strings.Repeat("<?x y?>", 35000),
 	} {
 		before := allocated()
 		d, err := upnp.ParseDescription([]byte(document), base)
-		// Some elements of a quarter megabyte of markup are a hundred bytes each.
+		// Elements in 256 KB of markup take about 100 bytes each.
 		if n := allocated() - before; n > 64<<20 {
-			t.Errorf("%s: %d bytes allocated for %d", name, n, len(document))
+			t.Errorf("%s: %d bytes allocated for %d bytes of markup", name, n, len(document))
 		}
 		if err == nil && (len(d.FriendlyName) > 256 || strings.Contains(d.FriendlyName, "haha") || strings.Contains(d.FriendlyName, "root:")) {
-			t.Errorf("%s: the device is called %.80q", name, d.FriendlyName)
+			t.Errorf("%s: FriendlyName is %.80q", name, d.FriendlyName)
 		}
 		if refused[name] && !errors.Is(err, backends.ErrMalformed) {
 			t.Errorf("%s: %v, want ErrMalformed", name, err)

@@ -1,12 +1,12 @@
-// Package hostile attacks the library as a host of the LAN, or a gateway that
-// is not what it should be, could.
+// Package attack tests the library against hostile hosts on the LAN and against
+// faulty or hostile gateways.
 //
-// Its tests come in pairs: first a client of a few lines, which reads the
-// packets as they seem to be meant, is taken in; then the library is not, and
-// what it was asked to do is done all the same, within its bounds and without a
-// word to anybody but the gateway. SECURITY.md lists the attacks.
+// Most tests have two steps. First, a naive client of a few lines, without checks,
+// receives the packets, and the attack succeeds. Then the library receives the same
+// packets. It must do what the caller requested, within its limits, and must send
+// packets only to the gateway. SECURITY.md lists the attacks.
 //
-// The package itself has what the fuzz targets of the clients share: a
-// [Mutator] of true answers, and [Check], which says what no mapping may be
-// after any of them.
+// The package itself has the code that the fuzz targets of the clients share. A
+// [Mutator] changes correct responses, [Exercise] calls all methods of a backend,
+// and [Check] reports what is wrong with a mapping.
 package attack

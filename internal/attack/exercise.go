@@ -12,16 +12,17 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// kinds are what failures of a backend are known by.
+// kinds are the error kinds of backends. Each failure must wrap one of them.
 var kinds = []error{
 	backends.ErrInvalid, backends.ErrUnsupported, backends.ErrNoReply, backends.ErrMalformed, backends.ErrNetworkFailure,
 	backends.ErrNoResources, backends.ErrNotAuthorized, backends.ErrConflict, backends.ErrPrivateWAN,
 }
 
-// Exercise has a backend do what the contract has, against a gateway that
-// answers what it likes, and says what came out of it that must not: a mapping
-// that Check objects to, one to another internal port, or a failure that is of no
-// kind, or whose text would move a terminal's cursor. That the gateway makes it fail is none.
+// Exercise calls the methods of a backend against a gateway that may send arbitrary
+// responses. It returns an error if Check rejects a mapping, if a mapping has the
+// wrong internal port, if a failure wraps none of the kinds, or if its text has
+// characters that are not printable, such as terminal escapes. A failure that the
+// gateway causes is not an error.
 func Exercise(ctx context.Context, b backends.Backend, r backends.Request) error {
 	var errs []error
 	failed := func(op string, err error) bool {
@@ -29,9 +30,9 @@ func Exercise(ctx context.Context, b backends.Backend, r backends.Request) error
 		case err == nil:
 			return false
 		case !isKnown(ctx, err):
-			errs = append(errs, fmt.Errorf("%s: a failure of no kind: %w", op, err))
+			errs = append(errs, fmt.Errorf("%s: the failure has no known kind: %w", op, err))
 		case strings.ContainsFunc(err.Error(), func(r rune) bool { return !unicode.IsPrint(r) }):
-			errs = append(errs, fmt.Errorf("%s: a failure that is not fit to print: %q", op, err.Error()))
+			errs = append(errs, fmt.Errorf("%s: the failure's text is not printable: %q", op, err.Error()))
 		}
 		return true
 	}
@@ -52,8 +53,9 @@ func Exercise(ctx context.Context, b backends.Backend, r backends.Request) error
 	return errors.Join(errs...)
 }
 
-// checkInternal objects to another internal port than was asked for, but that of
-// gateways that forward each port to itself, and say so.
+// checkInternal rejects an internal port that was not requested. It accepts the
+// external port, because some gateways forward each port to the same internal port
+// and report it.
 func checkInternal(m backends.Mapping, want uint16) error {
 	if got := m.Internal.Port(); got != want && got != m.External.Port() {
 		return fmt.Errorf("internal port %d, want %d", got, want)
@@ -70,45 +72,45 @@ func isKnown(ctx context.Context, err error) bool {
 	return ctx.Err() != nil && errors.Is(err, context.Cause(ctx))
 }
 
-// Watchdog ends the process, as a fuzzer notices, where what it watches has not
-// called stop in a time that is enough for any call to have ended with its
-// context.
+// Watchdog panics, so that a fuzzer notices, unless stop is called within 20
+// seconds. That is longer than any call takes after its context ended.
 func Watchdog() (stop func() bool) {
-	const enough = 20 * time.Second
-	return time.AfterFunc(enough, func() { panic("hostile: a call did not end with its context") }).Stop
+	const timeout = 20 * time.Second
+	return time.AfterFunc(timeout, func() { panic("attack: a call did not end with its context") }).Stop
 }
 
-// Check says what is wrong with a mapping that a request came to, whatever the
-// gateway answered: it is of the protocol and of an internal port other than 0,
-// has an external port and a time, and an external address that a host can have,
-// or none.
+// Check returns an error if m is not a valid result of request r, regardless of the
+// gateway's response. A valid mapping has the requested protocol, an internal
+// address, an internal port other than 0, an external port and a positive lifetime.
+// Its external address is missing or one that a host can have.
 func Check(m backends.Mapping, r backends.Request) error {
 	var errs []error
-	wrong := func(is bool, format string, args ...any) {
-		if is {
+	rejectIf := func(failed bool, format string, args ...any) {
+		if failed {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	wrong(m.Protocol != r.Protocol, "protocol %v, want %v", m.Protocol, r.Protocol)
-	wrong(m.Internal.Port() == 0, "internal port 0")
-	wrong(m.External.Port() == 0, "external port 0")
-	wrong(!m.Internal.Addr().IsValid(), "no internal address")
-	wrong(m.Lifetime <= 0, "lifetime %v", m.Lifetime)
-	wrong(m.Check() != nil, "%v", m.Check())
+	rejectIf(m.Protocol != r.Protocol, "protocol %v, want %v", m.Protocol, r.Protocol)
+	rejectIf(m.Internal.Port() == 0, "internal port 0")
+	rejectIf(m.External.Port() == 0, "external port 0")
+	rejectIf(!m.Internal.Addr().IsValid(), "no internal address")
+	rejectIf(m.Lifetime <= 0, "lifetime %v", m.Lifetime)
+	rejectIf(m.Check() != nil, "%v", m.Check())
 	errs = append(errs, CheckAddr(m.External.Addr()))
 	return errors.Join(errs...)
 }
 
-// CheckAddr says why an external address, which may be missing, is that of no
-// host: to announce it would send others to themselves, or to everybody.
+// CheckAddr returns an error if no host can have the external address a. Peers that
+// connect to an announced address of this kind reach themselves or a whole network.
+// A missing address is valid.
 func CheckAddr(a netip.Addr) error {
 	switch {
 	case !a.IsValid():
 		return nil
 	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("external address %v is no host's", a)
+		return fmt.Errorf("external address %v is not a host address", a)
 	case a.Zone() != "":
-		return fmt.Errorf("external address %q has a zone of the gateway's", a)
+		return fmt.Errorf("external address %q has a zone from the gateway", a)
 	}
 	return nil
 }

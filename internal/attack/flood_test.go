@@ -14,15 +14,15 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// announcements are those of a gateway that just started, or says so: RFC 6886,
-// section 3.2.1, with another external address, and RFC 6887, section 14.1.
+// announcements are the messages of a gateway that claims to have just started: RFC
+// 6886, section 3.2.1, with another external address, and RFC 6887, section 14.1.
 var announcements = [][]byte{
 	{0, 128, 0, 0, 0, 0, 0, 1, 6, 6, 6, 6},
 	append([]byte{2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}, make([]byte, 12)...),
 }
 
-// naiveListener believes announcements: it takes the address in them for the
-// gateway's, and asks for its mappings again each time.
+// naiveListener trusts announcements. It takes the external address from them, and
+// requests its mappings again for each.
 type naiveListener struct {
 	external netip.Addr
 	rounds   int
@@ -35,7 +35,7 @@ func (n *naiveListener) receive(b []byte) {
 	n.rounds++
 }
 
-// sendAnnouncements sends forged announcements from an address, so many of each.
+// sendAnnouncements sends each forged announcement n times from an address.
 func sendAnnouncements(t *testing.T, from netip.Addr, to netip.AddrPort, n int) {
 	t.Helper()
 	conn := listenUDP(t, netip.AddrPortFrom(from, 0))
@@ -47,12 +47,13 @@ func sendAnnouncements(t *testing.T, from netip.Addr, to netip.AddrPort, n int) 
 	}
 }
 
-// TestForgedAnnouncement: an announcement is a hint. Another host's is none; one
-// with the gateway's address leads to a question to the gateway itself, and a
-// flood of them to few.
+// TestForgedAnnouncement checks that an announcement is only a hint. An
+// announcement from another host is ignored. One with the gateway's address makes
+// the library query the gateway itself, and a flood of them causes only a few
+// queries.
 func TestForgedAnnouncement(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
-	at := gw.AnnounceAddr() // for the listener, and before that for the naive client
+	at := gw.AnnounceAddr() // of the naive client first, then of the library
 	probe := listenUDP(t, at)
 	_ = probe.SetReadDeadline(time.Now().Add(testTimeout))
 	sendAnnouncements(t, attacker, at, 1)
@@ -66,7 +67,7 @@ func TestForgedAnnouncement(t *testing.T) {
 		naive.receive(b[:n])
 	}
 	if naive.external != netip.AddrFrom4([4]byte{6, 6, 6, 6}) || naive.rounds != 2 {
-		t.Fatalf("the naive client has %+v: this is no attack", naive)
+		t.Fatalf("the naive client has %+v: the attack has no effect", naive)
 	}
 	_ = probe.Close()
 
@@ -88,8 +89,8 @@ func TestForgedAnnouncement(t *testing.T) {
 	})
 }
 
-// awaitWatcher waits until announcements are heard: until one leads to a
-// question.
+// awaitWatcher waits until the library watches for announcements: until one causes
+// a request.
 func awaitWatcher(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 	t.Helper()
 	before := len(gw.Requests())
@@ -99,10 +100,11 @@ func awaitWatcher(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 			return
 		}
 	}
-	t.Fatal("nobody listens for announcements")
+	t.Fatal("no announcement caused a request")
 }
 
-// countRequests returns the requests of the gateway after it had n, or after a time.
+// countRequests returns the number of requests that the gateway has received, once
+// there are n, or after a timeout.
 func countRequests(t *testing.T, gw *gatewaytest.Gateway, n int, within time.Duration) int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
@@ -111,7 +113,8 @@ func countRequests(t *testing.T, gw *gatewaytest.Gateway, n int, within time.Dur
 	return len(got)
 }
 
-// checkOtherHostsIgnored: nothing comes of them.
+// checkOtherHostsIgnored checks that announcements from other hosts cause no
+// request.
 func checkOtherHostsIgnored(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 	t.Helper()
 	awaitIdle(t, gw)
@@ -120,11 +123,11 @@ func checkOtherHostsIgnored(t *testing.T, gw *gatewaytest.Gateway, at netip.Addr
 		sendAnnouncements(t, from, at, 100)
 	}
 	if n := countRequests(t, gw, before+1, time.Second); n != before {
-		t.Errorf("announcements of others led to %d questions", n-before)
+		t.Errorf("announcements of other hosts caused %d requests", n-before)
 	}
 }
 
-// awaitIdle waits until the gateway is asked nothing any more for a while.
+// awaitIdle waits until the gateway has received no request for a while.
 func awaitIdle(t *testing.T, gw *gatewaytest.Gateway) {
 	t.Helper()
 	for range 20 {
@@ -133,11 +136,11 @@ func awaitIdle(t *testing.T, gw *gatewaytest.Gateway) {
 			return
 		}
 	}
-	t.Fatal("the gateway is asked all the time")
+	t.Fatal("the gateway receives requests without end")
 }
 
-// checkGatewayAddressLimited: it takes no more than a question a second, and a few rounds
-// of what is held.
+// checkGatewayAddressLimited checks that a flood with the gateway's address causes
+// at most one query per second and a few rounds of requests for the mappings.
 func checkGatewayAddressLimited(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 	t.Helper()
 	begin, before := time.Now(), len(gw.Requests())
@@ -146,17 +149,18 @@ func checkGatewayAddressLimited(t *testing.T, gw *gatewaytest.Gateway, at netip.
 		_ = countRequests(t, gw, 1<<30, 100*time.Millisecond)
 	}
 	n := len(gw.Requests()) - before
-	// A question each second, for NAT-PMP; three rounds at once and then one in five
-	// seconds of the mapping, with its external address.
-	if most := secondsSince(begin) + 1 + 2*(3+secondsSince(begin)/5+1); n == 0 || n > most {
-		t.Errorf("4000 announcements led to %d questions, want 1 to %d", n, most)
+	// NAT-PMP sends one query per second. The mapping and its external address are
+	// requested in three rounds at once, and then in one round per five seconds.
+	if limit := secondsSince(begin) + 1 + 2*(3+secondsSince(begin)/5+1); n == 0 || n > limit {
+		t.Errorf("4000 announcements caused %d requests, want 1 to %d", n, limit)
 	}
 }
 
-// secondsSince are those that have passed, begun ones too.
+// secondsSince returns the number of seconds since a time, rounded up.
 func secondsSince(since time.Time) int { return int(time.Since(since)/time.Second) + 1 }
 
-// injectEpochJumps writes another epoch into each answer: now a day, now none.
+// injectEpochJumps changes the epoch in each response: alternately one day and
+// zero.
 func injectEpochJumps(gw *gatewaytest.Gateway) {
 	var n atomic.Uint32
 	gw.Inject(gatewaytest.Fault{Corrupt: func(b []byte) []byte {
@@ -173,12 +177,12 @@ func injectEpochJumps(gw *gatewaytest.Gateway) {
 
 const mappingCount = 10
 
-// naiveEpochs asks for its mappings again whenever the epoch went back, until
-// that is enough to have been an attack.
-func naiveEpochs(t *testing.T, gw netip.AddrPort, enough int) (requests int) {
+// naiveEpochs requests its mappings again whenever the epoch decreased, until it
+// has sent limit requests.
+func naiveEpochs(t *testing.T, gw netip.AddrPort, limit int) (requests int) {
 	t.Helper()
 	var last uint32
-	for round := true; round && requests < enough; {
+	for round := true; round && requests < limit; {
 		round = false
 		for range mappingCount {
 			b := naiveExchange(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})
@@ -191,15 +195,15 @@ func naiveEpochs(t *testing.T, gw netip.AddrPort, enough int) (requests int) {
 	return requests
 }
 
-// TestEpochStorm: a gateway whose clock runs wild in each answer, as if it had
-// just started, is asked again at a measured pace.
+// TestEpochStorm checks that the library limits its requests if each response has a
+// random epoch, as if the gateway had just restarted.
 func TestEpochStorm(t *testing.T) {
 	for _, name := range []string{"natpmp", "pcp"} {
 		t.Run(name, func(t *testing.T) {
 			gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 			injectEpochJumps(gw)
 			if n := naiveEpochs(t, gw.Addr(), 500); n < 500 {
-				t.Fatalf("the naive client asked %d times: this is no attack", n)
+				t.Fatalf("the naive client sent %d requests: the attack has no effect", n)
 			}
 			gw.Restart(gatewaytest.RestartOptions{Silent: true})
 			gw.ResetStats()
@@ -212,11 +216,12 @@ func TestEpochStorm(t *testing.T) {
 					}
 				}
 				n := countRequests(t, gw, 1<<30, 2*time.Second)
-				// At first, each mapping and a question; then three rounds and one in
-				// five seconds, of a mapping and at most a question each; and a question a second.
+				// First, a request for each mapping and a query. Then three rounds,
+				// and one per five seconds, with up to two requests per mapping. In
+				// addition, one query per second.
 				rounds := 1 + 3 + secondsSince(begin)/5 + 1
-				if most := 2*mappingCount*rounds + secondsSince(begin) + 1; n > most {
-					t.Errorf("%d requests in %d s, want %d at most", n, secondsSince(begin), most)
+				if limit := 2*mappingCount*rounds + secondsSince(begin) + 1; n > limit {
+					t.Errorf("%d requests in %d s, want %d at most", n, secondsSince(begin), limit)
 				}
 				if n := len(gw.Table()); n != mappingCount {
 					t.Errorf("the gateway has %d mappings", n)
@@ -229,7 +234,7 @@ func TestEpochStorm(t *testing.T) {
 	}
 }
 
-// restartingBackend is a backend whose gateway has always just restarted.
+// restartingBackend is a backend that reports a gateway restart every 10 ms.
 type restartingBackend struct {
 	maps    atomic.Int32
 	changes atomic.Int32
@@ -258,15 +263,15 @@ func (w *restartingBackend) Watch(ctx context.Context, notify func(backends.Chan
 		select {
 		case <-tick.C:
 			w.changes.Add(1)
-			notify(backends.Change{Kind: backends.Restarted, Reason: "it says so"})
+			notify(backends.Change{Kind: backends.Restarted, Reason: "test"})
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 }
 
-// TestChangeStorm: three minutes of changes, a hundred a second: three rounds at
-// once, and one in five seconds.
+// TestChangeStorm checks that 100 changes per second, for three minutes, cause only
+// three rounds of requests at once and then one per five seconds.
 func TestChangeStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &restartingBackend{}
@@ -280,11 +285,11 @@ func TestChangeStorm(t *testing.T) {
 			}
 		}
 		time.Sleep(3 * time.Minute)
-		if n := w.changes.Load(); n < 15000 { // a client that believes each asks as often, for all
-			t.Fatalf("%d changes: this is no attack", n)
+		if n := w.changes.Load(); n < 15000 { // a naive client requests all mappings again after each change
+			t.Fatalf("%d changes: the attack has no effect", n)
 		}
-		if n, most := w.maps.Load(), int32(mappingCount*(1+3+180/5+1)); n > most || n < mappingCount*30 {
-			t.Errorf("asked %d times, want %d at most", n, most)
+		if n, limit := w.maps.Load(), int32(mappingCount*(1+3+180/5+1)); n > limit || n < mappingCount*30 {
+			t.Errorf("%d requests, want %d at most", n, limit)
 		}
 		if err := f.Close(); err != nil {
 			t.Error(err)
@@ -292,8 +297,8 @@ func TestChangeStorm(t *testing.T) {
 	})
 }
 
-// TestShortLeases: mappings granted for a second are renewed twice a second, and
-// no more often.
+// TestShortLeases checks that a mapping granted for one second is renewed at most
+// twice per second.
 func TestShortLeases(t *testing.T) {
 	if d := naiveRenewal(1); d > time.Second/2 {
 		t.Fatalf("the naive client waits for %v", d)
@@ -306,8 +311,8 @@ func TestShortLeases(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := countRequests(t, gw, 1<<30, 2500*time.Millisecond)
-	if most := 2 * (2 + 2*secondsSince(begin)); n > most {
-		t.Errorf("%d requests in %d s, want %d at most", n, secondsSince(begin), most)
+	if limit := 2 * (2 + 2*secondsSince(begin)); n > limit {
+		t.Errorf("%d requests in %d s, want %d at most", n, secondsSince(begin), limit)
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)

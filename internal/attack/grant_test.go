@@ -15,8 +15,8 @@ import (
 	"github.com/natforward/goforward/internal/attack"
 )
 
-// startWithExternalAddr is a gateway whose answers, of all protocols, have another
-// external address.
+// startWithExternalAddr starts a gateway that reports the given external address in
+// all protocols.
 func startWithExternalAddr(t *testing.T, address netip.Addr) *gatewaytest.Gateway {
 	t.Helper()
 	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
@@ -35,9 +35,9 @@ func startWithExternalAddr(t *testing.T, address netip.Addr) *gatewaytest.Gatewa
 	return gw
 }
 
-// TestImpossibleAddress: a gateway's external address that no host can have is
-// no address: who announces it sends peers to themselves, or to everybody on
-// their network.
+// TestImpossibleAddress checks that an external address that no host can have is
+// ignored. A program that announced it would send its peers to themselves, or to
+// all hosts of their network.
 func TestImpossibleAddress(t *testing.T) {
 	for _, text := range []string{
 		"0.0.0.0", "127.0.0.1", "127.8.8.8", "224.0.0.1", "239.255.255.250", "255.255.255.255", "::1", "ff02::1", "::",
@@ -46,9 +46,9 @@ func TestImpossibleAddress(t *testing.T) {
 			address := netip.MustParseAddr(text)
 			gw := startWithExternalAddr(t, address)
 			if address.Is4() {
-				told := naiveExchange(t, gw.Addr(), []byte{0, 0})
-				if got := netip.AddrFrom4([4]byte(told[8:12])); attack.CheckAddr(got) == nil {
-					t.Fatalf("the naive client is at %v: this is no attack", got)
+				reported := naiveExchange(t, gw.Addr(), []byte{0, 0})
+				if got := netip.AddrFrom4([4]byte(reported[8:12])); attack.CheckAddr(got) == nil {
+					t.Fatalf("the naive client has address %v: the attack has no effect", got)
 				}
 			}
 			all := newClients(t, gw)
@@ -74,16 +74,17 @@ func TestImpossibleAddress(t *testing.T) {
 	}
 }
 
-// TestZonedAddress: what stands behind the percent sign of an IPv6 address is
-// anything at all, and goes where addresses go: to scripts, and to terminals.
+// TestZonedAddress checks that an IPv6 address with a zone is ignored. The text
+// after the percent sign is arbitrary, and users pass addresses on to scripts and
+// terminals.
 func TestZonedAddress(t *testing.T) {
 	for _, zone := range []string{"eth0", ";id", "\u009b2J", "$(id)"} {
-		told := "fe80::1%" + zone
-		if a, err := netip.ParseAddr(told); err != nil || a.Zone() != zone {
-			t.Fatalf("the naive client reads %q, %v: this is no attack", a, err)
+		reported := "fe80::1%" + zone
+		if a, err := netip.ParseAddr(reported); err != nil || a.Zone() != zone {
+			t.Fatalf("the naive client reads %q, %v: the attack has no effect", a, err)
 		}
 		gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
-			External: func(netip.Addr) string { return told },
+			External: func(netip.Addr) string { return reported },
 		}}}})
 		b := newBackend(t, gw.SSDP())
 		addr, err := b.ExternalAddr(t.Context())
@@ -96,23 +97,23 @@ func TestZonedAddress(t *testing.T) {
 	}
 }
 
-// TestOtherPortGranted: the gateway grants a port that was not asked for, because an
-// attacker has the one that was. It is not announced as if it were ours, and one
-// that has to be exact is given back.
+// TestOtherPortGranted checks a gateway that grants another port, because an
+// attacker has the requested one. The library reports the port that was granted. If
+// the request is exact, it deletes the mapping.
 func TestOtherPortGranted(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
-	theirs := gatewaytest.Entry{
+	otherEntry := gatewaytest.Entry{
 		Protocol: backends.TCP, Internal: netip.AddrPortFrom(attacker, 8080),
 		External: netip.AddrPortFrom(gw.External(), 8080),
 	}
-	if err := gw.AddMapping(theirs); err != nil {
+	if err := gw.AddMapping(otherEntry); err != nil {
 		t.Fatal(err)
 	}
 	if got := naiveMap(t, gw.Addr()); got == 8080 {
-		t.Fatal("the gateway gave the port away: who believes to have it, is not mistaken")
+		t.Fatal("the gateway granted the port of another host: the attack has no effect")
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepEpoch: true})
-	if err := gw.AddMapping(theirs); err != nil && !errors.Is(err, backends.ErrConflict) {
+	if err := gw.AddMapping(otherEntry); err != nil && !errors.Is(err, backends.ErrConflict) {
 		t.Fatal(err)
 	}
 	all := newClients(t, gw)
@@ -131,15 +132,15 @@ func TestOtherPortGranted(t *testing.T) {
 		exact := webRequest
 		exact.Exact = true
 		if _, err := b.Map(t.Context(), exact); !errors.Is(err, backends.ErrConflict) {
-			t.Errorf("%s: Map, exactly: %v, want ErrConflict", name, err)
+			t.Errorf("%s: exact Map: %v, want ErrConflict", name, err)
 		}
-		if n := len(gw.Table()); n != 1 || gw.Table()[0].Internal != theirs.Internal {
-			t.Errorf("%s: the gateway has %v, want what it had", name, gw.Table())
+		if n := len(gw.Table()); n != 1 || gw.Table()[0].Internal != otherEntry.Internal {
+			t.Errorf("%s: the gateway has %v, want only the other host's entry", name, gw.Table())
 		}
 	}
 }
 
-// hasMapping reports whether the gateway forwards what a mapping says.
+// hasMapping reports whether the gateway forwards the mapping m.
 func hasMapping(gw *gatewaytest.Gateway, m backends.Mapping) bool {
 	for _, e := range gw.Table() {
 		if e.External == m.External && e.Internal == m.Internal && e.Protocol == m.Protocol {
@@ -149,16 +150,17 @@ func hasMapping(gw *gatewaytest.Gateway, m backends.Mapping) bool {
 	return false
 }
 
-// naiveRenewal is when a client renews that halves the seconds it was granted.
+// naiveRenewal returns when a naive client renews: after half of the granted
+// seconds.
 func naiveRenewal(seconds uint32) time.Duration {
-	return time.Duration(int32(seconds)) * time.Second / 2 //nolint:gosec // that is the mistake
+	return time.Duration(int32(seconds)) * time.Second / 2 //nolint:gosec // the mistake of the naive client
 }
 
-// TestZeroLifetime: a lifetime of 0 in a success says that there is no mapping, and not
-// that it is renewed all the time.
+// TestZeroLifetime checks that a success with lifetime 0 is not taken for a
+// mapping, and does not cause renewals without pause.
 func TestZeroLifetime(t *testing.T) {
 	if d := naiveRenewal(0); d > 0 {
-		t.Fatalf("the naive client waits for %v: this is no attack", d)
+		t.Fatalf("the naive client waits for %v: the attack has no effect", d)
 	}
 	gw := startGateway(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" && r.Service != "upnp" }, Reply: func(request []byte) [][]byte {
@@ -178,22 +180,23 @@ func TestZeroLifetime(t *testing.T) {
 		_ = f.Close()
 	})
 	if n := len(gw.Requests()); n > 60 {
-		t.Errorf("the gateway was asked %d times", n)
+		t.Errorf("the gateway received %d requests", n)
 	}
-	// Where the gateway speaks UPnP too, the mapping is made all the same.
+	// If the gateway supports UPnP too, the mapping is still created.
 	f := newForwarder(t, gw, forward.Config{})
 	if m, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil || m.Backend() != upnp.Name {
-		t.Errorf("Enable: %v, %v, want one by UPnP", m, err)
+		t.Errorf("Enable: %v, %v, want a mapping by UPnP", m, err)
 	}
 }
 
-// TestHugeLifetime: a lifetime of 136 years is renewed within a day.
+// TestHugeLifetime checks that a mapping with a lifetime of 136 years is renewed
+// within a day.
 func TestHugeLifetime(t *testing.T) {
 	if d := naiveRenewal(1<<32 - 1); d >= 0 {
-		t.Fatalf("the naive client waits for %v: this is no attack", d)
+		t.Fatalf("the naive client waits for %v: the attack has no effect", d)
 	}
 	gw := startWithLifetime(t, 1<<32-1)
-	for _, name := range []string{"natpmp", "upnp"} { // to PCP, it is no end
+	for _, name := range []string{"natpmp", "upnp"} { // in PCP, this lifetime means infinite
 		f := newForwarder(t, gw, forward.Config{Protocols: []string{name}})
 		begin := time.Now()
 		m, err := f.Enable(t.Context(), forward.TCP(8080))
@@ -210,12 +213,13 @@ func TestHugeLifetime(t *testing.T) {
 	f := newForwarder(t, gw, forward.Config{Protocols: []string{"pcp"}})
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil || !m.Expires().IsZero() || time.Until(m.Status().NextAttempt) <= 0 || time.Until(m.Status().NextAttempt) > time.Hour {
-		t.Errorf("%v, %v: looked at in %v", m, err, time.Until(m.Status().NextAttempt))
+		t.Errorf("%v, %v: checked in %v", m, err, time.Until(m.Status().NextAttempt))
 	}
 }
 
-// startWithLifetime is a gateway that writes a lifetime into each success: RFC 6886,
-// section 3.3, and RFC 6887, section 7.2; as UPnP's lease, where it is asked.
+// startWithLifetime starts a gateway that writes a lifetime into each success: RFC
+// 6886, section 3.3, and RFC 6887, section 7.2. UPnP reports it as the lease, if
+// requested.
 func startWithLifetime(t *testing.T, seconds uint32) *gatewaytest.Gateway {
 	t.Helper()
 	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
@@ -227,7 +231,7 @@ func startWithLifetime(t *testing.T, seconds uint32) *gatewaytest.Gateway {
 	return gw
 }
 
-// setLifetime is a success that grants so many seconds.
+// setLifetime writes the number of seconds into a response that grants a mapping.
 func setLifetime(b []byte, seconds uint32) []byte {
 	switch {
 	case len(b) == 16 && b[0] == 0:

@@ -18,9 +18,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "goforward-hostile-*")
+	dir, err := os.MkdirTemp("", "goforward-attack-*")
 	if err == nil {
-		err = os.Setenv("XDG_STATE_HOME", dir) // the user's own is none of our business
+		err = os.Setenv("XDG_STATE_HOME", dir) // do not touch the user's state directory
 	}
 	if err != nil {
 		panic(err)
@@ -31,15 +31,16 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// The LAN is loopback: 127.0.0.1 is this host.
+// The LAN of the tests is loopback: 127.0.0.1 is this host.
 var (
-	gatewayAddr = netip.MustParseAddr("127.0.0.2")  // the gateway
-	attacker   = netip.MustParseAddr("127.0.0.66") // another host of the LAN
-	bystander  = netip.MustParseAddr("127.0.0.77") // one more, whom nobody is to bother
-	anyLocalPort    = netip.MustParseAddrPort("127.0.0.1:0")
+	gatewayAddr  = netip.MustParseAddr("127.0.0.2")  // the gateway
+	attacker     = netip.MustParseAddr("127.0.0.66") // another host of the LAN
+	bystander    = netip.MustParseAddr("127.0.0.77") // a third host, which must receive nothing
+	anyLocalPort = netip.MustParseAddrPort("127.0.0.1:0")
 )
 
-// testTimeout bounds what takes milliseconds; a test that needs it has failed.
+// testTimeout limits operations that take milliseconds. A test that reaches it has
+// failed.
 const testTimeout = 20 * time.Second
 
 var webRequest = backends.Request{
@@ -51,7 +52,7 @@ var webRequest = backends.Request{
 func startGateway(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skip("one loopback address only: there is no other host")
+		t.Skip("this system has one loopback address only")
 	}
 	if !config.Listen.IsValid() {
 		config.Listen = netip.AddrPortFrom(gatewayAddr, 0)
@@ -64,7 +65,7 @@ func startGateway(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway 
 	return gw
 }
 
-// listenUDP is a socket of a host of the LAN.
+// listenUDP opens a socket of a host on the LAN.
 func listenUDP(t *testing.T, at netip.AddrPort) *net.UDPConn {
 	t.Helper()
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
@@ -79,19 +80,20 @@ func localAddr(conn net.PacketConn) netip.AddrPort {
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// device is an HTTP server that says what it is told to, and counts.
+// device is a TCP server that responds as a test requires and counts connections
+// and bytes.
 type device struct {
 	addr    netip.AddrPort
 	served  atomic.Int32 // connections
-	open    atomic.Int32 // of those, now
-	peak    atomic.Int32 // of open
+	open    atomic.Int32 // connections that are open now
+	peak    atomic.Int32 // the maximum of open
 	written atomic.Int64 // bytes
-	dripped atomic.Int64 // of those, one by one
+	dripped atomic.Int64 // bytes sent one at a time
 }
 
-// startDevice starts a device. say has the request line, and the connection, which is
-// closed after it.
-func startDevice(t *testing.T, at netip.Addr, say func(d *device, conn net.Conn, request string)) *device {
+// startDevice starts a device. It calls respond with each connection and the
+// request read from it, and closes the connection afterwards.
+func startDevice(t *testing.T, at netip.Addr, respond func(d *device, conn net.Conn, request string)) *device {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 	if err != nil {
@@ -106,12 +108,12 @@ func startDevice(t *testing.T, at netip.Addr, say func(d *device, conn net.Conn,
 				return
 			}
 			d.served.Add(1)
-			d.peak.Store(max(d.peak.Load(), d.open.Add(1))) // one goroutine accepts
+			d.peak.Store(max(d.peak.Load(), d.open.Add(1))) // safe: only this goroutine accepts
 			serving.Go(func() {
 				defer d.open.Add(-1)
 				defer conn.Close()
 				_ = conn.SetDeadline(time.Now().Add(testTimeout))
-				say(d, conn, readOnce(conn))
+				respond(d, conn, readOnce(conn))
 			})
 		}
 	})
@@ -122,21 +124,22 @@ func startDevice(t *testing.T, at netip.Addr, say func(d *device, conn net.Conn,
 	return d
 }
 
-// readOnce reads what a client sends at once, which is all of it on loopback.
+// readOnce reads a request with one Read. On loopback, one Read returns all of it.
 func readOnce(conn net.Conn) string {
 	b := make([]byte, 64<<10)
 	n, _ := conn.Read(b)
 	return string(b[:n])
 }
 
-// write counts.
+// write writes b and counts the bytes.
 func (d *device) write(conn net.Conn, b []byte) error {
 	n, err := conn.Write(b)
 	d.written.Add(int64(n))
 	return err
 }
 
-// canary is a host that nobody has a reason to talk to: it counts who does.
+// canary starts a host that no client has a reason to contact. The test fails if it
+// receives a connection.
 func canary(t *testing.T, at netip.Addr) *device {
 	t.Helper()
 	d := startDevice(t, at, func(d *device, conn net.Conn, _ string) {
@@ -150,8 +153,8 @@ func canary(t *testing.T, at netip.Addr) *device {
 	return d
 }
 
-// startUDPServer is a host that sends what it is told in answer to a datagram.
-func startUDPServer(t *testing.T, at netip.AddrPort, answer func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
+// startUDPServer starts a host that calls respond for each datagram.
+func startUDPServer(t *testing.T, at netip.AddrPort, respond func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
 	t.Helper()
 	conn := listenUDP(t, at)
 	var serving sync.WaitGroup
@@ -163,7 +166,7 @@ func startUDPServer(t *testing.T, at netip.AddrPort, answer func(conn *net.UDPCo
 				return
 			}
 			if err == nil {
-				answer(conn, b[:n], from)
+				respond(conn, b[:n], from)
 			}
 		}
 	})
@@ -174,32 +177,31 @@ func startUDPServer(t *testing.T, at netip.AddrPort, answer func(conn *net.UDPCo
 	return localAddr(conn)
 }
 
-// checkNoLeaks runs an attack and checks that nothing is left of it: no goroutine and
-// no open file that was not there before. What serves the attack is to be
-// started before.
+// checkNoLeaks runs an attack and checks that it leaves no goroutine and no open
+// file behind. Servers of the attack must be started before.
 func checkNoLeaks(t *testing.T, attack func()) {
 	t.Helper()
 	before, files := goleak.IgnoreCurrent(), openFiles()
 	attack()
 	deadline := time.After(testTimeout)
-	for err := goleak.Find(before); err != nil; err = goleak.Find(before) { // which tries for half a second
+	for err := goleak.Find(before); err != nil; err = goleak.Find(before) { // Find retries for half a second
 		select {
 		case <-deadline:
-			t.Fatalf("goroutines are left: %v", err)
+			t.Fatalf("leaked goroutines: %v", err)
 		default:
 		}
 	}
 	for openFiles() > files {
 		select {
 		case <-deadline:
-			t.Fatalf("%d files are open, were %d", openFiles(), files)
-		case <-time.After(time.Millisecond): // the other side closes its part
+			t.Fatalf("%d files are open, want %d", openFiles(), files)
+		case <-time.After(time.Millisecond): // the peer closes its end
 		}
 	}
 }
 
-// openFiles is how many files this process has open, 0 where the system does
-// not tell.
+// openFiles returns how many files this process has open. It returns 0 if the
+// system does not report them.
 func openFiles() int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

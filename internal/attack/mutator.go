@@ -6,57 +6,57 @@ import (
 	"sync"
 )
 
-// Mutator changes answers as a program of bytes says, so that a fuzzer drives
-// what becomes of a conversation. Where the program has ended, answers stay
-// true. It may be used by several goroutines at once.
+// Mutator changes responses as a program of bytes says, so that a fuzzer controls a
+// conversation. After the end of the program, responses stay unchanged. It is safe
+// for concurrent use.
 type Mutator struct {
 	mu      sync.Mutex
 	program []byte
-	last    []byte // the answer before, as it was true
+	last    []byte // the previous response, unchanged
 }
 
-// NewMutator returns a Spoiler with a program.
+// NewMutator returns a Mutator that runs a program.
 func NewMutator(program []byte) *Mutator { return &Mutator{program: slices.Clone(program)} }
 
-// What a step of a program does.
+// The operations of a program.
 const (
-	opEnd  = iota // ends the steps of this answer
-	opSet           // a byte is another
-	opFlip          // a bit is another
-	opCut           // the rest is missing
-	opAppend        // there is more
-	opLose          // it does not come
-	opReplay        // the answer before comes in its place
-	opPut           // four bytes are a number that means something
-	opInsert        // a few bytes come between
-	opDelete        // a few bytes are missing
-	opText          // the text of an element is another
+	opEnd    = iota // end the changes of this response
+	opSet           // replace a byte
+	opFlip          // flip a bit
+	opCut           // cut off the rest
+	opAppend        // append bytes
+	opLose          // drop the response
+	opReplay        // send the previous response instead
+	opPut           // write a four-byte number with a special meaning
+	opInsert        // insert a few bytes
+	opDelete        // delete a few bytes
+	opText          // replace the text of an element
 	ops
 )
 
-// maxSteps bounds what is done to one answer.
+// maxSteps limits the operations on one response.
 const maxSteps = 8
 
-// numbers are those that mean something: ports, lifetimes, addresses.
+// numbers are special values: ports, lifetimes, addresses.
 var numbers = [][]byte{
 	{0, 0, 0, 0}, {0xff, 0xff, 0xff, 0xff}, {0, 0, 0, 1}, {127, 0, 0, 1}, {224, 0, 0, 1}, {0x80, 0, 0, 0}, {10, 0, 0, 1}, {0, 0, 0x1c, 0x20},
 }
 
-// texts are those that elements of no honest device have.
+// texts are element texts that no regular device sends.
 var texts = []string{
 	"", "0", "-1", "1", "65535", "65536", "4294967295", "TCP", "UDP", "0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255",
 	"::1", "fe80::1%\u009b2J", "fe80::1%;id", "\u202e\u009b31m", "713", "714", "718", "725", "501", "402", "606", "&#x9b;", "<a/>",
 	"http://127.0.0.77/", "]]>", "urn:schemas-upnp-org:service:WANIPConnection:1",
 }
 
-// Mutate returns what comes in the place of a true answer, nil where nothing
-// does.
-func (s *Mutator) Mutate(answer []byte) []byte {
+// Mutate returns the response to send instead of the given one, or nil to send
+// none.
+func (s *Mutator) Mutate(response []byte) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := bytes.Clone(answer)
+	b := bytes.Clone(response)
 	before := s.last
-	s.last = answer
+	s.last = response
 	for range maxSteps {
 		switch op := s.next() % ops; op {
 		case opEnd:
@@ -72,7 +72,7 @@ func (s *Mutator) Mutate(answer []byte) []byte {
 	return b
 }
 
-// change does a step that is about the bytes.
+// change applies an operation that edits bytes.
 func (s *Mutator) change(op int, b []byte) []byte {
 	at, value := s.place(len(b)), s.next()
 	switch op {
@@ -98,7 +98,8 @@ func (s *Mutator) change(op int, b []byte) []byte {
 	return b
 }
 
-// retext gives the n-th element that has a text, counted round, another one.
+// retext replaces the text of the n-th element that has one. It counts modulo the
+// number of these elements.
 func retext(b []byte, n int, text string) []byte {
 	var starts []int
 	for i := 0; i+1 < len(b); i++ {
@@ -117,7 +118,7 @@ func retext(b []byte, n int, text string) []byte {
 	return slices.Concat(b[:start], []byte(text), b[start+end:])
 }
 
-// next takes a byte of the program; 0 follows its end.
+// next takes the next byte of the program. After its end, it returns 0.
 func (s *Mutator) next() int {
 	if len(s.program) == 0 {
 		return 0
@@ -127,7 +128,7 @@ func (s *Mutator) next() int {
 	return int(b)
 }
 
-// place takes an index from 0 to n.
+// place takes an index from 0 to n from the program.
 func (s *Mutator) place(n int) int { return (s.next()<<8 | s.next()) % (n + 1) }
 
 func (s *Mutator) take(n int) []byte {
@@ -137,14 +138,14 @@ func (s *Mutator) take(n int) []byte {
 	return taken
 }
 
-// Seeds are programs of a [Mutator] for a fuzzer to begin with: one for each of
-// its steps, at several answers of a conversation.
+// Seeds returns programs of a [Mutator] for a fuzzer's corpus: one for each
+// operation and value, at each of the first responses of a conversation.
 func Seeds() [][]byte {
 	seeds := [][]byte{nil, {opEnd, opEnd, opLose}, {opReplay, opEnd, opReplay}}
 	for op := byte(opSet); op < ops; op++ {
 		for before := range 4 {
 			for value := range byte(len(numbers)) {
-				program := make([]byte, before) // leaves so many answers
+				program := make([]byte, before) // leaves this many responses unchanged
 				program = append(program, op, 0, 8+value, value, opEnd)
 				seeds = append(seeds, program)
 			}

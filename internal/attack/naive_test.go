@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// naiveSearch searches for a gateway as the UPnP Device Architecture has it, and
-// takes the first answer's word for where it is.
+// naiveSearch sends a search as the UPnP Device Architecture defines it, and trusts
+// the LOCATION of the first response.
 func naiveSearch(t *testing.T, at netip.AddrPort) (location string) {
 	t.Helper()
 	conn := listenUDP(t, anyLocalPort)
@@ -36,15 +36,15 @@ func naiveSearch(t *testing.T, at netip.AddrPort) (location string) {
 	return string(m[1])
 }
 
-// naivePatience is how much a naive client reads before the test has seen enough.
+// naivePatience is the number of bytes after which the test stops a naive client.
 const naivePatience = 16 << 20
 
-// naiveHTTP is the standard library's client, which leaves nothing behind for
-// other tests to find.
+// naiveHTTP is the standard library's client without keep-alive, so that it leaves
+// no goroutine for other tests to find.
 var naiveHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testTimeout}
 
-// naiveGetShort is naiveGet that gives up soon, but for the others that wait
-// for it not soon enough.
+// naiveGetShort is naiveGet with a short timeout. Even this is too long for the
+// devices that wait behind the slow one.
 func naiveGetShort(location string) (body string, err error) {
 	soon := *naiveHTTP
 	soon.Timeout = 300 * time.Millisecond
@@ -57,7 +57,7 @@ func naiveGetShort(location string) (body string, err error) {
 	return string(b), err
 }
 
-// naiveGet fetches whatever there is.
+// naiveGet fetches the location from any host.
 func naiveGet(location string) (body string, err error) {
 	resp, err := naiveHTTP.Get(location)
 	if err != nil {
@@ -68,8 +68,8 @@ func naiveGet(location string) (body string, err error) {
 	return string(b), err
 }
 
-// naiveRead is how much a client takes of an answer that reads it to its end, or
-// until that is enough.
+// naiveRead returns how many bytes of a response a client reads that stops only at
+// its end, or at naivePatience.
 func naiveRead(t *testing.T, at netip.AddrPort) int64 {
 	t.Helper()
 	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
@@ -83,7 +83,8 @@ func naiveRead(t *testing.T, at netip.AddrPort) int64 {
 	return n
 }
 
-// naiveDescribe goes where a description says that its service is controlled.
+// naiveDescribe fetches a description and posts an action to its control URL, at
+// any host.
 func naiveDescribe(location string) error {
 	description, err := naiveGet(location)
 	if err != nil {
@@ -112,8 +113,8 @@ func naiveDescribe(location string) error {
 	return resp.Body.Close()
 }
 
-// descriptionOf is the description of a gateway with one service. urlBase may be
-// empty.
+// descriptionOf returns the description of a gateway with one service. urlBase may
+// be empty.
 func descriptionOf(urlBase, controlURL string) string {
 	if urlBase != "" {
 		urlBase = "<URLBase>" + urlBase + "</URLBase>"
@@ -128,12 +129,12 @@ func descriptionOf(urlBase, controlURL string) string {
 		`</device></deviceList></device></deviceList></device></root>`
 }
 
-// httpOK is an answer with a body.
+// httpOK returns an HTTP response with a body.
 func httpOK(body string) []byte {
 	return []byte("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
 }
 
-// soapResponse is the answer to an action of WANIPConnection:1.
+// soapResponse returns the response to an action of WANIPConnection:1.
 func soapResponse(action string, arguments ...string) []byte {
 	var b strings.Builder
 	for i := 0; i+1 < len(arguments); i += 2 {
@@ -143,7 +144,7 @@ func soapResponse(action string, arguments ...string) []byte {
 		`Response xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1">` + b.String() + `</u:` + action + `Response></s:Body></s:Envelope>`)
 }
 
-// soapFault is a refusal.
+// soapFault returns a response with a UPnP fault.
 func soapFault(code, text string) []byte {
 	return []byte("HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\n\r\n" +
 		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault><faultcode>s:Client</faultcode>` +
@@ -151,7 +152,7 @@ func soapFault(code, text string) []byte {
 		`</errorCode><errorDescription>` + text + `</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>`)
 }
 
-// actionOf is the name of the action that a request is for, or empty.
+// actionOf returns the name of the action in a request, or an empty string.
 func actionOf(request string) string {
 	m := regexp.MustCompile(`(?i)SOAPAction: "[^"#]*#(\w+)"`).FindStringSubmatch(request)
 	if m == nil {

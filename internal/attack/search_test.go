@@ -16,17 +16,18 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// startSSDPResponder is who answers each search with a location.
+// startSSDPResponder starts a host that responds to each search with a location.
 func startSSDPResponder(t *testing.T, from netip.Addr, location string) netip.AddrPort {
 	t.Helper()
-	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: %s\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n"+
+	response := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: %s\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n"+
 		"USN: uuid:0::urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n", location)
 	return startUDPServer(t, netip.AddrPortFrom(from, 0), func(conn *net.UDPConn, _ []byte, to netip.AddrPort) {
-		_, _ = conn.WriteToUDPAddrPort(answer, to)
+		_, _ = conn.WriteToUDPAddrPort(response, to)
 	})
 }
 
-// newBackend is the backend, told of the gateway and of where searches go.
+// newBackend returns a UPnP backend that is configured with the gateway's address
+// and with the addresses that searches are sent to.
 func newBackend(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	t.Helper()
 	b, err := upnp.New(upnp.Config{Gateway: gatewayAddr, SSDP: ssdp, Wait: 2 * time.Second, Notify: anyLocalPort})
@@ -37,7 +38,8 @@ func newBackend(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	return b
 }
 
-// newShortSearchBackend is a backend that does not wait long for all who answer.
+// newShortSearchBackend returns a backend that waits only 300 ms for responses to a
+// search.
 func newShortSearchBackend(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	t.Helper()
 	b, err := upnp.New(upnp.Config{Gateway: gatewayAddr, SSDP: ssdp, Wait: 300 * time.Millisecond})
@@ -48,7 +50,7 @@ func newShortSearchBackend(t *testing.T, ssdp ...netip.AddrPort) *upnp.Backend {
 	return b
 }
 
-// checkMaps maps a port and finds it at the gateway.
+// checkMaps maps a port and checks that the gateway has the mapping.
 func checkMaps(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend) {
 	t.Helper()
 	m, err := b.Map(t.Context(), webRequest)
@@ -60,47 +62,47 @@ func checkMaps(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend) {
 	}
 }
 
-// TestLocationOnOtherHost: an answer to a search names a host that trusts its
-// neighbours, in its LOCATION or in what is found there. Whoever follows is the
-// attacker's hands behind the firewall.
+// TestLocationOnOtherHost checks responses to a search that name a host that trusts
+// its neighbours, in LOCATION or in the description. A client that followed them
+// would send the attacker's requests from behind the firewall.
 func TestLocationOnOtherHost(t *testing.T) {
-	for name, attack := range map[string]func(prey *device, own *device) (location, description string){
-		"LOCATION": func(prey, _ *device) (string, string) { return fmt.Sprintf("http://%v/", prey.addr), "" },
-		"LOCATION, with a path that does harm": func(prey, _ *device) (string, string) {
-			return fmt.Sprintf("http://%v/reboot?now=1&x=%%0d%%0aHost:%%20x", prey.addr), ""
+	for name, setup := range map[string]func(target *device, attackerDevice *device) (location, description string){
+		"LOCATION": func(target, _ *device) (string, string) { return fmt.Sprintf("http://%v/", target.addr), "" },
+		"LOCATION with a harmful path": func(target, _ *device) (string, string) {
+			return fmt.Sprintf("http://%v/reboot?now=1&x=%%0d%%0aHost:%%20x", target.addr), ""
 		},
-		"redirect": func(prey, own *device) (string, string) {
-			return fmt.Sprintf("http://%v/", own.addr), fmt.Sprintf("HTTP/1.1 302 Found\r\nLocation: http://%v/\r\nContent-Length: 0\r\n\r\n", prey.addr)
+		"redirect": func(target, attackerDevice *device) (string, string) {
+			return fmt.Sprintf("http://%v/", attackerDevice.addr), fmt.Sprintf("HTTP/1.1 302 Found\r\nLocation: http://%v/\r\nContent-Length: 0\r\n\r\n", target.addr)
 		},
-		"control URL": func(prey, own *device) (string, string) {
-			return fmt.Sprintf("http://%v/", own.addr), string(httpOK(descriptionOf("", fmt.Sprintf("http://%v/ctl", prey.addr))))
+		"control URL": func(target, attackerDevice *device) (string, string) {
+			return fmt.Sprintf("http://%v/", attackerDevice.addr), string(httpOK(descriptionOf("", fmt.Sprintf("http://%v/ctl", target.addr))))
 		},
-		"control URL without a scheme": func(prey, own *device) (string, string) {
-			return fmt.Sprintf("http://%v/", own.addr), string(httpOK(descriptionOf("", fmt.Sprintf("//%v/ctl", prey.addr))))
+		"control URL without a scheme": func(target, attackerDevice *device) (string, string) {
+			return fmt.Sprintf("http://%v/", attackerDevice.addr), string(httpOK(descriptionOf("", fmt.Sprintf("//%v/ctl", target.addr))))
 		},
-		"URLBase": func(prey, own *device) (string, string) {
-			return fmt.Sprintf("http://%v/", own.addr), string(httpOK(descriptionOf(fmt.Sprintf("http://%v/", prey.addr), "/ctl")))
+		"URLBase": func(target, attackerDevice *device) (string, string) {
+			return fmt.Sprintf("http://%v/", attackerDevice.addr), string(httpOK(descriptionOf(fmt.Sprintf("http://%v/", target.addr), "/ctl")))
 		},
 	} {
 		for _, from := range []netip.Addr{attacker, gatewayAddr} {
 			for _, victim := range []netip.Addr{bystander, anyLocalPort.Addr()} {
 				t.Run(fmt.Sprintf("%s from %v to %v", name, from, victim), func(t *testing.T) {
 					gw := startGateway(t, gatewaytest.Config{})
-					prey := startDevice(t, victim, func(d *device, conn net.Conn, _ string) { _ = d.write(conn, httpOK("a secret")) })
+					target := startDevice(t, victim, func(d *device, conn net.Conn, _ string) { _ = d.write(conn, httpOK("a secret")) })
 					var description string
-					own := startDevice(t, from, func(d *device, conn net.Conn, request string) {
+					attackerDevice := startDevice(t, from, func(d *device, conn net.Conn, request string) {
 						if strings.HasPrefix(request, "GET ") {
 							_ = d.write(conn, []byte(description))
 						}
 					})
 					var location string
-					location, description = attack(prey, own)
+					location, description = setup(target, attackerDevice)
 					forged := startSSDPResponder(t, from, location)
 
 					_ = naiveDescribe(naiveSearch(t, forged))
-					tricked := prey.served.Load()
-					if tricked == 0 {
-						t.Fatal("the naive client went nowhere: this is no attack")
+					naiveCount := target.served.Load()
+					if naiveCount == 0 {
+						t.Fatal("the naive client contacted no host: the attack has no effect")
 					}
 					checkNoLeaks(t, func() {
 						b := newBackend(t, forged, gw.SSDP())
@@ -108,14 +110,14 @@ func TestLocationOnOtherHost(t *testing.T) {
 						_ = b.Close()
 						if victim == bystander {
 							all := newShortSearchBackend(t, forged, gw.SSDP())
-							if _, err := all.Gateways(t.Context()); err != nil && !errors.Is(err, backends.ErrNoReply) { // in so short a time
+							if _, err := all.Gateways(t.Context()); err != nil && !errors.Is(err, backends.ErrNoReply) { // ErrNoReply if the short search ends first
 								t.Error(err)
 							}
 							_ = all.Close()
 						}
 					})
-					if n := prey.served.Load() - tricked; n != 0 {
-						t.Errorf("a host that has nothing to do with it had %d connections", n)
+					if n := target.served.Load() - naiveCount; n != 0 {
+						t.Errorf("an uninvolved host had %d connections", n)
 					}
 				})
 			}
@@ -123,8 +125,9 @@ func TestLocationOnOtherHost(t *testing.T) {
 	}
 }
 
-// TestProxy: the environment's proxy is for the web. Who can set it for a program
-// could have it tell what it says to the gateway, and answer.
+// TestProxy checks that the backend ignores the environment's proxy. Otherwise, an
+// attacker who can set the environment could read and forge the traffic with the
+// gateway.
 func TestProxy(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	proxy := canary(t, bystander)
@@ -137,11 +140,12 @@ func TestProxy(t *testing.T) {
 
 const crowdSize = 1000
 
-// crowdAddr is the address of one of a crowd.
+// crowdAddr returns the address of the i-th device of a crowd.
 func crowdAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 2, byte(i >> 8), byte(i)}) }
 
-// startCrowd are gateways, as they say, which answer one search each with several
-// descriptions. Each is connected and works, but for a private address.
+// startCrowd starts devices that claim to be gateways. They respond to one search
+// each with several descriptions. Each is connected and works, but has a private
+// external address.
 func startCrowd(t *testing.T, n int) (ssdp netip.AddrPort, all []*device) {
 	t.Helper()
 	var conns []*net.UDPConn
@@ -167,7 +171,8 @@ func startCrowd(t *testing.T, n int) (ssdp netip.AddrPort, all []*device) {
 	}), all
 }
 
-// respondAsPrivateGateway does as a gateway does that has an address of a private network.
+// respondAsPrivateGateway responds as a gateway with a private external address
+// does.
 func respondAsPrivateGateway(d *device, conn net.Conn, request string) {
 	switch action := actionOf(request); action {
 	case "":
@@ -183,20 +188,21 @@ func respondAsPrivateGateway(d *device, conn net.Conn, request string) {
 	}
 }
 
-// TestManyGateways: a thousand gateways answer a search. The one that leads out is
-// found, and of the others as few are asked as may be worth while.
+// TestManyGateways checks a search that a thousand gateways respond to. The backend
+// finds the gateway of the default route, and queries only a limited number of the
+// others.
 func TestManyGateways(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	ssdp, all := startCrowd(t, crowdSize)
 	if n := naiveCrowd(t, ssdp, crowdSize/2); n < crowdSize/2 {
-		t.Fatalf("the naive client would ask %d devices: this is no attack", n)
+		t.Fatalf("the naive client would query %d devices: the attack has no effect", n)
 	}
 	checkNoLeaks(t, func() {
 		b := newBackend(t, ssdp, gw.SSDP())
 		checkMaps(t, gw, b)
 		_ = b.Close()
 		b = newShortSearchBackend(t, ssdp)
-		if _, err := b.Gateways(t.Context()); err != nil && !errors.Is(err, backends.ErrNoReply) { // in so short a time
+		if _, err := b.Gateways(t.Context()); err != nil && !errors.Is(err, backends.ErrNoReply) { // ErrNoReply if the short search ends first
 			t.Error(err)
 		}
 		_ = b.Close()
@@ -206,15 +212,16 @@ func TestManyGateways(t *testing.T) {
 		connections += int(d.served.Load())
 		asked += int(min(d.served.Load(), 1))
 	}
-	// Each search asks 16 descriptions, whose service takes two questions more.
+	// Each search fetches 16 descriptions, and sends two requests to the service of
+	// each.
 	if connections > 2*16*3 || asked > 2*16 {
 		t.Errorf("%d devices of the crowd had %d connections", asked, connections)
 	}
 }
 
-// naiveCrowd is how many devices a client would ask that asks all who answer, until
-// that is enough to have been an attack.
-func naiveCrowd(t *testing.T, ssdp netip.AddrPort, enough int) int {
+// naiveCrowd returns how many devices a client would query if it queried all that
+// respond. It stops at limit devices.
+func naiveCrowd(t *testing.T, ssdp netip.AddrPort, limit int) int {
 	t.Helper()
 	conn := listenUDP(t, anyLocalPort)
 	defer conn.Close()
@@ -223,7 +230,7 @@ func naiveCrowd(t *testing.T, ssdp netip.AddrPort, enough int) int {
 	seen := map[string]bool{}
 	b := make([]byte, 8<<10)
 	_ = conn.SetReadDeadline(time.Now().Add(testTimeout))
-	for len(seen) < enough {
+	for len(seen) < limit {
 		n, err := conn.Read(b)
 		if err != nil {
 			break
@@ -235,8 +242,8 @@ func naiveCrowd(t *testing.T, ssdp netip.AddrPort, enough int) int {
 	return len(seen)
 }
 
-// TestManyDescriptionsOnOneHost: the same from one host, or with the gateway's own address: what
-// it is asked is bounded too.
+// TestManyDescriptionsOnOneHost checks the same for one host, and for the gateway's
+// own address: the number of requests to it is limited too.
 func TestManyDescriptionsOnOneHost(t *testing.T) {
 	for name, from := range map[string]netip.Addr{"another host": attacker, "the gateway": gatewayAddr} {
 		t.Run(name, func(t *testing.T) {
@@ -248,7 +255,7 @@ func TestManyDescriptionsOnOneHost(t *testing.T) {
 				}
 			})
 			if n := naiveCrowd(t, ssdp, 50); n < 50 {
-				t.Fatalf("the naive client would ask %d times: this is no attack", n)
+				t.Fatalf("the naive client would send %d requests: the attack has no effect", n)
 			}
 			checkNoLeaks(t, func() {
 				b := newShortSearchBackend(t, ssdp)
@@ -256,21 +263,22 @@ func TestManyDescriptionsOnOneHost(t *testing.T) {
 					t.Errorf("found %+v", found)
 				}
 				_ = b.Close()
-				if from == attacker { // who speaks for the gateway can fill its share
+				if from == attacker { // an attacker with the gateway's address can use up the gateway's limit
 					b = newBackend(t, ssdp, gw.SSDP())
 					checkMaps(t, gw, b)
 					_ = b.Close()
 				}
 			})
-			if n := d.served.Load(); n > 2*8*2 { // eight descriptions of the gateway, asked for in two ways
+			if n := d.served.Load(); n > 2*8*2 { // eight descriptions of the gateway, each fetched twice
 				t.Errorf("%v had %d connections", from, n)
 			}
 		})
 	}
 }
 
-// TestSlowDevicesBeforeGateway: hosts that hold up whoever asks them do not keep the gateway
-// from being asked, although it answers last.
+// TestSlowDevicesBeforeGateway checks that devices that keep connections open
+// without a response do not delay requests to the gateway, even if the gateway is
+// the last to respond.
 func TestSlowDevicesBeforeGateway(t *testing.T) {
 	const slow = 8 // devices, with two descriptions each
 	gw := startGateway(t, gatewaytest.Config{})
@@ -279,22 +287,23 @@ func TestSlowDevicesBeforeGateway(t *testing.T) {
 	for i := range slow {
 		d := startDevice(t, crowdAddr(i), func(_ *device, conn net.Conn, _ string) {
 			held <- struct{}{}
-			_, _ = conn.Read(make([]byte, 1)) // until the client goes
+			_, _ = conn.Read(make([]byte, 1)) // until the client closes the connection
 		})
 		for j := range 2 {
 			ssdp = append(ssdp, startSSDPResponder(t, crowdAddr(i), fmt.Sprintf("http://%v/%d", d.addr, j)))
 		}
 	}
-	// A naive client asks one after the other, and never comes to the gateway.
+	// A naive client queries the devices one after another, and does not reach the
+	// gateway.
 	if body, err := naiveGetShort(naiveSearch(t, ssdp[0])); err == nil {
-		t.Fatalf("the naive client read %q: this is no attack", body)
+		t.Fatalf("the naive client read %q: the attack has no effect", body)
 	}
 	<-held
 	all := make(chan struct{})
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service == "ssdp" }, Hold: all})
 	go func() {
 		defer close(all)
-		for range slow { // as many as are asked at once
+		for range slow { // as many as are queried at once
 			<-held
 		}
 	}()
@@ -305,9 +314,9 @@ func TestSlowDevicesBeforeGateway(t *testing.T) {
 	})
 }
 
-// TestSlowDeviceBeforeFallbackSearch: there are gateways that answer only what all devices
-// answer, which is searched for when the first search has found nobody. Somebody
-// who is slow to describe himself does not keep it from beginning.
+// TestSlowDeviceBeforeFallbackSearch checks gateways that respond only to a search
+// for all devices. The backend starts this search if the first one finds no
+// gateway. A device that sends its description slowly must not prevent it.
 func TestSlowDeviceBeforeFallbackSearch(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(r gatewaytest.Request) bool {
@@ -316,7 +325,7 @@ func TestSlowDeviceBeforeFallbackSearch(t *testing.T) {
 	d := startDevice(t, attacker, func(_ *device, conn net.Conn, _ string) { _, _ = conn.Read(make([]byte, 1)) })
 	forged := startSSDPResponder(t, attacker, fmt.Sprintf("http://%v/", d.addr))
 	if body, err := naiveGetShort(naiveSearch(t, forged)); err == nil {
-		t.Fatalf("the naive client read %q: this is no attack", body)
+		t.Fatalf("the naive client read %q: the attack has no effect", body)
 	}
 	checkNoLeaks(t, func() {
 		b := newBackend(t, forged, gw.SSDP())

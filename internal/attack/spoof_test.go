@@ -13,12 +13,12 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// forgedPort is what forged answers grant.
+// forgedPort is the external port that forged responses grant.
 const forgedPort = 6666
 
-// forge is the answer to a request as the standards have it, with the forged
-// port at an address of the attacker's: RFC 6886, sections 3.2 and 3.3; RFC 6887,
-// sections 11.1 and 14.1. It knows the nonce, as nobody off the path can.
+// forge returns a standard response to a request, with the forged port at an
+// address of the attacker: RFC 6886, sections 3.2 and 3.3; RFC 6887, sections 11.1
+// and 14.1. It copies the nonce, which no host off the path can do.
 func forge(request []byte) []byte {
 	switch {
 	case len(request) >= 2 && request[0] == 0 && request[1] == 0:
@@ -42,8 +42,8 @@ func forge(request []byte) []byte {
 	return nil
 }
 
-// injectForged has the attacker answer each request before the gateway does: with
-// what reply makes of the request, several times.
+// injectForged makes the attacker send the response that reply returns, three
+// times, before the gateway responds to the request.
 func injectForged(t *testing.T, gw *gatewaytest.Gateway, from netip.AddrPort, reply func(request []byte) []byte) {
 	t.Helper()
 	conn := listenUDP(t, from)
@@ -53,18 +53,18 @@ func injectForged(t *testing.T, gw *gatewaytest.Gateway, from netip.AddrPort, re
 				_, _ = conn.WriteToUDPAddrPort(b, r.Source)
 			}
 		}
-		return false // and the gateway answers as it would
+		return false // the gateway also responds as usual
 	}})
 }
 
-// naiveMap asks a gateway by NAT-PMP and takes the first datagram for its
-// answer.
+// naiveMap sends a NAT-PMP request to a gateway and takes the first datagram for
+// the response.
 func naiveMap(t *testing.T, gw netip.AddrPort) (port uint16) {
 	t.Helper()
 	return binary.BigEndian.Uint16(naiveExchange(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})[10:])
 }
 
-// naiveMapPCP is the same by PCP.
+// naiveMapPCP does the same with PCP.
 func naiveMapPCP(t *testing.T, gw netip.AddrPort) (port uint16) {
 	t.Helper()
 	request := make([]byte, 60)
@@ -91,10 +91,10 @@ func naiveExchange(t *testing.T, gw netip.AddrPort, request []byte) []byte {
 	return b
 }
 
-// newClients are the backends that ask on port 5351.
+// newClients returns the backends that use port 5351.
 func newClients(t *testing.T, gw *gatewaytest.Gateway) map[string]backends.Backend {
 	t.Helper()
-	const soon = 200 * time.Millisecond // PCP sends four times, and gives up after three seconds
+	const soon = 200 * time.Millisecond // PCP sends four times, and fails after three seconds
 	n, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), FirstWait: soon})
 	if err != nil {
 		t.Fatal(err)
@@ -107,26 +107,26 @@ func newClients(t *testing.T, gw *gatewaytest.Gateway) map[string]backends.Backe
 	return map[string]backends.Backend{"natpmp": n, "pcp": p}
 }
 
-// TestOffPath: who is not the gateway cannot answer for it, not even with an
-// answer that is right but for where it comes from.
+// TestOffPath checks that responses from other hosts and ports are ignored, even if
+// only their source is wrong.
 func TestOffPath(t *testing.T) {
 	for name, from := range map[string]func(gw *gatewaytest.Gateway) netip.AddrPort{
 		"another host, the gateway's port": func(gw *gatewaytest.Gateway) netip.AddrPort {
 			return netip.AddrPortFrom(attacker, gw.Addr().Port())
 		},
-		"another host":                    func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 0) },
-		"this host":                       func(*gatewaytest.Gateway) netip.AddrPort { return anyLocalPort },
-		"another port of the gateway":     func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(gatewayAddr, 0) },
-		"the port of announcements, 5350": func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 5350) },
+		"another host":                func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 0) },
+		"this host":                   func(*gatewaytest.Gateway) netip.AddrPort { return anyLocalPort },
+		"another port of the gateway": func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(gatewayAddr, 0) },
+		"the announcement port, 5350": func(*gatewaytest.Gateway) netip.AddrPort { return netip.AddrPortFrom(attacker, 5350) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 			injectForged(t, gw, from(gw), forge)
 			if got := naiveMap(t, gw.Addr()); got != forgedPort {
-				t.Fatalf("the naive client got port %d: this is no attack", got)
+				t.Fatalf("the naive client got port %d: the attack has no effect", got)
 			}
 			if got := naiveMapPCP(t, gw.Addr()); got != forgedPort {
-				t.Fatalf("the naive client got port %d by PCP: this is no attack", got)
+				t.Fatalf("the naive client got port %d with PCP: the attack has no effect", got)
 			}
 			resetTable(t, gw, 2)
 			checkNoLeaks(t, func() { checkUnaffected(t, gw) })
@@ -134,7 +134,7 @@ func TestOffPath(t *testing.T) {
 	}
 }
 
-// checkUnaffected maps, renews and unmaps with each client, and by the facade.
+// checkUnaffected maps, renews and unmaps with each client, and with a Forwarder.
 func checkUnaffected(t *testing.T, gw *gatewaytest.Gateway) {
 	for name, b := range newClients(t, gw) {
 		addr, err := b.ExternalAddr(t.Context())
@@ -166,7 +166,7 @@ func checkUnaffected(t *testing.T, gw *gatewaytest.Gateway) {
 	}
 }
 
-// newForwarder is the facade, told of the gateway.
+// newForwarder returns a Forwarder that is configured with the gateway's address.
 func newForwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) *forward.Forwarder {
 	t.Helper()
 	config.Gateway, config.Test.SSDP = gw.Addr(), gw.SSDP()
@@ -183,13 +183,14 @@ func newForwarder(t *testing.T, gw *gatewaytest.Gateway, config forward.Config) 
 	return f
 }
 
-// TestReplay: what the gateway once said is not believed from somebody else.
+// TestReplay checks that a replayed response of the gateway is ignored if it
+// arrives from another host.
 func TestReplay(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
-	// The attacker saw a mapping granted that is no more.
-	heard := map[string][]byte{}
+	// The attacker recorded the grant of a mapping that was deleted since.
+	recorded := map[string][]byte{}
 	stop := gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Corrupt: func(b []byte) []byte {
-		heard[string(b[:2])] = b
+		recorded[string(b[:2])] = b
 		return b
 	}})
 	old := webRequest
@@ -206,17 +207,17 @@ func TestReplay(t *testing.T) {
 	stop()
 	gw.ResetStats()
 	injectForged(t, gw, netip.AddrPortFrom(attacker, gw.Addr().Port()), func(request []byte) []byte {
-		return heard[string([]byte{request[0], request[1] | 128})]
+		return recorded[string([]byte{request[0], request[1] | 128})]
 	})
 	if got := naiveMap(t, gw.Addr()); got != forgedPort {
-		t.Fatalf("the naive client got port %d: this is no attack", got)
+		t.Fatalf("the naive client got port %d: the attack has no effect", got)
 	}
 	resetTable(t, gw, 1)
 	checkNoLeaks(t, func() { checkUnaffected(t, gw) })
 }
 
-// resetTable empties the gateway's table once it has dealt with so many requests: a
-// naive client does not wait for it.
+// resetTable deletes all mappings after the gateway has handled the given number of
+// requests. A naive client does not wait for that.
 func resetTable(t *testing.T, gw *gatewaytest.Gateway, requests int) {
 	t.Helper()
 	if _, err := gw.AwaitRequests(t.Context(), requests, nil); err != nil {
@@ -225,39 +226,39 @@ func resetTable(t *testing.T, gw *gatewaytest.Gateway, requests int) {
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 }
 
-// TestMismatchedResponse: what comes from the gateway, and answers something else, is
-// not taken for the answer: the gateway is asked by other programs of this host
-// too, and an attacker can have it answer.
+// TestMismatchedResponse checks that a response from the gateway to another request
+// is ignored. Other programs on this host send requests to the gateway too, and an
+// attacker can make it respond.
 func TestMismatchedResponse(t *testing.T) {
 	for name, test := range map[string]struct {
-		naive  func(*testing.T, netip.AddrPort) uint16
-		client string
-		spoil  func(answer []byte)
+		naive   func(*testing.T, netip.AddrPort) uint16
+		client  string
+		corrupt func(answer []byte)
 	}{
 		"NAT-PMP: another internal port": {naiveMap, "natpmp", func(b []byte) { b[9]++ }},
 		"NAT-PMP: another opcode":        {naiveMap, "natpmp", func(b []byte) { b[1] = 129 }},
-		"NAT-PMP: no answer":             {naiveMap, "natpmp", func(b []byte) { b[1] &^= 128 }},
+		"NAT-PMP: not a response":        {naiveMap, "natpmp", func(b []byte) { b[1] &^= 128 }},
 		"PCP: another nonce":             {naiveMapPCP, "pcp", func(b []byte) { b[35]++ }},
 		"PCP: another internal port":     {naiveMapPCP, "pcp", func(b []byte) { b[41]++ }},
 		"PCP: another protocol":          {naiveMapPCP, "pcp", func(b []byte) { b[36] = 17 }},
 		"PCP: another opcode":            {naiveMapPCP, "pcp", func(b []byte) { b[1] = 130 }},
-		"PCP: no answer":                 {naiveMapPCP, "pcp", func(b []byte) { b[1] &^= 128 }},
+		"PCP: not a response":            {naiveMapPCP, "pcp", func(b []byte) { b[1] &^= 128 }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
-			first := func() { // of two requests for a mapping, the first gets the wrong answer
+			first := func() { // the first of two requests for a mapping gets the wrong response
 				gw.Inject(gatewaytest.Fault{
 					Times: 1, Match: func(r gatewaytest.Request) bool { return r.Op == "map" },
 					Reply: func(request []byte) [][]byte {
 						b := forge(request)
-						test.spoil(b)
+						test.corrupt(b)
 						return [][]byte{b}
 					},
 				})
 			}
 			first()
 			if got := test.naive(t, gw.Addr()); got != forgedPort {
-				t.Fatalf("the naive client got port %d: this is no attack", got)
+				t.Fatalf("the naive client got port %d: the attack has no effect", got)
 			}
 			first()
 			m, err := newClients(t, gw)[test.client].Map(t.Context(), webRequest)

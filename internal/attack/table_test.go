@@ -16,14 +16,14 @@ import (
 	"github.com/natforward/goforward/internal/attack"
 )
 
-// tableRouter is a gateway whose answers to the actions of its table are told by
-// say: nil is 401, an action that it does not know.
+// tableRouter is a gateway whose table actions are answered by respond. If it
+// returns nil, the gateway responds with fault 401 (invalid action).
 type tableRouter struct {
 	*device
 	actions map[string]*atomic.Int32
 }
 
-func startTableRouter(t *testing.T, version int, say func(action, request string) []byte) *tableRouter {
+func startTableRouter(t *testing.T, version int, respond func(action, request string) []byte) *tableRouter {
 	t.Helper()
 	r := &tableRouter{actions: map[string]*atomic.Int32{
 		"GetGenericPortMappingEntry": {}, "GetListOfPortMappings": {}, "AddPortMapping": {},
@@ -34,8 +34,8 @@ func startTableRouter(t *testing.T, version int, say func(action, request string
 		if n := r.actions[action]; n != nil {
 			n.Add(1)
 		}
-		if answer := say(action, request); answer != nil {
-			_ = d.write(conn, answer)
+		if response := respond(action, request); response != nil {
+			_ = d.write(conn, response)
 			return
 		}
 		switch action {
@@ -64,7 +64,8 @@ func (r *tableRouter) backend(t *testing.T) *upnp.Backend {
 	return b
 }
 
-// rowArguments is an entry of another host, as GetGenericPortMappingEntry tells it.
+// rowArguments returns an entry of another host, in the arguments of
+// GetGenericPortMappingEntry.
 func rowArguments(external int) []string {
 	return []string{
 		"NewRemoteHost", "", "NewExternalPort", strconv.Itoa(external), "NewProtocol", "TCP", "NewInternalPort", "80",
@@ -84,11 +85,11 @@ func respondEndlessRows(action, request string) []byte {
 	return soapResponse(action, rowArguments(1+i%65535)...)
 }
 
-// naiveReadTable reads a table until its end, or until that is enough.
-func naiveReadTable(say func(action, request string) []byte, enough int) (n int) {
-	for n < enough {
-		answer := say("GetGenericPortMappingEntry", fmt.Sprintf("<NewPortMappingIndex>%d<", n))
-		if !strings.Contains(string(answer), "NewExternalPort") {
+// naiveReadTable reads a table until its end, or until it has read limit rows.
+func naiveReadTable(respond func(action, request string) []byte, limit int) (n int) {
+	for n < limit {
+		response := respond("GetGenericPortMappingEntry", fmt.Sprintf("<NewPortMappingIndex>%d<", n))
+		if !strings.Contains(string(response), "NewExternalPort") {
 			return n
 		}
 		n++
@@ -96,11 +97,11 @@ func naiveReadTable(say func(action, request string) []byte, enough int) (n int)
 	return n
 }
 
-// TestEndlessTable: who needs to know whether a port is taken, from a gateway
-// that only tells its table from the start, does not read for ever.
+// TestEndlessTable checks a gateway that reports its table by index only, without
+// end. The backend needs to know whether a port is in use, and stops at its limit.
 func TestEndlessTable(t *testing.T) {
 	if n := naiveReadTable(respondEndlessRows, 10000); n < 10000 {
-		t.Fatalf("the naive client read %d rows: this is no attack", n)
+		t.Fatalf("the naive client read %d rows: the attack has no effect", n)
 	}
 	r := startTableRouter(t, 1, func(action, request string) []byte {
 		if action == "AddPortMapping" {
@@ -118,18 +119,18 @@ func TestEndlessTable(t *testing.T) {
 		_ = b.Close()
 	})
 	if n := r.actions["GetGenericPortMappingEntry"].Load(); n == 0 || n > 300 {
-		t.Errorf("%d rows were asked for", n)
+		t.Errorf("the backend requested %d rows", n)
 	}
 }
 
-// TestEndlessList: who lists a table that has no end gets the bound of what can be
-// of use, and whose time is over gets what there was until then.
+// TestEndlessList checks that listing a table without end stops when the context
+// ends, and yields the rows read until then.
 func TestEndlessList(t *testing.T) {
 	r := startTableRouter(t, 1, respondEndlessRows)
 	checkNoLeaks(t, func() {
 		b := r.backend(t)
-		ctx, enough := context.WithCancel(t.Context())
-		defer enough()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		n := 0
 		for _, err := range b.List(ctx) {
 			switch {
@@ -139,7 +140,7 @@ func TestEndlessList(t *testing.T) {
 				t.Error(err)
 			}
 			if n == 200 {
-				enough()
+				cancel()
 			}
 		}
 		if n != 200 {
@@ -149,11 +150,11 @@ func TestEndlessList(t *testing.T) {
 	})
 }
 
-// maxRows is more than a table that is listed can have.
+// maxRows is the largest number of rows that List reads.
 const maxRows = 8192
 
-// TestEndlessRanges: a gateway that tells its table by ranges tells of each more
-// than there can be, and the same again and again.
+// TestEndlessRanges checks a gateway that reports too many entries for each range
+// of ports, and the same entries repeatedly.
 func TestEndlessRanges(t *testing.T) {
 	var list strings.Builder
 	for i := range 256 {
@@ -167,9 +168,9 @@ func TestEndlessRanges(t *testing.T) {
 		}
 		return nil
 	})
-	// A naive client keeps all: 1024 ranges of 256 rows are a quarter of a million.
+	// A naive client keeps all rows: 1024 ranges of 256 rows are 262 144.
 	if n := 2 * 65536 / 128 * strings.Count(string(listing), "<PortMappingEntry>"); n <= maxRows {
-		t.Fatalf("%d rows: this is no attack", n)
+		t.Fatalf("%d rows: the attack has no effect", n)
 	}
 	b := r.backend(t)
 	n := 0
@@ -183,13 +184,14 @@ func TestEndlessRanges(t *testing.T) {
 	}
 }
 
-// TestWildcardDuplicate: a gateway that refuses to map an endpoint twice, and lists it
-// under external port 0, which is all of them, does not get that granted.
+// TestWildcardDuplicate checks a gateway that refuses a second mapping of an
+// endpoint, and lists the first one under external port 0, which means all ports.
+// The backend must not return this mapping.
 func TestWildcardDuplicate(t *testing.T) {
 	var mapped atomic.Bool
 	r := startTableRouter(t, 1, func(action, request string) []byte {
-		twin := append([]string(nil), rowArguments(0)...)
-		twin[7], twin[9] = "8080", "127.0.0.1"
+		duplicate := append([]string(nil), rowArguments(0)...)
+		duplicate[7], duplicate[9] = "8080", "127.0.0.1"
 		switch {
 		case action == "GetSpecificPortMappingEntry":
 			return soapFault("714", "NoSuchEntryInArray")
@@ -199,12 +201,12 @@ func TestWildcardDuplicate(t *testing.T) {
 			mapped.Store(true)
 			return soapResponse(action)
 		case action == "GetGenericPortMappingEntry":
-			return soapResponse(action, twin...)
+			return soapResponse(action, duplicate...)
 		}
 		return nil
 	})
-	if twin := rowArguments(0); twin[3] != "0" { // which a naive client takes over
-		t.Fatal("this is no attack")
+	if duplicate := rowArguments(0); duplicate[3] != "0" { // the port that a naive client takes over
+		t.Fatal("the attack has no effect")
 	}
 	b := r.backend(t)
 	forever := webRequest
