@@ -12,26 +12,26 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// bound ends a test that waits for something that does not come. Nothing is
-// measured by it.
-const bound = 30 * time.Second
+// testTimeout ends a test that waits for an event that does not occur. No test
+// measures it.
+const testTimeout = 30 * time.Second
 
-// testEverything shows that port 0 and protocol 0, which mean everything on
-// some wires, never get there.
-func testEverything(t *testing.T, f Fixture) {
-	need(t, f.Requests != nil, "count requests")
-	kept := mustMap(t, f, request(backends.TCP, 6881, 0))
+// testWildcards checks that port 0 and protocol 0 are never sent: in some protocols
+// they mean all ports and all protocols.
+func testWildcards(t *testing.T, f Fixture) {
+	requireSupport(t, f.Requests != nil, "count requests")
+	existing := mustMap(t, f, request(backends.TCP, 6881, 0))
 	before := f.Requests(t)
 	for name, call := range map[string]func() error{
-		"Map port 0":        func() error { _, err := f.Backend.Map(t.Context(), request(backends.TCP, 0, 0)); return err },
-		"Map protocol 0":    func() error { _, err := f.Backend.Map(t.Context(), request(0, 6881, 0)); return err },
-		"Unmap port 0":      func() error { return f.Backend.Unmap(t.Context(), wildcard(kept, kept.Protocol, 0)) },
-		"Unmap protocol 0":  func() error { return f.Backend.Unmap(t.Context(), wildcard(kept, 0, 6881)) },
-		"Renew port 0":      func() error { return renew(t, f, wildcard(kept, kept.Protocol, 0)) },
-		"Renew protocol 0":  func() error { return renew(t, f, wildcard(kept, 0, 6881)) },
-		"Unmap nothing":     func() error { return f.Backend.Unmap(t.Context(), backends.Mapping{}) },
-		"Supports port 0":   func() error { return f.Backend.Supports(request(backends.TCP, 0, 0)) },
-		"negative lifetime": func() error { return mapFor(t, f, -time.Second) },
+		"Map port 0":         func() error { _, err := f.Backend.Map(t.Context(), request(backends.TCP, 0, 0)); return err },
+		"Map protocol 0":     func() error { _, err := f.Backend.Map(t.Context(), request(0, 6881, 0)); return err },
+		"Unmap port 0":       func() error { return f.Backend.Unmap(t.Context(), withWildcard(existing, existing.Protocol, 0)) },
+		"Unmap protocol 0":   func() error { return f.Backend.Unmap(t.Context(), withWildcard(existing, 0, 6881)) },
+		"Renew port 0":       func() error { return renew(t, f, withWildcard(existing, existing.Protocol, 0)) },
+		"Renew protocol 0":   func() error { return renew(t, f, withWildcard(existing, 0, 6881)) },
+		"Unmap zero mapping": func() error { return f.Backend.Unmap(t.Context(), backends.Mapping{}) },
+		"Supports port 0":    func() error { return f.Backend.Supports(request(backends.TCP, 0, 0)) },
+		"negative lifetime":  func() error { return mapFor(t, f, -time.Second) },
 	} {
 		if err := call(); !errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
@@ -40,10 +40,10 @@ func testEverything(t *testing.T, f Fixture) {
 	if after := f.Requests(t); after != before {
 		t.Errorf("%d requests reached the gateway", after-before)
 	}
-	mustHave(t, f, rowOf(kept))
+	requireTable(t, f, rowOf(existing))
 }
 
-func wildcard(m backends.Mapping, p backends.Protocol, port uint16) backends.Mapping {
+func withWildcard(m backends.Mapping, p backends.Protocol, port uint16) backends.Mapping {
 	m.Protocol, m.Internal = p, netip.AddrPortFrom(m.Internal.Addr(), port)
 	return m
 }
@@ -61,20 +61,20 @@ func mapFor(t *testing.T, f Fixture, d time.Duration) error {
 }
 
 func testRefusal(t *testing.T, f Fixture) {
-	need(t, f.Refuse != nil, "refuse")
+	requireSupport(t, f.Refuse != nil, "make the gateway refuse")
 	f.Refuse(t)
 	m, err := f.Backend.Map(t.Context(), request(backends.TCP, 6881, 0))
 	if !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("Map: %v, %v; want ErrNotAuthorized", m, err)
 	}
-	mustHave(t, f)
+	requireTable(t, f)
 }
 
 func testSilence(t *testing.T, f Fixture) {
-	need(t, f.Silence != nil, "fall silent")
+	requireSupport(t, f.Silence != nil, "silence the gateway")
 	m := mustMap(t, f, request(backends.TCP, 6881, 0))
 	f.Silence(t)
-	ctx, cancel := context.WithTimeout(t.Context(), bound)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	for name, call := range map[string]func() error{
 		"ExternalAddr": func() error { _, err := f.Backend.ExternalAddr(ctx); return err },
@@ -83,23 +83,23 @@ func testSilence(t *testing.T, f Fixture) {
 	} {
 		err := call()
 		if !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: %v, want ErrNoReply by the backend's own patience", name, err)
+			t.Errorf("%s: %v, want ErrNoReply from the backend's own timeout", name, err)
 		}
 	}
 }
 
 func testDeadline(t *testing.T, f Fixture) {
-	need(t, f.Silence != nil, "fall silent")
+	requireSupport(t, f.Silence != nil, "silence the gateway")
 	f.Silence(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	if _, err := f.Backend.Map(ctx, request(backends.TCP, 6881, 0)); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Map past the caller's deadline: %v, want DeadlineExceeded", err)
+		t.Errorf("Map after the caller's deadline: %v, want DeadlineExceeded", err)
 	}
 }
 
 func testCancelled(t *testing.T, f Fixture) {
-	need(t, f.Requests != nil, "count requests")
+	requireSupport(t, f.Requests != nil, "count requests")
 	m := mustMap(t, f, request(backends.TCP, 6881, 0))
 	before := f.Requests(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -125,9 +125,9 @@ func testCancelled(t *testing.T, f Fixture) {
 func testConcurrent(t *testing.T, f Fixture) {
 	const callers = 20
 	var (
-		wg sync.WaitGroup
-		mu sync.Mutex
-		by = map[uint16]backends.Mapping{}
+		wg       sync.WaitGroup
+		mu       sync.Mutex
+		mappings = map[uint16]backends.Mapping{}
 	)
 	for i := range uint16(callers) {
 		wg.Go(func() {
@@ -139,20 +139,20 @@ func testConcurrent(t *testing.T, f Fixture) {
 				return
 			}
 			if m.Internal.Port() != 7000+i {
-				t.Errorf("asked for port %d, got %d", 7000+i, m.Internal.Port())
+				t.Errorf("requested port %d, got %d", 7000+i, m.Internal.Port())
 			}
-			by[m.External.Port()] = m
+			mappings[m.External.Port()] = m
 		})
 	}
 	wg.Wait()
 	var want []Row
-	for _, m := range by {
+	for _, m := range mappings {
 		want = append(want, rowOf(m))
 	}
 	if len(want) != callers {
 		t.Errorf("%d external ports for %d mappings", len(want), callers)
 	}
-	mustHave(t, f, want...)
+	requireTable(t, f, want...)
 }
 
 func testClose(t *testing.T, f Fixture) {
@@ -168,11 +168,11 @@ func testClose(t *testing.T, f Fixture) {
 	if err := f.Backend.Unmap(t.Context(), m); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Unmap after Close: %v, want net.ErrClosed", err)
 	}
-	mustHave(t, f, rowOf(m))
+	requireTable(t, f, rowOf(m))
 }
 
 func testCloseDuringCall(t *testing.T, f Fixture) {
-	need(t, f.Silence != nil, "fall silent")
+	requireSupport(t, f.Silence != nil, "silence the gateway")
 	f.Silence(t)
 	result := make(chan error, 1)
 	go func() {
@@ -187,7 +187,7 @@ func testCloseDuringCall(t *testing.T, f Fixture) {
 		if !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Map during Close: %v, want net.ErrClosed", err)
 		}
-	case <-time.After(bound):
+	case <-time.After(testTimeout):
 		t.Fatal("Map did not return after Close")
 	}
 }

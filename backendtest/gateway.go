@@ -13,8 +13,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// OnGateway is the fixture of a backend that talks to a gateway in this
-// process. The result code is the protocol's for a refusal by policy.
+// OnGateway returns the fixture of a backend that uses a gateway in this process.
+// refusal is the protocol's result code for a refusal by policy.
 func OnGateway(gw *gatewaytest.Gateway, b backends.Backend, refusal int) Fixture {
 	return Fixture{
 		Backend:  b,
@@ -27,7 +27,7 @@ func OnGateway(gw *gatewaytest.Gateway, b backends.Backend, refusal int) Fixture
 			return out
 		},
 		Requests: func(*testing.T) int { return len(gw.Requests()) },
-		Reaches:  func(t *testing.T, m backends.Mapping) bool { return reaches(t, gw, m) },
+		Reaches:  func(t *testing.T, m backends.Mapping) bool { return echoesThrough(t, gw, m) },
 		Occupy: func(t *testing.T, p backends.Protocol, port uint16) {
 			if err := gw.AddMapping(gatewaytest.Entry{
 				Protocol: p,
@@ -48,10 +48,11 @@ func OnGateway(gw *gatewaytest.Gateway, b backends.Backend, refusal int) Fixture
 	}
 }
 
-// reaches sends bytes in through a mapping to a server that echoes them.
-func reaches(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) bool {
+// echoesThrough sends bytes from outside through a mapping to an echo server, and
+// reports whether they return.
+func echoesThrough(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) bool {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), bound)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	defer echo(ctx, t, m.Protocol.String(), m.Internal.String())()
 	conn, err := gw.Dial(ctx, m.Protocol.String(), m.External.String())
@@ -70,13 +71,13 @@ func reaches(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) bool {
 	return err == nil && slices.Equal(got, sent)
 }
 
-// echo answers a connection, or datagrams, with what came.
+// echo starts a server that echoes one TCP connection, or all datagrams.
 func echo(ctx context.Context, t *testing.T, network, addr string) (stop func()) {
 	t.Helper()
 	var lc net.ListenConfig
 	if network == backends.UDP.String() {
-		pc := onceFree(ctx, t, func() (net.PacketConn, error) { return lc.ListenPacket(ctx, network, addr) })
-		return untilClosed(pc, func() {
+		pc := listenWhenFree(ctx, t, func() (net.PacketConn, error) { return lc.ListenPacket(ctx, network, addr) })
+		return serveUntilClosed(pc, func() {
 			buf := make([]byte, 1500)
 			for {
 				n, from, err := pc.ReadFrom(buf)
@@ -87,8 +88,8 @@ func echo(ctx context.Context, t *testing.T, network, addr string) (stop func())
 			}
 		})
 	}
-	ln := onceFree(ctx, t, func() (net.Listener, error) { return lc.Listen(ctx, network, addr) })
-	return untilClosed(ln, func() {
+	ln := listenWhenFree(ctx, t, func() (net.Listener, error) { return lc.Listen(ctx, network, addr) })
+	return serveUntilClosed(ln, func() {
 		conn, err := ln.Accept()
 		if err != nil {
 			return
@@ -98,9 +99,10 @@ func echo(ctx context.Context, t *testing.T, network, addr string) (stop func())
 	})
 }
 
-// onceFree listens on an address as soon as it is free: the same tests of another package,
-// in a process that runs beside this one, use it for a moment.
-func onceFree[S io.Closer](ctx context.Context, t *testing.T, listen func() (S, error)) S {
+// listenWhenFree listens on an address as soon as it is free. The same tests of
+// another package, which run in parallel in another process, use it for short
+// times.
+func listenWhenFree[S io.Closer](ctx context.Context, t *testing.T, listen func() (S, error)) S {
 	t.Helper()
 	for {
 		socket, err := listen()
@@ -115,9 +117,9 @@ func onceFree[S io.Closer](ctx context.Context, t *testing.T, listen func() (S, 
 	}
 }
 
-// untilClosed serves until the function that it returns closes the socket, which
-// waits for it.
-func untilClosed(socket io.Closer, serve func()) (stop func()) {
+// serveUntilClosed runs serve in a goroutine. The function that it returns closes
+// the socket and waits for serve to return.
+func serveUntilClosed(socket io.Closer, serve func()) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

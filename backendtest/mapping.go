@@ -10,7 +10,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// request is what most tests ask for.
+// request returns the request that most tests use.
 func request(p backends.Protocol, internal, external uint16) backends.Request {
 	return backends.Request{
 		Protocol:    p,
@@ -21,8 +21,8 @@ func request(p backends.Protocol, internal, external uint16) backends.Request {
 	}
 }
 
-// mustMap maps what the request asks for and checks what came of it, by the
-// contract and by the gateway's table.
+// mustMap maps the request, and checks the mapping against the contract and the
+// gateway's table.
 func mustMap(t *testing.T, f Fixture, r backends.Request) backends.Mapping {
 	t.Helper()
 	if err := f.Backend.Supports(r); err != nil {
@@ -48,7 +48,7 @@ func checkMapping(t *testing.T, f Fixture, r backends.Request, m backends.Mappin
 	case !m.Gateway.IsValid():
 		t.Error("no Gateway")
 	case m.Protocol != r.Protocol || m.Internal.Port() != r.Internal.Port():
-		t.Errorf("mapped %v port %d, asked for %v port %d", m.Protocol, m.Internal.Port(), r.Protocol, r.Internal.Port())
+		t.Errorf("mapped %v port %d, requested %v port %d", m.Protocol, m.Internal.Port(), r.Protocol, r.Internal.Port())
 	case !m.Internal.Addr().IsValid() || m.Internal.Addr().IsUnspecified():
 		t.Errorf("Internal is %v, want this host's address", m.Internal)
 	case m.External.Addr() != f.External:
@@ -61,10 +61,10 @@ func checkMapping(t *testing.T, f Fixture, r backends.Request, m backends.Mappin
 		t.Errorf("Granted is %v, before or after the call", m.Granted)
 	}
 	if row := rowOf(m); !slices.Contains(f.Table(t), row) {
-		t.Errorf("the gateway has %v, want %v among it", f.Table(t), row)
+		t.Errorf("the gateway has %v, want it to include %v", f.Table(t), row)
 	}
 	if f.Reaches != nil && !f.Reaches(t, m) {
-		t.Errorf("no bytes come in through %v", m.External)
+		t.Errorf("no bytes arrive through %v", m.External)
 	}
 }
 
@@ -72,8 +72,9 @@ func rowOf(m backends.Mapping) Row {
 	return Row{m.Protocol, m.External.Port(), m.Internal.Port()}
 }
 
-// mustHave checks the gateway's whole table, in any order.
-func mustHave(t *testing.T, f Fixture, want ...Row) {
+// requireTable checks that the gateway's table has exactly the given rows, in any
+// order.
+func requireTable(t *testing.T, f Fixture, want ...Row) {
 	t.Helper()
 	got := f.Table(t)
 	missing := slices.DeleteFunc(slices.Clone(want), func(r Row) bool { return slices.Contains(got, r) })
@@ -85,7 +86,7 @@ func mustHave(t *testing.T, f Fixture, want ...Row) {
 func testMap(t *testing.T, f Fixture) {
 	tcp := mustMap(t, f, request(backends.TCP, 6881, 0))
 	udp := mustMap(t, f, request(backends.UDP, 6881, 0))
-	mustHave(t, f, rowOf(tcp), rowOf(udp))
+	requireTable(t, f, rowOf(tcp), rowOf(udp))
 }
 
 func testExternalAddr(t *testing.T, f Fixture) {
@@ -94,25 +95,25 @@ func testExternalAddr(t *testing.T, f Fixture) {
 	}
 }
 
-func testWishHonoured(t *testing.T, f Fixture) {
+func testSuggestedPort(t *testing.T, f Fixture) {
 	if m := mustMap(t, f, request(backends.TCP, 6881, 6999)); m.External.Port() != 6999 {
-		t.Errorf("port %d, want the free 6999", m.External.Port())
+		t.Errorf("port %d, want the suggested 6999", m.External.Port())
 	}
 }
 
-func testWishReplaced(t *testing.T, f Fixture) {
-	need(t, f.Occupy != nil, "give a port to another host")
+func testSuggestedPortTaken(t *testing.T, f Fixture) {
+	requireSupport(t, f.Occupy != nil, "map a port to another host")
 	f.Occupy(t, backends.TCP, 6999)
 	m, err := f.Backend.Map(t.Context(), request(backends.TCP, 6881, 6999))
 	if errors.Is(err, backends.ErrConflict) {
-		return // the protocol leaves the choice to the caller
+		return // the protocol leaves the choice of another port to the caller
 	}
 	if err != nil || m.External.Port() == 6999 {
-		t.Errorf("Map with a taken wish: port %d, %v", m.External.Port(), err)
+		t.Errorf("Map with a suggested port that is in use: port %d, %v", m.External.Port(), err)
 	}
 }
 
-func testExactHonoured(t *testing.T, f Fixture) {
+func testExactPort(t *testing.T, f Fixture) {
 	r := request(backends.TCP, 6881, 6999)
 	r.Exact = true
 	if m := mustMap(t, f, r); m.External.Port() != 6999 {
@@ -121,7 +122,7 @@ func testExactHonoured(t *testing.T, f Fixture) {
 }
 
 func testExactConflict(t *testing.T, f Fixture) {
-	need(t, f.Occupy != nil, "give a port to another host")
+	requireSupport(t, f.Occupy != nil, "map a port to another host")
 	f.Occupy(t, backends.TCP, 6999)
 	before := f.Table(t)
 	r := request(backends.TCP, 6881, 6999)
@@ -129,7 +130,7 @@ func testExactConflict(t *testing.T, f Fixture) {
 	if m, err := f.Backend.Map(t.Context(), r); !errors.Is(err, backends.ErrConflict) {
 		t.Errorf("Map: %v, %v; want ErrConflict", m, err)
 	}
-	mustHave(t, f, before...)
+	requireTable(t, f, before...)
 }
 
 func testRenewInPlace(t *testing.T, f Fixture) {
@@ -137,34 +138,34 @@ func testRenewInPlace(t *testing.T, f Fixture) {
 	m := mustMap(t, f, r)
 	r.Lifetime = 20 * time.Minute
 	before := time.Now()
-	again, err := f.Backend.Renew(t.Context(), m, r)
+	renewed, err := f.Backend.Renew(t.Context(), m, r)
 	if err != nil {
 		t.Fatalf("Renew: %v", err)
 	}
-	checkMapping(t, f, r, again, before)
-	if again.External != m.External {
-		t.Errorf("renewed as %v, was %v", again.External, m.External)
+	checkMapping(t, f, r, renewed, before)
+	if renewed.External != m.External {
+		t.Errorf("renewed as %v, want %v", renewed.External, m.External)
 	}
-	if again.Lifetime <= m.Lifetime {
-		t.Errorf("renewed for %v after %v, want the longer lifetime", again.Lifetime, m.Lifetime)
+	if renewed.Lifetime <= m.Lifetime {
+		t.Errorf("renewed for %v after %v, want a longer lifetime", renewed.Lifetime, m.Lifetime)
 	}
-	mustHave(t, f, rowOf(m))
+	requireTable(t, f, rowOf(m))
 }
 
 func testRenewAfterExpiry(t *testing.T, f Fixture) {
-	need(t, f.Pass != nil, "let time pass")
+	requireSupport(t, f.Pass != nil, "advance the gateway's time")
 	r := request(backends.TCP, 6881, 6999)
 	r.Lifetime = 5 * time.Second
 	m := mustMap(t, f, r)
 	f.Pass(t, m.Lifetime+time.Second)
-	mustHave(t, f)
+	requireTable(t, f)
 	before := time.Now()
-	again, err := f.Backend.Renew(t.Context(), m, r)
+	renewed, err := f.Backend.Renew(t.Context(), m, r)
 	if err != nil {
 		t.Fatalf("Renew: %v", err)
 	}
-	checkMapping(t, f, r, again, before)
-	mustHave(t, f, rowOf(again))
+	checkMapping(t, f, r, renewed, before)
+	requireTable(t, f, rowOf(renewed))
 }
 
 func testUnmapTwice(t *testing.T, f Fixture) {
@@ -173,18 +174,18 @@ func testUnmapTwice(t *testing.T, f Fixture) {
 		if err := f.Backend.Unmap(t.Context(), m); err != nil {
 			t.Errorf("Unmap: %v", err)
 		}
-		mustHave(t, f)
+		requireTable(t, f)
 	}
 	if f.Reaches != nil && f.Reaches(t, m) {
-		t.Error("bytes still come in after Unmap")
+		t.Error("bytes still arrive after Unmap")
 	}
 }
 
 func testUnmapOne(t *testing.T, f Fixture) {
-	gone := mustMap(t, f, request(backends.TCP, 6881, 0))
+	deleted := mustMap(t, f, request(backends.TCP, 6881, 0))
 	other := mustMap(t, f, request(backends.TCP, 6882, 0))
-	if err := f.Backend.Unmap(t.Context(), gone); err != nil {
+	if err := f.Backend.Unmap(t.Context(), deleted); err != nil {
 		t.Errorf("Unmap: %v", err)
 	}
-	mustHave(t, f, rowOf(other))
+	requireTable(t, f, rowOf(other))
 }

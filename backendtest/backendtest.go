@@ -1,13 +1,13 @@
-// Package backendtest is the conformance suite of package backends: what any
-// Backend must do, on whatever gateway it is run.
+// Package backendtest is the conformance suite of package backends: it checks what
+// every Backend must do, on any gateway.
 //
 //	func TestContract(t *testing.T) {
 //		backendtest.Run(t, func(t *testing.T) backendtest.Fixture { … })
 //	}
 //
-// Each test gets a fixture of its own: a backend and a gateway with an empty
-// table. What the suite cannot do to the gateway (a nil field of [Fixture]) is
-// skipped, and said so.
+// Each test gets its own fixture: a backend and a gateway with an empty table. A
+// test that needs a field of [Fixture] that is nil is skipped, and its output says
+// why.
 package backendtest
 
 import (
@@ -18,27 +18,29 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// Fixture is a backend, and what the suite can do to its gateway.
+// Fixture is a backend under test, and the functions with which the suite controls
+// and observes its gateway.
 type Fixture struct {
-	// Backend is the one under test. Its patience with a silent gateway should
-	// be a second or so. The suite closes it.
+	// Backend is the backend under test. It should report ErrNoReply after about
+	// one second if the gateway is silent. The suite closes it.
 	Backend backends.Backend
 	// External is the gateway's external address.
 	External netip.Addr
-	// Table returns what the gateway forwards, of whatever host. Required: what
-	// the gateway has counts, not what the backend says.
+	// Table returns the entries that the gateway forwards, for all hosts. It is
+	// required: the suite checks the gateway's table, not only what the backend
+	// reports.
 	Table func(*testing.T) []Row
 	// Requests returns how many requests the gateway has received.
 	Requests func(*testing.T) int
-	// Reaches reports whether bytes from outside come in through the mapping.
+	// Reaches reports whether bytes from outside arrive through the mapping.
 	Reaches func(*testing.T, backends.Mapping) bool
-	// Occupy gives an external port to another host.
+	// Occupy maps an external port to another host.
 	Occupy func(*testing.T, backends.Protocol, uint16)
-	// Pass lets time pass at the gateway, at least so much.
+	// Pass advances the gateway's time by at least the duration.
 	Pass func(*testing.T, time.Duration)
-	// Refuse makes the gateway refuse mappings by policy from now on.
+	// Refuse makes the gateway refuse all later mappings by policy.
 	Refuse func(*testing.T)
-	// Silence makes the gateway answer nothing from now on.
+	// Silence makes the gateway ignore all later requests.
 	Silence func(*testing.T)
 }
 
@@ -49,7 +51,7 @@ type Row struct {
 	InternalPort uint16
 }
 
-// Run runs the suite.
+// Run runs the suite. It calls start for each test.
 func Run(t *testing.T, start func(*testing.T) Fixture) {
 	for _, test := range []struct {
 		name string
@@ -57,15 +59,15 @@ func Run(t *testing.T, start func(*testing.T) Fixture) {
 	}{
 		{"Map", testMap},
 		{"ExternalAddr", testExternalAddr},
-		{"WishHonoured", testWishHonoured},
-		{"WishReplaced", testWishReplaced},
-		{"ExactHonoured", testExactHonoured},
+		{"SuggestedPort", testSuggestedPort},
+		{"SuggestedPortTaken", testSuggestedPortTaken},
+		{"ExactPort", testExactPort},
 		{"ExactConflict", testExactConflict},
 		{"RenewInPlace", testRenewInPlace},
 		{"RenewAfterExpiry", testRenewAfterExpiry},
 		{"UnmapTwice", testUnmapTwice},
 		{"UnmapOne", testUnmapOne},
-		{"Everything", testEverything},
+		{"Wildcards", testWildcards},
 		{"Refusal", testRefusal},
 		{"Silence", testSilence},
 		{"Deadline", testDeadline},
@@ -86,10 +88,10 @@ func Run(t *testing.T, start func(*testing.T) Fixture) {
 	}
 }
 
-// need skips where the fixture cannot do something.
-func need(t *testing.T, can bool, what string) {
+// requireSupport skips the test if the fixture does not support an operation.
+func requireSupport(t *testing.T, supported bool, what string) {
 	t.Helper()
-	if !can {
+	if !supported {
 		t.Skipf("this fixture cannot %s", what)
 	}
 }
