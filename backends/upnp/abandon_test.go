@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// A request that is given up is reset, so that no kernel delivers what is left of
-// it when the line is up again; one that is answered ends in peace.
+// TestCancelledRequestIsReset checks that a cancelled request resets its
+// connection, so that no kernel delivers the rest of it after a broken link
+// recovers. A request that got its response closes the connection normally.
 func TestCancelledRequestIsReset(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -29,12 +30,12 @@ func TestCancelledRequestIsReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-ends; errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("what was answered ended with %v", err)
+		t.Errorf("the connection of the completed request ended with %v", err)
 	}
 	if _, err := c.ExternalAddr(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("ExternalAddr: %v", err)
 	}
 	if err := <-ends; !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("what was given up ended with %v, want a reset", err)
+		t.Errorf("the connection of the cancelled request ended with %v, want a reset", err)
 	}
 }

@@ -18,7 +18,7 @@ import (
 
 var addresses = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
 
-// asked is the arguments of the server's last request.
+// lastArguments returns the arguments of the last request that the server received.
 func lastArguments(t *testing.T, s *rawServer) string {
 	t.Helper()
 	all := s.received()
@@ -31,7 +31,7 @@ func lastArguments(t *testing.T, s *rawServer) string {
 	return arguments
 }
 
-// elements are name, value pairs as elements.
+// elements returns XML elements for pairs of name and value.
 func elements(pairs ...string) string {
 	var b strings.Builder
 	for i := 0; i < len(pairs); i += 2 {
@@ -52,13 +52,13 @@ func TestExternalAddr(t *testing.T) {
 			t.Errorf("%q: %v, %v; want %v", reported, got, err, want)
 		}
 		if got := lastArguments(t, s); got != "" {
-			t.Errorf("asked %s", got)
+			t.Errorf("arguments %s", got)
 		}
 	}
 	for name, a := range map[string]string{"empty": ok(""), "nothing in it": ok(`<s:Envelope xmlns:s="x"><s:Body/></s:Envelope>`)} {
 		s := serveRaw(t, respondWith(a))
 		if got, err := s.client(t, ip1, ClientConfig{}).ExternalAddr(t.Context()); !errors.Is(err, backends.ErrMalformed) {
-			t.Errorf("%s: %v, %v", name, got, err)
+			t.Errorf("%s: %v, %v, want ErrMalformed", name, got, err)
 		}
 	}
 }
@@ -91,7 +91,7 @@ func TestPortMapping(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if got := lastArguments(t, s); got != elements("NewRemoteHost", "198.51.100.9", "NewExternalPort", "8080", "NewProtocol", "TCP") {
-		t.Errorf("asked %s", got)
+		t.Errorf("arguments %s", got)
 	}
 }
 
@@ -107,7 +107,7 @@ func TestPortMappingAt(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if got := lastArguments(t, s); got != elements("NewPortMappingIndex", "7") {
-		t.Errorf("asked %s", got)
+		t.Errorf("arguments %s", got)
 	}
 	for i, bad := range map[int]string{3: "65536", 5: "both", 7: "-1"} {
 		malformed := append([]string(nil), entry...)
@@ -135,11 +135,11 @@ func TestDeletePortMapping(t *testing.T) {
 		t.Error(err)
 	}
 	if got := lastArguments(t, s); got != elements("NewRemoteHost", "", "NewExternalPort", "6881", "NewProtocol", "UDP") {
-		t.Errorf("asked %s", got)
+		t.Errorf("arguments %s", got)
 	}
 }
 
-// listing is the inner document of GetListOfPortMappings as the standard has it.
+// listing is the inner document of GetListOfPortMappings in its standard form.
 const listing = `<?xml version="1.0"?>
 <p:PortMappingList xmlns:p="urn:schemas-upnp-org:gw:WANIPConnection" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
 <p:PortMappingEntry><p:NewRemoteHost></p:NewRemoteHost><p:NewExternalPort>6881</p:NewExternalPort><p:NewProtocol>TCP</p:NewProtocol><p:NewInternalPort>6882</p:NewInternalPort><p:NewInternalClient>192.168.1.11</p:NewInternalClient><p:NewEnabled>1</p:NewEnabled><p:NewDescription>a&lt;b</p:NewDescription><p:NewLeaseTime>60</p:NewLeaseTime></p:PortMappingEntry>
@@ -163,16 +163,17 @@ func TestPortMappings(t *testing.T) {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
 		}
 		if got := lastArguments(t, s); got != elements("NewStartPort", "6881", "NewEndPort", "7008", "NewProtocol", "TCP", "NewManage", "1", "NewNumberOfPorts", "128") {
-			t.Errorf("asked %s", got)
+			t.Errorf("arguments %s", got)
 		}
 	}
 	s := serveRaw(t, respondWith(status(500, `<Envelope><Body><Fault><detail><UPnPError><errorCode>730</errorCode></UPnPError></detail></Fault></Body></Envelope>`)))
 	if got, err := s.client(t, ip1, ClientConfig{}).PortMappings(t.Context(), backends.TCP, 1, 1); err != nil || got != nil {
-		t.Errorf("none: %v, %v", got, err)
+		t.Errorf("empty listing: %v, %v", got, err)
 	}
 }
 
-// TestLongListing: a listing of all that may be asked for is read, escaped or not.
+// TestLongListing checks that the largest listing that can be requested is read,
+// escaped or not.
 func TestLongListing(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("<list>")
@@ -190,8 +191,8 @@ func TestLongListing(t *testing.T) {
 	}
 }
 
-// TestPortListingPrefixes: of a listing that breaks off, entries are there
-// whole or not at all.
+// TestPortListingPrefixes checks that a truncated listing yields only complete
+// entries.
 func TestPortListingPrefixes(t *testing.T) {
 	all, err := parsePortListing([]byte(listing))
 	if err != nil || len(all) != 2 {
@@ -229,13 +230,13 @@ func TestPinholes(t *testing.T) {
 		t.Errorf("added %d, %v", id, err)
 	}
 	if got := lastArguments(t, s); got != elements("RemoteHost", "", "RemotePort", "0", "InternalClient", "2001:db8::10", "InternalPort", "8080", "Protocol", "17", "LeaseTime", "3600") {
-		t.Errorf("asked %s", got)
+		t.Errorf("arguments %s", got)
 	}
 	if err := c.UpdatePinhole(ctx, id, time.Minute+1); err != nil {
 		t.Errorf("updated: %v", err)
 	}
 	if got := lastArguments(t, s); got != elements("UniqueID", "65535", "NewLeaseTime", "61") {
-		t.Errorf("asked %s", got)
+		t.Errorf("arguments %s", got)
 	}
 	if working, err := c.PinholeWorking(ctx, id); err != nil || !working {
 		t.Errorf("working %v, %v", working, err)
@@ -245,14 +246,14 @@ func TestPinholes(t *testing.T) {
 	}
 	request.Remote = netip.MustParseAddrPort("[2001:db8:1::9]:53")
 	if _, err := c.AddPinhole(ctx, request); !errors.Is(err, backends.ErrMalformed) {
-		t.Errorf("an id out of range: %v", err)
+		t.Errorf("ID out of range: %v", err)
 	}
 	if got := lastArguments(t, s); !strings.HasPrefix(got, elements("RemoteHost", "2001:db8:1::9", "RemotePort", "53")) {
-		t.Errorf("asked %s", got)
+		t.Errorf("arguments %s", got)
 	}
 }
 
-// TestInvalid: what makes no sense is not sent.
+// TestInvalid checks that invalid arguments are rejected without a request.
 func TestInvalid(t *testing.T) {
 	s := serveRaw(t, respondWith(ok("")))
 	c := s.client(t, ip1, ClientConfig{})
@@ -300,7 +301,7 @@ func TestInvalid(t *testing.T) {
 		"pinhole protocol": pinhole(func(p *Pinhole) { p.Protocol = 0 }),
 		"pinhole address":  pinhole(func(p *Pinhole) { p.Internal = netip.MustParseAddrPort("[::]:1") }),
 		"pinhole lease":    pinhole(func(p *Pinhole) { p.Lease = 0 }),
-		"for ever":         pinhole(func(p *Pinhole) { p.Lease = backends.Forever }),
+		"infinite lease":   pinhole(func(p *Pinhole) { p.Lease = backends.Forever }),
 		"update lease":     func(ctx context.Context) error { return c.UpdatePinhole(ctx, 1, -time.Second) },
 	} {
 		if err := do(t.Context()); !errors.Is(err, backends.ErrInvalid) {

@@ -10,8 +10,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// TestTruncatedResponse: an answer that breaks off is never taken for one that is
-// whole.
+// TestTruncatedResponse checks that a truncated response is never taken for a
+// complete one.
 func TestTruncatedResponse(t *testing.T) {
 	whole := ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")))
 	call := soapCall{service: ip1, action: "GetExternalIPAddress"}
@@ -30,7 +30,7 @@ func TestTruncatedResponse(t *testing.T) {
 		}
 		noOutputCall := soapCall{service: ip1, action: "AddPortMapping", noOutput: true}
 		if envelope, _, _ := noOutputCall.normalise(resp); envelope != nil {
-			t.Errorf("%d bytes are a success: %q", n, envelope)
+			t.Errorf("%d bytes count as a success: %q", n, envelope)
 		}
 	}
 }
@@ -56,7 +56,7 @@ func TestReadResponse(t *testing.T) {
 			t.Errorf("%q: %d %q %v, %v", in, got.status, got.body, got.truncated, err)
 		}
 		if tooLong := strings.Contains(in, "envelope"); tooLong != (overruns == 1) {
-			t.Errorf("%q: waited %d times for more than announced", in, overruns)
+			t.Errorf("%q: onOverrun was called %d times", in, overruns)
 		}
 	}
 }

@@ -22,7 +22,8 @@ var testMapping = PortMapping{
 	Enabled: true, Description: "gomap", Lease: time.Hour,
 }
 
-// testMappingBody is the body of AddPortMapping of gomap, as the standard has it.
+// testMappingBody is the body of an AddPortMapping request for testMapping, in its
+// standard form.
 const testMappingBody = `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:AddPortMapping xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1"><NewRemoteHost></NewRemoteHost><NewExternalPort>6881</NewExternalPort><NewProtocol>UDP</NewProtocol><NewInternalPort>6881</NewInternalPort><NewInternalClient>192.168.1.10</NewInternalClient><NewEnabled>1</NewEnabled><NewPortMappingDescription>gomap</NewPortMappingDescription><NewLeaseDuration>3600</NewLeaseDuration></u:AddPortMapping></s:Body></s:Envelope>`
 
 func TestRequestBytes(t *testing.T) {
@@ -44,7 +45,7 @@ func TestRequestBytes(t *testing.T) {
 	}
 }
 
-// TestFaults: in whatever shape a device says 725, it is read.
+// TestFaults checks that fault 725 is recognised in all forms that devices send.
 func TestFaults(t *testing.T) {
 	const plain = `<s:Fault><faultcode>s:Client</faultcode><faultstring>UPnPError</faultstring><detail><UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>725</errorCode><errorDescription>OnlyPermanentLeasesSupported</errorDescription></UPnPError></detail></s:Fault>`
 	envelope := func(prefix, inner string) string {
@@ -79,7 +80,7 @@ func TestFaults(t *testing.T) {
 		"folded":               fmt.Sprintf("HTTP/1.1 500 X\r\nServer: a\r\n b: c\r\nContent-Length:\r\n %d\r\n\r\n%s", len(standard), standard),
 		"length too short":     "HTTP/1.1 500 X\r\nContent-Length: 100\r\n\r\n" + standard,
 		"length too long":      "HTTP/1.1 500 X\r\nContent-Length: 10000\r\n\r\n" + standard,
-		"length nonsense":      "HTTP/1.1 500 X\r\nContent-Length: -1\r\n\r\n" + standard,
+		"invalid length":       "HTTP/1.1 500 X\r\nContent-Length: -1\r\n\r\n" + standard,
 		"chunked":              "HTTP/1.1 500 X\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(standard, 7, "\r\n"),
 		"chunked, LF, trailer": "HTTP/1.1 500 X\nTransfer-Encoding: Chunked\n\n" + chunked(standard, 64, "\n") + "X: y\n\n",
 		"not chunked":          "HTTP/1.1 500 X\r\nTransfer-Encoding: chunked\r\n\r\n" + standard,
@@ -101,7 +102,7 @@ func TestFaults(t *testing.T) {
 					t.Fatalf("%v, want fault 725", err)
 				}
 				if !errors.Is(err, backends.ErrUnsupported) || errors.Is(err, backends.ErrNoReply) {
-					t.Errorf("%v is of the wrong kind", err)
+					t.Errorf("%v has the wrong kind", err)
 				}
 				if strings.ContainsFunc(f.Description, func(r rune) bool { return r < ' ' }) {
 					t.Errorf("control characters in %q", f.Description)
@@ -119,14 +120,14 @@ func chunked(s string, size int, eol string) string {
 	return b.String() + "0" + eol
 }
 
-// TestSuccesses: in whatever shape a device says that it did it, it did.
+// TestSuccesses checks that a success is recognised in all forms that devices send.
 func TestSuccesses(t *testing.T) {
 	body := soapResponse("AddPortMapping", "")
 	for name, a := range map[string]string{
 		"standard":       ok(body),
 		"self-closed":    ok(strings.ReplaceAll(body, `"></u:AddPortMappingResponse>`, `"/>`)),
 		"status 500":     status(500, body),
-		"other case":     ok(strings.ToLower(body)),
+		"lower case":     ok(strings.ToLower(body)),
 		"empty":          "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 		"blank":          ok("\r\n\x00"),
 		"empty, closed":  "HTTP/1.1 200 OK\r\n\r\n",
@@ -140,50 +141,51 @@ func TestSuccesses(t *testing.T) {
 	}
 }
 
-// TestMalformedResponses: what is neither success nor fault is malformed, and never a
-// success.
+// TestMalformedResponses checks that a response that is neither a success nor a
+// fault is reported as ErrMalformed.
 func TestMalformedResponses(t *testing.T) {
 	body := soapResponse("AddPortMapping", "")
 	for name, tt := range map[string]struct {
 		response string
-		status   int // of the HTTPError, or 0
-		requests int // requests
+		status   int // of the HTTPError, or 0 if there is none
+		requests int // the number of requests
 	}{
-		"login page":       {ok("<html><body><AddPortMapping/><form>Password</form></body></html>"), 0, 1},
-		"of another":       {ok(soapResponse("GetStatusInfo", "")), 0, 1},
-		"cut":              {ok(body[:len(body)-50]), 0, 1},
-		"cut at the start": {"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n", 0, 1},
-		"not HTTP":         {"SSH-2.0-dropbear\r\n", 0, 1},
-		"status 99":        {"HTTP/1.1 99 x\r\n\r\n", 0, 1},
-		"redirect":         {"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n", 302, 1},
-		"not found":        {status(404, "<html>not found"), 404, 1},
-		"bad request":      {status(400, ""), 400, 2},
-		"not implemented":  {status(501, "no"), 501, 2},
-		"bare 500":         {status(500, ""), 500, 1},
-		"bad chunk":        {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 0, 1},
-		"huge chunk":       {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffff\r\n", 0, 1},
-		"long header":      {"HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 5000), 0, 1},
-		"deep":             {ok(strings.Repeat("<a>", 40) + body), 0, 1},
-		"many elements":    {ok(strings.Repeat("<a/>", 400) + body), 0, 1},
-		"huge body":        {"HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", 200<<10), 0, 1},
+		"login page":                 {ok("<html><body><AddPortMapping/><form>Password</form></body></html>"), 0, 1},
+		"response of another action": {ok(soapResponse("GetStatusInfo", "")), 0, 1},
+		"cut":                        {ok(body[:len(body)-50]), 0, 1},
+		"cut at the start":           {"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n", 0, 1},
+		"not HTTP":                   {"SSH-2.0-dropbear\r\n", 0, 1},
+		"status 99":                  {"HTTP/1.1 99 x\r\n\r\n", 0, 1},
+		"redirect":                   {"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n", 302, 1},
+		"not found":                  {status(404, "<html>not found"), 404, 1},
+		"bad request":                {status(400, ""), 400, 2},
+		"not implemented":            {status(501, "no"), 501, 2},
+		"bare 500":                   {status(500, ""), 500, 1},
+		"bad chunk":                  {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 0, 1},
+		"huge chunk":                 {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffff\r\n", 0, 1},
+		"long header":                {"HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 5000), 0, 1},
+		"deep":                       {ok(strings.Repeat("<a>", 40) + body), 0, 1},
+		"many elements":              {ok(strings.Repeat("<a/>", 400) + body), 0, 1},
+		"huge body":                  {"HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", 200<<10), 0, 1},
 	} {
 		s := serveRaw(t, respondWith(tt.response))
 		err := s.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping)
 		var h *HTTPError
 		if !errors.Is(err, backends.ErrMalformed) || errors.As(err, &h) != (tt.status != 0) || h != nil && h.Status != tt.status {
-			t.Errorf("%s: %v, want malformed, HTTP %d", name, err, tt.status)
+			t.Errorf("%s: %v, want ErrMalformed, HTTP status %d", name, err, tt.status)
 		}
 		if n := len(s.received()); n != tt.requests {
 			t.Errorf("%s: %d requests, want %d", name, n, tt.requests)
 		}
 		if Moved(err) != (tt.status == 404) {
-			t.Errorf("%s: moved %v", name, Moved(err))
+			t.Errorf("%s: Moved returned %v", name, Moved(err))
 		}
 	}
 }
 
-// TestNoReply: refused, reset, closed or silent, each with its cause and none
-// taken for the end of the caller's context.
+// TestNoReply checks connections that are refused, reset, closed or silent. The
+// error wraps ErrNoReply and the cause, and is not taken for the end of the
+// caller's context.
 func TestNoReply(t *testing.T) {
 	reset := func(conn net.Conn, _ int, _ string) { _ = conn.(*net.TCPConn).SetLinger(0) }
 	for name, serve := range map[string]func(net.Conn, int, string){
@@ -196,7 +198,8 @@ func TestNoReply(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// Too late even to connect, which package net reports as a context's end.
+	// The timeout expires while connecting. Package net reports this as the end of
+	// a context.
 	s := serveRaw(t, respondAndWait(""))
 	err := s.client(t, ip1, ClientConfig{Timeout: 1}).AddPortMapping(t.Context(), testMapping)
 	if !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
@@ -206,9 +209,9 @@ func TestNoReply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Another process gets that port with a chance of one in 28000 only if it asks for
-	// a free one in these microseconds; so does the client itself, which would then
-	// connect to itself.
+	// If another process requests a free port within these microseconds, it gets
+	// this one with a probability of 1 in 28 000. The same holds for the client,
+	// which would then connect to itself.
 	closed := &rawServer{addr: l.Addr().(*net.TCPAddr).AddrPort()}
 	l.Close()
 	err = closed.client(t, ip1, ClientConfig{}).AddPortMapping(t.Context(), testMapping)
@@ -217,16 +220,17 @@ func TestNoReply(t *testing.T) {
 	}
 }
 
-// TestEndlessResponse: what never ends is left, at its bound or in time.
+// TestEndlessResponse checks that reading a response without end stops at its limit
+// or timeout.
 func TestEndlessResponse(t *testing.T) {
 	for name, tt := range map[string]struct{ start, more string }{
-		"body":          {"HTTP/1.1 200 OK\r\n\r\n", "<a>"},
-		"chunks":        {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"},
-		"header":        {"HTTP/1.1 200 OK\r\n", "A: b\r\n"},
-		"line":          {"HTTP/1.1 200 OK\r\n", "AAAAAAAA"},
-		"interim":       {"", "HTTP/1.1 100 Continue\r\n\r\n"},
-		"blank lines":   {"", "\r\n"},
-		"chunk's lines": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "\r\n"},
+		"body":        {"HTTP/1.1 200 OK\r\n\r\n", "<a>"},
+		"chunks":      {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"},
+		"header":      {"HTTP/1.1 200 OK\r\n", "A: b\r\n"},
+		"line":        {"HTTP/1.1 200 OK\r\n", "AAAAAAAA"},
+		"interim":     {"", "HTTP/1.1 100 Continue\r\n\r\n"},
+		"blank lines": {"", "\r\n"},
+		"chunk lines": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "\r\n"},
 	} {
 		s := serveRaw(t, func(conn net.Conn, _ int, _ string) {
 			more := []byte(strings.Repeat(tt.more, 100))
@@ -241,22 +245,22 @@ func TestEndlessResponse(t *testing.T) {
 }
 
 func TestContextCause(t *testing.T) {
-	cause := errors.New("had enough")
+	cause := errors.New("test cause")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	s := serveRaw(t, func(conn net.Conn, _ int, _ string) {
 		cancel(cause)
 		waitClosed(conn)
 	})
 	c := s.client(t, ip1, ClientConfig{})
-	for range 2 { // while it waits, and before it starts
+	for range 2 { // during a request, and before one
 		if err := c.AddPortMapping(ctx, testMapping); !errors.Is(err, cause) || errors.Is(err, backends.ErrNoReply) {
 			t.Errorf("%v, want the context's cause", err)
 		}
 	}
 }
 
-// TestAlternateControlURLs: a control URL that is not there is tried in its other
-// readings, and what answered is kept.
+// TestAlternateControlURLs checks that the client tries the other interpretations
+// of a control URL that returns 404, and keeps the one that works.
 func TestAlternateControlURLs(t *testing.T) {
 	s := serveRaw(t, func(conn net.Conn, _ int, request string) {
 		a := status(404, "")
@@ -278,7 +282,7 @@ func TestAlternateControlURLs(t *testing.T) {
 		}
 	}
 	if got := c.Service().ControlURL; got != base+"/ctl" {
-		t.Errorf("kept %q", got)
+		t.Errorf("the client kept %q", got)
 	}
 	if n := len(s.received()); n != 3 {
 		t.Errorf("%d requests, want 3", n)
@@ -292,7 +296,7 @@ func TestNewClient(t *testing.T) {
 		"quote in type":   func(s *Service, _ *ClientConfig) { s.Type += `"` },
 		"newline in type": func(s *Service, _ *ClientConfig) { s.Type += "\r\nX: y" },
 		"no URL":          func(s *Service, _ *ClientConfig) { s.ControlURL = "" },
-		"a name":          func(s *Service, _ *ClientConfig) { s.ControlURL = "http://localhost:1/x" },
+		"host name":       func(s *Service, _ *ClientConfig) { s.ControlURL = "http://localhost:1/x" },
 		"https":           func(s *Service, _ *ClientConfig) { s.ControlURL = "https://127.0.0.1:1/x" },
 		"credentials":     func(s *Service, _ *ClientConfig) { s.ControlURL = "http://a:b@127.0.0.1:1/x" },
 		"port 0":          func(s *Service, _ *ClientConfig) { s.ControlURL = "http://127.0.0.1:0/x" },
@@ -312,10 +316,11 @@ func TestNewClient(t *testing.T) {
 	}
 }
 
-// TestSource: connections come from where they are told to.
+// TestSource checks that connections start from the configured address and
+// interface.
 func TestSource(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("no other loopback address here, or another name")
+		t.Skip("this system has one loopback address only, or another loopback interface name")
 	}
 	from := make(chan string, 1)
 	s := serveRaw(t, func(conn net.Conn, _ int, _ string) {
@@ -327,10 +332,10 @@ func TestSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := <-from; got != "127.0.0.3" {
-		t.Errorf("from %s", got)
+		t.Errorf("connected from %s", got)
 	}
 	c = s.client(t, ip1, ClientConfig{Interface: "none0"})
 	if err := c.AddPortMapping(t.Context(), testMapping); !errors.Is(err, backends.ErrNoReply) {
-		t.Errorf("from an interface that is not there: %v", err)
+		t.Errorf("with an interface that does not exist: %v", err)
 	}
 }

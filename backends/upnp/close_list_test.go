@@ -13,8 +13,9 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// Close may be called in a loop over List: it does not wait for the loop. If the loop
-// needs the device again, it ends with net.ErrClosed.
+// TestCloseInList checks that Close can be called in a loop over List, and does not
+// wait for the loop. If the loop needs the device again, it ends with
+// net.ErrClosed.
 func TestCloseInList(t *testing.T) {
 	for name, router := range map[string]quirks.UPnP{
 		"by index":  {},
@@ -35,7 +36,8 @@ func TestCloseInList(t *testing.T) {
 				if rows++; rows > 1 {
 					continue
 				}
-				// On another goroutine, so that the test can leave a loop that Close waits for.
+				// Close runs on another goroutine, so that the test does not hang
+				// if Close waits for the loop.
 				go func() { closed <- b.Close() }()
 				if !returnsInTime(t, closed) {
 					t.Errorf("Close, called in a loop over List, has not returned after %v, want it to return at once", closeTimeout)
@@ -52,7 +54,8 @@ func TestCloseInList(t *testing.T) {
 	}
 }
 
-// Close may be called if a loop over List ends with an error.
+// TestCloseInFailedList checks that Close can be called after a loop over List
+// received an error.
 func TestCloseInFailedList(t *testing.T) {
 	gw, b := startBackend(t, quirks.UPnP{})
 	addEntries(t, gw, 3)
@@ -77,7 +80,8 @@ func TestCloseInFailedList(t *testing.T) {
 	}
 }
 
-// Close may be called by the notify of Watch: it does not wait for it.
+// TestCloseInNotify checks that the notify function of Watch can call Close, and
+// that Close does not wait for it.
 func TestCloseInNotify(t *testing.T) {
 	w := watch(t, gatewaytest.Config{})
 	closed, ended := make(chan error, 1), make(chan error, 1)
@@ -106,10 +110,11 @@ func TestCloseInNotify(t *testing.T) {
 	t.Error("Watch has not returned after its notify called Close")
 }
 
-// patience bounds the wait for a Close that may block.
+// closeTimeout is the time after which a test assumes that Close blocks.
 const closeTimeout = 5 * time.Second
 
-// returnsInTime waits for the result of a call, within patience. An error is reported.
+// returnsInTime waits up to closeTimeout for the result of a Close, and reports
+// whether it arrived. A result other than nil fails the test.
 func returnsInTime(t *testing.T, result <-chan error) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), closeTimeout)

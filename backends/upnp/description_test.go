@@ -13,8 +13,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// rootDesc is a description of the shape that the standard has, with two lines
-// to the internet.
+// rootDesc is a description in its standard form, with two WAN connection devices.
 const rootDesc = `<?xml version="1.0"?>
 <root xmlns="urn:schemas-upnp-org:device-1-0"><specVersion><major>1</major><minor>0</minor></specVersion>` + urlBase + `
 <device><deviceType>urn:schemas-upnp-org:device:InternetGatewayDevice:1</deviceType><friendlyName>Test Router</friendlyName>
@@ -32,7 +31,7 @@ const rootDesc = `<?xml version="1.0"?>
 <service><serviceType>urn:schemas-upnp-org:service:WANIPv6FirewallControl:1</serviceType><controlURL>/fw?6</controlURL></service>
 </serviceList></device></deviceList></device></deviceList></device></root>`
 
-// Places in rootDesc.
+// Placeholders in rootDesc.
 const (
 	urlBase    = "<!--URLBase-->"
 	controlURL = "/ctl"
@@ -66,17 +65,17 @@ func TestDescription(t *testing.T) {
 	noNamespace := strings.ReplaceAll(rootDesc, ` xmlns="urn:schemas-upnp-org:device-1-0"`, "")
 	prefixed := strings.NewReplacer("</", "</d:", "<!", "<!", "<?", "<?", "<", "<d:").Replace(rootDesc)
 	for name, description := range map[string]string{
-		"standard":         rootDesc,
-		"no namespace":     noNamespace,
-		"other namespace":  strings.ReplaceAll(rootDesc, "device-1-0", "device-1-9"),
-		"prefixed":         prefixed,
-		"no declaration":   strings.TrimPrefix(rootDesc, `<?xml version="1.0"?>`),
-		"mark, blank, NUL": "\ufeff \r\n" + rootDesc + "\x00\x00",
-		"GBK declared":     strings.Replace(rootDesc, `"1.0"?>`, `"1.0" encoding="GBK"?>`, 1),
-		"capitals":         strings.NewReplacer("serviceType>", "SERVICETYPE>", "controlURL>", "ControlUrl>").Replace(rootDesc),
-		"CDATA":            strings.ReplaceAll(rootDesc, "Test Router", "<![CDATA[Test Router]]>"),
-		"a DTD":            `<!DOCTYPE root [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>` + noNamespace,
-		"stray end tags":   strings.ReplaceAll(rootDesc, "<manufacturer>", "</br></font><manufacturer>"),
+		"standard":                          rootDesc,
+		"no namespace":                      noNamespace,
+		"other namespace":                   strings.ReplaceAll(rootDesc, "device-1-0", "device-1-9"),
+		"prefixed":                          prefixed,
+		"no declaration":                    strings.TrimPrefix(rootDesc, `<?xml version="1.0"?>`),
+		"byte order mark, white space, NUL": "\ufeff \r\n" + rootDesc + "\x00\x00",
+		"GBK declared":                      strings.Replace(rootDesc, `"1.0"?>`, `"1.0" encoding="GBK"?>`, 1),
+		"capitals":                          strings.NewReplacer("serviceType>", "SERVICETYPE>", "controlURL>", "ControlUrl>").Replace(rootDesc),
+		"CDATA":                             strings.ReplaceAll(rootDesc, "Test Router", "<![CDATA[Test Router]]>"),
+		"DTD":                               `<!DOCTYPE root [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>` + noNamespace,
+		"stray end tags":                    strings.ReplaceAll(rootDesc, "<manufacturer>", "</br></font><manufacturer>"),
 	} {
 		d, err := parse(t, description, location)
 		if err != nil {
@@ -89,8 +88,8 @@ func TestDescription(t *testing.T) {
 	}
 }
 
-// TestDescriptionNames: what people read is printable, bounded, and never in
-// the way.
+// TestDescriptionNames checks that names are printable and limited in length, and
+// that a malformed name does not make the description fail.
 func TestDescriptionNames(t *testing.T) {
 	for in, want := range map[string]string{
 		"R&D":                            "R&D",
@@ -121,7 +120,7 @@ func TestControlURL(t *testing.T) {
 	const at = "http://192.168.1.1:5000"
 	for _, tt := range []struct {
 		base, control string
-		want          []string // the readings
+		want          []string // the expected interpretations
 	}{
 		{"", "/ctl", []string{at + "/ctl"}},
 		{"", "ctl", []string{at + "/igd/ctl", at + "/ctl"}},
@@ -213,17 +212,17 @@ func TestBadDescriptions(t *testing.T) {
 		description, from string
 		want              error
 	}{
-		"empty":              {"", location, backends.ErrMalformed},
-		"HTML":               {"<html><body>login</body></html>", location, backends.ErrMalformed},
-		"deep":               {strings.Repeat("<root>", 100), location, backends.ErrMalformed},
-		"deep devices":       {"<root>" + strings.Repeat("<device><deviceList>", 50), location, backends.ErrMalformed},
-		"many elements":      {"<root>" + strings.Repeat("<a/>", 5000) + "</root>", location, backends.ErrMalformed},
-		"another device":     {"<root><device><friendlyName>TV</friendlyName></device></root>", location, backends.ErrUnsupported},
-		"an evil type":       {"<root><device><serviceList><service><serviceType>urn:a&#10;b:service:WANIPConnection:1</serviceType><controlURL>/c</controlURL></service></serviceList></device></root>", location, backends.ErrUnsupported},
-		"base without host":  {rootDesc, "/x", backends.ErrInvalid},
-		"base with a name":   {rootDesc, "http://router/x", backends.ErrInvalid},
-		"base https":         {rootDesc, "https://192.168.1.1/x", backends.ErrInvalid},
-		"base of everywhere": {rootDesc, "http://0.0.0.0/x", backends.ErrInvalid},
+		"empty":                            {"", location, backends.ErrMalformed},
+		"HTML":                             {"<html><body>login</body></html>", location, backends.ErrMalformed},
+		"deep":                             {strings.Repeat("<root>", 100), location, backends.ErrMalformed},
+		"deep devices":                     {"<root>" + strings.Repeat("<device><deviceList>", 50), location, backends.ErrMalformed},
+		"many elements":                    {"<root>" + strings.Repeat("<a/>", 5000) + "</root>", location, backends.ErrMalformed},
+		"another device":                   {"<root><device><friendlyName>TV</friendlyName></device></root>", location, backends.ErrUnsupported},
+		"newline in the type":              {"<root><device><serviceList><service><serviceType>urn:a&#10;b:service:WANIPConnection:1</serviceType><controlURL>/c</controlURL></service></serviceList></device></root>", location, backends.ErrUnsupported},
+		"base without host":                {rootDesc, "/x", backends.ErrInvalid},
+		"base with a host name":            {rootDesc, "http://router/x", backends.ErrInvalid},
+		"base https":                       {rootDesc, "https://192.168.1.1/x", backends.ErrInvalid},
+		"base with an unspecified address": {rootDesc, "http://0.0.0.0/x", backends.ErrInvalid},
 	} {
 		if d, err := parse(t, tt.description, tt.from); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %+v, %v, want %v", name, d, err, tt.want)
@@ -231,8 +230,8 @@ func TestBadDescriptions(t *testing.T) {
 	}
 }
 
-// TestDescriptionPrefixes: of a description that breaks off, services are
-// there whole or not at all.
+// TestDescriptionPrefixes checks that a truncated description yields only complete
+// services.
 func TestDescriptionPrefixes(t *testing.T) {
 	whole := map[Service]bool{}
 	d, err := parse(t, rootDesc, location)
@@ -304,10 +303,10 @@ func TestDescribe(t *testing.T) {
 		"GET /rootDesc.xml?x HTTP/1.0\r\nHost: " + s.addr.String() + "\r\n\r\n",
 	}
 	if diff := cmp.Diff(want, s.received()); diff != "" {
-		t.Errorf("asked (-want +got):\n%s", diff)
+		t.Errorf("requests (-want +got):\n%s", diff)
 	}
 	if d, err := get(serveRaw(t, respondAndWait("HTTP/1.1 200 OK\r\n\r\n"+rootDesc)), "/"); err != nil || len(d.Services) != 4 {
-		t.Errorf("left open: %v, %v", d, err)
+		t.Errorf("connection left open: %v, %v", d, err)
 	}
 	for name, tt := range map[string]struct {
 		answer string
@@ -326,6 +325,6 @@ func TestDescribe(t *testing.T) {
 		}
 	}
 	if _, err := Describe(t.Context(), "http://localhost:1/", ClientConfig{}); !errors.Is(err, backends.ErrInvalid) {
-		t.Errorf("a name: %v", err)
+		t.Errorf("host name: %v", err)
 	}
 }

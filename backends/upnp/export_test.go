@@ -2,26 +2,27 @@ package upnp
 
 import "time"
 
-// MaxEntries is how many rows List reads of a device.
+// MaxEntries is the largest number of entries that List reads from a device.
 const MaxEntries = maxEntries
 
-// SetRetryDelay sets how long a device is left alone that failed for no reason given.
+// SetRetryDelay sets the delay before a request is retried after a fault that gives
+// no reason.
 func (b *Backend) SetRetryDelay(d time.Duration) { b.retryDelay = d }
 
-// ShortenDelays shortens the pauses that only politeness asks for.
+// ShortenDelays shortens the retry delay and the interval between queries.
 func (b *Backend) ShortenDelays() *Backend {
 	b.retryDelay = 10 * time.Millisecond
 	return b.SetQueryInterval(20 * time.Millisecond)
 }
 
-// SetQueryInterval sets how far apart the questions are that hints lead to. Call it before
-// Watch.
+// SetQueryInterval sets the minimum time between queries that hints cause. It must
+// be called before Watch.
 func (b *Backend) SetQueryInterval(interval time.Duration) *Backend {
 	b.queryInterval = interval
 	return b
 }
 
-// Watchers is how many calls of Watch are under way.
+// Watchers returns the number of calls of Watch that are running.
 func (b *Backend) Watchers() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// fakeSSDP is a socket on a loopback address that answers datagrams, until the
-// test ends.
+// fakeSSDP opens a socket on a loopback address and calls respond for each datagram
+// until the test ends.
 func fakeSSDP(t *testing.T, at netip.Addr, respond func(conn *net.UDPConn, datagram []byte, from netip.AddrPort)) netip.AddrPort {
 	t.Helper()
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
@@ -34,7 +34,8 @@ func fakeSSDP(t *testing.T, at netip.Addr, respond func(conn *net.UDPConn, datag
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// silentSSDP is where searches go unanswered. Each is told.
+// silentSSDP opens a socket that does not respond to searches. Each search is
+// signalled on the channel.
 func silentSSDP(t *testing.T) (at netip.AddrPort, searched <-chan struct{}) {
 	searches := make(chan struct{}, 1000)
 	at = fakeSSDP(t, host(), func(*net.UDPConn, []byte, netip.AddrPort) {
@@ -46,8 +47,8 @@ func silentSSDP(t *testing.T) (at netip.AddrPort, searched <-chan struct{}) {
 	return at, searches
 }
 
-// relayTo passes searches on to a gateway, changed, and the answers back from
-// the gateway's address.
+// relayTo forwards changed searches to a gateway, and the responses back from the
+// gateway's address.
 func relayTo(t *testing.T, to netip.AddrPort, rewrite func(string) string) netip.AddrPort {
 	var client atomic.Pointer[netip.AddrPort]
 	return fakeSSDP(t, to.Addr(), func(conn *net.UDPConn, datagram []byte, from netip.AddrPort) {
@@ -60,13 +61,15 @@ func relayTo(t *testing.T, to netip.AddrPort, rewrite func(string) string) netip
 	})
 }
 
-// connCounter is a TCP port that counts who comes, and answers nobody.
+// connCounter is a TCP listener that counts connections and closes them without a
+// response.
 type connCounter struct {
 	addr  netip.AddrPort
 	count atomic.Int32
 }
 
-// countConns listens at an address; false: that is taken or there is none.
+// countConns listens at an address. It returns false if the address is in use or
+// does not exist.
 func countConns(t *testing.T, at netip.AddrPort) (*connCounter, bool) {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))

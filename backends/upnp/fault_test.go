@@ -8,7 +8,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// TestFaultKinds: each code is of one kind, and says its number and its name.
+// TestFaultKinds checks that each code has one error kind, and that its text has
+// the number and the name.
 func TestFaultKinds(t *testing.T) {
 	for kind, codes := range map[error][]FaultCode{
 		backends.ErrUnsupported: {

@@ -14,8 +14,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// FuzzParseDescription: whatever a device says, what comes of it is on the
-// device, bounded, and good for a client.
+// FuzzParseDescription checks that any description yields an error or a limited
+// number of services, all on the device and valid for a client.
 func FuzzParseDescription(f *testing.F) {
 	base, err := url.Parse(location)
 	if err != nil {
@@ -53,8 +53,8 @@ func FuzzParseDescription(f *testing.F) {
 	})
 }
 
-// FuzzNormalise: what is made of an answer is XML that goupnp reads, with the
-// arguments' names as the standard has them.
+// FuzzNormalise checks that normalise turns a response into XML that goupnp can
+// read, with the standard names of arguments.
 func FuzzNormalise(f *testing.F) {
 	for _, seed := range []string{
 		"", soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")),
@@ -97,8 +97,8 @@ var httpResponses = []string{
 	"HTTP/1.1 200 OK\r\nContent-Length:\r\n 5\r\n\r\nhello", "HTTP/1.1 500 x\r\n<Envelope></Envelope >", "HTTP/1.1 204 x\n\n",
 }
 
-// FuzzReadResponse: the reader ends, within its bounds, and reads the same however
-// the bytes come in.
+// FuzzReadResponse checks that the reader stops within its limits, and that the
+// result does not depend on how the bytes arrive.
 func FuzzReadResponse(f *testing.F) {
 	for _, seed := range httpResponses {
 		f.Add([]byte(seed))
@@ -117,13 +117,13 @@ func FuzzReadResponse(f *testing.F) {
 		}
 		slow, slowErr := read(iotest.OneByteReader(strings.NewReader(string(b))))
 		if (err == nil) != (slowErr == nil) || slow.status != whole.status {
-			t.Fatalf("at once %+v, %v; by the byte %+v, %v", whole, err, slow, slowErr)
+			t.Fatalf("at once %+v, %v; byte by byte %+v, %v", whole, err, slow, slowErr)
 		}
 	})
 }
 
-// FuzzRewriteLocation: wherever an answer says that the description is, who answered is
-// asked or the gateway, and by plain http.
+// FuzzRewriteLocation checks that a rewritten location is a plain http URL on the
+// responding host or on the gateway.
 func FuzzRewriteLocation(f *testing.F) {
 	for _, seed := range []string{
 		"http://192.168.1.1:5000/rootDesc.xml", "http://192.168.1.9/", "HTTP://x:1", "http://[fe80::1%253]:80/", "http://[::1%eth0]/?a#b",

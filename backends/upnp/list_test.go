@@ -9,23 +9,23 @@ import (
 
 var requestedIndex = regexp.MustCompile(`<NewPortMappingIndex>(\d+)<`)
 
-// TestManyEntries: a large table is listed whole, and of one without an end as
-// much as is of use.
+// TestManyEntries checks that a large table is listed completely, and that listing
+// an endless one stops at a limit.
 func TestManyEntries(t *testing.T) {
 	for name, tt := range map[string]struct {
 		size, want, requests int
 		port                 func(i int) int
 	}{
-		"a thousand":       {1000, 1000, 1001, func(i int) int { return i + 1 }},
-		"moving rows":      {300, 150, 301, func(i int) int { return i/2 + 1 }},
-		"the same for all": {1 << 30, 1, 1 + maxRepeats, func(int) int { return 1 }},
+		"1000 entries":             {1000, 1000, 1001, func(i int) int { return i + 1 }},
+		"repeated entries":         {300, 150, 301, func(i int) int { return i/2 + 1 }},
+		"same entry at each index": {1 << 30, 1, 1 + maxRepeats, func(int) int { return 1 }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := serveRaw(t, func(conn net.Conn, _ int, request string) {
 				index := requestedIndex.FindStringSubmatch(request)
 				if index == nil {
-					return // another attempt to connect, where the first took long
+					return // the client connected again because the first attempt was slow
 				}
 				i, _ := strconv.Atoi(index[1])
 				a := status(500, fault("713"))
@@ -44,13 +44,13 @@ func TestManyEntries(t *testing.T) {
 				}
 			}
 			if requests := len(s.received()); n != tt.want || requests != tt.requests {
-				t.Errorf("listed %d rows of %d questions, want %d of %d", n, requests, tt.want, tt.requests)
+				t.Errorf("listed %d rows with %d requests, want %d with %d", n, requests, tt.want, tt.requests)
 			}
 		})
 	}
 }
 
-// fault is the body of a refusal.
+// fault returns the body of a UPnP fault.
 func fault(code string) string {
 	return `<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault><faultcode>s:Client</faultcode>` +
 		`<faultstring>UPnPError</faultstring><detail><UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>` + code +

@@ -34,7 +34,7 @@ func TestRewriteLocation(t *testing.T) {
 		{"http://192.168.1.3:5000/", "192.168.1.2:1900", gw, "http://192.168.1.2:5000/"},
 		{"http://192.168.1.2:5000/", "[::ffff:192.168.1.2]:1900", gw, "http://192.168.1.2:5000/"},
 		{"http://192.168.1.2:5000/", "192.168.1.2:1900", "", "http://192.168.1.2:5000/"},
-		{"http://10.0.0.1:5000/", "10.0.0.1:1900", "10.0.0.1", "http://10.0.0.1:5000/"}, // off link, but the gateway
+		{"http://10.0.0.1:5000/", "10.0.0.1:1900", "10.0.0.1", "http://10.0.0.1:5000/"}, // not on link, but it is the gateway
 		{"http://127.0.0.1:5000/", "127.0.0.1:1900", "127.0.0.1", "http://127.0.0.1:5000/"},
 		{"http://127.0.0.5:5000/", "127.0.0.2:1900", "127.0.0.1", "http://127.0.0.2:5000/"},
 		{"http://127.0.0.1:5000/", "127.0.0.1:1900", gw, ""},
@@ -62,6 +62,6 @@ func TestRewriteLocation(t *testing.T) {
 		}
 	}
 	if got, err := rewriteLocation(location, netip.AddrPort{}, netip.MustParseAddr(gw), onLink); err == nil {
-		t.Errorf("from nobody: %q", got)
+		t.Errorf("without a source address: %q", got)
 	}
 }

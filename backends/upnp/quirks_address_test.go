@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestExternalAddrNotStale: a mapping may come with an external address that was asked
-// for a moment before, but not with one that the device no longer has.
+// TestExternalAddrNotStale checks that a mapping may have an external address
+// queried shortly before, but not one that the device no longer has.
 func TestExternalAddrNotStale(t *testing.T) {
 	for name, remap := range map[string]func(context.Context, *upnp.Backend, backends.Mapping) (backends.Mapping, error){
 		"mapped": func(ctx context.Context, b *upnp.Backend, _ backends.Mapping) (backends.Mapping, error) {
@@ -26,10 +26,10 @@ func TestExternalAddrNotStale(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw, b := startBackend(t, quirks.UPnP{})
-			gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Delay: 20 * time.Millisecond}) // few requests rather than thousands
+			gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Delay: 20 * time.Millisecond}) // keeps the number of requests small
 			m := mustMap(t, gw, b, request(8080, 9000))
 			if m.External.Addr() != gw.External() {
-				t.Fatalf("mapped at %v, and the gateway is at %v", m.External, gw.External())
+				t.Fatalf("mapped at %v, but the gateway has %v", m.External, gw.External())
 			}
 			moved := netip.MustParseAddr("45.45.45.99")
 			gw.SetExternal(moved)
@@ -37,7 +37,7 @@ func TestExternalAddrNotStale(t *testing.T) {
 			defer cancel()
 			for m.External.Addr() != moved {
 				if ctx.Err() != nil {
-					t.Fatalf("%s again and again: still at %v, and the gateway is at %v", name, m.External.Addr(), moved)
+					t.Fatalf("%s repeatedly: still at %v, but the gateway has %v", name, m.External.Addr(), moved)
 				}
 				var err error
 				if m, err = remap(t.Context(), b, m); err != nil {

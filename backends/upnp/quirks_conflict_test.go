@@ -11,22 +11,22 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestPortTaken: a port that somebody else has is left alone, also where the device
-// would overwrite it without a word.
+// TestPortTaken checks that the backend does not take a port that another client
+// has, even if the device would overwrite the entry silently.
 func TestPortTaken(t *testing.T) {
 	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
 		router    quirks.UPnP
-		otherPort bool // another port is granted
+		otherPort bool // whether another port is granted
 	}{
-		"version 1":                        {quirks.UPnP{Version: 1}, false},
-		"version 2":                        {quirks.UPnP{}, true},
-		"version 2 without any port":       {quirks.UPnP{Rules: quirks.Rules{NoAddAny: true}}, false},
-		"any port cuts the connection":     {quirks.UPnP{Rules: quirks.Rules{AddAnyResets: true}}, false},
-		"no single entry":                  {quirks.UPnP{Version: 1, Listing: listing{NoSpecific: true}}, false},
-		"no single entry, version 2":       {quirks.UPnP{Listing: listing{NoSpecific: true}}, true},
-		"absent entries are bad arguments": {quirks.UPnP{Version: 1, Listing: listing{Absent: 402}}, false},
-		"absent entries are failures":      {quirks.UPnP{Version: 1, Listing: listing{Absent: 501}}, false},
+		"version 1":                                 {quirks.UPnP{Version: 1}, false},
+		"version 2":                                 {quirks.UPnP{}, true},
+		"version 2 without AddAnyPortMapping":       {quirks.UPnP{Rules: quirks.Rules{NoAddAny: true}}, false},
+		"AddAnyPortMapping resets the connection":   {quirks.UPnP{Rules: quirks.Rules{AddAnyResets: true}}, false},
+		"no GetSpecificPortMappingEntry":            {quirks.UPnP{Version: 1, Listing: listing{NoSpecific: true}}, false},
+		"no GetSpecificPortMappingEntry, version 2": {quirks.UPnP{Listing: listing{NoSpecific: true}}, true},
+		"absent entry reported as 402":              {quirks.UPnP{Version: 1, Listing: listing{Absent: 402}}, false},
+		"absent entry reported as 501":              {quirks.UPnP{Version: 1, Listing: listing{Absent: 501}}, false},
 	} {
 		for occupant, occupyBy := range map[string]func(*testing.T, *gatewaytest.Gateway, *upnp.Backend){
 			"host":    func(t *testing.T, gw *gatewaytest.Gateway, _ *upnp.Backend) { occupy(t, gw, 9000) },
@@ -49,14 +49,15 @@ func TestPortTaken(t *testing.T) {
 					checkEntry(t, gw, m)
 				}
 				if after, _ := entry(gw, 9000); after.Internal != before.Internal {
-					t.Errorf("the port was %v's and is %v's", before.Internal, after.Internal)
+					t.Errorf("the port was mapped to %v, and now to %v", before.Internal, after.Internal)
 				}
 			})
 		}
 	}
 }
 
-// TestPortTakenUnlisted: what the device does not list may be taken too.
+// TestPortTakenUnlisted checks that a conflict is recognised even if the device
+// does not list the entry.
 func TestPortTakenUnlisted(t *testing.T) {
 	for _, code := range []int{718, 729} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -65,14 +66,15 @@ func TestPortTakenUnlisted(t *testing.T) {
 			gw.Inject(gatewaytest.Fault{Match: isAction("GetSpecificPortMappingEntry"), Result: 714, Times: 1})
 			occupy(t, gw, 9000)
 			if m := mustMap(t, gw, b, request(8080, 9000)); m.External.Port() == 9000 {
-				t.Error("mapped the port that is taken")
+				t.Error("mapped the port that is in use")
 			}
 		})
 	}
 }
 
-// TestNoAddAnyRemembered: a device that cuts the connection at a question is not
-// asked it again, nor taken for one that has gone.
+// TestNoAddAnyRemembered checks a device that resets the connection after
+// AddAnyPortMapping. The backend does not send that action again, and does not
+// search for the device again.
 func TestNoAddAnyRemembered(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Rules: quirks.Rules{AddAnyResets: true}})
@@ -83,16 +85,16 @@ func TestNoAddAnyRemembered(t *testing.T) {
 	}
 	searches := gw.Stats().Requests["upnp describe"]
 	if n := count(gw, "AddAnyPortMapping"); n != 1 || searches != 1 {
-		t.Errorf("asked %d times for any port, and %d for the description", n, searches)
+		t.Errorf("%d requests of AddAnyPortMapping, %d of the description", n, searches)
 	}
 }
 
-// TestNoOverwrite: of many who want a port at once, in one process, one gets it,
-// and keeps it.
+// TestNoOverwrite checks that only one of many concurrent requests in one process
+// gets a port, and keeps it.
 func TestNoOverwrite(t *testing.T) {
 	for name, router := range map[string]quirks.UPnP{
 		"version 1": {Version: 1}, "version 2": {},
-		"no single entry": {Version: 1, Listing: quirks.Listing{NoSpecific: true}},
+		"no GetSpecificPortMappingEntry": {Version: 1, Listing: quirks.Listing{NoSpecific: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -118,19 +120,20 @@ func TestNoOverwrite(t *testing.T) {
 				checkEntry(t, gw, granted[i])
 			}
 			if winners != 1 {
-				t.Errorf("%d got the port", winners)
+				t.Errorf("%d requests got the port", winners)
 			}
 		})
 	}
 }
 
-// TestReAddRefused: devices that do not overwrite get the entry deleted first,
-// when it is renewed and when it was left over.
+// TestReAddRefused checks devices that do not overwrite entries. The backend
+// deletes the old entry first, both for a renewal and for an entry of an earlier
+// run.
 func TestReAddRefused(t *testing.T) {
 	for name, router := range map[string]quirks.UPnP{
-		"version 1":       {Version: 1, Rules: quirks.Rules{NoReAdd: 718}},
-		"version 2":       {Rules: quirks.Rules{NoReAdd: 718}},
-		"no single entry": {Version: 1, Rules: quirks.Rules{NoReAdd: 718}, Listing: quirks.Listing{NoSpecific: true}},
+		"version 1":                      {Version: 1, Rules: quirks.Rules{NoReAdd: 718}},
+		"version 2":                      {Rules: quirks.Rules{NoReAdd: 718}},
+		"no GetSpecificPortMappingEntry": {Version: 1, Rules: quirks.Rules{NoReAdd: 718}, Listing: quirks.Listing{NoSpecific: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -149,13 +152,14 @@ func TestReAddRefused(t *testing.T) {
 	}
 }
 
-// TestOnePortPerEndpoint: a device that gives an endpoint one port only.
+// TestOnePortPerEndpoint checks a device that grants each internal endpoint only
+// one port.
 func TestOnePortPerEndpoint(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Version: 1, Rules: quirks.Rules{OnePort: true}})
 	mustMap(t, gw, b, request(8080, 9000))
 	if m := mustMap(t, gw, b, request(8080, 9001)); m.External.Port() != 9000 {
-		t.Errorf("mapped port %d, want the one that there is", m.External.Port())
+		t.Errorf("mapped port %d, want the existing one", m.External.Port())
 	}
 	if m := mustMap(t, gw, b, exactRequest(8080, 9002)); m.External.Port() != 9002 || len(gw.Table()) != 1 {
 		t.Errorf("mapped port %d: %v", m.External.Port(), gw.Table())
@@ -165,6 +169,6 @@ func TestOnePortPerEndpoint(t *testing.T) {
 	_, err := b.Map(t.Context(), r)
 	wantError(t, err, backends.ErrConflict, 718)
 	if _, is := entry(gw, 9002); !is {
-		t.Error("another program's mapping is gone")
+		t.Error("the other program's mapping was deleted")
 	}
 }

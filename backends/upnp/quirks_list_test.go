@@ -14,7 +14,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// listedPorts are the external ports that a gateway lists.
+// listedPorts returns the external ports that List yields.
 func listedPorts(t *testing.T, b *upnp.Backend) (ports []uint16, err error) {
 	t.Helper()
 	for e, err := range b.List(t.Context()) {
@@ -33,8 +33,8 @@ func addEntries(t *testing.T, gw *gatewaytest.Gateway, n int) {
 	}
 }
 
-// TestListQuirks: the table is listed whole and once, however its end is told,
-// or not.
+// TestListQuirks checks that each entry is listed exactly once. Devices report the
+// end of their table in several ways, or not at all.
 func TestListQuirks(t *testing.T) {
 	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
@@ -43,24 +43,24 @@ func TestListQuirks(t *testing.T) {
 		rows    int
 		want    error
 	}{
-		"nothing":                   {0, listing{}, 0, nil},
-		"713":                       {0, listing{}, 3, nil},
-		"714":                       {0, listing{EndOfList: 714}, 3, nil},
-		"402":                       {0, listing{EndOfList: 402}, 3, nil},
-		"501":                       {0, listing{EndOfList: 501}, 3, nil},
-		"899":                       {0, listing{EndOfList: 899}, 3, nil},
-		"601":                       {0, listing{EndOfList: 601}, 3, nil},
-		"endless":                   {0, listing{Endless: true}, 3, nil},
-		"endless from one":          {1, listing{Endless: true}, 1, nil},
-		"ranges, escaped":           {0, listing{IndexFails: 602, RangeEscaped: true}, 3, nil},
-		"ranges, many, delicate":    {0, listing{IndexFails: 401, RangeCrashes: true}, 150, nil},
-		"no way":                    {1, listing{IndexFails: 401}, 3, backends.ErrUnsupported},
-		"no way, version 2":         {0, listing{IndexFails: 401, NoRange: true}, 3, backends.ErrUnsupported},
-		"no way, the line is cut":   {0, listing{IndexFails: 401, RangeResets: true}, 3, backends.ErrNoReply},
-		"not for everybody":         {0, listing{IndexFails: 606}, 3, backends.ErrNotAuthorized},
-		"a number of entries":       {0, listing{Endless: true}, 40, nil},
-		"single ones are not told":  {0, listing{NoSpecific: true}, 3, nil},
-		"absent ones are bad words": {0, listing{Absent: 402, EndOfList: 402}, 3, nil},
+		"nothing":            {0, listing{}, 0, nil},
+		"713":                {0, listing{}, 3, nil},
+		"714":                {0, listing{EndOfList: 714}, 3, nil},
+		"402":                {0, listing{EndOfList: 402}, 3, nil},
+		"501":                {0, listing{EndOfList: 501}, 3, nil},
+		"899":                {0, listing{EndOfList: 899}, 3, nil},
+		"601":                {0, listing{EndOfList: 601}, 3, nil},
+		"endless":            {0, listing{Endless: true}, 3, nil},
+		"endless, one entry": {1, listing{Endless: true}, 1, nil},
+		"ranges, escaped":    {0, listing{IndexFails: 602, RangeEscaped: true}, 3, nil},
+		"ranges, many entries, crashes on large ranges": {0, listing{IndexFails: 401, RangeCrashes: true}, 150, nil},
+		"neither index nor ranges":                      {1, listing{IndexFails: 401}, 3, backends.ErrUnsupported},
+		"neither index nor ranges, version 2":           {0, listing{IndexFails: 401, NoRange: true}, 3, backends.ErrUnsupported},
+		"ranges reset the connection":                   {0, listing{IndexFails: 401, RangeResets: true}, 3, backends.ErrNoReply},
+		"not authorized":                                {0, listing{IndexFails: 606}, 3, backends.ErrNotAuthorized},
+		"many entries":                                  {0, listing{Endless: true}, 40, nil},
+		"no GetSpecificPortMappingEntry":                {0, listing{NoSpecific: true}, 3, nil},
+		"absent entries reported as 402":                {0, listing{Absent: 402, EndOfList: 402}, 3, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -86,7 +86,8 @@ func TestListQuirks(t *testing.T) {
 	}
 }
 
-// checkRangeSizes: of a range, no more is asked for than common daemons survive.
+// checkRangeSizes checks that no requested range is larger than common daemons
+// survive.
 func checkRangeSizes(t *testing.T, gw *gatewaytest.Gateway) {
 	t.Helper()
 	for _, args := range actionCalls(gw, "GetListOfPortMappings") {
@@ -94,12 +95,12 @@ func checkRangeSizes(t *testing.T, gw *gatewaytest.Gateway) {
 		last, _ := strconv.Atoi(args["NewEndPort"])
 		n, _ := strconv.Atoi(args["NewNumberOfPorts"])
 		if size := last - first + 1; first < 1 || size < 1 || size > 128 || n < 1 || n > 128 {
-			t.Fatalf("asked for %v", args)
+			t.Fatalf("requested %v", args)
 		}
 	}
 }
 
-// TestListMalformedEntry: a row that cannot be read does not hide the others.
+// TestListMalformedEntry checks that a malformed entry does not hide the others.
 func TestListMalformedEntry(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -114,7 +115,7 @@ func TestListMalformedEntry(t *testing.T) {
 	}
 }
 
-// TestListFails: an error in the middle ends the list, after what was told.
+// TestListFails checks that an error ends the list after the entries before it.
 func TestListFails(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -128,7 +129,8 @@ func TestListFails(t *testing.T) {
 	}
 }
 
-// TestListStopped: who leaves the loop asks no more; calls in the loop work.
+// TestListStopped checks that leaving the loop ends the requests, and that other
+// calls work inside the loop.
 func TestListStopped(t *testing.T) {
 	t.Parallel()
 	for _, listing := range []quirks.Listing{{}, {IndexFails: 401}} {
@@ -142,18 +144,19 @@ func TestListStopped(t *testing.T) {
 			if e.Mapping.External.Port() == 999 || listing.IndexFails == 0 {
 				gw.ResetStats()
 				if err := b.Unmap(t.Context(), e.Mapping); err == nil && e.Mapping.External.Port() != 999 {
-					t.Error("deleted another host's")
+					t.Error("deleted another host's entry")
 				}
 				break
 			}
 		}
 		if n := count(gw, "GetGenericPortMappingEntry") + count(gw, "GetListOfPortMappings"); n != 0 {
-			t.Errorf("asked %d times more", n)
+			t.Errorf("%d more requests", n)
 		}
 	}
 }
 
-// TestListEntry: an entry says all that the device does, and can be used.
+// TestListEntry checks that an entry has all that the device reports, and that
+// Unmap can delete it.
 func TestListEntry(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{AnyClient: true})
@@ -176,18 +179,19 @@ func TestListEntry(t *testing.T) {
 		t.Errorf("listed %+v", first)
 	}
 	if strings.ContainsFunc(got.Description, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		t.Errorf("described as %q", got.Description)
+		t.Errorf("Description is %q", got.Description)
 	}
 	second, err := b.EntryAt(t.Context(), 1)
 	if err != nil || !second.Enabled || second.Mapping.Remote != r.Remote || second.Mapping.Lifetime != m.Lifetime || second.Mapping.Internal != m.Internal {
 		t.Errorf("listed %+v, %v", second, err)
 	}
 	if err := b.Unmap(t.Context(), second.Mapping); err != nil || len(gw.Table()) != 1 {
-		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
 }
 
-// TestEntryAtEnd: past the end is invalid, whatever the device calls it.
+// TestEntryAtEnd checks that an index past the end is ErrInvalid, for every code
+// that devices use for it.
 func TestEntryAtEnd(t *testing.T) {
 	for _, code := range []int{713, 714, 402, 501, 899} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {

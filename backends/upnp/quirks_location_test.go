@@ -14,19 +14,19 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestLocationHostIgnored: wherever a gateway says that its description is, it is
-// asked itself, and nobody else is.
+// TestLocationHostIgnored checks that the description is fetched from the gateway
+// itself if LOCATION names another host, and that no other host is contacted.
 func TestLocationHostIgnored(t *testing.T) {
 	for name, host := range map[string]string{
-		"this host":           "127.0.0.1",
-		"another host":        "127.99.0.1",
-		"this host by IPv6":   "[::1]",
-		"a foreign zone":      "[fe80::1%253]",
-		"a zone, not escaped": "[fe80::1%3]",
-		"another network":     "10.9.8.7",
-		"nowhere":             "0.0.0.0",
-		"a name":              "localhost",
-		"everybody":           "239.255.255.250",
+		"this host":               "127.0.0.1",
+		"another host":            "127.99.0.1",
+		"this host with IPv6":     "[::1]",
+		"a zone of another host":  "[fe80::1%253]",
+		"a zone without escaping": "[fe80::1%3]",
+		"another network":         "10.9.8.7",
+		"unspecified":             "0.0.0.0",
+		"host name":               "localhost",
+		"multicast":               "239.255.255.250",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -47,7 +47,8 @@ func TestLocationHostIgnored(t *testing.T) {
 	}
 }
 
-// countConnsElsewhere are traps at other addresses of this host with the gateway's port.
+// countConnsElsewhere counts connections to the gateway's port on other addresses
+// of this host.
 func countConnsElsewhere(t *testing.T, gw *gatewaytest.Gateway) []*connCounter {
 	t.Helper()
 	u, err := url.Parse(gw.UPnP().DescriptionURL())
@@ -64,7 +65,8 @@ func countConnsElsewhere(t *testing.T, gw *gatewaytest.Gateway) []*connCounter {
 	return counters
 }
 
-// TestLocationRefused: what is no plain URL is not asked at all.
+// TestLocationRefused checks that the backend does not fetch a location that is not
+// a plain http URL.
 func TestLocationRefused(t *testing.T) {
 	for name, location := range map[string]func(string) string{
 		"https":       func(at string) string { return strings.Replace(at, "http", "https", 1) },
@@ -80,14 +82,14 @@ func TestLocationRefused(t *testing.T) {
 			err := newBackend(t, gw, upnp.Config{Wait: noReplyWait}).Probe(t.Context())
 			wantError(t, err, backends.ErrNoReply, 0)
 			if n := gw.Stats().Requests["upnp describe"]; n != 0 {
-				t.Errorf("described %d times", n)
+				t.Errorf("%d requests of the description", n)
 			}
 		})
 	}
 }
 
-// TestLocationOfGateway: a gateway may answer from another address than the one
-// that it serves at, and is the gateway all the same.
+// TestLocationOfGateway checks that a gateway is recognised by the address of its
+// description, even if its response came from another address.
 func TestLocationOfGateway(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
@@ -99,7 +101,7 @@ func TestLocationOfGateway(t *testing.T) {
 	}
 }
 
-// answers is a device that answers each search with so many locations.
+// respondToSearch starts a device that answers each search with n locations.
 func respondToSearch(t *testing.T, at netip.Addr, location func(i int) string, n int) netip.AddrPort {
 	return fakeSSDP(t, at, func(conn *net.UDPConn, _ []byte, from netip.AddrPort) {
 		for i := range n {
@@ -109,8 +111,8 @@ func respondToSearch(t *testing.T, at netip.Addr, location func(i int) string, n
 	})
 }
 
-// TestNonGatewayLimits: a crowd of devices that are none of ours is asked within
-// bounds, and does not keep the gateway from being found.
+// TestNonGatewayLimits checks that the number of requests to devices other than the
+// gateway is limited, and that these devices do not prevent finding the gateway.
 func TestNonGatewayLimits(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
@@ -119,7 +121,7 @@ func TestNonGatewayLimits(t *testing.T) {
 	for range 40 {
 		counter, is := countConns(t, netip.AddrPortFrom(host(), 0))
 		if !is {
-			t.Fatal("no port")
+			t.Fatal("cannot listen")
 		}
 		counters = append(counters, counter)
 		ssdp = append(ssdp, respondToSearch(t, counter.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", counter.addr, i) }, 25))
@@ -127,7 +129,7 @@ func TestNonGatewayLimits(t *testing.T) {
 	connections := func() (sum int32) {
 		for _, counter := range counters {
 			n := counter.count.Load()
-			if sum += n; n > 4 { // two descriptions, and what of them is asked twice
+			if sum += n; n > 4 { // two descriptions, each possibly fetched twice
 				t.Errorf("%v had %d connections", counter.addr, n)
 			}
 		}
@@ -136,24 +138,25 @@ func TestNonGatewayLimits(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b := newBackend(t, gw, upnp.Config{SSDP: ssdp, Wait: searchWait / 2})
 	if all, err := b.Gateways(t.Context()); err == nil {
-		t.Errorf("found %+v among strangers", all)
+		t.Errorf("found %+v among other devices", all)
 	}
 	if n := connections(); n == 0 || n > 32 {
-		t.Errorf("the strangers had %d connections", n)
+		t.Errorf("the other devices had %d connections", n)
 	}
 	b = newBackend(t, gw, upnp.Config{SSDP: append(ssdp, gw.SSDP())})
 	mustMap(t, gw, b, request(8080, 9000))
 	if n := connections(); n > 64 {
-		t.Errorf("the strangers had %d connections", n)
+		t.Errorf("the other devices had %d connections", n)
 	}
 }
 
-// TestGatewayResponseLimit: the gateway's own answers are bounded too.
+// TestGatewayResponseLimit checks that the number of locations fetched from the
+// gateway itself is limited too.
 func TestGatewayResponseLimit(t *testing.T) {
 	t.Parallel()
 	counter, is := countConns(t, netip.AddrPortFrom(host(), 0))
 	if !is {
-		t.Fatal("no port")
+		t.Fatal("cannot listen")
 	}
 	at := respondToSearch(t, counter.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", counter.addr, i) }, 60)
 	b, err := upnp.New(upnp.Config{Gateway: at.Addr(), SSDP: []netip.AddrPort{at}, Wait: searchWait / 2})

@@ -13,8 +13,8 @@ import (
 
 var loopback6 = netip.IPv6Loopback()
 
-// open6 starts a gateway with an IPv6 firewall, and a backend that finds it over
-// IPv6. It skips where the machine has none.
+// open6 starts a gateway with an IPv6 firewall, and a backend that finds it with
+// IPv6. It skips the test if the machine has no IPv6.
 func open6(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
 	t.Helper()
 	_, is := countConns(t, netip.AddrPortFrom(loopback6, 0))
@@ -25,7 +25,7 @@ func open6(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backen
 	return gw, newBackend(t, gw, upnp.Config{Gateway: loopback6, SSDP: []netip.AddrPort{gw.UPnP().SSDP6()}})
 }
 
-// pinhole is the pinhole of a port.
+// pinhole returns the gateway's pinhole for a port.
 func pinhole(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
 	for _, e := range gw.Table() {
 		if e.Internal == netip.AddrPortFrom(loopback6, port) {
@@ -57,7 +57,7 @@ func TestPinhole(t *testing.T) {
 	r.Lifetime = 2 * time.Hour
 	renewed, err := b.Renew(t.Context(), m, r)
 	if e, _ := pinhole(gw, 8080); err != nil || renewed.Lifetime != r.Lifetime || e.Remaining != r.Lifetime || renewed.External != here {
-		t.Errorf("renewed %+v, %v; the gateway has it for %v", renewed, err, e.Remaining)
+		t.Errorf("renewed %+v, %v; the gateway has %v remaining", renewed, err, e.Remaining)
 	}
 	if len(gw.Table()) != 1 {
 		t.Errorf("the gateway has %v", gw.Table())
@@ -67,13 +67,13 @@ func TestPinhole(t *testing.T) {
 	}
 	for range 2 {
 		if err := b.Unmap(t.Context(), renewed); err != nil || len(gw.Table()) != 0 {
-			t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+			t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 		}
 	}
 }
 
-// TestPinholeLost: a pinhole that the gateway has lost is opened again, and
-// closing one that it does not know succeeds, whatever it calls that.
+// TestPinholeLost checks that a renewal opens a lost pinhole again, and that
+// closing a lost one succeeds, for every code that devices use for it.
 func TestPinholeLost(t *testing.T) {
 	for name, router := range map[string]quirks.UPnP{
 		"704": {}, "402": {Firewall: quirks.Firewall{Absent: 402}},
@@ -98,7 +98,8 @@ func TestPinholeLost(t *testing.T) {
 	}
 }
 
-// TestPinholeMoved: pinholes survive that the gateway serves on another port.
+// TestPinholeMoved checks that pinholes are renewed after the gateway changed its
+// port.
 func TestPinholeMoved(t *testing.T) {
 	t.Parallel()
 	gw, b := open6(t, quirks.UPnP{MovePort: true})
@@ -112,8 +113,8 @@ func TestPinholeMoved(t *testing.T) {
 	}
 }
 
-// TestPinholeIDsReassigned: after a restart the gateway numbers anew, so that a number
-// of before is another's.
+// TestPinholeIDsReassigned checks renewals after a restart, when the gateway
+// assigns IDs again, so that an old ID can name another pinhole.
 func TestPinholeIDsReassigned(t *testing.T) {
 	t.Parallel()
 	gw, b := open6(t, quirks.UPnP{})
@@ -126,13 +127,13 @@ func TestPinholeIDsReassigned(t *testing.T) {
 		mappings[port] = m
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	for _, port := range []uint16{9090, 8080} { // in any order
+	for _, port := range []uint16{9090, 8080} { // in another order than before
 		m, err := b.Renew(t.Context(), mappings[port], request(port, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, is := pinhole(gw, port); !is {
-			t.Errorf("%d is renewed, and the gateway has %v", port, gw.Table())
+			t.Errorf("%d was renewed, but the gateway has %v", port, gw.Table())
 		}
 		mappings[port] = m
 	}
@@ -140,11 +141,12 @@ func TestPinholeIDsReassigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, is := pinhole(gw, 9090); !is || len(gw.Table()) != 1 {
-		t.Errorf("8080 was closed, and the gateway has %v", gw.Table())
+		t.Errorf("8080 was closed, but the gateway has %v", gw.Table())
 	}
 }
 
-// TestFirewallDisabled: where the firewall is switched off, every port is open.
+// TestFirewallDisabled checks that all ports count as open if the firewall is
+// disabled.
 func TestFirewallDisabled(t *testing.T) {
 	t.Parallel()
 	_, b := open6(t, quirks.UPnP{Firewall: quirks.Firewall{Disabled: true}})
@@ -160,7 +162,8 @@ func TestFirewallDisabled(t *testing.T) {
 	}
 }
 
-// TestPinholeRefused: what a gateway, or this protocol, does not do.
+// TestPinholeRefused checks requests that the gateway refuses or that the protocol
+// does not support.
 func TestPinholeRefused(t *testing.T) {
 	t.Parallel()
 	type firewall = quirks.Firewall
@@ -176,18 +179,18 @@ func TestPinholeRefused(t *testing.T) {
 		code    upnp.FaultCode
 		lease   time.Duration
 	}{
-		"not allowed":                {quirks.UPnP{Firewall: firewall{NotAllowed: true}}, request(8080, 0), backends.ErrNotAuthorized, 703, 0},
-		"switched off":               {quirks.UPnP{Rules: quirks.Rules{SwitchedOff: true}}, request(8080, 0), backends.ErrNotAuthorized, 606, 0},
-		"below 1024":                 {quirks.UPnP{Rules: quirks.Rules{LowPorts: 606}}, request(80, 0), backends.ErrNotAuthorized, 606, 0},
-		"another host":               {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, 0},
-		"no such protocol":           {quirks.UPnP{}, icmp, backends.ErrUnsupported, 705, 0},
-		"another port exactly":       {quirks.UPnP{}, exactRequest(8080, 9000), backends.ErrUnsupported, 0, 0},
-		"the same port exactly":      {quirks.UPnP{}, exactRequest(8080, 8080), nil, 0, time.Hour},
-		"another port, if it may be": {quirks.UPnP{}, request(8080, 9000), nil, 0, time.Hour},
-		"forever":                    {quirks.UPnP{}, forever, backends.ErrUnsupported, 0, 0},
-		"very short":                 {quirks.UPnP{}, shortest, nil, 0, time.Second},
-		"very long":                  {quirks.UPnP{}, longest, nil, 0, 24 * time.Hour},
-		"the usual":                  {quirks.UPnP{}, backends.Request{Protocol: backends.UDP, Internal: request(8080, 0).Internal}, nil, 0, upnp.DefaultLifetime},
+		"not allowed":             {quirks.UPnP{Firewall: firewall{NotAllowed: true}}, request(8080, 0), backends.ErrNotAuthorized, 703, 0},
+		"switched off":            {quirks.UPnP{Rules: quirks.Rules{SwitchedOff: true}}, request(8080, 0), backends.ErrNotAuthorized, 606, 0},
+		"below 1024":              {quirks.UPnP{Rules: quirks.Rules{LowPorts: 606}}, request(80, 0), backends.ErrNotAuthorized, 606, 0},
+		"another host":            {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, 0},
+		"unsupported protocol":    {quirks.UPnP{}, icmp, backends.ErrUnsupported, 705, 0},
+		"another port, exact":     {quirks.UPnP{}, exactRequest(8080, 9000), backends.ErrUnsupported, 0, 0},
+		"the same port, exact":    {quirks.UPnP{}, exactRequest(8080, 8080), nil, 0, time.Hour},
+		"another port, not exact": {quirks.UPnP{}, request(8080, 9000), nil, 0, time.Hour},
+		"forever":                 {quirks.UPnP{}, forever, backends.ErrUnsupported, 0, 0},
+		"very short":              {quirks.UPnP{}, shortest, nil, 0, time.Second},
+		"very long":               {quirks.UPnP{}, longest, nil, 0, 24 * time.Hour},
+		"default lifetime":        {quirks.UPnP{}, backends.Request{Protocol: backends.UDP, Internal: request(8080, 0).Internal}, nil, 0, upnp.DefaultLifetime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -204,7 +207,8 @@ func TestPinholeRefused(t *testing.T) {
 	}
 }
 
-// TestPinholesNotListed: firewalls have no table.
+// TestPinholesNotListed checks that List and EntryAt are unsupported: firewalls
+// have no table.
 func TestPinholesNotListed(t *testing.T) {
 	t.Parallel()
 	_, b := open6(t, quirks.UPnP{})
@@ -214,7 +218,8 @@ func TestPinholesNotListed(t *testing.T) {
 	wantError(t, err, backends.ErrUnsupported, 0)
 }
 
-// TestFirewallGateways: what is told of firewalls, and that an IGD:1 has none.
+// TestFirewallGateways checks the reasons that Gateways reports for firewalls.
+// Version 1 has no firewall service.
 func TestFirewallGateways(t *testing.T) {
 	for name, tt := range map[string]struct {
 		router quirks.UPnP

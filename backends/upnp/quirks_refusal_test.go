@@ -13,39 +13,40 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestRefusals: what each fault is taken for, and how often a device is asked.
+// TestRefusals checks the error kind of each fault code, and the number of requests
+// after it.
 func TestRefusals(t *testing.T) {
 	for name, tt := range map[string]struct {
 		code  upnp.FaultCode
 		kind  error
 		tries int
 	}{
-		"no such action":            {401, backends.ErrUnsupported, 1},
-		"invalid arguments":         {402, backends.ErrUnsupported, 4},
-		"failed":                    {501, backends.ErrNoResources, 4},
-		"invalid value":             {600, backends.ErrUnsupported, 4},
-		"out of range":              {601, backends.ErrUnsupported, 4},
-		"optional":                  {602, backends.ErrUnsupported, 1},
-		"out of memory":             {603, backends.ErrNoResources, 1},
-		"a human is needed":         {604, backends.ErrNotAuthorized, 1},
-		"too long":                  {605, backends.ErrUnsupported, 3},
-		"not authorized":            {606, backends.ErrNotAuthorized, 1},
-		"no such entry":             {714, backends.ErrMalformed, 1},
-		"remote host needed":        {715, backends.ErrUnsupported, 1},
-		"external port needed":      {716, backends.ErrUnsupported, 1},
-		"conflict":                  {718, backends.ErrConflict, 1},
-		"same port":                 {724, backends.ErrUnsupported, 1},
-		"permanent only, or so":     {725, backends.ErrUnsupported, 3},
-		"any remote host only":      {726, backends.ErrUnsupported, 1},
-		"any external port only":    {727, backends.ErrUnsupported, 1},
-		"table full":                {728, backends.ErrNoResources, 1},
-		"other mechanism":           {729, backends.ErrConflict, 1},
-		"read only":                 {731, backends.ErrNotAuthorized, 1},
-		"internal port needed":      {732, backends.ErrUnsupported, 1},
-		"vendor's":                  {850, backends.ErrNoResources, 1},
-		"vendor's, negative":        {-911, backends.ErrNoResources, 1},
-		"vendor's, past the last":   {735, backends.ErrNoResources, 1},
-		"of no port mapping at all": {704, backends.ErrMalformed, 1},
+		"no such action":                         {401, backends.ErrUnsupported, 1},
+		"invalid arguments":                      {402, backends.ErrUnsupported, 4},
+		"failed":                                 {501, backends.ErrNoResources, 4},
+		"invalid value":                          {600, backends.ErrUnsupported, 4},
+		"out of range":                           {601, backends.ErrUnsupported, 4},
+		"optional":                               {602, backends.ErrUnsupported, 1},
+		"out of memory":                          {603, backends.ErrNoResources, 1},
+		"human intervention required":            {604, backends.ErrNotAuthorized, 1},
+		"too long":                               {605, backends.ErrUnsupported, 3},
+		"not authorized":                         {606, backends.ErrNotAuthorized, 1},
+		"no such entry":                          {714, backends.ErrMalformed, 1},
+		"remote host needed":                     {715, backends.ErrUnsupported, 1},
+		"external port needed":                   {716, backends.ErrUnsupported, 1},
+		"conflict":                               {718, backends.ErrConflict, 1},
+		"same port":                              {724, backends.ErrUnsupported, 1},
+		"permanent leases only":                  {725, backends.ErrUnsupported, 3},
+		"any remote host only":                   {726, backends.ErrUnsupported, 1},
+		"any external port only":                 {727, backends.ErrUnsupported, 1},
+		"table full":                             {728, backends.ErrNoResources, 1},
+		"other mechanism":                        {729, backends.ErrConflict, 1},
+		"read only":                              {731, backends.ErrNotAuthorized, 1},
+		"internal port needed":                   {732, backends.ErrUnsupported, 1},
+		"vendor's code":                          {850, backends.ErrNoResources, 1},
+		"vendor's code, negative":                {-911, backends.ErrNoResources, 1},
+		"vendor's code, after the standard ones": {735, backends.ErrNoResources, 1},
+		"code of another action":                 {704, backends.ErrMalformed, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -55,16 +56,16 @@ func TestRefusals(t *testing.T) {
 			wantError(t, err, tt.kind, tt.code)
 			all := actionCalls(gw, "AddPortMapping")
 			if len(all) != tt.tries {
-				t.Errorf("asked %d times, want %d: %v", len(all), tt.tries, all)
+				t.Errorf("%d requests, want %d: %v", len(all), tt.tries, all)
 			}
 			seen := map[string]bool{}
 			for _, args := range all {
 				if args["NewExternalPort"] != "9000" || args["NewRemoteHost"] != "" {
-					t.Errorf("asked for port %s of %q", args["NewExternalPort"], args["NewRemoteHost"])
+					t.Errorf("requested port %s for %q", args["NewExternalPort"], args["NewRemoteHost"])
 				}
 				formKey := args["NewLeaseDuration"] + args["NewPortMappingDescription"]
 				if seen[formKey] && tt.code != 501 {
-					t.Errorf("asked twice with lease %s and description %q", args["NewLeaseDuration"], args["NewPortMappingDescription"])
+					t.Errorf("requested lease %s and description %q twice", args["NewLeaseDuration"], args["NewPortMappingDescription"])
 				}
 				seen[formKey] = true
 			}
@@ -72,8 +73,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestInvalidArguments: the order in which a request is worded anew, for a
-// device that only says that it does not like it.
+// TestInvalidArguments checks in which order the backend changes the arguments of a
+// request that a device refuses without a reason.
 func TestInvalidArguments(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Version: 1})
@@ -88,11 +89,12 @@ func TestInvalidArguments(t *testing.T) {
 	}
 	want := "7200 9000 a test, 0 9000 a test, 3600 9000 a test, 7200 9000 goforward, 0 9000 goforward, 7200 8080 a test"
 	if s := strings.Join(got, ", "); s != want {
-		t.Errorf("asked\n%s, want\n%s", s, want)
+		t.Errorf("requests\n%s, want\n%s", s, want)
 	}
 }
 
-// TestDescriptionsRefused: what a device dislikes about a description is left out.
+// TestDescriptionsRefused checks that a refused description is replaced by one that
+// the device accepts.
 func TestDescriptionsRefused(t *testing.T) {
 	long := strings.Repeat("x", 60)
 	for name, tt := range map[string]struct {
@@ -100,15 +102,15 @@ func TestDescriptionsRefused(t *testing.T) {
 		text    string
 		want    string
 	}{
-		"blank":                 {quirks.Demands{BlankDescription: 402}, " ", "goforward"},
-		"quotes":                {quirks.Demands{OddDescription: 402}, `a "b" & <c>`, "a _b_ _ _c_"},
-		"odd":                   {quirks.Demands{OddDescription: 402}, "a (b)", "goforward"},
-		"odd, by another code":  {quirks.Demands{OddDescription: 600}, "a (b)", "goforward"},
-		"long":                  {quirks.Demands{LongDescription: 605, MaxDescription: 32}, long, "goforward"},
-		"long, by another code": {quirks.Demands{LongDescription: 402, MaxDescription: 32}, long, "goforward"},
-		"as long as all can":    {quirks.Demands{LongDescription: 501, MaxDescription: 63}, long + long, (long + long)[:63]},
-		"odd, by a third code":  {quirks.Demands{OddDescription: 501}, "a (b)", "goforward"},
-		"not ASCII":             {quirks.Demands{OddDescription: 402}, "Bücher\x1b", "B_cher_"},
+		"blank":                          {quirks.Demands{BlankDescription: 402}, " ", "goforward"},
+		"quotes":                         {quirks.Demands{OddDescription: 402}, `a "b" & <c>`, "a _b_ _ _c_"},
+		"odd":                            {quirks.Demands{OddDescription: 402}, "a (b)", "goforward"},
+		"odd, code 600":                  {quirks.Demands{OddDescription: 600}, "a (b)", "goforward"},
+		"long":                           {quirks.Demands{LongDescription: 605, MaxDescription: 32}, long, "goforward"},
+		"long, code 402":                 {quirks.Demands{LongDescription: 402, MaxDescription: 32}, long, "goforward"},
+		"maximum length of most devices": {quirks.Demands{LongDescription: 501, MaxDescription: 63}, long + long, (long + long)[:63]},
+		"odd, code 501":                  {quirks.Demands{OddDescription: 501}, "a (b)", "goforward"},
+		"not ASCII":                      {quirks.Demands{OddDescription: 402}, "Bücher\x1b", "B_cher_"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -120,14 +122,15 @@ func TestDescriptionsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			if e, _ := entry(gw, m.External.Port()); e.Description != tt.want {
-				t.Errorf("described as %q, want %q", e.Description, tt.want)
+				t.Errorf("description %q, want %q", e.Description, tt.want)
 			}
 		})
 	}
 }
 
-// TestPrivateWAN: a device that fails because it is behind another router says so
-// in its external address. No other port helps.
+// TestPrivateWAN checks a device that refuses mappings because it is behind another
+// router. The error reports it from the external address, and the backend does not
+// try other ports.
 func TestPrivateWAN(t *testing.T) {
 	private := quirks.Rules{RefusePrivate: true}
 	for name, tt := range map[string]struct {
@@ -136,15 +139,15 @@ func TestPrivateWAN(t *testing.T) {
 		want     error
 		text     string
 	}{
-		"private, told as empty": {"192.168.201.90", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
-		"shared, told as empty":  {"100.64.3.4", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
-		"private, told": {"10.1.2.3", quirks.UPnP{Rules: private, Status: quirks.Status{
+		"private, not reported": {"192.168.201.90", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
+		"shared, not reported":  {"100.64.3.4", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
+		"private, reported": {"10.1.2.3", quirks.UPnP{Rules: private, Status: quirks.Status{
 			External: netip.Addr.String,
 		}}, backends.ErrPrivateWAN, "10.1.2.3, behind another router"},
-		"shared, told": {"100.64.3.4", quirks.UPnP{Rules: private, Status: quirks.Status{
+		"shared, reported": {"100.64.3.4", quirks.UPnP{Rules: private, Status: quirks.Status{
 			External: netip.Addr.String,
 		}}, backends.ErrPrivateWAN, "100.64.3.4, behind the provider's NAT"},
-		"state unknown": {"10.1.2.3", quirks.UPnP{
+		"unknown state": {"10.1.2.3", quirks.UPnP{
 			Rules: private, Status: quirks.Status{Unsupported: true},
 		}, backends.ErrPrivateWAN, "tells none"},
 		"not connected": {"0.0.0.0", quirks.UPnP{}, backends.ErrNetworkFailure, "Disconnected"},
@@ -158,13 +161,14 @@ func TestPrivateWAN(t *testing.T) {
 				t.Errorf("%v, want only %q", err, tt.text)
 			}
 			if n := count(gw, "AddPortMapping") + count(gw, "AddAnyPortMapping"); n != 1 {
-				t.Errorf("asked %d times", n)
+				t.Errorf("%d requests", n)
 			}
 		})
 	}
 }
 
-// TestPrivateWANConflict: some devices call that a conflict, with nothing there.
+// TestPrivateWANConflict checks devices that report a conflict instead, although
+// the port is free.
 func TestPrivateWANConflict(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{External: netip.MustParseAddr("192.168.201.90"), Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 1}}})
@@ -172,11 +176,12 @@ func TestPrivateWANConflict(t *testing.T) {
 	_, err := newBackend(t, gw, upnp.Config{}).Map(t.Context(), request(8080, 9000))
 	wantError(t, err, backends.ErrConflict, 718)
 	if err != nil && !strings.Contains(err.Error(), "192.168.201.90, is private") {
-		t.Errorf("%v says nothing of the private address", err)
+		t.Errorf("%v does not mention the private address", err)
 	}
 }
 
-// TestRetryAfterActionFailed: a device that fails for no reason is asked again.
+// TestRetryAfterActionFailed checks that a request is retried after fault 501,
+// which gives no reason.
 func TestRetryAfterActionFailed(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -186,7 +191,8 @@ func TestRetryAfterActionFailed(t *testing.T) {
 	}
 }
 
-// TestGatewayPolicies: policies of real gateways. None of them is met with other ports.
+// TestGatewayPolicies checks the policies of real gateways. The backend does not
+// try other ports because of them.
 func TestGatewayPolicies(t *testing.T) {
 	type rules = quirks.Rules
 	other := request(8080, 9000)
@@ -200,18 +206,18 @@ func TestGatewayPolicies(t *testing.T) {
 		code    upnp.FaultCode
 		text    string
 	}{
-		"switched off":                {quirks.UPnP{Rules: rules{SwitchedOff: true}}, request(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
-		"ports below 1024":            {quirks.UPnP{Rules: rules{LowPorts: 606}}, request(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
-		"another host":                {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, "another host, 192.168.77.9"},
-		"another host, version 1":     {quirks.UPnP{Version: 1}, other, backends.ErrNotAuthorized, 718, "another host, 192.168.77.9"},
-		"full":                        {quirks.UPnP{}, request(8080, 9000), backends.ErrNoResources, 728, ""},
-		"full, version 1":             {quirks.UPnP{Version: 1}, request(8080, 9000), backends.ErrNoResources, 501, ""},
-		"full, by another code":       {quirks.UPnP{Rules: rules{Full: 402}}, request(8080, 9000), backends.ErrUnsupported, 402, ""},
-		"full, without a word":        {quirks.UPnP{Rules: rules{FullSilent: true}}, request(8080, 9000), backends.ErrNoResources, 0, "does not list it"},
-		"remote host needed":          {quirks.UPnP{Rules: rules{SourceNeeded: true}}, request(8080, 9000), backends.ErrUnsupported, 715, ""},
-		"no remote host":              {quirks.UPnP{Rules: rules{AnySourceOnly: true}}, peer, backends.ErrUnsupported, 726, ""},
-		"no external port":            {quirks.UPnP{Rules: rules{AnyPortOnly: true}}, request(8080, 9000), backends.ErrUnsupported, 727, ""},
-		"same port, another is exact": {quirks.UPnP{Rules: rules{SamePort: true}}, exactRequest(8080, 9000), backends.ErrUnsupported, 724, ""},
+		"switched off":                     {quirks.UPnP{Rules: rules{SwitchedOff: true}}, request(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
+		"ports below 1024":                 {quirks.UPnP{Rules: rules{LowPorts: 606}}, request(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
+		"another host":                     {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, "another host, 192.168.77.9"},
+		"another host, version 1":          {quirks.UPnP{Version: 1}, other, backends.ErrNotAuthorized, 718, "another host, 192.168.77.9"},
+		"full":                             {quirks.UPnP{}, request(8080, 9000), backends.ErrNoResources, 728, ""},
+		"full, version 1":                  {quirks.UPnP{Version: 1}, request(8080, 9000), backends.ErrNoResources, 501, ""},
+		"full, code 402":                   {quirks.UPnP{Rules: rules{Full: 402}}, request(8080, 9000), backends.ErrUnsupported, 402, ""},
+		"full, reported as success":        {quirks.UPnP{Rules: rules{FullSilent: true}}, request(8080, 9000), backends.ErrNoResources, 0, "does not list it"},
+		"remote host needed":               {quirks.UPnP{Rules: rules{SourceNeeded: true}}, request(8080, 9000), backends.ErrUnsupported, 715, ""},
+		"no remote host":                   {quirks.UPnP{Rules: rules{AnySourceOnly: true}}, peer, backends.ErrUnsupported, 726, ""},
+		"no external port":                 {quirks.UPnP{Rules: rules{AnyPortOnly: true}}, request(8080, 9000), backends.ErrUnsupported, 727, ""},
+		"same port only, another is exact": {quirks.UPnP{Rules: rules{SamePort: true}}, exactRequest(8080, 9000), backends.ErrUnsupported, 724, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -224,16 +230,17 @@ func TestGatewayPolicies(t *testing.T) {
 			_, err := newBackend(t, gw, upnp.Config{}).Map(t.Context(), tt.request)
 			wantError(t, err, tt.kind, tt.code)
 			if err != nil && !strings.Contains(err.Error(), tt.text) {
-				t.Errorf("%v, want %q in it", err, tt.text)
+				t.Errorf("%v, want it to contain %q", err, tt.text)
 			}
 			if errors.Is(err, backends.ErrConflict) || len(gw.Table()) != 1 {
-				t.Errorf("%v; the table is %v", err, gw.Table())
+				t.Errorf("%v; the gateway has %v", err, gw.Table())
 			}
 		})
 	}
 }
 
-// TestSamePort: a device that cannot tell ports apart gets the internal one.
+// TestSamePort checks that a device that supports only equal ports gets the
+// internal port as the external one.
 func TestSamePort(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Rules: quirks.Rules{SamePort: true}})
@@ -245,8 +252,8 @@ func TestSamePort(t *testing.T) {
 	wantError(t, err, backends.ErrConflict, 0)
 }
 
-// TestOtherService: where one service does not know how to map, another of the
-// device may, and its table is looked at before.
+// TestOtherService checks that the backend tries another service of the device if
+// one does not support the action. It looks for an existing entry there first.
 func TestOtherService(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
@@ -254,7 +261,7 @@ func TestOtherService(t *testing.T) {
 		return q.Action == "AddPortMapping" && strings.Contains(string(q.Raw), "WANIPConnection")
 	}, Result: 401})
 	_, err := b.Map(t.Context(), request(8080, 9000))
-	wantError(t, err, backends.ErrNetworkFailure, 501) // of the service that is not connected
+	wantError(t, err, backends.ErrNetworkFailure, 501) // from the service that is not connected
 	asked := map[string]bool{}
 	for _, q := range gw.Requests() {
 		if strings.Contains(string(q.Raw), "WANPPPConnection:1#") {
@@ -262,6 +269,6 @@ func TestOtherService(t *testing.T) {
 		}
 	}
 	if !asked["GetSpecificPortMappingEntry"] || !asked["AddPortMapping"] {
-		t.Errorf("of the other service, asked %v", asked)
+		t.Errorf("actions of the other service: %v", asked)
 	}
 }

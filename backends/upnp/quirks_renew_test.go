@@ -12,11 +12,11 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestRenewTaken: a mapping whose port somebody else got meanwhile moves to
-// another port, unless the port matters.
+// TestRenewTaken checks that a mapping whose port another host got moves to another
+// port, unless the request is exact.
 func TestRenewTaken(t *testing.T) {
 	for name, router := range map[string]quirks.UPnP{
-		"version 1": {Version: 1}, "version 2": {}, "no any port": {Rules: quirks.Rules{AddAnyResets: true}},
+		"version 1": {Version: 1}, "version 2": {}, "no AddAnyPortMapping": {Rules: quirks.Rules{AddAnyResets: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -27,7 +27,7 @@ func TestRenewTaken(t *testing.T) {
 			_, err := b.Renew(t.Context(), m, exactRequest(8080, 9000))
 			wantError(t, err, backends.ErrConflict, 0)
 			if renewed := mustRenew(t, gw, b, m, request(8080, 9000)); renewed.External.Port() == 9000 {
-				t.Error("renewed on the port that is taken")
+				t.Error("renewed on the port that is in use")
 			}
 			if e, _ := entry(gw, 9000); e.Internal.Addr() != netip.MustParseAddr("192.168.77.9") {
 				t.Errorf("the other host's entry is %+v", e)
@@ -36,7 +36,7 @@ func TestRenewTaken(t *testing.T) {
 	}
 }
 
-// TestRenewInPlace: renewals add nothing to the table.
+// TestRenewInPlace checks that renewals add no entries to the table.
 func TestRenewInPlace(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -50,8 +50,8 @@ func TestRenewInPlace(t *testing.T) {
 	}
 }
 
-// TestDeviceMoved: a device that serves on another port after a restart is found
-// again, within the call.
+// TestDeviceMoved checks that a device that uses another port after a restart is
+// found within the same call.
 func TestDeviceMoved(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{MovePort: true})
@@ -60,7 +60,7 @@ func TestDeviceMoved(t *testing.T) {
 	m = mustRenew(t, gw, b, m, request(8080, 9000))
 	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepTable: true})
 	if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
-		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	if _, err := b.ExternalAddr(t.Context()); err != nil {
@@ -68,7 +68,8 @@ func TestDeviceMoved(t *testing.T) {
 	}
 }
 
-// TestControlPathNotFound: a control path that is unknown after a restart is looked for.
+// TestControlPathNotFound checks that a new search follows if the control path is
+// unknown after a restart.
 func TestControlPathNotFound(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -79,11 +80,12 @@ func TestControlPathNotFound(t *testing.T) {
 	before := gw.Stats().Requests["upnp describe"]
 	mustMap(t, gw, b, request(8081, 9001))
 	if n := gw.Stats().Requests["upnp describe"] - before; n != 1 {
-		t.Errorf("described %d times", n)
+		t.Errorf("%d requests of the description", n)
 	}
 }
 
-// TestUnmap: only what is ours is deleted, as far as the device tells.
+// TestUnmap checks that only this host's mapping is deleted, as far as the device
+// reports it.
 func TestUnmap(t *testing.T) {
 	for name, tt := range map[string]struct {
 		router    quirks.UPnP
@@ -91,17 +93,17 @@ func TestUnmap(t *testing.T) {
 		remaining int
 		deletes   int
 	}{
-		"ours":  {quirks.UPnP{}, nil, 0, 1},
-		"gone":  {quirks.UPnP{}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 0},
-		"taken": {quirks.UPnP{AnyClient: true}, func(t *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000); occupy(t, gw, 9000) }, 1, 0},
+		"own":     {quirks.UPnP{}, nil, 0, 1},
+		"missing": {quirks.UPnP{}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 0},
+		"taken":   {quirks.UPnP{AnyClient: true}, func(t *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000); occupy(t, gw, 9000) }, 1, 0},
 		"taken by another program": {quirks.UPnP{}, func(t *testing.T, gw *gatewaytest.Gateway) {
 			gw.RemoveMapping(backends.TCP, 9000)
 			mustMap(t, gw, newBackend(t, gw, upnp.Config{}), exactRequest(8099, 9000))
 		}, 1, 0},
-		"unknown":                         {quirks.UPnP{Listing: quirks.Listing{NoSpecific: true}}, nil, 0, 1},
-		"gone, by another code":           {quirks.UPnP{Listing: quirks.Listing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 1},
-		"the lease is ignored for days":   {leases(quirks.Leases{Reported: 48 * time.Hour}), nil, 0, 1},
-		"listed, but cannot be asked for": {quirks.UPnP{Version: 1, Listing: quirks.Listing{Absent: 501}}, nil, 0, 1},
+		"unknown":                        {quirks.UPnP{Listing: quirks.Listing{NoSpecific: true}}, nil, 0, 1},
+		"missing, code 402":              {quirks.UPnP{Listing: quirks.Listing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 1},
+		"listed with another lease":      {leases(quirks.Leases{Reported: 48 * time.Hour}), nil, 0, 1},
+		"absent entries reported as 501": {quirks.UPnP{Version: 1, Listing: quirks.Listing{Absent: 501}}, nil, 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -114,25 +116,26 @@ func TestUnmap(t *testing.T) {
 				t.Errorf("Unmap: %v", err)
 			}
 			if n := count(gw, "DeletePortMapping"); len(gw.Table()) != tt.remaining || n != tt.deletes {
-				t.Errorf("%d deletions leave %v", n, gw.Table())
+				t.Errorf("%d deletions, the gateway has %v", n, gw.Table())
 			}
 		})
 	}
 }
 
-// TestUnmapFromAnotherProcess: all that it takes is what the mapping says.
+// TestUnmapFromAnotherProcess checks that a Mapping has all that another process
+// needs to delete it.
 func TestUnmapFromAnotherProcess(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	m := mustMap(t, gw, b, request(8080, 9000))
 	m.Internal = netip.AddrPortFrom(netip.Addr{}, m.Internal.Port()) // this host
 	if err := newBackend(t, gw, upnp.Config{}).Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
-		t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
 }
 
-// TestServiceRemembered: the service that granted a mapping is the one that is
-// asked about it.
+// TestServiceRemembered checks that requests for a mapping use the service that
+// granted it.
 func TestServiceRemembered(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
@@ -142,10 +145,10 @@ func TestServiceRemembered(t *testing.T) {
 	_ = b.Unmap(t.Context(), m)
 	for _, q := range gw.Requests() {
 		if !bytes.Contains(q.Raw, []byte("WANPPPConnection:1#")) {
-			t.Errorf("asked another service: %s", q.Raw)
+			t.Errorf("request to another service: %s", q.Raw)
 		}
 	}
 	if len(gw.Requests()) == 0 {
-		t.Error("asked nobody")
+		t.Error("no requests")
 	}
 }

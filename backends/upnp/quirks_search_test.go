@@ -15,36 +15,37 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// The patience of searches that end by it: after all that is there has answered,
-// or where nothing is that could.
+// The Wait of searches that end only with it: searchWait if devices respond and
+// must be heard in time, noReplyWait if no response is possible.
 const (
 	searchWait  = 2 * time.Second
 	noReplyWait = 100 * time.Millisecond
 )
 
-// TestSearchQuirks: gateways that answer only some searches, or oddly, are found.
+// TestSearchQuirks checks that gateways that respond only to some searches, or in
+// unusual forms, are found.
 func TestSearchQuirks(t *testing.T) {
 	type search = quirks.Search
 	for name, router := range map[string]quirks.UPnP{
-		"from another port":         {Search: search{OtherPort: true}},
-		"version 1 only":            {Version: 1, Search: search{NoIGD2: true}},
-		"no version 2":              {Search: search{NoIGD2: true}},
-		"other version than it is":  {Search: search{Version: 1}},
-		"first device of all":       {Search: search{FirstOnly: true}},
-		"no answer to port 1900":    {Search: search{NoPort1900: true}},
-		"duplicates":                {Search: search{Duplicates: 5}},
-		"garbage first":             {Search: search{Garbage: [][]byte{{}, {0, 1, 2}, []byte("HTTP/1.1 200 OK\r\n\r\n"), []byte(strings.Repeat("x", 9000))}}},
-		"line feeds":                {Search: search{LFOnly: true, NoSpace: true, NoReason: true}},
-		"no blank line":             {Search: search{NoBlankLine: true}},
-		"unicast only":              {Search: search{UnicastOnly: true}},
-		"all of it":                 {Version: 1, Search: search{OtherPort: true, NoIGD2: true, FirstOnly: true, Duplicates: 3, LFOnly: true, NoSpace: true, NoBlankLine: true}},
-		"IP and PPP":                {Description: quirks.Description{Connections: quirks.ConnectionBoth}},
-		"PPP only":                  {Description: quirks.Description{Connections: quirks.ConnectionPPP}},
-		"DSL Forum":                 {Description: quirks.Description{DSLForum: true}},
-		"DSL Forum, PPP":            {Version: 1, Description: quirks.Description{DSLForum: true, Connections: quirks.ConnectionPPP}},
-		"the last of several WANs":  {Description: quirks.Description{WANDevices: 3, Connected: 2}},
-		"the first of several WANs": {Description: quirks.Description{WANDevices: 3}},
-		"several WANs, IP and PPP":  {Version: 1, Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}},
+		"from another port":            {Search: search{OtherPort: true}},
+		"version 1 only":               {Version: 1, Search: search{NoIGD2: true}},
+		"no version 2":                 {Search: search{NoIGD2: true}},
+		"reports another version":      {Search: search{Version: 1}},
+		"one device only for ssdp:all": {Search: search{FirstOnly: true}},
+		"no response to port 1900":     {Search: search{NoPort1900: true}},
+		"duplicates":                   {Search: search{Duplicates: 5}},
+		"garbage first":                {Search: search{Garbage: [][]byte{{}, {0, 1, 2}, []byte("HTTP/1.1 200 OK\r\n\r\n"), []byte(strings.Repeat("x", 9000))}}},
+		"line feeds":                   {Search: search{LFOnly: true, NoSpace: true, NoReason: true}},
+		"no blank line":                {Search: search{NoBlankLine: true}},
+		"unicast only":                 {Search: search{UnicastOnly: true}},
+		"several quirks":               {Version: 1, Search: search{OtherPort: true, NoIGD2: true, FirstOnly: true, Duplicates: 3, LFOnly: true, NoSpace: true, NoBlankLine: true}},
+		"IP and PPP":                   {Description: quirks.Description{Connections: quirks.ConnectionBoth}},
+		"PPP only":                     {Description: quirks.Description{Connections: quirks.ConnectionPPP}},
+		"DSL Forum":                    {Description: quirks.Description{DSLForum: true}},
+		"DSL Forum, PPP":               {Version: 1, Description: quirks.Description{DSLForum: true, Connections: quirks.ConnectionPPP}},
+		"the last of several WANs":     {Description: quirks.Description{WANDevices: 3, Connected: 2}},
+		"the first of several WANs":    {Description: quirks.Description{WANDevices: 3}},
+		"several WANs, IP and PPP":     {Version: 1, Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -55,45 +56,48 @@ func TestSearchQuirks(t *testing.T) {
 				t.Errorf("mapped %v", m.External)
 			}
 			if n := gw.Stats().Requests["upnp describe"]; n != 1 {
-				t.Errorf("described %d times", n)
+				t.Errorf("%d requests of the description", n)
 			}
 			for _, q := range gw.Requests() {
 				if q.Service == "upnp" && q.Op != "describe" && q.Action == "" {
-					t.Errorf("asked for %.60q", q.Raw)
+					t.Errorf("sent %.60q", q.Raw)
 				}
 				if q.Service == "ssdp" && q.Source.Port() == 1900 {
 					t.Error("searched from port 1900")
 				}
 			}
 			if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
-				t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+				t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 			}
 		})
 	}
 }
 
-// TestSearchDelayed: answers may take the second that searches allow.
+// TestSearchDelayed checks that responses may use the full second that searches
+// allow.
 func TestSearchDelayed(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Search: quirks.Search{Spread: true}})
 	mustMap(t, gw, b, request(8080, 9000))
 }
 
-// TestSearchMulticastOnly: searches are worded as their destination has it, so a
-// gateway that wants the group named has no answer for a unicast search.
+// TestSearchMulticastOnly checks that HOST in a search is its destination. A
+// gateway that requires the multicast group in HOST does not respond to a unicast
+// search.
 func TestSearchMulticastOnly(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{MulticastOnly: true}}}})
 	err := newBackend(t, gw, upnp.Config{Wait: noReplyWait}).Probe(t.Context())
 	wantError(t, err, backends.ErrNoReply, 0)
-	// What a group would have relayed finds it.
+	// The relayed search has the multicast group in HOST, and finds the gateway.
 	relay := relayTo(t, gw.SSDP(), func(search string) string {
 		return strings.Replace(search, "HOST: 127", "HOST: 239.255.255.250:1900\r\nX: 127", 1)
 	})
 	mustMap(t, gw, newBackend(t, gw, upnp.Config{SSDP: []netip.AddrPort{gw.SSDP(), relay}}), request(8080, 9000))
 }
 
-// TestSearchEnds: nobody answers, the caller goes, the backend is closed.
+// TestSearchEnds checks that a search ends if no device responds, if the caller
+// cancels it, and if the backend is closed.
 func TestSearchEnds(t *testing.T) {
 	t.Parallel()
 	ssdp, searches := silentSSDP(t)
@@ -108,10 +112,10 @@ func TestSearchEnds(t *testing.T) {
 	_, err := newBackend(50 * time.Millisecond).ExternalAddr(t.Context())
 	wantError(t, err, backends.ErrNoReply, 0)
 	if errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("%v is nobody's deadline", err)
+		t.Errorf("%v: no caller set a deadline", err)
 	}
 
-	errCaller := errors.New("the caller goes")
+	errCaller := errors.New("cancelled by the caller")
 	for name, stop := range map[string]func(*upnp.Backend, context.CancelCauseFunc) error{
 		"caller": func(_ *upnp.Backend, cancel context.CancelCauseFunc) error { cancel(errCaller); return errCaller },
 		"close":  func(b *upnp.Backend, _ context.CancelCauseFunc) error { _ = b.Close(); return net.ErrClosed },
@@ -131,8 +135,8 @@ func TestSearchEnds(t *testing.T) {
 	}
 }
 
-// TestNoSearchWithURL: a device that is named is not looked for, and there is none
-// but it.
+// TestNoSearchWithURL checks that a backend with a description URL sends no
+// searches and uses no other device.
 func TestNoSearchWithURL(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{MovePort: true}}})
@@ -146,7 +150,7 @@ func TestNoSearchWithURL(t *testing.T) {
 	}
 }
 
-// TestSearchShared: callers at the same time share a search.
+// TestSearchShared checks that concurrent callers share one search.
 func TestSearchShared(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -160,12 +164,12 @@ func TestSearchShared(t *testing.T) {
 		}
 	}
 	if n := gw.Stats().Requests["upnp describe"]; n != 1 {
-		t.Errorf("described %d times", n)
+		t.Errorf("%d requests of the description", n)
 	}
 }
 
-// TestOneServiceSilent: a service that cuts the connection does not hide the
-// others of its device.
+// TestOneServiceSilent checks that a service that resets the connection does not
+// hide the other services of its device.
 func TestOneServiceSilent(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
@@ -175,7 +179,8 @@ func TestOneServiceSilent(t *testing.T) {
 	mustMap(t, gw, b, request(8080, 9000))
 }
 
-// TestGateways: all that answer are told, the best first, with the reason.
+// TestGateways checks that all responding gateways are reported, the best first,
+// each with a reason.
 func TestGateways(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
@@ -202,17 +207,18 @@ func TestGateways(t *testing.T) {
 	}
 	want = "connected, without a public address, and this host's way out"
 	if got := list(upnp.Config{SSDP: all, Only: true}); got != want {
-		t.Errorf("of one only, found %s, want %s", got, want)
+		t.Errorf("with Only, found %s, want %s", got, want)
 	}
 	if got := list(upnp.Config{SSDP: append(all, duplicate.SSDP())}); !strings.Contains(got, ", but answered later") {
-		t.Errorf("found %s, want one that answered later", got)
+		t.Errorf("found %s, want a gateway that answered later", got)
 	}
-	// Searched for the best, the stranger is waited for and taken.
+	// A search for the best gateway waits for one that is not the default gateway,
+	// and selects it.
 	mustMap(t, public, newBackend(t, gateway, upnp.Config{SSDP: []netip.AddrPort{public.SSDP()}}), request(8080, 9000))
 }
 
-// TestDefaultGatewayNotConnected: a gateway that leads out and is not connected is used
-// after those had time to answer that may be.
+// TestDefaultGatewayNotConnected checks that a default gateway that is not
+// connected is used only after other gateways had time to respond.
 func TestDefaultGatewayNotConnected(t *testing.T) {
 	t.Parallel()
 	needHosts(t)

@@ -11,16 +11,16 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestNoReplyLimit: a device is looked for again after two calls in a row without an
-// answer. After one such call, it is asked where it was found.
+// TestNoReplyLimit checks that a new search follows two consecutive calls without a
+// reply. After a single one, the next call uses the known address.
 func TestNoReplyLimit(t *testing.T) {
 	for name, tt := range map[string]struct {
-		silent    []bool // of each call: it gets no answer
+		silent    []bool // for each call: whether it gets no reply
 		described int
 	}{
-		"one":               {[]bool{true, false}, 1},
-		"two, one answered": {[]bool{true, false, true, false}, 1},
-		"two in a row":      {[]bool{true, true, false}, 2},
+		"one":                  {[]bool{true, false}, 1},
+		"two, not consecutive": {[]bool{true, false, true, false}, 1},
+		"two, consecutive":     {[]bool{true, true, false}, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -39,14 +39,14 @@ func TestNoReplyLimit(t *testing.T) {
 				}
 			}
 			if n := gw.Stats().Requests["upnp describe"]; n != tt.described {
-				t.Errorf("described %d times, want %d", n, tt.described)
+				t.Errorf("%d requests of the description, want %d", n, tt.described)
 			}
 		})
 	}
 }
 
-// TestAnyPortAfterTimeout: a device that did not answer AddAnyPortMapping in time
-// may have been busy. It is asked again at the next call.
+// TestAnyPortAfterTimeout checks that AddAnyPortMapping is sent again in the next
+// call after a timeout: the device may have been busy.
 func TestAnyPortAfterTimeout(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
@@ -58,9 +58,9 @@ func TestAnyPortAfterTimeout(t *testing.T) {
 	_, err := b.Map(t.Context(), request(8080, 9000))
 	wantError(t, err, backends.ErrNoReply, 0)
 	if m := mustMap(t, gw, b, request(8080, 9000)); m.External.Port() == 9000 {
-		t.Error("mapped the port that is taken")
+		t.Error("mapped the port that is in use")
 	}
 	if n := count(gw, "AddAnyPortMapping"); n != 2 {
-		t.Errorf("asked %d times for any port, want 2", n)
+		t.Errorf("%d requests of AddAnyPortMapping, want 2", n)
 	}
 }

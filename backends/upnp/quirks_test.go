@@ -17,9 +17,9 @@ import (
 
 var nextHost atomic.Uint32
 
-// host is a loopback address of the test's own where the system has more than
-// one: a device is asked one thing at a time, and its address is what it is
-// known by.
+// host returns a new loopback address if the system has more than one. Each test
+// needs its own, because requests to one address are sent one after another, and a
+// device is identified by its address.
 func host() netip.Addr {
 	if runtime.GOOS != "linux" {
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -28,15 +28,15 @@ func host() netip.Addr {
 	return netip.AddrFrom4([4]byte{127, 1, byte(n >> 8), byte(n)})
 }
 
-// needHosts skips where all devices would be at one address.
+// needHosts skips the test if all devices would have the same address.
 func needHosts(t *testing.T) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skip("one loopback address only: there is no other host")
+		t.Skip("this system has one loopback address only")
 	}
 }
 
-// start starts a gateway whose clock stands still.
+// start starts a gateway with a manual clock.
 func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	config.ManualClock = true
@@ -51,8 +51,8 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// newBackend is a backend that looks for a gateway as the config says, by default the
-// one that is given.
+// newBackend returns a backend with the given config. By default, it searches for
+// the given gateway.
 func newBackend(t *testing.T, gw *gatewaytest.Gateway, config upnp.Config) *upnp.Backend {
 	t.Helper()
 	if !config.Gateway.IsValid() {
@@ -75,14 +75,14 @@ func newBackend(t *testing.T, gw *gatewaytest.Gateway, config upnp.Config) *upnp
 	return b.ShortenDelays()
 }
 
-// open starts a gateway and a backend that finds it by a search.
+// startBackend starts a gateway, and a backend that finds it with a search.
 func startBackend(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
 	t.Helper()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
 	return gw, newBackend(t, gw, upnp.Config{})
 }
 
-// request is a request for a TCP port, for an hour.
+// request returns a request for a TCP port, for one hour.
 func request(internal, external uint16) backends.Request {
 	return backends.Request{
 		Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, internal),
@@ -96,7 +96,7 @@ func exactRequest(internal, external uint16) backends.Request {
 	return r
 }
 
-// mustMap maps, and checks that the gateway has it.
+// mustMap maps a port and checks that the gateway has the entry.
 func mustMap(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend, r backends.Request) backends.Mapping {
 	t.Helper()
 	m, err := b.Map(t.Context(), r)
@@ -117,7 +117,8 @@ func mustRenew(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend, m backend
 	return renewed
 }
 
-// checkEntry checks that a mapping is in the table, for no less than it says.
+// checkEntry checks that the gateway has an entry for the mapping, for at least its
+// lifetime.
 func checkEntry(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) {
 	t.Helper()
 	e, is := entry(gw, m.External.Port())
@@ -125,11 +126,11 @@ func checkEntry(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) {
 	case !is || e.Internal != m.Internal:
 		t.Fatalf("the gateway has %+v, want %v at port %d", gw.Table(), m.Internal, m.External.Port())
 	case e.Remaining < m.Lifetime:
-		t.Errorf("the gateway has it for %v, granted %v", e.Remaining, m.Lifetime)
+		t.Errorf("the gateway has the entry for %v, granted %v", e.Remaining, m.Lifetime)
 	}
 }
 
-// entry is the entry for an external TCP port.
+// entry returns the gateway's entry for an external TCP port.
 func entry(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
 	for _, e := range gw.Table() {
 		if e.External.Port() == port && e.Protocol == backends.TCP {
@@ -139,7 +140,7 @@ func entry(gw *gatewaytest.Gateway, port uint16) (gatewaytest.Entry, bool) {
 	return gatewaytest.Entry{}, false
 }
 
-// occupy gives a port to another host.
+// occupy maps a port to another host.
 func occupy(t *testing.T, gw *gatewaytest.Gateway, port uint16) {
 	t.Helper()
 	err := gw.AddMapping(gatewaytest.Entry{
@@ -151,12 +152,12 @@ func occupy(t *testing.T, gw *gatewaytest.Gateway, port uint16) {
 	}
 }
 
-// count is how often an action was asked for.
+// count returns how many requests of an action the gateway received.
 func count(gw *gatewaytest.Gateway, action string) int { return len(actionCalls(gw, action)) }
 
 var argument = regexp.MustCompile(`<(\w+)>([^<]*)</`)
 
-// actionCalls are the arguments of the calls of an action.
+// actionCalls returns the arguments of each request of an action.
 func actionCalls(gw *gatewaytest.Gateway, action string) []map[string]string {
 	var all []map[string]string
 	for _, q := range gw.Requests() {
@@ -172,7 +173,7 @@ func actionCalls(gw *gatewaytest.Gateway, action string) []map[string]string {
 	return all
 }
 
-// injectFault has the gateway answer an action with a fault.
+// injectFault makes the gateway respond to an action with a fault.
 func injectFault(gw *gatewaytest.Gateway, action string, code int) (remove func()) {
 	return gw.Inject(gatewaytest.Fault{Match: isAction(action), Result: code})
 }
@@ -181,7 +182,7 @@ func isAction(action string) func(gatewaytest.Request) bool {
 	return func(q gatewaytest.Request) bool { return q.Action == action }
 }
 
-// wantError checks the kind of an error and, unless it is 0, its code.
+// wantError checks the kind of an error and, unless code is 0, its fault code.
 func wantError(t *testing.T, err, kind error, code upnp.FaultCode) {
 	t.Helper()
 	var f *upnp.Fault

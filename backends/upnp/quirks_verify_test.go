@@ -10,7 +10,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// TestVerifyEntry: what a device says that it granted is looked for.
+// TestVerifyEntry checks that the backend looks for the entry after a success.
 func TestVerifyEntry(t *testing.T) {
 	type router = quirks.UPnP
 	type rules = quirks.Rules
@@ -19,13 +19,13 @@ func TestVerifyEntry(t *testing.T) {
 		router router
 		want   error
 	}{
-		"not listed":                  {router{Rules: rules{Unlisted: true}}, backends.ErrNoResources},
-		"listed for another client":   {router{Rules: rules{ListedClient: netip.MustParseAddr("192.168.77.9")}}, backends.ErrNoResources},
-		"cannot be asked":             {router{Listing: listing{NoSpecific: true}}, nil},
-		"says bad arguments":          {router{Listing: listing{Absent: 402}}, nil},
-		"says that it failed":         {router{Listing: listing{Absent: 501}}, nil},
-		"not listed, but not certain": {router{Rules: rules{Unlisted: true}, Listing: listing{Absent: 402}}, nil},
-		"listed, and carries nothing": {router{Rules: rules{NoTraffic: true}}, nil},
+		"not listed":                                 {router{Rules: rules{Unlisted: true}}, backends.ErrNoResources},
+		"listed for another client":                  {router{Rules: rules{ListedClient: netip.MustParseAddr("192.168.77.9")}}, backends.ErrNoResources},
+		"no GetSpecificPortMappingEntry":             {router{Listing: listing{NoSpecific: true}}, nil},
+		"GetSpecificPortMappingEntry fails with 402": {router{Listing: listing{Absent: 402}}, nil},
+		"GetSpecificPortMappingEntry fails with 501": {router{Listing: listing{Absent: 501}}, nil},
+		"not listed, and 402 for all absent entries": {router{Rules: rules{Unlisted: true}, Listing: listing{Absent: 402}}, nil},
+		"listed, but not forwarding":                 {router{Rules: rules{NoTraffic: true}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -42,8 +42,8 @@ func TestVerifyEntry(t *testing.T) {
 	}
 }
 
-// TestVerifyConflict: another program that took the port in between is a
-// conflict.
+// TestVerifyConflict checks that ErrConflict is returned if another program got the
+// port in the meantime.
 func TestVerifyConflict(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -60,8 +60,8 @@ func TestVerifyConflict(t *testing.T) {
 	wantError(t, err, backends.ErrConflict, 0)
 }
 
-// TestExternalAddrForms: an address that a device does not tell is unknown, and
-// no reason not to map; a private one is passed on.
+// TestExternalAddrForms checks that a missing external address is unknown and does
+// not prevent mappings, and that a private one is returned.
 func TestExternalAddrForms(t *testing.T) {
 	for reported, want := range map[string]string{
 		"": "", "0.0.0.0": "", "unknown": "", " 45.45.45.1 ": "45.45.45.1", "192.168.0.2": "192.168.0.2", "100.64.0.9": "100.64.0.9",
@@ -80,8 +80,8 @@ func TestExternalAddrForms(t *testing.T) {
 	}
 }
 
-// TestConnectionStates: a device that tells no state, or another than Connected, is used
-// all the same where there is no other.
+// TestConnectionStates checks that a device that reports no state, or one other
+// than Connected, is used if there is no better one.
 func TestConnectionStates(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
@@ -116,11 +116,11 @@ func TestConnectionStates(t *testing.T) {
 	}
 	for i, g := range all {
 		reason := want[g.Device.Host]
-		if i < 2 { // either may be the first to answer
+		if i < 2 { // either can be the first to respond
 			reason = []string{"connected, with a public address", "connected, with a public address, but answered later"}[i]
 		}
 		if g.Reason != reason {
-			t.Errorf("number %d: %q, want %q", i, g.Reason, reason)
+			t.Errorf("gateway %d: %q, want %q", i, g.Reason, reason)
 		}
 	}
 }

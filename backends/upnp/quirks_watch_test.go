@@ -17,7 +17,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// watched is a gateway whose notifications go to a backend that watches.
+// watched is a gateway whose notifications a watching backend receives.
 type watched struct {
 	*gatewaytest.Gateway
 	backend *upnp.Backend
@@ -27,16 +27,17 @@ type watched struct {
 	ended   chan error
 }
 
-var errStopped = errors.New("the test has seen enough")
+var errStopped = errors.New("the test is done")
 
-// watch starts a gateway that was up for an hour, maps port 8080 to 9000, and
+// watch starts a gateway with an uptime of one hour, maps port 8080 to 9000, and
 // watches it until the test ends.
 func watch(t *testing.T, config gatewaytest.Config) *watched {
 	t.Helper()
 	return watchAs(t, config, upnp.Config{}, 20*time.Millisecond)
 }
 
-// watchAs is watch by such a backend, with the questions so far apart.
+// watchAs does the same with the given config, and with the given interval between
+// queries.
 func watchAs(t *testing.T, config gatewaytest.Config, backendConfig upnp.Config, interval time.Duration) *watched {
 	t.Helper()
 	w := &watched{changes: make(chan backends.Change, 100), ended: make(chan error, 1)}
@@ -61,8 +62,8 @@ func watchAs(t *testing.T, config gatewaytest.Config, backendConfig upnp.Config,
 	return w
 }
 
-// awaitListening announces the gateway until that leads to a question: so far all was
-// heard.
+// awaitListening announces the gateway until this causes a query. All earlier
+// notifications have then been received.
 func (w *watched) awaitListening(t *testing.T) {
 	t.Helper()
 	before := count(w.Gateway, "GetStatusInfo")
@@ -75,17 +76,17 @@ func (w *watched) awaitListening(t *testing.T) {
 			return
 		}
 	}
-	t.Fatal("nobody listens")
+	t.Fatal("no notification caused a query")
 }
 
-// expectNoChange checks that no change was told, of all that was heard so far.
+// expectNoChange checks that the notifications received so far caused no change.
 func (w *watched) expectNoChange(t *testing.T) {
 	t.Helper()
 	w.awaitListening(t)
-	w.awaitListening(t) // which ends what the first led to
+	w.awaitListening(t) // which ends the processing of the first
 	select {
 	case c := <-w.changes:
-		t.Errorf("told of %+v", c)
+		t.Errorf("unexpected change %+v", c)
 	default:
 	}
 }
@@ -96,12 +97,12 @@ func (w *watched) nextChange(t *testing.T) backends.Change {
 	case c := <-w.changes:
 		return c
 	case <-time.After(10 * time.Second):
-		t.Fatal("no change was told")
+		t.Fatal("no change was reported")
 		return backends.Change{}
 	}
 }
 
-// TestWatch: what happens to a gateway is told once, as what it is.
+// TestWatch checks that each event of a gateway is reported once, with its kind.
 func TestWatch(t *testing.T) {
 	stuck := quirks.Search{BootIDStuck: true}
 	for name, tt := range map[string]struct {
@@ -110,10 +111,10 @@ func TestWatch(t *testing.T) {
 		want    backends.ChangeKind
 	}{
 		"restart": {quirks.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted},
-		"restart, uptime goes on": {
+		"restart, uptime continues": {
 			quirks.UPnP{}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{KeepEpoch: true}) }, backends.Restarted,
 		},
-		"restart, BOOTID stays": {
+		"restart, same BOOTID": {
 			quirks.UPnP{Search: stuck}, func(w *watched) { w.Restart(gatewaytest.RestartOptions{}) }, backends.Restarted,
 		},
 		"restart on another port": {
@@ -134,33 +135,33 @@ func TestWatch(t *testing.T) {
 			w := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: tt.router}})
 			tt.trigger(w)
 			if c := w.nextChange(t); c.Kind != tt.want || c.External != w.External() || c.Reason == "" {
-				t.Errorf("told of %+v, want %v with %v", c, tt.want, w.External())
+				t.Errorf("change %+v, want %v with %v", c, tt.want, w.External())
 			}
-			if name != "goodbye" { // one for each device: there may be two
+			if name != "goodbye" { // one for each device: there can be two
 				w.expectNoChange(t)
 			}
 		})
 	}
 }
 
-// TestWatchByebye: a gateway that goes, and comes back after nobody has found it,
-// is told of when it is back.
+// TestWatchByebye checks that a gateway that leaves, cannot be found, and returns,
+// is reported after its return.
 func TestWatchByebye(t *testing.T) {
 	t.Parallel()
 	unconfirmed := make(logRecords, 1000)
 	w := watchAs(t, gatewaytest.Config{}, upnp.Config{Wait: searchWait, Logger: slog.New(unconfirmed)}, 20*time.Millisecond)
-	remove := w.Inject(gatewaytest.Fault{Drop: true}) // it is going down
+	remove := w.Inject(gatewaytest.Fault{Drop: true}) // the gateway is shutting down
 	w.sendNotification(t, w.Addr().Addr(), byebye, w.UPnP().UDN(), 1)
 	for !notConfirmed(<-unconfirmed, "the gateway sent ssdp:byebye") {
 	}
 	remove()
 	w.Restart(gatewaytest.RestartOptions{})
 	if c := w.nextChange(t); c.Kind != backends.Restarted {
-		t.Errorf("told of %+v", c)
+		t.Errorf("change %+v", c)
 	}
 }
 
-// notConfirmed reports whether a hint led to nobody.
+// notConfirmed reports whether a record says that a hint was not confirmed.
 func notConfirmed(r slog.Record, reason string) (is bool) {
 	r.Attrs(func(a slog.Attr) bool {
 		is = is || r.Message == "upnp: not confirmed" && a.Key == "hint" && a.Value.String() == reason
@@ -169,7 +170,8 @@ func notConfirmed(r slog.Record, reason string) (is bool) {
 	return is
 }
 
-// logRecords is a log handler that passes on what comes, and drops what is too much.
+// logRecords is a log handler that sends records to the channel, and drops them if
+// it is full.
 type logRecords chan slog.Record
 
 func (l logRecords) Enabled(context.Context, slog.Level) bool { return true }
@@ -184,8 +186,8 @@ func (l logRecords) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestWatchLostEntry: an entry that a renewal misses is told, once it is found
-// that the gateway is there.
+// TestWatchLostEntry checks that a change is reported if a renewal misses an entry
+// and the gateway is still there.
 func TestWatchLostEntry(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
@@ -196,9 +198,9 @@ func TestWatchLostEntry(t *testing.T) {
 	w.RemoveMapping(backends.TCP, 9001)
 	mustRenew(t, w.Gateway, w.backend, m, request(8081, 9001))
 	if c := w.nextChange(t); c.Kind != backends.Announced {
-		t.Errorf("told of %+v", c)
+		t.Errorf("change %+v", c)
 	}
-	// Expired is not lost.
+	// An expired entry is not lost.
 	m, err = w.backend.Renew(t.Context(), m, request(8081, 9001))
 	if err != nil {
 		t.Fatal(err)
@@ -209,10 +211,11 @@ func TestWatchLostEntry(t *testing.T) {
 	w.expectNoChange(t)
 }
 
-// TestWatchSilentRestart: a restart that only a call notices is told.
+// TestWatchSilentRestart checks that a restart that only a call notices is
+// reported.
 func TestWatchSilentRestart(t *testing.T) {
 	t.Parallel()
-	gw, b := startBackend(t, quirks.UPnP{MovePort: true}) // and nothing to listen to
+	gw, b := startBackend(t, quirks.UPnP{MovePort: true}) // without a notification address
 	mustMap(t, gw, b, request(8080, 9000))
 	changes, ended := make(chan backends.Change, 100), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
@@ -227,10 +230,10 @@ func TestWatchSilentRestart(t *testing.T) {
 	select {
 	case c := <-changes:
 		if c.Kind != backends.Restarted {
-			t.Errorf("told of %+v", c)
+			t.Errorf("change %+v", c)
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("no change was told")
+		t.Error("no change was reported")
 	}
 	stop()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -238,14 +241,14 @@ func TestWatchSilentRestart(t *testing.T) {
 	}
 }
 
-// The notices that a test sends, of a UDN and with a BOOTID.
+// Notifications that tests send, with a UDN and a BOOTID.
 const (
 	byebye = "NT: upnp:rootdevice\r\nNTS: ssdp:byebye\r\nUSN: %s::upnp:rootdevice\r\nBOOTID.UPNP.ORG: %d\r\n"
 	alive  = "NT: upnp:rootdevice\r\nNTS: ssdp:alive\r\nUSN: %s::upnp:rootdevice\r\nBOOTID.UPNP.ORG: %d\r\nLOCATION: http://127.0.0.1/\r\n"
 	update = "NT: upnp:rootdevice\r\nNTS: ssdp:update\r\nUSN: %s::upnp:rootdevice\r\nBOOTID.UPNP.ORG: %d\r\nNEXTBOOTID.UPNP.ORG: 7\r\nLOCATION: http://127.0.0.1/\r\n"
 )
 
-// sendNotification sends a notice from an address.
+// sendNotification sends a notification from an address.
 func (w *watched) sendNotification(t *testing.T, from netip.Addr, form string, udn string, boot int) {
 	t.Helper()
 	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(w.notify))
@@ -256,8 +259,8 @@ func (w *watched) sendNotification(t *testing.T, from netip.Addr, form string, u
 	_, _ = conn.Write([]byte("NOTIFY * HTTP/1.1\r\n" + fmt.Sprintf(form, udn, boot) + "\r\n"))
 }
 
-// TestWatchUpdate: a BOOTID that was announced to change is no restart when it
-// does.
+// TestWatchUpdate checks that a BOOTID change that ssdp:update announced does not
+// count as a restart.
 func TestWatchUpdate(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
@@ -281,11 +284,11 @@ func TestWatchUpdate(t *testing.T) {
 	}
 	notifyAndWait(alive, 8)
 	if c := w.nextChange(t); c.Kind != backends.Restarted && c.Kind != backends.Announced {
-		t.Errorf("told of %+v", c)
+		t.Errorf("change %+v", c)
 	}
 }
 
-// TestWatchForged: notifications of others lead to no change.
+// TestWatchForged checks that notifications from other hosts cause no change.
 func TestWatchForged(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
@@ -304,10 +307,10 @@ func TestWatchForged(t *testing.T) {
 	}
 }
 
-// TestWatchRateLimit: however many hints come, the questions are few.
+// TestWatchRateLimit checks that many hints cause few queries.
 func TestWatchRateLimit(t *testing.T) {
 	t.Parallel()
-	w := watchAs(t, gatewaytest.Config{}, upnp.Config{}, time.Hour) // which began when it was heard first
+	w := watchAs(t, gatewaytest.Config{}, upnp.Config{}, time.Hour) // the interval starts with the first notification
 	before := count(w.Gateway, "GetStatusInfo")
 	for range 200 {
 		w.Announce()
@@ -315,7 +318,7 @@ func TestWatchRateLimit(t *testing.T) {
 	}
 	mustMap(t, w.Gateway, w.backend, request(8081, 9001))
 	if n := count(w.Gateway, "GetStatusInfo") - before; n != 0 {
-		t.Errorf("asked %d times", n)
+		t.Errorf("%d queries", n)
 	}
 	w.stop(errStopped)
 	if err := <-w.ended; !errors.Is(err, errStopped) {
@@ -323,7 +326,8 @@ func TestWatchRateLimit(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: with its context, and with the backend, which waits for it.
+// TestWatchEnds checks that Watch ends with its context and with the backend, and
+// that Close waits for it.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
@@ -340,7 +344,7 @@ func TestWatchEnds(t *testing.T) {
 		if !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Watch: %v", err)
 		}
-	case <-time.After(10 * time.Second): // what is left is to write the result down
+	case <-time.After(10 * time.Second): // only the result remains to be sent
 		t.Error("Close did not wait for Watch")
 	}
 	if err := w.backend.Watch(t.Context(), func(backends.Change) {}); !errors.Is(err, net.ErrClosed) {
@@ -348,7 +352,8 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-// TestWatchWithoutListener: where nobody can listen, calls notice what they do.
+// TestWatchWithoutListener checks that calls report changes if the notification
+// address is in use.
 func TestWatchWithoutListener(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
@@ -362,7 +367,7 @@ func TestWatchWithoutListener(t *testing.T) {
 	changes, ended := make(chan backends.Change, 100), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { ended <- b.Watch(ctx, func(c backends.Change) { changes <- c }) }()
-	for notified := false; !notified; { // it may not watch yet
+	for notified := false; !notified; { // Watch may not have started
 		gw.RemoveMapping(backends.TCP, 9000)
 		m = mustRenew(t, gw, b, m, request(8080, 9000))
 		select {

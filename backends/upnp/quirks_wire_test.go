@@ -12,7 +12,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// wireQuirks are gateways that read and write as real ones do.
+// wireQuirks returns gateways with the reading and writing quirks of real ones.
 func wireQuirks() map[string]quirks.UPnP {
 	type router = quirks.UPnP
 	type description = quirks.Description
@@ -25,46 +25,46 @@ func wireQuirks() map[string]quirks.UPnP {
 		BlankDescription: 402, OddDescription: 402, LongDescription: 501, MaxDescription: 63,
 	}
 	return map[string]router{
-		"URLBase empty":            {Description: description{URLBase: quirks.URLBaseEmpty}},
-		"URLBase good":             {Description: description{URLBase: quirks.URLBaseGood}},
-		"URLBase elsewhere":        {Description: description{URLBase: quirks.URLBaseWrongHost}},
-		"URLBase without port":     {Description: description{URLBase: quirks.URLBaseNoPort}},
-		"control absolute":         {Description: description{ControlURL: quirks.ControlAbsolute}},
-		"control relative":         {Description: description{Path: "/a/b.xml", ControlURL: quirks.ControlRelative}},
-		"control relative to root": {Description: description{Path: "/a/b.xml", ControlURL: quirks.ControlRelativeToRoot}},
-		"control with a colon":     {Description: description{ControlURL: quirks.ControlColon}},
-		"control with white space": {Description: description{ControlURL: quirks.ControlSpaces}},
-		"control elsewhere":        {Description: description{ControlURL: quirks.ControlWrongHost}},
-		"HTTP/1.0":                 {Wire: wire{HTTP10: true}},
-		"no length":                {Wire: wire{NoLength: true}},
-		"chunked":                  {Wire: wire{Chunked: true}},
-		"length too short":         {Wire: wire{LengthOff: -3}},
-		"length too long":          {Wire: wire{LengthOff: 30, LeaveOpen: true}},
-		"line feeds":               {Wire: wire{LFOnly: true}},
-		"no space":                 {Wire: wire{NoSpace: true}},
-		"no reason":                {Wire: wire{NoReason: true}},
-		"left open":                {Wire: wire{LeaveOpen: true, NoLength: true}},
-		"Latin 1":                  {XML: form{Latin1: true}},
-		"no UTF-8":                 {XML: form{BadUTF8: true}},
-		"a bare &":                 {XML: form{RawAmpersand: true}},
-		"a byte order mark":        {XML: form{BOM: true}},
-		"blank before":             {XML: form{LeadingSpace: true}},
-		"no declaration":           {XML: form{NoDeclaration: true}},
-		"NUL behind":               {XML: form{NULTail: true}},
-		"prefixes":                 {XML: form{Prefix: "d"}},
-		"no namespace":             {XML: form{NoNamespace: true}},
-		"SOAPAction as written":    {Demands: demands{ExactSOAPAction: true}},
-		"SOAPAction quoted":        {Demands: demands{QuotedSOAPAction: true}},
-		"SOAPAction not last":      {Demands: demands{SOAPActionNotLast: true}},
-		"Content-Type":             {Demands: demands{ContentType: `text/xml; charset="utf-8"`}},
-		"Host an address":          {Demands: demands{LiteralHost: true}},
-		"GET in HTTP/1.0":          {Demands: demands{GetHTTP10: true}},
-		"compact":                  {Demands: demands{Compact: true}},
-		"remote host there":        {Demands: demands{RemoteHost: true}},
-		"remote host not 0":        {Demands: demands{NoZeroRemoteHost: true}},
-		"protocol in capitals":     {Demands: demands{UpperProtocol: true}},
-		"all demands":              {Demands: strict},
-		"much of it": {
+		"URLBase empty":                    {Description: description{URLBase: quirks.URLBaseEmpty}},
+		"URLBase good":                     {Description: description{URLBase: quirks.URLBaseGood}},
+		"URLBase on another host":          {Description: description{URLBase: quirks.URLBaseWrongHost}},
+		"URLBase without port":             {Description: description{URLBase: quirks.URLBaseNoPort}},
+		"absolute control URL":             {Description: description{ControlURL: quirks.ControlAbsolute}},
+		"relative control URL":             {Description: description{Path: "/a/b.xml", ControlURL: quirks.ControlRelative}},
+		"control URL relative to the root": {Description: description{Path: "/a/b.xml", ControlURL: quirks.ControlRelativeToRoot}},
+		"control URL with a colon":         {Description: description{ControlURL: quirks.ControlColon}},
+		"control URL with white space":     {Description: description{ControlURL: quirks.ControlSpaces}},
+		"control URL on another host":      {Description: description{ControlURL: quirks.ControlWrongHost}},
+		"HTTP/1.0":                         {Wire: wire{HTTP10: true}},
+		"no length":                        {Wire: wire{NoLength: true}},
+		"chunked":                          {Wire: wire{Chunked: true}},
+		"length too short":                 {Wire: wire{LengthOff: -3}},
+		"length too long":                  {Wire: wire{LengthOff: 30, LeaveOpen: true}},
+		"line feeds":                       {Wire: wire{LFOnly: true}},
+		"no space":                         {Wire: wire{NoSpace: true}},
+		"no reason":                        {Wire: wire{NoReason: true}},
+		"left open":                        {Wire: wire{LeaveOpen: true, NoLength: true}},
+		"Latin 1":                          {XML: form{Latin1: true}},
+		"invalid UTF-8":                    {XML: form{BadUTF8: true}},
+		"unescaped &":                      {XML: form{RawAmpersand: true}},
+		"a byte order mark":                {XML: form{BOM: true}},
+		"leading white space":              {XML: form{LeadingSpace: true}},
+		"no declaration":                   {XML: form{NoDeclaration: true}},
+		"trailing NUL":                     {XML: form{NULTail: true}},
+		"prefixes":                         {XML: form{Prefix: "d"}},
+		"no namespace":                     {XML: form{NoNamespace: true}},
+		"SOAPAction in exact case":         {Demands: demands{ExactSOAPAction: true}},
+		"SOAPAction quoted":                {Demands: demands{QuotedSOAPAction: true}},
+		"SOAPAction not last":              {Demands: demands{SOAPActionNotLast: true}},
+		"Content-Type":                     {Demands: demands{ContentType: `text/xml; charset="utf-8"`}},
+		"Host as an address":               {Demands: demands{LiteralHost: true}},
+		"GET in HTTP/1.0":                  {Demands: demands{GetHTTP10: true}},
+		"compact":                          {Demands: demands{Compact: true}},
+		"remote host required":             {Demands: demands{RemoteHost: true}},
+		"remote host not 0.0.0.0":          {Demands: demands{NoZeroRemoteHost: true}},
+		"protocol in upper case":           {Demands: demands{UpperProtocol: true}},
+		"all demands":                      {Demands: strict},
+		"several quirks": {
 			Version: 1, Demands: strict, Wire: wire{HTTP10: true, NoLength: true, LFOnly: true, NoSpace: true, NoReason: true},
 			XML:         form{Latin1: true, LeadingSpace: true, NULTail: true, Prefix: "x", NoNamespace: true},
 			Description: description{URLBase: quirks.URLBaseWrongHost, ControlURL: quirks.ControlSpaces, DSLForum: true},
@@ -73,13 +73,14 @@ func wireQuirks() map[string]quirks.UPnP {
 	}
 }
 
-// TestWireQuirks: however a gateway writes, all that can be asked of it works.
+// TestWireQuirks checks that all operations work with each of these gateways.
 func TestWireQuirks(t *testing.T) {
 	for name, router := range wireQuirks() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
-			// Faster over a long timeout: a quirk that is waited out is none that works.
+			// The timeout is long (5 s): a test that passes only because a timeout
+			// expires is then conspicuously slow.
 			b := newBackend(t, gw, upnp.Config{})
 			r := request(8080, 9000)
 			r.Description = "  " + strings.Repeat("\"x\" & <y> ü ", 20)
@@ -98,13 +99,13 @@ func TestWireQuirks(t *testing.T) {
 				t.Errorf("listed %d rows", rows)
 			}
 			if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
-				t.Errorf("Unmap: %v, leaves %v", err, gw.Table())
+				t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 			}
 		})
 	}
 }
 
-// TestFaultForms: a fault is understood whatever it is wrapped in.
+// TestFaultForms checks that a fault is recognised in all forms.
 func TestFaultForms(t *testing.T) {
 	type form = quirks.FaultForm
 	for name, tt := range map[string]struct {
@@ -113,17 +114,17 @@ func TestFaultForms(t *testing.T) {
 		code upnp.FaultCode
 		want error
 	}{
-		"SOAP-ENV":        {form{Prefix: "SOAP-ENV"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
-		"SOAP":            {form{Prefix: "SOAP"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
-		"camel case":      {form{CamelCase: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
-		"prefixed code":   {form{CodePrefix: "e"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
-		"blanks":          {form{CodeSpaces: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
-		"status 200":      {form{StatusOK: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
-		"vendor's":        {form{Code: -911}, quirks.XML{}, -911, backends.ErrNoResources},
-		"Latin 1":         {form{}, quirks.XML{Latin1: true}, 606, backends.ErrNotAuthorized},
-		"no UTF-8":        {form{}, quirks.XML{BadUTF8: true}, 606, backends.ErrNotAuthorized},
-		"a bare &":        {form{}, quirks.XML{RawAmpersand: true}, 606, backends.ErrNotAuthorized},
-		"all but vendors": {form{Prefix: "SOAP-ENV", CamelCase: true, CodePrefix: "q", CodeSpaces: true, StatusOK: true}, quirks.XML{BadUTF8: true, NULTail: true}, 606, backends.ErrNotAuthorized},
+		"SOAP-ENV":      {form{Prefix: "SOAP-ENV"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"SOAP":          {form{Prefix: "SOAP"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"camel case":    {form{CamelCase: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"prefixed code": {form{CodePrefix: "e"}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"blanks":        {form{CodeSpaces: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"status 200":    {form{StatusOK: true}, quirks.XML{}, 606, backends.ErrNotAuthorized},
+		"vendor's":      {form{Code: -911}, quirks.XML{}, -911, backends.ErrNoResources},
+		"Latin 1":       {form{}, quirks.XML{Latin1: true}, 606, backends.ErrNotAuthorized},
+		"invalid UTF-8": {form{}, quirks.XML{BadUTF8: true}, 606, backends.ErrNotAuthorized},
+		"unescaped &":   {form{}, quirks.XML{RawAmpersand: true}, 606, backends.ErrNotAuthorized},
+		"several forms": {form{Prefix: "SOAP-ENV", CamelCase: true, CodePrefix: "q", CodeSpaces: true, StatusOK: true}, quirks.XML{BadUTF8: true, NULTail: true}, 606, backends.ErrNotAuthorized},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -134,8 +135,8 @@ func TestFaultForms(t *testing.T) {
 	}
 }
 
-// TestLegacyHeaders: a device that takes no modern request gets one in the form
-// that there always was.
+// TestLegacyHeaders checks that a device that rejects the default request gets one
+// with legacy headers.
 func TestLegacyHeaders(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{})
@@ -150,7 +151,7 @@ func TestLegacyHeaders(t *testing.T) {
 	mustMap(t, gw, b, request(8080, 9000))
 }
 
-// TestControlEmpty: without a control URL there is no gateway.
+// TestControlEmpty checks that a device without a control URL is not a gateway.
 func TestControlEmpty(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{ControlURL: quirks.ControlEmpty}}}})
@@ -160,16 +161,17 @@ func TestControlEmpty(t *testing.T) {
 	}
 }
 
-// TestGatewayDescriptionFails: what is wrong with the gateway's own device is told.
+// TestGatewayDescriptionFails checks that an error of the gateway's own description
+// is returned.
 func TestGatewayDescriptionFails(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault gatewaytest.Fault
 		want  error
 	}{
-		"no page":    {gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 404 Not Found\r\n\r\n")} }}, backends.ErrMalformed},
-		"a password": {gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 401 Unauthorized\r\n\r\n")} }}, backends.ErrNotAuthorized},
-		"cut":        {gatewaytest.Fault{Drop: true}, backends.ErrNoReply},
-		"nonsense":   {gatewaytest.Fault{Corrupt: func(b []byte) []byte { return []byte(strings.Repeat("<", len(b))) }}, backends.ErrMalformed},
+		"not found":         {gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 404 Not Found\r\n\r\n")} }}, backends.ErrMalformed},
+		"password required": {gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 401 Unauthorized\r\n\r\n")} }}, backends.ErrNotAuthorized},
+		"cut":               {gatewaytest.Fault{Drop: true}, backends.ErrNoReply},
+		"nonsense":          {gatewaytest.Fault{Corrupt: func(b []byte) []byte { return []byte(strings.Repeat("<", len(b))) }}, backends.ErrMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

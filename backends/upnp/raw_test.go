@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// rawServer is a device on loopback that answers with exactly the bytes that
-// it is told to.
+// rawServer is a device on loopback that responds with exactly the bytes that a
+// test gives it.
 type rawServer struct {
 	addr netip.AddrPort
 
@@ -21,8 +21,9 @@ type rawServer struct {
 	requests []string
 }
 
-// serveRaw starts a server that ends with the test. answer gets each request
-// whole, counted from 0, and its connection, which is closed thereafter.
+// serveRaw starts a server that stops when the test ends. respond gets each
+// complete request, its number from 0, and its connection, which is closed
+// afterwards.
 func serveRaw(t *testing.T, respond func(conn net.Conn, n int, request string)) *rawServer {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -85,15 +86,16 @@ func (s *rawServer) received() []string {
 	return append([]string(nil), s.requests...)
 }
 
-// respondWith is a server's behaviour that writes one answer after another, the
-// last again and again.
+// respondWith returns a handler that writes one response after another, and repeats
+// the last.
 func respondWith(responses ...string) func(net.Conn, int, string) {
 	return func(conn net.Conn, n int, _ string) {
 		_, _ = conn.Write([]byte(responses[min(n, len(responses)-1)]))
 	}
 }
 
-// respondAndWait is answers with the connection left open until the client goes.
+// respondAndWait returns a handler that writes a response and keeps the connection
+// open until the client closes it.
 func respondAndWait(a string) func(net.Conn, int, string) {
 	return func(conn net.Conn, _ int, _ string) {
 		_, _ = conn.Write([]byte(a))
@@ -112,7 +114,7 @@ func waitClosed(conn net.Conn) {
 
 const ip1 = "urn:schemas-upnp-org:service:WANIPConnection:1"
 
-// client is a client of a service on the server.
+// client returns a client of a service on the server.
 func (s *rawServer) client(t *testing.T, serviceType string, config ClientConfig) *Client {
 	t.Helper()
 	c, err := NewClient(Service{Type: serviceType, ControlURL: "http://" + s.addr.String() + "/ctl/IPConn"}, config)
@@ -122,7 +124,7 @@ func (s *rawServer) client(t *testing.T, serviceType string, config ClientConfig
 	return c
 }
 
-// ok is an answer with the body, in the plainest HTTP.
+// ok returns a simple HTTP response with the body.
 func ok(body string) string { return status(200, body) }
 
 func status(code int, body string) string {
@@ -130,7 +132,7 @@ func status(code int, body string) string {
 		strconv.Itoa(len(body)) + "\r\nConnection: close\r\n\r\n" + body
 }
 
-// soapResponse is the body of an answer to an action of WANIPConnection:1.
+// soapResponse returns the body of a response to an action of WANIPConnection:1.
 func soapResponse(action, arguments string) string {
 	return `<?xml version="1.0"?>` + "\r\n" +
 		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/">` +

@@ -15,7 +15,7 @@ import (
 
 var actionName = regexp.MustCompile(`(?i)SOAPACTION: "[^"#]*#(\w+)"`)
 
-// actions returns the actions that the server was asked for, in their order.
+// actions returns the actions of all requests that the server received, in order.
 func (s *rawServer) actions() []string {
 	var names []string
 	for _, r := range s.received() {
@@ -24,14 +24,15 @@ func (s *rawServer) actions() []string {
 	return names
 }
 
-// serveActions starts a server that knows all actions, and has no results for them.
+// serveActions starts a server that responds to every action with success and
+// without results.
 func serveActions(t *testing.T) *rawServer {
 	return serveRaw(t, func(conn net.Conn, _ int, request string) {
 		_, _ = conn.Write([]byte(ok(soapResponse(actionName.FindStringSubmatch(request)[1], ""))))
 	})
 }
 
-// enterNow takes a turn for which nothing has to be waited for.
+// enterNow enters the queue of a device and fails the test if it has to wait.
 func enterNow(t *testing.T, at netip.AddrPort) (leave func()) {
 	t.Helper()
 	leave, err := enterQueue(t.Context(), &requestQueues, at)
@@ -41,8 +42,9 @@ func enterNow(t *testing.T, at netip.AddrPort) (leave func()) {
 	return leave
 }
 
-// All Clients of one address and port send their requests one after another: the most
-// urgent first, and the oldest first among equals.
+// TestRequestOrder checks that all Clients of one address and port send their
+// requests one after another: the most urgent first, and the oldest first among
+// equals.
 func TestRequestOrder(t *testing.T) {
 	server, other := serveActions(t), serveActions(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -62,10 +64,10 @@ func TestRequestOrder(t *testing.T) {
 			synctest.Wait()
 		}
 		if got := server.actions(); len(got) != 0 {
-			t.Errorf("asked for %v while another request has the turn", got)
+			t.Errorf("sent %v while another request is in flight", got)
 		}
 		if err := other.client(t, ip1, ClientConfig{}).perform(t.Context(), "Other", nil, nil); err != nil {
-			t.Errorf("at another port: %v", err)
+			t.Errorf("to another port: %v", err)
 		}
 		leave()
 		synctest.Wait()
@@ -75,7 +77,8 @@ func TestRequestOrder(t *testing.T) {
 	})
 }
 
-// A request whose context ends while it waits is not sent, and leaves the queue.
+// TestCancelledInQueue checks that a request whose context ends while it waits is
+// not sent, and leaves the queue.
 func TestCancelledInQueue(t *testing.T) {
 	server := serveActions(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -93,7 +96,7 @@ func TestCancelledInQueue(t *testing.T) {
 		leave()
 		enterNow(t, server.addr)()
 		if got := server.actions(); len(got) != 0 {
-			t.Errorf("asked for %v", got)
+			t.Errorf("sent %v", got)
 		}
 	})
 }
