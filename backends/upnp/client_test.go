@@ -7,14 +7,18 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 var testMapping = PortMapping{
@@ -337,5 +341,125 @@ func TestSource(t *testing.T) {
 	c = s.client(t, ip1, ClientConfig{Interface: "none0"})
 	if err := c.AddPortMapping(t.Context(), testMapping); !errors.Is(err, backends.ErrNoReply) {
 		t.Errorf("with an interface that does not exist: %v", err)
+	}
+}
+
+var actionName = regexp.MustCompile(`(?i)SOAPACTION: "[^"#]*#(\w+)"`)
+
+// actions returns the actions of all requests that the server received, in order.
+func (s *rawServer) actions() []string {
+	var names []string
+	for _, r := range s.received() {
+		names = append(names, actionName.FindStringSubmatch(r)[1])
+	}
+	return names
+}
+
+// serveActions starts a server that responds to every action with success and
+// without results.
+func serveActions(t *testing.T) *rawServer {
+	return serveRaw(t, func(conn net.Conn, _ int, request string) {
+		_, _ = conn.Write([]byte(ok(soapResponse(actionName.FindStringSubmatch(request)[1], ""))))
+	})
+}
+
+// enterNow enters the queue of a device and fails the test if it has to wait.
+func enterNow(t *testing.T, at netip.AddrPort) (leave func()) {
+	t.Helper()
+	leave, err := enterQueue(t.Context(), &requestQueues, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leave
+}
+
+// TestRequestOrder checks that all Clients of one address and port send their
+// requests one after another: the most urgent first, and the oldest first among
+// equals.
+func TestRequestOrder(t *testing.T) {
+	server, other := serveActions(t), serveActions(t)
+	synctest.Test(t, func(t *testing.T) {
+		leave := enterNow(t, server.addr)
+		for _, r := range []struct {
+			action   string
+			priority ctxsync.Priority
+		}{
+			{"Check", ctxsync.Check},
+			{"Renewal", ctxsync.Renewal},
+			{"Delete", ctxsync.Delete},
+			{"First", ctxsync.Foreground},
+			{"Second", ctxsync.Foreground},
+		} {
+			c := server.client(t, ip1, ClientConfig{})
+			go func() { _ = c.perform(ctxsync.WithPriority(t.Context(), r.priority), r.action, nil, nil) }()
+			synctest.Wait()
+		}
+		if got := server.actions(); len(got) != 0 {
+			t.Errorf("sent %v while another request is in flight", got)
+		}
+		if err := other.client(t, ip1, ClientConfig{}).perform(t.Context(), "Other", nil, nil); err != nil {
+			t.Errorf("to another port: %v", err)
+		}
+		leave()
+		synctest.Wait()
+		if got, want := server.actions(), []string{"First", "Second", "Delete", "Renewal", "Check"}; !slices.Equal(got, want) {
+			t.Errorf("order %v, want %v", got, want)
+		}
+	})
+}
+
+// TestCancelledInQueue checks that a request whose context ends while it waits is
+// not sent, and leaves the queue.
+func TestCancelledInQueue(t *testing.T) {
+	server := serveActions(t)
+	synctest.Test(t, func(t *testing.T) {
+		leave := enterNow(t, server.addr)
+		c := server.client(t, ip1, ClientConfig{})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cause := errors.New("enough")
+		ended := make(chan error, 1)
+		go func() { ended <- c.perform(ctx, "GivenUp", nil, nil) }()
+		synctest.Wait()
+		cancel(cause)
+		if err := <-ended; !errors.Is(err, cause) {
+			t.Errorf("error %v, want the cause", err)
+		}
+		leave()
+		enterNow(t, server.addr)()
+		if got := server.actions(); len(got) != 0 {
+			t.Errorf("sent %v", got)
+		}
+	})
+}
+
+// TestCancelledRequestIsReset checks that a cancelled request resets its
+// connection, so that no kernel delivers the rest of it after a broken link
+// recovers. A request that got its response closes the connection normally.
+func TestCancelledRequestIsReset(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ends := make(chan error, 2)
+	s := serveRaw(t, func(conn net.Conn, n int, _ string) {
+		if n == 0 {
+			_, _ = conn.Write([]byte(ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "45.45.45.1")))))
+		} else {
+			cancel()
+		}
+		_, err := conn.Read(make([]byte, 1))
+		ends <- err
+	})
+	c := s.client(t, ip1, ClientConfig{})
+	if _, err := c.ExternalAddr(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ends; errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection of the completed request ended with %v", err)
+	}
+	if _, err := c.ExternalAddr(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("ExternalAddr: %v", err)
+	}
+	if err := <-ends; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection of the cancelled request ended with %v, want a reset", err)
 	}
 }

@@ -10,7 +10,11 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // rawServer is a device on loopback that responds with exactly the bytes that a
 // test gives it.

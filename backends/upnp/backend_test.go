@@ -5,13 +5,105 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
+
+// TestNoReplyLimit checks that a new search follows two consecutive calls without a
+// reply. After a single one, the next call uses the known address.
+func TestNoReplyLimit(t *testing.T) {
+	for name, tt := range map[string]struct {
+		silent    []bool // for each call: whether it gets no reply
+		described int
+	}{
+		"one":                  {[]bool{true, false}, 1},
+		"two, not consecutive": {[]bool{true, false, true, false}, 1},
+		"two, consecutive":     {[]bool{true, true, false}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := startBackend(t, quirks.UPnP{})
+			if err := b.Probe(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for i, silent := range tt.silent {
+				var want error
+				if silent {
+					want = backends.ErrNoReply
+					gw.Inject(gatewaytest.Fault{Match: isAction("GetExternalIPAddress"), Times: 1, Drop: true})
+				}
+				if _, err := b.ExternalAddr(t.Context()); !errors.Is(err, want) {
+					t.Errorf("call %d: %v, want %v", i, err, want)
+				}
+			}
+			if n := gw.Stats().Requests["upnp describe"]; n != tt.described {
+				t.Errorf("%d requests of the description, want %d", n, tt.described)
+			}
+		})
+	}
+}
+
+// TestExternalAddrNotStale checks that a mapping may have an external address
+// queried shortly before, but not one that the device no longer has.
+func TestExternalAddrNotStale(t *testing.T) {
+	for name, remap := range map[string]func(context.Context, *upnp.Backend, backends.Mapping) (backends.Mapping, error){
+		"mapped": func(ctx context.Context, b *upnp.Backend, _ backends.Mapping) (backends.Mapping, error) {
+			return b.Map(ctx, request(8080, 9000))
+		},
+		"renewed": func(ctx context.Context, b *upnp.Backend, m backends.Mapping) (backends.Mapping, error) {
+			return b.Renew(ctx, m, request(8080, 9000))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := startBackend(t, quirks.UPnP{})
+			gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Delay: 20 * time.Millisecond}) // keeps the number of requests small
+			m := mustMap(t, gw, b, request(8080, 9000))
+			if m.External.Addr() != gw.External() {
+				t.Fatalf("mapped at %v, but the gateway has %v", m.External, gw.External())
+			}
+			moved := netip.MustParseAddr("45.45.45.99")
+			gw.SetExternal(moved)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			for m.External.Addr() != moved {
+				if ctx.Err() != nil {
+					t.Fatalf("%s repeatedly: still at %v, but the gateway has %v", name, m.External.Addr(), moved)
+				}
+				var err error
+				if m, err = remap(t.Context(), b, m); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// TestExternalAddrForms checks that a missing external address is unknown and does
+// not prevent mappings, and that a private one is returned.
+func TestExternalAddrForms(t *testing.T) {
+	for reported, want := range map[string]string{
+		"": "", "0.0.0.0": "", "unknown": "", " 45.45.45.1 ": "45.45.45.1", "192.168.0.2": "192.168.0.2", "100.64.0.9": "100.64.0.9",
+	} {
+		t.Run(reported, func(t *testing.T) {
+			t.Parallel()
+			gw, b := startBackend(t, quirks.UPnP{Status: quirks.Status{External: func(netip.Addr) string { return reported }}})
+			wanted, _ := netip.ParseAddr(want)
+			if got, err := b.ExternalAddr(t.Context()); err != nil || got != wanted {
+				t.Errorf("ExternalAddr: %v, %v; want %v", got, err, wanted)
+			}
+			if m := mustMap(t, gw, b, request(8080, 9000)); m.External != netip.AddrPortFrom(wanted, 9000) {
+				t.Errorf("mapped %v", m.External)
+			}
+		})
+	}
+}
 
 // TestCloseInList checks that Close can be called in a loop over List, and does not
 // wait for the loop. If the loop needs the device again, it ends with
