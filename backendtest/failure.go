@@ -13,7 +13,7 @@ import (
 )
 
 // testTimeout ends a test that waits for an event that does not occur. No test
-// measures it.
+// result depends on its value.
 const testTimeout = 30 * time.Second
 
 // testWildcards checks that port 0 and protocol 0 are never sent: in some protocols

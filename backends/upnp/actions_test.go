@@ -47,8 +47,8 @@ func TestExternalAddr(t *testing.T) {
 	} {
 		s := serveRaw(t, respondWith(ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", reported)))))
 		got, err := s.client(t, ip1, ClientConfig{}).ExternalAddr(t.Context())
-		wanted, _ := netip.ParseAddr(want)
-		if err != nil || got != wanted {
+		wantAddr, _ := netip.ParseAddr(want)
+		if err != nil || got != wantAddr {
 			t.Errorf("%q: %v, %v; want %v", reported, got, err, want)
 		}
 		if got := lastArguments(t, s); got != "" {

@@ -94,11 +94,11 @@ func TestExternalAddrForms(t *testing.T) {
 		t.Run(reported, func(t *testing.T) {
 			t.Parallel()
 			gw, b := startBackend(t, quirks.UPnP{Status: quirks.Status{External: func(netip.Addr) string { return reported }}})
-			wanted, _ := netip.ParseAddr(want)
-			if got, err := b.ExternalAddr(t.Context()); err != nil || got != wanted {
-				t.Errorf("ExternalAddr: %v, %v; want %v", got, err, wanted)
+			wantAddr, _ := netip.ParseAddr(want)
+			if got, err := b.ExternalAddr(t.Context()); err != nil || got != wantAddr {
+				t.Errorf("ExternalAddr: %v, %v; want %v", got, err, wantAddr)
 			}
-			if m := mustMap(t, gw, b, request(8080, 9000)); m.External != netip.AddrPortFrom(wanted, 9000) {
+			if m := mustMap(t, gw, b, request(8080, 9000)); m.External != netip.AddrPortFrom(wantAddr, 9000) {
 				t.Errorf("mapped %v", m.External)
 			}
 		})

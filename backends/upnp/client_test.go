@@ -416,7 +416,7 @@ func TestCancelledInQueue(t *testing.T) {
 		leave := enterNow(t, server.addr)
 		c := server.client(t, ip1, ClientConfig{})
 		ctx, cancel := context.WithCancelCause(t.Context())
-		cause := errors.New("enough")
+		cause := errors.New("test cause")
 		ended := make(chan error, 1)
 		go func() { ended <- c.perform(ctx, "GivenUp", nil, nil) }()
 		synctest.Wait()
@@ -433,8 +433,9 @@ func TestCancelledInQueue(t *testing.T) {
 }
 
 // TestCancelledRequestIsReset checks that a cancelled request resets its
-// connection, so that no kernel delivers the rest of it after a broken link
-// recovers. A request that got its response closes the connection normally.
+// connection, so that the kernel does not deliver the rest of the request when a
+// broken link recovers. A request that got its response closes the connection
+// normally.
 func TestCancelledRequestIsReset(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -309,9 +309,9 @@ func TestDescribe(t *testing.T) {
 		t.Errorf("connection left open: %v, %v", d, err)
 	}
 	for name, tt := range map[string]struct {
-		answer string
-		want   error
-		moved  bool
+		response string
+		want     error
+		moved    bool
 	}{
 		"redirect":  {"HTTP/1.1 302 Found\r\nLocation: /y\r\n\r\n", backends.ErrMalformed, false},
 		"not found": {status(404, rootDesc), backends.ErrMalformed, true},
@@ -320,7 +320,7 @@ func TestDescribe(t *testing.T) {
 		"huge":      {ok("<root>" + strings.Repeat(" ", 300<<10) + "</root>"), backends.ErrMalformed, false},
 		"closed":    {"", backends.ErrNoReply, false},
 	} {
-		if d, err := get(serveRaw(t, respondWith(tt.answer)), "/"); !errors.Is(err, tt.want) || Moved(err) != tt.moved {
+		if d, err := get(serveRaw(t, respondWith(tt.response)), "/"); !errors.Is(err, tt.want) || Moved(err) != tt.moved {
 			t.Errorf("%s: %+v, %v, want %v", name, d, err, tt.want)
 		}
 	}

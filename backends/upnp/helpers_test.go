@@ -123,9 +123,9 @@ func mustRenew(t *testing.T, gw *gatewaytest.Gateway, b *upnp.Backend, m backend
 // lifetime.
 func checkEntry(t *testing.T, gw *gatewaytest.Gateway, m backends.Mapping) {
 	t.Helper()
-	e, is := entry(gw, m.External.Port())
+	e, ok := entry(gw, m.External.Port())
 	switch {
-	case !is || e.Internal != m.Internal:
+	case !ok || e.Internal != m.Internal:
 		t.Fatalf("the gateway has %+v, want %v at port %d", gw.Table(), m.Internal, m.External.Port())
 	case e.Remaining < m.Lifetime:
 		t.Errorf("the gateway has the entry for %v, granted %v", e.Remaining, m.Lifetime)

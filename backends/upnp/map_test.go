@@ -123,9 +123,9 @@ func TestNoOverwrite(t *testing.T) {
 			t.Parallel()
 			gw, first := startBackend(t, router)
 			all := []*upnp.Backend{first, newBackend(t, gw, upnp.Config{})}
-			const each = 4
+			const perBackend = 4
 			var wg sync.WaitGroup
-			errs := make([]error, each*len(all))
+			errs := make([]error, perBackend*len(all))
 			granted := make([]backends.Mapping, len(errs))
 			for i := range errs {
 				wg.Go(func() {
@@ -191,7 +191,7 @@ func TestOnePortPerEndpoint(t *testing.T) {
 	r.Description = "another program"
 	_, err := b.Map(t.Context(), r)
 	wantError(t, err, backends.ErrConflict, 718)
-	if _, is := entry(gw, 9002); !is {
+	if _, ok := entry(gw, 9002); !ok {
 		t.Error("the other program's mapping was deleted")
 	}
 }

@@ -17,8 +17,8 @@ var loopback6 = netip.IPv6Loopback()
 // IPv6. It skips the test if the machine has no IPv6.
 func open6(t *testing.T, router quirks.UPnP) (*gatewaytest.Gateway, *upnp.Backend) {
 	t.Helper()
-	_, is := countConns(t, netip.AddrPortFrom(loopback6, 0))
-	if !is {
+	_, ok := countConns(t, netip.AddrPortFrom(loopback6, 0))
+	if !ok {
 		t.Skip("SKIPPED: this machine has no [::1], pinholes are not tested")
 	}
 	gw := start(t, gatewaytest.Config{Listen6: netip.AddrPortFrom(loopback6, 0), Quirks: quirks.Quirks{UPnP: router}})
@@ -87,7 +87,7 @@ func TestPinholeLost(t *testing.T) {
 			}
 			gw.Restart(gatewaytest.RestartOptions{Silent: true})
 			m, err = b.Renew(t.Context(), m, request(8080, 8080))
-			if _, is := pinhole(gw, 8080); err != nil || !is {
+			if _, ok := pinhole(gw, 8080); err != nil || !ok {
 				t.Errorf("Renew: %v, the gateway has %v", err, gw.Table())
 			}
 			gw.Restart(gatewaytest.RestartOptions{Silent: true})
@@ -132,7 +132,7 @@ func TestPinholeIDsReassigned(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, is := pinhole(gw, port); !is {
+		if _, ok := pinhole(gw, port); !ok {
 			t.Errorf("%d was renewed, but the gateway has %v", port, gw.Table())
 		}
 		mappings[port] = m
@@ -140,7 +140,7 @@ func TestPinholeIDsReassigned(t *testing.T) {
 	if err := b.Unmap(t.Context(), mappings[8080]); err != nil {
 		t.Fatal(err)
 	}
-	if _, is := pinhole(gw, 9090); !is || len(gw.Table()) != 1 {
+	if _, ok := pinhole(gw, 9090); !ok || len(gw.Table()) != 1 {
 		t.Errorf("8080 was closed, but the gateway has %v", gw.Table())
 	}
 }

@@ -17,9 +17,9 @@ import (
 // after it.
 func TestRefusals(t *testing.T) {
 	for name, tt := range map[string]struct {
-		code  upnp.FaultCode
-		kind  error
-		tries int
+		code     upnp.FaultCode
+		kind     error
+		attempts int
 	}{
 		"no such action":                         {401, backends.ErrUnsupported, 1},
 		"invalid arguments":                      {402, backends.ErrUnsupported, 4},
@@ -55,8 +55,8 @@ func TestRefusals(t *testing.T) {
 			_, err := b.Map(t.Context(), exactRequest(8080, 9000))
 			wantError(t, err, tt.kind, tt.code)
 			all := actionCalls(gw, "AddPortMapping")
-			if len(all) != tt.tries {
-				t.Errorf("%d requests, want %d: %v", len(all), tt.tries, all)
+			if len(all) != tt.attempts {
+				t.Errorf("%d requests, want %d: %v", len(all), tt.attempts, all)
 			}
 			seen := map[string]bool{}
 			for _, args := range all {
@@ -262,14 +262,14 @@ func TestOtherService(t *testing.T) {
 	}, Result: 401})
 	_, err := b.Map(t.Context(), request(8080, 9000))
 	wantError(t, err, backends.ErrNetworkFailure, 501) // from the service that is not connected
-	asked := map[string]bool{}
+	actions := map[string]bool{}
 	for _, q := range gw.Requests() {
 		if strings.Contains(string(q.Raw), "WANPPPConnection:1#") {
-			asked[q.Action] = true
+			actions[q.Action] = true
 		}
 	}
-	if !asked["GetSpecificPortMappingEntry"] || !asked["AddPortMapping"] {
-		t.Errorf("actions of the other service: %v", asked)
+	if !actions["GetSpecificPortMappingEntry"] || !actions["AddPortMapping"] {
+		t.Errorf("actions of the other service: %v", actions)
 	}
 }
 
@@ -279,10 +279,10 @@ const week = 7 * 24 * time.Hour
 // that it never reports a longer lifetime than the gateway grants.
 func TestLeases(t *testing.T) {
 	for name, tt := range map[string]struct {
-		router     quirks.UPnP
-		ask, want  time.Duration
-		tries      int
-		renewTries int
+		router        quirks.UPnP
+		ask, want     time.Duration
+		attempts      int
+		renewAttempts int
 	}{
 		"well behaved":                                {quirks.UPnP{}, time.Hour, time.Hour, 1, 1},
 		"permanent only":                              {leases(quirks.Leases{PermanentOnly: 725}), time.Hour, backends.Forever, 2, 0},
@@ -306,13 +306,13 @@ func TestLeases(t *testing.T) {
 			r := request(8080, 9000)
 			r.Lifetime = tt.ask
 			m := mustMap(t, gw, b, r)
-			if n := count(gw, "AddPortMapping"); m.Lifetime != tt.want || n != tt.tries {
-				t.Errorf("granted %v after %d attempts, want %v after %d", m.Lifetime, n, tt.want, tt.tries)
+			if n := count(gw, "AddPortMapping"); m.Lifetime != tt.want || n != tt.attempts {
+				t.Errorf("granted %v after %d attempts, want %v after %d", m.Lifetime, n, tt.want, tt.attempts)
 			}
 			gw.ResetStats()
 			m = mustRenew(t, gw, b, m, r)
-			if n := count(gw, "AddPortMapping"); m.Lifetime != tt.want || n != tt.renewTries {
-				t.Errorf("renewed for %v after %d attempts, want %v after %d", m.Lifetime, n, tt.want, tt.renewTries)
+			if n := count(gw, "AddPortMapping"); m.Lifetime != tt.want || n != tt.renewAttempts {
+				t.Errorf("renewed for %v after %d attempts, want %v after %d", m.Lifetime, n, tt.want, tt.renewAttempts)
 			}
 			if n := count(gw, "DeletePortMapping"); n != 0 {
 				t.Errorf("%d deletions", n)
@@ -355,7 +355,7 @@ func TestLeaseNotExtended(t *testing.T) {
 		t.Errorf("%d deletions, granted %v", n, m.Lifetime)
 	}
 	gw.Advance(45 * time.Minute)
-	if _, is := entry(gw, 9000); !is {
+	if _, ok := entry(gw, 9000); !ok {
 		t.Error("the entry expired with the first lease")
 	}
 }
@@ -439,7 +439,7 @@ func TestIdleEntryDeleted(t *testing.T) {
 	gw, b := startBackend(t, quirks.UPnP{Rules: quirks.Rules{IdleAfter: 10 * time.Minute}})
 	m := mustMap(t, gw, b, request(8080, 9000))
 	gw.Advance(11 * time.Minute)
-	if _, is := entry(gw, 9000); is {
+	if _, ok := entry(gw, 9000); ok {
 		t.Fatal("the gateway kept the idle entry")
 	}
 	for range 3 {

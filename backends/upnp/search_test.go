@@ -17,8 +17,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// The Wait of searches that end only with it: searchWait if devices respond and
-// must be heard in time, noReplyWait if no response is possible.
+// searchWait is the Wait of searches that end only after it, with all responses
+// received. noReplyWait is the Wait of searches that no device can respond to.
 const (
 	searchWait  = 2 * time.Second
 	noReplyWait = 100 * time.Millisecond
@@ -220,11 +220,11 @@ func TestGateways(t *testing.T) {
 }
 
 // TestConnectionStates checks that a device that reports no state, or one other
-// than Connected, is used if there is no better one.
+// than Connected, is used if there is no other device.
 func TestConnectionStates(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
-	nowhere := func(netip.Addr) string { return "" }
+	noAddress := func(netip.Addr) string { return "" }
 	var ssdp []netip.AddrPort
 	want := map[netip.Addr]string{}
 	for _, tt := range []struct {
@@ -233,7 +233,7 @@ func TestConnectionStates(t *testing.T) {
 	}{
 		{quirks.Status{}, "connected, with a public address"},
 		{quirks.Status{Connection: "up"}, "connected, with a public address, but answered later"},
-		{quirks.Status{External: nowhere}, "connected, without a public address"},
+		{quirks.Status{External: noAddress}, "connected, without a public address"},
 		{quirks.Status{Unsupported: true}, "does not report whether it is connected"},
 		{quirks.Status{Connection: "Disconnected"}, "not connected: Disconnected"},
 	} {
@@ -324,7 +324,7 @@ func countConnsElsewhere(t *testing.T, gw *gatewaytest.Gateway) []*connCounter {
 	port := netip.MustParseAddrPort(u.Host).Port()
 	var counters []*connCounter
 	for _, at := range []string{"127.0.0.1", "127.99.0.1", "::1"} {
-		if counter, is := countConns(t, netip.AddrPortFrom(netip.MustParseAddr(at), port)); is {
+		if counter, ok := countConns(t, netip.AddrPortFrom(netip.MustParseAddr(at), port)); ok {
 			counters = append(counters, counter)
 		}
 	}
@@ -385,8 +385,8 @@ func TestNonGatewayLimits(t *testing.T) {
 	var counters []*connCounter
 	var ssdp []netip.AddrPort
 	for range 40 {
-		counter, is := countConns(t, netip.AddrPortFrom(host(), 0))
-		if !is {
+		counter, ok := countConns(t, netip.AddrPortFrom(host(), 0))
+		if !ok {
 			t.Fatal("cannot listen")
 		}
 		counters = append(counters, counter)
@@ -420,8 +420,8 @@ func TestNonGatewayLimits(t *testing.T) {
 // gateway itself is limited too.
 func TestGatewayResponseLimit(t *testing.T) {
 	t.Parallel()
-	counter, is := countConns(t, netip.AddrPortFrom(host(), 0))
-	if !is {
+	counter, ok := countConns(t, netip.AddrPortFrom(host(), 0))
+	if !ok {
 		t.Fatal("cannot listen")
 	}
 	at := respondToSearch(t, counter.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", counter.addr, i) }, 60)

@@ -144,8 +144,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestWatchByebye checks that a gateway that leaves, cannot be found, and returns,
-// is reported after its return.
+// TestWatchByebye checks a gateway that sends ssdp:byebye, is not found by the
+// search that follows, and returns. The change is reported after its return.
 func TestWatchByebye(t *testing.T) {
 	t.Parallel()
 	unconfirmed := make(logRecords, 1000)
@@ -162,12 +162,12 @@ func TestWatchByebye(t *testing.T) {
 }
 
 // notConfirmed reports whether a record says that a hint was not confirmed.
-func notConfirmed(r slog.Record, reason string) (is bool) {
+func notConfirmed(r slog.Record, reason string) (found bool) {
 	r.Attrs(func(a slog.Attr) bool {
-		is = is || r.Message == "upnp: not confirmed" && a.Key == "hint" && a.Value.String() == reason
+		found = found || r.Message == "upnp: not confirmed" && a.Key == "hint" && a.Value.String() == reason
 		return true
 	})
-	return is
+	return found
 }
 
 // logRecords is a log handler that sends records to the channel, and drops them if

@@ -79,8 +79,8 @@ func TestWireQuirks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}})
-			// The timeout is long (5 s): a test that passes only because a timeout
-			// expires is then conspicuously slow.
+			// newBackend sets a timeout of 5 s, so that a quirk that makes the
+			// backend wait for its timeout is noticed.
 			b := newBackend(t, gw, upnp.Config{})
 			r := request(8080, 9000)
 			r.Description = "  " + strings.Repeat("\"x\" & <y> ü ", 20)

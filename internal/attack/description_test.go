@@ -30,10 +30,9 @@ func respondEndlessly(start, more string) func(*device, net.Conn, string) {
 	}
 }
 
-// maxRead is the largest number of bytes that two clients may take of endless
-// responses. It includes the bytes that the kernel buffers, and it is less than a
-// naive client reads.
-const maxRead = naivePatience / 2
+// maxRead is more than one client and the kernel's buffers can take of an endless
+// response. It is less than a naive client reads.
+const maxRead = naiveReadLimit / 2
 
 // TestEndlessDescription checks a description without end, sent from the gateway's
 // own address. The backend stops reading at its limit, and still finds the gateway.
@@ -48,7 +47,7 @@ func TestEndlessDescription(t *testing.T) {
 			gw := startGateway(t, gatewaytest.Config{})
 			d := startDevice(t, gatewayAddr, respond)
 			location := fmt.Sprintf("http://%v/", d.addr)
-			if n := naiveRead(t, d.addr); n < naivePatience {
+			if n := naiveRead(t, d.addr); n < naiveReadLimit {
 				t.Fatalf("the naive client read %d bytes: the attack has no effect", n)
 			}
 			forged := startSSDPResponder(t, gatewayAddr, location)

@@ -45,9 +45,9 @@ func Exercise(ctx context.Context, b backends.Backend, r backends.Request) error
 		return errors.Join(errs...)
 	}
 	errs = append(errs, Check(m, r), checkInternal(m, r.Internal.Port()))
-	if again, err := b.Renew(ctx, m, r); !failed("Renew", err) {
-		errs = append(errs, Check(again, r), checkInternal(again, m.Internal.Port()))
-		m = again
+	if renewed, err := b.Renew(ctx, m, r); !failed("Renew", err) {
+		errs = append(errs, Check(renewed, r), checkInternal(renewed, m.Internal.Port()))
+		m = renewed
 	}
 	failed("Unmap", b.Unmap(ctx, m))
 	return errors.Join(errs...)

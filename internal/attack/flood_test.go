@@ -156,7 +156,8 @@ func checkGatewayAddressLimited(t *testing.T, gw *gatewaytest.Gateway, at netip.
 	}
 }
 
-// secondsSince returns the number of seconds since a time, rounded up.
+// secondsSince returns the number of seconds since a time, including the one that
+// has begun.
 func secondsSince(since time.Time) int { return int(time.Since(since)/time.Second) + 1 }
 
 // injectEpochJumps changes the epoch in each response: alternately one day and
@@ -195,8 +196,8 @@ func naiveEpochs(t *testing.T, gw netip.AddrPort, limit int) (requests int) {
 	return requests
 }
 
-// TestEpochStorm checks that the library limits its requests if each response has a
-// random epoch, as if the gateway had just restarted.
+// TestEpochStorm checks that the library limits its requests if the epoch jumps in
+// each response, as if the gateway had just restarted.
 func TestEpochStorm(t *testing.T) {
 	for _, name := range []string{"natpmp", "pcp"} {
 		t.Run(name, func(t *testing.T) {

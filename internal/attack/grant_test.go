@@ -150,8 +150,8 @@ func hasMapping(gw *gatewaytest.Gateway, m backends.Mapping) bool {
 	return false
 }
 
-// naiveRenewal returns when a naive client renews: after half of the granted
-// seconds.
+// naiveRenewal returns the delay after which a naive client renews: half of the
+// granted seconds.
 func naiveRenewal(seconds uint32) time.Duration {
 	return time.Duration(int32(seconds)) * time.Second / 2 //nolint:gosec // the mistake of the naive client
 }

@@ -51,14 +51,14 @@ var texts = []string{
 
 // Mutate returns the response to send instead of the given one, or nil to send
 // none.
-func (s *Mutator) Mutate(response []byte) []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (m *Mutator) Mutate(response []byte) []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	b := bytes.Clone(response)
-	before := s.last
-	s.last = response
+	before := m.last
+	m.last = response
 	for range maxSteps {
-		switch op := s.next() % ops; op {
+		switch op := m.next() % ops; op {
 		case opEnd:
 			return b
 		case opLose:
@@ -66,15 +66,15 @@ func (s *Mutator) Mutate(response []byte) []byte {
 		case opReplay:
 			b = bytes.Clone(before)
 		default:
-			b = s.change(op, b)
+			b = m.change(op, b)
 		}
 	}
 	return b
 }
 
 // change applies an operation that edits bytes.
-func (s *Mutator) change(op int, b []byte) []byte {
-	at, value := s.place(len(b)), s.next()
+func (m *Mutator) change(op int, b []byte) []byte {
+	at, value := m.place(len(b)), m.next()
 	switch op {
 	case opSet, opFlip:
 		if at < len(b) && op == opSet {
@@ -89,7 +89,7 @@ func (s *Mutator) change(op int, b []byte) []byte {
 	case opPut:
 		copy(b[at:], numbers[value%len(numbers)])
 	case opInsert:
-		return slices.Insert(b, at, s.take(value%32)...)
+		return slices.Insert(b, at, m.take(value%32)...)
 	case opDelete:
 		return slices.Delete(b, at, min(at+value, len(b)))
 	case opText:
@@ -119,22 +119,22 @@ func retext(b []byte, n int, text string) []byte {
 }
 
 // next takes the next byte of the program. After its end, it returns 0.
-func (s *Mutator) next() int {
-	if len(s.program) == 0 {
+func (m *Mutator) next() int {
+	if len(m.program) == 0 {
 		return 0
 	}
-	b := s.program[0]
-	s.program = s.program[1:]
+	b := m.program[0]
+	m.program = m.program[1:]
 	return int(b)
 }
 
 // place takes an index from 0 to n from the program.
-func (s *Mutator) place(n int) int { return (s.next()<<8 | s.next()) % (n + 1) }
+func (m *Mutator) place(n int) int { return (m.next()<<8 | m.next()) % (n + 1) }
 
-func (s *Mutator) take(n int) []byte {
-	n = min(n, len(s.program))
-	taken := s.program[:n]
-	s.program = s.program[n:]
+func (m *Mutator) take(n int) []byte {
+	n = min(n, len(m.program))
+	taken := m.program[:n]
+	m.program = m.program[n:]
 	return taken
 }
 

@@ -36,15 +36,15 @@ func naiveSearch(t *testing.T, at netip.AddrPort) (location string) {
 	return string(m[1])
 }
 
-// naivePatience is the number of bytes after which the test stops a naive client.
-const naivePatience = 16 << 20
+// naiveReadLimit is the number of bytes after which the test stops a naive client.
+const naiveReadLimit = 16 << 20
 
 // naiveHTTP is the standard library's client without keep-alive, so that it leaves
 // no goroutine for other tests to find.
 var naiveHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testTimeout}
 
-// naiveGetShort is naiveGet with a short timeout. Even this is too long for the
-// devices that wait behind the slow one.
+// naiveGetShort is naiveGet with a short timeout. A client that queries devices one
+// after another waits this long for each slow one.
 func naiveGetShort(location string) (body string, err error) {
 	soon := *naiveHTTP
 	soon.Timeout = 300 * time.Millisecond
@@ -64,12 +64,12 @@ func naiveGet(location string) (body string, err error) {
 		return "", err
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, naivePatience))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, naiveReadLimit))
 	return string(b), err
 }
 
 // naiveRead returns how many bytes of a response a client reads that stops only at
-// its end, or at naivePatience.
+// its end, or at naiveReadLimit.
 func naiveRead(t *testing.T, at netip.AddrPort) int64 {
 	t.Helper()
 	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
@@ -79,7 +79,7 @@ func naiveRead(t *testing.T, at netip.AddrPort) int64 {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	_, _ = conn.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
-	n, _ := io.Copy(io.Discard, io.LimitReader(conn, naivePatience))
+	n, _ := io.Copy(io.Discard, io.LimitReader(conn, naiveReadLimit))
 	return n
 }
 

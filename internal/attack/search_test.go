@@ -207,15 +207,15 @@ func TestManyGateways(t *testing.T) {
 		}
 		_ = b.Close()
 	})
-	connections, asked := 0, 0
+	connections, contacted := 0, 0
 	for _, d := range all {
 		connections += int(d.served.Load())
-		asked += int(min(d.served.Load(), 1))
+		contacted += int(min(d.served.Load(), 1))
 	}
 	// Each search fetches 16 descriptions, and sends two requests to the service of
 	// each.
-	if connections > 2*16*3 || asked > 2*16 {
-		t.Errorf("%d devices of the crowd had %d connections", asked, connections)
+	if connections > 2*16*3 || contacted > 2*16 {
+		t.Errorf("%d devices of the crowd had %d connections", contacted, connections)
 	}
 }
 

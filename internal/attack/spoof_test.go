@@ -233,7 +233,7 @@ func TestMismatchedResponse(t *testing.T) {
 	for name, test := range map[string]struct {
 		naive   func(*testing.T, netip.AddrPort) uint16
 		client  string
-		corrupt func(answer []byte)
+		corrupt func(response []byte)
 	}{
 		"NAT-PMP: another internal port": {naiveMap, "natpmp", func(b []byte) { b[9]++ }},
 		"NAT-PMP: another opcode":        {naiveMap, "natpmp", func(b []byte) { b[1] = 129 }},
