@@ -1,12 +1,24 @@
 package cli_test
 
 import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
+	"unicode"
 
+	"github.com/natforward/goforward/cmd/goforward/internal/cli"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // nowhere is an address at which nothing is received.
@@ -43,4 +55,243 @@ func soapFault(code, text string) []byte {
 		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault><faultcode>s:Client</faultcode>` +
 		`<faultstring>UPnPError</faultstring><detail><UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>` + code +
 		`</errorCode><errorDescription>` + text + `</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>`)
+}
+
+// TestKeyOfOthers: the key that PCP nonces come from is nobody else's to know or
+// to write, and what stands in its place holds nobody up. A mapping is made all
+// the same, with a nonce that nobody knows.
+func TestKeyOfOthers(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("modes, fifos and owners as Linux has them")
+	}
+	known := strings.Repeat("k", 32)
+	for name, plant := range map[string]func(t *testing.T, path string){
+		"everybody may write it": func(t *testing.T, path string) { write(t, path, known, 0o666) },
+		"everybody may read it":  func(t *testing.T, path string) { write(t, path, known, 0o644) },
+		"a link to one": func(t *testing.T, path string) {
+			write(t, path+"-theirs", known, 0o600)
+			if err := os.Symlink(path+"-theirs", path); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"another user's": func(t *testing.T, path string) {
+			if os.Getuid() != 0 {
+				t.Skip("it takes root to give a file away")
+			}
+			write(t, path, known, 0o600)
+			if err := os.Chown(path, 65534, 65534); err != nil {
+				t.Skip(err)
+			}
+		},
+		"a fifo": func(t *testing.T, path string) {
+			if err := exec.CommandContext(t.Context(), "mkfifo", path).Run(); err != nil {
+				t.Skip(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("XDG_STATE_HOME", dir)
+			path := filepath.Join(dir, "goforward", "nonce.key")
+			if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			plant(t, path)
+			if name != "a fifo" { // which a naive client waits at for ever
+				if b, err := os.ReadFile(path); err != nil || string(b) != known {
+					t.Fatalf("the naive client reads %q, %v: this is no attack", b, err)
+				}
+			}
+			first, second := nonceWith(t, path), nonceWith(t, path)
+			if first == "" || first == second {
+				t.Errorf("mapped with the nonces %x and %x: whoever has the key knows them", first, second)
+			}
+		})
+	}
+}
+
+// nonceWith maps a port in a process of a moment, and returns the nonce that it
+// used: RFC 6887, section 11.1.
+func nonceWith(t *testing.T, key string) (nonce string) {
+	t.Helper()
+	gw := router(t, gatewaytest.Config{Protocols: []string{"pcp"}})
+	ended := make(chan int, 1)
+	var stdout, stderr bytes.Buffer
+	go func() {
+		ended <- cli.Run(t.Context(), []string{"map", "8080", "-g", gw.Addr().String(), "--backend", "pcp", "--announce", nowhere.String(), "--timeout", "2"}, &stdout, &stderr)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("who waits for the key waits for ever")
+		if f, err := os.OpenFile(key, os.O_RDWR, 0); err == nil { // lets it go on
+			_, _ = f.Write([]byte("x"))
+			_ = f.Close()
+		}
+		<-ended
+	}
+	for _, r := range gw.Requests() {
+		if r.Op == "map" {
+			nonce = string(r.Raw[24:36])
+		}
+	}
+	if nonce == "" {
+		t.Errorf("nothing was mapped: %s%s", &stdout, &stderr)
+	}
+	return nonce
+}
+
+// evil is a text, as XML has it, that clears the screen and sets the window's
+// title of a terminal that it gets to, writes backwards, and begins a line and a
+// column of its own. XML has no escape character, but the control characters of
+// Latin-1, which terminals know as well.
+const evil = "\u009b2J\u009d0;pwned\u009c&#155;31m&#8238;drowssap&#10;8.8.8.8&#9;yes&#13;&#xE0041;"
+
+// texts are the elements of a gateway's answers that end in front of people.
+var texts = []string{
+	"friendlyName", "manufacturer", "modelName", "modelNumber", "serviceId", "UDN",
+	"NewConnectionStatus", "NewLastConnectionError", "NewPortMappingDescription", "errorDescription", "faultstring",
+}
+
+// poison changes the text of elements in each answer over HTTP.
+func poison(gw *gatewaytest.Gateway, change func(name, text string) string) {
+	element := regexp.MustCompile(`<([\w:]+)>([^<>]*)</`)
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service == "upnp" }, Corrupt: func(b []byte) []byte {
+		status, _, _ := bytes.Cut(b, []byte("\r\n"))
+		_, body, _ := bytes.Cut(b, []byte("\r\n\r\n"))
+		body = element.ReplaceAllFunc(body, func(b []byte) []byte {
+			m := element.FindSubmatch(b)
+			return fmt.Appendf(nil, "<%s>%s</", m[1], change(string(m[1]), string(m[2])))
+		})
+		return fmt.Appendf(nil, "%s\r\nConnection: close\r\n\r\n%s", status, body)
+	}})
+}
+
+// evilTexts puts the text wherever people read.
+func evilTexts(name, text string) string {
+	for _, n := range texts {
+		if strings.EqualFold(n, name) {
+			return text + evil
+		}
+	}
+	return text
+}
+
+// run executes a command line against the gateway, by UPnP.
+func run(t *testing.T, gw *gatewaytest.Gateway, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, talk bytes.Buffer
+	args = append(args, "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", nowhere.String(),
+		"--announce", nowhere.String(), "--backend", "upnp")
+	code = cli.Run(t.Context(), args, &out, &talk)
+	return code, out.String(), talk.String()
+}
+
+// harmless checks that an output moves no cursor, and has no line that the
+// gateway wrote.
+func harmless(t *testing.T, output string) {
+	t.Helper()
+	for _, r := range output {
+		if r != '\n' && !unicode.IsPrint(r) {
+			t.Errorf("%q reaches the terminal: %q", r, output)
+			return
+		}
+	}
+	for line := range strings.SplitSeq(output, "\n") {
+		if strings.HasPrefix(line, "8.8.8.8") {
+			t.Errorf("a line of the gateway's own: %q", output)
+		}
+	}
+}
+
+// objects checks that each line is an object, and says nothing but what JSON
+// escapes.
+func objects(t *testing.T, output string) {
+	t.Helper()
+	harmless(t, output)
+	for line := range strings.SplitSeq(strings.TrimSuffix(output, "\n"), "\n") {
+		var o map[string]any
+		if err := json.Unmarshal([]byte(line), &o); err != nil || o["event"] == nil {
+			t.Errorf("%v: %q", err, line)
+		}
+	}
+}
+
+// TestTerminal: whatever a gateway says of itself, of its table, and of why it
+// refuses, people see it as text, and scripts as a string.
+func TestTerminal(t *testing.T) {
+	var naive struct {
+		Text string `xml:",chardata"`
+	}
+	if err := xml.Unmarshal([]byte("<a>"+evil+"</a>"), &naive); err != nil || !strings.ContainsAny(naive.Text, "\u009b\n\u202e") {
+		t.Fatalf("the naive client prints %q, %v: this is no attack", naive.Text, err)
+	}
+	for name, test := range map[string]struct {
+		args   []string
+		refuse []byte // the answer to requests to map or delete
+		code   int
+		shown  string
+	}{
+		"list":                {args: []string{"list"}, shown: "pwned"},
+		"gateways":            {args: []string{"gateways", "--timeout", "600ms"}, shown: "pwned"},
+		"ip":                  {args: []string{"ip"}},
+		"map":                 {args: []string{"map", "8080"}},
+		"map, told all":       {args: []string{"map", "8080", "-vv"}, shown: "pwned"},
+		"map, refused":        {args: []string{"map", "8080", "-vv"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
+		"map, vendor's error": {args: []string{"map", "8080"}, refuse: soapFault("899", evil), code: 4, shown: "pwned"},
+		"map, not HTTP":       {args: []string{"map", "8080", "-vv"}, refuse: []byte("HTTP/1.1 \x1b[2J\x1b]0;pwned\a\r\n\r\n"), code: 1, shown: "pwned"},
+		"unmap, refused":      {args: []string{"unmap", "9000:9000", "--foreign"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}})
+			if err := gw.AddMapping(gatewaytest.Entry{
+				Protocol: 6, Internal: netip.MustParseAddrPort("127.0.0.66:9000"),
+				External: netip.AddrPortFrom(gw.External(), 9000), Description: "theirs",
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if test.refuse != nil {
+				gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool {
+					return r.Op == "map" || r.Op == "unmap"
+				}, Reply: func([]byte) [][]byte { return [][]byte{test.refuse} }})
+			}
+			poison(gw, func(name, text string) string {
+				if name == "NewConnectionStatus" && test.args[0] != "gateways" {
+					return text // what is not connected is not used
+				}
+				return evilTexts(name, text)
+			})
+			code, stdout, stderr := run(t, gw, test.args...)
+			if code != test.code || !strings.Contains(stdout+stderr, test.shown) {
+				t.Errorf("exit code %d, want %d, and to be told what the gateway says\n%s%s", code, test.code, stdout, stderr)
+			}
+			harmless(t, stdout)
+			harmless(t, stderr)
+			_, stdout, stderr = run(t, gw, append(test.args, "--json")...)
+			objects(t, stdout)
+			harmless(t, stderr)
+		})
+	}
+}
+
+// TestForgedLine: an address is one line, and a hook that puts it into a command
+// line does not run what the gateway wrote.
+func TestForgedLine(t *testing.T) {
+	const told = "fe80::1%\n8.8.8.8"
+	if a, err := netip.ParseAddr(told); err != nil || !strings.HasSuffix(fmt.Sprintln(a), "\n8.8.8.8\n") {
+		t.Fatalf("the naive client prints %q, %v: this is no attack", a, err)
+	}
+	for _, told := range []string{told, "fe80::1%; id", "fe80::1%`id`"} {
+		gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
+			External: func(netip.Addr) string { return told },
+		}}}})
+		for _, args := range [][]string{{"ip"}, {"gateways", "--timeout", "600ms"}, {"map", "8080"}} {
+			_, stdout, stderr := run(t, gw, args...)
+			harmless(t, stdout)
+			harmless(t, stderr)
+			if strings.Contains(stdout, "%") || strings.Contains(stdout, "fe80") {
+				t.Errorf("%v prints %q", args, stdout)
+			}
+		}
+	}
 }

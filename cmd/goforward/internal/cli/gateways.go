@@ -12,13 +12,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/errno"
+	"github.com/spf13/cobra"
 )
 
 // questionTime bounds the questions of gateways, unless --timeout does.
@@ -234,4 +233,114 @@ func (a *app) explain(rows []*gatewayRow) {
 			}
 		}
 	}
+}
+
+// deviceTable are the UPnP devices that were found, those of a gateway together
+// and the preferred first, with the reasons. It is nil where there is none.
+func deviceTable(rows []*gatewayRow) *table {
+	t := newTable("USED", "UPNP DEVICE", "ADDRESS", "SERVICE", "STATUS", "EXTERNAL", "WHY")
+	for _, r := range rows {
+		for _, an := range r.answers {
+			for i, g := range an.devices {
+				used := " "
+				if i == 0 {
+					used = "*"
+				}
+				t.row(used, deviceText(g.Device), g.Device.Host.String(), serviceText(g.Service),
+					g.Status.Connection, addrText(g.External), g.Reason)
+			}
+		}
+	}
+	if len(t.rows) == 1 {
+		return nil
+	}
+	return t
+}
+
+// deviceText is what people know a device by: its name, and its model where that
+// is more.
+func deviceText(d *upnp.Device) string {
+	name, model := d.FriendlyName, modelText(d)
+	switch {
+	case name == "" || strings.Contains(model, name):
+		return model
+	case model == "" || strings.Contains(name, model):
+		return name
+	}
+	return name + " (" + model + ")"
+}
+
+func modelText(d *upnp.Device) string {
+	if strings.Contains(d.Model, d.ModelNumber) {
+		return d.Model
+	}
+	return strings.TrimSpace(d.Model + " " + d.ModelNumber)
+}
+
+// serviceText is the service as the standards call it, without whose type it is.
+func serviceText(s upnp.Service) string {
+	return s.Kind().String() + ":" + strconv.Itoa(s.Version())
+}
+
+// answerRecord is an answer in JSON.
+type answerRecord struct {
+	Speaks   string         `json:"speaks"`
+	External string         `json:"external,omitempty"`
+	Devices  []deviceRecord `json:"devices,omitempty"`
+	Took     float64        `json:"took_ms"`
+	Error    string         `json:"error,omitempty"`
+}
+
+// deviceRecord is a UPnP device in JSON.
+type deviceRecord struct {
+	URL      string `json:"url"`
+	Name     string `json:"name"`
+	Model    string `json:"model"`
+	Service  string `json:"service"`
+	Status   string `json:"status,omitempty"`
+	External string `json:"external,omitempty"`
+	Used     bool   `json:"used"`
+	Reason   string `json:"reason"`
+}
+
+func deviceRecords(devices []upnp.Gateway) []deviceRecord {
+	var out []deviceRecord
+	for i, g := range devices {
+		out = append(out, deviceRecord{
+			URL: g.Device.URL, Name: g.Device.FriendlyName, Model: modelText(g.Device), Service: g.Service.Type,
+			Status: g.Status.Connection, External: addrText(g.External), Used: i == 0, Reason: g.Reason,
+		})
+	}
+	return out
+}
+
+// record is the row in JSON. Protocols that were not asked are left out.
+func (r *gatewayRow) record() any {
+	answers := map[string]answerRecord{}
+	for _, an := range r.answers {
+		if an.speaks == "" {
+			continue
+		}
+		rec := answerRecord{
+			Speaks: an.speaks, External: addrText(an.external), Devices: deviceRecords(an.devices),
+			Took: float64(an.took.Microseconds()) / 1000,
+		}
+		if an.err != nil {
+			rec.Error = an.err.Error()
+		}
+		answers[an.opener.name] = rec
+	}
+	address := ""
+	if r.addr.Addr().IsValid() {
+		address = endpointText(r.addr)
+	}
+	return struct {
+		Event     string                  `json:"event"`
+		Gateway   string                  `json:"gateway"`
+		Interface string                  `json:"interface"`
+		Local     string                  `json:"local"`
+		Metric    int                     `json:"metric"`
+		Used      bool                    `json:"used"`
+		Protocols map[string]answerRecord `json:"protocols"`
+	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.used, answers}
 }

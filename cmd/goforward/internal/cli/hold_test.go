@@ -4,10 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 )
 
@@ -33,5 +37,57 @@ func TestHoldEnds(t *testing.T) {
 	}
 	if n := len(gw.Table()); n != 0 {
 		t.Errorf("%d mappings are left", n)
+	}
+}
+
+// A failed attempt is told once, however often it is looked at.
+func TestFailureToldOnce(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
+	gw.Inject(gatewaytest.Fault{Result: 4, Match: func(q gatewaytest.Request) bool { return q.Op == "map" }})
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Protocols: []string{"natpmp"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := f.Enable(t.Context(), forward.TCP(8080), forward.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for changed := m.Changed(); m.Err() == nil; changed = m.Changed() {
+		<-changed
+	}
+	var stdout, stderr bytes.Buffer
+	h := &holding{app: newApp(&stdout, &stderr), wish: &wish{protocols: []backends.Protocol{backends.TCP}}}
+	for range 3 {
+		if err := h.tellFailure(m); err != nil {
+			t.Error(err)
+		}
+	}
+	want := regexp.MustCompile(`^\d\d:\d\d:\d\d error tcp port 8080 \([^\n]+natpmp: [^\n]+; next try at \d\d:\d\d:\d\d\)\n$`)
+	if !want.Match(stderr.Bytes()) || stdout.Len() > 0 || !h.failing {
+		t.Errorf("%s%s", &stdout, &stderr)
+	}
+}
+
+// closedPipe is what stdout is once its reader has gone, from the first line on.
+type closedPipe struct{}
+
+func (closedPipe) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
+
+// Where nobody reads the events any more, map --hold takes its mapping away.
+func TestHoldWithoutReader(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gw.Close()
+	var stderr bytes.Buffer
+	args := []string{"map", "8080", "--hold", "-g", gw.Addr().String(), "--announce", "127.0.0.1:0"}
+	if code := Run(context.Background(), args, closedPipe{}, &stderr); code != 1 {
+		t.Errorf("exit code %d\n%s", code, stderr.String())
+	}
+	if left := gw.Table(); len(left) != 0 {
+		t.Errorf("the gateway has %v", left)
 	}
 }

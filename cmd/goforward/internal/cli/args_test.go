@@ -1,0 +1,235 @@
+package cli
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/natforward/goforward/backends"
+)
+
+func TestParseLifetime(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]time.Duration{
+		"1": time.Second, "3600": time.Hour, "90m": 90 * time.Minute, "1.5s": 1500 * time.Millisecond,
+		"4294967295": 4294967295 * time.Second, "forever": backends.Forever,
+		"0": 0, "0s": 0, "-1": 0, "-1s": 0, "": 0, "1 h": 0, "4294967296": 0, "1193047h": 0, "99999999999h": 0, "for ever": 0,
+	} {
+		if got, err := parseLifetime(s); got != want && err == nil || (err == nil) != (want != 0) {
+			t.Errorf("%q: %v, %v, want %v", s, got, err, want)
+		}
+	}
+}
+
+func TestParseIGD(t *testing.T) {
+	t.Parallel()
+	for s, valid := range map[string]bool{
+		"http://192.168.1.1:5000/rootDesc.xml": true, "http://192.168.1.1": true, "http://[fe80::1%25eth0]:49152/igd.xml": true, "http://[::1]/": true,
+		"": false, "192.168.1.1:5000": false, "https://192.168.1.1/": false, "http://router/": false, "http://192.168.1.1:x/": false,
+		"http://192.168.1.1:0/": false, "http://u:p@192.168.1.1/": false, "http://0.0.0.0/": false, "http://239.255.255.250:1900/": false,
+		"ftp://192.168.1.1/": false, "http:192.168.1.1": false, "http://": false, "//192.168.1.1/": false,
+	} {
+		got, err := parseIGD(s)
+		if (err == nil) != valid || valid && got != s {
+			t.Errorf("%q: %q, %v", s, got, err)
+		}
+		if host, err := igdHost(got); valid && (err != nil || !host.IsValid()) {
+			t.Errorf("%q: %v, %v", s, host, err)
+		}
+	}
+}
+
+// The host of the URL is the gateway where none is named.
+func TestNamed(t *testing.T) {
+	t.Parallel()
+	gateway := netip.MustParseAddrPort("192.0.2.1:5351")
+	for _, tt := range []struct {
+		settings settings
+		want     string
+	}{
+		{settings{}, ""},
+		{settings{gateway: gateway}, "192.0.2.1:5351"},
+		{settings{igd: "http://192.0.2.2:5000/"}, "192.0.2.2"},
+		{settings{igd: "http://[::ffff:192.0.2.2]:5000/"}, "192.0.2.2"},
+		{settings{igd: "http://192.0.2.2:5000/", gateway: gateway}, "192.0.2.1:5351"},
+	} {
+		if got := endpointText(tt.settings.named()); got != tt.want {
+			t.Errorf("%+v: %q", tt.settings, got)
+		}
+	}
+}
+
+func TestParseEndpoint(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]string{
+		"192.168.1.1": "192.168.1.1", "192.168.1.1:5351": "192.168.1.1:5351", "::ffff:192.168.1.1": "192.168.1.1",
+		"fe80::1%eth0": "fe80::1%eth0", "[::1]:7": "[::1]:7", "[::1]": "::1",
+		"": "", "router": "", "192.168.1": "", "192.168.1.1:": "", "192.168.1.1:x": "", ":5351": "",
+	} {
+		got, err := parseEndpoint(s)
+		if err == nil && endpointText(got) != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %v, %v, want %q", s, got, err, want)
+		}
+	}
+}
+
+var (
+	tcp  = []backends.Protocol{backends.TCP}
+	udp  = []backends.Protocol{backends.UDP}
+	both = []backends.Protocol{backends.TCP, backends.UDP}
+)
+
+func TestParsePorts(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args string
+		want ports
+	}{
+		{"", ports{}},
+		{"8080", ports{internal: 8080}},
+		{"80:8080", ports{80, 8080, nil}},
+		{"0:8080", ports{0, 8080, nil}},
+		{"80:8080/udp", ports{80, 8080, udp}},
+		{"8080/TCP", ports{0, 8080, tcp}},
+		{"8080/both", ports{0, 8080, both}},
+		{"8080/sctp", ports{0, 8080, []backends.Protocol{backends.SCTP}}},
+		{"8080/50", ports{0, 8080, []backends.Protocol{50}}},
+		{"6881 6882", ports{6881, 6882, nil}},
+		{"0 6882", ports{0, 6882, nil}},
+		{"65535:1", ports{65535, 1, nil}},
+	} {
+		got, err := parsePorts(strings.Fields(tt.args))
+		if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(ports{})); err != nil || diff != "" {
+			t.Errorf("%q: %v\n%s", tt.args, err, diff)
+		}
+	}
+}
+
+func TestParsePortsRefuses(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{""},
+		{" 80"},
+		{"x"},
+		{"-1"},
+		{"+1"},
+		{"65536"},
+		{"0x50"},
+		{"8_0"},
+		{"８０"},
+		{"0"},
+		{"80:0"},
+		{"80:"},
+		{":80"},
+		{":"},
+		{"1:2:3"},
+		{"80/"},
+		{"/udp"},
+		{"80/x"},
+		{"80/0"},
+		{"80/256"},
+		{"80/tcp/udp"},
+		{"80", "0"},
+		{"80", "x"},
+		{"80:81", "82"},
+		{"80", "81/udp"},
+		{"1", "2", "3"},
+	} {
+		got, err := parsePorts(args)
+		if classify(err).code != exitUsage {
+			t.Errorf("%q: %v, %v", args, got, err)
+		}
+	}
+}
+
+// FuzzParsePorts: what is accepted names an internal port, and reads the same
+// when it is written out.
+func FuzzParsePorts(f *testing.F) {
+	for _, s := range []string{"8080", "80:8080", "80:8080/udp", "8080/both", "0:1/255", "80 8080", "x", "80:0", "1:2:3", "80//udp"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := parsePorts([]string{s})
+		if err != nil {
+			return
+		}
+		if p.internal == 0 {
+			t.Fatalf("%q: no internal port", s)
+		}
+		text := fmt.Sprintf("%d:%d", p.external, p.internal)
+		switch {
+		case slices.Equal(p.protocols, both):
+			text += "/both"
+		case len(p.protocols) == 1:
+			text += fmt.Sprintf("/%d", p.protocols[0])
+		}
+		if again, err := parsePorts([]string{text}); err != nil || !cmp.Equal(p, again, cmp.AllowUnexported(ports{})) {
+			t.Errorf("%q is %v, but %q is %v, %v", s, p, text, again, err)
+		}
+	})
+}
+
+// What a POSIX shell makes of these, variables, patterns and operators apart.
+func TestSplitCommand(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		in   string
+		want []string
+	}{
+		{`a`, []string{"a"}},
+		{"  a\tb\n c ", []string{"a", "b", "c"}},
+		{`a 'b c' d`, []string{"a", "b c", "d"}},
+		{`a "b c" d`, []string{"a", "b c", "d"}},
+		{`a 'b "c" \d'`, []string{"a", `b "c" \d`}},
+		{`a "b 'c' \"d\" \\ \e"`, []string{"a", `b 'c' "d" \ \e`}},
+		{`a b\ c \'d \"e \\f \g`, []string{"a", "b c", "'d", `"e`, `\f`, "g"}},
+		{`a '' "" b`, []string{"a", "", "", "b"}},
+		{`a"b"'c'd`, []string{"abcd"}},
+		{`a $HOME *.go | b; c`, []string{"a", "$HOME", "*.go", "|", "b;", "c"}},
+		{`'C:\Program Files\x.exe' ü`, []string{`C:\Program Files\x.exe`, "ü"}},
+		{`\a`, []string{"a"}},
+		{`a \ `, []string{"a", " "}},
+	} {
+		got, err := splitCommand(tt.in)
+		if err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, %v, want %q", tt.in, got, err, tt.want)
+		}
+	}
+	for in, want := range map[string]string{
+		"":       "no command",
+		" \t\n":  "no command",
+		`''`:     "no command",
+		`"" a`:   "no command",
+		`a 'b`:   "quote ' is not closed",
+		`a "b'c`: `quote " is not closed`,
+		`a "b\"`: `quote " is not closed`,
+		`a b\`:   "last backslash",
+		`a "b\`:  `quote " is not closed`,
+	} {
+		if got, err := splitCommand(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %q, %v, want %q", in, got, err, want)
+		}
+	}
+}
+
+func FuzzSplitCommand(f *testing.F) {
+	for _, s := range []string{`a b`, `a 'b c' "d \" e" \f`, `'`, `"\`, `''`, "a\x00b \xff"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		words, err := splitCommand(s)
+		if err == nil && (len(words) == 0 || words[0] == "") {
+			t.Errorf("%q: %q", s, words)
+		}
+		if !strings.Contains(s, "'") { // then single quotes keep it as it is
+			words, err := splitCommand("a '" + s + "' b")
+			if valid := strings.ToValidUTF8(s, "\ufffd"); valid == s && (err != nil || !slices.Equal(words, []string{"a", s, "b"})) {
+				t.Errorf("%q in quotes: %q, %v", s, words, err)
+			}
+		}
+	})
+}
