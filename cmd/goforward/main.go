@@ -15,27 +15,27 @@ func main() {
 	ctx, interrupt := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	outlive(signals)
-	go obey(signals, interrupt, func() { os.Exit(1) })
+	notifyHangup(signals)
+	go handleSignals(signals, interrupt, func() { os.Exit(1) })
 	os.Exit(cli.Run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// again is how long after the first signal another one counts. One press of Ctrl-C
-// can come as several: a wrapper such as timeout(1) signals its child, and then the
-// process group that the child is in.
-const again = time.Second
+// secondSignalAfter is the time after the first signal in which further signals are
+// ignored. One press of Ctrl-C can arrive as several signals: a wrapper such as
+// timeout(1) signals its child, and then the process group of that child.
+const secondSignalAfter = time.Second
 
-// obey interrupts at the first signal, and leaves at one that comes a second later
-// or more: its sender does not want to wait for the gateway. The channel has a
-// capacity of one.
-func obey(signals <-chan os.Signal, interrupt, leave func()) {
+// handleSignals calls interrupt at the first signal. It calls exit at a signal that arrives
+// at least a second later: the user does not want to wait for the gateway. The channel must
+// have a capacity of one.
+func handleSignals(signals <-chan os.Signal, interrupt, exit func()) {
 	<-signals
 	interrupt()
-	time.Sleep(again)
+	time.Sleep(secondSignalAfter)
 	select {
 	case <-signals:
 	default:
 	}
 	<-signals
-	leave()
+	exit()
 }

@@ -84,7 +84,7 @@ func modeCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // A second signal counts only if it comes at least a second after the first.
-func TestObey(t *testing.T) {
+func TestHandleSignals(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		signals []time.Duration // when they come
@@ -104,7 +104,7 @@ func TestObey(t *testing.T) {
 				interrupted, left := -1*time.Second, time.Duration(0)
 				done := make(chan struct{})
 				go func() {
-					obey(signals, func() { interrupted = time.Since(begun) }, func() { left = time.Since(begun) })
+					handleSignals(signals, func() { interrupted = time.Since(begun) }, func() { left = time.Since(begun) })
 					close(done)
 				}()
 				for _, at := range test.signals {

@@ -8,14 +8,14 @@ import (
 	"syscall"
 )
 
-// outlive has the program take its mappings away when its terminal or the reader of its
-// output goes away.
-func outlive(signals chan<- os.Signal) {
-	if !signal.Ignored(syscall.SIGHUP) { // as by nohup: the program is to outlive its terminal
+// notifyHangup makes the program delete its mappings if its terminal closes, or if the
+// reader of its output exits.
+func notifyHangup(signals chan<- os.Signal) {
+	if !signal.Ignored(syscall.SIGHUP) { // nohup ignores it, so that the program survives its terminal
 		signal.Notify(signals, syscall.SIGHUP)
 	}
-	// A reader that goes away must not leave a mapping behind: the write fails
-	// instead of ending the process. To ignore the signal would have the commands
-	// of --exec ignore it too.
+	// If the reader of the output exits, the next write must fail instead of ending the
+	// process: the mapping is still to be deleted. The signal is not ignored, because the
+	// commands of --exec would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 }

@@ -4,5 +4,5 @@ package main
 
 import "os"
 
-// outlive does nothing: these systems do not have both signals.
-func outlive(chan<- os.Signal) {}
+// notifyHangup does nothing: these systems lack SIGHUP or SIGPIPE.
+func notifyHangup(chan<- os.Signal) {}

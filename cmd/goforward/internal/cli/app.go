@@ -30,30 +30,30 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type app struct {
 	stdout, stderr *stream
 	settings       settings
-	started        bool // the command line was understood
+	parsed        bool // the command line was understood
 
 	// What the outside world is asked through.
-	openers []opener
+	protocols []protocol
 	keyFile func() (string, error)
-	routes  func() (all, used []discover.Gateway, err error)
-	wayOut  func(*settings) wayOut
-	network func(ctx context.Context, notify func()) error // discover.Watch
+	defaultRoutes  func() (all, used []discover.Gateway, err error)
+	currentRoute  func(*settings) route
+	watchNetwork func(ctx context.Context, notify func()) error // discover.Watch
 
-	watchEvery time.Duration // how often watch asks
-	warns      bool          // also without -v
+	pollInterval time.Duration // how often watch asks
+	logWarnings      bool          // also without -v
 }
 
 func newApp(stdout, stderr io.Writer) *app {
 	return &app{
 		stdout:  newStream(stdout),
 		stderr:  newStream(stderr),
-		openers: openers,
+		protocols: protocols,
 		keyFile: keyFile,
-		routes:  systemRoutes,
-		wayOut:  wayOutOf,
-		network: discover.Watch,
+		defaultRoutes:  systemDefaultRoutes,
+		currentRoute:  currentRoute,
+		watchNetwork: discover.Watch,
 
-		watchEvery: watchEvery,
+		pollInterval: pollInterval,
 	}
 }
 
@@ -62,20 +62,20 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetArgs(append([]string{}, args...)) // nil would be those of the process
 	err := root.ExecuteContext(ctx)
 	// That the output cannot be written is not to be taken for a word of cobra's.
-	if failure := a.stdout.failure(); failure != nil && (err == nil || !a.started) {
+	if failure := a.stdout.writeError(); failure != nil && (err == nil || !a.parsed) {
 		err = failure
-	} else if err != nil && !a.started {
-		err = understood(err)
+	} else if err != nil && !a.parsed {
+		err = usageErrorOf(err)
 		a.settings.json = a.settings.json || slices.Contains(args, "--json")
 	}
 	if usage := (*usageError)(nil); errors.As(err, &usage) {
-		usage.command = commandOf(root, args)
+		usage.command = helpCommand(root, args)
 	}
-	return a.report(ctx, err)
+	return a.reportError(ctx, err)
 }
 
 // understood makes what cobra says of a command line an error of ours.
-func understood(err error) error {
+func usageErrorOf(err error) error {
 	if usage := (*usageError)(nil); errors.As(err, &usage) {
 		return err
 	}
@@ -83,7 +83,7 @@ func understood(err error) error {
 }
 
 // commandOf is what to ask for help about.
-func commandOf(root *cobra.Command, args []string) string {
+func helpCommand(root *cobra.Command, args []string) string {
 	if cmd, _, err := root.Find(args); err == nil {
 		return cmd.CommandPath()
 	}
@@ -98,7 +98,7 @@ func (a *app) root() *cobra.Command {
 		Long:    rootHelp,
 		Version: version(),
 		PersistentPreRun: func(*cobra.Command, []string) {
-			a.started = true
+			a.parsed = true
 		},
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -107,7 +107,7 @@ func (a *app) root() *cobra.Command {
 	root.SetErr(a.stderr)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.Flags().SortFlags = false
-	a.settings.register(root, a.openers)
+	a.settings.register(root, a.protocols)
 	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
 		a.watchCommand(), a.demoCommand())
 	root.InitDefaultHelpCmd()
@@ -134,7 +134,7 @@ type settings struct {
 	iface     string
 	source    netip.Addr
 	igd       string
-	order     []string
+	backends     []string
 	timeout   time.Duration
 	announce  netip.AddrPort
 	ssdp      netip.AddrPort
@@ -144,33 +144,33 @@ type settings struct {
 }
 
 // register makes the settings flags of a command and all below it.
-func (s *settings) register(cmd *cobra.Command, openers []opener) {
+func (s *settings) register(cmd *cobra.Command, openers []protocol) {
 	f := cmd.PersistentFlags()
 	f.SortFlags = false
-	f.VarP(&value[netip.AddrPort]{to: &s.gateway, kind: "ADDR[:PORT]", parse: parseEndpoint}, "gateway", "g",
+	f.VarP(&flagValue[netip.AddrPort]{target: &s.gateway, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "gateway", "g",
 		"gateway to ask (default: the one that leads to the internet)")
 	f.StringVar(&s.iface, "interface", "", "`NAME` of the interface to leave by")
-	f.Var(&value[netip.Addr]{to: &s.source, kind: "ADDR", parse: parseAddr}, "source",
+	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseAddr}, "source",
 		"local address to ask from, which is the one that gets the mappings")
-	f.Var(&value[string]{to: &s.igd, kind: "URL", parse: parseIGD}, "igd-url",
+	f.Var(&flagValue[string]{target: &s.igd, typeName: "URL", parse: parseIGD}, "igd-url",
 		"description of the UPnP device to use; its host is the gateway where none is named")
-	f.Var(&value[[]string]{to: &s.order, kind: "NAMES", parse: orderParser(openers)}, "backend",
-		"protocols to speak, separated by commas, the preferred first: "+strings.Join(openerNames(openers), ", "))
-	f.Var(&value[time.Duration]{to: &s.timeout, kind: "SECONDS", parse: parseSeconds}, "timeout",
+	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(openers)}, "backend",
+		"protocols to speak, separated by commas, the preferred first: "+strings.Join(protocolNames(openers), ", "))
+	f.Var(&flagValue[time.Duration]{target: &s.timeout, typeName: "SECONDS", parse: parseSeconds}, "timeout",
 		"how long to wait for the gateway: seconds, or a duration such as 500ms")
 	f.BoolVar(&s.json, "json", false, "one JSON object a line on stdout")
 	f.CountVarP(&s.verbosity, "verbose", "v", "tell on stderr what happens; -vv tells all")
 	// For gateways that are tests: those of a network are where the standards say.
-	f.Var(&value[netip.AddrPort]{to: &s.announce, kind: "ADDR:PORT", parse: parseEndpoint}, "announce",
+	f.Var(&flagValue[netip.AddrPort]{target: &s.announce, typeName: "ADDR:PORT", parse: parseEndpoint}, "announce",
 		"where to listen for announcements")
-	f.Var(&value[netip.AddrPort]{to: &s.ssdp, kind: "ADDR:PORT", parse: parseEndpoint}, "ssdp",
+	f.Var(&flagValue[netip.AddrPort]{target: &s.ssdp, typeName: "ADDR:PORT", parse: parseEndpoint}, "ssdp",
 		"where to search for UPnP devices")
-	f.Var(&value[netip.AddrPort]{to: &s.notify, kind: "ADDR:PORT", parse: parseEndpoint}, "notify",
+	f.Var(&flagValue[netip.AddrPort]{target: &s.notify, typeName: "ADDR:PORT", parse: parseEndpoint}, "notify",
 		"where to listen for notifications of UPnP devices")
 	for _, name := range []string{"announce", "ssdp", "notify"} {
 		_ = f.MarkHidden(name)
 	}
-	_ = cmd.RegisterFlagCompletionFunc("backend", completeList(openerNames(openers)))
+	_ = cmd.RegisterFlagCompletionFunc("backend", completeList(protocolNames(openers)))
 	_ = cmd.RegisterFlagCompletionFunc("interface", completeInterfaces)
 	for _, name := range []string{"gateway", "source", "igd-url", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
@@ -178,9 +178,9 @@ func (s *settings) register(cmd *cobra.Command, openers []opener) {
 }
 
 // orderParser reads a list of protocols.
-func orderParser(openers []opener) func(string) ([]string, error) {
+func backendListParser(openers []protocol) func(string) ([]string, error) {
 	return func(s string) ([]string, error) {
-		known := openerNames(openers)
+		known := protocolNames(openers)
 		var order []string
 		for name := range strings.SplitSeq(s, ",") {
 			if name = strings.ToLower(strings.TrimSpace(name)); !slices.Contains(known, name) {
@@ -195,7 +195,7 @@ func orderParser(openers []opener) func(string) ([]string, error) {
 }
 
 // named is the gateway that was, or the zero value.
-func (s *settings) named() netip.AddrPort {
+func (s *settings) namedGateway() netip.AddrPort {
 	if host, err := igdHost(s.igd); err == nil && !s.gateway.IsValid() {
 		return netip.AddrPortFrom(host, 0)
 	}
@@ -215,7 +215,7 @@ func (s *settings) checkSource() error {
 func (a *app) config() *forward.Config {
 	s := &a.settings
 	return &forward.Config{
-		DiscoveryTimeout: s.timeout, RequestTimeout: s.timeout, Protocols: s.order, Gateway: s.named(),
+		DiscoveryTimeout: s.timeout, RequestTimeout: s.timeout, Protocols: s.backends, Gateway: s.namedGateway(),
 		Interface: s.iface, Source: s.source, UPnPURL: s.igd,
 		Test: forward.TestNetwork{Announce: s.announce, SSDP: s.ssdp, Notify: s.notify}, Logger: a.logger(),
 	}
@@ -226,7 +226,7 @@ func (a *app) logger() *slog.Logger {
 	level := slog.LevelInfo
 	switch a.settings.verbosity {
 	case 0:
-		if !a.warns {
+		if !a.logWarnings {
 			return nil
 		}
 		level = slog.LevelWarn

@@ -15,22 +15,22 @@ import (
 )
 
 // value is a flag whose text has a form of its own.
-type value[T any] struct {
-	to    *T
-	kind  string
+type flagValue[T any] struct {
+	target    *T
+	typeName  string
 	parse func(string) (T, error)
 	text  string
 }
 
-func (v *value[T]) String() string { return v.text }
-func (v *value[T]) Type() string   { return v.kind }
+func (v *flagValue[T]) String() string { return v.text }
+func (v *flagValue[T]) Type() string   { return v.typeName }
 
-func (v *value[T]) Set(s string) error {
+func (v *flagValue[T]) Set(s string) error {
 	t, err := v.parse(s)
 	if err != nil {
 		return err
 	}
-	*v.to, v.text = t, s
+	*v.target, v.text = t, s
 	return nil
 }
 
@@ -131,7 +131,7 @@ func parsePorts(args []string) (ports, error) {
 	case 0:
 		return ports{}, nil
 	case 1:
-		return parseSpec(args[0])
+		return parsePortArg(args[0])
 	case 2:
 		if strings.ContainsAny(args[0]+args[1], ":/") {
 			return ports{}, usagef("%q %q: two arguments are PUBLIC PRIVATE, plain numbers", args[0], args[1])
@@ -141,7 +141,7 @@ func parsePorts(args []string) (ports, error) {
 	return ports{}, usagef("%d arguments: one port at a time", len(args))
 }
 
-func parseSpec(s string) (p ports, err error) {
+func parsePortArg(s string) (p ports, err error) {
 	numbers, protocol, named := strings.Cut(s, "/")
 	if named {
 		if p.protocols, err = parseProtocols(protocol); err != nil {
@@ -183,30 +183,30 @@ func parsePort(s string) (uint16, error) {
 // takes the meaning of a double quote or backslash behind it, and elsewhere that
 // of any character. There is no shell: no variables, no patterns, no pipes.
 func splitCommand(s string) ([]string, error) {
-	words := commandWords{}
+	words := commandSplitter{}
 	for _, r := range s {
 		words.add(r)
 	}
-	if err := words.end(); err != nil {
+	if err := words.finish(); err != nil {
 		return nil, err
 	}
-	if len(words.done) == 0 || words.done[0] == "" {
+	if len(words.words) == 0 || words.words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	return words.done, nil
+	return words.words, nil
 }
 
 // commandWords are the words of a command line, as far as it is read.
-type commandWords struct {
-	done    []string
+type commandSplitter struct {
+	words    []string
 	word    strings.Builder
-	within  bool // a word, which may be empty
+	inWord  bool // a word, which may be empty
 	quote   rune // that is open, or 0
 	escaped bool // by a backslash
 }
 
 // add reads one character.
-func (w *commandWords) add(r rune) {
+func (w *commandSplitter) add(r rune) {
 	switch {
 	case w.escaped:
 		w.escaped = false
@@ -215,30 +215,30 @@ func (w *commandWords) add(r rune) {
 		}
 		w.word.WriteRune(r)
 	case r == '\\' && w.quote != '\'':
-		w.escaped, w.within = true, true
+		w.escaped, w.inWord = true, true
 	case r == w.quote:
 		w.quote = 0
 	case w.quote == 0 && (r == '\'' || r == '"'):
-		w.quote, w.within = r, true
+		w.quote, w.inWord = r, true
 	case w.quote == 0 && strings.ContainsRune(" \t\n\r", r):
 		w.next()
 	default:
 		w.word.WriteRune(r)
-		w.within = true
+		w.inWord = true
 	}
 }
 
 // next ends a word, if there is one.
-func (w *commandWords) next() {
-	if w.within {
-		w.done = append(w.done, w.word.String())
+func (w *commandSplitter) next() {
+	if w.inWord {
+		w.words = append(w.words, w.word.String())
 	}
 	w.word.Reset()
-	w.within = false
+	w.inWord = false
 }
 
 // end ends the last word.
-func (w *commandWords) end() error {
+func (w *commandSplitter) finish() error {
 	switch {
 	case w.quote != 0:
 		return errors.New("a quote " + string(w.quote) + " is not closed")

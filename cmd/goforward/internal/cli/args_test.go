@@ -44,7 +44,7 @@ func TestParseIGD(t *testing.T) {
 }
 
 // The host of the URL is the gateway where none is named.
-func TestNamed(t *testing.T) {
+func TestNamedGateway(t *testing.T) {
 	t.Parallel()
 	gateway := netip.MustParseAddrPort("192.0.2.1:5351")
 	for _, tt := range []struct {
@@ -57,7 +57,7 @@ func TestNamed(t *testing.T) {
 		{settings{igd: "http://[::ffff:192.0.2.2]:5000/"}, "192.0.2.2"},
 		{settings{igd: "http://192.0.2.2:5000/", gateway: gateway}, "192.0.2.1:5351"},
 	} {
-		if got := endpointText(tt.settings.named()); got != tt.want {
+		if got := endpointText(tt.settings.namedGateway()); got != tt.want {
 			t.Errorf("%+v: %q", tt.settings, got)
 		}
 	}
@@ -109,7 +109,7 @@ func TestParsePorts(t *testing.T) {
 	}
 }
 
-func TestParsePortsRefuses(t *testing.T) {
+func TestParsePortsErrors(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{""},

@@ -17,12 +17,12 @@ import (
 )
 
 // way is a gateway and how to ask it.
-type way struct {
+type target struct {
 	gateway netip.AddrPort // port 0: the protocol's own
 	iface   string
 	source  netip.Addr
-	key     []byte         // that PCP nonces are derived from; nil: none
-	igd     string         // the description of its UPnP device; empty: it is searched for
+	nonceKey     []byte         // that PCP nonces are derived from; nil: none
+	igdURL     string         // the description of its UPnP device; empty: it is searched for
 	ssdp    netip.AddrPort // where that is done; the zero value: where the standard says
 
 	// Where to listen for what is announced; the zero values: where the standards say.
@@ -31,29 +31,29 @@ type way struct {
 
 // opener makes the backend of one protocol for a gateway, without I/O: for what
 // the facade has no call for, because it only knows the mappings of its process.
-type opener struct {
+type protocol struct {
 	name  string
 	title string // for people
-	open  func(*app, way) (speaker, error)
+	open  func(*app, target) (probedBackend, error)
 	ipv6  bool // it is for gateways of that family too
-	keyed bool // mappings have a secret, which is derived from the user's key
+	usesKey bool // mappings have a secret, which is derived from the user's key
 }
 
 // speaker is a backend, and the question that tells whether it is spoken, with
 // the external address where the answer has that.
-type speaker struct {
+type probedBackend struct {
 	backends.Backend
-	ask func(context.Context) (netip.Addr, error)
+	probe func(context.Context) (netip.Addr, error)
 	// devices finds all that speak it, the preferred first. Nil: the gateway is
 	// the only one.
 	devices func(context.Context) ([]upnp.Gateway, error)
 }
 
 // openers are those of all protocols of the facade.
-var openers = func() (out []opener) {
+var protocols = func() (out []protocol) {
 	for _, p := range gateway.Protocols {
-		out = append(out, opener{name: p.Name, title: p.Title, ipv6: p.IPv6, keyed: p.Keyed, open: func(a *app, w way) (speaker, error) {
-			return open(p, a, w)
+		out = append(out, protocol{name: p.Name, title: p.Title, ipv6: p.IPv6, usesKey: p.Keyed, open: func(a *app, w target) (probedBackend, error) {
+			return openBackend(p, a, w)
 		}})
 	}
 	return out
@@ -61,26 +61,26 @@ var openers = func() (out []opener) {
 
 // searchTime bounds the search for UPnP devices, which may take a second to
 // answer.
-const searchTime = 1500 * time.Millisecond
+const searchTimeout = 1500 * time.Millisecond
 
-func open(p gateway.Protocol, a *app, w way) (speaker, error) {
+func openBackend(p gateway.Protocol, a *app, w target) (probedBackend, error) {
 	config := gateway.BackendConfig{
-		Interface: w.iface, Announce: w.announce, Nonce: string(w.key), SSDP: w.ssdp, Notify: w.notify, Wait: searchTime,
+		Interface: w.iface, Announce: w.announce, Nonce: string(w.nonceKey), SSDP: w.ssdp, Notify: w.notify, Wait: searchTimeout,
 	}
 	if t := a.settings.timeout; t != 0 {
-		config.Wait = min(searchTime, t/2) // there is more to do
+		config.Wait = min(searchTimeout, t/2) // there is more to do
 	}
-	if host, err := igdHost(w.igd); err == nil && host.Is4() == w.gateway.Addr().Is4() {
-		config.URL = w.igd
+	if host, err := igdHost(w.igdURL); err == nil && host.Is4() == w.gateway.Addr().Is4() {
+		config.URL = w.igdURL
 	}
 	b, err := p.Open(config, gateway.Key{Gateway: w.gateway, Local: w.source}, a.logger())
 	if err != nil {
-		return speaker{}, err
+		return probedBackend{}, err
 	}
-	s := speaker{Backend: b, ask: probe(b.Probe)}
+	s := probedBackend{Backend: b, probe: probeWithoutAddr(b.Probe)}
 	switch b := b.(type) {
 	case *natpmp.Backend:
-		s.ask = b.ExternalAddr // is what Probe asks, too; the others tell it only with a mapping
+		s.probe = b.ExternalAddr // is what Probe asks, too; the others tell it only with a mapping
 	case *upnp.Backend:
 		s.devices = b.Gateways
 	}
@@ -88,11 +88,11 @@ func open(p gateway.Protocol, a *app, w way) (speaker, error) {
 }
 
 // probe is a question whose answer does not have the external address.
-func probe(ask func(context.Context) error) func(context.Context) (netip.Addr, error) {
+func probeWithoutAddr(ask func(context.Context) error) func(context.Context) (netip.Addr, error) {
 	return func(ctx context.Context) (netip.Addr, error) { return netip.Addr{}, ask(ctx) }
 }
 
-func openerNames(openers []opener) []string {
+func protocolNames(openers []protocol) []string {
 	var names []string
 	for _, o := range openers {
 		names = append(names, o.name)
@@ -101,64 +101,64 @@ func openerNames(openers []opener) []string {
 }
 
 // wanted are the openers that --backend leaves, in its order.
-func (a *app) wanted() []opener {
-	if a.settings.order == nil {
-		return a.openers
+func (a *app) selectedProtocols() []protocol {
+	if a.settings.backends == nil {
+		return a.protocols
 	}
-	var out []opener
-	for _, name := range a.settings.order {
-		if i := slices.IndexFunc(a.openers, func(o opener) bool { return o.name == name }); i >= 0 {
-			out = append(out, a.openers[i])
+	var out []protocol
+	for _, name := range a.settings.backends {
+		if i := slices.IndexFunc(a.protocols, func(o protocol) bool { return o.name == name }); i >= 0 {
+			out = append(out, a.protocols[i])
 		}
 	}
 	return out
 }
 
 // found is a backend that the gateway answered.
-type found struct {
-	opener
+type availableBackend struct {
+	protocol
 	backends.Backend
 	gateway netip.AddrPort
-	local   netip.Addr // what the gateway sees this host as
+	localAddr   netip.Addr // what the gateway sees this host as
 }
 
 // survey is what came of asking the gateway.
-type survey struct {
+type probeResult struct {
 	gateway netip.AddrPort
-	found   []found // the preferred first
-	silent  []silent
+	available   []availableBackend // the preferred first
+	unavailable  []unavailableBackend
 }
 
 // silent is a backend that the gateway did not answer, or not well.
-type silent struct {
-	found
+type unavailableBackend struct {
+	availableBackend
 	err error
 }
 
 // silence is why there is no backend.
-func (s *survey) silence() error {
+func (s *probeResult) err() error {
 	var errs []error
-	for _, b := range s.silent {
+	for _, b := range s.unavailable {
 		errs = append(errs, b.err)
 	}
 	return errors.Join(errs...)
 }
 
 // lateTime bounds the question to a backend that the facade had no need to ask.
-const lateTime = 500 * time.Millisecond
+const probeTimeout = 500 * time.Millisecond
 
 // inquiry is how to look for backends, and what for.
-type inquiry struct {
-	way    []forward.Option            // to the gateway
+type query struct {
+	options    []forward.Option            // to the gateway
 	key    []byte                      // that PCP nonces are derived from; nil: none
-	most   time.Duration               // bounds all of it, unless --timeout does
-	enough func(backends.Backend) bool // one that answers and is this will do; nil: none
-	do     func(context.Context, *survey) error
+	timeout   time.Duration               // bounds all of it, unless --timeout does
+	sufficient func(backends.Backend) bool // one that answers and is this will do; nil: none
+	do     func(context.Context, *probeResult) error
 }
 
 // withBackends finds the gateway as the facade does, and does something with the
 // backends that it answers.
-func (a *app) withBackends(ctx context.Context, q inquiry) error {
+func (a *app) withBackends(ctx context.Context, q query) error {
 	if err := a.settings.checkSource(); err != nil {
 		return err
 	}
@@ -167,11 +167,11 @@ func (a *app) withBackends(ctx context.Context, q inquiry) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	g, err := f.Gateway(ctx, q.way...)
+	g, err := f.Gateway(ctx, q.options...)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := within(ctx, cmp.Or(a.settings.timeout, q.most))
+	ctx, cancel := withTimeout(ctx, cmp.Or(a.settings.timeout, q.timeout))
 	defer cancel()
 	local := g.Local
 	if !local.IsValid() {
@@ -179,13 +179,13 @@ func (a *app) withBackends(ctx context.Context, q inquiry) error {
 			return err
 		}
 	}
-	w := way{
-		gateway: g.Addr, iface: g.Interface, source: g.Local, key: q.key, igd: a.settings.igd,
+	w := target{
+		gateway: g.Addr, iface: g.Interface, source: g.Local, nonceKey: q.key, igdURL: a.settings.igd,
 		ssdp: a.settings.ssdp, announce: a.settings.announce, notify: a.settings.notify,
 	}
-	var all []found
-	var speakers []speaker
-	for _, o := range a.wanted() {
+	var all []availableBackend
+	var speakers []probedBackend
+	for _, o := range a.selectedProtocols() {
 		if w.gateway.Addr().Is6() && !o.ipv6 {
 			continue
 		}
@@ -194,18 +194,18 @@ func (a *app) withBackends(ctx context.Context, q inquiry) error {
 			return err
 		}
 		defer func() { _ = s.Close() }()
-		all, speakers = append(all, found{o, s.Backend, w.gateway, local}), append(speakers, s)
+		all, speakers = append(all, availableBackend{o, s.Backend, w.gateway, local}), append(speakers, s)
 	}
-	s := &survey{gateway: w.gateway}
-	for i, err := range askAll(ctx, speakers, g.Backends, q.enough) {
+	s := &probeResult{gateway: w.gateway}
+	for i, err := range probeAll(ctx, speakers, g.Backends, q.sufficient) {
 		if err == nil {
-			s.found = append(s.found, all[i])
+			s.available = append(s.available, all[i])
 		} else {
-			s.silent = append(s.silent, silent{all[i], err})
+			s.unavailable = append(s.unavailable, unavailableBackend{all[i], err})
 		}
 	}
-	if len(s.found) == 0 { // it answered the facade a moment ago
-		return s.silence()
+	if len(s.available) == 0 { // it answered the facade a moment ago
+		return s.err()
 	}
 	return q.do(ctx, s)
 }
@@ -213,7 +213,7 @@ func (a *app) withBackends(ctx context.Context, q inquiry) error {
 // askAll asks the backends at once that are not known to be answered. The gateway
 // was not asked about all: any of them may be what made a mapping. Where one will
 // do, the others are not waited for.
-func askAll(ctx context.Context, speakers []speaker, known []string, enough func(backends.Backend) bool) []error {
+func probeAll(ctx context.Context, speakers []probedBackend, known []string, enough func(backends.Backend) bool) []error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	errs := make([]error, len(speakers))
@@ -223,7 +223,7 @@ func askAll(ctx context.Context, speakers []speaker, known []string, enough func
 			continue
 		}
 		wg.Go(func() {
-			if errs[i] = s.answers(ctx); errs[i] == nil && enough != nil && enough(s.Backend) {
+			if errs[i] = s.check(ctx); errs[i] == nil && enough != nil && enough(s.Backend) {
 				cancel()
 			}
 		})
@@ -234,14 +234,14 @@ func askAll(ctx context.Context, speakers []speaker, known []string, enough func
 
 // answers returns nil where the gateway speaks the protocol. A search has its own
 // bound.
-func (s speaker) answers(ctx context.Context) error {
+func (s probedBackend) check(ctx context.Context) error {
 	if s.devices == nil {
 		var cancel context.CancelFunc
-		ctx, cancel = within(ctx, lateTime)
+		ctx, cancel = withTimeout(ctx, probeTimeout)
 		defer cancel()
 	}
-	_, err := s.ask(ctx)
-	if verdict(err) == "yes" || errors.Is(err, backends.ErrNotAuthorized) {
+	_, err := s.probe(ctx)
+	if probeStatus(err) == "yes" || errors.Is(err, backends.ErrNotAuthorized) {
 		return nil
 	}
 	return err

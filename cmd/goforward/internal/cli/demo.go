@@ -19,7 +19,7 @@ import (
 
 const (
 	demoPort     = 8080             // outside
-	demoPatience = 10 * time.Second // for what takes milliseconds
+	demoTimeout = 10 * time.Second // for what takes milliseconds
 	demoGreeting = "hello from behind the router"
 )
 
@@ -52,23 +52,23 @@ func demoUsage(cmd *cobra.Command) error {
 
 // demo is a play in five acts: a router, a server behind it, and a visitor.
 func (a *app) demo(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, demoPatience)
+	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
 	defer cancel()
-	d := &demonstration{app: a, events: make(chan forward.Event, 16)}
+	d := &demoSession{app: a, events: make(chan forward.Event, 16)}
 	defer d.close()
 	for _, act := range []func(context.Context) error{
-		d.start, d.visitBefore, d.enable, d.visit, d.restart, d.visit, d.disable, d.visitAfter,
+		d.start, d.checkClosedBefore, d.enable, d.visit, d.restart, d.visit, d.disable, d.checkClosedAfter,
 	} {
 		if err := act(ctx); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
 	}
-	a.printf("\nNothing is left. With your own router: goforward gateways, then goforward map 8080.\n")
+	a.resultf("\nNothing is left. With your own router: goforward gateways, then goforward map 8080.\n")
 	return nil
 }
 
 // demonstration is what takes part.
-type demonstration struct {
+type demoSession struct {
 	app       *app
 	gateway   *gatewaytest.Gateway
 	server    *demoServer
@@ -79,7 +79,7 @@ type demonstration struct {
 }
 
 // close ends what start began, in whatever state it is.
-func (d *demonstration) close() {
+func (d *demoSession) close() {
 	if d.forwarder != nil {
 		_ = d.forwarder.Close()
 	}
@@ -92,22 +92,22 @@ func (d *demonstration) close() {
 }
 
 // title begins a step.
-func (d *demonstration) title(format string, args ...any) {
+func (d *demoSession) printStep(format string, args ...any) {
 	d.step++
-	d.app.printf("\n%d. %s\n", d.step, fmt.Sprintf(format, args...))
+	d.app.resultf("\n%d. %s\n", d.step, fmt.Sprintf(format, args...))
 }
 
 // line is something in a step, under a heading.
-func (d *demonstration) line(what, format string, args ...any) {
-	d.app.printf("   %-8s %s\n", what, fmt.Sprintf(format, args...))
+func (d *demoSession) printLine(what, format string, args ...any) {
+	d.app.resultf("   %-8s %s\n", what, fmt.Sprintf(format, args...))
 }
 
 // external is what the world is told.
-func (d *demonstration) external() netip.AddrPort {
+func (d *demoSession) externalAddr() netip.AddrPort {
 	return netip.AddrPortFrom(d.gateway.External(), demoPort)
 }
 
-func (d *demonstration) start(ctx context.Context) error {
+func (d *demoSession) start(ctx context.Context) error {
 	var err error
 	if d.gateway, err = gatewaytest.Start(gatewaytest.Config{}); err != nil {
 		return err
@@ -116,7 +116,7 @@ func (d *demonstration) start(ctx context.Context) error {
 		return err
 	}
 	d.forwarder, err = forward.New(&forward.Config{
-		Gateway: d.gateway.Addr(), Protocols: d.app.settings.order,
+		Gateway: d.gateway.Addr(), Protocols: d.app.settings.backends,
 		Test: forward.TestNetwork{Announce: d.gateway.AnnounceAddr(), SSDP: d.gateway.SSDP(), Notify: d.gateway.NotifyAddr()},
 		OnEvent: func(e forward.Event) {
 			select {
@@ -128,51 +128,51 @@ func (d *demonstration) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.app.printf("A router, within this process, with an internet of its own on the other side.\n\n")
-	d.line("inside", "%-17v a little web server", d.server.addr())
-	d.line("router", "%-17v speaks NAT-PMP, PCP and UPnP", d.gateway.Addr())
-	d.line("outside", "%-17v the router's address on the internet", d.gateway.External())
+	d.app.resultf("A router, within this process, with an internet of its own on the other side.\n\n")
+	d.printLine("inside", "%-17v a little web server", d.server.addr())
+	d.printLine("router", "%-17v speaks NAT-PMP, PCP and UPnP", d.gateway.Addr())
+	d.printLine("outside", "%-17v the router's address on the internet", d.gateway.External())
 	return nil
 }
 
-func (d *demonstration) visitBefore(ctx context.Context) error {
-	d.title("Somebody on the internet knocks")
-	return d.turnedAway(ctx)
+func (d *demoSession) checkClosedBefore(ctx context.Context) error {
+	d.printStep("Somebody on the internet knocks")
+	return d.checkRefused(ctx)
 }
 
-func (d *demonstration) enable(ctx context.Context) (err error) {
+func (d *demoSession) enable(ctx context.Context) (err error) {
 	internal := d.server.addr().Port()
-	d.title("Ask the router to forward port %d", demoPort)
-	d.line("shell", "goforward map %d:%d --hold", demoPort, internal)
-	d.line("Go", "m, err := forward.Enable(forward.TCP(%d), forward.External(%d))", internal, demoPort)
+	d.printStep("Ask the router to forward port %d", demoPort)
+	d.printLine("shell", "goforward map %d:%d --hold", demoPort, internal)
+	d.printLine("Go", "m, err := forward.Enable(forward.TCP(%d), forward.External(%d))", internal, demoPort)
 	d.mapping, err = d.forwarder.Enable(ctx, forward.TCP(internal), forward.External(demoPort))
 	if err != nil {
 		return err
 	}
 	m := d.mapping.Grants()[0]
-	d.line("router", "%v → %v, for %v; renewed long before", m.External, m.Internal, hours(m.Lifetime))
+	d.printLine("router", "%v → %v, for %v; renewed long before", m.External, m.Internal, hours(m.Lifetime))
 	_, err = d.await(ctx, forward.EventMapped)
 	return err
 }
 
-func (d *demonstration) restart(ctx context.Context) error {
-	d.title("The router restarts, and forgets")
+func (d *demoSession) restart(ctx context.Context) error {
+	d.printStep("The router restarts, and forgets")
 	start := time.Now()
 	d.gateway.Restart(gatewaytest.RestartOptions{})
 	lost, err := d.await(ctx, forward.EventLost)
 	if err != nil {
 		return err
 	}
-	d.line("lost", "%s", lost.Reason)
+	d.printLine("lost", "%s", lost.Reason)
 	if _, err := d.await(ctx, forward.EventRestored); err != nil {
 		return err
 	}
-	d.line("restored", "%v → %v, after %v", d.mapping.External(), d.mapping.Internal(), time.Since(start).Round(100*time.Microsecond))
+	d.printLine("restored", "%v → %v, after %v", d.mapping.External(), d.mapping.Internal(), time.Since(start).Round(100*time.Microsecond))
 	return nil
 }
 
 // await returns the next event, which is to be of a kind.
-func (d *demonstration) await(ctx context.Context, kind forward.EventKind) (forward.Event, error) {
+func (d *demoSession) await(ctx context.Context, kind forward.EventKind) (forward.Event, error) {
 	select {
 	case e := <-d.events:
 		if e.Kind != kind {
@@ -184,23 +184,23 @@ func (d *demonstration) await(ctx context.Context, kind forward.EventKind) (forw
 	}
 }
 
-func (d *demonstration) disable(context.Context) error {
-	d.title("Take it away again")
-	d.line("shell", "Ctrl-C, or goforward unmap %d", d.server.addr().Port())
-	d.line("Go", "forward.Disable()")
+func (d *demoSession) disable(context.Context) error {
+	d.printStep("Take it away again")
+	d.printLine("shell", "Ctrl-C, or goforward unmap %d", d.server.addr().Port())
+	d.printLine("Go", "forward.Disable()")
 	return d.mapping.Close()
 }
 
-func (d *demonstration) visitAfter(ctx context.Context) error {
+func (d *demoSession) checkClosedAfter(ctx context.Context) error {
 	if n := len(d.gateway.Table()); n != 0 {
 		return fmt.Errorf("%d mappings are left", n)
 	}
-	return d.turnedAway(ctx)
+	return d.checkRefused(ctx)
 }
 
 // turnedAway is a visit that must fail.
-func (d *demonstration) turnedAway(ctx context.Context) error {
-	conn, err := d.gateway.Dial(ctx, "tcp", d.external().String())
+func (d *demoSession) checkRefused(ctx context.Context) error {
+	conn, err := d.gateway.Dial(ctx, "tcp", d.externalAddr().String())
 	switch {
 	case err == nil:
 		_ = conn.Close()
@@ -208,13 +208,13 @@ func (d *demonstration) turnedAway(ctx context.Context) error {
 	case !errors.Is(err, errno.ECONNREFUSED):
 		return err
 	}
-	d.line("visitor", "dials %v: connection refused", d.external())
+	d.printLine("visitor", "dials %v: connection refused", d.externalAddr())
 	return nil
 }
 
 // visit must succeed, with bytes both ways.
-func (d *demonstration) visit(ctx context.Context) error {
-	conn, err := d.gateway.Dial(ctx, "tcp", d.external().String())
+func (d *demoSession) visit(ctx context.Context) error {
+	conn, err := d.gateway.Dial(ctx, "tcp", d.externalAddr().String())
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (d *demonstration) visit(ctx context.Context) error {
 	if body = strings.TrimSpace(body); body != demoGreeting {
 		return fmt.Errorf("the visitor got %q", body)
 	}
-	d.line("visitor", "GET http://%v/ → %q", d.external(), body)
+	d.printLine("visitor", "GET http://%v/ → %q", d.externalAddr(), body)
 	return nil
 }
 
@@ -272,7 +272,7 @@ func (s *demoServer) serve() {
 		if err != nil {
 			return
 		}
-		_ = conn.SetDeadline(time.Now().Add(demoPatience))
+		_ = conn.SetDeadline(time.Now().Add(demoTimeout))
 		if r := bufio.NewReader(conn); readRequest(r) == nil {
 			_, _ = io.WriteString(conn, "HTTP/1.0 200 OK\r\n\r\n"+demoGreeting+"\n")
 		}

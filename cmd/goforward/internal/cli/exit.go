@@ -33,7 +33,7 @@ func usagef(format string, args ...any) error {
 }
 
 // kind is a class of failures: its name in JSON and its exit code.
-type kind struct {
+type errorKind struct {
 	err  error
 	name string
 	code int
@@ -42,7 +42,7 @@ type kind struct {
 // kinds are in the order in which they count where an error is of several, as
 // when each backend said something else: that which tells most about why it
 // cannot work first, as in forward.Error.
-var kinds = []kind{
+var errorKinds = []errorKind{
 	{forward.ErrNoGateway, "no_gateway", exitNoGateway},
 	{backends.ErrConflict, "conflict", exitConflict},
 	{backends.ErrNotAuthorized, "not_authorized", exitRefused},
@@ -63,26 +63,26 @@ var errNotUnmapped = errors.New("not unmapped")
 var errInterrupted = errors.New("interrupted")
 
 // classify returns the kind of an error.
-func classify(err error) kind {
+func classify(err error) errorKind {
 	var usage *usageError
 	switch {
 	case errors.As(err, &usage):
-		return kind{err, "usage", exitUsage}
+		return errorKind{err, "usage", exitUsage}
 	case errors.Is(err, errInterrupted):
-		return kind{err, "interrupted", exitOther}
+		return errorKind{err, "interrupted", exitOther}
 	case errors.Is(err, errNotUnmapped):
-		return kind{err, "not_unmapped", exitOther}
+		return errorKind{err, "not_unmapped", exitOther}
 	}
-	for _, k := range kinds {
+	for _, k := range errorKinds {
 		if errors.Is(err, k.err) {
 			return k
 		}
 	}
-	return kind{err, "other", exitOther}
+	return errorKind{err, "other", exitOther}
 }
 
 // report tells of an error, if there is one, and returns the exit code.
-func (a *app) report(ctx context.Context, err error) int {
+func (a *app) reportError(ctx context.Context, err error) int {
 	if err == nil {
 		return exitDone
 	}
@@ -91,9 +91,9 @@ func (a *app) report(ctx context.Context, err error) int {
 	}
 	k := classify(err)
 	text := errorText(err)
-	a.sayf("goforward: %s\n", text)
+	a.messagef("goforward: %s\n", text)
 	if a.settings.json {
-		a.object(struct {
+		a.printJSON(struct {
 			Event string `json:"event"`
 			Kind  string `json:"kind"`
 			Error string `json:"error"`

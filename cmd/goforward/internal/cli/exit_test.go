@@ -42,7 +42,7 @@ func TestExitCodes(t *testing.T) {
 		var stdout, stderr bytes.Buffer
 		a := newApp(&stdout, &stderr)
 		a.settings.json = true
-		code := a.report(t.Context(), tt.err)
+		code := a.reportError(t.Context(), tt.err)
 		var got struct {
 			Event, Kind, Error string
 			Exit               int
@@ -50,7 +50,7 @@ func TestExitCodes(t *testing.T) {
 		if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
 			t.Error(err)
 		}
-		if code != tt.code || got.Exit != tt.code || got.Kind != tt.kind || got.Event != "error" || stderr.String() != clean("goforward: "+got.Error+"\n") {
+		if code != tt.code || got.Exit != tt.code || got.Kind != tt.kind || got.Event != "error" || stderr.String() != sanitize("goforward: "+got.Error+"\n") {
 			t.Errorf("%v: code %d, want %d %s\n%s%s", tt.err, code, tt.code, tt.kind, &stdout, &stderr)
 		}
 	}
@@ -61,7 +61,7 @@ func TestExitInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var stdout, stderr bytes.Buffer
-	if code := newApp(&stdout, &stderr).report(ctx, context.Canceled); code != exitOther || stderr.String() != "goforward: interrupted\n" {
+	if code := newApp(&stdout, &stderr).reportError(ctx, context.Canceled); code != exitOther || stderr.String() != "goforward: interrupted\n" {
 		t.Errorf("code %d, stderr %q", code, &stderr)
 	}
 }
@@ -72,11 +72,11 @@ func TestClean(t *testing.T) {
 	const hostile = "a\x1b[2J\x07\r\u009b31m\u202eb\xff\U000e0001 → ü\n"
 	var stdout, stderr bytes.Buffer
 	a := newApp(&stdout, &stderr)
-	a.sayf("%s", hostile)
+	a.messagef("%s", hostile)
 	if got, want := stderr.String(), `a\x1b[2J\x07\x0d\x9b31m\u202eb`+"\ufffd"+`\ue0001 → ü`+"\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	a.object(hostile)
+	a.printJSON(hostile)
 	if got, want := stdout.String(), `"a\u001b[2J\u0007\r\u009b31m\u202eb`+"\ufffd"+`\udb40\udc01 → ü\n"`+"\n"; got != want && got != `"a\u001b[2J\u0007\r\u009b31m\u202eb\ufffd\udb40\udc01 → ü\n"`+"\n" {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // questionTime bounds the questions of gateways, unless --timeout does.
-const questionTime = 2 * time.Second
+const gatewaysTimeout = 2 * time.Second
 
 func (a *app) gatewaysCommand() *cobra.Command {
 	return &cobra.Command{
@@ -38,14 +38,14 @@ func (a *app) gatewaysCommand() *cobra.Command {
 type gatewayRow struct {
 	addr    netip.AddrPort // port 0: the protocol's own
 	route   discover.Gateway
-	used    bool // it is the kernel's way to the internet
-	answers []answer
+	isDefault    bool // it is the kernel's way to the internet
+	statuses []protocolStatus
 }
 
 // answer is what a gateway said to one protocol.
-type answer struct {
-	opener   opener
-	speaks   string // yes, no, refused or silent; empty: not asked
+type protocolStatus struct {
+	protocol   protocol
+	status   string // yes, no, refused or silent; empty: not asked
 	external netip.Addr
 	devices  []upnp.Gateway // of a protocol whose devices are searched for, the preferred first
 	took     time.Duration
@@ -63,29 +63,29 @@ func (a *app) gateways(ctx context.Context) error {
 	if len(rows) == 0 {
 		return fmt.Errorf("%w: there is no default route\n  → connect this host to a network, or name the gateway", forward.ErrNoGateway)
 	}
-	a.ask(ctx, rows)
+	a.probeGateways(ctx, rows)
 	if ctx.Err() != nil {
 		return errInterrupted
 	}
 	if a.settings.json {
 		for _, r := range rows {
-			a.object(r.record())
+			a.printJSON(r.record())
 		}
 		return nil
 	}
-	a.table(a.gatewayTable(rows))
+	a.printTable(a.gatewayTable(rows))
 	if t := deviceTable(rows); t != nil {
-		a.printf("\n")
-		a.table(t)
+		a.resultf("\n")
+		a.printTable(t)
 	}
-	a.explain(rows)
+	a.printProbeErrors(rows)
 	return nil
 }
 
 // gatewayRows are the default routes, or the gateway that was named.
 func (a *app) gatewayRows() ([]*gatewayRow, error) {
-	all, used, err := a.routes()
-	named := a.settings.named()
+	all, used, err := a.defaultRoutes()
+	named := a.settings.namedGateway()
 	if err != nil && !named.IsValid() { // a named gateway needs no routes
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func (a *app) gatewayRows() ([]*gatewayRow, error) {
 		if a.settings.iface != "" && g.Interface != a.settings.iface || named.IsValid() && g.Addr != named.Addr() {
 			continue
 		}
-		rows = append(rows, &gatewayRow{addr: netip.AddrPortFrom(g.Addr, named.Port()), route: g, used: slices.Contains(used, g)})
+		rows = append(rows, &gatewayRow{addr: netip.AddrPortFrom(g.Addr, named.Port()), route: g, isDefault: slices.Contains(used, g)})
 	}
 	if named.IsValid() && len(rows) == 0 {
 		row := &gatewayRow{addr: named}
@@ -108,7 +108,7 @@ func (a *app) gatewayRows() ([]*gatewayRow, error) {
 
 // systemRoutes are the host's default routes, and those of them that the kernel
 // uses, one of each family.
-func systemRoutes() (all, used []discover.Gateway, err error) {
+func systemDefaultRoutes() (all, used []discover.Gateway, err error) {
 	for _, way := range []func() (discover.Gateway, error){discover.Default, discover.Default6} {
 		if g, err := way(); err == nil {
 			used = append(used, g)
@@ -119,16 +119,16 @@ func systemRoutes() (all, used []discover.Gateway, err error) {
 }
 
 // ask asks all gateways at once. It does not fail: what failed is the answer.
-func (a *app) ask(ctx context.Context, rows []*gatewayRow) {
-	ctx, cancel := within(ctx, cmp.Or(a.settings.timeout, questionTime))
+func (a *app) probeGateways(ctx context.Context, rows []*gatewayRow) {
+	ctx, cancel := withTimeout(ctx, cmp.Or(a.settings.timeout, gatewaysTimeout))
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, r := range rows {
-		r.answers = make([]answer, len(a.wanted()))
-		for i, o := range a.wanted() {
-			r.answers[i].opener = o
+		r.statuses = make([]protocolStatus, len(a.selectedProtocols()))
+		for i, o := range a.selectedProtocols() {
+			r.statuses[i].protocol = o
 			if addr := r.addr.Addr(); addr.Is4() || addr.Is6() && o.ipv6 {
-				wg.Go(func() { r.answers[i] = a.question(ctx, o, r) })
+				wg.Go(func() { r.statuses[i] = a.probeGateway(ctx, o, r) })
 			}
 		}
 	}
@@ -136,18 +136,18 @@ func (a *app) ask(ctx context.Context, rows []*gatewayRow) {
 }
 
 // question asks one gateway one protocol's cheapest question.
-func (a *app) question(ctx context.Context, o opener, r *gatewayRow) answer {
-	w := way{
+func (a *app) probeGateway(ctx context.Context, o protocol, r *gatewayRow) protocolStatus {
+	w := target{
 		gateway: r.addr, iface: a.settings.iface, source: a.settings.source,
-		igd: a.settings.igd, ssdp: a.settings.ssdp,
+		igdURL: a.settings.igd, ssdp: a.settings.ssdp,
 	}
-	if !a.settings.named().IsValid() {
+	if !a.settings.namedGateway().IsValid() {
 		w.iface = r.route.Interface
 		if !w.source.IsValid() {
 			w.source = r.route.Local
 		}
 	}
-	an := answer{opener: o, speaks: "no"}
+	an := protocolStatus{protocol: o, status: "no"}
 	b, err := o.open(a, w)
 	if err != nil {
 		an.err = err
@@ -156,17 +156,17 @@ func (a *app) question(ctx context.Context, o opener, r *gatewayRow) answer {
 	defer func() { _ = b.Close() }()
 	start := time.Now()
 	if b.devices == nil {
-		an.external, an.err = b.ask(ctx)
+		an.external, an.err = b.probe(ctx)
 	} else if an.devices, an.err = b.devices(ctx); an.err == nil {
 		an.external = an.devices[0].External
 	}
-	an.took, an.speaks = time.Since(start), verdict(an.err)
+	an.took, an.status = time.Since(start), probeStatus(an.err)
 	return an
 }
 
 // verdict is an error in a word. A gateway that refuses to map anything, or has
 // no internet connection, speaks the protocol nonetheless.
-func verdict(err error) string {
+func probeStatus(err error) string {
 	switch {
 	case err == nil:
 		return "yes"
@@ -182,30 +182,30 @@ func verdict(err error) string {
 
 func (a *app) gatewayTable(rows []*gatewayRow) *table {
 	head := []string{"USED", "GATEWAY", "INTERFACE", "LOCAL", "METRIC"}
-	for _, o := range a.wanted() {
+	for _, o := range a.selectedProtocols() {
 		head = append(head, o.title)
 	}
 	t := newTable(append(head, "EXTERNAL", "TOOK")...)
 	for _, r := range rows {
 		used, metric := " ", ""
-		if r.used {
+		if r.isDefault {
 			used = "*"
 		}
-		if r.route.Addr.IsValid() || r.used {
+		if r.route.Addr.IsValid() || r.isDefault {
 			metric = strconv.Itoa(r.route.Metric)
 		}
 		cells := []string{used, r.name(), r.route.Interface, addrText(r.route.Local), metric}
 		var external, took string
-		for _, an := range r.answers {
-			cells = append(cells, an.speaks)
-			if an.err == nil && an.speaks != "" && took == "" && an.devices == nil { // a search goes on for late answers
+		for _, an := range r.statuses {
+			cells = append(cells, an.status)
+			if an.err == nil && an.status != "" && took == "" && an.devices == nil { // a search goes on for late answers
 				took = an.took.Round(10 * time.Microsecond).String()
 			}
 			if external == "" {
 				external = addrText(an.external)
 			}
 		}
-		t.row(append(cells, external, took)...)
+		t.addRow(append(cells, external, took)...)
 	}
 	return t
 }
@@ -225,11 +225,11 @@ func addrText(addr netip.Addr) string {
 }
 
 // explain adds the reasons of those that did not answer well.
-func (a *app) explain(rows []*gatewayRow) {
+func (a *app) printProbeErrors(rows []*gatewayRow) {
 	for _, r := range rows {
-		for _, an := range r.answers {
+		for _, an := range r.statuses {
 			if an.err != nil {
-				a.sayf("%s: %s: %s\n", r.name(), an.opener.title, strings.TrimPrefix(an.err.Error(), an.opener.name+": "))
+				a.messagef("%s: %s: %s\n", r.name(), an.protocol.title, strings.TrimPrefix(an.err.Error(), an.protocol.name+": "))
 			}
 		}
 	}
@@ -240,13 +240,13 @@ func (a *app) explain(rows []*gatewayRow) {
 func deviceTable(rows []*gatewayRow) *table {
 	t := newTable("USED", "UPNP DEVICE", "ADDRESS", "SERVICE", "STATUS", "EXTERNAL", "WHY")
 	for _, r := range rows {
-		for _, an := range r.answers {
+		for _, an := range r.statuses {
 			for i, g := range an.devices {
 				used := " "
 				if i == 0 {
 					used = "*"
 				}
-				t.row(used, deviceText(g.Device), g.Device.Host.String(), serviceText(g.Service),
+				t.addRow(used, deviceText(g.Device), g.Device.Host.String(), serviceText(g.Service),
 					g.Status.Connection, addrText(g.External), g.Reason)
 			}
 		}
@@ -283,8 +283,8 @@ func serviceText(s upnp.Service) string {
 }
 
 // answerRecord is an answer in JSON.
-type answerRecord struct {
-	Speaks   string         `json:"speaks"`
+type protocolRecord struct {
+	Status   string         `json:"speaks"`
 	External string         `json:"external,omitempty"`
 	Devices  []deviceRecord `json:"devices,omitempty"`
 	Took     float64        `json:"took_ms"`
@@ -316,19 +316,19 @@ func deviceRecords(devices []upnp.Gateway) []deviceRecord {
 
 // record is the row in JSON. Protocols that were not asked are left out.
 func (r *gatewayRow) record() any {
-	answers := map[string]answerRecord{}
-	for _, an := range r.answers {
-		if an.speaks == "" {
+	answers := map[string]protocolRecord{}
+	for _, an := range r.statuses {
+		if an.status == "" {
 			continue
 		}
-		rec := answerRecord{
-			Speaks: an.speaks, External: addrText(an.external), Devices: deviceRecords(an.devices),
+		rec := protocolRecord{
+			Status: an.status, External: addrText(an.external), Devices: deviceRecords(an.devices),
 			Took: float64(an.took.Microseconds()) / 1000,
 		}
 		if an.err != nil {
 			rec.Error = an.err.Error()
 		}
-		answers[an.opener.name] = rec
+		answers[an.protocol.name] = rec
 	}
 	address := ""
 	if r.addr.Addr().IsValid() {
@@ -341,6 +341,6 @@ func (r *gatewayRow) record() any {
 		Local     string                  `json:"local"`
 		Metric    int                     `json:"metric"`
 		Used      bool                    `json:"used"`
-		Protocols map[string]answerRecord `json:"protocols"`
-	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.used, answers}
+		Protocols map[string]protocolRecord `json:"protocols"`
+	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.isDefault, answers}
 }

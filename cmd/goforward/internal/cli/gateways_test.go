@@ -19,13 +19,13 @@ import (
 // addresses of others.
 func hosts(all, used []discover.Gateway, at map[netip.Addr]*gatewaytest.Gateway) func(*app) {
 	return func(a *app) {
-		a.routes = func() ([]discover.Gateway, []discover.Gateway, error) { return all, used, nil }
-		a.openers = slices.Clone(openers)
-		for i, o := range openers {
-			a.openers[i].open = func(a *app, w way) (speaker, error) {
+		a.defaultRoutes = func() ([]discover.Gateway, []discover.Gateway, error) { return all, used, nil }
+		a.protocols = slices.Clone(protocols)
+		for i, o := range protocols {
+			a.protocols[i].open = func(a *app, w target) (probedBackend, error) {
 				gw := at[w.gateway.Addr()]
 				nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-				return o.open(a, way{gateway: gw.Addr(), igd: gw.UPnP().DescriptionURL(), ssdp: nowhere})
+				return o.open(a, target{gateway: gw.Addr(), igdURL: gw.UPnP().DescriptionURL(), ssdp: nowhere})
 			}
 		}
 	}
@@ -121,7 +121,7 @@ func TestGatewaysWithoutRoutes(t *testing.T) {
 		t.Errorf("exit code %d: %s", got.code, got.stderr)
 	}
 	got := run(t, func(a *app) {
-		a.routes = func() ([]discover.Gateway, []discover.Gateway, error) { return nil, nil, errors.ErrUnsupported }
+		a.defaultRoutes = func() ([]discover.Gateway, []discover.Gateway, error) { return nil, nil, errors.ErrUnsupported }
 	}, "gateways")
 	if got.code != exitOther {
 		t.Errorf("exit code %d: %s", got.code, got.stderr)
@@ -129,7 +129,7 @@ func TestGatewaysWithoutRoutes(t *testing.T) {
 }
 
 // Of several devices, each has a line, and the reason why it is used or not.
-func TestDevices(t *testing.T) {
+func TestGatewaysUPnPDevices(t *testing.T) {
 	t.Parallel()
 	var ssdp []netip.AddrPort
 	for _, config := range []gatewaytest.Config{
@@ -140,13 +140,13 @@ func TestDevices(t *testing.T) {
 		ssdp = append(ssdp, router(t, config).SSDP())
 	}
 	several := func(a *app) {
-		a.openers = slices.DeleteFunc(slices.Clone(openers), func(o opener) bool { return o.name != upnp.Name })
-		a.openers[0].open = func(a *app, w way) (speaker, error) {
-			b, err := upnp.New(upnp.Config{Gateway: w.gateway.Addr(), SSDP: ssdp, Notify: w.notify, Wait: searchTime, Logger: a.logger()})
+		a.protocols = slices.DeleteFunc(slices.Clone(protocols), func(o protocol) bool { return o.name != upnp.Name })
+		a.protocols[0].open = func(a *app, w target) (probedBackend, error) {
+			b, err := upnp.New(upnp.Config{Gateway: w.gateway.Addr(), SSDP: ssdp, Notify: w.notify, Wait: searchTimeout, Logger: a.logger()})
 			if err != nil {
-				return speaker{}, err
+				return probedBackend{}, err
 			}
-			return speaker{Backend: b, ask: probe(b.Probe), devices: b.Gateways}, nil
+			return probedBackend{Backend: b, probe: probeWithoutAddr(b.Probe), devices: b.Gateways}, nil
 		}
 	}
 	const want = `USED  GATEWAY    INTERFACE  LOCAL  METRIC  UPnP  EXTERNAL    TOOK
@@ -157,7 +157,7 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE             STATUS        
       Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:1   Connected     192.168.7.2  connected, without a public address, and this host's way out
       Test router (gatewaytest 1)  127.0.0.1  WANPPPConnection:1  Disconnected  -            not connected: Disconnected, and this host's way out
 `
-	if got := run(t, several, "gateways", "-g", "127.0.0.1"); got != (ran{exitDone, want, ""}) {
+	if got := run(t, several, "gateways", "-g", "127.0.0.1"); got != (cmdResult{exitDone, want, ""}) {
 		t.Errorf("exit code %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
 	got := run(t, several, "gateways", "-g", "127.0.0.1", "--json")

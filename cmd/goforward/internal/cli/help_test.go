@@ -60,16 +60,16 @@ func checkExample(t *testing.T, name string, args []string) {
 	if name != "map" && name != "unmap" {
 		return
 	}
-	var w wish
+	var w spec
 	again := &cobra.Command{}
 	w.register(again)
 	again.Flags().AddFlagSet(root.PersistentFlags())
-	new(keeping).register(again)
+	new(holdFlags).register(again)
 	again.Flags().Bool("foreign", false, "")
 	if err := again.ParseFlags(rest); err != nil {
 		t.Errorf("%q: %v", args, err)
 	}
-	if err := w.complete(again.Flags().Args()); err != nil {
+	if err := w.parseArgs(again.Flags().Args()); err != nil {
 		t.Errorf("%q: %v", args, err)
 	}
 }

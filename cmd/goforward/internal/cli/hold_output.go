@@ -14,110 +14,110 @@ import (
 
 // tellFailure tells of an attempt that failed, once. A wish that makes no sense
 // is not tried for ever.
-func (h *holding) tellFailure(m *forward.Mapping) error {
+func (h *holdSession) printFailure(m *forward.Mapping) error {
 	next, err := m.Status().NextAttempt, m.Err()
 	h.failing = err != nil
 	switch {
 	case err == nil:
-		h.failure = ""
+		h.reportedReason = ""
 		return nil
-	case next != m.Status().NextAttempt || next.Equal(h.seen):
+	case next != m.Status().NextAttempt || next.Equal(h.reportedNext):
 		return nil // the next look tells, or it is told
-	case (len(m.Grants()) > 0) != h.standing:
+	case (len(m.Grants()) > 0) != h.active:
 		return nil // an event that says so is on the way
-	case h.last == nil && classify(err).code == exitUsage && !errors.Is(err, netbind.ErrNotHere):
+	case h.granted == nil && classify(err).code == exitUsage && !errors.Is(err, netbind.ErrNotHere):
 		return err
 	}
-	ms := h.last
+	ms := h.granted
 	if ms == nil {
-		ms = h.wanted(m)
+		ms = h.requested(m)
 	}
-	h.seen = next
-	h.say("error", time.Now(), ms, record{Reason: errorText(err), Kind: classify(err).name}, next)
+	h.reportedNext = next
+	h.print("error", time.Now(), ms, mappingRecord{Reason: errorText(err), Kind: classify(err).name}, next)
 	return nil
 }
 
 // wanted is what is not granted yet, as far as it is known.
-func (h *holding) wanted(m *forward.Mapping) []backends.Mapping {
+func (h *holdSession) requested(m *forward.Mapping) []backends.Mapping {
 	var ms []backends.Mapping
-	for _, p := range h.wish.protocols {
+	for _, p := range h.spec.protocols {
 		ms = append(ms, backends.Mapping{Protocol: p, Internal: m.Internal(), Lifetime: backends.Forever})
 	}
 	return ms
 }
 
 // tell tells of an event, and has done what is to be done about it.
-func (h *holding) tell(e forward.Event) {
-	first, previous := h.last == nil, netip.AddrPort{}
+func (h *holdSession) handleEvent(e forward.Event) {
+	first, previous := h.granted == nil, netip.AddrPort{}
 	if !first {
-		previous = h.last[0].External
+		previous = h.granted[0].External
 	}
-	if h.standing = len(e.Grants) > 0; h.standing {
-		h.last = e.Grants
+	if h.active = len(e.Grants) > 0; h.active {
+		h.granted = e.Grants
 	}
-	if h.last == nil {
+	if h.granted == nil {
 		return
 	}
-	r := record{Reason: plain(e.Reason)}
-	if external := h.last[0].External; external != previous {
-		r.Previous = endpointOf(previous)
+	r := mappingRecord{Reason: trimPackage(e.Reason)}
+	if external := h.granted[0].External; external != previous {
+		r.Previous = jsonEndpointOf(previous)
 	}
 	var next time.Time
-	if !h.standing {
-		next = h.nextAfter(e)
+	if !h.active {
+		next = h.attemptAfterLoss(e)
 	}
-	h.say(e.Kind.String(), e.Time, h.last, r, next)
-	if !h.standing {
+	h.print(e.Kind.String(), e.Time, h.granted, r, next)
+	if !h.active {
 		return
 	}
 	if !h.app.settings.json {
-		h.app.printf("%s\n", endpointText(h.last[0].External))
+		h.app.resultf("%s\n", endpointText(h.granted[0].External))
 	}
 	if first {
-		h.app.sayf("By %s. Kept alive until Ctrl-C.\n", grantor(h.last[0]))
-		h.app.remark(h.wish, h.last)
+		h.app.messagef("By %s. Kept alive until Ctrl-C.\n", backendText(h.granted[0]))
+		h.app.printRemarks(h.spec, h.granted)
 	}
-	for _, errand := range h.errands {
-		errand.post(h.last)
+	for _, errand := range h.hooks {
+		errand.post(h.granted)
 	}
 }
 
 // nextAfter is when a mapping is asked for again that was lost: where that is not
 // what an attempt came to, at once.
-func (h *holding) nextAfter(e forward.Event) time.Time {
+func (h *holdSession) attemptAfterLoss(e forward.Event) time.Time {
 	next, err := e.Mapping.Status().NextAttempt, e.Mapping.Err()
 	if err == nil || err.Error() != e.Reason {
 		return e.Time
 	}
-	h.seen = next
+	h.reportedNext = next
 	return next
 }
 
 // say is something that happened, for people and, with --json, for programs. The
 // next attempt is the zero Time where nothing failed.
-func (h *holding) say(kind string, at time.Time, ms []backends.Mapping, r record, next time.Time) {
+func (h *holdSession) print(kind string, at time.Time, ms []backends.Mapping, r mappingRecord, next time.Time) {
 	reason := oneLine(r.Reason)
-	if reason != "" && reason == h.failure {
+	if reason != "" && reason == h.reportedReason {
 		reason = "as before"
 	} else if !next.IsZero() {
-		h.failure = reason
+		h.reportedReason = reason
 	}
-	h.line(at, kind, ms, reason+nextText(next))
+	h.printLine(at, kind, ms, reason+nextAttemptText(next))
 	if h.app.settings.json {
-		r.Time, r.Next = stamp(at), stamp(next)
-		h.app.records(kind, ms, r)
+		r.Time, r.Next = jsonTime(at), jsonTime(next)
+		h.app.printRecords(kind, ms, r)
 	}
 }
 
 // line is an event for people.
-func (h *holding) line(at time.Time, kind string, ms []backends.Mapping, reason string) {
+func (h *holdSession) printLine(at time.Time, kind string, ms []backends.Mapping, reason string) {
 	what := protocolsText(ms) + " port " + strconv.Itoa(int(ms[0].Internal.Port()))
 	if ms[0].External != (netip.AddrPort{}) {
-		what = arrow(ms)
+		what = mappingText(ms)
 	}
-	text := fmt.Sprintf("%s %s %s", clock(at), kind, what)
+	text := fmt.Sprintf("%s %s %s", clockText(at), kind, what)
 	if reason != "" {
 		text += " (" + reason + ")"
 	}
-	h.app.sayf("%s\n", text)
+	h.app.messagef("%s\n", text)
 }

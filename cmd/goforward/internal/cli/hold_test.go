@@ -16,7 +16,7 @@ import (
 )
 
 // Nothing is left in the process either.
-func TestHoldEnds(t *testing.T) {
+func TestHoldUnmaps(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
 	ctx, interrupt := context.WithCancel(t.Context())
@@ -41,7 +41,7 @@ func TestHoldEnds(t *testing.T) {
 }
 
 // A failed attempt is told once, however often it is looked at.
-func TestFailureToldOnce(t *testing.T) {
+func TestHoldReportsFailureOnce(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
 	gw.Inject(gatewaytest.Fault{Result: 4, Match: func(q gatewaytest.Request) bool { return q.Op == "map" }})
@@ -58,9 +58,9 @@ func TestFailureToldOnce(t *testing.T) {
 		<-changed
 	}
 	var stdout, stderr bytes.Buffer
-	h := &holding{app: newApp(&stdout, &stderr), wish: &wish{protocols: []backends.Protocol{backends.TCP}}}
+	h := &holdSession{app: newApp(&stdout, &stderr), spec: &spec{protocols: []backends.Protocol{backends.TCP}}}
 	for range 3 {
-		if err := h.tellFailure(m); err != nil {
+		if err := h.printFailure(m); err != nil {
 			t.Error(err)
 		}
 	}

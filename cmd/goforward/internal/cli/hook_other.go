@@ -4,5 +4,6 @@ package cli
 
 import "os/exec"
 
-// group leaves a command as it is: it alone is killed when its context ends.
-func group(*exec.Cmd) {}
+// setProcessGroup does nothing: these systems kill only the command itself when its
+// context ends.
+func setProcessGroup(*exec.Cmd) {}

@@ -25,8 +25,8 @@ import (
 )
 
 // errandCase is an errand whose attempts come to what the test says.
-type errandCase struct {
-	errand
+type hookTest struct {
+	hook
 	start time.Time
 	mu    sync.Mutex
 	log   []string
@@ -35,17 +35,17 @@ type errandCase struct {
 }
 
 // startErrand starts it. It is for a bubble.
-func startErrand(do func(ctx context.Context, port uint16) error) *errandCase {
-	c := &errandCase{start: time.Now(), ended: make(chan struct{})}
-	c.errand = errand{
-		do: func(ctx context.Context, n notice) error {
+func startTestHook(do func(ctx context.Context, port uint16) error) *hookTest {
+	c := &hookTest{start: time.Now(), ended: make(chan struct{})}
+	c.hook = hook{
+		do: func(ctx context.Context, n hookEvent) error {
 			port := n.granted[0].External.Port()
 			c.note("%d after %d", port, n.previous.Port())
 			return do(ctx, port)
 		},
-		differ:  func(a, b backends.Mapping) bool { return a.External != b.External },
-		outcome: func(o outcome) { c.note("%v, next %v", o.err, o.next.Sub(c.start)) },
-		inbox:   make(chan []backends.Mapping, 1),
+		differs:  func(a, b backends.Mapping) bool { return a.External != b.External },
+		report: func(o hookResult) { c.note("%v, next %v", o.err, o.next.Sub(c.start)) },
+		pending:   make(chan []backends.Mapping, 1),
 	}
 	ctx, end := context.WithCancel(context.Background())
 	c.end = end
@@ -56,18 +56,18 @@ func startErrand(do func(ctx context.Context, port uint16) error) *errandCase {
 	return c
 }
 
-func (c *errandCase) note(format string, args ...any) {
+func (c *hookTest) note(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.log = append(c.log, fmt.Sprintf("%v: ", time.Since(c.start))+fmt.Sprintf(format, args...))
 }
 
-func (c *errandCase) tell(port uint16) {
+func (c *hookTest) tell(port uint16) {
 	c.post([]backends.Mapping{{External: netip.AddrPortFrom(netip.Addr{}, port)}})
 }
 
 // want compares what happened since the last call.
-func (c *errandCase) want(t *testing.T, want ...string) {
+func (c *hookTest) want(t *testing.T, want ...string) {
 	t.Helper()
 	synctest.Wait()
 	c.mu.Lock()
@@ -78,20 +78,20 @@ func (c *errandCase) want(t *testing.T, want ...string) {
 	c.log = nil
 }
 
-func (c *errandCase) finish() {
+func (c *hookTest) finish() {
 	c.end()
 	<-c.ended
 }
 
-var errErrand = errors.New("no")
+var errHookFailed = errors.New("no")
 
 // never is how an outcome without a next attempt shows.
-func (c *errandCase) never() time.Duration { return time.Time{}.Sub(c.start) }
+func (c *hookTest) never() time.Duration { return time.Time{}.Sub(c.start) }
 
-func TestErrand(t *testing.T) {
+func TestHook(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := startErrand(func(context.Context, uint16) error { return nil })
+		c := startTestHook(func(context.Context, uint16) error { return nil })
 		c.tell(1)
 		c.want(t, "0s: 1 after 0")
 		c.tell(1)
@@ -103,13 +103,13 @@ func TestErrand(t *testing.T) {
 	})
 }
 
-func TestErrandFails(t *testing.T) {
+func TestHookRetries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var works atomic.Bool
-		c := startErrand(func(_ context.Context, port uint16) error {
+		c := startTestHook(func(_ context.Context, port uint16) error {
 			if !works.Load() && port != 3 {
-				return errErrand
+				return errHookFailed
 			}
 			return nil
 		})
@@ -147,11 +147,11 @@ func TestErrandFails(t *testing.T) {
 }
 
 // What comes while it is under way waits, the newest only.
-func TestErrandNewest(t *testing.T) {
+func TestHookRunsNewestOnly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		goOn := make(chan error)
-		c := startErrand(func(context.Context, uint16) error { return <-goOn })
+		c := startTestHook(func(context.Context, uint16) error { return <-goOn })
 		c.tell(1)
 		c.want(t, "0s: 1 after 0")
 		c.tell(2)
@@ -166,7 +166,7 @@ func TestErrandNewest(t *testing.T) {
 		c.tell(5)
 		c.want(t, "0s: 5 after 3")
 		c.tell(6)
-		goOn <- errErrand // of 5, which is not tried again
+		goOn <- errHookFailed // of 5, which is not tried again
 		c.want(t, "0s: no, next 1s", "0s: 6 after 3")
 		goOn <- nil
 		time.Sleep(time.Minute)
@@ -176,21 +176,21 @@ func TestErrandNewest(t *testing.T) {
 }
 
 // At the end, what is under way has a moment, and what waits is not begun.
-func TestErrandEnds(t *testing.T) {
+func TestHookStops(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		takes time.Duration
-		want  func(*errandCase) []string
+		want  func(*hookTest) []string
 	}{
-		"in time": {time.Second, func(*errandCase) []string { return nil }},
-		"too long": {time.Hour, func(c *errandCase) []string {
-			return []string{"2s: " + errErrandEnds.Error() + ", next " + c.never().String()}
+		"in time": {time.Second, func(*hookTest) []string { return nil }},
+		"too long": {time.Hour, func(c *hookTest) []string {
+			return []string{"2s: " + errHookStopped.Error() + ", next " + c.never().String()}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				c := startErrand(func(ctx context.Context, _ uint16) error {
+				c := startTestHook(func(ctx context.Context, _ uint16) error {
 					select {
 					case <-time.After(tt.takes):
 						return nil
@@ -202,7 +202,7 @@ func TestErrandEnds(t *testing.T) {
 				c.want(t, "0s: 1 after 0")
 				c.tell(2)
 				c.finish()
-				if took := time.Since(c.start); took != min(tt.takes, errandGrace) {
+				if took := time.Since(c.start); took != min(tt.takes, hookGrace) {
 					t.Errorf("it took %v", took)
 				}
 				c.want(t, tt.want(c)...)
@@ -213,12 +213,12 @@ func TestErrandEnds(t *testing.T) {
 
 // An endpoint that was superseded is not done: the next one is done even if it is the
 // same.
-func TestErrandSuperseded(t *testing.T) {
+func TestHookSuperseded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var done []uint16
 		superseded := true
-		e := &errand{
-			do: func(_ context.Context, n notice) error {
+		e := &hook{
+			do: func(_ context.Context, n hookEvent) error {
 				if superseded {
 					superseded = false
 					return errSuperseded
@@ -226,9 +226,9 @@ func TestErrandSuperseded(t *testing.T) {
 				done = append(done, n.granted[0].External.Port())
 				return nil
 			},
-			differ:  func(a, b backends.Mapping) bool { return a.External != b.External },
-			outcome: func(o outcome) { t.Errorf("an outcome was reported: %v", o.err) },
-			inbox:   make(chan []backends.Mapping, 1),
+			differs:  func(a, b backends.Mapping) bool { return a.External != b.External },
+			report: func(o hookResult) { t.Errorf("an outcome was reported: %v", o.err) },
+			pending:   make(chan []backends.Mapping, 1),
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
@@ -248,32 +248,32 @@ func TestErrandSuperseded(t *testing.T) {
 	})
 }
 
-var execNotice = notice{granted: []backends.Mapping{{
+var testEvent = hookEvent{granted: []backends.Mapping{{
 	Backend: "natpmp", Gateway: netip.MustParseAddrPort("127.0.0.1:5351"), Protocol: backends.UDP,
 	Internal: netip.MustParseAddrPort("127.0.0.1:8080"), External: netip.MustParseAddrPort("45.45.45.1:80"),
 }}}
 
 // runHook runs one, and returns what it said.
-func runHook(ctx context.Context, argv []string, bound time.Duration, n notice) (string, error) {
+func runTestCommand(ctx context.Context, argv []string, bound time.Duration, n hookEvent) (string, error) {
 	var stdout, stderr bytes.Buffer
-	err := newApp(&stdout, &stderr).exec(ctx, argv, bound, n)
+	err := newApp(&stdout, &stderr).runCommand(ctx, argv, bound, n)
 	return stdout.String() + stderr.String(), err
 }
 
-const patient = 20 * time.Second
+const patience = 20 * time.Second
 
-func TestEnvironment(t *testing.T) {
+func TestHookEnvironment(t *testing.T) {
 	t.Parallel()
 	first := []string{
 		"GOFORWARD_EVENT=mapped", "GOFORWARD_EXTERNAL_IP=45.45.45.1", "GOFORWARD_EXTERNAL_PORT=80", "GOFORWARD_PREVIOUS_PORT=",
 		"GOFORWARD_PROTOCOL=udp", "GOFORWARD_INTERNAL_PORT=8080", "GOFORWARD_BACKEND=natpmp", "GOFORWARD_GATEWAY=127.0.0.1:5351",
 	}
-	if got := execNotice.environment(); !slices.Equal(got, first) {
+	if got := testEvent.environment(); !slices.Equal(got, first) {
 		t.Errorf("%q", got)
 	}
-	m := execNotice.granted[0]
+	m := testEvent.granted[0]
 	m.External = netip.AddrPortFrom(netip.Addr{}, 81)
-	n := notice{granted: []backends.Mapping{m, m}, previous: netip.AddrPortFrom(netip.Addr{}, 80)}
+	n := hookEvent{granted: []backends.Mapping{m, m}, previous: netip.AddrPortFrom(netip.Addr{}, 80)}
 	got := strings.Join(n.environment(), " ")
 	for _, want := range []string{"EVENT=changed ", "EXTERNAL_IP= ", "EXTERNAL_PORT=81 ", "PREVIOUS_PORT=80 ", "PROTOCOL=both "} {
 		if !strings.Contains(got, want) {
@@ -284,8 +284,8 @@ func TestEnvironment(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	t.Parallel()
-	got, err := runHook(t.Context(), hook(t, "tell", "a b", ""), patient, execNotice)
-	want := execNotice.environment()
+	got, err := runTestCommand(t.Context(), hookCommand(t, "tell", "a b", ""), patience, testEvent)
+	want := testEvent.environment()
 	slices.Sort(want)
 	text := "--exec: " + strings.Join(append(want, `args ["a b" ""]`), "\n--exec: ") + "\n"
 	lines := strings.SplitAfter(got, "\n")
@@ -299,58 +299,58 @@ func TestExec(t *testing.T) {
 
 func TestExecFails(t *testing.T) {
 	t.Parallel()
-	got, err := runHook(t.Context(), hook(t, "fail"), patient, execNotice)
+	got, err := runTestCommand(t.Context(), hookCommand(t, "fail"), patience, testEvent)
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 7 {
 		t.Errorf("%v", err)
 	}
 	if got != "--exec: out\n--exec: err\\x1b[2J\n" {
 		t.Errorf("%q", got)
 	}
-	if _, err := runHook(t.Context(), []string{"no-such-command-of-goforward"}, patient, execNotice); !errors.Is(err, exec.ErrNotFound) {
+	if _, err := runTestCommand(t.Context(), []string{"no-such-command-of-goforward"}, patience, testEvent); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("not there: %v", err)
 	}
-	if _, err := runHook(t.Context(), []string{t.TempDir()}, patient, execNotice); !errors.Is(err, fs.ErrPermission) && runtime.GOOS != "windows" {
+	if _, err := runTestCommand(t.Context(), []string{t.TempDir()}, patience, testEvent); !errors.Is(err, fs.ErrPermission) && runtime.GOOS != "windows" {
 		t.Errorf("a directory: %v", err)
 	}
 }
 
 // All that was started is killed, at the bound and at the end.
-func TestExecKilled(t *testing.T) {
+func TestExecTimeout(t *testing.T) {
 	t.Parallel()
 	verbs := []string{"hang", "group"}
 	if runtime.GOOS == "windows" {
 		verbs = verbs[:1] // it has no process groups
 	}
 	for _, verb := range verbs {
-		h := startHangs(t)
+		h := startHangServer(t)
 		ctx, end := context.WithCancelCause(t.Context())
 		go func() {
-			<-h.came
-			end(errErrandEnds)
+			<-h.connected
+			end(errHookStopped)
 		}()
-		if _, err := runHook(ctx, hook(t, verb, h.addr), patient, execNotice); !errors.Is(err, errErrandEnds) {
+		if _, err := runTestCommand(ctx, hookCommand(t, verb, h.addr), patience, testEvent); !errors.Is(err, errHookStopped) {
 			t.Errorf("%s: %v", verb, err)
 		}
-		<-h.gone
+		<-h.disconnected
 	}
-	h := startHangs(t)
-	_, err := runHook(t.Context(), hook(t, "hang", h.addr), time.Millisecond, execNotice)
+	h := startHangServer(t)
+	_, err := runTestCommand(t.Context(), hookCommand(t, "hang", h.addr), time.Millisecond, testEvent)
 	if err == nil || err.Error() != "not done within 1ms, and killed" {
 		t.Errorf("%v", err)
 	}
 }
 
 // A command may leave something behind: it is not waited for.
-func TestExecLeaves(t *testing.T) {
+func TestExecBackgroundProcess(t *testing.T) {
 	t.Parallel()
-	h := startHangs(t)
-	got, err := runHook(t.Context(), hook(t, "leave", h.addr), patient, execNotice)
+	h := startHangServer(t)
+	got, err := runTestCommand(t.Context(), hookCommand(t, "leave", h.addr), patience, testEvent)
 	if err != nil {
 		t.Errorf("%v: %s", err, got)
 	}
-	<-h.came
+	<-h.connected
 	select {
-	case <-h.gone:
+	case <-h.disconnected:
 		t.Error("what it left was killed")
 	default:
 	}
@@ -399,7 +399,7 @@ func hookMain(args []string) {
 }
 
 // hook is such a command line.
-func hook(t *testing.T, args ...string) []string {
+func hookCommand(t *testing.T, args ...string) []string {
 	t.Helper()
 	path, err := os.Executable()
 	if err != nil {
@@ -409,43 +409,43 @@ func hook(t *testing.T, args ...string) []string {
 }
 
 // hangs is where a hook hangs.
-type hangs struct {
+type hangServer struct {
 	addr string
 	conn net.Conn
-	came chan struct{} // closed when it has come
-	gone chan struct{} // closed when it has gone
+	connected chan struct{} // closed when it has come
+	disconnected chan struct{} // closed when it has gone
 }
 
-func startHangs(t *testing.T) *hangs {
+func startHangServer(t *testing.T) *hangServer {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hangs{addr: ln.Addr().String(), came: make(chan struct{}), gone: make(chan struct{})}
+	h := &hangServer{addr: ln.Addr().String(), connected: make(chan struct{}), disconnected: make(chan struct{})}
 	go func() {
-		defer close(h.gone)
+		defer close(h.disconnected)
 		conn, err := ln.Accept()
 		if err != nil {
 			return
 		}
 		h.conn = conn
-		close(h.came)
+		close(h.connected)
 		_, _ = io.Copy(io.Discard, conn)
 		_ = conn.Close()
 	}()
 	t.Cleanup(func() {
 		_ = ln.Close()
 		h.drop()
-		<-h.gone
+		<-h.disconnected
 	})
 	return h
 }
 
 // drop lets it go, if it has come.
-func (h *hangs) drop() {
+func (h *hangServer) drop() {
 	select {
-	case <-h.came:
+	case <-h.connected:
 		_ = h.conn.Close()
 	default:
 	}

@@ -9,9 +9,9 @@ import (
 	"syscall"
 )
 
-// group makes a command the leader of a process group, all of which is killed
-// when its context ends.
-func group(cmd *exec.Cmd) {
+// setProcessGroup makes a command the leader of a new process group. The whole group is
+// killed when the context of the command ends.
+func setProcessGroup(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
 		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)

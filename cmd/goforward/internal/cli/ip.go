@@ -37,21 +37,21 @@ func (a *app) ip(ctx context.Context) error {
 	}
 	scope := backends.ScopeOf(addr)
 	if a.settings.json {
-		a.object(struct {
+		a.printJSON(struct {
 			Event   string         `json:"event"`
 			IP      netip.Addr     `json:"ip"`
 			Scope   backends.Scope `json:"scope"`
 			Gateway string         `json:"gateway"`
 		}{"ip", addr, scope, endpointText(gateway.Addr)})
 	} else {
-		a.printf("%v\n", addr)
+		a.resultf("%v\n", addr)
 	}
 	switch {
 	case scope == backends.ScopePublic:
 	case addr.Is6():
-		a.sayf("This is a %v address: the internet does not reach it.\n", scope)
+		a.messagef("This is a %v address: the internet does not reach it.\n", scope)
 	default:
-		a.sayf("This is a %v address: another NAT stands before the gateway, and the internet does not reach it.\n", scope)
+		a.messagef("This is a %v address: another NAT stands before the gateway, and the internet does not reach it.\n", scope)
 	}
 	return nil
 }

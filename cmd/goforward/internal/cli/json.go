@@ -8,21 +8,21 @@ import (
 )
 
 // endpoint is an address and port in JSON. An address that is not known is "".
-type endpoint struct {
+type jsonEndpoint struct {
 	IP   netip.Addr `json:"ip"`
 	Port uint16     `json:"port"`
 }
 
-func endpointOf(ap netip.AddrPort) endpoint { return endpoint{ap.Addr(), ap.Port()} }
+func jsonEndpointOf(ap netip.AddrPort) jsonEndpoint { return jsonEndpoint{ap.Addr(), ap.Port()} }
 
 // record is what happened to a mapping, in JSON.
-type record struct {
+type mappingRecord struct {
 	Event    string            `json:"event"`
 	Time     string            `json:"time,omitempty"`
 	Protocol backends.Protocol `json:"protocol"`
-	External endpoint          `json:"external,omitzero"`
-	Internal endpoint          `json:"internal"`
-	Remote   endpoint          `json:"remote,omitzero"`
+	External jsonEndpoint          `json:"external,omitzero"`
+	Internal jsonEndpoint          `json:"internal"`
+	Remote   jsonEndpoint          `json:"remote,omitzero"`
 	Backend  string            `json:"backend"`
 	Gateway  string            `json:"gateway"`
 	// Lifetime and Expires are left out where the mapping has no end.
@@ -32,29 +32,29 @@ type record struct {
 	Description string          `json:"description,omitempty"`
 	Enabled     *bool           `json:"enabled,omitempty"`
 	Ours        *bool           `json:"ours,omitempty"`
-	Previous    endpoint        `json:"previous,omitzero"`
+	Previous    jsonEndpoint        `json:"previous,omitzero"`
 	Reason      string          `json:"reason,omitempty"`
 	Kind        string          `json:"kind,omitempty"`     // of a failed attempt, as the exit codes have it
 	Next        string          `json:"next_try,omitempty"` // where it failed, or is lost
 }
 
 // records prints a line for each mapping, over what is common to them.
-func (a *app) records(event string, ms []backends.Mapping, r record) {
+func (a *app) printRecords(event string, ms []backends.Mapping, r mappingRecord) {
 	for _, m := range ms {
-		a.object(r.of(event, m))
+		a.printJSON(r.forMapping(event, m))
 	}
 }
 
-func (r record) of(event string, m backends.Mapping) record {
+func (r mappingRecord) forMapping(event string, m backends.Mapping) mappingRecord {
 	r.Event = event
 	r.Protocol = m.Protocol
-	r.Internal = endpointOf(m.Internal)
-	r.Remote = endpointOf(m.Remote)
+	r.Internal = jsonEndpointOf(m.Internal)
+	r.Remote = jsonEndpointOf(m.Remote)
 	r.Backend = m.Backend
 	r.Gateway = endpointText(m.Gateway)
 	if m.External != (netip.AddrPort{}) {
 		scope := backends.ScopeOf(m.External.Addr())
-		r.External, r.Scope = endpointOf(m.External), &scope
+		r.External, r.Scope = jsonEndpointOf(m.External), &scope
 	}
 	if m.Lifetime != backends.Forever {
 		r.Lifetime = int64(m.Lifetime / time.Second)

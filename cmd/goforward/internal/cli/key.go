@@ -21,7 +21,7 @@ const keySize = 32
 // needed. Without a place for it, mappings by PCP can only be left to their
 // lifetime, which is no reason not to map.
 func (a *app) nonceKey() []byte {
-	if !a.keyed() {
+	if !a.needsKey() {
 		return nil
 	}
 	key, err := loadKey(a.keyFile)
@@ -35,13 +35,13 @@ func (a *app) nonceKey() []byte {
 }
 
 // keyed reports whether a protocol that may be spoken needs the key.
-func (a *app) keyed() bool {
-	return slices.ContainsFunc(a.wanted(), func(o opener) bool { return o.keyed })
+func (a *app) needsKey() bool {
+	return slices.ContainsFunc(a.selectedProtocols(), func(o protocol) bool { return o.usesKey })
 }
 
 // someKey is a key that nobody has: a gateway refuses to take away what it has
 // with another, and does not where it has nothing.
-func someKey() []byte {
+func randomKey() []byte {
 	key := make([]byte, keySize)
 	_, _ = rand.Read(key) // never fails
 	return key
@@ -80,7 +80,7 @@ func loadKey(where func() (string, error)) ([]byte, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	if err := makeKey(path); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := createKey(path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	return readKey(path)
@@ -98,10 +98,10 @@ func readKey(path string) ([]byte, error) {
 }
 
 // link is os.Link, but in tests.
-var link = os.Link
+var linkFile = os.Link
 
 // makeKey writes the key where there is none, whole or not at all.
-func makeKey(path string) error {
+func createKey(path string) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -111,11 +111,11 @@ func makeKey(path string) error {
 		return err
 	}
 	defer func() { _ = os.Remove(f.Name()) }()
-	_, err = f.Write(someKey())
+	_, err = f.Write(randomKey())
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	err = link(f.Name(), path) // fails where somebody was quicker
+	err = linkFile(f.Name(), path) // fails where somebody was quicker
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		err = os.Rename(f.Name(), path) // there are systems without links
 	}

@@ -51,8 +51,8 @@ func TestLoadKey(t *testing.T) {
 
 // A file system without hard links has its key all the same.
 func TestKeyWithoutLinks(t *testing.T) {
-	link = func(string, string) error { return errors.ErrUnsupported }
-	defer func() { link = os.Link }()
+	linkFile = func(string, string) error { return errors.ErrUnsupported }
+	defer func() { linkFile = os.Link }()
 	path := filepath.Join(t.TempDir(), "goforward", "nonce.key")
 	first, err := loadKey(func() (string, error) { return path, nil })
 	if err != nil || len(first) != keySize {

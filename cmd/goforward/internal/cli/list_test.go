@@ -53,9 +53,9 @@ func TestList(t *testing.T) {
 	gw := router(t, gatewaytest.Config{})
 	with := func(failure error) func(*app) {
 		return func(a *app) {
-			a.openers = []opener{{name: "natpmp", title: "NAT-PMP", open: func(_ *app, w way) (speaker, error) {
+			a.protocols = []protocol{{name: "natpmp", title: "NAT-PMP", open: func(_ *app, w target) (probedBackend, error) {
 				b, err := natpmp.New(natpmp.Config{Gateway: w.gateway})
-				return speaker{Backend: lister{b, failure}, ask: b.ExternalAddr}, err
+				return probedBackend{Backend: lister{b, failure}, probe: b.ExternalAddr}, err
 			}}}
 		}
 	}
@@ -63,7 +63,7 @@ func TestList(t *testing.T) {
 tcp       45.45.45.1:80  127.0.0.1:8080  yes   -             1h0m0s     yes      web\x1b]0;pwned\x07\n
 udp       45.45.45.1:53  192.168.1.8:53  no    198.51.100.7  no end     no       -
 `
-	if got := run(t, with(nil), "list", "-g", gw.Addr().String()); got != (ran{exitDone, want, ""}) {
+	if got := run(t, with(nil), "list", "-g", gw.Addr().String()); got != (cmdResult{exitDone, want, ""}) {
 		t.Errorf("%+v", got)
 	}
 	// A table that breaks off is shown as far as it went.
@@ -75,7 +75,7 @@ udp       45.45.45.1:53  192.168.1.8:53  no    198.51.100.7  no end     no      
 {"event":"entry","protocol":"udp","external":{"ip":"45.45.45.1","port":53},"internal":{"ip":"192.168.1.8","port":53},"remote":{"ip":"198.51.100.7","port":0},` +
 		`"backend":"natpmp","gateway":"","scope":"public","enabled":false,"ours":false}
 `
-	if got := run(t, with(nil), "list", "-g", gw.Addr().String(), "--json"); got != (ran{exitDone, wantJSON, ""}) {
+	if got := run(t, with(nil), "list", "-g", gw.Addr().String(), "--json"); got != (cmdResult{exitDone, wantJSON, ""}) {
 		t.Errorf("%+v", got)
 	}
 }

@@ -27,13 +27,13 @@ func TestMain(m *testing.M) {
 }
 
 // ran is what a command line came to.
-type ran struct {
+type cmdResult struct {
 	code           int
 	stdout, stderr string
 }
 
 // run executes a command line in this process.
-func run(t *testing.T, change func(*app), args ...string) ran {
+func run(t *testing.T, change func(*app), args ...string) cmdResult {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	a := newApp(&stdout, &stderr)
@@ -41,7 +41,7 @@ func run(t *testing.T, change func(*app), args ...string) ran {
 		change(a)
 	}
 	code := a.run(t.Context(), args)
-	return ran{code, stdout.String(), stderr.String()}
+	return cmdResult{code, stdout.String(), stderr.String()}
 }
 
 type brokenWriter struct{ err error }

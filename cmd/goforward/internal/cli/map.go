@@ -15,27 +15,27 @@ import (
 
 func (a *app) mapCommand() *cobra.Command {
 	var (
-		w wish
-		k keeping
+		w spec
+		k holdFlags
 	)
 	cmd := &cobra.Command{
 		Use:               "map [[EXTERNAL:]INTERNAL[/PROTOCOL] | PUBLIC PRIVATE]",
 		Short:             "Forward a port of the gateway to this host",
 		Long:              mapHelp,
 		Example:           mapExamples,
-		Args:              portArgs,
+		Args:              checkPortArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := w.complete(args); err != nil {
+			if err := w.parseArgs(args); err != nil {
 				return err
 			}
-			if err := a.fits(&w); err != nil {
+			if err := a.setFamily(&w); err != nil {
 				return err
 			}
 			if err := k.check(cmd); err != nil {
 				return err
 			}
-			if err := k.checkFile(); err != nil {
+			if err := k.checkPortFile(); err != nil {
 				return err
 			}
 			if err := a.settings.checkSource(); err != nil && !k.wait { // with --wait, it may come later
@@ -53,13 +53,13 @@ func (a *app) mapCommand() *cobra.Command {
 }
 
 // portArgs judges the arguments of map and unmap before anything else happens.
-func portArgs(_ *cobra.Command, args []string) error {
+func checkPortArgs(_ *cobra.Command, args []string) error {
 	_, err := parsePorts(args)
 	return err
 }
 
 // mapOnce leaves a mapping for its lifetime.
-func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
+func (a *app) mapOnce(ctx context.Context, w *spec, k *holdFlags) error {
 	config := a.config()
 	config.NonceKey = a.nonceKey()
 	f, err := forward.New(config)
@@ -69,7 +69,7 @@ func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
 	defer func() { _ = f.Close() }()
 	m, err := f.Enable(ctx, w.options()...)
 	if err != nil {
-		return mapFailure(ctx, err)
+		return explainInterrupt(ctx, err)
 	}
 	status := m.Status()
 	m.Leave()
@@ -77,9 +77,9 @@ func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
 	if len(granted) == 0 {
 		return fmt.Errorf("%w: the gateway granted the mapping and lost it at once", backends.ErrNoReply)
 	}
-	a.mapped(granted)
-	a.sayf("%s, by %s, %s\n", arrow(granted), grantor(granted[0]), until(status.Expires))
-	a.remark(w, granted)
+	a.printMapped(granted)
+	a.messagef("%s, by %s, %s\n", mappingText(granted), backendText(granted[0]), expiryText(status.Expires))
+	a.printRemarks(w, granted)
 	if file := a.newPortFile(k.portFile); file != nil {
 		err := file.write(ctx, granted[0].External.Port())
 		if err != nil && ctx.Err() != nil {
@@ -93,7 +93,7 @@ func (a *app) mapOnce(ctx context.Context, w *wish, k *keeping) error {
 }
 
 // mapFailure explains an interrupt: what was asked for may be on its way.
-func mapFailure(ctx context.Context, err error) error {
+func explainInterrupt(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: what the gateway granted meanwhile stays for its lifetime\n  → goforward unmap takes it away", errInterrupted)
 	}
@@ -101,43 +101,43 @@ func mapFailure(ctx context.Context, err error) error {
 }
 
 // mapped prints what was asked for.
-func (a *app) mapped(granted []backends.Mapping) {
+func (a *app) printMapped(granted []backends.Mapping) {
 	if a.settings.json {
-		a.records("mapped", granted, record{})
+		a.printRecords("mapped", granted, mappingRecord{})
 		return
 	}
-	a.printf("%s\n", endpointText(granted[0].External))
+	a.resultf("%s\n", endpointText(granted[0].External))
 }
 
 // remark adds what somebody should know who relies on the mapping.
-func (a *app) remark(w *wish, granted []backends.Mapping) {
+func (a *app) printRemarks(w *spec, granted []backends.Mapping) {
 	external := granted[0].External
 	if w.external != 0 && external.Port() != w.external {
-		a.sayf("The gateway gave external port %d in place of %d.\n", external.Port(), w.external)
+		a.messagef("The gateway gave external port %d in place of %d.\n", external.Port(), w.external)
 	}
 	switch scope := backends.ScopeOf(external.Addr()); {
 	case external.Addr().Is6() && scope != backends.ScopePublic:
-		a.sayf("%v is not an address of the internet.\n", external.Addr())
+		a.messagef("%v is not an address of the internet.\n", external.Addr())
 	case scope == backends.ScopeUnknown:
-		a.sayf("The gateway does not tell its external address.\n")
+		a.messagef("The gateway does not tell its external address.\n")
 	case scope == backends.ScopePrivate:
-		a.sayf("%v is not an address of the internet: another NAT stands before the gateway.\n", external.Addr())
+		a.messagef("%v is not an address of the internet: another NAT stands before the gateway.\n", external.Addr())
 	case scope == backends.ScopeShared:
-		a.sayf("%v is an address that the provider shares out: its own NAT stands before the gateway.\n", external.Addr())
+		a.messagef("%v is an address that the provider shares out: its own NAT stands before the gateway.\n", external.Addr())
 	}
 	if w.from.Addr().IsValid() {
-		a.sayf("The gateway says that it keeps others than %s out: try it, not all do.\n", endpointText(w.from))
+		a.messagef("The gateway says that it keeps others than %s out: try it, not all do.\n", endpointText(w.from))
 	}
 	firewall := "This host's own firewall"
 	if w.to.IsValid() {
 		firewall = fmt.Sprintf("The firewall of %v", w.to)
 	}
-	a.sayf("%s must let %s port %d in too.\n", firewall, protocolsText(granted), granted[0].Internal.Port())
+	a.messagef("%s must let %s port %d in too.\n", firewall, protocolsText(granted), granted[0].Internal.Port())
 }
 
 // arrow is a mapping in a few words; the mappings of a unit differ in the
 // protocol only.
-func arrow(ms []backends.Mapping) string {
+func mappingText(ms []backends.Mapping) string {
 	return fmt.Sprintf("%s %s → %v", protocolsText(ms), endpointText(ms[0].External), ms[0].Internal)
 }
 
@@ -149,11 +149,11 @@ func protocolsText(ms []backends.Mapping) string {
 	return strings.Join(names, "+")
 }
 
-func grantor(m backends.Mapping) string {
+func backendText(m backends.Mapping) string {
 	return m.Backend + " at " + endpointText(m.Gateway)
 }
 
-func until(expires time.Time) string {
+func expiryText(expires time.Time) string {
 	if expires.IsZero() {
 		return "without an end"
 	}

@@ -34,7 +34,7 @@ func (s *stream) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (s *stream) failure() error {
+func (s *stream) writeError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
@@ -44,24 +44,24 @@ func (s *stream) failure() error {
 }
 
 // sayf is talk.
-func (a *app) sayf(format string, args ...any) {
-	_, _ = io.WriteString(a.stderr, clean(fmt.Sprintf(format, args...)))
+func (a *app) messagef(format string, args ...any) {
+	_, _ = io.WriteString(a.stderr, sanitize(fmt.Sprintf(format, args...)))
 }
 
 // printf is what was asked for.
-func (a *app) printf(format string, args ...any) {
-	_, _ = io.WriteString(a.stdout, clean(fmt.Sprintf(format, args...)))
+func (a *app) resultf(format string, args ...any) {
+	_, _ = io.WriteString(a.stdout, sanitize(fmt.Sprintf(format, args...)))
 }
 
 // object prints a value as a line of JSON.
-func (a *app) object(v any) {
+func (a *app) printJSON(v any) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil { // our own types: a mistake of ours
 		panic(err)
 	}
-	_, _ = io.WriteString(a.stdout, escape(b.String(), func(r rune) string {
+	_, _ = io.WriteString(a.stdout, escapeUnprintable(b.String(), func(r rune) string {
 		var s strings.Builder
 		for _, u := range utf16.Encode([]rune{r}) {
 			fmt.Fprintf(&s, `\u%04x`, u)
@@ -72,8 +72,8 @@ func (a *app) object(v any) {
 
 // clean makes text harmless to a terminal: what a gateway or a driver put into
 // a name or a message must not move the cursor.
-func clean(s string) string {
-	return escape(strings.ToValidUTF8(s, "\ufffd"), func(r rune) string {
+func sanitize(s string) string {
+	return escapeUnprintable(strings.ToValidUTF8(s, "\ufffd"), func(r rune) string {
 		if r < 0x100 {
 			return fmt.Sprintf(`\x%02x`, r)
 		}
@@ -82,7 +82,7 @@ func clean(s string) string {
 }
 
 // escape rewrites the runes that are not to be seen; the newline stays.
-func escape(s string, form func(rune) string) string {
+func escapeUnprintable(s string, form func(rune) string) string {
 	var b strings.Builder
 	for _, r := range s {
 		if r == '\n' || unicode.IsPrint(r) {
@@ -101,16 +101,16 @@ type table struct {
 
 func newTable(head ...string) *table { return &table{rows: [][]string{head}} }
 
-func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+func (t *table) addRow(cells ...string) { t.rows = append(t.rows, cells) }
 
 // table prints a table. Cells are cleaned one by one: a tab or a newline in one
 // must not make another.
-func (a *app) table(t *table) {
+func (a *app) printTable(t *table) {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, cells := range t.rows {
 		var line strings.Builder
 		for i, cell := range cells {
-			if cell = strings.ReplaceAll(clean(cell), "\n", `\n`); cell == "" {
+			if cell = strings.ReplaceAll(sanitize(cell), "\n", `\n`); cell == "" {
 				cell = "-"
 			}
 			line.WriteString(cell)

@@ -20,22 +20,22 @@ func FuzzOutput(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if len(text) > longestLine {
+		if len(text) > maxLineLength {
 			t.Skip("texts of gateways are shorter")
 		}
 		var stdout, stderr bytes.Buffer
 		a := newApp(&stdout, &stderr)
 		table := newTable("A", "B")
-		table.row(text, text)
-		a.table(table)
+		table.addRow(text, text)
+		a.printTable(table)
 		if n := strings.Count(stdout.String(), "\n"); n != 2 {
 			t.Errorf("a table of %d lines: %q", n, &stdout)
 		}
-		a.sayf("%s\n", oneLine(text))
+		a.messagef("%s\n", oneLine(text))
 		if n := strings.Count(stderr.String(), "\n"); n != 1 {
 			t.Errorf("%d lines: %q", n, &stderr)
 		}
-		a.object(record{Event: "entry", Description: text, Protocol: backends.TCP, Internal: endpointOf(netip.AddrPort{})})
+		a.printJSON(mappingRecord{Event: "entry", Description: text, Protocol: backends.TCP, Internal: jsonEndpointOf(netip.AddrPort{})})
 		for _, r := range stdout.String() + stderr.String() {
 			if r != '\n' && !unicode.IsPrint(r) {
 				t.Errorf("%q is printed: %q, %q", r, &stdout, &stderr)

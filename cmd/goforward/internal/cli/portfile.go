@@ -22,9 +22,9 @@ import (
 // written in place, and never replaced or removed.
 type portFile struct {
 	path       string
-	waiting    func()      // is called when the file is a FIFO that no program reads yet
+	onWait    func()      // is called when the file is a FIFO that no program reads yet
 	superseded func() bool // reports whether the port that is being written is out of date; nil: it never is
-	written    uint16      // last; 0: nothing yet
+	lastPort    uint16      // last; 0: nothing yet
 }
 
 // check refuses what can hold no port, and what a port would destroy.
@@ -55,23 +55,23 @@ func (a *app) newPortFile(path string) *portFile {
 	if path == "" {
 		return nil
 	}
-	return &portFile{path: path, waiting: func() { a.sayf("--port-file: waiting for a program to read %s\n", path) }}
+	return &portFile{path: path, onWait: func() { a.messagef("--port-file: waiting for a program to read %s\n", path) }}
 }
 
 // errand keeps the file right, until over is closed.
-func (p *portFile) errand(a *app, over <-chan struct{}) *errand {
-	e := &errand{
-		event: "port_file", name: "--port-file", outcome: a.sayOutcome,
-		do:     func(ctx context.Context, n notice) error { return p.write(ctx, n.granted[0].External.Port()) },
-		differ: func(a, b backends.Mapping) bool { return a.External.Port() != b.External.Port() },
-		inbox:  make(chan []backends.Mapping, 1),
+func (p *portFile) hook(a *app, over <-chan struct{}) *hook {
+	e := &hook{
+		event: "port_file", name: "--port-file", report: a.printHookResult,
+		do:     func(ctx context.Context, n hookEvent) error { return p.write(ctx, n.granted[0].External.Port()) },
+		differs: func(a, b backends.Mapping) bool { return a.External.Port() != b.External.Port() },
+		pending:  make(chan []backends.Mapping, 1),
 	}
 	p.superseded = func() bool {
 		select {
 		case <-over:
 			return true
 		default:
-			return len(e.inbox) > 0
+			return len(e.pending) > 0
 		}
 	}
 	return e
@@ -88,19 +88,19 @@ func (p *portFile) write(ctx context.Context, port uint16) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		err = p.overwrite(ctx, text)
+		err = p.writeInPlace(ctx, text)
 	default:
 		if err = replaceFile(p.path, text); err == nil {
 			break
 		}
 		// A mount point, or a directory that cannot be written to.
-		if inPlace := p.overwrite(ctx, text); inPlace != nil {
+		if inPlace := p.writeInPlace(ctx, text); inPlace != nil {
 			return errors.Join(err, inPlace)
 		}
 		err = nil
 	}
 	if err == nil {
-		p.written = port
+		p.lastPort = port
 	}
 	return err
 }
@@ -115,7 +115,7 @@ func replaceFile(path, text string) error {
 	} else if err != nil {
 		return err
 	}
-	err = errors.Join(fillFile(f, text), f.Close())
+	err = errors.Join(writeContent(f, text), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -125,7 +125,7 @@ func replaceFile(path, text string) error {
 	return err
 }
 
-func fillFile(f *os.File, text string) error {
+func writeContent(f *os.File, text string) error {
 	if err := f.Chmod(0o644); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
@@ -136,16 +136,16 @@ func fillFile(f *os.File, text string) error {
 }
 
 // fifoPause is the time between two attempts to open a FIFO that no program reads.
-const fifoPause = 50 * time.Millisecond
+const fifoRetryDelay = 50 * time.Millisecond
 
 // overwrite writes the text into what the path leads to, in place.
-func (p *portFile) overwrite(ctx context.Context, text string) error {
+func (p *portFile) writeInPlace(ctx context.Context, text string) error {
 	f, err := openInPlace(p.path)
-	for waits := 0; isUnread(p.path, err); waits++ {
-		if waits == 0 && p.waiting != nil {
-			p.waiting()
+	for waits := 0; hasNoReader(p.path, err); waits++ {
+		if waits == 0 && p.onWait != nil {
+			p.onWait()
 		}
-		if !rest(ctx, fifoPause) {
+		if !sleep(ctx, fifoRetryDelay) {
 			return fmt.Errorf("no program reads %s: %w", p.path, context.Cause(ctx))
 		}
 		if p.superseded != nil && p.superseded() {
@@ -158,12 +158,12 @@ func (p *portFile) overwrite(ctx context.Context, text string) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Now()) }) // of a FIFO that is full
 	defer stop()
-	return errors.Join(fillInPlace(f, text), f.Close())
+	return errors.Join(overwriteContent(f, text), f.Close())
 }
 
 // fillInPlace writes first and cuts the rest off after that, so that a full disk
 // costs nothing.
-func fillInPlace(f *os.File, text string) error {
+func overwriteContent(f *os.File, text string) error {
 	if _, err := f.WriteString(text); err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func fillInPlace(f *os.File, text string) error {
 }
 
 // rest waits, and reports whether the context has not ended meanwhile.
-func rest(ctx context.Context, d time.Duration) bool {
+func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -186,15 +186,15 @@ func rest(ctx context.Context, d time.Duration) bool {
 }
 
 // clear removes what an earlier run left that was killed: any port.
-func (p *portFile) clear() error { return p.removeIf(isPortFile) }
+func (p *portFile) removeStale() error { return p.removeIf(isPortFile) }
 
 // remove removes what was written, unless another program has written since. The
 // errand has ended.
 func (p *portFile) remove() error {
-	if p.written == 0 {
+	if p.lastPort == 0 {
 		return nil
 	}
-	return p.removeIf(func(text string) bool { return text == portFileText(p.written) })
+	return p.removeIf(func(text string) bool { return text == portFileText(p.lastPort) })
 }
 
 // removeIf removes a regular file whose text is ours. One that was written in place
@@ -206,7 +206,7 @@ func (p *portFile) removeIf(ours func(text string) bool) error {
 		return nil
 	case err != nil:
 		return err
-	case !info.Mode().IsRegular() || info.Size() > longestPortFile:
+	case !info.Mode().IsRegular() || info.Size() > maxPortFileSize:
 		return nil
 	}
 	text, err := os.ReadFile(p.path)
@@ -220,7 +220,7 @@ func (p *portFile) removeIf(ours func(text string) bool) error {
 }
 
 // longestPortFile is the size of a file with the longest number.
-const longestPortFile = int64(len("65535\n"))
+const maxPortFileSize = int64(len("65535\n"))
 
 func portFileText(port uint16) string { return strconv.Itoa(int(port)) + "\n" }
 

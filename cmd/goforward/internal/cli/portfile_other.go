@@ -4,10 +4,10 @@ package cli
 
 import "os"
 
-// openInPlace opens what the path leads to for writing.
+// openInPlace opens the file for writing. It follows links, and creates a missing file.
 func openInPlace(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
 }
 
-// isUnread is about FIFOs, of which these systems have none in their file systems.
-func isUnread(string, error) bool { return false }
+// hasNoReader always returns false: these systems have no FIFOs in their file systems.
+func hasNoReader(string, error) bool { return false }

@@ -97,13 +97,13 @@ func TestPortFileClear(t *testing.T) {
 		if err := os.WriteFile(p.path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err := p.clear()
+		err := p.removeStale()
 		if _, statErr := os.Lstat(p.path); err != nil || errors.Is(statErr, fs.ErrNotExist) != gone {
 			t.Errorf("%q: %v, then %v", text, err, statErr)
 		}
 	}
 	for _, path := range []string{t.TempDir(), filepath.Join(t.TempDir(), "none"), os.DevNull} {
-		if err := (&portFile{path: path}).clear(); err != nil {
+		if err := (&portFile{path: path}).removeStale(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -128,7 +128,7 @@ func TestPortFileRemove(t *testing.T) {
 		t.Error(err)
 	}
 	wantFile(t, p.path, "80\n")
-	p.written = 81
+	p.lastPort = 81
 	if err := p.remove(); err != nil { // somebody wrote another
 		t.Error(err)
 	}

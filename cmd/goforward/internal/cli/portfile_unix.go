@@ -9,20 +9,20 @@ import (
 	"syscall"
 )
 
-// openInPlace opens what the path leads to for writing, and waits for nothing: a
-// FIFO that no program reads is an error. A terminal does not become that of this
-// process. The target of a symbolic link is created if it is missing.
+// openInPlace opens the file for writing and does not block. It follows links, and creates
+// the missing target of a symbolic link. It fails if the file is a FIFO that no program
+// reads. A terminal does not become the controlling terminal of this process.
 func openInPlace(path string) (*os.File, error) {
 	const flags = os.O_WRONLY | syscall.O_NONBLOCK | syscall.O_NOCTTY
 	f, err := os.OpenFile(path, flags, 0)
-	if errors.Is(err, fs.ErrNotExist) { // only then: in /tmp, Linux refuses to "create" a file of another user
+	if errors.Is(err, fs.ErrNotExist) { // not before: in /tmp, Linux refuses O_CREATE for an existing file of another user
 		f, err = os.OpenFile(path, flags|os.O_CREATE, 0o644)
 	}
 	return f, err
 }
 
-// isUnread reports whether openInPlace failed because no program reads the FIFO.
-func isUnread(path string, err error) bool {
+// hasNoReader reports whether openInPlace failed because no program reads the FIFO.
+func hasNoReader(path string, err error) bool {
 	if !errors.Is(err, syscall.ENXIO) {
 		return false
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // wayOut is where a gateway is reached, as far as it is compared.
-type wayOut struct {
+type route struct {
 	gateway netip.AddrPort // the zero value: there is none
 	iface   string
 	local   netip.Addr
@@ -17,22 +17,22 @@ type wayOut struct {
 
 // wayOutOf is the way to the gateway that was named, the one by the interface
 // that was named, or the kernel's to the internet.
-func wayOutOf(s *settings) wayOut {
-	g, err := leads(s)
-	named := s.named()
+func currentRoute(s *settings) route {
+	g, err := lookUpRoute(s)
+	named := s.namedGateway()
 	switch {
 	case err != nil && named.IsValid(): // it may be there all the same
-		return wayOut{gateway: named}
+		return route{gateway: named}
 	case err != nil:
-		return wayOut{reason: err.Error()}
+		return route{reason: err.Error()}
 	case named.IsValid():
-		return wayOut{gateway: named, iface: g.Interface, local: g.Local}
+		return route{gateway: named, iface: g.Interface, local: g.Local}
 	}
-	return wayOut{gateway: netip.AddrPortFrom(g.Addr, 0), iface: g.Interface, local: g.Local}
+	return route{gateway: netip.AddrPortFrom(g.Addr, 0), iface: g.Interface, local: g.Local}
 }
 
-func leads(s *settings) (discover.Gateway, error) {
-	named := s.named()
+func lookUpRoute(s *settings) (discover.Gateway, error) {
+	named := s.namedGateway()
 	switch {
 	case named.IsValid():
 		return discover.Route(named.Addr())
@@ -43,9 +43,9 @@ func leads(s *settings) (discover.Gateway, error) {
 }
 
 // text is the way for people.
-func (w wayOut) text() string {
+func (w route) text() string {
 	switch {
-	case w == wayOut{reason: w.reason}:
+	case w == route{reason: w.reason}:
 		return "none: " + w.reason
 	case w.iface == "":
 		return w.name()
@@ -53,7 +53,7 @@ func (w wayOut) text() string {
 	return fmt.Sprintf("%s by %s, from %s", w.name(), w.iface, addrText(w.local))
 }
 
-func (w wayOut) name() string {
+func (w route) name() string {
 	if !w.gateway.Addr().IsValid() {
 		return "no next hop"
 	}

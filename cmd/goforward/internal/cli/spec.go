@@ -15,7 +15,7 @@ import (
 
 // wish is what map and unmap are asked for: their common flags, and then the
 // arguments.
-type wish struct {
+type spec struct {
 	protocols   []backends.Protocol
 	udp         bool
 	lifetime    time.Duration
@@ -30,20 +30,20 @@ type wish struct {
 }
 
 // register makes the wish flags of a command.
-func (w *wish) register(cmd *cobra.Command) {
+func (w *spec) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.VarP(&value[[]backends.Protocol]{to: &w.protocols, kind: "NAME", parse: parseProtocols}, "protocol", "p",
+	f.VarP(&flagValue[[]backends.Protocol]{target: &w.protocols, typeName: "NAME", parse: parseProtocols}, "protocol", "p",
 		"tcp, udp, both, or another's name or number (default tcp)")
 	f.BoolVarP(&w.udp, "udp", "u", false, "the same as -p udp")
-	f.VarP(&value[time.Duration]{to: &w.lifetime, kind: "SECONDS", parse: parseLifetime}, "lifetime", "l",
+	f.VarP(&flagValue[time.Duration]{target: &w.lifetime, typeName: "SECONDS", parse: parseLifetime}, "lifetime", "l",
 		"how long, in seconds or as a duration such as 90m, or forever (default 2h)")
 	f.BoolVar(&w.exact, "exact", false, "this external port or none")
 	f.BoolVar(&w.samePort, "same-port", false, "the same number inside and outside, whichever the gateway grants")
 	f.BoolVarP(&w.ipv6, "ipv6", "6", false, "let the port in through the gateway's IPv6 firewall, where the gateway can (PCP, UPnP)")
-	f.Var(&value[netip.Addr]{to: &w.to, kind: "ADDR", parse: parseAddr}, "to",
+	f.Var(&flagValue[netip.Addr]{target: &w.to, typeName: "ADDR", parse: parseAddr}, "to",
 		"forward to another host, where protocol and gateway can (PCP, UPnP)")
-	f.Var(&value[netip.AddrPort]{to: &w.from, kind: "ADDR[:PORT]", parse: parseEndpoint}, "from",
+	f.Var(&flagValue[netip.AddrPort]{target: &w.from, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "from",
 		"admit only this peer, where protocol and gateway can (PCP, UPnP)")
 	f.StringVar(&w.description, "description", "", "`TEXT` that the gateway's table is to show (default \"goforward\")")
 	_ = cmd.RegisterFlagCompletionFunc("protocol", completeList([]string{"tcp", "udp", "both", "sctp", "dccp", "udplite"}))
@@ -53,7 +53,7 @@ func (w *wish) register(cmd *cobra.Command) {
 }
 
 // complete adds the arguments, and checks that all of it fits together.
-func (w *wish) complete(args []string) error {
+func (w *spec) parseArgs(args []string) error {
 	p, err := parsePorts(args)
 	if err != nil {
 		return err
@@ -96,7 +96,7 @@ func (w *wish) complete(args []string) error {
 
 // fits makes the wish one for IPv6 where an address of it is, and checks that
 // all are of one family.
-func (a *app) fits(w *wish) error {
+func (a *app) setFamily(w *spec) error {
 	four, six := "", ""
 	if w.ipv6 {
 		six = "--ipv6"
@@ -122,7 +122,7 @@ func (a *app) fits(w *wish) error {
 }
 
 // options are the wish in the words of the facade.
-func (w *wish) options() []forward.Option {
+func (w *spec) options() []forward.Option {
 	var opts []forward.Option
 	if len(w.protocols) > 1 {
 		opts = append(opts, forward.Both(w.internal))
@@ -138,7 +138,7 @@ func (w *wish) options() []forward.Option {
 	if w.samePort {
 		opts = append(opts, forward.SamePort())
 	}
-	opts = append(opts, w.way()...)
+	opts = append(opts, w.gatewayOptions()...)
 	if w.to.IsValid() {
 		opts = append(opts, forward.To(netip.AddrPortFrom(w.to, 0)))
 	}
@@ -155,7 +155,7 @@ func (w *wish) options() []forward.Option {
 }
 
 // way are the options that say which gateway is meant.
-func (w *wish) way() []forward.Option {
+func (w *spec) gatewayOptions() []forward.Option {
 	if w.ipv6 {
 		return []forward.Option{forward.IPv6()}
 	}

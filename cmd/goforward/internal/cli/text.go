@@ -7,11 +7,11 @@ import (
 )
 
 // longestLine is where a line of a command's output is cut in two.
-const longestLine = 4096
+const maxLineLength = 4096
 
 // lineWriter says what is written to it line by line.
 type lineWriter struct {
-	say  func(string)
+	emit  func(string)
 	line []byte
 }
 
@@ -23,7 +23,7 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 		if !whole {
 			end = len(b)
 		}
-		if room := longestLine - len(w.line); end > room {
+		if room := maxLineLength - len(w.line); end > room {
 			whole = false
 			end = room
 		}
@@ -32,24 +32,24 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 		if whole {
 			b = b[1:]
 		}
-		if whole || len(w.line) == longestLine {
-			w.end()
+		if whole || len(w.line) == maxLineLength {
+			w.endLine()
 		}
 	}
 	return n, nil
 }
 
 // end says the line.
-func (w *lineWriter) end() {
+func (w *lineWriter) endLine() {
 	line := strings.TrimSuffix(string(w.line), "\r")
-	w.say(strings.ReplaceAll(line, "\t", "    "))
+	w.emit(strings.ReplaceAll(line, "\t", "    "))
 	w.line = w.line[:0]
 }
 
 // flush says what is left without a newline.
 func (w *lineWriter) flush() {
 	if len(w.line) > 0 {
-		w.end()
+		w.endLine()
 	}
 }
 
@@ -70,18 +70,18 @@ func oneLine(text string) string {
 }
 
 // errorText is what people are told of an error.
-func errorText(err error) string { return plain(err.Error()) }
+func errorText(err error) string { return trimPackage(err.Error()) }
 
 // plain leaves out of an error's text which package it is of.
-func plain(text string) string {
+func trimPackage(text string) string {
 	return strings.ReplaceAll(strings.TrimPrefix(text, "forward: "), ": forward: ", ": ")
 }
 
 // clock is a time at the beginning of a line for people.
-func clock(at time.Time) string { return at.Local().Format(time.TimeOnly) }
+func clockText(at time.Time) string { return at.Local().Format(time.TimeOnly) }
 
 // stamp is a time in JSON; none is "".
-func stamp(at time.Time) string {
+func jsonTime(at time.Time) string {
 	if at.IsZero() {
 		return ""
 	}
@@ -89,9 +89,9 @@ func stamp(at time.Time) string {
 }
 
 // nextText is when something is tried again, for people; never is "".
-func nextText(at time.Time) string {
+func nextAttemptText(at time.Time) string {
 	if at.IsZero() {
 		return ""
 	}
-	return "; next try at " + clock(at)
+	return "; next try at " + clockText(at)
 }

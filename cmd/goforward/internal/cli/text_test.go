@@ -8,7 +8,7 @@ import (
 
 func TestLineWriter(t *testing.T) {
 	t.Parallel()
-	long := strings.Repeat("x", longestLine)
+	long := strings.Repeat("x", maxLineLength)
 	for _, tt := range []struct {
 		name   string
 		writes []string
@@ -24,7 +24,7 @@ func TestLineWriter(t *testing.T) {
 		{"much longer, in pieces", []string{long[1:], "yz", long, "\na"}, []string{long[1:] + "y", "z" + long[1:], "x", "a"}},
 	} {
 		var got []string
-		w := &lineWriter{say: func(line string) { got = append(got, line) }}
+		w := &lineWriter{emit: func(line string) { got = append(got, line) }}
 		for _, s := range tt.writes {
 			if n, err := w.Write([]byte(s)); n != len(s) || err != nil {
 				t.Errorf("%s: %d, %v", tt.name, n, err)

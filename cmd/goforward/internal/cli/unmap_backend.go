@@ -14,25 +14,25 @@ import (
 // take takes away by one backend what the request says: that is all that is
 // known of a mapping that another process made. It returns what the gateway
 // listed of it.
-func (u *unmapping) take(ctx context.Context, b found, r backends.Request) ([]backends.Mapping, error) {
+func (u *unmapRequest) unmapFrom(ctx context.Context, b availableBackend, r backends.Request) ([]backends.Mapping, error) {
 	if err := b.Supports(r); err != nil {
 		return nil, err
 	}
 	l, lists := b.Backend.(backends.Lister)
 	switch {
 	case lists && b.gateway.Addr().Is6():
-		return nil, takePinhole(ctx, b, r)
+		return nil, unmapPinhole(ctx, b, r)
 	case lists:
-		return u.takeListed(ctx, b, l, r)
+		return u.unmapListed(ctx, b, l, r)
 	case u.anyHost():
 		return nil, fmt.Errorf("%s: %w: it does not tell what leads to other hosts", b.name, backends.ErrUnsupported)
 	}
-	return nil, b.Unmap(ctx, mappingOf(b, r))
+	return nil, b.Unmap(ctx, mappingFor(b, r))
 }
 
 // takeListed takes away the entries of the gateway's table that are meant. The
 // table is read first: entries move while some go.
-func (u *unmapping) takeListed(ctx context.Context, b found, l backends.Lister, r backends.Request) (gone []backends.Mapping, err error) {
+func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l backends.Lister, r backends.Request) (gone []backends.Mapping, err error) {
 	var meant []backends.Mapping
 	var failure, others error
 	entries := 0
@@ -43,16 +43,16 @@ func (u *unmapping) takeListed(ctx context.Context, b found, l backends.Lister, 
 		}
 		entries++
 		switch m := e.Mapping; {
-		case !u.means(m, r):
-		case u.foreign || b.ours(m):
+		case !u.matches(m, r):
+		case u.foreign || b.leadsHere(m):
 			meant = append(meant, m)
 		case u.to.IsValid() && m.Internal.Addr() == u.to:
 			others = fmt.Errorf("%s: %s leads to another host\n  → with --foreign it is taken away all the same",
-				b.name, arrow([]backends.Mapping{m}))
+				b.name, mappingText([]backends.Mapping{m}))
 		}
 	}
-	if entries == 0 && mayHide(failure) && u.hostKnown(b) {
-		m := guess(b, r)
+	if entries == 0 && mayHideEntries(failure) && u.hostKnown(b) {
+		m := likelyMapping(b, r)
 		if failure != nil {
 			u.remark = fmt.Sprintf("The gateway does not tell its table: only external port %d was looked at.\n", m.External.Port())
 		}
@@ -61,7 +61,7 @@ func (u *unmapping) takeListed(ctx context.Context, b found, l backends.Lister, 
 	errs := []error{failure, others}
 	for _, m := range meant {
 		if err := b.Unmap(ctx, m); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", arrow([]backends.Mapping{m}), err))
+			errs = append(errs, fmt.Errorf("%s: %w", mappingText([]backends.Mapping{m}), err))
 			continue
 		}
 		gone = append(gone, m)
@@ -71,7 +71,7 @@ func (u *unmapping) takeListed(ctx context.Context, b found, l backends.Lister, 
 
 // means reports whether an entry of the table is what the request names, but for
 // the host that is not named.
-func (u *unmapping) means(m backends.Mapping, r backends.Request) bool {
+func (u *unmapRequest) matches(m backends.Mapping, r backends.Request) bool {
 	to, from := r.Internal.Addr(), r.Remote.Addr()
 	return m.Protocol == r.Protocol && m.Internal.Port() == r.Internal.Port() &&
 		(r.External.Port() == 0 || m.External.Port() == r.External.Port()) &&
@@ -81,26 +81,26 @@ func (u *unmapping) means(m backends.Mapping, r backends.Request) bool {
 
 // mayHide reports whether a table that told nothing may have something all the
 // same: some devices say that it is empty instead of that they do not list it.
-func mayHide(failure error) bool {
+func mayHideEntries(failure error) bool {
 	return failure == nil || errors.Is(failure, backends.ErrUnsupported) ||
 		errors.Is(failure, backends.ErrNotAuthorized) || errors.Is(failure, backends.ErrMalformed)
 }
 
 // hostKnown reports whether it is clear which host is meant, and that it may be.
-func (u *unmapping) hostKnown(b found) bool {
+func (u *unmapRequest) hostKnown(b availableBackend) bool {
 	if u.foreign {
 		return u.to.IsValid()
 	}
-	return !u.to.IsValid() || u.to == b.local
+	return !u.to.IsValid() || u.to == b.localAddr
 }
 
 // guess is a mapping as it most likely is. The backend leaves alone what leads
 // elsewhere.
-func guess(b found, r backends.Request) backends.Mapping {
-	m := mappingOf(b, r)
+func likelyMapping(b availableBackend, r backends.Request) backends.Mapping {
+	m := mappingFor(b, r)
 	m.Internal = r.Internal
 	if !m.Internal.Addr().IsValid() {
-		m.Internal = netip.AddrPortFrom(b.local, r.Internal.Port())
+		m.Internal = netip.AddrPortFrom(b.localAddr, r.Internal.Port())
 	}
 	m.External = netip.AddrPortFrom(netip.Addr{}, cmp.Or(r.External.Port(), r.Internal.Port()))
 	return m
@@ -109,7 +109,7 @@ func guess(b found, r backends.Request) backends.Mapping {
 // takePinhole closes a pinhole, whose number only its maker knows: asked for
 // again it is the same one (WANIPv6FirewallControl:1, AddPinhole), and ends soon
 // should it not be closed.
-func takePinhole(ctx context.Context, b found, r backends.Request) error {
+func unmapPinhole(ctx context.Context, b availableBackend, r backends.Request) error {
 	r.Lifetime = time.Minute
 	m, err := b.Map(ctx, r)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 
 // A gateway may refuse to delete by one protocol what another protocol made. unmap asks
 // again by the first protocol after another one has deleted the mapping.
-func TestUnmapAsksAgain(t *testing.T) {
+func TestUnmapRetriesRefused(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	at := []string{"-g", gw.Addr().String(), "--announce", "127.0.0.1:0"}
@@ -42,7 +42,7 @@ type tableBackend struct {
 	entries []backends.Mapping
 	failure error
 	refuse  error
-	gone    []backends.Mapping
+	deleted    []backends.Mapping
 }
 
 func (*tableBackend) Supports(backends.Request) error { return nil }
@@ -51,7 +51,7 @@ func (b *tableBackend) Unmap(_ context.Context, m backends.Mapping) error {
 	if b.refuse != nil {
 		return b.refuse
 	}
-	b.gone = append(b.gone, m)
+	b.deleted = append(b.deleted, m)
 	return nil
 }
 
@@ -72,7 +72,7 @@ func (*tableBackend) EntryAt(context.Context, int) (backends.Entry, error) {
 	return backends.Entry{}, backends.ErrInvalid
 }
 
-func TestTakeListed(t *testing.T) {
+func TestUnmapListed(t *testing.T) {
 	t.Parallel()
 	row := func(p backends.Protocol, external uint16, internal string) backends.Mapping {
 		return backends.Mapping{
@@ -92,33 +92,33 @@ func TestTakeListed(t *testing.T) {
 	tcp := []backends.Protocol{backends.TCP}
 	for _, tt := range []struct {
 		name     string
-		wish     wish
+		wish     spec
 		foreign  bool
 		external []uint16 // what goes
 		fails    bool
 	}{
-		{"all of this host", wish{internal: 8080}, false, []uint16{80, 81, 84}, false},
-		{"one external port", wish{internal: 8080, external: 81}, false, []uint16{81}, false},
-		{"another host's port", wish{internal: 8080, external: 82}, false, nil, false},
-		{"another port", wish{internal: 8081}, false, nil, false},
-		{"of UDP", wish{internal: 8080, protocols: []backends.Protocol{backends.UDP}}, false, []uint16{80}, false},
-		{"of one peer", wish{internal: 8080, from: netip.AddrPortFrom(peer, 0)}, false, []uint16{84}, false},
-		{"this host by its name", wish{internal: 8080, to: here}, false, []uint16{80, 81, 84}, false},
-		{"another host", wish{internal: 8080, to: other}, false, nil, true},
-		{"another host, all the same", wish{internal: 8080, to: other}, true, []uint16{82}, false},
-		{"another host, not that port", wish{internal: 8080, to: third, external: 82}, true, nil, false},
-		{"any host", wish{internal: 8080, external: 83}, true, []uint16{83}, false},
-		{"any host, this one", wish{internal: 8080, external: 80}, true, []uint16{80}, false},
-		{"any host, none told", wish{internal: 8080, external: 85}, true, []uint16{85}, false},
+		{"all of this host", spec{internal: 8080}, false, []uint16{80, 81, 84}, false},
+		{"one external port", spec{internal: 8080, external: 81}, false, []uint16{81}, false},
+		{"another host's port", spec{internal: 8080, external: 82}, false, nil, false},
+		{"another port", spec{internal: 8081}, false, nil, false},
+		{"of UDP", spec{internal: 8080, protocols: []backends.Protocol{backends.UDP}}, false, []uint16{80}, false},
+		{"of one peer", spec{internal: 8080, from: netip.AddrPortFrom(peer, 0)}, false, []uint16{84}, false},
+		{"this host by its name", spec{internal: 8080, to: here}, false, []uint16{80, 81, 84}, false},
+		{"another host", spec{internal: 8080, to: other}, false, nil, true},
+		{"another host, all the same", spec{internal: 8080, to: other}, true, []uint16{82}, false},
+		{"another host, not that port", spec{internal: 8080, to: third, external: 82}, true, nil, false},
+		{"any host", spec{internal: 8080, external: 83}, true, []uint16{83}, false},
+		{"any host, this one", spec{internal: 8080, external: 80}, true, []uint16{80}, false},
+		{"any host, none told", spec{internal: 8080, external: 85}, true, []uint16{85}, false},
 	} {
 		if tt.wish.protocols == nil {
 			tt.wish.protocols = tcp
 		}
-		u := unmapping{wish: tt.wish, foreign: tt.foreign}
+		u := unmapRequest{spec: tt.wish, foreign: tt.foreign}
 		b := &tableBackend{entries: table}
-		gone, err := u.take(t.Context(), found{Backend: b, local: here}, u.request(u.protocols[0]))
+		gone, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(u.protocols[0]))
 		var ports []uint16
-		for _, m := range b.gone {
+		for _, m := range b.deleted {
 			ports = append(ports, m.External.Port())
 		}
 		if (err != nil) != tt.fails || !slices.Equal(ports, tt.external) || len(gone) != len(ports) {
@@ -128,28 +128,28 @@ func TestTakeListed(t *testing.T) {
 }
 
 // A table that is not told, or looks empty, may have something all the same.
-func TestTakeUnlisted(t *testing.T) {
+func TestUnmapUnlisted(t *testing.T) {
 	t.Parallel()
 	here, other := netip.MustParseAddr("192.168.1.7"), netip.MustParseAddr("192.168.1.8")
 	for _, tt := range []struct {
 		name    string
-		u       unmapping
+		u       unmapRequest
 		failure error
 		want    string // internal and external endpoint
 		fails   error
 	}{
-		{"empty", unmapping{wish: wish{internal: 80}}, nil, "192.168.1.7:80 :80", nil},
-		{"not told", unmapping{wish: wish{internal: 80, external: 81}}, backends.ErrUnsupported, "192.168.1.7:80 :81", nil},
-		{"refused", unmapping{wish: wish{internal: 80, to: here}}, backends.ErrNotAuthorized, "192.168.1.7:80 :80", nil},
-		{"silent", unmapping{wish: wish{internal: 80}}, backends.ErrNoReply, "", backends.ErrNoReply},
-		{"another host", unmapping{wish: wish{internal: 80, to: other}}, backends.ErrUnsupported, "", backends.ErrUnsupported},
-		{"another host, all the same", unmapping{wish: wish{internal: 80, to: other}, foreign: true}, backends.ErrMalformed, "192.168.1.8:80 :80", nil},
-		{"any host", unmapping{wish: wish{internal: 80, external: 81}, foreign: true}, backends.ErrUnsupported, "", backends.ErrUnsupported},
+		{"empty", unmapRequest{spec: spec{internal: 80}}, nil, "192.168.1.7:80 :80", nil},
+		{"not told", unmapRequest{spec: spec{internal: 80, external: 81}}, backends.ErrUnsupported, "192.168.1.7:80 :81", nil},
+		{"refused", unmapRequest{spec: spec{internal: 80, to: here}}, backends.ErrNotAuthorized, "192.168.1.7:80 :80", nil},
+		{"silent", unmapRequest{spec: spec{internal: 80}}, backends.ErrNoReply, "", backends.ErrNoReply},
+		{"another host", unmapRequest{spec: spec{internal: 80, to: other}}, backends.ErrUnsupported, "", backends.ErrUnsupported},
+		{"another host, all the same", unmapRequest{spec: spec{internal: 80, to: other}, foreign: true}, backends.ErrMalformed, "192.168.1.8:80 :80", nil},
+		{"any host", unmapRequest{spec: spec{internal: 80, external: 81}, foreign: true}, backends.ErrUnsupported, "", backends.ErrUnsupported},
 	} {
 		b := &tableBackend{failure: tt.failure}
-		_, err := tt.u.take(t.Context(), found{Backend: b, local: here}, tt.u.request(backends.TCP))
+		_, err := tt.u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, tt.u.request(backends.TCP))
 		got := ""
-		for _, m := range b.gone {
+		for _, m := range b.deleted {
 			got += m.Internal.String() + " " + endpointText(m.External)
 		}
 		if got != tt.want || !errors.Is(err, tt.fails) {
@@ -159,17 +159,17 @@ func TestTakeUnlisted(t *testing.T) {
 }
 
 // What breaks off, or is refused, fails for what was found before all the same.
-func TestTakeFails(t *testing.T) {
+func TestUnmapListedErrors(t *testing.T) {
 	t.Parallel()
 	here := netip.MustParseAddr("192.168.1.7")
-	u := unmapping{wish: wish{internal: 80}}
+	u := unmapRequest{spec: spec{internal: 80}}
 	entries := []backends.Mapping{{Protocol: backends.TCP, Internal: netip.AddrPortFrom(here, 80), External: netip.MustParseAddrPort("45.45.45.1:80")}}
 	b := &tableBackend{entries: entries, failure: backends.ErrMalformed}
-	if gone, err := u.take(t.Context(), found{Backend: b, local: here}, u.request(backends.TCP)); len(gone) != 1 || !errors.Is(err, backends.ErrMalformed) {
+	if gone, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(gone) != 1 || !errors.Is(err, backends.ErrMalformed) {
 		t.Errorf("%v, %v", gone, err)
 	}
 	b = &tableBackend{entries: entries, refuse: backends.ErrNotAuthorized}
-	if gone, err := u.take(t.Context(), found{Backend: b, local: here}, u.request(backends.TCP)); len(gone) != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
+	if gone, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(gone) != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("%v, %v", gone, err)
 	}
 }

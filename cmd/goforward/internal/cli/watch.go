@@ -16,8 +16,8 @@ import (
 // How often the gateway is asked for its external address, and how long that may
 // take: not all announce that it is another.
 const (
-	watchEvery   = time.Minute
-	watchPatient = 2 * time.Second
+	pollInterval   = time.Minute
+	pollTimeout = 2 * time.Second
 )
 
 func (a *app) watchCommand() *cobra.Command {
@@ -32,51 +32,51 @@ func (a *app) watchCommand() *cobra.Command {
 }
 
 // errMoved ends the watch of a gateway because the way out is another.
-var errMoved = errors.New("the way out is another")
+var errRouteChanged = errors.New("the way out is another")
 
 // watch follows the gateway, and whichever takes its place, until the context
 // ends. There has to be one at first.
 func (a *app) watch(ctx context.Context) error {
-	a.warns = true
-	w := &watching{app: a, moved: make(chan struct{}, 1)}
+	a.logWarnings = true
+	w := &watchSession{app: a, networkChanged: make(chan struct{}, 1)}
 	var work sync.WaitGroup
 	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	work.Go(func() { w.followNetwork(ctx) })
-	w.at = a.wayOut(&a.settings)
-	err := w.visit(ctx)
-	if err != nil && !errors.Is(err, errMoved) && !w.ends(ctx) {
+	work.Go(func() { w.watchNetwork(ctx) })
+	w.route = a.currentRoute(&a.settings)
+	err := w.watchGateway(ctx)
+	if err != nil && !errors.Is(err, errRouteChanged) && !w.stopped(ctx) {
 		return err
 	}
-	for pause := errandPause; !w.ends(ctx); {
+	for pause := retryDelay; !w.stopped(ctx); {
 		switch {
-		case errors.Is(err, errMoved):
-			pause = errandPause
-		case w.at.reason == "":
-			w.sayFailure(err, time.Now().Add(pause))
-			w.rest(ctx, pause)
-			pause = min(2*pause, longestErrandPause)
+		case errors.Is(err, errRouteChanged):
+			pause = retryDelay
+		case w.route.reason == "":
+			w.printError(err, time.Now().Add(pause))
+			w.wait(ctx, pause)
+			pause = min(2*pause, maxRetryDelay)
 		}
-		for w.at.reason != "" && !w.ends(ctx) { // nobody can be asked
-			w.rest(ctx, longestErrandPause)
-			w.look()
+		for w.route.reason != "" && !w.stopped(ctx) { // nobody can be asked
+			w.wait(ctx, maxRetryDelay)
+			w.checkRoute()
 		}
-		err = w.visit(ctx)
+		err = w.watchGateway(ctx)
 	}
 	return nil
 }
 
 // watching tells what happens to gateways.
-type watching struct {
+type watchSession struct {
 	app      *app
-	moved    chan struct{} // the network changed
-	at       wayOut        // as last told
+	networkChanged    chan struct{} // the network changed
+	route       route        // as last told
 	external netip.Addr    // as last told
 }
 
 // ends reports whether nobody wants to know any more.
-func (w *watching) ends(ctx context.Context) bool {
+func (w *watchSession) stopped(ctx context.Context) bool {
 	select {
 	case <-w.app.stdout.broken:
 		return true
@@ -88,20 +88,20 @@ func (w *watching) ends(ctx context.Context) bool {
 }
 
 // followNetwork notices changes of the network until the context ends.
-func (w *watching) followNetwork(ctx context.Context) {
-	err := w.app.network(ctx, func() {
+func (w *watchSession) watchNetwork(ctx context.Context) {
+	err := w.app.watchNetwork(ctx, func() {
 		select {
-		case w.moved <- struct{}{}:
+		case w.networkChanged <- struct{}{}:
 		default:
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.sayf("Changes of the network are not noticed: %v\n", err)
+		w.app.messagef("Changes of the network are not noticed: %v\n", err)
 	}
 }
 
 // rest waits until it is worth another try.
-func (w *watching) rest(ctx context.Context, d time.Duration) {
+func (w *watchSession) wait(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	for {
@@ -112,8 +112,8 @@ func (w *watching) rest(ctx context.Context, d time.Duration) {
 			return
 		case <-ctx.Done():
 			return
-		case <-w.moved:
-			if w.look() {
+		case <-w.networkChanged:
+			if w.checkRoute() {
 				return
 			}
 		}
@@ -121,56 +121,56 @@ func (w *watching) rest(ctx context.Context, d time.Duration) {
 }
 
 // look tells of the way out where it is another, and reports whether it is.
-func (w *watching) look() bool {
-	now := w.app.wayOut(&w.app.settings)
-	if now == w.at {
+func (w *watchSession) checkRoute() bool {
+	now := w.app.currentRoute(&w.app.settings)
+	if now == w.route {
 		return false
 	}
-	w.at = now
+	w.route = now
 	w.external = netip.Addr{} // of another gateway
-	w.sayGateway(nil)
+	w.printGateway(nil)
 	return true
 }
 
 // visit follows one gateway, until the way out is another or the context ends.
-func (w *watching) visit(ctx context.Context) error {
-	return w.app.withBackends(ctx, inquiry{
-		most: forward.DefaultRequestTimeout,
-		do: func(asking context.Context, s *survey) error {
-			w.sayGateway(s.found)
-			w.ask(asking, s)
-			return w.follow(ctx, s)
+func (w *watchSession) watchGateway(ctx context.Context) error {
+	return w.app.withBackends(ctx, query{
+		timeout: forward.DefaultRequestTimeout,
+		do: func(asking context.Context, s *probeResult) error {
+			w.printGateway(s.available)
+			w.printExternal(asking, s)
+			return w.watchBackends(ctx, s)
 		},
 	})
 }
 
 // noticed is a change that a backend noticed.
-type noticed struct {
-	by     found
+type observedChange struct {
+	by     availableBackend
 	change backends.Change
 }
 
 // follow tells what the backends notice.
-func (w *watching) follow(ctx context.Context, s *survey) error {
+func (w *watchSession) watchBackends(ctx context.Context, s *probeResult) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	changes := make(chan noticed)
-	for _, b := range s.found {
-		work.Go(func() { w.followBackend(ctx, b, changes) })
+	changes := make(chan observedChange)
+	for _, b := range s.available {
+		work.Go(func() { w.watchBackend(ctx, b, changes) })
 	}
-	tick := time.NewTicker(w.app.watchEvery)
+	tick := time.NewTicker(w.app.pollInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case n := <-changes:
-			w.sayChange(n)
+			w.printChange(n)
 		case <-tick.C:
 			w.poll(ctx, s)
-		case <-w.moved:
-			if w.look() {
-				return errMoved
+		case <-w.networkChanged:
+			if w.checkRoute() {
+				return errRouteChanged
 			}
 		case <-w.app.stdout.broken:
 			return nil
@@ -181,49 +181,49 @@ func (w *watching) follow(ctx context.Context, s *survey) error {
 }
 
 // followBackend passes on what a backend notices until the context ends.
-func (w *watching) followBackend(ctx context.Context, b found, to chan<- noticed) {
+func (w *watchSession) watchBackend(ctx context.Context, b availableBackend, to chan<- observedChange) {
 	watcher, is := b.Backend.(backends.Watcher)
 	if !is {
 		return
 	}
 	err := watcher.Watch(ctx, func(c backends.Change) {
 		select {
-		case to <- noticed{b, c}:
+		case to <- observedChange{b, c}:
 		case <-ctx.Done():
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.sayf("%s: not followed any more: %v\n", b.title, err)
+		w.app.messagef("%s: not followed any more: %v\n", b.title, err)
 	}
 }
 
 // ask tells the external address, by the first that knows it.
-func (w *watching) ask(ctx context.Context, s *survey) {
+func (w *watchSession) printExternal(ctx context.Context, s *probeResult) {
 	var failures []error
-	for _, b := range s.found {
+	for _, b := range s.available {
 		addr, err := b.ExternalAddr(ctx)
 		if err == nil {
-			w.sayAddress(b, addr)
+			w.printAddress(b, addr)
 			return
 		}
 		failures = append(failures, err)
 	}
 	if ctx.Err() == nil {
-		w.app.sayf("The external address is not known: %s\n", oneLine(errors.Join(failures...).Error()))
+		w.app.messagef("The external address is not known: %s\n", oneLine(errors.Join(failures...).Error()))
 	}
 }
 
 // poll looks whether the external address is another. PCP has no question for
 // it, but is heard of what its gateway announces.
-func (w *watching) poll(ctx context.Context, s *survey) {
-	ctx, cancel := within(ctx, watchPatient)
+func (w *watchSession) poll(ctx context.Context, s *probeResult) {
+	ctx, cancel := withTimeout(ctx, pollTimeout)
 	defer cancel()
-	for _, b := range s.found {
-		if b.keyed {
+	for _, b := range s.available {
+		if b.usesKey {
 			continue
 		}
 		if addr, err := b.ExternalAddr(ctx); err == nil && addr != w.external {
-			w.sayChange(noticed{b, backends.Change{
+			w.printChange(observedChange{b, backends.Change{
 				Kind: backends.AddressChanged, External: addr, Reason: "the gateway tells another address",
 			}})
 			return

@@ -26,35 +26,35 @@ type watchRecord struct {
 }
 
 // say is something that happened: an object, or a line.
-func (w *watching) say(r watchRecord, text string) {
+func (w *watchSession) print(r watchRecord, text string) {
 	now := time.Now()
 	if w.app.settings.json {
-		r.Time = stamp(now)
-		w.app.object(r)
+		r.Time = jsonTime(now)
+		w.app.printJSON(r)
 		return
 	}
-	w.app.printf("%s %s %s\n", clock(now), strings.ReplaceAll(r.Event, "_", " "), text)
+	w.app.resultf("%s %s %s\n", clockText(now), strings.ReplaceAll(r.Event, "_", " "), text)
 }
 
 // sayGateway tells the way out and, where it was asked, what it answers.
-func (w *watching) sayGateway(answers []found) {
+func (w *watchSession) printGateway(answers []availableBackend) {
 	r := watchRecord{
-		Event: "gateway", Gateway: endpointText(w.at.gateway), Interface: w.at.iface, Local: addrText(w.at.local), Reason: w.at.reason,
+		Event: "gateway", Gateway: endpointText(w.route.gateway), Interface: w.route.iface, Local: addrText(w.route.local), Reason: w.route.reason,
 	}
 	var titles []string
 	for _, b := range answers {
 		r.Protocols = append(r.Protocols, b.name)
 		titles = append(titles, b.title)
 	}
-	text := w.at.text()
+	text := w.route.text()
 	if len(titles) > 0 {
-		text += " speaks " + enumerate(titles)
+		text += " speaks " + joinNames(titles)
 	}
-	w.say(r, text)
+	w.print(r, text)
 }
 
 // addressed adds the external address, where it is known.
-func (r watchRecord) addressed(addr netip.Addr) watchRecord {
+func (r watchRecord) withAddress(addr netip.Addr) watchRecord {
 	if addr.IsValid() {
 		r.IP, r.Scope = &addr, backends.ScopeOf(addr).String()
 	}
@@ -62,15 +62,15 @@ func (r watchRecord) addressed(addr netip.Addr) watchRecord {
 }
 
 // sayAddress tells the external address.
-func (w *watching) sayAddress(b found, addr netip.Addr) {
+func (w *watchSession) printAddress(b availableBackend, addr netip.Addr) {
 	w.external = addr
-	w.say(watchRecord{Event: "address", Gateway: endpointText(b.gateway), Backend: b.name}.addressed(addr),
+	w.print(watchRecord{Event: "address", Gateway: endpointText(b.gateway), Backend: b.name}.withAddress(addr),
 		addrText(addr)+", by "+b.title)
 }
 
 // sayChange tells of a change. Where several notice that the address is another,
 // the first tells.
-func (w *watching) sayChange(n noticed) {
+func (w *watchSession) printChange(n observedChange) {
 	c, before := n.change, w.external
 	if c.External.IsValid() {
 		w.external = c.External
@@ -82,19 +82,19 @@ func (w *watching) sayChange(n noticed) {
 	r := watchRecord{
 		Event:   strings.ReplaceAll(c.Kind.String(), " ", "_"),
 		Gateway: endpointText(n.by.gateway), Backend: n.by.name, Reason: c.Reason,
-	}.addressed(w.external)
+	}.withAddress(w.external)
 	text := endpointText(n.by.gateway) + ", by " + n.by.title
 	if moved {
 		r.Previous = addrText(before)
 		text += ": external address " + addrText(w.external) + ", was " + addrText(before)
 	}
-	w.say(r, text+" ("+oneLine(c.Reason)+")")
+	w.print(r, text+" ("+oneLine(c.Reason)+")")
 }
 
 // sayFailure tells that the gateway is not answered for now.
-func (w *watching) sayFailure(err error, next time.Time) {
+func (w *watchSession) printError(err error, next time.Time) {
 	text := errorText(err)
-	w.say(watchRecord{
-		Event: "error", Gateway: endpointText(w.at.gateway), Reason: text, Kind: classify(err).name, Next: stamp(next),
-	}, oneLine(text)+nextText(next))
+	w.print(watchRecord{
+		Event: "error", Gateway: endpointText(w.route.gateway), Reason: text, Kind: classify(err).name, Next: jsonTime(next),
+	}, oneLine(text)+nextAttemptText(next))
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // watched is a watch under way, on a network that the test changes.
-type watched struct {
+type watchTest struct {
 	t         *testing.T
 	lines     *bufio.Reader
 	interrupt context.CancelFunc
@@ -25,17 +25,17 @@ type watched struct {
 	stderr    bytes.Buffer // to be read when it has ended
 
 	mu      sync.Mutex
-	way     wayOut
+	route     route
 	changed chan struct{}
 }
 
-func startWatch(t *testing.T, way wayOut, every time.Duration, args ...string) *watched {
+func startWatch(t *testing.T, way route, every time.Duration, args ...string) *watchTest {
 	t.Helper()
 	ctx, interrupt := context.WithCancel(t.Context())
 	r, out := io.Pipe()
-	w := &watched{t: t, lines: bufio.NewReader(r), interrupt: interrupt, code: make(chan int, 1), way: way, changed: make(chan struct{}, 1)}
+	w := &watchTest{t: t, lines: bufio.NewReader(r), interrupt: interrupt, code: make(chan int, 1), route: way, changed: make(chan struct{}, 1)}
 	a := newApp(out, &w.stderr)
-	a.watchEvery, a.wayOut, a.network = every, w.at, w.network
+	a.pollInterval, a.currentRoute, a.watchNetwork = every, w.currentRoute, w.watchNetwork
 	go func() {
 		defer func() { _ = out.Close() }()
 		w.code <- a.run(ctx, append([]string{"watch", "--json"}, args...))
@@ -47,13 +47,13 @@ func startWatch(t *testing.T, way wayOut, every time.Duration, args ...string) *
 	return w
 }
 
-func (w *watched) at(*settings) wayOut {
+func (w *watchTest) currentRoute(*settings) route {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.way
+	return w.route
 }
 
-func (w *watched) network(ctx context.Context, notify func()) error {
+func (w *watchTest) watchNetwork(ctx context.Context, notify func()) error {
 	for {
 		select {
 		case <-w.changed:
@@ -65,15 +65,15 @@ func (w *watched) network(ctx context.Context, notify func()) error {
 }
 
 // move changes the network.
-func (w *watched) move(way wayOut) {
+func (w *watchTest) setRoute(way route) {
 	w.mu.Lock()
-	w.way = way
+	w.route = way
 	w.mu.Unlock()
 	w.changed <- struct{}{}
 }
 
 // next is what it tells next, which is to be of a kind.
-func (w *watched) next(event string) watchRecord {
+func (w *watchTest) next(event string) watchRecord {
 	w.t.Helper()
 	line, err := w.lines.ReadBytes('\n')
 	if err != nil {
@@ -86,7 +86,7 @@ func (w *watched) next(event string) watchRecord {
 	return r
 }
 
-func (w *watched) finish() {
+func (w *watchTest) finish() {
 	w.t.Helper()
 	w.interrupt()
 	if code := <-w.code; code != exitDone || w.stderr.Len() > 0 {
@@ -95,12 +95,12 @@ func (w *watched) finish() {
 }
 
 // The way out is another, then there is none, then it is back.
-func TestWatchMoves(t *testing.T) {
+func TestWatchRouteChanges(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
-	home := wayOut{gateway: gw.Addr(), iface: "eth0", local: netip.MustParseAddr("127.0.0.1")}
+	home := route{gateway: gw.Addr(), iface: "eth0", local: netip.MustParseAddr("127.0.0.1")}
 	w := startWatch(t, home, time.Hour, "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "natpmp")
-	arrives := func(way wayOut) {
+	arrives := func(way route) {
 		t.Helper()
 		r := w.next("gateway")
 		if len(r.Protocols) == 0 && r.Interface == way.iface {
@@ -115,24 +115,24 @@ func TestWatchMoves(t *testing.T) {
 	}
 	arrives(home)
 	w.changed <- struct{}{} // of something else
-	wifi := wayOut{gateway: gw.Addr(), iface: "wlan0", local: netip.MustParseAddr("127.0.0.2")}
-	w.move(wifi)
+	wifi := route{gateway: gw.Addr(), iface: "wlan0", local: netip.MustParseAddr("127.0.0.2")}
+	w.setRoute(wifi)
 	arrives(wifi)
-	w.move(wayOut{reason: "no route"})
+	w.setRoute(route{reason: "no route"})
 	if r := w.next("gateway"); r.Gateway != "" || r.Reason != "no route" {
 		t.Errorf("%+v", r)
 	}
-	w.move(home)
+	w.setRoute(home)
 	arrives(home)
 	w.finish()
 }
 
 // A gateway that is gone is looked for, and one that does not announce that its
 // address is another is asked.
-func TestWatchAsks(t *testing.T) {
+func TestWatchPolls(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{Announce: netip.MustParseAddrPort("127.0.0.1:0")})
-	at := wayOut{gateway: gw.Addr()}
+	at := route{gateway: gw.Addr()}
 	w := startWatch(t, at, 10*time.Millisecond, "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "natpmp", "--timeout", "1")
 	w.next("gateway")
 	w.next("address")
@@ -141,7 +141,7 @@ func TestWatchAsks(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	remove := gw.Inject(gatewaytest.Fault{Drop: true})
-	w.move(wayOut{gateway: gw.Addr(), iface: "eth0"})
+	w.setRoute(route{gateway: gw.Addr(), iface: "eth0"})
 	w.next("gateway")
 	if r := w.next("error"); r.Kind != "no_reply" || r.Next == "" || r.Reason == "" {
 		t.Errorf("%+v", r)
@@ -160,13 +160,13 @@ func TestWatchAsks(t *testing.T) {
 
 // Several backends notice that the address is another: it is told once. What else
 // they notice is told of each.
-func TestWatchTellsOnce(t *testing.T) {
+func TestWatchDeduplicatesChanges(t *testing.T) {
 	t.Parallel()
 	var stdout, stderr bytes.Buffer
-	w := &watching{app: newApp(&stdout, &stderr)}
-	by := found{opener: opener{name: "pcp", title: "PCP"}, gateway: netip.MustParseAddrPort("192.0.2.1:0")}
+	w := &watchSession{app: newApp(&stdout, &stderr)}
+	by := availableBackend{protocol: protocol{name: "pcp", title: "PCP"}, gateway: netip.MustParseAddrPort("192.0.2.1:0")}
 	first, second := netip.MustParseAddr("45.45.45.1"), netip.MustParseAddr("45.45.45.9")
-	w.sayAddress(by, first)
+	w.printAddress(by, first)
 	for _, c := range []backends.Change{
 		{Kind: backends.AddressChanged, External: first, Reason: "no news"},
 		{Kind: backends.AddressChanged, External: second, Reason: "a"},
@@ -174,7 +174,7 @@ func TestWatchTellsOnce(t *testing.T) {
 		{Kind: backends.Restarted, Reason: "b\nc"},
 		{Kind: backends.Restarted, External: first, Reason: "d"},
 	} {
-		w.sayChange(noticed{by, c})
+		w.printChange(observedChange{by, c})
 	}
 	got := regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d `).ReplaceAllString(stdout.String(), "")
 	const want = `address 45.45.45.1, by PCP
@@ -187,17 +187,17 @@ restarted 192.0.2.1, by PCP: external address 45.45.45.1, was 45.45.45.9 (d)
 	}
 }
 
-func TestWayOutOf(t *testing.T) {
+func TestCurrentRoute(t *testing.T) {
 	t.Parallel()
 	named := netip.MustParseAddrPort("127.0.0.1:5351") // which no way leads to
-	if got := wayOutOf(&settings{gateway: named}); got != (wayOut{gateway: named}) || got.text() != named.String() {
+	if got := currentRoute(&settings{gateway: named}); got != (route{gateway: named}) || got.text() != named.String() {
 		t.Errorf("%+v: %s", got, got.text())
 	}
-	got := wayOutOf(&settings{iface: "no-such-interface"})
+	got := currentRoute(&settings{iface: "no-such-interface"})
 	if got.gateway.IsValid() || got.reason == "" || got.text() != "none: "+got.reason {
 		t.Errorf("%+v: %s", got, got.text())
 	}
-	for want, w := range map[string]wayOut{
+	for want, w := range map[string]route{
 		"192.0.2.1 by eth0, from 192.0.2.9": {
 			gateway: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), 0), iface: "eth0", local: netip.MustParseAddr("192.0.2.9"),
 		},
