@@ -6,52 +6,52 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/netbind"
-	"github.com/spf13/cobra"
 )
 
-// Run executes a command line, without the program's name, and returns the exit
-// code. The end of the context is the interrupt: it ends whatever is under way,
-// and lets map --hold take its mapping away.
+// Run executes a command line, without the name of the program, and returns the exit code. If
+// ctx is cancelled, the command is interrupted: it stops what it is doing, and map --hold
+// deletes its mapping.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return newApp(stdout, stderr).run(ctx, args)
 }
 
-// app is one execution.
+// app is one execution of the program.
 type app struct {
 	stdout, stderr *stream
 	settings       settings
-	parsed        bool // the command line was understood
+	parsed         bool // the command line was parsed
 
-	// What the outside world is asked through.
-	protocols []protocol
-	keyFile func() (string, error)
-	defaultRoutes  func() (all, used []discover.Gateway, err error)
+	// Access to the system and the network; tests replace these fields.
+	protocols     []protocol
+	keyFile       func() (string, error)
+	defaultRoutes func() (all, used []discover.Gateway, err error)
 	currentRoute  func(*settings) route
-	watchNetwork func(ctx context.Context, notify func()) error // discover.Watch
+	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
 
-	pollInterval time.Duration // how often watch asks
-	logWarnings      bool          // also without -v
+	pollInterval time.Duration // interval between two requests for the address in watch
+	logWarnings  bool          // log warnings without -v too
 }
 
 func newApp(stdout, stderr io.Writer) *app {
 	return &app{
-		stdout:  newStream(stdout),
-		stderr:  newStream(stderr),
-		protocols: protocols,
-		keyFile: keyFile,
-		defaultRoutes:  systemDefaultRoutes,
+		stdout:        newStream(stdout),
+		stderr:        newStream(stderr),
+		protocols:     protocols,
+		keyFile:       keyFile,
+		defaultRoutes: systemDefaultRoutes,
 		currentRoute:  currentRoute,
-		watchNetwork: discover.Watch,
+		watchNetwork:  discover.Watch,
 
 		pollInterval: pollInterval,
 	}
@@ -59,9 +59,9 @@ func newApp(stdout, stderr io.Writer) *app {
 
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
-	root.SetArgs(append([]string{}, args...)) // nil would be those of the process
+	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
 	err := root.ExecuteContext(ctx)
-	// That the output cannot be written is not to be taken for a word of cobra's.
+	// If writing to stdout fails within cobra, the error is not a usage error.
 	if failure := a.stdout.writeError(); failure != nil && (err == nil || !a.parsed) {
 		err = failure
 	} else if err != nil && !a.parsed {
@@ -74,7 +74,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return a.reportError(ctx, err)
 }
 
-// understood makes what cobra says of a command line an error of ours.
+// usageErrorOf makes a usage error of an error that cobra returned.
 func usageErrorOf(err error) error {
 	if usage := (*usageError)(nil); errors.As(err, &usage) {
 		return err
@@ -82,7 +82,7 @@ func usageErrorOf(err error) error {
 	return usagef("%v", err)
 }
 
-// commandOf is what to ask for help about.
+// helpCommand returns the command whose --help the user should read.
 func helpCommand(root *cobra.Command, args []string) string {
 	if cmd, _, err := root.Find(args); err == nil {
 		return cmd.CommandPath()
@@ -90,7 +90,7 @@ func helpCommand(root *cobra.Command, args []string) string {
 	return root.CommandPath()
 }
 
-// root is the whole tree of commands, with no state but the app's.
+// root returns the whole tree of commands. It has no state except that of the app.
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:     "goforward",
@@ -112,7 +112,7 @@ func (a *app) root() *cobra.Command {
 		a.watchCommand(), a.demoCommand())
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
-		help.Args = func(_ *cobra.Command, args []string) error { // cobra would print what it does not know, and exit with 0
+		help.Args = func(_ *cobra.Command, args []string) error { // cobra would print a message for an unknown command, and exit with 0
 			_, _, err := root.Find(args)
 			return err
 		}
@@ -120,7 +120,7 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
-// version is that of the module, as the go command recorded it.
+// version is the version of the module that the go command recorded.
 func version() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
@@ -128,13 +128,13 @@ func version() string {
 	return "(unknown version)"
 }
 
-// settings are the flags of every command.
+// settings are the flags that all commands share.
 type settings struct {
 	gateway   netip.AddrPort
 	iface     string
 	source    netip.Addr
 	igd       string
-	backends     []string
+	backends  []string
 	timeout   time.Duration
 	announce  netip.AddrPort
 	ssdp      netip.AddrPort
@@ -143,48 +143,48 @@ type settings struct {
 	verbosity int
 }
 
-// register makes the settings flags of a command and all below it.
-func (s *settings) register(cmd *cobra.Command, openers []protocol) {
+// register adds the flags to a command and its subcommands.
+func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	f := cmd.PersistentFlags()
 	f.SortFlags = false
 	f.VarP(&flagValue[netip.AddrPort]{target: &s.gateway, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "gateway", "g",
-		"gateway to ask (default: the one that leads to the internet)")
-	f.StringVar(&s.iface, "interface", "", "`NAME` of the interface to leave by")
+		"address of the gateway (default: the gateway of the default route)")
+	f.StringVar(&s.iface, "interface", "", "`NAME` of the interface to use")
 	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseAddr}, "source",
-		"local address to ask from, which is the one that gets the mappings")
+		"local address to send requests from; mappings lead to this address")
 	f.Var(&flagValue[string]{target: &s.igd, typeName: "URL", parse: parseIGD}, "igd-url",
-		"description of the UPnP device to use; its host is the gateway where none is named")
-	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(openers)}, "backend",
-		"protocols to speak, separated by commas, the preferred first: "+strings.Join(protocolNames(openers), ", "))
+		"URL of the UPnP device description to use; without --gateway, its host is the gateway")
+	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(known)}, "backend",
+		"protocols to use, separated by commas, the preferred one first: "+strings.Join(protocolNames(known), ", "))
 	f.Var(&flagValue[time.Duration]{target: &s.timeout, typeName: "SECONDS", parse: parseSeconds}, "timeout",
 		"how long to wait for the gateway: seconds, or a duration such as 500ms")
-	f.BoolVar(&s.json, "json", false, "one JSON object a line on stdout")
-	f.CountVarP(&s.verbosity, "verbose", "v", "tell on stderr what happens; -vv tells all")
-	// For gateways that are tests: those of a network are where the standards say.
+	f.BoolVar(&s.json, "json", false, "print one JSON object per line on stdout")
+	f.CountVarP(&s.verbosity, "verbose", "v", "log to stderr; -vv logs everything")
+	// For test gateways only: the gateways of a real network use the standard addresses.
 	f.Var(&flagValue[netip.AddrPort]{target: &s.announce, typeName: "ADDR:PORT", parse: parseEndpoint}, "announce",
-		"where to listen for announcements")
+		"address to listen on for announcements")
 	f.Var(&flagValue[netip.AddrPort]{target: &s.ssdp, typeName: "ADDR:PORT", parse: parseEndpoint}, "ssdp",
-		"where to search for UPnP devices")
+		"address to search for UPnP devices")
 	f.Var(&flagValue[netip.AddrPort]{target: &s.notify, typeName: "ADDR:PORT", parse: parseEndpoint}, "notify",
-		"where to listen for notifications of UPnP devices")
+		"address to listen on for notifications of UPnP devices")
 	for _, name := range []string{"announce", "ssdp", "notify"} {
 		_ = f.MarkHidden(name)
 	}
-	_ = cmd.RegisterFlagCompletionFunc("backend", completeList(protocolNames(openers)))
+	_ = cmd.RegisterFlagCompletionFunc("backend", completeList(protocolNames(known)))
 	_ = cmd.RegisterFlagCompletionFunc("interface", completeInterfaces)
 	for _, name := range []string{"gateway", "source", "igd-url", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 }
 
-// orderParser reads a list of protocols.
-func backendListParser(openers []protocol) func(string) ([]string, error) {
+// backendListParser returns a parser for a list of protocol names.
+func backendListParser(known []protocol) func(string) ([]string, error) {
 	return func(s string) ([]string, error) {
-		known := protocolNames(openers)
+		names := protocolNames(known)
 		var order []string
 		for name := range strings.SplitSeq(s, ",") {
-			if name = strings.ToLower(strings.TrimSpace(name)); !slices.Contains(known, name) {
-				return nil, fmt.Errorf("no backend %q: there is %s", name, strings.Join(known, ", "))
+			if name = strings.ToLower(strings.TrimSpace(name)); !slices.Contains(names, name) {
+				return nil, fmt.Errorf("no backend %q: choose from %s", name, strings.Join(names, ", "))
 			}
 			if !slices.Contains(order, name) {
 				order = append(order, name)
@@ -194,7 +194,7 @@ func backendListParser(openers []protocol) func(string) ([]string, error) {
 	}
 }
 
-// named is the gateway that was, or the zero value.
+// namedGateway returns the address from --gateway or --igd-url, or the zero value.
 func (s *settings) namedGateway() netip.AddrPort {
 	if host, err := igdHost(s.igd); err == nil && !s.gateway.IsValid() {
 		return netip.AddrPortFrom(host, 0)
@@ -202,7 +202,7 @@ func (s *settings) namedGateway() netip.AddrPort {
 	return s.gateway
 }
 
-// checkSource refuses a source address that this host does not have.
+// checkSource returns an error if this host does not have the --source address.
 func (s *settings) checkSource() error {
 	if s.source.IsValid() && !netbind.HasAddr(s.source) {
 		return usagef("--source %v is not an address of this host", s.source)
@@ -210,8 +210,8 @@ func (s *settings) checkSource() error {
 	return nil
 }
 
-// config is what the facade is told. A timeout that was asked for bounds the
-// whole call and the discovery within it.
+// config returns the configuration of the Forwarder. --timeout bounds the whole call,
+// including discovery.
 func (a *app) config() *forward.Config {
 	s := &a.settings
 	return &forward.Config{
@@ -221,7 +221,7 @@ func (a *app) config() *forward.Config {
 	}
 }
 
-// logger is nil where nobody asked for one.
+// logger returns nil if nothing is to be logged.
 func (a *app) logger() *slog.Logger {
 	level := slog.LevelInfo
 	switch a.settings.verbosity {
@@ -235,22 +235,4 @@ func (a *app) logger() *slog.Logger {
 		level = slog.LevelDebug
 	}
 	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
-}
-
-func completeList(values []string) cobra.CompletionFunc {
-	return func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		return values, cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-func completeInterfaces(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	var names []string
-	for _, ifi := range interfaces {
-		names = append(names, ifi.Name)
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

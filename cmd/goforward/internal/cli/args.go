@@ -4,22 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 )
 
-// value is a flag whose text has a form of its own.
+// flagValue is a flag whose text has its own format.
 type flagValue[T any] struct {
-	target    *T
-	typeName  string
-	parse func(string) (T, error)
-	text  string
+	target   *T
+	typeName string
+	parse    func(string) (T, error)
+	text     string
 }
 
 func (v *flagValue[T]) String() string { return v.text }
@@ -34,7 +37,7 @@ func (v *flagValue[T]) Set(s string) error {
 	return nil
 }
 
-// parseEndpoint reads an address with or without a port, which is 0 then.
+// parseEndpoint reads an address with an optional port. Without it, the port is 0.
 func parseEndpoint(s string) (netip.AddrPort, error) {
 	if ap, err := netip.ParseAddrPort(s); err == nil {
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
@@ -54,7 +57,8 @@ func parseAddr(s string) (netip.Addr, error) {
 	return addr.Unmap(), nil
 }
 
-// parseIGD reads the URL of a device description, as the backend takes it.
+// parseIGD checks the URL of a device description: it must be one that the UPnP backend
+// accepts.
 func parseIGD(s string) (string, error) {
 	b, err := upnp.New(upnp.Config{URL: s})
 	if err != nil || s == "" {
@@ -63,7 +67,7 @@ func parseIGD(s string) (string, error) {
 	return s, b.Close()
 }
 
-// igdHost is the address in such a URL.
+// igdHost returns the IP address in such a URL.
 func igdHost(s string) (netip.Addr, error) {
 	u, err := url.Parse(s)
 	if err != nil {
@@ -72,7 +76,7 @@ func igdHost(s string) (netip.Addr, error) {
 	return parseAddr(u.Hostname())
 }
 
-// parseSeconds reads plain seconds, as natpmpc does, or a duration.
+// parseSeconds reads a number of seconds, like natpmpc, or a duration.
 func parseSeconds(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if n, numErr := strconv.ParseUint(s, 10, 32); numErr == nil {
@@ -82,13 +86,13 @@ func parseSeconds(s string) (time.Duration, error) {
 	case err != nil:
 		return 0, fmt.Errorf("want seconds, or a duration such as 90m")
 	case d <= 0:
-		return 0, fmt.Errorf("want more than nothing")
+		return 0, fmt.Errorf("want more than 0")
 	}
 	return d, nil
 }
 
-// parseLifetime is parseSeconds with what the protocols cannot carry left out.
-// Zero deletes on their wire, which here is unmap's to do.
+// parseLifetime reads a lifetime like parseSeconds, or "forever". It rejects lifetimes that
+// the protocols cannot carry. On the wire, 0 deletes a mapping; goforward unmap does that.
 func parseLifetime(s string) (time.Duration, error) {
 	if s == "forever" {
 		return backends.Forever, nil
@@ -97,35 +101,34 @@ func parseLifetime(s string) (time.Duration, error) {
 	const longest = math.MaxUint32 * time.Second
 	switch {
 	case s == "0":
-		return 0, fmt.Errorf("want more than nothing: to take a mapping away, goforward unmap")
+		return 0, fmt.Errorf("want more than 0; to delete a mapping, use goforward unmap")
 	case err == nil && d > longest:
 		return 0, fmt.Errorf("want at most %d seconds, or forever", uint32(math.MaxUint32))
 	}
 	return d, err
 }
 
-// parseProtocols reads the name or number of a protocol, or both, which is TCP
-// and UDP as a unit.
+// parseProtocols reads the name or number of a protocol, or "both": TCP and UDP as a unit.
 func parseProtocols(s string) ([]backends.Protocol, error) {
 	if strings.EqualFold(s, "both") {
 		return []backends.Protocol{backends.TCP, backends.UDP}, nil
 	}
 	p, err := backends.ParseProtocol(s)
 	if err != nil {
-		return nil, fmt.Errorf("no protocol %q: want tcp, udp, both, or another's name or number", s)
+		return nil, fmt.Errorf("no protocol %q: want tcp, udp, both, or the name or number of another protocol", s)
 	}
 	return []backends.Protocol{p}, nil
 }
 
-// ports are what the arguments of map and unmap name.
+// ports are the ports and protocols that the arguments of map and unmap name.
 type ports struct {
-	external  uint16              // 0: no wish
+	external  uint16              // 0: any
 	internal  uint16              // 0: none named
 	protocols []backends.Protocol // nil: none named
 }
 
-// parsePorts reads INTERNAL, EXTERNAL:INTERNAL, either with /PROTOCOL behind it,
-// or PUBLIC PRIVATE, two plain numbers as natpmpc and py-natpmp have them.
+// parsePorts reads INTERNAL or EXTERNAL:INTERNAL, each optionally followed by /PROTOCOL. It
+// also reads PUBLIC PRIVATE, the two plain numbers of natpmpc and py-natpmp.
 func parsePorts(args []string) (ports, error) {
 	switch len(args) {
 	case 0:
@@ -134,17 +137,17 @@ func parsePorts(args []string) (ports, error) {
 		return parsePortArg(args[0])
 	case 2:
 		if strings.ContainsAny(args[0]+args[1], ":/") {
-			return ports{}, usagef("%q %q: two arguments are PUBLIC PRIVATE, plain numbers", args[0], args[1])
+			return ports{}, usagef("%q %q: two arguments must be PUBLIC PRIVATE, both plain numbers", args[0], args[1])
 		}
 		return parsePair(args[0], args[1])
 	}
-	return ports{}, usagef("%d arguments: one port at a time", len(args))
+	return ports{}, usagef("%d arguments: name one port at a time", len(args))
 }
 
 func parsePortArg(s string) (p ports, err error) {
-	numbers, protocol, named := strings.Cut(s, "/")
+	numbers, name, named := strings.Cut(s, "/")
 	if named {
-		if p.protocols, err = parseProtocols(protocol); err != nil {
+		if p.protocols, err = parseProtocols(name); err != nil {
 			return ports{}, usagef("%v", err)
 		}
 	}
@@ -164,8 +167,8 @@ func parsePair(external, internal string) (p ports, err error) {
 	if p.internal, err = parsePort(internal); err != nil {
 		return ports{}, err
 	}
-	if p.internal == 0 { // means all ports on the wire
-		return ports{}, usagef("internal port 0: name one, or leave the ports out for a free one")
+	if p.internal == 0 { // on the wire, 0 means all ports
+		return ports{}, usagef("internal port 0 is not valid: name a port, or omit the ports to use a free one")
 	}
 	return p, nil
 }
@@ -173,15 +176,15 @@ func parsePair(external, internal string) (p ports, err error) {
 func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil {
-		return 0, usagef("%q is no port: want a number up to 65535, as in 8080, 80:8080 or 80:8080/udp", s)
+		return 0, usagef("%q is not a port: want a number up to 65535, as in 8080, 80:8080 or 80:8080/udp", s)
 	}
 	return uint16(n), nil
 }
 
-// splitCommand reads a command line as words apart by spaces, tabs or newlines.
-// Between single quotes all stands for itself; between double quotes a backslash
-// takes the meaning of a double quote or backslash behind it, and elsewhere that
-// of any character. There is no shell: no variables, no patterns, no pipes.
+// splitCommand splits a command line into words at spaces, tabs and newlines. Single quotes
+// keep all characters between them. Between double quotes, a backslash escapes a double quote
+// or a backslash; outside of quotes, it escapes any character. There is no shell: variables,
+// patterns and pipes have no meaning.
 func splitCommand(s string) ([]string, error) {
 	words := commandSplitter{}
 	for _, r := range s {
@@ -196,13 +199,13 @@ func splitCommand(s string) ([]string, error) {
 	return words.words, nil
 }
 
-// commandWords are the words of a command line, as far as it is read.
+// commandSplitter holds the words of a command line that is being read.
 type commandSplitter struct {
-	words    []string
+	words   []string
 	word    strings.Builder
-	inWord  bool // a word, which may be empty
-	quote   rune // that is open, or 0
-	escaped bool // by a backslash
+	inWord  bool // in a word, which may be empty
+	quote   rune // the open quote, or 0
+	escaped bool // the last character was a backslash that escapes the next one
 }
 
 // add reads one character.
@@ -228,7 +231,7 @@ func (w *commandSplitter) add(r rune) {
 	}
 }
 
-// next ends a word, if there is one.
+// next completes the current word, if there is one.
 func (w *commandSplitter) next() {
 	if w.inWord {
 		w.words = append(w.words, w.word.String())
@@ -237,14 +240,36 @@ func (w *commandSplitter) next() {
 	w.inWord = false
 }
 
-// end ends the last word.
+// finish completes the last word.
 func (w *commandSplitter) finish() error {
 	switch {
 	case w.quote != 0:
 		return errors.New("a quote " + string(w.quote) + " is not closed")
 	case w.escaped:
-		return errors.New("there is nothing behind the last backslash")
+		return errors.New("there is nothing after the last backslash")
 	}
 	w.next()
 	return nil
+}
+
+func completeList(values []string) cobra.CompletionFunc {
+	return func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return values, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func completeInterfaces(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, ifi := range interfaces {
+		names = append(names, ifi.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func completeFiles(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveDefault
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -16,148 +17,147 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// way is a gateway and how to ask it.
+// target is a gateway, with the addresses and settings that its backends need.
 type target struct {
-	gateway netip.AddrPort // port 0: the protocol's own
-	iface   string
-	source  netip.Addr
-	nonceKey     []byte         // that PCP nonces are derived from; nil: none
-	igdURL     string         // the description of its UPnP device; empty: it is searched for
-	ssdp    netip.AddrPort // where that is done; the zero value: where the standard says
+	gateway  netip.AddrPort // port 0: the default port of the protocol
+	iface    string
+	source   netip.Addr
+	nonceKey []byte         // PCP nonces are derived from it; nil: none
+	igdURL   string         // URL of its UPnP description; empty: search for it
+	ssdp     netip.AddrPort // address of the search; the zero value: the standard address
 
-	// Where to listen for what is announced; the zero values: where the standards say.
+	// Addresses to listen on for announcements and notifications. The zero values mean the
+	// standard addresses.
 	announce, notify netip.AddrPort
 }
 
-// opener makes the backend of one protocol for a gateway, without I/O: for what
-// the facade has no call for, because it only knows the mappings of its process.
+// protocol opens backends of one protocol. The commands need backends for requests that a
+// Forwarder does not offer, because it handles only the mappings of its own process.
 type protocol struct {
-	name  string
-	title string // for people
-	open  func(*app, target) (probedBackend, error)
-	ipv6  bool // it is for gateways of that family too
-	usesKey bool // mappings have a secret, which is derived from the user's key
+	name    string
+	title   string // name for people
+	open    func(*app, target) (probedBackend, error)
+	ipv6    bool // the protocol supports IPv6 gateways too
+	usesKey bool // its mappings have a secret that is derived from the user's key
 }
 
-// speaker is a backend, and the question that tells whether it is spoken, with
-// the external address where the answer has that.
+// probedBackend is a backend with a request that tests whether the gateway supports its
+// protocol. probe also returns the external address if the response has it.
 type probedBackend struct {
 	backends.Backend
 	probe func(context.Context) (netip.Addr, error)
-	// devices finds all that speak it, the preferred first. Nil: the gateway is
-	// the only one.
+	// devices returns all devices of the protocol, the preferred one first. It is nil if the
+	// gateway is the only device.
 	devices func(context.Context) ([]upnp.Gateway, error)
 }
 
-// openers are those of all protocols of the facade.
+// protocols are all protocols of the forward package.
 var protocols = func() (out []protocol) {
 	for _, p := range gateway.Protocols {
-		out = append(out, protocol{name: p.Name, title: p.Title, ipv6: p.IPv6, usesKey: p.Keyed, open: func(a *app, w target) (probedBackend, error) {
-			return openBackend(p, a, w)
+		out = append(out, protocol{name: p.Name, title: p.Title, ipv6: p.IPv6, usesKey: p.Keyed, open: func(a *app, t target) (probedBackend, error) {
+			return openBackend(p, a, t)
 		}})
 	}
 	return out
 }()
 
-// searchTime bounds the search for UPnP devices, which may take a second to
-// answer.
+// searchTimeout bounds the search for UPnP devices, which may take a second to respond.
 const searchTimeout = 1500 * time.Millisecond
 
-func openBackend(p gateway.Protocol, a *app, w target) (probedBackend, error) {
+func openBackend(p gateway.Protocol, a *app, t target) (probedBackend, error) {
 	config := gateway.BackendConfig{
-		Interface: w.iface, Announce: w.announce, Nonce: string(w.nonceKey), SSDP: w.ssdp, Notify: w.notify, Wait: searchTimeout,
+		Interface: t.iface, Announce: t.announce, Nonce: string(t.nonceKey), SSDP: t.ssdp, Notify: t.notify, Wait: searchTimeout,
 	}
-	if t := a.settings.timeout; t != 0 {
-		config.Wait = min(searchTimeout, t/2) // there is more to do
+	if timeout := a.settings.timeout; timeout != 0 {
+		config.Wait = min(searchTimeout, timeout/2) // other requests follow the search
 	}
-	if host, err := igdHost(w.igdURL); err == nil && host.Is4() == w.gateway.Addr().Is4() {
-		config.URL = w.igdURL
+	if host, err := igdHost(t.igdURL); err == nil && host.Is4() == t.gateway.Addr().Is4() {
+		config.URL = t.igdURL
 	}
-	b, err := p.Open(config, gateway.Key{Gateway: w.gateway, Local: w.source}, a.logger())
+	b, err := p.Open(config, gateway.Key{Gateway: t.gateway, Local: t.source}, a.logger())
 	if err != nil {
 		return probedBackend{}, err
 	}
-	s := probedBackend{Backend: b, probe: probeWithoutAddr(b.Probe)}
+	probed := probedBackend{Backend: b, probe: probeWithoutAddr(b.Probe)}
 	switch b := b.(type) {
 	case *natpmp.Backend:
-		s.probe = b.ExternalAddr // is what Probe asks, too; the others tell it only with a mapping
+		probed.probe = b.ExternalAddr // Probe sends the same request; the other protocols report the address only with a mapping
 	case *upnp.Backend:
-		s.devices = b.Gateways
+		probed.devices = b.Gateways
 	}
-	return s, nil
+	return probed, nil
 }
 
-// probe is a question whose answer does not have the external address.
-func probeWithoutAddr(ask func(context.Context) error) func(context.Context) (netip.Addr, error) {
-	return func(ctx context.Context) (netip.Addr, error) { return netip.Addr{}, ask(ctx) }
+// probeWithoutAddr makes a probe of a request whose response has no external address.
+func probeWithoutAddr(request func(context.Context) error) func(context.Context) (netip.Addr, error) {
+	return func(ctx context.Context) (netip.Addr, error) { return netip.Addr{}, request(ctx) }
 }
 
-func protocolNames(openers []protocol) []string {
+func protocolNames(ps []protocol) []string {
 	var names []string
-	for _, o := range openers {
-		names = append(names, o.name)
+	for _, p := range ps {
+		names = append(names, p.name)
 	}
 	return names
 }
 
-// wanted are the openers that --backend leaves, in its order.
+// selectedProtocols returns the protocols that --backend selects, in its order.
 func (a *app) selectedProtocols() []protocol {
 	if a.settings.backends == nil {
 		return a.protocols
 	}
 	var out []protocol
 	for _, name := range a.settings.backends {
-		if i := slices.IndexFunc(a.protocols, func(o protocol) bool { return o.name == name }); i >= 0 {
+		if i := slices.IndexFunc(a.protocols, func(p protocol) bool { return p.name == name }); i >= 0 {
 			out = append(out, a.protocols[i])
 		}
 	}
 	return out
 }
 
-// found is a backend that the gateway answered.
+// availableBackend is a backend whose protocol the gateway supports.
 type availableBackend struct {
 	protocol
 	backends.Backend
-	gateway netip.AddrPort
-	localAddr   netip.Addr // what the gateway sees this host as
+	gateway   netip.AddrPort
+	localAddr netip.Addr // the address of this host towards the gateway
 }
 
-// survey is what came of asking the gateway.
+// probeResult is the result of probing the gateway.
 type probeResult struct {
-	gateway netip.AddrPort
-	available   []availableBackend // the preferred first
-	unavailable  []unavailableBackend
+	gateway     netip.AddrPort
+	available   []availableBackend // the preferred one first
+	unavailable []unavailableBackend
 }
 
-// silent is a backend that the gateway did not answer, or not well.
+// unavailableBackend is a backend that got no reply, or an unusable one.
 type unavailableBackend struct {
 	availableBackend
 	err error
 }
 
-// silence is why there is no backend.
-func (s *probeResult) err() error {
+// err returns the reasons why no backend is available.
+func (r *probeResult) err() error {
 	var errs []error
-	for _, b := range s.unavailable {
+	for _, b := range r.unavailable {
 		errs = append(errs, b.err)
 	}
 	return errors.Join(errs...)
 }
 
-// lateTime bounds the question to a backend that the facade had no need to ask.
+// probeTimeout bounds the probe of a backend that the Forwarder did not need to probe.
 const probeTimeout = 500 * time.Millisecond
 
-// inquiry is how to look for backends, and what for.
+// query has the options for finding backends, and what to do with them.
 type query struct {
-	options    []forward.Option            // to the gateway
-	key    []byte                      // that PCP nonces are derived from; nil: none
-	timeout   time.Duration               // bounds all of it, unless --timeout does
-	sufficient func(backends.Backend) bool // one that answers and is this will do; nil: none
-	do     func(context.Context, *probeResult) error
+	options    []forward.Option            // options that select the gateway
+	key        []byte                      // PCP nonces are derived from it; nil: none
+	timeout    time.Duration               // bounds all requests, unless --timeout is set
+	sufficient func(backends.Backend) bool // reports whether an available backend is enough, so that the others need not reply; nil: wait for all
+	do         func(context.Context, *probeResult) error
 }
 
-// withBackends finds the gateway as the facade does, and does something with the
-// backends that it answers.
+// withBackends finds the gateway like a Forwarder, and calls q.do with its available backends.
 func (a *app) withBackends(ctx context.Context, q query) error {
 	if err := a.settings.checkSource(); err != nil {
 		return err
@@ -179,51 +179,51 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 			return err
 		}
 	}
-	w := target{
+	t := target{
 		gateway: g.Addr, iface: g.Interface, source: g.Local, nonceKey: q.key, igdURL: a.settings.igd,
 		ssdp: a.settings.ssdp, announce: a.settings.announce, notify: a.settings.notify,
 	}
 	var all []availableBackend
-	var speakers []probedBackend
-	for _, o := range a.selectedProtocols() {
-		if w.gateway.Addr().Is6() && !o.ipv6 {
+	var probed []probedBackend
+	for _, p := range a.selectedProtocols() {
+		if t.gateway.Addr().Is6() && !p.ipv6 {
 			continue
 		}
-		s, err := o.open(a, w)
+		b, err := p.open(a, t)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = s.Close() }()
-		all, speakers = append(all, availableBackend{o, s.Backend, w.gateway, local}), append(speakers, s)
+		defer func() { _ = b.Close() }()
+		all, probed = append(all, availableBackend{p, b.Backend, t.gateway, local}), append(probed, b)
 	}
-	s := &probeResult{gateway: w.gateway}
-	for i, err := range probeAll(ctx, speakers, g.Backends, q.sufficient) {
+	result := &probeResult{gateway: t.gateway}
+	for i, err := range probeAll(ctx, probed, g.Backends, q.sufficient) {
 		if err == nil {
-			s.available = append(s.available, all[i])
+			result.available = append(result.available, all[i])
 		} else {
-			s.unavailable = append(s.unavailable, unavailableBackend{all[i], err})
+			result.unavailable = append(result.unavailable, unavailableBackend{all[i], err})
 		}
 	}
-	if len(s.available) == 0 { // it answered the facade a moment ago
-		return s.err()
+	if len(result.available) == 0 { // although the gateway replied to the Forwarder a moment ago
+		return result.err()
 	}
-	return q.do(ctx, s)
+	return q.do(ctx, result)
 }
 
-// askAll asks the backends at once that are not known to be answered. The gateway
-// was not asked about all: any of them may be what made a mapping. Where one will
-// do, the others are not waited for.
-func probeAll(ctx context.Context, speakers []probedBackend, known []string, enough func(backends.Backend) bool) []error {
+// probeAll probes at once all backends that are not known to be available. The Forwarder did
+// not probe all of them, but any of them may have created a mapping. If a backend is
+// sufficient, probeAll does not wait for the others.
+func probeAll(ctx context.Context, probed []probedBackend, known []string, sufficient func(backends.Backend) bool) []error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make([]error, len(speakers))
+	errs := make([]error, len(probed))
 	var wg sync.WaitGroup
-	for i, s := range speakers {
-		if s.devices == nil && slices.Contains(known, s.String()) {
+	for i, b := range probed {
+		if b.devices == nil && slices.Contains(known, b.String()) {
 			continue
 		}
 		wg.Go(func() {
-			if errs[i] = s.check(ctx); errs[i] == nil && enough != nil && enough(s.Backend) {
+			if errs[i] = b.check(ctx); errs[i] == nil && sufficient != nil && sufficient(b.Backend) {
 				cancel()
 			}
 		})
@@ -232,17 +232,34 @@ func probeAll(ctx context.Context, speakers []probedBackend, known []string, eno
 	return errs
 }
 
-// answers returns nil where the gateway speaks the protocol. A search has its own
-// bound.
-func (s probedBackend) check(ctx context.Context) error {
-	if s.devices == nil {
+// check returns nil if the gateway supports the protocol. A search has its own timeout.
+func (b probedBackend) check(ctx context.Context) error {
+	if b.devices == nil {
 		var cancel context.CancelFunc
 		ctx, cancel = withTimeout(ctx, probeTimeout)
 		defer cancel()
 	}
-	_, err := s.probe(ctx)
+	_, err := b.probe(ctx)
 	if probeStatus(err) == "yes" || errors.Is(err, backends.ErrNotAuthorized) {
 		return nil
 	}
 	return err
+}
+
+// withTimeout bounds a context by a timeout. When the timeout expires, the cause is that the
+// gateway did not reply; the caller did not cancel.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%w within %v", backends.ErrNoReply, d))
+}
+
+// isLister reports whether a backend can list the table of the gateway.
+func isLister(b backends.Backend) bool {
+	_, is := b.(backends.Lister)
+	return is
+}
+
+// leadsHere reports whether a mapping leads to this host, regardless of which program created
+// it.
+func (b availableBackend) leadsHere(m backends.Mapping) bool {
+	return m.Internal.Addr().IsValid() && m.Internal.Addr() == b.localAddr
 }

@@ -11,22 +11,23 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/internal/errno"
-	"github.com/spf13/cobra"
 )
 
 const (
-	demoPort     = 8080             // outside
-	demoTimeout = 10 * time.Second // for what takes milliseconds
+	demoPort     = 8080             // external port
+	demoTimeout  = 10 * time.Second // bounds the demo, which takes milliseconds
 	demoGreeting = "hello from behind the router"
 )
 
 func (a *app) demoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "demo",
-		Short:   "Watch it work, on a router made for the occasion",
+		Short:   "Watch it work, on a simulated router",
 		Long:    demoHelp,
 		Example: demoExamples,
 		Args:    cobra.NoArgs,
@@ -34,7 +35,7 @@ func (a *app) demoCommand() *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if n := cmd.Flags().NFlag(); n > 1 || n == 1 && !cmd.Flags().Changed("backend") {
-				return usagef("demo takes no flags but --backend: its router is its own")
+				return usagef("demo takes no flag except --backend: its router is simulated")
 			}
 			return a.demo(cmd.Context())
 		},
@@ -43,23 +44,24 @@ func (a *app) demoCommand() *cobra.Command {
 	return cmd
 }
 
-// demoUsage leaves the flags out, which are for real routers. It is no template:
-// with text/template the linker keeps every method of every type.
+// demoUsage omits the flags, which are for real routers. It does not use a template: with
+// text/template, the linker keeps every method of every type.
 func demoUsage(cmd *cobra.Command) error {
 	_, err := fmt.Fprintf(cmd.OutOrStderr(), "Usage:\n  %s\n\nExamples:\n%s\n", cmd.UseLine(), cmd.Example)
 	return err
 }
 
-// demo is a play in five acts: a router, a server behind it, and a visitor.
+// demo shows a mapping on a simulated router, with a server behind the router and a visitor on
+// the internet.
 func (a *app) demo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
 	defer cancel()
 	d := &demoSession{app: a, events: make(chan forward.Event, 16)}
 	defer d.close()
-	for _, act := range []func(context.Context) error{
+	for _, step := range []func(context.Context) error{
 		d.start, d.checkClosedBefore, d.enable, d.visit, d.restart, d.visit, d.disable, d.checkClosedAfter,
 	} {
-		if err := act(ctx); err != nil {
+		if err := step(ctx); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
 	}
@@ -67,7 +69,7 @@ func (a *app) demo(ctx context.Context) error {
 	return nil
 }
 
-// demonstration is what takes part.
+// demoSession is the state of the demo.
 type demoSession struct {
 	app       *app
 	gateway   *gatewaytest.Gateway
@@ -78,7 +80,7 @@ type demoSession struct {
 	step      int
 }
 
-// close ends what start began, in whatever state it is.
+// close closes what start has opened so far.
 func (d *demoSession) close() {
 	if d.forwarder != nil {
 		_ = d.forwarder.Close()
@@ -91,18 +93,18 @@ func (d *demoSession) close() {
 	}
 }
 
-// title begins a step.
+// printStep prints the title of the next step.
 func (d *demoSession) printStep(format string, args ...any) {
 	d.step++
 	d.app.resultf("\n%d. %s\n", d.step, fmt.Sprintf(format, args...))
 }
 
-// line is something in a step, under a heading.
-func (d *demoSession) printLine(what, format string, args ...any) {
-	d.app.resultf("   %-8s %s\n", what, fmt.Sprintf(format, args...))
+// printLine prints one line of a step, after a label.
+func (d *demoSession) printLine(label, format string, args ...any) {
+	d.app.resultf("   %-8s %s\n", label, fmt.Sprintf(format, args...))
 }
 
-// external is what the world is told.
+// externalAddr returns the external endpoint of the mapping.
 func (d *demoSession) externalAddr() netip.AddrPort {
 	return netip.AddrPortFrom(d.gateway.External(), demoPort)
 }
@@ -121,22 +123,22 @@ func (d *demoSession) start(ctx context.Context) error {
 		OnEvent: func(e forward.Event) {
 			select {
 			case d.events <- e:
-			default: // many more than the play has
+			default: // the channel has room for all events of the demo
 			}
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.app.resultf("A router, within this process, with an internet of its own on the other side.\n\n")
-	d.printLine("inside", "%-17v a little web server", d.server.addr())
-	d.printLine("router", "%-17v speaks NAT-PMP, PCP and UPnP", d.gateway.Addr())
+	d.app.resultf("A simulated router within this process, with a simulated internet on the other side.\n\n")
+	d.printLine("inside", "%-17v a small web server", d.server.addr())
+	d.printLine("router", "%-17v supports NAT-PMP, PCP and UPnP", d.gateway.Addr())
 	d.printLine("outside", "%-17v the router's address on the internet", d.gateway.External())
 	return nil
 }
 
 func (d *demoSession) checkClosedBefore(ctx context.Context) error {
-	d.printStep("Somebody on the internet knocks")
+	d.printStep("A visitor connects from the internet")
 	return d.checkRefused(ctx)
 }
 
@@ -150,13 +152,13 @@ func (d *demoSession) enable(ctx context.Context) (err error) {
 		return err
 	}
 	m := d.mapping.Grants()[0]
-	d.printLine("router", "%v → %v, for %v; renewed long before", m.External, m.Internal, hours(m.Lifetime))
+	d.printLine("router", "%v → %v, for %v; renewed before it ends", m.External, m.Internal, hours(m.Lifetime))
 	_, err = d.await(ctx, forward.EventMapped)
 	return err
 }
 
 func (d *demoSession) restart(ctx context.Context) error {
-	d.printStep("The router restarts, and forgets")
+	d.printStep("The router restarts and loses the mapping")
 	start := time.Now()
 	d.gateway.Restart(gatewaytest.RestartOptions{})
 	lost, err := d.await(ctx, forward.EventLost)
@@ -171,21 +173,21 @@ func (d *demoSession) restart(ctx context.Context) error {
 	return nil
 }
 
-// await returns the next event, which is to be of a kind.
+// await returns the next event, which must be of the given kind.
 func (d *demoSession) await(ctx context.Context, kind forward.EventKind) (forward.Event, error) {
 	select {
 	case e := <-d.events:
 		if e.Kind != kind {
-			return e, fmt.Errorf("the mapping was %v where it should have been %v", e.Kind, kind)
+			return e, fmt.Errorf("the mapping is %v, want %v", e.Kind, kind)
 		}
 		return e, nil
 	case <-ctx.Done():
-		return forward.Event{}, fmt.Errorf("the mapping should have been %v by now: %w", kind, ctx.Err())
+		return forward.Event{}, fmt.Errorf("the mapping is not %v yet: %w", kind, ctx.Err())
 	}
 }
 
 func (d *demoSession) disable(context.Context) error {
-	d.printStep("Take it away again")
+	d.printStep("Delete the mapping")
 	d.printLine("shell", "Ctrl-C, or goforward unmap %d", d.server.addr().Port())
 	d.printLine("Go", "forward.Disable()")
 	return d.mapping.Close()
@@ -193,18 +195,18 @@ func (d *demoSession) disable(context.Context) error {
 
 func (d *demoSession) checkClosedAfter(ctx context.Context) error {
 	if n := len(d.gateway.Table()); n != 0 {
-		return fmt.Errorf("%d mappings are left", n)
+		return fmt.Errorf("%d mappings are left on the router", n)
 	}
 	return d.checkRefused(ctx)
 }
 
-// turnedAway is a visit that must fail.
+// checkRefused checks that the router refuses a connection from the internet.
 func (d *demoSession) checkRefused(ctx context.Context) error {
 	conn, err := d.gateway.Dial(ctx, "tcp", d.externalAddr().String())
 	switch {
 	case err == nil:
 		_ = conn.Close()
-		return errors.New("the server can be reached where it should not")
+		return errors.New("the visitor reached the server without a mapping")
 	case !errors.Is(err, errno.ECONNREFUSED):
 		return err
 	}
@@ -212,7 +214,7 @@ func (d *demoSession) checkRefused(ctx context.Context) error {
 	return nil
 }
 
-// visit must succeed, with bytes both ways.
+// visit connects from the internet and checks the response of the server.
 func (d *demoSession) visit(ctx context.Context) error {
 	conn, err := d.gateway.Dial(ctx, "tcp", d.externalAddr().String())
 	if err != nil {
@@ -223,19 +225,19 @@ func (d *demoSession) visit(ctx context.Context) error {
 	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
 		return err
 	}
-	reply, err := io.ReadAll(conn)
+	response, err := io.ReadAll(conn)
 	if err != nil {
 		return err
 	}
-	_, body, _ := strings.Cut(string(reply), "\r\n\r\n")
+	_, body, _ := strings.Cut(string(response), "\r\n\r\n")
 	if body = strings.TrimSpace(body); body != demoGreeting {
-		return fmt.Errorf("the visitor got %q", body)
+		return fmt.Errorf("the visitor received %q", body)
 	}
 	d.printLine("visitor", "GET http://%v/ → %q", d.externalAddr(), body)
 	return nil
 }
 
-// hours is a lifetime without the zeros that Duration.String ends with.
+// hours formats a lifetime. It omits the zero minutes and seconds of Duration.String.
 func hours(d time.Duration) string {
 	if d%time.Hour == 0 && d > time.Hour {
 		return fmt.Sprintf("%d hours", d/time.Hour)
@@ -243,7 +245,7 @@ func hours(d time.Duration) string {
 	return d.String()
 }
 
-// demoServer answers every request with a greeting.
+// demoServer is a web server that responds to every request with a greeting.
 type demoServer struct {
 	ln   net.Listener
 	done chan struct{}
@@ -264,7 +266,7 @@ func (s *demoServer) addr() netip.AddrPort {
 	return netip.MustParseAddrPort(s.ln.Addr().String())
 }
 
-// serve takes one visitor after another.
+// serve handles one connection after another.
 func (s *demoServer) serve() {
 	defer close(s.done)
 	for {
@@ -280,7 +282,7 @@ func (s *demoServer) serve() {
 	}
 }
 
-// readRequest reads to the empty line.
+// readRequest reads up to the empty line.
 func readRequest(r *bufio.Reader) error {
 	for {
 		line, err := r.ReadString('\n')

@@ -1,10 +1,40 @@
-// Package cli is the command line of goforward, apart from the process around
-// it: [Run] is called by main and by tests alike.
+// Package cli is the command line of goforward. The process around it is in package main:
+// main and the tests call [Run].
 //
 // # Output
 //
-// What was asked for goes to stdout, so that it can be piped: an endpoint, an
-// address, a table, or with --json one object on each line. Everything else is
-// talk, and goes to stderr. Text that may come from the network or from another
-// program is printed with its control characters escaped.
+// Results go to stdout, so that they can be piped: an endpoint, an address, a table, or with
+// --json one object per line. Messages go to stderr. Text that may come from the network or
+// from another program is printed with its control characters escaped.
+//
+// # Files
+//
+// The command line and its output:
+//
+//   - app.go: the app, the root command, and the flags that all commands share
+//   - args.go: parsers for flag values, port arguments and the command of --exec
+//   - help.go: the texts of --help
+//   - exit.go: exit codes, kinds of errors, and the last error message
+//   - output.go: stdout and stderr, and tables
+//   - text.go: text for people, such as endpoints, mappings and times
+//   - json.go: mappings as JSON
+//
+// The commands:
+//
+//   - map.go and spec.go: map, and the requested mapping with its flags
+//   - hold.go: map --hold keeps a mapping alive and deletes it at the end
+//   - hold_output.go: what map --hold prints; all events of a mapping, such as mapped, changed,
+//     lost and restored, pass through holdSession.handleEvent
+//   - hook.go: actions for each new endpoint, and the command of --exec
+//   - portfile.go: the file of --port-file
+//   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
+//   - list.go, ip.go, gateways.go, demo.go: the commands of these names
+//   - watch.go and watch_output.go: watch, and what it prints
+//
+// Access to gateways:
+//
+//   - backend.go: the protocols, their backends, and the search for backends that the gateway
+//     supports
+//   - route.go: the route to the gateway, for watch
+//   - key.go: the user's key, from which PCP nonces are derived
 package cli

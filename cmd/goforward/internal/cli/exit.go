@@ -9,7 +9,7 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// The exit codes. They are part of what scripts rely on: never change one.
+// The exit codes. Scripts rely on them: never change one.
 const (
 	exitDone      = 0
 	exitOther     = 1
@@ -20,10 +20,10 @@ const (
 	exitNoReply   = 6
 )
 
-// usageError is a command line that makes no sense. Nothing was sent.
+// usageError is an invalid command line. Nothing was sent.
 type usageError struct {
 	text    string
-	command string // whose --help tells more
+	command string // the command whose --help explains more
 }
 
 func (e *usageError) Error() string { return fmt.Sprintf("%s\n  → %s --help", e.text, e.command) }
@@ -32,16 +32,16 @@ func usagef(format string, args ...any) error {
 	return &usageError{text: fmt.Sprintf(format, args...)}
 }
 
-// kind is a class of failures: its name in JSON and its exit code.
+// errorKind is a kind of error, with its name in JSON and its exit code.
 type errorKind struct {
 	err  error
 	name string
 	code int
 }
 
-// kinds are in the order in which they count where an error is of several, as
-// when each backend said something else: that which tells most about why it
-// cannot work first, as in forward.Error.
+// errorKinds are in order of precedence. An error can have several kinds, for example if each
+// backend fails for another reason. The kind that best explains why mapping cannot work is
+// first, as in forward.Error.
 var errorKinds = []errorKind{
 	{forward.ErrNoGateway, "no_gateway", exitNoGateway},
 	{backends.ErrConflict, "conflict", exitConflict},
@@ -55,11 +55,11 @@ var errorKinds = []errorKind{
 	{backends.ErrUnsupported, "unsupported", exitOther},
 }
 
-// errNotUnmapped is of what map --hold leaves behind, whatever the reason: the
-// mapping itself had been granted.
+// errNotUnmapped is the error of map --hold if its mapping could not be deleted at the end. It
+// takes precedence over the reason, because the mapping itself was granted.
 var errNotUnmapped = errors.New("not unmapped")
 
-// errInterrupted is of what a signal ended.
+// errInterrupted is the error of a command that a signal interrupted.
 var errInterrupted = errors.New("interrupted")
 
 // classify returns the kind of an error.
@@ -81,7 +81,7 @@ func classify(err error) errorKind {
 	return errorKind{err, "other", exitOther}
 }
 
-// report tells of an error, if there is one, and returns the exit code.
+// reportError prints an error, if there is one, and returns the exit code.
 func (a *app) reportError(ctx context.Context, err error) int {
 	if err == nil {
 		return exitDone

@@ -12,21 +12,22 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/errno"
-	"github.com/spf13/cobra"
 )
 
-// questionTime bounds the questions of gateways, unless --timeout does.
+// gatewaysTimeout bounds the requests to the gateways, unless --timeout is set.
 const gatewaysTimeout = 2 * time.Second
 
 func (a *app) gatewaysCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "gateways",
-		Short:   "Show this host's gateways and what they speak",
+		Short:   "Show this host's gateways and the protocols they support",
 		Long:    gatewaysHelp,
 		Example: gatewaysExamples,
 		Args:    cobra.NoArgs,
@@ -34,20 +35,20 @@ func (a *app) gatewaysCommand() *cobra.Command {
 	}
 }
 
-// gatewayRow is a gateway and what it said.
+// gatewayRow is a gateway and the status of each protocol on it.
 type gatewayRow struct {
-	addr    netip.AddrPort // port 0: the protocol's own
-	route   discover.Gateway
-	isDefault    bool // it is the kernel's way to the internet
-	statuses []protocolStatus
+	addr      netip.AddrPort // port 0: the default port of each protocol
+	route     discover.Gateway
+	isDefault bool // the kernel uses it for the internet
+	statuses  []protocolStatus
 }
 
-// answer is what a gateway said to one protocol.
+// protocolStatus is the result of probing a gateway for one protocol.
 type protocolStatus struct {
-	protocol   protocol
-	status   string // yes, no, refused or silent; empty: not asked
+	protocol protocol
+	status   string // yes, no, refused or silent; empty: not probed
 	external netip.Addr
-	devices  []upnp.Gateway // of a protocol whose devices are searched for, the preferred first
+	devices  []upnp.Gateway // UPnP devices that the search found, the preferred one first
 	took     time.Duration
 	err      error
 }
@@ -82,7 +83,7 @@ func (a *app) gateways(ctx context.Context) error {
 	return nil
 }
 
-// gatewayRows are the default routes, or the gateway that was named.
+// gatewayRows returns the gateways of the default routes, or only the named gateway.
 func (a *app) gatewayRows() ([]*gatewayRow, error) {
 	all, used, err := a.defaultRoutes()
 	named := a.settings.namedGateway()
@@ -106,11 +107,11 @@ func (a *app) gatewayRows() ([]*gatewayRow, error) {
 	return rows, nil
 }
 
-// systemRoutes are the host's default routes, and those of them that the kernel
-// uses, one of each family.
+// systemDefaultRoutes returns the default routes of the host, and those that the kernel uses:
+// one for each address family.
 func systemDefaultRoutes() (all, used []discover.Gateway, err error) {
-	for _, way := range []func() (discover.Gateway, error){discover.Default, discover.Default6} {
-		if g, err := way(); err == nil {
+	for _, find := range []func() (discover.Gateway, error){discover.Default, discover.Default6} {
+		if g, err := find(); err == nil {
 			used = append(used, g)
 		}
 	}
@@ -118,54 +119,55 @@ func systemDefaultRoutes() (all, used []discover.Gateway, err error) {
 	return all, used, err
 }
 
-// ask asks all gateways at once. It does not fail: what failed is the answer.
+// probeGateways probes all gateways at once. It does not fail: each protocolStatus has its own
+// error.
 func (a *app) probeGateways(ctx context.Context, rows []*gatewayRow) {
 	ctx, cancel := withTimeout(ctx, cmp.Or(a.settings.timeout, gatewaysTimeout))
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, r := range rows {
 		r.statuses = make([]protocolStatus, len(a.selectedProtocols()))
-		for i, o := range a.selectedProtocols() {
-			r.statuses[i].protocol = o
-			if addr := r.addr.Addr(); addr.Is4() || addr.Is6() && o.ipv6 {
-				wg.Go(func() { r.statuses[i] = a.probeGateway(ctx, o, r) })
+		for i, p := range a.selectedProtocols() {
+			r.statuses[i].protocol = p
+			if addr := r.addr.Addr(); addr.Is4() || addr.Is6() && p.ipv6 {
+				wg.Go(func() { r.statuses[i] = a.probeGateway(ctx, p, r) })
 			}
 		}
 	}
 	wg.Wait()
 }
 
-// question asks one gateway one protocol's cheapest question.
-func (a *app) probeGateway(ctx context.Context, o protocol, r *gatewayRow) protocolStatus {
-	w := target{
+// probeGateway sends a gateway the cheapest request of one protocol.
+func (a *app) probeGateway(ctx context.Context, p protocol, r *gatewayRow) protocolStatus {
+	t := target{
 		gateway: r.addr, iface: a.settings.iface, source: a.settings.source,
 		igdURL: a.settings.igd, ssdp: a.settings.ssdp,
 	}
 	if !a.settings.namedGateway().IsValid() {
-		w.iface = r.route.Interface
-		if !w.source.IsValid() {
-			w.source = r.route.Local
+		t.iface = r.route.Interface
+		if !t.source.IsValid() {
+			t.source = r.route.Local
 		}
 	}
-	an := protocolStatus{protocol: o, status: "no"}
-	b, err := o.open(a, w)
+	st := protocolStatus{protocol: p, status: "no"}
+	b, err := p.open(a, t)
 	if err != nil {
-		an.err = err
-		return an
+		st.err = err
+		return st
 	}
 	defer func() { _ = b.Close() }()
 	start := time.Now()
 	if b.devices == nil {
-		an.external, an.err = b.probe(ctx)
-	} else if an.devices, an.err = b.devices(ctx); an.err == nil {
-		an.external = an.devices[0].External
+		st.external, st.err = b.probe(ctx)
+	} else if st.devices, st.err = b.devices(ctx); st.err == nil {
+		st.external = st.devices[0].External
 	}
-	an.took, an.status = time.Since(start), probeStatus(an.err)
-	return an
+	st.took, st.status = time.Since(start), probeStatus(st.err)
+	return st
 }
 
-// verdict is an error in a word. A gateway that refuses to map anything, or has
-// no internet connection, speaks the protocol nonetheless.
+// probeStatus describes an error in one word. A gateway that refuses to map anything, or has
+// no internet connection, still supports the protocol.
 func probeStatus(err error) string {
 	switch {
 	case err == nil:
@@ -182,8 +184,8 @@ func probeStatus(err error) string {
 
 func (a *app) gatewayTable(rows []*gatewayRow) *table {
 	head := []string{"USED", "GATEWAY", "INTERFACE", "LOCAL", "METRIC"}
-	for _, o := range a.selectedProtocols() {
-		head = append(head, o.title)
+	for _, p := range a.selectedProtocols() {
+		head = append(head, p.title)
 	}
 	t := newTable(append(head, "EXTERNAL", "TOOK")...)
 	for _, r := range rows {
@@ -196,13 +198,13 @@ func (a *app) gatewayTable(rows []*gatewayRow) *table {
 		}
 		cells := []string{used, r.name(), r.route.Interface, addrText(r.route.Local), metric}
 		var external, took string
-		for _, an := range r.statuses {
-			cells = append(cells, an.status)
-			if an.err == nil && an.status != "" && took == "" && an.devices == nil { // a search goes on for late answers
-				took = an.took.Round(10 * time.Microsecond).String()
+		for _, st := range r.statuses {
+			cells = append(cells, st.status)
+			if st.err == nil && st.status != "" && took == "" && st.devices == nil { // a search always waits for late replies
+				took = st.took.Round(10 * time.Microsecond).String()
 			}
 			if external == "" {
-				external = addrText(an.external)
+				external = addrText(st.external)
 			}
 		}
 		t.addRow(append(cells, external, took)...)
@@ -217,31 +219,25 @@ func (r *gatewayRow) name() string {
 	return endpointText(r.addr)
 }
 
-func addrText(addr netip.Addr) string {
-	if !addr.IsValid() {
-		return ""
-	}
-	return addr.String()
-}
-
-// explain adds the reasons of those that did not answer well.
+// printProbeErrors prints the reasons for each protocol that failed.
 func (a *app) printProbeErrors(rows []*gatewayRow) {
 	for _, r := range rows {
-		for _, an := range r.statuses {
-			if an.err != nil {
-				a.messagef("%s: %s: %s\n", r.name(), an.protocol.title, strings.TrimPrefix(an.err.Error(), an.protocol.name+": "))
+		for _, st := range r.statuses {
+			if st.err != nil {
+				a.messagef("%s: %s: %s\n", r.name(), st.protocol.title, strings.TrimPrefix(st.err.Error(), st.protocol.name+": "))
 			}
 		}
 	}
 }
 
-// deviceTable are the UPnP devices that were found, those of a gateway together
-// and the preferred first, with the reasons. It is nil where there is none.
+// deviceTable returns a table of the UPnP devices, with the reason why each is used or not.
+// The devices of one gateway are together, and the preferred one is first. It returns nil if
+// there are none.
 func deviceTable(rows []*gatewayRow) *table {
 	t := newTable("USED", "UPNP DEVICE", "ADDRESS", "SERVICE", "STATUS", "EXTERNAL", "WHY")
 	for _, r := range rows {
-		for _, an := range r.statuses {
-			for i, g := range an.devices {
+		for _, st := range r.statuses {
+			for i, g := range st.devices {
 				used := " "
 				if i == 0 {
 					used = "*"
@@ -257,8 +253,8 @@ func deviceTable(rows []*gatewayRow) *table {
 	return t
 }
 
-// deviceText is what people know a device by: its name, and its model where that
-// is more.
+// deviceText describes a device to people by its name, and by its model if that adds
+// information.
 func deviceText(d *upnp.Device) string {
 	name, model := d.FriendlyName, modelText(d)
 	switch {
@@ -277,12 +273,12 @@ func modelText(d *upnp.Device) string {
 	return strings.TrimSpace(d.Model + " " + d.ModelNumber)
 }
 
-// serviceText is the service as the standards call it, without whose type it is.
+// serviceText returns the name of the service in the standards, without the URN around it.
 func serviceText(s upnp.Service) string {
 	return s.Kind().String() + ":" + strconv.Itoa(s.Version())
 }
 
-// answerRecord is an answer in JSON.
+// protocolRecord is a protocolStatus in JSON.
 type protocolRecord struct {
 	Status   string         `json:"speaks"`
 	External string         `json:"external,omitempty"`
@@ -314,33 +310,33 @@ func deviceRecords(devices []upnp.Gateway) []deviceRecord {
 	return out
 }
 
-// record is the row in JSON. Protocols that were not asked are left out.
+// record returns the row in JSON. It omits protocols that were not probed.
 func (r *gatewayRow) record() any {
-	answers := map[string]protocolRecord{}
-	for _, an := range r.statuses {
-		if an.status == "" {
+	protocols := map[string]protocolRecord{}
+	for _, st := range r.statuses {
+		if st.status == "" {
 			continue
 		}
 		rec := protocolRecord{
-			Status: an.status, External: addrText(an.external), Devices: deviceRecords(an.devices),
-			Took: float64(an.took.Microseconds()) / 1000,
+			Status: st.status, External: addrText(st.external), Devices: deviceRecords(st.devices),
+			Took: float64(st.took.Microseconds()) / 1000,
 		}
-		if an.err != nil {
-			rec.Error = an.err.Error()
+		if st.err != nil {
+			rec.Error = st.err.Error()
 		}
-		answers[an.protocol.name] = rec
+		protocols[st.protocol.name] = rec
 	}
 	address := ""
 	if r.addr.Addr().IsValid() {
 		address = endpointText(r.addr)
 	}
 	return struct {
-		Event     string                  `json:"event"`
-		Gateway   string                  `json:"gateway"`
-		Interface string                  `json:"interface"`
-		Local     string                  `json:"local"`
-		Metric    int                     `json:"metric"`
-		Used      bool                    `json:"used"`
+		Event     string                    `json:"event"`
+		Gateway   string                    `json:"gateway"`
+		Interface string                    `json:"interface"`
+		Local     string                    `json:"local"`
+		Metric    int                       `json:"metric"`
+		Used      bool                      `json:"used"`
 		Protocols map[string]protocolRecord `json:"protocols"`
-	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.isDefault, answers}
+	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.isDefault, protocols}
 }

@@ -31,16 +31,6 @@ func hosts(all, used []discover.Gateway, at map[netip.Addr]*gatewaytest.Gateway)
 	}
 }
 
-func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
-	t.Helper()
-	gw, err := gatewaytest.Start(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = gw.Close() })
-	return gw
-}
-
 func TestGateways(t *testing.T) {
 	t.Parallel()
 	good, silent := router(t, gatewaytest.Config{}), router(t, gatewaytest.Config{})

@@ -2,95 +2,100 @@ package cli
 
 // The texts of --help. A test parses every example.
 
-const rootHelp = `goforward asks your router to forward a port to this host, so that the internet
-reaches a program behind it.
+const rootHelp = `goforward asks your router to forward a port to this host, so that hosts on the
+internet can reach a program behind the router.
 
   goforward map 8080          forward port 8080 to this host, for two hours
   goforward map 8080 --hold   the same, kept alive until Ctrl-C
-  goforward unmap 8080        take it away
+  goforward unmap 8080        delete the mapping
   goforward watch             follow what happens to the router
-  goforward demo              watch it work, on a router made for the occasion
+  goforward demo              watch it work, on a simulated router
 
-The router's part is half of the way: this host's own firewall must let the
+A mapping on the router is not enough: this host's own firewall must let the
 connections in as well.
 
-What was asked for goes to stdout, everything else to stderr.
+Results go to stdout, everything else goes to stderr.
 
 Exit codes:
   0  done
-  1  something else went wrong, or the gateway cannot do that
-  2  the command line makes no sense; nothing was sent
-  3  there is no gateway, or nothing on it answered
+  1  another error, or the gateway does not support the request
+  2  the command line is not valid; nothing was sent
+  3  there is no gateway, or the gateway supports no protocol
   4  the gateway refused: not allowed, no internet, no room, or another NAT before it
-  5  somebody else has the port
-  6  no reply from a gateway that was named, or that had answered before`
+  5  the port is already in use by another mapping
+  6  no reply from a gateway that was named, or that had replied before`
 
 const mapHelp = `Map asks the gateway to forward a port to this host, and prints the external
-endpoint: what to tell others. The mapping stays for its lifetime and is then
-gone, unless you map again, or use --hold.
+endpoint: the address and port to give to others. The mapping ends with its lifetime,
+unless you map again or use --hold.
 
-  8080            external port 8080, or another if the gateway will not, to 8080 here
-  80:8080         external port 80 to 8080 here
-  80:8080/udp     with a protocol: tcp, udp, both, or another's name or number
-  6881 6881       public and private port, as natpmpc has them; public 0 is no wish
-  (none)          a local port that is free just now
+  8080            external port 8080 to port 8080 here, or another external port if
+                  the gateway does not grant 8080
+  80:8080         external port 80 to port 8080 here
+  80:8080/udp     with a protocol: tcp, udp, both, or the name or number of another
+  6881 6881       public and private port, as with natpmpc; public 0 means any port
+  (none)          a local port that is free now
 
 NAT-PMP maps TCP and UDP to this host, over IPv4, and always for a limited time.
---from, --to and --ipv6 take a gateway that speaks PCP or UPnP, and --lifetime forever
-one of these; other protocols than TCP and UDP take PCP, or a firewall of IPv6. Some
-accept --from and let everybody in all the same, and few map for another host.
+--from, --to and --ipv6 need a gateway that supports PCP or UPnP, and so does
+--lifetime forever. Protocols other than TCP and UDP need PCP, or an IPv6 firewall.
+Some gateways accept --from and still admit all peers. Few gateways map for another
+host.
 
-With --hold the mapping is renewed in time, and asked for again when the gateway
-restarts; each change is told on stderr, and the external endpoint is printed
-again. Ctrl-C, SIGTERM or SIGHUP removes the mapping and exits with 0, or with 1 if
-the gateway does not remove it. Another one, at least a second later, exits at once
-with 1 and leaves the mapping for its lifetime. Under nohup, SIGHUP changes nothing.
-If the first attempt fails, so does map: with --wait it keeps trying, also before there
-is a network, and tells of each attempt.
+With --hold, goforward renews the mapping before it expires, and requests it again when
+the gateway restarts. It reports each change on stderr, and prints the external endpoint
+again. Ctrl-C, SIGTERM or SIGHUP deletes the mapping and exits with 0, or with 1 if the
+gateway does not delete it. A second signal, at least one second after the first, exits
+with 1 at once; the mapping then ends with its lifetime. Under nohup, SIGHUP has no
+effect. If the first attempt fails, map fails. With --wait, it reports each failed
+attempt and tries again; it may then start before there is a network.
 
-With --exec, a command is run when the endpoint is known, and whenever it is another
-than the command was last run for, also after it was lost in between; a loss alone runs
-nothing. It is no shell's: words are apart by spaces, '…' and "…" hold one together,
-and a backslash takes the meaning of what follows (in "…", of " and \ only). What it
-prints goes to stderr. Its environment is that of goforward, and:
+With --exec, goforward runs a command when the external endpoint is known, and each time
+the endpoint differs from the one of the last run. This includes a change while the
+mapping was lost. A loss alone does not run the command. No shell reads the command:
+spaces separate words, '…' and "…" quote, and a backslash escapes the next character
+(within "…", only " and \). The output of the command goes to stderr. The command gets
+the environment of goforward, and these variables:
 
-  GOFORWARD_EVENT           mapped, until the command succeeded once; then changed
-  GOFORWARD_EXTERNAL_IP     the external address, or empty if the gateway does not tell
-  GOFORWARD_EXTERNAL_PORT   what to tell others
-  GOFORWARD_PREVIOUS_PORT   that of the last success; empty at first
-  GOFORWARD_PROTOCOL        tcp, udp, both, or another's name
-  GOFORWARD_INTERNAL_PORT   where to listen
+  GOFORWARD_EVENT           mapped until the command has succeeded once; then changed
+  GOFORWARD_EXTERNAL_IP     the external address; empty if the gateway does not report it
+  GOFORWARD_EXTERNAL_PORT   the port to give to others
+  GOFORWARD_PREVIOUS_PORT   the external port of the last success; empty at first
+  GOFORWARD_PROTOCOL        tcp, udp, both, or the name of another protocol
+  GOFORWARD_INTERNAL_PORT   the port to listen on
   GOFORWARD_BACKEND         natpmp, pcp or upnp
-  GOFORWARD_GATEWAY         its address
+  GOFORWARD_GATEWAY         the address of the gateway
 
-One runs at a time. After --exec-timeout it is killed, on Unix with all of its process
-group. If it fails it is run again after a second, two, four and so on to a minute,
-until it succeeds or there is another endpoint: then for that one only. At the end, one
-that runs has two seconds left.
+One command runs at a time. After --exec-timeout it is killed, on Unix with its whole
+process group. If it fails, it runs again after 1, 2, 4 and so on up to 60 seconds, until
+it succeeds or the endpoint changes. When goforward exits, a running command has two
+seconds to finish.
 
-With --port-file, the external port is written to a file, as digits and a newline. A
-regular file, or a missing one, is replaced as a whole, with mode 0644. A device, a
-FIFO, the target of a symbolic link and a file that is a mount point are written in
-place, and never replaced or removed; if no program reads the FIFO, goforward waits.
-With --hold the file is written at each change of the port, and again, as --exec, if
-that fails. It stays as it is while the mapping is lost. At the end a regular file is
-removed, or emptied if it cannot be removed or is the target of a link, whether or not
-the gateway removes the mapping; and at the start, if it has a port that an earlier run
-left. A file that another program has written since stays.
+With --port-file, goforward writes the external port to a file, as digits and a newline.
+It replaces a regular file, or creates a missing one, as a whole, with mode 0644. It
+writes in place to a device, a FIFO, the target of a symbolic link, and a file that is a
+mount point; it never replaces or removes these. If no program reads the FIFO, goforward
+waits. With --hold, it writes the file each time the port changes, and tries again after
+a failure, as with --exec. The file keeps its port while the mapping is lost. When
+goforward exits, it removes a regular file, or empties it if it cannot be removed or is
+the target of a link. It does so even if the gateway does not delete the mapping. When
+goforward starts, it also removes a file with a port that an earlier run left. It keeps a
+file that another program has written since.
 
-With --json, stdout has an object on each line, one for each protocol: event is
-mapped, changed, lost, restored, unmapped or error. An address that the gateway
-does not tell is "", and a mapping without an end has no lifetime_s and expires.
-previous is an external endpoint that is another now. An error with next_try is an
-attempt of --hold that failed; one with exit is the end. exec and port_file tell of a
-failure, and without error of the success after it.
+With --json, stdout has one object per line, and one object for each protocol. event is
+mapped, changed, lost, restored, unmapped or error. If the gateway does not report its
+address, the address is "". A permanent mapping has no lifetime_s and no expires.
+previous is the external endpoint before a change. An error with next_try is a failed
+attempt of --hold; an error with exit is the last object. exec and port_file report a
+failure; without error, they report the first success after a failure.
 
-Gateways of VPN providers speak NAT-PMP at an address that the provider tells, forward
-one port of their choice for a minute at a time, the same inside and outside for TCP and
-UDP, and another one after each reconnect. So tell the program where to listen:
+Gateways of VPN providers support NAT-PMP at an address that the provider announces.
+They forward one port of their choice for a minute at a time, with the same number
+inside and outside for TCP and UDP, and another port after each reconnect. So pass the
+port to the program that is to listen on it:
 
   goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 \
-      --hold --wait --exec 'set-port.sh'     # which reads $GOFORWARD_EXTERNAL_PORT
+      --hold --wait --exec 'set-port.sh'     # it reads $GOFORWARD_EXTERNAL_PORT
 
 This host's own firewall must let the connections in as well.`
 
@@ -99,118 +104,122 @@ const mapExamples = `  goforward map 8080
   goforward map 27015/both --hold
   goforward map 443:8443 --exact --lifetime 24h
   goforward map -u -l 3600 -g 192.168.1.1 6881 6881   # the arguments of py-natpmp
-  goforward map --same-port --hold --json             # one number for both, as torrents want it
-  goforward map 8080 -6                               # IPv6: nothing but the firewall is in the way
-  goforward map 8080/udp --from 198.51.100.7          # one peer only, where the gateway can
-  goforward map 22 --to 192.168.1.9                   # for another host, where the gateway allows it
-  goforward map 8080 --hold --wait                    # also before there is a network
+  goforward map --same-port --hold --json             # the same port inside and outside, for torrents
+  goforward map 8080 -6                               # IPv6: opens the port in the firewall
+  goforward map 8080/udp --from 198.51.100.7          # one peer only, if the gateway can
+  goforward map 22 --to 192.168.1.9                   # for another host, if the gateway allows it
+  goforward map 8080 --hold --wait                    # starts even before there is a network
   goforward map 8080 --hold --exec 'ddns-update --quiet'
   goforward map --same-port --hold --port-file /run/torrent/port
   goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 --hold --wait --exec set-port.sh   # a VPN`
 
-const unmapHelp = `Unmap takes a mapping away that an earlier map made, from this process or another,
-by whichever protocol. It is found by the internal port: in 80:8080 that is 8080. It
-takes the arguments and flags of map, and those that do not tell which mapping is
-meant change nothing. With --same-port, name the internal port that map told.
+const unmapHelp = `Unmap deletes a mapping that an earlier map created, in this process or another, by
+any protocol. The mapping is found by the internal port: in 80:8080 that is 8080. Unmap
+accepts the arguments and flags of map. Flags that do not select a mapping have no
+effect. For a mapping of --same-port, name the internal port that map printed.
 
-Where the gateway tells its table, which takes UPnP, what leads to that port of this
-host goes, whoever asked for it: with 80:8080, if the external port is 80, else all.
-What leads to other hosts stays. With --foreign that goes as well: with --to, what leads
-to that host, and else, whichever host it leads to, what has both the external and the
-internal port. Many gateways refuse that.
+If the gateway lists its mappings, which needs UPnP, unmap deletes every mapping to that
+port of this host, even if another program created it. With 80:8080, the external port
+must also be 80. Mappings to other hosts stay. With --foreign, unmap deletes those too:
+with --to, the mappings to that host; without --to, the mappings of any host with this
+external and internal port. Many gateways refuse that.
 
-A gateway gives up a mapping by PCP only to who knows its secret. That is derived from
-a key that map keeps in a file of the user's, $XDG_STATE_HOME/goforward/nonce.key (by
-default in ~/.local/state; on macOS and Windows where settings are): another user's
-unmap is refused, and exits with 4. NAT-PMP has no secrets, and cannot tell two
-programs on one host apart that mapped the same internal port: it is gone for both.
+A gateway deletes a PCP mapping only for a client with the secret of the mapping. It is
+derived from a key that map keeps in a file of the user,
+$XDG_STATE_HOME/goforward/nonce.key (by default in ~/.local/state; on macOS and Windows
+in the directory for settings). If another user runs unmap, the gateway refuses, and
+unmap exits with 4. NAT-PMP has no secrets. If two programs on one host map the same
+internal port, unmap deletes the mapping for both.
 
-That there is no such mapping is success. With --json, backend has all the protocols
-that were asked.`
+If there is no such mapping, unmap succeeds. With --json, backend lists all protocols
+that deleted the mapping or found none.`
 
 const unmapExamples = `  goforward unmap 8080
   goforward unmap 80:8080/udp
   goforward unmap 27015/both
   goforward unmap 22 --to 192.168.1.9
-  goforward unmap 22 --to 192.168.1.9 --foreign   # also if that host made it
-  goforward unmap 80:8080 --foreign               # whichever host has it
+  goforward unmap 22 --to 192.168.1.9 --foreign   # even if that host created it
+  goforward unmap 80:8080 --foreign               # a mapping to any host
   goforward unmap 8080 -6
   goforward unmap -u -g 192.168.1.1 6881 6881`
 
-const listHelp = `List shows what the gateway forwards, whoever asked for it, by whichever protocol. It
-asks by UPnP: neither NAT-PMP nor PCP has a way to ask that, and with a gateway that
-speaks nothing else list says so and exits with 1.
+const listHelp = `List shows all mappings of the gateway, for any host and by any protocol. It needs
+UPnP: neither NAT-PMP nor PCP can list mappings. If the gateway does not support UPnP,
+list exits with 1.
 
-  OURS       it leads to this host
-  FROM       the only peer that is let in
-  REMAINING  no end is also what gateways say that do not tell
+  OURS       the mapping leads to this host
+  FROM       the only peer that is admitted
+  REMAINING  the remaining lifetime; "no end" also if the gateway does not report it
   ENABLED    the gateway forwards it now
 
-A table that breaks off is shown as far as it went, and the exit code tells.`
+If the table ends with an error, list prints the entries before it and exits with the
+code of the error.`
 
 const listExamples = `  goforward list
   goforward list --json
-  goforward list --igd-url http://192.168.1.1:5000/rootDesc.xml   # where searching finds nothing`
+  goforward list --igd-url http://192.168.1.1:5000/rootDesc.xml   # if the search finds no device`
 
-const ipHelp = `Ip asks the gateway for its external address and prints it: the address that the
-internet sees this host as. Where that is a private one, another NAT stands before
-the gateway; a line on stderr says so.
+const ipHelp = `Ip asks the gateway for its external address and prints it: the address from which
+this host's connections reach the internet. If this is a private address, there is
+another NAT between the gateway and the internet; a line on stderr reports it.
 
-PCP has no question for it: a gateway that speaks nothing else is asked for a mapping,
-which is taken away at once.`
+PCP has no request for the address. If the gateway supports only PCP, ip creates a
+mapping to learn the address, and deletes it at once.`
 
 const ipExamples = `  goforward ip
   goforward ip -g 192.168.1.1 --timeout 1
   goforward ip --json`
 
-const gatewaysHelp = `Gateways shows every default route of this host, marks with * those that the kernel
-uses for the internet, and asks each gateway, or the one that is named, what it speaks:
-IPv6 ones not for NAT-PMP. They are asked at once, for two seconds at most, or for
---timeout. Nothing is mapped.
+const gatewaysHelp = `Gateways shows every default route of this host, and marks with * the routes that the
+kernel uses for the internet. It asks each gateway, or only the named one, which
+protocols it supports; it does not try NAT-PMP on IPv6 gateways. All requests run at the
+same time, for at most two seconds, or for --timeout. Nothing is mapped.
 
-  yes       it answered
-  no        it answered in another protocol
-  refused   it has the port closed, or refuses
-  silent    nothing came back
-  -         it was not asked
+  yes       the gateway replied
+  no        the gateway replied in another protocol
+  refused   the port is closed, or the gateway refuses requests
+  silent    no reply
+  -         not asked
 
-The external address is what NAT-PMP or UPnP tells; PCP tells it only with a mapping,
-for which see ip.
+The external address comes from NAT-PMP or UPnP. PCP reports it only with a mapping; for
+that, use ip.
 
-UPnP devices are searched for, with --igd-url not. Each that was found has a line of its
-own: what it is, the service that forwards ports, the state of its connection to the
-internet, and why it is used or another is. The * marks the one that is used.`
+Gateways searches for UPnP devices, unless --igd-url names one. Each device has its own
+line: its name, the service that forwards ports, the state of its connection to the
+internet, and why it is used or not. The device that is used has a *.`
 
 const gatewaysExamples = `  goforward gateways
   goforward gateways -g 192.168.1.1 --timeout 500ms
   goforward gateways --interface eth0 --json
   goforward gateways --igd-url http://192.168.1.1:5000/rootDesc.xml`
 
-const watchHelp = `Watch tells of the gateway until Ctrl-C, SIGTERM or SIGHUP, which exit with 0: what it
-speaks and its external address, then each time that
+const watchHelp = `Watch follows the gateway until Ctrl-C, SIGTERM or SIGHUP, and then exits with 0. First it
+prints the supported protocols and the external address. Then it prints a line for each
+of these events:
 
-  restarted         it lost what it forwards, as its clock says
-  announced         it says that it may have
-  address changed   its external address is another
-  gateway           the way out is: another gateway, interface or address of this host
+  restarted         the gateway lost its mappings, according to its clock
+  announced         the gateway announced that it may have lost its mappings
+  address changed   the external address changed
+  gateway           the route changed: the gateway, the interface, or this host's address
 
-What gateways announce is believed once they answer a question, and once a minute they
-are asked for their address. Nothing is mapped, but by PCP to learn the address at the
-start, and that is taken away at once. There has to be a gateway at the start; later it
-and the network may go and come.
+Watch sends a request to confirm each announcement. It also asks for the external address
+once a minute. It creates no mappings, except with PCP at the start: it creates one to
+learn the address, and deletes it at once. There must be a gateway at the start; later,
+the gateway and the network may disappear and return.
 
-With --json, stdout has an object on each line: event is one of these words, with _ for
-the space, address, or error where a gateway does not answer, with next_try.`
+With --json, stdout has one object per line. event is one of the names above, with _ for
+the space, or address, or error. An error has next_try: the gateway did not reply, and
+watch tries again then.`
 
 const watchExamples = `  goforward watch
   goforward watch --json
   goforward watch -g 192.168.1.1 --backend natpmp`
 
-const demoHelp = `Demo starts a router of its own within this process, maps a port on it, sends bytes
-through from an internet of its own, restarts the router, and takes all away again.
+const demoHelp = `Demo starts a simulated router within this process, with a simulated internet. It maps
+a port, sends data through it, restarts the router, and deletes the mapping.
 
-It needs no network and no rights, touches nothing outside of this host, and leaves
-nothing behind. With --backend, the port is mapped by that protocol.`
+It needs no network and no privileges, affects nothing outside of this host, and leaves
+nothing behind. With --backend, it uses that protocol.`
 
 const demoExamples = `  goforward demo
   goforward demo --backend upnp`

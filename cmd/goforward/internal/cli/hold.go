@@ -8,84 +8,80 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
-	"github.com/spf13/cobra"
 )
 
-// execTime bounds a command of --exec, unless --exec-timeout does.
+// defaultExecTimeout bounds a command of --exec, unless --exec-timeout is set.
 const defaultExecTimeout = 30 * time.Second
 
-// keeping is what map does beside mapping.
+// holdFlags are the flags of map that do not describe the mapping.
 type holdFlags struct {
-	hold     bool
-	wait     bool          // until the gateway grants it
-	command  []string      // to run for each endpoint; nil: none
-	execTimeout    time.Duration // of the command
-	portFile string        // to write the external port to; empty: none
+	hold        bool
+	wait        bool          // keep trying if the first attempt fails
+	command     []string      // command of --exec; nil: none
+	execTimeout time.Duration // bounds the command
+	portFile    string        // file for the external port; empty: none
 }
 
-// register makes the flags.
-func (k *holdFlags) register(cmd *cobra.Command) {
+// register adds the flags to a command.
+func (hf *holdFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.BoolVar(&k.hold, "hold", false, "keep it alive until Ctrl-C, then take it away")
-	f.BoolVar(&k.wait, "wait", false, "with --hold, keep trying where it cannot be had at first")
-	f.Var(&flagValue[[]string]{target: &k.command, typeName: "COMMAND", parse: splitCommand}, "exec",
-		"with --hold, run this when the endpoint is known, and whenever it is another")
-	k.execTimeout = defaultExecTimeout
-	f.Var(&flagValue[time.Duration]{target: &k.execTimeout, typeName: "SECONDS", parse: parseSeconds}, "exec-timeout",
-		"how long the command may take, in seconds or as a duration (default 30s)")
-	f.StringVar(&k.portFile, "port-file", "", "write the external port to this `FILE`; with --hold, keep it right, and remove it at the end")
+	f.BoolVar(&hf.hold, "hold", false, "keep the mapping alive until Ctrl-C, then delete it")
+	f.BoolVar(&hf.wait, "wait", false, "with --hold, keep trying if the first attempt fails")
+	f.Var(&flagValue[[]string]{target: &hf.command, typeName: "COMMAND", parse: splitCommand}, "exec",
+		"with --hold, run this command when the endpoint is known, and each time it changes")
+	hf.execTimeout = defaultExecTimeout
+	f.Var(&flagValue[time.Duration]{target: &hf.execTimeout, typeName: "SECONDS", parse: parseSeconds}, "exec-timeout",
+		"how long the command may run: seconds or a duration (default 30s)")
+	f.StringVar(&hf.portFile, "port-file", "", "write the external port to this `FILE`; with --hold, keep it up to date, and remove it at the end")
 	_ = cmd.RegisterFlagCompletionFunc("exec", completeFiles)
 	_ = cmd.RegisterFlagCompletionFunc("port-file", completeFiles)
 	_ = cmd.RegisterFlagCompletionFunc("exec-timeout", cobra.NoFileCompletions)
 }
 
-// check refuses what makes no sense.
-func (k *holdFlags) check(cmd *cobra.Command) error {
-	if cmd.Flags().Changed("port-file") && k.portFile == "" {
-		return usagef("--port-file without a name")
+// check returns an error if the flags do not fit together.
+func (hf *holdFlags) check(cmd *cobra.Command) error {
+	if cmd.Flags().Changed("port-file") && hf.portFile == "" {
+		return usagef("--port-file needs a file name")
 	}
 	for _, name := range []string{"wait", "exec", "exec-timeout"} {
-		if cmd.Flags().Changed(name) && !k.hold {
-			return usagef("--%s goes with --hold", name)
+		if cmd.Flags().Changed(name) && !hf.hold {
+			return usagef("--%s needs --hold", name)
 		}
 	}
-	if cmd.Flags().Changed("exec-timeout") && k.command == nil {
-		return usagef("--exec-timeout goes with --exec")
+	if cmd.Flags().Changed("exec-timeout") && hf.command == nil {
+		return usagef("--exec-timeout needs --exec")
 	}
 	return nil
 }
 
-// checkFile refuses a port file that cannot have a port.
-func (k *holdFlags) checkPortFile() error {
-	if k.portFile == "" {
+// checkPortFile returns an error if the port file cannot hold a port.
+func (hf *holdFlags) checkPortFile() error {
+	if hf.portFile == "" {
 		return nil
 	}
-	return (&portFile{path: k.portFile}).check()
+	return (&portFile{path: hf.portFile}).check()
 }
 
-func completeFiles(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	return nil, cobra.ShellCompDirectiveDefault
-}
-
-// unmapTime bounds the deletion when map --hold ends, unless --timeout does.
+// unmapTimeout bounds the deletion when map --hold ends, unless --timeout is set.
 const unmapTimeout = 5 * time.Second
 
-// hold keeps a mapping alive until the context ends, and takes it away. The
-// first attempt has to succeed, unless it is to wait: who mistyped should not
-// wait for ever.
-func (a *app) hold(ctx context.Context, w *spec, k *holdFlags) error {
-	h := &holdSession{app: a, spec: w, flags: k, events: make(chan forward.Event), done: make(chan struct{})}
+// hold keeps a mapping alive until the context ends, and then deletes it. Without --wait, hold
+// fails if the first attempt fails, so that a user who made a mistake learns of it at once.
+func (a *app) hold(ctx context.Context, s *spec, hf *holdFlags) error {
+	h := &holdSession{app: a, spec: s, flags: hf, events: make(chan forward.Event), done: make(chan struct{})}
 	config := a.config()
 	config.OnEvent, config.NonceKey = h.onEvent, a.nonceKey()
 	f, err := forward.New(config)
 	if err != nil {
 		return err
 	}
-	if h.portFile = a.newPortFile(k.portFile); h.portFile != nil {
+	if h.portFile = a.newPortFile(hf.portFile); h.portFile != nil {
 		if err := h.portFile.removeStale(); err != nil {
-			a.messagef("--port-file: what an earlier run left: %s\n", oneLine(err.Error()))
+			a.messagef("--port-file: cannot remove the port of an earlier run: %s\n", oneLine(err.Error()))
 		}
 	}
 	m, err := f.Enable(ctx, h.options()...)
@@ -105,29 +101,30 @@ func (a *app) hold(ctx context.Context, w *spec, k *holdFlags) error {
 	h.running.Wait()
 	if h.portFile != nil {
 		if err := h.portFile.remove(); err != nil {
-			a.messagef("--port-file: the port stays in it: %s\n", oneLine(err.Error()))
+			a.messagef("--port-file: cannot remove the port: %s\n", oneLine(err.Error()))
 		}
 	}
 	return err
 }
 
-// holding tells what happens to a mapping. All but onEvent is for one goroutine.
+// holdSession is a mapping of map --hold: it prints what happens to the mapping and runs the
+// hooks. Only onEvent may be called on several goroutines.
 type holdSession struct {
-	app     *app
-	spec    *spec
-	flags *holdFlags
-	events  chan forward.Event
-	done    chan struct{} // closed when no event is taken any more
+	app    *app
+	spec   *spec
+	flags  *holdFlags
+	events chan forward.Event
+	done   chan struct{} // closed when the session receives no more events
 
-	hooks []*hook
-	running    sync.WaitGroup
-	portFile    *portFile // nil: none
+	hooks    []*hook
+	running  sync.WaitGroup
+	portFile *portFile // nil: none
 
-	granted     []backends.Mapping // what was last granted
-	active bool               // it is not lost, as far as told
-	failing  bool               // the last attempt failed
-	reportedNext     time.Time          // when the next one was to be, as last told of a failure
-	reportedReason  string             // what was last told of it; empty: it goes well
+	granted        []backends.Mapping // the last grants; nil: none yet
+	active         bool               // the mapping is not lost, according to the events so far
+	failing        bool               // the last attempt failed
+	reportedNext   time.Time          // time of the next attempt in the last reported failure
+	reportedReason string             // reason of the last reported failure; empty: there is none
 }
 
 func (h *holdSession) options() []forward.Option {
@@ -138,8 +135,8 @@ func (h *holdSession) options() []forward.Option {
 	return opts
 }
 
-// startErrands starts what is to be done about new endpoints. The function that
-// it returns has it end, for h.work to wait for.
+// startHooks starts the hooks for new endpoints. The returned function stops them. h.running
+// waits for their end.
 func (h *holdSession) startHooks(ctx context.Context) (stop context.CancelFunc) {
 	if h.portFile != nil {
 		h.hooks = append(h.hooks, h.portFile.hook(h.app, h.done))
@@ -148,15 +145,15 @@ func (h *holdSession) startHooks(ctx context.Context) (stop context.CancelFunc) 
 		h.hooks = append(h.hooks, h.app.execHook(h.flags.command, h.flags.execTimeout))
 	}
 	ctx, stop = context.WithCancel(context.WithoutCancel(ctx))
-	for _, e := range h.hooks {
-		h.running.Go(func() { e.run(ctx) })
+	for _, hook := range h.hooks {
+		h.running.Go(func() { hook.run(ctx) })
 	}
 	return stop
 }
 
 func (h *holdSession) onEvent(e forward.Event) {
 	if e.Kind == forward.EventFailed {
-		return // tellFailure tells it, with the time of the next attempt
+		return // printFailure reports it, with the time of the next attempt
 	}
 	select {
 	case h.events <- e:
@@ -164,25 +161,25 @@ func (h *holdSession) onEvent(e forward.Event) {
 	}
 }
 
-// follow tells of events and failures until the context ends, nobody reads it any
-// more, or it turns out that the wish makes no sense.
+// follow prints events and failures until the context ends or the output cannot be written. It
+// fails if the request turns out to be invalid.
 func (h *holdSession) follow(ctx context.Context, m *forward.Mapping) error {
 	if !h.flags.wait {
-		h.handleEvent(<-h.events) // it was granted: that event is on the way
+		h.handleEvent(<-h.events) // Enable succeeded, so that the event is on its way
 	}
-	look := time.NewTimer(0)
-	defer look.Stop()
+	check := time.NewTimer(0)
+	defer check.Stop()
 	for {
 		changed := m.Changed()
 		if err := h.printFailure(m); err != nil {
 			return err
 		}
-		look.Reset(h.pollDelay())
+		check.Reset(h.pollDelay())
 		select {
 		case e := <-h.events:
 			h.handleEvent(e)
 		case <-changed:
-		case <-look.C:
+		case <-check.C:
 		case <-ctx.Done():
 			return nil
 		case <-h.app.stdout.broken:
@@ -191,8 +188,8 @@ func (h *holdSession) follow(ctx context.Context, m *forward.Mapping) error {
 	}
 }
 
-// pause is how long to wait for a look at whether there was another failure:
-// Changed is about the first one only.
+// pollDelay is the time until the next check for another failure: Changed reports only the
+// first one.
 func (h *holdSession) pollDelay() time.Duration {
 	if !h.failing {
 		return time.Hour
@@ -200,36 +197,30 @@ func (h *holdSession) pollDelay() time.Duration {
 	return max(time.Until(h.reportedNext), 0) + 250*time.Millisecond
 }
 
-// end takes the mapping away.
+// unmap deletes the mapping.
 func (h *holdSession) unmap(ctx context.Context, f *forward.Forwarder) error {
-	bound := unmapTimeout
+	timeout := unmapTimeout
 	if t := h.app.settings.timeout; t != 0 {
-		bound = t
+		timeout = t
 	}
-	ctx, cancel := withTimeout(ctx, bound)
+	ctx, cancel := withTimeout(ctx, timeout)
 	defer cancel()
 	err := f.Disable(ctx)
-	_ = f.Close() // after it comes no event
+	_ = f.Close() // no event follows Close
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotUnmapped, err)
 	}
 	if h.granted == nil {
-		return nil // there never was one
+		return nil // nothing was ever granted
 	}
 	now := time.Now()
 	h.printLine(now, "unmapped", h.granted, "")
 	if h.app.settings.json {
-		gone := slices.Clone(h.granted)
-		for i := range gone {
-			gone[i].Lifetime, gone[i].Granted = 0, time.Time{}
+		deleted := slices.Clone(h.granted)
+		for i := range deleted {
+			deleted[i].Lifetime, deleted[i].Granted = 0, time.Time{}
 		}
-		h.app.printRecords("unmapped", gone, mappingRecord{Time: jsonTime(now)})
+		h.app.printRecords("unmapped", deleted, mappingRecord{Time: jsonTime(now)})
 	}
 	return nil
-}
-
-// within bounds a context by a time of ours, whose passing is the gateway's
-// silence and no failure of the caller's.
-func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%w within %v", backends.ErrNoReply, d))
 }

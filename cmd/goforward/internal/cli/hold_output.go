@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/internal/netbind"
 )
 
-// tellFailure tells of an attempt that failed, once. A wish that makes no sense
-// is not tried for ever.
+// printFailure prints the failure of an attempt, once per attempt. It returns the error if the
+// request is invalid, since further attempts cannot succeed.
 func (h *holdSession) printFailure(m *forward.Mapping) error {
 	next, err := m.Status().NextAttempt, m.Err()
 	h.failing = err != nil
@@ -22,9 +22,9 @@ func (h *holdSession) printFailure(m *forward.Mapping) error {
 		h.reportedReason = ""
 		return nil
 	case next != m.Status().NextAttempt || next.Equal(h.reportedNext):
-		return nil // the next look tells, or it is told
+		return nil // the next check reports it, or it is already reported
 	case (len(m.Grants()) > 0) != h.active:
-		return nil // an event that says so is on the way
+		return nil // the event of this change is on its way
 	case h.granted == nil && classify(err).code == exitUsage && !errors.Is(err, netbind.ErrNotHere):
 		return err
 	}
@@ -37,7 +37,7 @@ func (h *holdSession) printFailure(m *forward.Mapping) error {
 	return nil
 }
 
-// wanted is what is not granted yet, as far as it is known.
+// requested returns the mappings that are not granted yet, as far as they are known.
 func (h *holdSession) requested(m *forward.Mapping) []backends.Mapping {
 	var ms []backends.Mapping
 	for _, p := range h.spec.protocols {
@@ -46,7 +46,8 @@ func (h *holdSession) requested(m *forward.Mapping) []backends.Mapping {
 	return ms
 }
 
-// tell tells of an event, and has done what is to be done about it.
+// handleEvent prints an event, such as the loss of a mapping, and passes a new endpoint to the
+// hooks.
 func (h *holdSession) handleEvent(e forward.Event) {
 	first, previous := h.granted == nil, netip.AddrPort{}
 	if !first {
@@ -77,13 +78,13 @@ func (h *holdSession) handleEvent(e forward.Event) {
 		h.app.messagef("By %s. Kept alive until Ctrl-C.\n", backendText(h.granted[0]))
 		h.app.printRemarks(h.spec, h.granted)
 	}
-	for _, errand := range h.hooks {
-		errand.post(h.granted)
+	for _, hook := range h.hooks {
+		hook.post(h.granted)
 	}
 }
 
-// nextAfter is when a mapping is asked for again that was lost: where that is not
-// what an attempt came to, at once.
+// attemptAfterLoss returns the time of the next attempt for a lost mapping. If the event does
+// not report a failed attempt, the next attempt follows at once.
 func (h *holdSession) attemptAfterLoss(e forward.Event) time.Time {
 	next, err := e.Mapping.Status().NextAttempt, e.Mapping.Err()
 	if err == nil || err.Error() != e.Reason {
@@ -93,8 +94,8 @@ func (h *holdSession) attemptAfterLoss(e forward.Event) time.Time {
 	return next
 }
 
-// say is something that happened, for people and, with --json, for programs. The
-// next attempt is the zero Time where nothing failed.
+// print prints an event as a line for people and, with --json, as objects for programs. next
+// is the time of the next attempt, or the zero Time if nothing failed.
 func (h *holdSession) print(kind string, at time.Time, ms []backends.Mapping, r mappingRecord, next time.Time) {
 	reason := oneLine(r.Reason)
 	if reason != "" && reason == h.reportedReason {
@@ -109,7 +110,7 @@ func (h *holdSession) print(kind string, at time.Time, ms []backends.Mapping, r 
 	}
 }
 
-// line is an event for people.
+// printLine prints an event as a line for people.
 func (h *holdSession) printLine(at time.Time, kind string, ms []backends.Mapping, reason string) {
 	what := protocolsText(ms) + " port " + strconv.Itoa(int(ms[0].Internal.Port()))
 	if ms[0].External != (netip.AddrPort{}) {

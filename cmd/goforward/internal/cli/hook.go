@@ -13,148 +13,147 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The pace of an errand that fails, doubling, and how long one that is under way
-// at the end may go on.
+// A hook that fails is retried after retryDelay. The delay doubles with each failure, up to
+// maxRetryDelay. When goforward exits, a running hook has hookGrace to finish.
 const (
-	retryDelay        = time.Second
+	retryDelay    = time.Second
 	maxRetryDelay = time.Minute
-	hookGrace        = 2 * time.Second
+	hookGrace     = 2 * time.Second
 )
 
-// errand is what is to be done about each new endpoint: one at a time, again
-// until it succeeds, and for the newest only.
+// hook is an action that is to be done for each new endpoint. One action runs at a time. It is
+// retried until it succeeds or there is a newer endpoint.
 type hook struct {
-	event   string // its name in JSON
-	name    string // for people
+	event   string // name of its event in JSON
+	name    string // name for people
 	do      func(context.Context, hookEvent) error
-	differs  func(a, b backends.Mapping) bool // what it does not matter to is not done again
-	report func(hookResult)                    // is told of failures, and of the success that ends them
+	differs func(a, b backends.Mapping) bool // reports whether two endpoints need an action each
+	report  func(hookResult)                 // called for each failure, and for the success after failures
 
 	pending chan []backends.Mapping
 }
 
-// notice is an endpoint to do something about.
+// hookEvent is an endpoint for which a hook runs.
 type hookEvent struct {
 	granted  []backends.Mapping
-	previous netip.AddrPort // what was last done about; the zero value at first
+	previous netip.AddrPort // endpoint of the last success; the zero value at first
 }
 
-// outcome is what an attempt came to.
+// hookResult is the result of one attempt.
 type hookResult struct {
-	hook *hook
+	hook  *hook
 	event hookEvent
-	err    error
-	next   time.Time // of the next attempt; zero: there is none
+	err   error
+	next  time.Time // time of the next attempt; zero: none
 }
 
-// post tells of an endpoint, in place of one that is still to be looked at. It is
-// for one goroutine, and does not wait.
-func (e *hook) post(granted []backends.Mapping) {
+// post sets the endpoint that the hook handles next. It replaces an endpoint that is still
+// pending, and does not block. Only one goroutine may call it.
+func (h *hook) post(granted []backends.Mapping) {
 	select {
-	case <-e.pending:
+	case <-h.pending:
 	default:
 	}
-	e.pending <- granted
+	h.pending <- granted
 }
 
-// errSuperseded is what do returns if it has done nothing, because there is another
-// endpoint by now, or there will be none.
+// errSuperseded is returned by do if it did nothing, because there is another endpoint, or
+// because the session ends.
 var errSuperseded = errors.New("superseded")
 
-// errErrandEnds is why what is under way is ended.
-var errHookStopped = errors.New("ended, because goforward ends")
+// errHookStopped is the cause if a running action is stopped.
+var errHookStopped = errors.New("stopped, because goforward exits")
 
-// run does the errand until the context ends. What is under way then has a
-// moment to finish.
-func (e *hook) run(ctx context.Context) {
-	lasting, end := withGrace(ctx, hookGrace, errHookStopped)
-	defer end(nil)
-	var n hookEvent
+// run runs the hook until the context ends. A running action then has hookGrace to finish.
+func (h *hook) run(ctx context.Context) {
+	actionCtx, stop := withGrace(ctx, hookGrace, errHookStopped)
+	defer stop(nil)
+	var e hookEvent
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
 	retry.Stop()
 	failed := false
-	for pause := retryDelay; ; {
+	for delay := retryDelay; ; {
 		select {
 		case <-ctx.Done():
 			return
-		case granted := <-e.pending:
-			if n.granted != nil && !e.differs(n.granted[0], granted[0]) {
+		case granted := <-h.pending:
+			if e.granted != nil && !h.differs(e.granted[0], granted[0]) {
 				continue
 			}
-			n.granted, pause = granted, retryDelay
+			e.granted, delay = granted, retryDelay
 		case <-retry.C:
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		err := e.do(lasting, n)
-		out := hookResult{hook: e, event: n, err: err}
-		retry.Stop() // that of an earlier endpoint
+		err := h.do(actionCtx, e)
+		result := hookResult{hook: h, event: e, err: err}
+		retry.Stop() // the retry for an earlier endpoint
 		if errors.Is(err, errSuperseded) {
-			n.granted = nil // the next endpoint differs from what was done
+			e.granted = nil // so that the next endpoint counts as new
 			continue
 		}
 		switch {
 		case err == nil:
-			n.previous = n.granted[0].External
+			e.previous = e.granted[0].External
 		case ctx.Err() == nil:
-			out.next = time.Now().Add(pause)
-			retry.Reset(pause)
-			pause = min(2*pause, maxRetryDelay)
+			result.next = time.Now().Add(delay)
+			retry.Reset(delay)
+			delay = min(2*delay, maxRetryDelay)
 		}
 		if failed || err != nil {
-			e.report(out)
+			h.report(result)
 		}
 		failed = err != nil
 	}
 }
 
-// outlive returns a context that ends a while after another, with a cause.
+// withGrace returns a context that ends with the given cause, some time after its parent ends.
 func withGrace(ctx context.Context, d time.Duration, cause error) (context.Context, context.CancelCauseFunc) {
-	lasting, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	extended, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(d, func() { end(cause) }) })
-	return lasting, func(err error) {
+	return extended, func(err error) {
 		stop()
 		end(err)
 	}
 }
 
-// sayOutcome tells of an attempt.
-func (a *app) printHookResult(o hookResult) {
-	now, text := time.Now(), "done at last"
-	if o.err != nil {
-		text = oneLine(errorText(o.err)) + nextAttemptText(o.next)
+// printHookResult prints the result of an attempt.
+func (a *app) printHookResult(r hookResult) {
+	now, text := time.Now(), "done after a failure"
+	if r.err != nil {
+		text = oneLine(errorText(r.err)) + nextAttemptText(r.next)
 	}
-	a.messagef("%s %s: %s\n", clockText(now), o.hook.name, text)
+	a.messagef("%s %s: %s\n", clockText(now), r.hook.name, text)
 	if !a.settings.json {
 		return
 	}
-	r := hookRecord{Event: o.hook.event, Time: jsonTime(now), External: jsonEndpointOf(o.event.granted[0].External)}
-	if o.err != nil {
-		r.Error, r.Next = errorText(o.err), jsonTime(o.next)
+	rec := hookRecord{Event: r.hook.event, Time: jsonTime(now), External: jsonEndpointOf(r.event.granted[0].External)}
+	if r.err != nil {
+		rec.Error, rec.Next = errorText(r.err), jsonTime(r.next)
 	}
-	a.printJSON(r)
+	a.printJSON(rec)
 }
 
-// outcomeRecord is that in JSON. It has an error where the attempt failed.
+// hookRecord is a hookResult in JSON. It has an error if the attempt failed.
 type hookRecord struct {
-	Event    string   `json:"event"`
-	Time     string   `json:"time"`
+	Event    string       `json:"event"`
+	Time     string       `json:"time"`
 	External jsonEndpoint `json:"external"`
-	Error    string   `json:"error,omitempty"`
-	Next     string   `json:"next_try,omitempty"`
+	Error    string       `json:"error,omitempty"`
+	Next     string       `json:"next_try,omitempty"`
 }
 
-// execDrain bounds the wait for the output of a command that has ended: what it
-// left in the background may hold that open.
+// execWaitDelay bounds the wait for the output of a command that has exited: a background
+// process that it started may keep the output open.
 const execWaitDelay = time.Second
 
-// execErrand runs a command.
-func (a *app) execHook(argv []string, bound time.Duration) *hook {
+// execHook returns the hook that runs the command of --exec.
+func (a *app) execHook(argv []string, timeout time.Duration) *hook {
 	return &hook{
 		event: "exec", name: "--exec", report: a.printHookResult,
-		do: func(ctx context.Context, n hookEvent) error { return a.runCommand(ctx, argv, bound, n) },
+		do: func(ctx context.Context, e hookEvent) error { return a.runCommand(ctx, argv, timeout, e) },
 		differs: func(a, b backends.Mapping) bool {
 			return a.External != b.External || a.Internal.Port() != b.Internal.Port()
 		},
@@ -162,22 +161,22 @@ func (a *app) execHook(argv []string, bound time.Duration) *hook {
 	}
 }
 
-// exec runs a command to its end, or kills it when that does not come in time.
-// On Unix it is the leader of a process group of its own: Ctrl-C on the terminal
-// is not for it, and what it started is killed with it.
-func (a *app) runCommand(ctx context.Context, argv []string, bound time.Duration, n hookEvent) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, bound, fmt.Errorf("not done within %v, and killed", bound))
+// runCommand runs a command until it exits, or kills it after a timeout. On Unix the command
+// leads a process group of its own: Ctrl-C on the terminal does not reach it, and its child
+// processes are killed with it.
+func (a *app) runCommand(ctx context.Context, argv []string, timeout time.Duration, e hookEvent) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done within %v, and killed", timeout))
 	defer cancel()
 	out := &lineWriter{emit: func(line string) { a.messagef("--exec: %s\n", line) }}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), n.environment()...)
+	cmd.Env = append(os.Environ(), e.environment()...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = execWaitDelay
 	setProcessGroup(cmd)
 	err := cmd.Run()
 	out.flush()
 	switch {
-	case errors.Is(err, exec.ErrWaitDelay): // it succeeded, and left something in the background
+	case errors.Is(err, exec.ErrWaitDelay): // it succeeded, and left a process in the background
 		return nil
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -185,15 +184,15 @@ func (a *app) runCommand(ctx context.Context, argv []string, bound time.Duration
 	return err
 }
 
-// environment tells a command of the endpoint.
-func (n hookEvent) environment() []string {
-	m := n.granted[0]
+// environment returns the variables that describe the endpoint to a command.
+func (e hookEvent) environment() []string {
+	m := e.granted[0]
 	protocol, event, previous, ip := m.Protocol.String(), "mapped", "", ""
-	if len(n.granted) > 1 {
+	if len(e.granted) > 1 {
 		protocol = "both"
 	}
-	if n.previous.Port() != 0 {
-		event, previous = "changed", strconv.Itoa(int(n.previous.Port()))
+	if e.previous.Port() != 0 {
+		event, previous = "changed", strconv.Itoa(int(e.previous.Port()))
 	}
 	if addr := m.External.Addr(); addr.IsValid() {
 		ip = addr.String()

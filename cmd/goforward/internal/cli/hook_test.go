@@ -43,9 +43,9 @@ func startTestHook(do func(ctx context.Context, port uint16) error) *hookTest {
 			c.note("%d after %d", port, n.previous.Port())
 			return do(ctx, port)
 		},
-		differs:  func(a, b backends.Mapping) bool { return a.External != b.External },
-		report: func(o hookResult) { c.note("%v, next %v", o.err, o.next.Sub(c.start)) },
-		pending:   make(chan []backends.Mapping, 1),
+		differs: func(a, b backends.Mapping) bool { return a.External != b.External },
+		report:  func(o hookResult) { c.note("%v, next %v", o.err, o.next.Sub(c.start)) },
+		pending: make(chan []backends.Mapping, 1),
 	}
 	ctx, end := context.WithCancel(context.Background())
 	c.end = end
@@ -226,9 +226,9 @@ func TestHookSuperseded(t *testing.T) {
 				done = append(done, n.granted[0].External.Port())
 				return nil
 			},
-			differs:  func(a, b backends.Mapping) bool { return a.External != b.External },
-			report: func(o hookResult) { t.Errorf("an outcome was reported: %v", o.err) },
-			pending:   make(chan []backends.Mapping, 1),
+			differs: func(a, b backends.Mapping) bool { return a.External != b.External },
+			report:  func(o hookResult) { t.Errorf("an outcome was reported: %v", o.err) },
+			pending: make(chan []backends.Mapping, 1),
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
@@ -410,9 +410,9 @@ func hookCommand(t *testing.T, args ...string) []string {
 
 // hangs is where a hook hangs.
 type hangServer struct {
-	addr string
-	conn net.Conn
-	connected chan struct{} // closed when it has come
+	addr         string
+	conn         net.Conn
+	connected    chan struct{} // closed when it has come
 	disconnected chan struct{} // closed when it has gone
 }
 

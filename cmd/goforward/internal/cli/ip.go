@@ -31,7 +31,7 @@ func (a *app) ip(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gateway, err := f.Gateway(ctx) // it is remembered: nothing is sent
+	gateway, err := f.Gateway(ctx) // the Forwarder cached it: nothing is sent
 	if err != nil {
 		return err
 	}
@@ -49,9 +49,9 @@ func (a *app) ip(ctx context.Context) error {
 	switch {
 	case scope == backends.ScopePublic:
 	case addr.Is6():
-		a.messagef("This is a %v address: the internet does not reach it.\n", scope)
+		a.messagef("This is a %v address: the internet cannot reach it.\n", scope)
 	default:
-		a.messagef("This is a %v address: another NAT stands before the gateway, and the internet does not reach it.\n", scope)
+		a.messagef("This is a %v address: another NAT stands before the gateway, and the internet cannot reach it.\n", scope)
 	}
 	return nil
 }

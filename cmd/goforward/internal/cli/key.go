@@ -13,13 +13,12 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// keySize is that of the hash that nonces are derived by.
+// keySize is the size of the key of the hash that derives nonces.
 const keySize = 32
 
-// nonceKey is the user's secret, from which PCP nonces are derived: so a later
-// process can take away what this one mapped. It is made when it is first
-// needed. Without a place for it, mappings by PCP can only be left to their
-// lifetime, which is no reason not to map.
+// nonceKey returns the user's secret key, from which PCP nonces are derived. With this key, a
+// later process can delete the mappings of this one. The key is created when it is first
+// needed. Without a key, mapping still works, but PCP mappings can only expire.
 func (a *app) nonceKey() []byte {
 	if !a.needsKey() {
 		return nil
@@ -27,30 +26,30 @@ func (a *app) nonceKey() []byte {
 	key, err := loadKey(a.keyFile)
 	if err != nil {
 		if log := a.logger(); log != nil {
-			log.Warn("unmap will not know what map makes by PCP", "err", err)
+			log.Warn("unmap will not be able to delete what map creates by PCP", "err", err)
 		}
 		return nil
 	}
 	return key
 }
 
-// keyed reports whether a protocol that may be spoken needs the key.
+// needsKey reports whether a selected protocol needs the key.
 func (a *app) needsKey() bool {
 	return slices.ContainsFunc(a.selectedProtocols(), func(o protocol) bool { return o.usesKey })
 }
 
-// someKey is a key that nobody has: a gateway refuses to take away what it has
-// with another, and does not where it has nothing.
+// randomKey returns a key that is used only once. A gateway refuses to delete mappings that
+// were made with another key, and accepts the deletion if there is no such mapping.
 func randomKey() []byte {
 	key := make([]byte, keySize)
 	_, _ = rand.Read(key) // never fails
 	return key
 }
 
-// keyFile is the path of the user's secret.
+// keyFile returns the path of the file that holds the user's key.
 func keyFile() (string, error) {
 	dir := os.Getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(dir) { // as its standard has it
+	if !filepath.IsAbs(dir) { // the XDG specification ignores relative paths
 		var err error
 		switch runtime.GOOS {
 		case "windows", "darwin":
@@ -69,10 +68,10 @@ func keyFile() (string, error) {
 	return filepath.Join(dir, "goforward", "nonce.key"), nil
 }
 
-// loadKey reads the key, or makes it. Of several processes that make it at
-// once, one wins and the others read its key.
-func loadKey(where func() (string, error)) ([]byte, error) {
-	path, err := where()
+// loadKey reads the key, or creates it. If several processes create it at once, one succeeds
+// and the others read its key.
+func loadKey(keyPath func() (string, error)) ([]byte, error) {
+	path, err := keyPath()
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +88,7 @@ func loadKey(where func() (string, error)) ([]byte, error) {
 func readKey(path string) ([]byte, error) {
 	key, err := state.ReadOwn(path, keySize+1, 0o077)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is no key to trust: %w", path, err)
+		return nil, fmt.Errorf("the key in %s cannot be trusted: %w", path, err)
 	}
 	if err == nil && len(key) != keySize {
 		return nil, fmt.Errorf("%s is not a key of %d bytes: move it away", path, keySize)
@@ -97,16 +96,17 @@ func readKey(path string) ([]byte, error) {
 	return key, err
 }
 
-// link is os.Link, but in tests.
+// linkFile is os.Link; tests replace it.
 var linkFile = os.Link
 
-// makeKey writes the key where there is none, whole or not at all.
+// createKey writes a new key if the file does not exist. The file appears with its whole
+// content or not at all.
 func createKey(path string) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".nonce-*") // 0600
+	f, err := os.CreateTemp(dir, ".nonce-*") // mode 0600
 	if err != nil {
 		return err
 	}
@@ -115,9 +115,9 @@ func createKey(path string) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	err = linkFile(f.Name(), path) // fails where somebody was quicker
+	err = linkFile(f.Name(), path) // fails if another process was faster
 	if err != nil && !errors.Is(err, fs.ErrExist) {
-		err = os.Rename(f.Name(), path) // there are systems without links
+		err = os.Rename(f.Name(), path) // some file systems have no hard links
 	}
 	return err
 }

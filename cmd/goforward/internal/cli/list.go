@@ -12,14 +12,14 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// listTime bounds a listing, unless --timeout does: large tables are told one
-// entry at a time, by routers that are not quick.
+// listTimeout bounds a listing, unless --timeout is set. Slow routers list large tables one
+// entry at a time.
 const listTimeout = time.Minute
 
 func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
-		Short:   "List what the gateway forwards, where it can tell",
+		Short:   "List the mappings of the gateway, if it supports UPnP",
 		Long:    listHelp,
 		Example: listExamples,
 		Args:    cobra.NoArgs,
@@ -29,22 +29,18 @@ func (a *app) listCommand() *cobra.Command {
 	}
 }
 
-// cannotListError says why there is no list, which is not the same as an empty one.
+// listError reports why there is no list. This differs from an empty list.
 type listError struct {
-	unlistable  []string // that have no list
-	reasons []error  // of those that have one
-	advice  string
+	unlistable []string // available protocols that cannot list
+	reasons    []error  // errors of protocols that can list
+	advice     string
 }
 
 func (e *listError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "list: %v", backends.ErrUnsupported)
-	switch len(e.unlistable) {
-	case 0:
-	case 1:
-		fmt.Fprintf(&b, ": the gateway speaks %s, which has no way to ask what is forwarded", e.unlistable[0])
-	default:
-		fmt.Fprintf(&b, ": the gateway speaks %s, neither of which has a way to ask what is forwarded", joinNames(e.unlistable))
+	if len(e.unlistable) > 0 {
+		fmt.Fprintf(&b, ": the gateway supports %s, which cannot list mappings", joinNames(e.unlistable))
 	}
 	for _, err := range e.reasons {
 		fmt.Fprintf(&b, "\n  %v", err)
@@ -54,37 +50,32 @@ func (e *listError) Error() string {
 
 func (e *listError) Unwrap() error { return backends.ErrUnsupported }
 
-// list prints the table of the first backend that has one.
-func (a *app) list(ctx context.Context, s *probeResult) error {
-	cannot := listError{advice: "look at the gateway's own pages"}
-	for _, b := range s.available {
+// list prints the table of the first backend that can list.
+func (a *app) list(ctx context.Context, result *probeResult) error {
+	listErr := listError{advice: "look at the gateway's web interface"}
+	for _, b := range result.available {
 		l, ok := b.Backend.(backends.Lister)
 		if !ok {
-			cannot.unlistable = append(cannot.unlistable, b.title)
+			listErr.unlistable = append(listErr.unlistable, b.title)
 			continue
 		}
 		n, err := a.printEntries(ctx, b, l)
 		if n > 0 || !errors.Is(err, backends.ErrUnsupported) {
 			return err
 		}
-		cannot.reasons = append(cannot.reasons, err)
+		listErr.reasons = append(listErr.reasons, err)
 	}
-	for _, b := range s.unavailable {
+	for _, b := range result.unavailable {
 		if isLister(b.Backend) {
-			cannot.reasons = append(cannot.reasons, b.err)
-			cannot.advice = "switch on UPnP in the gateway's settings, or look at its own pages"
+			listErr.reasons = append(listErr.reasons, b.err)
+			listErr.advice = "switch on UPnP in the gateway's settings, or look at its web interface"
 		}
 	}
-	return &cannot
+	return &listErr
 }
 
-func isLister(b backends.Backend) bool {
-	_, is := b.(backends.Lister)
-	return is
-}
-
-// printEntries prints what there is, also where the table breaks off, and
-// returns how many that are.
+// printEntries prints the entries, even if the table ends with an error. It returns their
+// number.
 func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.Lister) (n int, failure error) {
 	t := newTable("PROTOCOL", "EXTERNAL", "INTERNAL", "OURS", "FROM", "REMAINING", "ENABLED", "DESCRIPTION")
 	for e, err := range l.List(ctx) {
@@ -109,9 +100,4 @@ func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.L
 		a.printTable(t)
 	}
 	return n, failure
-}
-
-// ours reports whether a mapping leads to this host, whoever made it.
-func (b availableBackend) leadsHere(m backends.Mapping) bool {
-	return m.Internal.Addr().IsValid() && m.Internal.Addr() == b.localAddr
 }

@@ -2,11 +2,12 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"os"
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/natforward/goforward/gatewaytest"
 )
 
 func TestMain(m *testing.M) {
@@ -44,15 +45,12 @@ func run(t *testing.T, change func(*app), args ...string) cmdResult {
 	return cmdResult{code, stdout.String(), stderr.String()}
 }
 
-type brokenWriter struct{ err error }
-
-func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
-
-func TestBrokenStdout(t *testing.T) {
-	t.Parallel()
-	var stderr bytes.Buffer
-	code := Run(context.Background(), []string{"--version"}, brokenWriter{context.Canceled}, &stderr)
-	if code != exitOther || stderr.String() != "goforward: cannot write the output: context canceled\n" {
-		t.Errorf("exit code %d, stderr %q", code, &stderr)
+func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
+	t.Helper()
+	gw, err := gatewaytest.Start(config)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = gw.Close() })
+	return gw
 }

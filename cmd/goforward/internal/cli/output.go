@@ -1,19 +1,15 @@
 package cli
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"sync"
 	"text/tabwriter"
-	"unicode"
-	"unicode/utf16"
 )
 
-// stream is stdout or stderr, which events, the log and the command itself
-// write to at once. It remembers the first failure, and closes broken then.
+// stream is stdout or stderr. Events, the log and the command may write to it at the same
+// time. It keeps the first error of a write, and then closes broken.
 type stream struct {
 	mu     sync.Mutex
 	w      io.Writer
@@ -43,58 +39,17 @@ func (s *stream) writeError() error {
 	return nil
 }
 
-// sayf is talk.
+// messagef prints a message for people to stderr.
 func (a *app) messagef(format string, args ...any) {
 	_, _ = io.WriteString(a.stderr, sanitize(fmt.Sprintf(format, args...)))
 }
 
-// printf is what was asked for.
+// resultf prints a result to stdout.
 func (a *app) resultf(format string, args ...any) {
 	_, _ = io.WriteString(a.stdout, sanitize(fmt.Sprintf(format, args...)))
 }
 
-// object prints a value as a line of JSON.
-func (a *app) printJSON(v any) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(v); err != nil { // our own types: a mistake of ours
-		panic(err)
-	}
-	_, _ = io.WriteString(a.stdout, escapeUnprintable(b.String(), func(r rune) string {
-		var s strings.Builder
-		for _, u := range utf16.Encode([]rune{r}) {
-			fmt.Fprintf(&s, `\u%04x`, u)
-		}
-		return s.String()
-	}))
-}
-
-// clean makes text harmless to a terminal: what a gateway or a driver put into
-// a name or a message must not move the cursor.
-func sanitize(s string) string {
-	return escapeUnprintable(strings.ToValidUTF8(s, "\ufffd"), func(r rune) string {
-		if r < 0x100 {
-			return fmt.Sprintf(`\x%02x`, r)
-		}
-		return fmt.Sprintf(`\u%04x`, r)
-	})
-}
-
-// escape rewrites the runes that are not to be seen; the newline stays.
-func escapeUnprintable(s string, form func(rune) string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if r == '\n' || unicode.IsPrint(r) {
-			b.WriteRune(r)
-			continue
-		}
-		b.WriteString(form(r))
-	}
-	return b.String()
-}
-
-// table is lines of cells.
+// table is a table of text cells; the first row is the head.
 type table struct {
 	rows [][]string
 }
@@ -103,8 +58,8 @@ func newTable(head ...string) *table { return &table{rows: [][]string{head}} }
 
 func (t *table) addRow(cells ...string) { t.rows = append(t.rows, cells) }
 
-// table prints a table. Cells are cleaned one by one: a tab or a newline in one
-// must not make another.
+// printTable prints a table. It escapes each cell by itself, so that a tab or a newline in a
+// cell does not start another cell or line.
 func (a *app) printTable(t *table) {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, cells := range t.rows {
@@ -120,12 +75,5 @@ func (a *app) printTable(t *table) {
 		}
 		_, _ = io.WriteString(w, line.String()+"\n")
 	}
-	_ = w.Flush() // the stream remembers a failure
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
+	_ = w.Flush() // the stream keeps the error
 }

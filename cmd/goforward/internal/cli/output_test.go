@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/netip"
 	"strings"
@@ -50,3 +51,16 @@ func FuzzOutput(f *testing.F) {
 }
 
 func validUTF8(s string) bool { return strings.ToValidUTF8(s, "") == s }
+
+type brokenWriter struct{ err error }
+
+func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
+
+func TestBrokenStdout(t *testing.T) {
+	t.Parallel()
+	var stderr bytes.Buffer
+	code := Run(context.Background(), []string{"--version"}, brokenWriter{context.Canceled}, &stderr)
+	if code != exitOther || stderr.String() != "goforward: cannot write the output: context canceled\n" {
+		t.Errorf("exit code %d, stderr %q", code, &stderr)
+	}
+}

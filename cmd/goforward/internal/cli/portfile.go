@@ -14,20 +14,20 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// portFile is a file that has the external port, as digits and a newline.
+// portFile is a file that holds the external port, as digits and a newline.
 //
-// A regular file, or a missing one, is replaced as a whole. Everything else that
-// the path may name belongs to another program: a symbolic link, a device, a FIFO,
-// or a file that cannot be replaced because it is a mount point. Such a file is
-// written in place, and never replaced or removed.
+// A regular file is replaced as a whole, and a missing file is created. Other files belong to
+// other programs: the target of a symbolic link, a device, a FIFO, and a file that cannot be
+// replaced because it is a mount point. These are written in place, and never replaced or
+// removed.
 type portFile struct {
 	path       string
-	onWait    func()      // is called when the file is a FIFO that no program reads yet
-	superseded func() bool // reports whether the port that is being written is out of date; nil: it never is
-	lastPort    uint16      // last; 0: nothing yet
+	onWait     func()      // called if the file is a FIFO that no program reads yet
+	superseded func() bool // reports whether the port that is being written is out of date; nil: never
+	lastPort   uint16      // the last port written; 0: none yet
 }
 
-// check refuses what can hold no port, and what a port would destroy.
+// check returns an error if the path cannot hold a port, or if a port would damage it.
 func (p *portFile) check() error {
 	info, err := os.Stat(p.path)
 	switch {
@@ -58,27 +58,27 @@ func (a *app) newPortFile(path string) *portFile {
 	return &portFile{path: path, onWait: func() { a.messagef("--port-file: waiting for a program to read %s\n", path) }}
 }
 
-// errand keeps the file right, until over is closed.
-func (p *portFile) hook(a *app, over <-chan struct{}) *hook {
-	e := &hook{
+// hook returns the hook that keeps the file up to date until done is closed.
+func (p *portFile) hook(a *app, done <-chan struct{}) *hook {
+	h := &hook{
 		event: "port_file", name: "--port-file", report: a.printHookResult,
-		do:     func(ctx context.Context, n hookEvent) error { return p.write(ctx, n.granted[0].External.Port()) },
+		do:      func(ctx context.Context, e hookEvent) error { return p.write(ctx, e.granted[0].External.Port()) },
 		differs: func(a, b backends.Mapping) bool { return a.External.Port() != b.External.Port() },
-		pending:  make(chan []backends.Mapping, 1),
+		pending: make(chan []backends.Mapping, 1),
 	}
 	p.superseded = func() bool {
 		select {
-		case <-over:
+		case <-done:
 			return true
 		default:
-			return len(e.pending) > 0
+			return len(h.pending) > 0
 		}
 	}
-	return e
+	return h
 }
 
-// write puts the port into the file. If no program reads a FIFO, it waits until one
-// does, or the context ends. A port that is superseded meanwhile is not written.
+// write writes the port to the file. If no program reads a FIFO, it waits until a program does
+// or the context ends. It does not write a port that is superseded in the meantime.
 func (p *portFile) write(ctx context.Context, port uint16) error {
 	text := portFileText(port)
 	info, err := os.Lstat(p.path)
@@ -93,7 +93,7 @@ func (p *portFile) write(ctx context.Context, port uint16) error {
 		if err = replaceFile(p.path, text); err == nil {
 			break
 		}
-		// A mount point, or a directory that cannot be written to.
+		// The file is a mount point, or its directory is not writable.
 		if inPlace := p.writeInPlace(ctx, text); inPlace != nil {
 			return errors.Join(err, inPlace)
 		}
@@ -105,13 +105,12 @@ func (p *portFile) write(ctx context.Context, port uint16) error {
 	return err
 }
 
-// replaceFile puts a file with the text in the place of what has that name: whole
-// or not at all.
+// replaceFile replaces the file with one that has the text, as a whole or not at all.
 func replaceFile(path, text string) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".goforward-port-*")
 	if failure := (*os.PathError)(nil); errors.As(err, &failure) {
-		return fmt.Errorf("cannot write to %s: %w", dir, failure.Err) // the name of the temporary file says nothing
+		return fmt.Errorf("cannot write to %s: %w", dir, failure.Err) // omits the name of the temporary file, which does not help the user
 	} else if err != nil {
 		return err
 	}
@@ -135,10 +134,10 @@ func writeContent(f *os.File, text string) error {
 	return f.Sync()
 }
 
-// fifoPause is the time between two attempts to open a FIFO that no program reads.
+// fifoRetryDelay is the time between two attempts to open a FIFO that no program reads.
 const fifoRetryDelay = 50 * time.Millisecond
 
-// overwrite writes the text into what the path leads to, in place.
+// writeInPlace writes the text to the file itself, or to the target of a link.
 func (p *portFile) writeInPlace(ctx context.Context, text string) error {
 	f, err := openInPlace(p.path)
 	for waits := 0; hasNoReader(p.path, err); waits++ {
@@ -156,13 +155,13 @@ func (p *portFile) writeInPlace(ctx context.Context, text string) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Now()) }) // of a FIFO that is full
+	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Now()) }) // a full FIFO would block the write
 	defer stop()
 	return errors.Join(overwriteContent(f, text), f.Close())
 }
 
-// fillInPlace writes first and cuts the rest off after that, so that a full disk
-// costs nothing.
+// overwriteContent first writes the text and then truncates the file: if the disk is full, the
+// old content is not lost.
 func overwriteContent(f *os.File, text string) error {
 	if _, err := f.WriteString(text); err != nil {
 		return err
@@ -173,7 +172,7 @@ func overwriteContent(f *os.File, text string) error {
 	return errors.Join(f.Truncate(int64(len(text))), f.Sync())
 }
 
-// rest waits, and reports whether the context has not ended meanwhile.
+// sleep waits for d. It returns false if the context ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -185,11 +184,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// clear removes what an earlier run left that was killed: any port.
+// removeStale removes a file with any port: an earlier run that was killed left it.
 func (p *portFile) removeStale() error { return p.removeIf(isPortFile) }
 
-// remove removes what was written, unless another program has written since. The
-// errand has ended.
+// remove removes the file, unless another program has written to it since. The hook must have
+// stopped.
 func (p *portFile) remove() error {
 	if p.lastPort == 0 {
 		return nil
@@ -197,9 +196,9 @@ func (p *portFile) remove() error {
 	return p.removeIf(func(text string) bool { return text == portFileText(p.lastPort) })
 }
 
-// removeIf removes a regular file whose text is ours. One that was written in place
-// is emptied instead. That there is none, or another, is success.
-func (p *portFile) removeIf(ours func(text string) bool) error {
+// removeIf removes a regular file whose text matches. It empties a file that was written in
+// place. If there is no file, or if it does not match, removeIf returns nil.
+func (p *portFile) removeIf(matches func(text string) bool) error {
 	info, err := os.Stat(p.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -210,7 +209,7 @@ func (p *portFile) removeIf(ours func(text string) bool) error {
 		return nil
 	}
 	text, err := os.ReadFile(p.path)
-	if err != nil || !ours(string(text)) {
+	if err != nil || !matches(string(text)) {
 		return err
 	}
 	if info, err := os.Lstat(p.path); err == nil && info.Mode().IsRegular() && os.Remove(p.path) == nil {
@@ -219,7 +218,7 @@ func (p *portFile) removeIf(ours func(text string) bool) error {
 	return os.Truncate(p.path, 0)
 }
 
-// longestPortFile is the size of a file with the longest number.
+// maxPortFileSize is the size of a file with the longest number.
 const maxPortFileSize = int64(len("65535\n"))
 
 func portFileText(port uint16) string { return strconv.Itoa(int(port)) + "\n" }

@@ -7,21 +7,21 @@ import (
 	"github.com/natforward/goforward/discover"
 )
 
-// wayOut is where a gateway is reached, as far as it is compared.
+// route is the route to a gateway. Two routes are equal if watch need not start again.
 type route struct {
-	gateway netip.AddrPort // the zero value: there is none
+	gateway netip.AddrPort // the zero value: none
 	iface   string
 	local   netip.Addr
-	reason  string // why there is none
+	reason  string // why there is no route
 }
 
-// wayOutOf is the way to the gateway that was named, the one by the interface
-// that was named, or the kernel's to the internet.
+// currentRoute returns the route to the named gateway, or through the named interface, or the
+// default route of the kernel.
 func currentRoute(s *settings) route {
 	g, err := lookUpRoute(s)
 	named := s.namedGateway()
 	switch {
-	case err != nil && named.IsValid(): // it may be there all the same
+	case err != nil && named.IsValid(): // the gateway may exist nevertheless
 		return route{gateway: named}
 	case err != nil:
 		return route{reason: err.Error()}
@@ -42,20 +42,20 @@ func lookUpRoute(s *settings) (discover.Gateway, error) {
 	return discover.Through(s.iface, false)
 }
 
-// text is the way for people.
-func (w route) text() string {
+// text describes the route to people.
+func (r route) text() string {
 	switch {
-	case w == route{reason: w.reason}:
-		return "none: " + w.reason
-	case w.iface == "":
-		return w.name()
+	case r == route{reason: r.reason}:
+		return "none: " + r.reason
+	case r.iface == "":
+		return r.name()
 	}
-	return fmt.Sprintf("%s by %s, from %s", w.name(), w.iface, addrText(w.local))
+	return fmt.Sprintf("%s on %s, from %s", r.name(), r.iface, addrText(r.local))
 }
 
-func (w route) name() string {
-	if !w.gateway.Addr().IsValid() {
+func (r route) name() string {
+	if !r.gateway.Addr().IsValid() {
 		return "no next hop"
 	}
-	return endpointText(w.gateway)
+	return endpointText(r.gateway)
 }

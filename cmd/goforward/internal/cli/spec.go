@@ -13,8 +13,8 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// wish is what map and unmap are asked for: their common flags, and then the
-// arguments.
+// spec is the mapping that map or unmap is to act on: the flags that these commands share, and
+// their arguments.
 type spec struct {
 	protocols   []backends.Protocol
 	udp         bool
@@ -29,134 +29,134 @@ type spec struct {
 	external, internal uint16
 }
 
-// register makes the wish flags of a command.
-func (w *spec) register(cmd *cobra.Command) {
+// register adds the flags to a command.
+func (s *spec) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.VarP(&flagValue[[]backends.Protocol]{target: &w.protocols, typeName: "NAME", parse: parseProtocols}, "protocol", "p",
-		"tcp, udp, both, or another's name or number (default tcp)")
-	f.BoolVarP(&w.udp, "udp", "u", false, "the same as -p udp")
-	f.VarP(&flagValue[time.Duration]{target: &w.lifetime, typeName: "SECONDS", parse: parseLifetime}, "lifetime", "l",
-		"how long, in seconds or as a duration such as 90m, or forever (default 2h)")
-	f.BoolVar(&w.exact, "exact", false, "this external port or none")
-	f.BoolVar(&w.samePort, "same-port", false, "the same number inside and outside, whichever the gateway grants")
-	f.BoolVarP(&w.ipv6, "ipv6", "6", false, "let the port in through the gateway's IPv6 firewall, where the gateway can (PCP, UPnP)")
-	f.Var(&flagValue[netip.Addr]{target: &w.to, typeName: "ADDR", parse: parseAddr}, "to",
-		"forward to another host, where protocol and gateway can (PCP, UPnP)")
-	f.Var(&flagValue[netip.AddrPort]{target: &w.from, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "from",
-		"admit only this peer, where protocol and gateway can (PCP, UPnP)")
-	f.StringVar(&w.description, "description", "", "`TEXT` that the gateway's table is to show (default \"goforward\")")
+	f.VarP(&flagValue[[]backends.Protocol]{target: &s.protocols, typeName: "NAME", parse: parseProtocols}, "protocol", "p",
+		"tcp, udp, both, or the name or number of another protocol (default tcp)")
+	f.BoolVarP(&s.udp, "udp", "u", false, "the same as -p udp")
+	f.VarP(&flagValue[time.Duration]{target: &s.lifetime, typeName: "SECONDS", parse: parseLifetime}, "lifetime", "l",
+		"how long to map: seconds, a duration such as 90m, or forever (default 2h)")
+	f.BoolVar(&s.exact, "exact", false, "fail if the gateway does not grant this external port")
+	f.BoolVar(&s.samePort, "same-port", false, "use the same port number inside and outside, whichever the gateway grants")
+	f.BoolVarP(&s.ipv6, "ipv6", "6", false, "open the port in the gateway's IPv6 firewall, if the gateway can (PCP, UPnP)")
+	f.Var(&flagValue[netip.Addr]{target: &s.to, typeName: "ADDR", parse: parseAddr}, "to",
+		"forward to another host, if the protocol and the gateway can (PCP, UPnP)")
+	f.Var(&flagValue[netip.AddrPort]{target: &s.from, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "from",
+		"admit only this peer, if the protocol and the gateway can (PCP, UPnP)")
+	f.StringVar(&s.description, "description", "", "`TEXT` to show in the gateway's table (default \"goforward\")")
 	_ = cmd.RegisterFlagCompletionFunc("protocol", completeList([]string{"tcp", "udp", "both", "sctp", "dccp", "udplite"}))
 	for _, name := range []string{"lifetime", "to", "from", "description"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 }
 
-// complete adds the arguments, and checks that all of it fits together.
-func (w *spec) parseArgs(args []string) error {
+// parseArgs adds the arguments, and checks that flags and arguments fit together.
+func (s *spec) parseArgs(args []string) error {
 	p, err := parsePorts(args)
 	if err != nil {
 		return err
 	}
-	w.external, w.internal = p.external, p.internal
-	named := [][]backends.Protocol{w.protocols, p.protocols, nil}
-	if w.udp {
+	s.external, s.internal = p.external, p.internal
+	named := [][]backends.Protocol{s.protocols, p.protocols, nil}
+	if s.udp {
 		named[2] = []backends.Protocol{backends.UDP}
 	}
-	w.protocols = nil
+	s.protocols = nil
 	for _, ps := range named {
 		switch {
 		case ps == nil:
-		case w.protocols == nil:
-			w.protocols = ps
-		case !slices.Equal(ps, w.protocols):
-			return usagef("two protocols are named: for TCP and UDP at once, -p both")
+		case s.protocols == nil:
+			s.protocols = ps
+		case !slices.Equal(ps, s.protocols):
+			return usagef("two protocols are named: to map TCP and UDP together, use -p both")
 		}
 	}
-	if w.protocols == nil {
-		w.protocols = []backends.Protocol{backends.TCP}
+	if s.protocols == nil {
+		s.protocols = []backends.Protocol{backends.TCP}
 	}
 	switch {
-	case w.internal != 0:
-	case w.exact:
+	case s.internal != 0:
+	case s.exact:
 		return usagef("--exact needs a port")
-	case w.to.IsValid():
-		return usagef("--to needs a port: one that is free here may not be so there")
+	case s.to.IsValid():
+		return usagef("--to needs a port: a port that is free on this host may be in use on the other")
 	}
-	for flag, addr := range map[string]netip.Addr{"to": w.to, "from": w.from.Addr()} {
+	for flag, addr := range map[string]netip.Addr{"to": s.to, "from": s.from.Addr()} {
 		if addr.IsUnspecified() || addr.IsMulticast() {
-			return usagef("--%s %v, which is no host", flag, addr)
+			return usagef("--%s %v is not the address of a host", flag, addr)
 		}
 	}
-	if w.samePort && w.external != 0 && w.external != w.internal {
-		return usagef("--same-port, but external port %d and internal port %d", w.external, w.internal)
+	if s.samePort && s.external != 0 && s.external != s.internal {
+		return usagef("--same-port needs equal ports, but the external port is %d and the internal port is %d", s.external, s.internal)
 	}
 	return nil
 }
 
-// fits makes the wish one for IPv6 where an address of it is, and checks that
-// all are of one family.
-func (a *app) setFamily(w *spec) error {
-	four, six := "", ""
-	if w.ipv6 {
-		six = "--ipv6"
+// setFamily sets ipv6 if an address of the flags is an IPv6 address. It fails if the flags
+// have addresses of different families.
+func (a *app) setFamily(s *spec) error {
+	ipv4, ipv6 := "", "" // a flag of that family
+	if s.ipv6 {
+		ipv6 = "--ipv6"
 	}
-	igd, _ := igdHost(a.settings.igd) // none is the zero Addr
+	igd, _ := igdHost(a.settings.igd) // the zero Addr if there is no URL
 	for _, flag := range []struct {
 		name string
 		addr netip.Addr
-	}{{"gateway", a.settings.gateway.Addr()}, {"igd-url", igd}, {"source", a.settings.source}, {"to", w.to}, {"from", w.from.Addr()}} {
+	}{{"gateway", a.settings.gateway.Addr()}, {"igd-url", igd}, {"source", a.settings.source}, {"to", s.to}, {"from", s.from.Addr()}} {
 		text := fmt.Sprintf("--%s %v", flag.name, flag.addr)
 		switch {
 		case flag.addr.Is4():
-			four = cmp.Or(four, text)
+			ipv4 = cmp.Or(ipv4, text)
 		case flag.addr.Is6():
-			six = cmp.Or(six, text)
+			ipv6 = cmp.Or(ipv6, text)
 		}
 	}
-	if four != "" && six != "" {
-		return usagef("%s is IPv6, but %s is IPv4", six, four)
+	if ipv4 != "" && ipv6 != "" {
+		return usagef("%s is IPv6, but %s is IPv4", ipv6, ipv4)
 	}
-	w.ipv6 = six != ""
+	s.ipv6 = ipv6 != ""
 	return nil
 }
 
-// options are the wish in the words of the facade.
-func (w *spec) options() []forward.Option {
+// options returns the spec as options of the forward package.
+func (s *spec) options() []forward.Option {
 	var opts []forward.Option
-	if len(w.protocols) > 1 {
-		opts = append(opts, forward.Both(w.internal))
+	if len(s.protocols) > 1 {
+		opts = append(opts, forward.Both(s.internal))
 	} else {
-		opts = append(opts, forward.Protocol(w.protocols[0], w.internal))
+		opts = append(opts, forward.Protocol(s.protocols[0], s.internal))
 	}
-	if w.external != 0 {
-		opts = append(opts, forward.External(w.external))
+	if s.external != 0 {
+		opts = append(opts, forward.External(s.external))
 	}
-	if w.exact {
+	if s.exact {
 		opts = append(opts, forward.Exact())
 	}
-	if w.samePort {
+	if s.samePort {
 		opts = append(opts, forward.SamePort())
 	}
-	opts = append(opts, w.gatewayOptions()...)
-	if w.to.IsValid() {
-		opts = append(opts, forward.To(netip.AddrPortFrom(w.to, 0)))
+	opts = append(opts, s.gatewayOptions()...)
+	if s.to.IsValid() {
+		opts = append(opts, forward.To(netip.AddrPortFrom(s.to, 0)))
 	}
-	if w.from.IsValid() {
-		opts = append(opts, forward.From(w.from))
+	if s.from.IsValid() {
+		opts = append(opts, forward.From(s.from))
 	}
-	if w.lifetime != 0 {
-		opts = append(opts, forward.Lifetime(w.lifetime))
+	if s.lifetime != 0 {
+		opts = append(opts, forward.Lifetime(s.lifetime))
 	}
-	if w.description != "" {
-		opts = append(opts, forward.Description(w.description))
+	if s.description != "" {
+		opts = append(opts, forward.Description(s.description))
 	}
 	return opts
 }
 
-// way are the options that say which gateway is meant.
-func (w *spec) gatewayOptions() []forward.Option {
-	if w.ipv6 {
+// gatewayOptions returns the options that select the gateway.
+func (s *spec) gatewayOptions() []forward.Option {
+	if s.ipv6 {
 		return []forward.Option{forward.IPv6()}
 	}
 	return nil

@@ -2,16 +2,21 @@ package cli
 
 import (
 	"bytes"
+	"fmt"
+	"net/netip"
 	"strings"
 	"time"
+	"unicode"
+
+	"github.com/natforward/goforward/backends"
 )
 
-// longestLine is where a line of a command's output is cut in two.
+// maxLineLength is the length at which a line of a command's output is split.
 const maxLineLength = 4096
 
-// lineWriter says what is written to it line by line.
+// lineWriter calls emit for each line that is written to it.
 type lineWriter struct {
-	emit  func(string)
+	emit func(string)
 	line []byte
 }
 
@@ -39,21 +44,21 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// end says the line.
+// endLine emits the current line.
 func (w *lineWriter) endLine() {
 	line := strings.TrimSuffix(string(w.line), "\r")
 	w.emit(strings.ReplaceAll(line, "\t", "    "))
 	w.line = w.line[:0]
 }
 
-// flush says what is left without a newline.
+// flush emits the rest that does not end with a newline.
 func (w *lineWriter) flush() {
 	if len(w.line) > 0 {
 		w.endLine()
 	}
 }
 
-// oneLine makes a line of a text of several, as errors of several attempts are.
+// oneLine joins the lines of a text, such as the error of several attempts.
 func oneLine(text string) string {
 	var out string
 	for line := range strings.SplitSeq(text, "\n") {
@@ -69,29 +74,108 @@ func oneLine(text string) string {
 	return out
 }
 
-// errorText is what people are told of an error.
+// errorText returns the text of an error for people.
 func errorText(err error) string { return trimPackage(err.Error()) }
 
-// plain leaves out of an error's text which package it is of.
+// trimPackage removes the name of the forward package from the text of an error.
 func trimPackage(text string) string {
 	return strings.ReplaceAll(strings.TrimPrefix(text, "forward: "), ": forward: ", ": ")
 }
 
-// clock is a time at the beginning of a line for people.
+// clockText formats a time for the start of a line.
 func clockText(at time.Time) string { return at.Local().Format(time.TimeOnly) }
 
-// stamp is a time in JSON; none is "".
-func jsonTime(at time.Time) string {
-	if at.IsZero() {
-		return ""
-	}
-	return at.UTC().Format(time.RFC3339)
-}
-
-// nextText is when something is tried again, for people; never is "".
+// nextAttemptText describes the time of the next attempt to people. It returns "" if there is
+// none.
 func nextAttemptText(at time.Time) string {
 	if at.IsZero() {
 		return ""
 	}
 	return "; next try at " + clockText(at)
+}
+
+// mappingText describes a mapping, or a unit of mappings that differ only in the protocol.
+func mappingText(ms []backends.Mapping) string {
+	return fmt.Sprintf("%s %s → %v", protocolsText(ms), endpointText(ms[0].External), ms[0].Internal)
+}
+
+func protocolsText(ms []backends.Mapping) string {
+	var names []string
+	for _, m := range ms {
+		names = append(names, m.Protocol.String())
+	}
+	return strings.Join(names, "+")
+}
+
+func backendText(m backends.Mapping) string {
+	return m.Backend + " at " + endpointText(m.Gateway)
+}
+
+func expiryText(expires time.Time) string {
+	if expires.IsZero() {
+		return "without an end"
+	}
+	return "until " + expires.Local().Format(time.DateTime)
+}
+
+// endpointText formats an endpoint. It omits an unknown address, and a port that is 0 because
+// the protocol has a default port.
+func endpointText(ap netip.AddrPort) string {
+	switch {
+	case ap == netip.AddrPort{}:
+		return ""
+	case !ap.Addr().IsValid():
+		return fmt.Sprintf(":%d", ap.Port())
+	case ap.Port() == 0:
+		return ap.Addr().String()
+	}
+	return ap.String()
+}
+
+func addrText(addr netip.Addr) string {
+	if !addr.IsValid() {
+		return ""
+	}
+	return addr.String()
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// sanitize escapes control characters: text from a gateway or a driver must not control the
+// terminal.
+func sanitize(s string) string {
+	return escapeUnprintable(strings.ToValidUTF8(s, "\ufffd"), func(r rune) string {
+		if r < 0x100 {
+			return fmt.Sprintf(`\x%02x`, r)
+		}
+		return fmt.Sprintf(`\u%04x`, r)
+	})
+}
+
+// escapeUnprintable replaces each rune that is not printable by its escaped form. It keeps
+// newlines.
+func escapeUnprintable(s string, form func(rune) string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r == '\n' || unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		b.WriteString(form(r))
+	}
+	return b.String()
+}
+
+// joinNames joins names for people: a, b and c.
+func joinNames(names []string) string {
+	last := len(names) - 1
+	if last < 1 {
+		return strings.Join(names, "")
+	}
+	return strings.Join(names[:last], ", ") + " and " + names[last]
 }

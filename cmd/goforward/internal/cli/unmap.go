@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -18,7 +17,7 @@ func (a *app) unmapCommand() *cobra.Command {
 	var u unmapRequest
 	cmd := &cobra.Command{
 		Use:               "unmap [EXTERNAL:]INTERNAL[/PROTOCOL] | PUBLIC PRIVATE",
-		Short:             "Take a mapping away that map made, or another",
+		Short:             "Delete a mapping",
 		Long:              unmapHelp,
 		Example:           unmapExamples,
 		Args:              checkPortArgs,
@@ -32,48 +31,48 @@ func (a *app) unmapCommand() *cobra.Command {
 			}
 			q := query{options: u.gatewayOptions(), timeout: forward.DefaultRequestTimeout}
 			q.key, u.keyErr = a.unmapKey()
-			q.do = func(ctx context.Context, s *probeResult) error { return a.unmap(ctx, &u, s) }
+			q.do = func(ctx context.Context, result *probeResult) error { return a.unmap(ctx, &u, result) }
 			return a.withBackends(cmd.Context(), q)
 		},
 	}
 	u.register(cmd)
 	cmd.Flags().BoolVar(&u.foreign, "foreign", false,
-		"also what leads to another host: the one that --to names, or else any that has the external port")
-	// They do not tell which mapping is meant, but what follows map may follow unmap.
+		"also delete mappings to other hosts: to the host of --to, or else to any host with this external port")
+	// These flags do not select a mapping, but unmap accepts the flags of map.
 	for _, name := range []string{"lifetime", "exact", "same-port", "description"} {
 		_ = cmd.Flags().MarkHidden(name)
 	}
 	return cmd
 }
 
-// unmapping is what is to be taken away.
+// unmapRequest selects the mappings to delete.
 type unmapRequest struct {
 	spec
-	foreign bool   // also of other hosts
-	keyErr   error  // why the user's secret is not to be had
-	remark  string // what somebody should know who relies on its end
+	foreign bool   // also delete mappings to other hosts
+	keyErr  error  // why the user's key is not available
+	remark  string // a message to print after the result
 }
 
-// anyHost reports whether it does not matter which host a mapping leads to.
+// anyHost reports whether mappings to any host match.
 func (u *unmapRequest) anyHost() bool { return u.foreign && !u.to.IsValid() }
 
-// complete is that of the wish, with what deletes by mistake left out.
+// complete parses the arguments, and rejects requests that might delete a mapping by mistake.
 func (u *unmapRequest) complete(args []string) error {
 	if err := u.spec.parseArgs(args); err != nil {
 		return err
 	}
 	switch {
 	case u.internal == 0:
-		return usagef("which one? name the port as map had it")
+		return usagef("which mapping? name its port, as for map")
 	case u.anyHost() && u.external == 0:
-		return usagef("--foreign takes a host with --to, or an external port, as in 80:8080")
+		return usagef("--foreign needs a host with --to, or an external port, as in 80:8080")
 	}
 	return nil
 }
 
-// unmapKey is the user's secret or, with the reason, one that nobody has: enough
-// to learn from the gateway whether there is a mapping that needs the user's.
-func (a *app) unmapKey() (key []byte, noKey error) {
+// unmapKey returns the user's key. If there is none, it returns a random key and the reason. A
+// random key is enough to learn from the gateway whether a mapping needs the user's key.
+func (a *app) unmapKey() (key []byte, keyErr error) {
 	if !a.needsKey() {
 		return nil, nil
 	}
@@ -84,34 +83,34 @@ func (a *app) unmapKey() (key []byte, noKey error) {
 	return key, nil
 }
 
-// unmap takes all that is named from the gateway, by every backend: nobody
-// remembers which one made it.
-func (a *app) unmap(ctx context.Context, u *unmapRequest, s *probeResult) error {
+// unmap deletes all matching mappings of the gateway, with each backend: no record says which
+// protocol created them.
+func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) error {
 	var failures []error
 	for _, p := range u.protocols {
-		failures = append(failures, a.unmapProtocol(ctx, u, u.request(p), s)...)
+		failures = append(failures, a.unmapProtocol(ctx, u, u.request(p), result)...)
 	}
 	return errors.Join(failures...)
 }
 
-// unmapProtocol takes away what is named of one protocol, and tells so where
-// nothing is left of it. A backend that cannot have made it counts only where
-// none can.
-func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Request, s *probeResult) (failures []error) {
-	all := withListersLast(s.available)
+// unmapProtocol deletes the matching mappings of one transport protocol, and prints a line if
+// none remains. A backend that cannot have created the mapping counts only if no other backend
+// can.
+func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Request, result *probeResult) (failures []error) {
+	all := withListersLast(result.available)
 	u.remark = ""
 	errs := make([]error, len(all))
-	var gone []backends.Mapping
+	var deleted []backends.Mapping
 	for i, b := range all {
-		var some []backends.Mapping
-		some, errs[i] = u.unmapFrom(ctx, b, r)
-		gone = append(gone, some...)
+		var entries []backends.Mapping
+		entries, errs[i] = u.unmapFrom(ctx, b, r)
+		deleted = append(deleted, entries...)
 	}
 	var by []string
 	var unsupported []error
 	for i, b := range all {
 		if errors.Is(errs[i], backends.ErrNotAuthorized) && slices.Contains(errs[i+1:], nil) {
-			_, errs[i] = u.unmapFrom(ctx, b, r) // it refused what another protocol had made, which is gone now
+			_, errs[i] = u.unmapFrom(ctx, b, r) // it refused because of a mapping of another protocol, which is deleted now
 		}
 		switch err := errs[i]; {
 		case err == nil:
@@ -130,91 +129,60 @@ func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Req
 	case len(by) == 0:
 		return unsupported
 	}
-	a.printUnmapped(u, r, gone, by, s)
+	a.printUnmapped(u, r, deleted, by, result)
 	return nil
 }
 
-// listersLast leaves to those that see the whole table what the others did not
-// take away: they may be refused what has an owner by a secret.
+// withListersLast sorts the backends that can list the whole table behind the others. A
+// gateway may refuse to let a lister delete mappings that a secret protects, so the others
+// delete first.
 func withListersLast(all []availableBackend) []availableBackend {
-	var lists, others []availableBackend
+	var listers, others []availableBackend
 	for _, b := range all {
 		if isLister(b.Backend) {
-			lists = append(lists, b)
+			listers = append(listers, b)
 		} else {
 			others = append(others, b)
 		}
 	}
-	return append(others, lists...)
+	return append(others, listers...)
 }
 
-// unmapped tells what is gone: where any host was meant, what was found.
-func (a *app) printUnmapped(u *unmapRequest, r backends.Request, gone []backends.Mapping, by []string, s *probeResult) {
-	at := fmt.Sprintf("by %s at %s", joinNames(by), endpointText(s.gateway))
+// printUnmapped prints the result. For a mapping to any host, it prints the deleted entries.
+func (a *app) printUnmapped(u *unmapRequest, r backends.Request, deleted []backends.Mapping, by []string, result *probeResult) {
+	at := fmt.Sprintf("by %s at %s", joinNames(by), endpointText(result.gateway))
 	host := "this host"
 	if r.Internal.Addr().IsValid() {
 		host = r.Internal.Addr().String()
 	}
 	switch {
 	case !u.anyHost():
-		gone = nil // nobody but the lister would be told
+		deleted = nil // only a lister returns deleted entries
 		a.messagef("%v port %d of %s: not forwarded any more, %s\n", r.Protocol, r.Internal.Port(), host, at)
-	case len(gone) == 0:
+	case len(deleted) == 0:
 		a.messagef("%v port %d: not forwarded to port %d of any host, %s\n", r.Protocol, r.External.Port(), r.Internal.Port(), at)
 	}
 	a.messagef("%s", u.remark)
-	for _, m := range gone {
+	for _, m := range deleted {
 		a.messagef("%s: not forwarded any more, %s\n", mappingText([]backends.Mapping{m}), at)
 	}
 	if !a.settings.json {
 		return
 	}
-	if len(gone) == 0 {
-		gone = []backends.Mapping{mappingFor(s.available[0], r)}
+	if len(deleted) == 0 {
+		deleted = []backends.Mapping{mappingFor(result.available[0], r)}
 	}
-	for _, m := range gone {
-		m.Backend, m.Gateway, m.Lifetime = strings.Join(by, ","), s.gateway, backends.Forever // it has none any more
+	for _, m := range deleted {
+		m.Backend, m.Gateway, m.Lifetime = strings.Join(by, ","), result.gateway, backends.Forever // the mapping has no lifetime any more
 		a.printJSON(mappingRecord{}.forMapping("unmapped", m))
 	}
 }
 
-// enumerate is a list for people.
-func joinNames(names []string) string {
-	last := len(names) - 1
-	if last < 1 {
-		return strings.Join(names, "")
-	}
-	return strings.Join(names[:last], ", ") + " and " + names[last]
-}
-
-// notOurs explains why a gateway refuses to take a mapping away.
-func (a *app) explainRefusal(err, noKey error) error {
-	if noKey != nil {
-		return fmt.Errorf("%w\n  → a mapping by PCP is taken away with the key that made it, and there is none: %w", err, noKey)
+// explainRefusal explains why a gateway refuses to delete a mapping.
+func (a *app) explainRefusal(err, keyErr error) error {
+	if keyErr != nil {
+		return fmt.Errorf("%w\n  → to delete a PCP mapping, unmap needs the key that created it, and there is no key: %w", err, keyErr)
 	}
 	path, _ := a.keyFile()
-	return fmt.Errorf("%w\n  → only who made a mapping by PCP can take it away, with the key in %s; it ends with its lifetime", err, path)
-}
-
-// request is what map would have asked for.
-func (w *spec) request(p backends.Protocol) backends.Request {
-	return backends.Request{
-		Protocol: p,
-		Internal: netip.AddrPortFrom(w.to, w.internal),
-		External: netip.AddrPortFrom(netip.Addr{}, w.external),
-		Remote:   w.from,
-	}
-}
-
-// mappingOf is what is known of a mapping that another process made. However
-// this host was named, it is this host.
-func mappingFor(b availableBackend, r backends.Request) backends.Mapping {
-	internal := r.Internal
-	if internal.Addr() == b.localAddr {
-		internal = netip.AddrPortFrom(netip.Addr{}, internal.Port())
-	}
-	return backends.Mapping{
-		Backend: b.name, Gateway: b.gateway,
-		Protocol: r.Protocol, Internal: internal, Remote: r.Remote, Lifetime: backends.Forever,
-	}
+	return fmt.Errorf("%w\n  → only the user who created a PCP mapping can delete it, with the key in %s; else it ends with its lifetime", err, path)
 }

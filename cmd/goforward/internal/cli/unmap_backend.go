@@ -11,9 +11,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// take takes away by one backend what the request says: that is all that is
-// known of a mapping that another process made. It returns what the gateway
-// listed of it.
+// unmapFrom deletes the requested mapping with one backend. The request has all that is known
+// of a mapping that another process created. It returns the listed entries that were deleted.
 func (u *unmapRequest) unmapFrom(ctx context.Context, b availableBackend, r backends.Request) ([]backends.Mapping, error) {
 	if err := b.Supports(r); err != nil {
 		return nil, err
@@ -25,52 +24,52 @@ func (u *unmapRequest) unmapFrom(ctx context.Context, b availableBackend, r back
 	case lists:
 		return u.unmapListed(ctx, b, l, r)
 	case u.anyHost():
-		return nil, fmt.Errorf("%s: %w: it does not tell what leads to other hosts", b.name, backends.ErrUnsupported)
+		return nil, fmt.Errorf("%s: %w: it cannot list mappings to other hosts", b.name, backends.ErrUnsupported)
 	}
 	return nil, b.Unmap(ctx, mappingFor(b, r))
 }
 
-// takeListed takes away the entries of the gateway's table that are meant. The
-// table is read first: entries move while some go.
-func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l backends.Lister, r backends.Request) (gone []backends.Mapping, err error) {
-	var meant []backends.Mapping
-	var failure, others error
+// unmapListed deletes the matching entries of the gateway's table. It reads the whole table
+// first, because entries may change their index when others are deleted.
+func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l backends.Lister, r backends.Request) (deleted []backends.Mapping, err error) {
+	var matching []backends.Mapping
+	var listErr, foreignErr error
 	entries := 0
 	for e, err := range l.List(ctx) {
 		if err != nil {
-			failure = err
+			listErr = err
 			break
 		}
 		entries++
 		switch m := e.Mapping; {
 		case !u.matches(m, r):
 		case u.foreign || b.leadsHere(m):
-			meant = append(meant, m)
+			matching = append(matching, m)
 		case u.to.IsValid() && m.Internal.Addr() == u.to:
-			others = fmt.Errorf("%s: %s leads to another host\n  → with --foreign it is taken away all the same",
+			foreignErr = fmt.Errorf("%s: %s leads to another host\n  → use --foreign to delete it",
 				b.name, mappingText([]backends.Mapping{m}))
 		}
 	}
-	if entries == 0 && mayHideEntries(failure) && u.hostKnown(b) {
+	if entries == 0 && mayHideEntries(listErr) && u.hostKnown(b) {
 		m := likelyMapping(b, r)
-		if failure != nil {
-			u.remark = fmt.Sprintf("The gateway does not tell its table: only external port %d was looked at.\n", m.External.Port())
+		if listErr != nil {
+			u.remark = fmt.Sprintf("The gateway does not list its mappings: only external port %d was checked.\n", m.External.Port())
 		}
 		return nil, b.Unmap(ctx, m)
 	}
-	errs := []error{failure, others}
-	for _, m := range meant {
+	errs := []error{listErr, foreignErr}
+	for _, m := range matching {
 		if err := b.Unmap(ctx, m); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", mappingText([]backends.Mapping{m}), err))
 			continue
 		}
-		gone = append(gone, m)
+		deleted = append(deleted, m)
 	}
-	return gone, errors.Join(errs...)
+	return deleted, errors.Join(errs...)
 }
 
-// means reports whether an entry of the table is what the request names, but for
-// the host that is not named.
+// matches reports whether an entry matches the request. A request without a host matches every
+// host.
 func (u *unmapRequest) matches(m backends.Mapping, r backends.Request) bool {
 	to, from := r.Internal.Addr(), r.Remote.Addr()
 	return m.Protocol == r.Protocol && m.Internal.Port() == r.Internal.Port() &&
@@ -79,14 +78,14 @@ func (u *unmapRequest) matches(m backends.Mapping, r backends.Request) bool {
 		(!from.IsValid() || m.Remote.Addr() == from)
 }
 
-// mayHide reports whether a table that told nothing may have something all the
-// same: some devices say that it is empty instead of that they do not list it.
-func mayHideEntries(failure error) bool {
-	return failure == nil || errors.Is(failure, backends.ErrUnsupported) ||
-		errors.Is(failure, backends.ErrNotAuthorized) || errors.Is(failure, backends.ErrMalformed)
+// mayHideEntries reports whether there may be entries although the gateway listed none: some
+// devices return an empty table instead of an error if they cannot list.
+func mayHideEntries(listErr error) bool {
+	return listErr == nil || errors.Is(listErr, backends.ErrUnsupported) ||
+		errors.Is(listErr, backends.ErrNotAuthorized) || errors.Is(listErr, backends.ErrMalformed)
 }
 
-// hostKnown reports whether it is clear which host is meant, and that it may be.
+// hostKnown reports whether the request selects one host to which unmap may delete mappings.
 func (u *unmapRequest) hostKnown(b availableBackend) bool {
 	if u.foreign {
 		return u.to.IsValid()
@@ -94,8 +93,8 @@ func (u *unmapRequest) hostKnown(b availableBackend) bool {
 	return !u.to.IsValid() || u.to == b.localAddr
 }
 
-// guess is a mapping as it most likely is. The backend leaves alone what leads
-// elsewhere.
+// likelyMapping returns the mapping that most likely exists. The backend does not delete
+// mappings that lead to another host.
 func likelyMapping(b availableBackend, r backends.Request) backends.Mapping {
 	m := mappingFor(b, r)
 	m.Internal = r.Internal
@@ -106,9 +105,9 @@ func likelyMapping(b availableBackend, r backends.Request) backends.Mapping {
 	return m
 }
 
-// takePinhole closes a pinhole, whose number only its maker knows: asked for
-// again it is the same one (WANIPv6FirewallControl:1, AddPinhole), and ends soon
-// should it not be closed.
+// unmapPinhole closes a pinhole. Only its creator has its number, so unmapPinhole requests it
+// again: the gateway returns the same pinhole (WANIPv6FirewallControl:1, AddPinhole). If the
+// deletion fails, the short lifetime ends it soon.
 func unmapPinhole(ctx context.Context, b availableBackend, r backends.Request) error {
 	r.Lifetime = time.Minute
 	m, err := b.Map(ctx, r)
@@ -116,4 +115,27 @@ func unmapPinhole(ctx context.Context, b availableBackend, r backends.Request) e
 		return err
 	}
 	return b.Unmap(ctx, m)
+}
+
+// request returns the request that map would have sent.
+func (s *spec) request(p backends.Protocol) backends.Request {
+	return backends.Request{
+		Protocol: p,
+		Internal: netip.AddrPortFrom(s.to, s.internal),
+		External: netip.AddrPortFrom(netip.Addr{}, s.external),
+		Remote:   s.from,
+	}
+}
+
+// mappingFor returns what is known of a mapping that another process created. If the request
+// names the address of this host, mappingFor removes it.
+func mappingFor(b availableBackend, r backends.Request) backends.Mapping {
+	internal := r.Internal
+	if internal.Addr() == b.localAddr {
+		internal = netip.AddrPortFrom(netip.Addr{}, internal.Port())
+	}
+	return backends.Mapping{
+		Backend: b.name, Gateway: b.gateway,
+		Protocol: r.Protocol, Internal: internal, Remote: r.Remote, Lifetime: backends.Forever,
+	}
 }

@@ -42,7 +42,7 @@ type tableBackend struct {
 	entries []backends.Mapping
 	failure error
 	refuse  error
-	deleted    []backends.Mapping
+	deleted []backends.Mapping
 }
 
 func (*tableBackend) Supports(backends.Request) error { return nil }

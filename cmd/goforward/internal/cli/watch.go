@@ -13,11 +13,11 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// How often the gateway is asked for its external address, and how long that may
-// take: not all announce that it is another.
+// The interval between two requests for the external address, and the timeout of each. Not
+// every gateway announces a new address.
 const (
-	pollInterval   = time.Minute
-	pollTimeout = 2 * time.Second
+	pollInterval = time.Minute
+	pollTimeout  = 2 * time.Second
 )
 
 func (a *app) watchCommand() *cobra.Command {
@@ -31,11 +31,11 @@ func (a *app) watchCommand() *cobra.Command {
 	}
 }
 
-// errMoved ends the watch of a gateway because the way out is another.
-var errRouteChanged = errors.New("the way out is another")
+// errRouteChanged ends the watch of a gateway when the route changes.
+var errRouteChanged = errors.New("the route changed")
 
-// watch follows the gateway, and whichever takes its place, until the context
-// ends. There has to be one at first.
+// watch follows the gateway, and any gateway that replaces it, until the context ends. There
+// must be a gateway at the start.
 func (a *app) watch(ctx context.Context) error {
 	a.logWarnings = true
 	w := &watchSession{app: a, networkChanged: make(chan struct{}, 1)}
@@ -58,7 +58,7 @@ func (a *app) watch(ctx context.Context) error {
 			w.wait(ctx, pause)
 			pause = min(2*pause, maxRetryDelay)
 		}
-		for w.route.reason != "" && !w.stopped(ctx) { // nobody can be asked
+		for w.route.reason != "" && !w.stopped(ctx) { // there is no gateway to probe
 			w.wait(ctx, maxRetryDelay)
 			w.checkRoute()
 		}
@@ -67,15 +67,15 @@ func (a *app) watch(ctx context.Context) error {
 	return nil
 }
 
-// watching tells what happens to gateways.
+// watchSession prints what happens to the gateways.
 type watchSession struct {
-	app      *app
-	networkChanged    chan struct{} // the network changed
-	route       route        // as last told
-	external netip.Addr    // as last told
+	app            *app
+	networkChanged chan struct{} // receives a value when the network changes
+	route          route         // the last route printed
+	external       netip.Addr    // the last address printed
 }
 
-// ends reports whether nobody wants to know any more.
+// stopped reports whether the context ended or the output cannot be written.
 func (w *watchSession) stopped(ctx context.Context) bool {
 	select {
 	case <-w.app.stdout.broken:
@@ -87,7 +87,7 @@ func (w *watchSession) stopped(ctx context.Context) bool {
 	}
 }
 
-// followNetwork notices changes of the network until the context ends.
+// watchNetwork watches for network changes until the context ends.
 func (w *watchSession) watchNetwork(ctx context.Context) {
 	err := w.app.watchNetwork(ctx, func() {
 		select {
@@ -96,11 +96,11 @@ func (w *watchSession) watchNetwork(ctx context.Context) {
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.messagef("Changes of the network are not noticed: %v\n", err)
+		w.app.messagef("Network changes cannot be detected: %v\n", err)
 	}
 }
 
-// rest waits until it is worth another try.
+// wait waits for d, or until the route changes.
 func (w *watchSession) wait(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -120,44 +120,45 @@ func (w *watchSession) wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// look tells of the way out where it is another, and reports whether it is.
+// checkRoute compares the current route with the last one. If it changed, checkRoute prints it
+// and returns true.
 func (w *watchSession) checkRoute() bool {
 	now := w.app.currentRoute(&w.app.settings)
 	if now == w.route {
 		return false
 	}
 	w.route = now
-	w.external = netip.Addr{} // of another gateway
+	w.external = netip.Addr{} // it belongs to the previous gateway
 	w.printGateway(nil)
 	return true
 }
 
-// visit follows one gateway, until the way out is another or the context ends.
+// watchGateway follows one gateway until the route changes or the context ends.
 func (w *watchSession) watchGateway(ctx context.Context) error {
 	return w.app.withBackends(ctx, query{
 		timeout: forward.DefaultRequestTimeout,
-		do: func(asking context.Context, s *probeResult) error {
-			w.printGateway(s.available)
-			w.printExternal(asking, s)
-			return w.watchBackends(ctx, s)
+		do: func(queryCtx context.Context, result *probeResult) error {
+			w.printGateway(result.available)
+			w.printExternal(queryCtx, result)
+			return w.watchBackends(ctx, result)
 		},
 	})
 }
 
-// noticed is a change that a backend noticed.
+// observedChange is a change that a backend observed.
 type observedChange struct {
 	by     availableBackend
 	change backends.Change
 }
 
-// follow tells what the backends notice.
-func (w *watchSession) watchBackends(ctx context.Context, s *probeResult) error {
+// watchBackends prints the changes that the backends observe.
+func (w *watchSession) watchBackends(ctx context.Context, result *probeResult) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := make(chan observedChange)
-	for _, b := range s.available {
+	for _, b := range result.available {
 		work.Go(func() { w.watchBackend(ctx, b, changes) })
 	}
 	tick := time.NewTicker(w.app.pollInterval)
@@ -167,7 +168,7 @@ func (w *watchSession) watchBackends(ctx context.Context, s *probeResult) error 
 		case n := <-changes:
 			w.printChange(n)
 		case <-tick.C:
-			w.poll(ctx, s)
+			w.poll(ctx, result)
 		case <-w.networkChanged:
 			if w.checkRoute() {
 				return errRouteChanged
@@ -180,7 +181,7 @@ func (w *watchSession) watchBackends(ctx context.Context, s *probeResult) error 
 	}
 }
 
-// followBackend passes on what a backend notices until the context ends.
+// watchBackend forwards the changes that a backend observes, until the context ends.
 func (w *watchSession) watchBackend(ctx context.Context, b availableBackend, to chan<- observedChange) {
 	watcher, is := b.Backend.(backends.Watcher)
 	if !is {
@@ -193,14 +194,14 @@ func (w *watchSession) watchBackend(ctx context.Context, b availableBackend, to 
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.messagef("%s: not followed any more: %v\n", b.title, err)
+		w.app.messagef("%s: no longer watched: %v\n", b.title, err)
 	}
 }
 
-// ask tells the external address, by the first that knows it.
-func (w *watchSession) printExternal(ctx context.Context, s *probeResult) {
+// printExternal prints the external address from the first backend that reports it.
+func (w *watchSession) printExternal(ctx context.Context, result *probeResult) {
 	var failures []error
-	for _, b := range s.available {
+	for _, b := range result.available {
 		addr, err := b.ExternalAddr(ctx)
 		if err == nil {
 			w.printAddress(b, addr)
@@ -213,18 +214,18 @@ func (w *watchSession) printExternal(ctx context.Context, s *probeResult) {
 	}
 }
 
-// poll looks whether the external address is another. PCP has no question for
-// it, but is heard of what its gateway announces.
-func (w *watchSession) poll(ctx context.Context, s *probeResult) {
+// poll requests the external address and prints a change. It skips PCP, which has no request
+// for the address; PCP gateways announce changes.
+func (w *watchSession) poll(ctx context.Context, result *probeResult) {
 	ctx, cancel := withTimeout(ctx, pollTimeout)
 	defer cancel()
-	for _, b := range s.available {
+	for _, b := range result.available {
 		if b.usesKey {
 			continue
 		}
 		if addr, err := b.ExternalAddr(ctx); err == nil && addr != w.external {
 			w.printChange(observedChange{b, backends.Change{
-				Kind: backends.AddressChanged, External: addr, Reason: "the gateway tells another address",
+				Kind: backends.AddressChanged, External: addr, Reason: "the gateway reports another address",
 			}})
 			return
 		}

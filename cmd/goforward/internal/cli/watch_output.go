@@ -8,15 +8,15 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// watchRecord is what happened to a gateway, in JSON.
+// watchRecord is an event of a gateway in JSON.
 type watchRecord struct {
 	Event     string      `json:"event"` // gateway, address, restarted, announced, address_changed or error
 	Time      string      `json:"time"`
 	Gateway   string      `json:"gateway"`
 	Interface string      `json:"interface,omitempty"`
 	Local     string      `json:"local,omitempty"`
-	Protocols []string    `json:"protocols,omitempty"` // of a gateway that answered
-	Backend   string      `json:"backend,omitempty"`   // that told
+	Protocols []string    `json:"protocols,omitempty"` // the supported protocols
+	Backend   string      `json:"backend,omitempty"`   // the backend that observed it
 	IP        *netip.Addr `json:"ip,omitempty"`        // the external address
 	Scope     string      `json:"scope,omitempty"`
 	Previous  string      `json:"previous,omitempty"`
@@ -25,7 +25,7 @@ type watchRecord struct {
 	Next      string      `json:"next_try,omitempty"`
 }
 
-// say is something that happened: an object, or a line.
+// print prints an event as an object or as a line.
 func (w *watchSession) print(r watchRecord, text string) {
 	now := time.Now()
 	if w.app.settings.json {
@@ -36,24 +36,24 @@ func (w *watchSession) print(r watchRecord, text string) {
 	w.app.resultf("%s %s %s\n", clockText(now), strings.ReplaceAll(r.Event, "_", " "), text)
 }
 
-// sayGateway tells the way out and, where it was asked, what it answers.
-func (w *watchSession) printGateway(answers []availableBackend) {
+// printGateway prints the route and the available backends, if they are known.
+func (w *watchSession) printGateway(available []availableBackend) {
 	r := watchRecord{
 		Event: "gateway", Gateway: endpointText(w.route.gateway), Interface: w.route.iface, Local: addrText(w.route.local), Reason: w.route.reason,
 	}
 	var titles []string
-	for _, b := range answers {
+	for _, b := range available {
 		r.Protocols = append(r.Protocols, b.name)
 		titles = append(titles, b.title)
 	}
 	text := w.route.text()
 	if len(titles) > 0 {
-		text += " speaks " + joinNames(titles)
+		text += " supports " + joinNames(titles)
 	}
 	w.print(r, text)
 }
 
-// addressed adds the external address, where it is known.
+// withAddress adds the external address, if it is valid.
 func (r watchRecord) withAddress(addr netip.Addr) watchRecord {
 	if addr.IsValid() {
 		r.IP, r.Scope = &addr, backends.ScopeOf(addr).String()
@@ -61,22 +61,22 @@ func (r watchRecord) withAddress(addr netip.Addr) watchRecord {
 	return r
 }
 
-// sayAddress tells the external address.
+// printAddress prints the external address.
 func (w *watchSession) printAddress(b availableBackend, addr netip.Addr) {
 	w.external = addr
 	w.print(watchRecord{Event: "address", Gateway: endpointText(b.gateway), Backend: b.name}.withAddress(addr),
 		addrText(addr)+", by "+b.title)
 }
 
-// sayChange tells of a change. Where several notice that the address is another,
-// the first tells.
+// printChange prints a change. If several backends observe the same new address, only the
+// first one prints it.
 func (w *watchSession) printChange(n observedChange) {
-	c, before := n.change, w.external
+	c, previous := n.change, w.external
 	if c.External.IsValid() {
 		w.external = c.External
 	}
-	moved := before.IsValid() && w.external != before
-	if c.Kind == backends.AddressChanged && !moved {
+	changed := previous.IsValid() && w.external != previous
+	if c.Kind == backends.AddressChanged && !changed {
 		return
 	}
 	r := watchRecord{
@@ -84,14 +84,14 @@ func (w *watchSession) printChange(n observedChange) {
 		Gateway: endpointText(n.by.gateway), Backend: n.by.name, Reason: c.Reason,
 	}.withAddress(w.external)
 	text := endpointText(n.by.gateway) + ", by " + n.by.title
-	if moved {
-		r.Previous = addrText(before)
-		text += ": external address " + addrText(w.external) + ", was " + addrText(before)
+	if changed {
+		r.Previous = addrText(previous)
+		text += ": external address " + addrText(w.external) + ", was " + addrText(previous)
 	}
 	w.print(r, text+" ("+oneLine(c.Reason)+")")
 }
 
-// sayFailure tells that the gateway is not answered for now.
+// printError prints that the gateway does not reply for now.
 func (w *watchSession) printError(err error, next time.Time) {
 	text := errorText(err)
 	w.print(watchRecord{

@@ -25,7 +25,7 @@ type watchTest struct {
 	stderr    bytes.Buffer // to be read when it has ended
 
 	mu      sync.Mutex
-	route     route
+	route   route
 	changed chan struct{}
 }
 
@@ -198,10 +198,10 @@ func TestCurrentRoute(t *testing.T) {
 		t.Errorf("%+v: %s", got, got.text())
 	}
 	for want, w := range map[string]route{
-		"192.0.2.1 by eth0, from 192.0.2.9": {
+		"192.0.2.1 on eth0, from 192.0.2.9": {
 			gateway: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), 0), iface: "eth0", local: netip.MustParseAddr("192.0.2.9"),
 		},
-		"no next hop by tun0, from 10.2.0.2": {iface: "tun0", local: netip.MustParseAddr("10.2.0.2")},
+		"no next hop on tun0, from 10.2.0.2": {iface: "tun0", local: netip.MustParseAddr("10.2.0.2")},
 	} {
 		if got := w.text(); got != want {
 			t.Errorf("%q, want %q", got, want)
