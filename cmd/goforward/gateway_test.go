@@ -19,50 +19,52 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// patience bounds what takes milliseconds; a test that needs it has failed.
+// patience is a generous timeout: the test takes milliseconds unless it fails.
 const patience = 20 * time.Second
 
 var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway, []string) error{
-	"restart": gatewayRestart,
-	"refuse":  gatewayRefuse,
-	"silent":  gatewaySilent,
-	"down":    func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.Down(); return nil },
-	"take":    gatewayTake,
-	"fill":    gatewayFill,
-	"breaks":  gatewayBreaks,
-	"table":   gatewayTable,
-	"asked":   gatewayAsked,
-	"forget":  func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.ResetStats(); return nil },
-	"await":   gatewayAwait,
-	"address": gatewayAddress,
-	"visit":   gatewayVisit,
-	"wiped":   gatewayWiped,
+	"restart":        gatewayRestart,
+	"refuse":         gatewayRefuse,
+	"silent":         gatewaySilent,
+	"down":           func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.Down(); return nil },
+	"occupy":         gatewayOccupy,
+	"fill":           gatewayFill,
+	"list-fails-at":  gatewayListFailsAt,
+	"table":          gatewayTable,
+	"requests":       gatewayRequests,
+	"reset-requests": func(_ *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error { gw.ResetStats(); return nil },
+	"await":          gatewayAwait,
+	"address":        gatewayAddress,
+	"visit":          gatewayVisit,
+	"delete-all":     gatewayDeleteAll,
 }
 
-// gatewayCmd is
+// gatewayCmd controls the test gateway of a script:
 //
 //	gateway start [external=ADDR] [max=DURATION] [natpmp] [pcp] [upnp] [third-party] [ipv6]
 //	              [wans=N] [no-list] [no-index] [vpn]
-//	                                 natpmp, pcp and upnp: it speaks those named,
-//	                                 without any natpmp and pcp
-//	gateway restart [clock-goes-on]  with an announcement
-//	gateway refuse [natpmp|pcp|upnp] CODE [TIMES]  each request for a mapping
-//	gateway silent [natpmp|pcp|upnp|map [TIMES]]  to every request, or to those for mappings
-//	gateway wiped                    prints the requests that delete everything
-//	gateway down                     the port is closed
-//	gateway take EXTERNAL[:INTERNAL]/PROTO [HOST [DESCRIPTION]]
-//	                                 for somebody else, 192.0.2.9; \x41 in the description is a byte
-//	gateway fill N                   N mappings for somebody else
-//	gateway breaks INDEX             refuses to list more than that many
-//	gateway table                    prints it
-//	gateway asked                    prints how often it was asked what
-//	gateway await map|unmap          until it was asked that
-//	gateway forget                   those numbers
+//	                                 supports the named protocols; default: natpmp and pcp
+//	gateway restart [keep-epoch]     restarts the gateway, with an announcement
+//	gateway refuse [natpmp|pcp|upnp] CODE [TIMES]
+//	                                 refuses each request for a mapping
+//	gateway silent [natpmp|pcp|upnp|map [TIMES]]
+//	                                 drops each request, or each request to map or unmap
+//	gateway delete-all               prints the requests that delete all mappings
+//	gateway down                     closes the port
+//	gateway occupy EXTERNAL[:INTERNAL]/PROTO [HOST [DESCRIPTION]]
+//	                                 adds a mapping of another host, by default 192.0.2.9;
+//	                                 \x41 in the description is a byte
+//	gateway fill N                   adds N mappings of another host
+//	gateway list-fails-at INDEX      refuses to list the entry with that index
+//	gateway table                    prints the table
+//	gateway requests                 prints the number of requests of each kind
+//	gateway await map|unmap          waits for such a request
+//	gateway reset-requests           resets the numbers of requests
 //	gateway address ADDR             changes the external address
 //	gateway visit PORT/PROTO         sends bytes from outside to a server behind the port
 //
-// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $NOTIFY, $SSDP, $IGD and $IGD6. A later gateway takes the
-// place of one before.
+// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $NOTIFY, $SSDP, $IGD and $IGD6. A script that
+// starts another gateway continues with that one.
 func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
 		ts.Fatalf("usage: gateway verb …")
@@ -104,14 +106,14 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	ts.Setenv("IGD", gw.UPnP().DescriptionURL())
 	ts.Setenv("IGD6", gw.UPnP().DescriptionURL6())
 	ssdp := gw.SSDP()
-	if !ssdp.IsValid() { // nowhere: the search ends at once
+	if !ssdp.IsValid() { // an address without a gateway: the search ends at once
 		ssdp = netip.MustParseAddrPort("127.0.0.1:0")
 	}
 	ts.Setenv("SSDP", ssdp.String())
 	return nil
 }
 
-// configure reads the arguments of gateway start.
+// configure parses the arguments of gateway start.
 func configure(config *gatewaytest.Config, args []string) (err error) {
 	for _, arg := range args {
 		name, text, _ := strings.Cut(arg, "=")
@@ -148,7 +150,7 @@ func configure(config *gatewaytest.Config, args []string) (err error) {
 }
 
 func gatewayRestart(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
-	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: slices.Equal(args, []string{"clock-goes-on"})})
+	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: slices.Equal(args, []string{"keep-epoch"})})
 	return nil
 }
 
@@ -189,9 +191,9 @@ func gatewaySilent(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []str
 	return err
 }
 
-// gatewayWiped looks for an internal port of 0 in deletions (RFC 6886, section 3.4):
-// it is in the bytes from the fifth on.
-func gatewayWiped(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
+// gatewayDeleteAll prints the NAT-PMP requests that delete all mappings: deletions with
+// internal port 0 (RFC 6886, section 3.4). The port is in bytes 4 and 5.
+func gatewayDeleteAll(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
 	for _, q := range gw.Requests() {
 		if q.Service == "natpmp" && q.Op == "unmap" && (q.Raw[4] == 0 && q.Raw[5] == 0) {
 			fmt.Fprintf(ts.Stdout(), "%x\n", q.Raw)
@@ -217,7 +219,7 @@ func parsePort(s string) (p backends.Protocol, port uint16, err error) {
 	return p, uint16(n), err
 }
 
-func gatewayAsked(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
+func gatewayRequests(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string) error {
 	var lines []string
 	for name, n := range gw.Stats().Requests {
 		lines = append(lines, fmt.Sprintf("%s: %d\n", name, n))
@@ -227,11 +229,11 @@ func gatewayAsked(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string
 	return err
 }
 
-// visiting has one script serve at a time: they name the same ports, of one host.
+// visiting lets one script serve at a time: all scripts use the same ports of one host.
 var visiting sync.Mutex
 
-// gatewayVisit serves at the internal port of the mapping for the time of the
-// visit, and fails where the visitor's bytes do not come back.
+// gatewayVisit starts a server at the internal port of the mapping and connects to it from
+// outside. It fails if the server does not return the bytes of the visitor.
 func gatewayVisit(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
 	p, port, err := parsePort(args[0])
 	if err != nil {
@@ -259,18 +261,18 @@ func gatewayVisit(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []stri
 	}
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(patience))
-	const text = "is anybody in?"
+	const text = "is the port open?"
 	if _, err := io.WriteString(conn, text); err != nil {
 		return err
 	}
 	b := make([]byte, len(text))
 	if _, err := io.ReadFull(conn, b); err != nil || string(b) != text {
-		return fmt.Errorf("%q came back: %w", b, err)
+		return fmt.Errorf("received %q: %w", b, err)
 	}
 	return nil
 }
 
-// serveEcho sends back to the first visitor what comes.
+// serveEcho returns to the first visitor the data that it sends.
 func serveEcho(network string, at netip.AddrPort) (stop func(), err error) {
 	if network == "udp" {
 		pc, err := net.ListenPacket(network, at.String())
@@ -298,8 +300,8 @@ func serveEcho(network string, at netip.AddrPort) (stop func(), err error) {
 	return func() { _ = ln.Close() }, nil
 }
 
-// exitsCmd is exits CODE PROGRAM ARG…: it runs the program, which must exit with
-// the code. Its output is then there for stdout and stderr.
+// exitsCmd is exits CODE PROGRAM ARG…: it runs the program, which must exit with the code.
+// stdout and stderr then match its output.
 func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits code program arg…")
@@ -318,25 +320,25 @@ func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// somebody is another host of the network.
-var somebody = netip.MustParseAddr("192.0.2.9")
+// otherHost is another host of the network.
+var otherHost = netip.MustParseAddr("192.0.2.9")
 
-// gatewayTake reads EXTERNAL[:INTERNAL]/PROTO [HOST [DESCRIPTION]].
-func gatewayTake(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+// gatewayOccupy parses EXTERNAL[:INTERNAL]/PROTO [HOST [DESCRIPTION]].
+func gatewayOccupy(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
 	numbers, protocol, _ := strings.Cut(args[0], "/")
-	outside, inside, both := strings.Cut(numbers, ":")
+	externalText, internalText, both := strings.Cut(numbers, ":")
 	if !both {
-		inside = "9"
+		internalText = "9"
 	}
-	p, external, err := parsePort(outside + "/" + protocol)
+	p, external, err := parsePort(externalText + "/" + protocol)
 	if err != nil {
 		return err
 	}
-	_, internal, err := parsePort(inside + "/" + protocol)
+	_, internal, err := parsePort(internalText + "/" + protocol)
 	if err != nil {
 		return err
 	}
-	host, description := somebody, ""
+	host, description := otherHost, ""
 	if len(args) > 1 {
 		if host, err = netip.ParseAddr(args[1]); err != nil {
 			return err
@@ -358,7 +360,7 @@ func gatewayFill(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []strin
 	for i := range uint16(n) {
 		if err := gw.AddMapping(gatewaytest.Entry{
 			Protocol: backends.TCP, External: netip.AddrPortFrom(gw.External(), 20000+i),
-			Internal: netip.AddrPortFrom(somebody, 1+i),
+			Internal: netip.AddrPortFrom(otherHost, 1+i),
 		}); err != nil {
 			return err
 		}
@@ -366,7 +368,7 @@ func gatewayFill(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []strin
 	return err
 }
 
-func gatewayBreaks(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
+func gatewayListFailsAt(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
 	index := "<NewPortMappingIndex>" + args[0] + "<"
 	gw.Inject(gatewaytest.Fault{Result: 606, Match: func(q gatewaytest.Request) bool {
 		return q.Op == "list" && strings.Contains(string(q.Raw), index)

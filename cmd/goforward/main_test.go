@@ -16,15 +16,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// The race detector otherwise has every process wait for a second at its end.
+	// Otherwise the race detector makes every process wait for one second before it exits.
 	if os.Getenv("GORACE") == "" {
 		_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	}
 	testscript.Main(m, map[string]func(){"goforward": mainOfTests, "hook": hookMain})
 }
 
-// mainOfTests searches for UPnP devices where the script's gateway answers, and
-// not on the network: $SSDP is the flag that says so.
+// mainOfTests runs main with the --ssdp address in $SSDP, so that the program searches for the
+// gateway of the script and not on the network.
 func mainOfTests() {
 	if ssdp := os.Getenv("SSDP"); ssdp != "" {
 		os.Args = slices.Insert(os.Args, 1, "--ssdp="+ssdp)
@@ -32,9 +32,8 @@ func mainOfTests() {
 	main()
 }
 
-// TestScripts runs the program as a process, against routers in this one. The
-// commands that scripts have beside testscript's own are in gateway_test.go and
-// session_test.go.
+// TestScripts runs the program as a process against test gateways in this process. The
+// commands of the scripts are in gateway_test.go, session_test.go and below.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -59,14 +58,14 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// condition is one of a script's own.
+// condition evaluates a condition of a script.
 func condition(name string) (bool, error) {
 	if name != "ipv6" {
 		return false, fmt.Errorf("no condition %q", name)
 	}
 	ln, err := net.Listen("tcp6", "[::1]:0")
 	if err != nil {
-		return false, nil //nolint:nilerr // that is the answer
+		return false, nil //nolint:nilerr // the condition is false
 	}
 	return true, ln.Close()
 }
@@ -83,12 +82,13 @@ func modeCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// A second signal counts only if it comes at least a second after the first.
+// TestHandleSignals checks that a second signal exits only if it arrives at least one second
+// after the first.
 func TestHandleSignals(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		signals []time.Duration // when they come
-		leaves  time.Duration   // when the program is left; 0: never
+		signals []time.Duration // when they arrive
+		exits   time.Duration   // when the program exits; 0: never
 	}{
 		"one":                   {[]time.Duration{0}, 0},
 		"at once":               {[]time.Duration{0, 0}, 0},
@@ -99,18 +99,18 @@ func TestHandleSignals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				begun := time.Now()
+				start := time.Now()
 				signals := make(chan os.Signal, 1)
-				interrupted, left := -1*time.Second, time.Duration(0)
+				interrupted, exited := -1*time.Second, time.Duration(0)
 				done := make(chan struct{})
 				go func() {
-					handleSignals(signals, func() { interrupted = time.Since(begun) }, func() { left = time.Since(begun) })
+					handleSignals(signals, func() { interrupted = time.Since(start) }, func() { exited = time.Since(start) })
 					close(done)
 				}()
 				for _, at := range test.signals {
-					time.Sleep(at - time.Since(begun))
+					time.Sleep(at - time.Since(start))
 					synctest.Wait()
-					select { // as os/signal does
+					select { // os/signal does not block either
 					case signals <- os.Interrupt:
 					default:
 					}
@@ -119,10 +119,10 @@ func TestHandleSignals(t *testing.T) {
 				if interrupted != 0 {
 					t.Errorf("interrupted at %v, want at once", interrupted)
 				}
-				if left != test.leaves {
-					t.Errorf("left at %v, want %v; 0 is never", left, test.leaves)
+				if exited != test.exits {
+					t.Errorf("exited at %v, want %v; 0 is never", exited, test.exits)
 				}
-				if test.leaves == 0 { // the next signal ends it
+				if test.exits == 0 { // the next signal makes it exit
 					time.Sleep(2 * time.Second)
 					signals <- os.Interrupt
 				}

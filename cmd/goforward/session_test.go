@@ -18,7 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// perScript is what the commands of one script share.
+// perScript holds a value for each running script.
 type perScript[T any] struct {
 	mu sync.Mutex
 	of map[*testscript.TestScript]T
@@ -45,19 +45,19 @@ var (
 	sessions perScript[*session]
 )
 
-// session is a goforward that runs beside the script.
+// session is a goforward process that runs while the script continues.
 type session struct {
 	cmd            *exec.Cmd
 	stdout, stderr output
 	ended          chan struct{}
 }
 
-// output is what a process has written so far.
+// output is the output of a process so far.
 type output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 	more chan struct{} // closed when there is more
-	seen int           // how far await has read
+	seen int           // number of bytes that await has matched
 }
 
 func (o *output) Write(b []byte) (int, error) {
@@ -70,8 +70,8 @@ func (o *output) Write(b []byte) (int, error) {
 	return o.text.Write(b)
 }
 
-// find looks for a match of each behind the last ones found, in any order, and
-// otherwise returns what is closed when there is more to look at.
+// find searches for a match of each expression after the last matches, in any order. If one is
+// missing, it returns a channel that is closed when there is more output.
 func (o *output) find(all []*regexp.Regexp) (bool, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -106,7 +106,7 @@ func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s := &session{cmd: exec.Command("goforward", args...), ended: make(chan struct{})}
 	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.stderr
 	s.cmd.Env = os.Environ()
-	for _, name := range []string{"HOME", "XDG_STATE_HOME", "SSDP"} { // the script's key, not the user's
+	for _, name := range []string{"HOME", "XDG_STATE_HOME", "SSDP"} { // use the key of the script, not that of the user
 		s.cmd.Env = append(s.cmd.Env, name+"="+ts.Getenv(name))
 	}
 	ts.Check(s.cmd.Start())
@@ -121,8 +121,8 @@ func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// awaitCmd is await stdout|stderr REGEXP…: it waits until the session has written
-// them, in any order, behind what the last await found.
+// awaitCmd is await stdout|stderr REGEXP…: it waits until the session has written matches of
+// all expressions, in any order, after the matches of the last await.
 func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
 	if neg || !ok || len(args) < 2 {
@@ -150,15 +150,15 @@ func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 		select {
 		case <-more:
 		case <-s.ended:
-			ended = true // and look once more
+			ended = true // look at the output once more
 		case <-timeout:
 			ts.Fatalf("not in %s within %v:\n%s%s", args[0], patience, &s.stdout, &s.stderr)
 		}
 	}
 }
 
-// interruptCmd is interrupt [TERM|KILL], or interrupt until-ended: it interrupts the
-// session again and again, since one signal in its first second does not count.
+// interruptCmd is interrupt [TERM|KILL], or interrupt until-ended: the second form interrupts
+// the session repeatedly, since the program ignores a signal within one second of the first.
 func interruptCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
 	if neg || !ok || len(args) > 1 {
@@ -188,13 +188,13 @@ func (s *session) interruptUntilEnded(ts *testscript.TestScript) {
 		case <-s.ended:
 			return
 		case <-timeout:
-			ts.Fatalf("the session goes on:\n%s%s", &s.stdout, &s.stderr)
+			ts.Fatalf("the session did not exit:\n%s%s", &s.stdout, &s.stderr)
 		}
 	}
 }
 
-// endsCmd is ends CODE: the session must end by itself with the code. Its output is
-// then there for stdout and stderr.
+// endsCmd is ends CODE: the session must exit by itself with the code. stdout and stderr then
+// match its output.
 func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
 	if neg || !ok || len(args) != 1 {
@@ -203,7 +203,7 @@ func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	select {
 	case <-s.ended:
 	case <-time.After(patience):
-		ts.Fatalf("the session goes on:\n%s%s", &s.stdout, &s.stderr)
+		ts.Fatalf("the session did not exit:\n%s%s", &s.stdout, &s.stderr)
 	}
 	_, err1 := ts.Stdout().Write([]byte(s.stdout.String()))
 	_, err2 := ts.Stderr().Write([]byte(s.stderr.String()))
@@ -213,8 +213,8 @@ func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// holdsCmd is holds FILE REGEXP|nothing: it waits until the file has it, or is not
-// there. Not everything that a session does is told.
+// holdsCmd is holds FILE REGEXP|nothing: it waits until the file matches, or until it does not
+// exist. The session does not report every change of the file.
 func holdsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: holds file regexp|nothing")
@@ -225,8 +225,8 @@ func holdsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	defer tick.Stop()
 	for timeout := time.After(patience); ; {
 		text, err := os.ReadFile(ts.MkAbs(args[0]))
-		gone := errors.Is(err, os.ErrNotExist)
-		if gone && args[1] == "nothing" || err == nil && re.Match(text) {
+		missing := errors.Is(err, os.ErrNotExist)
+		if missing && args[1] == "nothing" || err == nil && re.Match(text) {
 			return
 		}
 		select {
@@ -239,9 +239,9 @@ func holdsCmd(ts *testscript.TestScript, neg bool, args []string) {
 
 // hookMain is a command for --exec:
 //
-//	hook tell WORD…    prints what it is told of the endpoint
-//	hook fail N FILE   fails so many times, counted in the file, and then tells
-//	hook hang          until it is killed, whatever the terminal says
+//	hook print WORD…   prints its variables and arguments
+//	hook fail N FILE   fails N times, counted in the file, and then prints
+//	hook hang          runs until it is killed, and ignores interrupts from the terminal
 func hookMain() {
 	args := os.Args[1:]
 	if ignoresPipe(os.Getppid()) {
@@ -263,20 +263,20 @@ func hookMain() {
 		env("PROTOCOL"), env("INTERNAL_PORT"), env("BACKEND"), env("GATEWAY"), args[1:])
 }
 
-// ignoresPipe reports whether a process has what it starts ignore SIGPIPE too, where
-// the system tells (proc(5), SigIgn).
+// ignoresPipe reports whether a process makes its children ignore SIGPIPE, if the system
+// reports that (SigIgn in proc(5)).
 func ignoresPipe(pid int) bool {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // empty where it does not
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // empty on other systems
 	_, mask, _ := strings.Cut(string(text), "SigIgn:")
 	mask, _, _ = strings.Cut(mask, "\n")
 	signals, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
 	return err == nil && signals>>(syscall.SIGPIPE-1)&1 != 0
 }
 
-// count fails where the file is shorter than that, and makes it longer.
-func count(path, most string) {
-	n, err := strconv.Atoi(most)
-	before, _ := os.ReadFile(path) // none is the first time
+// count appends to the file, and exits with 3 if the file was shorter than the limit.
+func count(path, limit string) {
+	n, err := strconv.Atoi(limit)
+	before, _ := os.ReadFile(path) // the file is missing the first time
 	if err == nil {
 		err = os.WriteFile(path, append(before, '.'), 0o600)
 	}
@@ -286,6 +286,6 @@ func count(path, most string) {
 	case len(before) >= n:
 		return
 	}
-	fmt.Fprintln(os.Stderr, "cannot just now")
+	fmt.Fprintln(os.Stderr, "failed for the test")
 	os.Exit(3)
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // Run executes a command line, without the name of the program, and returns the exit code. If
-// ctx is cancelled, the command is interrupted: it stops what it is doing, and map --hold
+// ctx is cancelled, the command is interrupted: the running requests stop, and map --hold
 // deletes its mapping.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return newApp(stdout, stderr).run(ctx, args)
@@ -90,7 +90,7 @@ func helpCommand(root *cobra.Command, args []string) string {
 	return root.CommandPath()
 }
 
-// root returns the whole tree of commands. It has no state except that of the app.
+// root returns the whole tree of commands. Its only state is the app.
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:     "goforward",

@@ -44,7 +44,7 @@ func TestParseIGD(t *testing.T) {
 	}
 }
 
-// The host of the URL is the gateway where none is named.
+// TestNamedGateway checks that the host of --igd-url is the gateway if --gateway is not set.
 func TestNamedGateway(t *testing.T) {
 	t.Parallel()
 	gateway := netip.MustParseAddrPort("192.0.2.1:5351")
@@ -59,7 +59,7 @@ func TestNamedGateway(t *testing.T) {
 		{settings{igd: "http://192.0.2.2:5000/", gateway: gateway}, "192.0.2.1:5351"},
 	} {
 		if got := endpointText(tt.settings.namedGateway()); got != tt.want {
-			t.Errorf("%+v: %q", tt.settings, got)
+			t.Errorf("%+v: %q, want %q", tt.settings, got, tt.want)
 		}
 	}
 }
@@ -147,8 +147,8 @@ func TestParsePortsErrors(t *testing.T) {
 	}
 }
 
-// FuzzParsePorts: what is accepted names an internal port, and reads the same
-// when it is written out.
+// FuzzParsePorts checks that accepted arguments name an internal port, and that their text
+// form parses to the same ports.
 func FuzzParsePorts(f *testing.F) {
 	for _, s := range []string{"8080", "80:8080", "80:8080/udp", "8080/both", "0:1/255", "80 8080", "x", "80:0", "1:2:3", "80//udp"} {
 		f.Add(s)
@@ -174,7 +174,8 @@ func FuzzParsePorts(f *testing.F) {
 	})
 }
 
-// What a POSIX shell makes of these, variables, patterns and operators apart.
+// TestSplitCommand checks that words are split as in a POSIX shell, except for variables,
+// patterns and operators.
 func TestSplitCommand(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -226,7 +227,7 @@ func FuzzSplitCommand(f *testing.F) {
 		if err == nil && (len(words) == 0 || words[0] == "") {
 			t.Errorf("%q: %q", s, words)
 		}
-		if !strings.Contains(s, "'") { // then single quotes keep it as it is
+		if !strings.Contains(s, "'") { // in single quotes, the text stays unchanged
 			words, err := splitCommand("a '" + s + "' b")
 			if valid := strings.ToValidUTF8(s, "\ufffd"); valid == s && (err != nil || !slices.Equal(words, []string{"a", s, "b"})) {
 				t.Errorf("%q in quotes: %q, %v", s, words, err)

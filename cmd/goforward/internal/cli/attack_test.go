@@ -21,13 +21,13 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// nowhere is an address at which nothing is received.
+// nowhere is an address at which no program receives.
 var nowhere = netip.MustParseAddrPort("127.0.0.1:0")
 
-// patience bounds what takes milliseconds; a test that needs it has failed.
+// patience is a generous timeout: the test takes milliseconds unless it fails.
 const patience = 20 * time.Second
 
-// router starts a gateway.
+// router starts a test gateway.
 func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	gw, err := gatewaytest.Start(config)
@@ -38,7 +38,7 @@ func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// write writes a file with a mode, whatever the umask is.
+// write writes a file with a mode, regardless of the umask.
 func write(t *testing.T, path, content string, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -49,7 +49,7 @@ func write(t *testing.T, path, content string, mode os.FileMode) {
 	}
 }
 
-// soapFault is a refusal.
+// soapFault returns an HTTP response with a UPnP error.
 func soapFault(code, text string) []byte {
 	return []byte("HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\n\r\n" +
 		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault><faultcode>s:Client</faultcode>` +
@@ -57,26 +57,26 @@ func soapFault(code, text string) []byte {
 		`</errorCode><errorDescription>` + text + `</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>`)
 }
 
-// TestKeyOfOthers: the key that PCP nonces come from is nobody else's to know or
-// to write, and what stands in its place holds nobody up. A mapping is made all
-// the same, with a nonce that nobody knows.
+// TestKeyOfOthers checks that the PCP key is not used if another user may read or write it.
+// What is in the place of the key must not block the program. The mapping is still created,
+// with a random nonce.
 func TestKeyOfOthers(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("modes, fifos and owners as Linux has them")
+		t.Skip("needs file modes, FIFOs and owners like those of Linux")
 	}
 	known := strings.Repeat("k", 32)
 	for name, plant := range map[string]func(t *testing.T, path string){
-		"everybody may write it": func(t *testing.T, path string) { write(t, path, known, 0o666) },
-		"everybody may read it":  func(t *testing.T, path string) { write(t, path, known, 0o644) },
-		"a link to one": func(t *testing.T, path string) {
-			write(t, path+"-theirs", known, 0o600)
-			if err := os.Symlink(path+"-theirs", path); err != nil {
+		"writable by others": func(t *testing.T, path string) { write(t, path, known, 0o666) },
+		"readable by others": func(t *testing.T, path string) { write(t, path, known, 0o644) },
+		"a link to another key": func(t *testing.T, path string) {
+			write(t, path+"-other", known, 0o600)
+			if err := os.Symlink(path+"-other", path); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"another user's": func(t *testing.T, path string) {
+		"owned by another user": func(t *testing.T, path string) {
 			if os.Getuid() != 0 {
-				t.Skip("it takes root to give a file away")
+				t.Skip("chown needs root")
 			}
 			write(t, path, known, 0o600)
 			if err := os.Chown(path, 65534, 65534); err != nil {
@@ -97,21 +97,21 @@ func TestKeyOfOthers(t *testing.T) {
 				t.Fatal(err)
 			}
 			plant(t, path)
-			if name != "a fifo" { // which a naive client waits at for ever
+			if name != "a fifo" { // reading a FIFO would block the naive client
 				if b, err := os.ReadFile(path); err != nil || string(b) != known {
-					t.Fatalf("the naive client reads %q, %v: this is no attack", b, err)
+					t.Fatalf("the naive client reads %q, %v: the test data is no attack", b, err)
 				}
 			}
 			first, second := nonceWith(t, path), nonceWith(t, path)
 			if first == "" || first == second {
-				t.Errorf("mapped with the nonces %x and %x: whoever has the key knows them", first, second)
+				t.Errorf("nonces %x and %x: an attacker with the key can compute them", first, second)
 			}
 		})
 	}
 }
 
-// nonceWith maps a port in a process of a moment, and returns the nonce that it
-// used: RFC 6887, section 11.1.
+// nonceWith runs goforward map in this process, and returns the nonce that it sent (RFC 6887,
+// section 11.1).
 func nonceWith(t *testing.T, key string) (nonce string) {
 	t.Helper()
 	gw := router(t, gatewaytest.Config{Protocols: []string{"pcp"}})
@@ -123,8 +123,8 @@ func nonceWith(t *testing.T, key string) (nonce string) {
 	select {
 	case <-ended:
 	case <-time.After(patience):
-		t.Error("who waits for the key waits for ever")
-		if f, err := os.OpenFile(key, os.O_RDWR, 0); err == nil { // lets it go on
+		t.Error("goforward map is blocked, probably by reading the key")
+		if f, err := os.OpenFile(key, os.O_RDWR, 0); err == nil { // unblock the read
 			_, _ = f.Write([]byte("x"))
 			_ = f.Close()
 		}
@@ -136,24 +136,23 @@ func nonceWith(t *testing.T, key string) (nonce string) {
 		}
 	}
 	if nonce == "" {
-		t.Errorf("nothing was mapped: %s%s", &stdout, &stderr)
+		t.Errorf("no request for a mapping was sent: %s%s", &stdout, &stderr)
 	}
 	return nonce
 }
 
-// evil is a text, as XML has it, that clears the screen and sets the window's
-// title of a terminal that it gets to, writes backwards, and begins a line and a
-// column of its own. XML has no escape character, but the control characters of
-// Latin-1, which terminals know as well.
+// evil is XML text that attacks a terminal: it clears the screen, sets the window title,
+// writes right to left, and adds a line and a column. XML cannot contain the escape character,
+// but it can contain the control characters of Latin-1, which terminals obey as well.
 const evil = "\u009b2J\u009d0;pwned\u009c&#155;31m&#8238;drowssap&#10;8.8.8.8&#9;yes&#13;&#xE0041;"
 
-// texts are the elements of a gateway's answers that end in front of people.
+// texts are the XML elements of the gateway's responses that the command prints.
 var texts = []string{
 	"friendlyName", "manufacturer", "modelName", "modelNumber", "serviceId", "UDN",
 	"NewConnectionStatus", "NewLastConnectionError", "NewPortMappingDescription", "errorDescription", "faultstring",
 }
 
-// poison changes the text of elements in each answer over HTTP.
+// poison changes the text of elements in each HTTP response.
 func poison(gw *gatewaytest.Gateway, change func(name, text string) string) {
 	element := regexp.MustCompile(`<([\w:]+)>([^<>]*)</`)
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service == "upnp" }, Corrupt: func(b []byte) []byte {
@@ -167,7 +166,7 @@ func poison(gw *gatewaytest.Gateway, change func(name, text string) string) {
 	}})
 }
 
-// evilTexts puts the text wherever people read.
+// evilTexts appends evil to the text of each element in texts.
 func evilTexts(name, text string) string {
 	for _, n := range texts {
 		if strings.EqualFold(n, name) {
@@ -177,18 +176,18 @@ func evilTexts(name, text string) string {
 	return text
 }
 
-// run executes a command line against the gateway, by UPnP.
+// run executes a command line against the gateway with the UPnP backend.
 func run(t *testing.T, gw *gatewaytest.Gateway, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	var out, talk bytes.Buffer
+	var out, messages bytes.Buffer
 	args = append(args, "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", nowhere.String(),
 		"--announce", nowhere.String(), "--backend", "upnp")
-	code = cli.Run(t.Context(), args, &out, &talk)
-	return code, out.String(), talk.String()
+	code = cli.Run(t.Context(), args, &out, &messages)
+	return code, out.String(), messages.String()
 }
 
-// harmless checks that an output moves no cursor, and has no line that the
-// gateway wrote.
+// harmless checks that an output has no control characters, and no line that the gateway
+// wrote.
 func harmless(t *testing.T, output string) {
 	t.Helper()
 	for _, r := range output {
@@ -199,13 +198,12 @@ func harmless(t *testing.T, output string) {
 	}
 	for line := range strings.SplitSeq(output, "\n") {
 		if strings.HasPrefix(line, "8.8.8.8") {
-			t.Errorf("a line of the gateway's own: %q", output)
+			t.Errorf("the gateway added a line to the output: %q", output)
 		}
 	}
 }
 
-// objects checks that each line is an object, and says nothing but what JSON
-// escapes.
+// objects checks that each line is a harmless JSON object with an event.
 func objects(t *testing.T, output string) {
 	t.Helper()
 	harmless(t, output)
@@ -217,36 +215,36 @@ func objects(t *testing.T, output string) {
 	}
 }
 
-// TestTerminal: whatever a gateway says of itself, of its table, and of why it
-// refuses, people see it as text, and scripts as a string.
+// TestTerminal checks that texts from a gateway are printed escaped: its name, its table, and
+// its error texts. With --json, they are JSON strings.
 func TestTerminal(t *testing.T) {
 	var naive struct {
 		Text string `xml:",chardata"`
 	}
 	if err := xml.Unmarshal([]byte("<a>"+evil+"</a>"), &naive); err != nil || !strings.ContainsAny(naive.Text, "\u009b\n\u202e") {
-		t.Fatalf("the naive client prints %q, %v: this is no attack", naive.Text, err)
+		t.Fatalf("the naive client prints %q, %v: the test data is no attack", naive.Text, err)
 	}
 	for name, test := range map[string]struct {
 		args   []string
-		refuse []byte // the answer to requests to map or delete
+		refuse []byte // the response to requests to map or delete
 		code   int
 		shown  string
 	}{
-		"list":                {args: []string{"list"}, shown: "pwned"},
-		"gateways":            {args: []string{"gateways", "--timeout", "600ms"}, shown: "pwned"},
-		"ip":                  {args: []string{"ip"}},
-		"map":                 {args: []string{"map", "8080"}},
-		"map, told all":       {args: []string{"map", "8080", "-vv"}, shown: "pwned"},
-		"map, refused":        {args: []string{"map", "8080", "-vv"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
-		"map, vendor's error": {args: []string{"map", "8080"}, refuse: soapFault("899", evil), code: 4, shown: "pwned"},
-		"map, not HTTP":       {args: []string{"map", "8080", "-vv"}, refuse: []byte("HTTP/1.1 \x1b[2J\x1b]0;pwned\a\r\n\r\n"), code: 1, shown: "pwned"},
-		"unmap, refused":      {args: []string{"unmap", "9000:9000", "--foreign"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
+		"list":                       {args: []string{"list"}, shown: "pwned"},
+		"gateways":                   {args: []string{"gateways", "--timeout", "600ms"}, shown: "pwned"},
+		"ip":                         {args: []string{"ip"}},
+		"map":                        {args: []string{"map", "8080"}},
+		"map, verbose":               {args: []string{"map", "8080", "-vv"}, shown: "pwned"},
+		"map, refused":               {args: []string{"map", "8080", "-vv"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
+		"map, vendor-specific error": {args: []string{"map", "8080"}, refuse: soapFault("899", evil), code: 4, shown: "pwned"},
+		"map, not HTTP":              {args: []string{"map", "8080", "-vv"}, refuse: []byte("HTTP/1.1 \x1b[2J\x1b]0;pwned\a\r\n\r\n"), code: 1, shown: "pwned"},
+		"unmap, refused":             {args: []string{"unmap", "9000:9000", "--foreign"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}})
 			if err := gw.AddMapping(gatewaytest.Entry{
 				Protocol: 6, Internal: netip.MustParseAddrPort("127.0.0.66:9000"),
-				External: netip.AddrPortFrom(gw.External(), 9000), Description: "theirs",
+				External: netip.AddrPortFrom(gw.External(), 9000), Description: "other",
 			}); err != nil {
 				t.Fatal(err)
 			}
@@ -257,13 +255,13 @@ func TestTerminal(t *testing.T) {
 			}
 			poison(gw, func(name, text string) string {
 				if name == "NewConnectionStatus" && test.args[0] != "gateways" {
-					return text // what is not connected is not used
+					return text // otherwise the gateway would not be used
 				}
 				return evilTexts(name, text)
 			})
 			code, stdout, stderr := run(t, gw, test.args...)
 			if code != test.code || !strings.Contains(stdout+stderr, test.shown) {
-				t.Errorf("exit code %d, want %d, and to be told what the gateway says\n%s%s", code, test.code, stdout, stderr)
+				t.Errorf("exit code %d, want %d and output with %q\n%s%s", code, test.code, test.shown, stdout, stderr)
 			}
 			harmless(t, stdout)
 			harmless(t, stderr)
@@ -274,16 +272,16 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// TestForgedLine: an address is one line, and a hook that puts it into a command
-// line does not run what the gateway wrote.
+// TestForgedLine checks that an external address is printed as one line without other text, so
+// that a hook cannot run a command from the gateway.
 func TestForgedLine(t *testing.T) {
-	const told = "fe80::1%\n8.8.8.8"
-	if a, err := netip.ParseAddr(told); err != nil || !strings.HasSuffix(fmt.Sprintln(a), "\n8.8.8.8\n") {
-		t.Fatalf("the naive client prints %q, %v: this is no attack", a, err)
+	const forged = "fe80::1%\n8.8.8.8"
+	if a, err := netip.ParseAddr(forged); err != nil || !strings.HasSuffix(fmt.Sprintln(a), "\n8.8.8.8\n") {
+		t.Fatalf("the naive client prints %q, %v: the test data is no attack", a, err)
 	}
-	for _, told := range []string{told, "fe80::1%; id", "fe80::1%`id`"} {
+	for _, forged := range []string{forged, "fe80::1%; id", "fe80::1%`id`"} {
 		gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{
-			External: func(netip.Addr) string { return told },
+			External: func(netip.Addr) string { return forged },
 		}}}})
 		for _, args := range [][]string{{"ip"}, {"gateways", "--timeout", "600ms"}, {"map", "8080"}} {
 			_, stdout, stderr := run(t, gw, args...)

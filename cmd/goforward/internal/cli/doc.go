@@ -23,13 +23,16 @@
 //
 //   - map.go and spec.go: map, and the requested mapping with its flags
 //   - hold.go: map --hold keeps a mapping alive and deletes it at the end
-//   - hold_output.go: what map --hold prints; all events of a mapping, such as mapped, changed,
-//     lost and restored, pass through holdSession.handleEvent
+//   - hold_output.go: the output of map --hold. handleEvent prints every event of a mapping:
+//     mapped, changed, lost, restored. printFailure prints failed attempts.
 //   - hook.go: actions for each new endpoint, and the command of --exec
 //   - portfile.go: the file of --port-file
 //   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
 //   - list.go, ip.go, gateways.go, demo.go: the commands of these names
-//   - watch.go and watch_output.go: watch, and what it prints
+//   - watch.go and watch_output.go: watch, and its output
+//
+// To find the code that prints a lost mapping, start at holdSession.handleEvent in
+// hold_output.go. It calls print, which writes the line for people and the JSON objects.
 //
 // Access to gateways:
 //

@@ -15,17 +15,17 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// hosts is an app of a host with these routes, whose gateways answer at the
-// addresses of others.
+// hosts makes the app use these routes. Requests to the gateways of the routes go to the given
+// test gateways.
 func hosts(all, used []discover.Gateway, at map[netip.Addr]*gatewaytest.Gateway) func(*app) {
 	return func(a *app) {
 		a.defaultRoutes = func() ([]discover.Gateway, []discover.Gateway, error) { return all, used, nil }
 		a.protocols = slices.Clone(protocols)
-		for i, o := range protocols {
-			a.protocols[i].open = func(a *app, w target) (probedBackend, error) {
-				gw := at[w.gateway.Addr()]
+		for i, p := range protocols {
+			a.protocols[i].open = func(a *app, t target) (probedBackend, error) {
+				gw := at[t.gateway.Addr()]
 				nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-				return o.open(a, target{gateway: gw.Addr(), igdURL: gw.UPnP().DescriptionURL(), ssdp: nowhere})
+				return p.open(a, target{gateway: gw.Addr(), igdURL: gw.UPnP().DescriptionURL(), ssdp: nowhere})
 			}
 		}
 	}
@@ -73,15 +73,15 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE            STATUS     EXTE
 			t.Errorf("no %q in\n%s", reason, got.stderr)
 		}
 	}
-	// That maps nothing, not even for a moment.
+	// The command must not create a mapping, not even briefly.
 	for _, gw := range []*gatewaytest.Gateway{good, silent, pcp, pcp6, natpmp} {
 		for _, r := range gw.Requests() {
 			if r.Op == "map" || r.Op == "unmap" || r.Op == "peer" {
-				t.Errorf("%s was asked", r.Name())
+				t.Errorf("the gateway received %s", r.Name())
 			}
 		}
 		if n := len(gw.Table()); n != 0 {
-			t.Errorf("%d mappings", n)
+			t.Errorf("the gateway has %d mappings, want 0", n)
 		}
 	}
 
@@ -98,10 +98,10 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE            STATUS     EXTE
 		t.Errorf("%v: %+v\n%s", err, row, got.stdout)
 	}
 
-	// A gateway that is named, and is one of them.
+	// The named gateway has one of the default routes.
 	got = run(t, host, "gateways", "-g", "192.168.1.1")
 	if !strings.Contains(got.stdout, "eth0") || strings.Count(got.stdout, "\n") != 5 {
-		t.Errorf("%s%s", got.stdout, got.stderr)
+		t.Errorf("unexpected output:\n%s%s", got.stdout, got.stderr)
 	}
 }
 
@@ -118,7 +118,8 @@ func TestGatewaysWithoutRoutes(t *testing.T) {
 	}
 }
 
-// Of several devices, each has a line, and the reason why it is used or not.
+// TestGatewaysUPnPDevices checks that each device has a line with the reason why it is used or
+// not.
 func TestGatewaysUPnPDevices(t *testing.T) {
 	t.Parallel()
 	var ssdp []netip.AddrPort
@@ -130,9 +131,9 @@ func TestGatewaysUPnPDevices(t *testing.T) {
 		ssdp = append(ssdp, router(t, config).SSDP())
 	}
 	several := func(a *app) {
-		a.protocols = slices.DeleteFunc(slices.Clone(protocols), func(o protocol) bool { return o.name != upnp.Name })
-		a.protocols[0].open = func(a *app, w target) (probedBackend, error) {
-			b, err := upnp.New(upnp.Config{Gateway: w.gateway.Addr(), SSDP: ssdp, Notify: w.notify, Wait: searchTimeout, Logger: a.logger()})
+		a.protocols = slices.DeleteFunc(slices.Clone(protocols), func(p protocol) bool { return p.name != upnp.Name })
+		a.protocols[0].open = func(a *app, t target) (probedBackend, error) {
+			b, err := upnp.New(upnp.Config{Gateway: t.gateway.Addr(), SSDP: ssdp, Notify: t.notify, Wait: searchTimeout, Logger: a.logger()})
 			if err != nil {
 				return probedBackend{}, err
 			}
@@ -162,15 +163,16 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE             STATUS        
 	used := []bool{true, false, false}
 	for i, d := range row.Protocols.UPnP.Devices {
 		if d.Used != used[i] || d.Reason == "" || !regexp.MustCompile(`^http://127\.0\.0\.1:\d+/`).MatchString(d.URL) {
-			t.Errorf("%+v", d)
+			t.Errorf("unexpected device: %+v", d)
 		}
 	}
 	if n := len(row.Protocols.UPnP.Devices); n != len(used) {
-		t.Errorf("%d devices", n)
+		t.Errorf("%d devices, want %d", n, len(used))
 	}
 }
 
-// What a device says of itself is said once, and may be missing.
+// TestDeviceText checks that the text does not repeat parts of the name, and that parts may be
+// missing.
 func TestDeviceText(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -185,7 +187,7 @@ func TestDeviceText(t *testing.T) {
 		{upnp.Device{}, ""},
 	} {
 		if got := deviceText(&tt.device); got != tt.want {
-			t.Errorf("%+v: %q", tt.device, got)
+			t.Errorf("%+v: %q, want %q", tt.device, got, tt.want)
 		}
 	}
 }

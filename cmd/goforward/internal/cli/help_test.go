@@ -8,13 +8,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Every example of --help is a command line that is understood.
+// TestExamples checks that every example of --help is a valid command line.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	n := 0
 	root := newApp(io.Discard, io.Discard).root()
 	for _, cmd := range root.Commands() {
-		if cmd.Name() == "help" { // cobra's
+		if cmd.Name() == "help" { // it comes from cobra
 			continue
 		}
 		if cmd.Example == "" || cmd.Long == "" {
@@ -45,7 +45,7 @@ func TestExamples(t *testing.T) {
 
 func checkExample(t *testing.T, name string, args []string) {
 	t.Helper()
-	root := newApp(io.Discard, io.Discard).root() // flags keep their values
+	root := newApp(io.Discard, io.Discard).root() // a new one, because flags keep their values
 	cmd, rest, err := root.Find(args[1:])
 	if err != nil || args[0] != "goforward" || cmd.Name() != name {
 		t.Errorf("%q: %s, %v", args, cmd.Name(), err)

@@ -15,7 +15,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// Nothing is left in the process either.
+// TestHoldUnmaps checks that the end of the context deletes the mapping. TestMain checks that
+// no goroutine is left.
 func TestHoldUnmaps(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
@@ -29,7 +30,7 @@ func TestHoldUnmaps(t *testing.T) {
 	}()
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil || line != "45.45.45.1:8080\n" {
-		t.Errorf("%q, %v", line, err)
+		t.Errorf("first line %q, error %v", line, err)
 	}
 	interrupt()
 	if code := <-ended; code != exitDone || !strings.Contains(stderr.String(), " unmapped tcp 45.45.45.1:8080") {
@@ -40,7 +41,8 @@ func TestHoldUnmaps(t *testing.T) {
 	}
 }
 
-// A failed attempt is told once, however often it is looked at.
+// TestHoldReportsFailureOnce checks that a failed attempt is reported once, even if it is
+// checked several times.
 func TestHoldReportsFailureOnce(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
@@ -66,16 +68,17 @@ func TestHoldReportsFailureOnce(t *testing.T) {
 	}
 	want := regexp.MustCompile(`^\d\d:\d\d:\d\d error tcp port 8080 \([^\n]+natpmp: [^\n]+; next try at \d\d:\d\d:\d\d\)\n$`)
 	if !want.Match(stderr.Bytes()) || stdout.Len() > 0 || !h.failing {
-		t.Errorf("%s%s", &stdout, &stderr)
+		t.Errorf("unexpected output:\n%s%s", &stdout, &stderr)
 	}
 }
 
-// closedPipe is what stdout is once its reader has gone, from the first line on.
+// closedPipe is a stdout whose reader has exited.
 type closedPipe struct{}
 
 func (closedPipe) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
 
-// Where nobody reads the events any more, map --hold takes its mapping away.
+// TestHoldWithoutReader checks that map --hold deletes its mapping if its output cannot be
+// written.
 func TestHoldWithoutReader(t *testing.T) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {
@@ -88,6 +91,6 @@ func TestHoldWithoutReader(t *testing.T) {
 		t.Errorf("exit code %d\n%s", code, stderr.String())
 	}
 	if left := gw.Table(); len(left) != 0 {
-		t.Errorf("the gateway has %v", left)
+		t.Errorf("the gateway still has %v", left)
 	}
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// errandCase is an errand whose attempts come to what the test says.
+// hookTest is a hook that logs its attempts and their results.
 type hookTest struct {
 	hook
 	start time.Time
@@ -34,17 +34,17 @@ type hookTest struct {
 	ended chan struct{}
 }
 
-// startErrand starts it. It is for a bubble.
+// startTestHook starts a hook with the given action. It must be called in a synctest bubble.
 func startTestHook(do func(ctx context.Context, port uint16) error) *hookTest {
 	c := &hookTest{start: time.Now(), ended: make(chan struct{})}
 	c.hook = hook{
-		do: func(ctx context.Context, n hookEvent) error {
-			port := n.granted[0].External.Port()
-			c.note("%d after %d", port, n.previous.Port())
+		do: func(ctx context.Context, e hookEvent) error {
+			port := e.granted[0].External.Port()
+			c.logf("%d after %d", port, e.previous.Port())
 			return do(ctx, port)
 		},
 		differs: func(a, b backends.Mapping) bool { return a.External != b.External },
-		report:  func(o hookResult) { c.note("%v, next %v", o.err, o.next.Sub(c.start)) },
+		report:  func(r hookResult) { c.logf("%v, next %v", r.err, r.next.Sub(c.start)) },
 		pending: make(chan []backends.Mapping, 1),
 	}
 	ctx, end := context.WithCancel(context.Background())
@@ -56,17 +56,17 @@ func startTestHook(do func(ctx context.Context, port uint16) error) *hookTest {
 	return c
 }
 
-func (c *hookTest) note(format string, args ...any) {
+func (c *hookTest) logf(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.log = append(c.log, fmt.Sprintf("%v: ", time.Since(c.start))+fmt.Sprintf(format, args...))
 }
 
-func (c *hookTest) tell(port uint16) {
+func (c *hookTest) postPort(port uint16) {
 	c.post([]backends.Mapping{{External: netip.AddrPortFrom(netip.Addr{}, port)}})
 }
 
-// want compares what happened since the last call.
+// want compares the log since the last call.
 func (c *hookTest) want(t *testing.T, want ...string) {
 	t.Helper()
 	synctest.Wait()
@@ -85,18 +85,18 @@ func (c *hookTest) finish() {
 
 var errHookFailed = errors.New("no")
 
-// never is how an outcome without a next attempt shows.
+// never is the log value of a result without a next attempt.
 func (c *hookTest) never() time.Duration { return time.Time{}.Sub(c.start) }
 
 func TestHook(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := startTestHook(func(context.Context, uint16) error { return nil })
-		c.tell(1)
+		c.postPort(1)
 		c.want(t, "0s: 1 after 0")
-		c.tell(1)
+		c.postPort(1)
 		c.want(t)
-		c.tell(2)
+		c.postPort(2)
 		c.want(t, "0s: 2 after 1")
 		c.finish()
 		c.want(t)
@@ -106,14 +106,14 @@ func TestHook(t *testing.T) {
 func TestHookRetries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var works atomic.Bool
+		var succeeds atomic.Bool
 		c := startTestHook(func(_ context.Context, port uint16) error {
-			if !works.Load() && port != 3 {
+			if !succeeds.Load() && port != 3 {
 				return errHookFailed
 			}
 			return nil
 		})
-		c.tell(1)
+		c.postPort(1)
 		c.want(t, "0s: 1 after 0", "0s: no, next 1s")
 		for _, tt := range []struct{ at, next string }{
 			{"1s", "3s"}, {"3s", "7s"}, {"7s", "15s"}, {"15s", "31s"}, {"31s", "1m3s"}, {"1m3s", "2m3s"}, {"2m3s", "3m3s"}, {"3m3s", "4m3s"},
@@ -125,57 +125,59 @@ func TestHookRetries(t *testing.T) {
 			time.Sleep(time.Until(c.start.Add(at)))
 			c.want(t, tt.at+": 1 after 0", tt.at+": no, next "+tt.next)
 		}
-		c.tell(1) // it is on its way
+		c.postPort(1) // the same endpoint is already being retried
 		c.want(t)
-		c.tell(2) // another begins anew
+		c.postPort(2) // a new endpoint starts with the shortest delay
 		c.want(t, "3m3s: 2 after 0", "3m3s: no, next 3m4s")
-		c.tell(3)
+		c.postPort(3)
 		c.want(t, "3m3s: 3 after 0", "3m3s: <nil>, next "+c.never().String())
 		time.Sleep(time.Hour)
-		c.want(t) // nothing is left of the others
-		c.tell(4)
+		c.want(t) // no retry of an earlier endpoint remains
+		c.postPort(4)
 		c.want(t, "1h3m3s: 4 after 3", "1h3m3s: no, next 1h3m4s")
-		c.tell(3) // what had been done may be undone in part
+		c.postPort(3) // the failed attempt may have undone part of the last success
 		c.want(t, "1h3m3s: 3 after 3", "1h3m3s: <nil>, next "+c.never().String())
-		c.tell(4)
+		c.postPort(4)
 		c.want(t, "1h3m3s: 4 after 3", "1h3m3s: no, next 1h3m4s")
-		works.Store(true)
+		succeeds.Store(true)
 		time.Sleep(time.Second)
 		c.want(t, "1h3m4s: 4 after 3", "1h3m4s: <nil>, next "+c.never().String())
 		c.finish()
 	})
 }
 
-// What comes while it is under way waits, the newest only.
+// TestHookRunsNewestOnly checks that endpoints that arrive during an attempt wait, and that
+// only the newest one is handled.
 func TestHookRunsNewestOnly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		goOn := make(chan error)
-		c := startTestHook(func(context.Context, uint16) error { return <-goOn })
-		c.tell(1)
+		finish := make(chan error)
+		c := startTestHook(func(context.Context, uint16) error { return <-finish })
+		c.postPort(1)
 		c.want(t, "0s: 1 after 0")
-		c.tell(2)
-		c.tell(3)
+		c.postPort(2)
+		c.postPort(3)
 		c.want(t)
-		goOn <- nil
+		finish <- nil
 		c.want(t, "0s: 3 after 1")
-		c.tell(4)
-		c.tell(3) // back where it was
-		goOn <- nil
+		c.postPort(4)
+		c.postPort(3) // back to the endpoint of the running attempt
+		finish <- nil
 		c.want(t)
-		c.tell(5)
+		c.postPort(5)
 		c.want(t, "0s: 5 after 3")
-		c.tell(6)
-		goOn <- errHookFailed // of 5, which is not tried again
+		c.postPort(6)
+		finish <- errHookFailed // the result for 5, which is not retried
 		c.want(t, "0s: no, next 1s", "0s: 6 after 3")
-		goOn <- nil
+		finish <- nil
 		time.Sleep(time.Minute)
 		c.want(t, "0s: <nil>, next "+c.never().String())
 		c.finish()
 	})
 }
 
-// At the end, what is under way has a moment, and what waits is not begun.
+// TestHookStops checks that at the end a running attempt has hookGrace to finish, and that a
+// pending endpoint is not handled.
 func TestHookStops(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -198,12 +200,12 @@ func TestHookStops(t *testing.T) {
 						return context.Cause(ctx)
 					}
 				})
-				c.tell(1)
+				c.postPort(1)
 				c.want(t, "0s: 1 after 0")
-				c.tell(2)
+				c.postPort(2)
 				c.finish()
 				if took := time.Since(c.start); took != min(tt.takes, hookGrace) {
-					t.Errorf("it took %v", took)
+					t.Errorf("the hook ran for %v after the end", took)
 				}
 				c.want(t, tt.want(c)...)
 			})
@@ -211,23 +213,23 @@ func TestHookStops(t *testing.T) {
 	}
 }
 
-// An endpoint that was superseded is not done: the next one is done even if it is the
-// same.
+// TestHookSuperseded checks that an endpoint whose attempt was superseded does not count as
+// handled: the next endpoint is handled even if it is the same.
 func TestHookSuperseded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var done []uint16
 		superseded := true
 		e := &hook{
-			do: func(_ context.Context, n hookEvent) error {
+			do: func(_ context.Context, e hookEvent) error {
 				if superseded {
 					superseded = false
 					return errSuperseded
 				}
-				done = append(done, n.granted[0].External.Port())
+				done = append(done, e.granted[0].External.Port())
 				return nil
 			},
 			differs: func(a, b backends.Mapping) bool { return a.External != b.External },
-			report:  func(o hookResult) { t.Errorf("an outcome was reported: %v", o.err) },
+			report:  func(r hookResult) { t.Errorf("a result was reported: %v", r.err) },
 			pending: make(chan []backends.Mapping, 1),
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -243,7 +245,7 @@ func TestHookSuperseded(t *testing.T) {
 		cancel()
 		<-ended
 		if !slices.Equal(done, []uint16{80}) {
-			t.Errorf("done about %v, want once about port 80", done)
+			t.Errorf("handled ports %v, want port 80 once", done)
 		}
 	})
 }
@@ -253,10 +255,10 @@ var testEvent = hookEvent{granted: []backends.Mapping{{
 	Internal: netip.MustParseAddrPort("127.0.0.1:8080"), External: netip.MustParseAddrPort("45.45.45.1:80"),
 }}}
 
-// runHook runs one, and returns what it said.
-func runTestCommand(ctx context.Context, argv []string, bound time.Duration, n hookEvent) (string, error) {
+// runTestCommand runs a command like --exec, and returns its output.
+func runTestCommand(ctx context.Context, argv []string, timeout time.Duration, e hookEvent) (string, error) {
 	var stdout, stderr bytes.Buffer
-	err := newApp(&stdout, &stderr).runCommand(ctx, argv, bound, n)
+	err := newApp(&stdout, &stderr).runCommand(ctx, argv, timeout, e)
 	return stdout.String() + stderr.String(), err
 }
 
@@ -269,12 +271,12 @@ func TestHookEnvironment(t *testing.T) {
 		"GOFORWARD_PROTOCOL=udp", "GOFORWARD_INTERNAL_PORT=8080", "GOFORWARD_BACKEND=natpmp", "GOFORWARD_GATEWAY=127.0.0.1:5351",
 	}
 	if got := testEvent.environment(); !slices.Equal(got, first) {
-		t.Errorf("%q", got)
+		t.Errorf("unexpected output or environment: %q", got)
 	}
 	m := testEvent.granted[0]
 	m.External = netip.AddrPortFrom(netip.Addr{}, 81)
-	n := hookEvent{granted: []backends.Mapping{m, m}, previous: netip.AddrPortFrom(netip.Addr{}, 80)}
-	got := strings.Join(n.environment(), " ")
+	e := hookEvent{granted: []backends.Mapping{m, m}, previous: netip.AddrPortFrom(netip.Addr{}, 80)}
+	got := strings.Join(e.environment(), " ")
 	for _, want := range []string{"EVENT=changed ", "EXTERNAL_IP= ", "EXTERNAL_PORT=81 ", "PREVIOUS_PORT=80 ", "PROTOCOL=both "} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q: want %q", got, want)
@@ -284,7 +286,7 @@ func TestHookEnvironment(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	t.Parallel()
-	got, err := runTestCommand(t.Context(), hookCommand(t, "tell", "a b", ""), patience, testEvent)
+	got, err := runTestCommand(t.Context(), hookCommand(t, "print", "a b", ""), patience, testEvent)
 	want := testEvent.environment()
 	slices.Sort(want)
 	text := "--exec: " + strings.Join(append(want, `args ["a b" ""]`), "\n--exec: ") + "\n"
@@ -301,25 +303,26 @@ func TestExecFails(t *testing.T) {
 	t.Parallel()
 	got, err := runTestCommand(t.Context(), hookCommand(t, "fail"), patience, testEvent)
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 7 {
-		t.Errorf("%v", err)
+		t.Errorf("unexpected error: %v", err)
 	}
 	if got != "--exec: out\n--exec: err\\x1b[2J\n" {
-		t.Errorf("%q", got)
+		t.Errorf("unexpected output or environment: %q", got)
 	}
 	if _, err := runTestCommand(t.Context(), []string{"no-such-command-of-goforward"}, patience, testEvent); !errors.Is(err, exec.ErrNotFound) {
-		t.Errorf("not there: %v", err)
+		t.Errorf("missing command: %v", err)
 	}
 	if _, err := runTestCommand(t.Context(), []string{t.TempDir()}, patience, testEvent); !errors.Is(err, fs.ErrPermission) && runtime.GOOS != "windows" {
 		t.Errorf("a directory: %v", err)
 	}
 }
 
-// All that was started is killed, at the bound and at the end.
+// TestExecTimeout checks that a command and its child processes are killed at the timeout and
+// at the end.
 func TestExecTimeout(t *testing.T) {
 	t.Parallel()
 	verbs := []string{"hang", "group"}
 	if runtime.GOOS == "windows" {
-		verbs = verbs[:1] // it has no process groups
+		verbs = verbs[:1] // Windows has no process groups
 	}
 	for _, verb := range verbs {
 		h := startHangServer(t)
@@ -336,11 +339,12 @@ func TestExecTimeout(t *testing.T) {
 	h := startHangServer(t)
 	_, err := runTestCommand(t.Context(), hookCommand(t, "hang", h.addr), time.Millisecond, testEvent)
 	if err == nil || err.Error() != "not done within 1ms, and killed" {
-		t.Errorf("%v", err)
+		t.Errorf("unexpected error: %v", err)
 	}
 }
 
-// A command may leave something behind: it is not waited for.
+// TestExecBackgroundProcess checks that --exec does not wait for a process that the command
+// left in the background.
 func TestExecBackgroundProcess(t *testing.T) {
 	t.Parallel()
 	h := startHangServer(t)
@@ -351,23 +355,23 @@ func TestExecBackgroundProcess(t *testing.T) {
 	<-h.connected
 	select {
 	case <-h.disconnected:
-		t.Error("what it left was killed")
+		t.Error("the background process was killed")
 	default:
 	}
 }
 
-// hookMain is this test binary as a command of --exec:
+// hookMain makes this test binary a command for --exec:
 //
-//	hook tell ARG…     prints what it is told
-//	hook fail          to both outputs, and with code 7
-//	hook leave ADDR    leaves a hang behind, and succeeds
-//	hook hang ADDR     until it is killed; the connection to ADDR breaks then
-//	hook group ADDR    starts a hang, and waits for that
+//	hook print ARG…    prints its variables and arguments
+//	hook fail          prints to both outputs, and exits with 7
+//	hook leave ADDR    starts hook hang in the background, and exits with 0
+//	hook hang ADDR     connects to ADDR, and runs until it is killed
+//	hook group ADDR    starts hook hang, and waits for it
 func hookMain(args []string) {
 	switch args[0] {
-	case "tell":
+	case "print":
 		for _, pair := range os.Environ() {
-			if strings.HasPrefix(pair, "GOFORWARD_") && !strings.HasPrefix(pair, "GOFORWARD_LAB") { // which is for our tests
+			if strings.HasPrefix(pair, "GOFORWARD_") && !strings.HasPrefix(pair, "GOFORWARD_LAB") { // GOFORWARD_LAB is for the lab tests
 				fmt.Println(pair)
 			}
 		}
@@ -393,12 +397,12 @@ func hookMain(args []string) {
 			fmt.Println(err)
 			os.Exit(1)
 		}
-		_, _ = io.Copy(io.Discard, conn) // until it is let go
+		_, _ = io.Copy(io.Discard, conn) // until the test closes the connection
 	}
 	os.Exit(0)
 }
 
-// hook is such a command line.
+// hookCommand returns the command line that runs hookMain.
 func hookCommand(t *testing.T, args ...string) []string {
 	t.Helper()
 	path, err := os.Executable()
@@ -408,12 +412,12 @@ func hookCommand(t *testing.T, args ...string) []string {
 	return append([]string{path, "hook"}, args...)
 }
 
-// hangs is where a hook hangs.
+// hangServer accepts the connection of a hanging hook.
 type hangServer struct {
 	addr         string
 	conn         net.Conn
-	connected    chan struct{} // closed when it has come
-	disconnected chan struct{} // closed when it has gone
+	connected    chan struct{} // closed when the hook has connected
+	disconnected chan struct{} // closed when the connection has ended
 }
 
 func startHangServer(t *testing.T) *hangServer {
@@ -442,7 +446,7 @@ func startHangServer(t *testing.T) *hangServer {
 	return h
 }
 
-// drop lets it go, if it has come.
+// drop closes the connection if there is one, so that the hook exits.
 func (h *hangServer) drop() {
 	select {
 	case <-h.connected:

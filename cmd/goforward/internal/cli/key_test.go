@@ -36,33 +36,33 @@ func TestLoadKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	if mode := info.Mode().Perm(); runtime.GOOS != "windows" && mode != 0o600 {
-		t.Errorf("mode %o", mode)
+		t.Errorf("mode %o, want 600", mode)
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); len(left) != 0 {
-		t.Errorf("left %v", left)
+		t.Errorf("unexpected files left: %v", left)
 	}
 	if err := os.WriteFile(path, []byte("short"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if key, err := loadKey(where); err == nil {
-		t.Errorf("a damaged key gives %d bytes", len(key))
+		t.Errorf("a damaged file gives a key of %d bytes, want an error", len(key))
 	}
 }
 
-// A file system without hard links has its key all the same.
+// TestKeyWithoutLinks checks that the key is created on a file system without hard links.
 func TestKeyWithoutLinks(t *testing.T) {
 	linkFile = func(string, string) error { return errors.ErrUnsupported }
 	defer func() { linkFile = os.Link }()
 	path := filepath.Join(t.TempDir(), "goforward", "nonce.key")
 	first, err := loadKey(func() (string, error) { return path, nil })
 	if err != nil || len(first) != keySize {
-		t.Fatalf("%d bytes, %v", len(first), err)
+		t.Fatalf("key of %d bytes, error %v", len(first), err)
 	}
 	if again, err := loadKey(func() (string, error) { return path, nil }); err != nil || !bytes.Equal(first, again) {
-		t.Errorf("another key, %v", err)
+		t.Errorf("the second call returns another key, or error %v", err)
 	}
 	if files, _ := os.ReadDir(filepath.Dir(path)); len(files) != 1 {
-		t.Errorf("left %v", files)
+		t.Errorf("unexpected files left: %v", files)
 	}
 }
 
@@ -73,7 +73,7 @@ func TestKeyFile(t *testing.T) {
 	state := filepath.Join(home, "state")
 	t.Setenv("XDG_STATE_HOME", state)
 	if got, err := keyFile(); err != nil || got != filepath.Join(state, "goforward", "nonce.key") {
-		t.Errorf("%s, %v", got, err)
+		t.Errorf("key file %s, error %v", got, err)
 	}
 	for _, relative := range []string{"", "state", "./state"} {
 		t.Setenv("XDG_STATE_HOME", relative)
@@ -84,6 +84,6 @@ func TestKeyFile(t *testing.T) {
 	t.Setenv("HOME", "not/absolute")
 	t.Setenv("AppData", "not/absolute")
 	if got, err := keyFile(); err == nil {
-		t.Errorf("%s", got)
+		t.Errorf("key file %s, want an error", got)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// lister is a NAT-PMP backend whose gateway tells its table.
+// lister is a NAT-PMP backend that can list a table.
 type lister struct {
 	*natpmp.Backend
 	failure error
@@ -53,8 +53,8 @@ func TestList(t *testing.T) {
 	gw := router(t, gatewaytest.Config{})
 	with := func(failure error) func(*app) {
 		return func(a *app) {
-			a.protocols = []protocol{{name: "natpmp", title: "NAT-PMP", open: func(_ *app, w target) (probedBackend, error) {
-				b, err := natpmp.New(natpmp.Config{Gateway: w.gateway})
+			a.protocols = []protocol{{name: "natpmp", title: "NAT-PMP", open: func(_ *app, t target) (probedBackend, error) {
+				b, err := natpmp.New(natpmp.Config{Gateway: t.gateway})
 				return probedBackend{Backend: lister{b, failure}, probe: b.ExternalAddr}, err
 			}}}
 		}
@@ -64,11 +64,11 @@ tcp       45.45.45.1:80  127.0.0.1:8080  yes   -             1h0m0s     yes     
 udp       45.45.45.1:53  192.168.1.8:53  no    198.51.100.7  no end     no       -
 `
 	if got := run(t, with(nil), "list", "-g", gw.Addr().String()); got != (cmdResult{exitDone, want, ""}) {
-		t.Errorf("%+v", got)
+		t.Errorf("unexpected result: %+v", got)
 	}
-	// A table that breaks off is shown as far as it went.
+	// If the table ends with an error, the entries before it are printed.
 	if got := run(t, with(backends.ErrMalformed), "list", "-g", gw.Addr().String()); got.stdout != want || got.code != exitOther {
-		t.Errorf("%+v", got)
+		t.Errorf("unexpected result: %+v", got)
 	}
 	const wantJSON = `{"event":"entry","protocol":"tcp","external":{"ip":"45.45.45.1","port":80},"internal":{"ip":"127.0.0.1","port":8080},` +
 		`"backend":"natpmp","gateway":"","lifetime_s":3600,"scope":"public","description":"web\u001b]0;pwned\u0007\n","enabled":true,"ours":true}
@@ -76,6 +76,6 @@ udp       45.45.45.1:53  192.168.1.8:53  no    198.51.100.7  no end     no      
 		`"backend":"natpmp","gateway":"","scope":"public","enabled":false,"ours":false}
 `
 	if got := run(t, with(nil), "list", "-g", gw.Addr().String(), "--json"); got != (cmdResult{exitDone, wantJSON, ""}) {
-		t.Errorf("%+v", got)
+		t.Errorf("unexpected result: %+v", got)
 	}
 }

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	}
 	dir, err := os.MkdirTemp("", "goforward-state-*")
 	if err == nil {
-		err = os.Setenv("XDG_STATE_HOME", dir) // the user's own is none of our business
+		err = os.Setenv("XDG_STATE_HOME", dir) // do not use the user's key
 	}
 	if err != nil {
 		panic(err)
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// ran is what a command line came to.
+// cmdResult is the result of a command line.
 type cmdResult struct {
 	code           int
 	stdout, stderr string

@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// FuzzOutput: no text moves a terminal's cursor, adds a line to a table or breaks
-// an object, and an object says the very text.
+// FuzzOutput checks that no text controls the terminal, adds a line to a table, or breaks a
+// JSON object, and that the object contains the exact text.
 func FuzzOutput(f *testing.F) {
 	for _, seed := range []string{
 		"", "plain", "\x1b[2J", "a\tb\nc\r", "\u009b31m\u202e", "\xff\xfe", `"\`, "\u2028\u2029", "\U000e0041", "\ue000", strings.Repeat("x", 300),

@@ -46,8 +46,8 @@ func TestPortFileWrite(t *testing.T) {
 	}
 }
 
-// A symbolic link stays, and what it leads to is written in place and emptied at
-// the end.
+// TestPortFileLink checks that a symbolic link stays. Its target is written in place, and
+// emptied at the end.
 func TestPortFileLink(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -62,7 +62,7 @@ func TestPortFileLink(t *testing.T) {
 			t.Errorf("%v, %v, want a link", info, err)
 		}
 	}
-	if err := p.write(t.Context(), 65535); err != nil { // the target is missing
+	if err := p.write(t.Context(), 65535); err != nil { // creates the missing target
 		t.Fatal(err)
 	}
 	wantFile(t, target, "65535\n")
@@ -74,7 +74,7 @@ func TestPortFileLink(t *testing.T) {
 	}
 	wantFile(t, target, "81\n")
 	if info, err := os.Stat(target); err != nil || runtime.GOOS != "windows" && info.Mode() != 0o600 {
-		t.Errorf("mode %v, %v, want that of before", info.Mode(), err)
+		t.Errorf("mode %v, %v, want the mode unchanged", info.Mode(), err)
 	}
 	wantLink()
 	if err := p.remove(); err != nil {
@@ -119,17 +119,17 @@ func TestPortFileRemove(t *testing.T) {
 		}
 	}
 	write(0)
-	if err := p.remove(); err != nil { // which has written nothing
+	if err := p.remove(); err != nil { // p has written nothing
 		t.Error(err)
 	}
 	wantFile(t, p.path, "0\n")
 	write(80)
-	if err := p.remove(); err != nil { // which has written nothing
+	if err := p.remove(); err != nil { // p has written nothing
 		t.Error(err)
 	}
 	wantFile(t, p.path, "80\n")
 	p.lastPort = 81
-	if err := p.remove(); err != nil { // somebody wrote another
+	if err := p.remove(); err != nil { // another program wrote another port
 		t.Error(err)
 	}
 	wantFile(t, p.path, "80\n")

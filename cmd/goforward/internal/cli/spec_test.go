@@ -6,36 +6,37 @@ import (
 	"testing"
 )
 
-// All addresses are of one family, which says which gateway is meant.
+// TestSetFamily checks that all addresses must be of one family, and that this family selects
+// the gateway.
 func TestSetFamily(t *testing.T) {
 	t.Parallel()
-	four, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	ipv4, ipv6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	endpoint := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 0) }
 	for _, tt := range []struct {
-		name         string
-		wish         spec
-		settings     settings
-		isSix, fails bool
+		name            string
+		spec            spec
+		settings        settings
+		wantIPv6, fails bool
 	}{
-		{name: "nothing"},
-		{name: "only -6", wish: spec{ipv6: true}, isSix: true},
-		{name: "a gateway", settings: settings{gateway: endpoint(six)}, isSix: true},
-		{name: "a source", settings: settings{source: six}, isSix: true},
-		{name: "a peer", wish: spec{from: endpoint(six)}, isSix: true},
-		{name: "another host", wish: spec{to: six}, isSix: true},
-		{name: "all of IPv4", wish: spec{to: four, from: endpoint(four)}, settings: settings{gateway: endpoint(four), source: four}},
-		{name: "-6 and a gateway", wish: spec{ipv6: true}, settings: settings{gateway: endpoint(four)}, fails: true},
-		{name: "a device", settings: settings{igd: "http://[2001:db8::1]:5000/"}, isSix: true},
-		{name: "-6 and a device", wish: spec{ipv6: true}, settings: settings{igd: "http://192.0.2.1:5000/"}, fails: true},
-		{name: "-6 and a source", wish: spec{ipv6: true}, settings: settings{source: four}, fails: true},
-		{name: "-6 and another host", wish: spec{ipv6: true, to: four}, fails: true},
-		{name: "-6 and a peer", wish: spec{ipv6: true, from: endpoint(four)}, fails: true},
-		{name: "a peer and another host", wish: spec{to: four, from: endpoint(six)}, fails: true},
-		{name: "a gateway and a peer", wish: spec{from: endpoint(four)}, settings: settings{gateway: endpoint(six)}, fails: true},
+		{name: "no address"},
+		{name: "only -6", spec: spec{ipv6: true}, wantIPv6: true},
+		{name: "a gateway", settings: settings{gateway: endpoint(ipv6)}, wantIPv6: true},
+		{name: "a source", settings: settings{source: ipv6}, wantIPv6: true},
+		{name: "a peer", spec: spec{from: endpoint(ipv6)}, wantIPv6: true},
+		{name: "another host", spec: spec{to: ipv6}, wantIPv6: true},
+		{name: "only IPv4 addresses", spec: spec{to: ipv4, from: endpoint(ipv4)}, settings: settings{gateway: endpoint(ipv4), source: ipv4}},
+		{name: "-6 and a gateway", spec: spec{ipv6: true}, settings: settings{gateway: endpoint(ipv4)}, fails: true},
+		{name: "a device", settings: settings{igd: "http://[2001:db8::1]:5000/"}, wantIPv6: true},
+		{name: "-6 and a device", spec: spec{ipv6: true}, settings: settings{igd: "http://192.0.2.1:5000/"}, fails: true},
+		{name: "-6 and a source", spec: spec{ipv6: true}, settings: settings{source: ipv4}, fails: true},
+		{name: "-6 and another host", spec: spec{ipv6: true, to: ipv4}, fails: true},
+		{name: "-6 and a peer", spec: spec{ipv6: true, from: endpoint(ipv4)}, fails: true},
+		{name: "a peer and another host", spec: spec{to: ipv4, from: endpoint(ipv6)}, fails: true},
+		{name: "a gateway and a peer", spec: spec{from: endpoint(ipv4)}, settings: settings{gateway: endpoint(ipv6)}, fails: true},
 	} {
-		err := (&app{settings: tt.settings}).setFamily(&tt.wish)
-		if usage := (*usageError)(nil); errors.As(err, &usage) != tt.fails || err == nil && tt.wish.ipv6 != tt.isSix {
-			t.Errorf("%s: %v, IPv6 %v", tt.name, err, tt.wish.ipv6)
+		err := (&app{settings: tt.settings}).setFamily(&tt.spec)
+		if usage := (*usageError)(nil); errors.As(err, &usage) != tt.fails || err == nil && tt.spec.ipv6 != tt.wantIPv6 {
+			t.Errorf("%s: error %v, IPv6 %v, want IPv6 %v", tt.name, err, tt.spec.ipv6, tt.wantIPv6)
 		}
 	}
 }

@@ -18,12 +18,12 @@ func TestLineWriter(t *testing.T) {
 	}{
 		{"lines", []string{"a\nb\n"}, []string{"a", "b"}},
 		{"in pieces", []string{"a", "b\nc", "", "d", "\n"}, []string{"ab", "cd"}},
-		{"without an end", []string{"a\nb"}, []string{"a", "b"}},
+		{"without a newline at the end", []string{"a\nb"}, []string{"a", "b"}},
 		{"empty", []string{"\n\n"}, []string{"", ""}},
-		{"of Windows, with a tab", []string{"a\tb\r\n"}, []string{"a    b"}},
-		{"as long as can be", []string{long + "\n"}, []string{long}},
-		{"longer", []string{long + "y\n"}, []string{long, "y"}},
-		{"much longer, in pieces", []string{long[1:], "yz", long, "\na"}, []string{long[1:] + "y", "z" + long[1:], "x", "a"}},
+		{"CRLF and a tab", []string{"a\tb\r\n"}, []string{"a    b"}},
+		{"maximal length", []string{long + "\n"}, []string{long}},
+		{"too long", []string{long + "y\n"}, []string{long, "y"}},
+		{"far too long, in pieces", []string{long[1:], "yz", long, "\na"}, []string{long[1:] + "y", "z" + long[1:], "x", "a"}},
 	} {
 		var got []string
 		w := &lineWriter{emit: func(line string) { got = append(got, line) }}
@@ -53,7 +53,8 @@ func TestOneLine(t *testing.T) {
 	}
 }
 
-// What came over the network does not reach the terminal raw.
+// TestClean checks that control characters from the network are escaped in messages and in
+// JSON.
 func TestClean(t *testing.T) {
 	t.Parallel()
 	const hostile = "a\x1b[2J\x07\r\u009b31m\u202eb\xff\U000e0001 → ü\n"

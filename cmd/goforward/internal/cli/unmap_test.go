@@ -12,31 +12,33 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// A gateway may refuse to delete by one protocol what another protocol made. unmap asks
-// again by the first protocol after another one has deleted the mapping.
+// TestUnmapRetriesRefused checks the order of deletions. A gateway may refuse to delete with
+// one protocol the mapping of another protocol. unmap tries the first protocol again after
+// another protocol has deleted the mapping.
 func TestUnmapRetriesRefused(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	at := []string{"-g", gw.Addr().String(), "--announce", "127.0.0.1:0"}
 	if got := run(t, nil, append(at, "map", "8080", "--backend", "pcp")...); got.code != exitDone || len(gw.Table()) != 1 {
-		t.Fatalf("map by PCP: %+v; the gateway has %v", got, gw.Table())
+		t.Fatalf("map with PCP: %+v; the gateway has %v", got, gw.Table())
 	}
 	before := len(gw.Requests())
 	if got := run(t, nil, append(at, "unmap", "8080")...); got.code != exitDone || len(gw.Table()) != 0 {
 		t.Errorf("unmap: %+v; the gateway has %v; want exit code 0 and no mapping", got, gw.Table())
 	}
-	var asked []string // by which protocols; a request may be repeated
+	var services []string // the protocols of the requests; a request may be repeated
 	for _, r := range gw.Requests()[before:] {
 		if r.Op == "unmap" {
-			asked = append(asked, r.Service)
+			services = append(services, r.Service)
 		}
 	}
-	if want := []string{"natpmp", "pcp", "natpmp"}; !slices.Equal(slices.Compact(asked), want) {
-		t.Errorf("deletions were asked for by %v, want %v", asked, want)
+	if want := []string{"natpmp", "pcp", "natpmp"}; !slices.Equal(slices.Compact(services), want) {
+		t.Errorf("deletions were requested with %v, want %v", services, want)
 	}
 }
 
-// tableBackend has a table, or an error in its place or at its end.
+// tableBackend is a backend with a table, with an error instead of the table, or with an error
+// at its end.
 type tableBackend struct {
 	backends.Backend
 	entries []backends.Mapping
@@ -92,42 +94,43 @@ func TestUnmapListed(t *testing.T) {
 	tcp := []backends.Protocol{backends.TCP}
 	for _, tt := range []struct {
 		name     string
-		wish     spec
+		spec     spec
 		foreign  bool
-		external []uint16 // what goes
+		external []uint16 // external ports of the deleted mappings
 		fails    bool
 	}{
 		{"all of this host", spec{internal: 8080}, false, []uint16{80, 81, 84}, false},
 		{"one external port", spec{internal: 8080, external: 81}, false, []uint16{81}, false},
 		{"another host's port", spec{internal: 8080, external: 82}, false, nil, false},
 		{"another port", spec{internal: 8081}, false, nil, false},
-		{"of UDP", spec{internal: 8080, protocols: []backends.Protocol{backends.UDP}}, false, []uint16{80}, false},
-		{"of one peer", spec{internal: 8080, from: netip.AddrPortFrom(peer, 0)}, false, []uint16{84}, false},
-		{"this host by its name", spec{internal: 8080, to: here}, false, []uint16{80, 81, 84}, false},
+		{"UDP", spec{internal: 8080, protocols: []backends.Protocol{backends.UDP}}, false, []uint16{80}, false},
+		{"one peer", spec{internal: 8080, from: netip.AddrPortFrom(peer, 0)}, false, []uint16{84}, false},
+		{"this host by its address", spec{internal: 8080, to: here}, false, []uint16{80, 81, 84}, false},
 		{"another host", spec{internal: 8080, to: other}, false, nil, true},
-		{"another host, all the same", spec{internal: 8080, to: other}, true, []uint16{82}, false},
-		{"another host, not that port", spec{internal: 8080, to: third, external: 82}, true, nil, false},
+		{"another host, with --foreign", spec{internal: 8080, to: other}, true, []uint16{82}, false},
+		{"another host, another external port", spec{internal: 8080, to: third, external: 82}, true, nil, false},
 		{"any host", spec{internal: 8080, external: 83}, true, []uint16{83}, false},
-		{"any host, this one", spec{internal: 8080, external: 80}, true, []uint16{80}, false},
-		{"any host, none told", spec{internal: 8080, external: 85}, true, []uint16{85}, false},
+		{"any host, a mapping to this host", spec{internal: 8080, external: 80}, true, []uint16{80}, false},
+		{"any host, unknown host", spec{internal: 8080, external: 85}, true, []uint16{85}, false},
 	} {
-		if tt.wish.protocols == nil {
-			tt.wish.protocols = tcp
+		if tt.spec.protocols == nil {
+			tt.spec.protocols = tcp
 		}
-		u := unmapRequest{spec: tt.wish, foreign: tt.foreign}
+		u := unmapRequest{spec: tt.spec, foreign: tt.foreign}
 		b := &tableBackend{entries: table}
-		gone, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(u.protocols[0]))
+		deleted, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(u.protocols[0]))
 		var ports []uint16
 		for _, m := range b.deleted {
 			ports = append(ports, m.External.Port())
 		}
-		if (err != nil) != tt.fails || !slices.Equal(ports, tt.external) || len(gone) != len(ports) {
-			t.Errorf("%s: %v, %v", tt.name, ports, err)
+		if (err != nil) != tt.fails || !slices.Equal(ports, tt.external) || len(deleted) != len(ports) {
+			t.Errorf("%s: deleted %v, want %v; error %v", tt.name, ports, tt.external, err)
 		}
 	}
 }
 
-// A table that is not told, or looks empty, may have something all the same.
+// TestUnmapUnlisted checks that unmap tries the likely mapping if the gateway cannot list its
+// table or returns an empty table.
 func TestUnmapUnlisted(t *testing.T) {
 	t.Parallel()
 	here, other := netip.MustParseAddr("192.168.1.7"), netip.MustParseAddr("192.168.1.8")
@@ -139,11 +142,11 @@ func TestUnmapUnlisted(t *testing.T) {
 		fails   error
 	}{
 		{"empty", unmapRequest{spec: spec{internal: 80}}, nil, "192.168.1.7:80 :80", nil},
-		{"not told", unmapRequest{spec: spec{internal: 80, external: 81}}, backends.ErrUnsupported, "192.168.1.7:80 :81", nil},
+		{"cannot list", unmapRequest{spec: spec{internal: 80, external: 81}}, backends.ErrUnsupported, "192.168.1.7:80 :81", nil},
 		{"refused", unmapRequest{spec: spec{internal: 80, to: here}}, backends.ErrNotAuthorized, "192.168.1.7:80 :80", nil},
 		{"silent", unmapRequest{spec: spec{internal: 80}}, backends.ErrNoReply, "", backends.ErrNoReply},
 		{"another host", unmapRequest{spec: spec{internal: 80, to: other}}, backends.ErrUnsupported, "", backends.ErrUnsupported},
-		{"another host, all the same", unmapRequest{spec: spec{internal: 80, to: other}, foreign: true}, backends.ErrMalformed, "192.168.1.8:80 :80", nil},
+		{"another host, with --foreign", unmapRequest{spec: spec{internal: 80, to: other}, foreign: true}, backends.ErrMalformed, "192.168.1.8:80 :80", nil},
 		{"any host", unmapRequest{spec: spec{internal: 80, external: 81}, foreign: true}, backends.ErrUnsupported, "", backends.ErrUnsupported},
 	} {
 		b := &tableBackend{failure: tt.failure}
@@ -153,23 +156,24 @@ func TestUnmapUnlisted(t *testing.T) {
 			got += m.Internal.String() + " " + endpointText(m.External)
 		}
 		if got != tt.want || !errors.Is(err, tt.fails) {
-			t.Errorf("%s: %q, %v", tt.name, got, err)
+			t.Errorf("%s: deleted %q, want %q; error %v", tt.name, got, tt.want, err)
 		}
 	}
 }
 
-// What breaks off, or is refused, fails for what was found before all the same.
+// TestUnmapListedErrors checks that unmap returns the error if the listing fails or the
+// deletion is refused, with the entries deleted so far.
 func TestUnmapListedErrors(t *testing.T) {
 	t.Parallel()
 	here := netip.MustParseAddr("192.168.1.7")
 	u := unmapRequest{spec: spec{internal: 80}}
 	entries := []backends.Mapping{{Protocol: backends.TCP, Internal: netip.AddrPortFrom(here, 80), External: netip.MustParseAddrPort("45.45.45.1:80")}}
 	b := &tableBackend{entries: entries, failure: backends.ErrMalformed}
-	if gone, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(gone) != 1 || !errors.Is(err, backends.ErrMalformed) {
-		t.Errorf("%v, %v", gone, err)
+	if deleted, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(deleted) != 1 || !errors.Is(err, backends.ErrMalformed) {
+		t.Errorf("deleted %v, error %v", deleted, err)
 	}
 	b = &tableBackend{entries: entries, refuse: backends.ErrNotAuthorized}
-	if gone, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(gone) != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
-		t.Errorf("%v, %v", gone, err)
+	if deleted, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(deleted) != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
+		t.Errorf("deleted %v, error %v", deleted, err)
 	}
 }

@@ -16,33 +16,33 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// watched is a watch under way, on a network that the test changes.
+// watchTest is a running watch on a simulated network.
 type watchTest struct {
 	t         *testing.T
 	lines     *bufio.Reader
 	interrupt context.CancelFunc
 	code      chan int
-	stderr    bytes.Buffer // to be read when it has ended
+	stderr    bytes.Buffer // read it only after the watch has ended
 
 	mu      sync.Mutex
 	route   route
 	changed chan struct{}
 }
 
-func startWatch(t *testing.T, way route, every time.Duration, args ...string) *watchTest {
+func startWatch(t *testing.T, first route, interval time.Duration, args ...string) *watchTest {
 	t.Helper()
 	ctx, interrupt := context.WithCancel(t.Context())
-	r, out := io.Pipe()
-	w := &watchTest{t: t, lines: bufio.NewReader(r), interrupt: interrupt, code: make(chan int, 1), route: way, changed: make(chan struct{}, 1)}
+	in, out := io.Pipe()
+	w := &watchTest{t: t, lines: bufio.NewReader(in), interrupt: interrupt, code: make(chan int, 1), route: first, changed: make(chan struct{}, 1)}
 	a := newApp(out, &w.stderr)
-	a.pollInterval, a.currentRoute, a.watchNetwork = every, w.currentRoute, w.watchNetwork
+	a.pollInterval, a.currentRoute, a.watchNetwork = interval, w.currentRoute, w.watchNetwork
 	go func() {
 		defer func() { _ = out.Close() }()
 		w.code <- a.run(ctx, append([]string{"watch", "--json"}, args...))
 	}()
 	t.Cleanup(func() {
 		interrupt()
-		_ = r.Close()
+		_ = in.Close()
 	})
 	return w
 }
@@ -64,20 +64,20 @@ func (w *watchTest) watchNetwork(ctx context.Context, notify func()) error {
 	}
 }
 
-// move changes the network.
-func (w *watchTest) setRoute(way route) {
+// setRoute changes the route of the network.
+func (w *watchTest) setRoute(to route) {
 	w.mu.Lock()
-	w.route = way
+	w.route = to
 	w.mu.Unlock()
 	w.changed <- struct{}{}
 }
 
-// next is what it tells next, which is to be of a kind.
+// next returns the next object, which must be of the given event.
 func (w *watchTest) next(event string) watchRecord {
 	w.t.Helper()
 	line, err := w.lines.ReadBytes('\n')
 	if err != nil {
-		w.t.Fatalf("%v; it ended with %d: %s", err, <-w.code, &w.stderr)
+		w.t.Fatalf("%v; watch exited with %d: %s", err, <-w.code, &w.stderr)
 	}
 	var r watchRecord
 	if err := json.Unmarshal(line, &r); err != nil || r.Event != event || r.Time == "" {
@@ -94,41 +94,42 @@ func (w *watchTest) finish() {
 	}
 }
 
-// The way out is another, then there is none, then it is back.
+// TestWatchRouteChanges checks that watch follows a change of the route, its loss and its
+// return.
 func TestWatchRouteChanges(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{})
 	home := route{gateway: gw.Addr(), iface: "eth0", local: netip.MustParseAddr("127.0.0.1")}
 	w := startWatch(t, home, time.Hour, "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "natpmp")
-	arrives := func(way route) {
+	wantRoute := func(want route) {
 		t.Helper()
 		r := w.next("gateway")
-		if len(r.Protocols) == 0 && r.Interface == way.iface {
-			r = w.next("gateway") // first that it is there, then what it speaks
+		if len(r.Protocols) == 0 && r.Interface == want.iface {
+			r = w.next("gateway") // the first object has the route, the second one adds the protocols
 		}
-		if r.Interface != way.iface || r.Local != way.local.String() || len(r.Protocols) != 1 || r.Protocols[0] != "natpmp" {
-			t.Errorf("%+v, want %+v", r, way)
+		if r.Interface != want.iface || r.Local != want.local.String() || len(r.Protocols) != 1 || r.Protocols[0] != "natpmp" {
+			t.Errorf("%+v, want %+v", r, want)
 		}
 		if r := w.next("address"); r.IP.String() != "45.45.45.1" || r.Backend != "natpmp" {
-			t.Errorf("%+v", r)
+			t.Errorf("unexpected object: %+v", r)
 		}
 	}
-	arrives(home)
-	w.changed <- struct{}{} // of something else
+	wantRoute(home)
+	w.changed <- struct{}{} // a change of something else
 	wifi := route{gateway: gw.Addr(), iface: "wlan0", local: netip.MustParseAddr("127.0.0.2")}
 	w.setRoute(wifi)
-	arrives(wifi)
+	wantRoute(wifi)
 	w.setRoute(route{reason: "no route"})
 	if r := w.next("gateway"); r.Gateway != "" || r.Reason != "no route" {
-		t.Errorf("%+v", r)
+		t.Errorf("unexpected object: %+v", r)
 	}
 	w.setRoute(home)
-	arrives(home)
+	wantRoute(home)
 	w.finish()
 }
 
-// A gateway that is gone is looked for, and one that does not announce that its
-// address is another is asked.
+// TestWatchPolls checks that watch tries again if the gateway does not reply, and that it
+// detects an address change that the gateway does not announce.
 func TestWatchPolls(t *testing.T) {
 	t.Parallel()
 	gw := router(t, gatewaytest.Config{Announce: netip.MustParseAddrPort("127.0.0.1:0")})
@@ -138,13 +139,13 @@ func TestWatchPolls(t *testing.T) {
 	w.next("address")
 	gw.SetExternal(netip.MustParseAddr("45.45.45.9"))
 	if r := w.next("address_changed"); r.IP.String() != "45.45.45.9" || r.Previous != "45.45.45.1" || r.Backend != "natpmp" || r.Gateway != gw.Addr().String() {
-		t.Errorf("%+v", r)
+		t.Errorf("unexpected object: %+v", r)
 	}
 	remove := gw.Inject(gatewaytest.Fault{Drop: true})
 	w.setRoute(route{gateway: gw.Addr(), iface: "eth0"})
 	w.next("gateway")
 	if r := w.next("error"); r.Kind != "no_reply" || r.Next == "" || r.Reason == "" {
-		t.Errorf("%+v", r)
+		t.Errorf("unexpected object: %+v", r)
 	}
 	remove()
 	for line := ""; line != "address"; {
@@ -158,8 +159,8 @@ func TestWatchPolls(t *testing.T) {
 	w.finish()
 }
 
-// Several backends notice that the address is another: it is told once. What else
-// they notice is told of each.
+// TestWatchDeduplicatesChanges checks that an address change is printed once if several
+// backends observe it. Other changes are printed for each backend.
 func TestWatchDeduplicatesChanges(t *testing.T) {
 	t.Parallel()
 	var stdout, stderr bytes.Buffer
@@ -168,9 +169,9 @@ func TestWatchDeduplicatesChanges(t *testing.T) {
 	first, second := netip.MustParseAddr("45.45.45.1"), netip.MustParseAddr("45.45.45.9")
 	w.printAddress(by, first)
 	for _, c := range []backends.Change{
-		{Kind: backends.AddressChanged, External: first, Reason: "no news"},
+		{Kind: backends.AddressChanged, External: first, Reason: "unchanged"},
 		{Kind: backends.AddressChanged, External: second, Reason: "a"},
-		{Kind: backends.AddressChanged, External: second, Reason: "no news"},
+		{Kind: backends.AddressChanged, External: second, Reason: "unchanged"},
 		{Kind: backends.Restarted, Reason: "b\nc"},
 		{Kind: backends.Restarted, External: first, Reason: "d"},
 	} {
@@ -189,13 +190,13 @@ restarted 192.0.2.1, by PCP: external address 45.45.45.1, was 45.45.45.9 (d)
 
 func TestCurrentRoute(t *testing.T) {
 	t.Parallel()
-	named := netip.MustParseAddrPort("127.0.0.1:5351") // which no way leads to
+	named := netip.MustParseAddrPort("127.0.0.1:5351") // no route leads to it
 	if got := currentRoute(&settings{gateway: named}); got != (route{gateway: named}) || got.text() != named.String() {
-		t.Errorf("%+v: %s", got, got.text())
+		t.Errorf("unexpected route %+v: %s", got, got.text())
 	}
 	got := currentRoute(&settings{iface: "no-such-interface"})
 	if got.gateway.IsValid() || got.reason == "" || got.text() != "none: "+got.reason {
-		t.Errorf("%+v: %s", got, got.text())
+		t.Errorf("unexpected route %+v: %s", got, got.text())
 	}
 	for want, w := range map[string]route{
 		"192.0.2.1 on eth0, from 192.0.2.9": {
