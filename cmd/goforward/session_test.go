@@ -106,7 +106,7 @@ func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s := &session{cmd: exec.Command("goforward", args...), ended: make(chan struct{})}
 	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.stderr
 	s.cmd.Env = os.Environ()
-	for _, name := range []string{"HOME", "XDG_STATE_HOME", "SSDP"} { // use the key of the script, not that of the user
+	for _, name := range []string{"HOME", "XDG_STATE_HOME", "SSDP"} { // use the key of the script, not the key of the user
 		s.cmd.Env = append(s.cmd.Env, name+"="+ts.Getenv(name))
 	}
 	ts.Check(s.cmd.Start())

@@ -81,7 +81,7 @@ func openBackend(p gateway.Protocol, a *app, t target) (probedBackend, error) {
 	probed := probedBackend{Backend: b, probe: probeWithoutAddr(b.Probe)}
 	switch b := b.(type) {
 	case *natpmp.Backend:
-		probed.probe = b.ExternalAddr // Probe sends the same request; the other protocols report the address only with a mapping
+		probed.probe = b.ExternalAddr // Probe sends the same request; PCP has no request for the address
 	case *upnp.Backend:
 		probed.devices = b.Gateways
 	}
@@ -153,7 +153,7 @@ type query struct {
 	options    []forward.Option            // options that select the gateway
 	key        []byte                      // PCP nonces are derived from it; nil: none
 	timeout    time.Duration               // bounds all requests, unless --timeout is set
-	sufficient func(backends.Backend) bool // reports whether an available backend is enough, so that the others need not reply; nil: wait for all
+	sufficient func(backends.Backend) bool // an available backend for which it returns true is enough; nil: wait for all
 	do         func(context.Context, *probeResult) error
 }
 

@@ -27,7 +27,7 @@ const (
 func (a *app) demoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "demo",
-		Short:   "Watch it work, on a simulated router",
+		Short:   "Show a mapping on a simulated router",
 		Long:    demoHelp,
 		Example: demoExamples,
 		Args:    cobra.NoArgs,

@@ -9,7 +9,7 @@ internet can reach a program behind the router.
   goforward map 8080 --hold   the same, kept alive until Ctrl-C
   goforward unmap 8080        delete the mapping
   goforward watch             follow what happens to the router
-  goforward demo              watch it work, on a simulated router
+  goforward demo              show a mapping on a simulated router
 
 A mapping on the router is not enough: this host's own firewall must let the
 connections in as well.

@@ -108,7 +108,7 @@ func (a *app) hold(ctx context.Context, s *spec, hf *holdFlags) error {
 }
 
 // holdSession is a mapping of map --hold: it prints what happens to the mapping and runs the
-// hooks. Only onEvent may be called on several goroutines.
+// hooks. Only onEvent may be called from several goroutines.
 type holdSession struct {
 	app    *app
 	spec   *spec

@@ -75,7 +75,7 @@ func (h *holdSession) handleEvent(e forward.Event) {
 		h.app.resultf("%s\n", endpointText(h.granted[0].External))
 	}
 	if first {
-		h.app.messagef("By %s. Kept alive until Ctrl-C.\n", backendText(h.granted[0]))
+		h.app.messagef("Mapped by %s. Kept alive until Ctrl-C.\n", backendText(h.granted[0]))
 		h.app.printRemarks(h.spec, h.granted)
 	}
 	for _, hook := range h.hooks {

@@ -14,7 +14,8 @@ import (
 )
 
 // A hook that fails is retried after retryDelay. The delay doubles with each failure, up to
-// maxRetryDelay. When goforward exits, a running hook has hookGrace to finish.
+// maxRetryDelay; watch uses the same delays. When goforward exits, a running hook has hookGrace
+// to finish.
 const (
 	retryDelay    = time.Second
 	maxRetryDelay = time.Minute

@@ -60,9 +60,9 @@ func keyFile() (string, error) {
 		}
 		switch {
 		case err != nil:
-			return "", fmt.Errorf("there is no place for a key: %w", err)
+			return "", fmt.Errorf("there is no directory for the key: %w", err)
 		case !filepath.IsAbs(dir):
-			return "", fmt.Errorf("there is no place for a key: %s is not an absolute path", dir)
+			return "", fmt.Errorf("there is no directory for the key: %s is not an absolute path", dir)
 		}
 	}
 	return filepath.Join(dir, "goforward", "nonce.key"), nil

@@ -13,12 +13,12 @@ import (
 
 func TestLoadKey(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state", "goforward", "nonce.key")
-	where := func() (string, error) { return path, nil }
+	keyPath := func() (string, error) { return path, nil }
 	keys := make([][]byte, 8)
 	var wg sync.WaitGroup
 	for i := range keys {
 		wg.Go(func() {
-			key, err := loadKey(where)
+			key, err := loadKey(keyPath)
 			if err != nil {
 				t.Error(err)
 			}
@@ -44,7 +44,7 @@ func TestLoadKey(t *testing.T) {
 	if err := os.WriteFile(path, []byte("short"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if key, err := loadKey(where); err == nil {
+	if key, err := loadKey(keyPath); err == nil {
 		t.Errorf("a damaged file gives a key of %d bytes, want an error", len(key))
 	}
 }

@@ -72,7 +72,7 @@ func (a *app) mapOnce(ctx context.Context, s *spec, hf *holdFlags) error {
 	m.Leave()
 	granted := status.Grants
 	if len(granted) == 0 {
-		return fmt.Errorf("%w: the gateway granted the mapping and lost it at once", backends.ErrNoReply)
+		return fmt.Errorf("%w: the gateway granted the mapping and lost it at once; run map again", backends.ErrNoReply)
 	}
 	a.printMapped(granted)
 	a.messagef("%s, by %s, %s\n", mappingText(granted), backendText(granted[0]), expiryText(status.Expires))

@@ -88,17 +88,17 @@ func TestPortFileLink(t *testing.T) {
 
 func TestPortFileClear(t *testing.T) {
 	t.Parallel()
-	for text, gone := range map[string]bool{
+	for text, removed := range map[string]bool{
 		"80\n": true, "65535\n": true, "0\n": true,
 		"80": false, "080\n": false, "65536\n": false, "+1\n": false, "80\n\n": false, "80\nx": false,
-		"\n": false, "a": false, "a letter to mother\n": false,
+		"\n": false, "a": false, "other text\n": false,
 	} {
 		p := &portFile{path: filepath.Join(t.TempDir(), "port")}
 		if err := os.WriteFile(p.path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		err := p.removeStale()
-		if _, statErr := os.Lstat(p.path); err != nil || errors.Is(statErr, fs.ErrNotExist) != gone {
+		if _, statErr := os.Lstat(p.path); err != nil || errors.Is(statErr, fs.ErrNotExist) != removed {
 			t.Errorf("%q: %v, then %v", text, err, statErr)
 		}
 	}

@@ -83,8 +83,8 @@ func (a *app) unmapKey() (key []byte, keyErr error) {
 	return key, nil
 }
 
-// unmap deletes all matching mappings of the gateway, with each backend: no record says which
-// protocol created them.
+// unmap deletes all matching mappings of the gateway with each backend, because it does not know
+// which protocol created them.
 func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) error {
 	var failures []error
 	for _, p := range u.protocols {
@@ -110,7 +110,8 @@ func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Req
 	var unsupported []error
 	for i, b := range all {
 		if errors.Is(errs[i], backends.ErrNotAuthorized) && slices.Contains(errs[i+1:], nil) {
-			_, errs[i] = u.unmapFrom(ctx, b, r) // it refused because of a mapping of another protocol, which is deleted now
+			// It refused because of a mapping of another protocol, which is deleted now.
+			_, errs[i] = u.unmapFrom(ctx, b, r)
 		}
 		switch err := errs[i]; {
 		case err == nil:
