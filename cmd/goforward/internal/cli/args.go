@@ -17,7 +17,7 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 )
 
-// flagValue is a flag whose text has its own format.
+// flagValue is a flag whose text is read by a parse function.
 type flagValue[T any] struct {
 	target   *T
 	typeName string
@@ -186,17 +186,17 @@ func parsePort(s string) (uint16, error) {
 // or a backslash; outside of quotes, it escapes any character. There is no shell: variables,
 // patterns and pipes have no meaning.
 func splitCommand(s string) ([]string, error) {
-	words := commandSplitter{}
+	splitter := commandSplitter{}
 	for _, r := range s {
-		words.add(r)
+		splitter.add(r)
 	}
-	if err := words.finish(); err != nil {
+	if err := splitter.finish(); err != nil {
 		return nil, err
 	}
-	if len(words.words) == 0 || words.words[0] == "" {
+	if len(splitter.words) == 0 || splitter.words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	return words.words, nil
+	return splitter.words, nil
 }
 
 // commandSplitter holds the words of a command line that is being read.
@@ -209,46 +209,46 @@ type commandSplitter struct {
 }
 
 // add reads one character.
-func (w *commandSplitter) add(r rune) {
+func (c *commandSplitter) add(r rune) {
 	switch {
-	case w.escaped:
-		w.escaped = false
-		if w.quote == '"' && r != '"' && r != '\\' {
-			w.word.WriteByte('\\')
+	case c.escaped:
+		c.escaped = false
+		if c.quote == '"' && r != '"' && r != '\\' {
+			c.word.WriteByte('\\')
 		}
-		w.word.WriteRune(r)
-	case r == '\\' && w.quote != '\'':
-		w.escaped, w.inWord = true, true
-	case r == w.quote:
-		w.quote = 0
-	case w.quote == 0 && (r == '\'' || r == '"'):
-		w.quote, w.inWord = r, true
-	case w.quote == 0 && strings.ContainsRune(" \t\n\r", r):
-		w.next()
+		c.word.WriteRune(r)
+	case r == '\\' && c.quote != '\'':
+		c.escaped, c.inWord = true, true
+	case r == c.quote:
+		c.quote = 0
+	case c.quote == 0 && (r == '\'' || r == '"'):
+		c.quote, c.inWord = r, true
+	case c.quote == 0 && strings.ContainsRune(" \t\n\r", r):
+		c.next()
 	default:
-		w.word.WriteRune(r)
-		w.inWord = true
+		c.word.WriteRune(r)
+		c.inWord = true
 	}
 }
 
 // next completes the current word, if there is one.
-func (w *commandSplitter) next() {
-	if w.inWord {
-		w.words = append(w.words, w.word.String())
+func (c *commandSplitter) next() {
+	if c.inWord {
+		c.words = append(c.words, c.word.String())
 	}
-	w.word.Reset()
-	w.inWord = false
+	c.word.Reset()
+	c.inWord = false
 }
 
 // finish completes the last word.
-func (w *commandSplitter) finish() error {
+func (c *commandSplitter) finish() error {
 	switch {
-	case w.quote != 0:
-		return errors.New("a quote " + string(w.quote) + " is not closed")
-	case w.escaped:
+	case c.quote != 0:
+		return errors.New("a quote " + string(c.quote) + " is not closed")
+	case c.escaped:
 		return errors.New("there is nothing after the last backslash")
 	}
-	w.next()
+	c.next()
 	return nil
 }
 

@@ -120,7 +120,7 @@ type availableBackend struct {
 	protocol
 	backends.Backend
 	gateway   netip.AddrPort
-	localAddr netip.Addr // the address of this host towards the gateway
+	localAddr netip.Addr // the address under which the gateway sees this host
 }
 
 // probeResult is the result of probing the gateway.

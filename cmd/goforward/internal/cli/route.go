@@ -7,7 +7,7 @@ import (
 	"github.com/natforward/goforward/discover"
 )
 
-// route is the route to a gateway. Two routes are equal if watch need not start again.
+// route is the route to a gateway. watch compares routes: it starts again if they differ.
 type route struct {
 	gateway netip.AddrPort // the zero value: none
 	iface   string

@@ -134,7 +134,7 @@ func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Req
 	return nil
 }
 
-// withListersLast sorts the backends that can list the whole table behind the others. A
+// withListersLast moves the backends that can list the whole table to the end. A
 // gateway may refuse to let a lister delete mappings that a secret protects, so the others
 // delete first.
 func withListersLast(all []availableBackend) []availableBackend {

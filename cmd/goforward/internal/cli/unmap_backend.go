@@ -128,7 +128,8 @@ func (s *spec) request(p backends.Protocol) backends.Request {
 }
 
 // mappingFor returns what is known of a mapping that another process created. If the request
-// names the address of this host, mappingFor removes it.
+// names the address of this host, mappingFor removes it: without an address, the mapping leads
+// to this host too.
 func mappingFor(b availableBackend, r backends.Request) backends.Mapping {
 	internal := r.Internal
 	if internal.Addr() == b.localAddr {
