@@ -1,9 +1,6 @@
 package gatewaytest_test
 
 import (
-	"fmt"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -199,92 +196,4 @@ func TestFaultOrder(t *testing.T) {
 	h.expect("0000", "0080 0002 000004d2 00000000")
 	h.expect("0000", "0080 0003 000004d2 00000000")
 	h.expect("0000", addrReply)
-}
-
-func TestRequestsAndStats(t *testing.T) {
-	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}})
-	h := newHost(t, gw)
-	h.ask("0000")
-	h.ask(mapTCP)
-	h.ask("0001 0000 1ae1 0000 00000000")
-	h.ask("0200")
-	h.ask("0007")
-	var names []string
-	for _, q := range gw.Requests() {
-		names = append(names, fmt.Sprintf("%s %x", q.Name(), q.Raw))
-		if q.Source.String() != h.LocalAddr().String() || q.Time.IsZero() {
-			t.Errorf("request from %v at %v", q.Source, q.Time)
-		}
-	}
-	want := "natpmp external address 0000|natpmp map tcp 000200001f901f9000001c20|" +
-		"natpmp unmap udp 000100001ae1000000000000|pcp other 0200|natpmp other 0007"
-	if got := strings.Join(names, "|"); got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	if s := gw.Stats(); s.Requests["natpmp map tcp"] != 1 || len(s.Requests) != 5 {
-		t.Errorf("stats %+v", s)
-	}
-	if got, err := gw.AwaitRequests(waiting(t), 1, isMap); err != nil || len(got) != 1 {
-		t.Errorf("await: %v, %v", got, err)
-	}
-	gw.ResetStats()
-	if s := gw.Stats(); len(s.Requests) != 0 || len(gw.Requests()) != 0 {
-		t.Errorf("after reset: %+v", s)
-	}
-}
-
-func TestManyRequests(t *testing.T) {
-	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
-	h := newHost(t, gw)
-	for range 9000 {
-		h.ask("0000")
-	}
-	if n := len(gw.Requests()); n < 4096 || n > 8192 {
-		t.Errorf("%d requests remembered", n)
-	}
-	if n := gw.Stats().Requests["natpmp external address"]; n != 9000 {
-		t.Errorf("%d requests counted", n)
-	}
-}
-
-// Hosts at once, all wishing one port: each gets one of its own.
-func TestConcurrentClients(t *testing.T) {
-	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
-	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return len(q.Raw) == 3 }})
-	const clients, each = 8, 25
-	var wg sync.WaitGroup
-	for i := range clients {
-		h := newHost(t, gw)
-		wg.Go(func() {
-			for j := range each {
-				h.send(fmt.Sprintf("00020000%04x1f9000001c20", 1000+i*each+j))
-				b := make([]byte, 64)
-				n, err := h.Read(b)
-				if err != nil || n != 16 || b[3] != 0 {
-					t.Errorf("%x, %v", b[:n], err)
-					return
-				}
-				_ = gw.Table()
-				_ = gw.Stats()
-			}
-		})
-	}
-	wg.Wait()
-	if n := len(gw.Table()); n != clients*each {
-		t.Errorf("%d entries, want %d", n, clients*each)
-	}
-}
-
-func TestAwaitRequestsEnds(t *testing.T) {
-	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
-	ctx := waiting(t)
-	h := newHost(t, gw)
-	go func() { _, _ = h.Write([]byte{0, 0}) }()
-	if got, err := gw.AwaitRequests(ctx, 1, nil); err != nil || len(got) != 1 {
-		t.Errorf("got %v, %v", got, err)
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
 )
 
 // Gateway is a running router. Its methods may be called by several goroutines
@@ -283,4 +284,60 @@ func (g *Gateway) AddMapping(e Entry) error {
 // reports whether there was one.
 func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
 	return g.table.evict(endpoint{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
+}
+
+// Config returns a config for a Forwarder that uses the gateway, also its announcements and
+// UPnP devices. Each call returns another one, whose other fields are the caller's to set.
+func (g *Gateway) Config() *forward.Config {
+	return &forward.Config{
+		Gateway: g.Addr(),
+		Test:    forward.TestNetwork{Announce: g.AnnounceAddr(), SSDP: g.SSDP(), Notify: g.NotifyAddr()},
+	}
+}
+
+// private4 is where hosts on the internet cannot connect to: private, shared
+// and link-local addresses, and those of protocol assignments (RFC 6890).
+var private4 = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("192.0.0.0/24"),
+}
+
+// private reports whether hosts on the internet cannot reach the address.
+func private(addr netip.Addr) bool {
+	for _, p := range private4 {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// clock is the router's clock.
+type clock struct {
+	start  time.Time
+	manual bool
+
+	mu     sync.Mutex
+	offset time.Duration
+}
+
+func newClock(manual bool) *clock { return &clock{start: time.Now(), manual: manual} }
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manual {
+		return c.start.Add(c.offset)
+	}
+	return time.Now().Add(c.offset)
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.offset += d
 }

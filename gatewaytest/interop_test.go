@@ -1,19 +1,24 @@
 package gatewaytest_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"net/url"
 	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/huin/goupnp/dcps/internetgateway2"
+	"github.com/huin/goupnp/soap"
 	jackpal "github.com/jackpal/go-nat-pmp"
 
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // standardPort is a gateway on port 5351, which other clients insist on, of
@@ -101,4 +106,163 @@ func TestInteropNatpmpc(t *testing.T) {
 	refusedTCP(t, gw)
 	gw.Inject(gatewaytest.Fault{Result: 4})
 	run(`(?i)failed`, "-a", "1", "2", "udp", "60")
+}
+
+func location(t *testing.T, s string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// wantFault fails unless the error is a fault of goupnp's with that code.
+func wantFault(t *testing.T, err error, code int) {
+	t.Helper()
+	var fault *soap.SOAPFaultError
+	if !errors.As(err, &fault) || fault.Detail.UPnPError.Errorcode != code {
+		t.Errorf("got %v, want fault %d", err, code)
+	}
+}
+
+func TestInteropGoupnp(t *testing.T) {
+	t.Parallel()
+	ctx := waiting(t)
+	gw := start(t, gatewaytest.Config{ManualClock: true})
+	all, err := internetgateway2.NewWANIPConnection2ClientsByURLCtx(ctx, location(t, gw.UPnP().DescriptionURL()))
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d clients, %v", len(all), err)
+	}
+	c := all[0]
+	if addr, err := c.GetExternalIPAddressCtx(ctx); err != nil || addr != "45.45.45.1" {
+		t.Errorf("external address %q, %v", addr, err)
+	}
+	state, last, uptime, err := c.GetStatusInfoCtx(ctx)
+	if err != nil || state != "Connected" || last != "ERROR_NONE" || uptime != 86400 {
+		t.Errorf("status %q %q %d, %v", state, last, uptime, err)
+	}
+	_, port := listenTCP(t)
+	if err := c.AddPortMappingCtx(ctx, "", 8080, "TCP", port, "127.0.0.1", true, `a "b" <c> & d`, 3600); err != nil {
+		t.Fatal(err)
+	}
+	dial(t, gw, "tcp")
+	if in, client, enabled, text, lease, err := c.GetSpecificPortMappingEntryCtx(ctx, "", 8080, "TCP"); err != nil ||
+		in != port || client != "127.0.0.1" || !enabled || text != `a "b" <c> & d` || lease != 3600 {
+		t.Errorf("entry %d %s %v %q %d, %v", in, client, enabled, text, lease, err)
+	}
+	other, err := c.AddAnyPortMappingCtx(ctx, "", 8080, "TCP", port+1, "127.0.0.1", true, "another", 60)
+	if err != nil || other != 8081 {
+		t.Errorf("any: %d, %v", other, err)
+	}
+	_, ext, proto, in, _, _, text, _, err := c.GetGenericPortMappingEntryCtx(ctx, 1)
+	if err != nil || ext != 8081 || proto != "TCP" || in != port+1 || text != "another" {
+		t.Errorf("index 1: %d %s %d %q, %v", ext, proto, in, text, err)
+	}
+	_, _, _, _, _, _, _, _, err = c.GetGenericPortMappingEntryCtx(ctx, 2)
+	wantFault(t, err, 713)
+	listing, err := c.GetListOfPortMappingsCtx(ctx, 1, 65535, "TCP", true, 0)
+	if n := len(regexp.MustCompile(`<p:PortMappingEntry>`).FindAllString(listing, -1)); err != nil || n != 2 {
+		t.Errorf("listing of %d entries, %v: %s", n, err, listing)
+	}
+	if err := c.DeletePortMappingRangeCtx(ctx, 8081, 8090, "TCP", false); err != nil {
+		t.Error(err)
+	}
+	if err := c.DeletePortMappingCtx(ctx, "", 8080, "TCP"); err != nil {
+		t.Error(err)
+	}
+	refusedTCP(t, gw)
+	wantFault(t, c.DeletePortMappingCtx(ctx, "", 8080, "TCP"), 714)
+	wantFault(t, c.AddPortMappingCtx(ctx, "", 1, "TCP", 1, "127.0.0.9", true, "", 1), 606)
+}
+
+func TestInteropGoupnpVersion1(t *testing.T) {
+	t.Parallel()
+	ctx := waiting(t)
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+		Version: 1, Description: quirks.Description{Connections: quirks.ConnectionPPP},
+	}}})
+	at := location(t, gw.UPnP().DescriptionURL())
+	if all, err := internetgateway2.NewWANIPConnection1ClientsByURLCtx(ctx, at); err == nil {
+		t.Errorf("%d clients of IP where there is PPP", len(all))
+	}
+	all, err := internetgateway2.NewWANPPPConnection1ClientsByURLCtx(ctx, at)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d clients, %v", len(all), err)
+	}
+	if err := all[0].AddPortMappingCtx(ctx, "", 8080, "UDP", 80, "127.0.0.1", true, "ever", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, _, lease, err := all[0].GetSpecificPortMappingEntryCtx(ctx, "", 8080, "UDP"); err != nil || lease != 0 {
+		t.Errorf("lease %d, %v", lease, err)
+	}
+	wantFault(t, all[0].AddPortMappingCtx(ctx, "", 1, "TCP", 1, "127.0.0.9", true, "", 1), 718)
+}
+
+func TestInteropGoupnpPinhole(t *testing.T) {
+	t.Parallel()
+	ctx := waiting(t)
+	gw, _ := firewall(t, gatewaytest.Config{})
+	all, err := internetgateway2.NewWANIPv6FirewallControl1ClientsByURLCtx(ctx, location(t, gw.UPnP().DescriptionURL6()))
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d clients, %v", len(all), err)
+	}
+	c := all[0]
+	port := serve(t, "tcp6", "[::1]:0")
+	to := fmt.Sprintf("[::1]:%d", port)
+	if enabled, allowed, err := c.GetFirewallStatusCtx(ctx); err != nil || !enabled || !allowed {
+		t.Errorf("status %v %v, %v", enabled, allowed, err)
+	}
+	reaches(t, gw, "[2001:db8::9]:7000", to, false)
+	id, err := c.AddPinholeCtx(ctx, "", 0, "::1", port, 6, 3600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.CheckPinholeWorkingCtx(ctx, id)
+	wantFault(t, err, 709)
+	reaches(t, gw, "[2001:db8::9]:7000", to, true)
+	if ok, err := c.CheckPinholeWorkingCtx(ctx, id); err != nil || !ok {
+		t.Errorf("working %v, %v", ok, err)
+	}
+	if n, err := c.GetPinholePacketsCtx(ctx, id); err != nil || n != 1 {
+		t.Errorf("%d packets, %v", n, err)
+	}
+	if err := c.UpdatePinholeCtx(ctx, id, 60); err != nil {
+		t.Error(err)
+	}
+	if err := c.DeletePinholeCtx(ctx, id); err != nil {
+		t.Error(err)
+	}
+	reaches(t, gw, "[2001:db8::9]:7000", to, false)
+	wantFault(t, c.DeletePinholeCtx(ctx, id), 704)
+	_, err = c.GetOutboundPinholeTimeoutCtx(ctx, "", 0, "::1", port, 6)
+	wantFault(t, err, 501)
+}
+
+// upnpc is miniupnpc's program. With -u it searches nothing; -m lo says where it would.
+// It is not run in parallel, for the reason that natpmpc is not.
+func TestInteropUpnpc(t *testing.T) {
+	upnpc, err := exec.LookPath("upnpc")
+	if err != nil {
+		t.Skipf("INTEROPERABILITY WITH upnpc NOT TESTED: %v", err)
+	}
+	gw := start(t, gatewaytest.Config{})
+	run := func(want string, args ...string) {
+		t.Helper()
+		args = append([]string{"-m", "lo", "-u", gw.UPnP().DescriptionURL()}, args...)
+		out, err := exec.CommandContext(waiting(t), upnpc, args...).CombinedOutput()
+		if !regexp.MustCompile(want).Match(out) {
+			t.Errorf("upnpc %v: %v, want %q in\n%s", args, err, want, out)
+		}
+	}
+	_, port := listenTCP(t)
+	run(`(?s)Status : Connected.*ExternalIPAddress = 45\.45\.45\.1`, "-s")
+	run(fmt.Sprintf(`external 45\.45\.45\.1:8080 TCP is redirected to internal 127\.0\.0\.1:%d \(duration=3600\)`, port),
+		"-e", "a test", "-a", "127.0.0.1", fmt.Sprint(port), "8080", "tcp", "3600")
+	dial(t, gw, "tcp")
+	run(fmt.Sprintf(`0 TCP  8080->127\.0\.0\.1:%d +'a test' '' 3[56]\d\d`, port), "-l")
+	run(fmt.Sprintf(`TCP  8080->127\.0\.0\.1:%d +'a test' '' 3[56]\d\d`, port), "-L")
+	run(`UPNP_DeletePortMapping\(\) returned : 0`, "-d", "8080", "tcp")
+	refusedTCP(t, gw)
+	run(`UPNP_DeletePortMapping\(\) failed with code : 714`, "-d", "8080", "tcp")
 }

@@ -1,7 +1,6 @@
 package gatewaytest_test
 
 import (
-	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -224,99 +223,5 @@ func TestDeleteAll(t *testing.T) {
 	h.expect("0001 0000 0035 1234 00001c20", "0081 0000 000004d2 0035 0035 00001c20")
 	if all := gw.Table(); len(all) != 2 || !all[1].Static || all[1].Remaining != backends.Forever {
 		t.Errorf("left: %v", all)
-	}
-}
-
-func TestTableAndExpiry(t *testing.T) {
-	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
-	h := newHost(t, gw)
-	h.ask(mapTCP)
-	want := gatewaytest.Entry{
-		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"),
-		External: netip.MustParseAddrPort("203.0.113.7:8080"), Remaining: 2 * time.Hour, Service: "natpmp",
-	}
-	if got := only(t, gw); got.Protocol != want.Protocol || got.Internal != want.Internal ||
-		got.External != want.External || got.Remaining != want.Remaining || got.Service != want.Service {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	gw.Advance(2*time.Hour - time.Second)
-	if got := only(t, gw).Remaining; got != time.Second {
-		t.Errorf("remaining %v, want 1s", got)
-	}
-	h.ask(mapTCP)
-	if got := only(t, gw).Remaining; got != 2*time.Hour {
-		t.Errorf("after renewal: remaining %v, want 2h", got)
-	}
-	gw.Advance(2 * time.Hour)
-	if all := gw.Table(); len(all) != 0 {
-		t.Errorf("expired, but %v", all)
-	}
-	if got, want := gw.Stats().Epoch, (1234+4*3600-1)*time.Second; got != want {
-		t.Errorf("epoch %v, want %v", got, want)
-	}
-}
-
-func TestAddMapping(t *testing.T) {
-	t.Parallel()
-	gw := start(t, gatewaytest.Config{TableLimit: 2})
-	for _, tt := range []struct {
-		name  string
-		entry gatewaytest.Entry
-		want  error
-	}{
-		{"one", taken(backends.TCP, 80), nil},
-		{"another of the same host", taken(backends.TCP, 81), nil},
-		{"too many", taken(backends.TCP, 82), backends.ErrNoResources},
-		{"no protocol", taken(0, 80), backends.ErrInvalid},
-		{"no port", taken(backends.TCP, 0), backends.ErrInvalid},
-		{"no host", gatewaytest.Entry{Protocol: backends.TCP, External: outside(80)}, backends.ErrInvalid},
-	} {
-		if err := gw.AddMapping(tt.entry); !errors.Is(err, tt.want) {
-			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
-		}
-	}
-	if !gw.RemoveMapping(backends.TCP, 81) || gw.RemoveMapping(backends.TCP, 81) {
-		t.Error("RemoveMapping: want true, then false")
-	}
-	other := taken(backends.TCP, 80)
-	other.Internal = netip.MustParseAddrPort("127.0.0.98:1")
-	if err := gw.AddMapping(other); !errors.Is(err, backends.ErrConflict) {
-		t.Errorf("taken: %v, want ErrConflict", err)
-	}
-}
-
-func TestConfig(t *testing.T) {
-	t.Parallel()
-	for name, config := range map[string]gatewaytest.Config{
-		"listen":   {Listen: netip.MustParseAddrPort("[::1]:0")},
-		"external": {External: netip.MustParseAddr("2001:db8::1")},
-		"bounds":   {MinLifetime: 2, MaxLifetime: 1},
-		"negative": {TableLimit: -1},
-		"uptime":   {Uptime: -1},
-		"filters":  {Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: -1}}},
-		"listen6":  {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
-		"nothing for ipv6": {
-			Listen6: netip.MustParseAddrPort("[::1]:0"), Protocols: []string{"natpmp"},
-		},
-		"protocol":               {Protocols: []string{"natpmp", "NAT-PMP"}},
-		"igd version":            {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 3}}},
-		"igd over ipv6":          {ListenHTTP: netip.MustParseAddrPort("[::1]:0")},
-		"igd multicast":          {ListenSSDP: netip.MustParseAddrPort("239.255.255.250:1900")},
-		"igd name":               {Quirks: quirks.Quirks{UPnP: quirks.UPnP{UDN: "router"}}},
-		"description path":       {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Path: "x"}}}},
-		"connected":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Connected: 1}}}},
-		"igd lease":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Leases: quirks.Leases{Max: -1}}}},
-		"igd client":             {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{ListedClient: netip.IPv6Loopback()}}}},
-		"announcing to nowhere6": {Announce6: netip.MustParseAddrPort("[::1]:5350")},
-	} {
-		if gw, err := gatewaytest.Start(config); !errors.Is(err, backends.ErrInvalid) {
-			t.Errorf("%s: %v, want ErrInvalid", name, err)
-			_ = gw.Close()
-		}
-	}
-	gw := start(t, gatewaytest.Config{})
-	if _, err := gatewaytest.Start(gatewaytest.Config{Listen: gw.Addr()}); err == nil {
-		t.Error("two gateways on one port")
 	}
 }

@@ -20,6 +20,59 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
+// serve answers one byte with the same on each connection to a port of its own.
+func serve(t *testing.T, network, address string) uint16 {
+	t.Helper()
+	ln, err := net.Listen(network, address)
+	if err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	done := make(chan struct{})
+	t.Cleanup(func() { <-done })
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			b := make([]byte, 1)
+			if _, err := c.Read(b); err == nil {
+				_, _ = c.Write(b)
+			}
+			_ = c.Close()
+		}
+	}()
+	return ln.Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
+// reaches sends a byte there and back over TCP, or wants the connection refused.
+func reaches(t *testing.T, gw *gatewaytest.Gateway, from, to string, admitted bool) {
+	t.Helper()
+	c, err := gw.DialFrom(waiting(t), netip.MustParseAddrPort(from), "tcp", to)
+	if !admitted {
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s to %s: %v, want connection refused", from, to, err)
+		}
+		return
+	}
+	if err != nil {
+		t.Errorf("%s to %s: %v", from, to, err)
+		return
+	}
+	defer c.Close()
+	b := []byte{42}
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.Write(b); err != nil {
+		t.Error(err)
+	}
+	if n, err := c.Read(b); n != 1 || b[0] != 42 {
+		t.Errorf("%s to %s: read %d bytes, %v", from, to, n, err)
+	}
+}
+
 // listenTCP is a service on the LAN.
 func listenTCP(t *testing.T) (net.Listener, uint16) {
 	t.Helper()

@@ -194,52 +194,385 @@ func TestPCPDescription(t *testing.T) {
 	}
 }
 
-// One table for both: NAT-PMP and PCP see each other's entries.
-func TestPCPBesideNATPMP(t *testing.T) {
+func TestPCPQuirks(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
-	h := newHost(t, gw)
-	h.expect("0002 0000 0051 1f90 00001c20", "0082 0000 000004d2 0051 1f90 00001c20")
-	if r := h.pcp(nil); r.ExternalPort != 8081 {
-		t.Errorf("port %d, want 8081: NAT-PMP has 8080", r.ExternalPort)
+	type config = gatewaytest.Config
+	private := netip.MustParseAddr("100.64.0.2")
+	for name, tt := range map[string]struct {
+		config   config
+		edit     func(*pcp.MapRequest)
+		result   pcp.ResultCode
+		lifetime time.Duration
+		external string
+	}{
+		"private":         {config{External: private}, nil, pcp.Success, 2 * time.Hour, "100.64.0.2:8080"},
+		"refuses private": {config{External: private, Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}}, nil, pcp.NoResources, 30 * time.Second, "100.64.0.2:8080"},
+		"private, deleting": {
+			config{External: private, Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}}, unmap, pcp.Success, 0, "0.0.0.0:0",
+		},
+		"deletes nothing": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{DeleteUnknownNoResources: true}}}, unmap, pcp.NoResources, 30 * time.Second, "0.0.0.0:0"},
+		"short-lived errors": {
+			config{Quirks: quirks.Quirks{PCP: quirks.PCP{ErrorLifetimeZero: true, NAT: true}}}, nil, pcp.AddressMismatch, 0, "0.0.0.0:8080",
+		},
+		"short-lived errors, short ones": {
+			config{External: netip.IPv4Unspecified(), Quirks: quirks.Quirks{PCP: quirks.PCP{ErrorLifetimeZero: true}}},
+			nil,
+			pcp.NetworkFailure, 30 * time.Second, "0.0.0.0:8080",
+		},
+		"prefer failure ignored": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{PreferFailureIgnored: true}}}, func(m *pcp.MapRequest) {
+			m.ExternalPort, m.Options.PreferFailure = 9, true
+		}, pcp.Success, 2 * time.Hour, "203.0.113.7:10"},
+		"all ports refused": {config{}, func(m *pcp.MapRequest) {
+			m.InternalPort = 0
+		}, pcp.UnsupportedProtocol, 30 * time.Minute, "0.0.0.0:8080"},
+		"all ports malformed": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{WildcardMalformed: true}}}, func(m *pcp.MapRequest) {
+			m.InternalPort = 0
+		}, pcp.MalformedRequest, 30 * time.Minute, "0.0.0.0:8080"},
+		"too many filters": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: 1}}}, func(m *pcp.MapRequest) {
+			m.Options.Filters = []pcp.Filter{anyFilter, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}, {Prefix: netip.MustParsePrefix("192.0.3.0/24")}}
+		}, pcp.ExcessiveRemotePeers, 30 * time.Minute, "0.0.0.0:8080"},
+		"one filter": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: 1}}}, func(m *pcp.MapRequest) {
+			m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("192.0.3.0/24")}, anyFilter, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
+		}, pcp.Success, 2 * time.Hour, "203.0.113.7:8080"},
+		"third party nowhere": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}}, func(m *pcp.MapRequest) {
+			m.Options.ThirdParty = netip.IPv4Unspecified()
+		}, pcp.MalformedRequest, 30 * time.Minute, "0.0.0.0:8080"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := reference(t, tt.config)
+			if tt.config.Quirks.PCP.PreferFailureIgnored {
+				if err := gw.AddMapping(taken(backends.TCP, 9)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := newHost(t, gw).pcp(tt.edit)
+			want(t, r, tt.result, tt.lifetime)
+			if got := netip.AddrPortFrom(r.External, r.ExternalPort).String(); got != tt.external {
+				t.Errorf("external %s, want %s", got, tt.external)
+			}
+			if r.Result == pcp.Success && r.Options.PreferFailure {
+				t.Error("prefer failure is said to be done")
+			}
+		})
 	}
-	// NAT-PMP gets PCP's port, prolongs it, and cannot take it away.
-	h.expect("0002 0000 1f90 0000 00000001", "0082 0000 000004d2 1f90 1f91 00000001")
-	gw.Advance(time.Hour)
-	h.expect("0002 0000 1f90 0000 00000000", "0082 0002 000012e2 1f90 0000 00000000")
-	want(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = theirs }), pcp.NotAuthorized, time.Hour)
-	h.expect("0002 0000 1f90 0000 00001c20", "0082 0000 000012e2 1f90 1f91 00001c20")
-	want(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = theirs }), pcp.NotAuthorized, 2*time.Hour)
-	h.expect("0002 0000 0000 0000 00000000", "0082 0002 000012e2 0000 0000 00000000")
-	if e := only(t, gw); e.Service != "pcp" {
-		t.Errorf("left: %v", e)
-	}
-	want(t, h.pcp(unmap), pcp.Success, 0)
-	// What has no nonce is its host's: PCP takes it over.
-	h.expect(mapTCP, "0082 0000 000012e2 1f90 1f90 00001c20")
-	want(t, h.pcp(nil), pcp.Success, 2*time.Hour)
-	want(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = theirs; unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
 }
 
-func TestPCPFaultsAndRequests(t *testing.T) {
+func TestPCPOptionsEchoed(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{OptionsEchoed: true}}})
+	const unknown = "c8000001 ff000000" // option 200
 	h := newHost(t, gw)
-	remove := gw.Inject(gatewaytest.Fault{Match: isMap, Result: int(pcp.UserExceededQuota)})
-	want(t, h.pcp(nil), pcp.UserExceededQuota, 30*time.Second)
-	remove()
-	h.pcp(nil)
-	h.pcp(unmap)
-	h.ask("02000000 00000000 00000000 00000000 0000ffff 7f000001")
-	h.ask("02020000 00000258 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b 11000000 9c400000 " +
-		"00000000 00000000 0000ffff 00000000 0d960000 00000000 00000000 0000ffff c6336409")
-	h.ask("02090000 00000000 00000000 00000000 0000ffff 7f000001")
-	var names []string
-	for _, q := range gw.Requests() {
-		names = append(names, q.Name())
+	h.expect("02010000 00000e10 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b 06000000 00500000 "+
+		"00000000 00000000 0000ffff 00000000"+unknown,
+		"02810000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b 06000000 00500050 "+
+			"00000000 00000000 0000ffff cb007107"+unknown)
+}
+
+func TestPCPAnnounceQuirks(t *testing.T) {
+	t.Parallel()
+	const question = "02000000 00000000 00000000 00000000 0000ffff 7f000001"
+	for reply, q := range map[string]quirks.PCP{
+		"02800000 00000000 000004d2 00000000 00000000 00000000": {},
+		"02800004 00000708 000004d2 00000000 0000ffff 7f000001": {AnnounceUnsupported: true},
+		"": {NoAnnounce: true},
+	} {
+		newHost(t, reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: q}})).expect(question, reply)
 	}
-	want := "pcp map tcp|pcp map tcp|pcp unmap tcp|pcp announce|pcp peer udp|pcp other"
-	if got := strings.Join(names, "|"); got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
+}
+
+// Who is asked in the wrong version says so in one of many ways.
+func TestVersions(t *testing.T) {
+	t.Parallel()
+	const pcpMap = "02010000 00001c20 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b " +
+		"06000000 00500000 00000000 00000000 0000ffff 00000000"
+	pcpMapped := strings.Replace(strings.Replace(pcpMap, "0201", "0281", 1), "00500000", "00500050", 1)
+	pcpMapped = strings.Replace(strings.Replace(pcpMapped, "00000000 00000000 0000ffff 7f000001", "000004d2 00000000 00000000 00000000", 1),
+		"0000ffff 00000000", "0000ffff cb007107", 1)
+	const wrongVersion = "00000708 000004d2 00000000 00000000 00000000"
+	type exchange struct{ request, reply string }
+	type config = gatewaytest.Config
+	noNATPMP, noPCP := []string{"pcp", "upnp"}, []string{"natpmp", "upnp"}
+	for name, tt := range map[string]struct {
+		config    config
+		exchanges []exchange
+	}{
+		"both": {config{}, []exchange{{"0000", addrReply}, {mapTCP, mapTCPReply}, {pcpMap, pcpMapped}, {"0300", "02800001" + wrongVersion}}},
+		"pcp only": {config{Protocols: noNATPMP}, []exchange{
+			{"0000", "02800001" + wrongVersion}, {mapTCP, "02820001" + wrongVersion}, {pcpMap, pcpMapped},
+		}},
+		"pcp only, by name": {config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}}, []exchange{
+			{"0000", "02800001" + wrongVersion}, {pcpMap, pcpMapped},
+		}},
+		"pcp only, truncated": {config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnlyTruncated: true}}}, []exchange{
+			{"0000", "0280"}, {mapTCP, "02820002 00000708 000004d2"}, {pcpMap, pcpMapped},
+		}},
+		"nat-pmp only":              {config{Protocols: noPCP}, []exchange{{pcpMap, "00000001 000004d2"}, {"0000", addrReply}}},
+		"nat-pmp only, opcode kept": {config{Protocols: noPCP, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorOpcode}}}, []exchange{{pcpMap, "00810001 000004d2"}}},
+		"nat-pmp only, silent":      {config{Protocols: noPCP, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorSilent}}}, []exchange{{pcpMap, ""}}},
+		"the draft's version": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{VersionOne: true}}}, []exchange{
+			{pcpMap, strings.Replace(pcpMap, "02010000 00001c20 00000000", "01810001 00000708 000004d2", 1)},
+			{"0000", addrReply},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, reference(t, tt.config))
+			for _, x := range tt.exchanges {
+				h.expect(x.request, x.reply)
+			}
+		})
+	}
+}
+
+func peer(h host, edit func(*pcp.PeerRequest)) pcp.PeerResponse {
+	h.t.Helper()
+	m := pcp.PeerRequest{
+		Client: h.client(), Lifetime: time.Hour, Nonce: ours, Protocol: backends.TCP, InternalPort: 8080,
+		Remote: netip.MustParseAddrPort("45.45.45.9:7000"),
+	}
+	edit(&m)
+	b, err := m.MarshalBinary()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	_, _ = h.Write(b)
+	b = make([]byte, 1200)
+	n, err := h.Read(b)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	r, err := pcp.ParsePeerResponse(b[:n])
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return r
+}
+
+func TestPCPPeer(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{ManualClock: true})
+	h := newHost(t, gw)
+	port := serve(t, "tcp4", "127.0.0.1:0")
+	first := func(m *pcp.PeerRequest) { m.InternalPort, m.ExternalPort = port, 8080 }
+	second := func(m *pcp.PeerRequest) {
+		m.InternalPort, m.Nonce, m.Remote = port, theirs, netip.MustParseAddrPort("45.45.46.3:7000")
+		m.Lifetime = 2 * time.Hour
+	}
+	check := func(one, other, another bool) {
+		t.Helper()
+		reaches(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", one)
+		reaches(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", other)
+		reaches(t, gw, "45.45.45.9:7001", "45.45.45.1:8080", another)
+	}
+	if r := peer(h, first); r.Result != pcp.Success || r.ExternalPort != 8080 || r.External != gw.External() || r.Lifetime != time.Hour {
+		t.Errorf("first: %+v", r)
+	}
+	check(true, false, false)
+	if r := peer(h, second); r.Result != pcp.Success || r.ExternalPort != 8080 {
+		t.Errorf("second, from the same port: %+v", r)
+	}
+	check(true, true, false)
+	if r := peer(h, func(m *pcp.PeerRequest) { second(m); m.ExternalPort = 81 }); r.Result != pcp.CannotProvideExternal {
+		t.Errorf("another port: %+v", r)
+	}
+	if r := peer(h, func(m *pcp.PeerRequest) { second(m); m.Nonce = ours }); r.Result != pcp.NotAuthorized || r.Lifetime != 2*time.Hour {
+		t.Errorf("another nonce: %+v", r)
+	}
+	if r := peer(h, func(m *pcp.PeerRequest) { first(m); m.Lifetime = 0 }); r.Result != pcp.Success || r.Lifetime != time.Hour {
+		t.Errorf("deleting: %+v", r)
+	}
+	want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.NotAuthorized, 30*time.Minute)
+	gw.Advance(90 * time.Minute)
+	check(false, true, false)
+
+	// A mapping joins at the same place, and goes again without it.
+	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = port, 90 })
+	if r.ExternalPort != 8080 {
+		t.Errorf("port %d, want the same 8080", r.ExternalPort)
+	}
+	check(true, true, true)
+	want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
+	check(false, true, false)
+
+	for name, edit := range map[string]func(*pcp.PeerRequest){
+		"no peer port": func(m *pcp.PeerRequest) { m.Remote = netip.AddrPortFrom(m.Remote.Addr(), 0) },
+		"no peer":      func(m *pcp.PeerRequest) { m.Remote = netip.MustParseAddrPort("0.0.0.0:1") },
+		"ipv6 peer":    func(m *pcp.PeerRequest) { m.Remote = netip.MustParseAddrPort("[2001:db8::1]:1") },
+		"all ports":    func(m *pcp.PeerRequest) { m.InternalPort = 0 },
+	} {
+		if r := peer(h, edit); r.Result != pcp.MalformedRequest {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	none := newHost(t, start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoPeer: true}}}))
+	if r := peer(none, first); r.Result != pcp.UnsupportedOpcode {
+		t.Errorf("no peers: %+v", r)
+	}
+}
+
+func TestPCPFilters(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	h := newHost(t, gw)
+	port := serve(t, "tcp4", "127.0.0.1:0")
+	filter := func(filters ...pcp.Filter) pcp.MapResponse {
+		return h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.Options.Filters = port, filters })
+	}
+	check := func(first, second bool) {
+		t.Helper()
+		reaches(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", first)
+		reaches(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", second)
+	}
+	filter()
+	check(true, true)
+	one, other := pcp.Filter{Prefix: netip.MustParsePrefix("45.45.45.8/31")}, pcp.Filter{Prefix: netip.MustParsePrefix("45.45.46.0/24"), Port: 7000}
+	if r := filter(one); len(r.Options.Filters) != 1 || r.Options.Filters[0] != one {
+		t.Errorf("options %+v", r.Options)
+	}
+	check(true, false)
+	filter() // stays
+	check(true, false)
+	filter(other) // in addition
+	check(true, true)
+	reaches(t, gw, "45.45.46.3:7001", "45.45.45.1:8080", false)
+	filter(anyFilter, other) // instead
+	check(false, true)
+	filter(anyFilter)
+	check(true, true)
+
+	ignorant := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{FilterIgnored: true}}})
+	gw, h = ignorant, newHost(t, ignorant)
+	filter(one)
+	check(true, true)
+}
+
+func TestPCPAllPorts(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{AllPorts: true, ThirdParty: true}}})
+	h := newHost(t, gw)
+	port := serve(t, "tcp4", "127.0.0.1:0")
+	to := netip.AddrPortFrom(gw.External(), port).String()
+	all := func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 0, 0 }
+	everything := func(m *pcp.MapRequest) { all(m); m.Protocol = 0 }
+	other := func(m *pcp.MapRequest) { m.Options.ThirdParty = neighbour.Addr() }
+
+	for _, edit := range []func(*pcp.MapRequest){all, everything} {
+		reaches(t, gw, "45.45.45.9:1", to, false)
+		r := h.pcp(edit)
+		want(t, r, pcp.Success, 2*time.Hour)
+		if r.External != gw.External() || r.ExternalPort != 0 {
+			t.Errorf("response %+v", r)
+		}
+		reaches(t, gw, "45.45.45.9:1", to, true)
+		want(t, h.pcp(func(m *pcp.MapRequest) { edit(m); other(m) }), pcp.UnsupportedProtocol, 30*time.Minute)
+		want(t, h.pcp(other), pcp.NoResources, 30*time.Second) // no port is left to others
+		want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
+		reaches(t, gw, "45.45.45.9:1", to, true) // that was another entry
+		want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); edit(m) }), pcp.Success, 0)
+	}
+	reaches(t, gw, "45.45.45.9:1", to, false)
+	// A filter at a port counts, whatever stands behind it.
+	h.pcp(all)
+	h.pcp(func(m *pcp.MapRequest) {
+		m.InternalPort, m.ExternalPort = port, port
+		m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("45.45.46.0/24")}}
+	})
+	reaches(t, gw, "45.45.45.9:1", to, false)
+	reaches(t, gw, "45.45.46.9:1", to, true)
+}
+
+func TestPCPThirdParty(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}})
+	h := newHost(t, gw)
+	r := h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty = neighbour.Addr() })
+	want(t, r, pcp.Success, 2*time.Hour)
+	if e := only(t, gw); e.Internal.String() != "127.0.0.99:8080" || r.Options.ThirdParty != neighbour.Addr() {
+		t.Errorf("entry %v, options %+v", e, r.Options)
+	}
+	want(t, h.pcp(unmap), pcp.Success, 0) // of our own there is none
+	only(t, gw)
+	want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.Options.ThirdParty = neighbour.Addr() }), pcp.Success, 0)
+	if all := gw.Table(); len(all) != 0 {
+		t.Errorf("left: %v", all)
+	}
+}
+
+const (
+	mapUDPforPCP = "02010000 00000bb8 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b 11000000 1ae11af4 " +
+		"00000000 00000000 0000ffff 00000000"
+	// mappingUpdate is RFC 6887's diagram filled in by hand.
+	mappingUpdate = "02810000" + "00000bb8" + "00000028" + "000000000000000000000000" + "101112131415161718191a1b" +
+		"11000000" + "1ae11af4" + "00000000000000000000ffffcb007163"
+)
+
+func TestMappingUpdates(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
+	h := newHost(t, gw)
+	h.ask(mapUDPforPCP)
+	gw.Restart(gatewaytest.RestartOptions{KeepTable: true, Silent: true})
+	gw.Advance(40 * time.Second)
+	h.ask(mapUDPforPCP)
+	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))
+	for range 3 { // at once, after 250 ms and after 500 ms more
+		if got := h.receive(); got != mappingUpdate {
+			t.Errorf("got  %s\nwant %s", got, mappingUpdate)
+		}
+	}
+	if n := gw.Stats().MappingUpdates; n != 3 {
+		t.Errorf("%d updates counted, want 3", n)
+	}
+}
+
+func TestMappingUpdateOnce(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, ThirdParty: true}}})
+	h := newHost(t, gw)
+	gw.UpdateMappings() // nobody to tell
+	h.ask(mapTCP)       // NAT-PMP has no such thing
+	h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort, m.Options.PreferFailure = 90, 90, true })
+	h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty, m.ExternalPort = neighbour.Addr(), 91 })
+	late := newHost(t, gw)
+	late.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 92, 92 })
+	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))
+	gw.UpdateMappings()
+	lost := h.response()
+	want(t, lost, pcp.CannotProvideExternal, 30*time.Minute)
+	if lost.InternalPort != 90 || lost.Nonce != ours {
+		t.Errorf("lost %+v", lost)
+	}
+	moved := h.response()
+	want(t, moved, pcp.Success, 2*time.Hour)
+	if moved.Options.ThirdParty != neighbour.Addr() || moved.External.String() != "203.0.113.99" || moved.ExternalPort != 91 {
+		t.Errorf("moved %+v", moved)
+	}
+	if r := late.response(); r.InternalPort != 92 || r.External.String() != "203.0.113.99" {
+		t.Errorf("the other client: %+v", r)
+	}
+	if n := len(gw.Table()); n != 3 {
+		t.Errorf("%d entries, want all but the lost one: %v", n, gw.Table())
+	}
+
+	gw.SetExternal(netip.IPv4Unspecified())
+	gw.UpdateMappings()
+	want(t, late.response(), pcp.NetworkFailure, 30*time.Second)
+	gw.Down()
+	gw.UpdateMappings()
+	if n := gw.Stats().MappingUpdates; n != 5 {
+		t.Errorf("%d updates counted, want 5", n)
+	}
+}
+
+func TestPeerUpdate(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, MappingUpdates: true}}})
+	h := newHost(t, gw)
+	peer(h, func(m *pcp.PeerRequest) {})
+	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))
+	const prefix = "02820000" + "00000e10" + "000004d2"
+	if got := h.receive(); len(got) != 160 || got[:24] != prefix || got[112:120] != "cb007163" {
+		t.Errorf("got %s", got)
 	}
 }

@@ -1,277 +1,179 @@
 package gatewaytest_test
 
 import (
+	"fmt"
+	"io"
+	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-func TestUPnPMapping(t *testing.T) {
+func TestUPnPMovePort(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
-	_, port := listenTCP(t)
-	in := strconv.Itoa(int(port))
-	if code := c.add("InternalPort", in, "PortMappingDescription", "a &lt;b&gt; &amp; c"); code != 0 {
-		t.Fatalf("fault %d", code)
-	}
-	dial(t, c.gw, "tcp")
-	e := only(t, c.gw)
-	if e.Service != "upnp" || e.Description != "a <b> & c" || e.Remaining != time.Hour || e.External.String() != "45.45.45.1:8080" ||
-		e.Internal != netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port) {
-		t.Errorf("entry %+v", e)
-	}
-	c.gw.Advance(time.Minute + time.Millisecond)
-	for _, got := range []func() (map[string]string, int){
-		func() (map[string]string, int) { return c.lookup("TCP", "8080") },
-		func() (map[string]string, int) { return c.index(0) },
-	} {
-		args, code := got()
-		if code != 0 || args["NewInternalPort"] != in || args["NewInternalClient"] != "127.0.0.1" || args["NewEnabled"] != "1" ||
-			args["NewPortMappingDescription"] != "a &lt;b&gt; &amp; c" || args["NewLeaseDuration"] != "3540" {
-			t.Errorf("fault %d, %v", code, args)
-		}
-	}
-	c.gw.Advance(time.Hour)
-	refusedTCP(t, c.gw)
-	_, code := c.lookup("TCP", "8080")
-	wantCodes(t, []int{code, c.remove("TCP", "8080")}, 714, 714)
-}
-
-// The same client overwrites, also with another internal port; others do not.
-func TestUPnPOverwrites(t *testing.T) {
-	t.Parallel()
-	c := controlled(t, igd{})
-	other := c
-	other.from = "127.0.0.9"
-	wantCodes(t, []int{
-		c.add(),
-		c.add("ExternalPort", "8081"), // another port for the same endpoint
-		c.add("InternalPort", "81", "PortMappingDescription", "new", "LeaseDuration", "60"),
-		other.add("InternalClient", "127.0.0.9"),
-		other.add(),
-		other.remove("TCP", "8080"),
-		c.add("RemoteHost", "45.45.45.2"), // the port is another's, who is the same
-		other.add("InternalClient", "127.0.0.9", "Protocol", "UDP"),
-	}, 0, 0, 0, 718, 606, 606, 718, 0)
-	args, _ := c.index(0) // keeps its place
-	if args["NewInternalPort"] != "81" || args["NewPortMappingDescription"] != "new" || args["NewLeaseDuration"] != "60" {
-		t.Errorf("overwritten: %v", args)
-	}
-	if args, _ := c.index(1); args["NewExternalPort"] != "8081" {
-		t.Errorf("second: %v", args)
-	}
-	wantCodes(t, []int{c.remove("TCP", "8080"), c.remove("TCP", "8080"), c.remove("TCP", "8081")}, 0, 714, 0)
-}
-
-// What one protocol has is in the way of the others.
-func TestUPnPAmongOthers(t *testing.T) {
-	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
-	c, h := newControl(t, gw), newHost(t, gw)
-	static := taken(backends.TCP, 83)
+	c := controlled(t, igd{MovePort: true})
+	static := taken(backends.TCP, 80)
 	static.Static = true
-	for _, e := range []gatewaytest.Entry{taken(backends.TCP, 82), static} {
-		if err := gw.AddMapping(e); err != nil {
+	if err := c.gw.AddMapping(static); err != nil {
+		t.Fatal(err)
+	}
+	wantCodes(t, []int{c.add()}, 0)
+	idle, err := net.Dial("tcp4", c.to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+	ssdp := c.gw.SSDP()
+	c.gw.Restart(gatewaytest.RestartOptions{})
+	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+		t.Errorf("the old port: %v", err)
+	}
+	_ = idle.SetDeadline(time.Now().Add(patience))
+	if b, err := io.ReadAll(idle); len(b) != 0 || isTimeout(err) {
+		t.Errorf("an old connection: %q, %v", b, err)
+	}
+	c.to = hostPort(t, c.gw.UPnP().DescriptionURL())
+	_, code := c.lookup("TCP", "8080")
+	wantCodes(t, []int{code, second(c.lookup("TCP", "80")), c.add()}, 714, 0, 0)
+	if c.gw.SSDP() != ssdp {
+		t.Error("the search port moved too")
+	}
+}
+
+func TestUPnPDown(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{MovePort: true}}})
+	c, h := newControl(t, gw), newHost(t, gw)
+	wantCodes(t, []int{c.add()}, 0)
+	for range 3 {
+		gw.Down("upnp")
+		gw.Down("upnp")
+		if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+			t.Errorf("while down: %v", err)
+		}
+		h.expect("0000", addrReply)
+		gw.Down("natpmp", "pcp")
+		if err := gw.Up(); err != nil {
 			t.Fatal(err)
 		}
+		_, code := c.lookup("TCP", "8080")
+		wantCodes(t, []int{code}, 0)
 	}
-	h.ask("0002 0000 1f90 0050 00001c20") // NAT-PMP: 8080 at 80
-	h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 9, 81 })
-	var codes []int
-	for _, port := range []string{"80", "81", "82", "83"} {
-		codes = append(codes, c.add("ExternalPort", port, "InternalPort", "8080"))
+	gw.Down()
+	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+		t.Errorf("all down: %v", err)
 	}
-	wantCodes(t, codes, 718, 718, 718, 718)
-	if port, code := c.anyPort("ExternalPort", "80", "InternalPort", "7"); code != 0 || port != "84" {
-		t.Errorf("any: port %s, fault %d", port, code)
+	gw.Restart(gatewaytest.RestartOptions{}) // down it stays
+	c.to = hostPort(t, gw.UPnP().DescriptionURL())
+	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+		t.Errorf("restarted while down: %v", err)
 	}
-	// Neither renews nor ends what the other has.
-	wantCodes(t, []int{c.add("ExternalPort", "8080", "InternalPort", "8080")}, 0)
-	h.expect("0002 0000 1f90 1f90 00001c20", "0082 0000 000004d2 1f90 0050 00001c20")
-	h.expect("0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000")
-	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 8080, 8080 })
-	if r.Result != pcp.Success || r.ExternalPort != 8081 {
-		t.Errorf("PCP beside UPnP: %+v", r)
-	}
-	r = h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = 8080 })
-	want(t, r, pcp.Success, 0)
-	// All are listed, in the order of creation. Not all can be deleted.
-	var ports []string
-	for i := uint32(0); ; i++ {
-		args, code := c.index(i)
-		if code != 0 {
-			break
-		}
-		ports = append(ports, args["NewExternalPort"])
-	}
-	if got := strings.Join(ports, " "); got != "82 83 81 84 8080" {
-		t.Errorf("listed %s", got)
-	}
-	wantCodes(t, []int{
-		c.remove("TCP", "81"), c.remove("TCP", "82"), c.remove("TCP", "83"), c.remove("TCP", "84"), c.remove("TCP", "8080"),
-	}, 606, 606, 606, 0, 0)
-	h.ask("0002 0000 1f90 0050 00001c20")
-	wantCodes(t, []int{c.remove("TCP", "80")}, 0) // this host's, by whatever protocol
 }
 
-func TestUPnPLeases(t *testing.T) {
+func TestUPnPOff(t *testing.T) {
 	t.Parallel()
-	const week = 604800 * time.Second
-	type leases = quirks.Leases
-	one := func(l leases) gatewaytest.Config {
-		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Version: 1, Leases: l}}}
+	gw := start(t, gatewaytest.Config{Notify: netip.MustParseAddrPort("127.0.0.1:9"), Protocols: []string{"natpmp", "pcp"}})
+	gw.Announce()
+	gw.UPnP().Byebye()
+	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
+	gw.Restart(gatewaytest.RestartOptions{})
+	gw.Down("upnp")
+	if gw.UPnP().DescriptionURL() != "" || gw.UPnP().DescriptionURL6() != "" || gw.SSDP().IsValid() || gw.UPnP().SSDP6().IsValid() || gw.Stats().Notifications != 0 {
+		t.Error("UPnP is not off")
 	}
-	two := func(l leases) gatewaytest.Config {
-		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Leases: l}}}
-	}
-	for name, tt := range map[string]struct {
-		config   gatewaytest.Config
-		lease    string
-		code     int
-		granted  time.Duration
-		reported string
-	}{
-		"version 1, permanent":          {one(leases{}), "0", 0, backends.Forever, "0"},
-		"version 1, long":               {one(leases{}), "4294967295", 0, 4294967295 * time.Second, "4294967295"},
-		"version 2, longest":            {two(leases{}), "0", 0, week, "604800"},
-		"version 2, long":               {two(leases{}), "604801", 0, week, "604800"},
-		"no number":                     {two(leases{}), "long", 402, 0, ""},
-		"too large":                     {two(leases{}), "4294967296", 402, 0, ""},
-		"only permanent":                {two(leases{PermanentOnly: 725}), "1", 725, 0, ""},
-		"only permanent, another code":  {one(leases{PermanentOnly: 402}), "1", 402, 0, ""},
-		"only permanent, permanent":     {two(leases{PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
-		"none permanent":                {one(leases{NoPermanent: 402}), "0", 402, 0, ""},
-		"none long":                     {two(leases{NoLong: 402}), "604801", 402, 0, ""},
-		"none long, a week":             {two(leases{NoLong: 402}), "604800", 0, week, "604800"},
-		"shortened":                     {one(leases{Max: time.Minute}), "0", 0, time.Minute, "60"},
-		"shortened for all protocols":   {gatewaytest.Config{MaxLifetime: time.Minute}, "3600", 0, time.Minute, "60"},
-		"reported constant":             {two(leases{Reported: 24 * time.Hour}), "60", 0, time.Minute, "86400"},
-		"reported constant, permanent":  {one(leases{Reported: 24 * time.Hour}), "0", 0, backends.Forever, "86400"},
-		"reported 0":                    {two(leases{ReportedZero: true}), "60", 0, time.Minute, "0"},
-		"reported 0 of permanents only": {one(leases{ReportedZero: true, PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			tt.config.ManualClock = true
-			c := newControl(t, start(t, tt.config))
-			wantCodes(t, []int{c.add("LeaseDuration", tt.lease)}, tt.code)
-			if tt.code != 0 {
-				return
-			}
-			if got := only(t, c.gw).Remaining; got != tt.granted {
-				t.Errorf("granted %v, want %v", got, tt.granted)
-			}
-			for _, args := range []map[string]string{first(c.lookup("TCP", "8080")), first(c.index(0))} {
-				if got := args["NewLeaseDuration"]; got != tt.reported {
-					t.Errorf("reported %s, want %s", got, tt.reported)
-				}
-			}
-		})
-	}
+	newHost(t, gw).ask("0000")
 }
 
-func first[T, U any](v T, _ U) T { return v }
-
-func TestUPnPNoRefresh(t *testing.T) {
+func TestUPnPAddresses(t *testing.T) {
 	t.Parallel()
-	for _, stuck := range []bool{false, true} {
-		c := controlled(t, igd{Leases: quirks.Leases{NoRefresh: stuck}})
-		c.add()
-		c.gw.Advance(30 * time.Minute)
-		wantCodes(t, []int{c.add("PortMappingDescription", "again")}, 0)
-		if e := only(t, c.gw); (e.Remaining == 30*time.Minute) != stuck || e.Description != "again" {
-			t.Errorf("stuck %v: %v left of %q", stuck, e.Remaining, e.Description)
-		}
-		c.gw.Advance(30 * time.Minute)
-		if n := len(c.gw.Table()); (n == 0) != stuck {
-			t.Errorf("stuck %v: %d entries", stuck, n)
-		}
+	gw := start(t, gatewaytest.Config{ListenSSDP: netip.MustParseAddrPort("127.0.0.2:0"), ListenHTTP: netip.MustParseAddrPort("127.0.0.3:0")})
+	if gw.SSDP().Addr().String() != "127.0.0.2" || !strings.HasPrefix(gw.UPnP().DescriptionURL(), "http://127.0.0.3:") {
+		t.Errorf("at %v and %s", gw.SSDP(), gw.UPnP().DescriptionURL())
+	}
+	c := newControl(t, gw)
+	wantCodes(t, []int{c.add()}, 0)
+	other := start(t, gatewaytest.Config{})
+	if other.UPnP().UDN() == gw.UPnP().UDN() || len(gw.UPnP().UDN()) != len("uuid:00000000-0000-0000-0000-000000000000") {
+		t.Errorf("names %s and %s", gw.UPnP().UDN(), other.UPnP().UDN())
+	}
+	at := netip.MustParseAddrPort(c.to)
+	if _, err := gatewaytest.Start(gatewaytest.Config{ListenHTTP: at}); err == nil {
+		t.Error("two servers on one port")
 	}
 }
 
-// What is disabled is there and lets nothing through; a remote host gets in
-// where others do not.
-func TestUPnPDisabledAndRemote(t *testing.T) {
+func TestUPnPFaults(t *testing.T) {
+	t.Parallel()
+	isAdd := func(r gatewaytest.Request) bool { return r.Action == "AddPortMapping" }
+	c := controlled(t, igd{})
+	inject := func(f gatewaytest.Fault) {
+		f.Match, f.Times = isAdd, 1
+		c.gw.Inject(f)
+	}
+	inject(gatewaytest.Fault{Drop: true})
+	wantCodes(t, []int{c.add()}, ended)
+	if n := len(c.gw.Table()); n != 0 {
+		t.Errorf("a dropped request made %d entries", n)
+	}
+	inject(gatewaytest.Fault{Result: 725})
+	inject(gatewaytest.Fault{Result: -911})
+	wantCodes(t, []int{c.add(), c.add()}, 725, -911)
+	if n := len(c.gw.Table()); n != 0 {
+		t.Errorf("a refused request made %d entries", n)
+	}
+	inject(gatewaytest.Fault{Reply: func(b []byte) [][]byte { return [][]byte{b[:4], []byte(" me")} }, Duplicate: 3})
+	if got, err := c.ask("AddPortMapping", mapping()...); got != "POST me" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	inject(gatewaytest.Fault{DropReply: true})
+	wantCodes(t, []int{c.add()}, ended)
+	only(t, c.gw)
+	inject(gatewaytest.Fault{Corrupt: func(b []byte) []byte { return b[:17] }})
+	if got, err := c.ask("AddPortMapping", mapping()...); got != "HTTP/1.1 200 OK\r\n" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	hold := make(chan struct{})
+	inject(gatewaytest.Fault{Hold: hold, Delay: time.Millisecond})
+	held := make(chan int)
+	go func() { held <- c.add("ExternalPort", "1") }()
+	if _, err := c.gw.AwaitRequests(waiting(t), 7, isAdd); err != nil {
+		t.Fatal(err)
+	}
+	_, code := c.lookup("TCP", "1") // done already, and answered before
+	close(hold)
+	wantCodes(t, []int{code, <-held}, 0, 0)
+
+	c.gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "describe" }, Result: 503})
+	if got := c.get("/rootDesc.xml"); status(got) != "503 Service Unavailable" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// Close and Down do not wait for what is held back.
+func TestUPnPCloseWhileHeld(t *testing.T) {
 	t.Parallel()
 	c := controlled(t, igd{})
-	in := strconv.Itoa(int(serve(t, "tcp4", "127.0.0.1:0")))
-	const ext = "45.45.45.1:8080"
-	wantCodes(t, []int{c.add("InternalPort", in, "Enabled", "0")}, 0)
-	args, _ := c.index(0)
-	if args["NewEnabled"] != "0" || !only(t, c.gw).Disabled {
-		t.Errorf("listed %v", args)
+	c.gw.Inject(gatewaytest.Fault{Hold: make(chan struct{})})
+	held := make(chan string)
+	go func() {
+		got, _ := c.ask("GetStatusInfo")
+		held <- got
+	}()
+	if _, err := c.gw.AwaitRequests(waiting(t), 1, nil); err != nil {
+		t.Fatal(err)
 	}
-	reaches(t, c.gw, "45.45.45.2:7000", ext, false)
-	wantCodes(t, []int{c.add("InternalPort", in, "Enabled", "yes")}, 0)
-	reaches(t, c.gw, "45.45.45.2:7000", ext, true)
-	wantCodes(t, []int{
-		c.remove("TCP", "8080"), c.add("InternalPort", in, "RemoteHost", "45.45.45.2"), c.remove("TCP", "8080"),
-	}, 0, 0, 714)
-	reaches(t, c.gw, "45.45.45.2:7001", ext, true)
-	reaches(t, c.gw, "45.45.45.3:7001", ext, false)
-	if args, _ := c.index(0); args["NewRemoteHost"] != "45.45.45.2" {
-		t.Errorf("listed %v", args)
+	c.gw.Down("upnp")
+	if got := <-held; got != "" {
+		t.Errorf("got %q", got)
 	}
-	_, code := c.call("DeletePortMapping", "NewRemoteHost", "45.45.45.2", "NewExternalPort", "8080", "NewProtocol", "tcp")
-	wantCodes(t, []int{code}, 0)
-}
-
-func TestUPnPRanges(t *testing.T) {
-	t.Parallel()
-	c := controlled(t, igd{})
-	other := c
-	other.from = "127.0.0.9"
-	for _, port := range []string{"8000", "8001", "8002", "9000"} {
-		c.add("ExternalPort", port)
+	if err := c.gw.Close(); err != nil {
+		t.Error(err)
 	}
-	other.add("ExternalPort", "8003", "InternalClient", "127.0.0.9")
-	list := func(c control, manage, number string) (ports string, code int) {
-		args, code := c.call("GetListOfPortMappings", "NewStartPort", "8001", "NewEndPort", "8999", "NewProtocol", "TCP", "NewManage", manage, "NewNumberOfPorts", number)
-		for _, entry := range strings.Split(args["NewPortListing"], "<p:PortMappingEntry>")[1:] {
-			_, rest, _ := strings.Cut(entry, "<p:NewExternalPort>")
-			port, _, _ := strings.Cut(rest, "<")
-			ports += port + " "
-		}
-		return ports, code
-	}
-	for _, tt := range []struct {
-		c              control
-		manage, number string
-		want           string
-	}{{c, "0", "0", "8001 8002 "}, {c, "1", "0", "8001 8002 8003 "}, {c, "1", "2", "8001 8002 "}, {other, "0", "9", "8003 "}} {
-		if got, code := list(tt.c, tt.manage, tt.number); code != 0 || got != tt.want {
-			t.Errorf("from %s, manage %s, number %s: %q, fault %d", tt.c.from, tt.manage, tt.number, got, code)
-		}
-	}
-	listing, _ := c.listRange("8001", "8001")
-	const entry = `<p:PortMappingList xmlns:p="urn:schemas-upnp-org:gw:WANIPConnection"><p:PortMappingEntry>` +
-		`<p:NewRemoteHost></p:NewRemoteHost><p:NewExternalPort>8001</p:NewExternalPort><p:NewProtocol>TCP</p:NewProtocol>` +
-		`<p:NewInternalPort>80</p:NewInternalPort><p:NewInternalClient>127.0.0.1</p:NewInternalClient><p:NewEnabled>1</p:NewEnabled>` +
-		`<p:NewDescription>a test</p:NewDescription><p:NewLeaseTime>3600</p:NewLeaseTime></p:PortMappingEntry></p:PortMappingList>`
-	if listing != entry {
-		t.Errorf("got  %s\nwant %s", listing, entry)
-	}
-	remove := func(c control, from, to, manage string) int {
-		_, code := c.call("DeletePortMappingRange", "NewStartPort", from, "NewEndPort", to, "NewProtocol", "TCP", "NewManage", manage)
-		return code
-	}
-	wantCodes(t, []int{
-		remove(c, "2", "1", "0"), remove(c, "1", "7999", "1"), remove(c, "8001", "8999", "1"), remove(c, "8001", "8999", "1"),
-		remove(other, "1", "65535", "0"),
-	}, 733, 730, 0, 730, 0)
-	if n := len(c.gw.Table()); n != 2 {
-		t.Errorf("%d left", n)
-	}
-	_, code := c.listRange("2", "1")
-	_, none := c.listRange("1", "2")
-	wantCodes(t, []int{code, none}, 733, 730)
 }
 
 func TestUPnPStatus(t *testing.T) {
@@ -318,6 +220,51 @@ func TestUPnPStatus(t *testing.T) {
 	if s := ask("GetDefaultConnectionService"); s["NewDefaultConnectionService"] != want {
 		t.Errorf("default %v, want %s", s, want)
 	}
+}
+
+func TestUPnPStatusQuirks(t *testing.T) {
+	t.Parallel()
+	type status = quirks.Status
+	for _, told := range []string{"", "0.0.0.0", " 203.0.113.7 ", "unknown", "10.0.0.2"} {
+		c := controlled(t, igd{Status: status{External: func(netip.Addr) string { return told }}})
+		if args, code := c.call("GetExternalIPAddress"); code != 0 || args["NewExternalIPAddress"] != told {
+			t.Errorf("told %v, fault %d, want %q", args, code, told)
+		}
+		wantCodes(t, []int{c.add()}, 0)
+	}
+	for _, state := range []string{"Up", "Disconnected"} {
+		c := controlled(t, igd{Status: status{Connection: state}})
+		if args, code := c.call("GetStatusInfo"); code != 0 || args["NewConnectionStatus"] != state {
+			t.Errorf("told %v, fault %d, want %q", args, code, state)
+		}
+	}
+	_, code := controlled(t, igd{Status: status{Unsupported: true}}).call("GetStatusInfo")
+	wantCodes(t, []int{code}, 401)
+}
+
+// Of several WAN devices and connections one is connected, and only that maps.
+func TestUPnPConnections(t *testing.T) {
+	t.Parallel()
+	c := controlled(t, igd{Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}})
+	for i := range 3 {
+		for _, kind := range []string{"IP", "PPP"} {
+			c.path = fmt.Sprintf("/ctl/%d/WAN%sConnection", i, kind)
+			c.service = "urn:schemas-upnp-org:service:WAN" + kind + "Connection:1"
+			state, _ := c.call("GetStatusInfo")
+			addr, _ := c.call("GetExternalIPAddress")
+			got := fmt.Sprint(state["NewConnectionStatus"], addr["NewExternalIPAddress"], c.add(), second(c.index(0)), c.remove("TCP", "8080"))
+			want := fmt.Sprint("Disconnected", "", 501, 713, 714)
+			if i == 1 && kind == "IP" {
+				want = fmt.Sprint("Connected", "45.45.45.1", 0, 0, 0)
+			}
+			if got != want {
+				t.Errorf("%s: %s, want %s", c.path, got, want)
+			}
+		}
+	}
+	// One's type at the other's address is no service.
+	c.path, c.service = "/ctl/1/WANPPPConnection", ipConnection1
+	wantCodes(t, []int{c.add()}, 401)
 }
 
 // A wrong service, a wrong version and unknown actions are 401, bad arguments 402.

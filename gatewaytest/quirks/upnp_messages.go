@@ -160,38 +160,3 @@ type FaultForm struct {
 	// Code is told instead of every other, such as -911. Zero: the right one.
 	Code int
 }
-
-// Demands are what requests have to be like.
-type Demands struct {
-	// ExactSOAPAction wants the header to be written SOAPAction or SOAPACTION;
-	// else HTTP status 501.
-	ExactSOAPAction bool
-	// QuotedSOAPAction wants its value in quotes; else HTTP status 400.
-	QuotedSOAPAction bool
-	// SOAPActionNotLast takes the body into the last header, if that is SOAPAction:
-	// fault 401.
-	SOAPActionNotLast bool
-	// ContentType is the only one taken, letter by letter; else HTTP status 415.
-	// Empty: any.
-	ContentType string
-	// UserAgent is what that header has to contain; else HTTP status 400. Empty: anything.
-	UserAgent string
-	// LiteralHost wants an IP address as the Host; else HTTP status 400.
-	LiteralHost bool
-	// GetHTTP10 answers GET in HTTP/1.1 with status 501.
-	GetHTTP10 bool
-	// Compact refuses white space between elements with fault 402.
-	Compact bool
-	// RemoteHost refuses a mapping without the element with fault 402, and
-	// NoZeroRemoteHost one with 0.0.0.0 in it. By default both are anybody.
-	RemoteHost, NoZeroRemoteHost bool
-	// UpperProtocol refuses "tcp" and "udp" with fault 402.
-	UpperProtocol bool
-	// BlankDescription is the fault for a description that is empty or white space,
-	// OddDescription for one with other than letters, digits, space and "-_.", and
-	// LongDescription for one above MaxDescription bytes, such as 402, 501 or
-	// 605. Zero: they are taken.
-	BlankDescription, OddDescription, LongDescription int
-	// MaxDescription is the length in bytes that LongDescription is about.
-	MaxDescription int
-}

@@ -96,8 +96,12 @@ func (c *tcpConn) CloseWrite() error { return c.inner.CloseWrite() }
 // CloseRead gives up reading.
 func (c *tcpConn) CloseRead() error { return c.inner.CloseRead() }
 
-func (c *tcpConn) LocalAddr() net.Addr                { return c.local }
-func (c *tcpConn) RemoteAddr() net.Addr               { return c.remote }
-func (c *tcpConn) SetDeadline(t time.Time) error      { return c.inner.SetDeadline(t) }
-func (c *tcpConn) SetReadDeadline(t time.Time) error  { return c.inner.SetReadDeadline(t) }
+func (c *tcpConn) LocalAddr() net.Addr { return c.local }
+
+func (c *tcpConn) RemoteAddr() net.Addr { return c.remote }
+
+func (c *tcpConn) SetDeadline(t time.Time) error { return c.inner.SetDeadline(t) }
+
+func (c *tcpConn) SetReadDeadline(t time.Time) error { return c.inner.SetReadDeadline(t) }
+
 func (c *tcpConn) SetWriteDeadline(t time.Time) error { return c.inner.SetWriteDeadline(t) }

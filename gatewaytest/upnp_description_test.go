@@ -32,11 +32,6 @@ func (d describedDevice) tree(indent string) string {
 	return text
 }
 
-func split(answer string) (header, body string) {
-	header, body, _ = strings.Cut(answer, "\r\n\r\n")
-	return header, body
-}
-
 func describe(t *testing.T, c control, path string) (body string, tree string) {
 	t.Helper()
 	header, body := split(c.get(path))

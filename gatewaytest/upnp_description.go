@@ -1,11 +1,82 @@
 package gatewaytest
 
 import (
+	"encoding/xml"
 	"fmt"
+	"net/url"
 	"path"
+	"strings"
 
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
+
+// describe is the device description (UPnP Device Architecture 1.1, section
+// 2.3), as it is served at the base. The service descriptions that it names are
+// not there, as those of many routers.
+func (s *upnpServer) describe(base string) []byte {
+	d := document{quirks: s.config.XML}
+	attr := ""
+	if !d.quirks.NoNamespace {
+		attr = ` xmlns="urn:schemas-upnp-org:device-1-0"`
+	}
+	if p := d.quirks.Prefix; p != "" {
+		d.prefix = p + ":"
+		attr = strings.Replace(attr, "xmlns", "xmlns:"+p, 1)
+	}
+	d.open("root", attr)
+	d.open("specVersion", "")
+	d.element("major", "1")
+	d.element("minor", "1")
+	d.close("specVersion")
+	switch s.config.Description.URLBase {
+	case quirks.URLBaseEmpty:
+		d.element("URLBase", "")
+	case quirks.URLBaseGood:
+		d.element("URLBase", base)
+	case quirks.URLBaseWrongHost:
+		d.element("URLBase", wrongBase)
+	case quirks.URLBaseNoPort:
+		if u, err := url.Parse(base); err == nil {
+			host := u.Hostname()
+			if strings.Contains(host, ":") {
+				host = "[" + host + "]"
+			}
+			d.element("URLBase", "http://"+host+"/")
+		}
+	}
+	s.describeDevice(&d, s.root, base)
+	d.close("root")
+	return d.bytes()
+}
+
+func (s *upnpServer) describeDevice(d *document, dev *igdDevice, base string) {
+	d.open("device", "")
+	d.element("deviceType", dev.typ)
+	d.title("friendlyName", "Test router")
+	d.title("manufacturer", "goforward")
+	d.element("modelName", "gatewaytest")
+	d.element("modelNumber", "1")
+	d.element("UDN", dev.udn)
+	d.open("serviceList", "")
+	for _, v := range dev.services {
+		d.open("service", "")
+		d.element("serviceType", v.typ)
+		d.element("serviceId", v.id)
+		d.element("SCPDURL", "/scpd/"+string(v.kind)+".xml")
+		d.element("controlURL", s.controlURL(v, base))
+		d.element("eventSubURL", "/evt/"+v.name)
+		d.close("service")
+	}
+	d.close("serviceList")
+	if len(dev.devices) != 0 {
+		d.open("deviceList", "")
+		for _, in := range dev.devices {
+			s.describeDevice(d, in, base)
+		}
+		d.close("deviceList")
+	}
+	d.close("device")
+}
 
 // igdDevice is a device of the description.
 type igdDevice struct {
@@ -155,4 +226,92 @@ func (s *upnpServer) serviceAt(path string) *igdService {
 		return found == nil
 	})
 	return found
+}
+
+// document writes XML: text is escaped, and comes out in the charset of the
+// quirks.
+type document struct {
+	b      strings.Builder
+	quirks quirks.XML
+	prefix string // of element names, with its colon
+}
+
+// open starts an element, with attributes as they are.
+func (d *document) open(name, attrs string) { d.b.WriteString("<" + d.prefix + name + attrs + ">") }
+
+func (d *document) close(name string) { d.b.WriteString("</" + d.prefix + name + ">") }
+
+// element writes a whole one.
+func (d *document) element(name, text string) {
+	d.open(name, "")
+	d.b.WriteString(escape(text))
+	d.close(name)
+}
+
+// title writes an element of text that nobody depends on, which the quirks
+// make hard to read.
+func (d *document) title(name, text string) {
+	d.open(name, "")
+	d.b.WriteString(escape(text))
+	if d.quirks.Latin1 {
+		d.b.WriteString(" f\u00fcr alle")
+	}
+	if d.quirks.BadUTF8 {
+		d.b.WriteString(" \xfc\xff")
+	}
+	if d.quirks.RawAmpersand {
+		d.b.WriteString(" R&D")
+	}
+	d.close(name)
+}
+
+// bytes is the document with its declaration.
+func (d *document) bytes() []byte {
+	declaration := `<?xml version="1.0"?>`
+	if d.quirks.Latin1 {
+		declaration = `<?xml version="1.0" encoding="ISO-8859-1"?>`
+	}
+	if d.quirks.NoDeclaration {
+		declaration = ""
+	}
+	text := declaration + d.b.String()
+	if d.quirks.LeadingSpace {
+		text = "\r\n " + text
+	}
+	if d.quirks.BOM {
+		text = "\ufeff" + text
+	}
+	if d.quirks.NULTail {
+		text += "\x00\x00"
+	}
+	if d.quirks.Latin1 {
+		text = toLatin1(text)
+	}
+	return []byte(text)
+}
+
+// toLatin1 encodes what ISO-8859-1 has. A byte order mark stays, and so do
+// bytes that are not UTF-8.
+func toLatin1(text string) string {
+	var b strings.Builder
+	for i, r := range text {
+		switch {
+		case r == '\ufeff' && i == 0:
+			b.WriteRune(r)
+		case r == '\ufffd':
+			b.WriteByte(text[i])
+		case r < 0x100:
+			b.WriteByte(byte(r))
+		default:
+			b.WriteByte('?')
+		}
+	}
+	return b.String()
+}
+
+// escape makes text fit for XML.
+func escape(text string) string {
+	var b strings.Builder
+	_ = xml.EscapeText(&b, []byte(text)) // a Builder takes everything
+	return b.String()
 }

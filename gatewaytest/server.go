@@ -7,7 +7,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"sync/atomic"
 	"time"
+
+	"github.com/natforward/goforward/backends/natpmp"
 )
 
 // maxDatagram is more than any request of these protocols has.
@@ -122,21 +126,50 @@ func shutUDP(ports []*port) []io.Closer {
 	return conns
 }
 
-// send sends a datagram that nobody asked for, from the port that is asked
-// otherwise, unless that is down. Who has received it finds it counted.
-func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
-	p := g.ports[0]
-	if !to.Addr().Is4() {
-		p = g.ports[len(g.ports)-1]
+// The ports that a gateway chooses are below those that systems assign by
+// themselves: they begin at 32768 (Linux) or 49152 (macOS, Windows). Otherwise the
+// kernel may give the port of a gateway that is down to any socket that asks for a
+// free one. Processes choose from different blocks, where they can.
+const (
+	firstPort     = 20000
+	blocks        = 10
+	portsPerBlock = 1000
+)
+
+var chosen atomic.Uint32
+
+// choose makes a socket at an address. If its port is 0, it tries ports that
+// systems do not assign, and then any.
+func choose[T any](at netip.AddrPort, listen func(netip.AddrPort) (T, error)) (T, error) {
+	const tries = 50
+	if at.Port() == 0 {
+		for range tries {
+			pid := uint32(os.Getpid()) //nolint:gosec // any number will do
+			n := pid%blocks*portsPerBlock + (pid/blocks+chosen.Add(1))%portsPerBlock
+			if socket, err := listen(netip.AddrPortFrom(at.Addr(), uint16(firstPort+n))); err == nil { //nolint:gosec // in range
+				return socket, nil
+			}
+		}
 	}
-	g.mu.Lock()
-	conn := p.conn
-	g.mu.Unlock()
-	if conn == nil {
-		return
-	}
-	g.record.count(count)
-	_, _ = conn.WriteToUDPAddrPort(b, to)
+	return listen(at)
+}
+
+func listenUDP(network string, at netip.AddrPort) (*net.UDPConn, error) {
+	return choose(at, func(at netip.AddrPort) (*net.UDPConn, error) {
+		return net.ListenUDP(network, net.UDPAddrFromAddrPort(at))
+	})
+}
+
+func listenTCP(network string, at netip.AddrPort) (*net.TCPListener, error) {
+	return choose(at, func(at netip.AddrPort) (*net.TCPListener, error) {
+		return net.ListenTCP(network, net.TCPAddrFromAddrPort(at))
+	})
+}
+
+// localAddrPort is the address that a socket is bound to.
+func localAddrPort(conn *net.UDPConn) netip.AddrPort {
+	a := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 func (g *Gateway) serve(p *port, conn *net.UDPConn) {
@@ -159,18 +192,6 @@ func (g *Gateway) serve(p *port, conn *net.UDPConn) {
 	}
 }
 
-// pause waits, and reports whether the gateway still runs.
-func (g *Gateway) pause(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-g.done:
-		return false
-	}
-}
-
 // receive deals with a datagram and sends the answer.
 func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	q := identify(raw)
@@ -181,6 +202,60 @@ func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 		return
 	}
 	g.later(fault, 0, func() { g.reply(conn, from, replies) })
+}
+
+// dispatch hands the request to the server of its version. Both share a port:
+// version 0 is NAT-PMP's, all others are PCP's, and if the gateway speaks only one
+// of them, that one says that it does not know the version (RFC 6887, appendix
+// A). A refuse other than 0 is the result code to answer with, doing nothing.
+func (g *Gateway) dispatch(q Request, refuse int) []byte {
+	old := len(q.Raw) > 0 && q.Raw[0] == natpmp.Version
+	newer := !g.speaks(serviceNATPMP) || !q.Source.Addr().Is4() // NAT-PMP is IPv4's
+	switch {
+	case !g.speaks(servicePCP) && !q.Source.Addr().Is4():
+		return nil
+	case !g.speaks(servicePCP) || old && !newer:
+		return g.natpmp.handle(q, refuse)
+	default:
+		return g.pcp.handle(q, refuse)
+	}
+}
+
+// identify reads what a datagram asks.
+func identify(raw []byte) Request {
+	if len(raw) > 0 && raw[0] != natpmp.Version {
+		return identifyPCP(raw)
+	}
+	return identifyNATPMP(raw)
+}
+
+// send sends a datagram that nobody asked for, from the port that is asked
+// otherwise, unless that is down. Who has received it finds it counted.
+func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
+	p := g.ports[0]
+	if !to.Addr().Is4() {
+		p = g.ports[len(g.ports)-1]
+	}
+	g.mu.Lock()
+	conn := p.conn
+	g.mu.Unlock()
+	if conn == nil {
+		return
+	}
+	g.record.count(count)
+	_, _ = conn.WriteToUDPAddrPort(b, to)
+}
+
+// pause waits, and reports whether the gateway still runs.
+func (g *Gateway) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-g.done:
+		return false
+	}
 }
 
 // reply sends datagrams in answer.
@@ -271,10 +346,4 @@ func datagrams(b []byte) [][]byte {
 		return nil
 	}
 	return [][]byte{b}
-}
-
-// localAddrPort is the address that a socket is bound to.
-func localAddrPort(conn *net.UDPConn) netip.AddrPort {
-	a := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }

@@ -165,9 +165,12 @@ func (c *packetConn) Close() error {
 	return c.inner.Close()
 }
 
-func (c *packetConn) LocalAddr() net.Addr                { return net.UDPAddrFromAddrPort(c.local) }
-func (c *packetConn) SetDeadline(t time.Time) error      { return c.inner.SetDeadline(t) }
-func (c *packetConn) SetReadDeadline(t time.Time) error  { return c.inner.SetReadDeadline(t) }
+func (c *packetConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.local) }
+
+func (c *packetConn) SetDeadline(t time.Time) error { return c.inner.SetDeadline(t) }
+
+func (c *packetConn) SetReadDeadline(t time.Time) error { return c.inner.SetReadDeadline(t) }
+
 func (c *packetConn) SetWriteDeadline(t time.Time) error { return c.inner.SetWriteDeadline(t) }
 
 // dialUDP is a socket of an outside host that talks to one external endpoint.

@@ -1,0 +1,303 @@
+package gatewaytest_test
+
+import (
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
+)
+
+// recordedTB is a test that can fail without an end.
+type recordedTB struct {
+	failed   bool
+	cleanups []func()
+}
+
+func (r *recordedTB) Helper() {}
+
+func (r *recordedTB) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
+
+func (r *recordedTB) Fatal(...any) { r.failed = true; panic(r) }
+
+// New closes the gateway when the test ends, and fails the test if the gateway does not
+// start.
+func TestNew(t *testing.T) {
+	t.Parallel()
+	var tb recordedTB
+	gw := gatewaytest.New(&tb, gatewaytest.Config{})
+	if tb.failed || len(tb.cleanups) != 1 {
+		t.Fatalf("%+v", tb)
+	}
+	if up := gw.Stats().Epoch; up < 24*time.Hour {
+		t.Errorf("up for %v: a restart would not show", up)
+	}
+	tb.cleanups[0]()
+	if err := gw.Up(); err == nil {
+		t.Error("it can be started again")
+	}
+	func() {
+		defer func() { _ = recover() }()
+		gatewaytest.New(&tb, gatewaytest.Config{Protocols: []string{"igd"}})
+	}()
+	if !tb.failed || len(tb.cleanups) != 1 {
+		t.Errorf("a gateway of no protocol: %+v", tb)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	t.Parallel()
+	for name, config := range map[string]gatewaytest.Config{
+		"listen":   {Listen: netip.MustParseAddrPort("[::1]:0")},
+		"external": {External: netip.MustParseAddr("2001:db8::1")},
+		"bounds":   {MinLifetime: 2, MaxLifetime: 1},
+		"negative": {TableLimit: -1},
+		"uptime":   {Uptime: -1},
+		"filters":  {Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: -1}}},
+		"listen6":  {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
+		"nothing for ipv6": {
+			Listen6: netip.MustParseAddrPort("[::1]:0"), Protocols: []string{"natpmp"},
+		},
+		"protocol":               {Protocols: []string{"natpmp", "NAT-PMP"}},
+		"igd version":            {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 3}}},
+		"igd over ipv6":          {ListenHTTP: netip.MustParseAddrPort("[::1]:0")},
+		"igd multicast":          {ListenSSDP: netip.MustParseAddrPort("239.255.255.250:1900")},
+		"igd name":               {Quirks: quirks.Quirks{UPnP: quirks.UPnP{UDN: "router"}}},
+		"description path":       {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Path: "x"}}}},
+		"connected":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Connected: 1}}}},
+		"igd lease":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Leases: quirks.Leases{Max: -1}}}},
+		"igd client":             {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{ListedClient: netip.IPv6Loopback()}}}},
+		"announcing to nowhere6": {Announce6: netip.MustParseAddrPort("[::1]:5350")},
+	} {
+		if gw, err := gatewaytest.Start(config); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+			_ = gw.Close()
+		}
+	}
+	gw := start(t, gatewaytest.Config{})
+	if _, err := gatewaytest.Start(gatewaytest.Config{Listen: gw.Addr()}); err == nil {
+		t.Error("two gateways on one port")
+	}
+}
+
+// announced is a socket where announcements arrive.
+type announced struct {
+	t  *testing.T
+	pc net.PacketConn
+	gw *gatewaytest.Gateway
+}
+
+func announcing(t *testing.T, config gatewaytest.Config) announced {
+	t.Helper()
+	pc, _ := listenUDP(t)
+	config.Announce = pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	return announced{t, pc, reference(t, config)}
+}
+
+func (a announced) expect(want ...string) {
+	a.t.Helper()
+	for _, want := range want {
+		b := make([]byte, 100)
+		n, from, err := a.pc.ReadFrom(b)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		if got := hex.EncodeToString(b[:n]); got != want || from.String() != a.gw.Addr().String() {
+			a.t.Errorf("announced %s by %v, want %s by %v", got, from, want, a.gw.Addr())
+		}
+	}
+}
+
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	a := announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 1}})
+	static := taken(backends.TCP, 80)
+	static.Static = true
+	if err := a.gw.AddMapping(static); err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, a.gw)
+	h.ask(mapTCP)
+
+	a.gw.Restart(gatewaytest.RestartOptions{KeepTable: true, KeepEpoch: true})
+	a.expect("00800000000004d2cb007107")
+	if n := len(a.gw.Table()); n != 2 {
+		t.Errorf("%d entries, want 2", n)
+	}
+	a.gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	if e := only(t, a.gw); !e.Static {
+		t.Errorf("left: %v", e)
+	}
+	h.expect("0000", "0080 0000 00000000 cb007107")
+	a.gw.Advance(3 * time.Second)
+	a.gw.Announce()
+	a.expect("0080000000000003cb007107") // so the silent restart announced nothing
+	a.gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
+	a.expect("00800000000000032d2d2d07")
+	h.expect("0000", "0080 0000 00000003 2d2d2d07")
+	a.gw.SetExternal(netip.Addr{})
+	a.expect("008000030000000300000000")
+	h.expect("0000", "0080 0003 00000003 00000000")
+	if n := a.gw.Stats().Announcements; n != 4 {
+		t.Errorf("%d announcements counted, want 4", n)
+	}
+}
+
+func TestAnnounceForms(t *testing.T) {
+	t.Parallel()
+	const pmp, pcp = "00800000000004d2cb007107", "0280000000000000000004d2000000000000000000000000"
+	a := announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnounceBoth}})
+	a.gw.Announce()
+	a.expect(pmp, pcp, pmp, pcp) // the second round 250 ms later
+	for again := true; again; {  // until the second packet of the first series was not due yet
+		a = announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnouncePCP}})
+		begin := time.Now()
+		a.gw.Announce()
+		a.gw.Announce() // ends the first series
+		again = time.Since(begin) > 200*time.Millisecond
+	}
+	a.expect(pcp, pcp, pcp)
+	h := newHost(t, a.gw)
+	for range 200 {
+		h.ask("0000") // would give the first series the time
+	}
+	a.gw.Down()
+	a.gw.Announce()
+	if n := a.gw.Stats().Announcements; n != 3 {
+		t.Errorf("%d announcements, want 3", n)
+	}
+}
+
+// The mappings point to the address that the gateway has.
+func TestSetExternal(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	_, port := listenTCP(t)
+	newHost(t, gw).port(2, port, 7200)
+	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
+	if got := only(t, gw).External.String(); got != "45.45.45.7:8080" {
+		t.Errorf("external %s", got)
+	}
+	if _, err := gw.Dial(waiting(t), "tcp", "45.45.45.1:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("the old address: %v", err)
+	}
+	c, err := gw.Dial(waiting(t), "tcp", "45.45.45.7:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	gw.SetExternal(netip.IPv4Unspecified())
+	if _, err := gw.Dial(waiting(t), "tcp", "0.0.0.0:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("no address: %v", err)
+	}
+}
+
+func TestDownUp(t *testing.T) {
+	t.Parallel()
+	gw := reference(t, gatewaytest.Config{})
+	h := newHost(t, gw)
+	h.ask(mapTCP)
+	for range 3 {
+		gw.Down()
+		gw.Down()
+		h.send("0000")
+		// Loopback tells the client at once on the systems that tell at all.
+		if _, err := h.Read(make([]byte, 100)); !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.Errno(10054)) {
+			t.Errorf("while down: %v", err)
+		}
+		if err := gw.Up(); err != nil {
+			t.Fatal(err)
+		}
+		if err := gw.Up(); err != nil {
+			t.Fatal(err)
+		}
+		h.expect("0000", addrReply)
+		only(t, gw)
+	}
+}
+
+func TestTwoGateways(t *testing.T) {
+	t.Parallel()
+	one := reference(t, gatewaytest.Config{})
+	two := reference(t, gatewaytest.Config{External: netip.MustParseAddr("45.45.45.2")})
+	newHost(t, one).expect(mapTCP, mapTCPReply)
+	newHost(t, two).expect("0000", "0080 0000 000004d2 2d2d2d02")
+	if one.Addr() == two.Addr() || len(one.Table()) != 1 || len(two.Table()) != 0 {
+		t.Errorf("not apart: %v %v", one.Table(), two.Table())
+	}
+}
+
+// What a listener gets at an address.
+func heard(t *testing.T, at netip.AddrPort, happen func()) string {
+	t.Helper()
+	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	happen()
+	_ = pc.SetReadDeadline(time.Now().Add(patience))
+	b := make([]byte, 2048)
+	n, err := pc.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[:n])
+}
+
+// A gateway chooses where it announces, and announces what it speaks.
+func TestChosenAddresses(t *testing.T) {
+	t.Parallel()
+	gw := gatewaytest.New(t, gatewaytest.Config{})
+	other := gatewaytest.New(t, gatewaytest.Config{Protocols: []string{"pcp"}})
+	all := map[netip.AddrPort]bool{}
+	for _, at := range []netip.AddrPort{gw.AnnounceAddr(), gw.NotifyAddr(), other.AnnounceAddr(), other.NotifyAddr()} {
+		if all[at] || !at.Addr().IsLoopback() || at.Port() == 0 {
+			t.Errorf("%v is among %v", at, all)
+		}
+		all[at] = true
+	}
+	if got := heard(t, gw.AnnounceAddr(), gw.Announce); len(got) != 12 || got[0] != 0 {
+		t.Errorf("announced %x, want NAT-PMP", got)
+	}
+	if got := heard(t, gw.NotifyAddr(), gw.Announce); !strings.HasPrefix(got, "NOTIFY ") {
+		t.Errorf("notified %q", got)
+	}
+	if got := heard(t, other.AnnounceAddr(), other.Announce); len(got) != 24 || got[0] != 2 {
+		t.Errorf("announced %x, want PCP", got)
+	}
+	if n := other.Stats().Notifications; n != 0 {
+		t.Errorf("%d notifications without UPnP", n)
+	}
+
+	none := netip.MustParseAddrPort("127.0.0.1:0")
+	silent := gatewaytest.New(t, gatewaytest.Config{Announce: none, Notify: none})
+	device := gatewaytest.New(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	silent.Announce()
+	device.Announce()
+	if s := silent.Stats(); s.Announcements != 0 || s.Notifications != 0 || silent.AnnounceAddr() != none || silent.NotifyAddr() != none {
+		t.Errorf("a silent gateway announces at %v and %v: %+v", silent.AnnounceAddr(), silent.NotifyAddr(), s)
+	}
+	if s := device.Stats(); s.Announcements != 0 || s.Notifications == 0 {
+		t.Errorf("a gateway of UPnP announces: %+v", s)
+	}
+}
+
+// A protocol that does not exist is the test's mistake.
+func TestDownNothing(t *testing.T) {
+	t.Parallel()
+	gw := gatewaytest.New(t, gatewaytest.Config{})
+	defer func() {
+		if recover() == nil {
+			t.Error("a protocol of no such name went down")
+		}
+	}()
+	gw.Down("upnp", "nat-pmp")
+}

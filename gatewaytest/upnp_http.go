@@ -1,0 +1,336 @@
+package gatewaytest
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/natforward/goforward/gatewaytest/quirks"
+)
+
+const (
+	// maxConns bounds the HTTP connections at a time; more are closed at once.
+	maxConns = 256
+	// maxExchanges bounds the requests of a connection.
+	maxExchanges = 256
+	// webPatience bounds how long a client may take to ask, or to read.
+	webPatience = 30 * time.Second
+	// lingering bounds the wait for a client to have read an answer.
+	lingering = 2 * time.Second
+)
+
+// web is one of the HTTP servers, of IPv4 or IPv6.
+type web struct {
+	network string
+	addr    netip.AddrPort   // settled by the first open
+	ln      *net.TCPListener // nil while down
+}
+
+// base is the start of the server's URLs. Callers hold the gateway's lock.
+func (w *web) base() string {
+	addr := w.addr
+	if addr.Addr().IsUnspecified() {
+		addr = netip.AddrPortFrom(loopback, addr.Port())
+	}
+	return "http://" + netip.AddrPortFrom(addr.Addr().WithZone(""), addr.Port()).String()
+}
+
+// accept takes connections until the listener is closed.
+func (s *upnpServer) accept(w *web, ln *net.TCPListener) {
+	for {
+		c, err := ln.AcceptTCP()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			if !s.g.pause(time.Millisecond) {
+				return
+			}
+			continue
+		}
+		if !s.keep(w, ln, c) {
+			_ = c.Close()
+			continue
+		}
+		s.g.spawn(func() { s.converse(w, c) })
+	}
+}
+
+// keep has hangUp close the connection, or reports that there are too many, or
+// that its listener is no longer the server's: what hangUp is then to close may
+// be closed already.
+func (s *upnpServer) keep(w *web, ln *net.TCPListener, c *net.TCPConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.conns) >= maxConns || !s.listens(w, ln) {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	return true
+}
+
+func (s *upnpServer) listens(w *web, ln *net.TCPListener) bool {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	return w.ln == ln
+}
+
+// hangUp closes all connections.
+func (s *upnpServer) hangUp() {
+	var all []*net.TCPConn
+	s.mu.Lock()
+	for c := range s.conns {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		_ = c.Close()
+	}
+}
+
+// converse answers the request of a connection, or where it stays open the
+// requests.
+func (s *upnpServer) converse(w *web, c *net.TCPConn) {
+	defer func() {
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+		_ = c.Close()
+	}()
+	in := bufio.NewReaderSize(c, maxHeader)
+	for range maxExchanges {
+		_ = c.SetDeadline(time.Now().Add(webPatience))
+		r, err := readRequest(in)
+		if len(r.raw) == 0 {
+			return
+		}
+		r.err = err
+		r.source = remoteAddrPort(c)
+		s.g.mu.Lock()
+		r.base = w.base()
+		s.g.mu.Unlock()
+		if !s.exchange(c, r) {
+			return
+		}
+		if !s.config.Wire.LeaveOpen || err != nil {
+			linger(c)
+			return
+		}
+	}
+}
+
+// exchange answers a request, and reports whether the connection is to end in
+// order.
+func (s *upnpServer) exchange(c *net.TCPConn, r httpRequest) bool {
+	q := s.identify(&r)
+	var after func()
+	replies, fault := s.g.answerBy(q, func(refuse int) [][]byte {
+		var b []byte
+		b, after = s.respond(&r, refuse)
+		return datagrams(b)
+	})
+	s.g.record.add(q, len(replies) == 0)
+	if !s.g.await(fault) {
+		return false
+	}
+	if after != nil {
+		_ = c.SetLinger(0) // resets rather than ends
+		after()
+		return false
+	}
+	if len(replies) == 0 {
+		return false
+	}
+	s.g.record.count(func(s *Stats) { s.Replies++ })
+	_ = c.SetDeadline(time.Now().Add(webPatience))
+	_, err := c.Write(bytes.Join(replies, nil))
+	return err == nil
+}
+
+// linger lets the client read what was written: to close with something unread
+// on this side would reset the connection.
+func linger(c *net.TCPConn) {
+	_ = c.CloseWrite()
+	_ = c.SetReadDeadline(time.Now().Add(lingering))
+	b := make([]byte, 1024)
+	for range 1024 {
+		if _, err := c.Read(b); err != nil {
+			return
+		}
+	}
+}
+
+func remoteAddrPort(c *net.TCPConn) netip.AddrPort {
+	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
+}
+
+// The bounds of requests.
+const (
+	maxHeader = 16 << 10
+	maxBody   = 64 << 10
+)
+
+// httpRequest is a request as it arrived.
+type httpRequest struct {
+	raw     []byte
+	source  netip.AddrPort
+	base    string // of the server that was asked
+	err     error  // a statusError if it cannot be read
+	method  string
+	target  string
+	version string
+	headers []httpHeader
+	body    []byte
+
+	soap    soapRequest
+	soapErr error
+}
+
+// httpHeader is a header line, the name as it was written.
+type httpHeader struct{ name, value string }
+
+// statusError is a status to answer with.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("gatewaytest: HTTP status %d", int(e)) }
+
+// readRequest reads one request (RFC 9112, as far as clients of UPnP need it:
+// bodies have a Content-Length). What was read before an error is in raw.
+func readRequest(in *bufio.Reader) (httpRequest, error) {
+	var r httpRequest
+	for {
+		line, err := in.ReadSlice('\n')
+		r.raw = append(r.raw, line...)
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull) || len(r.raw) > maxHeader:
+			return r, statusError(431)
+		case err != nil:
+			return r, statusError(400)
+		}
+		text := strings.TrimRight(string(line), "\r\n")
+		switch {
+		case r.method != "" && text == "":
+			return r, r.readBody(in)
+		case r.method != "":
+			name, value, ok := strings.Cut(text, ":")
+			if !ok || name == "" || strings.ContainsAny(name, " \t") {
+				return r, statusError(400)
+			}
+			r.headers = append(r.headers, httpHeader{name, strings.Trim(value, " \t")})
+		case text != "":
+			fields := strings.Fields(text)
+			if len(fields) != 3 || !strings.HasPrefix(fields[2], "HTTP/") {
+				return r, statusError(400)
+			}
+			r.method, r.target, r.version = fields[0], fields[1], fields[2]
+		}
+	}
+}
+
+func (r *httpRequest) readBody(in io.Reader) error {
+	if _, ok := r.header("Transfer-Encoding"); ok {
+		return statusError(411)
+	}
+	told, ok := r.header("Content-Length")
+	if !ok {
+		if r.method == "POST" {
+			return statusError(411)
+		}
+		return nil
+	}
+	n, err := strconv.ParseUint(told, 10, 32)
+	switch {
+	case err != nil:
+		return statusError(400)
+	case n > maxBody:
+		return statusError(413)
+	}
+	body := make([]byte, n)
+	got, err := io.ReadFull(in, body)
+	r.raw = append(r.raw, body[:got]...)
+	r.body = body[:got]
+	if err != nil {
+		return statusError(400)
+	}
+	return nil
+}
+
+// header finds the first of the name.
+func (r *httpRequest) header(name string) (string, bool) {
+	for _, h := range r.headers {
+		if strings.EqualFold(h.name, name) {
+			return h.value, true
+		}
+	}
+	return "", false
+}
+
+// httpResponse is an answer before the quirks of the server.
+type httpResponse struct {
+	status int
+	body   []byte
+}
+
+// encode writes the answer as the server does.
+func encode(w quirks.Wire, a httpResponse, version string) []byte {
+	chunked := w.Chunked && version != "HTTP/1.0"
+	said, reason := "HTTP/1.1", " "+http.StatusText(a.status)
+	if w.HTTP10 {
+		said = "HTTP/1.0"
+	}
+	if w.NoReason {
+		reason = ""
+	}
+	var b bytes.Buffer
+	eol, sep := lineEnds(w.LFOnly, w.NoSpace)
+	line := func(name, value string) { b.WriteString(name + sep + value + eol) }
+	fmt.Fprintf(&b, "%s %d%s%s", said, a.status, reason, eol)
+	line("CONTENT-TYPE", `text/xml; charset="utf-8"`)
+	line("SERVER", serverName)
+	switch {
+	case chunked:
+		line("TRANSFER-ENCODING", "chunked")
+	case !w.NoLength:
+		line("CONTENT-LENGTH", strconv.Itoa(max(0, len(a.body)+w.LengthOff)))
+	}
+	if !w.LeaveOpen {
+		line("CONNECTION", "close")
+	}
+	b.WriteString(eol)
+	if !chunked {
+		b.Write(a.body)
+		return b.Bytes()
+	}
+	for rest := a.body; len(rest) > 0; {
+		n := min(len(rest), 100)
+		fmt.Fprintf(&b, "%x%s%s%s", n, eol, rest[:n], eol)
+		rest = rest[n:]
+	}
+	b.WriteString("0" + eol + eol)
+	return b.Bytes()
+}
+
+// serverName is what the gateway says of itself (UPnP Device Architecture 1.1,
+// section 1.2.2).
+const serverName = "goforward/1 UPnP/1.1 gatewaytest/1"
+
+// lineEnds are how headers are written.
+func lineEnds(lfOnly, noSpace bool) (eol, sep string) {
+	eol, sep = "\r\n", ": "
+	if lfOnly {
+		eol = "\n"
+	}
+	if noSpace {
+		sep = ":"
+	}
+	return eol, sep
+}
