@@ -13,13 +13,13 @@ import (
 // The gaps between the packets of an announcement double from the first to the
 // last (RFC 6886, section 3.2.1; RFC 6887, section 14.1).
 const (
-	firstGap = 250 * time.Millisecond
-	lastGap  = 64 * time.Second
+	firstInterval = 250 * time.Millisecond
+	maxInterval   = 64 * time.Second
 )
 
 // mostAlive is how often ssdp:alive is sent, since datagrams get lost (UPnP Device
 // Architecture 1.1, section 1.2.2).
-const mostAlive = 3
+const maxAliveRounds = 3
 
 // Announce tells the hosts that the gateway may have changed, as Restart and SetExternal
 // do. The first packet is sent before it returns; the series ends with the next
@@ -28,17 +28,17 @@ const mostAlive = 3
 // service, three times at most. A protocol that the gateway does not speak, or that is
 // down, sends nothing. Start does not announce.
 func (g *Gateway) Announce() {
-	if g.speaks(serviceUPnP) && listens(g.config.Notify) {
-		g.series(&g.notifying, min(g.config.Quirks.AnnounceCount, mostAlive), func() { g.upnp.notify("ssdp:alive") })
+	if g.supports(serviceUPnP) && hasPort(g.config.Notify) {
+		g.sendSeries(&g.cancelNotify, min(g.config.Quirks.AnnounceCount, maxAliveRounds), func() { g.upnp.notify("ssdp:alive") })
 	}
-	if listens(g.config.Announce) || listens(g.config.Announce6) {
-		g.series(&g.announcing, g.config.Quirks.AnnounceCount, g.announceOnce)
+	if hasPort(g.config.Announce) || hasPort(g.config.Announce6) {
+		g.sendSeries(&g.cancelAnnounce, g.config.Quirks.AnnounceCount, g.announceOnce)
 	}
 }
 
 // series runs a round, and the others later. It ends the series that current
 // is of, and current then is of this one.
-func (g *Gateway) series(current *context.CancelFunc, count int, round func()) {
+func (g *Gateway) sendSeries(current *context.CancelFunc, count int, round func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g.mu.Lock()
 	if *current != nil {
@@ -53,7 +53,7 @@ func (g *Gateway) series(current *context.CancelFunc, count int, round func()) {
 	}
 	g.spawn(func() {
 		defer cancel()
-		gap := firstGap
+		gap := firstInterval
 		for range count - 1 {
 			select {
 			case <-time.After(gap):
@@ -66,7 +66,7 @@ func (g *Gateway) series(current *context.CancelFunc, count int, round func()) {
 				return
 			}
 			round()
-			gap = min(2*gap, lastGap)
+			gap = min(2*gap, maxInterval)
 		}
 	})
 }
@@ -76,27 +76,27 @@ func (g *Gateway) announceOnce() {
 	hint, _ := pcp.AnnounceResponse{Epoch: g.epoch()}.MarshalBinary()
 	as := g.config.Quirks.AnnounceAs
 	switch {
-	case !g.speaks(serviceNATPMP) && !g.speaks(servicePCP):
+	case !g.supports(serviceNATPMP) && !g.supports(servicePCP):
 		return
-	case !g.speaks(serviceNATPMP) && as == quirks.AnnounceNATPMP:
+	case !g.supports(serviceNATPMP) && as == quirks.AnnounceNATPMP:
 		as = quirks.AnnouncePCP
 	}
-	if to := g.config.Announce; listens(to) {
+	if to := g.config.Announce; hasPort(to) {
 		if as != quirks.AnnouncePCP {
-			g.announceTo(to, g.natpmp.externalAddr(int(natpmp.Success)))
+			g.announceTo(to, g.natpmp.externalAddrResponse(int(natpmp.Success)))
 		}
 		if as != quirks.AnnounceNATPMP {
 			g.announceTo(to, hint)
 		}
 	}
-	if to := g.config.Announce6; listens(to) {
+	if to := g.config.Announce6; hasPort(to) {
 		g.announceTo(to, hint)
 	}
 }
 
 // listens reports whether somebody can listen at an address: a configuration says with
 // port 0 that nobody does.
-func listens(at netip.AddrPort) bool { return at.IsValid() && at.Port() != 0 }
+func hasPort(at netip.AddrPort) bool { return at.IsValid() && at.Port() != 0 }
 
 func (g *Gateway) announceTo(to netip.AddrPort, b []byte) {
 	g.send(to, b, func(s *Stats) { s.Announcements++ })

@@ -109,7 +109,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("gatewaytest: %w: lifetimes from %v to %v", backends.ErrInvalid, c.MinLifetime, c.MaxLifetime)
 	case c.Listen6.IsValid() && (!c.Listen6.Addr().Is6() || c.Listen6.Addr().Is4In6()):
 		return c, fmt.Errorf("gatewaytest: %w: listening on %v, which is not IPv6", backends.ErrInvalid, c.Listen6)
-	case c.Listen6.IsValid() && !c.speaks(servicePCP) && !c.speaks(serviceUPnP), c.Announce6.IsValid() && !c.Listen6.IsValid():
+	case c.Listen6.IsValid() && !c.supports(servicePCP) && !c.supports(serviceUPnP), c.Announce6.IsValid() && !c.Listen6.IsValid():
 		return c, fmt.Errorf("gatewaytest: %w: IPv6 needs PCP or UPnP, and announcements over IPv6 need Listen6", backends.ErrInvalid)
 	case c.Quirks.PCP.MaxFilters < 0 || c.Quirks.PCP.UpdateCount < 0:
 		return c, fmt.Errorf("gatewaytest: %w: negative number in Config.Quirks.PCP", backends.ErrInvalid)
@@ -132,20 +132,20 @@ func (c Config) withDefaults() (Config, error) {
 			}
 		}
 	}
-	if c.speaks(serviceUPnP) {
+	if c.supports(serviceUPnP) {
 		c.Quirks.UPnP, err = upnpDefaults(c.Quirks.UPnP)
 	}
 	return c, err
 }
 
 // speaks reports whether the gateway speaks the protocol.
-func (c Config) speaks(service string) bool {
+func (c Config) supports(service string) bool {
 	return len(c.Protocols) == 0 || slices.Contains(c.Protocols, service)
 }
 
 // lifetime is what a gateway of this kind grants for a wish.
-func (c Config) lifetime(wish time.Duration) time.Duration {
-	granted := max(wish, c.MinLifetime)
+func (c Config) lifetime(requested time.Duration) time.Duration {
+	granted := max(requested, c.MinLifetime)
 	if c.MaxLifetime != 0 {
 		granted = min(granted, c.MaxLifetime)
 	}

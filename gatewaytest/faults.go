@@ -49,42 +49,42 @@ type Fault struct {
 }
 
 // injected is a fault in force.
-type injected struct {
+type activeFault struct {
 	Fault
-	left int // 0: no limit
+	remaining int // 0: no limit
 }
 
 // faults are the faults in force, the oldest first. A new list replaces the
 // old one at each change, so that matching needs no lock.
 type faults struct {
-	mu   sync.Mutex
-	list []*injected
-	tail <-chan struct{} // closed when the last request that waited was handled; nil: none ever waited
+	mu     sync.Mutex
+	active []*activeFault
+	tail   <-chan struct{} // closed when the last request that waited was handled; nil: none ever waited
 }
 
 // Inject adds a fault, and returns a function that removes it and may be called twice.
 // If several faults match a request, only the oldest applies.
 func (g *Gateway) Inject(f Fault) (remove func()) {
-	in := &injected{Fault: f, left: f.Times}
+	in := &activeFault{Fault: f, remaining: f.Times}
 	g.faults.mu.Lock()
 	defer g.faults.mu.Unlock()
-	g.faults.list = append(slices.Clip(g.faults.list), in)
+	g.faults.active = append(slices.Clip(g.faults.active), in)
 	return func() { g.faults.remove(in) }
 }
 
-func (f *faults) remove(in *injected) {
+func (f *faults) remove(in *activeFault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.list = slices.DeleteFunc(slices.Clone(f.list), func(other *injected) bool { return other == in })
+	f.active = slices.DeleteFunc(slices.Clone(f.active), func(other *activeFault) bool { return other == in })
 }
 
 // take returns the fault that the request has coming, or nil, and counts it.
-func (f *faults) take(q Request) *Fault {
+func (f *faults) match(q Request) *Fault {
 	f.mu.Lock()
-	list := f.list
+	list := f.active
 	f.mu.Unlock()
 	for _, in := range list {
-		if (in.Match == nil || in.Match(q)) && f.use(in) {
+		if (in.Match == nil || in.Match(q)) && f.consume(in) {
 			return &in.Fault
 		}
 	}
@@ -92,23 +92,23 @@ func (f *faults) take(q Request) *Fault {
 }
 
 // use counts one use of the fault, and reports whether it was still in force.
-func (f *faults) use(in *injected) bool {
+func (f *faults) consume(in *activeFault) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	i := slices.Index(f.list, in)
+	i := slices.Index(f.active, in)
 	if i < 0 {
 		return false
 	}
-	if in.left == 1 {
-		f.list = slices.Delete(slices.Clone(f.list), i, i+1)
+	if in.remaining == 1 {
+		f.active = slices.Delete(slices.Clone(f.active), i, i+1)
 	}
-	in.left--
+	in.remaining--
 	return true
 }
 
 // enter waits until a request may be handled. It returns a function to call after
 // that, and reports whether the gateway still runs.
-func (f *faults) enter(hold <-chan struct{}, closed <-chan struct{}) (leave func(), ok bool) {
+func (f *faults) enterQueue(hold <-chan struct{}, closed <-chan struct{}) (done func(), ok bool) {
 	f.mu.Lock()
 	before := f.tail
 	if before == nil && hold == nil {
@@ -118,7 +118,7 @@ func (f *faults) enter(hold <-chan struct{}, closed <-chan struct{}) (leave func
 	handled := make(chan struct{})
 	f.tail = handled
 	f.mu.Unlock()
-	leave = func() { close(handled) }
+	done = func() { close(handled) }
 	for _, c := range []<-chan struct{}{before, hold} {
 		if c == nil {
 			continue
@@ -126,14 +126,14 @@ func (f *faults) enter(hold <-chan struct{}, closed <-chan struct{}) (leave func
 		select {
 		case <-c:
 		case <-closed:
-			return leave, false
+			return done, false
 		}
 	}
-	return leave, true
+	return done, true
 }
 
 // spoil applies the fault to an answer.
-func (f *Fault) spoil(replies [][]byte) [][]byte {
+func (f *Fault) corrupt(replies [][]byte) [][]byte {
 	if f.DropReply {
 		return nil
 	}

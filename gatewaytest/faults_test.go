@@ -16,7 +16,7 @@ func isMap(q gatewaytest.Request) bool { return q.Op == "map" }
 
 func TestFaultDrop(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	gw.Inject(gatewaytest.Fault{Match: isMap, Times: 2, Drop: true})
 	h.expect(mapTCP, "")
@@ -25,7 +25,7 @@ func TestFaultDrop(t *testing.T) {
 		t.Errorf("a dropped request made %v", all)
 	}
 	h.expect(mapTCP, mapTCPReply)
-	requests, err := gw.AwaitRequests(waiting(t), 3, isMap)
+	requests, err := gw.AwaitRequests(testContext(t), 3, isMap)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,13 +38,13 @@ func TestFaultDrop(t *testing.T) {
 
 func TestFaultDropReply(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	remove := gw.Inject(gatewaytest.Fault{Match: isMap, DropReply: true})
 	for range 3 {
 		h.expect(mapTCP, "")
 	}
-	only(t, gw)
+	onlyEntry(t, gw)
 	remove()
 	remove()
 	h.expect(mapTCP, mapTCPReply)
@@ -52,7 +52,7 @@ func TestFaultDropReply(t *testing.T) {
 
 func TestFaultResult(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	gw.Inject(gatewaytest.Fault{Result: 9, Times: 2})
 	h.expect("0000", "0080 0009 000004d2 00000000")
@@ -65,7 +65,7 @@ func TestFaultResult(t *testing.T) {
 
 func TestFaultReply(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	gw.Inject(gatewaytest.Fault{Match: isMap, Reply: func(b []byte) [][]byte {
 		return [][]byte{{1, 2, 3}, b[:2]}
@@ -81,7 +81,7 @@ func TestFaultReply(t *testing.T) {
 
 func TestFaultCorruptAndDuplicate(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	gw.Inject(gatewaytest.Fault{Times: 1, Duplicate: 2, Corrupt: func(b []byte) []byte { return b[:3] }})
 	h.send("0000")
@@ -96,7 +96,7 @@ func TestFaultCorruptAndDuplicate(t *testing.T) {
 
 func TestFaultHoldAndDelay(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	hold := make(chan struct{})
 	gw.Inject(gatewaytest.Fault{Match: isMap, Times: 1, Hold: hold})
@@ -104,7 +104,7 @@ func TestFaultHoldAndDelay(t *testing.T) {
 	for range 200 {
 		h.expect("0000", addrReply) // overtakes
 	}
-	only(t, gw) // done already, only the answer is held
+	onlyEntry(t, gw) // done already, only the answer is held
 	close(hold)
 	if got := h.receive(); got != mapTCPReply {
 		t.Errorf("got %s", got)
@@ -121,7 +121,7 @@ func TestFaultHoldAndDelay(t *testing.T) {
 	for range 200 {
 		h.expect("0000", addrReply)
 	}
-	if _, err := gw.AwaitRequests(waiting(t), 404, nil); err != nil {
+	if _, err := gw.AwaitRequests(testContext(t), 404, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -130,8 +130,8 @@ func TestFaultHoldAndDelay(t *testing.T) {
 // after it, those over HTTP as well.
 func TestFaultHoldRequest(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
-	h, c := newHost(t, gw), newControl(t, gw)
+	gw := startReference(t, gatewaytest.Config{})
+	h, c := newHost(t, gw), newIGDClient(t, gw)
 	hold, arrived := make(chan struct{}), make(chan struct{})
 	arrives := func(op string) func(gatewaytest.Request) bool {
 		return func(q gatewaytest.Request) bool {
@@ -174,7 +174,7 @@ func TestFaultHoldRequest(t *testing.T) {
 
 func TestFaultRepeat(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	gw.Inject(gatewaytest.Fault{Times: 1, Repeat: 2})
 	h.send(mapTCP)
@@ -183,13 +183,13 @@ func TestFaultRepeat(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	}
-	only(t, gw)
+	onlyEntry(t, gw)
 	h.expect("0000", addrReply)
 }
 
 func TestFaultOrder(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	gw.Inject(gatewaytest.Fault{Times: 1, Result: 2})
 	gw.Inject(gatewaytest.Fault{Times: 1, Result: 3})

@@ -52,7 +52,7 @@ func FuzzNATPMPHandle(f *testing.F) {
 		for range 3 {
 			q := identify(b)
 			q.Source = netip.MustParseAddrPort("127.0.0.1:1")
-			replies, _ := g.answer(q)
+			replies, _ := g.respond(q)
 			for _, r := range replies {
 				if len(r) < 2 || len(r) > max(24, len(b)+4) {
 					t.Fatalf("answer of %d bytes: %x", len(r), r)
@@ -63,7 +63,7 @@ func FuzzNATPMPHandle(f *testing.F) {
 			}
 			g.Advance(time.Hour)
 		}
-		for e := range g.table.outside {
+		for e := range g.table.byExternal {
 			if e.Port() == 0 {
 				t.Fatal("port 0 in the table")
 			}
@@ -110,20 +110,20 @@ func FuzzPCPHandle(f *testing.F) {
 		if on(17) {
 			source = vectorClient
 		}
-		g := vectorGateway(t, config)
+		g := newVectorGateway(t, config)
 		if result != 0 {
 			g.Inject(Fault{Result: int(result), Times: 1})
 		}
 		for _, raw := range [][]byte{a, b, a, b} {
 			raw = slices.Clone(raw)
-			if fix && len(raw) >= pcpHeader {
+			if fix && len(raw) >= pcpHeaderSize {
 				a16 := source.Addr().As16()
 				copy(raw[8:], a16[:])
 			}
 			q := identify(raw)
 			q.Source = source
-			replies, _ := g.answer(q)
-			request := len(raw) >= pcpHeader && raw[0] == pcp.Version && raw[1]&0x80 == 0
+			replies, _ := g.respond(q)
+			request := len(raw) >= pcpHeaderSize && raw[0] == pcp.Version && raw[1]&0x80 == 0
 			if request && len(replies) == 0 && !on(11) {
 				t.Fatalf("no answer to %x", raw)
 			}
@@ -145,7 +145,7 @@ func checkReply(t *testing.T, request, r []byte, rules quirks.PCP) {
 	switch {
 	case err != nil:
 		t.Fatalf("%x to %x: %v", r, request, err)
-	case len(r) < pcpHeader || len(r) > pcp.MaxMessage || len(r)%4 != 0:
+	case len(r) < pcpHeaderSize || len(r) > pcp.MaxMessage || len(r)%4 != 0:
 		t.Fatalf("answer of %d bytes to %x", len(r), request)
 	case rules.VersionOne != (h.Version == 1):
 		t.Fatalf("answer of version %d", h.Version)
@@ -165,7 +165,7 @@ func checkReply(t *testing.T, request, r []byte, rules quirks.PCP) {
 func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 	t.Helper()
 	all, n := len(g.Table()), 0 // nothing has expired from here on
-	for at, rows := range g.table.outside {
+	for at, rows := range g.table.byExternal {
 		for _, r := range rows {
 			n++
 			switch {
@@ -175,7 +175,7 @@ func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 				t.Fatalf("%v is shared by %v and %v", at, r.Internal, rows[0].Internal)
 			case len(r.Filters) > g.config.Quirks.PCP.MaxFilters:
 				t.Fatalf("%d filters", len(r.Filters))
-			case !slices.Contains(g.table.inside[endpoint{r.Protocol, r.Internal}], r):
+			case !slices.Contains(g.table.byInternal[endpoint{r.Protocol, r.Internal}], r):
 				t.Fatalf("not found inside: %+v", r.Entry)
 			}
 		}
@@ -184,15 +184,15 @@ func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 	if n != g.table.size || n > g.table.limit || n != all {
 		t.Fatalf("%d rows, of size %d", n, g.table.size)
 	}
-	for _, c := range g.table.claims(func(claimed) bool { return false }) {
-		if g.pcp.update(c, netip.IPv4Unspecified()) == nil {
+	for _, c := range g.table.hostedEntries(func(hostedEntry) bool { return false }) {
+		if g.pcp.updateResponse(c, netip.IPv4Unspecified()) == nil {
 			t.Fatalf("no update about %+v", c.Entry)
 		}
 	}
 }
 
 // fuzzed is a gateway that does not listen.
-func fuzzed(t testing.TB, u quirks.UPnP) *Gateway {
+func newFuzzGateway(t testing.TB, u quirks.UPnP) *Gateway {
 	config, err := Config{TableLimit: 3, ManualClock: true, Quirks: quirks.Quirks{UPnP: u}, Listen6: netip.MustParseAddrPort("[::1]:0")}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
@@ -224,18 +224,18 @@ func FuzzUPnPRequest(f *testing.F) {
 			Rules:   quirks.Rules{OnePort: on(8), FullSilent: on(9), AddAnyResets: on(10)},
 			Demands: quirks.Demands{Compact: on(11), SOAPActionNotLast: on(12), LiteralHost: on(13)}, Version: 1 + int(bits>>14&1),
 		}
-		g := fuzzed(t, device)
+		g := newFuzzGateway(t, device)
 		if result != 0 {
 			g.Inject(Fault{Result: int(result), Times: 1, Duplicate: 1})
 		}
 		for i := range 3 {
-			r, err := readRequest(bufio.NewReaderSize(bytes.NewReader(b), maxHeader))
+			r, err := readRequest(bufio.NewReaderSize(bytes.NewReader(b), maxHeaderBytes))
 			r.err, r.base = err, "http://127.0.0.1:1"
 			r.source = netip.MustParseAddrPort([]string{"127.0.0.1:1", "[::1]:1", "127.0.0.1:1"}[i])
 			q := g.upnp.identify(&r)
-			replies, _ := g.answerBy(q, func(refuse int) [][]byte {
+			replies, _ := g.respondWith(q, func(refuse int) [][]byte {
 				b, _ := g.upnp.respond(&r, refuse)
-				return datagrams(b)
+				return oneReply(b)
 			})
 			if len(replies) > 1 {
 				t.Fatalf("%d answers", len(replies))
@@ -250,7 +250,7 @@ func FuzzUPnPRequest(f *testing.F) {
 			}
 			g.Advance(time.Hour)
 		}
-		for at := range g.table.outside {
+		for at := range g.table.byExternal {
 			if at.Port() == 0 {
 				t.Fatal("port 0 in the table")
 			}
@@ -286,7 +286,7 @@ func FuzzSSDP(f *testing.F) {
 		f.Add([]byte(seed), false, 2)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, v6 bool, version int) {
-		g := fuzzed(t, quirks.UPnP{Search: quirks.Search{Version: version & 1}, Version: 1 + version>>1&1})
+		g := newFuzzGateway(t, quirks.UPnP{Search: quirks.Search{Version: version & 1}, Version: 1 + version>>1&1})
 		q, ok := parseSearch(b)
 		from := netip.MustParseAddrPort("127.0.0.1:1")
 		if v6 {
@@ -295,8 +295,8 @@ func FuzzSSDP(f *testing.F) {
 		if !ok || g.upnp.ignores(q, from) {
 			return
 		}
-		all := g.upnp.found(q, from)
-		if len(all) > len(g.upnp.targets()) {
+		all := g.upnp.matched(q, from)
+		if len(all) > len(g.upnp.searchTargets()) {
 			t.Fatalf("%d answers", len(all))
 		}
 		for _, reply := range all {

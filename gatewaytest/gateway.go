@@ -16,32 +16,32 @@ import (
 // Gateway is a running router. Its methods may be called by several goroutines
 // at once.
 type Gateway struct {
-	config Config
-	clock  *clock
-	table  *table
-	record *recorder
-	faults faults
-	natpmp natpmpServer
-	pcp    pcpServer
-	upnp   upnpServer
-	ports  []*port      // of NAT-PMP and PCP over IPv4, and over IPv6 if there is one
-	late   atomic.Int32 // answers held back
+	config         Config
+	clock          *clock
+	table          *table
+	record         *recorder
+	faults         faults
+	natpmp         natpmpServer
+	pcp            pcpServer
+	upnp           upnpServer
+	udpServers     []*udpServer // of NAT-PMP and PCP over IPv4, and over IPv6 if there is one
+	delayedReplies atomic.Int32 // answers held back
 
 	done    <-chan struct{} // closed by Close
 	stop    context.CancelFunc
 	onClose func(func()) (forget func() bool)
 	wg      sync.WaitGroup // joined only through spawn
 
-	mu          sync.Mutex
-	closed      bool
-	external    netip.Addr
-	boot        time.Time          // on the gateway's clock; the epoch counts from it
-	announcing  context.CancelFunc // ends the series under way
-	notifying   context.CancelFunc // the same of ssdp:alive
-	updating    context.CancelFunc // the same of mapping updates
-	outside     map[io.Closer]struct{}
-	outsideUDP  map[netip.AddrPort]*packetConn
-	outsidePort uint16 // the last one that the gateway chose
+	mu              sync.Mutex
+	closed          bool
+	external        netip.Addr
+	boot            time.Time          // on the gateway's clock; the epoch counts from it
+	cancelAnnounce  context.CancelFunc // ends the series under way
+	cancelNotify    context.CancelFunc // the same of ssdp:alive
+	cancelUpdates   context.CancelFunc // the same of mapping updates
+	outsideConns    map[io.Closer]struct{}
+	outsideUDP      map[netip.AddrPort]*packetConn
+	lastOutsidePort uint16 // the last one that the gateway chose
 }
 
 // TB is what New needs of a *testing.T, *testing.B or *testing.F. It is an interface, so
@@ -84,21 +84,21 @@ func newGateway(config Config) *Gateway {
 	ctx, cancel := context.WithCancel(context.Background())
 	clock := newClock(config.ManualClock)
 	g := &Gateway{
-		config:     config,
-		clock:      clock,
-		table:      newTable(clock, config.TableLimit),
-		record:     newRecorder(),
-		done:       ctx.Done(),
-		stop:       cancel,
-		onClose:    func(f func()) func() bool { return context.AfterFunc(ctx, f) },
-		external:   config.External,
-		boot:       clock.now().Add(-config.Uptime),
-		outside:    make(map[io.Closer]struct{}),
-		outsideUDP: make(map[netip.AddrPort]*packetConn),
+		config:       config,
+		clock:        clock,
+		table:        newTable(clock, config.TableLimit),
+		record:       newRecorder(),
+		done:         ctx.Done(),
+		stop:         cancel,
+		onClose:      func(f func()) func() bool { return context.AfterFunc(ctx, f) },
+		external:     config.External,
+		boot:         clock.now().Add(-config.Uptime),
+		outsideConns: make(map[io.Closer]struct{}),
+		outsideUDP:   make(map[netip.AddrPort]*packetConn),
 	}
-	g.ports = []*port{{network: "udp4", addr: config.Listen, receive: g.receive}}
+	g.udpServers = []*udpServer{{network: "udp4", addr: config.Listen, handle: g.receive}}
 	if config.Listen6.IsValid() {
-		g.ports = append(g.ports, &port{network: "udp6", addr: config.Listen6, receive: g.receive})
+		g.udpServers = append(g.udpServers, &udpServer{network: "udp6", addr: config.Listen6, handle: g.receive})
 	}
 	g.natpmp.g, g.natpmp.quirks = g, config.Quirks.NATPMP
 	g.pcp.g, g.pcp.quirks = g, config.Quirks.PCP
@@ -112,19 +112,19 @@ func newGateway(config Config) *Gateway {
 func (g *Gateway) Close() error {
 	g.mu.Lock()
 	g.closed = true
-	conns := append(g.shut(), g.upnp.shut()...)
-	outside := g.outside
-	g.outside = nil
+	conns := append(g.detachUDP(), g.upnp.detachListeners()...)
+	outsideConns := g.outsideConns
+	g.outsideConns = nil
 	g.mu.Unlock()
 
 	g.stop()
 	for _, conn := range conns {
 		_ = conn.Close()
 	}
-	for c := range outside {
+	for c := range outsideConns {
 		_ = c.Close()
 	}
-	g.upnp.hangUp()
+	g.upnp.closeConns()
 	g.wg.Wait()
 	return nil
 }
@@ -149,19 +149,19 @@ func (g *Gateway) isClosed() bool {
 }
 
 // speaks reports whether the gateway speaks the protocol.
-func (g *Gateway) speaks(service string) bool { return g.config.speaks(service) }
+func (g *Gateway) supports(service string) bool { return g.config.supports(service) }
 
 // Addr is the address where the gateway answers NAT-PMP and PCP. It stays the same while
 // the gateway is down.
-func (g *Gateway) Addr() netip.AddrPort { return g.ports[0].addr }
+func (g *Gateway) Addr() netip.AddrPort { return g.udpServers[0].addr }
 
 // Addr6 is the address where the gateway answers PCP over IPv6, or the zero AddrPort
 // without [Config.Listen6].
 func (g *Gateway) Addr6() netip.AddrPort {
-	if len(g.ports) < 2 {
+	if len(g.udpServers) < 2 {
 		return netip.AddrPort{}
 	}
-	return g.ports[1].addr
+	return g.udpServers[1].addr
 }
 
 // AnnounceAddr is the address that announcements of NAT-PMP and PCP go to, for a listener
@@ -273,7 +273,7 @@ func (g *Gateway) AddMapping(e Entry) error {
 	e.External = netip.AddrPortFrom(netip.Addr{}, e.External.Port())
 	e.Remote = netip.AddrPort{}
 	// Another port of the same host is another entry.
-	_, err := g.table.grant(wish{Entry: e, exact: true, another: true, loose: true})
+	_, err := g.table.grant(spec{Entry: e, exactPort: true, allowSecond: true, ignoreNonce: true})
 	if err != nil {
 		return fmt.Errorf("%w: %v port %d", err, e.Protocol, e.External.Port())
 	}
@@ -283,7 +283,7 @@ func (g *Gateway) AddMapping(e Entry) error {
 // RemoveMapping removes the entry at an external IPv4 port, static or not, and
 // reports whether there was one.
 func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
-	return g.table.evict(endpoint{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
+	return g.table.deleteExternal(endpoint{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
 }
 
 // Config returns a config for a Forwarder that uses the gateway, also its announcements and
@@ -297,7 +297,7 @@ func (g *Gateway) Config() *forward.Config {
 
 // private4 is where hosts on the internet cannot connect to: private, shared
 // and link-local addresses, and those of protocol assignments (RFC 6890).
-var private4 = []netip.Prefix{
+var privatePrefixes = []netip.Prefix{
 	netip.MustParsePrefix("10.0.0.0/8"),
 	netip.MustParsePrefix("172.16.0.0/12"),
 	netip.MustParsePrefix("192.168.0.0/16"),
@@ -307,8 +307,8 @@ var private4 = []netip.Prefix{
 }
 
 // private reports whether hosts on the internet cannot reach the address.
-func private(addr netip.Addr) bool {
-	for _, p := range private4 {
+func isPrivate(addr netip.Addr) bool {
+	for _, p := range privatePrefixes {
 		if p.Contains(addr) {
 			return true
 		}

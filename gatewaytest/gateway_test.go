@@ -16,22 +16,22 @@ import (
 )
 
 // recordedTB is a test that can fail without an end.
-type recordedTB struct {
+type fakeTB struct {
 	failed   bool
 	cleanups []func()
 }
 
-func (r *recordedTB) Helper() {}
+func (r *fakeTB) Helper() {}
 
-func (r *recordedTB) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
+func (r *fakeTB) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
 
-func (r *recordedTB) Fatal(...any) { r.failed = true; panic(r) }
+func (r *fakeTB) Fatal(...any) { r.failed = true; panic(r) }
 
 // New closes the gateway when the test ends, and fails the test if the gateway does not
 // start.
 func TestNew(t *testing.T) {
 	t.Parallel()
-	var tb recordedTB
+	var tb fakeTB
 	gw := gatewaytest.New(&tb, gatewaytest.Config{})
 	if tb.failed || len(tb.cleanups) != 1 {
 		t.Fatalf("%+v", tb)
@@ -81,27 +81,27 @@ func TestConfig(t *testing.T) {
 			_ = gw.Close()
 		}
 	}
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	if _, err := gatewaytest.Start(gatewaytest.Config{Listen: gw.Addr()}); err == nil {
 		t.Error("two gateways on one port")
 	}
 }
 
 // announced is a socket where announcements arrive.
-type announced struct {
+type announceListener struct {
 	t  *testing.T
 	pc net.PacketConn
 	gw *gatewaytest.Gateway
 }
 
-func announcing(t *testing.T, config gatewaytest.Config) announced {
+func startAnnounceListener(t *testing.T, config gatewaytest.Config) announceListener {
 	t.Helper()
 	pc, _ := listenUDP(t)
 	config.Announce = pc.LocalAddr().(*net.UDPAddr).AddrPort()
-	return announced{t, pc, reference(t, config)}
+	return announceListener{t, pc, startReference(t, config)}
 }
 
-func (a announced) expect(want ...string) {
+func (a announceListener) expect(want ...string) {
 	a.t.Helper()
 	for _, want := range want {
 		b := make([]byte, 100)
@@ -117,14 +117,14 @@ func (a announced) expect(want ...string) {
 
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	a := announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 1}})
-	static := taken(backends.TCP, 80)
+	a := startAnnounceListener(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 1}})
+	static := otherHostEntry(backends.TCP, 80)
 	static.Static = true
 	if err := a.gw.AddMapping(static); err != nil {
 		t.Fatal(err)
 	}
 	h := newHost(t, a.gw)
-	h.ask(mapTCP)
+	h.request(mapTCP)
 
 	a.gw.Restart(gatewaytest.RestartOptions{KeepTable: true, KeepEpoch: true})
 	a.expect("00800000000004d2cb007107")
@@ -132,7 +132,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("%d entries, want 2", n)
 	}
 	a.gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	if e := only(t, a.gw); !e.Static {
+	if e := onlyEntry(t, a.gw); !e.Static {
 		t.Errorf("left: %v", e)
 	}
 	h.expect("0000", "0080 0000 00000000 cb007107")
@@ -153,11 +153,11 @@ func TestRestart(t *testing.T) {
 func TestAnnounceForms(t *testing.T) {
 	t.Parallel()
 	const pmp, pcp = "00800000000004d2cb007107", "0280000000000000000004d2000000000000000000000000"
-	a := announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnounceBoth}})
+	a := startAnnounceListener(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnounceBoth}})
 	a.gw.Announce()
 	a.expect(pmp, pcp, pmp, pcp) // the second round 250 ms later
 	for again := true; again; {  // until the second packet of the first series was not due yet
-		a = announcing(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnouncePCP}})
+		a = startAnnounceListener(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnouncePCP}})
 		begin := time.Now()
 		a.gw.Announce()
 		a.gw.Announce() // ends the first series
@@ -166,7 +166,7 @@ func TestAnnounceForms(t *testing.T) {
 	a.expect(pcp, pcp, pcp)
 	h := newHost(t, a.gw)
 	for range 200 {
-		h.ask("0000") // would give the first series the time
+		h.request("0000") // would give the first series the time
 	}
 	a.gw.Down()
 	a.gw.Announce()
@@ -178,32 +178,32 @@ func TestAnnounceForms(t *testing.T) {
 // The mappings point to the address that the gateway has.
 func TestSetExternal(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	_, port := listenTCP(t)
-	newHost(t, gw).port(2, port, 7200)
+	newHost(t, gw).mapPort(2, port, 7200)
 	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
-	if got := only(t, gw).External.String(); got != "45.45.45.7:8080" {
+	if got := onlyEntry(t, gw).External.String(); got != "45.45.45.7:8080" {
 		t.Errorf("external %s", got)
 	}
-	if _, err := gw.Dial(waiting(t), "tcp", "45.45.45.1:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
+	if _, err := gw.Dial(testContext(t), "tcp", "45.45.45.1:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("the old address: %v", err)
 	}
-	c, err := gw.Dial(waiting(t), "tcp", "45.45.45.7:8080")
+	c, err := gw.Dial(testContext(t), "tcp", "45.45.45.7:8080")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = c.Close()
 	gw.SetExternal(netip.IPv4Unspecified())
-	if _, err := gw.Dial(waiting(t), "tcp", "0.0.0.0:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
+	if _, err := gw.Dial(testContext(t), "tcp", "0.0.0.0:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("no address: %v", err)
 	}
 }
 
 func TestDownUp(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
-	h.ask(mapTCP)
+	h.request(mapTCP)
 	for range 3 {
 		gw.Down()
 		gw.Down()
@@ -219,14 +219,14 @@ func TestDownUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.expect("0000", addrReply)
-		only(t, gw)
+		onlyEntry(t, gw)
 	}
 }
 
 func TestTwoGateways(t *testing.T) {
 	t.Parallel()
-	one := reference(t, gatewaytest.Config{})
-	two := reference(t, gatewaytest.Config{External: netip.MustParseAddr("45.45.45.2")})
+	one := startReference(t, gatewaytest.Config{})
+	two := startReference(t, gatewaytest.Config{External: netip.MustParseAddr("45.45.45.2")})
 	newHost(t, one).expect(mapTCP, mapTCPReply)
 	newHost(t, two).expect("0000", "0080 0000 000004d2 2d2d2d02")
 	if one.Addr() == two.Addr() || len(one.Table()) != 1 || len(two.Table()) != 0 {
@@ -235,7 +235,7 @@ func TestTwoGateways(t *testing.T) {
 }
 
 // What a listener gets at an address.
-func heard(t *testing.T, at netip.AddrPort, happen func()) string {
+func firstDatagram(t *testing.T, at netip.AddrPort, happen func()) string {
 	t.Helper()
 	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 	if err != nil {
@@ -243,7 +243,7 @@ func heard(t *testing.T, at netip.AddrPort, happen func()) string {
 	}
 	defer pc.Close()
 	happen()
-	_ = pc.SetReadDeadline(time.Now().Add(patience))
+	_ = pc.SetReadDeadline(time.Now().Add(testTimeout))
 	b := make([]byte, 2048)
 	n, err := pc.Read(b)
 	if err != nil {
@@ -253,7 +253,7 @@ func heard(t *testing.T, at netip.AddrPort, happen func()) string {
 }
 
 // A gateway chooses where it announces, and announces what it speaks.
-func TestChosenAddresses(t *testing.T) {
+func TestDefaultAnnounceAddresses(t *testing.T) {
 	t.Parallel()
 	gw := gatewaytest.New(t, gatewaytest.Config{})
 	other := gatewaytest.New(t, gatewaytest.Config{Protocols: []string{"pcp"}})
@@ -264,13 +264,13 @@ func TestChosenAddresses(t *testing.T) {
 		}
 		all[at] = true
 	}
-	if got := heard(t, gw.AnnounceAddr(), gw.Announce); len(got) != 12 || got[0] != 0 {
+	if got := firstDatagram(t, gw.AnnounceAddr(), gw.Announce); len(got) != 12 || got[0] != 0 {
 		t.Errorf("announced %x, want NAT-PMP", got)
 	}
-	if got := heard(t, gw.NotifyAddr(), gw.Announce); !strings.HasPrefix(got, "NOTIFY ") {
+	if got := firstDatagram(t, gw.NotifyAddr(), gw.Announce); !strings.HasPrefix(got, "NOTIFY ") {
 		t.Errorf("notified %q", got)
 	}
-	if got := heard(t, other.AnnounceAddr(), other.Announce); len(got) != 24 || got[0] != 2 {
+	if got := firstDatagram(t, other.AnnounceAddr(), other.Announce); len(got) != 24 || got[0] != 2 {
 		t.Errorf("announced %x, want PCP", got)
 	}
 	if n := other.Stats().Notifications; n != 0 {
@@ -291,7 +291,7 @@ func TestChosenAddresses(t *testing.T) {
 }
 
 // A protocol that does not exist is the test's mistake.
-func TestDownNothing(t *testing.T) {
+func TestDownUnknownProtocol(t *testing.T) {
 	t.Parallel()
 	gw := gatewaytest.New(t, gatewaytest.Config{})
 	defer func() {

@@ -26,9 +26,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds what must happen; no test waits for it to pass.
-const patience = 20 * time.Second
+const testTimeout = 20 * time.Second
 
-func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
+func startGateway(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	gw, err := gatewaytest.Start(config)
 	if err != nil {
@@ -42,8 +42,8 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-func waiting(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -61,7 +61,7 @@ func newHost(t *testing.T, gw *gatewaytest.Gateway) host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	return host{t, conn}
@@ -90,7 +90,7 @@ func (h host) receive() string {
 	return hex.EncodeToString(b[:n])
 }
 
-func (h host) ask(packet string) string {
+func (h host) request(packet string) string {
 	h.t.Helper()
 	h.send(packet)
 	return h.receive()
@@ -113,22 +113,22 @@ func (h host) expect(packet, want string) {
 	}
 }
 
-func outside(p uint16) netip.AddrPort {
+func externalPort(p uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.Addr{}, p)
 }
 
 // reference is a gateway with the addresses and the epoch of the vectors.
-func reference(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
+func startReference(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	config.ManualClock, config.Uptime = true, 1234*time.Second
 	if !config.External.IsValid() {
 		config.External = netip.MustParseAddr("203.0.113.7")
 	}
-	return start(t, config)
+	return startGateway(t, config)
 }
 
 // only returns the one entry of the table.
-func only(t *testing.T, gw *gatewaytest.Gateway) gatewaytest.Entry {
+func onlyEntry(t *testing.T, gw *gatewaytest.Gateway) gatewaytest.Entry {
 	t.Helper()
 	all := gw.Table()
 	if len(all) != 1 {
@@ -137,17 +137,17 @@ func only(t *testing.T, gw *gatewaytest.Gateway) gatewaytest.Entry {
 	return all[0]
 }
 
-var neighbour = netip.MustParseAddrPort("127.0.0.99:9")
+var otherHost = netip.MustParseAddrPort("127.0.0.99:9")
 
-func taken(p backends.Protocol, port uint16) gatewaytest.Entry {
-	return gatewaytest.Entry{Protocol: p, Internal: neighbour, External: outside(port)}
+func otherHostEntry(p backends.Protocol, port uint16) gatewaytest.Entry {
+	return gatewaytest.Entry{Protocol: p, Internal: otherHost, External: externalPort(port)}
 }
 
 // igd is what a gateway starts as.
-type igd = quirks.UPnP
+type igdQuirks = quirks.UPnP
 
 // control talks to one service of a gateway, as bytes.
-type control struct {
+type igdClient struct {
 	t        *testing.T
 	gw       *gatewaytest.Gateway
 	from     string // the client's address
@@ -164,19 +164,19 @@ const (
 // reset is control's code for a connection that was reset, and ended for one
 // that ended without an answer.
 const (
-	reset = -1
-	ended = -2
+	connReset  = -1
+	connClosed = -2
 )
 
-func newControl(t *testing.T, gw *gatewaytest.Gateway) control {
+func newIGDClient(t *testing.T, gw *gatewaytest.Gateway) igdClient {
 	t.Helper()
-	return control{t, gw, "127.0.0.1", hostPort(t, gw.UPnP().DescriptionURL()), ipPath, ipConnection1}
+	return igdClient{t, gw, "127.0.0.1", hostPort(t, gw.UPnP().DescriptionURL()), ipPath, ipConnection1}
 }
 
 // controlled is a control of a gateway with these quirks.
-func controlled(t *testing.T, u igd) control {
+func startIGD(t *testing.T, u igdQuirks) igdClient {
 	t.Helper()
-	return newControl(t, start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true}))
+	return newIGDClient(t, startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true}))
 }
 
 func hostPort(t *testing.T, url string) string {
@@ -191,16 +191,16 @@ func hostPort(t *testing.T, url string) string {
 
 // exchange sends bytes and returns all that comes back. Errors after the first
 // byte are the end.
-func (c control) exchange(raw string) (string, error) {
+func (c igdClient) roundTrip(raw string) (string, error) {
 	c.t.Helper()
 	at := netip.AddrPortFrom(netip.MustParseAddr(c.from), 0)
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(at)}
-	conn, err := d.DialContext(waiting(c.t), "tcp", c.to)
+	conn, err := d.DialContext(testContext(c.t), "tcp", c.to)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	if _, err := conn.Write([]byte(raw)); err != nil {
 		return "", err
 	}
@@ -209,9 +209,9 @@ func (c control) exchange(raw string) (string, error) {
 }
 
 // get asks for the description and returns the whole answer.
-func (c control) get(path string, headers ...string) string {
+func (c igdClient) get(path string, headers ...string) string {
 	c.t.Helper()
-	got, err := c.exchange("GET " + path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") + "\r\n")
+	got, err := c.roundTrip("GET " + path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") + "\r\n")
 	if err != nil {
 		c.t.Errorf("GET %s: %v", path, err)
 	}
@@ -219,7 +219,7 @@ func (c control) get(path string, headers ...string) string {
 }
 
 // envelope is a request as the standard writes it.
-func (c control) envelope(action string, pairs ...string) string {
+func (c igdClient) envelope(action string, pairs ...string) string {
 	var b strings.Builder
 	for i := 0; i+1 < len(pairs); i += 2 {
 		fmt.Fprintf(&b, "<%s>%s</%[1]s>", pairs[i], pairs[i+1])
@@ -230,44 +230,44 @@ func (c control) envelope(action string, pairs ...string) string {
 }
 
 // post sends an action with these header lines, Host and Content-Length apart.
-func (c control) post(body string, headers ...string) (string, error) {
+func (c igdClient) post(body string, headers ...string) (string, error) {
 	c.t.Helper()
-	return c.exchange("POST " + c.path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") +
+	return c.roundTrip("POST " + c.path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") +
 		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
 }
 
 // ask calls an action and returns the whole answer.
-func (c control) ask(action string, pairs ...string) (string, error) {
+func (c igdClient) request(action string, pairs ...string) (string, error) {
 	c.t.Helper()
 	return c.post(c.envelope(action, pairs...), `SOAPAction: "`+c.service+"#"+action+`"`, `Content-Type: text/xml; charset="utf-8"`)
 }
 
 // call calls an action and returns the arguments of the answer, and its fault
 // code, 0 for success.
-func (c control) call(action string, pairs ...string) (map[string]string, int) {
+func (c igdClient) call(action string, pairs ...string) (map[string]string, int) {
 	c.t.Helper()
-	got, err := c.ask(action, pairs...)
+	got, err := c.request(action, pairs...)
 	if err != nil || got == "" {
 		switch {
 		case got == "" && err == nil:
-			return nil, ended
+			return nil, connClosed
 		case got == "" && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.Errno(10054))):
-			return nil, reset
+			return nil, connReset
 		}
 		c.t.Errorf("%s: %q, %v", action, got, err)
-		return nil, ended
+		return nil, connClosed
 	}
-	return arguments(got), faultCode(c.t, got)
+	return parseArguments(got), faultCode(c.t, got)
 }
 
 var (
-	leaf      = regexp.MustCompile(`<(New\w+|UniqueID|FirewallEnabled|InboundPinholeAllowed|PinholePackets|IsWorking)>(?s:<!\[CDATA\[(.*)\]\]>|([^<]*))</`)
-	errorCode = regexp.MustCompile(`errorCode>\s*(-?\d+)\s*</`)
+	argumentElement = regexp.MustCompile(`<(New\w+|UniqueID|FirewallEnabled|InboundPinholeAllowed|PinholePackets|IsWorking)>(?s:<!\[CDATA\[(.*)\]\]>|([^<]*))</`)
+	errorCode       = regexp.MustCompile(`errorCode>\s*(-?\d+)\s*</`)
 )
 
-func arguments(text string) map[string]string {
+func parseArguments(text string) map[string]string {
 	args := make(map[string]string)
-	for _, m := range leaf.FindAllStringSubmatch(text, -1) {
+	for _, m := range argumentElement.FindAllStringSubmatch(text, -1) {
 		args[m[1]] = m[2] + m[3]
 	}
 	return args
@@ -287,7 +287,7 @@ func faultCode(t *testing.T, text string) int {
 }
 
 // mapping is the arguments of AddPortMapping, but for the pairs.
-func mapping(pairs ...string) []string {
+func addArguments(pairs ...string) []string {
 	args := []string{
 		"NewRemoteHost", "", "NewExternalPort", "8080", "NewProtocol", "TCP", "NewInternalPort", "80",
 		"NewInternalClient", "127.0.0.1", "NewEnabled", "1", "NewPortMappingDescription", "a test", "NewLeaseDuration", "3600",
@@ -302,42 +302,42 @@ func mapping(pairs ...string) []string {
 
 // add maps TCP 8080 to port 80 for an hour, but for the pairs, whose names
 // have no "New", and returns the fault code.
-func (c control) add(pairs ...string) int {
+func (c igdClient) add(pairs ...string) int {
 	c.t.Helper()
-	_, code := c.call("AddPortMapping", mapping(pairs...)...)
+	_, code := c.call("AddPortMapping", addArguments(pairs...)...)
 	return code
 }
 
-func (c control) anyPort(pairs ...string) (string, int) {
+func (c igdClient) addAny(pairs ...string) (string, int) {
 	c.t.Helper()
-	args, code := c.call("AddAnyPortMapping", mapping(pairs...)...)
+	args, code := c.call("AddAnyPortMapping", addArguments(pairs...)...)
 	return args["NewReservedPort"], code
 }
 
-func (c control) remove(protocol, port string) int {
+func (c igdClient) remove(protocol, port string) int {
 	c.t.Helper()
 	_, code := c.call("DeletePortMapping", "NewRemoteHost", "", "NewExternalPort", port, "NewProtocol", protocol)
 	return code
 }
 
-func (c control) lookup(protocol, port string) (map[string]string, int) {
+func (c igdClient) lookup(protocol, port string) (map[string]string, int) {
 	c.t.Helper()
 	return c.call("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", port, "NewProtocol", protocol)
 }
 
-func (c control) index(i uint32) (map[string]string, int) {
+func (c igdClient) byIndex(i uint32) (map[string]string, int) {
 	c.t.Helper()
 	return c.call("GetGenericPortMappingEntry", "NewPortMappingIndex", strconv.FormatUint(uint64(i), 10))
 }
 
-func (c control) listRange(from, to string) (string, int) {
+func (c igdClient) listRange(from, to string) (string, int) {
 	c.t.Helper()
 	args, code := c.call("GetListOfPortMappings", "NewStartPort", from, "NewEndPort", to, "NewProtocol", "TCP", "NewManage", "1", "NewNumberOfPorts", "0")
 	return args["NewPortListing"], code
 }
 
 // wantCodes fails unless these are the fault codes.
-func wantCodes(t *testing.T, got []int, want ...int) {
+func checkCodes(t *testing.T, got []int, want ...int) {
 	t.Helper()
 	if !slices.Equal(got, want) {
 		t.Errorf("codes %v, want %v", got, want)
@@ -358,14 +358,14 @@ func faultOf(text string) int {
 func isErrno(err error, want syscall.Errno) bool { return errors.Is(err, want) }
 
 // status is the first line of an answer, without the version.
-func status(answer string) string {
+func statusLine(answer string) string {
 	line, _, _ := strings.Cut(answer, "\n")
 	_, line, _ = strings.Cut(strings.TrimSuffix(line, "\r"), " ")
 	return line
 }
 
 // refusedBy reports whether nobody listens.
-func refusedBy(err error) bool {
+func isConnRefused(err error) bool {
 	return isErrno(err, syscall.ECONNREFUSED) || isErrno(err, syscall.Errno(10061))
 }
 
@@ -378,7 +378,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &e) && e.Timeout()
 }
 
-func split(answer string) (header, body string) {
+func splitResponse(answer string) (header, body string) {
 	header, body, _ = strings.Cut(answer, "\r\n\r\n")
 	return header, body
 }

@@ -23,7 +23,7 @@ import (
 
 // standardPort is a gateway on port 5351, which other clients insist on, of
 // some loopback address.
-func standardPort(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
+func startOnStandardPort(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	var err error
 	for range 10 {
@@ -41,9 +41,9 @@ func standardPort(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway 
 
 func TestInteropGoNATPMP(t *testing.T) {
 	t.Parallel()
-	gw := standardPort(t, gatewaytest.Config{ManualClock: true, Uptime: 1234 * time.Second})
+	gw := startOnStandardPort(t, gatewaytest.Config{ManualClock: true, Uptime: 1234 * time.Second})
 	ln, port := listenTCP(t)
-	c := jackpal.NewClientWithTimeout(net.IP(gw.Addr().Addr().AsSlice()), patience)
+	c := jackpal.NewClientWithTimeout(net.IP(gw.Addr().Addr().AsSlice()), testTimeout)
 
 	addr, err := c.GetExternalAddress()
 	if err != nil {
@@ -75,7 +75,7 @@ func TestInteropGoNATPMP(t *testing.T) {
 	if _, err := c.AddPortMapping("tcp", int(port), 0, 0); err != nil {
 		t.Errorf("deleting: %v", err)
 	}
-	refusedTCP(t, gw)
+	checkRefused(t, gw)
 	gw.Inject(gatewaytest.Fault{Result: 2})
 	if _, err := c.AddPortMapping("udp", 1, 1, 1); err == nil || !strings.Contains(err.Error(), "Not Authorized") {
 		t.Errorf("refused: %v", err)
@@ -89,11 +89,11 @@ func TestInteropNatpmpc(t *testing.T) {
 	if err != nil {
 		t.Skipf("INTEROPERABILITY WITH natpmpc NOT TESTED: %v", err)
 	}
-	gw := standardPort(t, gatewaytest.Config{})
+	gw := startOnStandardPort(t, gatewaytest.Config{})
 	run := func(want string, args ...string) {
 		t.Helper()
 		args = append([]string{"-g", gw.Addr().Addr().String()}, args...)
-		out, err := exec.CommandContext(waiting(t), natpmpc, args...).CombinedOutput()
+		out, err := exec.CommandContext(testContext(t), natpmpc, args...).CombinedOutput()
 		if !regexp.MustCompile(want).Match(out) {
 			t.Errorf("natpmpc %v: %v, want %q in\n%s", args, err, want, out)
 		}
@@ -103,12 +103,12 @@ func TestInteropNatpmpc(t *testing.T) {
 	run(fmt.Sprintf(`Mapped public port 8080 protocol TCP to local port %d liftime 3600`, port), "-a", "8080", fmt.Sprint(port), "tcp", "3600")
 	dial(t, gw, "tcp")
 	run(`Mapped public port 0 protocol TCP .*liftime 0`, "-a", "0", fmt.Sprint(port), "tcp", "0")
-	refusedTCP(t, gw)
+	checkRefused(t, gw)
 	gw.Inject(gatewaytest.Fault{Result: 4})
 	run(`(?i)failed`, "-a", "1", "2", "udp", "60")
 }
 
-func location(t *testing.T, s string) *url.URL {
+func parseURL(t *testing.T, s string) *url.URL {
 	t.Helper()
 	u, err := url.Parse(s)
 	if err != nil {
@@ -118,7 +118,7 @@ func location(t *testing.T, s string) *url.URL {
 }
 
 // wantFault fails unless the error is a fault of goupnp's with that code.
-func wantFault(t *testing.T, err error, code int) {
+func checkFault(t *testing.T, err error, code int) {
 	t.Helper()
 	var fault *soap.SOAPFaultError
 	if !errors.As(err, &fault) || fault.Detail.UPnPError.Errorcode != code {
@@ -128,9 +128,9 @@ func wantFault(t *testing.T, err error, code int) {
 
 func TestInteropGoupnp(t *testing.T) {
 	t.Parallel()
-	ctx := waiting(t)
-	gw := start(t, gatewaytest.Config{ManualClock: true})
-	all, err := internetgateway2.NewWANIPConnection2ClientsByURLCtx(ctx, location(t, gw.UPnP().DescriptionURL()))
+	ctx := testContext(t)
+	gw := startGateway(t, gatewaytest.Config{ManualClock: true})
+	all, err := internetgateway2.NewWANIPConnection2ClientsByURLCtx(ctx, parseURL(t, gw.UPnP().DescriptionURL()))
 	if err != nil || len(all) != 1 {
 		t.Fatalf("%d clients, %v", len(all), err)
 	}
@@ -160,7 +160,7 @@ func TestInteropGoupnp(t *testing.T) {
 		t.Errorf("index 1: %d %s %d %q, %v", ext, proto, in, text, err)
 	}
 	_, _, _, _, _, _, _, _, err = c.GetGenericPortMappingEntryCtx(ctx, 2)
-	wantFault(t, err, 713)
+	checkFault(t, err, 713)
 	listing, err := c.GetListOfPortMappingsCtx(ctx, 1, 65535, "TCP", true, 0)
 	if n := len(regexp.MustCompile(`<p:PortMappingEntry>`).FindAllString(listing, -1)); err != nil || n != 2 {
 		t.Errorf("listing of %d entries, %v: %s", n, err, listing)
@@ -171,18 +171,18 @@ func TestInteropGoupnp(t *testing.T) {
 	if err := c.DeletePortMappingCtx(ctx, "", 8080, "TCP"); err != nil {
 		t.Error(err)
 	}
-	refusedTCP(t, gw)
-	wantFault(t, c.DeletePortMappingCtx(ctx, "", 8080, "TCP"), 714)
-	wantFault(t, c.AddPortMappingCtx(ctx, "", 1, "TCP", 1, "127.0.0.9", true, "", 1), 606)
+	checkRefused(t, gw)
+	checkFault(t, c.DeletePortMappingCtx(ctx, "", 8080, "TCP"), 714)
+	checkFault(t, c.AddPortMappingCtx(ctx, "", 1, "TCP", 1, "127.0.0.9", true, "", 1), 606)
 }
 
 func TestInteropGoupnpVersion1(t *testing.T) {
 	t.Parallel()
-	ctx := waiting(t)
-	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+	ctx := testContext(t)
+	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
 		Version: 1, Description: quirks.Description{Connections: quirks.ConnectionPPP},
 	}}})
-	at := location(t, gw.UPnP().DescriptionURL())
+	at := parseURL(t, gw.UPnP().DescriptionURL())
 	if all, err := internetgateway2.NewWANIPConnection1ClientsByURLCtx(ctx, at); err == nil {
 		t.Errorf("%d clients of IP where there is PPP", len(all))
 	}
@@ -196,31 +196,31 @@ func TestInteropGoupnpVersion1(t *testing.T) {
 	if _, _, _, _, lease, err := all[0].GetSpecificPortMappingEntryCtx(ctx, "", 8080, "UDP"); err != nil || lease != 0 {
 		t.Errorf("lease %d, %v", lease, err)
 	}
-	wantFault(t, all[0].AddPortMappingCtx(ctx, "", 1, "TCP", 1, "127.0.0.9", true, "", 1), 718)
+	checkFault(t, all[0].AddPortMappingCtx(ctx, "", 1, "TCP", 1, "127.0.0.9", true, "", 1), 718)
 }
 
 func TestInteropGoupnpPinhole(t *testing.T) {
 	t.Parallel()
-	ctx := waiting(t)
-	gw, _ := firewall(t, gatewaytest.Config{})
-	all, err := internetgateway2.NewWANIPv6FirewallControl1ClientsByURLCtx(ctx, location(t, gw.UPnP().DescriptionURL6()))
+	ctx := testContext(t)
+	gw, _ := startIPv6(t, gatewaytest.Config{})
+	all, err := internetgateway2.NewWANIPv6FirewallControl1ClientsByURLCtx(ctx, parseURL(t, gw.UPnP().DescriptionURL6()))
 	if err != nil || len(all) != 1 {
 		t.Fatalf("%d clients, %v", len(all), err)
 	}
 	c := all[0]
-	port := serve(t, "tcp6", "[::1]:0")
+	port := serveEcho(t, "tcp6", "[::1]:0")
 	to := fmt.Sprintf("[::1]:%d", port)
 	if enabled, allowed, err := c.GetFirewallStatusCtx(ctx); err != nil || !enabled || !allowed {
 		t.Errorf("status %v %v, %v", enabled, allowed, err)
 	}
-	reaches(t, gw, "[2001:db8::9]:7000", to, false)
+	checkReach(t, gw, "[2001:db8::9]:7000", to, false)
 	id, err := c.AddPinholeCtx(ctx, "", 0, "::1", port, 6, 3600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, err = c.CheckPinholeWorkingCtx(ctx, id)
-	wantFault(t, err, 709)
-	reaches(t, gw, "[2001:db8::9]:7000", to, true)
+	checkFault(t, err, 709)
+	checkReach(t, gw, "[2001:db8::9]:7000", to, true)
 	if ok, err := c.CheckPinholeWorkingCtx(ctx, id); err != nil || !ok {
 		t.Errorf("working %v, %v", ok, err)
 	}
@@ -233,10 +233,10 @@ func TestInteropGoupnpPinhole(t *testing.T) {
 	if err := c.DeletePinholeCtx(ctx, id); err != nil {
 		t.Error(err)
 	}
-	reaches(t, gw, "[2001:db8::9]:7000", to, false)
-	wantFault(t, c.DeletePinholeCtx(ctx, id), 704)
+	checkReach(t, gw, "[2001:db8::9]:7000", to, false)
+	checkFault(t, c.DeletePinholeCtx(ctx, id), 704)
 	_, err = c.GetOutboundPinholeTimeoutCtx(ctx, "", 0, "::1", port, 6)
-	wantFault(t, err, 501)
+	checkFault(t, err, 501)
 }
 
 // upnpc is miniupnpc's program. With -u it searches nothing; -m lo says where it would.
@@ -246,11 +246,11 @@ func TestInteropUpnpc(t *testing.T) {
 	if err != nil {
 		t.Skipf("INTEROPERABILITY WITH upnpc NOT TESTED: %v", err)
 	}
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	run := func(want string, args ...string) {
 		t.Helper()
 		args = append([]string{"-m", "lo", "-u", gw.UPnP().DescriptionURL()}, args...)
-		out, err := exec.CommandContext(waiting(t), upnpc, args...).CombinedOutput()
+		out, err := exec.CommandContext(testContext(t), upnpc, args...).CombinedOutput()
 		if !regexp.MustCompile(want).Match(out) {
 			t.Errorf("upnpc %v: %v, want %q in\n%s", args, err, want, out)
 		}
@@ -263,6 +263,6 @@ func TestInteropUpnpc(t *testing.T) {
 	run(fmt.Sprintf(`0 TCP  8080->127\.0\.0\.1:%d +'a test' '' 3[56]\d\d`, port), "-l")
 	run(fmt.Sprintf(`TCP  8080->127\.0\.0\.1:%d +'a test' '' 3[56]\d\d`, port), "-L")
 	run(`UPNP_DeletePortMapping\(\) returned : 0`, "-d", "8080", "tcp")
-	refusedTCP(t, gw)
+	checkRefused(t, gw)
 	run(`UPNP_DeletePortMapping\(\) failed with code : 714`, "-d", "8080", "tcp")
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // firewall is a gateway that answers over IPv6, and a host there.
-func firewall(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, host) {
+func startIPv6(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, host) {
 	t.Helper()
 	probe, err := net.ListenPacket("udp6", "[::1]:0")
 	if err != nil {
@@ -28,35 +28,35 @@ func firewall(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, ho
 	}
 	_ = probe.Close()
 	config.Listen6 = netip.MustParseAddrPort("[::1]:0")
-	gw := start(t, config)
+	gw := startGateway(t, config)
 	conn, err := net.DialUDP("udp6", nil, net.UDPAddrFromAddrPort(gw.Addr6()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	return gw, host{t, conn}
 }
 
 func TestPinholeTCP(t *testing.T) {
 	t.Parallel()
-	gw, h := firewall(t, gatewaytest.Config{ManualClock: true, External: netip.MustParseAddr("10.0.0.1"), Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}})
-	port := serve(t, "tcp6", "[::1]:0")
+	gw, h := startIPv6(t, gatewaytest.Config{ManualClock: true, External: netip.MustParseAddr("10.0.0.1"), Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}})
+	port := serveEcho(t, "tcp6", "[::1]:0")
 	to := netip.AddrPortFrom(netip.IPv6Loopback(), port)
 	hole := func(m *pcp.MapRequest) { m.InternalPort = port }
 	const from = "[2001:db8::9]:7000"
 
-	reaches(t, gw, from, to.String(), false)
+	checkReach(t, gw, from, to.String(), false)
 	r := h.pcp(hole) // the wish for 8080 is none for a firewall
-	want(t, r, pcp.Success, 2*time.Hour)
+	checkResult(t, r, pcp.Success, 2*time.Hour)
 	if netip.AddrPortFrom(r.External, r.ExternalPort) != to {
 		t.Errorf("external %v port %d, want the internal %v", r.External, r.ExternalPort, to)
 	}
-	if e := only(t, gw); e.Internal != to || e.External != to || e.Service != "pcp" {
+	if e := onlyEntry(t, gw); e.Internal != to || e.External != to || e.Service != "pcp" {
 		t.Errorf("entry %+v", e)
 	}
-	reaches(t, gw, from, to.String(), true)
-	c, err := gw.Dial(waiting(t), "tcp6", to.String())
+	checkReach(t, gw, from, to.String(), true)
+	c, err := gw.Dial(testContext(t), "tcp6", to.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,40 +65,40 @@ func TestPinholeTCP(t *testing.T) {
 	}
 	_ = c.Close()
 
-	want(t, h.pcp(func(m *pcp.MapRequest) { hole(m); m.Nonce = theirs }), pcp.NotAuthorized, 2*time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { hole(m); m.Nonce = nonceB }), pcp.NotAuthorized, 2*time.Hour)
 	gw.Advance(2 * time.Hour)
-	reaches(t, gw, from, to.String(), false)
+	checkReach(t, gw, from, to.String(), false)
 	h.pcp(func(m *pcp.MapRequest) {
 		hole(m)
 		m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("2001:db8:9::/48")}}
 	})
-	reaches(t, gw, from, to.String(), false)
-	reaches(t, gw, "[2001:db8:9::1]:1", to.String(), true)
-	want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); hole(m) }), pcp.Success, 0)
-	reaches(t, gw, "[2001:db8:9::1]:1", to.String(), false)
+	checkReach(t, gw, from, to.String(), false)
+	checkReach(t, gw, "[2001:db8:9::1]:1", to.String(), true)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); hole(m) }), pcp.Success, 0)
+	checkReach(t, gw, "[2001:db8:9::1]:1", to.String(), false)
 
 	r = h.pcp(func(m *pcp.MapRequest) { hole(m); m.ExternalPort, m.Options.PreferFailure = port-1, true })
-	want(t, r, pcp.CannotProvideExternal, 30*time.Minute)
+	checkResult(t, r, pcp.CannotProvideExternal, 30*time.Minute)
 	r = h.pcp(func(m *pcp.MapRequest) { hole(m); m.External = netip.IPv4Unspecified() })
-	want(t, r, pcp.CannotProvideExternal, 30*time.Minute)
+	checkResult(t, r, pcp.CannotProvideExternal, 30*time.Minute)
 	if r := peer(h, func(m *pcp.PeerRequest) {
 		m.InternalPort, m.Remote = port, netip.MustParseAddrPort(from)
 	}); r.Result != pcp.Success || r.ExternalPort != port {
 		t.Errorf("peer: %+v", r)
 	}
-	reaches(t, gw, from, to.String(), true)
-	reaches(t, gw, "[2001:db8::9]:7001", to.String(), false)
+	checkReach(t, gw, from, to.String(), true)
+	checkReach(t, gw, "[2001:db8::9]:7001", to.String(), false)
 }
 
 func TestPinholeUDP(t *testing.T) {
 	t.Parallel()
-	gw, h := firewall(t, gatewaytest.Config{})
+	gw, h := startIPv6(t, gatewaytest.Config{})
 	service, err := net.ListenPacket("udp6", "[::1]:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer service.Close()
-	_ = service.SetDeadline(time.Now().Add(patience))
+	_ = service.SetDeadline(time.Now().Add(testTimeout))
 	port := service.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.IPv6Loopback(), port))
 	out, err := gw.ListenPacket("udp6", "[2001:db8::5]:5000")
@@ -106,10 +106,10 @@ func TestPinholeUDP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	_ = out.SetDeadline(time.Now().Add(patience))
+	_ = out.SetDeadline(time.Now().Add(testTimeout))
 
 	_, _ = out.WriteTo([]byte("lost"), to)
-	want(t, h.pcp(func(m *pcp.MapRequest) { m.Protocol, m.InternalPort = backends.UDP, port }), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { m.Protocol, m.InternalPort = backends.UDP, port }), pcp.Success, 2*time.Hour)
 	_, _ = out.WriteTo([]byte("hello"), to)
 	b := make([]byte, 100)
 	n, from, err := service.ReadFrom(b)
@@ -128,20 +128,20 @@ func TestPinholeUDP(t *testing.T) {
 	}
 }
 
-func TestIPv6Port(t *testing.T) {
+func TestPCPOverIPv6(t *testing.T) {
 	t.Parallel()
 	pc, err := net.ListenPacket("udp6", "[::1]:0")
 	if err != nil {
 		t.Skipf("IPV6 NOT TESTED: %v", err)
 	}
 	defer pc.Close()
-	_ = pc.SetDeadline(time.Now().Add(patience))
-	gw, h := firewall(t, gatewaytest.Config{
+	_ = pc.SetDeadline(time.Now().Add(testTimeout))
+	gw, h := startIPv6(t, gatewaytest.Config{
 		ManualClock: true, Uptime: 1234 * time.Second, Announce6: pc.LocalAddr().(*net.UDPAddr).AddrPort(),
 		Quirks: quirks.Quirks{AnnounceCount: 1, PCP: quirks.PCP{UpdateCount: 1}},
 	})
-	h.ask("02000000 00000000 00000000 00000000 00000000 00000001")
-	if got := h.ask("0000"); got != "028000010000070"+"8000004d2000000000000000000000000" {
+	h.request("02000000 00000000 00000000 00000000 00000000 00000001")
+	if got := h.request("0000"); got != "028000010000070"+"8000004d2000000000000000000000000" {
 		t.Errorf("NAT-PMP over IPv6: %s", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
@@ -163,25 +163,25 @@ func TestIPv6Port(t *testing.T) {
 	if err := gw.Up(); err != nil {
 		t.Fatal(err)
 	}
-	h.ask("0000")
-	if gw.Addr() == gw.Addr6() || start(t, gatewaytest.Config{}).Addr6().IsValid() {
+	h.request("0000")
+	if gw.Addr() == gw.Addr6() || startGateway(t, gatewaytest.Config{}).Addr6().IsValid() {
 		t.Error("Addr6 is wrong")
 	}
 }
 
-func TestFamilies(t *testing.T) {
+func TestAddressFamilies(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	var want *net.AddrError
 	for network, address := range map[string]string{"tcp6": "45.45.45.1:1", "tcp4": "[::1]:1", "udp6": "1.2.3.4:5", "udp4": "[::1]:2"} {
-		if _, err := gw.Dial(waiting(t), network, address); !errors.As(err, &want) {
+		if _, err := gw.Dial(testContext(t), network, address); !errors.As(err, &want) {
 			t.Errorf("%s %s: %v", network, address, err)
 		}
 	}
 	if _, err := gw.ListenPacket("udp6", "1.2.3.4:5"); !errors.As(err, &want) {
 		t.Errorf("listening: %v", err)
 	}
-	if _, err := gw.DialFrom(waiting(t), netip.MustParseAddrPort("45.45.45.9:1"), "tcp", "[::1]:1"); !errors.Is(err, syscall.EADDRNOTAVAIL) {
+	if _, err := gw.DialFrom(testContext(t), netip.MustParseAddrPort("45.45.45.9:1"), "tcp", "[::1]:1"); !errors.Is(err, syscall.EADDRNOTAVAIL) {
 		t.Errorf("from IPv4 to IPv6: %v", err)
 	}
 	if _, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[2001:db8::1]:0")}); err == nil {
@@ -192,14 +192,14 @@ func TestFamilies(t *testing.T) {
 const firewallService = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1"
 
 // firewalled is a control of the IPv6 firewall service, over IPv6.
-func firewalled(t *testing.T, config gatewaytest.Config) (control, host) {
+func startFirewallClient(t *testing.T, config gatewaytest.Config) (igdClient, host) {
 	t.Helper()
 	config.ManualClock = true
-	gw, h := firewall(t, config)
-	return control{t, gw, "::1", hostPort(t, gw.UPnP().DescriptionURL6()), "/ctl/0/WANIPv6FirewallControl", firewallService}, h
+	gw, h := startIPv6(t, config)
+	return igdClient{t, gw, "::1", hostPort(t, gw.UPnP().DescriptionURL6()), "/ctl/0/WANIPv6FirewallControl", firewallService}, h
 }
 
-func (c control) pinhole(pairs ...string) (id string, code int) {
+func (c igdClient) addPinhole(pairs ...string) (id string, code int) {
 	c.t.Helper()
 	args := []string{"RemoteHost", "", "RemotePort", "0", "InternalClient", "::1", "InternalPort", "8080", "Protocol", "6", "LeaseTime", "3600"}
 	for i := 0; i < len(pairs); i += 2 {
@@ -213,7 +213,7 @@ func (c control) pinhole(pairs ...string) (id string, code int) {
 	return got["UniqueID"], code
 }
 
-func (c control) hole(action, id string, more ...string) int {
+func (c igdClient) pinholeAction(action, id string, more ...string) int {
 	c.t.Helper()
 	_, code := c.call(action, append([]string{"UniqueID", id}, more...)...)
 	return code
@@ -221,42 +221,42 @@ func (c control) hole(action, id string, more ...string) int {
 
 func TestUPnPPinhole(t *testing.T) {
 	t.Parallel()
-	c, h := firewalled(t, gatewaytest.Config{TableLimit: 3})
-	port := itoa(int(serve(t, "tcp6", "[::1]:0")))
+	c, h := startFirewallClient(t, gatewaytest.Config{TableLimit: 3})
+	port := itoa(int(serveEcho(t, "tcp6", "[::1]:0")))
 	to := "[::1]:" + port
 	const from, other = "[2001:db8::9]:7000", "[2001:db8::8]:7000"
-	id, code := c.pinhole("InternalPort", port, "RemoteHost", "2001:db8::9")
-	again, _ := c.pinhole("InternalPort", port, "RemoteHost", "2001:db8::9", "LeaseTime", "60")
-	if e := only(t, c.gw); code != 0 || again != id || e.Remaining != time.Minute || e.Service != "upnp" || e.External != e.Internal {
+	id, code := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::9")
+	again, _ := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::9", "LeaseTime", "60")
+	if e := onlyEntry(t, c.gw); code != 0 || again != id || e.Remaining != time.Minute || e.Service != "upnp" || e.External != e.Internal {
 		t.Errorf("fault %d, pinholes %s, %s: %+v", code, id, again, e)
 	}
-	reaches(t, c.gw, from, to, true)
-	reaches(t, c.gw, other, to, false)
-	more, code := c.pinhole("InternalPort", port, "RemoteHost", "2001:db8::8", "RemotePort", "7000")
+	checkReach(t, c.gw, from, to, true)
+	checkReach(t, c.gw, other, to, false)
+	more, code := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::8", "RemotePort", "7000")
 	if code != 0 || more == id {
 		t.Errorf("another: %s, fault %d", more, code)
 	}
-	reaches(t, c.gw, other, to, true)
-	reaches(t, c.gw, "[2001:db8::8]:7001", to, false)
+	checkReach(t, c.gw, other, to, true)
+	checkReach(t, c.gw, "[2001:db8::8]:7001", to, false)
 	// PCP has pinholes of its own in the same place.
-	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = e16(t, port), 0 })
-	want(t, r, pcp.Success, 2*time.Hour)
-	reaches(t, c.gw, "[2001:db8::7]:1", to, true)
-	_, code = c.pinhole("InternalPort", "9")
-	wantCodes(t, []int{code, c.hole("UpdatePinhole", id, "NewLeaseTime", "120"), c.hole("DeletePinhole", more)}, 701, 0, 0)
+	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = parsePort(t, port), 0 })
+	checkResult(t, r, pcp.Success, 2*time.Hour)
+	checkReach(t, c.gw, "[2001:db8::7]:1", to, true)
+	_, code = c.addPinhole("InternalPort", "9")
+	checkCodes(t, []int{code, c.pinholeAction("UpdatePinhole", id, "NewLeaseTime", "120"), c.pinholeAction("DeletePinhole", more)}, 701, 0, 0)
 	c.gw.Advance(119 * time.Second)
-	reaches(t, c.gw, from, to, true)
+	checkReach(t, c.gw, from, to, true)
 	if args, code := c.call("GetPinholePackets", "UniqueID", id); code != 0 || args["PinholePackets"] != "2" {
 		t.Errorf("packets %v, fault %d", args, code)
 	}
 	c.gw.Advance(time.Second)
-	wantCodes(t, []int{c.hole("CheckPinholeWorking", id), c.hole("UpdatePinhole", id, "NewLeaseTime", "1"), c.hole("DeletePinhole", more)}, 704, 704, 704)
-	if e := only(t, c.gw); e.Service != "pcp" {
+	checkCodes(t, []int{c.pinholeAction("CheckPinholeWorking", id), c.pinholeAction("UpdatePinhole", id, "NewLeaseTime", "1"), c.pinholeAction("DeletePinhole", more)}, 704, 704, 704)
+	if e := onlyEntry(t, c.gw); e.Service != "pcp" {
 		t.Errorf("left %+v", e)
 	}
 }
 
-func e16(t *testing.T, text string) uint16 {
+func parsePort(t *testing.T, text string) uint16 {
 	t.Helper()
 	var n uint16
 	for _, digit := range text {
@@ -267,8 +267,8 @@ func e16(t *testing.T, text string) uint16 {
 
 func TestUPnPPinholeRefusals(t *testing.T) {
 	t.Parallel()
-	c, _ := firewalled(t, gatewaytest.Config{
-		Protocols: []string{"upnp"}, Quirks: quirks.Quirks{UPnP: igd{Rules: rules{LowPorts: 606}}},
+	c, _ := startFirewallClient(t, gatewaytest.Config{
+		Protocols: []string{"upnp"}, Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{LowPorts: 606}}},
 	})
 	for _, tt := range []struct {
 		pairs string
@@ -294,17 +294,17 @@ func TestUPnPPinholeRefusals(t *testing.T) {
 		{"LeaseTime 86400", 0},
 	} {
 		name, value, _ := strings.Cut(tt.pairs, " ")
-		if _, code := c.pinhole(name, value); code != tt.code {
+		if _, code := c.addPinhole(name, value); code != tt.code {
 			t.Errorf("%s: fault %d, want %d", tt.pairs, code, tt.code)
 		}
 	}
 	v4 := c
 	v4.from, v4.to = "127.0.0.1", hostPort(t, c.gw.UPnP().DescriptionURL())
-	_, code := v4.pinhole()
-	_, client := v4.pinhole("InternalClient", "127.0.0.1")
-	wantCodes(t, []int{code, client, v4.hole("DeletePinhole", "1"), c.hole("DeletePinhole", "0"), c.hole("DeletePinhole", "x")}, 606, 606, 606, 704, 402)
+	_, code := v4.addPinhole()
+	_, client := v4.addPinhole("InternalClient", "127.0.0.1")
+	checkCodes(t, []int{code, client, v4.pinholeAction("DeletePinhole", "1"), c.pinholeAction("DeletePinhole", "0"), c.pinholeAction("DeletePinhole", "x")}, 606, 606, 606, 704, 402)
 	_, code = c.call("GetOutboundPinholeTimeout")
-	wantCodes(t, []int{code}, 501)
+	checkCodes(t, []int{code}, 501)
 }
 
 func TestUPnPFirewallQuirks(t *testing.T) {
@@ -324,18 +324,18 @@ func TestUPnPFirewallQuirks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c, _ := firewalled(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Firewall: tt.quirks}}})
-			port := itoa(int(serve(t, "tcp6", "[::1]:0")))
+			c, _ := startFirewallClient(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Firewall: tt.quirks}}})
+			port := itoa(int(serveEcho(t, "tcp6", "[::1]:0")))
 			args, _ := c.call("GetFirewallStatus")
 			if got := args["FirewallEnabled"] + " " + args["InboundPinholeAllowed"]; got != tt.status {
 				t.Errorf("status %s, want %s", got, tt.status)
 			}
-			id, code := c.pinhole("InternalPort", port)
+			id, code := c.addPinhole("InternalPort", port)
 			if id == "" {
 				id = "1"
 			}
-			reaches(t, c.gw, "[2001:db8::9]:7000", "[::1]:"+port, tt.through)
-			wantCodes(t, []int{code, c.hole("CheckPinholeWorking", id), c.hole("DeletePinhole", id), c.hole("DeletePinhole", id)}, tt.codes...)
+			checkReach(t, c.gw, "[2001:db8::9]:7000", "[::1]:"+port, tt.through)
+			checkCodes(t, []int{code, c.pinholeAction("CheckPinholeWorking", id), c.pinholeAction("DeletePinhole", id), c.pinholeAction("DeletePinhole", id)}, tt.codes...)
 		})
 	}
 }
@@ -343,20 +343,20 @@ func TestUPnPFirewallQuirks(t *testing.T) {
 // Over IPv6 everything but that is as over IPv4.
 func TestUPnPOverIPv6(t *testing.T) {
 	t.Parallel()
-	c, _ := firewalled(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Description: quirks.Description{
+	c, _ := startFirewallClient(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Description: quirks.Description{
 		URLBase: quirks.URLBaseNoPort, ControlURL: quirks.ControlAbsolute,
 	}}}})
-	_, body := split(c.get("/rootDesc.xml"))
+	_, body := splitResponse(c.get("/rootDesc.xml"))
 	for _, want := range []string{"<URLBase>http://[::1]/</URLBase>", "<controlURL>http://" + c.to + "/ctl/0/WANIPConnection</controlURL>"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("no %s in %s", want, body)
 		}
 	}
 	s := searcher{t, c.gw, udpSocket(t, "[::1]:0"), c.gw.UPnP().SSDP6()}
-	s.send(strings.Replace(search(igd2), "239.255.255.250:1900", "[FF02::C]:1900", 1))
+	s.send(strings.Replace(searchFor(igd2), "239.255.255.250:1900", "[FF02::C]:1900", 1))
 	if got, from := s.receive(); header(got, "LOCATION") != c.gw.UPnP().DescriptionURL6() || from != s.to {
 		t.Errorf("from %v %q", from, got)
 	}
 	c.path, c.service = ipPath, ipConnection
-	wantCodes(t, []int{c.add("InternalClient", "::1"), c.add()}, 402, 606) // it maps IPv4 for IPv4 hosts
+	checkCodes(t, []int{c.add("InternalClient", "::1"), c.add()}, 402, 606) // it maps IPv4 for IPv4 hosts
 }

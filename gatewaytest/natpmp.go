@@ -18,7 +18,7 @@ const serviceNATPMP = "natpmp"
 type natpmpServer struct {
 	g       *Gateway
 	quirks  quirks.NATPMP
-	answers atomic.Uint32 // for EpochBack
+	replies atomic.Uint32 // for EpochBack
 }
 
 // identifyNATPMP reads what a datagram of version 0 asks.
@@ -38,56 +38,56 @@ func identifyNATPMP(raw []byte) Request {
 
 // handle answers a request in the order of checks of RFC 6886, section 3.5;
 // nil is silence.
-func (s *natpmpServer) handle(q Request, refuse int) []byte {
+func (s *natpmpServer) handle(q Request, forcedResult int) []byte {
 	h, err := natpmp.ParseHeader(q.Raw)
 	switch {
-	case err != nil || !s.g.speaks(serviceNATPMP):
+	case err != nil || !s.g.supports(serviceNATPMP):
 		return nil
 	case s.quirks.PCPOnly || s.quirks.PCPOnlyTruncated:
-		return s.pcpOnly(q, h)
+		return s.pcpOnlyResponse(q, h)
 	case h.Version != natpmp.Version:
-		return s.versionError(h)
+		return s.versionErrorResponse(h)
 	case h.Opcode&natpmp.OpResponse != 0:
 		return nil
 	}
 	switch h.Opcode {
 	case natpmp.OpExternalAddr:
-		return s.externalAddr(refuse)
+		return s.externalAddrResponse(forcedResult)
 	case natpmp.OpMapUDP, natpmp.OpMapTCP:
 		m, err := natpmp.ParseMapRequest(q.Raw)
 		if err != nil {
 			return nil
 		}
-		return s.answerMap(q.Source.Addr(), m, natpmp.ResultCode(refuse))
+		return s.mapResponse(q.Source.Addr(), m, natpmp.ResultCode(forcedResult))
 	}
-	return s.opcodeError(q.Raw, h)
+	return s.opcodeErrorResponse(q.Raw, h)
 }
 
-func (s *natpmpServer) externalAddr(refuse int) []byte {
-	r := natpmp.ExternalAddrResponse{Result: natpmp.ResultCode(refuse), Epoch: s.epoch()}
+func (s *natpmpServer) externalAddrResponse(forcedResult int) []byte {
+	r := natpmp.ExternalAddrResponse{Result: natpmp.ResultCode(forcedResult), Epoch: s.epoch()}
 	if r.Result == natpmp.Success {
-		r.Result, r.Addr = s.wan()
+		r.Result, r.Addr = s.externalResult()
 	}
 	b, _ := r.MarshalBinary()
 	return b
 }
 
 // wan is the external address, or why there is none to tell.
-func (s *natpmpServer) wan() (natpmp.ResultCode, netip.Addr) {
+func (s *natpmpServer) externalResult() (natpmp.ResultCode, netip.Addr) {
 	addr := s.g.External()
 	switch {
 	case s.quirks.ExternalZero:
 		return natpmp.Success, netip.IPv4Unspecified()
-	case addr.IsUnspecified(), s.quirks.RefusePrivate && private(addr):
+	case addr.IsUnspecified(), s.quirks.RefusePrivate && isPrivate(addr):
 		return natpmp.NetworkFailure, netip.IPv4Unspecified()
 	}
 	return natpmp.Success, addr
 }
 
 // answerMap does what a mapping request asks and encodes the outcome.
-func (s *natpmpServer) answerMap(client netip.Addr, m natpmp.MapRequest, refuse natpmp.ResultCode) []byte {
+func (s *natpmpServer) mapResponse(client netip.Addr, m natpmp.MapRequest, forcedResult natpmp.ResultCode) []byte {
 	r := natpmp.MapResponse{
-		Protocol: m.Protocol, Result: refuse, Epoch: s.epoch(), InternalPort: m.InternalPort,
+		Protocol: m.Protocol, Result: forcedResult, Epoch: s.epoch(), InternalPort: m.InternalPort,
 	}
 	if r.Result == natpmp.Success {
 		var granted Entry // without a port after a deletion
@@ -112,27 +112,27 @@ func (s *natpmpServer) mapOrUnmap(client netip.Addr, m natpmp.MapRequest) (Entry
 	if m.Lifetime == 0 {
 		return Entry{}, s.unmap(client, m)
 	}
-	if result, _ := s.wan(); result != natpmp.Success {
+	if result, _ := s.externalResult(); result != natpmp.Success {
 		return Entry{}, result
 	}
-	internal, wished, lifetime := m.InternalPort, m.ExternalPort, s.g.config.lifetime(m.Lifetime)
+	internal, external, lifetime := m.InternalPort, m.ExternalPort, s.g.config.lifetime(m.Lifetime)
 	if s.quirks.VPN {
 		internal = s.vpnPort(client)
-		wished, lifetime = internal, time.Minute
+		external, lifetime = internal, time.Minute
 	}
 	if internal == 0 {
 		return Entry{}, natpmp.NotAuthorized
 	}
-	granted, err := s.g.table.grant(wish{
+	granted, err := s.g.table.grant(spec{
 		Entry: Entry{
 			Protocol:  m.Protocol,
 			Internal:  netip.AddrPortFrom(client, internal),
-			External:  netip.AddrPortFrom(netip.Addr{}, wished),
+			External:  netip.AddrPortFrom(netip.Addr{}, external),
 			Remaining: lifetime,
 			Service:   serviceNATPMP,
 		},
-		another: s.g.config.Quirks.NATPMP.MultiplePorts,
-		loose:   true,
+		allowSecond: s.g.config.Quirks.NATPMP.MultiplePorts,
+		ignoreNonce: true,
 	})
 	if err != nil {
 		return Entry{}, natpmp.OutOfResources
@@ -149,7 +149,7 @@ func (s *natpmpServer) unmap(client netip.Addr, m natpmp.MapRequest) natpmp.Resu
 		return natpmp.NotAuthorized
 	}
 	internal := netip.AddrPortFrom(client, m.InternalPort)
-	if stays := s.g.table.remove(endpoint{m.Protocol, internal}); stays {
+	if kept := s.g.table.deleteInternal(endpoint{m.Protocol, internal}); kept {
 		return natpmp.NotAuthorized
 	}
 	return natpmp.Success
@@ -164,11 +164,11 @@ func (s *natpmpServer) vpnPort(client netip.Addr) uint16 {
 	if i >= 0 {
 		return all[i].External.Port()
 	}
-	return s.g.table.anyPort()
+	return s.g.table.highPortForBoth()
 }
 
 // versionError answers an unknown version (RFC 6886, section 3.5).
-func (s *natpmpServer) versionError(h natpmp.Header) []byte {
+func (s *natpmpServer) versionErrorResponse(h natpmp.Header) []byte {
 	r := natpmp.ErrorResponse{Version: natpmp.Version, Result: natpmp.UnsupportedVersion, Epoch: s.epoch()}
 	switch s.quirks.VersionError {
 	case quirks.VersionErrorRFC:
@@ -183,7 +183,7 @@ func (s *natpmpServer) versionError(h natpmp.Header) []byte {
 
 // opcodeError answers an unknown opcode: with the request itself, as far as it
 // is long enough to carry a result (RFC 6886, section 3.5).
-func (s *natpmpServer) opcodeError(raw []byte, h natpmp.Header) []byte {
+func (s *natpmpServer) opcodeErrorResponse(raw []byte, h natpmp.Header) []byte {
 	r := natpmp.ErrorResponse{
 		Version: natpmp.Version, Opcode: h.Opcode | natpmp.OpResponse,
 		Result: natpmp.UnsupportedOpcode, Epoch: s.epoch(),
@@ -196,28 +196,28 @@ func (s *natpmpServer) opcodeError(raw []byte, h natpmp.Header) []byte {
 }
 
 // pcpOnly answers version 0 as a gateway does that knows only PCP.
-func (s *natpmpServer) pcpOnly(q Request, h natpmp.Header) []byte {
+func (s *natpmpServer) pcpOnlyResponse(q Request, h natpmp.Header) []byte {
 	if h.Version != natpmp.Version || h.Opcode&natpmp.OpResponse != 0 {
 		return nil
 	}
 	if !s.quirks.PCPOnlyTruncated {
-		return s.g.pcp.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})
+		return s.g.pcp.errorResponse(q.Raw, refusal{code: pcp.UnsupportedVersion})
 	}
 	if q.Op == opMap || q.Op == opUnmap {
-		return s.g.pcp.refuse(q.Raw, refusal{code: pcp.NotAuthorized})[:12]
+		return s.g.pcp.errorResponse(q.Raw, refusal{code: pcp.NotAuthorized})[:12]
 	}
-	return s.g.pcp.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})[:2]
+	return s.g.pcp.errorResponse(q.Raw, refusal{code: pcp.UnsupportedVersion})[:2]
 }
 
 // epoch is the gateway's, with the server's quirks.
 func (s *natpmpServer) epoch() time.Duration {
-	const behind = 1000 * time.Second
+	const lag = 1000 * time.Second
 	epoch := s.g.epoch()
 	switch {
 	case s.quirks.EpochStuck:
 		return 0
-	case s.quirks.EpochBack && s.answers.Add(1)%2 == 1:
-		return epoch + behind
+	case s.quirks.EpochBack && s.replies.Add(1)%2 == 1:
+		return epoch + lag
 	}
 	return epoch
 }

@@ -41,13 +41,13 @@ func TestNATPMPPackets(t *testing.T) {
 			{"0002 0000 1f91 1f90 00001c20", "0082 0000 000004d2 1f91 1f91 00001c20"}, // taken, by ourselves too
 			{"0002 0000 0050 0000 ffffffff", "0082 0000 000004d2 0050 c000 ffffffff"}, // any high port, no clamp
 		}},
-		{"a taken port", gatewaytest.Config{}, []gatewaytest.Entry{taken(backends.UDP, 6881), taken(backends.UDP, 6882)}, []exchange{
+		{"a taken port", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.UDP, 6881), otherHostEntry(backends.UDP, 6882)}, []exchange{
 			{mapUDP, "0081 0000 000004d2 1ae1 1ae3 00001c20"},
 		}},
-		{"a companion's port", gatewaytest.Config{}, []gatewaytest.Entry{taken(backends.TCP, 6881)}, []exchange{
+		{"a companion's port", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.TCP, 6881)}, []exchange{
 			{mapUDP, "0081 0000 000004d2 1ae1 1ae2 00001c20"},
 		}},
-		{"the last port is taken", gatewaytest.Config{}, []gatewaytest.Entry{taken(backends.UDP, 65535)}, []exchange{
+		{"the last port is taken", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.UDP, 65535)}, []exchange{
 			{"0001 0000 1ae1 ffff 00001c20", "0081 0000 000004d2 1ae1 0400 00001c20"},
 		}},
 		{"lifetime bounds", gatewaytest.Config{MinLifetime: 2 * time.Minute, MaxLifetime: time.Hour}, nil, []exchange{
@@ -154,7 +154,7 @@ func TestNATPMPPackets(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			gw := reference(t, tt.config)
+			gw := startReference(t, tt.config)
 			for _, e := range tt.neighbour {
 				if err := gw.AddMapping(e); err != nil {
 					t.Fatal(err)
@@ -168,22 +168,22 @@ func TestNATPMPPackets(t *testing.T) {
 	}
 }
 
-func TestUnheard(t *testing.T) {
+func TestNATPMPRequestsNotHandled(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Admit: func(netip.Addr) bool { return false }})
+	gw := startReference(t, gatewaytest.Config{Admit: func(netip.Addr) bool { return false }})
 	h := newHost(t, gw)
 	h.send("0000")
 	h.send(mapTCP)
-	if _, err := gw.AwaitRequests(waiting(t), 2, nil); err != nil {
+	if _, err := gw.AwaitRequests(testContext(t), 2, nil); err != nil {
 		t.Fatal(err)
 	}
 	if s := gw.Stats(); s.Ignored != 2 || s.Replies != 0 || len(gw.Table()) != 0 {
 		t.Errorf("a host that is not admitted got something: %+v, %v", s, gw.Table())
 	}
 
-	off := reference(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	off := startReference(t, gatewaytest.Config{Protocols: []string{"upnp"}})
 	newHost(t, off).send("0000")
-	if _, err := off.AwaitRequests(waiting(t), 1, nil); err != nil {
+	if _, err := off.AwaitRequests(testContext(t), 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	if s := off.Stats(); s.Ignored != 1 || s.Replies != 0 {
@@ -191,16 +191,16 @@ func TestUnheard(t *testing.T) {
 	}
 }
 
-func TestDeleteAll(t *testing.T) {
+func TestNATPMPDeleteAll(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
-	if err := gw.AddMapping(taken(backends.TCP, 80)); err != nil {
+	gw := startReference(t, gatewaytest.Config{})
+	if err := gw.AddMapping(otherHostEntry(backends.TCP, 80)); err != nil {
 		t.Fatal(err)
 	}
 	h := newHost(t, gw)
-	h.ask(mapTCP)
-	h.ask("0002 0000 1f91 1f91 00001c20")
-	h.ask(mapUDP)
+	h.request(mapTCP)
+	h.request("0002 0000 1f91 1f91 00001c20")
+	h.request(mapUDP)
 	h.expect("0002 0000 0000 0000 00000000", "0082 0000 000004d2 0000 0000 00000000")
 	var left []string
 	for _, e := range gw.Table() {
@@ -213,7 +213,7 @@ func TestDeleteAll(t *testing.T) {
 
 	// One that is static stays, with result 2; the others go.
 	static := gatewaytest.Entry{
-		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.1:53"), External: outside(53), Static: true,
+		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.1:53"), External: externalPort(53), Static: true,
 	}
 	if err := gw.AddMapping(static); err != nil {
 		t.Fatal(err)

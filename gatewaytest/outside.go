@@ -14,7 +14,7 @@ import (
 
 // maxDial bounds the connection to an internal endpoint where the caller's
 // context does not.
-const maxDial = 10 * time.Second
+const dialTimeout = 10 * time.Second
 
 // Dial connects as a host on the internet does, from a virtual address of its
 // own, to an external endpoint such as "45.45.45.1:8080", or to a LAN host's own
@@ -70,7 +70,7 @@ func (g *Gateway) ListenPacket(network, address string) (net.PacketConn, error) 
 	if err != nil {
 		return nil, outsideError("listen", network, nil, err)
 	}
-	return g.listenUDP(network, at, network == "udp6" || at.Addr().Is6())
+	return g.openOutsideUDP(network, at, network == "udp6" || at.Addr().Is6())
 }
 
 func parseNetwork(network string) (backends.Protocol, error) {
@@ -128,7 +128,7 @@ func parseLocal(address string) (netip.AddrPort, error) {
 }
 
 // route finds the entry that traffic to an external endpoint uses.
-func (g *Gateway) route(p backends.Protocol, to, from netip.AddrPort) (Entry, error) {
+func (g *Gateway) findEntry(p backends.Protocol, to, from netip.AddrPort) (Entry, error) {
 	external := g.External()
 	switch {
 	case to.Addr().Is4() != from.Addr().Is4():
@@ -147,7 +147,7 @@ func (g *Gateway) route(p backends.Protocol, to, from netip.AddrPort) (Entry, er
 }
 
 // local completes the address of an outside host. Callers hold the lock.
-func (g *Gateway) local(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
+func (g *Gateway) outsideAddr(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
 	addr := at.Addr().Unmap()
 	switch {
 	case addr.IsValid():
@@ -165,9 +165,9 @@ func (g *Gateway) local(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
 		}
 		return netip.AddrPortFrom(addr, port), nil
 	}
-	for range highPortsNum {
-		g.outsidePort = (g.outsidePort + 1) % highPortsNum
-		at = netip.AddrPortFrom(addr, highPorts+g.outsidePort)
+	for range numHighPorts {
+		g.lastOutsidePort = (g.lastOutsidePort + 1) % numHighPorts
+		at = netip.AddrPortFrom(addr, firstHighPort+g.lastOutsidePort)
 		if g.outsideUDP[at] == nil {
 			return at, nil
 		}
@@ -176,28 +176,28 @@ func (g *Gateway) local(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
 }
 
 // keep has Close close c, or reports that it is too late.
-func (g *Gateway) keep(c io.Closer) error {
+func (g *Gateway) track(c io.Closer) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return net.ErrClosed
 	}
-	g.outside[c] = struct{}{}
+	g.outsideConns[c] = struct{}{}
 	return nil
 }
 
 // forget undoes keep.
-func (g *Gateway) forget(c io.Closer) {
+func (g *Gateway) untrack(c io.Closer) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.outside, c)
+	delete(g.outsideConns, c)
 }
 
 // disconnect closes the TCP connections from outside.
 func (g *Gateway) disconnect() {
 	var all []*tcpConn
 	g.mu.Lock()
-	for c := range g.outside {
+	for c := range g.outsideConns {
 		if c, ok := c.(*tcpConn); ok {
 			all = append(all, c)
 		}

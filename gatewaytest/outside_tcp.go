@@ -16,7 +16,7 @@ import (
 func (g *Gateway) dialTCP(ctx context.Context, from netip.AddrPort, network string, to netip.AddrPort) (net.Conn, error) {
 	remote := net.TCPAddrFromAddrPort(to)
 	g.mu.Lock()
-	from, err := g.local(from, to.Addr().Is6())
+	from, err := g.outsideAddr(from, to.Addr().Is6())
 	g.mu.Unlock()
 	if err != nil {
 		return nil, outsideError("dial", network, remote, err)
@@ -31,11 +31,11 @@ func (g *Gateway) dialTCP(ctx context.Context, from netip.AddrPort, network stri
 }
 
 func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {
-	entry, err := g.route(backends.TCP, to, from)
+	entry, err := g.findEntry(backends.TCP, to, from)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, maxDial)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	defer g.onClose(cancel)()
 	var d net.Dialer
@@ -53,7 +53,7 @@ func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Con
 		gateway: g, inner: inner.(*net.TCPConn),
 		local: net.TCPAddrFromAddrPort(from), remote: net.TCPAddrFromAddrPort(to),
 	}
-	if err := g.keep(c); err != nil {
+	if err := g.track(c); err != nil {
 		_ = inner.Close()
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func (c *tcpConn) Close() error {
 	if c.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	c.gateway.forget(c)
+	c.gateway.untrack(c)
 	return c.inner.Close()
 }
 

@@ -21,7 +21,7 @@ import (
 )
 
 // serve answers one byte with the same on each connection to a port of its own.
-func serve(t *testing.T, network, address string) uint16 {
+func serveEcho(t *testing.T, network, address string) uint16 {
 	t.Helper()
 	ln, err := net.Listen(network, address)
 	if err != nil {
@@ -49,9 +49,9 @@ func serve(t *testing.T, network, address string) uint16 {
 }
 
 // reaches sends a byte there and back over TCP, or wants the connection refused.
-func reaches(t *testing.T, gw *gatewaytest.Gateway, from, to string, admitted bool) {
+func checkReach(t *testing.T, gw *gatewaytest.Gateway, from, to string, admitted bool) {
 	t.Helper()
-	c, err := gw.DialFrom(waiting(t), netip.MustParseAddrPort(from), "tcp", to)
+	c, err := gw.DialFrom(testContext(t), netip.MustParseAddrPort(from), "tcp", to)
 	if !admitted {
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("%s to %s: %v, want connection refused", from, to, err)
@@ -64,7 +64,7 @@ func reaches(t *testing.T, gw *gatewaytest.Gateway, from, to string, admitted bo
 	}
 	defer c.Close()
 	b := []byte{42}
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(testTimeout))
 	if _, err := c.Write(b); err != nil {
 		t.Error(err)
 	}
@@ -91,20 +91,20 @@ func listenUDP(t *testing.T) (net.PacketConn, uint16) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = pc.Close() })
-	if err := pc.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := pc.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	return pc, pc.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 }
 
 // port maps an internal port to 8080 and 7200 s, or with 0 s deletes it.
-func (h host) port(op byte, internal uint16, seconds uint32) {
+func (h host) mapPort(op byte, internal uint16, seconds uint32) {
 	h.t.Helper()
 	wish := 8080
 	if seconds == 0 {
 		wish = 0
 	}
-	got := h.ask(fmt.Sprintf("00%02x0000%04x%04x%08x", op, internal, wish, seconds))
+	got := h.request(fmt.Sprintf("00%02x0000%04x%04x%08x", op, internal, wish, seconds))
 	if got[4:8] != "0000" {
 		h.t.Fatalf("mapping %d: %s", internal, got)
 	}
@@ -112,20 +112,20 @@ func (h host) port(op byte, internal uint16, seconds uint32) {
 
 func dial(t *testing.T, gw *gatewaytest.Gateway, network string) net.Conn {
 	t.Helper()
-	c, err := gw.Dial(waiting(t), network, "45.45.45.1:8080")
+	c, err := gw.Dial(testContext(t), network, "45.45.45.1:8080")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func refusedTCP(t *testing.T, gw *gatewaytest.Gateway) {
+func checkRefused(t *testing.T, gw *gatewaytest.Gateway) {
 	t.Helper()
-	c, err := gw.Dial(waiting(t), "tcp", "45.45.45.1:8080")
+	c, err := gw.Dial(testContext(t), "tcp", "45.45.45.1:8080")
 	if err == nil {
 		_ = c.Close()
 	}
@@ -134,14 +134,14 @@ func refusedTCP(t *testing.T, gw *gatewaytest.Gateway) {
 	}
 }
 
-func TestTCP(t *testing.T) {
+func TestOutsideTCP(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	ln, port := listenTCP(t)
 
-	refusedTCP(t, gw)
-	h.port(2, port, 7200)
+	checkRefused(t, gw)
+	h.mapPort(2, port, 7200)
 	conn := dial(t, gw, "tcp")
 	inner, err := ln.Accept()
 	if err != nil {
@@ -156,7 +156,7 @@ func TestTCP(t *testing.T) {
 	}
 
 	// A megabyte each way at once, each ended by a half-close.
-	there, back := noise(1<<20, 1), noise(1<<20, 2)
+	there, back := randomBytes(1<<20, 1), randomBytes(1<<20, 2)
 	var wg sync.WaitGroup
 	transfer := func(c net.Conn, send, want []byte) {
 		wg.Go(func() {
@@ -180,11 +180,11 @@ func TestTCP(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 
-	h.port(2, port, 0)
-	refusedTCP(t, gw)
+	h.mapPort(2, port, 0)
+	checkRefused(t, gw)
 }
 
-func noise(n int, seed uint64) []byte {
+func randomBytes(n int, seed uint64) []byte {
 	b := make([]byte, n)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range b {
@@ -195,9 +195,9 @@ func noise(n int, seed uint64) []byte {
 
 func TestConnectionsOutliveMappings(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	ln, port := listenTCP(t)
-	newHost(t, gw).port(2, port, 7200)
+	newHost(t, gw).mapPort(2, port, 7200)
 	conn := dial(t, gw, "tcp4")
 	inner, err := ln.Accept()
 	if err != nil {
@@ -215,7 +215,7 @@ func TestConnectionsOutliveMappings(t *testing.T) {
 		}
 	}
 	gw.Advance(2 * time.Hour)
-	refusedTCP(t, gw)
+	checkRefused(t, gw)
 	ping()
 	gw.Restart(gatewaytest.RestartOptions{})
 	ping()
@@ -230,23 +230,23 @@ func TestConnectionsOutliveMappings(t *testing.T) {
 
 func TestDialErrors(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	ln, port := listenTCP(t)
 	_ = ln.Close()
-	newHost(t, gw).port(2, port, 7200)
-	refusedTCP(t, gw) // by the internal host
+	newHost(t, gw).mapPort(2, port, 7200)
+	checkRefused(t, gw) // by the internal host
 
-	if _, err := gw.Dial(waiting(t), "tcp", "45.45.45.9:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
+	if _, err := gw.Dial(testContext(t), "tcp", "45.45.45.9:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("another address: %v", err)
 	}
 	for _, address := range []string{"", "example.com:80", "45.45.45.1", "45.45.45.1:0", "45.45.45.1:http"} {
 		var want *net.AddrError
-		if _, err := gw.Dial(waiting(t), "tcp", address); !errors.As(err, &want) {
+		if _, err := gw.Dial(testContext(t), "tcp", address); !errors.As(err, &want) {
 			t.Errorf("%q: %v", address, err)
 		}
 	}
 	var unknown net.UnknownNetworkError
-	if _, err := gw.Dial(waiting(t), "sctp", "45.45.45.1:80"); !errors.As(err, &unknown) {
+	if _, err := gw.Dial(testContext(t), "sctp", "45.45.45.1:80"); !errors.As(err, &unknown) {
 		t.Errorf("sctp: %v", err)
 	}
 	if _, err := gw.ListenPacket("tcp", ""); !errors.As(err, &unknown) {
@@ -258,7 +258,7 @@ func TestDialErrors(t *testing.T) {
 
 	ln, port = listenTCP(t)
 	if err := gw.AddMapping(gatewaytest.Entry{
-		Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), External: outside(81),
+		Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), External: externalPort(81),
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestDialErrors(t *testing.T) {
 		t.Error("dialled under a cancelled context")
 	}
 	_ = gw.Close()
-	if _, err := gw.Dial(waiting(t), "tcp", "45.45.45.1:81"); !errors.Is(err, net.ErrClosed) {
+	if _, err := gw.Dial(testContext(t), "tcp", "45.45.45.1:81"); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("dialling after Close: %v", err)
 	}
 	if _, err := gw.ListenPacket("udp", ""); !errors.Is(err, net.ErrClosed) {
@@ -285,12 +285,12 @@ func TestDialErrors(t *testing.T) {
 	_ = ln
 }
 
-func TestFilters(t *testing.T) {
+func TestOutsideFilters(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	_, port := listenTCP(t)
 	if err := gw.AddMapping(gatewaytest.Entry{
-		Protocol: backends.TCP, External: outside(8080),
+		Protocol: backends.TCP, External: externalPort(8080),
 		Internal: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port),
 		Filters:  []pcp.Filter{{Prefix: netip.MustParsePrefix("45.45.45.8/31"), Port: 7}, {Prefix: netip.MustParsePrefix("45.45.46.0/24")}},
 	}); err != nil {
@@ -299,7 +299,7 @@ func TestFilters(t *testing.T) {
 	for from, want := range map[string]bool{
 		"45.45.45.9:7": true, "45.45.45.9:8": false, "45.45.45.10:7": false, "45.45.46.3:1": true, "45.45.47.3:1": false,
 	} {
-		c, err := gw.DialFrom(waiting(t), netip.MustParseAddrPort(from), "tcp", "45.45.45.1:8080")
+		c, err := gw.DialFrom(testContext(t), netip.MustParseAddrPort(from), "tcp", "45.45.45.1:8080")
 		if err == nil {
 			if c.LocalAddr().String() != from {
 				t.Errorf("from %v, want %v", c.LocalAddr(), from)
@@ -312,9 +312,9 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-func TestUDP(t *testing.T) {
+func TestOutsideUDP(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	service, port := listenUDP(t)
 	conn := dial(t, gw, "udp")
@@ -323,7 +323,7 @@ func TestUDP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	if err := other.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := other.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := gw.ListenPacket("udp", "45.45.45.2:5000"); !errors.Is(err, syscall.EADDRINUSE) {
@@ -347,7 +347,7 @@ func TestUDP(t *testing.T) {
 		return from
 	}
 	write("lost: no mapping yet")
-	h.port(1, port, 7200)
+	h.mapPort(1, port, 7200)
 	write("first")
 	first := receive("first")
 	if _, err := other.WriteTo([]byte("second"), external); err != nil {
@@ -375,7 +375,7 @@ func TestUDP(t *testing.T) {
 	if _, err := stranger.WriteTo([]byte("stray"), first); err != nil {
 		t.Fatal(err)
 	}
-	h.port(1, port, 0)
+	h.mapPort(1, port, 0)
 	write("lost: deleted")
 	if _, err := service.WriteTo([]byte("late answer"), first); err != nil {
 		t.Fatal(err)
@@ -383,7 +383,7 @@ func TestUDP(t *testing.T) {
 	if n, err := conn.Read(b); err != nil || string(b[:n]) != "late answer" {
 		t.Errorf("got %q, %v, want the late answer", b[:n], err)
 	}
-	h.port(1, port, 7200)
+	h.mapPort(1, port, 7200)
 	write("again")
 	receive("again")
 	if s := gw.Stats(); s.Datagrams != 3 || s.Lost != 2 || s.BytesIn != int64(len("firstsecondagain")) || s.BytesOut != int64(len("onetwolate answer")) {
@@ -412,9 +412,9 @@ func TestUDP(t *testing.T) {
 
 func TestCloseUnblocks(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	_, port := listenTCP(t)
-	newHost(t, gw).port(2, port, 7200)
+	newHost(t, gw).mapPort(2, port, 7200)
 	tcp := dial(t, gw, "tcp")
 	udp := dial(t, gw, "udp")
 	var wg sync.WaitGroup
@@ -426,7 +426,7 @@ func TestCloseUnblocks(t *testing.T) {
 		})
 	}
 	wg.Go(func() {
-		if _, err := gw.AwaitRequests(waiting(t), 99, nil); !errors.Is(err, net.ErrClosed) {
+		if _, err := gw.AwaitRequests(testContext(t), 99, nil); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("await: %v, want net.ErrClosed", err)
 		}
 	})

@@ -18,7 +18,7 @@ import (
 const maxPeers = 1024
 
 // listenUDP opens the socket of an outside host.
-func (g *Gateway) listenUDP(network string, at netip.AddrPort, v6 bool) (*packetConn, error) {
+func (g *Gateway) openOutsideUDP(network string, at netip.AddrPort, v6 bool) (*packetConn, error) {
 	family := "udp4"
 	if v6 {
 		family = "udp6"
@@ -42,13 +42,13 @@ func (g *Gateway) bind(c *packetConn, at netip.AddrPort, v6 bool) error {
 	if g.closed {
 		return net.ErrClosed
 	}
-	at, err := g.local(at, v6)
+	at, err := g.outsideAddr(at, v6)
 	if err != nil {
 		return err
 	}
 	c.local = at
 	g.outsideUDP[at] = c
-	g.outside[c] = struct{}{}
+	g.outsideConns[c] = struct{}{}
 	return nil
 }
 
@@ -92,7 +92,7 @@ func (c *packetConn) write(b []byte, to netip.AddrPort) (int, error) {
 	if c.closed.Load() {
 		return 0, outsideError("write", "udp", net.UDPAddrFromAddrPort(to), net.ErrClosed)
 	}
-	entry, err := c.gateway.route(backends.UDP, to, c.local)
+	entry, err := c.gateway.findEntry(backends.UDP, to, c.local)
 	if err == nil {
 		err = c.send(b, to, entry.Internal)
 	}
@@ -159,7 +159,7 @@ func (c *packetConn) Close() error {
 	}
 	g := c.gateway
 	g.mu.Lock()
-	delete(g.outside, c)
+	delete(g.outsideConns, c)
 	delete(g.outsideUDP, c.local)
 	g.mu.Unlock()
 	return c.inner.Close()
@@ -175,7 +175,7 @@ func (c *packetConn) SetWriteDeadline(t time.Time) error { return c.inner.SetWri
 
 // dialUDP is a socket of an outside host that talks to one external endpoint.
 func (g *Gateway) dialUDP(from netip.AddrPort, network string, to netip.AddrPort) (net.Conn, error) {
-	c, err := g.listenUDP(network, from, to.Addr().Is6())
+	c, err := g.openOutsideUDP(network, from, to.Addr().Is6())
 	if err != nil {
 		return nil, err
 	}

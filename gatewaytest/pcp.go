@@ -15,13 +15,13 @@ const servicePCP = "pcp"
 // The sizes of PCP messages without options (RFC 6887, sections 7.2, 11.1 and
 // 12.1).
 const (
-	pcpHeader = 24
-	pcpMap    = 60
-	pcpPeer   = 80
+	pcpHeaderSize = 24
+	pcpMapSize    = 60
+	pcpPeerSize   = 80
 )
 
 // sizes are those of the messages that have options.
-var sizes = map[pcp.Opcode]int{pcp.OpMap: pcpMap, pcp.OpPeer: pcpPeer}
+var sizeWithoutOptions = map[pcp.Opcode]int{pcp.OpMap: pcpMapSize, pcp.OpPeer: pcpPeerSize}
 
 // pcpServer answers PCP requests out of the gateway's table.
 type pcpServer struct {
@@ -49,25 +49,25 @@ func identifyPCP(raw []byte) Request {
 
 // handle answers a request in the order of checks of RFC 6887, section 8.2;
 // nil is silence.
-func (s *pcpServer) handle(q Request, refuse int) []byte {
+func (s *pcpServer) handle(q Request, forcedResult int) []byte {
 	h, err := pcp.ParseHeader(q.Raw)
 	switch {
 	case err != nil || h.Opcode&pcp.OpResponse != 0:
 		return nil
 	case h.Version != pcp.Version || s.quirks.VersionOne:
-		return s.refuse(q.Raw, refusal{code: pcp.UnsupportedVersion})
-	case len(q.Raw) < pcpHeader:
+		return s.errorResponse(q.Raw, refusal{code: pcp.UnsupportedVersion})
+	case len(q.Raw) < pcpHeaderSize:
 		return nil
-	case refuse != 0:
-		return s.refuse(q.Raw, refusal{code: pcp.ResultCode(refuse)})
+	case forcedResult != 0:
+		return s.errorResponse(q.Raw, refusal{code: pcp.ResultCode(forcedResult)})
 	case h.Opcode == pcp.OpAnnounce && s.quirks.NoAnnounce:
 		return nil
 	}
 	reply, err := s.perform(q, h.Opcode)
 	if err != nil {
-		return s.refuse(q.Raw, err)
+		return s.errorResponse(q.Raw, err)
 	}
-	if size := sizes[h.Opcode]; s.quirks.OptionsEchoed && size != 0 {
+	if size := sizeWithoutOptions[h.Opcode]; s.quirks.OptionsEchoed && size != 0 {
 		reply = append(reply[:size:size], q.Raw[size:]...)
 	}
 	return reply
@@ -77,11 +77,11 @@ func (s *pcpServer) handle(q Request, refuse int) []byte {
 func (s *pcpServer) perform(q Request, op pcp.Opcode) ([]byte, error) {
 	switch {
 	case op == pcp.OpMap:
-		return s.answerMap(q)
+		return s.respondMap(q)
 	case op == pcp.OpPeer && !s.quirks.NoPeer:
-		return s.answerPeer(q)
+		return s.respondPeer(q)
 	case op == pcp.OpAnnounce && !s.quirks.AnnounceUnsupported:
-		return s.answerAnnounce(q)
+		return s.respondAnnounce(q)
 	}
 	if _, err := pcp.ParseAnnounceRequest(q.Raw); err != nil && op != pcp.OpAnnounce {
 		return nil, err // the opcode, or what is wrong before one looks at it
@@ -89,12 +89,12 @@ func (s *pcpServer) perform(q Request, op pcp.Opcode) ([]byte, error) {
 	return nil, refusal{code: pcp.UnsupportedOpcode}
 }
 
-func (s *pcpServer) answerAnnounce(q Request) ([]byte, error) {
+func (s *pcpServer) respondAnnounce(q Request) ([]byte, error) {
 	a, err := pcp.ParseAnnounceRequest(q.Raw)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.internal(q.Source.Addr(), a.Client, netip.Addr{}); err != nil {
+	if _, err := s.internalHost(q.Source.Addr(), a.Client, netip.Addr{}); err != nil {
 		return nil, err
 	}
 	return pcp.AnnounceResponse{Epoch: s.g.epoch()}.MarshalBinary()
@@ -102,7 +102,7 @@ func (s *pcpServer) answerAnnounce(q Request) ([]byte, error) {
 
 // internal returns the host that a request is about: its sender, or the third
 // party that it names.
-func (s *pcpServer) internal(source, client, thirdParty netip.Addr) (netip.Addr, error) {
+func (s *pcpServer) internalHost(source, client, thirdParty netip.Addr) (netip.Addr, error) {
 	source = source.WithZone("")
 	switch {
 	case s.quirks.NAT || client != source:
@@ -119,8 +119,8 @@ func (s *pcpServer) internal(source, client, thirdParty netip.Addr) (netip.Addr,
 
 // The lifetimes of errors that do not know better (RFC 6887, section 7.4).
 const (
-	longError  = 30 * time.Minute
-	shortError = 30 * time.Second
+	longErrorLifetime  = 30 * time.Minute
+	shortErrorLifetime = 30 * time.Second
 )
 
 // refusal is why the server refuses.
@@ -135,12 +135,12 @@ type refusal struct {
 func (r refusal) Error() string { return "gatewaytest: " + r.code.String() }
 
 // refuse encodes an error of perform; nil is silence.
-func (s *pcpServer) refuse(raw []byte, err error) []byte {
+func (s *pcpServer) errorResponse(raw []byte, err error) []byte {
 	var r refusal
-	var fault *pcp.RequestError
+	var requestErr *pcp.RequestError
 	switch {
-	case errors.As(err, &fault):
-		r.code = fault.Code
+	case errors.As(err, &requestErr):
+		r.code = requestErr.Code
 	case !errors.As(err, &r):
 		return nil // no request
 	}
@@ -151,9 +151,9 @@ func (s *pcpServer) refuse(raw []byte, err error) []byte {
 	if s.quirks.VersionOne {
 		b[0] = 1
 	}
-	if r.external.IsValid() && len(b) >= pcpMap {
+	if r.external.IsValid() && len(b) >= pcpMapSize {
 		a16 := r.external.As16()
-		copy(b[pcpMap-16:pcpMap], a16[:])
+		copy(b[pcpMapSize-16:pcpMapSize], a16[:])
 	}
 	return b
 }
@@ -162,7 +162,7 @@ func (s *pcpServer) refuse(raw []byte, err error) []byte {
 func (s *pcpServer) errorLifetime(r refusal) time.Duration {
 	switch r.code {
 	case pcp.NetworkFailure, pcp.NoResources, pcp.UserExceededQuota:
-		return shortError
+		return shortErrorLifetime
 	}
 	switch {
 	case s.quirks.ErrorLifetimeZero:
@@ -170,5 +170,5 @@ func (s *pcpServer) errorLifetime(r refusal) time.Duration {
 	case r.lifetime != 0:
 		return r.lifetime
 	}
-	return longError
+	return longErrorLifetime
 }

@@ -17,7 +17,7 @@ var (
 )
 
 // vectorGateway is a gateway as of the vectors that does not listen.
-func vectorGateway(t testing.TB, config Config) *Gateway {
+func newVectorGateway(t testing.TB, config Config) *Gateway {
 	t.Helper()
 	config.ManualClock, config.Uptime = true, 1234*time.Second
 	if !config.External.IsValid() {
@@ -33,7 +33,7 @@ func vectorGateway(t testing.TB, config Config) *Gateway {
 }
 
 // exchange asks, and wants the answer; an empty one is silence.
-func (g *Gateway) exchange(t *testing.T, from netip.AddrPort, request, want string) {
+func (g *Gateway) checkExchange(t *testing.T, from netip.AddrPort, request, want string) {
 	t.Helper()
 	request, want = strings.ReplaceAll(request, " ", ""), strings.ReplaceAll(want, " ", "")
 	raw, err := hex.DecodeString(request)
@@ -42,7 +42,7 @@ func (g *Gateway) exchange(t *testing.T, from netip.AddrPort, request, want stri
 	}
 	q := identify(raw)
 	q.Source = from
-	replies, _ := g.answer(q)
+	replies, _ := g.respond(q)
 	var got strings.Builder
 	for _, b := range replies {
 		got.WriteString(hex.EncodeToString(b))
@@ -53,7 +53,7 @@ func (g *Gateway) exchange(t *testing.T, from netip.AddrPort, request, want stri
 }
 
 // echoed is the answer that echoes the request with a result and a lifetime.
-func echoed(request, result, lifetime string) string {
+func echoedError(request, result, lifetime string) string {
 	b := strings.ReplaceAll(request, " ", "")
 	tail := strings.Repeat("0", 24)
 	if result == "03" { // the end of the client's address stays
@@ -142,17 +142,17 @@ func TestPCPPackets(t *testing.T) {
 		}},
 		{"unknown option", Config{}, nil, vectorClient, []exchange{{v["unknown option"], v["unknown option refused"]}}},
 		{"option past the end", Config{}, nil, vectorClient, []exchange{
-			{v["option past the end"], echoed(v["option past the end"], "06", "00000708")},
+			{v["option past the end"], echoedError(v["option past the end"], "06", "00000708")},
 		}},
 		{"announce", Config{}, nil, vectorClient, []exchange{{v["announce"], v["announced"]}}},
 		{"pinhole", Config{}, nil, vectorClient6, []exchange{{v["map ipv6"], v["pinhole"]}}},
 		{"another family", Config{}, nil, vectorClient, []exchange{
-			{v["map to ipv6"], echoed(v["map to ipv6"], "0b", "00000708")},
+			{v["map to ipv6"], echoedError(v["map to ipv6"], "0b", "00000708")},
 		}},
 		{"peer", Config{}, nil, vectorClient, []exchange{{v["peer"], v["peer mapped"]}, {v["peer"], v["peer mapped"]}}},
 		{"everything", Config{}, nil, vectorClient, []exchange{{v["map everything"], v["everything refused"]}}},
 		{"port of all protocols", Config{}, nil, vectorClient, []exchange{
-			{v["port of all protocols"], echoed(v["port of all protocols"], "03", "00000708")},
+			{v["port of all protocols"], echoedError(v["port of all protocols"], "03", "00000708")},
 		}},
 		{"version 3", Config{}, nil, vectorClient, []exchange{{v["version 3"], v["version 3 refused"]}}},
 		{"opcode 9", Config{}, nil, vectorClient, []exchange{
@@ -174,12 +174,12 @@ func TestPCPPackets(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := vectorGateway(t, tt.config)
+			g := newVectorGateway(t, tt.config)
 			if tt.prepare != nil {
 				tt.prepare(g)
 			}
 			for _, x := range tt.exchanges {
-				g.exchange(t, tt.from, x.request, x.reply)
+				g.checkExchange(t, tt.from, x.request, x.reply)
 			}
 		})
 	}

@@ -9,12 +9,12 @@ import (
 )
 
 // answerMap makes, renews or deletes a mapping (RFC 6887, sections 11.3 and 15).
-func (s *pcpServer) answerMap(q Request) ([]byte, error) {
+func (s *pcpServer) respondMap(q Request) ([]byte, error) {
 	m, err := pcp.ParseMapRequest(q.Raw)
 	if err != nil {
 		return nil, err
 	}
-	addr, err := s.internal(q.Source.Addr(), m.Client, m.Options.ThirdParty)
+	addr, err := s.internalHost(q.Source.Addr(), m.Client, m.Options.ThirdParty)
 	if err != nil {
 		return nil, err
 	}
@@ -44,15 +44,15 @@ func (s *pcpServer) answerMap(q Request) ([]byte, error) {
 
 // deleteMapping ends a mapping for who knows its nonce (RFC 6887, section 15).
 func (s *pcpServer) deleteMapping(internal endpoint, nonce pcp.Nonce) error {
-	e, err := s.g.table.revoke(internal, nonce)
+	e, err := s.g.table.deleteWithNonce(internal, nonce)
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errNone) && s.quirks.DeleteUnknownNoResources:
+	case errors.Is(err, errNoEntry) && s.quirks.DeleteUnknownNoResources:
 		return refusal{code: pcp.NoResources}
-	case errors.Is(err, errNone):
+	case errors.Is(err, errNoEntry):
 		return nil
-	case errors.Is(err, errOwner):
+	case errors.Is(err, errOtherOwner):
 		return refusal{code: pcp.NotAuthorized, lifetime: e.Remaining}
 	}
 	return refusal{code: pcp.NotAuthorized}
@@ -60,20 +60,20 @@ func (s *pcpServer) deleteMapping(internal endpoint, nonce pcp.Nonce) error {
 
 // makeMapping makes or renews a mapping and fills in the response.
 func (s *pcpServer) makeMapping(source, internal netip.AddrPort, m pcp.MapRequest, r *pcp.MapResponse) error {
-	insist := m.Options.PreferFailure && !s.quirks.PreferFailureIgnored
-	p, err := s.place(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), insist)
+	preferFailure := m.Options.PreferFailure && !s.quirks.PreferFailureIgnored
+	p, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), preferFailure)
 	if err != nil {
 		return err
 	}
-	w := wish{
+	w := spec{
 		Entry: Entry{
 			Protocol: m.Protocol, Internal: internal, External: p.external,
 			Remaining: s.g.config.lifetime(m.Lifetime), Service: servicePCP,
 		},
-		exact: p.exact,
-		claim: &claim{secret: m.Nonce, client: source, exact: insist, external: p.addr},
-		loose: s.quirks.NonceLoose,
-		edit:  func(e *Entry) error { return s.applyOptions(e, m.Options) },
+		exactPort:   p.exactPort,
+		host:        &entryHost{nonce: m.Nonce, source: source, preferFailure: preferFailure, externalAddr: p.addr},
+		ignoreNonce: s.quirks.NonceLoose,
+		edit:        func(e *Entry) error { return s.applyOptions(e, m.Options) },
 	}
 	granted, err := s.g.table.grant(w)
 	if err != nil {
@@ -85,7 +85,7 @@ func (s *pcpServer) makeMapping(source, internal netip.AddrPort, m pcp.MapReques
 	}
 	r.ExternalPort, r.External = granted.External.Port(), p.addr
 	r.Options = m.Options
-	r.Options.PreferFailure = insist
+	r.Options.PreferFailure = preferFailure
 	return nil
 }
 
@@ -112,59 +112,59 @@ func (s *pcpServer) applyOptions(e *Entry, o pcp.Options) error {
 }
 
 // place is where a mapping is to be outside.
-type place struct {
+type externalChoice struct {
 	// external is how the table names it, and addr what the address is.
-	external netip.AddrPort
-	addr     netip.Addr
-	exact    bool
+	external  netip.AddrPort
+	addr      netip.Addr
+	exactPort bool
 }
 
 // place returns where the internal endpoint may be outside. To insist is to
 // refuse another place than the wish.
-func (s *pcpServer) place(p backends.Protocol, internal, wish netip.AddrPort, insist bool) (place, error) {
-	addr, port := wish.Addr(), wish.Port()
+func (s *pcpServer) chooseExternal(p backends.Protocol, internal, requested netip.AddrPort, preferFailure bool) (externalChoice, error) {
+	addr, port := requested.Addr(), requested.Port()
 	if addr.Is4() != internal.Addr().Is4() {
 		// The standard has no code for a family that the server cannot provide.
-		return place{}, refusal{code: pcp.CannotProvideExternal}
+		return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 	}
-	var at place
+	var at externalChoice
 	if internal.Addr().Is4() {
-		wan, err := s.wan()
+		external, err := s.externalAddr()
 		if err != nil {
-			return place{}, err
+			return externalChoice{}, err
 		}
-		at = place{addr: wan, exact: insist && port != 0}
+		at = externalChoice{addr: external, exactPort: preferFailure && port != 0}
 		if port == 0 {
 			port = internal.Port()
 		}
 		if p == backends.SCTP { // its checksums do not bear another port
-			at.exact = true
-			if insist && port != internal.Port() {
-				return place{}, refusal{code: pcp.CannotProvideExternal}
+			at.exactPort = true
+			if preferFailure && port != internal.Port() {
+				return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 			}
 			port = internal.Port()
 		}
 		at.external = netip.AddrPortFrom(netip.Addr{}, port)
 	} else {
 		// The firewall lets through, and translates nothing.
-		at = place{addr: internal.Addr(), external: internal, exact: true}
-		if insist && port != 0 && port != internal.Port() {
-			return place{}, refusal{code: pcp.CannotProvideExternal}
+		at = externalChoice{addr: internal.Addr(), external: internal, exactPort: true}
+		if preferFailure && port != 0 && port != internal.Port() {
+			return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 		}
 	}
-	if insist && !addr.IsUnspecified() && addr != at.addr {
-		return place{}, refusal{code: pcp.CannotProvideExternal}
+	if preferFailure && !addr.IsUnspecified() && addr != at.addr {
+		return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 	}
 	return at, nil
 }
 
 // wan is the external IPv4 address to map at.
-func (s *pcpServer) wan() (netip.Addr, error) {
+func (s *pcpServer) externalAddr() (netip.Addr, error) {
 	addr := s.g.External()
 	switch {
 	case addr.IsUnspecified():
 		return addr, refusal{code: pcp.NetworkFailure}
-	case s.quirks.RefusePrivate && private(addr):
+	case s.quirks.RefusePrivate && isPrivate(addr):
 		return addr, refusal{code: pcp.NoResources, external: addr}
 	}
 	return addr, nil
@@ -172,28 +172,28 @@ func (s *pcpServer) wan() (netip.Addr, error) {
 
 // grantError is the refusal for an error of table.grant, which came with the
 // entry in the way.
-func grantError(err error, w wish, other Entry) error {
+func grantError(err error, s spec, conflict Entry) error {
 	switch {
-	case errors.Is(err, errFull):
+	case errors.Is(err, errTableFull):
 		return refusal{code: pcp.NoResources}
-	case errors.Is(err, errOwner):
-		return refusal{code: pcp.NotAuthorized, lifetime: other.Remaining}
-	case errors.Is(err, errTaken) && w.Internal.Port() == 0:
+	case errors.Is(err, errOtherOwner):
+		return refusal{code: pcp.NotAuthorized, lifetime: conflict.Remaining}
+	case errors.Is(err, errPortTaken) && s.Internal.Port() == 0:
 		return refusal{code: pcp.UnsupportedProtocol}
-	case errors.Is(err, errTaken):
-		return refusal{code: pcp.CannotProvideExternal, lifetime: min(other.Remaining, longError)}
+	case errors.Is(err, errPortTaken):
+		return refusal{code: pcp.CannotProvideExternal, lifetime: min(conflict.Remaining, longErrorLifetime)}
 	}
 	return err
 }
 
 // answerPeer makes or renews what an outgoing packet would make: an entry that
 // admits one outside endpoint (RFC 6887, section 12.3). It cannot be deleted.
-func (s *pcpServer) answerPeer(q Request) ([]byte, error) {
+func (s *pcpServer) respondPeer(q Request) ([]byte, error) {
 	m, err := pcp.ParsePeerRequest(q.Raw)
 	if err != nil {
 		return nil, err
 	}
-	addr, err := s.internal(q.Source.Addr(), m.Client, m.Options.ThirdParty)
+	addr, err := s.internalHost(q.Source.Addr(), m.Client, m.Options.ThirdParty)
 	if err != nil {
 		return nil, err
 	}
@@ -207,8 +207,8 @@ func (s *pcpServer) answerPeer(q Request) ([]byte, error) {
 		ExternalPort: m.ExternalPort, External: m.External, Remote: remote, Options: m.Options,
 	}
 	if m.Lifetime == 0 {
-		if e, ok := s.g.table.outbound(endpoint{m.Protocol, internal}, remote); ok {
-			r.Lifetime, r.ExternalPort, r.External = e.Remaining, e.External.Port(), s.outside(e)
+		if e, ok := s.g.table.peerEntry(endpoint{m.Protocol, internal}, remote); ok {
+			r.Lifetime, r.ExternalPort, r.External = e.Remaining, e.External.Port(), s.externalAddrOf(e)
 		}
 	} else if err := s.makePeer(q.Source, internal, m, &r); err != nil {
 		return nil, err
@@ -220,18 +220,18 @@ func (s *pcpServer) answerPeer(q Request) ([]byte, error) {
 // makePeer makes or renews the entry and fills in the response. A wish that
 // cannot be met fails (RFC 6887, section 12.3).
 func (s *pcpServer) makePeer(source, internal netip.AddrPort, m pcp.PeerRequest, r *pcp.PeerResponse) error {
-	p, err := s.place(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), true)
+	p, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), true)
 	if err != nil {
 		return err
 	}
-	w := wish{
+	w := spec{
 		Entry: Entry{
 			Protocol: m.Protocol, Internal: internal, External: p.external, Remote: m.Remote,
 			Remaining: s.g.config.lifetime(m.Lifetime), Service: servicePCP,
 		},
-		exact: p.exact,
-		claim: &claim{secret: m.Nonce, client: source, external: p.addr},
-		loose: s.quirks.NonceLoose,
+		exactPort:   p.exactPort,
+		host:        &entryHost{nonce: m.Nonce, source: source, externalAddr: p.addr},
+		ignoreNonce: s.quirks.NonceLoose,
 		edit: func(e *Entry) error {
 			if m.Options.Description != "" || m.Options.ClearDescription {
 				e.Description = m.Options.Description
@@ -248,7 +248,7 @@ func (s *pcpServer) makePeer(source, internal netip.AddrPort, m pcp.PeerRequest,
 }
 
 // outside is the external address of an entry.
-func (s *pcpServer) outside(e Entry) netip.Addr {
+func (s *pcpServer) externalAddrOf(e Entry) netip.Addr {
 	if a := e.External.Addr(); a.IsValid() {
 		return a
 	}
@@ -263,46 +263,46 @@ func (s *pcpServer) outside(e Entry) netip.Addr {
 // its client is told with result 11.
 func (g *Gateway) UpdateMappings() {
 	external := g.External()
-	all := g.table.claims(func(c claimed) bool { return c.lost(external) })
+	all := g.table.hostedEntries(func(c hostedEntry) bool { return c.lostAddress(external) })
 	if len(all) == 0 {
 		return
 	}
-	g.series(&g.updating, g.config.Quirks.PCP.UpdateCount, func() {
+	g.sendSeries(&g.cancelUpdates, g.config.Quirks.PCP.UpdateCount, func() {
 		for _, c := range all {
-			if b := g.pcp.update(c, external); b != nil {
-				g.send(c.client, b, func(s *Stats) { s.MappingUpdates++ })
+			if b := g.pcp.updateResponse(c, external); b != nil {
+				g.send(c.source, b, func(s *Stats) { s.MappingUpdates++ })
 			}
 		}
 	})
 }
 
 // lost reports whether the entry is not where its owner insists on.
-func (c claimed) lost(external netip.Addr) bool {
-	return c.exact && !c.External.Addr().IsValid() && c.external != external
+func (c hostedEntry) lostAddress(external netip.Addr) bool {
+	return c.preferFailure && !c.External.Addr().IsValid() && c.externalAddr != external
 }
 
 // update is the unsolicited response about an entry.
-func (s *pcpServer) update(c claimed, external netip.Addr) []byte {
+func (s *pcpServer) updateResponse(c hostedEntry, external netip.Addr) []byte {
 	result, lifetime := pcp.Success, c.Remaining
 	if a := c.External.Addr(); a.IsValid() {
 		external = a
 	}
-	var why refusal
+	var reason refusal
 	switch {
-	case c.lost(external):
-		why.code = pcp.CannotProvideExternal
+	case c.lostAddress(external):
+		reason.code = pcp.CannotProvideExternal
 	case external.IsUnspecified():
-		why.code = pcp.NetworkFailure
+		reason.code = pcp.NetworkFailure
 	}
-	if why.code != pcp.Success {
-		result, lifetime = why.code, s.errorLifetime(why)
+	if reason.code != pcp.Success {
+		result, lifetime = reason.code, s.errorLifetime(reason)
 	}
 	var options pcp.Options
-	if client := c.client.Addr().WithZone(""); client != c.Internal.Addr() {
+	if client := c.source.Addr().WithZone(""); client != c.Internal.Addr() {
 		options.ThirdParty = c.Internal.Addr()
 	}
 	m := pcp.MapResponse{
-		Result: result, Lifetime: lifetime, Epoch: s.g.epoch(), Nonce: c.secret, Protocol: c.Protocol,
+		Result: result, Lifetime: lifetime, Epoch: s.g.epoch(), Nonce: c.nonce, Protocol: c.Protocol,
 		InternalPort: c.Internal.Port(), ExternalPort: c.External.Port(), External: external, Options: options,
 	}
 	var b []byte

@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	ours, theirs = pcp.Nonce{1, 2, 3}, pcp.Nonce{9, 8, 7}
-	anyFilter    pcp.Filter
+	nonceA, nonceB = pcp.Nonce{1, 2, 3}, pcp.Nonce{9, 8, 7}
+	clearFilters   pcp.Filter
 )
 
 // client is the host's address.
@@ -25,7 +25,7 @@ func (h host) client() netip.Addr { return h.LocalAddr().(*net.UDPAddr).AddrPort
 func (h host) pcp(edit func(*pcp.MapRequest)) pcp.MapResponse {
 	h.t.Helper()
 	m := pcp.MapRequest{
-		Client: h.client(), Lifetime: 2 * time.Hour, Nonce: ours, Protocol: backends.TCP,
+		Client: h.client(), Lifetime: 2 * time.Hour, Nonce: nonceA, Protocol: backends.TCP,
 		InternalPort: 8080, ExternalPort: 8080,
 	}
 	if edit != nil {
@@ -65,7 +65,7 @@ func (h host) response() pcp.MapResponse {
 func unmap(m *pcp.MapRequest) { m.Lifetime, m.ExternalPort = 0, 0 }
 
 // want checks a response's result and lifetime.
-func want(t *testing.T, r pcp.MapResponse, result pcp.ResultCode, lifetime time.Duration) {
+func checkResult(t *testing.T, r pcp.MapResponse, result pcp.ResultCode, lifetime time.Duration) {
 	t.Helper()
 	if r.Result != result || r.Lifetime != lifetime {
 		t.Errorf("%v for %v, want %v for %v", r.Result, r.Lifetime, result, lifetime)
@@ -74,33 +74,33 @@ func want(t *testing.T, r pcp.MapResponse, result pcp.ResultCode, lifetime time.
 
 func TestPCPNonce(t *testing.T) {
 	t.Parallel()
-	foreign := func(m *pcp.MapRequest) { m.Nonce = theirs }
-	gw := reference(t, gatewaytest.Config{})
+	foreign := func(m *pcp.MapRequest) { m.Nonce = nonceB }
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
-	want(t, h.pcp(nil), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
 	gw.Advance(time.Hour)
-	want(t, h.pcp(foreign), pcp.NotAuthorized, time.Hour)
-	want(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, time.Hour)
-	if got := only(t, gw).Remaining; got != time.Hour {
+	checkResult(t, h.pcp(foreign), pcp.NotAuthorized, time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, time.Hour)
+	if got := onlyEntry(t, gw).Remaining; got != time.Hour {
 		t.Errorf("a refused renewal left %v", got)
 	}
-	want(t, h.pcp(nil), pcp.Success, 2*time.Hour)
-	want(t, h.pcp(unmap), pcp.Success, 0)
-	want(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(unmap), pcp.Success, 0)
+	checkResult(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
 
-	gw = reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NonceLoose: true}}})
+	gw = startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NonceLoose: true}}})
 	h = newHost(t, gw)
-	want(t, h.pcp(nil), pcp.Success, 2*time.Hour)
-	want(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
-	want(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
-	want(t, h.pcp(unmap), pcp.NotAuthorized, 2*time.Hour) // it is theirs now
-	want(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.Success, 0)
+	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
+	checkResult(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(unmap), pcp.NotAuthorized, 2*time.Hour) // it is theirs now
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.Success, 0)
 }
 
 func TestPCPTable(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{MinLifetime: 2 * time.Minute, MaxLifetime: time.Hour})
-	if err := gw.AddMapping(taken(backends.TCP, 81)); err != nil {
+	gw := startReference(t, gatewaytest.Config{MinLifetime: 2 * time.Minute, MaxLifetime: time.Hour})
+	if err := gw.AddMapping(otherHostEntry(backends.TCP, 81)); err != nil {
 		t.Fatal(err)
 	}
 	h := newHost(t, gw)
@@ -127,8 +127,8 @@ func TestPCPTable(t *testing.T) {
 		{"sctp keeps its port", sctp, "203.0.113.7:8080", time.Hour},
 	} {
 		r := h.pcp(tt.edit)
-		want(t, r, pcp.Success, tt.lifetime)
-		if got := netip.AddrPortFrom(r.External, r.ExternalPort).String(); got != tt.external || r.Nonce != ours {
+		checkResult(t, r, pcp.Success, tt.lifetime)
+		if got := netip.AddrPortFrom(r.External, r.ExternalPort).String(); got != tt.external || r.Nonce != nonceA {
 			t.Errorf("%s: %s, want %s", tt.name, got, tt.external)
 		}
 	}
@@ -162,24 +162,24 @@ func TestPCPTable(t *testing.T) {
 
 func TestPCPStatic(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	if err := gw.AddMapping(gatewaytest.Entry{
-		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"), External: outside(80), Static: true,
+		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"), External: externalPort(80), Static: true,
 	}); err != nil {
 		t.Fatal(err)
 	}
 	h := newHost(t, gw)
 	r := h.pcp(nil)
-	want(t, r, pcp.Success, backends.Forever)
+	checkResult(t, r, pcp.Success, backends.Forever)
 	if r.ExternalPort != 80 {
 		t.Errorf("port %d, want the static 80", r.ExternalPort)
 	}
-	want(t, h.pcp(unmap), pcp.NotAuthorized, 30*time.Minute)
+	checkResult(t, h.pcp(unmap), pcp.NotAuthorized, 30*time.Minute)
 }
 
 func TestPCPDescription(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	for _, tt := range []struct{ set, want string }{{"chess", "chess"}, {"", "chess"}, {"go", "go"}, {"clear", ""}} {
 		r := h.pcp(func(m *pcp.MapRequest) {
@@ -188,7 +188,7 @@ func TestPCPDescription(t *testing.T) {
 				m.Options.Description = ""
 			}
 		})
-		if got := only(t, gw).Description; got != tt.want || (tt.set == "clear") != r.Options.ClearDescription {
+		if got := onlyEntry(t, gw).Description; got != tt.want || (tt.set == "clear") != r.Options.ClearDescription {
 			t.Errorf("after %q: %q, want %q; options %+v", tt.set, got, tt.want, r.Options)
 		}
 	}
@@ -229,10 +229,10 @@ func TestPCPQuirks(t *testing.T) {
 			m.InternalPort = 0
 		}, pcp.MalformedRequest, 30 * time.Minute, "0.0.0.0:8080"},
 		"too many filters": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: 1}}}, func(m *pcp.MapRequest) {
-			m.Options.Filters = []pcp.Filter{anyFilter, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}, {Prefix: netip.MustParsePrefix("192.0.3.0/24")}}
+			m.Options.Filters = []pcp.Filter{clearFilters, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}, {Prefix: netip.MustParsePrefix("192.0.3.0/24")}}
 		}, pcp.ExcessiveRemotePeers, 30 * time.Minute, "0.0.0.0:8080"},
 		"one filter": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: 1}}}, func(m *pcp.MapRequest) {
-			m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("192.0.3.0/24")}, anyFilter, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
+			m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("192.0.3.0/24")}, clearFilters, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
 		}, pcp.Success, 2 * time.Hour, "203.0.113.7:8080"},
 		"third party nowhere": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}}, func(m *pcp.MapRequest) {
 			m.Options.ThirdParty = netip.IPv4Unspecified()
@@ -240,14 +240,14 @@ func TestPCPQuirks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw := reference(t, tt.config)
+			gw := startReference(t, tt.config)
 			if tt.config.Quirks.PCP.PreferFailureIgnored {
-				if err := gw.AddMapping(taken(backends.TCP, 9)); err != nil {
+				if err := gw.AddMapping(otherHostEntry(backends.TCP, 9)); err != nil {
 					t.Fatal(err)
 				}
 			}
 			r := newHost(t, gw).pcp(tt.edit)
-			want(t, r, tt.result, tt.lifetime)
+			checkResult(t, r, tt.result, tt.lifetime)
 			if got := netip.AddrPortFrom(r.External, r.ExternalPort).String(); got != tt.external {
 				t.Errorf("external %s, want %s", got, tt.external)
 			}
@@ -260,7 +260,7 @@ func TestPCPQuirks(t *testing.T) {
 
 func TestPCPOptionsEchoed(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{OptionsEchoed: true}}})
+	gw := startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{OptionsEchoed: true}}})
 	const unknown = "c8000001 ff000000" // option 200
 	h := newHost(t, gw)
 	h.expect("02010000 00000e10 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b 06000000 00500000 "+
@@ -277,12 +277,12 @@ func TestPCPAnnounceQuirks(t *testing.T) {
 		"02800004 00000708 000004d2 00000000 0000ffff 7f000001": {AnnounceUnsupported: true},
 		"": {NoAnnounce: true},
 	} {
-		newHost(t, reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: q}})).expect(question, reply)
+		newHost(t, startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: q}})).expect(question, reply)
 	}
 }
 
 // Who is asked in the wrong version says so in one of many ways.
-func TestVersions(t *testing.T) {
+func TestVersionNegotiation(t *testing.T) {
 	t.Parallel()
 	const pcpMap = "02010000 00001c20 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b " +
 		"06000000 00500000 00000000 00000000 0000ffff 00000000"
@@ -317,7 +317,7 @@ func TestVersions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t, reference(t, tt.config))
+			h := newHost(t, startReference(t, tt.config))
 			for _, x := range tt.exchanges {
 				h.expect(x.request, x.reply)
 			}
@@ -328,7 +328,7 @@ func TestVersions(t *testing.T) {
 func peer(h host, edit func(*pcp.PeerRequest)) pcp.PeerResponse {
 	h.t.Helper()
 	m := pcp.PeerRequest{
-		Client: h.client(), Lifetime: time.Hour, Nonce: ours, Protocol: backends.TCP, InternalPort: 8080,
+		Client: h.client(), Lifetime: time.Hour, Nonce: nonceA, Protocol: backends.TCP, InternalPort: 8080,
 		Remote: netip.MustParseAddrPort("45.45.45.9:7000"),
 	}
 	edit(&m)
@@ -351,19 +351,19 @@ func peer(h host, edit func(*pcp.PeerRequest)) pcp.PeerResponse {
 
 func TestPCPPeer(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{ManualClock: true})
+	gw := startGateway(t, gatewaytest.Config{ManualClock: true})
 	h := newHost(t, gw)
-	port := serve(t, "tcp4", "127.0.0.1:0")
+	port := serveEcho(t, "tcp4", "127.0.0.1:0")
 	first := func(m *pcp.PeerRequest) { m.InternalPort, m.ExternalPort = port, 8080 }
 	second := func(m *pcp.PeerRequest) {
-		m.InternalPort, m.Nonce, m.Remote = port, theirs, netip.MustParseAddrPort("45.45.46.3:7000")
+		m.InternalPort, m.Nonce, m.Remote = port, nonceB, netip.MustParseAddrPort("45.45.46.3:7000")
 		m.Lifetime = 2 * time.Hour
 	}
 	check := func(one, other, another bool) {
 		t.Helper()
-		reaches(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", one)
-		reaches(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", other)
-		reaches(t, gw, "45.45.45.9:7001", "45.45.45.1:8080", another)
+		checkReach(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", one)
+		checkReach(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", other)
+		checkReach(t, gw, "45.45.45.9:7001", "45.45.45.1:8080", another)
 	}
 	if r := peer(h, first); r.Result != pcp.Success || r.ExternalPort != 8080 || r.External != gw.External() || r.Lifetime != time.Hour {
 		t.Errorf("first: %+v", r)
@@ -376,13 +376,13 @@ func TestPCPPeer(t *testing.T) {
 	if r := peer(h, func(m *pcp.PeerRequest) { second(m); m.ExternalPort = 81 }); r.Result != pcp.CannotProvideExternal {
 		t.Errorf("another port: %+v", r)
 	}
-	if r := peer(h, func(m *pcp.PeerRequest) { second(m); m.Nonce = ours }); r.Result != pcp.NotAuthorized || r.Lifetime != 2*time.Hour {
+	if r := peer(h, func(m *pcp.PeerRequest) { second(m); m.Nonce = nonceA }); r.Result != pcp.NotAuthorized || r.Lifetime != 2*time.Hour {
 		t.Errorf("another nonce: %+v", r)
 	}
 	if r := peer(h, func(m *pcp.PeerRequest) { first(m); m.Lifetime = 0 }); r.Result != pcp.Success || r.Lifetime != time.Hour {
 		t.Errorf("deleting: %+v", r)
 	}
-	want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.NotAuthorized, 30*time.Minute)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.NotAuthorized, 30*time.Minute)
 	gw.Advance(90 * time.Minute)
 	check(false, true, false)
 
@@ -392,7 +392,7 @@ func TestPCPPeer(t *testing.T) {
 		t.Errorf("port %d, want the same 8080", r.ExternalPort)
 	}
 	check(true, true, true)
-	want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
 	check(false, true, false)
 
 	for name, edit := range map[string]func(*pcp.PeerRequest){
@@ -405,7 +405,7 @@ func TestPCPPeer(t *testing.T) {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
-	none := newHost(t, start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoPeer: true}}}))
+	none := newHost(t, startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoPeer: true}}}))
 	if r := peer(none, first); r.Result != pcp.UnsupportedOpcode {
 		t.Errorf("no peers: %+v", r)
 	}
@@ -413,16 +413,16 @@ func TestPCPPeer(t *testing.T) {
 
 func TestPCPFilters(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	h := newHost(t, gw)
-	port := serve(t, "tcp4", "127.0.0.1:0")
+	port := serveEcho(t, "tcp4", "127.0.0.1:0")
 	filter := func(filters ...pcp.Filter) pcp.MapResponse {
 		return h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.Options.Filters = port, filters })
 	}
 	check := func(first, second bool) {
 		t.Helper()
-		reaches(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", first)
-		reaches(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", second)
+		checkReach(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", first)
+		checkReach(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", second)
 	}
 	filter()
 	check(true, true)
@@ -435,13 +435,13 @@ func TestPCPFilters(t *testing.T) {
 	check(true, false)
 	filter(other) // in addition
 	check(true, true)
-	reaches(t, gw, "45.45.46.3:7001", "45.45.45.1:8080", false)
-	filter(anyFilter, other) // instead
+	checkReach(t, gw, "45.45.46.3:7001", "45.45.45.1:8080", false)
+	filter(clearFilters, other) // instead
 	check(false, true)
-	filter(anyFilter)
+	filter(clearFilters)
 	check(true, true)
 
-	ignorant := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{FilterIgnored: true}}})
+	ignorant := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{FilterIgnored: true}}})
 	gw, h = ignorant, newHost(t, ignorant)
 	filter(one)
 	check(true, true)
@@ -449,51 +449,51 @@ func TestPCPFilters(t *testing.T) {
 
 func TestPCPAllPorts(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{AllPorts: true, ThirdParty: true}}})
+	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{AllPorts: true, ThirdParty: true}}})
 	h := newHost(t, gw)
-	port := serve(t, "tcp4", "127.0.0.1:0")
+	port := serveEcho(t, "tcp4", "127.0.0.1:0")
 	to := netip.AddrPortFrom(gw.External(), port).String()
 	all := func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 0, 0 }
 	everything := func(m *pcp.MapRequest) { all(m); m.Protocol = 0 }
-	other := func(m *pcp.MapRequest) { m.Options.ThirdParty = neighbour.Addr() }
+	other := func(m *pcp.MapRequest) { m.Options.ThirdParty = otherHost.Addr() }
 
 	for _, edit := range []func(*pcp.MapRequest){all, everything} {
-		reaches(t, gw, "45.45.45.9:1", to, false)
+		checkReach(t, gw, "45.45.45.9:1", to, false)
 		r := h.pcp(edit)
-		want(t, r, pcp.Success, 2*time.Hour)
+		checkResult(t, r, pcp.Success, 2*time.Hour)
 		if r.External != gw.External() || r.ExternalPort != 0 {
 			t.Errorf("response %+v", r)
 		}
-		reaches(t, gw, "45.45.45.9:1", to, true)
-		want(t, h.pcp(func(m *pcp.MapRequest) { edit(m); other(m) }), pcp.UnsupportedProtocol, 30*time.Minute)
-		want(t, h.pcp(other), pcp.NoResources, 30*time.Second) // no port is left to others
-		want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
-		reaches(t, gw, "45.45.45.9:1", to, true) // that was another entry
-		want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); edit(m) }), pcp.Success, 0)
+		checkReach(t, gw, "45.45.45.9:1", to, true)
+		checkResult(t, h.pcp(func(m *pcp.MapRequest) { edit(m); other(m) }), pcp.UnsupportedProtocol, 30*time.Minute)
+		checkResult(t, h.pcp(other), pcp.NoResources, 30*time.Second) // no port is left to others
+		checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
+		checkReach(t, gw, "45.45.45.9:1", to, true) // that was another entry
+		checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); edit(m) }), pcp.Success, 0)
 	}
-	reaches(t, gw, "45.45.45.9:1", to, false)
+	checkReach(t, gw, "45.45.45.9:1", to, false)
 	// A filter at a port counts, whatever stands behind it.
 	h.pcp(all)
 	h.pcp(func(m *pcp.MapRequest) {
 		m.InternalPort, m.ExternalPort = port, port
 		m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("45.45.46.0/24")}}
 	})
-	reaches(t, gw, "45.45.45.9:1", to, false)
-	reaches(t, gw, "45.45.46.9:1", to, true)
+	checkReach(t, gw, "45.45.45.9:1", to, false)
+	checkReach(t, gw, "45.45.46.9:1", to, true)
 }
 
 func TestPCPThirdParty(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}})
+	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}})
 	h := newHost(t, gw)
-	r := h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty = neighbour.Addr() })
-	want(t, r, pcp.Success, 2*time.Hour)
-	if e := only(t, gw); e.Internal.String() != "127.0.0.99:8080" || r.Options.ThirdParty != neighbour.Addr() {
+	r := h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty = otherHost.Addr() })
+	checkResult(t, r, pcp.Success, 2*time.Hour)
+	if e := onlyEntry(t, gw); e.Internal.String() != "127.0.0.99:8080" || r.Options.ThirdParty != otherHost.Addr() {
 		t.Errorf("entry %v, options %+v", e, r.Options)
 	}
-	want(t, h.pcp(unmap), pcp.Success, 0) // of our own there is none
-	only(t, gw)
-	want(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.Options.ThirdParty = neighbour.Addr() }), pcp.Success, 0)
+	checkResult(t, h.pcp(unmap), pcp.Success, 0) // of our own there is none
+	onlyEntry(t, gw)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.Options.ThirdParty = otherHost.Addr() }), pcp.Success, 0)
 	if all := gw.Table(); len(all) != 0 {
 		t.Errorf("left: %v", all)
 	}
@@ -509,12 +509,12 @@ const (
 
 func TestMappingUpdates(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
+	gw := startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
 	h := newHost(t, gw)
-	h.ask(mapUDPforPCP)
+	h.request(mapUDPforPCP)
 	gw.Restart(gatewaytest.RestartOptions{KeepTable: true, Silent: true})
 	gw.Advance(40 * time.Second)
-	h.ask(mapUDPforPCP)
+	h.request(mapUDPforPCP)
 	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))
 	for range 3 { // at once, after 250 ms and after 500 ms more
 		if got := h.receive(); got != mappingUpdate {
@@ -528,24 +528,24 @@ func TestMappingUpdates(t *testing.T) {
 
 func TestMappingUpdateOnce(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, ThirdParty: true}}})
+	gw := startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, ThirdParty: true}}})
 	h := newHost(t, gw)
 	gw.UpdateMappings() // nobody to tell
-	h.ask(mapTCP)       // NAT-PMP has no such thing
+	h.request(mapTCP)   // NAT-PMP has no such thing
 	h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort, m.Options.PreferFailure = 90, 90, true })
-	h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty, m.ExternalPort = neighbour.Addr(), 91 })
+	h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty, m.ExternalPort = otherHost.Addr(), 91 })
 	late := newHost(t, gw)
 	late.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 92, 92 })
 	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))
 	gw.UpdateMappings()
 	lost := h.response()
-	want(t, lost, pcp.CannotProvideExternal, 30*time.Minute)
-	if lost.InternalPort != 90 || lost.Nonce != ours {
+	checkResult(t, lost, pcp.CannotProvideExternal, 30*time.Minute)
+	if lost.InternalPort != 90 || lost.Nonce != nonceA {
 		t.Errorf("lost %+v", lost)
 	}
 	moved := h.response()
-	want(t, moved, pcp.Success, 2*time.Hour)
-	if moved.Options.ThirdParty != neighbour.Addr() || moved.External.String() != "203.0.113.99" || moved.ExternalPort != 91 {
+	checkResult(t, moved, pcp.Success, 2*time.Hour)
+	if moved.Options.ThirdParty != otherHost.Addr() || moved.External.String() != "203.0.113.99" || moved.ExternalPort != 91 {
 		t.Errorf("moved %+v", moved)
 	}
 	if r := late.response(); r.InternalPort != 92 || r.External.String() != "203.0.113.99" {
@@ -557,7 +557,7 @@ func TestMappingUpdateOnce(t *testing.T) {
 
 	gw.SetExternal(netip.IPv4Unspecified())
 	gw.UpdateMappings()
-	want(t, late.response(), pcp.NetworkFailure, 30*time.Second)
+	checkResult(t, late.response(), pcp.NetworkFailure, 30*time.Second)
 	gw.Down()
 	gw.UpdateMappings()
 	if n := gw.Stats().MappingUpdates; n != 5 {
@@ -567,7 +567,7 @@ func TestMappingUpdateOnce(t *testing.T) {
 
 func TestPeerUpdate(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, MappingUpdates: true}}})
+	gw := startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, MappingUpdates: true}}})
 	h := newHost(t, gw)
 	peer(h, func(m *pcp.PeerRequest) {})
 	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))

@@ -14,13 +14,13 @@ import (
 
 func TestRequestsAndStats(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}})
+	gw := startReference(t, gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}})
 	h := newHost(t, gw)
-	h.ask("0000")
-	h.ask(mapTCP)
-	h.ask("0001 0000 1ae1 0000 00000000")
-	h.ask("0200")
-	h.ask("0007")
+	h.request("0000")
+	h.request(mapTCP)
+	h.request("0001 0000 1ae1 0000 00000000")
+	h.request("0200")
+	h.request("0007")
 	var names []string
 	for _, q := range gw.Requests() {
 		names = append(names, fmt.Sprintf("%s %x", q.Name(), q.Raw))
@@ -36,7 +36,7 @@ func TestRequestsAndStats(t *testing.T) {
 	if s := gw.Stats(); s.Requests["natpmp map tcp"] != 1 || len(s.Requests) != 5 {
 		t.Errorf("stats %+v", s)
 	}
-	if got, err := gw.AwaitRequests(waiting(t), 1, isMap); err != nil || len(got) != 1 {
+	if got, err := gw.AwaitRequests(testContext(t), 1, isMap); err != nil || len(got) != 1 {
 		t.Errorf("await: %v, %v", got, err)
 	}
 	gw.ResetStats()
@@ -45,12 +45,12 @@ func TestRequestsAndStats(t *testing.T) {
 	}
 }
 
-func TestManyRequests(t *testing.T) {
+func TestRequestHistoryLimit(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	for range 9000 {
-		h.ask("0000")
+		h.request("0000")
 	}
 	if n := len(gw.Requests()); n < 4096 || n > 8192 {
 		t.Errorf("%d requests remembered", n)
@@ -60,10 +60,10 @@ func TestManyRequests(t *testing.T) {
 	}
 }
 
-func TestAwaitRequestsEnds(t *testing.T) {
+func TestAwaitRequestsReturns(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
-	ctx := waiting(t)
+	gw := startGateway(t, gatewaytest.Config{})
+	ctx := testContext(t)
 	h := newHost(t, gw)
 	go func() { _, _ = h.Write([]byte{0, 0}) }()
 	if got, err := gw.AwaitRequests(ctx, 1, nil); err != nil || len(got) != 1 {
@@ -74,7 +74,7 @@ func TestAwaitRequestsEnds(t *testing.T) {
 // Hosts at once, all wishing one port: each gets one of its own.
 func TestConcurrentClients(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{})
+	gw := startGateway(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return len(q.Raw) == 3 }})
 	const clients, each = 8, 25
 	var wg sync.WaitGroup
@@ -102,14 +102,14 @@ func TestConcurrentClients(t *testing.T) {
 
 func TestUPnPRequests(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Admit: func(a netip.Addr) bool { return a.String() != "127.0.0.9" }})
-	c := newControl(t, gw)
+	gw := startReference(t, gatewaytest.Config{Admit: func(a netip.Addr) bool { return a.String() != "127.0.0.9" }})
+	c := newIGDClient(t, gw)
 	c.get("/rootDesc.xml")
 	c.add()
-	c.anyPort("Protocol", "UDP")
+	c.addAny("Protocol", "UDP")
 	c.remove("TCP", "8080")
 	c.lookup("TCP", "8080")
-	c.index(0)
+	c.byIndex(0)
 	c.listRange("1", "2")
 	c.call("GetExternalIPAddress")
 	c.call("GetStatusInfo")
@@ -132,7 +132,7 @@ func TestUPnPRequests(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	c.from = "127.0.0.9"
-	wantCodes(t, []int{c.add()}, ended)
+	checkCodes(t, []int{c.add()}, connClosed)
 	if s := gw.Stats(); s.Replies != 11 || s.Ignored != 1 {
 		t.Errorf("stats %+v", s)
 	}
@@ -140,17 +140,17 @@ func TestUPnPRequests(t *testing.T) {
 
 func TestPCPFaultsAndRequests(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	remove := gw.Inject(gatewaytest.Fault{Match: isMap, Result: int(pcp.UserExceededQuota)})
-	want(t, h.pcp(nil), pcp.UserExceededQuota, 30*time.Second)
+	checkResult(t, h.pcp(nil), pcp.UserExceededQuota, 30*time.Second)
 	remove()
 	h.pcp(nil)
 	h.pcp(unmap)
-	h.ask("02000000 00000000 00000000 00000000 0000ffff 7f000001")
-	h.ask("02020000 00000258 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b 11000000 9c400000 " +
+	h.request("02000000 00000000 00000000 00000000 0000ffff 7f000001")
+	h.request("02020000 00000258 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b 11000000 9c400000 " +
 		"00000000 00000000 0000ffff 00000000 0d960000 00000000 00000000 0000ffff c6336409")
-	h.ask("02090000 00000000 00000000 00000000 0000ffff 7f000001")
+	h.request("02090000 00000000 00000000 00000000 0000ffff 7f000001")
 	var names []string
 	for _, q := range gw.Requests() {
 		names = append(names, q.Name())

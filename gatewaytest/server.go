@@ -18,14 +18,14 @@ import (
 const maxDatagram = 2048
 
 // maxLate bounds the answers that faults hold back; more are lost.
-const maxLate = 4096
+const maxDelayedReplies = 4096
 
 // port is one of the gateway's UDP ports, of IPv4 or IPv6.
-type port struct {
+type udpServer struct {
 	network string
 	addr    netip.AddrPort // settled by the first open
 	conn    *net.UDPConn   // nil while down
-	receive func(conn *net.UDPConn, from netip.AddrPort, raw []byte)
+	handle  func(conn *net.UDPConn, from netip.AddrPort, raw []byte)
 }
 
 // Down closes the ports of the protocols named, or of all if none is, as a router does
@@ -56,7 +56,7 @@ func (g *Gateway) Down(protocols ...string) {
 // downPCP closes the port of NAT-PMP and PCP.
 func (g *Gateway) downPCP() {
 	g.mu.Lock()
-	conns := g.shut()
+	conns := g.detachUDP()
 	g.mu.Unlock()
 	for _, conn := range conns {
 		_ = conn.Close() // returns when the port is really closed
@@ -76,7 +76,7 @@ func (g *Gateway) Up() error {
 
 // open opens the ports that are closed. Callers hold the lock.
 func (g *Gateway) open() error {
-	if err := g.openUDP(g.ports); err != nil {
+	if err := g.openUDP(g.udpServers); err != nil {
 		return err
 	}
 	return g.upnp.open()
@@ -84,40 +84,40 @@ func (g *Gateway) open() error {
 
 // openUDP opens the ports that are closed, all or none, and reads them until
 // they are closed again. Callers hold the lock.
-func (g *Gateway) openUDP(ports []*port) error {
-	var opened []*port
-	for _, p := range ports {
-		if p.conn != nil {
+func (g *Gateway) openUDP(servers []*udpServer) error {
+	var opened []*udpServer
+	for _, s := range servers {
+		if s.conn != nil {
 			continue
 		}
-		conn, err := listenUDP(p.network, p.addr)
+		conn, err := listenUDP(s.network, s.addr)
 		if err != nil {
-			for _, p := range opened {
-				_ = p.conn.Close()
-				p.conn = nil
+			for _, s := range opened {
+				_ = s.conn.Close()
+				s.conn = nil
 			}
 			return fmt.Errorf("gatewaytest: %w", err)
 		}
-		p.conn = conn
-		opened = append(opened, p)
+		s.conn = conn
+		opened = append(opened, s)
 	}
-	for _, p := range opened {
-		if p.addr.Port() == 0 {
-			p.addr = localAddrPort(p.conn)
+	for _, s := range opened {
+		if s.addr.Port() == 0 {
+			s.addr = localAddrPort(s.conn)
 		}
-		conn := p.conn
-		g.wg.Go(func() { g.serve(p, conn) })
+		conn := s.conn
+		g.wg.Go(func() { g.serve(s, conn) })
 	}
 	return nil
 }
 
 // shut marks the ports as closed and returns what is to be closed, without the
 // lock. Callers hold the lock.
-func (g *Gateway) shut() []io.Closer { return shutUDP(g.ports) }
+func (g *Gateway) detachUDP() []io.Closer { return detachConns(g.udpServers) }
 
-func shutUDP(ports []*port) []io.Closer {
+func detachConns(servers []*udpServer) []io.Closer {
 	var conns []io.Closer
-	for _, p := range ports {
+	for _, p := range servers {
 		if p.conn != nil {
 			conns = append(conns, p.conn)
 			p.conn = nil
@@ -136,16 +136,16 @@ const (
 	portsPerBlock = 1000
 )
 
-var chosen atomic.Uint32
+var portCounter atomic.Uint32
 
 // choose makes a socket at an address. If its port is 0, it tries ports that
 // systems do not assign, and then any.
-func choose[T any](at netip.AddrPort, listen func(netip.AddrPort) (T, error)) (T, error) {
-	const tries = 50
+func listenFree[T any](at netip.AddrPort, listen func(netip.AddrPort) (T, error)) (T, error) {
+	const attempts = 50
 	if at.Port() == 0 {
-		for range tries {
+		for range attempts {
 			pid := uint32(os.Getpid()) //nolint:gosec // any number will do
-			n := pid%blocks*portsPerBlock + (pid/blocks+chosen.Add(1))%portsPerBlock
+			n := pid%blocks*portsPerBlock + (pid/blocks+portCounter.Add(1))%portsPerBlock
 			if socket, err := listen(netip.AddrPortFrom(at.Addr(), uint16(firstPort+n))); err == nil { //nolint:gosec // in range
 				return socket, nil
 			}
@@ -155,13 +155,13 @@ func choose[T any](at netip.AddrPort, listen func(netip.AddrPort) (T, error)) (T
 }
 
 func listenUDP(network string, at netip.AddrPort) (*net.UDPConn, error) {
-	return choose(at, func(at netip.AddrPort) (*net.UDPConn, error) {
+	return listenFree(at, func(at netip.AddrPort) (*net.UDPConn, error) {
 		return net.ListenUDP(network, net.UDPAddrFromAddrPort(at))
 	})
 }
 
 func listenTCP(network string, at netip.AddrPort) (*net.TCPListener, error) {
-	return choose(at, func(at netip.AddrPort) (*net.TCPListener, error) {
+	return listenFree(at, func(at netip.AddrPort) (*net.TCPListener, error) {
 		return net.ListenTCP(network, net.TCPAddrFromAddrPort(at))
 	})
 }
@@ -172,7 +172,7 @@ func localAddrPort(conn *net.UDPConn) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-func (g *Gateway) serve(p *port, conn *net.UDPConn) {
+func (g *Gateway) serve(s *udpServer, conn *net.UDPConn) {
 	buf := make([]byte, maxDatagram)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buf)
@@ -182,13 +182,13 @@ func (g *Gateway) serve(p *port, conn *net.UDPConn) {
 		case err != nil:
 			// Some systems report here that an answer was not wanted, or that a
 			// datagram was too long.
-			if !g.pause(time.Millisecond) {
+			if !g.sleep(time.Millisecond) {
 				return
 			}
 			continue
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		p.receive(conn, from, bytes.Clone(buf[:n]))
+		s.handle(conn, from, bytes.Clone(buf[:n]))
 	}
 }
 
@@ -196,28 +196,28 @@ func (g *Gateway) serve(p *port, conn *net.UDPConn) {
 func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	q := identify(raw)
 	q.Time, q.Source = g.clock.now(), from
-	replies, fault := g.answer(q)
+	replies, fault := g.respond(q)
 	g.record.add(q, len(replies) == 0)
 	if len(replies) == 0 {
 		return
 	}
-	g.later(fault, 0, func() { g.reply(conn, from, replies) })
+	g.replyAfter(fault, 0, func() { g.reply(conn, from, replies) })
 }
 
 // dispatch hands the request to the server of its version. Both share a port:
 // version 0 is NAT-PMP's, all others are PCP's, and if the gateway speaks only one
 // of them, that one says that it does not know the version (RFC 6887, appendix
 // A). A refuse other than 0 is the result code to answer with, doing nothing.
-func (g *Gateway) dispatch(q Request, refuse int) []byte {
-	old := len(q.Raw) > 0 && q.Raw[0] == natpmp.Version
-	newer := !g.speaks(serviceNATPMP) || !q.Source.Addr().Is4() // NAT-PMP is IPv4's
+func (g *Gateway) dispatch(q Request, forcedResult int) []byte {
+	versionZero := len(q.Raw) > 0 && q.Raw[0] == natpmp.Version
+	pcpOnly := !g.supports(serviceNATPMP) || !q.Source.Addr().Is4() // NAT-PMP is IPv4's
 	switch {
-	case !g.speaks(servicePCP) && !q.Source.Addr().Is4():
+	case !g.supports(servicePCP) && !q.Source.Addr().Is4():
 		return nil
-	case !g.speaks(servicePCP) || old && !newer:
-		return g.natpmp.handle(q, refuse)
+	case !g.supports(servicePCP) || versionZero && !pcpOnly:
+		return g.natpmp.handle(q, forcedResult)
 	default:
-		return g.pcp.handle(q, refuse)
+		return g.pcp.handle(q, forcedResult)
 	}
 }
 
@@ -232,12 +232,12 @@ func identify(raw []byte) Request {
 // send sends a datagram that nobody asked for, from the port that is asked
 // otherwise, unless that is down. Who has received it finds it counted.
 func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
-	p := g.ports[0]
+	s := g.udpServers[0]
 	if !to.Addr().Is4() {
-		p = g.ports[len(g.ports)-1]
+		s = g.udpServers[len(g.udpServers)-1]
 	}
 	g.mu.Lock()
-	conn := p.conn
+	conn := s.conn
 	g.mu.Unlock()
 	if conn == nil {
 		return
@@ -247,7 +247,7 @@ func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
 }
 
 // pause waits, and reports whether the gateway still runs.
-func (g *Gateway) pause(d time.Duration) bool {
+func (g *Gateway) sleep(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -268,7 +268,7 @@ func (g *Gateway) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byte) 
 
 // later runs send when the fault, or nil, lets it, and after the delay: at once
 // if nothing speaks against it.
-func (g *Gateway) later(fault *Fault, delay time.Duration, send func()) {
+func (g *Gateway) replyAfter(fault *Fault, delay time.Duration, send func()) {
 	if fault == nil {
 		fault = &Fault{}
 	}
@@ -276,13 +276,13 @@ func (g *Gateway) later(fault *Fault, delay time.Duration, send func()) {
 		send()
 		return
 	}
-	if g.late.Add(1) > maxLate {
-		g.late.Add(-1)
+	if g.delayedReplies.Add(1) > maxDelayedReplies {
+		g.delayedReplies.Add(-1)
 		return
 	}
 	g.spawn(func() {
-		defer g.late.Add(-1)
-		if g.await(fault) && g.pause(delay) {
+		defer g.delayedReplies.Add(-1)
+		if g.waitForFault(fault) && g.sleep(delay) {
 			send()
 		}
 	})
@@ -290,7 +290,7 @@ func (g *Gateway) later(fault *Fault, delay time.Duration, send func()) {
 
 // await waits until the fault lets an answer go, and reports whether the
 // gateway still runs.
-func (g *Gateway) await(fault *Fault) bool {
+func (g *Gateway) waitForFault(fault *Fault) bool {
 	if fault == nil {
 		return true
 	}
@@ -301,47 +301,47 @@ func (g *Gateway) await(fault *Fault) bool {
 			return false
 		}
 	}
-	return g.pause(fault.Delay)
+	return g.sleep(fault.Delay)
 }
 
 // answer does what the request asks and returns the datagrams to send, with
 // the fault that they are subject to.
-func (g *Gateway) answer(q Request) ([][]byte, *Fault) {
-	return g.answerBy(q, func(refuse int) [][]byte { return datagrams(g.dispatch(q, refuse)) })
+func (g *Gateway) respond(q Request) ([][]byte, *Fault) {
+	return g.respondWith(q, func(refuse int) [][]byte { return oneReply(g.dispatch(q, refuse)) })
 }
 
 // answerBy is answer with who does it. A refuse other than 0 is the result to
 // answer with, doing nothing.
-func (g *Gateway) answerBy(q Request, do func(refuse int) [][]byte) ([][]byte, *Fault) {
+func (g *Gateway) respondWith(q Request, handle func(refuse int) [][]byte) ([][]byte, *Fault) {
 	if g.config.Admit != nil && !g.config.Admit(q.Source.Addr()) {
 		return nil, nil
 	}
 	var fault Fault
-	taken := g.faults.take(q)
-	if taken != nil {
-		fault = *taken
-		taken = &fault
+	matched := g.faults.match(q)
+	if matched != nil {
+		fault = *matched
+		matched = &fault
 	}
-	leave, ok := g.faults.enter(fault.HoldRequest, g.done)
-	defer leave()
+	done, ok := g.faults.enterQueue(fault.HoldRequest, g.done)
+	defer done()
 	if q.Service == serviceUPnP {
 		fault.Duplicate, fault.Repeat = 0, 0 // a connection has one request and one answer
 	}
 	switch {
 	case !ok || fault.Drop:
-		return nil, taken
+		return nil, matched
 	case fault.Reply != nil:
-		return fault.spoil(fault.Reply(bytes.Clone(q.Raw))), taken
+		return fault.corrupt(fault.Reply(bytes.Clone(q.Raw))), matched
 	}
-	replies := do(fault.Result)
+	replies := handle(fault.Result)
 	for range min(max(fault.Repeat, 0), maxDuplicates) {
-		replies = append(replies, do(fault.Result)...)
+		replies = append(replies, handle(fault.Result)...)
 	}
-	return fault.spoil(replies), taken
+	return fault.corrupt(replies), matched
 }
 
 // datagrams is the list of one answer, or of none.
-func datagrams(b []byte) [][]byte {
+func oneReply(b []byte) [][]byte {
 	if b == nil {
 		return nil
 	}

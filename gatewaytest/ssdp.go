@@ -17,19 +17,19 @@ import (
 const maxMX = 5
 
 // target is what can be searched for, and under which name it is.
-type target struct{ st, usn string }
+type searchTarget struct{ st, usn string }
 
 // targets lists what the gateway announces: for the root device three, for the
 // others two, and for each service one (UPnP Device Architecture 1.1, section
 // 1.2.2). SSDP knows the types of the standard alone.
-func (s *upnpServer) targets() []target {
-	all := []target{{"upnp:rootdevice", s.root.udn + "::upnp:rootdevice"}}
+func (s *upnpServer) searchTargets() []searchTarget {
+	all := []searchTarget{{"upnp:rootdevice", s.root.udn + "::upnp:rootdevice"}}
 	add := func(udn, urn string) {
-		urn = s.searched(urn)
-		all = append(all, target{urn, udn + "::" + urn})
+		urn = s.ssdpType(urn)
+		all = append(all, searchTarget{urn, udn + "::" + urn})
 	}
 	s.root.walk(func(d *igdDevice) bool {
-		all = append(all, target{d.udn, d.udn})
+		all = append(all, searchTarget{d.udn, d.udn})
 		add(d.udn, d.typ)
 		for _, v := range d.services {
 			add(d.udn, v.typ)
@@ -40,7 +40,7 @@ func (s *upnpServer) targets() []target {
 }
 
 // searched is a type of the description as SSDP has it.
-func (s *upnpServer) searched(urn string) string {
+func (s *upnpServer) ssdpType(urn string) string {
 	urn = strings.Replace(urn, "urn:dslforum-org:", "urn:schemas-upnp-org:", 1)
 	name, version := cutVersion(urn)
 	if v := s.config.Search.Version; v != 0 && version > 1 || v > 1 && strings.Contains(urn, ":device:") {
@@ -50,19 +50,19 @@ func (s *upnpServer) searched(urn string) string {
 }
 
 // search is an M-SEARCH as it arrived.
-type search struct {
+type searchRequest struct {
 	host, st string
 	mx       int // 0: none
 }
 
 // parseSearch reads a search (UPnP Device Architecture 1.1, section 1.3.2).
-func parseSearch(raw []byte) (search, bool) {
+func parseSearch(raw []byte) (searchRequest, bool) {
 	lines := strings.Split(string(raw), "\n")
 	fields := strings.Fields(lines[0])
 	if len(fields) != 3 || fields[0] != "M-SEARCH" || fields[1] != "*" || !strings.HasPrefix(fields[2], "HTTP/1.") {
-		return search{}, false
+		return searchRequest{}, false
 	}
-	var q search
+	var q searchRequest
 	discover, ended := false, false
 	for _, line := range lines[1:max(1, len(lines)-1)] { // the rest has no end
 		line = strings.TrimSuffix(line, "\r")
@@ -85,7 +85,7 @@ func parseSearch(raw []byte) (search, bool) {
 }
 
 // multicast reports whether the search names a group as its host.
-func (q search) multicast() bool {
+func (q searchRequest) multicast() bool {
 	at, err := netip.ParseAddrPort(q.host)
 	return err == nil && at.Addr().IsMulticast()
 }
@@ -93,25 +93,25 @@ func (q search) multicast() bool {
 // receive deals with a datagram of SSDP and sends the answers.
 func (s *upnpServer) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	q := Request{Time: s.g.clock.now(), Service: serviceSSDP, Op: opOther, Source: from, Raw: raw}
-	wanted, ok := parseSearch(raw)
+	search, ok := parseSearch(raw)
 	if ok {
 		q.Op = opSearch
 	}
-	replies, fault := s.g.answerBy(q, func(int) [][]byte {
-		if !ok || s.ignores(wanted, from) {
+	replies, fault := s.g.respondWith(q, func(int) [][]byte {
+		if !ok || s.ignores(search, from) {
 			return nil
 		}
-		return s.found(wanted, from)
+		return s.matched(search, from)
 	})
 	s.g.record.add(q, len(replies) == 0)
 	if len(replies) == 0 {
 		return
 	}
 	var delay time.Duration
-	if mx := min(wanted.mx, maxMX); s.config.Search.Spread && mx > 0 {
+	if mx := min(search.mx, maxMX); s.config.Search.Spread && mx > 0 {
 		delay = rand.N(time.Duration(mx) * time.Second)
 	}
-	s.g.later(fault, delay, func() { s.reply(conn, from, replies) })
+	s.g.replyAfter(fault, delay, func() { s.reply(conn, from, replies) })
 }
 
 // reply sends answers, from another port if that is the quirk.
@@ -129,7 +129,7 @@ func (s *upnpServer) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byt
 }
 
 // ignores reports whether the search gets no answer.
-func (s *upnpServer) ignores(q search, from netip.AddrPort) bool {
+func (s *upnpServer) ignores(q searchRequest, from netip.AddrPort) bool {
 	rules := s.config.Search
 	switch {
 	case q.multicast() && (rules.UnicastOnly || q.mx == 0): // MX is needed there
@@ -143,31 +143,31 @@ func (s *upnpServer) ignores(q search, from netip.AddrPort) bool {
 }
 
 // found lists the answers to a search.
-func (s *upnpServer) found(q search, from netip.AddrPort) [][]byte {
+func (s *upnpServer) matched(q searchRequest, from netip.AddrPort) [][]byte {
 	rules := s.config.Search
-	var found []target
-	switch all := s.targets(); {
+	var matched []searchTarget
+	switch all := s.searchTargets(); {
 	case q.st == "ssdp:all" && rules.FirstOnly:
 		const wfa = "urn:schemas-wifialliance-org:device:WFADevice:1"
-		found = []target{{wfa, s.root.udn + "-wfa::" + wfa}}
+		matched = []searchTarget{{wfa, s.root.udn + "-wfa::" + wfa}}
 	case q.st == "ssdp:all":
-		found = all
+		matched = all
 	default:
 		for _, t := range all {
 			if t.st == q.st {
-				found = append(found, t)
-			} else if speaks(t.st, q.st) {
+				matched = append(matched, t)
+			} else if compatibleType(t.st, q.st) {
 				// Of a lower version: answered as asked (section 1.3.3).
 				usn := strings.TrimSuffix(t.usn, t.st) + q.st
-				found = append(found, target{q.st, usn})
+				matched = append(matched, searchTarget{q.st, usn})
 			}
 		}
 	}
-	if len(found) == 0 {
+	if len(matched) == 0 {
 		return nil
 	}
 	replies := append([][]byte(nil), rules.Garbage...)
-	for _, t := range found {
+	for _, t := range matched {
 		b := s.searchResponse(t, from.Addr().Is6())
 		for range 1 + min(max(rules.Duplicates, 0), maxDuplicates) {
 			replies = append(replies, b)
@@ -178,7 +178,7 @@ func (s *upnpServer) found(q search, from netip.AddrPort) [][]byte {
 
 // searchResponse tells where the target is (UPnP Device Architecture 1.1,
 // section 1.3.3).
-func (s *upnpServer) searchResponse(t target, v6 bool) []byte {
+func (s *upnpServer) searchResponse(t searchTarget, v6 bool) []byte {
 	rules := s.config.Search
 	first := "HTTP/1.1 200 OK"
 	if rules.NoReason {
@@ -193,7 +193,7 @@ func (s *upnpServer) searchResponse(t target, v6 bool) []byte {
 	m.add("SERVER", serverName)
 	m.add("ST", t.st)
 	m.add("USN", t.usn)
-	m.add("BOOTID.UPNP.ORG", fmt.Sprint(s.boot()))
+	m.add("BOOTID.UPNP.ORG", fmt.Sprint(s.currentBootID()))
 	m.add("CONFIGID.UPNP.ORG", "1")
 	return m.bytes()
 }
@@ -205,13 +205,13 @@ func (s *upnpServer) location(v6 bool) string {
 		i = 1
 	}
 	at := s.descriptionURL(i)
-	if lie := s.config.Search.Location; lie != nil {
-		at = lie(at)
+	if rewrite := s.config.Search.Location; rewrite != nil {
+		at = rewrite(at)
 	}
 	return strings.NewReplacer("\r", "", "\n", "").Replace(at)
 }
 
-func (s *upnpServer) boot() uint32 {
+func (s *upnpServer) currentBootID() uint32 {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
 	return s.bootID
@@ -251,7 +251,7 @@ func (m *ssdpMessage) bytes() []byte {
 // ssdp:alive, ssdp:byebye, or ssdp:update, which names the next BOOTID.
 func (s *upnpServer) notify(kind string) {
 	to := s.g.config.Notify
-	if !s.g.speaks(serviceUPnP) || !listens(to) {
+	if !s.g.supports(serviceUPnP) || !hasPort(to) {
 		return
 	}
 	v6 := to.Addr().Is6()
@@ -265,7 +265,7 @@ func (s *upnpServer) notify(kind string) {
 	if conn == nil {
 		return
 	}
-	for _, t := range s.targets() {
+	for _, t := range s.searchTargets() {
 		m := newSSDPMessage("NOTIFY * HTTP/1.1", s.config.Search)
 		m.add("HOST", to.String())
 		if kind == "ssdp:alive" {

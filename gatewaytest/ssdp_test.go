@@ -26,9 +26,9 @@ type searcher struct {
 	to netip.AddrPort
 }
 
-func searching(t *testing.T, u igd) searcher {
+func startSearcher(t *testing.T, u igdQuirks) searcher {
 	t.Helper()
-	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true})
+	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true})
 	return searcher{t, gw, udpSocket(t, "127.0.0.1:0"), gw.SSDP()}
 }
 
@@ -39,7 +39,7 @@ func udpSocket(t *testing.T, at string) *net.UDPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = pc.Close() })
-	_ = pc.SetDeadline(time.Now().Add(patience))
+	_ = pc.SetDeadline(time.Now().Add(testTimeout))
 	return pc
 }
 
@@ -61,16 +61,16 @@ func (s searcher) receive() (string, netip.AddrPort) {
 }
 
 // search is the standard's, for a target, as to a group.
-func search(target string) string {
+func searchFor(target string) string {
 	return "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 2\r\nST: " + target + "\r\n\r\n"
 }
 
 // silent fails where one of the searches, the first ones, is answered.
-func (s searcher) silent(raw ...string) {
+func (s searcher) expectNoResponse(raw ...string) {
 	s.t.Helper()
 	for i, raw := range raw {
 		s.send(raw)
-		got, err := s.gw.AwaitRequests(waiting(s.t), i+1, nil)
+		got, err := s.gw.AwaitRequests(testContext(s.t), i+1, nil)
 		if err != nil || got[i].Service != "ssdp" || string(got[i].Raw) != raw {
 			s.t.Fatalf("%v, %v", got, err)
 		}
@@ -83,19 +83,19 @@ func (s searcher) silent(raw ...string) {
 func TestSSDPResponse(t *testing.T) {
 	t.Parallel()
 	const udn = "uuid:00000000-0000-0000-0000-000000000001"
-	s := searching(t, igd{UDN: udn})
+	s := startSearcher(t, igdQuirks{UDN: udn})
 	want := func(st string) string {
 		return "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.UPnP().DescriptionURL() +
 			"\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\nST: " + st + "\r\nUSN: " + udn + "::" + st +
 			"\r\nBOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1\r\n\r\n"
 	}
 	for _, st := range []string{igd1, igd2, "upnp:rootdevice"} {
-		s.send(search(st))
+		s.send(searchFor(st))
 		if got, from := s.receive(); got != want(st) || from != s.to {
 			t.Errorf("from %v %q\nwant %q", from, got, want(st))
 		}
 	}
-	s.send(strings.ReplaceAll(strings.Replace(search(igd1), "239.255.255.250:1900\r\n", "127.0.0.1:1900\r\n", 1), "MX: 2\r\n", ""))
+	s.send(strings.ReplaceAll(strings.Replace(searchFor(igd1), "239.255.255.250:1900\r\n", "127.0.0.1:1900\r\n", 1), "MX: 2\r\n", ""))
 	if got, _ := s.receive(); got != want(igd1) {
 		t.Errorf("to a unicast search: %q", got)
 	}
@@ -114,7 +114,7 @@ func header(message, name string) string {
 }
 
 // targets is what a gateway of each version is known as.
-func targets(version string) []string {
+func searchTargets(version string) []string {
 	device, service := "urn:schemas-upnp-org:device:", "urn:schemas-upnp-org:service:"
 	all := []string{
 		"upnp:rootdevice", "UDN", device + "InternetGatewayDevice:" + version, service + "Layer3Forwarding:1",
@@ -129,15 +129,15 @@ func targets(version string) []string {
 
 func TestSSDPAll(t *testing.T) {
 	t.Parallel()
-	for version, u := range map[string]igd{
+	for version, u := range map[string]igdQuirks{
 		"1": {Version: 1}, "2": {}, "1 ": {Search: quirks.Search{Version: 1}, Description: quirks.Description{DSLForum: true}},
 	} {
 		version, firewall := strings.TrimSpace(version), u.Version != 1
-		s := searching(t, u)
-		s.send(search("ssdp:all"))
-		want := targets(version)
+		s := startSearcher(t, u)
+		s.send(searchFor("ssdp:all"))
+		want := searchTargets(version)
 		if version == "1" && firewall {
-			want = append(want, targets("2")[10])
+			want = append(want, searchTargets("2")[10])
 		}
 		for _, want := range want {
 			want = strings.Replace(want, "UDN", s.gw.UPnP().UDN(), 1)
@@ -150,39 +150,39 @@ func TestSSDPAll(t *testing.T) {
 }
 
 // Nobody answers what is no search, or for something else.
-func TestSSDPSilence(t *testing.T) {
+func TestSSDPUnanswered(t *testing.T) {
 	t.Parallel()
 	type search_ = quirks.Search
-	unicast := strings.Replace(search(igd1), "239.255.255.250:1900", "127.0.0.1:1900", 1)
-	unicast6 := strings.Replace(search(igd1), "239.255.255.250:1900", "[FF02::C]:1900", 1)
+	unicast := strings.Replace(searchFor(igd1), "239.255.255.250:1900", "127.0.0.1:1900", 1)
+	unicast6 := strings.Replace(searchFor(igd1), "239.255.255.250:1900", "[FF02::C]:1900", 1)
 	for name, tt := range map[string]struct {
 		quirks search_
 		raw    []string
 	}{
 		"no search": {search_{}, []string{
 			"\x00\x00", "garbage", "NOTIFY * HTTP/1.1\r\n\r\n",
-			strings.Replace(search(igd1), "MAN: \"ssdp:discover\"\r\n", "", 1),
-			strings.Replace(search(igd1), `"ssdp:discover"`, `ssdp:discover`, 1),
-			strings.Replace(search(igd1), "MX: 2\r\n", "", 1),
-			strings.Replace(search(igd1), "\nST:", "\nXT:", 1),
-			strings.Replace(search(igd1), "* HTTP", "/ HTTP", 1),
-			strings.TrimSuffix(search(igd1), "\r\n"),
-			search(igd1)[:30],
-			search("urn:schemas-upnp-org:device:MediaServer:1"),
-			search("urn:schemas-upnp-org:device:InternetGatewayDevice:3"),
-			search("urn:schemas-upnp-org:service:WANPPPConnection:1"),
-			search("uuid:other"),
+			strings.Replace(searchFor(igd1), "MAN: \"ssdp:discover\"\r\n", "", 1),
+			strings.Replace(searchFor(igd1), `"ssdp:discover"`, `ssdp:discover`, 1),
+			strings.Replace(searchFor(igd1), "MX: 2\r\n", "", 1),
+			strings.Replace(searchFor(igd1), "\nST:", "\nXT:", 1),
+			strings.Replace(searchFor(igd1), "* HTTP", "/ HTTP", 1),
+			strings.TrimSuffix(searchFor(igd1), "\r\n"),
+			searchFor(igd1)[:30],
+			searchFor("urn:schemas-upnp-org:device:MediaServer:1"),
+			searchFor("urn:schemas-upnp-org:device:InternetGatewayDevice:3"),
+			searchFor("urn:schemas-upnp-org:service:WANPPPConnection:1"),
+			searchFor("uuid:other"),
 		}},
 		"multicast only": {search_{MulticastOnly: true}, []string{unicast, strings.Replace(unicast, "127.0.0.1:1900", "", 1)}},
-		"unicast only":   {search_{UnicastOnly: true}, []string{search(igd1), unicast6}},
-		"no version 2":   {search_{NoIGD2: true}, []string{search(igd2)}},
-		"version 1":      {search_{Version: 1}, []string{search(igd2)}},
+		"unicast only":   {search_{UnicastOnly: true}, []string{searchFor(igd1), unicast6}},
+		"no version 2":   {search_{NoIGD2: true}, []string{searchFor(igd2)}},
+		"version 1":      {search_{Version: 1}, []string{searchFor(igd2)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := searching(t, igd{Search: tt.quirks})
-			s.silent(tt.raw...)
-			for _, raw := range []string{search(igd1), unicast} {
+			s := startSearcher(t, igdQuirks{Search: tt.quirks})
+			s.expectNoResponse(tt.raw...)
+			for _, raw := range []string{searchFor(igd1), unicast} {
 				if !slices.Contains(tt.raw, raw) {
 					s.send(raw)
 					if got, _ := s.receive(); header(got, "ST") != igd1 {
@@ -197,7 +197,7 @@ func TestSSDPSilence(t *testing.T) {
 func TestSSDPPort1900(t *testing.T) {
 	t.Parallel()
 	for _, deaf := range []bool{false, true} {
-		s := searching(t, igd{Search: quirks.Search{NoPort1900: deaf}})
+		s := startSearcher(t, igdQuirks{Search: quirks.Search{NoPort1900: deaf}})
 		var err error
 		for i := range 20 { // a loopback address where nobody has the port
 			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 19, byte(i), 1}), 1900)
@@ -209,12 +209,12 @@ func TestSSDPPort1900(t *testing.T) {
 			t.Skipf("SEARCHES FROM PORT 1900 NOT TESTED: %v", err)
 		}
 		defer s.pc.Close()
-		_ = s.pc.SetDeadline(time.Now().Add(patience))
+		_ = s.pc.SetDeadline(time.Now().Add(testTimeout))
 		if deaf {
-			s.silent(search(igd1))
+			s.expectNoResponse(searchFor(igd1))
 			continue
 		}
-		s.send(search(igd1))
+		s.send(searchFor(igd1))
 		if got, _ := s.receive(); header(got, "ST") != igd1 {
 			t.Errorf("got %q", got)
 		}
@@ -240,8 +240,8 @@ func TestSSDPForms(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := searching(t, igd{Search: tt.quirks})
-			s.send(search(igd1))
+			s := startSearcher(t, igdQuirks{Search: tt.quirks})
+			s.send(searchFor(igd1))
 			for _, want := range tt.quirks.Garbage {
 				if got, _ := s.receive(); got != string(want) {
 					t.Errorf("got %q, want %q", got, want)
@@ -265,8 +265,8 @@ func TestSSDPLocation(t *testing.T) {
 		"http://127.0.0.9:5000/x", "http://192.0.2.1:5000/x", "http://[::1]:1900/x", "http://[fe80::1%3]:5000/x", "https://a/", "",
 	} {
 		var truth string
-		s := searching(t, igd{Search: quirks.Search{Location: func(at string) string { truth = at; return lie }}})
-		s.send(search(igd1))
+		s := startSearcher(t, igdQuirks{Search: quirks.Search{Location: func(at string) string { truth = at; return lie }}})
+		s.send(searchFor(igd1))
 		got, _ := s.receive()
 		if header(got, "LOCATION") != lie || strings.Contains(got, "LOCATION") != (lie != "") {
 			t.Errorf("got %q, want %q", got, lie)
@@ -280,9 +280,9 @@ func TestSSDPLocation(t *testing.T) {
 
 func TestSSDPOtherPortAndFirstOnly(t *testing.T) {
 	t.Parallel()
-	s := searching(t, igd{Search: quirks.Search{OtherPort: true, FirstOnly: true}})
-	s.send(search("ssdp:all"))
-	s.send(search(igd1))
+	s := startSearcher(t, igdQuirks{Search: quirks.Search{OtherPort: true, FirstOnly: true}})
+	s.send(searchFor("ssdp:all"))
+	s.send(searchFor(igd1))
 	for _, want := range []string{"urn:schemas-wifialliance-org:device:WFADevice:1", igd1} {
 		got, from := s.receive()
 		if header(got, "ST") != want || from == s.to || from.Addr() != s.to.Addr() {
@@ -292,23 +292,23 @@ func TestSSDPOtherPortAndFirstOnly(t *testing.T) {
 }
 
 // The answer comes within MX, which the test does not measure.
-func TestSSDPSpread(t *testing.T) {
+func TestSSDPDelayWithinMX(t *testing.T) {
 	t.Parallel()
-	s := searching(t, igd{Search: quirks.Search{Spread: true}})
-	s.send(strings.Replace(search(igd1), "MX: 2", "MX: 1", 1))
+	s := startSearcher(t, igdQuirks{Search: quirks.Search{Spread: true}})
+	s.send(strings.Replace(searchFor(igd1), "MX: 2", "MX: 1", 1))
 	if got, _ := s.receive(); header(got, "ST") != igd1 {
 		t.Errorf("got %q", got)
 	}
 	// Close does not wait for those that are to come.
-	s.send(strings.Replace(search(igd1), "MX: 2", "MX: 5", 1))
-	if _, err := s.gw.AwaitRequests(waiting(t), 2, nil); err != nil {
+	s.send(strings.Replace(searchFor(igd1), "MX: 2", "MX: 5", 1))
+	if _, err := s.gw.AwaitRequests(testContext(t), 2, nil); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestSSDPFaults(t *testing.T) {
 	t.Parallel()
-	s := searching(t, igd{})
+	s := startSearcher(t, igdQuirks{})
 	isSearch := func(r gatewaytest.Request) bool { return r.Op == "search" }
 	hold := make(chan struct{})
 	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, Drop: true})
@@ -316,7 +316,7 @@ func TestSSDPFaults(t *testing.T) {
 	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, Hold: hold, Duplicate: 1, Corrupt: func(b []byte) []byte { return b[:8] }})
 	s.gw.Inject(gatewaytest.Fault{Match: isSearch, Times: 1, Reply: func(b []byte) [][]byte { return [][]byte{b[:8], {1}} }})
 	for range 5 {
-		s.send(search(igd1))
+		s.send(searchFor(igd1))
 	}
 	var got []string
 	for range 3 {
@@ -334,10 +334,10 @@ func TestSSDPFaults(t *testing.T) {
 }
 
 // notified collects the notifications of one round.
-func notified(t *testing.T, s searcher, version string) []string {
+func readNotifications(t *testing.T, s searcher, version string) []string {
 	t.Helper()
 	var all []string
-	for _, want := range targets(version) {
+	for _, want := range searchTargets(version) {
 		got, from := s.receive()
 		if want = strings.Replace(want, "UDN", s.gw.UPnP().UDN(), 1); header(got, "NT") != want || from != s.to {
 			t.Errorf("from %v %q, want %s", from, got, want)
@@ -351,7 +351,7 @@ func TestNotify(t *testing.T) {
 	t.Parallel()
 	pc := udpSocket(t, "127.0.0.1:0")
 	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
-	gw := start(t, gatewaytest.Config{Notify: at, Quirks: quirks.Quirks{AnnounceCount: 1, UPnP: igd{Version: 1, UDN: "uuid:1", MovePort: true, Search: quirks.Search{Update: true}}}})
+	gw := startGateway(t, gatewaytest.Config{Notify: at, Quirks: quirks.Quirks{AnnounceCount: 1, UPnP: igdQuirks{Version: 1, UDN: "uuid:1", MovePort: true, Search: quirks.Search{Update: true}}}})
 	s := searcher{t, gw, pc, gw.SSDP()}
 	usual := func(nts, location string, rest string) string {
 		return "NOTIFY * HTTP/1.1\r\nHOST: " + at.String() + "\r\nCACHE-CONTROL: max-age=1800\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\n" +
@@ -359,56 +359,56 @@ func TestNotify(t *testing.T) {
 	}
 	first := gw.UPnP().DescriptionURL()
 	gw.Announce()
-	if got := notified(t, s, "1")[0]; got != usual("ssdp:alive", first, "BOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1") {
+	if got := readNotifications(t, s, "1")[0]; got != usual("ssdp:alive", first, "BOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1") {
 		t.Errorf("announced %q", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	moved := gw.UPnP().DescriptionURL()
-	if got := notified(t, s, "1")[0]; moved == first || got != usual("ssdp:alive", moved, "BOOTID.UPNP.ORG: 2\r\nCONFIGID.UPNP.ORG: 1") {
+	if got := readNotifications(t, s, "1")[0]; moved == first || got != usual("ssdp:alive", moved, "BOOTID.UPNP.ORG: 2\r\nCONFIGID.UPNP.ORG: 1") {
 		t.Errorf("restarted from %s to %s: %q", first, moved, got)
 	}
 	gw.UPnP().Byebye()
-	if got := notified(t, s, "1")[0]; header(got, "NTS") != "ssdp:byebye" || strings.Contains(got, "LOCATION") || header(got, "BOOTID.UPNP.ORG") != "2" {
+	if got := readNotifications(t, s, "1")[0]; header(got, "NTS") != "ssdp:byebye" || strings.Contains(got, "LOCATION") || header(got, "BOOTID.UPNP.ORG") != "2" {
 		t.Errorf("byebye %q", got)
 	}
 	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
-	if got := notified(t, s, "1")[0]; header(got, "NTS") != "ssdp:update" || header(got, "BOOTID.UPNP.ORG") != "2" || header(got, "NEXTBOOTID.UPNP.ORG") != "3" {
+	if got := readNotifications(t, s, "1")[0]; header(got, "NTS") != "ssdp:update" || header(got, "BOOTID.UPNP.ORG") != "2" || header(got, "NEXTBOOTID.UPNP.ORG") != "3" {
 		t.Errorf("update %q", got)
 	}
-	if got := notified(t, s, "1")[0]; header(got, "NTS") != "ssdp:alive" || header(got, "BOOTID.UPNP.ORG") != "3" {
+	if got := readNotifications(t, s, "1")[0]; header(got, "NTS") != "ssdp:alive" || header(got, "BOOTID.UPNP.ORG") != "3" {
 		t.Errorf("after the update %q", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	gw.Down("upnp")
 	gw.Announce()
 	gw.UPnP().Byebye()
-	if n := gw.Stats().Notifications; n != 5*len(targets("1")) {
+	if n := gw.Stats().Notifications; n != 5*len(searchTargets("1")) {
 		t.Errorf("%d notifications counted", n)
 	}
 }
 
 // Datagrams get lost, so all is told again.
-func TestNotifyAgain(t *testing.T) {
+func TestNotifyRounds(t *testing.T) {
 	t.Parallel()
 	for count, want := range map[int]int{0: 3, 1: 1, 2: 2} {
 		pc := udpSocket(t, "127.0.0.1:0")
-		gw := start(t, gatewaytest.Config{Notify: pc.LocalAddr().(*net.UDPAddr).AddrPort(), Quirks: quirks.Quirks{AnnounceCount: count, UPnP: igd{Version: 1, UDN: "uuid:1"}}})
+		gw := startGateway(t, gatewaytest.Config{Notify: pc.LocalAddr().(*net.UDPAddr).AddrPort(), Quirks: quirks.Quirks{AnnounceCount: count, UPnP: igdQuirks{Version: 1, UDN: "uuid:1"}}})
 		s := searcher{t, gw, pc, gw.SSDP()}
 		gw.Announce()
 		for range want {
-			notified(t, s, "1")
+			readNotifications(t, s, "1")
 		}
-		if n := gw.Stats().Notifications; n != want*len(targets("1")) {
-			t.Errorf("%d of %d notifications, told %d times", n, want*len(targets("1")), want)
+		if n := gw.Stats().Notifications; n != want*len(searchTargets("1")) {
+			t.Errorf("%d of %d notifications, told %d times", n, want*len(searchTargets("1")), want)
 		}
 	}
 }
 
 func TestBootIDStuck(t *testing.T) {
 	t.Parallel()
-	s := searching(t, igd{Search: quirks.Search{BootIDStuck: true}})
+	s := startSearcher(t, igdQuirks{Search: quirks.Search{BootIDStuck: true}})
 	s.gw.Restart(gatewaytest.RestartOptions{})
-	s.send(search(igd1))
+	s.send(searchFor(igd1))
 	if got, _ := s.receive(); header(got, "BOOTID.UPNP.ORG") != "1" {
 		t.Errorf("got %q", got)
 	}

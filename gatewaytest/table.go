@@ -58,11 +58,11 @@ func (e Entry) admits(from netip.AddrPort) bool {
 }
 
 var (
-	errFull  = fmt.Errorf("gatewaytest: %w: the table is full", backends.ErrNoResources)
-	errTaken = fmt.Errorf("gatewaytest: %w", backends.ErrConflict)
-	errOwner = fmt.Errorf("gatewaytest: %w: the entry has another owner", backends.ErrNotAuthorized)
-	errFixed = fmt.Errorf("gatewaytest: %w: the entry cannot be deleted", backends.ErrNotAuthorized)
-	errNone  = fmt.Errorf("gatewaytest: %w: no such entry", backends.ErrInvalid)
+	errTableFull    = fmt.Errorf("gatewaytest: %w: the table is full", backends.ErrNoResources)
+	errPortTaken    = fmt.Errorf("gatewaytest: %w", backends.ErrConflict)
+	errOtherOwner   = fmt.Errorf("gatewaytest: %w: the entry has another owner", backends.ErrNotAuthorized)
+	errNotDeletable = fmt.Errorf("gatewaytest: %w: the entry cannot be deleted", backends.ErrNotAuthorized)
+	errNoEntry      = fmt.Errorf("gatewaytest: %w: no such entry", backends.ErrInvalid)
 )
 
 // endpoint is one side of a mapping. An outside endpoint with the zero address
@@ -74,38 +74,38 @@ type endpoint struct {
 
 // row is an entry as the table keeps it.
 type row struct {
-	Entry             // Remaining is filled in when the entry leaves the table
-	claim   *claim    // nil: anybody on the internal host is the owner
-	expires time.Time // zero: never
-	seq     uint64    // in order of creation
-	used    time.Time // when it was last made, renewed, or used from outside
-	packets uint64    // connections and datagrams from outside
-	id      uint16    // of a UPnP pinhole
+	Entry               // Remaining is filled in when the entry leaves the table
+	host     *entryHost // nil: anybody on the internal host is the owner
+	expires  time.Time  // zero: never
+	seq      uint64     // in order of creation
+	lastUsed time.Time  // when it was last made, renewed, or used from outside
+	packets  uint64     // connections and datagrams from outside
+	id       uint16     // of a UPnP pinhole
 }
 
 // claim is what a protocol knows of an entry's owner. It is replaced, never changed.
-type claim struct {
+type entryHost struct {
 	// secret proves who the owner is.
-	secret [12]byte
+	nonce [12]byte
 	// client is where the owner's last request came from.
-	client netip.AddrPort
+	source netip.AddrPort
 	// exact owners want no other external endpoint than this one.
-	exact    bool
-	external netip.Addr
+	preferFailure bool
+	externalAddr  netip.Addr
 }
 
 // wish asks the table for an entry: Remaining is the lifetime, External.Port
 // may be 0.
-type wish struct {
+type spec struct {
 	Entry
 	// exact fails with errTaken rather than accept another port.
-	exact bool
+	exactPort bool
 	// another makes a second entry for an internal endpoint where the wished
 	// port differs from the first one's.
-	another bool
+	allowSecond bool
 	// claim is the owner's, who has to be the same unless loose.
-	claim *claim
-	loose bool
+	host        *entryHost
+	ignoreNonce bool
 	// edit, where not nil, changes the entry before it is granted, or refuses.
 	edit func(*Entry) error
 }
@@ -118,24 +118,24 @@ type table struct {
 	limit int
 	// idle, where not 0, drops rows of UPnP that nobody used for so long while
 	// there are more than idleAbove.
-	idle      time.Duration
+	idleAfter time.Duration
 	idleAbove int
 
-	mu       sync.Mutex
-	outside  map[endpoint][]*row
-	inside   map[endpoint][]*row
-	size     int
-	soonest  time.Time // no entry expires before it
-	nextSeq  uint64
-	nextID   uint16 // of pinholes
-	nextHigh int    // survives clear, so that a client that forgot its port notices
+	mu           sync.Mutex
+	byExternal   map[endpoint][]*row
+	byInternal   map[endpoint][]*row
+	size         int
+	nextExpiry   time.Time // no entry expires before it
+	nextSeq      uint64
+	nextID       uint16 // of pinholes
+	nextHighPort int    // survives clear, so that a client that forgot its port notices
 }
 
 func newTable(c *clock, limit int) *table {
 	return &table{
 		clock: c, limit: limit,
-		outside: make(map[endpoint][]*row),
-		inside:  make(map[endpoint][]*row),
+		byExternal: make(map[endpoint][]*row),
+		byInternal: make(map[endpoint][]*row),
 	}
 }
 
@@ -143,71 +143,71 @@ func newTable(c *clock, limit int) *table {
 // lifetime renewed, or a new one. It fails with errFull, with errTaken and
 // errOwner beside the entry in the way, if there is one, or as edit does; then
 // nothing has changed.
-func (t *table) grant(w wish) (Entry, error) {
+func (t *table) grant(s spec) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	if r := t.held(w); r != nil {
-		return t.renew(r, w, now)
+	now := t.deleteExpired()
+	if r := t.existing(s); r != nil {
+		return t.renew(r, s, now)
 	}
 	if t.limit != 0 && t.size >= t.limit {
-		return Entry{}, errFull
+		return Entry{}, errTableFull
 	}
-	port, err := t.choose(w)
+	port, err := t.choosePort(s)
 	if err != nil {
-		return t.inTheWay(w, now), err
+		return t.conflicting(s, now), err
 	}
-	r := &row{Entry: w.Entry, claim: w.claim}
-	r.Filters = slices.Clone(w.Filters)
-	r.External = netip.AddrPortFrom(w.External.Addr(), port)
-	if w.edit != nil {
-		if err := w.edit(&r.Entry); err != nil {
+	r := &row{Entry: s.Entry, host: s.host}
+	r.Filters = slices.Clone(s.Filters)
+	r.External = netip.AddrPortFrom(s.External.Addr(), port)
+	if s.edit != nil {
+		if err := s.edit(&r.Entry); err != nil {
 			return Entry{}, err
 		}
 	}
-	t.live(r, now.Add(w.Remaining), w.Remaining == backends.Forever)
-	t.create(r, now)
-	return t.leave(r, now), nil
+	t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
+	t.insert(r, now)
+	return t.snapshot(r, now), nil
 }
 
 // renew gives a row another lifetime, and what else its owner wants.
-func (t *table) renew(r *row, w wish, now time.Time) (Entry, error) {
+func (t *table) renew(r *row, s spec, now time.Time) (Entry, error) {
 	switch {
-	case r.claim != nil && w.claim != nil && !w.loose && r.claim.secret != w.claim.secret:
-		return t.leave(r, now), errOwner
-	case w.exact && w.External.Port() != r.External.Port():
-		return t.leave(r, now), errTaken
+	case r.host != nil && s.host != nil && !s.ignoreNonce && r.host.nonce != s.host.nonce:
+		return t.snapshot(r, now), errOtherOwner
+	case s.exactPort && s.External.Port() != r.External.Port():
+		return t.snapshot(r, now), errPortTaken
 	case r.Static:
-		granted := t.leave(r, now)
-		granted.Remaining = w.Remaining
+		granted := t.snapshot(r, now)
+		granted.Remaining = s.Remaining
 		return granted, nil
 	}
-	e := t.leave(r, now)
-	if w.edit != nil {
-		if err := w.edit(&e); err != nil {
+	e := t.snapshot(r, now)
+	if s.edit != nil {
+		if err := s.edit(&e); err != nil {
 			return Entry{}, err
 		}
 		r.Filters, r.Description = e.Filters, e.Description
 	}
-	expires, forever := now.Add(w.Remaining), w.Remaining == backends.Forever
+	expires, forever := now.Add(s.Remaining), s.Remaining == backends.Forever
 	switch {
-	case w.claim != nil:
-		r.claim, r.Service = w.claim, w.Service
-	case r.claim != nil && (r.expires.IsZero() || expires.Before(r.expires)):
+	case s.host != nil:
+		r.host, r.Service = s.host, s.Service
+	case r.host != nil && (r.expires.IsZero() || expires.Before(r.expires)):
 		// Who proves nothing can prolong what has an owner, and no more.
 		expires, forever = r.expires, r.expires.IsZero()
 	}
-	t.live(r, expires, forever)
-	return t.leave(r, now), nil
+	t.setExpiry(r, expires, forever)
+	return t.snapshot(r, now), nil
 }
 
 // held returns the entry that a wish renews, or nil.
-func (t *table) held(w wish) *row {
-	for _, r := range t.inside[endpoint{w.Protocol, w.Internal}] {
-		if r.Remote != w.Remote || r.Service == serviceUPnP {
+func (t *table) existing(s spec) *row {
+	for _, r := range t.byInternal[endpoint{s.Protocol, s.Internal}] {
+		if r.Remote != s.Remote || r.Service == serviceUPnP {
 			continue
 		}
-		if !w.another || w.External.Port() == 0 || w.External.Port() == r.External.Port() {
+		if !s.allowSecond || s.External.Port() == 0 || s.External.Port() == r.External.Port() {
 			return r
 		}
 	}
@@ -215,19 +215,19 @@ func (t *table) held(w wish) *row {
 }
 
 // live sets when the row expires.
-func (t *table) live(r *row, expires time.Time, forever bool) {
+func (t *table) setExpiry(r *row, expires time.Time, forever bool) {
 	r.expires = time.Time{}
 	if forever {
 		return
 	}
 	r.expires = expires
-	if t.soonest.IsZero() || r.expires.Before(t.soonest) {
-		t.soonest = r.expires
+	if t.nextExpiry.IsZero() || r.expires.Before(t.nextExpiry) {
+		t.nextExpiry = r.expires
 	}
 }
 
 // leave is the row as others may see it.
-func (t *table) leave(r *row, now time.Time) Entry {
+func (t *table) snapshot(r *row, now time.Time) Entry {
 	e := r.Entry
 	e.Filters = slices.Clone(e.Filters)
 	e.Remaining = backends.Forever
@@ -238,30 +238,30 @@ func (t *table) leave(r *row, now time.Time) Entry {
 }
 
 // create takes a new row in.
-func (t *table) create(r *row, now time.Time) {
+func (t *table) insert(r *row, now time.Time) {
 	t.nextSeq++
-	r.seq, r.used = t.nextSeq, now
-	t.add(r)
+	r.seq, r.lastUsed = t.nextSeq, now
+	t.addToIndexes(r)
 }
 
 // add takes a row in.
-func (t *table) add(r *row) {
+func (t *table) addToIndexes(r *row) {
 	out, in := endpoint{r.Protocol, r.External}, endpoint{r.Protocol, r.Internal}
-	t.outside[out] = append(t.outside[out], r)
-	t.inside[in] = append(t.inside[in], r)
+	t.byExternal[out] = append(t.byExternal[out], r)
+	t.byInternal[in] = append(t.byInternal[in], r)
 	t.size++
 }
 
 // drop forgets a row.
-func (t *table) drop(r *row) {
-	cut(t.outside, endpoint{r.Protocol, r.External}, r)
-	cut(t.inside, endpoint{r.Protocol, r.Internal}, r)
+func (t *table) deleteRow(r *row) {
+	removeFromIndex(t.byExternal, endpoint{r.Protocol, r.External}, r)
+	removeFromIndex(t.byInternal, endpoint{r.Protocol, r.Internal}, r)
 	t.size--
 }
 
 // cut takes a row out of an index, leaving no empty lists behind. Lists that
 // somebody walks stay as they are.
-func cut(index map[endpoint][]*row, at endpoint, r *row) {
+func removeFromIndex(index map[endpoint][]*row, at endpoint, r *row) {
 	rest := slices.DeleteFunc(slices.Clone(index[at]), func(other *row) bool { return other == r })
 	if len(rest) == 0 {
 		delete(index, at)
@@ -271,35 +271,35 @@ func cut(index map[endpoint][]*row, at endpoint, r *row) {
 }
 
 // sweep drops what has expired, and returns the time.
-func (t *table) sweep() time.Time {
+func (t *table) deleteExpired() time.Time {
 	now := t.clock.now()
-	if t.idle == 0 && (t.soonest.IsZero() || now.Before(t.soonest)) {
+	if t.idleAfter == 0 && (t.nextExpiry.IsZero() || now.Before(t.nextExpiry)) {
 		return now
 	}
-	t.soonest = time.Time{}
+	t.nextExpiry = time.Time{}
 	for r := range t.rows {
 		switch {
-		case t.forgotten(r, now):
-			t.drop(r)
+		case t.isIdle(r, now):
+			t.deleteRow(r)
 		case r.expires.IsZero():
 		case !now.Before(r.expires):
-			t.drop(r)
-		case t.soonest.IsZero() || r.expires.Before(t.soonest):
-			t.soonest = r.expires
+			t.deleteRow(r)
+		case t.nextExpiry.IsZero() || r.expires.Before(t.nextExpiry):
+			t.nextExpiry = r.expires
 		}
 	}
 	return now
 }
 
 // forgotten reports whether the row is one of UPnP that is idle for too long.
-func (t *table) forgotten(r *row, now time.Time) bool {
-	return t.idle != 0 && r.Service == serviceUPnP && !r.Static && t.size > t.idleAbove && !now.Before(r.used.Add(t.idle))
+func (t *table) isIdle(r *row, now time.Time) bool {
+	return t.idleAfter != 0 && r.Service == serviceUPnP && !r.Static && t.size > t.idleAbove && !now.Before(r.lastUsed.Add(t.idleAfter))
 }
 
 // rows yields all rows; those yielded may be dropped meanwhile.
 func (t *table) rows(yield func(*row) bool) {
-	for _, some := range t.outside {
-		for _, r := range some {
+	for _, rows := range t.byExternal {
+		for _, r := range rows {
 			if !yield(r) {
 				return
 			}
@@ -308,7 +308,7 @@ func (t *table) rows(yield func(*row) bool) {
 }
 
 // inOrder lists all rows, the oldest first.
-func (t *table) inOrder() []*row {
+func (t *table) rowsByAge() []*row {
 	all := slices.Collect(t.rows)
 	slices.SortFunc(all, func(a, b *row) int { return cmp.Compare(a.seq, b.seq) })
 	return all
@@ -318,10 +318,10 @@ func (t *table) inOrder() []*row {
 func (t *table) entries() []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
+	now := t.deleteExpired()
 	all := make([]Entry, 0, t.size)
-	for _, r := range t.inOrder() {
-		all = append(all, t.leave(r, now))
+	for _, r := range t.rowsByAge() {
+		all = append(all, t.snapshot(r, now))
 	}
 	slices.SortStableFunc(all, func(a, b Entry) int {
 		return cmp.Or(
@@ -334,31 +334,31 @@ func (t *table) entries() []Entry {
 // remove deletes the entries of an internal endpoint, with port 0 those of the
 // whole host. It reports whether one that stays was among them: a static one,
 // or one whose owner has to prove it.
-func (t *table) remove(internal endpoint) (stays bool) {
+func (t *table) deleteInternal(internal endpoint) (kept bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.sweep()
-	for _, r := range t.of(internal) {
+	t.deleteExpired()
+	for _, r := range t.rowsOf(internal) {
 		switch {
 		case r.Remote.IsValid(): // ends by itself
-		case r.Static, r.claim != nil:
-			stays = true
+		case r.Static, r.host != nil:
+			kept = true
 		default:
-			t.drop(r)
+			t.deleteRow(r)
 		}
 	}
-	return stays
+	return kept
 }
 
 // of lists the rows of an internal endpoint, with port 0 those of the host.
-func (t *table) of(internal endpoint) []*row {
+func (t *table) rowsOf(internal endpoint) []*row {
 	if internal.Port() != 0 {
-		return withoutUPnP(t.inside[internal])
+		return withoutUPnP(t.byInternal[internal])
 	}
 	var rows []*row
-	for in, some := range t.inside {
+	for in, list := range t.byInternal {
 		if in.protocol == internal.protocol && in.Addr() == internal.Addr() {
-			rows = append(rows, withoutUPnP(some)...)
+			rows = append(rows, withoutUPnP(list)...)
 		}
 	}
 	return rows
@@ -371,45 +371,45 @@ func withoutUPnP(rows []*row) []*row {
 
 // revoke deletes the entries of just this internal endpoint for who knows the
 // secret. It fails with errNone, errFixed, or errOwner and the entry.
-func (t *table) revoke(internal endpoint, secret [12]byte) (Entry, error) {
+func (t *table) deleteWithNonce(internal endpoint, nonce [12]byte) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	rows := withoutUPnP(t.inside[internal])
+	now := t.deleteExpired()
+	rows := withoutUPnP(t.byInternal[internal])
 	if len(rows) == 0 {
-		return Entry{}, errNone
+		return Entry{}, errNoEntry
 	}
-	inbound := 0
+	deletable := 0
 	for _, r := range rows {
 		switch {
 		case r.Remote.IsValid():
 			continue
 		case r.Static:
-			return t.leave(r, now), errFixed
-		case r.claim != nil && r.claim.secret != secret:
-			return t.leave(r, now), errOwner
+			return t.snapshot(r, now), errNotDeletable
+		case r.host != nil && r.host.nonce != nonce:
+			return t.snapshot(r, now), errOtherOwner
 		}
-		inbound++
+		deletable++
 	}
-	if inbound == 0 {
-		return t.leave(rows[0], now), errFixed
+	if deletable == 0 {
+		return t.snapshot(rows[0], now), errNotDeletable
 	}
 	for _, r := range rows {
 		if !r.Remote.IsValid() {
-			t.drop(r)
+			t.deleteRow(r)
 		}
 	}
 	return Entry{}, nil
 }
 
 // outbound finds the entry of an internal endpoint to a remote host.
-func (t *table) outbound(internal endpoint, remote netip.AddrPort) (Entry, bool) {
+func (t *table) peerEntry(internal endpoint, remote netip.AddrPort) (Entry, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	for _, r := range t.inside[internal] {
+	now := t.deleteExpired()
+	for _, r := range t.byInternal[internal] {
 		if r.Remote == remote {
-			return t.leave(r, now), true
+			return t.snapshot(r, now), true
 		}
 	}
 	return Entry{}, false
@@ -417,13 +417,13 @@ func (t *table) outbound(internal endpoint, remote netip.AddrPort) (Entry, bool)
 
 // evict deletes the entries of an outside endpoint, also static ones, and
 // reports whether there was one.
-func (t *table) evict(at endpoint) bool {
+func (t *table) deleteExternal(at endpoint) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.sweep()
-	rows := t.outside[at]
+	t.deleteExpired()
+	rows := t.byExternal[at]
 	for _, r := range rows {
-		t.drop(r)
+		t.deleteRow(r)
 	}
 	return len(rows) != 0
 }
@@ -435,34 +435,34 @@ func (t *table) clear() {
 	t.nextID = 0 // as in a daemon that starts again
 	for r := range t.rows {
 		if !r.Static {
-			t.drop(r)
+			t.deleteRow(r)
 		}
 	}
 }
 
 // claimed is an entry with its owner.
-type claimed struct {
+type hostedEntry struct {
 	Entry
-	claim
+	entryHost
 }
 
 // claims lists the entries whose owners are known. Those for which lost is
 // true are deleted.
-func (t *table) claims(lost func(claimed) bool) []claimed {
+func (t *table) hostedEntries(lostAddress func(hostedEntry) bool) []hostedEntry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	var all []claimed
+	now := t.deleteExpired()
+	var all []hostedEntry
 	for r := range t.rows {
-		if r.claim == nil {
+		if r.host == nil {
 			continue
 		}
-		c := claimed{t.leave(r, now), *r.claim}
+		c := hostedEntry{t.snapshot(r, now), *r.host}
 		all = append(all, c)
-		if lost(c) {
-			t.drop(r)
+		if lostAddress(c) {
+			t.deleteRow(r)
 		}
 	}
-	slices.SortFunc(all, func(a, b claimed) int { return a.External.Compare(b.External) })
+	slices.SortFunc(all, func(a, b hostedEntry) int { return a.External.Compare(b.External) })
 	return all
 }

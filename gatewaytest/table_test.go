@@ -14,18 +14,18 @@ import (
 
 func TestAddMapping(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{TableLimit: 2})
+	gw := startGateway(t, gatewaytest.Config{TableLimit: 2})
 	for _, tt := range []struct {
 		name  string
 		entry gatewaytest.Entry
 		want  error
 	}{
-		{"one", taken(backends.TCP, 80), nil},
-		{"another of the same host", taken(backends.TCP, 81), nil},
-		{"too many", taken(backends.TCP, 82), backends.ErrNoResources},
-		{"no protocol", taken(0, 80), backends.ErrInvalid},
-		{"no port", taken(backends.TCP, 0), backends.ErrInvalid},
-		{"no host", gatewaytest.Entry{Protocol: backends.TCP, External: outside(80)}, backends.ErrInvalid},
+		{"one", otherHostEntry(backends.TCP, 80), nil},
+		{"another of the same host", otherHostEntry(backends.TCP, 81), nil},
+		{"too many", otherHostEntry(backends.TCP, 82), backends.ErrNoResources},
+		{"no protocol", otherHostEntry(0, 80), backends.ErrInvalid},
+		{"no port", otherHostEntry(backends.TCP, 0), backends.ErrInvalid},
+		{"no host", gatewaytest.Entry{Protocol: backends.TCP, External: externalPort(80)}, backends.ErrInvalid},
 	} {
 		if err := gw.AddMapping(tt.entry); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
@@ -34,7 +34,7 @@ func TestAddMapping(t *testing.T) {
 	if !gw.RemoveMapping(backends.TCP, 81) || gw.RemoveMapping(backends.TCP, 81) {
 		t.Error("RemoveMapping: want true, then false")
 	}
-	other := taken(backends.TCP, 80)
+	other := otherHostEntry(backends.TCP, 80)
 	other.Internal = netip.MustParseAddrPort("127.0.0.98:1")
 	if err := gw.AddMapping(other); !errors.Is(err, backends.ErrConflict) {
 		t.Errorf("taken: %v, want ErrConflict", err)
@@ -43,23 +43,23 @@ func TestAddMapping(t *testing.T) {
 
 func TestTableAndExpiry(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
-	h.ask(mapTCP)
+	h.request(mapTCP)
 	want := gatewaytest.Entry{
 		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"),
 		External: netip.MustParseAddrPort("203.0.113.7:8080"), Remaining: 2 * time.Hour, Service: "natpmp",
 	}
-	if got := only(t, gw); got.Protocol != want.Protocol || got.Internal != want.Internal ||
+	if got := onlyEntry(t, gw); got.Protocol != want.Protocol || got.Internal != want.Internal ||
 		got.External != want.External || got.Remaining != want.Remaining || got.Service != want.Service {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	gw.Advance(2*time.Hour - time.Second)
-	if got := only(t, gw).Remaining; got != time.Second {
+	if got := onlyEntry(t, gw).Remaining; got != time.Second {
 		t.Errorf("remaining %v, want 1s", got)
 	}
-	h.ask(mapTCP)
-	if got := only(t, gw).Remaining; got != 2*time.Hour {
+	h.request(mapTCP)
+	if got := onlyEntry(t, gw).Remaining; got != 2*time.Hour {
 		t.Errorf("after renewal: remaining %v, want 2h", got)
 	}
 	gw.Advance(2 * time.Hour)
@@ -72,9 +72,9 @@ func TestTableAndExpiry(t *testing.T) {
 }
 
 // One table for both: NAT-PMP and PCP see each other's entries.
-func TestPCPBesideNATPMP(t *testing.T) {
+func TestTableSharedByNATPMPAndPCP(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
+	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	h.expect("0002 0000 0051 1f90 00001c20", "0082 0000 000004d2 0051 1f90 00001c20")
 	if r := h.pcp(nil); r.ExternalPort != 8081 {
@@ -84,44 +84,44 @@ func TestPCPBesideNATPMP(t *testing.T) {
 	h.expect("0002 0000 1f90 0000 00000001", "0082 0000 000004d2 1f90 1f91 00000001")
 	gw.Advance(time.Hour)
 	h.expect("0002 0000 1f90 0000 00000000", "0082 0002 000012e2 1f90 0000 00000000")
-	want(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = theirs }), pcp.NotAuthorized, time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = nonceB }), pcp.NotAuthorized, time.Hour)
 	h.expect("0002 0000 1f90 0000 00001c20", "0082 0000 000012e2 1f90 1f91 00001c20")
-	want(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = theirs }), pcp.NotAuthorized, 2*time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = nonceB }), pcp.NotAuthorized, 2*time.Hour)
 	h.expect("0002 0000 0000 0000 00000000", "0082 0002 000012e2 0000 0000 00000000")
-	if e := only(t, gw); e.Service != "pcp" {
+	if e := onlyEntry(t, gw); e.Service != "pcp" {
 		t.Errorf("left: %v", e)
 	}
-	want(t, h.pcp(unmap), pcp.Success, 0)
+	checkResult(t, h.pcp(unmap), pcp.Success, 0)
 	// What has no nonce is its host's: PCP takes it over.
 	h.expect(mapTCP, "0082 0000 000012e2 1f90 1f90 00001c20")
-	want(t, h.pcp(nil), pcp.Success, 2*time.Hour)
-	want(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = theirs; unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
+	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = nonceB; unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
 }
 
 // What one protocol has is in the way of the others.
-func TestUPnPAmongOthers(t *testing.T) {
+func TestTableSharedWithUPnP(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{})
-	c, h := newControl(t, gw), newHost(t, gw)
-	static := taken(backends.TCP, 83)
+	gw := startReference(t, gatewaytest.Config{})
+	c, h := newIGDClient(t, gw), newHost(t, gw)
+	static := otherHostEntry(backends.TCP, 83)
 	static.Static = true
-	for _, e := range []gatewaytest.Entry{taken(backends.TCP, 82), static} {
+	for _, e := range []gatewaytest.Entry{otherHostEntry(backends.TCP, 82), static} {
 		if err := gw.AddMapping(e); err != nil {
 			t.Fatal(err)
 		}
 	}
-	h.ask("0002 0000 1f90 0050 00001c20") // NAT-PMP: 8080 at 80
+	h.request("0002 0000 1f90 0050 00001c20") // NAT-PMP: 8080 at 80
 	h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 9, 81 })
 	var codes []int
 	for _, port := range []string{"80", "81", "82", "83"} {
 		codes = append(codes, c.add("ExternalPort", port, "InternalPort", "8080"))
 	}
-	wantCodes(t, codes, 718, 718, 718, 718)
-	if port, code := c.anyPort("ExternalPort", "80", "InternalPort", "7"); code != 0 || port != "84" {
+	checkCodes(t, codes, 718, 718, 718, 718)
+	if port, code := c.addAny("ExternalPort", "80", "InternalPort", "7"); code != 0 || port != "84" {
 		t.Errorf("any: port %s, fault %d", port, code)
 	}
 	// Neither renews nor ends what the other has.
-	wantCodes(t, []int{c.add("ExternalPort", "8080", "InternalPort", "8080")}, 0)
+	checkCodes(t, []int{c.add("ExternalPort", "8080", "InternalPort", "8080")}, 0)
 	h.expect("0002 0000 1f90 1f90 00001c20", "0082 0000 000004d2 1f90 0050 00001c20")
 	h.expect("0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000")
 	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 8080, 8080 })
@@ -129,11 +129,11 @@ func TestUPnPAmongOthers(t *testing.T) {
 		t.Errorf("PCP beside UPnP: %+v", r)
 	}
 	r = h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = 8080 })
-	want(t, r, pcp.Success, 0)
+	checkResult(t, r, pcp.Success, 0)
 	// All are listed, in the order of creation. Not all can be deleted.
 	var ports []string
 	for i := uint32(0); ; i++ {
-		args, code := c.index(i)
+		args, code := c.byIndex(i)
 		if code != 0 {
 			break
 		}
@@ -142,9 +142,9 @@ func TestUPnPAmongOthers(t *testing.T) {
 	if got := strings.Join(ports, " "); got != "82 83 81 84 8080" {
 		t.Errorf("listed %s", got)
 	}
-	wantCodes(t, []int{
+	checkCodes(t, []int{
 		c.remove("TCP", "81"), c.remove("TCP", "82"), c.remove("TCP", "83"), c.remove("TCP", "84"), c.remove("TCP", "8080"),
 	}, 606, 606, 606, 0, 0)
-	h.ask("0002 0000 1f90 0050 00001c20")
-	wantCodes(t, []int{c.remove("TCP", "80")}, 0) // this host's, by whatever protocol
+	h.request("0002 0000 1f90 0050 00001c20")
+	checkCodes(t, []int{c.remove("TCP", "80")}, 0) // this host's, by whatever protocol
 }

@@ -12,15 +12,15 @@ import (
 
 // errHeld and errSecond are errTaken by rules against what would be possible.
 var (
-	errHeld   = fmt.Errorf("%w: the client has it already", errTaken)
-	errSecond = fmt.Errorf("%w: the client has another port", errTaken)
+	errReAdd      = fmt.Errorf("%w: the client has it already", errPortTaken)
+	errSecondPort = fmt.Errorf("%w: the client has another port", errPortTaken)
 )
 
 // assignRules are the quirks of assign.
-type assignRules struct {
-	noReAdd   bool // errHeld rather than overwrite
-	noRefresh bool // overwriting leaves the lifetime alone
-	onePort   bool // errSecond for a second port of an internal endpoint
+type upnpGrantRules struct {
+	refuseReAdd     bool // errHeld rather than overwrite
+	keepLifetime    bool // overwriting leaves the lifetime alone
+	oneExternalPort bool // errSecond for a second port of an internal endpoint
 }
 
 // assign is grant as UPnP has it: an entry is known by its outside endpoint and
@@ -28,61 +28,61 @@ type assignRules struct {
 // another internal port (WANIPConnection:2, section 2.5.16). Entries of other
 // protocols are in its way, and it is in theirs. It fails with errFull, errHeld,
 // errSecond, or errTaken beside the entry in the way, if there is one.
-func (t *table) assign(w wish, rules assignRules) (Entry, error) {
+func (t *table) grantUPnP(s spec, rules upnpGrantRules) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	rows := t.outside[endpoint{w.Protocol, w.External}]
+	now := t.deleteExpired()
+	rows := t.byExternal[endpoint{s.Protocol, s.External}]
 	for _, r := range rows {
-		if !r.isUPnP(w.Internal.Addr(), w.Filters) || !w.exact && r.Internal != w.Internal {
+		if !r.matchesUPnP(s.Internal.Addr(), s.Filters) || !s.exactPort && r.Internal != s.Internal {
 			continue
 		}
 		switch {
-		case rules.noReAdd:
-			return t.leave(r, now), errHeld
-		case r.Internal != w.Internal && len(rows) > 1:
-			return t.leave(r, now), errTaken // an outgoing connection has the port too
+		case rules.refuseReAdd:
+			return t.snapshot(r, now), errReAdd
+		case r.Internal != s.Internal && len(rows) > 1:
+			return t.snapshot(r, now), errPortTaken // an outgoing connection has the port too
 		}
-		t.overwrite(r, w, rules, now)
-		return t.leave(r, now), nil
+		t.overwrite(r, s, rules, now)
+		return t.snapshot(r, now), nil
 	}
-	if rules.onePort && slices.ContainsFunc(t.inside[endpoint{w.Protocol, w.Internal}], isUPnP) {
-		return Entry{}, errSecond
+	if rules.oneExternalPort && slices.ContainsFunc(t.byInternal[endpoint{s.Protocol, s.Internal}], isUPnP) {
+		return Entry{}, errSecondPort
 	}
 	if t.limit != 0 && t.size >= t.limit {
-		return Entry{}, errFull
+		return Entry{}, errTableFull
 	}
-	w.another = true
-	port, err := t.choose(w)
+	s.allowSecond = true
+	port, err := t.choosePort(s)
 	if err != nil {
 		if len(rows) != 0 {
-			return t.leave(rows[0], now), err
+			return t.snapshot(rows[0], now), err
 		}
 		return Entry{}, err
 	}
-	r := &row{Entry: w.Entry}
-	r.External = netip.AddrPortFrom(w.External.Addr(), port)
-	t.live(r, now.Add(w.Remaining), w.Remaining == backends.Forever)
-	t.create(r, now)
-	return t.leave(r, now), nil
+	r := &row{Entry: s.Entry}
+	r.External = netip.AddrPortFrom(s.External.Addr(), port)
+	t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
+	t.insert(r, now)
+	return t.snapshot(r, now), nil
 }
 
 // overwrite gives a row what the wish says.
-func (t *table) overwrite(r *row, w wish, rules assignRules, now time.Time) {
-	if r.Internal != w.Internal {
-		t.drop(r)
-		r.Internal = w.Internal
-		t.add(r)
+func (t *table) overwrite(r *row, s spec, rules upnpGrantRules, now time.Time) {
+	if r.Internal != s.Internal {
+		t.deleteRow(r)
+		r.Internal = s.Internal
+		t.addToIndexes(r)
 	}
-	r.Description, r.Disabled, r.used = w.Description, w.Disabled, now
-	if !rules.noRefresh {
-		t.live(r, now.Add(w.Remaining), w.Remaining == backends.Forever)
+	r.Description, r.Disabled, r.lastUsed = s.Description, s.Disabled, now
+	if !rules.keepLifetime {
+		t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
 	}
 }
 
 // isUPnP reports whether the row is one that this client made by UPnP for these
 // remote hosts.
-func (r *row) isUPnP(client netip.Addr, remote []pcp.Filter) bool {
+func (r *row) matchesUPnP(client netip.Addr, remote []pcp.Filter) bool {
 	return isUPnP(r) && !r.Static && r.Internal.Addr() == client && slices.Equal(r.Filters, remote)
 }
 
@@ -93,11 +93,11 @@ func isUPnP(r *row) bool { return r.Service == serviceUPnP }
 func (t *table) listed() []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
+	now := t.deleteExpired()
 	var all []Entry
-	for _, r := range t.inOrder() {
+	for _, r := range t.rowsByAge() {
 		if r.isListed() {
-			all = append(all, t.leave(r, now))
+			all = append(all, t.snapshot(r, now))
 		}
 	}
 	return all
@@ -110,21 +110,21 @@ func (r *row) isListed() bool {
 
 // release deletes the listed entries for which match is true, and reports how
 // many; those that are static or have an owner by nonce stay, and are counted in stay.
-func (t *table) release(match func(Entry) bool) (gone, stay int) {
+func (t *table) deleteListed(match func(Entry) bool) (deleted, kept int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
+	now := t.deleteExpired()
 	for r := range t.rows {
 		switch {
-		case !r.isListed() || !match(t.leave(r, now)):
-		case r.Static || r.claim != nil:
-			stay++
+		case !r.isListed() || !match(t.snapshot(r, now)):
+		case r.Static || r.host != nil:
+			kept++
 		default:
-			gone++
-			t.drop(r)
+			deleted++
+			t.deleteRow(r)
 		}
 	}
-	return gone, stay
+	return deleted, kept
 }
 
 // pinhole is a row of the firewall as UPnP sees it.
@@ -136,28 +136,28 @@ type pinhole struct {
 
 // pierce opens a pinhole, or renews the one with the same internal endpoint and
 // filters. It fails with errFull.
-func (t *table) pierce(w wish) (pinhole, error) {
+func (t *table) openPinhole(s spec) (pinhole, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	for _, r := range t.outside[endpoint{w.Protocol, w.External}] {
-		if r.isUPnP(w.Internal.Addr(), w.Filters) {
-			t.overwrite(r, w, assignRules{}, now)
-			return t.hole(r, now), nil
+	now := t.deleteExpired()
+	for _, r := range t.byExternal[endpoint{s.Protocol, s.External}] {
+		if r.matchesUPnP(s.Internal.Addr(), s.Filters) {
+			t.overwrite(r, s, upnpGrantRules{}, now)
+			return t.pinholeSnapshot(r, now), nil
 		}
 	}
-	id := t.freeID()
+	id := t.nextPinholeID()
 	if id == 0 || t.limit != 0 && t.size >= t.limit {
-		return pinhole{}, errFull
+		return pinhole{}, errTableFull
 	}
-	r := &row{Entry: w.Entry, id: id}
-	t.live(r, now.Add(w.Remaining), w.Remaining == backends.Forever)
-	t.create(r, now)
-	return t.hole(r, now), nil
+	r := &row{Entry: s.Entry, id: id}
+	t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
+	t.insert(r, now)
+	return t.pinholeSnapshot(r, now), nil
 }
 
 // freeID is the number of a new pinhole, or 0.
-func (t *table) freeID() uint16 {
+func (t *table) nextPinholeID() uint16 {
 	taken := make(map[uint16]bool)
 	for r := range t.rows {
 		taken[r.id] = true
@@ -171,49 +171,49 @@ func (t *table) freeID() uint16 {
 	return 0
 }
 
-func (t *table) hole(r *row, now time.Time) pinhole {
-	return pinhole{Entry: t.leave(r, now), id: r.id, packets: r.packets}
+func (t *table) pinholeSnapshot(r *row, now time.Time) pinhole {
+	return pinhole{Entry: t.snapshot(r, now), id: r.id, packets: r.packets}
 }
 
 // pinhole finds one by its number. It fails with errNone, or with errOwner where
 // it is not for this client.
-func (t *table) pinhole(id uint16, client netip.Addr) (pinhole, error) {
+func (t *table) findPinhole(id uint16, client netip.Addr) (pinhole, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	r, err := t.holeRow(id, client)
+	now := t.deleteExpired()
+	r, err := t.pinholeRow(id, client)
 	if err != nil {
 		return pinhole{}, err
 	}
-	return t.hole(r, now), nil
+	return t.pinholeSnapshot(r, now), nil
 }
 
 // prolong gives a pinhole another lifetime, with 0 the end. It fails as pinhole does.
-func (t *table) prolong(id uint16, client netip.Addr, lifetime time.Duration) error {
+func (t *table) setPinholeLifetime(id uint16, client netip.Addr, lifetime time.Duration) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.sweep()
-	r, err := t.holeRow(id, client)
+	now := t.deleteExpired()
+	r, err := t.pinholeRow(id, client)
 	switch {
 	case err != nil:
 		return err
 	case lifetime == 0:
-		t.drop(r)
+		t.deleteRow(r)
 	default:
-		t.live(r, now.Add(lifetime), false)
+		t.setExpiry(r, now.Add(lifetime), false)
 	}
 	return nil
 }
 
-func (t *table) holeRow(id uint16, client netip.Addr) (*row, error) {
+func (t *table) pinholeRow(id uint16, client netip.Addr) (*row, error) {
 	for r := range t.rows {
 		switch {
 		case id == 0 || r.id != id:
 			continue
 		case r.Internal.Addr() != client:
-			return nil, errOwner
+			return nil, errOtherOwner
 		}
 		return r, nil
 	}
-	return nil, errNone
+	return nil, errNoEntry
 }

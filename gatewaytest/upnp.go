@@ -20,11 +20,11 @@ const (
 // upnpServer answers searches, describes the gateway, and performs actions out
 // of its table.
 type upnpServer struct {
-	g      *Gateway
-	config quirks.UPnP
-	root   *igdDevice
-	ssdp   []*port // of IPv4, and of IPv6 if there is one
-	webs   []*web  // the same
+	g           *Gateway
+	config      quirks.UPnP
+	root        *igdDevice
+	ssdp        []*udpServer  // of IPv4, and of IPv6 if there is one
+	httpServers []*httpServer // the same
 
 	// Guarded by Gateway.mu, as are the ports.
 	bootID  uint32
@@ -38,17 +38,17 @@ type upnpServer struct {
 func (s *upnpServer) init(g *Gateway, config Config) {
 	s.g, s.config, s.bootID = g, config.Quirks.UPnP, 1
 	s.conns = make(map[*net.TCPConn]struct{})
-	g.table.idle, g.table.idleAbove = s.config.Rules.IdleAfter, s.config.Rules.IdleAbove
-	if !s.g.speaks(serviceUPnP) {
+	g.table.idleAfter, g.table.idleAbove = s.config.Rules.IdleAfter, s.config.Rules.IdleAbove
+	if !s.g.supports(serviceUPnP) {
 		return
 	}
 	s.root = s.buildTree()
-	s.webs = []*web{{network: "tcp4", addr: config.ListenHTTP}}
-	s.ssdp = []*port{{network: "udp4", addr: config.ListenSSDP, receive: s.receive}}
+	s.httpServers = []*httpServer{{network: "tcp4", addr: config.ListenHTTP}}
+	s.ssdp = []*udpServer{{network: "udp4", addr: config.ListenSSDP, handle: s.receive}}
 	if config.Listen6.IsValid() {
 		any6 := netip.AddrPortFrom(config.Listen6.Addr(), 0)
-		s.webs = append(s.webs, &web{network: "tcp6", addr: any6})
-		s.ssdp = append(s.ssdp, &port{network: "udp6", addr: any6, receive: s.receive})
+		s.httpServers = append(s.httpServers, &httpServer{network: "tcp6", addr: any6})
+		s.ssdp = append(s.ssdp, &udpServer{network: "udp6", addr: any6, handle: s.receive})
 	}
 }
 
@@ -88,7 +88,7 @@ func (d Device) UDN() string { return d.s.config.UDN }
 // Byebye notifies that the device leaves, as a router does that is shut down. The gateway
 // goes on answering.
 func (d Device) Byebye() {
-	d.s.g.series(&d.s.g.notifying, 1, func() { d.s.notify("ssdp:byebye") })
+	d.s.g.sendSeries(&d.s.g.cancelNotify, 1, func() { d.s.notify("ssdp:byebye") })
 }
 
 func (s *upnpServer) ssdpAddr(i int) netip.AddrPort {
@@ -99,29 +99,29 @@ func (s *upnpServer) ssdpAddr(i int) netip.AddrPort {
 }
 
 func (s *upnpServer) descriptionURL(i int) string {
-	if i >= len(s.webs) {
+	if i >= len(s.httpServers) {
 		return ""
 	}
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
-	return s.webs[i].base() + s.config.Description.Path
+	return s.httpServers[i].base() + s.config.Description.Path
 }
 
 // down closes the ports and cuts the connections.
 func (s *upnpServer) down() {
 	s.g.mu.Lock()
 	s.crashed = false
-	closers := s.shut()
+	closers := s.detachListeners()
 	s.g.mu.Unlock()
 	for _, c := range closers {
 		_ = c.Close()
 	}
-	s.hangUp()
+	s.closeConns()
 }
 
 // open opens what is closed. Callers hold the gateway's lock.
 func (s *upnpServer) open() error {
-	for _, w := range s.webs {
+	for _, w := range s.httpServers {
 		if w.ln != nil {
 			continue
 		}
@@ -138,7 +138,7 @@ func (s *upnpServer) open() error {
 
 // listen has a web server take connections at the address. Callers hold the
 // gateway's lock.
-func (s *upnpServer) listen(w *web, at netip.AddrPort) error {
+func (s *upnpServer) listen(w *httpServer, at netip.AddrPort) error {
 	ln, err := listenTCP(w.network, at)
 	if err != nil {
 		return fmt.Errorf("gatewaytest: %w", err)
@@ -153,9 +153,9 @@ func (s *upnpServer) listen(w *web, at netip.AddrPort) error {
 
 // shut marks the ports as closed and returns what is to be closed, without the
 // lock. Callers hold it.
-func (s *upnpServer) shut() []io.Closer {
-	closers := shutUDP(s.ssdp)
-	for _, w := range s.webs {
+func (s *upnpServer) detachListeners() []io.Closer {
+	closers := detachConns(s.ssdp)
+	for _, w := range s.httpServers {
 		if w.ln != nil {
 			closers = append(closers, w.ln)
 			w.ln = nil
@@ -167,7 +167,7 @@ func (s *upnpServer) shut() []io.Closer {
 // restart is what a power failure does to UPnP. What has crashed comes back, and
 // the port moves if it is to; where the system has none to give, it stays.
 func (s *upnpServer) restart() {
-	if !s.g.speaks(serviceUPnP) {
+	if !s.g.supports(serviceUPnP) {
 		return
 	}
 	var old []io.Closer
@@ -175,7 +175,7 @@ func (s *upnpServer) restart() {
 	if !s.config.Search.BootIDStuck {
 		s.bootID++
 	}
-	for _, w := range s.webs {
+	for _, w := range s.httpServers {
 		ln := w.ln
 		if !s.config.MovePort || s.g.closed || ln == nil && !s.crashed {
 			continue
@@ -191,24 +191,24 @@ func (s *upnpServer) restart() {
 	for _, c := range old {
 		_ = c.Close()
 	}
-	s.hangUp()
+	s.closeConns()
 }
 
 // crash closes the ports until Restart or Up.
-func (s *upnpServer) crash() {
+func (s *upnpServer) simulateCrash() {
 	s.g.mu.Lock()
 	s.crashed = true
-	closers := s.shut()
+	closers := s.detachListeners()
 	s.g.mu.Unlock()
 	for _, c := range closers {
 		_ = c.Close()
 	}
-	s.hangUp()
+	s.closeConns()
 }
 
 // addressChanged notifies of another external address.
 func (s *upnpServer) addressChanged() {
-	if !s.g.speaks(serviceUPnP) || !s.config.Search.Update {
+	if !s.g.supports(serviceUPnP) || !s.config.Search.Update {
 		return
 	}
 	s.notify("ssdp:update")

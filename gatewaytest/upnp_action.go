@@ -60,35 +60,35 @@ func (r soapRequest) protocol() backends.Protocol {
 // errReset is an answer by a reset of the connection, and errCrash by that of
 // the service.
 var (
-	errReset = errors.New("gatewaytest: reset")
-	errCrash = errors.New("gatewaytest: crash")
+	errReset          = errors.New("gatewaytest: reset")
+	errSimulatedCrash = errors.New("gatewaytest: crash")
 )
 
 // respond does what the request asks and encodes the outcome. Where after is
 // not nil, the connection is reset instead, and after called. A refuse other
 // than 0 is the fault or status to answer with.
-func (s *upnpServer) respond(r *httpRequest, refuse int) (answer []byte, after func()) {
-	a, err := s.handle(r, refuse)
+func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, afterReset func()) {
+	response, err := s.handle(r, forcedResult)
 	var status statusError
 	var fault soapFault
 	switch {
 	case err == nil:
 	case errors.Is(err, errReset):
 		return nil, func() {}
-	case errors.Is(err, errCrash):
-		return nil, s.crash
+	case errors.Is(err, errSimulatedCrash):
+		return nil, s.simulateCrash
 	case errors.As(err, &fault):
-		a = s.failure(fault)
+		response = s.faultResponse(fault)
 	case errors.As(err, &status):
-		a = httpResponse{int(status), []byte("<html><body>" + status.Error() + "</body></html>")}
+		response = httpResponse{int(status), []byte("<html><body>" + status.Error() + "</body></html>")}
 	default:
-		a = s.failure(501)
+		response = s.faultResponse(501)
 	}
-	return encode(s.config.Wire, a, r.version), nil
+	return encodeHTTP(s.config.Wire, response, r.version), nil
 }
 
 // handle fails with a statusError, a soapFault, errReset or errCrash.
-func (s *upnpServer) handle(r *httpRequest, refuse int) (httpResponse, error) {
+func (s *upnpServer) handle(r *httpRequest, forcedResult int) (httpResponse, error) {
 	if r.err != nil {
 		return httpResponse{}, r.err
 	}
@@ -98,12 +98,12 @@ func (s *upnpServer) handle(r *httpRequest, refuse int) (httpResponse, error) {
 	switch r.method {
 	case "GET":
 		switch {
-		case refuse != 0:
-			return httpResponse{}, statusError(refuse)
+		case forcedResult != 0:
+			return httpResponse{}, statusError(forcedResult)
 		case r.target != s.config.Description.Path:
 			return httpResponse{}, statusError(404)
 		}
-		return httpResponse{200, s.describe(r.base)}, nil
+		return httpResponse{200, s.description(r.base)}, nil
 	case "POST":
 		v := s.serviceAt(r.target)
 		switch _, ok := r.header("SOAPAction"); {
@@ -111,41 +111,41 @@ func (s *upnpServer) handle(r *httpRequest, refuse int) (httpResponse, error) {
 			return httpResponse{}, statusError(404)
 		case !ok:
 			return httpResponse{}, statusError(400)
-		case refuse != 0:
-			return httpResponse{}, soapFault(refuse)
+		case forcedResult != 0:
+			return httpResponse{}, soapFault(forcedResult)
 		}
 		out, err := s.call(v, r)
-		return s.success(r.soap, out), err
+		return s.successResponse(r.soap, out), err
 	}
 	return httpResponse{}, statusError(501)
 }
 
 // checkRequest applies the demands on all requests, and on the headers of actions.
 func (s *upnpServer) checkRequest(r *httpRequest) error {
-	want := s.config.Demands
+	demands := s.config.Demands
 	agent, _ := r.header("User-Agent")
 	host, _ := r.header("Host")
 	switch {
-	case want.UserAgent != "" && !strings.Contains(agent, want.UserAgent):
+	case demands.UserAgent != "" && !strings.Contains(agent, demands.UserAgent):
 		return statusError(400)
-	case want.LiteralHost && !literal(host):
+	case demands.LiteralHost && !literal(host):
 		return statusError(400)
-	case r.method == "GET" && want.GetHTTP10 && r.version != "HTTP/1.0":
+	case r.method == "GET" && demands.GetHTTP10 && r.version != "HTTP/1.0":
 		return statusError(501)
 	case r.method != "POST":
 		return nil
 	}
-	if kind, _ := r.header("Content-Type"); want.ContentType != "" && kind != want.ContentType {
+	if kind, _ := r.header("Content-Type"); demands.ContentType != "" && kind != demands.ContentType {
 		return statusError(415)
 	}
 	for i, h := range r.headers {
 		switch {
 		case !strings.EqualFold(h.name, "SOAPAction"):
-		case want.ExactSOAPAction && h.name != "SOAPAction" && h.name != "SOAPACTION":
+		case demands.ExactSOAPAction && h.name != "SOAPAction" && h.name != "SOAPACTION":
 			return statusError(501)
-		case want.QuotedSOAPAction && (len(h.value) < 2 || h.value[0] != '"' || h.value[len(h.value)-1] != '"'):
+		case demands.QuotedSOAPAction && (len(h.value) < 2 || h.value[0] != '"' || h.value[len(h.value)-1] != '"'):
 			return statusError(400)
-		case want.SOAPActionNotLast && i == len(r.headers)-1:
+		case demands.SOAPActionNotLast && i == len(r.headers)-1:
 			return soapFault(401)
 		}
 	}
@@ -210,23 +210,23 @@ var otherActions = map[serviceKind]map[string]soapAction{
 
 // call performs an action of a service.
 func (s *upnpServer) call(v *igdService, r *httpRequest) ([]soapArg, error) {
-	act := s.find(v, r.soap.action)
+	perform := s.findAction(v, r.soap.action)
 	switch {
-	case act == nil || !speaks(v.typ, r.soap.service):
+	case perform == nil || !compatibleType(v.typ, r.soap.service):
 		return nil, soapFault(401)
 	case r.soapErr != nil, r.soap.spaced && s.config.Demands.Compact:
 		return nil, soapFault(402)
 	}
-	return act(s, soapCall{service: v, action: r.soap.action, args: r.soap.args, client: r.source.Addr()})
+	return perform(s, soapCall{service: v, action: r.soap.action, args: r.soap.args, client: r.source.Addr()})
 }
 
 // find returns what performs the action, or nil.
-func (s *upnpServer) find(v *igdService, action string) soapAction {
+func (s *upnpServer) findAction(v *igdService, action string) soapAction {
 	if v.kind != wanIP && v.kind != wanPPP {
 		return otherActions[v.kind][action]
 	}
-	if act := connectionActions[action]; act != nil {
-		return act
+	if perform := connectionActions[action]; perform != nil {
+		return perform
 	}
 	if v.kind == wanIP && s.config.Version == 2 {
 		return connectionActions2[action]
@@ -236,9 +236,9 @@ func (s *upnpServer) find(v *igdService, action string) soapAction {
 
 // speaks reports whether a service of one type can be called as another: the
 // same of no higher version.
-func speaks(has, asked string) bool {
-	hasName, hasVersion := cutVersion(has)
-	name, version := cutVersion(asked)
+func compatibleType(available, requested string) bool {
+	hasName, hasVersion := cutVersion(available)
+	name, version := cutVersion(requested)
 	return name == hasName && 1 <= version && version <= hasVersion
 }
 
@@ -286,7 +286,7 @@ func (c soapCall) flag(name string) (bool, error) {
 }
 
 // transport reads the protocol of a mapping.
-func (s *upnpServer) transport(c soapCall) (backends.Protocol, error) {
+func (s *upnpServer) protocolArg(c soapCall) (backends.Protocol, error) {
 	name := c.args["NewProtocol"]
 	if !s.config.Demands.UpperProtocol {
 		name = strings.ToUpper(name)
@@ -301,10 +301,10 @@ func (s *upnpServer) transport(c soapCall) (backends.Protocol, error) {
 }
 
 // remote reads the only remote host of a mapping; the zero Addr is anybody.
-func (s *upnpServer) remote(c soapCall) (netip.Addr, error) {
-	text, there := c.args["NewRemoteHost"]
-	switch want := s.config.Demands; {
-	case !there && want.RemoteHost, text == "0.0.0.0" && want.NoZeroRemoteHost:
+func (s *upnpServer) remoteHostArg(c soapCall) (netip.Addr, error) {
+	text, present := c.args["NewRemoteHost"]
+	switch demands := s.config.Demands; {
+	case !present && demands.RemoteHost, text == "0.0.0.0" && demands.NoZeroRemoteHost:
 		return netip.Addr{}, soapFault(402)
 	case text == "" || text == "*" || text == "0.0.0.0":
 		return netip.Addr{}, nil
@@ -317,7 +317,7 @@ func (s *upnpServer) remote(c soapCall) (netip.Addr, error) {
 }
 
 // only are the filters that admit a remote host; none for the zero Addr.
-func only(remote netip.Addr, port uint16) []pcp.Filter {
+func filtersFor(remote netip.Addr, port uint16) []pcp.Filter {
 	switch {
 	case remote.IsValid():
 		return []pcp.Filter{{Prefix: netip.PrefixFrom(remote, remote.BitLen()), Port: port}}

@@ -13,7 +13,7 @@ import (
 // describe is the device description (UPnP Device Architecture 1.1, section
 // 2.3), as it is served at the base. The service descriptions that it names are
 // not there, as those of many routers.
-func (s *upnpServer) describe(base string) []byte {
+func (s *upnpServer) description(base string) []byte {
 	d := document{quirks: s.config.XML}
 	attr := ""
 	if !d.quirks.NoNamespace {
@@ -52,8 +52,8 @@ func (s *upnpServer) describe(base string) []byte {
 func (s *upnpServer) describeDevice(d *document, dev *igdDevice, base string) {
 	d.open("device", "")
 	d.element("deviceType", dev.typ)
-	d.title("friendlyName", "Test router")
-	d.title("manufacturer", "goforward")
+	d.freeText("friendlyName", "Test router")
+	d.freeText("manufacturer", "goforward")
 	d.element("modelName", "gatewaytest")
 	d.element("modelNumber", "1")
 	d.element("UDN", dev.udn)
@@ -108,7 +108,7 @@ const (
 )
 
 // ids are the service identifiers that the standards give.
-var ids = map[serviceKind]string{
+var serviceIDs = map[serviceKind]string{
 	layer3Forwarding: "L3Forwarding1",
 	wanCommon:        "WANCommonIFC1",
 	wanIP:            "WANIPConn1",
@@ -156,7 +156,7 @@ func (s *upnpServer) connections(i int, connected bool) []*igdService {
 func (s *upnpServer) service(kind serviceKind, version, i int, connected bool) *igdService {
 	v := &igdService{
 		kind: kind, typ: s.urn("service", string(kind), version), connected: connected,
-		id: "urn:upnp-org:serviceId:" + ids[kind], name: fmt.Sprintf("%d/%s", i, kind),
+		id: "urn:upnp-org:serviceId:" + serviceIDs[kind], name: fmt.Sprintf("%d/%s", i, kind),
 	}
 	switch s.config.Description.ControlURL {
 	case quirks.ControlRelative:
@@ -250,7 +250,7 @@ func (d *document) element(name, text string) {
 
 // title writes an element of text that nobody depends on, which the quirks
 // make hard to read.
-func (d *document) title(name, text string) {
+func (d *document) freeText(name, text string) {
 	d.open(name, "")
 	d.b.WriteString(escape(text))
 	if d.quirks.Latin1 {

@@ -32,9 +32,9 @@ func (d describedDevice) tree(indent string) string {
 	return text
 }
 
-func describe(t *testing.T, c control, path string) (body string, tree string) {
+func getDescription(t *testing.T, c igdClient, path string) (body string, tree string) {
 	t.Helper()
-	header, body := split(c.get(path))
+	header, body := splitResponse(c.get(path))
 	if !strings.HasPrefix(header, "HTTP/1.1 200 OK\r\n") || !strings.Contains(header, "\r\nCONTENT-LENGTH: "+itoa(len(body))) {
 		t.Errorf("header %s", header)
 	}
@@ -54,10 +54,10 @@ func TestUPnPDescription(t *testing.T) {
 	t.Parallel()
 	type description = quirks.Description
 	for name, tt := range map[string]struct {
-		igd  igd
+		igd  igdQuirks
 		want string
 	}{
-		"version 2": {igd{}, `
+		"version 2": {igdQuirks{}, `
 schemas-upnp-org:device:InternetGatewayDevice:2
 - schemas-upnp-org:service:Layer3Forwarding:1 L3Forwarding1 "/ctl/0/Layer3Forwarding"
   schemas-upnp-org:device:WANDevice:2
@@ -67,7 +67,7 @@ schemas-upnp-org:device:InternetGatewayDevice:2
     - schemas-upnp-org:service:WANIPv6FirewallControl:1 WANIPv6FC1 "/ctl/0/WANIPv6FirewallControl"
 `},
 		"version 1 of the DSL forum, PPP": {
-			igd{Version: 1, Description: description{DSLForum: true, Connections: quirks.ConnectionPPP, ControlURL: quirks.ControlRelative}}, `
+			igdQuirks{Version: 1, Description: description{DSLForum: true, Connections: quirks.ConnectionPPP, ControlURL: quirks.ControlRelative}}, `
 dslforum-org:device:InternetGatewayDevice:1
 - dslforum-org:service:Layer3Forwarding:1 L3Forwarding1 "ctl/0/Layer3Forwarding"
   dslforum-org:device:WANDevice:1
@@ -77,7 +77,7 @@ dslforum-org:device:InternetGatewayDevice:1
 `,
 		},
 		"two WAN devices, two connections": {
-			igd{Version: 1, Description: description{WANDevices: 2, Connections: quirks.ConnectionBoth, ControlURL: quirks.ControlSpaces}}, `
+			igdQuirks{Version: 1, Description: description{WANDevices: 2, Connections: quirks.ConnectionBoth, ControlURL: quirks.ControlSpaces}}, `
 schemas-upnp-org:device:InternetGatewayDevice:1
 - schemas-upnp-org:service:Layer3Forwarding:1 L3Forwarding1 "\n\t /ctl/0/Layer3Forwarding \r\n"
   schemas-upnp-org:device:WANDevice:1
@@ -95,7 +95,7 @@ schemas-upnp-org:device:InternetGatewayDevice:1
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, got := describe(t, controlled(t, tt.igd), "/rootDesc.xml")
+			_, got := getDescription(t, startIGD(t, tt.igd), "/rootDesc.xml")
 			if got = strings.ReplaceAll(got, "urn:", ""); got != tt.want[1:] {
 				t.Errorf("got\n%s\nwant\n%s", got, tt.want[1:])
 			}
@@ -118,23 +118,23 @@ func TestUPnPControlURLs(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(form), func(t *testing.T) {
 			t.Parallel()
-			c := controlled(t, igd{
+			c := startIGD(t, igdQuirks{
 				UDN:         "uuid:00000000-0000-0000-0000-000000000001",
 				Description: quirks.Description{Path: "/some/where/d.xml", ControlURL: quirks.ControlURLForm(form)},
 			})
 			if want := "http://" + c.to + "/some/where/d.xml"; c.gw.UPnP().DescriptionURL() != want {
 				t.Errorf("described at %s, want %s", c.gw.UPnP().DescriptionURL(), want)
 			}
-			_, body := split(c.get("/some/where/d.xml"))
+			_, body := splitResponse(c.get("/some/where/d.xml"))
 			want := strings.Replace(tt.written, "BASE", "http://"+c.to, 1)
 			if !strings.Contains(body, "<controlURL>"+want+"</controlURL>") {
 				t.Errorf("no control URL %q in %s", want, body)
 			}
 			c.path = tt.path
-			wantCodes(t, []int{c.add()}, 0)
+			checkCodes(t, []int{c.add()}, 0)
 			for _, path := range []string{"/", "/rootDesc.xml", "/ctl"} {
 				c.path = path
-				if got, err := c.ask("GetStatusInfo"); err != nil || status(got) != "404 Not Found" {
+				if got, err := c.request("GetStatusInfo"); err != nil || statusLine(got) != "404 Not Found" {
 					t.Errorf("at %s: %s, %v", path, got, err)
 				}
 			}
@@ -151,8 +151,8 @@ func TestUPnPURLBase(t *testing.T) {
 		quirks.URLBaseWrongHost: "<URLBase>http://127.9.9.9:1</URLBase>",
 		quirks.URLBaseNoPort:    "<URLBase>http://127.0.0.1/</URLBase>",
 	} {
-		c := controlled(t, igd{Description: quirks.Description{URLBase: quirks.URLBaseForm(form)}})
-		body, _ := describe(t, c, "/rootDesc.xml")
+		c := startIGD(t, igdQuirks{Description: quirks.Description{URLBase: quirks.URLBaseForm(form)}})
+		body, _ := getDescription(t, c, "/rootDesc.xml")
 		want = strings.Replace(want, "BASE", "http://"+c.to, 1)
 		if !strings.Contains(body, "</specVersion>"+want+"<device>") {
 			t.Errorf("form %d: want %q in %s", form, want, body)
@@ -195,10 +195,10 @@ func TestUPnPXML(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := controlled(t, igd{XML: tt.quirks})
-			_, body := split(c.get("/rootDesc.xml"))
-			answer, err := c.ask("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", "1", "NewProtocol", "TCP")
-			_, fault := split(answer)
+			c := startIGD(t, igdQuirks{XML: tt.quirks})
+			_, body := splitResponse(c.get("/rootDesc.xml"))
+			answer, err := c.request("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", "1", "NewProtocol", "TCP")
+			_, fault := splitResponse(answer)
 			for text, want := range map[string][2]string{body: {tt.root, tt.name}, fault: {envelope, tt.fault}} {
 				if !strings.HasPrefix(text, tt.before+want[0]) || !strings.HasSuffix(text, tt.after) || !strings.Contains(text, want[1]) {
 					t.Errorf("got %q, %v, want %q and %q", text, err, tt.before+want[0], want[1])

@@ -20,22 +20,22 @@ const (
 	// maxConns bounds the HTTP connections at a time; more are closed at once.
 	maxConns = 256
 	// maxExchanges bounds the requests of a connection.
-	maxExchanges = 256
+	maxRequestsPerConn = 256
 	// webPatience bounds how long a client may take to ask, or to read.
-	webPatience = 30 * time.Second
+	httpTimeout = 30 * time.Second
 	// lingering bounds the wait for a client to have read an answer.
-	lingering = 2 * time.Second
+	lingerTimeout = 2 * time.Second
 )
 
 // web is one of the HTTP servers, of IPv4 or IPv6.
-type web struct {
+type httpServer struct {
 	network string
 	addr    netip.AddrPort   // settled by the first open
 	ln      *net.TCPListener // nil while down
 }
 
 // base is the start of the server's URLs. Callers hold the gateway's lock.
-func (w *web) base() string {
+func (w *httpServer) base() string {
 	addr := w.addr
 	if addr.Addr().IsUnspecified() {
 		addr = netip.AddrPortFrom(loopback, addr.Port())
@@ -44,47 +44,47 @@ func (w *web) base() string {
 }
 
 // accept takes connections until the listener is closed.
-func (s *upnpServer) accept(w *web, ln *net.TCPListener) {
+func (s *upnpServer) accept(w *httpServer, ln *net.TCPListener) {
 	for {
 		c, err := ln.AcceptTCP()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			if !s.g.pause(time.Millisecond) {
+			if !s.g.sleep(time.Millisecond) {
 				return
 			}
 			continue
 		}
-		if !s.keep(w, ln, c) {
+		if !s.track(w, ln, c) {
 			_ = c.Close()
 			continue
 		}
-		s.g.spawn(func() { s.converse(w, c) })
+		s.g.spawn(func() { s.serveConn(w, c) })
 	}
 }
 
 // keep has hangUp close the connection, or reports that there are too many, or
 // that its listener is no longer the server's: what hangUp is then to close may
 // be closed already.
-func (s *upnpServer) keep(w *web, ln *net.TCPListener, c *net.TCPConn) bool {
+func (s *upnpServer) track(w *httpServer, ln *net.TCPListener, c *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.conns) >= maxConns || !s.listens(w, ln) {
+	if len(s.conns) >= maxConns || !s.isCurrent(w, ln) {
 		return false
 	}
 	s.conns[c] = struct{}{}
 	return true
 }
 
-func (s *upnpServer) listens(w *web, ln *net.TCPListener) bool {
+func (s *upnpServer) isCurrent(w *httpServer, ln *net.TCPListener) bool {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
 	return w.ln == ln
 }
 
 // hangUp closes all connections.
-func (s *upnpServer) hangUp() {
+func (s *upnpServer) closeConns() {
 	var all []*net.TCPConn
 	s.mu.Lock()
 	for c := range s.conns {
@@ -98,16 +98,16 @@ func (s *upnpServer) hangUp() {
 
 // converse answers the request of a connection, or where it stays open the
 // requests.
-func (s *upnpServer) converse(w *web, c *net.TCPConn) {
+func (s *upnpServer) serveConn(w *httpServer, c *net.TCPConn) {
 	defer func() {
 		s.mu.Lock()
 		delete(s.conns, c)
 		s.mu.Unlock()
 		_ = c.Close()
 	}()
-	in := bufio.NewReaderSize(c, maxHeader)
-	for range maxExchanges {
-		_ = c.SetDeadline(time.Now().Add(webPatience))
+	in := bufio.NewReaderSize(c, maxHeaderBytes)
+	for range maxRequestsPerConn {
+		_ = c.SetDeadline(time.Now().Add(httpTimeout))
 		r, err := readRequest(in)
 		if len(r.raw) == 0 {
 			return
@@ -117,7 +117,7 @@ func (s *upnpServer) converse(w *web, c *net.TCPConn) {
 		s.g.mu.Lock()
 		r.base = w.base()
 		s.g.mu.Unlock()
-		if !s.exchange(c, r) {
+		if !s.serveRequest(c, r) {
 			return
 		}
 		if !s.config.Wire.LeaveOpen || err != nil {
@@ -129,28 +129,28 @@ func (s *upnpServer) converse(w *web, c *net.TCPConn) {
 
 // exchange answers a request, and reports whether the connection is to end in
 // order.
-func (s *upnpServer) exchange(c *net.TCPConn, r httpRequest) bool {
+func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 	q := s.identify(&r)
-	var after func()
-	replies, fault := s.g.answerBy(q, func(refuse int) [][]byte {
+	var afterReset func()
+	replies, fault := s.g.respondWith(q, func(refuse int) [][]byte {
 		var b []byte
-		b, after = s.respond(&r, refuse)
-		return datagrams(b)
+		b, afterReset = s.respond(&r, refuse)
+		return oneReply(b)
 	})
 	s.g.record.add(q, len(replies) == 0)
-	if !s.g.await(fault) {
+	if !s.g.waitForFault(fault) {
 		return false
 	}
-	if after != nil {
+	if afterReset != nil {
 		_ = c.SetLinger(0) // resets rather than ends
-		after()
+		afterReset()
 		return false
 	}
 	if len(replies) == 0 {
 		return false
 	}
 	s.g.record.count(func(s *Stats) { s.Replies++ })
-	_ = c.SetDeadline(time.Now().Add(webPatience))
+	_ = c.SetDeadline(time.Now().Add(httpTimeout))
 	_, err := c.Write(bytes.Join(replies, nil))
 	return err == nil
 }
@@ -159,7 +159,7 @@ func (s *upnpServer) exchange(c *net.TCPConn, r httpRequest) bool {
 // on this side would reset the connection.
 func linger(c *net.TCPConn) {
 	_ = c.CloseWrite()
-	_ = c.SetReadDeadline(time.Now().Add(lingering))
+	_ = c.SetReadDeadline(time.Now().Add(lingerTimeout))
 	b := make([]byte, 1024)
 	for range 1024 {
 		if _, err := c.Read(b); err != nil {
@@ -175,8 +175,8 @@ func remoteAddrPort(c *net.TCPConn) netip.AddrPort {
 
 // The bounds of requests.
 const (
-	maxHeader = 16 << 10
-	maxBody   = 64 << 10
+	maxHeaderBytes = 16 << 10
+	maxBodyBytes   = 64 << 10
 )
 
 // httpRequest is a request as it arrived.
@@ -211,7 +211,7 @@ func readRequest(in *bufio.Reader) (httpRequest, error) {
 		line, err := in.ReadSlice('\n')
 		r.raw = append(r.raw, line...)
 		switch {
-		case errors.Is(err, bufio.ErrBufferFull) || len(r.raw) > maxHeader:
+		case errors.Is(err, bufio.ErrBufferFull) || len(r.raw) > maxHeaderBytes:
 			return r, statusError(431)
 		case err != nil:
 			return r, statusError(400)
@@ -240,18 +240,18 @@ func (r *httpRequest) readBody(in io.Reader) error {
 	if _, ok := r.header("Transfer-Encoding"); ok {
 		return statusError(411)
 	}
-	told, ok := r.header("Content-Length")
+	length, ok := r.header("Content-Length")
 	if !ok {
 		if r.method == "POST" {
 			return statusError(411)
 		}
 		return nil
 	}
-	n, err := strconv.ParseUint(told, 10, 32)
+	n, err := strconv.ParseUint(length, 10, 32)
 	switch {
 	case err != nil:
 		return statusError(400)
-	case n > maxBody:
+	case n > maxBodyBytes:
 		return statusError(413)
 	}
 	body := make([]byte, n)
@@ -281,36 +281,36 @@ type httpResponse struct {
 }
 
 // encode writes the answer as the server does.
-func encode(w quirks.Wire, a httpResponse, version string) []byte {
-	chunked := w.Chunked && version != "HTTP/1.0"
-	said, reason := "HTTP/1.1", " "+http.StatusText(a.status)
-	if w.HTTP10 {
-		said = "HTTP/1.0"
+func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte {
+	chunked := rules.Chunked && version != "HTTP/1.0"
+	httpVersion, reason := "HTTP/1.1", " "+http.StatusText(response.status)
+	if rules.HTTP10 {
+		httpVersion = "HTTP/1.0"
 	}
-	if w.NoReason {
+	if rules.NoReason {
 		reason = ""
 	}
 	var b bytes.Buffer
-	eol, sep := lineEnds(w.LFOnly, w.NoSpace)
+	eol, sep := lineEnds(rules.LFOnly, rules.NoSpace)
 	line := func(name, value string) { b.WriteString(name + sep + value + eol) }
-	fmt.Fprintf(&b, "%s %d%s%s", said, a.status, reason, eol)
+	fmt.Fprintf(&b, "%s %d%s%s", httpVersion, response.status, reason, eol)
 	line("CONTENT-TYPE", `text/xml; charset="utf-8"`)
 	line("SERVER", serverName)
 	switch {
 	case chunked:
 		line("TRANSFER-ENCODING", "chunked")
-	case !w.NoLength:
-		line("CONTENT-LENGTH", strconv.Itoa(max(0, len(a.body)+w.LengthOff)))
+	case !rules.NoLength:
+		line("CONTENT-LENGTH", strconv.Itoa(max(0, len(response.body)+rules.LengthOff)))
 	}
-	if !w.LeaveOpen {
+	if !rules.LeaveOpen {
 		line("CONNECTION", "close")
 	}
 	b.WriteString(eol)
 	if !chunked {
-		b.Write(a.body)
+		b.Write(response.body)
 		return b.Bytes()
 	}
-	for rest := a.body; len(rest) > 0; {
+	for rest := response.body; len(rest) > 0; {
 		n := min(len(rest), 100)
 		fmt.Fprintf(&b, "%x%s%s%s", n, eol, rest[:n], eol)
 		rest = rest[n:]

@@ -33,7 +33,7 @@ var addRequest = post("/ctl/0/WANIPConnection", "urn:schemas-upnp-org:service:WA
 func TestTruncatedRequests(t *testing.T) {
 	t.Parallel()
 	for n := range len(addRequest) + 1 {
-		r, err := readRequest(bufio.NewReaderSize(strings.NewReader(addRequest[:n]), maxHeader))
+		r, err := readRequest(bufio.NewReaderSize(strings.NewReader(addRequest[:n]), maxHeaderBytes))
 		if whole := n == len(addRequest); whole != (err == nil) || string(r.raw) != addRequest[:n] {
 			t.Fatalf("%d of %d bytes: %v, read %q", n, len(addRequest), err, r.raw)
 		}
@@ -80,14 +80,14 @@ func TestParseEnvelope(t *testing.T) {
 
 // A connection that was accepted, but not yet kept, when its listener was given
 // up belongs to nobody: hangUp has come and gone.
-func TestUPnPKeepsNoneOfBefore(t *testing.T) {
+func TestUPnPTrackAfterListenerClosed(t *testing.T) {
 	t.Parallel()
 	g, err := Start(Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{MovePort: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = g.Close() })
-	w, c := g.upnp.webs[0], new(net.TCPConn)
+	w, c := g.upnp.httpServers[0], new(net.TCPConn)
 	for name, giveUp := range map[string]func(){
 		"moved": func() { g.Restart(RestartOptions{Silent: true}) },
 		"down":  g.upnp.down,
@@ -96,11 +96,11 @@ func TestUPnPKeepsNoneOfBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := w.ln
-		if !g.upnp.keep(w, before, c) {
+		if !g.upnp.track(w, before, c) {
 			t.Errorf("%s: too early", name)
 		}
 		giveUp()
-		if g.upnp.keep(w, before, c) {
+		if g.upnp.track(w, before, c) {
 			t.Errorf("%s: kept", name)
 		}
 	}

@@ -47,15 +47,15 @@ func TestUPnPDemandsOfHeaders(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := controlled(t, igd{Demands: tt.demands})
+			c := startIGD(t, igdQuirks{Demands: tt.demands})
 			lines := strings.Split(tt.headers, "|")
 			if !strings.HasPrefix(lines[0], "Host:") {
 				lines = append([]string{"Host: " + c.to}, lines...)
 			}
 			body := c.envelope("GetStatusInfo")
-			got, err := c.exchange("POST " + ipPath + " HTTP/1.1\r\n" + strings.Join(lines, "\r\n") +
+			got, err := c.roundTrip("POST " + ipPath + " HTTP/1.1\r\n" + strings.Join(lines, "\r\n") +
 				"\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n" + body)
-			if err != nil || status(got)+" "+itoa(faultOf(got)) != tt.want {
+			if err != nil || statusLine(got)+" "+itoa(faultOf(got)) != tt.want {
 				t.Errorf("got %s, %v, want %s", got, err, tt.want)
 			}
 		})
@@ -64,34 +64,34 @@ func TestUPnPDemandsOfHeaders(t *testing.T) {
 
 func TestUPnPSOAPActionNotLast(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Demands: quirks.Demands{SOAPActionNotLast: true}})
+	c := startIGD(t, igdQuirks{Demands: quirks.Demands{SOAPActionNotLast: true}})
 	body := c.envelope("GetStatusInfo")
 	send := func(headers string) int {
-		got, err := c.exchange("POST " + ipPath + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + headers + "\r\n" + body)
+		got, err := c.roundTrip("POST " + ipPath + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + headers + "\r\n" + body)
 		if err != nil {
 			t.Error(err)
 		}
 		return faultOf(got)
 	}
 	length, action := "Content-Length: "+itoa(len(body))+"\r\n", `SOAPAction: "`+ipConnection1+"#GetStatusInfo\"\r\n"
-	wantCodes(t, []int{send(length + action), send(action + length)}, 401, 0)
+	checkCodes(t, []int{send(length + action), send(action + length)}, 401, 0)
 }
 
 func TestUPnPGetHTTP10(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Demands: quirks.Demands{GetHTTP10: true}})
-	if got := c.get("/rootDesc.xml"); status(got) != "501 Not Implemented" {
+	c := startIGD(t, igdQuirks{Demands: quirks.Demands{GetHTTP10: true}})
+	if got := c.get("/rootDesc.xml"); statusLine(got) != "501 Not Implemented" {
 		t.Errorf("HTTP/1.1: %s", got)
 	}
-	if got, err := c.exchange("GET /rootDesc.xml HTTP/1.0\r\n\r\n"); err != nil || status(got) != "200 OK" {
+	if got, err := c.roundTrip("GET /rootDesc.xml HTTP/1.0\r\n\r\n"); err != nil || statusLine(got) != "200 OK" {
 		t.Errorf("HTTP/1.0: %s, %v", got, err)
 	}
 }
 
-func TestUPnPDemandsOfArguments(t *testing.T) {
+func TestUPnPArgumentDemands(t *testing.T) {
 	t.Parallel()
 	type demands = quirks.Demands
-	without := mapping()[2:]
+	without := addArguments()[2:]
 	for name, tt := range map[string]struct {
 		demands demands
 		args    []string
@@ -99,26 +99,26 @@ func TestUPnPDemandsOfArguments(t *testing.T) {
 	}{
 		"no remote host":             {demands{}, without, 0},
 		"no remote host, refused":    {demands{RemoteHost: true}, without, 402},
-		"empty remote host":          {demands{RemoteHost: true, NoZeroRemoteHost: true}, mapping(), 0},
-		"zero remote host":           {demands{}, mapping("RemoteHost", "0.0.0.0"), 0},
-		"zero remote host, refused":  {demands{NoZeroRemoteHost: true}, mapping("RemoteHost", "0.0.0.0"), 402},
-		"lower case":                 {demands{}, mapping("Protocol", "tcp"), 0},
-		"lower case, refused":        {demands{UpperProtocol: true}, mapping("Protocol", "tcp"), 402},
-		"upper case":                 {demands{UpperProtocol: true}, mapping(), 0},
-		"blank description, refused": {demands{BlankDescription: 402}, mapping("PortMappingDescription", " "), 402},
-		"blank description":          {demands{}, mapping("PortMappingDescription", ""), 0},
-		"odd description, refused":   {demands{OddDescription: 501}, mapping("PortMappingDescription", `&quot;a&quot;`), 501},
-		"plain description":          {demands{OddDescription: 501, BlankDescription: 402}, mapping("PortMappingDescription", "a-B_3.c d"), 0},
+		"empty remote host":          {demands{RemoteHost: true, NoZeroRemoteHost: true}, addArguments(), 0},
+		"zero remote host":           {demands{}, addArguments("RemoteHost", "0.0.0.0"), 0},
+		"zero remote host, refused":  {demands{NoZeroRemoteHost: true}, addArguments("RemoteHost", "0.0.0.0"), 402},
+		"lower case":                 {demands{}, addArguments("Protocol", "tcp"), 0},
+		"lower case, refused":        {demands{UpperProtocol: true}, addArguments("Protocol", "tcp"), 402},
+		"upper case":                 {demands{UpperProtocol: true}, addArguments(), 0},
+		"blank description, refused": {demands{BlankDescription: 402}, addArguments("PortMappingDescription", " "), 402},
+		"blank description":          {demands{}, addArguments("PortMappingDescription", ""), 0},
+		"odd description, refused":   {demands{OddDescription: 501}, addArguments("PortMappingDescription", `&quot;a&quot;`), 501},
+		"plain description":          {demands{OddDescription: 501, BlankDescription: 402}, addArguments("PortMappingDescription", "a-B_3.c d"), 0},
 		"long description, refused": {
-			demands{LongDescription: 605, MaxDescription: 63}, mapping("PortMappingDescription", strings.Repeat("x", 64)), 605,
+			demands{LongDescription: 605, MaxDescription: 63}, addArguments("PortMappingDescription", strings.Repeat("x", 64)), 605,
 		},
-		"long description": {demands{LongDescription: 605, MaxDescription: 63}, mapping("PortMappingDescription", strings.Repeat("x", 63)), 0},
+		"long description": {demands{LongDescription: 605, MaxDescription: 63}, addArguments("PortMappingDescription", strings.Repeat("x", 63)), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := controlled(t, igd{Demands: tt.demands})
+			c := startIGD(t, igdQuirks{Demands: tt.demands})
 			_, code := c.call("AddPortMapping", tt.args...)
-			wantCodes(t, []int{code}, tt.code)
+			checkCodes(t, []int{code}, tt.code)
 		})
 	}
 }
@@ -126,8 +126,8 @@ func TestUPnPDemandsOfArguments(t *testing.T) {
 func TestUPnPCompact(t *testing.T) {
 	t.Parallel()
 	for _, compact := range []bool{false, true} {
-		c := controlled(t, igd{Demands: quirks.Demands{Compact: compact}})
-		spaced := strings.Replace(c.envelope("AddPortMapping", mapping()...), "><New", ">\r\n  <New", 1)
+		c := startIGD(t, igdQuirks{Demands: quirks.Demands{Compact: compact}})
+		spaced := strings.Replace(c.envelope("AddPortMapping", addArguments()...), "><New", ">\r\n  <New", 1)
 		got, err := c.post(spaced, `SOAPAction: "`+ipConnection1+`#AddPortMapping"`)
 		if err != nil {
 			t.Fatal(err)
@@ -135,7 +135,7 @@ func TestUPnPCompact(t *testing.T) {
 		if code := faultOf(got); (code == 402) != compact || (code == 0) == compact {
 			t.Errorf("compact %v: fault %d", compact, code)
 		}
-		wantCodes(t, []int{c.add()}, 0)
+		checkCodes(t, []int{c.add()}, 0)
 	}
 }
 
@@ -186,9 +186,9 @@ func TestUPnPWire(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := controlled(t, igd{Wire: tt.quirks})
+			c := startIGD(t, igdQuirks{Wire: tt.quirks})
 			c.gw.Restart(gatewaytest.RestartOptions{}) // its uptime is 0 from then on
-			got, err := c.ask("GetStatusInfo")
+			got, err := c.request("GetStatusInfo")
 			if err != nil || got != tt.want {
 				t.Errorf("%v\ngot  %q\nwant %q", err, got, tt.want)
 			}
@@ -199,13 +199,13 @@ func TestUPnPWire(t *testing.T) {
 // The connection stays open after the body, whatever ends that, and serves more.
 func TestUPnPLeaveOpen(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Wire: quirks.Wire{LeaveOpen: true}})
+	c := startIGD(t, igdQuirks{Wire: quirks.Wire{LeaveOpen: true}})
 	conn, err := net.Dial("tcp4", c.to)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	in := bufio.NewReader(conn)
 	for range 3 {
 		if _, err := io.WriteString(conn, "GET /rootDesc.xml HTTP/1.1\r\nHost: "+c.to+"\r\n\r\n"); err != nil {
@@ -247,8 +247,8 @@ func TestUPnPFaultForms(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := controlled(t, igd{FaultForm: tt.form}).ask("GetGenericPortMappingEntry", "NewPortMappingIndex", "0")
-			if err != nil || status(got) != tt.status || !strings.HasSuffix(got, tt.edit.Replace(standard)) {
+			got, err := startIGD(t, igdQuirks{FaultForm: tt.form}).request("GetGenericPortMappingEntry", "NewPortMappingIndex", "0")
+			if err != nil || statusLine(got) != tt.status || !strings.HasSuffix(got, tt.edit.Replace(standard)) {
 				t.Errorf("%v\ngot  %s\nwant %s", err, got, tt.edit.Replace(standard))
 			}
 		})
@@ -258,7 +258,7 @@ func TestUPnPFaultForms(t *testing.T) {
 // What is no request gets a status, or nothing, in bounded memory.
 func TestUPnPBadRequests(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	for name, tt := range map[string]struct{ raw, want string }{
 		"garbage":         {"\x16\x03\x01\r\n\r\n", "400 Bad Request"},
 		"two words":       {"GET /\r\n\r\n", "400 Bad Request"},
@@ -278,8 +278,8 @@ func TestUPnPBadRequests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := c.exchange(tt.raw)
-			if status(got) != tt.want {
+			got, err := c.roundTrip(tt.raw)
+			if statusLine(got) != tt.want {
 				t.Errorf("got %q, %v, want %s", got, err, tt.want)
 			}
 		})
@@ -287,9 +287,9 @@ func TestUPnPBadRequests(t *testing.T) {
 }
 
 // Too many connections at once are closed; those that end make room.
-func TestUPnPConnectionsBounded(t *testing.T) {
+func TestUPnPConnectionLimit(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	var all []net.Conn
 	for range 256 {
 		conn, err := net.Dial("tcp4", c.to)
@@ -299,15 +299,15 @@ func TestUPnPConnectionsBounded(t *testing.T) {
 		defer conn.Close()
 		all = append(all, conn)
 	}
-	if got, err := c.exchange(""); got != "" || isTimeout(err) {
+	if got, err := c.roundTrip(""); got != "" || isTimeout(err) {
 		t.Errorf("one too many: %q, %v", got, err)
 	}
 	_ = all[0].(*net.TCPConn).CloseWrite()
-	_ = all[0].SetDeadline(time.Now().Add(patience))
+	_ = all[0].SetDeadline(time.Now().Add(testTimeout))
 	if _, err := io.ReadAll(all[0]); err != nil { // the other side is done with it
 		t.Fatal(err)
 	}
-	if got := c.get("/rootDesc.xml"); status(got) != "200 OK" {
+	if got := c.get("/rootDesc.xml"); statusLine(got) != "200 OK" {
 		t.Errorf("after one ended: %q", got)
 	}
 }

@@ -15,7 +15,7 @@ func (s *upnpServer) specificEntry(c soapCall) ([]soapArg, error) {
 	if rules.NoSpecific {
 		return nil, soapFault(401)
 	}
-	e, err := s.named(c)
+	e, err := s.namedEntry(c)
 	switch {
 	case errors.Is(err, soapFault(714)) && rules.Absent != 0:
 		return nil, soapFault(rules.Absent)
@@ -66,7 +66,7 @@ func (s *upnpServer) entryArgs(e Entry) []soapArg {
 		{"NewInternalClient", e.Internal.Addr().String()},
 		{"NewEnabled", flag(!e.Disabled)},
 		{"NewPortMappingDescription", e.Description},
-		{"NewLeaseDuration", s.reported(e.Remaining)},
+		{"NewLeaseDuration", s.reportedLease(e.Remaining)},
 	}
 }
 
@@ -85,15 +85,15 @@ func flag(on bool) string {
 }
 
 // reported is a lifetime in seconds, as it is told.
-func (s *upnpServer) reported(left time.Duration) string {
+func (s *upnpServer) reportedLease(remaining time.Duration) string {
 	rules := s.config.Leases
 	switch {
-	case rules.ReportedZero || rules.Reported == 0 && left == backends.Forever:
-		left = 0
+	case rules.ReportedZero || rules.Reported == 0 && remaining == backends.Forever:
+		remaining = 0
 	case rules.Reported != 0:
-		left = rules.Reported
+		remaining = rules.Reported
 	}
-	return strconv.FormatInt(int64((left+time.Second-1)/time.Second), 10)
+	return strconv.FormatInt(int64((remaining+time.Second-1)/time.Second), 10)
 }
 
 // maxRange is how many entries of a range miniupnpd 2.3.1 survives.
@@ -109,27 +109,27 @@ func (s *upnpServer) listRange(c soapCall) ([]soapArg, error) {
 	case rules.RangeResets:
 		return nil, errReset
 	}
-	in, err := s.portRange(c)
+	inRange, err := s.portRange(c)
 	if err != nil {
 		return nil, err
 	}
-	most, err := c.number("NewNumberOfPorts", 16)
+	limit, err := c.number("NewNumberOfPorts", 16)
 	if err != nil {
 		return nil, err
 	}
 	var all []Entry
 	for _, e := range s.entries(c) {
-		if in(e) {
+		if inRange(e) {
 			all = append(all, e)
 		}
 	}
 	switch {
 	case rules.RangeCrashes && len(all) > maxRange:
-		return nil, errCrash
+		return nil, errSimulatedCrash
 	case len(all) == 0:
 		return nil, soapFault(730)
-	case most != 0 && most < uint64(len(all)):
-		all = all[:most]
+	case limit != 0 && limit < uint64(len(all)):
+		all = all[:limit]
 	}
 	return []soapArg{{"NewPortListing", s.portListing(all)}}, nil
 }

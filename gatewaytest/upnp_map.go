@@ -11,20 +11,20 @@ import (
 )
 
 // week is the longest lease (WANIPConnection:2, section 2.3.16).
-const week = 604800 * time.Second
+const maxLease = 604800 * time.Second
 
 // addPortMapping maps the port that was asked for, or fails
 // (WANIPConnection:2, section 2.5.16).
 func (s *upnpServer) addPortMapping(c soapCall) ([]soapArg, error) {
-	w, err := s.wish(c)
+	w, err := s.mappingSpec(c)
 	if err != nil {
 		return nil, err
 	}
 	if w.External.Port() == 0 {
 		return nil, soapFault(716)
 	}
-	w.exact = true
-	_, err = s.assign(w)
+	w.exactPort = true
+	_, err = s.grant(w)
 	return nil, err
 }
 
@@ -37,89 +37,89 @@ func (s *upnpServer) addAnyPortMapping(c soapCall) ([]soapArg, error) {
 	case s.config.Rules.AddAnyResets:
 		return nil, errReset
 	}
-	w, err := s.wish(c)
+	w, err := s.mappingSpec(c)
 	if err != nil {
 		return nil, err
 	}
-	granted, err := s.assign(w)
+	granted, err := s.grant(w)
 	return []soapArg{{"NewReservedPort", strconv.Itoa(int(granted.External.Port()))}}, err
 }
 
 // wish reads the mapping that is asked for, and applies the rules that do not
 // depend on others.
-func (s *upnpServer) wish(c soapCall) (wish, error) {
-	remote, err := s.remote(c)
+func (s *upnpServer) mappingSpec(c soapCall) (spec, error) {
+	remote, err := s.remoteHostArg(c)
 	if err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
-	p, err := s.transport(c)
+	p, err := s.protocolArg(c)
 	if err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
 	ports, err := c.numbers("NewExternalPort", "NewInternalPort")
 	if err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
 	enabled, err := c.flag("NewEnabled")
 	if err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
 	client, err := netip.ParseAddr(strings.TrimSpace(c.args["NewInternalClient"]))
 	if err != nil || !client.Is4() || client.IsUnspecified() {
-		return wish{}, soapFault(402)
+		return spec{}, soapFault(402)
 	}
-	w := wish{Entry: Entry{
+	w := spec{Entry: Entry{
 		Protocol: p, Internal: netip.AddrPortFrom(client, ports[1]),
 		External: netip.AddrPortFrom(netip.Addr{}, ports[0]),
 		Service:  serviceUPnP, Disabled: !enabled, Description: c.args["NewPortMappingDescription"],
-		Filters: only(remote, 0),
+		Filters: filtersFor(remote, 0),
 	}}
 	if err := s.checkDescription(w.Description); err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
-	if w.Remaining, err = s.lease(c); err != nil {
-		return wish{}, err
+	if w.Remaining, err = s.grantedLease(c); err != nil {
+		return spec{}, err
 	}
 	return w, s.checkRules(c, w)
 }
 
 // checkDescription applies the demands on descriptions.
 func (s *upnpServer) checkDescription(text string) error {
-	odd := func(r rune) bool {
+	isOdd := func(r rune) bool {
 		return !strings.ContainsRune(" -_.", r) && (r < '0' || '9' < r && r < 'A' || 'Z' < r && r < 'a' || 'z' < r)
 	}
-	want := s.config.Demands
+	demands := s.config.Demands
 	switch {
-	case want.BlankDescription != 0 && strings.TrimSpace(text) == "":
-		return soapFault(want.BlankDescription)
-	case want.OddDescription != 0 && strings.ContainsFunc(text, odd):
-		return soapFault(want.OddDescription)
-	case want.LongDescription != 0 && len(text) > want.MaxDescription:
-		return soapFault(want.LongDescription)
+	case demands.BlankDescription != 0 && strings.TrimSpace(text) == "":
+		return soapFault(demands.BlankDescription)
+	case demands.OddDescription != 0 && strings.ContainsFunc(text, isOdd):
+		return soapFault(demands.OddDescription)
+	case demands.LongDescription != 0 && len(text) > demands.MaxDescription:
+		return soapFault(demands.LongDescription)
 	}
 	return nil
 }
 
 // lease is the lifetime granted for the one asked.
-func (s *upnpServer) lease(c soapCall) (time.Duration, error) {
+func (s *upnpServer) grantedLease(c soapCall) (time.Duration, error) {
 	n, err := c.number("NewLeaseDuration", 32)
 	if err != nil {
 		return 0, err
 	}
-	asked, rules := time.Duration(n)*time.Second, s.config.Leases
+	requested, rules := time.Duration(n)*time.Second, s.config.Leases
 	switch {
-	case rules.PermanentOnly != 0 && asked != 0:
+	case rules.PermanentOnly != 0 && requested != 0:
 		return 0, soapFault(rules.PermanentOnly)
-	case rules.NoPermanent != 0 && asked == 0:
+	case rules.NoPermanent != 0 && requested == 0:
 		return 0, soapFault(rules.NoPermanent)
-	case rules.NoLong != 0 && asked > week:
+	case rules.NoLong != 0 && requested > maxLease:
 		return 0, soapFault(rules.NoLong)
-	case asked == 0 && (s.config.Version == 1 || rules.PermanentOnly != 0):
-		asked = backends.Forever
-	case s.config.Version == 2 && (asked == 0 || asked > week):
-		asked = week
+	case requested == 0 && (s.config.Version == 1 || rules.PermanentOnly != 0):
+		requested = backends.Forever
+	case s.config.Version == 2 && (requested == 0 || requested > maxLease):
+		requested = maxLease
 	}
-	granted := s.g.config.lifetime(asked)
+	granted := s.g.config.lifetime(requested)
 	if rules.Max != 0 {
 		granted = min(granted, rules.Max)
 	}
@@ -127,9 +127,9 @@ func (s *upnpServer) lease(c soapCall) (time.Duration, error) {
 }
 
 // checkRules applies what is refused whatever the table has.
-func (s *upnpServer) checkRules(c soapCall, w wish) error {
+func (s *upnpServer) checkRules(c soapCall, w spec) error {
 	rules, external, internal := s.config.Rules, w.External.Port(), w.Internal.Port()
-	_, private := s.wan(c.service)
+	_, unusable := s.connectionAddr(c.service)
 	switch {
 	case rules.SwitchedOff:
 		return soapFault(606)
@@ -147,7 +147,7 @@ func (s *upnpServer) checkRules(c soapCall, w wish) error {
 		return soapFault(rules.LowPorts)
 	case w.Internal.Addr() != c.client && !s.config.AnyClient:
 		return s.byVersion(718, 606)
-	case private:
+	case unusable:
 		return soapFault(501)
 	}
 	return nil
@@ -162,7 +162,7 @@ func (s *upnpServer) byVersion(one, two soapFault) soapFault {
 }
 
 // assign makes the mapping, or behaves as if.
-func (s *upnpServer) assign(w wish) (Entry, error) {
+func (s *upnpServer) grant(w spec) (Entry, error) {
 	rules := s.config.Rules
 	if rules.Unlisted {
 		return w.Entry, nil
@@ -170,19 +170,19 @@ func (s *upnpServer) assign(w wish) (Entry, error) {
 	if rules.ListedClient.IsValid() {
 		w.Internal = netip.AddrPortFrom(rules.ListedClient, w.Internal.Port())
 	}
-	granted, err := s.g.table.assign(w, assignRules{
-		noReAdd: rules.NoReAdd != 0, noRefresh: s.config.Leases.NoRefresh, onePort: rules.OnePort,
+	granted, err := s.g.table.grantUPnP(w, upnpGrantRules{
+		refuseReAdd: rules.NoReAdd != 0, keepLifetime: s.config.Leases.NoRefresh, oneExternalPort: rules.OnePort,
 	})
 	switch {
 	case err == nil:
 		return granted, nil
-	case errors.Is(err, errFull) && rules.FullSilent:
+	case errors.Is(err, errTableFull) && rules.FullSilent:
 		return w.Entry, nil
-	case errors.Is(err, errFull) && rules.Full != 0:
+	case errors.Is(err, errTableFull) && rules.Full != 0:
 		return Entry{}, soapFault(rules.Full)
-	case errors.Is(err, errFull):
+	case errors.Is(err, errTableFull):
 		return Entry{}, s.byVersion(501, 728)
-	case errors.Is(err, errHeld):
+	case errors.Is(err, errReAdd):
 		return Entry{}, soapFault(rules.NoReAdd)
 	case rules.OtherMechanism != 0 && granted.Service != "" && granted.Service != serviceUPnP:
 		return Entry{}, soapFault(rules.OtherMechanism)
@@ -195,27 +195,27 @@ func (s *upnpServer) deletePortMapping(c soapCall) ([]soapArg, error) {
 	if s.config.Rules.SwitchedOff {
 		return nil, soapFault(606)
 	}
-	e, err := s.named(c)
+	e, err := s.namedEntry(c)
 	if err != nil {
 		return nil, err
 	}
-	if !s.may(c, e) {
+	if !s.mayDelete(c, e) {
 		return nil, soapFault(606)
 	}
-	gone, stay := s.g.table.release(func(other Entry) bool {
+	deleted, kept := s.g.table.deleteListed(func(other Entry) bool {
 		return other.Protocol == e.Protocol && other.External == e.External && other.Internal == e.Internal
 	})
 	switch {
-	case stay != 0:
+	case kept != 0:
 		return nil, soapFault(606)
-	case gone == 0:
+	case deleted == 0:
 		return nil, soapFault(714)
 	}
 	return nil, nil
 }
 
 // may reports whether the client may delete the entry.
-func (s *upnpServer) may(c soapCall, e Entry) bool {
+func (s *upnpServer) mayDelete(c soapCall, e Entry) bool {
 	return s.config.AnyClient || e.Internal.Addr() == c.client
 }
 
@@ -225,18 +225,18 @@ func (s *upnpServer) deleteRange(c soapCall) ([]soapArg, error) {
 	if s.config.Rules.SwitchedOff {
 		return nil, soapFault(606)
 	}
-	in, err := s.portRange(c)
+	inRange, err := s.portRange(c)
 	if err != nil {
 		return nil, err
 	}
-	gone, stay := 0, 0
+	deleted, kept := 0, 0
 	if c.service.connected {
-		gone, stay = s.g.table.release(func(e Entry) bool { return in(e) && s.may(c, e) })
+		deleted, kept = s.g.table.deleteListed(func(e Entry) bool { return inRange(e) && s.mayDelete(c, e) })
 	}
 	switch {
-	case gone == 0 && stay != 0:
+	case deleted == 0 && kept != 0:
 		return nil, soapFault(606)
-	case gone == 0:
+	case deleted == 0:
 		return nil, soapFault(730)
 	}
 	return nil, nil
@@ -248,7 +248,7 @@ func (s *upnpServer) portRange(c soapCall) (contains func(Entry) bool, err error
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.transport(c)
+	p, err := s.protocolArg(c)
 	if err != nil {
 		return nil, err
 	}
@@ -267,8 +267,8 @@ func (s *upnpServer) portRange(c soapCall) (contains func(Entry) bool, err error
 }
 
 // named finds the entry that the arguments name: fault 714 if there is none.
-func (s *upnpServer) named(c soapCall) (Entry, error) {
-	remote, err := s.remote(c)
+func (s *upnpServer) namedEntry(c soapCall) (Entry, error) {
+	remote, err := s.remoteHostArg(c)
 	if err != nil {
 		return Entry{}, err
 	}
@@ -276,7 +276,7 @@ func (s *upnpServer) named(c soapCall) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	p, err := s.transport(c)
+	p, err := s.protocolArg(c)
 	if err != nil {
 		return Entry{}, err
 	}

@@ -14,14 +14,14 @@ import (
 
 func TestUPnPMapping(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	_, port := listenTCP(t)
 	in := strconv.Itoa(int(port))
 	if code := c.add("InternalPort", in, "PortMappingDescription", "a &lt;b&gt; &amp; c"); code != 0 {
 		t.Fatalf("fault %d", code)
 	}
 	dial(t, c.gw, "tcp")
-	e := only(t, c.gw)
+	e := onlyEntry(t, c.gw)
 	if e.Service != "upnp" || e.Description != "a <b> & c" || e.Remaining != time.Hour || e.External.String() != "45.45.45.1:8080" ||
 		e.Internal != netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port) {
 		t.Errorf("entry %+v", e)
@@ -29,7 +29,7 @@ func TestUPnPMapping(t *testing.T) {
 	c.gw.Advance(time.Minute + time.Millisecond)
 	for _, got := range []func() (map[string]string, int){
 		func() (map[string]string, int) { return c.lookup("TCP", "8080") },
-		func() (map[string]string, int) { return c.index(0) },
+		func() (map[string]string, int) { return c.byIndex(0) },
 	} {
 		args, code := got()
 		if code != 0 || args["NewInternalPort"] != in || args["NewInternalClient"] != "127.0.0.1" || args["NewEnabled"] != "1" ||
@@ -38,18 +38,18 @@ func TestUPnPMapping(t *testing.T) {
 		}
 	}
 	c.gw.Advance(time.Hour)
-	refusedTCP(t, c.gw)
+	checkRefused(t, c.gw)
 	_, code := c.lookup("TCP", "8080")
-	wantCodes(t, []int{code, c.remove("TCP", "8080")}, 714, 714)
+	checkCodes(t, []int{code, c.remove("TCP", "8080")}, 714, 714)
 }
 
 // The same client overwrites, also with another internal port; others do not.
 func TestUPnPOverwrites(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	other := c
 	other.from = "127.0.0.9"
-	wantCodes(t, []int{
+	checkCodes(t, []int{
 		c.add(),
 		c.add("ExternalPort", "8081"), // another port for the same endpoint
 		c.add("InternalPort", "81", "PortMappingDescription", "new", "LeaseDuration", "60"),
@@ -59,122 +59,122 @@ func TestUPnPOverwrites(t *testing.T) {
 		c.add("RemoteHost", "45.45.45.2"), // the port is another's, who is the same
 		other.add("InternalClient", "127.0.0.9", "Protocol", "UDP"),
 	}, 0, 0, 0, 718, 606, 606, 718, 0)
-	args, _ := c.index(0) // keeps its place
+	args, _ := c.byIndex(0) // keeps its place
 	if args["NewInternalPort"] != "81" || args["NewPortMappingDescription"] != "new" || args["NewLeaseDuration"] != "60" {
 		t.Errorf("overwritten: %v", args)
 	}
-	if args, _ := c.index(1); args["NewExternalPort"] != "8081" {
+	if args, _ := c.byIndex(1); args["NewExternalPort"] != "8081" {
 		t.Errorf("second: %v", args)
 	}
-	wantCodes(t, []int{c.remove("TCP", "8080"), c.remove("TCP", "8080"), c.remove("TCP", "8081")}, 0, 714, 0)
+	checkCodes(t, []int{c.remove("TCP", "8080"), c.remove("TCP", "8080"), c.remove("TCP", "8081")}, 0, 714, 0)
 }
 
-type rules = quirks.Rules
+type rulesQuirks = quirks.Rules
 
 func TestUPnPRules(t *testing.T) {
 	t.Parallel()
 	codes := func(some ...int) []int { return some }
 	for name, tt := range map[string]struct {
 		config gatewaytest.Config
-		do     func(control) []int
+		do     func(igdClient) []int
 		want   []int
 		left   int // entries, without those of the test
 	}{
-		"re-add refused": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{NoReAdd: 718}}}}, func(c control) []int {
+		"re-add refused": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{NoReAdd: 718}}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add(), c.remove("TCP", "8080"), c.add())
 		}, codes(0, 718, 0, 0), 1},
-		"one port": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{OnePort: true}}}}, func(c control) []int {
+		"one port": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{OnePort: true}}}}, func(c igdClient) []int {
 			return codes(
 				c.add(), c.add(), c.add("ExternalPort", "1"), c.add("ExternalPort", "1", "InternalPort", "1"),
 				c.add("InternalPort", "81"), c.add("ExternalPort", "2", "InternalPort", "81"), c.add("ExternalPort", "2"),
 			)
 		}, codes(0, 0, 718, 0, 0, 718, 0), 3},
-		"other mechanism": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{OtherMechanism: 729}}}}, func(c control) []int {
+		"other mechanism": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{OtherMechanism: 729}}}}, func(c igdClient) []int {
 			other := c
 			other.from = "127.0.0.9"
 			return codes(c.add("ExternalPort", "7"), c.add(), other.add("InternalClient", other.from))
 		}, codes(729, 0, 718), 1},
-		"same port": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{SamePort: true}}}}, func(c control) []int {
+		"same port": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{SamePort: true}}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add("ExternalPort", "80"))
 		}, codes(724, 0), 1},
-		"low ports": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{LowPorts: 606}}}}, func(c control) []int {
-			return codes(c.add("ExternalPort", "1023"), c.add("ExternalPort", "1024"), second(c.anyPort("ExternalPort", "0")))
+		"low ports": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{LowPorts: 606}}}}, func(c igdClient) []int {
+			return codes(c.add("ExternalPort", "1023"), c.add("ExternalPort", "1024"), second(c.addAny("ExternalPort", "0")))
 		}, codes(606, 0, 0), 2},
-		"low ports, another code": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{LowPorts: 718}}}}, func(c control) []int {
+		"low ports, another code": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{LowPorts: 718}}}}, func(c igdClient) []int {
 			return codes(c.add("ExternalPort", "1023"))
 		}, codes(718), 0},
-		"source needed": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{SourceNeeded: true}}}}, func(c control) []int {
+		"source needed": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{SourceNeeded: true}}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add("RemoteHost", "45.45.45.2"))
 		}, codes(715, 0), 1},
-		"any source only": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{AnySourceOnly: true}}}}, func(c control) []int {
+		"any source only": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{AnySourceOnly: true}}}}, func(c igdClient) []int {
 			return codes(c.add("RemoteHost", "45.45.45.2"), c.add())
 		}, codes(726, 0), 1},
-		"any port only": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{AnyPortOnly: true}}}}, func(c control) []int {
+		"any port only": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{AnyPortOnly: true}}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add("ExternalPort", "0"))
 		}, codes(727, 716), 0},
-		"full": {gatewaytest.Config{TableLimit: 2}, func(c control) []int {
+		"full": {gatewaytest.Config{TableLimit: 2}, func(c igdClient) []int {
 			return codes(c.add(), c.add(), c.add("ExternalPort", "1"))
 		}, codes(0, 0, 728), 1},
-		"full, version 1": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igd{Version: 1}}}, func(c control) []int {
+		"full, version 1": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igdQuirks{Version: 1}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add("ExternalPort", "1"))
 		}, codes(0, 501), 1},
-		"full, another code": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igd{Rules: rules{Full: 402}}}}, func(c control) []int {
+		"full, another code": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{Full: 402}}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add("ExternalPort", "1"))
 		}, codes(0, 402), 1},
-		"full, silent": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igd{Rules: rules{FullSilent: true}}}}, func(c control) []int {
+		"full, silent": {gatewaytest.Config{TableLimit: 2, Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{FullSilent: true}}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add("ExternalPort", "1"), second(c.lookup("TCP", "1")))
 		}, codes(0, 0, 714), 1},
-		"unlisted": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{Unlisted: true}}}}, func(c control) []int {
-			port, code := c.anyPort()
+		"unlisted": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{Unlisted: true}}}}, func(c igdClient) []int {
+			port, code := c.addAny()
 			if port != "8080" {
 				t.Errorf("any: %s", port)
 			}
 			return codes(c.add(), code, second(c.lookup("TCP", "8080")))
 		}, codes(0, 0, 714), 0},
-		"listed client": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{ListedClient: netip.MustParseAddr("127.0.0.77")}}}}, func(c control) []int {
+		"listed client": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{ListedClient: netip.MustParseAddr("127.0.0.77")}}}}, func(c igdClient) []int {
 			code := c.add()
 			if args, _ := c.lookup("TCP", "8080"); args["NewInternalClient"] != "127.0.0.77" {
 				t.Errorf("listed %v", args)
 			}
 			return codes(code, c.remove("TCP", "8080"))
 		}, codes(0, 606), 1},
-		"private": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2"), Quirks: quirks.Quirks{UPnP: igd{Rules: rules{RefusePrivate: true}}}}, func(c control) []int {
+		"private": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2"), Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{RefusePrivate: true}}}}, func(c igdClient) []int {
 			if args, _ := c.call("GetExternalIPAddress"); args["NewExternalIPAddress"] != "" {
 				t.Errorf("external %v", args)
 			}
 			if args, _ := c.call("GetStatusInfo"); args["NewConnectionStatus"] != "Connected" {
 				t.Errorf("status %v", args)
 			}
-			return codes(c.add(), second(c.anyPort()))
+			return codes(c.add(), second(c.addAny()))
 		}, codes(501, 501), 0},
-		"private, all the same": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2")}, func(c control) []int {
+		"private, all the same": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2")}, func(c igdClient) []int {
 			return codes(c.add())
 		}, codes(0), 1},
-		"switched off": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{SwitchedOff: true}}}}, func(c control) []int {
+		"switched off": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{SwitchedOff: true}}}}, func(c igdClient) []int {
 			_, manage := c.call("DeletePortMappingRange", "NewStartPort", "1", "NewEndPort", "9", "NewProtocol", "TCP", "NewManage", "1")
-			return codes(c.add(), second(c.anyPort()), c.remove("TCP", "7"), manage, second(c.lookup("TCP", "7")), second(c.index(0)))
+			return codes(c.add(), second(c.addAny()), c.remove("TCP", "7"), manage, second(c.lookup("TCP", "7")), second(c.byIndex(0)))
 		}, codes(606, 606, 606, 606, 0, 0), 0},
-		"other clients": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{AnyClient: true}}}, func(c control) []int {
+		"other clients": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{AnyClient: true}}}, func(c igdClient) []int {
 			return codes(c.add("InternalClient", "127.0.0.9"), c.add(), c.remove("TCP", "8080"), c.remove("TCP", "7"))
 		}, codes(0, 718, 0, 0), -1},
-		"other clients, version 1": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Version: 1}}}, func(c control) []int {
+		"other clients, version 1": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Version: 1}}}, func(c igdClient) []int {
 			return codes(c.add("InternalClient", "127.0.0.9"))
 		}, codes(718), 0},
-		"no AddAny": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{NoAddAny: true}}}}, func(c control) []int {
-			return codes(second(c.anyPort()), c.add())
+		"no AddAny": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{NoAddAny: true}}}}, func(c igdClient) []int {
+			return codes(second(c.addAny()), c.add())
 		}, codes(401, 0), 1},
-		"AddAny resets": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Rules: rules{AddAnyResets: true}}}}, func(c control) []int {
-			return codes(second(c.anyPort()), c.add())
-		}, codes(reset, 0), 1},
+		"AddAny resets": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{AddAnyResets: true}}}}, func(c igdClient) []int {
+			return codes(second(c.addAny()), c.add())
+		}, codes(connReset, 0), 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tt.config.ManualClock = true
-			gw := start(t, tt.config)
-			if err := gw.AddMapping(taken(backends.TCP, 7)); err != nil {
+			gw := startGateway(t, tt.config)
+			if err := gw.AddMapping(otherHostEntry(backends.TCP, 7)); err != nil {
 				t.Fatal(err)
 			}
-			wantCodes(t, tt.do(newControl(t, gw)), tt.want...)
+			checkCodes(t, tt.do(newIGDClient(t, gw)), tt.want...)
 			if n := len(gw.Table()) - 1; n != tt.left {
 				t.Errorf("%d entries, want %d: %v", n, tt.left, gw.Table())
 			}
@@ -187,10 +187,10 @@ func TestUPnPLeases(t *testing.T) {
 	const week = 604800 * time.Second
 	type leases = quirks.Leases
 	one := func(l leases) gatewaytest.Config {
-		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Version: 1, Leases: l}}}
+		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Version: 1, Leases: l}}}
 	}
 	two := func(l leases) gatewaytest.Config {
-		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Leases: l}}}
+		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Leases: l}}}
 	}
 	for name, tt := range map[string]struct {
 		config   gatewaytest.Config
@@ -221,15 +221,15 @@ func TestUPnPLeases(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tt.config.ManualClock = true
-			c := newControl(t, start(t, tt.config))
-			wantCodes(t, []int{c.add("LeaseDuration", tt.lease)}, tt.code)
+			c := newIGDClient(t, startGateway(t, tt.config))
+			checkCodes(t, []int{c.add("LeaseDuration", tt.lease)}, tt.code)
 			if tt.code != 0 {
 				return
 			}
-			if got := only(t, c.gw).Remaining; got != tt.granted {
+			if got := onlyEntry(t, c.gw).Remaining; got != tt.granted {
 				t.Errorf("granted %v, want %v", got, tt.granted)
 			}
-			for _, args := range []map[string]string{first(c.lookup("TCP", "8080")), first(c.index(0))} {
+			for _, args := range []map[string]string{first(c.lookup("TCP", "8080")), first(c.byIndex(0))} {
 				if got := args["NewLeaseDuration"]; got != tt.reported {
 					t.Errorf("reported %s, want %s", got, tt.reported)
 				}
@@ -241,11 +241,11 @@ func TestUPnPLeases(t *testing.T) {
 func TestUPnPNoRefresh(t *testing.T) {
 	t.Parallel()
 	for _, stuck := range []bool{false, true} {
-		c := controlled(t, igd{Leases: quirks.Leases{NoRefresh: stuck}})
+		c := startIGD(t, igdQuirks{Leases: quirks.Leases{NoRefresh: stuck}})
 		c.add()
 		c.gw.Advance(30 * time.Minute)
-		wantCodes(t, []int{c.add("PortMappingDescription", "again")}, 0)
-		if e := only(t, c.gw); (e.Remaining == 30*time.Minute) != stuck || e.Description != "again" {
+		checkCodes(t, []int{c.add("PortMappingDescription", "again")}, 0)
+		if e := onlyEntry(t, c.gw); (e.Remaining == 30*time.Minute) != stuck || e.Description != "again" {
 			t.Errorf("stuck %v: %v left of %q", stuck, e.Remaining, e.Description)
 		}
 		c.gw.Advance(30 * time.Minute)
@@ -259,66 +259,66 @@ func TestUPnPNoRefresh(t *testing.T) {
 // where others do not.
 func TestUPnPDisabledAndRemote(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
-	in := strconv.Itoa(int(serve(t, "tcp4", "127.0.0.1:0")))
+	c := startIGD(t, igdQuirks{})
+	in := strconv.Itoa(int(serveEcho(t, "tcp4", "127.0.0.1:0")))
 	const ext = "45.45.45.1:8080"
-	wantCodes(t, []int{c.add("InternalPort", in, "Enabled", "0")}, 0)
-	args, _ := c.index(0)
-	if args["NewEnabled"] != "0" || !only(t, c.gw).Disabled {
+	checkCodes(t, []int{c.add("InternalPort", in, "Enabled", "0")}, 0)
+	args, _ := c.byIndex(0)
+	if args["NewEnabled"] != "0" || !onlyEntry(t, c.gw).Disabled {
 		t.Errorf("listed %v", args)
 	}
-	reaches(t, c.gw, "45.45.45.2:7000", ext, false)
-	wantCodes(t, []int{c.add("InternalPort", in, "Enabled", "yes")}, 0)
-	reaches(t, c.gw, "45.45.45.2:7000", ext, true)
-	wantCodes(t, []int{
+	checkReach(t, c.gw, "45.45.45.2:7000", ext, false)
+	checkCodes(t, []int{c.add("InternalPort", in, "Enabled", "yes")}, 0)
+	checkReach(t, c.gw, "45.45.45.2:7000", ext, true)
+	checkCodes(t, []int{
 		c.remove("TCP", "8080"), c.add("InternalPort", in, "RemoteHost", "45.45.45.2"), c.remove("TCP", "8080"),
 	}, 0, 0, 714)
-	reaches(t, c.gw, "45.45.45.2:7001", ext, true)
-	reaches(t, c.gw, "45.45.45.3:7001", ext, false)
-	if args, _ := c.index(0); args["NewRemoteHost"] != "45.45.45.2" {
+	checkReach(t, c.gw, "45.45.45.2:7001", ext, true)
+	checkReach(t, c.gw, "45.45.45.3:7001", ext, false)
+	if args, _ := c.byIndex(0); args["NewRemoteHost"] != "45.45.45.2" {
 		t.Errorf("listed %v", args)
 	}
 	_, code := c.call("DeletePortMapping", "NewRemoteHost", "45.45.45.2", "NewExternalPort", "8080", "NewProtocol", "tcp")
-	wantCodes(t, []int{code}, 0)
+	checkCodes(t, []int{code}, 0)
 }
 
 func TestUPnPNoTraffic(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Rules: rules{NoTraffic: true}})
-	port := strconv.Itoa(int(serve(t, "tcp4", "127.0.0.1:0")))
-	wantCodes(t, []int{c.add("InternalPort", port), second(c.lookup("TCP", "8080"))}, 0, 0)
-	reaches(t, c.gw, "45.45.45.2:7000", "45.45.45.1:8080", false)
+	c := startIGD(t, igdQuirks{Rules: rulesQuirks{NoTraffic: true}})
+	port := strconv.Itoa(int(serveEcho(t, "tcp4", "127.0.0.1:0")))
+	checkCodes(t, []int{c.add("InternalPort", port), second(c.lookup("TCP", "8080"))}, 0, 0)
+	checkReach(t, c.gw, "45.45.45.2:7000", "45.45.45.1:8080", false)
 }
 
-func TestUPnPIdle(t *testing.T) {
+func TestUPnPIdleAfter(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Rules: rules{IdleAfter: 10 * time.Minute, IdleAbove: 1}})
-	port := strconv.Itoa(int(serve(t, "tcp4", "127.0.0.1:0")))
-	if err := c.gw.AddMapping(taken(backends.TCP, 7)); err != nil {
+	c := startIGD(t, igdQuirks{Rules: rulesQuirks{IdleAfter: 10 * time.Minute, IdleAbove: 1}})
+	port := strconv.Itoa(int(serveEcho(t, "tcp4", "127.0.0.1:0")))
+	if err := c.gw.AddMapping(otherHostEntry(backends.TCP, 7)); err != nil {
 		t.Fatal(err)
 	}
-	wantCodes(t, []int{c.add("InternalPort", port), c.add("ExternalPort", "1", "LeaseDuration", "0")}, 0, 0)
+	checkCodes(t, []int{c.add("InternalPort", port), c.add("ExternalPort", "1", "LeaseDuration", "0")}, 0, 0)
 	c.gw.Advance(6 * time.Minute)
-	reaches(t, c.gw, "45.45.45.2:7000", "45.45.45.1:8080", true)
+	checkReach(t, c.gw, "45.45.45.2:7000", "45.45.45.1:8080", true)
 	c.gw.Advance(6 * time.Minute)
-	wantCodes(t, []int{second(c.lookup("TCP", "1")), second(c.lookup("TCP", "8080"))}, 714, 0)
+	checkCodes(t, []int{second(c.lookup("TCP", "1")), second(c.lookup("TCP", "8080"))}, 714, 0)
 	if !c.gw.RemoveMapping(backends.TCP, 7) {
 		t.Error("what others made is gone")
 	}
 	c.gw.Advance(20 * time.Minute)
-	only(t, c.gw) // too few to be cleaned
+	onlyEntry(t, c.gw) // too few to be cleaned
 }
 
 func TestUPnPRanges(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	other := c
 	other.from = "127.0.0.9"
 	for _, port := range []string{"8000", "8001", "8002", "9000"} {
 		c.add("ExternalPort", port)
 	}
 	other.add("ExternalPort", "8003", "InternalClient", "127.0.0.9")
-	list := func(c control, manage, number string) (ports string, code int) {
+	list := func(c igdClient, manage, number string) (ports string, code int) {
 		args, code := c.call("GetListOfPortMappings", "NewStartPort", "8001", "NewEndPort", "8999", "NewProtocol", "TCP", "NewManage", manage, "NewNumberOfPorts", number)
 		for _, entry := range strings.Split(args["NewPortListing"], "<p:PortMappingEntry>")[1:] {
 			_, rest, _ := strings.Cut(entry, "<p:NewExternalPort>")
@@ -328,7 +328,7 @@ func TestUPnPRanges(t *testing.T) {
 		return ports, code
 	}
 	for _, tt := range []struct {
-		c              control
+		c              igdClient
 		manage, number string
 		want           string
 	}{{c, "0", "0", "8001 8002 "}, {c, "1", "0", "8001 8002 8003 "}, {c, "1", "2", "8001 8002 "}, {other, "0", "9", "8003 "}} {
@@ -344,11 +344,11 @@ func TestUPnPRanges(t *testing.T) {
 	if listing != entry {
 		t.Errorf("got  %s\nwant %s", listing, entry)
 	}
-	remove := func(c control, from, to, manage string) int {
+	remove := func(c igdClient, from, to, manage string) int {
 		_, code := c.call("DeletePortMappingRange", "NewStartPort", from, "NewEndPort", to, "NewProtocol", "TCP", "NewManage", manage)
 		return code
 	}
-	wantCodes(t, []int{
+	checkCodes(t, []int{
 		remove(c, "2", "1", "0"), remove(c, "1", "7999", "1"), remove(c, "8001", "8999", "1"), remove(c, "8001", "8999", "1"),
 		remove(other, "1", "65535", "0"),
 	}, 733, 730, 0, 730, 0)
@@ -357,7 +357,7 @@ func TestUPnPRanges(t *testing.T) {
 	}
 	_, code := c.listRange("2", "1")
 	_, none := c.listRange("1", "2")
-	wantCodes(t, []int{code, none}, 733, 730)
+	checkCodes(t, []int{code, none}, 733, 730)
 }
 
 func TestUPnPListing(t *testing.T) {
@@ -376,18 +376,18 @@ func TestUPnPListing(t *testing.T) {
 		"endless":             {listing{Endless: true}, []int{0, 714, 0, 0, 0, 714}},
 		"no index":            {listing{IndexFails: 501}, []int{0, 714, 501, 501, 0, 714}},
 		"no range":            {listing{NoRange: true}, []int{0, 714, 0, 713, 401, 714}},
-		"range resets":        {listing{RangeResets: true}, []int{0, 714, 0, 713, reset, 714}},
+		"range resets":        {listing{RangeResets: true}, []int{0, 714, 0, 713, connReset, 714}},
 		"range, survived":     {listing{RangeCrashes: true}, []int{0, 714, 0, 713, 0, 714}},
 		"range, as text":      {listing{RangeEscaped: true}, []int{0, 714, 0, 713, 0, 714}},
 		"no look-up, no list": {listing{NoSpecific: true, IndexFails: 402, NoRange: true}, []int{401, 401, 402, 402, 401, 714}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := controlled(t, igd{Listing: tt.quirks})
-			wantCodes(t, []int{c.add()}, 0)
+			c := startIGD(t, igdQuirks{Listing: tt.quirks})
+			checkCodes(t, []int{c.add()}, 0)
 			text, code := c.listRange("1", "65535")
-			wantCodes(t, []int{
-				second(c.lookup("TCP", "8080")), second(c.lookup("TCP", "1")), second(c.index(0)), second(c.index(1)),
+			checkCodes(t, []int{
+				second(c.lookup("TCP", "8080")), second(c.lookup("TCP", "1")), second(c.byIndex(0)), second(c.byIndex(1)),
 				code, c.remove("TCP", "1"),
 			}, tt.codes...)
 			if escaped := strings.HasPrefix(text, "&lt;p:PortMappingList"); code == 0 && escaped != tt.quirks.RangeEscaped {
@@ -397,16 +397,16 @@ func TestUPnPListing(t *testing.T) {
 	}
 }
 
-func TestUPnPEndless(t *testing.T) {
+func TestUPnPEndlessListing(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Listing: quirks.Listing{Endless: true}})
+	c := startIGD(t, igdQuirks{Listing: quirks.Listing{Endless: true}})
 	for _, i := range []uint32{0, 1, 70000} {
-		if args, code := c.index(i); code != 0 || args["NewExternalPort"] != "9" {
+		if args, code := c.byIndex(i); code != 0 || args["NewExternalPort"] != "9" {
 			t.Errorf("index %d of nothing: fault %d, %v", i, code, args)
 		}
 	}
 	c.add()
-	if args, code := c.index(1 << 31); code != 0 || args["NewExternalPort"] != "8080" {
+	if args, code := c.byIndex(1 << 31); code != 0 || args["NewExternalPort"] != "8080" {
 		t.Errorf("index of one: fault %d, %v", code, args)
 	}
 }
@@ -414,10 +414,10 @@ func TestUPnPEndless(t *testing.T) {
 // A large listing kills the service, which Restart brings back.
 func TestUPnPRangeCrashes(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{Listing: quirks.Listing{RangeCrashes: true}}}})
-	c := newControl(t, gw)
+	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Listing: quirks.Listing{RangeCrashes: true}}}})
+	c := newIGDClient(t, gw)
 	for port := range uint16(129) {
-		e := taken(backends.TCP, 1000+port)
+		e := otherHostEntry(backends.TCP, 1000+port)
 		e.Static = true
 		if err := gw.AddMapping(e); err != nil {
 			t.Fatal(err)
@@ -428,22 +428,22 @@ func TestUPnPRangeCrashes(t *testing.T) {
 		t.Errorf("%d entries, fault %d", n, code)
 	}
 	_, code = c.listRange("1", "1128")
-	wantCodes(t, []int{code}, reset)
-	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+	checkCodes(t, []int{code}, connReset)
+	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("after the crash: %v", err)
 	}
-	newHost(t, gw).ask("0000") // other protocols live on
+	newHost(t, gw).request("0000") // other protocols live on
 	gw.Restart(gatewaytest.RestartOptions{})
 	_, code = c.call("GetStatusInfo")
 	_, again := c.listRange("1", "1128")
-	wantCodes(t, []int{code, again}, 0, reset)
+	checkCodes(t, []int{code, again}, 0, connReset)
 	if err := gw.Up(); err != nil {
 		t.Fatal(err)
 	}
 	_, code = c.call("GetStatusInfo")
 	gw.Down("upnp")
 	gw.Restart(gatewaytest.RestartOptions{}) // somebody wanted it down
-	if _, err := c.ask("GetStatusInfo"); code != 0 || !refusedBy(err) {
+	if _, err := c.request("GetStatusInfo"); code != 0 || !isConnRefused(err) {
 		t.Errorf("fault %d, then %v", code, err)
 	}
 }

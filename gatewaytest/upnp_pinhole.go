@@ -12,7 +12,7 @@ import (
 
 // maxPinhole is the longest lease of a pinhole in seconds
 // (WANIPv6FirewallControl:1, section 2.3.8).
-const maxPinhole = 86400
+const maxPinholeLease = 86400
 
 func (s *upnpServer) firewallStatus(soapCall) ([]soapArg, error) {
 	rules := s.config.Firewall
@@ -40,56 +40,56 @@ func (s *upnpServer) addPinhole(c soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
 	}
-	w, err := s.pinholeWish(c)
+	w, err := s.pinholeSpec(c)
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.g.table.pierce(w)
+	h, err := s.g.table.openPinhole(w)
 	if err != nil {
 		return nil, soapFault(701)
 	}
 	return []soapArg{{"UniqueID", strconv.Itoa(int(h.id))}}, nil
 }
 
-func (s *upnpServer) pinholeWish(c soapCall) (wish, error) {
+func (s *upnpServer) pinholeSpec(c soapCall) (spec, error) {
 	ports, err := c.numbers("RemotePort", "InternalPort", "Protocol")
 	if err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
 	lease, err := pinholeLease(c, "LeaseTime")
 	if err != nil {
-		return wish{}, err
+		return spec{}, err
 	}
 	host := strings.TrimSpace(c.args["InternalClient"])
 	p := backends.Protocol(ports[2])
 	switch {
 	case ports[1] == 0:
-		return wish{}, soapFault(706)
+		return spec{}, soapFault(706)
 	case host == "" || host == "*" || host == "::":
-		return wish{}, soapFault(708)
+		return spec{}, soapFault(708)
 	case ports[2] == 65535:
-		return wish{}, soapFault(707)
+		return spec{}, soapFault(707)
 	case ports[2] > 255 || p != backends.TCP && p != backends.UDP:
-		return wish{}, soapFault(705)
+		return spec{}, soapFault(705)
 	}
 	client, err := netip.ParseAddr(host)
 	if err != nil {
-		return wish{}, soapFault(402)
+		return spec{}, soapFault(402)
 	}
 	remote, err := pinholeRemote(c)
 	low := s.config.Rules.LowPorts
 	switch {
 	case err != nil:
-		return wish{}, err
+		return spec{}, err
 	case !client.Is6() || client.Is4In6() || client != c.client:
-		return wish{}, soapFault(606)
+		return spec{}, soapFault(606)
 	case low != 0 && ports[1] < 1024:
-		return wish{}, soapFault(low)
+		return spec{}, soapFault(low)
 	}
 	at := netip.AddrPortFrom(client, ports[1])
-	return wish{Entry: Entry{
+	return spec{Entry: Entry{
 		Protocol: p, Internal: at, External: at, Remaining: s.g.config.lifetime(lease),
-		Service: serviceUPnP, Filters: only(remote, ports[0]),
+		Service: serviceUPnP, Filters: filtersFor(remote, ports[0]),
 	}}, nil
 }
 
@@ -110,7 +110,7 @@ func pinholeRemote(c soapCall) (netip.Addr, error) {
 
 func pinholeLease(c soapCall, name string) (time.Duration, error) {
 	n, err := c.number(name, 32)
-	if err != nil || n < 1 || n > maxPinhole {
+	if err != nil || n < 1 || n > maxPinholeLease {
 		return 0, soapFault(402)
 	}
 	return time.Duration(n) * time.Second, nil
@@ -124,22 +124,22 @@ func (s *upnpServer) updatePinhole(c soapCall) ([]soapArg, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.prolong(c, s.g.config.lifetime(lease))
+	return nil, s.setPinholeLifetime(c, s.g.config.lifetime(lease))
 }
 
 func (s *upnpServer) deletePinhole(c soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
 	}
-	return nil, s.prolong(c, 0)
+	return nil, s.setPinholeLifetime(c, 0)
 }
 
-func (s *upnpServer) prolong(c soapCall, lease time.Duration) error {
+func (s *upnpServer) setPinholeLifetime(c soapCall, lease time.Duration) error {
 	id, err := c.number("UniqueID", 16)
 	if err != nil {
 		return err
 	}
-	return s.pinholeFault(s.g.table.prolong(uint16(id), c.client, lease))
+	return s.pinholeFault(s.g.table.setPinholeLifetime(uint16(id), c.client, lease))
 }
 
 // pinholeFault is the fault for an error of the table.
@@ -147,7 +147,7 @@ func (s *upnpServer) pinholeFault(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errOwner):
+	case errors.Is(err, errOtherOwner):
 		return soapFault(606)
 	case s.config.Firewall.Absent != 0:
 		return soapFault(s.config.Firewall.Absent)
@@ -155,23 +155,23 @@ func (s *upnpServer) pinholeFault(err error) error {
 	return soapFault(704)
 }
 
-func (s *upnpServer) pinhole(c soapCall) (pinhole, error) {
+func (s *upnpServer) namedPinhole(c soapCall) (pinhole, error) {
 	id, err := c.number("UniqueID", 16)
 	if err != nil {
 		return pinhole{}, err
 	}
-	h, err := s.g.table.pinhole(uint16(id), c.client)
+	h, err := s.g.table.findPinhole(uint16(id), c.client)
 	return h, s.pinholeFault(err)
 }
 
 func (s *upnpServer) pinholePackets(c soapCall) ([]soapArg, error) {
-	h, err := s.pinhole(c)
+	h, err := s.namedPinhole(c)
 	return []soapArg{{"PinholePackets", strconv.FormatUint(h.packets, 10)}}, err
 }
 
 // checkPinhole knows only that something came through, or not yet.
 func (s *upnpServer) checkPinhole(c soapCall) ([]soapArg, error) {
-	h, err := s.pinhole(c)
+	h, err := s.namedPinhole(c)
 	if err == nil && (h.packets == 0 || s.config.Firewall.NeverWorking) {
 		err = soapFault(709)
 	}

@@ -133,7 +133,7 @@ func (s *upnpServer) soapPrefix() string {
 }
 
 // success is the answer to an action.
-func (s *upnpServer) success(r soapRequest, out []soapArg) httpResponse {
+func (s *upnpServer) successResponse(r soapRequest, out []soapArg) httpResponse {
 	return httpResponse{200, s.envelope(func(d *document) {
 		name := "u:" + r.action + "Response"
 		d.open(name, ` xmlns:u="`+escape(r.service)+`"`)
@@ -152,7 +152,7 @@ func (s *upnpServer) success(r soapRequest, out []soapArg) httpResponse {
 }
 
 // failure is the answer to an action that failed.
-func (s *upnpServer) failure(f soapFault) httpResponse {
+func (s *upnpServer) faultResponse(f soapFault) httpResponse {
 	form := s.config.FaultForm
 	if form.Code != 0 {
 		f = soapFault(form.Code)
@@ -182,7 +182,7 @@ func (s *upnpServer) failure(f soapFault) httpResponse {
 		d.open(inner+"errorCode", "")
 		d.b.WriteString(code) // white space would be escaped
 		d.close(inner + "errorCode")
-		d.title(inner+"errorDescription", f.text())
+		d.freeText(inner+"errorDescription", f.text())
 		d.close(inner + "UPnPError")
 		d.close("detail")
 		d.close(p + "Fault")

@@ -8,23 +8,23 @@ import (
 
 // wan is the address of the service's connection, and whether nothing can be
 // mapped there.
-func (s *upnpServer) wan(v *igdService) (addr netip.Addr, useless bool) {
+func (s *upnpServer) connectionAddr(v *igdService) (addr netip.Addr, unusable bool) {
 	addr = s.g.External()
 	if !v.connected {
 		addr = netip.IPv4Unspecified()
 	}
-	return addr, addr.IsUnspecified() || s.config.Rules.RefusePrivate && private(addr)
+	return addr, addr.IsUnspecified() || s.config.Rules.RefusePrivate && isPrivate(addr)
 }
 
 // externalAddress tells the external address, empty if there is none
 // (WANIPConnection:2, section 2.5.20).
 func (s *upnpServer) externalAddress(c soapCall) ([]soapArg, error) {
-	addr, useless := s.wan(c.service)
+	addr, unusable := s.connectionAddr(c.service)
 	text := addr.String()
-	switch told := s.config.Status.External; {
-	case told != nil && c.service.connected:
-		text = told(addr)
-	case useless:
+	switch external := s.config.Status.External; {
+	case external != nil && c.service.connected:
+		text = external(addr)
+	case unusable:
 		text = ""
 	}
 	return []soapArg{{"NewExternalIPAddress", text}}, nil
@@ -36,7 +36,7 @@ func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
 		return nil, soapFault(401)
 	}
 	state := "Connected"
-	switch addr, _ := s.wan(c.service); {
+	switch addr, _ := s.connectionAddr(c.service); {
 	case s.config.Status.Connection != "" && c.service.connected:
 		state = s.config.Status.Connection
 	case addr.IsUnspecified():

@@ -16,13 +16,13 @@ import (
 
 func TestUPnPMovePort(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{MovePort: true})
-	static := taken(backends.TCP, 80)
+	c := startIGD(t, igdQuirks{MovePort: true})
+	static := otherHostEntry(backends.TCP, 80)
 	static.Static = true
 	if err := c.gw.AddMapping(static); err != nil {
 		t.Fatal(err)
 	}
-	wantCodes(t, []int{c.add()}, 0)
+	checkCodes(t, []int{c.add()}, 0)
 	idle, err := net.Dial("tcp4", c.to)
 	if err != nil {
 		t.Fatal(err)
@@ -30,16 +30,16 @@ func TestUPnPMovePort(t *testing.T) {
 	defer idle.Close()
 	ssdp := c.gw.SSDP()
 	c.gw.Restart(gatewaytest.RestartOptions{})
-	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("the old port: %v", err)
 	}
-	_ = idle.SetDeadline(time.Now().Add(patience))
+	_ = idle.SetDeadline(time.Now().Add(testTimeout))
 	if b, err := io.ReadAll(idle); len(b) != 0 || isTimeout(err) {
 		t.Errorf("an old connection: %q, %v", b, err)
 	}
 	c.to = hostPort(t, c.gw.UPnP().DescriptionURL())
 	_, code := c.lookup("TCP", "8080")
-	wantCodes(t, []int{code, second(c.lookup("TCP", "80")), c.add()}, 714, 0, 0)
+	checkCodes(t, []int{code, second(c.lookup("TCP", "80")), c.add()}, 714, 0, 0)
 	if c.gw.SSDP() != ssdp {
 		t.Error("the search port moved too")
 	}
@@ -47,13 +47,13 @@ func TestUPnPMovePort(t *testing.T) {
 
 func TestUPnPDown(t *testing.T) {
 	t.Parallel()
-	gw := reference(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igd{MovePort: true}}})
-	c, h := newControl(t, gw), newHost(t, gw)
-	wantCodes(t, []int{c.add()}, 0)
+	gw := startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{MovePort: true}}})
+	c, h := newIGDClient(t, gw), newHost(t, gw)
+	checkCodes(t, []int{c.add()}, 0)
 	for range 3 {
 		gw.Down("upnp")
 		gw.Down("upnp")
-		if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+		if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 			t.Errorf("while down: %v", err)
 		}
 		h.expect("0000", addrReply)
@@ -62,22 +62,22 @@ func TestUPnPDown(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, code := c.lookup("TCP", "8080")
-		wantCodes(t, []int{code}, 0)
+		checkCodes(t, []int{code}, 0)
 	}
 	gw.Down()
-	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("all down: %v", err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{}) // down it stays
 	c.to = hostPort(t, gw.UPnP().DescriptionURL())
-	if _, err := c.ask("GetStatusInfo"); !refusedBy(err) {
+	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("restarted while down: %v", err)
 	}
 }
 
-func TestUPnPOff(t *testing.T) {
+func TestUPnPNotConfigured(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{Notify: netip.MustParseAddrPort("127.0.0.1:9"), Protocols: []string{"natpmp", "pcp"}})
+	gw := startGateway(t, gatewaytest.Config{Notify: netip.MustParseAddrPort("127.0.0.1:9"), Protocols: []string{"natpmp", "pcp"}})
 	gw.Announce()
 	gw.UPnP().Byebye()
 	gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
@@ -86,18 +86,18 @@ func TestUPnPOff(t *testing.T) {
 	if gw.UPnP().DescriptionURL() != "" || gw.UPnP().DescriptionURL6() != "" || gw.SSDP().IsValid() || gw.UPnP().SSDP6().IsValid() || gw.Stats().Notifications != 0 {
 		t.Error("UPnP is not off")
 	}
-	newHost(t, gw).ask("0000")
+	newHost(t, gw).request("0000")
 }
 
 func TestUPnPAddresses(t *testing.T) {
 	t.Parallel()
-	gw := start(t, gatewaytest.Config{ListenSSDP: netip.MustParseAddrPort("127.0.0.2:0"), ListenHTTP: netip.MustParseAddrPort("127.0.0.3:0")})
+	gw := startGateway(t, gatewaytest.Config{ListenSSDP: netip.MustParseAddrPort("127.0.0.2:0"), ListenHTTP: netip.MustParseAddrPort("127.0.0.3:0")})
 	if gw.SSDP().Addr().String() != "127.0.0.2" || !strings.HasPrefix(gw.UPnP().DescriptionURL(), "http://127.0.0.3:") {
 		t.Errorf("at %v and %s", gw.SSDP(), gw.UPnP().DescriptionURL())
 	}
-	c := newControl(t, gw)
-	wantCodes(t, []int{c.add()}, 0)
-	other := start(t, gatewaytest.Config{})
+	c := newIGDClient(t, gw)
+	checkCodes(t, []int{c.add()}, 0)
+	other := startGateway(t, gatewaytest.Config{})
 	if other.UPnP().UDN() == gw.UPnP().UDN() || len(gw.UPnP().UDN()) != len("uuid:00000000-0000-0000-0000-000000000000") {
 		t.Errorf("names %s and %s", gw.UPnP().UDN(), other.UPnP().UDN())
 	}
@@ -110,46 +110,46 @@ func TestUPnPAddresses(t *testing.T) {
 func TestUPnPFaults(t *testing.T) {
 	t.Parallel()
 	isAdd := func(r gatewaytest.Request) bool { return r.Action == "AddPortMapping" }
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	inject := func(f gatewaytest.Fault) {
 		f.Match, f.Times = isAdd, 1
 		c.gw.Inject(f)
 	}
 	inject(gatewaytest.Fault{Drop: true})
-	wantCodes(t, []int{c.add()}, ended)
+	checkCodes(t, []int{c.add()}, connClosed)
 	if n := len(c.gw.Table()); n != 0 {
 		t.Errorf("a dropped request made %d entries", n)
 	}
 	inject(gatewaytest.Fault{Result: 725})
 	inject(gatewaytest.Fault{Result: -911})
-	wantCodes(t, []int{c.add(), c.add()}, 725, -911)
+	checkCodes(t, []int{c.add(), c.add()}, 725, -911)
 	if n := len(c.gw.Table()); n != 0 {
 		t.Errorf("a refused request made %d entries", n)
 	}
 	inject(gatewaytest.Fault{Reply: func(b []byte) [][]byte { return [][]byte{b[:4], []byte(" me")} }, Duplicate: 3})
-	if got, err := c.ask("AddPortMapping", mapping()...); got != "POST me" || err != nil {
+	if got, err := c.request("AddPortMapping", addArguments()...); got != "POST me" || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
 	inject(gatewaytest.Fault{DropReply: true})
-	wantCodes(t, []int{c.add()}, ended)
-	only(t, c.gw)
+	checkCodes(t, []int{c.add()}, connClosed)
+	onlyEntry(t, c.gw)
 	inject(gatewaytest.Fault{Corrupt: func(b []byte) []byte { return b[:17] }})
-	if got, err := c.ask("AddPortMapping", mapping()...); got != "HTTP/1.1 200 OK\r\n" || err != nil {
+	if got, err := c.request("AddPortMapping", addArguments()...); got != "HTTP/1.1 200 OK\r\n" || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
 	hold := make(chan struct{})
 	inject(gatewaytest.Fault{Hold: hold, Delay: time.Millisecond})
 	held := make(chan int)
 	go func() { held <- c.add("ExternalPort", "1") }()
-	if _, err := c.gw.AwaitRequests(waiting(t), 7, isAdd); err != nil {
+	if _, err := c.gw.AwaitRequests(testContext(t), 7, isAdd); err != nil {
 		t.Fatal(err)
 	}
 	_, code := c.lookup("TCP", "1") // done already, and answered before
 	close(hold)
-	wantCodes(t, []int{code, <-held}, 0, 0)
+	checkCodes(t, []int{code, <-held}, 0, 0)
 
 	c.gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "describe" }, Result: 503})
-	if got := c.get("/rootDesc.xml"); status(got) != "503 Service Unavailable" {
+	if got := c.get("/rootDesc.xml"); statusLine(got) != "503 Service Unavailable" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -157,14 +157,14 @@ func TestUPnPFaults(t *testing.T) {
 // Close and Down do not wait for what is held back.
 func TestUPnPCloseWhileHeld(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	c.gw.Inject(gatewaytest.Fault{Hold: make(chan struct{})})
 	held := make(chan string)
 	go func() {
-		got, _ := c.ask("GetStatusInfo")
+		got, _ := c.request("GetStatusInfo")
 		held <- got
 	}()
-	if _, err := c.gw.AwaitRequests(waiting(t), 1, nil); err != nil {
+	if _, err := c.gw.AwaitRequests(testContext(t), 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	c.gw.Down("upnp")
@@ -178,11 +178,11 @@ func TestUPnPCloseWhileHeld(t *testing.T) {
 
 func TestUPnPStatus(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{})
+	c := startIGD(t, igdQuirks{})
 	ask := func(action string) map[string]string {
 		t.Helper()
 		args, code := c.call(action)
-		wantCodes(t, []int{code}, 0)
+		checkCodes(t, []int{code}, 0)
 		return args
 	}
 	c.gw.Advance(time.Hour)
@@ -209,7 +209,7 @@ func TestUPnPStatus(t *testing.T) {
 	if s := ask("GetStatusInfo"); s["NewConnectionStatus"] != "Disconnected" {
 		t.Errorf("without an address: %v", s)
 	}
-	wantCodes(t, []int{c.add()}, 501)
+	checkCodes(t, []int{c.add()}, 501)
 
 	c.path, c.service = "/ctl/0/WANCommonInterfaceConfig", "urn:schemas-upnp-org:service:WANCommonInterfaceConfig:1"
 	if s := ask("GetCommonLinkProperties"); s["NewPhysicalLinkStatus"] != "Up" {
@@ -226,33 +226,33 @@ func TestUPnPStatusQuirks(t *testing.T) {
 	t.Parallel()
 	type status = quirks.Status
 	for _, told := range []string{"", "0.0.0.0", " 203.0.113.7 ", "unknown", "10.0.0.2"} {
-		c := controlled(t, igd{Status: status{External: func(netip.Addr) string { return told }}})
+		c := startIGD(t, igdQuirks{Status: status{External: func(netip.Addr) string { return told }}})
 		if args, code := c.call("GetExternalIPAddress"); code != 0 || args["NewExternalIPAddress"] != told {
 			t.Errorf("told %v, fault %d, want %q", args, code, told)
 		}
-		wantCodes(t, []int{c.add()}, 0)
+		checkCodes(t, []int{c.add()}, 0)
 	}
 	for _, state := range []string{"Up", "Disconnected"} {
-		c := controlled(t, igd{Status: status{Connection: state}})
+		c := startIGD(t, igdQuirks{Status: status{Connection: state}})
 		if args, code := c.call("GetStatusInfo"); code != 0 || args["NewConnectionStatus"] != state {
 			t.Errorf("told %v, fault %d, want %q", args, code, state)
 		}
 	}
-	_, code := controlled(t, igd{Status: status{Unsupported: true}}).call("GetStatusInfo")
-	wantCodes(t, []int{code}, 401)
+	_, code := startIGD(t, igdQuirks{Status: status{Unsupported: true}}).call("GetStatusInfo")
+	checkCodes(t, []int{code}, 401)
 }
 
 // Of several WAN devices and connections one is connected, and only that maps.
 func TestUPnPConnections(t *testing.T) {
 	t.Parallel()
-	c := controlled(t, igd{Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}})
+	c := startIGD(t, igdQuirks{Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}})
 	for i := range 3 {
 		for _, kind := range []string{"IP", "PPP"} {
 			c.path = fmt.Sprintf("/ctl/%d/WAN%sConnection", i, kind)
 			c.service = "urn:schemas-upnp-org:service:WAN" + kind + "Connection:1"
 			state, _ := c.call("GetStatusInfo")
 			addr, _ := c.call("GetExternalIPAddress")
-			got := fmt.Sprint(state["NewConnectionStatus"], addr["NewExternalIPAddress"], c.add(), second(c.index(0)), c.remove("TCP", "8080"))
+			got := fmt.Sprint(state["NewConnectionStatus"], addr["NewExternalIPAddress"], c.add(), second(c.byIndex(0)), c.remove("TCP", "8080"))
 			want := fmt.Sprint("Disconnected", "", 501, 713, 714)
 			if i == 1 && kind == "IP" {
 				want = fmt.Sprint("Connected", "45.45.45.1", 0, 0, 0)
@@ -264,18 +264,18 @@ func TestUPnPConnections(t *testing.T) {
 	}
 	// One's type at the other's address is no service.
 	c.path, c.service = "/ctl/1/WANPPPConnection", ipConnection1
-	wantCodes(t, []int{c.add()}, 401)
+	checkCodes(t, []int{c.add()}, 401)
 }
 
 // A wrong service, a wrong version and unknown actions are 401, bad arguments 402.
-func TestUPnPBadCalls(t *testing.T) {
+func TestUPnPInvalidActions(t *testing.T) {
 	t.Parallel()
-	c, one := controlled(t, igd{}), controlled(t, igd{Version: 1})
-	as := func(c control, service string) control { c.service = service; return c }
+	c, one := startIGD(t, igdQuirks{}), startIGD(t, igdQuirks{Version: 1})
+	as := func(c igdClient, service string) igdClient { c.service = service; return c }
 	_, unknown := c.call("RequestConnection")
 	_, listing := one.listRange("1", "2")
-	_, anyPort := one.anyPort()
-	wantCodes(t, []int{
+	_, anyPort := one.addAny()
+	checkCodes(t, []int{
 		unknown, listing, anyPort,
 		as(c, ipConnection).add("ExternalPort", "1"), as(one, ipConnection).add(),
 		as(c, "urn:schemas-upnp-org:service:WANPPPConnection:1").add(), as(c, "").add(), as(c, "urn:").add(),
@@ -297,13 +297,13 @@ func TestUPnPBadCalls(t *testing.T) {
 			t.Errorf("%v: fault %d, want 402", bad, code)
 		}
 	}
-	wantCodes(t, []int{c.add("ExternalPort", "0"), c.add("InternalPort", "0"), c.add("ExternalPort", "5351", "Protocol", "UDP")}, 716, 732, 718)
+	checkCodes(t, []int{c.add("ExternalPort", "0"), c.add("InternalPort", "0"), c.add("ExternalPort", "5351", "Protocol", "UDP")}, 716, 732, 718)
 	_, code := c.call("GetGenericPortMappingEntry", "NewPortMappingIndex", "first")
-	wantCodes(t, []int{code}, 402)
+	checkCodes(t, []int{code}, 402)
 	if got, err := c.post("<s:Envelope>", `SOAPAction: "`+ipConnection1+`#AddPortMapping"`); err != nil || faultCode(t, got) != 402 {
 		t.Errorf("cut off: %s, %v", got, err)
 	}
-	if e := only(t, c.gw); e.External.Port() != 1 {
+	if e := onlyEntry(t, c.gw); e.External.Port() != 1 {
 		t.Errorf("entry %v", e)
 	}
 }
