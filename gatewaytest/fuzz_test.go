@@ -233,8 +233,8 @@ func FuzzUPnPRequest(f *testing.F) {
 			r.err, r.base = err, "http://127.0.0.1:1"
 			r.source = netip.MustParseAddrPort([]string{"127.0.0.1:1", "[::1]:1", "127.0.0.1:1"}[i])
 			q := g.upnp.identify(&r)
-			replies, _ := g.respondWith(q, func(refuse int) [][]byte {
-				b, _ := g.upnp.respond(&r, refuse)
+			replies, _ := g.respondWith(q, func(forcedResult int) [][]byte {
+				b, _ := g.upnp.respond(&r, forcedResult)
 				return oneReply(b)
 			})
 			if len(replies) > 1 {
@@ -295,7 +295,7 @@ func FuzzSSDP(f *testing.F) {
 		if !ok || g.upnp.ignores(q, from) {
 			return
 		}
-		all := g.upnp.matched(q, from)
+		all := g.upnp.searchResponses(q, from)
 		if len(all) > len(g.upnp.searchTargets()) {
 			t.Fatalf("%d answers", len(all))
 		}

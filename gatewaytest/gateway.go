@@ -273,7 +273,7 @@ func (g *Gateway) AddMapping(e Entry) error {
 	e.External = netip.AddrPortFrom(netip.Addr{}, e.External.Port())
 	e.Remote = netip.AddrPort{}
 	// Another port of the same host is another entry.
-	_, err := g.table.grant(spec{Entry: e, exactPort: true, allowSecond: true, ignoreNonce: true})
+	_, err := g.table.grant(mappingSpec{Entry: e, exactPort: true, allowSecond: true, ignoreNonce: true})
 	if err != nil {
 		return fmt.Errorf("%w: %v port %d", err, e.Protocol, e.External.Port())
 	}

@@ -123,7 +123,7 @@ func (s *natpmpServer) mapOrUnmap(client netip.Addr, m natpmp.MapRequest) (Entry
 	if internal == 0 {
 		return Entry{}, natpmp.NotAuthorized
 	}
-	granted, err := s.g.table.grant(spec{
+	granted, err := s.g.table.grant(mappingSpec{
 		Entry: Entry{
 			Protocol:  m.Protocol,
 			Internal:  netip.AddrPortFrom(client, internal),

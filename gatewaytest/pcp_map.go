@@ -61,29 +61,29 @@ func (s *pcpServer) deleteMapping(internal endpoint, nonce pcp.Nonce) error {
 // makeMapping makes or renews a mapping and fills in the response.
 func (s *pcpServer) makeMapping(source, internal netip.AddrPort, m pcp.MapRequest, r *pcp.MapResponse) error {
 	preferFailure := m.Options.PreferFailure && !s.quirks.PreferFailureIgnored
-	p, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), preferFailure)
+	choice, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), preferFailure)
 	if err != nil {
 		return err
 	}
-	w := spec{
+	spec := mappingSpec{
 		Entry: Entry{
-			Protocol: m.Protocol, Internal: internal, External: p.external,
+			Protocol: m.Protocol, Internal: internal, External: choice.external,
 			Remaining: s.g.config.lifetime(m.Lifetime), Service: servicePCP,
 		},
-		exactPort:   p.exactPort,
-		host:        &entryHost{nonce: m.Nonce, source: source, preferFailure: preferFailure, externalAddr: p.addr},
+		exactPort:   choice.exactPort,
+		host:        &entryHost{nonce: m.Nonce, source: source, preferFailure: preferFailure, externalAddr: choice.addr},
 		ignoreNonce: s.quirks.NonceLoose,
 		edit:        func(e *Entry) error { return s.applyOptions(e, m.Options) },
 	}
-	granted, err := s.g.table.grant(w)
+	granted, err := s.g.table.grant(spec)
 	if err != nil {
-		return grantError(err, w, granted)
+		return grantError(err, spec, granted)
 	}
-	r.Lifetime = w.Remaining // of granted, the clock may have taken some already
+	r.Lifetime = spec.Remaining // of granted, the clock may have taken some already
 	if granted.Static {
 		r.Lifetime = backends.Forever
 	}
-	r.ExternalPort, r.External = granted.External.Port(), p.addr
+	r.ExternalPort, r.External = granted.External.Port(), choice.addr
 	r.Options = m.Options
 	r.Options.PreferFailure = preferFailure
 	return nil
@@ -127,35 +127,35 @@ func (s *pcpServer) chooseExternal(p backends.Protocol, internal, requested neti
 		// The standard has no code for a family that the server cannot provide.
 		return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 	}
-	var at externalChoice
+	var choice externalChoice
 	if internal.Addr().Is4() {
 		external, err := s.externalAddr()
 		if err != nil {
 			return externalChoice{}, err
 		}
-		at = externalChoice{addr: external, exactPort: preferFailure && port != 0}
+		choice = externalChoice{addr: external, exactPort: preferFailure && port != 0}
 		if port == 0 {
 			port = internal.Port()
 		}
 		if p == backends.SCTP { // its checksums do not bear another port
-			at.exactPort = true
+			choice.exactPort = true
 			if preferFailure && port != internal.Port() {
 				return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 			}
 			port = internal.Port()
 		}
-		at.external = netip.AddrPortFrom(netip.Addr{}, port)
+		choice.external = netip.AddrPortFrom(netip.Addr{}, port)
 	} else {
 		// The firewall lets through, and translates nothing.
-		at = externalChoice{addr: internal.Addr(), external: internal, exactPort: true}
+		choice = externalChoice{addr: internal.Addr(), external: internal, exactPort: true}
 		if preferFailure && port != 0 && port != internal.Port() {
 			return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 		}
 	}
-	if preferFailure && !addr.IsUnspecified() && addr != at.addr {
+	if preferFailure && !addr.IsUnspecified() && addr != choice.addr {
 		return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 	}
-	return at, nil
+	return choice, nil
 }
 
 // wan is the external IPv4 address to map at.
@@ -172,13 +172,13 @@ func (s *pcpServer) externalAddr() (netip.Addr, error) {
 
 // grantError is the refusal for an error of table.grant, which came with the
 // entry in the way.
-func grantError(err error, s spec, conflict Entry) error {
+func grantError(err error, spec mappingSpec, conflict Entry) error {
 	switch {
 	case errors.Is(err, errTableFull):
 		return refusal{code: pcp.NoResources}
 	case errors.Is(err, errOtherOwner):
 		return refusal{code: pcp.NotAuthorized, lifetime: conflict.Remaining}
-	case errors.Is(err, errPortTaken) && s.Internal.Port() == 0:
+	case errors.Is(err, errPortTaken) && spec.Internal.Port() == 0:
 		return refusal{code: pcp.UnsupportedProtocol}
 	case errors.Is(err, errPortTaken):
 		return refusal{code: pcp.CannotProvideExternal, lifetime: min(conflict.Remaining, longErrorLifetime)}
@@ -220,17 +220,17 @@ func (s *pcpServer) respondPeer(q Request) ([]byte, error) {
 // makePeer makes or renews the entry and fills in the response. A wish that
 // cannot be met fails (RFC 6887, section 12.3).
 func (s *pcpServer) makePeer(source, internal netip.AddrPort, m pcp.PeerRequest, r *pcp.PeerResponse) error {
-	p, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), true)
+	choice, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), true)
 	if err != nil {
 		return err
 	}
-	w := spec{
+	spec := mappingSpec{
 		Entry: Entry{
-			Protocol: m.Protocol, Internal: internal, External: p.external, Remote: m.Remote,
+			Protocol: m.Protocol, Internal: internal, External: choice.external, Remote: m.Remote,
 			Remaining: s.g.config.lifetime(m.Lifetime), Service: servicePCP,
 		},
-		exactPort:   p.exactPort,
-		host:        &entryHost{nonce: m.Nonce, source: source, externalAddr: p.addr},
+		exactPort:   choice.exactPort,
+		host:        &entryHost{nonce: m.Nonce, source: source, externalAddr: choice.addr},
 		ignoreNonce: s.quirks.NonceLoose,
 		edit: func(e *Entry) error {
 			if m.Options.Description != "" || m.Options.ClearDescription {
@@ -239,11 +239,11 @@ func (s *pcpServer) makePeer(source, internal netip.AddrPort, m pcp.PeerRequest,
 			return nil
 		},
 	}
-	granted, err := s.g.table.grant(w)
+	granted, err := s.g.table.grant(spec)
 	if err != nil {
-		return grantError(err, w, granted)
+		return grantError(err, spec, granted)
 	}
-	r.Lifetime, r.ExternalPort, r.External = w.Remaining, granted.External.Port(), p.addr
+	r.Lifetime, r.ExternalPort, r.External = spec.Remaining, granted.External.Port(), choice.addr
 	return nil
 }
 

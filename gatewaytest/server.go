@@ -307,12 +307,12 @@ func (g *Gateway) waitForFault(fault *Fault) bool {
 // answer does what the request asks and returns the datagrams to send, with
 // the fault that they are subject to.
 func (g *Gateway) respond(q Request) ([][]byte, *Fault) {
-	return g.respondWith(q, func(refuse int) [][]byte { return oneReply(g.dispatch(q, refuse)) })
+	return g.respondWith(q, func(forcedResult int) [][]byte { return oneReply(g.dispatch(q, forcedResult)) })
 }
 
 // answerBy is answer with who does it. A refuse other than 0 is the result to
 // answer with, doing nothing.
-func (g *Gateway) respondWith(q Request, handle func(refuse int) [][]byte) ([][]byte, *Fault) {
+func (g *Gateway) respondWith(q Request, handle func(forcedResult int) [][]byte) ([][]byte, *Fault) {
 	if g.config.Admit != nil && !g.config.Admit(q.Source.Addr()) {
 		return nil, nil
 	}

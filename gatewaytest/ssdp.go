@@ -17,7 +17,7 @@ import (
 const maxMX = 5
 
 // target is what can be searched for, and under which name it is.
-type searchTarget struct{ st, usn string }
+type searchTarget struct{ target, usn string }
 
 // targets lists what the gateway announces: for the root device three, for the
 // others two, and for each service one (UPnP Device Architecture 1.1, section
@@ -51,8 +51,8 @@ func (s *upnpServer) ssdpType(urn string) string {
 
 // search is an M-SEARCH as it arrived.
 type searchRequest struct {
-	host, st string
-	mx       int // 0: none
+	host, target string
+	mx           int // 0: none
 }
 
 // parseSearch reads a search (UPnP Device Architecture 1.1, section 1.3.2).
@@ -74,14 +74,14 @@ func parseSearch(raw []byte) (searchRequest, bool) {
 		case "HOST":
 			q.host = value
 		case "ST":
-			q.st = value
+			q.target = value
 		case "MAN":
 			discover = value == `"ssdp:discover"`
 		case "MX":
 			q.mx, _ = strconv.Atoi(value)
 		}
 	}
-	return q, discover && ended && q.st != ""
+	return q, discover && ended && q.target != ""
 }
 
 // multicast reports whether the search names a group as its host.
@@ -101,7 +101,7 @@ func (s *upnpServer) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte)
 		if !ok || s.ignores(search, from) {
 			return nil
 		}
-		return s.matched(search, from)
+		return s.searchResponses(search, from)
 	})
 	s.g.record.add(q, len(replies) == 0)
 	if len(replies) == 0 {
@@ -139,27 +139,27 @@ func (s *upnpServer) ignores(q searchRequest, from netip.AddrPort) bool {
 	case rules.NoPort1900 && from.Port() == 1900:
 		return true
 	}
-	return rules.NoIGD2 && strings.HasSuffix(q.st, ":InternetGatewayDevice:2")
+	return rules.NoIGD2 && strings.HasSuffix(q.target, ":InternetGatewayDevice:2")
 }
 
 // found lists the answers to a search.
-func (s *upnpServer) matched(q searchRequest, from netip.AddrPort) [][]byte {
+func (s *upnpServer) searchResponses(q searchRequest, from netip.AddrPort) [][]byte {
 	rules := s.config.Search
 	var matched []searchTarget
 	switch all := s.searchTargets(); {
-	case q.st == "ssdp:all" && rules.FirstOnly:
+	case q.target == "ssdp:all" && rules.FirstOnly:
 		const wfa = "urn:schemas-wifialliance-org:device:WFADevice:1"
 		matched = []searchTarget{{wfa, s.root.udn + "-wfa::" + wfa}}
-	case q.st == "ssdp:all":
+	case q.target == "ssdp:all":
 		matched = all
 	default:
 		for _, t := range all {
-			if t.st == q.st {
+			if t.target == q.target {
 				matched = append(matched, t)
-			} else if compatibleType(t.st, q.st) {
+			} else if compatibleType(t.target, q.target) {
 				// Of a lower version: answered as asked (section 1.3.3).
-				usn := strings.TrimSuffix(t.usn, t.st) + q.st
-				matched = append(matched, searchTarget{q.st, usn})
+				usn := strings.TrimSuffix(t.usn, t.target) + q.target
+				matched = append(matched, searchTarget{q.target, usn})
 			}
 		}
 	}
@@ -191,7 +191,7 @@ func (s *upnpServer) searchResponse(t searchTarget, v6 bool) []byte {
 		m.add("LOCATION", at)
 	}
 	m.add("SERVER", serverName)
-	m.add("ST", t.st)
+	m.add("ST", t.target)
 	m.add("USN", t.usn)
 	m.add("BOOTID.UPNP.ORG", fmt.Sprint(s.currentBootID()))
 	m.add("CONFIGID.UPNP.ORG", "1")
@@ -275,7 +275,7 @@ func (s *upnpServer) notify(kind string) {
 		if at := s.location(v6); at != "" && kind != "ssdp:byebye" {
 			m.add("LOCATION", at)
 		}
-		m.add("NT", t.st)
+		m.add("NT", t.target)
 		m.add("NTS", kind)
 		m.add("USN", t.usn)
 		m.add("BOOTID.UPNP.ORG", fmt.Sprint(boot))

@@ -96,7 +96,7 @@ type entryHost struct {
 
 // wish asks the table for an entry: Remaining is the lifetime, External.Port
 // may be 0.
-type spec struct {
+type mappingSpec struct {
 	Entry
 	// exact fails with errTaken rather than accept another port.
 	exactPort bool
@@ -143,56 +143,56 @@ func newTable(c *clock, limit int) *table {
 // lifetime renewed, or a new one. It fails with errFull, with errTaken and
 // errOwner beside the entry in the way, if there is one, or as edit does; then
 // nothing has changed.
-func (t *table) grant(s spec) (Entry, error) {
+func (t *table) grant(spec mappingSpec) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
-	if r := t.existing(s); r != nil {
-		return t.renew(r, s, now)
+	if r := t.existing(spec); r != nil {
+		return t.renew(r, spec, now)
 	}
 	if t.limit != 0 && t.size >= t.limit {
 		return Entry{}, errTableFull
 	}
-	port, err := t.choosePort(s)
+	port, err := t.choosePort(spec)
 	if err != nil {
-		return t.conflicting(s, now), err
+		return t.conflicting(spec, now), err
 	}
-	r := &row{Entry: s.Entry, host: s.host}
-	r.Filters = slices.Clone(s.Filters)
-	r.External = netip.AddrPortFrom(s.External.Addr(), port)
-	if s.edit != nil {
-		if err := s.edit(&r.Entry); err != nil {
+	r := &row{Entry: spec.Entry, host: spec.host}
+	r.Filters = slices.Clone(spec.Filters)
+	r.External = netip.AddrPortFrom(spec.External.Addr(), port)
+	if spec.edit != nil {
+		if err := spec.edit(&r.Entry); err != nil {
 			return Entry{}, err
 		}
 	}
-	t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
+	t.setExpiry(r, now.Add(spec.Remaining), spec.Remaining == backends.Forever)
 	t.insert(r, now)
 	return t.snapshot(r, now), nil
 }
 
 // renew gives a row another lifetime, and what else its owner wants.
-func (t *table) renew(r *row, s spec, now time.Time) (Entry, error) {
+func (t *table) renew(r *row, spec mappingSpec, now time.Time) (Entry, error) {
 	switch {
-	case r.host != nil && s.host != nil && !s.ignoreNonce && r.host.nonce != s.host.nonce:
+	case r.host != nil && spec.host != nil && !spec.ignoreNonce && r.host.nonce != spec.host.nonce:
 		return t.snapshot(r, now), errOtherOwner
-	case s.exactPort && s.External.Port() != r.External.Port():
+	case spec.exactPort && spec.External.Port() != r.External.Port():
 		return t.snapshot(r, now), errPortTaken
 	case r.Static:
 		granted := t.snapshot(r, now)
-		granted.Remaining = s.Remaining
+		granted.Remaining = spec.Remaining
 		return granted, nil
 	}
 	e := t.snapshot(r, now)
-	if s.edit != nil {
-		if err := s.edit(&e); err != nil {
+	if spec.edit != nil {
+		if err := spec.edit(&e); err != nil {
 			return Entry{}, err
 		}
 		r.Filters, r.Description = e.Filters, e.Description
 	}
-	expires, forever := now.Add(s.Remaining), s.Remaining == backends.Forever
+	expires, forever := now.Add(spec.Remaining), spec.Remaining == backends.Forever
 	switch {
-	case s.host != nil:
-		r.host, r.Service = s.host, s.Service
+	case spec.host != nil:
+		r.host, r.Service = spec.host, spec.Service
 	case r.host != nil && (r.expires.IsZero() || expires.Before(r.expires)):
 		// Who proves nothing can prolong what has an owner, and no more.
 		expires, forever = r.expires, r.expires.IsZero()
@@ -202,12 +202,12 @@ func (t *table) renew(r *row, s spec, now time.Time) (Entry, error) {
 }
 
 // held returns the entry that a wish renews, or nil.
-func (t *table) existing(s spec) *row {
-	for _, r := range t.byInternal[endpoint{s.Protocol, s.Internal}] {
-		if r.Remote != s.Remote || r.Service == serviceUPnP {
+func (t *table) existing(spec mappingSpec) *row {
+	for _, r := range t.byInternal[endpoint{spec.Protocol, spec.Internal}] {
+		if r.Remote != spec.Remote || r.Service == serviceUPnP {
 			continue
 		}
-		if !s.allowSecond || s.External.Port() == 0 || s.External.Port() == r.External.Port() {
+		if !spec.allowSecond || spec.External.Port() == 0 || spec.External.Port() == r.External.Port() {
 			return r
 		}
 	}

@@ -20,27 +20,27 @@ var otherTransport = map[backends.Protocol]backends.Protocol{
 }
 
 // choose picks the external port: the one wished, else the next free one.
-func (t *table) choosePort(s spec) (uint16, error) {
-	requested := int(s.External.Port())
-	if shared := t.rowSharingPort(s); shared != nil {
-		if s.exactPort && s.External.Port() != shared.External.Port() {
+func (t *table) choosePort(spec mappingSpec) (uint16, error) {
+	requested := int(spec.External.Port())
+	if shared := t.rowSharingPort(spec); shared != nil {
+		if spec.exactPort && spec.External.Port() != shared.External.Port() {
 			return 0, errPortTaken
 		}
 		return shared.External.Port(), nil
 	}
-	if s.Internal.Port() == 0 {
-		return 0, t.checkAllPorts(s)
+	if spec.Internal.Port() == 0 {
+		return 0, t.checkAllPorts(spec)
 	}
 	if requested == 0 {
-		if port := t.highPort(s); port != 0 {
+		if port := t.highPort(spec); port != 0 {
 			return port, nil
 		}
 		return 0, errTableFull
 	}
-	if t.isFree(s, uint16(requested)) {
+	if t.isFree(spec, uint16(requested)) {
 		return uint16(requested), nil
 	}
-	if s.exactPort {
+	if spec.exactPort {
 		return 0, errPortTaken
 	}
 	for i := 1; i < 1<<16; i++ {
@@ -49,7 +49,7 @@ func (t *table) choosePort(s spec) (uint16, error) {
 		if port >= 1<<16 {
 			port = port - 1<<16 + 1024
 		}
-		if port < 1<<16 && t.isFree(s, uint16(port)) {
+		if port < 1<<16 && t.isFree(spec, uint16(port)) {
 			return uint16(port), nil
 		}
 	}
@@ -59,9 +59,9 @@ func (t *table) choosePort(s spec) (uint16, error) {
 // twin returns a row of the same internal endpoint that has to have the same
 // external one: what goes out to a remote host leaves from where the others
 // come in (RFC 6887, sections 11.3 and 12.3).
-func (t *table) rowSharingPort(s spec) *row {
-	for _, r := range t.byInternal[endpoint{s.Protocol, s.Internal}] {
-		if s.Remote.IsValid() || r.Remote.IsValid() && !s.allowSecond {
+func (t *table) rowSharingPort(spec mappingSpec) *row {
+	for _, r := range t.byInternal[endpoint{spec.Protocol, spec.Internal}] {
+		if spec.Remote.IsValid() || r.Remote.IsValid() && !spec.allowSecond {
 			return r
 		}
 	}
@@ -69,11 +69,11 @@ func (t *table) rowSharingPort(s spec) *row {
 }
 
 // high returns a free high port, another one each time, or 0.
-func (t *table) highPort(s spec) uint16 {
+func (t *table) highPort(spec mappingSpec) uint16 {
 	for range numHighPorts {
 		port := uint16(firstHighPort + t.nextHighPort)
 		t.nextHighPort = (t.nextHighPort + 1) % numHighPorts
-		if t.isFree(s, port) {
+		if t.isFree(spec, port) {
 			return port
 		}
 	}
@@ -86,8 +86,8 @@ func (t *table) highPortForBoth() uint16 {
 	defer t.mu.Unlock()
 	t.deleteExpired()
 	for range numHighPorts {
-		port := t.highPort(spec{Entry: Entry{Protocol: backends.TCP}})
-		if port == 0 || t.isFree(spec{Entry: Entry{Protocol: backends.UDP}}, port) {
+		port := t.highPort(mappingSpec{Entry: Entry{Protocol: backends.TCP}})
+		if port == 0 || t.isFree(mappingSpec{Entry: Entry{Protocol: backends.UDP}}, port) {
 			return port
 		}
 	}
@@ -97,18 +97,18 @@ func (t *table) highPortForBoth() uint16 {
 // free reports whether the wish may have the port: it is not the gateway's own,
 // nobody has it, alone or with all others, and the same port of the companion
 // protocol is no other client's (RFC 6886, section 3.3), which UPnP does not mind.
-func (t *table) isFree(s spec, port uint16) bool {
-	external := netip.AddrPortFrom(s.External.Addr(), port)
-	if isReserved(s.Protocol, port) || t.isOccupied(endpoint{s.Protocol, external}) {
+func (t *table) isFree(spec mappingSpec, port uint16) bool {
+	external := netip.AddrPortFrom(spec.External.Addr(), port)
+	if isReserved(spec.Protocol, port) || t.isOccupied(endpoint{spec.Protocol, external}) {
 		return false
 	}
-	for _, at := range allPortsEndpoints(s.Protocol, external.Addr()) {
-		if t.usedByOtherHost(at, s) {
+	for _, at := range allPortsEndpoints(spec.Protocol, external.Addr()) {
+		if t.usedByOtherHost(at, spec) {
 			return false
 		}
 	}
-	other, ok := otherTransport[s.Protocol]
-	return !ok || s.Service == serviceUPnP || !t.usedByOtherHost(endpoint{other, external}, s)
+	other, ok := otherTransport[spec.Protocol]
+	return !ok || spec.Service == serviceUPnP || !t.usedByOtherHost(endpoint{other, external}, spec)
 }
 
 // occupied reports whether an outside endpoint cannot have another entry. One of
@@ -123,9 +123,9 @@ func (t *table) isOccupied(at endpoint) bool {
 }
 
 // foreign reports whether another host than the wish's has the outside endpoint.
-func (t *table) usedByOtherHost(at endpoint, s spec) bool {
+func (t *table) usedByOtherHost(at endpoint, spec mappingSpec) bool {
 	rows := t.byExternal[at]
-	return len(rows) != 0 && rows[0].Internal.Addr() != s.Internal.Addr()
+	return len(rows) != 0 && rows[0].Internal.Addr() != spec.Internal.Addr()
 }
 
 // reserved reports whether the port is that of the protocols themselves, which
@@ -142,13 +142,13 @@ func allPortsEndpoints(p backends.Protocol, external netip.Addr) [2]endpoint {
 
 // freeAll returns nil where the wish may have all ports of its protocol, or of
 // all protocols, because no other host has one; else errTaken.
-func (t *table) checkAllPorts(s spec) error {
-	if s.exactPort && s.External.Port() != 0 {
+func (t *table) checkAllPorts(spec mappingSpec) error {
+	if spec.exactPort && spec.External.Port() != 0 {
 		return errPortTaken
 	}
 	for r := range t.rows {
-		overlaps := r.Protocol == s.Protocol || r.Protocol == 0 || s.Protocol == 0
-		if overlaps && r.External.Addr() == s.External.Addr() && r.Internal.Addr() != s.Internal.Addr() {
+		overlaps := r.Protocol == spec.Protocol || r.Protocol == 0 || spec.Protocol == 0
+		if overlaps && r.External.Addr() == spec.External.Addr() && r.Internal.Addr() != spec.Internal.Addr() {
 			return errPortTaken
 		}
 	}
@@ -156,10 +156,10 @@ func (t *table) checkAllPorts(s spec) error {
 }
 
 // inTheWay is the entry that has the port of a wish, or the zero Entry.
-func (t *table) conflicting(s spec, now time.Time) Entry {
-	endpoints := []endpoint{{s.Protocol, s.External}}
-	if other, ok := otherTransport[s.Protocol]; ok {
-		endpoints = append(endpoints, endpoint{other, s.External})
+func (t *table) conflicting(spec mappingSpec, now time.Time) Entry {
+	endpoints := []endpoint{{spec.Protocol, spec.External}}
+	if other, ok := otherTransport[spec.Protocol]; ok {
+		endpoints = append(endpoints, endpoint{other, spec.External})
 	}
 	for _, at := range endpoints {
 		if rows := t.byExternal[at]; len(rows) != 0 {

@@ -28,55 +28,55 @@ type upnpGrantRules struct {
 // another internal port (WANIPConnection:2, section 2.5.16). Entries of other
 // protocols are in its way, and it is in theirs. It fails with errFull, errHeld,
 // errSecond, or errTaken beside the entry in the way, if there is one.
-func (t *table) grantUPnP(s spec, rules upnpGrantRules) (Entry, error) {
+func (t *table) grantUPnP(spec mappingSpec, rules upnpGrantRules) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
-	rows := t.byExternal[endpoint{s.Protocol, s.External}]
+	rows := t.byExternal[endpoint{spec.Protocol, spec.External}]
 	for _, r := range rows {
-		if !r.matchesUPnP(s.Internal.Addr(), s.Filters) || !s.exactPort && r.Internal != s.Internal {
+		if !r.matchesUPnP(spec.Internal.Addr(), spec.Filters) || !spec.exactPort && r.Internal != spec.Internal {
 			continue
 		}
 		switch {
 		case rules.refuseReAdd:
 			return t.snapshot(r, now), errReAdd
-		case r.Internal != s.Internal && len(rows) > 1:
+		case r.Internal != spec.Internal && len(rows) > 1:
 			return t.snapshot(r, now), errPortTaken // an outgoing connection has the port too
 		}
-		t.overwrite(r, s, rules, now)
+		t.overwrite(r, spec, rules, now)
 		return t.snapshot(r, now), nil
 	}
-	if rules.oneExternalPort && slices.ContainsFunc(t.byInternal[endpoint{s.Protocol, s.Internal}], isUPnP) {
+	if rules.oneExternalPort && slices.ContainsFunc(t.byInternal[endpoint{spec.Protocol, spec.Internal}], isUPnP) {
 		return Entry{}, errSecondPort
 	}
 	if t.limit != 0 && t.size >= t.limit {
 		return Entry{}, errTableFull
 	}
-	s.allowSecond = true
-	port, err := t.choosePort(s)
+	spec.allowSecond = true
+	port, err := t.choosePort(spec)
 	if err != nil {
 		if len(rows) != 0 {
 			return t.snapshot(rows[0], now), err
 		}
 		return Entry{}, err
 	}
-	r := &row{Entry: s.Entry}
-	r.External = netip.AddrPortFrom(s.External.Addr(), port)
-	t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
+	r := &row{Entry: spec.Entry}
+	r.External = netip.AddrPortFrom(spec.External.Addr(), port)
+	t.setExpiry(r, now.Add(spec.Remaining), spec.Remaining == backends.Forever)
 	t.insert(r, now)
 	return t.snapshot(r, now), nil
 }
 
 // overwrite gives a row what the wish says.
-func (t *table) overwrite(r *row, s spec, rules upnpGrantRules, now time.Time) {
-	if r.Internal != s.Internal {
+func (t *table) overwrite(r *row, spec mappingSpec, rules upnpGrantRules, now time.Time) {
+	if r.Internal != spec.Internal {
 		t.deleteRow(r)
-		r.Internal = s.Internal
+		r.Internal = spec.Internal
 		t.addToIndexes(r)
 	}
-	r.Description, r.Disabled, r.lastUsed = s.Description, s.Disabled, now
+	r.Description, r.Disabled, r.lastUsed = spec.Description, spec.Disabled, now
 	if !rules.keepLifetime {
-		t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
+		t.setExpiry(r, now.Add(spec.Remaining), spec.Remaining == backends.Forever)
 	}
 }
 
@@ -136,13 +136,13 @@ type pinhole struct {
 
 // pierce opens a pinhole, or renews the one with the same internal endpoint and
 // filters. It fails with errFull.
-func (t *table) openPinhole(s spec) (pinhole, error) {
+func (t *table) openPinhole(spec mappingSpec) (pinhole, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
-	for _, r := range t.byExternal[endpoint{s.Protocol, s.External}] {
-		if r.matchesUPnP(s.Internal.Addr(), s.Filters) {
-			t.overwrite(r, s, upnpGrantRules{}, now)
+	for _, r := range t.byExternal[endpoint{spec.Protocol, spec.External}] {
+		if r.matchesUPnP(spec.Internal.Addr(), spec.Filters) {
+			t.overwrite(r, spec, upnpGrantRules{}, now)
 			return t.pinholeSnapshot(r, now), nil
 		}
 	}
@@ -150,8 +150,8 @@ func (t *table) openPinhole(s spec) (pinhole, error) {
 	if id == 0 || t.limit != 0 && t.size >= t.limit {
 		return pinhole{}, errTableFull
 	}
-	r := &row{Entry: s.Entry, id: id}
-	t.setExpiry(r, now.Add(s.Remaining), s.Remaining == backends.Forever)
+	r := &row{Entry: spec.Entry, id: id}
+	t.setExpiry(r, now.Add(spec.Remaining), spec.Remaining == backends.Forever)
 	t.insert(r, now)
 	return t.pinholeSnapshot(r, now), nil
 }

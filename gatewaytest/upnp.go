@@ -121,11 +121,11 @@ func (s *upnpServer) down() {
 
 // open opens what is closed. Callers hold the gateway's lock.
 func (s *upnpServer) open() error {
-	for _, w := range s.httpServers {
-		if w.ln != nil {
+	for _, server := range s.httpServers {
+		if server.ln != nil {
 			continue
 		}
-		if err := s.listen(w, w.addr); err != nil {
+		if err := s.listen(server, server.addr); err != nil {
 			return err
 		}
 	}
@@ -138,16 +138,16 @@ func (s *upnpServer) open() error {
 
 // listen has a web server take connections at the address. Callers hold the
 // gateway's lock.
-func (s *upnpServer) listen(w *httpServer, at netip.AddrPort) error {
-	ln, err := listenTCP(w.network, at)
+func (s *upnpServer) listen(server *httpServer, at netip.AddrPort) error {
+	ln, err := listenTCP(server.network, at)
 	if err != nil {
 		return fmt.Errorf("gatewaytest: %w", err)
 	}
-	w.ln = ln
-	if w.addr.Port() == 0 || at.Port() == 0 {
-		w.addr = netip.AddrPortFrom(at.Addr(), ln.Addr().(*net.TCPAddr).AddrPort().Port())
+	server.ln = ln
+	if server.addr.Port() == 0 || at.Port() == 0 {
+		server.addr = netip.AddrPortFrom(at.Addr(), ln.Addr().(*net.TCPAddr).AddrPort().Port())
 	}
-	s.g.wg.Go(func() { s.accept(w, ln) })
+	s.g.wg.Go(func() { s.accept(server, ln) })
 	return nil
 }
 
@@ -155,10 +155,10 @@ func (s *upnpServer) listen(w *httpServer, at netip.AddrPort) error {
 // lock. Callers hold it.
 func (s *upnpServer) detachListeners() []io.Closer {
 	closers := detachConns(s.ssdp)
-	for _, w := range s.httpServers {
-		if w.ln != nil {
-			closers = append(closers, w.ln)
-			w.ln = nil
+	for _, server := range s.httpServers {
+		if server.ln != nil {
+			closers = append(closers, server.ln)
+			server.ln = nil
 		}
 	}
 	return closers
@@ -175,12 +175,12 @@ func (s *upnpServer) restart() {
 	if !s.config.Search.BootIDStuck {
 		s.bootID++
 	}
-	for _, w := range s.httpServers {
-		ln := w.ln
+	for _, server := range s.httpServers {
+		ln := server.ln
 		if !s.config.MovePort || s.g.closed || ln == nil && !s.crashed {
 			continue
 		}
-		if s.listen(w, netip.AddrPortFrom(w.addr.Addr(), 0)) == nil && ln != nil {
+		if s.listen(server, netip.AddrPortFrom(server.addr.Addr(), 0)) == nil && ln != nil {
 			old = append(old, ln)
 		}
 	}

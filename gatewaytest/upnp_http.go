@@ -35,8 +35,8 @@ type httpServer struct {
 }
 
 // base is the start of the server's URLs. Callers hold the gateway's lock.
-func (w *httpServer) base() string {
-	addr := w.addr
+func (h *httpServer) base() string {
+	addr := h.addr
 	if addr.Addr().IsUnspecified() {
 		addr = netip.AddrPortFrom(loopback, addr.Port())
 	}
@@ -44,7 +44,7 @@ func (w *httpServer) base() string {
 }
 
 // accept takes connections until the listener is closed.
-func (s *upnpServer) accept(w *httpServer, ln *net.TCPListener) {
+func (s *upnpServer) accept(server *httpServer, ln *net.TCPListener) {
 	for {
 		c, err := ln.AcceptTCP()
 		switch {
@@ -56,31 +56,31 @@ func (s *upnpServer) accept(w *httpServer, ln *net.TCPListener) {
 			}
 			continue
 		}
-		if !s.track(w, ln, c) {
+		if !s.track(server, ln, c) {
 			_ = c.Close()
 			continue
 		}
-		s.g.spawn(func() { s.serveConn(w, c) })
+		s.g.spawn(func() { s.serveConn(server, c) })
 	}
 }
 
 // keep has hangUp close the connection, or reports that there are too many, or
 // that its listener is no longer the server's: what hangUp is then to close may
 // be closed already.
-func (s *upnpServer) track(w *httpServer, ln *net.TCPListener, c *net.TCPConn) bool {
+func (s *upnpServer) track(server *httpServer, ln *net.TCPListener, c *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.conns) >= maxConns || !s.isCurrent(w, ln) {
+	if len(s.conns) >= maxConns || !s.isCurrent(server, ln) {
 		return false
 	}
 	s.conns[c] = struct{}{}
 	return true
 }
 
-func (s *upnpServer) isCurrent(w *httpServer, ln *net.TCPListener) bool {
+func (s *upnpServer) isCurrent(server *httpServer, ln *net.TCPListener) bool {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
-	return w.ln == ln
+	return server.ln == ln
 }
 
 // hangUp closes all connections.
@@ -98,7 +98,7 @@ func (s *upnpServer) closeConns() {
 
 // converse answers the request of a connection, or where it stays open the
 // requests.
-func (s *upnpServer) serveConn(w *httpServer, c *net.TCPConn) {
+func (s *upnpServer) serveConn(server *httpServer, c *net.TCPConn) {
 	defer func() {
 		s.mu.Lock()
 		delete(s.conns, c)
@@ -115,7 +115,7 @@ func (s *upnpServer) serveConn(w *httpServer, c *net.TCPConn) {
 		r.err = err
 		r.source = remoteAddrPort(c)
 		s.g.mu.Lock()
-		r.base = w.base()
+		r.base = server.base()
 		s.g.mu.Unlock()
 		if !s.serveRequest(c, r) {
 			return
@@ -132,9 +132,9 @@ func (s *upnpServer) serveConn(w *httpServer, c *net.TCPConn) {
 func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 	q := s.identify(&r)
 	var afterReset func()
-	replies, fault := s.g.respondWith(q, func(refuse int) [][]byte {
+	replies, fault := s.g.respondWith(q, func(forcedResult int) [][]byte {
 		var b []byte
-		b, afterReset = s.respond(&r, refuse)
+		b, afterReset = s.respond(&r, forcedResult)
 		return oneReply(b)
 	})
 	s.g.record.add(q, len(replies) == 0)

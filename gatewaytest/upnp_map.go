@@ -16,15 +16,15 @@ const maxLease = 604800 * time.Second
 // addPortMapping maps the port that was asked for, or fails
 // (WANIPConnection:2, section 2.5.16).
 func (s *upnpServer) addPortMapping(c soapCall) ([]soapArg, error) {
-	w, err := s.mappingSpec(c)
+	spec, err := s.parseMappingSpec(c)
 	if err != nil {
 		return nil, err
 	}
-	if w.External.Port() == 0 {
+	if spec.External.Port() == 0 {
 		return nil, soapFault(716)
 	}
-	w.exactPort = true
-	_, err = s.grant(w)
+	spec.exactPort = true
+	_, err = s.grant(spec)
 	return nil, err
 }
 
@@ -37,50 +37,50 @@ func (s *upnpServer) addAnyPortMapping(c soapCall) ([]soapArg, error) {
 	case s.config.Rules.AddAnyResets:
 		return nil, errReset
 	}
-	w, err := s.mappingSpec(c)
+	spec, err := s.parseMappingSpec(c)
 	if err != nil {
 		return nil, err
 	}
-	granted, err := s.grant(w)
+	granted, err := s.grant(spec)
 	return []soapArg{{"NewReservedPort", strconv.Itoa(int(granted.External.Port()))}}, err
 }
 
 // wish reads the mapping that is asked for, and applies the rules that do not
 // depend on others.
-func (s *upnpServer) mappingSpec(c soapCall) (spec, error) {
+func (s *upnpServer) parseMappingSpec(c soapCall) (mappingSpec, error) {
 	remote, err := s.remoteHostArg(c)
 	if err != nil {
-		return spec{}, err
+		return mappingSpec{}, err
 	}
 	p, err := s.protocolArg(c)
 	if err != nil {
-		return spec{}, err
+		return mappingSpec{}, err
 	}
 	ports, err := c.numbers("NewExternalPort", "NewInternalPort")
 	if err != nil {
-		return spec{}, err
+		return mappingSpec{}, err
 	}
 	enabled, err := c.flag("NewEnabled")
 	if err != nil {
-		return spec{}, err
+		return mappingSpec{}, err
 	}
 	client, err := netip.ParseAddr(strings.TrimSpace(c.args["NewInternalClient"]))
 	if err != nil || !client.Is4() || client.IsUnspecified() {
-		return spec{}, soapFault(402)
+		return mappingSpec{}, soapFault(402)
 	}
-	w := spec{Entry: Entry{
+	spec := mappingSpec{Entry: Entry{
 		Protocol: p, Internal: netip.AddrPortFrom(client, ports[1]),
 		External: netip.AddrPortFrom(netip.Addr{}, ports[0]),
 		Service:  serviceUPnP, Disabled: !enabled, Description: c.args["NewPortMappingDescription"],
 		Filters: filtersFor(remote, 0),
 	}}
-	if err := s.checkDescription(w.Description); err != nil {
-		return spec{}, err
+	if err := s.checkDescription(spec.Description); err != nil {
+		return mappingSpec{}, err
 	}
-	if w.Remaining, err = s.grantedLease(c); err != nil {
-		return spec{}, err
+	if spec.Remaining, err = s.grantedLease(c); err != nil {
+		return mappingSpec{}, err
 	}
-	return w, s.checkRules(c, w)
+	return spec, s.checkRules(c, spec)
 }
 
 // checkDescription applies the demands on descriptions.
@@ -127,17 +127,17 @@ func (s *upnpServer) grantedLease(c soapCall) (time.Duration, error) {
 }
 
 // checkRules applies what is refused whatever the table has.
-func (s *upnpServer) checkRules(c soapCall, w spec) error {
-	rules, external, internal := s.config.Rules, w.External.Port(), w.Internal.Port()
+func (s *upnpServer) checkRules(c soapCall, spec mappingSpec) error {
+	rules, external, internal := s.config.Rules, spec.External.Port(), spec.Internal.Port()
 	_, unusable := s.connectionAddr(c.service)
 	switch {
 	case rules.SwitchedOff:
 		return soapFault(606)
 	case internal == 0:
 		return soapFault(732)
-	case rules.SourceNeeded && len(w.Filters) == 0:
+	case rules.SourceNeeded && len(spec.Filters) == 0:
 		return soapFault(715)
-	case rules.AnySourceOnly && len(w.Filters) != 0:
+	case rules.AnySourceOnly && len(spec.Filters) != 0:
 		return soapFault(726)
 	case rules.AnyPortOnly && external != 0:
 		return soapFault(727)
@@ -145,7 +145,7 @@ func (s *upnpServer) checkRules(c soapCall, w spec) error {
 		return soapFault(724)
 	case rules.LowPorts != 0 && 0 < external && external < 1024:
 		return soapFault(rules.LowPorts)
-	case w.Internal.Addr() != c.client && !s.config.AnyClient:
+	case spec.Internal.Addr() != c.client && !s.config.AnyClient:
 		return s.byVersion(718, 606)
 	case unusable:
 		return soapFault(501)
@@ -154,30 +154,30 @@ func (s *upnpServer) checkRules(c soapCall, w spec) error {
 }
 
 // byVersion is a fault that version 1 has another code for.
-func (s *upnpServer) byVersion(one, two soapFault) soapFault {
+func (s *upnpServer) byVersion(code1, code2 soapFault) soapFault {
 	if s.config.Version == 1 {
-		return one
+		return code1
 	}
-	return two
+	return code2
 }
 
 // assign makes the mapping, or behaves as if.
-func (s *upnpServer) grant(w spec) (Entry, error) {
+func (s *upnpServer) grant(spec mappingSpec) (Entry, error) {
 	rules := s.config.Rules
 	if rules.Unlisted {
-		return w.Entry, nil
+		return spec.Entry, nil
 	}
 	if rules.ListedClient.IsValid() {
-		w.Internal = netip.AddrPortFrom(rules.ListedClient, w.Internal.Port())
+		spec.Internal = netip.AddrPortFrom(rules.ListedClient, spec.Internal.Port())
 	}
-	granted, err := s.g.table.grantUPnP(w, upnpGrantRules{
+	granted, err := s.g.table.grantUPnP(spec, upnpGrantRules{
 		refuseReAdd: rules.NoReAdd != 0, keepLifetime: s.config.Leases.NoRefresh, oneExternalPort: rules.OnePort,
 	})
 	switch {
 	case err == nil:
 		return granted, nil
 	case errors.Is(err, errTableFull) && rules.FullSilent:
-		return w.Entry, nil
+		return spec.Entry, nil
 	case errors.Is(err, errTableFull) && rules.Full != 0:
 		return Entry{}, soapFault(rules.Full)
 	case errors.Is(err, errTableFull):

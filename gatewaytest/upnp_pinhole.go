@@ -40,54 +40,54 @@ func (s *upnpServer) addPinhole(c soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
 	}
-	w, err := s.pinholeSpec(c)
+	spec, err := s.parsePinholeSpec(c)
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.g.table.openPinhole(w)
+	h, err := s.g.table.openPinhole(spec)
 	if err != nil {
 		return nil, soapFault(701)
 	}
 	return []soapArg{{"UniqueID", strconv.Itoa(int(h.id))}}, nil
 }
 
-func (s *upnpServer) pinholeSpec(c soapCall) (spec, error) {
+func (s *upnpServer) parsePinholeSpec(c soapCall) (mappingSpec, error) {
 	ports, err := c.numbers("RemotePort", "InternalPort", "Protocol")
 	if err != nil {
-		return spec{}, err
+		return mappingSpec{}, err
 	}
 	lease, err := pinholeLease(c, "LeaseTime")
 	if err != nil {
-		return spec{}, err
+		return mappingSpec{}, err
 	}
 	host := strings.TrimSpace(c.args["InternalClient"])
 	p := backends.Protocol(ports[2])
 	switch {
 	case ports[1] == 0:
-		return spec{}, soapFault(706)
+		return mappingSpec{}, soapFault(706)
 	case host == "" || host == "*" || host == "::":
-		return spec{}, soapFault(708)
+		return mappingSpec{}, soapFault(708)
 	case ports[2] == 65535:
-		return spec{}, soapFault(707)
+		return mappingSpec{}, soapFault(707)
 	case ports[2] > 255 || p != backends.TCP && p != backends.UDP:
-		return spec{}, soapFault(705)
+		return mappingSpec{}, soapFault(705)
 	}
 	client, err := netip.ParseAddr(host)
 	if err != nil {
-		return spec{}, soapFault(402)
+		return mappingSpec{}, soapFault(402)
 	}
 	remote, err := pinholeRemote(c)
 	low := s.config.Rules.LowPorts
 	switch {
 	case err != nil:
-		return spec{}, err
+		return mappingSpec{}, err
 	case !client.Is6() || client.Is4In6() || client != c.client:
-		return spec{}, soapFault(606)
+		return mappingSpec{}, soapFault(606)
 	case low != 0 && ports[1] < 1024:
-		return spec{}, soapFault(low)
+		return mappingSpec{}, soapFault(low)
 	}
 	at := netip.AddrPortFrom(client, ports[1])
-	return spec{Entry: Entry{
+	return mappingSpec{Entry: Entry{
 		Protocol: p, Internal: at, External: at, Remaining: s.g.config.lifetime(lease),
 		Service: serviceUPnP, Filters: filtersFor(remote, ports[0]),
 	}}, nil
