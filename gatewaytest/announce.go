@@ -10,23 +10,26 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// The gaps between the packets of an announcement double from the first to the
-// last (RFC 6886, section 3.2.1; RFC 6887, section 14.1).
+// The intervals between the packets of an announcement double, from firstInterval up to
+// maxInterval (RFC 6886, section 3.2.1; RFC 6887, section 14.1).
 const (
 	firstInterval = 250 * time.Millisecond
 	maxInterval   = 64 * time.Second
 )
 
-// mostAlive is how often ssdp:alive is sent, since datagrams get lost (UPnP Device
-// Architecture 1.1, section 1.2.2).
+// maxAliveRounds is the maximum number of times that ssdp:alive is sent. It is sent
+// repeatedly because datagrams can be lost (UPnP Device Architecture 1.1, section
+// 1.2.2).
 const maxAliveRounds = 3
 
-// Announce tells the hosts that the gateway may have changed, as Restart and SetExternal
-// do. The first packet is sent before it returns; the series ends with the next
-// announcement. NAT-PMP and PCP announce to Config.Announce and
-// Config.Announce6; UPnP notifies Config.Notify with ssdp:alive for each device and
-// service, three times at most. A protocol that the gateway does not speak, or that is
-// down, sends nothing. Start does not announce.
+// Announce informs the hosts that the gateway may have changed. Restart and SetExternal
+// call it. The first packet is sent before Announce returns. The next announcement ends
+// the series.
+//
+// NAT-PMP and PCP send their announcements to Config.Announce and Config.Announce6. UPnP
+// notifies Config.Notify with ssdp:alive for each device and service, at most three
+// times. A protocol that the gateway does not support, or that is down, sends nothing.
+// Start does not announce.
 func (g *Gateway) Announce() {
 	if g.supports(serviceUPnP) && hasPort(g.config.Notify) {
 		g.sendSeries(&g.cancelNotify, min(g.config.Quirks.AnnounceCount, maxAliveRounds), func() { g.upnp.notify("ssdp:alive") })
@@ -36,8 +39,9 @@ func (g *Gateway) Announce() {
 	}
 }
 
-// series runs a round, and the others later. It ends the series that current
-// is of, and current then is of this one.
+// sendSeries calls round count times: once before it returns, and then in the background
+// with growing intervals. It ends the series that current belongs to, and stores the
+// cancel function of the new series there.
 func (g *Gateway) sendSeries(current *context.CancelFunc, count int, round func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g.mu.Lock()
@@ -62,7 +66,7 @@ func (g *Gateway) sendSeries(current *context.CancelFunc, count int, round func(
 			case <-g.done:
 				return
 			}
-			if ctx.Err() != nil { // both were ready
+			if ctx.Err() != nil { // both channels were ready
 				return
 			}
 			round()
@@ -71,7 +75,7 @@ func (g *Gateway) sendSeries(current *context.CancelFunc, count int, round func(
 	})
 }
 
-// announceOnce sends one round, unless the gateway is down.
+// announceOnce sends one round of announcements, unless the gateway is down.
 func (g *Gateway) announceOnce() {
 	hint, _ := pcp.AnnounceResponse{Epoch: g.epoch()}.MarshalBinary()
 	as := g.config.Quirks.AnnounceAs
@@ -94,8 +98,8 @@ func (g *Gateway) announceOnce() {
 	}
 }
 
-// listens reports whether somebody can listen at an address: a configuration says with
-// port 0 that nobody does.
+// hasPort reports whether packets can be sent to an address. In a configuration, port 0
+// means that nothing is to be sent.
 func hasPort(at netip.AddrPort) bool { return at.IsValid() && at.Port() != 0 }
 
 func (g *Gateway) announceTo(to netip.AddrPort, b []byte) {

@@ -12,53 +12,61 @@ import (
 	"github.com/natforward/goforward/internal/freeport"
 )
 
-// Config says what kind of router to start. The zero value is a router that follows
-// the standards and speaks all protocols, on loopback ports that it chooses. If a field
-// makes no sense, New and Start fail with an error that is backends.ErrInvalid.
+// Config describes the router to start. The zero value is a router that follows the
+// standards and supports all protocols, on loopback ports that it chooses. If a field is
+// invalid, New and Start fail with an error that is backends.ErrInvalid.
 type Config struct {
-	// Protocols are those that the gateway speaks, of "natpmp", "pcp" and "upnp". Nil or
-	// empty: all. A gateway that speaks only one of NAT-PMP and PCP tells the clients of
-	// the other that it does not know the version, as the standards say.
+	// Protocols lists the protocols that the gateway supports: "natpmp", "pcp" and
+	// "upnp". Nil or empty means all. A gateway that supports only one of NAT-PMP and
+	// PCP answers requests of the other with an unsupported-version error, as the
+	// standards require.
 	Protocols []string
-	// Listen is the IPv4 address where the gateway answers NAT-PMP and PCP. The zero
-	// address is 127.0.0.1, port 0 any free port. The standards say port 5351.
+	// Listen is the IPv4 address at which the gateway receives NAT-PMP and PCP requests.
+	// The zero address means 127.0.0.1, and port 0 means any free port. The port of the
+	// standards is 5351.
 	Listen netip.AddrPort
-	// Listen6 is the IPv6 address, such as [::1]:0, where the gateway answers PCP, and UPnP
-	// on other ports. The zero value: none. Start fails on a machine without the address.
+	// Listen6 is the IPv6 address, such as [::1]:0, at which the gateway receives PCP
+	// requests. UPnP uses other ports of the same address. The zero value means no IPv6.
+	// Start fails on a machine that does not have the address.
 	Listen6 netip.AddrPort
-	// ListenSSDP is the IPv4 address where the gateway answers searches of UPnP, and
-	// ListenHTTP the one where it serves description and control. The zero address is that
-	// of Listen, port 0 any free port. It joins no multicast group.
+	// ListenSSDP is the IPv4 address at which the gateway receives UPnP searches.
+	// ListenHTTP is the IPv4 address at which it serves the device description and UPnP
+	// control. The zero address means the address of Listen, and port 0 means any free
+	// port. The gateway joins no multicast group.
 	ListenSSDP, ListenHTTP netip.AddrPort
-	// External is the virtual external address. The zero Addr is 45.45.45.1; 0.0.0.0 is
-	// a gateway without an address. Private ones are told and mapped like others, unless
-	// a RefusePrivate of Quirks says otherwise.
+	// External is the virtual external address. The zero Addr means 45.45.45.1; 0.0.0.0
+	// means that the gateway has no external address. Private addresses are reported and
+	// mapped like others, unless a RefusePrivate field of Quirks is set.
 	External netip.Addr
-	// Announce is the address that announcements of NAT-PMP and PCP go to. The zero value
-	// is an address of loopback that the gateway chooses, see [Gateway.AnnounceAddr]; the
-	// system gives its port to no other socket, so that a program under test can listen
-	// there. With port 0, such as 127.0.0.1:0, there are no announcements. The standards
-	// say 224.0.0.1:5350.
+	// Announce is the address to which NAT-PMP and PCP announcements are sent. The zero
+	// value means a loopback address that the gateway chooses, see
+	// [Gateway.AnnounceAddr]. The system assigns the port of that address to no other
+	// socket, so that a program under test can listen there. With port 0, such as
+	// 127.0.0.1:0, no announcements are sent. The address of the standards is
+	// 224.0.0.1:5350.
 	Announce netip.AddrPort
-	// Announce6 is the address that announcements of PCP over IPv6 go to. The zero value:
-	// there are none. It needs Listen6. The standard says [ff02::1]:5350, with a zone.
+	// Announce6 is the address to which PCP announcements over IPv6 are sent. The zero
+	// value means that none are sent. It requires Listen6. The address of the standard
+	// is [ff02::1]:5350, with a zone.
 	Announce6 netip.AddrPort
-	// Notify is the address that notifications of UPnP go to. The zero value is another
-	// address of loopback that the gateway chooses, see [Gateway.NotifyAddr]. With port 0
-	// there are no notifications. The standard says 239.255.255.250:1900.
+	// Notify is the address to which UPnP notifications are sent. The zero value means
+	// another loopback address that the gateway chooses, see [Gateway.NotifyAddr]. With
+	// port 0, no notifications are sent. The address of the standard is
+	// 239.255.255.250:1900.
 	Notify netip.AddrPort
-	// MinLifetime and MaxLifetime bound the lifetimes granted. The protocols have whole
-	// seconds. Zero: no bound.
+	// MinLifetime and MaxLifetime limit the lifetimes that the gateway grants. The
+	// protocols express lifetimes in whole seconds. Zero means no limit.
 	MinLifetime, MaxLifetime time.Duration
-	// TableLimit is how many mappings the table has room for. Zero: as many as there are
-	// ports.
+	// TableLimit is the maximum number of mappings in the table. Zero means no limit
+	// other than the number of ports.
 	TableLimit int
-	// Admit reports whether the gateway handles requests from an address; it drops others.
-	// Nil: all. Several goroutines may call it at once.
+	// Admit reports whether the gateway handles requests from an address. Requests from
+	// other addresses are dropped. Nil admits all. Several goroutines may call it at the
+	// same time.
 	Admit func(netip.Addr) bool
-	// Uptime is how long the gateway has been up when it starts: the epoch that NAT-PMP
-	// and PCP tell, and the uptime of UPnP. Zero is a day, so that a client that has seen
-	// the clock once notices a restart right away.
+	// Uptime is the time for which the gateway has been up when it starts: the epoch
+	// that NAT-PMP and PCP report, and the uptime that UPnP reports. Zero means one day.
+	// A client that has seen this epoch once can detect a restart immediately.
 	Uptime time.Duration
 	// ManualClock stops the gateway's clock: only Advance moves it.
 	ManualClock bool
@@ -69,12 +77,14 @@ type Config struct {
 var (
 	loopback        = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	defaultExternal = netip.AddrFrom4([4]byte{45, 45, 45, 1})
-	// defaultOutside and defaultOutside6 are where Dial comes from.
+	// defaultOutside and defaultOutside6 are the addresses from which Dial connects by
+	// default.
 	defaultOutside  = netip.AddrFrom4([4]byte{45, 45, 45, 100})
 	defaultOutside6 = netip.MustParseAddr("2001:db8::100")
 )
 
-// withDefaults fills in the zero values and refuses what makes no sense.
+// withDefaults replaces zero values by their defaults and returns an error if a value is
+// invalid.
 func (c Config) withDefaults() (Config, error) {
 	if !c.Listen.Addr().IsValid() {
 		c.Listen = netip.AddrPortFrom(loopback, c.Listen.Port())
@@ -138,12 +148,12 @@ func (c Config) withDefaults() (Config, error) {
 	return c, err
 }
 
-// speaks reports whether the gateway speaks the protocol.
+// supports reports whether the gateway supports the protocol.
 func (c Config) supports(service string) bool {
 	return len(c.Protocols) == 0 || slices.Contains(c.Protocols, service)
 }
 
-// lifetime is what a gateway of this kind grants for a wish.
+// lifetime returns the lifetime that the gateway grants for a requested one.
 func (c Config) lifetime(requested time.Duration) time.Duration {
 	granted := max(requested, c.MinLifetime)
 	if c.MaxLifetime != 0 {
@@ -152,7 +162,8 @@ func (c Config) lifetime(requested time.Duration) time.Duration {
 	return granted
 }
 
-// upnpDefaults fills in the zero values and refuses what makes no sense.
+// upnpDefaults replaces zero values by their defaults and returns an error if a value is
+// invalid.
 func upnpDefaults(u quirks.UPnP) (quirks.UPnP, error) {
 	if u.Version == 0 {
 		u.Version = 2

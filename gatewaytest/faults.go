@@ -6,64 +6,68 @@ import (
 	"time"
 )
 
-// maxDuplicates bounds Fault.Duplicate.
+// maxDuplicates is the maximum of Fault.Duplicate and Fault.Repeat.
 const maxDuplicates = 100
 
-// Fault makes the gateway fail at the requests that match. Its functions
-// are called without a lock held, possibly at once; they may use the gateway
-// but not close it.
+// Fault makes the gateway fail at the requests that match. The gateway calls the
+// functions of a Fault without holding a lock, possibly concurrently. They may use the
+// gateway but must not close it.
 type Fault struct {
-	// Match picks the requests. Nil: all.
+	// Match selects the requests. Nil matches all requests.
 	Match func(Request) bool
-	// Times is for how many requests. Zero: until removed.
+	// Times is the number of requests to which the fault applies. Zero means that it
+	// applies until it is removed.
 	Times int
 
-	// Drop loses the request: nothing is done and nothing answered. An HTTP
-	// connection is closed, with Hold or Delay as long after.
+	// Drop discards the request: the gateway neither handles it nor responds to it. An
+	// HTTP connection is closed, after Hold or Delay if these are set.
 	Drop bool
-	// DropReply does what was asked and loses the answer.
+	// DropReply handles the request and discards the response.
 	DropReply bool
-	// Result refuses with this result code of the request's protocol. In SOAP it is
-	// a fault, in other HTTP the status; in SSDP it does nothing. Zero: no refusal.
+	// Result refuses the request with this result code of its protocol. For a SOAP
+	// action it is the fault code, for other HTTP requests it is the status; for SSDP it
+	// has no effect. Zero means no refusal.
 	Result int
-	// Reply answers instead of the gateway, which does nothing: each element is
-	// a datagram, or one after the other what is written to an HTTP connection.
-	// If it returns no element, nothing is sent.
+	// Reply returns the response in place of the gateway, which does not handle the
+	// request. Each element is a datagram. On an HTTP connection, the elements are
+	// written one after the other. If Reply returns no element, nothing is sent.
 	Reply func(request []byte) [][]byte
-	// Corrupt changes each answer, of HTTP with its headers. Nil from it loses the answer.
+	// Corrupt changes each response, for HTTP including its headers. If it returns nil,
+	// the response is discarded.
 	Corrupt func(reply []byte) []byte
-	// Duplicate is how many more copies of the answer are sent, at most 100. In
-	// HTTP, none.
+	// Duplicate is the number of additional copies of the response that are sent, at
+	// most 100. It has no effect on HTTP.
 	Duplicate int
-	// Delay sends the answer that much later, in real time. Later requests
-	// overtake it.
+	// Delay sends the response that much later, in real time. Responses to later
+	// requests can be sent before it.
 	Delay time.Duration
-	// Hold sends the answer when the channel is closed, or receives.
+	// Hold sends the response when the channel is closed or delivers a value.
 	Hold <-chan struct{}
-	// HoldRequest handles the request when the channel is closed, or receives. Later
-	// requests wait too, and are handled in the order of their arrival.
+	// HoldRequest handles the request when the channel is closed or delivers a value.
+	// Later requests wait too, and are handled in the order of their arrival.
 	HoldRequest <-chan struct{}
-	// Repeat is how many more times the request is handled and answered, as if
-	// copies of it arrived at once, at most 100. In HTTP, none.
+	// Repeat is the number of additional times that the request is handled and answered,
+	// as if copies of it had arrived at the same time. It is at most 100. It has no
+	// effect on HTTP.
 	Repeat int
 }
 
-// injected is a fault in force.
+// activeFault is a fault that has been injected and not been removed.
 type activeFault struct {
 	Fault
-	remaining int // 0: no limit
+	remaining int // number of requests to which it still applies; 0: no limit
 }
 
-// faults are the faults in force, the oldest first. A new list replaces the
-// old one at each change, so that matching needs no lock.
+// faults holds the active faults, oldest first. Each change replaces the list, so that a
+// request can be matched without holding the lock.
 type faults struct {
 	mu     sync.Mutex
 	active []*activeFault
-	tail   <-chan struct{} // closed when the last request that waited was handled; nil: none ever waited
+	tail   <-chan struct{} // closed when the last request in the queue has been handled; nil if no request has ever waited
 }
 
-// Inject adds a fault, and returns a function that removes it and may be called twice.
-// If several faults match a request, only the oldest applies.
+// Inject activates a fault and returns a function that removes it. That function may be
+// called more than once. If several faults match a request, only the oldest applies.
 func (g *Gateway) Inject(f Fault) (remove func()) {
 	in := &activeFault{Fault: f, remaining: f.Times}
 	g.faults.mu.Lock()
@@ -78,7 +82,7 @@ func (f *faults) remove(in *activeFault) {
 	f.active = slices.DeleteFunc(slices.Clone(f.active), func(other *activeFault) bool { return other == in })
 }
 
-// take returns the fault that the request has coming, or nil, and counts it.
+// match returns the fault that applies to the request, or nil, and counts the use.
 func (f *faults) match(q Request) *Fault {
 	f.mu.Lock()
 	list := f.active
@@ -91,7 +95,7 @@ func (f *faults) match(q Request) *Fault {
 	return nil
 }
 
-// use counts one use of the fault, and reports whether it was still in force.
+// consume counts one use of the fault, and reports whether the fault was still active.
 func (f *faults) consume(in *activeFault) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -106,8 +110,8 @@ func (f *faults) consume(in *activeFault) bool {
 	return true
 }
 
-// enter waits until a request may be handled. It returns a function to call after
-// that, and reports whether the gateway still runs.
+// enterQueue waits until the request may be handled. The caller must call done after it
+// has handled the request. ok is false if the gateway was closed meanwhile.
 func (f *faults) enterQueue(hold <-chan struct{}, closed <-chan struct{}) (done func(), ok bool) {
 	f.mu.Lock()
 	before := f.tail
@@ -132,7 +136,7 @@ func (f *faults) enterQueue(hold <-chan struct{}, closed <-chan struct{}) (done 
 	return done, true
 }
 
-// spoil applies the fault to an answer.
+// corrupt applies DropReply, Corrupt and Duplicate to the responses.
 func (f *Fault) corrupt(replies [][]byte) [][]byte {
 	if f.DropReply {
 		return nil

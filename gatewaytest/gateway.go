@@ -13,8 +13,7 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// Gateway is a running router. Its methods may be called by several goroutines
-// at once.
+// Gateway is a running router. Its methods are safe for concurrent use.
 type Gateway struct {
 	config         Config
 	clock          *clock
@@ -24,35 +23,36 @@ type Gateway struct {
 	natpmp         natpmpServer
 	pcp            pcpServer
 	upnp           upnpServer
-	udpServers     []*udpServer // of NAT-PMP and PCP over IPv4, and over IPv6 if there is one
-	delayedReplies atomic.Int32 // answers held back
+	udpServers     []*udpServer // for NAT-PMP and PCP: over IPv4, and over IPv6 if Config.Listen6 is set
+	delayedReplies atomic.Int32 // number of replies that wait for a delay or a fault
 
 	done    <-chan struct{} // closed by Close
 	stop    context.CancelFunc
 	onClose func(func()) (forget func() bool)
-	wg      sync.WaitGroup // joined only through spawn
+	wg      sync.WaitGroup // incremented only by spawn and by methods that hold mu
 
 	mu              sync.Mutex
 	closed          bool
 	external        netip.Addr
 	boot            time.Time          // on the gateway's clock; the epoch counts from it
-	cancelAnnounce  context.CancelFunc // ends the series under way
-	cancelNotify    context.CancelFunc // the same of ssdp:alive
-	cancelUpdates   context.CancelFunc // the same of mapping updates
+	cancelAnnounce  context.CancelFunc // ends the current series of announcements
+	cancelNotify    context.CancelFunc // ends the current series of ssdp:alive notifications
+	cancelUpdates   context.CancelFunc // ends the current series of mapping updates
 	outsideConns    map[io.Closer]struct{}
 	outsideUDP      map[netip.AddrPort]*packetConn
-	lastOutsidePort uint16 // the last one that the gateway chose
+	lastOutsidePort uint16 // the port that the gateway chose last, minus firstHighPort
 }
 
-// TB is what New needs of a *testing.T, *testing.B or *testing.F. It is an interface, so
-// that a program that starts a gateway does not link package testing.
+// TB is the part of *testing.T, *testing.B and *testing.F that New uses. It is an
+// interface so that a program that starts a gateway does not link package testing.
 type TB interface {
 	Helper()
 	Cleanup(func())
 	Fatal(args ...any)
 }
 
-// New starts a gateway that is closed when the test ends. If that fails, so does the test.
+// New starts a gateway and closes it when the test ends. If the gateway does not start,
+// New fails the test.
 func New(t TB, config Config) *Gateway {
 	t.Helper()
 	g, err := Start(config)
@@ -63,9 +63,9 @@ func New(t TB, config Config) *Gateway {
 	return g
 }
 
-// Start starts a gateway without a test. Close it in the end. It fails with an error that
-// is backends.ErrInvalid if config makes no sense, and with the system's error if an
-// address cannot be listened on.
+// Start starts a gateway without a test. The caller must close it. Start fails with an
+// error that is backends.ErrInvalid if config is invalid, and with the system's error if
+// it cannot listen on an address.
 func Start(config Config) (*Gateway, error) {
 	config, err := config.withDefaults()
 	if err != nil {
@@ -79,7 +79,7 @@ func Start(config Config) (*Gateway, error) {
 	return g, nil
 }
 
-// newGateway is a gateway that does not listen yet.
+// newGateway returns a gateway that does not listen yet.
 func newGateway(config Config) *Gateway {
 	ctx, cancel := context.WithCancel(context.Background())
 	clock := newClock(config.ManualClock)
@@ -106,9 +106,10 @@ func newGateway(config Config) *Gateway {
 	return g
 }
 
-// Close stops the gateway, closes what Dial and ListenPacket gave, and waits
-// for its goroutines. It returns nil. It may be called more than once, but not by a
-// function that the gateway calls.
+// Close stops the gateway, closes the connections and sockets that Dial and ListenPacket
+// returned, and waits for the gateway's goroutines. It returns nil. It may be called
+// more than once. Functions that the gateway calls, for example those of a Fault, must
+// not call it.
 func (g *Gateway) Close() error {
 	g.mu.Lock()
 	g.closed = true
@@ -129,7 +130,8 @@ func (g *Gateway) Close() error {
 	return nil
 }
 
-// spawn runs f on a goroutine that Close waits for, unless closed.
+// spawn runs f on a goroutine that Close waits for. If the gateway is closed, spawn does
+// nothing.
 func (g *Gateway) spawn(f func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -148,15 +150,15 @@ func (g *Gateway) isClosed() bool {
 	}
 }
 
-// speaks reports whether the gateway speaks the protocol.
+// supports reports whether the gateway supports the protocol.
 func (g *Gateway) supports(service string) bool { return g.config.supports(service) }
 
-// Addr is the address where the gateway answers NAT-PMP and PCP. It stays the same while
-// the gateway is down.
+// Addr returns the address at which the gateway receives NAT-PMP and PCP requests. It
+// stays the same while the gateway is down.
 func (g *Gateway) Addr() netip.AddrPort { return g.udpServers[0].addr }
 
-// Addr6 is the address where the gateway answers PCP over IPv6, or the zero AddrPort
-// without [Config.Listen6].
+// Addr6 returns the address at which the gateway receives PCP requests over IPv6.
+// Without [Config.Listen6] it returns the zero AddrPort.
 func (g *Gateway) Addr6() netip.AddrPort {
 	if len(g.udpServers) < 2 {
 		return netip.AddrPort{}
@@ -164,24 +166,28 @@ func (g *Gateway) Addr6() netip.AddrPort {
 	return g.udpServers[1].addr
 }
 
-// AnnounceAddr is the address that announcements of NAT-PMP and PCP go to, for a listener
-// such as forward.TestNetwork.Announce: [Config.Announce], or what the gateway chose for it.
+// AnnounceAddr returns the address to which NAT-PMP and PCP announcements are sent, for
+// a listener such as forward.TestNetwork.Announce. It is [Config.Announce], or the
+// address that the gateway chose if that is zero.
 func (g *Gateway) AnnounceAddr() netip.AddrPort { return g.config.Announce }
 
-// NotifyAddr is the address that notifications of UPnP go to, for a listener such as
-// forward.TestNetwork.Notify: [Config.Notify], or what the gateway chose for it.
+// NotifyAddr returns the address to which UPnP notifications are sent, for a listener
+// such as forward.TestNetwork.Notify. It is [Config.Notify], or the address that the
+// gateway chose if that is zero.
 func (g *Gateway) NotifyAddr() netip.AddrPort { return g.config.Notify }
 
-// External is the virtual external address; 0.0.0.0 is none.
+// External returns the virtual external address. 0.0.0.0 means that the gateway has no
+// external address.
 func (g *Gateway) External() netip.Addr {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.external
 }
 
-// SetExternal gives the gateway another external IPv4 address, with the table
-// as it is, and announces it. With quirks.PCP.MappingUpdates it calls
-// [Gateway.UpdateMappings] too. 0.0.0.0 or the zero Addr is no address.
+// SetExternal changes the external IPv4 address of the gateway and announces the change.
+// The table stays as it is. With quirks.PCP.MappingUpdates, it also calls
+// [Gateway.UpdateMappings]. 0.0.0.0 and the zero Addr mean that the gateway has no
+// external address.
 func (g *Gateway) SetExternal(addr netip.Addr) {
 	addr = addr.Unmap()
 	if !addr.Is4() {
@@ -197,7 +203,8 @@ func (g *Gateway) SetExternal(addr netip.Addr) {
 	}
 }
 
-// epoch is the time since the gateway's table was last empty, on its clock.
+// epoch returns the time since the gateway's table was last empty, on the gateway's
+// clock.
 func (g *Gateway) epoch() time.Duration {
 	now := g.clock.now()
 	g.mu.Lock()
@@ -205,25 +212,26 @@ func (g *Gateway) epoch() time.Duration {
 	return now.Sub(g.boot)
 }
 
-// Advance moves the gateway's clock: entries expire and the epoch grows.
+// Advance moves the gateway's clock forward by d: entries expire and the epoch grows.
 func (g *Gateway) Advance(d time.Duration) { g.clock.advance(d) }
 
-// RestartOptions say how a gateway restarts.
+// RestartOptions defines how a gateway restarts.
 type RestartOptions struct {
-	// KeepEpoch lets the epoch go on, as a gateway does that must not.
+	// KeepEpoch continues the epoch over the restart, as some gateways do in violation
+	// of the standards.
 	KeepEpoch bool
-	// KeepTable keeps the mappings. Static ones are always kept.
+	// KeepTable keeps the mappings. Static mappings are always kept.
 	KeepTable bool
-	// Silent leaves the announcement out.
+	// Silent suppresses the announcement.
 	Silent bool
-	// Disconnect closes the connections that Dial gave.
+	// Disconnect closes the TCP connections that Dial returned.
 	Disconnect bool
 }
 
-// Restart behaves as if the power had failed for a moment: mappings are lost,
-// the epoch and UPnP's uptime start from 0, SSDP has another BOOTID, and the
-// gateway announces itself as [Gateway.Announce] does. Connections and packet sockets from
-// outside stay, unless o says otherwise.
+// Restart simulates a short power failure. The gateway loses its mappings, the epoch and
+// the UPnP uptime start from 0, the SSDP BOOTID changes, and the gateway announces
+// itself as [Gateway.Announce] does. Connections and packet sockets from outside stay
+// open. The options in o change this.
 func (g *Gateway) Restart(o RestartOptions) {
 	if !o.KeepTable {
 		g.table.clear()
@@ -243,7 +251,7 @@ func (g *Gateway) Restart(o RestartOptions) {
 	}
 }
 
-// Table returns a snapshot of the mappings, by protocol and external port.
+// Table returns a snapshot of the mappings, sorted by protocol and external port.
 func (g *Gateway) Table() []Entry {
 	all := g.table.entries()
 	external := g.External()
@@ -256,10 +264,12 @@ func (g *Gateway) Table() []Entry {
 }
 
 // AddMapping adds an entry as an administrator or another host of the LAN would, for
-// example to make a port taken. Of External only the port counts. Inbound traffic goes
-// to Internal. It fails with an error that wraps
-// backends.ErrInvalid if e lacks something, backends.ErrConflict if the port is taken or
-// the gateway's own (UDP 5350 and 5351), and backends.ErrNoResources if the table is full.
+// example to occupy a port. Only the port of e.External is used; the address is ignored.
+// Inbound traffic is forwarded to e.Internal.
+//
+// AddMapping fails with an error that wraps backends.ErrInvalid if e is incomplete,
+// backends.ErrConflict if the port is taken or belongs to the gateway itself (UDP 5350
+// and 5351), and backends.ErrNoResources if the table is full.
 func (g *Gateway) AddMapping(e Entry) error {
 	if e.Protocol == 0 || e.External.Port() == 0 || !e.Internal.IsValid() || e.Internal.Port() == 0 {
 		return fmt.Errorf("gatewaytest: %w: an entry has a protocol, an internal endpoint and an external port", backends.ErrInvalid)
@@ -272,7 +282,7 @@ func (g *Gateway) AddMapping(e Entry) error {
 	}
 	e.External = netip.AddrPortFrom(netip.Addr{}, e.External.Port())
 	e.Remote = netip.AddrPort{}
-	// Another port of the same host is another entry.
+	// A second external port of the same internal endpoint is a second entry.
 	_, err := g.table.grant(mappingSpec{Entry: e, exactPort: true, allowSecond: true, ignoreNonce: true})
 	if err != nil {
 		return fmt.Errorf("%w: %v port %d", err, e.Protocol, e.External.Port())
@@ -280,14 +290,14 @@ func (g *Gateway) AddMapping(e Entry) error {
 	return nil
 }
 
-// RemoveMapping removes the entry at an external IPv4 port, static or not, and
-// reports whether there was one.
+// RemoveMapping deletes the entry at an external IPv4 port, even if it is static. It
+// reports whether there was such an entry.
 func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
 	return g.table.deleteExternal(endpoint{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
 }
 
-// Config returns a config for a Forwarder that uses the gateway, also its announcements and
-// UPnP devices. Each call returns another one, whose other fields are the caller's to set.
+// Config returns a config for a Forwarder that uses this gateway, its announcements and
+// its UPnP device. Each call returns a new config; the caller may set its other fields.
 func (g *Gateway) Config() *forward.Config {
 	return &forward.Config{
 		Gateway: g.Addr(),
@@ -295,8 +305,9 @@ func (g *Gateway) Config() *forward.Config {
 	}
 }
 
-// private4 is where hosts on the internet cannot connect to: private, shared
-// and link-local addresses, and those of protocol assignments (RFC 6890).
+// privatePrefixes are the addresses to which hosts on the internet cannot connect:
+// private, shared and link-local addresses, and those for protocol assignments (RFC
+// 6890).
 var privatePrefixes = []netip.Prefix{
 	netip.MustParsePrefix("10.0.0.0/8"),
 	netip.MustParsePrefix("172.16.0.0/12"),
@@ -306,7 +317,7 @@ var privatePrefixes = []netip.Prefix{
 	netip.MustParsePrefix("192.0.0.0/24"),
 }
 
-// private reports whether hosts on the internet cannot reach the address.
+// isPrivate reports whether hosts on the internet cannot reach the address.
 func isPrivate(addr netip.Addr) bool {
 	for _, p := range privatePrefixes {
 		if p.Contains(addr) {
@@ -316,7 +327,7 @@ func isPrivate(addr netip.Addr) bool {
 	return false
 }
 
-// clock is the router's clock.
+// clock is the gateway's clock. Unless it is manual, it runs with real time.
 type clock struct {
 	start  time.Time
 	manual bool

@@ -12,7 +12,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// maxRequests is how many requests the gateway remembers, at least.
+// maxRequests is the minimum number of recent requests that the gateway keeps.
 const maxRequests = 4096
 
 // The values of Request.Op.
@@ -30,34 +30,42 @@ const (
 	opOther        = "other"
 )
 
-// Request is a request as it arrived.
+// Request is a request that the gateway received.
 type Request struct {
-	// Time is when, on the gateway's clock.
+	// Time is the time of arrival on the gateway's clock.
 	Time time.Time
-	// Service is the protocol spoken: "natpmp", or "pcp" for any other version;
-	// "ssdp" for searches, and "upnp" for HTTP.
+	// Service is the protocol of the request: "natpmp"; "pcp" for any other version on
+	// that port; "ssdp" for searches; and "upnp" for HTTP.
 	Service string
-	// Op is what the request asks for, whatever the protocol: "map", also of pinholes;
-	// "unmap", of one mapping, with NAT-PMP of all of the client's, with UPnP of a range;
-	// "external address", of NAT-PMP and UPnP; "peer" and "announce", of PCP; "search", of
-	// SSDP; "describe", the GET of the device description; and of UPnP "status", of the
-	// connection, the firewall or a pinhole, "look up", of one mapping, and "list", by
-	// index or range. "other" is anything else, also what cannot be read.
+	// Op is the operation that is requested, independent of the protocol:
+	//
+	//   - "map" creates or renews a mapping or a pinhole.
+	//   - "unmap" deletes one mapping, with NAT-PMP possibly all mappings of the client, with UPnP possibly those of a range.
+	//   - "external address" requests the external address (NAT-PMP and UPnP).
+	//   - "peer" and "announce" are the PCP operations of these names.
+	//   - "search" is an SSDP search.
+	//   - "describe" is the GET request for the device description.
+	//   - "status" requests the status of the connection, the firewall or a pinhole (UPnP).
+	//   - "look up" requests one mapping (UPnP).
+	//   - "list" requests mappings by index or range (UPnP).
+	//   - "other" is any other request, including one that cannot be parsed.
 	Op string
-	// Action is the name of the SOAP action, if it is one.
+	// Action is the name of the SOAP action, or empty if the request is not a SOAP
+	// action.
 	Action string
-	// Protocol is what to map; zero if Op is not "map", "unmap" or "peer",
-	// and for all protocols.
+	// Protocol is the protocol to map. It is zero if Op is not "map", "unmap" or "peer",
+	// and for mappings of all protocols.
 	Protocol backends.Protocol
 	Source   netip.AddrPort
 	// Raw is the datagram, or the HTTP request. Do not change it.
 	Raw []byte
-	// Answered says that the gateway had an answer, of those that it remembers.
+	// Answered reports whether the gateway had a response to the request. It is set in
+	// the requests that Requests and AwaitRequests return.
 	Answered bool
 }
 
-// Name is how Stats counts the request: "natpmp external address",
-// "natpmp map tcp", "pcp announce".
+// Name returns the name under which Stats counts the request, for example "natpmp
+// external address", "natpmp map tcp" or "pcp announce".
 func (r Request) Name() string {
 	if r.Protocol == 0 {
 		return r.Service + " " + r.Op
@@ -65,32 +73,39 @@ func (r Request) Name() string {
 	return r.Service + " " + r.Op + " " + r.Protocol.String()
 }
 
-// Stats counts what happened since Start or ResetStats.
+// Stats counts the events since Start or ResetStats.
 type Stats struct {
-	// Requests counts by Request.Name, those that Ignored counts included.
+	// Requests counts the requests by Request.Name. It includes the requests that
+	// Ignored counts.
 	Requests map[string]int
-	// Replies is how many datagrams and HTTP responses were sent in answer.
+	// Replies is the number of datagrams and HTTP responses that were sent in response
+	// to requests.
 	Replies int
-	// Ignored is how many requests the gateway did not answer: not admitted, too
-	// short, a response, or dropped by a fault.
+	// Ignored is the number of requests that the gateway did not answer: the client was
+	// not admitted, or the packet was too short, was a response, or was dropped by a
+	// fault.
 	Ignored int
-	// Announcements is how many packets of announcements were sent, and
-	// Notifications how many of SSDP.
+	// Announcements is the number of announcement packets that were sent. Notifications
+	// is the number of SSDP notifications.
 	Announcements, Notifications int
-	// MappingUpdates is how many packets told clients of changes, unasked.
+	// MappingUpdates is the number of unsolicited packets that informed clients of
+	// changed mappings.
 	MappingUpdates int
-	// Connections is how many TCP connections came in; Refused, how many did not.
+	// Connections is the number of TCP connections from outside that were established.
+	// Refused is the number of those that failed.
 	Connections, Refused int
-	// Datagrams is how many UDP datagrams came in; Lost, how many did not.
+	// Datagrams is the number of UDP datagrams from outside that were forwarded. Lost is
+	// the number of those that were dropped.
 	Datagrams, Lost int
-	// BytesIn and BytesOut are the payload relayed to and from the inside.
+	// BytesIn and BytesOut count the payload bytes that were relayed to and from the
+	// inside.
 	BytesIn, BytesOut int64
-	// Epoch is the time since the gateway's table was last empty, on its clock. ResetStats
-	// leaves it.
+	// Epoch is the time since the gateway's table was last empty, on the gateway's
+	// clock. ResetStats does not change it.
 	Epoch time.Duration
 }
 
-// recorder keeps requests and counts.
+// recorder stores the recent requests and the counters.
 type recorder struct {
 	mu       sync.Mutex
 	requests []Request
@@ -102,7 +117,7 @@ func newRecorder() *recorder {
 	return &recorder{stats: Stats{Requests: make(map[string]int)}, changed: make(chan struct{})}
 }
 
-// add records a request and wakes who waits for it.
+// add records a request and wakes the goroutines that wait for one.
 func (r *recorder) add(q Request, ignored bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -118,15 +133,15 @@ func (r *recorder) add(q Request, ignored bool) {
 	r.changed = make(chan struct{})
 }
 
-// count changes the counters.
+// count calls f to change the counters, with the lock held.
 func (r *recorder) count(f func(*Stats)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f(&r.stats)
 }
 
-// matching returns the remembered requests that match, and a channel that is
-// closed when there are more.
+// matching returns the stored requests that match, and a channel that is closed when the
+// next request arrives.
 func (r *recorder) matching(match func(Request) bool) ([]Request, <-chan struct{}) {
 	r.mu.Lock()
 	all, changed := slices.Clone(r.requests), r.changed
@@ -137,16 +152,18 @@ func (r *recorder) matching(match func(Request) bool) ([]Request, <-chan struct{
 	return all, changed
 }
 
-// Requests returns the requests since Start or ResetStats, oldest first. Of more than four
-// thousand it may have only the last. It has each request that was answered.
+// Requests returns the requests since Start or ResetStats, oldest first. If there were
+// more than four thousand, the oldest may be missing. A request is recorded before its
+// response is sent.
 func (g *Gateway) Requests() []Request {
 	all, _ := g.record.matching(nil)
 	return all
 }
 
-// AwaitRequests waits until n of the requests that Requests returns match, and returns all
-// that do. If match is nil, all match. It fails with the context's error when that ends,
-// and with net.ErrClosed when the gateway is closed; it returns those that match then too.
+// AwaitRequests waits until at least n of the requests that Requests returns match, and
+// returns all that match. If match is nil, all requests match. It fails with the
+// context's error if the context ends, and with net.ErrClosed if the gateway is closed.
+// In these cases it also returns the requests that match so far.
 func (g *Gateway) AwaitRequests(ctx context.Context, n int, match func(Request) bool) ([]Request, error) {
 	for {
 		got, changed := g.record.matching(match)
@@ -163,7 +180,7 @@ func (g *Gateway) AwaitRequests(ctx context.Context, n int, match func(Request) 
 	}
 }
 
-// Stats returns the counters.
+// Stats returns a copy of the counters.
 func (g *Gateway) Stats() Stats {
 	epoch := g.epoch()
 	g.record.mu.Lock()
@@ -175,7 +192,7 @@ func (g *Gateway) Stats() Stats {
 	return s
 }
 
-// ResetStats forgets the requests and sets the counters to zero.
+// ResetStats deletes the recorded requests and sets the counters to zero.
 func (g *Gateway) ResetStats() {
 	g.record.mu.Lock()
 	defer g.record.mu.Unlock()
