@@ -11,17 +11,17 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// serviceNATPMP is the name of the protocol in entries and requests.
+// serviceNATPMP is the name of NAT-PMP in entries and requests.
 const serviceNATPMP = "natpmp"
 
-// natpmpServer answers NAT-PMP requests out of the gateway's table.
+// natpmpServer handles NAT-PMP requests, on the gateway's table.
 type natpmpServer struct {
 	g       *Gateway
 	quirks  quirks.NATPMP
-	replies atomic.Uint32 // for EpochBack
+	replies atomic.Uint32 // number of responses, for EpochBack
 }
 
-// identifyNATPMP reads what a datagram of version 0 asks.
+// identifyNATPMP parses a datagram of version 0 into a Request.
 func identifyNATPMP(raw []byte) Request {
 	q := Request{Service: serviceNATPMP, Op: opOther, Raw: raw}
 	if _, err := natpmp.ParseExternalAddrRequest(raw); err == nil {
@@ -36,8 +36,8 @@ func identifyNATPMP(raw []byte) Request {
 	return q
 }
 
-// handle answers a request in the order of checks of RFC 6886, section 3.5;
-// nil is silence.
+// handle handles a request, with the checks in the order of RFC 6886, section 3.5. It
+// returns nil if there is no response.
 func (s *natpmpServer) handle(q Request, forcedResult int) []byte {
 	h, err := natpmp.ParseHeader(q.Raw)
 	switch {
@@ -72,7 +72,8 @@ func (s *natpmpServer) externalAddrResponse(forcedResult int) []byte {
 	return b
 }
 
-// wan is the external address, or why there is none to tell.
+// externalResult returns the external address, or the result code of the error if there
+// is none.
 func (s *natpmpServer) externalResult() (natpmp.ResultCode, netip.Addr) {
 	addr := s.g.External()
 	switch {
@@ -84,13 +85,13 @@ func (s *natpmpServer) externalResult() (natpmp.ResultCode, netip.Addr) {
 	return natpmp.Success, addr
 }
 
-// answerMap does what a mapping request asks and encodes the outcome.
+// mapResponse handles a mapping request and encodes the response.
 func (s *natpmpServer) mapResponse(client netip.Addr, m natpmp.MapRequest, forcedResult natpmp.ResultCode) []byte {
 	r := natpmp.MapResponse{
 		Protocol: m.Protocol, Result: forcedResult, Epoch: s.epoch(), InternalPort: m.InternalPort,
 	}
 	if r.Result == natpmp.Success {
-		var granted Entry // without a port after a deletion
+		var granted Entry // its port is 0 after a deletion
 		granted, r.Result = s.mapOrUnmap(client, m)
 		r.ExternalPort, r.Lifetime = granted.External.Port(), granted.Remaining
 	}
@@ -104,7 +105,7 @@ func (s *natpmpServer) mapResponse(client netip.Addr, m natpmp.MapRequest, force
 		r.InternalPort &= 0xff
 		r.ExternalPort &= 0xff
 	}
-	b, _ := r.MarshalBinary() // the protocol came out of an opcode
+	b, _ := r.MarshalBinary() // cannot fail: the protocol comes from an opcode
 	return b
 }
 
@@ -137,13 +138,13 @@ func (s *natpmpServer) mapOrUnmap(client netip.Addr, m natpmp.MapRequest) (Entry
 	if err != nil {
 		return Entry{}, natpmp.OutOfResources
 	}
-	granted.Remaining = lifetime // the clock may have moved since
+	granted.Remaining = lifetime // the clock may have advanced since
 	return granted, natpmp.Success
 }
 
-// unmap deletes one mapping, or with port 0 all of the client's of the
-// protocol. One that does not exist is success (RFC 6886, section 3.4); one
-// that PCP made stays, since no nonce comes with the request.
+// unmap deletes one mapping, or all mappings of the client for the protocol if the port
+// is 0. If there is no such mapping, the result is success (RFC 6886, section 3.4). A
+// mapping that PCP created is kept, because a NAT-PMP request has no nonce.
 func (s *natpmpServer) unmap(client netip.Addr, m natpmp.MapRequest) natpmp.ResultCode {
 	if m.ExternalPort != 0 && !s.quirks.AnyDeletePort && !s.quirks.VPN {
 		return natpmp.NotAuthorized
@@ -155,7 +156,7 @@ func (s *natpmpServer) unmap(client netip.Addr, m natpmp.MapRequest) natpmp.Resu
 	return natpmp.Success
 }
 
-// vpnPort is the one port of a client of a VPN gateway, or a new one.
+// vpnPort returns the port that a client of a VPN gateway already has, or a new one.
 func (s *natpmpServer) vpnPort(client netip.Addr) uint16 {
 	all := s.g.table.entries()
 	i := slices.IndexFunc(all, func(e Entry) bool {
@@ -167,7 +168,8 @@ func (s *natpmpServer) vpnPort(client netip.Addr) uint16 {
 	return s.g.table.highPortForBoth()
 }
 
-// versionError answers an unknown version (RFC 6886, section 3.5).
+// versionErrorResponse returns the response to an unknown version (RFC 6886, section
+// 3.5).
 func (s *natpmpServer) versionErrorResponse(h natpmp.Header) []byte {
 	r := natpmp.ErrorResponse{Version: natpmp.Version, Result: natpmp.UnsupportedVersion, Epoch: s.epoch()}
 	switch s.quirks.VersionError {
@@ -181,8 +183,8 @@ func (s *natpmpServer) versionErrorResponse(h natpmp.Header) []byte {
 	return b
 }
 
-// opcodeError answers an unknown opcode: with the request itself, as far as it
-// is long enough to carry a result (RFC 6886, section 3.5).
+// opcodeErrorResponse returns the response to an unknown opcode: a copy of the request
+// with the result code in it (RFC 6886, section 3.5).
 func (s *natpmpServer) opcodeErrorResponse(raw []byte, h natpmp.Header) []byte {
 	r := natpmp.ErrorResponse{
 		Version: natpmp.Version, Opcode: h.Opcode | natpmp.OpResponse,
@@ -195,7 +197,8 @@ func (s *natpmpServer) opcodeErrorResponse(raw []byte, h natpmp.Header) []byte {
 	return append(b[:4:4], raw[min(4, len(raw)):]...)
 }
 
-// pcpOnly answers version 0 as a gateway does that knows only PCP.
+// pcpOnlyResponse returns the response of a gateway that supports only PCP to a request
+// of version 0.
 func (s *natpmpServer) pcpOnlyResponse(q Request, h natpmp.Header) []byte {
 	if h.Version != natpmp.Version || h.Opcode&natpmp.OpResponse != 0 {
 		return nil
@@ -209,7 +212,7 @@ func (s *natpmpServer) pcpOnlyResponse(q Request, h natpmp.Header) []byte {
 	return s.g.pcp.errorResponse(q.Raw, refusal{code: pcp.UnsupportedVersion})[:2]
 }
 
-// epoch is the gateway's, with the server's quirks.
+// epoch returns the gateway's epoch, changed by the quirks.
 func (s *natpmpServer) epoch() time.Duration {
 	const lag = 1000 * time.Second
 	epoch := s.g.epoch()

@@ -9,27 +9,26 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// servicePCP is the name of the protocol in entries and requests.
+// servicePCP is the name of PCP in entries and requests.
 const servicePCP = "pcp"
 
-// The sizes of PCP messages without options (RFC 6887, sections 7.2, 11.1 and
-// 12.1).
+// The sizes of PCP messages without options (RFC 6887, sections 7.2, 11.1 and 12.1).
 const (
 	pcpHeaderSize = 24
 	pcpMapSize    = 60
 	pcpPeerSize   = 80
 )
 
-// sizes are those of the messages that have options.
+// sizeWithoutOptions contains the opcodes whose messages can have options.
 var sizeWithoutOptions = map[pcp.Opcode]int{pcp.OpMap: pcpMapSize, pcp.OpPeer: pcpPeerSize}
 
-// pcpServer answers PCP requests out of the gateway's table.
+// pcpServer handles PCP requests, on the gateway's table.
 type pcpServer struct {
 	g      *Gateway
 	quirks quirks.PCP
 }
 
-// identifyPCP reads what a datagram of a version other than 0 asks.
+// identifyPCP parses a datagram of a version other than 0 into a Request.
 func identifyPCP(raw []byte) Request {
 	q := Request{Service: servicePCP, Op: opOther, Raw: raw}
 	if _, err := pcp.ParseAnnounceRequest(raw); err == nil {
@@ -47,8 +46,8 @@ func identifyPCP(raw []byte) Request {
 	return q
 }
 
-// handle answers a request in the order of checks of RFC 6887, section 8.2;
-// nil is silence.
+// handle handles a request, with the checks in the order of RFC 6887, section 8.2. It
+// returns nil if there is no response.
 func (s *pcpServer) handle(q Request, forcedResult int) []byte {
 	h, err := pcp.ParseHeader(q.Raw)
 	switch {
@@ -73,7 +72,7 @@ func (s *pcpServer) handle(q Request, forcedResult int) []byte {
 	return reply
 }
 
-// perform does what the request asks and encodes the outcome.
+// perform executes the request and encodes the response.
 func (s *pcpServer) perform(q Request, op pcp.Opcode) ([]byte, error) {
 	switch {
 	case op == pcp.OpMap:
@@ -84,7 +83,7 @@ func (s *pcpServer) perform(q Request, op pcp.Opcode) ([]byte, error) {
 		return s.respondAnnounce(q)
 	}
 	if _, err := pcp.ParseAnnounceRequest(q.Raw); err != nil && op != pcp.OpAnnounce {
-		return nil, err // the opcode, or what is wrong before one looks at it
+		return nil, err // unsupported opcode, or an error that is detected before the opcode is examined
 	}
 	return nil, refusal{code: pcp.UnsupportedOpcode}
 }
@@ -100,8 +99,8 @@ func (s *pcpServer) respondAnnounce(q Request) ([]byte, error) {
 	return pcp.AnnounceResponse{Epoch: s.g.epoch()}.MarshalBinary()
 }
 
-// internal returns the host that a request is about: its sender, or the third
-// party that it names.
+// internalHost returns the host that a request is for: its sender, or the third party
+// that it names.
 func (s *pcpServer) internalHost(source, client, thirdParty netip.Addr) (netip.Addr, error) {
 	source = source.WithZone("")
 	switch {
@@ -117,24 +116,25 @@ func (s *pcpServer) internalHost(source, client, thirdParty netip.Addr) (netip.A
 	return thirdParty, nil
 }
 
-// The lifetimes of errors that do not know better (RFC 6887, section 7.4).
+// The default lifetimes of errors (RFC 6887, section 7.4).
 const (
 	longErrorLifetime  = 30 * time.Minute
 	shortErrorLifetime = 30 * time.Second
 )
 
-// refusal is why the server refuses.
+// refusal is the reason for an error response.
 type refusal struct {
 	code pcp.ResultCode
-	// lifetime is how long the reason lasts; 0 is the code's default.
+	// lifetime is the time for which the reason lasts; 0 means the default of the code.
 	lifetime time.Duration
-	// external, if valid, stands where a success would have the address.
+	// external, if valid, is written to the field in which a success response has the
+	// external address.
 	external netip.Addr
 }
 
 func (r refusal) Error() string { return "gatewaytest: " + r.code.String() }
 
-// refuse encodes an error of perform; nil is silence.
+// errorResponse encodes an error of perform. It returns nil if there is no response.
 func (s *pcpServer) errorResponse(raw []byte, err error) []byte {
 	var r refusal
 	var requestErr *pcp.RequestError
@@ -142,7 +142,7 @@ func (s *pcpServer) errorResponse(raw []byte, err error) []byte {
 	case errors.As(err, &requestErr):
 		r.code = requestErr.Code
 	case !errors.As(err, &r):
-		return nil // no request
+		return nil // the packet is not a request
 	}
 	b, err := pcp.AppendErrorResponse(nil, raw, r.code, s.errorLifetime(r), s.g.epoch())
 	if err != nil {
@@ -158,7 +158,7 @@ func (s *pcpServer) errorResponse(raw []byte, err error) []byte {
 	return b
 }
 
-// errorLifetime is how long the client is told that the reason lasts.
+// errorLifetime returns the lifetime in the error response.
 func (s *pcpServer) errorLifetime(r refusal) time.Duration {
 	switch r.code {
 	case pcp.NetworkFailure, pcp.NoResources, pcp.UserExceededQuota:

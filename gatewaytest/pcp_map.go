@@ -8,7 +8,7 @@ import (
 	"github.com/natforward/goforward/backends/pcp"
 )
 
-// answerMap makes, renews or deletes a mapping (RFC 6887, sections 11.3 and 15).
+// respondMap creates, renews or deletes a mapping (RFC 6887, sections 11.3 and 15).
 func (s *pcpServer) respondMap(q Request) ([]byte, error) {
 	m, err := pcp.ParseMapRequest(q.Raw)
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *pcpServer) respondMap(q Request) ([]byte, error) {
 	return r.MarshalBinary()
 }
 
-// deleteMapping ends a mapping for who knows its nonce (RFC 6887, section 15).
+// deleteMapping deletes a mapping if the nonce is right (RFC 6887, section 15).
 func (s *pcpServer) deleteMapping(internal endpoint, nonce pcp.Nonce) error {
 	e, err := s.g.table.deleteWithNonce(internal, nonce)
 	switch {
@@ -58,7 +58,7 @@ func (s *pcpServer) deleteMapping(internal endpoint, nonce pcp.Nonce) error {
 	return refusal{code: pcp.NotAuthorized}
 }
 
-// makeMapping makes or renews a mapping and fills in the response.
+// makeMapping creates or renews a mapping and completes the response.
 func (s *pcpServer) makeMapping(source, internal netip.AddrPort, m pcp.MapRequest, r *pcp.MapResponse) error {
 	preferFailure := m.Options.PreferFailure && !s.quirks.PreferFailureIgnored
 	choice, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), preferFailure)
@@ -79,7 +79,7 @@ func (s *pcpServer) makeMapping(source, internal netip.AddrPort, m pcp.MapReques
 	if err != nil {
 		return grantError(err, spec, granted)
 	}
-	r.Lifetime = spec.Remaining // of granted, the clock may have taken some already
+	r.Lifetime = spec.Remaining // not granted.Remaining, from which the clock may already have taken some time
 	if granted.Static {
 		r.Lifetime = backends.Forever
 	}
@@ -89,7 +89,7 @@ func (s *pcpServer) makeMapping(source, internal netip.AddrPort, m pcp.MapReques
 	return nil
 }
 
-// applyOptions does what the options say of the entry (RFC 6887, section 13.3;
+// applyOptions applies the options of the request to the entry (RFC 6887, section 13.3;
 // RFC 7220).
 func (s *pcpServer) applyOptions(e *Entry, o pcp.Options) error {
 	if o.Description != "" || o.ClearDescription {
@@ -100,7 +100,7 @@ func (s *pcpServer) applyOptions(e *Entry, o pcp.Options) error {
 	}
 	for _, f := range o.Filters {
 		if !f.Prefix.IsValid() {
-			e.Filters = nil // those of this request go on from here
+			e.Filters = nil // a filter that deletes the filters before it
 			continue
 		}
 		e.Filters = append(e.Filters, pcp.Filter{Prefix: f.Prefix.Masked(), Port: f.Port})
@@ -111,20 +111,22 @@ func (s *pcpServer) applyOptions(e *Entry, o pcp.Options) error {
 	return nil
 }
 
-// place is where a mapping is to be outside.
+// externalChoice is the external endpoint for a mapping.
 type externalChoice struct {
-	// external is how the table names it, and addr what the address is.
+	// external is the endpoint as the table stores it; addr is the external address
+	// itself.
 	external  netip.AddrPort
 	addr      netip.Addr
 	exactPort bool
 }
 
-// place returns where the internal endpoint may be outside. To insist is to
-// refuse another place than the wish.
+// chooseExternal returns the external endpoint that the internal endpoint may have. With
+// preferFailure, it refuses to choose another endpoint than the requested one.
 func (s *pcpServer) chooseExternal(p backends.Protocol, internal, requested netip.AddrPort, preferFailure bool) (externalChoice, error) {
 	addr, port := requested.Addr(), requested.Port()
 	if addr.Is4() != internal.Addr().Is4() {
-		// The standard has no code for a family that the server cannot provide.
+		// The standard has no result code for an address family that the server cannot
+		// provide.
 		return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
 	}
 	var choice externalChoice
@@ -137,7 +139,7 @@ func (s *pcpServer) chooseExternal(p backends.Protocol, internal, requested neti
 		if port == 0 {
 			port = internal.Port()
 		}
-		if p == backends.SCTP { // its checksums do not bear another port
+		if p == backends.SCTP { // its checksums do not permit another port
 			choice.exactPort = true
 			if preferFailure && port != internal.Port() {
 				return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
@@ -146,7 +148,7 @@ func (s *pcpServer) chooseExternal(p backends.Protocol, internal, requested neti
 		}
 		choice.external = netip.AddrPortFrom(netip.Addr{}, port)
 	} else {
-		// The firewall lets through, and translates nothing.
+		// The firewall admits packets and does not translate their addresses.
 		choice = externalChoice{addr: internal.Addr(), external: internal, exactPort: true}
 		if preferFailure && port != 0 && port != internal.Port() {
 			return externalChoice{}, refusal{code: pcp.CannotProvideExternal}
@@ -158,7 +160,7 @@ func (s *pcpServer) chooseExternal(p backends.Protocol, internal, requested neti
 	return choice, nil
 }
 
-// wan is the external IPv4 address to map at.
+// externalAddr returns the external IPv4 address for mappings.
 func (s *pcpServer) externalAddr() (netip.Addr, error) {
 	addr := s.g.External()
 	switch {
@@ -170,8 +172,8 @@ func (s *pcpServer) externalAddr() (netip.Addr, error) {
 	return addr, nil
 }
 
-// grantError is the refusal for an error of table.grant, which came with the
-// entry in the way.
+// grantError returns the refusal for an error of table.grant. conflict is the
+// conflicting entry, or the zero Entry.
 func grantError(err error, spec mappingSpec, conflict Entry) error {
 	switch {
 	case errors.Is(err, errTableFull):
@@ -186,8 +188,9 @@ func grantError(err error, spec mappingSpec, conflict Entry) error {
 	return err
 }
 
-// answerPeer makes or renews what an outgoing packet would make: an entry that
-// admits one outside endpoint (RFC 6887, section 12.3). It cannot be deleted.
+// respondPeer creates or renews the entry that an outgoing packet would create, which
+// admits one outside endpoint (RFC 6887, section 12.3). A client cannot delete such an
+// entry.
 func (s *pcpServer) respondPeer(q Request) ([]byte, error) {
 	m, err := pcp.ParsePeerRequest(q.Raw)
 	if err != nil {
@@ -217,8 +220,8 @@ func (s *pcpServer) respondPeer(q Request) ([]byte, error) {
 	return r.MarshalBinary()
 }
 
-// makePeer makes or renews the entry and fills in the response. A wish that
-// cannot be met fails (RFC 6887, section 12.3).
+// makePeer creates or renews the entry and completes the response. It fails if the
+// requested endpoint is not available (RFC 6887, section 12.3).
 func (s *pcpServer) makePeer(source, internal netip.AddrPort, m pcp.PeerRequest, r *pcp.PeerResponse) error {
 	choice, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), true)
 	if err != nil {
@@ -247,7 +250,7 @@ func (s *pcpServer) makePeer(source, internal netip.AddrPort, m pcp.PeerRequest,
 	return nil
 }
 
-// outside is the external address of an entry.
+// externalAddrOf returns the external address of an entry.
 func (s *pcpServer) externalAddrOf(e Entry) netip.Addr {
 	if a := e.External.Addr(); a.IsValid() {
 		return a
@@ -255,12 +258,13 @@ func (s *pcpServer) externalAddrOf(e Entry) netip.Addr {
 	return s.g.External()
 }
 
-// UpdateMappings tells the clients of PCP mappings how these stand, as a server
-// does after a change (RFC 6887, section 14.2): each gets the response that a
-// renewal would get now, at the address and port of its last request,
-// quirks.PCP.UpdateCount times. The first round is sent before it returns. A mapping
-// that was asked for with PREFER_FAILURE and is elsewhere now is gone, which
-// its client is told with result 11.
+// UpdateMappings informs the clients of PCP mappings about the state of these mappings,
+// as a server does after a change (RFC 6887, section 14.2). Each client receives the
+// response that a renewal would receive now, at the source address and port of its last
+// request. The response is sent quirks.PCP.UpdateCount times; the first round is sent
+// before UpdateMappings returns. If a mapping was requested with PREFER_FAILURE and its
+// external address has changed, UpdateMappings deletes the mapping and sends its client
+// result 11.
 func (g *Gateway) UpdateMappings() {
 	external := g.External()
 	all := g.table.hostedEntries(func(c hostedEntry) bool { return c.lostAddress(external) })
@@ -276,12 +280,13 @@ func (g *Gateway) UpdateMappings() {
 	})
 }
 
-// lost reports whether the entry is not where its owner insists on.
+// lostAddress reports whether the entry has lost the external address that its owner
+// requires.
 func (c hostedEntry) lostAddress(external netip.Addr) bool {
 	return c.preferFailure && !c.External.Addr().IsValid() && c.externalAddr != external
 }
 
-// update is the unsolicited response about an entry.
+// updateResponse returns the unsolicited response for an entry.
 func (s *pcpServer) updateResponse(c hostedEntry, external netip.Addr) []byte {
 	result, lifetime := pcp.Success, c.Remaining
 	if a := c.External.Addr(); a.IsValid() {

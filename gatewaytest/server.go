@@ -14,25 +14,27 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 )
 
-// maxDatagram is more than any request of these protocols has.
+// maxDatagram is larger than any request of these protocols.
 const maxDatagram = 2048
 
-// maxLate bounds the answers that faults hold back; more are lost.
+// maxDelayedReplies is the maximum number of replies that wait for a delay or a fault.
+// Further ones are lost.
 const maxDelayedReplies = 4096
 
-// port is one of the gateway's UDP ports, of IPv4 or IPv6.
+// udpServer is one of the gateway's UDP ports, over IPv4 or IPv6.
 type udpServer struct {
 	network string
-	addr    netip.AddrPort // settled by the first open
+	addr    netip.AddrPort // the port is chosen when it is first opened
 	conn    *net.UDPConn   // nil while down
 	handle  func(conn *net.UDPConn, from netip.AddrPort, raw []byte)
 }
 
-// Down closes the ports of the protocols named, or of all if none is, as a router does
-// that has port mapping switched off or whose service died: clients get an ICMP error, or
-// are refused, connections of UPnP are cut, and nothing is notified. NAT-PMP and PCP share
-// a port, over IPv6 too, so that either name closes it. Forwarding goes on. Down panics if
-// a name is none of "natpmp", "pcp" and "upnp".
+// Down closes the ports of the named protocols, or of all protocols if none is named. It
+// simulates a router on which port mapping is switched off or whose service has crashed:
+// clients receive an ICMP error, or their connections are refused; open UPnP connections
+// are closed; and no notification is sent. NAT-PMP and PCP share a port, over IPv6 too,
+// so that either name closes it. Forwarding continues. Down panics if a name is none of
+// "natpmp", "pcp" and "upnp".
 func (g *Gateway) Down(protocols ...string) {
 	shared, upnp := len(protocols) == 0, len(protocols) == 0
 	for _, name := range protocols {
@@ -53,17 +55,17 @@ func (g *Gateway) Down(protocols ...string) {
 	}
 }
 
-// downPCP closes the port of NAT-PMP and PCP.
+// downPCP closes the ports of NAT-PMP and PCP.
 func (g *Gateway) downPCP() {
 	g.mu.Lock()
 	conns := g.detachUDP()
 	g.mu.Unlock()
 	for _, conn := range conns {
-		_ = conn.Close() // returns when the port is really closed
+		_ = conn.Close() // returns after the port is closed
 	}
 }
 
-// Up opens the ports that Down closed. It fails if another socket has one of them by now,
+// Up opens the ports that Down closed. It fails if another socket has taken one of them,
 // and with net.ErrClosed after Close.
 func (g *Gateway) Up() error {
 	g.mu.Lock()
@@ -74,7 +76,7 @@ func (g *Gateway) Up() error {
 	return g.open()
 }
 
-// open opens the ports that are closed. Callers hold the lock.
+// open opens the ports that are closed. The caller holds g.mu.
 func (g *Gateway) open() error {
 	if err := g.openUDP(g.udpServers); err != nil {
 		return err
@@ -82,8 +84,9 @@ func (g *Gateway) open() error {
 	return g.upnp.open()
 }
 
-// openUDP opens the ports that are closed, all or none, and reads them until
-// they are closed again. Callers hold the lock.
+// openUDP opens the ports that are closed, either all or none of them, and starts a
+// goroutine for each that reads requests until the port is closed. The caller holds
+// g.mu.
 func (g *Gateway) openUDP(servers []*udpServer) error {
 	var opened []*udpServer
 	for _, s := range servers {
@@ -111,8 +114,8 @@ func (g *Gateway) openUDP(servers []*udpServer) error {
 	return nil
 }
 
-// shut marks the ports as closed and returns what is to be closed, without the
-// lock. Callers hold the lock.
+// detachUDP marks the ports of NAT-PMP and PCP as closed. It returns the sockets, which
+// must be closed without g.mu. The caller holds g.mu.
 func (g *Gateway) detachUDP() []io.Closer { return detachConns(g.udpServers) }
 
 func detachConns(servers []*udpServer) []io.Closer {
@@ -126,10 +129,10 @@ func detachConns(servers []*udpServer) []io.Closer {
 	return conns
 }
 
-// The ports that a gateway chooses are below those that systems assign by
-// themselves: they begin at 32768 (Linux) or 49152 (macOS, Windows). Otherwise the
-// kernel may give the port of a gateway that is down to any socket that asks for a
-// free one. Processes choose from different blocks, where they can.
+// The ports that a gateway chooses are below the ephemeral port range, which begins at
+// 32768 on Linux and at 49152 on macOS and Windows. If they were in that range, the
+// system could assign the port of a gateway that is down to another socket. Each process
+// tries a block of ports that depends on its process ID.
 const (
 	firstPort     = 20000
 	blocks        = 10
@@ -138,8 +141,8 @@ const (
 
 var portCounter atomic.Uint32
 
-// choose makes a socket at an address. If its port is 0, it tries ports that
-// systems do not assign, and then any.
+// listenFree opens a socket at an address. If the port is 0, it first tries ports that
+// the system does not assign by itself, and then lets the system choose.
 func listenFree[T any](at netip.AddrPort, listen func(netip.AddrPort) (T, error)) (T, error) {
 	const attempts = 50
 	if at.Port() == 0 {
@@ -166,7 +169,7 @@ func listenTCP(network string, at netip.AddrPort) (*net.TCPListener, error) {
 	})
 }
 
-// localAddrPort is the address that a socket is bound to.
+// localAddrPort returns the address to which a socket is bound.
 func localAddrPort(conn *net.UDPConn) netip.AddrPort {
 	a := conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
@@ -180,7 +183,7 @@ func (g *Gateway) serve(s *udpServer, conn *net.UDPConn) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			// Some systems report here that an answer was not wanted, or that a
+			// Some systems report here that an earlier reply was rejected, or that a
 			// datagram was too long.
 			if !g.sleep(time.Millisecond) {
 				return
@@ -192,7 +195,7 @@ func (g *Gateway) serve(s *udpServer, conn *net.UDPConn) {
 	}
 }
 
-// receive deals with a datagram and sends the answer.
+// receive handles a datagram and sends the response.
 func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	q := identify(raw)
 	q.Time, q.Source = g.clock.now(), from
@@ -204,13 +207,14 @@ func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	g.replyAfter(fault, 0, func() { g.reply(conn, from, replies) })
 }
 
-// dispatch hands the request to the server of its version. Both share a port:
-// version 0 is NAT-PMP's, all others are PCP's, and if the gateway speaks only one
-// of them, that one says that it does not know the version (RFC 6887, appendix
-// A). A refuse other than 0 is the result code to answer with, doing nothing.
+// dispatch passes the request to the server of its protocol version. NAT-PMP and PCP
+// share a port: version 0 is NAT-PMP, and all others are PCP. If the gateway supports
+// only one of them, that server responds to all versions, and rejects unknown ones (RFC
+// 6887, appendix A). If forcedResult is not 0, the request is not executed, and the
+// response has that result code.
 func (g *Gateway) dispatch(q Request, forcedResult int) []byte {
 	versionZero := len(q.Raw) > 0 && q.Raw[0] == natpmp.Version
-	pcpOnly := !g.supports(serviceNATPMP) || !q.Source.Addr().Is4() // NAT-PMP is IPv4's
+	pcpOnly := !g.supports(serviceNATPMP) || !q.Source.Addr().Is4() // NAT-PMP exists over IPv4 only
 	switch {
 	case !g.supports(servicePCP) && !q.Source.Addr().Is4():
 		return nil
@@ -221,7 +225,7 @@ func (g *Gateway) dispatch(q Request, forcedResult int) []byte {
 	}
 }
 
-// identify reads what a datagram asks.
+// identify parses a datagram into a Request.
 func identify(raw []byte) Request {
 	if len(raw) > 0 && raw[0] != natpmp.Version {
 		return identifyPCP(raw)
@@ -229,8 +233,9 @@ func identify(raw []byte) Request {
 	return identifyNATPMP(raw)
 }
 
-// send sends a datagram that nobody asked for, from the port that is asked
-// otherwise, unless that is down. Who has received it finds it counted.
+// send sends an unsolicited datagram from the port at which the gateway receives
+// requests. If that port is down, it sends nothing. The datagram is counted before it is
+// sent.
 func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
 	s := g.udpServers[0]
 	if !to.Addr().Is4() {
@@ -246,7 +251,7 @@ func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
 	_, _ = conn.WriteToUDPAddrPort(b, to)
 }
 
-// pause waits, and reports whether the gateway still runs.
+// sleep waits for d, and reports whether the gateway is still running.
 func (g *Gateway) sleep(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -258,7 +263,7 @@ func (g *Gateway) sleep(d time.Duration) bool {
 	}
 }
 
-// reply sends datagrams in answer.
+// reply sends the datagrams of a response.
 func (g *Gateway) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byte) {
 	for _, b := range replies {
 		g.record.count(func(s *Stats) { s.Replies++ })
@@ -266,8 +271,8 @@ func (g *Gateway) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byte) 
 	}
 }
 
-// later runs send when the fault, or nil, lets it, and after the delay: at once
-// if nothing speaks against it.
+// replyAfter calls send after the delay and when the fault permits it. The fault may be
+// nil. Without a delay, replyAfter calls send before it returns.
 func (g *Gateway) replyAfter(fault *Fault, delay time.Duration, send func()) {
 	if fault == nil {
 		fault = &Fault{}
@@ -288,8 +293,8 @@ func (g *Gateway) replyAfter(fault *Fault, delay time.Duration, send func()) {
 	})
 }
 
-// await waits until the fault lets an answer go, and reports whether the
-// gateway still runs.
+// waitForFault waits for Hold and Delay of the fault, and reports whether the gateway is
+// still running.
 func (g *Gateway) waitForFault(fault *Fault) bool {
 	if fault == nil {
 		return true
@@ -304,14 +309,15 @@ func (g *Gateway) waitForFault(fault *Fault) bool {
 	return g.sleep(fault.Delay)
 }
 
-// answer does what the request asks and returns the datagrams to send, with
-// the fault that they are subject to.
+// respond handles the request and returns the datagrams to send, with the fault that
+// applies to them.
 func (g *Gateway) respond(q Request) ([][]byte, *Fault) {
 	return g.respondWith(q, func(forcedResult int) [][]byte { return oneReply(g.dispatch(q, forcedResult)) })
 }
 
-// answerBy is answer with who does it. A refuse other than 0 is the result to
-// answer with, doing nothing.
+// respondWith is like respond, but calls handle to handle the request. If the argument
+// of handle is not 0, handle does not execute the request, but returns a response with
+// that result.
 func (g *Gateway) respondWith(q Request, handle func(forcedResult int) [][]byte) ([][]byte, *Fault) {
 	if g.config.Admit != nil && !g.config.Admit(q.Source.Addr()) {
 		return nil, nil
@@ -325,7 +331,7 @@ func (g *Gateway) respondWith(q Request, handle func(forcedResult int) [][]byte)
 	done, ok := g.faults.enterQueue(fault.HoldRequest, g.done)
 	defer done()
 	if q.Service == serviceUPnP {
-		fault.Duplicate, fault.Repeat = 0, 0 // a connection has one request and one answer
+		fault.Duplicate, fault.Repeat = 0, 0 // a request on a connection has exactly one response
 	}
 	switch {
 	case !ok || fault.Drop:
@@ -340,7 +346,7 @@ func (g *Gateway) respondWith(q Request, handle func(forcedResult int) [][]byte)
 	return fault.corrupt(replies), matched
 }
 
-// datagrams is the list of one answer, or of none.
+// oneReply returns b as a list of one datagram, or nil if b is nil.
 func oneReply(b []byte) [][]byte {
 	if b == nil {
 		return nil

@@ -12,32 +12,34 @@ import (
 	"github.com/natforward/goforward/backends/pcp"
 )
 
-// Entry is a row of the gateway's table.
+// Entry is an entry of the gateway's table.
 type Entry struct {
 	Protocol backends.Protocol
-	// Internal is where inbound traffic goes. Port 0 is all ports, and Protocol 0
-	// with it all protocols; then External has port 0 too.
+	// Internal is the endpoint to which inbound traffic is forwarded. Port 0 means all
+	// ports. If Protocol is 0 too, it means all protocols. External then has port 0 as
+	// well.
 	Internal netip.AddrPort
-	// External is the endpoint that outside hosts use. Of a pinhole in the IPv6
-	// firewall it is Internal.
+	// External is the endpoint that outside hosts use. For a pinhole in the IPv6
+	// firewall, it is the same as Internal.
 	External netip.AddrPort
-	// Remaining is the lifetime left on the gateway's clock, or
-	// backends.Forever. In AddMapping, zero is Forever too.
+	// Remaining is the time until the entry expires on the gateway's clock, or
+	// backends.Forever. In AddMapping, zero means Forever too.
 	Remaining time.Duration
-	// Service is the name of the protocol that made it ("natpmp", "pcp", "upnp"), or of what
-	// else did. In AddMapping, empty is "admin".
+	// Service is the name of the protocol that created the entry ("natpmp", "pcp",
+	// "upnp"), or of another source. In AddMapping, an empty string means "admin".
 	Service string
-	// Disabled entries are listed and forward nothing.
+	// Disabled entries are listed, but forward nothing.
 	Disabled bool
-	// Static entries cannot be deleted by protocol and survive Restart.
+	// Static entries cannot be deleted by a protocol, and survive Restart.
 	Static bool
-	// Description is what the protocol carried, if it can.
+	// Description is the description in the request, if the protocol has one.
 	Description string
-	// Filters admit only the outside hosts that one of them matches. Without any, all are
-	// admitted.
+	// Filters admit only the outside hosts that match at least one of them. Without
+	// filters, all hosts are admitted.
 	Filters []pcp.Filter
-	// Remote is the only outside endpoint of an entry that PCP's PEER made, as an
-	// outgoing packet would. The zero value: not such an entry.
+	// Remote is the only outside endpoint that an entry created by PCP's PEER admits; an
+	// outgoing packet would create a similar entry. The zero value means that the entry
+	// was not created by PEER.
 	Remote netip.AddrPort
 }
 
@@ -65,59 +67,63 @@ var (
 	errNoEntry      = fmt.Errorf("gatewaytest: %w: no such entry", backends.ErrInvalid)
 )
 
-// endpoint is one side of a mapping. An outside endpoint with the zero address
-// is on whatever external address the gateway has.
+// endpoint is the internal or external side of a mapping. If the address of an external
+// endpoint is zero, it stands for the current external address of the gateway.
 type endpoint struct {
 	protocol backends.Protocol
 	netip.AddrPort
 }
 
-// row is an entry as the table keeps it.
+// row is an entry in the table, with its internal state.
 type row struct {
-	Entry               // Remaining is filled in when the entry leaves the table
-	host     *entryHost // nil: anybody on the internal host is the owner
+	Entry               // Remaining is set only in snapshots
+	host     *entryHost // nil: any program on the internal host may change the entry
 	expires  time.Time  // zero: never
-	seq      uint64     // in order of creation
-	lastUsed time.Time  // when it was last made, renewed, or used from outside
-	packets  uint64     // connections and datagrams from outside
-	id       uint16     // of a UPnP pinhole
+	seq      uint64     // number in order of creation
+	lastUsed time.Time  // when it was last created, renewed, or used from outside
+	packets  uint64     // number of connections and datagrams from outside
+	id       uint16     // UniqueID of a UPnP pinhole
 }
 
-// claim is what a protocol knows of an entry's owner. It is replaced, never changed.
+// entryHost identifies the client that owns an entry. It is replaced as a whole, never
+// modified.
 type entryHost struct {
-	// secret proves who the owner is.
+	// nonce proves the identity of the owner.
 	nonce [12]byte
-	// client is where the owner's last request came from.
+	// source is the source address of the owner's last request.
 	source netip.AddrPort
-	// exact owners want no other external endpoint than this one.
+	// preferFailure is set if the owner accepts no external address other than
+	// externalAddr.
 	preferFailure bool
 	externalAddr  netip.Addr
 }
 
-// wish asks the table for an entry: Remaining is the lifetime, External.Port
+// mappingSpec describes the entry to create. Remaining is the lifetime; External.Port
 // may be 0.
 type mappingSpec struct {
 	Entry
-	// exact fails with errTaken rather than accept another port.
+	// exactPort makes the request fail with errPortTaken if the requested port is not
+	// available.
 	exactPort bool
-	// another makes a second entry for an internal endpoint where the wished
-	// port differs from the first one's.
+	// allowSecond creates a second entry for an internal endpoint if the requested port
+	// differs from the port of the first entry.
 	allowSecond bool
-	// claim is the owner's, who has to be the same unless loose.
+	// host is the client that sends the request. It must be the owner of an existing
+	// entry, unless ignoreNonce is set.
 	host        *entryHost
 	ignoreNonce bool
-	// edit, where not nil, changes the entry before it is granted, or refuses.
+	// edit, if not nil, changes the entry before it is granted, or returns an error.
 	edit func(*Entry) error
 }
 
-// table is the router's mappings, lifetimes and ports. It knows no protocol.
-// Rows share an outside endpoint only where they have the same internal one and
-// differ in the remote host.
+// table holds the mappings of the router, with their lifetimes and ports. Several rows
+// can have the same external endpoint only if they have the same internal endpoint and
+// different remote hosts.
 type table struct {
 	clock *clock
 	limit int
-	// idle, where not 0, drops rows of UPnP that nobody used for so long while
-	// there are more than idleAbove.
+	// idleAfter, if not 0, is the time after which unused UPnP rows are deleted, as long
+	// as the table has more than idleAbove rows.
 	idleAfter time.Duration
 	idleAbove int
 
@@ -125,10 +131,10 @@ type table struct {
 	byExternal   map[endpoint][]*row
 	byInternal   map[endpoint][]*row
 	size         int
-	nextExpiry   time.Time // no entry expires before it
+	nextExpiry   time.Time // no entry expires before this time
 	nextSeq      uint64
-	nextID       uint16 // of pinholes
-	nextHighPort int    // survives clear, so that a client that forgot its port notices
+	nextID       uint16 // UniqueID of the last pinhole
+	nextHighPort int    // not reset by clear, so that a client notices that its entry was lost
 }
 
 func newTable(c *clock, limit int) *table {
@@ -139,10 +145,9 @@ func newTable(c *clock, limit int) *table {
 	}
 }
 
-// grant returns the entry that the internal endpoint has already, with its
-// lifetime renewed, or a new one. It fails with errFull, with errTaken and
-// errOwner beside the entry in the way, if there is one, or as edit does; then
-// nothing has changed.
+// grant creates an entry, or renews the entry that the internal endpoint already has. It
+// fails with errTableFull; with errPortTaken or errOtherOwner, and the conflicting entry
+// if there is one; or with the error of spec.edit. If it fails, the table is unchanged.
 func (t *table) grant(spec mappingSpec) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -170,7 +175,7 @@ func (t *table) grant(spec mappingSpec) (Entry, error) {
 	return t.snapshot(r, now), nil
 }
 
-// renew gives a row another lifetime, and what else its owner wants.
+// renew changes the lifetime of a row and the other properties in spec.
 func (t *table) renew(r *row, spec mappingSpec, now time.Time) (Entry, error) {
 	switch {
 	case r.host != nil && spec.host != nil && !spec.ignoreNonce && r.host.nonce != spec.host.nonce:
@@ -194,14 +199,15 @@ func (t *table) renew(r *row, spec mappingSpec, now time.Time) (Entry, error) {
 	case spec.host != nil:
 		r.host, r.Service = spec.host, spec.Service
 	case r.host != nil && (r.expires.IsZero() || expires.Before(r.expires)):
-		// Who proves nothing can prolong what has an owner, and no more.
+		// A request without a nonce can extend the lifetime of an owned entry, but
+		// cannot change it otherwise.
 		expires, forever = r.expires, r.expires.IsZero()
 	}
 	t.setExpiry(r, expires, forever)
 	return t.snapshot(r, now), nil
 }
 
-// held returns the entry that a wish renews, or nil.
+// existing returns the row that the request renews, or nil.
 func (t *table) existing(spec mappingSpec) *row {
 	for _, r := range t.byInternal[endpoint{spec.Protocol, spec.Internal}] {
 		if r.Remote != spec.Remote || r.Service == serviceUPnP {
@@ -214,7 +220,7 @@ func (t *table) existing(spec mappingSpec) *row {
 	return nil
 }
 
-// live sets when the row expires.
+// setExpiry sets the time at which the row expires.
 func (t *table) setExpiry(r *row, expires time.Time, forever bool) {
 	r.expires = time.Time{}
 	if forever {
@@ -226,7 +232,7 @@ func (t *table) setExpiry(r *row, expires time.Time, forever bool) {
 	}
 }
 
-// leave is the row as others may see it.
+// snapshot returns a copy of the row's entry, with Remaining set.
 func (t *table) snapshot(r *row, now time.Time) Entry {
 	e := r.Entry
 	e.Filters = slices.Clone(e.Filters)
@@ -237,14 +243,14 @@ func (t *table) snapshot(r *row, now time.Time) Entry {
 	return e
 }
 
-// create takes a new row in.
+// insert adds a new row to the table.
 func (t *table) insert(r *row, now time.Time) {
 	t.nextSeq++
 	r.seq, r.lastUsed = t.nextSeq, now
 	t.addToIndexes(r)
 }
 
-// add takes a row in.
+// addToIndexes adds a row to both indexes.
 func (t *table) addToIndexes(r *row) {
 	out, in := endpoint{r.Protocol, r.External}, endpoint{r.Protocol, r.Internal}
 	t.byExternal[out] = append(t.byExternal[out], r)
@@ -252,15 +258,15 @@ func (t *table) addToIndexes(r *row) {
 	t.size++
 }
 
-// drop forgets a row.
+// deleteRow deletes a row from the table.
 func (t *table) deleteRow(r *row) {
 	removeFromIndex(t.byExternal, endpoint{r.Protocol, r.External}, r)
 	removeFromIndex(t.byInternal, endpoint{r.Protocol, r.Internal}, r)
 	t.size--
 }
 
-// cut takes a row out of an index, leaving no empty lists behind. Lists that
-// somebody walks stay as they are.
+// removeFromIndex removes a row from an index, and deletes the list if it becomes empty.
+// It does not modify the old list, because a caller may be iterating over it.
 func removeFromIndex(index map[endpoint][]*row, at endpoint, r *row) {
 	rest := slices.DeleteFunc(slices.Clone(index[at]), func(other *row) bool { return other == r })
 	if len(rest) == 0 {
@@ -270,7 +276,8 @@ func removeFromIndex(index map[endpoint][]*row, at endpoint, r *row) {
 	index[at] = rest
 }
 
-// sweep drops what has expired, and returns the time.
+// deleteExpired deletes the rows that have expired or are idle, and returns the current
+// time.
 func (t *table) deleteExpired() time.Time {
 	now := t.clock.now()
 	if t.idleAfter == 0 && (t.nextExpiry.IsZero() || now.Before(t.nextExpiry)) {
@@ -291,12 +298,12 @@ func (t *table) deleteExpired() time.Time {
 	return now
 }
 
-// forgotten reports whether the row is one of UPnP that is idle for too long.
+// isIdle reports whether the row is a UPnP row that has not been used for too long.
 func (t *table) isIdle(r *row, now time.Time) bool {
 	return t.idleAfter != 0 && r.Service == serviceUPnP && !r.Static && t.size > t.idleAbove && !now.Before(r.lastUsed.Add(t.idleAfter))
 }
 
-// rows yields all rows; those yielded may be dropped meanwhile.
+// rows iterates over all rows. The caller may delete rows during the iteration.
 func (t *table) rows(yield func(*row) bool) {
 	for _, rows := range t.byExternal {
 		for _, r := range rows {
@@ -307,14 +314,14 @@ func (t *table) rows(yield func(*row) bool) {
 	}
 }
 
-// inOrder lists all rows, the oldest first.
+// rowsByAge returns all rows, oldest first.
 func (t *table) rowsByAge() []*row {
 	all := slices.Collect(t.rows)
 	slices.SortFunc(all, func(a, b *row) int { return cmp.Compare(a.seq, b.seq) })
 	return all
 }
 
-// entries is a snapshot, by protocol and external endpoint.
+// entries returns a snapshot of all entries, sorted by protocol and external endpoint.
 func (t *table) entries() []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -331,16 +338,16 @@ func (t *table) entries() []Entry {
 	return all
 }
 
-// remove deletes the entries of an internal endpoint, with port 0 those of the
-// whole host. It reports whether one that stays was among them: a static one,
-// or one whose owner has to prove it.
+// deleteInternal deletes the entries of an internal endpoint, or those of the whole host
+// if the port is 0. It keeps static entries and entries that have an owner with a nonce,
+// and reports whether there were any.
 func (t *table) deleteInternal(internal endpoint) (kept bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.deleteExpired()
 	for _, r := range t.rowsOf(internal) {
 		switch {
-		case r.Remote.IsValid(): // ends by itself
+		case r.Remote.IsValid(): // it cannot be deleted and expires by itself
 		case r.Static, r.host != nil:
 			kept = true
 		default:
@@ -350,7 +357,8 @@ func (t *table) deleteInternal(internal endpoint) (kept bool) {
 	return kept
 }
 
-// of lists the rows of an internal endpoint, with port 0 those of the host.
+// rowsOf returns the rows of an internal endpoint, or those of the host if the port is
+// 0, without UPnP rows.
 func (t *table) rowsOf(internal endpoint) []*row {
 	if internal.Port() != 0 {
 		return withoutUPnP(t.byInternal[internal])
@@ -364,13 +372,14 @@ func (t *table) rowsOf(internal endpoint) []*row {
 	return rows
 }
 
-// withoutUPnP is the rows that NAT-PMP and PCP know of.
+// withoutUPnP returns the rows that NAT-PMP and PCP can see.
 func withoutUPnP(rows []*row) []*row {
 	return slices.DeleteFunc(slices.Clone(rows), func(r *row) bool { return r.Service == serviceUPnP })
 }
 
-// revoke deletes the entries of just this internal endpoint for who knows the
-// secret. It fails with errNone, errFixed, or errOwner and the entry.
+// deleteWithNonce deletes the entries of exactly this internal endpoint if the nonce is
+// right. It fails with errNoEntry, or with errNotDeletable or errOtherOwner and the
+// entry.
 func (t *table) deleteWithNonce(internal endpoint, nonce [12]byte) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -402,7 +411,7 @@ func (t *table) deleteWithNonce(internal endpoint, nonce [12]byte) (Entry, error
 	return Entry{}, nil
 }
 
-// outbound finds the entry of an internal endpoint to a remote host.
+// peerEntry returns the entry of an internal endpoint for a remote host.
 func (t *table) peerEntry(internal endpoint, remote netip.AddrPort) (Entry, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -415,8 +424,8 @@ func (t *table) peerEntry(internal endpoint, remote netip.AddrPort) (Entry, bool
 	return Entry{}, false
 }
 
-// evict deletes the entries of an outside endpoint, also static ones, and
-// reports whether there was one.
+// deleteExternal deletes the entries of an external endpoint, even static ones, and
+// reports whether there were any.
 func (t *table) deleteExternal(at endpoint) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -428,11 +437,11 @@ func (t *table) deleteExternal(at endpoint) bool {
 	return len(rows) != 0
 }
 
-// clear forgets all but the static entries.
+// clear deletes all entries except static ones.
 func (t *table) clear() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.nextID = 0 // as in a daemon that starts again
+	t.nextID = 0 // as in a daemon that has been restarted
 	for r := range t.rows {
 		if !r.Static {
 			t.deleteRow(r)
@@ -440,14 +449,14 @@ func (t *table) clear() {
 	}
 }
 
-// claimed is an entry with its owner.
+// hostedEntry is an entry with its owner.
 type hostedEntry struct {
 	Entry
 	entryHost
 }
 
-// claims lists the entries whose owners are known. Those for which lost is
-// true are deleted.
+// hostedEntries returns the entries that have an owner. It deletes those for which
+// lostAddress returns true.
 func (t *table) hostedEntries(lostAddress func(hostedEntry) bool) []hostedEntry {
 	t.mu.Lock()
 	defer t.mu.Unlock()

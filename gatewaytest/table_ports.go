@@ -7,19 +7,21 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The range that ports come from where the client does not care.
+// The range from which the gateway chooses a port if the client does not request one.
 const (
 	firstHighPort = 49152
 	numHighPorts  = 1 << 14
 )
 
-// companions share port numbers (RFC 6886, section 3.3).
+// otherTransport maps TCP to UDP and UDP to TCP: a port number that a host has for one
+// of them is not assigned to another host for the other (RFC 6886, section 3.3).
 var otherTransport = map[backends.Protocol]backends.Protocol{
 	backends.TCP: backends.UDP,
 	backends.UDP: backends.TCP,
 }
 
-// choose picks the external port: the one wished, else the next free one.
+// choosePort chooses the external port: the requested port if it is free, otherwise the
+// next free port above it.
 func (t *table) choosePort(spec mappingSpec) (uint16, error) {
 	requested := int(spec.External.Port())
 	if shared := t.rowSharingPort(spec); shared != nil {
@@ -44,7 +46,7 @@ func (t *table) choosePort(spec mappingSpec) (uint16, error) {
 		return 0, errPortTaken
 	}
 	for i := 1; i < 1<<16; i++ {
-		// Past the end it goes on above the well-known ports.
+		// After 65535, the search continues above the well-known ports, at 1024.
 		port := requested + i
 		if port >= 1<<16 {
 			port = port - 1<<16 + 1024
@@ -56,9 +58,9 @@ func (t *table) choosePort(spec mappingSpec) (uint16, error) {
 	return 0, errTableFull
 }
 
-// twin returns a row of the same internal endpoint that has to have the same
-// external one: what goes out to a remote host leaves from where the others
-// come in (RFC 6887, sections 11.3 and 12.3).
+// rowSharingPort returns a row of the same internal endpoint whose external endpoint the
+// new row must share: traffic to a remote host must leave from the endpoint at which the
+// other entries receive (RFC 6887, sections 11.3 and 12.3).
 func (t *table) rowSharingPort(spec mappingSpec) *row {
 	for _, r := range t.byInternal[endpoint{spec.Protocol, spec.Internal}] {
 		if spec.Remote.IsValid() || r.Remote.IsValid() && !spec.allowSecond {
@@ -68,7 +70,7 @@ func (t *table) rowSharingPort(spec mappingSpec) *row {
 	return nil
 }
 
-// high returns a free high port, another one each time, or 0.
+// highPort returns a free high port, or 0. Successive calls return different ports.
 func (t *table) highPort(spec mappingSpec) uint16 {
 	for range numHighPorts {
 		port := uint16(firstHighPort + t.nextHighPort)
@@ -80,7 +82,7 @@ func (t *table) highPort(spec mappingSpec) uint16 {
 	return 0
 }
 
-// anyPort returns a high port that is free for all of a client's protocols, or 0.
+// highPortForBoth returns a high port that is free for both TCP and UDP, or 0.
 func (t *table) highPortForBoth() uint16 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -94,9 +96,10 @@ func (t *table) highPortForBoth() uint16 {
 	return 0
 }
 
-// free reports whether the wish may have the port: it is not the gateway's own,
-// nobody has it, alone or with all others, and the same port of the companion
-// protocol is no other client's (RFC 6886, section 3.3), which UPnP does not mind.
+// isFree reports whether the new entry may have the port. The port must not be one of
+// the gateway's own, and no entry may have it, alone or with all other ports. Unless the
+// request comes from UPnP, no other host may have the same port of the other transport
+// protocol (RFC 6886, section 3.3).
 func (t *table) isFree(spec mappingSpec, port uint16) bool {
 	external := netip.AddrPortFrom(spec.External.Addr(), port)
 	if isReserved(spec.Protocol, port) || t.isOccupied(endpoint{spec.Protocol, external}) {
@@ -111,8 +114,8 @@ func (t *table) isFree(spec mappingSpec, port uint16) bool {
 	return !ok || spec.Service == serviceUPnP || !t.usedByOtherHost(endpoint{other, external}, spec)
 }
 
-// occupied reports whether an outside endpoint cannot have another entry. One of
-// the firewall can have more of UPnP's, which are pinholes of one host.
+// isOccupied reports whether an external endpoint cannot have another entry. An endpoint
+// of the firewall can have several UPnP entries, which are pinholes of one host.
 func (t *table) isOccupied(at endpoint) bool {
 	for _, r := range t.byExternal[at] {
 		if !at.Addr().Is6() || r.Service != serviceUPnP {
@@ -122,26 +125,28 @@ func (t *table) isOccupied(at endpoint) bool {
 	return false
 }
 
-// foreign reports whether another host than the wish's has the outside endpoint.
+// usedByOtherHost reports whether a host other than the one in spec has the external
+// endpoint.
 func (t *table) usedByOtherHost(at endpoint, spec mappingSpec) bool {
 	rows := t.byExternal[at]
 	return len(rows) != 0 && rows[0].Internal.Addr() != spec.Internal.Addr()
 }
 
-// reserved reports whether the port is that of the protocols themselves, which
-// is never mapped (RFC 6887, section 11.3).
+// isReserved reports whether the port is one of NAT-PMP and PCP themselves, which are
+// never mapped (RFC 6887, section 11.3).
 func isReserved(p backends.Protocol, port uint16) bool {
 	return p == backends.UDP && (port == 5350 || port == 5351)
 }
 
-// wildcards are the outside endpoints that have all ports of a protocol.
+// allPortsEndpoints returns the external endpoints that stand for all ports of a
+// protocol and for all ports of all protocols.
 func allPortsEndpoints(p backends.Protocol, external netip.Addr) [2]endpoint {
 	all := netip.AddrPortFrom(external, 0)
 	return [2]endpoint{{p, all}, {0, all}}
 }
 
-// freeAll returns nil where the wish may have all ports of its protocol, or of
-// all protocols, because no other host has one; else errTaken.
+// checkAllPorts returns nil if the host may have all ports of its protocol, or of all
+// protocols, because no other host has one of them. Otherwise it returns errPortTaken.
 func (t *table) checkAllPorts(spec mappingSpec) error {
 	if spec.exactPort && spec.External.Port() != 0 {
 		return errPortTaken
@@ -155,7 +160,7 @@ func (t *table) checkAllPorts(spec mappingSpec) error {
 	return nil
 }
 
-// inTheWay is the entry that has the port of a wish, or the zero Entry.
+// conflicting returns the entry that has the requested port, or the zero Entry.
 func (t *table) conflicting(spec mappingSpec, now time.Time) Entry {
 	endpoints := []endpoint{{spec.Protocol, spec.External}}
 	if other, ok := otherTransport[spec.Protocol]; ok {
@@ -169,7 +174,7 @@ func (t *table) conflicting(spec mappingSpec, now time.Time) Entry {
 	return Entry{}
 }
 
-// lookup finds the entry for what arrives from outside.
+// lookup finds the entry for a connection or datagram from outside.
 func (t *table) lookup(p backends.Protocol, external, from netip.AddrPort) (Entry, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -189,7 +194,7 @@ func (t *table) lookup(p backends.Protocol, external, from netip.AddrPort) (Entr
 			}
 		}
 		if len(rows) != 0 {
-			break // who is refused at a port does not get in by all ports
+			break // a host that the filters of a port reject is not admitted by an entry for all ports
 		}
 	}
 	return Entry{}, false

@@ -10,24 +10,26 @@ import (
 	"github.com/natforward/goforward/backends/pcp"
 )
 
-// errHeld and errSecond are errTaken by rules against what would be possible.
+// errReAdd and errSecondPort are errPortTaken for requests that only a quirk refuses.
 var (
 	errReAdd      = fmt.Errorf("%w: the client has it already", errPortTaken)
 	errSecondPort = fmt.Errorf("%w: the client has another port", errPortTaken)
 )
 
-// assignRules are the quirks of assign.
+// upnpGrantRules are the quirks that grantUPnP applies.
 type upnpGrantRules struct {
-	refuseReAdd     bool // errHeld rather than overwrite
-	keepLifetime    bool // overwriting leaves the lifetime alone
-	oneExternalPort bool // errSecond for a second port of an internal endpoint
+	refuseReAdd     bool // return errReAdd instead of overwriting
+	keepLifetime    bool // overwriting does not change the lifetime
+	oneExternalPort bool // return errSecondPort for a second port of an internal endpoint
 }
 
-// assign is grant as UPnP has it: an entry is known by its outside endpoint and
-// the remote hosts it admits, and the same client overwrites it, also with
-// another internal port (WANIPConnection:2, section 2.5.16). Entries of other
-// protocols are in its way, and it is in theirs. It fails with errFull, errHeld,
-// errSecond, or errTaken beside the entry in the way, if there is one.
+// grantUPnP creates or overwrites an entry by the rules of UPnP. The external endpoint
+// and the admitted remote hosts identify an entry. The same client can overwrite it,
+// even with another internal port (WANIPConnection:2, section 2.5.16). Entries of other
+// protocols conflict with UPnP entries, and vice versa.
+//
+// It fails with errTableFull, errReAdd, errSecondPort, or errPortTaken and the
+// conflicting entry if there is one.
 func (t *table) grantUPnP(spec mappingSpec, rules upnpGrantRules) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -41,7 +43,7 @@ func (t *table) grantUPnP(spec mappingSpec, rules upnpGrantRules) (Entry, error)
 		case rules.refuseReAdd:
 			return t.snapshot(r, now), errReAdd
 		case r.Internal != spec.Internal && len(rows) > 1:
-			return t.snapshot(r, now), errPortTaken // an outgoing connection has the port too
+			return t.snapshot(r, now), errPortTaken // an entry of PCP's PEER has the port too
 		}
 		t.overwrite(r, spec, rules, now)
 		return t.snapshot(r, now), nil
@@ -67,7 +69,7 @@ func (t *table) grantUPnP(spec mappingSpec, rules upnpGrantRules) (Entry, error)
 	return t.snapshot(r, now), nil
 }
 
-// overwrite gives a row what the wish says.
+// overwrite changes a row as the request specifies.
 func (t *table) overwrite(r *row, spec mappingSpec, rules upnpGrantRules, now time.Time) {
 	if r.Internal != spec.Internal {
 		t.deleteRow(r)
@@ -80,16 +82,16 @@ func (t *table) overwrite(r *row, spec mappingSpec, rules upnpGrantRules, now ti
 	}
 }
 
-// isUPnP reports whether the row is one that this client made by UPnP for these
-// remote hosts.
+// matchesUPnP reports whether this client created the row by UPnP for these remote
+// hosts.
 func (r *row) matchesUPnP(client netip.Addr, remote []pcp.Filter) bool {
 	return isUPnP(r) && !r.Static && r.Internal.Addr() == client && slices.Equal(r.Filters, remote)
 }
 
 func isUPnP(r *row) bool { return r.Service == serviceUPnP }
 
-// listed is what an IGD lists, the oldest first: the IPv4 rows but for
-// outgoing connections and those of all ports.
+// listed returns the entries that an IGD lists, oldest first: all IPv4 entries except
+// those of PCP's PEER and those for all ports.
 func (t *table) listed() []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -108,8 +110,8 @@ func (r *row) isListed() bool {
 		(r.Protocol == backends.TCP || r.Protocol == backends.UDP)
 }
 
-// release deletes the listed entries for which match is true, and reports how
-// many; those that are static or have an owner by nonce stay, and are counted in stay.
+// deleteListed deletes the listed entries for which match returns true, and returns
+// their number. Entries that are static or have a nonce are kept, and counted in kept.
 func (t *table) deleteListed(match func(Entry) bool) (deleted, kept int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,15 +129,15 @@ func (t *table) deleteListed(match func(Entry) bool) (deleted, kept int) {
 	return deleted, kept
 }
 
-// pinhole is a row of the firewall as UPnP sees it.
+// pinhole is an IPv6 firewall entry as UPnP reports it.
 type pinhole struct {
 	Entry
 	id      uint16
 	packets uint64
 }
 
-// pierce opens a pinhole, or renews the one with the same internal endpoint and
-// filters. It fails with errFull.
+// openPinhole opens a pinhole, or renews the pinhole that has the same internal endpoint
+// and filters. It fails with errTableFull.
 func (t *table) openPinhole(spec mappingSpec) (pinhole, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -156,7 +158,7 @@ func (t *table) openPinhole(spec mappingSpec) (pinhole, error) {
 	return t.pinholeSnapshot(r, now), nil
 }
 
-// freeID is the number of a new pinhole, or 0.
+// nextPinholeID returns the UniqueID for a new pinhole, or 0 if none is free.
 func (t *table) nextPinholeID() uint16 {
 	taken := make(map[uint16]bool)
 	for r := range t.rows {
@@ -175,8 +177,8 @@ func (t *table) pinholeSnapshot(r *row, now time.Time) pinhole {
 	return pinhole{Entry: t.snapshot(r, now), id: r.id, packets: r.packets}
 }
 
-// pinhole finds one by its number. It fails with errNone, or with errOwner where
-// it is not for this client.
+// findPinhole returns the pinhole with a UniqueID. It fails with errNoEntry, or with
+// errOtherOwner if the pinhole is for another host.
 func (t *table) findPinhole(id uint16, client netip.Addr) (pinhole, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -188,7 +190,8 @@ func (t *table) findPinhole(id uint16, client netip.Addr) (pinhole, error) {
 	return t.pinholeSnapshot(r, now), nil
 }
 
-// prolong gives a pinhole another lifetime, with 0 the end. It fails as pinhole does.
+// setPinholeLifetime changes the lifetime of a pinhole, and deletes the pinhole if the
+// lifetime is 0. It fails as findPinhole does.
 func (t *table) setPinholeLifetime(id uint16, client netip.Addr, lifetime time.Duration) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
