@@ -12,25 +12,26 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// maxDial bounds the connection to an internal endpoint where the caller's
-// context does not.
+// dialTimeout is the maximum time for a connection to an internal endpoint, if the
+// caller's context has no earlier deadline.
 const dialTimeout = 10 * time.Second
 
-// Dial connects as a host on the internet does, from a virtual address of its
-// own, to an external endpoint such as "45.45.45.1:8080", or to a LAN host's own
-// IPv6 address behind the firewall. The network is "tcp" or "udp", also with a
-// 4 or 6 behind it; the address is an IP address and a port.
+// Dial connects as a host on the internet does, from a virtual address. The target is an
+// external endpoint such as "45.45.45.1:8080", or the IPv6 address of a LAN host behind
+// the firewall. The network is "tcp" or "udp", optionally followed by 4 or 6. The
+// address is an IP address and a port.
 //
-// Without a mapping or pinhole a TCP connection fails with an error that is
-// syscall.ECONNREFUSED, while UDP connects and its datagrams are lost, as
-// everywhere. An IPv4 address other than the gateway's is syscall.EHOSTUNREACH for
-// TCP. A TCP connection has CloseWrite and CloseRead.
+// If there is no mapping or pinhole, a TCP connection fails with an error that is
+// syscall.ECONNREFUSED. A UDP connection succeeds, but its datagrams are lost, as on a
+// real network. For TCP to an IPv4 address other than the gateway's, the error is
+// syscall.EHOSTUNREACH. A TCP connection has the methods CloseWrite and CloseRead.
 func (g *Gateway) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return g.DialFrom(ctx, netip.AddrPort{}, network, address)
 }
 
-// DialFrom is Dial from a given outside host, for entries with Filters. The gateway chooses
-// the address if it is the zero Addr, and the port if it is 0.
+// DialFrom is like Dial, but connects from a given outside host. Use it for entries with
+// Filters. The gateway chooses the address if it is the zero Addr, and the port if it is
+// 0.
 func (g *Gateway) DialFrom(ctx context.Context, from netip.AddrPort, network, address string) (net.Conn, error) {
 	p, err := parseNetwork(network)
 	if err != nil {
@@ -49,12 +50,14 @@ func (g *Gateway) DialFrom(ctx context.Context, from netip.AddrPort, network, ad
 	return g.dialTCP(ctx, from, network, to)
 }
 
-// ListenPacket opens the socket of an outside host on a virtual address, such
-// as "45.45.45.2:0"; the gateway chooses an empty host, and port 0. What it writes to an
-// external endpoint goes to the internal one if there is a mapping, else it is lost;
-// answers come back from the external endpoint. The
-// network is "udp", "udp4" or "udp6"; IPv6 sockets reach IPv6 hosts only, the
-// others IPv4 ones.
+// ListenPacket opens the socket of an outside host on a virtual address, such as
+// "45.45.45.2:0". The gateway chooses the host if it is empty, and the port if it is 0.
+// A datagram that is written to an external endpoint is forwarded to the internal
+// endpoint if there is a mapping, and is lost otherwise. Replies come from the external
+// endpoint.
+//
+// The network is "udp", "udp4" or "udp6". IPv6 sockets reach only IPv6 hosts, and IPv4
+// sockets reach only IPv4 hosts.
 func (g *Gateway) ListenPacket(network, address string) (net.PacketConn, error) {
 	p, err := parseNetwork(network)
 	if err == nil && p != backends.UDP {
@@ -83,7 +86,8 @@ func parseNetwork(network string) (backends.Protocol, error) {
 	return 0, net.UnknownNetworkError(network)
 }
 
-// checkFamily refuses addresses of the family that the network is not of.
+// checkFamily returns an error if the address is not of the address family of the
+// network.
 func checkFamily(network string, addr netip.Addr) error {
 	switch network[len(network)-1] {
 	case '4':
@@ -100,7 +104,7 @@ func checkFamily(network string, addr netip.Addr) error {
 	return &net.AddrError{Err: "no suitable address", Addr: addr.String()}
 }
 
-// parseEndpoint reads an address to send to.
+// parseEndpoint parses an address to send to.
 func parseEndpoint(address string) (netip.AddrPort, error) {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil || to.Port() == 0 {
@@ -109,7 +113,7 @@ func parseEndpoint(address string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(to.Addr().Unmap().WithZone(""), to.Port()), nil
 }
 
-// parseLocal reads an address to listen on: the host and the port may be missing.
+// parseLocal parses an address to listen on. The host and the port may be missing.
 func parseLocal(address string) (netip.AddrPort, error) {
 	if address == "" {
 		return netip.AddrPort{}, nil
@@ -127,13 +131,13 @@ func parseLocal(address string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), nil
 }
 
-// route finds the entry that traffic to an external endpoint uses.
+// findEntry returns the entry for traffic to an external endpoint.
 func (g *Gateway) findEntry(p backends.Protocol, to, from netip.AddrPort) (Entry, error) {
 	external := g.External()
 	switch {
 	case to.Addr().Is4() != from.Addr().Is4():
 		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
-	case to.Addr().Is6(): // in the table under its own address
+	case to.Addr().Is6(): // IPv6 entries have their own address in the table
 	case to.Addr() != external || external.IsUnspecified():
 		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
 	default:
@@ -146,7 +150,8 @@ func (g *Gateway) findEntry(p backends.Protocol, to, from netip.AddrPort) (Entry
 	return e, nil
 }
 
-// local completes the address of an outside host. Callers hold the lock.
+// outsideAddr completes the address of an outside host and checks it. The caller holds
+// g.mu.
 func (g *Gateway) outsideAddr(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
 	addr := at.Addr().Unmap()
 	switch {
@@ -175,7 +180,8 @@ func (g *Gateway) outsideAddr(at netip.AddrPort, v6 bool) (netip.AddrPort, error
 	return netip.AddrPort{}, os.NewSyscallError("bind", errno.EADDRINUSE)
 }
 
-// keep has Close close c, or reports that it is too late.
+// track records c, so that Close closes it. It fails with net.ErrClosed if the gateway
+// is closed.
 func (g *Gateway) track(c io.Closer) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -186,7 +192,7 @@ func (g *Gateway) track(c io.Closer) error {
 	return nil
 }
 
-// forget undoes keep.
+// untrack reverses track.
 func (g *Gateway) untrack(c io.Closer) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -208,7 +214,7 @@ func (g *Gateway) disconnect() {
 	}
 }
 
-// outsideError is an error as package net gives them.
+// outsideError returns an error of the type that package net returns.
 func outsideError(op, network string, addr net.Addr, err error) error {
 	return &net.OpError{Op: op, Net: network, Addr: addr, Err: err}
 }

@@ -60,8 +60,8 @@ func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Con
 	return c, nil
 }
 
-// tcpConn is an outside host's end of a connection: a real connection to the
-// internal endpoint under virtual addresses.
+// tcpConn is the end of a connection at an outside host: a real connection to the
+// internal endpoint, with virtual addresses.
 type tcpConn struct {
 	gateway       *Gateway
 	inner         *net.TCPConn
@@ -81,7 +81,7 @@ func (c *tcpConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Close closes both directions. Closing again fails with net.ErrClosed.
+// Close closes both directions. Another call fails with net.ErrClosed.
 func (c *tcpConn) Close() error {
 	if c.closed.Swap(true) {
 		return net.ErrClosed
@@ -90,10 +90,10 @@ func (c *tcpConn) Close() error {
 	return c.inner.Close()
 }
 
-// CloseWrite tells the other side that no more comes.
+// CloseWrite closes the writing side of the connection.
 func (c *tcpConn) CloseWrite() error { return c.inner.CloseWrite() }
 
-// CloseRead gives up reading.
+// CloseRead closes the reading side of the connection.
 func (c *tcpConn) CloseRead() error { return c.inner.CloseRead() }
 
 func (c *tcpConn) LocalAddr() net.Addr { return c.local }

@@ -14,10 +14,10 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// maxPeers bounds the internal endpoints that an outside socket remembers.
+// maxPeers is the maximum number of internal endpoints that an outside socket remembers.
 const maxPeers = 1024
 
-// listenUDP opens the socket of an outside host.
+// openOutsideUDP opens the socket of an outside host.
 func (g *Gateway) openOutsideUDP(network string, at netip.AddrPort, v6 bool) (*packetConn, error) {
 	family := "udp4"
 	if v6 {
@@ -35,7 +35,7 @@ func (g *Gateway) openOutsideUDP(network string, at netip.AddrPort, v6 bool) (*p
 	return c, nil
 }
 
-// bind gives the socket its virtual address.
+// bind assigns the virtual address to the socket.
 func (g *Gateway) bind(c *packetConn, at netip.AddrPort, v6 bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -52,8 +52,9 @@ func (g *Gateway) bind(c *packetConn, at netip.AddrPort, v6 bool) error {
 	return nil
 }
 
-// insideAddr is the address of this host that reaches internal endpoints. On
-// loopback it is a loopback one, which no firewall asks about.
+// insideAddr returns the local address from which the sockets of outside hosts reach
+// internal endpoints. If the gateway listens on loopback, it is a loopback address, so
+// that no host firewall asks for permission.
 func (g *Gateway) insideAddr(v6 bool) netip.Addr {
 	listen := g.Addr().Addr()
 	switch {
@@ -67,8 +68,8 @@ func (g *Gateway) insideAddr(v6 bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// packetConn is the socket of an outside host: a real one that talks to
-// internal endpoints, under virtual addresses.
+// packetConn is the socket of an outside host: a real socket that exchanges datagrams
+// with internal endpoints, with virtual addresses.
 type packetConn struct {
 	gateway *Gateway
 	inner   *net.UDPConn
@@ -76,10 +77,11 @@ type packetConn struct {
 	closed  atomic.Bool
 
 	mu    sync.Mutex
-	peers map[netip.AddrPort]netip.AddrPort // internal to external, as last written to
+	peers map[netip.AddrPort]netip.AddrPort // maps internal endpoints to the external endpoints last written to
 }
 
-// WriteTo sends a datagram. One that no mapping admits is lost without an error.
+// WriteTo sends a datagram. If no mapping admits the datagram, it is lost without an
+// error.
 func (c *packetConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 	to, ok := addr.(*net.UDPAddr)
 	if !ok || to == nil {
@@ -110,7 +112,8 @@ func (c *packetConn) write(b []byte, to netip.AddrPort) (int, error) {
 	return len(b), nil
 }
 
-// send passes a datagram on, and remembers where answers to it come from.
+// send forwards a datagram, and records the external endpoint from which replies to it
+// appear to come.
 func (c *packetConn) send(b []byte, external, internal netip.AddrPort) error {
 	c.mu.Lock()
 	if len(c.peers) >= maxPeers {
@@ -122,8 +125,8 @@ func (c *packetConn) send(b []byte, external, internal netip.AddrPort) error {
 	return err
 }
 
-// ReadFrom receives a datagram. Its source is the external endpoint that was
-// written to before.
+// ReadFrom receives a datagram. Its source is the external endpoint to which this socket
+// wrote.
 func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	n, from, err := c.read(b)
 	if err != nil {
@@ -135,7 +138,7 @@ func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
 func (c *packetConn) read(b []byte) (int, netip.AddrPort, error) {
 	for {
 		n, from, err := c.inner.ReadFromUDPAddrPort(b)
-		if errno.IsReset(err) { // nobody wanted an earlier datagram
+		if errno.IsReset(err) { // an earlier datagram was rejected
 			continue
 		}
 		if err != nil {
@@ -152,7 +155,7 @@ func (c *packetConn) read(b []byte) (int, netip.AddrPort, error) {
 	}
 }
 
-// Close frees the virtual address. Closing again fails with net.ErrClosed.
+// Close releases the virtual address. Another call fails with net.ErrClosed.
 func (c *packetConn) Close() error {
 	if c.closed.Swap(true) {
 		return net.ErrClosed
@@ -173,7 +176,7 @@ func (c *packetConn) SetReadDeadline(t time.Time) error { return c.inner.SetRead
 
 func (c *packetConn) SetWriteDeadline(t time.Time) error { return c.inner.SetWriteDeadline(t) }
 
-// dialUDP is a socket of an outside host that talks to one external endpoint.
+// dialUDP opens the socket of an outside host for one external endpoint.
 func (g *Gateway) dialUDP(from netip.AddrPort, network string, to netip.AddrPort) (net.Conn, error) {
 	c, err := g.openOutsideUDP(network, from, to.Addr().Is6())
 	if err != nil {
@@ -188,7 +191,8 @@ type udpConn struct {
 	remote netip.AddrPort
 }
 
-// Write sends a datagram. One that no mapping admits is lost without an error.
+// Write sends a datagram. If no mapping admits the datagram, it is lost without an
+// error.
 func (c *udpConn) Write(b []byte) (int, error) { return c.write(b, c.remote) }
 
 func (c *udpConn) Read(b []byte) (int, error) {

@@ -12,16 +12,16 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// maxMX is the longest that an answer is delayed, whatever the search says
-// (UPnP Device Architecture 1.1, section 1.3.3).
+// maxMX is the maximum delay of a response in seconds, even if the search has a greater
+// MX (UPnP Device Architecture 1.1, section 1.3.3).
 const maxMX = 5
 
-// target is what can be searched for, and under which name it is.
+// searchTarget is a search target and the unique service name for it.
 type searchTarget struct{ target, usn string }
 
-// targets lists what the gateway announces: for the root device three, for the
-// others two, and for each service one (UPnP Device Architecture 1.1, section
-// 1.2.2). SSDP knows the types of the standard alone.
+// searchTargets returns the targets that the gateway announces: three for the root
+// device, two for each other device, and one for each service (UPnP Device Architecture
+// 1.1, section 1.2.2). In SSDP, the gateway uses only the types of the standard.
 func (s *upnpServer) searchTargets() []searchTarget {
 	all := []searchTarget{{"upnp:rootdevice", s.root.udn + "::upnp:rootdevice"}}
 	add := func(udn, urn string) {
@@ -39,7 +39,7 @@ func (s *upnpServer) searchTargets() []searchTarget {
 	return all
 }
 
-// searched is a type of the description as SSDP has it.
+// ssdpType returns the SSDP form of a type in the description.
 func (s *upnpServer) ssdpType(urn string) string {
 	urn = strings.Replace(urn, "urn:dslforum-org:", "urn:schemas-upnp-org:", 1)
 	name, version := cutVersion(urn)
@@ -49,13 +49,13 @@ func (s *upnpServer) ssdpType(urn string) string {
 	return name + ":" + strconv.Itoa(version)
 }
 
-// search is an M-SEARCH as it arrived.
+// searchRequest is an M-SEARCH request.
 type searchRequest struct {
 	host, target string
-	mx           int // 0: none
+	mx           int // 0: no MX header
 }
 
-// parseSearch reads a search (UPnP Device Architecture 1.1, section 1.3.2).
+// parseSearch parses a search (UPnP Device Architecture 1.1, section 1.3.2).
 func parseSearch(raw []byte) (searchRequest, bool) {
 	lines := strings.Split(string(raw), "\n")
 	fields := strings.Fields(lines[0])
@@ -64,7 +64,7 @@ func parseSearch(raw []byte) (searchRequest, bool) {
 	}
 	var q searchRequest
 	discover, ended := false, false
-	for _, line := range lines[1:max(1, len(lines)-1)] { // the rest has no end
+	for _, line := range lines[1:max(1, len(lines)-1)] { // the last part has no line end
 		line = strings.TrimSuffix(line, "\r")
 		name, value, _ := strings.Cut(line, ":")
 		value = strings.TrimSpace(value)
@@ -84,13 +84,13 @@ func parseSearch(raw []byte) (searchRequest, bool) {
 	return q, discover && ended && q.target != ""
 }
 
-// multicast reports whether the search names a group as its host.
+// multicast reports whether the HOST header of the search is a multicast address.
 func (q searchRequest) multicast() bool {
 	at, err := netip.ParseAddrPort(q.host)
 	return err == nil && at.Addr().IsMulticast()
 }
 
-// receive deals with a datagram of SSDP and sends the answers.
+// receive handles an SSDP datagram and sends the responses.
 func (s *upnpServer) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 	q := Request{Time: s.g.clock.now(), Service: serviceSSDP, Op: opOther, Source: from, Raw: raw}
 	search, ok := parseSearch(raw)
@@ -114,7 +114,7 @@ func (s *upnpServer) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte)
 	s.g.replyAfter(fault, delay, func() { s.reply(conn, from, replies) })
 }
 
-// reply sends answers, from another port if that is the quirk.
+// reply sends the responses, from another port if Search.OtherPort is set.
 func (s *upnpServer) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byte) {
 	if s.config.Search.OtherPort {
 		at := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
@@ -128,11 +128,11 @@ func (s *upnpServer) reply(conn *net.UDPConn, to netip.AddrPort, replies [][]byt
 	s.g.reply(conn, to, replies)
 }
 
-// ignores reports whether the search gets no answer.
+// ignores reports whether the search gets no response.
 func (s *upnpServer) ignores(q searchRequest, from netip.AddrPort) bool {
 	rules := s.config.Search
 	switch {
-	case q.multicast() && (rules.UnicastOnly || q.mx == 0): // MX is needed there
+	case q.multicast() && (rules.UnicastOnly || q.mx == 0): // a multicast search must have an MX header
 		return true
 	case !q.multicast() && rules.MulticastOnly:
 		return true
@@ -142,7 +142,7 @@ func (s *upnpServer) ignores(q searchRequest, from netip.AddrPort) bool {
 	return rules.NoIGD2 && strings.HasSuffix(q.target, ":InternetGatewayDevice:2")
 }
 
-// found lists the answers to a search.
+// searchResponses returns the responses to a search.
 func (s *upnpServer) searchResponses(q searchRequest, from netip.AddrPort) [][]byte {
 	rules := s.config.Search
 	var matched []searchTarget
@@ -157,7 +157,8 @@ func (s *upnpServer) searchResponses(q searchRequest, from netip.AddrPort) [][]b
 			if t.target == q.target {
 				matched = append(matched, t)
 			} else if compatibleType(t.target, q.target) {
-				// Of a lower version: answered as asked (section 1.3.3).
+				// The response to a search for a lower version has that version (section
+				// 1.3.3).
 				usn := strings.TrimSuffix(t.usn, t.target) + q.target
 				matched = append(matched, searchTarget{q.target, usn})
 			}
@@ -176,8 +177,8 @@ func (s *upnpServer) searchResponses(q searchRequest, from netip.AddrPort) [][]b
 	return replies
 }
 
-// searchResponse tells where the target is (UPnP Device Architecture 1.1,
-// section 1.3.3).
+// searchResponse returns the response for a target, with the URL of the description
+// (UPnP Device Architecture 1.1, section 1.3.3).
 func (s *upnpServer) searchResponse(t searchTarget, v6 bool) []byte {
 	rules := s.config.Search
 	first := "HTTP/1.1 200 OK"
@@ -198,7 +199,8 @@ func (s *upnpServer) searchResponse(t searchTarget, v6 bool) []byte {
 	return m.bytes()
 }
 
-// location is where the description is said to be.
+// location returns the LOCATION header: the URL of the description, unless a quirk
+// changes it.
 func (s *upnpServer) location(v6 bool) string {
 	i := 0
 	if v6 {
@@ -217,7 +219,7 @@ func (s *upnpServer) currentBootID() uint32 {
 	return s.bootID
 }
 
-// ssdpMessage is a message as the quirks write it.
+// ssdpMessage builds an SSDP message with the quirks applied.
 type ssdpMessage struct {
 	b        strings.Builder
 	eol, sep string
@@ -246,9 +248,9 @@ func (m *ssdpMessage) bytes() []byte {
 	return []byte(m.b.String())
 }
 
-// notify tells Config.Notify of all devices and services, unless UPnP is down
-// (UPnP Device Architecture 1.1, sections 1.2.2 to 1.2.4). The kind is
-// ssdp:alive, ssdp:byebye, or ssdp:update, which names the next BOOTID.
+// notify sends a notification for each device and service to Config.Notify, unless UPnP
+// is down (UPnP Device Architecture 1.1, sections 1.2.2 to 1.2.4). The kind is
+// ssdp:alive, ssdp:byebye or ssdp:update. The last also contains the next BOOTID.
 func (s *upnpServer) notify(kind string) {
 	to := s.g.config.Notify
 	if !s.g.supports(serviceUPnP) || !hasPort(to) {

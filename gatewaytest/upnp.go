@@ -17,24 +17,24 @@ const (
 	serviceSSDP = "ssdp"
 )
 
-// upnpServer answers searches, describes the gateway, and performs actions out
-// of its table.
+// upnpServer answers searches, serves the device description, and performs actions on
+// the gateway's table.
 type upnpServer struct {
 	g           *Gateway
 	config      quirks.UPnP
 	root        *igdDevice
-	ssdp        []*udpServer  // of IPv4, and of IPv6 if there is one
+	ssdp        []*udpServer  // over IPv4, and over IPv6 if Config.Listen6 is set
 	httpServers []*httpServer // the same
 
-	// Guarded by Gateway.mu, as are the ports.
+	// Guarded by Gateway.mu, like the ports.
 	bootID  uint32
-	crashed bool // until restart
+	crashed bool // set by simulateCrash, until Restart, Up or Down
 
 	mu    sync.Mutex
 	conns map[*net.TCPConn]struct{}
 }
 
-// init completes a server that does not listen yet.
+// init initializes the server, which does not listen yet.
 func (s *upnpServer) init(g *Gateway, config Config) {
 	s.g, s.config, s.bootID = g, config.Quirks.UPnP, 1
 	s.conns = make(map[*net.TCPConn]struct{})
@@ -52,7 +52,7 @@ func (s *upnpServer) init(g *Gateway, config Config) {
 	}
 }
 
-// randomUDN is a name for a device (RFC 9562, section 5.4).
+// randomUDN returns a random device name (RFC 9562, section 5.4).
 func randomUDN() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -60,33 +60,35 @@ func randomUDN() string {
 	return fmt.Sprintf("uuid:%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// SSDP is the address where the gateway answers searches, or the zero AddrPort without
-// UPnP. It answers only what is sent there: nothing joins a multicast group.
+// SSDP returns the address at which the gateway receives UPnP searches, or the zero
+// AddrPort if it does not support UPnP. The gateway answers only searches that are sent
+// to this address: it joins no multicast group.
 func (g *Gateway) SSDP() netip.AddrPort { return g.upnp.ssdpAddr(0) }
 
-// UPnP is the gateway's UPnP device.
+// UPnP returns the UPnP device of the gateway.
 func (g *Gateway) UPnP() Device { return Device{&g.upnp} }
 
-// Device is the UPnP device of a gateway. Wrong hosts in its description, which are
-// quirks, are loopback addresses where nobody listens.
+// Device is the UPnP device of a gateway. If a quirk makes its description name a wrong
+// host, that host is a loopback address at which nothing listens.
 type Device struct{ s *upnpServer }
 
-// DescriptionURL is the URL of the device description, or empty without UPnP.
-// With quirks.UPnP.MovePort it changes at each Restart.
+// DescriptionURL returns the URL of the device description, or an empty string if the
+// gateway does not support UPnP. With quirks.UPnP.MovePort, it changes at each Restart.
 func (d Device) DescriptionURL() string { return d.s.descriptionURL(0) }
 
-// DescriptionURL6 is the same over IPv6, or empty without [Config.Listen6].
+// DescriptionURL6 returns the URL of the device description over IPv6, or an empty
+// string without [Config.Listen6].
 func (d Device) DescriptionURL6() string { return d.s.descriptionURL(1) }
 
-// SSDP6 is the address where searches over IPv6 are answered, or the zero AddrPort without
-// [Config.Listen6]. Over IPv4 that is [Gateway.SSDP].
+// SSDP6 returns the address at which the gateway receives searches over IPv6, or the
+// zero AddrPort without [Config.Listen6]. For IPv4, use [Gateway.SSDP].
 func (d Device) SSDP6() netip.AddrPort { return d.s.ssdpAddr(1) }
 
-// UDN is the unique name of the root device, "uuid:…".
+// UDN returns the unique device name of the root device, "uuid:…".
 func (d Device) UDN() string { return d.s.config.UDN }
 
-// Byebye notifies that the device leaves, as a router does that is shut down. The gateway
-// goes on answering.
+// Byebye sends ssdp:byebye notifications, as a router does when it shuts down. The
+// gateway continues to respond.
 func (d Device) Byebye() {
 	d.s.g.sendSeries(&d.s.g.cancelNotify, 1, func() { d.s.notify("ssdp:byebye") })
 }
@@ -107,7 +109,7 @@ func (s *upnpServer) descriptionURL(i int) string {
 	return s.httpServers[i].base() + s.config.Description.Path
 }
 
-// down closes the ports and cuts the connections.
+// down closes the ports and the open connections.
 func (s *upnpServer) down() {
 	s.g.mu.Lock()
 	s.crashed = false
@@ -119,7 +121,7 @@ func (s *upnpServer) down() {
 	s.closeConns()
 }
 
-// open opens what is closed. Callers hold the gateway's lock.
+// open opens the ports that are closed. The caller holds Gateway.mu.
 func (s *upnpServer) open() error {
 	for _, server := range s.httpServers {
 		if server.ln != nil {
@@ -136,8 +138,8 @@ func (s *upnpServer) open() error {
 	return nil
 }
 
-// listen has a web server take connections at the address. Callers hold the
-// gateway's lock.
+// listen makes an HTTP server accept connections at the address. The caller holds
+// Gateway.mu.
 func (s *upnpServer) listen(server *httpServer, at netip.AddrPort) error {
 	ln, err := listenTCP(server.network, at)
 	if err != nil {
@@ -151,8 +153,8 @@ func (s *upnpServer) listen(server *httpServer, at netip.AddrPort) error {
 	return nil
 }
 
-// shut marks the ports as closed and returns what is to be closed, without the
-// lock. Callers hold it.
+// detachListeners marks the ports as closed. It returns the sockets, which must be
+// closed without Gateway.mu. The caller holds Gateway.mu.
 func (s *upnpServer) detachListeners() []io.Closer {
 	closers := detachConns(s.ssdp)
 	for _, server := range s.httpServers {
@@ -164,8 +166,8 @@ func (s *upnpServer) detachListeners() []io.Closer {
 	return closers
 }
 
-// restart is what a power failure does to UPnP. What has crashed comes back, and
-// the port moves if it is to; where the system has none to give, it stays.
+// restart simulates the effect of a power failure on UPnP. A crashed service runs again.
+// With MovePort, the HTTP port changes, unless the system has no free port.
 func (s *upnpServer) restart() {
 	if !s.g.supports(serviceUPnP) {
 		return
@@ -185,7 +187,7 @@ func (s *upnpServer) restart() {
 		}
 	}
 	if s.crashed && !s.g.closed {
-		_ = s.open() // where the system has given a port away, it stays dead
+		_ = s.open() // if another socket has taken a port meanwhile, the service stays down
 	}
 	s.g.mu.Unlock()
 	for _, c := range old {
@@ -194,7 +196,7 @@ func (s *upnpServer) restart() {
 	s.closeConns()
 }
 
-// crash closes the ports until Restart or Up.
+// simulateCrash closes the ports until Restart or Up.
 func (s *upnpServer) simulateCrash() {
 	s.g.mu.Lock()
 	s.crashed = true
@@ -206,7 +208,7 @@ func (s *upnpServer) simulateCrash() {
 	s.closeConns()
 }
 
-// addressChanged notifies of another external address.
+// addressChanged sends the notification for a changed external address.
 func (s *upnpServer) addressChanged() {
 	if !s.g.supports(serviceUPnP) || !s.config.Search.Update {
 		return

@@ -10,7 +10,7 @@ import (
 	"github.com/natforward/goforward/backends/pcp"
 )
 
-// identify reads what an HTTP request asks.
+// identify parses an HTTP request into a Request.
 func (s *upnpServer) identify(r *httpRequest) Request {
 	q := Request{
 		Time: s.g.clock.now(), Service: serviceUPnP, Op: opOther, Source: r.source, Raw: r.raw,
@@ -35,7 +35,7 @@ func (s *upnpServer) identify(r *httpRequest) Request {
 	return q
 }
 
-// soapOps are what the actions want.
+// soapOps maps actions to the values of Request.Op.
 var soapOps = map[string]string{
 	"GetExternalIPAddress": opExternalAddr,
 	"AddPortMapping":       opMap, "AddAnyPortMapping": opMap, "AddPinhole": opMap, "UpdatePinhole": opMap,
@@ -46,7 +46,7 @@ var soapOps = map[string]string{
 	"GetSpecificPortMappingEntry": opLookup, "GetGenericPortMappingEntry": opList, "GetListOfPortMappings": opList,
 }
 
-// protocol is what the arguments name, or 0.
+// protocol returns the protocol that the arguments name, or 0.
 func (r soapRequest) protocol() backends.Protocol {
 	switch name := r.args["NewProtocol"] + r.args["Protocol"]; strings.ToUpper(name) {
 	case "TCP", "6":
@@ -57,16 +57,17 @@ func (r soapRequest) protocol() backends.Protocol {
 	return 0
 }
 
-// errReset is an answer by a reset of the connection, and errCrash by that of
-// the service.
+// errReset resets the connection instead of sending a response. errSimulatedCrash also
+// makes the service crash.
 var (
 	errReset          = errors.New("gatewaytest: reset")
 	errSimulatedCrash = errors.New("gatewaytest: crash")
 )
 
-// respond does what the request asks and encodes the outcome. Where after is
-// not nil, the connection is reset instead, and after called. A refuse other
-// than 0 is the fault or status to answer with.
+// respond executes the request and encodes the response. If afterReset is not nil, the
+// caller resets the connection instead of sending a response, and then calls afterReset.
+// If forcedResult is not 0, the request is not executed, and the response has that fault
+// code or HTTP status.
 func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, afterReset func()) {
 	response, err := s.handle(r, forcedResult)
 	var status statusError
@@ -87,7 +88,8 @@ func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, afte
 	return encodeHTTP(s.config.Wire, response, r.version), nil
 }
 
-// handle fails with a statusError, a soapFault, errReset or errCrash.
+// handle executes the request. It fails with a statusError, a soapFault, errReset or
+// errSimulatedCrash.
 func (s *upnpServer) handle(r *httpRequest, forcedResult int) (httpResponse, error) {
 	if r.err != nil {
 		return httpResponse{}, r.err
@@ -120,7 +122,7 @@ func (s *upnpServer) handle(r *httpRequest, forcedResult int) (httpResponse, err
 	return httpResponse{}, statusError(501)
 }
 
-// checkRequest applies the demands on all requests, and on the headers of actions.
+// checkRequest checks the quirks.Demands on all requests, and on the headers of actions.
 func (s *upnpServer) checkRequest(r *httpRequest) error {
 	demands := s.config.Demands
 	agent, _ := r.header("User-Agent")
@@ -152,7 +154,7 @@ func (s *upnpServer) checkRequest(r *httpRequest) error {
 	return nil
 }
 
-// literal reports whether a Host is an IP address, with or without a port.
+// literal reports whether a Host header is an IP address, with or without a port.
 func literal(host string) bool {
 	if _, err := netip.ParseAddrPort(host); err == nil {
 		return true
@@ -161,7 +163,7 @@ func literal(host string) bool {
 	return err == nil
 }
 
-// soapCall is an action under way.
+// soapCall is a call of an action, with its arguments and its client.
 type soapCall struct {
 	service *igdService
 	action  string
@@ -169,10 +171,11 @@ type soapCall struct {
 	client  netip.Addr
 }
 
-// soapAction performs an action. It fails with a soapFault, errReset or errCrash.
+// soapAction performs an action. It fails with a soapFault, errReset or
+// errSimulatedCrash.
 type soapAction func(*upnpServer, soapCall) ([]soapArg, error)
 
-// connectionActions are those of WANIPConnection and WANPPPConnection.
+// connectionActions are the actions of WANIPConnection and WANPPPConnection.
 var connectionActions = map[string]soapAction{
 	"AddPortMapping":              (*upnpServer).addPortMapping,
 	"DeletePortMapping":           (*upnpServer).deletePortMapping,
@@ -184,14 +187,14 @@ var connectionActions = map[string]soapAction{
 	"GetNATRSIPStatus":            (*upnpServer).natStatus,
 }
 
-// connectionActions2 are what WANIPConnection:2 adds.
+// connectionActions2 are the additional actions of WANIPConnection:2.
 var connectionActions2 = map[string]soapAction{
 	"AddAnyPortMapping":      (*upnpServer).addAnyPortMapping,
 	"DeletePortMappingRange": (*upnpServer).deleteRange,
 	"GetListOfPortMappings":  (*upnpServer).listRange,
 }
 
-// otherActions are those of the services without versions.
+// otherActions are the actions of the services that have only one version.
 var otherActions = map[serviceKind]map[string]soapAction{
 	layer3Forwarding: {"GetDefaultConnectionService": (*upnpServer).defaultConnection},
 	wanCommon:        {"GetCommonLinkProperties": (*upnpServer).linkProperties},
@@ -220,7 +223,7 @@ func (s *upnpServer) call(v *igdService, r *httpRequest) ([]soapArg, error) {
 	return perform(s, soapCall{service: v, action: r.soap.action, args: r.soap.args, client: r.source.Addr()})
 }
 
-// find returns what performs the action, or nil.
+// findAction returns the function that performs the action, or nil.
 func (s *upnpServer) findAction(v *igdService, action string) soapAction {
 	if v.kind != wanIP && v.kind != wanPPP {
 		return otherActions[v.kind][action]
@@ -234,8 +237,9 @@ func (s *upnpServer) findAction(v *igdService, action string) soapAction {
 	return nil
 }
 
-// speaks reports whether a service of one type can be called as another: the
-// same of no higher version.
+// compatibleType reports whether a client can use a service or device of type available
+// as the type requested. The types must be the same, and the requested version must not
+// be higher.
 func compatibleType(available, requested string) bool {
 	hasName, hasVersion := cutVersion(available)
 	name, version := cutVersion(requested)
@@ -251,7 +255,8 @@ func cutVersion(urn string) (name string, version int) {
 	return urn[:max(i, 0)], version
 }
 
-// number reads an argument of so many bits; fault 402 if it is none.
+// number parses an unsigned argument of the given number of bits. It fails with fault
+// 402 if the argument is not such a number.
 func (c soapCall) number(name string, bits int) (uint64, error) {
 	n, err := strconv.ParseUint(strings.TrimSpace(c.args[name]), 10, bits)
 	if err != nil {
@@ -260,7 +265,7 @@ func (c soapCall) number(name string, bits int) (uint64, error) {
 	return n, nil
 }
 
-// numbers reads arguments of 16 bits.
+// numbers parses arguments of 16 bits.
 func (c soapCall) numbers(names ...string) ([]uint16, error) {
 	all := make([]uint16, len(names))
 	for i, name := range names {
@@ -273,8 +278,8 @@ func (c soapCall) numbers(names ...string) ([]uint16, error) {
 	return all, nil
 }
 
-// flag reads a boolean argument, also as yes and no (UPnP Device Architecture
-// 1.1, section 2.5).
+// flag parses a boolean argument, including the forms yes and no (UPnP Device
+// Architecture 1.1, section 2.5).
 func (c soapCall) flag(name string) (bool, error) {
 	switch strings.ToLower(strings.TrimSpace(c.args[name])) {
 	case "1", "true", "yes":
@@ -285,7 +290,7 @@ func (c soapCall) flag(name string) (bool, error) {
 	return false, soapFault(402)
 }
 
-// transport reads the protocol of a mapping.
+// protocolArg parses the protocol of a mapping.
 func (s *upnpServer) protocolArg(c soapCall) (backends.Protocol, error) {
 	name := c.args["NewProtocol"]
 	if !s.config.Demands.UpperProtocol {
@@ -300,7 +305,8 @@ func (s *upnpServer) protocolArg(c soapCall) (backends.Protocol, error) {
 	return 0, soapFault(402)
 }
 
-// remote reads the only remote host of a mapping; the zero Addr is anybody.
+// remoteHostArg parses the remote host that a mapping admits. The zero Addr means any
+// host.
 func (s *upnpServer) remoteHostArg(c soapCall) (netip.Addr, error) {
 	text, present := c.args["NewRemoteHost"]
 	switch demands := s.config.Demands; {
@@ -316,7 +322,8 @@ func (s *upnpServer) remoteHostArg(c soapCall) (netip.Addr, error) {
 	return addr, nil
 }
 
-// only are the filters that admit a remote host; none for the zero Addr.
+// filtersFor returns the filters that admit only this remote host and port. The zero
+// Addr means any host, and port 0 means any port.
 func filtersFor(remote netip.Addr, port uint16) []pcp.Filter {
 	switch {
 	case remote.IsValid():

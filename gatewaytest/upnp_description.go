@@ -10,9 +10,9 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// describe is the device description (UPnP Device Architecture 1.1, section
-// 2.3), as it is served at the base. The service descriptions that it names are
-// not there, as those of many routers.
+// description returns the device description (UPnP Device Architecture 1.1, section
+// 2.3). base is the start of the URL at which it was requested. The service descriptions
+// that it names do not exist, as on many routers.
 func (s *upnpServer) description(base string) []byte {
 	d := document{quirks: s.config.XML}
 	attr := ""
@@ -78,25 +78,25 @@ func (s *upnpServer) describeDevice(d *document, dev *igdDevice, base string) {
 	d.close("device")
 }
 
-// igdDevice is a device of the description.
+// igdDevice is a device in the description.
 type igdDevice struct {
 	typ, udn string
 	services []*igdService
 	devices  []*igdDevice
 }
 
-// igdService is a service of the description.
+// igdService is a service in the description.
 type igdService struct {
 	kind serviceKind
 	typ  string
 	id   string
-	// path is where actions are posted to, and name what it ends in.
+	// path is the path of the control URL; name is the end of that path.
 	path, name string
-	// connected services are those of the connection that has the address.
+	// connected is set for the services of the connection that has the external address.
 	connected bool
 }
 
-// serviceKind is a service whatever its version.
+// serviceKind is the type of a service without its version.
 type serviceKind string
 
 const (
@@ -107,7 +107,7 @@ const (
 	ipv6Firewall     serviceKind = "WANIPv6FirewallControl"
 )
 
-// ids are the service identifiers that the standards give.
+// serviceIDs are the service identifiers that the standards define.
 var serviceIDs = map[serviceKind]string{
 	layer3Forwarding: "L3Forwarding1",
 	wanCommon:        "WANCommonIFC1",
@@ -116,7 +116,7 @@ var serviceIDs = map[serviceKind]string{
 	ipv6Firewall:     "WANIPv6FC1",
 }
 
-// buildTree makes the devices and services that the config describes.
+// buildTree creates the devices and services that the config describes.
 func (s *upnpServer) buildTree() *igdDevice {
 	v := s.config.Version
 	root := &igdDevice{
@@ -137,7 +137,7 @@ func (s *upnpServer) buildTree() *igdDevice {
 	return root
 }
 
-// connections are the services of a WANConnectionDevice.
+// connections returns the services of a WANConnectionDevice.
 func (s *upnpServer) connections(i int, connected bool) []*igdService {
 	var all []*igdService
 	choice, v := s.config.Description.Connections, s.config.Version
@@ -169,7 +169,7 @@ func (s *upnpServer) service(kind serviceKind, version, i int, connected bool) *
 	return v
 }
 
-// urn is the type of a device or service.
+// urn returns the type of a device or service.
 func (s *upnpServer) urn(what, name string, version int) string {
 	domain := "schemas-upnp-org"
 	if s.config.Description.DSLForum {
@@ -178,8 +178,8 @@ func (s *upnpServer) urn(what, name string, version int) string {
 	return fmt.Sprintf("urn:%s:%s:%s:%d", domain, what, name, version)
 }
 
-// controlURL is how the description writes a service's. The base is where the
-// description was asked for.
+// controlURL returns the control URL of a service as it is written in the description.
+// base is the start of the URL at which the description was requested.
 func (s *upnpServer) controlURL(v *igdService, base string) string {
 	switch s.config.Description.ControlURL {
 	case quirks.ControlAbsolute:
@@ -198,10 +198,11 @@ func (s *upnpServer) controlURL(v *igdService, base string) string {
 	return v.path
 }
 
-// wrongBase is on loopback, lest a client that believes it asks a stranger.
+// wrongBase is the base of wrong URLs. It is on loopback, so that a client that uses
+// such a URL does not connect to a foreign host.
 const wrongBase = "http://127.9.9.9:1"
 
-// walk yields the device and those in it, each before its own.
+// walk yields the device and the devices in it; a device comes before those in it.
 func (d *igdDevice) walk(yield func(*igdDevice) bool) bool {
 	if !yield(d) {
 		return false
@@ -214,7 +215,7 @@ func (d *igdDevice) walk(yield func(*igdDevice) bool) bool {
 	return true
 }
 
-// serviceAt finds the service that is controlled at a path, or nil.
+// serviceAt returns the service whose control URL has this path, or nil.
 func (s *upnpServer) serviceAt(path string) *igdService {
 	var found *igdService
 	s.root.walk(func(d *igdDevice) bool {
@@ -228,28 +229,28 @@ func (s *upnpServer) serviceAt(path string) *igdService {
 	return found
 }
 
-// document writes XML: text is escaped, and comes out in the charset of the
-// quirks.
+// document builds an XML document. It escapes text, and applies the quirks for
+// encodings.
 type document struct {
 	b      strings.Builder
 	quirks quirks.XML
-	prefix string // of element names, with its colon
+	prefix string // prefix of element names, including the colon
 }
 
-// open starts an element, with attributes as they are.
+// open writes a start tag. The attributes are written as they are.
 func (d *document) open(name, attrs string) { d.b.WriteString("<" + d.prefix + name + attrs + ">") }
 
 func (d *document) close(name string) { d.b.WriteString("</" + d.prefix + name + ">") }
 
-// element writes a whole one.
+// element writes an element with text in it.
 func (d *document) element(name, text string) {
 	d.open(name, "")
 	d.b.WriteString(escape(text))
 	d.close(name)
 }
 
-// title writes an element of text that nobody depends on, which the quirks
-// make hard to read.
+// freeText writes an element whose text has no meaning to a client. The quirks add
+// characters that are hard to parse.
 func (d *document) freeText(name, text string) {
 	d.open(name, "")
 	d.b.WriteString(escape(text))
@@ -265,7 +266,7 @@ func (d *document) freeText(name, text string) {
 	d.close(name)
 }
 
-// bytes is the document with its declaration.
+// bytes returns the document with its XML declaration.
 func (d *document) bytes() []byte {
 	declaration := `<?xml version="1.0"?>`
 	if d.quirks.Latin1 {
@@ -290,8 +291,8 @@ func (d *document) bytes() []byte {
 	return []byte(text)
 }
 
-// toLatin1 encodes what ISO-8859-1 has. A byte order mark stays, and so do
-// bytes that are not UTF-8.
+// toLatin1 encodes the text as ISO-8859-1. It replaces other characters by question
+// marks. A byte order mark and bytes that are not UTF-8 are kept.
 func toLatin1(text string) string {
 	var b strings.Builder
 	for i, r := range text {
@@ -309,9 +310,9 @@ func toLatin1(text string) string {
 	return b.String()
 }
 
-// escape makes text fit for XML.
+// escape escapes text for XML.
 func escape(text string) string {
 	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(text)) // a Builder takes everything
+	_ = xml.EscapeText(&b, []byte(text)) // a strings.Builder never fails
 	return b.String()
 }

@@ -17,24 +17,26 @@ import (
 )
 
 const (
-	// maxConns bounds the HTTP connections at a time; more are closed at once.
+	// maxConns is the maximum number of open HTTP connections. Further connections are
+	// closed immediately.
 	maxConns = 256
-	// maxExchanges bounds the requests of a connection.
+	// maxRequestsPerConn is the maximum number of requests on a connection.
 	maxRequestsPerConn = 256
-	// webPatience bounds how long a client may take to ask, or to read.
+	// httpTimeout is the maximum time for a client to send a request, and to receive a
+	// response.
 	httpTimeout = 30 * time.Second
-	// lingering bounds the wait for a client to have read an answer.
+	// lingerTimeout is the maximum time to wait until a client has read a response.
 	lingerTimeout = 2 * time.Second
 )
 
-// web is one of the HTTP servers, of IPv4 or IPv6.
+// httpServer is one of the HTTP servers, over IPv4 or IPv6.
 type httpServer struct {
 	network string
-	addr    netip.AddrPort   // settled by the first open
+	addr    netip.AddrPort   // the port is chosen when it is first opened
 	ln      *net.TCPListener // nil while down
 }
 
-// base is the start of the server's URLs. Callers hold the gateway's lock.
+// base returns the start of the server's URLs. The caller holds Gateway.mu.
 func (h *httpServer) base() string {
 	addr := h.addr
 	if addr.Addr().IsUnspecified() {
@@ -43,7 +45,7 @@ func (h *httpServer) base() string {
 	return "http://" + netip.AddrPortFrom(addr.Addr().WithZone(""), addr.Port()).String()
 }
 
-// accept takes connections until the listener is closed.
+// accept accepts connections until the listener is closed.
 func (s *upnpServer) accept(server *httpServer, ln *net.TCPListener) {
 	for {
 		c, err := ln.AcceptTCP()
@@ -64,9 +66,9 @@ func (s *upnpServer) accept(server *httpServer, ln *net.TCPListener) {
 	}
 }
 
-// keep has hangUp close the connection, or reports that there are too many, or
-// that its listener is no longer the server's: what hangUp is then to close may
-// be closed already.
+// track records the connection, so that closeConns closes it. It returns false if there
+// are too many connections, or if the listener has been replaced or closed. In that
+// case, closeConns may already have run and would not close the connection.
 func (s *upnpServer) track(server *httpServer, ln *net.TCPListener, c *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +85,7 @@ func (s *upnpServer) isCurrent(server *httpServer, ln *net.TCPListener) bool {
 	return server.ln == ln
 }
 
-// hangUp closes all connections.
+// closeConns closes all connections.
 func (s *upnpServer) closeConns() {
 	var all []*net.TCPConn
 	s.mu.Lock()
@@ -96,8 +98,8 @@ func (s *upnpServer) closeConns() {
 	}
 }
 
-// converse answers the request of a connection, or where it stays open the
-// requests.
+// serveConn responds to one request on a connection, or to many if the connection stays
+// open.
 func (s *upnpServer) serveConn(server *httpServer, c *net.TCPConn) {
 	defer func() {
 		s.mu.Lock()
@@ -127,8 +129,8 @@ func (s *upnpServer) serveConn(server *httpServer, c *net.TCPConn) {
 	}
 }
 
-// exchange answers a request, and reports whether the connection is to end in
-// order.
+// serveRequest responds to a request. It reports whether the connection is still usable,
+// so that it can be closed in order.
 func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 	q := s.identify(&r)
 	var afterReset func()
@@ -142,7 +144,7 @@ func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 		return false
 	}
 	if afterReset != nil {
-		_ = c.SetLinger(0) // resets rather than ends
+		_ = c.SetLinger(0) // close the connection with a reset
 		afterReset()
 		return false
 	}
@@ -155,8 +157,8 @@ func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 	return err == nil
 }
 
-// linger lets the client read what was written: to close with something unread
-// on this side would reset the connection.
+// linger waits until the client has read the response. If the connection were closed
+// while unread data is in the receive buffer, the system would reset it.
 func linger(c *net.TCPConn) {
 	_ = c.CloseWrite()
 	_ = c.SetReadDeadline(time.Now().Add(lingerTimeout))
@@ -173,18 +175,18 @@ func remoteAddrPort(c *net.TCPConn) netip.AddrPort {
 	return netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
 }
 
-// The bounds of requests.
+// The size limits of requests, in bytes.
 const (
 	maxHeaderBytes = 16 << 10
 	maxBodyBytes   = 64 << 10
 )
 
-// httpRequest is a request as it arrived.
+// httpRequest is an HTTP request that the gateway received.
 type httpRequest struct {
 	raw     []byte
 	source  netip.AddrPort
-	base    string // of the server that was asked
-	err     error  // a statusError if it cannot be read
+	base    string // start of the URLs of the server that received the request
+	err     error  // a statusError if the request cannot be parsed
 	method  string
 	target  string
 	version string
@@ -195,16 +197,17 @@ type httpRequest struct {
 	soapErr error
 }
 
-// httpHeader is a header line, the name as it was written.
+// httpHeader is a header line. The name is as the client wrote it.
 type httpHeader struct{ name, value string }
 
-// statusError is a status to answer with.
+// statusError is an HTTP status for the response.
 type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("gatewaytest: HTTP status %d", int(e)) }
 
-// readRequest reads one request (RFC 9112, as far as clients of UPnP need it:
-// bodies have a Content-Length). What was read before an error is in raw.
+// readRequest reads one request. It implements the part of RFC 9112 that UPnP clients
+// need: bodies must have a Content-Length. If it fails, raw contains the bytes that it
+// has read.
 func readRequest(in *bufio.Reader) (httpRequest, error) {
 	var r httpRequest
 	for {
@@ -264,7 +267,7 @@ func (r *httpRequest) readBody(in io.Reader) error {
 	return nil
 }
 
-// header finds the first of the name.
+// header returns the value of the first header with this name.
 func (r *httpRequest) header(name string) (string, bool) {
 	for _, h := range r.headers {
 		if strings.EqualFold(h.name, name) {
@@ -274,13 +277,13 @@ func (r *httpRequest) header(name string) (string, bool) {
 	return "", false
 }
 
-// httpResponse is an answer before the quirks of the server.
+// httpResponse is a response before the quirks of the HTTP server are applied.
 type httpResponse struct {
 	status int
 	body   []byte
 }
 
-// encode writes the answer as the server does.
+// encodeHTTP encodes the response with the quirks of the HTTP server.
 func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte {
 	chunked := rules.Chunked && version != "HTTP/1.0"
 	httpVersion, reason := "HTTP/1.1", " "+http.StatusText(response.status)
@@ -319,11 +322,11 @@ func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte
 	return b.Bytes()
 }
 
-// serverName is what the gateway says of itself (UPnP Device Architecture 1.1,
-// section 1.2.2).
+// serverName is the value of the SERVER header (UPnP Device Architecture 1.1, section
+// 1.2.2).
 const serverName = "goforward/1 UPnP/1.1 gatewaytest/1"
 
-// lineEnds are how headers are written.
+// lineEnds returns the line end and the separator between the name and value of headers.
 func lineEnds(lfOnly, noSpace bool) (eol, sep string) {
 	eol, sep = "\r\n", ": "
 	if lfOnly {

@@ -9,7 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// specificEntry tells of one mapping (WANIPConnection:2, section 2.5.15).
+// specificEntry returns one mapping (WANIPConnection:2, section 2.5.15).
 func (s *upnpServer) specificEntry(c soapCall) ([]soapArg, error) {
 	rules := s.config.Listing
 	if rules.NoSpecific {
@@ -22,10 +22,10 @@ func (s *upnpServer) specificEntry(c soapCall) ([]soapArg, error) {
 	case err != nil:
 		return nil, err
 	}
-	return s.entryArgs(e)[3:], nil // without what names it
+	return s.entryArgs(e)[3:], nil // without the three arguments that identify the mapping
 }
 
-// genericEntry tells of the mapping at an index (WANIPConnection:2, section 2.5.14).
+// genericEntry returns the mapping at an index (WANIPConnection:2, section 2.5.14).
 func (s *upnpServer) genericEntry(c soapCall) ([]soapArg, error) {
 	rules := s.config.Listing
 	index, err := c.number("NewPortMappingIndex", 32)
@@ -52,7 +52,8 @@ func (s *upnpServer) genericEntry(c soapCall) ([]soapArg, error) {
 	return nil, soapFault(713)
 }
 
-// entryArgs are a listed mapping, in the order of GetGenericPortMappingEntry.
+// entryArgs returns the arguments of a listed mapping, in the order of
+// GetGenericPortMappingEntry.
 func (s *upnpServer) entryArgs(e Entry) []soapArg {
 	remote := ""
 	if a := remoteHost(e); a.IsValid() {
@@ -84,7 +85,7 @@ func flag(on bool) string {
 	return "0"
 }
 
-// reported is a lifetime in seconds, as it is told.
+// reportedLease returns the lease duration that listings report, in seconds.
 func (s *upnpServer) reportedLease(remaining time.Duration) string {
 	rules := s.config.Leases
 	switch {
@@ -96,11 +97,11 @@ func (s *upnpServer) reportedLease(remaining time.Duration) string {
 	return strconv.FormatInt(int64((remaining+time.Second-1)/time.Second), 10)
 }
 
-// maxRange is how many entries of a range miniupnpd 2.3.1 survives.
+// maxRange is the number of entries in a range above which miniupnpd 2.3.1 crashes.
 const maxRange = 128
 
-// listRange tells of the mappings of a range of ports (WANIPConnection:2,
-// section 2.5.21). A number of 0 is all.
+// listRange returns the mappings of a range of ports (WANIPConnection:2, section
+// 2.5.21). If NewNumberOfPorts is 0, it returns all of them.
 func (s *upnpServer) listRange(c soapCall) ([]soapArg, error) {
 	rules := s.config.Listing
 	switch {
@@ -134,7 +135,7 @@ func (s *upnpServer) listRange(c soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewPortListing", s.portListing(all)}}, nil
 }
 
-// portListing is the document of GetListOfPortMappings (WANIPConnection:2,
+// portListing returns the XML document of GetListOfPortMappings (WANIPConnection:2,
 // section 2.3.25).
 func (s *upnpServer) portListing(all []Entry) string {
 	renamed := map[string]string{

@@ -10,11 +10,10 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// week is the longest lease (WANIPConnection:2, section 2.3.16).
+// maxLease is the longest lease duration (WANIPConnection:2, section 2.3.16).
 const maxLease = 604800 * time.Second
 
-// addPortMapping maps the port that was asked for, or fails
-// (WANIPConnection:2, section 2.5.16).
+// addPortMapping maps the requested port, or fails (WANIPConnection:2, section 2.5.16).
 func (s *upnpServer) addPortMapping(c soapCall) ([]soapArg, error) {
 	spec, err := s.parseMappingSpec(c)
 	if err != nil {
@@ -28,8 +27,8 @@ func (s *upnpServer) addPortMapping(c soapCall) ([]soapArg, error) {
 	return nil, err
 }
 
-// addAnyPortMapping maps the port that was asked for, or another
-// (WANIPConnection:2, section 2.5.17).
+// addAnyPortMapping maps the requested port, or another one (WANIPConnection:2, section
+// 2.5.17).
 func (s *upnpServer) addAnyPortMapping(c soapCall) ([]soapArg, error) {
 	switch {
 	case s.config.Rules.NoAddAny:
@@ -45,8 +44,8 @@ func (s *upnpServer) addAnyPortMapping(c soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewReservedPort", strconv.Itoa(int(granted.External.Port()))}}, err
 }
 
-// wish reads the mapping that is asked for, and applies the rules that do not
-// depend on others.
+// parseMappingSpec parses the requested mapping, and checks the rules that do not depend
+// on other mappings.
 func (s *upnpServer) parseMappingSpec(c soapCall) (mappingSpec, error) {
 	remote, err := s.remoteHostArg(c)
 	if err != nil {
@@ -83,7 +82,7 @@ func (s *upnpServer) parseMappingSpec(c soapCall) (mappingSpec, error) {
 	return spec, s.checkRules(c, spec)
 }
 
-// checkDescription applies the demands on descriptions.
+// checkDescription checks the quirks.Demands on descriptions.
 func (s *upnpServer) checkDescription(text string) error {
 	isOdd := func(r rune) bool {
 		return !strings.ContainsRune(" -_.", r) && (r < '0' || '9' < r && r < 'A' || 'Z' < r && r < 'a' || 'z' < r)
@@ -100,7 +99,8 @@ func (s *upnpServer) checkDescription(text string) error {
 	return nil
 }
 
-// lease is the lifetime granted for the one asked.
+// grantedLease returns the lifetime that the gateway grants for the requested lease
+// duration.
 func (s *upnpServer) grantedLease(c soapCall) (time.Duration, error) {
 	n, err := c.number("NewLeaseDuration", 32)
 	if err != nil {
@@ -126,7 +126,7 @@ func (s *upnpServer) grantedLease(c soapCall) (time.Duration, error) {
 	return granted, nil
 }
 
-// checkRules applies what is refused whatever the table has.
+// checkRules checks the rules that do not depend on the table.
 func (s *upnpServer) checkRules(c soapCall, spec mappingSpec) error {
 	rules, external, internal := s.config.Rules, spec.External.Port(), spec.Internal.Port()
 	_, unusable := s.connectionAddr(c.service)
@@ -153,7 +153,7 @@ func (s *upnpServer) checkRules(c soapCall, spec mappingSpec) error {
 	return nil
 }
 
-// byVersion is a fault that version 1 has another code for.
+// byVersion returns code1 if the device has version 1, and code2 otherwise.
 func (s *upnpServer) byVersion(code1, code2 soapFault) soapFault {
 	if s.config.Version == 1 {
 		return code1
@@ -161,7 +161,7 @@ func (s *upnpServer) byVersion(code1, code2 soapFault) soapFault {
 	return code2
 }
 
-// assign makes the mapping, or behaves as if.
+// grant creates the mapping. With some quirks, it only pretends to.
 func (s *upnpServer) grant(spec mappingSpec) (Entry, error) {
 	rules := s.config.Rules
 	if rules.Unlisted {
@@ -190,7 +190,7 @@ func (s *upnpServer) grant(spec mappingSpec) (Entry, error) {
 	return Entry{}, soapFault(718)
 }
 
-// deletePortMapping ends a mapping (WANIPConnection:2, section 2.5.18).
+// deletePortMapping deletes a mapping (WANIPConnection:2, section 2.5.18).
 func (s *upnpServer) deletePortMapping(c soapCall) ([]soapArg, error) {
 	if s.config.Rules.SwitchedOff {
 		return nil, soapFault(606)
@@ -214,13 +214,13 @@ func (s *upnpServer) deletePortMapping(c soapCall) ([]soapArg, error) {
 	return nil, nil
 }
 
-// may reports whether the client may delete the entry.
+// mayDelete reports whether the client may delete the entry.
 func (s *upnpServer) mayDelete(c soapCall, e Entry) bool {
 	return s.config.AnyClient || e.Internal.Addr() == c.client
 }
 
-// deleteRange ends the mappings of a range of ports, of the client's own those
-// that it may delete (WANIPConnection:2, section 2.5.19).
+// deleteRange deletes the mappings of a range of ports that the client may delete
+// (WANIPConnection:2, section 2.5.19).
 func (s *upnpServer) deleteRange(c soapCall) ([]soapArg, error) {
 	if s.config.Rules.SwitchedOff {
 		return nil, soapFault(606)
@@ -242,7 +242,8 @@ func (s *upnpServer) deleteRange(c soapCall) ([]soapArg, error) {
 	return nil, nil
 }
 
-// portRange reads a range of external ports of a protocol.
+// portRange parses a range of external ports of a protocol, and returns a function that
+// reports whether an entry is in it.
 func (s *upnpServer) portRange(c soapCall) (contains func(Entry) bool, err error) {
 	ports, err := c.numbers("NewStartPort", "NewEndPort")
 	if err != nil {
@@ -266,7 +267,8 @@ func (s *upnpServer) portRange(c soapCall) (contains func(Entry) bool, err error
 	}, nil
 }
 
-// named finds the entry that the arguments name: fault 714 if there is none.
+// namedEntry returns the entry that the arguments identify. It fails with fault 714 if
+// there is none.
 func (s *upnpServer) namedEntry(c soapCall) (Entry, error) {
 	remote, err := s.remoteHostArg(c)
 	if err != nil {
@@ -288,7 +290,7 @@ func (s *upnpServer) namedEntry(c soapCall) (Entry, error) {
 	return Entry{}, soapFault(714)
 }
 
-// entries are what a service lists.
+// entries returns the entries that a service lists.
 func (s *upnpServer) entries(c soapCall) []Entry {
 	if !c.service.connected {
 		return nil
@@ -296,8 +298,8 @@ func (s *upnpServer) entries(c soapCall) []Entry {
 	return s.g.table.listed()
 }
 
-// remoteHost is the only host that an entry admits; the zero Addr where that
-// is not to be said in one address.
+// remoteHost returns the only host that an entry admits. It returns the zero Addr if the
+// entry admits any host, or hosts that one address cannot describe.
 func remoteHost(e Entry) netip.Addr {
 	if len(e.Filters) == 1 && e.Filters[0].Prefix.IsSingleIP() {
 		return e.Filters[0].Prefix.Addr()

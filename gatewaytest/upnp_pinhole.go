@@ -10,7 +10,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// maxPinhole is the longest lease of a pinhole in seconds
+// maxPinholeLease is the longest lease of a pinhole in seconds
 // (WANIPv6FirewallControl:1, section 2.3.8).
 const maxPinholeLease = 86400
 
@@ -21,7 +21,7 @@ func (s *upnpServer) firewallStatus(soapCall) ([]soapArg, error) {
 	}, nil
 }
 
-// checkFirewall applies what stands against all changes of the firewall.
+// checkFirewall returns a fault if the firewall permits no changes at all.
 func (s *upnpServer) checkFirewall() error {
 	switch rules := s.config.Firewall; {
 	case rules.Disabled:
@@ -34,8 +34,8 @@ func (s *upnpServer) checkFirewall() error {
 	return nil
 }
 
-// addPinhole opens the firewall to the sender (WANIPv6FirewallControl:1,
-// section 2.4.3). The same endpoints again are the same pinhole, renewed.
+// addPinhole opens a pinhole to the client (WANIPv6FirewallControl:1, section 2.4.3). A
+// request with the endpoints of an existing pinhole renews that pinhole.
 func (s *upnpServer) addPinhole(c soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
@@ -142,7 +142,7 @@ func (s *upnpServer) setPinholeLifetime(c soapCall, lease time.Duration) error {
 	return s.pinholeFault(s.g.table.setPinholeLifetime(uint16(id), c.client, lease))
 }
 
-// pinholeFault is the fault for an error of the table.
+// pinholeFault returns the fault for an error of the table.
 func (s *upnpServer) pinholeFault(err error) error {
 	switch {
 	case err == nil:
@@ -169,7 +169,7 @@ func (s *upnpServer) pinholePackets(c soapCall) ([]soapArg, error) {
 	return []soapArg{{"PinholePackets", strconv.FormatUint(h.packets, 10)}}, err
 }
 
-// checkPinhole knows only that something came through, or not yet.
+// checkPinhole reports only whether the pinhole has had traffic.
 func (s *upnpServer) checkPinhole(c soapCall) ([]soapArg, error) {
 	h, err := s.namedPinhole(c)
 	if err == nil && (h.packets == 0 || s.config.Firewall.NeverWorking) {

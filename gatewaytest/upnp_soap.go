@@ -9,19 +9,19 @@ import (
 	"strings"
 )
 
-// maxDepth bounds the nesting of a request's elements.
+// maxDepth is the maximum nesting depth of the elements in a request.
 const maxDepth = 8
 
-// soapRequest is an action as it was called.
+// soapRequest is a SOAP action that a client called.
 type soapRequest struct {
-	// service and action are what SOAPAction says.
+	// service and action are from the SOAPAction header.
 	service, action string
 	args            map[string]string
-	// spaced says that there is white space between elements.
+	// spaced is set if there is white space between elements.
 	spaced bool
 }
 
-// parseAction reads the value of SOAPAction: "service#action", usually in quotes.
+// parseAction parses the value of SOAPAction: "service#action", usually in quotes.
 func parseAction(value string) (service, action string) {
 	service, action, _ = strings.Cut(strings.Trim(value, `"`), "#")
 	return service, action
@@ -29,8 +29,9 @@ func parseAction(value string) (service, action string) {
 
 var errNoAction = errors.New("gatewaytest: no SOAP action")
 
-// parseEnvelope reads the arguments of the action in a body: the elements in the
-// one that has the action's name (UPnP Device Architecture 1.1, section 3.2.1).
+// parseEnvelope parses the arguments of the action in a body. They are the children of
+// the element that has the name of the action (UPnP Device Architecture 1.1, section
+// 3.2.1).
 func parseEnvelope(body []byte, action string) (args map[string]string, spaced bool, err error) {
 	args = make(map[string]string)
 	in := xml.NewDecoder(bytes.NewReader(body))
@@ -62,7 +63,7 @@ func parseEnvelope(body []byte, action string) (args map[string]string, spaced b
 			spaced = spaced || 0 < len(path) && len(path) < 4
 		}
 		if len(path) == 3 && inAction(path, action) {
-			args[""] = "" // the action is there
+			args[""] = "" // records that the element of the action is present
 		}
 	}
 	if _, ok := args[""]; !ok {
@@ -76,18 +77,18 @@ func inAction(path []string, action string) bool {
 	return path[0] == "Envelope" && path[1] == "Body" && path[2] == action
 }
 
-// soapArg is an argument of an answer.
+// soapArg is an argument in a response.
 type soapArg struct{ name, value string }
 
-// soapFault is why an action failed: a UPnPError (UPnP Device Architecture 1.1,
-// section 3.2.2).
+// soapFault is the code of a UPnPError: the reason why an action failed (UPnP Device
+// Architecture 1.1, section 3.2.2).
 type soapFault int
 
 func (f soapFault) Error() string {
 	return "gatewaytest: fault " + strconv.Itoa(int(f)) + " " + f.text()
 }
 
-// faultTexts are the names of the codes that the gateway has reason to use.
+// faultTexts contains the names of the fault codes that the gateway uses.
 var faultTexts = map[soapFault]string{
 	401: "Invalid Action", 402: "Invalid Args", 501: "Action Failed", 605: "String Argument Too Long",
 	606: "Action not authorized",
@@ -113,7 +114,7 @@ const (
 	soapEncoding  = "http://schemas.xmlsoap.org/soap/encoding/"
 )
 
-// envelope writes what stands in the body of a SOAP message.
+// envelope returns a SOAP message. write writes the content of its body.
 func (s *upnpServer) envelope(write func(d *document)) []byte {
 	d := document{quirks: s.config.XML}
 	p := s.soapPrefix()
@@ -132,14 +133,15 @@ func (s *upnpServer) soapPrefix() string {
 	return "s:"
 }
 
-// success is the answer to an action.
+// successResponse returns the response to an action that succeeded.
 func (s *upnpServer) successResponse(r soapRequest, out []soapArg) httpResponse {
 	return httpResponse{200, s.envelope(func(d *document) {
 		name := "u:" + r.action + "Response"
 		d.open(name, ` xmlns:u="`+escape(r.service)+`"`)
 		for _, a := range out {
 			if a.name == "NewPortListing" && !s.config.Listing.RangeEscaped {
-				// As miniupnpd has it: some clients unescape nothing.
+				// A CDATA section, as miniupnpd writes it: some clients do not unescape
+				// the text.
 				d.open(a.name, "")
 				d.b.WriteString("<![CDATA[" + a.value + "]]>")
 				d.close(a.name)
@@ -151,7 +153,7 @@ func (s *upnpServer) successResponse(r soapRequest, out []soapArg) httpResponse 
 	})}
 }
 
-// failure is the answer to an action that failed.
+// faultResponse returns the response to an action that failed.
 func (s *upnpServer) faultResponse(f soapFault) httpResponse {
 	form := s.config.FaultForm
 	if form.Code != 0 {
@@ -180,7 +182,7 @@ func (s *upnpServer) faultResponse(f soapFault) httpResponse {
 		d.open("detail", "")
 		d.open(inner+"UPnPError", attr)
 		d.open(inner+"errorCode", "")
-		d.b.WriteString(code) // white space would be escaped
+		d.b.WriteString(code) // element would escape white space
 		d.close(inner + "errorCode")
 		d.freeText(inner+"errorDescription", f.text())
 		d.close(inner + "UPnPError")

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// wan is the address of the service's connection, and whether nothing can be
-// mapped there.
+// connectionAddr returns the external address of the service's connection. unusable is
+// true if no mapping can be created on it.
 func (s *upnpServer) connectionAddr(v *igdService) (addr netip.Addr, unusable bool) {
 	addr = s.g.External()
 	if !v.connected {
@@ -16,7 +16,7 @@ func (s *upnpServer) connectionAddr(v *igdService) (addr netip.Addr, unusable bo
 	return addr, addr.IsUnspecified() || s.config.Rules.RefusePrivate && isPrivate(addr)
 }
 
-// externalAddress tells the external address, empty if there is none
+// externalAddress returns the external address, or an empty string if there is none
 // (WANIPConnection:2, section 2.5.20).
 func (s *upnpServer) externalAddress(c soapCall) ([]soapArg, error) {
 	addr, unusable := s.connectionAddr(c.service)
@@ -30,7 +30,7 @@ func (s *upnpServer) externalAddress(c soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewExternalIPAddress", text}}, nil
 }
 
-// statusInfo tells the state of the connection (WANIPConnection:2, section 2.5.9).
+// statusInfo returns the status of the connection (WANIPConnection:2, section 2.5.9).
 func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
 	if s.config.Status.Unsupported {
 		return nil, soapFault(401)
@@ -52,7 +52,7 @@ func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
 func (s *upnpServer) connectionType(c soapCall) ([]soapArg, error) {
 	kind := "IP_Routed"
 	if c.service.kind == wanPPP {
-		kind = "PPPoE_Routed" // not in the standard's list, but what devices say
+		kind = "PPPoE_Routed" // not in the list of the standard, but devices report it
 	}
 	return []soapArg{{"NewConnectionType", kind}, {"NewPossibleConnectionTypes", kind}}, nil
 }
@@ -61,7 +61,7 @@ func (s *upnpServer) natStatus(soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewRSIPAvailable", "0"}, {"NewNATEnabled", "1"}}, nil
 }
 
-// defaultConnection names the connection that traffic takes
+// defaultConnection returns the connection that outgoing traffic uses
 // (Layer3Forwarding:1, section 2.4.2).
 func (s *upnpServer) defaultConnection(soapCall) ([]soapArg, error) {
 	text := ""
@@ -76,8 +76,8 @@ func (s *upnpServer) defaultConnection(soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewDefaultConnectionService", text}}, nil
 }
 
-// linkProperties tells of the physical link (WANCommonInterfaceConfig:1,
-// section 2.4.3).
+// linkProperties describes the physical link (WANCommonInterfaceConfig:1, section
+// 2.4.3).
 func (s *upnpServer) linkProperties(c soapCall) ([]soapArg, error) {
 	state := "Down"
 	if c.service.connected {
