@@ -2,55 +2,59 @@ package quirks
 
 // NATPMP has the quirks of the NAT-PMP server. The zero value follows RFC 6886.
 type NATPMP struct {
-	// VersionError is the answer to other versions, if the gateway does not speak PCP.
+	// VersionError is the form of the response to other versions, if the gateway does
+	// not support PCP.
 	VersionError VersionErrorForm
-	// ShortOpcodeError answers an unknown opcode with eight bytes and the epoch,
-	// as miniupnpd does, rather than with the request itself (RFC 6886, section 3.5).
+	// ShortOpcodeError responds to an unknown opcode with eight bytes that include the
+	// epoch, as miniupnpd does. The standard response is a copy of the request (RFC
+	// 6886, section 3.5).
 	ShortOpcodeError bool
-	// RefusePrivate answers with result 3 while the external address is private
-	// or carrier-grade, as miniupnpd does. By default the address is told.
-	// Without any address (0.0.0.0) the result is always 3.
+	// RefusePrivate responds with result 3 while the external address is private or
+	// carrier-grade, as miniupnpd does. By default, such an address is reported. Without
+	// an external address (0.0.0.0), the result is always 3.
 	RefusePrivate bool
-	// AnyDeletePort accepts a deletion that names an external port, which the
-	// standard forbids (RFC 6886, section 3.4). By default it is refused with result 2.
+	// AnyDeletePort accepts a deletion that names an external port, which the standard
+	// forbids (RFC 6886, section 3.4). By default, such a deletion is refused with
+	// result 2.
 	AnyDeletePort bool
-	// EchoErrors echoes the wished port and lifetime in errors; the standard says
-	// zeros.
+	// EchoErrors copies the requested port and lifetime into error responses. In the
+	// standard, these fields are zero.
 	EchoErrors bool
-	// LowByte keeps only the low eight bits of the ports in answers.
+	// LowByte keeps only the low eight bits of the ports in responses.
 	LowByte bool
-	// EpochStuck tells 0 as the epoch, always.
+	// EpochStuck always reports 0 as the epoch.
 	EpochStuck bool
-	// EpochBack lets two clones answer in turn, the second with an epoch 1000 s
-	// behind the first's.
+	// EpochBack simulates two devices that respond in turn. The epoch of the second is
+	// 1000 s less than the epoch of the first.
 	EpochBack bool
-	// ExternalZero tells 0.0.0.0 as the external address, with success.
+	// ExternalZero reports 0.0.0.0 as the external address, with result success.
 	ExternalZero bool
-	// MultiplePorts makes a request for an internal port that is mapped already
-	// add a mapping if it names another external port, as miniupnpd does. By
-	// default it gets the port already assigned (RFC 6886, section 3.3).
+	// MultiplePorts adds a mapping if a request names another external port for an
+	// internal port that is already mapped, as miniupnpd does. By default, the response
+	// has the external port already assigned (RFC 6886, section 3.3).
 	MultiplePorts bool
-	// VPN behaves as the gateways of VPN providers do: internal port 0 is
-	// welcome, a client has one port, the same inside and outside and for both
-	// protocols, whatever it wished; answers have internal port 0 and 60 s.
+	// VPN behaves like the gateways of VPN providers. Internal port 0 is accepted. A
+	// client has one port, which is the same inside and outside and for both protocols,
+	// regardless of the port that it requested. Responses have internal port 0 and a
+	// lifetime of 60 s.
 	VPN bool
-	// PCPOnly refuses version 0 as a gateway does that speaks only PCP: with 24 bytes
-	// of version 2 and result 1. It does that even if the gateway does not speak PCP.
+	// PCPOnly refuses version 0 as a gateway does that supports only PCP: with 24 bytes
+	// of version 2 and result 1. It does so even if the gateway does not support PCP.
 	PCPOnly bool
-	// PCPOnlyTruncated is PCPOnly with the short answers of some routers: 2
-	// bytes, or 12 to a mapping request.
+	// PCPOnlyTruncated is like PCPOnly, but with the short responses of some routers: 2
+	// bytes, or 12 bytes to a mapping request.
 	PCPOnlyTruncated bool
 }
 
-// VersionErrorForm is how a NAT-PMP gateway answers an unknown version.
+// VersionErrorForm is the form of a NAT-PMP gateway's response to an unknown version.
 type VersionErrorForm uint8
 
-// The forms of an answer to an unknown version.
+// The forms of a response to an unknown version.
 const (
-	// VersionErrorRFC: eight bytes with opcode 0 (RFC 6886, section 3.5).
+	// VersionErrorRFC sends eight bytes with opcode 0 (RFC 6886, section 3.5).
 	VersionErrorRFC VersionErrorForm = iota
-	// VersionErrorOpcode: eight bytes with the request's opcode plus 128.
+	// VersionErrorOpcode sends eight bytes with the opcode of the request plus 128.
 	VersionErrorOpcode
-	// VersionErrorSilent: none.
+	// VersionErrorSilent sends no response.
 	VersionErrorSilent
 )

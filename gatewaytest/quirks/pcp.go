@@ -1,59 +1,63 @@
 package quirks
 
-// PCP has the options and quirks of the PCP server. The zero value follows
-// RFC 6887, and maps what the external address can do, whatever that is.
+// PCP has the options and quirks of the PCP server. The zero value follows RFC 6887, and
+// grants mappings even if the external address is private.
 type PCP struct {
-	// Off is a gateway that knows only NAT-PMP: other versions get
-	// [NATPMP.VersionError].
+	// Off has no effect. For a gateway that supports only NAT-PMP, omit "pcp" from
+	// gatewaytest.Config.Protocols: it responds to other versions as
+	// [NATPMP.VersionError] defines.
 	Off bool
-	// ThirdParty lets every client map for other hosts. By default the option is
+	// ThirdParty permits every client to map for other hosts. By default, the option is
 	// refused with result 5, as home routers do.
 	ThirdParty bool
-	// AllPorts lets a host have all ports of a protocol (internal port 0), or of
-	// all protocols (protocol 0 too), while no other host has one of them. By
-	// default that is refused with result 9, or 3 if WildcardMalformed is set.
+	// AllPorts permits a host to map all ports of a protocol (internal port 0), or of
+	// all protocols (protocol 0 too), if no other host has one of them. By default, such
+	// a request is refused with result 9, or with result 3 if WildcardMalformed is set.
 	AllPorts          bool
 	WildcardMalformed bool
-	// MaxFilters is how many filters a mapping has at most, before result 13.
-	// Zero is 64.
+	// MaxFilters is the maximum number of filters of a mapping. A request for more is
+	// refused with result 13. Zero means 64.
 	MaxFilters int
-	// MappingUpdates lets gatewaytest.Gateway.SetExternal tell the clients of each
+	// MappingUpdates makes gatewaytest.Gateway.SetExternal inform the clients of each
 	// mapping, as its UpdateMappings does.
 	MappingUpdates bool
-	// UpdateCount is how often each is told, 250 ms, 500 ms … apart. Zero is
-	// three times (RFC 6887, section 14.2).
+	// UpdateCount is the number of times that each update is sent, 250 ms, 500 ms …
+	// apart. Zero means three (RFC 6887, section 14.2).
 	UpdateCount int
 
-	// NAT pretends that another NAT stands between client and gateway: result 12, always.
+	// NAT simulates another NAT between client and gateway: the result is always 12.
 	NAT bool
-	// RefusePrivate refuses IPv4 mappings while the external address is private
-	// or carrier-grade, with result 8, a lifetime of 30 s and that address in
-	// place of the mapping's, as miniupnpd does. By default the address is
-	// granted. Without any address (0.0.0.0) the result is always 7.
+	// RefusePrivate refuses IPv4 mappings while the external address is private or
+	// carrier-grade, as miniupnpd does. The response has result 8, a lifetime of 30 s,
+	// and that address in place of the mapping's address. By default, mappings on such
+	// an address are granted. Without an external address (0.0.0.0), the result is
+	// always 7.
 	RefusePrivate bool
 
-	// NonceLoose renews a mapping whatever the nonce, which becomes the mapping's,
-	// as miniupnpd does. Deletions need the right one all the same.
+	// NonceLoose renews a mapping regardless of the nonce in the request, which becomes
+	// the nonce of the mapping, as miniupnpd does. A deletion still requires the nonce
+	// of the mapping.
 	NonceLoose bool
-	// FilterIgnored accepts filters and admits everybody, as miniupnpd does.
+	// FilterIgnored accepts filters and admits all hosts, as miniupnpd does.
 	FilterIgnored bool
-	// PreferFailureIgnored takes the option as not being there: success with
-	// another port.
+	// PreferFailureIgnored ignores the PREFER_FAILURE option: the result is success,
+	// possibly with another port.
 	PreferFailureIgnored bool
-	// DeleteUnknownNoResources answers the deletion of what is not there with
-	// result 8, as miniupnpd does. By default it is success (RFC 6887, section 15).
+	// DeleteUnknownNoResources responds to the deletion of a mapping that does not exist
+	// with result 8, as miniupnpd does. By default, the result is success (RFC 6887,
+	// section 15).
 	DeleteUnknownNoResources bool
-	// ErrorLifetimeZero tells 0 as the lifetime of all errors but the short
-	// ones, as miniupnpd does.
+	// ErrorLifetimeZero reports a lifetime of 0 in all error responses except those with
+	// a short lifetime, as miniupnpd does.
 	ErrorLifetimeZero bool
-	// OptionsEchoed repeats all options of the request in successes, also those
-	// that the server does not know, as miniupnpd does.
+	// OptionsEchoed copies all options of the request into success responses, including
+	// options that the server does not support, as miniupnpd does.
 	OptionsEchoed bool
-	// VersionOne is a server of the draft before the standard: everything gets
+	// VersionOne simulates a server of the draft before the standard: each response has
 	// result 1 and version 1.
 	VersionOne bool
-	// NoAnnounce leaves ANNOUNCE requests unanswered; AnnounceUnsupported refuses
-	// them with result 4. Unsolicited announcements are another matter.
+	// NoAnnounce does not respond to ANNOUNCE requests. AnnounceUnsupported refuses them
+	// with result 4. Neither affects unsolicited announcements.
 	NoAnnounce          bool
 	AnnounceUnsupported bool
 	// NoPeer refuses PEER requests with result 4.

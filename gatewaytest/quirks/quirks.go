@@ -1,12 +1,12 @@
-// Package quirks has the ways in which a router of package gatewaytest differs from the
-// standards, and the options of its protocols that few routers have. It has types only:
-// gatewaytest.Config.Quirks takes them.
+// Package quirks defines how a router of package gatewaytest can differ from the
+// standards, and the protocol options that few routers have. It contains only types, for
+// gatewaytest.Config.Quirks.
 //
-// No two IGDs are alike, and nearly every field of [UPnP] is something that one
-// of them does: how it answers searches ([Search]), what it says of itself
-// ([Description]), the bytes in which it does ([Wire], [XML], [FaultForm]), what it
-// requires of requests ([Demands]), and what becomes of mappings ([Leases], [Rules],
-// [Listing], [Status], [Firewall]). All quirks can be combined:
+// Real IGDs differ from each other in many ways, and nearly every field of [UPnP]
+// describes the behavior of a real device: how it responds to searches ([Search]), how
+// it describes itself ([Description]), how it encodes messages ([Wire], [XML],
+// [FaultForm]), what it requires of requests ([Demands]), and how it treats mappings
+// ([Leases], [Rules], [Listing], [Status], [Firewall]). All quirks can be combined:
 //
 //	quirks.Quirks{UPnP: quirks.UPnP{
 //		Version: 1,
@@ -15,24 +15,25 @@
 //		Search:  quirks.Search{OtherPort: true, NoIGD2: true},
 //	}}
 //
-// If something is to go wrong only once, use a gatewaytest.Fault.
+// To make only selected requests fail, use a gatewaytest.Fault.
 package quirks
 
-// Quirks are those of one router. The zero value has none: the router follows the
+// Quirks are the quirks of one router. The zero value has none: the router follows the
 // standards.
 type Quirks struct {
 	// NATPMP has the quirks of the NAT-PMP server.
 	NATPMP NATPMP
-	// PCP has the options and quirks of the PCP server, which has the same port.
+	// PCP has the options and quirks of the PCP server, which uses the same port as the
+	// NAT-PMP server.
 	PCP PCP
 	// UPnP has the options and quirks of the Internet Gateway Device.
 	UPnP UPnP
-	// AnnounceAs is the form of announcements over IPv4. The zero value is NAT-PMP's,
-	// or PCP's if the gateway does not speak NAT-PMP.
+	// AnnounceAs is the form of announcements over IPv4. The zero value means the
+	// NAT-PMP form, or the PCP form if the gateway does not support NAT-PMP.
 	AnnounceAs AnnounceForm
-	// AnnounceCount is how many packets an announcement has, 250 ms, 500 ms,
-	// 1 s … apart. Zero is ten (RFC 6886, section 3.2.1; RFC 6887, section 14.1).
-	// The notifications of UPnP are three at most.
+	// AnnounceCount is the number of packets of an announcement, 250 ms, 500 ms, 1 s …
+	// apart. Zero means ten (RFC 6886, section 3.2.1; RFC 6887, section 14.1). UPnP
+	// notifications are sent at most three times.
 	AnnounceCount int
 }
 
@@ -41,10 +42,11 @@ type AnnounceForm uint8
 
 // The forms of an announcement.
 const (
-	// AnnounceNATPMP: 12 bytes (RFC 6886, section 3.2.1).
+	// AnnounceNATPMP sends the 12 bytes of NAT-PMP (RFC 6886, section 3.2.1).
 	AnnounceNATPMP AnnounceForm = iota
-	// AnnouncePCP: 24 bytes, the ANNOUNCE opcode (RFC 6887, section 14.1).
+	// AnnouncePCP sends the 24 bytes of the PCP ANNOUNCE opcode (RFC 6887, section
+	// 14.1).
 	AnnouncePCP
-	// AnnounceBoth: first the one, then the other.
+	// AnnounceBoth sends the NAT-PMP form and then the PCP form.
 	AnnounceBoth
 )

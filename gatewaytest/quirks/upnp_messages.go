@@ -2,161 +2,171 @@ package quirks
 
 // Search has the quirks of SSDP.
 type Search struct {
-	// MulticastOnly leaves searches unanswered whose HOST is not a multicast
-	// address; UnicastOnly, those whose HOST is one.
+	// MulticastOnly ignores searches whose HOST is not a multicast address. UnicastOnly
+	// ignores searches whose HOST is a multicast address.
 	MulticastOnly, UnicastOnly bool
-	// OtherPort answers from another port than the one that was asked.
+	// OtherPort sends responses from another port than the one at which the search
+	// arrived.
 	OtherPort bool
-	// Version is that of the targets announced and answered. Zero is [UPnP.Version].
+	// Version is the version of the targets in notifications and responses. Zero means
+	// [UPnP.Version].
 	Version int
-	// FirstOnly answers ssdp:all with one device alone, which is no gateway.
+	// FirstOnly responds to ssdp:all with only one device, which is not a gateway.
 	FirstOnly bool
-	// NoIGD2 leaves searches for InternetGatewayDevice:2 unanswered.
+	// NoIGD2 ignores searches for InternetGatewayDevice:2.
 	NoIGD2 bool
-	// NoPort1900 leaves searches from port 1900 unanswered.
+	// NoPort1900 ignores searches from port 1900.
 	NoPort1900 bool
-	// Location changes the LOCATION told; it is called with the true one. Empty
-	// from it leaves the header out. Nil: the true one.
+	// Location returns the LOCATION header to send. Its argument is the true URL. If it
+	// returns an empty string, the header is omitted. Nil sends the true URL.
 	Location func(string) string
-	// Duplicates is how many more copies of each answer are sent, at most 100.
+	// Duplicates is the number of additional copies of each response that are sent, at
+	// most 100.
 	Duplicates int
-	// Spread delays each answer by a random time up to the MX of the search, at
-	// most 5 s. By default answers come at once.
+	// Spread delays each response by a random time up to the MX of the search, at most 5
+	// s. By default, responses are sent immediately.
 	Spread bool
-	// Garbage is sent before the answers to each search, one datagram each.
+	// Garbage is sent before the responses to each search, one datagram for each
+	// element.
 	Garbage [][]byte
-	// LFOnly ends lines with LF; NoSpace leaves no space behind colons; NoReason
-	// has a status line without a reason; NoBlankLine leaves out the last line.
+	// LFOnly ends lines with LF. NoSpace writes no space after colons. NoReason writes a
+	// status line without a reason. NoBlankLine omits the last line.
 	LFOnly, NoSpace, NoReason, NoBlankLine bool
 	// BootIDStuck never changes the BOOTID.
 	BootIDStuck bool
-	// Update has SetExternal notify with ssdp:update and NEXTBOOTID, which is the
-	// BOOTID from then on, before the usual ssdp:alive.
+	// Update makes SetExternal send ssdp:update with NEXTBOOTID before the usual
+	// ssdp:alive. The BOOTID then has the value of NEXTBOOTID.
 	Update bool
 }
 
 // Description has the quirks of the device description.
 type Description struct {
-	// Path is where it is. Empty is /rootDesc.xml.
+	// Path is the path of the description. An empty string means /rootDesc.xml.
 	Path string
-	// WANDevices is how many there are, at most 16. Zero is one. Only number
-	// Connected, from 0, has an external address: the others are Disconnected,
-	// and refuse to map with fault 501.
+	// WANDevices is the number of WAN devices, at most 16. Zero means one. Connected is
+	// the index, from 0, of the only device that has an external address. The others
+	// have the state Disconnected, and refuse mappings with fault 501.
 	WANDevices, Connected int
-	// Connections is which connection services each has.
+	// Connections selects the connection services of each WANConnectionDevice.
 	Connections Connections
-	// DSLForum has types of urn:dslforum-org.
+	// DSLForum uses types of urn:dslforum-org.
 	DSLForum bool
-	// URLBase is what stands there as the base of URLs.
+	// URLBase is the form of the URLBase element.
 	URLBase URLBaseForm
-	// ControlURL is how control URLs are written.
+	// ControlURL is the form of the control URLs.
 	ControlURL ControlURLForm
 }
 
-// Connections is which connection services a WANConnectionDevice has.
+// Connections selects the connection services of a WANConnectionDevice.
 type Connections uint8
 
 // The choices of connection services.
 const (
-	// ConnectionIP: WANIPConnection.
+	// ConnectionIP is WANIPConnection.
 	ConnectionIP Connections = iota
-	// ConnectionPPP: WANPPPConnection:1.
+	// ConnectionPPP is WANPPPConnection:1.
 	ConnectionPPP
-	// ConnectionBoth: first WANPPPConnection:1, which is Disconnected, then
-	// WANIPConnection. They have control URLs of their own.
+	// ConnectionBoth is first WANPPPConnection:1, which is Disconnected, and then
+	// WANIPConnection. Each has its own control URL.
 	ConnectionBoth
 )
 
-// URLBaseForm is what a description has as its URLBase.
+// URLBaseForm is the form of the URLBase element in a description.
 type URLBaseForm uint8
 
 // The forms of URLBase.
 const (
-	// URLBaseAbsent: none.
+	// URLBaseAbsent omits the element.
 	URLBaseAbsent URLBaseForm = iota
-	// URLBaseEmpty: an empty element.
+	// URLBaseEmpty writes an empty element.
 	URLBaseEmpty
-	// URLBaseGood: where the description is served.
+	// URLBaseGood writes the URL at which the description is served.
 	URLBaseGood
-	// URLBaseWrongHost: another host, where nothing is.
+	// URLBaseWrongHost writes another host, at which no server listens.
 	URLBaseWrongHost
-	// URLBaseNoPort: the right host without the port.
+	// URLBaseNoPort writes the right host without the port.
 	URLBaseNoPort
 )
 
-// ControlURLForm is how a description writes its control URLs.
+// ControlURLForm is the form of the control URLs in a description.
 type ControlURLForm uint8
 
 // The forms of control URLs.
 const (
-	// ControlRooted: "/ctl/…".
+	// ControlRooted is "/ctl/…".
 	ControlRooted ControlURLForm = iota
-	// ControlAbsolute: "http://…", where the description is served.
+	// ControlAbsolute is "http://…", at the host and port of the description.
 	ControlAbsolute
-	// ControlRelative: "ctl/…", beside the description.
+	// ControlRelative is "ctl/…", relative to the description.
 	ControlRelative
-	// ControlRelativeToRoot: "ctl/…", served at "/ctl/…" wherever the description is.
+	// ControlRelativeToRoot is "ctl/…", but is served at "/ctl/…", regardless of the
+	// path of the description.
 	ControlRelativeToRoot
-	// ControlColon: a first segment with a colon in it.
+	// ControlColon is a relative URL whose first segment contains a colon.
 	ControlColon
-	// ControlSpaces: white space around it.
+	// ControlSpaces has white space around the URL.
 	ControlSpaces
-	// ControlWrongHost: the path is right, the host is another one where nothing is.
+	// ControlWrongHost has the right path and another host, at which no server listens.
 	ControlWrongHost
-	// ControlEmpty: nothing.
+	// ControlEmpty is an empty element.
 	ControlEmpty
 )
 
-// Wire has the quirks of the HTTP server, which answers one request of a
-// connection in HTTP/1.1 and reads no chunked bodies.
+// Wire has the quirks of the HTTP server. By default, the server handles one request for
+// each connection, in HTTP/1.1, and does not accept chunked bodies.
 type Wire struct {
-	// HTTP10 answers in HTTP/1.0.
+	// HTTP10 responds in HTTP/1.0.
 	HTTP10 bool
-	// NoLength ends the body with the connection.
+	// NoLength omits the Content-Length: the end of the connection ends the body.
 	NoLength bool
-	// Chunked sends the body in chunks, except to HTTP/1.0.
+	// Chunked sends the body in chunks, except to HTTP/1.0 clients.
 	Chunked bool
-	// LengthOff is added to the Content-Length told.
+	// LengthOff is added to the value of Content-Length.
 	LengthOff int
-	// LFOnly ends lines with LF; NoSpace leaves no space behind colons; NoReason
-	// has a status line without a reason.
+	// LFOnly ends lines with LF. NoSpace writes no space after colons. NoReason writes a
+	// status line without a reason.
 	LFOnly, NoSpace, NoReason bool
-	// LeaveOpen leaves the connection open after the body, for more requests,
-	// until the client closes it.
+	// LeaveOpen leaves the connection open after the body, for further requests, until
+	// the client closes it.
 	LeaveOpen bool
 }
 
-// XML has the quirks of all documents: descriptions, answers and faults.
+// XML has the quirks of all documents: descriptions, responses and faults.
 type XML struct {
-	// Latin1 declares ISO-8859-1 and has such a letter in names and fault texts.
+	// Latin1 declares the encoding ISO-8859-1, and adds a letter in that encoding to
+	// names and fault texts.
 	Latin1 bool
-	// BadUTF8 has a byte in names and fault texts that is not UTF-8.
+	// BadUTF8 adds bytes that are not valid UTF-8 to names and fault texts.
 	BadUTF8 bool
-	// RawAmpersand has an & in names and fault texts that is not escaped.
+	// RawAmpersand adds an & that is not escaped to names and fault texts.
 	RawAmpersand bool
-	// BOM starts with a byte order mark; LeadingSpace, with a line end and a
-	// space; NoDeclaration leaves the XML declaration out.
+	// BOM starts the document with a byte order mark. LeadingSpace starts it with a line
+	// end and a space. NoDeclaration omits the XML declaration.
 	BOM, LeadingSpace, NoDeclaration bool
-	// NULTail ends with bytes 0.
+	// NULTail ends the document with zero bytes.
 	NULTail bool
-	// Prefix is the namespace prefix of the description's elements. Empty: none.
+	// Prefix is the namespace prefix of the elements in the description. An empty string
+	// means no prefix.
 	Prefix string
-	// NoNamespace leaves out the description's namespace declaration.
+	// NoNamespace omits the namespace declaration of the description.
 	NoNamespace bool
 }
 
 // FaultForm has the quirks of SOAP faults.
 type FaultForm struct {
-	// Prefix is the namespace prefix of envelopes, such as "SOAP-ENV". Empty is "s".
+	// Prefix is the namespace prefix of envelopes, such as "SOAP-ENV". An empty string
+	// means "s".
 	Prefix string
 	// CamelCase writes faultCode and faultString.
 	CamelCase bool
-	// CodePrefix is the namespace prefix of UPnPError's elements. Empty: none.
+	// CodePrefix is the namespace prefix of the elements of UPnPError. An empty string
+	// means no prefix.
 	CodePrefix string
-	// CodeSpaces has white space around the code.
+	// CodeSpaces writes white space around the code.
 	CodeSpaces bool
 	// StatusOK sends faults with HTTP status 200.
 	StatusOK bool
-	// Code is told instead of every other, such as -911. Zero: the right one.
+	// Code is sent in place of every other fault code, such as -911. Zero means the
+	// right code.
 	Code int
 }
