@@ -22,11 +22,11 @@ func ExampleStart() {
 	}
 	defer gw.Close()
 
-	// What is under test asks gw.Addr() for a mapping. Here is what that comes to.
+	// The code under test sends a request to gw.Addr(). This is that request.
 	client, _ := net.Dial("udp4", gw.Addr().String())
 	defer client.Close()
 	_ = client.SetDeadline(time.Now().Add(10 * time.Second))
-	_, _ = client.Write([]byte{0, 2, 0, 0, 0x1f, 0x90, 0, 80, 0, 0, 0x1c, 0x20}) // NAT-PMP: TCP, 8080, 80, 7200 s
+	_, _ = client.Write([]byte{0, 2, 0, 0, 0x1f, 0x90, 0, 80, 0, 0, 0x1c, 0x20}) // NAT-PMP: TCP, internal port 8080, external port 80, 7200 s
 	_, _ = client.Read(make([]byte, 16))
 
 	for _, e := range gw.Table() {
@@ -75,7 +75,8 @@ func ExampleGateway_Inject() {
 		return
 	}
 	defer gw.Close()
-	// Two mapping requests are refused for want of resources, the next one works.
+	// The next two mapping requests fail with "out of resources"; the one after them
+	// succeeds.
 	remove := gw.Inject(gatewaytest.Fault{
 		Match:  func(q gatewaytest.Request) bool { return q.Op == "map" },
 		Times:  2,
@@ -95,7 +96,8 @@ func Example_quirks() {
 	}
 	defer gw.Close()
 
-	// What is under test is told gw.SSDP() or gw.UPnP().DescriptionURL(). This is a request for a lease of an hour.
+	// The code under test uses gw.SSDP() or gw.UPnP().DescriptionURL(). Here, the client
+	// requests a lease of one hour.
 	client, _ := net.Dial("tcp4", strings.Split(gw.UPnP().DescriptionURL(), "/")[2])
 	defer client.Close()
 	_ = client.SetDeadline(time.Now().Add(10 * time.Second))

@@ -91,7 +91,7 @@ func TestFaultCorruptAndDuplicate(t *testing.T) {
 		}
 	}
 	gw.Inject(gatewaytest.Fault{Times: 1, Corrupt: func([]byte) []byte { return nil }})
-	h.expect("0000", "") // lost, the fault is spent by it
+	h.expect("0000", "") // the response is discarded, and the fault is used up
 }
 
 func TestFaultHoldAndDelay(t *testing.T) {
@@ -102,9 +102,9 @@ func TestFaultHoldAndDelay(t *testing.T) {
 	gw.Inject(gatewaytest.Fault{Match: isMap, Times: 1, Hold: hold})
 	h.send(mapTCP)
 	for range 200 {
-		h.expect("0000", addrReply) // overtakes
+		h.expect("0000", addrReply) // is answered before the held response
 	}
-	onlyEntry(t, gw) // done already, only the answer is held
+	onlyEntry(t, gw) // the request has been handled; only the response is held
 	close(hold)
 	if got := h.receive(); got != mapTCPReply {
 		t.Errorf("got %s", got)
@@ -113,7 +113,7 @@ func TestFaultHoldAndDelay(t *testing.T) {
 	gw.Inject(gatewaytest.Fault{Match: isMap, Times: 1, Delay: time.Millisecond})
 	h.expect(mapTCP, mapTCPReply)
 
-	// Close does not wait for what is held back or late.
+	// Close does not wait for responses that are held or delayed.
 	gw.Inject(gatewaytest.Fault{Times: 1, Hold: make(chan struct{})})
 	gw.Inject(gatewaytest.Fault{Match: isMap, Delay: time.Hour})
 	h.send(mapTCP)
@@ -126,8 +126,8 @@ func TestFaultHoldAndDelay(t *testing.T) {
 	}
 }
 
-// A request that is held is handled when the channel is closed, and later requests
-// after it, those over HTTP as well.
+// TestFaultHoldRequest checks that a held request is handled when the channel is closed,
+// and that later requests, including those over HTTP, are handled after it.
 func TestFaultHoldRequest(t *testing.T) {
 	t.Parallel()
 	gw := startReference(t, gatewaytest.Config{})
@@ -166,7 +166,7 @@ func TestFaultHoldRequest(t *testing.T) {
 	}
 	h.expect("0000", addrReply)
 
-	// Close does not wait for what is held.
+	// Close does not wait for held requests.
 	gw.Inject(gatewaytest.Fault{Match: arrives("map"), HoldRequest: make(chan struct{})})
 	h.send(mapTCP)
 	<-arrived

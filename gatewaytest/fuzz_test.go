@@ -17,7 +17,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// FuzzNATPMPHandle feeds the server anything under every quirk.
+// FuzzNATPMPHandle sends arbitrary datagrams to the NAT-PMP server, with all
+// combinations of quirks.
 func FuzzNATPMPHandle(f *testing.F) {
 	for _, seed := range []string{
 		"", "\x00", "\x00\x00", "\x00\x05", "\x00\x85\x00\x05", "\x02\x01", "\xff\xff\xff",
@@ -71,8 +72,9 @@ func FuzzNATPMPHandle(f *testing.F) {
 	})
 }
 
-// FuzzPCPHandle feeds the server anything, twice two datagrams, under every
-// quirk. With fix, each says that it comes from where it does.
+// FuzzPCPHandle sends two arbitrary datagrams twice to the PCP server, with all
+// combinations of quirks. If fix is set, it writes the real source address into each
+// datagram.
 func FuzzPCPHandle(f *testing.F) {
 	var seeds [][]byte
 	for _, v := range pcpVectors {
@@ -139,7 +141,7 @@ func FuzzPCPHandle(f *testing.F) {
 func checkReply(t *testing.T, request, r []byte, rules quirks.PCP) {
 	t.Helper()
 	if r[0] == 0 {
-		return // FuzzNATPMPHandle's
+		return // a NAT-PMP response, which FuzzNATPMPHandle checks
 	}
 	h, err := pcp.ParseErrorResponse(r)
 	switch {
@@ -161,10 +163,11 @@ func checkReply(t *testing.T, request, r []byte, rules quirks.PCP) {
 	}
 }
 
-// checkTable looks for what must not be in a table, and asks after all of it.
+// checkTable checks that the table is consistent, and exercises lookups and updates for
+// all its entries.
 func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 	t.Helper()
-	all, n := len(g.Table()), 0 // nothing has expired from here on
+	all, n := len(g.Table()), 0 // Table has deleted expired entries; no more expire below
 	for at, rows := range g.table.byExternal {
 		for _, r := range rows {
 			n++
@@ -191,7 +194,7 @@ func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 	}
 }
 
-// fuzzed is a gateway that does not listen.
+// newFuzzGateway returns a gateway that does not listen.
 func newFuzzGateway(t testing.TB, u quirks.UPnP) *Gateway {
 	config, err := Config{TableLimit: 3, ManualClock: true, Quirks: quirks.Quirks{UPnP: u}, Listen6: netip.MustParseAddrPort("[::1]:0")}.withDefaults()
 	if err != nil {
@@ -258,7 +261,7 @@ func FuzzUPnPRequest(f *testing.F) {
 	})
 }
 
-// wellFormed fails unless the body is XML, whatever was asked.
+// wellFormed fails unless the body of the response is well-formed XML.
 func wellFormed(t *testing.T, reply []byte) {
 	t.Helper()
 	_, body, ok := bytes.Cut(reply, []byte("\r\n\r\n"))

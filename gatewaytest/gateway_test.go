@@ -15,7 +15,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// recordedTB is a test that can fail without an end.
+// fakeTB is a TB whose failures are recorded and do not end the real test.
 type fakeTB struct {
 	failed   bool
 	cleanups []func()
@@ -27,8 +27,8 @@ func (r *fakeTB) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
 
 func (r *fakeTB) Fatal(...any) { r.failed = true; panic(r) }
 
-// New closes the gateway when the test ends, and fails the test if the gateway does not
-// start.
+// TestNew checks that New closes the gateway when the test ends, and fails the test if
+// the gateway does not start.
 func TestNew(t *testing.T) {
 	t.Parallel()
 	var tb fakeTB
@@ -87,7 +87,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// announced is a socket where announcements arrive.
+// announceListener is a socket that receives announcements.
 type announceListener struct {
 	t  *testing.T
 	pc net.PacketConn
@@ -138,7 +138,7 @@ func TestRestart(t *testing.T) {
 	h.expect("0000", "0080 0000 00000000 cb007107")
 	a.gw.Advance(3 * time.Second)
 	a.gw.Announce()
-	a.expect("0080000000000003cb007107") // so the silent restart announced nothing
+	a.expect("0080000000000003cb007107") // the silent restart sent no announcement before this one
 	a.gw.SetExternal(netip.MustParseAddr("45.45.45.7"))
 	a.expect("00800000000000032d2d2d07")
 	h.expect("0000", "0080 0000 00000003 2d2d2d07")
@@ -155,18 +155,18 @@ func TestAnnounceForms(t *testing.T) {
 	const pmp, pcp = "00800000000004d2cb007107", "0280000000000000000004d2000000000000000000000000"
 	a := startAnnounceListener(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnounceBoth}})
 	a.gw.Announce()
-	a.expect(pmp, pcp, pmp, pcp) // the second round 250 ms later
-	for again := true; again; {  // until the second packet of the first series was not due yet
+	a.expect(pmp, pcp, pmp, pcp) // the second round is sent 250 ms later
+	for retry := true; retry; {  // repeat until both calls precede the second packet of the first series
 		a = startAnnounceListener(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceCount: 2, AnnounceAs: quirks.AnnouncePCP}})
 		begin := time.Now()
 		a.gw.Announce()
 		a.gw.Announce() // ends the first series
-		again = time.Since(begin) > 200*time.Millisecond
+		retry = time.Since(begin) > 200*time.Millisecond
 	}
 	a.expect(pcp, pcp, pcp)
 	h := newHost(t, a.gw)
 	for range 200 {
-		h.request("0000") // would give the first series the time
+		h.request("0000") // gives the first series time to send another packet
 	}
 	a.gw.Down()
 	a.gw.Announce()
@@ -175,7 +175,8 @@ func TestAnnounceForms(t *testing.T) {
 	}
 }
 
-// The mappings point to the address that the gateway has.
+// TestSetExternal checks that the mappings have the current external address of the
+// gateway.
 func TestSetExternal(t *testing.T) {
 	t.Parallel()
 	gw := startGateway(t, gatewaytest.Config{})
@@ -208,7 +209,8 @@ func TestDownUp(t *testing.T) {
 		gw.Down()
 		gw.Down()
 		h.send("0000")
-		// Loopback tells the client at once on the systems that tell at all.
+		// On loopback, the client receives the ICMP error immediately, on systems that
+		// report it.
 		if _, err := h.Read(make([]byte, 100)); !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.Errno(10054)) {
 			t.Errorf("while down: %v", err)
 		}
@@ -234,15 +236,16 @@ func TestTwoGateways(t *testing.T) {
 	}
 }
 
-// What a listener gets at an address.
-func firstDatagram(t *testing.T, at netip.AddrPort, happen func()) string {
+// firstDatagram listens at an address, calls trigger, and returns the first datagram
+// that arrives.
+func firstDatagram(t *testing.T, at netip.AddrPort, trigger func()) string {
 	t.Helper()
 	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pc.Close()
-	happen()
+	trigger()
 	_ = pc.SetReadDeadline(time.Now().Add(testTimeout))
 	b := make([]byte, 2048)
 	n, err := pc.Read(b)
@@ -252,7 +255,8 @@ func firstDatagram(t *testing.T, at netip.AddrPort, happen func()) string {
 	return string(b[:n])
 }
 
-// A gateway chooses where it announces, and announces what it speaks.
+// TestDefaultAnnounceAddresses checks that each gateway chooses its own announcement
+// addresses, and announces the protocols that it supports.
 func TestDefaultAnnounceAddresses(t *testing.T) {
 	t.Parallel()
 	gw := gatewaytest.New(t, gatewaytest.Config{})
@@ -290,7 +294,7 @@ func TestDefaultAnnounceAddresses(t *testing.T) {
 	}
 }
 
-// A protocol that does not exist is the test's mistake.
+// TestDownUnknownProtocol checks that Down panics if the protocol does not exist.
 func TestDownUnknownProtocol(t *testing.T) {
 	t.Parallel()
 	gw := gatewaytest.New(t, gatewaytest.Config{})

@@ -25,7 +25,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds what must happen; no test waits for it to pass.
+// testTimeout is the maximum time for expected events. No test waits until it has
+// passed.
 const testTimeout = 20 * time.Second
 
 func startGateway(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
@@ -48,7 +49,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// host is a LAN host with a socket of its own.
+// host is a LAN host with one UDP socket.
 type host struct {
 	t *testing.T
 	*net.UDPConn
@@ -67,7 +68,7 @@ func newHost(t *testing.T, gw *gatewaytest.Gateway) host {
 	return host{t, conn}
 }
 
-// send sends hex, in which spaces do not count.
+// send sends a packet given in hex; spaces are ignored.
 func (h host) send(packet string) {
 	h.t.Helper()
 	b, err := hex.DecodeString(strings.ReplaceAll(packet, " ", ""))
@@ -79,7 +80,7 @@ func (h host) send(packet string) {
 	}
 }
 
-// receive returns the next packet as hex.
+// receive returns the next packet in hex.
 func (h host) receive() string {
 	h.t.Helper()
 	b := make([]byte, 4096)
@@ -96,8 +97,9 @@ func (h host) request(packet string) string {
 	return h.receive()
 }
 
-// expect asks, and wants the answer; an empty one is silence: the gateway
-// takes requests in turn, so that the next one's answer comes first.
+// expect sends a packet and checks the response. An empty response means that there must
+// be none. To check this, expect sends a second request: the gateway handles requests in
+// order, so the response to the second request must arrive first.
 func (h host) expect(packet, want string) {
 	h.t.Helper()
 	h.send(packet)
@@ -117,7 +119,8 @@ func externalPort(p uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.Addr{}, p)
 }
 
-// reference is a gateway with the addresses and the epoch of the vectors.
+// startReference starts a gateway with the external address and the epoch of the test
+// vectors.
 func startReference(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	config.ManualClock, config.Uptime = true, 1234*time.Second
@@ -127,7 +130,7 @@ func startReference(t *testing.T, config gatewaytest.Config) *gatewaytest.Gatewa
 	return startGateway(t, config)
 }
 
-// only returns the one entry of the table.
+// onlyEntry returns the only entry of the table.
 func onlyEntry(t *testing.T, gw *gatewaytest.Gateway) gatewaytest.Entry {
 	t.Helper()
 	all := gw.Table()
@@ -143,14 +146,14 @@ func otherHostEntry(p backends.Protocol, port uint16) gatewaytest.Entry {
 	return gatewaytest.Entry{Protocol: p, Internal: otherHost, External: externalPort(port)}
 }
 
-// igd is what a gateway starts as.
+// igdQuirks is the UPnP configuration of a gateway.
 type igdQuirks = quirks.UPnP
 
-// control talks to one service of a gateway, as bytes.
+// igdClient is a client for one service of a gateway. It sends and receives raw bytes.
 type igdClient struct {
 	t        *testing.T
 	gw       *gatewaytest.Gateway
-	from     string // the client's address
+	from     string // IP address of the client
 	to, path string
 	service  string
 }
@@ -161,8 +164,8 @@ const (
 	ipPath        = "/ctl/0/WANIPConnection"
 )
 
-// reset is control's code for a connection that was reset, and ended for one
-// that ended without an answer.
+// connReset is the code for a connection that was reset. connClosed is the code for a
+// connection that was closed without a response.
 const (
 	connReset  = -1
 	connClosed = -2
@@ -173,7 +176,7 @@ func newIGDClient(t *testing.T, gw *gatewaytest.Gateway) igdClient {
 	return igdClient{t, gw, "127.0.0.1", hostPort(t, gw.UPnP().DescriptionURL()), ipPath, ipConnection1}
 }
 
-// controlled is a control of a gateway with these quirks.
+// startIGD starts a gateway with these quirks, and returns a client for it.
 func startIGD(t *testing.T, u igdQuirks) igdClient {
 	t.Helper()
 	return newIGDClient(t, startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true}))
@@ -189,8 +192,8 @@ func hostPort(t *testing.T, url string) string {
 	return host
 }
 
-// exchange sends bytes and returns all that comes back. Errors after the first
-// byte are the end.
+// roundTrip sends bytes and returns the bytes that the server sends until the connection
+// ends, with the error if any.
 func (c igdClient) roundTrip(raw string) (string, error) {
 	c.t.Helper()
 	at := netip.AddrPortFrom(netip.MustParseAddr(c.from), 0)
@@ -208,7 +211,7 @@ func (c igdClient) roundTrip(raw string) (string, error) {
 	return string(b), err
 }
 
-// get asks for the description and returns the whole answer.
+// get sends a GET request and returns the complete response.
 func (c igdClient) get(path string, headers ...string) string {
 	c.t.Helper()
 	got, err := c.roundTrip("GET " + path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") + "\r\n")
@@ -218,7 +221,7 @@ func (c igdClient) get(path string, headers ...string) string {
 	return got
 }
 
-// envelope is a request as the standard writes it.
+// envelope returns the SOAP envelope for an action.
 func (c igdClient) envelope(action string, pairs ...string) string {
 	var b strings.Builder
 	for i := 0; i+1 < len(pairs); i += 2 {
@@ -229,21 +232,21 @@ func (c igdClient) envelope(action string, pairs ...string) string {
 		b.String() + `</u:` + action + `></s:Body></s:Envelope>`
 }
 
-// post sends an action with these header lines, Host and Content-Length apart.
+// post sends an action with these header lines, in addition to Host and Content-Length.
 func (c igdClient) post(body string, headers ...string) (string, error) {
 	c.t.Helper()
 	return c.roundTrip("POST " + c.path + " HTTP/1.1\r\nHost: " + c.to + "\r\n" + strings.Join(append(headers, ""), "\r\n") +
 		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
 }
 
-// ask calls an action and returns the whole answer.
+// request calls an action and returns the complete response.
 func (c igdClient) request(action string, pairs ...string) (string, error) {
 	c.t.Helper()
 	return c.post(c.envelope(action, pairs...), `SOAPAction: "`+c.service+"#"+action+`"`, `Content-Type: text/xml; charset="utf-8"`)
 }
 
-// call calls an action and returns the arguments of the answer, and its fault
-// code, 0 for success.
+// call calls an action and returns the arguments of the response and its fault code; 0
+// means success.
 func (c igdClient) call(action string, pairs ...string) (map[string]string, int) {
 	c.t.Helper()
 	got, err := c.request(action, pairs...)
@@ -286,7 +289,8 @@ func faultCode(t *testing.T, text string) int {
 	return code
 }
 
-// mapping is the arguments of AddPortMapping, but for the pairs.
+// addArguments returns arguments for AddPortMapping. The pairs replace default values;
+// their names omit "New".
 func addArguments(pairs ...string) []string {
 	args := []string{
 		"NewRemoteHost", "", "NewExternalPort", "8080", "NewProtocol", "TCP", "NewInternalPort", "80",
@@ -300,8 +304,8 @@ func addArguments(pairs ...string) []string {
 	return args
 }
 
-// add maps TCP 8080 to port 80 for an hour, but for the pairs, whose names
-// have no "New", and returns the fault code.
+// add maps TCP port 8080 to port 80 for one hour, unless the pairs change this, and
+// returns the fault code. The names of the pairs omit "New".
 func (c igdClient) add(pairs ...string) int {
 	c.t.Helper()
 	_, code := c.call("AddPortMapping", addArguments(pairs...)...)
@@ -336,7 +340,7 @@ func (c igdClient) listRange(from, to string) (string, int) {
 	return args["NewPortListing"], code
 }
 
-// wantCodes fails unless these are the fault codes.
+// checkCodes fails if the fault codes differ from the expected ones.
 func checkCodes(t *testing.T, got []int, want ...int) {
 	t.Helper()
 	if !slices.Equal(got, want) {
@@ -346,7 +350,7 @@ func checkCodes(t *testing.T, got []int, want ...int) {
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-// faultOf is the fault code in an answer, or 0.
+// faultOf returns the fault code in a response, or 0.
 func faultOf(text string) int {
 	if m := errorCode.FindStringSubmatch(text); m != nil {
 		code, _ := strconv.Atoi(m[1])
@@ -357,14 +361,14 @@ func faultOf(text string) int {
 
 func isErrno(err error, want syscall.Errno) bool { return errors.Is(err, want) }
 
-// status is the first line of an answer, without the version.
+// statusLine returns the first line of a response, without the HTTP version.
 func statusLine(answer string) string {
 	line, _, _ := strings.Cut(answer, "\n")
 	_, line, _ = strings.Cut(strings.TrimSuffix(line, "\r"), " ")
 	return line
 }
 
-// refusedBy reports whether nobody listens.
+// isConnRefused reports whether the connection was refused because no server listens.
 func isConnRefused(err error) bool {
 	return isErrno(err, syscall.ECONNREFUSED) || isErrno(err, syscall.Errno(10061))
 }

@@ -21,8 +21,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// standardPort is a gateway on port 5351, which other clients insist on, of
-// some loopback address.
+// startOnStandardPort starts a gateway on port 5351 of some loopback address. Other
+// clients support only that port.
 func startOnStandardPort(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	var err error
@@ -82,8 +82,9 @@ func TestInteropGoNATPMP(t *testing.T) {
 	}
 }
 
-// A process that is being started holds copies of all sockets until it runs, and
-// what other tests have closed would live on for that long: not in parallel.
+// TestInteropNatpmpc must not run in parallel. A process that is being started holds
+// copies of all sockets until it executes its program. Sockets that other tests close
+// would stay open during that time.
 func TestInteropNatpmpc(t *testing.T) {
 	natpmpc, err := exec.LookPath("natpmpc")
 	if err != nil {
@@ -117,7 +118,7 @@ func parseURL(t *testing.T, s string) *url.URL {
 	return u
 }
 
-// wantFault fails unless the error is a fault of goupnp's with that code.
+// checkFault fails unless the error is a goupnp fault with this code.
 func checkFault(t *testing.T, err error, code int) {
 	t.Helper()
 	var fault *soap.SOAPFaultError
@@ -239,8 +240,9 @@ func TestInteropGoupnpPinhole(t *testing.T) {
 	checkFault(t, err, 501)
 }
 
-// upnpc is miniupnpc's program. With -u it searches nothing; -m lo says where it would.
-// It is not run in parallel, for the reason that natpmpc is not.
+// TestInteropUpnpc tests with upnpc, the program of miniupnpc. With -u, it does not
+// search. -m lo selects the interface for searches. It must not run in parallel, for the
+// same reason as TestInteropNatpmpc.
 func TestInteropUpnpc(t *testing.T) {
 	upnpc, err := exec.LookPath("upnpc")
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// firewall is a gateway that answers over IPv6, and a host there.
+// startIPv6 starts a gateway that also listens on IPv6, and returns it with a host on
+// IPv6.
 func startIPv6(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, host) {
 	t.Helper()
 	probe, err := net.ListenPacket("udp6", "[::1]:0")
@@ -47,7 +48,7 @@ func TestPinholeTCP(t *testing.T) {
 	const from = "[2001:db8::9]:7000"
 
 	checkReach(t, gw, from, to.String(), false)
-	r := h.pcp(hole) // the wish for 8080 is none for a firewall
+	r := h.pcp(hole) // a firewall ignores the requested port 8080
 	checkResult(t, r, pcp.Success, 2*time.Hour)
 	if netip.AddrPortFrom(r.External, r.ExternalPort) != to {
 		t.Errorf("external %v port %d, want the internal %v", r.External, r.ExternalPort, to)
@@ -121,7 +122,8 @@ func TestPinholeUDP(t *testing.T) {
 	if err != nil || string(b[:n]) != "you" || from.String() != to.String() {
 		t.Errorf("got %q from %v, %v", b[:n], from, err)
 	}
-	// An IPv6 socket reaches no IPv4 mapping, and the other way round.
+	// An IPv6 socket cannot reach an IPv4 mapping, and an IPv4 socket cannot reach an
+	// IPv6 host.
 	_, _ = out.WriteTo([]byte("lost"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("45.45.45.1:8080")))
 	if s := gw.Stats(); s.Lost != 2 || s.Datagrams != 1 {
 		t.Errorf("stats %+v", s)
@@ -191,7 +193,8 @@ func TestAddressFamilies(t *testing.T) {
 
 const firewallService = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1"
 
-// firewalled is a control of the IPv6 firewall service, over IPv6.
+// startFirewallClient starts a gateway, and returns a client for its IPv6 firewall
+// service, over IPv6.
 func startFirewallClient(t *testing.T, config gatewaytest.Config) (igdClient, host) {
 	t.Helper()
 	config.ManualClock = true
@@ -238,7 +241,7 @@ func TestUPnPPinhole(t *testing.T) {
 	}
 	checkReach(t, c.gw, other, to, true)
 	checkReach(t, c.gw, "[2001:db8::8]:7001", to, false)
-	// PCP has pinholes of its own in the same place.
+	// PCP can open its own pinhole for the same endpoint.
 	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = parsePort(t, port), 0 })
 	checkResult(t, r, pcp.Success, 2*time.Hour)
 	checkReach(t, c.gw, "[2001:db8::7]:1", to, true)
@@ -312,8 +315,8 @@ func TestUPnPFirewallQuirks(t *testing.T) {
 	type firewall = quirks.Firewall
 	for name, tt := range map[string]struct {
 		quirks  firewall
-		status  string // enabled, allowed
-		codes   []int  // add, look, delete, delete
+		status  string // FirewallEnabled and InboundPinholeAllowed
+		codes   []int  // of AddPinhole, CheckPinholeWorking, and two times DeletePinhole
 		through bool
 	}{
 		"none":          {firewall{}, "1 1", []int{0, 0, 0, 704}, true},
@@ -340,7 +343,8 @@ func TestUPnPFirewallQuirks(t *testing.T) {
 	}
 }
 
-// Over IPv6 everything but that is as over IPv4.
+// TestUPnPOverIPv6 checks that description, search and control work over IPv6 as over
+// IPv4.
 func TestUPnPOverIPv6(t *testing.T) {
 	t.Parallel()
 	c, _ := startFirewallClient(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Description: quirks.Description{
@@ -358,5 +362,5 @@ func TestUPnPOverIPv6(t *testing.T) {
 		t.Errorf("from %v %q", from, got)
 	}
 	c.path, c.service = ipPath, ipConnection
-	checkCodes(t, []int{c.add("InternalClient", "::1"), c.add()}, 402, 606) // it maps IPv4 for IPv4 hosts
+	checkCodes(t, []int{c.add("InternalClient", "::1"), c.add()}, 402, 606) // port mappings are for IPv4 hosts only
 }

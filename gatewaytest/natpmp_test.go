@@ -12,11 +12,12 @@ import (
 
 const (
 	mapTCP  = "0002 0000 1f90 1f90 00001c20" // 8080 to 8080, 7200 s
-	mapTCP2 = "0002 0000 1f90 0051 00001c20" // the same with another wish
+	mapTCP2 = "0002 0000 1f90 0051 00001c20" // the same, with another requested port
 	mapUDP  = "0001 0000 1ae1 1ae1 00001c20" // 6881 to 6881
 )
 
-// The packets are RFC 6886's diagrams filled in by hand.
+// TestNATPMPPackets checks the responses byte by byte. The packets follow the diagrams
+// of RFC 6886.
 func TestNATPMPPackets(t *testing.T) {
 	t.Parallel()
 	type exchange struct{ request, reply string }
@@ -35,11 +36,11 @@ func TestNATPMPPackets(t *testing.T) {
 		{"map", gatewaytest.Config{}, nil, []exchange{
 			{mapUDP, "0081 0000 000004d2 1ae1 1ae1 00001c20"},
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
-			{"0002 ffff 1f90 1f90 00001c20", "0082 0000 000004d2 1f90 1f90 00001c20"}, // reserved: ignored
+			{"0002 ffff 1f90 1f90 00001c20", "0082 0000 000004d2 1f90 1f90 00001c20"}, // the reserved field is ignored
 			{mapTCP2, "0082 0000 000004d2 1f90 1f90 00001c20"},                        // the port already assigned
-			{"0001 0000 1f90 1f90 00001c20", "0081 0000 000004d2 1f90 1f90 00001c20"}, // the companion's number is ours
-			{"0002 0000 1f91 1f90 00001c20", "0082 0000 000004d2 1f91 1f91 00001c20"}, // taken, by ourselves too
-			{"0002 0000 0050 0000 ffffffff", "0082 0000 000004d2 0050 c000 ffffffff"}, // any high port, no clamp
+			{"0001 0000 1f90 1f90 00001c20", "0081 0000 000004d2 1f90 1f90 00001c20"}, // the host may have the same port of the other protocol
+			{"0002 0000 1f91 1f90 00001c20", "0082 0000 000004d2 1f91 1f91 00001c20"}, // the host itself has already mapped the port
+			{"0002 0000 0050 0000 ffffffff", "0082 0000 000004d2 0050 c000 ffffffff"}, // any high port; the lifetime is not limited
 		}},
 		{"a taken port", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.UDP, 6881), otherHostEntry(backends.UDP, 6882)}, []exchange{
 			{mapUDP, "0081 0000 000004d2 1ae1 1ae3 00001c20"},
@@ -60,11 +61,11 @@ func TestNATPMPPackets(t *testing.T) {
 			{mapUDP, "0081 0000 000004d2 1ae1 1ae1 00001c20"},
 		}},
 		{"delete", gatewaytest.Config{}, nil, []exchange{
-			{"0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000"}, // nothing there
+			{"0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000"}, // there is no such mapping
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
-			{"0002 0000 1f90 1f90 00000000", "0082 0002 000004d2 1f90 0000 00000000"}, // must not name the port
+			{"0002 0000 1f90 1f90 00000000", "0082 0002 000004d2 1f90 0000 00000000"}, // a deletion must not name the external port
 			{"0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000"},
-			{mapTCP2, "0082 0000 000004d2 1f90 0051 00001c20"}, // so it is gone
+			{mapTCP2, "0082 0000 000004d2 1f90 0051 00001c20"}, // the mapping has been deleted: another port is assigned
 		}},
 		{"delete naming the port", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{AnyDeletePort: true}}}, nil, []exchange{
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
@@ -78,7 +79,7 @@ func TestNATPMPPackets(t *testing.T) {
 		}},
 		{"unknown version", gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}}, nil, []exchange{
 			{"0100", "0000 0001 000004d2"},
-			{"0281 0000 00000000", "0000 0001 000004d2"}, // before the look at the opcode
+			{"0281 0000 00000000", "0000 0001 000004d2"}, // the version is checked before the opcode
 		}},
 		{"unknown version, opcode kept", gatewaytest.Config{
 			Protocols: []string{"natpmp", "upnp"}, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorOpcode}},
@@ -202,16 +203,16 @@ func TestNATPMPDeleteAll(t *testing.T) {
 	h.request("0002 0000 1f91 1f91 00001c20")
 	h.request(mapUDP)
 	h.expect("0002 0000 0000 0000 00000000", "0082 0000 000004d2 0000 0000 00000000")
-	var left []string
+	var remaining []string
 	for _, e := range gw.Table() {
-		left = append(left, e.Protocol.String()+" "+e.External.String())
+		remaining = append(remaining, e.Protocol.String()+" "+e.External.String())
 	}
-	// The neighbour's and the other protocol's stay.
-	if len(left) != 2 || left[0] != "tcp 203.0.113.7:80" || left[1] != "udp 203.0.113.7:6881" {
-		t.Errorf("left: %v", left)
+	// The mappings of the other host and of the other protocol are kept.
+	if len(remaining) != 2 || remaining[0] != "tcp 203.0.113.7:80" || remaining[1] != "udp 203.0.113.7:6881" {
+		t.Errorf("left: %v", remaining)
 	}
 
-	// One that is static stays, with result 2; the others go.
+	// A static mapping is kept, with result 2; the others are deleted.
 	static := gatewaytest.Entry{
 		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.1:53"), External: externalPort(53), Static: true,
 	}

@@ -20,7 +20,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// serve answers one byte with the same on each connection to a port of its own.
+// serveEcho starts a server on a free port that answers one byte on each connection with
+// the same byte.
 func serveEcho(t *testing.T, network, address string) uint16 {
 	t.Helper()
 	ln, err := net.Listen(network, address)
@@ -48,7 +49,8 @@ func serveEcho(t *testing.T, network, address string) uint16 {
 	return ln.Addr().(*net.TCPAddr).AddrPort().Port()
 }
 
-// reaches sends a byte there and back over TCP, or wants the connection refused.
+// checkReach checks that one byte can be exchanged over TCP, or that the connection is
+// refused if admitted is false.
 func checkReach(t *testing.T, gw *gatewaytest.Gateway, from, to string, admitted bool) {
 	t.Helper()
 	c, err := gw.DialFrom(testContext(t), netip.MustParseAddrPort(from), "tcp", to)
@@ -73,7 +75,7 @@ func checkReach(t *testing.T, gw *gatewaytest.Gateway, from, to string, admitted
 	}
 }
 
-// listenTCP is a service on the LAN.
+// listenTCP opens a listener on the LAN.
 func listenTCP(t *testing.T) (net.Listener, uint16) {
 	t.Helper()
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -97,7 +99,8 @@ func listenUDP(t *testing.T) (net.PacketConn, uint16) {
 	return pc, pc.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 }
 
-// port maps an internal port to 8080 and 7200 s, or with 0 s deletes it.
+// mapPort maps an internal port to external port 8080 for the given number of seconds. 0
+// seconds delete the mapping.
 func (h host) mapPort(op byte, internal uint16, seconds uint32) {
 	h.t.Helper()
 	wish := 8080
@@ -155,7 +158,8 @@ func TestOutsideTCP(t *testing.T) {
 		t.Errorf("local address %v", a)
 	}
 
-	// A megabyte each way at once, each ended by a half-close.
+	// Transfer one megabyte in each direction at the same time, and end each direction
+	// with a half-close.
 	there, back := randomBytes(1<<20, 1), randomBytes(1<<20, 2)
 	var wg sync.WaitGroup
 	transfer := func(c net.Conn, send, want []byte) {
@@ -234,7 +238,7 @@ func TestDialErrors(t *testing.T) {
 	ln, port := listenTCP(t)
 	_ = ln.Close()
 	newHost(t, gw).mapPort(2, port, 7200)
-	checkRefused(t, gw) // by the internal host
+	checkRefused(t, gw) // the internal host refuses the connection
 
 	if _, err := gw.Dial(testContext(t), "tcp", "45.45.45.9:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("another address: %v", err)
@@ -355,7 +359,7 @@ func TestOutsideUDP(t *testing.T) {
 	}
 	second := receive("second")
 
-	// Answers in the other order reach who asked.
+	// Replies in the reverse order reach the right sockets.
 	for text, to := range map[string]net.Addr{"two": second, "one": first} {
 		if _, err := service.WriteTo([]byte(text), to); err != nil {
 			t.Fatal(err)
@@ -370,7 +374,7 @@ func TestOutsideUDP(t *testing.T) {
 		t.Errorf("got %q, %v, %v, want two from %v", b[:n], from, err, external)
 	}
 
-	// A stranger on the real side is not heard.
+	// A datagram from another socket on the inside is ignored.
 	stranger, _ := listenUDP(t)
 	if _, err := stranger.WriteTo([]byte("stray"), first); err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ var (
 	vectorClient6 = netip.MustParseAddrPort("[2001:db8:1:2::10]:40000")
 )
 
-// vectorGateway is a gateway as of the vectors that does not listen.
+// newVectorGateway returns a gateway for the test vectors. It does not listen.
 func newVectorGateway(t testing.TB, config Config) *Gateway {
 	t.Helper()
 	config.ManualClock, config.Uptime = true, 1234*time.Second
@@ -32,7 +32,8 @@ func newVectorGateway(t testing.TB, config Config) *Gateway {
 	return g
 }
 
-// exchange asks, and wants the answer; an empty one is silence.
+// checkExchange handles a request and checks the response. An empty response means that
+// there must be none.
 func (g *Gateway) checkExchange(t *testing.T, from netip.AddrPort, request, want string) {
 	t.Helper()
 	request, want = strings.ReplaceAll(request, " ", ""), strings.ReplaceAll(want, " ", "")
@@ -52,11 +53,12 @@ func (g *Gateway) checkExchange(t *testing.T, from netip.AddrPort, request, want
 	}
 }
 
-// echoed is the answer that echoes the request with a result and a lifetime.
+// echoedError returns the error response that copies the request, with a result and a
+// lifetime.
 func echoedError(request, result, lifetime string) string {
 	b := strings.ReplaceAll(request, " ", "")
 	tail := strings.Repeat("0", 24)
-	if result == "03" { // the end of the client's address stays
+	if result == "03" { // the last 12 bytes of the client's address are kept
 		tail = b[24:48]
 	}
 	return "028" + b[3:4] + "00" + result + lifetime + "000004d2" + tail + b[48:]
@@ -185,9 +187,9 @@ func TestPCPPackets(t *testing.T) {
 	}
 }
 
-// pcpVectors are the diagrams of RFC 6887 (sections 7, 11 to 14), RFC 7220 and
-// RFC 7753, filled in by hand for the client 192.168.1.10 or
-// 2001:db8:1:2::10, the external address 203.0.113.7 and the epoch 1234.
+// pcpVectors are messages that follow the diagrams of RFC 6887 (sections 7 and 11 to
+// 14), RFC 7220 and RFC 7753. They are for the client 192.168.1.10 or 2001:db8:1:2::10,
+// the external address 203.0.113.7 and the epoch 1234.
 var pcpVectors = map[string]string{
 	"map udp": "" +
 		"02010000 00001c20 00000000 00000000 " +

@@ -18,10 +18,11 @@ var (
 	clearFilters   pcp.Filter
 )
 
-// client is the host's address.
+// client returns the address of the host.
 func (h host) client() netip.Addr { return h.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap() }
 
-// pcp asks for 8080 over TCP with our nonce and two hours, as changed by edit.
+// pcp requests a mapping of TCP port 8080 to 8080 with nonceA for two hours, as changed
+// by edit.
 func (h host) pcp(edit func(*pcp.MapRequest)) pcp.MapResponse {
 	h.t.Helper()
 	m := pcp.MapRequest{
@@ -46,7 +47,7 @@ func (h host) roundTrip(m pcp.MapRequest) pcp.MapResponse {
 	return h.response()
 }
 
-// response is the next packet.
+// response parses the next packet as a MAP response.
 func (h host) response() pcp.MapResponse {
 	h.t.Helper()
 	b := make([]byte, 2000)
@@ -61,10 +62,10 @@ func (h host) response() pcp.MapResponse {
 	return r
 }
 
-// unmap deletes what pcp maps.
+// unmap changes the request of pcp to the deletion of that mapping.
 func unmap(m *pcp.MapRequest) { m.Lifetime, m.ExternalPort = 0, 0 }
 
-// want checks a response's result and lifetime.
+// checkResult checks the result and the lifetime of a response.
 func checkResult(t *testing.T, r pcp.MapResponse, result pcp.ResultCode, lifetime time.Duration) {
 	t.Helper()
 	if r.Result != result || r.Lifetime != lifetime {
@@ -93,7 +94,7 @@ func TestPCPNonce(t *testing.T) {
 	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
 	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
 	checkResult(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
-	checkResult(t, h.pcp(unmap), pcp.NotAuthorized, 2*time.Hour) // it is theirs now
+	checkResult(t, h.pcp(unmap), pcp.NotAuthorized, 2*time.Hour) // the mapping now has nonceB
 	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.Success, 0)
 }
 
@@ -281,7 +282,8 @@ func TestPCPAnnounceQuirks(t *testing.T) {
 	}
 }
 
-// Who is asked in the wrong version says so in one of many ways.
+// TestVersionNegotiation checks the responses to requests of a version that the gateway
+// does not support.
 func TestVersionNegotiation(t *testing.T) {
 	t.Parallel()
 	const pcpMap = "02010000 00001c20 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b " +
@@ -386,7 +388,8 @@ func TestPCPPeer(t *testing.T) {
 	gw.Advance(90 * time.Minute)
 	check(false, true, false)
 
-	// A mapping joins at the same place, and goes again without it.
+	// A mapping gets the same external port as the PEER entries, and can be deleted
+	// without them.
 	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = port, 90 })
 	if r.ExternalPort != 8080 {
 		t.Errorf("port %d, want the same 8080", r.ExternalPort)
@@ -431,12 +434,12 @@ func TestPCPFilters(t *testing.T) {
 		t.Errorf("options %+v", r.Options)
 	}
 	check(true, false)
-	filter() // stays
+	filter() // without a filter option, the filters do not change
 	check(true, false)
-	filter(other) // in addition
+	filter(other) // adds a filter
 	check(true, true)
 	checkReach(t, gw, "45.45.46.3:7001", "45.45.45.1:8080", false)
-	filter(clearFilters, other) // instead
+	filter(clearFilters, other) // replaces all filters
 	check(false, true)
 	filter(clearFilters)
 	check(true, true)
@@ -466,13 +469,13 @@ func TestPCPAllPorts(t *testing.T) {
 		}
 		checkReach(t, gw, "45.45.45.9:1", to, true)
 		checkResult(t, h.pcp(func(m *pcp.MapRequest) { edit(m); other(m) }), pcp.UnsupportedProtocol, 30*time.Minute)
-		checkResult(t, h.pcp(other), pcp.NoResources, 30*time.Second) // no port is left to others
+		checkResult(t, h.pcp(other), pcp.NoResources, 30*time.Second) // no port is left for other hosts
 		checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
-		checkReach(t, gw, "45.45.45.9:1", to, true) // that was another entry
+		checkReach(t, gw, "45.45.45.9:1", to, true) // the deleted port is not the entry for all ports
 		checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); edit(m) }), pcp.Success, 0)
 	}
 	checkReach(t, gw, "45.45.45.9:1", to, false)
-	// A filter at a port counts, whatever stands behind it.
+	// The filter of a port takes precedence over the entry for all ports.
 	h.pcp(all)
 	h.pcp(func(m *pcp.MapRequest) {
 		m.InternalPort, m.ExternalPort = port, port
@@ -491,7 +494,7 @@ func TestPCPThirdParty(t *testing.T) {
 	if e := onlyEntry(t, gw); e.Internal.String() != "127.0.0.99:8080" || r.Options.ThirdParty != otherHost.Addr() {
 		t.Errorf("entry %v, options %+v", e, r.Options)
 	}
-	checkResult(t, h.pcp(unmap), pcp.Success, 0) // of our own there is none
+	checkResult(t, h.pcp(unmap), pcp.Success, 0) // the client itself has no such mapping
 	onlyEntry(t, gw)
 	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.Options.ThirdParty = otherHost.Addr() }), pcp.Success, 0)
 	if all := gw.Table(); len(all) != 0 {
@@ -502,7 +505,7 @@ func TestPCPThirdParty(t *testing.T) {
 const (
 	mapUDPforPCP = "02010000 00000bb8 00000000 00000000 0000ffff 7f000001 10111213 14151617 18191a1b 11000000 1ae11af4 " +
 		"00000000 00000000 0000ffff 00000000"
-	// mappingUpdate is RFC 6887's diagram filled in by hand.
+	// mappingUpdate follows the diagram of RFC 6887.
 	mappingUpdate = "02810000" + "00000bb8" + "00000028" + "000000000000000000000000" + "101112131415161718191a1b" +
 		"11000000" + "1ae11af4" + "00000000000000000000ffffcb007163"
 )
@@ -516,7 +519,7 @@ func TestMappingUpdates(t *testing.T) {
 	gw.Advance(40 * time.Second)
 	h.request(mapUDPforPCP)
 	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))
-	for range 3 { // at once, after 250 ms and after 500 ms more
+	for range 3 { // immediately, after 250 ms, and after another 500 ms
 		if got := h.receive(); got != mappingUpdate {
 			t.Errorf("got  %s\nwant %s", got, mappingUpdate)
 		}
@@ -530,8 +533,8 @@ func TestMappingUpdateOnce(t *testing.T) {
 	t.Parallel()
 	gw := startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{UpdateCount: 1, ThirdParty: true}}})
 	h := newHost(t, gw)
-	gw.UpdateMappings() // nobody to tell
-	h.request(mapTCP)   // NAT-PMP has no such thing
+	gw.UpdateMappings() // there are no clients yet
+	h.request(mapTCP)   // NAT-PMP has no mapping updates
 	h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort, m.Options.PreferFailure = 90, 90, true })
 	h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty, m.ExternalPort = otherHost.Addr(), 91 })
 	late := newHost(t, gw)

@@ -71,7 +71,8 @@ func TestAwaitRequestsReturns(t *testing.T) {
 	}
 }
 
-// Hosts at once, all wishing one port: each gets one of its own.
+// TestConcurrentClients checks that concurrent requests for one external port each get
+// their own port.
 func TestConcurrentClients(t *testing.T) {
 	t.Parallel()
 	gw := startGateway(t, gatewaytest.Config{})

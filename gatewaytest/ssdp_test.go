@@ -18,7 +18,7 @@ const (
 	igd2 = "urn:schemas-upnp-org:device:InternetGatewayDevice:2"
 )
 
-// searcher is a LAN host that searches.
+// searcher is a LAN host that sends searches.
 type searcher struct {
 	t  *testing.T
 	gw *gatewaytest.Gateway
@@ -60,12 +60,13 @@ func (s searcher) receive() (string, netip.AddrPort) {
 	return string(b[:n]), netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 }
 
-// search is the standard's, for a target, as to a group.
+// searchFor returns a multicast search for a target, as the standard defines it.
 func searchFor(target string) string {
 	return "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 2\r\nST: " + target + "\r\n\r\n"
 }
 
-// silent fails where one of the searches, the first ones, is answered.
+// expectNoResponse sends the searches and fails if one of them gets a response. They
+// must be the first searches of the gateway.
 func (s searcher) expectNoResponse(raw ...string) {
 	s.t.Helper()
 	for i, raw := range raw {
@@ -113,7 +114,8 @@ func header(message, name string) string {
 	return ""
 }
 
-// targets is what a gateway of each version is known as.
+// searchTargets returns the search targets of a gateway of a version. UDN stands for the
+// unique device name.
 func searchTargets(version string) []string {
 	device, service := "urn:schemas-upnp-org:device:", "urn:schemas-upnp-org:service:"
 	all := []string{
@@ -149,7 +151,8 @@ func TestSSDPAll(t *testing.T) {
 	}
 }
 
-// Nobody answers what is no search, or for something else.
+// TestSSDPUnanswered checks that invalid searches, and searches for other targets, get
+// no response.
 func TestSSDPUnanswered(t *testing.T) {
 	t.Parallel()
 	type search_ = quirks.Search
@@ -199,7 +202,7 @@ func TestSSDPPort1900(t *testing.T) {
 	for _, deaf := range []bool{false, true} {
 		s := startSearcher(t, igdQuirks{Search: quirks.Search{NoPort1900: deaf}})
 		var err error
-		for i := range 20 { // a loopback address where nobody has the port
+		for i := range 20 { // find a loopback address on which port 1900 is free
 			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 19, byte(i), 1}), 1900)
 			if s.pc, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at)); err == nil {
 				break
@@ -227,7 +230,7 @@ func TestSSDPForms(t *testing.T) {
 	garbage := [][]byte{[]byte("\x00\xff"), []byte("HTTP/1.1 200 OK\r\n")}
 	for name, tt := range map[string]struct {
 		quirks form
-		edit   *strings.Replacer // of the usual answer
+		edit   *strings.Replacer // changes the default response to the expected one
 		copies int
 	}{
 		"lf":            {form{LFOnly: true}, strings.NewReplacer("\r\n", "\n"), 1},
@@ -291,7 +294,8 @@ func TestSSDPOtherPortAndFirstOnly(t *testing.T) {
 	}
 }
 
-// The answer comes within MX, which the test does not measure.
+// TestSSDPDelayWithinMX checks that a delayed response arrives. It does not measure the
+// delay.
 func TestSSDPDelayWithinMX(t *testing.T) {
 	t.Parallel()
 	s := startSearcher(t, igdQuirks{Search: quirks.Search{Spread: true}})
@@ -299,7 +303,7 @@ func TestSSDPDelayWithinMX(t *testing.T) {
 	if got, _ := s.receive(); header(got, "ST") != igd1 {
 		t.Errorf("got %q", got)
 	}
-	// Close does not wait for those that are to come.
+	// Close does not wait for responses that are still delayed.
 	s.send(strings.Replace(searchFor(igd1), "MX: 2", "MX: 5", 1))
 	if _, err := s.gw.AwaitRequests(testContext(t), 2, nil); err != nil {
 		t.Fatal(err)
@@ -333,7 +337,7 @@ func TestSSDPFaults(t *testing.T) {
 	}
 }
 
-// notified collects the notifications of one round.
+// readNotifications returns the notifications of one round.
 func readNotifications(t *testing.T, s searcher, version string) []string {
 	t.Helper()
 	var all []string
@@ -387,7 +391,8 @@ func TestNotify(t *testing.T) {
 	}
 }
 
-// Datagrams get lost, so all is told again.
+// TestNotifyRounds checks that notifications are repeated, because datagrams can be
+// lost.
 func TestNotifyRounds(t *testing.T) {
 	t.Parallel()
 	for count, want := range map[int]int{0: 3, 1: 1, 2: 2} {

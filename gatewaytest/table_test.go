@@ -71,7 +71,8 @@ func TestTableAndExpiry(t *testing.T) {
 	}
 }
 
-// One table for both: NAT-PMP and PCP see each other's entries.
+// TestTableSharedByNATPMPAndPCP checks that NAT-PMP and PCP share one table and see each
+// other's entries.
 func TestTableSharedByNATPMPAndPCP(t *testing.T) {
 	t.Parallel()
 	gw := startReference(t, gatewaytest.Config{})
@@ -80,7 +81,8 @@ func TestTableSharedByNATPMPAndPCP(t *testing.T) {
 	if r := h.pcp(nil); r.ExternalPort != 8081 {
 		t.Errorf("port %d, want 8081: NAT-PMP has 8080", r.ExternalPort)
 	}
-	// NAT-PMP gets PCP's port, prolongs it, and cannot take it away.
+	// NAT-PMP gets the port of the PCP mapping. It can extend the lifetime, but cannot
+	// delete the mapping.
 	h.expect("0002 0000 1f90 0000 00000001", "0082 0000 000004d2 1f90 1f91 00000001")
 	gw.Advance(time.Hour)
 	h.expect("0002 0000 1f90 0000 00000000", "0082 0002 000012e2 1f90 0000 00000000")
@@ -92,13 +94,14 @@ func TestTableSharedByNATPMPAndPCP(t *testing.T) {
 		t.Errorf("left: %v", e)
 	}
 	checkResult(t, h.pcp(unmap), pcp.Success, 0)
-	// What has no nonce is its host's: PCP takes it over.
+	// A mapping without a nonce belongs to its host: PCP can take it over.
 	h.expect(mapTCP, "0082 0000 000012e2 1f90 1f90 00001c20")
 	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
 	checkResult(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = nonceB; unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
 }
 
-// What one protocol has is in the way of the others.
+// TestTableSharedWithUPnP checks that mappings of one protocol conflict with those of
+// the others.
 func TestTableSharedWithUPnP(t *testing.T) {
 	t.Parallel()
 	gw := startReference(t, gatewaytest.Config{})
@@ -110,7 +113,7 @@ func TestTableSharedWithUPnP(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.request("0002 0000 1f90 0050 00001c20") // NAT-PMP: 8080 at 80
+	h.request("0002 0000 1f90 0050 00001c20") // NAT-PMP: internal port 8080, external port 80
 	h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 9, 81 })
 	var codes []int
 	for _, port := range []string{"80", "81", "82", "83"} {
@@ -120,7 +123,7 @@ func TestTableSharedWithUPnP(t *testing.T) {
 	if port, code := c.addAny("ExternalPort", "80", "InternalPort", "7"); code != 0 || port != "84" {
 		t.Errorf("any: port %s, fault %d", port, code)
 	}
-	// Neither renews nor ends what the other has.
+	// UPnP and the other protocols neither renew nor delete each other's mappings.
 	checkCodes(t, []int{c.add("ExternalPort", "8080", "InternalPort", "8080")}, 0)
 	h.expect("0002 0000 1f90 1f90 00001c20", "0082 0000 000004d2 1f90 0050 00001c20")
 	h.expect("0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000")
@@ -130,7 +133,7 @@ func TestTableSharedWithUPnP(t *testing.T) {
 	}
 	r = h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = 8080 })
 	checkResult(t, r, pcp.Success, 0)
-	// All are listed, in the order of creation. Not all can be deleted.
+	// UPnP lists all mappings in the order of creation. It can delete only some of them.
 	var ports []string
 	for i := uint32(0); ; i++ {
 		args, code := c.byIndex(i)
@@ -146,5 +149,5 @@ func TestTableSharedWithUPnP(t *testing.T) {
 		c.remove("TCP", "81"), c.remove("TCP", "82"), c.remove("TCP", "83"), c.remove("TCP", "84"), c.remove("TCP", "8080"),
 	}, 606, 606, 606, 0, 0)
 	h.request("0002 0000 1f90 0050 00001c20")
-	checkCodes(t, []int{c.remove("TCP", "80")}, 0) // this host's, by whatever protocol
+	checkCodes(t, []int{c.remove("TCP", "80")}, 0) // the mapping belongs to this host, so any protocol may delete it
 }

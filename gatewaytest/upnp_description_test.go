@@ -20,7 +20,7 @@ type describedDevice struct {
 	Devices []describedDevice `xml:"deviceList>device"`
 }
 
-// tree writes a device and what is in it, one line each.
+// tree returns a device, its services, and the devices in it, one on each line.
 func (d describedDevice) tree(indent string) string {
 	text := indent + d.Type + "\n"
 	for _, v := range d.Services {
@@ -103,7 +103,8 @@ schemas-upnp-org:device:InternetGatewayDevice:1
 	}
 }
 
-// Each form of a control URL leads to the service, for who reads it right.
+// TestUPnPControlURLs checks that each form of a control URL leads to the service if the
+// client resolves it correctly.
 func TestUPnPControlURLs(t *testing.T) {
 	t.Parallel()
 	for form, tt := range []struct{ written, path string }{
@@ -171,8 +172,8 @@ func TestUPnPXML(t *testing.T) {
 	)
 	for name, tt := range map[string]struct {
 		quirks            form
-		before, after     string // around both documents
-		root, name, fault string // what is in them
+		before, after     string // start and end of each document
+		root, name, fault string // texts in the documents
 	}{
 		"none":           {form{}, plain, ">", root, "<friendlyName>Test router</", "<errorDescription>NoSuchEntryInArray</"},
 		"latin 1":        {form{Latin1: true}, latin1, ">", root, "<friendlyName>Test router f\xfcr alle</", "<errorDescription>NoSuchEntryInArray f\xfcr alle</"},

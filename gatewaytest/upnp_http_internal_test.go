@@ -12,7 +12,7 @@ import (
 const searchSeed = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 2\r\n" +
 	"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
 
-// addSeed is an action as the standard writes it.
+// addSeed is the body of an AddPortMapping request.
 const addSeed = `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:AddPortMapping xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1"><NewRemoteHost></NewRemoteHost><NewExternalPort>6881</NewExternalPort><NewProtocol>UDP</NewProtocol><NewInternalPort>6881</NewInternalPort><NewInternalClient>127.0.0.1</NewInternalClient><NewEnabled>1</NewEnabled><NewPortMappingDescription>gomap</NewPortMappingDescription><NewLeaseDuration>3600</NewLeaseDuration></u:AddPortMapping></s:Body></s:Envelope>`
 
 func post(path, action, body string) string {
@@ -29,7 +29,8 @@ func itoa(n int) string {
 
 var addRequest = post("/ctl/0/WANIPConnection", "urn:schemas-upnp-org:service:WANIPConnection:1#AddPortMapping", addSeed)
 
-// Each cut of a request is one that cannot be read; the whole is done.
+// TestTruncatedRequests checks that a truncated request cannot be parsed, and that the
+// complete request can.
 func TestTruncatedRequests(t *testing.T) {
 	t.Parallel()
 	for n := range len(addRequest) + 1 {
@@ -39,12 +40,12 @@ func TestTruncatedRequests(t *testing.T) {
 		}
 	}
 	for n := range len(addSeed) {
-		// The last ends may be missing, the arguments not.
+		// Every truncated body is rejected.
 		if _, _, err := parseEnvelope([]byte(addSeed[:n]), "AddPortMapping"); err == nil {
 			t.Errorf("%d of %d bytes of a body were taken", n, len(addSeed))
 		}
 	}
-	for n := range len(searchSeed) - 1 { // the last line may end in LF or CRLF
+	for n := range len(searchSeed) - 1 { // the last line may end with LF or CRLF
 		if _, ok := parseSearch([]byte(searchSeed[:n])); ok {
 			t.Errorf("%d of %d bytes of a search were taken", n, len(searchSeed))
 		}
@@ -78,8 +79,9 @@ func TestParseEnvelope(t *testing.T) {
 	}
 }
 
-// A connection that was accepted, but not yet kept, when its listener was given
-// up belongs to nobody: hangUp has come and gone.
+// TestUPnPTrackAfterListenerClosed checks that a connection is not tracked if its
+// listener was closed between the calls of accept and track: closeConns has already run,
+// and would not close the connection.
 func TestUPnPTrackAfterListenerClosed(t *testing.T) {
 	t.Parallel()
 	g, err := Start(Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{MovePort: true}}})

@@ -22,7 +22,7 @@ func TestUPnPDemandsOfHeaders(t *testing.T) {
 	for name, tt := range map[string]struct {
 		demands demands
 		headers string // separated by |
-		want    string // the status line, and the fault code
+		want    string // status line and fault code
 	}{
 		"none":                 {demands{}, "Soapaction: " + strings.Trim(action, `"`), "200 OK 0"},
 		"none, no action":      {demands{}, kind, "400 Bad Request 0"},
@@ -139,7 +139,7 @@ func TestUPnPCompact(t *testing.T) {
 	}
 }
 
-// What an answer to GetStatusInfo is, byte by byte.
+// TestUPnPWire checks the response to GetStatusInfo byte by byte.
 func TestUPnPWire(t *testing.T) {
 	t.Parallel()
 	type wire = quirks.Wire
@@ -187,7 +187,7 @@ func TestUPnPWire(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := startIGD(t, igdQuirks{Wire: tt.quirks})
-			c.gw.Restart(gatewaytest.RestartOptions{}) // its uptime is 0 from then on
+			c.gw.Restart(gatewaytest.RestartOptions{}) // sets the uptime in the response to 0
 			got, err := c.request("GetStatusInfo")
 			if err != nil || got != tt.want {
 				t.Errorf("%v\ngot  %q\nwant %q", err, got, tt.want)
@@ -196,7 +196,8 @@ func TestUPnPWire(t *testing.T) {
 	}
 }
 
-// The connection stays open after the body, whatever ends that, and serves more.
+// TestUPnPLeaveOpen checks that the connection stays open after the response, and
+// accepts further requests.
 func TestUPnPLeaveOpen(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{Wire: quirks.Wire{LeaveOpen: true}})
@@ -255,7 +256,8 @@ func TestUPnPFaultForms(t *testing.T) {
 	}
 }
 
-// What is no request gets a status, or nothing, in bounded memory.
+// TestUPnPBadRequests checks that invalid requests get an error status, and that the
+// size of requests is limited.
 func TestUPnPBadRequests(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
@@ -286,7 +288,8 @@ func TestUPnPBadRequests(t *testing.T) {
 	}
 }
 
-// Too many connections at once are closed; those that end make room.
+// TestUPnPConnectionLimit checks that connections above the limit are closed, and that
+// closed connections no longer count.
 func TestUPnPConnectionLimit(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
@@ -304,7 +307,7 @@ func TestUPnPConnectionLimit(t *testing.T) {
 	}
 	_ = all[0].(*net.TCPConn).CloseWrite()
 	_ = all[0].SetDeadline(time.Now().Add(testTimeout))
-	if _, err := io.ReadAll(all[0]); err != nil { // the other side is done with it
+	if _, err := io.ReadAll(all[0]); err != nil { // the server has closed the connection
 		t.Fatal(err)
 	}
 	if got := c.get("/rootDesc.xml"); statusLine(got) != "200 OK" {

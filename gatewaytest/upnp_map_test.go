@@ -43,7 +43,8 @@ func TestUPnPMapping(t *testing.T) {
 	checkCodes(t, []int{code, c.remove("TCP", "8080")}, 714, 714)
 }
 
-// The same client overwrites, also with another internal port; others do not.
+// TestUPnPOverwrites checks that the same client can overwrite a mapping, even with
+// another internal port, and that other clients cannot.
 func TestUPnPOverwrites(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
@@ -51,15 +52,15 @@ func TestUPnPOverwrites(t *testing.T) {
 	other.from = "127.0.0.9"
 	checkCodes(t, []int{
 		c.add(),
-		c.add("ExternalPort", "8081"), // another port for the same endpoint
+		c.add("ExternalPort", "8081"), // a second external port for the same endpoint
 		c.add("InternalPort", "81", "PortMappingDescription", "new", "LeaseDuration", "60"),
 		other.add("InternalClient", "127.0.0.9"),
 		other.add(),
 		other.remove("TCP", "8080"),
-		c.add("RemoteHost", "45.45.45.2"), // the port is another's, who is the same
+		c.add("RemoteHost", "45.45.45.2"), // another mapping of the same client has the port
 		other.add("InternalClient", "127.0.0.9", "Protocol", "UDP"),
 	}, 0, 0, 0, 718, 606, 606, 718, 0)
-	args, _ := c.byIndex(0) // keeps its place
+	args, _ := c.byIndex(0) // the overwritten entry keeps its index
 	if args["NewInternalPort"] != "81" || args["NewPortMappingDescription"] != "new" || args["NewLeaseDuration"] != "60" {
 		t.Errorf("overwritten: %v", args)
 	}
@@ -78,7 +79,7 @@ func TestUPnPRules(t *testing.T) {
 		config gatewaytest.Config
 		do     func(igdClient) []int
 		want   []int
-		left   int // entries, without those of the test
+		left   int // number of entries at the end, without the test's own entry
 	}{
 		"re-add refused": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{NoReAdd: 718}}}}, func(c igdClient) []int {
 			return codes(c.add(), c.add(), c.remove("TCP", "8080"), c.add())
@@ -255,8 +256,8 @@ func TestUPnPNoRefresh(t *testing.T) {
 	}
 }
 
-// What is disabled is there and lets nothing through; a remote host gets in
-// where others do not.
+// TestUPnPDisabledAndRemote checks that a disabled mapping is listed but forwards
+// nothing, and that a mapping for a remote host admits only that host.
 func TestUPnPDisabledAndRemote(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
@@ -306,7 +307,7 @@ func TestUPnPIdleAfter(t *testing.T) {
 		t.Error("what others made is gone")
 	}
 	c.gw.Advance(20 * time.Minute)
-	onlyEntry(t, c.gw) // too few to be cleaned
+	onlyEntry(t, c.gw) // the table has too few entries for IdleAfter to apply
 }
 
 func TestUPnPRanges(t *testing.T) {
@@ -365,7 +366,7 @@ func TestUPnPListing(t *testing.T) {
 	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
 		quirks listing
-		codes  []int // looking up what is there, and what is not; index 0, 1; the range; deleting what is not there
+		codes  []int // lookup of a mapping that exists and of one that does not; indexes 0 and 1; range; deletion of a mapping that does not exist
 	}{
 		"none":                {listing{}, []int{0, 714, 0, 713, 0, 714}},
 		"no look-up":          {listing{NoSpecific: true}, []int{401, 401, 0, 713, 0, 714}},
@@ -411,7 +412,8 @@ func TestUPnPEndlessListing(t *testing.T) {
 	}
 }
 
-// A large listing kills the service, which Restart brings back.
+// TestUPnPRangeCrashes checks that a large listing crashes the service, and that Restart
+// starts it again.
 func TestUPnPRangeCrashes(t *testing.T) {
 	t.Parallel()
 	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Listing: quirks.Listing{RangeCrashes: true}}}})
@@ -432,7 +434,7 @@ func TestUPnPRangeCrashes(t *testing.T) {
 	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("after the crash: %v", err)
 	}
-	newHost(t, gw).request("0000") // other protocols live on
+	newHost(t, gw).request("0000") // other protocols still work
 	gw.Restart(gatewaytest.RestartOptions{})
 	_, code = c.call("GetStatusInfo")
 	_, again := c.listRange("1", "1128")
@@ -442,7 +444,7 @@ func TestUPnPRangeCrashes(t *testing.T) {
 	}
 	_, code = c.call("GetStatusInfo")
 	gw.Down("upnp")
-	gw.Restart(gatewaytest.RestartOptions{}) // somebody wanted it down
+	gw.Restart(gatewaytest.RestartOptions{}) // does not reopen the ports that Down closed
 	if _, err := c.request("GetStatusInfo"); code != 0 || !isConnRefused(err) {
 		t.Errorf("fault %d, then %v", code, err)
 	}

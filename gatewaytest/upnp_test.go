@@ -68,7 +68,7 @@ func TestUPnPDown(t *testing.T) {
 	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("all down: %v", err)
 	}
-	gw.Restart(gatewaytest.RestartOptions{}) // down it stays
+	gw.Restart(gatewaytest.RestartOptions{}) // does not reopen the ports that Down closed
 	c.to = hostPort(t, gw.UPnP().DescriptionURL())
 	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("restarted while down: %v", err)
@@ -144,7 +144,7 @@ func TestUPnPFaults(t *testing.T) {
 	if _, err := c.gw.AwaitRequests(testContext(t), 7, isAdd); err != nil {
 		t.Fatal(err)
 	}
-	_, code := c.lookup("TCP", "1") // done already, and answered before
+	_, code := c.lookup("TCP", "1") // the mapping exists, although the response is still held
 	close(hold)
 	checkCodes(t, []int{code, <-held}, 0, 0)
 
@@ -154,7 +154,7 @@ func TestUPnPFaults(t *testing.T) {
 	}
 }
 
-// Close and Down do not wait for what is held back.
+// TestUPnPCloseWhileHeld checks that Close and Down do not wait for held responses.
 func TestUPnPCloseWhileHeld(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
@@ -242,7 +242,8 @@ func TestUPnPStatusQuirks(t *testing.T) {
 	checkCodes(t, []int{code}, 401)
 }
 
-// Of several WAN devices and connections one is connected, and only that maps.
+// TestUPnPConnections checks that only one of several WAN devices and connections is
+// connected and grants mappings.
 func TestUPnPConnections(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{Description: quirks.Description{WANDevices: 3, Connected: 1, Connections: quirks.ConnectionBoth}})
@@ -262,12 +263,13 @@ func TestUPnPConnections(t *testing.T) {
 			}
 		}
 	}
-	// One's type at the other's address is no service.
+	// The control URL of one service does not accept the type of another.
 	c.path, c.service = "/ctl/1/WANPPPConnection", ipConnection1
 	checkCodes(t, []int{c.add()}, 401)
 }
 
-// A wrong service, a wrong version and unknown actions are 401, bad arguments 402.
+// TestUPnPInvalidActions checks that a wrong service, a wrong version and an unknown
+// action get fault 401, and that invalid arguments get fault 402.
 func TestUPnPInvalidActions(t *testing.T) {
 	t.Parallel()
 	c, one := startIGD(t, igdQuirks{}), startIGD(t, igdQuirks{Version: 1})
