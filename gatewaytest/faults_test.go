@@ -133,7 +133,7 @@ func TestFaultHoldRequest(t *testing.T) {
 	gw := startReference(t, gatewaytest.Config{})
 	h, c := newHost(t, gw), newIGDClient(t, gw)
 	hold, arrived := make(chan struct{}), make(chan struct{})
-	arrives := func(op string) func(gatewaytest.Request) bool {
+	matchOp := func(op string) func(gatewaytest.Request) bool {
 		return func(q gatewaytest.Request) bool {
 			if q.Op == op {
 				arrived <- struct{}{}
@@ -141,8 +141,8 @@ func TestFaultHoldRequest(t *testing.T) {
 			return q.Op == op
 		}
 	}
-	gw.Inject(gatewaytest.Fault{Match: arrives("map"), Times: 1, HoldRequest: hold})
-	gw.Inject(gatewaytest.Fault{Match: arrives("look up"), Times: 1})
+	gw.Inject(gatewaytest.Fault{Match: matchOp("map"), Times: 1, HoldRequest: hold})
+	gw.Inject(gatewaytest.Fault{Match: matchOp("look up"), Times: 1})
 	h.send(mapTCP)
 	<-arrived
 	h.send("0000")
@@ -167,7 +167,7 @@ func TestFaultHoldRequest(t *testing.T) {
 	h.expect("0000", addrReply)
 
 	// Close does not wait for held requests.
-	gw.Inject(gatewaytest.Fault{Match: arrives("map"), HoldRequest: make(chan struct{})})
+	gw.Inject(gatewaytest.Fault{Match: matchOp("map"), HoldRequest: make(chan struct{})})
 	h.send(mapTCP)
 	<-arrived
 }

@@ -167,10 +167,10 @@ func checkReply(t *testing.T, request, r []byte, rules quirks.PCP) {
 // all its entries.
 func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 	t.Helper()
-	all, n := len(g.Table()), 0 // Table has deleted expired entries; no more expire below
+	all, count := len(g.Table()), 0 // Table has deleted expired entries; no more expire below
 	for at, rows := range g.table.byExternal {
 		for _, r := range rows {
-			n++
+			count++
 			switch {
 			case at.Port() == 0 && !allPorts, (at.Port() == 0) != (r.Internal.Port() == 0):
 				t.Fatalf("port 0 in the table: %+v", r.Entry)
@@ -184,8 +184,8 @@ func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 		}
 		g.table.lookup(at.protocol, netip.AddrPortFrom(at.Addr(), 80), vectorClient)
 	}
-	if n != g.table.size || n > g.table.limit || n != all {
-		t.Fatalf("%d rows, of size %d", n, g.table.size)
+	if count != g.table.size || count > g.table.limit || count != all {
+		t.Fatalf("%d rows, of size %d", count, g.table.size)
 	}
 	for _, c := range g.table.hostedEntries(func(hostedEntry) bool { return false }) {
 		if g.pcp.updateResponse(c, netip.IPv4Unspecified()) == nil {

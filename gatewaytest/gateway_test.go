@@ -227,12 +227,12 @@ func TestDownUp(t *testing.T) {
 
 func TestTwoGateways(t *testing.T) {
 	t.Parallel()
-	one := startReference(t, gatewaytest.Config{})
-	two := startReference(t, gatewaytest.Config{External: netip.MustParseAddr("45.45.45.2")})
-	newHost(t, one).expect(mapTCP, mapTCPReply)
-	newHost(t, two).expect("0000", "0080 0000 000004d2 2d2d2d02")
-	if one.Addr() == two.Addr() || len(one.Table()) != 1 || len(two.Table()) != 0 {
-		t.Errorf("not apart: %v %v", one.Table(), two.Table())
+	gw1 := startReference(t, gatewaytest.Config{})
+	gw2 := startReference(t, gatewaytest.Config{External: netip.MustParseAddr("45.45.45.2")})
+	newHost(t, gw1).expect(mapTCP, mapTCPReply)
+	newHost(t, gw2).expect("0000", "0080 0000 000004d2 2d2d2d02")
+	if gw1.Addr() == gw2.Addr() || len(gw1.Table()) != 1 || len(gw2.Table()) != 0 {
+		t.Errorf("not apart: %v %v", gw1.Table(), gw2.Table())
 	}
 }
 
@@ -260,9 +260,9 @@ func firstDatagram(t *testing.T, at netip.AddrPort, trigger func()) string {
 func TestDefaultAnnounceAddresses(t *testing.T) {
 	t.Parallel()
 	gw := gatewaytest.New(t, gatewaytest.Config{})
-	other := gatewaytest.New(t, gatewaytest.Config{Protocols: []string{"pcp"}})
+	pcpOnly := gatewaytest.New(t, gatewaytest.Config{Protocols: []string{"pcp"}})
 	all := map[netip.AddrPort]bool{}
-	for _, at := range []netip.AddrPort{gw.AnnounceAddr(), gw.NotifyAddr(), other.AnnounceAddr(), other.NotifyAddr()} {
+	for _, at := range []netip.AddrPort{gw.AnnounceAddr(), gw.NotifyAddr(), pcpOnly.AnnounceAddr(), pcpOnly.NotifyAddr()} {
 		if all[at] || !at.Addr().IsLoopback() || at.Port() == 0 {
 			t.Errorf("%v is among %v", at, all)
 		}
@@ -274,22 +274,22 @@ func TestDefaultAnnounceAddresses(t *testing.T) {
 	if got := firstDatagram(t, gw.NotifyAddr(), gw.Announce); !strings.HasPrefix(got, "NOTIFY ") {
 		t.Errorf("notified %q", got)
 	}
-	if got := firstDatagram(t, other.AnnounceAddr(), other.Announce); len(got) != 24 || got[0] != 2 {
+	if got := firstDatagram(t, pcpOnly.AnnounceAddr(), pcpOnly.Announce); len(got) != 24 || got[0] != 2 {
 		t.Errorf("announced %x, want PCP", got)
 	}
-	if n := other.Stats().Notifications; n != 0 {
+	if n := pcpOnly.Stats().Notifications; n != 0 {
 		t.Errorf("%d notifications without UPnP", n)
 	}
 
 	none := netip.MustParseAddrPort("127.0.0.1:0")
 	silent := gatewaytest.New(t, gatewaytest.Config{Announce: none, Notify: none})
-	device := gatewaytest.New(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	upnpOnly := gatewaytest.New(t, gatewaytest.Config{Protocols: []string{"upnp"}})
 	silent.Announce()
-	device.Announce()
+	upnpOnly.Announce()
 	if s := silent.Stats(); s.Announcements != 0 || s.Notifications != 0 || silent.AnnounceAddr() != none || silent.NotifyAddr() != none {
 		t.Errorf("a silent gateway announces at %v and %v: %+v", silent.AnnounceAddr(), silent.NotifyAddr(), s)
 	}
-	if s := device.Stats(); s.Announcements != 0 || s.Notifications == 0 {
+	if s := upnpOnly.Stats(); s.Announcements != 0 || s.Notifications == 0 {
 		t.Errorf("a gateway of UPnP announces: %+v", s)
 	}
 }

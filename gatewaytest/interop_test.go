@@ -139,9 +139,9 @@ func TestInteropGoupnp(t *testing.T) {
 	if addr, err := c.GetExternalIPAddressCtx(ctx); err != nil || addr != "45.45.45.1" {
 		t.Errorf("external address %q, %v", addr, err)
 	}
-	state, last, uptime, err := c.GetStatusInfoCtx(ctx)
-	if err != nil || state != "Connected" || last != "ERROR_NONE" || uptime != 86400 {
-		t.Errorf("status %q %q %d, %v", state, last, uptime, err)
+	state, lastError, uptime, err := c.GetStatusInfoCtx(ctx)
+	if err != nil || state != "Connected" || lastError != "ERROR_NONE" || uptime != 86400 {
+		t.Errorf("status %q %q %d, %v", state, lastError, uptime, err)
 	}
 	_, port := listenTCP(t)
 	if err := c.AddPortMappingCtx(ctx, "", 8080, "TCP", port, "127.0.0.1", true, `a "b" <c> & d`, 3600); err != nil {

@@ -44,11 +44,11 @@ func TestPinholeTCP(t *testing.T) {
 	gw, h := startIPv6(t, gatewaytest.Config{ManualClock: true, External: netip.MustParseAddr("10.0.0.1"), Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}})
 	port := serveEcho(t, "tcp6", "[::1]:0")
 	to := netip.AddrPortFrom(netip.IPv6Loopback(), port)
-	hole := func(m *pcp.MapRequest) { m.InternalPort = port }
+	setPort := func(m *pcp.MapRequest) { m.InternalPort = port }
 	const from = "[2001:db8::9]:7000"
 
 	checkReach(t, gw, from, to.String(), false)
-	r := h.pcp(hole) // a firewall ignores the requested port 8080
+	r := h.pcp(setPort) // a firewall ignores the requested port 8080
 	checkResult(t, r, pcp.Success, 2*time.Hour)
 	if netip.AddrPortFrom(r.External, r.ExternalPort) != to {
 		t.Errorf("external %v port %d, want the internal %v", r.External, r.ExternalPort, to)
@@ -66,21 +66,21 @@ func TestPinholeTCP(t *testing.T) {
 	}
 	_ = c.Close()
 
-	checkResult(t, h.pcp(func(m *pcp.MapRequest) { hole(m); m.Nonce = nonceB }), pcp.NotAuthorized, 2*time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { setPort(m); m.Nonce = nonceB }), pcp.NotAuthorized, 2*time.Hour)
 	gw.Advance(2 * time.Hour)
 	checkReach(t, gw, from, to.String(), false)
 	h.pcp(func(m *pcp.MapRequest) {
-		hole(m)
+		setPort(m)
 		m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("2001:db8:9::/48")}}
 	})
 	checkReach(t, gw, from, to.String(), false)
 	checkReach(t, gw, "[2001:db8:9::1]:1", to.String(), true)
-	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); hole(m) }), pcp.Success, 0)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); setPort(m) }), pcp.Success, 0)
 	checkReach(t, gw, "[2001:db8:9::1]:1", to.String(), false)
 
-	r = h.pcp(func(m *pcp.MapRequest) { hole(m); m.ExternalPort, m.Options.PreferFailure = port-1, true })
+	r = h.pcp(func(m *pcp.MapRequest) { setPort(m); m.ExternalPort, m.Options.PreferFailure = port-1, true })
 	checkResult(t, r, pcp.CannotProvideExternal, 30*time.Minute)
-	r = h.pcp(func(m *pcp.MapRequest) { hole(m); m.External = netip.IPv4Unspecified() })
+	r = h.pcp(func(m *pcp.MapRequest) { setPort(m); m.External = netip.IPv4Unspecified() })
 	checkResult(t, r, pcp.CannotProvideExternal, 30*time.Minute)
 	if r := peer(h, func(m *pcp.PeerRequest) {
 		m.InternalPort, m.Remote = port, netip.MustParseAddrPort(from)
@@ -229,15 +229,15 @@ func TestUPnPPinhole(t *testing.T) {
 	to := "[::1]:" + port
 	const from, other = "[2001:db8::9]:7000", "[2001:db8::8]:7000"
 	id, code := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::9")
-	again, _ := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::9", "LeaseTime", "60")
-	if e := onlyEntry(t, c.gw); code != 0 || again != id || e.Remaining != time.Minute || e.Service != "upnp" || e.External != e.Internal {
-		t.Errorf("fault %d, pinholes %s, %s: %+v", code, id, again, e)
+	renewedID, _ := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::9", "LeaseTime", "60")
+	if e := onlyEntry(t, c.gw); code != 0 || renewedID != id || e.Remaining != time.Minute || e.Service != "upnp" || e.External != e.Internal {
+		t.Errorf("fault %d, pinholes %s, %s: %+v", code, id, renewedID, e)
 	}
 	checkReach(t, c.gw, from, to, true)
 	checkReach(t, c.gw, other, to, false)
-	more, code := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::8", "RemotePort", "7000")
-	if code != 0 || more == id {
-		t.Errorf("another: %s, fault %d", more, code)
+	secondID, code := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::8", "RemotePort", "7000")
+	if code != 0 || secondID == id {
+		t.Errorf("another: %s, fault %d", secondID, code)
 	}
 	checkReach(t, c.gw, other, to, true)
 	checkReach(t, c.gw, "[2001:db8::8]:7001", to, false)
@@ -246,14 +246,14 @@ func TestUPnPPinhole(t *testing.T) {
 	checkResult(t, r, pcp.Success, 2*time.Hour)
 	checkReach(t, c.gw, "[2001:db8::7]:1", to, true)
 	_, code = c.addPinhole("InternalPort", "9")
-	checkCodes(t, []int{code, c.pinholeAction("UpdatePinhole", id, "NewLeaseTime", "120"), c.pinholeAction("DeletePinhole", more)}, 701, 0, 0)
+	checkCodes(t, []int{code, c.pinholeAction("UpdatePinhole", id, "NewLeaseTime", "120"), c.pinholeAction("DeletePinhole", secondID)}, 701, 0, 0)
 	c.gw.Advance(119 * time.Second)
 	checkReach(t, c.gw, from, to, true)
 	if args, code := c.call("GetPinholePackets", "UniqueID", id); code != 0 || args["PinholePackets"] != "2" {
 		t.Errorf("packets %v, fault %d", args, code)
 	}
 	c.gw.Advance(time.Second)
-	checkCodes(t, []int{c.pinholeAction("CheckPinholeWorking", id), c.pinholeAction("UpdatePinhole", id, "NewLeaseTime", "1"), c.pinholeAction("DeletePinhole", more)}, 704, 704, 704)
+	checkCodes(t, []int{c.pinholeAction("CheckPinholeWorking", id), c.pinholeAction("UpdatePinhole", id, "NewLeaseTime", "1"), c.pinholeAction("DeletePinhole", secondID)}, 704, 704, 704)
 	if e := onlyEntry(t, c.gw); e.Service != "pcp" {
 		t.Errorf("left %+v", e)
 	}

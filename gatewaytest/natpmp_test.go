@@ -182,12 +182,12 @@ func TestNATPMPRequestsNotHandled(t *testing.T) {
 		t.Errorf("a host that is not admitted got something: %+v, %v", s, gw.Table())
 	}
 
-	off := startReference(t, gatewaytest.Config{Protocols: []string{"upnp"}})
-	newHost(t, off).send("0000")
-	if _, err := off.AwaitRequests(testContext(t), 1, nil); err != nil {
+	upnpOnly := startReference(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	newHost(t, upnpOnly).send("0000")
+	if _, err := upnpOnly.AwaitRequests(testContext(t), 1, nil); err != nil {
 		t.Fatal(err)
 	}
-	if s := off.Stats(); s.Ignored != 1 || s.Replies != 0 {
+	if s := upnpOnly.Stats(); s.Ignored != 1 || s.Replies != 0 {
 		t.Errorf("an answer while off: %+v", s)
 	}
 }

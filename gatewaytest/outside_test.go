@@ -160,7 +160,7 @@ func TestOutsideTCP(t *testing.T) {
 
 	// Transfer one megabyte in each direction at the same time, and end each direction
 	// with a half-close.
-	there, back := randomBytes(1<<20, 1), randomBytes(1<<20, 2)
+	inbound, outbound := randomBytes(1<<20, 1), randomBytes(1<<20, 2)
 	var wg sync.WaitGroup
 	transfer := func(c net.Conn, send, want []byte) {
 		wg.Go(func() {
@@ -177,8 +177,8 @@ func TestOutsideTCP(t *testing.T) {
 			}
 		})
 	}
-	transfer(conn, there, back)
-	transfer(inner, back, there)
+	transfer(conn, inbound, outbound)
+	transfer(inner, outbound, inbound)
 	wg.Wait()
 	if s := gw.Stats(); s.BytesIn != 1<<20 || s.BytesOut != 1<<20 || s.Connections != 1 || s.Refused != 1 {
 		t.Errorf("stats %+v", s)
@@ -375,8 +375,8 @@ func TestOutsideUDP(t *testing.T) {
 	}
 
 	// A datagram from another socket on the inside is ignored.
-	stranger, _ := listenUDP(t)
-	if _, err := stranger.WriteTo([]byte("stray"), first); err != nil {
+	otherSocket, _ := listenUDP(t)
+	if _, err := otherSocket.WriteTo([]byte("stray"), first); err != nil {
 		t.Fatal(err)
 	}
 	h.mapPort(1, port, 0)

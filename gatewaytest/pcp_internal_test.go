@@ -56,12 +56,12 @@ func (g *Gateway) checkExchange(t *testing.T, from netip.AddrPort, request, want
 // echoedError returns the error response that copies the request, with a result and a
 // lifetime.
 func echoedError(request, result, lifetime string) string {
-	b := strings.ReplaceAll(request, " ", "")
-	tail := strings.Repeat("0", 24)
+	hexRequest := strings.ReplaceAll(request, " ", "")
+	clientField := strings.Repeat("0", 24)
 	if result == "03" { // the last 12 bytes of the client's address are kept
-		tail = b[24:48]
+		clientField = hexRequest[24:48]
 	}
-	return "028" + b[3:4] + "00" + result + lifetime + "000004d2" + tail + b[48:]
+	return "028" + hexRequest[3:4] + "00" + result + lifetime + "000004d2" + clientField + hexRequest[48:]
 }
 
 func TestPCPPackets(t *testing.T) {

@@ -75,27 +75,27 @@ func checkResult(t *testing.T, r pcp.MapResponse, result pcp.ResultCode, lifetim
 
 func TestPCPNonce(t *testing.T) {
 	t.Parallel()
-	foreign := func(m *pcp.MapRequest) { m.Nonce = nonceB }
+	withNonceB := func(m *pcp.MapRequest) { m.Nonce = nonceB }
 	gw := startReference(t, gatewaytest.Config{})
 	h := newHost(t, gw)
 	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
 	gw.Advance(time.Hour)
-	checkResult(t, h.pcp(foreign), pcp.NotAuthorized, time.Hour)
-	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, time.Hour)
+	checkResult(t, h.pcp(withNonceB), pcp.NotAuthorized, time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { withNonceB(m); unmap(m) }), pcp.NotAuthorized, time.Hour)
 	if got := onlyEntry(t, gw).Remaining; got != time.Hour {
 		t.Errorf("a refused renewal left %v", got)
 	}
 	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
 	checkResult(t, h.pcp(unmap), pcp.Success, 0)
-	checkResult(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(withNonceB), pcp.Success, 2*time.Hour)
 
 	gw = startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NonceLoose: true}}})
 	h = newHost(t, gw)
 	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
-	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
-	checkResult(t, h.pcp(foreign), pcp.Success, 2*time.Hour)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { withNonceB(m); unmap(m) }), pcp.NotAuthorized, 2*time.Hour)
+	checkResult(t, h.pcp(withNonceB), pcp.Success, 2*time.Hour)
 	checkResult(t, h.pcp(unmap), pcp.NotAuthorized, 2*time.Hour) // the mapping now has nonceB
-	checkResult(t, h.pcp(func(m *pcp.MapRequest) { foreign(m); unmap(m) }), pcp.Success, 0)
+	checkResult(t, h.pcp(func(m *pcp.MapRequest) { withNonceB(m); unmap(m) }), pcp.Success, 0)
 }
 
 func TestPCPTable(t *testing.T) {
@@ -361,11 +361,11 @@ func TestPCPPeer(t *testing.T) {
 		m.InternalPort, m.Nonce, m.Remote = port, nonceB, netip.MustParseAddrPort("45.45.46.3:7000")
 		m.Lifetime = 2 * time.Hour
 	}
-	check := func(one, other, another bool) {
+	check := func(fromFirst, fromSecond, fromOtherPort bool) {
 		t.Helper()
-		checkReach(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", one)
-		checkReach(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", other)
-		checkReach(t, gw, "45.45.45.9:7001", "45.45.45.1:8080", another)
+		checkReach(t, gw, "45.45.45.9:7000", "45.45.45.1:8080", fromFirst)
+		checkReach(t, gw, "45.45.46.3:7000", "45.45.45.1:8080", fromSecond)
+		checkReach(t, gw, "45.45.45.9:7001", "45.45.45.1:8080", fromOtherPort)
 	}
 	if r := peer(h, first); r.Result != pcp.Success || r.ExternalPort != 8080 || r.External != gw.External() || r.Lifetime != time.Hour {
 		t.Errorf("first: %+v", r)
@@ -408,8 +408,8 @@ func TestPCPPeer(t *testing.T) {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
-	none := newHost(t, startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoPeer: true}}}))
-	if r := peer(none, first); r.Result != pcp.UnsupportedOpcode {
+	noPeer := newHost(t, startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoPeer: true}}}))
+	if r := peer(noPeer, first); r.Result != pcp.UnsupportedOpcode {
 		t.Errorf("no peers: %+v", r)
 	}
 }
@@ -444,8 +444,8 @@ func TestPCPFilters(t *testing.T) {
 	filter(clearFilters)
 	check(true, true)
 
-	ignorant := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{FilterIgnored: true}}})
-	gw, h = ignorant, newHost(t, ignorant)
+	ignoring := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{FilterIgnored: true}}})
+	gw, h = ignoring, newHost(t, ignoring)
 	filter(one)
 	check(true, true)
 }
@@ -456,11 +456,11 @@ func TestPCPAllPorts(t *testing.T) {
 	h := newHost(t, gw)
 	port := serveEcho(t, "tcp4", "127.0.0.1:0")
 	to := netip.AddrPortFrom(gw.External(), port).String()
-	all := func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 0, 0 }
-	everything := func(m *pcp.MapRequest) { all(m); m.Protocol = 0 }
-	other := func(m *pcp.MapRequest) { m.Options.ThirdParty = otherHost.Addr() }
+	allPorts := func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 0, 0 }
+	allProtocols := func(m *pcp.MapRequest) { allPorts(m); m.Protocol = 0 }
+	otherHostEdit := func(m *pcp.MapRequest) { m.Options.ThirdParty = otherHost.Addr() }
 
-	for _, edit := range []func(*pcp.MapRequest){all, everything} {
+	for _, edit := range []func(*pcp.MapRequest){allPorts, allProtocols} {
 		checkReach(t, gw, "45.45.45.9:1", to, false)
 		r := h.pcp(edit)
 		checkResult(t, r, pcp.Success, 2*time.Hour)
@@ -468,15 +468,15 @@ func TestPCPAllPorts(t *testing.T) {
 			t.Errorf("response %+v", r)
 		}
 		checkReach(t, gw, "45.45.45.9:1", to, true)
-		checkResult(t, h.pcp(func(m *pcp.MapRequest) { edit(m); other(m) }), pcp.UnsupportedProtocol, 30*time.Minute)
-		checkResult(t, h.pcp(other), pcp.NoResources, 30*time.Second) // no port is left for other hosts
+		checkResult(t, h.pcp(func(m *pcp.MapRequest) { edit(m); otherHostEdit(m) }), pcp.UnsupportedProtocol, 30*time.Minute)
+		checkResult(t, h.pcp(otherHostEdit), pcp.NoResources, 30*time.Second) // no port is left for other hosts
 		checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = port }), pcp.Success, 0)
 		checkReach(t, gw, "45.45.45.9:1", to, true) // the deleted port is not the entry for all ports
 		checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); edit(m) }), pcp.Success, 0)
 	}
 	checkReach(t, gw, "45.45.45.9:1", to, false)
 	// The filter of a port takes precedence over the entry for all ports.
-	h.pcp(all)
+	h.pcp(allPorts)
 	h.pcp(func(m *pcp.MapRequest) {
 		m.InternalPort, m.ExternalPort = port, port
 		m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("45.45.46.0/24")}}
@@ -537,8 +537,8 @@ func TestMappingUpdateOnce(t *testing.T) {
 	h.request(mapTCP)   // NAT-PMP has no mapping updates
 	h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort, m.Options.PreferFailure = 90, 90, true })
 	h.pcp(func(m *pcp.MapRequest) { m.Options.ThirdParty, m.ExternalPort = otherHost.Addr(), 91 })
-	late := newHost(t, gw)
-	late.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 92, 92 })
+	otherClient := newHost(t, gw)
+	otherClient.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 92, 92 })
 	gw.SetExternal(netip.MustParseAddr("203.0.113.99"))
 	gw.UpdateMappings()
 	lost := h.response()
@@ -551,7 +551,7 @@ func TestMappingUpdateOnce(t *testing.T) {
 	if moved.Options.ThirdParty != otherHost.Addr() || moved.External.String() != "203.0.113.99" || moved.ExternalPort != 91 {
 		t.Errorf("moved %+v", moved)
 	}
-	if r := late.response(); r.InternalPort != 92 || r.External.String() != "203.0.113.99" {
+	if r := otherClient.response(); r.InternalPort != 92 || r.External.String() != "203.0.113.99" {
 		t.Errorf("the other client: %+v", r)
 	}
 	if n := len(gw.Table()); n != 3 {
@@ -560,7 +560,7 @@ func TestMappingUpdateOnce(t *testing.T) {
 
 	gw.SetExternal(netip.IPv4Unspecified())
 	gw.UpdateMappings()
-	checkResult(t, late.response(), pcp.NetworkFailure, 30*time.Second)
+	checkResult(t, otherClient.response(), pcp.NetworkFailure, 30*time.Second)
 	gw.Down()
 	gw.UpdateMappings()
 	if n := gw.Stats().MappingUpdates; n != 5 {

@@ -199,8 +199,8 @@ func TestSSDPUnanswered(t *testing.T) {
 
 func TestSSDPPort1900(t *testing.T) {
 	t.Parallel()
-	for _, deaf := range []bool{false, true} {
-		s := startSearcher(t, igdQuirks{Search: quirks.Search{NoPort1900: deaf}})
+	for _, ignored := range []bool{false, true} {
+		s := startSearcher(t, igdQuirks{Search: quirks.Search{NoPort1900: ignored}})
 		var err error
 		for i := range 20 { // find a loopback address on which port 1900 is free
 			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 19, byte(i), 1}), 1900)
@@ -213,7 +213,7 @@ func TestSSDPPort1900(t *testing.T) {
 		}
 		defer s.pc.Close()
 		_ = s.pc.SetDeadline(time.Now().Add(testTimeout))
-		if deaf {
+		if ignored {
 			s.expectNoResponse(searchFor(igd1))
 			continue
 		}
@@ -250,12 +250,12 @@ func TestSSDPForms(t *testing.T) {
 					t.Errorf("got %q, want %q", got, want)
 				}
 			}
-			plain := "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.UPnP().DescriptionURL() +
+			defaultResponse := "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: " + s.gw.UPnP().DescriptionURL() +
 				"\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\nST: " + igd1 + "\r\nUSN: " + s.gw.UPnP().UDN() + "::" + igd1 +
 				"\r\nBOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1\r\n\r\n"
 			for range tt.copies {
-				if got, _ := s.receive(); got != tt.edit.Replace(plain) {
-					t.Errorf("got %q, want %q", got, tt.edit.Replace(plain))
+				if got, _ := s.receive(); got != tt.edit.Replace(defaultResponse) {
+					t.Errorf("got %q, want %q", got, tt.edit.Replace(defaultResponse))
 				}
 			}
 		})
@@ -264,19 +264,19 @@ func TestSSDPForms(t *testing.T) {
 
 func TestSSDPLocation(t *testing.T) {
 	t.Parallel()
-	for _, lie := range []string{
+	for _, location := range []string{
 		"http://127.0.0.9:5000/x", "http://192.0.2.1:5000/x", "http://[::1]:1900/x", "http://[fe80::1%3]:5000/x", "https://a/", "",
 	} {
-		var truth string
-		s := startSearcher(t, igdQuirks{Search: quirks.Search{Location: func(at string) string { truth = at; return lie }}})
+		var trueURL string
+		s := startSearcher(t, igdQuirks{Search: quirks.Search{Location: func(at string) string { trueURL = at; return location }}})
 		s.send(searchFor(igd1))
 		got, _ := s.receive()
-		if header(got, "LOCATION") != lie || strings.Contains(got, "LOCATION") != (lie != "") {
-			t.Errorf("got %q, want %q", got, lie)
+		if header(got, "LOCATION") != location || strings.Contains(got, "LOCATION") != (location != "") {
+			t.Errorf("got %q, want %q", got, location)
 		}
 		_ = s.gw.Close()
-		if truth != s.gw.UPnP().DescriptionURL() {
-			t.Errorf("told of %q", truth)
+		if trueURL != s.gw.UPnP().DescriptionURL() {
+			t.Errorf("told of %q", trueURL)
 		}
 	}
 }
@@ -357,18 +357,18 @@ func TestNotify(t *testing.T) {
 	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
 	gw := startGateway(t, gatewaytest.Config{Notify: at, Quirks: quirks.Quirks{AnnounceCount: 1, UPnP: igdQuirks{Version: 1, UDN: "uuid:1", MovePort: true, Search: quirks.Search{Update: true}}}})
 	s := searcher{t, gw, pc, gw.SSDP()}
-	usual := func(nts, location string, rest string) string {
+	notification := func(nts, location string, rest string) string {
 		return "NOTIFY * HTTP/1.1\r\nHOST: " + at.String() + "\r\nCACHE-CONTROL: max-age=1800\r\nSERVER: goforward/1 UPnP/1.1 gatewaytest/1\r\n" +
 			"LOCATION: " + location + "\r\nNT: upnp:rootdevice\r\nNTS: " + nts + "\r\nUSN: uuid:1::upnp:rootdevice\r\n" + rest + "\r\n\r\n"
 	}
 	first := gw.UPnP().DescriptionURL()
 	gw.Announce()
-	if got := readNotifications(t, s, "1")[0]; got != usual("ssdp:alive", first, "BOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1") {
+	if got := readNotifications(t, s, "1")[0]; got != notification("ssdp:alive", first, "BOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1") {
 		t.Errorf("announced %q", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	moved := gw.UPnP().DescriptionURL()
-	if got := readNotifications(t, s, "1")[0]; moved == first || got != usual("ssdp:alive", moved, "BOOTID.UPNP.ORG: 2\r\nCONFIGID.UPNP.ORG: 1") {
+	if got := readNotifications(t, s, "1")[0]; moved == first || got != notification("ssdp:alive", moved, "BOOTID.UPNP.ORG: 2\r\nCONFIGID.UPNP.ORG: 1") {
 		t.Errorf("restarted from %s to %s: %q", first, moved, got)
 	}
 	gw.UPnP().Byebye()

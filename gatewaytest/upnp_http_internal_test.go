@@ -90,19 +90,19 @@ func TestUPnPTrackAfterListenerClosed(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = g.Close() })
 	w, c := g.upnp.httpServers[0], new(net.TCPConn)
-	for name, giveUp := range map[string]func(){
+	for name, closeListener := range map[string]func(){
 		"moved": func() { g.Restart(RestartOptions{Silent: true}) },
 		"down":  g.upnp.down,
 	} {
 		if err := g.Up(); err != nil {
 			t.Fatal(err)
 		}
-		before := w.ln
-		if !g.upnp.track(w, before, c) {
+		oldListener := w.ln
+		if !g.upnp.track(w, oldListener, c) {
 			t.Errorf("%s: too early", name)
 		}
-		giveUp()
-		if g.upnp.track(w, before, c) {
+		closeListener()
+		if g.upnp.track(w, oldListener, c) {
 			t.Errorf("%s: kept", name)
 		}
 	}

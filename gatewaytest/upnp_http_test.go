@@ -127,8 +127,8 @@ func TestUPnPCompact(t *testing.T) {
 	t.Parallel()
 	for _, compact := range []bool{false, true} {
 		c := startIGD(t, igdQuirks{Demands: quirks.Demands{Compact: compact}})
-		spaced := strings.Replace(c.envelope("AddPortMapping", addArguments()...), "><New", ">\r\n  <New", 1)
-		got, err := c.post(spaced, `SOAPAction: "`+ipConnection1+`#AddPortMapping"`)
+		withSpace := strings.Replace(c.envelope("AddPortMapping", addArguments()...), "><New", ">\r\n  <New", 1)
+		got, err := c.post(withSpace, `SOAPAction: "`+ipConnection1+`#AddPortMapping"`)
 		if err != nil {
 			t.Fatal(err)
 		}

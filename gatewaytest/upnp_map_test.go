@@ -187,10 +187,10 @@ func TestUPnPLeases(t *testing.T) {
 	t.Parallel()
 	const week = 604800 * time.Second
 	type leases = quirks.Leases
-	one := func(l leases) gatewaytest.Config {
+	version1 := func(l leases) gatewaytest.Config {
 		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Version: 1, Leases: l}}}
 	}
-	two := func(l leases) gatewaytest.Config {
+	version2 := func(l leases) gatewaytest.Config {
 		return gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Leases: l}}}
 	}
 	for name, tt := range map[string]struct {
@@ -200,24 +200,24 @@ func TestUPnPLeases(t *testing.T) {
 		granted  time.Duration
 		reported string
 	}{
-		"version 1, permanent":          {one(leases{}), "0", 0, backends.Forever, "0"},
-		"version 1, long":               {one(leases{}), "4294967295", 0, 4294967295 * time.Second, "4294967295"},
-		"version 2, longest":            {two(leases{}), "0", 0, week, "604800"},
-		"version 2, long":               {two(leases{}), "604801", 0, week, "604800"},
-		"no number":                     {two(leases{}), "long", 402, 0, ""},
-		"too large":                     {two(leases{}), "4294967296", 402, 0, ""},
-		"only permanent":                {two(leases{PermanentOnly: 725}), "1", 725, 0, ""},
-		"only permanent, another code":  {one(leases{PermanentOnly: 402}), "1", 402, 0, ""},
-		"only permanent, permanent":     {two(leases{PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
-		"none permanent":                {one(leases{NoPermanent: 402}), "0", 402, 0, ""},
-		"none long":                     {two(leases{NoLong: 402}), "604801", 402, 0, ""},
-		"none long, a week":             {two(leases{NoLong: 402}), "604800", 0, week, "604800"},
-		"shortened":                     {one(leases{Max: time.Minute}), "0", 0, time.Minute, "60"},
+		"version 1, permanent":          {version1(leases{}), "0", 0, backends.Forever, "0"},
+		"version 1, long":               {version1(leases{}), "4294967295", 0, 4294967295 * time.Second, "4294967295"},
+		"version 2, longest":            {version2(leases{}), "0", 0, week, "604800"},
+		"version 2, long":               {version2(leases{}), "604801", 0, week, "604800"},
+		"no number":                     {version2(leases{}), "long", 402, 0, ""},
+		"too large":                     {version2(leases{}), "4294967296", 402, 0, ""},
+		"only permanent":                {version2(leases{PermanentOnly: 725}), "1", 725, 0, ""},
+		"only permanent, another code":  {version1(leases{PermanentOnly: 402}), "1", 402, 0, ""},
+		"only permanent, permanent":     {version2(leases{PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
+		"none permanent":                {version1(leases{NoPermanent: 402}), "0", 402, 0, ""},
+		"none long":                     {version2(leases{NoLong: 402}), "604801", 402, 0, ""},
+		"none long, a week":             {version2(leases{NoLong: 402}), "604800", 0, week, "604800"},
+		"shortened":                     {version1(leases{Max: time.Minute}), "0", 0, time.Minute, "60"},
 		"shortened for all protocols":   {gatewaytest.Config{MaxLifetime: time.Minute}, "3600", 0, time.Minute, "60"},
-		"reported constant":             {two(leases{Reported: 24 * time.Hour}), "60", 0, time.Minute, "86400"},
-		"reported constant, permanent":  {one(leases{Reported: 24 * time.Hour}), "0", 0, backends.Forever, "86400"},
-		"reported 0":                    {two(leases{ReportedZero: true}), "60", 0, time.Minute, "0"},
-		"reported 0 of permanents only": {one(leases{ReportedZero: true, PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
+		"reported constant":             {version2(leases{Reported: 24 * time.Hour}), "60", 0, time.Minute, "86400"},
+		"reported constant, permanent":  {version1(leases{Reported: 24 * time.Hour}), "0", 0, backends.Forever, "86400"},
+		"reported 0":                    {version2(leases{ReportedZero: true}), "60", 0, time.Minute, "0"},
+		"reported 0 of permanents only": {version1(leases{ReportedZero: true, PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -241,17 +241,17 @@ func TestUPnPLeases(t *testing.T) {
 
 func TestUPnPNoRefresh(t *testing.T) {
 	t.Parallel()
-	for _, stuck := range []bool{false, true} {
-		c := startIGD(t, igdQuirks{Leases: quirks.Leases{NoRefresh: stuck}})
+	for _, noRefresh := range []bool{false, true} {
+		c := startIGD(t, igdQuirks{Leases: quirks.Leases{NoRefresh: noRefresh}})
 		c.add()
 		c.gw.Advance(30 * time.Minute)
 		checkCodes(t, []int{c.add("PortMappingDescription", "again")}, 0)
-		if e := onlyEntry(t, c.gw); (e.Remaining == 30*time.Minute) != stuck || e.Description != "again" {
-			t.Errorf("stuck %v: %v left of %q", stuck, e.Remaining, e.Description)
+		if e := onlyEntry(t, c.gw); (e.Remaining == 30*time.Minute) != noRefresh || e.Description != "again" {
+			t.Errorf("stuck %v: %v left of %q", noRefresh, e.Remaining, e.Description)
 		}
 		c.gw.Advance(30 * time.Minute)
-		if n := len(c.gw.Table()); (n == 0) != stuck {
-			t.Errorf("stuck %v: %d entries", stuck, n)
+		if n := len(c.gw.Table()); (n == 0) != noRefresh {
+			t.Errorf("stuck %v: %d entries", noRefresh, n)
 		}
 	}
 }
@@ -345,13 +345,13 @@ func TestUPnPRanges(t *testing.T) {
 	if listing != entry {
 		t.Errorf("got  %s\nwant %s", listing, entry)
 	}
-	remove := func(c igdClient, from, to, manage string) int {
+	deleteRange := func(c igdClient, from, to, manage string) int {
 		_, code := c.call("DeletePortMappingRange", "NewStartPort", from, "NewEndPort", to, "NewProtocol", "TCP", "NewManage", manage)
 		return code
 	}
 	checkCodes(t, []int{
-		remove(c, "2", "1", "0"), remove(c, "1", "7999", "1"), remove(c, "8001", "8999", "1"), remove(c, "8001", "8999", "1"),
-		remove(other, "1", "65535", "0"),
+		deleteRange(c, "2", "1", "0"), deleteRange(c, "1", "7999", "1"), deleteRange(c, "8001", "8999", "1"), deleteRange(c, "8001", "8999", "1"),
+		deleteRange(other, "1", "65535", "0"),
 	}, 733, 730, 0, 730, 0)
 	if n := len(c.gw.Table()); n != 2 {
 		t.Errorf("%d left", n)

@@ -23,18 +23,18 @@ func TestUPnPMovePort(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkCodes(t, []int{c.add()}, 0)
-	idle, err := net.Dial("tcp4", c.to)
+	idleConn, err := net.Dial("tcp4", c.to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer idle.Close()
+	defer idleConn.Close()
 	ssdp := c.gw.SSDP()
 	c.gw.Restart(gatewaytest.RestartOptions{})
 	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
 		t.Errorf("the old port: %v", err)
 	}
-	_ = idle.SetDeadline(time.Now().Add(testTimeout))
-	if b, err := io.ReadAll(idle); len(b) != 0 || isTimeout(err) {
+	_ = idleConn.SetDeadline(time.Now().Add(testTimeout))
+	if b, err := io.ReadAll(idleConn); len(b) != 0 || isTimeout(err) {
 		t.Errorf("an old connection: %q, %v", b, err)
 	}
 	c.to = hostPort(t, c.gw.UPnP().DescriptionURL())
@@ -139,14 +139,14 @@ func TestUPnPFaults(t *testing.T) {
 	}
 	hold := make(chan struct{})
 	inject(gatewaytest.Fault{Hold: hold, Delay: time.Millisecond})
-	held := make(chan int)
-	go func() { held <- c.add("ExternalPort", "1") }()
+	heldCode := make(chan int)
+	go func() { heldCode <- c.add("ExternalPort", "1") }()
 	if _, err := c.gw.AwaitRequests(testContext(t), 7, isAdd); err != nil {
 		t.Fatal(err)
 	}
 	_, code := c.lookup("TCP", "1") // the mapping exists, although the response is still held
 	close(hold)
-	checkCodes(t, []int{code, <-held}, 0, 0)
+	checkCodes(t, []int{code, <-heldCode}, 0, 0)
 
 	c.gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "describe" }, Result: 503})
 	if got := c.get("/rootDesc.xml"); statusLine(got) != "503 Service Unavailable" {
@@ -159,16 +159,16 @@ func TestUPnPCloseWhileHeld(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
 	c.gw.Inject(gatewaytest.Fault{Hold: make(chan struct{})})
-	held := make(chan string)
+	heldResponse := make(chan string)
 	go func() {
 		got, _ := c.request("GetStatusInfo")
-		held <- got
+		heldResponse <- got
 	}()
 	if _, err := c.gw.AwaitRequests(testContext(t), 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	c.gw.Down("upnp")
-	if got := <-held; got != "" {
+	if got := <-heldResponse; got != "" {
 		t.Errorf("got %q", got)
 	}
 	if err := c.gw.Close(); err != nil {
@@ -225,10 +225,10 @@ func TestUPnPStatus(t *testing.T) {
 func TestUPnPStatusQuirks(t *testing.T) {
 	t.Parallel()
 	type status = quirks.Status
-	for _, told := range []string{"", "0.0.0.0", " 203.0.113.7 ", "unknown", "10.0.0.2"} {
-		c := startIGD(t, igdQuirks{Status: status{External: func(netip.Addr) string { return told }}})
-		if args, code := c.call("GetExternalIPAddress"); code != 0 || args["NewExternalIPAddress"] != told {
-			t.Errorf("told %v, fault %d, want %q", args, code, told)
+	for _, address := range []string{"", "0.0.0.0", " 203.0.113.7 ", "unknown", "10.0.0.2"} {
+		c := startIGD(t, igdQuirks{Status: status{External: func(netip.Addr) string { return address }}})
+		if args, code := c.call("GetExternalIPAddress"); code != 0 || args["NewExternalIPAddress"] != address {
+			t.Errorf("told %v, fault %d, want %q", args, code, address)
 		}
 		checkCodes(t, []int{c.add()}, 0)
 	}
@@ -272,15 +272,15 @@ func TestUPnPConnections(t *testing.T) {
 // action get fault 401, and that invalid arguments get fault 402.
 func TestUPnPInvalidActions(t *testing.T) {
 	t.Parallel()
-	c, one := startIGD(t, igdQuirks{}), startIGD(t, igdQuirks{Version: 1})
-	as := func(c igdClient, service string) igdClient { c.service = service; return c }
+	c, version1 := startIGD(t, igdQuirks{}), startIGD(t, igdQuirks{Version: 1})
+	withService := func(c igdClient, service string) igdClient { c.service = service; return c }
 	_, unknown := c.call("RequestConnection")
-	_, listing := one.listRange("1", "2")
-	_, anyPort := one.addAny()
+	_, listing := version1.listRange("1", "2")
+	_, anyPort := version1.addAny()
 	checkCodes(t, []int{
 		unknown, listing, anyPort,
-		as(c, ipConnection).add("ExternalPort", "1"), as(one, ipConnection).add(),
-		as(c, "urn:schemas-upnp-org:service:WANPPPConnection:1").add(), as(c, "").add(), as(c, "urn:").add(),
+		withService(c, ipConnection).add("ExternalPort", "1"), withService(version1, ipConnection).add(),
+		withService(c, "urn:schemas-upnp-org:service:WANPPPConnection:1").add(), withService(c, "").add(), withService(c, "urn:").add(),
 	}, 401, 401, 401, 0, 401, 401, 401, 401)
 	for _, bad := range [][]string{
 		{"ExternalPort", "65536"},
