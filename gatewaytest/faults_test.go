@@ -22,7 +22,7 @@ func TestFaultDrop(t *testing.T) {
 	h.expect(mapTCP, "")
 	h.expect(mapTCP, "")
 	if all := gw.Table(); len(all) != 0 {
-		t.Errorf("a dropped request made %v", all)
+		t.Errorf("a dropped request created %v", all)
 	}
 	h.expect(mapTCP, mapTCPReply)
 	requests, err := gw.AwaitRequests(testContext(t), 3, isMap)
@@ -58,7 +58,7 @@ func TestFaultResult(t *testing.T) {
 	h.expect("0000", "0080 0009 000004d2 00000000")
 	h.expect(mapTCP, "0082 0009 000004d2 1f90 0000 00000000")
 	if all := gw.Table(); len(all) != 0 {
-		t.Errorf("a refused request made %v", all)
+		t.Errorf("a refused request created %v", all)
 	}
 	h.expect("0000", addrReply)
 }
@@ -72,10 +72,10 @@ func TestFaultReply(t *testing.T) {
 	}})
 	h.expect(mapTCP, "010203")
 	if got := h.receive(); got != "0002" {
-		t.Errorf("second answer %s", got)
+		t.Errorf("second response %s", got)
 	}
 	if all := gw.Table(); len(all) != 0 {
-		t.Errorf("a hijacked request made %v", all)
+		t.Errorf("a request that Reply answered created %v", all)
 	}
 }
 
@@ -153,7 +153,7 @@ func TestFaultHoldRequest(t *testing.T) {
 	}()
 	<-arrived
 	if all := gw.Table(); len(all) != 0 {
-		t.Errorf("a request that is held made %v", all)
+		t.Errorf("a held request created %v", all)
 	}
 	close(hold)
 	for _, want := range []string{mapTCPReply, addrReply} {
@@ -162,7 +162,7 @@ func TestFaultHoldRequest(t *testing.T) {
 		}
 	}
 	if got := <-code; got != 0 {
-		t.Errorf("fault %d: the lookup was handled before the request that made the entry", got)
+		t.Errorf("fault %d: the lookup was handled before the request that creates the entry", got)
 	}
 	h.expect("0000", addrReply)
 

@@ -56,10 +56,10 @@ func FuzzNATPMPHandle(f *testing.F) {
 			replies, _ := g.respond(q)
 			for _, r := range replies {
 				if len(r) < 2 || len(r) > max(24, len(b)+4) {
-					t.Fatalf("answer of %d bytes: %x", len(r), r)
+					t.Fatalf("response of %d bytes: %x", len(r), r)
 				}
 				if !on(11) && !on(12) && r[0] != 0 {
-					t.Fatalf("answer of version %d: %x", r[0], r)
+					t.Fatalf("response of version %d: %x", r[0], r)
 				}
 			}
 			g.Advance(time.Hour)
@@ -127,7 +127,7 @@ func FuzzPCPHandle(f *testing.F) {
 			replies, _ := g.respond(q)
 			request := len(raw) >= pcpHeaderSize && raw[0] == pcp.Version && raw[1]&0x80 == 0
 			if request && len(replies) == 0 && !on(11) {
-				t.Fatalf("no answer to %x", raw)
+				t.Fatalf("no response to %x", raw)
 			}
 			for _, r := range replies {
 				checkReply(t, raw, r, config.Quirks.PCP)
@@ -146,15 +146,15 @@ func checkReply(t *testing.T, request, r []byte, rules quirks.PCP) {
 	h, err := pcp.ParseErrorResponse(r)
 	switch {
 	case err != nil:
-		t.Fatalf("%x to %x: %v", r, request, err)
+		t.Fatalf("response %x to %x: %v", r, request, err)
 	case len(r) < pcpHeaderSize || len(r) > pcp.MaxMessage || len(r)%4 != 0:
-		t.Fatalf("answer of %d bytes to %x", len(r), request)
+		t.Fatalf("response of %d bytes to %x", len(r), request)
 	case rules.VersionOne != (h.Version == 1):
-		t.Fatalf("answer of version %d", h.Version)
+		t.Fatalf("response of version %d", h.Version)
 	case r[1] != request[1]|0x80:
-		t.Fatalf("answer %x to opcode %x", r[1], request[1])
+		t.Fatalf("response with opcode %x to opcode %x", r[1], request[1])
 	case h.Result == pcp.Success && rules.NAT:
-		t.Fatalf("success through another NAT: %x", r)
+		t.Fatalf("success although there is another NAT: %x", r)
 	}
 	if h.Result == pcp.Success && h.Opcode == pcp.OpMap|pcp.OpResponse {
 		if _, err := pcp.ParseMapResponse(r); err != nil {
@@ -175,21 +175,21 @@ func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 			case at.Port() == 0 && !allPorts, (at.Port() == 0) != (r.Internal.Port() == 0):
 				t.Fatalf("port 0 in the table: %+v", r.Entry)
 			case r.Internal != rows[0].Internal:
-				t.Fatalf("%v is shared by %v and %v", at, r.Internal, rows[0].Internal)
+				t.Fatalf("external endpoint %v has the internal endpoints %v and %v", at, r.Internal, rows[0].Internal)
 			case len(r.Filters) > g.config.Quirks.PCP.MaxFilters:
 				t.Fatalf("%d filters", len(r.Filters))
 			case !slices.Contains(g.table.byInternal[endpoint{r.Protocol, r.Internal}], r):
-				t.Fatalf("not found inside: %+v", r.Entry)
+				t.Fatalf("not in the internal index: %+v", r.Entry)
 			}
 		}
 		g.table.lookup(at.protocol, netip.AddrPortFrom(at.Addr(), 80), vectorClient)
 	}
 	if count != g.table.size || count > g.table.limit || count != all {
-		t.Fatalf("%d rows, of size %d", count, g.table.size)
+		t.Fatalf("%d rows, want %d", count, g.table.size)
 	}
 	for _, c := range g.table.hostedEntries(func(hostedEntry) bool { return false }) {
 		if g.pcp.updateResponse(c, netip.IPv4Unspecified()) == nil {
-			t.Fatalf("no update about %+v", c.Entry)
+			t.Fatalf("no update for %+v", c.Entry)
 		}
 	}
 }
@@ -241,11 +241,11 @@ func FuzzUPnPRequest(f *testing.F) {
 				return oneReply(b)
 			})
 			if len(replies) > 1 {
-				t.Fatalf("%d answers", len(replies))
+				t.Fatalf("%d responses", len(replies))
 			}
 			for _, reply := range replies {
 				if !bytes.HasPrefix(reply, []byte("HTTP/1.1 ")) {
-					t.Fatalf("answer %q", reply)
+					t.Fatalf("response %q", reply)
 				}
 				if bits == 0 {
 					wellFormed(t, reply)
@@ -266,7 +266,7 @@ func wellFormed(t *testing.T, reply []byte) {
 	t.Helper()
 	_, body, ok := bytes.Cut(reply, []byte("\r\n\r\n"))
 	if !ok {
-		t.Fatalf("answer %q", reply)
+		t.Fatalf("response %q", reply)
 	}
 	in := xml.NewDecoder(bytes.NewReader(body))
 	for {
@@ -300,12 +300,12 @@ func FuzzSSDP(f *testing.F) {
 		}
 		all := g.upnp.searchResponses(q, from)
 		if len(all) > len(g.upnp.searchTargets()) {
-			t.Fatalf("%d answers", len(all))
+			t.Fatalf("%d responses", len(all))
 		}
 		for _, reply := range all {
 			if head := "HTTP/1.1 200 OK\r\n"; !strings.HasPrefix(string(reply), head) || !strings.HasSuffix(string(reply), "\r\n\r\n") ||
 				strings.Count(string(reply), "\r\n") != 10 {
-				t.Fatalf("answer %q", reply)
+				t.Fatalf("response %q", reply)
 			}
 		}
 	})

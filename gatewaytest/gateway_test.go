@@ -37,18 +37,18 @@ func TestNew(t *testing.T) {
 		t.Fatalf("%+v", tb)
 	}
 	if up := gw.Stats().Epoch; up < 24*time.Hour {
-		t.Errorf("up for %v: a restart would not show", up)
+		t.Errorf("epoch %v is too small to detect a restart", up)
 	}
 	tb.cleanups[0]()
 	if err := gw.Up(); err == nil {
-		t.Error("it can be started again")
+		t.Error("Up succeeds after the end of the test")
 	}
 	func() {
 		defer func() { _ = recover() }()
 		gatewaytest.New(&tb, gatewaytest.Config{Protocols: []string{"igd"}})
 	}()
 	if !tb.failed || len(tb.cleanups) != 1 {
-		t.Errorf("a gateway of no protocol: %+v", tb)
+		t.Errorf("unknown protocol: %+v", tb)
 	}
 }
 
@@ -62,19 +62,19 @@ func TestConfig(t *testing.T) {
 		"uptime":   {Uptime: -1},
 		"filters":  {Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: -1}}},
 		"listen6":  {Listen6: netip.MustParseAddrPort("127.0.0.1:0")},
-		"nothing for ipv6": {
+		"ipv6 without pcp and upnp": {
 			Listen6: netip.MustParseAddrPort("[::1]:0"), Protocols: []string{"natpmp"},
 		},
-		"protocol":               {Protocols: []string{"natpmp", "NAT-PMP"}},
-		"igd version":            {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 3}}},
-		"igd over ipv6":          {ListenHTTP: netip.MustParseAddrPort("[::1]:0")},
-		"igd multicast":          {ListenSSDP: netip.MustParseAddrPort("239.255.255.250:1900")},
-		"igd name":               {Quirks: quirks.Quirks{UPnP: quirks.UPnP{UDN: "router"}}},
-		"description path":       {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Path: "x"}}}},
-		"connected":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Connected: 1}}}},
-		"igd lease":              {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Leases: quirks.Leases{Max: -1}}}},
-		"igd client":             {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{ListedClient: netip.IPv6Loopback()}}}},
-		"announcing to nowhere6": {Announce6: netip.MustParseAddrPort("[::1]:5350")},
+		"protocol":                  {Protocols: []string{"natpmp", "NAT-PMP"}},
+		"igd version":               {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Version: 3}}},
+		"igd over ipv6":             {ListenHTTP: netip.MustParseAddrPort("[::1]:0")},
+		"igd multicast":             {ListenSSDP: netip.MustParseAddrPort("239.255.255.250:1900")},
+		"igd name":                  {Quirks: quirks.Quirks{UPnP: quirks.UPnP{UDN: "router"}}},
+		"description path":          {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Path: "x"}}}},
+		"connected":                 {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Connected: 1}}}},
+		"igd lease":                 {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Leases: quirks.Leases{Max: -1}}}},
+		"igd client":                {Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{ListedClient: netip.IPv6Loopback()}}}},
+		"announce6 without listen6": {Announce6: netip.MustParseAddrPort("[::1]:5350")},
 	} {
 		if gw, err := gatewaytest.Start(config); !errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
@@ -83,7 +83,7 @@ func TestConfig(t *testing.T) {
 	}
 	gw := startGateway(t, gatewaytest.Config{})
 	if _, err := gatewaytest.Start(gatewaytest.Config{Listen: gw.Addr()}); err == nil {
-		t.Error("two gateways on one port")
+		t.Error("started two gateways on one port")
 	}
 }
 
@@ -110,7 +110,7 @@ func (a announceListener) expect(want ...string) {
 			a.t.Fatal(err)
 		}
 		if got := hex.EncodeToString(b[:n]); got != want || from.String() != a.gw.Addr().String() {
-			a.t.Errorf("announced %s by %v, want %s by %v", got, from, want, a.gw.Addr())
+			a.t.Errorf("announcement %s from %v, want %s from %v", got, from, want, a.gw.Addr())
 		}
 	}
 }
@@ -133,7 +133,7 @@ func TestRestart(t *testing.T) {
 	}
 	a.gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	if e := onlyEntry(t, a.gw); !e.Static {
-		t.Errorf("left: %v", e)
+		t.Errorf("entries after the restart: %v", e)
 	}
 	h.expect("0000", "0080 0000 00000000 cb007107")
 	a.gw.Advance(3 * time.Second)
@@ -187,7 +187,7 @@ func TestSetExternal(t *testing.T) {
 		t.Errorf("external %s", got)
 	}
 	if _, err := gw.Dial(testContext(t), "tcp", "45.45.45.1:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("the old address: %v", err)
+		t.Errorf("dialing the old address: %v", err)
 	}
 	c, err := gw.Dial(testContext(t), "tcp", "45.45.45.7:8080")
 	if err != nil {
@@ -196,7 +196,7 @@ func TestSetExternal(t *testing.T) {
 	_ = c.Close()
 	gw.SetExternal(netip.IPv4Unspecified())
 	if _, err := gw.Dial(testContext(t), "tcp", "0.0.0.0:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("no address: %v", err)
+		t.Errorf("dialing without an external address: %v", err)
 	}
 }
 
@@ -232,7 +232,7 @@ func TestTwoGateways(t *testing.T) {
 	newHost(t, gw1).expect(mapTCP, mapTCPReply)
 	newHost(t, gw2).expect("0000", "0080 0000 000004d2 2d2d2d02")
 	if gw1.Addr() == gw2.Addr() || len(gw1.Table()) != 1 || len(gw2.Table()) != 0 {
-		t.Errorf("not apart: %v %v", gw1.Table(), gw2.Table())
+		t.Errorf("the gateways are not independent: %v %v", gw1.Table(), gw2.Table())
 	}
 }
 
@@ -264,18 +264,18 @@ func TestDefaultAnnounceAddresses(t *testing.T) {
 	all := map[netip.AddrPort]bool{}
 	for _, at := range []netip.AddrPort{gw.AnnounceAddr(), gw.NotifyAddr(), pcpOnly.AnnounceAddr(), pcpOnly.NotifyAddr()} {
 		if all[at] || !at.Addr().IsLoopback() || at.Port() == 0 {
-			t.Errorf("%v is among %v", at, all)
+			t.Errorf("address %v is in use or invalid; earlier addresses: %v", at, all)
 		}
 		all[at] = true
 	}
 	if got := firstDatagram(t, gw.AnnounceAddr(), gw.Announce); len(got) != 12 || got[0] != 0 {
-		t.Errorf("announced %x, want NAT-PMP", got)
+		t.Errorf("announcement %x, want NAT-PMP", got)
 	}
 	if got := firstDatagram(t, gw.NotifyAddr(), gw.Announce); !strings.HasPrefix(got, "NOTIFY ") {
-		t.Errorf("notified %q", got)
+		t.Errorf("notification %q", got)
 	}
 	if got := firstDatagram(t, pcpOnly.AnnounceAddr(), pcpOnly.Announce); len(got) != 24 || got[0] != 2 {
-		t.Errorf("announced %x, want PCP", got)
+		t.Errorf("announcement %x, want PCP", got)
 	}
 	if n := pcpOnly.Stats().Notifications; n != 0 {
 		t.Errorf("%d notifications without UPnP", n)
@@ -287,10 +287,10 @@ func TestDefaultAnnounceAddresses(t *testing.T) {
 	silent.Announce()
 	upnpOnly.Announce()
 	if s := silent.Stats(); s.Announcements != 0 || s.Notifications != 0 || silent.AnnounceAddr() != none || silent.NotifyAddr() != none {
-		t.Errorf("a silent gateway announces at %v and %v: %+v", silent.AnnounceAddr(), silent.NotifyAddr(), s)
+		t.Errorf("a gateway with announcements disabled announces at %v and %v: %+v", silent.AnnounceAddr(), silent.NotifyAddr(), s)
 	}
 	if s := upnpOnly.Stats(); s.Announcements != 0 || s.Notifications == 0 {
-		t.Errorf("a gateway of UPnP announces: %+v", s)
+		t.Errorf("announcements of a gateway that supports only UPnP: %+v", s)
 	}
 }
 
@@ -300,7 +300,7 @@ func TestDownUnknownProtocol(t *testing.T) {
 	gw := gatewaytest.New(t, gatewaytest.Config{})
 	defer func() {
 		if recover() == nil {
-			t.Error("a protocol of no such name went down")
+			t.Error("Down did not panic for an unknown protocol")
 		}
 	}()
 	gw.Down("upnp", "nat-pmp")

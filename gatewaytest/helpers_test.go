@@ -106,7 +106,7 @@ func (h host) expect(packet, want string) {
 	if want == "" {
 		h.send("0000")
 		if got := h.receive(); !strings.HasPrefix(got, "0080") {
-			h.t.Errorf("%s: got %s, want silence", packet, got)
+			h.t.Errorf("%s: got response %s, want none", packet, got)
 		}
 		return
 	}

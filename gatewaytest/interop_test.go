@@ -70,7 +70,7 @@ func TestInteropGoNATPMP(t *testing.T) {
 	}
 	b := make([]byte, 5)
 	if _, err := conn.Read(b); err != nil || string(b) != "hello" {
-		t.Errorf("read %q, %v", b, err)
+		t.Errorf("read %q, error %v", b, err)
 	}
 	if _, err := c.AddPortMapping("tcp", int(port), 0, 0); err != nil {
 		t.Errorf("deleting: %v", err)
@@ -185,7 +185,7 @@ func TestInteropGoupnpVersion1(t *testing.T) {
 	}}})
 	at := parseURL(t, gw.UPnP().DescriptionURL())
 	if all, err := internetgateway2.NewWANIPConnection1ClientsByURLCtx(ctx, at); err == nil {
-		t.Errorf("%d clients of IP where there is PPP", len(all))
+		t.Errorf("%d clients for WANIPConnection, want none: the service is WANPPPConnection", len(all))
 	}
 	all, err := internetgateway2.NewWANPPPConnection1ClientsByURLCtx(ctx, at)
 	if err != nil || len(all) != 1 {

@@ -62,7 +62,7 @@ func TestPinholeTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != netip.MustParseAddr("2001:db8::100") {
-		t.Errorf("from %v", got)
+		t.Errorf("connection from %v", got)
 	}
 	_ = c.Close()
 
@@ -144,13 +144,13 @@ func TestPCPOverIPv6(t *testing.T) {
 	})
 	h.request("02000000 00000000 00000000 00000000 00000000 00000001")
 	if got := h.request("0000"); got != "028000010000070"+"8000004d2000000000000000000000000" {
-		t.Errorf("NAT-PMP over IPv6: %s", got)
+		t.Errorf("response to NAT-PMP over IPv6: %s", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	b := make([]byte, 100)
 	n, from, err := pc.ReadFrom(b)
 	if err != nil || n != 24 || from.String() != gw.Addr6().String() {
-		t.Errorf("announced %x by %v, %v", b[:n], from, err)
+		t.Errorf("announcement %x from %v, %v", b[:n], from, err)
 	}
 	h.pcp(nil)
 	gw.UpdateMappings()
@@ -187,7 +187,7 @@ func TestAddressFamilies(t *testing.T) {
 		t.Errorf("from IPv4 to IPv6: %v", err)
 	}
 	if _, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[2001:db8::1]:0")}); err == nil {
-		t.Error("started on an address that is not here")
+		t.Error("started on an address that this host does not have")
 	}
 }
 
@@ -237,7 +237,7 @@ func TestUPnPPinhole(t *testing.T) {
 	checkReach(t, c.gw, other, to, false)
 	secondID, code := c.addPinhole("InternalPort", port, "RemoteHost", "2001:db8::8", "RemotePort", "7000")
 	if code != 0 || secondID == id {
-		t.Errorf("another: %s, fault %d", secondID, code)
+		t.Errorf("second pinhole: %s, fault %d", secondID, code)
 	}
 	checkReach(t, c.gw, other, to, true)
 	checkReach(t, c.gw, "[2001:db8::8]:7001", to, false)
@@ -255,7 +255,7 @@ func TestUPnPPinhole(t *testing.T) {
 	c.gw.Advance(time.Second)
 	checkCodes(t, []int{c.pinholeAction("CheckPinholeWorking", id), c.pinholeAction("UpdatePinhole", id, "NewLeaseTime", "1"), c.pinholeAction("DeletePinhole", secondID)}, 704, 704, 704)
 	if e := onlyEntry(t, c.gw); e.Service != "pcp" {
-		t.Errorf("left %+v", e)
+		t.Errorf("remaining entry %+v", e)
 	}
 }
 

@@ -42,13 +42,13 @@ func TestNATPMPPackets(t *testing.T) {
 			{"0002 0000 1f91 1f90 00001c20", "0082 0000 000004d2 1f91 1f91 00001c20"}, // the host itself has already mapped the port
 			{"0002 0000 0050 0000 ffffffff", "0082 0000 000004d2 0050 c000 ffffffff"}, // any high port; the lifetime is not limited
 		}},
-		{"a taken port", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.UDP, 6881), otherHostEntry(backends.UDP, 6882)}, []exchange{
+		{"port taken", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.UDP, 6881), otherHostEntry(backends.UDP, 6882)}, []exchange{
 			{mapUDP, "0081 0000 000004d2 1ae1 1ae3 00001c20"},
 		}},
-		{"a companion's port", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.TCP, 6881)}, []exchange{
+		{"port of the other protocol taken", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.TCP, 6881)}, []exchange{
 			{mapUDP, "0081 0000 000004d2 1ae1 1ae2 00001c20"},
 		}},
-		{"the last port is taken", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.UDP, 65535)}, []exchange{
+		{"last port taken", gatewaytest.Config{}, []gatewaytest.Entry{otherHostEntry(backends.UDP, 65535)}, []exchange{
 			{"0001 0000 1ae1 ffff 00001c20", "0081 0000 000004d2 1ae1 0400 00001c20"},
 		}},
 		{"lifetime bounds", gatewaytest.Config{MinLifetime: 2 * time.Minute, MaxLifetime: time.Hour}, nil, []exchange{
@@ -67,7 +67,7 @@ func TestNATPMPPackets(t *testing.T) {
 			{"0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000"},
 			{mapTCP2, "0082 0000 000004d2 1f90 0051 00001c20"}, // the mapping has been deleted: another port is assigned
 		}},
-		{"delete naming the port", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{AnyDeletePort: true}}}, nil, []exchange{
+		{"delete with external port", gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{AnyDeletePort: true}}}, nil, []exchange{
 			{mapTCP, "0082 0000 000004d2 1f90 1f90 00001c20"},
 			{"0002 0000 1f90 1f90 00000000", "0082 0000 000004d2 1f90 0000 00000000"},
 		}},
@@ -81,7 +81,7 @@ func TestNATPMPPackets(t *testing.T) {
 			{"0100", "0000 0001 000004d2"},
 			{"0281 0000 00000000", "0000 0001 000004d2"}, // the version is checked before the opcode
 		}},
-		{"unknown version, opcode kept", gatewaytest.Config{
+		{"unknown version, request opcode", gatewaytest.Config{
 			Protocols: []string{"natpmp", "upnp"}, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorOpcode}},
 		}, nil, []exchange{
 			{"0201 0000 00000e10", "0081 0001 000004d2"},
@@ -91,7 +91,7 @@ func TestNATPMPPackets(t *testing.T) {
 		}, nil, []exchange{
 			{"0201 0000 00000e10", ""},
 		}},
-		{"responses and runts", gatewaytest.Config{}, nil, []exchange{
+		{"responses and short packets", gatewaytest.Config{}, nil, []exchange{
 			{"0080", ""}, {"0085 0000", ""}, {"00ff", ""}, {"00", ""}, {"", ""}, {"0001 0000 1ae1 1ae1 00001c", ""},
 		}},
 		{"unknown opcode", gatewaytest.Config{}, nil, []exchange{
@@ -117,7 +117,7 @@ func TestNATPMPPackets(t *testing.T) {
 			{"0000", "0080 0003 000004d2 00000000"},
 			{mapTCP, "0082 0003 000004d2 1f90 0000 00000000"},
 		}},
-		{"errors echo", gatewaytest.Config{
+		{"errors echo the request", gatewaytest.Config{
 			External: netip.IPv4Unspecified(), Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{EchoErrors: true}},
 		}, nil, []exchange{
 			{mapTCP, "0082 0003 000004d2 1f90 1f90 00001c20"},
@@ -179,7 +179,7 @@ func TestNATPMPRequestsNotHandled(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s := gw.Stats(); s.Ignored != 2 || s.Replies != 0 || len(gw.Table()) != 0 {
-		t.Errorf("a host that is not admitted got something: %+v, %v", s, gw.Table())
+		t.Errorf("requests of a host that is not admitted were handled: %+v, %v", s, gw.Table())
 	}
 
 	upnpOnly := startReference(t, gatewaytest.Config{Protocols: []string{"upnp"}})
@@ -188,7 +188,7 @@ func TestNATPMPRequestsNotHandled(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s := upnpOnly.Stats(); s.Ignored != 1 || s.Replies != 0 {
-		t.Errorf("an answer while off: %+v", s)
+		t.Errorf("response of a gateway without NAT-PMP and PCP: %+v", s)
 	}
 }
 
@@ -209,7 +209,7 @@ func TestNATPMPDeleteAll(t *testing.T) {
 	}
 	// The mappings of the other host and of the other protocol are kept.
 	if len(remaining) != 2 || remaining[0] != "tcp 203.0.113.7:80" || remaining[1] != "udp 203.0.113.7:6881" {
-		t.Errorf("left: %v", remaining)
+		t.Errorf("remaining entries: %v", remaining)
 	}
 
 	// A static mapping is kept, with result 2; the others are deleted.
@@ -223,6 +223,6 @@ func TestNATPMPDeleteAll(t *testing.T) {
 	h.expect("0001 0000 0000 0000 00000000", "0081 0002 000004d2 0000 0000 00000000")
 	h.expect("0001 0000 0035 1234 00001c20", "0081 0000 000004d2 0035 0035 00001c20")
 	if all := gw.Table(); len(all) != 2 || !all[1].Static || all[1].Remaining != backends.Forever {
-		t.Errorf("left: %v", all)
+		t.Errorf("remaining entries: %v", all)
 	}
 }

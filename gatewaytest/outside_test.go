@@ -133,7 +133,7 @@ func checkRefused(t *testing.T, gw *gatewaytest.Gateway) {
 		_ = c.Close()
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("dialling: %v, want connection refused", err)
+		t.Errorf("dialing: %v, want connection refused", err)
 	}
 }
 
@@ -173,7 +173,7 @@ func TestOutsideTCP(t *testing.T) {
 		})
 		wg.Go(func() {
 			if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, want) {
-				t.Errorf("got %d bytes and %v, want the %d sent", len(got), err, len(want))
+				t.Errorf("got %d bytes and error %v, want %d bytes", len(got), err, len(want))
 			}
 		})
 	}
@@ -225,7 +225,7 @@ func TestConnectionsOutliveMappings(t *testing.T) {
 	ping()
 	gw.Restart(gatewaytest.RestartOptions{Disconnect: true})
 	if _, err := inner.Read(make([]byte, 1)); err == nil {
-		t.Error("still connected")
+		t.Error("the connection is still open")
 	}
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("reading: %v, want net.ErrClosed", err)
@@ -241,7 +241,7 @@ func TestDialErrors(t *testing.T) {
 	checkRefused(t, gw) // the internal host refuses the connection
 
 	if _, err := gw.Dial(testContext(t), "tcp", "45.45.45.9:8080"); !errors.Is(err, syscall.EHOSTUNREACH) {
-		t.Errorf("another address: %v", err)
+		t.Errorf("dialing another address: %v", err)
 	}
 	for _, address := range []string{"", "example.com:80", "45.45.45.1", "45.45.45.1:0", "45.45.45.1:http"} {
 		var want *net.AddrError
@@ -269,11 +269,11 @@ func TestDialErrors(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := gw.Dial(ctx, "tcp", "45.45.45.1:81"); err == nil {
-		t.Error("dialled under a cancelled context")
+		t.Error("dialed with a canceled context")
 	}
 	_ = gw.Close()
 	if _, err := gw.Dial(testContext(t), "tcp", "45.45.45.1:81"); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("dialling after Close: %v", err)
+		t.Errorf("dialing after Close: %v", err)
 	}
 	if _, err := gw.ListenPacket("udp", ""); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("listening after Close: %v", err)
@@ -331,7 +331,7 @@ func TestOutsideUDP(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := gw.ListenPacket("udp", "45.45.45.2:5000"); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("a second socket: %v", err)
+		t.Errorf("second socket on the address: %v", err)
 	}
 	external := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("45.45.45.1:8080"))
 
@@ -376,21 +376,21 @@ func TestOutsideUDP(t *testing.T) {
 
 	// A datagram from another socket on the inside is ignored.
 	otherSocket, _ := listenUDP(t)
-	if _, err := otherSocket.WriteTo([]byte("stray"), first); err != nil {
+	if _, err := otherSocket.WriteTo([]byte("from another socket"), first); err != nil {
 		t.Fatal(err)
 	}
 	h.mapPort(1, port, 0)
 	write("lost: deleted")
-	if _, err := service.WriteTo([]byte("late answer"), first); err != nil {
+	if _, err := service.WriteTo([]byte("late reply"), first); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := conn.Read(b); err != nil || string(b[:n]) != "late answer" {
-		t.Errorf("got %q, %v, want the late answer", b[:n], err)
+	if n, err := conn.Read(b); err != nil || string(b[:n]) != "late reply" {
+		t.Errorf("got %q, %v, want the late reply", b[:n], err)
 	}
 	h.mapPort(1, port, 7200)
 	write("again")
 	receive("again")
-	if s := gw.Stats(); s.Datagrams != 3 || s.Lost != 2 || s.BytesIn != int64(len("firstsecondagain")) || s.BytesOut != int64(len("onetwolate answer")) {
+	if s := gw.Stats(); s.Datagrams != 3 || s.Lost != 2 || s.BytesIn != int64(len("firstsecondagain")) || s.BytesOut != int64(len("onetwolate reply")) {
 		t.Errorf("stats %+v", s)
 	}
 

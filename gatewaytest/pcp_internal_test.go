@@ -90,9 +90,9 @@ func TestPCPPackets(t *testing.T) {
 	}{
 		{"map, renew, delete", hour, nil, vectorClient, []exchange{
 			{v["delete"], v["deleted"]},
-			{v["map udp"], v["mapped for less"]},
-			{v["renewal"], v["mapped for less"]},
-			{v["map udp"], v["mapped for less"]},
+			{v["map udp"], v["mapped for shorter lifetime"]},
+			{v["renewal"], v["mapped for shorter lifetime"]},
+			{v["map udp"], v["mapped for shorter lifetime"]},
 			{v["delete"], v["deleted"]},
 			{v["delete"], v["deleted"]},
 		}},
@@ -100,14 +100,14 @@ func TestPCPPackets(t *testing.T) {
 		{"quota", Config{}, fault(10), vectorClient, []exchange{{v["map udp"], v["quota exceeded"]}}},
 		{"too many filters", Config{}, fault(13), vectorClient, []exchange{{v["filters"], v["too many filters"]}}},
 		{"another nonce", Config{MaxLifetime: 2345 * time.Second}, nil, vectorClient, []exchange{
-			{v["map udp"], strings.Replace(v["mapped for less"], "00000e10", "00000929", 1)},
+			{v["map udp"], strings.Replace(v["mapped for shorter lifetime"], "00000e10", "00000929", 1)},
 			{
 				strings.Replace(v["renewal"], "10111213 14151617 18191a1b", "a0a1a2a3 a4a5a6a7 a8a9aaab", 1),
 				v["refused, another nonce"],
 			},
 		}},
 		{"table full", Config{TableLimit: 1}, neighbour, vectorClient, []exchange{{v["map udp"], v["out of resources"]}}},
-		{"no address", Config{External: netip.IPv4Unspecified()}, nil, vectorClient, []exchange{
+		{"no external address", Config{External: netip.IPv4Unspecified()}, nil, vectorClient, []exchange{
 			{v["map udp"], v["network failure"]},
 			{v["delete"], v["deleted"]},
 		}},
@@ -121,8 +121,8 @@ func TestPCPPackets(t *testing.T) {
 			{v["prefer failure"], "0281 0000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b " +
 				"06000000 00500050 00000000 00000000 0000ffff cb007107 02000000"},
 		}},
-		{"prefer failure of no port", Config{}, nil, vectorClient, []exchange{
-			{v["prefer failure of no port"], v["prefer failure of no port, refused"]},
+		{"prefer failure without port", Config{}, nil, vectorClient, []exchange{
+			{v["prefer failure without port"], v["prefer failure without port, refused"]},
 		}},
 		{"filters", Config{}, nil, vectorClient, []exchange{
 			{v["filters"], "02810000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b " +
@@ -134,7 +134,7 @@ func TestPCPPackets(t *testing.T) {
 		{"third party", Config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}}, nil, vectorClient, []exchange{
 			{v["third party"], v["third party mapped"]},
 		}},
-		{"port set, which it does not know", Config{External: netip.MustParseAddr("192.0.2.3")}, nil, vectorClient, []exchange{
+		{"port set, not supported", Config{External: netip.MustParseAddr("192.0.2.3")}, nil, vectorClient, []exchange{
 			{v["port set"], "02810000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b " +
 				"11000000 c350c350 00000000 00000000 0000ffff c0000203"},
 		}},
@@ -148,11 +148,11 @@ func TestPCPPackets(t *testing.T) {
 		}},
 		{"announce", Config{}, nil, vectorClient, []exchange{{v["announce"], v["announced"]}}},
 		{"pinhole", Config{}, nil, vectorClient6, []exchange{{v["map ipv6"], v["pinhole"]}}},
-		{"another family", Config{}, nil, vectorClient, []exchange{
+		{"another address family", Config{}, nil, vectorClient, []exchange{
 			{v["map to ipv6"], echoedError(v["map to ipv6"], "0b", "00000708")},
 		}},
 		{"peer", Config{}, nil, vectorClient, []exchange{{v["peer"], v["peer mapped"]}, {v["peer"], v["peer mapped"]}}},
-		{"everything", Config{}, nil, vectorClient, []exchange{{v["map everything"], v["everything refused"]}}},
+		{"all protocols", Config{}, nil, vectorClient, []exchange{{v["map all protocols"], v["all protocols refused"]}}},
 		{"port of all protocols", Config{}, nil, vectorClient, []exchange{
 			{v["port of all protocols"], echoedError(v["port of all protocols"], "03", "00000708")},
 		}},
@@ -162,13 +162,13 @@ func TestPCPPackets(t *testing.T) {
 			{"02090000 00000000 00000000 00000000 0000ffff c0a8010a dead", "02890003" +
 				"00000708 000004d2 00000000 0000ffff c0a8010a dead0000"},
 		}},
-		{"runts and responses", Config{}, nil, vectorClient, []exchange{
-			{v["runt"], ""}, {v["response"], ""}, {"02", ""}, {"", ""}, {v["announced"], ""}, {"0201", ""},
+		{"short packets and responses", Config{}, nil, vectorClient, []exchange{
+			{v["short packet"], ""}, {v["response"], ""}, {"02", ""}, {"", ""}, {v["announced"], ""}, {"0201", ""},
 		}},
-		{"for ever", Config{}, nil, vectorClient, []exchange{
-			{strings.Replace(v["map udp"], "00001c20", "ffffffff", 1), v["mapped for ever"]},
+		{"infinite lifetime", Config{}, nil, vectorClient, []exchange{
+			{strings.Replace(v["map udp"], "00001c20", "ffffffff", 1), v["mapped without expiry"]},
 		}},
-		{"at most 1100 bytes come back", Config{}, nil, vectorClient, []exchange{
+		{"response limited to 1100 bytes", Config{}, nil, vectorClient, []exchange{
 			{v["announce"] + strings.Repeat("00", 1100), "02800003 00000708 000004d2 00000000 0000ffff c0a8010a" +
 				strings.Repeat("00", 1076)},
 		}},
@@ -196,7 +196,7 @@ var pcpVectors = map[string]string{
 		"0000ffff c0a8010a 10111213 14151617 " +
 		"18191a1b 11000000 1ae10000 00000000 " +
 		"00000000 0000ffff 00000000",
-	"mapped for less": "" +
+	"mapped for shorter lifetime": "" +
 		"02810000 00000e10 000004d2 00000000 " +
 		"00000000 00000000 10111213 14151617 " +
 		"18191a1b 11000000 1ae11ae1 00000000 " +
@@ -256,12 +256,12 @@ var pcpVectors = map[string]string{
 		"00000000 00000000 10111213 14151617 " +
 		"18191a1b 06000000 00500050 00000000 " +
 		"00000000 0000ffff cb007107 02000000",
-	"prefer failure of no port": "" +
+	"prefer failure without port": "" +
 		"02010000 00000e10 00000000 00000000 " +
 		"0000ffff c0a8010a 10111213 14151617 " +
 		"18191a1b 06000000 00500000 00000000 " +
 		"00000000 0000ffff 00000000 02000000",
-	"prefer failure of no port, refused": "" +
+	"prefer failure without port, refused": "" +
 		"02810006 00000708 000004d2 00000000 " +
 		"00000000 00000000 10111213 14151617 " +
 		"18191a1b 06000000 00500000 00000000 " +
@@ -365,12 +365,12 @@ var pcpVectors = map[string]string{
 		"18191a1b 11000000 9c409c40 00000000 " +
 		"00000000 0000ffff cb007107 0d960000 " +
 		"00000000 00000000 0000ffff c6336409",
-	"map everything": "" +
+	"map all protocols": "" +
 		"02010000 00000e10 00000000 00000000 " +
 		"0000ffff c0a8010a 10111213 14151617 " +
 		"18191a1b 00000000 00000000 00000000 " +
 		"00000000 0000ffff 00000000",
-	"everything refused": "" +
+	"all protocols refused": "" +
 		"02810009 00000708 000004d2 00000000 " +
 		"00000000 00000000 10111213 14151617 " +
 		"18191a1b 00000000 00000000 00000000 " +
@@ -393,14 +393,14 @@ var pcpVectors = map[string]string{
 	"opcode 9 refused": "" +
 		"02890004 00000708 000004d2 00000000 " +
 		"0000ffff c0a8010a deadbeef",
-	"runt": "" +
+	"short packet": "" +
 		"02010000",
 	"mapping update": "" +
 		"02810000 00000bb8 00000028 00000000 " +
 		"00000000 00000000 10111213 14151617 " +
 		"18191a1b 11000000 1ae11af4 00000000 " +
 		"00000000 0000ffff cb007163",
-	"mapped for ever": "" +
+	"mapped without expiry": "" +
 		"02810000 ffffffff 000004d2 00000000 " +
 		"00000000 00000000 10111213 14151617 " +
 		"18191a1b 11000000 1ae11ae1 00000000 " +

@@ -83,7 +83,7 @@ func TestPCPNonce(t *testing.T) {
 	checkResult(t, h.pcp(withNonceB), pcp.NotAuthorized, time.Hour)
 	checkResult(t, h.pcp(func(m *pcp.MapRequest) { withNonceB(m); unmap(m) }), pcp.NotAuthorized, time.Hour)
 	if got := onlyEntry(t, gw).Remaining; got != time.Hour {
-		t.Errorf("a refused renewal left %v", got)
+		t.Errorf("after a refused renewal: remaining %v", got)
 	}
 	checkResult(t, h.pcp(nil), pcp.Success, 2*time.Hour)
 	checkResult(t, h.pcp(unmap), pcp.Success, 0)
@@ -112,12 +112,12 @@ func TestPCPTable(t *testing.T) {
 		external string
 		lifetime time.Duration
 	}{
-		{"as wished", nil, "203.0.113.7:8080", time.Hour},
-		{"the port already assigned", func(m *pcp.MapRequest) { m.ExternalPort = 9 }, "203.0.113.7:8080", time.Hour},
-		{"too short", func(m *pcp.MapRequest) { m.Lifetime = time.Second }, "203.0.113.7:8080", 2 * time.Minute},
-		{"taken by ourselves", func(m *pcp.MapRequest) { m.InternalPort = 1 }, "203.0.113.7:8081", time.Hour},
-		{"taken by another", func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 2, 81 }, "203.0.113.7:82", time.Hour},
-		{"no wish", func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 3, 0 }, "203.0.113.7:3", time.Hour},
+		{"port free", nil, "203.0.113.7:8080", time.Hour},
+		{"port already assigned", func(m *pcp.MapRequest) { m.ExternalPort = 9 }, "203.0.113.7:8080", time.Hour},
+		{"lifetime too short", func(m *pcp.MapRequest) { m.Lifetime = time.Second }, "203.0.113.7:8080", 2 * time.Minute},
+		{"port taken by the same host", func(m *pcp.MapRequest) { m.InternalPort = 1 }, "203.0.113.7:8081", time.Hour},
+		{"port taken by another host", func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 2, 81 }, "203.0.113.7:82", time.Hour},
+		{"no port requested", func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 3, 0 }, "203.0.113.7:3", time.Hour},
 		{"another address", func(m *pcp.MapRequest) {
 			m.InternalPort, m.ExternalPort, m.External = 4, 4, netip.MustParseAddr("192.0.2.1")
 		}, "203.0.113.7:4", time.Hour},
@@ -135,13 +135,13 @@ func TestPCPTable(t *testing.T) {
 	}
 	before := len(gw.Table())
 	for name, edit := range map[string]func(*pcp.MapRequest){
-		"another's port": func(m *pcp.MapRequest) {
+		"port of another host": func(m *pcp.MapRequest) {
 			m.InternalPort, m.ExternalPort, m.Options.PreferFailure = 90, 81, true
 		},
 		"another address": func(m *pcp.MapRequest) {
 			m.InternalPort, m.ExternalPort, m.External, m.Options.PreferFailure = 90, 90, netip.MustParseAddr("192.0.2.1"), true
 		},
-		"another port than assigned": func(m *pcp.MapRequest) { m.ExternalPort, m.Options.PreferFailure = 90, true },
+		"port other than the assigned one": func(m *pcp.MapRequest) { m.ExternalPort, m.Options.PreferFailure = 90, true },
 		"the gateway's port": func(m *pcp.MapRequest) {
 			m.Protocol, m.InternalPort, m.ExternalPort, m.Options.PreferFailure = backends.UDP, 90, 5351, true
 		},
@@ -152,11 +152,11 @@ func TestPCPTable(t *testing.T) {
 		}
 	}
 	if n := len(gw.Table()); n != before {
-		t.Errorf("errors changed the table: %d entries, had %d", n, before)
+		t.Errorf("errors changed the table: %d entries, want %d", n, before)
 	}
 	for _, e := range gw.Table() {
 		if e.Service != "pcp" && e.Service != "admin" {
-			t.Errorf("made by %q", e.Service)
+			t.Errorf("created by %q", e.Service)
 		}
 	}
 }
@@ -207,15 +207,15 @@ func TestPCPQuirks(t *testing.T) {
 		external string
 	}{
 		"private":         {config{External: private}, nil, pcp.Success, 2 * time.Hour, "100.64.0.2:8080"},
-		"refuses private": {config{External: private, Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}}, nil, pcp.NoResources, 30 * time.Second, "100.64.0.2:8080"},
-		"private, deleting": {
+		"private refused": {config{External: private, Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}}, nil, pcp.NoResources, 30 * time.Second, "100.64.0.2:8080"},
+		"private refused, delete": {
 			config{External: private, Quirks: quirks.Quirks{PCP: quirks.PCP{RefusePrivate: true}}}, unmap, pcp.Success, 0, "0.0.0.0:0",
 		},
-		"deletes nothing": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{DeleteUnknownNoResources: true}}}, unmap, pcp.NoResources, 30 * time.Second, "0.0.0.0:0"},
-		"short-lived errors": {
+		"delete unknown mapping": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{DeleteUnknownNoResources: true}}}, unmap, pcp.NoResources, 30 * time.Second, "0.0.0.0:0"},
+		"error lifetime zero": {
 			config{Quirks: quirks.Quirks{PCP: quirks.PCP{ErrorLifetimeZero: true, NAT: true}}}, nil, pcp.AddressMismatch, 0, "0.0.0.0:8080",
 		},
-		"short-lived errors, short ones": {
+		"error lifetime zero, short lifetime": {
 			config{External: netip.IPv4Unspecified(), Quirks: quirks.Quirks{PCP: quirks.PCP{ErrorLifetimeZero: true}}},
 			nil,
 			pcp.NetworkFailure, 30 * time.Second, "0.0.0.0:8080",
@@ -235,7 +235,7 @@ func TestPCPQuirks(t *testing.T) {
 		"one filter": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{MaxFilters: 1}}}, func(m *pcp.MapRequest) {
 			m.Options.Filters = []pcp.Filter{{Prefix: netip.MustParsePrefix("192.0.3.0/24")}, clearFilters, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
 		}, pcp.Success, 2 * time.Hour, "203.0.113.7:8080"},
-		"third party nowhere": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}}, func(m *pcp.MapRequest) {
+		"third party unspecified": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{ThirdParty: true}}}, func(m *pcp.MapRequest) {
 			m.Options.ThirdParty = netip.IPv4Unspecified()
 		}, pcp.MalformedRequest, 30 * time.Minute, "0.0.0.0:8080"},
 	} {
@@ -253,7 +253,7 @@ func TestPCPQuirks(t *testing.T) {
 				t.Errorf("external %s, want %s", got, tt.external)
 			}
 			if r.Result == pcp.Success && r.Options.PreferFailure {
-				t.Error("prefer failure is said to be done")
+				t.Error("the response has the PREFER_FAILURE option")
 			}
 		})
 	}
@@ -303,16 +303,16 @@ func TestVersionNegotiation(t *testing.T) {
 		"pcp only": {config{Protocols: noNATPMP}, []exchange{
 			{"0000", "02800001" + wrongVersion}, {mapTCP, "02820001" + wrongVersion}, {pcpMap, pcpMapped},
 		}},
-		"pcp only, by name": {config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}}, []exchange{
+		"pcp only, quirk": {config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}}, []exchange{
 			{"0000", "02800001" + wrongVersion}, {pcpMap, pcpMapped},
 		}},
 		"pcp only, truncated": {config{Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnlyTruncated: true}}}, []exchange{
 			{"0000", "0280"}, {mapTCP, "02820002 00000708 000004d2"}, {pcpMap, pcpMapped},
 		}},
-		"nat-pmp only":              {config{Protocols: noPCP}, []exchange{{pcpMap, "00000001 000004d2"}, {"0000", addrReply}}},
-		"nat-pmp only, opcode kept": {config{Protocols: noPCP, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorOpcode}}}, []exchange{{pcpMap, "00810001 000004d2"}}},
-		"nat-pmp only, silent":      {config{Protocols: noPCP, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorSilent}}}, []exchange{{pcpMap, ""}}},
-		"the draft's version": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{VersionOne: true}}}, []exchange{
+		"nat-pmp only":                 {config{Protocols: noPCP}, []exchange{{pcpMap, "00000001 000004d2"}, {"0000", addrReply}}},
+		"nat-pmp only, request opcode": {config{Protocols: noPCP, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorOpcode}}}, []exchange{{pcpMap, "00810001 000004d2"}}},
+		"nat-pmp only, silent":         {config{Protocols: noPCP, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VersionError: quirks.VersionErrorSilent}}}, []exchange{{pcpMap, ""}}},
+		"version of the draft": {config{Quirks: quirks.Quirks{PCP: quirks.PCP{VersionOne: true}}}, []exchange{
 			{pcpMap, strings.Replace(pcpMap, "02010000 00001c20 00000000", "01810001 00000708 000004d2", 1)},
 			{"0000", addrReply},
 		}},
@@ -368,11 +368,11 @@ func TestPCPPeer(t *testing.T) {
 		checkReach(t, gw, "45.45.45.9:7001", "45.45.45.1:8080", fromOtherPort)
 	}
 	if r := peer(h, first); r.Result != pcp.Success || r.ExternalPort != 8080 || r.External != gw.External() || r.Lifetime != time.Hour {
-		t.Errorf("first: %+v", r)
+		t.Errorf("first PEER: %+v", r)
 	}
 	check(true, false, false)
 	if r := peer(h, second); r.Result != pcp.Success || r.ExternalPort != 8080 {
-		t.Errorf("second, from the same port: %+v", r)
+		t.Errorf("second PEER, from the same port: %+v", r)
 	}
 	check(true, true, false)
 	if r := peer(h, func(m *pcp.PeerRequest) { second(m); m.ExternalPort = 81 }); r.Result != pcp.CannotProvideExternal {
@@ -410,7 +410,7 @@ func TestPCPPeer(t *testing.T) {
 	}
 	noPeer := newHost(t, startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoPeer: true}}}))
 	if r := peer(noPeer, first); r.Result != pcp.UnsupportedOpcode {
-		t.Errorf("no peers: %+v", r)
+		t.Errorf("PEER not supported: %+v", r)
 	}
 }
 
@@ -498,7 +498,7 @@ func TestPCPThirdParty(t *testing.T) {
 	onlyEntry(t, gw)
 	checkResult(t, h.pcp(func(m *pcp.MapRequest) { unmap(m); m.Options.ThirdParty = otherHost.Addr() }), pcp.Success, 0)
 	if all := gw.Table(); len(all) != 0 {
-		t.Errorf("left: %v", all)
+		t.Errorf("remaining entries: %v", all)
 	}
 }
 
@@ -544,18 +544,18 @@ func TestMappingUpdateOnce(t *testing.T) {
 	lost := h.response()
 	checkResult(t, lost, pcp.CannotProvideExternal, 30*time.Minute)
 	if lost.InternalPort != 90 || lost.Nonce != nonceA {
-		t.Errorf("lost %+v", lost)
+		t.Errorf("update for the lost mapping: %+v", lost)
 	}
 	moved := h.response()
 	checkResult(t, moved, pcp.Success, 2*time.Hour)
 	if moved.Options.ThirdParty != otherHost.Addr() || moved.External.String() != "203.0.113.99" || moved.ExternalPort != 91 {
-		t.Errorf("moved %+v", moved)
+		t.Errorf("update for the moved mapping: %+v", moved)
 	}
 	if r := otherClient.response(); r.InternalPort != 92 || r.External.String() != "203.0.113.99" {
-		t.Errorf("the other client: %+v", r)
+		t.Errorf("update for the other client: %+v", r)
 	}
 	if n := len(gw.Table()); n != 3 {
-		t.Errorf("%d entries, want all but the lost one: %v", n, gw.Table())
+		t.Errorf("%d entries, want all except the lost one: %v", n, gw.Table())
 	}
 
 	gw.SetExternal(netip.IPv4Unspecified())

@@ -37,7 +37,7 @@ func TestRequestsAndStats(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	if got, err := gw.AwaitRequests(testContext(t), 1, isMap); err != nil || len(got) != 1 {
-		t.Errorf("await: %v, %v", got, err)
+		t.Errorf("AwaitRequests: %v, %v", got, err)
 	}
 	gw.ResetStats()
 	if s := gw.Stats(); len(s.Requests) != 0 || len(gw.Requests()) != 0 {
@@ -53,7 +53,7 @@ func TestRequestHistoryLimit(t *testing.T) {
 		h.request("0000")
 	}
 	if n := len(gw.Requests()); n < 4096 || n > 8192 {
-		t.Errorf("%d requests remembered", n)
+		t.Errorf("%d requests stored", n)
 	}
 	if n := gw.Stats().Requests["natpmp external address"]; n != 9000 {
 		t.Errorf("%d requests counted", n)

@@ -76,7 +76,7 @@ func (s searcher) expectNoResponse(raw ...string) {
 			s.t.Fatalf("%v, %v", got, err)
 		}
 		if n := s.gw.Stats().Ignored; n != i+1 {
-			s.t.Errorf("%d of %d searches ignored, up to %q", n, i+1, raw)
+			s.t.Errorf("%d searches ignored, want %d; the last is %q", n, i+1, raw)
 		}
 	}
 }
@@ -93,12 +93,12 @@ func TestSSDPResponse(t *testing.T) {
 	for _, st := range []string{igd1, igd2, "upnp:rootdevice"} {
 		s.send(searchFor(st))
 		if got, from := s.receive(); got != want(st) || from != s.to {
-			t.Errorf("from %v %q\nwant %q", from, got, want(st))
+			t.Errorf("from %v: %q\nwant %q", from, got, want(st))
 		}
 	}
 	s.send(strings.ReplaceAll(strings.Replace(searchFor(igd1), "239.255.255.250:1900\r\n", "127.0.0.1:1900\r\n", 1), "MX: 2\r\n", ""))
 	if got, _ := s.receive(); got != want(igd1) {
-		t.Errorf("to a unicast search: %q", got)
+		t.Errorf("response to a unicast search: %q", got)
 	}
 	if n := s.gw.Stats().Requests["ssdp search"]; n != 4 {
 		t.Errorf("%d searches counted", n)
@@ -162,7 +162,7 @@ func TestSSDPUnanswered(t *testing.T) {
 		quirks search_
 		raw    []string
 	}{
-		"no search": {search_{}, []string{
+		"invalid or for another target": {search_{}, []string{
 			"\x00\x00", "garbage", "NOTIFY * HTTP/1.1\r\n\r\n",
 			strings.Replace(searchFor(igd1), "MAN: \"ssdp:discover\"\r\n", "", 1),
 			strings.Replace(searchFor(igd1), `"ssdp:discover"`, `ssdp:discover`, 1),
@@ -239,7 +239,7 @@ func TestSSDPForms(t *testing.T) {
 		"no blank line": {form{NoBlankLine: true}, strings.NewReplacer("\r\n\r\n", "\r\n"), 1},
 		"duplicates":    {form{Duplicates: 19}, strings.NewReplacer(), 20},
 		"garbage":       {form{Garbage: garbage}, strings.NewReplacer(), 1},
-		"together":      {form{LFOnly: true, NoReason: true, Duplicates: 1, Garbage: garbage}, strings.NewReplacer("200 OK", "200", "\r\n", "\n"), 2},
+		"combined":      {form{LFOnly: true, NoReason: true, Duplicates: 1, Garbage: garbage}, strings.NewReplacer("200 OK", "200", "\r\n", "\n"), 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -276,7 +276,7 @@ func TestSSDPLocation(t *testing.T) {
 		}
 		_ = s.gw.Close()
 		if trueURL != s.gw.UPnP().DescriptionURL() {
-			t.Errorf("told of %q", trueURL)
+			t.Errorf("argument of Location: %q", trueURL)
 		}
 	}
 }
@@ -289,7 +289,7 @@ func TestSSDPOtherPortAndFirstOnly(t *testing.T) {
 	for _, want := range []string{"urn:schemas-wifialliance-org:device:WFADevice:1", igd1} {
 		got, from := s.receive()
 		if header(got, "ST") != want || from == s.to || from.Addr() != s.to.Addr() {
-			t.Errorf("from %v %q, want %s from another port than %v", from, got, want, s.to)
+			t.Errorf("from %v: %q, want %s from another port than %v", from, got, want, s.to)
 		}
 	}
 }
@@ -344,7 +344,7 @@ func readNotifications(t *testing.T, s searcher, version string) []string {
 	for _, want := range searchTargets(version) {
 		got, from := s.receive()
 		if want = strings.Replace(want, "UDN", s.gw.UPnP().UDN(), 1); header(got, "NT") != want || from != s.to {
-			t.Errorf("from %v %q, want %s", from, got, want)
+			t.Errorf("from %v: %q, want %s", from, got, want)
 		}
 		all = append(all, got)
 	}
@@ -364,12 +364,12 @@ func TestNotify(t *testing.T) {
 	first := gw.UPnP().DescriptionURL()
 	gw.Announce()
 	if got := readNotifications(t, s, "1")[0]; got != notification("ssdp:alive", first, "BOOTID.UPNP.ORG: 1\r\nCONFIGID.UPNP.ORG: 1") {
-		t.Errorf("announced %q", got)
+		t.Errorf("notification %q", got)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	moved := gw.UPnP().DescriptionURL()
 	if got := readNotifications(t, s, "1")[0]; moved == first || got != notification("ssdp:alive", moved, "BOOTID.UPNP.ORG: 2\r\nCONFIGID.UPNP.ORG: 1") {
-		t.Errorf("restarted from %s to %s: %q", first, moved, got)
+		t.Errorf("after a restart, with description at %s and then %s: %q", first, moved, got)
 	}
 	gw.UPnP().Byebye()
 	if got := readNotifications(t, s, "1")[0]; header(got, "NTS") != "ssdp:byebye" || strings.Contains(got, "LOCATION") || header(got, "BOOTID.UPNP.ORG") != "2" {
@@ -404,7 +404,7 @@ func TestNotifyRounds(t *testing.T) {
 			readNotifications(t, s, "1")
 		}
 		if n := gw.Stats().Notifications; n != want*len(searchTargets("1")) {
-			t.Errorf("%d of %d notifications, told %d times", n, want*len(searchTargets("1")), want)
+			t.Errorf("%d notifications, want %d in %d rounds", n, want*len(searchTargets("1")), want)
 		}
 	}
 }

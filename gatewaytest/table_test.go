@@ -20,9 +20,9 @@ func TestAddMapping(t *testing.T) {
 		entry gatewaytest.Entry
 		want  error
 	}{
-		{"one", otherHostEntry(backends.TCP, 80), nil},
-		{"another of the same host", otherHostEntry(backends.TCP, 81), nil},
-		{"too many", otherHostEntry(backends.TCP, 82), backends.ErrNoResources},
+		{"first", otherHostEntry(backends.TCP, 80), nil},
+		{"second of the same host", otherHostEntry(backends.TCP, 81), nil},
+		{"table full", otherHostEntry(backends.TCP, 82), backends.ErrNoResources},
 		{"no protocol", otherHostEntry(0, 80), backends.ErrInvalid},
 		{"no port", otherHostEntry(backends.TCP, 0), backends.ErrInvalid},
 		{"no host", gatewaytest.Entry{Protocol: backends.TCP, External: externalPort(80)}, backends.ErrInvalid},
@@ -37,7 +37,7 @@ func TestAddMapping(t *testing.T) {
 	other := otherHostEntry(backends.TCP, 80)
 	other.Internal = netip.MustParseAddrPort("127.0.0.98:1")
 	if err := gw.AddMapping(other); !errors.Is(err, backends.ErrConflict) {
-		t.Errorf("taken: %v, want ErrConflict", err)
+		t.Errorf("port taken: %v, want ErrConflict", err)
 	}
 }
 
@@ -64,7 +64,7 @@ func TestTableAndExpiry(t *testing.T) {
 	}
 	gw.Advance(2 * time.Hour)
 	if all := gw.Table(); len(all) != 0 {
-		t.Errorf("expired, but %v", all)
+		t.Errorf("entries after expiry: %v", all)
 	}
 	if got, want := gw.Stats().Epoch, (1234+4*3600-1)*time.Second; got != want {
 		t.Errorf("epoch %v, want %v", got, want)
@@ -91,7 +91,7 @@ func TestTableSharedByNATPMPAndPCP(t *testing.T) {
 	checkResult(t, h.pcp(func(m *pcp.MapRequest) { m.Nonce = nonceB }), pcp.NotAuthorized, 2*time.Hour)
 	h.expect("0002 0000 0000 0000 00000000", "0082 0002 000012e2 0000 0000 00000000")
 	if e := onlyEntry(t, gw); e.Service != "pcp" {
-		t.Errorf("left: %v", e)
+		t.Errorf("remaining entry: %v", e)
 	}
 	checkResult(t, h.pcp(unmap), pcp.Success, 0)
 	// A mapping without a nonce belongs to its host: PCP can take it over.
@@ -121,7 +121,7 @@ func TestTableSharedWithUPnP(t *testing.T) {
 	}
 	checkCodes(t, codes, 718, 718, 718, 718)
 	if port, code := c.addAny("ExternalPort", "80", "InternalPort", "7"); code != 0 || port != "84" {
-		t.Errorf("any: port %s, fault %d", port, code)
+		t.Errorf("AddAnyPortMapping: port %s, fault %d", port, code)
 	}
 	// UPnP and the other protocols neither renew nor delete each other's mappings.
 	checkCodes(t, []int{c.add("ExternalPort", "8080", "InternalPort", "8080")}, 0)
@@ -129,7 +129,7 @@ func TestTableSharedWithUPnP(t *testing.T) {
 	h.expect("0002 0000 1f90 0000 00000000", "0082 0000 000004d2 1f90 0000 00000000")
 	r := h.pcp(func(m *pcp.MapRequest) { m.InternalPort, m.ExternalPort = 8080, 8080 })
 	if r.Result != pcp.Success || r.ExternalPort != 8081 {
-		t.Errorf("PCP beside UPnP: %+v", r)
+		t.Errorf("PCP mapping of a port that UPnP has: %+v", r)
 	}
 	r = h.pcp(func(m *pcp.MapRequest) { unmap(m); m.InternalPort = 8080 })
 	checkResult(t, r, pcp.Success, 0)

@@ -124,7 +124,7 @@ func TestUPnPControlURLs(t *testing.T) {
 				Description: quirks.Description{Path: "/some/where/d.xml", ControlURL: quirks.ControlURLForm(form)},
 			})
 			if want := "http://" + c.to + "/some/where/d.xml"; c.gw.UPnP().DescriptionURL() != want {
-				t.Errorf("described at %s, want %s", c.gw.UPnP().DescriptionURL(), want)
+				t.Errorf("description at %s, want %s", c.gw.UPnP().DescriptionURL(), want)
 			}
 			_, body := splitResponse(c.get("/some/where/d.xml"))
 			want := strings.Replace(tt.written, "BASE", "http://"+c.to, 1)
@@ -189,7 +189,7 @@ func TestUPnPXML(t *testing.T) {
 			"<d:friendlyName>Test router</d:", "",
 		},
 		"no namespace": {form{NoNamespace: true}, plain, ">", "<root><specVersion>", "", ""},
-		"together": {
+		"combined": {
 			form{Latin1: true, BOM: true, LeadingSpace: true, NULTail: true, RawAmpersand: true, Prefix: "d", NoNamespace: true},
 			"\xef\xbb\xbf\r\n " + latin1, ">\x00\x00", "<d:root><d:specVersion>", "router f\xfcr alle R&D</", " f\xfcr alle R&D</",
 		},

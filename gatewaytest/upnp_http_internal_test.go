@@ -42,12 +42,12 @@ func TestTruncatedRequests(t *testing.T) {
 	for n := range len(addSeed) {
 		// Every truncated body is rejected.
 		if _, _, err := parseEnvelope([]byte(addSeed[:n]), "AddPortMapping"); err == nil {
-			t.Errorf("%d of %d bytes of a body were taken", n, len(addSeed))
+			t.Errorf("%d of %d bytes of a body were accepted", n, len(addSeed))
 		}
 	}
 	for n := range len(searchSeed) - 1 { // the last line may end with LF or CRLF
 		if _, ok := parseSearch([]byte(searchSeed[:n])); ok {
-			t.Errorf("%d of %d bytes of a search were taken", n, len(searchSeed))
+			t.Errorf("%d of %d bytes of a search were accepted", n, len(searchSeed))
 		}
 	}
 }
@@ -99,11 +99,11 @@ func TestUPnPTrackAfterListenerClosed(t *testing.T) {
 		}
 		oldListener := w.ln
 		if !g.upnp.track(w, oldListener, c) {
-			t.Errorf("%s: too early", name)
+			t.Errorf("%s: not tracked before", name)
 		}
 		closeListener()
 		if g.upnp.track(w, oldListener, c) {
-			t.Errorf("%s: kept", name)
+			t.Errorf("%s: tracked", name)
 		}
 	}
 }

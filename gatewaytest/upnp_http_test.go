@@ -24,20 +24,20 @@ func TestUPnPDemandsOfHeaders(t *testing.T) {
 		headers string // separated by |
 		want    string // status line and fault code
 	}{
-		"none":                 {demands{}, "Soapaction: " + strings.Trim(action, `"`), "200 OK 0"},
-		"none, no action":      {demands{}, kind, "400 Bad Request 0"},
-		"exact, canonical":     {demands{ExactSOAPAction: true}, "Soapaction: " + action, "501 Not Implemented 0"},
-		"exact, upper case":    {demands{ExactSOAPAction: true}, "SOAPACTION: " + action, "200 OK 0"},
-		"exact, as written":    {demands{ExactSOAPAction: true}, "SOAPAction: " + action, "200 OK 0"},
-		"quoted, not":          {demands{QuotedSOAPAction: true}, "SOAPAction: " + strings.Trim(action, `"`), "400 Bad Request 0"},
-		"quoted, half":         {demands{QuotedSOAPAction: true}, "SOAPAction: " + action[1:], "400 Bad Request 0"},
-		"quoted":               {demands{QuotedSOAPAction: true}, "SOAPAction: " + action, "200 OK 0"},
-		"content type, other":  {demands{ContentType: `text/xml; charset="utf-8"`}, "SOAPAction: " + action + "|Content-Type: text/xml", "415 Unsupported Media Type 0"},
-		"content type":         {demands{ContentType: `text/xml; charset="utf-8"`}, "SOAPAction: " + action + "|" + kind, "200 OK 0"},
-		"user agent, none":     {demands{UserAgent: "MiniUPnPc"}, "SOAPAction: " + action, "400 Bad Request 0"},
-		"user agent":           {demands{UserAgent: "MiniUPnPc"}, "SOAPAction: " + action + "|User-Agent: Debian UPnP/1.1 MiniUPnPc/2.2", "200 OK 0"},
-		"literal host":         {demands{LiteralHost: true}, "SOAPAction: " + action, "200 OK 0"},
-		"literal host, a name": {demands{LiteralHost: true}, "Host: router.lan:80|SOAPAction: " + action, "400 Bad Request 0"},
+		"none":                   {demands{}, "Soapaction: " + strings.Trim(action, `"`), "200 OK 0"},
+		"none, no action":        {demands{}, kind, "400 Bad Request 0"},
+		"exact, canonical form":  {demands{ExactSOAPAction: true}, "Soapaction: " + action, "501 Not Implemented 0"},
+		"exact, upper case":      {demands{ExactSOAPAction: true}, "SOAPACTION: " + action, "200 OK 0"},
+		"exact, as written":      {demands{ExactSOAPAction: true}, "SOAPAction: " + action, "200 OK 0"},
+		"quoted, without quotes": {demands{QuotedSOAPAction: true}, "SOAPAction: " + strings.Trim(action, `"`), "400 Bad Request 0"},
+		"quoted, one quote":      {demands{QuotedSOAPAction: true}, "SOAPAction: " + action[1:], "400 Bad Request 0"},
+		"quoted":                 {demands{QuotedSOAPAction: true}, "SOAPAction: " + action, "200 OK 0"},
+		"content type, other":    {demands{ContentType: `text/xml; charset="utf-8"`}, "SOAPAction: " + action + "|Content-Type: text/xml", "415 Unsupported Media Type 0"},
+		"content type":           {demands{ContentType: `text/xml; charset="utf-8"`}, "SOAPAction: " + action + "|" + kind, "200 OK 0"},
+		"user agent, none":       {demands{UserAgent: "MiniUPnPc"}, "SOAPAction: " + action, "400 Bad Request 0"},
+		"user agent":             {demands{UserAgent: "MiniUPnPc"}, "SOAPAction: " + action + "|User-Agent: Debian UPnP/1.1 MiniUPnPc/2.2", "200 OK 0"},
+		"literal host":           {demands{LiteralHost: true}, "SOAPAction: " + action, "200 OK 0"},
+		"literal host, name":     {demands{LiteralHost: true}, "Host: router.lan:80|SOAPAction: " + action, "400 Bad Request 0"},
 		"all": {
 			demands{
 				ExactSOAPAction: true, QuotedSOAPAction: true, SOAPActionNotLast: true,
@@ -168,18 +168,18 @@ func TestUPnPWire(t *testing.T) {
 		quirks wire
 		want   string
 	}{
-		"none":         {wire{}, ok + length + closed + body},
-		"http 1.0":     {wire{HTTP10: true}, strings.Replace(ok, "1.1", "1.0", 1) + length + closed + body},
-		"no length":    {wire{NoLength: true}, ok + closed + body},
-		"chunked":      {wire{Chunked: true}, ok + chunked + "0\r\n\r\n"},
-		"too long":     {wire{LengthOff: 7}, ok + "CONTENT-LENGTH: " + itoa(len(body)+7) + "\r\n" + closed + body},
-		"too short":    {wire{LengthOff: -7}, ok + "CONTENT-LENGTH: " + itoa(len(body)-7) + "\r\n" + closed + body},
-		"no length, -": {wire{LengthOff: -99999}, ok + "CONTENT-LENGTH: 0\r\n" + closed + body},
-		"lf":           {wire{LFOnly: true}, strings.ReplaceAll(ok+length+closed+body, "\r\n", "\n")},
+		"none":            {wire{}, ok + length + closed + body},
+		"http 1.0":        {wire{HTTP10: true}, strings.Replace(ok, "1.1", "1.0", 1) + length + closed + body},
+		"no length":       {wire{NoLength: true}, ok + closed + body},
+		"chunked":         {wire{Chunked: true}, ok + chunked + "0\r\n\r\n"},
+		"too long":        {wire{LengthOff: 7}, ok + "CONTENT-LENGTH: " + itoa(len(body)+7) + "\r\n" + closed + body},
+		"too short":       {wire{LengthOff: -7}, ok + "CONTENT-LENGTH: " + itoa(len(body)-7) + "\r\n" + closed + body},
+		"negative length": {wire{LengthOff: -99999}, ok + "CONTENT-LENGTH: 0\r\n" + closed + body},
+		"lf":              {wire{LFOnly: true}, strings.ReplaceAll(ok+length+closed+body, "\r\n", "\n")},
 		"no space": {wire{NoSpace: true}, strings.NewReplacer("TYPE: ", "TYPE:", "LENGTH: ", "LENGTH:", "SERVER: ", "SERVER:", "CONNECTION: ", "CONNECTION:").
 			Replace(ok+length+closed) + body},
 		"no reason": {wire{NoReason: true}, strings.Replace(ok, " OK", "", 1) + length + closed + body},
-		"together": {
+		"combined": {
 			wire{HTTP10: true, NoLength: true, LFOnly: true, NoSpace: true, NoReason: true},
 			"HTTP/1.0 200\nCONTENT-TYPE:text/xml; charset=\"utf-8\"\nSERVER:goforward/1 UPnP/1.1 gatewaytest/1\nCONNECTION:close\n\n" + body,
 		},
@@ -223,7 +223,7 @@ func TestUPnPLeaveOpen(t *testing.T) {
 		}
 	}
 	if n := in.Buffered(); n != 0 {
-		t.Errorf("%d bytes after the end", n)
+		t.Errorf("%d bytes after the response", n)
 	}
 }
 
@@ -244,7 +244,7 @@ func TestUPnPFaultForms(t *testing.T) {
 		"code prefix": {form{CodePrefix: "u"}, strings.NewReplacer("<error", "<u:error", "</error", "</u:error", "<UPnPError xmlns=", "<u:UPnPError xmlns:u=", "</UPnP", "</u:UPnP"), "500 Internal Server Error"},
 		"code spaces": {form{CodeSpaces: true}, strings.NewReplacer("713", " 713\t"), "500 Internal Server Error"},
 		"status":      {form{StatusOK: true}, strings.NewReplacer(), "200 OK"},
-		"vendor's":    {form{Code: -911}, strings.NewReplacer("713", "-911", "SpecifiedArrayIndexInvalid", "Vendor Error"), "500 Internal Server Error"},
+		"vendor code": {form{Code: -911}, strings.NewReplacer("713", "-911", "SpecifiedArrayIndexInvalid", "Vendor Error"), "500 Internal Server Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -262,21 +262,21 @@ func TestUPnPBadRequests(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
 	for name, tt := range map[string]struct{ raw, want string }{
-		"garbage":         {"\x16\x03\x01\r\n\r\n", "400 Bad Request"},
-		"two words":       {"GET /\r\n\r\n", "400 Bad Request"},
-		"unknown version": {"GET / FTP/1.1\r\n\r\n", "400 Bad Request"},
-		"no colon":        {"GET / HTTP/1.1\r\nHost\r\n\r\n", "400 Bad Request"},
-		"folded":          {"GET / HTTP/1.1\r\nHost: a\r\n b: c\r\n\r\n", "400 Bad Request"},
-		"long line":       {"GET /" + strings.Repeat("x", 20<<10) + " HTTP/1.1\r\n\r\n", "431 Request Header Fields Too Large"},
-		"many lines":      {"GET / HTTP/1.1\r\n" + strings.Repeat("a: b\r\n", 4<<10) + "\r\n", "431 Request Header Fields Too Large"},
-		"no length":       {"POST / HTTP/1.1\r\n\r\n", "411 Length Required"},
-		"chunked":         {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "411 Length Required"},
-		"no number":       {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 Bad Request"},
-		"long body":       {"POST / HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", "413 Request Entity Too Large"},
-		"method":          {"SUBSCRIBE /evt/0/WANIPConnection HTTP/1.1\r\n\r\n", "501 Not Implemented"},
-		"path":            {"GET /scpd/WANIPConnection.xml HTTP/1.1\r\n\r\n", "404 Not Found"},
-		"lf only":         {"GET /rootDesc.xml HTTP/1.0\n\n", "200 OK"},
-		"line ends first": {"\r\n\r\nGET /rootDesc.xml HTTP/1.1\r\n\r\n", "200 OK"},
+		"garbage":           {"\x16\x03\x01\r\n\r\n", "400 Bad Request"},
+		"two words":         {"GET /\r\n\r\n", "400 Bad Request"},
+		"unknown version":   {"GET / FTP/1.1\r\n\r\n", "400 Bad Request"},
+		"no colon":          {"GET / HTTP/1.1\r\nHost\r\n\r\n", "400 Bad Request"},
+		"folded":            {"GET / HTTP/1.1\r\nHost: a\r\n b: c\r\n\r\n", "400 Bad Request"},
+		"long line":         {"GET /" + strings.Repeat("x", 20<<10) + " HTTP/1.1\r\n\r\n", "431 Request Header Fields Too Large"},
+		"many lines":        {"GET / HTTP/1.1\r\n" + strings.Repeat("a: b\r\n", 4<<10) + "\r\n", "431 Request Header Fields Too Large"},
+		"no length":         {"POST / HTTP/1.1\r\n\r\n", "411 Length Required"},
+		"chunked":           {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "411 Length Required"},
+		"no number":         {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 Bad Request"},
+		"long body":         {"POST / HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", "413 Request Entity Too Large"},
+		"method":            {"SUBSCRIBE /evt/0/WANIPConnection HTTP/1.1\r\n\r\n", "501 Not Implemented"},
+		"path":              {"GET /scpd/WANIPConnection.xml HTTP/1.1\r\n\r\n", "404 Not Found"},
+		"lf only":           {"GET /rootDesc.xml HTTP/1.0\n\n", "200 OK"},
+		"empty lines first": {"\r\n\r\nGET /rootDesc.xml HTTP/1.1\r\n\r\n", "200 OK"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -303,7 +303,7 @@ func TestUPnPConnectionLimit(t *testing.T) {
 		all = append(all, conn)
 	}
 	if got, err := c.roundTrip(""); got != "" || isTimeout(err) {
-		t.Errorf("one too many: %q, %v", got, err)
+		t.Errorf("connection above the limit: %q, %v", got, err)
 	}
 	_ = all[0].(*net.TCPConn).CloseWrite()
 	_ = all[0].SetDeadline(time.Now().Add(testTimeout))
@@ -311,6 +311,6 @@ func TestUPnPConnectionLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := c.get("/rootDesc.xml"); statusLine(got) != "200 OK" {
-		t.Errorf("after one ended: %q", got)
+		t.Errorf("after a connection was closed: %q", got)
 	}
 }

@@ -62,10 +62,10 @@ func TestUPnPOverwrites(t *testing.T) {
 	}, 0, 0, 0, 718, 606, 606, 718, 0)
 	args, _ := c.byIndex(0) // the overwritten entry keeps its index
 	if args["NewInternalPort"] != "81" || args["NewPortMappingDescription"] != "new" || args["NewLeaseDuration"] != "60" {
-		t.Errorf("overwritten: %v", args)
+		t.Errorf("overwritten entry: %v", args)
 	}
 	if args, _ := c.byIndex(1); args["NewExternalPort"] != "8081" {
-		t.Errorf("second: %v", args)
+		t.Errorf("second entry: %v", args)
 	}
 	checkCodes(t, []int{c.remove("TCP", "8080"), c.remove("TCP", "8080"), c.remove("TCP", "8081")}, 0, 714, 0)
 }
@@ -128,7 +128,7 @@ func TestUPnPRules(t *testing.T) {
 		"unlisted": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{Unlisted: true}}}}, func(c igdClient) []int {
 			port, code := c.addAny()
 			if port != "8080" {
-				t.Errorf("any: %s", port)
+				t.Errorf("AddAnyPortMapping: port %s", port)
 			}
 			return codes(c.add(), code, second(c.lookup("TCP", "8080")))
 		}, codes(0, 0, 714), 0},
@@ -139,7 +139,7 @@ func TestUPnPRules(t *testing.T) {
 			}
 			return codes(code, c.remove("TCP", "8080"))
 		}, codes(0, 606), 1},
-		"private": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2"), Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{RefusePrivate: true}}}}, func(c igdClient) []int {
+		"private, refused": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2"), Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{RefusePrivate: true}}}}, func(c igdClient) []int {
 			if args, _ := c.call("GetExternalIPAddress"); args["NewExternalIPAddress"] != "" {
 				t.Errorf("external %v", args)
 			}
@@ -148,7 +148,7 @@ func TestUPnPRules(t *testing.T) {
 			}
 			return codes(c.add(), second(c.addAny()))
 		}, codes(501, 501), 0},
-		"private, all the same": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2")}, func(c igdClient) []int {
+		"private, accepted": {gatewaytest.Config{External: netip.MustParseAddr("100.64.0.2")}, func(c igdClient) []int {
 			return codes(c.add())
 		}, codes(0), 1},
 		"switched off": {gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Rules: rulesQuirks{SwitchedOff: true}}}}, func(c igdClient) []int {
@@ -200,24 +200,24 @@ func TestUPnPLeases(t *testing.T) {
 		granted  time.Duration
 		reported string
 	}{
-		"version 1, permanent":          {version1(leases{}), "0", 0, backends.Forever, "0"},
-		"version 1, long":               {version1(leases{}), "4294967295", 0, 4294967295 * time.Second, "4294967295"},
-		"version 2, longest":            {version2(leases{}), "0", 0, week, "604800"},
-		"version 2, long":               {version2(leases{}), "604801", 0, week, "604800"},
-		"no number":                     {version2(leases{}), "long", 402, 0, ""},
-		"too large":                     {version2(leases{}), "4294967296", 402, 0, ""},
-		"only permanent":                {version2(leases{PermanentOnly: 725}), "1", 725, 0, ""},
-		"only permanent, another code":  {version1(leases{PermanentOnly: 402}), "1", 402, 0, ""},
-		"only permanent, permanent":     {version2(leases{PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
-		"none permanent":                {version1(leases{NoPermanent: 402}), "0", 402, 0, ""},
-		"none long":                     {version2(leases{NoLong: 402}), "604801", 402, 0, ""},
-		"none long, a week":             {version2(leases{NoLong: 402}), "604800", 0, week, "604800"},
-		"shortened":                     {version1(leases{Max: time.Minute}), "0", 0, time.Minute, "60"},
-		"shortened for all protocols":   {gatewaytest.Config{MaxLifetime: time.Minute}, "3600", 0, time.Minute, "60"},
-		"reported constant":             {version2(leases{Reported: 24 * time.Hour}), "60", 0, time.Minute, "86400"},
-		"reported constant, permanent":  {version1(leases{Reported: 24 * time.Hour}), "0", 0, backends.Forever, "86400"},
-		"reported 0":                    {version2(leases{ReportedZero: true}), "60", 0, time.Minute, "0"},
-		"reported 0 of permanents only": {version1(leases{ReportedZero: true, PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
+		"version 1, permanent":         {version1(leases{}), "0", 0, backends.Forever, "0"},
+		"version 1, long":              {version1(leases{}), "4294967295", 0, 4294967295 * time.Second, "4294967295"},
+		"version 2, permanent":         {version2(leases{}), "0", 0, week, "604800"},
+		"version 2, long":              {version2(leases{}), "604801", 0, week, "604800"},
+		"no number":                    {version2(leases{}), "long", 402, 0, ""},
+		"too large":                    {version2(leases{}), "4294967296", 402, 0, ""},
+		"permanent only":               {version2(leases{PermanentOnly: 725}), "1", 725, 0, ""},
+		"permanent only, another code": {version1(leases{PermanentOnly: 402}), "1", 402, 0, ""},
+		"permanent only, permanent":    {version2(leases{PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
+		"no permanent":                 {version1(leases{NoPermanent: 402}), "0", 402, 0, ""},
+		"no long":                      {version2(leases{NoLong: 402}), "604801", 402, 0, ""},
+		"no long, one week":            {version2(leases{NoLong: 402}), "604800", 0, week, "604800"},
+		"shortened":                    {version1(leases{Max: time.Minute}), "0", 0, time.Minute, "60"},
+		"shortened for all protocols":  {gatewaytest.Config{MaxLifetime: time.Minute}, "3600", 0, time.Minute, "60"},
+		"reported constant":            {version2(leases{Reported: 24 * time.Hour}), "60", 0, time.Minute, "86400"},
+		"reported constant, permanent": {version1(leases{Reported: 24 * time.Hour}), "0", 0, backends.Forever, "86400"},
+		"reported 0":                   {version2(leases{ReportedZero: true}), "60", 0, time.Minute, "0"},
+		"reported 0, permanent only":   {version1(leases{ReportedZero: true, PermanentOnly: 725}), "0", 0, backends.Forever, "0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -247,11 +247,11 @@ func TestUPnPNoRefresh(t *testing.T) {
 		c.gw.Advance(30 * time.Minute)
 		checkCodes(t, []int{c.add("PortMappingDescription", "again")}, 0)
 		if e := onlyEntry(t, c.gw); (e.Remaining == 30*time.Minute) != noRefresh || e.Description != "again" {
-			t.Errorf("stuck %v: %v left of %q", noRefresh, e.Remaining, e.Description)
+			t.Errorf("NoRefresh %v: remaining %v of %q", noRefresh, e.Remaining, e.Description)
 		}
 		c.gw.Advance(30 * time.Minute)
 		if n := len(c.gw.Table()); (n == 0) != noRefresh {
-			t.Errorf("stuck %v: %d entries", noRefresh, n)
+			t.Errorf("NoRefresh %v: %d entries", noRefresh, n)
 		}
 	}
 }
@@ -304,7 +304,7 @@ func TestUPnPIdleAfter(t *testing.T) {
 	c.gw.Advance(6 * time.Minute)
 	checkCodes(t, []int{second(c.lookup("TCP", "1")), second(c.lookup("TCP", "8080"))}, 714, 0)
 	if !c.gw.RemoveMapping(backends.TCP, 7) {
-		t.Error("what others made is gone")
+		t.Error("the entry of another host was deleted")
 	}
 	c.gw.Advance(20 * time.Minute)
 	onlyEntry(t, c.gw) // the table has too few entries for IdleAfter to apply
@@ -354,7 +354,7 @@ func TestUPnPRanges(t *testing.T) {
 		deleteRange(other, "1", "65535", "0"),
 	}, 733, 730, 0, 730, 0)
 	if n := len(c.gw.Table()); n != 2 {
-		t.Errorf("%d left", n)
+		t.Errorf("%d entries remain", n)
 	}
 	_, code := c.listRange("2", "1")
 	_, none := c.listRange("1", "2")
@@ -368,19 +368,19 @@ func TestUPnPListing(t *testing.T) {
 		quirks listing
 		codes  []int // lookup of a mapping that exists and of one that does not; indexes 0 and 1; range; deletion of a mapping that does not exist
 	}{
-		"none":                {listing{}, []int{0, 714, 0, 713, 0, 714}},
-		"no look-up":          {listing{NoSpecific: true}, []int{401, 401, 0, 713, 0, 714}},
-		"absent is 402":       {listing{Absent: 402}, []int{0, 402, 0, 713, 0, 714}},
-		"absent is 501":       {listing{Absent: 501}, []int{0, 501, 0, 713, 0, 714}},
-		"ends with 899":       {listing{EndOfList: 899}, []int{0, 714, 0, 899, 0, 714}},
-		"ends with 714":       {listing{EndOfList: 714}, []int{0, 714, 0, 714, 0, 714}},
-		"endless":             {listing{Endless: true}, []int{0, 714, 0, 0, 0, 714}},
-		"no index":            {listing{IndexFails: 501}, []int{0, 714, 501, 501, 0, 714}},
-		"no range":            {listing{NoRange: true}, []int{0, 714, 0, 713, 401, 714}},
-		"range resets":        {listing{RangeResets: true}, []int{0, 714, 0, 713, connReset, 714}},
-		"range, survived":     {listing{RangeCrashes: true}, []int{0, 714, 0, 713, 0, 714}},
-		"range, as text":      {listing{RangeEscaped: true}, []int{0, 714, 0, 713, 0, 714}},
-		"no look-up, no list": {listing{NoSpecific: true, IndexFails: 402, NoRange: true}, []int{401, 401, 402, 402, 401, 714}},
+		"none":                       {listing{}, []int{0, 714, 0, 713, 0, 714}},
+		"no lookup":                  {listing{NoSpecific: true}, []int{401, 401, 0, 713, 0, 714}},
+		"absent is 402":              {listing{Absent: 402}, []int{0, 402, 0, 713, 0, 714}},
+		"absent is 501":              {listing{Absent: 501}, []int{0, 501, 0, 713, 0, 714}},
+		"ends with 899":              {listing{EndOfList: 899}, []int{0, 714, 0, 899, 0, 714}},
+		"ends with 714":              {listing{EndOfList: 714}, []int{0, 714, 0, 714, 0, 714}},
+		"endless":                    {listing{Endless: true}, []int{0, 714, 0, 0, 0, 714}},
+		"no index":                   {listing{IndexFails: 501}, []int{0, 714, 501, 501, 0, 714}},
+		"no range":                   {listing{NoRange: true}, []int{0, 714, 0, 713, 401, 714}},
+		"range resets":               {listing{RangeResets: true}, []int{0, 714, 0, 713, connReset, 714}},
+		"range crashes, few entries": {listing{RangeCrashes: true}, []int{0, 714, 0, 713, 0, 714}},
+		"range escaped":              {listing{RangeEscaped: true}, []int{0, 714, 0, 713, 0, 714}},
+		"no lookup, no list":         {listing{NoSpecific: true, IndexFails: 402, NoRange: true}, []int{401, 401, 402, 402, 401, 714}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -403,12 +403,12 @@ func TestUPnPEndlessListing(t *testing.T) {
 	c := startIGD(t, igdQuirks{Listing: quirks.Listing{Endless: true}})
 	for _, i := range []uint32{0, 1, 70000} {
 		if args, code := c.byIndex(i); code != 0 || args["NewExternalPort"] != "9" {
-			t.Errorf("index %d of nothing: fault %d, %v", i, code, args)
+			t.Errorf("index %d of an empty list: fault %d, %v", i, code, args)
 		}
 	}
 	c.add()
 	if args, code := c.byIndex(1 << 31); code != 0 || args["NewExternalPort"] != "8080" {
-		t.Errorf("index of one: fault %d, %v", code, args)
+		t.Errorf("list with one entry: fault %d, %v", code, args)
 	}
 }
 

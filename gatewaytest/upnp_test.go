@@ -31,17 +31,17 @@ func TestUPnPMovePort(t *testing.T) {
 	ssdp := c.gw.SSDP()
 	c.gw.Restart(gatewaytest.RestartOptions{})
 	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
-		t.Errorf("the old port: %v", err)
+		t.Errorf("request to the old port: %v", err)
 	}
 	_ = idleConn.SetDeadline(time.Now().Add(testTimeout))
 	if b, err := io.ReadAll(idleConn); len(b) != 0 || isTimeout(err) {
-		t.Errorf("an old connection: %q, %v", b, err)
+		t.Errorf("connection from before the restart: %q, %v", b, err)
 	}
 	c.to = hostPort(t, c.gw.UPnP().DescriptionURL())
 	_, code := c.lookup("TCP", "8080")
 	checkCodes(t, []int{code, second(c.lookup("TCP", "80")), c.add()}, 714, 0, 0)
 	if c.gw.SSDP() != ssdp {
-		t.Error("the search port moved too")
+		t.Error("the SSDP port changed too")
 	}
 }
 
@@ -66,7 +66,7 @@ func TestUPnPDown(t *testing.T) {
 	}
 	gw.Down()
 	if _, err := c.request("GetStatusInfo"); !isConnRefused(err) {
-		t.Errorf("all down: %v", err)
+		t.Errorf("after Down of all protocols: %v", err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{}) // does not reopen the ports that Down closed
 	c.to = hostPort(t, gw.UPnP().DescriptionURL())
@@ -84,7 +84,7 @@ func TestUPnPNotConfigured(t *testing.T) {
 	gw.Restart(gatewaytest.RestartOptions{})
 	gw.Down("upnp")
 	if gw.UPnP().DescriptionURL() != "" || gw.UPnP().DescriptionURL6() != "" || gw.SSDP().IsValid() || gw.UPnP().SSDP6().IsValid() || gw.Stats().Notifications != 0 {
-		t.Error("UPnP is not off")
+		t.Error("UPnP is not disabled")
 	}
 	newHost(t, gw).request("0000")
 }
@@ -93,17 +93,17 @@ func TestUPnPAddresses(t *testing.T) {
 	t.Parallel()
 	gw := startGateway(t, gatewaytest.Config{ListenSSDP: netip.MustParseAddrPort("127.0.0.2:0"), ListenHTTP: netip.MustParseAddrPort("127.0.0.3:0")})
 	if gw.SSDP().Addr().String() != "127.0.0.2" || !strings.HasPrefix(gw.UPnP().DescriptionURL(), "http://127.0.0.3:") {
-		t.Errorf("at %v and %s", gw.SSDP(), gw.UPnP().DescriptionURL())
+		t.Errorf("addresses %v and %s", gw.SSDP(), gw.UPnP().DescriptionURL())
 	}
 	c := newIGDClient(t, gw)
 	checkCodes(t, []int{c.add()}, 0)
 	other := startGateway(t, gatewaytest.Config{})
 	if other.UPnP().UDN() == gw.UPnP().UDN() || len(gw.UPnP().UDN()) != len("uuid:00000000-0000-0000-0000-000000000000") {
-		t.Errorf("names %s and %s", gw.UPnP().UDN(), other.UPnP().UDN())
+		t.Errorf("UDNs %s and %s", gw.UPnP().UDN(), other.UPnP().UDN())
 	}
 	at := netip.MustParseAddrPort(c.to)
 	if _, err := gatewaytest.Start(gatewaytest.Config{ListenHTTP: at}); err == nil {
-		t.Error("two servers on one port")
+		t.Error("started two servers on one port")
 	}
 }
 
@@ -118,13 +118,13 @@ func TestUPnPFaults(t *testing.T) {
 	inject(gatewaytest.Fault{Drop: true})
 	checkCodes(t, []int{c.add()}, connClosed)
 	if n := len(c.gw.Table()); n != 0 {
-		t.Errorf("a dropped request made %d entries", n)
+		t.Errorf("a dropped request created %d entries", n)
 	}
 	inject(gatewaytest.Fault{Result: 725})
 	inject(gatewaytest.Fault{Result: -911})
 	checkCodes(t, []int{c.add(), c.add()}, 725, -911)
 	if n := len(c.gw.Table()); n != 0 {
-		t.Errorf("a refused request made %d entries", n)
+		t.Errorf("a refused request created %d entries", n)
 	}
 	inject(gatewaytest.Fault{Reply: func(b []byte) [][]byte { return [][]byte{b[:4], []byte(" me")} }, Duplicate: 3})
 	if got, err := c.request("AddPortMapping", addArguments()...); got != "POST me" || err != nil {
@@ -202,7 +202,7 @@ func TestUPnPStatus(t *testing.T) {
 	for addr, want := range map[string]string{"45.45.45.7": "45.45.45.7", "10.0.0.2": "10.0.0.2", "0.0.0.0": ""} {
 		c.gw.SetExternal(netip.MustParseAddr(addr))
 		if s := ask("GetExternalIPAddress"); s["NewExternalIPAddress"] != want {
-			t.Errorf("external %s: told %v", addr, s)
+			t.Errorf("external address %s: reported %v", addr, s)
 		}
 	}
 	c.gw.SetExternal(netip.Addr{})
@@ -228,14 +228,14 @@ func TestUPnPStatusQuirks(t *testing.T) {
 	for _, address := range []string{"", "0.0.0.0", " 203.0.113.7 ", "unknown", "10.0.0.2"} {
 		c := startIGD(t, igdQuirks{Status: status{External: func(netip.Addr) string { return address }}})
 		if args, code := c.call("GetExternalIPAddress"); code != 0 || args["NewExternalIPAddress"] != address {
-			t.Errorf("told %v, fault %d, want %q", args, code, address)
+			t.Errorf("reported %v, fault %d, want %q", args, code, address)
 		}
 		checkCodes(t, []int{c.add()}, 0)
 	}
 	for _, state := range []string{"Up", "Disconnected"} {
 		c := startIGD(t, igdQuirks{Status: status{Connection: state}})
 		if args, code := c.call("GetStatusInfo"); code != 0 || args["NewConnectionStatus"] != state {
-			t.Errorf("told %v, fault %d, want %q", args, code, state)
+			t.Errorf("reported %v, fault %d, want %q", args, code, state)
 		}
 	}
 	_, code := startIGD(t, igdQuirks{Status: status{Unsupported: true}}).call("GetStatusInfo")
@@ -303,7 +303,7 @@ func TestUPnPInvalidActions(t *testing.T) {
 	_, code := c.call("GetGenericPortMappingEntry", "NewPortMappingIndex", "first")
 	checkCodes(t, []int{code}, 402)
 	if got, err := c.post("<s:Envelope>", `SOAPAction: "`+ipConnection1+`#AddPortMapping"`); err != nil || faultCode(t, got) != 402 {
-		t.Errorf("cut off: %s, %v", got, err)
+		t.Errorf("truncated request: %s, %v", got, err)
 	}
 	if e := onlyEntry(t, c.gw); e.External.Port() != 1 {
 		t.Errorf("entry %v", e)
