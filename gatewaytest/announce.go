@@ -102,6 +102,7 @@ func (g *Gateway) announceOnce() {
 // means that nothing is to be sent.
 func hasPort(at netip.AddrPort) bool { return at.IsValid() && at.Port() != 0 }
 
+// announceTo sends one announcement packet and counts it.
 func (g *Gateway) announceTo(to netip.AddrPort, b []byte) {
 	g.send(to, b, func(s *Stats) { s.Announcements++ })
 }

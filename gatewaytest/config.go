@@ -107,18 +107,18 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	for _, name := range c.Protocols {
 		if name != serviceNATPMP && name != servicePCP && name != serviceUPnP {
-			return c, fmt.Errorf("gatewaytest: %w: no protocol %q", backends.ErrInvalid, name)
+			return c, fmt.Errorf("gatewaytest: %w: unknown protocol %q", backends.ErrInvalid, name)
 		}
 	}
 	switch {
 	case !c.Listen.Addr().Is4():
-		return c, fmt.Errorf("gatewaytest: %w: listening on %v, which is not IPv4", backends.ErrInvalid, c.Listen)
+		return c, fmt.Errorf("gatewaytest: %w: listen address %v is not IPv4", backends.ErrInvalid, c.Listen)
 	case !c.External.Is4():
 		return c, fmt.Errorf("gatewaytest: %w: external address %v is not IPv4", backends.ErrInvalid, c.External)
 	case c.MaxLifetime != 0 && c.MaxLifetime < c.MinLifetime:
-		return c, fmt.Errorf("gatewaytest: %w: lifetimes from %v to %v", backends.ErrInvalid, c.MinLifetime, c.MaxLifetime)
+		return c, fmt.Errorf("gatewaytest: %w: minimum lifetime %v is greater than maximum lifetime %v", backends.ErrInvalid, c.MinLifetime, c.MaxLifetime)
 	case c.Listen6.IsValid() && (!c.Listen6.Addr().Is6() || c.Listen6.Addr().Is4In6()):
-		return c, fmt.Errorf("gatewaytest: %w: listening on %v, which is not IPv6", backends.ErrInvalid, c.Listen6)
+		return c, fmt.Errorf("gatewaytest: %w: listen address %v is not IPv6", backends.ErrInvalid, c.Listen6)
 	case c.Listen6.IsValid() && !c.supports(servicePCP) && !c.supports(serviceUPnP), c.Announce6.IsValid() && !c.Listen6.IsValid():
 		return c, fmt.Errorf("gatewaytest: %w: IPv6 needs PCP or UPnP, and announcements over IPv6 need Listen6", backends.ErrInvalid)
 	case c.Quirks.PCP.MaxFilters < 0 || c.Quirks.PCP.UpdateCount < 0:
@@ -131,7 +131,7 @@ func (c Config) withDefaults() (Config, error) {
 			*at = netip.AddrPortFrom(c.Listen.Addr(), at.Port())
 		}
 		if !at.Addr().Is4() || at.Addr().IsMulticast() {
-			return c, fmt.Errorf("gatewaytest: %w: UPnP on %v, which is no IPv4 address of a host", backends.ErrInvalid, at)
+			return c, fmt.Errorf("gatewaytest: %w: UPnP address %v is not a unicast IPv4 address", backends.ErrInvalid, at)
 		}
 	}
 	var err error
@@ -180,13 +180,13 @@ func upnpDefaults(u quirks.UPnP) (quirks.UPnP, error) {
 	d := u.Description
 	switch {
 	case u.Version < 1 || u.Version > 2 || u.Search.Version < 0 || u.Search.Version > 2:
-		return u, fmt.Errorf("gatewaytest: %w: IGD version %d, searched as %d", backends.ErrInvalid, u.Version, u.Search.Version)
+		return u, fmt.Errorf("gatewaytest: %w: IGD version %d, search version %d", backends.ErrInvalid, u.Version, u.Search.Version)
 	case !strings.HasPrefix(u.UDN, "uuid:") || strings.ContainsAny(u.UDN, "\r\n<&"):
 		return u, fmt.Errorf("gatewaytest: %w: UDN %q", backends.ErrInvalid, u.UDN)
 	case !strings.HasPrefix(d.Path, "/") || strings.ContainsAny(d.Path, " \r\n"):
 		return u, fmt.Errorf("gatewaytest: %w: description path %q", backends.ErrInvalid, d.Path)
 	case d.WANDevices < 0 || d.WANDevices > 16 || d.Connected < 0 || d.Connected >= d.WANDevices:
-		return u, fmt.Errorf("gatewaytest: %w: %d WAN devices, number %d connected", backends.ErrInvalid, d.WANDevices, d.Connected)
+		return u, fmt.Errorf("gatewaytest: %w: %d WAN devices, device %d connected", backends.ErrInvalid, d.WANDevices, d.Connected)
 	case u.Leases.Max < 0 || u.Leases.Reported < 0 || u.Rules.IdleAfter < 0 || u.Rules.IdleAbove < 0 || u.Demands.MaxDescription < 0:
 		return u, fmt.Errorf("gatewaytest: %w: negative number in Config.Quirks.UPnP", backends.ErrInvalid)
 	case u.Rules.ListedClient.IsValid() && !u.Rules.ListedClient.Is4():

@@ -76,6 +76,7 @@ func (g *Gateway) Inject(f Fault) (remove func()) {
 	return func() { g.faults.remove(in) }
 }
 
+// remove removes a fault, if it is still active.
 func (f *faults) remove(in *activeFault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

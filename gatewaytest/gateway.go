@@ -272,7 +272,7 @@ func (g *Gateway) Table() []Entry {
 // and 5351), and backends.ErrNoResources if the table is full.
 func (g *Gateway) AddMapping(e Entry) error {
 	if e.Protocol == 0 || e.External.Port() == 0 || !e.Internal.IsValid() || e.Internal.Port() == 0 {
-		return fmt.Errorf("gatewaytest: %w: an entry has a protocol, an internal endpoint and an external port", backends.ErrInvalid)
+		return fmt.Errorf("gatewaytest: %w: an entry needs a protocol, an internal endpoint and an external port", backends.ErrInvalid)
 	}
 	if e.Remaining == 0 {
 		e.Remaining = backends.Forever
@@ -336,8 +336,10 @@ type clock struct {
 	offset time.Duration
 }
 
+// newClock returns a clock that starts at the current time.
 func newClock(manual bool) *clock { return &clock{start: time.Now(), manual: manual} }
 
+// now returns the time on the clock.
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -347,6 +349,7 @@ func (c *clock) now() time.Time {
 	return time.Now().Add(c.offset)
 }
 
+// advance moves the clock forward by d.
 func (c *clock) advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -21,11 +21,9 @@ type fakeTB struct {
 	cleanups []func()
 }
 
-func (r *fakeTB) Helper() {}
-
+func (r *fakeTB) Helper()          {}
 func (r *fakeTB) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
-
-func (r *fakeTB) Fatal(...any) { r.failed = true; panic(r) }
+func (r *fakeTB) Fatal(...any)     { r.failed = true; panic(r) }
 
 // TestNew checks that New closes the gateway when the test ends, and fails the test if
 // the gateway does not start.

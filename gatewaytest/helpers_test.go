@@ -362,8 +362,8 @@ func faultOf(text string) int {
 func isErrno(err error, want syscall.Errno) bool { return errors.Is(err, want) }
 
 // statusLine returns the first line of a response, without the HTTP version.
-func statusLine(answer string) string {
-	line, _, _ := strings.Cut(answer, "\n")
+func statusLine(response string) string {
+	line, _, _ := strings.Cut(response, "\n")
 	_, line, _ = strings.Cut(strings.TrimSuffix(line, "\r"), " ")
 	return line
 }
@@ -382,7 +382,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &e) && e.Timeout()
 }
 
-func splitResponse(answer string) (header, body string) {
-	header, body, _ = strings.Cut(answer, "\r\n\r\n")
+func splitResponse(response string) (header, body string) {
+	header, body, _ = strings.Cut(response, "\r\n\r\n")
 	return header, body
 }

@@ -63,6 +63,8 @@ func (s *natpmpServer) handle(q Request, forcedResult int) []byte {
 	return s.opcodeErrorResponse(q.Raw, h)
 }
 
+// externalAddrResponse returns the response to a request for the external address. It
+// is also the form of announcements.
 func (s *natpmpServer) externalAddrResponse(forcedResult int) []byte {
 	r := natpmp.ExternalAddrResponse{Result: natpmp.ResultCode(forcedResult), Epoch: s.epoch()}
 	if r.Result == natpmp.Success {
@@ -109,6 +111,8 @@ func (s *natpmpServer) mapResponse(client netip.Addr, m natpmp.MapRequest, force
 	return b
 }
 
+// mapOrUnmap creates, renews or deletes a mapping, and returns the entry if it is not
+// deleted.
 func (s *natpmpServer) mapOrUnmap(client netip.Addr, m natpmp.MapRequest) (Entry, natpmp.ResultCode) {
 	if m.Lifetime == 0 {
 		return Entry{}, s.unmap(client, m)

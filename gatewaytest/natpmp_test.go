@@ -24,7 +24,7 @@ func TestNATPMPPackets(t *testing.T) {
 	tests := []struct {
 		name      string
 		config    gatewaytest.Config
-		neighbour []gatewaytest.Entry
+		otherHost []gatewaytest.Entry
 		exchanges []exchange
 	}{
 		{"external address", gatewaytest.Config{}, nil, []exchange{{"0000", "0080 0000 000004d2 cb007107"}}},
@@ -156,7 +156,7 @@ func TestNATPMPPackets(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			gw := startReference(t, tt.config)
-			for _, e := range tt.neighbour {
+			for _, e := range tt.otherHost {
 				if err := gw.AddMapping(e); err != nil {
 					t.Fatal(err)
 				}

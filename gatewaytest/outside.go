@@ -76,6 +76,7 @@ func (g *Gateway) ListenPacket(network, address string) (net.PacketConn, error) 
 	return g.openOutsideUDP(network, at, network == "udp6" || at.Addr().Is6())
 }
 
+// parseNetwork returns the protocol of a network name.
 func parseNetwork(network string) (backends.Protocol, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6":

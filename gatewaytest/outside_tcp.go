@@ -30,6 +30,8 @@ func (g *Gateway) dialTCP(ctx context.Context, from netip.AddrPort, network stri
 	return c, nil
 }
 
+// connect finds the entry for the external endpoint and connects to its internal
+// endpoint.
 func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {
 	entry, err := g.findEntry(backends.TCP, to, from)
 	if err != nil {
@@ -69,12 +71,14 @@ type tcpConn struct {
 	closed        atomic.Bool
 }
 
+// Read reads from the internal endpoint and counts the bytes.
 func (c *tcpConn) Read(b []byte) (int, error) {
 	n, err := c.inner.Read(b)
 	c.gateway.record.count(func(s *Stats) { s.BytesOut += int64(n) })
 	return n, err
 }
 
+// Write writes to the internal endpoint and counts the bytes.
 func (c *tcpConn) Write(b []byte) (int, error) {
 	n, err := c.inner.Write(b)
 	c.gateway.record.count(func(s *Stats) { s.BytesIn += int64(n) })
@@ -94,14 +98,9 @@ func (c *tcpConn) Close() error {
 func (c *tcpConn) CloseWrite() error { return c.inner.CloseWrite() }
 
 // CloseRead closes the reading side of the connection.
-func (c *tcpConn) CloseRead() error { return c.inner.CloseRead() }
-
-func (c *tcpConn) LocalAddr() net.Addr { return c.local }
-
-func (c *tcpConn) RemoteAddr() net.Addr { return c.remote }
-
-func (c *tcpConn) SetDeadline(t time.Time) error { return c.inner.SetDeadline(t) }
-
-func (c *tcpConn) SetReadDeadline(t time.Time) error { return c.inner.SetReadDeadline(t) }
-
+func (c *tcpConn) CloseRead() error                   { return c.inner.CloseRead() }
+func (c *tcpConn) LocalAddr() net.Addr                { return c.local }
+func (c *tcpConn) RemoteAddr() net.Addr               { return c.remote }
+func (c *tcpConn) SetDeadline(t time.Time) error      { return c.inner.SetDeadline(t) }
+func (c *tcpConn) SetReadDeadline(t time.Time) error  { return c.inner.SetReadDeadline(t) }
 func (c *tcpConn) SetWriteDeadline(t time.Time) error { return c.inner.SetWriteDeadline(t) }

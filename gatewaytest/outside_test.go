@@ -103,11 +103,11 @@ func listenUDP(t *testing.T) (net.PacketConn, uint16) {
 // seconds delete the mapping.
 func (h host) mapPort(op byte, internal uint16, seconds uint32) {
 	h.t.Helper()
-	wish := 8080
+	external := 8080
 	if seconds == 0 {
-		wish = 0
+		external = 0
 	}
-	got := h.request(fmt.Sprintf("00%02x0000%04x%04x%08x", op, internal, wish, seconds))
+	got := h.request(fmt.Sprintf("00%02x0000%04x%04x%08x", op, internal, external, seconds))
 	if got[4:8] != "0000" {
 		h.t.Fatalf("mapping %d: %s", internal, got)
 	}

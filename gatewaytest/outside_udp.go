@@ -90,6 +90,7 @@ func (c *packetConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 	return c.write(b, netip.AddrPortFrom(to.AddrPort().Addr().Unmap().WithZone(""), to.AddrPort().Port()))
 }
 
+// write sends a datagram to an external endpoint and counts it.
 func (c *packetConn) write(b []byte, to netip.AddrPort) (int, error) {
 	if c.closed.Load() {
 		return 0, outsideError("write", "udp", net.UDPAddrFromAddrPort(to), net.ErrClosed)
@@ -135,6 +136,8 @@ func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	return n, net.UDPAddrFromAddrPort(from), nil
 }
 
+// read receives a datagram and returns the external endpoint from which it appears to
+// come. It discards datagrams from other endpoints.
 func (c *packetConn) read(b []byte) (int, netip.AddrPort, error) {
 	for {
 		n, from, err := c.inner.ReadFromUDPAddrPort(b)
@@ -168,12 +171,9 @@ func (c *packetConn) Close() error {
 	return c.inner.Close()
 }
 
-func (c *packetConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.local) }
-
-func (c *packetConn) SetDeadline(t time.Time) error { return c.inner.SetDeadline(t) }
-
-func (c *packetConn) SetReadDeadline(t time.Time) error { return c.inner.SetReadDeadline(t) }
-
+func (c *packetConn) LocalAddr() net.Addr                { return net.UDPAddrFromAddrPort(c.local) }
+func (c *packetConn) SetDeadline(t time.Time) error      { return c.inner.SetDeadline(t) }
+func (c *packetConn) SetReadDeadline(t time.Time) error  { return c.inner.SetReadDeadline(t) }
 func (c *packetConn) SetWriteDeadline(t time.Time) error { return c.inner.SetWriteDeadline(t) }
 
 // dialUDP opens the socket of an outside host for one external endpoint.
@@ -195,6 +195,7 @@ type udpConn struct {
 // error.
 func (c *udpConn) Write(b []byte) (int, error) { return c.write(b, c.remote) }
 
+// Read receives a datagram from the peer. It discards datagrams from other endpoints.
 func (c *udpConn) Read(b []byte) (int, error) {
 	for {
 		n, from, err := c.read(b)

@@ -88,6 +88,7 @@ func (s *pcpServer) perform(q Request, op pcp.Opcode) ([]byte, error) {
 	return nil, refusal{code: pcp.UnsupportedOpcode}
 }
 
+// respondAnnounce responds to an ANNOUNCE request.
 func (s *pcpServer) respondAnnounce(q Request) ([]byte, error) {
 	a, err := pcp.ParseAnnounceRequest(q.Raw)
 	if err != nil {

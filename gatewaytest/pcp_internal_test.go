@@ -68,7 +68,7 @@ func TestPCPPackets(t *testing.T) {
 	t.Parallel()
 	v := pcpVectors
 	hour := Config{MaxLifetime: time.Hour}
-	neighbour := func(g *Gateway) {
+	addOtherHost := func(g *Gateway) {
 		e := Entry{
 			Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.168.1.99:80"),
 			External: netip.AddrPortFrom(netip.Addr{}, 80), Remaining: 2 * time.Minute,
@@ -106,7 +106,7 @@ func TestPCPPackets(t *testing.T) {
 				v["refused, another nonce"],
 			},
 		}},
-		{"table full", Config{TableLimit: 1}, neighbour, vectorClient, []exchange{{v["map udp"], v["out of resources"]}}},
+		{"table full", Config{TableLimit: 1}, addOtherHost, vectorClient, []exchange{{v["map udp"], v["out of resources"]}}},
 		{"no external address", Config{External: netip.IPv4Unspecified()}, nil, vectorClient, []exchange{
 			{v["map udp"], v["network failure"]},
 			{v["delete"], v["deleted"]},
@@ -116,7 +116,7 @@ func TestPCPPackets(t *testing.T) {
 			{v["announce"], "0280000c 00000708 000004d2 00000000 0000ffff c0a8010a"},
 		}},
 		{"another NAT", Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NAT: true}}}, nil, vectorClient, []exchange{{v["map udp"], v["address mismatch"]}}},
-		{"prefer failure, taken", Config{}, neighbour, vectorClient, []exchange{{v["prefer failure"], v["cannot provide"]}}},
+		{"prefer failure, taken", Config{}, addOtherHost, vectorClient, []exchange{{v["prefer failure"], v["cannot provide"]}}},
 		{"prefer failure, free", Config{}, nil, vectorClient, []exchange{
 			{v["prefer failure"], "0281 0000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b " +
 				"06000000 00500050 00000000 00000000 0000ffff cb007107 02000000"},

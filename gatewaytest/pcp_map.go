@@ -267,14 +267,14 @@ func (s *pcpServer) externalAddrOf(e Entry) netip.Addr {
 // result 11.
 func (g *Gateway) UpdateMappings() {
 	external := g.External()
-	all := g.table.hostedEntries(func(c hostedEntry) bool { return c.lostAddress(external) })
-	if len(all) == 0 {
+	entries := g.table.hostedEntries(func(entry hostedEntry) bool { return entry.lostAddress(external) })
+	if len(entries) == 0 {
 		return
 	}
 	g.sendSeries(&g.cancelUpdates, g.config.Quirks.PCP.UpdateCount, func() {
-		for _, c := range all {
-			if b := g.pcp.updateResponse(c, external); b != nil {
-				g.send(c.source, b, func(s *Stats) { s.MappingUpdates++ })
+		for _, entry := range entries {
+			if b := g.pcp.updateResponse(entry, external); b != nil {
+				g.send(entry.source, b, func(s *Stats) { s.MappingUpdates++ })
 			}
 		}
 	})
@@ -287,14 +287,14 @@ func (c hostedEntry) lostAddress(external netip.Addr) bool {
 }
 
 // updateResponse returns the unsolicited response for an entry.
-func (s *pcpServer) updateResponse(c hostedEntry, external netip.Addr) []byte {
-	result, lifetime := pcp.Success, c.Remaining
-	if a := c.External.Addr(); a.IsValid() {
+func (s *pcpServer) updateResponse(entry hostedEntry, external netip.Addr) []byte {
+	result, lifetime := pcp.Success, entry.Remaining
+	if a := entry.External.Addr(); a.IsValid() {
 		external = a
 	}
 	var reason refusal
 	switch {
-	case c.lostAddress(external):
+	case entry.lostAddress(external):
 		reason.code = pcp.CannotProvideExternal
 	case external.IsUnspecified():
 		reason.code = pcp.NetworkFailure
@@ -303,20 +303,20 @@ func (s *pcpServer) updateResponse(c hostedEntry, external netip.Addr) []byte {
 		result, lifetime = reason.code, s.errorLifetime(reason)
 	}
 	var options pcp.Options
-	if client := c.source.Addr().WithZone(""); client != c.Internal.Addr() {
-		options.ThirdParty = c.Internal.Addr()
+	if client := entry.source.Addr().WithZone(""); client != entry.Internal.Addr() {
+		options.ThirdParty = entry.Internal.Addr()
 	}
 	m := pcp.MapResponse{
-		Result: result, Lifetime: lifetime, Epoch: s.g.epoch(), Nonce: c.nonce, Protocol: c.Protocol,
-		InternalPort: c.Internal.Port(), ExternalPort: c.External.Port(), External: external, Options: options,
+		Result: result, Lifetime: lifetime, Epoch: s.g.epoch(), Nonce: entry.nonce, Protocol: entry.Protocol,
+		InternalPort: entry.Internal.Port(), ExternalPort: entry.External.Port(), External: external, Options: options,
 	}
 	var b []byte
 	var err error
-	if c.Remote.IsValid() {
+	if entry.Remote.IsValid() {
 		b, err = pcp.PeerResponse{
 			Result: m.Result, Lifetime: m.Lifetime, Epoch: m.Epoch, Nonce: m.Nonce, Protocol: m.Protocol,
 			InternalPort: m.InternalPort, ExternalPort: m.ExternalPort, External: m.External,
-			Remote: c.Remote, Options: m.Options,
+			Remote: entry.Remote, Options: m.Options,
 		}.MarshalBinary()
 	} else {
 		b, err = m.MarshalBinary()

@@ -113,6 +113,7 @@ type recorder struct {
 	changed  chan struct{} // closed at the next request
 }
 
+// newRecorder returns a recorder without requests.
 func newRecorder() *recorder {
 	return &recorder{stats: Stats{Requests: make(map[string]int)}, changed: make(chan struct{})}
 }

@@ -44,7 +44,7 @@ func (g *Gateway) Down(protocols ...string) {
 		case serviceUPnP:
 			upnp = true
 		default:
-			panic(fmt.Sprintf("gatewaytest: no protocol %q", name))
+			panic(fmt.Sprintf("gatewaytest: unknown protocol %q", name))
 		}
 	}
 	if shared {
@@ -118,12 +118,13 @@ func (g *Gateway) openUDP(servers []*udpServer) error {
 // must be closed without g.mu. The caller holds g.mu.
 func (g *Gateway) detachUDP() []io.Closer { return detachConns(g.udpServers) }
 
+// detachConns marks the ports of the servers as closed and returns their sockets.
 func detachConns(servers []*udpServer) []io.Closer {
 	var conns []io.Closer
-	for _, p := range servers {
-		if p.conn != nil {
-			conns = append(conns, p.conn)
-			p.conn = nil
+	for _, s := range servers {
+		if s.conn != nil {
+			conns = append(conns, s.conn)
+			s.conn = nil
 		}
 	}
 	return conns
@@ -157,12 +158,14 @@ func listenFree[T any](at netip.AddrPort, listen func(netip.AddrPort) (T, error)
 	return listen(at)
 }
 
+// listenUDP opens a UDP socket at an address.
 func listenUDP(network string, at netip.AddrPort) (*net.UDPConn, error) {
 	return listenFree(at, func(at netip.AddrPort) (*net.UDPConn, error) {
 		return net.ListenUDP(network, net.UDPAddrFromAddrPort(at))
 	})
 }
 
+// listenTCP opens a TCP listener at an address.
 func listenTCP(network string, at netip.AddrPort) (*net.TCPListener, error) {
 	return listenFree(at, func(at netip.AddrPort) (*net.TCPListener, error) {
 		return net.ListenTCP(network, net.TCPAddrFromAddrPort(at))
@@ -175,6 +178,7 @@ func localAddrPort(conn *net.UDPConn) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
+// serve reads datagrams from the socket and handles them, until the socket is closed.
 func (g *Gateway) serve(s *udpServer, conn *net.UDPConn) {
 	buf := make([]byte, maxDatagram)
 	for {

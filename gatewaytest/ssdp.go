@@ -213,6 +213,7 @@ func (s *upnpServer) location(v6 bool) string {
 	return strings.NewReplacer("\r", "", "\n", "").Replace(at)
 }
 
+// currentBootID returns the BOOTID.
 func (s *upnpServer) currentBootID() uint32 {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
@@ -226,6 +227,7 @@ type ssdpMessage struct {
 	quirks   quirks.Search
 }
 
+// newSSDPMessage starts a message with its first line.
 func newSSDPMessage(first string, quirks quirks.Search) *ssdpMessage {
 	m := &ssdpMessage{quirks: quirks}
 	m.eol, m.sep = lineEnds(quirks.LFOnly, quirks.NoSpace)
@@ -233,6 +235,7 @@ func newSSDPMessage(first string, quirks quirks.Search) *ssdpMessage {
 	return m
 }
 
+// add writes a header.
 func (m *ssdpMessage) add(name, value string) {
 	if value == "" {
 		m.b.WriteString(name + ":" + m.eol)
@@ -241,6 +244,7 @@ func (m *ssdpMessage) add(name, value string) {
 	m.b.WriteString(name + m.sep + value + m.eol)
 }
 
+// bytes returns the message.
 func (m *ssdpMessage) bytes() []byte {
 	if !m.quirks.NoBlankLine {
 		m.b.WriteString(m.eol)

@@ -137,6 +137,7 @@ type table struct {
 	nextHighPort int    // not reset by clear, so that a client notices that its entry was lost
 }
 
+// newTable returns an empty table. A limit of 0 means no limit.
 func newTable(c *clock, limit int) *table {
 	return &table{
 		clock: c, limit: limit,
@@ -461,17 +462,17 @@ func (t *table) hostedEntries(lostAddress func(hostedEntry) bool) []hostedEntry 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
-	var all []hostedEntry
+	var entries []hostedEntry
 	for r := range t.rows {
 		if r.host == nil {
 			continue
 		}
-		c := hostedEntry{t.snapshot(r, now), *r.host}
-		all = append(all, c)
-		if lostAddress(c) {
+		entry := hostedEntry{t.snapshot(r, now), *r.host}
+		entries = append(entries, entry)
+		if lostAddress(entry) {
 			t.deleteRow(r)
 		}
 	}
-	slices.SortFunc(all, func(a, b hostedEntry) int { return a.External.Compare(b.External) })
-	return all
+	slices.SortFunc(entries, func(a, b hostedEntry) int { return a.External.Compare(b.External) })
+	return entries
 }

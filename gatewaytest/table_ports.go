@@ -21,7 +21,7 @@ var otherTransport = map[backends.Protocol]backends.Protocol{
 }
 
 // choosePort chooses the external port: the requested port if it is free, otherwise the
-// next free port above it.
+// next free port above it. If no port is requested, it chooses a high port.
 func (t *table) choosePort(spec mappingSpec) (uint16, error) {
 	requested := int(spec.External.Port())
 	if shared := t.rowSharingPort(spec); shared != nil {

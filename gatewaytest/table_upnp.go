@@ -12,8 +12,8 @@ import (
 
 // errReAdd and errSecondPort are errPortTaken for requests that only a quirk refuses.
 var (
-	errReAdd      = fmt.Errorf("%w: the client has it already", errPortTaken)
-	errSecondPort = fmt.Errorf("%w: the client has another port", errPortTaken)
+	errReAdd      = fmt.Errorf("%w: the client already has the mapping", errPortTaken)
+	errSecondPort = fmt.Errorf("%w: the client already has another port", errPortTaken)
 )
 
 // upnpGrantRules are the quirks that grantUPnP applies.
@@ -88,6 +88,7 @@ func (r *row) matchesUPnP(client netip.Addr, remote []pcp.Filter) bool {
 	return isUPnP(r) && !r.Static && r.Internal.Addr() == client && slices.Equal(r.Filters, remote)
 }
 
+// isUPnP reports whether UPnP created the row.
 func isUPnP(r *row) bool { return r.Service == serviceUPnP }
 
 // listed returns the entries that an IGD lists, oldest first: all IPv4 entries except
@@ -105,6 +106,7 @@ func (t *table) listed() []Entry {
 	return all
 }
 
+// isListed reports whether an IGD lists the row.
 func (r *row) isListed() bool {
 	return !r.External.Addr().IsValid() && r.External.Port() != 0 && !r.Remote.IsValid() &&
 		(r.Protocol == backends.TCP || r.Protocol == backends.UDP)
@@ -173,6 +175,7 @@ func (t *table) nextPinholeID() uint16 {
 	return 0
 }
 
+// pinholeSnapshot returns a copy of the row as a pinhole.
 func (t *table) pinholeSnapshot(r *row, now time.Time) pinhole {
 	return pinhole{Entry: t.snapshot(r, now), id: r.id, packets: r.packets}
 }
@@ -208,6 +211,7 @@ func (t *table) setPinholeLifetime(id uint16, client netip.Addr, lifetime time.D
 	return nil
 }
 
+// pinholeRow returns the row of a pinhole. It fails as findPinhole does.
 func (t *table) pinholeRow(id uint16, client netip.Addr) (*row, error) {
 	for r := range t.rows {
 		switch {

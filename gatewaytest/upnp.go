@@ -93,6 +93,7 @@ func (d Device) Byebye() {
 	d.s.g.sendSeries(&d.s.g.cancelNotify, 1, func() { d.s.notify("ssdp:byebye") })
 }
 
+// ssdpAddr returns the address for searches over IPv4 (0) or IPv6 (1).
 func (s *upnpServer) ssdpAddr(i int) netip.AddrPort {
 	if i >= len(s.ssdp) {
 		return netip.AddrPort{}
@@ -100,6 +101,7 @@ func (s *upnpServer) ssdpAddr(i int) netip.AddrPort {
 	return s.ssdp[i].addr
 }
 
+// descriptionURL returns the URL of the description over IPv4 (0) or IPv6 (1).
 func (s *upnpServer) descriptionURL(i int) string {
 	if i >= len(s.httpServers) {
 		return ""

@@ -60,8 +60,8 @@ func (r soapRequest) protocol() backends.Protocol {
 // errReset resets the connection instead of sending a response. errSimulatedCrash also
 // makes the service crash.
 var (
-	errReset          = errors.New("gatewaytest: reset")
-	errSimulatedCrash = errors.New("gatewaytest: crash")
+	errReset          = errors.New("gatewaytest: connection reset")
+	errSimulatedCrash = errors.New("gatewaytest: simulated crash")
 )
 
 // respond executes the request and encodes the response. If afterReset is not nil, the
@@ -246,6 +246,8 @@ func compatibleType(available, requested string) bool {
 	return name == hasName && 1 <= version && version <= hasVersion
 }
 
+// cutVersion splits the version off a device or service type. The version is 0 if there
+// is none.
 func cutVersion(urn string) (name string, version int) {
 	i := strings.LastIndexByte(urn, ':')
 	version, err := strconv.Atoi(urn[i+1:])

@@ -49,6 +49,7 @@ func (s *upnpServer) description(base string) []byte {
 	return d.bytes()
 }
 
+// describeDevice writes the description of a device and of the devices in it.
 func (s *upnpServer) describeDevice(d *document, dev *igdDevice, base string) {
 	d.open("device", "")
 	d.element("deviceType", dev.typ)
@@ -153,6 +154,7 @@ func (s *upnpServer) connections(i int, connected bool) []*igdService {
 	return all
 }
 
+// service returns a service of WAN device i.
 func (s *upnpServer) service(kind serviceKind, version, i int, connected bool) *igdService {
 	v := &igdService{
 		kind: kind, typ: s.urn("service", string(kind), version), connected: connected,
@@ -240,6 +242,7 @@ type document struct {
 // open writes a start tag. The attributes are written as they are.
 func (d *document) open(name, attrs string) { d.b.WriteString("<" + d.prefix + name + attrs + ">") }
 
+// close writes an end tag.
 func (d *document) close(name string) { d.b.WriteString("</" + d.prefix + name + ">") }
 
 // element writes an element with text in it.

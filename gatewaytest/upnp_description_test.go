@@ -198,8 +198,8 @@ func TestUPnPXML(t *testing.T) {
 			t.Parallel()
 			c := startIGD(t, igdQuirks{XML: tt.quirks})
 			_, body := splitResponse(c.get("/rootDesc.xml"))
-			answer, err := c.request("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", "1", "NewProtocol", "TCP")
-			_, fault := splitResponse(answer)
+			response, err := c.request("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", "1", "NewProtocol", "TCP")
+			_, fault := splitResponse(response)
 			for text, want := range map[string][2]string{body: {tt.root, tt.name}, fault: {envelope, tt.fault}} {
 				if !strings.HasPrefix(text, tt.before+want[0]) || !strings.HasSuffix(text, tt.after) || !strings.Contains(text, want[1]) {
 					t.Errorf("got %q, %v, want %q and %q", text, err, tt.before+want[0], want[1])

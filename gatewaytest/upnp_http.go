@@ -79,6 +79,7 @@ func (s *upnpServer) track(server *httpServer, ln *net.TCPListener, c *net.TCPCo
 	return true
 }
 
+// isCurrent reports whether the server still uses the listener.
 func (s *upnpServer) isCurrent(server *httpServer, ln *net.TCPListener) bool {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
@@ -170,6 +171,7 @@ func linger(c *net.TCPConn) {
 	}
 }
 
+// remoteAddrPort returns the address of the client of a connection.
 func remoteAddrPort(c *net.TCPConn) netip.AddrPort {
 	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
@@ -239,6 +241,7 @@ func readRequest(in *bufio.Reader) (httpRequest, error) {
 	}
 }
 
+// readBody reads the body of a request.
 func (r *httpRequest) readBody(in io.Reader) error {
 	if _, ok := r.header("Transfer-Encoding"); ok {
 		return statusError(411)

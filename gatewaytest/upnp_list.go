@@ -71,6 +71,7 @@ func (s *upnpServer) entryArgs(e Entry) []soapArg {
 	}
 }
 
+// protocolName returns the name of a protocol in UPnP.
 func protocolName(p backends.Protocol) string {
 	if p == backends.UDP {
 		return "UDP"
@@ -78,6 +79,7 @@ func protocolName(p backends.Protocol) string {
 	return "TCP"
 }
 
+// flag returns a boolean argument.
 func flag(on bool) string {
 	if on {
 		return "1"

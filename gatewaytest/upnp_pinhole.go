@@ -14,6 +14,7 @@ import (
 // (WANIPv6FirewallControl:1, section 2.3.8).
 const maxPinholeLease = 86400
 
+// firewallStatus returns the status of the firewall.
 func (s *upnpServer) firewallStatus(soapCall) ([]soapArg, error) {
 	rules := s.config.Firewall
 	return []soapArg{
@@ -51,6 +52,7 @@ func (s *upnpServer) addPinhole(c soapCall) ([]soapArg, error) {
 	return []soapArg{{"UniqueID", strconv.Itoa(int(h.id))}}, nil
 }
 
+// parsePinholeSpec parses the requested pinhole and checks it.
 func (s *upnpServer) parsePinholeSpec(c soapCall) (mappingSpec, error) {
 	ports, err := c.numbers("RemotePort", "InternalPort", "Protocol")
 	if err != nil {
@@ -93,6 +95,8 @@ func (s *upnpServer) parsePinholeSpec(c soapCall) (mappingSpec, error) {
 	}}, nil
 }
 
+// pinholeRemote parses the remote host that a pinhole admits. The zero Addr means any
+// host.
 func pinholeRemote(c soapCall) (netip.Addr, error) {
 	text := strings.TrimSpace(c.args["RemoteHost"])
 	if text == "" || text == "*" {
@@ -108,6 +112,7 @@ func pinholeRemote(c soapCall) (netip.Addr, error) {
 	return remote, nil
 }
 
+// pinholeLease parses the lease time of a pinhole.
 func pinholeLease(c soapCall, name string) (time.Duration, error) {
 	n, err := c.number(name, 32)
 	if err != nil || n < 1 || n > maxPinholeLease {
@@ -116,6 +121,7 @@ func pinholeLease(c soapCall, name string) (time.Duration, error) {
 	return time.Duration(n) * time.Second, nil
 }
 
+// updatePinhole changes the lease of a pinhole.
 func (s *upnpServer) updatePinhole(c soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
@@ -127,6 +133,7 @@ func (s *upnpServer) updatePinhole(c soapCall) ([]soapArg, error) {
 	return nil, s.setPinholeLifetime(c, s.g.config.lifetime(lease))
 }
 
+// deletePinhole deletes a pinhole.
 func (s *upnpServer) deletePinhole(c soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
@@ -134,6 +141,8 @@ func (s *upnpServer) deletePinhole(c soapCall) ([]soapArg, error) {
 	return nil, s.setPinholeLifetime(c, 0)
 }
 
+// setPinholeLifetime changes the lifetime of the pinhole that the arguments identify; 0
+// deletes it.
 func (s *upnpServer) setPinholeLifetime(c soapCall, lease time.Duration) error {
 	id, err := c.number("UniqueID", 16)
 	if err != nil {
@@ -155,6 +164,7 @@ func (s *upnpServer) pinholeFault(err error) error {
 	return soapFault(704)
 }
 
+// namedPinhole returns the pinhole that the arguments identify.
 func (s *upnpServer) namedPinhole(c soapCall) (pinhole, error) {
 	id, err := c.number("UniqueID", 16)
 	if err != nil {
@@ -164,6 +174,7 @@ func (s *upnpServer) namedPinhole(c soapCall) (pinhole, error) {
 	return h, s.pinholeFault(err)
 }
 
+// pinholePackets returns the number of connections and datagrams through a pinhole.
 func (s *upnpServer) pinholePackets(c soapCall) ([]soapArg, error) {
 	h, err := s.namedPinhole(c)
 	return []soapArg{{"PinholePackets", strconv.FormatUint(h.packets, 10)}}, err

@@ -73,6 +73,8 @@ func parseEnvelope(body []byte, action string) (args map[string]string, spaced b
 	return args, spaced, nil
 }
 
+// inAction reports whether the path of an element begins with the element of the
+// action.
 func inAction(path []string, action string) bool {
 	return path[0] == "Envelope" && path[1] == "Body" && path[2] == action
 }
@@ -102,6 +104,7 @@ var faultTexts = map[soapFault]string{
 	730: "PortMappingNotFound", 732: "WildCardNotPermittedInIntPort", 733: "InconsistentParameters",
 }
 
+// text returns the description of the fault.
 func (f soapFault) text() string {
 	if text, ok := faultTexts[f]; ok {
 		return text
@@ -126,6 +129,7 @@ func (s *upnpServer) envelope(write func(d *document)) []byte {
 	return d.bytes()
 }
 
+// soapPrefix returns the namespace prefix of envelopes, including the colon.
 func (s *upnpServer) soapPrefix() string {
 	if p := s.config.FaultForm.Prefix; p != "" {
 		return p + ":"

@@ -49,6 +49,7 @@ func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
 	}, nil
 }
 
+// connectionType returns the type of the connection.
 func (s *upnpServer) connectionType(c soapCall) ([]soapArg, error) {
 	kind := "IP_Routed"
 	if c.service.kind == wanPPP {
@@ -57,6 +58,7 @@ func (s *upnpServer) connectionType(c soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewConnectionType", kind}, {"NewPossibleConnectionTypes", kind}}, nil
 }
 
+// natStatus reports that NAT is enabled and that RSIP is not available.
 func (s *upnpServer) natStatus(soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewRSIPAvailable", "0"}, {"NewNATEnabled", "1"}}, nil
 }
