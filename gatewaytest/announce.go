@@ -57,10 +57,10 @@ func (g *Gateway) sendSeries(current *context.CancelFunc, count int, round func(
 	}
 	g.spawn(func() {
 		defer cancel()
-		gap := firstInterval
+		interval := firstInterval
 		for range count - 1 {
 			select {
-			case <-time.After(gap):
+			case <-time.After(interval):
 			case <-ctx.Done():
 				return
 			case <-g.done:
@@ -70,31 +70,31 @@ func (g *Gateway) sendSeries(current *context.CancelFunc, count int, round func(
 				return
 			}
 			round()
-			gap = min(2*gap, maxInterval)
+			interval = min(2*interval, maxInterval)
 		}
 	})
 }
 
 // announceOnce sends one round of announcements, unless the gateway is down.
 func (g *Gateway) announceOnce() {
-	hint, _ := pcp.AnnounceResponse{Epoch: g.epoch()}.MarshalBinary()
-	as := g.config.Quirks.AnnounceAs
+	pcpAnnouncement, _ := pcp.AnnounceResponse{Epoch: g.epoch()}.MarshalBinary()
+	form := g.config.Quirks.AnnounceAs
 	switch {
 	case !g.supports(serviceNATPMP) && !g.supports(servicePCP):
 		return
-	case !g.supports(serviceNATPMP) && as == quirks.AnnounceNATPMP:
-		as = quirks.AnnouncePCP
+	case !g.supports(serviceNATPMP) && form == quirks.AnnounceNATPMP:
+		form = quirks.AnnouncePCP
 	}
 	if to := g.config.Announce; hasPort(to) {
-		if as != quirks.AnnouncePCP {
+		if form != quirks.AnnouncePCP {
 			g.announceTo(to, g.natpmp.externalAddrResponse(int(natpmp.Success)))
 		}
-		if as != quirks.AnnounceNATPMP {
-			g.announceTo(to, hint)
+		if form != quirks.AnnounceNATPMP {
+			g.announceTo(to, pcpAnnouncement)
 		}
 	}
 	if to := g.config.Announce6; hasPort(to) {
-		g.announceTo(to, hint)
+		g.announceTo(to, pcpAnnouncement)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 type Config struct {
 	// Protocols lists the protocols that the gateway supports: "natpmp", "pcp" and
 	// "upnp". Nil or empty means all. A gateway that supports only one of NAT-PMP and
-	// PCP answers requests of the other with an unsupported-version error, as the
+	// PCP responds to requests of the other with an unsupported-version error, as the
 	// standards require.
 	Protocols []string
 	// Listen is the IPv4 address at which the gateway receives NAT-PMP and PCP requests.
@@ -65,8 +65,8 @@ type Config struct {
 	// same time.
 	Admit func(netip.Addr) bool
 	// Uptime is the time for which the gateway has been up when it starts: the epoch
-	// that NAT-PMP and PCP report, and the uptime that UPnP reports. Zero means one day.
-	// A client that has seen this epoch once can detect a restart immediately.
+	// that NAT-PMP and PCP report, and the uptime that UPnP reports. Zero means one day,
+	// so that a client that has seen the epoch once detects a restart immediately.
 	Uptime time.Duration
 	// ManualClock stops the gateway's clock: only Advance moves it.
 	ManualClock bool
@@ -83,7 +83,7 @@ var (
 	defaultOutside6 = netip.MustParseAddr("2001:db8::100")
 )
 
-// withDefaults replaces zero values by their defaults and returns an error if a value is
+// withDefaults replaces zero values with their defaults and returns an error if a value is
 // invalid.
 func (c Config) withDefaults() (Config, error) {
 	if !c.Listen.Addr().IsValid() {
@@ -162,7 +162,7 @@ func (c Config) lifetime(requested time.Duration) time.Duration {
 	return granted
 }
 
-// upnpDefaults replaces zero values by their defaults and returns an error if a value is
+// upnpDefaults replaces zero values with their defaults and returns an error if a value is
 // invalid.
 func upnpDefaults(u quirks.UPnP) (quirks.UPnP, error) {
 	if u.Version == 0 {

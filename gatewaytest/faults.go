@@ -115,8 +115,8 @@ func (f *faults) consume(in *activeFault) bool {
 // has handled the request. ok is false if the gateway was closed meanwhile.
 func (f *faults) enterQueue(hold <-chan struct{}, closed <-chan struct{}) (done func(), ok bool) {
 	f.mu.Lock()
-	before := f.tail
-	if before == nil && hold == nil {
+	previous := f.tail
+	if previous == nil && hold == nil {
 		f.mu.Unlock()
 		return func() {}, true
 	}
@@ -124,7 +124,7 @@ func (f *faults) enterQueue(hold <-chan struct{}, closed <-chan struct{}) (done 
 	f.tail = handled
 	f.mu.Unlock()
 	done = func() { close(handled) }
-	for _, c := range []<-chan struct{}{before, hold} {
+	for _, c := range []<-chan struct{}{previous, hold} {
 		if c == nil {
 			continue
 		}

@@ -167,13 +167,13 @@ func (g *Gateway) Addr6() netip.AddrPort {
 }
 
 // AnnounceAddr returns the address to which NAT-PMP and PCP announcements are sent, for
-// a listener such as forward.TestNetwork.Announce. It is [Config.Announce], or the
-// address that the gateway chose if that is zero.
+// a listener such as forward.TestNetwork.Announce. It is [Config.Announce] or, if
+// that is zero, the address that the gateway chose.
 func (g *Gateway) AnnounceAddr() netip.AddrPort { return g.config.Announce }
 
 // NotifyAddr returns the address to which UPnP notifications are sent, for a listener
-// such as forward.TestNetwork.Notify. It is [Config.Notify], or the address that the
-// gateway chose if that is zero.
+// such as forward.TestNetwork.Notify. It is [Config.Notify] or, if that is zero, the
+// address that the gateway chose.
 func (g *Gateway) NotifyAddr() netip.AddrPort { return g.config.Notify }
 
 // External returns the virtual external address. 0.0.0.0 means that the gateway has no

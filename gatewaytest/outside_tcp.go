@@ -98,7 +98,8 @@ func (c *tcpConn) Close() error {
 func (c *tcpConn) CloseWrite() error { return c.inner.CloseWrite() }
 
 // CloseRead closes the reading side of the connection.
-func (c *tcpConn) CloseRead() error                   { return c.inner.CloseRead() }
+func (c *tcpConn) CloseRead() error { return c.inner.CloseRead() }
+
 func (c *tcpConn) LocalAddr() net.Addr                { return c.local }
 func (c *tcpConn) RemoteAddr() net.Addr               { return c.remote }
 func (c *tcpConn) SetDeadline(t time.Time) error      { return c.inner.SetDeadline(t) }

@@ -40,7 +40,8 @@ type Request struct {
 	// Op is the operation that is requested, independent of the protocol:
 	//
 	//   - "map" creates or renews a mapping or a pinhole.
-	//   - "unmap" deletes one mapping, with NAT-PMP possibly all mappings of the client, with UPnP possibly those of a range.
+	//   - "unmap" deletes one mapping. With NAT-PMP, it can be all mappings of the client;
+	//     with UPnP, it can be those of a range.
 	//   - "external address" requests the external address (NAT-PMP and UPnP).
 	//   - "peer" and "announce" are the PCP operations of these names.
 	//   - "search" is an SSDP search.
@@ -56,7 +57,8 @@ type Request struct {
 	// Protocol is the protocol to map. It is zero if Op is not "map", "unmap" or "peer",
 	// and for mappings of all protocols.
 	Protocol backends.Protocol
-	Source   netip.AddrPort
+	// Source is the address from which the request came.
+	Source netip.AddrPort
 	// Raw is the datagram, or the HTTP request. Do not change it.
 	Raw []byte
 	// Answered reports whether the gateway had a response to the request. It is set in

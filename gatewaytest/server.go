@@ -30,11 +30,12 @@ type udpServer struct {
 }
 
 // Down closes the ports of the named protocols, or of all protocols if none is named. It
-// simulates a router on which port mapping is switched off or whose service has crashed:
-// clients receive an ICMP error, or their connections are refused; open UPnP connections
-// are closed; and no notification is sent. NAT-PMP and PCP share a port, over IPv6 too,
-// so that either name closes it. Forwarding continues. Down panics if a name is none of
-// "natpmp", "pcp" and "upnp".
+// simulates a router on which port mapping is switched off or whose service has crashed.
+// Clients receive an ICMP error, or their connections are refused. Open UPnP connections
+// are closed, and no notification is sent. Forwarding continues.
+//
+// NAT-PMP and PCP share a port, over IPv6 too, so that either name closes it. Down panics
+// if a name is none of "natpmp", "pcp" and "upnp".
 func (g *Gateway) Down(protocols ...string) {
 	shared, upnp := len(protocols) == 0, len(protocols) == 0
 	for _, name := range protocols {

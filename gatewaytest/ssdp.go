@@ -261,12 +261,12 @@ func (s *upnpServer) notify(kind string) {
 		return
 	}
 	v6 := to.Addr().Is6()
-	p := s.ssdp[0]
+	server := s.ssdp[0]
 	if v6 {
-		p = s.ssdp[len(s.ssdp)-1]
+		server = s.ssdp[len(s.ssdp)-1]
 	}
 	s.g.mu.Lock()
-	conn, boot := p.conn, s.bootID
+	conn, bootID := server.conn, s.bootID
 	s.g.mu.Unlock()
 	if conn == nil {
 		return
@@ -284,10 +284,10 @@ func (s *upnpServer) notify(kind string) {
 		m.add("NT", t.target)
 		m.add("NTS", kind)
 		m.add("USN", t.usn)
-		m.add("BOOTID.UPNP.ORG", fmt.Sprint(boot))
+		m.add("BOOTID.UPNP.ORG", fmt.Sprint(bootID))
 		m.add("CONFIGID.UPNP.ORG", "1")
 		if kind == "ssdp:update" {
-			m.add("NEXTBOOTID.UPNP.ORG", fmt.Sprint(boot+1))
+			m.add("NEXTBOOTID.UPNP.ORG", fmt.Sprint(bootID+1))
 		}
 		s.g.record.count(func(s *Stats) { s.Notifications++ })
 		_, _ = conn.WriteToUDPAddrPort(m.bytes(), to)

@@ -241,9 +241,9 @@ func (s *upnpServer) findAction(v *igdService, action string) soapAction {
 // as the type requested. The types must be the same, and the requested version must not
 // be higher.
 func compatibleType(available, requested string) bool {
-	hasName, hasVersion := cutVersion(available)
+	availableName, availableVersion := cutVersion(available)
 	name, version := cutVersion(requested)
-	return name == hasName && 1 <= version && version <= hasVersion
+	return name == availableName && 1 <= version && version <= availableVersion
 }
 
 // cutVersion splits the version off a device or service type. The version is 0 if there

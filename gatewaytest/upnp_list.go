@@ -79,7 +79,7 @@ func protocolName(p backends.Protocol) string {
 	return "TCP"
 }
 
-// flag returns a boolean argument.
+// flag returns the text of a boolean argument.
 func flag(on bool) string {
 	if on {
 		return "1"

@@ -180,7 +180,7 @@ func (s *upnpServer) pinholePackets(c soapCall) ([]soapArg, error) {
 	return []soapArg{{"PinholePackets", strconv.FormatUint(h.packets, 10)}}, err
 }
 
-// checkPinhole reports only whether the pinhole has had traffic.
+// checkPinhole reports the pinhole as working if it has had traffic.
 func (s *upnpServer) checkPinhole(c soapCall) ([]soapArg, error) {
 	h, err := s.namedPinhole(c)
 	if err == nil && (h.packets == 0 || s.config.Firewall.NeverWorking) {

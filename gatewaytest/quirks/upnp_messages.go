@@ -166,7 +166,7 @@ type FaultForm struct {
 	CodeSpaces bool
 	// StatusOK sends faults with HTTP status 200.
 	StatusOK bool
-	// Code is sent in place of every other fault code, such as -911. Zero means the
-	// right code.
+	// Code is the fault code, such as -911, that is sent in place of every other. Zero
+	// means the right code.
 	Code int
 }
