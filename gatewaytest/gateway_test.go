@@ -92,6 +92,7 @@ type announceListener struct {
 	gw *gatewaytest.Gateway
 }
 
+// startAnnounceListener opens a socket, and starts a gateway that announces to it.
 func startAnnounceListener(t *testing.T, config gatewaytest.Config) announceListener {
 	t.Helper()
 	pc, _ := listenUDP(t)
@@ -99,6 +100,7 @@ func startAnnounceListener(t *testing.T, config gatewaytest.Config) announceList
 	return announceListener{t, pc, startReference(t, config)}
 }
 
+// expect checks that the next announcements, in hex, are these.
 func (a announceListener) expect(want ...string) {
 	a.t.Helper()
 	for _, want := range want {

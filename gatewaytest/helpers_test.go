@@ -29,6 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // passed.
 const testTimeout = 20 * time.Second
 
+// startGateway starts a gateway and closes it when the test ends.
 func startGateway(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	gw, err := gatewaytest.Start(config)
@@ -43,6 +44,7 @@ func startGateway(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway 
 	return gw
 }
 
+// testContext returns a context that ends after testTimeout.
 func testContext(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
@@ -55,6 +57,7 @@ type host struct {
 	*net.UDPConn
 }
 
+// newHost returns a LAN host whose socket is connected to the NAT-PMP and PCP port.
 func newHost(t *testing.T, gw *gatewaytest.Gateway) host {
 	t.Helper()
 	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(gw.Addr()))
@@ -91,6 +94,7 @@ func (h host) receive() string {
 	return hex.EncodeToString(b[:n])
 }
 
+// request sends a packet and returns the response.
 func (h host) request(packet string) string {
 	h.t.Helper()
 	h.send(packet)
@@ -115,6 +119,7 @@ func (h host) expect(packet, want string) {
 	}
 }
 
+// externalPort returns an external endpoint for AddMapping.
 func externalPort(p uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.Addr{}, p)
 }
@@ -140,8 +145,10 @@ func onlyEntry(t *testing.T, gw *gatewaytest.Gateway) gatewaytest.Entry {
 	return all[0]
 }
 
+// otherHost is an internal endpoint of another host on the LAN.
 var otherHost = netip.MustParseAddrPort("127.0.0.99:9")
 
+// otherHostEntry returns an entry of otherHost.
 func otherHostEntry(p backends.Protocol, port uint16) gatewaytest.Entry {
 	return gatewaytest.Entry{Protocol: p, Internal: otherHost, External: externalPort(port)}
 }
@@ -158,6 +165,7 @@ type igdClient struct {
 	service  string
 }
 
+// The service types and the control path of WANIPConnection.
 const (
 	ipConnection  = "urn:schemas-upnp-org:service:WANIPConnection:2"
 	ipConnection1 = "urn:schemas-upnp-org:service:WANIPConnection:1"
@@ -171,6 +179,7 @@ const (
 	connClosed = -2
 )
 
+// newIGDClient returns a client for WANIPConnection.
 func newIGDClient(t *testing.T, gw *gatewaytest.Gateway) igdClient {
 	t.Helper()
 	return igdClient{t, gw, "127.0.0.1", hostPort(t, gw.UPnP().DescriptionURL()), ipPath, ipConnection1}
@@ -182,6 +191,7 @@ func startIGD(t *testing.T, u igdQuirks) igdClient {
 	return newIGDClient(t, startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true}))
 }
 
+// hostPort returns the host and port of a URL.
 func hostPort(t *testing.T, url string) string {
 	t.Helper()
 	rest, ok := strings.CutPrefix(url, "http://")
@@ -268,6 +278,7 @@ var (
 	errorCode       = regexp.MustCompile(`errorCode>\s*(-?\d+)\s*</`)
 )
 
+// parseArguments returns the arguments in a response.
 func parseArguments(text string) map[string]string {
 	args := make(map[string]string)
 	for _, m := range argumentElement.FindAllStringSubmatch(text, -1) {
@@ -276,6 +287,8 @@ func parseArguments(text string) map[string]string {
 	return args
 }
 
+// faultCode returns the fault code in a response. It returns 0 for success, and fails if
+// the response is neither a success nor a fault.
 func faultCode(t *testing.T, text string) int {
 	t.Helper()
 	m := errorCode.FindStringSubmatch(text)
@@ -312,28 +325,33 @@ func (c igdClient) add(pairs ...string) int {
 	return code
 }
 
+// addAny is like add, but calls AddAnyPortMapping and also returns the port.
 func (c igdClient) addAny(pairs ...string) (string, int) {
 	c.t.Helper()
 	args, code := c.call("AddAnyPortMapping", addArguments(pairs...)...)
 	return args["NewReservedPort"], code
 }
 
+// remove deletes a mapping and returns the fault code.
 func (c igdClient) remove(protocol, port string) int {
 	c.t.Helper()
 	_, code := c.call("DeletePortMapping", "NewRemoteHost", "", "NewExternalPort", port, "NewProtocol", protocol)
 	return code
 }
 
+// lookup returns a mapping by its port, and the fault code.
 func (c igdClient) lookup(protocol, port string) (map[string]string, int) {
 	c.t.Helper()
 	return c.call("GetSpecificPortMappingEntry", "NewRemoteHost", "", "NewExternalPort", port, "NewProtocol", protocol)
 }
 
+// byIndex returns a mapping by its index, and the fault code.
 func (c igdClient) byIndex(i uint32) (map[string]string, int) {
 	c.t.Helper()
 	return c.call("GetGenericPortMappingEntry", "NewPortMappingIndex", strconv.FormatUint(uint64(i), 10))
 }
 
+// listRange returns the listing of a range of TCP ports, and the fault code.
 func (c igdClient) listRange(from, to string) (string, int) {
 	c.t.Helper()
 	args, code := c.call("GetListOfPortMappings", "NewStartPort", from, "NewEndPort", to, "NewProtocol", "TCP", "NewManage", "1", "NewNumberOfPorts", "0")
@@ -373,15 +391,19 @@ func isConnRefused(err error) bool {
 	return isErrno(err, syscall.ECONNREFUSED) || isErrno(err, syscall.Errno(10061))
 }
 
+// second returns its second argument.
 func second[T, U any](_ T, v U) U { return v }
 
+// first returns its first argument.
 func first[T, U any](v T, _ U) T { return v }
 
+// isTimeout reports whether the error is a timeout.
 func isTimeout(err error) bool {
 	var e net.Error
 	return errors.As(err, &e) && e.Timeout()
 }
 
+// splitResponse splits an HTTP response into its header and its body.
 func splitResponse(response string) (header, body string) {
 	header, body, _ = strings.Cut(response, "\r\n\r\n")
 	return header, body

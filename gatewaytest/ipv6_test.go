@@ -122,8 +122,7 @@ func TestPinholeUDP(t *testing.T) {
 	if err != nil || string(b[:n]) != "you" || from.String() != to.String() {
 		t.Errorf("got %q from %v, %v", b[:n], from, err)
 	}
-	// An IPv6 socket cannot reach an IPv4 mapping, and an IPv4 socket cannot reach an
-	// IPv6 host.
+	// An IPv6 socket cannot reach an IPv4 mapping.
 	_, _ = out.WriteTo([]byte("lost"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("45.45.45.1:8080")))
 	if s := gw.Stats(); s.Lost != 2 || s.Datagrams != 1 {
 		t.Errorf("stats %+v", s)
@@ -202,6 +201,8 @@ func startFirewallClient(t *testing.T, config gatewaytest.Config) (igdClient, ho
 	return igdClient{t, gw, "::1", hostPort(t, gw.UPnP().DescriptionURL6()), "/ctl/0/WANIPv6FirewallControl", firewallService}, h
 }
 
+// addPinhole opens a pinhole for TCP port 8080 of ::1 for one hour, unless the pairs
+// change this, and returns its UniqueID and the fault code.
 func (c igdClient) addPinhole(pairs ...string) (id string, code int) {
 	c.t.Helper()
 	args := []string{"RemoteHost", "", "RemotePort", "0", "InternalClient", "::1", "InternalPort", "8080", "Protocol", "6", "LeaseTime", "3600"}
@@ -216,6 +217,7 @@ func (c igdClient) addPinhole(pairs ...string) (id string, code int) {
 	return got["UniqueID"], code
 }
 
+// pinholeAction calls an action on a pinhole and returns the fault code.
 func (c igdClient) pinholeAction(action, id string, more ...string) int {
 	c.t.Helper()
 	_, code := c.call(action, append([]string{"UniqueID", id}, more...)...)
@@ -259,6 +261,7 @@ func TestUPnPPinhole(t *testing.T) {
 	}
 }
 
+// parsePort parses a decimal port.
 func parsePort(t *testing.T, text string) uint16 {
 	t.Helper()
 	var n uint16

@@ -86,6 +86,7 @@ func listenTCP(t *testing.T) (net.Listener, uint16) {
 	return ln, ln.Addr().(*net.TCPAddr).AddrPort().Port()
 }
 
+// listenUDP opens a UDP socket on the LAN.
 func listenUDP(t *testing.T) (net.PacketConn, uint16) {
 	t.Helper()
 	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -113,6 +114,7 @@ func (h host) mapPort(op byte, internal uint16, seconds uint32) {
 	}
 }
 
+// dial connects an outside host to external port 8080.
 func dial(t *testing.T, gw *gatewaytest.Gateway, network string) net.Conn {
 	t.Helper()
 	c, err := gw.Dial(testContext(t), network, "45.45.45.1:8080")
@@ -126,6 +128,7 @@ func dial(t *testing.T, gw *gatewaytest.Gateway, network string) net.Conn {
 	return c
 }
 
+// checkRefused checks that a connection to external TCP port 8080 is refused.
 func checkRefused(t *testing.T, gw *gatewaytest.Gateway) {
 	t.Helper()
 	c, err := gw.Dial(testContext(t), "tcp", "45.45.45.1:8080")
@@ -188,6 +191,7 @@ func TestOutsideTCP(t *testing.T) {
 	checkRefused(t, gw)
 }
 
+// randomBytes returns n pseudorandom bytes.
 func randomBytes(n int, seed uint64) []byte {
 	b := make([]byte, n)
 	r := rand.New(rand.NewPCG(seed, 0))

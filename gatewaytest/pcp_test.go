@@ -15,7 +15,7 @@ import (
 
 var (
 	nonceA, nonceB = pcp.Nonce{1, 2, 3}, pcp.Nonce{9, 8, 7}
-	clearFilters   pcp.Filter
+	clearFilters   pcp.Filter // a filter without a prefix deletes all filters
 )
 
 // client returns the address of the host.
@@ -35,6 +35,7 @@ func (h host) pcp(edit func(*pcp.MapRequest)) pcp.MapResponse {
 	return h.roundTrip(m)
 }
 
+// roundTrip sends a MAP request and returns the response.
 func (h host) roundTrip(m pcp.MapRequest) pcp.MapResponse {
 	h.t.Helper()
 	b, err := m.MarshalBinary()
@@ -272,13 +273,13 @@ func TestPCPOptionsEchoed(t *testing.T) {
 
 func TestPCPAnnounceQuirks(t *testing.T) {
 	t.Parallel()
-	const question = "02000000 00000000 00000000 00000000 0000ffff 7f000001"
+	const request = "02000000 00000000 00000000 00000000 0000ffff 7f000001"
 	for reply, q := range map[string]quirks.PCP{
 		"02800000 00000000 000004d2 00000000 00000000 00000000": {},
 		"02800004 00000708 000004d2 00000000 0000ffff 7f000001": {AnnounceUnsupported: true},
 		"": {NoAnnounce: true},
 	} {
-		newHost(t, startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: q}})).expect(question, reply)
+		newHost(t, startReference(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: q}})).expect(request, reply)
 	}
 }
 
@@ -327,6 +328,7 @@ func TestVersionNegotiation(t *testing.T) {
 	}
 }
 
+// peer sends a PEER request, as changed by edit, and returns the response.
 func peer(h host, edit func(*pcp.PeerRequest)) pcp.PeerResponse {
 	h.t.Helper()
 	m := pcp.PeerRequest{

@@ -26,12 +26,14 @@ type searcher struct {
 	to netip.AddrPort
 }
 
+// startSearcher starts a gateway with these quirks, and returns a host that searches it.
 func startSearcher(t *testing.T, u igdQuirks) searcher {
 	t.Helper()
 	gw := startGateway(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: u}, ManualClock: true})
 	return searcher{t, gw, udpSocket(t, "127.0.0.1:0"), gw.SSDP()}
 }
 
+// udpSocket opens a UDP socket at an address.
 func udpSocket(t *testing.T, at string) *net.UDPConn {
 	t.Helper()
 	pc, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at)))
@@ -43,6 +45,7 @@ func udpSocket(t *testing.T, at string) *net.UDPConn {
 	return pc
 }
 
+// send sends a datagram to the SSDP port.
 func (s searcher) send(raw string) {
 	s.t.Helper()
 	if _, err := s.pc.WriteToUDPAddrPort([]byte(raw), s.to); err != nil {
@@ -50,6 +53,7 @@ func (s searcher) send(raw string) {
 	}
 }
 
+// receive returns the next datagram and its source.
 func (s searcher) receive() (string, netip.AddrPort) {
 	s.t.Helper()
 	b := make([]byte, 9000)
@@ -105,6 +109,7 @@ func TestSSDPResponse(t *testing.T) {
 	}
 }
 
+// header returns the value of a header in a message, or an empty string.
 func header(message, name string) string {
 	for _, line := range strings.Split(message, "\r\n") {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
@@ -134,11 +139,11 @@ func TestSSDPAll(t *testing.T) {
 	for version, u := range map[string]igdQuirks{
 		"1": {Version: 1}, "2": {}, "1 ": {Search: quirks.Search{Version: 1}, Description: quirks.Description{DSLForum: true}},
 	} {
-		version, firewall := strings.TrimSpace(version), u.Version != 1
+		version, hasFirewall := strings.TrimSpace(version), u.Version != 1
 		s := startSearcher(t, u)
 		s.send(searchFor("ssdp:all"))
 		want := searchTargets(version)
-		if version == "1" && firewall {
+		if version == "1" && hasFirewall {
 			want = append(want, searchTargets("2")[10])
 		}
 		for _, want := range want {
@@ -155,14 +160,14 @@ func TestSSDPAll(t *testing.T) {
 // no response.
 func TestSSDPUnanswered(t *testing.T) {
 	t.Parallel()
-	type search_ = quirks.Search
+	type searchQuirks = quirks.Search
 	unicast := strings.Replace(searchFor(igd1), "239.255.255.250:1900", "127.0.0.1:1900", 1)
 	unicast6 := strings.Replace(searchFor(igd1), "239.255.255.250:1900", "[FF02::C]:1900", 1)
 	for name, tt := range map[string]struct {
-		quirks search_
+		quirks searchQuirks
 		raw    []string
 	}{
-		"invalid or for another target": {search_{}, []string{
+		"invalid or for another target": {searchQuirks{}, []string{
 			"\x00\x00", "garbage", "NOTIFY * HTTP/1.1\r\n\r\n",
 			strings.Replace(searchFor(igd1), "MAN: \"ssdp:discover\"\r\n", "", 1),
 			strings.Replace(searchFor(igd1), `"ssdp:discover"`, `ssdp:discover`, 1),
@@ -176,10 +181,10 @@ func TestSSDPUnanswered(t *testing.T) {
 			searchFor("urn:schemas-upnp-org:service:WANPPPConnection:1"),
 			searchFor("uuid:other"),
 		}},
-		"multicast only": {search_{MulticastOnly: true}, []string{unicast, strings.Replace(unicast, "127.0.0.1:1900", "", 1)}},
-		"unicast only":   {search_{UnicastOnly: true}, []string{searchFor(igd1), unicast6}},
-		"no version 2":   {search_{NoIGD2: true}, []string{searchFor(igd2)}},
-		"version 1":      {search_{Version: 1}, []string{searchFor(igd2)}},
+		"multicast only": {searchQuirks{MulticastOnly: true}, []string{unicast, strings.Replace(unicast, "127.0.0.1:1900", "", 1)}},
+		"unicast only":   {searchQuirks{UnicastOnly: true}, []string{searchFor(igd1), unicast6}},
+		"no version 2":   {searchQuirks{NoIGD2: true}, []string{searchFor(igd2)}},
+		"version 1":      {searchQuirks{Version: 1}, []string{searchFor(igd2)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -3,10 +3,10 @@
 // gatewaytest.Config.Quirks.
 //
 // Real IGDs differ from each other in many ways, and nearly every field of [UPnP]
-// describes the behavior of a real device: how it responds to searches ([Search]), how
-// it describes itself ([Description]), how it encodes messages ([Wire], [XML],
-// [FaultForm]), what it requires of requests ([Demands]), and how it treats mappings
-// ([Leases], [Rules], [Listing], [Status], [Firewall]). All quirks can be combined:
+// describes the behavior of a real device: its responses to searches ([Search]), its
+// description ([Description]), the encoding of its messages ([Wire], [XML], [FaultForm]),
+// its requirements on requests ([Demands]), and its handling of mappings ([Leases],
+// [Rules], [Listing], [Status], [Firewall]). All quirks can be combined:
 //
 //	quirks.Quirks{UPnP: quirks.UPnP{
 //		Version: 1,
