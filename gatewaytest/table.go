@@ -14,7 +14,7 @@ import (
 
 // Entry is an entry of the gateway's table.
 type Entry struct {
-	// Protocol is the transport protocol, such as TCP or UDP. For 0, see Internal.
+	// Protocol is the transport protocol, such as TCP or UDP. 0 means all protocols.
 	Protocol backends.Protocol
 	// Internal is the endpoint to which inbound traffic is forwarded. Port 0 means all
 	// ports. If Protocol is 0 too, it means all protocols. External then has port 0 as
