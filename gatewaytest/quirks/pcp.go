@@ -3,10 +3,6 @@ package quirks
 // PCP has the options and quirks of the PCP server. The zero value follows RFC 6887, and
 // grants mappings even if the external address is private.
 type PCP struct {
-	// Off has no effect. For a gateway that supports only NAT-PMP, omit "pcp" from
-	// gatewaytest.Config.Protocols: it responds to other versions as
-	// [NATPMP.VersionError] defines.
-	Off bool
 	// ThirdParty permits every client to map for other hosts. By default, the option is
 	// refused with result 5, as home routers do.
 	ThirdParty bool
