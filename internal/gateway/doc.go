@@ -15,7 +15,9 @@
 //
 // The owner calls nothing of the user's. It tells its clients by a Sink that never blocks.
 //
-// To read it: entry.go has the state, flow.go how requests run, establish.go a first
-// request, renew.go renewals and restarts, delete.go the end of mappings, and owner.go how
-// owners begin and end.
+// The files by subject: entry.go has the table of entries, handle.go what a Forwarder holds,
+// loop.go the loop and the flows that make requests, create.go a first request, port.go the
+// choice of external ports, renew.go renewals and restarts, delete.go deletions and restored
+// mappings, backend.go the protocols, probe.go the search for a backend that replies, client.go
+// the interface to Forwarders, and owner.go how owners start and stop.
 package gateway
