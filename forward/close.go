@@ -13,7 +13,7 @@ import (
 )
 
 // longestClose bounds Close while the gateway keeps answering.
-const longestClose = 15 * time.Second
+const maxCloseTime = 15 * time.Second
 
 // closeContext bounds the wait of a Close. Without a deadline of the caller's it ends
 // CloseTimeout after the gateway last answered, after longestClose at the latest.
@@ -30,7 +30,7 @@ func (f *Forwarder) closeContext(ctx context.Context, answered func() time.Time)
 	mu.Lock()
 	defer mu.Unlock()
 	timer = time.AfterFunc(timeout, func() {
-		wait := min(time.Until(answered().Add(timeout)), time.Until(begun.Add(max(longestClose, timeout))))
+		wait := min(time.Until(answered().Add(timeout)), time.Until(begun.Add(max(maxCloseTime, timeout))))
 		if wait <= 0 {
 			cancel(&gateway.TimeoutError{After: time.Since(begun).Round(time.Millisecond)})
 			return
@@ -60,8 +60,8 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 		if !f.loop.Do(func() { c = f.release(m, false) }) {
 			return nil // another took its place, and the Forwarder has ended
 		}
-		defer f.loop.Post(f.tidy)
-		return m.finish(ctx, c)
+		defer f.loop.Post(f.closeUnusedRoutes)
+		return m.awaitDeletion(ctx, c)
 	})
 }
 
@@ -73,7 +73,7 @@ func (m *Mapping) Leave() {
 	cancel() // so as not to wait for a Close in progress
 	_ = m.closing.do(ended, func() error {
 		m.forwarder.loop.Do(func() { m.forwarder.release(m, true) })
-		m.forwarder.loop.Post(m.forwarder.tidy)
+		m.forwarder.loop.Post(m.forwarder.closeUnusedRoutes)
 		return nil
 	})
 }
@@ -105,7 +105,7 @@ func (o *once) do(ctx context.Context, f func() error) error {
 }
 
 // finish waits until what the mapping had is deleted.
-func (m *Mapping) finish(ctx context.Context, c *gateway.Closing) (err error) {
+func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err error) {
 	ctx, cancel := m.forwarder.closeContext(ctx, m.handle.Answered)
 	defer cancel()
 	select {
@@ -128,7 +128,7 @@ func (f *Forwarder) release(m *Mapping, leave bool) *gateway.Closing {
 	if i := slices.Index(f.held, m); i >= 0 {
 		f.held = slices.Delete(f.held, i, i+1)
 		f.dispatcher.mappings.Add(-1)
-		f.store.nudge()
+		f.store.requestWrite()
 	}
 	return m.handle.BeginClose(leave)
 }
@@ -179,8 +179,8 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 		routes []*route
 	)
 	f.loop.Do(func() {
-		held, routes = slices.Clone(f.held), f.known
-		f.known, f.current = nil, [2]*route{}
+		held, routes = slices.Clone(f.held), f.routes
+		f.routes, f.current = nil, [2]*route{}
 		for _, m := range held {
 			f.release(m, m.status().Spec.Once)
 		}
@@ -197,7 +197,7 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 	errs := make([]error, len(routes))
 	var wg sync.WaitGroup
 	for i, r := range routes {
-		wg.Go(func() { errs[i] = f.leave(ctx, r) })
+		wg.Go(func() { errs[i] = f.closeRoute(ctx, r) })
 	}
 	wg.Wait()
 	for _, m := range held {

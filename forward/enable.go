@@ -52,11 +52,11 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
 	}
 	f.callHook(ctx)
-	m := f.hold(&w, w.Background)
+	m := f.addMapping(&w, w.Background)
 	if w.Background {
 		return m, nil
 	}
-	if err := f.ask(ctx, m, func(c *gateway.Client) error { return c.Enable(ctx, m.handle) }); err != nil {
+	if err := f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Enable(ctx, m.handle) }); err != nil {
 		f.loop.Do(func() { f.release(m, false) })
 		f.work.Go(func() { _ = m.Close() })
 		return m, err
@@ -66,7 +66,7 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 
 // ask attaches a mapping to the owner of its gateway, and asks that. If the default route
 // changes meanwhile, it asks the next.
-func (f *Forwarder) ask(ctx context.Context, m *Mapping, do func(*gateway.Client) error) error {
+func (f *Forwarder) callGateway(ctx context.Context, m *Mapping, do func(*gateway.Client) error) error {
 	for {
 		var err error
 		f.loop.Do(func() { err = f.attach(m, time.Time{}, "") })
@@ -92,13 +92,13 @@ func (f *Forwarder) ask(ctx context.Context, m *Mapping, do func(*gateway.Client
 
 // hold makes the Forwarder answer for a new mapping. What ran out and was not to be
 // renewed makes room for it.
-func (f *Forwarder) hold(w *spec, due bool) *Mapping {
+func (f *Forwarder) addMapping(w *spec, due bool) *Mapping {
 	m := &Mapping{forwarder: f, noDefault: w.noDefault, onChange: w.onChange, family: f.familyFor(w)}
 	m.handle = gateway.NewHandle(sink{f}, &w.Spec, m)
 	f.store.open()
 	f.loop.Do(func() {
 		for _, old := range slices.Clone(f.held) {
-			if w.Once && old.ranOut() && old.handle.Port() == m.handle.Port() && slices.Equal(old.status().Spec.Members(), w.Members()) {
+			if w.Once && old.isExpiredOnce() && old.handle.Port() == m.handle.Port() && slices.Equal(old.status().Spec.Members(), w.Members()) {
 				f.release(old, true)
 			}
 		}

@@ -68,8 +68,8 @@ type Event struct {
 // at once. The oldest is dropped. What Mapping's methods tell is right whatever is lost
 // here.
 const (
-	maxWaiting     = 1024
-	waitingForEach = 8
+	maxQueued           = 1024
+	maxQueuedPerMapping = 8
 )
 
 // dispatcher calls what the user gave, OnEvent and a log handler, in the order of what
@@ -92,7 +92,7 @@ func (d *dispatcher) push(call func()) {
 	if d.closed {
 		return
 	}
-	if len(d.queue) >= max(maxWaiting, waitingForEach*int(d.mappings.Load())) {
+	if len(d.queue) >= max(maxQueued, maxQueuedPerMapping*int(d.mappings.Load())) {
 		d.queue = d.queue[1:]
 		d.dropped++
 	}
@@ -152,7 +152,7 @@ func (d *dispatcher) isClosed() bool {
 
 // callbackTime is how long close waits for a callback that has not returned. It may be
 // the callback that closes.
-const callbackTime = 100 * time.Millisecond
+const callbackTimeout = 100 * time.Millisecond
 
 // close drops the events that wait, and waits a moment for the callback in flight.
 func (d *dispatcher) close() {
@@ -165,7 +165,7 @@ func (d *dispatcher) close() {
 	}
 	select {
 	case <-idle:
-	case <-time.After(callbackTime):
+	case <-time.After(callbackTimeout):
 	}
 }
 
@@ -203,12 +203,12 @@ type sink struct{ *Forwarder }
 var _ gateway.Sink = sink{}
 
 // Happened logs an event, and queues it for OnEvent.
-func (s sink) Happened(h *gateway.Handle, kind gateway.Kind, before, after []backends.Mapping, reason string, at time.Time) {
+func (s sink) HandleChanged(h *gateway.Handle, kind gateway.Kind, before, after []backends.Mapping, reason string, at time.Time) {
 	s.store.renewed.Store(true)
 	if kind == 0 {
 		return
 	}
-	s.store.nudge()
+	s.store.requestWrite()
 	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), Grants: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // our handles are mappings
 	level := slog.LevelInfo
 	if e.Kind == EventFailed {
@@ -223,15 +223,15 @@ func (s sink) Happened(h *gateway.Handle, kind gateway.Kind, before, after []bac
 }
 
 // Failure makes one error of several.
-func (s sink) Failure(attempts []error, probe bool) error {
+func (s sink) CombineErrors(attempts []error, probe bool) error {
 	return newError(attempts, !probe || s.config.Gateway.IsValid())
 }
 
 // RecordsChanged tells that the state file is to be written, or that a gateway may be out of
 // use.
 func (s sink) RecordsChanged() {
-	s.store.nudge()
-	s.loop.Post(s.tidy)
+	s.store.requestWrite()
+	s.loop.Post(s.closeUnusedRoutes)
 }
 
 // Handler queues log records.

@@ -17,9 +17,9 @@ import (
 func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
 	f.loop.Do(func() {
 		none := func() (discover.Gateway, error) { return discover.Gateway{}, discover.ErrNoRoute }
-		f.routes = [2]func() (discover.Gateway, error){none, none}
+		f.defaultRoutes = [2]func() (discover.Gateway, error){none, none}
 		before := f.keyOf
-		f.keyOf = func(p place) gateway.Key {
+		f.keyOf = func(p gatewayPath) gateway.Key {
 			for _, gw := range gateways {
 				if gw.Addr() == p.gateway.Addr() {
 					return gateway.Key{Gateway: gw, Local: p.local}
@@ -29,7 +29,7 @@ func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
 		}
 		for _, gw := range gateways {
 			local := gw.Addr() // on loopback
-			f.routes[familyOf(local)] = func() (discover.Gateway, error) {
+			f.defaultRoutes[familyOf(local)] = func() (discover.Gateway, error) {
 				return discover.Gateway{Addr: local, Local: local}, nil
 			}
 		}
@@ -47,14 +47,14 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 		}
 	}
 	f.loop.Do(func() {
-		f.routes[ipv4] = func() (discover.Gateway, error) {
+		f.defaultRoutes[ipv4] = func() (discover.Gateway, error) {
 			if !gw.IsValid() {
 				return discover.Gateway{}, discover.ErrNoRoute
 			}
 			return discover.Gateway{Addr: gw, Local: local, Interface: "test"}, nil
 		}
 		before := f.configs
-		f.configs = func(p place) []gateway.BackendConfig {
+		f.configs = func(p gatewayPath) []gateway.BackendConfig {
 			if p.gateway.Addr() != gw {
 				return before(p)
 			}
@@ -68,16 +68,16 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 }
 
 // LeaveTime bounds the wait for a gateway that was left.
-const LeaveTime = leaveTime
+const LeaveTime = routeCloseTimeout
 
 // Routes is how many gateways the Forwarder has an owner for.
 func (f *Forwarder) Routes() (n int) {
-	f.loop.Do(func() { n = len(f.known) })
+	f.loop.Do(func() { n = len(f.routes) })
 	return n
 }
 
 // NetworkChanged does what the watcher of the network does after a change.
-func (f *Forwarder) NetworkChanged() { f.loop.Do(func() { f.look("") }) }
+func (f *Forwarder) NetworkChanged() { f.loop.Do(func() { f.compareRoutes("") }) }
 
 // Crash ends a Forwarder as the end of its process does: nothing is deleted.
 func (f *Forwarder) Crash() { _ = f.closing.do(context.Background(), f.crash) }
@@ -85,20 +85,20 @@ func (f *Forwarder) Crash() { _ = f.closing.do(context.Background(), f.crash) }
 func (f *Forwarder) crash() error {
 	f.store.opening.Lock()
 	file := f.store.file
-	f.store.file, f.store.tried = nil, true // nothing more is written
+	f.store.file, f.store.openAttempted = nil, true // nothing more is written
 	f.store.opening.Unlock()
 	f.cancel(ErrClosed)
 	f.calls.Close(ErrClosed)
 	f.work.Wait()
 	var routes []*route
 	f.loop.Do(func() {
-		routes = f.known
+		routes = f.routes
 		for _, m := range slices.Clone(f.held) {
 			f.release(m, true)
 		}
 	})
 	for _, r := range routes {
-		r.client.Abandon()
+		r.client.Discard()
 	}
 	f.loop.Stop()
 	if file != nil {
@@ -110,14 +110,14 @@ func (f *Forwarder) crash() error {
 
 // SetWantedWithin shortens, for a test, what an earlier run's mappings wait.
 func SetWantedWithin(t *testing.T, d time.Duration) {
-	before := wantedWithin
-	wantedWithin = d
-	t.Cleanup(func() { wantedWithin = before })
+	before := restoreGrace
+	restoreGrace = d
+	t.Cleanup(func() { restoreGrace = before })
 }
 
 // SetBackends makes gateways be in memory.
 func (f *Forwarder) SetBackends(at map[netip.Addr]backends.Backend) {
-	f.configs = func(p place) []gateway.BackendConfig {
+	f.configs = func(p gatewayPath) []gateway.BackendConfig {
 		return []gateway.BackendConfig{{Ready: at[p.gateway.Addr()]}}
 	}
 }

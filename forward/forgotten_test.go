@@ -21,7 +21,7 @@ func TestForgotten(t *testing.T) {
 		"without an end, never met": {60 * 24 * time.Hour, backends.Forever, true},
 	} {
 		r := state.Record{Mapping: backends.Mapping{Granted: time.Now().Add(-c.ago), Lifetime: c.lifetime}}
-		if got := isForgotten(r); got != c.want {
+		if got := isObsolete(r); got != c.want {
 			t.Errorf("%s: forgotten %v, want %v", name, got, c.want)
 		}
 	}

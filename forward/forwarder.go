@@ -23,14 +23,14 @@ var registry = gateway.NewRegistry(gateway.Jitter)
 // several goroutines at once. Make one with New, and end it with Close or
 // Shutdown.
 type Forwarder struct {
-	config   Config
-	log      *slog.Logger // by the dispatcher
-	registry *gateway.Registry
-	jitter   func(time.Duration) time.Duration
-	routes   [2]func() (discover.Gateway, error) // the kernel's default routes, by family
-	configs  func(place) []gateway.BackendConfig // the backends to use at a gateway
-	keyOf    func(place) gateway.Key
-	watch    func(context.Context, func()) error // of the network
+	config        Config
+	log           *slog.Logger // by the dispatcher
+	registry      *gateway.Registry
+	jitter        func(time.Duration) time.Duration
+	defaultRoutes [2]func() (discover.Gateway, error)       // the kernel's default routes, by family
+	configs       func(gatewayPath) []gateway.BackendConfig // the backends to use at a gateway
+	keyOf         func(gatewayPath) gateway.Key
+	watch         func(context.Context, func()) error // of the network
 
 	hook      atomic.Pointer[hookRoutes] // the last result of Config.Gateways; nil: none yet
 	hookCalls atomic.Uint64
@@ -46,14 +46,14 @@ type Forwarder struct {
 	closing once
 
 	// loop owns what is next.
-	loop    gateway.Loop
-	held    []*Mapping // in the order of enabling
-	known   []*route
-	current [2]*route // the ones to use, by family
-	looks   gateway.Pacer
-	wakes   gateway.Pacer // of mappings that are not granted
-	clock   gateway.Timer
-	clockAt time.Time // when the clocks were compared
+	loop           gateway.Loop
+	held           []*Mapping // in the order of enabling
+	routes         []*route
+	current        [2]*route // the ones to use, by family
+	verifyLimit    gateway.TokenBucket
+	wakeLimit      gateway.TokenBucket // of mappings that are not granted
+	clockTimer     gateway.Timer
+	clockCheckedAt time.Time // when the clocks were compared
 }
 
 // New checks the config, whose errors wrap backends.ErrInvalid, and does no
@@ -64,18 +64,18 @@ func New(config *Config) (*Forwarder, error) {
 		return nil, err
 	}
 	f := &Forwarder{
-		config:   c,
-		registry: registry,
-		jitter:   gateway.Jitter,
-		routes:   [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
+		config:        c,
+		registry:      registry,
+		jitter:        gateway.Jitter,
+		defaultRoutes: [2]func() (discover.Gateway, error){discover.Default, discover.Default6},
 	}
-	f.configs, f.keyOf, f.watch = f.backendConfigs, place.key, discover.Watch
+	f.configs, f.keyOf, f.watch = f.backendConfigs, gatewayPath.ownerKey, discover.Watch
 	if c.Gateways != nil {
 		f.watch = f.followHook
 	}
 	f.dispatcher.log = c.Logger
 	f.log = slog.New(queueHandler{&f.dispatcher, c.Logger.Handler()})
-	f.clock.Fire = f.compareClocks
+	f.clockTimer.Fire = f.compareClocks
 	f.store = store{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f, nil
@@ -162,7 +162,7 @@ func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error
 		return Gateway{}, err
 	}
 	defer done()
-	g := Gateway{Addr: r.place.gateway, Interface: r.place.iface, Local: r.place.source}
+	g := Gateway{Addr: r.path.gateway, Interface: r.path.iface, Local: r.path.source}
 	for _, b := range r.client.Available() {
 		g.Backends = append(g.Backends, b.String())
 	}
@@ -182,7 +182,7 @@ func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 	}
 	defer done()
 	var failures []error
-	for _, b := range r.client.InOrder() {
+	for _, b := range r.client.ByAvailability() {
 		addr, err := f.externalAddr(ctx, r.client, b)
 		if err == nil {
 			return addr, nil
@@ -196,7 +196,7 @@ func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 }
 
 func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gateway.Backend) (netip.Addr, error) {
-	if err := c.Ensure(ctx, b, f.config.DiscoveryTimeout); err != nil {
+	if err := c.EnsureProbed(ctx, b, f.config.DiscoveryTimeout); err != nil {
 		return netip.Addr{}, err
 	}
 	addr, err := c.ExternalAddr(ctx, b, f.config.RequestTimeout)
@@ -217,12 +217,12 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 		return f.config.Source, f.config.checkSource()
 	}
 	f.callHook(ctx)
-	p, err := f.locate(f.family())
+	p, err := f.findPath(f.family())
 	switch {
 	case err != nil:
 		return netip.Addr{}, err
 	case !p.local.IsValid():
-		_, err := localToward(p.gateway.Addr())
+		_, err := localAddrFor(p.gateway.Addr())
 		return netip.Addr{}, fmt.Errorf("forward: %w: %w", ErrNoGateway, err)
 	}
 	return p.local, nil

@@ -20,7 +20,7 @@ import (
 // it is open. Its methods may be called by several goroutines at once.
 type Listener struct {
 	*net.TCPListener
-	reach
+	socketMappings
 	visit atomic.Pointer[visit] // the last one; nil: none
 }
 
@@ -43,22 +43,22 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 	conn, err := l.TCPListener.AcceptTCP()
 	if err == nil {
-		l.note(netip.MustParseAddrPort(conn.RemoteAddr().String())) // package net formats TCP addresses so
+		l.recordVisit(netip.MustParseAddrPort(conn.RemoteAddr().String())) // package net formats TCP addresses so
 	}
 	return conn, err
 }
 
 // note records a connection if it is a visit.
-func (l *Listener) note(from netip.AddrPort) {
+func (l *Listener) recordVisit(from netip.AddrPort) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	if before := l.visit.Load(); before != nil && before.from.Addr() == from.Addr() || l.isVisitor(from.Addr()) {
+	if before := l.visit.Load(); before != nil && before.from.Addr() == from.Addr() || l.isFromInternet(from.Addr()) {
 		l.visit.Store(&visit{time.Now(), from})
 	}
 }
 
 // isVisitor reports whether an address is one of the internet, and neither this host's nor
 // the gateway's.
-func (l *Listener) isVisitor(from netip.Addr) bool {
+func (l *Listener) isFromInternet(from netip.Addr) bool {
 	return backends.ScopeOf(from) == backends.ScopePublic && !netbind.HasAddr(from) &&
 		!slices.ContainsFunc(l.Externals(), func(e backends.Endpoint) bool { return e.Addr() == from })
 }
@@ -112,11 +112,11 @@ func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ..
 		return nil, fmt.Errorf("forward: %w", err)
 	}
 	f.callHook(ctx)
-	r, err := f.expose(backends.TCP, network, ln, ln.Addr(), opts)
+	r, err := f.forwardSocket(backends.TCP, network, ln, ln.Addr(), opts)
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{TCPListener: ln.(*net.TCPListener), reach: r}, nil //nolint:forcetypeassert // what package net promises for TCP
+	return &Listener{TCPListener: ln.(*net.TCPListener), socketMappings: r}, nil //nolint:forcetypeassert // what package net promises for TCP
 }
 
 // Listen is [Forwarder.Listen] of the package's own Forwarder.
@@ -134,7 +134,7 @@ func (l *Listener) Close() error { return l.close() }
 // by several goroutines at once.
 type PacketConn struct {
 	*net.UDPConn
-	reach
+	socketMappings
 }
 
 // ReadFromAddrPort is ReadFromUDPAddrPort, by the name that github.com/pion/ice looks for.
@@ -163,7 +163,7 @@ func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, o
 		return nil, fmt.Errorf("forward: %w", err)
 	}
 	f.callHook(ctx)
-	r, err := f.expose(backends.UDP, network, pc, pc.LocalAddr(), opts)
+	r, err := f.forwardSocket(backends.UDP, network, pc, pc.LocalAddr(), opts)
 	if err != nil {
 		return nil, err
 	}
@@ -179,22 +179,22 @@ func ListenPacket(network, address string, opts ...Option) (*PacketConn, error) 
 func (c *PacketConn) Close() error { return c.close() }
 
 // reach is how the world reaches a socket.
-type reach struct {
+type socketMappings struct {
 	mappings []*Mapping // at least one; that of IPv4 first
 	close    func() error
 }
 
 // expose makes a socket reachable, in the background, or closes it.
-func (f *Forwarder) expose(p backends.Protocol, network string, s io.Closer, at net.Addr, opts []Option) (reach, error) {
+func (f *Forwarder) forwardSocket(p backends.Protocol, network string, s io.Closer, at net.Addr, opts []Option) (socketMappings, error) {
 	bound := netip.MustParseAddrPort(at.String()) // package net formats TCP and UDP addresses so
 	specs, err := f.listenSpecs(p, network, bound, opts)
 	if err != nil {
 		_ = s.Close()
-		return reach{}, err
+		return socketMappings{}, err
 	}
-	var r reach
+	var r socketMappings
 	for _, w := range specs {
-		r.mappings = append(r.mappings, f.hold(&w, true))
+		r.mappings = append(r.mappings, f.addMapping(&w, true))
 	}
 	var closing once
 	r.close = func() error {
@@ -210,7 +210,7 @@ func (f *Forwarder) expose(p backends.Protocol, network string, s io.Closer, at 
 // External returns the address and port that the internet reaches: that of IPv4 if it is
 // granted, else that of the pinhole, or the zero Endpoint if none is. The address is the
 // zero Addr if the gateway hides it.
-func (r *reach) External() backends.Endpoint {
+func (r *socketMappings) External() backends.Endpoint {
 	if all := r.Externals(); len(all) > 0 {
 		return all[0]
 	}
@@ -219,7 +219,7 @@ func (r *reach) External() backends.Endpoint {
 
 // Externals returns all that is granted now, as External does: that of IPv4 first, then
 // that of the pinhole.
-func (r *reach) Externals() []backends.Endpoint {
+func (r *socketMappings) Externals() []backends.Endpoint {
 	var out []backends.Endpoint
 	for _, m := range r.mappings {
 		if external := m.External(); !external.IsZero() {
@@ -232,17 +232,17 @@ func (r *reach) Externals() []backends.Endpoint {
 // Wait returns nil as soon as External has an endpoint, ErrClosed when the socket or its
 // mappings are closed, or the cause of the context's end. Mapping has the reason if it is
 // not granted.
-func (r *reach) Wait(ctx context.Context) error { return waitForOne(ctx, r.mappings...) }
+func (r *socketMappings) Wait(ctx context.Context) error { return waitForOne(ctx, r.mappings...) }
 
 // Mapping returns the live handle of the IPv4 mapping, or of the pinhole where
 // that is all that is asked for: to wait until it is granted, for changes, or for
 // why it is not. It is closed with the Listener, with the Forwarder, and by
 // Disable where that selects it.
-func (r *reach) Mapping() *Mapping { return r.mappings[0] }
+func (r *socketMappings) Mapping() *Mapping { return r.mappings[0] }
 
 // Mappings returns the live handles of what is asked for, one or two: that of
 // IPv4 first, then the pinhole's.
-func (r *reach) Mappings() []*Mapping { return slices.Clone(r.mappings) }
+func (r *socketMappings) Mappings() []*Mapping { return slices.Clone(r.mappings) }
 
 // listenSpecs are what makes a socket reachable: the IPv4 mapping, the IPv6
 // pinhole, or both in this order.
@@ -273,7 +273,7 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	}
 	if pinhole {
 		w6 := w
-		w6.ipv6, w6.External, w6.Address, w6.Lifetime = true, 0, netip.Addr{}, min(w.Lifetime, longestPinhole)
+		w6.ipv6, w6.External, w6.Address, w6.Lifetime = true, 0, netip.Addr{}, min(w.Lifetime, maxPinholeLifetime)
 		specs = append(specs, w6)
 	}
 	return specs, nil
@@ -310,7 +310,7 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 }
 
 // longestPinhole is what UPnP grants at most, which refuses to open one for ever.
-const longestPinhole = 24 * time.Hour
+const maxPinholeLifetime = 24 * time.Hour
 
 // families says by what a socket is to be reached: the network and the address
 // that it is bound to leave a choice only where it is for both, and the peer that
@@ -322,7 +322,7 @@ func (f *Forwarder) families(network string, bound, peer netip.Addr) (mapping, p
 	case peer.IsValid():
 		return is4 && peer.Is4(), is6 && peer.Is6()
 	case is4 && is6:
-		return f.leads(ipv4), f.leads(ipv6)
+		return f.expectsGateway(ipv4), f.expectsGateway(ipv6)
 	}
 	return is4, is6
 }
@@ -330,7 +330,7 @@ func (f *Forwarder) families(network string, bound, peer netip.Addr) (mapping, p
 // leads reports whether the gateway of a family is worth asking where nobody
 // insists on it. An IPv4 network may yet come; without an IPv6 one there is
 // nothing to open and much to warn of.
-func (f *Forwarder) leads(fam family) bool {
+func (f *Forwarder) expectsGateway(fam family) bool {
 	named := f.config.Gateway.Addr()
 	switch {
 	case len(f.config.Backends) > 0: // for which family, they do not tell
@@ -340,6 +340,6 @@ func (f *Forwarder) leads(fam family) bool {
 	case fam == ipv4:
 		return true
 	}
-	k, err := f.locate(ipv6)
+	k, err := f.findPath(ipv6)
 	return err == nil && !k.source.IsPrivate() && !k.source.IsLinkLocalUnicast()
 }

@@ -96,7 +96,7 @@ func TestListenWishes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f.routes[ipv6] = func() (discover.Gateway, error) {
+			f.defaultRoutes[ipv6] = func() (discover.Gateway, error) {
 				if test.local6 == none {
 					return discover.Gateway{}, discover.ErrNoRoute
 				}

@@ -77,7 +77,7 @@ func waitForOne(ctx context.Context, ms ...*Mapping) error {
 		for i, m := range ms {
 			next := m.Changed()
 			switch s := m.status(); {
-			case s.Stands():
+			case s.IsActive():
 				return nil
 			case !s.Closed:
 				changed[i], isOpen = next, true
@@ -102,9 +102,9 @@ func (m *Mapping) subject() *subject {
 }
 
 // ranOut reports whether the mapping was left for its lifetime, and that is over.
-func (m *Mapping) ranOut() bool {
+func (m *Mapping) isExpiredOnce() bool {
 	s := m.status()
-	return s.Spec.Once && !s.Since.IsZero() && !s.Stands() // without an event it was not granted yet
+	return s.Spec.Once && !s.Since.IsZero() && !s.IsActive() // without an event it was not granted yet
 }
 
 // String is for logs: the protocol, the external endpoint and the internal port, or the
@@ -147,7 +147,7 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	}
 	f.callHook(ctx)
 	if len(opts) == 0 {
-		return f.ask(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
+		return f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
 	}
 	before := m.status().Spec
 	altered := spec{Spec: *before, ipv6: m.family == ipv6, noDefault: m.noDefault}
@@ -161,7 +161,7 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 		altered.noDefault != m.noDefault || altered.onChange != nil || altered.ipv6 != (m.family == ipv6):
 		return invalid("Background, IPv6, NoDefault, OnChange and Once are for Enable")
 	}
-	return f.ask(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &altered.Spec) })
+	return f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &altered.Spec) })
 }
 
 // State is what a mapping is at a moment.
@@ -232,12 +232,12 @@ type Status struct {
 func (m *Mapping) Status() Status {
 	s := m.status()
 	out := Status{
-		Internal: s.Spec.Internal, NextAttempt: s.Next, Err: s.Err, Since: s.Since, Reason: s.Reason,
+		Internal: s.Spec.Internal, NextAttempt: s.NextRequest, Err: s.Err, Since: s.Since, Reason: s.Reason,
 	}
 	switch {
 	case s.Closed:
 		out.State = StateClosed
-	case s.Stands():
+	case s.IsActive():
 		out.State, out.Grants, out.Expires = StateActive, s.Grants(), s.Expires()
 		first := out.Grants[0]
 		out.External, out.Backend, out.Gateway = backends.Endpoint{AddrPort: first.External}, first.Backend, first.Gateway

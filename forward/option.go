@@ -44,19 +44,19 @@ type spec struct {
 	noDefault bool // not what Disable and Refresh take without selectors
 	onChange  func(Event)
 
-	given []string // the options that may be given once
-	ports []portOf // the internal ports that options name
+	given []string     // the options that may be given once
+	ports []portOption // the internal ports that options name
 }
 
 // portOf is an internal port that an option names.
-type portOf struct {
+type portOption struct {
 	option string // as it is written
 	port   uint16
 	isTo   bool // the option is To
 }
 
 // once records that an option is given, and fails if it is given already.
-func (w *spec) once(option string) error {
+func (w *spec) markGiven(option string) error {
 	if slices.Contains(w.given, option) {
 		return invalid("the option %s is given twice", option)
 	}
@@ -65,7 +65,7 @@ func (w *spec) once(option string) error {
 }
 
 // setPort sets the internal port that an option names; 0 names none. Options must agree.
-func (w *spec) setPort(p portOf) {
+func (w *spec) setPort(p portOption) {
 	if p.port != 0 {
 		w.ports = append(w.ports, p)
 		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), p.port)
@@ -106,14 +106,14 @@ func Both(internal uint16) Criterion {
 func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion {
 	return criterion{
 		option: func(w *spec) error {
-			if w.once(optionProtocol) != nil {
+			if w.markGiven(optionProtocol) != nil {
 				return invalid("two options name a protocol: use Both, or enable twice")
 			}
 			if ps[0] == 0 {
 				return invalid("protocol 0")
 			}
 			w.Protocols = ps
-			w.setPort(portOf{option: name, port: internal})
+			w.setPort(portOption{option: name, port: internal})
 			return nil
 		},
 		match: func(s *subject) bool {
@@ -128,7 +128,7 @@ func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion 
 
 // longestRange is the largest number of ports of Ports: each of them is a mapping that
 // has to be renewed.
-const longestRange = 256
+const maxRange = 256
 
 // Ports forwards a range of internal ports, from first to last, as one unit: the external
 // ports follow each other as the internal ones do, and the gateway forwards all of them or
@@ -142,12 +142,12 @@ func Ports(first, last uint16) Criterion {
 			switch {
 			case first == 0 || last < first:
 				return invalid("%s is no range of ports", name)
-			case last-first >= longestRange:
-				return invalid("%s has more than %d ports: enable several ranges", name, longestRange)
+			case last-first >= maxRange:
+				return invalid("%s has more than %d ports: enable several ranges", name, maxRange)
 			}
 			w.Count = last - first + 1
-			w.setPort(portOf{option: name, port: first})
-			return w.once("Ports")
+			w.setPort(portOption{option: name, port: first})
+			return w.markGiven("Ports")
 		},
 		match: func(s *subject) bool {
 			port := s.spec.Internal.Port()
@@ -169,7 +169,7 @@ func External(port uint16) Criterion {
 				return invalid("external port 0")
 			}
 			w.External = port
-			return w.once("External")
+			return w.markGiven("External")
 		},
 		match: func(s *subject) bool {
 			return len(s.granted) > 0 && s.granted[0].External.Port() == port
@@ -186,7 +186,7 @@ func ExternalAddr(addr netip.Addr) Option {
 			return invalid("ExternalAddr without an address")
 		}
 		w.Address = addr.Unmap()
-		return w.once("ExternalAddr")
+		return w.markGiven("ExternalAddr")
 	})
 }
 
@@ -200,9 +200,9 @@ func To(internal netip.AddrPort) Criterion {
 				return invalid("To without an address")
 			}
 			w.Internal = netip.AddrPortFrom(internal.Addr().Unmap(), w.Internal.Port())
-			w.setPort(portOf{option: fmt.Sprintf("To(%v)", internal), port: internal.Port(), isTo: true})
+			w.setPort(portOption{option: fmt.Sprintf("To(%v)", internal), port: internal.Port(), isTo: true})
 			w.ipv6 = w.ipv6 || familyOf(internal.Addr()) == ipv6
-			return w.once("To")
+			return w.markGiven("To")
 		},
 		match: func(s *subject) bool {
 			return internal.Addr().Unmap() == s.spec.Internal.Addr() &&
@@ -220,7 +220,7 @@ func From(peer netip.AddrPort) Criterion {
 				return invalid("From without an address")
 			}
 			w.Remote = peer
-			return w.once("From")
+			return w.markGiven("From")
 		},
 		match: func(s *subject) bool { return s.spec.Remote == peer },
 	}
@@ -229,24 +229,24 @@ func From(peer netip.AddrPort) Criterion {
 // Description is what the gateway shows in its table, if the protocol has one.
 func Description(s string) Criterion {
 	return criterion{
-		option: func(w *spec) error { w.Description = s; return w.once("Description") },
+		option: func(w *spec) error { w.Description = s; return w.markGiven("Description") },
 		match:  func(of *subject) bool { return of.spec.Description == s },
 	}
 }
 
 // wide selectors select all.
-type wide string
+type matchAll string
 
-func (wide) selects(*subject) bool { return true }
+func (matchAll) selects(*subject) bool { return true }
 
 // Foreign selects also what other programs, other hosts and the administrator
 // have mapped, where the gateway lists that (UPnP, also where mappings go by
 // another protocol). It needs another selector beside it, or Everything. Of an
 // entry of the table, Both selects either protocol.
-func Foreign() Selector { return wide("Foreign") }
+func Foreign() Selector { return matchAll("Foreign") }
 
 // Everything selects all.
-func Everything() Selector { return wide("Everything") }
+func Everything() Selector { return matchAll("Everything") }
 
 // Exact makes Enable fail with backends.ErrConflict if the gateway grants another external
 // port than that of [External], or another external address than that of [ExternalAddr].
@@ -281,7 +281,7 @@ func Lifetime(d time.Duration) Option {
 		if d > 0 {
 			w.Lifetime = d
 		}
-		return w.once("Lifetime")
+		return w.markGiven("Lifetime")
 	})
 }
 
@@ -289,18 +289,18 @@ func Lifetime(d time.Duration) Option {
 const Forever = backends.Forever
 
 // shortestRenewEvery keeps a mistake from flooding the gateway.
-const shortestRenewEvery = time.Second
+const minRenewEvery = time.Second
 
 // RenewEvery renews the mapping at this interval, if that is shorter than half of the
 // lifetime that the gateway granted, which is the default (RFC 6886, section 3.3). An
 // interval below a second fails with backends.ErrInvalid.
 func RenewEvery(d time.Duration) Option {
 	return optionFunc(func(w *spec) error {
-		if d < shortestRenewEvery {
-			return invalid("RenewEvery(%v) is shorter than %v", d, shortestRenewEvery)
+		if d < minRenewEvery {
+			return invalid("RenewEvery(%v) is shorter than %v", d, minRenewEvery)
 		}
 		w.RenewEvery = d
-		return w.once(optionRenewEvery)
+		return w.markGiven(optionRenewEvery)
 	})
 }
 
@@ -316,7 +316,7 @@ func OnChange(f func(Event)) Option {
 			return invalid("OnChange without a function")
 		}
 		w.onChange = f
-		return w.once("OnChange")
+		return w.markGiven("OnChange")
 	})
 }
 
@@ -343,7 +343,7 @@ const (
 func (f *Forwarder) newSpec(opts []Option) (spec, error) {
 	w := spec{Spec: gateway.Spec{
 		Protocols: []backends.Protocol{backends.TCP}, Lifetime: f.config.Lifetime, Description: f.config.Description,
-		Timeout: f.config.RequestTimeout, Wait: f.config.DiscoveryTimeout,
+		RequestTimeout: f.config.RequestTimeout, ProbeTimeout: f.config.DiscoveryTimeout,
 	}}
 	err := w.add(opts)
 	return w, err
@@ -361,7 +361,7 @@ func (w *spec) add(opts []Option) error {
 	}
 	for _, p := range w.ports[min(1, len(w.ports)):] {
 		if first := w.ports[0]; p.port != first.port {
-			return w.twoPorts(first, p)
+			return w.twoPortsError(first, p)
 		}
 	}
 	last := w.Internal.Port() + max(w.Count, 1) - 1
@@ -390,7 +390,7 @@ func (w *spec) add(opts []Option) error {
 
 // twoPorts is the error of two options that name different internal ports. If one of them
 // is To, the other was probably meant to name the external port.
-func (w *spec) twoPorts(a, b portOf) error {
+func (w *spec) twoPortsError(a, b portOption) error {
 	if a.isTo {
 		a, b = b, a
 	}
@@ -417,11 +417,11 @@ func openLocalPort(ps []backends.Protocol) (uint16, error) {
 	var err error
 	for range tries {
 		var port uint16
-		if port, err = bindable(ps[0], 0); err != nil {
+		if port, err = tryBind(ps[0], 0); err != nil {
 			return 0, err
 		}
 		for _, p := range ps[1:] {
-			if _, err = bindable(p, port); err != nil {
+			if _, err = tryBind(p, port); err != nil {
 				break
 			}
 		}
@@ -433,7 +433,7 @@ func openLocalPort(ps []backends.Protocol) (uint16, error) {
 }
 
 // bindable binds the port, or a free one where it is 0, and lets go of it.
-func bindable(p backends.Protocol, port uint16) (uint16, error) {
+func tryBind(p backends.Protocol, port uint16) (uint16, error) {
 	switch p {
 	case backends.TCP:
 		ln, err := net.ListenTCP("tcp", &net.TCPAddr{Port: int(port)})

@@ -35,7 +35,7 @@ func familyOf(a netip.Addr) family {
 }
 
 // place is a gateway, and from where on this host it is asked.
-type place struct {
+type gatewayPath struct {
 	gateway netip.AddrPort // with the port that was named, or 0
 	iface   string
 	source  netip.Addr // as configured or found
@@ -43,14 +43,14 @@ type place struct {
 }
 
 // key identifies the owner of the place's gateway.
-func (p place) key() gateway.Key {
+func (p gatewayPath) ownerKey() gateway.Key {
 	addr := p.gateway.Addr().Unmap()
 	return gateway.Key{Gateway: netip.AddrPortFrom(addr, cmp.Or(p.gateway.Port(), natpmp.Port)), Local: p.local}
 }
 
 // route leads to a gateway. The loop owns it, but for what never changes.
 type route struct {
-	place    place           // never changes; zero for ready-made backends
+	path     gatewayPath     // never changes; zero for ready-made backends
 	client   *gateway.Client // never changes
 	unusable string          // why it is not the default route, or empty
 	users    int             // calls that use it
@@ -75,7 +75,7 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, do
 	done = func() {
 		f.loop.Post(func() {
 			r.users--
-			f.tidy()
+			f.closeUnusedRoutes()
 		})
 	}
 	if err := r.client.Probe(ctx, f.config.DiscoveryTimeout); err != nil {
@@ -93,7 +93,7 @@ func (f *Forwarder) attach(m *Mapping, at time.Time, reason string) error {
 	case m.handle.IsClosed():
 		return errClosed("mapping")
 	case err != nil:
-		m.handle.Fail(err, f.clockAt.Add(clockPeriod))
+		m.handle.Fail(err, f.clockCheckedAt.Add(clockPeriod))
 		return err
 	case m.handle.Client() != r.client:
 		r.client.Attach(m.handle, at, reason)
@@ -105,33 +105,33 @@ func (f *Forwarder) attach(m *Mapping, at time.Time, reason string) error {
 // use. It runs on the loop, which alone compares routes.
 func (f *Forwarder) currentRoute(fam family) (*route, error) {
 	var (
-		p   place
+		p   gatewayPath
 		err error
 	)
 	if len(f.config.Backends) > 0 {
 		fam = ipv4 // whatever the family: they do not tell
 	} else {
-		p, err = f.locate(fam)
+		p, err = f.findPath(fam)
 	}
 	cur := f.current[fam]
 	switch {
 	case err != nil && cur != nil:
-		f.setUnusable(cur, err, f.whyNowhere(err))
+		f.setUnusable(cur, err, f.unusableReason(err))
 		return nil, err
 	case err != nil:
 		return nil, err
-	case cur != nil && cur.place == p:
+	case cur != nil && cur.path == p:
 		f.setUsable(cur)
 		return cur, nil
 	}
-	r, err := f.join(p)
+	r, err := f.addRoute(p)
 	if err != nil {
 		return nil, err
 	}
 	f.current[fam] = r
 	f.setUsable(r)
 	if cur != nil {
-		f.move(cur, r, whyElsewhere(cur.place, p))
+		f.move(cur, r, moveReason(cur.path, p))
 	}
 	return r, nil
 }
@@ -139,21 +139,21 @@ func (f *Forwarder) currentRoute(fam family) (*route, error) {
 // move attaches the mappings of a route to another.
 func (f *Forwarder) move(from, to *route, reason string) {
 	f.setUnusable(from, nil, reason)
-	at := f.looks.Next(time.Now())
+	at := f.verifyLimit.Next(time.Now())
 	for _, m := range f.held {
 		if m.handle.Client() == from.client && !m.status().Spec.Once {
 			to.client.Attach(m.handle, at, reason)
 		}
 	}
-	f.tidy()
+	f.closeUnusedRoutes()
 }
 
 // join returns the route to a place. One that is returned to is asked anew what it speaks:
 // another network can look just like it.
-func (f *Forwarder) join(p place) (*route, error) {
-	if i := slices.IndexFunc(f.known, func(r *route) bool { return r.place == p }); i >= 0 {
-		f.known[i].client.Forget()
-		return f.known[i], nil
+func (f *Forwarder) addRoute(p gatewayPath) (*route, error) {
+	if i := slices.IndexFunc(f.routes, func(r *route) bool { return r.path == p }); i >= 0 {
+		f.routes[i].client.ResetProbes()
+		return f.routes[i], nil
 	}
 	var (
 		configs []gateway.BackendConfig
@@ -172,14 +172,14 @@ func (f *Forwarder) join(p place) (*route, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &route{place: p, client: c}
-	f.known = append(f.known, r)
-	f.store.adopt(r)
+	r := &route{path: p, client: c}
+	f.routes = append(f.routes, r)
+	f.store.restore(r)
 	return r, nil
 }
 
 // backendConfigs returns how to make the backends that the config names for a place.
-func (f *Forwarder) backendConfigs(p place) []gateway.BackendConfig {
+func (f *Forwarder) backendConfigs(p gatewayPath) []gateway.BackendConfig {
 	fam := familyOf(p.gateway.Addr())
 	common := gateway.BackendConfig{
 		Interface: p.iface, Nonce: string(f.config.NonceKey), Only: p.gateway == f.config.Gateway,
@@ -212,25 +212,25 @@ func upnpHost(raw string) (netip.Addr, error) {
 
 // locate finds the gateway to use. A gateway that was named is that of its own family;
 // for the other, the default route's is.
-func (f *Forwarder) locate(fam family) (place, error) {
+func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 	if familyOf(f.config.Source) == fam {
 		if err := f.config.checkSource(); err != nil {
-			return place{}, err
+			return gatewayPath{}, err
 		}
 	}
 	if gw := f.config.Gateway; gw.IsValid() && familyOf(gw.Addr()) == fam {
-		p := place{gateway: gw, iface: f.config.Interface, source: f.config.Source, local: f.config.Source}
+		p := gatewayPath{gateway: gw, iface: f.config.Interface, source: f.config.Source, local: f.config.Source}
 		if !p.local.IsValid() && p.iface == "" {
-			p.local, _ = localToward(gw.Addr()) // without it, it is not known
+			p.local, _ = localAddrFor(gw.Addr()) // without it, it is not known
 		}
 		return p, nil
 	}
 	gw, err := f.defaultRoute(fam)
 	switch {
 	case err != nil:
-		return place{}, fmt.Errorf("%w: %w\n  → connect this host to a network, or name the gateway", ErrNoGateway, err)
+		return gatewayPath{}, fmt.Errorf("%w: %w\n  → connect this host to a network, or name the gateway", ErrNoGateway, err)
 	case !gw.Addr.IsValid():
-		return place{}, fmt.Errorf("%w: the default route, by %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN's provider tells its address",
+		return gatewayPath{}, fmt.Errorf("%w: the default route, by %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN's provider tells its address",
 			ErrNoGateway, gw.Interface)
 	}
 	source := gw.Local
@@ -239,7 +239,7 @@ func (f *Forwarder) locate(fam family) (place, error) {
 	} else if fam == ipv6 {
 		source = discover.Stable(gw)
 	}
-	return place{netip.AddrPortFrom(gw.Addr, 0), gw.Interface, source, source}, nil
+	return gatewayPath{netip.AddrPortFrom(gw.Addr, 0), gw.Interface, source, source}, nil
 }
 
 // defaultRoute is the default route that Config.Gateways or the kernel tells or, if an
@@ -249,14 +249,14 @@ func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
 		return f.hook.Load().find(fam, f.config.Interface)
 	}
 	if f.config.Interface == "" {
-		return f.routes[fam]()
+		return f.defaultRoutes[fam]()
 	}
 	return discover.Through(f.config.Interface, fam == ipv6)
 }
 
 // localToward returns the local address that the kernel uses toward another. It
 // sends nothing.
-func localToward(addr netip.Addr) (netip.Addr, error) {
+func localAddrFor(addr netip.Addr) (netip.Addr, error) {
 	const anyPort = 9 // connecting a datagram socket sends nothing
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, anyPort)))
 	if err != nil {
@@ -268,7 +268,7 @@ func localToward(addr netip.Addr) (netip.Addr, error) {
 }
 
 // whyNowhere says why no route is usable.
-func (f *Forwarder) whyNowhere(err error) string {
+func (f *Forwarder) unusableReason(err error) string {
 	if errors.Is(err, backends.ErrInvalid) {
 		return fmt.Sprintf("this host no longer has the address %v", f.config.Source)
 	}
@@ -276,7 +276,7 @@ func (f *Forwarder) whyNowhere(err error) string {
 }
 
 // whyElsewhere says how the route to use differs from the one before.
-func whyElsewhere(before, now place) string {
+func moveReason(before, now gatewayPath) string {
 	if before.gateway == now.gateway && before.iface == now.iface {
 		return fmt.Sprintf("this host's address is another: %v", now.local)
 	}
@@ -287,10 +287,10 @@ func whyElsewhere(before, now place) string {
 func (f *Forwarder) setUnusable(r *route, err error, reason string) {
 	if r.unusable != reason {
 		r.unusable = reason
-		f.log.Info("the network changed", "gateway", r.place.gateway.Addr(), "interface", r.place.iface, "reason", reason)
+		f.log.Info("the network changed", "gateway", r.path.gateway.Addr(), "interface", r.path.iface, "reason", reason)
 		var next time.Time
 		if err != nil {
-			next = f.clockAt.Add(clockPeriod)
+			next = f.clockCheckedAt.Add(clockPeriod)
 		}
 		r.client.SetUnusable(err, reason, next)
 	}
@@ -300,20 +300,20 @@ func (f *Forwarder) setUnusable(r *route, err error, reason string) {
 func (f *Forwarder) setUsable(r *route) {
 	if r.unusable != "" {
 		r.unusable = ""
-		r.client.SetUsable("the default route is back", f.looks.Next(time.Now()))
+		r.client.SetUsable("the default route is back", f.verifyLimit.Next(time.Now()))
 	}
 }
 
 // tidy leaves the gateways that are neither in use nor on the default route.
-func (f *Forwarder) tidy() {
-	f.known = slices.DeleteFunc(f.known, func(r *route) bool {
+func (f *Forwarder) closeUnusedRoutes() {
+	f.routes = slices.DeleteFunc(f.routes, func(r *route) bool {
 		inUse := r.users > 0 || slices.Contains(f.current[:], r) || r.client.InUse()
 		if !inUse {
 			f.work.Go(func() {
-				ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, &gateway.TimeoutError{After: leaveTime})
+				ctx, cancel := context.WithTimeoutCause(context.Background(), routeCloseTimeout, &gateway.TimeoutError{After: routeCloseTimeout})
 				defer cancel()
-				if err := f.leave(ctx, r); err != nil {
-					f.log.Warn("a mapping remains at a gateway that was left", "gateway", r.place.gateway.Addr(), "err", err)
+				if err := f.closeRoute(ctx, r); err != nil {
+					f.log.Warn("a mapping remains at a gateway that was left", "gateway", r.path.gateway.Addr(), "err", err)
 				}
 			})
 		}
@@ -322,12 +322,12 @@ func (f *Forwarder) tidy() {
 }
 
 // leaveTime bounds the wait for a gateway that was left.
-const leaveTime = time.Second
+const routeCloseTimeout = time.Second
 
 // leave deletes what is left at the gateway of a route, and keeps records of what remains.
-func (f *Forwarder) leave(ctx context.Context, r *route) error {
+func (f *Forwarder) closeRoute(ctx context.Context, r *route) error {
 	records, err := r.client.Close(ctx)
-	f.loop.Do(func() { f.store.left = append(f.store.left, records...) })
+	f.loop.Do(func() { f.store.unassigned = append(f.store.unassigned, records...) })
 	return err
 }
 
@@ -335,29 +335,29 @@ func (f *Forwarder) leave(ctx context.Context, r *route) error {
 // the monotonic one, which stands still in sleep on most systems: the timers are late
 // then.
 const (
-	clockPeriod = 30 * time.Second
-	clockSlip   = 5 * time.Second
+	clockPeriod    = 30 * time.Second
+	clockTolerance = 5 * time.Second
 )
 
 func (f *Forwarder) startClock() {
-	f.clockAt = time.Now()
-	f.loop.Arm(&f.clock, f.clockAt.Add(clockPeriod))
+	f.clockCheckedAt = time.Now()
+	f.loop.Arm(&f.clockTimer, f.clockCheckedAt.Add(clockPeriod))
 }
 
 // compareClocks notices that the machine slept.
 func (f *Forwarder) compareClocks() {
 	now := time.Now()
-	if wall := now.Round(0).Sub(f.clockAt.Round(0)); (wall - now.Sub(f.clockAt)).Abs() > clockSlip {
-		f.look("the machine slept, or its clock was set")
+	if wall := now.Round(0).Sub(f.clockCheckedAt.Round(0)); (wall - now.Sub(f.clockCheckedAt)).Abs() > clockTolerance {
+		f.compareRoutes("the machine slept, or its clock was set")
 	} else {
-		f.lookIfUnrouted()
+		f.compareRoutesIfUnrouted()
 	}
 	f.startClock()
 }
 
 // look compares the routes in use with the default routes, and attaches what had none. A
 // reason says what happened to all mappings.
-func (f *Forwarder) look(reason string) {
+func (f *Forwarder) compareRoutes(reason string) {
 	for _, fam := range []family{ipv4, ipv6} {
 		if f.current[fam] != nil {
 			_, _ = f.currentRoute(fam)
@@ -368,31 +368,31 @@ func (f *Forwarder) look(reason string) {
 			_ = f.attach(m, time.Now(), "enabled")
 		}
 	}
-	for _, r := range f.known {
+	for _, r := range f.routes {
 		switch {
 		case r.unusable != "":
 		case reason != "":
-			r.client.VerifySoon(reason, f.looks.Next(time.Now()))
+			r.client.VerifySoon(reason, f.verifyLimit.Next(time.Now()))
 		default:
-			r.client.Wake("the network changed", f.wakes.Next(time.Now()))
+			r.client.Wake("the network changed", f.wakeLimit.Next(time.Now()))
 		}
 	}
 }
 
 // lookIfUnrouted compares routes if mappings are without one: there may be one by now.
-func (f *Forwarder) lookIfUnrouted() {
+func (f *Forwarder) compareRoutesIfUnrouted() {
 	if slices.ContainsFunc(f.held, func(m *Mapping) bool { return m.handle.Client() == nil }) ||
 		slices.ContainsFunc(f.current[:], func(r *route) bool { return r != nil && r.unusable != "" }) {
-		f.look("")
+		f.compareRoutes("")
 	}
 }
 
 // followNetwork compares routes at each change of the network, until the Forwarder
 // ends. A watch that failed is started again.
 func (f *Forwarder) followNetwork() {
-	look := func() { f.loop.Post(func() { f.look("") }) }
+	look := func() { f.loop.Post(func() { f.compareRoutes("") }) }
 	again := false
-	gateway.Persist(f.ctx, f.jitter, func(ctx context.Context) error {
+	gateway.KeepRunning(f.ctx, f.jitter, func(ctx context.Context) error {
 		if again {
 			look()
 		}
@@ -426,7 +426,7 @@ func (r *hookRoutes) find(fam family, iface string) (discover.Gateway, error) {
 	for _, gw := range r.gateways {
 		if gw.Addr.IsValid() && familyOf(gw.Addr) == fam && (iface == "" || gw.Interface == iface) {
 			if !gw.Local.IsValid() {
-				gw.Local, _ = localToward(gw.Addr) // without it, it is not known
+				gw.Local, _ = localAddrFor(gw.Addr) // without it, it is not known
 			}
 			return gw, nil
 		}
@@ -464,7 +464,7 @@ func (f *Forwarder) callHook(ctx context.Context) {
 		}
 		if f.hook.CompareAndSwap(before, now) {
 			if before != nil && (!slices.Equal(before.gateways, now.gateways) || fmt.Sprint(before.err) != fmt.Sprint(now.err)) {
-				f.loop.Post(func() { f.look("") })
+				f.loop.Post(func() { f.compareRoutes("") })
 			}
 			return
 		}

@@ -20,21 +20,21 @@ type store struct {
 	wake      chan struct{} // something is to be written
 	renewed   atomic.Bool   // something lasts longer than the file says
 
-	opening sync.Mutex // held while the file is opened
-	file    *state.File
-	tried   bool // the file was opened, or is opened later
+	opening       sync.Mutex // held while the file is opened
+	file          *state.File
+	openAttempted bool // the file was opened, or is opened later
 
-	left []state.Record // mappings on gateways that are not in use, owned by the Forwarder's loop
+	unassigned []state.Record // mappings on gateways that are not in use, owned by the Forwarder's loop
 }
 
 // wantedWithin is how long a mapping of an earlier run waits to be enabled again.
-var wantedWithin = 30 * time.Second // tests do not wait so long
+var restoreGrace = 30 * time.Second // tests do not wait so long
 
 const (
-	forgetAfter = 30 * 24 * time.Hour // for a mapping without an end, whose gateway is not met
-	staleness   = 10 * time.Minute    // of the file: a mapping lasts longer than it says
-	writePause  = 250 * time.Millisecond
-	writeEvery  = time.Minute // of what renewals change
+	obsoleteAfter   = 30 * 24 * time.Hour // for a mapping without an end, whose gateway is not met
+	expiryTolerance = 10 * time.Minute    // of the file: a mapping lasts longer than it says
+	writePause      = 250 * time.Millisecond
+	writeEvery      = time.Minute // of what renewals change
 )
 
 // open opens the file before anything is requested. A file that cannot be had now is
@@ -45,8 +45,8 @@ func (s *store) open() {
 	}
 	s.opening.Lock()
 	defer s.opening.Unlock()
-	if !s.tried {
-		s.tried = true
+	if !s.openAttempted {
+		s.openAttempted = true
 		s.openNow(slog.LevelWarn)
 	}
 }
@@ -60,26 +60,26 @@ func (s *store) openNow(level slog.Level) {
 	}
 	s.file = file
 	f.loop.Do(func() {
-		s.left = append(s.left, records...)
-		for _, r := range f.known {
-			s.adopt(r)
+		s.unassigned = append(s.unassigned, records...)
+		for _, r := range f.routes {
+			s.restore(r)
 		}
 	})
 }
 
 // adopt makes the owner of a route answer for what an earlier run left there. It runs on
 // the loop.
-func (s *store) adopt(r *route) {
-	gw, local := r.place.gateway.Addr(), r.place.local
-	s.left = slices.DeleteFunc(s.left, func(row state.Record) bool {
+func (s *store) restore(r *route) {
+	gw, local := r.path.gateway.Addr(), r.path.local
+	s.unassigned = slices.DeleteFunc(s.unassigned, func(row state.Record) bool {
 		m := row.Mapping
 		isThere := (!gw.IsValid() || gw == m.Gateway.Addr()) && (!local.IsValid() || local == m.Internal.Addr())
-		return isForgotten(row) || isThere && r.client.Adopt(row, wantedWithin)
+		return isObsolete(row) || isThere && r.client.Restore(row, restoreGrace)
 	})
 }
 
 // nudge has the file written.
-func (s *store) nudge() {
+func (s *store) requestWrite() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -122,15 +122,15 @@ func (s *store) write() {
 	}
 	records := []state.Record{}
 	s.forwarder.loop.Do(func() {
-		s.left = slices.DeleteFunc(s.left, isForgotten)
+		s.unassigned = slices.DeleteFunc(s.unassigned, isObsolete)
 		for _, m := range s.forwarder.held {
 			if m.status().Spec.Once {
 				continue
 			}
 			records = append(records, m.handle.Records()...)
 		}
-		records = append(records, s.left...)
-		for _, r := range s.forwarder.known {
+		records = append(records, s.unassigned...)
+		for _, r := range s.forwarder.routes {
 			records = append(records, r.client.Records()...)
 		}
 	})
@@ -142,12 +142,12 @@ func (s *store) write() {
 
 // isForgotten reports whether a gateway has nothing any more of what was left there, or
 // was not met for long.
-func isForgotten(r state.Record) bool {
+func isObsolete(r state.Record) bool {
 	at := r.Mapping.Expires()
 	if at.IsZero() {
-		at = r.Mapping.Granted.Add(forgetAfter)
+		at = r.Mapping.Granted.Add(obsoleteAfter)
 	}
-	return time.Now().After(at.Add(staleness))
+	return time.Now().After(at.Add(expiryTolerance))
 }
 
 // close writes the file for the last time, and lets others have it.

@@ -34,7 +34,7 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 	}
 	defer end()
 	var entries []Entry
-	ours := f.granted()
+	ours := f.ownGrants()
 	l, _, err := f.lister(ctx)
 	switch {
 	case errors.Is(err, backends.ErrUnsupported) || err != nil && len(ours) > 0 && (ctx.Err() == nil || gateway.IsTimeout(ctx)):
@@ -46,7 +46,7 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 			if err = failure; err != nil {
 				break
 			}
-			i := find(ours, e.Mapping)
+			i := indexOf(ours, e.Mapping)
 			if i >= 0 {
 				ours = slices.Delete(ours, i, i+1)
 			}
@@ -60,11 +60,11 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 }
 
 // granted is what this Forwarder holds, in the order of enabling.
-func (f *Forwarder) granted() []backends.Mapping {
+func (f *Forwarder) ownGrants() []backends.Mapping {
 	var out []backends.Mapping
 	for _, m := range f.matching(nil) {
 		for _, granted := range m.Grants() {
-			if find(out, granted) < 0 { // mappings may share it
+			if indexOf(out, granted) < 0 { // mappings may share it
 				out = append(out, granted)
 			}
 		}
@@ -74,7 +74,7 @@ func (f *Forwarder) granted() []backends.Mapping {
 
 // find returns the index of the mapping that a row of the table is, whatever
 // protocol made it, or -1.
-func find(ms []backends.Mapping, row backends.Mapping) int {
+func indexOf(ms []backends.Mapping, row backends.Mapping) int {
 	return slices.IndexFunc(ms, func(m backends.Mapping) bool {
 		return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal == row.Internal &&
 			(m.Remote.Addr().Unmap() == row.Remote.Addr().Unmap() || !row.Remote.IsValid()) // some tables leave the peer out
@@ -95,7 +95,7 @@ func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
 	}
 	if l, _, err := f.lister(ctx); err == nil {
 		if e, err := entryAt(ctx, l, i); err == nil {
-			return Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: find(f.granted(), e.Mapping) >= 0}, nil
+			return Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: indexOf(f.ownGrants(), e.Mapping) >= 0}, nil
 		}
 	}
 	entries, err := f.Mappings(ctx) // it may be one of ours that the table does not have
@@ -135,7 +135,7 @@ func (f *Forwarder) lister(ctx context.Context) (backends.Lister, backends.Backe
 		if !is {
 			continue
 		}
-		if err := r.client.Ensure(ctx, b, f.config.DiscoveryTimeout); err == nil {
+		if err := r.client.EnsureProbed(ctx, b, f.config.DiscoveryTimeout); err == nil {
 			return l, b.Backend, nil
 		} else if ctx.Err() != nil && !gateway.IsTimeout(ctx) {
 			return nil, nil, err
@@ -157,16 +157,16 @@ func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]back
 		if err = failure; err != nil {
 			break
 		}
-		if selectsAll(sel, subjectOf(e.Mapping)) {
+		if selectsAll(sel, foreignSubject(e.Mapping)) {
 			out = append(out, e.Mapping)
 		}
 	}
-	ours := f.granted() // also what was enabled meanwhile
-	return slices.DeleteFunc(out, func(row backends.Mapping) bool { return find(ours, row) >= 0 }), b, err
+	ours := f.ownGrants() // also what was enabled meanwhile
+	return slices.DeleteFunc(out, func(row backends.Mapping) bool { return indexOf(ours, row) >= 0 }), b, err
 }
 
 // subjectOf is a row of the table as selectors see it.
-func subjectOf(m backends.Mapping) *subject {
+func foreignSubject(m backends.Mapping) *subject {
 	return &subject{foreign: true, granted: []backends.Mapping{m}, spec: &gateway.Spec{
 		Protocols: []backends.Protocol{m.Protocol}, Internal: netip.AddrPortFrom(m.Internal.Addr().Unmap(), m.Internal.Port()),
 		Remote: m.Remote, Description: m.Description,
@@ -216,7 +216,7 @@ func checkSelectors(sel []Selector) error {
 }
 
 // latest returns the last enabled of those that match, or ErrNoMapping.
-func (f *Forwarder) latest(sel []Selector, skip func(*Mapping) bool) (*Mapping, error) {
+func (f *Forwarder) lastMatching(sel []Selector, skip func(*Mapping) bool) (*Mapping, error) {
 	if err := checkSelectors(sel); err != nil {
 		return nil, err
 	}
@@ -240,7 +240,7 @@ func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 		return err
 	}
 	defer end()
-	m, err := f.latest(sel, (*Mapping).ranOut)
+	m, err := f.lastMatching(sel, (*Mapping).isExpiredOnce)
 	switch {
 	case errors.Is(err, ErrNoMapping) && slices.Contains(sel, Foreign()):
 		return f.disableForeign(bounded, sel)
@@ -263,7 +263,7 @@ func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error
 	if err := checkSelectors(sel); err != nil {
 		return 0, err
 	}
-	n, err := f.closeAll(ctx, slices.DeleteFunc(f.matching(sel), (*Mapping).ranOut))
+	n, err := f.closeAll(ctx, slices.DeleteFunc(f.matching(sel), (*Mapping).isExpiredOnce))
 	if !slices.Contains(sel, Foreign()) {
 		return n, err
 	}
@@ -280,7 +280,7 @@ func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
 		return err
 	}
 	defer end()
-	m, err := f.latest(sel, func(*Mapping) bool { return false })
+	m, err := f.lastMatching(sel, func(*Mapping) bool { return false })
 	if err != nil {
 		return err
 	}

@@ -34,12 +34,12 @@ func (c *Calls) Begin(ctx context.Context) (context.Context, func(), error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		delete(c.cancels, &cancel)
-		c.leave()
+		c.endRunning()
 	}, nil
 }
 
 // leave removes a call from those that run. c.mu is held.
-func (c *Calls) leave() {
+func (c *Calls) endRunning() {
 	if c.running--; c.running == 0 && c.idle != nil {
 		c.idle.Broadcast()
 	}
@@ -49,7 +49,7 @@ func (c *Calls) leave() {
 // meanwhile, so that f may call it. The call's context has ended if it did.
 func (c *Calls) Callback(f func()) {
 	c.mu.Lock()
-	c.leave()
+	c.endRunning()
 	c.mu.Unlock()
 	defer func() { // also if f panics
 		c.mu.Lock()

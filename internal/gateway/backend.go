@@ -24,11 +24,11 @@ type Backend struct {
 	searches bool                        // its device is searched for, by a socket of its own
 
 	// Owned by the owner's loop.
-	verdict error     // of the last probe: nil if it answered, errPending if there is none
-	probed  time.Time // when that failed
-	watched bool
-	pace    Pacer     // of recoveries
-	lost    time.Time // when its gateway last lost its state, if it told
+	probeErr    error     // of the last probe: nil if it answered, errPending if there is none
+	probedAt    time.Time // when that failed
+	watched     bool
+	verifyLimit TokenBucket // of recoveries
+	lost        time.Time   // when its gateway last lost its state, if it told
 }
 
 // BackendConfig says how to make a backend. Clients with equal configs share it.
@@ -53,7 +53,7 @@ const Direct = "direct"
 
 // open makes the backend for an owner's gateway, without I/O.
 func (c BackendConfig) open(o *Owner) (*Backend, error) {
-	b := &Backend{config: c, name: c.Protocol, verdict: errPending}
+	b := &Backend{config: c, name: c.Protocol, probeErr: errNotProbed}
 	p, is := Find(c.Protocol)
 	switch {
 	case is:
@@ -69,7 +69,7 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 		if c.probe != nil {
 			b.probe = *c.probe
 		} else {
-			b.verdict = nil
+			b.probeErr = nil
 		}
 	}
 	return b, nil
@@ -77,7 +77,7 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 
 // ask returns nil if the gateway speaks the backend's protocol, even if it refuses:
 // what it refuses, the mapping itself will tell better.
-func (b *Backend) ask(ctx context.Context) error {
+func (b *Backend) runProbe(ctx context.Context) error {
 	if b.probe == nil {
 		return nil
 	}
@@ -105,17 +105,17 @@ func (c *Client) Available() (out []*Backend) {
 }
 
 func (c *Client) available() []*Backend {
-	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.verdict != nil })
+	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.probeErr != nil })
 }
 
 // candidates returns the backends in the order in which to try them for a spec: one that
 // holds the endpoint for this program already, those that answered, the others.
-func (c *Client) candidates(g *group, s *Spec) []*Backend {
+func (c *Client) backendsFor(g *group, s *Spec) []*Backend {
 	rank := func(b *Backend) int {
 		switch e := g.entry(b.name, Member{Protocol: s.Protocols[0]}); {
 		case e != nil && e.isHeld():
 			return 0
-		case b.verdict == nil:
+		case b.probeErr == nil:
 			return 1
 		}
 		return 2
@@ -126,7 +126,7 @@ func (c *Client) candidates(g *group, s *Spec) []*Backend {
 }
 
 // InOrder returns the client's backends, those that answered first.
-func (c *Client) InOrder() []*Backend {
+func (c *Client) ByAvailability() []*Backend {
 	out := c.Available()
 	for _, b := range c.backends {
 		if !slices.Contains(out, b) {

@@ -18,9 +18,9 @@ import (
 // Sink is how an owner tells a client. Its methods never block and call no owner.
 type Sink interface {
 	// Happened tells that a handle has another status. Kind is 0 if that is no event.
-	Happened(h *Handle, kind Kind, before, after []backends.Mapping, reason string, at time.Time)
+	HandleChanged(h *Handle, kind Kind, before, after []backends.Mapping, reason string, at time.Time)
 	// Failure makes one error of those of several backends. Probe says that none answers.
-	Failure(attempts []error, probe bool) error
+	CombineErrors(attempts []error, probe bool) error
 	// RecordsChanged tells that what Client.Records returns has changed, or InUse.
 	RecordsChanged()
 	// Handler takes log records.
@@ -41,7 +41,7 @@ type Client struct {
 }
 
 // finished counts a flow out.
-func (c *Client) finished() {
+func (c *Client) flowDone() {
 	if c.busy--; c.busy == 0 && c.idle != nil {
 		close(c.idle)
 		c.idle = nil
@@ -49,7 +49,7 @@ func (c *Client) finished() {
 }
 
 // isOwn reports whether a handle is one of the client's Forwarder.
-func (c *Client) isOwn(h *Handle) bool { return h.sink == c.sink }
+func (c *Client) owns(h *Handle) bool { return h.sink == c.sink }
 
 // ErrMoved says that a handle was attached to another owner in the meantime.
 var ErrMoved = errors.New("the default route changed")
@@ -65,7 +65,7 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 		old.owner.loop.Do(func() { old.detach(h) })
 	}
 	c.owner.loop.Do(func() {
-		h.left = slices.DeleteFunc(h.left, func(old *Client) bool { return old.owner == c.owner })
+		h.oldClients = slices.DeleteFunc(h.oldClients, func(old *Client) bool { return old.owner == c.owner })
 		h.client.Store(c)
 		g := c.owner.groupOf(h.spec())
 		g.handles = append(g.handles, h)
@@ -76,7 +76,7 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 		}
 		if held := h.entries(); len(held) == len(h.spec().Members()) { // it comes back
 			for _, e := range held {
-				e.doubtful, e.due = true, sooner(e.due, at)
+				e.doubtful, e.nextRequest = true, earlier(e.nextRequest, at)
 			}
 			at = time.Time{}
 		} else {
@@ -86,8 +86,8 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 			}
 		}
 		if h.reason = reason; !at.IsZero() {
-			h.due = at
-			h.publish(func(s *Status) { s.Next = at }, reason)
+			h.nextRequest = at
+			h.publish(func(s *Status) { s.NextRequest = at }, reason)
 		}
 		c.owner.arm(g)
 	})
@@ -97,23 +97,23 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 func (c *Client) detach(h *Handle) {
 	g := c.owner.groupOf(h.spec())
 	g.handles = without(g.handles, h)
-	if h.stop != nil {
-		h.stop(ErrMoved)
+	if h.cancel != nil {
+		h.cancel(ErrMoved)
 	}
-	h.backend, h.due = nil, time.Time{}
+	h.backend, h.nextRequest = nil, time.Time{}
 	h.client.Store(nil)
 	if len(g.heldBy(h)) > 0 {
-		h.left = append(h.left, c)
+		h.oldClients = append(h.oldClients, c)
 	}
-	g.drop()
+	g.deleteIfEmpty()
 }
 
 // ask runs a flow about a handle, and waits for its result. If ctx ends first, the flow
 // ends too, after the request that is in flight.
-func (c *Client) ask(ctx context.Context, h *Handle, run func(f *flow) error) error {
+func (c *Client) runFlow(ctx context.Context, h *Handle, run func(f *flow) error) error {
 	var err error
 	f := &flow{client: c, done: make(chan struct{}), run: func(f *flow) {
-		err = f.about(ctx, h, func() error { return run(f) })
+		err = f.runFor(ctx, h, func() error { return run(f) })
 	}}
 	if !c.owner.loop.Do(func() {
 		f.group = c.owner.groupOf(h.spec())
@@ -138,12 +138,12 @@ func (c *Client) ask(ctx context.Context, h *Handle, run func(f *flow) error) er
 
 // Enable requests a handle. If it fails, nothing is held, and no request follows.
 func (c *Client) Enable(ctx context.Context, h *Handle) error {
-	return c.ask(ctx, h, func(f *flow) error { return f.establish(h, h.spec(), "enabled") })
+	return c.runFlow(ctx, h, func(f *flow) error { return f.create(h, h.spec(), "enabled") })
 }
 
 // Refresh renews what a handle has, or requests it anew.
 func (c *Client) Refresh(ctx context.Context, h *Handle) error {
-	return c.ask(ctx, h, func(f *flow) error { return f.renewNow(h) })
+	return c.runFlow(ctx, h, func(f *flow) error { return f.renewNow(h) })
 }
 
 // Change requests another spec in place of what a handle has. What the gateway granted
@@ -151,10 +151,10 @@ func (c *Client) Refresh(ctx context.Context, h *Handle) error {
 // if the spec is refused.
 func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
 	if before := h.spec(); s.Internal != before.Internal || s.ports() != before.ports() {
-		return c.regroup(ctx, h, before, s)
+		return c.changeGroup(ctx, h, before, s)
 	}
-	return c.ask(ctx, h, func(f *flow) error {
-		if !s.samePlace(h.spec()) {
+	return c.runFlow(ctx, h, func(f *flow) error {
+		if !s.sameEndpoint(h.spec()) {
 			return f.replace(h, s)
 		}
 		if err := h.setSpec(s); err != nil {
@@ -165,32 +165,32 @@ func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
 }
 
 // regroup is Change to another internal endpoint, whose entries are in another group.
-func (c *Client) regroup(ctx context.Context, h *Handle, before, s *Spec) error {
+func (c *Client) changeGroup(ctx context.Context, h *Handle, before, s *Spec) error {
 	preferred := uint16(0)
-	err := c.ask(ctx, h, func(f *flow) error {
+	err := c.runFlow(ctx, h, func(f *flow) error {
 		if h.backend != nil {
 			preferred = h.preferred
 		}
-		_ = f.release(h)
+		_ = f.releaseAll(h)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	c.setPlace(h, s, 0)
-	err = c.ask(ctx, h, func(f *flow) error { return f.establish(h, s, "refreshed") })
+	c.setGroup(h, s, 0)
+	err = c.runFlow(ctx, h, func(f *flow) error { return f.create(h, s, "refreshed") })
 	if err == nil || errors.Is(err, ErrMoved) || errors.Is(err, ErrEnded) {
 		return err
 	}
-	c.setPlace(h, before, preferred)
+	c.setGroup(h, before, preferred)
 	if preferred == 0 || ctx.Err() != nil { // it is requested in the background
 		c.owner.loop.Do(func() {
-			(&flow{Owner: c.owner, ctx: ctx}).fail(h, err)
+			(&flow{Owner: c.owner, ctx: ctx}).recordFailure(h, err)
 			c.owner.arm(c.owner.groupOf(h.spec()))
 		})
 		return err
 	}
-	back := c.ask(ctx, h, func(f *flow) error { return f.ensure(h, "refreshed") })
+	back := c.runFlow(ctx, h, func(f *flow) error { return f.recreate(h, "refreshed") })
 	if back != nil {
 		err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+back.Error()))
 	}
@@ -198,9 +198,9 @@ func (c *Client) regroup(ctx context.Context, h *Handle, before, s *Spec) error 
 }
 
 // setPlace makes a handle one of the group of another spec. It has nothing just now.
-func (c *Client) setPlace(h *Handle, s *Spec, preferred uint16) {
+func (c *Client) setGroup(h *Handle, s *Spec, preferred uint16) {
 	c.owner.loop.Do(func() {
-		if !c.owner.has(h) {
+		if !c.owner.isAttached(h) {
 			return
 		}
 		old, next := c.owner.groupOf(h.spec()), c.owner.groupOf(s)
@@ -208,7 +208,7 @@ func (c *Client) setPlace(h *Handle, s *Spec, preferred uint16) {
 		next.handles = append(next.handles, h)
 		h.publish(func(now *Status) { now.Spec = s }, "")
 		h.backend, h.preferred = nil, preferred
-		old.drop()
+		old.deleteIfEmpty()
 	})
 }
 
@@ -228,7 +228,7 @@ func (c *Client) ExternalAddr(ctx context.Context, b *Backend, timeout time.Dura
 			defer cancel()
 			addr, err = b.ExternalAddr(ctx)
 			close(done)
-			o.loop.Post(c.finished)
+			o.loop.Post(c.flowDone)
 		})
 	}) || !begun {
 		return netip.Addr{}, ErrEnded
@@ -249,8 +249,8 @@ func (c *Client) SetUnusable(err error, reason string, next time.Time) {
 		c.unusable = true
 		now := time.Now()
 		for _, h := range c.handles() {
-			h.lostAt, h.due = now, time.Time{}
-			h.publish(func(s *Status) { s.Lost, s.Err, s.Next = true, err, next }, reason)
+			h.lostBefore, h.nextRequest = now, time.Time{}
+			h.publish(func(s *Status) { s.Lost, s.Err, s.NextRequest = true, err, next }, reason)
 		}
 	})
 }
@@ -265,7 +265,7 @@ func (c *Client) SetUsable(reason string, at time.Time) {
 // which the gateway may have lost them.
 func (c *Client) VerifySoon(reason string, at time.Time) {
 	c.owner.loop.Do(func() {
-		c.owner.suspect(func(e *entry) bool { return e.isHeldFor(c) }, false, reason, at)
+		c.owner.verifySoon(func(e *entry) bool { return e.isHeldFor(c) }, false, reason, at)
 		c.wake(reason, at)
 	})
 }
@@ -277,9 +277,9 @@ func (c *Client) Wake(reason string, at time.Time) {
 
 func (c *Client) wake(reason string, at time.Time) {
 	for _, h := range c.handles() {
-		if h.backend == nil && !c.unusable && (h.due.IsZero() || at.Before(h.due)) {
-			h.due, h.reason = at, reason
-			h.publish(func(s *Status) { s.Next = at }, reason)
+		if h.backend == nil && !c.unusable && (h.nextRequest.IsZero() || at.Before(h.nextRequest)) {
+			h.nextRequest, h.reason = at, reason
+			h.publish(func(s *Status) { s.NextRequest = at }, reason)
 			c.owner.arm(c.owner.groupOf(h.spec()))
 		}
 	}
@@ -287,7 +287,7 @@ func (c *Client) wake(reason string, at time.Time) {
 
 // handles returns the client's handles that are to be kept alive.
 func (c *Client) handles() (out []*Handle) {
-	for _, g := range c.owner.inOrder() {
+	for _, g := range c.owner.sortedGroups() {
 		for _, h := range g.handles {
 			if h.client.Load() == c && !h.spec().Once && !h.Status().Closed {
 				out = append(out, h)
@@ -301,7 +301,7 @@ func (c *Client) handles() (out []*Handle) {
 func (c *Client) InUse() (used bool) {
 	c.owner.loop.Do(func() {
 		used = c.busy > 0 || len(c.handles()) > 0 ||
-			slices.ContainsFunc(c.owner.all(), func(e *entry) bool { return e.isHeldFor(c) })
+			slices.ContainsFunc(c.owner.allEntries(), func(e *entry) bool { return e.isHeldFor(c) })
 	})
 	return used
 }
@@ -318,8 +318,8 @@ func (c *Client) Close(ctx context.Context) (records []state.Record, err error) 
 	o := c.owner
 	o.loop.Do(func() {
 		c.closing = true
-		for _, e := range o.all() { // also what another client that left is about to delete
-			if e.end != nil && e.end.client == c && e.state != restored {
+		for _, e := range o.allEntries() { // also what another client that left is about to delete
+			if e.deletion != nil && e.deletion.client == c && e.state != restored {
 				c.retryNow(e)
 			}
 		}
@@ -331,8 +331,8 @@ func (c *Client) Close(ctx context.Context) (records []state.Record, err error) 
 				c.idle = idle
 				return
 			}
-			err, records = o.remaining(c, context.Cause(ctx)), c.records()
-			o.part(c)
+			err, records = o.remainingErrors(c, context.Cause(ctx)), c.records()
+			o.removeClient(c)
 			close(idle)
 		})
 		select {
@@ -340,18 +340,18 @@ func (c *Client) Close(ctx context.Context) (records []state.Record, err error) 
 		case <-ctx.Done():
 		}
 	}
-	o.registry.leave(ctx, c)
+	o.registry.release(ctx, c)
 	return records, err
 }
 
 // Abandon leaves the owner and whatever the client holds, as the end of the process
 // would.
-func (c *Client) Abandon() {
-	ctx, cancel := context.WithTimeout(context.Background(), retryTimeout)
+func (c *Client) Discard() {
+	ctx, cancel := context.WithTimeout(context.Background(), deleteRetryTimeout)
 	defer cancel()
 	c.owner.loop.Do(func() {
-		c.owner.abandon(c)
-		c.owner.part(c)
+		c.owner.discard(c)
+		c.owner.removeClient(c)
 	})
-	c.owner.registry.leave(ctx, c)
+	c.owner.registry.release(ctx, c)
 }

@@ -14,7 +14,7 @@ import (
 
 const (
 	// oneOfSeveral bounds how long one backend is waited for while there are others to ask.
-	oneOfSeveral = 4 * time.Second
+	perBackendTimeout = 4 * time.Second
 	// lateReply is how long a request goes on after its caller's deadline, so that a late
 	// reply is not lost.
 	lateReply = time.Second
@@ -22,62 +22,62 @@ const (
 
 // about runs a part of a flow that is about one handle. Its context ends with that of the
 // caller, and if the handle is closed or detached.
-func (f *flow) about(ctx context.Context, h *Handle, run func() error) error {
-	if err := f.gone(h); err != nil {
+func (f *flow) runFor(ctx context.Context, h *Handle, run func() error) error {
+	if err := f.checkAttached(h); err != nil {
 		return err
 	}
-	ctx, h.stop = context.WithCancelCause(ctx)
-	stop := h.stop
+	ctx, h.cancel = context.WithCancelCause(ctx)
+	stop := h.cancel
 	defer context.AfterFunc(f.Owner.ctx, func() { stop(ErrEnded) })()
 	f.ctx = ctx
 	err := run()
 	f.ctx = f.Owner.ctx
-	if stop(nil); f.has(h) {
-		h.stop = nil
+	if stop(nil); f.isAttached(h) {
+		h.cancel = nil
 	}
 	return err
 }
 
 // gone returns nil if a handle is attached to the owner and open, or why it is not.
-func (f *flow) gone(h *Handle) error {
+func (f *flow) checkAttached(h *Handle) error {
 	switch {
 	case h.Status().Closed || f.Owner.ctx.Err() != nil:
 		return ErrEnded
-	case !f.has(h):
+	case !f.isAttached(h):
 		return ErrMoved
 	}
 	return nil
 }
 
 // ensure requests a handle anew. What it has and does not fit together goes first.
-func (f *flow) ensure(h *Handle, reason string) error {
+func (f *flow) recreate(h *Handle, reason string) error {
 	granted := slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return e.state != active })
 	h.backend = nil
-	_ = f.giveUp(h, granted, retryTimeout)
-	err := f.establish(h, h.spec(), reason)
+	_ = f.releaseEntries(h, granted, deleteRetryTimeout)
+	err := f.create(h, h.spec(), reason)
 	if err != nil {
-		f.fail(h, err)
+		f.recordFailure(h, err)
 	}
 	return err
 }
 
 // errGivenUp is what a handle keeps of a request whose caller gave up. The error of the
 // caller's context says nothing of the gateway.
-var errGivenUp = errors.New("the call that requested the mapping ended before it was granted")
+var errCallEnded = errors.New("the call that requested the mapping ended before it was granted")
 
 // fail records that a request came to nothing, and when the next comes.
-func (f *flow) fail(h *Handle, err error) {
-	if !f.has(h) || h.isUnusable() {
+func (f *flow) recordFailure(h *Handle, err error) {
+	if !f.isAttached(h) || h.isUnusable() {
 		return
 	}
 	if f.ctx.Err() != nil && !IsTimeout(f.ctx) {
-		err = errGivenUp
+		err = errCallEnded
 	}
 	h.failures++
-	if h.due = time.Now().Add(Backoff(h.failures, err, f.registry.jitter)); h.spec().Once {
-		h.due = time.Time{}
+	if h.nextRequest = time.Now().Add(Backoff(h.failures, err, f.registry.jitter)); h.spec().Once {
+		h.nextRequest = time.Time{}
 	}
-	h.publish(func(s *Status) { s.Granted, s.Err, s.Next = nil, err, h.due }, err.Error())
+	h.publish(func(s *Status) { s.Granted, s.Err, s.NextRequest = nil, err, h.nextRequest }, err.Error())
 }
 
 // replace requests another spec in place of what a handle has, or has it back.
@@ -87,15 +87,15 @@ func (f *flow) replace(h *Handle, s *Spec) error {
 	}
 	before := h.preferred
 	h.preferred = 0
-	_ = f.release(h)
-	err := f.establish(h, s, "refreshed")
+	_ = f.releaseAll(h)
+	err := f.create(h, s, "refreshed")
 	switch {
-	case err == nil || !f.has(h):
+	case err == nil || !f.isAttached(h):
 	case before == 0 || f.ctx.Err() != nil:
-		f.fail(h, err)
+		f.recordFailure(h, err)
 	default:
 		h.preferred = before
-		if back := f.ensure(h, "refreshed"); back != nil {
+		if back := f.recreate(h, "refreshed"); back != nil {
 			err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+back.Error()))
 		}
 	}
@@ -103,26 +103,26 @@ func (f *flow) replace(h *Handle, s *Spec) error {
 }
 
 // establish requests what a handle wants from the first backend that can and will.
-func (f *flow) establish(h *Handle, s *Spec, reason string) error {
+func (f *flow) create(h *Handle, s *Spec, reason string) error {
 	c := h.client.Load()
-	if !f.has(h) {
+	if !f.isAttached(h) {
 		return ErrMoved
 	}
 	var err error
-	if f.off(func() { err = c.Probe(f.ctx, s.Wait) }); err != nil {
+	if f.offLoop(func() { err = c.Probe(f.ctx, s.ProbeTimeout) }); err != nil {
 		return err
 	}
 	var failures []error
 	silent := true
-	candidates := c.candidates(f.group, s)
+	candidates := c.backendsFor(f.group, s)
 	for i, b := range candidates {
 		if len(failures) > 0 && f.ctx.Err() != nil {
 			break // it would only seem to be silent
 		}
-		last := !slices.ContainsFunc(candidates[i+1:], (*Backend).mayAnswer)
+		last := !slices.ContainsFunc(candidates[i+1:], (*Backend).mayBeAvailable)
 		err := f.tryBackend(c, h, b, s, last)
 		if err == nil {
-			return f.settle(c, h, b, s, reason)
+			return f.recordGrants(c, h, b, s, reason)
 		}
 		if f.ctx.Err() != nil && !IsTimeout(f.ctx) {
 			return err
@@ -134,45 +134,45 @@ func (f *flow) establish(h *Handle, s *Spec, reason string) error {
 		}
 	}
 	if silent {
-		c.forget()
+		c.resetProbes()
 	}
-	return c.sink.Failure(failures, false)
+	return c.sink.CombineErrors(failures, false)
 }
 
 var errLostAgain = fmt.Errorf("%w: it lost the mapping again", backends.ErrNoReply)
 
 // settle publishes what a handle was granted, and gives up what it has elsewhere. What
 // the gateway lost meanwhile is requested again.
-func (f *flow) settle(c *Client, h *Handle, b *Backend, s *Spec, reason string) error {
+func (f *flow) recordGrants(c *Client, h *Handle, b *Backend, s *Spec, reason string) error {
 	if h.client.Load() != c {
-		_ = f.release(h) // its deletion is retried
+		_ = f.releaseAll(h) // its deletion is retried
 		return ErrMoved
 	}
-	h.backend, h.failures, h.due, h.lostAt = b, 0, time.Time{}, time.Time{}
+	h.backend, h.failures, h.nextRequest, h.lostBefore = b, 0, time.Time{}, time.Time{}
 	if s != h.spec() {
 		h.publish(func(now *Status) { now.Spec = s }, "")
 	}
-	f.refresh(h, reason)
-	_ = f.giveUp(h, slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return e.backend == b }), retryTimeout)
-	if h.Status().Stands() {
+	f.updateStatus(h, reason)
+	_ = f.releaseEntries(h, slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return e.backend == b }), deleteRetryTimeout)
+	if h.Status().IsActive() {
 		return nil
 	}
 	h.reason = reason
-	if f.pass(); h.Status().Stands() {
+	if f.renewPass(); h.Status().IsActive() {
 		return nil
 	}
 	err := cmp.Or(h.Status().Err, errLostAgain)
-	_ = f.release(h)
+	_ = f.releaseAll(h)
 	return err
 }
 
 // tryBackend asks one backend, if it can express the spec and its gateway answers.
 func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) error {
-	if !f.has(h) {
+	if !f.isAttached(h) {
 		return ErrMoved
 	}
 	preferred := h.preferred
-	if e := f.group.entry(b.name, Member{Protocol: s.Protocols[0]}); preferred == 0 && s.External == 0 && e != nil && e.state == restored && e.fits(s) {
+	if e := f.group.entry(b.name, Member{Protocol: s.Protocols[0]}); preferred == 0 && s.External == 0 && e != nil && e.state == restored && e.matches(s) {
 		preferred = e.granted.External.Port()
 	}
 	port := s.firstPort(preferred)
@@ -181,18 +181,18 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 			return err
 		}
 	}
-	timeout := s.Timeout
+	timeout := s.RequestTimeout
 	at, hasDeadline := f.ctx.Deadline()
 	switch {
 	case hasDeadline && !last:
-		timeout = min(oneOfSeveral, time.Until(at)/2)
+		timeout = min(perBackendTimeout, time.Until(at)/2)
 	case !last:
-		timeout = oneOfSeveral
+		timeout = perBackendTimeout
 	case hasDeadline:
 		timeout = max(timeout, time.Until(at)+lateReply)
 	}
 	var err error
-	if f.off(func() { err = c.Ensure(f.ctx, b, min(s.Wait, timeout)) }); err != nil {
+	if f.offLoop(func() { err = c.EnsureProbed(f.ctx, b, min(s.ProbeTimeout, timeout)) }); err != nil {
 		return err
 	}
 	for attempt := 0; ; attempt++ {
@@ -222,7 +222,7 @@ func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.
 			err = s.checkPorts(granted)
 		}
 		if err != nil {
-			if left := f.giveUp(h, got, retryTimeout); left != nil {
+			if left := f.releaseEntries(h, got, deleteRetryTimeout); left != nil {
 				f.log().Warn("a mapping of a failed attempt remains for now", "err", left)
 			}
 			return err
@@ -237,53 +237,53 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 	if err := context.Cause(f.ctx); err != nil {
 		return nil, err
 	}
-	f.scattered = f.scattered || s.isScattered()
-	e, err := f.group.hold(h, b, s, m, s.request(m, port))
+	f.portsVary = f.portsVary || s.portsVary()
+	e, err := f.group.addHolder(h, b, s, m, s.request(m, port))
 	if err != nil {
 		return nil, err
 	}
-	before, askedBefore := e.spec, e.asked
-	e.spec, e.asked, e.again = s, port, time.Time{}
-	granted, err := f.request(timeout, e.request(s, port))
+	before, askedBefore := e.spec, e.requestedExternal
+	e.spec, e.requestedExternal, e.verifyAt = s, port, time.Time{}
+	granted, err := f.request(timeout, e.requestFunc(s, port))
 	if e.state == removed { // the client was abandoned
 		return nil, ErrEnded
 	}
 	if err != nil {
-		if f.isAnswer(err) && before != nil && (e.unknown || e.state == active) { // what was requested before counts
-			e.spec, e.asked = before, askedBefore
+		if f.isReply(err) && before != nil && (e.unconfirmed || e.state == active) { // what was requested before counts
+			e.spec, e.requestedExternal = before, askedBefore
 		}
-		f.refused(h, e, err)
+		f.recordFailedAcquire(h, e, err)
 		return nil, err
 	}
-	if old := e.granted; e.end != nil && old != nil && !e.isReplacedBy(granted.Internal.Port(), granted.External.Port()) {
-		f.split(e)
+	if old := e.granted; e.deletion != nil && old != nil && !e.isReplacedBy(granted.Internal.Port(), granted.External.Port()) {
+		f.splitSuperseded(e)
 	}
 	for _, old := range slices.Clone(f.group.entries) {
-		if old.former && old.backend == b && old.Protocol == m.Protocol && old.isReplacedBy(granted.Internal.Port(), granted.External.Port()) {
+		if old.superseded && old.backend == b && old.Protocol == m.Protocol && old.isReplacedBy(granted.Internal.Port(), granted.External.Port()) {
 			old.remove() // the grant took its place
 		}
 	}
-	e.resolve()
+	e.clearDeletion()
 	e.record(&granted, e.state != active)
 	f.watch(b)
 	for _, other := range e.holders {
 		if other != h {
-			f.refresh(other, "")
+			f.updateStatus(other, "")
 		}
 	}
 	if err := context.Cause(f.ctx); err != nil { // nobody wants it any more
-		_ = f.giveUp(h, []*entry{e}, s.Timeout)
+		_ = f.releaseEntries(h, []*entry{e}, s.RequestTimeout)
 		return nil, err
 	}
 	return e, nil
 }
 
 // hold adds a handle to the holders of the entry that a request is about.
-func (g *group) hold(h *Handle, b *Backend, s *Spec, m Member, r backends.Request) (*entry, error) {
-	if rival := g.rival(b.name, m); rival != nil {
+func (g *group) addHolder(h *Handle, b *Backend, s *Spec, m Member, r backends.Request) (*entry, error) {
+	if rival := g.heldByOtherBackend(b.name, m); rival != nil {
 		return nil, &ConflictError{m.Protocol, r.Internal.Port(), rival.backend.name}
 	}
-	if err := g.claim(m, r.Internal.Port(), b); err != nil {
+	if err := g.takeOverUnheld(m, r.Internal.Port(), b); err != nil {
 		return nil, err
 	}
 	e := g.entry(b.name, m)
@@ -297,8 +297,8 @@ func (g *group) hold(h *Handle, b *Backend, s *Spec, m Member, r backends.Reques
 	switch {
 	case e == nil:
 		e = g.add(&entry{backend: b, Member: m})
-	case e.state != active && (e.unknown || e.end != nil) && !e.isReplacedBy(r.Internal.Port(), r.External.Port()):
-		g.owner.split(e)
+	case e.state != active && (e.unconfirmed || e.deletion != nil) && !e.isReplacedBy(r.Internal.Port(), r.External.Port()):
+		g.owner.splitSuperseded(e)
 	}
 	if !e.isHeldBy(h) {
 		e.holders = append(e.holders, h)
@@ -308,7 +308,7 @@ func (g *group) hold(h *Handle, b *Backend, s *Spec, m Member, r backends.Reques
 
 // request returns what to call for an entry: what the gateway has is renewed in place,
 // also what an earlier run left. If that does not fit, it is deleted first.
-func (e *entry) request(s *Spec, external uint16) func(context.Context) (backends.Mapping, error) {
+func (e *entry) requestFunc(s *Spec, external uint16) func(context.Context) (backends.Mapping, error) {
 	b, old, r := e.backend.Backend, e.granted, s.request(e.Member, external)
 	create := func(ctx context.Context) (backends.Mapping, error) { return b.Map(ctx, r) }
 	switch {
@@ -316,7 +316,7 @@ func (e *entry) request(s *Spec, external uint16) func(context.Context) (backend
 		return func(ctx context.Context) (backends.Mapping, error) { return b.Renew(ctx, *old, r) }
 	case e.state != restored:
 		return create
-	case e.fits(s) && external == old.External.Port():
+	case e.matches(s) && external == old.External.Port():
 		return func(ctx context.Context) (backends.Mapping, error) {
 			m, err := b.Renew(ctx, *old, r)
 			if err == nil || ctx.Err() != nil {
@@ -332,7 +332,7 @@ func (e *entry) request(s *Spec, external uint16) func(context.Context) (backend
 }
 
 // fits reports whether a mapping of an earlier run is what a spec asks for.
-func (e *entry) fits(s *Spec) bool {
+func (e *entry) matches(s *Spec) bool {
 	m, to, port := e.granted, s.Internal.Addr(), s.internalPort(e.Member)
 	if s.SamePort {
 		port = m.External.Port()
@@ -351,37 +351,37 @@ func (e *entry) isReplacedBy(internal, external uint16) bool {
 }
 
 // isSameAs reports whether two entries are one mapping of the gateway.
-func (e *entry) isSameAs(other *entry) bool {
+func (e *entry) isSameMapping(other *entry) bool {
 	return e.backend == other.backend && e.Protocol == other.Protocol && e.group.internal.Addr() == other.group.internal.Addr() &&
 		e.internalPort() == other.internalPort() && e.isReplacedBy(other.internalPort(), other.externalPort())
 }
 
 // split keeps apart what an entry was before it is requested as another mapping, to be
 // deleted.
-func (o *Owner) split(e *entry) {
+func (o *Owner) splitSuperseded(e *entry) {
 	old := *e
-	old.former, old.holders = true, nil
-	if old.end == nil {
-		old.end = &ending{}
+	old.superseded, old.holders = true, nil
+	if old.deletion == nil {
+		old.deletion = &deletion{}
 		for _, h := range e.holders {
-			old.beginEnd(h)
+			old.beginDeletion(h)
 		}
 	}
-	o.pending, e.end, e.unknown = without(o.pending, e), nil, false
-	e.state, e.granted, e.until = creating, nil, time.Time{}
-	o.pend(e.group.add(&old), backends.ErrNoReply)
+	o.pendingDeletes, e.deletion, e.unconfirmed = without(o.pendingDeletes, e), nil, false
+	e.state, e.granted, e.unconfirmedUntil = creating, nil, time.Time{}
+	o.addPendingDelete(e.group.add(&old), backends.ErrNoReply)
 }
 
 // refused records that the request of an acquire failed. Without a reply the gateway may
 // have granted it: a handle that will try again keeps the entry.
-func (f *flow) refused(h *Handle, e *entry, err error) {
-	keeps := f.has(h) && (h.known || h.spec().Background) && !h.spec().Once
-	if f.isAnswer(err) {
+func (f *flow) recordFailedAcquire(h *Handle, e *entry, err error) {
+	keeps := f.isAttached(h) && (h.wasGranted || h.spec().Background) && !h.spec().Once
+	if f.isReply(err) {
 		if keeps {
 			f.watch(e.backend) // it may announce that it can now
 		}
 	} else {
-		e.noReply()
+		e.recordNoReply()
 		if keeps {
 			return
 		}
@@ -389,12 +389,12 @@ func (f *flow) refused(h *Handle, e *entry, err error) {
 	e.holders = without(e.holders, h)
 	switch {
 	case len(e.holders) > 0:
-	case e.state == creating && !e.unknown:
+	case e.state == creating && !e.unconfirmed:
 		e.remove()
 	default:
-		if e.beginEnd(h); !f.isAnswer(err) { // what was refused before says nothing of this
-			f.pending = without(f.pending, e)
+		if e.beginDeletion(h); !f.isReply(err) { // what was refused before says nothing of this
+			f.pendingDeletes = without(f.pendingDeletes, e)
 		}
-		f.pend(e, err)
+		f.addPendingDelete(e, err)
 	}
 }

@@ -18,12 +18,12 @@ import (
 
 // The pauses between attempts at a deletion double.
 const (
-	firstRetry   = time.Second
-	longestRetry = time.Minute
-	retryTimeout = time.Second // of an attempt, so that it does not hold up the others
+	firstDeleteBackoff = time.Second
+	maxDeleteBackoff   = time.Minute
+	deleteRetryTimeout = time.Second // of an attempt, so that it does not hold up the others
 	// firstTimeout is of the first attempt: longer than Close waits, and not as long as the
 	// pauses of a connection that lost packets, since a new one may do better.
-	firstTimeout = 3 * time.Second
+	firstDeleteTimeout = 3 * time.Second
 )
 
 // Closing is the end of a handle, and what came of it.
@@ -41,7 +41,7 @@ func (h *Handle) BeginClose(leave bool) *Closing {
 	}
 	c := h.client.Load()
 	if c == nil || !c.owner.loop.Do(func() { c.beginClose(h, closing, leave) }) {
-		h.end()
+		h.markClosed()
 		close(closing.Done)
 	}
 	return closing
@@ -51,48 +51,48 @@ func (h *Handle) BeginClose(leave bool) *Closing {
 func (h *Handle) IsClosed() bool { return h.closing.Load() != nil }
 
 // end makes a handle closed.
-func (h *Handle) end() {
-	h.leaveOthers(false)
+func (h *Handle) markClosed() {
+	h.releaseOldGateways(false)
 	after := *h.status.Load()
-	after.Closed, after.Granted, after.Next = true, nil, time.Time{}
+	after.Closed, after.Granted, after.NextRequest = true, nil, time.Time{}
 	h.store(&after)
-	if done := h.done.Swap(&ended); done != nil {
+	if done := h.done.Swap(&closedChan); done != nil {
 		close(*done)
 	}
-	if h.due = (time.Time{}); h.stop != nil {
-		h.stop(ErrEnded)
+	if h.nextRequest = (time.Time{}); h.cancel != nil {
+		h.cancel(ErrEnded)
 	}
 }
 
 func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
 	granted := h.Status().Granted
-	h.end()
+	h.markClosed()
 	g := c.owner.groupOf(h.spec())
 	g.handles = without(g.handles, h)
 	if leave {
-		g.leave(h, granted)
+		g.leaveToExpire(h, granted)
 	}
 	if len(g.heldBy(h)) == 0 && len(g.queue) == 0 {
 		close(closing.Done)
-		g.drop()
+		g.deleteIfEmpty()
 		return
 	}
 	c.owner.enqueue(&flow{group: g, client: c, priority: ctxsync.Delete, done: closing.Done, run: func(f *flow) {
 		var errs []error
 		for _, e := range slices.Clone(g.entries) { // what it held last
-			if e.state == pendingDelete && e.end.last == h {
-				errs = append(errs, f.delete(e, retryTimeout))
+			if e.state == pendingDelete && e.deletion.lastHolder == h {
+				errs = append(errs, f.delete(e, deleteRetryTimeout))
 			}
 		}
-		closing.Err = errors.Join(append(errs, f.release(h))...)
+		closing.Err = errors.Join(append(errs, f.releaseAll(h))...)
 	}})
 }
 
 // leave takes a handle off the holders of what was granted to it. What had no other is left
 // to its lifetime. What is requested just now is not among that, and is deleted.
-func (g *group) leave(h *Handle, granted []*backends.Mapping) {
+func (g *group) leaveToExpire(h *Handle, granted []*backends.Mapping) {
 	for _, e := range g.heldBy(h) {
-		if e.end != nil || !slices.Contains(granted, e.granted) {
+		if e.deletion != nil || !slices.Contains(granted, e.granted) {
 			continue
 		}
 		if e.holders = without(e.holders, h); len(e.holders) == 0 {
@@ -103,25 +103,25 @@ func (g *group) leave(h *Handle, granted []*backends.Mapping) {
 
 // leaveOthers gives up what the handle has at gateways that are no longer its own. Moved
 // says that it is granted here now.
-func (h *Handle) leaveOthers(moved bool) {
-	for _, old := range h.left {
+func (h *Handle) releaseOldGateways(moved bool) {
+	for _, old := range h.oldClients {
 		old.owner.loop.Post(func() {
 			old.owner.enqueue(&flow{
 				group: old.owner.groupOf(h.spec()), client: old, priority: ctxsync.Delete,
 				run: func(f *flow) {
 					for _, e := range f.group.heldBy(h) {
 						if len(e.holders) == 1 {
-							e.beginEnd(h)
-							e.end.moved = moved
+							e.beginDeletion(h)
+							e.deletion.moved = moved
 						}
 					}
-					_ = f.release(h)
+					_ = f.releaseAll(h)
 					old.sink.RecordsChanged()
 				},
 			})
 		})
 	}
-	h.left = nil
+	h.oldClients = nil
 }
 
 // heldBy returns the entries that a handle holds.
@@ -130,19 +130,19 @@ func (g *group) heldBy(h *Handle) []*entry {
 }
 
 // release gives up all that a handle has or may have at this gateway.
-func (f *flow) release(h *Handle) error {
+func (f *flow) releaseAll(h *Handle) error {
 	if c := h.client.Load(); c != nil && c.owner == f.Owner { // else the handle is another owner's
 		h.backend = nil
 	}
-	return f.giveUp(h, f.group.heldBy(h), min(h.spec().Timeout, firstTimeout))
+	return f.releaseEntries(h, f.group.heldBy(h), min(h.spec().RequestTimeout, firstDeleteTimeout))
 }
 
 // giveUp takes a handle off the holders of entries. The last one of an entry deletes it.
-func (f *flow) giveUp(h *Handle, entries []*entry, timeout time.Duration) error {
+func (f *flow) releaseEntries(h *Handle, entries []*entry, timeout time.Duration) error {
 	var errs []error
 	for _, e := range entries {
 		if e.holders = without(e.holders, h); len(e.holders) == 0 && e.state != removed {
-			e.beginEnd(h)
+			e.beginDeletion(h)
 			errs = append(errs, f.delete(e, timeout))
 		}
 	}
@@ -151,56 +151,56 @@ func (f *flow) giveUp(h *Handle, entries []*entry, timeout time.Duration) error 
 
 // beginEnd records which handle was the last to hold an entry. Its client answers for that,
 // unless another that is being closed does.
-func (e *entry) beginEnd(h *Handle) {
-	if e.end == nil {
-		e.end = &ending{}
+func (e *entry) beginDeletion(h *Handle) {
+	if e.deletion == nil {
+		e.deletion = &deletion{}
 	}
-	e.end.last = h
-	if c := e.end.client; c != nil && c.closing {
+	e.deletion.lastHolder = h
+	if c := e.deletion.client; c != nil && c.closing {
 		return
 	}
 	o := e.group.owner
-	if i := slices.IndexFunc(o.joined, func(c *Client) bool { return c.isOwn(h) }); i >= 0 {
-		e.end.client = o.joined[i]
-	} else if e.end.client == nil {
-		e.end.client = o.clientOf(e.backend)
+	if i := slices.IndexFunc(o.clients, func(c *Client) bool { return c.owns(h) }); i >= 0 {
+		e.deletion.client = o.clients[i]
+	} else if e.deletion.client == nil {
+		e.deletion.client = o.clientOf(e.backend)
 	}
 }
 
 // resolve ends what was about to end an entry: it is deleted, or held again.
-func (e *entry) resolve() {
-	if e.end == nil {
+func (e *entry) clearDeletion() {
+	if e.deletion == nil {
 		return
 	}
-	if e.end.client != nil {
-		e.end.client.sink.RecordsChanged()
+	if e.deletion.client != nil {
+		e.deletion.client.sink.RecordsChanged()
 	}
 	o := e.group.owner
-	o.pending = without(o.pending, e)
-	e.end = nil
+	o.pendingDeletes = without(o.pendingDeletes, e)
+	e.deletion = nil
 }
 
-var errRival = fmt.Errorf("%w: another backend holds the port", backends.ErrConflict)
+var errOtherBackend = fmt.Errorf("%w: another backend holds the port", backends.ErrConflict)
 
 // delete deletes an entry without holders. If it is not known whether the gateway has it,
 // the same request is repeated first: its answer tells what to delete. If that is refused,
 // what was requested is deleted.
 func (f *flow) delete(e *entry, timeout time.Duration) error {
-	m, unknown := e.granted, e.unknown
+	m, unknown := e.granted, e.unconfirmed
 	switch {
 	case len(e.holders) > 0 || e.state == removed:
 		return nil
-	case f.group.rival(e.backend.name, e.Member) != nil:
-		f.pend(e, errRival)
+	case f.group.heldByOtherBackend(e.backend.name, e.Member) != nil:
+		f.addPendingDelete(e, errOtherBackend)
 		return nil
 	case m == nil && !unknown:
 		e.remove()
 		return nil
 	}
-	request := e.spec.request(e.Member, e.asked)
+	request := e.spec.request(e.Member, e.requestedExternal)
 	request.Exact = false // whatever the gateway has is to be deleted
-	request.Lifetime = max(time.Until(e.until), time.Second)
-	requested := e.requested(request)
+	request.Lifetime = max(time.Until(e.unconfirmedUntil), time.Second)
+	requested := e.assumedMapping(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
 		ctx = ctxsync.WithPriority(ctx, ctxsync.Delete)
 		if unknown {
@@ -208,7 +208,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 			case err == nil:
 				m = &again
 			case m != nil: // this is deleted at least
-			case requested != nil && f.isAnswer(err) && e.backend.Unmap(ctx, *requested) == nil:
+			case requested != nil && f.isReply(err) && e.backend.Unmap(ctx, *requested) == nil:
 				return again, nil
 			default:
 				return again, err
@@ -216,13 +216,13 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 		}
 		return *m, e.backend.Unmap(ctx, *m)
 	})
-	return f.deleted(e, err)
+	return f.recordDeletion(e, err)
 }
 
 // requested returns the mapping that a request may have created, to be deleted, or nil. A
 // UPnP mapping is deleted by its external port, which may be another program's. So may be
 // that of a ready-made backend, for which this host's address is not known.
-func (e *entry) requested(r backends.Request) *backends.Mapping {
+func (e *entry) assumedMapping(r backends.Request) *backends.Mapping {
 	local := e.group.owner.key.Local
 	if to := r.Internal.Addr(); to.IsValid() && !to.IsUnspecified() {
 		local = to
@@ -237,130 +237,130 @@ func (e *entry) requested(r backends.Request) *backends.Mapping {
 }
 
 // deleted records what came of a deletion, and returns the error for what remains.
-func (f *flow) deleted(e *entry, err error) error {
+func (f *flow) recordDeletion(e *entry, err error) error {
 	if e.state == removed { // it ran out meanwhile
 		return nil
 	}
-	answered := f.isAnswer(err)
+	answered := f.isReply(err)
 	if answered {
 		f.answered.Store(int64(time.Since(f.start)))
 	}
 	if err != nil {
 		// After a second refusal, Close tries again, and else a timer once a day. What the
 		// gateway may have for longer than is known is tried again as before.
-		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil && !e.unknown
-		remains := e.remains(err)
-		if f.pend(e, err); final && e.end != nil {
-			e.end.at = sooner(e.expires(), time.Now().Add(longestLease))
+		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil && !e.unconfirmed
+		remains := e.remainsError(err)
+		if f.addPendingDelete(e, err); final && e.deletion != nil {
+			e.deletion.nextAttempt = earlier(e.expires(), time.Now().Add(maxLifetime))
 		}
 		return remains
 	}
 	e.remove()
 	for _, other := range f.group.entries { // the deletion may have broken them
 		if other.isHeld() && !other.isOnce() {
-			other.wanted = true
-			f.group.enqueueWork()
+			other.mustRenew = true
+			f.group.enqueueRenewals()
 		}
 	}
 	return nil
 }
 
 // pend makes a deletion be retried. What has run out meanwhile is removed.
-func (o *Owner) pend(e *entry, err error) {
+func (o *Owner) addPendingDelete(e *entry, err error) {
 	e.state, e.err = pendingDelete, err
 	now := time.Now()
-	if slices.Contains(o.pending, e) {
-		e.end.postpone(now)
+	if slices.Contains(o.pendingDeletes, e) {
+		e.deletion.postpone(now)
 	} else {
-		o.pending = append(o.pending, e)
-		e.end.pause, e.end.at = firstRetry, now.Add(firstRetry)
-		if c := e.end.client; c != nil {
+		o.pendingDeletes = append(o.pendingDeletes, e)
+		e.deletion.pause, e.deletion.nextAttempt = firstDeleteBackoff, now.Add(firstDeleteBackoff)
+		if c := e.deletion.client; c != nil {
 			c.sink.RecordsChanged()
 			if c.closing {
 				c.retryNow(e)
 			}
 		}
 	}
-	o.armRetry()
+	o.armRetryTimer()
 }
 
 // postpone puts off an attempt that is due.
-func (e *ending) postpone(now time.Time) {
-	if !e.at.After(now) {
-		e.pause = min(2*e.pause, longestRetry)
-		e.at = now.Add(e.pause)
+func (e *deletion) postpone(now time.Time) {
+	if !e.nextAttempt.After(now) {
+		e.pause = min(2*e.pause, maxDeleteBackoff)
+		e.nextAttempt = now.Add(e.pause)
 	}
 }
 
-func (o *Owner) armRetry() {
+func (o *Owner) armRetryTimer() {
 	var next time.Time
-	for _, e := range o.pending {
-		next = sooner(next, e.end.at)
+	for _, e := range o.pendingDeletes {
+		next = earlier(next, e.deletion.nextAttempt)
 	}
-	if !o.retrying {
-		o.loop.Arm(&o.retry, next)
+	if !o.retryRunning {
+		o.loop.Arm(&o.retryTimer, next)
 	}
 }
 
 // retryDue attempts the deletions that are due, one at a time: a gateway that does not
 // answer one is not asked for the others.
-func (o *Owner) retryDue() {
-	if o.retrying {
+func (o *Owner) retryDeletes() {
+	if o.retryRunning {
 		return
 	}
 	now := time.Now()
-	for _, e := range slices.Clone(o.pending) {
+	for _, e := range slices.Clone(o.pendingDeletes) {
 		switch {
 		case e.isExpired(now) && len(e.holders) == 0:
 			e.remove()
-		case e.end.at.After(now):
+		case e.deletion.nextAttempt.After(now):
 		case len(e.holders) > 0: // about to be taken over
-			e.end.at = now.Add(firstRetry)
+			e.deletion.nextAttempt = now.Add(firstDeleteBackoff)
 		default:
-			o.retrying = true
-			o.enqueue(&flow{group: e.group, client: e.end.client, priority: ctxsync.Delete, run: func(f *flow) {
-				err := f.delete(e, retryTimeout)
-				if o.retrying = false; slices.Contains(o.pending, e) { // the others come first the next time
-					o.pending = append(without(o.pending, e), e)
+			o.retryRunning = true
+			o.enqueue(&flow{group: e.group, client: e.deletion.client, priority: ctxsync.Delete, run: func(f *flow) {
+				err := f.delete(e, deleteRetryTimeout)
+				if o.retryRunning = false; slices.Contains(o.pendingDeletes, e) { // the others come first the next time
+					o.pendingDeletes = append(without(o.pendingDeletes, e), e)
 				}
-				for _, other := range o.pending { // a ready-made backend is a gateway of its own
+				for _, other := range o.pendingDeletes { // a ready-made backend is a gateway of its own
 					if errors.Is(err, backends.ErrNoReply) && (other.backend == e.backend || e.backend.config.Ready == nil) {
-						other.end.postpone(time.Now())
+						other.deletion.postpone(time.Now())
 					}
 				}
-				o.retryDue()
+				o.retryDeletes()
 			}})
 			return
 		}
 	}
-	o.armRetry()
+	o.armRetryTimer()
 }
 
 // retryNow attempts a deletion once more, for which Close of the client waits.
 func (c *Client) retryNow(e *entry) {
-	if e.end.closing == c {
+	if e.deletion.closingClient == c {
 		return
 	}
-	e.end.closing = c
+	e.deletion.closingClient = c
 	c.owner.enqueue(&flow{group: e.group, client: c, priority: ctxsync.Delete, run: func(f *flow) {
-		if e.state == pendingDelete && e.end.client == c { // else it has left meanwhile
-			_ = f.delete(e, retryTimeout)
+		if e.state == pendingDelete && e.deletion.client == c { // else it has left meanwhile
+			_ = f.delete(e, deleteRetryTimeout)
 		}
 	}})
 }
 
 // RemainsError says that a mapping remains on the gateway until its lifetime ends.
 type RemainsError struct {
-	Protocol backends.Protocol
-	Port     uint16    // the internal port
-	Until    time.Time // zero: not known, or no end
-	Unknown  bool      // a request got no reply: the gateway may have it or not
-	Err      error
+	Protocol    backends.Protocol
+	Port        uint16    // the internal port
+	Until       time.Time // zero: not known, or no end
+	Unconfirmed bool      // a request got no reply: the gateway may have it or not
+	Err         error
 }
 
 func (e *RemainsError) Error() string {
 	remains, until := "remains", "its lifetime ends"
-	if e.Unknown {
+	if e.Unconfirmed {
 		remains = "may remain"
 	}
 	if !e.Until.IsZero() {
@@ -372,29 +372,29 @@ func (e *RemainsError) Error() string {
 func (e *RemainsError) Unwrap() error { return e.Err }
 
 // remains returns the error for a mapping whose deletion failed.
-func (e *entry) remains(err error) error {
-	return &RemainsError{Protocol: e.Protocol, Port: e.requestedPort(), Until: e.expires(), Unknown: e.granted == nil, Err: err}
+func (e *entry) remainsError(err error) error {
+	return &RemainsError{Protocol: e.Protocol, Port: e.requestedInternal(), Until: e.expires(), Unconfirmed: e.granted == nil, Err: err}
 }
 
 // remaining returns an error for each mapping of a client that is not deleted. What is in
 // place at another gateway now is only logged.
-func (o *Owner) remaining(c *Client, cause error) error {
+func (o *Owner) remainingErrors(c *Client, cause error) error {
 	var errs []error
-	for _, e := range o.all() {
-		own := slices.IndexFunc(e.holders, c.isOwn)
+	for _, e := range o.allEntries() {
+		own := slices.IndexFunc(e.holders, c.owns)
 		if own >= 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.Status().Closed }) {
-			e.beginEnd(e.holders[own])
+			e.beginDeletion(e.holders[own])
 		}
 		switch {
-		case e.end == nil || e.end.client != c || e.state == restored || e.isExpired(time.Now()):
-		case e.granted == nil && e.order.born == 0 && e.end.last != nil && e.end.last.known: // another backend granted it
-		case e.end.moved:
+		case e.deletion == nil || e.deletion.client != c || e.state == restored || e.isExpired(time.Now()):
+		case e.granted == nil && e.order.created == 0 && e.deletion.lastHolder != nil && e.deletion.lastHolder.wasGranted: // another backend granted it
+		case e.deletion.moved:
 			slog.New(c.sink.Handler()).Warn("a mapping remains at a gateway that was left",
-				"gateway", o.key.Gateway.Addr(), "err", e.remains(cmp.Or(e.err, cause)))
+				"gateway", o.key.Gateway.Addr(), "err", e.remainsError(cmp.Or(e.err, cause)))
 		case e.state == pendingDelete:
-			errs = append(errs, e.remains(e.err))
+			errs = append(errs, e.remainsError(e.err))
 		default: // its deletion is in flight or waits for its turn
-			errs = append(errs, e.remains(cmp.Or(cause, backends.ErrNoReply)))
+			errs = append(errs, e.remainsError(cmp.Or(cause, backends.ErrNoReply)))
 		}
 	}
 	return errors.Join(errs...)
@@ -408,8 +408,8 @@ func (c *Client) Records() (records []state.Record) {
 }
 
 func (c *Client) records() (records []state.Record) {
-	for _, e := range c.owner.all() {
-		if e.end != nil && e.end.client == c && e.granted != nil {
+	for _, e := range c.owner.allEntries() {
+		if e.deletion != nil && e.deletion.client == c && e.granted != nil {
 			records = append(records, e.recordOf(*e.granted))
 		}
 	}
@@ -417,34 +417,34 @@ func (c *Client) records() (records []state.Record) {
 }
 
 // abandon drops whatever a client holds or held last.
-func (o *Owner) abandon(c *Client) {
-	for _, e := range o.all() {
-		e.holders = slices.DeleteFunc(e.holders, c.isOwn)
-		if len(e.holders) == 0 && (e.end == nil || e.end.client == c) {
+func (o *Owner) discard(c *Client) {
+	for _, e := range o.allEntries() {
+		e.holders = slices.DeleteFunc(e.holders, c.owns)
+		if len(e.holders) == 0 && (e.deletion == nil || e.deletion.client == c) {
 			e.remove()
 		}
 	}
 }
 
 // remainder is a deletion that an owner could not finish.
-type remainder struct {
+type unfinishedDelete struct {
 	config BackendConfig
 	entry  entry
 }
 
 // remains returns the deletions that are not finished, by the owner that they are for.
-func (o *Owner) remains() (out []endedOwner) {
-	left := o.inherited
-	for _, e := range o.all() {
-		if e.end != nil && e.state != restored {
+func (o *Owner) unfinishedDeletes() (out []endedOwner) {
+	left := o.unassigned
+	for _, e := range o.allEntries() {
+		if e.deletion != nil && e.state != restored {
 			old := entry{
-				Member: e.Member, spec: e.spec, asked: e.asked, unknown: e.unknown, until: e.until, granted: e.granted,
-				end: &ending{last: e.end.last},
+				Member: e.Member, spec: e.spec, requestedExternal: e.requestedExternal, unconfirmed: e.unconfirmed, unconfirmedUntil: e.unconfirmedUntil, granted: e.granted,
+				deletion: &deletion{lastHolder: e.deletion.lastHolder},
 			}
 			if e.state == creating { // the request may be in flight
-				old.noReply()
+				old.recordNoReply()
 			}
-			left = append(left, remainder{e.backend.config, old})
+			left = append(left, unfinishedDelete{e.backend.config, old})
 		}
 	}
 	for _, r := range left {
@@ -453,45 +453,45 @@ func (o *Owner) remains() (out []endedOwner) {
 		if i < 0 {
 			i, out = len(out), append(out, endedOwner{key: key})
 		}
-		out[i].left = append(out[i].left, r)
+		out[i].deletes = append(out[i].deletes, r)
 	}
 	return out
 }
 
 // inherit takes over a deletion of an ended owner, if the client has a backend for it.
-func (c *Client) inherit(r remainder) bool {
+func (c *Client) takeOver(r unfinishedDelete) bool {
 	i := slices.IndexFunc(c.backends, func(b *Backend) bool { return b.config == r.config })
 	if i < 0 {
 		return false
 	}
 	e, g := r.entry, c.owner.groupOf(r.entry.spec)
-	e.group, e.backend, e.end.client = g, c.backends[i], c
-	c.owner.scattered = c.owner.scattered || e.spec.isScattered()
+	e.group, e.backend, e.deletion.client = g, c.backends[i], c
+	c.owner.portsVary = c.owner.portsVary || e.spec.portsVary()
 	others := g.entries
-	if c.owner.scattered {
-		others = c.owner.all()
+	if c.owner.portsVary {
+		others = c.owner.allEntries()
 	}
 	for _, other := range others {
-		if other.isSameAs(&e) { // as the gateway tells mappings apart
-			other.mayBe(&e)
-			g.drop()
+		if other.isSameMapping(&e) { // as the gateway tells mappings apart
+			other.mergeUnconfirmed(&e)
+			g.deleteIfEmpty()
 			return true
 		}
 	}
-	e.former = g.entry(e.backend.name, e.Member) != nil
-	c.owner.pend(g.add(&e), backends.ErrNoReply)
+	e.superseded = g.entry(e.backend.name, e.Member) != nil
+	c.owner.addPendingDelete(g.add(&e), backends.ErrNoReply)
 	return true
 }
 
 // mayBe records that the gateway may have an entry already, as what is to be deleted. A
 // grant takes its place.
-func (e *entry) mayBe(old *entry) {
+func (e *entry) mergeUnconfirmed(old *entry) {
 	if e.state == active {
 		return
 	}
-	e.unknown = e.unknown || old.unknown || e.state == creating
-	if old.until.After(e.until) {
-		e.until = old.until
+	e.unconfirmed = e.unconfirmed || old.unconfirmed || e.state == creating
+	if old.unconfirmedUntil.After(e.unconfirmedUntil) {
+		e.unconfirmedUntil = old.unconfirmedUntil
 	}
 	if m := old.granted; m != nil && (e.granted == nil || m.Granted.After(e.granted.Granted)) {
 		e.granted = m
@@ -501,12 +501,12 @@ func (e *entry) mayBe(old *entry) {
 // Adopt makes the owner answer for a mapping of an earlier run: it is taken over by the
 // first request for the same, or deleted after a time. If two files have the same
 // mapping, the newer grant wins. It returns false if the client has no such backend.
-func (c *Client) Adopt(r state.Record, within time.Duration) (adopted bool) {
-	c.owner.loop.Do(func() { adopted = c.adopt(r, within) })
+func (c *Client) Restore(r state.Record, within time.Duration) (adopted bool) {
+	c.owner.loop.Do(func() { adopted = c.restore(r, within) })
 	return adopted
 }
 
-func (c *Client) adopt(r state.Record, within time.Duration) bool {
+func (c *Client) restore(r state.Record, within time.Duration) bool {
 	o, m := c.owner, &r.Mapping
 	i := slices.IndexFunc(c.backends, func(b *Backend) bool { return b.name == m.Backend })
 	if i < 0 {
@@ -525,18 +525,18 @@ func (c *Client) adopt(r state.Record, within time.Duration) bool {
 	e := g.entry(m.Backend, member)
 	switch {
 	case e != nil && (e.state != restored || !m.Granted.After(e.granted.Granted)):
-		if e.end != nil && e.end.client == nil {
-			e.end.client = c
+		if e.deletion != nil && e.deletion.client == nil {
+			e.deletion.client = c
 		}
 		return true
 	case e == nil:
 		e = g.add(&entry{backend: c.backends[i], Member: member})
-		o.pending = append(o.pending, e)
+		o.pendingDeletes = append(o.pendingDeletes, e)
 	}
-	o.scattered = o.scattered || m.Internal.Port() != r.Port || s.isScattered()
-	e.state, e.granted, e.asked, e.spec = restored, m, s.External, s
+	o.portsVary = o.portsVary || m.Internal.Port() != r.Port || s.portsVary()
+	e.state, e.granted, e.requestedExternal, e.spec = restored, m, s.External, s
 	now := time.Now()
-	e.end = &ending{client: c, at: now.Add(within), pause: firstRetry}
-	o.armRetry()
+	e.deletion = &deletion{client: c, nextAttempt: now.Add(within), pause: firstDeleteBackoff}
+	o.armRetryTimer()
 	return true
 }

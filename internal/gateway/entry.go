@@ -25,35 +25,35 @@ const (
 // entry is a mapping on the gateway, shared by its holders.
 type entry struct {
 	Member
-	group    *group
-	backend  *Backend
-	state    entryState
-	lost     bool      // the gateway lost it, as far as is known
-	doubtful bool      // the gateway may have lost it, and has not granted it since
-	again    time.Time // when to request it again, as that became so after the last request was sent; zero: it did not
-	wanted   bool      // to be renewed by the next pass
-	former   bool      // what another entry was before, to be deleted
-	unknown  bool      // a request got no reply: the gateway may have it
-	asked    uint16    // the external port
-	failures uint16
-	spec     *Spec             // of the last request
-	granted  *backends.Mapping // never changed, but replaced; nil: not granted yet
-	until    time.Time         // when what got no reply runs out, if the gateway granted it; zero: nothing did
-	holders  []*Handle
-	err      error // of the last request, or nil
-	due      time.Time
-	order    grantOrder
-	end      *ending // of an entry that is to be deleted; else nil
+	group             *group
+	backend           *Backend
+	state             entryState
+	lost              bool      // the gateway lost it, as far as is known
+	doubtful          bool      // the gateway may have lost it, and has not granted it since
+	verifyAt          time.Time // when to request it again, as that became so after the last request was sent; zero: it did not
+	mustRenew         bool      // to be renewed by the next pass
+	superseded        bool      // what another entry was before, to be deleted
+	unconfirmed       bool      // a request got no reply: the gateway may have it
+	requestedExternal uint16    // the external port
+	failures          uint16
+	spec              *Spec             // of the last request
+	granted           *backends.Mapping // never changed, but replaced; nil: not granted yet
+	unconfirmedUntil  time.Time         // when what got no reply runs out, if the gateway granted it; zero: nothing did
+	holders           []*Handle
+	err               error // of the last request, or nil
+	nextRequest       time.Time
+	order             grantOrder
+	deletion          *deletion // of an entry that is to be deleted; else nil
 }
 
 // ending is what an entry needs when its last holder is gone, or an earlier run held it.
-type ending struct {
-	client  *Client       // that answers for it: it held it last, or took it over; nil: none
-	closing *Client       // whose Close attempts the deletion once more; nil: none
-	last    *Handle       // that held it
-	at      time.Time     // of the next attempt at the deletion
-	pause   time.Duration // before that
-	moved   bool          // its handle was granted the same at another gateway
+type deletion struct {
+	client        *Client       // that answers for it: it held it last, or took it over; nil: none
+	closingClient *Client       // whose Close attempts the deletion once more; nil: none
+	lastHolder    *Handle       // that held it
+	nextAttempt   time.Time     // of the next attempt at the deletion
+	pause         time.Duration // before that
+	moved         bool          // its handle was granted the same at another gateway
 }
 
 // group is the entries of one internal endpoint, or of a range of ports that is one unit,
@@ -68,10 +68,10 @@ type group struct {
 	Timer
 	owner *Owner
 	groupKey
-	entries []*entry
-	handles []*Handle
-	queue   []*flow // the first one runs or waits for its turn
-	working bool    // a background flow is queued
+	entries  []*entry
+	handles  []*Handle
+	queue    []*flow // the first one runs or waits for its turn
+	renewing bool    // a background flow is queued
 }
 
 // groupKey is what a group is about.
@@ -91,14 +91,14 @@ func (o *Owner) groupOf(s *Spec) *group {
 	g := o.groups[key]
 	if g == nil {
 		g = &group{owner: o, groupKey: key}
-		g.Fire = g.enqueueWork
+		g.Fire = g.enqueueRenewals
 		o.groups[key] = g
 	}
 	return g
 }
 
 // drop forgets the group if nothing is left of it.
-func (g *group) drop() {
+func (g *group) deleteIfEmpty() {
 	if len(g.entries) == 0 && len(g.handles) == 0 && len(g.queue) == 0 {
 		g.owner.loop.Arm(&g.Timer, time.Time{})
 		delete(g.owner.groups, g.groupKey)
@@ -106,7 +106,7 @@ func (g *group) drop() {
 }
 
 // inOrder returns the groups in the order of their internal endpoints.
-func (o *Owner) inOrder() []*group {
+func (o *Owner) sortedGroups() []*group {
 	out := make([]*group, 0, len(o.groups))
 	for _, g := range o.groups {
 		out = append(out, g)
@@ -116,8 +116,8 @@ func (o *Owner) inOrder() []*group {
 }
 
 // all returns all entries, in the order of their internal endpoints.
-func (o *Owner) all() (out []*entry) {
-	for _, g := range o.inOrder() {
+func (o *Owner) allEntries() (out []*entry) {
+	for _, g := range o.sortedGroups() {
 		out = append(out, g.entries...)
 	}
 	return out
@@ -126,7 +126,7 @@ func (o *Owner) all() (out []*entry) {
 // entry returns the entry of a backend and member, or nil.
 func (g *group) entry(backend string, m Member) *entry {
 	for _, e := range g.entries {
-		if e.Member == m && e.backend.name == backend && !e.former {
+		if e.Member == m && e.backend.name == backend && !e.superseded {
 			return e
 		}
 	}
@@ -142,15 +142,15 @@ func (g *group) add(e *entry) *entry {
 
 // remove takes an entry out of the table.
 func (e *entry) remove() {
-	e.resolve()
+	e.clearDeletion()
 	e.state = removed
 	e.group.entries = without(e.group.entries, e)
-	e.group.drop()
+	e.group.deleteIfEmpty()
 }
 
 // rival returns an entry of another backend of the gateway that is granted for the
 // member, or nil. A ready-made backend is a gateway of its own.
-func (g *group) rival(backend string, m Member) *entry {
+func (g *group) heldByOtherBackend(backend string, m Member) *entry {
 	for _, e := range g.entries {
 		if e.Member == m && e.backend.name != backend && e.backend.config.Ready == nil && e.isHeld() {
 			return e
@@ -161,11 +161,11 @@ func (g *group) rival(backend string, m Member) *entry {
 
 // elsewhere returns the entries of other groups that have the protocol and internal port.
 // The internal port of SamePort follows the external one, and ranges can overlap.
-func (g *group) elsewhere(protocol backends.Protocol, internal uint16) (out []*entry) {
-	if !g.owner.scattered && internal == g.internal.Port() {
+func (g *group) inOtherGroups(protocol backends.Protocol, internal uint16) (out []*entry) {
+	if !g.owner.portsVary && internal == g.internal.Port() {
 		return nil
 	}
-	for _, e := range g.owner.all() {
+	for _, e := range g.owner.allEntries() {
 		if e.group != g && e.Protocol == protocol && e.internalPort() == internal && e.group.internal.Addr() == g.internal.Addr() {
 			out = append(out, e)
 		}
@@ -176,17 +176,17 @@ func (g *group) elsewhere(protocol backends.Protocol, internal uint16) (out []*e
 // claim takes over what no handle holds of an internal port in other groups: what an
 // earlier run left, and what is to be deleted. It fails if the port is held there, or is
 // requested or deleted just now.
-func (g *group) claim(m Member, internal uint16, backend *Backend) error {
-	for _, e := range g.elsewhere(m.Protocol, internal) {
+func (g *group) takeOverUnheld(m Member, internal uint16, backend *Backend) error {
+	for _, e := range g.inOtherGroups(m.Protocol, internal) {
 		isIdle := len(e.holders) == 0 && (e.state == restored || e.state == pendingDelete)
 		switch {
 		case isIdle && e.backend != backend: // it does not stand in the way of this one
-		case isIdle && len(e.group.queue) == 0 && (e.former || g.entry(backend.name, m) == nil):
+		case isIdle && len(e.group.queue) == 0 && (e.superseded || g.entry(backend.name, m) == nil):
 			other := e.group
 			other.entries = without(other.entries, e)
 			e.Member = m
 			g.add(e)
-			other.drop()
+			other.deleteIfEmpty()
 		default:
 			return fmt.Errorf("%w: this program holds internal port %d", backends.ErrConflict, internal)
 		}
@@ -201,7 +201,7 @@ func without[T comparable](list []T, one T) []T {
 
 func (e *entry) isHeld() bool             { return e.state == active && len(e.holders) > 0 }
 func (e *entry) isHeldBy(h *Handle) bool  { return slices.Contains(e.holders, h) }
-func (e *entry) isHeldFor(c *Client) bool { return slices.ContainsFunc(e.holders, c.isOwn) }
+func (e *entry) isHeldFor(c *Client) bool { return slices.ContainsFunc(e.holders, c.owns) }
 func (e *entry) sharesHandle(other *entry) bool {
 	return slices.ContainsFunc(e.holders, other.isHeldBy)
 }
@@ -225,19 +225,19 @@ func (e *entry) expires() (at time.Time) {
 			return at
 		}
 	}
-	if e.end != nil && e.until.After(at) {
-		return e.until
+	if e.deletion != nil && e.unconfirmedUntil.After(at) {
+		return e.unconfirmedUntil
 	}
 	return at
 }
 
 // noReply records that the last request got no reply. The gateway may have granted it, or
 // what was requested before.
-func (e *entry) noReply() {
-	if until := time.Now().Add(min(e.spec.Lifetime, longestLease)); until.After(e.until) {
-		e.until = until
+func (e *entry) recordNoReply() {
+	if until := time.Now().Add(min(e.spec.Lifetime, maxLifetime)); until.After(e.unconfirmedUntil) {
+		e.unconfirmedUntil = until
 	}
-	e.unknown = e.unknown || e.state != active
+	e.unconfirmed = e.unconfirmed || e.state != active
 }
 
 // internalPort returns the internal port that the entry has or is requested with.
@@ -246,9 +246,9 @@ func (e *entry) internalPort() uint16 {
 	case e.granted != nil:
 		return e.granted.Internal.Port()
 	case e.spec != nil && e.spec.SamePort:
-		return e.asked
+		return e.requestedExternal
 	}
-	return e.requestedPort()
+	return e.requestedInternal()
 }
 
 // recordOf returns what the state file has of a mapping of the entry.
@@ -261,21 +261,21 @@ func (e *entry) recordOf(m backends.Mapping) state.Record {
 }
 
 // requestedPort returns the internal port of the entry's member.
-func (e *entry) requestedPort() uint16 { return e.group.internal.Port() + e.Offset }
+func (e *entry) requestedInternal() uint16 { return e.group.internal.Port() + e.Offset }
 
 // externalPort returns the external port that the entry has or is requested with.
 func (e *entry) externalPort() uint16 {
 	if e.granted != nil {
 		return e.granted.External.Port()
 	}
-	return e.asked
+	return e.requestedExternal
 }
 
 // grantOrder is when an entry was granted, to order the entries of a group as the
 // gateway's list does. Times count from Owner.start; 0 is none.
 type grantOrder struct {
-	born time.Duration // when the gateway granted it anew, and not only renewed it
-	lost time.Duration // when the gateway lost it, if it told and has not granted it since
+	created time.Duration // when the gateway granted it anew, and not only renewed it
+	lost    time.Duration // when the gateway lost it, if it told and has not granted it since
 	// earlier are the grants before the last one, for a restart that is noticed only then.
 	earlier [2]time.Duration
 }
@@ -287,26 +287,26 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 	o, order := e.group.owner, &e.order
 	at := m.Granted.Sub(o.start)
 	if anew || e.granted == nil {
-		*order = grantOrder{born: at, lost: order.lost}
+		*order = grantOrder{created: at, lost: order.lost}
 	} else {
 		order.earlier = [2]time.Duration{order.earlier[1], e.granted.Granted.Sub(o.start)}
 	}
 	if order.lost != 0 && at >= order.lost {
-		order.born, order.lost = at, 0
+		order.created, order.lost = at, 0
 	}
-	e.state, e.granted, e.err, e.failures, e.unknown = active, m, nil, 0, false
-	e.wanted, e.until = false, time.Time{}
+	e.state, e.granted, e.err, e.failures, e.unconfirmed = active, m, nil, 0, false
+	e.mustRenew, e.unconfirmedUntil = false, time.Time{}
 	now, lost := time.Now(), e.backend.lost
 	before := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight
-	again := !e.again.IsZero()
+	again := !e.verifyAt.IsZero()
 	e.lost = before || e.lost && again && lost.IsZero()
 	switch e.doubtful = again || before; {
 	case before:
-		e.due = now
+		e.nextRequest = now
 	case again:
-		e.due = e.again // and not at once: the pace of recoveries holds for it too
+		e.nextRequest = e.verifyAt // and not at once: the pace of recoveries holds for it too
 	default:
-		e.due = e.next(now)
+		e.nextRequest = e.nextRenewal(now)
 	}
 }
 
@@ -319,10 +319,10 @@ func (e *entry) markLost(since time.Time) bool {
 		order.lost = at
 		return true
 	}
-	order.born = e.granted.Granted.Sub(o.start)
+	order.created = e.granted.Granted.Sub(o.start)
 	for _, earlier := range order.earlier {
-		if earlier >= at && earlier < order.born {
-			order.born = earlier
+		if earlier >= at && earlier < order.created {
+			order.created = earlier
 		}
 	}
 	return false
@@ -332,5 +332,5 @@ func (e *entry) markLost(since time.Time) bool {
 // anew, and so comes after what was granted since.
 func compareOrder(a, b *entry) int {
 	lost := func(e *entry) int { return cmp.Compare(min(e.order.lost, 1), 0) }
-	return cmp.Or(lost(a)-lost(b), cmp.Compare(a.order.born, b.order.born))
+	return cmp.Or(lost(a)-lost(b), cmp.Compare(a.order.created, b.order.created))
 }

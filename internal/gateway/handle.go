@@ -16,21 +16,21 @@ import (
 
 // Spec is what a handle wants to be kept alive. It never changes once a handle has it.
 type Spec struct {
-	Protocols   []backends.Protocol // one, or several as a unit with one external port
-	Internal    netip.AddrPort      // the zero address: this host
-	Count       uint16              // of ports, from that of Internal, as a unit; 0: one
-	External    uint16              // suggested, for the first port; 0: the internal port
-	Address     netip.Addr          // suggested external address, or the zero Addr
-	Exact       bool                // no other external port
-	SamePort    bool                // the internal port follows the external port
-	Remote      netip.AddrPort      // the only peer, or the zero value
-	Lifetime    time.Duration
-	RenewEvery  time.Duration // 0: at half of the granted lifetime
-	Description string
-	Once        bool          // not renewed
-	Background  bool          // tried again also if the first request fails
-	Timeout     time.Duration // of a request
-	Wait        time.Duration // of a probe
+	Protocols      []backends.Protocol // one, or several as a unit with one external port
+	Internal       netip.AddrPort      // the zero address: this host
+	Count          uint16              // of ports, from that of Internal, as a unit; 0: one
+	External       uint16              // suggested, for the first port; 0: the internal port
+	Address        netip.Addr          // suggested external address, or the zero Addr
+	Exact          bool                // no other external port
+	SamePort       bool                // the internal port follows the external port
+	Remote         netip.AddrPort      // the only peer, or the zero value
+	Lifetime       time.Duration
+	RenewEvery     time.Duration // 0: at half of the granted lifetime
+	Description    string
+	Once           bool          // not renewed
+	Background     bool          // tried again also if the first request fails
+	RequestTimeout time.Duration // of a request
+	ProbeTimeout   time.Duration // of a probe
 }
 
 // Member is one of the mappings that a Spec is made of.
@@ -69,23 +69,23 @@ func (s *Spec) request(m Member, external uint16) backends.Request {
 }
 
 // sharesWith reports whether handles with s and t can share an entry.
-func (s *Spec) sharesWith(t *Spec) bool { return s.samePlace(t) && s.Lifetime == t.Lifetime }
+func (s *Spec) sharesWith(t *Spec) bool { return s.sameEndpoint(t) && s.Lifetime == t.Lifetime }
 
 // samePlace is sharesWith, but for the lifetime.
-func (s *Spec) samePlace(t *Spec) bool {
+func (s *Spec) sameEndpoint(t *Spec) bool {
 	return s.External == t.External && s.Address == t.Address && s.Exact == t.Exact && s.SamePort == t.SamePort && s.Remote == t.Remote
 }
 
 // Status is what a handle is. It never changes.
 type Status struct {
-	Spec    *Spec
-	Granted []*backends.Mapping // in the order of Spec.Members, also while Lost
-	Lost    bool                // the gateway has it no more, as far as is known
-	Closed  bool
-	Err     error // of the last request, or nil
-	Next    time.Time
-	Since   time.Time // of the last event
-	Reason  string    // of that
+	Spec        *Spec
+	Granted     []*backends.Mapping // in the order of Spec.Members, also while Lost
+	Lost        bool                // the gateway has it no more, as far as is known
+	Closed      bool
+	Err         error // of the last request, or nil
+	NextRequest time.Time
+	Since       time.Time // of the last event
+	Reason      string    // of that
 }
 
 // Grants returns copies of what is granted, also of what has run out and is not missed yet.
@@ -102,7 +102,7 @@ func (s *Status) Grants() []backends.Mapping {
 
 // Stands reports whether what was granted still stands, as far as is known. What ran
 // out does not: the event that tells of it may come a moment later.
-func (s *Status) Stands() bool {
+func (s *Status) IsActive() bool {
 	at := s.Expires()
 	return len(s.Granted) > 0 && !s.Lost && (at.IsZero() || time.Now().Before(at))
 }
@@ -110,7 +110,7 @@ func (s *Status) Stands() bool {
 // Expires is the earliest end of what is granted, or the zero Time.
 func (s *Status) Expires() (earliest time.Time) {
 	for _, g := range s.Granted {
-		earliest = sooner(earliest, g.Expires())
+		earliest = earlier(earliest, g.Expires())
 	}
 	return earliest
 }
@@ -118,7 +118,7 @@ func (s *Status) Expires() (earliest time.Time) {
 // Records returns what the state file has of the handle: what is granted.
 func (h *Handle) Records() (out []state.Record) {
 	s := h.Status()
-	if !s.Stands() {
+	if !s.IsActive() {
 		return nil
 	}
 	for i, m := range s.Spec.Members() {
@@ -134,7 +134,7 @@ func (h *Handle) Records() (out []state.Record) {
 }
 
 // sooner returns the earlier of two times that are not zero.
-func sooner(a, b time.Time) time.Time {
+func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
 	}
@@ -143,7 +143,7 @@ func sooner(a, b time.Time) time.Time {
 
 // equal reports whether two statuses tell the same.
 func (s *Status) equal(t *Status) bool {
-	return s.Spec == t.Spec && s.Lost == t.Lost && s.Closed == t.Closed && s.Next.Equal(t.Next) && s.Since.Equal(t.Since) &&
+	return s.Spec == t.Spec && s.Lost == t.Lost && s.Closed == t.Closed && s.NextRequest.Equal(t.NextRequest) && s.Since.Equal(t.Since) &&
 		fmt.Sprint(s.Err) == fmt.Sprint(t.Err) && slices.Equal(s.Granted, t.Granted)
 }
 
@@ -159,16 +159,16 @@ type Handle struct {
 	done    atomic.Pointer[chan struct{}] // what Done returns; nil: nobody asked, and it is open
 
 	// The owner's loop owns what is next.
-	backend   *Backend  // that granted it; nil: nothing is granted
-	left      []*Client // of gateways that still have it, and are not the default route
-	known     bool      // granted at least once
-	preferred uint16
-	failures  int
-	due       time.Time               // of the next request, if nothing is granted
-	reason    string                  // why it is due
-	silent    []backends.Mapping      // what ran out without an event
-	lostAt    time.Time               // what was granted before that counts as lost
-	stop      context.CancelCauseFunc // ends the flow about it, between requests
+	backend       *Backend  // that granted it; nil: nothing is granted
+	oldClients    []*Client // of gateways that still have it, and are not the default route
+	wasGranted    bool      // granted at least once
+	preferred     uint16
+	failures      int
+	nextRequest   time.Time               // of the next request, if nothing is granted
+	reason        string                  // why it is due
+	expiredGrants []backends.Mapping      // what ran out without an event
+	lostBefore    time.Time               // what was granted before that counts as lost
+	cancel        context.CancelCauseFunc // ends the flow about it, between requests
 }
 
 // NewHandle returns a handle that is attached to nothing.
@@ -199,7 +199,7 @@ func (h *Handle) Done() <-chan struct{} {
 }
 
 // ended is what Done returns of a handle that is closed.
-var ended = func() chan struct{} {
+var closedChan = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)
 	return c
@@ -255,12 +255,12 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	after := *before
 	change(&after)
 	was, is := before.Grants(), after.Grants()
-	if h.silent != nil {
-		was, h.silent = h.silent, nil
+	if h.expiredGrants != nil {
+		was, h.expiredGrants = h.expiredGrants, nil
 	}
 	kind, now := h.kindOf(was, is), time.Now()
 	if len(is) > 0 {
-		h.known, h.preferred = true, is[0].External.Port()
+		h.wasGranted, h.preferred = true, is[0].External.Port()
 	}
 	if kind == 0 && after.Err != nil && !isSameReason(before.Err, after.Err) {
 		kind, reason = Failed, after.Err.Error()
@@ -273,7 +273,7 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	}
 	if !after.equal(before) {
 		h.store(&after)
-		h.sink.Happened(h, kind, was, is, reason, now)
+		h.sink.HandleChanged(h, kind, was, is, reason, now)
 	}
 }
 
@@ -298,7 +298,7 @@ func (h *Handle) kindOf(before, after []backends.Mapping) Kind {
 		return Lost
 	case len(after) == 0:
 		return 0
-	case !h.known:
+	case !h.wasGranted:
 		return Mapped
 	case len(before) == 0:
 		return Restored
@@ -314,13 +314,13 @@ func (h *Handle) kindOf(before, after []backends.Mapping) Kind {
 // is tried next.
 func (h *Handle) Fail(err error, next time.Time) {
 	if h.client.Load() == nil {
-		h.publish(func(s *Status) { s.Err, s.Next = err, next }, err.Error())
+		h.publish(func(s *Status) { s.Err, s.NextRequest = err, next }, err.Error())
 	}
 }
 
 // has reports whether a handle is attached to the owner and open. If not, it is not the
 // owner's to change.
-func (o *Owner) has(h *Handle) bool {
+func (o *Owner) isAttached(h *Handle) bool {
 	c := h.client.Load()
 	return c != nil && c.owner == o && !h.Status().Closed
 }
@@ -355,8 +355,8 @@ func (h *Handle) isIntact() bool {
 
 // refresh publishes what a handle's entries are now. If they do not fit together any
 // more, the handle is due. What it has at gateways that were left goes when it stands.
-func (o *Owner) refresh(h *Handle, reason string) {
-	if !o.has(h) {
+func (o *Owner) updateStatus(h *Handle, reason string) {
+	if !o.isAttached(h) {
 		return
 	}
 	entries := h.entries()
@@ -371,30 +371,30 @@ func (o *Owner) refresh(h *Handle, reason string) {
 		next     time.Time
 	)
 	for _, e := range entries {
-		granted, next = append(granted, e.granted), sooner(next, e.due)
-		lost = lost || e.lost || e.granted.Granted.Before(h.lostAt)
+		granted, next = append(granted, e.granted), earlier(next, e.nextRequest)
+		lost = lost || e.lost || e.granted.Granted.Before(h.lostBefore)
 		doubtful = doubtful || e.doubtful
 		failure = cmp.Or(failure, e.err)
 	}
 	if err := h.spec().checkPorts(granted); err != nil { // one unit or none, also after a renewal
 		if failure == nil {
-			h.due, h.reason = time.Now(), reason
+			h.nextRequest, h.reason = time.Now(), reason
 		}
 		lost, failure = true, cmp.Or(failure, err)
 	} else if h.isUnusable() {
 		failure = h.Status().Err
 	}
 	if !lost && !doubtful { // before anybody is told, who may close the handle
-		h.leaveOthers(true)
+		h.releaseOldGateways(true)
 	}
-	h.publish(func(s *Status) { s.Granted, s.Lost, s.Err, s.Next = granted, lost, failure, next }, reason)
+	h.publish(func(s *Status) { s.Granted, s.Lost, s.Err, s.NextRequest = granted, lost, failure, next }, reason)
 }
 
 // setSpec changes what a handle is renewed with, unless another shares what it has.
 func (h *Handle) setSpec(s *Spec) error {
 	for _, e := range h.entries() {
 		if len(e.holders) > 1 && !e.spec.sharesWith(s) {
-			return &ConflictError{Protocol: e.Protocol, Port: e.requestedPort()}
+			return &ConflictError{Protocol: e.Protocol, Port: e.requestedInternal()}
 		}
 	}
 	for _, e := range h.entries() {

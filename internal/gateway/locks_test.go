@@ -14,7 +14,7 @@ import (
 // underLock are the calls that may be made while a lock is held: none of them takes a
 // lock of ours, does network I/O or runs the user's code. The state file has a lock that
 // is for its I/O.
-var underLock = []string{
+var allowedUnderLock = []string{
 	"append", "close", "delete", "int", "int64", "len", "make", "max", "min",
 	"Add", "Clone", "Contains", "Delete", "DeleteFunc", "Errorf", "IndexFunc", "Load", "New", "Or", "Reset", "Until",
 	"time.AfterFunc",
@@ -26,7 +26,7 @@ var underLock = []string{
 
 // exempt are functions whose lock is for I/O: that of the state file, which one goroutine
 // opens and writes at a time.
-var exempt = []string{"open", "openNow", "run", "write", "close"}
+var exemptFuncs = []string{"open", "openNow", "run", "write", "close"}
 
 // No lock is held while another lock is taken, or I/O is done, or a function runs that is
 // not known to do neither.
@@ -47,11 +47,11 @@ func TestCallsUnderLocks(t *testing.T) {
 			}
 			for _, decl := range file.Decls {
 				f, is := decl.(*ast.FuncDecl)
-				if !is || f.Body == nil || strings.HasSuffix(name, "store.go") && slices.Contains(exempt, f.Name.Name) {
+				if !is || f.Body == nil || strings.HasSuffix(name, "store.go") && slices.Contains(exemptFuncs, f.Name.Name) {
 					continue
 				}
 				for _, call := range callsUnderLock(f.Body.List) {
-					if !slices.Contains(underLock, lastName(call)) && !slices.Contains(underLock, call) {
+					if !slices.Contains(allowedUnderLock, lastName(call)) && !slices.Contains(allowedUnderLock, call) {
 						t.Errorf("%s: %s calls %s while it holds a lock", name, f.Name.Name, call)
 					}
 				}
@@ -73,14 +73,14 @@ func callsUnderLock(statements []ast.Stmt) (calls []string) {
 			locked = false
 			continue
 		}
-		if deferred, is := s.(*ast.DeferStmt); is && lastName(text(deferred.Call.Fun)) == "Unlock" {
+		if deferred, is := s.(*ast.DeferStmt); is && lastName(exprName(deferred.Call.Fun)) == "Unlock" {
 			continue
 		}
 		ast.Inspect(s, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.CallExpr:
 				if locked {
-					calls = append(calls, text(n.Fun))
+					calls = append(calls, exprName(n.Fun))
 				}
 			case *ast.FuncLit: // it runs later
 				calls = append(calls, callsUnderLock(n.Body.List)...)
@@ -101,19 +101,19 @@ func callsUnderLock(statements []ast.Stmt) (calls []string) {
 func callOf(s ast.Stmt) string {
 	if e, is := s.(*ast.ExprStmt); is {
 		if call, is := e.X.(*ast.CallExpr); is {
-			return text(call.Fun)
+			return exprName(call.Fun)
 		}
 	}
 	return ""
 }
 
 // text is the name of a function in a call.
-func text(e ast.Expr) string {
+func exprName(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.Ident:
 		return e.Name
 	case *ast.SelectorExpr:
-		return text(e.X) + "." + e.Sel.Name
+		return exprName(e.X) + "." + e.Sel.Name
 	case *ast.FuncLit:
 		return "func"
 	}

@@ -20,20 +20,20 @@ import (
 // They must not block. The zero Loop is ready for use.
 type Loop struct {
 	mu      sync.Mutex
-	queue   []step
+	queue   []task
 	running bool          // somebody runs on the loop
 	stopped bool          // nothing more is accepted
 	idle    chan struct{} // closed when nobody runs any more; nil until Stop
 
 	timers []*Timer // the next due first; owned by the functions
 	alarm  *time.Timer
-	armed  uint64
+	seq    uint64
 }
 
 // step is one turn of a loop.
-type step struct {
-	run     func()
-	entered chan struct{} // in place of run: closed when it is the turn of who waits for this
+type task struct {
+	run      func()
+	acquired chan struct{} // in place of run: closed when it is the turn of who waits for this
 }
 
 // Post makes the loop run f soon, on a goroutine that exists only while there is something
@@ -45,7 +45,7 @@ func (l *Loop) Post(f func()) bool {
 		return false
 	}
 	if l.running {
-		l.queue = append(l.queue, step{run: f})
+		l.queue = append(l.queue, task{run: f})
 	} else {
 		l.running = true
 		go l.run(f)
@@ -56,18 +56,18 @@ func (l *Loop) Post(f func()) bool {
 // Do runs f on the loop and waits for it. It returns false if the loop has stopped;
 // then f is not run. It must not be called on the loop.
 func (l *Loop) Do(f func()) bool {
-	if !l.Enter() {
+	if !l.Acquire() {
 		return false
 	}
-	defer l.Leave()
+	defer l.Release()
 	f()
 	return true
 }
 
 // Enter waits until it is the caller's turn: until Leave, it runs on the loop. It returns
 // false if the loop has stopped. It must not be called on the loop.
-func (l *Loop) Enter() bool {
-	entered, ok := l.begin()
+func (l *Loop) Acquire() bool {
+	entered, ok := l.tryAcquire()
 	if entered != nil {
 		<-entered
 	}
@@ -75,7 +75,7 @@ func (l *Loop) Enter() bool {
 }
 
 // begin begins the caller's turn, or returns a channel that is closed when it begins.
-func (l *Loop) begin() (entered chan struct{}, ok bool) {
+func (l *Loop) tryAcquire() (entered chan struct{}, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -83,14 +83,14 @@ func (l *Loop) begin() (entered chan struct{}, ok bool) {
 		return nil, false
 	case l.running:
 		entered = make(chan struct{})
-		l.queue = append(l.queue, step{entered: entered})
+		l.queue = append(l.queue, task{acquired: entered})
 	}
 	l.running = true
 	return entered, true
 }
 
 // Leave is the inverse of Enter.
-func (l *Loop) Leave() {
+func (l *Loop) Release() {
 	if next := l.next(); next != nil {
 		go l.run(next)
 	}
@@ -117,9 +117,9 @@ func (l *Loop) next() func() {
 		return nil
 	}
 	s := l.queue[0]
-	l.queue[0] = step{}
-	if l.queue = l.queue[1:]; s.entered != nil {
-		close(s.entered)
+	l.queue[0] = task{}
+	if l.queue = l.queue[1:]; s.acquired != nil {
+		close(s.acquired)
 	}
 	return s.run
 }
@@ -143,9 +143,9 @@ func (l *Loop) Stop() {
 
 // Timer is a function that a loop calls at a time. The loop owns it.
 type Timer struct {
-	Fire  func()
-	at    time.Time
-	armed uint64 // orders timers that are due at the same time
+	Fire func()
+	at   time.Time
+	seq  uint64 // orders timers that are due at the same time
 }
 
 // Arm makes the loop fire the timer at a time, in place of the time before. The zero Time
@@ -154,24 +154,24 @@ func (l *Loop) Arm(t *Timer, at time.Time) {
 	if i, armed := slices.BinarySearchFunc(l.timers, t, compareTimers); armed {
 		l.timers = slices.Delete(l.timers, i, i+1)
 	}
-	l.armed++
-	t.at, t.armed = at, l.armed
+	l.seq++
+	t.at, t.seq = at, l.seq
 	if at.IsZero() {
 		return
 	}
 	i, _ := slices.BinarySearchFunc(l.timers, t, compareTimers)
 	l.timers = slices.Insert(l.timers, i, t)
 	if i == 0 {
-		l.await(t)
+		l.setAlarm(t)
 	}
 }
 
 func compareTimers(a, b *Timer) int {
-	return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.armed, b.armed))
+	return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.seq, b.seq))
 }
 
 // await wakes the loop when the timer is due.
-func (l *Loop) await(next *Timer) {
+func (l *Loop) setAlarm(next *Timer) {
 	if wait := time.Until(next.at); l.alarm == nil {
 		l.alarm = time.AfterFunc(wait, func() { l.Post(l.fireDue) })
 	} else {
@@ -184,7 +184,7 @@ func (l *Loop) fireDue() {
 	for now := time.Now(); len(l.timers) > 0; {
 		t := l.timers[0]
 		if t.at.After(now) {
-			l.await(t)
+			l.setAlarm(t)
 			return
 		}
 		l.Arm(t, time.Time{})
@@ -220,28 +220,28 @@ func (o *Owner) enqueue(f *flow) {
 	}
 	f.group.queue = append(f.group.queue, f)
 	if len(f.group.queue) == 1 {
-		o.waiting[f.priority] = append(o.waiting[f.priority], f)
+		o.waitingFlows[f.priority] = append(o.waitingFlows[f.priority], f)
 		o.dispatch()
 	}
 }
 
 // dispatch starts flows as long as there is room for them.
 func (o *Owner) dispatch() {
-	for class := range o.waiting {
-		for len(o.waiting[class]) > 0 && (class == int(ctxsync.Foreground) || o.running < MaxCalls) {
-			f := o.waiting[class][0]
+	for class := range o.waitingFlows {
+		for len(o.waitingFlows[class]) > 0 && (class == int(ctxsync.Foreground) || o.runningFlows < MaxCalls) {
+			f := o.waitingFlows[class][0]
 			f.ctx, f.requests = o.ctx, ctxsync.WithPriority(o.ctx, f.priority)
 			if !o.spawn(func() {
-				f.enter()
+				f.enterLoop()
 				f.run(f)
 				o.finish(f)
-				o.loop.Leave()
+				o.loop.Release()
 			}) {
 				return
 			}
-			o.waiting[class] = o.waiting[class][1:]
+			o.waitingFlows[class] = o.waitingFlows[class][1:]
 			if f.priority != ctxsync.Foreground {
-				o.running++
+				o.runningFlows++
 			}
 		}
 	}
@@ -250,45 +250,45 @@ func (o *Owner) dispatch() {
 // finish ends a flow: the next of its group may run.
 func (o *Owner) finish(f *flow) {
 	if f.priority != ctxsync.Foreground {
-		o.running--
+		o.runningFlows--
 	}
 	g := f.group
 	if g.queue = slices.Delete(g.queue, 0, 1); len(g.queue) > 0 {
 		next := g.queue[0]
-		o.waiting[next.priority] = append(o.waiting[next.priority], next)
+		o.waitingFlows[next.priority] = append(o.waitingFlows[next.priority], next)
 	} else {
 		g.queue = nil
 	}
 	o.arm(g)
-	g.drop()
+	g.deleteIfEmpty()
 	if f.done != nil {
 		close(f.done)
 	}
 	if f.client != nil {
-		f.client.finished()
+		f.client.flowDone()
 	}
 	o.dispatch()
 }
 
 // enter takes the loop. If the owner has ended, the flow ends too: it has no state to
 // change any more.
-func (f *flow) enter() {
-	if !f.loop.Enter() {
+func (f *flow) enterLoop() {
+	if !f.loop.Acquire() {
 		runtime.Goexit()
 	}
 }
 
 // off runs what blocks off the loop.
-func (f *flow) off(block func()) {
-	f.loop.Leave()
+func (f *flow) offLoop(block func()) {
+	f.loop.Release()
 	block()
-	f.enter()
+	f.enterLoop()
 }
 
 // request makes a request off the loop.
 func (f *flow) request(timeout time.Duration, send func(context.Context) (backends.Mapping, error)) (m backends.Mapping, err error) {
 	f.inFlight.Store(true)
-	f.off(func() {
+	f.offLoop(func() {
 		ctx, cancel := bound(f.requests, timeout)
 		defer cancel()
 		m, err = send(ctx)
@@ -319,6 +319,6 @@ func IsTimeout(ctx context.Context) bool {
 }
 
 // isAnswer reports whether an error is an answer of the gateway.
-func (o *Owner) isAnswer(err error) bool {
+func (o *Owner) isReply(err error) bool {
 	return !errors.Is(err, backends.ErrNoReply) && o.ctx.Err() == nil
 }

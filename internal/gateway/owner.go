@@ -43,12 +43,12 @@ type Registry struct {
 
 // endedOwner is the deletions that an owner could not finish before it ended.
 type endedOwner struct {
-	key  any
-	left []remainder
+	key     any
+	deletes []unfinishedDelete
 }
 
 // maxEnded is for how many ended owners their pending deletions are kept.
-const maxEnded = 16
+const maxEndedOwners = 16
 
 // NewRegistry returns an empty registry. Jitter returns a duration from 0 to its
 // argument, by which renewals and retries are spread.
@@ -60,7 +60,7 @@ func NewRegistry(jitter func(time.Duration) time.Duration) *Registry {
 type Owner struct {
 	key      Key
 	registry *Registry
-	clients  int // guarded by the registry's lock
+	refs     int // guarded by the registry's lock
 	start    time.Time
 	ctx      context.Context //nolint:containedctx // the owner's life; requests run under it
 	cancel   context.CancelCauseFunc
@@ -68,24 +68,24 @@ type Owner struct {
 	answered atomic.Int64  // when the gateway last answered a deletion, in ns since start
 	sinks    atomic.Pointer[[]Sink]
 
-	loop      Loop
-	backends  []*Backend
-	joined    []*Client
-	groups    map[groupKey]*group
-	running   int                    // flows that count for MaxCalls
-	waiting   [ctxsync.Check][]*flow // the first flows of their groups
-	inherited []remainder            // of an owner before
-	pending   []*entry               // pending deletions and restored entries, in order
-	retry     Timer                  // of these
-	retrying  bool
-	probing   *probing
-	scattered bool // an entry may have another internal port than its group
+	loop           Loop
+	backends       []*Backend
+	clients        []*Client
+	groups         map[groupKey]*group
+	runningFlows   int                    // flows that count for MaxCalls
+	waitingFlows   [ctxsync.Check][]*flow // the first flows of their groups
+	unassigned     []unfinishedDelete     // of an owner before
+	pendingDeletes []*entry               // pending deletions and restored entries, in order
+	retryTimer     Timer                  // of these
+	retryRunning   bool
+	currentProbe   *probeRun
+	portsVary      bool // an entry may have another internal port than its group
 }
 
 func newOwner(r *Registry, key Key) *Owner {
 	o := &Owner{key: key, registry: r, groups: map[groupKey]*group{}}
 	o.start = time.Now().Add(-time.Hour) // so that no time of a grant is 0
-	o.retry.Fire = o.retryDue
+	o.retryTimer.Fire = o.retryDeletes
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
 	return o
 }
@@ -109,31 +109,31 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	for _, k := range keys {
 		r.owners[k] = cmp.Or(r.owners[k], o)
 	}
-	var inherited []remainder
+	var inherited []unfinishedDelete
 	r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
 		is := slices.Contains(keys, e.key)
 		if is {
-			inherited = append(inherited, e.left...)
+			inherited = append(inherited, e.deletes...)
 		}
 		return is
 	})
-	o.clients++
+	o.refs++
 	r.mu.Unlock()
 	c := &Client{owner: o, sink: sink}
 	var err error
 	o.loop.Do(func() {
-		err = o.join(c, configs)
-		o.inherit(inherited)
+		err = o.addClient(c, configs)
+		o.takeOver(inherited)
 	})
 	if err != nil {
-		c.Abandon()
+		c.Discard()
 		return nil, err
 	}
 	return c, nil
 }
 
 // join adds a client, with its backends.
-func (o *Owner) join(c *Client, configs []BackendConfig) error {
+func (o *Owner) addClient(c *Client, configs []BackendConfig) error {
 	for _, config := range configs {
 		i := slices.IndexFunc(o.backends, func(b *Backend) bool { return b.config == config })
 		if i < 0 {
@@ -145,16 +145,16 @@ func (o *Owner) join(c *Client, configs []BackendConfig) error {
 		}
 		c.backends = append(c.backends, o.backends[i])
 	}
-	o.joined = append(o.joined, c)
+	o.clients = append(o.clients, c)
 	o.publishSinks()
-	o.handOver(nil)
+	o.reassignDeletes(nil)
 	return nil
 }
 
 // clientOf returns a client that uses a backend, or nil. One that is being closed comes
 // first: it attempts a deletion at once, and tells its user if that fails.
 func (o *Owner) clientOf(b *Backend) (found *Client) {
-	for _, c := range o.joined {
+	for _, c := range o.clients {
 		if slices.Contains(c.backends, b) && (found == nil || c.closing && !found.closing) {
 			found = c
 		}
@@ -163,26 +163,26 @@ func (o *Owner) clientOf(b *Backend) (found *Client) {
 }
 
 // part is the inverse of join.
-func (o *Owner) part(c *Client) {
-	o.joined = without(o.joined, c)
+func (o *Owner) removeClient(c *Client) {
+	o.clients = without(o.clients, c)
 	o.publishSinks()
-	o.handOver(c)
-	for _, e := range o.all() { // what others hold too is theirs to delete
-		if slices.ContainsFunc(e.holders, func(h *Handle) bool { return !c.isOwn(h) }) {
-			e.holders = slices.DeleteFunc(e.holders, c.isOwn)
+	o.reassignDeletes(c)
+	for _, e := range o.allEntries() { // what others hold too is theirs to delete
+		if slices.ContainsFunc(e.holders, func(h *Handle) bool { return !c.owns(h) }) {
+			e.holders = slices.DeleteFunc(e.holders, c.owns)
 		}
 	}
 }
 
 // handOver makes other clients answer for the deletions of a client that has left. Nil
 // stands for those that nobody answers for.
-func (o *Owner) handOver(left *Client) {
-	for _, e := range o.all() {
-		if e.end == nil || e.end.client != left {
+func (o *Owner) reassignDeletes(left *Client) {
+	for _, e := range o.allEntries() {
+		if e.deletion == nil || e.deletion.client != left {
 			continue
 		}
 		c := o.clientOf(e.backend)
-		if e.end.client = c; c == nil {
+		if e.deletion.client = c; c == nil {
 			continue
 		}
 		if c.sink.RecordsChanged(); c.closing {
@@ -193,11 +193,11 @@ func (o *Owner) handOver(left *Client) {
 
 // leave is the end of Join: the last client ends the owner, and waits for that. What the
 // owner could not delete is left to those that took its place meanwhile or will.
-func (r *Registry) leave(ctx context.Context, c *Client) {
+func (r *Registry) release(ctx context.Context, c *Client) {
 	o := c.owner
 	r.mu.Lock()
-	o.clients--
-	last := o.clients == 0
+	o.refs--
+	last := o.refs == 0
 	if last {
 		maps.DeleteFunc(r.owners, func(_ any, other *Owner) bool { return other == o })
 	}
@@ -209,25 +209,25 @@ func (r *Registry) leave(ctx context.Context, c *Client) {
 		r.mu.Lock()
 		heir := r.owners[ended.key]
 		if heir != nil {
-			heir.clients++ // so that it does not end now
+			heir.refs++ // so that it does not end now
 		} else {
 			r.ended = append(r.ended, ended)
-			r.ended = r.ended[max(0, len(r.ended)-maxEnded):]
+			r.ended = r.ended[max(0, len(r.ended)-maxEndedOwners):]
 		}
 		r.mu.Unlock()
 		if heir != nil {
-			heir.loop.Do(func() { heir.inherit(ended.left) })
-			r.leave(ctx, &Client{owner: heir})
+			heir.loop.Do(func() { heir.takeOver(ended.deletes) })
+			r.release(ctx, &Client{owner: heir})
 		}
 	}
 }
 
 // inherit takes over deletions that ended owners could not finish. What no client has a
 // backend for is kept for those to come.
-func (o *Owner) inherit(left []remainder) {
-	o.inherited = append(o.inherited, left...)
-	for _, c := range o.joined {
-		o.inherited = slices.DeleteFunc(o.inherited, c.inherit)
+func (o *Owner) takeOver(left []unfinishedDelete) {
+	o.unassigned = append(o.unassigned, left...)
+	for _, c := range o.clients {
+		o.unassigned = slices.DeleteFunc(o.unassigned, c.takeOver)
 	}
 }
 
@@ -249,7 +249,7 @@ func (o *Owner) stop(ctx context.Context) (left []endedOwner) {
 	case <-closed:
 	case <-ctx.Done():
 	}
-	o.loop.Do(func() { left = o.remains() })
+	o.loop.Do(func() { left = o.unfinishedDeletes() })
 	o.loop.Stop()
 	return left
 }
@@ -270,8 +270,8 @@ func (o *Owner) spawn(work func()) bool {
 
 // publishSinks makes the sinks known to those who log.
 func (o *Owner) publishSinks() {
-	sinks := make([]Sink, len(o.joined))
-	for i, c := range o.joined {
+	sinks := make([]Sink, len(o.clients))
+	for i, c := range o.clients {
 		sinks[i] = c.sink
 	}
 	o.sinks.Store(&sinks)

@@ -12,9 +12,9 @@ import (
 func TestJoinWhileLastLeaves(t *testing.T) {
 	var (
 		r       = NewRegistry(Jitter)
-		configs = []BackendConfig{{Ready: &named{name: "ready-made"}}}
+		configs = []BackendConfig{{Ready: &fakeBackend{name: "ready-made"}}}
 		join    = func() *Client {
-			c, err := r.Join(Key{}, configs, &quiet{})
+			c, err := r.Join(Key{}, configs, &recordsSink{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -27,23 +27,23 @@ func TestJoinWhileLastLeaves(t *testing.T) {
 	o.loop.Do(func() {
 		s := &Spec{Lifetime: time.Hour}
 		e = o.groupOf(s).add(&entry{backend: o.backends[0], Member: Member{Protocol: backends.TCP}, spec: s})
-		e.noReply()
-		e.end = &ending{client: last}
-		o.pend(e, backends.ErrNoReply)
-		o.part(last)
+		e.recordNoReply()
+		e.deletion = &deletion{client: last}
+		o.addPendingDelete(e, backends.ErrNoReply)
+		o.removeClient(last)
 	})
 	next := join()
-	r.leave(t.Context(), last)
+	r.release(t.Context(), last)
 	o.loop.Do(func() {
-		if e.end.client != next {
+		if e.deletion.client != next {
 			t.Error("nobody answers for the deletion")
 		}
 	})
-	next.Abandon()
+	next.Discard()
 }
 
 // quiet is a Sink that tells nobody.
-type quiet struct{ Sink }
+type recordsSink struct{ Sink }
 
-func (*quiet) RecordsChanged()       {}
-func (*quiet) Handler() slog.Handler { return slog.DiscardHandler }
+func (*recordsSink) RecordsChanged()       {}
+func (*recordsSink) Handler() slog.Handler { return slog.DiscardHandler }

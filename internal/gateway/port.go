@@ -22,7 +22,7 @@ func RandomPort() uint16 {
 
 // isScattered reports whether an entry of the spec can have another internal port than its
 // group.
-func (s *Spec) isScattered() bool { return s.SamePort || s.Count > 1 }
+func (s *Spec) portsVary() bool { return s.SamePort || s.Count > 1 }
 
 // randomPort returns a random external port that leaves room for those after it.
 func (s *Spec) randomPort() uint16 { return min(RandomPort(), lastDynamicPort-s.ports()+1) }

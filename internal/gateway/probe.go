@@ -17,33 +17,33 @@ import (
 // flight for long. A search takes its time, and so begins early; but common gateways do
 // one thing at a time, and one that answers a search first answers the question late.
 const (
-	stagger     = 50 * time.Millisecond
-	headStart   = 25 * time.Millisecond // before a search
-	preference  = 250 * time.Millisecond
-	afterAnswer = 50 * time.Millisecond
-	promise     = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
+	stagger         = 50 * time.Millisecond
+	headStart       = 25 * time.Millisecond // before a search
+	preferenceTime  = 250 * time.Millisecond
+	afterReply      = 50 * time.Millisecond
+	foundDeviceTime = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
 
 	// searchTime is how long a search is waited for if nothing else can come: it allows
 	// devices a second. It is a provisional verdict: the next call searches again.
 	searchTime = 1200 * time.Millisecond
 	// lateAnswer bounds the wait for a backend if the gateway has answered another: it is
 	// there, and not slow.
-	lateAnswer = time.Second
+	otherBackendTimeout = time.Second
 	// failureAge is how long a backend that failed is not asked again, if others answer.
 	failureAge = 30 * time.Second
 )
 
 // errPending is the verdict on a backend of which it is not known whether it answers.
-var errPending = errors.New("no verdict yet")
+var errNotProbed = errors.New("no verdict yet")
 
 // mayAnswer reports whether a backend has not failed a short time ago: the gateway may have
 // been away.
-func (b *Backend) mayAnswer() bool {
-	return b.verdict == nil || errors.Is(b.verdict, errPending) || time.Since(b.probed) > failureAge
+func (b *Backend) mayBeAvailable() bool {
+	return b.probeErr == nil || errors.Is(b.probeErr, errNotProbed) || time.Since(b.probedAt) > failureAge
 }
 
 // probing is a probe in flight, which several callers share.
-type probing struct {
+type probeRun struct {
 	client  *Client
 	callers int
 	stop    context.CancelCauseFunc
@@ -57,15 +57,15 @@ type probing struct {
 func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 	o := c.owner
 	for {
-		var p *probing
+		var p *probeRun
 		if !o.loop.Do(func() {
 			if len(c.available()) > 0 {
 				return
 			}
-			if o.probing == nil {
+			if o.currentProbe == nil {
 				o.startProbe(c, wait)
 			}
-			p = o.probing
+			p = o.currentProbe
 			p.callers++
 		}) {
 			return ErrEnded
@@ -81,7 +81,7 @@ func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 				p.callers--
 				if stopped = p.callers == 0 && IsTimeout(ctx); stopped {
 					p.stop(context.Cause(ctx))
-					o.probing = nil
+					o.currentProbe = nil
 				}
 			})
 			if len(c.Available()) > 0 {
@@ -101,8 +101,8 @@ func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 // startProbe asks the backends of a client.
 func (o *Owner) startProbe(c *Client, wait time.Duration) {
 	ctx, stop := context.WithCancelCause(o.ctx)
-	p := &probing{client: c, stop: stop, done: make(chan struct{})}
-	o.probing = p
+	p := &probeRun{client: c, stop: stop, done: make(chan struct{})}
+	o.currentProbe = p
 	if !o.spawn(func() {
 		defer close(p.done)
 		defer stop(nil)
@@ -111,8 +111,8 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 		errs := probe(ctx, c.backends, wait)
 		if !o.loop.Do(func() {
 			p.err = o.recordProbe(c, errs)
-			if o.probing == p {
-				o.probing = nil
+			if o.currentProbe == p {
+				o.currentProbe = nil
 			}
 		}) {
 			p.err = ErrEnded
@@ -126,13 +126,13 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 // recordProbe keeps what a probe came to, and returns nil if a backend answers.
 func (o *Owner) recordProbe(c *Client, errs []error) error {
 	for i, b := range c.backends {
-		if b.verdict, b.probed = errs[i], time.Now(); errors.Is(errs[i], errPending) {
+		if b.probeErr, b.probedAt = errs[i], time.Now(); errors.Is(errs[i], errNotProbed) {
 			errs[i] = b.notFound(backends.ErrNoReply)
 		}
 	}
 	chosen := c.available()
 	if len(chosen) == 0 {
-		return c.sink.Failure(errs, true)
+		return c.sink.CombineErrors(errs, true)
 	}
 	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", chosen[0].name)
 	return nil
@@ -150,7 +150,7 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 	var (
 		asking   sync.WaitGroup
 		outcomes = make(chan outcome, len(bs))
-		errs     = slices.Repeat([]error{errPending}, len(bs))
+		errs     = slices.Repeat([]error{errNotProbed}, len(bs))
 		before   = make(chan struct{}) // closed when the backend before has failed
 	)
 	close(before)
@@ -170,7 +170,7 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 				err = context.Cause(ctx)
 			}
 			if err == nil {
-				err = b.ask(ctx)
+				err = b.runProbe(ctx)
 			}
 			if err != nil {
 				close(failed)
@@ -179,19 +179,19 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 		})
 	}
 	begun := time.Now()
-	patience, searched := time.After(preference), time.After(searchTime)
+	patience, searched := time.After(preferenceTime), time.After(searchTime)
 	over, provisional := false, false
 	for !isDecided(bs, errs, over, provisional) {
 		select {
 		case o := <-outcomes:
 			errs[o.index] = o.err
-			if o.err == nil && !bs[o.index].searches && time.Since(begun) < preference-afterAnswer {
-				patience = time.After(afterAnswer)
+			if o.err == nil && !bs[o.index].searches && time.Since(begun) < preferenceTime-afterReply {
+				patience = time.After(afterReply)
 			}
 		case <-patience:
 			over = true
 		case <-searched:
-			provisional, searched = true, time.After(promise)
+			provisional, searched = true, time.After(foundDeviceTime)
 		}
 	}
 	cancel()
@@ -210,7 +210,7 @@ func isDecided(bs []*Backend, errs []error, over, provisional bool) bool {
 		switch {
 		case err == nil:
 			return true
-		case errors.Is(err, errPending) && (!provisional || bs[i].isPromising()):
+		case errors.Is(err, errNotProbed) && (!provisional || bs[i].isPromising()):
 			return false
 		}
 	}
@@ -224,29 +224,29 @@ func (b *Backend) isPromising() bool {
 }
 
 // Ensure returns nil if a backend answers, and asks one that is not known yet.
-func (c *Client) Ensure(ctx context.Context, b *Backend, wait time.Duration) error {
+func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duration) error {
 	var (
 		known, others bool
 		verdict       error
 	)
 	c.owner.loop.Do(func() {
-		known = b.verdict == nil || !b.mayAnswer()
-		verdict, others = b.verdict, len(c.available()) > 0
+		known = b.probeErr == nil || !b.mayBeAvailable()
+		verdict, others = b.probeErr, len(c.available()) > 0
 	})
 	if !known {
 		switch {
 		case others && b.searches:
-			wait = min(wait, lateAnswer+searchTime)
+			wait = min(wait, otherBackendTimeout+searchTime)
 		case others:
-			wait = min(wait, lateAnswer)
+			wait = min(wait, otherBackendTimeout)
 		}
 		bounded, cancel := bound(ctx, wait)
 		defer cancel()
-		verdict = b.ask(bounded)
+		verdict = b.runProbe(bounded)
 		if ctx.Err() != nil && !IsTimeout(ctx) {
 			return verdict // it is not known yet
 		}
-		c.owner.loop.Do(func() { b.verdict, b.probed = verdict, time.Now() })
+		c.owner.loop.Do(func() { b.probeErr, b.probedAt = verdict, time.Now() })
 	}
 	if b.searches && others && errors.Is(verdict, backends.ErrNoReply) {
 		return b.notFound(backends.ErrUnsupported) // the gateway answers: it only has no such device
@@ -255,12 +255,12 @@ func (c *Client) Ensure(ctx context.Context, b *Backend, wait time.Duration) err
 }
 
 // Forget makes the next call probe anew.
-func (c *Client) Forget() { c.owner.loop.Do(c.forget) }
+func (c *Client) ResetProbes() { c.owner.loop.Do(c.resetProbes) }
 
-func (c *Client) forget() {
+func (c *Client) resetProbes() {
 	for _, b := range c.backends {
 		if b.config.Ready == nil || b.probe != nil {
-			b.verdict = errPending
+			b.probeErr = errNotProbed
 		}
 	}
 }

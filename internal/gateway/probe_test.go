@@ -22,33 +22,33 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const wait = 3 * time.Second
 
 // named is a backend that is only chosen.
-type named struct {
+type fakeBackend struct {
 	backends.Backend
 	name string
 }
 
-func (n *named) String() string { return n.name }
-func (n *named) Close() error   { return nil }
+func (n *fakeBackend) String() string { return n.name }
+func (n *fakeBackend) Close() error   { return nil }
 
 // answers is a probe that comes to err after a while; a negative while never.
-type answers struct {
+type probeReply struct {
 	after time.Duration
 	err   error
 }
 
 // asked records which backends were asked.
-type asked struct {
+type probeLog struct {
 	mu    sync.Mutex
 	names []string
 }
 
-func (l *asked) add(name string) {
+func (l *probeLog) add(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.names = append(l.names, name)
 }
 
-func (a answers) probe(log *asked, name string) func(context.Context) error {
+func (a probeReply) probe(log *probeLog, name string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		log.add(name)
 		if a.after < 0 {
@@ -67,61 +67,61 @@ func (a answers) probe(log *asked, name string) func(context.Context) error {
 }
 
 // silentSink ignores what it is told.
-type silentSink struct{ Sink }
+type errorSink struct{ Sink }
 
-func (silentSink) Handler() slog.Handler { return slog.DiscardHandler }
+func (errorSink) Handler() slog.Handler { return slog.DiscardHandler }
 
-func (silentSink) Failure(attempts []error, _ bool) error { return errors.Join(attempts...) }
+func (errorSink) CombineErrors(attempts []error, _ bool) error { return errors.Join(attempts...) }
 
 // join returns a client of an owner with backends that answer as said. The last one is
 // searched for if searched is set. The names are a, b and so on.
-func join(t *testing.T, log *asked, searched bool, probes ...answers) *Client {
+func join(t *testing.T, log *probeLog, searched bool, probes ...probeReply) *Client {
 	t.Helper()
 	var specs []BackendConfig
 	for i, a := range probes {
 		name := string(rune('a' + i))
 		probe := a.probe(log, name)
-		specs = append(specs, BackendConfig{Ready: &named{name: name}, probe: &probe, search: searched && i == len(probes)-1})
+		specs = append(specs, BackendConfig{Ready: &fakeBackend{name: name}, probe: &probe, search: searched && i == len(probes)-1})
 	}
-	c, err := NewRegistry(Jitter).Join(Key{}, specs, silentSink{})
+	c, err := NewRegistry(Jitter).Join(Key{}, specs, errorSink{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Abandon)
+	t.Cleanup(c.Discard)
 	return c
 }
 
 // Which of three backends is chosen, when, and which were asked for it.
 func TestChoose(t *testing.T) {
 	const ms = time.Millisecond
-	yes := func(d time.Duration) answers { return answers{d, nil} }
-	silent, refuses := answers{-1, nil}, answers{0, backends.ErrNoReply}
+	yes := func(d time.Duration) probeReply { return probeReply{d, nil} }
+	silent, refuses := probeReply{-1, nil}, probeReply{0, backends.ErrNoReply}
 	for name, test := range map[string]struct {
-		candidates []answers
+		candidates []probeReply
 		chosen     string // "": none
 		after      time.Duration
 		asked      string
 		searched   bool // the last
 	}{
-		"the first at once":              {[]answers{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
-		"the first, a little late":       {[]answers{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
-		"the first, too late":            {[]answers{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
-		"the first refuses":              {[]answers{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
-		"the first but refusing to map":  {[]answers{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
-		"the third alone":                {[]answers{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
-		"the third, of silent ones":      {[]answers{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
-		"the third, late":                {[]answers{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
-		"the second, later than a third": {[]answers{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
-		"none":                           {[]answers{silent, silent, silent}, "", wait, "a b c", false},
-		"all refuse":                     {[]answers{refuses, refuses, refuses}, "", 0, "a b c", false},
-		"before a search begins":         {[]answers{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
-		"when a search has begun":        {[]answers{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
-		"found by a search":              {[]answers{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
-		"found by a search at once":      {[]answers{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
+		"the first at once":              {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
+		"the first, a little late":       {[]probeReply{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
+		"the first, too late":            {[]probeReply{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
+		"the first refuses":              {[]probeReply{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
+		"the first but refusing to map":  {[]probeReply{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
+		"the third alone":                {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
+		"the third, of silent ones":      {[]probeReply{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
+		"the third, late":                {[]probeReply{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
+		"the second, later than a third": {[]probeReply{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
+		"none":                           {[]probeReply{silent, silent, silent}, "", wait, "a b c", false},
+		"all refuse":                     {[]probeReply{refuses, refuses, refuses}, "", 0, "a b c", false},
+		"before a search begins":         {[]probeReply{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
+		"when a search has begun":        {[]probeReply{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
+		"found by a search":              {[]probeReply{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
+		"found by a search at once":      {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var log asked
+				var log probeLog
 				c := join(t, &log, test.searched, test.candidates...)
 				begin := time.Now()
 				err := c.Probe(t.Context(), wait)
@@ -148,16 +148,16 @@ func TestChoose(t *testing.T) {
 // caller gives up, nothing is known of it.
 func TestEnsure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log asked
-		c := join(t, &log, false, answers{time.Second, backends.ErrMalformed})
+		var log probeLog
+		c := join(t, &log, false, probeReply{time.Second, backends.ErrMalformed})
 		b := c.Backends()[0]
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
-		if err := c.Ensure(ctx, b, wait); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(b.verdict, errPending) {
-			t.Errorf("with a short deadline: %v, verdict %v", err, b.verdict)
+		if err := c.EnsureProbed(ctx, b, wait); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(b.probeErr, errNotProbed) {
+			t.Errorf("with a short deadline: %v, verdict %v", err, b.probeErr)
 		}
 		for range 2 {
-			if err := c.Ensure(t.Context(), b, wait); !errors.Is(err, backends.ErrMalformed) {
+			if err := c.EnsureProbed(t.Context(), b, wait); !errors.Is(err, backends.ErrMalformed) {
 				t.Errorf("Ensure: %v", err)
 			}
 		}
@@ -171,14 +171,14 @@ func TestEnsure(t *testing.T) {
 // call, and not never.
 func TestFailedProbeRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log asked
-		c := join(t, &log, false, answers{0, backends.ErrNoReply}, answers{0, nil})
+		var log probeLog
+		c := join(t, &log, false, probeReply{0, backends.ErrNoReply}, probeReply{0, nil})
 		if err := c.Probe(t.Context(), wait); err != nil {
 			t.Fatal(err)
 		}
 		failed := c.Backends()[0]
 		for range 10 {
-			if err := c.Ensure(t.Context(), failed, wait); !errors.Is(err, backends.ErrNoReply) {
+			if err := c.EnsureProbed(t.Context(), failed, wait); !errors.Is(err, backends.ErrNoReply) {
 				t.Errorf("Ensure: %v", err)
 			}
 		}
@@ -186,7 +186,7 @@ func TestFailedProbeRepeated(t *testing.T) {
 			t.Errorf("asked %d times at once after a failure: %v", n-1, log.names)
 		}
 		time.Sleep(time.Hour)
-		_ = c.Ensure(t.Context(), failed, wait)
+		_ = c.EnsureProbed(t.Context(), failed, wait)
 		if n := len(log.names); n != 3 {
 			t.Errorf("an hour later asked %d times more, want once", n-2)
 		}
@@ -196,8 +196,8 @@ func TestFailedProbeRepeated(t *testing.T) {
 // A caller that gives up does not end the probe of others, nor what is learned by it.
 func TestProbeGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log asked
-		c := join(t, &log, false, answers{time.Second, nil})
+		var log probeLog
+		c := join(t, &log, false, probeReply{time.Second, nil})
 		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 		defer cancel()
 		other := make(chan error, 1)
@@ -214,8 +214,8 @@ func TestProbeGivenUp(t *testing.T) {
 // A caller whose time is over, by a bound of ours, is told what each backend came to.
 func TestProbeOutOfTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log asked
-		c := join(t, &log, false, answers{-1, nil}, answers{0, backends.ErrMalformed})
+		var log probeLog
+		c := join(t, &log, false, probeReply{-1, nil}, probeReply{0, backends.ErrMalformed})
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 200*time.Millisecond, &TimeoutError{200 * time.Millisecond})
 		defer cancel()
 		if err := c.Probe(ctx, wait); !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, backends.ErrMalformed) {

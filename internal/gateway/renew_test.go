@@ -10,7 +10,7 @@ import (
 // five seconds.
 func TestPacer(t *testing.T) {
 	var (
-		p      Pacer
+		p      TokenBucket
 		begin  = time.Now()
 		rounds []time.Duration
 		due    time.Time
