@@ -124,13 +124,13 @@ func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err er
 
 // release begins to end a mapping, which is deleted, or left to its lifetime. It runs on
 // the loop.
-func (f *Forwarder) release(m *Mapping, leave bool) *gateway.Closing {
+func (f *Forwarder) release(m *Mapping, keepOnGateway bool) *gateway.Closing {
 	if i := slices.Index(f.held, m); i >= 0 {
 		f.held = slices.Delete(f.held, i, i+1)
 		f.dispatcher.mappings.Add(-1)
 		f.store.requestWrite()
 	}
-	return m.handle.BeginClose(leave)
+	return m.handle.BeginClose(keepOnGateway)
 }
 
 // closeAll closes mappings, several at once, and returns how many are deleted.

@@ -33,7 +33,7 @@ func (f *Forwarder) Enable(ctx context.Context, opts ...Option) (*Mapping, error
 // enable is Enable. If a request was made and failed, the mapping is returned beside the
 // error, and what the gateway may have granted is being deleted.
 func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error) {
-	w, err := f.newSpec(opts)
+	s, err := f.newSpec(opts)
 	if err != nil {
 		return nil, err
 	}
@@ -42,18 +42,18 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 		return nil, err
 	}
 	defer end()
-	if w.Internal.Port() == 0 {
-		port := w.External
-		if !w.SamePort || port == 0 {
-			if port, err = openLocalPort(w.Protocols); err != nil {
+	if s.Internal.Port() == 0 {
+		port := s.External
+		if !s.SamePort || port == 0 {
+			if port, err = openLocalPort(s.Protocols); err != nil {
 				return nil, err
 			}
 		}
-		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), port)
+		s.Internal = netip.AddrPortFrom(s.Internal.Addr(), port)
 	}
 	f.callHook(ctx)
-	m := f.addMapping(&w, w.Background)
-	if w.Background {
+	m := f.addMapping(&s, s.Background)
+	if s.Background {
 		return m, nil
 	}
 	if err := f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Enable(ctx, m.handle) }); err != nil {
@@ -92,19 +92,19 @@ func (f *Forwarder) callGateway(ctx context.Context, m *Mapping, do func(*gatewa
 
 // hold makes the Forwarder answer for a new mapping. What ran out and was not to be
 // renewed makes room for it.
-func (f *Forwarder) addMapping(w *spec, due bool) *Mapping {
-	m := &Mapping{forwarder: f, noDefault: w.noDefault, onChange: w.onChange, family: f.familyFor(w)}
-	m.handle = gateway.NewHandle(sink{f}, &w.Spec, m)
+func (f *Forwarder) addMapping(s *spec, attach bool) *Mapping {
+	m := &Mapping{forwarder: f, noDefault: s.noDefault, onChange: s.onChange, family: f.familyFor(s)}
+	m.handle = gateway.NewHandle(sink{f}, &s.Spec, m)
 	f.store.open()
 	f.loop.Do(func() {
 		for _, old := range slices.Clone(f.held) {
-			if w.Once && old.isExpiredOnce() && old.handle.Port() == m.handle.Port() && slices.Equal(old.status().Spec.Members(), w.Members()) {
+			if s.Once && old.isExpiredOnce() && old.handle.Port() == m.handle.Port() && slices.Equal(old.status().Spec.Members(), s.Members()) {
 				f.release(old, true)
 			}
 		}
 		f.held = append(f.held, m)
 		f.dispatcher.mappings.Add(1)
-		if due {
+		if attach {
 			_ = f.attach(m, time.Now(), "enabled")
 		}
 	})

@@ -120,11 +120,11 @@ func (f *Forwarder) family() family {
 }
 
 // familyFor returns the address family of the gateway for a spec.
-func (f *Forwarder) familyFor(w *spec) family {
+func (f *Forwarder) familyFor(s *spec) family {
 	switch {
-	case w.ipv6:
+	case s.ipv6:
 		return ipv6
-	case w.ipv4:
+	case s.ipv4:
 		return ipv4
 	}
 	return f.family()
@@ -153,11 +153,11 @@ func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error
 		return Gateway{}, err
 	}
 	defer end()
-	w, err := f.newSpec(opts)
+	s, err := f.newSpec(opts)
 	if err != nil {
 		return Gateway{}, err
 	}
-	r, done, err := f.selectGateway(ctx, f.familyFor(&w))
+	r, done, err := f.selectGateway(ctx, f.familyFor(&s))
 	if err != nil {
 		return Gateway{}, err
 	}

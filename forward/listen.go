@@ -185,23 +185,23 @@ type socketMappings struct {
 }
 
 // expose makes a socket reachable, in the background, or closes it.
-func (f *Forwarder) forwardSocket(p backends.Protocol, network string, s io.Closer, at net.Addr, opts []Option) (socketMappings, error) {
+func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io.Closer, at net.Addr, opts []Option) (socketMappings, error) {
 	bound := netip.MustParseAddrPort(at.String()) // package net formats TCP and UDP addresses so
 	specs, err := f.listenSpecs(p, network, bound, opts)
 	if err != nil {
-		_ = s.Close()
+		_ = socket.Close()
 		return socketMappings{}, err
 	}
 	var r socketMappings
-	for _, w := range specs {
-		r.mappings = append(r.mappings, f.addMapping(&w, true))
+	for _, s := range specs {
+		r.mappings = append(r.mappings, f.addMapping(&s, true))
 	}
 	var closing once
 	r.close = func() error {
 		return closing.do(context.Background(), func() error {
-			err := s.Close() // first, so that no connection is accepted that could not be served
-			_, left := f.closeAll(context.Background(), r.mappings)
-			return errors.Join(err, left)
+			err := socket.Close() // first, so that no connection is accepted that could not be served
+			_, deleteErr := f.closeAll(context.Background(), r.mappings)
+			return errors.Join(err, deleteErr)
 		})
 	}
 	return r, nil
@@ -251,29 +251,29 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	if addr.IsLoopback() || addr.IsMulticast() || addr.Is6() && addr.IsLinkLocalUnicast() {
 		return nil, invalid("no other host can be let in to %v: leave the address out, or name another", addr)
 	}
-	w, err := f.listenSpec(p, port, opts)
+	s, err := f.listenSpec(p, port, opts)
 	if err != nil {
 		return nil, err
 	}
 	if !addr.IsUnspecified() {
-		w.Internal = netip.AddrPortFrom(addr, port)
+		s.Internal = netip.AddrPortFrom(addr, port)
 	}
-	mapping, pinhole := f.families(network, addr, w.Remote.Addr().Unmap())
+	mapping, pinhole := f.families(network, addr, s.Remote.Addr().Unmap())
 	switch {
 	case !mapping && !pinhole:
-		return nil, invalid("From %v is of another family than what listens, %v", w.Remote.Addr(), bound)
-	case !mapping && w.Exact && w.External != 0 && w.External != port:
-		return nil, invalid("Exact, but a pinhole translates no port: external port %d, and %v listens", w.External, bound)
+		return nil, invalid("From %v is of another family than what listens, %v", s.Remote.Addr(), bound)
+	case !mapping && s.Exact && s.External != 0 && s.External != port:
+		return nil, invalid("Exact, but a pinhole translates no port: external port %d, and %v listens", s.External, bound)
 	}
 	var specs []spec
 	if mapping {
-		w4 := w
+		w4 := s
 		w4.ipv4 = true
 		specs = append(specs, w4)
 	}
 	if pinhole {
-		w6 := w
-		w6.ipv6, w6.External, w6.Address, w6.Lifetime = true, 0, netip.Addr{}, min(w.Lifetime, maxPinholeLifetime)
+		w6 := s
+		w6.ipv6, w6.External, w6.Address, w6.Lifetime = true, 0, netip.Addr{}, min(s.Lifetime, maxPinholeLifetime)
 		specs = append(specs, w6)
 	}
 	return specs, nil
@@ -281,32 +281,32 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 
 // listenSpec is the sum of the options for a port that somebody listens on.
 func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) (spec, error) {
-	w, err := f.newSpec(nil)
+	s, err := f.newSpec(nil)
 	if err != nil {
 		return spec{}, err
 	}
-	w.Protocols, w.Internal = []backends.Protocol{p}, netip.AddrPortFrom(netip.Addr{}, port)
-	if err := w.add(opts); err != nil {
+	s.Protocols, s.Internal = []backends.Protocol{p}, netip.AddrPortFrom(netip.Addr{}, port)
+	if err := s.add(opts); err != nil {
 		return spec{}, err
 	}
 	for _, wrong := range []struct {
 		given bool
 		why   string
 	}{
-		{slices.Contains(w.given, optionProtocol), "an option names a protocol: the network does"},
-		{w.Internal.Addr().IsValid(), "the option To: the address says where to listen"},
-		{w.ipv6, `the option IPv6: the network says so, as in "tcp6"`},
-		{w.Count > 0, "the option Ports: one port is bound"},
-		{w.SamePort, "the option SamePort: the port is bound already"},
-		{w.Once, "the option Once: it is kept alive until it is closed"},
-		{w.Background, "the option Background: it always works in the background"},
+		{slices.Contains(s.given, optionProtocol), "an option names a protocol: the network does"},
+		{s.Internal.Addr().IsValid(), "the option To: the address says where to listen"},
+		{s.ipv6, `the option IPv6: the network says so, as in "tcp6"`},
+		{s.Count > 0, "the option Ports: one port is bound"},
+		{s.SamePort, "the option SamePort: the port is bound already"},
+		{s.Once, "the option Once: it is kept alive until it is closed"},
+		{s.Background, "the option Background: it always works in the background"},
 	} {
 		if wrong.given {
 			return spec{}, invalid("listening with %s", wrong.why)
 		}
 	}
-	w.Background, w.noDefault = true, true
-	return w, nil
+	s.Background, s.noDefault = true, true
+	return s, nil
 }
 
 // longestPinhole is what UPnP grants at most, which refuses to open one for ever.
@@ -340,6 +340,6 @@ func (f *Forwarder) expectsGateway(fam family) bool {
 	case fam == ipv4:
 		return true
 	}
-	k, err := f.findPath(ipv6)
-	return err == nil && !k.source.IsPrivate() && !k.source.IsLinkLocalUnicast()
+	path, err := f.findPath(ipv6)
+	return err == nil && !path.source.IsPrivate() && !path.source.IsLinkLocalUnicast()
 }

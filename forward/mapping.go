@@ -110,20 +110,20 @@ func (m *Mapping) isExpiredOnce() bool {
 // String is for logs: the protocol, the external endpoint and the internal port, or the
 // ports of a range.
 func (m *Mapping) String() string {
-	w := m.status().Spec
-	name := w.Protocols[0].String()
-	if len(w.Protocols) > 1 {
+	s := m.status().Spec
+	name := s.Protocols[0].String()
+	if len(s.Protocols) > 1 {
 		name = "tcp+udp"
 	}
 	external := m.External()
-	if w.Count > 1 {
-		first, last := w.Internal.Port(), w.Internal.Port()+w.Count-1
+	if s.Count > 1 {
+		first, last := s.Internal.Port(), s.Internal.Port()+s.Count-1
 		if external.IsZero() {
 			return fmt.Sprintf("%s %v → %d-%d", name, external, first, last)
 		}
-		return fmt.Sprintf("%s %v-%d → %d-%d", name, external, external.Port()+w.Count-1, first, last)
+		return fmt.Sprintf("%s %v-%d → %d-%d", name, external, external.Port()+s.Count-1, first, last)
 	}
-	return fmt.Sprintf("%s %v → %d", name, external, w.Internal.Port())
+	return fmt.Sprintf("%s %v → %d", name, external, s.Internal.Port())
 }
 
 // LogValue is String.
@@ -150,18 +150,18 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 		return f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Refresh(ctx, m.handle) })
 	}
 	before := m.status().Spec
-	altered := spec{Spec: *before, ipv6: m.family == ipv6, noDefault: m.noDefault}
-	if err := altered.add(opts); err != nil {
+	changed := spec{Spec: *before, ipv6: m.family == ipv6, noDefault: m.noDefault}
+	if err := changed.add(opts); err != nil {
 		return err
 	}
 	switch {
-	case !slices.Equal(altered.Protocols, before.Protocols), altered.Count != before.Count:
+	case !slices.Equal(changed.Protocols, before.Protocols), changed.Count != before.Count:
 		return invalid("a mapping cannot change its protocol or number of ports: enable another")
-	case altered.Background != before.Background || altered.Once != before.Once ||
-		altered.noDefault != m.noDefault || altered.onChange != nil || altered.ipv6 != (m.family == ipv6):
+	case changed.Background != before.Background || changed.Once != before.Once ||
+		changed.noDefault != m.noDefault || changed.onChange != nil || changed.ipv6 != (m.family == ipv6):
 		return invalid("Background, IPv6, NoDefault, OnChange and Once are for Enable")
 	}
-	return f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &altered.Spec) })
+	return f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &changed.Spec) })
 }
 
 // State is what a mapping is at a moment.

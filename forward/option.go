@@ -14,7 +14,7 @@ import (
 
 // Option says what Enable is to enable.
 type Option interface {
-	apply(w *spec) error
+	apply(s *spec) error
 }
 
 // Selector says which mappings are meant.
@@ -56,26 +56,26 @@ type portOption struct {
 }
 
 // once records that an option is given, and fails if it is given already.
-func (w *spec) markGiven(option string) error {
-	if slices.Contains(w.given, option) {
+func (s *spec) markGiven(option string) error {
+	if slices.Contains(s.given, option) {
 		return invalid("the option %s is given twice", option)
 	}
-	w.given = append(w.given, option)
+	s.given = append(s.given, option)
 	return nil
 }
 
 // setPort sets the internal port that an option names; 0 names none. Options must agree.
-func (w *spec) setPort(p portOption) {
+func (s *spec) setPort(p portOption) {
 	if p.port != 0 {
-		w.ports = append(w.ports, p)
-		w.Internal = netip.AddrPortFrom(w.Internal.Addr(), p.port)
+		s.ports = append(s.ports, p)
+		s.Internal = netip.AddrPortFrom(s.Internal.Addr(), p.port)
 	}
 }
 
 // optionFunc is an Option that is no Selector.
-type optionFunc func(w *spec) error
+type optionFunc func(s *spec) error
 
-func (f optionFunc) apply(w *spec) error { return f(w) }
+func (f optionFunc) apply(s *spec) error { return f(s) }
 
 // criterion is a Criterion made of two functions.
 type criterion struct {
@@ -83,7 +83,7 @@ type criterion struct {
 	match  func(s *subject) bool
 }
 
-func (c criterion) apply(w *spec) error     { return c.option(w) }
+func (c criterion) apply(s *spec) error     { return c.option(s) }
 func (c criterion) selects(s *subject) bool { return c.match(s) }
 
 // TCP forwards TCP to an internal port of this host; 0 is a free one. As a selector it
@@ -105,15 +105,15 @@ func Both(internal uint16) Criterion {
 
 func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion {
 	return criterion{
-		option: func(w *spec) error {
-			if w.markGiven(optionProtocol) != nil {
+		option: func(s *spec) error {
+			if s.markGiven(optionProtocol) != nil {
 				return invalid("two options name a protocol: use Both, or enable twice")
 			}
 			if ps[0] == 0 {
 				return invalid("protocol 0")
 			}
-			w.Protocols = ps
-			w.setPort(portOption{option: name, port: internal})
+			s.Protocols = ps
+			s.setPort(portOption{option: name, port: internal})
 			return nil
 		},
 		match: func(s *subject) bool {
@@ -138,16 +138,16 @@ const maxRange = 256
 func Ports(first, last uint16) Criterion {
 	name := fmt.Sprintf("Ports(%d, %d)", first, last)
 	return criterion{
-		option: func(w *spec) error {
+		option: func(s *spec) error {
 			switch {
 			case first == 0 || last < first:
 				return invalid("%s is no range of ports", name)
 			case last-first >= maxRange:
 				return invalid("%s has more than %d ports: enable several ranges", name, maxRange)
 			}
-			w.Count = last - first + 1
-			w.setPort(portOption{option: name, port: first})
-			return w.markGiven("Ports")
+			s.Count = last - first + 1
+			s.setPort(portOption{option: name, port: first})
+			return s.markGiven("Ports")
 		},
 		match: func(s *subject) bool {
 			port := s.spec.Internal.Port()
@@ -164,12 +164,12 @@ func Ports(first, last uint16) Criterion {
 // backends.ErrInvalid. As a selector it selects the mapping that was granted that port.
 func External(port uint16) Criterion {
 	return criterion{
-		option: func(w *spec) error {
+		option: func(s *spec) error {
 			if port == 0 {
 				return invalid("external port 0")
 			}
-			w.External = port
-			return w.markGiven("External")
+			s.External = port
+			return s.markGiven("External")
 		},
 		match: func(s *subject) bool {
 			return len(s.granted) > 0 && s.granted[0].External.Port() == port
@@ -181,12 +181,12 @@ func External(port uint16) Criterion {
 // for it (RFC 6887, section 11.1); the other protocols leave the choice to the gateway. The
 // gateway may grant another, which is success, unless [Exact] is given.
 func ExternalAddr(addr netip.Addr) Option {
-	return optionFunc(func(w *spec) error {
+	return optionFunc(func(s *spec) error {
 		if !addr.IsValid() || addr.IsUnspecified() {
 			return invalid("ExternalAddr without an address")
 		}
-		w.Address = addr.Unmap()
-		return w.markGiven("ExternalAddr")
+		s.Address = addr.Unmap()
+		return s.markGiven("ExternalAddr")
 	})
 }
 
@@ -195,14 +195,14 @@ func ExternalAddr(addr netip.Addr) Option {
 // to that address, and to that port if it is not 0.
 func To(internal netip.AddrPort) Criterion {
 	return criterion{
-		option: func(w *spec) error {
+		option: func(s *spec) error {
 			if !internal.Addr().IsValid() {
 				return invalid("To without an address")
 			}
-			w.Internal = netip.AddrPortFrom(internal.Addr().Unmap(), w.Internal.Port())
-			w.setPort(portOption{option: fmt.Sprintf("To(%v)", internal), port: internal.Port(), isTo: true})
-			w.ipv6 = w.ipv6 || familyOf(internal.Addr()) == ipv6
-			return w.markGiven("To")
+			s.Internal = netip.AddrPortFrom(internal.Addr().Unmap(), s.Internal.Port())
+			s.setPort(portOption{option: fmt.Sprintf("To(%v)", internal), port: internal.Port(), isTo: true})
+			s.ipv6 = s.ipv6 || familyOf(internal.Addr()) == ipv6
+			return s.markGiven("To")
 		},
 		match: func(s *subject) bool {
 			return internal.Addr().Unmap() == s.spec.Internal.Addr() &&
@@ -215,22 +215,22 @@ func To(internal netip.AddrPort) Criterion {
 // port of the address.
 func From(peer netip.AddrPort) Criterion {
 	return criterion{
-		option: func(w *spec) error {
+		option: func(s *spec) error {
 			if !peer.Addr().IsValid() {
 				return invalid("From without an address")
 			}
-			w.Remote = peer
-			return w.markGiven("From")
+			s.Remote = peer
+			return s.markGiven("From")
 		},
 		match: func(s *subject) bool { return s.spec.Remote == peer },
 	}
 }
 
 // Description is what the gateway shows in its table, if the protocol has one.
-func Description(s string) Criterion {
+func Description(text string) Criterion {
 	return criterion{
-		option: func(w *spec) error { w.Description = s; return w.markGiven("Description") },
-		match:  func(of *subject) bool { return of.spec.Description == s },
+		option: func(s *spec) error { s.Description = text; return s.markGiven("Description") },
+		match:  func(s *subject) bool { return s.spec.Description == text },
 	}
 }
 
@@ -251,13 +251,13 @@ func Everything() Selector { return matchAll("Everything") }
 // Exact makes Enable fail with backends.ErrConflict if the gateway grants another external
 // port than that of [External], or another external address than that of [ExternalAddr].
 func Exact() Option {
-	return optionFunc(func(w *spec) error { w.Exact = true; return nil })
+	return optionFunc(func(s *spec) error { s.Exact = true; return nil })
 }
 
 // SamePort makes the internal port follow the external one: whatever the
 // gateway grants, both are the same number. Ask Mapping.Internal where to listen.
 func SamePort() Option {
-	return optionFunc(func(w *spec) error { w.SamePort = true; return nil })
+	return optionFunc(func(s *spec) error { s.SamePort = true; return nil })
 }
 
 // IPv6 opens a pinhole in the IPv6 firewall of the gateway, to a stable global
@@ -265,7 +265,7 @@ func SamePort() Option {
 // host's own. It takes a gateway that speaks PCP over IPv6 (RFC 6887) or has
 // UPnP's WANIPv6FirewallControl.
 func IPv6() Option {
-	return optionFunc(func(w *spec) error { w.ipv6 = true; return nil })
+	return optionFunc(func(s *spec) error { s.ipv6 = true; return nil })
 }
 
 // Lifetime is how long each grant is to last, in whole seconds, rounded up. The gateway may
@@ -274,14 +274,14 @@ func IPv6() Option {
 // any other, but stays if the program is killed. It is requested again every 20 minutes, in
 // case the gateway lost it.
 func Lifetime(d time.Duration) Option {
-	return optionFunc(func(w *spec) error {
+	return optionFunc(func(s *spec) error {
 		if d < 0 {
 			return invalid("negative lifetime %v", d)
 		}
 		if d > 0 {
-			w.Lifetime = d
+			s.Lifetime = d
 		}
-		return w.markGiven("Lifetime")
+		return s.markGiven("Lifetime")
 	})
 }
 
@@ -295,42 +295,42 @@ const minRenewEvery = time.Second
 // lifetime that the gateway granted, which is the default (RFC 6886, section 3.3). An
 // interval below a second fails with backends.ErrInvalid.
 func RenewEvery(d time.Duration) Option {
-	return optionFunc(func(w *spec) error {
+	return optionFunc(func(s *spec) error {
 		if d < minRenewEvery {
 			return invalid("RenewEvery(%v) is shorter than %v", d, minRenewEvery)
 		}
-		w.RenewEvery = d
-		return w.markGiven(optionRenewEvery)
+		s.RenewEvery = d
+		return s.markGiven(optionRenewEvery)
 	})
 }
 
 // Once leaves the mapping for one lifetime, and does not renew it.
 func Once() Option {
-	return optionFunc(func(w *spec) error { w.Once = true; return nil })
+	return optionFunc(func(s *spec) error { s.Once = true; return nil })
 }
 
 // OnChange calls f for each event of this mapping, after Config.OnEvent and as that does.
 func OnChange(f func(Event)) Option {
-	return optionFunc(func(w *spec) error {
+	return optionFunc(func(s *spec) error {
 		if f == nil {
 			return invalid("OnChange without a function")
 		}
-		w.onChange = f
-		return w.markGiven("OnChange")
+		s.onChange = f
+		return s.markGiven("OnChange")
 	})
 }
 
 // Background makes Enable return at once, and go on trying until the mapping is
 // disabled, also before there is a network. See Mapping.Wait.
 func Background() Option {
-	return optionFunc(func(w *spec) error { w.Background = true; return nil })
+	return optionFunc(func(s *spec) error { s.Background = true; return nil })
 }
 
 // NoDefault keeps Disable and Refresh without selectors from taking this mapping as the
 // last one enabled: for a library that uses the Forwarder of its program. It holds for
 // the mappings of Listen and ListenPacket anyway.
 func NoDefault() Option {
-	return optionFunc(func(w *spec) error { w.noDefault = true; return nil })
+	return optionFunc(func(s *spec) error { s.noDefault = true; return nil })
 }
 
 // The options that add has to know.
@@ -341,48 +341,48 @@ const (
 
 // newSpec sums options up, over the Config's defaults.
 func (f *Forwarder) newSpec(opts []Option) (spec, error) {
-	w := spec{Spec: gateway.Spec{
+	s := spec{Spec: gateway.Spec{
 		Protocols: []backends.Protocol{backends.TCP}, Lifetime: f.config.Lifetime, Description: f.config.Description,
 		RequestTimeout: f.config.RequestTimeout, ProbeTimeout: f.config.DiscoveryTimeout,
 	}}
-	err := w.add(opts)
-	return w, err
+	err := s.add(opts)
+	return s, err
 }
 
 // add applies options and checks the whole.
-func (w *spec) add(opts []Option) error {
+func (s *spec) add(opts []Option) error {
 	for _, o := range opts {
 		if o == nil {
 			return invalid("nil option")
 		}
-		if err := o.apply(w); err != nil {
+		if err := o.apply(s); err != nil {
 			return err
 		}
 	}
-	for _, p := range w.ports[min(1, len(w.ports)):] {
-		if first := w.ports[0]; p.port != first.port {
-			return w.twoPortsError(first, p)
+	for _, p := range s.ports[min(1, len(s.ports)):] {
+		if first := s.ports[0]; p.port != first.port {
+			return s.twoPortsError(first, p)
 		}
 	}
-	last := w.Internal.Port() + max(w.Count, 1) - 1
+	last := s.Internal.Port() + max(s.Count, 1) - 1
 	switch {
-	case w.Count > 1 && w.SamePort:
+	case s.Count > 1 && s.SamePort:
 		return invalid("SamePort and Ports exclude each other")
-	case w.Count > 1 && w.External != 0 && w.External+(w.Count-1) < w.External, last < w.Internal.Port():
+	case s.Count > 1 && s.External != 0 && s.External+(s.Count-1) < s.External, last < s.Internal.Port():
 		return invalid("the range ends above port 65535")
-	case w.ipv6 && w.Internal.Addr().Is4():
-		return invalid("IPv6 to the IPv4 address %v", w.Internal.Addr())
-	case w.Once && w.Background:
+	case s.ipv6 && s.Internal.Addr().Is4():
+		return invalid("IPv6 to the IPv4 address %v", s.Internal.Addr())
+	case s.Once && s.Background:
 		return invalid("Once and Background exclude each other")
-	case w.Once && w.Lifetime == Forever:
+	case s.Once && s.Lifetime == Forever:
 		return invalid("Once and Lifetime(Forever) exclude each other: the mapping would stay for ever")
-	case w.Once && slices.Contains(w.given, optionRenewEvery):
+	case s.Once && slices.Contains(s.given, optionRenewEvery):
 		return invalid("Once and RenewEvery exclude each other")
-	case w.SamePort && w.External != 0 && w.Internal.Port() != 0 && w.External != w.Internal.Port():
-		return invalid("SamePort, but external port %d and internal port %d", w.External, w.Internal.Port())
-	case w.Exact && w.External == 0 && w.Internal.Port() == 0:
+	case s.SamePort && s.External != 0 && s.Internal.Port() != 0 && s.External != s.Internal.Port():
+		return invalid("SamePort, but external port %d and internal port %d", s.External, s.Internal.Port())
+	case s.Exact && s.External == 0 && s.Internal.Port() == 0:
 		return invalid("Exact needs a port")
-	case w.Internal.Port() == 0 && w.Internal.Addr().IsValid():
+	case s.Internal.Port() == 0 && s.Internal.Addr().IsValid():
 		return invalid("To another address needs an internal port")
 	}
 	return nil
@@ -390,13 +390,13 @@ func (w *spec) add(opts []Option) error {
 
 // twoPorts is the error of two options that name different internal ports. If one of them
 // is To, the other was probably meant to name the external port.
-func (w *spec) twoPortsError(a, b portOption) error {
+func (s *spec) twoPortsError(a, b portOption) error {
 	if a.isTo {
 		a, b = b, a
 	}
 	hint := ""
 	if b.isTo {
-		hint = fmt.Sprintf(": to forward external port %d to %v, use External(%d) and %s", a.port, netip.AddrPortFrom(w.Internal.Addr(), b.port), a.port, b.option)
+		hint = fmt.Sprintf(": to forward external port %d to %v, use External(%d) and %s", a.port, netip.AddrPortFrom(s.Internal.Addr(), b.port), a.port, b.option)
 	}
 	return invalid("%s and %s name two internal ports%s", a.option, b.option, hint)
 }

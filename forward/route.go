@@ -391,17 +391,17 @@ func (f *Forwarder) compareRoutesIfUnrouted() {
 // ends. A watch that failed is started again.
 func (f *Forwarder) followNetwork() {
 	look := func() { f.loop.Post(func() { f.compareRoutes("") }) }
-	again := false
+	restarted := false
 	gateway.KeepRunning(f.ctx, f.jitter, func(ctx context.Context) error {
-		if again {
+		if restarted {
 			look()
 		}
 		return f.watch(ctx, look)
 	}, func(err error) {
-		if !again {
+		if !restarted {
 			f.log.Warn("the network is not watched for a while: changes are noticed late", "err", err)
 		}
-		again = true
+		restarted = true
 	})
 }
 
@@ -441,29 +441,29 @@ func (f *Forwarder) callHook(ctx context.Context) {
 	if hook == nil {
 		return
 	}
-	now := &hookRoutes{call: f.hookCalls.Add(1)}
+	result := &hookRoutes{call: f.hookCalls.Add(1)}
 	bounded, cancel := context.WithTimeoutCause(ctx, f.config.DiscoveryTimeout, &gateway.TimeoutError{After: f.config.DiscoveryTimeout})
 	defer cancel()
 	func() {
 		defer func() {
 			if p := recover(); p != nil {
-				now.err = fmt.Errorf("panic: %v", p)
+				result.err = fmt.Errorf("panic: %v", p)
 			}
 		}()
 		gateways, err := hook(bounded)
-		now.gateways, now.err = slices.Clone(gateways), err
+		result.gateways, result.err = slices.Clone(gateways), err
 	}()
-	if ctx.Err() != nil && now.err != nil {
+	if ctx.Err() != nil && result.err != nil {
 		return // the caller gave up, which says nothing of the routes
 	}
 	for {
-		before := f.hook.Load()
-		if before != nil && (before.call > now.call || now.err != nil && before.err == nil) {
-			f.logHook(now.err)
+		previous := f.hook.Load()
+		if previous != nil && (previous.call > result.call || result.err != nil && previous.err == nil) {
+			f.logHook(result.err)
 			return
 		}
-		if f.hook.CompareAndSwap(before, now) {
-			if before != nil && (!slices.Equal(before.gateways, now.gateways) || fmt.Sprint(before.err) != fmt.Sprint(now.err)) {
+		if f.hook.CompareAndSwap(previous, result) {
+			if previous != nil && (!slices.Equal(previous.gateways, result.gateways) || fmt.Sprint(previous.err) != fmt.Sprint(result.err)) {
 				f.loop.Post(func() { f.compareRoutes("") })
 			}
 			return

@@ -34,10 +34,10 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 	}
 	defer end()
 	var entries []Entry
-	ours := f.ownGrants()
+	own := f.ownGrants()
 	l, _, err := f.lister(ctx)
 	switch {
-	case errors.Is(err, backends.ErrUnsupported) || err != nil && len(ours) > 0 && (ctx.Err() == nil || gateway.IsTimeout(ctx)):
+	case errors.Is(err, backends.ErrUnsupported) || err != nil && len(own) > 0 && (ctx.Err() == nil || gateway.IsTimeout(ctx)):
 		err = nil
 	case err != nil:
 		return nil, err
@@ -46,14 +46,14 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 			if err = failure; err != nil {
 				break
 			}
-			i := indexOf(ours, e.Mapping)
+			i := indexOf(own, e.Mapping)
 			if i >= 0 {
-				ours = slices.Delete(ours, i, i+1)
+				own = slices.Delete(own, i, i+1)
 			}
 			entries = append(entries, Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: i >= 0})
 		}
 	}
-	for _, m := range ours {
+	for _, m := range own {
 		entries = append(entries, Entry{Mapping: m, Enabled: true, Ours: true})
 	}
 	return entries, err
@@ -161,8 +161,8 @@ func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]back
 			out = append(out, e.Mapping)
 		}
 	}
-	ours := f.ownGrants() // also what was enabled meanwhile
-	return slices.DeleteFunc(out, func(row backends.Mapping) bool { return indexOf(ours, row) >= 0 }), b, err
+	own := f.ownGrants() // also what was enabled meanwhile
+	return slices.DeleteFunc(out, func(row backends.Mapping) bool { return indexOf(own, row) >= 0 }), b, err
 }
 
 // subjectOf is a row of the table as selectors see it.

@@ -68,8 +68,8 @@ func TestEnd(t *testing.T) {
 	if ctx.Err() == nil {
 		t.Error("the context of a call that ended has not")
 	}
-	callers, cancel := context.WithCancelCause(t.Context())
-	ctx, end, err = calls.Begin(callers)
+	caller, cancel := context.WithCancelCause(t.Context())
+	ctx, end, err = calls.Begin(caller)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestEnd(t *testing.T) {
 // Close does not wait for a callback, which may call it. When the callback returns, or
 // ends in another way, the call goes on, with a context that has ended.
 func TestCallback(t *testing.T) {
-	for name, leave := range map[string]func(){"returns": func() {}, "exits": runtime.Goexit} {
+	for name, exit := range map[string]func(){"returns": func() {}, "exits": runtime.Goexit} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var calls ctxsync.Calls
@@ -91,15 +91,15 @@ func TestCallback(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				end2, called := make(chan struct{}), make(chan struct{})
+				release, called := make(chan struct{}), make(chan struct{})
 				go func() {
 					defer end()
 					defer func() {
 						close(called)
-						<-end2
+						<-release
 					}()
 					calls.Callback(func() {
-						defer leave()
+						defer exit()
 						if !calls.Close(errClosed) || !errors.Is(context.Cause(ctx), errClosed) {
 							t.Errorf("Close in a callback: the context ended by %v, want %v", context.Cause(ctx), errClosed)
 						}
@@ -112,7 +112,7 @@ func TestCallback(t *testing.T) {
 				if len(closed) != 0 {
 					t.Error("Close did not wait for the call after its callback")
 				}
-				close(end2)
+				close(release)
 				if <-closed {
 					t.Error("the second Close is the first")
 				}

@@ -57,11 +57,11 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 	p, is := Find(c.Protocol)
 	switch {
 	case is:
-		made, err := p.Open(c, o.key, o.log())
+		prober, err := p.Open(c, o.key, o.log())
 		if err != nil {
 			return nil, fmt.Errorf("forward: %w", err)
 		}
-		b.Backend, b.probe, b.searches = made, made.Probe, p.Searches
+		b.Backend, b.probe, b.searches = prober, prober.Probe, p.Searches
 	case c.Protocol == Direct:
 		b.Backend = direct{o.key.Local}
 	default:
@@ -82,8 +82,8 @@ func (b *Backend) runProbe(ctx context.Context) error {
 		return nil
 	}
 	err := b.probe(ctx)
-	for _, speaks := range []error{backends.ErrNotAuthorized, backends.ErrNetworkFailure, backends.ErrNoResources, backends.ErrPrivateWAN} {
-		if errors.Is(err, speaks) {
+	for _, reply := range []error{backends.ErrNotAuthorized, backends.ErrNetworkFailure, backends.ErrNoResources, backends.ErrPrivateWAN} {
+		if errors.Is(err, reply) {
 			return nil
 		}
 	}
@@ -171,9 +171,9 @@ func (d direct) Map(ctx context.Context, r backends.Request) (backends.Mapping, 
 	if err := d.Supports(r); err != nil {
 		return backends.Mapping{}, err
 	}
-	here := netip.AddrPortFrom(d.addr, r.Internal.Port())
+	endpoint := netip.AddrPortFrom(d.addr, r.Internal.Port())
 	return backends.Mapping{
-		Backend: d.String(), Protocol: r.Protocol, Internal: here, External: here,
+		Backend: d.String(), Protocol: r.Protocol, Internal: endpoint, External: endpoint,
 		Description: r.Description, Lifetime: backends.Forever, Granted: time.Now(),
 	}, context.Cause(ctx)
 }

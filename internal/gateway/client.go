@@ -121,17 +121,17 @@ func (c *Client) runFlow(ctx context.Context, h *Handle, run func(f *flow) error
 	}) {
 		return ErrEnded
 	}
-	for over := ctx.Done(); ; {
+	for ctxDone := ctx.Done(); ; {
 		select {
 		case <-f.done:
 			return err
 		case <-c.owner.ctx.Done():
 			return cmp.Or(context.Cause(ctx), ErrEnded)
-		case <-over:
+		case <-ctxDone:
 			if !IsTimeout(ctx) || f.inFlight.Load() {
 				return context.Cause(ctx)
 			}
-			over = nil // the flow ends now, and has more to tell
+			ctxDone = nil // the flow ends now, and has more to tell
 		}
 	}
 }
@@ -190,9 +190,9 @@ func (c *Client) changeGroup(ctx context.Context, h *Handle, before, s *Spec) er
 		})
 		return err
 	}
-	back := c.runFlow(ctx, h, func(f *flow) error { return f.recreate(h, "refreshed") })
-	if back != nil {
-		err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+back.Error()))
+	restoreErr := c.runFlow(ctx, h, func(f *flow) error { return f.recreate(h, "refreshed") })
+	if restoreErr != nil {
+		err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+restoreErr.Error()))
 	}
 	return err
 }
@@ -219,18 +219,18 @@ func (c *Client) ExternalAddr(ctx context.Context, b *Backend, timeout time.Dura
 		o, done = c.owner, make(chan struct{})
 		addr    netip.Addr
 		err     error
-		begun   bool
+		started bool
 	)
 	if !o.loop.Do(func() {
 		c.busy++
-		begun = o.spawn(func() {
+		started = o.spawn(func() {
 			ctx, cancel := bound(o.ctx, timeout)
 			defer cancel()
 			addr, err = b.ExternalAddr(ctx)
 			close(done)
 			o.loop.Post(c.flowDone)
 		})
-	}) || !begun {
+	}) || !started {
 		return netip.Addr{}, ErrEnded
 	}
 	select {
@@ -324,10 +324,10 @@ func (c *Client) Close(ctx context.Context) (records []state.Record, err error) 
 			}
 		}
 	})
-	for over := false; !over; {
+	for finished := false; !finished; {
 		idle := make(chan struct{})
 		o.loop.Do(func() {
-			if over = c.busy == 0 || ctx.Err() != nil; !over {
+			if finished = c.busy == 0 || ctx.Err() != nil; !finished {
 				c.idle = idle
 				return
 			}

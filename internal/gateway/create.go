@@ -95,8 +95,8 @@ func (f *flow) replace(h *Handle, s *Spec) error {
 		f.recordFailure(h, err)
 	default:
 		h.preferred = before
-		if back := f.recreate(h, "refreshed"); back != nil {
-			err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+back.Error()))
+		if restoreErr := f.recreate(h, "refreshed"); restoreErr != nil {
+			err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+restoreErr.Error()))
 		}
 	}
 	return err
@@ -113,13 +113,13 @@ func (f *flow) create(h *Handle, s *Spec, reason string) error {
 		return err
 	}
 	var failures []error
-	silent := true
-	candidates := c.backendsFor(f.group, s)
-	for i, b := range candidates {
+	noReplies := true
+	ordered := c.backendsFor(f.group, s)
+	for i, b := range ordered {
 		if len(failures) > 0 && f.ctx.Err() != nil {
 			break // it would only seem to be silent
 		}
-		last := !slices.ContainsFunc(candidates[i+1:], (*Backend).mayBeAvailable)
+		last := !slices.ContainsFunc(ordered[i+1:], (*Backend).mayBeAvailable)
 		err := f.tryBackend(c, h, b, s, last)
 		if err == nil {
 			return f.recordGrants(c, h, b, s, reason)
@@ -127,13 +127,13 @@ func (f *flow) create(h *Handle, s *Spec, reason string) error {
 		if f.ctx.Err() != nil && !IsTimeout(f.ctx) {
 			return err
 		}
-		silent = silent && errors.Is(err, backends.ErrNoReply)
+		noReplies = noReplies && errors.Is(err, backends.ErrNoReply)
 		failures = append(failures, err)
-		if ours := (*ConflictError)(nil); errors.As(err, &ours) {
+		if conflict := (*ConflictError)(nil); errors.As(err, &conflict) {
 			break
 		}
 	}
-	if silent {
+	if noReplies {
 		c.resetProbes()
 	}
 	return c.sink.CombineErrors(failures, false)
@@ -200,8 +200,8 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 		if err == nil {
 			return nil
 		}
-		var another bool
-		if port, another = s.nextPort(port, attempt, err); !another || f.ctx.Err() != nil {
+		var retry bool
+		if port, retry = s.nextPort(port, attempt, err); !retry || f.ctx.Err() != nil {
 			return err
 		}
 	}
@@ -212,18 +212,18 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 // get all.
 func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.Duration) error {
 	var (
-		got     []*entry
+		held    []*entry
 		granted []*backends.Mapping
 	)
 	for _, m := range s.Members() {
 		e, err := f.acquire(h, b, s, m, port+m.Offset, timeout)
 		if err == nil {
-			got, granted = append(got, e), append(granted, e.granted)
+			held, granted = append(held, e), append(granted, e.granted)
 			err = s.checkPorts(granted)
 		}
 		if err != nil {
-			if left := f.releaseEntries(h, got, deleteRetryTimeout); left != nil {
-				f.log().Warn("a mapping of a failed attempt remains for now", "err", left)
+			if releaseErr := f.releaseEntries(h, held, deleteRetryTimeout); releaseErr != nil {
+				f.log().Warn("a mapping of a failed attempt remains for now", "err", releaseErr)
 			}
 			return err
 		}
@@ -242,7 +242,7 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 	if err != nil {
 		return nil, err
 	}
-	before, askedBefore := e.spec, e.requestedExternal
+	before, externalBefore := e.spec, e.requestedExternal
 	e.spec, e.requestedExternal, e.verifyAt = s, port, time.Time{}
 	granted, err := f.request(timeout, e.requestFunc(s, port))
 	if e.state == removed { // the client was abandoned
@@ -250,7 +250,7 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 	}
 	if err != nil {
 		if f.isReply(err) && before != nil && (e.unconfirmed || e.state == active) { // what was requested before counts
-			e.spec, e.requestedExternal = before, askedBefore
+			e.spec, e.requestedExternal = before, externalBefore
 		}
 		f.recordFailedAcquire(h, e, err)
 		return nil, err
@@ -280,8 +280,8 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 
 // hold adds a handle to the holders of the entry that a request is about.
 func (g *group) addHolder(h *Handle, b *Backend, s *Spec, m Member, r backends.Request) (*entry, error) {
-	if rival := g.heldByOtherBackend(b.name, m); rival != nil {
-		return nil, &ConflictError{m.Protocol, r.Internal.Port(), rival.backend.name}
+	if other := g.heldByOtherBackend(b.name, m); other != nil {
+		return nil, &ConflictError{m.Protocol, r.Internal.Port(), other.backend.name}
 	}
 	if err := g.takeOverUnheld(m, r.Internal.Port(), b); err != nil {
 		return nil, err
@@ -333,11 +333,11 @@ func (e *entry) requestFunc(s *Spec, external uint16) func(context.Context) (bac
 
 // fits reports whether a mapping of an earlier run is what a spec asks for.
 func (e *entry) matches(s *Spec) bool {
-	m, to, port := e.granted, s.Internal.Addr(), s.internalPort(e.Member)
+	m, addr, port := e.granted, s.Internal.Addr(), s.internalPort(e.Member)
 	if s.SamePort {
 		port = m.External.Port()
 	}
-	return m.Remote == s.Remote && m.Internal.Port() == port && (!to.IsValid() || to.IsUnspecified() || to == m.Internal.Addr())
+	return m.Remote == s.Remote && m.Internal.Port() == port && (!addr.IsValid() || addr.IsUnspecified() || addr == m.Internal.Addr())
 }
 
 // isReplacedBy reports whether a mapping takes the place of what the gateway has or may
@@ -375,14 +375,14 @@ func (o *Owner) splitSuperseded(e *entry) {
 // refused records that the request of an acquire failed. Without a reply the gateway may
 // have granted it: a handle that will try again keeps the entry.
 func (f *flow) recordFailedAcquire(h *Handle, e *entry, err error) {
-	keeps := f.isAttached(h) && (h.wasGranted || h.spec().Background) && !h.spec().Once
+	keepsEntry := f.isAttached(h) && (h.wasGranted || h.spec().Background) && !h.spec().Once
 	if f.isReply(err) {
-		if keeps {
+		if keepsEntry {
 			f.watch(e.backend) // it may announce that it can now
 		}
 	} else {
 		e.recordNoReply()
-		if keeps {
+		if keepsEntry {
 			return
 		}
 	}

@@ -34,13 +34,13 @@ type Closing struct {
 
 // BeginClose ends a handle, once: what it has is deleted, or left to its lifetime. It is
 // called where the handle is attached.
-func (h *Handle) BeginClose(leave bool) *Closing {
+func (h *Handle) BeginClose(keepOnGateway bool) *Closing {
 	closing := &Closing{Done: make(chan struct{})}
 	if !h.closing.CompareAndSwap(nil, closing) {
 		return h.closing.Load()
 	}
 	c := h.client.Load()
-	if c == nil || !c.owner.loop.Do(func() { c.beginClose(h, closing, leave) }) {
+	if c == nil || !c.owner.loop.Do(func() { c.beginClose(h, closing, keepOnGateway) }) {
 		h.markClosed()
 		close(closing.Done)
 	}
@@ -64,12 +64,12 @@ func (h *Handle) markClosed() {
 	}
 }
 
-func (c *Client) beginClose(h *Handle, closing *Closing, leave bool) {
+func (c *Client) beginClose(h *Handle, closing *Closing, keepOnGateway bool) {
 	granted := h.Status().Granted
 	h.markClosed()
 	g := c.owner.groupOf(h.spec())
 	g.handles = without(g.handles, h)
-	if leave {
+	if keepOnGateway {
 		g.leaveToExpire(h, granted)
 	}
 	if len(g.heldBy(h)) == 0 && len(g.queue) == 0 {
@@ -186,32 +186,32 @@ var errOtherBackend = fmt.Errorf("%w: another backend holds the port", backends.
 // the same request is repeated first: its answer tells what to delete. If that is refused,
 // what was requested is deleted.
 func (f *flow) delete(e *entry, timeout time.Duration) error {
-	m, unknown := e.granted, e.unconfirmed
+	m, unconfirmed := e.granted, e.unconfirmed
 	switch {
 	case len(e.holders) > 0 || e.state == removed:
 		return nil
 	case f.group.heldByOtherBackend(e.backend.name, e.Member) != nil:
 		f.addPendingDelete(e, errOtherBackend)
 		return nil
-	case m == nil && !unknown:
+	case m == nil && !unconfirmed:
 		e.remove()
 		return nil
 	}
 	request := e.spec.request(e.Member, e.requestedExternal)
 	request.Exact = false // whatever the gateway has is to be deleted
 	request.Lifetime = max(time.Until(e.unconfirmedUntil), time.Second)
-	requested := e.assumedMapping(request)
+	assumed := e.assumedMapping(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
 		ctx = ctxsync.WithPriority(ctx, ctxsync.Delete)
-		if unknown {
-			switch again, err := e.backend.Map(ctx, request); {
+		if unconfirmed {
+			switch repeated, err := e.backend.Map(ctx, request); {
 			case err == nil:
-				m = &again
+				m = &repeated
 			case m != nil: // this is deleted at least
-			case requested != nil && f.isReply(err) && e.backend.Unmap(ctx, *requested) == nil:
-				return again, nil
+			case assumed != nil && f.isReply(err) && e.backend.Unmap(ctx, *assumed) == nil:
+				return repeated, nil
 			default:
-				return again, err
+				return repeated, err
 			}
 		}
 		return *m, e.backend.Unmap(ctx, *m)
@@ -224,8 +224,8 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 // that of a ready-made backend, for which this host's address is not known.
 func (e *entry) assumedMapping(r backends.Request) *backends.Mapping {
 	local := e.group.owner.key.Local
-	if to := r.Internal.Addr(); to.IsValid() && !to.IsUnspecified() {
-		local = to
+	if addr := r.Internal.Addr(); addr.IsValid() && !addr.IsUnspecified() {
+		local = addr
 	}
 	if !local.IsValid() || e.backend.name == upnp.Name {
 		return nil
@@ -285,10 +285,10 @@ func (o *Owner) addPendingDelete(e *entry, err error) {
 }
 
 // postpone puts off an attempt that is due.
-func (e *deletion) postpone(now time.Time) {
-	if !e.nextAttempt.After(now) {
-		e.pause = min(2*e.pause, maxDeleteBackoff)
-		e.nextAttempt = now.Add(e.pause)
+func (d *deletion) postpone(now time.Time) {
+	if !d.nextAttempt.After(now) {
+		d.pause = min(2*d.pause, maxDeleteBackoff)
+		d.nextAttempt = now.Add(d.pause)
 	}
 }
 
@@ -434,7 +434,7 @@ type unfinishedDelete struct {
 
 // remains returns the deletions that are not finished, by the owner that they are for.
 func (o *Owner) unfinishedDeletes() (out []endedOwner) {
-	left := o.unassigned
+	unfinished := o.unassigned
 	for _, e := range o.allEntries() {
 		if e.deletion != nil && e.state != restored {
 			old := entry{
@@ -444,10 +444,10 @@ func (o *Owner) unfinishedDeletes() (out []endedOwner) {
 			if e.state == creating { // the request may be in flight
 				old.recordNoReply()
 			}
-			left = append(left, unfinishedDelete{e.backend.config, old})
+			unfinished = append(unfinished, unfinishedDelete{e.backend.config, old})
 		}
 	}
-	for _, r := range left {
+	for _, r := range unfinished {
 		key := o.key.of(r.config)
 		i := slices.IndexFunc(out, func(e endedOwner) bool { return e.key == key })
 		if i < 0 {
@@ -501,12 +501,12 @@ func (e *entry) mergeUnconfirmed(old *entry) {
 // Adopt makes the owner answer for a mapping of an earlier run: it is taken over by the
 // first request for the same, or deleted after a time. If two files have the same
 // mapping, the newer grant wins. It returns false if the client has no such backend.
-func (c *Client) Restore(r state.Record, within time.Duration) (adopted bool) {
-	c.owner.loop.Do(func() { adopted = c.restore(r, within) })
+func (c *Client) Restore(r state.Record, grace time.Duration) (adopted bool) {
+	c.owner.loop.Do(func() { adopted = c.restore(r, grace) })
 	return adopted
 }
 
-func (c *Client) restore(r state.Record, within time.Duration) bool {
+func (c *Client) restore(r state.Record, grace time.Duration) bool {
 	o, m := c.owner, &r.Mapping
 	i := slices.IndexFunc(c.backends, func(b *Backend) bool { return b.name == m.Backend })
 	if i < 0 {
@@ -536,7 +536,7 @@ func (c *Client) restore(r state.Record, within time.Duration) bool {
 	o.portsVary = o.portsVary || m.Internal.Port() != r.Port || s.portsVary()
 	e.state, e.granted, e.requestedExternal, e.spec = restored, m, s.External, s
 	now := time.Now()
-	e.deletion = &deletion{client: c, nextAttempt: now.Add(within), pause: firstDeleteBackoff}
+	e.deletion = &deletion{client: c, nextAttempt: now.Add(grace), pause: firstDeleteBackoff}
 	o.armRetryTimer()
 	return true
 }

@@ -178,10 +178,10 @@ func (g *group) inOtherGroups(protocol backends.Protocol, internal uint16) (out 
 // requested or deleted just now.
 func (g *group) takeOverUnheld(m Member, internal uint16, backend *Backend) error {
 	for _, e := range g.inOtherGroups(m.Protocol, internal) {
-		isIdle := len(e.holders) == 0 && (e.state == restored || e.state == pendingDelete)
+		isUnheld := len(e.holders) == 0 && (e.state == restored || e.state == pendingDelete)
 		switch {
-		case isIdle && e.backend != backend: // it does not stand in the way of this one
-		case isIdle && len(e.group.queue) == 0 && (e.superseded || g.entry(backend.name, m) == nil):
+		case isUnheld && e.backend != backend: // it does not stand in the way of this one
+		case isUnheld && len(e.group.queue) == 0 && (e.superseded || g.entry(backend.name, m) == nil):
 			other := e.group
 			other.entries = without(other.entries, e)
 			e.Member = m
@@ -283,10 +283,10 @@ type grantOrder struct {
 // record applies the answer to a request that was granted. Anew says that it was no
 // renewal. The grant counts, not the request: what was in flight when a restart was noticed
 // may be granted before what is requested because of it.
-func (e *entry) record(m *backends.Mapping, anew bool) {
+func (e *entry) record(m *backends.Mapping, isNew bool) {
 	o, order := e.group.owner, &e.order
 	at := m.Granted.Sub(o.start)
-	if anew || e.granted == nil {
+	if isNew || e.granted == nil {
 		*order = grantOrder{created: at, lost: order.lost}
 	} else {
 		order.earlier = [2]time.Duration{order.earlier[1], e.granted.Granted.Sub(o.start)}
@@ -297,13 +297,13 @@ func (e *entry) record(m *backends.Mapping, anew bool) {
 	e.state, e.granted, e.err, e.failures, e.unconfirmed = active, m, nil, 0, false
 	e.mustRenew, e.unconfirmedUntil = false, time.Time{}
 	now, lost := time.Now(), e.backend.lost
-	before := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight
-	again := !e.verifyAt.IsZero()
-	e.lost = before || e.lost && again && lost.IsZero()
-	switch e.doubtful = again || before; {
-	case before:
+	predatesLoss := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight
+	verify := !e.verifyAt.IsZero()
+	e.lost = predatesLoss || e.lost && verify && lost.IsZero()
+	switch e.doubtful = verify || predatesLoss; {
+	case predatesLoss:
 		e.nextRequest = now
-	case again:
+	case verify:
 		e.nextRequest = e.verifyAt // and not at once: the pace of recoveries holds for it too
 	default:
 		e.nextRequest = e.nextRenewal(now)
@@ -331,6 +331,6 @@ func (e *entry) markLost(since time.Time) bool {
 // compareOrder orders entries as the gateway's list will be: what was lost is granted
 // anew, and so comes after what was granted since.
 func compareOrder(a, b *entry) int {
-	lost := func(e *entry) int { return cmp.Compare(min(e.order.lost, 1), 0) }
-	return cmp.Or(lost(a)-lost(b), cmp.Compare(a.order.created, b.order.created))
+	isLost := func(e *entry) int { return cmp.Compare(min(e.order.lost, 1), 0) }
+	return cmp.Or(isLost(a)-isLost(b), cmp.Compare(a.order.created, b.order.created))
 }

@@ -254,13 +254,13 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	before := h.status.Load()
 	after := *before
 	change(&after)
-	was, is := before.Grants(), after.Grants()
+	grantsBefore, grantsAfter := before.Grants(), after.Grants()
 	if h.expiredGrants != nil {
-		was, h.expiredGrants = h.expiredGrants, nil
+		grantsBefore, h.expiredGrants = h.expiredGrants, nil
 	}
-	kind, now := h.kindOf(was, is), time.Now()
-	if len(is) > 0 {
-		h.wasGranted, h.preferred = true, is[0].External.Port()
+	kind, now := h.kindOf(grantsBefore, grantsAfter), time.Now()
+	if len(grantsAfter) > 0 {
+		h.wasGranted, h.preferred = true, grantsAfter[0].External.Port()
 	}
 	if kind == 0 && after.Err != nil && !isSameReason(before.Err, after.Err) {
 		kind, reason = Failed, after.Err.Error()
@@ -273,14 +273,14 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	}
 	if !after.equal(before) {
 		h.store(&after)
-		h.sink.HandleChanged(h, kind, was, is, reason, now)
+		h.sink.HandleChanged(h, kind, grantsBefore, grantsAfter, reason, now)
 	}
 }
 
 // isSameReason reports whether an error repeats the one before, but for numbers: each
 // attempt at a range can be about other ports.
 func isSameReason(before, after error) bool {
-	words := func(err error) string {
+	withoutDigits := func(err error) string {
 		return strings.Map(func(r rune) rune {
 			if '0' <= r && r <= '9' {
 				return -1
@@ -288,7 +288,7 @@ func isSameReason(before, after error) bool {
 			return r
 		}, err.Error())
 	}
-	return before != nil && words(before) == words(after)
+	return before != nil && withoutDigits(before) == withoutDigits(after)
 }
 
 // kindOf compares what was granted before and after.

@@ -111,11 +111,11 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	}
 	var inherited []unfinishedDelete
 	r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
-		is := slices.Contains(keys, e.key)
-		if is {
+		matches := slices.Contains(keys, e.key)
+		if matches {
 			inherited = append(inherited, e.deletes...)
 		}
-		return is
+		return matches
 	})
 	o.refs++
 	r.mu.Unlock()
@@ -176,9 +176,9 @@ func (o *Owner) removeClient(c *Client) {
 
 // handOver makes other clients answer for the deletions of a client that has left. Nil
 // stands for those that nobody answers for.
-func (o *Owner) reassignDeletes(left *Client) {
+func (o *Owner) reassignDeletes(client *Client) {
 	for _, e := range o.allEntries() {
-		if e.deletion == nil || e.deletion.client != left {
+		if e.deletion == nil || e.deletion.client != client {
 			continue
 		}
 		c := o.clientOf(e.backend)
@@ -207,25 +207,25 @@ func (r *Registry) release(ctx context.Context, c *Client) {
 	}
 	for _, ended := range o.stop(ctx) {
 		r.mu.Lock()
-		heir := r.owners[ended.key]
-		if heir != nil {
-			heir.refs++ // so that it does not end now
+		successor := r.owners[ended.key]
+		if successor != nil {
+			successor.refs++ // so that it does not end now
 		} else {
 			r.ended = append(r.ended, ended)
 			r.ended = r.ended[max(0, len(r.ended)-maxEndedOwners):]
 		}
 		r.mu.Unlock()
-		if heir != nil {
-			heir.loop.Do(func() { heir.takeOver(ended.deletes) })
-			r.release(ctx, &Client{owner: heir})
+		if successor != nil {
+			successor.loop.Do(func() { successor.takeOver(ended.deletes) })
+			r.release(ctx, &Client{owner: successor})
 		}
 	}
 }
 
 // inherit takes over deletions that ended owners could not finish. What no client has a
 // backend for is kept for those to come.
-func (o *Owner) takeOver(left []unfinishedDelete) {
-	o.unassigned = append(o.unassigned, left...)
+func (o *Owner) takeOver(deletes []unfinishedDelete) {
+	o.unassigned = append(o.unassigned, deletes...)
 	for _, c := range o.clients {
 		o.unassigned = slices.DeleteFunc(o.unassigned, c.takeOver)
 	}
@@ -233,7 +233,7 @@ func (o *Owner) takeOver(left []unfinishedDelete) {
 
 // stop ends the flows, the watches, the backends and the loop, and returns the deletions
 // that remain. A request whose backend ignores its context is not awaited longer than ctx.
-func (o *Owner) stop(ctx context.Context) (left []endedOwner) {
+func (o *Owner) stop(ctx context.Context) (unfinished []endedOwner) {
 	o.cancel(net.ErrClosed)
 	closed := make(chan struct{})
 	go func() {
@@ -249,9 +249,9 @@ func (o *Owner) stop(ctx context.Context) (left []endedOwner) {
 	case <-closed:
 	case <-ctx.Done():
 	}
-	o.loop.Do(func() { left = o.unfinishedDeletes() })
+	o.loop.Do(func() { unfinished = o.unfinishedDeletes() })
 	o.loop.Stop()
-	return left
+	return unfinished
 }
 
 // spawn runs work on a goroutine that stop waits for. It returns false if the owner has

@@ -43,12 +43,12 @@ func (s *Spec) nextPort(port uint16, attempt int, err error) (uint16, bool) {
 	)
 	var (
 		mismatch *portMismatchError
-		ours     *ConflictError
+		conflict *ConflictError
 	)
 	isMismatch := errors.As(err, &mismatch)
 	refusedLow := errors.Is(err, backends.ErrNotAuthorized) && port < 1024
 	switch {
-	case s.Exact || errors.As(err, &ours) || attempt >= maxPorts || isMismatch && attempt >= maxUnitPorts:
+	case s.Exact || errors.As(err, &conflict) || attempt >= maxPorts || isMismatch && attempt >= maxUnitPorts:
 		return 0, false
 	case isMismatch && attempt == 0 && mismatch.offered <= lastDynamicPort-s.ports()+1:
 		return mismatch.offered, true

@@ -130,11 +130,11 @@ func (o *Owner) recordProbe(c *Client, errs []error) error {
 			errs[i] = b.notFound(backends.ErrNoReply)
 		}
 	}
-	chosen := c.available()
-	if len(chosen) == 0 {
+	available := c.available()
+	if len(available) == 0 {
 		return c.sink.CombineErrors(errs, true)
 	}
-	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", chosen[0].name)
+	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", available[0].name)
 	return nil
 }
 
@@ -148,24 +148,24 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 		err   error
 	}
 	var (
-		asking   sync.WaitGroup
-		outcomes = make(chan outcome, len(bs))
-		errs     = slices.Repeat([]error{errNotProbed}, len(bs))
-		before   = make(chan struct{}) // closed when the backend before has failed
+		running         sync.WaitGroup
+		outcomes        = make(chan outcome, len(bs))
+		errs            = slices.Repeat([]error{errNotProbed}, len(bs))
+		precedingFailed = make(chan struct{}) // closed when the backend before has failed
 	)
-	close(before)
+	close(precedingFailed)
 	for i, b := range bs {
-		late := time.Duration(i) * stagger
+		delay := time.Duration(i) * stagger
 		if b.searches {
-			late = min(late, headStart)
+			delay = min(delay, headStart)
 		}
-		turn, failed := before, make(chan struct{})
-		before = failed
-		asking.Go(func() {
+		previousFailed, failed := precedingFailed, make(chan struct{})
+		precedingFailed = failed
+		running.Go(func() {
 			var err error
 			select {
-			case <-turn:
-			case <-time.After(min(late, wait/4)):
+			case <-previousFailed:
+			case <-time.After(min(delay, wait/4)):
 			case <-ctx.Done():
 				err = context.Cause(ctx)
 			}
@@ -178,39 +178,39 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 			outcomes <- outcome{i, err}
 		})
 	}
-	begun := time.Now()
-	patience, searched := time.After(preferenceTime), time.After(searchTime)
-	over, provisional := false, false
-	for !isDecided(bs, errs, over, provisional) {
+	start := time.Now()
+	preferenceTimer, searchTimer := time.After(preferenceTime), time.After(searchTime)
+	preferenceOver, searchOver := false, false
+	for !isDecided(bs, errs, preferenceOver, searchOver) {
 		select {
 		case o := <-outcomes:
 			errs[o.index] = o.err
-			if o.err == nil && !bs[o.index].searches && time.Since(begun) < preferenceTime-afterReply {
-				patience = time.After(afterReply)
+			if o.err == nil && !bs[o.index].searches && time.Since(start) < preferenceTime-afterReply {
+				preferenceTimer = time.After(afterReply)
 			}
-		case <-patience:
-			over = true
-		case <-searched:
-			provisional, searched = true, time.After(foundDeviceTime)
+		case <-preferenceTimer:
+			preferenceOver = true
+		case <-searchTimer:
+			searchOver, searchTimer = true, time.After(foundDeviceTime)
 		}
 	}
 	cancel()
-	asking.Wait() // what comes of these is not known
+	running.Wait() // what comes of these is not known
 	return errs
 }
 
 // isDecided reports whether no backend without a verdict is waited for: until patience is
 // over, those before the first that has answered; then all if none has; and at last, if
 // the verdict is provisional, no search that no device has answered.
-func isDecided(bs []*Backend, errs []error, over, provisional bool) bool {
-	if over && slices.Contains(errs, nil) {
+func isDecided(bs []*Backend, errs []error, preferenceOver, searchOver bool) bool {
+	if preferenceOver && slices.Contains(errs, nil) {
 		return true
 	}
 	for i, err := range errs {
 		switch {
 		case err == nil:
 			return true
-		case errors.Is(err, errNotProbed) && (!provisional || bs[i].isPromising()):
+		case errors.Is(err, errNotProbed) && (!searchOver || bs[i].isPromising()):
 			return false
 		}
 	}
@@ -226,32 +226,32 @@ func (b *Backend) isPromising() bool {
 // Ensure returns nil if a backend answers, and asks one that is not known yet.
 func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duration) error {
 	var (
-		known, others bool
-		verdict       error
+		isKnown, othersAvailable bool
+		probeErr                 error
 	)
 	c.owner.loop.Do(func() {
-		known = b.probeErr == nil || !b.mayBeAvailable()
-		verdict, others = b.probeErr, len(c.available()) > 0
+		isKnown = b.probeErr == nil || !b.mayBeAvailable()
+		probeErr, othersAvailable = b.probeErr, len(c.available()) > 0
 	})
-	if !known {
+	if !isKnown {
 		switch {
-		case others && b.searches:
+		case othersAvailable && b.searches:
 			wait = min(wait, otherBackendTimeout+searchTime)
-		case others:
+		case othersAvailable:
 			wait = min(wait, otherBackendTimeout)
 		}
 		bounded, cancel := bound(ctx, wait)
 		defer cancel()
-		verdict = b.runProbe(bounded)
+		probeErr = b.runProbe(bounded)
 		if ctx.Err() != nil && !IsTimeout(ctx) {
-			return verdict // it is not known yet
+			return probeErr // it is not known yet
 		}
-		c.owner.loop.Do(func() { b.probeErr, b.probedAt = verdict, time.Now() })
+		c.owner.loop.Do(func() { b.probeErr, b.probedAt = probeErr, time.Now() })
 	}
-	if b.searches && others && errors.Is(verdict, backends.ErrNoReply) {
+	if b.searches && othersAvailable && errors.Is(probeErr, backends.ErrNoReply) {
 		return b.notFound(backends.ErrUnsupported) // the gateway answers: it only has no such device
 	}
-	return verdict
+	return probeErr
 }
 
 // Forget makes the next call probe anew.

@@ -50,8 +50,8 @@ func (e *entry) nextRenewal(now time.Time) time.Time {
 		if day := e.granted.Granted.Add(maxLifetime); day.Before(at) {
 			at = day
 		}
-		if left := at.Sub(now); left > 0 {
-			return now.Add(min(max(left/2, minRetryPause), left))
+		if remaining := at.Sub(now); remaining > 0 {
+			return now.Add(min(max(remaining/2, minRetryPause), remaining))
 		}
 	}
 	return now.Add(Backoff(int(e.failures), e.err, jitter))
@@ -61,8 +61,8 @@ func (e *entry) nextRenewal(now time.Time) time.Time {
 // holder wants.
 func (e *entry) renewalPause(pause time.Duration) time.Duration {
 	for _, h := range e.holders {
-		if every := h.spec().RenewEvery; every > 0 {
-			pause = min(pause, every)
+		if interval := h.spec().RenewEvery; interval > 0 {
+			pause = min(pause, interval)
 		}
 	}
 	return pause
@@ -183,32 +183,32 @@ func (f *flow) renewPass() {
 
 // renewWanted makes the renewals of a pass.
 func (f *flow) renewWanted() {
-	var rest []*entry
+	var remaining []*entry
 	for _, e := range f.group.entries {
 		if e.isHeld() {
 			e.mustRenew = e.mustRenew || !e.nextRequest.IsZero() && !e.nextRequest.After(time.Now())
-			rest = append(rest, e)
+			remaining = append(remaining, e)
 		}
 	}
-	for _, e := range rest {
-		e.mustRenew = e.mustRenew || !e.isOnce() && slices.ContainsFunc(rest, func(other *entry) bool { return other.mustRenew && e.sharesHandle(other) })
+	for _, e := range remaining {
+		e.mustRenew = e.mustRenew || !e.isOnce() && slices.ContainsFunc(remaining, func(other *entry) bool { return other.mustRenew && e.sharesHandle(other) })
 	}
-	slices.SortStableFunc(rest, compareOrder)
-	broken := false // a renewal broke the entries that were granted later
-	for len(rest) > 0 {
-		e := rest[0]
-		rest = rest[1:]
+	slices.SortStableFunc(remaining, compareOrder)
+	laterBroken := false // a renewal broke the entries that were granted later
+	for len(remaining) > 0 {
+		e := remaining[0]
+		remaining = remaining[1:]
 		switch {
-		case !e.isHeld() || !e.mustRenew && !broken:
+		case !e.isHeld() || !e.mustRenew && !laterBroken:
 		case e.isExpired(time.Now()):
 			f.recordExpiry(e, errExpired)
 		case e.isOnce() && !e.mustRenew:
 		default:
-			anew := e.order.lost != 0
+			wasLost := e.order.lost != 0
 			m, err := f.renew(e)
-			broken = broken || err == nil && !anew
-			upcoming := slices.DeleteFunc(slices.Clone(rest), func(e *entry) bool {
-				return e.state != active || !e.mustRenew && (!broken || e.isOnce())
+			laterBroken = laterBroken || err == nil && !wasLost
+			upcoming := slices.DeleteFunc(slices.Clone(remaining), func(e *entry) bool {
+				return e.state != active || !e.mustRenew && (!laterBroken || e.isOnce())
 			})
 			if !f.recordRenewal(e, &m, err, upcoming) {
 				return
@@ -266,11 +266,11 @@ func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming 
 	case f.isReply(err):
 		upcoming = nil
 	}
-	for _, one := range append(upcoming, e) { // nor would it answer for the others
-		one.mustRenew, one.err = false, err
-		one.failures++
-		one.nextRequest = one.nextRenewal(now)
-		one.publish(nil)
+	for _, failed := range append(upcoming, e) { // nor would it answer for the others
+		failed.mustRenew, failed.err = false, err
+		failed.failures++
+		failed.nextRequest = failed.nextRenewal(now)
+		failed.publish(nil)
 	}
 	return f.isReply(err)
 }
@@ -373,9 +373,9 @@ func (o *Owner) onChange(b *Backend, change backends.Change) {
 
 // suspect requests entries again, and all that their handles hold beside them. If they
 // are lost, their holders are told at once.
-func (o *Owner) verifySoon(is func(*entry) bool, lost bool, reason string, at time.Time) {
+func (o *Owner) verifySoon(selects func(*entry) bool, lost bool, reason string, at time.Time) {
 	for _, g := range o.sortedGroups() {
-		found := slices.DeleteFunc(slices.Clone(g.entries), func(e *entry) bool { return !is(e) })
+		found := slices.DeleteFunc(slices.Clone(g.entries), func(e *entry) bool { return !selects(e) })
 		for _, e := range g.entries {
 			switch {
 			case !slices.ContainsFunc(found, e.sharesHandle):

@@ -114,7 +114,7 @@ func isPending(t *testing.T, fd int) bool {
 }
 
 // answerSync looks at a waiting call, and lets it go on.
-func answerSync(t *testing.T, fd int, see func(fd uint64)) {
+func answerSync(t *testing.T, fd int, inspect func(fd uint64)) {
 	t.Helper()
 	var call struct { // struct seccomp_notif
 		id           uint64
@@ -126,14 +126,14 @@ func answerSync(t *testing.T, fd int, see func(fd uint64)) {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&call))); errno != 0 {
 		t.Fatal(errno)
 	}
-	see(call.args[0])
-	answer := struct { // struct seccomp_notif_resp
+	inspect(call.args[0])
+	response := struct { // struct seccomp_notif_resp
 		id    uint64
 		value int64
 		err   int32
 		flags uint32
 	}{id: call.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&answer))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&response))); errno != 0 {
 		t.Fatal(errno)
 	}
 }

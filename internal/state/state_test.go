@@ -221,12 +221,12 @@ func TestNotOurs(t *testing.T) {
 		t.Skip("modes and links are another matter there")
 	}
 	dir := t.TempDir()
-	theirs := filepath.Join(dir, "theirs")
-	if err := os.WriteFile(theirs, []byte(`{"version":1}`), 0o600); err != nil {
+	target := filepath.Join(dir, "theirs")
+	if err := os.WriteFile(target, []byte(`{"version":1}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, make := range map[string]func(path string) error{
-		"a link":      func(path string) error { return os.Symlink(theirs, path) },
+		"a link":      func(path string) error { return os.Symlink(target, path) },
 		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
 		"writable by others": func(path string) error {
 			return errors.Join(os.WriteFile(path, []byte(`{"version":1}`), 0o600), os.Chmod(path, 0o666))
@@ -245,7 +245,7 @@ func TestNotOurs(t *testing.T) {
 			if err := f.Write(records); err != nil {
 				t.Error(err)
 			}
-			if b, err := os.ReadFile(theirs); err != nil || string(b) != `{"version":1}` {
+			if b, err := os.ReadFile(target); err != nil || string(b) != `{"version":1}` {
 				t.Errorf("another's file now has %q, %v", b, err)
 			}
 		})

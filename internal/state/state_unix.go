@@ -18,8 +18,8 @@ const noFollow = unix.O_NOFOLLOW | unix.O_NONBLOCK
 // whether others have one of the permissions.
 func isOthers(info fs.FileInfo, permissions fs.FileMode) bool {
 	stat, is := info.Sys().(*syscall.Stat_t)
-	theirs := is && stat.Uid != 0 && int(stat.Uid) != os.Geteuid()
-	return theirs || info.Mode().Perm()&permissions != 0
+	isForeign := is && stat.Uid != 0 && int(stat.Uid) != os.Geteuid()
+	return isForeign || info.Mode().Perm()&permissions != 0
 }
 
 // syncDir makes the renames in a directory permanent, if the file system can do that.
