@@ -15,43 +15,43 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 )
 
-// Backend is a backend of an owner, and what is known of it.
+// Backend is a backend of an owner and the result of its last probe.
 type Backend struct {
 	backends.Backend
 	config   BackendConfig
 	name     string
-	probe    func(context.Context) error // nil: it needs none
-	searches bool                        // its device is searched for, by a socket of its own
+	probe    func(context.Context) error // nil: the backend needs no probe
+	searches bool                        // it finds devices by a search on its own socket
 
-	// Owned by the owner's loop.
-	probeErr    error     // of the last probe: nil if it answered, errPending if there is none
-	probedAt    time.Time // when that failed
+	// Only code on the owner's loop uses these fields.
+	probeErr    error     // of the last probe: nil if the gateway replied, errNotProbed if there was none
+	probedAt    time.Time // time of the last probe
 	watched     bool
-	verifyLimit TokenBucket // of recoveries
-	lost        time.Time   // when its gateway last lost its state, if it told
+	verifyLimit TokenBucket // of verification after changes
+	lost        time.Time   // when its gateway last lost its state, if it reported that
 }
 
-// BackendConfig says how to make a backend. Clients with equal configs share it.
+// BackendConfig describes how to create a backend. Clients with equal configs share it.
 type BackendConfig struct {
 	Protocol  string           // the name of one of Protocols, or Direct
-	Ready     backends.Backend // a ready-made one, with the rest zero
+	Ready     backends.Backend // a ready-made backend; all other fields are then zero
 	Interface string
-	Announce  netip.AddrPort // where announcements are received
-	Nonce     string         // the secret that PCP nonces are derived from
+	Announce  netip.AddrPort // the address on which announcements are received
+	Nonce     string         // the secret from which PCP nonces are derived
 	URL       string         // of a UPnP root description
-	Only      bool           // no other UPnP device than the gateway
-	SSDP      netip.AddrPort // where UPnP devices are searched
-	Notify    netip.AddrPort // where UPnP notifications are received
-	Wait      time.Duration  // of a search
+	Only      bool           // use no UPnP device except the gateway
+	SSDP      netip.AddrPort // the address to which UPnP searches are sent
+	Notify    netip.AddrPort // the address on which UPnP notifications are received
+	Wait      time.Duration  // of a UPnP search
 
-	probe  *func(context.Context) error // for tests
+	probe  *func(context.Context) error // a test's replacement for the probe
 	search bool
 }
 
-// Direct is the protocol of a host with a public address of its own.
+// Direct is the protocol name for a host that has a public address itself.
 const Direct = "direct"
 
-// open makes the backend for an owner's gateway, without I/O.
+// open creates the backend for an owner's gateway. It does no I/O.
 func (c BackendConfig) open(o *Owner) (*Backend, error) {
 	b := &Backend{config: c, name: c.Protocol, probeErr: errNotProbed}
 	p, is := Find(c.Protocol)
@@ -75,8 +75,8 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 	return b, nil
 }
 
-// ask returns nil if the gateway speaks the backend's protocol, even if it refuses:
-// what it refuses, the mapping itself will tell better.
+// runProbe returns nil if the gateway supports the backend's protocol, even if it reports a
+// refusal: a request for a mapping reports the reason better.
 func (b *Backend) runProbe(ctx context.Context) error {
 	if b.probe == nil {
 		return nil
@@ -90,15 +90,16 @@ func (b *Backend) runProbe(ctx context.Context) error {
 	return err
 }
 
-// notFound is of a kind that says whether the gateway answers otherwise.
+// notFound returns the error of a search without a response. It wraps kind: ErrNoReply, or
+// ErrUnsupported if the gateway replies to another protocol.
 func (b *Backend) notFound(kind error) error {
 	return fmt.Errorf("%s: %w: no device answered the search", b.name, kind)
 }
 
-// Backends returns the client's backends, the preferred first.
+// Backends returns the client's backends, the preferred one first.
 func (c *Client) Backends() []*Backend { return c.backends }
 
-// Available returns the client's backends that answered, the preferred first.
+// Available returns those of the client's backends that replied, the preferred one first.
 func (c *Client) Available() (out []*Backend) {
 	c.owner.loop.Do(func() { out = c.available() })
 	return out
@@ -108,8 +109,9 @@ func (c *Client) available() []*Backend {
 	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.probeErr != nil })
 }
 
-// candidates returns the backends in the order in which to try them for a spec: one that
-// holds the endpoint for this program already, those that answered, the others.
+// backendsFor returns the backends in the order in which a spec is requested from them: first
+// one that already holds the endpoint for this program, then those that replied, then the
+// others.
 func (c *Client) backendsFor(g *group, s *Spec) []*Backend {
 	rank := func(b *Backend) int {
 		switch e := g.entry(b.name, Member{Protocol: s.Protocols[0]}); {
@@ -125,7 +127,7 @@ func (c *Client) backendsFor(g *group, s *Spec) []*Backend {
 	return out
 }
 
-// InOrder returns the client's backends, those that answered first.
+// ByAvailability returns the client's backends, with those that replied first.
 func (c *Client) ByAvailability() []*Backend {
 	out := c.Available()
 	for _, b := range c.backends {
@@ -136,8 +138,8 @@ func (c *Client) ByAvailability() []*Backend {
 	return out
 }
 
-// direct is the backend of a host with a public address of its own: no NAT
-// stands before it, so there is nothing to map, and external is internal.
+// direct is the backend of a host that has a public address itself. There is no NAT, so it
+// creates no mapping: the external endpoint is the internal one.
 type direct struct {
 	addr netip.Addr
 }
@@ -154,11 +156,11 @@ func (d direct) Supports(r backends.Request) error {
 	reason := ""
 	switch internal := r.Internal.Addr().Unmap(); {
 	case internal.IsValid() && !internal.IsUnspecified() && internal != d.addr:
-		reason = "no NAT stands before this host that could forward to another"
+		reason = "there is no NAT in front of this host that could forward to another host"
 	case r.Remote.IsValid():
-		reason = "no NAT stands before this host that could admit one peer only"
+		reason = "there is no NAT in front of this host that could admit only one peer"
 	case r.Exact && r.External.Port() != r.Internal.Port():
-		reason = "no NAT stands before this host that could change a port"
+		reason = "there is no NAT in front of this host that could translate a port"
 	default:
 		return nil
 	}
@@ -185,25 +187,25 @@ func (d direct) Renew(ctx context.Context, m backends.Mapping, r backends.Reques
 
 func (direct) Unmap(_ context.Context, m backends.Mapping) error { return m.Check() }
 
-// Protocol is a protocol that gateways are asked by. Another protocol joins Protocols, and
-// nothing else.
+// Protocol describes a protocol for port forwarding. To add a protocol, add it to Protocols;
+// nothing else has to change.
 type Protocol struct {
 	Name     string
-	Title    string                            // for people
-	IPv6     bool                              // gateways of that family may speak it
+	Title    string                            // for messages
+	IPv6     bool                              // IPv6 gateways may support it
 	Keyed    bool                              // its mappings have a secret, which can be derived from a key
-	Searches bool                              // its devices are searched for, by a socket of its own
-	uses     func(BackendConfig) BackendConfig // the part that it uses
+	Searches bool                              // it finds devices by a search on its own socket
+	uses     func(BackendConfig) BackendConfig // returns the fields that the protocol uses
 	open     func(BackendConfig, Key, *slog.Logger) (Prober, error)
 }
 
-// Prober is a backend that tells whether its gateway speaks the protocol.
+// Prober is a backend that can determine whether its gateway supports the protocol.
 type Prober interface {
 	backends.Backend
 	Probe(ctx context.Context) error
 }
 
-// Protocols are the protocols that there are, the preferred first.
+// Protocols lists all protocols, the preferred one first.
 var Protocols = []Protocol{
 	{Name: natpmp.Name, Title: "NAT-PMP", open: openNATPMP, uses: func(c BackendConfig) BackendConfig {
 		return BackendConfig{Interface: c.Interface, Announce: c.Announce}
@@ -224,7 +226,7 @@ func Names() (names []string) {
 	return names
 }
 
-// Find returns the protocol with a name, or false.
+// Find returns the protocol with the name, or false if there is none.
 func Find(name string) (Protocol, bool) {
 	for _, p := range Protocols {
 		if p.Name == name {
@@ -234,23 +236,23 @@ func Find(name string) (Protocol, bool) {
 	return Protocol{}, false
 }
 
-// Config returns the part of a config that the protocol uses, so that what differs otherwise
-// does not keep clients from sharing a backend.
+// Config returns the fields of a config that the protocol uses. Clients can then share a
+// backend even if other fields differ.
 func (p Protocol) Config(c BackendConfig) BackendConfig {
 	c = p.uses(c)
 	c.Protocol = p.Name
 	return c
 }
 
-// Open makes the backend of the protocol for a gateway, without I/O.
+// Open creates the protocol's backend for a gateway. It does no I/O.
 func (p Protocol) Open(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 	return p.open(c, at, log)
 }
 
-// How a request is repeated: some leases last a minute, and a link that loses packets
-// loses several in a row. The longest wait is for how long a transmission holds the
-// gateway's queue; all of them together take fourteen seconds, in which a slow gateway
-// answers.
+// These constants set the retransmission of requests. They allow for lifetimes of one minute
+// and for links that lose several packets in a row. A transmission occupies the gateway's
+// queue for at most longestWait. All transmissions together take 14 seconds, which is enough
+// for a slow gateway.
 const (
 	longestWait   = time.Second
 	transmissions = 15
@@ -270,7 +272,7 @@ func openNATPMP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 func openPCP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 	config := pcp.Config{
 		Gateway: at.Gateway, Interface: c.Interface, Source: at.Local,
-		// The standard's pace is for requests that nobody waits for.
+		// The intervals of RFC 6887 are too long for a request for which a caller waits.
 		FirstWait: natpmp.DefaultFirstWait, Transmissions: transmissions, LongestWait: longestWait,
 		Announce: c.Announce, Logger: log,
 	}

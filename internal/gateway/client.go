@@ -15,32 +15,36 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// Sink is how an owner tells a client. Its methods never block and call no owner.
+// Sink receives what an owner reports to a client. Its methods must not block and must not
+// call an owner.
 type Sink interface {
-	// Happened tells that a handle has another status. Kind is 0 if that is no event.
+	// HandleChanged is called after the status of a handle has changed. If kind is 0, the
+	// change is not an event.
 	HandleChanged(h *Handle, kind Kind, before, after []backends.Mapping, reason string, at time.Time)
-	// Failure makes one error of those of several backends. Probe says that none answers.
+	// CombineErrors makes one error of the errors of several backends. If probe is true, no
+	// backend replied to a probe.
 	CombineErrors(attempts []error, probe bool) error
-	// RecordsChanged tells that what Client.Records returns has changed, or InUse.
+	// RecordsChanged is called if the results of Client.Records or Client.InUse may have
+	// changed.
 	RecordsChanged()
-	// Handler takes log records.
+	// Handler returns the handler that receives log records.
 	Handler() slog.Handler
 }
 
-// Client is the share of a Forwarder in an owner.
+// Client connects one Forwarder to an owner.
 type Client struct {
 	owner    *Owner
 	sink     Sink
-	backends []*Backend // the preferred first
+	backends []*Backend // the preferred one first
 
-	// Owned by the owner's loop.
+	// Only code on the owner's loop uses these fields.
 	unusable bool          // the gateway is not the default route
 	closing  bool          // Close was called
-	busy     int           // flows and requests that Close waits for
-	idle     chan struct{} // closed when there are none; nil if Close does not wait
+	busy     int           // the number of flows and requests that Close waits for
+	idle     chan struct{} // closed when busy becomes 0; nil if Close does not wait
 }
 
-// finished counts a flow out.
+// flowDone is called when a flow or request has ended.
 func (c *Client) flowDone() {
 	if c.busy--; c.busy == 0 && c.idle != nil {
 		close(c.idle)
@@ -48,18 +52,19 @@ func (c *Client) flowDone() {
 	}
 }
 
-// isOwn reports whether a handle is one of the client's Forwarder.
+// owns reports whether a handle belongs to the client's Forwarder.
 func (c *Client) owns(h *Handle) bool { return h.sink == c.sink }
 
-// ErrMoved says that a handle was attached to another owner in the meantime.
+// ErrMoved is returned if the handle was attached to another owner during the call.
 var ErrMoved = errors.New("the default route changed")
 
-// ErrEnded says that the owner has ended.
-var ErrEnded = fmt.Errorf("the gateway is not in use any more: %w", net.ErrClosed)
+// ErrEnded is returned if the owner has ended.
+var ErrEnded = fmt.Errorf("the gateway is no longer in use: %w", net.ErrClosed)
 
-// Attach makes a handle the owner's, which requests it at a time, unless that is zero.
-// What it has at another gateway is kept until it is granted here, and counts as lost:
-// nobody tells the handle any more what becomes of it.
+// Attach attaches a handle to the owner. The owner requests it at the given time; the zero
+// time means that a call will request it. Mappings that the handle has at another gateway are
+// kept until this gateway grants the handle. Until then they count as lost, because the
+// handle no longer receives their changes.
 func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 	if old := h.client.Load(); old != nil {
 		old.owner.loop.Do(func() { old.detach(h) })
@@ -74,7 +79,7 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 				h.backend = e.backend
 			}
 		}
-		if held := h.entries(); len(held) == len(h.spec().Members()) { // it comes back
+		if held := h.entries(); len(held) == len(h.spec().Members()) { // the handle returns to a gateway that still has its mappings
 			for _, e := range held {
 				e.doubtful, e.nextRequest = true, earlier(e.nextRequest, at)
 			}
@@ -93,7 +98,7 @@ func (c *Client) Attach(h *Handle, at time.Time, reason string) {
 	})
 }
 
-// detach is the inverse of Attach.
+// detach undoes Attach.
 func (c *Client) detach(h *Handle) {
 	g := c.owner.groupOf(h.spec())
 	g.handles = without(g.handles, h)
@@ -108,8 +113,8 @@ func (c *Client) detach(h *Handle) {
 	g.deleteIfEmpty()
 }
 
-// ask runs a flow about a handle, and waits for its result. If ctx ends first, the flow
-// ends too, after the request that is in flight.
+// runFlow runs a flow about a handle and waits for its result. If ctx ends first, the flow
+// ends after the request that is in flight.
 func (c *Client) runFlow(ctx context.Context, h *Handle, run func(f *flow) error) error {
 	var err error
 	f := &flow{client: c, done: make(chan struct{}), run: func(f *flow) {
@@ -131,24 +136,26 @@ func (c *Client) runFlow(ctx context.Context, h *Handle, run func(f *flow) error
 			if !IsTimeout(ctx) || f.inFlight.Load() {
 				return context.Cause(ctx)
 			}
-			ctxDone = nil // the flow ends now, and has more to tell
+			ctxDone = nil // the flow ends at once; wait for its error, which has more details
 		}
 	}
 }
 
-// Enable requests a handle. If it fails, nothing is held, and no request follows.
+// Enable requests a handle. If Enable fails, the handle holds nothing, and no request
+// follows.
 func (c *Client) Enable(ctx context.Context, h *Handle) error {
 	return c.runFlow(ctx, h, func(f *flow) error { return f.create(h, h.spec(), "enabled") })
 }
 
-// Refresh renews what a handle has, or requests it anew.
+// Refresh renews the mappings of a handle. If they cannot be renewed, Refresh creates them
+// again.
 func (c *Client) Refresh(ctx context.Context, h *Handle) error {
 	return c.runFlow(ctx, h, func(f *flow) error { return f.renewNow(h) })
 }
 
-// Change requests another spec in place of what a handle has. What the gateway granted
-// is renewed if that can serve the spec; else it is deleted first, and requested again
-// if the spec is refused.
+// Change replaces the spec of a handle. If the granted mappings can serve the new spec, they
+// are renewed. Otherwise they are deleted, and the new spec is requested. If that fails, the
+// previous spec is requested again.
 func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
 	if before := h.spec(); s.Internal != before.Internal || s.ports() != before.ports() {
 		return c.changeGroup(ctx, h, before, s)
@@ -164,7 +171,8 @@ func (c *Client) Change(ctx context.Context, h *Handle, s *Spec) error {
 	})
 }
 
-// regroup is Change to another internal endpoint, whose entries are in another group.
+// changeGroup is Change for another internal endpoint. The entries of that endpoint belong to
+// another group.
 func (c *Client) changeGroup(ctx context.Context, h *Handle, before, s *Spec) error {
 	preferred := uint16(0)
 	err := c.runFlow(ctx, h, func(f *flow) error {
@@ -183,7 +191,7 @@ func (c *Client) changeGroup(ctx context.Context, h *Handle, before, s *Spec) er
 		return err
 	}
 	c.setGroup(h, before, preferred)
-	if preferred == 0 || ctx.Err() != nil { // it is requested in the background
+	if preferred == 0 || ctx.Err() != nil { // the previous spec is requested in the background
 		c.owner.loop.Do(func() {
 			(&flow{Owner: c.owner, ctx: ctx}).recordFailure(h, err)
 			c.owner.arm(c.owner.groupOf(h.spec()))
@@ -192,12 +200,13 @@ func (c *Client) changeGroup(ctx context.Context, h *Handle, before, s *Spec) er
 	}
 	restoreErr := c.runFlow(ctx, h, func(f *flow) error { return f.recreate(h, "refreshed") })
 	if restoreErr != nil {
-		err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+restoreErr.Error()))
+		err = errors.Join(err, errors.New("and the previous mapping cannot be restored: "+restoreErr.Error()))
 	}
 	return err
 }
 
-// setPlace makes a handle one of the group of another spec. It has nothing just now.
+// setGroup changes the spec of a handle and moves it to the group of that spec. The handle
+// must not hold entries.
 func (c *Client) setGroup(h *Handle, s *Spec, preferred uint16) {
 	c.owner.loop.Do(func() {
 		if !c.owner.isAttached(h) {
@@ -212,8 +221,8 @@ func (c *Client) setGroup(h *Handle, s *Spec, preferred uint16) {
 	})
 }
 
-// ExternalAddr asks a backend for the gateway's external address. The request goes on
-// if ctx ends: PCP asks by a mapping that has to be deleted.
+// ExternalAddr requests the gateway's external address from a backend. The request continues
+// if ctx ends: PCP creates a mapping to learn the address, and that mapping must be deleted.
 func (c *Client) ExternalAddr(ctx context.Context, b *Backend, timeout time.Duration) (netip.Addr, error) {
 	var (
 		o, done = c.owner, make(chan struct{})
@@ -241,9 +250,9 @@ func (c *Client) ExternalAddr(ctx context.Context, b *Backend, timeout time.Dura
 	}
 }
 
-// SetUnusable records that the gateway is not the default route, because of err, and when
-// routes are compared next. What its handles have counts as lost until it is granted
-// again.
+// SetUnusable records that the gateway is not on the default route. The statuses of its
+// handles report err, and next as the time of the next comparison of routes. The mappings of
+// the handles count as lost until they are granted again.
 func (c *Client) SetUnusable(err error, reason string, next time.Time) {
 	c.owner.loop.Do(func() {
 		c.unusable = true
@@ -255,14 +264,15 @@ func (c *Client) SetUnusable(err error, reason string, next time.Time) {
 	})
 }
 
-// SetUsable is the inverse of SetUnusable. Everything is requested again at a time.
+// SetUsable undoes SetUnusable. All handles of the client are requested again at the given
+// time.
 func (c *Client) SetUsable(reason string, at time.Time) {
 	c.owner.loop.Do(func() { c.unusable = false })
 	c.VerifySoon(reason, at)
 }
 
-// VerifySoon requests all of the client's handles again at a time: something happened after
-// which the gateway may have lost them.
+// VerifySoon requests all handles of the client again at the given time. It is called after
+// an event that may have made the gateway lose its mappings.
 func (c *Client) VerifySoon(reason string, at time.Time) {
 	c.owner.loop.Do(func() {
 		c.owner.verifySoon(func(e *entry) bool { return e.isHeldFor(c) }, false, reason, at)
@@ -270,7 +280,7 @@ func (c *Client) VerifySoon(reason string, at time.Time) {
 	})
 }
 
-// Wake requests those of the client's handles that are not granted at a time.
+// Wake requests the client's handles that have no mapping at the given time.
 func (c *Client) Wake(reason string, at time.Time) {
 	c.owner.loop.Do(func() { c.wake(reason, at) })
 }
@@ -285,7 +295,7 @@ func (c *Client) wake(reason string, at time.Time) {
 	}
 }
 
-// handles returns the client's handles that are to be kept alive.
+// handles returns the client's open handles, except those with Once.
 func (c *Client) handles() (out []*Handle) {
 	for _, g := range c.owner.sortedGroups() {
 		for _, h := range g.handles {
@@ -297,7 +307,8 @@ func (c *Client) handles() (out []*Handle) {
 	return out
 }
 
-// InUse reports whether the client's handles are attached or have anything.
+// InUse reports whether a handle is attached to the client, holds an entry, or has a request
+// in flight.
 func (c *Client) InUse() (used bool) {
 	c.owner.loop.Do(func() {
 		used = c.busy > 0 || len(c.handles()) > 0 ||
@@ -306,19 +317,19 @@ func (c *Client) InUse() (used bool) {
 	return used
 }
 
-// Answered returns when the gateway last answered a deletion.
+// Answered returns the time of the gateway's last reply to a deletion.
 func (c *Client) Answered() time.Time {
 	return c.owner.start.Add(time.Duration(c.owner.answered.Load()))
 }
 
-// Close tries the pending deletions of the client once more, waits for all of its flows
-// until ctx ends, and leaves the owner, which ends with its last client. It returns
-// records of and an error for each mapping that remains.
+// Close attempts the pending deletions of the client once more and waits for its flows until
+// ctx ends. It then leaves the owner, which ends with its last client. Close returns a record
+// and an error for each mapping that remains on the gateway.
 func (c *Client) Close(ctx context.Context) (records []state.Record, err error) {
 	o := c.owner
 	o.loop.Do(func() {
 		c.closing = true
-		for _, e := range o.allEntries() { // also what another client that left is about to delete
+		for _, e := range o.allEntries() { // including deletions of another client that has left
 			if e.deletion != nil && e.deletion.client == c && e.state != restored {
 				c.retryNow(e)
 			}
@@ -344,8 +355,7 @@ func (c *Client) Close(ctx context.Context) (records []state.Record, err error) 
 	return records, err
 }
 
-// Abandon leaves the owner and whatever the client holds, as the end of the process
-// would.
+// Discard removes the client without deleting its mappings, as the end of the process would.
 func (c *Client) Discard() {
 	ctx, cancel := context.WithTimeout(context.Background(), deleteRetryTimeout)
 	defer cancel()

@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	// oneOfSeveral bounds how long one backend is waited for while there are others to ask.
+	// perBackendTimeout bounds the requests to one backend while there are others to try.
 	perBackendTimeout = 4 * time.Second
-	// lateReply is how long a request goes on after its caller's deadline, so that a late
+	// lateReplyTime is how long a request continues after its caller's deadline, so that a late
 	// reply is not lost.
-	lateReply = time.Second
+	lateReplyTime = time.Second
 )
 
-// about runs a part of a flow that is about one handle. Its context ends with that of the
-// caller, and if the handle is closed or detached.
+// runFor runs the part of a flow that is about one handle. Its context ends with ctx, and if
+// the handle is closed or detached.
 func (f *flow) runFor(ctx context.Context, h *Handle, run func() error) error {
 	if err := f.checkAttached(h); err != nil {
 		return err
@@ -38,7 +38,8 @@ func (f *flow) runFor(ctx context.Context, h *Handle, run func() error) error {
 	return err
 }
 
-// gone returns nil if a handle is attached to the owner and open, or why it is not.
+// checkAttached returns nil if a handle is open and attached to the owner. Otherwise it
+// returns ErrEnded or ErrMoved.
 func (f *flow) checkAttached(h *Handle) error {
 	switch {
 	case h.Status().Closed || f.Owner.ctx.Err() != nil:
@@ -49,7 +50,8 @@ func (f *flow) checkAttached(h *Handle) error {
 	return nil
 }
 
-// ensure requests a handle anew. What it has and does not fit together goes first.
+// recreate creates the mappings of a handle again. If the handle still has a part of them,
+// recreate deletes that first.
 func (f *flow) recreate(h *Handle, reason string) error {
 	granted := slices.DeleteFunc(f.group.heldBy(h), func(e *entry) bool { return e.state != active })
 	h.backend = nil
@@ -61,11 +63,11 @@ func (f *flow) recreate(h *Handle, reason string) error {
 	return err
 }
 
-// errGivenUp is what a handle keeps of a request whose caller gave up. The error of the
-// caller's context says nothing of the gateway.
+// errCallEnded is the error that a handle keeps if its caller gave up. It replaces the error
+// of the caller's context, which is unrelated to the gateway.
 var errCallEnded = errors.New("the call that requested the mapping ended before it was granted")
 
-// fail records that a request came to nothing, and when the next comes.
+// recordFailure records that a request failed, and the time of the next one.
 func (f *flow) recordFailure(h *Handle, err error) {
 	if !f.isAttached(h) || h.isUnusable() {
 		return
@@ -80,7 +82,8 @@ func (f *flow) recordFailure(h *Handle, err error) {
 	h.publish(func(s *Status) { s.Granted, s.Err, s.NextRequest = nil, err, h.nextRequest }, err.Error())
 }
 
-// replace requests another spec in place of what a handle has, or has it back.
+// replace deletes the mappings of a handle and requests another spec. If that fails, it
+// requests the previous spec again.
 func (f *flow) replace(h *Handle, s *Spec) error {
 	if h.backend == nil {
 		h.preferred = 0
@@ -96,13 +99,14 @@ func (f *flow) replace(h *Handle, s *Spec) error {
 	default:
 		h.preferred = before
 		if restoreErr := f.recreate(h, "refreshed"); restoreErr != nil {
-			err = errors.Join(err, errors.New("and the mapping as it was cannot be had back: "+restoreErr.Error()))
+			err = errors.Join(err, errors.New("and the previous mapping cannot be restored: "+restoreErr.Error()))
 		}
 	}
 	return err
 }
 
-// establish requests what a handle wants from the first backend that can and will.
+// create requests the mappings of a spec from the backends, in order of preference, until one
+// grants them.
 func (f *flow) create(h *Handle, s *Spec, reason string) error {
 	c := h.client.Load()
 	if !f.isAttached(h) {
@@ -117,7 +121,7 @@ func (f *flow) create(h *Handle, s *Spec, reason string) error {
 	ordered := c.backendsFor(f.group, s)
 	for i, b := range ordered {
 		if len(failures) > 0 && f.ctx.Err() != nil {
-			break // it would only seem to be silent
+			break // the context has ended: the backend would only seem not to reply
 		}
 		last := !slices.ContainsFunc(ordered[i+1:], (*Backend).mayBeAvailable)
 		err := f.tryBackend(c, h, b, s, last)
@@ -139,13 +143,14 @@ func (f *flow) create(h *Handle, s *Spec, reason string) error {
 	return c.sink.CombineErrors(failures, false)
 }
 
-var errLostAgain = fmt.Errorf("%w: it lost the mapping again", backends.ErrNoReply)
+var errLostAgain = fmt.Errorf("%w: the gateway lost the mapping again", backends.ErrNoReply)
 
-// settle publishes what a handle was granted, and gives up what it has elsewhere. What
-// the gateway lost meanwhile is requested again.
+// recordGrants publishes the new mappings of a handle, and deletes those that other backends
+// granted it before. If the gateway has lost a mapping in the meantime, it is requested
+// again.
 func (f *flow) recordGrants(c *Client, h *Handle, b *Backend, s *Spec, reason string) error {
 	if h.client.Load() != c {
-		_ = f.releaseAll(h) // its deletion is retried
+		_ = f.releaseAll(h) // if its deletion fails, it is retried
 		return ErrMoved
 	}
 	h.backend, h.failures, h.nextRequest, h.lostBefore = b, 0, time.Time{}, time.Time{}
@@ -166,7 +171,8 @@ func (f *flow) recordGrants(c *Client, h *Handle, b *Backend, s *Spec, reason st
 	return err
 }
 
-// tryBackend asks one backend, if it can express the spec and its gateway answers.
+// tryBackend requests the mappings of a spec from one backend. It fails if the backend does
+// not support the spec, or if its gateway does not reply.
 func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) error {
 	if !f.isAttached(h) {
 		return ErrMoved
@@ -189,7 +195,7 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 	case !last:
 		timeout = perBackendTimeout
 	case hasDeadline:
-		timeout = max(timeout, time.Until(at)+lateReply)
+		timeout = max(timeout, time.Until(at)+lateReplyTime)
 	}
 	var err error
 	if f.offLoop(func() { err = c.EnsureProbed(f.ctx, b, min(s.ProbeTimeout, timeout)) }); err != nil {
@@ -207,9 +213,9 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 	}
 }
 
-// mapAll asks one backend for all members of the spec, the first at an external port and
-// the others at the same or the following ports. It gives back what it got if it did not
-// get all.
+// mapAll requests all members of a spec from one backend. The first member gets the given
+// external port; the others get the same port or the following ones. If one request fails,
+// mapAll deletes the mappings that were granted.
 func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.Duration) error {
 	var (
 		held    []*entry
@@ -223,7 +229,7 @@ func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.
 		}
 		if err != nil {
 			if releaseErr := f.releaseEntries(h, held, deleteRetryTimeout); releaseErr != nil {
-				f.log().Warn("a mapping of a failed attempt remains for now", "err", releaseErr)
+				f.log().Warn("a mapping of a failed attempt remains until its deletion is retried", "err", releaseErr)
 			}
 			return err
 		}
@@ -232,7 +238,7 @@ func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.
 	return nil
 }
 
-// acquire makes a handle hold an entry, and requests that.
+// acquire adds the handle to the holders of an entry, and requests or renews the entry.
 func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, timeout time.Duration) (*entry, error) {
 	if err := context.Cause(f.ctx); err != nil {
 		return nil, err
@@ -245,11 +251,12 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 	before, externalBefore := e.spec, e.requestedExternal
 	e.spec, e.requestedExternal, e.verifyAt = s, port, time.Time{}
 	granted, err := f.request(timeout, e.requestFunc(s, port))
-	if e.state == removed { // the client was abandoned
+	if e.state == removed { // the client was discarded
 		return nil, ErrEnded
 	}
 	if err != nil {
-		if f.isReply(err) && before != nil && (e.unconfirmed || e.state == active) { // what was requested before counts
+		if f.isReply(err) && before != nil && (e.unconfirmed || e.state == active) {
+			// The request was refused: the entry is still what was requested before.
 			e.spec, e.requestedExternal = before, externalBefore
 		}
 		f.recordFailedAcquire(h, e, err)
@@ -260,7 +267,7 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 	}
 	for _, old := range slices.Clone(f.group.entries) {
 		if old.superseded && old.backend == b && old.Protocol == m.Protocol && old.isReplacedBy(granted.Internal.Port(), granted.External.Port()) {
-			old.remove() // the grant took its place
+			old.remove() // the new grant replaced it on the gateway
 		}
 	}
 	e.clearDeletion()
@@ -271,14 +278,15 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 			f.updateStatus(other, "")
 		}
 	}
-	if err := context.Cause(f.ctx); err != nil { // nobody wants it any more
+	if err := context.Cause(f.ctx); err != nil { // the caller has given up
 		_ = f.releaseEntries(h, []*entry{e}, s.RequestTimeout)
 		return nil, err
 	}
 	return e, nil
 }
 
-// hold adds a handle to the holders of the entry that a request is about.
+// addHolder adds a handle to the holders of the entry that a request is about, and creates
+// the entry if necessary. It fails if another handle holds the port with other options.
 func (g *group) addHolder(h *Handle, b *Backend, s *Spec, m Member, r backends.Request) (*entry, error) {
 	if other := g.heldByOtherBackend(b.name, m); other != nil {
 		return nil, &ConflictError{m.Protocol, r.Internal.Port(), other.backend.name}
@@ -306,8 +314,9 @@ func (g *group) addHolder(h *Handle, b *Backend, s *Spec, m Member, r backends.R
 	return e, nil
 }
 
-// request returns what to call for an entry: what the gateway has is renewed in place,
-// also what an earlier run left. If that does not fit, it is deleted first.
+// requestFunc returns the function that requests an entry from its backend. An active or
+// restored mapping is renewed in place. A restored mapping that does not match the spec is
+// deleted first.
 func (e *entry) requestFunc(s *Spec, external uint16) func(context.Context) (backends.Mapping, error) {
 	b, old, r := e.backend.Backend, e.granted, s.request(e.Member, external)
 	create := func(ctx context.Context) (backends.Mapping, error) { return b.Map(ctx, r) }
@@ -326,12 +335,12 @@ func (e *entry) requestFunc(s *Spec, external uint16) func(context.Context) (bac
 		}
 	}
 	return func(ctx context.Context) (backends.Mapping, error) {
-		_ = b.Unmap(ctx, *old) // if something remains that is in the way, Map tells
+		_ = b.Unmap(ctx, *old) // if a mapping remains and conflicts, Map returns an error
 		return create(ctx)
 	}
 }
 
-// fits reports whether a mapping of an earlier run is what a spec asks for.
+// matches reports whether a restored mapping is what a spec requests.
 func (e *entry) matches(s *Spec) bool {
 	m, addr, port := e.granted, s.Internal.Addr(), s.internalPort(e.Member)
 	if s.SamePort {
@@ -340,9 +349,9 @@ func (e *entry) matches(s *Spec) bool {
 	return m.Remote == s.Remote && m.Internal.Port() == port && (!addr.IsValid() || addr.IsUnspecified() || addr == m.Internal.Addr())
 }
 
-// isReplacedBy reports whether a mapping takes the place of what the gateway has or may
-// have, by internal and external port. UPnP identifies a mapping by its external port,
-// NAT-PMP and PCP by its internal one.
+// isReplacedBy reports whether a mapping with these ports would replace the entry on the
+// gateway. UPnP identifies a mapping by its external port; NAT-PMP and PCP identify it by its
+// internal port.
 func (e *entry) isReplacedBy(internal, external uint16) bool {
 	if e.backend.name != upnp.Name {
 		return internal == e.internalPort()
@@ -350,14 +359,14 @@ func (e *entry) isReplacedBy(internal, external uint16) bool {
 	return external == e.externalPort()
 }
 
-// isSameAs reports whether two entries are one mapping of the gateway.
+// isSameMapping reports whether two entries are the same mapping on the gateway.
 func (e *entry) isSameMapping(other *entry) bool {
 	return e.backend == other.backend && e.Protocol == other.Protocol && e.group.internal.Addr() == other.group.internal.Addr() &&
 		e.internalPort() == other.internalPort() && e.isReplacedBy(other.internalPort(), other.externalPort())
 }
 
-// split keeps apart what an entry was before it is requested as another mapping, to be
-// deleted.
+// splitSuperseded moves the present state of an entry to a new, superseded entry, which will
+// be deleted. The entry itself can then be requested as another mapping.
 func (o *Owner) splitSuperseded(e *entry) {
 	old := *e
 	old.superseded, old.holders = true, nil
@@ -372,13 +381,13 @@ func (o *Owner) splitSuperseded(e *entry) {
 	o.addPendingDelete(e.group.add(&old), backends.ErrNoReply)
 }
 
-// refused records that the request of an acquire failed. Without a reply the gateway may
-// have granted it: a handle that will try again keeps the entry.
+// recordFailedAcquire records that the request of acquire failed. Without a reply, the
+// gateway may have granted it; a handle that is retried then keeps the entry.
 func (f *flow) recordFailedAcquire(h *Handle, e *entry, err error) {
 	keepsEntry := f.isAttached(h) && (h.wasGranted || h.spec().Background) && !h.spec().Once
 	if f.isReply(err) {
 		if keepsEntry {
-			f.watch(e.backend) // it may announce that it can now
+			f.watch(e.backend) // the gateway may announce that it can grant the mapping now
 		}
 	} else {
 		e.recordNoReply()
@@ -392,7 +401,7 @@ func (f *flow) recordFailedAcquire(h *Handle, e *entry, err error) {
 	case e.state == creating && !e.unconfirmed:
 		e.remove()
 	default:
-		if e.beginDeletion(h); !f.isReply(err) { // what was refused before says nothing of this
+		if e.beginDeletion(h); !f.isReply(err) { // without a reply, an earlier refusal does not matter: start a new series of retries
 			f.pendingDeletes = without(f.pendingDeletes, e)
 		}
 		f.addPendingDelete(e, err)

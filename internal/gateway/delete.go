@@ -16,24 +16,26 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// The pauses between attempts at a deletion double.
+// The timing of deletions. The pause between attempts doubles.
 const (
 	firstDeleteBackoff = time.Second
 	maxDeleteBackoff   = time.Minute
-	deleteRetryTimeout = time.Second // of an attempt, so that it does not hold up the others
-	// firstTimeout is of the first attempt: longer than Close waits, and not as long as the
-	// pauses of a connection that lost packets, since a new one may do better.
+	deleteRetryTimeout = time.Second // short, because other deletions wait for the attempt
+	// firstDeleteTimeout bounds the first attempt. It is longer than the wait of Close. It is
+	// shorter than the retransmission pauses of a TCP connection that lost packets, because a
+	// new connection may be faster.
 	firstDeleteTimeout = 3 * time.Second
 )
 
-// Closing is the end of a handle, and what came of it.
+// Closing is a close in progress and its result.
 type Closing struct {
 	Done chan struct{}
-	Err  error // valid after Done
+	Err  error // valid once Done is closed
 }
 
-// BeginClose ends a handle, once: what it has is deleted, or left to its lifetime. It is
-// called where the handle is attached.
+// BeginClose closes a handle. Its mappings are deleted, or remain until they expire if
+// keepOnGateway is true. A second call returns the first Closing. BeginClose and Attach must
+// not run concurrently.
 func (h *Handle) BeginClose(keepOnGateway bool) *Closing {
 	closing := &Closing{Done: make(chan struct{})}
 	if !h.closing.CompareAndSwap(nil, closing) {
@@ -50,7 +52,8 @@ func (h *Handle) BeginClose(keepOnGateway bool) *Closing {
 // IsClosed reports whether BeginClose was called.
 func (h *Handle) IsClosed() bool { return h.closing.Load() != nil }
 
-// end makes a handle closed.
+// markClosed sets the status to closed, wakes all waiters and cancels the flow about the
+// handle.
 func (h *Handle) markClosed() {
 	h.releaseOldGateways(false)
 	after := *h.status.Load()
@@ -79,7 +82,7 @@ func (c *Client) beginClose(h *Handle, closing *Closing, keepOnGateway bool) {
 	}
 	c.owner.enqueue(&flow{group: g, client: c, priority: ctxsync.Delete, done: closing.Done, run: func(f *flow) {
 		var errs []error
-		for _, e := range slices.Clone(g.entries) { // what it held last
+		for _, e := range slices.Clone(g.entries) { // pending deletions of entries that the handle was the last to hold
 			if e.state == pendingDelete && e.deletion.lastHolder == h {
 				errs = append(errs, f.delete(e, deleteRetryTimeout))
 			}
@@ -88,8 +91,9 @@ func (c *Client) beginClose(h *Handle, closing *Closing, keepOnGateway bool) {
 	}})
 }
 
-// leave takes a handle off the holders of what was granted to it. What had no other is left
-// to its lifetime. What is requested just now is not among that, and is deleted.
+// leaveToExpire removes a handle from the holders of its granted entries. Entries without
+// another holder then expire on the gateway. An entry whose request is in flight is not
+// included, and is deleted.
 func (g *group) leaveToExpire(h *Handle, granted []*backends.Mapping) {
 	for _, e := range g.heldBy(h) {
 		if e.deletion != nil || !slices.Contains(granted, e.granted) {
@@ -101,8 +105,8 @@ func (g *group) leaveToExpire(h *Handle, granted []*backends.Mapping) {
 	}
 }
 
-// leaveOthers gives up what the handle has at gateways that are no longer its own. Moved
-// says that it is granted here now.
+// releaseOldGateways releases the entries that a handle still holds at former gateways. If
+// moved is true, the handle is granted at its present gateway.
 func (h *Handle) releaseOldGateways(moved bool) {
 	for _, old := range h.oldClients {
 		old.owner.loop.Post(func() {
@@ -129,15 +133,17 @@ func (g *group) heldBy(h *Handle) []*entry {
 	return slices.DeleteFunc(slices.Clone(g.entries), func(e *entry) bool { return !e.isHeldBy(h) })
 }
 
-// release gives up all that a handle has or may have at this gateway.
+// releaseAll releases all entries that a handle holds at this gateway, including unconfirmed
+// ones.
 func (f *flow) releaseAll(h *Handle) error {
-	if c := h.client.Load(); c != nil && c.owner == f.Owner { // else the handle is another owner's
+	if c := h.client.Load(); c != nil && c.owner == f.Owner { // otherwise the handle belongs to another owner
 		h.backend = nil
 	}
 	return f.releaseEntries(h, f.group.heldBy(h), min(h.spec().RequestTimeout, firstDeleteTimeout))
 }
 
-// giveUp takes a handle off the holders of entries. The last one of an entry deletes it.
+// releaseEntries removes a handle from the holders of entries. An entry without another
+// holder is deleted.
 func (f *flow) releaseEntries(h *Handle, entries []*entry, timeout time.Duration) error {
 	var errs []error
 	for _, e := range entries {
@@ -149,8 +155,8 @@ func (f *flow) releaseEntries(h *Handle, entries []*entry, timeout time.Duration
 	return errors.Join(errs...)
 }
 
-// beginEnd records which handle was the last to hold an entry. Its client answers for that,
-// unless another that is being closed does.
+// beginDeletion records the last holder of an entry. Its client becomes responsible for the
+// deletion, unless the responsible client is being closed.
 func (e *entry) beginDeletion(h *Handle) {
 	if e.deletion == nil {
 		e.deletion = &deletion{}
@@ -167,7 +173,7 @@ func (e *entry) beginDeletion(h *Handle) {
 	}
 }
 
-// resolve ends what was about to end an entry: it is deleted, or held again.
+// clearDeletion ends the deletion of an entry, because it is deleted or held again.
 func (e *entry) clearDeletion() {
 	if e.deletion == nil {
 		return
@@ -182,9 +188,9 @@ func (e *entry) clearDeletion() {
 
 var errOtherBackend = fmt.Errorf("%w: another backend holds the port", backends.ErrConflict)
 
-// delete deletes an entry without holders. If it is not known whether the gateway has it,
-// the same request is repeated first: its answer tells what to delete. If that is refused,
-// what was requested is deleted.
+// delete deletes an entry that has no holders. If it is unknown whether the gateway has the
+// mapping, delete repeats the request first; the response shows which mapping to delete. If
+// the gateway refuses the request, delete deletes the mapping that was requested.
 func (f *flow) delete(e *entry, timeout time.Duration) error {
 	m, unconfirmed := e.granted, e.unconfirmed
 	switch {
@@ -198,7 +204,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 		return nil
 	}
 	request := e.spec.request(e.Member, e.requestedExternal)
-	request.Exact = false // whatever the gateway has is to be deleted
+	request.Exact = false // any mapping that the gateway may have is to be deleted
 	request.Lifetime = max(time.Until(e.unconfirmedUntil), time.Second)
 	assumed := e.assumedMapping(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
@@ -207,7 +213,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 			switch repeated, err := e.backend.Map(ctx, request); {
 			case err == nil:
 				m = &repeated
-			case m != nil: // this is deleted at least
+			case m != nil: // delete at least the known mapping
 			case assumed != nil && f.isReply(err) && e.backend.Unmap(ctx, *assumed) == nil:
 				return repeated, nil
 			default:
@@ -219,9 +225,10 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	return f.recordDeletion(e, err)
 }
 
-// requested returns the mapping that a request may have created, to be deleted, or nil. A
-// UPnP mapping is deleted by its external port, which may be another program's. So may be
-// that of a ready-made backend, for which this host's address is not known.
+// assumedMapping returns the mapping that a request may have created. It returns nil if the
+// deletion could affect another program or host. A UPnP mapping is deleted by its external
+// port, which another program may use. For a ready-made backend, this host's address is
+// unknown.
 func (e *entry) assumedMapping(r backends.Request) *backends.Mapping {
 	local := e.group.owner.key.Local
 	if addr := r.Internal.Addr(); addr.IsValid() && !addr.IsUnspecified() {
@@ -236,9 +243,10 @@ func (e *entry) assumedMapping(r backends.Request) *backends.Mapping {
 	}
 }
 
-// deleted records what came of a deletion, and returns the error for what remains.
+// recordDeletion records the result of a deletion. It returns a RemainsError if the mapping
+// remains.
 func (f *flow) recordDeletion(e *entry, err error) error {
-	if e.state == removed { // it ran out meanwhile
+	if e.state == removed { // it expired in the meantime
 		return nil
 	}
 	answered := f.isReply(err)
@@ -246,8 +254,8 @@ func (f *flow) recordDeletion(e *entry, err error) error {
 		f.answered.Store(int64(time.Since(f.start)))
 	}
 	if err != nil {
-		// After a second refusal, Close tries again, and else a timer once a day. What the
-		// gateway may have for longer than is known is tried again as before.
+		// After a second refusal, the deletion is attempted only once a day and by Close. A
+		// mapping that the gateway may have for longer than is known is retried as before.
 		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil && !e.unconfirmed
 		remains := e.remainsError(err)
 		if f.addPendingDelete(e, err); final && e.deletion != nil {
@@ -256,7 +264,7 @@ func (f *flow) recordDeletion(e *entry, err error) error {
 		return remains
 	}
 	e.remove()
-	for _, other := range f.group.entries { // the deletion may have broken them
+	for _, other := range f.group.entries { // the deletion may have broken the other entries
 		if other.isHeld() && !other.isOnce() {
 			other.mustRenew = true
 			f.group.enqueueRenewals()
@@ -265,7 +273,7 @@ func (f *flow) recordDeletion(e *entry, err error) error {
 	return nil
 }
 
-// pend makes a deletion be retried. What has run out meanwhile is removed.
+// addPendingDelete marks an entry for deletion and schedules the next attempt.
 func (o *Owner) addPendingDelete(e *entry, err error) {
 	e.state, e.err = pendingDelete, err
 	now := time.Now()
@@ -284,7 +292,7 @@ func (o *Owner) addPendingDelete(e *entry, err error) {
 	o.armRetryTimer()
 }
 
-// postpone puts off an attempt that is due.
+// postpone schedules the attempt after one that is due.
 func (d *deletion) postpone(now time.Time) {
 	if !d.nextAttempt.After(now) {
 		d.pause = min(2*d.pause, maxDeleteBackoff)
@@ -302,8 +310,8 @@ func (o *Owner) armRetryTimer() {
 	}
 }
 
-// retryDue attempts the deletions that are due, one at a time: a gateway that does not
-// answer one is not asked for the others.
+// retryDeletes attempts the deletions that are due, one at a time. If the gateway does not
+// reply to one attempt, the other deletions at that gateway are postponed.
 func (o *Owner) retryDeletes() {
 	if o.retryRunning {
 		return
@@ -314,16 +322,16 @@ func (o *Owner) retryDeletes() {
 		case e.isExpired(now) && len(e.holders) == 0:
 			e.remove()
 		case e.deletion.nextAttempt.After(now):
-		case len(e.holders) > 0: // about to be taken over
+		case len(e.holders) > 0: // a handle is taking it over
 			e.deletion.nextAttempt = now.Add(firstDeleteBackoff)
 		default:
 			o.retryRunning = true
 			o.enqueue(&flow{group: e.group, client: e.deletion.client, priority: ctxsync.Delete, run: func(f *flow) {
 				err := f.delete(e, deleteRetryTimeout)
-				if o.retryRunning = false; slices.Contains(o.pendingDeletes, e) { // the others come first the next time
+				if o.retryRunning = false; slices.Contains(o.pendingDeletes, e) { // other deletions are attempted first next time
 					o.pendingDeletes = append(without(o.pendingDeletes, e), e)
 				}
-				for _, other := range o.pendingDeletes { // a ready-made backend is a gateway of its own
+				for _, other := range o.pendingDeletes { // each ready-made backend is a gateway of its own
 					if errors.Is(err, backends.ErrNoReply) && (other.backend == e.backend || e.backend.config.Ready == nil) {
 						other.deletion.postpone(time.Now())
 					}
@@ -336,25 +344,25 @@ func (o *Owner) retryDeletes() {
 	o.armRetryTimer()
 }
 
-// retryNow attempts a deletion once more, for which Close of the client waits.
+// retryNow attempts a deletion once more. Close of the client waits for the attempt.
 func (c *Client) retryNow(e *entry) {
 	if e.deletion.closingClient == c {
 		return
 	}
 	e.deletion.closingClient = c
 	c.owner.enqueue(&flow{group: e.group, client: c, priority: ctxsync.Delete, run: func(f *flow) {
-		if e.state == pendingDelete && e.deletion.client == c { // else it has left meanwhile
+		if e.state == pendingDelete && e.deletion.client == c { // otherwise the client is no longer responsible for it
 			_ = f.delete(e, deleteRetryTimeout)
 		}
 	}})
 }
 
-// RemainsError says that a mapping remains on the gateway until its lifetime ends.
+// RemainsError is returned if a mapping remains on the gateway until its lifetime ends.
 type RemainsError struct {
 	Protocol    backends.Protocol
 	Port        uint16    // the internal port
-	Until       time.Time // zero: not known, or no end
-	Unconfirmed bool      // a request got no reply: the gateway may have it or not
+	Until       time.Time // zero: unknown, or no end
+	Unconfirmed bool      // a request got no reply: the mapping may or may not exist
 	Err         error
 }
 
@@ -371,13 +379,13 @@ func (e *RemainsError) Error() string {
 
 func (e *RemainsError) Unwrap() error { return e.Err }
 
-// remains returns the error for a mapping whose deletion failed.
+// remainsError returns the error for an entry whose deletion failed.
 func (e *entry) remainsError(err error) error {
 	return &RemainsError{Protocol: e.Protocol, Port: e.requestedInternal(), Until: e.expires(), Unconfirmed: e.granted == nil, Err: err}
 }
 
-// remaining returns an error for each mapping of a client that is not deleted. What is in
-// place at another gateway now is only logged.
+// remainingErrors returns an error for each entry of a client that is not deleted. An entry
+// whose handle is granted at another gateway is only logged.
 func (o *Owner) remainingErrors(c *Client, cause error) error {
 	var errs []error
 	for _, e := range o.allEntries() {
@@ -387,7 +395,8 @@ func (o *Owner) remainingErrors(c *Client, cause error) error {
 		}
 		switch {
 		case e.deletion == nil || e.deletion.client != c || e.state == restored || e.isExpired(time.Now()):
-		case e.granted == nil && e.order.created == 0 && e.deletion.lastHolder != nil && e.deletion.lastHolder.wasGranted: // another backend granted it
+		case e.granted == nil && e.order.created == 0 && e.deletion.lastHolder != nil && e.deletion.lastHolder.wasGranted:
+			// Another backend granted the handle.
 		case e.deletion.moved:
 			slog.New(c.sink.Handler()).Warn("a mapping remains at a gateway that was left",
 				"gateway", o.key.Gateway.Addr(), "err", e.remainsError(cmp.Or(e.err, cause)))
@@ -400,8 +409,8 @@ func (o *Owner) remainingErrors(c *Client, cause error) error {
 	return errors.Join(errs...)
 }
 
-// Records returns what the gateway has that no handle holds: what the client held last, and
-// what it adopted.
+// Records returns records of the mappings for which the client is responsible and that no
+// handle holds: pending deletions and restored mappings.
 func (c *Client) Records() (records []state.Record) {
 	c.owner.loop.Do(func() { records = c.records() })
 	return records
@@ -416,23 +425,24 @@ func (c *Client) records() (records []state.Record) {
 	return records
 }
 
-// abandon drops whatever a client holds or held last.
-func (o *Owner) discard(c *Client) {
+// discard removes the entries that only this client holds, and those for whose deletion it is
+// responsible.
+func (o *Owner) discard(client *Client) {
 	for _, e := range o.allEntries() {
-		e.holders = slices.DeleteFunc(e.holders, c.owns)
-		if len(e.holders) == 0 && (e.deletion == nil || e.deletion.client == c) {
+		e.holders = slices.DeleteFunc(e.holders, client.owns)
+		if len(e.holders) == 0 && (e.deletion == nil || e.deletion.client == client) {
 			e.remove()
 		}
 	}
 }
 
-// remainder is a deletion that an owner could not finish.
+// unfinishedDelete is a deletion that an owner did not finish.
 type unfinishedDelete struct {
 	config BackendConfig
 	entry  entry
 }
 
-// remains returns the deletions that are not finished, by the owner that they are for.
+// unfinishedDeletes returns the unfinished deletions, grouped by the key of their owner.
 func (o *Owner) unfinishedDeletes() (out []endedOwner) {
 	unfinished := o.unassigned
 	for _, e := range o.allEntries() {
@@ -458,7 +468,8 @@ func (o *Owner) unfinishedDeletes() (out []endedOwner) {
 	return out
 }
 
-// inherit takes over a deletion of an ended owner, if the client has a backend for it.
+// takeOver adds a deletion of an ended owner. It returns false if the client has no backend
+// for it.
 func (c *Client) takeOver(r unfinishedDelete) bool {
 	i := slices.IndexFunc(c.backends, func(b *Backend) bool { return b.config == r.config })
 	if i < 0 {
@@ -472,7 +483,7 @@ func (c *Client) takeOver(r unfinishedDelete) bool {
 		others = c.owner.allEntries()
 	}
 	for _, other := range others {
-		if other.isSameMapping(&e) { // as the gateway tells mappings apart
+		if other.isSameMapping(&e) { // by the gateway's own criteria
 			other.mergeUnconfirmed(&e)
 			g.deleteIfEmpty()
 			return true
@@ -483,8 +494,8 @@ func (c *Client) takeOver(r unfinishedDelete) bool {
 	return true
 }
 
-// mayBe records that the gateway may have an entry already, as what is to be deleted. A
-// grant takes its place.
+// mergeUnconfirmed merges a deletion of an ended owner into an entry for the same mapping. It
+// has no effect on an active entry, because the grant has replaced the old mapping.
 func (e *entry) mergeUnconfirmed(old *entry) {
 	if e.state == active {
 		return
@@ -498,12 +509,13 @@ func (e *entry) mergeUnconfirmed(old *entry) {
 	}
 }
 
-// Adopt makes the owner answer for a mapping of an earlier run: it is taken over by the
-// first request for the same, or deleted after a time. If two files have the same
-// mapping, the newer grant wins. It returns false if the client has no such backend.
-func (c *Client) Restore(r state.Record, grace time.Duration) (adopted bool) {
-	c.owner.loop.Do(func() { adopted = c.restore(r, grace) })
-	return adopted
+// Restore adds a mapping of an earlier run. The first request for the same mapping takes it
+// over. If there is none within the grace period, the mapping is deleted. If two files record
+// the same mapping, the newer grant wins. Restore returns false if the client has no backend
+// for it.
+func (c *Client) Restore(r state.Record, grace time.Duration) (ok bool) {
+	c.owner.loop.Do(func() { ok = c.restore(r, grace) })
+	return ok
 }
 
 func (c *Client) restore(r state.Record, grace time.Duration) bool {
@@ -513,7 +525,7 @@ func (c *Client) restore(r state.Record, grace time.Duration) bool {
 		return false
 	}
 	internal := netip.AddrPortFrom(m.Internal.Addr(), r.Port)
-	if !o.key.Local.IsValid() { // whether this is another host is not known
+	if !o.key.Local.IsValid() { // then it is unknown whether the address is another host's
 		internal = netip.AddrPortFrom(netip.Addr{}, r.Port)
 	}
 	s := &Spec{Internal: internal, Count: r.Count, External: m.External.Port(), Remote: m.Remote, Lifetime: m.Lifetime}

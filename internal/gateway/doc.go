@@ -1,23 +1,24 @@
-// Package gateway owns what gateways grant. There is one Owner per gateway and process.
-// Its loop alone changes the state of that gateway: which backends answer, the entries
-// that it granted, the requests in flight and the deletions that got no reply.
+// Package gateway owns the mappings that gateways grant. There is one Owner per gateway and
+// process. Only code on the owner's Loop changes the state of that gateway: the available
+// backends, the granted entries, the requests in flight and the pending deletions.
 //
-// A Forwarder joins the owner as a Client, and attaches a Handle for each mapping. The
-// handle holds an entry for each protocol of its Spec. Handles that ask for the same share
-// the entry, also those of different Forwarders. The owner renews entries, requests them
-// again after a restart of the gateway, and publishes what each handle is as a Status. It
-// deletes an entry when its last holder gives it up.
+// A Forwarder joins an owner as a Client and attaches a Handle for each mapping. The handle
+// holds an entry for each member of its Spec. Handles with matching specs share an entry,
+// even if they belong to different Forwarders. The owner renews entries and requests them
+// again after a restart of the gateway. It publishes the state of each handle as a Status. It
+// deletes an entry when its last holder releases it.
 //
-// Requests are made by flows. A flow is a goroutine that exists only while it has something
-// to request. Between its requests it runs on the loop. Requests run under the owner's
-// context: a caller that gives up stops waiting, and the owner deletes what the gateway
-// grants after that.
+// Flows make the requests. A flow is a goroutine that exists only while it has requests to
+// make. Between its requests it runs on the loop. Requests use the owner's context: if a
+// caller gives up, it only stops waiting, and the owner deletes what the gateway grants
+// afterwards.
 //
-// The owner calls nothing of the user's. It tells its clients by a Sink that never blocks.
+// The owner calls no user code. It notifies its clients through a Sink, which never blocks.
 //
-// The files by subject: entry.go has the table of entries, handle.go what a Forwarder holds,
-// loop.go the loop and the flows that make requests, create.go a first request, port.go the
-// choice of external ports, renew.go renewals and restarts, delete.go deletions and restored
-// mappings, backend.go the protocols, probe.go the search for a backend that replies, client.go
-// the interface to Forwarders, and owner.go how owners start and stop.
+// The files: owner.go starts and stops owners, and client.go is the interface to Forwarders.
+// loop.go has the loop and the flows. handle.go has the mappings that a Forwarder requests,
+// and entry.go the mappings that a gateway grants. create.go makes first requests, port.go
+// selects external ports, renew.go handles renewals and restarts, and delete.go handles
+// deletions and mappings of an earlier run. backend.go has the protocols, and probe.go finds
+// out which of them a gateway supports.
 package gateway

@@ -11,77 +11,78 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// entryState is the state of an entry: exactly one of these.
+// entryState is the state of an entry.
 type entryState uint8
 
 const (
 	creating      entryState = iota // requested, and not granted yet
 	active                          // granted
 	pendingDelete                   // its deletion got no reply or was refused, and is retried
-	restored                        // an earlier run held it
+	restored                        // created by an earlier run of the program
 	removed                         // no longer in the table
 )
 
-// entry is a mapping on the gateway, shared by its holders.
+// entry is a mapping on the gateway. Several handles can hold it.
 type entry struct {
 	Member
 	group             *group
 	backend           *Backend
 	state             entryState
-	lost              bool      // the gateway lost it, as far as is known
-	doubtful          bool      // the gateway may have lost it, and has not granted it since
-	verifyAt          time.Time // when to request it again, as that became so after the last request was sent; zero: it did not
-	mustRenew         bool      // to be renewed by the next pass
-	superseded        bool      // what another entry was before, to be deleted
-	unconfirmed       bool      // a request got no reply: the gateway may have it
-	requestedExternal uint16    // the external port
+	lost              bool      // the gateway has lost it, as far as the owner can tell
+	doubtful          bool      // the gateway may have lost it since the last grant
+	verifyAt          time.Time // if it became doubtful after the last request was sent: the time of the next request
+	mustRenew         bool      // the next renewal pass includes it
+	superseded        bool      // a former version of another entry, to be deleted
+	unconfirmed       bool      // a request got no reply: the gateway may have granted it
+	requestedExternal uint16    // the external port of the last request
 	failures          uint16
-	spec              *Spec             // of the last request
-	granted           *backends.Mapping // never changed, but replaced; nil: not granted yet
-	unconfirmedUntil  time.Time         // when what got no reply runs out, if the gateway granted it; zero: nothing did
+	spec              *Spec             // the spec of the last request
+	granted           *backends.Mapping // immutable, replaced by each grant; nil: not granted yet
+	unconfirmedUntil  time.Time         // the longest lifetime of requests without a reply ends then; zero: there is none
 	holders           []*Handle
-	err               error // of the last request, or nil
+	err               error // error of the last request, or nil
 	nextRequest       time.Time
 	order             grantOrder
-	deletion          *deletion // of an entry that is to be deleted; else nil
+	deletion          *deletion // set if the entry is to be deleted
 }
 
-// ending is what an entry needs when its last holder is gone, or an earlier run held it.
+// deletion is the state of an entry that no handle holds any more, or that an earlier run
+// created.
 type deletion struct {
-	client        *Client       // that answers for it: it held it last, or took it over; nil: none
-	closingClient *Client       // whose Close attempts the deletion once more; nil: none
-	lastHolder    *Handle       // that held it
-	nextAttempt   time.Time     // of the next attempt at the deletion
-	pause         time.Duration // before that
-	moved         bool          // its handle was granted the same at another gateway
+	client        *Client       // the client that is responsible: it reports and records the deletion; may be nil
+	closingClient *Client       // the client whose Close attempts the deletion once more, or nil
+	lastHolder    *Handle       // the last handle that held the entry
+	nextAttempt   time.Time     // time of the next attempt
+	pause         time.Duration // the pause before nextAttempt
+	moved         bool          // the handle is granted at another gateway now
 }
 
-// group is the entries of one internal endpoint, or of a range of ports that is one unit,
-// and the handles that want them. A
-// request about one entry can break another: miniupnpd 2.3.1 on nftables keeps a list of
-// firewall rules for each internal port. Whichever protocol a request is about, it
-// removes the last rule, and appends that of the request if it renews. Renewing the
-// entry that was granted first breaks those granted later, until they are renewed.
-// Renewing the one granted last breaks nothing. A deletion breaks any. So requests of a
-// group are made one at a time, and renewals in the order of the grants.
+// group holds the entries of one internal endpoint, or of one range of ports, and the handles
+// that request them. The owner makes one request of a group at a time, and renews its entries
+// in the order of their grants. The reason is a defect of miniupnpd 2.3.1 on nftables: a
+// request about one entry can break another. The gateway keeps a list of firewall rules for
+// each internal port. Each request removes the last rule, regardless of its protocol; a
+// renewal then appends its own rule. If the oldest entry is renewed, all later ones are
+// broken until they are renewed too. If the newest entry is renewed, nothing breaks. A
+// deletion can break any entry.
 type group struct {
 	Timer
 	owner *Owner
 	groupKey
 	entries  []*entry
 	handles  []*Handle
-	queue    []*flow // the first one runs or waits for its turn
-	renewing bool    // a background flow is queued
+	queue    []*flow // the first flow runs or waits to be dispatched
+	renewing bool    // a flow that renews the group is queued
 }
 
-// groupKey is what a group is about.
+// groupKey identifies a group.
 type groupKey struct {
-	internal netip.AddrPort // with the first port
-	count    uint16         // of ports
+	internal netip.AddrPort // with the first port of a range; the zero address means this host
+	count    uint16         // number of ports
 }
 
-// groupOf returns the group of a spec, which may be new. This host has one name, whatever
-// the spec calls it.
+// groupOf returns the group of a spec and creates it if necessary. All addresses of this host
+// in specs mean the same group.
 func (o *Owner) groupOf(s *Spec) *group {
 	addr := s.Internal.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || addr == o.key.Local {
@@ -97,7 +98,7 @@ func (o *Owner) groupOf(s *Spec) *group {
 	return g
 }
 
-// drop forgets the group if nothing is left of it.
+// deleteIfEmpty deletes the group if it has no entries, handles or flows.
 func (g *group) deleteIfEmpty() {
 	if len(g.entries) == 0 && len(g.handles) == 0 && len(g.queue) == 0 {
 		g.owner.loop.Arm(&g.Timer, time.Time{})
@@ -105,7 +106,7 @@ func (g *group) deleteIfEmpty() {
 	}
 }
 
-// inOrder returns the groups in the order of their internal endpoints.
+// sortedGroups returns the groups, sorted by internal endpoint.
 func (o *Owner) sortedGroups() []*group {
 	out := make([]*group, 0, len(o.groups))
 	for _, g := range o.groups {
@@ -115,7 +116,7 @@ func (o *Owner) sortedGroups() []*group {
 	return out
 }
 
-// all returns all entries, in the order of their internal endpoints.
+// allEntries returns all entries, sorted by internal endpoint.
 func (o *Owner) allEntries() (out []*entry) {
 	for _, g := range o.sortedGroups() {
 		out = append(out, g.entries...)
@@ -123,7 +124,7 @@ func (o *Owner) allEntries() (out []*entry) {
 	return out
 }
 
-// entry returns the entry of a backend and member, or nil.
+// entry returns the entry of a backend and member, or nil. It ignores superseded entries.
 func (g *group) entry(backend string, m Member) *entry {
 	for _, e := range g.entries {
 		if e.Member == m && e.backend.name == backend && !e.superseded {
@@ -133,14 +134,14 @@ func (g *group) entry(backend string, m Member) *entry {
 	return nil
 }
 
-// add puts an entry into the table.
+// add adds an entry to the table.
 func (g *group) add(e *entry) *entry {
 	e.group = g
 	g.entries = append(g.entries, e)
 	return e
 }
 
-// remove takes an entry out of the table.
+// remove removes an entry from the table.
 func (e *entry) remove() {
 	e.clearDeletion()
 	e.state = removed
@@ -148,8 +149,8 @@ func (e *entry) remove() {
 	e.group.deleteIfEmpty()
 }
 
-// rival returns an entry of another backend of the gateway that is granted for the
-// member, or nil. A ready-made backend is a gateway of its own.
+// heldByOtherBackend returns a held entry for the same member by another backend of this
+// gateway, or nil. Ready-made backends do not count: each is a gateway of its own.
 func (g *group) heldByOtherBackend(backend string, m Member) *entry {
 	for _, e := range g.entries {
 		if e.Member == m && e.backend.name != backend && e.backend.config.Ready == nil && e.isHeld() {
@@ -159,8 +160,9 @@ func (g *group) heldByOtherBackend(backend string, m Member) *entry {
 	return nil
 }
 
-// elsewhere returns the entries of other groups that have the protocol and internal port.
-// The internal port of SamePort follows the external one, and ranges can overlap.
+// inOtherGroups returns the entries of other groups with the same protocol and internal port.
+// Such entries exist because SamePort changes the internal port, and because ranges can
+// overlap.
 func (g *group) inOtherGroups(protocol backends.Protocol, internal uint16) (out []*entry) {
 	if !g.owner.portsVary && internal == g.internal.Port() {
 		return nil
@@ -173,14 +175,14 @@ func (g *group) inOtherGroups(protocol backends.Protocol, internal uint16) (out 
 	return out
 }
 
-// claim takes over what no handle holds of an internal port in other groups: what an
-// earlier run left, and what is to be deleted. It fails if the port is held there, or is
-// requested or deleted just now.
+// takeOverUnheld moves entries with the same internal port that no handle holds from other
+// groups to this one: restored entries and pending deletions. It fails if a handle holds the
+// port in another group, or if a request about the port is in flight there.
 func (g *group) takeOverUnheld(m Member, internal uint16, backend *Backend) error {
 	for _, e := range g.inOtherGroups(m.Protocol, internal) {
 		isUnheld := len(e.holders) == 0 && (e.state == restored || e.state == pendingDelete)
 		switch {
-		case isUnheld && e.backend != backend: // it does not stand in the way of this one
+		case isUnheld && e.backend != backend: // it does not conflict with this backend
 		case isUnheld && len(e.group.queue) == 0 && (e.superseded || g.entry(backend.name, m) == nil):
 			other := e.group
 			other.entries = without(other.entries, e)
@@ -188,13 +190,13 @@ func (g *group) takeOverUnheld(m Member, internal uint16, backend *Backend) erro
 			g.add(e)
 			other.deleteIfEmpty()
 		default:
-			return fmt.Errorf("%w: this program holds internal port %d", backends.ErrConflict, internal)
+			return fmt.Errorf("%w: this program already uses internal port %d", backends.ErrConflict, internal)
 		}
 	}
 	return nil
 }
 
-// without returns a list without one element.
+// without returns a list without the given element.
 func without[T comparable](list []T, one T) []T {
 	return slices.DeleteFunc(list, func(other T) bool { return other == one })
 }
@@ -206,19 +208,20 @@ func (e *entry) sharesHandle(other *entry) bool {
 	return slices.ContainsFunc(e.holders, other.isHeldBy)
 }
 
-// isOnce reports whether no holder wants the entry to be renewed.
+// isOnce reports whether all holders have Once, so that the entry is not renewed.
 func (e *entry) isOnce() bool {
 	return len(e.holders) > 0 && !slices.ContainsFunc(e.holders, func(h *Handle) bool { return !h.spec().Once })
 }
 
-// isExpired reports whether the lifetime is over.
+// isExpired reports whether the lifetime has ended.
 func (e *entry) isExpired(now time.Time) bool {
 	at := e.expires()
 	return !at.IsZero() && !now.Before(at)
 }
 
-// expires returns when the lifetime is over, or the zero Time: not known, or never. What is
-// to be deleted lasts also as long as it was requested for without a reply.
+// expires returns the end of the lifetime, or the zero Time if it is unknown or there is no
+// end. For an entry that is to be deleted, requests without a reply count as if they had been
+// granted.
 func (e *entry) expires() (at time.Time) {
 	if e.granted != nil {
 		if at = e.granted.Expires(); at.IsZero() {
@@ -231,8 +234,8 @@ func (e *entry) expires() (at time.Time) {
 	return at
 }
 
-// noReply records that the last request got no reply. The gateway may have granted it, or
-// what was requested before.
+// recordNoReply records that the last request got no reply. The gateway may have granted it,
+// so that the entry lasts longer than the last known grant.
 func (e *entry) recordNoReply() {
 	if until := time.Now().Add(min(e.spec.Lifetime, maxLifetime)); until.After(e.unconfirmedUntil) {
 		e.unconfirmedUntil = until
@@ -240,7 +243,7 @@ func (e *entry) recordNoReply() {
 	e.unconfirmed = e.unconfirmed || e.state != active
 }
 
-// internalPort returns the internal port that the entry has or is requested with.
+// internalPort returns the granted internal port, or else the requested one.
 func (e *entry) internalPort() uint16 {
 	switch {
 	case e.granted != nil:
@@ -251,7 +254,7 @@ func (e *entry) internalPort() uint16 {
 	return e.requestedInternal()
 }
 
-// recordOf returns what the state file has of a mapping of the entry.
+// recordOf returns the record of a mapping of the entry for the state file.
 func (e *entry) recordOf(m backends.Mapping) state.Record {
 	r := state.Record{Port: e.group.internal.Port(), Mapping: m}
 	if e.group.count > 1 {
@@ -260,10 +263,10 @@ func (e *entry) recordOf(m backends.Mapping) state.Record {
 	return r
 }
 
-// requestedPort returns the internal port of the entry's member.
+// requestedInternal returns the internal port of the entry's member. It ignores SamePort.
 func (e *entry) requestedInternal() uint16 { return e.group.internal.Port() + e.Offset }
 
-// externalPort returns the external port that the entry has or is requested with.
+// externalPort returns the granted external port, or else the requested one.
 func (e *entry) externalPort() uint16 {
 	if e.granted != nil {
 		return e.granted.External.Port()
@@ -271,18 +274,19 @@ func (e *entry) externalPort() uint16 {
 	return e.requestedExternal
 }
 
-// grantOrder is when an entry was granted, to order the entries of a group as the
-// gateway's list does. Times count from Owner.start; 0 is none.
+// grantOrder orders the entries of a group as the gateway's own list does. Its times are
+// durations since Owner.start; 0 means none.
 type grantOrder struct {
-	created time.Duration // when the gateway granted it anew, and not only renewed it
-	lost    time.Duration // when the gateway lost it, if it told and has not granted it since
-	// earlier are the grants before the last one, for a restart that is noticed only then.
+	created time.Duration // time of the grant that created the mapping; a renewal does not change it
+	lost    time.Duration // when the gateway lost it, if the gateway reported that and has not granted it since
+	// earlier has the two grants before the last one. They are needed if a restart is noticed
+	// only after a renewal.
 	earlier [2]time.Duration
 }
 
-// record applies the answer to a request that was granted. Anew says that it was no
-// renewal. The grant counts, not the request: what was in flight when a restart was noticed
-// may be granted before what is requested because of it.
+// record applies a grant. If isNew is true, the request was not a renewal. The time of the
+// grant decides whether it predates a restart, not the time of the request: a request that
+// was in flight at that moment may have been granted before.
 func (e *entry) record(m *backends.Mapping, isNew bool) {
 	o, order := e.group.owner, &e.order
 	at := m.Granted.Sub(o.start)
@@ -297,39 +301,40 @@ func (e *entry) record(m *backends.Mapping, isNew bool) {
 	e.state, e.granted, e.err, e.failures, e.unconfirmed = active, m, nil, 0, false
 	e.mustRenew, e.unconfirmedUntil = false, time.Time{}
 	now, lost := time.Now(), e.backend.lost
-	predatesLoss := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight
+	predatesLoss := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight when the gateway lost its state
 	verify := !e.verifyAt.IsZero()
 	e.lost = predatesLoss || e.lost && verify && lost.IsZero()
 	switch e.doubtful = verify || predatesLoss; {
 	case predatesLoss:
 		e.nextRequest = now
 	case verify:
-		e.nextRequest = e.verifyAt // and not at once: the pace of recoveries holds for it too
+		e.nextRequest = e.verifyAt // not at once: verification is rate-limited
 	default:
 		e.nextRequest = e.nextRenewal(now)
 	}
 }
 
-// markLost records that the gateway lost its state at a time that it told, and reports
-// whether the entry was part of it. A request in flight may have been sent before.
+// markLost records that the gateway lost its state at a time that it reported. It returns
+// whether that includes the entry. A grant after that time may belong to a request that was
+// sent before it.
 func (e *entry) markLost(since time.Time) bool {
 	o, order := e.group.owner, &e.order
-	at := since.Sub(o.start)
+	lostAt := since.Sub(o.start)
 	if e.granted == nil || e.granted.Granted.Before(since) {
-		order.lost = at
+		order.lost = lostAt
 		return true
 	}
 	order.created = e.granted.Granted.Sub(o.start)
 	for _, earlier := range order.earlier {
-		if earlier >= at && earlier < order.created {
+		if earlier >= lostAt && earlier < order.created {
 			order.created = earlier
 		}
 	}
 	return false
 }
 
-// compareOrder orders entries as the gateway's list will be: what was lost is granted
-// anew, and so comes after what was granted since.
+// compareOrder orders entries as the gateway's list will be after the renewals. Lost entries
+// are created again, and therefore come last.
 func compareOrder(a, b *entry) int {
 	isLost := func(e *entry) int { return cmp.Compare(min(e.order.lost, 1), 0) }
 	return cmp.Or(isLost(a)-isLost(b), cmp.Compare(a.order.created, b.order.created))

@@ -14,32 +14,33 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// Spec is what a handle wants to be kept alive. It never changes once a handle has it.
+// Spec describes the mappings that a handle requests. A Spec is immutable: a handle replaces
+// it as a whole.
 type Spec struct {
-	Protocols      []backends.Protocol // one, or several as a unit with one external port
-	Internal       netip.AddrPort      // the zero address: this host
-	Count          uint16              // of ports, from that of Internal, as a unit; 0: one
-	External       uint16              // suggested, for the first port; 0: the internal port
+	Protocols      []backends.Protocol // one, or several that must have the same external port
+	Internal       netip.AddrPort      // the zero address means this host
+	Count          uint16              // number of ports from Internal's port, as one unit; 0 means 1
+	External       uint16              // suggested external port of the first internal port; 0: the internal port
 	Address        netip.Addr          // suggested external address, or the zero Addr
-	Exact          bool                // no other external port
+	Exact          bool                // accept only this external port and address
 	SamePort       bool                // the internal port follows the external port
-	Remote         netip.AddrPort      // the only peer, or the zero value
+	Remote         netip.AddrPort      // the only peer that may connect; the zero value admits all
 	Lifetime       time.Duration
-	RenewEvery     time.Duration // 0: at half of the granted lifetime
+	RenewEvery     time.Duration // 0: half of the granted lifetime
 	Description    string
-	Once           bool          // not renewed
-	Background     bool          // tried again also if the first request fails
-	RequestTimeout time.Duration // of a request
-	ProbeTimeout   time.Duration // of a probe
+	Once           bool          // the mappings are not renewed
+	Background     bool          // retry even if the first request fails
+	RequestTimeout time.Duration // bounds one request
+	ProbeTimeout   time.Duration // bounds one probe
 }
 
-// Member is one of the mappings that a Spec is made of.
+// Member identifies one of the mappings that make up a Spec.
 type Member struct {
 	Protocol backends.Protocol
-	Offset   uint16 // of its port, from the first
+	Offset   uint16 // of its port from the first port
 }
 
-// Members returns the mappings that the Spec is made of, in the order of their ports.
+// Members returns the members of the Spec in the order of their ports.
 func (s *Spec) Members() []Member {
 	out := make([]Member, 0, len(s.Protocols)*int(s.ports()))
 	for offset := range s.ports() {
@@ -50,13 +51,13 @@ func (s *Spec) Members() []Member {
 	return out
 }
 
-// ports is the number of internal ports.
+// ports returns the number of internal ports.
 func (s *Spec) ports() uint16 { return max(s.Count, 1) }
 
-// internalPort returns the internal port of a member, unless SamePort changes it.
+// internalPort returns the internal port of a member. It ignores SamePort.
 func (s *Spec) internalPort(m Member) uint16 { return s.Internal.Port() + m.Offset }
 
-// request returns what to ask a backend for, with the external port of the member.
+// request returns the request to a backend for a member and its external port.
 func (s *Spec) request(m Member, external uint16) backends.Request {
 	internal := netip.AddrPortFrom(s.Internal.Addr(), s.internalPort(m))
 	if s.SamePort {
@@ -68,27 +69,28 @@ func (s *Spec) request(m Member, external uint16) backends.Request {
 	}
 }
 
-// sharesWith reports whether handles with s and t can share an entry.
+// sharesWith reports whether handles with the specs s and t can share an entry.
 func (s *Spec) sharesWith(t *Spec) bool { return s.sameEndpoint(t) && s.Lifetime == t.Lifetime }
 
-// samePlace is sharesWith, but for the lifetime.
+// sameEndpoint is sharesWith without the comparison of lifetimes.
 func (s *Spec) sameEndpoint(t *Spec) bool {
 	return s.External == t.External && s.Address == t.Address && s.Exact == t.Exact && s.SamePort == t.SamePort && s.Remote == t.Remote
 }
 
-// Status is what a handle is. It never changes.
+// Status is an immutable snapshot of a handle.
 type Status struct {
 	Spec        *Spec
-	Granted     []*backends.Mapping // in the order of Spec.Members, also while Lost
-	Lost        bool                // the gateway has it no more, as far as is known
+	Granted     []*backends.Mapping // in the order of Spec.Members; kept while Lost
+	Lost        bool                // the gateway no longer has the mappings, as far as the owner can tell
 	Closed      bool
-	Err         error // of the last request, or nil
+	Err         error // error of the last request, or nil
 	NextRequest time.Time
-	Since       time.Time // of the last event
-	Reason      string    // of that
+	Since       time.Time // time of the last event
+	Reason      string    // reason of the last event
 }
 
-// Grants returns copies of what is granted, also of what has run out and is not missed yet.
+// Grants returns copies of the granted mappings. It includes mappings that have expired since
+// the last change of status.
 func (s *Status) Grants() []backends.Mapping {
 	if s.Lost {
 		return nil
@@ -100,14 +102,14 @@ func (s *Status) Grants() []backends.Mapping {
 	return granted
 }
 
-// Stands reports whether what was granted still stands, as far as is known. What ran
-// out does not: the event that tells of it may come a moment later.
+// IsActive reports whether the granted mappings are active, as far as the owner can tell. It
+// returns false as soon as a lifetime has ended, which may be a moment before the event.
 func (s *Status) IsActive() bool {
 	at := s.Expires()
 	return len(s.Granted) > 0 && !s.Lost && (at.IsZero() || time.Now().Before(at))
 }
 
-// Expires is the earliest end of what is granted, or the zero Time.
+// Expires returns the earliest end of a granted lifetime, or the zero Time.
 func (s *Status) Expires() (earliest time.Time) {
 	for _, g := range s.Granted {
 		earliest = earlier(earliest, g.Expires())
@@ -115,7 +117,7 @@ func (s *Status) Expires() (earliest time.Time) {
 	return earliest
 }
 
-// Records returns what the state file has of the handle: what is granted.
+// Records returns the records of the granted mappings for the state file.
 func (h *Handle) Records() (out []state.Record) {
 	s := h.Status()
 	if !s.IsActive() {
@@ -133,7 +135,7 @@ func (h *Handle) Records() (out []state.Record) {
 	return out
 }
 
-// sooner returns the earlier of two times that are not zero.
+// earlier returns the earlier of two times. The zero Time means never.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -141,52 +143,53 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// equal reports whether two statuses tell the same.
+// equal reports whether two statuses are the same for a caller.
 func (s *Status) equal(t *Status) bool {
 	return s.Spec == t.Spec && s.Lost == t.Lost && s.Closed == t.Closed && s.NextRequest.Equal(t.NextRequest) && s.Since.Equal(t.Since) &&
 		fmt.Sprint(s.Err) == fmt.Sprint(t.Err) && slices.Equal(s.Granted, t.Granted)
 }
 
-// Handle is a mapping that a client keeps alive. The owner that it is attached to changes
-// it, and publishes each change.
+// Handle is a set of mappings that a client keeps alive. The owner to which it is attached
+// updates it and publishes each change.
 type Handle struct {
-	Mapping any // what its user knows it by
+	Mapping any // the Forwarder's name for the handle
 	sink    Sink
 	status  atomic.Pointer[Status]
 	changed atomic.Pointer[chan struct{}]
-	client  atomic.Pointer[Client]        // of the owner that it is attached to; nil: none
-	closing atomic.Pointer[Closing]       // nil until it is closed
-	done    atomic.Pointer[chan struct{}] // what Done returns; nil: nobody asked, and it is open
+	client  atomic.Pointer[Client]        // the client to which it is attached, or nil
+	closing atomic.Pointer[Closing]       // nil until BeginClose
+	done    atomic.Pointer[chan struct{}] // what Done returns; nil: Done was not called, and the handle is open
 
-	// The owner's loop owns what is next.
-	backend       *Backend  // that granted it; nil: nothing is granted
-	oldClients    []*Client // of gateways that still have it, and are not the default route
-	wasGranted    bool      // granted at least once
+	// Only code on the owner's loop uses these fields.
+	backend       *Backend  // the backend that granted the handle; nil if it is not granted
+	oldClients    []*Client // clients of former gateways that may still have its mappings
+	wasGranted    bool      // it was granted at least once
 	preferred     uint16
 	failures      int
-	nextRequest   time.Time               // of the next request, if nothing is granted
-	reason        string                  // why it is due
-	expiredGrants []backends.Mapping      // what ran out without an event
-	lostBefore    time.Time               // what was granted before that counts as lost
-	cancel        context.CancelCauseFunc // ends the flow about it, between requests
+	nextRequest   time.Time               // if it is not granted: the time of the next request
+	reason        string                  // the reason for the next request
+	expiredGrants []backends.Mapping      // mappings that expired without an event
+	lostBefore    time.Time               // grants before this time count as lost
+	cancel        context.CancelCauseFunc // ends the flow about the handle between two requests
 }
 
-// NewHandle returns a handle that is attached to nothing.
+// NewHandle returns a handle that is not attached to a client.
 func NewHandle(sink Sink, s *Spec, mapping any) *Handle {
 	h := &Handle{Mapping: mapping, sink: sink}
 	h.status.Store(&Status{Spec: s})
 	return h
 }
 
-// Status returns what the handle is now.
+// Status returns the current status.
 func (h *Handle) Status() *Status { return h.status.Load() }
 
 func (h *Handle) spec() *Spec { return h.status.Load().Spec }
 
-// Port returns the internal port that the handle requests, the first one of a range.
+// Port returns the internal port that the handle requests. For a range it returns the first
+// port.
 func (h *Handle) Port() uint16 { return h.spec().Internal.Port() }
 
-// Client returns the client that the handle is attached to, or nil.
+// Client returns the client to which the handle is attached, or nil.
 func (h *Handle) Client() *Client { return h.client.Load() }
 
 // Done returns a channel that is closed when the handle is closed.
@@ -198,14 +201,15 @@ func (h *Handle) Done() <-chan struct{} {
 	return c
 }
 
-// ended is what Done returns of a handle that is closed.
+// closedChan is the channel that Done returns for a closed handle.
 var closedChan = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)
 	return c
 }()
 
-// Answered is that of the client that the handle is attached to.
+// Answered returns the result of Client.Answered, or the zero Time if the handle is not
+// attached.
 func (h *Handle) Answered() time.Time {
 	if c := h.client.Load(); c != nil {
 		return c.Answered()
@@ -221,7 +225,7 @@ func (h *Handle) Changed() <-chan struct{} {
 		}
 		c := make(chan struct{})
 		if h.changed.CompareAndSwap(nil, &c) {
-			if h.status.Load().Closed { // nothing more will change
+			if h.status.Load().Closed { // the status will not change again
 				h.store(h.status.Load())
 			}
 			return c
@@ -229,7 +233,7 @@ func (h *Handle) Changed() <-chan struct{} {
 	}
 }
 
-// store makes a status the handle's, and closes what Changed handed out.
+// store sets the status and closes the channel that Changed returned.
 func (h *Handle) store(s *Status) {
 	h.status.Store(s)
 	if c := h.changed.Swap(nil); c != nil {
@@ -237,10 +241,10 @@ func (h *Handle) store(s *Status) {
 	}
 }
 
-// Kind is what happened to a handle.
+// Kind is the kind of an event of a handle.
 type Kind uint8
 
-// The kinds of events, in the order of package forward.
+// The kinds have the same values and order as the EventKinds of package forward.
 const (
 	Mapped Kind = iota + 1
 	Changed
@@ -249,7 +253,8 @@ const (
 	Failed
 )
 
-// publish stores another status if it differs, and tells the sink what happened.
+// publish changes the status. If the new status differs, publish stores it and notifies the
+// sink.
 func (h *Handle) publish(change func(*Status), reason string) {
 	before := h.status.Load()
 	after := *before
@@ -277,8 +282,8 @@ func (h *Handle) publish(change func(*Status), reason string) {
 	}
 }
 
-// isSameReason reports whether an error repeats the one before, but for numbers: each
-// attempt at a range can be about other ports.
+// isSameReason reports whether two errors differ at most in numbers. Each attempt at a range
+// of ports can name other ports.
 func isSameReason(before, after error) bool {
 	withoutDigits := func(err error) string {
 		return strings.Map(func(r rune) rune {
@@ -291,7 +296,7 @@ func isSameReason(before, after error) bool {
 	return before != nil && withoutDigits(before) == withoutDigits(after)
 }
 
-// kindOf compares what was granted before and after.
+// kindOf returns the kind of event that changed the grants, or 0.
 func (h *Handle) kindOf(before, after []backends.Mapping) Kind {
 	switch {
 	case len(after) == 0 && len(before) > 0:
@@ -310,26 +315,26 @@ func (h *Handle) kindOf(before, after []backends.Mapping) Kind {
 	return 0
 }
 
-// Fail records why a handle that is attached to nothing cannot be requested, and when that
-// is tried next.
+// Fail records why a handle without a client cannot be requested, and when the next attempt
+// is due. It does nothing if the handle is attached.
 func (h *Handle) Fail(err error, next time.Time) {
 	if h.client.Load() == nil {
 		h.publish(func(s *Status) { s.Err, s.NextRequest = err, next }, err.Error())
 	}
 }
 
-// has reports whether a handle is attached to the owner and open. If not, it is not the
-// owner's to change.
+// isAttached reports whether a handle is open and attached to this owner. Only then may the
+// owner change it.
 func (o *Owner) isAttached(h *Handle) bool {
 	c := h.client.Load()
 	return c != nil && c.owner == o && !h.Status().Closed
 }
 
-// isUnusable reports whether the gateway that a handle is attached to is not the default
-// route. What is not renewed stays as it is until it ends.
+// isUnusable reports whether the handle's gateway is not on the default route. It returns
+// false for a handle with Once, which keeps its state until it expires.
 func (h *Handle) isUnusable() bool { return h.client.Load().unusable && !h.spec().Once }
 
-// entries returns what the handle was granted, in the order of Spec.Members.
+// entries returns the active entries of the handle, in the order of Spec.Members.
 func (h *Handle) entries() (out []*entry) {
 	c := h.client.Load()
 	if h.backend == nil || c == nil {
@@ -344,7 +349,7 @@ func (h *Handle) entries() (out []*entry) {
 	return out
 }
 
-// isIntact reports whether what the handle was granted serves its spec.
+// isIntact reports whether the handle's entries satisfy its spec.
 func (h *Handle) isIntact() bool {
 	var granted []*backends.Mapping
 	for _, e := range h.entries() {
@@ -353,8 +358,9 @@ func (h *Handle) isIntact() bool {
 	return !h.isUnusable() && len(granted) == len(h.spec().Members()) && h.spec().checkPorts(granted) == nil
 }
 
-// refresh publishes what a handle's entries are now. If they do not fit together any
-// more, the handle is due. What it has at gateways that were left goes when it stands.
+// updateStatus publishes the state of a handle's entries. If they no longer satisfy its spec
+// as one unit, the handle is requested again. If they are active here, its mappings at former
+// gateways are deleted.
 func (o *Owner) updateStatus(h *Handle, reason string) {
 	if !o.isAttached(h) {
 		return
@@ -376,7 +382,7 @@ func (o *Owner) updateStatus(h *Handle, reason string) {
 		doubtful = doubtful || e.doubtful
 		failure = cmp.Or(failure, e.err)
 	}
-	if err := h.spec().checkPorts(granted); err != nil { // one unit or none, also after a renewal
+	if err := h.spec().checkPorts(granted); err != nil { // a unit is granted as a whole or not at all, also after a renewal
 		if failure == nil {
 			h.nextRequest, h.reason = time.Now(), reason
 		}
@@ -384,13 +390,14 @@ func (o *Owner) updateStatus(h *Handle, reason string) {
 	} else if h.isUnusable() {
 		failure = h.Status().Err
 	}
-	if !lost && !doubtful { // before anybody is told, who may close the handle
+	if !lost && !doubtful { // before publish: an event handler may close the handle
 		h.releaseOldGateways(true)
 	}
 	h.publish(func(s *Status) { s.Granted, s.Lost, s.Err, s.NextRequest = granted, lost, failure, next }, reason)
 }
 
-// setSpec changes what a handle is renewed with, unless another shares what it has.
+// setSpec replaces the spec of a handle. It fails with a ConflictError if another handle
+// shares an entry and the new spec does not fit.
 func (h *Handle) setSpec(s *Spec) error {
 	for _, e := range h.entries() {
 		if len(e.holders) > 1 && !e.spec.sharesWith(s) {

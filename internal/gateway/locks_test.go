@@ -11,25 +11,24 @@ import (
 	"testing"
 )
 
-// underLock are the calls that may be made while a lock is held: none of them takes a
-// lock of ours, does network I/O or runs the user's code. The state file has a lock that
-// is for its I/O.
+// allowedUnderLock lists the calls that are allowed while a lock is held. None of them
+// acquires a lock of this module, does network I/O or runs user code.
 var allowedUnderLock = []string{
 	"append", "close", "delete", "int", "int64", "len", "make", "max", "min",
 	"Add", "Clone", "Contains", "Delete", "DeleteFunc", "Errorf", "IndexFunc", "Load", "New", "Or", "Reset", "Until",
 	"time.AfterFunc",
 	"newOwner",
-	"d.run", "l.run", // on goroutines of their own
-	"answered", "Answered", // reads an atomic value
-	"Round", "Since", "cancel", "Before", // of a context and of times
+	"d.run", "l.run", // they run on goroutines of their own
+	"answered", "Answered", // read an atomic value
+	"Round", "Since", "cancel", "Before", // methods of contexts and times
 }
 
-// exempt are functions whose lock is for I/O: that of the state file, which one goroutine
-// opens and writes at a time.
+// exemptFuncs lists functions of store.go that hold a lock during I/O: the lock of the state
+// file, which only one goroutine may open or write at a time.
 var exemptFuncs = []string{"open", "openNow", "run", "write", "close"}
 
-// No lock is held while another lock is taken, or I/O is done, or a function runs that is
-// not known to do neither.
+// TestCallsUnderLocks checks that code that holds a lock makes only calls of
+// allowedUnderLock: none acquires another lock, does I/O or runs unknown code.
 func TestCallsUnderLocks(t *testing.T) {
 	for _, dir := range []string{".", "../../forward", "../state"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -60,8 +59,8 @@ func TestCallsUnderLocks(t *testing.T) {
 	}
 }
 
-// callsUnderLock returns the calls that are made between Lock and Unlock, or after a
-// Lock whose Unlock is deferred.
+// callsUnderLock returns the calls between Lock and Unlock, and those after a Lock with a
+// deferred Unlock.
 func callsUnderLock(statements []ast.Stmt) (calls []string) {
 	locked := false
 	for _, s := range statements {
@@ -97,7 +96,7 @@ func callsUnderLock(statements []ast.Stmt) (calls []string) {
 	return calls
 }
 
-// callOf returns the name of the function that a statement calls, or nothing.
+// callOf returns the name of the function that a statement calls, or "".
 func callOf(s ast.Stmt) string {
 	if e, is := s.(*ast.ExprStmt); is {
 		if call, is := e.X.(*ast.CallExpr); is {
@@ -107,7 +106,7 @@ func callOf(s ast.Stmt) string {
 	return ""
 }
 
-// text is the name of a function in a call.
+// exprName returns the name of the function in a call.
 func exprName(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.Ident:

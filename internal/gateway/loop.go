@@ -15,29 +15,30 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// Loop runs functions one at a time: those that are posted, timers when they are due, and
-// whoever enters it, in the order in which they came. What only these use has one owner.
-// They must not block. The zero Loop is ready for use.
+// Loop runs functions one at a time: posted functions, timers that are due, and callers that
+// acquire it. It runs them in the order in which they arrive. Data that only these functions
+// use needs no lock. The functions must not block. The zero Loop is ready for use.
 type Loop struct {
 	mu      sync.Mutex
 	queue   []task
-	running bool          // somebody runs on the loop
-	stopped bool          // nothing more is accepted
-	idle    chan struct{} // closed when nobody runs any more; nil until Stop
+	running bool          // a function or a caller runs on the loop
+	stopped bool          // Post and Acquire fail
+	idle    chan struct{} // closed when nothing runs any more; nil until Stop
 
-	timers []*Timer // the next due first; owned by the functions
+	timers []*Timer // sorted by time; only code on the loop uses it
 	alarm  *time.Timer
 	seq    uint64
 }
 
-// step is one turn of a loop.
+// task is an element of a loop's queue: a function to run, or a caller that waits for the
+// loop.
 type task struct {
 	run      func()
-	acquired chan struct{} // in place of run: closed when it is the turn of who waits for this
+	acquired chan struct{} // closed when the waiting caller may run; nil if run is set
 }
 
-// Post makes the loop run f soon, on a goroutine that exists only while there is something
-// to run. It never blocks. It returns false if the loop has stopped; then f is not run.
+// Post queues f and returns at once. A goroutine runs the queue; it exists only while the
+// queue is not empty. Post returns false, and f does not run, if the loop has stopped.
 func (l *Loop) Post(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -53,8 +54,8 @@ func (l *Loop) Post(f func()) bool {
 	return true
 }
 
-// Do runs f on the loop and waits for it. It returns false if the loop has stopped;
-// then f is not run. It must not be called on the loop.
+// Do runs f on the loop and waits until it returns. Do returns false, and f does not run, if
+// the loop has stopped. Code on the loop must not call Do.
 func (l *Loop) Do(f func()) bool {
 	if !l.Acquire() {
 		return false
@@ -64,8 +65,9 @@ func (l *Loop) Do(f func()) bool {
 	return true
 }
 
-// Enter waits until it is the caller's turn: until Leave, it runs on the loop. It returns
-// false if the loop has stopped. It must not be called on the loop.
+// Acquire waits until the caller may run on the loop. The caller then runs on the loop until
+// it calls Release. Acquire returns false if the loop has stopped. Code on the loop must not
+// call Acquire.
 func (l *Loop) Acquire() bool {
 	entered, ok := l.tryAcquire()
 	if entered != nil {
@@ -74,7 +76,8 @@ func (l *Loop) Acquire() bool {
 	return ok
 }
 
-// begin begins the caller's turn, or returns a channel that is closed when it begins.
+// tryAcquire acquires a free loop. If the loop is in use, tryAcquire returns a channel that
+// is closed when the caller may run. It returns false if the loop has stopped.
 func (l *Loop) tryAcquire() (entered chan struct{}, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,14 +92,15 @@ func (l *Loop) tryAcquire() (entered chan struct{}, ok bool) {
 	return entered, true
 }
 
-// Leave is the inverse of Enter.
+// Release ends what Acquire began. The next task in the queue may run.
 func (l *Loop) Release() {
 	if next := l.next(); next != nil {
 		go l.run(next)
 	}
 }
 
-// run runs functions until nothing is left to run, or it is the turn of one who entered.
+// run calls functions until the queue is empty or its next task is a caller that waits in
+// Acquire.
 func (l *Loop) run(f func()) {
 	for f != nil {
 		f()
@@ -104,8 +108,8 @@ func (l *Loop) run(f func()) {
 	}
 }
 
-// next ends a turn. It returns the function to run next, or nil if it is not the caller's
-// to do.
+// next ends the current task. It returns the next function to run. It returns nil if the
+// queue is empty, or after it has passed the loop to a caller that waits in Acquire.
 func (l *Loop) next() func() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -124,7 +128,8 @@ func (l *Loop) next() func() {
 	return s.run
 }
 
-// Stop ends the loop after what came before, and waits for that. It must be called once.
+// Stop stops the loop after the tasks that are already queued, and waits for them. It must be
+// called once.
 func (l *Loop) Stop() {
 	l.mu.Lock()
 	l.stopped = true
@@ -141,15 +146,15 @@ func (l *Loop) Stop() {
 	}
 }
 
-// Timer is a function that a loop calls at a time. The loop owns it.
+// Timer is a function that a loop calls at a set time. Only code on that loop may use it.
 type Timer struct {
 	Fire func()
 	at   time.Time
-	seq  uint64 // orders timers that are due at the same time
+	seq  uint64 // orders timers with the same time
 }
 
-// Arm makes the loop fire the timer at a time, in place of the time before. The zero Time
-// is never.
+// Arm sets the time at which the loop calls t.Fire. It replaces an earlier setting. The zero
+// Time disarms the timer.
 func (l *Loop) Arm(t *Timer, at time.Time) {
 	if i, armed := slices.BinarySearchFunc(l.timers, t, compareTimers); armed {
 		l.timers = slices.Delete(l.timers, i, i+1)
@@ -170,7 +175,7 @@ func compareTimers(a, b *Timer) int {
 	return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.seq, b.seq))
 }
 
-// await wakes the loop when the timer is due.
+// setAlarm makes the loop call fireDue when the timer is due.
 func (l *Loop) setAlarm(next *Timer) {
 	if wait := time.Until(next.at); l.alarm == nil {
 		l.alarm = time.AfterFunc(wait, func() { l.Post(l.fireDue) })
@@ -179,7 +184,7 @@ func (l *Loop) setAlarm(next *Timer) {
 	}
 }
 
-// fireDue runs the timers that are due, and waits for the next.
+// fireDue calls the timers that are due, and sets the alarm for the next one.
 func (l *Loop) fireDue() {
 	for now := time.Now(); len(l.timers) > 0; {
 		t := l.timers[0]
@@ -192,27 +197,27 @@ func (l *Loop) fireDue() {
 	}
 }
 
-// MaxCalls bounds the requests in flight at once to one gateway, without those that a
-// caller waits for.
+// MaxCalls is the largest number of concurrent requests to one gateway. Requests for which a
+// caller waits do not count.
 const MaxCalls = 8
 
-// flow is a sequence of requests about a group, on a goroutine of its own. Between its
-// requests it runs on the owner's loop, so that it can use the owner's state. The flows of
-// a group run one after another.
+// flow is a sequence of requests about one group. It runs on its own goroutine. Between
+// requests it runs on the owner's loop and may use the owner's state. The flows of a group
+// run one after another.
 type flow struct {
 	*Owner
 	group    *group
-	client   *Client // whose Close waits for the flow, or nil
+	client   *Client // its Close waits for the flow; may be nil
 	priority ctxsync.Priority
 	run      func(*flow)
-	done     chan struct{} // closed when the flow has ended and its group is free; or nil
+	done     chan struct{} // closed when the flow has ended and its group is free; may be nil
 
-	ctx      context.Context //nolint:containedctx // ends when nobody wants the result any more
-	requests context.Context //nolint:containedctx // the owner's, with the priority
-	inFlight atomic.Bool     // a request is
+	ctx      context.Context //nolint:containedctx // done when no caller needs the result any more
+	requests context.Context //nolint:containedctx // the owner's context, with the flow's priority
+	inFlight atomic.Bool     // a request is in flight
 }
 
-// enqueue makes a flow run when its group is free and it is its turn.
+// enqueue adds a flow to the queue of its group.
 func (o *Owner) enqueue(f *flow) {
 	f.Owner = o
 	if f.client != nil {
@@ -225,7 +230,8 @@ func (o *Owner) enqueue(f *flow) {
 	}
 }
 
-// dispatch starts flows as long as there is room for them.
+// dispatch starts waiting flows, in the order of their priorities. Foreground flows start at
+// once. Other flows start while fewer than MaxCalls of them are running.
 func (o *Owner) dispatch() {
 	for class := range o.waitingFlows {
 		for len(o.waitingFlows[class]) > 0 && (class == int(ctxsync.Foreground) || o.runningFlows < MaxCalls) {
@@ -247,7 +253,7 @@ func (o *Owner) dispatch() {
 	}
 }
 
-// finish ends a flow: the next of its group may run.
+// finish ends a flow. The next flow of its group may run.
 func (o *Owner) finish(f *flow) {
 	if f.priority != ctxsync.Foreground {
 		o.runningFlows--
@@ -270,22 +276,22 @@ func (o *Owner) finish(f *flow) {
 	o.dispatch()
 }
 
-// enter takes the loop. If the owner has ended, the flow ends too: it has no state to
-// change any more.
+// enterLoop acquires the loop. If the owner has ended, enterLoop ends the goroutine of the
+// flow, because the owner's state is no longer in use.
 func (f *flow) enterLoop() {
 	if !f.loop.Acquire() {
 		runtime.Goexit()
 	}
 }
 
-// off runs what blocks off the loop.
+// offLoop releases the loop while it runs a function that blocks.
 func (f *flow) offLoop(block func()) {
 	f.loop.Release()
 	block()
 	f.enterLoop()
 }
 
-// request makes a request off the loop.
+// request makes a request. It releases the loop while the request is in flight.
 func (f *flow) request(timeout time.Duration, send func(context.Context) (backends.Mapping, error)) (m backends.Mapping, err error) {
 	f.inFlight.Store(true)
 	f.offLoop(func() {
@@ -297,12 +303,12 @@ func (f *flow) request(timeout time.Duration, send func(context.Context) (backen
 	return m, err
 }
 
-// bound bounds a request.
+// bound returns a context that ends after the timeout, with a TimeoutError as its cause.
 func bound(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, timeout, &TimeoutError{timeout})
 }
 
-// TimeoutError is the cause of an end by one of our own bounds.
+// TimeoutError is the cause of a context that ended because of a timeout of this library.
 type TimeoutError struct {
 	After time.Duration
 }
@@ -312,13 +318,14 @@ func (e *TimeoutError) Error() string {
 }
 func (e *TimeoutError) Unwrap() error { return backends.ErrNoReply }
 
-// IsTimeout reports whether one of our own bounds ended ctx.
+// IsTimeout reports whether a timeout of this library ended ctx.
 func IsTimeout(ctx context.Context) bool {
 	var own *TimeoutError
 	return errors.As(context.Cause(ctx), &own)
 }
 
-// isAnswer reports whether an error is an answer of the gateway.
+// isReply reports whether an error is a reply from the gateway. A missing reply, or the end
+// of the owner, is not.
 func (o *Owner) isReply(err error) bool {
 	return !errors.Is(err, backends.ErrNoReply) && o.ctx.Err() == nil
 }

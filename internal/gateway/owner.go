@@ -15,15 +15,15 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// Key identifies an Owner: there is one per gateway, as one of this host's addresses
-// sees it, or per ready-made backend.
+// Key identifies an Owner. There is one owner per pair of gateway and local address, and one
+// per ready-made backend.
 type Key struct {
-	Gateway netip.AddrPort // with the port that was named, or the protocols' own
-	Local   netip.Addr     // the effective source; the zero Addr: not known
+	Gateway netip.AddrPort // with the configured port, or the default port of NAT-PMP and PCP
+	Local   netip.Addr     // the effective source address; the zero Addr if it is unknown
 }
 
-// of returns what identifies the owner of a backend: a ready-made one is a gateway of its
-// own.
+// of returns the key of the owner of a backend. A ready-made backend without a gateway has an
+// owner of its own.
 func (k Key) of(config BackendConfig) any {
 	if config.Ready != nil && k == (Key{}) {
 		return config.Ready
@@ -31,67 +31,67 @@ func (k Key) of(config BackendConfig) any {
 	return k
 }
 
-// Registry holds the owners of a process. A gateway cannot tell two Forwarders of one
-// host apart, so they share its owner.
+// Registry holds the owners of a process. A gateway cannot distinguish two Forwarders on one
+// host, so they share its owner.
 type Registry struct {
 	jitter func(time.Duration) time.Duration
 
 	mu     sync.Mutex
-	owners map[any]*Owner // by Key, and by ready-made backend
-	ended  []endedOwner   // the oldest first
+	owners map[any]*Owner // by Key, or by ready-made backend
+	ended  []endedOwner   // oldest first
 }
 
-// endedOwner is the deletions that an owner could not finish before it ended.
+// endedOwner holds the deletions that an owner did not finish before it ended.
 type endedOwner struct {
 	key     any
 	deletes []unfinishedDelete
 }
 
-// maxEnded is for how many ended owners their pending deletions are kept.
+// maxEndedOwners is the largest number of ended owners whose unfinished deletions are kept.
 const maxEndedOwners = 16
 
-// NewRegistry returns an empty registry. Jitter returns a duration from 0 to its
-// argument, by which renewals and retries are spread.
+// NewRegistry returns an empty registry. The function jitter returns a duration between 0 and
+// its argument; it spreads renewals and retries over time.
 func NewRegistry(jitter func(time.Duration) time.Duration) *Registry {
 	return &Registry{jitter: jitter, owners: map[any]*Owner{}}
 }
 
-// Owner owns all state of one gateway. Its loop alone changes what is below it.
+// Owner owns all state of one gateway. Only code on its loop uses the fields below loop.
 type Owner struct {
 	key      Key
 	registry *Registry
-	refs     int // guarded by the registry's lock
+	refs     int // the number of clients; guarded by the registry's lock
 	start    time.Time
-	ctx      context.Context //nolint:containedctx // the owner's life; requests run under it
+	ctx      context.Context //nolint:containedctx // lives as long as the owner; all requests use it
 	cancel   context.CancelCauseFunc
 	work     ctxsync.Calls // flows, watches and probes
-	answered atomic.Int64  // when the gateway last answered a deletion, in ns since start
+	answered atomic.Int64  // time of the gateway's last reply to a deletion, in ns since start
 	sinks    atomic.Pointer[[]Sink]
 
 	loop           Loop
 	backends       []*Backend
 	clients        []*Client
 	groups         map[groupKey]*group
-	runningFlows   int                    // flows that count for MaxCalls
-	waitingFlows   [ctxsync.Check][]*flow // the first flows of their groups
-	unassigned     []unfinishedDelete     // of an owner before
-	pendingDeletes []*entry               // pending deletions and restored entries, in order
-	retryTimer     Timer                  // of these
+	runningFlows   int                    // the number of running flows that count towards MaxCalls
+	waitingFlows   [ctxsync.Check][]*flow // by priority: flows that are first in the queues of their groups
+	unassigned     []unfinishedDelete     // deletions of earlier owners, for whose backends there is no client
+	pendingDeletes []*entry               // pending deletions and restored entries, in the order of attempts
+	retryTimer     Timer                  // for pendingDeletes
 	retryRunning   bool
 	currentProbe   *probeRun
-	portsVary      bool // an entry may have another internal port than its group
+	portsVary      bool // an entry may have an internal port that differs from its group's
 }
 
 func newOwner(r *Registry, key Key) *Owner {
 	o := &Owner{key: key, registry: r, groups: map[groupKey]*group{}}
-	o.start = time.Now().Add(-time.Hour) // so that no time of a grant is 0
+	o.start = time.Now().Add(-time.Hour) // so that the time of a grant is never 0
 	o.retryTimer.Fire = o.retryDeletes
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
 	return o
 }
 
-// Join returns a client of the owner of a gateway, which starts with its first client.
-// Configs are the backends that the client uses, the preferred first. Join does no
+// Join returns a new client of the owner of a gateway. The first client starts the owner. The
+// configs name the backends that the client uses, the preferred one first. Join does no
 // network I/O.
 func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, error) {
 	var keys []any
@@ -132,7 +132,7 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	return c, nil
 }
 
-// join adds a client, with its backends.
+// addClient adds a client and opens its backends.
 func (o *Owner) addClient(c *Client, configs []BackendConfig) error {
 	for _, config := range configs {
 		i := slices.IndexFunc(o.backends, func(b *Backend) bool { return b.config == config })
@@ -151,8 +151,8 @@ func (o *Owner) addClient(c *Client, configs []BackendConfig) error {
 	return nil
 }
 
-// clientOf returns a client that uses a backend, or nil. One that is being closed comes
-// first: it attempts a deletion at once, and tells its user if that fails.
+// clientOf returns a client that uses the backend, or nil. It prefers a client that is being
+// closed, because that one attempts a deletion at once and reports a failure to its caller.
 func (o *Owner) clientOf(b *Backend) (found *Client) {
 	for _, c := range o.clients {
 		if slices.Contains(c.backends, b) && (found == nil || c.closing && !found.closing) {
@@ -162,20 +162,20 @@ func (o *Owner) clientOf(b *Backend) (found *Client) {
 	return found
 }
 
-// part is the inverse of join.
+// removeClient removes a client. Its deletions are assigned to other clients.
 func (o *Owner) removeClient(c *Client) {
 	o.clients = without(o.clients, c)
 	o.publishSinks()
 	o.reassignDeletes(c)
-	for _, e := range o.allEntries() { // what others hold too is theirs to delete
+	for _, e := range o.allEntries() { // the other holders delete a shared entry
 		if slices.ContainsFunc(e.holders, func(h *Handle) bool { return !c.owns(h) }) {
 			e.holders = slices.DeleteFunc(e.holders, c.owns)
 		}
 	}
 }
 
-// handOver makes other clients answer for the deletions of a client that has left. Nil
-// stands for those that nobody answers for.
+// reassignDeletes assigns the pending deletions of a removed client to other clients. If
+// client is nil, it assigns the deletions that have no client.
 func (o *Owner) reassignDeletes(client *Client) {
 	for _, e := range o.allEntries() {
 		if e.deletion == nil || e.deletion.client != client {
@@ -191,8 +191,9 @@ func (o *Owner) reassignDeletes(client *Client) {
 	}
 }
 
-// leave is the end of Join: the last client ends the owner, and waits for that. What the
-// owner could not delete is left to those that took its place meanwhile or will.
+// release removes a client from its owner. If it was the last one, release stops the owner
+// and waits for that. A successor takes over the deletions that the owner did not finish: an
+// owner that has replaced it already, or the next one for the same gateway.
 func (r *Registry) release(ctx context.Context, c *Client) {
 	o := c.owner
 	r.mu.Lock()
@@ -222,8 +223,8 @@ func (r *Registry) release(ctx context.Context, c *Client) {
 	}
 }
 
-// inherit takes over deletions that ended owners could not finish. What no client has a
-// backend for is kept for those to come.
+// takeOver adds deletions that ended owners did not finish. A deletion for whose backend
+// there is no client is kept for later clients.
 func (o *Owner) takeOver(deletes []unfinishedDelete) {
 	o.unassigned = append(o.unassigned, deletes...)
 	for _, c := range o.clients {
@@ -231,15 +232,15 @@ func (o *Owner) takeOver(deletes []unfinishedDelete) {
 	}
 }
 
-// stop ends the flows, the watches, the backends and the loop, and returns the deletions
-// that remain. A request whose backend ignores its context is not awaited longer than ctx.
+// stop ends the flows, watches and backends and then the loop. It returns the unfinished
+// deletions. It waits for them until ctx ends, even if a backend ignores its own context.
 func (o *Owner) stop(ctx context.Context) (unfinished []endedOwner) {
 	o.cancel(net.ErrClosed)
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
 		for _, b := range o.backends {
-			if b.config.Ready == nil { // a ready-made backend is its maker's to close
+			if b.config.Ready == nil { // the creator of a ready-made backend closes it
 				_ = b.Close()
 			}
 		}
@@ -254,8 +255,8 @@ func (o *Owner) stop(ctx context.Context) (unfinished []endedOwner) {
 	return unfinished
 }
 
-// spawn runs work on a goroutine that stop waits for. It returns false if the owner has
-// ended; then the work is not done.
+// spawn runs work on a goroutine for which stop waits. It returns false, and work does not
+// run, if the owner has ended.
 func (o *Owner) spawn(work func()) bool {
 	_, end, err := o.work.Begin(o.ctx)
 	if err != nil {
@@ -268,7 +269,7 @@ func (o *Owner) spawn(work func()) bool {
 	return true
 }
 
-// publishSinks makes the sinks known to those who log.
+// publishSinks updates the list of sinks that logHandler reads.
 func (o *Owner) publishSinks() {
 	sinks := make([]Sink, len(o.clients))
 	for i, c := range o.clients {
@@ -277,7 +278,7 @@ func (o *Owner) publishSinks() {
 	o.sinks.Store(&sinks)
 }
 
-// log returns a logger for what concerns all clients.
+// log returns a logger whose records go to all clients.
 func (o *Owner) log() *slog.Logger { return slog.New(logHandler{o}) }
 
 // logHandler passes the log records of an owner and its backends to the clients.
@@ -296,6 +297,7 @@ func (h logHandler) Handle(ctx context.Context, r slog.Record) error {
 	return nil
 }
 
-// Backends log flat records only, with the attributes in each.
+// WithAttrs and WithGroup change nothing. Backends put all attributes into each record and
+// use no groups.
 func (h logHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
 func (h logHandler) WithGroup(string) slog.Handler      { return h }

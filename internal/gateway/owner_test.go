@@ -8,7 +8,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// A client that joins while the last one leaves answers for what that one could not delete.
+// TestJoinWhileLastLeaves checks that a client that joins while the last one leaves becomes
+// responsible for the unfinished deletions.
 func TestJoinWhileLastLeaves(t *testing.T) {
 	var (
 		r       = NewRegistry(Jitter)
@@ -36,13 +37,13 @@ func TestJoinWhileLastLeaves(t *testing.T) {
 	r.release(t.Context(), last)
 	o.loop.Do(func() {
 		if e.deletion.client != next {
-			t.Error("nobody answers for the deletion")
+			t.Error("no client is responsible for the deletion")
 		}
 	})
 	next.Discard()
 }
 
-// quiet is a Sink that tells nobody.
+// recordsSink is a Sink that ignores RecordsChanged.
 type recordsSink struct{ Sink }
 
 func (*recordsSink) RecordsChanged()       {}

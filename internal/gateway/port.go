@@ -9,7 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The dynamic ports (RFC 6335, section 6).
+// The range of dynamic ports (RFC 6335, section 6).
 const (
 	firstDynamicPort = 49152
 	lastDynamicPort  = 65535
@@ -17,17 +17,18 @@ const (
 
 // RandomPort returns a random port from 49152 to 65535.
 func RandomPort() uint16 {
-	return uint16(firstDynamicPort + rand.IntN(lastDynamicPort-firstDynamicPort+1)) //nolint:gosec // in range; a port is no secret
+	return uint16(firstDynamicPort + rand.IntN(lastDynamicPort-firstDynamicPort+1)) //nolint:gosec // within range, and a port is not a secret
 }
 
-// isScattered reports whether an entry of the spec can have another internal port than its
-// group.
+// portsVary reports whether an entry of the spec can have an internal port that differs from
+// its group's.
 func (s *Spec) portsVary() bool { return s.SamePort || s.Count > 1 }
 
-// randomPort returns a random external port that leaves room for those after it.
+// randomPort returns a random external port that is low enough for the whole range.
 func (s *Spec) randomPort() uint16 { return min(RandomPort(), lastDynamicPort-s.ports()+1) }
 
-// firstPort is the external port to try first. Preferred is what the handle had before, or 0.
+// firstPort returns the external port of the first attempt. The argument preferred is the
+// port that the handle had before, or 0.
 func (s *Spec) firstPort(preferred uint16) uint16 {
 	if s.Exact {
 		preferred = 0
@@ -35,11 +36,11 @@ func (s *Spec) firstPort(preferred uint16) uint16 {
 	return cmp.Or(preferred, s.External, s.Internal.Port())
 }
 
-// nextPort returns the external port to try after one that failed, or false.
+// nextPort returns the external port of the next attempt, or false if there is none.
 func (s *Spec) nextPort(port uint16, attempt int, err error) (uint16, bool) {
 	const (
-		maxPorts     = 8 // random ones, after that of the spec
-		maxUnitPorts = 3 // if several numbers must be one
+		maxPorts     = 8 // random ports, after the port of the spec
+		maxUnitPorts = 3 // the same for a unit that needs one number for several ports
 	)
 	var (
 		mismatch *portMismatchError
@@ -58,20 +59,21 @@ func (s *Spec) nextPort(port uint16, attempt int, err error) (uint16, bool) {
 	return 0, false
 }
 
-// checkPorts says whether the first of what was granted, in the order of Members, fits
-// together: the external ports are one number, or follow each other as the internal ones do.
+// checkPorts returns an error if the granted mappings do not satisfy the spec. The argument
+// granted has the mappings of the first members. Their external ports must be the same number
+// for all protocols of a port, and must follow each other like the internal ports of a range.
 func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 	first := granted[0].External.Port()
-	if first > lastDynamicPort-s.ports()+1 { // there is no room for the range
+	if first > lastDynamicPort-s.ports()+1 { // the range would end above port 65535
 		return &portMismatchError{wanted: s.firstPort(0), offered: first}
 	}
 	for i, m := range s.Members()[:len(granted)] {
 		g := granted[i]
 		switch offered := g.External.Port() - m.Offset; {
 		case s.Exact && s.Address.IsValid() && g.External.Addr() != s.Address:
-			return fmt.Errorf("%w: the gateway gives the external address %v where %v is needed", backends.ErrConflict, backends.Endpoint{AddrPort: g.External}, s.Address)
+			return fmt.Errorf("%w: the gateway gives the external address %v, but %v is required", backends.ErrConflict, backends.Endpoint{AddrPort: g.External}, s.Address)
 		case !s.SamePort && g.Internal.Port() != s.internalPort(m):
-			// The gateways of VPN providers do so.
+			// Gateways of VPN providers do this.
 			return fmt.Errorf("%w: the gateway forwards port %d to port %d of this host only: ask for SamePort", backends.ErrUnsupported, offered, offered)
 		case offered != first:
 			return &portMismatchError{wanted: first, offered: offered}
@@ -82,31 +84,33 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 	return nil
 }
 
-// portMismatchError says that the gateway gives another number if several must be one.
+// portMismatchError is returned if the gateway grants another port where several must be one
+// number.
 type portMismatchError struct {
 	wanted, offered uint16
 }
 
 func (e *portMismatchError) Error() string {
-	return fmt.Sprintf("%v: the gateway gives port %d where %d is needed", backends.ErrConflict, e.offered, e.wanted)
+	return fmt.Sprintf("%v: the gateway gives port %d, but %d is required", backends.ErrConflict, e.offered, e.wanted)
 }
 
 func (e *portMismatchError) Unwrap() error { return backends.ErrConflict }
 
-// ConflictError says that this program holds the endpoint on other terms or by
-// another backend: no other backend is to be tricked into a second mapping.
+// ConflictError is returned if this program already holds the endpoint with other options or
+// by another backend. Other backends are not tried, because they could create a second
+// mapping.
 type ConflictError struct {
 	Protocol backends.Protocol
 	Port     uint16
-	Backend  string // that holds it, if that is the conflict
+	Backend  string // the backend that holds it; empty if the options differ
 }
 
 func (e *ConflictError) Error() string {
-	how := "on other terms"
+	how := "with other options"
 	if e.Backend != "" {
 		how = "by " + e.Backend
 	}
-	return fmt.Sprintf("%v: this program holds %v port %d already, %s", backends.ErrConflict, e.Protocol, e.Port, how)
+	return fmt.Sprintf("%v: this program already holds %v port %d %s", backends.ErrConflict, e.Protocol, e.Port, how)
 }
 
 func (e *ConflictError) Unwrap() error { return backends.ErrConflict }

@@ -11,49 +11,52 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The pace of a probe: a less preferred backend is asked when the one before has not
-// answered for a moment, and one that has answered waits for those before it. If one
-// that the gateway is simply asked about has answered, the question before it is not in
-// flight for long. A search takes its time, and so begins early; but common gateways do
-// one thing at a time, and one that answers a search first answers the question late.
+// The timing of a probe. The probe of a less preferred backend starts if the preceding
+// backend has not replied after stagger. If a backend has replied, the more preferred ones
+// have until preferenceTime to reply too, or afterReply if that backend uses no search. A
+// search takes long and therefore starts after searchDelay. It does not start at once, because
+// common gateways process one request at a time: if the search came first, their reply to the
+// preceding probe would be late.
 const (
 	stagger         = 50 * time.Millisecond
-	headStart       = 25 * time.Millisecond // before a search
+	searchDelay     = 25 * time.Millisecond // before a search starts
 	preferenceTime  = 250 * time.Millisecond
 	afterReply      = 50 * time.Millisecond
-	foundDeviceTime = 250 * time.Millisecond // for a device that has answered the search, and not yet what it is asked
+	foundDeviceTime = 250 * time.Millisecond // for a device that has responded to the search but not yet to the requests that follow
 
-	// searchTime is how long a search is waited for if nothing else can come: it allows
-	// devices a second. It is a provisional verdict: the next call searches again.
+	// searchTime is how long a probe waits for a search if no other reply is possible. It
+	// allows for devices that respond within a second. The result is provisional: the next
+	// call searches again.
 	searchTime = 1200 * time.Millisecond
-	// lateAnswer bounds the wait for a backend if the gateway has answered another: it is
-	// there, and not slow.
+	// otherBackendTimeout bounds the probe of a backend if the gateway has replied to another
+	// backend. The gateway is then known to be reachable and not slow.
 	otherBackendTimeout = time.Second
-	// failureAge is how long a backend that failed is not asked again, if others answer.
+	// failureAge is how long a backend that failed is not probed again, if other backends are
+	// available.
 	failureAge = 30 * time.Second
 )
 
-// errPending is the verdict on a backend of which it is not known whether it answers.
-var errNotProbed = errors.New("no verdict yet")
+// errNotProbed is the state of a backend of which it is unknown whether its gateway replies.
+var errNotProbed = errors.New("not probed yet")
 
-// mayAnswer reports whether a backend has not failed a short time ago: the gateway may have
-// been away.
+// mayBeAvailable returns false if the last probe of the backend failed within failureAge.
+// After that, a gateway that was unreachable may be back.
 func (b *Backend) mayBeAvailable() bool {
 	return b.probeErr == nil || errors.Is(b.probeErr, errNotProbed) || time.Since(b.probedAt) > failureAge
 }
 
-// probing is a probe in flight, which several callers share.
+// probeRun is a probe in flight, which several callers can share.
 type probeRun struct {
 	client  *Client
 	callers int
 	stop    context.CancelCauseFunc
 	done    chan struct{}
-	err     error // valid after done
+	err     error // valid once done is closed
 }
 
-// Probe returns nil if one of the client's backends answers. Callers at the same time
-// share one probe, which wait bounds. A probe goes on if a caller gives up, but not if
-// the time of the last one is over.
+// Probe returns nil if one of the client's backends is available. Concurrent callers share
+// one probe, which ends after wait. The probe continues if a caller cancels its context. It
+// stops if the last caller has reached its timeout.
 func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 	o := c.owner
 	for {
@@ -90,15 +93,15 @@ func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 			if !stopped {
 				return fmt.Errorf("forward: looking for a gateway: %w", context.Cause(ctx))
 			}
-			<-p.done // it has been stopped
+			<-p.done // the probe was stopped and returns at once
 		}
 		if p.client == c {
 			return p.err
-		} // another client may have other backends
+		} // another client may have other backends: try again
 	}
 }
 
-// startProbe asks the backends of a client.
+// startProbe starts a probe of a client's backends.
 func (o *Owner) startProbe(c *Client, wait time.Duration) {
 	ctx, stop := context.WithCancelCause(o.ctx)
 	p := &probeRun{client: c, stop: stop, done: make(chan struct{})}
@@ -123,7 +126,7 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 	}
 }
 
-// recordProbe keeps what a probe came to, and returns nil if a backend answers.
+// recordProbe records the results of a probe. It returns nil if a backend is available.
 func (o *Owner) recordProbe(c *Client, errs []error) error {
 	for i, b := range c.backends {
 		if b.probeErr, b.probedAt = errs[i], time.Now(); errors.Is(errs[i], errNotProbed) {
@@ -134,13 +137,13 @@ func (o *Owner) recordProbe(c *Client, errs []error) error {
 	if len(available) == 0 {
 		return c.sink.CombineErrors(errs, true)
 	}
-	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", available[0].name)
+	o.log().Info("gateway selected", "gateway", o.key.Gateway.Addr(), "backend", available[0].name)
 	return nil
 }
 
-// probe asks backends, and returns an error for each when the first that answers is
-// one that no better one can be waited for. Those that it did not need to wait for are
-// errPending.
+// probe probes backends and returns an error for each. It returns as soon as no more
+// preferred backend can win over one that has replied. Backends without a result then have
+// errNotProbed.
 func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 	ctx, cancel := context.WithCancel(ctx)
 	type outcome struct {
@@ -151,13 +154,13 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 		running         sync.WaitGroup
 		outcomes        = make(chan outcome, len(bs))
 		errs            = slices.Repeat([]error{errNotProbed}, len(bs))
-		precedingFailed = make(chan struct{}) // closed when the backend before has failed
+		precedingFailed = make(chan struct{}) // closed when the preceding backend has failed
 	)
 	close(precedingFailed)
 	for i, b := range bs {
 		delay := time.Duration(i) * stagger
 		if b.searches {
-			delay = min(delay, headStart)
+			delay = min(delay, searchDelay)
 		}
 		previousFailed, failed := precedingFailed, make(chan struct{})
 		precedingFailed = failed
@@ -195,13 +198,14 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 		}
 	}
 	cancel()
-	running.Wait() // what comes of these is not known
+	running.Wait() // their results are discarded
 	return errs
 }
 
-// isDecided reports whether no backend without a verdict is waited for: until patience is
-// over, those before the first that has answered; then all if none has; and at last, if
-// the verdict is provisional, no search that no device has answered.
+// isDecided reports whether a probe needs no further result. Until preferenceOver, it needs
+// those of the backends that are preferred to the first available one. If none is available,
+// it needs all results. After searchOver, it does not need that of a search to which no
+// device has responded.
 func isDecided(bs []*Backend, errs []error, preferenceOver, searchOver bool) bool {
 	if preferenceOver && slices.Contains(errs, nil) {
 		return true
@@ -217,13 +221,15 @@ func isDecided(bs []*Backend, errs []error, preferenceOver, searchOver bool) boo
 	return true
 }
 
-// isPromising reports whether a backend needs no search, or a device has answered it.
+// isPromising reports whether a backend uses no search, or a device has responded to its
+// search.
 func (b *Backend) isPromising() bool {
 	p, is := b.Backend.(interface{ Promising() bool })
 	return !b.searches || is && p.Promising()
 }
 
-// Ensure returns nil if a backend answers, and asks one that is not known yet.
+// EnsureProbed returns nil if a backend is available. If that is unknown, EnsureProbed probes
+// the backend.
 func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duration) error {
 	var (
 		isKnown, othersAvailable bool
@@ -244,17 +250,17 @@ func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duratio
 		defer cancel()
 		probeErr = b.runProbe(bounded)
 		if ctx.Err() != nil && !IsTimeout(ctx) {
-			return probeErr // it is not known yet
+			return probeErr // the caller gave up; the state is still unknown
 		}
 		c.owner.loop.Do(func() { b.probeErr, b.probedAt = probeErr, time.Now() })
 	}
 	if b.searches && othersAvailable && errors.Is(probeErr, backends.ErrNoReply) {
-		return b.notFound(backends.ErrUnsupported) // the gateway answers: it only has no such device
+		return b.notFound(backends.ErrUnsupported) // the gateway replies to another backend, so it has no such device
 	}
 	return probeErr
 }
 
-// Forget makes the next call probe anew.
+// ResetProbes makes the next call probe all backends again.
 func (c *Client) ResetProbes() { c.owner.loop.Do(c.resetProbes) }
 
 func (c *Client) resetProbes() {

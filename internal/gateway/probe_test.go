@@ -18,10 +18,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// wait is the bound of a probe.
+// wait bounds each probe.
 const wait = 3 * time.Second
 
-// named is a backend that is only chosen.
+// fakeBackend is a backend that makes no requests.
 type fakeBackend struct {
 	backends.Backend
 	name string
@@ -30,13 +30,14 @@ type fakeBackend struct {
 func (n *fakeBackend) String() string { return n.name }
 func (n *fakeBackend) Close() error   { return nil }
 
-// answers is a probe that comes to err after a while; a negative while never.
+// probeReply describes a probe that returns err after a duration. A negative duration means
+// no reply.
 type probeReply struct {
 	after time.Duration
 	err   error
 }
 
-// asked records which backends were asked.
+// probeLog records which backends were probed.
 type probeLog struct {
 	mu    sync.Mutex
 	names []string
@@ -66,15 +67,15 @@ func (a probeReply) probe(log *probeLog, name string) func(context.Context) erro
 	}
 }
 
-// silentSink ignores what it is told.
+// errorSink joins errors and ignores all other calls.
 type errorSink struct{ Sink }
 
 func (errorSink) Handler() slog.Handler { return slog.DiscardHandler }
 
 func (errorSink) CombineErrors(attempts []error, _ bool) error { return errors.Join(attempts...) }
 
-// join returns a client of an owner with backends that answer as said. The last one is
-// searched for if searched is set. The names are a, b and so on.
+// join returns a client of an owner with backends that reply as described. If searched is
+// set, the last backend uses a search. The backends are named a, b and so on.
 func join(t *testing.T, log *probeLog, searched bool, probes ...probeReply) *Client {
 	t.Helper()
 	var specs []BackendConfig
@@ -91,62 +92,63 @@ func join(t *testing.T, log *probeLog, searched bool, probes ...probeReply) *Cli
 	return c
 }
 
-// Which of three backends is chosen, when, and which were asked for it.
-func TestChoose(t *testing.T) {
+// TestProbe checks which of three backends is selected, after what time, and which backends
+// were probed.
+func TestProbe(t *testing.T) {
 	const ms = time.Millisecond
 	yes := func(d time.Duration) probeReply { return probeReply{d, nil} }
 	silent, refuses := probeReply{-1, nil}, probeReply{0, backends.ErrNoReply}
 	for name, test := range map[string]struct {
-		candidates []probeReply
-		chosen     string // "": none
+		backends   []probeReply
+		selected   string // "" means none
 		after      time.Duration
-		asked      string
-		searched   bool // the last
+		probed     string
+		searched   bool // the last backend uses a search
 	}{
-		"the first at once":              {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
-		"the first, a little late":       {[]probeReply{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
-		"the first, too late":            {[]probeReply{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
-		"the first refuses":              {[]probeReply{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
-		"the first but refusing to map":  {[]probeReply{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
-		"the third alone":                {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
-		"the third, of silent ones":      {[]probeReply{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
-		"the third, late":                {[]probeReply{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
-		"the second, later than a third": {[]probeReply{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
-		"none":                           {[]probeReply{silent, silent, silent}, "", wait, "a b c", false},
-		"all refuse":                     {[]probeReply{refuses, refuses, refuses}, "", 0, "a b c", false},
-		"before a search begins":         {[]probeReply{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
-		"when a search has begun":        {[]probeReply{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
-		"found by a search":              {[]probeReply{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
-		"found by a search at once":      {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
+		"the first at once":                     {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
+		"the first after a short delay":         {[]probeReply{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
+		"the first too late":                    {[]probeReply{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
+		"the first returns an error":            {[]probeReply{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
+		"the first refuses mappings only":       {[]probeReply{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
+		"only the third":                        {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
+		"the third of silent ones":              {[]probeReply{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
+		"the third after a delay":               {[]probeReply{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
+		"the second after the third":            {[]probeReply{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
+		"none":                                  {[]probeReply{silent, silent, silent}, "", wait, "a b c", false},
+		"all return errors":                     {[]probeReply{refuses, refuses, refuses}, "", 0, "a b c", false},
+		"before the search starts":              {[]probeReply{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
+		"after the search has started":          {[]probeReply{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
+		"found by a search":                     {[]probeReply{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
+		"found by a search that starts at once": {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log probeLog
-				c := join(t, &log, test.searched, test.candidates...)
+				c := join(t, &log, test.searched, test.backends...)
 				begin := time.Now()
 				err := c.Probe(t.Context(), wait)
 				if took := time.Since(begin); took != test.after {
 					t.Errorf("took %v, want %v", took, test.after)
 				}
-				if (err == nil) != (test.chosen != "") || err != nil && !errors.Is(err, backends.ErrNoReply) {
+				if (err == nil) != (test.selected != "") || err != nil && !errors.Is(err, backends.ErrNoReply) {
 					t.Fatalf("Probe: %v", err)
 				}
-				if err == nil && c.Available()[0].name != test.chosen {
-					t.Errorf("chose %v, want %s", c.Available()[0], test.chosen)
+				if err == nil && c.Available()[0].name != test.selected {
+					t.Errorf("selected %v, want %s", c.Available()[0], test.selected)
 				}
 				synctest.Wait()
 				slices.Sort(log.names)
-				if got := strings.Join(log.names, " "); got != test.asked {
-					t.Errorf("asked %s, want %s", got, test.asked)
+				if got := strings.Join(log.names, " "); got != test.probed {
+					t.Errorf("probed %s, want %s", got, test.probed)
 				}
 			})
 		})
 	}
 }
 
-// A backend that a probe did not wait for is asked when it is needed, and once. If its
-// caller gives up, nothing is known of it.
-func TestEnsure(t *testing.T) {
+// TestEnsureProbed checks that a backend without a result is probed when it is needed, and
+// only once. If the caller gives up, the result remains unknown.
+func TestEnsureProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log probeLog
 		c := join(t, &log, false, probeReply{time.Second, backends.ErrMalformed})
@@ -154,21 +156,21 @@ func TestEnsure(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		if err := c.EnsureProbed(ctx, b, wait); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(b.probeErr, errNotProbed) {
-			t.Errorf("with a short deadline: %v, verdict %v", err, b.probeErr)
+			t.Errorf("with a short deadline: %v, result %v", err, b.probeErr)
 		}
 		for range 2 {
 			if err := c.EnsureProbed(t.Context(), b, wait); !errors.Is(err, backends.ErrMalformed) {
-				t.Errorf("Ensure: %v", err)
+				t.Errorf("EnsureProbed: %v", err)
 			}
 		}
 		if len(log.names) != 2 {
-			t.Errorf("asked %v", log.names)
+			t.Errorf("probed %v", log.names)
 		}
 	})
 }
 
-// A backend that failed, beside another that answered, is asked again later: not at each
-// call, and not never.
+// TestFailedProbeRepeated checks that a backend that failed is probed again after a while if
+// another one is available, but not at each call.
 func TestFailedProbeRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log probeLog
@@ -179,22 +181,23 @@ func TestFailedProbeRepeated(t *testing.T) {
 		failed := c.Backends()[0]
 		for range 10 {
 			if err := c.EnsureProbed(t.Context(), failed, wait); !errors.Is(err, backends.ErrNoReply) {
-				t.Errorf("Ensure: %v", err)
+				t.Errorf("EnsureProbed: %v", err)
 			}
 		}
 		if n := len(log.names); n != 2 {
-			t.Errorf("asked %d times at once after a failure: %v", n-1, log.names)
+			t.Errorf("probed %d more times right after a failure: %v", n-1, log.names)
 		}
 		time.Sleep(time.Hour)
 		_ = c.EnsureProbed(t.Context(), failed, wait)
 		if n := len(log.names); n != 3 {
-			t.Errorf("an hour later asked %d times more, want once", n-2)
+			t.Errorf("an hour later probed %d more times, want once", n-2)
 		}
 	})
 }
 
-// A caller that gives up does not end the probe of others, nor what is learned by it.
-func TestProbeGivenUp(t *testing.T) {
+// TestProbeCallerGivesUp checks that a probe continues for its other callers if one of them
+// gives up.
+func TestProbeCallerGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log probeLog
 		c := join(t, &log, false, probeReply{time.Second, nil})
@@ -203,23 +206,24 @@ func TestProbeGivenUp(t *testing.T) {
 		other := make(chan error, 1)
 		go func() { other <- c.Probe(t.Context(), wait) }()
 		if err := c.Probe(ctx, wait); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Probe: %v, want its context's end", err)
+			t.Errorf("Probe: %v, want the end of its context", err)
 		}
 		if err := <-other; err != nil || len(log.names) != 1 {
-			t.Errorf("the other's: %v, asked %v", err, log.names)
+			t.Errorf("the other caller: %v, probed %v", err, log.names)
 		}
 	})
 }
 
-// A caller whose time is over, by a bound of ours, is told what each backend came to.
-func TestProbeOutOfTime(t *testing.T) {
+// TestProbeTimeout checks that a caller that reaches a timeout of this library receives the
+// error of each backend.
+func TestProbeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log probeLog
 		c := join(t, &log, false, probeReply{-1, nil}, probeReply{0, backends.ErrMalformed})
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 200*time.Millisecond, &TimeoutError{200 * time.Millisecond})
 		defer cancel()
 		if err := c.Probe(ctx, wait); !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, backends.ErrMalformed) {
-			t.Errorf("Probe: %v, want what both came to", err)
+			t.Errorf("Probe: %v, want the errors of both backends", err)
 		}
 	})
 }

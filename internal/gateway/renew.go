@@ -13,21 +13,22 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// The pace of renewals and retries.
+// The timing of renewals and retries.
 const (
-	maxLifetime       = 24 * time.Hour // longer grants are renewed as if they lasted a day (RFC 6887, section 15)
+	maxLifetime       = 24 * time.Hour // a longer grant is renewed as if it lasted a day (RFC 6887, section 15)
 	minRenewalPause   = 500 * time.Millisecond
-	minRetryPause     = 4 * time.Second  // between renewals that fail (RFC 6887, section 11.2.1)
+	minRetryPause     = 4 * time.Second  // shortest pause between failed renewals (RFC 6887, section 11.2.1)
 	verifyInterval    = 20 * time.Minute // between renewals of a mapping without an end
-	firstBackoff      = time.Second      // after a failure to get a mapping, doubling
+	firstBackoff      = time.Second      // after the first failed request; doubles with each failure
 	maxBackoff        = time.Minute
-	maxRefusedBackoff = 15 * time.Minute // the longest if the gateway refuses by policy
+	maxRefusedBackoff = 15 * time.Minute // longest pause if the gateway refuses by policy
 )
 
-// errRanOut is why a renewal without an answer ends when the mapping does.
-var errExpired = fmt.Errorf("%w before the mapping ran out", backends.ErrNoReply)
+// errExpired ends a renewal that has no reply when the lifetime ends.
+var errExpired = fmt.Errorf("%w before the mapping expired", backends.ErrNoReply)
 
-// next returns when to request the entry next, or the zero Time: never.
+// nextRenewal returns the time of the entry's next request. For an entry with Once, which is
+// not renewed, it returns the end of the lifetime.
 func (e *entry) nextRenewal(now time.Time) time.Time {
 	jitter := e.group.owner.registry.jitter
 	var at time.Time
@@ -36,17 +37,17 @@ func (e *entry) nextRenewal(now time.Time) time.Time {
 	}
 	switch {
 	case e.isOnce():
-		return at // when it is dropped
+		return at // when it is removed
 	case e.err == nil && at.IsZero():
 		return now.Add(e.renewalPause(verifyInterval + jitter(verifyInterval/8)))
 	case e.err == nil:
-		// Half of the lifetime, and up to an eighth more, so that entries granted together
-		// are not renewed together.
+		// Half of the lifetime, plus up to an eighth, so that entries that were granted
+		// together are not renewed together.
 		lifetime := min(at.Sub(now), maxLifetime)
 		return now.Add(e.renewalPause(max(lifetime/2+jitter(lifetime/8), minRenewalPause)))
 	case !at.IsZero() && !e.doubtful:
-		// The windows of RFC 6887, section 11.2.1: half of what is left, again and again. A
-		// longer grant counts as one for a day.
+		// RFC 6887, section 11.2.1: each retry waits for half of the remaining time. A grant
+		// for longer than a day counts as a grant for one day.
 		if day := e.granted.Granted.Add(maxLifetime); day.Before(at) {
 			at = day
 		}
@@ -57,8 +58,8 @@ func (e *entry) nextRenewal(now time.Time) time.Time {
 	return now.Add(Backoff(int(e.failures), e.err, jitter))
 }
 
-// renewWithin returns the pause before a renewal: that of the RFCs, or a shorter one that a
-// holder wants.
+// renewalPause returns the shortest RenewEvery of the holders, or the given pause if that is
+// shorter.
 func (e *entry) renewalPause(pause time.Duration) time.Duration {
 	for _, h := range e.holders {
 		if interval := h.spec().RenewEvery; interval > 0 {
@@ -68,53 +69,55 @@ func (e *entry) renewalPause(pause time.Duration) time.Duration {
 	return pause
 }
 
-// Backoff returns the pause after so many failures in a row, the last of which was err.
+// Backoff returns the pause after a number of consecutive failures, the last of which was
+// err.
 func Backoff(failures int, err error, jitter func(time.Duration) time.Duration) time.Duration {
 	longest := maxBackoff
 	if errors.Is(err, backends.ErrNotAuthorized) || errors.Is(err, backends.ErrPrivateWAN) || errors.Is(err, backends.ErrUnsupported) {
 		longest = maxRefusedBackoff
 	}
-	const doublings = 10 // are more than the longest pause
+	const doublings = 10 // enough to reach the longest pause
 	pause := min(firstBackoff<<min(max(failures-1, 0), doublings), longest)
 	return pause + jitter(pause/8)
 }
 
-// Jitter returns a random duration from 0 to d.
+// Jitter returns a random duration between 0 and d.
 func Jitter(d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
 	}
-	return rand.N(d) //nolint:gosec // no secret
+	return rand.N(d) //nolint:gosec // not a secret
 }
 
-// Pacer says when all mappings of a gateway may next be requested again because of a
-// change, so that a gateway whose clock runs wild causes no storm: a few rounds at once,
-// since a line that goes down and up again makes two changes, then one in a while. The
-// zero value has seen none.
+// TokenBucket limits how often all mappings of a gateway are requested again after a change,
+// so that frequent changes do not flood the gateway. It allows three rounds at once, because
+// a connection that is lost and restored causes two changes, and then one round every five
+// seconds. The zero value is full.
 type TokenBucket struct {
-	fullAt time.Time // when what the rounds so far have spent is earned back
+	fullAt time.Time // the time at which the bucket is full again
 }
 
-// Next returns when the next round may come.
+// Next returns the time of the next round. If a round is already waiting, Next returns its
+// time and takes no token.
 func (p *TokenBucket) Next(now time.Time) time.Time {
 	const (
 		burst = 3
 		pause = 5 * time.Second
 	)
-	earned := p.fullAt
-	if earned.Before(now) {
-		earned = now
+	fullAt := p.fullAt
+	if fullAt.Before(now) {
+		fullAt = now
 	}
-	if earned.Sub(now) < burst*pause { // else a round is still to come
-		p.fullAt = earned.Add(pause)
+	if fullAt.Sub(now) < burst*pause { // otherwise a round is already waiting
+		p.fullAt = fullAt.Add(pause)
 	}
-	if at := earned.Add(-(burst - 1) * pause); at.After(now) {
+	if at := fullAt.Add(-(burst - 1) * pause); at.After(now) {
 		return at
 	}
 	return now
 }
 
-// arm makes the group's timer fire when the first of its entries or handles is due.
+// arm sets the group's timer to the next request of its held entries and its handles.
 func (o *Owner) arm(g *group) {
 	var first time.Time
 	for _, e := range g.entries {
@@ -125,13 +128,13 @@ func (o *Owner) arm(g *group) {
 	for _, h := range g.handles {
 		first = earlier(first, h.nextRequest)
 	}
-	if !g.renewing { // else it is armed in the end
+	if !g.renewing { // otherwise it is armed when the flow has finished
 		o.loop.Arm(&g.Timer, first)
 	}
 }
 
-// enqueueWork makes the entries of a group be renewed that are due or wanted then, and
-// the handles be requested that are.
+// enqueueRenewals enqueues a flow that renews the entries that are due or marked by then, and
+// requests the handles that are due.
 func (g *group) enqueueRenewals() {
 	if g.renewing {
 		return
@@ -155,7 +158,8 @@ func (g *group) enqueueRenewals() {
 	}})
 }
 
-// renewNow renews what a handle has, or requests it anew.
+// renewNow renews the entries of a handle at once. If they then do not satisfy its spec, they
+// are created again.
 func (f *flow) renewNow(h *Handle) error {
 	f.requests = ctxsync.WithFresh(f.requests, time.Now())
 	for _, e := range h.entries() {
@@ -172,17 +176,17 @@ func (f *flow) renewNow(h *Handle) error {
 	return f.recreate(h, "refreshed")
 }
 
-// pass renews entries of the group one after another, in the order of their grants: those
-// that are due, and all that their handles hold beside them. It ends with the first that
-// the gateway does not answer.
+// renewPass renews entries of the group one after another, in the order of their grants. It
+// renews those that are due, and all other entries of their holders. It stops at the first
+// renewal without a reply.
 func (f *flow) renewPass() {
 	f.expireEntries()
-	f.renewWanted()
+	f.renewMarked()
 	f.expireEntries()
 }
 
-// renewWanted makes the renewals of a pass.
-func (f *flow) renewWanted() {
+// renewMarked marks the entries that belong to the pass and renews them.
+func (f *flow) renewMarked() {
 	var remaining []*entry
 	for _, e := range f.group.entries {
 		if e.isHeld() {
@@ -217,7 +221,7 @@ func (f *flow) renewWanted() {
 	}
 }
 
-// expire ends the entries of the group whose lifetime is over.
+// expireEntries ends the held entries of the group whose lifetime has ended.
 func (f *flow) expireEntries() {
 	for _, e := range slices.Clone(f.group.entries) {
 		if e.isHeld() && e.isExpired(time.Now()) {
@@ -226,12 +230,12 @@ func (f *flow) expireEntries() {
 	}
 }
 
-// renew makes one renewal. A mapping that runs out meanwhile is lost, which is not to be
-// noticed only when the last retransmission got no reply.
+// renew makes one renewal. The request ends with the lifetime of the mapping, so that the
+// expiry is noticed at once and not only after the last retransmission.
 func (f *flow) renew(e *entry) (backends.Mapping, error) {
 	m, r, timeout := *e.granted, e.spec.request(e.Member, e.requestedExternal), e.holders[0].spec().RequestTimeout
 	if at, has := f.ctx.Deadline(); has {
-		timeout = max(timeout, time.Until(at)+lateReply)
+		timeout = max(timeout, time.Until(at)+lateReplyTime)
 	}
 	e.verifyAt = time.Time{}
 	return f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
@@ -248,8 +252,9 @@ func (f *flow) renew(e *entry) (backends.Mapping, error) {
 	})
 }
 
-// renewed records what came of a renewal, and reports whether the gateway answers. The
-// holders of the entries to be renewed next are told later.
+// recordRenewal records the result of a renewal. It returns whether the gateway replied.
+// Holders of the upcoming entries are not notified yet; they are notified after the renewal
+// of their last entry.
 func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming []*entry) bool {
 	now := time.Now()
 	if err != nil && !f.isReply(err) {
@@ -266,7 +271,7 @@ func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming 
 	case f.isReply(err):
 		upcoming = nil
 	}
-	for _, failed := range append(upcoming, e) { // nor would it answer for the others
+	for _, failed := range append(upcoming, e) { // the gateway would not reply to the others either
 		failed.mustRenew, failed.err = false, err
 		failed.failures++
 		failed.nextRequest = failed.nextRenewal(now)
@@ -275,7 +280,7 @@ func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming 
 	return f.isReply(err)
 }
 
-// publish tells the holders of an entry what it is, but those of what comes after it.
+// publish updates the status of the entry's holders, except for holders of an upcoming entry.
 func (e *entry) publish(upcoming []*entry) {
 	for _, h := range e.holders {
 		if o := e.group.owner; o.isAttached(h) && !slices.ContainsFunc(upcoming, func(later *entry) bool { return later.isHeldBy(h) }) {
@@ -286,8 +291,8 @@ func (e *entry) publish(upcoming []*entry) {
 	}
 }
 
-// ranOut records that the lifetime of an entry is over. Its holders are requested anew,
-// without a pause.
+// recordExpiry records that the lifetime of an entry has ended. Its holders are requested
+// again at once.
 func (o *Owner) recordExpiry(e *entry, err error) {
 	holders := slices.Clone(e.holders)
 	if !e.unconfirmedUntil.IsZero() && !e.isOnce() {
@@ -304,7 +309,7 @@ func (o *Owner) recordExpiry(e *entry, err error) {
 		if h.isUnusable() || h.spec().Once {
 			h.nextRequest = time.Time{}
 		}
-		if h.spec().Once { // that it ends is no event
+		if h.spec().Once { // the end of a mapping with Once is not an event
 			after := *h.Status()
 			e.holders = without(e.holders, h)
 			e.group.leaveToExpire(h, after.Granted)
@@ -319,7 +324,7 @@ func (o *Owner) recordExpiry(e *entry, err error) {
 	}
 }
 
-// watch follows what a backend notices of its gateway, until the owner ends.
+// watch starts to watch a backend's gateway for changes, until the owner ends.
 func (o *Owner) watch(b *Backend) {
 	w, ok := b.Backend.(backends.Watcher)
 	if !ok || b.watched {
@@ -337,8 +342,8 @@ func (o *Owner) watch(b *Backend) {
 	})
 }
 
-// Persist does what runs until ctx ends. If it fails, failed is called, and it is begun
-// again after a pause.
+// KeepRunning calls do, which runs until ctx ends. If do fails, KeepRunning calls failed and,
+// after a pause, do again.
 func KeepRunning(ctx context.Context, jitter func(time.Duration) time.Duration, do func(context.Context) error, failed func(error)) {
 	for failures := 1; ; failures++ {
 		err := do(ctx)
@@ -352,9 +357,9 @@ func KeepRunning(ctx context.Context, jitter func(time.Duration) time.Duration, 
 	}
 }
 
-// changed requests all entries of a backend again. RFC 6886 section 3.7 would wait up
-// to five seconds, to spare a gateway with many hosts; the queue of one request at a
-// time spares it too, and mappings are back sooner.
+// onChange requests all entries of a backend again. RFC 6886, section 3.7, requires a random
+// delay of up to five seconds to protect a gateway with many hosts. The queue of one request
+// at a time protects it too and restores the mappings sooner.
 func (o *Owner) onChange(b *Backend, change backends.Change) {
 	o.log().Info("the gateway changed", "backend", b.name, "change", change.Kind.String(),
 		"external", change.External, "reason", change.Reason)
@@ -371,8 +376,8 @@ func (o *Owner) onChange(b *Backend, change backends.Change) {
 	}
 }
 
-// suspect requests entries again, and all that their handles hold beside them. If they
-// are lost, their holders are told at once.
+// verifySoon requests the selected entries again at the given time, with all other entries of
+// their holders. If the entries are lost, the holders are notified at once.
 func (o *Owner) verifySoon(selects func(*entry) bool, lost bool, reason string, at time.Time) {
 	for _, g := range o.sortedGroups() {
 		found := slices.DeleteFunc(slices.Clone(g.entries), func(e *entry) bool { return !selects(e) })
@@ -396,7 +401,7 @@ func (e *entry) verifySoon(lost bool, reason string, at time.Time) {
 		if !o.isAttached(h) {
 			continue
 		}
-		if h.reason = reason; lost || at.After(time.Now()) { // else the answer is published in a moment
+		if h.reason = reason; lost || at.After(time.Now()) { // otherwise the reply is published in a moment
 			o.updateStatus(h, reason)
 		}
 	}
