@@ -12,11 +12,12 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// longestClose bounds Close while the gateway keeps answering.
+// maxCloseTime bounds Close while the gateway keeps replying.
 const maxCloseTime = 15 * time.Second
 
-// closeContext bounds the wait of a Close. Without a deadline of the caller's it ends
-// CloseTimeout after the gateway last answered, after longestClose at the latest.
+// closeContext returns a context that bounds a Close. If ctx has no deadline, the context
+// ends CloseTimeout after the gateway's last reply, and after maxCloseTime at the latest. The
+// function answered returns the time of the last reply.
 func (f *Forwarder) closeContext(ctx context.Context, answered func() time.Time) (context.Context, context.CancelFunc) {
 	if _, has := ctx.Deadline(); has {
 		return context.WithCancel(ctx)
@@ -45,32 +46,33 @@ func (f *Forwarder) closeContext(ctx context.Context, answered func() time.Time)
 	}
 }
 
-// Close deletes the mapping from the gateway. It takes Config.CloseTimeout at most, and up to
-// 15 seconds while the gateway keeps answering. Its error names what remains on the gateway
-// until its lifetime ends. That is tried again until the Forwarder is closed, and then once
-// more. A second call waits for the first and returns the same error.
+// Close deletes the mapping from the gateway. It takes at most Config.CloseTimeout, or up to
+// 15 seconds while the gateway keeps replying. If the deletion fails, the error names what
+// remains on the gateway until its lifetime ends. The deletion is retried until the Forwarder
+// is closed, and then once more. A second call waits for the first and returns the same
+// error.
 func (m *Mapping) Close() error { return m.Shutdown(context.Background()) }
 
-// Shutdown is Close within a context, which also bounds the wait for another call. One
-// without a deadline is bounded as Close is.
+// Shutdown is Close with a context. The context also bounds the wait for another call. If it
+// has no deadline, the limits of Close apply.
 func (m *Mapping) Shutdown(ctx context.Context) error {
 	return m.closing.do(ctx, func() error {
 		f := m.forwarder
 		var c *gateway.Closing
 		if !f.loop.Do(func() { c = f.release(m, false) }) {
-			return nil // another took its place, and the Forwarder has ended
+			return nil // another mapping replaced it, and the Forwarder is closed
 		}
 		defer f.loop.Post(f.closeUnusedRoutes)
 		return m.awaitDeletion(ctx, c)
 	})
 }
 
-// Leave ends the mapping without deleting it: it is not renewed any more, and stays on the
-// gateway until its lifetime ends, or for ever if it has no end. What is requested just now
-// is deleted. Leave does not wait; after Close it does nothing.
+// Leave closes the mapping without deleting it from the gateway. The mapping is no longer
+// renewed and remains until its lifetime ends, or forever if it has no end. A mapping whose
+// first request is in flight is deleted. Leave does not wait. After Close it has no effect.
 func (m *Mapping) Leave() {
 	ended, cancel := context.WithCancel(context.Background())
-	cancel() // so as not to wait for a Close in progress
+	cancel() // do not wait for a Close in progress
 	_ = m.closing.do(ended, func() error {
 		m.forwarder.loop.Do(func() { m.forwarder.release(m, true) })
 		m.forwarder.loop.Post(m.forwarder.closeUnusedRoutes)
@@ -78,13 +80,14 @@ func (m *Mapping) Leave() {
 	})
 }
 
-// once is what is done once, and the error that it came to.
+// once runs a function once and keeps its error.
 type once struct {
-	done atomic.Pointer[chan struct{}] // closed when it is done; nil: it is not begun
+	done atomic.Pointer[chan struct{}] // closed when the function has returned; nil: it was not called
 	err  error
 }
 
-// do calls f, or waits for the call of another until ctx ends, and returns its error.
+// do calls f if it is the first call. Otherwise it waits for the first call until ctx ends.
+// It returns the error of f.
 func (o *once) do(ctx context.Context, f func() error) error {
 	done := make(chan struct{})
 	if o.done.CompareAndSwap(nil, &done) {
@@ -97,14 +100,15 @@ func (o *once) do(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 	}
 	select {
-	case <-*o.done.Load(): // also if ctx has ended before
+	case <-*o.done.Load(): // even if ctx has ended already
 		return o.err
 	default:
 		return context.Cause(ctx)
 	}
 }
 
-// finish waits until what the mapping had is deleted.
+// awaitDeletion waits until the mapping is deleted, or until the time limit of Close. It
+// returns an error for what remains.
 func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err error) {
 	ctx, cancel := m.forwarder.closeContext(ctx, m.handle.Answered)
 	defer cancel()
@@ -122,8 +126,8 @@ func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err er
 	return err
 }
 
-// release begins to end a mapping, which is deleted, or left to its lifetime. It runs on
-// the loop.
+// release removes a mapping from the open mappings and begins to close it. The mapping is
+// deleted, or remains on the gateway if keepOnGateway is true. It runs on the loop.
 func (f *Forwarder) release(m *Mapping, keepOnGateway bool) *gateway.Closing {
 	if i := slices.Index(f.held, m); i >= 0 {
 		f.held = slices.Delete(f.held, i, i+1)
@@ -133,7 +137,7 @@ func (f *Forwarder) release(m *Mapping, keepOnGateway bool) *gateway.Closing {
 	return m.handle.BeginClose(keepOnGateway)
 }
 
-// closeAll closes mappings, several at once, and returns how many are deleted.
+// closeAll closes mappings, several at a time. It returns how many were deleted.
 func (f *Forwarder) closeAll(ctx context.Context, ms []*Mapping) (closed int, err error) {
 	var wg sync.WaitGroup
 	errs, running := make([]error, len(ms)), make(chan struct{}, gateway.MaxCalls)
@@ -153,15 +157,16 @@ func (f *Forwarder) closeAll(ctx context.Context, ms []*Mapping) (closed int, er
 	return closed, errors.Join(errs...)
 }
 
-// Close deletes all mappings, except those of Once, and stops. It takes Config.CloseTimeout
-// at most, and up to 15 seconds while gateways keep answering. Its error names what remains on
-// a gateway until its lifetime ends. What remained at a gateway that was left before, as
-// the default route moved, was logged. A second call waits for the first and returns the
-// same error. OnEvent and the Logger's handler may call it.
+// Close deletes all mappings, except those with Once, and stops the Forwarder. It takes at
+// most Config.CloseTimeout, or up to 15 seconds while gateways keep replying. If a deletion
+// fails, the error names what remains on a gateway until its lifetime ends. The error does
+// not include mappings that remain at a previous gateway after the default route changed;
+// they are logged at that time. A second call waits for the first and returns the same error.
+// OnEvent and the Logger's handler may call Close.
 func (f *Forwarder) Close() error { return f.Shutdown(context.Background()) }
 
-// Shutdown is Close within a context, which also bounds the wait for another call. One
-// without a deadline is bounded as Close is. Calls in flight fail with ErrClosed.
+// Shutdown is Close with a context. The context also bounds the wait for another call. If it
+// has no deadline, the limits of Close apply. Calls in flight fail with ErrClosed.
 func (f *Forwarder) Shutdown(ctx context.Context) error {
 	return f.closing.do(ctx, func() error {
 		f.cancel(ErrClosed)
@@ -201,7 +206,7 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 	}
 	wg.Wait()
 	for _, m := range held {
-		_ = m.Shutdown(ctx) // what remains of it is among the errors of a route
+		_ = m.Shutdown(ctx) // the error of its route includes what remains
 	}
 	f.work.Wait()
 	f.store.close()

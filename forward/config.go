@@ -23,92 +23,100 @@ const (
 	DefaultLifetime         = 2 * time.Hour
 )
 
-// Config says how a Forwarder works. Nil and the zero value are valid.
+// Config configures a Forwarder. A nil Config and the zero value are valid.
 type Config struct {
-	// DiscoveryTimeout bounds the search for a gateway that answers. Zero:
-	// DefaultDiscoveryTimeout.
+	// DiscoveryTimeout bounds the search for a gateway. Zero means DefaultDiscoveryTimeout.
 	DiscoveryTimeout time.Duration
-	// RequestTimeout bounds a call whose context has no deadline, and each attempt in
-	// the background. Deleting what a failed attempt was granted can take a second
-	// more. Zero: DefaultRequestTimeout.
+	// RequestTimeout bounds a call whose context has no deadline, and each attempt in the
+	// background. If an attempt fails in part, deleting what the gateway granted can take
+	// another second. Zero means DefaultRequestTimeout.
 	RequestTimeout time.Duration
-	// CloseTimeout bounds each Close, of a Forwarder, Mapping, Listener or PacketConn, if
-	// the gateway does not answer. While it keeps answering and deletions remain, Close
-	// takes up to 15 seconds, or CloseTimeout if that is longer. Zero:
+	// CloseTimeout bounds each Close of a Forwarder, Mapping, Listener or PacketConn if the
+	// gateway does not reply. While the gateway keeps replying and deletions remain, Close
+	// takes up to 15 seconds, or CloseTimeout if that is longer. Zero means
 	// DefaultCloseTimeout.
 	CloseTimeout time.Duration
-	// Protocols names the protocols to use, the preferred first. Nil: "natpmp", "pcp",
-	// "upnp".
+	// Protocols names the protocols to use, the preferred one first. Nil means "natpmp",
+	// "pcp", "upnp".
 	Protocols []string
-	// Backends are ready-made backends to use instead of Protocols, in this order. No
-	// gateway is searched for. The caller closes them.
+	// Backends are ready-made backends to use instead of Protocols, in this order. The
+	// Forwarder then does not search for a gateway. The caller closes the backends.
 	Backends []backends.Backend
-	// Gateway is the address of the gateway to ask. A bare address, which has port 0, is
-	// asked at the port of each protocol. The zero value: the gateway that the kernel
-	// uses to reach the internet.
+	// Gateway is the address of the gateway to use. If its port is 0, each protocol uses its
+	// own port. The zero value means the gateway that the kernel uses to reach the internet.
 	Gateway netip.AddrPort
-	// Gateways returns the default routes of this host, at most one of each address
-	// family, in place of the kernel's. It is for systems on which an app may not read
-	// routes, such as Android and iOS: read them from the system's API. An empty list says
-	// that there is no network. After an error, what it returned before stays in use.
+	// Gateways returns the default routes of this host, in place of the kernel's: at most one
+	// for each address family. Set it on systems on which an app may not read routes, such as
+	// Android and iOS, and read the routes from the system's API. An empty list means that
+	// there is no network. After an error, the routes that it returned before stay in use.
 	//
-	// It is called before requests and every 30 seconds, within DiscoveryTimeout, also by
-	// several goroutines at once. Enable with Background, Listen and Close wait for it too,
-	// so it must obey its context, and may not use the Forwarder. Call Refresh when the system reports another network. Nil: the kernel is asked.
+	// Gateways is called before requests and every 30 seconds, also by several goroutines at
+	// once. Each call is bounded by DiscoveryTimeout. Enable with Background, Listen and
+	// Close wait for it too, so it must obey its context and must not use the Forwarder. Call
+	// Refresh if the system reports a change of network. Nil means that the Forwarder reads
+	// the kernel's routes.
 	Gateways func(context.Context) ([]discover.Gateway, error)
-	// Interface is the interface to send requests by. Empty: the one that leads to the
-	// gateway.
+	// Interface is the interface from which to send requests. Empty means the interface
+	// toward the gateway.
 	Interface string
-	// Source is the local address to send requests from, which is the one that gets the
-	// mappings. Calls that need a gateway of its family fail with backends.ErrInvalid
-	// while this host does not have it. The zero Addr: the one that the kernel uses.
+	// Source is the local address from which to send requests. Mappings forward to this
+	// address. While this host does not have the address, calls that need a gateway of its
+	// family fail with backends.ErrInvalid. The zero Addr means the address that the kernel
+	// selects.
 	Source netip.Addr
-	// UPnPURL is the URL of a UPnP root description, with an IP address as its host. That
-	// device is used, and no other is searched for. If Gateway is zero, the host is the
-	// gateway. Empty: the device of the gateway, or else the best one.
+	// UPnPURL is the URL of a UPnP root description, with an IP address as its host. The
+	// Forwarder then uses that device and searches for no other. If Gateway is zero, the host
+	// of the URL is the gateway. Empty means the UPnP device of the gateway, or else the most
+	// suitable one.
 	UPnPURL string
-	// Lifetime is the lifetime to request, if no option names another. Zero:
+	// Lifetime is the lifetime to request if no option sets another. Zero means
 	// DefaultLifetime.
 	Lifetime time.Duration
-	// Description is what the gateway shows in its table, if the protocol has one.
-	// Empty: "goforward".
+	// Description is the text that the gateway shows in its table, if the protocol supports
+	// one. Empty means "goforward".
 	Description string
-	// NonceKey is a secret from which PCP nonces are derived. A later process with the
-	// same key can renew and delete what this one mapped. Nil: only this process can.
+	// NonceKey is a secret from which PCP nonces are derived. A later process with the same
+	// key can renew and delete the mappings of this one. If it is nil, only this process can.
 	NonceKey []byte
-	// StateFile is the path of a file that records the mappings, with the secrets that
-	// renew them. The next run of the program takes them over, with their external
-	// ports, and deletes what is not enabled again within half a minute. The file is
-	// written atomically and is readable by its owner alone. It is locked: one Forwarder
-	// uses it at a time, and another waits until it is free. A file with invalid contents
-	// is renamed to end in ".damaged", or ".damaged.2" and so on. That, and a file that
-	// cannot be read or written now, is logged, and nothing fails. Empty: none.
+	// StateFile is the path of a file in which the Forwarder records its mappings and the
+	// secrets that are needed to renew them. After a crash, the next run of the program
+	// resumes the mappings with the same external ports. It deletes those that are not
+	// enabled again within 30 seconds.
+	//
+	// The file is written atomically, and only its owner can read it. It is locked: one
+	// Forwarder uses it at a time, and another waits until the lock is free. If the contents
+	// are invalid, the file is renamed: the suffix ".damaged" is added, or ".damaged.2" and
+	// so on. Such a file, and one that cannot be read or written at the moment, is logged,
+	// but no call fails. Empty means no state file.
 	StateFile string
-	// Logger logs what the Forwarder does. Nil: nothing is logged.
+	// Logger receives log records about the Forwarder's work. Nil means that nothing is
+	// logged.
 	Logger *slog.Logger
-	// OnEvent is called for each event, in the order in which they happened, one after
-	// another, on a goroutine of its own. It may block and call anything, also Close. A
-	// panic in it is logged and harms nothing. Nil: none. See also [OnChange].
+	// OnEvent is called for each event. Calls are made one after another, in the order of the
+	// events, on a separate goroutine. OnEvent may block and may call any function of this
+	// package, including Close. A panic in it is logged and has no other effect. Nil means no
+	// calls. See also [OnChange].
 	OnEvent func(Event)
-	// Test is for tests: gatewaytest's Gateway.Config fills it. The zero value: none.
+	// Test is for tests. The method Config of a gatewaytest.Gateway sets it. The zero value
+	// has no effect.
 	Test TestNetwork
 }
 
-// TestNetwork has addresses that replace those that the standards fix, so that a test
-// router can be used on loopback.
+// TestNetwork has addresses that replace the fixed addresses of the standards, so that a test
+// router can run on loopback.
 type TestNetwork struct {
-	// Announce is where announcements of gateways are received. Zero: 224.0.0.1:5350.
-	// For a gateway on loopback: nowhere.
+	// Announce is the address on which announcements of gateways are received. The zero value
+	// means 224.0.0.1:5350, or none for a gateway on loopback.
 	Announce netip.AddrPort
-	// SSDP is where UPnP devices are searched. Zero: port 1900 of the gateway, and
-	// 239.255.255.250:1900. For a gateway on loopback: nowhere.
+	// SSDP is the address to which searches for UPnP devices are sent. The zero value means
+	// port 1900 of the gateway and 239.255.255.250:1900, or none for a gateway on loopback.
 	SSDP netip.AddrPort
-	// Notify is where notifications of UPnP devices are received. Zero:
-	// 239.255.255.250:1900. For a gateway on loopback: nowhere.
+	// Notify is the address on which notifications of UPnP devices are received. The zero
+	// value means 239.255.255.250:1900, or none for a gateway on loopback.
 	Notify netip.AddrPort
 }
 
-// check returns a copy with the defaults filled in, or ErrInvalid.
+// check returns a copy of the config with the defaults, or an error that wraps ErrInvalid.
 func (c *Config) check() (Config, error) {
 	var out Config
 	if c != nil {
@@ -125,7 +133,7 @@ func (c *Config) check() (Config, error) {
 	}
 	for _, name := range out.Protocols {
 		if _, is := gateway.Find(name); !is {
-			return Config{}, invalid("Config.Protocols: no protocol %q, there is %v", name, gateway.Names())
+			return Config{}, invalid("Config.Protocols: no protocol %q, the protocols are %v", name, gateway.Names())
 		}
 	}
 	for _, b := range out.Backends {
@@ -162,9 +170,9 @@ func (c *Config) check() (Config, error) {
 	return out, nil
 }
 
-// checkSource returns ErrInvalid if Source is not an address of this host now. Without
-// this check, a public address of another host would count as one that needs no
-// mapping.
+// checkSource returns an error that wraps ErrInvalid if this host does not have the address
+// Source now. Without this check, a public address of another host would count as one that
+// needs no mapping.
 func (c *Config) checkSource() error {
 	if c.Source.IsValid() && !netbind.HasAddr(c.Source) {
 		return invalid("the source address %v is %w", c.Source, netbind.ErrNotHere)

@@ -1,59 +1,60 @@
-// Package forward makes a program behind a NAT reachable from the internet, by
-// asking the gateway to forward a port, and keeps it so.
+// Package forward makes a program behind a NAT reachable from the internet. It requests a
+// port mapping from the gateway and keeps the mapping alive.
 //
 //	m, err := forward.Enable(forward.TCP(8080)) // gateway:8080 → here:8080, or another external port
-//	defer forward.Disable()                     // taken away again
-//	fmt.Println(m.External())                   // what to tell the world
+//	defer forward.Disable()                     // delete the mapping again
+//	fmt.Println(m.External())                   // the address to publish
 //
-// The one-liners of the package are for func main: they share one Forwarder,
-// and Disable without arguments takes away whatever was enabled last. A library
-// holds a [Forwarder] of its own, from [New], and closes the [Mapping] that it
-// was given.
+// The package-level functions are for func main: they share one Forwarder, and Disable
+// without arguments deletes the mapping that was enabled last. A library creates a
+// [Forwarder] of its own with [New], and closes each [Mapping] that it enabled.
 //
-// # What it does
+// # How it works
 //
-// The first call finds the gateway that the kernel uses for the internet, asks
-// whether it speaks NAT-PMP, PCP or UPnP, and remembers the answer: NAT-PMP is
-// taken where it answers within a quarter of a second, else PCP, else UPnP. What
-// one cannot express, or the gateway refuses to it, goes to the next within the
-// same call. A mapping is renewed at half of the lifetime that the gateway
-// granted, and asked for again when the gateway announces that it restarted, or
-// its clock or table shows it. When the route to the internet or this host's
-// address changes, it is asked for on the new way, and taken away on the old one
-// if that can still be reached. The external port can change at any renewal: read
-// it from [Mapping.External], wait for the next change with [Mapping.Changed], or
-// set Config.OnEvent.
+// The first call finds the gateway that the kernel uses to reach the internet. It then finds
+// out whether the gateway supports NAT-PMP, PCP or UPnP, and remembers the result. NAT-PMP is
+// used if the gateway replies to it within a quarter of a second, otherwise PCP, otherwise
+// UPnP. If a protocol cannot express a request, or if the gateway refuses it, the same call
+// tries the next protocol.
 //
-// [Listen] and [ListenPacket] are sockets that are forwarded to while they are
-// open. Config.StateFile lets the next run of a program take over what a crash
-// left behind.
+// A mapping is renewed at half of the lifetime that the gateway granted. It is requested again
+// if the gateway announces a restart, or if the gateway's clock or its table shows that it
+// restarted. If the route to the internet or the address of this host changes, the mapping is
+// requested on the new route, and deleted on the old one if that gateway can still be reached.
 //
-// [Mappings] lists what the gateway forwards, for whomever, where it speaks UPnP,
-// and [DisableAll] with [Foreign] deletes of that what the gateway lets it.
+// The external port can change at any renewal. Read it from [Mapping.External], wait for the
+// next change with [Mapping.Changed], or set Config.OnEvent.
 //
-// A mapping on the gateway is half of the way: this host's own firewall must
-// let the connections in as well.
+// [Listen] and [ListenPacket] open sockets to which the gateway forwards until they are closed.
+// With Config.StateFile, the next run of a program resumes the mappings that remained after a
+// crash.
+//
+// [Mappings] lists the mappings of all hosts on the gateway, if the gateway supports UPnP.
+// [DisableAll] with [Foreign] deletes those of them that the gateway allows this host to delete.
+//
+// This host's own firewall must admit the connections too: a mapping on the gateway does not
+// change it.
 //
 // # Errors
 //
-// What gateways answer wraps the errors of package backends: ErrConflict,
-// ErrNotAuthorized, ErrNoReply and so on, for errors.Is. An [*Error] tells what
-// was tried, what each said, and what to do. [ErrNoGateway] means that there is
-// no way out of this host or that nothing answered on it, [ErrNoMapping] that
-// there is nothing to disable or refresh, [ErrClosed] that the Forwarder or
-// Mapping was closed. context.DeadlineExceeded appears only when the caller's
-// own context ended a call.
+// Errors of gateways wrap the errors of package backends, such as ErrConflict,
+// ErrNotAuthorized and ErrNoReply. Test for them with errors.Is. An [*Error] lists the attempts
+// and the error of each, and gives advice on what to do. [ErrNoGateway] means that this host
+// has no route to the internet, or that no gateway on the route replied. [ErrNoMapping] means
+// that there is no mapping to disable or refresh. [ErrClosed] means that the Forwarder or
+// Mapping was closed. context.DeadlineExceeded is returned only if the caller's own context
+// ended the call.
 //
 // # More
 //
-// The directory examples of the repository has a short program for each of this:
-// oneliner, options, httpserver, udpecho, follow and tidy; adapters are drop-ins
-// for go-ethereum, go-libp2p, go-nat and go-nat-pmp; and docs/routers.md says
-// what to do on a router that refuses. Package gatewaytest is a router for the
-// tests of a program that forwards ports.
+// The directory examples of the repository has short programs for these uses: oneliner,
+// options, httpserver, udpecho, follow and tidy. The directory adapters has drop-in
+// replacements for go-ethereum, go-libp2p, go-nat and go-nat-pmp. The page docs/routers.md
+// describes what to do on a router that refuses requests. Package gatewaytest is a router for
+// the tests of a program that forwards ports.
 //
 // # Exit
 //
-// A program that ends without Disable, Close or Shutdown leaves its mappings
-// on the gateway until their lifetime has passed.
+// If a program ends without Disable, Close or Shutdown, its mappings remain on the gateway
+// until their lifetime ends.
 package forward

@@ -10,18 +10,18 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// Enable makes the gateway forward a port to this host, and keeps it so until
-// the mapping is closed. Without options: TCP, an internal port that is free
-// just now, and the same external port if the gateway allows. Where the
-// external port is taken, or below 1024 and refused, it tries up to eight
-// random ones from 49152, unless Exact.
+// Enable makes the gateway forward a port to this host, and keeps the mapping alive until it
+// is closed. Without options, Enable forwards TCP to an internal port that is free at the
+// moment, and requests the same external port. If the gateway refuses the external port
+// because it is taken, or because it is below 1024, Enable tries up to eight random ports
+// from 49152, unless [Exact] is given.
 //
-// Two mappings with the same protocol and internal port are one on the gateway:
-// it goes when the last of them is closed, and they must agree, else the second
-// fails with backends.ErrConflict.
+// Mappings with the same protocol and internal port share one mapping on the gateway. It is
+// deleted when the last of them is closed. Their options must agree: otherwise the second
+// Enable fails with backends.ErrConflict.
 //
-// If ctx is cancelled while a request is in flight, the gateway may still create
-// the mapping; it is deleted when the reply arrives.
+// If ctx is cancelled while a request is in flight, the gateway may still create the mapping;
+// it is deleted when the reply arrives.
 func (f *Forwarder) Enable(ctx context.Context, opts ...Option) (*Mapping, error) {
 	m, err := f.enable(ctx, opts)
 	if err != nil {
@@ -30,8 +30,8 @@ func (f *Forwarder) Enable(ctx context.Context, opts ...Option) (*Mapping, error
 	return m, nil
 }
 
-// enable is Enable. If a request was made and failed, the mapping is returned beside the
-// error, and what the gateway may have granted is being deleted.
+// enable implements Enable. If a request was made and failed, enable returns the mapping as
+// well as the error, and what the gateway may have granted is being deleted.
 func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error) {
 	s, err := f.newSpec(opts)
 	if err != nil {
@@ -64,8 +64,8 @@ func (f *Forwarder) enable(ctx context.Context, opts []Option) (*Mapping, error)
 	return m, nil
 }
 
-// ask attaches a mapping to the owner of its gateway, and asks that. If the default route
-// changes meanwhile, it asks the next.
+// callGateway attaches a mapping to the owner of its gateway, and calls do with the client.
+// If the default route changes during the call, callGateway repeats it with the new gateway.
 func (f *Forwarder) callGateway(ctx context.Context, m *Mapping, do func(*gateway.Client) error) error {
 	for {
 		var err error
@@ -90,8 +90,8 @@ func (f *Forwarder) callGateway(ctx context.Context, m *Mapping, do func(*gatewa
 	}
 }
 
-// hold makes the Forwarder answer for a new mapping. What ran out and was not to be
-// renewed makes room for it.
+// addMapping creates a mapping and adds it to the open mappings. An expired Once mapping for
+// the same port is removed. If attach is set, the mapping is requested in the background.
 func (f *Forwarder) addMapping(s *spec, attach bool) *Mapping {
 	m := &Mapping{forwarder: f, noDefault: s.noDefault, onChange: s.onChange, family: f.familyFor(s)}
 	m.handle = gateway.NewHandle(sink{f}, &s.Spec, m)

@@ -12,11 +12,13 @@ import (
 )
 
 var (
-	// ErrNoGateway: there is no route to the internet, or nothing on it answered.
+	// ErrNoGateway is returned if there is no route to the internet, or if no gateway on it
+	// replied.
 	ErrNoGateway = errors.New("no gateway that forwards ports")
-	// ErrNoMapping: there is no such mapping to disable or refresh.
+	// ErrNoMapping is returned if there is no matching mapping to disable or refresh.
 	ErrNoMapping = errors.New("no such mapping")
-	// ErrClosed: the Forwarder or Mapping was closed. It wraps net.ErrClosed.
+	// ErrClosed is returned after the Forwarder or Mapping was closed. It wraps
+	// net.ErrClosed.
 	ErrClosed error = closedError{}
 )
 
@@ -30,20 +32,20 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("forward: %w: %w", backends.ErrInvalid, fmt.Errorf(format, args...))
 }
 
-// Error says that no backend could do what was requested: what each of them said, and what
-// to do next. It wraps its Kind and every attempt.
+// Error is returned if no backend could do what was requested. It has the error of each
+// backend, and its text ends with advice on what to do. It wraps its Kind and every attempt.
 type Error struct {
 	// Kind is the most severe of the errors of package backends that the attempts wrap.
 	Kind error
-	// NoGateway is whether nothing answered at a gateway that Config does not name. The
-	// error then wraps ErrNoGateway too.
+	// NoGateway reports whether no backend replied, at a gateway that Config does not name.
+	// The error then also wraps ErrNoGateway.
 	NoGateway bool
 	// Attempts has an error for each backend that was tried, in order.
 	Attempts []error
 }
 
-// kinds are the kinds of an Error, the gravest first: the one that tells most about why
-// it cannot work. Each has an advice what to do next.
+// kinds lists the kinds of an Error, the most severe first: the one that best explains why
+// the request cannot succeed. Each kind has its advice.
 var kinds = []struct {
 	err    error
 	advice string
@@ -51,14 +53,14 @@ var kinds = []struct {
 	{backends.ErrConflict, "choose another external port, or do without an exact one"},
 	{backends.ErrNotAuthorized, "allow port forwarding for this device in the gateway's settings (some gateways refuse only ports below 1024)"},
 	{backends.ErrPrivateWAN, "another NAT stands before the gateway: switch it to bridge mode, forward the port there too, or ask the provider for a public address"},
-	{backends.ErrNoResources, "remove mappings that nobody needs from the gateway, or restart it"},
-	{backends.ErrNetworkFailure, "check the gateway's internet connection; where it works, another NAT stands before the gateway"},
+	{backends.ErrNoResources, "remove unused mappings from the gateway, or restart it"},
+	{backends.ErrNetworkFailure, "check the gateway's internet connection; if it works, another NAT stands before the gateway"},
 	{backends.ErrMalformed, "update the gateway's firmware"},
 	{backends.ErrNoReply, "switch on NAT-PMP, PCP or UPnP in the gateway's settings; behind a VPN or in a container, name the gateway"},
 	{backends.ErrUnsupported, "ask for less, or switch on another protocol in the gateway's settings"},
 }
 
-// newError sums attempts up. It returns nil where there are none.
+// newError combines attempts into an Error. It returns nil if there are none.
 func newError(attempts []error, named bool) error {
 	if len(attempts) == 0 {
 		return nil
@@ -74,26 +76,26 @@ func newError(attempts []error, named bool) error {
 	return e
 }
 
-// all is the attempts as one error.
+// all returns the attempts as one error.
 func (e *Error) all() *multierror.Error {
 	return &multierror.Error{Errors: e.Attempts, ErrorFormat: formatAttempts}
 }
 
-// Error has a line for each attempt, and a last one with what to do.
+// Error returns a headline, a line for each attempt and a last line with advice.
 func (e *Error) Error() string {
 	headline, advice := e.Kind, ""
 	if e.NoGateway {
 		headline = ErrNoGateway
 	}
 	for _, kind := range kinds {
-		if kind.err == e.Kind { //nolint:errorlint // the very value
+		if kind.err == e.Kind { //nolint:errorlint // compares the values themselves
 			advice = kind.advice
 		}
 	}
 	return fmt.Sprintf("%v:%v\n  → %s", headline, e.all(), advice)
 }
 
-// Unwrap returns the kind, the attempts and, where it applies, ErrNoGateway.
+// Unwrap returns the kind, the attempts and, if NoGateway is set, ErrNoGateway.
 func (e *Error) Unwrap() []error {
 	errs := []error{e.Kind}
 	if e.NoGateway {

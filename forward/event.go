@@ -12,28 +12,29 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// EventKind is what happened to a mapping.
+// EventKind is the kind of an Event.
 type EventKind uint8
 
 // The kinds of Event.
 const (
-	// EventMapped: granted for the first time.
+	// EventMapped means that the mapping was granted for the first time.
 	EventMapped EventKind = iota + 1
-	// EventChanged: granted again with another external address or port, or on
-	// another internal port or gateway.
+	// EventChanged means that the mapping was granted with another external address or port,
+	// or with another internal port or gateway.
 	EventChanged
-	// EventLost: the gateway has it no more, as far as we know. It is asked for again.
+	// EventLost means that the gateway no longer has the mapping, as far as the Forwarder can
+	// tell. It is requested again.
 	EventLost
-	// EventRestored: granted again after Lost, possibly with another external address
-	// or port.
+	// EventRestored means that the mapping was granted again after EventLost, possibly with
+	// another external address or port.
 	EventRestored
-	// EventFailed: a request in the background or of Refresh failed, for another reason
-	// than the one before. Reasons that differ in numbers only are the same. The mapping
-	// stands if it has grants, and is requested again.
+	// EventFailed means that a request in the background or of Refresh failed, for another
+	// reason than the request before. Reasons that differ only in numbers count as the same.
+	// The mapping is active if it has grants, and it is requested again.
 	EventFailed
 )
 
-// String names the kind in lower case.
+// String returns the name of the kind in lower case.
 func (k EventKind) String() string {
 	switch k {
 	case EventMapped:
@@ -50,42 +51,42 @@ func (k EventKind) String() string {
 	return fmt.Sprintf("event %d", uint8(k))
 }
 
-// Event tells that something happened to a mapping.
+// Event describes a change of a mapping.
 type Event struct {
 	Kind    EventKind
 	Mapping *Mapping
-	// Grants and Previous are what was granted after and before: one mapping for each
-	// protocol and port, or none.
+	// Grants and Previous are the mappings that were granted after and before the event: one
+	// for each protocol and port, or none.
 	Grants, Previous []backends.Mapping
-	// Reason says how it came.
+	// Reason describes the cause of the event.
 	Reason string
-	// Time is when.
+	// Time is the time of the event.
 	Time time.Time
 }
 
-// What waits for a slow OnEvent or log handler is bounded: by a number, or by a few for
-// each mapping if that is more, since a gateway that restarts makes two events of each
-// at once. The oldest is dropped. What Mapping's methods tell is right whatever is lost
-// here.
+// These constants limit the queue of calls to a slow OnEvent or log handler. The limit is
+// maxQueued, or maxQueuedPerMapping for each mapping if that is more, because a restart of
+// the gateway makes two events of each mapping at once. If the queue is full, the oldest call
+// is dropped. The methods of Mapping return the current values even then.
 const (
 	maxQueued           = 1024
 	maxQueuedPerMapping = 8
 )
 
-// dispatcher calls what the user gave, OnEvent and a log handler, in the order of what
-// happened. Its goroutine exists only while something waits.
+// dispatcher calls OnEvent and the log handler of the user in the order of the events. Its
+// goroutine exists only while the queue is not empty.
 type dispatcher struct {
-	log      *slog.Logger // the user's
-	mappings atomic.Int64 // that are held
+	log      *slog.Logger // the user's logger
+	mappings atomic.Int64 // the number of open mappings
 
 	mu      sync.Mutex
 	queue   []func()      // calls of OnEvent and of log handlers
-	idle    chan struct{} // closed when the goroutine ends; nil: there is none
-	dropped int           // since the last that was delivered
+	idle    chan struct{} // closed when the goroutine ends; nil: there is no goroutine
+	dropped int           // calls dropped since the last delivery
 	closed  bool
 }
 
-// push queues a call. It never blocks.
+// push adds a call to the queue. It never blocks.
 func (d *dispatcher) push(call func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -103,7 +104,7 @@ func (d *dispatcher) push(call func()) {
 	}
 }
 
-// run makes the calls that wait.
+// run makes the queued calls.
 func (d *dispatcher) run(idle chan struct{}) {
 	defer close(idle)
 	for {
@@ -126,7 +127,7 @@ func (d *dispatcher) run(idle chan struct{}) {
 	}
 }
 
-// deliver calls OnEvent, unless the dispatcher is closed, and survives a panic in it.
+// deliver calls onEvent, unless the dispatcher is closed. It recovers from a panic.
 func (d *dispatcher) deliver(e Event, onEvent func(Event)) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -138,9 +139,9 @@ func (d *dispatcher) deliver(e Event, onEvent func(Event)) {
 	}
 }
 
-// warn logs on the dispatcher's own goroutine.
+// warn logs directly. It must run on the dispatcher's goroutine.
 func (d *dispatcher) warn(text string, args ...any) {
-	defer func() { _ = recover() }() // of a handler
+	defer func() { _ = recover() }() // a log handler may panic
 	d.log.Warn(text, args...)
 }
 
@@ -150,11 +151,11 @@ func (d *dispatcher) isClosed() bool {
 	return d.closed
 }
 
-// callbackTime is how long close waits for a callback that has not returned. It may be
-// the callback that closes.
+// callbackTimeout is how long close waits for a callback to return. It must be limited
+// because the callback itself may call Close.
 const callbackTimeout = 100 * time.Millisecond
 
-// close drops the events that wait, and waits a moment for the callback in flight.
+// close drops the queued calls and waits for the present call, up to callbackTimeout.
 func (d *dispatcher) close() {
 	d.mu.Lock()
 	d.closed = true
@@ -169,7 +170,7 @@ func (d *dispatcher) close() {
 	}
 }
 
-// queueHandler queues log records for the user's handler.
+// queueHandler is a slog.Handler that queues records for the user's handler.
 type queueHandler struct {
 	dispatcher *dispatcher
 	handler    slog.Handler
@@ -196,20 +197,20 @@ func (h queueHandler) WithGroup(name string) slog.Handler {
 	return queueHandler{h.dispatcher, h.handler.WithGroup(name)}
 }
 
-// The Forwarder is a gateway.Sink: these methods are for the owners of gateways, and
+// sink implements gateway.Sink for a Forwarder. Owners of gateways call its methods, which
 // never block.
 type sink struct{ *Forwarder }
 
 var _ gateway.Sink = sink{}
 
-// Happened logs an event, and queues it for OnEvent.
+// HandleChanged logs an event and queues it for OnEvent.
 func (s sink) HandleChanged(h *gateway.Handle, kind gateway.Kind, before, after []backends.Mapping, reason string, at time.Time) {
 	s.store.renewed.Store(true)
 	if kind == 0 {
 		return
 	}
 	s.store.requestWrite()
-	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), Grants: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // our handles are mappings
+	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), Grants: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // addMapping sets it to a *Mapping
 	level := slog.LevelInfo
 	if e.Kind == EventFailed {
 		level = slog.LevelWarn
@@ -222,17 +223,17 @@ func (s sink) HandleChanged(h *gateway.Handle, kind gateway.Kind, before, after 
 	}
 }
 
-// Failure makes one error of several.
+// CombineErrors makes one error of several.
 func (s sink) CombineErrors(attempts []error, probe bool) error {
 	return newError(attempts, !probe || s.config.Gateway.IsValid())
 }
 
-// RecordsChanged tells that the state file is to be written, or that a gateway may be out of
+// RecordsChanged requests a write of the state file, and closes routes that are no longer in
 // use.
 func (s sink) RecordsChanged() {
 	s.store.requestWrite()
 	s.loop.Post(s.closeUnusedRoutes)
 }
 
-// Handler queues log records.
+// Handler returns a handler that queues log records.
 func (s sink) Handler() slog.Handler { return s.log.Handler() }

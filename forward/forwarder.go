@@ -16,28 +16,27 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// registry holds the gateways of the process: Forwarders share them.
+// registry holds the gateways of the process. All Forwarders share them.
 var registry = gateway.NewRegistry(gateway.Jitter)
 
-// Forwarder forwards ports and keeps them so. Its methods may be called by
-// several goroutines at once. Make one with New, and end it with Close or
-// Shutdown.
+// Forwarder forwards ports and keeps the mappings alive. Its methods may be called by several
+// goroutines at once. Create a Forwarder with New, and end it with Close or Shutdown.
 type Forwarder struct {
 	config        Config
-	log           *slog.Logger // by the dispatcher
+	log           *slog.Logger // passes records to the dispatcher
 	registry      *gateway.Registry
 	jitter        func(time.Duration) time.Duration
-	defaultRoutes [2]func() (discover.Gateway, error)       // the kernel's default routes, by family
-	configs       func(gatewayPath) []gateway.BackendConfig // the backends to use at a gateway
+	defaultRoutes [2]func() (discover.Gateway, error)       // returns the kernel's default route, by address family
+	configs       func(gatewayPath) []gateway.BackendConfig // returns the backends for a gateway
 	keyOf         func(gatewayPath) gateway.Key
-	watch         func(context.Context, func()) error // of the network
+	watch         func(context.Context, func()) error // watches the network for changes
 
-	hook      atomic.Pointer[hookRoutes] // the last result of Config.Gateways; nil: none yet
+	hook      atomic.Pointer[hookRoutes] // the last result of Config.Gateways, or nil
 	hookCalls atomic.Uint64
 
-	ctx        context.Context //nolint:containedctx // the life of the background work; bounds no call of a caller
+	ctx        context.Context //nolint:containedctx // ends with the Forwarder; for background work only
 	cancel     context.CancelCauseFunc
-	work       sync.WaitGroup // goroutines of ours
+	work       sync.WaitGroup // the Forwarder's own goroutines
 	dispatcher dispatcher
 	store      store
 
@@ -45,19 +44,19 @@ type Forwarder struct {
 	started atomic.Bool
 	closing once
 
-	// loop owns what is next.
+	// Only code on the loop uses the fields below.
 	loop           gateway.Loop
-	held           []*Mapping // in the order of enabling
+	held           []*Mapping // the open mappings, in the order in which they were enabled
 	routes         []*route
-	current        [2]*route // the ones to use, by family
+	current        [2]*route // the routes in use, by address family
 	verifyLimit    gateway.TokenBucket
-	wakeLimit      gateway.TokenBucket // of mappings that are not granted
+	wakeLimit      gateway.TokenBucket // for requests of mappings that are not granted
 	clockTimer     gateway.Timer
-	clockCheckedAt time.Time // when the clocks were compared
+	clockCheckedAt time.Time // when compareClocks ran last
 }
 
-// New checks the config, whose errors wrap backends.ErrInvalid, and does no
-// I/O. A nil config is valid.
+// New creates a Forwarder. It checks the config and does no I/O. A nil config is valid. An
+// error wraps backends.ErrInvalid.
 func New(config *Config) (*Forwarder, error) {
 	c, err := config.check()
 	if err != nil {
@@ -81,9 +80,9 @@ func New(config *Config) (*Forwarder, error) {
 	return f, nil
 }
 
-// begin counts a call in, bounds its context by the Forwarder's life and
-// Config.RequestTimeout, and starts the background work. The function that it returns
-// counts the call out.
+// begin starts a call. It starts the background work if this is the first call. The returned
+// context ends when the Forwarder is closed; without a deadline of its own, it also ends
+// after Config.RequestTimeout. The caller must call the returned function when the call ends.
 func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
 	ctx, end, err := f.calls.Begin(ctx)
 	if err != nil {
@@ -99,7 +98,7 @@ func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) 
 	return ctx, func() { cancel(); end() }, nil
 }
 
-// startWork starts the goroutines that live as long as the Forwarder.
+// startWork starts the goroutines that run until the Forwarder is closed.
 func (f *Forwarder) startWork() {
 	f.loop.Do(f.startClock)
 	if len(f.config.Backends) == 0 {
@@ -110,8 +109,8 @@ func (f *Forwarder) startWork() {
 	}
 }
 
-// family returns the address family of the gateway if no option names one: that of
-// Config.Gateway, or IPv4.
+// family returns the address family to use if no option names one: that of Config.Gateway, or
+// IPv4.
 func (f *Forwarder) family() family {
 	if gw := f.config.Gateway.Addr(); gw.IsValid() {
 		return familyOf(gw)
@@ -130,23 +129,25 @@ func (f *Forwarder) familyFor(s *spec) family {
 	return f.family()
 }
 
-// Gateway is a gateway that answered, and the way to it.
+// Gateway describes a gateway that replied, and the route to it.
 type Gateway struct {
-	// Addr is its address, with the port that was named, or 0. The zero value for
-	// ready-made backends.
+	// Addr is the address of the gateway. Its port is the one from Config.Gateway, or 0. Addr
+	// is the zero value for ready-made backends.
 	Addr netip.AddrPort
-	// Interface and Local are the way to it; Local is the address that gets the
-	// mappings. They are empty where a gateway was named and they were not.
+	// Interface is the interface toward the gateway, and Local is the address of this host
+	// that receives the forwarded traffic. They are empty if Config names a gateway but not
+	// these.
 	Interface string
 	Local     netip.Addr
-	// Backends are the names of those that it answered, the preferred first. Those
-	// that there was no need to ask are not among them.
+	// Backends has the names of the backends that the gateway supports, the preferred one
+	// first. It does not include backends that have not been probed because none of them was
+	// needed.
 	Backends []string
 }
 
-// Gateway finds the gateway, as the first call that needs it does, and returns what was
-// found. It is remembered. With IPv6() it is the gateway for IPv6; other options change
-// nothing.
+// Gateway finds the gateway as the first call that needs it does, and returns it. The result
+// is cached. With the option IPv6(), Gateway returns the gateway for IPv6; other options have
+// no effect.
 func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -169,7 +170,7 @@ func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error
 	return g, nil
 }
 
-// ExternalIP asks the gateway for its external address.
+// ExternalIP requests the external address from the gateway.
 func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -206,7 +207,7 @@ func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gate
 	return addr, err
 }
 
-// LocalIP returns the address of this host that the gateway sees. It sends nothing.
+// LocalIP returns the address of this host on the route to the gateway. It sends no packets.
 func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -228,10 +229,10 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 	return p.local, nil
 }
 
-// OpenExternalPort returns an external port that the gateway would forward
-// just now: somebody else may take it before you ask for it. NAT-PMP and PCP
-// cannot be asked which ports are free, so it maps one for a moment and takes
-// that away again.
+// OpenExternalPort returns an external port that the gateway can forward at the moment.
+// Another program or host may take the port before you enable it. NAT-PMP and PCP have no
+// request for free ports, so OpenExternalPort creates a mapping for a moment and deletes it
+// again.
 func (f *Forwarder) OpenExternalPort(ctx context.Context, p backends.Protocol) (uint16, error) {
 	m, err := f.Enable(ctx, Protocol(p, 0), External(RandomPort()), Lifetime(time.Minute), Once())
 	if err != nil {
@@ -240,13 +241,13 @@ func (f *Forwarder) OpenExternalPort(ctx context.Context, p backends.Protocol) (
 	return m.External().Port(), m.Shutdown(ctx)
 }
 
-// matching returns the held mappings that match all selectors, in the order of
-// enabling.
+// matching returns the open mappings that match all selectors, in the order in which they
+// were enabled.
 func (f *Forwarder) matching(sel []Selector) []*Mapping {
 	var held []*Mapping
 	f.loop.Do(func() { held = slices.Clone(f.held) })
 	return slices.DeleteFunc(held, func(m *Mapping) bool { return !selectsAll(sel, m.subject()) })
 }
 
-// errClosed is ErrClosed of something.
+// errClosed returns an error that wraps ErrClosed.
 func errClosed(what string) error { return fmt.Errorf("forward: %s %w", what, ErrClosed) }

@@ -16,21 +16,21 @@ import (
 	"github.com/natforward/goforward/internal/netbind"
 )
 
-// Listener is a net.Listener for TCP that the gateway forwards to, as long as
-// it is open. Its methods may be called by several goroutines at once.
+// Listener is a net.Listener for TCP to which the gateway forwards while it is open. Its
+// methods may be called by several goroutines at once.
 type Listener struct {
 	*net.TCPListener
 	socketMappings
-	visit atomic.Pointer[visit] // the last one; nil: none
+	visit atomic.Pointer[visit] // the last visit, or nil
 }
 
-// visit is a connection that came from the internet.
+// visit is a connection from the internet.
 type visit struct {
 	at   time.Time
 	from netip.AddrPort
 }
 
-// Accept returns the next connection.
+// Accept waits for the next connection and returns it.
 func (l *Listener) Accept() (net.Conn, error) {
 	conn, err := l.AcceptTCP()
 	if err != nil {
@@ -39,16 +39,16 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// AcceptTCP is Accept with the type of package net.
+// AcceptTCP is Accept with the connection type of package net.
 func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 	conn, err := l.TCPListener.AcceptTCP()
 	if err == nil {
-		l.recordVisit(netip.MustParseAddrPort(conn.RemoteAddr().String())) // package net formats TCP addresses so
+		l.recordVisit(netip.MustParseAddrPort(conn.RemoteAddr().String())) // package net uses this format for TCP addresses
 	}
 	return conn, err
 }
 
-// note records a connection if it is a visit.
+// recordVisit records a connection if it is from the internet.
 func (l *Listener) recordVisit(from netip.AddrPort) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	if before := l.visit.Load(); before != nil && before.from.Addr() == from.Addr() || l.isFromInternet(from.Addr()) {
@@ -56,18 +56,18 @@ func (l *Listener) recordVisit(from netip.AddrPort) {
 	}
 }
 
-// isVisitor reports whether an address is one of the internet, and neither this host's nor
-// the gateway's.
+// isFromInternet reports whether an address is public and belongs neither to this host nor to
+// the gateway.
 func (l *Listener) isFromInternet(from netip.Addr) bool {
 	return backends.ScopeOf(from) == backends.ScopePublic && !netbind.HasAddr(from) &&
 		!slices.ContainsFunc(l.Externals(), func(e backends.Endpoint) bool { return e.Addr() == from })
 }
 
-// Visited returns when and from where the last connection came from the internet, of those
-// that Accept returned: from a public address that is neither this host's nor the gateway's.
-// That proves that the port was reachable then. The zero Time: none came yet, which proves
-// nothing. A PacketConn has no such method, since a datagram can be the answer to one that
-// was sent.
+// Visited returns the time and the peer of the last connection from the internet that Accept
+// returned: from a public address that belongs neither to this host nor to the gateway. Such
+// a connection proves that the port was reachable at that time. The zero Time means that
+// there has been none, which proves nothing. A PacketConn has no such method, because a
+// datagram can be the response to one that this host sent.
 func (l *Listener) Visited() (at time.Time, from netip.AddrPort) {
 	if v := l.visit.Load(); v != nil {
 		return v.at, v.from
@@ -75,28 +75,28 @@ func (l *Listener) Visited() (at time.Time, from netip.AddrPort) {
 	return time.Time{}, netip.AddrPort{}
 }
 
-// Listen listens for TCP as net.Listen does, and makes the gateway forward to
-// that port until the Listener is closed: in the background, and for ever, so
-// that it accepts local connections at once, whatever the gateway does. What the
-// world reaches is what External tells.
+// Listen listens for TCP as net.Listen does. Until the Listener is closed, the gateway
+// forwards an external port to it. The mapping is requested in the background and retried
+// without limit. The Listener therefore accepts local connections at once, even if the
+// gateway refuses. External returns the address that the internet reaches.
 //
-// The network is "tcp", "tcp4" or "tcp6". A socket for both families gets an
-// IPv4 mapping and, where a default route for IPv6 and a global address are there
-// at the time, a pinhole in the gateway's IPv6 firewall; "tcp4" is the mapping
-// alone, and "tcp6" the pinhole. A gateway on loopback that was named in the
-// Config, as in tests, is the only one that is asked for such a socket. A
-// specific local address gets what is of its family. Port 0 is a free port.
+// The network is "tcp", "tcp4" or "tcp6". A "tcp" socket for both families gets an IPv4
+// mapping. It also gets a pinhole in the gateway's IPv6 firewall, if this host has a default
+// route for IPv6 and a global address when Listen is called. With "tcp4" there is only the
+// mapping, and with "tcp6" only the pinhole. If the Config names a gateway on loopback, as in
+// tests, only that gateway is used. A specific local address gets the mapping or the pinhole
+// of its family. Port 0 means any free port.
 //
-// The options External, ExternalAddr, Exact, From, Lifetime, RenewEvery, OnChange and Description are
-// those of Enable. A pinhole translates no port, so External is about the
-// mapping, and it lasts a day at most, each time; From wants only what is of the
-// peer's family.
+// The options External, ExternalAddr, Exact, From, Lifetime, RenewEvery, OnChange and
+// Description have the same meaning as for Enable. A pinhole does not translate ports, so
+// External applies only to the mapping. Each grant of a pinhole lasts at most one day. With
+// From, there is only the mapping or pinhole of the peer's family.
 //
-// It fails where the port cannot be bound, with ErrClosed, and with
-// backends.ErrInvalid for another network, other options and addresses that
-// nobody else can reach, such as loopback's. The context, which Config.RequestTimeout
-// bounds, is for looking the address up. Disable and Refresh without selectors
-// pass what it holds over.
+// Listen fails if the port cannot be bound. It fails with ErrClosed after Close. It fails
+// with backends.ErrInvalid for any other network, for any other option, and for an address
+// that no other host can reach, such as loopback. The context applies to the lookup of the
+// address, which Config.RequestTimeout bounds. Disable and Refresh without selectors skip the
+// mappings of a Listener.
 func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ...Option) (*Listener, error) {
 	if network != "tcp" && network != "tcp4" && network != "tcp6" {
 		return nil, invalid("Listen on network %q: want tcp, tcp4 or tcp6", network)
@@ -116,38 +116,40 @@ func (f *Forwarder) Listen(ctx context.Context, network, address string, opts ..
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{TCPListener: ln.(*net.TCPListener), socketMappings: r}, nil //nolint:forcetypeassert // what package net promises for TCP
+	return &Listener{TCPListener: ln.(*net.TCPListener), socketMappings: r}, nil //nolint:forcetypeassert // package net guarantees this type for TCP
 }
 
-// Listen is [Forwarder.Listen] of the package's own Forwarder.
+// Listen calls [Forwarder.Listen] on the package's own Forwarder.
 func Listen(network, address string, opts ...Option) (*Listener, error) {
 	return forwarder().Listen(context.Background(), network, address, opts...)
 }
 
-// Close stops listening, and deletes the mapping and the pinhole, as that of [Mapping] does.
-// A second call waits for the first and returns the same error.
+// Close closes the socket and deletes the mapping and the pinhole. Its time limit and its
+// error are those of [Mapping.Close]. A second call waits for the first and returns the same
+// error.
 func (l *Listener) Close() error { return l.close() }
 
-// PacketConn is a net.PacketConn for UDP that the gateway forwards to, as long
-// as it is open. It has all methods of net.UDPConn, so that libraries use it as one: with
-// control messages, in batches, and with the sizes of its buffers. Its methods may be called
-// by several goroutines at once.
+// PacketConn is a net.PacketConn for UDP to which the gateway forwards while it is open. It
+// has all methods of net.UDPConn, so that libraries can use it as one: for control messages,
+// for batches and for the sizes of its buffers. Its methods may be called by several
+// goroutines at once.
 type PacketConn struct {
 	*net.UDPConn
 	socketMappings
 }
 
-// ReadFromAddrPort is ReadFromUDPAddrPort, by the name that github.com/pion/ice looks for.
+// ReadFromAddrPort calls ReadFromUDPAddrPort. It has the name that github.com/pion/ice
+// expects.
 func (c *PacketConn) ReadFromAddrPort(b []byte) (n int, from netip.AddrPort, err error) {
 	return c.ReadFromUDPAddrPort(b)
 }
 
-// WriteToAddrPort is WriteToUDPAddrPort, by the name that github.com/pion/ice looks for.
+// WriteToAddrPort calls WriteToUDPAddrPort. It has the name that github.com/pion/ice expects.
 func (c *PacketConn) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	return c.WriteToUDPAddrPort(b, to)
 }
 
-// ListenPacket is Listen for UDP: the network is "udp", "udp4" or "udp6".
+// ListenPacket is Listen for UDP. The network is "udp", "udp4" or "udp6".
 func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, opts ...Option) (*PacketConn, error) {
 	if network != "udp" && network != "udp4" && network != "udp6" {
 		return nil, invalid("ListenPacket on network %q: want udp, udp4 or udp6", network)
@@ -167,26 +169,27 @@ func (f *Forwarder) ListenPacket(ctx context.Context, network, address string, o
 	if err != nil {
 		return nil, err
 	}
-	return &PacketConn{pc.(*net.UDPConn), r}, nil //nolint:forcetypeassert // what package net promises for UDP
+	return &PacketConn{pc.(*net.UDPConn), r}, nil //nolint:forcetypeassert // package net guarantees this type for UDP
 }
 
-// ListenPacket is [Forwarder.ListenPacket] of the package's own Forwarder.
+// ListenPacket calls [Forwarder.ListenPacket] on the package's own Forwarder.
 func ListenPacket(network, address string, opts ...Option) (*PacketConn, error) {
 	return forwarder().ListenPacket(context.Background(), network, address, opts...)
 }
 
-// Close is as that of [Listener].
+// Close closes the socket like Close of [Listener].
 func (c *PacketConn) Close() error { return c.close() }
 
-// reach is how the world reaches a socket.
+// socketMappings has the mappings that forward to a socket.
 type socketMappings struct {
-	mappings []*Mapping // at least one; that of IPv4 first
+	mappings []*Mapping // one or two, the IPv4 mapping first
 	close    func() error
 }
 
-// expose makes a socket reachable, in the background, or closes it.
+// forwardSocket makes the gateway forward to a socket, in the background. If the options are
+// invalid, forwardSocket closes the socket.
 func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io.Closer, at net.Addr, opts []Option) (socketMappings, error) {
-	bound := netip.MustParseAddrPort(at.String()) // package net formats TCP and UDP addresses so
+	bound := netip.MustParseAddrPort(at.String()) // package net uses this format for TCP and UDP addresses
 	specs, err := f.listenSpecs(p, network, bound, opts)
 	if err != nil {
 		_ = socket.Close()
@@ -199,7 +202,7 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 	var closing once
 	r.close = func() error {
 		return closing.do(context.Background(), func() error {
-			err := socket.Close() // first, so that no connection is accepted that could not be served
+			err := socket.Close() // first, so that no connection is accepted that cannot be served
 			_, deleteErr := f.closeAll(context.Background(), r.mappings)
 			return errors.Join(err, deleteErr)
 		})
@@ -207,9 +210,9 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 	return r, nil
 }
 
-// External returns the address and port that the internet reaches: that of IPv4 if it is
-// granted, else that of the pinhole, or the zero Endpoint if none is. The address is the
-// zero Addr if the gateway hides it.
+// External returns the address and port that the internet reaches: the endpoint of the IPv4
+// mapping if it is granted, or else the endpoint of the pinhole. It returns the zero Endpoint
+// if neither is granted. The address is the zero Addr if the gateway hides it.
 func (r *socketMappings) External() backends.Endpoint {
 	if all := r.Externals(); len(all) > 0 {
 		return all[0]
@@ -217,8 +220,8 @@ func (r *socketMappings) External() backends.Endpoint {
 	return backends.Endpoint{}
 }
 
-// Externals returns all that is granted now, as External does: that of IPv4 first, then
-// that of the pinhole.
+// Externals returns all endpoints that are granted now: the endpoint of the IPv4 mapping
+// first, then the endpoint of the pinhole.
 func (r *socketMappings) Externals() []backends.Endpoint {
 	var out []backends.Endpoint
 	for _, m := range r.mappings {
@@ -229,27 +232,27 @@ func (r *socketMappings) Externals() []backends.Endpoint {
 	return out
 }
 
-// Wait returns nil as soon as External has an endpoint, ErrClosed when the socket or its
-// mappings are closed, or the cause of the context's end. Mapping has the reason if it is
-// not granted.
+// Wait waits until External has an endpoint and then returns nil. It returns ErrClosed if the
+// socket or its mappings are closed, or the cause of the end of ctx. If the mapping is not
+// granted, Mapping().Err has the reason.
 func (r *socketMappings) Wait(ctx context.Context) error { return waitForOne(ctx, r.mappings...) }
 
-// Mapping returns the live handle of the IPv4 mapping, or of the pinhole where
-// that is all that is asked for: to wait until it is granted, for changes, or for
-// why it is not. It is closed with the Listener, with the Forwarder, and by
-// Disable where that selects it.
+// Mapping returns the live handle of the IPv4 mapping, or of the pinhole if there is no
+// mapping. Use it to wait for the grant or for changes, or to find out why it is not granted.
+// The mapping is closed with the Listener or PacketConn, with the Forwarder, and by Disable
+// if a selector matches it.
 func (r *socketMappings) Mapping() *Mapping { return r.mappings[0] }
 
-// Mappings returns the live handles of what is asked for, one or two: that of
-// IPv4 first, then the pinhole's.
+// Mappings returns the live handles of the socket, one or two: the IPv4 mapping first, then
+// the pinhole.
 func (r *socketMappings) Mappings() []*Mapping { return slices.Clone(r.mappings) }
 
-// listenSpecs are what makes a socket reachable: the IPv4 mapping, the IPv6
-// pinhole, or both in this order.
+// listenSpecs returns the specs for a socket: the IPv4 mapping, the IPv6 pinhole, or both in
+// this order.
 func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip.AddrPort, opts []Option) ([]spec, error) {
 	addr, port := bound.Addr().Unmap(), bound.Port()
 	if addr.IsLoopback() || addr.IsMulticast() || addr.Is6() && addr.IsLinkLocalUnicast() {
-		return nil, invalid("no other host can be let in to %v: leave the address out, or name another", addr)
+		return nil, invalid("no other host can reach %v: leave the address out, or name another", addr)
 	}
 	s, err := f.listenSpec(p, port, opts)
 	if err != nil {
@@ -261,7 +264,7 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	mapping, pinhole := f.families(network, addr, s.Remote.Addr().Unmap())
 	switch {
 	case !mapping && !pinhole:
-		return nil, invalid("From %v is of another family than what listens, %v", s.Remote.Addr(), bound)
+		return nil, invalid("From %v and the address of the socket, %v, are of different families", s.Remote.Addr(), bound)
 	case !mapping && s.Exact && s.External != 0 && s.External != port:
 		return nil, invalid("Exact, but a pinhole translates no port: external port %d, and %v listens", s.External, bound)
 	}
@@ -279,7 +282,7 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	return specs, nil
 }
 
-// listenSpec is the sum of the options for a port that somebody listens on.
+// listenSpec returns the spec that results from the options of Listen.
 func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) (spec, error) {
 	s, err := f.newSpec(nil)
 	if err != nil {
@@ -294,11 +297,11 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 		why   string
 	}{
 		{slices.Contains(s.given, optionProtocol), "an option names a protocol: the network does"},
-		{s.Internal.Addr().IsValid(), "the option To: the address says where to listen"},
+		{s.Internal.Addr().IsValid(), "the option To: the address argument says where to listen"},
 		{s.ipv6, `the option IPv6: the network says so, as in "tcp6"`},
 		{s.Count > 0, "the option Ports: one port is bound"},
 		{s.SamePort, "the option SamePort: the port is bound already"},
-		{s.Once, "the option Once: it is kept alive until it is closed"},
+		{s.Once, "the option Once: the mapping is kept alive until the socket is closed"},
 		{s.Background, "the option Background: it always works in the background"},
 	} {
 		if wrong.given {
@@ -309,12 +312,11 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 	return s, nil
 }
 
-// longestPinhole is what UPnP grants at most, which refuses to open one for ever.
+// maxPinholeLifetime is the longest lifetime that UPnP allows for a pinhole.
 const maxPinholeLifetime = 24 * time.Hour
 
-// families says by what a socket is to be reached: the network and the address
-// that it is bound to leave a choice only where it is for both, and the peer that
-// alone is admitted, if valid, makes it.
+// families returns which mappings a socket gets. They depend on the network and the address
+// of the socket. If it is for both families, the only admitted peer decides, if there is one.
 func (f *Forwarder) families(network string, bound, peer netip.Addr) (mapping, pinhole bool) {
 	is4 := bound.Is4() || bound.IsUnspecified() && !strings.HasSuffix(network, "6")
 	is6 := bound.Is6()
@@ -327,15 +329,15 @@ func (f *Forwarder) families(network string, bound, peer netip.Addr) (mapping, p
 	return is4, is6
 }
 
-// leads reports whether the gateway of a family is worth asking where nobody
-// insists on it. An IPv4 network may yet come; without an IPv6 one there is
-// nothing to open and much to warn of.
+// expectsGateway reports whether a gateway of the family is to be used without an explicit
+// request. An IPv4 network may become available later. Without an IPv6 network, there is
+// nothing to open, and a request would only cause warnings.
 func (f *Forwarder) expectsGateway(fam family) bool {
 	named := f.config.Gateway.Addr()
 	switch {
-	case len(f.config.Backends) > 0: // for which family, they do not tell
+	case len(f.config.Backends) > 0: // backends do not tell their family
 		return fam == f.family()
-	case named.IsLoopback(): // a test's: the other family's gateway would be a real one
+	case named.IsLoopback(): // in a test, the gateway of the other family would be a real one
 		return fam == familyOf(named)
 	case fam == ipv4:
 		return true

@@ -13,12 +13,13 @@ import (
 )
 
 // Mapping is a forwarded port, or a range of ports, that a Forwarder keeps alive. It is a
-// live handle: what it reports changes as the gateway replies. For several values of one
-// moment call Status. Its methods may be called by several goroutines at once.
+// live handle: the results of its methods change when the gateway replies. To read several
+// values that belong together, call Status. The methods may be called by several goroutines
+// at once.
 type Mapping struct {
 	forwarder *Forwarder
 	handle    *gateway.Handle
-	noDefault bool // not what Disable and Refresh take without selectors
+	noDefault bool // Disable and Refresh without selectors skip the mapping
 	onChange  func(Event)
 	family    family
 	closing   once
@@ -26,13 +27,13 @@ type Mapping struct {
 
 func (m *Mapping) status() *gateway.Status { return m.handle.Status() }
 
-// External returns the address and port that the internet reaches, or the zero Endpoint
-// before the first grant and while the mapping is lost. The address is the zero Addr if
-// the gateway hides it. For a range it has the first port.
+// External returns the address and port that the internet reaches. It returns the zero
+// Endpoint before the first grant and while the mapping is lost. The address is the zero Addr
+// if the gateway hides it. For a range, External returns the first port.
 func (m *Mapping) External() backends.Endpoint { return m.Status().External }
 
-// Internal returns where the connections arrive. Before the first grant the address may
-// be the zero Addr. For a range it has the first port.
+// Internal returns the address and port to which the gateway forwards. Before the first
+// grant, the address may be the zero Addr. For a range, Internal returns the first port.
 func (m *Mapping) Internal() netip.AddrPort { return m.Status().Internal }
 
 // Backend returns the name of the backend that granted the mapping, or "".
@@ -41,38 +42,38 @@ func (m *Mapping) Backend() string { return m.Status().Backend }
 // Gateway returns the gateway that granted the mapping, or the zero value.
 func (m *Mapping) Gateway() netip.AddrPort { return m.Status().Gateway }
 
-// Scope returns how far the external address reaches.
+// Scope returns the scope of the external address: how far away it can be reached.
 func (m *Mapping) Scope() backends.Scope { return backends.ScopeOf(m.External().Addr()) }
 
-// Expires returns the time until which the mapping was granted, or the zero Time if it
-// has no end or is not granted. It is renewed long before.
+// Expires returns the time at which the grant ends. It returns the zero Time if the grant has
+// no end, or if there is no grant. The mapping is renewed long before.
 func (m *Mapping) Expires() time.Time { return m.Status().Expires }
 
-// Grants returns what the gateway granted: one mapping for each protocol and port, and
-// none before the first grant and while the mapping is lost.
+// Grants returns the mappings that the gateway granted: one for each protocol and port. It
+// returns none before the first grant and while the mapping is lost.
 func (m *Mapping) Grants() []backends.Mapping { return m.Status().Grants }
 
-// Err returns why the last request failed, or nil if it did not. A mapping whose renewal
-// failed stands until it expires.
+// Err returns the error of the last request, or nil if the request succeeded. A mapping whose
+// renewal failed is active until it expires.
 func (m *Mapping) Err() error { return m.status().Err }
 
-// Changed returns a channel that is closed at the next change of Status, and when the
-// mapping is closed. Call it before you read, so that no change is missed.
+// Changed returns a channel that is closed at the next change of Status, and when the mapping
+// is closed. To miss no change, call Changed before you read the status.
 func (m *Mapping) Changed() <-chan struct{} { return m.handle.Changed() }
 
-// Done returns a channel that is closed when the mapping is closed: by Close, by Disable,
-// or with its Listener or Forwarder.
+// Done returns a channel that is closed when the mapping is closed: by Close, by Disable, or
+// together with its Listener or Forwarder.
 func (m *Mapping) Done() <-chan struct{} { return m.handle.Done() }
 
-// Wait returns nil as soon as the mapping is granted, ErrClosed when it is closed, or the
-// cause of the context's end.
+// Wait waits until the mapping is granted and then returns nil. It returns ErrClosed if the
+// mapping is closed, or the cause of the end of ctx.
 func (m *Mapping) Wait(ctx context.Context) error { return waitForOne(ctx, m) }
 
-// waitForOne waits until one of the mappings is granted, or all are closed. There are two
-// at most: the IPv4 mapping and the pinhole of a socket.
+// waitForOne waits until one of the mappings is granted, or all are closed. There are at most
+// two: the IPv4 mapping and the pinhole of a socket.
 func waitForOne(ctx context.Context, ms ...*Mapping) error {
 	for {
-		var changed [2]<-chan struct{} // nil for those that are closed
+		var changed [2]<-chan struct{} // nil for a closed mapping
 		isOpen := false
 		for i, m := range ms {
 			next := m.Changed()
@@ -95,20 +96,20 @@ func waitForOne(ctx context.Context, ms ...*Mapping) error {
 	}
 }
 
-// subject is the mapping as selectors see it.
+// subject returns the mapping in the form that selectors examine.
 func (m *Mapping) subject() *subject {
 	s := m.status()
 	return &subject{spec: s.Spec, granted: s.Grants()}
 }
 
-// ranOut reports whether the mapping was left for its lifetime, and that is over.
+// isExpiredOnce reports whether the mapping has Once and its lifetime has ended.
 func (m *Mapping) isExpiredOnce() bool {
 	s := m.status()
-	return s.Spec.Once && !s.Since.IsZero() && !s.IsActive() // without an event it was not granted yet
+	return s.Spec.Once && !s.Since.IsZero() && !s.IsActive() // without an event, the mapping has not been granted yet
 }
 
-// String is for logs: the protocol, the external endpoint and the internal port, or the
-// ports of a range.
+// String returns a short description for logs: the protocol, the external endpoint and the
+// internal port, or the ports of a range.
 func (m *Mapping) String() string {
 	s := m.status().Spec
 	name := s.Protocols[0].String()
@@ -126,15 +127,15 @@ func (m *Mapping) String() string {
 	return fmt.Sprintf("%s %v → %d", name, external, s.Internal.Port())
 }
 
-// LogValue is String.
+// LogValue returns the result of String.
 func (m *Mapping) LogValue() slog.Value { return slog.StringValue(m.String()) }
 
-// Refresh requests the mapping again now, in place, even after it expired. Options change
-// the mapping. A new lifetime, interval or description takes effect in place. For another
-// port, peer or internal address the mapping is deleted first, and requested again as it
-// was if the new one is refused. Another protocol or number of ports fails with
-// backends.ErrInvalid, as the options that are for Enable only do: Background, IPv6,
-// NoDefault, OnChange and Once. After Close it fails with ErrClosed.
+// Refresh requests the mapping again at once, even if it has expired. Options change the
+// mapping. A new lifetime, interval or description takes effect without interruption. For
+// another port, peer or internal address, the mapping is deleted first; if the gateway then
+// refuses the new one, the previous mapping is requested again. Another protocol or number of
+// ports fails with backends.ErrInvalid. So do options that only Enable accepts: Background,
+// IPv6, NoDefault, OnChange and Once. After Close, Refresh fails with ErrClosed.
 func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	f := m.forwarder
 	ctx, end, err := f.begin(ctx)
@@ -164,19 +165,20 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	return f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &changed.Spec) })
 }
 
-// State is what a mapping is at a moment.
+// State is the state of a mapping.
 type State uint8
 
 // The states of a mapping.
 const (
-	// StatePending: it was not granted yet. It is requested again if Background was given.
+	// StatePending means that the mapping has not been granted yet. It is requested again if
+	// Background was given.
 	StatePending State = iota
-	// StateActive: the gateway forwards it.
+	// StateActive means that the gateway forwards the mapping.
 	StateActive
-	// StateLost: it was granted, and the gateway does not have it any more, as far as is
-	// known. It is requested again, unless Once was given.
+	// StateLost means that the mapping was granted but the gateway no longer has it, as far
+	// as the Forwarder can tell. The mapping is requested again, unless Once was given.
 	StateLost
-	// StateClosed: it was closed, and never changes again.
+	// StateClosed means that the mapping is closed. This state never changes again.
 	StateClosed
 )
 
@@ -198,37 +200,39 @@ func (s State) String() string {
 // MarshalText returns the name of the state.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Status is all that is known of a mapping at one moment. The short methods of Mapping
-// return parts of it.
+// Status is a snapshot of a mapping. The short methods of Mapping return parts of it.
 type Status struct {
 	State State
-	// Grants are what the gateway granted: one mapping for each protocol and port, in the
-	// order of the ports, and TCP before UDP. None if State is not StateActive.
+	// Grants has the mappings that the gateway granted: one for each protocol and port, in
+	// the order of the ports, and TCP before UDP. It is empty if State is not StateActive.
 	Grants []backends.Mapping
-	// External is the address and port that the internet reaches: that of the first of
-	// Grants, or the zero Endpoint. The address is the zero Addr if the gateway hides it.
+	// External is the address and port that the internet reaches: the external endpoint of
+	// the first of Grants, or the zero Endpoint. The address is the zero Addr if the gateway
+	// hides it.
 	External backends.Endpoint
-	// Internal is where the connections arrive: that of the first of Grants, or what is
-	// requested. Then its address may be the zero Addr, which is this host.
+	// Internal is the address and port to which the gateway forwards: the internal endpoint
+	// of the first of Grants. Without grants, it is the requested endpoint; its address may
+	// then be the zero Addr, which means this host.
 	Internal netip.AddrPort
-	// Backend and Gateway are those that granted the mapping, or zero.
+	// Backend and Gateway are the backend and the gateway that granted the mapping, or zero
+	// values.
 	Backend string
 	Gateway netip.AddrPort
-	// Expires is the earliest end of Grants, or the zero Time: it has no end, or nothing
-	// is granted.
+	// Expires is the earliest end of Grants. It is the zero Time if there is no end, or if
+	// there are no grants.
 	Expires time.Time
-	// NextAttempt is the time of the next request, or the zero Time: none is planned.
+	// NextAttempt is the time of the next request. It is the zero Time if none is scheduled.
 	NextAttempt time.Time
-	// Err is why the last request failed, or nil if it did not.
+	// Err is the error of the last request, or nil if the request succeeded.
 	Err error
-	// Since and Reason are the time and the reason of the last event but EventFailed:
-	// since then State, Grants and External are what they are. The zero Time before the
-	// first grant.
+	// Since and Reason are the time and the reason of the last event, except EventFailed.
+	// State, Grants and External have not changed since then. Since is the zero Time before
+	// the first grant.
 	Since  time.Time
 	Reason string
 }
 
-// Status returns a consistent snapshot.
+// Status returns a consistent snapshot of the mapping.
 func (m *Mapping) Status() Status {
 	s := m.status()
 	out := Status{

@@ -12,17 +12,17 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// Option says what Enable is to enable.
+// Option is an argument of Enable that describes the mapping.
 type Option interface {
 	apply(s *spec) error
 }
 
-// Selector says which mappings are meant.
+// Selector selects mappings.
 type Selector interface {
 	selects(s *subject) bool
 }
 
-// subject is what selectors look at: a mapping of ours, or an entry of the
+// subject is what a selector examines: a mapping of this Forwarder, or an entry of the
 // gateway's table.
 type subject struct {
 	spec    *gateway.Spec
@@ -30,32 +30,33 @@ type subject struct {
 	foreign bool
 }
 
-// Criterion is both: what to enable, and what an enabled mapping is known by.
+// Criterion is an Option and a Selector: it describes a mapping for Enable, and selects the
+// mappings that were enabled with it.
 type Criterion interface {
 	Option
 	Selector
 }
 
-// spec is the sum of options.
+// spec is the result of all options of a call.
 type spec struct {
 	gateway.Spec
 	ipv6      bool
-	ipv4      bool // whatever the family of a gateway that was named
-	noDefault bool // not what Disable and Refresh take without selectors
+	ipv4      bool // IPv4, regardless of the family of Config.Gateway
+	noDefault bool // Disable and Refresh without selectors skip the mapping
 	onChange  func(Event)
 
-	given []string     // the options that may be given once
-	ports []portOption // the internal ports that options name
+	given []string     // names of options that may be given only once
+	ports []portOption // internal ports that options name
 }
 
-// portOf is an internal port that an option names.
+// portOption is an internal port that an option names.
 type portOption struct {
-	option string // as it is written
+	option string // as it is written in Go
 	port   uint16
 	isTo   bool // the option is To
 }
 
-// once records that an option is given, and fails if it is given already.
+// markGiven records that an option is given. It fails if the option was given before.
 func (s *spec) markGiven(option string) error {
 	if slices.Contains(s.given, option) {
 		return invalid("the option %s is given twice", option)
@@ -64,7 +65,8 @@ func (s *spec) markGiven(option string) error {
 	return nil
 }
 
-// setPort sets the internal port that an option names; 0 names none. Options must agree.
+// setPort sets the internal port that an option names; 0 names none. All options must name
+// the same port.
 func (s *spec) setPort(p portOption) {
 	if p.port != 0 {
 		s.ports = append(s.ports, p)
@@ -72,7 +74,7 @@ func (s *spec) setPort(p portOption) {
 	}
 }
 
-// optionFunc is an Option that is no Selector.
+// optionFunc is an Option that is not a Selector.
 type optionFunc func(s *spec) error
 
 func (f optionFunc) apply(s *spec) error { return f(s) }
@@ -86,11 +88,11 @@ type criterion struct {
 func (c criterion) apply(s *spec) error     { return c.option(s) }
 func (c criterion) selects(s *subject) bool { return c.match(s) }
 
-// TCP forwards TCP to an internal port of this host; 0 is a free one. As a selector it
-// selects the mappings with that protocol and internal port; 0 is any port.
+// TCP forwards a TCP port of this host; 0 means any free port. As a selector, TCP selects the
+// mappings with that protocol and internal port; 0 means any port.
 func TCP(internal uint16) Criterion { return Protocol(backends.TCP, internal) }
 
-// UDP is [TCP] for UDP.
+// UDP is [TCP] for the protocol UDP.
 func UDP(internal uint16) Criterion { return Protocol(backends.UDP, internal) }
 
 // Protocol is [TCP] for any protocol.
@@ -98,7 +100,8 @@ func Protocol(p backends.Protocol, internal uint16) Criterion {
 	return protocols(fmt.Sprintf("%s(%d)", strings.ToUpper(p.String()), internal), internal, p)
 }
 
-// Both is [TCP] for TCP and UDP as one unit: with one external port for both, or neither.
+// Both is [TCP] for TCP and UDP as one unit: the gateway forwards both protocols from the
+// same external port, or Enable fails.
 func Both(internal uint16) Criterion {
 	return protocols(fmt.Sprintf("Both(%d)", internal), internal, backends.TCP, backends.UDP)
 }
@@ -118,7 +121,7 @@ func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion 
 		},
 		match: func(s *subject) bool {
 			is := slices.Equal(ps, s.spec.Protocols)
-			if s.foreign { // which has one protocol
+			if s.foreign { // an entry of the table has one protocol
 				is = slices.Contains(ps, s.spec.Protocols[0])
 			}
 			return is && (internal == 0 || internal == s.spec.Internal.Port())
@@ -126,15 +129,15 @@ func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion 
 	}
 }
 
-// longestRange is the largest number of ports of Ports: each of them is a mapping that
-// has to be renewed.
+// maxRange is the largest number of ports in a range. Each of them is a mapping that must be
+// renewed.
 const maxRange = 256
 
-// Ports forwards a range of internal ports, from first to last, as one unit: the external
-// ports follow each other as the internal ones do, and the gateway forwards all of them or
-// none. The first external port is that of [External], or else first. A range has 256
-// ports at most, and other options name no port but the first: UDP(0), Ports(27000, 27010).
-// As a selector it selects the mappings of that range.
+// Ports forwards a range of internal ports, from first to last, as one unit. The external
+// ports are consecutive as well, and the gateway forwards all of them or none. The first
+// external port is the one of [External], or else first. A range has at most 256 ports. Other
+// options must name no port, or the first one, as in UDP(0), Ports(27000, 27010). As a
+// selector, Ports selects the mappings of that range.
 func Ports(first, last uint16) Criterion {
 	name := fmt.Sprintf("Ports(%d, %d)", first, last)
 	return criterion{
@@ -151,7 +154,7 @@ func Ports(first, last uint16) Criterion {
 		},
 		match: func(s *subject) bool {
 			port := s.spec.Internal.Port()
-			if s.foreign { // which has one port
+			if s.foreign { // an entry of the table has one port
 				return first <= port && port <= last
 			}
 			return port == first && max(s.spec.Count, 1) == last-first+1
@@ -159,9 +162,10 @@ func Ports(first, last uint16) Criterion {
 	}
 }
 
-// External suggests an external port; the default is the internal port. The gateway may
-// grant another, which is success, unless [Exact] is given. Port 0 fails with
-// backends.ErrInvalid. As a selector it selects the mapping that was granted that port.
+// External suggests an external port. The default is the internal port. If the gateway grants
+// another port, that is a success, unless [Exact] is given. Port 0 fails with
+// backends.ErrInvalid. As a selector, External selects the mapping for which that port was
+// granted.
 func External(port uint16) Criterion {
 	return criterion{
 		option: func(s *spec) error {
@@ -177,9 +181,9 @@ func External(port uint16) Criterion {
 	}
 }
 
-// ExternalAddr suggests an external address, for a gateway that has several. PCP can ask
-// for it (RFC 6887, section 11.1); the other protocols leave the choice to the gateway. The
-// gateway may grant another, which is success, unless [Exact] is given.
+// ExternalAddr suggests an external address to a gateway that has several. Only PCP can
+// request one (RFC 6887, section 11.1); with the other protocols, the gateway chooses. If the
+// gateway grants another address, that is a success, unless [Exact] is given.
 func ExternalAddr(addr netip.Addr) Option {
 	return optionFunc(func(s *spec) error {
 		if !addr.IsValid() || addr.IsUnspecified() {
@@ -190,9 +194,9 @@ func ExternalAddr(addr netip.Addr) Option {
 	})
 }
 
-// To forwards to another address than this host's, if the protocol and the gateway allow
-// it. With port 0 the port is that of another option. As a selector it selects the mappings
-// to that address, and to that port if it is not 0.
+// To forwards to an address other than this host's, if the protocol and the gateway allow it.
+// If the port is 0, another option names it. As a selector, To selects the mappings to that
+// address, and to that port if it is not 0.
 func To(internal netip.AddrPort) Criterion {
 	return criterion{
 		option: func(s *spec) error {
@@ -211,8 +215,8 @@ func To(internal netip.AddrPort) Criterion {
 	}
 }
 
-// From admits only connections from this peer, if the protocol can; with port 0, from any
-// port of the address.
+// From admits connections only from this peer, if the protocol supports that. Port 0 means
+// any port of the address. As a selector, From selects the mappings for that peer.
 func From(peer netip.AddrPort) Criterion {
 	return criterion{
 		option: func(s *spec) error {
@@ -226,7 +230,8 @@ func From(peer netip.AddrPort) Criterion {
 	}
 }
 
-// Description is what the gateway shows in its table, if the protocol has one.
+// Description is the text that the gateway shows in its table, if the protocol supports one.
+// As a selector, Description selects the mappings with that text.
 func Description(text string) Criterion {
 	return criterion{
 		option: func(s *spec) error { s.Description = text; return s.markGiven("Description") },
@@ -234,18 +239,18 @@ func Description(text string) Criterion {
 	}
 }
 
-// wide selectors select all.
+// matchAll is a selector that selects all mappings.
 type matchAll string
 
 func (matchAll) selects(*subject) bool { return true }
 
-// Foreign selects also what other programs, other hosts and the administrator
-// have mapped, where the gateway lists that (UPnP, also where mappings go by
-// another protocol). It needs another selector beside it, or Everything. Of an
-// entry of the table, Both selects either protocol.
+// Foreign also selects mappings of other programs, of other hosts and of the administrator,
+// if the gateway lists them. Gateways list mappings through UPnP, even if the Forwarder uses
+// another protocol. Foreign must be combined with another selector, or with Everything. For
+// entries of the gateway's table, Both selects each of the two protocols.
 func Foreign() Selector { return matchAll("Foreign") }
 
-// Everything selects all.
+// Everything selects all mappings.
 func Everything() Selector { return matchAll("Everything") }
 
 // Exact makes Enable fail with backends.ErrConflict if the gateway grants another external
@@ -254,25 +259,24 @@ func Exact() Option {
 	return optionFunc(func(s *spec) error { s.Exact = true; return nil })
 }
 
-// SamePort makes the internal port follow the external one: whatever the
-// gateway grants, both are the same number. Ask Mapping.Internal where to listen.
+// SamePort makes the internal port equal to the external port that the gateway grants. Listen
+// on the port that Mapping.Internal returns.
 func SamePort() Option {
 	return optionFunc(func(s *spec) error { s.SamePort = true; return nil })
 }
 
-// IPv6 opens a pinhole in the IPv6 firewall of the gateway, to a stable global
-// address of this host: nothing is translated, so the external endpoint is this
-// host's own. It takes a gateway that speaks PCP over IPv6 (RFC 6887) or has
-// UPnP's WANIPv6FirewallControl.
+// IPv6 opens a pinhole in the gateway's IPv6 firewall to a stable global address of this
+// host. There is no translation, so the external endpoint is this host's own. The gateway
+// must support PCP over IPv6 (RFC 6887) or UPnP's WANIPv6FirewallControl.
 func IPv6() Option {
 	return optionFunc(func(s *spec) error { s.ipv6 = true; return nil })
 }
 
-// Lifetime is how long each grant is to last, in whole seconds, rounded up. The gateway may
-// grant less. Zero is Config.Lifetime. [Forever] requests a mapping without an end, if the
-// protocol can: UPnP, and PCP as far as the gateway allows. Such a mapping is deleted like
-// any other, but stays if the program is killed. It is requested again every 20 minutes, in
-// case the gateway lost it.
+// Lifetime is the lifetime to request with each grant, rounded up to whole seconds. The
+// gateway may grant less. Zero means Config.Lifetime. [Forever] requests a mapping without an
+// end, if the protocol supports that: UPnP does, and PCP as far as the gateway allows. Such a
+// mapping is deleted like any other, but remains if the program is killed. It is requested
+// again every 20 minutes, in case the gateway has lost it.
 func Lifetime(d time.Duration) Option {
 	return optionFunc(func(s *spec) error {
 		if d < 0 {
@@ -288,12 +292,12 @@ func Lifetime(d time.Duration) Option {
 // Forever is the [Lifetime] of a mapping without an end.
 const Forever = backends.Forever
 
-// shortestRenewEvery keeps a mistake from flooding the gateway.
+// minRenewEvery limits the rate of requests if RenewEvery is too short by mistake.
 const minRenewEvery = time.Second
 
-// RenewEvery renews the mapping at this interval, if that is shorter than half of the
-// lifetime that the gateway granted, which is the default (RFC 6886, section 3.3). An
-// interval below a second fails with backends.ErrInvalid.
+// RenewEvery sets the interval between renewals. The default is half of the lifetime that the
+// gateway granted (RFC 6886, section 3.3), and a longer interval has no effect. An interval
+// below one second fails with backends.ErrInvalid.
 func RenewEvery(d time.Duration) Option {
 	return optionFunc(func(s *spec) error {
 		if d < minRenewEvery {
@@ -304,12 +308,13 @@ func RenewEvery(d time.Duration) Option {
 	})
 }
 
-// Once leaves the mapping for one lifetime, and does not renew it.
+// Once keeps the mapping for one lifetime and does not renew it.
 func Once() Option {
 	return optionFunc(func(s *spec) error { s.Once = true; return nil })
 }
 
-// OnChange calls f for each event of this mapping, after Config.OnEvent and as that does.
+// OnChange calls f for each event of this mapping, after Config.OnEvent and under the same
+// rules.
 func OnChange(f func(Event)) Option {
 	return optionFunc(func(s *spec) error {
 		if f == nil {
@@ -320,26 +325,26 @@ func OnChange(f func(Event)) Option {
 	})
 }
 
-// Background makes Enable return at once, and go on trying until the mapping is
-// disabled, also before there is a network. See Mapping.Wait.
+// Background makes Enable return at once. The mapping is requested in the background, with
+// retries until it is closed, even if there is no network yet. See Mapping.Wait.
 func Background() Option {
 	return optionFunc(func(s *spec) error { s.Background = true; return nil })
 }
 
-// NoDefault keeps Disable and Refresh without selectors from taking this mapping as the
-// last one enabled: for a library that uses the Forwarder of its program. It holds for
-// the mappings of Listen and ListenPacket anyway.
+// NoDefault makes Disable and Refresh skip this mapping unless a selector is given. It is for
+// a library that uses the Forwarder of its program. Mappings of Listen and ListenPacket
+// always have it.
 func NoDefault() Option {
 	return optionFunc(func(s *spec) error { s.noDefault = true; return nil })
 }
 
-// The options that add has to know.
+// Names of options that other code refers to.
 const (
 	optionProtocol   = "of a protocol"
 	optionRenewEvery = "RenewEvery"
 )
 
-// newSpec sums options up, over the Config's defaults.
+// newSpec applies the options to the defaults of the Config.
 func (f *Forwarder) newSpec(opts []Option) (spec, error) {
 	s := spec{Spec: gateway.Spec{
 		Protocols: []backends.Protocol{backends.TCP}, Lifetime: f.config.Lifetime, Description: f.config.Description,
@@ -349,7 +354,7 @@ func (f *Forwarder) newSpec(opts []Option) (spec, error) {
 	return s, err
 }
 
-// add applies options and checks the whole.
+// add applies options and checks the resulting spec.
 func (s *spec) add(opts []Option) error {
 	for _, o := range opts {
 		if o == nil {
@@ -388,8 +393,8 @@ func (s *spec) add(opts []Option) error {
 	return nil
 }
 
-// twoPorts is the error of two options that name different internal ports. If one of them
-// is To, the other was probably meant to name the external port.
+// twoPortsError returns the error for two options that name different internal ports. If one
+// of them is To, the other was probably meant to name the external port.
 func (s *spec) twoPortsError(a, b portOption) error {
 	if a.isTo {
 		a, b = b, a
@@ -401,12 +406,12 @@ func (s *spec) twoPortsError(a, b portOption) error {
 	return invalid("%s and %s name two internal ports%s", a.option, b.option, hint)
 }
 
-// RandomPort returns a random port from 49152 to 65535.
+// RandomPort returns a random port between 49152 and 65535.
 func RandomPort() uint16 { return gateway.RandomPort() }
 
-// OpenLocalPort returns a port of this host that is free for the protocol, TCP
-// or UDP, just now: somebody else may take it before you listen. Another
-// protocol fails with backends.ErrUnsupported.
+// OpenLocalPort returns a port of this host that is free for TCP or UDP at the moment.
+// Another program may take the port before you listen on it. Any other protocol fails with
+// backends.ErrUnsupported.
 func OpenLocalPort(p backends.Protocol) (uint16, error) {
 	return openLocalPort([]backends.Protocol{p})
 }
@@ -432,7 +437,8 @@ func openLocalPort(ps []backends.Protocol) (uint16, error) {
 	return 0, fmt.Errorf("forward: no local port is free for %v: %w", ps, err)
 }
 
-// bindable binds the port, or a free one where it is 0, and lets go of it.
+// tryBind binds the port and closes the socket again. If port is 0, tryBind selects a free
+// port.
 func tryBind(p backends.Protocol, port uint16) (uint16, error) {
 	switch p {
 	case backends.TCP:
@@ -441,14 +447,14 @@ func tryBind(p backends.Protocol, port uint16) (uint16, error) {
 			return 0, fmt.Errorf("forward: %w", err)
 		}
 		defer func() { _ = ln.Close() }()
-		return ln.Addr().(*net.TCPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // what package net promises for TCP
+		return ln.Addr().(*net.TCPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // package net guarantees this type for TCP
 	case backends.UDP:
 		pc, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(port)})
 		if err != nil {
 			return 0, fmt.Errorf("forward: %w", err)
 		}
 		defer func() { _ = pc.Close() }()
-		return pc.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // what package net promises for UDP
+		return pc.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // package net guarantees this type for UDP
 	}
-	return 0, fmt.Errorf("forward: %w: cannot tell which ports are free for protocol %v: name one", backends.ErrUnsupported, p)
+	return 0, fmt.Errorf("forward: %w: cannot find free ports for protocol %v: name one", backends.ErrUnsupported, p)
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// family is that of a gateway's address.
+// family is the address family of a gateway.
 type family uint8
 
 const (
@@ -34,30 +34,32 @@ func familyOf(a netip.Addr) family {
 	return ipv6
 }
 
-// place is a gateway, and from where on this host it is asked.
+// gatewayPath is a gateway together with the interface and the source address that this host
+// uses to reach it.
 type gatewayPath struct {
-	gateway netip.AddrPort // with the port that was named, or 0
+	gateway netip.AddrPort // with the port from Config.Gateway, or 0
 	iface   string
-	source  netip.Addr // as configured or found
-	local   netip.Addr // the effective source; the zero Addr: not known
+	source  netip.Addr // the configured address, or the one that was found
+	local   netip.Addr // the effective source address; the zero Addr if it is unknown
 }
 
-// key identifies the owner of the place's gateway.
+// ownerKey returns the key of the gateway's owner.
 func (p gatewayPath) ownerKey() gateway.Key {
 	addr := p.gateway.Addr().Unmap()
 	return gateway.Key{Gateway: netip.AddrPortFrom(addr, cmp.Or(p.gateway.Port(), natpmp.Port)), Local: p.local}
 }
 
-// route leads to a gateway. The loop owns it, but for what never changes.
+// route connects a gatewayPath to the owner of its gateway. Only code on the loop uses the
+// mutable fields.
 type route struct {
-	path     gatewayPath     // never changes; zero for ready-made backends
-	client   *gateway.Client // never changes
-	unusable string          // why it is not the default route, or empty
-	users    int             // calls that use it
+	path     gatewayPath     // immutable; the zero value for ready-made backends
+	client   *gateway.Client // immutable
+	unusable string          // why the route cannot be used, or empty
+	users    int             // the number of calls that use it
 }
 
-// selectGateway returns the route to use, on which at least one backend answers. It is
-// in use until done is called.
+// selectGateway returns the current route after at least one of its backends has replied. The
+// caller must call done when it no longer uses the route.
 func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, done func(), err error) {
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
@@ -85,8 +87,8 @@ func (f *Forwarder) selectGateway(ctx context.Context, fam family) (_ *route, do
 	return r, done, nil
 }
 
-// attach makes the owner of a mapping's gateway answer for it, which requests it at a
-// time, unless that is zero.
+// attach attaches a mapping to the owner of its gateway. The owner requests the mapping at
+// the given time; the zero time means that a call will request it.
 func (f *Forwarder) attach(m *Mapping, at time.Time, reason string) error {
 	r, err := f.currentRoute(m.family)
 	switch {
@@ -101,15 +103,15 @@ func (f *Forwarder) attach(m *Mapping, at time.Time, reason string) error {
 	return nil
 }
 
-// currentRoute compares the route in use with the default route, and returns the one to
-// use. It runs on the loop, which alone compares routes.
+// currentRoute compares the route in use with the default route, and returns the route to
+// use. It runs on the loop. No other code compares routes.
 func (f *Forwarder) currentRoute(fam family) (*route, error) {
 	var (
 		p   gatewayPath
 		err error
 	)
 	if len(f.config.Backends) > 0 {
-		fam = ipv4 // whatever the family: they do not tell
+		fam = ipv4 // the family of ready-made backends is unknown
 	} else {
 		p, err = f.findPath(fam)
 	}
@@ -136,7 +138,7 @@ func (f *Forwarder) currentRoute(fam family) (*route, error) {
 	return r, nil
 }
 
-// move attaches the mappings of a route to another.
+// move attaches the mappings of one route to another route.
 func (f *Forwarder) move(from, to *route, reason string) {
 	f.setUnusable(from, nil, reason)
 	at := f.verifyLimit.Next(time.Now())
@@ -148,8 +150,8 @@ func (f *Forwarder) move(from, to *route, reason string) {
 	f.closeUnusedRoutes()
 }
 
-// join returns the route to a place. One that is returned to is asked anew what it speaks:
-// another network can look just like it.
+// addRoute returns the route for a path and adds it if necessary. If the path was used
+// before, its backends are probed again, because another network can have the same addresses.
 func (f *Forwarder) addRoute(p gatewayPath) (*route, error) {
 	if i := slices.IndexFunc(f.routes, func(r *route) bool { return r.path == p }); i >= 0 {
 		f.routes[i].client.ResetProbes()
@@ -166,7 +168,7 @@ func (f *Forwarder) addRoute(p gatewayPath) (*route, error) {
 		configs, key = f.configs(p), f.keyOf(p)
 	}
 	if len(configs) == 0 {
-		return nil, fmt.Errorf("forward: %w: no gateway at %v speaks %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Protocols, " or "))
+		return nil, fmt.Errorf("forward: %w: no gateway at %v supports %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Protocols, " or "))
 	}
 	c, err := f.registry.Join(key, configs, sink{f})
 	if err != nil {
@@ -178,13 +180,14 @@ func (f *Forwarder) addRoute(p gatewayPath) (*route, error) {
 	return r, nil
 }
 
-// backendConfigs returns how to make the backends that the config names for a place.
+// backendConfigs returns the configs of the backends for a path, as Config.Protocols names
+// them.
 func (f *Forwarder) backendConfigs(p gatewayPath) []gateway.BackendConfig {
 	fam := familyOf(p.gateway.Addr())
 	common := gateway.BackendConfig{
 		Interface: p.iface, Nonce: string(f.config.NonceKey), Only: p.gateway == f.config.Gateway,
 		Announce: f.config.Test.Announce, SSDP: f.config.Test.SSDP, Notify: f.config.Test.Notify,
-		Wait: f.config.DiscoveryTimeout - f.config.DiscoveryTimeout/8, // what a search has found by then is better than nothing
+		Wait: f.config.DiscoveryTimeout - f.config.DiscoveryTimeout/8, // shorter, so that the devices found by then can still be used
 	}
 	if host, err := upnpHost(f.config.UPnPURL); err == nil && familyOf(host) == fam {
 		common.URL = f.config.UPnPURL
@@ -201,17 +204,17 @@ func (f *Forwarder) backendConfigs(p gatewayPath) []gateway.BackendConfig {
 	return configs
 }
 
-// upnpHost is the address in the URL of a root description.
+// upnpHost returns the address in the URL of a root description.
 func upnpHost(raw string) (netip.Addr, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" {
-		return netip.Addr{}, fmt.Errorf("%q is no plain http URL", raw)
+		return netip.Addr{}, fmt.Errorf("%q is not a plain http URL", raw)
 	}
 	return netip.ParseAddr(u.Hostname())
 }
 
-// locate finds the gateway to use. A gateway that was named is that of its own family;
-// for the other, the default route's is.
+// findPath returns the path to the gateway of a family. Config.Gateway is the gateway of its
+// own family; for the other family, the default route determines the gateway.
 func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 	if familyOf(f.config.Source) == fam {
 		if err := f.config.checkSource(); err != nil {
@@ -221,7 +224,7 @@ func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 	if gw := f.config.Gateway; gw.IsValid() && familyOf(gw.Addr()) == fam {
 		p := gatewayPath{gateway: gw, iface: f.config.Interface, source: f.config.Source, local: f.config.Source}
 		if !p.local.IsValid() && p.iface == "" {
-			p.local, _ = localAddrFor(gw.Addr()) // without it, it is not known
+			p.local, _ = localAddrFor(gw.Addr()) // if this fails, the address remains unknown
 		}
 		return p, nil
 	}
@@ -230,7 +233,7 @@ func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 	case err != nil:
 		return gatewayPath{}, fmt.Errorf("%w: %w\n  → connect this host to a network, or name the gateway", ErrNoGateway, err)
 	case !gw.Addr.IsValid():
-		return gatewayPath{}, fmt.Errorf("%w: the default route, by %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN's provider tells its address",
+		return gatewayPath{}, fmt.Errorf("%w: the default route, by %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN provider publishes its address",
 			ErrNoGateway, gw.Interface)
 	}
 	source := gw.Local
@@ -242,8 +245,8 @@ func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 	return gatewayPath{netip.AddrPortFrom(gw.Addr, 0), gw.Interface, source, source}, nil
 }
 
-// defaultRoute is the default route that Config.Gateways or the kernel tells or, if an
-// interface is named, the best through that.
+// defaultRoute returns the default route according to Config.Gateways or the kernel. If
+// Config names an interface, it returns the best route through that interface.
 func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
 	if f.config.Gateways != nil {
 		return f.hook.Load().find(fam, f.config.Interface)
@@ -254,10 +257,10 @@ func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
 	return discover.Through(f.config.Interface, fam == ipv6)
 }
 
-// localToward returns the local address that the kernel uses toward another. It
-// sends nothing.
+// localAddrFor returns the local address that the kernel uses to reach addr. It sends no
+// packets.
 func localAddrFor(addr netip.Addr) (netip.Addr, error) {
-	const anyPort = 9 // connecting a datagram socket sends nothing
+	const anyPort = 9 // connecting a UDP socket sends no packets
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, anyPort)))
 	if err != nil {
 		return netip.Addr{}, err
@@ -267,7 +270,7 @@ func localAddrFor(addr netip.Addr) (netip.Addr, error) {
 	return local.Addr().Unmap(), err
 }
 
-// whyNowhere says why no route is usable.
+// unusableReason returns the reason why there is no usable route.
 func (f *Forwarder) unusableReason(err error) string {
 	if errors.Is(err, backends.ErrInvalid) {
 		return fmt.Sprintf("this host no longer has the address %v", f.config.Source)
@@ -275,15 +278,15 @@ func (f *Forwarder) unusableReason(err error) string {
 	return "there is no default route"
 }
 
-// whyElsewhere says how the route to use differs from the one before.
+// moveReason returns the difference between the previous path and the present one.
 func moveReason(before, now gatewayPath) string {
 	if before.gateway == now.gateway && before.iface == now.iface {
-		return fmt.Sprintf("this host's address is another: %v", now.local)
+		return fmt.Sprintf("this host has another address: %v", now.local)
 	}
-	return fmt.Sprintf("the default route is another: %v by %s", now.gateway.Addr(), now.iface)
+	return fmt.Sprintf("there is another default route: %v by %s", now.gateway.Addr(), now.iface)
 }
 
-// setUnusable records that a route is not the default route, or for another reason.
+// setUnusable records that a route cannot be used, and the reason.
 func (f *Forwarder) setUnusable(r *route, err error, reason string) {
 	if r.unusable != reason {
 		r.unusable = reason
@@ -296,7 +299,7 @@ func (f *Forwarder) setUnusable(r *route, err error, reason string) {
 	}
 }
 
-// setUsable records that a route is the default route again.
+// setUsable records that a route can be used again.
 func (f *Forwarder) setUsable(r *route) {
 	if r.unusable != "" {
 		r.unusable = ""
@@ -304,7 +307,8 @@ func (f *Forwarder) setUsable(r *route) {
 	}
 }
 
-// tidy leaves the gateways that are neither in use nor on the default route.
+// closeUnusedRoutes closes the routes that have no mappings and no calls and are not the
+// current routes.
 func (f *Forwarder) closeUnusedRoutes() {
 	f.routes = slices.DeleteFunc(f.routes, func(r *route) bool {
 		inUse := r.users > 0 || slices.Contains(f.current[:], r) || r.client.InUse()
@@ -313,7 +317,7 @@ func (f *Forwarder) closeUnusedRoutes() {
 				ctx, cancel := context.WithTimeoutCause(context.Background(), routeCloseTimeout, &gateway.TimeoutError{After: routeCloseTimeout})
 				defer cancel()
 				if err := f.closeRoute(ctx, r); err != nil {
-					f.log.Warn("a mapping remains at a gateway that was left", "gateway", r.path.gateway.Addr(), "err", err)
+					f.log.Warn("a mapping remains at a previous gateway", "gateway", r.path.gateway.Addr(), "err", err)
 				}
 			})
 		}
@@ -321,19 +325,20 @@ func (f *Forwarder) closeUnusedRoutes() {
 	})
 }
 
-// leaveTime bounds the wait for a gateway that was left.
+// routeCloseTimeout bounds the deletions at a previous gateway.
 const routeCloseTimeout = time.Second
 
-// leave deletes what is left at the gateway of a route, and keeps records of what remains.
+// closeRoute deletes the pending mappings at the gateway of a route. It keeps records of
+// those that remain.
 func (f *Forwarder) closeRoute(ctx context.Context, r *route) error {
 	records, err := r.client.Close(ctx)
 	f.loop.Do(func() { f.store.unassigned = append(f.store.unassigned, records...) })
 	return err
 }
 
-// The machine slept, or its clock was set, if the wall clock has gone on by more than
-// the monotonic one, which stands still in sleep on most systems: the timers are late
-// then.
+// If the wall clock has advanced by more than the monotonic clock, the machine slept or its
+// clock was set. On most systems the monotonic clock stops during sleep, so that timers are
+// late after it.
 const (
 	clockPeriod    = 30 * time.Second
 	clockTolerance = 5 * time.Second
@@ -344,7 +349,7 @@ func (f *Forwarder) startClock() {
 	f.loop.Arm(&f.clockTimer, f.clockCheckedAt.Add(clockPeriod))
 }
 
-// compareClocks notices that the machine slept.
+// compareClocks detects that the machine slept.
 func (f *Forwarder) compareClocks() {
 	now := time.Now()
 	if wall := now.Round(0).Sub(f.clockCheckedAt.Round(0)); (wall - now.Sub(f.clockCheckedAt)).Abs() > clockTolerance {
@@ -355,8 +360,8 @@ func (f *Forwarder) compareClocks() {
 	f.startClock()
 }
 
-// look compares the routes in use with the default routes, and attaches what had none. A
-// reason says what happened to all mappings.
+// compareRoutes compares the routes in use with the default routes. It attaches mappings that
+// have no route. If reason is not empty, all mappings are requested again.
 func (f *Forwarder) compareRoutes(reason string) {
 	for _, fam := range []family{ipv4, ipv6} {
 		if f.current[fam] != nil {
@@ -379,7 +384,8 @@ func (f *Forwarder) compareRoutes(reason string) {
 	}
 }
 
-// lookIfUnrouted compares routes if mappings are without one: there may be one by now.
+// compareRoutesIfUnrouted compares routes if a mapping has no usable route. There may be one
+// by now.
 func (f *Forwarder) compareRoutesIfUnrouted() {
 	if slices.ContainsFunc(f.held, func(m *Mapping) bool { return m.handle.Client() == nil }) ||
 		slices.ContainsFunc(f.current[:], func(r *route) bool { return r != nil && r.unusable != "" }) {
@@ -387,8 +393,8 @@ func (f *Forwarder) compareRoutesIfUnrouted() {
 	}
 }
 
-// followNetwork compares routes at each change of the network, until the Forwarder
-// ends. A watch that failed is started again.
+// followNetwork compares routes after each change of the network, until the Forwarder is
+// closed. A watch that fails is started again.
 func (f *Forwarder) followNetwork() {
 	look := func() { f.loop.Post(func() { f.compareRoutes("") }) }
 	restarted := false
@@ -405,12 +411,13 @@ func (f *Forwarder) followNetwork() {
 	})
 }
 
-// hookPeriod is how often Config.Gateways is called besides calls that need it.
+// hookPeriod is the interval between calls of Config.Gateways, in addition to the calls
+// before requests.
 const hookPeriod = 30 * time.Second
 
-// hookRoutes is what a call of Config.Gateways returned.
+// hookRoutes is the result of a call of Config.Gateways.
 type hookRoutes struct {
-	call     uint64 // its number, so that the result of an older call replaces no newer one
+	call     uint64 // sequence number, so that an older result does not replace a newer one
 	gateways []discover.Gateway
 	err      error
 }
@@ -418,7 +425,7 @@ type hookRoutes struct {
 // find returns the default route of a family.
 func (r *hookRoutes) find(fam family, iface string) (discover.Gateway, error) {
 	if r == nil {
-		return discover.Gateway{}, errors.New("Config.Gateways was not called yet")
+		return discover.Gateway{}, errors.New("Config.Gateways has not been called yet")
 	}
 	if r.err != nil {
 		return discover.Gateway{}, fmt.Errorf("Config.Gateways: %w", r.err)
@@ -426,7 +433,7 @@ func (r *hookRoutes) find(fam family, iface string) (discover.Gateway, error) {
 	for _, gw := range r.gateways {
 		if gw.Addr.IsValid() && familyOf(gw.Addr) == fam && (iface == "" || gw.Interface == iface) {
 			if !gw.Local.IsValid() {
-				gw.Local, _ = localAddrFor(gw.Addr) // without it, it is not known
+				gw.Local, _ = localAddrFor(gw.Addr) // if this fails, the address remains unknown
 			}
 			return gw, nil
 		}
@@ -434,8 +441,8 @@ func (r *hookRoutes) find(fam family, iface string) (discover.Gateway, error) {
 	return discover.Gateway{}, fmt.Errorf("Config.Gateways: %w", discover.ErrNoRoute)
 }
 
-// callHook calls Config.Gateways, if there is one, and keeps what it returns. An error does
-// not replace routes. If the result differs from the one before, all routes are compared.
+// callHook calls Config.Gateways, if it is set, and stores the result. An error does not
+// replace earlier routes. If the result has changed, all routes are compared.
 func (f *Forwarder) callHook(ctx context.Context) {
 	hook := f.config.Gateways
 	if hook == nil {
@@ -454,7 +461,7 @@ func (f *Forwarder) callHook(ctx context.Context) {
 		result.gateways, result.err = slices.Clone(gateways), err
 	}()
 	if ctx.Err() != nil && result.err != nil {
-		return // the caller gave up, which says nothing of the routes
+		return // the caller gave up: this is not an error of the hook
 	}
 	for {
 		previous := f.hook.Load()
@@ -471,14 +478,14 @@ func (f *Forwarder) callHook(ctx context.Context) {
 	}
 }
 
-// logHook logs that the routes that are known may be old.
+// logHook logs an error of Config.Gateways after which the earlier routes remain in use.
 func (f *Forwarder) logHook(err error) {
 	if err != nil {
 		f.log.Warn("Config.Gateways failed: the routes that it returned before stay in use", "err", err)
 	}
 }
 
-// followHook calls Config.Gateways regularly, until ctx ends.
+// followHook calls Config.Gateways at intervals of hookPeriod, until ctx ends.
 func (f *Forwarder) followHook(ctx context.Context, _ func()) error {
 	for {
 		if err := ctxsync.Sleep(ctx, hookPeriod); err != nil {

@@ -11,34 +11,34 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// store is what Config.StateFile is about: what this Forwarder has on gateways, recorded
-// at each change, and what an earlier run left there. Without a path it only remembers
-// what could not be deleted.
+// store implements Config.StateFile. It records the Forwarder's mappings on gateways at each
+// change, and holds the records of an earlier run. Without a path, it only holds the records
+// of mappings that could not be deleted.
 type store struct {
 	forwarder *Forwarder
 	path      string
-	wake      chan struct{} // something is to be written
-	renewed   atomic.Bool   // something lasts longer than the file says
+	wake      chan struct{} // requests a write
+	renewed   atomic.Bool   // a lifetime is longer than the file records
 
-	opening       sync.Mutex // held while the file is opened
+	opening       sync.Mutex // held while the file is opened, written or closed
 	file          *state.File
-	openAttempted bool // the file was opened, or is opened later
+	openAttempted bool // open was called; later attempts are made by run
 
-	unassigned []state.Record // mappings on gateways that are not in use, owned by the Forwarder's loop
+	unassigned []state.Record // mappings at gateways without a route; only code on the loop uses it
 }
 
-// wantedWithin is how long a mapping of an earlier run waits to be enabled again.
-var restoreGrace = 30 * time.Second // tests do not wait so long
+// restoreGrace is how long a mapping of an earlier run is kept for an Enable of the same
+// mapping.
+var restoreGrace = 30 * time.Second // a variable because tests shorten it
 
 const (
-	obsoleteAfter   = 30 * 24 * time.Hour // for a mapping without an end, whose gateway is not met
-	expiryTolerance = 10 * time.Minute    // of the file: a mapping lasts longer than it says
+	obsoleteAfter   = 30 * 24 * time.Hour // for a mapping without an end, if its gateway is not found
+	expiryTolerance = 10 * time.Minute    // a mapping may last longer than the file records
 	writePause      = 250 * time.Millisecond
-	writeEvery      = time.Minute // of what renewals change
+	writeEvery      = time.Minute // for changes by renewals only
 )
 
-// open opens the file before anything is requested. A file that cannot be had now is
-// opened later.
+// open opens the file before the first request. If that fails, run opens it later.
 func (s *store) open() {
 	if s.path == "" {
 		return
@@ -51,12 +51,12 @@ func (s *store) open() {
 	}
 }
 
-// openNow is called with opening held.
+// openNow opens the file. The caller holds opening.
 func (s *store) openNow(level slog.Level) {
 	f := s.forwarder
 	file, records, err := state.Open(s.path)
 	if err != nil {
-		f.log.Log(f.ctx, level, "the state file is not as it should be", "file", s.path, "usable", file != nil, "err", err)
+		f.log.Log(f.ctx, level, "the state file is invalid or cannot be opened", "file", s.path, "usable", file != nil, "err", err)
 	}
 	s.file = file
 	f.loop.Do(func() {
@@ -67,8 +67,8 @@ func (s *store) openNow(level slog.Level) {
 	})
 }
 
-// adopt makes the owner of a route answer for what an earlier run left there. It runs on
-// the loop.
+// restore passes the records of an earlier run to the owner of their gateway. It runs on the
+// loop.
 func (s *store) restore(r *route) {
 	gw, local := r.path.gateway.Addr(), r.path.local
 	s.unassigned = slices.DeleteFunc(s.unassigned, func(row state.Record) bool {
@@ -78,7 +78,7 @@ func (s *store) restore(r *route) {
 	})
 }
 
-// nudge has the file written.
+// requestWrite makes run write the file.
 func (s *store) requestWrite() {
 	select {
 	case s.wake <- struct{}{}:
@@ -86,7 +86,7 @@ func (s *store) requestWrite() {
 	}
 }
 
-// run writes the file as often as something changes, until the Forwarder ends.
+// run writes the file after changes, until the Forwarder is closed.
 func (s *store) run() {
 	ctx := s.forwarder.ctx
 	s.open()
@@ -113,7 +113,8 @@ func (s *store) run() {
 	}
 }
 
-// write records what is held, and what is left.
+// write writes records of the open mappings, of pending deletions and of mappings of an
+// earlier run.
 func (s *store) write() {
 	s.opening.Lock()
 	defer s.opening.Unlock()
@@ -135,13 +136,13 @@ func (s *store) write() {
 		}
 	})
 	if err := s.file.Write(records); err != nil {
-		s.forwarder.log.Warn("the state file is not written", "err", err)
-		s.renewed.Store(true) // and so tried again
+		s.forwarder.log.Warn("the state file cannot be written", "err", err)
+		s.renewed.Store(true) // try again
 	}
 }
 
-// isForgotten reports whether a gateway has nothing any more of what was left there, or
-// was not met for long.
+// isObsolete reports whether the recorded mapping has expired. A mapping without an end is
+// obsolete if its gateway has not been found for obsoleteAfter.
 func isObsolete(r state.Record) bool {
 	at := r.Mapping.Expires()
 	if at.IsZero() {
@@ -150,7 +151,7 @@ func isObsolete(r state.Record) bool {
 	return time.Now().After(at.Add(expiryTolerance))
 }
 
-// close writes the file for the last time, and lets others have it.
+// close writes the file for the last time and unlocks it.
 func (s *store) close() {
 	s.write()
 	s.opening.Lock()
@@ -159,7 +160,7 @@ func (s *store) close() {
 		return
 	}
 	if err := s.file.Close(); err != nil {
-		s.forwarder.log.Warn("the state file is not released", "err", err)
+		s.forwarder.log.Warn("the state file cannot be unlocked", "err", err)
 	}
 	s.file = nil
 }

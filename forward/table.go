@@ -11,22 +11,24 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// Entry is a mapping as Mappings lists it.
+// Entry is an element of the list that Mappings returns.
 type Entry struct {
 	Mapping backends.Mapping
-	// Enabled is whether the gateway forwards it now, as far as is known.
+	// Enabled reports whether the gateway forwards the mapping now, as far as is known.
 	Enabled bool
-	// Ours is whether this Forwarder holds it.
+	// Ours reports whether this Forwarder holds the mapping.
 	Ours bool
 }
 
-// Mappings lists what the gateway forwards, for whomever, where it tells: by
-// UPnP, also where mappings go by another protocol. What this Forwarder holds is
-// marked; what of that is not in the table comes after it, and is all there is
-// where the gateway tells nothing: two entries for Both, none for what is not
-// granted just now. It is a snapshot, in the table's order. It fails where no
-// gateway answers and nothing is held, and returns what it has got of the table
-// beside the error that ended it.
+// Mappings lists the mappings of the gateway, for all hosts and programs, if the gateway
+// lists them. Gateways list mappings through UPnP, even if the Forwarder uses another
+// protocol. Mappings that this Forwarder holds are marked with Ours. Those that are missing
+// from the gateway's table follow at the end; if the gateway lists nothing, they are the
+// whole result. Both has two entries. A mapping that is not granted at the moment has none.
+//
+// The result is a snapshot, in the order of the table. Mappings fails if no gateway replies
+// and the Forwarder holds nothing. If reading the table fails, Mappings returns the entries
+// that it has read so far together with the error.
 func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -59,12 +61,13 @@ func (f *Forwarder) Mappings(ctx context.Context) ([]Entry, error) {
 	return entries, err
 }
 
-// granted is what this Forwarder holds, in the order of enabling.
+// ownGrants returns what is granted to this Forwarder, in the order in which the mappings
+// were enabled.
 func (f *Forwarder) ownGrants() []backends.Mapping {
 	var out []backends.Mapping
 	for _, m := range f.matching(nil) {
 		for _, granted := range m.Grants() {
-			if indexOf(out, granted) < 0 { // mappings may share it
+			if indexOf(out, granted) < 0 { // mappings can share a grant
 				out = append(out, granted)
 			}
 		}
@@ -72,18 +75,18 @@ func (f *Forwarder) ownGrants() []backends.Mapping {
 	return out
 }
 
-// find returns the index of the mapping that a row of the table is, whatever
-// protocol made it, or -1.
+// indexOf returns the index of the mapping that a row of the table describes, or -1. The
+// protocol that created the mapping does not matter.
 func indexOf(ms []backends.Mapping, row backends.Mapping) int {
 	return slices.IndexFunc(ms, func(m backends.Mapping) bool {
 		return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal == row.Internal &&
-			(m.Remote.Addr().Unmap() == row.Remote.Addr().Unmap() || !row.Remote.IsValid()) // some tables leave the peer out
+			(m.Remote.Addr().Unmap() == row.Remote.Addr().Unmap() || !row.Remote.IsValid()) // some tables omit the peer
 	})
 }
 
-// MappingAt returns the entry of Mappings at an index, from 0. Past the end it
-// fails with ErrNoMapping. A program that wants all of them asks for Mappings:
-// rows move when the table changes.
+// MappingAt returns the entry of Mappings with the given index, starting at 0. An index
+// beyond the end fails with ErrNoMapping. To read all entries, call Mappings, because indexes
+// change when the table changes.
 func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -98,7 +101,7 @@ func (f *Forwarder) MappingAt(ctx context.Context, i int) (Entry, error) {
 			return Entry{Mapping: e.Mapping, Enabled: e.Enabled, Ours: indexOf(f.ownGrants(), e.Mapping) >= 0}, nil
 		}
 	}
-	entries, err := f.Mappings(ctx) // it may be one of ours that the table does not have
+	entries, err := f.Mappings(ctx) // the entry may be a mapping of this Forwarder that is missing from the table
 	switch {
 	case i < len(entries):
 		return entries[i], nil
@@ -122,7 +125,7 @@ func entryAt(ctx context.Context, l backends.Lister, i int) (backends.Entry, err
 	return backends.Entry{}, ErrNoMapping
 }
 
-// lister returns a backend whose gateway tells its table. Without one the error
+// lister returns a backend whose gateway lists its mappings. If there is none, the error
 // wraps backends.ErrUnsupported.
 func (f *Forwarder) lister(ctx context.Context) (backends.Lister, backends.Backend, error) {
 	r, done, err := f.selectGateway(ctx, f.family())
@@ -144,9 +147,9 @@ func (f *Forwarder) lister(ctx context.Context) (backends.Lister, backends.Backe
 	return nil, nil, fmt.Errorf("forward: %w: the gateway does not list its mappings", backends.ErrUnsupported)
 }
 
-// foreignMatching returns the rows of the table that match all selectors and are
-// not ours, and the backend to delete them with. Rows move while some go, so the
-// table is read first.
+// foreignMatching returns the rows of the table that match all selectors and that this
+// Forwarder does not hold. It also returns the backend that deletes them. It reads the whole
+// table first, because a deletion changes the indexes.
 func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]backends.Mapping, backends.Backend, error) {
 	l, b, err := f.lister(ctx)
 	if err != nil {
@@ -161,11 +164,11 @@ func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]back
 			out = append(out, e.Mapping)
 		}
 	}
-	own := f.ownGrants() // also what was enabled meanwhile
+	own := f.ownGrants() // includes mappings that were enabled in the meantime
 	return slices.DeleteFunc(out, func(row backends.Mapping) bool { return indexOf(own, row) >= 0 }), b, err
 }
 
-// subjectOf is a row of the table as selectors see it.
+// foreignSubject returns a row of the table in the form that selectors examine.
 func foreignSubject(m backends.Mapping) *subject {
 	return &subject{foreign: true, granted: []backends.Mapping{m}, spec: &gateway.Spec{
 		Protocols: []backends.Protocol{m.Protocol}, Internal: netip.AddrPortFrom(m.Internal.Addr().Unmap(), m.Internal.Port()),
@@ -173,7 +176,7 @@ func foreignSubject(m backends.Mapping) *subject {
 	}}
 }
 
-// disableForeign takes away the last row that matches.
+// disableForeign deletes the last row that matches.
 func (f *Forwarder) disableForeign(ctx context.Context, sel []Selector) error {
 	found, b, err := f.foreignMatching(ctx, sel)
 	switch {
@@ -185,7 +188,7 @@ func (f *Forwarder) disableForeign(ctx context.Context, sel []Selector) error {
 	return b.Unmap(ctx, found[len(found)-1])
 }
 
-// disableAllForeign takes away all rows that match.
+// disableAllForeign deletes all rows that match.
 func (f *Forwarder) disableAllForeign(ctx context.Context, sel []Selector) (n int, err error) {
 	found, b, err := f.foreignMatching(ctx, sel)
 	errs := []error{err}
@@ -203,19 +206,20 @@ func selectsAll(sel []Selector, s *subject) bool {
 	return !slices.ContainsFunc(sel, func(one Selector) bool { return !one.selects(s) })
 }
 
-// checkSelectors refuses what selects by mistake: the whole table of a gateway
-// is not ours.
+// checkSelectors rejects selectors that are probably a mistake: Foreign alone would select
+// the whole table of the gateway.
 func checkSelectors(sel []Selector) error {
 	switch {
 	case slices.Contains(sel, nil):
 		return invalid("nil selector")
 	case slices.Contains(sel, Foreign()) && !slices.ContainsFunc(sel, func(s Selector) bool { return s != Foreign() }):
-		return invalid("Foreign alone: say which, or Everything")
+		return invalid("Foreign alone: add another selector, or Everything")
 	}
 	return nil
 }
 
-// latest returns the last enabled of those that match, or ErrNoMapping.
+// lastMatching returns the mapping that was enabled last among those that match, or
+// ErrNoMapping.
 func (f *Forwarder) lastMatching(sel []Selector, skip func(*Mapping) bool) (*Mapping, error) {
 	if err := checkSelectors(sel); err != nil {
 		return nil, err
@@ -229,11 +233,13 @@ func (f *Forwarder) lastMatching(sel []Selector, skip func(*Mapping) bool) (*Map
 	return found[len(found)-1], nil
 }
 
-// Disable takes away the last enabled mapping of this Forwarder that is still
-// held and matches all selectors, or fails with ErrNoMapping. Without selectors
-// those of a [Listener] or [PacketConn], and of [NoDefault], are passed over. With Foreign, where there
-// is none, it is the last of the gateway's table that matches. The error says where
-// the gateway did not take it away, as that of [Mapping.Close] does.
+// Disable deletes one mapping of this Forwarder: the one that was enabled last among the open
+// mappings that match all selectors. If none matches, Disable fails with ErrNoMapping. Without
+// selectors, it skips mappings with [NoDefault] and those of a [Listener] or [PacketConn].
+//
+// With [Foreign], if this Forwarder has no matching mapping, Disable deletes the last matching
+// entry of the gateway's table. If the gateway does not delete the mapping, the error names it,
+// as the error of [Mapping.Close] does.
 func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 	bounded, end, err := f.begin(ctx)
 	if err != nil {
@@ -250,10 +256,10 @@ func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 	return m.Shutdown(ctx)
 }
 
-// DisableAll takes away the mappings of this Forwarder that match all
-// selectors, and returns how many it took away. With Foreign, those of the
-// gateway's table go as well; backends.ErrUnsupported says that it lists none.
-// None of the errors, which are joined, stops the rest.
+// DisableAll deletes the mappings of this Forwarder that match all selectors. It returns how
+// many were deleted. With [Foreign], it also deletes the matching entries of the gateway's table.
+// If the gateway does not list its table, the error wraps backends.ErrUnsupported. An error does
+// not stop the other deletions; all errors are joined.
 func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error) {
 	bounded, end, err := f.begin(ctx)
 	if err != nil {
@@ -271,9 +277,9 @@ func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error
 	return n + more, errors.Join(err, foreignErr)
 }
 
-// Refresh asks again for the last enabled mapping that matches all selectors,
-// in place, even where it has expired. Without one it fails with ErrNoMapping;
-// one that is [NoDefault] counts only where selectors match it.
+// Refresh requests one mapping of this Forwarder again at once, even if it has expired: the one
+// that was enabled last among the open mappings that match all selectors. If none matches, Refresh
+// fails with ErrNoMapping. Without selectors, it skips mappings with [NoDefault].
 func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {
@@ -287,9 +293,10 @@ func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
 	return m.Refresh(ctx)
 }
 
-// Run enables what the options say, waits until the context ends, deletes the mapping
-// and returns nil, or says what could not be done. It also returns when the mapping is
-// closed, as by Disable: nil, or ErrClosed if the Forwarder was closed.
+// Run enables a mapping, waits until ctx ends, deletes the mapping and returns nil. It
+// returns an error if the mapping cannot be enabled or deleted. Run also returns when the
+// mapping is closed, for example by Disable: it then returns nil, or ErrClosed if the
+// Forwarder was closed.
 func (f *Forwarder) Run(ctx context.Context, opts ...Option) error {
 	m, err := f.enable(ctx, opts)
 	if err != nil {

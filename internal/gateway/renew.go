@@ -25,7 +25,7 @@ const (
 )
 
 // errExpired ends a renewal that has no reply when the lifetime ends.
-var errExpired = fmt.Errorf("%w before the mapping expired", backends.ErrNoReply)
+var errExpired = fmt.Errorf("%w before the mapping ran out", backends.ErrNoReply)
 
 // nextRenewal returns the time of the entry's next request. For an entry with Once, which is
 // not renewed, it returns the end of the lifetime.
