@@ -109,8 +109,8 @@ func (f *Forwarder) startWork() {
 	}
 }
 
-// family returns the address family to use if no option names one: that of Config.Gateway, or
-// IPv4.
+// family returns the address family to use if no option names one: the family of
+// Config.Gateway, or IPv4.
 func (f *Forwarder) family() family {
 	if gw := f.config.Gateway.Addr(); gw.IsValid() {
 		return familyOf(gw)

@@ -130,12 +130,13 @@ func (m *Mapping) String() string {
 // LogValue returns the result of String.
 func (m *Mapping) LogValue() slog.Value { return slog.StringValue(m.String()) }
 
-// Refresh requests the mapping again at once, even if it has expired. Options change the
-// mapping. A new lifetime, interval or description takes effect without interruption. For
-// another port, peer or internal address, the mapping is deleted first; if the gateway then
-// refuses the new one, the previous mapping is requested again. Another protocol or number of
-// ports fails with backends.ErrInvalid. So do options that only Enable accepts: Background,
-// IPv6, NoDefault, OnChange and Once. After Close, Refresh fails with ErrClosed.
+// Refresh requests the mapping again at once, without deleting it first, even if it has
+// expired. Options change the mapping. A new lifetime, interval or description takes effect
+// without interruption. For another port, peer or internal address, the mapping is deleted
+// first; if the gateway then refuses the new one, the previous mapping is requested again.
+// Another protocol or number of ports fails with backends.ErrInvalid. So do options that only
+// Enable accepts: Background, IPv6, NoDefault, OnChange and Once. After Close, Refresh fails
+// with ErrClosed.
 func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 	f := m.forwarder
 	ctx, end, err := f.begin(ctx)

@@ -254,7 +254,7 @@ func Foreign() Selector { return matchAll("Foreign") }
 func Everything() Selector { return matchAll("Everything") }
 
 // Exact makes Enable fail with backends.ErrConflict if the gateway grants another external
-// port than that of [External], or another external address than that of [ExternalAddr].
+// port than [External] requests, or another external address than [ExternalAddr] requests.
 func Exact() Option {
 	return optionFunc(func(s *spec) error { s.Exact = true; return nil })
 }

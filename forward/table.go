@@ -233,13 +233,14 @@ func (f *Forwarder) lastMatching(sel []Selector, skip func(*Mapping) bool) (*Map
 	return found[len(found)-1], nil
 }
 
-// Disable deletes one mapping of this Forwarder: the one that was enabled last among the open
-// mappings that match all selectors. If none matches, Disable fails with ErrNoMapping. Without
-// selectors, it skips mappings with [NoDefault] and those of a [Listener] or [PacketConn].
+// Disable deletes one mapping of this Forwarder: the mapping that was enabled last among the
+// open mappings that match all selectors. If none matches, Disable fails with ErrNoMapping.
+// Without selectors, it skips mappings with [NoDefault] and those of a [Listener] or
+// [PacketConn].
 //
-// With [Foreign], if this Forwarder has no matching mapping, Disable deletes the last matching
-// entry of the gateway's table. If the gateway does not delete the mapping, the error names it,
-// as the error of [Mapping.Close] does.
+// With [Foreign], if this Forwarder has no matching mapping, Disable deletes the last
+// matching entry of the gateway's table. If the gateway does not delete the mapping, Disable
+// returns an error like [Mapping.Close].
 func (f *Forwarder) Disable(ctx context.Context, sel ...Selector) error {
 	bounded, end, err := f.begin(ctx)
 	if err != nil {
@@ -277,9 +278,10 @@ func (f *Forwarder) DisableAll(ctx context.Context, sel ...Selector) (int, error
 	return n + more, errors.Join(err, foreignErr)
 }
 
-// Refresh requests one mapping of this Forwarder again at once, even if it has expired: the one
-// that was enabled last among the open mappings that match all selectors. If none matches, Refresh
-// fails with ErrNoMapping. Without selectors, it skips mappings with [NoDefault].
+// Refresh requests one mapping of this Forwarder again at once, without deleting it first,
+// even if it has expired: the mapping that was enabled last among the open mappings that
+// match all selectors. If none matches, Refresh fails with ErrNoMapping. Without selectors,
+// it skips mappings with [NoDefault].
 func (f *Forwarder) Refresh(ctx context.Context, sel ...Selector) error {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {

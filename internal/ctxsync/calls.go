@@ -5,18 +5,19 @@ import (
 	"sync"
 )
 
-// Calls are the calls under way of something that can be closed. The zero Calls has none
-// and is open.
+// Calls tracks the calls in progress on a value that can be closed. The zero Calls has no
+// calls and is open.
 type Calls struct {
 	mu      sync.Mutex
-	cancels map[*context.CancelCauseFunc]struct{} // of the calls under way
-	running int                                   // calls that do not run a callback
-	idle    *sync.Cond                            // signalled when none runs; nil until Close waits
-	cause   error                                 // of Close
+	cancels map[*context.CancelCauseFunc]struct{} // of the calls in progress
+	running int                                   // number of calls, except those in a callback
+	idle    *sync.Cond                            // signalled when running becomes 0; nil until Close waits
+	cause   error                                 // the argument of Close; nil until then
 }
 
-// Begin starts a call. The returned context ends with ctx and with Close. The returned
-// function ends the call. After Close, Begin fails with the cause that Close was given.
+// Begin starts a call. The returned context ends with ctx, and when Close is called. The
+// caller must call the returned function when the call ends. After Close, Begin fails with
+// the cause that was passed to Close.
 func (c *Calls) Begin(ctx context.Context) (context.Context, func(), error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -38,20 +39,20 @@ func (c *Calls) Begin(ctx context.Context) (context.Context, func(), error) {
 	}, nil
 }
 
-// leave removes a call from those that run. c.mu is held.
+// endRunning decrements running. The caller holds c.mu.
 func (c *Calls) endRunning() {
 	if c.running--; c.running == 0 && c.idle != nil {
 		c.idle.Broadcast()
 	}
 }
 
-// Callback runs code of the caller within a call. Close does not wait for the call
-// meanwhile, so that f may call it. The call's context has ended if it did.
+// Callback runs user code within a call. Close does not wait for the call in the meantime, so
+// f may call Close. The context of the call has then ended.
 func (c *Calls) Callback(f func()) {
 	c.mu.Lock()
 	c.endRunning()
 	c.mu.Unlock()
-	defer func() { // also if f panics
+	defer func() { // deferred because f may panic
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.running++
@@ -59,9 +60,8 @@ func (c *Calls) Callback(f func()) {
 	f()
 }
 
-// Close ends the contexts of the calls under way with that cause, and waits until no
-// call runs, except in a callback. It reports whether it is the first Close: a later one
-// only waits.
+// Close ends the contexts of the calls in progress with the cause. It waits until no call
+// runs outside a callback. It returns true for the first Close; a later Close only waits.
 func (c *Calls) Close(cause error) (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

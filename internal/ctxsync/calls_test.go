@@ -12,7 +12,8 @@ import (
 
 var errClosed = errors.New("closed")
 
-// Close ends the calls under way, waits for them, and lets no other begin.
+// TestClose checks that Close ends the calls in progress, waits for them, and lets no new
+// call begin.
 func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls ctxsync.Calls
@@ -52,13 +53,14 @@ func TestClose(t *testing.T) {
 			}
 		}
 		if firsts != 1 {
-			t.Errorf("%d first calls of Close, want 1", firsts)
+			t.Errorf("%d calls of Close returned true, want 1", firsts)
 		}
 	})
 }
 
-// A call that ends leaves nothing, and its context ends with it and with the caller's.
-func TestEnd(t *testing.T) {
+// TestCallEnds checks that the context of a call ends with the call and with the caller's
+// context.
+func TestCallEnds(t *testing.T) {
 	var calls ctxsync.Calls
 	ctx, end, err := calls.Begin(t.Context())
 	if err != nil {
@@ -66,7 +68,7 @@ func TestEnd(t *testing.T) {
 	}
 	end()
 	if ctx.Err() == nil {
-		t.Error("the context of a call that ended has not")
+		t.Error("the call ended, but its context did not")
 	}
 	caller, cancel := context.WithCancelCause(t.Context())
 	ctx, end, err = calls.Begin(caller)
@@ -80,8 +82,9 @@ func TestEnd(t *testing.T) {
 	calls.Close(errClosed)
 }
 
-// Close does not wait for a callback, which may call it. When the callback returns, or
-// ends in another way, the call goes on, with a context that has ended.
+// TestCallback checks that a callback may call Close, and that Close does not wait for the
+// callback. When the callback returns or exits, the call continues with a context that has
+// ended.
 func TestCallback(t *testing.T) {
 	for name, exit := range map[string]func(){"returns": func() {}, "exits": runtime.Goexit} {
 		t.Run(name, func(t *testing.T) {
@@ -114,7 +117,7 @@ func TestCallback(t *testing.T) {
 				}
 				close(release)
 				if <-closed {
-					t.Error("the second Close is the first")
+					t.Error("the second Close returned true")
 				}
 			})
 		})

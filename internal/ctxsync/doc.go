@@ -1,4 +1,3 @@
-// Package ctxsync orders and ends what runs under a context: calls that Close waits
-// for, queues in which the most urgent request is the next, the priority of a request, which
-// travels in its context, and a sleep.
+// Package ctxsync has tools for requests under a context: calls that Close waits for, queues
+// ordered by priority, the priority of a request, which its context carries, and a sleep.
 package ctxsync

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Priority is how urgent a request is. It travels in the context of the request, from the
-// package that knows why it is made to the transport that sends it.
+// Priority is the urgency of a request. The context of the request carries it from the
+// package that knows the purpose to the transport that sends the request.
 type Priority uint8
 
 // The priorities, most urgent first.
@@ -24,7 +24,8 @@ func WithPriority(ctx context.Context, p Priority) context.Context {
 	return context.WithValue(ctx, contextKey{}, p)
 }
 
-// DefaultPriority is WithPriority for a context that has no priority yet.
+// DefaultPriority is WithPriority for a context without a priority. A context with a priority
+// is returned unchanged.
 func DefaultPriority(ctx context.Context, p Priority) context.Context {
 	if ctx.Value(contextKey{}) != nil {
 		return ctx
@@ -32,8 +33,7 @@ func DefaultPriority(ctx context.Context, p Priority) context.Context {
 	return WithPriority(ctx, p)
 }
 
-// PriorityOf returns the priority of a context's requests: Foreground, unless
-// WithPriority set another.
+// PriorityOf returns the priority of a context's requests. The default is Foreground.
 func PriorityOf(ctx context.Context) Priority {
 	p, _ := ctx.Value(contextKey{}).(Priority)
 	return p
@@ -41,14 +41,14 @@ func PriorityOf(ctx context.Context) Priority {
 
 type freshKey struct{}
 
-// WithFresh returns a context whose requests do not use what a gateway told before a
-// time.
+// WithFresh returns a context whose requests do not use information that was received from a
+// gateway before the given time.
 func WithFresh(ctx context.Context, since time.Time) context.Context {
 	return context.WithValue(ctx, freshKey{}, since)
 }
 
-// IsFresh reports whether what a gateway told at a time may be used.
-func IsFresh(ctx context.Context, told time.Time) bool {
+// IsFresh reports whether a request may use information that was received at the given time.
+func IsFresh(ctx context.Context, received time.Time) bool {
 	since, _ := ctx.Value(freshKey{}).(time.Time)
-	return !told.Before(since)
+	return !received.Before(since)
 }

@@ -5,14 +5,14 @@ import (
 	"testing"
 )
 
-func TestContext(t *testing.T) {
+func TestPriorityOf(t *testing.T) {
 	ctx := t.Context()
 	if p := PriorityOf(ctx); p != Foreground {
 		t.Errorf("without a priority: %d", p)
 	}
 	renewal := DefaultPriority(ctx, Renewal)
 	for name, c := range map[string]struct {
-		ctx  context.Context //nolint:containedctx // of a test case
+		ctx  context.Context //nolint:containedctx // a test case
 		want Priority
 	}{
 		"With":                   {WithPriority(ctx, Check), Check},

@@ -6,12 +6,12 @@ import (
 	"sync"
 )
 
-// Queues are queues with a key each. In each queue one turn is ready at a time: it is
-// followed by the oldest of the most urgent turns that wait. A queue exists while it
+// Queues is a set of queues, each with a key. In each queue, one turn is ready at a time.
+// When it ends, the oldest of the most urgent waiting turns is ready. A queue exists while it
 // has turns. The zero value has no queues.
 type Queues[K comparable] struct {
 	mu    sync.Mutex
-	turns map[K][]turn // the first is ready, and the others wait in their order
+	turns map[K][]turn // the first turn is ready; the others wait in order
 }
 
 type turn struct {
@@ -19,9 +19,9 @@ type turn struct {
 	ready    chan struct{}
 }
 
-// Enter adds a turn, with the priority of the context, to the queue with the key. The
-// channel is closed when the turn is ready. The caller must call leave once, even if
-// it does not wait for that.
+// Enter adds a turn to the queue with the key. The turn has the priority of the context. The
+// channel is closed when the turn is ready. The caller must call leave once, even if it does
+// not wait until the turn is ready.
 func (q *Queues[K]) Enter(ctx context.Context, key K) (ready <-chan struct{}, leave func()) {
 	t := turn{PriorityOf(ctx), make(chan struct{})}
 	q.mu.Lock()

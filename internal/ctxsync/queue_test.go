@@ -8,15 +8,16 @@ import (
 	"time"
 )
 
-// Turns are ready one at a time, by priority and then by age, in each queue.
-func TestOrder(t *testing.T) {
+// TestQueueOrder checks that turns become ready one at a time in each queue, by priority and
+// then by age.
+func TestQueueOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q Queues[string]
 		_, leave := q.Enter(WithPriority(t.Context(), Check), "a")
 		other, leaveOther := q.Enter(t.Context(), "b")
-		<-other // at once
+		<-other // ready at once
 		leaveOther()
-		var got []string // and when
+		var got []string // names and times
 		began := time.Now()
 		for _, round := range []string{"1", "2"} {
 			for _, p := range []Priority{Check, Foreground, Renewal, Delete} {
@@ -45,13 +46,14 @@ func TestOrder(t *testing.T) {
 			t.Errorf("order %v, want %v", got, want)
 		}
 		if len(q.turns) != 0 {
-			t.Errorf("left behind: %v", q.turns)
+			t.Errorf("turns remain: %v", q.turns)
 		}
 	})
 }
 
-// Turns that are given up leave the others in their order, and no queue behind.
-func TestGivenUp(t *testing.T) {
+// TestLeaveBeforeReady checks that turns that leave early do not change the order of the
+// others, and that empty queues are deleted.
+func TestLeaveBeforeReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q Queues[string]
 		var ready []<-chan struct{}
@@ -81,11 +83,11 @@ func TestGivenUp(t *testing.T) {
 		isReady(true, false, false, false, false)
 		leave[0]()
 		isReady(true, false, true, false, false)
-		leave[2]() // ready, but not used
+		leave[2]() // leave without using the turn
 		isReady(true, false, true, true, false)
 		leave[3]()
 		if len(q.turns) != 0 {
-			t.Errorf("left behind: %v", q.turns)
+			t.Errorf("turns remain: %v", q.turns)
 		}
 	})
 }

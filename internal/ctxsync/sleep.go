@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Sleep returns nil after a time, or the cause of the end of ctx if that is sooner.
+// Sleep waits for the duration and returns nil. If ctx ends first, Sleep returns the cause.
 func Sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

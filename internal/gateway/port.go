@@ -84,8 +84,8 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 	return nil
 }
 
-// portMismatchError is returned if the gateway grants another port where several must be one
-// number.
+// portMismatchError is returned if the external port of one mapping does not match the other
+// mappings of the unit.
 type portMismatchError struct {
 	wanted, offered uint16
 }

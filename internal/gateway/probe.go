@@ -203,8 +203,8 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 }
 
 // isDecided reports whether a probe needs no further result. Until preferenceOver, it needs
-// those of the backends that are preferred to the first available one. If none is available,
-// it needs all results. After searchOver, it does not need that of a search to which no
+// the results of all backends before the first available one. If no backend is available, it
+// needs all results. After searchOver, it does not need the result of a search to which no
 // device has responded.
 func isDecided(bs []*Backend, errs []error, preferenceOver, searchOver bool) bool {
 	if preferenceOver && slices.Contains(errs, nil) {

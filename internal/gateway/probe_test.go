@@ -99,11 +99,11 @@ func TestProbe(t *testing.T) {
 	yes := func(d time.Duration) probeReply { return probeReply{d, nil} }
 	silent, refuses := probeReply{-1, nil}, probeReply{0, backends.ErrNoReply}
 	for name, test := range map[string]struct {
-		backends   []probeReply
-		selected   string // "" means none
-		after      time.Duration
-		probed     string
-		searched   bool // the last backend uses a search
+		backends []probeReply
+		selected string // "" means none
+		after    time.Duration
+		probed   string
+		searched bool // the last backend uses a search
 	}{
 		"the first at once":                     {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
 		"the first after a short delay":         {[]probeReply{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},

@@ -9,9 +9,9 @@ import (
 	"runtime"
 )
 
-// tryLock fails. AIX has the locks of fcntl, but a process that opens the file twice
-// gets such a lock twice. Exclusive-use files of Plan 9 are not used, as nobody has tried
-// them with this program.
+// tryLock fails. On AIX, fcntl locks belong to a process, so a process that opens the file
+// twice would get the lock twice. On Plan 9, exclusive-use files have not been tested with
+// this package.
 func tryLock(*os.File) error {
 	return fmt.Errorf("lock a file on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }

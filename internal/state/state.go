@@ -1,7 +1,7 @@
-// Package state reads and writes the state file of a program: its mappings on
-// gateways, with the secrets that some protocols need to renew or delete them. The
-// next run of the program resumes them. Only the owner can read the file. An invalid
-// file is renamed, never deleted.
+// Package state reads and writes the state file of a program. The file has the program's
+// mappings on gateways, with the secrets that some protocols need to renew or delete them.
+// The next run of the program resumes the mappings. Only the owner can read the file. An
+// invalid file is renamed, never deleted.
 package state
 
 import (
@@ -16,19 +16,20 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// Record is a mapping that a program holds.
+// Record describes a mapping that a program holds.
 type Record struct {
-	// Port is the internal port that was requested. The mapping may have another.
+	// Port is the internal port that was requested. The internal port of the mapping may
+	// differ.
 	Port uint16
-	// Count is the number of ports of the range that the mapping is part of, from Port; 0:
-	// it is none.
+	// Count is the number of ports of the range to which the mapping belongs, starting at
+	// Port. It is 0 for a mapping that is not part of a range.
 	Count   uint16
 	Mapping backends.Mapping
 }
 
 const (
 	version = 1
-	maxSize = 64 << 20 // more than it takes to record all ports of a host
+	maxSize = 64 << 20 // enough to record all ports of a host
 )
 
 type contents struct {
@@ -36,27 +37,27 @@ type contents struct {
 	Mappings []row `json:"mappings"`
 }
 
-// row is a Record in the file.
+// row is the form of a Record in the file.
 type row struct {
 	Port    uint16     `json:"port"`
 	Count   uint16     `json:"count,omitempty"`
 	Mapping rowMapping `json:"mapping"`
 }
 
-// isInRange reports whether the internal port is one of the range, if there is one.
+// isInRange reports whether the internal port belongs to the range, or there is no range.
 func (r row) isInRange() bool {
 	port := r.Mapping.Internal.Port()
 	return r.Count <= 1 || port >= r.Port && port-r.Port < r.Count && r.Port+r.Count-1 >= r.Port
 }
 
-// rowMapping has the bytes of the token in place of the Token, which hides them from JSON.
+// rowMapping replaces the Token, which does not appear in JSON, by its bytes.
 type rowMapping struct {
 	backends.Mapping
 	Token []byte
 }
 
-// ErrInUse is what Open fails with if another process, or another File of this
-// process, has locked the file.
+// ErrInUse is returned by Open if another process, or another File of this process, has
+// locked the file.
 var ErrInUse = errors.New("the state file is in use")
 
 // File is a locked state file.
@@ -65,12 +66,13 @@ type File struct {
 	lock *os.File
 }
 
-// Open locks the file and reads its records. A file that does not exist has none. If
-// the contents are invalid, or it is not a regular file that only this user and root
-// can write, Open sets it aside: it adds ".damaged" to the name, and a number if that
-// name is taken. It then returns an empty File and the reason as an error. After any
-// other error there is no File, nothing has changed, and a later call may succeed. On
-// AIX, Plan 9 and WebAssembly the error is errors.ErrUnsupported: no file is locked there.
+// Open locks the file and reads its records. A file that does not exist has no records. The
+// file must be a regular file that only this user and root can write. If it is not, or if the
+// contents are invalid, Open sets it aside: it adds ".damaged" to the name, and a number if
+// that name is taken. Open then returns an empty File together with the reason as an error.
+// After any other error there is no File, nothing has changed, and a later call may succeed.
+// On AIX, Plan 9 and WebAssembly, files cannot be locked and the error is
+// errors.ErrUnsupported.
 func Open(path string) (*File, []Record, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -96,7 +98,7 @@ func Open(path string) (*File, []Record, error) {
 	return nil, nil, fmt.Errorf("state: %s: %w", path, err)
 }
 
-// lockFile takes a lock that ends with the process.
+// lockFile creates and locks a lock file. The lock ends with the process at the latest.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
@@ -108,7 +110,7 @@ func lockFile(path string) (*os.File, error) {
 	return f, err
 }
 
-// setAside renames a file to a name that no other file has, and returns that name.
+// setAside renames a file to a name that no other file has, and returns the new name.
 func setAside(path string) (string, error) {
 	const most = 100
 	aside := path + ".damaged"
@@ -122,7 +124,7 @@ func setAside(path string) (string, error) {
 			return "", err
 		}
 		_ = reserved.Close()
-		if info, err := os.Lstat(path); err == nil && info.IsDir() { // which replaces no file
+		if info, err := os.Lstat(path); err == nil && info.IsDir() { // a directory cannot replace a file
 			_ = os.Remove(aside)
 		}
 		if err = os.Rename(path, aside); err != nil {
@@ -132,15 +134,15 @@ func setAside(path string) (string, error) {
 	}
 }
 
-// invalidError is why a file is set aside. Other errors may be temporary.
+// invalidError is the reason to set a file aside. Other errors may be temporary.
 type invalidError struct{ error }
 
 func invalid(format string, args ...any) error { return invalidError{fmt.Errorf(format, args...)} }
 
-// ReadOwn reads a file of at most that many bytes. The file must be regular, not a
-// link, and belong to this user or root; if the system has permissions for others,
-// none of those named may be set. It never blocks.
-func ReadOwn(path string, most int64, others fs.FileMode) ([]byte, error) {
+// ReadOwn reads a file of at most limit bytes. The file must be a regular file, not a link,
+// and belong to this user or root. If the system has permissions for other users, none of the
+// permissions in others may be set. ReadOwn never blocks.
+func ReadOwn(path string, limit int64, others fs.FileMode) ([]byte, error) {
 	check := func(info fs.FileInfo, err error) error {
 		switch {
 		case err != nil:
@@ -149,7 +151,7 @@ func ReadOwn(path string, most int64, others fs.FileMode) ([]byte, error) {
 			return invalid("not a regular file")
 		case isOthers(info, others):
 			return invalid("another user owns it or has permissions: mode %v", info.Mode().Perm())
-		case info.Size() > most:
+		case info.Size() > limit:
 			return invalid("%d bytes", info.Size())
 		}
 		return nil
@@ -165,7 +167,7 @@ func ReadOwn(path string, most int64, others fs.FileMode) ([]byte, error) {
 	if err := check(file.Stat()); err != nil { // it may be another file by now
 		return nil, err
 	}
-	return io.ReadAll(io.LimitReader(file, most))
+	return io.ReadAll(io.LimitReader(file, limit))
 }
 
 // read reads the records of a file.
@@ -211,7 +213,7 @@ func (f *File) Write(records []Record) error {
 }
 
 func replace(path string, c contents) error {
-	temp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // its mode is 0600
+	temp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // CreateTemp sets mode 0600
 	if err != nil {
 		return err
 	}

@@ -13,20 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// synced is what a call of fsync was for, and what the state file had at that moment.
-type synced struct {
+// syncCall describes a call of fsync, and the contents of the state file during the call.
+type syncCall struct {
 	directory bool
-	content   string // of the synced file
-	state     string // of the state file
+	content   string // contents of the synced file
+	state     string // contents of the state file
 }
 
-// writeWatched replaces the contents of a state file and returns the calls of fsync and
-// fdatasync that it made. Each call waits until it has been looked at.
-func writeWatched(t *testing.T, path string, change func() error) (calls []synced) {
+// writeWatched calls change, which replaces the contents of a state file. It returns the
+// calls of fsync and fdatasync that change made. Each call blocks until it has been
+// inspected.
+func writeWatched(t *testing.T, path string, change func() error) (calls []syncCall) {
 	t.Helper()
 	listener, written := make(chan int), make(chan error)
 	go func() {
-		runtime.LockOSThread() // for good: the filter ends with the thread
+		runtime.LockOSThread() // never unlocked: the filter ends with the thread
 		fd, err := notifySyncs()
 		if err != nil {
 			close(listener)
@@ -52,19 +53,19 @@ func writeWatched(t *testing.T, path string, change func() error) (calls []synce
 		if !isPending(t, fd) {
 			continue
 		}
-		answerSync(t, fd, func(of uint64) { calls = append(calls, look(t, path, of)) })
+		answerSync(t, fd, func(of uint64) { calls = append(calls, inspectFile(t, path, of)) })
 	}
 }
 
-// look reads what a file descriptor refers to, and the state file.
-func look(t *testing.T, path string, fd uint64) synced {
+// inspectFile reads the file to which a file descriptor refers, and the state file.
+func inspectFile(t *testing.T, path string, fd uint64) syncCall {
 	t.Helper()
 	at := fmt.Sprintf("/proc/self/fd/%d", fd)
 	info, err := os.Stat(at)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := synced{directory: info.IsDir()}
+	s := syncCall{directory: info.IsDir()}
 	if !s.directory {
 		content, err := os.ReadFile(at)
 		if err != nil {
@@ -80,8 +81,8 @@ func look(t *testing.T, path string, fd uint64) synced {
 	return s
 }
 
-// notifySyncs makes the calls of fsync and fdatasync of this thread wait, and returns
-// the file descriptor that tells of them.
+// notifySyncs makes the calls of fsync and fdatasync of this thread block. It returns the
+// file descriptor that reports them.
 func notifySyncs() (int, error) {
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number of the system call
@@ -102,7 +103,7 @@ func notifySyncs() (int, error) {
 	return int(fd), nil
 }
 
-// isPending reports whether a call is waiting, and waits a moment for one.
+// isPending reports whether a call is blocked. It waits for one for a short time.
 func isPending(t *testing.T, fd int) bool {
 	t.Helper()
 	const moment = 10 // milliseconds
@@ -113,7 +114,7 @@ func isPending(t *testing.T, fd int) bool {
 	return fds[0].Revents&unix.POLLIN != 0
 }
 
-// answerSync looks at a waiting call, and lets it go on.
+// answerSync inspects a blocked call and lets it continue.
 func answerSync(t *testing.T, fd int, inspect func(fd uint64)) {
 	t.Helper()
 	var call struct { // struct seccomp_notif
@@ -138,9 +139,9 @@ func answerSync(t *testing.T, fd int, inspect func(fd uint64)) {
 	}
 }
 
-// rewrite writes a file twice, and returns the calls of the second time, with what the
-// file had before and after it.
-func rewrite(t *testing.T) (calls []synced, before, after string) {
+// rewrite writes a file twice. It returns the calls of the second write, and the contents
+// before and after it.
+func rewrite(t *testing.T) (calls []syncCall, before, after string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "state")
 	f, _ := open(t, path)
@@ -159,8 +160,8 @@ func rewrite(t *testing.T) (calls []synced, before, after string) {
 	return calls, before, content()
 }
 
-// The new contents are on the disk before they take the place of the old ones: after a
-// power failure the file has either.
+// TestWriteSynced checks that the new contents are synced before they replace the old ones.
+// After a power failure, the file has either the old or the new contents.
 func TestWriteSynced(t *testing.T) {
 	calls, before, after := rewrite(t)
 	for _, c := range calls {
@@ -171,8 +172,8 @@ func TestWriteSynced(t *testing.T) {
 	t.Errorf("the new contents are not synced before the rename; calls of fsync: %+v", calls)
 }
 
-// The directory is synced after the rename: what Write has reported survives a power
-// failure.
+// TestWriteSyncsDirectory checks that the directory is synced after the rename, so that a
+// successful Write survives a power failure.
 func TestWriteSyncsDirectory(t *testing.T) {
 	calls, _, after := rewrite(t)
 	for _, c := range calls {
@@ -183,8 +184,8 @@ func TestWriteSyncsDirectory(t *testing.T) {
 	t.Errorf("the directory is not synced after the rename; calls of fsync: %+v", calls)
 }
 
-// A file that cannot be opened just now stays as it is: Open fails, unlocks it, and
-// succeeds later.
+// TestUnreadable checks that a file that cannot be opened at the moment remains as it is.
+// Open fails and unlocks the file; a later Open succeeds.
 func TestUnreadable(t *testing.T) {
 	for name, test := range map[string]struct {
 		mode   os.FileMode
@@ -222,15 +223,15 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// openUnprivileged opens a state file in a thread that cannot read every file, even if
-// it is root's.
+// openUnprivileged opens a state file in a thread without root's privilege to read every
+// file.
 func openUnprivileged(t *testing.T, path string) (f *state.File, records []state.Record, err error) {
 	t.Helper()
 	var dropped error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // for good: the thread ends without its privileges
+		runtime.LockOSThread() // never unlocked: the thread ends without its privileges
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		var none [2]unix.CapUserData
 		if dropped = unix.Capset(&header, &none[0]); dropped == nil {
@@ -244,15 +245,15 @@ func openUnprivileged(t *testing.T, path string) (f *state.File, records []state
 	return f, records, err
 }
 
-// openWithoutDescriptors opens a state file in a process that can open one more file:
-// enough for the lock, and not for the state file.
+// openWithoutDescriptors opens a state file in a process that can open only one more file.
+// That is enough for the lock but not for the state file.
 func openWithoutDescriptors(t *testing.T, path string) (*state.File, []state.Record, error) {
 	t.Helper()
 	next, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lowest := uint64(next.Fd()) // that is free
+	lowest := uint64(next.Fd()) // the lowest free descriptor
 	_ = next.Close()
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

@@ -4,15 +4,15 @@ package state
 
 import "io/fs"
 
-// noFollow is none: between ReadOwn's look at the path and its opening, somebody who can
-// write the directory can put a link there.
+// noFollow has no effect on these systems. Between ReadOwn's check and its opening of the
+// file, a program that can write the directory can replace the file by a link.
 const noFollow = 0
 
-// isOthers reports whether others have one of the permissions. It does not look at the
+// isOthers reports whether other users have one of the permissions. It does not check the
 // owner.
 func isOthers(info fs.FileInfo, permissions fs.FileMode) bool {
 	return info.Mode().Perm()&permissions != 0
 }
 
-// syncDir does nothing: nothing is known of these systems' directories.
+// syncDir does nothing, because it is unknown whether these systems can sync a directory.
 func syncDir(string) error { return nil }

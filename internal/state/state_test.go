@@ -53,7 +53,7 @@ func TestWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	f, got := open(t, path)
 	if len(got) != 0 {
-		t.Errorf("a file that there is not holds %v", got)
+		t.Errorf("a file that does not exist has records: %v", got)
 	}
 	if f2, _, err := state.Open(path); !errors.Is(err, state.ErrInUse) {
 		t.Errorf("opened twice: %v, %v", f2, err)
@@ -74,12 +74,12 @@ func TestWrite(t *testing.T) {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	if left, _ := filepath.Glob(path + "*tmp*"); len(left) != 0 {
-		t.Errorf("left behind: %v", left)
+		t.Errorf("temporary files remain: %v", left)
 	}
 }
 
-// The file has the bytes of tokens. What earlier versions wrote is read, and written
-// again as it was.
+// TestFormat checks that the file has the bytes of tokens, that files of earlier versions can
+// be read, and that the format does not change.
 func TestFormat(t *testing.T) {
 	const want = `{"version":1,"mappings":[{"port":8080,"mapping":{"Backend":"pcp","Gateway":"192.168.1.1:5351","Protocol":"tcp",` +
 		`"Internal":"192.168.1.2:8080","External":"45.45.45.1:8081","Remote":"45.45.45.9:1","Description":"a server",` +
@@ -95,7 +95,7 @@ func TestFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	f, got := open(t, path)
-	if !slices.Equal(got, records) { // tokens too
+	if !slices.Equal(got, records) { // compares tokens too
 		t.Errorf("read %v, want %v", got, records)
 	}
 	if err := f.Write(got); err != nil {
@@ -106,22 +106,23 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// What makes no sense is set aside, told, and no reason not to go on.
+// TestDamaged checks that a file with invalid contents is set aside, that Open reports it,
+// and that the returned File is usable.
 func TestDamaged(t *testing.T) {
 	good := `{"version":1,"mappings":[{"port":8080,"mapping":{"Backend":"natpmp","Gateway":"192.168.1.1:5351","Protocol":"tcp",` +
 		`"Internal":"192.168.1.2:8080","External":"45.45.45.1:8080","Remote":"","Lifetime":1,"Granted":"2026-01-02T03:04:05Z"}}]}`
 	for name, content := range map[string]string{
 		"empty": "", "cut short": good[:len(good)/2], "not JSON": "\x00\x01\x02", "another version": `{"version":2}`,
 		"no version": `{}`, "a list": `[]`, "port 0": strings.Replace(good, `"port":8080`, `"port":0`, 1),
-		"a port that is none":    strings.Replace(good, `"port":8080`, `"port":70000`, 1),
-		"no backend":             strings.Replace(good, `"natpmp"`, `""`, 1),
-		"protocol 0":             strings.Replace(good, `"tcp"`, `"0"`, 1),
-		"every port":             strings.Replace(good, `192.168.1.2:8080`, `192.168.1.2:0`, 1),
-		"no end before its time": strings.Replace(good, `"Lifetime":1`, `"Lifetime":-1`, 1),
-		"below its range":        strings.Replace(good, `"port":8080`, `"port":8081,"count":3`, 1),
-		"above its range":        strings.Replace(good, `"port":8080`, `"port":8077,"count":3`, 1),
-		"a range past 65535":     strings.Replace(good, `"port":8080`, `"port":8080,"count":60000`, 1),
-		"a nest":                 strings.Repeat(`{"version":`, 20000),
+		"a port above 65535":  strings.Replace(good, `"port":8080`, `"port":70000`, 1),
+		"no backend":          strings.Replace(good, `"natpmp"`, `""`, 1),
+		"protocol 0":          strings.Replace(good, `"tcp"`, `"0"`, 1),
+		"internal port 0":     strings.Replace(good, `192.168.1.2:8080`, `192.168.1.2:0`, 1),
+		"a negative lifetime": strings.Replace(good, `"Lifetime":1`, `"Lifetime":-1`, 1),
+		"below its range":     strings.Replace(good, `"port":8080`, `"port":8081,"count":3`, 1),
+		"above its range":     strings.Replace(good, `"port":8080`, `"port":8077,"count":3`, 1),
+		"a range past 65535":  strings.Replace(good, `"port":8080`, `"port":8080,"count":60000`, 1),
+		"deep nesting":        strings.Repeat(`{"version":`, 20000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "state")
@@ -130,7 +131,7 @@ func TestDamaged(t *testing.T) {
 			}
 			f, got, err := state.Open(path)
 			if err == nil || f == nil || len(got) != 0 {
-				t.Fatalf("Open: %v, %v, %v; want a file, nothing in it, and the reason", f, got, err)
+				t.Fatalf("Open: %v, %v, %v; want an empty file and the reason", f, got, err)
 			}
 			defer f.Close()
 			t.Log(err)
@@ -144,8 +145,9 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// Each damaged file, or what is in its place, keeps a name of its own.
-func TestDamagedAgain(t *testing.T) {
+// TestDamagedRepeatedly checks that each damaged file, or a directory in its place, gets a
+// name of its own.
+func TestDamagedRepeatedly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	damage := func(content string) {
 		t.Helper()
@@ -183,8 +185,9 @@ func TestDamagedAgain(t *testing.T) {
 	}
 }
 
-// If no name is left for a damaged file, it stays, and Open fails until there is one.
-func TestDamagedTooOften(t *testing.T) {
+// TestDamagedNamesExhausted checks that Open fails and leaves a damaged file as it is if all
+// names are taken, until one is free.
+func TestDamagedNamesExhausted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	names := []string{path, path + ".damaged"}
 	for n := 2; n <= 100; n++ {
@@ -196,7 +199,7 @@ func TestDamagedTooOften(t *testing.T) {
 		}
 	}
 	if f, _, err := state.Open(path); f != nil || !errors.Is(err, fs.ErrExist) {
-		t.Errorf("Open: %v, %v; want no file, as all names are taken", f, err)
+		t.Errorf("Open: %v, %v; want no file, because all names are taken", f, err)
 	}
 	for _, name := range names {
 		if got, err := os.ReadFile(name); err != nil || string(got) != name {
@@ -208,7 +211,7 @@ func TestDamagedTooOften(t *testing.T) {
 	}
 	f, _, err := state.Open(path)
 	if f == nil || err == nil {
-		t.Fatalf("Open with a name left: %v, %v; want a file and the reason", f, err)
+		t.Fatalf("Open with a free name: %v, %v; want a file and the reason", f, err)
 	}
 	defer f.Close()
 	if got, err := os.ReadFile(names[100]); err != nil || string(got) != path {
@@ -216,9 +219,9 @@ func TestDamagedTooOften(t *testing.T) {
 	}
 }
 
-func TestNotOurs(t *testing.T) {
+func TestUnsafeFile(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("modes and links are another matter there")
+		t.Skip("modes and links differ on Windows")
 	}
 	dir := t.TempDir()
 	target := filepath.Join(dir, "theirs")
@@ -246,19 +249,20 @@ func TestNotOurs(t *testing.T) {
 				t.Error(err)
 			}
 			if b, err := os.ReadFile(target); err != nil || string(b) != `{"version":1}` {
-				t.Errorf("another's file now has %q, %v", b, err)
+				t.Errorf("the target of the link now has %q, %v", b, err)
 			}
 		})
 	}
 }
 
-// Where the directory cannot be written, that is told, and the old contents stay.
+// TestReadOnly checks that Open and Write fail if the directory does not exist or cannot be
+// written.
 func TestReadOnly(t *testing.T) {
 	if _, _, err := state.Open(filepath.Join(t.TempDir(), "no", "such", "directory", "state")); err == nil {
-		t.Error("opened in a directory that there is not")
+		t.Error("opened in a directory that does not exist")
 	}
 	if os.Getuid() == 0 || runtime.GOOS == "windows" {
-		t.Skip("root may write everywhere")
+		t.Skip("root can write everywhere")
 	}
 	dir := t.TempDir()
 	f, _ := open(t, filepath.Join(dir, "state"))
@@ -266,7 +270,7 @@ func TestReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := f.Write(records); err == nil {
-		t.Error("written to a directory that is read-only")
+		t.Error("written to a read-only directory")
 	}
 }
 
@@ -284,7 +288,7 @@ func FuzzOpen(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		_ = os.Remove(path + ".damaged") // else the names run out
+		_ = os.Remove(path + ".damaged") // otherwise all names would be taken
 		for _, r := range got {
 			if r.Mapping.Check() != nil || r.Port == 0 {
 				t.Errorf("%+v", r)

@@ -10,7 +10,8 @@ import (
 	"github.com/natforward/goforward/internal/state"
 )
 
-// A file that another user owns is not read: its records could be anything.
+// TestOtherOwner checks that a file that belongs to another user is not read, because its
+// records could be anything.
 func TestOtherOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file to another user")
@@ -24,7 +25,7 @@ func TestOtherOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := state.ReadOwn(path, 1<<20, 0o022); err != nil {
-		t.Fatalf("of this user: %v", err)
+		t.Fatalf("own file: %v", err)
 	}
 	const other = 65534
 	if err := os.Chown(path, other, other); err != nil {
