@@ -17,8 +17,8 @@ const maxCloseTime = 15 * time.Second
 
 // closeContext returns a context that bounds a Close. If ctx has no deadline, the context
 // ends CloseTimeout after the gateway's last reply, and after maxCloseTime at the latest. The
-// function answered returns the time of the last reply.
-func (f *Forwarder) closeContext(ctx context.Context, answered func() time.Time) (context.Context, context.CancelFunc) {
+// function lastReply returns the time of the last reply.
+func (f *Forwarder) closeContext(ctx context.Context, lastReply func() time.Time) (context.Context, context.CancelFunc) {
 	if _, has := ctx.Deadline(); has {
 		return context.WithCancel(ctx)
 	}
@@ -31,7 +31,7 @@ func (f *Forwarder) closeContext(ctx context.Context, answered func() time.Time)
 	mu.Lock()
 	defer mu.Unlock()
 	timer = time.AfterFunc(timeout, func() {
-		wait := min(time.Until(answered().Add(timeout)), time.Until(begun.Add(max(maxCloseTime, timeout))))
+		wait := min(time.Until(lastReply().Add(timeout)), time.Until(begun.Add(max(maxCloseTime, timeout))))
 		if wait <= 0 {
 			cancel(&gateway.TimeoutError{After: time.Since(begun).Round(time.Millisecond)})
 			return
@@ -110,7 +110,7 @@ func (o *once) do(ctx context.Context, f func() error) error {
 // awaitDeletion waits until the mapping is deleted, or until the time limit of Close. It
 // returns an error for what remains.
 func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err error) {
-	ctx, cancel := m.forwarder.closeContext(ctx, m.handle.Answered)
+	ctx, cancel := m.forwarder.closeContext(ctx, m.handle.LastReply)
 	defer cancel()
 	select {
 	case <-c.Done:
@@ -131,7 +131,7 @@ func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err er
 func (f *Forwarder) release(m *Mapping, keepOnGateway bool) *gateway.Closing {
 	if i := slices.Index(f.held, m); i >= 0 {
 		f.held = slices.Delete(f.held, i, i+1)
-		f.dispatcher.mappings.Add(-1)
+		f.dispatcher.openMappings.Add(-1)
 		f.store.requestWrite()
 	}
 	return m.handle.BeginClose(keepOnGateway)
@@ -190,13 +190,13 @@ func (f *Forwarder) shutdown(ctx context.Context) error {
 			f.release(m, m.status().Spec.Once)
 		}
 	})
-	ctx, cancel := f.closeContext(ctx, func() (last time.Time) {
+	ctx, cancel := f.closeContext(ctx, func() (latest time.Time) {
 		for _, r := range routes {
-			if at := r.client.Answered(); at.After(last) {
-				last = at
+			if at := r.client.LastReply(); at.After(latest) {
+				latest = at
 			}
 		}
-		return last
+		return latest
 	})
 	defer cancel()
 	errs := make([]error, len(routes))

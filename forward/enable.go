@@ -103,7 +103,7 @@ func (f *Forwarder) addMapping(s *spec, attach bool) *Mapping {
 			}
 		}
 		f.held = append(f.held, m)
-		f.dispatcher.mappings.Add(1)
+		f.dispatcher.openMappings.Add(1)
 		if attach {
 			_ = f.attach(m, time.Now(), "enabled")
 		}

@@ -76,8 +76,8 @@ const (
 // dispatcher calls OnEvent and the log handler of the user in the order of the events. Its
 // goroutine exists only while the queue is not empty.
 type dispatcher struct {
-	log      *slog.Logger // the user's logger
-	mappings atomic.Int64 // the number of open mappings
+	log          *slog.Logger // the user's logger
+	openMappings atomic.Int64 // the number of open mappings
 
 	mu      sync.Mutex
 	queue   []func()      // calls of OnEvent and of log handlers
@@ -93,7 +93,7 @@ func (d *dispatcher) push(call func()) {
 	if d.closed {
 		return
 	}
-	if len(d.queue) >= max(maxQueued, maxQueuedPerMapping*int(d.mappings.Load())) {
+	if len(d.queue) >= max(maxQueued, maxQueuedPerMapping*int(d.openMappings.Load())) {
 		d.queue = d.queue[1:]
 		d.dropped++
 	}

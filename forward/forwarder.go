@@ -202,7 +202,7 @@ func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gate
 	}
 	addr, err := c.ExternalAddr(ctx, b, f.config.RequestTimeout)
 	if err == nil && !addr.IsValid() {
-		err = fmt.Errorf("%v: %w: the gateway does not know its external address", b, backends.ErrNetworkFailure)
+		err = fmt.Errorf("%v: %w: the gateway reports no external address", b, backends.ErrNetworkFailure)
 	}
 	return addr, err
 }

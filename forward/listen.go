@@ -296,9 +296,9 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 		given bool
 		why   string
 	}{
-		{slices.Contains(s.given, optionProtocol), "an option names a protocol: the network does"},
+		{slices.Contains(s.given, optionProtocol), "an option that names a protocol: the network names it"},
 		{s.Internal.Addr().IsValid(), "the option To: the address argument says where to listen"},
-		{s.ipv6, `the option IPv6: the network says so, as in "tcp6"`},
+		{s.ipv6, `the option IPv6: the network selects it, as in "tcp6"`},
 		{s.Count > 0, "the option Ports: one port is bound"},
 		{s.SamePort, "the option SamePort: the port is bound already"},
 		{s.Once, "the option Once: the mapping is kept alive until the socket is closed"},
@@ -335,7 +335,7 @@ func (f *Forwarder) families(network string, bound, peer netip.Addr) (mapping, p
 func (f *Forwarder) expectsGateway(fam family) bool {
 	named := f.config.Gateway.Addr()
 	switch {
-	case len(f.config.Backends) > 0: // backends do not tell their family
+	case len(f.config.Backends) > 0: // the family of ready-made backends is unknown
 		return fam == f.family()
 	case named.IsLoopback(): // in a test, the gateway of the other family would be a real one
 		return fam == familyOf(named)

@@ -344,6 +344,7 @@ const (
 	clockTolerance = 5 * time.Second
 )
 
+// startClock starts the timer of compareClocks.
 func (f *Forwarder) startClock() {
 	f.clockCheckedAt = time.Now()
 	f.loop.Arm(&f.clockTimer, f.clockCheckedAt.Add(clockPeriod))
@@ -396,13 +397,13 @@ func (f *Forwarder) compareRoutesIfUnrouted() {
 // followNetwork compares routes after each change of the network, until the Forwarder is
 // closed. A watch that fails is started again.
 func (f *Forwarder) followNetwork() {
-	look := func() { f.loop.Post(func() { f.compareRoutes("") }) }
+	compare := func() { f.loop.Post(func() { f.compareRoutes("") }) }
 	restarted := false
 	gateway.KeepRunning(f.ctx, f.jitter, func(ctx context.Context) error {
 		if restarted {
-			look()
+			compare()
 		}
-		return f.watch(ctx, look)
+		return f.watch(ctx, compare)
 	}, func(err error) {
 		if !restarted {
 			f.log.Warn("the network is not watched for a while: changes are noticed late", "err", err)

@@ -317,9 +317,9 @@ func (c *Client) InUse() (used bool) {
 	return used
 }
 
-// Answered returns the time of the gateway's last reply to a deletion.
-func (c *Client) Answered() time.Time {
-	return c.owner.start.Add(time.Duration(c.owner.answered.Load()))
+// LastReply returns the time of the gateway's last reply to a deletion.
+func (c *Client) LastReply() time.Time {
+	return c.owner.start.Add(time.Duration(c.owner.lastReply.Load()))
 }
 
 // Close attempts the pending deletions of the client once more and waits for its flows until

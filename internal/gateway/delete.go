@@ -249,14 +249,14 @@ func (f *flow) recordDeletion(e *entry, err error) error {
 	if e.state == removed { // it expired in the meantime
 		return nil
 	}
-	answered := f.isReply(err)
-	if answered {
-		f.answered.Store(int64(time.Since(f.start)))
+	replied := f.isReply(err)
+	if replied {
+		f.lastReply.Store(int64(time.Since(f.start)))
 	}
 	if err != nil {
 		// After a second refusal, the deletion is attempted only once a day and by Close. A
 		// mapping that the gateway may have for longer than is known is retried as before.
-		final := (e.state == pendingDelete || e.state == restored) && answered && e.granted != nil && !e.unconfirmed
+		final := (e.state == pendingDelete || e.state == restored) && replied && e.granted != nil && !e.unconfirmed
 		remains := e.remainsError(err)
 		if f.addPendingDelete(e, err); final && e.deletion != nil {
 			e.deletion.nextAttempt = earlier(e.expires(), time.Now().Add(maxLifetime))
@@ -292,7 +292,7 @@ func (o *Owner) addPendingDelete(e *entry, err error) {
 	o.armRetryTimer()
 }
 
-// postpone schedules the attempt after one that is due.
+// postpone moves an attempt that is due to a later time.
 func (d *deletion) postpone(now time.Time) {
 	if !d.nextAttempt.After(now) {
 		d.pause = min(2*d.pause, maxDeleteBackoff)
@@ -300,6 +300,7 @@ func (d *deletion) postpone(now time.Time) {
 	}
 }
 
+// armRetryTimer sets the retry timer to the earliest attempt of a pending deletion.
 func (o *Owner) armRetryTimer() {
 	var next time.Time
 	for _, e := range o.pendingDeletes {
@@ -398,7 +399,7 @@ func (o *Owner) remainingErrors(c *Client, cause error) error {
 		case e.granted == nil && e.order.created == 0 && e.deletion.lastHolder != nil && e.deletion.lastHolder.wasGranted:
 			// Another backend granted the handle.
 		case e.deletion.moved:
-			slog.New(c.sink.Handler()).Warn("a mapping remains at a gateway that was left",
+			slog.New(c.sink.Handler()).Warn("a mapping remains at a previous gateway",
 				"gateway", o.key.Gateway.Addr(), "err", e.remainsError(cmp.Or(e.err, cause)))
 		case e.state == pendingDelete:
 			errs = append(errs, e.remainsError(e.err))

@@ -208,11 +208,11 @@ var closedChan = func() chan struct{} {
 	return c
 }()
 
-// Answered returns the result of Client.Answered, or the zero Time if the handle is not
+// LastReply returns the result of Client.LastReply, or the zero Time if the handle is not
 // attached.
-func (h *Handle) Answered() time.Time {
+func (h *Handle) LastReply() time.Time {
 	if c := h.client.Load(); c != nil {
-		return c.Answered()
+		return c.LastReply()
 	}
 	return time.Time{}
 }

@@ -19,7 +19,7 @@ var allowedUnderLock = []string{
 	"time.AfterFunc",
 	"newOwner",
 	"d.run", "l.run", // they run on goroutines of their own
-	"answered", "Answered", // read an atomic value
+	"lastReply", "LastReply", // read an atomic value
 	"Round", "Since", "cancel", "Before", // methods of contexts and times
 }
 

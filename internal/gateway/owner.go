@@ -58,15 +58,15 @@ func NewRegistry(jitter func(time.Duration) time.Duration) *Registry {
 
 // Owner owns all state of one gateway. Only code on its loop uses the fields below loop.
 type Owner struct {
-	key      Key
-	registry *Registry
-	refs     int // the number of clients; guarded by the registry's lock
-	start    time.Time
-	ctx      context.Context //nolint:containedctx // lives as long as the owner; all requests use it
-	cancel   context.CancelCauseFunc
-	work     ctxsync.Calls // flows, watches and probes
-	answered atomic.Int64  // time of the gateway's last reply to a deletion, in ns since start
-	sinks    atomic.Pointer[[]Sink]
+	key       Key
+	registry  *Registry
+	refs      int // the number of clients; guarded by the registry's lock
+	start     time.Time
+	ctx       context.Context //nolint:containedctx // lives as long as the owner; all requests use it
+	cancel    context.CancelCauseFunc
+	work      ctxsync.Calls // flows, watches and probes
+	lastReply atomic.Int64  // time of the gateway's last reply to a deletion, in ns since start
+	sinks     atomic.Pointer[[]Sink]
 
 	loop           Loop
 	backends       []*Backend
@@ -109,11 +109,11 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	for _, k := range keys {
 		r.owners[k] = cmp.Or(r.owners[k], o)
 	}
-	var inherited []unfinishedDelete
+	var deletes []unfinishedDelete
 	r.ended = slices.DeleteFunc(r.ended, func(e endedOwner) bool {
 		matches := slices.Contains(keys, e.key)
 		if matches {
-			inherited = append(inherited, e.deletes...)
+			deletes = append(deletes, e.deletes...)
 		}
 		return matches
 	})
@@ -123,7 +123,7 @@ func (r *Registry) Join(key Key, configs []BackendConfig, sink Sink) (*Client, e
 	var err error
 	o.loop.Do(func() {
 		err = o.addClient(c, configs)
-		o.takeOver(inherited)
+		o.takeOver(deletes)
 	})
 	if err != nil {
 		c.Discard()

@@ -97,19 +97,19 @@ type TokenBucket struct {
 	fullAt time.Time // the time at which the bucket is full again
 }
 
-// Next returns the time of the next round. If a round is already waiting, Next returns its
-// time and takes no token.
-func (p *TokenBucket) Next(now time.Time) time.Time {
+// Next returns the time at which the next round may start. It takes a token, unless a round is
+// already waiting.
+func (b *TokenBucket) Next(now time.Time) time.Time {
 	const (
 		burst = 3
 		pause = 5 * time.Second
 	)
-	fullAt := p.fullAt
+	fullAt := b.fullAt
 	if fullAt.Before(now) {
 		fullAt = now
 	}
 	if fullAt.Sub(now) < burst*pause { // otherwise a round is already waiting
-		p.fullAt = fullAt.Add(pause)
+		b.fullAt = fullAt.Add(pause)
 	}
 	if at := fullAt.Add(-(burst - 1) * pause); at.After(now) {
 		return at
@@ -253,8 +253,8 @@ func (f *flow) renew(e *entry) (backends.Mapping, error) {
 }
 
 // recordRenewal records the result of a renewal. It returns whether the gateway replied.
-// Holders of the upcoming entries are not notified yet; they are notified after the renewal
-// of their last entry.
+// It does not notify the holders of upcoming entries. They are notified after the renewal of
+// their last entry.
 func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming []*entry) bool {
 	now := time.Now()
 	if err != nil && !f.isReply(err) {

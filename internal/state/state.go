@@ -112,11 +112,11 @@ func lockFile(path string) (*os.File, error) {
 
 // setAside renames a file to a name that no other file has, and returns the new name.
 func setAside(path string) (string, error) {
-	const most = 100
+	const maxNames = 100
 	aside := path + ".damaged"
 	for n := 2; ; n++ {
 		reserved, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if errors.Is(err, fs.ErrExist) && n <= most {
+		if errors.Is(err, fs.ErrExist) && n <= maxNames {
 			aside = fmt.Sprintf("%s.damaged.%d", path, n)
 			continue
 		}
