@@ -137,7 +137,7 @@ func (o *Owner) recordProbe(c *Client, errs []error) error {
 	if len(available) == 0 {
 		return c.sink.CombineErrors(errs, true)
 	}
-	o.log().Info("gateway selected", "gateway", o.key.Gateway.Addr(), "backend", available[0].name)
+	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", available[0].name)
 	return nil
 }
 
