@@ -17,10 +17,11 @@
 // UPnP. If a protocol cannot express a request, or if the gateway refuses it, the same call
 // tries the next protocol.
 //
-// A mapping is renewed at half of the lifetime that the gateway granted. It is requested again
-// if the gateway announces a restart, or if the gateway's clock or its table shows that it
-// restarted. If the route to the internet or the address of this host changes, the mapping is
-// requested on the new route, and deleted on the old one if that gateway can still be reached.
+// A mapping is renewed at half of the lifetime that the gateway granted. It is requested
+// again if the gateway announces a restart, or if the gateway's clock or its table shows that
+// it restarted. If the route to the internet or the address of this host changes, the mapping
+// is requested on the new route. It is deleted on the old route if that gateway can still be
+// reached.
 //
 // The external port can change at any renewal. Read it from [Mapping.External], wait for the
 // next change with [Mapping.Changed], or set Config.OnEvent.

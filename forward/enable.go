@@ -12,9 +12,9 @@ import (
 
 // Enable makes the gateway forward a port to this host, and keeps the mapping alive until it
 // is closed. Without options, Enable forwards TCP to an internal port that is free at the
-// moment, and requests the same external port. If the gateway refuses the external port
-// because it is taken, or because it is below 1024, Enable tries up to eight random ports
-// from 49152, unless [Exact] is given.
+// moment, and requests the same external port. The gateway may refuse the external port
+// because it is taken, or because it is below 1024. Enable then tries up to eight random
+// ports from 49152, unless [Exact] is given.
 //
 // Mappings with the same protocol and internal port share one mapping on the gateway. It is
 // deleted when the last of them is closed. Their options must agree: otherwise the second

@@ -65,9 +65,10 @@ type Event struct {
 }
 
 // These constants limit the queue of calls to a slow OnEvent or log handler. The limit is
-// maxQueued, or maxQueuedPerMapping for each mapping if that is more, because a restart of
-// the gateway makes two events of each mapping at once. If the queue is full, the oldest call
-// is dropped. The methods of Mapping return the current values even then.
+// maxQueued, or maxQueuedPerMapping for each mapping if that is more. It depends on the
+// number of mappings because a restart of the gateway makes two events of each at once. If
+// the queue is full, the oldest call is dropped. The methods of Mapping return the current
+// values even then.
 const (
 	maxQueued           = 1024
 	maxQueuedPerMapping = 8

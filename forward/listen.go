@@ -81,11 +81,11 @@ func (l *Listener) Visited() (at time.Time, from netip.AddrPort) {
 // gateway refuses. External returns the address that the internet reaches.
 //
 // The network is "tcp", "tcp4" or "tcp6". A "tcp" socket for both families gets an IPv4
-// mapping. It also gets a pinhole in the gateway's IPv6 firewall, if this host has a default
-// route for IPv6 and a global address when Listen is called. With "tcp4" there is only the
-// mapping, and with "tcp6" only the pinhole. If the Config names a gateway on loopback, as in
-// tests, only that gateway is used. A specific local address gets the mapping or the pinhole
-// of its family. Port 0 means any free port.
+// mapping. If this host then has a default route for IPv6 and a global address, the socket
+// also gets a pinhole in the gateway's IPv6 firewall. With "tcp4" there is only the mapping,
+// and with "tcp6" only the pinhole. If the Config names a gateway on loopback, as in tests,
+// only that gateway is used. A specific local address gets the mapping or the pinhole of its
+// family. Port 0 means any free port.
 //
 // The options External, ExternalAddr, Exact, From, Lifetime, RenewEvery, OnChange and
 // Description have the same meaning as for Enable. A pinhole does not translate ports, so
