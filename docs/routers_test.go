@@ -1,4 +1,4 @@
-// Package docs_test keeps the pages true.
+// Package docs_test checks the pages of the documentation against the code.
 package docs_test
 
 import (
@@ -21,8 +21,8 @@ func page(t *testing.T, path string) string {
 	return string(b)
 }
 
-// Each kind of error has a section, and a row with the text that it is printed by.
-func TestEveryKindHasASection(t *testing.T) {
+// TestErrorSections checks that each kind of error has a section, and a row with its text.
+func TestErrorSections(t *testing.T) {
 	routers := page(t, "routers.md")
 	for name, err := range map[string]error{
 		"ErrNoGateway": forward.ErrNoGateway, "ErrNoReply": backends.ErrNoReply, "ErrNotAuthorized": backends.ErrNotAuthorized,
@@ -39,8 +39,8 @@ func TestEveryKindHasASection(t *testing.T) {
 	}
 }
 
-// Links within the page lead somewhere.
-func TestAnchors(t *testing.T) {
+// TestLinks checks that the links within the page have targets.
+func TestLinks(t *testing.T) {
 	routers := page(t, "routers.md")
 	anchors := map[string]bool{}
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(routers, -1) {
@@ -50,7 +50,7 @@ func TestAnchors(t *testing.T) {
 	links := regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(routers, -1)
 	for _, link := range links {
 		if target := link[1]; strings.HasPrefix(target, "#") && !anchors[target] {
-			t.Errorf("nothing is at %s", target)
+			t.Errorf("the link %s has no target", target)
 		} else if !strings.HasPrefix(target, "#") {
 			if _, err := os.Stat(target); err != nil {
 				t.Error(err)
@@ -59,8 +59,8 @@ func TestAnchors(t *testing.T) {
 	}
 }
 
-// What the page quotes of errors that are written down elsewhere is still what
-// they say.
+// TestQuotations checks that the error texts that the page quotes are recorded errors of
+// package forward.
 func TestQuotations(t *testing.T) {
 	texts := page(t, "../forward/testdata/errors.txt")
 	for _, quoted := range []string{
@@ -72,7 +72,7 @@ func TestQuotations(t *testing.T) {
 		"pcp: map: undefined result (result 99), for 30m0s",
 	} {
 		if !strings.Contains(texts, quoted+"\n") {
-			t.Errorf("nothing says any more: %s", quoted)
+			t.Errorf("no error has this text: %s", quoted)
 		}
 		if !strings.Contains(page(t, "routers.md"), "\n  "+quoted+"\n") {
 			t.Errorf("the page does not quote: %s", quoted)
@@ -80,7 +80,8 @@ func TestQuotations(t *testing.T) {
 	}
 }
 
-// What the page quotes besides is in the code: what is filled in is left out here.
+// TestFragments checks that the other quoted texts are in the code. The list has them
+// without their variable parts.
 func TestFragments(t *testing.T) {
 	var code strings.Builder
 	for _, dir := range []string{"../backends", "../forward", "../discover", "../internal"} {
@@ -106,7 +107,7 @@ func TestFragments(t *testing.T) {
 		"the gateway speaks NAT-PMP, not PCP", "no port maps available",
 	} {
 		if !strings.Contains(code.String(), quoted) {
-			t.Errorf("nothing says any more: %s", quoted)
+			t.Errorf("no error has this text: %s", quoted)
 		}
 		if !strings.Contains(page(t, "routers.md"), quoted) {
 			t.Errorf("the page does not quote: %s", quoted)
