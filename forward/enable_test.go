@@ -3,6 +3,7 @@ package forward_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,50 +12,52 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
+// TestEnable checks what a new mapping reports, and what the gateway has.
 func TestEnable(t *testing.T) {
-	m := newMemory()
-	f := forwarder(t, forward.Config{}, m)
+	gw := newFakeGateway()
+	f := newForwarder(t, forward.Config{}, gw)
 	defer f.Close()
-	got, err := f.Enable(t.Context(), forward.UDP(8080))
+	m, err := f.Enable(t.Context(), forward.UDP(8080))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := netip.AddrPortFrom(external, 8080); got.External().AddrPort != want {
-		t.Errorf("External %v, want %v", got.External(), want)
+	if want := netip.AddrPortFrom(externalAddr, 8080); m.External().AddrPort != want {
+		t.Errorf("External %v, want %v", m.External(), want)
 	}
-	if want := netip.AddrPortFrom(here, 8080); got.Internal() != want {
-		t.Errorf("Internal %v, want %v", got.Internal(), want)
+	if want := netip.AddrPortFrom(localAddr, 8080); m.Internal() != want {
+		t.Errorf("Internal %v, want %v", m.Internal(), want)
 	}
-	if got.Backend() != "memory" || got.Scope() != backends.ScopePublic || got.Err() != nil || !got.Gateway().IsValid() {
-		t.Errorf("backend %q, scope %v, err %v, gateway %v", got.Backend(), got.Scope(), got.Err(), got.Gateway())
+	if m.Backend() != "memory" || m.Scope() != backends.ScopePublic || m.Err() != nil || !m.Gateway().IsValid() {
+		t.Errorf("backend %q, scope %v, err %v, gateway %v", m.Backend(), m.Scope(), m.Err(), m.Gateway())
 	}
-	if left := time.Until(got.Expires()); left < time.Hour || left > 2*time.Hour {
-		t.Errorf("expires in %v, want the default of two hours", left)
+	if remaining := time.Until(m.Expires()); remaining < time.Hour || remaining > 2*time.Hour {
+		t.Errorf("expires in %v, want the default of two hours", remaining)
 	}
-	if g := m.live(); len(g) != 1 || g[0].Protocol != backends.UDP || g[0].Description != "goforward" {
+	if g := gw.live(); len(g) != 1 || g[0].Protocol != backends.UDP || g[0].Description != "goforward" {
 		t.Errorf("the gateway has %+v", g)
 	}
 }
 
-// Without options: TCP, a local port that can be listened on, and the same
-// number outside, since some gateways refuse to choose one.
-func TestEnableNothing(t *testing.T) {
-	m := newMemory()
-	f := forwarder(t, forward.Config{}, m)
+// TestEnableDefaults checks Enable without options: TCP, a local port that is free, and
+// the same external port, since some gateways refuse to choose one.
+func TestEnableDefaults(t *testing.T) {
+	gw := newFakeGateway()
+	f := newForwarder(t, forward.Config{}, gw)
 	defer f.Close()
-	got, err := f.Enable(t.Context())
+	m, err := f.Enable(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Internal().Port() == 0 || got.External().Port() != got.Internal().Port() {
-		t.Errorf("%v → %v, want one number", got.External(), got.Internal())
+	if m.Internal().Port() == 0 || m.External().Port() != m.Internal().Port() {
+		t.Errorf("%v → %v, want the same port", m.External(), m.Internal())
 	}
-	if g := m.live(); len(g) != 1 || g[0].Protocol != backends.TCP {
+	if g := gw.live(); len(g) != 1 || g[0].Protocol != backends.TCP {
 		t.Errorf("the gateway has %+v, want TCP", g)
 	}
 }
@@ -81,297 +84,387 @@ func TestEnableInvalid(t *testing.T) {
 		"no free port of SCTP":   {[]forward.Option{forward.Protocol(backends.SCTP, 0)}, backends.ErrUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMemory()
-			f := forwarder(t, forward.Config{}, m)
+			gw := newFakeGateway()
+			f := newForwarder(t, forward.Config{}, gw)
 			defer f.Close()
-			if got, err := f.Enable(t.Context(), test.opts...); !errors.Is(err, test.want) || got != nil {
-				t.Errorf("Enable: %v, %v; want %v", got, err, test.want)
+			if m, err := f.Enable(t.Context(), test.opts...); !errors.Is(err, test.want) || m != nil {
+				t.Errorf("Enable: %v, %v; want %v", m, err, test.want)
 			}
-			if calls := m.calls(); len(calls) > 0 {
-				t.Errorf("asked the gateway %q", calls)
+			if calls := gw.takeCalls(); len(calls) > 0 {
+				t.Errorf("requests %q, want none", calls)
 			}
 		})
 	}
 }
 
-// fails makes calls at these wishes fail.
-func fails(err error, wishes ...uint16) func(string, backends.Protocol, uint16) error {
-	return func(op string, _ backends.Protocol, wish uint16) error {
-		for _, w := range wishes {
-			if op == "map" && w == wish {
-				return err
-			}
+// TestDeadlines checks that the deadline of the caller is reported as such, and
+// RequestTimeout as no reply.
+func TestDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := newFakeGateway()
+		gw.block = true
+		f := newForwarder(t, forward.Config{RequestTimeout: 5 * time.Second}, gw)
+		defer f.Close()
+		start := time.Now()
+		_, err := f.Enable(t.Context(), forward.TCP(8080))
+		if !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 5*time.Second {
+			t.Errorf("RequestTimeout: %v after %v", err, time.Since(start))
 		}
-		return nil
-	}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		start = time.Now()
+		_, err = f.Enable(ctx, forward.TCP(8080))
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 20*time.Second {
+			t.Errorf("deadline of the caller: %v after %v", err, time.Since(start))
+		}
+	})
 }
 
-func always(err error) func(string, backends.Protocol, uint16) error {
-	return func(op string, _ backends.Protocol, _ uint16) error {
-		if op == "map" {
-			return err
-		}
-		return nil
-	}
-}
-
-// Which refusals are worth another external port, and how often.
-func TestPortHunt(t *testing.T) {
+// TestPortRetry checks which refusals lead to attempts with other external ports, and how
+// many.
+func TestPortRetry(t *testing.T) {
 	for name, test := range map[string]struct {
-		fail  func(string, backends.Protocol, uint16) error
-		opts  []forward.Option
-		want  error
-		asked int
+		fail     func(string, backends.Protocol, uint16) error
+		opts     []forward.Option
+		want     error
+		requests int
 	}{
-		"taken":                  {fails(backends.ErrConflict, 8080), []forward.Option{forward.TCP(8080)}, nil, 2},
-		"taken for ever":         {always(backends.ErrConflict), []forward.Option{forward.TCP(8080)}, backends.ErrConflict, 9},
-		"taken, exact":           {fails(backends.ErrConflict, 8080), []forward.Option{forward.TCP(8080), forward.Exact()}, backends.ErrConflict, 1},
-		"low port refused":       {fails(backends.ErrNotAuthorized, 80), []forward.Option{forward.TCP(80)}, nil, 2},
-		"low port refused, else": {fails(backends.ErrNotAuthorized, 80), []forward.Option{forward.TCP(8080), forward.External(80)}, nil, 2},
-		"refused":                {always(backends.ErrNotAuthorized), []forward.Option{forward.TCP(80)}, backends.ErrNotAuthorized, 2},
-		"high port refused":      {always(backends.ErrNotAuthorized), []forward.Option{forward.TCP(8080)}, backends.ErrNotAuthorized, 1},
-		"no WAN":                 {always(backends.ErrNetworkFailure), []forward.Option{forward.TCP(8080)}, backends.ErrNetworkFailure, 1},
-		"full":                   {always(backends.ErrNoResources), []forward.Option{forward.TCP(8080)}, backends.ErrNoResources, 1},
-		"private WAN":            {always(backends.ErrPrivateWAN), []forward.Option{forward.TCP(8080)}, backends.ErrPrivateWAN, 1},
+		"taken":                     {failMapAt(backends.ErrConflict, 8080), []forward.Option{forward.TCP(8080)}, nil, 2},
+		"always taken":              {failMap(backends.ErrConflict), []forward.Option{forward.TCP(8080)}, backends.ErrConflict, 9},
+		"taken, exact":              {failMapAt(backends.ErrConflict, 8080), []forward.Option{forward.TCP(8080), forward.Exact()}, backends.ErrConflict, 1},
+		"low port refused":          {failMapAt(backends.ErrNotAuthorized, 80), []forward.Option{forward.TCP(80)}, nil, 2},
+		"low external port refused": {failMapAt(backends.ErrNotAuthorized, 80), []forward.Option{forward.TCP(8080), forward.External(80)}, nil, 2},
+		"refused":                   {failMap(backends.ErrNotAuthorized), []forward.Option{forward.TCP(80)}, backends.ErrNotAuthorized, 2},
+		"high port refused":         {failMap(backends.ErrNotAuthorized), []forward.Option{forward.TCP(8080)}, backends.ErrNotAuthorized, 1},
+		"no WAN":                    {failMap(backends.ErrNetworkFailure), []forward.Option{forward.TCP(8080)}, backends.ErrNetworkFailure, 1},
+		"full":                      {failMap(backends.ErrNoResources), []forward.Option{forward.TCP(8080)}, backends.ErrNoResources, 1},
+		"private WAN":               {failMap(backends.ErrPrivateWAN), []forward.Option{forward.TCP(8080)}, backends.ErrPrivateWAN, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMemory()
-			m.fail = test.fail
-			f := forwarder(t, forward.Config{}, m)
+			gw := newFakeGateway()
+			gw.fail = test.fail
+			f := newForwarder(t, forward.Config{}, gw)
 			defer f.Close()
-			got, err := f.Enable(t.Context(), test.opts...)
+			m, err := f.Enable(t.Context(), test.opts...)
 			if !errors.Is(err, test.want) {
-				t.Errorf("Enable: %v, %v; want %v", got, err, test.want)
+				t.Errorf("Enable: %v, %v; want %v", m, err, test.want)
 			}
-			calls := m.calls()
-			if len(calls) != test.asked {
-				t.Errorf("asked %q, want %d requests", calls, test.asked)
+			calls := gw.takeCalls()
+			if len(calls) != test.requests {
+				t.Errorf("requests %q, want %d", calls, test.requests)
 			}
-			if err == nil && got.External().Port() < 49152 {
-				t.Errorf("port %d, want a dynamic one", got.External().Port())
+			if err == nil && m.External().Port() < 49152 {
+				t.Errorf("port %d, want a port from 49152", m.External().Port())
 			}
 		})
+	}
+}
+
+// TestExternalPortTaken checks that a gateway may grant another port than the suggested
+// one, unless Exact is given.
+func TestExternalPortTaken(t *testing.T) {
+	gw, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	if err := gw.AddMapping(gatewaytest.Entry{
+		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.9:9"),
+		External: netip.AddrPortFrom(gw.External(), 8080),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil || m.External().Port() == 8080 {
+		t.Errorf("Enable: %v, %v", m, err)
+	}
+	if _, err := f.Enable(t.Context(), forward.TCP(8081), forward.External(8080), forward.Exact()); !errors.Is(err, backends.ErrConflict) {
+		t.Errorf("Enable of exactly a taken port: %v", err)
+	}
+	if n := len(gw.Table()); n != 2 {
+		t.Errorf("the gateway has %v", gw.Table())
 	}
 }
 
 func TestBoth(t *testing.T) {
-	m := newMemory()
-	f := forwarder(t, forward.Config{}, m)
+	gw := newFakeGateway()
+	f := newForwarder(t, forward.Config{}, gw)
 	defer f.Close()
-	m.taken[8080] = true
-	got, err := f.Enable(t.Context(), forward.Both(8080))
+	gw.taken[8080] = true
+	m, err := f.Enable(t.Context(), forward.Both(8080))
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := got.Grants()
+	state := m.Grants()
 	if len(state) != 2 || state[0].External != state[1].External || state[0].External.Port() != 8081 {
 		t.Fatalf("granted %+v, want TCP and UDP on 8081", state)
 	}
-	if diff := cmp.Diff([]string{"map tcp 8080", "map udp 8081"}, m.calls()); diff != "" {
+	if diff := cmp.Diff([]string{"map tcp 8080", "map udp 8081"}, gw.takeCalls()); diff != "" {
 		t.Error(diff)
 	}
-	if err := got.Close(); err != nil || len(m.live()) != 0 {
-		t.Errorf("Close: %v; the gateway has %v", err, m.live())
+	if err := m.Close(); err != nil || len(gw.live()) != 0 {
+		t.Errorf("Close: %v; the gateway has %v", err, gw.live())
 	}
 }
 
-// TCP and UDP on two numbers are neither: at most four tries, and nothing stays.
-func TestBothUneven(t *testing.T) {
-	m := newMemory()
-	m.reserved = 7000
-	f := forwarder(t, forward.Config{}, m)
+// TestBothPortMismatch checks that TCP and UDP on different external ports are a failure.
+// There are four attempts at most, and no mapping remains.
+func TestBothPortMismatch(t *testing.T) {
+	gw := newFakeGateway()
+	gw.udpPort = 7000
+	f := newForwarder(t, forward.Config{}, gw)
 	defer f.Close()
-	got, err := f.Enable(t.Context(), forward.Both(8080)) // the second try wishes what UDP got
-	if err != nil || got.External().Port() != 7000 {
-		t.Fatalf("Enable: %v, %v; want port 7000 for both", got, err)
+	m, err := f.Enable(t.Context(), forward.Both(8080)) // the second attempt suggests the port that UDP got
+	if err != nil || m.External().Port() != 7000 {
+		t.Fatalf("Enable: %v, %v; want port 7000 for both", m, err)
 	}
-	if err := got.Close(); err != nil {
+	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	m.taken[7000] = true // never for TCP
-	m.calls()
-	if got, err = f.Enable(t.Context(), forward.Both(8080)); !errors.Is(err, backends.ErrConflict) {
-		t.Errorf("Enable: %v, %v; want ErrConflict", got, err)
+	gw.taken[7000] = true // not available for TCP
+	gw.takeCalls()
+	if m, err = f.Enable(t.Context(), forward.Both(8080)); !errors.Is(err, backends.ErrConflict) {
+		t.Errorf("Enable: %v, %v; want ErrConflict", m, err)
 	}
-	tries := slices.DeleteFunc(m.calls(), func(call string) bool { return !strings.HasPrefix(call, "map tcp") })
-	if len(tries) != 4 {
-		t.Errorf("tries %q, want 4", tries)
+	attempts := slices.DeleteFunc(gw.takeCalls(), func(call string) bool { return !strings.HasPrefix(call, "map tcp") })
+	if len(attempts) != 4 {
+		t.Errorf("attempts %q, want 4", attempts)
 	}
-	if left := m.live(); len(left) != 0 {
-		t.Errorf("left %v", left)
+	if remaining := gw.live(); len(remaining) != 0 {
+		t.Errorf("remaining mappings: %v", remaining)
 	}
-	m.set(func() { m.reserved, m.fail = 0, fails(backends.ErrNotAuthorized, 8080) })
-	m.fail = func(op string, p backends.Protocol, _ uint16) error {
+	gw.set(func() { gw.udpPort, gw.fail = 0, failMapAt(backends.ErrNotAuthorized, 8080) })
+	gw.fail = func(op string, p backends.Protocol, _ uint16) error {
 		if op == "map" && p == backends.UDP {
 			return backends.ErrNotAuthorized
 		}
 		return nil
 	}
-	if _, err = f.Enable(t.Context(), forward.Both(8080)); !errors.Is(err, backends.ErrNotAuthorized) || len(m.live()) != 0 {
-		t.Errorf("with UDP refused: %v, left %v", err, m.live())
+	if _, err = f.Enable(t.Context(), forward.Both(8080)); !errors.Is(err, backends.ErrNotAuthorized) || len(gw.live()) != 0 {
+		t.Errorf("with UDP refused: %v, remaining mappings: %v", err, gw.live())
 	}
 }
 
+// TestSamePort checks that the external port becomes the internal port too.
 func TestSamePort(t *testing.T) {
-	m := newMemory()
-	m.taken[8080] = true
-	f := forwarder(t, forward.Config{}, m)
+	gw := newFakeGateway()
+	gw.taken[8080] = true
+	f := newForwarder(t, forward.Config{}, gw)
 	defer f.Close()
-	got, err := f.Enable(t.Context(), forward.Both(8080), forward.SamePort())
+	m, err := f.Enable(t.Context(), forward.Both(8080), forward.SamePort())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, g := range got.Grants() {
+	for _, g := range m.Grants() {
 		if g.External.Port() != 8081 || g.Internal.Port() != 8081 {
 			t.Errorf("%v → %v, want 8081 on both sides", g.External, g.Internal)
 		}
 	}
-	if n := len(m.live()); n != 2 {
-		t.Errorf("the gateway has %v", m.live())
+	if n := len(gw.live()); n != 2 {
+		t.Errorf("the gateway has %v", gw.live())
 	}
 }
 
-// A backend that cannot express a request, or refuses it, gives way to the next.
-func TestFallThrough(t *testing.T) {
-	for name, fail := range map[string]error{
-		"refused": backends.ErrNotAuthorized, "silent": backends.ErrNoReply, "broken": backends.ErrMalformed,
-	} {
-		t.Run(name, func(t *testing.T) {
-			first, second := newMemory(), newMemory()
-			first.name, first.fail = "first", always(fail)
-			second.name = "second"
-			f := forwarder(t, forward.Config{}, first, second)
-			defer f.Close()
-			got, err := f.Enable(t.Context(), forward.TCP(8080))
-			if err != nil || got.Backend() != "second" {
-				t.Errorf("Enable: %v by %q, %v", got, got.Backend(), err)
-			}
-		})
-	}
-}
-
-// Equal identities are one mapping, which goes with the last that holds it.
-func TestShared(t *testing.T) {
-	m := newMemory()
-	m.taken[8080] = true
-	a, b := forwarder(t, forward.Config{}, m), forwarder(t, forward.Config{}, m)
-	defer a.Close()
-	defer b.Close()
-	first, err := a.Enable(t.Context(), forward.TCP(8080))
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := b.Enable(t.Context(), forward.TCP(8080))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if first.External() != second.External() {
-		t.Errorf("%v and %v, want one", first.External(), second.External())
-	}
-	if other, err := b.Enable(t.Context(), forward.TCP(8080), forward.Lifetime(time.Minute)); !errors.Is(err, backends.ErrConflict) {
-		t.Errorf("on other terms: %v, %v; want ErrConflict", other, err)
-	}
-	if err := first.Close(); err != nil || len(m.live()) != 1 {
-		t.Errorf("after the first Close (%v) the gateway has %v", err, m.live())
-	}
-	if err := first.Close(); err != nil || len(m.live()) != 1 {
-		t.Errorf("after closing the first again (%v) the gateway has %v", err, m.live())
-	}
-	if err := second.Close(); err != nil || len(m.live()) != 0 {
-		t.Errorf("after the last Close (%v) the gateway has %v", err, m.live())
-	}
-}
-
-// A caller's own deadline shows as such; ours shows as no reply.
-func TestDeadlines(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := newMemory()
-		m.block = true
-		f := forwarder(t, forward.Config{RequestTimeout: 5 * time.Second}, m)
-		defer f.Close()
-		begun := time.Now()
-		_, err := f.Enable(t.Context(), forward.TCP(8080))
-		if !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != 5*time.Second {
-			t.Errorf("own timeout: %v after %v", err, time.Since(begun))
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		begun = time.Now()
-		_, err = f.Enable(ctx, forward.TCP(8080))
-		if !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != 20*time.Second {
-			t.Errorf("caller's deadline: %v after %v", err, time.Since(begun))
-		}
+// TestVPNGateway checks a VPN provider's gateway. It has one port for each client, which
+// is the same outside and inside and for both protocols. After each reconnect, the port
+// is another one.
+func TestVPNGateway(t *testing.T) {
+	events := make(chan string, 16)
+	gw, f := gatewayAndForwarder(t, forward.Config{OnEvent: func(e forward.Event) {
+		events <- fmt.Sprint(e.Kind, e.Grants[0].External.Port())
+	}, Lifetime: time.Minute}, gatewaytest.Config{
+		ManualClock: true, Protocols: []string{"natpmp"}, Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VPN: true}},
 	})
-}
-
-func TestOpenPorts(t *testing.T) {
-	m := newMemory()
-	f := forwarder(t, forward.Config{}, m)
-	defer f.Close()
-	port, err := f.OpenExternalPort(t.Context(), backends.UDP)
-	if err != nil || port < 49152 || len(m.live()) != 0 {
-		t.Errorf("OpenExternalPort: %d, %v; left %v", port, err, m.live())
+	m, err := f.Enable(t.Context(), forward.Both(8080), forward.SamePort())
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
-		if port, err := forward.OpenLocalPort(p); err != nil || port == 0 {
-			t.Errorf("OpenLocalPort(%v): %d, %v", p, port, err)
+	wantSamePort := func() uint16 {
+		t.Helper()
+		port := m.External().Port()
+		for _, g := range m.Grants() {
+			if g.External.Port() != port || g.Internal.Port() != port || g.Lifetime != time.Minute {
+				t.Errorf("%+v, want one port everywhere, for one minute", g)
+			}
+		}
+		if m.Internal().Port() != port || len(m.Grants()) != 2 {
+			t.Errorf("%v, internal %v", m.Grants(), m.Internal())
+		}
+		return port
+	}
+	first := wantSamePort()
+	for range 3 {
+		gw.Advance(30 * time.Second)
+		if err := f.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if port := wantSamePort(); port != first {
+			t.Fatalf("port %d, want %d as before", port, first)
 		}
 	}
-	for range 100 {
-		if port := forward.RandomPort(); port < 49152 {
-			t.Errorf("RandomPort: %d", port)
+	gw.Restart(gatewaytest.RestartOptions{Silent: true, KeepEpoch: true})
+	if err := f.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := wantSamePort()
+	if second == first {
+		t.Errorf("still port %d, want another one after a reconnect", first)
+	}
+	for _, r := range gw.Requests() {
+		if r.Op == "unmap" {
+			t.Errorf("the mapping was deleted: %x", r.Raw)
 		}
 	}
+	if err := f.Disable(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{fmt.Sprint(forward.EventMapped, first), fmt.Sprint(forward.EventChanged, second)} {
+		if got := <-events; got != want {
+			t.Errorf("event %s, want %s", got, want)
+		}
+	}
+	if len(events) > 0 {
+		t.Errorf("unexpected event: %s", <-events)
+	}
+
+	// Without SamePort, the granted port would not be the port of the listener.
+	if m, err := f.Enable(t.Context(), forward.TCP(8080)); !errors.Is(err, backends.ErrUnsupported) || !strings.Contains(err.Error(), "SamePort") {
+		t.Errorf("Enable without SamePort: %v, %v; want ErrUnsupported", m, err)
+	}
 }
 
-func TestExternalIP(t *testing.T) {
-	m := newMemory()
-	f := forwarder(t, forward.Config{}, m)
-	defer f.Close()
-	if got, err := f.ExternalIP(t.Context()); err != nil || got != external {
-		t.Errorf("ExternalIP: %v, %v", got, err)
+// TestPinhole checks a pinhole in an IPv6 firewall: no address or port is translated.
+func TestPinhole(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[::1]:0")})
+	if err != nil {
+		t.Skipf("IPV6 NOT TESTED: %v", err)
 	}
-	m.set(func() { m.external = netip.Addr{} })
-	if got, err := f.ExternalIP(t.Context()); !errors.Is(err, backends.ErrNetworkFailure) {
-		t.Errorf("of a gateway that does not know: %v, %v", got, err)
+	defer gw.Close()
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr6(), Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("[::1]:0")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := f.Enable(t.Context(), forward.TCP(8080), forward.IPv6())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := netip.MustParseAddrPort("[::1]:8080"); m.External().AddrPort != want || m.Internal() != want || m.Backend() != "pcp" {
+		t.Errorf("%v → %v by %s, want %v on both sides", m.External(), m.Internal(), m.Backend(), want)
+	}
+	if err := m.Close(); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Close: %v, the gateway has %v", err, gw.Table())
+	}
+	if _, err := f.Enable(t.Context(), forward.IPv6(), forward.To(netip.MustParseAddrPort("192.0.2.1:80"))); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("IPv6 and an IPv4 address: %v", err)
 	}
 }
 
-// A conflict within the process is none that another backend can help with.
-func TestSharedNotElsewhere(t *testing.T) {
-	first, second := newMemory(), newMemory()
-	first.name, second.name = "first", "second"
-	f := forwarder(t, forward.Config{}, first, second)
-	defer f.Close()
+// TestToOwnAddress checks that two mappings of one port are one, even if one of them
+// names an address of this host. Closing one keeps the other.
+func TestToOwnAddress(t *testing.T) {
+	gw, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := f.Enable(t.Context(), forward.TCP(8080), forward.External(9090)); !errors.Is(err, backends.ErrConflict) {
-		t.Errorf("on other terms: %v, %v; want ErrConflict", m, err)
+	byAddress, err := f.Enable(t.Context(), forward.To(netip.MustParseAddrPort("127.0.0.1:8080")))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if calls := second.calls(); len(calls) != 0 {
-		t.Errorf("the second backend was asked %q", calls)
+	if err := byAddress.Close(); err != nil || len(gw.Table()) != 1 {
+		t.Errorf("Close: %v, the gateway has %v", err, gw.Table())
 	}
 }
 
-// One backend that falls silent leaves time for the next; the last has all that
-// is left, and the error does not say of a backend that was never asked that it
-// was silent.
-func TestSilentShare(t *testing.T) {
+// TestBackground checks that a mapping in the background is retried until it is granted.
+func TestBackground(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		first, second := newMemory(), newMemory()
-		first.name, first.block, second.name = "first", true, "second"
-		f := forwarder(t, forward.Config{}, first, second)
+		gw, events := newFakeGateway(), &eventRecorder{}
+		gw.fail = failMap(backends.ErrNoReply)
+		f := newForwarder(t, forward.Config{OnEvent: events.record}, gw)
 		defer f.Close()
-		begun := time.Now()
-		m, err := f.Enable(t.Context(), forward.TCP(8080))
-		if err != nil || m.Backend() != "second" || time.Since(begun) != 4*time.Second {
-			t.Errorf("Enable: %v, %v after %v", m, err, time.Since(begun))
+		m, err := f.Enable(t.Context(), forward.TCP(8080), forward.Background())
+		if err != nil {
+			t.Fatal(err)
 		}
-		second.set(func() { second.block = true })
-		begun = time.Now()
-		if _, err := f.Enable(t.Context(), forward.TCP(9090)); !errors.Is(err, backends.ErrNoReply) || time.Since(begun) != 15*time.Second {
-			t.Errorf("Enable: %v after %v", err, time.Since(begun))
+		time.Sleep(time.Hour)
+		if m.External().IsValid() || m.Err() == nil {
+			t.Errorf("%v, error %v", m, m.Err())
+		}
+		if n := len(gw.takeCalls()); n < 50 || n > 80 {
+			t.Errorf("%d requests in the first hour, want 50 to 80", n)
+		}
+		gw.set(func() { gw.fail = nil })
+		if err := m.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		events.want(t, "failed 0", "mapped 8080")
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Wait(t.Context()); !errors.Is(err, forward.ErrClosed) {
+			t.Errorf("Wait after Close: %v", err)
+		}
+		if err := m.Refresh(t.Context()); !errors.Is(err, forward.ErrClosed) {
+			t.Errorf("Refresh after Close: %v", err)
 		}
 	})
+}
+
+// TestRun checks that Run keeps a mapping until its context ends.
+func TestRun(t *testing.T) {
+	mapped := make(chan struct{})
+	gw, f := gatewayAndForwarder(t, forward.Config{OnEvent: func(forward.Event) { close(mapped) }}, gatewaytest.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx, forward.TCP(8080)) }()
+	<-mapped
+	if len(gw.Table()) != 1 {
+		t.Errorf("the gateway has %v", gw.Table())
+	}
+	cancel()
+	if err := <-done; err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Run: %v; the gateway has %v", err, gw.Table())
+	}
+	if err := f.Run(t.Context(), forward.TCP(1), forward.UDP(1)); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("Run with invalid options: %v", err)
+	}
+}
+
+// TestRunMappingClosed checks that Run returns when its mapping is closed, although its
+// context has not ended.
+func TestRunMappingClosed(t *testing.T) {
+	for name, disable := range map[string]func(context.Context, *forward.Forwarder) error{
+		"Disable": func(ctx context.Context, f *forward.Forwarder) error { return f.Disable(ctx) },
+		"Disable with a selector": func(ctx context.Context, f *forward.Forwarder) error {
+			return f.Disable(ctx, forward.TCP(8080))
+		},
+		"DisableAll": func(ctx context.Context, f *forward.Forwarder) error {
+			_, err := f.DisableAll(ctx)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gw := newFakeGateway()
+				f := newForwarder(t, forward.Config{}, gw)
+				defer f.Close()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				returned := make(chan error, 1)
+				go func() { returned <- f.Run(ctx, forward.TCP(8080)) }()
+				synctest.Wait()
+				if len(gw.live()) != 1 {
+					t.Fatalf("the gateway has %v, want the mapping of Run", gw.live())
+				}
+				if err := disable(t.Context(), f); err != nil || len(gw.live()) != 0 {
+					t.Fatalf("%s: %v, the gateway has %v", name, err, gw.live())
+				}
+				time.Sleep(time.Minute)
+				select {
+				case <-returned:
+				default:
+					t.Errorf("Run still blocks a minute after %s removed its mapping, want it to return", name)
+					cancel()
+					<-returned
+				}
+			})
+		})
+	}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// LeadTo makes the default routes lead to gateways, also to such as do not have the
-// protocols' own ports. A family without one has no default route.
-func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
+// SetDefaultGateways makes the default routes lead to these gateways, which may use other
+// ports than the protocols' own. A family without a gateway has no default route.
+func (f *Forwarder) SetDefaultGateways(gateways ...netip.AddrPort) error {
 	f.loop.Do(func() {
 		none := func() (discover.Gateway, error) { return discover.Gateway{}, discover.ErrNoRoute }
 		f.defaultRoutes = [2]func() (discover.Gateway, error){none, none}
@@ -37,11 +37,11 @@ func (f *Forwarder) LeadTo(gateways ...netip.AddrPort) error {
 	return nil
 }
 
-// SetRoute makes the default route of a family lead to a gateway in memory, for which
-// the backends speak. If gw is invalid there is no default route.
+// SetRoute makes the IPv4 default route lead to a gateway with these ready-made backends.
+// If gw is invalid, there is no default route.
 func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 	if !f.started.Load() {
-		f.watch = func(ctx context.Context, _ func()) error { // NetworkChanged does it
+		f.watch = func(ctx context.Context, _ func()) error { // tests call NetworkChanged instead
 			<-ctx.Done()
 			return context.Cause(ctx)
 		}
@@ -67,25 +67,26 @@ func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 	})
 }
 
-// LeaveTime bounds the wait for a gateway that was left.
-const LeaveTime = routeCloseTimeout
+// RouteCloseTimeout is how long a Forwarder waits at most for deletions at a gateway that is no
+// longer on the default route.
+const RouteCloseTimeout = routeCloseTimeout
 
-// Routes is how many gateways the Forwarder has an owner for.
-func (f *Forwarder) Routes() (n int) {
+// RouteCount returns the number of gateways for which the Forwarder has an owner.
+func (f *Forwarder) RouteCount() (n int) {
 	f.loop.Do(func() { n = len(f.routes) })
 	return n
 }
 
-// NetworkChanged does what the watcher of the network does after a change.
+// NetworkChanged does what the network watcher does after a change.
 func (f *Forwarder) NetworkChanged() { f.loop.Do(func() { f.compareRoutes("") }) }
 
-// Crash ends a Forwarder as the end of its process does: nothing is deleted.
+// Crash ends a Forwarder like the end of its process: nothing is deleted.
 func (f *Forwarder) Crash() { _ = f.closing.do(context.Background(), f.crash) }
 
 func (f *Forwarder) crash() error {
 	f.store.opening.Lock()
 	file := f.store.file
-	f.store.file, f.store.openAttempted = nil, true // nothing more is written
+	f.store.file, f.store.openAttempted = nil, true // nothing is written from now on
 	f.store.opening.Unlock()
 	f.cancel(ErrClosed)
 	f.calls.Close(ErrClosed)
@@ -108,16 +109,40 @@ func (f *Forwarder) crash() error {
 	return nil
 }
 
-// SetWantedWithin shortens, for a test, what an earlier run's mappings wait.
-func SetWantedWithin(t *testing.T, d time.Duration) {
+// SetRestoreGrace shortens, for one test, how long the mappings of an earlier run are
+// kept if they are not enabled again.
+func SetRestoreGrace(t *testing.T, d time.Duration) {
 	before := restoreGrace
 	restoreGrace = d
 	t.Cleanup(func() { restoreGrace = before })
 }
 
-// SetBackends makes gateways be in memory.
+// SetBackends sets the backends of gateways by their addresses.
 func (f *Forwarder) SetBackends(at map[netip.Addr]backends.Backend) {
 	f.configs = func(p gatewayPath) []gateway.BackendConfig {
 		return []gateway.BackendConfig{{Ready: at[p.gateway.Addr()]}}
 	}
+}
+
+// SetJitter replaces the random source of renewals and retries. The Forwarder then shares
+// its gateways with no other Forwarder. Call it before the first mapping.
+func (f *Forwarder) SetJitter(jitter func(time.Duration) time.Duration) {
+	f.jitter, f.registry = jitter, gateway.NewRegistry(jitter)
+}
+
+// MaxWorkers is the largest number of concurrent requests to a gateway.
+const MaxWorkers = gateway.MaxCalls
+
+// Registry holds the gateways that Forwarders share.
+type Registry = gateway.Registry
+
+// NewRegistry returns a registry with a random source.
+func NewRegistry(jitter func(time.Duration) time.Duration) *Registry {
+	return gateway.NewRegistry(jitter)
+}
+
+// SetRegistry makes the Forwarder share the gateways of a registry. Call it before the
+// first mapping.
+func (f *Forwarder) SetRegistry(r *Registry, jitter func(time.Duration) time.Duration) {
+	f.jitter, f.registry = jitter, r
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,22 +13,17 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// waiting bounds what a test waits for.
-func waiting(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// listen is Listen on a free port that has been granted an external one.
-func listen(t *testing.T, f *forward.Forwarder, network string, opts ...forward.Option) *forward.Listener {
+// listenMapped calls Listen for a free port, and waits until all its mappings are
+// granted.
+func listenMapped(t *testing.T, f *forward.Forwarder, network string, opts ...forward.Option) *forward.Listener {
 	t.Helper()
 	ln, err := f.Listen(t.Context(), network, ":0", opts...)
 	if err != nil {
@@ -37,16 +31,16 @@ func listen(t *testing.T, f *forward.Forwarder, network string, opts ...forward.
 	}
 	t.Cleanup(func() { _ = ln.Close() })
 	for _, m := range ln.Mappings() {
-		if err := m.Wait(waiting(t)); err != nil {
-			t.Fatalf("%v; the last attempt: %v", err, m.Err())
+		if err := m.Wait(testContext(t)); err != nil {
+			t.Fatalf("%v; the error of the last attempt: %v", err, m.Err())
 		}
 	}
 	return ln
 }
 
-// greet accepts connections until the Listener is closed, and sends why it
-// ended.
-func greet(ln net.Listener) <-chan error {
+// serveHello accepts connections until the Listener is closed, and then sends the error
+// of Accept.
+func serveHello(ln net.Listener) <-chan error {
 	ended := make(chan error, 1)
 	go func() {
 		for {
@@ -62,10 +56,10 @@ func greet(ln net.Listener) <-chan error {
 	return ended
 }
 
-// read reads all that a host outside is sent.
-func read(t *testing.T, gw *gatewaytest.Gateway, network string, at netip.AddrPort) (string, error) {
+// dialAndRead connects from outside, and returns all data that it receives.
+func dialAndRead(t *testing.T, gw *gatewaytest.Gateway, network string, at netip.AddrPort) (string, error) {
 	t.Helper()
-	conn, err := gw.Dial(waiting(t), network, at.String())
+	conn, err := gw.Dial(testContext(t), network, at.String())
 	if err != nil {
 		return "", err
 	}
@@ -74,16 +68,17 @@ func read(t *testing.T, gw *gatewaytest.Gateway, network string, at netip.AddrPo
 	return string(b), err
 }
 
+// localPort returns the port of an address.
 func localPort(t *testing.T, a net.Addr) uint16 {
 	t.Helper()
 	return netip.MustParseAddrPort(a.String()).Port()
 }
 
-// A web server on a Listener is reached from outside, and no more when it is
-// shut down.
+// TestListenHTTP checks that a web server on a Listener is reachable from outside until
+// it is shut down.
 func TestListenHTTP(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
-	ln := listen(t, f, "tcp", forward.External(8080), forward.Description("web"))
+	gw, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	ln := listenMapped(t, f, "tcp", forward.External(8080), forward.Description("web"))
 	if want := netip.AddrPortFrom(gw.External(), 8080); ln.External().AddrPort != want {
 		t.Fatalf("External %v, want %v", ln.External(), want)
 	}
@@ -101,33 +96,34 @@ func TestListenHTTP(t *testing.T) {
 	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "hello from behind the router" {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if err := srv.Shutdown(waiting(t)); err != nil {
+	if err := srv.Shutdown(testContext(t)); err != nil {
 		t.Error(err)
 	}
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		t.Errorf("Serve: %v", err)
 	}
-	if left := gw.Table(); len(left) != 0 || ln.External().IsValid() || len(ln.Externals()) != 0 {
-		t.Errorf("the gateway has %v; External %v", left, ln.External())
+	if table := gw.Table(); len(table) != 0 || ln.External().IsValid() || len(ln.Externals()) != 0 {
+		t.Errorf("the gateway has %v; External %v", table, ln.External())
 	}
 }
 
-// Whatever the gateway does, it listens; when the gateway relents, it is
-// reached.
+// TestListenRefused checks that a Listener accepts local connections even if the gateway
+// refuses the mapping or does not reply. It is reachable from outside as soon as the
+// gateway grants the mapping.
 func TestListenRefused(t *testing.T) {
 	for name, fault := range map[string]gatewaytest.Fault{
-		"refused": {Result: int(natpmp.NotAuthorized)},
-		"silent":  {Drop: true},
+		"refused":  {Result: int(natpmp.NotAuthorized)},
+		"no reply": {Drop: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}, DiscoveryTimeout: 300 * time.Millisecond}, gatewaytest.Config{})
-			relent := gw.Inject(fault)
+			gw, f := gatewayAndForwarder(t, forward.Config{Protocols: []string{"natpmp"}, DiscoveryTimeout: 300 * time.Millisecond}, gatewaytest.Config{})
+			removeFault := gw.Inject(fault)
 			ln, err := f.Listen(t.Context(), "tcp", ":0")
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer ln.Close()
-			greet(ln)
+			serveHello(ln)
 			for changed := ln.Mapping().Changed(); ln.Mapping().Err() == nil; changed = ln.Mapping().Changed() {
 				<-changed
 			}
@@ -143,55 +139,57 @@ func TestListenRefused(t *testing.T) {
 				t.Errorf("from this host: read %q, %v", b, err)
 			}
 			_ = conn.Close()
-			relent()
-			if err := ln.Mapping().Wait(waiting(t)); err != nil {
+			removeFault()
+			if err := ln.Mapping().Wait(testContext(t)); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := read(t, gw, "tcp", ln.External().AddrPort); err != nil || got != "hello" {
+			if got, err := dialAndRead(t, gw, "tcp", ln.External().AddrPort); err != nil || got != "hello" {
 				t.Errorf("from outside: read %q, %v", got, err)
 			}
 		})
 	}
 }
 
-// It follows a gateway that restarts and gets another address.
-func TestListenFollows(t *testing.T) {
-	gw, f := startListening(t)
-	ln := listen(t, f, "tcp")
-	greet(ln)
-	moved := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.99"), ln.External().Port())
-	gw.SetExternal(moved.Addr())
-	for changed := ln.Mapping().Changed(); ln.External().AddrPort != moved; changed = ln.Mapping().Changed() {
+// TestListenGatewayRestart checks that a Listener stays reachable if the gateway gets
+// another address and restarts.
+func TestListenGatewayRestart(t *testing.T) {
+	gw, f := gatewayWithAnnouncements(t)
+	ln := listenMapped(t, f, "tcp")
+	serveHello(ln)
+	newEndpoint := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.99"), ln.External().Port())
+	gw.SetExternal(newEndpoint.Addr())
+	for changed := ln.Mapping().Changed(); ln.External().AddrPort != newEndpoint; changed = ln.Mapping().Changed() {
 		select {
 		case <-changed:
-		case <-waiting(t).Done():
-			t.Fatalf("External %v, want %v", ln.External(), moved)
+		case <-testContext(t).Done():
+			t.Fatalf("External %v, want %v", ln.External(), newEndpoint)
 		}
 	}
 	gw.Advance(time.Hour)
-	if _, err := f.ExternalIP(t.Context()); err != nil { // it has seen an epoch of an hour
+	if _, err := f.ExternalIP(t.Context()); err != nil { // the Forwarder receives an epoch of one hour
 		t.Fatal(err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
-	mappedAgain(t, gw)
-	if err := ln.Mapping().Wait(waiting(t)); err != nil {
+	awaitRemapped(t, gw)
+	if err := ln.Mapping().Wait(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := read(t, gw, "tcp", ln.External().AddrPort); err != nil || got != "hello" {
+	if got, err := dialAndRead(t, gw, "tcp", ln.External().AddrPort); err != nil || got != "hello" {
 		t.Errorf("after a restart: read %q, %v", got, err)
 	}
 }
 
-// Close ends Accept, unmaps, and may be called by many.
+// TestListenClose checks that Close ends Accept and deletes the mapping, and that several
+// goroutines may call it.
 func TestListenClose(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
-	ln := listen(t, f, "tcp")
-	ended, closed, external := greet(ln), make(chan error, 4), ln.External()
+	gw, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	ln := listenMapped(t, f, "tcp")
+	ended, closed, external := serveHello(ln), make(chan error, 4), ln.External()
 	for range cap(closed) {
 		go func() {
 			err := ln.Close()
-			if n := len(gw.Table()); n != 0 { // also when it was another's call that did it
-				err = fmt.Errorf("%d mappings are left", n)
+			if n := len(gw.Table()); n != 0 { // also if another call deleted the mapping
+				err = fmt.Errorf("%d mappings remain", n)
 			}
 			closed <- err
 		}()
@@ -204,7 +202,7 @@ func TestListenClose(t *testing.T) {
 	if err := <-ended; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept: %v", err)
 	}
-	if _, err := read(t, gw, "tcp", external.AddrPort); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := dialAndRead(t, gw, "tcp", external.AddrPort); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("from outside: %v", err)
 	}
 	if err := ln.Mapping().Wait(t.Context()); !errors.Is(err, forward.ErrClosed) {
@@ -212,11 +210,12 @@ func TestListenClose(t *testing.T) {
 	}
 }
 
-// A gateway that answers no more keeps Close for two seconds, and no longer.
-func TestListenCloseDeadGateway(t *testing.T) {
+// TestListenCloseNoReply checks that Close takes two seconds if the gateway does not
+// reply.
+func TestListenCloseNoReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMemory()
-		f := forwarder(t, forward.Config{}, m)
+		gw := newFakeGateway()
+		f := newForwarder(t, forward.Config{}, gw)
 		defer f.Close()
 		ln, err := f.Listen(t.Context(), "tcp4", ":0")
 		if err != nil {
@@ -225,11 +224,11 @@ func TestListenCloseDeadGateway(t *testing.T) {
 		if err := ln.Mapping().Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		m.set(func() { m.block = true })
-		begun := time.Now()
+		gw.set(func() { gw.block = true })
+		start := time.Now()
 		err = ln.Close()
-		if !errors.Is(err, backends.ErrNoReply) || time.Since(begun) != 2*time.Second {
-			t.Errorf("Close: %v after %v", err, time.Since(begun))
+		if !errors.Is(err, backends.ErrNoReply) || time.Since(start) != 2*time.Second {
+			t.Errorf("Close: %v after %v", err, time.Since(start))
 		}
 		if again := ln.Close(); !errors.Is(again, err) {
 			t.Errorf("Close again: %v", again)
@@ -237,11 +236,12 @@ func TestListenCloseDeadGateway(t *testing.T) {
 	})
 }
 
-// A Listener outlives its Forwarder, for this host.
+// TestListenForwarderClosed checks that a Listener accepts local connections after its
+// Forwarder was closed.
 func TestListenForwarderClosed(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
-	ln := listen(t, f, "tcp")
-	greet(ln)
+	gw, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	ln := listenMapped(t, f, "tcp")
+	serveHello(ln)
 	if err := f.Close(); err != nil || len(gw.Table()) != 0 {
 		t.Fatalf("Close: %v; the gateway has %v", err, gw.Table())
 	}
@@ -265,9 +265,11 @@ func TestListenForwarderClosed(t *testing.T) {
 	}
 }
 
+// TestListenInvalid checks that invalid addresses and options fail, and that no port
+// stays bound.
 func TestListenInvalid(t *testing.T) {
-	m := newMemory()
-	f := forwarder(t, forward.Config{}, m)
+	gw := newFakeGateway()
+	f := newForwarder(t, forward.Config{}, gw)
 	defer f.Close()
 	var lc net.ListenConfig
 	taken, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
@@ -283,7 +285,7 @@ func TestListenInvalid(t *testing.T) {
 	}{
 		"no network":       {"", ":0", forward.External(80), backends.ErrInvalid},
 		"another network":  {"unix", "/tmp/x", forward.External(80), backends.ErrInvalid},
-		"packets":          {"udp", ":0", forward.External(80), backends.ErrInvalid},
+		"UDP":              {"udp", ":0", forward.External(80), backends.ErrInvalid},
 		"loopback":         {"tcp", "127.0.0.1:0", forward.External(80), backends.ErrInvalid},
 		"loopback by name": {"tcp4", "localhost:0", forward.External(80), backends.ErrInvalid},
 		"no port":          {"tcp", "0.0.0.0", forward.External(80), nil},
@@ -305,27 +307,27 @@ func TestListenInvalid(t *testing.T) {
 			t.Errorf("%s: %v, %v, want %v", name, ln, err, test.want)
 		}
 	}
-	for _, at := range [][2]string{{"tcp", ":0"}, {"ip", ":0"}, {"udp4", "127.0.0.1:0"}} {
-		if pc, err := f.ListenPacket(t.Context(), at[0], at[1]); pc != nil || !errors.Is(err, backends.ErrInvalid) {
-			t.Errorf("ListenPacket of %v: %v, %v", at, pc, err)
+	for _, address := range [][2]string{{"tcp", ":0"}, {"ip", ":0"}, {"udp4", "127.0.0.1:0"}} {
+		if pc, err := f.ListenPacket(t.Context(), address[0], address[1]); pc != nil || !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("ListenPacket of %v: %v, %v", address, pc, err)
 		}
 	}
-	if calls := m.calls(); len(calls) != 0 {
-		t.Errorf("the gateway was asked: %v", calls)
+	if calls := gw.takeCalls(); len(calls) != 0 {
+		t.Errorf("requests %q, want none", calls)
 	}
 
-	// What fails leaves nothing bound. Somebody else may take a port meanwhile.
-	for tries := 1; ; tries++ {
-		at := netip.AddrPortFrom(netip.IPv4Unspecified(), localPort(t, taken.Addr())).String()
+	// A Listen that fails leaves no port bound. Another program may bind the port meanwhile.
+	for attempt := 1; ; attempt++ {
+		address := netip.AddrPortFrom(netip.IPv4Unspecified(), localPort(t, taken.Addr())).String()
 		_ = taken.Close()
-		_, err := f.Listen(t.Context(), "tcp4", at, forward.Once())
-		again, bindErr := lc.Listen(t.Context(), "tcp4", at)
+		_, err := f.Listen(t.Context(), "tcp4", address, forward.Once())
+		again, bindErr := lc.Listen(t.Context(), "tcp4", address)
 		if errors.Is(err, backends.ErrInvalid) && bindErr == nil {
 			_ = again.Close()
 			return
 		}
-		if tries == 3 {
-			t.Fatalf("Listen: %v; and then: %v", err, bindErr)
+		if attempt == 3 {
+			t.Fatalf("Listen: %v; net.Listen afterwards: %v", err, bindErr)
 		}
 		if taken, err = lc.Listen(t.Context(), "tcp4", ":0"); err != nil {
 			t.Fatal(err)
@@ -333,20 +335,20 @@ func TestListenInvalid(t *testing.T) {
 	}
 }
 
-// Nobody else's Disable or Refresh takes a Listener's mapping by chance; who
-// names it does.
+// TestListenDisable checks that Disable and Refresh without selectors skip the mapping of
+// a Listener, and that selectors select it.
 func TestListenDisable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMemory()
-		f := forwarder(t, forward.Config{}, m)
+		gw := newFakeGateway()
+		f := newForwarder(t, forward.Config{}, gw)
 		defer f.Close()
 		ctx := t.Context()
 		enable := func() *forward.Mapping {
-			got, err := f.Enable(ctx, forward.TCP(1001))
+			m, err := f.Enable(ctx, forward.TCP(1001))
 			if err != nil {
 				t.Fatal(err)
 			}
-			return got
+			return m
 		}
 		open := func() *forward.Listener {
 			ln, err := f.Listen(ctx, "tcp4", ":0")
@@ -366,53 +368,203 @@ func TestListenDisable(t *testing.T) {
 		}
 		for name, err := range map[string]error{"Disable": f.Disable(ctx), "Refresh": f.Refresh(ctx)} {
 			if !errors.Is(err, forward.ErrNoMapping) {
-				t.Errorf("%s of nothing else: %v", name, err)
+				t.Errorf("%s without selectors: %v", name, err)
 			}
 		}
 		if err := f.Refresh(ctx, forward.TCP(0)); err != nil {
-			t.Errorf("Refresh by name: %v", err)
+			t.Errorf("Refresh with a selector: %v", err)
 		}
 		if err := f.Disable(ctx, forward.TCP(localPort(t, ln.Addr()))); err != nil || ln.External().IsValid() {
-			t.Errorf("Disable by name: %v; %v", err, ln.Mapping())
+			t.Errorf("Disable with a selector: %v; %v", err, ln.Mapping())
 		}
 		enable()
 		ln = open()
-		if n, err := f.DisableAll(ctx); err != nil || n != 2 || ln.External().IsValid() || len(m.live()) != 0 {
-			t.Errorf("DisableAll: %d, %v; the gateway has %v", n, err, m.live())
+		if n, err := f.DisableAll(ctx); err != nil || n != 2 || ln.External().IsValid() || len(gw.live()) != 0 {
+			t.Errorf("DisableAll: %d, %v; the gateway has %v", n, err, gw.live())
 		}
 	})
 }
 
-func ExampleListen() {
-	gw := router()
+// TestListenerCloseDuringShutdown closes a Listener while its Forwarder is shut down.
+func TestListenerCloseDuringShutdown(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
+	f := newLoopbackForwarder(t, forward.Config{Protocols: []string{"natpmp"}, Gateway: gw.Addr()})
+	ln, err := f.Listen(t.Context(), "tcp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ln.Mapping().Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	removeFault := gw.Inject(gatewaytest.Fault{Match: isUnmap, Drop: true, Times: 1}) // one packet is lost
+	defer removeFault()
+	closed := make(chan error, 1)
+	go func() { closed <- ln.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := gw.AwaitRequests(ctx, 1, isUnmap); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	err = f.Shutdown(ctx)
+	t.Logf("Shutdown: %v after %v; Listener.Close: %v", err, time.Since(start), <-closed)
+	if len(gw.Table()) != 0 {
+		t.Errorf("the gateway still has %v", gw.Table())
+	}
+}
+
+// TestListenerCloseDuringRequest closes a Listener while its mapping is requested. The
+// mapping that the gateway grants is deleted.
+func TestListenerCloseDuringRequest(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
+	f := newLoopbackForwarder(t, forward.Config{Protocols: []string{"natpmp"}, Gateway: gw.Addr()})
+	hold := make(chan struct{})
+	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: hold})
+	ln, err := f.Listen(t.Context(), "tcp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gw.AwaitRequests(t.Context(), 1, isMap); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(30*time.Millisecond, func() { close(hold) })
+	if err := ln.Close(); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Close: %v; the gateway has %+v", err, gw.Table())
+	}
+}
+
+// compareEndpoints is the option of cmp that compares endpoints with ==.
+var compareEndpoints = cmpopts.EquateComparable(backends.Endpoint{})
+
+// TestListenPinhole checks that a pinhole has the address of this host.
+func TestListenPinhole(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[::1]:0")})
+	if err != nil {
+		t.Skipf("IPV6 NOT TESTED: %v", err)
+	}
 	defer gw.Close()
-	defer forward.Close()
-
-	ln, err := forward.Listen("tcp", ":0", forward.External(8080))
+	f, err := forward.New(&forward.Config{
+		Protocols: []string{"natpmp", "pcp"}, Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")},
+	})
 	if err != nil {
-		log.Fatal(err)
+		t.Fatal(err)
 	}
-	defer ln.Close()
-	go http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, "hello from behind the router")
-	}))
-
-	// It serves this host already. To tell the world where, wait:
-	if err := ln.Mapping().Wait(context.Background()); err != nil {
-		log.Fatal(err)
+	defer f.Close()
+	if err := f.SetDefaultGateways(gw.Addr(), gw.Addr6()); err != nil {
+		t.Fatal(err)
 	}
-	fmt.Println("reachable at", ln.External())
+	for network, want := range map[string][]string{"tcp": {"tcp4", "tcp6"}, "tcp4": {"tcp4"}, "tcp6": {"tcp6"}} {
+		t.Run(network, func(t *testing.T) {
+			ln := listenMapped(t, f, network, forward.External(8080))
+			port := localPort(t, ln.Addr())
+			endpoints := map[string]netip.AddrPort{
+				"tcp4": netip.AddrPortFrom(gw.External(), 8080), "tcp6": netip.AddrPortFrom(netip.IPv6Loopback(), port),
+			}
+			var wantEndpoints []backends.Endpoint
+			for _, family := range want {
+				wantEndpoints = append(wantEndpoints, backends.Endpoint{AddrPort: endpoints[family]})
+			}
+			if err := ln.Wait(t.Context()); err != nil {
+				t.Errorf("Wait: %v", err)
+			}
+			if diff := cmp.Diff(wantEndpoints, ln.Externals(), compareEndpoints); diff != "" || ln.External() != wantEndpoints[0] {
+				t.Errorf("External %v, Externals (-want +got):\n%s", ln.External(), diff)
+			}
+			serveHello(ln)
+			for _, family := range want {
+				if got, err := dialAndRead(t, gw, family, endpoints[family]); err != nil || got != "hello" {
+					t.Errorf("%s: read %q, %v", family, got, err)
+				}
+			}
+			if len(want) == 2 { // without the mapping, External is the endpoint of the pinhole
+				if err := ln.Mapping().Close(); err != nil || ln.External().AddrPort != endpoints["tcp6"] {
+					t.Errorf("after the mapping is closed: %v, %v", ln.External(), err)
+				}
+			}
+			if err := ln.Close(); err != nil || len(gw.Table()) != 0 {
+				t.Errorf("Close: %v; the gateway has %v", err, gw.Table())
+			}
+			if err := ln.Wait(t.Context()); !errors.Is(err, forward.ErrClosed) {
+				t.Errorf("Wait after Close: %v", err)
+			}
+		})
+	}
+}
 
-	// Somebody on the internet:
-	client := &http.Client{Transport: &http.Transport{DialContext: gw.Dial, DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + ln.External().String())
+// TestListenFamiliesIndependent checks that an IPv6 gateway that does not reply has no
+// effect on IPv4 mappings.
+func TestListenFamiliesIndependent(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[::1]:0")})
 	if err != nil {
-		log.Fatal(err)
+		t.Skipf("IPV6 NOT TESTED: %v", err)
 	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	fmt.Printf("%s\n", body)
-	// Output:
-	// reachable at 45.45.45.1:8080
-	// hello from behind the router
+	defer gw.Close()
+	f, err := forward.New(&forward.Config{
+		Protocols: []string{"natpmp", "pcp"}, Test: forward.TestNetwork{Announce: netip.MustParseAddrPort("127.0.0.1:0")}, DiscoveryTimeout: time.Minute, RequestTimeout: time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.SetDefaultGateways(gw.Addr(), gw.Addr6()); err != nil {
+		t.Fatal(err)
+	}
+	isIPv6 := func(r gatewaytest.Request) bool { return r.Source.Addr().Is6() }
+	gw.Inject(gatewaytest.Fault{Match: isIPv6, Drop: true})
+	pc, err := f.ListenPacket(t.Context(), "udp6", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	if _, err := gw.AwaitRequests(testContext(t), 1, isIPv6); err != nil {
+		t.Fatal(err)
+	}
+	listenMapped(t, f, "tcp4")
+}
+
+// TestListenPacketEcho checks that a PacketConn receives datagrams from outside and
+// replies to them.
+func TestListenPacketEcho(t *testing.T) {
+	gw, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	pc, err := f.ListenPacket(t.Context(), "udp4", ":0", forward.External(9000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pc.Mapping().Wait(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		b := make([]byte, 100)
+		for {
+			n, from, err := pc.ReadFrom(b)
+			if err != nil {
+				ended <- err
+				return
+			}
+			_, _ = pc.WriteTo(b[:n], from)
+		}
+	}()
+	out, err := gw.Dial(t.Context(), "udp", pc.External().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	_ = out.SetDeadline(time.Now().Add(30 * time.Second))
+	_, _ = io.WriteString(out, "hello")
+	b := make([]byte, 100)
+	if n, err := out.Read(b); err != nil || string(b[:n]) != "hello" {
+		t.Errorf("read %q, %v", b[:n], err)
+	}
+	if pc.External().Port() != 9000 || len(gw.Table()) != 1 || gw.Table()[0].Protocol != backends.UDP {
+		t.Errorf("External %v; the gateway has %v", pc.External(), gw.Table())
+	}
+	for range 2 {
+		if err := pc.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-ended; !errors.Is(err, net.ErrClosed) || len(gw.Table()) != 0 {
+		t.Errorf("ReadFrom after Close: %v; the gateway has %v", err, gw.Table())
+	}
 }

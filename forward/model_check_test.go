@@ -9,33 +9,33 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// How long a difference between what handles report and what gateways have is
-// allowed. In a calm, none is.
+// How long the reports of handles and the rows of gateways may differ. In a quiet period,
+// no difference is allowed.
 const (
-	// modelRepair is how long a handle may report what its gateway lost without an
-	// announcement, after the next renewal is due and the gateway answers. A refusal
-	// is followed by a pause of 17 minutes at most.
-	modelRepair = 20 * time.Minute
-	// modelDelete is how long a gateway that answers may have a row that no handle
-	// wants: a deletion is repeated after a minute at most, and takes RequestTimeout.
-	modelDelete = 90 * time.Second
-	// modelLate is how long an answer that arrived after an announcement, and was
-	// given before it, may be believed.
-	modelLate = 30 * time.Second
-	// modelKept is how long a closed handle is remembered for the Shutdown of its
+	// modelRepairTime is how long a handle may report a mapping that its gateway lost
+	// without an announcement, after the next renewal is due and the gateway replies. The
+	// pause after a refusal is 17 minutes at most.
+	modelRepairTime = 20 * time.Minute
+	// modelDeleteTime is how long a gateway that replies may have a row that no handle
+	// wants. A deletion is retried after one minute at most, and takes RequestTimeout.
+	modelDeleteTime = 90 * time.Second
+	// modelLateReply is how long a handle may report a reply that was sent before an
+	// announcement and arrived after it.
+	modelLateReply = 30 * time.Second
+	// modelKeepClosed is how long a closed handle is remembered for the Shutdown of its
 	// Forwarder.
-	modelKept   = 10 * time.Minute
-	modelClosed = 15 * time.Second // how long Close takes at most
+	modelKeepClosed = 10 * time.Minute
+	modelCloseTime  = 15 * time.Second // longest duration of Close
 )
 
-// check compares what the handles report with their events and with the gateways.
-// In a calm, it is strict.
+// check compares the reports of the handles with their events and with the gateways. In a
+// quiet period, strict is set.
 func (w *modelWorld) check(strict bool) {
-	w.forget()
+	w.forgetClosed()
 	w.count("checks")
 	reported := map[*modelGateway]map[modelKey]backends.Mapping{}
-	units := map[modelKey]bool{} // keys that handles of two protocols hold
-	for _, h := range w.open() {
+	units := map[modelKey]bool{} // keys of handles with two protocols
+	for _, h := range w.openHandles() {
 		if state := h.mapping.Grants(); len(state) > 1 {
 			for _, m := range state {
 				units[keyOf(m)] = true
@@ -45,18 +45,18 @@ func (w *modelWorld) check(strict bool) {
 	for _, g := range w.gateways {
 		reported[g] = map[modelKey]backends.Mapping{}
 	}
-	for _, h := range w.open() {
+	for _, h := range w.openHandles() {
 		state := h.mapping.Grants()
 		w.count("reports")
 		w.checkHandle(h, state, strict)
 		w.checkEvent(h, state, strict)
-		w.hold(h, state)
+		w.noteHolder(h, state)
 		for _, m := range state {
 			g := w.gateway(m)
-			if other, has := reported[g][keyOf(m)]; has {
+			if other, found := reported[g][keyOf(m)]; found {
 				w.count("shared entries")
-				if other.External != m.External && (strict || len(state) == 1 && !units[keyOf(m)]) { // a unit is told when both of its protocols are renewed
-					w.fail("two handles report %v and %v of one entry, %v %v", other.External, m.External, m.Protocol, m.Internal)
+				if other.External != m.External && (strict || len(state) == 1 && !units[keyOf(m)]) { // a handle with two protocols reports a change when both are renewed
+					w.fail("two handles report %v and %v for one entry, %v %v", other.External, m.External, m.Protocol, m.Internal)
 				}
 			}
 			reported[g][keyOf(m)] = m
@@ -68,16 +68,16 @@ func (w *modelWorld) check(strict bool) {
 	}
 }
 
-// forget forgets handles that were closed some time ago.
-func (w *modelWorld) forget() {
+// forgetClosed forgets handles that were closed some time ago.
+func (w *modelWorld) forgetClosed() {
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.order = slices.DeleteFunc(w.order, func(h *modelHandle) bool {
-		if h.closed.IsZero() && (h.forwarder.closed || h.isClosed()) {
-			h.closed = now
+		if h.closedAt.IsZero() && (h.forwarder.closed || h.isClosed()) {
+			h.closedAt = now
 		}
-		if h.closed.IsZero() || now.Sub(h.closed) < modelKept {
+		if h.closedAt.IsZero() || now.Sub(h.closedAt) < modelKeepClosed {
 			return false
 		}
 		delete(w.handles, h.mapping)
@@ -85,20 +85,20 @@ func (w *modelWorld) forget() {
 	})
 }
 
-// open returns the handles that are open and whose Enable has returned.
-func (w *modelWorld) open() []*modelHandle {
+// openHandles returns the handles that are open and whose Enable has returned.
+func (w *modelWorld) openHandles() []*modelHandle {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var open []*modelHandle
 	for _, h := range w.order {
-		if h.spec != nil && h.closed.IsZero() && !h.forwarder.closing {
+		if h.spec != nil && h.closedAt.IsZero() && !h.forwarder.closing {
 			open = append(open, h)
 		}
 	}
 	return open
 }
 
-// checkHandle checks what a handle reports in itself.
+// checkHandle checks that the report of a handle is consistent in itself.
 func (w *modelWorld) checkHandle(h *modelHandle, state []backends.Mapping, strict bool) {
 	if len(state) == 0 {
 		if err := h.mapping.Err(); strict && !h.spec.once && !errors.Is(err, backends.ErrConflict) {
@@ -109,60 +109,61 @@ func (w *modelWorld) checkHandle(h *modelHandle, state []backends.Mapping, stric
 	now, first := time.Now(), state[0]
 	text := grantsText(state)
 	if len(state) != len(h.spec.protocols) {
-		w.fail("%v: State has %d mappings: %s", h, len(state), text)
+		w.fail("%v: Grants has %d mappings: %s", h, len(state), text)
 	}
 	for _, m := range state {
-		if at := m.Expires(); !at.IsZero() && !now.Before(at) {
-			w.fail("%v: State reports what expired at %v: %s", h, at, text)
+		if expires := m.Expires(); !expires.IsZero() && !now.Before(expires) {
+			w.fail("%v: Grants reports a mapping that expired at %v: %s", h, expires, text)
 		}
 		if m.External.Port() != first.External.Port() || h.spec.samePort && m.External.Port() != m.Internal.Port() {
-			w.fail("%v: State reports another port than was asked for: %s", h, text)
+			w.fail("%v: Grants reports another port than requested: %s", h, text)
 		}
 	}
 	if h.mapping.External().AddrPort != first.External || h.mapping.Gateway() != first.Gateway {
-		w.fail("%v: External is %v and Gateway %v, State %s", h, h.mapping.External(), h.mapping.Gateway(), text)
+		w.fail("%v: External is %v and Gateway %v, but Grants is %s", h, h.mapping.External(), h.mapping.Gateway(), text)
 	}
-	if f := h.forwarder; strict && f.routed && !h.spec.once && w.gateway(first) != f.route.Load() {
-		w.fail("%v: the route leads to %v, State %s", h, f.route.Load(), text)
+	if f := h.forwarder; strict && f.usesRoute && !h.spec.once && w.gateway(first) != f.route.Load() {
+		w.fail("%v: the default route leads to %v, but Grants is %s", h, f.route.Load(), text)
 	}
 }
 
-// checkEvent checks that the last event of a handle reported what State reports.
+// checkEvent checks that the last event of a handle reported the same grants as the
+// handle.
 func (w *modelWorld) checkEvent(h *modelHandle, state []backends.Mapping, strict bool) {
 	w.mu.Lock()
-	last := h.last
+	last := h.lastEvent
 	w.mu.Unlock()
 	switch {
-	case sameGrants(last.Grants, byProtocol(state)), h.forwarder.callbacks.Load() > 0:
-	case len(state) == 0 && !strict && (w.expired(last.Grants) || w.awaitsPort(h, last.Grants)):
-	case len(state) == 0 && h.spec != nil && h.spec.once: // that it ran out is no event
+	case sameGrants(last.Grants, byProtocol(state)), h.forwarder.activeCallbacks.Load() > 0:
+	case len(state) == 0 && !strict && (w.mayHaveExpired(last.Grants) || w.awaitsPort(h, last.Grants)):
+	case len(state) == 0 && h.spec != nil && h.spec.once: // the expiry of Once causes no event
 	default:
-		w.fail("%v: the last event, %v, reports %s, State %s", h, last.Kind, grantsText(last.Grants), grantsText(state))
+		w.fail("%v: the last event, %v, reports %s, but Grants is %s", h, last.Kind, grantsText(last.Grants), grantsText(state))
 	}
 }
 
-// expired reports whether one of the grants may have expired just now, so that the
-// event is to come.
-func (w *modelWorld) expired(grants []backends.Mapping) bool {
+// mayHaveExpired reports whether one of the grants may have expired just now, so that the
+// event is still to be sent.
+func (w *modelWorld) mayHaveExpired(grants []backends.Mapping) bool {
 	return slices.ContainsFunc(grants, func(m backends.Mapping) (expired bool) {
 		g := w.gateway(m)
 		g.set(func() {
 			r := g.record(keyOf(m))
-			expired = r.inFlight > 0 || r.uncertain || r.live(time.Now()) == nil
+			expired = r.inFlight > 0 || r.unconfirmed || r.live(time.Now()) == nil
 		})
 		return expired
 	})
 }
 
 // awaitsPort reports whether a request about the internal port of a grant is in flight,
-// whatever its protocol: what is due comes after it.
+// with any protocol. Later requests wait for it.
 func (w *modelWorld) awaitsPort(h *modelHandle, grants []backends.Mapping) bool {
 	return w.inFlight(h, func(k modelKey) bool {
 		return slices.ContainsFunc(grants, func(m backends.Mapping) bool { return m.Internal.Port() == k.internal })
 	})
 }
 
-// checkGrant checks that a gateway has what a handle reports.
+// checkGrant checks that the gateway has the mapping that a handle reports.
 func (w *modelWorld) checkGrant(h *modelHandle, g *modelGateway, m backends.Mapping, strict bool) {
 	busy := w.busy(h)
 	g.mu.Lock()
@@ -172,105 +173,105 @@ func (w *modelWorld) checkGrant(h *modelHandle, g *modelGateway, m backends.Mapp
 	switch {
 	case row != nil && m.External.Port() == row.external && m.External.Addr() == g.external:
 	case h.spec.once:
-	case !strict && (busy || g.excused(h, r, m, now)):
+	case !strict && (busy || g.mayDiffer(h, r, m, now)):
 	default:
-		w.fail("%v: State reports %s, %v at %v has %v", h, grantsText([]backends.Mapping{m}), g, g.external, r)
+		w.fail("%v: Grants reports %s, but %v at %v has %v", h, grantsText([]backends.Mapping{m}), g, g.external, r)
 	}
 }
 
 // busy reports whether a request about a handle is in flight.
-func (w *modelWorld) busy(h *modelHandle) bool { return w.inFlight(h, h.spec.wants) }
+func (w *modelWorld) busy(h *modelHandle) bool { return w.inFlight(h, h.spec.mayRequest) }
 
-// inFlight reports whether a request about one of these keys is in flight at a gateway of a
-// handle. Ready-made backends that one Forwarder uses have one owner, which renews a port at
-// one after the other.
-func (w *modelWorld) inFlight(h *modelHandle, is func(modelKey) bool) (found bool) {
+// inFlight reports whether a request about a matching key is in flight at a gateway of a
+// handle. The ready-made backends of one Forwarder share an owner, which renews a port at
+// one backend after the other.
+func (w *modelWorld) inFlight(h *modelHandle, match func(modelKey) bool) (found bool) {
 	for _, g := range w.gateways {
-		if !slices.Contains(h.forwarder.gateways, g) && (h.forwarder.routed || g.index >= modelReady) {
+		if !slices.Contains(h.forwarder.gateways, g) && (h.forwarder.usesRoute || g.index >= modelReadyMade) {
 			continue
 		}
 		g.set(func() {
 			for k, r := range g.records {
-				found = found || r.inFlight > 0 && is(k)
+				found = found || r.inFlight > 0 && match(k)
 			}
 		})
 	}
 	return found
 }
 
-// excused reports whether a handle cannot know yet that a grant does not stand as it
-// was. g.mu is held.
-func (g *modelGateway) excused(h *modelHandle, r *modelRecord, m backends.Mapping, now time.Time) bool {
+// mayDiffer reports whether a handle cannot know yet that the gateway changed the
+// mapping. g.mu is held.
+func (g *modelGateway) mayDiffer(h *modelHandle, r *modelRecord, m backends.Mapping, now time.Time) bool {
 	switch {
-	case r.uncertain || r.untold:
+	case r.unconfirmed || r.portUnconfirmed:
 		return true
-	case r.stale.IsZero() || m.Granted.After(r.stale):
+	case r.changedAt.IsZero() || m.Granted.After(r.changedAt):
 		return false
 	case r.announced:
-		return now.Sub(g.told) < modelLate && g.late(h)
+		return now.Sub(g.announcedAt) < modelLateReply && g.lateReply(h)
 	}
 	lifetime := min(m.Lifetime, time.Hour)
-	return now.Before(latest(r.stale, g.sound(r, now)).Add(lifetime/2 + lifetime/8 + modelRepair))
+	return now.Before(later(r.changedAt, g.answeringSince(r, now)).Add(lifetime/2 + lifetime/8 + modelRepairTime))
 }
 
-// late reports whether an answer about a handle arrived after the last announcement.
+// lateReply reports whether a reply about a handle arrived after the last announcement.
 // g.mu is held.
-func (g *modelGateway) late(h *modelHandle) bool {
+func (g *modelGateway) lateReply(h *modelHandle) bool {
 	for k, r := range g.records {
-		if h.spec.wants(k) && r.delivered.After(g.told) {
+		if h.spec.mayRequest(k) && r.lastReply.After(g.announcedAt) {
 			return true
 		}
 	}
 	return false
 }
 
-// checkRows checks that a gateway has nothing that no handle reports, except for what
-// is still to be deleted or to be granted again.
+// checkRows checks that a gateway has no rows that no handle reports, except for rows
+// that are still to be deleted or requested again.
 func (w *modelWorld) checkRows(g *modelGateway, reported map[modelKey]backends.Mapping, strict bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
 	switch {
 	case len(reported) == 0:
-		g.active = time.Time{}
-	case g.active.IsZero():
-		g.active = now
+		g.inUseSince = time.Time{}
+	case g.inUseSince.IsZero():
+		g.inUseSince = now
 	}
 	for _, k := range g.keys(now) {
 		r := g.records[k]
-		_, has := reported[k]
+		_, found := reported[k]
 		switch {
-		case has || r.row.left || r.row.once || r.inFlight > 0 || w.wanted(g, k, strict) || g.leftWith(r):
-			r.row.orphan = time.Time{}
+		case found || r.row.mayRemain || r.row.heldByOnce || r.inFlight > 0 || w.wanted(g, k, strict) || g.leftOnOldRoute(r):
+			r.row.unwantedSince = time.Time{}
 			continue
-		case r.row.orphan.IsZero():
-			r.row.orphan = now
+		case r.row.unwantedSince.IsZero():
+			r.row.unwantedSince = now
 		}
-		if strict || !g.mayKeep(r, now) {
-			w.fail("no handle reports %v %d, and %v has %v", k.protocol, k.internal, g, r)
+		if strict || !g.mayRemain(r, now) {
+			w.fail("no handle reports %v %d, but %v has %v", k.protocol, k.internal, g, r)
 		}
 	}
 }
 
-// mayKeep reports whether a row that no handle wants may still wait for its deletion.
+// mayRemain reports whether a row that no handle wants may still wait for its deletion.
 // g.mu is held.
-func (g *modelGateway) mayKeep(r *modelRecord, now time.Time) bool {
+func (g *modelGateway) mayRemain(r *modelRecord, now time.Time) bool {
 	switch {
-	case r.uncertain && !r.row.known.IsZero() && now.After(r.row.known):
-		return true // only the gateway knows that it was renewed
+	case r.unconfirmed && !r.row.knownUntil.IsZero() && now.After(r.row.knownUntil):
+		return true // the reply to its renewal was lost, so only the gateway knows the expiry
 	}
-	return now.Before(latest(latest(r.row.orphan, g.active), g.sound(r, now)).Add(modelDelete))
+	return now.Before(later(later(r.row.unwantedSince, g.inUseSince), g.answeringSince(r, now)).Add(modelDeleteTime))
 }
 
-// leftWith reports whether no Forwarder uses a gateway of a default route, and it did not
-// answer the last request about a row: that may stay until a Forwarder uses the gateway
-// again. g.mu is held.
-func (g *modelGateway) leftWith(r *modelRecord) bool {
-	return g.index >= modelReady && g.active.IsZero() && (r.row.undeleted || r.uncertain)
+// leftOnOldRoute reports whether no Forwarder uses a gateway of a default route, and the
+// last request about a row got no reply. Such a row may remain until a Forwarder uses the
+// gateway again. g.mu is held.
+func (g *modelGateway) leftOnOldRoute(r *modelRecord) bool {
+	return g.index >= modelReadyMade && g.inUseSince.IsZero() && (r.row.deleteUnanswered || r.unconfirmed)
 }
 
-// wanted reports whether an open handle, or an Enable, may ask for a key. In a calm,
-// only a handle may that conflicts with another one.
+// wanted reports whether an open handle, or an Enable in progress, may request a key. In
+// a quiet period, only a handle that conflicts with another one may do so.
 func (w *modelWorld) wanted(g *modelGateway, k modelKey, strict bool) bool {
 	if len(w.enabling(g, k)) > 0 {
 		return true
@@ -278,59 +279,59 @@ func (w *modelWorld) wanted(g *modelGateway, k modelKey, strict bool) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.order, func(h *modelHandle) bool {
-		return h.closed.IsZero() && !h.forwarder.closing && (h.spec == nil || h.spec.wants(k)) && slices.Contains(h.forwarder.gateways, g) &&
+		return h.closedAt.IsZero() && !h.forwarder.closing && (h.spec == nil || h.spec.mayRequest(k)) && slices.Contains(h.forwarder.gateways, g) &&
 			(!strict || errors.Is(h.mapping.Err(), backends.ErrConflict))
 	})
 }
 
-// wantedOnce reports whether an open handle that is not renewed may share a key.
+// wantedOnce reports whether an open handle of Once may share a key.
 func (w *modelWorld) wantedOnce(g *modelGateway, k modelKey) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.order, func(h *modelHandle) bool {
-		return h.closed.IsZero() && h.spec != nil && h.spec.once && h.spec.wants(k) && slices.Contains(h.forwarder.gateways, g)
+		return h.closedAt.IsZero() && h.spec != nil && h.spec.once && h.spec.mayRequest(k) && slices.Contains(h.forwarder.gateways, g)
 	})
 }
 
-// enabling returns the Forwarders with an Enable in progress that may ask a gateway for a
-// key.
+// enabling returns the Forwarders with an Enable in progress that may request a key at a
+// gateway.
 func (w *modelWorld) enabling(g *modelGateway, k modelKey) (out []*modelForwarder) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for i, s := range w.slots {
 		f := w.forwarders[i%len(w.forwarders)]
-		if s.enabling != nil && s.enabling.wants(k) && slices.Contains(f.gateways, g) {
+		if s.enabling != nil && s.enabling.mayRequest(k) && slices.Contains(f.gateways, g) {
 			out = append(out, f)
 		}
 	}
 	return out
 }
 
-// checkSharing enables what a handle holds once more on another Forwarder: with equal
-// options they share the entry, with others they conflict.
+// checkSharing enables the mapping of a handle again on another Forwarder. With equal
+// options, the handles share the entry. With other options, they conflict.
 func (w *modelWorld) checkSharing() {
-	i := slices.IndexFunc(w.open(), func(h *modelHandle) bool {
+	i := slices.IndexFunc(w.openHandles(), func(h *modelHandle) bool {
 		s := h.spec
-		return h.forwarder.index < 2 && len(h.mapping.Grants()) == 1 && !h.altered && !s.once && !s.samePort && !s.background
+		return h.forwarder.index < 2 && len(h.mapping.Grants()) == 1 && !h.optionsChanged && !s.once && !s.samePort && !s.background
 	})
 	if i < 0 {
 		return
 	}
-	h := w.open()[i]
+	h := w.openHandles()[i]
 	f, want := w.current()[1-h.forwarder.index], h.mapping.External()
 	w.count("sharing")
 	if _, err := f.Enable(w.t.Context(), h.spec.selector(), forward.Lifetime(11*time.Minute)); !errors.Is(err, backends.ErrConflict) {
 		w.fail("%v: another Enable with another lifetime returned %v", h, err)
 	}
-	twin, err := f.Enable(w.t.Context(), h.spec.options...)
+	second, err := f.Enable(w.t.Context(), h.spec.options...)
 	if err != nil {
 		w.fail("%v: another Enable returned %v", h, err)
 		return
 	}
-	if got := twin.External(); got != want {
-		w.fail("%v: another Enable was granted %v", h, got)
+	if endpoint := second.External(); endpoint != want {
+		w.fail("%v: another Enable was granted %v", h, endpoint)
 	}
-	if err := twin.Close(); err != nil {
+	if err := second.Close(); err != nil {
 		w.fail("%v: Close of another handle returned %v", h, err)
 	}
 	time.Sleep(time.Minute)
@@ -338,9 +339,9 @@ func (w *modelWorld) checkSharing() {
 	w.check(true)
 }
 
-// checkGone checks that the gateways have nothing of a Forwarder whose Shutdown
-// returned nil just now.
-func (w *modelWorld) checkGone(f *modelForwarder, held []backends.Mapping) {
+// checkDeleted checks that the gateways have none of the mappings of a Forwarder whose
+// Shutdown has just returned nil.
+func (w *modelWorld) checkDeleted(f *modelForwarder, held []backends.Mapping) {
 	for _, m := range held {
 		g, k := w.gateway(m), keyOf(m)
 		if w.wanted(g, k, false) {
@@ -350,12 +351,12 @@ func (w *modelWorld) checkGone(f *modelForwarder, held []backends.Mapping) {
 			r := g.record(k)
 			row := r.live(time.Now())
 			switch {
-			case row == nil || row.left || row.once || g.leftWith(r):
-			case r.inFlight > 0 || r.uncertain: // another Forwarder took it, which now answers for it
-			case w.openBeside(row.holders, f) || w.openBeside(row.makers, f) || w.closingBeside(g, k, f):
-			case row.reported && w.openBeside(w.usersOf(g), f): // one of these answers for it
+			case row == nil || row.mayRemain || row.heldByOnce || g.leftOnOldRoute(r):
+			case r.inFlight > 0 || r.unconfirmed: // another Forwarder took it over and has to delete it
+			case w.otherOpen(row.holders, f) || w.otherOpen(row.requesters, f) || w.otherClosing(g, k, f):
+			case row.inCloseError && w.otherOpen(w.usersOf(g), f): // one of these Forwarders has to delete it
 			default:
-				w.fail("Shutdown of Forwarder %d returned nil, and %v still has %v %d", f.index, g, k.protocol, k.internal)
+				w.fail("Shutdown of Forwarder %d returned nil, but %v still has %v %d", f.index, g, k.protocol, k.internal)
 			}
 		})
 	}
@@ -371,23 +372,23 @@ func (w *modelWorld) usersOf(g *modelGateway) (out []*modelForwarder) {
 	return out
 }
 
-// closingBeside reports whether another Forwarder may be closing a handle for a key.
-func (w *modelWorld) closingBeside(g *modelGateway, k modelKey, but *modelForwarder) bool {
+// otherClosing reports whether another Forwarder may be closing a handle for a key.
+func (w *modelWorld) otherClosing(g *modelGateway, k modelKey, except *modelForwarder) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.order, func(h *modelHandle) bool {
-		return h.forwarder != but && !h.forwarder.closed && !h.ended && (h.closed.IsZero() || time.Since(h.closed) < modelClosed) &&
-			(h.spec == nil || h.spec.wants(k)) && slices.Contains(h.forwarder.gateways, g)
+		return h.forwarder != except && !h.forwarder.closed && !h.closeReturned && (h.closedAt.IsZero() || time.Since(h.closedAt) < modelCloseTime) &&
+			(h.spec == nil || h.spec.mayRequest(k)) && slices.Contains(h.forwarder.gateways, g)
 	})
 }
 
-// checkEnd checks that the gateways have nothing when everything is closed.
+// checkEnd checks that the gateways have no rows after everything is closed.
 func (w *modelWorld) checkEnd() {
 	for _, g := range w.gateways {
 		g.set(func() {
 			for _, k := range g.keys(time.Now()) {
-				if r := g.records[k]; !r.row.left && !r.row.once && !g.leftWith(r) {
-					w.fail("all Forwarders are closed, and %v has %v %d, %v", g, k.protocol, k.internal, r)
+				if r := g.records[k]; !r.row.mayRemain && !r.row.heldByOnce && !g.leftOnOldRoute(r) {
+					w.fail("all Forwarders are closed, but %v has %v %d, %v", g, k.protocol, k.internal, r)
 				}
 			}
 		})

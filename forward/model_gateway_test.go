@@ -14,15 +14,15 @@ import (
 )
 
 const (
-	modelReady   = 2                     // gateways that are ready-made backends; the others are for default routes
-	modelLoss    = 2                     // percent of requests that are lost, and of answers
-	modelSlowest = 30 * time.Millisecond // an answer takes at most
-	modelGiveUp  = 4 * time.Second       // a backend waits for an answer at least; at most it waits three times as long
-	modelRandom  = 49152                 // the lowest of the ports that Enable tries if others are taken
+	modelReadyMade       = 2                     // number of gateways that are ready-made backends; the others are for default routes
+	modelLoss            = 2                     // percentage of lost requests, and of lost replies
+	modelMaxLatency      = 30 * time.Millisecond // longest latency of a reply
+	modelMinTimeout      = 4 * time.Second       // shortest timeout of a backend; the longest is three times as long
+	modelFirstRandomPort = 49152                 // lowest port that Enable tries if other ports are taken
 )
 
-// modelAddrs are the addresses of the gateways, and of this host as each sees it.
-// One gateway sees this host under two addresses, and counts as two.
+// modelAddrs are the addresses of the gateways, and the addresses of this host that they
+// see. One gateway sees this host with two addresses, and counts as two gateways.
 var modelAddrs = []struct{ gateway, local string }{
 	{"198.51.100.1", "198.51.100.10"},
 	{"198.51.100.2", "198.51.100.10"},
@@ -37,38 +37,39 @@ type modelKey struct {
 	internal uint16
 }
 
+// keyOf returns the key of a mapping.
 func keyOf(m backends.Mapping) modelKey { return modelKey{m.Protocol, m.Internal.Port()} }
 
 // modelRow is a mapping that a gateway has.
 type modelRow struct {
-	external  uint16
-	until     time.Time // zero: forever
-	holders   []*modelForwarder
-	makers    []*modelForwarder // one of these requested it, if there are any
-	left      bool              // it may stay until its lifetime is over
-	once      bool              // so may it, since a mapping of Once holds it
-	undeleted bool              // a deletion was not answered, or a Shutdown ended before it
-	reported  bool              // a Shutdown told that it remains
-	known     time.Time         // until when the answers of the gateway granted it; zero: none did, or forever
-	orphan    time.Time         // since when no handle wants it; zero: one does
+	external         uint16
+	expires          time.Time // zero: forever
+	holders          []*modelForwarder
+	requesters       []*modelForwarder // one of these Forwarders requested it, if there are any
+	mayRemain        bool              // it may remain until its lifetime ends
+	heldByOnce       bool              // it may remain, since a mapping of Once holds it
+	deleteUnanswered bool              // a deletion got no reply, or a Shutdown ended before the deletion
+	inCloseError     bool              // a Shutdown reported that it remains
+	knownUntil       time.Time         // expiry according to the last reply; zero: no reply, or forever
+	unwantedSince    time.Time         // since when no handle wants it; zero: a handle wants it
 }
 
-// modelRecord is all that is known about one key at one gateway.
+// modelRecord is what the model knows about one key at one gateway.
 type modelRecord struct {
-	row        *modelRow
-	serial     uint64 // requests so far
-	inFlight   int
-	uncertain  bool      // a request was handled, and no answer arrived since
-	untold     bool      // what was granted without an answer may be another port, also after refusals
-	unanswered time.Time // the last request without an answer
-	delivered  time.Time // the last answer
-	stale      time.Time // when the gateway last changed the row without a request
-	announced  bool      // it announced that this was a restart
+	row             *modelRow
+	serial          uint64 // number of requests so far
+	inFlight        int
+	unconfirmed     bool      // a request was handled, and no reply has arrived since
+	portUnconfirmed bool      // a grant without a reply may have another port, even after later refusals
+	lastUnanswered  time.Time // time of the last request without a reply
+	lastReply       time.Time // time of the last reply
+	changedAt       time.Time // when the gateway last changed the row without a request
+	announced       bool      // the gateway announced the change as a restart
 }
 
 // live returns the row unless it has expired.
 func (r *modelRecord) live(now time.Time) *modelRow {
-	if r.row == nil || !r.row.until.IsZero() && !now.Before(r.row.until) {
+	if r.row == nil || !r.row.expires.IsZero() && !now.Before(r.row.expires) {
 		return nil
 	}
 	return r.row
@@ -79,50 +80,51 @@ func (r *modelRecord) String() string {
 		if t.IsZero() {
 			return "never"
 		}
-		return t.UTC().Format(modelTime)
+		return t.UTC().Format(modelTimeFormat)
 	}
 	row := "nothing"
 	if r.row != nil {
-		row = fmt.Sprintf("port %d until %s, unwanted since %s, undeleted %v", r.row.external, at(r.row.until), at(r.row.orphan), r.row.undeleted)
+		row = fmt.Sprintf("port %d until %s, unwanted since %s, deletion unanswered %v", r.row.external, at(r.row.expires), at(r.row.unwantedSince), r.row.deleteUnanswered)
 	}
-	return fmt.Sprintf("%s (in flight %d, uncertain %v, unanswered %s, delivered %s, stale %s, announced %v)",
-		row, r.inFlight, r.uncertain, at(r.unanswered), at(r.delivered), at(r.stale), r.announced)
+	return fmt.Sprintf("%s (in flight %d, unconfirmed %v, last unanswered %s, last reply %s, changed %s, announced %v)",
+		row, r.inFlight, r.unconfirmed, at(r.lastUnanswered), at(r.lastReply), at(r.changedAt), r.announced)
 }
 
-// modelGateway is a backend and its gateway, in memory. What happens to a request
-// depends on the seed, the key, the number of the request, and the faults.
+// modelGateway is a backend and its gateway in memory. The outcome of a request depends
+// on the seed, the key, the number of the request, and the faults.
 type modelGateway struct {
 	world *modelWorld
 	index int
 	addr  netip.AddrPort
-	local netip.Addr // of this host, as the gateway sees it
+	local netip.Addr // address of this host as the gateway sees it
 
-	mu       sync.Mutex
-	external netip.Addr
-	records  map[modelKey]*modelRecord
-	watchers []chan backends.Change
-	told     time.Time // when it last announced a restart
-	active   time.Time // since when handles report rows; zero: none does
+	mu          sync.Mutex
+	external    netip.Addr
+	records     map[modelKey]*modelRecord
+	watchers    []chan backends.Change
+	announcedAt time.Time // time of the last announced restart
+	inUseSince  time.Time // since when handles report rows; zero: no handle does
 
-	loss    int             // percent
-	taken   map[uint16]bool // external ports of other hosts
-	limit   time.Duration   // of lifetimes; 0: none
-	silent  time.Time       // until when it drops requests
-	mute    time.Time       // until when its answers are lost
-	refuses time.Time       // until when it refuses to map, with refusal
-	refusal error
-	keeps   time.Time // until when it refuses to delete
+	lossPercent      int             // percentage of lost requests, and of lost replies
+	taken            map[uint16]bool // external ports of other hosts
+	maxLifetime      time.Duration   // limit of granted lifetimes; 0: none
+	dropsUntil       time.Time       // it drops requests until then
+	repliesLostUntil time.Time       // its replies are lost until then
+	refusesUntil     time.Time       // it refuses to map until then, with refusal
+	refusal          error
+	keepsUntil       time.Time // it refuses to delete until then
 }
 
+// newModelGateway returns a gateway without rows.
 func newModelGateway(w *modelWorld, index int, gateway, local string) *modelGateway {
 	return &modelGateway{
-		world: w, index: index, loss: modelLoss,
+		world: w, index: index, lossPercent: modelLoss,
 		addr: netip.AddrPortFrom(netip.MustParseAddr(gateway), 5351), local: netip.MustParseAddr(local),
 		external: modelExternal(index, 0), records: map[modelKey]*modelRecord{}, taken: map[uint16]bool{},
 	}
 }
 
-// modelExternal is the n-th external address of a gateway.
+// modelExternal returns the n-th external address of a gateway.
 func modelExternal(index, n int) netip.Addr {
 	return netip.AddrFrom4([4]byte{45, 45, byte(10 + index), byte(1 + n)})
 }
@@ -134,7 +136,8 @@ func (w *modelWorld) gateway(m backends.Mapping) *modelGateway {
 }
 
 func (g *modelGateway) String() string { return fmt.Sprint("model", g.index) }
-func (g *modelGateway) Close() error   { return nil } // it is used again when the route comes back
+
+func (g *modelGateway) Close() error { return nil } // the gateway is used again when the route is back
 
 func (g *modelGateway) Supports(r backends.Request) error {
 	if r.Remote.IsValid() {
@@ -153,29 +156,29 @@ func (g *modelGateway) record(k modelKey) *modelRecord {
 	return r
 }
 
-// modelFate is what happens to a request.
-type modelFate struct {
-	latency time.Duration // differs from request to request, so that the order of answers depends on the seed
-	unheard bool          // the request is lost
-	lost    bool          // the answer is lost, or not given
+// modelOutcome is the outcome of a request.
+type modelOutcome struct {
+	latency     time.Duration // differs for each request, so that the order of replies depends on the seed
+	requestLost bool          // the request is lost
+	replyLost   bool          // the reply is lost, or there is none
 }
 
-// fate draws what happens to the next request about a key. g.mu is held.
-func (g *modelGateway) fate(k modelKey, r *modelRecord, now time.Time) modelFate {
+// drawOutcome draws the outcome of the next request about a key. g.mu is held.
+func (g *modelGateway) drawOutcome(k modelKey, r *modelRecord, now time.Time) modelOutcome {
 	r.serial++
-	internal := min(k.internal, modelRandom) // a random port does not depend on the seed
+	internal := min(k.internal, modelFirstRandomPort) // a random port does not depend on the seed
 	rng := rand.New(rand.NewPCG(g.world.seed<<8|uint64(g.index), uint64(k.protocol)<<56|uint64(internal)<<40|r.serial))
-	f := modelFate{latency: 1 + time.Duration(rng.Int64N(int64(modelSlowest)))}
+	f := modelOutcome{latency: 1 + time.Duration(rng.Int64N(int64(modelMaxLatency)))}
 	loss := rng.IntN(100)
-	f.unheard = now.Before(g.silent) || loss < g.loss
-	f.lost = f.unheard || now.Before(g.mute) || loss >= 100-g.loss
-	if f.lost {
-		f.latency += modelGiveUp + time.Duration(rng.Int64N(int64(2*modelGiveUp)))
+	f.requestLost = now.Before(g.dropsUntil) || loss < g.lossPercent
+	f.replyLost = f.requestLost || now.Before(g.repliesLostUntil) || loss >= 100-g.lossPercent
+	if f.replyLost {
+		f.latency += modelMinTimeout + time.Duration(rng.Int64N(int64(2*modelMinTimeout)))
 	}
 	return f
 }
 
-// call sends a request. The gateway handles it at once, and answers later.
+// call sends a request. The gateway handles it at once, and replies later.
 func (g *modelGateway) call(ctx context.Context, op string, k modelKey, handle func(time.Time, *modelRecord) error) (err error) {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -183,29 +186,29 @@ func (g *modelGateway) call(ctx context.Context, op string, k modelKey, handle f
 	now := time.Now()
 	g.mu.Lock()
 	r := g.record(k)
-	fate := g.fate(k, r, now)
+	outcome := g.drawOutcome(k, r, now)
 	r.inFlight++
-	if !fate.unheard {
+	if !outcome.requestLost {
 		err = handle(now, r)
 	}
 	g.mu.Unlock()
-	g.world.trace("%v: %s %v %d: %+v %v", g, op, k.protocol, k.internal, fate, err)
-	ended := g.world.pause(ctx, fate.latency)
+	g.world.trace("%v: %s %v %d: %+v %v", g, op, k.protocol, k.internal, outcome, err)
+	ctxErr := g.world.pause(ctx, outcome.latency)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r.inFlight--
-	if ended == nil && !fate.lost {
-		r.uncertain, r.delivered = false, time.Now()
-		r.untold = r.untold && err != nil
+	if ctxErr == nil && !outcome.replyLost {
+		r.unconfirmed, r.lastReply = false, time.Now()
+		r.portUnconfirmed = r.portUnconfirmed && err != nil
 		return err
 	}
-	r.unanswered = time.Now()
-	r.uncertain, r.untold = r.uncertain || !fate.unheard, r.untold || !fate.unheard && err == nil
+	r.lastUnanswered = time.Now()
+	r.unconfirmed, r.portUnconfirmed = r.unconfirmed || !outcome.requestLost, r.portUnconfirmed || !outcome.requestLost && err == nil
 	if r.row != nil && op == "unmap" {
-		r.row.undeleted = true
+		r.row.deleteUnanswered = true
 	}
-	if ended != nil {
-		return ended
+	if ctxErr != nil {
+		return ctxErr
 	}
 	return fmt.Errorf("%v: %w", g, backends.ErrNoReply)
 }
@@ -234,26 +237,26 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 		Description: r.Description, Lifetime: r.Lifetime, Granted: time.Now(),
 	}
 	err := g.call(ctx, op, k, func(now time.Time, record *modelRecord) error {
-		if now.Before(g.refuses) {
+		if now.Before(g.refusesUntil) {
 			return fmt.Errorf("%v: %w", g, g.refusal)
 		}
-		port := g.choose(k, r.External.Port(), now)
+		port := g.choosePort(k, r.External.Port(), now)
 		if r.Exact && port != r.External.Port() {
 			return fmt.Errorf("%v: %w", g, backends.ErrConflict)
 		}
-		if g.limit != 0 {
-			m.Lifetime = min(m.Lifetime, g.limit)
+		if g.maxLifetime != 0 {
+			m.Lifetime = min(m.Lifetime, g.maxLifetime)
 		}
 		row := modelRow{external: port}
 		if m.Lifetime != backends.Forever {
-			row.until = now.Add(m.Lifetime)
+			row.expires = now.Add(m.Lifetime)
 		}
-		if before := record.live(now); before != nil {
-			row.holders, row.once, row.known = before.holders, before.once, before.known
-			row.makers = slices.Concat(before.makers, g.world.enabling(g, k))
-			row.left = before.left && !g.world.wanted(g, k, false) // requested to find out what to delete
+		if previous := record.live(now); previous != nil {
+			row.holders, row.heldByOnce, row.knownUntil = previous.holders, previous.heldByOnce, previous.knownUntil
+			row.requesters = slices.Concat(previous.requesters, g.world.enabling(g, k))
+			row.mayRemain = previous.mayRemain && !g.world.wanted(g, k, false) // it may have been requested only to find the mapping to delete
 		} else {
-			row.makers, row.once = g.world.enabling(g, k), g.world.wantedOnce(g, k)
+			row.requesters, row.heldByOnce = g.world.enabling(g, k), g.world.wantedOnce(g, k)
 		}
 		record.row = &row
 		m.External = netip.AddrPortFrom(g.external, port)
@@ -264,27 +267,28 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 	}
 	g.set(func() {
 		if row := g.record(k).row; row != nil {
-			row.known = m.Expires()
+			row.knownUntil = m.Expires()
 		}
 	})
 	return m, nil
 }
 
-// choose returns the external port to grant: the one that the key has, or else the
-// suggested one, unless another host or another key has it. g.mu is held.
-func (g *modelGateway) choose(k modelKey, suggested uint16, now time.Time) uint16 {
+// choosePort returns the external port to grant: the port that the key has, or else the
+// suggested one. If another host or another key has it, the next free port is returned.
+// g.mu is held.
+func (g *modelGateway) choosePort(k modelKey, suggested uint16, now time.Time) uint16 {
 	if row := g.record(k).live(now); row != nil && !g.taken[row.external] {
 		return row.external
 	}
 	port := suggested
-	for g.taken[port] || g.used(k, port, now) {
+	for g.taken[port] || g.portUsed(k, port, now) {
 		port++
 	}
 	return port
 }
 
-// used reports whether another key has an external port. g.mu is held.
-func (g *modelGateway) used(k modelKey, port uint16, now time.Time) bool {
+// portUsed reports whether another key has an external port. g.mu is held.
+func (g *modelGateway) portUsed(k modelKey, port uint16, now time.Time) bool {
 	for other, r := range g.records {
 		if row := r.live(now); row != nil && other != k && other.protocol == k.protocol && row.external == port {
 			return true
@@ -295,8 +299,8 @@ func (g *modelGateway) used(k modelKey, port uint16, now time.Time) bool {
 
 func (g *modelGateway) Unmap(ctx context.Context, m backends.Mapping) error {
 	return g.call(ctx, "unmap", keyOf(m), func(now time.Time, r *modelRecord) error {
-		if row := r.live(now); row != nil && now.Before(g.keeps) {
-			row.left = true
+		if row := r.live(now); row != nil && now.Before(g.keepsUntil) {
+			row.mayRemain = true
 			return fmt.Errorf("%v: %w", g, backends.ErrNotAuthorized)
 		}
 		r.row = nil
@@ -320,7 +324,7 @@ func (g *modelGateway) Watch(ctx context.Context, notify func(backends.Change)) 
 	}
 }
 
-// set reads or changes the gateway under its lock.
+// set reads or changes the gateway while its lock is held.
 func (g *modelGateway) set(change func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -345,3 +349,141 @@ var _ interface {
 	backends.Backend
 	backends.Watcher
 } = (*modelGateway)(nil)
+
+// injectFault injects a random fault at one gateway. Most faults end after some time.
+func (w *modelWorld) injectFault() {
+	g, kind := w.gateways[w.rng.IntN(len(w.gateways))], w.rng.IntN(16)
+	duration := w.randDuration([]time.Duration{time.Second, 20 * time.Second, 5 * time.Minute}[w.rng.IntN(3)])
+	until := time.Now().Add(duration)
+	refusal := []error{backends.ErrNotAuthorized, backends.ErrNoResources, backends.ErrNetworkFailure, backends.ErrConflict}[w.rng.IntN(4)]
+	address, choice := modelExternal(g.index, w.rng.IntN(5)), w.rng.IntN(100)
+	w.trace("%v: fault %d for %v, refusal %v, address %v, choice %d", g, kind, duration, refusal, address, choice)
+	switch kind {
+	case 0, 1:
+		g.set(func() { g.dropsUntil = until })
+	case 2:
+		g.set(func() { g.repliesLostUntil = until })
+	case 3, 4:
+		g.set(func() { g.refusesUntil, g.refusal = until, refusal })
+	case 5, 6:
+		g.restart(true)
+	case 7:
+		g.restart(false)
+	case 8: // the announcement is late
+		g.restart(false)
+		since := time.Now()
+		time.Sleep(min(duration, 30*time.Second))
+		g.set(func() { g.announceRestart(since) })
+	case 9:
+		g.setExternal(address, choice < 50)
+	case 10, 11:
+		g.set(func() { g.takePort(choice) })
+	case 12:
+		g.set(func() { clear(g.taken) })
+	case 13:
+		g.set(func() { g.deleteRow(choice) })
+	case 14:
+		g.set(func() { g.maxLifetime = time.Duration(choice%3) * 90 * time.Second })
+	case 15:
+		g.set(func() { g.keepsUntil = time.Now().Add(min(duration, time.Second)) })
+	}
+}
+
+// endFaults ends all faults.
+func (g *modelGateway) endFaults() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	for _, until := range []*time.Time{&g.dropsUntil, &g.repliesLostUntil, &g.refusesUntil, &g.keepsUntil} {
+		if until.After(now) {
+			*until = now
+		}
+	}
+	g.maxLifetime, g.lossPercent = 0, 0
+}
+
+// answeringSince returns since when the gateway replies to requests about a key, or now
+// if it does not reply. g.mu is held.
+func (g *modelGateway) answeringSince(r *modelRecord, now time.Time) time.Time {
+	since := r.lastUnanswered
+	for _, until := range []time.Time{g.dropsUntil, g.repliesLostUntil, g.refusesUntil} {
+		if until.After(now) {
+			return now
+		}
+		since = later(since, until)
+	}
+	return since
+}
+
+// later returns the later one of two times.
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// markChanged records that the gateway changed a row without a request. g.mu is held.
+func (r *modelRecord) markChanged() { r.changedAt, r.announced = time.Now(), false }
+
+// restart makes the gateway forget all rows.
+func (g *modelGateway) restart(announced bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, r := range g.records {
+		r.row = nil
+		r.markChanged()
+	}
+	if announced {
+		g.announceRestart(time.Now())
+	}
+}
+
+// announceRestart announces that rows were lost at a time. g.mu is held.
+func (g *modelGateway) announceRestart(since time.Time) {
+	g.announcedAt = time.Now()
+	for _, r := range g.records {
+		if !r.changedAt.After(since) {
+			r.announced = len(g.watchers) > 0
+		}
+	}
+	g.announce(backends.Change{Kind: backends.Restarted, Since: since})
+}
+
+// announce reports a change to all watchers. g.mu is held.
+func (g *modelGateway) announce(c backends.Change) {
+	c.Reason = "the model"
+	for _, w := range g.watchers {
+		w <- c
+	}
+}
+
+// setExternal changes the external address of the gateway.
+func (g *modelGateway) setExternal(addr netip.Addr, announced bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.external = addr
+	for _, r := range g.records {
+		r.markChanged()
+	}
+	if announced {
+		g.announce(backends.Change{Kind: backends.AddressChanged, External: addr})
+	}
+}
+
+// takePort gives the external port of one row to another host at the next renewal. g.mu
+// is held.
+func (g *modelGateway) takePort(choice int) {
+	if keys := g.keys(time.Now()); len(keys) > 0 {
+		g.taken[g.records[keys[choice%len(keys)]].row.external] = true
+	}
+}
+
+// deleteRow deletes one row. g.mu is held.
+func (g *modelGateway) deleteRow(choice int) {
+	if keys := g.keys(time.Now()); len(keys) > 0 {
+		r := g.records[keys[choice%len(keys)]]
+		r.row = nil
+		r.markChanged()
+	}
+}

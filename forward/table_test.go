@@ -1,10 +1,16 @@
 package forward_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
@@ -12,25 +18,146 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// startIGD is start with a gateway whose UPnP device is searched for too.
-func startIGD(t *testing.T, config forward.Config, router gatewaytest.Config) (*gatewaytest.Gateway, *forward.Forwarder) {
-	t.Helper()
-	gw, err := gatewaytest.Start(router)
-	if err != nil {
-		t.Fatal(err)
+// TestDisable checks which mappings Disable and DisableAll select.
+func TestDisable(t *testing.T) {
+	gw := newFakeGateway()
+	f := newForwarder(t, forward.Config{}, gw)
+	defer f.Close()
+	ctx := t.Context()
+	if err := f.Disable(ctx); !errors.Is(err, forward.ErrNoMapping) {
+		t.Errorf("Disable without a mapping: %v", err)
 	}
-	t.Cleanup(func() { _ = gw.Close() })
-	config.Gateway, config.Test.SSDP = gw.Addr(), gw.SSDP()
-	config.Test.Announce, config.Test.Notify = netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.1:0")
-	f, err := forward.New(&config)
-	if err != nil {
-		t.Fatal(err)
+	for _, opts := range [][]forward.Option{
+		{forward.TCP(1001), forward.Description("a")},
+		{forward.UDP(1001), forward.Description("b")},
+		{forward.Both(1002), forward.Description("a")},
+		{forward.TCP(1003), forward.External(2003)},
+		{forward.TCP(1004)},
+	} {
+		if _, err := f.Enable(ctx, opts...); err != nil {
+			t.Fatal(err)
+		}
 	}
-	t.Cleanup(func() { _ = f.Close() })
-	return gw, f
+	heldText := func() string {
+		entries, err := f.Mappings(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, e := range entries {
+			if !e.Enabled || !e.Ours {
+				t.Errorf("entry %+v", e)
+			}
+			out = append(out, fmt.Sprintf("%v%d", e.Mapping.Protocol, e.Mapping.Internal.Port()))
+		}
+		return strings.Join(out, " ")
+	}
+	steps := []struct {
+		do   func() error
+		want string
+	}{
+		{func() error { return nil }, "tcp1001 udp1001 tcp1002 udp1002 tcp1003 tcp1004"},
+		{func() error { return f.Disable(ctx) }, "tcp1001 udp1001 tcp1002 udp1002 tcp1003"},
+		{func() error { return f.Disable(ctx, forward.UDP(0)) }, "tcp1001 tcp1002 udp1002 tcp1003"},
+		{func() error { return f.Disable(ctx, forward.External(2003)) }, "tcp1001 tcp1002 udp1002"},
+		{func() error { return wantNoMapping(f.Disable(ctx, forward.TCP(1002))) }, "tcp1001 tcp1002 udp1002"},
+		{func() error { return wantNoMapping(f.Disable(ctx, forward.TCP(1001), forward.Description("b"))) }, "tcp1001 tcp1002 udp1002"},
+		{func() error { n, err := f.DisableAll(ctx, forward.Description("a")); return wantCount(n, 2, err) }, ""},
+		{func() error { n, err := f.DisableAll(ctx); return wantCount(n, 0, err) }, ""},
+	}
+	for i, step := range steps {
+		if err := step.do(); err != nil {
+			t.Errorf("step %d: %v", i, err)
+		}
+		if got := heldText(); got != step.want {
+			t.Errorf("step %d: mappings %q, want %q", i, got, step.want)
+		}
+	}
+	if remaining := gw.live(); len(remaining) != 0 {
+		t.Errorf("the gateway has %v", remaining)
+	}
+	if err := f.Disable(ctx, nil); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("nil selector: %v", err)
+	}
+	if _, err := f.MappingAt(ctx, 0); !errors.Is(err, forward.ErrNoMapping) {
+		t.Errorf("MappingAt: %v", err)
+	}
 }
 
-// occupy makes an entry of another host.
+// wantNoMapping returns an error unless err is ErrNoMapping.
+func wantNoMapping(err error) error {
+	if errors.Is(err, forward.ErrNoMapping) {
+		return nil
+	}
+	return fmt.Errorf("%w, want ErrNoMapping", err)
+}
+
+// wantCount returns an error unless err is nil and the numbers are equal.
+func wantCount(got, want int, err error) error {
+	if err != nil || got != want {
+		return fmt.Errorf("%d, %w; want %d", got, err, want)
+	}
+	return nil
+}
+
+// TestDisableFails checks that a failed deletion is reported, and that the Forwarder no
+// longer has the mapping.
+func TestDisableFails(t *testing.T) {
+	gw := newFakeGateway()
+	f := newForwarder(t, forward.Config{}, gw)
+	defer f.Close()
+	for port := range uint16(3) {
+		if _, err := f.Enable(t.Context(), forward.TCP(1001+port)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gw.set(func() {
+		gw.fail = func(op string, _ backends.Protocol, port uint16) error {
+			if op == "unmap" && port == 1002 {
+				return backends.ErrNotAuthorized
+			}
+			return nil
+		}
+	})
+	n, err := f.DisableAll(t.Context())
+	if n != 2 || !errors.Is(err, backends.ErrNotAuthorized) || !strings.Contains(err.Error(), "lifetime") {
+		t.Errorf("DisableAll: %d, %v", n, err)
+	}
+	if err := f.Disable(t.Context()); !errors.Is(err, forward.ErrNoMapping) {
+		t.Errorf("Disable after DisableAll: %v, want ErrNoMapping", err)
+	}
+}
+
+// TestNoDefault checks that calls without selectors skip mappings of NoDefault, so that
+// func main cannot disable the mapping of a library.
+func TestNoDefault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := newFakeGateway()
+		f := newForwarder(t, forward.Config{}, gw)
+		defer f.Close()
+		for _, opts := range [][]forward.Option{{forward.TCP(8080)}, {forward.TCP(9090), forward.NoDefault()}} {
+			if _, err := f.Enable(t.Context(), opts...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Disable(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if live := gw.live(); len(live) != 1 || live[0].Internal.Port() != 9090 {
+			t.Errorf("the gateway has %v", live)
+		}
+		for name, err := range map[string]error{"Disable": f.Disable(t.Context()), "Refresh": f.Refresh(t.Context())} {
+			if !errors.Is(err, forward.ErrNoMapping) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if err := f.Disable(t.Context(), forward.TCP(0)); err != nil || len(gw.live()) != 0 {
+			t.Errorf("Disable with a selector: %v, the gateway has %v", err, gw.live())
+		}
+	})
+}
+
+// occupy adds a mapping of another host to the gateway.
 func occupy(t *testing.T, gw *gatewaytest.Gateway, p backends.Protocol, external uint16, description string) {
 	t.Helper()
 	if err := gw.AddMapping(gatewaytest.Entry{
@@ -41,8 +168,8 @@ func occupy(t *testing.T, gw *gatewaytest.Gateway, p backends.Protocol, external
 	}
 }
 
-// listed is what Mappings says, in the order of the table.
-func listed(t *testing.T, f *forward.Forwarder) (out []string) {
+// listText returns the result of Mappings as text, in the order of the table.
+func listText(t *testing.T, f *forward.Forwarder) (out []string) {
 	t.Helper()
 	entries, err := f.Mappings(t.Context())
 	if err != nil {
@@ -58,26 +185,27 @@ func listed(t *testing.T, f *forward.Forwarder) (out []string) {
 	return out
 }
 
-// The table is listed by UPnP, whatever protocol the mappings go by; without it,
-// what is held is all there is to tell.
+// TestMappingsTable checks that the table of the gateway is listed by UPnP, even if the
+// mappings are made with another protocol. Without UPnP, only the mappings of the
+// Forwarder are listed.
 func TestMappingsTable(t *testing.T) {
 	for name, c := range map[string]struct {
-		order  []string
-		router gatewaytest.Config
-		theirs []string
+		order       []string
+		router      gatewaytest.Config
+		foreignRows []string
 	}{
 		"by NAT-PMP":   {nil, gatewaytest.Config{}, []string{"udp 45.45.45.1:9000 192.168.77.9:9"}},
 		"by UPnP":      {[]string{"upnp"}, gatewaytest.Config{}, []string{"udp 45.45.45.1:9000 192.168.77.9:9"}},
 		"without UPnP": {nil, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, f := startIGD(t, forward.Config{Protocols: c.order}, c.router)
-			occupy(t, gw, backends.UDP, 9000, "theirs")
+			gw, f := gatewayWithUPnP(t, forward.Config{Protocols: c.order}, c.router)
+			occupy(t, gw, backends.UDP, 9000, "other")
 			if _, err := f.Enable(t.Context(), forward.Both(8080)); err != nil {
 				t.Fatal(err)
 			}
-			want := append(slices.Clone(c.theirs), "tcp 45.45.45.1:8080 127.0.0.1:8080 ours", "udp 45.45.45.1:8080 127.0.0.1:8080 ours")
-			got := listed(t, f)
+			want := append(slices.Clone(c.foreignRows), "tcp 45.45.45.1:8080 127.0.0.1:8080 ours", "udp 45.45.45.1:8080 127.0.0.1:8080 ours")
+			got := listText(t, f)
 			slices.Sort(got)
 			slices.Sort(want)
 			if !slices.Equal(got, want) {
@@ -97,17 +225,19 @@ func TestMappingsTable(t *testing.T) {
 	}
 }
 
-// What is not in the table of the IGD is listed all the same, where it is ours.
-func TestMappingsBeside(t *testing.T) {
-	_, f := startIGD(t, forward.Config{}, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{Unlisted: true}}}})
+// TestMappingsUnlisted checks that a mapping of the Forwarder is listed even if it is not
+// in the table of the device.
+func TestMappingsUnlisted(t *testing.T) {
+	_, f := gatewayWithUPnP(t, forward.Config{}, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{Unlisted: true}}}})
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 		t.Fatal(err)
 	}
-	if got := listed(t, f); len(got) != 1 || got[0] != "tcp 45.45.45.1:8080 127.0.0.1:8080 ours" {
+	if got := listText(t, f); len(got) != 1 || got[0] != "tcp 45.45.45.1:8080 127.0.0.1:8080 ours" {
 		t.Errorf("listed %q", got)
 	}
 }
 
+// TestMappingsNoGateway checks the error of Mappings if no gateway replies.
 func TestMappingsNoGateway(t *testing.T) {
 	f, err := forward.New(&forward.Config{Gateway: netip.MustParseAddrPort("127.0.0.1:9")})
 	if err != nil {
@@ -119,23 +249,25 @@ func TestMappingsNoGateway(t *testing.T) {
 	}
 }
 
+// TestForeign checks which mappings of other hosts Disable and DisableAll select with
+// Foreign.
 func TestForeign(t *testing.T) {
-	anyone := gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}}
-	gw, f := startIGD(t, forward.Config{}, anyone)
-	fill := func() {
-		occupy(t, gw, backends.TCP, 9000, "theirs")
-		occupy(t, gw, backends.UDP, 9000, "theirs")
-		occupy(t, gw, backends.TCP, 9001, "another's")
+	config := gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}}
+	gw, f := gatewayWithUPnP(t, forward.Config{}, config)
+	occupyPorts := func() {
+		occupy(t, gw, backends.TCP, 9000, "other")
+		occupy(t, gw, backends.UDP, 9000, "other")
+		occupy(t, gw, backends.TCP, 9001, "third")
 	}
-	fill()
+	occupyPorts()
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 		t.Fatal(err)
 	}
 	const ours = "tcp 45.45.45.1:8080 127.0.0.1:8080 ours"
 
-	// Without a word that says so, nothing of others is touched.
+	// Without Foreign, and without a match, no mapping is deleted.
 	for name, sel := range map[string][]forward.Selector{
-		"not foreign": {forward.External(9000)}, "matches nothing": {forward.Foreign(), forward.External(7)},
+		"without Foreign": {forward.External(9000)}, "no match": {forward.Foreign(), forward.External(7)},
 	} {
 		if err := f.Disable(t.Context(), sel...); !errors.Is(err, forward.ErrNoMapping) {
 			t.Errorf("%s: Disable: %v, want ErrNoMapping", name, err)
@@ -150,41 +282,42 @@ func TestForeign(t *testing.T) {
 	if n, err := f.DisableAll(t.Context(), forward.Foreign()); n != 0 || !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("Foreign alone: %d, %v; want ErrInvalid", n, err)
 	}
-	if got := listed(t, f); len(got) != 4 {
-		t.Fatalf("listed %q, want all four", got)
+	if got := listText(t, f); len(got) != 4 {
+		t.Fatalf("listed %q, want four mappings", got)
 	}
 
-	// One, by all that it is known by.
+	// Disable deletes the one mapping that matches all selectors.
 	if err := f.Disable(t.Context(), forward.Foreign(), forward.UDP(9), forward.External(9000)); err != nil {
 		t.Fatal(err)
 	}
-	if got := listed(t, f); len(got) != 3 || slices.Contains(got, "udp 45.45.45.1:9000 192.168.77.9:9") {
+	if got := listText(t, f); len(got) != 3 || slices.Contains(got, "udp 45.45.45.1:9000 192.168.77.9:9") {
 		t.Errorf("listed %q", got)
 	}
-	// All that match every selector, and no more.
-	fill()
-	if n, err := f.DisableAll(t.Context(), forward.Foreign(), forward.Both(9), forward.Description("theirs")); n != 2 || err != nil {
+	// DisableAll deletes only the mappings that match all selectors.
+	occupyPorts()
+	if n, err := f.DisableAll(t.Context(), forward.Foreign(), forward.Both(9), forward.Description("other")); n != 2 || err != nil {
 		t.Errorf("DisableAll: %d, %v; want 2", n, err)
 	}
-	if got := listed(t, f); len(got) != 2 || !slices.Contains(got, ours) {
-		t.Errorf("listed %q, want ours and another's", got)
+	if got := listText(t, f); len(got) != 2 || !slices.Contains(got, ours) {
+		t.Errorf("listed %q, want the own mapping and one of another host", got)
 	}
-	// Everything: ours are closed, too.
+	// Everything also closes the mappings of the Forwarder.
 	if n, err := f.DisableAll(t.Context(), forward.Foreign(), forward.Everything()); n != 2 || err != nil {
 		t.Errorf("DisableAll: %d, %v; want 2", n, err)
 	}
-	if left := gw.Table(); len(left) != 0 {
-		t.Errorf("left: %v", left)
+	if table := gw.Table(); len(table) != 0 {
+		t.Errorf("remaining mappings: %v", table)
 	}
 	if err := f.Disable(t.Context()); !errors.Is(err, forward.ErrNoMapping) {
-		t.Errorf("Disable after all: %v, want ErrNoMapping", err)
+		t.Errorf("Disable after DisableAll: %v, want ErrNoMapping", err)
 	}
 }
 
-// What a gateway does not let go of is told, and does not stop the rest.
+// TestForeignRefused checks that a refused deletion of a foreign mapping is reported, and
+// does not prevent other deletions.
 func TestForeignRefused(t *testing.T) {
-	gw, f := startIGD(t, forward.Config{}, gatewaytest.Config{})
-	occupy(t, gw, backends.TCP, 9000, "theirs")
+	gw, f := gatewayWithUPnP(t, forward.Config{}, gatewaytest.Config{})
+	occupy(t, gw, backends.TCP, 9000, "other")
 	if _, err := f.Enable(t.Context(), forward.TCP(8080), forward.Once()); err != nil {
 		t.Fatal(err)
 	}
@@ -192,13 +325,14 @@ func TestForeignRefused(t *testing.T) {
 	if n != 1 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("DisableAll: %d, %v; want 1 and ErrNotAuthorized", n, err)
 	}
-	if left := gw.Table(); len(left) != 1 || left[0].External.Port() != 9000 {
-		t.Errorf("left: %v", left)
+	if table := gw.Table(); len(table) != 1 || table[0].External.Port() != 9000 {
+		t.Errorf("remaining mappings: %v", table)
 	}
 }
 
+// TestForeignUnlisted checks that Foreign fails if the gateway does not list its table.
 func TestForeignUnlisted(t *testing.T) {
-	_, f := startIGD(t, forward.Config{}, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+	_, f := gatewayWithUPnP(t, forward.Config{}, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	if err := f.Disable(t.Context(), forward.Foreign(), forward.External(9000)); !errors.Is(err, backends.ErrUnsupported) {
 		t.Errorf("Disable: %v, want ErrUnsupported", err)
 	}
@@ -207,106 +341,199 @@ func TestForeignUnlisted(t *testing.T) {
 	}
 }
 
-// What the preferred protocol cannot express goes by UPnP.
-func TestByUPnP(t *testing.T) {
-	for name, c := range map[string]struct {
-		opts []forward.Option
-		want gatewaytest.Entry
+// listingGateway is a fakeGateway that lists its table and supports mappings for one
+// peer.
+type listingGateway struct {
+	*fakeGateway
+	// omitPeers omits the peers of the mappings in the table, like miniupnpd.
+	omitPeers bool
+	// afterRow, if set, is called after each row that List returns.
+	afterRow func(context.Context) error
+}
+
+func (l *listingGateway) Supports(r backends.Request) error { return r.Check() }
+
+func (l *listingGateway) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
+	return l.recordPeer(r, func() (backends.Mapping, error) { return l.fakeGateway.Map(ctx, r) })
+}
+
+func (l *listingGateway) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
+	return l.recordPeer(r, func() (backends.Mapping, error) { return l.fakeGateway.Renew(ctx, m, r) })
+}
+
+// recordPeer records the peer of a granted mapping in the table.
+func (l *listingGateway) recordPeer(r backends.Request, grant func() (backends.Mapping, error)) (backends.Mapping, error) {
+	m, err := grant()
+	if err != nil {
+		return m, err
+	}
+	m.Remote = r.Remote
+	row := m
+	row.Remote = netip.AddrPortFrom(m.Remote.Addr().Unmap(), m.Remote.Port())
+	if l.omitPeers {
+		row.Remote = netip.AddrPort{}
+	}
+	l.set(func() { l.table[fakeKey{m.Protocol, m.Internal.Port()}] = row })
+	return m, nil
+}
+
+func (l *listingGateway) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
+	return func(yield func(backends.Entry, error) bool) {
+		for _, m := range l.live() {
+			if !yield(backends.Entry{Mapping: m, Enabled: true}, nil) {
+				return
+			}
+			if l.afterRow == nil {
+				continue
+			}
+			if err := l.afterRow(ctx); err != nil {
+				yield(backends.Entry{}, err)
+				return
+			}
+		}
+	}
+}
+
+func (l *listingGateway) EntryAt(_ context.Context, i int) (backends.Entry, error) {
+	live := l.live()
+	if i >= len(live) {
+		return backends.Entry{}, fmt.Errorf("listing: %w", backends.ErrInvalid)
+	}
+	return backends.Entry{Mapping: live[i], Enabled: true}, nil
+}
+
+// TestMappingsListsOnce checks that several handles of one mapping are one entry of
+// Mappings, and that the entry is marked as Ours.
+func TestMappingsListsOnce(t *testing.T) {
+	enableForPeer := func(peer string) func(*testing.T, *forward.Forwarder) {
+		return func(t *testing.T, f *forward.Forwarder) {
+			t.Helper()
+			if _, err := f.Enable(t.Context(), forward.TCP(8080), forward.From(netip.MustParseAddrPort(peer))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	enableTwice := func(t *testing.T, f *forward.Forwarder) {
+		t.Helper()
+		for range 2 {
+			if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, test := range map[string]struct {
+		backend backends.Backend
+		enable  func(*testing.T, *forward.Forwarder)
 	}{
-		"to another host": {
-			[]forward.Option{forward.TCP(80), forward.To(netip.MustParseAddrPort("192.168.77.9:80"))},
-			gatewaytest.Entry{Internal: netip.MustParseAddrPort("192.168.77.9:80"), Remaining: 2 * 60 * 60 * 1e9},
-		},
-		"without an end": {
-			[]forward.Option{forward.TCP(80), forward.Lifetime(forward.Forever)},
-			gatewaytest.Entry{Internal: netip.MustParseAddrPort("127.0.0.1:80"), Remaining: backends.Forever},
+		"enabled twice, no table":   {newFakeGateway(), enableTwice},
+		"enabled twice, in a table": {&listingGateway{fakeGateway: newFakeGateway()}, enableTwice},
+		"enabled and listening": {newFakeGateway(), func(t *testing.T, f *forward.Forwarder) {
+			t.Helper()
+			ln, err := f.Listen(t.Context(), "tcp4", ":0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = ln.Close() })
+			if err := ln.Mapping().Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Enable(t.Context(), forward.TCP(ln.Mapping().Internal().Port())); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"for one peer, omitted in the table":        {&listingGateway{fakeGateway: newFakeGateway(), omitPeers: true}, enableForPeer("45.45.45.9:0")},
+		"for one peer, as IPv4-mapped IPv6 address": {&listingGateway{fakeGateway: newFakeGateway()}, enableForPeer("[::ffff:45.45.45.9]:0")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newForwarderWith(t, test.backend)
+			test.enable(t, f)
+			entries, err := f.Mappings(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(entries) != 1 || !entries[0].Ours {
+				t.Errorf("Mappings lists %d entries of one mapping, want one with Ours:", len(entries))
+				for _, e := range entries {
+					t.Logf("Ours %v: %v → %v", e.Ours, e.Mapping.External, e.Mapping.Internal)
+				}
+			}
+			if e, err := f.MappingAt(t.Context(), 0); err != nil || !e.Ours {
+				t.Errorf("MappingAt(0): Ours %v, %v; want the mapping with Ours", e.Ours, err)
+			}
+			if e, err := f.MappingAt(t.Context(), 1); !errors.Is(err, forward.ErrNoMapping) {
+				t.Errorf("MappingAt(1): %v, %v; want ErrNoMapping", e.Mapping.External, err)
+			}
+		})
+	}
+}
+
+// TestMappingsContextEnds checks that Mappings fails if its context ends, even if there
+// are entries to return.
+func TestMappingsContextEnds(t *testing.T) {
+	for name, b := range map[string]func() backends.Backend{
+		"ended, no table": func() backends.Backend { return newFakeGateway() },
+		"ended, table":    func() backends.Backend { return &listingGateway{fakeGateway: newFakeGateway()} },
+		"ends while the table is read": func() backends.Backend {
+			return &listingGateway{fakeGateway: newFakeGateway(), afterRow: func(ctx context.Context) error {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, f := startIGD(t, forward.Config{}, gatewaytest.Config{
-				ManualClock: true, Protocols: []string{"natpmp", "upnp"}, Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true, Version: 1}},
+			synctest.Test(t, func(t *testing.T) {
+				f := newForwarderWith(t, b())
+				if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
+					t.Fatal(err)
+				}
+				ctx, want := canceledContext(), context.Canceled
+				if name == "ends while the table is read" {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					want = context.DeadlineExceeded
+				}
+				if entries, err := f.Mappings(ctx); !errors.Is(err, want) {
+					t.Errorf("Mappings: %d entries, %v; want %v", len(entries), err, want)
+				}
 			})
-			m, err := f.Enable(t.Context(), c.opts...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			table := gw.Table()
-			if m.Backend() != "upnp" || len(table) != 1 || table[0].Internal != c.want.Internal || table[0].Remaining != c.want.Remaining {
-				t.Errorf("granted by %s: %+v, want %+v", m.Backend(), table, c.want)
-			}
-			if forever := c.want.Remaining == backends.Forever; m.Expires().IsZero() != forever {
-				t.Errorf("expires %v", m.Expires())
-			}
-			if err := f.Disable(t.Context()); err != nil || len(gw.Table()) != 0 {
-				t.Errorf("Disable: %v, left %v", err, gw.Table())
-			}
 		})
 	}
 }
 
-// The facade takes NAT-PMP where it is spoken, and UPnP where nothing else is.
-func TestChooseUPnP(t *testing.T) {
-	for want, router := range map[string]gatewaytest.Config{
-		"natpmp": {},
-		"pcp":    {Protocols: []string{"pcp", "upnp"}},
-		"upnp":   {Protocols: []string{"upnp"}},
-	} {
-		t.Run(want, func(t *testing.T) {
-			gw, f := startIGD(t, forward.Config{}, router)
-			m, err := f.Enable(t.Context(), forward.TCP(8080))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if m.Backend() != want {
-				t.Errorf("granted by %s, want %s", m.Backend(), want)
-			}
-			if addr, err := f.ExternalIP(t.Context()); err != nil || addr != gw.External() {
-				t.Errorf("ExternalIP: %v, %v", addr, err)
-			}
-		})
+// TestForeignDuringEnable checks that a mapping that is enabled while the table is read
+// does not count as foreign.
+func TestForeignDuringEnable(t *testing.T) {
+	gw := startGateway(t, gatewaytest.Config{})
+	f := newLoopbackForwarder(t, forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP()}})
+	if err := gw.AddMapping(gatewaytest.Entry{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:7000"), External: netip.AddrPortFrom(gw.External(), 7000), Description: "goforward", Remaining: time.Hour}); err != nil {
+		t.Fatal(err)
 	}
-}
-
-// A device that calls its connection down is waited for, and taken where there is
-// no better one.
-func TestDevicePending(t *testing.T) {
-	gw, f := startIGD(t, forward.Config{}, gatewaytest.Config{
-		Protocols: []string{"upnp"},
-		Quirks:    quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}},
-	})
+	if _, err := f.Mappings(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hold := make(chan struct{})
+	isEntryRequest := func(r gatewaytest.Request) bool { return strings.Contains(string(r.Raw), "GetGenericPortMappingEntry") }
+	gw.Inject(gatewaytest.Fault{Match: isEntryRequest, Hold: hold, Times: 1})
+	before := countRequests(gw, isEntryRequest)
+	done := make(chan struct{})
+	go func() {
+		n, err := f.DisableAll(context.Background(), forward.Foreign(), forward.TCP(0))
+		t.Logf("DisableAll: %d, %v", n, err)
+		close(done)
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := gw.AwaitRequests(ctx, before+1, isEntryRequest); err != nil {
+		t.Fatal(err)
+	}
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.Backend() != "upnp" || len(gw.Table()) != 1 {
-		t.Errorf("granted by %s: %v", m.Backend(), gw.Table())
-	}
-}
-
-// A root description that was named makes its host the gateway.
-func TestIGD(t *testing.T) {
-	gw, err := gatewaytest.Start(gatewaytest.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer gw.Close()
-	f, err := forward.New(&forward.Config{UPnPURL: gw.UPnP().DescriptionURL(), Protocols: []string{"upnp"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	m, err := f.Enable(t.Context(), forward.TCP(8080))
-	if err != nil || m.Backend() != "upnp" || len(gw.Table()) != 1 {
-		t.Fatalf("Enable: %v, %v, table %v", m, err, gw.Table())
-	}
-	for _, r := range gw.Requests() {
-		if r.Op == "search" {
-			t.Error("a device that was named was searched for")
-		}
-	}
-	for _, raw := range []string{"https://127.0.0.1/x", "http://fritz.box/x", "127.0.0.1:5000", "http://"} {
-		if _, err := forward.New(&forward.Config{UPnPURL: raw}); !errors.Is(err, backends.ErrInvalid) {
-			t.Errorf("IGD %q: %v, want ErrInvalid", raw, err)
-		}
+	close(hold)
+	<-done
+	if len(gw.Table()) != 1 {
+		t.Errorf("the mapping reports %v by %s, next attempt in %v; the gateway has %v", m, m.Backend(), time.Until(m.Status().NextAttempt), gw.Table())
 	}
 }

@@ -13,76 +13,77 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// The environment variables of the process that cannot read its state file.
+// Environment variables of the process that cannot read its state file.
 const (
-	unreadablePath = "GOFORWARD_TEST_UNREADABLE"
-	unreadableFull = "GOFORWARD_TEST_NO_DESCRIPTORS" // it has no file descriptor to read it with
+	unreadablePath          = "GOFORWARD_TEST_UNREADABLE"
+	unreadableNoDescriptors = "GOFORWARD_TEST_NO_DESCRIPTORS" // no file descriptor is available to read the file
 )
 
-// A state file that cannot be read just now is not damaged: it stays where it is, with
-// what it records.
+// TestStateFileUnreadable checks that a state file that cannot be read now does not count
+// as damaged: it is not renamed and keeps its records.
 func TestStateFileUnreadable(t *testing.T) {
 	for name, test := range map[string]struct {
 		env  []string
 		mode os.FileMode
 	}{
-		"too many open files": {[]string{unreadableFull + "=1"}, 0o600},
+		"too many open files": {[]string{unreadableNoDescriptors + "=1"}, 0o600},
 		"permission denied":   {nil, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir, err := os.MkdirTemp("", "goforward-state-*") //nolint:usetesting // another user cannot enter that of TempDir
+			dir, err := os.MkdirTemp("", "goforward-state-*") //nolint:usetesting // another user has no access to the directory of TempDir
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _ = os.RemoveAll(dir) }()
 			path := filepath.Join(dir, "state")
-			leaveRecord(t, path, 7070)
+			writeStateFile(t, path, 7070)
 			if err := os.Chmod(path, test.mode); err != nil {
 				t.Fatal(err)
 			}
 			cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestStateFileUnreadableProcess$", "-test.timeout=1m")
 			cmd.Env = append(append(os.Environ(), unreadablePath+"="+path), test.env...)
-			if os.Getuid() == 0 { // root may read everything
-				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: giveAway(t, dir)}
+			if os.Getuid() == 0 { // root can read every file
+				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: chownToNobody(t, dir)}
 			}
-			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), unreadableDone) {
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), unreadableFinished) {
 				t.Fatalf("the process that cannot read its state file: %v\n%s", err, out)
 			}
 			if aside, err := filepath.Glob(path + "*.damaged*"); err != nil || len(aside) != 0 {
-				t.Errorf("the good file was set aside as %q, %v; want it left in place", aside, err)
+				t.Errorf("the valid file was renamed to %q, %v; want it unchanged", aside, err)
 			}
 			if err := os.Chmod(path, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if content, err := os.ReadFile(path); err != nil || !strings.Contains(string(content), ":7070") {
-				t.Errorf("the state file has %s, %v; want the record of port 7070 that it had", content, err)
+				t.Errorf("the state file has %s, %v; want the record of port 7070", content, err)
 			}
 		})
 	}
 }
 
-// leaveRecord makes a state file that records a mapping of an earlier run.
-func leaveRecord(t *testing.T, path string, port uint16) {
+// writeStateFile creates a state file that records a mapping of an earlier run.
+func writeStateFile(t *testing.T, path string, port uint16) {
 	t.Helper()
-	m := newMemory()
-	m.fail = func(op string, _ backends.Protocol, _ uint16) error {
+	gw := newFakeGateway()
+	gw.fail = func(op string, _ backends.Protocol, _ uint16) error {
 		if op == "unmap" {
 			return backends.ErrNoReply
 		}
 		return nil
 	}
-	f := forwarder(t, forward.Config{StateFile: path}, m)
+	f := newForwarder(t, forward.Config{StateFile: path}, gw)
 	if _, err := f.Enable(t.Context(), forward.TCP(port)); err != nil {
 		t.Fatal(err)
 	}
-	_ = f.Close() // the gateway does not answer, so the file keeps the record
+	_ = f.Close() // the gateway does not reply, so the file keeps the record
 	if content, err := os.ReadFile(path); err != nil || !strings.Contains(string(content), "45.45.45.1:") {
 		t.Fatalf("the state file has %s, %v", content, err)
 	}
 }
 
-// giveAway makes a directory and its files another user's, and returns that user.
-func giveAway(t *testing.T, dir string) *syscall.Credential {
+// chownToNobody makes an unprivileged user the owner of a directory and its files, and
+// returns that user.
+func chownToNobody(t *testing.T, dir string) *syscall.Credential {
 	t.Helper()
 	const nobody = 65534
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
@@ -97,19 +98,20 @@ func giveAway(t *testing.T, dir string) *syscall.Credential {
 	return &syscall.Credential{Uid: nobody, Gid: nobody}
 }
 
-const unreadableDone = "has run to its end"
+// unreadableFinished is the text that the process prints at its end.
+const unreadableFinished = "finished"
 
-// This is the process that TestStateFileUnreadable starts.
+// TestStateFileUnreadableProcess is the process that TestStateFileUnreadable starts.
 func TestStateFileUnreadableProcess(t *testing.T) {
 	path := os.Getenv(unreadablePath)
 	if path == "" {
-		t.Skip("another test starts this one in a process of its own")
+		t.Skip("TestStateFileUnreadable starts this test in another process")
 	}
 	release := func() {}
-	if os.Getenv(unreadableFull) != "" {
-		release = openAllButOne(t)
+	if os.Getenv(unreadableNoDescriptors) != "" {
+		release = exhaustDescriptors(t)
 	}
-	f := forwarder(t, forward.Config{StateFile: path}, newMemory())
+	f := newForwarder(t, forward.Config{StateFile: path}, newFakeGateway())
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 		t.Error(err)
 	}
@@ -117,12 +119,12 @@ func TestStateFileUnreadableProcess(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
-	fmt.Println(unreadableDone)
+	fmt.Println(unreadableFinished)
 }
 
-// openAllButOne leaves this process one file descriptor: enough for the lock of the
-// state file, and not for the file itself.
-func openAllButOne(t *testing.T) (release func()) {
+// exhaustDescriptors leaves this process one file descriptor. This is enough for the lock
+// of the state file, but not for the file itself.
+func exhaustDescriptors(t *testing.T) (release func()) {
 	t.Helper()
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 64, Max: 64}); err != nil {
 		t.Fatal(err)

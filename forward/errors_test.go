@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/backends/upnp"
@@ -21,10 +20,10 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-var update = flag.Bool("update", false, "write what the errors say now to testdata/errors.txt, to be read by a person")
+var update = flag.Bool("update", false, "write the current error texts to testdata/errors.txt, for a review")
 
-// The ways for a protocol to fail.
-var failures = []struct {
+// failureKinds are the ways in which a protocol can fail.
+var failureKinds = []struct {
 	name              string
 	natpmp, pcp, upnp gatewaytest.Fault
 }{
@@ -34,9 +33,9 @@ var failures = []struct {
 		gatewaytest.Fault{Result: int(pcp.NotAuthorized)},
 		gatewaytest.Fault{Result: int(upnp.ActionNotAuthorized)},
 	},
-	{"is silent", gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}},
+	{"does not reply", gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}, gatewaytest.Fault{Drop: true}},
 	{
-		"makes no sense",
+		"sends malformed replies",
 		gatewaytest.Fault{Result: 99},
 		gatewaytest.Fault{Result: 99},
 		gatewaytest.Fault{Reply: func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\nnonsense")} }},
@@ -49,8 +48,8 @@ var failures = []struct {
 	},
 }
 
-// behindNAT is what a common daemon answers to a MAP request while its own
-// address is private: that address, in the place of the external one.
+// behindNAT returns the reply of a common daemon to a MAP request while its own address
+// is private: it sends that address instead of the external one.
 func behindNAT(request []byte) [][]byte {
 	r, err := pcp.ParseMapRequest(request)
 	if err != nil {
@@ -64,18 +63,18 @@ func behindNAT(request []byte) [][]byte {
 	return [][]byte{b}
 }
 
-// What a person reads for every combination of three protocols that fail.
+// TestErrorText checks the error text for every combination of three protocols that fail.
 func TestErrorText(t *testing.T) {
 	const path = "testdata/errors.txt"
-	texts := make([]string, len(failures)*len(failures)*len(failures))
+	texts := make([]string, len(failureKinds)*len(failureKinds)*len(failureKinds))
 	var combinations sync.WaitGroup
-	atOnce := make(chan struct{}, 16) // they wait for silence, most of the time
+	atOnce := make(chan struct{}, 16) // they wait for timeouts most of the time
 	for i := range texts {
 		combinations.Go(func() {
 			atOnce <- struct{}{}
 			defer func() { <-atOnce }()
-			n := len(failures)
-			first, second, third := failures[i/n/n], failures[i/n%n], failures[i%n]
+			n := len(failureKinds)
+			first, second, third := failureKinds[i/n/n], failureKinds[i/n%n], failureKinds[i%n]
 			texts[i] = "== NAT-PMP " + first.name + ", PCP " + second.name + ", UPnP " + third.name + "\n" +
 				errorText(t, map[string]gatewaytest.Fault{"natpmp": first.natpmp, "pcp": second.pcp, "upnp": third.upnp}) + "\n\n"
 		})
@@ -96,6 +95,7 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
+// errorText returns the error of Enable on a gateway with one fault for each protocol.
 func errorText(t *testing.T, faults map[string]gatewaytest.Fault) string {
 	t.Helper()
 	gw, err := gatewaytest.Start(gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
@@ -127,6 +127,6 @@ func errorText(t *testing.T, faults map[string]gatewaytest.Fault) string {
 		return ""
 	}
 	lines := strings.Split(strings.ReplaceAll(err.Error(), gw.Addr().String(), "GATEWAY"), "\n")
-	slices.Sort(lines[1 : len(lines)-1]) // a slow machine asks in another order, as it hears of the protocols
+	slices.Sort(lines[1 : len(lines)-1]) // on a slow machine, the protocols become available in another order
 	return strings.Join(lines, "\n")
 }

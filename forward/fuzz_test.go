@@ -16,8 +16,8 @@ import (
 	"github.com/natforward/goforward/internal/attack"
 )
 
-// impatient are backends that do not wait long for a gateway.
-func impatient(t *testing.T, gw *gatewaytest.Gateway) (all []backends.Backend) {
+// fastBackends returns backends with short timeouts.
+func fastBackends(t *testing.T, gw *gatewaytest.Gateway) (all []backends.Backend) {
 	t.Helper()
 	const first, longest = 2 * time.Millisecond, 4 * time.Millisecond
 	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
@@ -30,9 +30,8 @@ func impatient(t *testing.T, gw *gatewaytest.Gateway) (all []backends.Backend) {
 	return []backends.Backend{n, p, u}
 }
 
-// FuzzClient: whatever becomes of a gateway's answers, in all protocols, Enable
-// ends in its time, and what it says was granted is of the port that was asked
-// for.
+// FuzzClient checks that Enable returns in time, no matter how the replies of a gateway
+// are changed in all protocols. A granted mapping must be for the requested port.
 func FuzzClient(f *testing.F) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {
@@ -42,12 +41,12 @@ func FuzzClient(f *testing.F) {
 	for i, seed := range attack.Seeds() {
 		f.Add(seed, i%3 == 0, i%4 == 0)
 	}
-	f.Fuzz(func(t *testing.T, program []byte, both, same bool) {
+	f.Fuzz(func(t *testing.T, program []byte, both, samePort bool) {
 		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewMutator(program).Mutate})()
 		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
-		all := impatient(t, gw)
+		all := fastBackends(t, gw)
 		defer attack.Watchdog()()
-		fw, err := forward.New(&forward.Config{Backends: all, RequestTimeout: 200 * time.Millisecond})
+		forwarder, err := forward.New(&forward.Config{Backends: all, RequestTimeout: 200 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -55,26 +54,26 @@ func FuzzClient(f *testing.F) {
 		if both {
 			opts[0] = forward.Both(8080)
 		}
-		if same {
+		if samePort {
 			opts = append(opts, forward.SamePort())
 		}
-		if m, err := fw.Enable(t.Context(), opts...); err == nil {
-			checkState(t, m.Grants(), both, same)
+		if m, err := forwarder.Enable(t.Context(), opts...); err == nil {
+			checkGrants(t, m.Grants(), both, samePort)
 			if err := m.Refresh(t.Context()); err == nil {
-				checkState(t, m.Grants(), both, same)
+				checkGrants(t, m.Grants(), both, samePort)
 			}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
-		_ = fw.Shutdown(ctx) // what the gateway does not take back, it keeps
+		_ = forwarder.Shutdown(ctx) // mappings that are not deleted in time remain
 		for _, b := range all {
 			_ = b.Close()
 		}
 	})
 }
 
-// checkState checks what was granted for port 8080; nothing is fine.
-func checkState(t *testing.T, state []backends.Mapping, both, same bool) {
+// checkGrants checks the grants for port 8080. No grant is valid too.
+func checkGrants(t *testing.T, state []backends.Mapping, both, samePort bool) {
 	t.Helper()
 	want := 1
 	if both {
@@ -88,7 +87,7 @@ func checkState(t *testing.T, state []backends.Mapping, both, same bool) {
 		if err := attack.Check(m, r); err != nil {
 			t.Error(err)
 		}
-		if !same && m.Internal.Port() != 8080 || same && m.Internal.Port() != m.External.Port() || m.External.Port() != state[0].External.Port() {
+		if !samePort && m.Internal.Port() != 8080 || samePort && m.Internal.Port() != m.External.Port() || m.External.Port() != state[0].External.Port() {
 			t.Errorf("granted %v to %v", m.External, m.Internal)
 		}
 	}
