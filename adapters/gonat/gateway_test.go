@@ -9,14 +9,14 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
-
-	"go.uber.org/goleak"
 
 	nat "github.com/natforward/goforward/adapters/gonat"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -169,71 +169,322 @@ func TestExternalAddressRefused(t *testing.T) {
 	}
 }
 
-func TestDiscover(t *testing.T) {
-	gw, err := gatewaytest.Start(gatewaytest.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer gw.Close()
-	nat.Discover(gw.Config())
-	defer nat.Discover(nil)
-	defer nat.Close()
-	found, err := nat.DiscoverGateway(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all []nat.NAT
-	for n := range nat.DiscoverNATs(t.Context()) {
-		all = append(all, n)
-	}
-	if len(all) != 1 || all[0] != found {
-		t.Errorf("found %v, then %v", found, all)
-	}
+// To ask again sends nothing, also for another timeout and description.
+func TestRepeat(t *testing.T) {
+	gw, _, g := start(t, gatewaytest.Config{})
 	inside := greeter(t)
-	outside, err := found.AddPortMapping(t.Context(), "tcp", inside, "", 0)
+	first, err := g.AddPortMapping(t.Context(), "tcp", inside, "one", time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := reach(t, gw, outside); err != nil {
-		t.Error(err)
+	gw.ResetStats()
+	for _, protocol := range []string{"tcp", "TCP"} {
+		again, err := g.AddPortMapping(t.Context(), protocol, inside, "two", 0)
+		if err != nil || again != first {
+			t.Errorf("again: %d, %v, want %d", again, err, first)
+		}
 	}
-	if err := nat.Close(); err != nil {
-		t.Error(err)
+	if sent := gw.Requests(); len(sent) != 0 {
+		t.Errorf("%d requests were sent, %s first", len(sent), sent[0].Name())
 	}
-	if left := gw.Table(); len(left) != 0 {
-		t.Errorf("closed, and the gateway has %v", left)
+	udp, err := g.AddPortMapping(t.Context(), "udp", inside, "", 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if again, err := nat.DiscoverGateway(t.Context()); err != nil || again == found {
-		t.Errorf("after Close: %v, %v", again, err)
+	if err := g.DeletePortMapping(t.Context(), "tcp", inside); err != nil {
+		t.Fatal(err)
+	}
+	left := gw.Table()
+	if len(left) != 1 || left[0].Protocol != backends.UDP || left[0].External.Port() != uint16(udp) {
+		t.Errorf("the gateway has %v", left)
 	}
 }
 
-func TestDiscoverNothing(t *testing.T) {
-	gw, err := gatewaytest.Start(gatewaytest.Config{})
+// No timeout is a deletion.
+func TestTimeout(t *testing.T) {
+	for timeout, want := range map[time.Duration]time.Duration{
+		0: forward.DefaultLifetime, -time.Second: forward.DefaultLifetime,
+		time.Minute: time.Minute, time.Millisecond: time.Second,
+	} {
+		gw, _, g := start(t, gatewaytest.Config{ManualClock: true})
+		if _, err := g.AddPortMapping(t.Context(), "udp", 4001, "", timeout); err != nil {
+			t.Fatal(err)
+		}
+		if got := gw.Table(); len(got) != 1 || got[0].Remaining != want {
+			t.Errorf("timeout %v: the gateway has %v, want %v", timeout, got, want)
+		}
+	}
+}
+
+// A gateway that restarted, and gives the port to somebody else, gives another.
+func TestRestart(t *testing.T) {
+	gw, f, g := start(t, gatewaytest.Config{})
+	inside := greeter(t)
+	before, err := g.AddPortMapping(t.Context(), "tcp", inside, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := gw.Config()
-	c.DiscoveryTimeout = 100 * time.Millisecond
-	nat.Discover(c)
-	defer nat.Discover(nil)
-	defer nat.Close()
-	gw.Close()
-	if found, err := nat.DiscoverGateway(t.Context()); found != nil || !errors.Is(err, nat.ErrNoNATFound) || !errors.Is(err, backends.ErrNoReply) {
-		t.Errorf("found %v, %v", found, err)
+	gw.Restart(gatewaytest.RestartOptions{})
+	occupy(t, gw, before)
+	if err := f.Refresh(t.Context(), forward.TCP(0)); err != nil { // as an announcement or a renewal makes it
+		t.Fatal(err)
 	}
-	for n := range nat.DiscoverNATs(t.Context()) {
-		t.Errorf("found %v", n)
+	after, err := g.AddPortMapping(t.Context(), "tcp", inside, "", 0)
+	if err != nil || after == before {
+		t.Fatalf("port %d, then %d, %v", before, after, err)
 	}
+	if err := reach(t, gw, after); err != nil {
+		t.Error(err)
+	}
+	if err := g.DeletePortMapping(t.Context(), "tcp", inside); err != nil {
+		t.Error(err)
+	}
+	if left := gw.Table(); len(left) != 1 {
+		t.Errorf("the gateway has %v", left)
+	}
+}
+
+// What was lost is asked for at once, the failure is told, and it is still kept.
+func TestLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &memory{}
+		f, err := forward.New(&forward.Config{Backends: []backends.Backend{b}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		g := nat.New(f)
+		defer g.Close()
+		if _, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		b.fail(backends.ErrNetworkFailure)
+		time.Sleep(2 * time.Hour)
+		if _, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); !errors.Is(err, backends.ErrNetworkFailure) {
+			t.Errorf("lost: %v", err)
+		}
+		b.fail(nil)
+		if port, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil || port != 80 {
+			t.Errorf("asked for at once: %d, %v", port, err)
+		}
+		b.fail(backends.ErrNetworkFailure)
+		time.Sleep(2 * time.Hour)
+		b.fail(nil)
+		time.Sleep(2 * time.Hour)
+		before := b.asked()
+		if port, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil || port != 80 || b.asked() != before {
+			t.Errorf("restored: %d, %v", port, err)
+		}
+	})
+}
+
+// A first call that fails keeps nothing.
+func TestRefused(t *testing.T) {
+	gw, f, g := start(t, gatewaytest.Config{}, "natpmp")
+	remove := gw.Inject(gatewaytest.Fault{Result: 2})
+	if port, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); port != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
+		t.Errorf("port %d, %v", port, err)
+	}
+	entries, err := f.Mappings(t.Context())
+	if len(entries) != 0 || g.Slots() != 0 {
+		t.Errorf("held: %v, %v, in %d slots", entries, err, g.Slots())
+	}
+	remove()
+	if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// A mapping that the Forwarder's owner took away is made anew.
+func TestDisabledElsewhere(t *testing.T) {
+	gw, f, g := start(t, gatewaytest.Config{})
+	for range 2 {
+		if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
+			t.Fatal(err)
+		}
+		if held := gw.Table(); len(held) != 1 {
+			t.Fatalf("the gateway has %v", held)
+		}
+		if _, err := f.DisableAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestInvalid(t *testing.T) {
+	gw, _, g := start(t, gatewaytest.Config{})
+	for _, bad := range []struct {
+		protocol string
+		port     int
+	}{{"", 80}, {"sctp", 80}, {"6", 0}, {"both", 80}, {"tcp", 0}, {"tcp", -1}, {"udp", 65536}, {"tcp", 1 << 30}} {
+		if port, err := g.AddPortMapping(t.Context(), bad.protocol, bad.port, "", 0); port != 0 || !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%v: %d, %v", bad, port, err)
+		}
+		if err := g.DeletePortMapping(t.Context(), bad.protocol, bad.port); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("deleting %v: %v", bad, err)
+		}
+	}
+	if err := g.DeletePortMapping(t.Context(), "tcp", 80); err != nil {
+		t.Errorf("deleting what is not there: %v", err)
+	}
+	if sent := gw.Requests(); len(sent) != 0 || g.Slots() != 0 {
+		t.Errorf("%d requests, %d slots", len(sent), g.Slots())
+	}
+}
+
+// Many at once make one mapping for each port, and leave none.
+func TestConcurrent(t *testing.T) {
+	gw, _, g := start(t, gatewaytest.Config{}, "natpmp")
+	const ports, callers = 8, 8
+	each := func(do func(port int)) {
+		var wg sync.WaitGroup
+		for i := range ports * callers {
+			wg.Go(func() { do(20000 + i%ports) })
+		}
+		wg.Wait()
+	}
+	each(func(port int) {
+		if got, err := g.AddPortMapping(t.Context(), "udp", port, "", 0); err != nil || got != port {
+			t.Errorf("port %d: %d, %v", port, got, err)
+		}
+	})
+	if n := gw.Stats().Requests["natpmp map udp"]; n != ports {
+		t.Errorf("%d requests for %d ports", n, ports)
+	}
+	each(func(port int) {
+		_, _ = g.AddPortMapping(t.Context(), "udp", port, "", 0)
+		if err := g.DeletePortMapping(t.Context(), "udp", port); err != nil {
+			t.Errorf("deleting %d: %v", port, err)
+		}
+	})
+	if left := gw.Table(); len(left) != 0 || g.Slots() != 0 {
+		t.Errorf("the gateway has %v, we hold %d", left, g.Slots())
+	}
+}
+
+// A call ends with its context, and with Close.
+func TestContext(t *testing.T) {
+	gw, _, g := start(t, gatewaytest.Config{}, "natpmp")
+	if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	silent := make(chan struct{}, 1)
+	remove := gw.Inject(gatewaytest.Fault{Drop: true, Match: func(gatewaytest.Request) bool {
+		select {
+		case silent <- struct{}{}:
+		default:
+		}
+		return true
+	}})
 	cause := errors.New("enough")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(cause)
-	if _, err := nat.DiscoverGateway(ctx); !errors.Is(err, cause) {
-		t.Errorf("with an ended context: %v", err)
+	for name, call := range map[string]func(context.Context) error{
+		"add":    func(ctx context.Context) error { _, err := g.AddPortMapping(ctx, "udp", 8080, "", 0); return err },
+		"delete": func(ctx context.Context) error { return g.DeletePortMapping(ctx, "tcp", 8080) },
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- call(ctx) }()
+		<-silent
+		cancel(cause)
+		if err := <-ended; !errors.Is(err, cause) {
+			t.Errorf("%s: %v", name, err)
+		}
+		select {
+		case <-silent:
+		default:
+		}
 	}
-	nat.Discover(&forward.Config{DiscoveryTimeout: -1})
-	_ = nat.Close()
-	if _, err := nat.DiscoverGateway(t.Context()); !errors.Is(err, backends.ErrInvalid) {
-		t.Errorf("with an invalid config: %v", err)
+	ended := make(chan error, 1)
+	go func() { _, err := g.AddPortMapping(t.Context(), "udp", 8081, "", 0); ended <- err }()
+	<-silent
+	remove()
+	if err := g.Close(); err != nil {
+		t.Error(err)
 	}
+	if err := <-ended; err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+}
+
+// Close deletes, and ends everything but the Forwarder, which is the caller's.
+func TestClose(t *testing.T) {
+	gw, f, g := start(t, gatewaytest.Config{})
+	if _, err := f.Enable(t.Context(), forward.UDP(9000)); err != nil {
+		t.Fatal(err)
+	}
+	for port := 8080; port < 8084; port++ {
+		if _, err := g.AddPortMapping(t.Context(), "tcp", port, "", 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := gw.Table(); len(left) != 1 || left[0].Protocol != backends.UDP {
+		t.Errorf("the gateway has %v", left)
+	}
+	_, add := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0)
+	_, device := g.GetDeviceAddress()
+	_, external := g.GetExternalAddress()
+	_, internal := g.GetInternalAddress()
+	for _, err := range []error{add, device, external, internal, g.DeletePortMapping(t.Context(), "tcp", 8080)} {
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed: %v", err)
+		}
+	}
+	if got := g.Type(); got != "unknown" {
+		t.Errorf("closed: Type is %q", got)
+	}
+}
+
+// memory is a gateway that grants what it is asked for, unless it is to fail.
+type memory struct {
+	mu     sync.Mutex
+	err    error
+	number int
+}
+
+func (b *memory) fail(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+}
+
+func (b *memory) asked() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.number
+}
+
+func (b *memory) begin() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.number++
+	return b.err
+}
+
+func (*memory) String() string                  { return "memory" }
+func (*memory) Close() error                    { return nil }
+func (*memory) Supports(backends.Request) error { return nil }
+
+func (b *memory) Unmap(context.Context, backends.Mapping) error { return b.begin() }
+
+func (b *memory) ExternalAddr(context.Context) (netip.Addr, error) {
+	return netip.Addr{}, b.begin()
+}
+
+func (b *memory) Renew(ctx context.Context, _ backends.Mapping, r backends.Request) (backends.Mapping, error) {
+	return b.Map(ctx, r)
+}
+
+func (b *memory) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
+	if err := b.begin(); err != nil {
+		return backends.Mapping{}, err
+	}
+	return backends.Mapping{
+		Backend: "memory", Protocol: r.Protocol, Internal: r.Internal, Lifetime: r.Lifetime, Granted: time.Now(),
+		External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), r.External.Port()),
+	}, nil
 }

@@ -106,3 +106,130 @@ func (c *Client) GetExternalAddress() (*GetExternalAddressResult, error) {
 func seconds(d time.Duration) uint32 {
 	return uint32(d / time.Second) //nolint:gosec // it was a uint32
 }
+
+// RECOMMENDED_MAPPING_LIFETIME_SECONDS is a lifetime for AddPortMapping: an hour.
+const RECOMMENDED_MAPPING_LIFETIME_SECONDS = 3600 //nolint:staticcheck // it is called so
+
+// AddPortMappingResult is the answer to AddPortMapping: what the gateway granted,
+// which need not be what it was asked for.
+type AddPortMappingResult struct {
+	// SecondsSinceStartOfEpoc is the time since the gateway's table was last empty.
+	SecondsSinceStartOfEpoc      uint32
+	InternalPort                 uint16
+	MappedExternalPort           uint16
+	PortMappingLifetimeInSeconds uint32
+}
+
+// AddPortMapping asks for a mapping of an internal port of this host, "tcp" or
+// "udp", for a lifetime in seconds. The external port is a wish, and 0 none.
+//
+// A lifetime of 0 deletes the mapping of the internal port, and with internal port
+// 0 all mappings of the protocol that this host has, also those of other programs.
+// With a lifetime, internal port 0 is what some gateways of VPN providers want:
+// others refuse it.
+func (c *Client) AddPortMapping(protocol string, internalPort, requestedExternalPort int, lifetime int) (*AddPortMappingResult, error) {
+	return c.addPortMapping(protocol, internalPort, requestedExternalPort, int64(lifetime))
+}
+
+// addPortMapping takes the lifetime in seconds, which need not fit into an int.
+func (c *Client) addPortMapping(protocol string, internalPort, requestedExternalPort int, lifetime int64) (*AddPortMappingResult, error) {
+	r, err := request(protocol, internalPort, requestedExternalPort, lifetime)
+	if err != nil {
+		return nil, err
+	}
+	var m natpmp.MapResponse
+	err = c.do(func(ctx context.Context, client *natpmp.Client) (err error) {
+		if r.Lifetime == 0 || r.InternalPort == 0 {
+			m, err = raw(ctx, client, r)
+		} else {
+			m, err = client.Map(ctx, r)
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case r.Lifetime > 0 && (m.ExternalPort == 0 || m.Lifetime == 0):
+		return nil, fmt.Errorf("natpmp: %w: external port %d granted for %v", backends.ErrMalformed, m.ExternalPort, m.Lifetime)
+	}
+	return &AddPortMappingResult{seconds(m.Epoch), m.InternalPort, m.ExternalPort, seconds(m.Lifetime)}, nil
+}
+
+// AddPortMappingWithDuration is AddPortMapping for a lifetime that is cut to
+// whole seconds, but to one at least: only 0 deletes.
+func (c *Client) AddPortMappingWithDuration(protocol string, internalPort, requestedExternalPort int, duration time.Duration) (*AddPortMappingResult, error) {
+	if duration < 0 {
+		return nil, fmt.Errorf("natpmp: %w: negative duration %v", backends.ErrInvalid, duration)
+	}
+	if duration > 0 {
+		duration = max(duration, time.Second)
+	}
+	return c.addPortMapping(protocol, internalPort, requestedExternalPort, int64(duration/time.Second))
+}
+
+// request checks the arguments.
+func request(protocol string, internalPort, externalPort int, lifetime int64) (natpmp.MapRequest, error) {
+	invalid := func(format string, args ...any) (natpmp.MapRequest, error) {
+		return natpmp.MapRequest{}, fmt.Errorf("natpmp: %w: "+format, append([]any{backends.ErrInvalid}, args...)...)
+	}
+	p, err := backends.ParseProtocol(protocol)
+	switch {
+	case err != nil || p != backends.TCP && p != backends.UDP:
+		return invalid("protocol %q: there is tcp and udp", protocol)
+	case internalPort < 0 || internalPort > math.MaxUint16:
+		return invalid("internal port %d", internalPort)
+	case externalPort < 0 || externalPort > math.MaxUint16:
+		return invalid("external port %d", externalPort)
+	case lifetime < 0 || lifetime > math.MaxUint32:
+		return invalid("lifetime of %d seconds", lifetime)
+	}
+	r := natpmp.MapRequest{
+		Protocol: p, InternalPort: uint16(internalPort), ExternalPort: uint16(externalPort),
+		Lifetime: time.Duration(lifetime) * time.Second,
+	}
+	if lifetime == 0 {
+		r.ExternalPort = 0
+	}
+	return r, nil
+}
+
+// raw asks for what Client.Map refuses: a deletion, whose answer has the epoch,
+// and internal port 0. Answers to requests about other ports, which go on at the
+// same time, are passed over.
+func raw(ctx context.Context, client *natpmp.Client, r natpmp.MapRequest) (natpmp.MapResponse, error) {
+	request, err := r.MarshalBinary()
+	if err != nil {
+		return natpmp.MapResponse{}, err
+	}
+	const tries = 4
+	for range tries {
+		b, err := client.Transact(ctx, request)
+		if err != nil {
+			return natpmp.MapResponse{}, err
+		}
+		m, err := read(b, natpmp.Opcode(request[1]))
+		// Gateways of VPN providers name no internal port.
+		if err != nil || m.InternalPort == r.InternalPort || m.InternalPort == 0 || r.InternalPort == 0 {
+			return m, err
+		}
+	}
+	return natpmp.MapResponse{}, fmt.Errorf("natpmp: %w: the gateway answers about another port", backends.ErrMalformed)
+}
+
+// read reads an answer, and makes a refusal an error.
+func read(b []byte, op natpmp.Opcode) (natpmp.MapResponse, error) {
+	e, err := natpmp.ParseErrorResponse(b) // every answer begins like one
+	switch {
+	case err != nil:
+		return natpmp.MapResponse{}, fmt.Errorf("natpmp: %w: %w", backends.ErrMalformed, err)
+	case e.Version != natpmp.Version:
+		return natpmp.MapResponse{}, &natpmp.VersionError{Version: e.Version}
+	case e.Result != natpmp.Success:
+		return natpmp.MapResponse{}, &natpmp.ResultError{Op: op, Code: e.Result, Response: b}
+	}
+	m, err := natpmp.ParseMapResponse(b)
+	if err != nil {
+		err = fmt.Errorf("natpmp: %w: %w", backends.ErrMalformed, err)
+	}
+	return m, err
+}

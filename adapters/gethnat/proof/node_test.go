@@ -1,10 +1,13 @@
 package proof
 
 import (
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
+	"testing"
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
@@ -16,6 +19,11 @@ import (
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/lab"
 )
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// patience bounds what must happen.
+const patience = 30 * time.Second
 
 // nodeConfig says what kind of server a program runs.
 type nodeConfig struct {
@@ -159,5 +167,112 @@ func ping(srv *p2p.Server) func(*enode.Node) error {
 			}
 		}
 		return err
+	}
+}
+
+// node is a server in a host, as the test sees it.
+type node struct {
+	t        *testing.T
+	proc     *lab.Running
+	greeting string
+	greeted  []said // not asked for yet
+}
+
+func start(t *testing.T, host *lab.Host, config nodeConfig) *node {
+	t.Helper()
+	config.Greeting = host.Name() + " " + rand.Text()
+	return &node{t: t, proc: host.Start(t, nodeProgram, config), greeting: config.Greeting}
+}
+
+// next is the next thing that the program says of this kind.
+func (n *node) next(op string) said {
+	n.t.Helper()
+	for {
+		var s said
+		n.proc.Expect(&s)
+		switch {
+		case s.Failure != "":
+			n.t.Fatalf("%s: %s", s.Op, s.Failure)
+		case s.Op == op:
+			return s
+		case s.Op == "greeted":
+			n.greeted = append(n.greeted, s)
+		default:
+			n.t.Fatalf("unexpected %+v", s)
+		}
+	}
+}
+
+func (n *node) ask(op, node string) said {
+	n.t.Helper()
+	n.proc.Send(call{Op: op, Node: node})
+	return n.next(op)
+}
+
+// nextGreeting waits for a peer's.
+func (n *node) nextGreeting() said {
+	n.t.Helper()
+	if len(n.greeted) == 0 {
+		return n.next("greeted")
+	}
+	s := n.greeted[0]
+	n.greeted = n.greeted[1:]
+	return s
+}
+
+// exit ends the program.
+func (n *node) exit() {
+	n.t.Helper()
+	n.proc.Send(call{Op: "exit"})
+	n.proc.Wait()
+}
+
+// until waits for something to become so.
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for begin := time.Now(); !done(); <-tick.C {
+		if time.Since(begin) > patience {
+			t.Fatalf("after %v: %s", patience, what)
+		}
+	}
+}
+
+func wantRules(t *testing.T, home *lab.HomeNet, want int) {
+	t.Helper()
+	if rules := home.Rules(t); len(rules) != want {
+		t.Errorf("the router has %d entries, want %d:\n%s", len(rules), want, strings.Join(rules, "\n"))
+	}
+}
+
+// learns waits until the router has that many entries and the server's own record
+// has what is to be seen of them.
+func (n *node) learns(home *lab.HomeNet, rules int, seen func(said) bool) said {
+	n.t.Helper()
+	until(n.t, "the router has too few entries", func() bool { return len(home.Rules(n.t)) >= rules })
+	var self said
+	until(n.t, "the server does not know how it is reached", func() bool {
+		self = n.ask("self", "")
+		return self.Endpoint.Addr() == home.External && seen(self)
+	})
+	return self
+}
+
+// connect makes a server outside a peer of one inside, by the URL of that, and
+// wants both to hear the other.
+func connect(t *testing.T, outside, inside *node, url string) {
+	t.Helper()
+	outside.ask("dial", url)
+	if s := outside.nextGreeting(); s.Greeting != inside.greeting || s.Inbound {
+		t.Errorf("heard outside: %+v, want %q", s, inside.greeting)
+	}
+	if s := inside.nextGreeting(); s.Greeting != outside.greeting || !s.Inbound {
+		t.Errorf("heard inside: %+v, want %q", s, outside.greeting)
+	}
+	for _, n := range []*node{inside, outside} {
+		if peers := n.ask("peers", "").Peers; peers != 1 {
+			t.Errorf("%d peers, want 1", peers)
+		}
 	}
 }
