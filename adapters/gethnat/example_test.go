@@ -57,9 +57,9 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	said, _ := io.ReadAll(conn)
+	greeting, _ := io.ReadAll(conn)
 	_ = conn.Close()
-	fmt.Printf("%s\n", said)
+	fmt.Printf("%s\n", greeting)
 	// Output:
 	// enode://…@45.45.45.1:30303
 	// hello from behind the router

@@ -30,7 +30,7 @@ func New(f *forward.Forwarder) *NAT {
 	n := &NAT{forwarder: f, held: held.New("gethnat")}
 	if f == nil {
 		n.forwarder, _ = forward.New(nil) // a nil config is valid
-		n.held.Own = n.forwarder
+		n.held.OwnedForwarder = n.forwarder
 	}
 	return n
 }
@@ -130,13 +130,13 @@ func (n *NAT) externalAddr() (netip.Addr, error) {
 func (n *NAT) String() string {
 	ms, _ := n.held.Mappings()
 	for _, m := range ms {
-		by, gateway := m.Backend(), m.Gateway()
+		backend, gateway := m.Backend(), m.Gateway()
 		switch {
-		case by == "":
+		case backend == "":
 		case gateway.IsValid():
-			return fmt.Sprintf("goforward(%s %v)", by, gateway)
+			return fmt.Sprintf("goforward(%s %v)", backend, gateway)
 		default:
-			return fmt.Sprintf("goforward(%s)", by)
+			return fmt.Sprintf("goforward(%s)", backend)
 		}
 	}
 	return "goforward"

@@ -43,18 +43,18 @@ const (
 )
 
 // patience bounds what must happen.
-const patience = 20 * time.Second
+const testTimeout = 20 * time.Second
 
 // start starts a gateway, and a Forwarder that is told of it.
-func start(t *testing.T, config forward.Config, router gatewaytest.Config) (*gatewaytest.Gateway, *forward.Forwarder) {
+func startGateway(t *testing.T, config forward.Config, router gatewaytest.Config) (*gatewaytest.Gateway, *forward.Forwarder) {
 	t.Helper()
 	gw, err := gatewaytest.Start(router)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = gw.Close() })
-	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	config.Gateway, config.Test.SSDP, config.Test.Announce, config.Test.Notify = gw.Addr(), gw.SSDP(), nowhere, nowhere
+	unused := netip.MustParseAddrPort("127.0.0.1:0")
+	config.Gateway, config.Test.SSDP, config.Test.Announce, config.Test.Notify = gw.Addr(), gw.SSDP(), unused, unused
 	f, err := forward.New(&config)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func start(t *testing.T, config forward.Config, router gatewaytest.Config) (*gat
 }
 
 // add is AddMapping as go-ethereum calls it, which must succeed.
-func add(t *testing.T, n *gethnat.NAT, protocol string, extport int) uint16 {
+func addMapping(t *testing.T, n *gethnat.NAT, protocol string, extport int) uint16 {
 	t.Helper()
 	got, err := n.AddMapping(protocol, extport, port, name, lifetime)
 	if err != nil {
@@ -85,7 +85,7 @@ func mapRequests(gw *gatewaytest.Gateway, p backends.Protocol) int {
 	return n
 }
 
-func wantIP(t *testing.T, n *gethnat.NAT, gw *gatewaytest.Gateway) {
+func wantExternalIP(t *testing.T, n *gethnat.NAT, gw *gatewaytest.Gateway) {
 	t.Helper()
 	ip, err := n.ExternalIP()
 	if want := net.IP(gw.External().AsSlice()); err != nil || !ip.Equal(want) {
@@ -94,7 +94,7 @@ func wantIP(t *testing.T, n *gethnat.NAT, gw *gatewaytest.Gateway) {
 }
 
 // take gives the port to another host, for good.
-func take(t *testing.T, gw *gatewaytest.Gateway, p backends.Protocol) {
+func occupyPort(t *testing.T, gw *gatewaytest.Gateway, p backends.Protocol) {
 	t.Helper()
 	err := gw.AddMapping(gatewaytest.Entry{
 		Protocol: p, External: netip.AddrPortFrom(gw.External(), port), Internal: netip.MustParseAddrPort("127.0.0.9:80"), Static: true,
@@ -105,7 +105,7 @@ func take(t *testing.T, gw *gatewaytest.Gateway, p backends.Protocol) {
 }
 
 // refuse makes the gateway refuse mappings until the function that it returns is called.
-func refuse(gw *gatewaytest.Gateway) func() {
+func refuseMappings(gw *gatewaytest.Gateway) func() {
 	return gw.Inject(gatewaytest.Fault{
 		Match:  func(r gatewaytest.Request) bool { return r.Op == "map" },
 		Result: int(natpmp.NotAuthorized),
@@ -115,20 +115,20 @@ func refuse(gw *gatewaytest.Gateway) func() {
 // eventLog keeps the events of a Forwarder.
 type eventLog chan forward.Event
 
-func newLog() eventLog { return make(eventLog, 100) }
+func newEventLog() eventLog { return make(eventLog, 100) }
 
 func (l eventLog) record(e forward.Event) { l <- e }
 
 // next is the next event of a kind, or false where none comes.
 func (l eventLog) next(kind forward.EventKind) (forward.Event, bool) {
-	over := time.After(patience / 20)
+	timeout := time.After(testTimeout / 20)
 	for {
 		select {
 		case e := <-l:
 			if e.Kind == kind {
 				return e, true
 			}
-		case <-over:
+		case <-timeout:
 			return forward.Event{}, false
 		}
 	}
@@ -137,15 +137,15 @@ func (l eventLog) next(kind forward.EventKind) (forward.Event, bool) {
 // notice polls the external address, as a server does, until that shows that the
 // gateway has restarted. The first poll may come too early: the Forwarder begins
 // to follow a gateway when it has its first mapping.
-func notice(t *testing.T, gw *gatewaytest.Gateway, n *gethnat.NAT, events eventLog, kind forward.EventKind) forward.Event {
+func pollUntilEvent(t *testing.T, gw *gatewaytest.Gateway, n *gethnat.NAT, events eventLog, kind forward.EventKind) forward.Event {
 	t.Helper()
 	for range 20 {
-		wantIP(t, n, gw)
+		wantExternalIP(t, n, gw)
 		if e, ok := events.next(kind); ok {
 			return e
 		}
 		gw.Advance(time.Hour)
-		wantIP(t, n, gw)
+		wantExternalIP(t, n, gw)
 		gw.Restart(gatewaytest.RestartOptions{Silent: true})
 	}
 	t.Fatalf("no event %v", kind)
@@ -169,14 +169,14 @@ func wantClosed(t *testing.T, n *gethnat.NAT) {
 }
 
 // The conversation of a server's life, by each protocol.
-func TestConversation(t *testing.T) {
-	for _, by := range []string{"natpmp", "pcp", "upnp"} {
-		t.Run(by, func(t *testing.T) {
-			gw, f := start(t, forward.Config{Protocols: []string{by}}, gatewaytest.Config{})
+func TestServerCalls(t *testing.T) {
+	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
+		t.Run(backend, func(t *testing.T) {
+			gw, f := startGateway(t, forward.Config{Protocols: []string{backend}}, gatewaytest.Config{})
 			n := gethnat.New(f)
-			wantIP(t, n, gw)
+			wantExternalIP(t, n, gw)
 			for _, protocol := range []string{"TCP", "UDP"} {
-				if got := add(t, n, protocol, 0); got != port {
+				if got := addMapping(t, n, protocol, 0); got != port {
 					t.Errorf("%s: external port %d, want %d", protocol, got, port)
 				}
 			}
@@ -189,21 +189,21 @@ func TestConversation(t *testing.T) {
 				if e.Protocol != p || e.External.Port() != port || e.Internal.Port() != port || e.Remaining > lifetime || e.Remaining < lifetime-time.Minute {
 					t.Errorf("entry %+v", e)
 				}
-				if by == "upnp" && e.Description != name {
+				if backend == "upnp" && e.Description != name {
 					t.Errorf("described as %q, want %q", e.Description, name)
 				}
 			}
-			asked := mapRequests(gw, backends.TCP) + mapRequests(gw, backends.UDP)
+			requests := mapRequests(gw, backends.TCP) + mapRequests(gw, backends.UDP)
 			for range 3 { // every eight minutes
-				wantIP(t, n, gw)
-				if tcp, udp := add(t, n, "TCP", port), add(t, n, "UDP", port); tcp != port || udp != port {
+				wantExternalIP(t, n, gw)
+				if tcp, udp := addMapping(t, n, "TCP", port), addMapping(t, n, "UDP", port); tcp != port || udp != port {
 					t.Errorf("external ports %d and %d, want %d", tcp, udp, port)
 				}
 			}
-			if again := mapRequests(gw, backends.TCP) + mapRequests(gw, backends.UDP); again != asked {
-				t.Errorf("%d more requests for what is held", again-asked)
+			if requestsAfter := mapRequests(gw, backends.TCP) + mapRequests(gw, backends.UDP); requestsAfter != requests {
+				t.Errorf("%d more requests for what is held", requestsAfter-requests)
 			}
-			if s := n.String(); !strings.HasPrefix(s, "goforward("+by+" 127.0.0.1:") {
+			if s := n.String(); !strings.HasPrefix(s, "goforward("+backend+" 127.0.0.1:") {
 				t.Errorf("String: %q", s)
 			}
 			for _, protocol := range []string{"TCP", "UDP", "UDP"} { // the last is gone already
@@ -219,21 +219,21 @@ func TestConversation(t *testing.T) {
 }
 
 func TestExternalIPPoll(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	wantIP(t, n, gw)
-	add(t, n, "TCP", 0)
+	wantExternalIP(t, n, gw)
+	addMapping(t, n, "TCP", 0)
 	gw.ResetStats()
 	gw.SetExternal(netip.MustParseAddr("45.45.45.77"))
-	wantIP(t, n, gw)
-	if asked := gw.Stats().Requests["natpmp external address"]; asked != 1 {
-		t.Errorf("a poll cost %d questions, want 1", asked)
+	wantExternalIP(t, n, gw)
+	if requests := gw.Stats().Requests["natpmp external address"]; requests != 1 {
+		t.Errorf("a poll cost %d questions, want 1", requests)
 	}
 }
 
 // An address that another NAT stands before is told to nobody.
 func TestExternalIPPrivate(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	for _, addr := range []string{"10.66.66.1", "192.168.1.2", "100.64.0.1"} {
 		gw.SetExternal(netip.MustParseAddr(addr))
@@ -244,21 +244,21 @@ func TestExternalIPPrivate(t *testing.T) {
 }
 
 // What is wished for is got where it is free, and else another port that works.
-func TestWish(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+func TestSuggestedPort(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	if got := add(t, n, "tcp", 40000); got != 40000 {
+	if got := addMapping(t, n, "tcp", 40000); got != 40000 {
 		t.Errorf("external port %d, want 40000", got)
 	}
-	take(t, gw, backends.UDP)
-	got := add(t, n, "Udp", 0)
+	occupyPort(t, gw, backends.UDP)
+	got := addMapping(t, n, "Udp", 0)
 	if got == port || got == 0 {
 		t.Errorf("external port %d, which is taken", got)
 	}
-	if again := add(t, n, "UDP", int(got)); again != got {
+	if again := addMapping(t, n, "UDP", int(got)); again != got {
 		t.Errorf("external port %d, then %d", got, again)
 	}
-	if again := add(t, n, "UDP", 40001); again != got {
+	if again := addMapping(t, n, "UDP", 40001); again != got {
 		t.Errorf("external port %d, then %d, by a wish that came late", got, again)
 	}
 	if err := n.DeleteMapping("UDP", 40001, port); err != nil {
@@ -270,8 +270,8 @@ func TestWish(t *testing.T) {
 }
 
 // Nothing is sent for what makes no sense.
-func TestInvalid(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+func TestInvalidArguments(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	for _, c := range []struct {
 		protocol         string
@@ -299,13 +299,13 @@ func TestInvalid(t *testing.T) {
 	if got, err := n.AddMapping("TCP", 0, port, name, -time.Second); got != 0 || !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("a negative lifetime: %d, %v, want ErrInvalid", got, err)
 	}
-	if sent := len(gw.Requests()); sent != 0 {
-		t.Errorf("%d requests were sent", sent)
+	if requests := len(gw.Requests()); requests != 0 {
+		t.Errorf("%d requests were sent", requests)
 	}
 }
 
 func TestDefaultLifetime(t *testing.T) {
-	gw, f := start(t, forward.Config{Lifetime: 30 * time.Minute}, gatewaytest.Config{})
+	gw, f := startGateway(t, forward.Config{Lifetime: 30 * time.Minute}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	if _, err := n.AddMapping("TCP", 0, port, "", 0); err != nil {
 		t.Fatal(err)
@@ -319,7 +319,7 @@ func TestDefaultLifetime(t *testing.T) {
 }
 
 // A configuration is written with what go-ethereum can read.
-func TestText(t *testing.T) {
+func TestMarshalTextAndString(t *testing.T) {
 	n := gethnat.New(nil) // which sends nothing
 	if text, err := n.MarshalText(); err != nil || string(text) != "any" {
 		t.Errorf("MarshalText: %q, %v", text, err)
@@ -331,26 +331,26 @@ func TestText(t *testing.T) {
 
 // The gateway restarts without a word, and another host takes the port before
 // the poll of the external address shows it: the next call tells the new port.
-func TestPortChanges(t *testing.T) {
-	events := newLog()
-	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
+func TestPortChangesAfterRestart(t *testing.T) {
+	events := newEventLog()
+	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
 	gw.Advance(time.Hour) // so that a restart shows
 	n := gethnat.New(f)
-	if got := add(t, n, "TCP", 0); got != port {
+	if got := addMapping(t, n, "TCP", 0); got != port {
 		t.Fatalf("external port %d, want %d", got, port)
 	}
 	gw.Down()
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	take(t, gw, backends.TCP)
+	occupyPort(t, gw, backends.TCP)
 	if err := gw.Up(); err != nil {
 		t.Fatal(err)
 	}
-	is := notice(t, gw, n, events, forward.EventRestored).Grants[0].External.Port()
-	if is == port || is == 0 {
-		t.Fatalf("restored at port %d, which is taken", is)
+	restored := pollUntilEvent(t, gw, n, events, forward.EventRestored).Grants[0].External.Port()
+	if restored == port || restored == 0 {
+		t.Fatalf("restored at port %d, which is taken", restored)
 	}
-	if got := add(t, n, "TCP", port); got != is {
-		t.Errorf("external port %d, want %d", got, is)
+	if got := addMapping(t, n, "TCP", port); got != restored {
+		t.Errorf("external port %d, want %d", got, restored)
 	}
 	if err := n.DeleteMapping("TCP", port, port); err != nil { // by the port of before
 		t.Error(err)
@@ -362,15 +362,15 @@ func TestPortChanges(t *testing.T) {
 
 // What is lost is asked for at once by the next call, whatever the pace of the
 // tries in the background.
-func TestLost(t *testing.T) {
-	events := newLog()
-	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
+func TestAddMappingRestoresLostMapping(t *testing.T) {
+	events := newEventLog()
+	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
 	gw.Advance(time.Hour)
 	n := gethnat.New(f)
-	add(t, n, "TCP", 0)
-	admit := refuse(gw)
+	addMapping(t, n, "TCP", 0)
+	stopRefusing := refuseMappings(gw)
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	notice(t, gw, n, events, forward.EventLost)
+	pollUntilEvent(t, gw, n, events, forward.EventLost)
 	gw.ResetStats()
 	if got, err := n.AddMapping("TCP", port, port, name, lifetime); got != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("AddMapping: %d, %v, want ErrNotAuthorized", got, err)
@@ -378,8 +378,8 @@ func TestLost(t *testing.T) {
 	if mapRequests(gw, backends.TCP) == 0 {
 		t.Error("the gateway was not asked")
 	}
-	admit()
-	if got := add(t, n, "TCP", port); got != port {
+	stopRefusing()
+	if got := addMapping(t, n, "TCP", port); got != port {
 		t.Errorf("external port %d, want %d", got, port)
 	}
 	if table := gw.Table(); len(table) != 1 || table[0].External.Port() != port {
@@ -388,10 +388,10 @@ func TestLost(t *testing.T) {
 }
 
 // What is refused is not held, and so not tried for when the server has stopped.
-func TestRefused(t *testing.T) {
-	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
+func TestRefusedNotHeld(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	admit := refuse(gw)
+	stopRefusing := refuseMappings(gw)
 	if got, err := n.AddMapping("UDP", 0, port, name, lifetime); got != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("AddMapping: %d, %v, want ErrNotAuthorized", got, err)
 	}
@@ -402,17 +402,17 @@ func TestRefused(t *testing.T) {
 	if err := n.DeleteMapping("UDP", port, port); err != nil {
 		t.Error(err)
 	}
-	admit()
-	if got := add(t, n, "UDP", 0); got != port {
+	stopRefusing()
+	if got := addMapping(t, n, "UDP", 0); got != port {
 		t.Errorf("external port %d, want %d", got, port)
 	}
 }
 
 // A gateway that says nothing holds nobody up.
-func TestSilence(t *testing.T) {
-	gw, f := start(t, forward.Config{RequestTimeout: 2 * time.Second, Protocols: []string{"natpmp"}}, gatewaytest.Config{})
+func TestSilentGateway(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{RequestTimeout: 2 * time.Second, Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	add(t, n, "TCP", 0)
+	addMapping(t, n, "TCP", 0)
 	gw.Inject(gatewaytest.Fault{Drop: true})
 	if ip, err := n.ExternalIP(); !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ExternalIP: %v, %v, want ErrNoReply", ip, err)
@@ -420,7 +420,7 @@ func TestSilence(t *testing.T) {
 	if got, err := n.AddMapping("UDP", 0, port, name, lifetime); !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("AddMapping: %d, %v, want ErrNoReply", got, err)
 	}
-	if got := add(t, n, "TCP", port); got != port { // which stands, as far as anybody knows
+	if got := addMapping(t, n, "TCP", port); got != port { // which stands, as far as anybody knows
 		t.Errorf("external port %d, want %d", got, port)
 	}
 	if err := n.DeleteMapping("TCP", port, port); !errors.Is(err, backends.ErrNoReply) {
@@ -432,50 +432,50 @@ func TestSilence(t *testing.T) {
 }
 
 // What its owner has disabled by the Forwarder is mapped when it is asked for again.
-func TestDisabled(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+func TestDisabledByForwarder(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	add(t, n, "TCP", 0)
+	addMapping(t, n, "TCP", 0)
 	if _, err := f.DisableAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if len(gw.Table()) != 0 {
 		t.Fatalf("the gateway has %v", gw.Table())
 	}
-	if got := add(t, n, "TCP", port); got != port || len(gw.Table()) != 1 {
+	if got := addMapping(t, n, "TCP", port); got != port || len(gw.Table()) != 1 {
 		t.Errorf("external port %d, and the gateway has %v", got, gw.Table())
 	}
 }
 
 // Who asks for the same port at once gets the same mapping, for one request.
-func TestTogether(t *testing.T) {
-	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
+func TestConcurrentAddMapping(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	var all sync.WaitGroup
+	var wg sync.WaitGroup
 	for range 16 {
 		for _, protocol := range []string{"TCP", "UDP"} {
-			all.Go(func() {
+			wg.Go(func() {
 				if got, err := n.AddMapping(protocol, 0, port, name, lifetime); err != nil || got != port {
 					t.Errorf("AddMapping %s: %d, %v", protocol, got, err)
 				}
 			})
 		}
 	}
-	all.Wait()
+	wg.Wait()
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
-		if asked := mapRequests(gw, p); asked != 1 {
-			t.Errorf("%d requests for %v, want 1", asked, p)
+		if requests := mapRequests(gw, p); requests != 1 {
+			t.Errorf("%d requests for %v, want 1", requests, p)
 		}
 	}
 }
 
 // Whatever else goes on, what is deleted last is gone.
-func TestTurmoil(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+func TestConcurrentCalls(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	var all sync.WaitGroup
+	var wg sync.WaitGroup
 	for range 8 {
-		all.Go(func() {
+		wg.Go(func() {
 			for range 5 {
 				if _, err := n.AddMapping("TCP", 0, port, name, lifetime); err != nil {
 					t.Errorf("AddMapping: %v", err)
@@ -486,7 +486,7 @@ func TestTurmoil(t *testing.T) {
 				}
 			}
 		})
-		all.Go(func() {
+		wg.Go(func() {
 			for range 5 {
 				if _, err := n.ExternalIP(); err != nil {
 					t.Errorf("ExternalIP: %v", err)
@@ -494,7 +494,7 @@ func TestTurmoil(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	wg.Wait()
 	if table := gw.Table(); len(table) != 0 {
 		t.Errorf("the gateway has %v, want nothing", table)
 	}
@@ -502,13 +502,13 @@ func TestTurmoil(t *testing.T) {
 
 // Close takes away what the NAT holds, and leaves the Forwarder to its owner.
 func TestClose(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 		t.Fatal(err)
 	}
 	n := gethnat.New(f)
-	add(t, n, "TCP", 0)
-	add(t, n, "UDP", 0)
+	addMapping(t, n, "TCP", 0)
+	addMapping(t, n, "UDP", 0)
 	for range 2 {
 		if err := n.Close(); err != nil {
 			t.Error(err)
@@ -524,7 +524,7 @@ func TestClose(t *testing.T) {
 }
 
 // A Forwarder of its own ends with it.
-func TestCloseOwn(t *testing.T) {
+func TestCloseOwnedForwarder(t *testing.T) {
 	n := gethnat.New(nil)
 	for range 2 {
 		if err := n.Close(); err != nil {
@@ -535,9 +535,9 @@ func TestCloseOwn(t *testing.T) {
 }
 
 func TestForwarderClosed(t *testing.T) {
-	gw, f := start(t, forward.Config{}, gatewaytest.Config{})
+	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
-	add(t, n, "TCP", 0)
+	addMapping(t, n, "TCP", 0)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -551,18 +551,18 @@ func TestForwarderClosed(t *testing.T) {
 }
 
 // What is granted to a NAT that was closed meanwhile is given back.
-func TestCloseMeanwhile(t *testing.T) {
-	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
+func TestCloseDuringAddMapping(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	isMap := func(r gatewaytest.Request) bool { return r.Op == "map" }
-	answer := make(chan struct{})
-	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: answer})
+	release := make(chan struct{})
+	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: release})
 	done := make(chan error)
 	go func() {
 		_, err := n.AddMapping("TCP", 0, port, name, lifetime)
 		done <- err
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if _, err := gw.AwaitRequests(ctx, 1, isMap); err != nil {
 		t.Error(err)
@@ -570,7 +570,7 @@ func TestCloseMeanwhile(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
-	close(answer)
+	close(release)
 	if err := <-done; !errors.Is(err, forward.ErrClosed) {
 		t.Errorf("AddMapping: %v, want ErrClosed", err)
 	}
@@ -580,28 +580,28 @@ func TestCloseMeanwhile(t *testing.T) {
 }
 
 // What is deleted while it is being asked for is gone in the end.
-func TestDeleteMeanwhile(t *testing.T) {
-	gw, f := start(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
+func TestDeleteDuringAddMapping(t *testing.T) {
+	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	isMap := func(r gatewaytest.Request) bool { return r.Op == "map" }
-	answer := make(chan struct{})
-	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: answer})
-	added, begun, deleted := make(chan error), make(chan struct{}), make(chan error)
+	release := make(chan struct{})
+	gw.Inject(gatewaytest.Fault{Match: isMap, Hold: release})
+	added, started, deleted := make(chan error), make(chan struct{}), make(chan error)
 	go func() {
 		_, err := n.AddMapping("TCP", 0, port, name, lifetime)
 		added <- err
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if _, err := gw.AwaitRequests(ctx, 1, isMap); err != nil {
 		t.Error(err)
 	}
 	go func() {
-		close(begun)
+		close(started)
 		deleted <- n.DeleteMapping("TCP", port, port)
 	}()
-	<-begun
-	close(answer)
+	<-started
+	close(release)
 	if err := <-added; err != nil {
 		t.Error(err)
 	}

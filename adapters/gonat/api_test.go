@@ -9,7 +9,7 @@ import (
 )
 
 // theirs is the interface as go-nat v0.2 and netbird's fork declare it.
-type theirs interface {
+type goNAT interface {
 	Type() string
 	GetDeviceAddress() (addr net.IP, err error)
 	GetExternalAddress() (addr net.IP, err error)
@@ -20,9 +20,9 @@ type theirs interface {
 
 // Each is the other.
 var (
-	_ theirs                                 = nat.NAT(nil)
-	_ nat.NAT                                = theirs(nil)
-	_ theirs                                 = (*nat.Gateway)(nil)
+	_ goNAT                                  = nat.NAT(nil)
+	_ nat.NAT                                = goNAT(nil)
+	_ goNAT                                  = (*nat.Gateway)(nil)
 	_ func(context.Context) (nat.NAT, error) = nat.DiscoverGateway
 	_ func(context.Context) <-chan nat.NAT   = nat.DiscoverNATs
 	_ error                                  = nat.ErrNoExternalAddress

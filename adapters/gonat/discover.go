@@ -25,7 +25,7 @@ func DiscoverGateway(ctx context.Context) (NAT, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := g.found(ctx); err != nil {
+	if _, err := g.discover(ctx); err != nil {
 		return nil, err
 	}
 	return g, nil
@@ -65,13 +65,13 @@ func sharedGateway() (*Gateway, error) {
 			return nil, fmt.Errorf("%w: %w", ErrNoNATFound, err)
 		}
 		shared.gateway = New(f)
-		shared.gateway.held.Own = f
+		shared.gateway.held.OwnedForwarder = f
 	}
 	return shared.gateway, nil
 }
 
 // unshare makes the next discovery begin anew.
-func (g *Gateway) unshare() {
+func (g *Gateway) clearShared() {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if shared.gateway == g {

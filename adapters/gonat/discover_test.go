@@ -18,10 +18,10 @@ func TestDiscover(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer gw.Close()
-	nat.Discover(gw.Config())
-	defer nat.Discover(nil)
+	nat.SetDiscoverConfig(gw.Config())
+	defer nat.SetDiscoverConfig(nil)
 	defer nat.Close()
-	found, err := nat.DiscoverGateway(t.Context())
+	g, err := nat.DiscoverGateway(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,41 +29,41 @@ func TestDiscover(t *testing.T) {
 	for n := range nat.DiscoverNATs(t.Context()) {
 		all = append(all, n)
 	}
-	if len(all) != 1 || all[0] != found {
-		t.Errorf("found %v, then %v", found, all)
+	if len(all) != 1 || all[0] != g {
+		t.Errorf("found %v, then %v", g, all)
 	}
-	inside := greeter(t)
-	outside, err := found.AddPortMapping(t.Context(), "tcp", inside, "", 0)
+	internal := startGreeter(t)
+	external, err := g.AddPortMapping(t.Context(), "tcp", internal, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := reach(t, gw, outside); err != nil {
+	if err := dialFromOutside(t, gw, external); err != nil {
 		t.Error(err)
 	}
 	if err := nat.Close(); err != nil {
 		t.Error(err)
 	}
-	if left := gw.Table(); len(left) != 0 {
-		t.Errorf("closed, and the gateway has %v", left)
+	if table := gw.Table(); len(table) != 0 {
+		t.Errorf("closed, and the gateway has %v", table)
 	}
-	if again, err := nat.DiscoverGateway(t.Context()); err != nil || again == found {
+	if again, err := nat.DiscoverGateway(t.Context()); err != nil || again == g {
 		t.Errorf("after Close: %v, %v", again, err)
 	}
 }
 
-func TestDiscoverNothing(t *testing.T) {
+func TestDiscoverFails(t *testing.T) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := gw.Config()
 	c.DiscoveryTimeout = 100 * time.Millisecond
-	nat.Discover(c)
-	defer nat.Discover(nil)
+	nat.SetDiscoverConfig(c)
+	defer nat.SetDiscoverConfig(nil)
 	defer nat.Close()
 	gw.Close()
-	if found, err := nat.DiscoverGateway(t.Context()); found != nil || !errors.Is(err, nat.ErrNoNATFound) || !errors.Is(err, backends.ErrNoReply) {
-		t.Errorf("found %v, %v", found, err)
+	if g, err := nat.DiscoverGateway(t.Context()); g != nil || !errors.Is(err, nat.ErrNoNATFound) || !errors.Is(err, backends.ErrNoReply) {
+		t.Errorf("found %v, %v", g, err)
 	}
 	for n := range nat.DiscoverNATs(t.Context()) {
 		t.Errorf("found %v", n)
@@ -74,7 +74,7 @@ func TestDiscoverNothing(t *testing.T) {
 	if _, err := nat.DiscoverGateway(ctx); !errors.Is(err, cause) {
 		t.Errorf("with an ended context: %v", err)
 	}
-	nat.Discover(&forward.Config{DiscoveryTimeout: -1})
+	nat.SetDiscoverConfig(&forward.Config{DiscoveryTimeout: -1})
 	_ = nat.Close()
 	if _, err := nat.DiscoverGateway(t.Context()); !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("with an invalid config: %v", err)

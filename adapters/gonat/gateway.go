@@ -55,13 +55,13 @@ var errClosed = fmt.Errorf("gonat: %w", forward.ErrClosed)
 // [forward.Mapping.Close]. Calls under way fail with net.ErrClosed, and so do later
 // ones. A second call returns nil.
 func (g *Gateway) Close() error {
-	g.unshare()
+	g.clearShared()
 	g.calls.Close(errClosed)
 	return g.held.Close()
 }
 
-// found is the gateway that answers, which the Forwarder remembers.
-func (g *Gateway) found(ctx context.Context) (forward.Gateway, error) {
+// discover is the gateway that answers, which the Forwarder remembers.
+func (g *Gateway) discover(ctx context.Context) (forward.Gateway, error) {
 	ctx, end, err := g.calls.Begin(ctx)
 	if err != nil {
 		return forward.Gateway{}, err
@@ -129,8 +129,8 @@ func (g *Gateway) DeletePortMapping(ctx context.Context, protocol string, intern
 	return g.held.Remove(ctx, k)
 }
 
-// standing is a mapping that the gateway forwards now, or nil.
-func (g *Gateway) standing() *forward.Mapping {
+// activeMapping is a mapping that the gateway forwards now, or nil.
+func (g *Gateway) activeMapping() *forward.Mapping {
 	ms, _ := g.held.Mappings()
 	for _, m := range ms {
 		if m.External().Port() != 0 {
@@ -144,16 +144,16 @@ func (g *Gateway) standing() *forward.Mapping {
 // "direct" where no NAT stands before this host. It is "unknown" where nothing
 // answers.
 func (g *Gateway) Type() string {
-	if m := g.standing(); m != nil {
-		return title(m.Backend())
+	if m := g.activeMapping(); m != nil {
+		return protocolName(m.Backend())
 	}
-	if gw, err := g.found(context.Background()); err == nil && len(gw.Backends) > 0 {
-		return title(gw.Backends[0])
+	if gw, err := g.discover(context.Background()); err == nil && len(gw.Backends) > 0 {
+		return protocolName(gw.Backends[0])
 	}
 	return "unknown"
 }
 
-func title(backend string) string {
+func protocolName(backend string) string {
 	switch backend {
 	case natpmp.Name:
 		return "NAT-PMP"
@@ -169,11 +169,11 @@ func title(backend string) string {
 // with ErrNoNATFound where nothing answers, or the Forwarder's backends do not
 // tell.
 func (g *Gateway) GetDeviceAddress() (net.IP, error) {
-	gw, err := g.found(context.Background())
+	gw, err := g.discover(context.Background())
 	if err == nil && !gw.Addr.IsValid() {
 		err = fmt.Errorf("%w: %w: the address is not known", ErrNoNATFound, backends.ErrUnsupported)
 	}
-	return ip(gw.Addr.Addr()), err
+	return toNetIP(gw.Addr.Addr()), err
 }
 
 // GetExternalAddress asks the gateway for its external address. Where it does
@@ -186,15 +186,15 @@ func (g *Gateway) GetExternalAddress() (net.IP, error) {
 	}
 	defer end()
 	addr, err := g.forwarder.ExternalIP(ctx)
-	if m := g.standing(); err != nil && m != nil {
+	if m := g.activeMapping(); err != nil && m != nil {
 		if last := m.External().Addr(); last.IsValid() {
-			return ip(last), nil
+			return toNetIP(last), nil
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoExternalAddress, err)
 	}
-	return ip(addr), nil
+	return toNetIP(addr), nil
 }
 
 // GetInternalAddress returns the address of this host that the gateway sees. It
@@ -209,8 +209,8 @@ func (g *Gateway) GetInternalAddress() (net.IP, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoInternalAddress, err)
 	}
-	return ip(addr), nil
+	return toNetIP(addr), nil
 }
 
 // ip is nil for the zero Addr.
-func ip(addr netip.Addr) net.IP { return addr.Unmap().AsSlice() }
+func toNetIP(addr netip.Addr) net.IP { return addr.Unmap().AsSlice() }

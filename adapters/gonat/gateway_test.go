@@ -42,16 +42,16 @@ func start(t *testing.T, router gatewaytest.Config, order ...string) (*gatewayte
 }
 
 // greeter says hello to whoever connects, and returns its port.
-func greeter(t *testing.T) int {
+func startGreeter(t *testing.T) int {
 	t.Helper()
 	var lc net.ListenConfig
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var serving sync.WaitGroup
-	t.Cleanup(func() { _ = ln.Close(); serving.Wait() })
-	serving.Go(func() {
+	var wg sync.WaitGroup
+	t.Cleanup(func() { _ = ln.Close(); wg.Wait() })
+	wg.Go(func() {
 		for {
 			conn, err := ln.Accept()
 			if err != nil {
@@ -65,7 +65,7 @@ func greeter(t *testing.T) int {
 }
 
 // reach connects from outside.
-func reach(t *testing.T, gw *gatewaytest.Gateway, port int) error {
+func dialFromOutside(t *testing.T, gw *gatewaytest.Gateway, port int) error {
 	t.Helper()
 	conn, err := gw.Dial(t.Context(), "tcp", netip.AddrPortFrom(gw.External(), uint16(port)).String())
 	if err != nil {
@@ -79,7 +79,7 @@ func reach(t *testing.T, gw *gatewaytest.Gateway, port int) error {
 }
 
 // occupy gives ports to another host.
-func occupy(t *testing.T, gw *gatewaytest.Gateway, port int) {
+func occupyPort(t *testing.T, gw *gatewaytest.Gateway, port int) {
 	t.Helper()
 	err := gw.AddMapping(gatewaytest.Entry{
 		Protocol: backends.TCP,
@@ -92,33 +92,33 @@ func occupy(t *testing.T, gw *gatewaytest.Gateway, port int) {
 
 // The port that is returned is the one that leads here, and to delete it
 // deletes it, whichever protocol the gateway speaks.
-func TestEveryBackend(t *testing.T) {
-	for backend, title := range map[string]string{"natpmp": "NAT-PMP", "pcp": "PCP", "upnp": "UPnP"} {
+func TestBackends(t *testing.T) {
+	for backend, wantType := range map[string]string{"natpmp": "NAT-PMP", "pcp": "PCP", "upnp": "UPnP"} {
 		t.Run(backend, func(t *testing.T) {
 			gw, _, g := start(t, gatewaytest.Config{}, backend)
-			inside := greeter(t)
-			occupy(t, gw, inside)
-			outside, err := g.AddPortMapping(t.Context(), "tcp", inside, "greeter", 0)
+			internal := startGreeter(t)
+			occupyPort(t, gw, internal)
+			external, err := g.AddPortMapping(t.Context(), "tcp", internal, "greeter", 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if outside == inside {
-				t.Fatalf("port %d is another host's", inside)
+			if external == internal {
+				t.Fatalf("port %d is another host's", internal)
 			}
-			if err := reach(t, gw, outside); err != nil {
+			if err := dialFromOutside(t, gw, external); err != nil {
 				t.Error(err)
 			}
-			if got := g.Type(); got != title {
-				t.Errorf("Type is %q, want %q", got, title)
+			if got := g.Type(); got != wantType {
+				t.Errorf("Type is %q, want %q", got, wantType)
 			}
-			if err := g.DeletePortMapping(t.Context(), "tcp", inside); err != nil {
+			if err := g.DeletePortMapping(t.Context(), "tcp", internal); err != nil {
 				t.Error(err)
 			}
-			if err := reach(t, gw, outside); !errors.Is(err, syscall.ECONNREFUSED) {
+			if err := dialFromOutside(t, gw, external); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("after the deletion: %v, want refused", err)
 			}
-			if left := gw.Table(); len(left) != 1 || g.Slots() != 0 {
-				t.Errorf("the gateway has %v, we hold %d", left, g.Slots())
+			if table := gw.Table(); len(table) != 1 || g.MappingCount() != 0 {
+				t.Errorf("the gateway has %v, we hold %d", table, g.MappingCount())
 			}
 		})
 	}
@@ -128,24 +128,24 @@ func TestAddresses(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{})
 	for _, test := range []struct {
 		name string
-		ask  func() (net.IP, error)
+		get  func() (net.IP, error)
 		want netip.Addr
 	}{
 		{"device", g.GetDeviceAddress, gw.Addr().Addr()},
 		{"external", g.GetExternalAddress, gw.External()},
 		{"internal", g.GetInternalAddress, netip.MustParseAddr("127.0.0.1")},
 	} {
-		if got, err := test.ask(); err != nil || len(got) != net.IPv4len || !got.Equal(test.want.AsSlice()) {
+		if got, err := test.get(); err != nil || len(got) != net.IPv4len || !got.Equal(test.want.AsSlice()) {
 			t.Errorf("%s address %v, %v, want %v", test.name, got, err, test.want)
 		}
 	}
 	if got := g.Type(); got != "NAT-PMP" {
 		t.Errorf("Type is %q", got)
 	}
-	other := netip.MustParseAddr("45.45.45.99")
-	gw.SetExternal(other)
-	if got, err := g.GetExternalAddress(); err != nil || !got.Equal(other.AsSlice()) {
-		t.Errorf("external address %v, %v, want %v", got, err, other)
+	changed := netip.MustParseAddr("45.45.45.99")
+	gw.SetExternal(changed)
+	if got, err := g.GetExternalAddress(); err != nil || !got.Equal(changed.AsSlice()) {
+		t.Errorf("external address %v, %v, want %v", got, err, changed)
 	}
 }
 
@@ -153,15 +153,15 @@ func TestAddresses(t *testing.T) {
 // stands, and only then.
 func TestExternalAddressRefused(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{Protocols: []string{"natpmp"}}, "natpmp")
-	inside := greeter(t)
-	if _, err := g.AddPortMapping(t.Context(), "tcp", inside, "", 0); err != nil {
+	internal := startGreeter(t)
+	if _, err := g.AddPortMapping(t.Context(), "tcp", internal, "", 0); err != nil {
 		t.Fatal(err)
 	}
 	gw.Inject(gatewaytest.Fault{Result: 3})
 	if got, err := g.GetExternalAddress(); err != nil || !got.Equal(gw.External().AsSlice()) {
 		t.Errorf("%v, %v, want %v", got, err, gw.External())
 	}
-	if err := g.DeletePortMapping(t.Context(), "tcp", inside); err == nil {
+	if err := g.DeletePortMapping(t.Context(), "tcp", internal); err == nil {
 		t.Error("deleted, with a gateway that refuses")
 	}
 	if got, err := g.GetExternalAddress(); !errors.Is(err, nat.ErrNoExternalAddress) || !errors.Is(err, backends.ErrNetworkFailure) {
@@ -170,38 +170,38 @@ func TestExternalAddressRefused(t *testing.T) {
 }
 
 // To ask again sends nothing, also for another timeout and description.
-func TestRepeat(t *testing.T) {
+func TestAddPortMappingRepeated(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{})
-	inside := greeter(t)
-	first, err := g.AddPortMapping(t.Context(), "tcp", inside, "one", time.Minute)
+	internal := startGreeter(t)
+	first, err := g.AddPortMapping(t.Context(), "tcp", internal, "one", time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	gw.ResetStats()
 	for _, protocol := range []string{"tcp", "TCP"} {
-		again, err := g.AddPortMapping(t.Context(), protocol, inside, "two", 0)
+		again, err := g.AddPortMapping(t.Context(), protocol, internal, "two", 0)
 		if err != nil || again != first {
 			t.Errorf("again: %d, %v, want %d", again, err, first)
 		}
 	}
-	if sent := gw.Requests(); len(sent) != 0 {
-		t.Errorf("%d requests were sent, %s first", len(sent), sent[0].Name())
+	if requests := gw.Requests(); len(requests) != 0 {
+		t.Errorf("%d requests were sent, %s first", len(requests), requests[0].Name())
 	}
-	udp, err := g.AddPortMapping(t.Context(), "udp", inside, "", 0)
+	udp, err := g.AddPortMapping(t.Context(), "udp", internal, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := g.DeletePortMapping(t.Context(), "tcp", inside); err != nil {
+	if err := g.DeletePortMapping(t.Context(), "tcp", internal); err != nil {
 		t.Fatal(err)
 	}
-	left := gw.Table()
-	if len(left) != 1 || left[0].Protocol != backends.UDP || left[0].External.Port() != uint16(udp) {
-		t.Errorf("the gateway has %v", left)
+	table := gw.Table()
+	if len(table) != 1 || table[0].Protocol != backends.UDP || table[0].External.Port() != uint16(udp) {
+		t.Errorf("the gateway has %v", table)
 	}
 }
 
 // No timeout is a deletion.
-func TestTimeout(t *testing.T) {
+func TestMappingLifetime(t *testing.T) {
 	for timeout, want := range map[time.Duration]time.Duration{
 		0: forward.DefaultLifetime, -time.Second: forward.DefaultLifetime,
 		time.Minute: time.Minute, time.Millisecond: time.Second,
@@ -210,44 +210,44 @@ func TestTimeout(t *testing.T) {
 		if _, err := g.AddPortMapping(t.Context(), "udp", 4001, "", timeout); err != nil {
 			t.Fatal(err)
 		}
-		if got := gw.Table(); len(got) != 1 || got[0].Remaining != want {
-			t.Errorf("timeout %v: the gateway has %v, want %v", timeout, got, want)
+		if table := gw.Table(); len(table) != 1 || table[0].Remaining != want {
+			t.Errorf("timeout %v: the gateway has %v, want %v", timeout, table, want)
 		}
 	}
 }
 
 // A gateway that restarted, and gives the port to somebody else, gives another.
-func TestRestart(t *testing.T) {
+func TestPortChangesAfterRestart(t *testing.T) {
 	gw, f, g := start(t, gatewaytest.Config{})
-	inside := greeter(t)
-	before, err := g.AddPortMapping(t.Context(), "tcp", inside, "", 0)
+	internal := startGreeter(t)
+	before, err := g.AddPortMapping(t.Context(), "tcp", internal, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
-	occupy(t, gw, before)
+	occupyPort(t, gw, before)
 	if err := f.Refresh(t.Context(), forward.TCP(0)); err != nil { // as an announcement or a renewal makes it
 		t.Fatal(err)
 	}
-	after, err := g.AddPortMapping(t.Context(), "tcp", inside, "", 0)
+	after, err := g.AddPortMapping(t.Context(), "tcp", internal, "", 0)
 	if err != nil || after == before {
 		t.Fatalf("port %d, then %d, %v", before, after, err)
 	}
-	if err := reach(t, gw, after); err != nil {
+	if err := dialFromOutside(t, gw, after); err != nil {
 		t.Error(err)
 	}
-	if err := g.DeletePortMapping(t.Context(), "tcp", inside); err != nil {
+	if err := g.DeletePortMapping(t.Context(), "tcp", internal); err != nil {
 		t.Error(err)
 	}
-	if left := gw.Table(); len(left) != 1 {
-		t.Errorf("the gateway has %v", left)
+	if table := gw.Table(); len(table) != 1 {
+		t.Errorf("the gateway has %v", table)
 	}
 }
 
 // What was lost is asked for at once, the failure is told, and it is still kept.
-func TestLost(t *testing.T) {
+func TestLostMappingRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &memory{}
+		b := &fakeBackend{}
 		f, err := forward.New(&forward.Config{Backends: []backends.Backend{b}})
 		if err != nil {
 			t.Fatal(err)
@@ -258,52 +258,52 @@ func TestLost(t *testing.T) {
 		if _, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil {
 			t.Fatal(err)
 		}
-		b.fail(backends.ErrNetworkFailure)
+		b.setError(backends.ErrNetworkFailure)
 		time.Sleep(2 * time.Hour)
 		if _, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); !errors.Is(err, backends.ErrNetworkFailure) {
 			t.Errorf("lost: %v", err)
 		}
-		b.fail(nil)
+		b.setError(nil)
 		if port, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil || port != 80 {
 			t.Errorf("asked for at once: %d, %v", port, err)
 		}
-		b.fail(backends.ErrNetworkFailure)
+		b.setError(backends.ErrNetworkFailure)
 		time.Sleep(2 * time.Hour)
-		b.fail(nil)
+		b.setError(nil)
 		time.Sleep(2 * time.Hour)
-		before := b.asked()
-		if port, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil || port != 80 || b.asked() != before {
+		requests := b.requestCount()
+		if port, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil || port != 80 || b.requestCount() != requests {
 			t.Errorf("restored: %d, %v", port, err)
 		}
 	})
 }
 
 // A first call that fails keeps nothing.
-func TestRefused(t *testing.T) {
+func TestRefusedNotHeld(t *testing.T) {
 	gw, f, g := start(t, gatewaytest.Config{}, "natpmp")
-	remove := gw.Inject(gatewaytest.Fault{Result: 2})
+	stopRefusing := gw.Inject(gatewaytest.Fault{Result: 2})
 	if port, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); port != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("port %d, %v", port, err)
 	}
 	entries, err := f.Mappings(t.Context())
-	if len(entries) != 0 || g.Slots() != 0 {
-		t.Errorf("held: %v, %v, in %d slots", entries, err, g.Slots())
+	if len(entries) != 0 || g.MappingCount() != 0 {
+		t.Errorf("held: %v, %v, in %d slots", entries, err, g.MappingCount())
 	}
-	remove()
+	stopRefusing()
 	if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
 		t.Error(err)
 	}
 }
 
 // A mapping that the Forwarder's owner took away is made anew.
-func TestDisabledElsewhere(t *testing.T) {
+func TestDisabledByForwarder(t *testing.T) {
 	gw, f, g := start(t, gatewaytest.Config{})
 	for range 2 {
 		if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
 			t.Fatal(err)
 		}
-		if held := gw.Table(); len(held) != 1 {
-			t.Fatalf("the gateway has %v", held)
+		if table := gw.Table(); len(table) != 1 {
+			t.Fatalf("the gateway has %v", table)
 		}
 		if _, err := f.DisableAll(t.Context()); err != nil {
 			t.Fatal(err)
@@ -311,39 +311,39 @@ func TestDisabledElsewhere(t *testing.T) {
 	}
 }
 
-func TestInvalid(t *testing.T) {
+func TestInvalidArguments(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{})
-	for _, bad := range []struct {
+	for _, c := range []struct {
 		protocol string
 		port     int
 	}{{"", 80}, {"sctp", 80}, {"6", 0}, {"both", 80}, {"tcp", 0}, {"tcp", -1}, {"udp", 65536}, {"tcp", 1 << 30}} {
-		if port, err := g.AddPortMapping(t.Context(), bad.protocol, bad.port, "", 0); port != 0 || !errors.Is(err, backends.ErrInvalid) {
-			t.Errorf("%v: %d, %v", bad, port, err)
+		if port, err := g.AddPortMapping(t.Context(), c.protocol, c.port, "", 0); port != 0 || !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%v: %d, %v", c, port, err)
 		}
-		if err := g.DeletePortMapping(t.Context(), bad.protocol, bad.port); !errors.Is(err, backends.ErrInvalid) {
-			t.Errorf("deleting %v: %v", bad, err)
+		if err := g.DeletePortMapping(t.Context(), c.protocol, c.port); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("deleting %v: %v", c, err)
 		}
 	}
 	if err := g.DeletePortMapping(t.Context(), "tcp", 80); err != nil {
 		t.Errorf("deleting what is not there: %v", err)
 	}
-	if sent := gw.Requests(); len(sent) != 0 || g.Slots() != 0 {
-		t.Errorf("%d requests, %d slots", len(sent), g.Slots())
+	if requests := gw.Requests(); len(requests) != 0 || g.MappingCount() != 0 {
+		t.Errorf("%d requests, %d slots", len(requests), g.MappingCount())
 	}
 }
 
 // Many at once make one mapping for each port, and leave none.
-func TestConcurrent(t *testing.T) {
+func TestConcurrentCalls(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{}, "natpmp")
 	const ports, callers = 8, 8
-	each := func(do func(port int)) {
+	callAll := func(call func(port int)) {
 		var wg sync.WaitGroup
 		for i := range ports * callers {
-			wg.Go(func() { do(20000 + i%ports) })
+			wg.Go(func() { call(20000 + i%ports) })
 		}
 		wg.Wait()
 	}
-	each(func(port int) {
+	callAll(func(port int) {
 		if got, err := g.AddPortMapping(t.Context(), "udp", port, "", 0); err != nil || got != port {
 			t.Errorf("port %d: %d, %v", port, got, err)
 		}
@@ -351,27 +351,27 @@ func TestConcurrent(t *testing.T) {
 	if n := gw.Stats().Requests["natpmp map udp"]; n != ports {
 		t.Errorf("%d requests for %d ports", n, ports)
 	}
-	each(func(port int) {
+	callAll(func(port int) {
 		_, _ = g.AddPortMapping(t.Context(), "udp", port, "", 0)
 		if err := g.DeletePortMapping(t.Context(), "udp", port); err != nil {
 			t.Errorf("deleting %d: %v", port, err)
 		}
 	})
-	if left := gw.Table(); len(left) != 0 || g.Slots() != 0 {
-		t.Errorf("the gateway has %v, we hold %d", left, g.Slots())
+	if table := gw.Table(); len(table) != 0 || g.MappingCount() != 0 {
+		t.Errorf("the gateway has %v, we hold %d", table, g.MappingCount())
 	}
 }
 
 // A call ends with its context, and with Close.
-func TestContext(t *testing.T) {
+func TestContextAndCloseEndCalls(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{}, "natpmp")
 	if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
 		t.Fatal(err)
 	}
-	silent := make(chan struct{}, 1)
-	remove := gw.Inject(gatewaytest.Fault{Drop: true, Match: func(gatewaytest.Request) bool {
+	dropped := make(chan struct{}, 1)
+	stopDropping := gw.Inject(gatewaytest.Fault{Drop: true, Match: func(gatewaytest.Request) bool {
 		select {
-		case silent <- struct{}{}:
+		case dropped <- struct{}{}:
 		default:
 		}
 		return true
@@ -382,26 +382,26 @@ func TestContext(t *testing.T) {
 		"delete": func(ctx context.Context) error { return g.DeletePortMapping(ctx, "tcp", 8080) },
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- call(ctx) }()
-		<-silent
+		done := make(chan error, 1)
+		go func() { done <- call(ctx) }()
+		<-dropped
 		cancel(cause)
-		if err := <-ended; !errors.Is(err, cause) {
+		if err := <-done; !errors.Is(err, cause) {
 			t.Errorf("%s: %v", name, err)
 		}
 		select {
-		case <-silent:
+		case <-dropped:
 		default:
 		}
 	}
-	ended := make(chan error, 1)
-	go func() { _, err := g.AddPortMapping(t.Context(), "udp", 8081, "", 0); ended <- err }()
-	<-silent
-	remove()
+	done := make(chan error, 1)
+	go func() { _, err := g.AddPortMapping(t.Context(), "udp", 8081, "", 0); done <- err }()
+	<-dropped
+	stopDropping()
 	if err := g.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := <-ended; err != nil && !errors.Is(err, net.ErrClosed) {
+	if err := <-done; err != nil && !errors.Is(err, net.ErrClosed) {
 		t.Errorf("closed: %v", err)
 	}
 }
@@ -422,8 +422,8 @@ func TestClose(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if left := gw.Table(); len(left) != 1 || left[0].Protocol != backends.UDP {
-		t.Errorf("the gateway has %v", left)
+	if table := gw.Table(); len(table) != 1 || table[0].Protocol != backends.UDP {
+		t.Errorf("the gateway has %v", table)
 	}
 	_, add := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0)
 	_, device := g.GetDeviceAddress()
@@ -440,47 +440,47 @@ func TestClose(t *testing.T) {
 }
 
 // memory is a gateway that grants what it is asked for, unless it is to fail.
-type memory struct {
-	mu     sync.Mutex
-	err    error
-	number int
+type fakeBackend struct {
+	mu       sync.Mutex
+	err      error
+	requests int
 }
 
-func (b *memory) fail(err error) {
+func (b *fakeBackend) setError(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.err = err
 }
 
-func (b *memory) asked() int {
+func (b *fakeBackend) requestCount() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.number
+	return b.requests
 }
 
-func (b *memory) begin() error {
+func (b *fakeBackend) countRequest() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.number++
+	b.requests++
 	return b.err
 }
 
-func (*memory) String() string                  { return "memory" }
-func (*memory) Close() error                    { return nil }
-func (*memory) Supports(backends.Request) error { return nil }
+func (*fakeBackend) String() string                  { return "memory" }
+func (*fakeBackend) Close() error                    { return nil }
+func (*fakeBackend) Supports(backends.Request) error { return nil }
 
-func (b *memory) Unmap(context.Context, backends.Mapping) error { return b.begin() }
+func (b *fakeBackend) Unmap(context.Context, backends.Mapping) error { return b.countRequest() }
 
-func (b *memory) ExternalAddr(context.Context) (netip.Addr, error) {
-	return netip.Addr{}, b.begin()
+func (b *fakeBackend) ExternalAddr(context.Context) (netip.Addr, error) {
+	return netip.Addr{}, b.countRequest()
 }
 
-func (b *memory) Renew(ctx context.Context, _ backends.Mapping, r backends.Request) (backends.Mapping, error) {
+func (b *fakeBackend) Renew(ctx context.Context, _ backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	return b.Map(ctx, r)
 }
 
-func (b *memory) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
-	if err := b.begin(); err != nil {
+func (b *fakeBackend) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
+	if err := b.countRequest(); err != nil {
 		return backends.Mapping{}, err
 	}
 	return backends.Mapping{

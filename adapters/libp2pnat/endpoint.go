@@ -24,7 +24,7 @@ type endpoint struct {
 //
 // It reports false where there is nothing that a gateway could forward: no TCP
 // or UDP over IPv4, and addresses that other hosts cannot reach.
-func parse(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok bool) {
+func parseListenAddr(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok bool) {
 	if len(listen) < 2 || listen[0].Protocol().Code != ma.P_IP4 {
 		return endpoint{}, nil, false
 	}
@@ -54,17 +54,17 @@ func parse(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok bool) {
 // announce is parse's inverse for the external side, or nil where there is none
 // that could be told. Private addresses are, as by libp2p itself: it tells them
 // apart where that matters, and who is between two NATs can use them.
-func (e endpoint) announce(external netip.AddrPort, suffix ma.Multiaddr) ma.Multiaddr {
+func (e endpoint) externalMultiaddr(external netip.AddrPort, suffix ma.Multiaddr) ma.Multiaddr {
 	addr := external.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || external.Port() == 0 {
 		return nil
 	}
 	external = netip.AddrPortFrom(addr, external.Port())
-	var at net.Addr = net.TCPAddrFromAddrPort(external)
+	var netAddr net.Addr = net.TCPAddrFromAddrPort(external)
 	if e.protocol == backends.UDP {
-		at = net.UDPAddrFromAddrPort(external)
+		netAddr = net.UDPAddrFromAddrPort(external)
 	}
-	mapped, err := manet.FromNetAddr(at)
+	mapped, err := manet.FromNetAddr(netAddr)
 	if err != nil {
 		return nil
 	}

@@ -55,15 +55,15 @@ func TestRewrite(t *testing.T) {
 
 // rewrite is what GetMapping does with what was granted.
 func rewrite(listen ma.Multiaddr, external netip.AddrPort) ma.Multiaddr {
-	e, suffix, ok := parse(listen)
+	e, suffix, ok := parseListenAddr(listen)
 	if !ok {
 		return nil
 	}
-	return e.announce(external, suffix)
+	return e.externalMultiaddr(external, suffix)
 }
 
 // What a gateway grants, and what of that is told.
-func TestAnnounce(t *testing.T) {
+func TestExternalMultiaddr(t *testing.T) {
 	listen := ma.StringCast("/ip4/0.0.0.0/udp/4001/quic-v1")
 	for external, want := range map[netip.AddrPort]string{
 		{}: "",
@@ -85,7 +85,7 @@ func TestAnnounce(t *testing.T) {
 }
 
 // What shares a port is one endpoint; everything else is another.
-func TestEndpoints(t *testing.T) {
+func TestSharedEndpoints(t *testing.T) {
 	seen := map[endpoint]string{}
 	for _, group := range [][]string{
 		{"/ip4/0.0.0.0/udp/4001/quic-v1", "/ip4/0.0.0.0/udp/4001/quic-v1/webtransport", "/ip4/0.0.0.0/udp/4001/webrtc-direct"},
@@ -93,13 +93,13 @@ func TestEndpoints(t *testing.T) {
 		{"/ip4/0.0.0.0/tcp/4002"},
 		{"/ip4/192.168.1.5/tcp/4001"},
 	} {
-		first, _, _ := parse(ma.StringCast(group[0]))
+		first, _, _ := parseListenAddr(ma.StringCast(group[0]))
 		if other, ok := seen[first]; ok {
 			t.Errorf("%s and %s are one", group[0], other)
 		}
 		seen[first] = group[0]
 		for _, s := range group[1:] {
-			if e, _, ok := parse(ma.StringCast(s)); !ok || e != first {
+			if e, _, ok := parseListenAddr(ma.StringCast(s)); !ok || e != first {
 				t.Errorf("%s is %v, %t, want %v", s, e, ok, first)
 			}
 		}

@@ -20,86 +20,86 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds what must happen.
-const patience = 30 * time.Second
+const testTimeout = 30 * time.Second
 
 // waiting bounds what a test waits for.
-func waiting(t *testing.T) context.Context {
+func timeoutContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
 // listeners is a network.Network that has listeners and nothing else. It tells
 // of a change as a swarm does: after it, with the lock held that StopNotify takes.
-type listeners struct {
+type fakeNetwork struct {
 	network.Network
 
 	mu    sync.Mutex
 	addrs []ma.Multiaddr
 
-	notifying sync.RWMutex
+	notifyMu  sync.RWMutex
 	notifiees []network.Notifiee
 }
 
-func (l *listeners) ListenAddresses() []ma.Multiaddr {
+func (l *fakeNetwork) ListenAddresses() []ma.Multiaddr {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.addrs)
 }
 
-func (l *listeners) Notify(n network.Notifiee) {
-	l.notifying.Lock()
-	defer l.notifying.Unlock()
+func (l *fakeNetwork) Notify(n network.Notifiee) {
+	l.notifyMu.Lock()
+	defer l.notifyMu.Unlock()
 	l.notifiees = append(l.notifiees, n)
 }
 
-func (l *listeners) StopNotify(n network.Notifiee) {
-	l.notifying.Lock()
-	defer l.notifying.Unlock()
+func (l *fakeNetwork) StopNotify(n network.Notifiee) {
+	l.notifyMu.Lock()
+	defer l.notifyMu.Unlock()
 	if i := slices.Index(l.notifiees, n); i >= 0 {
 		l.notifiees = slices.Delete(l.notifiees, i, i+1)
 	}
 }
 
-func (l *listeners) listen(addrs ...string) {
+func (l *fakeNetwork) listen(addrs ...string) {
 	for _, s := range addrs {
 		addr := ma.StringCast(s)
 		l.mu.Lock()
 		l.addrs = append(l.addrs, addr)
 		l.mu.Unlock()
-		l.notifying.RLock()
+		l.notifyMu.RLock()
 		for _, n := range l.notifiees {
 			n.Listen(l, addr)
 		}
-		l.notifying.RUnlock()
+		l.notifyMu.RUnlock()
 	}
 }
 
-func (l *listeners) unlisten(addrs ...string) {
+func (l *fakeNetwork) unlisten(addrs ...string) {
 	for _, s := range addrs {
 		addr := ma.StringCast(s)
 		l.mu.Lock()
 		l.addrs = slices.DeleteFunc(l.addrs, addr.Equal)
 		l.mu.Unlock()
-		l.notifying.RLock()
+		l.notifyMu.RLock()
 		for _, n := range l.notifiees {
 			n.ListenClose(l, addr)
 		}
-		l.notifying.RUnlock()
+		l.notifyMu.RUnlock()
 	}
 }
 
 // rig is a manager behind a gateway.
-type rig struct {
-	*listeners
+type fixture struct {
+	*fakeNetwork
 	*manager
 	gateway   *gatewaytest.Gateway
 	forwarder *forward.Forwarder
 }
 
 // start starts a manager that waits for the gateway as long as it takes.
-func start(t *testing.T, config gatewaytest.Config, listen ...string) *rig {
+func start(t *testing.T, config gatewaytest.Config, listen ...string) *fixture {
 	t.Helper()
 	gw, err := gatewaytest.Start(config)
 	if err != nil {
@@ -107,24 +107,24 @@ func start(t *testing.T, config gatewaytest.Config, listen ...string) *rig {
 	}
 	t.Cleanup(func() { _ = gw.Close() })
 	f, err := forward.New(&forward.Config{
-		Gateway: gw.Addr(), RequestTimeout: patience,
+		Gateway: gw.Addr(), RequestTimeout: testTimeout,
 		Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: netip.MustParseAddrPort("127.0.0.1:0"), Notify: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	r := &rig{listeners: &listeners{}, gateway: gw, forwarder: f}
+	r := &fixture{fakeNetwork: &fakeNetwork{}, gateway: gw, forwarder: f}
 	r.listen(listen...)
-	r.manager = newManager(r.listeners, f)
-	r.patience = patience
+	r.manager = newManager(r.fakeNetwork, f)
+	r.grantWait = testTimeout
 	r.start()
 	t.Cleanup(func() { _ = r.Close() })
 	return r
 }
 
 // reached wants a listen address to be announced as another one; empty: not.
-func (r *rig) reached(t *testing.T, listen, want string) {
+func (r *fixture) wantAnnounced(t *testing.T, listen, want string) {
 	t.Helper()
 	got := r.GetMapping(ma.StringCast(listen))
 	if want == "" && got != nil || want != "" && (got == nil || got.String() != want) {
@@ -133,7 +133,7 @@ func (r *rig) reached(t *testing.T, listen, want string) {
 }
 
 // table is what the gateway forwards: protocol and internal port.
-func (r *rig) table() []string {
+func (r *fixture) table() []string {
 	out := []string{}
 	for _, e := range r.gateway.Table() {
 		out = append(out, e.Protocol.String()+" "+netip.AddrPortFrom(netip.IPv4Unspecified(), e.Internal.Port()).String())
@@ -143,17 +143,17 @@ func (r *rig) table() []string {
 }
 
 // unmapped waits until the gateway has been told to delete n mappings.
-func (r *rig) unmapped(t *testing.T, n int) {
+func (r *fixture) waitUnmapped(t *testing.T, n int) {
 	t.Helper()
-	_, err := r.gateway.AwaitRequests(waiting(t), n, func(q gatewaytest.Request) bool { return q.Op == "unmap" })
+	_, err := r.gateway.AwaitRequests(timeoutContext(t), n, func(q gatewaytest.Request) bool { return q.Op == "unmap" })
 	if err != nil {
 		t.Fatalf("waiting for %d mappings to be deleted: %v", n, err)
 	}
-	r.closing.Wait()
+	r.deletions.Wait()
 }
 
 // neighbour has a port of the gateway.
-func (r *rig) neighbour(t *testing.T, p backends.Protocol, port uint16) {
+func (r *fixture) occupyPort(t *testing.T, p backends.Protocol, port uint16) {
 	t.Helper()
 	err := r.gateway.AddMapping(gatewaytest.Entry{
 		Protocol: p, Internal: netip.MustParseAddrPort("127.0.0.9:80"), External: netip.AddrPortFrom(r.gateway.External(), port),

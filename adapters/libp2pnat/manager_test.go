@@ -20,13 +20,13 @@ import (
 )
 
 const (
-	overTCP  = "/ip4/0.0.0.0/tcp/4001"
-	overQUIC = "/ip4/0.0.0.0/udp/4001/quic-v1"
-	overWeb  = "/ip4/0.0.0.0/udp/4001/quic-v1/webtransport"
-	overRTC  = "/ip4/0.0.0.0/udp/4001/webrtc-direct"
+	tcpAddr          = "/ip4/0.0.0.0/tcp/4001"
+	quicAddr         = "/ip4/0.0.0.0/udp/4001/quic-v1"
+	webTransportAddr = "/ip4/0.0.0.0/udp/4001/quic-v1/webtransport"
+	webRTCAddr       = "/ip4/0.0.0.0/udp/4001/webrtc-direct"
 )
 
-func wantTable(t *testing.T, r *rig, want ...string) {
+func wantTable(t *testing.T, r *fixture, want ...string) {
 	t.Helper()
 	if got := r.table(); !slices.Equal(got, want) {
 		t.Errorf("the gateway forwards %q, want %q", got, want)
@@ -36,40 +36,40 @@ func wantTable(t *testing.T, r *rig, want ...string) {
 // Listeners that were there before and those that come later are forwarded, with
 // one mapping for all that share a port.
 func TestListeners(t *testing.T) {
-	r := start(t, gatewaytest.Config{}, overTCP, "/ip4/127.0.0.1/tcp/5001", "/ip6/::/tcp/4001", "/p2p-circuit")
-	r.listen(overQUIC, overWeb, overRTC, "/ip4/127.0.0.1/udp/5001/quic-v1")
-	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
-	r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
-	r.reached(t, overWeb+certhash, "/ip4/45.45.45.1/udp/4001/quic-v1/webtransport"+certhash)
-	r.reached(t, overRTC, "/ip4/45.45.45.1/udp/4001/webrtc-direct")
-	r.reached(t, "/ip4/127.0.0.1/tcp/5001", "")
-	r.reached(t, "/ip6/::/tcp/4001", "")
-	r.reached(t, "/ip4/0.0.0.0/tcp/4002", "") // nobody listens
+	r := start(t, gatewaytest.Config{}, tcpAddr, "/ip4/127.0.0.1/tcp/5001", "/ip6/::/tcp/4001", "/p2p-circuit")
+	r.listen(quicAddr, webTransportAddr, webRTCAddr, "/ip4/127.0.0.1/udp/5001/quic-v1")
+	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
+	r.wantAnnounced(t, quicAddr, "/ip4/45.45.45.1/udp/4001/quic-v1")
+	r.wantAnnounced(t, webTransportAddr+certhash, "/ip4/45.45.45.1/udp/4001/quic-v1/webtransport"+certhash)
+	r.wantAnnounced(t, webRTCAddr, "/ip4/45.45.45.1/udp/4001/webrtc-direct")
+	r.wantAnnounced(t, "/ip4/127.0.0.1/tcp/5001", "")
+	r.wantAnnounced(t, "/ip6/::/tcp/4001", "")
+	r.wantAnnounced(t, "/ip4/0.0.0.0/tcp/4002", "") // nobody listens
 	wantTable(t, r, "tcp 0.0.0.0:4001", "udp 0.0.0.0:4001")
 	if n := r.gateway.Stats().Requests["natpmp map udp"]; n != 1 {
 		t.Errorf("UDP was mapped %d times", n)
 	}
 
-	r.unlisten(overQUIC, overRTC)
-	r.reached(t, overWeb, "/ip4/45.45.45.1/udp/4001/quic-v1/webtransport")
+	r.unlisten(quicAddr, webRTCAddr)
+	r.wantAnnounced(t, webTransportAddr, "/ip4/45.45.45.1/udp/4001/quic-v1/webtransport")
 	wantTable(t, r, "tcp 0.0.0.0:4001", "udp 0.0.0.0:4001")
-	r.unlisten(overWeb)
-	r.reached(t, overWeb, "")
-	r.unmapped(t, 1)
+	r.unlisten(webTransportAddr)
+	r.wantAnnounced(t, webTransportAddr, "")
+	r.waitUnmapped(t, 1)
 	wantTable(t, r, "tcp 0.0.0.0:4001")
-	r.listen(overQUIC)
-	r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
-	r.unlisten(overTCP)
-	r.unmapped(t, 2)
+	r.listen(quicAddr)
+	r.wantAnnounced(t, quicAddr, "/ip4/45.45.45.1/udp/4001/quic-v1")
+	r.unlisten(tcpAddr)
+	r.waitUnmapped(t, 2)
 	wantTable(t, r, "udp 0.0.0.0:4001")
 }
 
 // Somebody else has the port: what is announced is what was granted.
 func TestPortTaken(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
-	r.neighbour(t, backends.UDP, 4001)
-	r.listen(overQUIC, "/ip4/0.0.0.0/tcp/4003")
-	got := r.GetMapping(ma.StringCast(overQUIC))
+	r.occupyPort(t, backends.UDP, 4001)
+	r.listen(quicAddr, "/ip4/0.0.0.0/tcp/4003")
+	got := r.GetMapping(ma.StringCast(quicAddr))
 	i := slices.IndexFunc(r.gateway.Table(), func(e gatewaytest.Entry) bool {
 		return e.Protocol == backends.UDP && e.Internal.Port() == 4001
 	})
@@ -81,73 +81,73 @@ func TestPortTaken(t *testing.T) {
 	if got == nil || got.String() != want || port == 4001 {
 		t.Errorf("announced is %v, want %s", got, want)
 	}
-	r.reached(t, "/ip4/0.0.0.0/tcp/4003", "/ip4/45.45.45.1/tcp/4003")
+	r.wantAnnounced(t, "/ip4/0.0.0.0/tcp/4003", "/ip4/45.45.45.1/tcp/4003")
 }
 
 // Another external address and another port are announced as soon as they are
 // granted, and nothing is while the mapping is lost.
-func TestChange(t *testing.T) {
-	r := start(t, gatewaytest.Config{}, overTCP)
-	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+func TestAddressAndPortChange(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, tcpAddr)
+	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
 	r.gateway.SetExternal(netip.MustParseAddr("45.45.45.99"))
-	if err := r.forwarder.Refresh(waiting(t), forward.TCP(4001)); err != nil {
+	if err := r.forwarder.Refresh(timeoutContext(t), forward.TCP(4001)); err != nil {
 		t.Fatal(err)
 	}
-	r.reached(t, overTCP, "/ip4/45.45.45.99/tcp/4001")
+	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.99/tcp/4001")
 
 	r.gateway.Restart(gatewaytest.RestartOptions{})
-	r.neighbour(t, backends.TCP, 4001)
-	if err := r.forwarder.Refresh(waiting(t), forward.TCP(4001)); err != nil {
+	r.occupyPort(t, backends.TCP, 4001)
+	if err := r.forwarder.Refresh(timeoutContext(t), forward.TCP(4001)); err != nil {
 		t.Fatal(err)
 	}
-	if got := r.GetMapping(ma.StringCast(overTCP)); got == nil || got.String() == "/ip4/45.45.45.99/tcp/4001" ||
+	if got := r.GetMapping(ma.StringCast(tcpAddr)); got == nil || got.String() == "/ip4/45.45.45.99/tcp/4001" ||
 		!strings.HasPrefix(got.String(), "/ip4/45.45.45.99/tcp/") {
 		t.Errorf("announced is %v, and a neighbour has the port", got)
 	}
 }
 
 // The gateway is there only after the listener, and is found.
-func TestGatewayLater(t *testing.T) {
+func TestGatewayStartsLater(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
 	r.gateway.Down()
-	r.patience = 0
-	r.listen(overTCP)
-	r.reached(t, overTCP, "")
+	r.grantWait = 0
+	r.listen(tcpAddr)
+	r.wantAnnounced(t, tcpAddr, "")
 	if r.HasDiscoveredNAT() {
 		t.Error("a NAT has been discovered that is not there")
 	}
-	m := r.only(t)
-	fails(t, m)
+	m := r.onlyMapping(t)
+	waitFailure(t, m)
 	if err := r.gateway.Up(); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Wait(waiting(t)); err != nil {
+	if err := m.Wait(timeoutContext(t)); err != nil {
 		t.Fatalf("%v; the last attempt: %v", err, m.Err())
 	}
-	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
 	if !r.HasDiscoveredNAT() {
 		t.Error("no NAT has been discovered")
 	}
 }
 
 // only is the one mapping there is.
-func (r *rig) only(t *testing.T) *forward.Mapping {
+func (r *fixture) onlyMapping(t *testing.T) *forward.Mapping {
 	t.Helper()
 	r.manager.mu.Lock()
 	defer r.manager.mu.Unlock()
-	if len(r.held) != 1 {
-		t.Fatalf("%d mappings are held", len(r.held))
+	if len(r.entries) != 1 {
+		t.Fatalf("%d mappings are held", len(r.entries))
 	}
-	for _, f := range r.held {
+	for _, f := range r.entries {
 		return f.mapping
 	}
 	return nil
 }
 
 // fails waits until an attempt to get the mapping has failed.
-func fails(t *testing.T, m *forward.Mapping) {
+func waitFailure(t *testing.T, m *forward.Mapping) {
 	t.Helper()
-	ctx := waiting(t)
+	ctx := timeoutContext(t)
 	for changed := m.Changed(); m.Err() == nil; changed = m.Changed() {
 		select {
 		case <-changed:
@@ -158,61 +158,61 @@ func fails(t *testing.T, m *forward.Mapping) {
 }
 
 // The first look at a listener waits for the gateway, and Close ends that.
-func TestFirstLook(t *testing.T) {
+func TestGetMappingWaits(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
-	answer := make(chan struct{})
-	remove := r.gateway.Inject(gatewaytest.Fault{
-		Match: func(q gatewaytest.Request) bool { return q.Op == "map" }, Hold: answer,
+	release := make(chan struct{})
+	removeFault := r.gateway.Inject(gatewaytest.Fault{
+		Match: func(q gatewaytest.Request) bool { return q.Op == "map" }, Hold: release,
 	})
-	r.listen(overTCP)
+	r.listen(tcpAddr)
 	announced := make(chan ma.Multiaddr)
-	look := func() { announced <- r.GetMapping(ma.StringCast(overTCP)) }
-	go look()
-	asked := func() {
+	getMapping := func() { announced <- r.GetMapping(ma.StringCast(tcpAddr)) }
+	go getMapping()
+	waitRequest := func() {
 		t.Helper()
-		if _, err := r.gateway.AwaitRequests(waiting(t), 1, func(q gatewaytest.Request) bool { return q.Op == "map" }); err != nil {
+		if _, err := r.gateway.AwaitRequests(timeoutContext(t), 1, func(q gatewaytest.Request) bool { return q.Op == "map" }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	asked()
+	waitRequest()
 	select {
 	case got := <-announced:
 		t.Errorf("announced is %v, and nothing granted", got)
-		go look()
+		go getMapping()
 	default:
 	}
-	close(answer)
+	close(release)
 	if got := <-announced; got == nil || got.String() != "/ip4/45.45.45.1/tcp/4001" {
 		t.Errorf("announced is %v", got)
 	}
 
-	remove()
+	removeFault()
 	r.gateway.ResetStats()
-	answer = make(chan struct{})
+	release = make(chan struct{})
 	r.gateway.Inject(gatewaytest.Fault{
-		Match: func(q gatewaytest.Request) bool { return q.Op == "map" }, Hold: answer,
+		Match: func(q gatewaytest.Request) bool { return q.Op == "map" }, Hold: release,
 	})
-	r.listen(overQUIC)
-	go func() { announced <- r.GetMapping(ma.StringCast(overQUIC)) }()
-	asked()
+	r.listen(quicAddr)
+	go func() { announced <- r.GetMapping(ma.StringCast(quicAddr)) }()
+	waitRequest()
 	closed := make(chan error)
 	go func() { closed <- r.Close() }()
 	if got := <-announced; got != nil {
 		t.Errorf("announced is %v after Close", got)
 	}
-	close(answer)
+	close(release)
 	<-closed
 }
 
 // A listener on one address of this host is forwarded to that address: by this
 // gateway, which lets nobody map for others, not at all.
-func TestOneAddress(t *testing.T) {
+func TestSpecificAddress(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
-	r.patience = 0
+	r.grantWait = 0
 	r.listen("/ip4/192.168.1.5/tcp/4001")
-	m := r.only(t)
-	fails(t, m)
-	r.reached(t, "/ip4/192.168.1.5/tcp/4001", "")
+	m := r.onlyMapping(t)
+	waitFailure(t, m)
+	r.wantAnnounced(t, "/ip4/192.168.1.5/tcp/4001", "")
 	wantTable(t, r)
 	if got := m.Internal(); got != netip.MustParseAddrPort("192.168.1.5:4001") {
 		t.Errorf("asked for is %v", got)
@@ -221,24 +221,24 @@ func TestOneAddress(t *testing.T) {
 
 // Close takes away what is the host's, and leaves the Forwarder to its owner.
 func TestClose(t *testing.T) {
-	r := start(t, gatewaytest.Config{}, overTCP, overQUIC)
-	other, err := r.forwarder.Enable(waiting(t), forward.TCP(8080))
+	r := start(t, gatewaytest.Config{}, tcpAddr, quicAddr)
+	other, err := r.forwarder.Enable(timeoutContext(t), forward.TCP(8080))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
-	r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
+	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
+	r.wantAnnounced(t, quicAddr, "/ip4/45.45.45.1/udp/4001/quic-v1")
 	for range 2 {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
 	}
 	wantTable(t, r, "tcp 0.0.0.0:8080")
-	r.reached(t, overTCP, "")
+	r.wantAnnounced(t, tcpAddr, "")
 	r.listen("/ip4/0.0.0.0/tcp/4002")
-	r.sync() // as one that was under way does
-	if len(r.held) > 0 || len(r.notifiees) > 0 {
-		t.Errorf("%v is held and %v notified after Close", r.held, r.notifiees)
+	r.updateMappings() // as one that was under way does
+	if len(r.entries) > 0 || len(r.notifiees) > 0 {
+		t.Errorf("%v is held and %v notified after Close", r.entries, r.notifiees)
 	}
 	if r.HasDiscoveredNAT() {
 		t.Error("a NAT is there after Close")
@@ -250,13 +250,13 @@ func TestClose(t *testing.T) {
 
 // A Forwarder of the host's own ends with it, whatever the gateway does, and
 // what cannot be taken away is told.
-func TestCloseOwn(t *testing.T) {
+func TestCloseOwnedForwarder(t *testing.T) {
 	for name, silent := range map[string]bool{"answers": false, "silent": true} {
 		t.Run(name, func(t *testing.T) {
-			r := start(t, gatewaytest.Config{}, overTCP, overQUIC)
-			r.own = true
-			r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
-			r.reached(t, overQUIC, "/ip4/45.45.45.1/udp/4001/quic-v1")
+			r := start(t, gatewaytest.Config{}, tcpAddr, quicAddr)
+			r.ownsForwarder = true
+			r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
+			r.wantAnnounced(t, quicAddr, "/ip4/45.45.45.1/udp/4001/quic-v1")
 			if silent {
 				r.gateway.Inject(gatewaytest.Fault{Drop: true})
 			}
@@ -266,7 +266,7 @@ func TestCloseOwn(t *testing.T) {
 			if !silent {
 				wantTable(t, r)
 			}
-			if _, err := r.forwarder.Enable(waiting(t)); !errors.Is(err, forward.ErrClosed) {
+			if _, err := r.forwarder.Enable(timeoutContext(t)); !errors.Is(err, forward.ErrClosed) {
 				t.Errorf("Enable after it: %v", err)
 			}
 		})
@@ -275,8 +275,8 @@ func TestCloseOwn(t *testing.T) {
 
 // Without listeners nothing is asked, whoever the Forwarder belongs to.
 func TestNoListeners(t *testing.T) {
-	m := New(nil)(&listeners{})
-	if m.HasDiscoveredNAT() || m.GetMapping(ma.StringCast(overTCP)) != nil {
+	m := New(nil)(&fakeNetwork{})
+	if m.HasDiscoveredNAT() || m.GetMapping(ma.StringCast(tcpAddr)) != nil {
 		t.Error("there is a mapping")
 	}
 	if err := m.Close(); err != nil {
@@ -286,14 +286,14 @@ func TestNoListeners(t *testing.T) {
 
 // A deletion that fails is told at the end, also that of a listener that was
 // closed before.
-func TestCloseRefused(t *testing.T) {
-	r := start(t, gatewaytest.Config{}, overTCP)
-	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
+func TestDeletionRefused(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, tcpAddr)
+	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
 	r.gateway.Inject(gatewaytest.Fault{
 		Match:  func(q gatewaytest.Request) bool { return q.Op == "unmap" },
 		Result: int(natpmp.NotAuthorized),
 	})
-	r.unlisten(overTCP)
+	r.unlisten(tcpAddr)
 	if err := r.Close(); !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("Close: %v", err)
 	}
@@ -301,28 +301,28 @@ func TestCloseRefused(t *testing.T) {
 
 // A Forwarder that is closed first takes the mappings with it.
 func TestForwarderClosed(t *testing.T) {
-	r := start(t, gatewaytest.Config{}, overTCP)
-	r.reached(t, overTCP, "/ip4/45.45.45.1/tcp/4001")
-	if err := r.forwarder.Shutdown(waiting(t)); err != nil {
+	r := start(t, gatewaytest.Config{}, tcpAddr)
+	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
+	if err := r.forwarder.Shutdown(timeoutContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	r.listen(overQUIC)
-	r.reached(t, overTCP, "")
-	r.reached(t, overQUIC, "")
+	r.listen(quicAddr)
+	r.wantAnnounced(t, tcpAddr, "")
+	r.wantAnnounced(t, quicAddr, "")
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
 // Everything at once.
-func TestConcurrent(t *testing.T) {
-	r := start(t, gatewaytest.Config{}, overTCP)
-	r.patience = 0
+func TestConcurrentCalls(t *testing.T) {
+	r := start(t, gatewaytest.Config{}, tcpAddr)
+	r.grantWait = 0
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			r.GetMapping(ma.StringCast(overTCP))
+			r.GetMapping(ma.StringCast(tcpAddr))
 			r.HasDiscoveredNAT()
 		}
 	})
@@ -337,13 +337,13 @@ func TestConcurrent(t *testing.T) {
 	}
 	wg.Go(func() {
 		for range 5 {
-			_ = New(r.forwarder)(r.listeners).Close()
+			_ = New(r.forwarder)(r.fakeNetwork).Close()
 		}
 		cancel()
 	})
 	wg.Wait()
-	r.listen(overQUIC)
-	if n := len(r.held); n != 2 {
+	r.listen(quicAddr)
+	if n := len(r.entries); n != 2 {
 		t.Errorf("%d mappings are held, want 2", n)
 	}
 	if err := r.Close(); err != nil {
@@ -353,31 +353,31 @@ func TestConcurrent(t *testing.T) {
 }
 
 // public is the backend of a host with a public address of its own.
-type public struct{ backends.Backend }
+type directBackend struct{ backends.Backend }
 
-func (public) String() string                  { return "direct" }
-func (public) Supports(backends.Request) error { return nil }
-func (public) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
-	here := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.7"), r.Internal.Port())
+func (directBackend) String() string                  { return "direct" }
+func (directBackend) Supports(backends.Request) error { return nil }
+func (directBackend) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
+	endpoint := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.7"), r.Internal.Port())
 	return backends.Mapping{
-		Backend: "direct", Protocol: r.Protocol, Internal: here, External: here,
+		Backend: "direct", Protocol: r.Protocol, Internal: endpoint, External: endpoint,
 		Lifetime: backends.Forever, Granted: time.Now(),
 	}, nil
 }
-func (public) Unmap(context.Context, backends.Mapping) error { return nil }
+func (directBackend) Unmap(context.Context, backends.Mapping) error { return nil }
 
 // Where no NAT is, none is discovered, and the host's own address is announced.
 func TestNoNAT(t *testing.T) {
-	f, err := forward.New(&forward.Config{Backends: []backends.Backend{public{}}})
+	f, err := forward.New(&forward.Config{Backends: []backends.Backend{directBackend{}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	m := newManager(&listeners{addrs: []ma.Multiaddr{ma.StringCast(overTCP)}}, f)
-	m.patience = patience
+	m := newManager(&fakeNetwork{addrs: []ma.Multiaddr{ma.StringCast(tcpAddr)}}, f)
+	m.grantWait = testTimeout
 	m.start()
 	defer m.Close()
-	if got := m.GetMapping(ma.StringCast(overTCP)); got == nil || got.String() != "/ip4/45.45.45.7/tcp/4001" {
+	if got := m.GetMapping(ma.StringCast(tcpAddr)); got == nil || got.String() != "/ip4/45.45.45.7/tcp/4001" {
 		t.Errorf("announced is %v", got)
 	}
 	if m.HasDiscoveredNAT() {

@@ -64,7 +64,7 @@ func NewClientWithLocalAndTimeout(gateway net.IP, local net.IP, timeout time.Dur
 
 // do makes one call. Where the timeout is over, its error wraps
 // backends.ErrNoReply.
-func (c *Client) do(call func(context.Context, *natpmp.Client) error) error {
+func (c *Client) withClient(call func(context.Context, *natpmp.Client) error) error {
 	if c.err != nil {
 		return c.err
 	}
@@ -92,7 +92,7 @@ type GetExternalAddressResult struct {
 // GetExternalAddress asks for the gateway's external address.
 func (c *Client) GetExternalAddress() (*GetExternalAddressResult, error) {
 	var r natpmp.ExternalAddrResponse
-	err := c.do(func(ctx context.Context, client *natpmp.Client) (err error) {
+	err := c.withClient(func(ctx context.Context, client *natpmp.Client) (err error) {
 		r, err = client.ExternalAddr(ctx)
 		return err
 	})
@@ -133,14 +133,14 @@ func (c *Client) AddPortMapping(protocol string, internalPort, requestedExternal
 
 // addPortMapping takes the lifetime in seconds, which need not fit into an int.
 func (c *Client) addPortMapping(protocol string, internalPort, requestedExternalPort int, lifetime int64) (*AddPortMappingResult, error) {
-	r, err := request(protocol, internalPort, requestedExternalPort, lifetime)
+	r, err := newMapRequest(protocol, internalPort, requestedExternalPort, lifetime)
 	if err != nil {
 		return nil, err
 	}
 	var m natpmp.MapResponse
-	err = c.do(func(ctx context.Context, client *natpmp.Client) (err error) {
+	err = c.withClient(func(ctx context.Context, client *natpmp.Client) (err error) {
 		if r.Lifetime == 0 || r.InternalPort == 0 {
-			m, err = raw(ctx, client, r)
+			m, err = transactMap(ctx, client, r)
 		} else {
 			m, err = client.Map(ctx, r)
 		}
@@ -168,13 +168,13 @@ func (c *Client) AddPortMappingWithDuration(protocol string, internalPort, reque
 }
 
 // request checks the arguments.
-func request(protocol string, internalPort, externalPort int, lifetime int64) (natpmp.MapRequest, error) {
+func newMapRequest(protocol string, internalPort, externalPort int, lifetime int64) (natpmp.MapRequest, error) {
 	invalid := func(format string, args ...any) (natpmp.MapRequest, error) {
 		return natpmp.MapRequest{}, fmt.Errorf("natpmp: %w: "+format, append([]any{backends.ErrInvalid}, args...)...)
 	}
-	p, err := backends.ParseProtocol(protocol)
+	proto, err := backends.ParseProtocol(protocol)
 	switch {
-	case err != nil || p != backends.TCP && p != backends.UDP:
+	case err != nil || proto != backends.TCP && proto != backends.UDP:
 		return invalid("protocol %q: there is tcp and udp", protocol)
 	case internalPort < 0 || internalPort > math.MaxUint16:
 		return invalid("internal port %d", internalPort)
@@ -184,7 +184,7 @@ func request(protocol string, internalPort, externalPort int, lifetime int64) (n
 		return invalid("lifetime of %d seconds", lifetime)
 	}
 	r := natpmp.MapRequest{
-		Protocol: p, InternalPort: uint16(internalPort), ExternalPort: uint16(externalPort),
+		Protocol: proto, InternalPort: uint16(internalPort), ExternalPort: uint16(externalPort),
 		Lifetime: time.Duration(lifetime) * time.Second,
 	}
 	if lifetime == 0 {
@@ -196,18 +196,18 @@ func request(protocol string, internalPort, externalPort int, lifetime int64) (n
 // raw asks for what Client.Map refuses: a deletion, whose answer has the epoch,
 // and internal port 0. Answers to requests about other ports, which go on at the
 // same time, are passed over.
-func raw(ctx context.Context, client *natpmp.Client, r natpmp.MapRequest) (natpmp.MapResponse, error) {
+func transactMap(ctx context.Context, client *natpmp.Client, r natpmp.MapRequest) (natpmp.MapResponse, error) {
 	request, err := r.MarshalBinary()
 	if err != nil {
 		return natpmp.MapResponse{}, err
 	}
-	const tries = 4
-	for range tries {
+	const maxResponses = 4
+	for range maxResponses {
 		b, err := client.Transact(ctx, request)
 		if err != nil {
 			return natpmp.MapResponse{}, err
 		}
-		m, err := read(b, natpmp.Opcode(request[1]))
+		m, err := parseMapResponse(b, natpmp.Opcode(request[1]))
 		// Gateways of VPN providers name no internal port.
 		if err != nil || m.InternalPort == r.InternalPort || m.InternalPort == 0 || r.InternalPort == 0 {
 			return m, err
@@ -217,7 +217,7 @@ func raw(ctx context.Context, client *natpmp.Client, r natpmp.MapRequest) (natpm
 }
 
 // read reads an answer, and makes a refusal an error.
-func read(b []byte, op natpmp.Opcode) (natpmp.MapResponse, error) {
+func parseMapResponse(b []byte, op natpmp.Opcode) (natpmp.MapResponse, error) {
 	e, err := natpmp.ParseErrorResponse(b) // every answer begins like one
 	switch {
 	case err != nil:

@@ -27,11 +27,11 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is for what is to be answered.
-const patience = 20 * time.Second
+const testTimeout = 20 * time.Second
 
 // standardPort is a gateway on port 5351, which both packages insist on, of some
 // loopback address. With a clock that stands still, two of them say the same.
-func standardPort(t *testing.T, config gatewaytest.Config) (gw *gatewaytest.Gateway, ip net.IP) {
+func startOnStandardPort(t *testing.T, config gatewaytest.Config) (gw *gatewaytest.Gateway, ip net.IP) {
 	t.Helper()
 	config.ManualClock = true
 	var err error
@@ -48,7 +48,7 @@ func standardPort(t *testing.T, config gatewaytest.Config) (gw *gatewaytest.Gate
 }
 
 // call is a request to either package.
-type call struct {
+type apiCall struct {
 	name               string // "address", "map" or "duration"
 	protocol           string
 	internal, external int
@@ -57,7 +57,7 @@ type call struct {
 }
 
 // theirs and ours make a call, whose result is nil or a struct of their own.
-func theirs(c *jackpal.Client, a call) (any, error) {
+func callGoNATPMP(c *jackpal.Client, a apiCall) (any, error) {
 	switch a.name {
 	case "address":
 		r, err := c.GetExternalAddress()
@@ -66,19 +66,19 @@ func theirs(c *jackpal.Client, a call) (any, error) {
 		}
 		return natpmp.GetExternalAddressResult(*r), err
 	case "duration":
-		return theirMapping(c.AddPortMappingWithDuration(a.protocol, a.internal, a.external, a.duration))
+		return goNATPMPMapping(c.AddPortMappingWithDuration(a.protocol, a.internal, a.external, a.duration))
 	}
-	return theirMapping(c.AddPortMapping(a.protocol, a.internal, a.external, a.lifetime))
+	return goNATPMPMapping(c.AddPortMapping(a.protocol, a.internal, a.external, a.lifetime))
 }
 
-func theirMapping(r *jackpal.AddPortMappingResult, err error) (any, error) {
+func goNATPMPMapping(r *jackpal.AddPortMappingResult, err error) (any, error) {
 	if r == nil {
 		return nil, err
 	}
 	return natpmp.AddPortMappingResult(*r), err
 }
 
-func ours(c *natpmp.Client, a call) (any, error) {
+func callClient(c *natpmp.Client, a apiCall) (any, error) {
 	switch a.name {
 	case "address":
 		r, err := c.GetExternalAddress()
@@ -87,12 +87,12 @@ func ours(c *natpmp.Client, a call) (any, error) {
 		}
 		return *r, err
 	case "duration":
-		return ourMapping(c.AddPortMappingWithDuration(a.protocol, a.internal, a.external, a.duration))
+		return clientMapping(c.AddPortMappingWithDuration(a.protocol, a.internal, a.external, a.duration))
 	}
-	return ourMapping(c.AddPortMapping(a.protocol, a.internal, a.external, a.lifetime))
+	return clientMapping(c.AddPortMapping(a.protocol, a.internal, a.external, a.lifetime))
 }
 
-func ourMapping(r *natpmp.AddPortMappingResult, err error) (any, error) {
+func clientMapping(r *natpmp.AddPortMappingResult, err error) (any, error) {
 	if r == nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func ourMapping(r *natpmp.AddPortMappingResult, err error) (any, error) {
 }
 
 // story is what a program does, each call after the one before.
-var story = []call{
+var sessionCalls = []apiCall{
 	{name: "address"},
 	{name: "map", protocol: "tcp", internal: 8080, external: 80, lifetime: 3600},
 	{name: "map", protocol: "tcp", internal: 8080, external: 81, lifetime: 60}, // again
@@ -126,7 +126,7 @@ var story = []call{
 
 // Two gateways alike, one for each package, are told the same story: both give
 // the same results, the same calls fail, and both gateways are left the same.
-func TestSideBySide(t *testing.T) {
+func TestSameResultsAsGoNATPMP(t *testing.T) {
 	for name, config := range map[string]gatewaytest.Config{
 		"a gateway":               {},
 		"short leases":            {MaxLifetime: time.Minute},
@@ -139,27 +139,27 @@ func TestSideBySide(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			theirGateway, theirIP := standardPort(t, config)
-			ourGateway, ourIP := standardPort(t, config)
-			for _, gw := range []*gatewaytest.Gateway{theirGateway, ourGateway} {
+			goNATPMPGateway, goNATPMPIP := startOnStandardPort(t, config)
+			clientGateway, clientIP := startOnStandardPort(t, config)
+			for _, gw := range []*gatewaytest.Gateway{goNATPMPGateway, clientGateway} {
 				gw.Advance(1234 * time.Second)
 				_ = gw.AddMapping(gatewaytest.Entry{ // where there is room
 					Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.9:80"),
 					External: netip.AddrPortFrom(gw.External(), 9999),
 				})
 			}
-			jackpals, client := jackpal.NewClientWithTimeout(theirIP, patience), natpmp.NewClientWithTimeout(ourIP, patience)
-			for _, a := range story {
-				want, theirErr := theirs(jackpals, a)
-				got, err := ours(client, a)
+			goNATPMP, client := jackpal.NewClientWithTimeout(goNATPMPIP, testTimeout), natpmp.NewClientWithTimeout(clientIP, testTimeout)
+			for _, a := range sessionCalls {
+				want, wantErr := callGoNATPMP(goNATPMP, a)
+				got, err := callClient(client, a)
 				if config.Quirks.NATPMP.VPN { // which gives ports at random
 					want, got = withoutPort(want), withoutPort(got)
 				}
-				if diff := cmp.Diff(want, got); diff != "" || (theirErr == nil) != (err == nil) {
-					t.Errorf("%+v: (-theirs +ours)\n%s%v\n%v", a, diff, theirErr, err)
+				if diff := cmp.Diff(want, got); diff != "" || (wantErr == nil) != (err == nil) {
+					t.Errorf("%+v: (-theirs +ours)\n%s%v\n%v", a, diff, wantErr, err)
 				}
 			}
-			if want, got := ports(theirGateway), ports(ourGateway); !config.Quirks.NATPMP.VPN && !slices.Equal(want, got) {
+			if want, got := tableWithoutAddresses(goNATPMPGateway), tableWithoutAddresses(clientGateway); !config.Quirks.NATPMP.VPN && !slices.Equal(want, got) {
 				t.Errorf("their gateway has %v, ours %v", want, got)
 			}
 		})
@@ -167,7 +167,7 @@ func TestSideBySide(t *testing.T) {
 }
 
 func withoutPort(result any) any {
-	if m, is := result.(natpmp.AddPortMappingResult); is {
+	if m, ok := result.(natpmp.AddPortMappingResult); ok {
 		m.MappedExternalPort = 0
 		return m
 	}
@@ -175,23 +175,23 @@ func withoutPort(result any) any {
 }
 
 // ports are what a gateway has, without its address.
-func ports(gw *gatewaytest.Gateway) []string {
-	var all []string
+func tableWithoutAddresses(gw *gatewaytest.Gateway) []string {
+	var rows []string
 	for _, e := range gw.Table() {
 		internal, external := e.Internal.Port(), e.External.Port()
-		all = append(all, strings.Join([]string{
+		rows = append(rows, strings.Join([]string{
 			e.Protocol.String(), netip.AddrPortFrom(gw.External(), external).String(),
 			netip.AddrPortFrom(gw.External(), internal).String(), e.Remaining.String(),
 		}, " "))
 	}
-	return all
+	return rows
 }
 
 // Where theirs goes wrong, ours does not.
-func TestBetter(t *testing.T) {
+func TestDifferencesFromGoNATPMP(t *testing.T) {
 	t.Parallel()
-	gw, ip := standardPort(t, gatewaytest.Config{})
-	c := natpmp.NewClientWithTimeout(ip, patience)
+	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
+	c := natpmp.NewClientWithTimeout(ip, testTimeout)
 	if _, err := c.AddPortMapping("TCP", 8080, 8080, 60); err != nil {
 		t.Errorf("in capitals: %v", err)
 	}
@@ -208,28 +208,28 @@ func TestBetter(t *testing.T) {
 	}
 }
 
-func TestErrors(t *testing.T) {
+func TestErrorTypes(t *testing.T) {
 	t.Parallel()
-	gw, ip := standardPort(t, gatewaytest.Config{})
-	c := natpmp.NewClientWithTimeout(ip, patience)
+	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
+	c := natpmp.NewClientWithTimeout(ip, testTimeout)
 	var refusal *pmp.ResultError
 	for code, kind := range map[int]error{
 		2: backends.ErrNotAuthorized, 3: backends.ErrNetworkFailure, 4: backends.ErrNoResources, 99: backends.ErrMalformed,
 	} {
-		remove := gw.Inject(gatewaytest.Fault{Result: code})
-		for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "udp", internal: 80}} {
-			_, err := ours(c, a)
+		stopRefusing := gw.Inject(gatewaytest.Fault{Result: code})
+		for _, a := range []apiCall{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "udp", internal: 80}} {
+			_, err := callClient(c, a)
 			if !errors.Is(err, kind) || !errors.As(err, &refusal) || int(refusal.Code) != code {
 				t.Errorf("%v, refused with %d: %v", a, code, err)
 			}
 		}
-		remove()
+		stopRefusing()
 	}
 	for name, q := range map[string]quirks.NATPMP{"whole": {PCPOnly: true}, "truncated": {PCPOnlyTruncated: true}} {
-		_, ip := standardPort(t, gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: q}})
-		c := natpmp.NewClientWithTimeout(ip, patience)
-		for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
-			_, err := ours(c, a)
+		_, ip := startOnStandardPort(t, gatewaytest.Config{Quirks: quirks.Quirks{NATPMP: q}})
+		c := natpmp.NewClientWithTimeout(ip, testTimeout)
+		for _, a := range []apiCall{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
+			_, err := callClient(c, a)
 			var version *pmp.VersionError
 			if !errors.As(err, &version) || version.Version != 2 || !strings.Contains(err.Error(), "PCP") {
 				t.Errorf("%s: %v: %v", name, a, err)
@@ -239,31 +239,31 @@ func TestErrors(t *testing.T) {
 }
 
 // A grant of nothing is none, and an answer about another port is another's.
-func TestOddAnswers(t *testing.T) {
+func TestInvalidResponses(t *testing.T) {
 	t.Parallel()
-	gw, ip := standardPort(t, gatewaytest.Config{})
-	c := natpmp.NewClientWithTimeout(ip, patience)
-	answer := func(internal, external byte, lifetime byte) func([]byte) [][]byte {
+	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
+	c := natpmp.NewClientWithTimeout(ip, testTimeout)
+	response := func(internal, external byte, lifetime byte) func([]byte) [][]byte {
 		return func([]byte) [][]byte {
 			return [][]byte{{0, 130, 0, 0, 0, 0, 0, 1, 0, internal, 0, external, 0, 0, 0, lifetime}}
 		}
 	}
 	for name, test := range map[string]struct {
 		reply func([]byte) [][]byte
-		call  call
+		call  apiCall
 		fails bool
 	}{
-		"no port":      {answer(0, 0, 60), call{name: "map", protocol: "tcp", lifetime: 60}, true},
-		"no lifetime":  {answer(0, 9, 0), call{name: "map", protocol: "tcp", lifetime: 60}, true},
-		"another port": {answer(7, 0, 0), call{name: "map", protocol: "tcp", internal: 8}, true},
-		"its port":     {answer(8, 0, 0), call{name: "map", protocol: "tcp", internal: 8}, false},
-		"cut short":    {func([]byte) [][]byte { return [][]byte{{0, 130, 0, 0, 0, 0}} }, call{name: "map", protocol: "tcp", internal: 8}, true},
+		"no port":      {response(0, 0, 60), apiCall{name: "map", protocol: "tcp", lifetime: 60}, true},
+		"no lifetime":  {response(0, 9, 0), apiCall{name: "map", protocol: "tcp", lifetime: 60}, true},
+		"another port": {response(7, 0, 0), apiCall{name: "map", protocol: "tcp", internal: 8}, true},
+		"its port":     {response(8, 0, 0), apiCall{name: "map", protocol: "tcp", internal: 8}, false},
+		"cut short":    {func([]byte) [][]byte { return [][]byte{{0, 130, 0, 0, 0, 0}} }, apiCall{name: "map", protocol: "tcp", internal: 8}, true},
 	} {
-		remove := gw.Inject(gatewaytest.Fault{Reply: test.reply})
-		if _, err := ours(c, test.call); (err != nil) != test.fails || test.fails && !errors.Is(err, backends.ErrMalformed) {
+		removeFault := gw.Inject(gatewaytest.Fault{Reply: test.reply})
+		if _, err := callClient(c, test.call); (err != nil) != test.fails || test.fails && !errors.Is(err, backends.ErrMalformed) {
 			t.Errorf("%s: %v", name, err)
 		}
-		remove()
+		removeFault()
 	}
 }
 
@@ -271,12 +271,12 @@ func TestOddAnswers(t *testing.T) {
 // requests as fit; one that refuses the port, at once.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
-	gw, ip := standardPort(t, gatewaytest.Config{})
-	remove := gw.Inject(gatewaytest.Fault{Drop: true})
+	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
+	stopDropping := gw.Inject(gatewaytest.Fault{Drop: true})
 	if _, err := natpmp.NewClientWithTimeout(ip, 300*time.Millisecond).GetExternalAddress(); !errors.Is(err, backends.ErrNoReply) {
 		t.Errorf("silent: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if _, err := gw.AwaitRequests(ctx, 1, nil); err != nil { // it may read them late
 		t.Error(err)
@@ -287,25 +287,25 @@ func TestTimeout(t *testing.T) {
 	if _, err := natpmp.NewClientWithTimeout(ip, -1).GetExternalAddress(); !errors.Is(err, backends.ErrNoReply) {
 		t.Errorf("without time: %v", err)
 	}
-	remove()
-	lost := gw.Inject(gatewaytest.Fault{Drop: true, Times: 2})
-	defer lost()
+	stopDropping()
+	stopLosing := gw.Inject(gatewaytest.Fault{Drop: true, Times: 2})
+	defer stopLosing()
 	if _, err := natpmp.NewClient(ip).GetExternalAddress(); err != nil {
 		t.Errorf("after two losses: %v", err)
 	}
 	gw.Down()
-	for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80}} {
-		if _, err := ours(natpmp.NewClient(ip), a); !errors.Is(err, syscall.ECONNREFUSED) || !errors.Is(err, backends.ErrNoReply) {
+	for _, a := range []apiCall{{name: "address"}, {name: "map", protocol: "tcp", internal: 80}} {
+		if _, err := callClient(natpmp.NewClient(ip), a); !errors.Is(err, syscall.ECONNREFUSED) || !errors.Is(err, backends.ErrNoReply) {
 			t.Errorf("refused: %v", err)
 		}
 	}
 }
 
-func TestLocal(t *testing.T) {
+func TestLocalAddress(t *testing.T) {
 	t.Parallel()
-	gw, ip := standardPort(t, gatewaytest.Config{})
+	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
 	local := net.IPv4(127, 0, 0, 77)
-	for _, c := range []*natpmp.Client{natpmp.NewClientWithLocal(ip, local), natpmp.NewClientWithLocalAndTimeout(ip, local, patience)} {
+	for _, c := range []*natpmp.Client{natpmp.NewClientWithLocal(ip, local), natpmp.NewClientWithLocalAndTimeout(ip, local, testTimeout)} {
 		if _, err := c.GetExternalAddress(); err != nil {
 			t.Skipf("NOT TESTED: no second loopback address (%v)", err)
 		}
@@ -328,8 +328,8 @@ func TestInvalidAddresses(t *testing.T) {
 		"local IPv6":   natpmp.NewClientWithLocal(net.IPv4(127, 0, 0, 1), net.IPv6loopback),
 		"the zero one": {},
 	} {
-		for _, a := range []call{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
-			if r, err := ours(c, a); r != nil || !errors.Is(err, backends.ErrInvalid) {
+		for _, a := range []apiCall{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
+			if r, err := callClient(c, a); r != nil || !errors.Is(err, backends.ErrInvalid) {
 				t.Errorf("%s: %v: %v, %v", name, a, r, err)
 			}
 		}

@@ -15,7 +15,7 @@ import (
 var _ nat.Interface = (*gethnat.NAT)(nil)
 
 // The text is one that go-ethereum reads.
-func TestText(t *testing.T) {
+func TestMarshalText(t *testing.T) {
 	text, err := gethnat.New(nil).MarshalText()
 	if err != nil {
 		t.Fatal(err)
@@ -26,22 +26,22 @@ func TestText(t *testing.T) {
 }
 
 // asGeth names what is in a file as the geth program does: as the fields are.
-var asGeth = toml.Config{
+var gethTOML = toml.Config{
 	NormFieldName: func(_ reflect.Type, key string) string { return key },
 	FieldToKey:    func(_ reflect.Type, field string) string { return field },
 }
 
 // A configuration can be dumped to a file, and read from it.
 func TestConfigFile(t *testing.T) {
-	file, err := asGeth.Marshal(&p2p.Config{NAT: gethnat.New(nil), ListenAddr: ":30303"})
+	file, err := gethTOML.Marshal(&p2p.Config{NAT: gethnat.New(nil), ListenAddr: ":30303"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(file), `NAT = "any"`) {
 		t.Errorf("the file does not name the NAT:\n%s", file)
 	}
-	var read p2p.Config
-	if err := asGeth.Unmarshal(file, &read); err != nil || read.NAT == nil || read.ListenAddr != ":30303" {
-		t.Errorf("read %+v, %v", read, err)
+	var config p2p.Config
+	if err := gethTOML.Unmarshal(file, &config); err != nil || config.NAT == nil || config.ListenAddr != ":30303" {
+		t.Errorf("read %+v, %v", config, err)
 	}
 }

@@ -23,21 +23,21 @@ import (
 func TestMain(m *testing.M) { lab.Main(m) }
 
 // patience bounds what must happen.
-const patience = 30 * time.Second
+const testTimeout = 30 * time.Second
 
 // nodeConfig says what kind of server a program runs.
 type nodeConfig struct {
-	Greeting  string // what it says to its peers
-	Inside    bool   // behind the router: it maps its ports, and dials nobody
-	Own       bool   // the NAT's Forwarder is its own
-	Discovery bool
+	Greeting     string // what it says to its peers
+	Inside       bool   // behind the router: it maps its ports, and dials nobody
+	OwnForwarder bool   // the NAT's Forwarder is its own
+	Discovery    bool
 }
 
 // call is what the test asks of a program, said is what that says: an answer, or
 // that a peer came and greeted.
 type (
-	call struct{ Op, Node string }
-	said struct {
+	request struct{ Op, Node string }
+	message struct {
 		Op       string
 		Failure  string
 		Node     string // the enode URL of the server
@@ -60,12 +60,12 @@ var nodeProgram = lab.Func("node", func(p *lab.Proc) {
 		p.Fatal(err)
 	}
 	for {
-		var c call
-		p.Receive(&c)
-		if c.Op == "exit" {
+		var r request
+		p.Receive(&r)
+		if r.Op == "exit" {
 			return
 		}
-		p.Send(answer(srv, c))
+		p.Send(handle(srv, r))
 	}
 })
 
@@ -75,11 +75,11 @@ func newServer(p *lab.Proc, config nodeConfig) *p2p.Server {
 		p.Fatal(err)
 	}
 	srv := &p2p.Server{Config: p2p.Config{
-		PrivateKey: key, Name: p.Host(), MaxPeers: 10, ListenAddr: ":30303", Protocols: []p2p.Protocol{greet(p, config.Greeting)},
+		PrivateKey: key, Name: p.Host(), MaxPeers: 10, ListenAddr: ":30303", Protocols: []p2p.Protocol{greetProtocol(p, config.Greeting)},
 		NoDial: config.Inside, NoDiscovery: !config.Discovery, DiscoveryV4: config.Discovery,
 	}}
 	if config.Inside {
-		srv.NAT = newNAT(p, config.Own)
+		srv.NAT = newNAT(p, config.OwnForwarder)
 	}
 	return srv
 }
@@ -87,8 +87,8 @@ func newServer(p *lab.Proc, config nodeConfig) *p2p.Server {
 // newNAT is the NAT under test. One that has a Forwarder of its own gets to know
 // the router before the server asks, which asks again only after minutes: a
 // busy machine may take longer than the defaults wait.
-func newNAT(p *lab.Proc, own bool) *gethnat.NAT {
-	if !own {
+func newNAT(p *lab.Proc, ownForwarder bool) *gethnat.NAT {
+	if !ownForwarder {
 		f, err := forward.New(&forward.Config{
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
@@ -108,7 +108,7 @@ func newNAT(p *lab.Proc, own bool) *gethnat.NAT {
 }
 
 // greet is a protocol in which each side says one thing.
-func greet(p *lab.Proc, greeting string) p2p.Protocol {
+func greetProtocol(p *lab.Proc, greeting string) p2p.Protocol {
 	return p2p.Protocol{Name: "greet", Version: 1, Length: 1, Run: func(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 		go func() { _ = p2p.Send(rw, 0, greeting) }() // ends with the peer
 		msg, err := rw.ReadMsg()
@@ -119,49 +119,49 @@ func greet(p *lab.Proc, greeting string) p2p.Protocol {
 		if err := msg.Decode(&theirs); err != nil {
 			return err
 		}
-		p.Send(said{Op: "greeted", Greeting: theirs, Inbound: peer.Inbound()})
+		p.Send(message{Op: "greeted", Greeting: theirs, Inbound: peer.Inbound()})
 		_, err = rw.ReadMsg() // until the peer has gone
 		return err
 	}}
 }
 
-func answer(srv *p2p.Server, c call) said {
+func handle(srv *p2p.Server, r request) message {
 	var err error
-	switch c.Op {
+	switch r.Op {
 	case "self":
 		self := srv.Self()
 		endpoint := netip.AddrPortFrom(self.IPAddr(), uint16(self.TCP()))
-		return said{Op: c.Op, Node: self.URLv4(), Endpoint: endpoint, UDP: uint16(self.UDP())}
+		return message{Op: r.Op, Node: self.URLv4(), Endpoint: endpoint, UDP: uint16(self.UDP())}
 	case "peers":
-		return said{Op: c.Op, Peers: srv.PeerCount()}
+		return message{Op: r.Op, Peers: srv.PeerCount()}
 	case "dial":
-		err = withNode(c.Node, func(n *enode.Node) error { srv.AddPeer(n); return nil })
+		err = withNode(r.Node, func(n *enode.Node) error { srv.AddPeer(n); return nil })
 	case "ping":
-		err = withNode(c.Node, ping(srv))
+		err = withNode(r.Node, ping(srv))
 	case "stop":
 		srv.Stop()
 	default:
-		err = fmt.Errorf("no such call: %q", c.Op)
+		err = fmt.Errorf("no such call: %q", r.Op)
 	}
 	if err != nil {
-		return said{Op: c.Op, Failure: err.Error()}
+		return message{Op: r.Op, Failure: err.Error()}
 	}
-	return said{Op: c.Op}
+	return message{Op: r.Op}
 }
 
-func withNode(url string, do func(*enode.Node) error) error {
+func withNode(url string, f func(*enode.Node) error) error {
 	n, err := enode.ParseV4(url)
 	if err != nil {
 		return err
 	}
-	return do(n)
+	return f(n)
 }
 
 // ping asks for a sign of life by the discovery protocol. Datagrams get lost on a
 // machine that is busy, and the answer is waited for half a second only.
 func ping(srv *p2p.Server) func(*enode.Node) error {
 	return func(n *enode.Node) (err error) {
-		for begin := time.Now(); time.Since(begin) < patience; {
+		for begin := time.Now(); time.Since(begin) < testTimeout; {
 			if _, err = srv.DiscoveryV4().Ping(n); err == nil {
 				return nil
 			}
@@ -175,7 +175,7 @@ type node struct {
 	t        *testing.T
 	proc     *lab.Running
 	greeting string
-	greeted  []said // not asked for yet
+	greeted  []message // not asked for yet
 }
 
 func start(t *testing.T, host *lab.Host, config nodeConfig) *node {
@@ -185,56 +185,56 @@ func start(t *testing.T, host *lab.Host, config nodeConfig) *node {
 }
 
 // next is the next thing that the program says of this kind.
-func (n *node) next(op string) said {
+func (n *node) receive(op string) message {
 	n.t.Helper()
 	for {
-		var s said
-		n.proc.Expect(&s)
+		var m message
+		n.proc.Expect(&m)
 		switch {
-		case s.Failure != "":
-			n.t.Fatalf("%s: %s", s.Op, s.Failure)
-		case s.Op == op:
-			return s
-		case s.Op == "greeted":
-			n.greeted = append(n.greeted, s)
+		case m.Failure != "":
+			n.t.Fatalf("%s: %s", m.Op, m.Failure)
+		case m.Op == op:
+			return m
+		case m.Op == "greeted":
+			n.greeted = append(n.greeted, m)
 		default:
-			n.t.Fatalf("unexpected %+v", s)
+			n.t.Fatalf("unexpected %+v", m)
 		}
 	}
 }
 
-func (n *node) ask(op, node string) said {
+func (n *node) request(op, node string) message {
 	n.t.Helper()
-	n.proc.Send(call{Op: op, Node: node})
-	return n.next(op)
+	n.proc.Send(request{Op: op, Node: node})
+	return n.receive(op)
 }
 
 // nextGreeting waits for a peer's.
-func (n *node) nextGreeting() said {
+func (n *node) nextGreeting() message {
 	n.t.Helper()
 	if len(n.greeted) == 0 {
-		return n.next("greeted")
+		return n.receive("greeted")
 	}
-	s := n.greeted[0]
+	m := n.greeted[0]
 	n.greeted = n.greeted[1:]
-	return s
+	return m
 }
 
 // exit ends the program.
 func (n *node) exit() {
 	n.t.Helper()
-	n.proc.Send(call{Op: "exit"})
+	n.proc.Send(request{Op: "exit"})
 	n.proc.Wait()
 }
 
 // until waits for something to become so.
-func until(t *testing.T, what string, done func() bool) {
+func waitUntil(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for begin := time.Now(); !done(); <-tick.C {
-		if time.Since(begin) > patience {
-			t.Fatalf("after %v: %s", patience, what)
+		if time.Since(begin) > testTimeout {
+			t.Fatalf("after %v: %s", testTimeout, what)
 		}
 	}
 }
@@ -248,13 +248,13 @@ func wantRules(t *testing.T, home *lab.HomeNet, want int) {
 
 // learns waits until the router has that many entries and the server's own record
 // has what is to be seen of them.
-func (n *node) learns(home *lab.HomeNet, rules int, seen func(said) bool) said {
+func (n *node) waitRecord(home *lab.HomeNet, entries int, complete func(message) bool) message {
 	n.t.Helper()
-	until(n.t, "the router has too few entries", func() bool { return len(home.Rules(n.t)) >= rules })
-	var self said
-	until(n.t, "the server does not know how it is reached", func() bool {
-		self = n.ask("self", "")
-		return self.Endpoint.Addr() == home.External && seen(self)
+	waitUntil(n.t, "the router has too few entries", func() bool { return len(home.Rules(n.t)) >= entries })
+	var self message
+	waitUntil(n.t, "the server does not know how it is reached", func() bool {
+		self = n.request("self", "")
+		return self.Endpoint.Addr() == home.External && complete(self)
 	})
 	return self
 }
@@ -263,15 +263,15 @@ func (n *node) learns(home *lab.HomeNet, rules int, seen func(said) bool) said {
 // wants both to hear the other.
 func connect(t *testing.T, outside, inside *node, url string) {
 	t.Helper()
-	outside.ask("dial", url)
-	if s := outside.nextGreeting(); s.Greeting != inside.greeting || s.Inbound {
-		t.Errorf("heard outside: %+v, want %q", s, inside.greeting)
+	outside.request("dial", url)
+	if m := outside.nextGreeting(); m.Greeting != inside.greeting || m.Inbound {
+		t.Errorf("heard outside: %+v, want %q", m, inside.greeting)
 	}
-	if s := inside.nextGreeting(); s.Greeting != outside.greeting || !s.Inbound {
-		t.Errorf("heard inside: %+v, want %q", s, outside.greeting)
+	if m := inside.nextGreeting(); m.Greeting != outside.greeting || !m.Inbound {
+		t.Errorf("heard inside: %+v, want %q", m, outside.greeting)
 	}
 	for _, n := range []*node{inside, outside} {
-		if peers := n.ask("peers", "").Peers; peers != 1 {
+		if peers := n.request("peers", "").Peers; peers != 1 {
 			t.Errorf("%d peers, want 1", peers)
 		}
 	}

@@ -15,25 +15,25 @@ const port = 30303
 
 // A server behind the router is dialled by what its own record says, and takes
 // away what it mapped when it stops.
-func TestPeers(t *testing.T) {
+func TestDialNodeURL(t *testing.T) {
 	t.Parallel()
-	for by, router := range map[string]lab.Router{
+	for backend, router := range map[string]lab.Router{
 		"natpmp": {},
 		"pcp":    {NoNATPMP: true, NoUPnP: true},
 		"upnp":   {NoNATPMP: true, NoPCP: true},
 	} {
-		t.Run(by, func(t *testing.T) {
+		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
-			lab.Scenario(t, "geth: a peer outside dials the enode URL, "+by)
+			lab.Scenario(t, "geth: a peer outside dials the enode URL, "+backend)
 			home := lab.Home(t, router)
-			inside := start(t, home.Lan, nodeConfig{Inside: true, Own: by == "natpmp"})
+			inside := start(t, home.Lan, nodeConfig{Inside: true, OwnForwarder: backend == "natpmp"})
 			outside := start(t, home.Wan, nodeConfig{})
-			self := inside.learns(home, 1, func(s said) bool { return s.Endpoint.Port() == port })
+			self := inside.waitRecord(home, 1, func(m message) bool { return m.Endpoint.Port() == port })
 			if at := fmt.Sprintf("@%v:%d", home.External, port); !strings.Contains(self.Node, at) {
 				t.Errorf("the URL is %s, want one %s", self.Node, at)
 			}
 			connect(t, outside, inside, self.Node)
-			inside.ask("stop", "")
+			inside.request("stop", "")
 			wantRules(t, home, 0)
 			inside.exit()
 			outside.exit()
@@ -43,19 +43,19 @@ func TestPeers(t *testing.T) {
 
 // The ports are another host's: the record has those that the router grants, for
 // TCP and for discovery.
-func TestPeersTaken(t *testing.T) {
+func TestDialGrantedPorts(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "geth: the ports are taken, and a peer outside dials those that are granted")
 	home := lab.Home(t, lab.Router{})
 	neighbour := home.Join("neighbour", "192.168.77.3/24")
-	var theirs []lab.Echo
+	var echoes []lab.Echo
 	for _, network := range []string{"tcp", "udp"} {
-		natpmpcMaps(t, home, neighbour, network)
-		theirs = append(theirs, neighbour.Echo(t, network, ":80"))
+		mapWithNatpmpc(t, home, neighbour, network)
+		echoes = append(echoes, neighbour.Echo(t, network, ":80"))
 	}
 	inside := start(t, home.Lan, nodeConfig{Inside: true, Discovery: true})
 	outside := start(t, home.Wan, nodeConfig{Discovery: true})
-	self := inside.learns(home, 4, func(s said) bool { return s.Endpoint.Port() != port && s.UDP != port })
+	self := inside.waitRecord(home, 4, func(m message) bool { return m.Endpoint.Port() != port && m.UDP != port })
 	at := fmt.Sprintf("@%v", self.Endpoint)
 	if self.UDP != self.Endpoint.Port() {
 		at += fmt.Sprintf("?discport=%d", self.UDP)
@@ -63,11 +63,11 @@ func TestPeersTaken(t *testing.T) {
 	if !strings.HasSuffix(self.Node, at) {
 		t.Errorf("the URL is %s, want one that ends in %s", self.Node, at)
 	}
-	outside.ask("ping", self.Node)
+	outside.request("ping", self.Node)
 	connect(t, outside, inside, self.Node)
-	inside.ask("stop", "")
+	inside.request("stop", "")
 	wantRules(t, home, 2)
-	for _, echo := range theirs {
+	for _, echo := range echoes {
 		home.Reaches(t, echo, netip.AddrPortFrom(home.External, port))
 	}
 	inside.exit()
@@ -76,7 +76,7 @@ func TestPeersTaken(t *testing.T) {
 
 // natpmpcMaps maps the servers' port to port 80 of a host by Debian's natpmpc, which
 // takes a late answer to its first question for that to its second.
-func natpmpcMaps(t *testing.T, home *lab.HomeNet, host *lab.Host, network string) {
+func mapWithNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network string) {
 	t.Helper()
 	var out string
 	for range 5 {
@@ -89,28 +89,28 @@ func natpmpcMaps(t *testing.T, home *lab.HomeNet, host *lab.Host, network string
 }
 
 // The router restarts, and forwards again long before the server asks it to.
-func TestPeersRestart(t *testing.T) {
+func TestDialAfterRouterRestart(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "geth: the router restarts, and other peers find the server at its port")
 	home := lab.Home(t, lab.Router{})
 	inside := start(t, home.Lan, nodeConfig{Inside: true, Discovery: true})
 	first := start(t, home.Wan, nodeConfig{Discovery: true})
-	self := inside.learns(home, 2, func(s said) bool { return s.Endpoint.Port() == port })
+	self := inside.waitRecord(home, 2, func(m message) bool { return m.Endpoint.Port() == port })
 	connect(t, first, inside, self.Node)
-	first.ask("stop", "")
+	first.request("stop", "")
 	first.exit()
-	until(t, "the peer does not leave", func() bool { return inside.ask("peers", "").Peers == 0 })
+	waitUntil(t, "the peer does not leave", func() bool { return inside.request("peers", "").Peers == 0 })
 
 	home.Daemon.Kill(t)
 	home.Daemon.Forget(t)
 	wantRules(t, home, 0)
 	home.Daemon.Start(t)
-	until(t, "the entries do not come back", func() bool { return len(home.Rules(t)) == 2 })
+	waitUntil(t, "the entries do not come back", func() bool { return len(home.Rules(t)) == 2 })
 	// From another address: the server throttles who comes again within half a minute.
 	second := start(t, home.JoinOutside("second", "45.45.45.3/24"), nodeConfig{Discovery: true})
-	second.ask("ping", self.Node)
+	second.request("ping", self.Node)
 	connect(t, second, inside, self.Node)
-	inside.ask("stop", "")
+	inside.request("stop", "")
 	wantRules(t, home, 0)
 	inside.exit()
 	second.exit()

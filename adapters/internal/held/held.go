@@ -20,19 +20,19 @@ import (
 // Create it with New.
 type Table struct {
 	// Own is a Forwarder that Close closes, or nil.
-	Own *forward.Forwarder
+	OwnedForwarder *forward.Forwarder
 
-	name     string
-	mu       sync.Mutex
-	closed   bool
-	mappings map[Key]*forward.Mapping
-	calls    map[Key]*call
-	closing  sync.WaitGroup // deletions; none is added after Close began
+	name      string
+	mu        sync.Mutex
+	closed    bool
+	mappings  map[Key]*forward.Mapping
+	calls     map[Key]*call
+	deletions sync.WaitGroup // deletions; none is added after Close began
 }
 
 // call is a call of Port in progress.
 type call struct {
-	over chan struct{} // closed at the end
+	done chan struct{} // closed at the end
 	err  error         // valid after over: the error for the calls that wait for it
 }
 
@@ -70,18 +70,18 @@ func (t *Table) Key(protocol string, port int) (Key, error) {
 // If a call waits for another call about the same key, and that call fails, it fails too,
 // unless the context of the other call ended.
 func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*forward.Mapping, error)) (port uint16, err error) {
-	last, err := t.lock(ctx, k)
+	waitErr, err := t.lock(ctx, k)
 	if err != nil {
 		return 0, err
 	}
 	if t.closed {
-		last = t.closedError()
+		waitErr = t.closedError()
 	}
-	if last != nil {
+	if waitErr != nil {
 		t.mu.Unlock()
-		return 0, last
+		return 0, waitErr
 	}
-	c, m := &call{over: make(chan struct{})}, t.mappings[k]
+	c, m := &call{done: make(chan struct{})}, t.mappings[k]
 	t.calls[k] = c
 	t.mu.Unlock()
 	defer func() {
@@ -91,14 +91,14 @@ func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*
 		t.mu.Lock()
 		delete(t.calls, k)
 		t.mu.Unlock()
-		close(c.over)
+		close(c.done)
 	}()
 	if m != nil {
 		port, err := t.external(ctx, m)
 		switch {
 		case !errors.Is(err, forward.ErrClosed) || ctx.Err() != nil:
 			return port, err
-		case !t.hold(k, nil):
+		case !t.setMapping(k, nil):
 			return 0, t.closedError()
 		}
 		// The program closed the mapping through its Forwarder: create a new one.
@@ -106,7 +106,7 @@ func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*
 	if m, err = enable(ctx); err != nil {
 		return 0, err
 	}
-	if !t.hold(k, m) {
+	if !t.setMapping(k, m) {
 		return 0, errors.Join(t.closedError(), m.Shutdown(ctx))
 	}
 	return t.external(ctx, m)
@@ -114,17 +114,17 @@ func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*
 
 // lock waits until no call about a key is in progress, and locks t.mu. It returns the error
 // of the last call that it waited for.
-func (t *Table) lock(ctx context.Context, k Key) (last, err error) {
+func (t *Table) lock(ctx context.Context, k Key) (waitErr, err error) {
 	for ctx.Err() == nil {
 		t.mu.Lock()
 		c := t.calls[k]
 		if c == nil {
-			return last, nil
+			return waitErr, nil
 		}
 		t.mu.Unlock()
 		select {
-		case <-c.over:
-			last = c.err
+		case <-c.done:
+			waitErr = c.err
 		case <-ctx.Done():
 		}
 	}
@@ -132,7 +132,7 @@ func (t *Table) lock(ctx context.Context, k Key) (last, err error) {
 }
 
 // hold sets the mapping of a key, or removes it if m is nil. It returns false after Close.
-func (t *Table) hold(k Key, m *forward.Mapping) bool {
+func (t *Table) setMapping(k Key, m *forward.Mapping) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
@@ -175,7 +175,7 @@ func (t *Table) Remove(ctx context.Context, k Key) error {
 	}
 	delete(t.mappings, k)
 	deleted := make(chan error, 1)
-	t.closing.Go(func() { deleted <- m.Close() })
+	t.deletions.Go(func() { deleted <- m.Close() })
 	t.mu.Unlock()
 	select {
 	case err := <-deleted:
@@ -199,22 +199,22 @@ func (t *Table) Mappings() ([]*forward.Mapping, error) {
 // deletions that Remove began. It does not wait for Port. A second call does nothing.
 func (t *Table) Close() error {
 	t.mu.Lock()
-	closed, held := t.closed, slices.Collect(maps.Values(t.mappings))
+	closed, mappings := t.closed, slices.Collect(maps.Values(t.mappings))
 	t.closed = true
 	clear(t.mappings)
 	t.mu.Unlock()
 	if closed {
 		return nil
 	}
-	if t.Own != nil {
-		defer t.closing.Wait() // the deletions end with the Forwarder
-		return t.Own.Close()
+	if t.OwnedForwarder != nil {
+		defer t.deletions.Wait() // the deletions end with the Forwarder
+		return t.OwnedForwarder.Close()
 	}
-	errs := make([]error, len(held))
-	for i, m := range held {
-		t.closing.Go(func() { errs[i] = m.Close() })
+	errs := make([]error, len(mappings))
+	for i, m := range mappings {
+		t.deletions.Go(func() { errs[i] = m.Close() })
 	}
-	t.closing.Wait()
+	t.deletions.Wait()
 	return errors.Join(errs...)
 }
 

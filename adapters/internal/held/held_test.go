@@ -15,43 +15,43 @@ import (
 )
 
 var (
-	key      = held.Key{Protocol: backends.TCP, Port: 8080}
-	errCause = errors.New("enough")
+	key          = held.Key{Protocol: backends.TCP, Port: 8080}
+	errCancelled = errors.New("enough")
 )
 
 // router is a backend that counts its requests, and answers them when it may.
-type router struct {
-	mu            sync.Mutex
-	err           error
-	hold          chan struct{} // nil: no request waits
-	mapped        int           // mappings that exist
-	asked, closed int
+type fakeBackend struct {
+	mu                         sync.Mutex
+	err                        error
+	release                    chan struct{} // nil: no request waits
+	active                     int           // mappings that exist
+	mapRequests, unmapRequests int
 }
 
-func (r *router) set(err error, hold chan struct{}) {
+func (r *fakeBackend) setReply(err error, release chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.err, r.hold = err, hold
+	r.err, r.release = err, release
 }
 
 // want compares the numbers of mappings that exist, and of requests to map and to unmap.
-func (r *router) want(t *testing.T, mapped, asked, closed int) {
+func (r *fakeBackend) wantCounts(t *testing.T, active, mapRequests, unmapRequests int) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.mapped != mapped || r.asked != asked || r.closed != closed {
-		t.Errorf("%d mappings after %d requests and %d deletions, want %d, %d, %d", r.mapped, r.asked, r.closed, mapped, asked, closed)
+	if r.active != active || r.mapRequests != mapRequests || r.unmapRequests != unmapRequests {
+		t.Errorf("%d mappings after %d requests and %d deletions, want %d, %d, %d", r.active, r.mapRequests, r.unmapRequests, active, mapRequests, unmapRequests)
 	}
 }
 
-func (r *router) answer(ctx context.Context, change int, count *int) error {
+func (r *fakeBackend) handle(ctx context.Context, change int, count *int) error {
 	r.mu.Lock()
 	*count++
-	hold := r.hold
+	release := r.release
 	r.mu.Unlock()
-	if hold != nil {
+	if release != nil {
 		select {
-		case <-hold:
+		case <-release:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -59,48 +59,48 @@ func (r *router) answer(ctx context.Context, change int, count *int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err == nil {
-		r.mapped += change
+		r.active += change
 	}
 	return r.err
 }
 
-func (*router) String() string                  { return "router" }
-func (*router) Close() error                    { return nil }
-func (*router) Supports(backends.Request) error { return nil }
+func (*fakeBackend) String() string                  { return "router" }
+func (*fakeBackend) Close() error                    { return nil }
+func (*fakeBackend) Supports(backends.Request) error { return nil }
 
-func (*router) ExternalAddr(context.Context) (netip.Addr, error) {
+func (*fakeBackend) ExternalAddr(context.Context) (netip.Addr, error) {
 	return netip.Addr{}, backends.ErrUnsupported
 }
 
-func (r *router) Map(ctx context.Context, q backends.Request) (backends.Mapping, error) {
-	err := r.answer(ctx, 1, &r.asked)
+func (r *fakeBackend) Map(ctx context.Context, q backends.Request) (backends.Mapping, error) {
+	err := r.handle(ctx, 1, &r.mapRequests)
 	return backends.Mapping{
 		Backend: "router", Protocol: q.Protocol, Internal: q.Internal, Lifetime: q.Lifetime, Granted: time.Now(),
 		External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), q.External.Port()),
 	}, err
 }
 
-func (r *router) Renew(ctx context.Context, _ backends.Mapping, q backends.Request) (backends.Mapping, error) {
+func (r *fakeBackend) Renew(ctx context.Context, _ backends.Mapping, q backends.Request) (backends.Mapping, error) {
 	return r.Map(ctx, q)
 }
 
-func (r *router) Unmap(ctx context.Context, _ backends.Mapping) error {
-	return r.answer(ctx, -1, &r.closed)
+func (r *fakeBackend) Unmap(ctx context.Context, _ backends.Mapping) error {
+	return r.handle(ctx, -1, &r.unmapRequests)
 }
 
 // rig is a Table, and what enables its mappings.
-type rig struct {
+type fixture struct {
 	*held.Table
-	router    *router
+	backend   *fakeBackend
 	forwarder *forward.Forwarder
 }
 
 // run runs a test on virtual time.
-func run(t *testing.T, test func(*testing.T, *rig)) {
+func run(t *testing.T, test func(*testing.T, *fixture)) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{Table: held.New("test"), router: &router{}}
+		r := &fixture{Table: held.New("test"), backend: &fakeBackend{}}
 		var err error
-		if r.forwarder, err = forward.New(&forward.Config{Backends: []backends.Backend{r.router}}); err != nil {
+		if r.forwarder, err = forward.New(&forward.Config{Backends: []backends.Backend{r.backend}}); err != nil {
 			t.Fatal(err)
 		}
 		defer r.forwarder.Close()
@@ -108,7 +108,7 @@ func run(t *testing.T, test func(*testing.T, *rig)) {
 	})
 }
 
-func (r *rig) port(ctx context.Context) error {
+func (r *fixture) requestPort(ctx context.Context) error {
 	port, err := r.Port(ctx, key, func(ctx context.Context) (*forward.Mapping, error) {
 		return r.forwarder.Enable(ctx, forward.Protocol(key.Protocol, key.Port))
 	})
@@ -119,14 +119,14 @@ func (r *rig) port(ctx context.Context) error {
 }
 
 // do calls f on a goroutine, and waits until nothing goes on but that waits.
-func do(f func() error) <-chan error {
+func startCall(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	synctest.Wait()
 	return done
 }
 
-func is(t *testing.T, what string, err, want error) {
+func wantError(t *testing.T, what string, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Errorf("%s: %v, want %v", what, err, want)
@@ -134,154 +134,154 @@ func is(t *testing.T, what string, err, want error) {
 }
 
 // Calls about one key at once make one request, whether that succeeds or fails.
-func TestTogether(t *testing.T) {
+func TestConcurrentPort(t *testing.T) {
 	for _, want := range []error{nil, backends.ErrNotAuthorized} {
-		run(t, func(t *testing.T, r *rig) {
-			answer := make(chan struct{})
-			r.router.set(want, answer)
-			var all []<-chan error
+		run(t, func(t *testing.T, r *fixture) {
+			release := make(chan struct{})
+			r.backend.setReply(want, release)
+			var results []<-chan error
 			for range 8 {
-				all = append(all, do(func() error { return r.port(t.Context()) }))
+				results = append(results, startCall(func() error { return r.requestPort(t.Context()) }))
 			}
-			close(answer)
-			for _, err := range all {
-				is(t, "Port", <-err, want)
+			close(release)
+			for _, err := range results {
+				wantError(t, "Port", <-err, want)
 			}
-			mapped := 0
+			active := 0
 			if want == nil {
-				mapped = 1
+				active = 1
 			}
-			r.router.want(t, mapped, 1, 0)
-			if ms, err := r.Mappings(); len(ms) != mapped || err != nil {
+			r.backend.wantCounts(t, active, 1, 0)
+			if ms, err := r.Mappings(); len(ms) != active || err != nil {
 				t.Errorf("held is %v, %v", ms, err)
 			}
-			r.router.set(nil, nil)
-			is(t, "Port again", r.port(t.Context()), nil)
-			r.router.want(t, 1, 2-mapped, 0)
+			r.backend.setReply(nil, nil)
+			wantError(t, "Port again", r.requestPort(t.Context()), nil)
+			r.backend.wantCounts(t, 1, 2-active, 0)
 		})
 	}
 }
 
 // A call obeys its context while it waits, and tries itself if that of another ended.
-func TestContext(t *testing.T) {
-	run(t, func(t *testing.T, r *rig) {
-		answer := make(chan struct{})
-		r.router.set(nil, answer)
-		first, endFirst := context.WithCancelCause(t.Context())
-		second, endSecond := context.WithCancelCause(t.Context())
-		asks := do(func() error { return r.port(first) })
-		waits := do(func() error { return r.port(second) })
-		removes := do(func() error { return r.Remove(second, key) })
-		stays := do(func() error { return r.port(t.Context()) })
-		endSecond(errCause)
-		is(t, "the one that waits", <-waits, errCause)
-		is(t, "Remove", <-removes, errCause)
-		endFirst(errCause)
-		is(t, "the one that asks", <-asks, errCause)
+func TestContextEnds(t *testing.T) {
+	run(t, func(t *testing.T, r *fixture) {
+		release := make(chan struct{})
+		r.backend.setReply(nil, release)
+		firstCtx, cancelFirst := context.WithCancelCause(t.Context())
+		secondCtx, cancelSecond := context.WithCancelCause(t.Context())
+		requesting := startCall(func() error { return r.requestPort(firstCtx) })
+		waiting := startCall(func() error { return r.requestPort(secondCtx) })
+		removing := startCall(func() error { return r.Remove(secondCtx, key) })
+		remaining := startCall(func() error { return r.requestPort(t.Context()) })
+		cancelSecond(errCancelled)
+		wantError(t, "the one that waits", <-waiting, errCancelled)
+		wantError(t, "Remove", <-removing, errCancelled)
+		cancelFirst(errCancelled)
+		wantError(t, "the one that asks", <-requesting, errCancelled)
 		synctest.Wait()
-		close(answer)
-		is(t, "the one that stays", <-stays, nil)
-		is(t, "with an ended context", r.port(first), errCause)
-		r.router.set(nil, nil)
-		is(t, "Close", r.Close(), nil)
+		close(release)
+		wantError(t, "the one that stays", <-remaining, nil)
+		wantError(t, "with an ended context", r.requestPort(firstCtx), errCancelled)
+		r.backend.setReply(nil, nil)
+		wantError(t, "Close", r.Close(), nil)
 	})
 }
 
 // A mapping that is granted after Close is deleted.
-func TestCloseMeanwhile(t *testing.T) {
-	run(t, func(t *testing.T, r *rig) {
-		answer := make(chan struct{})
-		r.router.set(nil, answer)
-		asks := do(func() error { return r.port(t.Context()) })
-		waits := do(func() error { return r.port(t.Context()) })
-		is(t, "Close", r.Close(), nil)
-		close(answer)
-		is(t, "the one that asks", <-asks, forward.ErrClosed)
-		is(t, "the one that waits", <-waits, forward.ErrClosed)
-		r.router.want(t, 0, 1, 1)
-		is(t, "Port", r.port(t.Context()), forward.ErrClosed)
-		is(t, "Remove", r.Remove(t.Context(), key), nil)
-		is(t, "the second Close", r.Close(), nil)
+func TestCloseDuringPort(t *testing.T) {
+	run(t, func(t *testing.T, r *fixture) {
+		release := make(chan struct{})
+		r.backend.setReply(nil, release)
+		requesting := startCall(func() error { return r.requestPort(t.Context()) })
+		waiting := startCall(func() error { return r.requestPort(t.Context()) })
+		wantError(t, "Close", r.Close(), nil)
+		close(release)
+		wantError(t, "the one that asks", <-requesting, forward.ErrClosed)
+		wantError(t, "the one that waits", <-waiting, forward.ErrClosed)
+		r.backend.wantCounts(t, 0, 1, 1)
+		wantError(t, "Port", r.requestPort(t.Context()), forward.ErrClosed)
+		wantError(t, "Remove", r.Remove(t.Context(), key), nil)
+		wantError(t, "the second Close", r.Close(), nil)
 		_, err := r.Mappings()
-		is(t, "Mappings", err, forward.ErrClosed)
-		r.router.want(t, 0, 1, 1)
+		wantError(t, "Mappings", err, forward.ErrClosed)
+		r.backend.wantCounts(t, 0, 1, 1)
 	})
 }
 
 // Close while a lost mapping is requested requests no other.
-func TestCloseLost(t *testing.T) {
-	run(t, func(t *testing.T, r *rig) {
-		is(t, "Port", r.port(t.Context()), nil)
-		r.router.set(backends.ErrNetworkFailure, nil)
+func TestCloseDuringRefresh(t *testing.T) {
+	run(t, func(t *testing.T, r *fixture) {
+		wantError(t, "Port", r.requestPort(t.Context()), nil)
+		r.backend.setReply(backends.ErrNetworkFailure, nil)
 		time.Sleep(2 * forward.DefaultLifetime)
-		answer := make(chan struct{})
-		r.router.set(backends.ErrNetworkFailure, answer)
-		asks := do(func() error { return r.port(t.Context()) })
-		closes := do(r.Close)
-		r.router.mu.Lock()
-		asked := r.router.asked
-		r.router.mu.Unlock()
-		close(answer)
-		<-closes // that the gateway fails is no matter here
-		is(t, "Port", <-asks, forward.ErrClosed)
-		r.router.mu.Lock()
-		defer r.router.mu.Unlock()
-		if r.router.asked != asked {
-			t.Errorf("%d more requests", r.router.asked-asked)
+		release := make(chan struct{})
+		r.backend.setReply(backends.ErrNetworkFailure, release)
+		requesting := startCall(func() error { return r.requestPort(t.Context()) })
+		closing := startCall(r.Close)
+		r.backend.mu.Lock()
+		mapRequests := r.backend.mapRequests
+		r.backend.mu.Unlock()
+		close(release)
+		<-closing // that the gateway fails is no matter here
+		wantError(t, "Port", <-requesting, forward.ErrClosed)
+		r.backend.mu.Lock()
+		defer r.backend.mu.Unlock()
+		if r.backend.mapRequests != mapRequests {
+			t.Errorf("%d more requests", r.backend.mapRequests-mapRequests)
 		}
 	})
 }
 
 // Remove waits for Port, and Close for Remove.
-func TestRemoveMeanwhile(t *testing.T) {
-	run(t, func(t *testing.T, r *rig) {
-		answer := make(chan struct{})
-		r.router.set(nil, answer)
-		asks := do(func() error { return r.port(t.Context()) })
-		removes := do(func() error { return r.Remove(t.Context(), key) })
-		close(answer)
-		is(t, "Port", <-asks, nil)
-		is(t, "Remove", <-removes, nil)
-		r.router.want(t, 0, 1, 1)
+func TestRemoveDuringPort(t *testing.T) {
+	run(t, func(t *testing.T, r *fixture) {
+		release := make(chan struct{})
+		r.backend.setReply(nil, release)
+		requesting := startCall(func() error { return r.requestPort(t.Context()) })
+		removing := startCall(func() error { return r.Remove(t.Context(), key) })
+		close(release)
+		wantError(t, "Port", <-requesting, nil)
+		wantError(t, "Remove", <-removing, nil)
+		r.backend.wantCounts(t, 0, 1, 1)
 
-		is(t, "Port", r.port(t.Context()), nil)
-		answer = make(chan struct{})
-		r.router.set(nil, answer)
+		wantError(t, "Port", r.requestPort(t.Context()), nil)
+		release = make(chan struct{})
+		r.backend.setReply(nil, release)
 		ctx, cancel := context.WithCancelCause(t.Context())
-		removes = do(func() error { return r.Remove(ctx, key) })
-		cancel(errCause)
-		is(t, "Remove", <-removes, errCause)
-		is(t, "Remove again", r.Remove(t.Context(), key), nil)
-		closes := do(r.Close)
-		if len(closes) > 0 {
+		removing = startCall(func() error { return r.Remove(ctx, key) })
+		cancel(errCancelled)
+		wantError(t, "Remove", <-removing, errCancelled)
+		wantError(t, "Remove again", r.Remove(t.Context(), key), nil)
+		closing := startCall(r.Close)
+		if len(closing) > 0 {
 			t.Error("Close did not wait for the deletion")
 		}
-		close(answer)
-		is(t, "Close", <-closes, nil)
-		r.router.want(t, 0, 2, 2)
+		close(release)
+		wantError(t, "Close", <-closing, nil)
+		r.backend.wantCounts(t, 0, 2, 2)
 	})
 }
 
 // Close closes all at once, or the Table's own Forwarder.
 func TestClose(t *testing.T) {
-	for _, own := range []bool{false, true} {
-		run(t, func(t *testing.T, r *rig) {
-			if own {
-				r.Own = r.forwarder
+	for _, owned := range []bool{false, true} {
+		run(t, func(t *testing.T, r *fixture) {
+			if owned {
+				r.OwnedForwarder = r.forwarder
 			}
 			for port := range uint16(4) {
 				_, err := r.Port(t.Context(), held.Key{Protocol: backends.UDP, Port: 4001 + port}, func(ctx context.Context) (*forward.Mapping, error) {
 					return r.forwarder.Enable(ctx, forward.UDP(4001+port))
 				})
-				is(t, "Port", err, nil)
+				wantError(t, "Port", err, nil)
 			}
-			r.router.set(nil, make(chan struct{})) // never answers
-			begun := time.Now()
-			is(t, "Close", r.Close(), backends.ErrNoReply)
-			if took := time.Since(begun); took > forward.DefaultCloseTimeout {
-				t.Errorf("Close took %v", took)
+			r.backend.setReply(nil, make(chan struct{})) // never answers
+			start := time.Now()
+			wantError(t, "Close", r.Close(), backends.ErrNoReply)
+			if elapsed := time.Since(start); elapsed > forward.DefaultCloseTimeout {
+				t.Errorf("Close took %v", elapsed)
 			}
-			if _, err := r.forwarder.Enable(t.Context(), forward.Background()); errors.Is(err, forward.ErrClosed) != own {
+			if _, err := r.forwarder.Enable(t.Context(), forward.Background()); errors.Is(err, forward.ErrClosed) != owned {
 				t.Errorf("the Forwarder after Close: %v", err)
 			}
 		})

@@ -26,19 +26,19 @@ import (
 func TestMain(m *testing.M) { lab.Main(m) }
 
 const (
-	patience = 60 * time.Second // bounds what must happen
-	again    = 100 * time.Millisecond
-	echoes   = "/goforward/echo/1"
+	testTimeout  = 60 * time.Second // bounds what must happen
+	pollInterval = 100 * time.Millisecond
+	echoProtocol = "/goforward/echo/1"
 )
 
 // hostArgs say what the host at home is to do.
 type hostArgs struct {
-	Listen []string
-	Own    bool // the NATManager has a Forwarder of its own
+	Listen       []string
+	OwnForwarder bool // the NATManager has a Forwarder of its own
 }
 
 // hello is what the host tells when libp2p.New has returned.
-type hello struct {
+type hostInfo struct {
 	ID    peer.ID
 	Addrs []string
 	Took  time.Duration
@@ -50,7 +50,7 @@ var hostProgram = lab.Func("host", func(p *lab.Proc) {
 	var args hostArgs
 	p.Args(&args)
 	var f *forward.Forwarder
-	if !args.Own {
+	if !args.OwnForwarder {
 		f = newForwarder(p)
 	}
 	begin := time.Now()
@@ -62,14 +62,14 @@ var hostProgram = lab.Func("host", func(p *lab.Proc) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	h.SetStreamHandler(echoes, echo)
-	p.Send(hello{h.ID(), texts(h.Addrs()), time.Since(begin)})
+	h.SetStreamHandler(echoProtocol, echo)
+	p.Send(hostInfo{h.ID(), addrStrings(h.Addrs()), time.Since(begin)})
 	for {
-		var order string
-		p.Receive(&order)
-		switch order {
+		var command string
+		p.Receive(&command)
+		switch command {
 		case "addrs":
-			p.Send(texts(h.Addrs()))
+			p.Send(addrStrings(h.Addrs()))
 		case "close":
 			if err := h.Close(); err != nil {
 				p.Fatal(err)
@@ -86,7 +86,7 @@ var hostProgram = lab.Func("host", func(p *lab.Proc) {
 
 func newForwarder(p *lab.Proc) *forward.Forwarder {
 	f, err := forward.New(&forward.Config{
-		RequestTimeout: patience,
+		RequestTimeout: testTimeout,
 		Logger:         slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
@@ -95,7 +95,7 @@ func newForwarder(p *lab.Proc) *forward.Forwarder {
 	return f
 }
 
-func texts(addrs []ma.Multiaddr) []string {
+func addrStrings(addrs []ma.Multiaddr) []string {
 	out := []string{}
 	for _, a := range addrs {
 		out = append(out, a.String())
@@ -107,7 +107,7 @@ func texts(addrs []ma.Multiaddr) []string {
 // echo sends back what it is sent.
 func echo(s network.Stream) {
 	defer s.Close()
-	_ = s.SetDeadline(time.Now().Add(patience))
+	_ = s.SetDeadline(time.Now().Add(testTimeout))
 	buf := make([]byte, 64)
 	n, err := s.Read(buf)
 	if err != nil {
@@ -125,8 +125,8 @@ type peerArgs struct {
 }
 
 // reply is what came of it.
-type reply struct {
-	Bytes, Over, Failure string
+type peerResult struct {
+	Bytes, RemoteAddr, Failure string
 }
 
 // peerProgram is a peer outside that has never met the host. It is a process of
@@ -134,46 +134,46 @@ type reply struct {
 var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 	var args peerArgs
 	p.Args(&args)
-	ctx, cancel := context.WithTimeout(context.Background(), patience/4)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout/4)
 	defer cancel()
-	got, err := meet(ctx, args)
+	got, err := dialAndEcho(ctx, args)
 	if err != nil {
 		got.Failure = err.Error()
 	}
 	p.Send(got)
 })
 
-func meet(ctx context.Context, args peerArgs) (reply, error) {
+func dialAndEcho(ctx context.Context, args peerArgs) (peerResult, error) {
 	addr, err := ma.NewMultiaddr(args.Addr)
 	if err != nil {
-		return reply{}, err
+		return peerResult{}, err
 	}
 	h, err := libp2p.New(libp2p.NoListenAddrs, libp2p.DisableRelay(), libp2p.DisableMetrics())
 	if err != nil {
-		return reply{}, err
+		return peerResult{}, err
 	}
 	defer h.Close()
 	if err := h.Connect(ctx, peer.AddrInfo{ID: args.ID, Addrs: []ma.Multiaddr{addr}}); err != nil {
-		return reply{}, err
+		return peerResult{}, err
 	}
-	s, err := h.NewStream(ctx, args.ID, echoes)
+	s, err := h.NewStream(ctx, args.ID, echoProtocol)
 	if err != nil {
-		return reply{}, err
+		return peerResult{}, err
 	}
 	defer s.Close()
-	at, _ := ctx.Deadline()
-	_ = s.SetDeadline(at)
+	deadline, _ := ctx.Deadline()
+	_ = s.SetDeadline(deadline)
 	if _, err := s.Write([]byte(args.Bytes)); err != nil {
-		return reply{}, err
+		return peerResult{}, err
 	}
 	buf := make([]byte, len(args.Bytes))
 	n, err := io.ReadFull(s, buf)
-	return reply{Bytes: string(buf[:n]), Over: s.Conn().RemoteMultiaddr().String()}, err
+	return peerResult{Bytes: string(buf[:n]), RemoteAddr: s.Conn().RemoteMultiaddr().String()}, err
 }
 
 // all is what a host at home usually listens on: one port for TCP and what shares
 // UDP.
-var all = []string{
+var allListenAddrs = []string{
 	"/ip4/0.0.0.0/tcp/4001",
 	"/ip4/0.0.0.0/udp/4001/quic-v1",
 	"/ip4/0.0.0.0/udp/4001/quic-v1/webtransport",
@@ -181,20 +181,20 @@ var all = []string{
 }
 
 // both are TCP and UDP on one port.
-var both = all[:2]
+var tcpAndQUIC = allListenAddrs[:2]
 
 // host is the host at home as the test sees it.
 type host struct {
-	t     *testing.T
-	home  *lab.HomeNet
-	proc  *lab.Running
-	hello hello
+	t    *testing.T
+	home *lab.HomeNet
+	proc *lab.Running
+	info hostInfo
 }
 
 func start(t *testing.T, home *lab.HomeNet, args hostArgs) *host {
 	t.Helper()
 	h := &host{t: t, home: home, proc: home.Lan.Start(t, hostProgram, args)}
-	h.proc.Expect(&h.hello)
+	h.proc.Expect(&h.info)
 	return h
 }
 
@@ -208,9 +208,9 @@ func (h *host) addrs() []string {
 
 // announces waits until the host announces exactly one address with the prefix
 // and the suffix, and returns it.
-func (h *host) announces(prefix, suffix string) string {
+func (h *host) waitAnnounced(prefix, suffix string) string {
 	h.t.Helper()
-	tick := time.NewTicker(again)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	begin := time.Now()
 	for {
@@ -218,7 +218,7 @@ func (h *host) announces(prefix, suffix string) string {
 		if found := matching(addrs, prefix, suffix); len(found) == 1 {
 			return found[0]
 		}
-		if time.Since(begin) > patience {
+		if time.Since(begin) > testTimeout {
 			h.t.Fatalf("the host announces no %s…%s, or several: %q", prefix, suffix, addrs)
 		}
 		<-tick.C
@@ -236,36 +236,36 @@ func matching(addrs []string, prefix, suffix string) []string {
 }
 
 // meet has a new peer outside connect to an address.
-func (h *host) meet(addr, bytes string) reply {
+func (h *host) connectNewPeer(addr, bytes string) peerResult {
 	h.t.Helper()
-	proc := h.home.Wan.Start(h.t, peerProgram, peerArgs{h.hello.ID, addr, bytes})
-	var got reply
+	proc := h.home.Wan.Start(h.t, peerProgram, peerArgs{h.info.ID, addr, bytes})
+	var got peerResult
 	proc.Expect(&got)
 	proc.Wait()
 	return got
 }
 
 // reached wants a new peer outside to get its bytes back over an address.
-func (h *host) reached(addr string) {
+func (h *host) wantReachable(addr string) {
 	h.t.Helper()
 	bytes := rand.Text()
-	if got := h.meet(addr, bytes); got.Bytes != bytes || !strings.HasPrefix(addr, got.Over) || got.Failure != "" {
+	if got := h.connectNewPeer(addr, bytes); got.Bytes != bytes || !strings.HasPrefix(addr, got.RemoteAddr) || got.Failure != "" {
 		h.t.Errorf("over %s: %+v, want %q", addr, got, bytes)
 	}
 }
 
 // comesBack wants new peers outside to be served again, sooner or later.
-func (h *host) comesBack(addr string) {
+func (h *host) waitReachable(addr string) {
 	h.t.Helper()
 	begin := time.Now()
 	for {
 		bytes := rand.Text()
-		got := h.meet(addr, bytes)
+		got := h.connectNewPeer(addr, bytes)
 		if got.Bytes == bytes {
 			h.t.Logf("%s works again after %v", addr, time.Since(begin).Round(time.Millisecond))
 			return
 		}
-		if time.Since(begin) > patience {
+		if time.Since(begin) > testTimeout {
 			h.t.Fatalf("over %s: %+v, want %q", addr, got, bytes)
 		}
 	}

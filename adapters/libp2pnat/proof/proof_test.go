@@ -8,9 +8,9 @@ import (
 )
 
 // outside is how all that is announced for the world begins.
-const outside = "/ip4/45.45.45.1/"
+const externalPrefix = "/ip4/45.45.45.1/"
 
-func TestReached(t *testing.T) {
+func TestReachable(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
 		"every protocol": {},
@@ -20,12 +20,12 @@ func TestReached(t *testing.T) {
 			t.Parallel()
 			lab.Scenario(t, "libp2p: a new peer outside is served over TCP, QUIC, WebTransport and WebRTC, "+name)
 			home := lab.Home(t, router)
-			h := start(t, home, hostArgs{Listen: all})
-			t.Logf("after libp2p.New, in %v, the host announces %q", h.hello.Took, matching(h.hello.Addrs, outside, ""))
-			h.reached(h.announces(outside, "/tcp/4001"))
-			h.reached(h.announces(outside, "/udp/4001/quic-v1"))
-			h.reached(h.announces(outside, "/udp/4001/quic-v1/webtransport"))
-			h.reached(h.announces(outside, "/udp/4001/webrtc-direct"))
+			h := start(t, home, hostArgs{Listen: allListenAddrs})
+			t.Logf("after libp2p.New, in %v, the host announces %q", h.info.Took, matching(h.info.Addrs, externalPrefix, ""))
+			h.wantReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
+			h.wantReachable(h.waitAnnounced(externalPrefix, "/udp/4001/quic-v1"))
+			h.wantReachable(h.waitAnnounced(externalPrefix, "/udp/4001/quic-v1/webtransport"))
+			h.wantReachable(h.waitAnnounced(externalPrefix, "/udp/4001/webrtc-direct"))
 			wantRules(t, home, 2)
 			h.close(0)
 		})
@@ -33,47 +33,47 @@ func TestReached(t *testing.T) {
 }
 
 // A power cut: the mappings are gone, and nobody tells the host but the router.
-func TestRestart(t *testing.T) {
+func TestRouterRestart(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: a new peer outside is served after the router has restarted")
 	home := lab.Home(t, lab.Router{})
-	h := start(t, home, hostArgs{Listen: both})
-	tcp, quic := h.announces(outside, "/tcp/4001"), h.announces(outside, "/udp/4001/quic-v1")
-	h.reached(tcp)
-	h.reached(quic)
+	h := start(t, home, hostArgs{Listen: tcpAndQUIC})
+	tcp, quic := h.waitAnnounced(externalPrefix, "/tcp/4001"), h.waitAnnounced(externalPrefix, "/udp/4001/quic-v1")
+	h.wantReachable(tcp)
+	h.wantReachable(quic)
 	home.Daemon.Kill(t)
 	home.Daemon.Forget(t)
 	wantRules(t, home, 0)
-	if got := h.meet(tcp, "too early"); got.Failure == "" {
+	if got := h.connectNewPeer(tcp, "too early"); got.Failure == "" {
 		t.Errorf("without a mapping: %+v", got)
 	}
 	home.Daemon.Start(t)
-	h.comesBack(h.announces(outside, "/tcp/4001"))
-	h.comesBack(h.announces(outside, "/udp/4001/quic-v1"))
+	h.waitReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
+	h.waitReachable(h.waitAnnounced(externalPrefix, "/udp/4001/quic-v1"))
 	h.close(0)
 }
 
 // Somebody else has the ports of the router.
-func TestTaken(t *testing.T) {
+func TestPortsTaken(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: somebody else has the external ports, those granted are announced")
 	home := lab.Home(t, lab.Router{})
 	neighbour := home.Join("neighbour", "192.168.77.3/24")
-	takes(t, home, neighbour, "tcp", "4001")
-	takes(t, home, neighbour, "udp", "4001")
-	h := start(t, home, hostArgs{Listen: both})
-	tcp, quic := h.announces(outside+"tcp/", ""), h.announces(outside+"udp/", "/quic-v1")
+	mapWithNatpmpc(t, home, neighbour, "tcp", "4001")
+	mapWithNatpmpc(t, home, neighbour, "udp", "4001")
+	h := start(t, home, hostArgs{Listen: tcpAndQUIC})
+	tcp, quic := h.waitAnnounced(externalPrefix+"tcp/", ""), h.waitAnnounced(externalPrefix+"udp/", "/quic-v1")
 	if strings.HasSuffix(tcp, "/4001") || strings.Contains(quic, "/4001/") {
 		t.Errorf("announced are %s and %s, which others have", tcp, quic)
 	}
-	h.reached(tcp)
-	h.reached(quic)
+	h.wantReachable(tcp)
+	h.wantReachable(quic)
 	h.close(2)
 }
 
 // takes has a host of the home map a port to itself, by Debian's client, which can
 // take a late answer to its first question for that to its second.
-func takes(t *testing.T, home *lab.HomeNet, host *lab.Host, network, port string) {
+func mapWithNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network, port string) {
 	t.Helper()
 	var out string
 	for range 5 {
@@ -86,49 +86,49 @@ func takes(t *testing.T, home *lab.HomeNet, host *lab.Host, network, port string
 }
 
 // The provider gives the router another address.
-func TestAddress(t *testing.T) {
+func TestExternalAddressChanges(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: another external address is announced and works")
 	home := lab.Home(t, lab.Router{})
-	h := start(t, home, hostArgs{Listen: both})
-	h.reached(h.announces(outside, "/tcp/4001"))
+	h := start(t, home, hostArgs{Listen: tcpAndQUIC})
+	h.wantReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
 	home.Router.Exec(t, "sh", "-ec", "ip addr add 45.45.45.77/24 dev wan0; ip addr del 45.45.45.1/24 dev wan0; ip addr show dev wan0 | grep -q 45.45.45.77 || ip addr add 45.45.45.77/24 dev wan0")
-	h.reached(h.announces("/ip4/45.45.45.77/", "/tcp/4001"))
-	h.reached(h.announces("/ip4/45.45.45.77/", "/udp/4001/quic-v1"))
-	if found := matching(h.addrs(), outside, ""); len(found) > 0 {
+	h.wantReachable(h.waitAnnounced("/ip4/45.45.45.77/", "/tcp/4001"))
+	h.wantReachable(h.waitAnnounced("/ip4/45.45.45.77/", "/udp/4001/quic-v1"))
+	if found := matching(h.addrs(), externalPrefix, ""); len(found) > 0 {
 		t.Errorf("the host still announces %q", found)
 	}
 	h.close(0)
 }
 
 // The router comes to life after the host.
-func TestRouterLater(t *testing.T) {
+func TestRouterStartsLater(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: the router starts after the host")
 	home := lab.Home(t, lab.Router{})
 	home.Daemon.Stop(t)
-	h := start(t, home, hostArgs{Listen: both})
-	if found := matching(h.hello.Addrs, outside, ""); len(found) > 0 {
+	h := start(t, home, hostArgs{Listen: tcpAndQUIC})
+	if found := matching(h.info.Addrs, externalPrefix, ""); len(found) > 0 {
 		t.Errorf("the host announces %q", found)
 	}
 	home.Daemon.Start(t)
-	h.reached(h.announces(outside, "/tcp/4001"))
-	h.reached(h.announces(outside, "/udp/4001/quic-v1"))
+	h.wantReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
+	h.wantReachable(h.waitAnnounced(externalPrefix, "/udp/4001/quic-v1"))
 	h.close(0)
 }
 
 // A Forwarder of its own; a listener on the address that the router forwards to,
 // and one that nobody else can reach.
-func TestOneAddress(t *testing.T) {
+func TestSpecificAddress(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: a listener on one address is served, one on loopback not mapped")
 	home := lab.Home(t, lab.Router{})
-	h := start(t, home, hostArgs{Own: true, Listen: []string{
+	h := start(t, home, hostArgs{OwnForwarder: true, Listen: []string{
 		"/ip4/192.168.77.2/tcp/4001", "/ip4/127.0.0.1/tcp/4002", "/ip4/127.0.0.1/udp/4001/quic-v1",
 	}})
-	h.reached(h.announces(outside, "/tcp/4001"))
+	h.wantReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
 	wantRules(t, home, 1)
-	if found := matching(h.addrs(), outside, ""); len(found) != 1 {
+	if found := matching(h.addrs(), externalPrefix, ""); len(found) != 1 {
 		t.Errorf("the host announces %q", found)
 	}
 	h.close(0)
