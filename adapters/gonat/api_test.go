@@ -8,7 +8,7 @@ import (
 	nat "github.com/natforward/goforward/adapters/gonat"
 )
 
-// theirs is the interface as go-nat v0.2 and netbird's fork declare it.
+// goNAT is the interface NAT as go-nat v0.2 and netbird's fork declare it.
 type goNAT interface {
 	Type() string
 	GetDeviceAddress() (addr net.IP, err error)
@@ -18,7 +18,8 @@ type goNAT interface {
 	DeletePortMapping(ctx context.Context, protocol string, internalPort int) (err error)
 }
 
-// Each is the other.
+// The interfaces goNAT and nat.NAT have the same methods, and the package has go-nat's
+// functions and errors.
 var (
 	_ goNAT                                  = nat.NAT(nil)
 	_ nat.NAT                                = goNAT(nil)

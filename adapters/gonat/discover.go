@@ -8,18 +8,19 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// shared is what DiscoverGateway returns, made when first needed: programs that
-// discover again when something went wrong never close what they had.
+// shared holds the Gateway that DiscoverGateway returns. The first call creates it. All
+// later calls share it, because a program may repeat the discovery after an error without
+// closing the earlier Gateway.
 var shared struct {
 	mu      sync.Mutex
-	config  *forward.Config // of tests
+	config  *forward.Config // nil, except in tests
 	gateway *Gateway
 }
 
-// DiscoverGateway finds the gateway that leads to the internet, and returns as
-// soon as it answered. It fails with ErrNoNATFound, and with why. Within a
-// process it returns the same *[Gateway] until that is closed, so that to
-// discover again costs little and loses nothing.
+// DiscoverGateway finds the gateway of the default route, and returns when it receives the
+// first reply. If it fails, the error wraps ErrNoNATFound and the cause. Until the *[Gateway]
+// is closed, every call in the process returns the same one. A repeated discovery is
+// therefore cheap and keeps the mappings.
 func DiscoverGateway(ctx context.Context) (NAT, error) {
 	g, err := sharedGateway()
 	if err != nil {
@@ -31,11 +32,11 @@ func DiscoverGateway(ctx context.Context) (NAT, error) {
 	return g, nil
 }
 
-// DiscoverNATs is DiscoverGateway on a channel: it has one NAT or none, and is
-// closed after it. There is no need to read it to the end.
+// DiscoverNATs calls DiscoverGateway in the background. The channel yields one NAT if the
+// discovery succeeds, and is then closed. The caller need not read from it.
 func DiscoverNATs(ctx context.Context) <-chan NAT {
 	nats := make(chan NAT, 1)
-	go func() { // ends with the discovery, which is bounded
+	go func() { // ends with the discovery, which is bounded by a timeout
 		defer close(nats)
 		if nat, err := DiscoverGateway(ctx); err == nil {
 			nats <- nat
@@ -44,8 +45,8 @@ func DiscoverNATs(ctx context.Context) <-chan NAT {
 	return nats
 }
 
-// Close closes what DiscoverGateway returns, if there is something: a program
-// does that when it ends. Later, DiscoverGateway begins anew.
+// Close closes the Gateway that DiscoverGateway returned, if there is one. Call it before the
+// program ends. After Close, DiscoverGateway creates a new Gateway.
 func Close() error {
 	shared.mu.Lock()
 	g := shared.gateway
@@ -56,6 +57,7 @@ func Close() error {
 	return g.Close()
 }
 
+// sharedGateway returns the shared Gateway, and creates it if there is none.
 func sharedGateway() (*Gateway, error) {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
@@ -70,7 +72,7 @@ func sharedGateway() (*Gateway, error) {
 	return shared.gateway, nil
 }
 
-// unshare makes the next discovery begin anew.
+// clearShared makes the next discovery create a new Gateway, if g is the shared one.
 func (g *Gateway) clearShared() {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()

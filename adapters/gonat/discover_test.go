@@ -12,6 +12,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
+// TestDiscover checks that DiscoverNATs yields the Gateway that DiscoverGateway returned, and
+// that Close deletes its mappings. The next discovery creates a new Gateway.
 func TestDiscover(t *testing.T) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {
@@ -30,7 +32,7 @@ func TestDiscover(t *testing.T) {
 		all = append(all, n)
 	}
 	if len(all) != 1 || all[0] != g {
-		t.Errorf("found %v, then %v", g, all)
+		t.Errorf("DiscoverGateway found %v, then DiscoverNATs %v", g, all)
 	}
 	internal := startGreeter(t)
 	external, err := g.AddPortMapping(t.Context(), "tcp", internal, "", 0)
@@ -44,13 +46,15 @@ func TestDiscover(t *testing.T) {
 		t.Error(err)
 	}
 	if table := gw.Table(); len(table) != 0 {
-		t.Errorf("closed, and the gateway has %v", table)
+		t.Errorf("after Close, the gateway has %v, want no mappings", table)
 	}
 	if again, err := nat.DiscoverGateway(t.Context()); err != nil || again == g {
-		t.Errorf("after Close: %v, %v", again, err)
+		t.Errorf("DiscoverGateway after Close: %v, %v, want a new Gateway", again, err)
 	}
 }
 
+// TestDiscoverFails checks the errors without a gateway, with a cancelled context, and with
+// an invalid Config.
 func TestDiscoverFails(t *testing.T) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {
@@ -63,16 +67,16 @@ func TestDiscoverFails(t *testing.T) {
 	defer nat.Close()
 	gw.Close()
 	if g, err := nat.DiscoverGateway(t.Context()); g != nil || !errors.Is(err, nat.ErrNoNATFound) || !errors.Is(err, backends.ErrNoReply) {
-		t.Errorf("found %v, %v", g, err)
+		t.Errorf("without a gateway: found %v, %v", g, err)
 	}
 	for n := range nat.DiscoverNATs(t.Context()) {
-		t.Errorf("found %v", n)
+		t.Errorf("without a gateway: DiscoverNATs found %v", n)
 	}
-	cause := errors.New("enough")
+	cause := errors.New("cancelled by the test")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
 	if _, err := nat.DiscoverGateway(ctx); !errors.Is(err, cause) {
-		t.Errorf("with an ended context: %v", err)
+		t.Errorf("with a cancelled context: %v", err)
 	}
 	nat.SetDiscoverConfig(&forward.Config{DiscoveryTimeout: -1})
 	_ = nat.Close()

@@ -1,6 +1,6 @@
-// Package nat has the API of go-nat (github.com/libp2p/go-nat and its fork by
-// netbird), kept by a [forward.Forwarder]. For a program that uses go-nat,
-// changing the import path is the whole migration:
+// Package nat has the API of go-nat (github.com/libp2p/go-nat and its fork by netbird). A
+// [forward.Forwarder] creates and renews the mappings. A program that uses go-nat migrates
+// by a change of the import path:
 //
 //	import nat "github.com/natforward/goforward/adapters/gonat"
 //
@@ -8,27 +8,27 @@
 //	port, err := gw.AddPortMapping(ctx, "tcp", 8080, "my program", time.Hour) // the true external port
 //	defer gw.DeletePortMapping(ctx, "tcp", 8080)
 //
-// A program that has a Forwarder gives it to [New]. New programs need none of
-// this: use package forward.
+// A program that has a Forwarder already passes it to [New]. New programs do not need this
+// package: use package forward.
 //
-// # What is different
+// # Differences from go-nat
 //
-//   - The port that AddPortMapping returns is the one that the gateway granted.
-//   - A mapping is kept alive until it is deleted, not only as long as somebody
-//     asks for it again: renewed at half of its lifetime, and asked for again when
-//     the gateway restarts or another takes its place. To ask again is welcome and
-//     cheap: nothing is sent while the mapping stands.
-//   - DeletePortMapping deletes on the gateway, whichever protocol it speaks.
-//   - A timeout of 0 is the Forwarder's own lifetime; it deletes nothing, and is
-//     no mapping without an end.
-//   - TCP and UDP mappings of one port are two, and do not touch each other.
-//   - PCP is spoken too. A gateway that refuses one protocol is asked by the next.
-//   - Errors say what each protocol answered, and wrap those of package backends.
+//   - AddPortMapping returns the external port that the gateway granted.
+//   - A mapping is kept until it is deleted, even if the program does not repeat the
+//     request. It is renewed at half of its lifetime. It is requested again if the gateway
+//     restarts or another gateway replaces it. A program may still repeat the request: while
+//     the mapping is active, the Gateway then sends nothing.
+//   - DeletePortMapping deletes the mapping on the gateway, with NAT-PMP, PCP and UPnP.
+//   - A timeout of 0 selects the lifetime of the Forwarder's Config. It neither deletes the
+//     mapping nor requests a permanent one.
+//   - The TCP and UDP mappings of one port are independent of each other.
+//   - PCP is supported too. If the gateway refuses one protocol, the next one is tried.
+//   - An error contains the error of each protocol, and wraps errors of package backends.
 //     Test for [ErrNoNATFound] with errors.Is.
 //
-// A mapping that an earlier run of the program left behind is unknown to
-// DeletePortMapping: give [New] a Forwarder with a StateFile, which takes such
-// mappings over or away.
+// DeletePortMapping cannot delete a mapping that an earlier run of the program left on the
+// gateway. For that, pass [New] a Forwarder with a StateFile, which resumes or deletes such
+// mappings.
 //
-// It maps IPv4 alone, as go-nat does.
+// Like go-nat, the package makes IPv4 mappings only.
 package nat

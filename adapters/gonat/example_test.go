@@ -17,7 +17,7 @@ func ExampleNew() {
 		log.Fatal(err)
 	}
 	defer router.Close()
-	f, err := forward.New(router.Config()) // nil: with the gateway that leads to the internet
+	f, err := forward.New(router.Config()) // nil instead of a Config: the gateway of the default route
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -2,14 +2,14 @@ package nat
 
 import "github.com/natforward/goforward/forward"
 
-// Discover makes the next discovery use a config.
+// SetDiscoverConfig sets the Config of the Forwarder that the next discovery creates.
 func SetDiscoverConfig(config *forward.Config) {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	shared.config = config
 }
 
-// Slots is how many mappings are held.
+// MappingCount returns the number of mappings that g holds.
 func (g *Gateway) MappingCount() int {
 	ms, _ := g.held.Mappings()
 	return len(ms)

@@ -17,14 +17,15 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// The errors of go-nat. What they wrap says why.
+// These errors have the names that they have in go-nat. The methods return errors that wrap
+// one of them and the cause.
 var (
 	ErrNoExternalAddress = errors.New("no external address")
 	ErrNoInternalAddress = errors.New("no internal address")
 	ErrNoNATFound        = errors.New("no NAT found")
 )
 
-// NAT is go-nat's interface. [Gateway] says what its methods do here.
+// NAT has the methods of go-nat's interface NAT. [Gateway] implements and documents them.
 type NAT interface {
 	Type() string
 	GetDeviceAddress() (addr net.IP, err error)
@@ -36,31 +37,31 @@ type NAT interface {
 
 var _ NAT = (*Gateway)(nil)
 
-// Gateway is a [NAT] that a Forwarder keeps. Its methods may be called by several
-// goroutines at once. Those without a context are bounded by the RequestTimeout of the
-// Forwarder's Config.
+// Gateway is a [NAT] whose mappings a Forwarder keeps. Several goroutines may call its
+// methods at once. A method without a context takes at most the RequestTimeout of the
+// Forwarder's Config. Create it with New or DiscoverGateway.
 type Gateway struct {
 	forwarder *forward.Forwarder
 	held      *held.Table
 	calls     ctxsync.Calls
 }
 
-// New returns a Gateway that maps by a Forwarder of the caller's, who closes
-// both: first the Gateway. It does no I/O.
+// New returns a Gateway that maps ports with f. The caller closes the Gateway first, and
+// then f. New does no I/O.
 func New(f *forward.Forwarder) *Gateway { return &Gateway{forwarder: f, held: held.New("gonat")} }
 
 var errClosed = fmt.Errorf("gonat: %w", forward.ErrClosed)
 
-// Close deletes what was mapped by this Gateway, all at once, in the time of
-// [forward.Mapping.Close]. Calls under way fail with net.ErrClosed, and so do later
-// ones. A second call returns nil.
+// Close deletes all mappings of this Gateway at the same time. It takes as long as
+// [forward.Mapping.Close]. Calls in progress and later calls fail with net.ErrClosed. A
+// second call of Close returns nil.
 func (g *Gateway) Close() error {
 	g.clearShared()
 	g.calls.Close(errClosed)
 	return g.held.Close()
 }
 
-// discover is the gateway that answers, which the Forwarder remembers.
+// discover returns the gateway that the Forwarder found. The Forwarder caches it.
 func (g *Gateway) discover(ctx context.Context) (forward.Gateway, error) {
 	ctx, end, err := g.calls.Begin(ctx)
 	if err != nil {
@@ -74,21 +75,23 @@ func (g *Gateway) discover(ctx context.Context) (forward.Gateway, error) {
 	return gw, nil
 }
 
-// AddPortMapping maps an internal port of this host, TCP or UDP ("tcp" or "udp", in
-// any case), and returns the external port: the same number if the gateway
-// allows. The mapping is kept alive until DeletePortMapping or Close.
+// AddPortMapping makes the gateway forward a port to internalPort of this host, and returns
+// the external port. The protocol is "tcp" or "udp", in upper or lower case. The external
+// port has the same number as the internal port if the gateway grants it. The mapping is
+// renewed until DeletePortMapping or Close.
 //
-// Called again, it returns the external port of now, and sends nothing while the
-// mapping stands; where it does not, it is asked for at once. A failure then is
-// that of this attempt, and others follow: the mapping is still kept. A failure
-// of the first call keeps nothing.
+// There is one mapping for a protocol and internalPort. If it exists already,
+// AddPortMapping returns its current external port, and sends nothing while the mapping is
+// active. If the mapping was lost, AddPortMapping requests it at once. If that request
+// fails, AddPortMapping returns the error, and the Gateway keeps retrying. If the first call
+// fails, the Gateway holds no mapping.
 //
-// The timeout is how long each grant is to last, and so how long the gateway
-// forwards in vain to a program that crashed. Zero and less is the Forwarder's
-// Lifetime. It and the description, of which the empty one is the Forwarder's,
-// are those of the call that made the mapping.
+// The timeout is the requested lifetime of each grant. If the program crashes, the gateway
+// deletes the mapping when its lifetime ends. A timeout of zero or less is the Lifetime of
+// the Forwarder's Config. An empty description is the Description of that Config. The
+// timeout and the description of the first call apply as long as the mapping exists.
 //
-// Another protocol and a port out of range fail with backends.ErrInvalid.
+// Other protocols and ports out of range fail with backends.ErrInvalid.
 func (g *Gateway) AddPortMapping(ctx context.Context, protocol string, internalPort int, description string, timeout time.Duration) (int, error) {
 	k, err := g.held.Key(protocol, internalPort)
 	if err != nil {
@@ -112,10 +115,10 @@ func (g *Gateway) AddPortMapping(ctx context.Context, protocol string, internalP
 	return int(port), err
 }
 
-// DeletePortMapping takes the mapping away from the gateway. Where there is
-// none that this Gateway made, it succeeds. One that the gateway does not take away
-// is left to its lifetime, and the error says so. A context that ends is not
-// obeyed by the deletion itself, which goes on.
+// DeletePortMapping deletes the mapping from the gateway. If this Gateway has no such
+// mapping, it succeeds. If the gateway does not delete the mapping, DeletePortMapping returns
+// an error; the mapping is no longer renewed, and ends with its lifetime. If ctx ends,
+// DeletePortMapping returns, and the deletion continues.
 func (g *Gateway) DeletePortMapping(ctx context.Context, protocol string, internalPort int) error {
 	k, err := g.held.Key(protocol, internalPort)
 	if err != nil {
@@ -129,7 +132,7 @@ func (g *Gateway) DeletePortMapping(ctx context.Context, protocol string, intern
 	return g.held.Remove(ctx, k)
 }
 
-// activeMapping is a mapping that the gateway forwards now, or nil.
+// activeMapping returns any mapping that the gateway forwards now, or nil.
 func (g *Gateway) activeMapping() *forward.Mapping {
 	ms, _ := g.held.Mappings()
 	for _, m := range ms {
@@ -140,9 +143,9 @@ func (g *Gateway) activeMapping() *forward.Mapping {
 	return nil
 }
 
-// Type names the protocol that mappings go by: "NAT-PMP", "PCP", "UPnP", or
-// "direct" where no NAT stands before this host. It is "unknown" where nothing
-// answers.
+// Type returns the name of the protocol that creates the mappings: "NAT-PMP", "PCP", "UPnP",
+// or "direct" if there is no NAT between this host and the internet. If there is no reply, it
+// returns "unknown".
 func (g *Gateway) Type() string {
 	if m := g.activeMapping(); m != nil {
 		return protocolName(m.Backend())
@@ -153,6 +156,7 @@ func (g *Gateway) Type() string {
 	return "unknown"
 }
 
+// protocolName returns the name that go-nat uses for a backend.
 func protocolName(backend string) string {
 	switch backend {
 	case natpmp.Name:
@@ -165,20 +169,19 @@ func protocolName(backend string) string {
 	return backend
 }
 
-// GetDeviceAddress returns the address of the gateway on this side. It fails
-// with ErrNoNATFound where nothing answers, or the Forwarder's backends do not
-// tell.
+// GetDeviceAddress returns the internal address of the gateway. It fails with ErrNoNATFound
+// if there is no reply, or if the Forwarder's backends do not report the address.
 func (g *Gateway) GetDeviceAddress() (net.IP, error) {
 	gw, err := g.discover(context.Background())
 	if err == nil && !gw.Addr.IsValid() {
-		err = fmt.Errorf("%w: %w: the address is not known", ErrNoNATFound, backends.ErrUnsupported)
+		err = fmt.Errorf("%w: %w: the address is unknown", ErrNoNATFound, backends.ErrUnsupported)
 	}
 	return toNetIP(gw.Addr.Addr()), err
 }
 
-// GetExternalAddress asks the gateway for its external address. Where it does
-// not answer just now, that of a mapping which stands is returned. It fails with
-// ErrNoExternalAddress.
+// GetExternalAddress requests the external address from the gateway. If the request fails
+// and a mapping is active, it returns the external address of that mapping. Otherwise it
+// fails with ErrNoExternalAddress.
 func (g *Gateway) GetExternalAddress() (net.IP, error) {
 	ctx, end, err := g.calls.Begin(context.Background())
 	if err != nil {
@@ -197,8 +200,8 @@ func (g *Gateway) GetExternalAddress() (net.IP, error) {
 	return toNetIP(addr), nil
 }
 
-// GetInternalAddress returns the address of this host that the gateway sees. It
-// sends nothing, and fails with ErrNoInternalAddress.
+// GetInternalAddress returns the address of this host that the gateway forwards to. It sends
+// nothing. If there is no such address, it fails with ErrNoInternalAddress.
 func (g *Gateway) GetInternalAddress() (net.IP, error) {
 	ctx, end, err := g.calls.Begin(context.Background())
 	if err != nil {
@@ -212,5 +215,5 @@ func (g *Gateway) GetInternalAddress() (net.IP, error) {
 	return toNetIP(addr), nil
 }
 
-// ip is nil for the zero Addr.
+// toNetIP converts an address. It returns nil for the zero Addr.
 func toNetIP(addr netip.Addr) net.IP { return addr.Unmap().AsSlice() }

@@ -12,17 +12,19 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
+
 	nat "github.com/natforward/goforward/adapters/gonat"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// start starts a router, and a Gateway of a Forwarder that is told of it.
-func start(t *testing.T, router gatewaytest.Config, order ...string) (*gatewaytest.Gateway, *forward.Forwarder, *nat.Gateway) {
+// start starts a test router, a Forwarder for it and a Gateway. The protocols are those of
+// the Forwarder, in order of preference.
+func start(t *testing.T, router gatewaytest.Config, protocols ...string) (*gatewaytest.Gateway, *forward.Forwarder, *nat.Gateway) {
 	t.Helper()
 	gw, err := gatewaytest.Start(router)
 	if err != nil {
@@ -30,7 +32,7 @@ func start(t *testing.T, router gatewaytest.Config, order ...string) (*gatewayte
 	}
 	t.Cleanup(func() { _ = gw.Close() })
 	c := gw.Config()
-	c.Protocols = order
+	c.Protocols = protocols
 	f, err := forward.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -41,7 +43,8 @@ func start(t *testing.T, router gatewaytest.Config, order ...string) (*gatewayte
 	return gw, f, g
 }
 
-// greeter says hello to whoever connects, and returns its port.
+// startGreeter starts a TCP server that sends "hello" on each connection, and returns its
+// port.
 func startGreeter(t *testing.T) int {
 	t.Helper()
 	var lc net.ListenConfig
@@ -64,7 +67,8 @@ func startGreeter(t *testing.T) int {
 	return ln.Addr().(*net.TCPAddr).Port
 }
 
-// reach connects from outside.
+// dialFromOutside connects to an external port from outside, and checks that the greeter
+// responds.
 func dialFromOutside(t *testing.T, gw *gatewaytest.Gateway, port int) error {
 	t.Helper()
 	conn, err := gw.Dial(t.Context(), "tcp", netip.AddrPortFrom(gw.External(), uint16(port)).String())
@@ -78,7 +82,7 @@ func dialFromOutside(t *testing.T, gw *gatewaytest.Gateway, port int) error {
 	return nil
 }
 
-// occupy gives ports to another host.
+// occupyPort maps an external TCP port to another host.
 func occupyPort(t *testing.T, gw *gatewaytest.Gateway, port int) {
 	t.Helper()
 	err := gw.AddMapping(gatewaytest.Entry{
@@ -90,8 +94,8 @@ func occupyPort(t *testing.T, gw *gatewaytest.Gateway, port int) {
 	}
 }
 
-// The port that is returned is the one that leads here, and to delete it
-// deletes it, whichever protocol the gateway speaks.
+// TestBackends checks with each protocol that AddPortMapping returns the granted port, and
+// that DeletePortMapping deletes the mapping.
 func TestBackends(t *testing.T) {
 	for backend, wantType := range map[string]string{"natpmp": "NAT-PMP", "pcp": "PCP", "upnp": "UPnP"} {
 		t.Run(backend, func(t *testing.T) {
@@ -103,7 +107,7 @@ func TestBackends(t *testing.T) {
 				t.Fatal(err)
 			}
 			if external == internal {
-				t.Fatalf("port %d is another host's", internal)
+				t.Fatalf("port %d was granted, but another host has it", internal)
 			}
 			if err := dialFromOutside(t, gw, external); err != nil {
 				t.Error(err)
@@ -115,15 +119,17 @@ func TestBackends(t *testing.T) {
 				t.Error(err)
 			}
 			if err := dialFromOutside(t, gw, external); !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Errorf("after the deletion: %v, want refused", err)
+				t.Errorf("dial after the deletion: %v, want ECONNREFUSED", err)
 			}
 			if table := gw.Table(); len(table) != 1 || g.MappingCount() != 0 {
-				t.Errorf("the gateway has %v, we hold %d", table, g.MappingCount())
+				t.Errorf("the gateway has %v, the Gateway holds %d mappings", table, g.MappingCount())
 			}
 		})
 	}
 }
 
+// TestAddresses checks the device, external and internal addresses, also after the external
+// address changed.
 func TestAddresses(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{})
 	for _, test := range []struct {
@@ -149,8 +155,8 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// A gateway that does not answer for a moment keeps its address while a mapping
-// stands, and only then.
+// TestExternalAddressRefused checks that GetExternalAddress returns the address of an active
+// mapping if the gateway refuses the request, and fails if there is no mapping.
 func TestExternalAddressRefused(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{Protocols: []string{"natpmp"}}, "natpmp")
 	internal := startGreeter(t)
@@ -159,17 +165,19 @@ func TestExternalAddressRefused(t *testing.T) {
 	}
 	gw.Inject(gatewaytest.Fault{Result: 3})
 	if got, err := g.GetExternalAddress(); err != nil || !got.Equal(gw.External().AsSlice()) {
-		t.Errorf("%v, %v, want %v", got, err, gw.External())
+		t.Errorf("with a mapping: external address %v, %v, want %v", got, err, gw.External())
 	}
 	if err := g.DeletePortMapping(t.Context(), "tcp", internal); err == nil {
-		t.Error("deleted, with a gateway that refuses")
+		t.Error("DeletePortMapping succeeded although the gateway refuses all requests")
 	}
 	if got, err := g.GetExternalAddress(); !errors.Is(err, nat.ErrNoExternalAddress) || !errors.Is(err, backends.ErrNetworkFailure) {
-		t.Errorf("%v, %v", got, err)
+		t.Errorf("without a mapping: external address %v, %v, want ErrNoExternalAddress", got, err)
 	}
 }
 
-// To ask again sends nothing, also for another timeout and description.
+// TestAddPortMappingRepeated checks that a repeated call sends nothing, even with another
+// timeout and description. It also checks that the TCP and UDP mappings of a port are
+// independent.
 func TestAddPortMappingRepeated(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{})
 	internal := startGreeter(t)
@@ -181,11 +189,11 @@ func TestAddPortMappingRepeated(t *testing.T) {
 	for _, protocol := range []string{"tcp", "TCP"} {
 		again, err := g.AddPortMapping(t.Context(), protocol, internal, "two", 0)
 		if err != nil || again != first {
-			t.Errorf("again: %d, %v, want %d", again, err, first)
+			t.Errorf("repeated call: port %d, %v, want %d", again, err, first)
 		}
 	}
 	if requests := gw.Requests(); len(requests) != 0 {
-		t.Errorf("%d requests were sent, %s first", len(requests), requests[0].Name())
+		t.Errorf("%d requests were sent, the first is %s", len(requests), requests[0].Name())
 	}
 	udp, err := g.AddPortMapping(t.Context(), "udp", internal, "", 0)
 	if err != nil {
@@ -200,7 +208,8 @@ func TestAddPortMappingRepeated(t *testing.T) {
 	}
 }
 
-// No timeout is a deletion.
+// TestMappingLifetime checks the requested lifetime for several timeouts. A timeout of zero
+// or less does not delete the mapping.
 func TestMappingLifetime(t *testing.T) {
 	for timeout, want := range map[time.Duration]time.Duration{
 		0: forward.DefaultLifetime, -time.Second: forward.DefaultLifetime,
@@ -211,12 +220,13 @@ func TestMappingLifetime(t *testing.T) {
 			t.Fatal(err)
 		}
 		if table := gw.Table(); len(table) != 1 || table[0].Remaining != want {
-			t.Errorf("timeout %v: the gateway has %v, want %v", timeout, table, want)
+			t.Errorf("timeout %v: the gateway has %v, want a lifetime of %v", timeout, table, want)
 		}
 	}
 }
 
-// A gateway that restarted, and gives the port to somebody else, gives another.
+// TestPortChangesAfterRestart restarts the gateway and maps the old external port to another
+// host. AddPortMapping must return the new port.
 func TestPortChangesAfterRestart(t *testing.T) {
 	gw, f, g := start(t, gatewaytest.Config{})
 	internal := startGreeter(t)
@@ -226,12 +236,12 @@ func TestPortChangesAfterRestart(t *testing.T) {
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	occupyPort(t, gw, before)
-	if err := f.Refresh(t.Context(), forward.TCP(0)); err != nil { // as an announcement or a renewal makes it
+	if err := f.Refresh(t.Context(), forward.TCP(0)); err != nil { // as an announcement or a renewal would do
 		t.Fatal(err)
 	}
 	after, err := g.AddPortMapping(t.Context(), "tcp", internal, "", 0)
 	if err != nil || after == before {
-		t.Fatalf("port %d, then %d, %v", before, after, err)
+		t.Fatalf("port %d before the restart, then %d, %v; want another port", before, after, err)
 	}
 	if err := dialFromOutside(t, gw, after); err != nil {
 		t.Error(err)
@@ -244,7 +254,8 @@ func TestPortChangesAfterRestart(t *testing.T) {
 	}
 }
 
-// What was lost is asked for at once, the failure is told, and it is still kept.
+// TestLostMappingRestored checks that AddPortMapping requests a lost mapping at once and
+// returns the error. It also checks that the Forwarder keeps retrying in the background.
 func TestLostMappingRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &fakeBackend{}
@@ -261,11 +272,11 @@ func TestLostMappingRestored(t *testing.T) {
 		b.setError(backends.ErrNetworkFailure)
 		time.Sleep(2 * time.Hour)
 		if _, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); !errors.Is(err, backends.ErrNetworkFailure) {
-			t.Errorf("lost: %v", err)
+			t.Errorf("AddPortMapping of a lost mapping: %v, want ErrNetworkFailure", err)
 		}
 		b.setError(nil)
 		if port, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil || port != 80 {
-			t.Errorf("asked for at once: %d, %v", port, err)
+			t.Errorf("AddPortMapping requests the lost mapping: port %d, %v, want 80", port, err)
 		}
 		b.setError(backends.ErrNetworkFailure)
 		time.Sleep(2 * time.Hour)
@@ -273,21 +284,21 @@ func TestLostMappingRestored(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		requests := b.requestCount()
 		if port, err := g.AddPortMapping(t.Context(), "tcp", 80, "", time.Hour); err != nil || port != 80 || b.requestCount() != requests {
-			t.Errorf("restored: %d, %v", port, err)
+			t.Errorf("after the mapping was restored: port %d, %v, want 80 without a request", port, err)
 		}
 	})
 }
 
-// A first call that fails keeps nothing.
+// TestRefusedNotHeld checks that the Gateway holds no mapping if the first call fails.
 func TestRefusedNotHeld(t *testing.T) {
 	gw, f, g := start(t, gatewaytest.Config{}, "natpmp")
 	stopRefusing := gw.Inject(gatewaytest.Fault{Result: 2})
 	if port, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); port != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
-		t.Errorf("port %d, %v", port, err)
+		t.Errorf("AddPortMapping: port %d, %v, want ErrNotAuthorized", port, err)
 	}
 	entries, err := f.Mappings(t.Context())
 	if len(entries) != 0 || g.MappingCount() != 0 {
-		t.Errorf("held: %v, %v, in %d slots", entries, err, g.MappingCount())
+		t.Errorf("the Forwarder lists %v, %v; the Gateway holds %d mappings; want none", entries, err, g.MappingCount())
 	}
 	stopRefusing()
 	if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
@@ -295,7 +306,8 @@ func TestRefusedNotHeld(t *testing.T) {
 	}
 }
 
-// A mapping that the Forwarder's owner took away is made anew.
+// TestDisabledByForwarder checks that AddPortMapping creates a new mapping after the program
+// disabled the first one through the Forwarder.
 func TestDisabledByForwarder(t *testing.T) {
 	gw, f, g := start(t, gatewaytest.Config{})
 	for range 2 {
@@ -311,6 +323,8 @@ func TestDisabledByForwarder(t *testing.T) {
 	}
 }
 
+// TestInvalidArguments checks that invalid arguments fail and send nothing. Deleting a mapping
+// that does not exist succeeds.
 func TestInvalidArguments(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{})
 	for _, c := range []struct {
@@ -318,21 +332,22 @@ func TestInvalidArguments(t *testing.T) {
 		port     int
 	}{{"", 80}, {"sctp", 80}, {"6", 0}, {"both", 80}, {"tcp", 0}, {"tcp", -1}, {"udp", 65536}, {"tcp", 1 << 30}} {
 		if port, err := g.AddPortMapping(t.Context(), c.protocol, c.port, "", 0); port != 0 || !errors.Is(err, backends.ErrInvalid) {
-			t.Errorf("%v: %d, %v", c, port, err)
+			t.Errorf("AddPortMapping %v: port %d, %v, want ErrInvalid", c, port, err)
 		}
 		if err := g.DeletePortMapping(t.Context(), c.protocol, c.port); !errors.Is(err, backends.ErrInvalid) {
-			t.Errorf("deleting %v: %v", c, err)
+			t.Errorf("DeletePortMapping %v: %v, want ErrInvalid", c, err)
 		}
 	}
 	if err := g.DeletePortMapping(t.Context(), "tcp", 80); err != nil {
-		t.Errorf("deleting what is not there: %v", err)
+		t.Errorf("DeletePortMapping without a mapping: %v", err)
 	}
 	if requests := gw.Requests(); len(requests) != 0 || g.MappingCount() != 0 {
-		t.Errorf("%d requests, %d slots", len(requests), g.MappingCount())
+		t.Errorf("%d requests were sent, %d mappings are held, want none", len(requests), g.MappingCount())
 	}
 }
 
-// Many at once make one mapping for each port, and leave none.
+// TestConcurrentCalls checks that concurrent calls create one mapping for each port, and that
+// no mapping remains after each goroutine deleted it.
 func TestConcurrentCalls(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{}, "natpmp")
 	const ports, callers = 8, 8
@@ -349,20 +364,21 @@ func TestConcurrentCalls(t *testing.T) {
 		}
 	})
 	if n := gw.Stats().Requests["natpmp map udp"]; n != ports {
-		t.Errorf("%d requests for %d ports", n, ports)
+		t.Errorf("%d map requests for %d ports", n, ports)
 	}
 	callAll(func(port int) {
 		_, _ = g.AddPortMapping(t.Context(), "udp", port, "", 0)
 		if err := g.DeletePortMapping(t.Context(), "udp", port); err != nil {
-			t.Errorf("deleting %d: %v", port, err)
+			t.Errorf("DeletePortMapping %d: %v", port, err)
 		}
 	})
 	if table := gw.Table(); len(table) != 0 || g.MappingCount() != 0 {
-		t.Errorf("the gateway has %v, we hold %d", table, g.MappingCount())
+		t.Errorf("the gateway has %v, the Gateway holds %d mappings, want none", table, g.MappingCount())
 	}
 }
 
-// A call ends with its context, and with Close.
+// TestContextAndCloseEndCalls checks that a call in progress returns if its context ends or
+// if the Gateway is closed.
 func TestContextAndCloseEndCalls(t *testing.T) {
 	gw, _, g := start(t, gatewaytest.Config{}, "natpmp")
 	if _, err := g.AddPortMapping(t.Context(), "tcp", 8080, "", 0); err != nil {
@@ -376,7 +392,7 @@ func TestContextAndCloseEndCalls(t *testing.T) {
 		}
 		return true
 	}})
-	cause := errors.New("enough")
+	cause := errors.New("cancelled by the test")
 	for name, call := range map[string]func(context.Context) error{
 		"add":    func(ctx context.Context) error { _, err := g.AddPortMapping(ctx, "udp", 8080, "", 0); return err },
 		"delete": func(ctx context.Context) error { return g.DeletePortMapping(ctx, "tcp", 8080) },
@@ -387,7 +403,7 @@ func TestContextAndCloseEndCalls(t *testing.T) {
 		<-dropped
 		cancel(cause)
 		if err := <-done; !errors.Is(err, cause) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v, want the cause of the cancellation", name, err)
 		}
 		select {
 		case <-dropped:
@@ -402,11 +418,12 @@ func TestContextAndCloseEndCalls(t *testing.T) {
 		t.Error(err)
 	}
 	if err := <-done; err != nil && !errors.Is(err, net.ErrClosed) {
-		t.Errorf("closed: %v", err)
+		t.Errorf("AddPortMapping during Close: %v, want ErrClosed", err)
 	}
 }
 
-// Close deletes, and ends everything but the Forwarder, which is the caller's.
+// TestClose checks that Close deletes the mappings of the Gateway and no others, and that
+// later calls fail. The Forwarder stays open.
 func TestClose(t *testing.T) {
 	gw, f, g := start(t, gatewaytest.Config{})
 	if _, err := f.Enable(t.Context(), forward.UDP(9000)); err != nil {
@@ -431,15 +448,15 @@ func TestClose(t *testing.T) {
 	_, internal := g.GetInternalAddress()
 	for _, err := range []error{add, device, external, internal, g.DeletePortMapping(t.Context(), "tcp", 8080)} {
 		if !errors.Is(err, net.ErrClosed) {
-			t.Errorf("closed: %v", err)
+			t.Errorf("a call after Close: %v, want ErrClosed", err)
 		}
 	}
 	if got := g.Type(); got != "unknown" {
-		t.Errorf("closed: Type is %q", got)
+		t.Errorf("after Close: Type is %q, want unknown", got)
 	}
 }
 
-// memory is a gateway that grants what it is asked for, unless it is to fail.
+// fakeBackend grants each request and counts the requests. If err is set, it fails with err.
 type fakeBackend struct {
 	mu       sync.Mutex
 	err      error
@@ -465,7 +482,7 @@ func (b *fakeBackend) countRequest() error {
 	return b.err
 }
 
-func (*fakeBackend) String() string                  { return "memory" }
+func (*fakeBackend) String() string                  { return "fake" }
 func (*fakeBackend) Close() error                    { return nil }
 func (*fakeBackend) Supports(backends.Request) error { return nil }
 
@@ -484,7 +501,7 @@ func (b *fakeBackend) Map(_ context.Context, r backends.Request) (backends.Mappi
 		return backends.Mapping{}, err
 	}
 	return backends.Mapping{
-		Backend: "memory", Protocol: r.Protocol, Internal: r.Internal, Lifetime: r.Lifetime, Granted: time.Now(),
+		Backend: "fake", Protocol: r.Protocol, Internal: r.Internal, Lifetime: r.Lifetime, Granted: time.Now(),
 		External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), r.External.Port()),
 	}, nil
 }
