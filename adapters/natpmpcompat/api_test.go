@@ -11,8 +11,8 @@ import (
 	natpmp "github.com/natforward/goforward/adapters/natpmpcompat"
 )
 
-// constructors and methods are the API of both packages: what compiles for one
-// compiles for the other.
+// constructors and methods are the API of both packages. A program that compiles with one
+// package therefore compiles with the other.
 type constructors[Client any] struct {
 	plain           func(gateway net.IP) *Client
 	local           func(gateway net.IP, local net.IP) *Client
@@ -36,20 +36,21 @@ var (
 	_ methods[jackpal.GetExternalAddressResult, jackpal.AddPortMappingResult] = (*jackpal.Client)(nil)
 	_ methods[natpmp.GetExternalAddressResult, natpmp.AddPortMappingResult]   = (*natpmp.Client)(nil)
 
-	// The same fields of the same types in the same order.
+	// The results have the same fields of the same types in the same order.
 	_ = natpmp.GetExternalAddressResult(jackpal.GetExternalAddressResult{})
 	_ = natpmp.AddPortMappingResult(jackpal.AddPortMappingResult{})
 
-	// An untyped constant of the same value.
+	// The constants are untyped and have the same value.
 	_ = [1]struct{}{natpmp.RECOMMENDED_MAPPING_LIFETIME_SECONDS - jackpal.RECOMMENDED_MAPPING_LIFETIME_SECONDS: {}}
 )
 
-// What they add, we are to add.
+// TestSameMethods checks that Client has every method of the Client in go-nat-pmp. It fails if
+// a newer go-nat-pmp has a method that this package lacks.
 func TestSameMethods(t *testing.T) {
 	want, got := reflect.TypeFor[*jackpal.Client](), reflect.TypeFor[*natpmp.Client]()
 	for i := range want.NumMethod() {
 		if name := want.Method(i).Name; !hasMethod(got, name) {
-			t.Errorf("no %s", name)
+			t.Errorf("Client has no method %s", name)
 		}
 	}
 }

@@ -26,11 +26,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is for what is to be answered.
+// testTimeout is the timeout of calls that the gateway replies to.
 const testTimeout = 20 * time.Second
 
-// standardPort is a gateway on port 5351, which both packages insist on, of some
-// loopback address. With a clock that stands still, two of them say the same.
+// startOnStandardPort starts a gateway on a random loopback address and port 5351, which both
+// packages require. Its clock does not advance, so that two gateways report the same times.
 func startOnStandardPort(t *testing.T, config gatewaytest.Config) (gw *gatewaytest.Gateway, ip net.IP) {
 	t.Helper()
 	config.ManualClock = true
@@ -47,16 +47,16 @@ func startOnStandardPort(t *testing.T, config gatewaytest.Config) (gw *gatewayte
 	return nil, nil
 }
 
-// call is a request to either package.
+// apiCall is a call that the tests make to either package.
 type apiCall struct {
-	name               string // "address", "map" or "duration"
+	name               string // "address", "map", or "duration" for AddPortMappingWithDuration
 	protocol           string
 	internal, external int
 	lifetime           int
 	duration           time.Duration
 }
 
-// theirs and ours make a call, whose result is nil or a struct of their own.
+// callGoNATPMP makes a call to go-nat-pmp. It returns nil or a result type of package natpmp.
 func callGoNATPMP(c *jackpal.Client, a apiCall) (any, error) {
 	switch a.name {
 	case "address":
@@ -78,6 +78,7 @@ func goNATPMPMapping(r *jackpal.AddPortMappingResult, err error) (any, error) {
 	return natpmp.AddPortMappingResult(*r), err
 }
 
+// callClient makes a call to package natpmp. It returns nil or a result.
 func callClient(c *natpmp.Client, a apiCall) (any, error) {
 	switch a.name {
 	case "address":
@@ -99,20 +100,20 @@ func clientMapping(r *natpmp.AddPortMappingResult, err error) (any, error) {
 	return *r, err
 }
 
-// story is what a program does, each call after the one before.
+// sessionCalls are the calls that TestSameResultsAsGoNATPMP makes, in this order.
 var sessionCalls = []apiCall{
 	{name: "address"},
 	{name: "map", protocol: "tcp", internal: 8080, external: 80, lifetime: 3600},
-	{name: "map", protocol: "tcp", internal: 8080, external: 81, lifetime: 60}, // again
+	{name: "map", protocol: "tcp", internal: 8080, external: 81, lifetime: 60}, // repeated
 	{name: "map", protocol: "udp", internal: 8080, external: 0, lifetime: natpmp.RECOMMENDED_MAPPING_LIFETIME_SECONDS},
-	{name: "map", protocol: "udp", internal: 1, external: 9999, lifetime: 60}, // somebody else's
+	{name: "map", protocol: "udp", internal: 1, external: 9999, lifetime: 60}, // another host has the port
 	{name: "map", protocol: "tcp", internal: 65535, external: 65535, lifetime: min(1<<32-1, math.MaxInt)},
 	{name: "duration", protocol: "tcp", internal: 3, external: 3, duration: 90*time.Second + 999*time.Millisecond},
 	{name: "map", protocol: "tcp", internal: 8080},   // deleted
 	{name: "map", protocol: "tcp", internal: 8080},   // deleted again
 	{name: "duration", protocol: "udp", internal: 1}, // deleted
 	{name: "map", protocol: "tcp", internal: 0, external: 0, lifetime: 60},
-	{name: "map", protocol: "tcp", internal: 0, external: 0}, // all of tcp
+	{name: "map", protocol: "tcp", internal: 0, external: 0}, // deletes all mappings for TCP
 	{name: "map", protocol: "sctp", internal: 1, external: 1, lifetime: 1},
 	{name: "map", protocol: "", internal: 1, external: 1, lifetime: 1},
 	{name: "map", protocol: "tcp", internal: -1, external: 1, lifetime: 1},
@@ -124,18 +125,19 @@ var sessionCalls = []apiCall{
 	{name: "duration", protocol: "tcp", internal: 1, external: 1, duration: -time.Second},
 }
 
-// Two gateways alike, one for each package, are told the same story: both give
-// the same results, the same calls fail, and both gateways are left the same.
+// TestSameResultsAsGoNATPMP makes the same calls to both packages, each with its own gateway.
+// The results must be equal, the same calls must fail, and the tables of both gateways must be
+// equal at the end.
 func TestSameResultsAsGoNATPMP(t *testing.T) {
 	for name, config := range map[string]gatewaytest.Config{
-		"a gateway":               {},
-		"short leases":            {MaxLifetime: time.Minute},
-		"without an address":      {External: netip.IPv4Unspecified()},
-		"a VPN's":                 {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VPN: true}}},
-		"PCP only":                {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}},
-		"more than the standard":  {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{EchoErrors: true, AnyDeletePort: true}}},
-		"several external ports":  {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{MultiplePorts: true}}},
-		"room for two, no longer": {TableLimit: 2},
+		"default":             {},
+		"short lifetimes":     {MaxLifetime: time.Minute},
+		"no external address": {External: netip.IPv4Unspecified()},
+		"VPN":                 {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{VPN: true}}},
+		"PCP only":            {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{PCPOnly: true}}},
+		"lenient":             {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{EchoErrors: true, AnyDeletePort: true}}},
+		"several ports":       {Quirks: quirks.Quirks{NATPMP: quirks.NATPMP{MultiplePorts: true}}},
+		"table limit":         {TableLimit: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -143,7 +145,7 @@ func TestSameResultsAsGoNATPMP(t *testing.T) {
 			clientGateway, clientIP := startOnStandardPort(t, config)
 			for _, gw := range []*gatewaytest.Gateway{goNATPMPGateway, clientGateway} {
 				gw.Advance(1234 * time.Second)
-				_ = gw.AddMapping(gatewaytest.Entry{ // where there is room
+				_ = gw.AddMapping(gatewaytest.Entry{ // fails if the table is full
 					Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.9:80"),
 					External: netip.AddrPortFrom(gw.External(), 9999),
 				})
@@ -152,15 +154,15 @@ func TestSameResultsAsGoNATPMP(t *testing.T) {
 			for _, a := range sessionCalls {
 				want, wantErr := callGoNATPMP(goNATPMP, a)
 				got, err := callClient(client, a)
-				if config.Quirks.NATPMP.VPN { // which gives ports at random
+				if config.Quirks.NATPMP.VPN { // this gateway grants random ports
 					want, got = withoutPort(want), withoutPort(got)
 				}
 				if diff := cmp.Diff(want, got); diff != "" || (wantErr == nil) != (err == nil) {
-					t.Errorf("%+v: (-theirs +ours)\n%s%v\n%v", a, diff, wantErr, err)
+					t.Errorf("%+v: (-go-nat-pmp +natpmp)\n%s%v\n%v", a, diff, wantErr, err)
 				}
 			}
 			if want, got := tableWithoutAddresses(goNATPMPGateway), tableWithoutAddresses(clientGateway); !config.Quirks.NATPMP.VPN && !slices.Equal(want, got) {
-				t.Errorf("their gateway has %v, ours %v", want, got)
+				t.Errorf("the gateway of go-nat-pmp has %v, the gateway of natpmp %v", want, got)
 			}
 		})
 	}
@@ -174,7 +176,7 @@ func withoutPort(result any) any {
 	return result
 }
 
-// ports are what a gateway has, without its address.
+// tableWithoutAddresses returns the entries of a gateway without its address.
 func tableWithoutAddresses(gw *gatewaytest.Gateway) []string {
 	var rows []string
 	for _, e := range gw.Table() {
@@ -187,27 +189,29 @@ func tableWithoutAddresses(gw *gatewaytest.Gateway) []string {
 	return rows
 }
 
-// Where theirs goes wrong, ours does not.
+// TestDifferencesFromGoNATPMP checks calls that fail or misbehave in go-nat-pmp.
 func TestDifferencesFromGoNATPMP(t *testing.T) {
 	t.Parallel()
 	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
 	c := natpmp.NewClientWithTimeout(ip, testTimeout)
 	if _, err := c.AddPortMapping("TCP", 8080, 8080, 60); err != nil {
-		t.Errorf("in capitals: %v", err)
+		t.Errorf("protocol in upper case: %v", err)
 	}
 	if _, err := c.AddPortMappingWithDuration("tcp", 8080, 8080, time.Millisecond); err != nil || len(gw.Table()) != 1 {
-		t.Errorf("a millisecond: %v, the gateway has %v", err, gw.Table())
+		t.Errorf("duration of a millisecond: %v, the gateway has %v", err, gw.Table())
 	}
-	// A duration that is too long is not cut to one that deletes, whatever an int holds.
+	// A duration that is too long fails, even if an int has 32 bits. Truncated to 32 bits, it
+	// would be 0, which deletes the mapping.
 	if _, err := c.AddPortMappingWithDuration("tcp", 8080, 8080, 1<<32*time.Second); !errors.Is(err, backends.ErrInvalid) || len(gw.Table()) != 1 {
-		t.Errorf("2³² seconds: %v, the gateway has %v", err, gw.Table())
+		t.Errorf("duration of 2³² seconds: %v, the gateway has %v", err, gw.Table())
 	}
-	// A deletion that names a port is one that gateways refuse.
+	// Gateways refuse a deletion with an external port.
 	if _, err := c.AddPortMapping("tcp", 8080, 8080, 0); err != nil || len(gw.Table()) != 0 {
-		t.Errorf("deleting: %v, the gateway has %v", err, gw.Table())
+		t.Errorf("deletion: %v, the gateway has %v", err, gw.Table())
 	}
 }
 
+// TestErrorTypes checks the errors for refusals, and for gateways that support only PCP.
 func TestErrorTypes(t *testing.T) {
 	t.Parallel()
 	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
@@ -220,7 +224,7 @@ func TestErrorTypes(t *testing.T) {
 		for _, a := range []apiCall{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "udp", internal: 80}} {
 			_, err := callClient(c, a)
 			if !errors.Is(err, kind) || !errors.As(err, &refusal) || int(refusal.Code) != code {
-				t.Errorf("%v, refused with %d: %v", a, code, err)
+				t.Errorf("%v, refused with result code %d: %v", a, code, err)
 			}
 		}
 		stopRefusing()
@@ -238,7 +242,8 @@ func TestErrorTypes(t *testing.T) {
 	}
 }
 
-// A grant of nothing is none, and an answer about another port is another's.
+// TestInvalidResponses checks that a grant without a port or lifetime is an error, and also a
+// response about another port or a truncated response.
 func TestInvalidResponses(t *testing.T) {
 	t.Parallel()
 	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
@@ -256,8 +261,8 @@ func TestInvalidResponses(t *testing.T) {
 		"no port":      {response(0, 0, 60), apiCall{name: "map", protocol: "tcp", lifetime: 60}, true},
 		"no lifetime":  {response(0, 9, 0), apiCall{name: "map", protocol: "tcp", lifetime: 60}, true},
 		"another port": {response(7, 0, 0), apiCall{name: "map", protocol: "tcp", internal: 8}, true},
-		"its port":     {response(8, 0, 0), apiCall{name: "map", protocol: "tcp", internal: 8}, false},
-		"cut short":    {func([]byte) [][]byte { return [][]byte{{0, 130, 0, 0, 0, 0}} }, apiCall{name: "map", protocol: "tcp", internal: 8}, true},
+		"same port":    {response(8, 0, 0), apiCall{name: "map", protocol: "tcp", internal: 8}, false},
+		"truncated":    {func([]byte) [][]byte { return [][]byte{{0, 130, 0, 0, 0, 0}} }, apiCall{name: "map", protocol: "tcp", internal: 8}, true},
 	} {
 		removeFault := gw.Inject(gatewaytest.Fault{Reply: test.reply})
 		if _, err := callClient(c, test.call); (err != nil) != test.fails || test.fails && !errors.Is(err, backends.ErrMalformed) {
@@ -267,40 +272,41 @@ func TestInvalidResponses(t *testing.T) {
 	}
 }
 
-// A silent gateway ends the call when the timeout is over, after as many
-// requests as fit; one that refuses the port, at once.
+// TestTimeout checks that a call ends at its timeout if the gateway does not reply, and that
+// the client repeats lost requests. If the port is closed, the call fails at once.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
 	stopDropping := gw.Inject(gatewaytest.Fault{Drop: true})
 	if _, err := natpmp.NewClientWithTimeout(ip, 300*time.Millisecond).GetExternalAddress(); !errors.Is(err, backends.ErrNoReply) {
-		t.Errorf("silent: %v", err)
+		t.Errorf("no reply: %v, want ErrNoReply", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
-	if _, err := gw.AwaitRequests(ctx, 1, nil); err != nil { // it may read them late
+	if _, err := gw.AwaitRequests(ctx, 1, nil); err != nil { // the gateway may read them late
 		t.Error(err)
 	}
 	if n := len(gw.Requests()); n > 2 {
 		t.Errorf("%d requests in 300 ms", n)
 	}
 	if _, err := natpmp.NewClientWithTimeout(ip, -1).GetExternalAddress(); !errors.Is(err, backends.ErrNoReply) {
-		t.Errorf("without time: %v", err)
+		t.Errorf("negative timeout: %v, want ErrNoReply", err)
 	}
 	stopDropping()
 	stopLosing := gw.Inject(gatewaytest.Fault{Drop: true, Times: 2})
 	defer stopLosing()
 	if _, err := natpmp.NewClient(ip).GetExternalAddress(); err != nil {
-		t.Errorf("after two losses: %v", err)
+		t.Errorf("after two lost requests: %v", err)
 	}
 	gw.Down()
 	for _, a := range []apiCall{{name: "address"}, {name: "map", protocol: "tcp", internal: 80}} {
 		if _, err := callClient(natpmp.NewClient(ip), a); !errors.Is(err, syscall.ECONNREFUSED) || !errors.Is(err, backends.ErrNoReply) {
-			t.Errorf("refused: %v", err)
+			t.Errorf("closed port: %v, want ECONNREFUSED and ErrNoReply", err)
 		}
 	}
 }
 
+// TestLocalAddress checks that requests come from the local address of the constructor.
 func TestLocalAddress(t *testing.T) {
 	t.Parallel()
 	gw, ip := startOnStandardPort(t, gatewaytest.Config{})
@@ -312,25 +318,26 @@ func TestLocalAddress(t *testing.T) {
 	}
 	for _, r := range gw.Requests() {
 		if got := r.Source.Addr(); got != netip.MustParseAddr("127.0.0.77") {
-			t.Errorf("asked from %v", got)
+			t.Errorf("request from %v", got)
 		}
 	}
 }
 
-// Constructors return no error, so calls do.
+// TestInvalidAddresses checks that calls fail if the addresses of the constructor are invalid.
+// The constructors themselves return no error.
 func TestInvalidAddresses(t *testing.T) {
 	for name, c := range map[string]*natpmp.Client{
-		"no gateway":   natpmp.NewClient(nil),
-		"five bytes":   natpmp.NewClient(net.IP{1, 2, 3, 4, 5}),
-		"IPv6":         natpmp.NewClient(net.ParseIP("2001:db8::1")),
-		"unspecified":  natpmp.NewClient(net.IPv4zero),
-		"local":        natpmp.NewClientWithLocal(net.IPv4(127, 0, 0, 1), net.IP{1}),
-		"local IPv6":   natpmp.NewClientWithLocal(net.IPv4(127, 0, 0, 1), net.IPv6loopback),
-		"the zero one": {},
+		"no gateway":  natpmp.NewClient(nil),
+		"five bytes":  natpmp.NewClient(net.IP{1, 2, 3, 4, 5}),
+		"IPv6":        natpmp.NewClient(net.ParseIP("2001:db8::1")),
+		"unspecified": natpmp.NewClient(net.IPv4zero),
+		"local":       natpmp.NewClientWithLocal(net.IPv4(127, 0, 0, 1), net.IP{1}),
+		"local IPv6":  natpmp.NewClientWithLocal(net.IPv4(127, 0, 0, 1), net.IPv6loopback),
+		"zero Client": {},
 	} {
 		for _, a := range []apiCall{{name: "address"}, {name: "map", protocol: "tcp", internal: 80, lifetime: 60}, {name: "map", protocol: "tcp", internal: 80}} {
 			if r, err := callClient(c, a); r != nil || !errors.Is(err, backends.ErrInvalid) {
-				t.Errorf("%s: %v: %v, %v", name, a, r, err)
+				t.Errorf("%s: %v: %v, %v, want ErrInvalid", name, a, r, err)
 			}
 		}
 	}

@@ -10,17 +10,17 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// What the errors of go-nat-pmp do not tell apart.
+// This example distinguishes errors that go-nat-pmp does not distinguish.
 func Example() {
-	client := natpmp.NewClientWithTimeout(net.IPv4(127, 0, 0, 1), time.Nanosecond) // nobody answers that fast
+	client := natpmp.NewClientWithTimeout(net.IPv4(127, 0, 0, 1), time.Nanosecond) // too short for any reply
 	_, err := client.AddPortMapping("tcp", 8080, 8080, 3600)
 	switch {
 	case errors.Is(err, backends.ErrNoReply):
 		fmt.Println("no NAT-PMP here")
 	case errors.Is(err, backends.ErrUnsupported):
-		fmt.Println("it speaks PCP")
+		fmt.Println("the gateway supports only PCP")
 	case errors.Is(err, backends.ErrNotAuthorized):
-		fmt.Println("it refuses")
+		fmt.Println("the gateway refuses")
 	}
 	// Output: no NAT-PMP here
 }
