@@ -13,8 +13,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// A Forwarder of one's own says how to map, here by a router for tests, and
-// tells what happens. The calls below New are those of p2p.Server.
+// This example passes a Forwarder to New. The Config of the Forwarder names a test router. It
+// then makes the calls that p2p.Server makes, and connects as a peer on the internet.
 func Example() {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {
@@ -26,7 +26,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer f.Close()
-	nat := gethnat.New(f) // p2p.Config{NAT: gethnat.New(f)}
+	nat := gethnat.New(f) // in a server: p2p.Config{NAT: gethnat.New(f)}
 
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -52,7 +52,7 @@ func Example() {
 	defer nat.DeleteMapping("TCP", int(external), internal)
 	fmt.Printf("enode://…@%v:%d\n", ip, external)
 
-	// A peer on the internet:
+	// A peer on the internet connects:
 	conn, err := gw.Dial(context.Background(), "tcp", fmt.Sprintf("%v:%d", ip, external))
 	if err != nil {
 		log.Fatal(err)

@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// natInterface is nat.Interface of go-ethereum, as of version 1.17.
+// natInterface has the methods of go-ethereum's nat.Interface, as of version 1.17.
 type natInterface interface {
 	AddMapping(protocol string, extport, intport int, name string, lifetime time.Duration) (uint16, error)
 	DeleteMapping(protocol string, extport, intport int) error
@@ -35,17 +35,17 @@ var (
 	_ encoding.TextMarshaler = (*gethnat.NAT)(nil)
 )
 
-// What go-ethereum asks for.
+// These are the arguments that go-ethereum passes to AddMapping.
 const (
 	port     = 30303
 	name     = "ethereum p2p"
 	lifetime = 10 * time.Minute
 )
 
-// patience bounds what must happen.
+// testTimeout bounds the wait for an expected event.
 const testTimeout = 20 * time.Second
 
-// start starts a gateway, and a Forwarder that is told of it.
+// startGateway starts a test gateway and a Forwarder that uses it.
 func startGateway(t *testing.T, config forward.Config, router gatewaytest.Config) (*gatewaytest.Gateway, *forward.Forwarder) {
 	t.Helper()
 	gw, err := gatewaytest.Start(router)
@@ -63,7 +63,7 @@ func startGateway(t *testing.T, config forward.Config, router gatewaytest.Config
 	return gw, f
 }
 
-// add is AddMapping as go-ethereum calls it, which must succeed.
+// addMapping calls AddMapping as go-ethereum does, and fails the test on an error.
 func addMapping(t *testing.T, n *gethnat.NAT, protocol string, extport int) uint16 {
 	t.Helper()
 	got, err := n.AddMapping(protocol, extport, port, name, lifetime)
@@ -73,8 +73,8 @@ func addMapping(t *testing.T, n *gethnat.NAT, protocol string, extport int) uint
 	return got
 }
 
-// mapRequests are the requests for mappings of a protocol so far, and for their
-// deletion.
+// mapRequests returns the number of requests so far that create or delete a mapping of a
+// protocol.
 func mapRequests(gw *gatewaytest.Gateway, p backends.Protocol) int {
 	n := 0
 	for _, r := range gw.Requests() {
@@ -85,6 +85,7 @@ func mapRequests(gw *gatewaytest.Gateway, p backends.Protocol) int {
 	return n
 }
 
+// wantExternalIP checks that ExternalIP returns the gateway's external address.
 func wantExternalIP(t *testing.T, n *gethnat.NAT, gw *gatewaytest.Gateway) {
 	t.Helper()
 	ip, err := n.ExternalIP()
@@ -93,7 +94,7 @@ func wantExternalIP(t *testing.T, n *gethnat.NAT, gw *gatewaytest.Gateway) {
 	}
 }
 
-// take gives the port to another host, for good.
+// occupyPort maps the port to another host. The mapping survives a restart.
 func occupyPort(t *testing.T, gw *gatewaytest.Gateway, p backends.Protocol) {
 	t.Helper()
 	err := gw.AddMapping(gatewaytest.Entry{
@@ -104,7 +105,7 @@ func occupyPort(t *testing.T, gw *gatewaytest.Gateway, p backends.Protocol) {
 	}
 }
 
-// refuse makes the gateway refuse mappings until the function that it returns is called.
+// refuseMappings makes the gateway refuse map requests until the returned function is called.
 func refuseMappings(gw *gatewaytest.Gateway) func() {
 	return gw.Inject(gatewaytest.Fault{
 		Match:  func(r gatewaytest.Request) bool { return r.Op == "map" },
@@ -112,14 +113,14 @@ func refuseMappings(gw *gatewaytest.Gateway) func() {
 	})
 }
 
-// eventLog keeps the events of a Forwarder.
+// eventLog records the events of a Forwarder.
 type eventLog chan forward.Event
 
 func newEventLog() eventLog { return make(eventLog, 100) }
 
 func (l eventLog) record(e forward.Event) { l <- e }
 
-// next is the next event of a kind, or false where none comes.
+// next returns the next event of a kind, or false if there is none within a second.
 func (l eventLog) next(kind forward.EventKind) (forward.Event, bool) {
 	timeout := time.After(testTimeout / 20)
 	for {
@@ -134,9 +135,10 @@ func (l eventLog) next(kind forward.EventKind) (forward.Event, bool) {
 	}
 }
 
-// notice polls the external address, as a server does, until that shows that the
-// gateway has restarted. The first poll may come too early: the Forwarder begins
-// to follow a gateway when it has its first mapping.
+// pollUntilEvent polls the external address, as a server does, until the Forwarder detects a
+// restart of the gateway and reports an event of this kind. If there is no event, it restarts
+// the gateway again: the first poll may be too early, because the Forwarder begins to detect
+// restarts when it has its first mapping.
 func pollUntilEvent(t *testing.T, gw *gatewaytest.Gateway, n *gethnat.NAT, events eventLog, kind forward.EventKind) forward.Event {
 	t.Helper()
 	for range 20 {
@@ -152,7 +154,7 @@ func pollUntilEvent(t *testing.T, gw *gatewaytest.Gateway, n *gethnat.NAT, event
 	return forward.Event{}
 }
 
-// wantClosed wants calls to fail, and deletions to have nothing to do.
+// wantClosed checks that calls fail with ErrClosed, and that deletions succeed.
 func wantClosed(t *testing.T, n *gethnat.NAT) {
 	t.Helper()
 	if got, err := n.AddMapping("TCP", 0, port, name, lifetime); got != 0 || !errors.Is(err, forward.ErrClosed) {
@@ -168,7 +170,8 @@ func wantClosed(t *testing.T, n *gethnat.NAT) {
 	}
 }
 
-// The conversation of a server's life, by each protocol.
+// TestServerCalls makes the calls of a go-ethereum server from its start to its stop, with
+// each protocol.
 func TestServerCalls(t *testing.T) {
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
 		t.Run(backend, func(t *testing.T) {
@@ -190,7 +193,7 @@ func TestServerCalls(t *testing.T) {
 					t.Errorf("entry %+v", e)
 				}
 				if backend == "upnp" && e.Description != name {
-					t.Errorf("described as %q, want %q", e.Description, name)
+					t.Errorf("description %q, want %q", e.Description, name)
 				}
 			}
 			requests := mapRequests(gw, backends.TCP) + mapRequests(gw, backends.UDP)
@@ -201,23 +204,25 @@ func TestServerCalls(t *testing.T) {
 				}
 			}
 			if requestsAfter := mapRequests(gw, backends.TCP) + mapRequests(gw, backends.UDP); requestsAfter != requests {
-				t.Errorf("%d more requests for what is held", requestsAfter-requests)
+				t.Errorf("%d requests for mappings that are active already", requestsAfter-requests)
 			}
 			if s := n.String(); !strings.HasPrefix(s, "goforward("+backend+" 127.0.0.1:") {
 				t.Errorf("String: %q", s)
 			}
-			for _, protocol := range []string{"TCP", "UDP", "UDP"} { // the last is gone already
+			for _, protocol := range []string{"TCP", "UDP", "UDP"} { // the last one is deleted already
 				if err := n.DeleteMapping(protocol, port, port); err != nil {
 					t.Errorf("DeleteMapping %s: %v", protocol, err)
 				}
 			}
 			if table := gw.Table(); len(table) != 0 {
-				t.Errorf("the gateway has %v, want nothing", table)
+				t.Errorf("the gateway has %v, want no mappings", table)
 			}
 		})
 	}
 }
 
+// TestExternalIPPoll checks that a poll of the external address is one request, and returns a
+// changed address.
 func TestExternalIPPoll(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -227,23 +232,25 @@ func TestExternalIPPoll(t *testing.T) {
 	gw.SetExternal(netip.MustParseAddr("45.45.45.77"))
 	wantExternalIP(t, n, gw)
 	if requests := gw.Stats().Requests["natpmp external address"]; requests != 1 {
-		t.Errorf("a poll cost %d questions, want 1", requests)
+		t.Errorf("%d requests for one poll, want 1", requests)
 	}
 }
 
-// An address that another NAT stands before is told to nobody.
+// TestExternalIPPrivate checks that ExternalIP fails if the external address is private or
+// shared, because then it is behind another NAT.
 func TestExternalIPPrivate(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
 	for _, addr := range []string{"10.66.66.1", "192.168.1.2", "100.64.0.1"} {
 		gw.SetExternal(netip.MustParseAddr(addr))
 		if ip, err := n.ExternalIP(); !errors.Is(err, backends.ErrPrivateWAN) || ip != nil || !strings.Contains(err.Error(), addr) {
-			t.Errorf("ExternalIP: %v, %v, want ErrPrivateWAN of %s", ip, err, addr)
+			t.Errorf("ExternalIP: %v, %v, want ErrPrivateWAN with %s", ip, err, addr)
 		}
 	}
 }
 
-// What is wished for is got where it is free, and else another port that works.
+// TestSuggestedPort checks that AddMapping returns the suggested port if it is free, and
+// another one otherwise. A later call with another suggestion returns the same port.
 func TestSuggestedPort(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -253,13 +260,13 @@ func TestSuggestedPort(t *testing.T) {
 	occupyPort(t, gw, backends.UDP)
 	got := addMapping(t, n, "Udp", 0)
 	if got == port || got == 0 {
-		t.Errorf("external port %d, which is taken", got)
+		t.Errorf("external port %d, but another host has port %d", got, port)
 	}
 	if again := addMapping(t, n, "UDP", int(got)); again != got {
 		t.Errorf("external port %d, then %d", got, again)
 	}
 	if again := addMapping(t, n, "UDP", 40001); again != got {
-		t.Errorf("external port %d, then %d, by a wish that came late", got, again)
+		t.Errorf("external port %d, then %d after another suggestion", got, again)
 	}
 	if err := n.DeleteMapping("UDP", 40001, port); err != nil {
 		t.Error(err)
@@ -269,7 +276,7 @@ func TestSuggestedPort(t *testing.T) {
 	}
 }
 
-// Nothing is sent for what makes no sense.
+// TestInvalidArguments checks that invalid arguments fail with ErrInvalid and send nothing.
 func TestInvalidArguments(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -297,13 +304,14 @@ func TestInvalidArguments(t *testing.T) {
 		}
 	}
 	if got, err := n.AddMapping("TCP", 0, port, name, -time.Second); got != 0 || !errors.Is(err, backends.ErrInvalid) {
-		t.Errorf("a negative lifetime: %d, %v, want ErrInvalid", got, err)
+		t.Errorf("AddMapping with a negative lifetime: %d, %v, want ErrInvalid", got, err)
 	}
 	if requests := len(gw.Requests()); requests != 0 {
 		t.Errorf("%d requests were sent", requests)
 	}
 }
 
+// TestDefaultLifetime checks that a lifetime of 0 is the lifetime of the Forwarder's Config.
 func TestDefaultLifetime(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{Lifetime: 30 * time.Minute}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -314,27 +322,28 @@ func TestDefaultLifetime(t *testing.T) {
 		t.Errorf("the gateway has %+v", table)
 	}
 	if got, err := n.AddMapping("TCP", 0, port, "", -1); got != 0 || !errors.Is(err, backends.ErrInvalid) {
-		t.Errorf("a negative lifetime for what is held: %d, %v, want ErrInvalid", got, err)
+		t.Errorf("AddMapping of an existing mapping with a negative lifetime: %d, %v, want ErrInvalid", got, err)
 	}
 }
 
-// A configuration is written with what go-ethereum can read.
+// TestMarshalTextAndString checks that MarshalText returns a value that go-ethereum can read.
 func TestMarshalTextAndString(t *testing.T) {
-	n := gethnat.New(nil) // which sends nothing
+	n := gethnat.New(nil) // sends nothing before the first request
 	if text, err := n.MarshalText(); err != nil || string(text) != "any" {
 		t.Errorf("MarshalText: %q, %v", text, err)
 	}
 	if s := fmt.Sprint(n); s != "goforward" {
-		t.Errorf("printed as %q", s)
+		t.Errorf("String: %q, want goforward", s)
 	}
 }
 
-// The gateway restarts without a word, and another host takes the port before
-// the poll of the external address shows it: the next call tells the new port.
+// TestPortChangesAfterRestart restarts the gateway without an announcement, and maps the port
+// to another host. The next poll of the external address detects the restart. The next
+// AddMapping must return the new port.
 func TestPortChangesAfterRestart(t *testing.T) {
 	events := newEventLog()
 	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
-	gw.Advance(time.Hour) // so that a restart shows
+	gw.Advance(time.Hour) // so that the epoch shows the restart
 	n := gethnat.New(f)
 	if got := addMapping(t, n, "TCP", 0); got != port {
 		t.Fatalf("external port %d, want %d", got, port)
@@ -347,21 +356,21 @@ func TestPortChangesAfterRestart(t *testing.T) {
 	}
 	restored := pollUntilEvent(t, gw, n, events, forward.EventRestored).Grants[0].External.Port()
 	if restored == port || restored == 0 {
-		t.Fatalf("restored at port %d, which is taken", restored)
+		t.Fatalf("restored at port %d, but another host has port %d", restored, port)
 	}
 	if got := addMapping(t, n, "TCP", port); got != restored {
 		t.Errorf("external port %d, want %d", got, restored)
 	}
-	if err := n.DeleteMapping("TCP", port, port); err != nil { // by the port of before
+	if err := n.DeleteMapping("TCP", port, port); err != nil { // with the old external port
 		t.Error(err)
 	}
 	if table := gw.Table(); len(table) != 1 || table[0].Service != "admin" {
-		t.Errorf("the gateway has %+v, want only the other host's", table)
+		t.Errorf("the gateway has %+v, want only the mapping of the other host", table)
 	}
 }
 
-// What is lost is asked for at once by the next call, whatever the pace of the
-// tries in the background.
+// TestAddMappingRestoresLostMapping checks that AddMapping requests a lost mapping at once. It
+// does not wait for the next retry in the background.
 func TestAddMappingRestoresLostMapping(t *testing.T) {
 	events := newEventLog()
 	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}, OnEvent: events.record}, gatewaytest.Config{})
@@ -376,7 +385,7 @@ func TestAddMappingRestoresLostMapping(t *testing.T) {
 		t.Errorf("AddMapping: %d, %v, want ErrNotAuthorized", got, err)
 	}
 	if mapRequests(gw, backends.TCP) == 0 {
-		t.Error("the gateway was not asked")
+		t.Error("AddMapping sent no request to the gateway")
 	}
 	stopRefusing()
 	if got := addMapping(t, n, "TCP", port); got != port {
@@ -387,7 +396,8 @@ func TestAddMappingRestoresLostMapping(t *testing.T) {
 	}
 }
 
-// What is refused is not held, and so not tried for when the server has stopped.
+// TestRefusedNotHeld checks that the NAT holds no mapping after a refusal. Otherwise the
+// Forwarder would retry after the server has stopped.
 func TestRefusedNotHeld(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -397,7 +407,7 @@ func TestRefusedNotHeld(t *testing.T) {
 	}
 	entries, err := f.Mappings(t.Context())
 	if err != nil || len(entries) != 0 || n.String() != "goforward" {
-		t.Errorf("%v is held by %v, %v", entries, n, err)
+		t.Errorf("the Forwarder has %v, the NAT is %v, %v; want no mapping", entries, n, err)
 	}
 	if err := n.DeleteMapping("UDP", port, port); err != nil {
 		t.Error(err)
@@ -408,7 +418,8 @@ func TestRefusedNotHeld(t *testing.T) {
 	}
 }
 
-// A gateway that says nothing holds nobody up.
+// TestSilentGateway checks that each call ends within the RequestTimeout if the gateway does
+// not reply.
 func TestSilentGateway(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{RequestTimeout: 2 * time.Second, Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -420,18 +431,19 @@ func TestSilentGateway(t *testing.T) {
 	if got, err := n.AddMapping("UDP", 0, port, name, lifetime); !errors.Is(err, backends.ErrNoReply) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("AddMapping: %d, %v, want ErrNoReply", got, err)
 	}
-	if got := addMapping(t, n, "TCP", port); got != port { // which stands, as far as anybody knows
+	if got := addMapping(t, n, "TCP", port); got != port { // the mapping counts as active until it expires
 		t.Errorf("external port %d, want %d", got, port)
 	}
 	if err := n.DeleteMapping("TCP", port, port); !errors.Is(err, backends.ErrNoReply) {
 		t.Errorf("DeleteMapping: %v, want ErrNoReply", err)
 	}
 	if err := n.DeleteMapping("TCP", port, port); err != nil {
-		t.Errorf("DeleteMapping of what is left to its lifetime: %v", err)
+		t.Errorf("second DeleteMapping: %v", err)
 	}
 }
 
-// What its owner has disabled by the Forwarder is mapped when it is asked for again.
+// TestDisabledByForwarder checks that AddMapping creates a new mapping after the program
+// disabled the first one through the Forwarder.
 func TestDisabledByForwarder(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -443,11 +455,12 @@ func TestDisabledByForwarder(t *testing.T) {
 		t.Fatalf("the gateway has %v", gw.Table())
 	}
 	if got := addMapping(t, n, "TCP", port); got != port || len(gw.Table()) != 1 {
-		t.Errorf("external port %d, and the gateway has %v", got, gw.Table())
+		t.Errorf("external port %d, the gateway has %v, want one mapping", got, gw.Table())
 	}
 }
 
-// Who asks for the same port at once gets the same mapping, for one request.
+// TestConcurrentAddMapping checks that concurrent calls for one port share one request and
+// return the same port.
 func TestConcurrentAddMapping(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -464,12 +477,13 @@ func TestConcurrentAddMapping(t *testing.T) {
 	wg.Wait()
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
 		if requests := mapRequests(gw, p); requests != 1 {
-			t.Errorf("%d requests for %v, want 1", requests, p)
+			t.Errorf("%d map requests for %v, want 1", requests, p)
 		}
 	}
 }
 
-// Whatever else goes on, what is deleted last is gone.
+// TestConcurrentCalls makes concurrent calls of all methods. Each goroutine deletes the
+// mapping at the end, so that none remains.
 func TestConcurrentCalls(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -496,11 +510,12 @@ func TestConcurrentCalls(t *testing.T) {
 	}
 	wg.Wait()
 	if table := gw.Table(); len(table) != 0 {
-		t.Errorf("the gateway has %v, want nothing", table)
+		t.Errorf("the gateway has %v, want no mappings", table)
 	}
 }
 
-// Close takes away what the NAT holds, and leaves the Forwarder to its owner.
+// TestClose checks that Close deletes the mappings of the NAT and no others. The Forwarder
+// stays open.
 func TestClose(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
@@ -519,11 +534,11 @@ func TestClose(t *testing.T) {
 	}
 	wantClosed(t, n)
 	if err := f.Disable(t.Context()); err != nil {
-		t.Errorf("the Forwarder does not work any more: %v", err)
+		t.Errorf("Disable after the NAT was closed: %v", err)
 	}
 }
 
-// A Forwarder of its own ends with it.
+// TestCloseOwnedForwarder checks Close if New created the Forwarder.
 func TestCloseOwnedForwarder(t *testing.T) {
 	n := gethnat.New(nil)
 	for range 2 {
@@ -534,6 +549,7 @@ func TestCloseOwnedForwarder(t *testing.T) {
 	wantClosed(t, n)
 }
 
+// TestForwarderClosed checks the NAT after the program closed the Forwarder.
 func TestForwarderClosed(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -542,7 +558,7 @@ func TestForwarderClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if table := gw.Table(); len(table) != 0 {
-		t.Errorf("the gateway has %v, want nothing", table)
+		t.Errorf("the gateway has %v, want no mappings", table)
 	}
 	wantClosed(t, n)
 	if err := n.Close(); err != nil {
@@ -550,7 +566,7 @@ func TestForwarderClosed(t *testing.T) {
 	}
 }
 
-// What is granted to a NAT that was closed meanwhile is given back.
+// TestCloseDuringAddMapping checks that a mapping that is granted after Close is deleted.
 func TestCloseDuringAddMapping(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -575,11 +591,12 @@ func TestCloseDuringAddMapping(t *testing.T) {
 		t.Errorf("AddMapping: %v, want ErrClosed", err)
 	}
 	if table := gw.Table(); len(table) != 0 {
-		t.Errorf("the gateway has %v, want nothing", table)
+		t.Errorf("the gateway has %v, want no mappings", table)
 	}
 }
 
-// What is deleted while it is being asked for is gone in the end.
+// TestDeleteDuringAddMapping checks that DeleteMapping deletes a mapping whose request is in
+// flight.
 func TestDeleteDuringAddMapping(t *testing.T) {
 	gw, f := startGateway(t, forward.Config{Protocols: []string{"natpmp"}}, gatewaytest.Config{})
 	n := gethnat.New(f)
@@ -609,6 +626,6 @@ func TestDeleteDuringAddMapping(t *testing.T) {
 		t.Error(err)
 	}
 	if table := gw.Table(); len(table) != 0 {
-		t.Errorf("the gateway has %v, want nothing", table)
+		t.Errorf("the gateway has %v, want no mappings", table)
 	}
 }
