@@ -19,7 +19,7 @@ import (
 // Table holds one mapping for each Key. Several goroutines may call its methods at once.
 // Create it with New.
 type Table struct {
-	// Own is a Forwarder that Close closes, or nil.
+	// OwnedForwarder is a Forwarder that Close closes, or nil.
 	OwnedForwarder *forward.Forwarder
 
 	name      string
@@ -27,13 +27,13 @@ type Table struct {
 	closed    bool
 	mappings  map[Key]*forward.Mapping
 	calls     map[Key]*call
-	deletions sync.WaitGroup // deletions; none is added after Close began
+	deletions sync.WaitGroup // deletions in progress; none is added after Close began
 }
 
 // call is a call of Port in progress.
 type call struct {
 	done chan struct{} // closed at the end
-	err  error         // valid after over: the error for the calls that wait for it
+	err  error         // valid after done is closed: the error for the calls that wait for this call
 }
 
 // New returns an empty Table. Its errors begin with the name.
@@ -113,7 +113,8 @@ func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*
 }
 
 // lock waits until no call about a key is in progress, and locks t.mu. It returns the error
-// of the last call that it waited for.
+// of the last call that it waited for as waitErr. If ctx ends, it returns err, and t.mu is
+// not locked.
 func (t *Table) lock(ctx context.Context, k Key) (waitErr, err error) {
 	for ctx.Err() == nil {
 		t.mu.Lock()
@@ -131,7 +132,8 @@ func (t *Table) lock(ctx context.Context, k Key) (waitErr, err error) {
 	return nil, context.Cause(ctx)
 }
 
-// hold sets the mapping of a key, or removes it if m is nil. It returns false after Close.
+// setMapping sets the mapping of a key, or removes it if m is nil. It returns false after
+// Close.
 func (t *Table) setMapping(k Key, m *forward.Mapping) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -146,7 +148,8 @@ func (t *Table) setMapping(k Key, m *forward.Mapping) bool {
 	return true
 }
 
-// external returns the external port of a mapping. If the mapping is lost, it requests it again.
+// external returns the external port of a mapping. If the mapping is lost, it requests it
+// again.
 func (t *Table) external(ctx context.Context, m *forward.Mapping) (uint16, error) {
 	if port := m.External().Port(); port != 0 {
 		return port, nil
@@ -195,8 +198,9 @@ func (t *Table) Mappings() ([]*forward.Mapping, error) {
 	return slices.Collect(maps.Values(t.mappings)), nil
 }
 
-// Close closes Own, or, if that is nil, all mappings at the same time. It also waits for the
-// deletions that Remove began. It does not wait for Port. A second call does nothing.
+// Close closes OwnedForwarder, or, if that is nil, all mappings at the same time. It also
+// waits for the deletions that Remove began. It does not wait for Port. A second call does
+// nothing.
 func (t *Table) Close() error {
 	t.mu.Lock()
 	closed, mappings := t.closed, slices.Collect(maps.Values(t.mappings))

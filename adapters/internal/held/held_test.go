@@ -16,39 +16,42 @@ import (
 
 var (
 	key          = held.Key{Protocol: backends.TCP, Port: 8080}
-	errCancelled = errors.New("enough")
+	errCancelled = errors.New("cancelled by the test")
 )
 
-// router is a backend that counts its requests, and answers them when it may.
+// fakeBackend is a backend that counts its requests. If release is set, it replies only after
+// release is closed. If err is set, it fails with err.
 type fakeBackend struct {
 	mu                         sync.Mutex
 	err                        error
-	release                    chan struct{} // nil: no request waits
-	active                     int           // mappings that exist
+	release                    chan struct{} // nil: it replies at once
+	active                     int           // number of active mappings
 	mapRequests, unmapRequests int
 }
 
-func (r *fakeBackend) setReply(err error, release chan struct{}) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.err, r.release = err, release
+func (b *fakeBackend) setReply(err error, release chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err, b.release = err, release
 }
 
-// want compares the numbers of mappings that exist, and of requests to map and to unmap.
-func (r *fakeBackend) wantCounts(t *testing.T, active, mapRequests, unmapRequests int) {
+// wantCounts checks the number of active mappings, of map requests and of unmap requests.
+func (b *fakeBackend) wantCounts(t *testing.T, active, mapRequests, unmapRequests int) {
 	t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.active != active || r.mapRequests != mapRequests || r.unmapRequests != unmapRequests {
-		t.Errorf("%d mappings after %d requests and %d deletions, want %d, %d, %d", r.active, r.mapRequests, r.unmapRequests, active, mapRequests, unmapRequests)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.active != active || b.mapRequests != mapRequests || b.unmapRequests != unmapRequests {
+		t.Errorf("%d mappings after %d map and %d unmap requests, want %d, %d, %d", b.active, b.mapRequests, b.unmapRequests, active, mapRequests, unmapRequests)
 	}
 }
 
-func (r *fakeBackend) handle(ctx context.Context, change int, count *int) error {
-	r.mu.Lock()
+// handle counts a request, waits for its release, and adds change to the number of active
+// mappings.
+func (b *fakeBackend) handle(ctx context.Context, change int, count *int) error {
+	b.mu.Lock()
 	*count++
-	release := r.release
-	r.mu.Unlock()
+	release := b.release
+	b.mu.Unlock()
 	if release != nil {
 		select {
 		case <-release:
@@ -56,15 +59,15 @@ func (r *fakeBackend) handle(ctx context.Context, change int, count *int) error 
 			return context.Cause(ctx)
 		}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.err == nil {
-		r.active += change
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == nil {
+		b.active += change
 	}
-	return r.err
+	return b.err
 }
 
-func (*fakeBackend) String() string                  { return "router" }
+func (*fakeBackend) String() string                  { return "fake" }
 func (*fakeBackend) Close() error                    { return nil }
 func (*fakeBackend) Supports(backends.Request) error { return nil }
 
@@ -72,53 +75,54 @@ func (*fakeBackend) ExternalAddr(context.Context) (netip.Addr, error) {
 	return netip.Addr{}, backends.ErrUnsupported
 }
 
-func (r *fakeBackend) Map(ctx context.Context, q backends.Request) (backends.Mapping, error) {
-	err := r.handle(ctx, 1, &r.mapRequests)
+func (b *fakeBackend) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
+	err := b.handle(ctx, 1, &b.mapRequests)
 	return backends.Mapping{
-		Backend: "router", Protocol: q.Protocol, Internal: q.Internal, Lifetime: q.Lifetime, Granted: time.Now(),
-		External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), q.External.Port()),
+		Backend: "fake", Protocol: r.Protocol, Internal: r.Internal, Lifetime: r.Lifetime, Granted: time.Now(),
+		External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), r.External.Port()),
 	}, err
 }
 
-func (r *fakeBackend) Renew(ctx context.Context, _ backends.Mapping, q backends.Request) (backends.Mapping, error) {
-	return r.Map(ctx, q)
+func (b *fakeBackend) Renew(ctx context.Context, _ backends.Mapping, r backends.Request) (backends.Mapping, error) {
+	return b.Map(ctx, r)
 }
 
-func (r *fakeBackend) Unmap(ctx context.Context, _ backends.Mapping) error {
-	return r.handle(ctx, -1, &r.unmapRequests)
+func (b *fakeBackend) Unmap(ctx context.Context, _ backends.Mapping) error {
+	return b.handle(ctx, -1, &b.unmapRequests)
 }
 
-// rig is a Table, and what enables its mappings.
+// fixture is a Table with a Forwarder that enables its mappings on a fakeBackend.
 type fixture struct {
 	*held.Table
 	backend   *fakeBackend
 	forwarder *forward.Forwarder
 }
 
-// run runs a test on virtual time.
+// run runs a test in a synctest bubble.
 func run(t *testing.T, test func(*testing.T, *fixture)) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &fixture{Table: held.New("test"), backend: &fakeBackend{}}
+		f := &fixture{Table: held.New("test"), backend: &fakeBackend{}}
 		var err error
-		if r.forwarder, err = forward.New(&forward.Config{Backends: []backends.Backend{r.backend}}); err != nil {
+		if f.forwarder, err = forward.New(&forward.Config{Backends: []backends.Backend{f.backend}}); err != nil {
 			t.Fatal(err)
 		}
-		defer r.forwarder.Close()
-		test(t, r)
+		defer f.forwarder.Close()
+		test(t, f)
 	})
 }
 
-func (r *fixture) requestPort(ctx context.Context) error {
-	port, err := r.Port(ctx, key, func(ctx context.Context) (*forward.Mapping, error) {
-		return r.forwarder.Enable(ctx, forward.Protocol(key.Protocol, key.Port))
+// requestPort calls Port for key, and checks the external port.
+func (f *fixture) requestPort(ctx context.Context) error {
+	port, err := f.Port(ctx, key, func(ctx context.Context) (*forward.Mapping, error) {
+		return f.forwarder.Enable(ctx, forward.Protocol(key.Protocol, key.Port))
 	})
 	if (port == key.Port) != (err == nil) {
-		return errors.Join(err, errors.New("a wrong port"))
+		return errors.Join(err, errors.New("Port returned a wrong port"))
 	}
 	return err
 }
 
-// do calls f on a goroutine, and waits until nothing goes on but that waits.
+// startCall calls f in a goroutine, and waits until all goroutines of the test are blocked.
 func startCall(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -126,6 +130,7 @@ func startCall(f func() error) <-chan error {
 	return done
 }
 
+// wantError checks the error of a call.
 func wantError(t *testing.T, what string, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
@@ -133,15 +138,16 @@ func wantError(t *testing.T, what string, err, want error) {
 	}
 }
 
-// Calls about one key at once make one request, whether that succeeds or fails.
+// TestConcurrentPort checks that concurrent calls about one key share one request, and that
+// all of them return its error. After a failure, the next call requests the mapping again.
 func TestConcurrentPort(t *testing.T) {
 	for _, want := range []error{nil, backends.ErrNotAuthorized} {
-		run(t, func(t *testing.T, r *fixture) {
+		run(t, func(t *testing.T, f *fixture) {
 			release := make(chan struct{})
-			r.backend.setReply(want, release)
+			f.backend.setReply(want, release)
 			var results []<-chan error
 			for range 8 {
-				results = append(results, startCall(func() error { return r.requestPort(t.Context()) }))
+				results = append(results, startCall(func() error { return f.requestPort(t.Context()) }))
 			}
 			close(release)
 			for _, err := range results {
@@ -151,143 +157,149 @@ func TestConcurrentPort(t *testing.T) {
 			if want == nil {
 				active = 1
 			}
-			r.backend.wantCounts(t, active, 1, 0)
-			if ms, err := r.Mappings(); len(ms) != active || err != nil {
-				t.Errorf("held is %v, %v", ms, err)
+			f.backend.wantCounts(t, active, 1, 0)
+			if ms, err := f.Mappings(); len(ms) != active || err != nil {
+				t.Errorf("Mappings: %v, %v", ms, err)
 			}
-			r.backend.setReply(nil, nil)
-			wantError(t, "Port again", r.requestPort(t.Context()), nil)
-			r.backend.wantCounts(t, 1, 2-active, 0)
+			f.backend.setReply(nil, nil)
+			wantError(t, "Port again", f.requestPort(t.Context()), nil)
+			f.backend.wantCounts(t, 1, 2-active, 0)
 		})
 	}
 }
 
-// A call obeys its context while it waits, and tries itself if that of another ended.
+// TestContextEnds checks that a waiting call returns if its context ends. If the context of
+// the requesting call ends, a waiting call sends the request itself.
 func TestContextEnds(t *testing.T) {
-	run(t, func(t *testing.T, r *fixture) {
+	run(t, func(t *testing.T, f *fixture) {
 		release := make(chan struct{})
-		r.backend.setReply(nil, release)
+		f.backend.setReply(nil, release)
 		firstCtx, cancelFirst := context.WithCancelCause(t.Context())
 		secondCtx, cancelSecond := context.WithCancelCause(t.Context())
-		requesting := startCall(func() error { return r.requestPort(firstCtx) })
-		waiting := startCall(func() error { return r.requestPort(secondCtx) })
-		removing := startCall(func() error { return r.Remove(secondCtx, key) })
-		remaining := startCall(func() error { return r.requestPort(t.Context()) })
+		requesting := startCall(func() error { return f.requestPort(firstCtx) })
+		waiting := startCall(func() error { return f.requestPort(secondCtx) })
+		removing := startCall(func() error { return f.Remove(secondCtx, key) })
+		remaining := startCall(func() error { return f.requestPort(t.Context()) })
 		cancelSecond(errCancelled)
-		wantError(t, "the one that waits", <-waiting, errCancelled)
+		wantError(t, "the waiting call", <-waiting, errCancelled)
 		wantError(t, "Remove", <-removing, errCancelled)
 		cancelFirst(errCancelled)
-		wantError(t, "the one that asks", <-requesting, errCancelled)
+		wantError(t, "the requesting call", <-requesting, errCancelled)
 		synctest.Wait()
 		close(release)
-		wantError(t, "the one that stays", <-remaining, nil)
-		wantError(t, "with an ended context", r.requestPort(firstCtx), errCancelled)
-		r.backend.setReply(nil, nil)
-		wantError(t, "Close", r.Close(), nil)
+		wantError(t, "the remaining call", <-remaining, nil)
+		wantError(t, "Port with a cancelled context", f.requestPort(firstCtx), errCancelled)
+		f.backend.setReply(nil, nil)
+		wantError(t, "Close", f.Close(), nil)
 	})
 }
 
-// A mapping that is granted after Close is deleted.
+// TestCloseDuringPort checks that a mapping that is granted after Close is deleted, and that
+// later calls fail.
 func TestCloseDuringPort(t *testing.T) {
-	run(t, func(t *testing.T, r *fixture) {
+	run(t, func(t *testing.T, f *fixture) {
 		release := make(chan struct{})
-		r.backend.setReply(nil, release)
-		requesting := startCall(func() error { return r.requestPort(t.Context()) })
-		waiting := startCall(func() error { return r.requestPort(t.Context()) })
-		wantError(t, "Close", r.Close(), nil)
+		f.backend.setReply(nil, release)
+		requesting := startCall(func() error { return f.requestPort(t.Context()) })
+		waiting := startCall(func() error { return f.requestPort(t.Context()) })
+		wantError(t, "Close", f.Close(), nil)
 		close(release)
-		wantError(t, "the one that asks", <-requesting, forward.ErrClosed)
-		wantError(t, "the one that waits", <-waiting, forward.ErrClosed)
-		r.backend.wantCounts(t, 0, 1, 1)
-		wantError(t, "Port", r.requestPort(t.Context()), forward.ErrClosed)
-		wantError(t, "Remove", r.Remove(t.Context(), key), nil)
-		wantError(t, "the second Close", r.Close(), nil)
-		_, err := r.Mappings()
+		wantError(t, "the requesting call", <-requesting, forward.ErrClosed)
+		wantError(t, "the waiting call", <-waiting, forward.ErrClosed)
+		f.backend.wantCounts(t, 0, 1, 1)
+		wantError(t, "Port", f.requestPort(t.Context()), forward.ErrClosed)
+		wantError(t, "Remove", f.Remove(t.Context(), key), nil)
+		wantError(t, "the second Close", f.Close(), nil)
+		_, err := f.Mappings()
 		wantError(t, "Mappings", err, forward.ErrClosed)
-		r.backend.wantCounts(t, 0, 1, 1)
+		f.backend.wantCounts(t, 0, 1, 1)
 	})
 }
 
-// Close while a lost mapping is requested requests no other.
+// TestCloseDuringRefresh calls Close while Port requests a lost mapping. Port must not request
+// a new mapping then.
 func TestCloseDuringRefresh(t *testing.T) {
-	run(t, func(t *testing.T, r *fixture) {
-		wantError(t, "Port", r.requestPort(t.Context()), nil)
-		r.backend.setReply(backends.ErrNetworkFailure, nil)
+	run(t, func(t *testing.T, f *fixture) {
+		wantError(t, "Port", f.requestPort(t.Context()), nil)
+		f.backend.setReply(backends.ErrNetworkFailure, nil)
 		time.Sleep(2 * forward.DefaultLifetime)
 		release := make(chan struct{})
-		r.backend.setReply(backends.ErrNetworkFailure, release)
-		requesting := startCall(func() error { return r.requestPort(t.Context()) })
-		closing := startCall(r.Close)
-		r.backend.mu.Lock()
-		mapRequests := r.backend.mapRequests
-		r.backend.mu.Unlock()
+		f.backend.setReply(backends.ErrNetworkFailure, release)
+		requesting := startCall(func() error { return f.requestPort(t.Context()) })
+		closing := startCall(f.Close)
+		f.backend.mu.Lock()
+		mapRequests := f.backend.mapRequests
+		f.backend.mu.Unlock()
 		close(release)
-		<-closing // that the gateway fails is no matter here
+		<-closing // its error does not matter here: the backend fails
 		wantError(t, "Port", <-requesting, forward.ErrClosed)
-		r.backend.mu.Lock()
-		defer r.backend.mu.Unlock()
-		if r.backend.mapRequests != mapRequests {
-			t.Errorf("%d more requests", r.backend.mapRequests-mapRequests)
+		f.backend.mu.Lock()
+		defer f.backend.mu.Unlock()
+		if f.backend.mapRequests != mapRequests {
+			t.Errorf("%d map requests after Close", f.backend.mapRequests-mapRequests)
 		}
 	})
 }
 
-// Remove waits for Port, and Close for Remove.
+// TestRemoveDuringPort checks that Remove waits for Port, and that Close waits for the
+// deletion of a Remove whose context ended.
 func TestRemoveDuringPort(t *testing.T) {
-	run(t, func(t *testing.T, r *fixture) {
+	run(t, func(t *testing.T, f *fixture) {
 		release := make(chan struct{})
-		r.backend.setReply(nil, release)
-		requesting := startCall(func() error { return r.requestPort(t.Context()) })
-		removing := startCall(func() error { return r.Remove(t.Context(), key) })
+		f.backend.setReply(nil, release)
+		requesting := startCall(func() error { return f.requestPort(t.Context()) })
+		removing := startCall(func() error { return f.Remove(t.Context(), key) })
 		close(release)
 		wantError(t, "Port", <-requesting, nil)
 		wantError(t, "Remove", <-removing, nil)
-		r.backend.wantCounts(t, 0, 1, 1)
+		f.backend.wantCounts(t, 0, 1, 1)
 
-		wantError(t, "Port", r.requestPort(t.Context()), nil)
+		wantError(t, "Port", f.requestPort(t.Context()), nil)
 		release = make(chan struct{})
-		r.backend.setReply(nil, release)
+		f.backend.setReply(nil, release)
 		ctx, cancel := context.WithCancelCause(t.Context())
-		removing = startCall(func() error { return r.Remove(ctx, key) })
+		removing = startCall(func() error { return f.Remove(ctx, key) })
 		cancel(errCancelled)
 		wantError(t, "Remove", <-removing, errCancelled)
-		wantError(t, "Remove again", r.Remove(t.Context(), key), nil)
-		closing := startCall(r.Close)
+		wantError(t, "Remove again", f.Remove(t.Context(), key), nil)
+		closing := startCall(f.Close)
 		if len(closing) > 0 {
 			t.Error("Close did not wait for the deletion")
 		}
 		close(release)
 		wantError(t, "Close", <-closing, nil)
-		r.backend.wantCounts(t, 0, 2, 2)
+		f.backend.wantCounts(t, 0, 2, 2)
 	})
 }
 
-// Close closes all at once, or the Table's own Forwarder.
+// TestClose checks that Close closes all mappings at the same time, or the OwnedForwarder. The
+// backend does not reply.
 func TestClose(t *testing.T) {
 	for _, owned := range []bool{false, true} {
-		run(t, func(t *testing.T, r *fixture) {
+		run(t, func(t *testing.T, f *fixture) {
 			if owned {
-				r.OwnedForwarder = r.forwarder
+				f.OwnedForwarder = f.forwarder
 			}
 			for port := range uint16(4) {
-				_, err := r.Port(t.Context(), held.Key{Protocol: backends.UDP, Port: 4001 + port}, func(ctx context.Context) (*forward.Mapping, error) {
-					return r.forwarder.Enable(ctx, forward.UDP(4001+port))
+				_, err := f.Port(t.Context(), held.Key{Protocol: backends.UDP, Port: 4001 + port}, func(ctx context.Context) (*forward.Mapping, error) {
+					return f.forwarder.Enable(ctx, forward.UDP(4001+port))
 				})
 				wantError(t, "Port", err, nil)
 			}
-			r.backend.setReply(nil, make(chan struct{})) // never answers
+			f.backend.setReply(nil, make(chan struct{})) // is never closed: no reply
 			start := time.Now()
-			wantError(t, "Close", r.Close(), backends.ErrNoReply)
+			wantError(t, "Close", f.Close(), backends.ErrNoReply)
 			if elapsed := time.Since(start); elapsed > forward.DefaultCloseTimeout {
 				t.Errorf("Close took %v", elapsed)
 			}
-			if _, err := r.forwarder.Enable(t.Context(), forward.Background()); errors.Is(err, forward.ErrClosed) != owned {
-				t.Errorf("the Forwarder after Close: %v", err)
+			if _, err := f.forwarder.Enable(t.Context(), forward.Background()); errors.Is(err, forward.ErrClosed) != owned {
+				t.Errorf("Enable after Close: %v", err)
 			}
 		})
 	}
 }
 
+// TestKey checks valid and invalid protocols and ports.
 func TestKey(t *testing.T) {
 	table := held.New("test")
 	for _, c := range []struct {
