@@ -11,19 +11,19 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// endpoint is what a gateway forwards to: what several listen addresses share.
+// endpoint is the internal endpoint of a mapping. Several listen addresses may share it.
 type endpoint struct {
 	protocol backends.Protocol
-	addr     netip.Addr // the zero Addr: all addresses of this host
+	addr     netip.Addr // the zero Addr means all addresses of this host
 	port     uint16
 }
 
-// parse splits a listen address into the endpoint and what comes behind it:
+// parseListenAddr splits a listen address into its endpoint and the rest of the address:
 //
 //	/ip4/0.0.0.0/udp/4001/quic-v1 → {udp 4001}, /quic-v1
 //
-// It reports false where there is nothing that a gateway could forward: no TCP
-// or UDP over IPv4, and addresses that other hosts cannot reach.
+// It returns false if a gateway cannot forward to the address, because it is not TCP or UDP
+// over IPv4, or because other hosts cannot reach it.
 func parseListenAddr(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok bool) {
 	if len(listen) < 2 || listen[0].Protocol().Code != ma.P_IP4 {
 		return endpoint{}, nil, false
@@ -48,12 +48,13 @@ func parseListenAddr(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok b
 		return endpoint{}, nil, false
 	}
 	e.port = binary.BigEndian.Uint16(port)
-	return e, listen[2:], e.port != 0 // which would be any port
+	return e, listen[2:], e.port != 0 // port 0 means any port
 }
 
-// announce is parse's inverse for the external side, or nil where there is none
-// that could be told. Private addresses are, as by libp2p itself: it tells them
-// apart where that matters, and who is between two NATs can use them.
+// externalMultiaddr returns the address to announce: the external endpoint followed by the
+// suffix of the listen address. If the external endpoint is incomplete, it returns nil. A
+// private address is announced too, as libp2p itself does: libp2p recognises private
+// addresses, and a peer between two NATs can use them.
 func (e endpoint) externalMultiaddr(external netip.AddrPort, suffix ma.Multiaddr) ma.Multiaddr {
 	addr := external.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || external.Port() == 0 {

@@ -9,7 +9,7 @@ import (
 
 const certhash = "/certhash/uEiAkH5a4DPGKUuOBjYw0CgwjvcJCJMD2K_1aluKR_tpevQ"
 
-// What a listen address becomes outside: by text, as others write it.
+// TestRewrite checks the announced address of many listen addresses. It compares their texts.
 func TestRewrite(t *testing.T) {
 	const external = "45.45.45.1:40001"
 	for listen, want := range map[string]string{
@@ -43,17 +43,17 @@ func TestRewrite(t *testing.T) {
 		got := rewrite(ma.StringCast(listen), netip.MustParseAddrPort(external))
 		switch {
 		case want == "" && got != nil:
-			t.Errorf("%s becomes %v, want nothing", listen, got)
+			t.Errorf("%s is rewritten to %v, want nothing", listen, got)
 		case want != "" && got.String() != want:
-			t.Errorf("%s becomes %v, want %s", listen, got, want)
+			t.Errorf("%s is rewritten to %v, want %s", listen, got, want)
 		}
 	}
 	if got := rewrite(nil, netip.MustParseAddrPort(external)); got != nil {
-		t.Errorf("no address becomes %v", got)
+		t.Errorf("no address is rewritten to %v, want nothing", got)
 	}
 }
 
-// rewrite is what GetMapping does with what was granted.
+// rewrite replaces the endpoint of a listen address, as GetMapping does.
 func rewrite(listen ma.Multiaddr, external netip.AddrPort) ma.Multiaddr {
 	e, suffix, ok := parseListenAddr(listen)
 	if !ok {
@@ -62,7 +62,8 @@ func rewrite(listen ma.Multiaddr, external netip.AddrPort) ma.Multiaddr {
 	return e.externalMultiaddr(external, suffix)
 }
 
-// What a gateway grants, and what of that is told.
+// TestExternalMultiaddr checks the announced address of several external endpoints, and that
+// incomplete endpoints are not announced.
 func TestExternalMultiaddr(t *testing.T) {
 	listen := ma.StringCast("/ip4/0.0.0.0/udp/4001/quic-v1")
 	for external, want := range map[netip.AddrPort]string{
@@ -75,7 +76,7 @@ func TestExternalMultiaddr(t *testing.T) {
 		netip.MustParseAddrPort("0.0.0.0:4001"):             "",
 		netip.MustParseAddrPort("[::]:4001"):                "",
 		netip.MustParseAddrPort("45.45.45.1:0"):             "",
-		netip.AddrPortFrom(netip.Addr{}, 4001):              "", // the gateway does not tell its address
+		netip.AddrPortFrom(netip.Addr{}, 4001):              "", // the gateway does not report its external address
 	} {
 		got := rewrite(listen, external)
 		if want == "" && got != nil || want != "" && got.String() != want {
@@ -84,7 +85,8 @@ func TestExternalMultiaddr(t *testing.T) {
 	}
 }
 
-// What shares a port is one endpoint; everything else is another.
+// TestSharedEndpoints checks that listen addresses on one port share an endpoint, and that
+// others have different endpoints.
 func TestSharedEndpoints(t *testing.T) {
 	seen := map[endpoint]string{}
 	for _, group := range [][]string{
@@ -95,17 +97,18 @@ func TestSharedEndpoints(t *testing.T) {
 	} {
 		first, _, _ := parseListenAddr(ma.StringCast(group[0]))
 		if other, ok := seen[first]; ok {
-			t.Errorf("%s and %s are one", group[0], other)
+			t.Errorf("%s and %s share an endpoint", group[0], other)
 		}
 		seen[first] = group[0]
 		for _, s := range group[1:] {
 			if e, _, ok := parseListenAddr(ma.StringCast(s)); !ok || e != first {
-				t.Errorf("%s is %v, %t, want %v", s, e, ok, first)
+				t.Errorf("%s has endpoint %v, %t, want %v", s, e, ok, first)
 			}
 		}
 	}
 }
 
+// FuzzRewrite checks that only the address and port of a listen address change.
 func FuzzRewrite(f *testing.F) {
 	for _, s := range []string{
 		"/ip4/0.0.0.0/tcp/4001", "/ip4/192.168.1.5/udp/4001/quic-v1/webtransport" + certhash,
@@ -128,7 +131,7 @@ func FuzzRewrite(f *testing.F) {
 		}
 		if got[0].String() != "/ip4/45.45.45.1" || got[1].Value() != "40001" || got[1].Code() != listen[1].Code() ||
 			!got[2:].Equal(listen[2:]) {
-			t.Errorf("%v becomes %v", listen, got)
+			t.Errorf("%v is rewritten to %v", listen, got)
 		}
 	})
 }

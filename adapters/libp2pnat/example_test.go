@@ -13,14 +13,14 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// A host behind a NAT, and the address that it tells other peers.
+// This example starts a host behind a NAT, and prints the external address that it announces.
 func Example() {
-	gw, err := gatewaytest.Start(gatewaytest.Config{}) // a program of yours has a real one
+	gw, err := gatewaytest.Start(gatewaytest.Config{}) // a test gateway instead of a real one
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer gw.Close()
-	f, err := forward.New(gw.Config()) // nil: with the gateway that leads to the internet
+	f, err := forward.New(gw.Config()) // nil instead of a Config: the gateway of the default route
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func Example() {
 	}
 	defer host.Close()
 
-	// The first of these events tells what there is already.
+	// The first event contains the current addresses.
 	addrs, err := host.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated))
 	if err != nil {
 		log.Fatal(err)

@@ -19,10 +19,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds what must happen.
+// testTimeout bounds the wait for an expected event.
 const testTimeout = 30 * time.Second
 
-// waiting bounds what a test waits for.
+// timeoutContext returns a context that ends after testTimeout.
 func timeoutContext(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
@@ -30,8 +30,8 @@ func timeoutContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// listeners is a network.Network that has listeners and nothing else. It tells
-// of a change as a swarm does: after it, with the lock held that StopNotify takes.
+// fakeNetwork is a network.Network that has only listeners. Like a swarm, it sends a
+// notification after the change, while it holds the lock that StopNotify acquires.
 type fakeNetwork struct {
 	network.Network
 
@@ -62,6 +62,7 @@ func (l *fakeNetwork) StopNotify(n network.Notifiee) {
 	}
 }
 
+// listen adds listen addresses, and notifies of each.
 func (l *fakeNetwork) listen(addrs ...string) {
 	for _, s := range addrs {
 		addr := ma.StringCast(s)
@@ -76,6 +77,7 @@ func (l *fakeNetwork) listen(addrs ...string) {
 	}
 }
 
+// unlisten removes listen addresses, and notifies of each.
 func (l *fakeNetwork) unlisten(addrs ...string) {
 	for _, s := range addrs {
 		addr := ma.StringCast(s)
@@ -90,7 +92,7 @@ func (l *fakeNetwork) unlisten(addrs ...string) {
 	}
 }
 
-// rig is a manager behind a gateway.
+// fixture is a manager with its network, gateway and Forwarder.
 type fixture struct {
 	*fakeNetwork
 	*manager
@@ -98,7 +100,7 @@ type fixture struct {
 	forwarder *forward.Forwarder
 }
 
-// start starts a manager that waits for the gateway as long as it takes.
+// start starts a manager behind a test gateway. Its GetMapping waits up to testTimeout.
 func start(t *testing.T, config gatewaytest.Config, listen ...string) *fixture {
 	t.Helper()
 	gw, err := gatewaytest.Start(config)
@@ -123,7 +125,8 @@ func start(t *testing.T, config gatewaytest.Config, listen ...string) *fixture {
 	return r
 }
 
-// reached wants a listen address to be announced as another one; empty: not.
+// wantAnnounced checks the announced address of a listen address. If want is empty, there must
+// be none.
 func (r *fixture) wantAnnounced(t *testing.T, listen, want string) {
 	t.Helper()
 	got := r.GetMapping(ma.StringCast(listen))
@@ -132,7 +135,7 @@ func (r *fixture) wantAnnounced(t *testing.T, listen, want string) {
 	}
 }
 
-// table is what the gateway forwards: protocol and internal port.
+// table returns the protocol and internal port of each mapping of the gateway.
 func (r *fixture) table() []string {
 	out := []string{}
 	for _, e := range r.gateway.Table() {
@@ -142,17 +145,17 @@ func (r *fixture) table() []string {
 	return out
 }
 
-// unmapped waits until the gateway has been told to delete n mappings.
+// waitUnmapped waits until the gateway has received n unmap requests.
 func (r *fixture) waitUnmapped(t *testing.T, n int) {
 	t.Helper()
 	_, err := r.gateway.AwaitRequests(timeoutContext(t), n, func(q gatewaytest.Request) bool { return q.Op == "unmap" })
 	if err != nil {
-		t.Fatalf("waiting for %d mappings to be deleted: %v", n, err)
+		t.Fatalf("waiting for %d unmap requests: %v", n, err)
 	}
 	r.deletions.Wait()
 }
 
-// neighbour has a port of the gateway.
+// occupyPort maps an external port to another host.
 func (r *fixture) occupyPort(t *testing.T, p backends.Protocol, port uint16) {
 	t.Helper()
 	err := r.gateway.AddMapping(gatewaytest.Entry{

@@ -14,20 +14,21 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// firstLook is how long GetMapping waits for a port that has just been asked
-// for: libp2p looks again only after five seconds. It is enough for a gateway
-// that speaks PCP only, which is asked a moment after NAT-PMP.
+// grantWait is how long GetMapping waits for the grant of a new mapping, because libp2p calls
+// it again only after five seconds. It is long enough for a gateway that supports only PCP;
+// the PCP request follows shortly after the NAT-PMP request.
 const grantWait = 400 * time.Millisecond
 
-// New returns what the option libp2p.NATManager wants: a function that makes a
-// NATManager for a host. It may be called for several hosts.
+// New returns the argument for the option libp2p.NATManager: a function that creates a
+// NATManager for a host. It may be used for several hosts.
 //
-// The Forwarder stays the caller's. Closing a host takes the host's mappings away,
-// all at once, in the time of forward.Mapping.Close: two seconds by default if the
-// gateway does not answer. Close the Forwarder after its hosts. With nil,
-// each host gets a Forwarder of its own, with the defaults of forward.Config, that
-// is closed with it. Either way, the NATManager's Close, whose error libp2p
-// logs, says what could not be taken away and is left to its lifetime.
+// The caller closes f, after its hosts. If f is nil, each host gets its own Forwarder, with
+// the defaults of forward.Config and the description "libp2p". It is closed with the host.
+//
+// If a host is closed, all its mappings are deleted at the same time. This takes as long as
+// forward.Mapping.Close: two seconds by default if the gateway does not reply. If mappings
+// could not be deleted, the NATManager's Close returns an error, which libp2p logs. These
+// mappings end with their lifetime.
 func New(f *forward.Forwarder) func(network.Network) basichost.NATManager {
 	return func(n network.Network) basichost.NATManager {
 		m := newManager(n, f)
@@ -38,47 +39,47 @@ func New(f *forward.Forwarder) func(network.Network) basichost.NATManager {
 
 var _ basichost.NATManager = (*manager)(nil)
 
-// manager forwards the ports of a host's listeners. It has no goroutine but to
-// take mappings away.
+// manager forwards the ports of a host's listeners. It starts goroutines only to delete
+// mappings.
 type manager struct {
 	network       network.Network
 	forwarder     *forward.Forwarder
-	ownsForwarder bool          // the Forwarder is
-	grantWait     time.Duration // firstLook
+	ownsForwarder bool          // Close closes forwarder
+	grantWait     time.Duration // the constant grantWait, except in tests
 	closeOnce     func() error
 
 	mu        sync.Mutex
 	closed    bool
 	entries   map[endpoint]mappingEntry
-	deleteErr error          // the last mapping that could not be taken away
-	deletions sync.WaitGroup // mappings; none is added once closed
+	deleteErr error          // the error of the last failed deletion
+	deletions sync.WaitGroup // deletions in progress; none is added once closed
 }
 
-// forwarded is an endpoint that the gateway is asked for.
+// mappingEntry is the mapping of an endpoint.
 type mappingEntry struct {
 	mapping   *forward.Mapping
-	waitUntil time.Time // until when GetMapping waits for it
+	waitUntil time.Time // GetMapping waits for the grant until then
 }
 
 func newManager(n network.Network, f *forward.Forwarder) *manager {
 	m := &manager{network: n, forwarder: f, grantWait: grantWait, entries: map[endpoint]mappingEntry{}}
 	if f == nil {
 		m.ownsForwarder = true
-		m.forwarder, _ = forward.New(&forward.Config{Description: "libp2p"}) // which is valid
+		m.forwarder, _ = forward.New(&forward.Config{Description: "libp2p"}) // a valid config
 	}
 	m.closeOnce = sync.OnceValue(m.shutdown)
 	return m
 }
 
-// start follows the network's listeners.
+// start creates the mappings of the network's listeners, and subscribes to their changes.
 func (m *manager) start() {
 	m.network.Notify((*notifiee)(m))
-	m.updateMappings() // with those that there were before
+	m.updateMappings() // for the existing listeners
 }
 
-// GetMapping returns what the world reaches a listen address by: the same with
-// the external address and port in place of its own, or nil while nothing is
-// granted. It waits for a moment where the port has just been asked for.
+// GetMapping returns a listen address with the address and port replaced by the external ones.
+// If no mapping is granted, it returns nil. If the mapping is new, it waits for the grant for
+// grantWait.
 func (m *manager) GetMapping(listen ma.Multiaddr) ma.Multiaddr {
 	e, suffix, ok := parseListenAddr(listen)
 	if !ok {
@@ -92,11 +93,11 @@ func (m *manager) GetMapping(listen ma.Multiaddr) ma.Multiaddr {
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), entry.waitUntil)
 	defer cancel()
-	_ = entry.mapping.Wait(ctx) // what it came to, External tells
+	_ = entry.mapping.Wait(ctx) // External shows whether it was granted
 	return e.externalMultiaddr(entry.mapping.External().AddrPort, suffix)
 }
 
-// HasDiscoveredNAT reports whether a gateway now forwards a port of the host.
+// HasDiscoveredNAT reports whether a gateway forwards a port of the host now.
 func (m *manager) HasDiscoveredNAT() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -108,9 +109,9 @@ func (m *manager) HasDiscoveredNAT() bool {
 	return false
 }
 
-// sync makes what is forwarded be what is listened on. It does no I/O: the
-// network waits for it. The lock is held while looking, so that no older look
-// comes after a newer one.
+// updateMappings creates the mappings of new listeners, and deletes those of closed listeners.
+// It does no I/O, because the network waits for it. It reads the listeners with m.mu locked,
+// so that a concurrent call cannot apply an older list after a newer one.
 func (m *manager) updateMappings() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -134,8 +135,8 @@ func (m *manager) updateMappings() {
 	}
 }
 
-// open asks for an endpoint that is not held yet. It fails where the Forwarder
-// is closed, which its owner knows. m.mu is held.
+// addMapping requests the mapping of an endpoint, if it has none. If the Forwarder is closed,
+// it does nothing. The caller holds m.mu.
 func (m *manager) addMapping(e endpoint) {
 	if _, ok := m.entries[e]; ok {
 		return
@@ -144,14 +145,15 @@ func (m *manager) addMapping(e endpoint) {
 	if e.addr.IsValid() {
 		opts = append(opts, forward.To(netip.AddrPortFrom(e.addr, e.port)))
 	}
-	mapping, err := m.forwarder.Enable(context.Background(), opts...) // bounds nothing: it returns at once
+	mapping, err := m.forwarder.Enable(context.Background(), opts...) // needs no deadline: Enable returns at once
 	if err != nil {
 		return
 	}
 	m.entries[e] = mappingEntry{mapping, time.Now().Add(m.grantWait)}
 }
 
-// drop takes a mapping away, which Close waits for. m.mu is held.
+// deleteMapping deletes a mapping in the background. Close waits for it. The caller holds
+// m.mu.
 func (m *manager) deleteMapping(mapping *forward.Mapping) {
 	m.deletions.Go(func() {
 		if err := mapping.Close(); err != nil {
@@ -162,9 +164,10 @@ func (m *manager) deleteMapping(mapping *forward.Mapping) {
 	})
 }
 
-// Close takes all mappings away. A second call returns what the first did.
+// Close deletes all mappings. A second call returns the error of the first.
 func (m *manager) Close() error { return m.closeOnce() }
 
+// shutdown is the body of Close.
 func (m *manager) shutdown() error {
 	m.mu.Lock()
 	m.closed = true
@@ -173,10 +176,10 @@ func (m *manager) shutdown() error {
 		m.deleteMapping(entry.mapping)
 	}
 	m.mu.Unlock()
-	m.network.StopNotify((*notifiee)(m)) // not under the lock: it waits for those that wait for it
+	m.network.StopNotify((*notifiee)(m)) // without m.mu: it waits for notifications in progress, which lock m.mu
 	var err error
 	if m.ownsForwarder {
-		err = m.forwarder.Close() // bounds the rest
+		err = m.forwarder.Close() // ends the deletions too
 	}
 	m.deletions.Wait()
 	m.mu.Lock()
@@ -184,7 +187,7 @@ func (m *manager) shutdown() error {
 	return errors.Join(err, m.deleteErr)
 }
 
-// notifiee is the manager as the network sees it.
+// notifiee is a manager with the methods of network.Notifiee.
 type notifiee manager
 
 var _ network.Notifiee = (*notifiee)(nil)

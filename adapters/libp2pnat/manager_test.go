@@ -26,6 +26,7 @@ const (
 	webRTCAddr       = "/ip4/0.0.0.0/udp/4001/webrtc-direct"
 )
 
+// wantTable checks the protocol and internal port of each mapping of the gateway.
 func wantTable(t *testing.T, r *fixture, want ...string) {
 	t.Helper()
 	if got := r.table(); !slices.Equal(got, want) {
@@ -33,8 +34,8 @@ func wantTable(t *testing.T, r *fixture, want ...string) {
 	}
 }
 
-// Listeners that were there before and those that come later are forwarded, with
-// one mapping for all that share a port.
+// TestListeners checks that the ports of existing and later listeners are forwarded, with one
+// mapping for each port. The mapping is deleted when the last listener of the port closes.
 func TestListeners(t *testing.T) {
 	r := start(t, gatewaytest.Config{}, tcpAddr, "/ip4/127.0.0.1/tcp/5001", "/ip6/::/tcp/4001", "/p2p-circuit")
 	r.listen(quicAddr, webTransportAddr, webRTCAddr, "/ip4/127.0.0.1/udp/5001/quic-v1")
@@ -44,10 +45,10 @@ func TestListeners(t *testing.T) {
 	r.wantAnnounced(t, webRTCAddr, "/ip4/45.45.45.1/udp/4001/webrtc-direct")
 	r.wantAnnounced(t, "/ip4/127.0.0.1/tcp/5001", "")
 	r.wantAnnounced(t, "/ip6/::/tcp/4001", "")
-	r.wantAnnounced(t, "/ip4/0.0.0.0/tcp/4002", "") // nobody listens
+	r.wantAnnounced(t, "/ip4/0.0.0.0/tcp/4002", "") // no listener
 	wantTable(t, r, "tcp 0.0.0.0:4001", "udp 0.0.0.0:4001")
 	if n := r.gateway.Stats().Requests["natpmp map udp"]; n != 1 {
-		t.Errorf("UDP was mapped %d times", n)
+		t.Errorf("%d map requests for UDP, want 1", n)
 	}
 
 	r.unlisten(quicAddr, webRTCAddr)
@@ -64,7 +65,8 @@ func TestListeners(t *testing.T) {
 	wantTable(t, r, "udp 0.0.0.0:4001")
 }
 
-// Somebody else has the port: what is announced is what was granted.
+// TestPortTaken checks that the granted port is announced if another host has the preferred
+// one.
 func TestPortTaken(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
 	r.occupyPort(t, backends.UDP, 4001)
@@ -74,18 +76,18 @@ func TestPortTaken(t *testing.T) {
 		return e.Protocol == backends.UDP && e.Internal.Port() == 4001
 	})
 	if i < 0 {
-		t.Fatalf("nothing is forwarded: %v", r.gateway.Table())
+		t.Fatalf("no mapping for UDP port 4001: %v", r.gateway.Table())
 	}
 	port := r.gateway.Table()[i].External.Port()
 	want := "/ip4/45.45.45.1/udp/" + strconv.Itoa(int(port)) + "/quic-v1"
 	if got == nil || got.String() != want || port == 4001 {
-		t.Errorf("announced is %v, want %s", got, want)
+		t.Errorf("announced address %v, want %s", got, want)
 	}
 	r.wantAnnounced(t, "/ip4/0.0.0.0/tcp/4003", "/ip4/45.45.45.1/tcp/4003")
 }
 
-// Another external address and another port are announced as soon as they are
-// granted, and nothing is while the mapping is lost.
+// TestAddressAndPortChange checks that a new external address and a new port are announced as
+// soon as they are granted.
 func TestAddressAndPortChange(t *testing.T) {
 	r := start(t, gatewaytest.Config{}, tcpAddr)
 	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
@@ -102,11 +104,11 @@ func TestAddressAndPortChange(t *testing.T) {
 	}
 	if got := r.GetMapping(ma.StringCast(tcpAddr)); got == nil || got.String() == "/ip4/45.45.45.99/tcp/4001" ||
 		!strings.HasPrefix(got.String(), "/ip4/45.45.45.99/tcp/") {
-		t.Errorf("announced is %v, and a neighbour has the port", got)
+		t.Errorf("announced address %v, but another host has port 4001", got)
 	}
 }
 
-// The gateway is there only after the listener, and is found.
+// TestGatewayStartsLater starts the gateway after the listener. The manager must find it.
 func TestGatewayStartsLater(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
 	r.gateway.Down()
@@ -114,7 +116,7 @@ func TestGatewayStartsLater(t *testing.T) {
 	r.listen(tcpAddr)
 	r.wantAnnounced(t, tcpAddr, "")
 	if r.HasDiscoveredNAT() {
-		t.Error("a NAT has been discovered that is not there")
+		t.Error("HasDiscoveredNAT returns true without a gateway")
 	}
 	m := r.onlyMapping(t)
 	waitFailure(t, m)
@@ -126,17 +128,17 @@ func TestGatewayStartsLater(t *testing.T) {
 	}
 	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
 	if !r.HasDiscoveredNAT() {
-		t.Error("no NAT has been discovered")
+		t.Error("HasDiscoveredNAT returns false with a mapping")
 	}
 }
 
-// only is the one mapping there is.
+// onlyMapping returns the mapping of the manager, which must have exactly one.
 func (r *fixture) onlyMapping(t *testing.T) *forward.Mapping {
 	t.Helper()
 	r.manager.mu.Lock()
 	defer r.manager.mu.Unlock()
 	if len(r.entries) != 1 {
-		t.Fatalf("%d mappings are held", len(r.entries))
+		t.Fatalf("the manager has %d mappings, want 1", len(r.entries))
 	}
 	for _, f := range r.entries {
 		return f.mapping
@@ -144,7 +146,7 @@ func (r *fixture) onlyMapping(t *testing.T) *forward.Mapping {
 	return nil
 }
 
-// fails waits until an attempt to get the mapping has failed.
+// waitFailure waits until a request for the mapping has failed.
 func waitFailure(t *testing.T, m *forward.Mapping) {
 	t.Helper()
 	ctx := timeoutContext(t)
@@ -152,12 +154,13 @@ func waitFailure(t *testing.T, m *forward.Mapping) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			t.Fatal("nothing is tried")
+			t.Fatal("no request has failed")
 		}
 	}
 }
 
-// The first look at a listener waits for the gateway, and Close ends that.
+// TestGetMappingWaits checks that GetMapping waits for the grant of a new mapping, and that
+// Close ends the wait.
 func TestGetMappingWaits(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
 	release := make(chan struct{})
@@ -177,13 +180,13 @@ func TestGetMappingWaits(t *testing.T) {
 	waitRequest()
 	select {
 	case got := <-announced:
-		t.Errorf("announced is %v, and nothing granted", got)
+		t.Errorf("announced address %v before a grant", got)
 		go getMapping()
 	default:
 	}
 	close(release)
 	if got := <-announced; got == nil || got.String() != "/ip4/45.45.45.1/tcp/4001" {
-		t.Errorf("announced is %v", got)
+		t.Errorf("announced address %v", got)
 	}
 
 	removeFault()
@@ -198,14 +201,14 @@ func TestGetMappingWaits(t *testing.T) {
 	closed := make(chan error)
 	go func() { closed <- r.Close() }()
 	if got := <-announced; got != nil {
-		t.Errorf("announced is %v after Close", got)
+		t.Errorf("announced address %v after Close, want none", got)
 	}
 	close(release)
 	<-closed
 }
 
-// A listener on one address of this host is forwarded to that address: by this
-// gateway, which lets nobody map for others, not at all.
+// TestSpecificAddress checks that a listener on one address of this host requests a mapping to
+// that address. This gateway lets no host map for another host, so the request fails.
 func TestSpecificAddress(t *testing.T) {
 	r := start(t, gatewaytest.Config{})
 	r.grantWait = 0
@@ -215,11 +218,12 @@ func TestSpecificAddress(t *testing.T) {
 	r.wantAnnounced(t, "/ip4/192.168.1.5/tcp/4001", "")
 	wantTable(t, r)
 	if got := m.Internal(); got != netip.MustParseAddrPort("192.168.1.5:4001") {
-		t.Errorf("asked for is %v", got)
+		t.Errorf("the mapping has internal endpoint %v, want 192.168.1.5:4001", got)
 	}
 }
 
-// Close takes away what is the host's, and leaves the Forwarder to its owner.
+// TestClose checks that Close deletes the mappings of the host and no others. The Forwarder
+// stays open.
 func TestClose(t *testing.T) {
 	r := start(t, gatewaytest.Config{}, tcpAddr, quicAddr)
 	other, err := r.forwarder.Enable(timeoutContext(t), forward.TCP(8080))
@@ -236,20 +240,20 @@ func TestClose(t *testing.T) {
 	wantTable(t, r, "tcp 0.0.0.0:8080")
 	r.wantAnnounced(t, tcpAddr, "")
 	r.listen("/ip4/0.0.0.0/tcp/4002")
-	r.updateMappings() // as one that was under way does
+	r.updateMappings() // like a notification that was in progress
 	if len(r.entries) > 0 || len(r.notifiees) > 0 {
-		t.Errorf("%v is held and %v notified after Close", r.entries, r.notifiees)
+		t.Errorf("after Close: mappings %v, notifiees %v, want none", r.entries, r.notifiees)
 	}
 	if r.HasDiscoveredNAT() {
-		t.Error("a NAT is there after Close")
+		t.Error("HasDiscoveredNAT returns true after Close")
 	}
 	if err := other.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
-// A Forwarder of the host's own ends with it, whatever the gateway does, and
-// what cannot be taken away is told.
+// TestCloseOwnedForwarder checks that Close closes the host's own Forwarder. If the gateway
+// does not reply, Close returns an error.
 func TestCloseOwnedForwarder(t *testing.T) {
 	for name, silent := range map[string]bool{"answers": false, "silent": true} {
 		t.Run(name, func(t *testing.T) {
@@ -267,25 +271,25 @@ func TestCloseOwnedForwarder(t *testing.T) {
 				wantTable(t, r)
 			}
 			if _, err := r.forwarder.Enable(timeoutContext(t)); !errors.Is(err, forward.ErrClosed) {
-				t.Errorf("Enable after it: %v", err)
+				t.Errorf("Enable after Close: %v, want ErrClosed", err)
 			}
 		})
 	}
 }
 
-// Without listeners nothing is asked, whoever the Forwarder belongs to.
+// TestNoListeners checks that a manager without listeners makes no mapping.
 func TestNoListeners(t *testing.T) {
 	m := New(nil)(&fakeNetwork{})
 	if m.HasDiscoveredNAT() || m.GetMapping(ma.StringCast(tcpAddr)) != nil {
-		t.Error("there is a mapping")
+		t.Error("there is a mapping without a listener")
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
-// A deletion that fails is told at the end, also that of a listener that was
-// closed before.
+// TestDeletionRefused checks that Close returns the error of a failed deletion, even if the
+// listener was closed before.
 func TestDeletionRefused(t *testing.T) {
 	r := start(t, gatewaytest.Config{}, tcpAddr)
 	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
@@ -295,11 +299,12 @@ func TestDeletionRefused(t *testing.T) {
 	})
 	r.unlisten(tcpAddr)
 	if err := r.Close(); !errors.Is(err, backends.ErrNotAuthorized) {
-		t.Errorf("Close: %v", err)
+		t.Errorf("Close: %v, want ErrNotAuthorized", err)
 	}
 }
 
-// A Forwarder that is closed first takes the mappings with it.
+// TestForwarderClosed checks the manager after the program closed the Forwarder. No address is
+// announced then.
 func TestForwarderClosed(t *testing.T) {
 	r := start(t, gatewaytest.Config{}, tcpAddr)
 	r.wantAnnounced(t, tcpAddr, "/ip4/45.45.45.1/tcp/4001")
@@ -314,7 +319,7 @@ func TestForwarderClosed(t *testing.T) {
 	}
 }
 
-// Everything at once.
+// TestConcurrentCalls checks the manager with concurrent notifications and calls.
 func TestConcurrentCalls(t *testing.T) {
 	r := start(t, gatewaytest.Config{}, tcpAddr)
 	r.grantWait = 0
@@ -344,7 +349,7 @@ func TestConcurrentCalls(t *testing.T) {
 	wg.Wait()
 	r.listen(quicAddr)
 	if n := len(r.entries); n != 2 {
-		t.Errorf("%d mappings are held, want 2", n)
+		t.Errorf("the manager has %d mappings, want 2", n)
 	}
 	if err := r.Close(); err != nil {
 		t.Error(err)
@@ -352,7 +357,7 @@ func TestConcurrentCalls(t *testing.T) {
 	wantTable(t, r)
 }
 
-// public is the backend of a host with a public address of its own.
+// directBackend is the backend of a host with a public address.
 type directBackend struct{ backends.Backend }
 
 func (directBackend) String() string                  { return "direct" }
@@ -366,7 +371,8 @@ func (directBackend) Map(_ context.Context, r backends.Request) (backends.Mappin
 }
 func (directBackend) Unmap(context.Context, backends.Mapping) error { return nil }
 
-// Where no NAT is, none is discovered, and the host's own address is announced.
+// TestNoNAT checks a host without a NAT. Its own address is announced, and HasDiscoveredNAT
+// returns false.
 func TestNoNAT(t *testing.T) {
 	f, err := forward.New(&forward.Config{Backends: []backends.Backend{directBackend{}}})
 	if err != nil {
@@ -378,9 +384,9 @@ func TestNoNAT(t *testing.T) {
 	m.start()
 	defer m.Close()
 	if got := m.GetMapping(ma.StringCast(tcpAddr)); got == nil || got.String() != "/ip4/45.45.45.7/tcp/4001" {
-		t.Errorf("announced is %v", got)
+		t.Errorf("announced address %v, want /ip4/45.45.45.7/tcp/4001", got)
 	}
 	if m.HasDiscoveredNAT() {
-		t.Error("a NAT is discovered")
+		t.Error("HasDiscoveredNAT returns true without a NAT")
 	}
 }
