@@ -14,7 +14,7 @@ import (
 
 var _ nat.Interface = (*gethnat.NAT)(nil)
 
-// The text is one that go-ethereum reads.
+// TestMarshalText checks that go-ethereum parses the text of MarshalText.
 func TestMarshalText(t *testing.T) {
 	text, err := gethnat.New(nil).MarshalText()
 	if err != nil {
@@ -25,20 +25,21 @@ func TestMarshalText(t *testing.T) {
 	}
 }
 
-// asGeth names what is in a file as the geth program does: as the fields are.
+// gethTOML has the settings of the geth program: the keys of a file are the field names.
 var gethTOML = toml.Config{
 	NormFieldName: func(_ reflect.Type, key string) string { return key },
 	FieldToKey:    func(_ reflect.Type, field string) string { return field },
 }
 
-// A configuration can be dumped to a file, and read from it.
+// TestConfigFile checks that a p2p.Config with the NAT can be written to a file and read
+// again.
 func TestConfigFile(t *testing.T) {
 	file, err := gethTOML.Marshal(&p2p.Config{NAT: gethnat.New(nil), ListenAddr: ":30303"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(file), `NAT = "any"`) {
-		t.Errorf("the file does not name the NAT:\n%s", file)
+		t.Errorf("the file does not contain NAT = \"any\":\n%s", file)
 	}
 	var config p2p.Config
 	if err := gethTOML.Unmarshal(file, &config); err != nil || config.NAT == nil || config.ListenAddr != ":30303" {

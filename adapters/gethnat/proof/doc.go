@@ -1,5 +1,4 @@
-// Package proof proves package gethnat with the real go-ethereum: its servers run
-// on both sides of a lab's router and connect to each other as peers. There are
-// only tests here, in a module of their own, so that users of gethnat depend on no
-// version of go-ethereum.
+// Package proof tests package gethnat with the real go-ethereum. Its servers run on both sides
+// of a router in the lab, and connect to each other as peers. The package has only tests, in a
+// separate module, so that users of gethnat depend on no version of go-ethereum.
 package proof

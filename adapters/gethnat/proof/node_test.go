@@ -22,19 +22,19 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// patience bounds what must happen.
+// testTimeout bounds the wait for an expected event.
 const testTimeout = 30 * time.Second
 
-// nodeConfig says what kind of server a program runs.
+// nodeConfig configures the server of a nodeProgram.
 type nodeConfig struct {
-	Greeting     string // what it says to its peers
-	Inside       bool   // behind the router: it maps its ports, and dials nobody
-	OwnForwarder bool   // the NAT's Forwarder is its own
+	Greeting     string // the greeting that it sends to its peers
+	Inside       bool   // it is behind the router: it maps its ports and dials no peer
+	OwnForwarder bool   // the NAT creates its own Forwarder
 	Discovery    bool
 }
 
-// call is what the test asks of a program, said is what that says: an answer, or
-// that a peer came and greeted.
+// A request goes from the test to a nodeProgram. A message comes back: the response to a
+// request, or the greeting of a new peer.
 type (
 	request struct{ Op, Node string }
 	message struct {
@@ -53,7 +53,7 @@ type (
 var nodeProgram = lab.Func("node", func(p *lab.Proc) {
 	var config nodeConfig
 	p.Args(&config)
-	// The level at which it tells of mappings, and not of every datagram.
+	// At this level, go-ethereum logs mappings, but not every datagram.
 	log.SetDefault(log.NewLogger(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	srv := newServer(p, config)
 	if err := srv.Start(); err != nil {
@@ -69,6 +69,7 @@ var nodeProgram = lab.Func("node", func(p *lab.Proc) {
 	}
 })
 
+// newServer returns a server that is not started yet.
 func newServer(p *lab.Proc, config nodeConfig) *p2p.Server {
 	key, err := crypto.GenerateKey()
 	if err != nil {
@@ -84,9 +85,9 @@ func newServer(p *lab.Proc, config nodeConfig) *p2p.Server {
 	return srv
 }
 
-// newNAT is the NAT under test. One that has a Forwarder of its own gets to know
-// the router before the server asks, which asks again only after minutes: a
-// busy machine may take longer than the defaults wait.
+// newNAT returns the NAT under test. If it creates its own Forwarder, newNAT makes it discover
+// the router before the server starts. On a busy machine, the discovery may take longer than
+// the default timeouts, and the server would repeat its request only after minutes.
 func newNAT(p *lab.Proc, ownForwarder bool) *gethnat.NAT {
 	if !ownForwarder {
 		f, err := forward.New(&forward.Config{
@@ -103,11 +104,11 @@ func newNAT(p *lab.Proc, ownForwarder bool) *gethnat.NAT {
 			return n
 		}
 	}
-	p.Fatal("there is no router")
+	p.Fatal("no reply from the router")
 	return nil
 }
 
-// greet is a protocol in which each side says one thing.
+// greetProtocol returns a protocol in which each side sends one greeting.
 func greetProtocol(p *lab.Proc, greeting string) p2p.Protocol {
 	return p2p.Protocol{Name: "greet", Version: 1, Length: 1, Run: func(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 		go func() { _ = p2p.Send(rw, 0, greeting) }() // ends with the peer
@@ -115,16 +116,17 @@ func greetProtocol(p *lab.Proc, greeting string) p2p.Protocol {
 		if err != nil {
 			return err
 		}
-		var theirs string
-		if err := msg.Decode(&theirs); err != nil {
+		var received string
+		if err := msg.Decode(&received); err != nil {
 			return err
 		}
-		p.Send(message{Op: "greeted", Greeting: theirs, Inbound: peer.Inbound()})
-		_, err = rw.ReadMsg() // until the peer has gone
+		p.Send(message{Op: "greeted", Greeting: received, Inbound: peer.Inbound()})
+		_, err = rw.ReadMsg() // returns when the peer disconnects
 		return err
 	}}
 }
 
+// handle executes a request and returns the response.
 func handle(srv *p2p.Server, r request) message {
 	var err error
 	switch r.Op {
@@ -141,7 +143,7 @@ func handle(srv *p2p.Server, r request) message {
 	case "stop":
 		srv.Stop()
 	default:
-		err = fmt.Errorf("no such call: %q", r.Op)
+		err = fmt.Errorf("unknown request %q", r.Op)
 	}
 	if err != nil {
 		return message{Op: r.Op, Failure: err.Error()}
@@ -149,6 +151,7 @@ func handle(srv *p2p.Server, r request) message {
 	return message{Op: r.Op}
 }
 
+// withNode calls f with the node of an enode URL.
 func withNode(url string, f func(*enode.Node) error) error {
 	n, err := enode.ParseV4(url)
 	if err != nil {
@@ -157,8 +160,8 @@ func withNode(url string, f func(*enode.Node) error) error {
 	return f(n)
 }
 
-// ping asks for a sign of life by the discovery protocol. Datagrams get lost on a
-// machine that is busy, and the answer is waited for half a second only.
+// ping returns a function that pings a node by the discovery protocol until it replies. It
+// retries, because a busy machine may lose datagrams, and Ping waits only half a second.
 func ping(srv *p2p.Server) func(*enode.Node) error {
 	return func(n *enode.Node) (err error) {
 		for begin := time.Now(); time.Since(begin) < testTimeout; {
@@ -170,21 +173,22 @@ func ping(srv *p2p.Server) func(*enode.Node) error {
 	}
 }
 
-// node is a server in a host, as the test sees it.
+// node is the test's handle of a nodeProgram.
 type node struct {
 	t        *testing.T
 	proc     *lab.Running
 	greeting string
-	greeted  []message // not asked for yet
+	greeted  []message // greetings that nextGreeting has not returned yet
 }
 
+// start starts a nodeProgram on a host.
 func start(t *testing.T, host *lab.Host, config nodeConfig) *node {
 	t.Helper()
 	config.Greeting = host.Name() + " " + rand.Text()
 	return &node{t: t, proc: host.Start(t, nodeProgram, config), greeting: config.Greeting}
 }
 
-// next is the next thing that the program says of this kind.
+// receive returns the next message with this Op. It stores greetings for nextGreeting.
 func (n *node) receive(op string) message {
 	n.t.Helper()
 	for {
@@ -203,13 +207,14 @@ func (n *node) receive(op string) message {
 	}
 }
 
+// request sends a request and returns the response.
 func (n *node) request(op, node string) message {
 	n.t.Helper()
 	n.proc.Send(request{Op: op, Node: node})
 	return n.receive(op)
 }
 
-// nextGreeting waits for a peer's.
+// nextGreeting returns the next greeting of a peer.
 func (n *node) nextGreeting() message {
 	n.t.Helper()
 	if len(n.greeted) == 0 {
@@ -227,7 +232,7 @@ func (n *node) exit() {
 	n.proc.Wait()
 }
 
-// until waits for something to become so.
+// waitUntil polls until done returns true. The failure message is what.
 func waitUntil(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -239,36 +244,37 @@ func waitUntil(t *testing.T, what string, done func() bool) {
 	}
 }
 
+// wantRules checks the number of port mappings of the router.
 func wantRules(t *testing.T, home *lab.HomeNet, want int) {
 	t.Helper()
 	if rules := home.Rules(t); len(rules) != want {
-		t.Errorf("the router has %d entries, want %d:\n%s", len(rules), want, strings.Join(rules, "\n"))
+		t.Errorf("the router has %d port mappings, want %d:\n%s", len(rules), want, strings.Join(rules, "\n"))
 	}
 }
 
-// learns waits until the router has that many entries and the server's own record
-// has what is to be seen of them.
+// waitRecord waits until the router has that many port mappings, and until the server's node
+// record has the external address and is complete.
 func (n *node) waitRecord(home *lab.HomeNet, entries int, complete func(message) bool) message {
 	n.t.Helper()
-	waitUntil(n.t, "the router has too few entries", func() bool { return len(home.Rules(n.t)) >= entries })
+	waitUntil(n.t, "the router has too few port mappings", func() bool { return len(home.Rules(n.t)) >= entries })
 	var self message
-	waitUntil(n.t, "the server does not know how it is reached", func() bool {
+	waitUntil(n.t, "the node record of the server is not complete", func() bool {
 		self = n.request("self", "")
 		return self.Endpoint.Addr() == home.External && complete(self)
 	})
 	return self
 }
 
-// connect makes a server outside a peer of one inside, by the URL of that, and
-// wants both to hear the other.
+// connect makes the server outside dial the URL of the server inside. It checks that each
+// receives the greeting of the other.
 func connect(t *testing.T, outside, inside *node, url string) {
 	t.Helper()
 	outside.request("dial", url)
 	if m := outside.nextGreeting(); m.Greeting != inside.greeting || m.Inbound {
-		t.Errorf("heard outside: %+v, want %q", m, inside.greeting)
+		t.Errorf("the server outside received %+v, want %q", m, inside.greeting)
 	}
 	if m := inside.nextGreeting(); m.Greeting != outside.greeting || !m.Inbound {
-		t.Errorf("heard inside: %+v, want %q", m, outside.greeting)
+		t.Errorf("the server inside received %+v, want %q", m, outside.greeting)
 	}
 	for _, n := range []*node{inside, outside} {
 		if peers := n.request("peers", "").Peers; peers != 1 {

@@ -10,11 +10,11 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// port is what the servers listen on.
+// port is the port that the servers listen on.
 const port = 30303
 
-// A server behind the router is dialled by what its own record says, and takes
-// away what it mapped when it stops.
+// TestDialNodeURL checks that a peer outside reaches the server by the URL of its node record,
+// and that the server deletes its mappings when it stops.
 func TestDialNodeURL(t *testing.T) {
 	t.Parallel()
 	for backend, router := range map[string]lab.Router{
@@ -30,7 +30,7 @@ func TestDialNodeURL(t *testing.T) {
 			outside := start(t, home.Wan, nodeConfig{})
 			self := inside.waitRecord(home, 1, func(m message) bool { return m.Endpoint.Port() == port })
 			if at := fmt.Sprintf("@%v:%d", home.External, port); !strings.Contains(self.Node, at) {
-				t.Errorf("the URL is %s, want one %s", self.Node, at)
+				t.Errorf("the URL is %s, want one that contains %s", self.Node, at)
 			}
 			connect(t, outside, inside, self.Node)
 			inside.request("stop", "")
@@ -41,8 +41,8 @@ func TestDialNodeURL(t *testing.T) {
 	}
 }
 
-// The ports are another host's: the record has those that the router grants, for
-// TCP and for discovery.
+// TestDialGrantedPorts maps the server's ports to another host. The node record must have the
+// ports that the router grants instead, for TCP and for discovery.
 func TestDialGrantedPorts(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "geth: the ports are taken, and a peer outside dials those that are granted")
@@ -74,8 +74,9 @@ func TestDialGrantedPorts(t *testing.T) {
 	outside.exit()
 }
 
-// natpmpcMaps maps the servers' port to port 80 of a host by Debian's natpmpc, which
-// takes a late answer to its first question for that to its second.
+// mapWithNatpmpc maps the servers' port to port 80 of a host with Debian's natpmpc. It
+// retries, because natpmpc may mistake a late response to its first request for the response
+// to its second one.
 func mapWithNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network string) {
 	t.Helper()
 	var out string
@@ -88,7 +89,8 @@ func mapWithNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network str
 	t.Fatalf("natpmpc: %s", out)
 }
 
-// The router restarts, and forwards again long before the server asks it to.
+// TestDialAfterRouterRestart checks that the NAT restores the mappings after the router
+// restarts. It does so long before the server's next request.
 func TestDialAfterRouterRestart(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "geth: the router restarts, and other peers find the server at its port")
@@ -99,14 +101,15 @@ func TestDialAfterRouterRestart(t *testing.T) {
 	connect(t, first, inside, self.Node)
 	first.request("stop", "")
 	first.exit()
-	waitUntil(t, "the peer does not leave", func() bool { return inside.request("peers", "").Peers == 0 })
+	waitUntil(t, "the first peer is still connected", func() bool { return inside.request("peers", "").Peers == 0 })
 
 	home.Daemon.Kill(t)
 	home.Daemon.Forget(t)
 	wantRules(t, home, 0)
 	home.Daemon.Start(t)
-	waitUntil(t, "the entries do not come back", func() bool { return len(home.Rules(t)) == 2 })
-	// From another address: the server throttles who comes again within half a minute.
+	waitUntil(t, "the mappings are not restored", func() bool { return len(home.Rules(t)) == 2 })
+	// The second peer has another address, because the server rejects a second connection from
+	// one address within half a minute.
 	second := start(t, home.JoinOutside("second", "45.45.45.3/24"), nodeConfig{Discovery: true})
 	second.request("ping", self.Node)
 	connect(t, second, inside, self.Node)

@@ -1,5 +1,5 @@
-// Package proof has real libp2p hosts behind a real router: what the router
-// forwards is proven by peers outside, who connect to what the host announces.
+// Package proof tests package libp2pnat with real libp2p hosts behind a real router in the
+// lab. Peers outside connect to the addresses that a host announces.
 package proof
 
 import (
@@ -26,26 +26,26 @@ import (
 func TestMain(m *testing.M) { lab.Main(m) }
 
 const (
-	testTimeout  = 60 * time.Second // bounds what must happen
+	testTimeout  = 60 * time.Second // bounds the wait for an expected event
 	pollInterval = 100 * time.Millisecond
 	echoProtocol = "/goforward/echo/1"
 )
 
-// hostArgs say what the host at home is to do.
+// hostArgs are the arguments of a hostProgram.
 type hostArgs struct {
 	Listen       []string
-	OwnForwarder bool // the NATManager has a Forwarder of its own
+	OwnForwarder bool // the NATManager creates its own Forwarder
 }
 
-// hello is what the host tells when libp2p.New has returned.
+// hostInfo is the first message of a hostProgram, after libp2p.New has returned.
 type hostInfo struct {
 	ID    peer.ID
 	Addrs []string
-	Took  time.Duration
+	Took  time.Duration // by libp2p.New
 }
 
-// hostProgram is a libp2p host at home. It tells its addresses whenever it is
-// asked to, and closes when told so.
+// hostProgram runs a libp2p host behind the router. The test sends it commands: to report its
+// addresses, to close the host, and to exit.
 var hostProgram = lab.Func("host", func(p *lab.Proc) {
 	var args hostArgs
 	p.Args(&args)
@@ -84,6 +84,7 @@ var hostProgram = lab.Func("host", func(p *lab.Proc) {
 	}
 })
 
+// newForwarder returns a Forwarder that logs to stderr.
 func newForwarder(p *lab.Proc) *forward.Forwarder {
 	f, err := forward.New(&forward.Config{
 		RequestTimeout: testTimeout,
@@ -95,6 +96,7 @@ func newForwarder(p *lab.Proc) *forward.Forwarder {
 	return f
 }
 
+// addrStrings returns the texts of addresses, sorted.
 func addrStrings(addrs []ma.Multiaddr) []string {
 	out := []string{}
 	for _, a := range addrs {
@@ -104,7 +106,7 @@ func addrStrings(addrs []ma.Multiaddr) []string {
 	return out
 }
 
-// echo sends back what it is sent.
+// echo reads once from a stream and sends the same bytes back.
 func echo(s network.Stream) {
 	defer s.Close()
 	_ = s.SetDeadline(time.Now().Add(testTimeout))
@@ -117,20 +119,22 @@ func echo(s network.Stream) {
 	_, _ = s.Write(buf[:n])
 }
 
-// peerArgs say whom a peer outside connects to, and by which address alone.
+// peerArgs are the arguments of a peerProgram: the host to connect to, its only address, and
+// the bytes to send.
 type peerArgs struct {
 	ID    peer.ID
 	Addr  string
 	Bytes string
 }
 
-// reply is what came of it.
+// peerResult is the result of a peerProgram: the bytes that it received, the remote address of
+// the stream, and the error.
 type peerResult struct {
 	Bytes, RemoteAddr, Failure string
 }
 
-// peerProgram is a peer outside that has never met the host. It is a process of
-// its own each time, so that it dials from ports that the router does not know.
+// peerProgram runs a peer outside that connects to the host for the first time. Each peer is a
+// new process, so that it dials from ports for which the router has no connection tracking.
 var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 	var args peerArgs
 	p.Args(&args)
@@ -143,6 +147,7 @@ var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 	p.Send(got)
 })
 
+// dialAndEcho connects to a host, and sends bytes over a stream that the host echoes.
 func dialAndEcho(ctx context.Context, args peerArgs) (peerResult, error) {
 	addr, err := ma.NewMultiaddr(args.Addr)
 	if err != nil {
@@ -171,8 +176,8 @@ func dialAndEcho(ctx context.Context, args peerArgs) (peerResult, error) {
 	return peerResult{Bytes: string(buf[:n]), RemoteAddr: s.Conn().RemoteMultiaddr().String()}, err
 }
 
-// all is what a host at home usually listens on: one port for TCP and what shares
-// UDP.
+// allListenAddrs are the usual listen addresses of a host: one port for TCP, and the
+// transports that share one port for UDP.
 var allListenAddrs = []string{
 	"/ip4/0.0.0.0/tcp/4001",
 	"/ip4/0.0.0.0/udp/4001/quic-v1",
@@ -180,10 +185,10 @@ var allListenAddrs = []string{
 	"/ip4/0.0.0.0/udp/4001/webrtc-direct",
 }
 
-// both are TCP and UDP on one port.
+// tcpAndQUIC are the listen addresses for TCP and QUIC on one port.
 var tcpAndQUIC = allListenAddrs[:2]
 
-// host is the host at home as the test sees it.
+// host is the test's handle of a hostProgram.
 type host struct {
 	t    *testing.T
 	home *lab.HomeNet
@@ -191,6 +196,7 @@ type host struct {
 	info hostInfo
 }
 
+// start starts a hostProgram behind the router, and waits for its hostInfo.
 func start(t *testing.T, home *lab.HomeNet, args hostArgs) *host {
 	t.Helper()
 	h := &host{t: t, home: home, proc: home.Lan.Start(t, hostProgram, args)}
@@ -198,6 +204,7 @@ func start(t *testing.T, home *lab.HomeNet, args hostArgs) *host {
 	return h
 }
 
+// addrs returns the addresses that the host announces now.
 func (h *host) addrs() []string {
 	h.t.Helper()
 	h.proc.Send("addrs")
@@ -206,7 +213,7 @@ func (h *host) addrs() []string {
 	return out
 }
 
-// announces waits until the host announces exactly one address with the prefix
+// waitAnnounced waits until the host announces exactly one address with the prefix
 // and the suffix, and returns it.
 func (h *host) waitAnnounced(prefix, suffix string) string {
 	h.t.Helper()
@@ -219,12 +226,14 @@ func (h *host) waitAnnounced(prefix, suffix string) string {
 			return found[0]
 		}
 		if time.Since(begin) > testTimeout {
-			h.t.Fatalf("the host announces no %s…%s, or several: %q", prefix, suffix, addrs)
+			h.t.Fatalf("the host announces %[3]q, want exactly one address %[1]s…%[2]s", prefix, suffix, addrs)
 		}
 		<-tick.C
 	}
 }
 
+// matching returns the addresses with the prefix and the suffix. It ignores certificate
+// hashes.
 func matching(addrs []string, prefix, suffix string) []string {
 	return slices.DeleteFunc(slices.Clone(addrs), func(a string) bool {
 		if !strings.HasPrefix(a, prefix) {
@@ -235,7 +244,7 @@ func matching(addrs []string, prefix, suffix string) []string {
 	})
 }
 
-// meet has a new peer outside connect to an address.
+// connectNewPeer starts a new peer outside that connects to an address and sends bytes.
 func (h *host) connectNewPeer(addr, bytes string) peerResult {
 	h.t.Helper()
 	proc := h.home.Wan.Start(h.t, peerProgram, peerArgs{h.info.ID, addr, bytes})
@@ -245,16 +254,16 @@ func (h *host) connectNewPeer(addr, bytes string) peerResult {
 	return got
 }
 
-// reached wants a new peer outside to get its bytes back over an address.
+// wantReachable checks that a new peer outside receives its bytes back over an address.
 func (h *host) wantReachable(addr string) {
 	h.t.Helper()
 	bytes := rand.Text()
 	if got := h.connectNewPeer(addr, bytes); got.Bytes != bytes || !strings.HasPrefix(addr, got.RemoteAddr) || got.Failure != "" {
-		h.t.Errorf("over %s: %+v, want %q", addr, got, bytes)
+		h.t.Errorf("peer over %s: %+v, want %q", addr, got, bytes)
 	}
 }
 
-// comesBack wants new peers outside to be served again, sooner or later.
+// waitReachable starts new peers outside until one receives its bytes back over an address.
 func (h *host) waitReachable(addr string) {
 	h.t.Helper()
 	begin := time.Now()
@@ -266,12 +275,12 @@ func (h *host) waitReachable(addr string) {
 			return
 		}
 		if time.Since(begin) > testTimeout {
-			h.t.Fatalf("over %s: %+v, want %q", addr, got, bytes)
+			h.t.Fatalf("peer over %s: %+v, want %q", addr, got, bytes)
 		}
 	}
 }
 
-// close closes the host and wants the router to forward as much as it did before.
+// close closes the host, and checks the number of port mappings that remain on the router.
 func (h *host) close(rules int) {
 	h.t.Helper()
 	h.proc.Send("close")
@@ -281,9 +290,10 @@ func (h *host) close(rules int) {
 	h.proc.Wait()
 }
 
+// wantRules checks the number of port mappings of the router.
 func wantRules(t *testing.T, home *lab.HomeNet, want int) {
 	t.Helper()
 	if rules := home.Rules(t); len(rules) != want {
-		t.Errorf("the router forwards %d ports, want %d:\n%s", len(rules), want, strings.Join(rules, "\n"))
+		t.Errorf("the router has %d port mappings, want %d:\n%s", len(rules), want, strings.Join(rules, "\n"))
 	}
 }

@@ -7,9 +7,10 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// outside is how all that is announced for the world begins.
+// externalPrefix is the prefix of addresses with the router's external address.
 const externalPrefix = "/ip4/45.45.45.1/"
 
+// TestReachable checks that a peer outside reaches the host over each transport.
 func TestReachable(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
@@ -32,7 +33,8 @@ func TestReachable(t *testing.T) {
 	}
 }
 
-// A power cut: the mappings are gone, and nobody tells the host but the router.
+// TestRouterRestart simulates a power cut: the router loses its mappings. Only the router's
+// announcement after its restart notifies the host.
 func TestRouterRestart(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: a new peer outside is served after the router has restarted")
@@ -45,7 +47,7 @@ func TestRouterRestart(t *testing.T) {
 	home.Daemon.Forget(t)
 	wantRules(t, home, 0)
 	if got := h.connectNewPeer(tcp, "too early"); got.Failure == "" {
-		t.Errorf("without a mapping: %+v", got)
+		t.Errorf("a peer without a mapping: %+v, want a failure", got)
 	}
 	home.Daemon.Start(t)
 	h.waitReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
@@ -53,7 +55,8 @@ func TestRouterRestart(t *testing.T) {
 	h.close(0)
 }
 
-// Somebody else has the ports of the router.
+// TestPortsTaken checks that the host announces the granted ports if another host has the
+// preferred ones.
 func TestPortsTaken(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: somebody else has the external ports, those granted are announced")
@@ -64,15 +67,15 @@ func TestPortsTaken(t *testing.T) {
 	h := start(t, home, hostArgs{Listen: tcpAndQUIC})
 	tcp, quic := h.waitAnnounced(externalPrefix+"tcp/", ""), h.waitAnnounced(externalPrefix+"udp/", "/quic-v1")
 	if strings.HasSuffix(tcp, "/4001") || strings.Contains(quic, "/4001/") {
-		t.Errorf("announced are %s and %s, which others have", tcp, quic)
+		t.Errorf("the host announces %s and %s, but another host has these ports", tcp, quic)
 	}
 	h.wantReachable(tcp)
 	h.wantReachable(quic)
 	h.close(2)
 }
 
-// takes has a host of the home map a port to itself, by Debian's client, which can
-// take a late answer to its first question for that to its second.
+// mapWithNatpmpc maps a port to port 80 of a host with Debian's natpmpc. It retries, because
+// natpmpc may mistake a late response to its first request for the response to its second one.
 func mapWithNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network, port string) {
 	t.Helper()
 	var out string
@@ -85,7 +88,8 @@ func mapWithNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network, po
 	t.Fatalf("natpmpc: %s", out)
 }
 
-// The provider gives the router another address.
+// TestExternalAddressChanges changes the router's external address, as a provider may do.
+// The host must announce the new address only.
 func TestExternalAddressChanges(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: another external address is announced and works")
@@ -101,7 +105,7 @@ func TestExternalAddressChanges(t *testing.T) {
 	h.close(0)
 }
 
-// The router comes to life after the host.
+// TestRouterStartsLater starts the port mapping daemon of the router after the host.
 func TestRouterStartsLater(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: the router starts after the host")
@@ -109,7 +113,7 @@ func TestRouterStartsLater(t *testing.T) {
 	home.Daemon.Stop(t)
 	h := start(t, home, hostArgs{Listen: tcpAndQUIC})
 	if found := matching(h.info.Addrs, externalPrefix, ""); len(found) > 0 {
-		t.Errorf("the host announces %q", found)
+		t.Errorf("the host announces %q without a mapping", found)
 	}
 	home.Daemon.Start(t)
 	h.wantReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
@@ -117,8 +121,9 @@ func TestRouterStartsLater(t *testing.T) {
 	h.close(0)
 }
 
-// A Forwarder of its own; a listener on the address that the router forwards to,
-// and one that nobody else can reach.
+// TestSpecificAddress checks listeners that are bound to one address. Only the listener on the
+// address that the router forwards to gets a mapping; the loopback listeners get none. The
+// NATManager has its own Forwarder.
 func TestSpecificAddress(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "libp2p: a listener on one address is served, one on loopback not mapped")
@@ -129,7 +134,7 @@ func TestSpecificAddress(t *testing.T) {
 	h.wantReachable(h.waitAnnounced(externalPrefix, "/tcp/4001"))
 	wantRules(t, home, 1)
 	if found := matching(h.addrs(), externalPrefix, ""); len(found) != 1 {
-		t.Errorf("the host announces %q", found)
+		t.Errorf("the host announces %q, want one external address", found)
 	}
 	h.close(0)
 }
