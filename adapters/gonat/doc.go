@@ -1,6 +1,6 @@
 // Package nat has the API of go-nat (github.com/libp2p/go-nat and its fork by netbird). A
-// [forward.Forwarder] creates and renews the mappings. A program that uses go-nat migrates
-// by a change of the import path:
+// [forward.Forwarder] creates and renews the mappings. To migrate a program from go-nat, only
+// change the import path:
 //
 //	import nat "github.com/natforward/goforward/adapters/gonat"
 //
@@ -18,7 +18,8 @@
 //     request. It is renewed at half of its lifetime. It is requested again if the gateway
 //     restarts or another gateway replaces it. A program may still repeat the request: while
 //     the mapping is active, the Gateway then sends nothing.
-//   - DeletePortMapping deletes the mapping on the gateway, with NAT-PMP, PCP and UPnP.
+//   - DeletePortMapping deletes the mapping on the gateway, with each of the protocols
+//     NAT-PMP, PCP and UPnP.
 //   - A timeout of 0 selects the lifetime of the Forwarder's Config. It neither deletes the
 //     mapping nor requests a permanent one.
 //   - The TCP and UDP mappings of one port are independent of each other.
@@ -27,7 +28,7 @@
 //     Test for [ErrNoNATFound] with errors.Is.
 //
 // DeletePortMapping cannot delete a mapping that an earlier run of the program left on the
-// gateway. For that, pass [New] a Forwarder with a StateFile, which resumes or deletes such
+// gateway. If the Forwarder that is passed to [New] has a StateFile, it resumes or deletes such
 // mappings.
 //
 // Like go-nat, the package makes IPv4 mappings only.

@@ -53,8 +53,8 @@ func parseListenAddr(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok b
 
 // externalMultiaddr returns the address to announce: the external endpoint followed by the
 // suffix of the listen address. If the external endpoint is incomplete, it returns nil. A
-// private address is announced too, as libp2p itself does: libp2p recognises private
-// addresses, and a peer between two NATs can use them.
+// private address is announced too, as libp2p itself does: libp2p distinguishes private
+// addresses if necessary, and a peer between two NATs can use them.
 func (e endpoint) externalMultiaddr(external netip.AddrPort, suffix ma.Multiaddr) ma.Multiaddr {
 	addr := external.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || external.Port() == 0 {

@@ -255,7 +255,7 @@ func TestClose(t *testing.T) {
 // TestCloseOwnedForwarder checks that Close closes the host's own Forwarder. If the gateway
 // does not reply, Close returns an error.
 func TestCloseOwnedForwarder(t *testing.T) {
-	for name, silent := range map[string]bool{"answers": false, "silent": true} {
+	for name, silent := range map[string]bool{"replies": false, "silent": true} {
 		t.Run(name, func(t *testing.T) {
 			r := start(t, gatewaytest.Config{}, tcpAddr, quicAddr)
 			r.ownsForwarder = true

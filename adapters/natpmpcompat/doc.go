@@ -1,6 +1,6 @@
 // Package natpmp has the API of github.com/jackpal/go-nat-pmp. It uses the client of package
-// backends/natpmp. A program that uses go-nat-pmp migrates by a change of the import path,
-// because this package is named natpmp too.
+// backends/natpmp. To migrate a program from go-nat-pmp, only change the import path: this
+// package is named natpmp too.
 //
 //	import natpmp "github.com/natforward/goforward/adapters/natpmpcompat"
 //
