@@ -1,5 +1,5 @@
-# The commands for developers. `make test` installs what the tests need on Debian, as root;
-# elsewhere it prints what it skips.
+# The commands for developers. `make test` installs the dependencies of the tests on Debian,
+# as root; elsewhere it prints the skipped tests.
 
 GO            ?= go
 BIN           := $(CURDIR)/.bin
