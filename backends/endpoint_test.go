@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/natforward/goforward/backends"
 )
@@ -41,28 +40,6 @@ func TestEndpoint(t *testing.T) {
 		e := backends.Endpoint{AddrPort: netip.MustParseAddrPort("1.2.3.4:5")}
 		if err := e.UnmarshalText([]byte(text)); !errors.Is(err, backends.ErrInvalid) || e.Port() != 5 {
 			t.Errorf("%q: %v, %v", text, e, err)
-		}
-	}
-}
-
-func TestMappingString(t *testing.T) {
-	m := backends.Mapping{
-		Backend: "natpmp", Protocol: backends.TCP, Lifetime: 2 * time.Hour,
-		Internal: netip.MustParseAddrPort("192.168.1.2:80"), External: netip.MustParseAddrPort("45.45.45.1:8080"),
-		Token: backends.NewToken([]byte("secret")),
-	}
-	hidden, forever := m, m
-	hidden.External = netip.AddrPortFrom(netip.Addr{}, 8080)
-	forever.Lifetime, forever.Backend = backends.Forever, "upnp"
-	forever.Remote = netip.MustParseAddrPort("198.51.100.7:0")
-	for want, m := range map[string]backends.Mapping{
-		"tcp 45.45.45.1:8080 → 192.168.1.2:80, natpmp, 2h0m0s":                               m,
-		"tcp :8080 → 192.168.1.2:80, natpmp, 2h0m0s":                                         hidden,
-		"tcp 45.45.45.1:8080 → 192.168.1.2:80, only from 198.51.100.7, upnp, without an end": forever,
-		"no mapping": {},
-	} {
-		if got := fmt.Sprint(m); got != want {
-			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

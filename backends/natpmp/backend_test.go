@@ -1,17 +1,17 @@
 package natpmp_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backendtest"
 	"github.com/natforward/goforward/gatewaytest"
+	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -61,5 +61,141 @@ func TestAnotherHost(t *testing.T) {
 	r.Internal = netip.MustParseAddrPort("127.0.0.1:8080")
 	if _, err := b.Map(t.Context(), r); err != nil {
 		t.Errorf("Map to this very address: %v", err)
+	}
+}
+
+// A mapping may come with an external address that was asked for a moment before,
+// but not with one that the gateway no longer has.
+func TestExternalAddrAge(t *testing.T) {
+	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"), Lifetime: time.Hour}
+	for name, again := range map[string]func(context.Context, *natpmp.Backend, backends.Mapping) (backends.Mapping, error){
+		"mapped": func(ctx context.Context, b *natpmp.Backend, _ backends.Mapping) (backends.Mapping, error) {
+			return b.Map(ctx, r)
+		},
+		"renewed": func(ctx context.Context, b *natpmp.Backend, m backends.Mapping) (backends.Mapping, error) {
+			return b.Renew(ctx, m, r)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{})
+			gw.Inject(gatewaytest.Fault{ // few requests rather than thousands
+				Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Delay: 20 * time.Millisecond,
+			})
+			b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = b.Close() })
+			m, err := b.Map(t.Context(), r)
+			if err != nil || m.External.Addr() != gw.External() {
+				t.Fatalf("mapped at %v, %v; want %v", m.External, err, gw.External())
+			}
+			moved := netip.MustParseAddr("45.45.45.99")
+			gw.SetExternal(moved)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			for m.External.Addr() != moved {
+				if ctx.Err() != nil {
+					t.Fatalf("%s again and again: still at %v, and the gateway is at %v", name, m.External.Addr(), moved)
+				}
+				if m, err = again(t.Context(), b, m); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// A renewal is about the mapping: that is asked for first, and had although the
+// gateway does not tell the address.
+func TestRenewWithoutAddress(t *testing.T) {
+	before, last, now := netip.MustParseAddr("45.45.45.1"), netip.MustParseAddr("45.45.45.2"), netip.MustParseAddr("45.45.45.3")
+	for name, c := range map[string]struct {
+		fault gatewaytest.Fault
+		fresh bool // a client that has never been told
+		want  netip.Addr
+	}{
+		"told":              {gatewaytest.Fault{}, false, now},
+		"silent":            {gatewaytest.Fault{Drop: true}, false, last},
+		"silent from first": {gatewaytest.Fault{Drop: true}, true, before},
+		"refused":           {gatewaytest.Fault{Result: int(natpmp.NetworkFailure)}, false, netip.Addr{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, err := gatewaytest.Start(gatewaytest.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = gw.Close() }()
+			client := func() *natpmp.Backend {
+				b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2, FirstWait: 500 * time.Millisecond})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = b.Close() })
+				return b
+			}
+			b := client()
+			m, err := b.Map(t.Context(), backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080")})
+			if err != nil || m.External.Addr() != before {
+				t.Fatalf("%v, %v", m.External, err)
+			}
+			gw.SetExternal(last)
+			if _, err := b.ExternalAddr(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			b.Forget()
+			if c.fresh {
+				b = client()
+			}
+			gw.SetExternal(now)
+			gw.ResetStats()
+			c.fault.Match = func(r gatewaytest.Request) bool { return r.Op == "external address" }
+			gw.Inject(c.fault)
+			renewed, err := b.Renew(t.Context(), m, backends.Request{Lifetime: time.Hour})
+			if err != nil || renewed.External != netip.AddrPortFrom(c.want, m.External.Port()) || renewed.Lifetime != time.Hour {
+				t.Errorf("%v for %v, %v; want the address %v", renewed.External, renewed.Lifetime, err, c.want)
+			}
+			if asked := gw.Requests(); len(asked) < 2 || asked[0].Op != "map" || asked[1].Op != "external address" {
+				t.Errorf("asked %v", asked)
+			}
+		})
+	}
+}
+
+func TestSupports(t *testing.T) {
+	b, err := natpmp.New(natpmp.Config{
+		Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Source: netip.MustParseAddr("192.0.2.10"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	base := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("0.0.0.0:80")}
+	for name, test := range map[string]struct {
+		change func(*backends.Request)
+		want   error
+	}{
+		"plain":       {func(*backends.Request) {}, nil},
+		"own address": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.10:80") }, nil},
+		"an address as a wish": {func(r *backends.Request) {
+			r.External = netip.MustParseAddrPort("198.51.100.1:80")
+		}, nil},
+		"exact address": {func(r *backends.Request) {
+			r.External, r.Exact = netip.MustParseAddrPort("198.51.100.1:80"), true
+		}, backends.ErrUnsupported},
+		"another host": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.11:80") }, backends.ErrUnsupported},
+		"IPv6":         {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("[2001:db8::1]:80") }, backends.ErrUnsupported},
+		"a peer":       {func(r *backends.Request) { r.Remote = netip.MustParseAddrPort("198.51.100.1:0") }, backends.ErrUnsupported},
+		"for ever":     {func(r *backends.Request) { r.Lifetime = backends.Forever }, backends.ErrUnsupported},
+		"SCTP":         {func(r *backends.Request) { r.Protocol = backends.SCTP }, backends.ErrUnsupported},
+		"no port":      {func(r *backends.Request) { r.Internal = netip.AddrPort{} }, backends.ErrInvalid},
+	} {
+		r := base
+		test.change(&r)
+		if err := b.Supports(r); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", name, err, test.want)
+		}
 	}
 }

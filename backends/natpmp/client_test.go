@@ -284,42 +284,6 @@ func TestNewClientInvalid(t *testing.T) {
 	_ = c.Close()
 }
 
-func TestSupports(t *testing.T) {
-	b, err := natpmp.New(natpmp.Config{
-		Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Source: netip.MustParseAddr("192.0.2.10"),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = b.Close() }()
-	base := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("0.0.0.0:80")}
-	for name, test := range map[string]struct {
-		change func(*backends.Request)
-		want   error
-	}{
-		"plain":       {func(*backends.Request) {}, nil},
-		"own address": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.10:80") }, nil},
-		"an address as a wish": {func(r *backends.Request) {
-			r.External = netip.MustParseAddrPort("198.51.100.1:80")
-		}, nil},
-		"exact address": {func(r *backends.Request) {
-			r.External, r.Exact = netip.MustParseAddrPort("198.51.100.1:80"), true
-		}, backends.ErrUnsupported},
-		"another host": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.11:80") }, backends.ErrUnsupported},
-		"IPv6":         {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("[2001:db8::1]:80") }, backends.ErrUnsupported},
-		"a peer":       {func(r *backends.Request) { r.Remote = netip.MustParseAddrPort("198.51.100.1:0") }, backends.ErrUnsupported},
-		"for ever":     {func(r *backends.Request) { r.Lifetime = backends.Forever }, backends.ErrUnsupported},
-		"SCTP":         {func(r *backends.Request) { r.Protocol = backends.SCTP }, backends.ErrUnsupported},
-		"no port":      {func(r *backends.Request) { r.Internal = netip.AddrPort{} }, backends.ErrInvalid},
-	} {
-		r := base
-		test.change(&r)
-		if err := b.Supports(r); !errors.Is(err, test.want) {
-			t.Errorf("%s: %v, want %v", name, err, test.want)
-		}
-	}
-}
-
 // The late answer to a mapping request is not taken for that to the deletion,
 // which is sent again.
 func TestLateAnswer(t *testing.T) {

@@ -2,13 +2,18 @@ package pcp_test
 
 import (
 	"bytes"
+	"context"
 	"encoding"
 	"errors"
+	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
-
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/attack"
 )
 
 func seed(f *testing.F) {
@@ -121,6 +126,51 @@ func FuzzRefuse(f *testing.F) {
 			if err != nil || got != want {
 				t.Fatalf("%s: %+v, %v; want %+v", name, got, err, want)
 			}
+		}
+	})
+}
+
+// FuzzClient: whatever becomes of a server's answers, every call ends in its
+// time, and what it says was granted makes sense.
+func FuzzClient(f *testing.F) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = gw.Close() })
+	for _, seed := range attack.Seeds() {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, program []byte) {
+		defer gw.Inject(gatewaytest.Fault{Corrupt: attack.NewMutator(program).Mutate})()
+		defer gw.Restart(gatewaytest.RestartOptions{Silent: true})
+		b, err := pcp.New(pcp.Config{
+			Gateway: gw.Addr(), Transmissions: 3, FirstWait: 2 * time.Millisecond, LongestWait: 4 * time.Millisecond,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		defer attack.Watchdog()()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		r := backends.Request{
+			Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), External: netip.AddrPortFrom(netip.Addr{}, 8081),
+			Remote: netip.MustParseAddrPort("198.51.100.7:0"), Description: "fuzz",
+		}
+		if err := attack.Exercise(ctx, b, r); err != nil {
+			t.Error(err)
+		}
+		// The client has less to say: what it asked about, ports and a lifetime.
+		nonce := pcp.Nonce{1, 2, 3}
+		m, err := b.Client().Map(ctx, pcp.MapRequest{Protocol: backends.UDP, InternalPort: 9090, Lifetime: time.Hour, Nonce: nonce})
+		if err == nil && (m.Nonce != nonce || m.InternalPort != 9090 || m.ExternalPort == 0 || m.Lifetime <= 0 || m.Protocol != backends.UDP) {
+			t.Errorf("Map: %+v", m)
+		}
+		if _, err := b.Client().Announce(ctx); err == nil {
+			_, _ = b.Client().Peer(ctx, pcp.PeerRequest{
+				Protocol: backends.UDP, InternalPort: 9090, Lifetime: time.Minute, Remote: netip.MustParseAddrPort("198.51.100.7:9"),
+			})
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/ctxsync"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // Port is the port of gateways (RFC 6886, section 3; RFC 6887, section 19.5).
@@ -249,4 +250,24 @@ func localAddr(sock net.Conn) netip.Addr {
 		return a.AddrPort().Addr().Unmap()
 	}
 	return netip.Addr{}
+}
+
+// dialUDP makes a socket that is connected to the gateway: the kernel then
+// drops what comes from elsewhere, chooses the source address, and reports a
+// closed port.
+func dialUDP(ctx context.Context, config Config) (net.Conn, error) {
+	var d net.Dialer
+	if config.Source.IsValid() {
+		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(config.Source, 0))
+	}
+	if config.Interface != "" {
+		ifi, err := net.InterfaceByName(config.Interface)
+		if err != nil {
+			return nil, err
+		}
+		if d.Control, err = netbind.Control(ifi); err != nil {
+			return nil, err
+		}
+	}
+	return d.DialContext(ctx, "udp", config.Gateway.String())
 }

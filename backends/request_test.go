@@ -54,24 +54,3 @@ func TestRequestCheck(t *testing.T) {
 		}
 	}
 }
-
-func TestMapping(t *testing.T) {
-	granted := time.Now()
-	m := backends.Mapping{
-		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("192.0.2.1:80"),
-		Lifetime: time.Hour, Granted: granted,
-	}
-	if got := m.Expires(); !got.Equal(granted.Add(time.Hour)) {
-		t.Errorf("expires at %v", got)
-	}
-	if err := m.Check(); err != nil {
-		t.Error(err)
-	}
-	m.Lifetime = backends.Forever
-	if got := m.Expires(); !got.IsZero() {
-		t.Errorf("a permanent mapping expires at %v", got)
-	}
-	if err := (backends.Mapping{}).Check(); !errors.Is(err, backends.ErrInvalid) {
-		t.Errorf("the zero mapping: %v, want ErrInvalid", err)
-	}
-}

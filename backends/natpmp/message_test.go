@@ -4,7 +4,6 @@ import (
 	"encoding"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"math"
 	"net/netip"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 )
@@ -353,48 +351,37 @@ func TestProtocols(t *testing.T) {
 	}
 }
 
-// The results of RFC 6886, section 3.5, and what they come to.
-func TestResults(t *testing.T) {
-	t.Parallel()
-	kinds := []error{
-		backends.ErrInvalid, backends.ErrUnsupported, backends.ErrNoReply, backends.ErrMalformed,
-		backends.ErrNetworkFailure, backends.ErrNoResources, backends.ErrNotAuthorized,
-		backends.ErrConflict, backends.ErrPrivateWAN,
-	}
-	for _, tt := range []struct {
-		code natpmp.ResultCode
-		text string
-		kind error
-	}{
-		{natpmp.Success, "success", nil},
-		{natpmp.UnsupportedVersion, "unsupported version", backends.ErrUnsupported},
-		{natpmp.NotAuthorized, "not authorized or refused", backends.ErrNotAuthorized},
-		{natpmp.NetworkFailure, "network failure", backends.ErrNetworkFailure},
-		{natpmp.OutOfResources, "out of resources", backends.ErrNoResources},
-		{natpmp.UnsupportedOpcode, "unsupported opcode", backends.ErrUnsupported},
-		{6, "undefined result", backends.ErrMalformed},
-		{0xffff, "undefined result", backends.ErrMalformed},
+// AllocsPerRun counts the allocations of the whole process: not parallel.
+func TestAllocations(t *testing.T) {
+	buf := make([]byte, 0, 64)
+	addrRequest := natpmp.ExternalAddrRequest{}
+	addr := natpmp.ExternalAddrResponse{Epoch: epoch, Addr: external}
+	mapRequest := natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 1, ExternalPort: 2, Lifetime: twoHrs}
+	mapResponse := natpmp.MapResponse{Protocol: backends.UDP, InternalPort: 1, ExternalPort: 2, Lifetime: twoHrs}
+	failure := natpmp.ErrorResponse{Result: natpmp.UnsupportedVersion, Epoch: epoch}
+	var (
+		addrRequestBytes = unhex("0000")
+		addrBytes        = unhex("0080 0000 000004d2 cb007107")
+		mapRequestBytes  = unhex("0001 0000 1ae1 1ae1 00001c20")
+		mapBytes         = unhex("0081 0000 000004d2 1ae1 1ae2 00000e10")
+		failureBytes     = unhex("0000 0001 000004d2")
+	)
+	var err error
+	for name, f := range map[string]func(){
+		"ExternalAddrRequest.AppendBinary":  func() { _, err = addrRequest.AppendBinary(buf) },
+		"ExternalAddrResponse.AppendBinary": func() { _, err = addr.AppendBinary(buf) },
+		"MapRequest.AppendBinary":           func() { _, err = mapRequest.AppendBinary(buf) },
+		"MapResponse.AppendBinary":          func() { _, err = mapResponse.AppendBinary(buf) },
+		"ErrorResponse.AppendBinary":        func() { _, err = failure.AppendBinary(buf) },
+		"ParseHeader":                       func() { _, err = natpmp.ParseHeader(mapBytes) },
+		"ParseExternalAddrRequest":          func() { _, err = natpmp.ParseExternalAddrRequest(addrRequestBytes) },
+		"ParseExternalAddrResponse":         func() { _, err = natpmp.ParseExternalAddrResponse(addrBytes) },
+		"ParseMapRequest":                   func() { _, err = natpmp.ParseMapRequest(mapRequestBytes) },
+		"ParseMapResponse":                  func() { _, err = natpmp.ParseMapResponse(mapBytes) },
+		"ParseErrorResponse":                func() { _, err = natpmp.ParseErrorResponse(failureBytes) },
 	} {
-		if got := tt.code.String(); got != tt.text {
-			t.Errorf("code %d is %q, want %q", tt.code, got, tt.text)
-		}
-		err := fmt.Errorf("wrapped: %w", &natpmp.ResultError{Op: natpmp.OpMapTCP, Code: tt.code})
-		for _, kind := range kinds {
-			if got, want := errors.Is(err, kind), errors.Is(tt.kind, kind); got != want {
-				t.Errorf("code %d is %v: %v, want %v", tt.code, kind, got, want)
-			}
-		}
-		want := fmt.Sprintf("wrapped: natpmp: map tcp: %s (result %d)", tt.text, uint16(tt.code))
-		if err.Error() != want {
-			t.Errorf("got %q, want %q", err, want)
-		}
-	}
-	for code, want := range map[natpmp.ResultCode]uint16{
-		natpmp.Success: 0, natpmp.UnsupportedVersion: 1, natpmp.NotAuthorized: 2,
-		natpmp.NetworkFailure: 3, natpmp.OutOfResources: 4, natpmp.UnsupportedOpcode: 5,
-	} {
-		if uint16(code) != want {
-			t.Errorf("%v is %d, want %d", code, uint16(code), want)
+		if n := testing.AllocsPerRun(100, f); n != 0 || err != nil {
+			t.Errorf("%s: %v allocations, %v; want none", name, n, err)
 		}
 	}
 }

@@ -1,0 +1,245 @@
+package natpmp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// Port is the UDP port on which gateways listen; AnnouncePort is the one on
+// which hosts listen for announcements (RFC 6886, section 3.1 and 3.2.1).
+const (
+	Port         = 5351
+	AnnouncePort = 5350
+)
+
+// Version is the protocol's only version (RFC 6886, section 3.5).
+const Version = 0
+
+// Opcode is what a message asks or answers (RFC 6886, sections 3.2 and 3.3).
+type Opcode uint8
+
+// The opcodes of requests. A response has the request's opcode plus OpResponse.
+const (
+	OpExternalAddr Opcode = 0
+	OpMapUDP       Opcode = 1
+	OpMapTCP       Opcode = 2
+	OpResponse     Opcode = 128
+)
+
+// String names the opcode.
+func (o Opcode) String() string {
+	suffix := ""
+	if o&OpResponse != 0 {
+		suffix = " response"
+	}
+	switch o &^ OpResponse {
+	case OpExternalAddr:
+		return "external address" + suffix
+	case OpMapUDP:
+		return "map udp" + suffix
+	case OpMapTCP:
+		return "map tcp" + suffix
+	}
+	return fmt.Sprintf("opcode %d", uint8(o))
+}
+
+// mapOpcode returns the opcode that maps ports of p.
+func mapOpcode(p backends.Protocol) (Opcode, error) {
+	switch p {
+	case backends.UDP:
+		return OpMapUDP, nil
+	case backends.TCP:
+		return OpMapTCP, nil
+	}
+	return 0, fmt.Errorf("natpmp: %w: NAT-PMP maps tcp and udp, not %v", backends.ErrUnsupported, p)
+}
+
+// protocol is the inverse of mapOpcode, with or without the response bit.
+func (o Opcode) protocol() (backends.Protocol, bool) {
+	switch o &^ OpResponse {
+	case OpMapUDP:
+		return backends.UDP, true
+	case OpMapTCP:
+		return backends.TCP, true
+	}
+	return 0, false
+}
+
+// Header is what all messages begin with (RFC 6886, section 3.5).
+type Header struct {
+	Version uint8
+	Opcode  Opcode
+	// Result is the result code of a response. Zero in requests, and in
+	// responses too short to carry one.
+	Result ResultCode
+}
+
+// ParseHeader reads the start of any message, of any version. It returns
+// io.ErrUnexpectedEOF for fewer than two bytes.
+func ParseHeader(b []byte) (Header, error) {
+	if len(b) < 2 {
+		return Header{}, io.ErrUnexpectedEOF
+	}
+	h := Header{Version: b[0], Opcode: Opcode(b[1])}
+	if h.Opcode&OpResponse != 0 && len(b) >= 4 {
+		h.Result = ResultCode(binary.BigEndian.Uint16(b[2:]))
+	}
+	return h, nil
+}
+
+// checkHeader refuses what is not a message of this version with the opcode.
+func checkHeader(b []byte, size int, want Opcode) error {
+	if len(b) < size {
+		return io.ErrUnexpectedEOF
+	}
+	if b[0] != Version {
+		return &VersionError{Version: b[0]}
+	}
+	if got := Opcode(b[1]); got != want {
+		return fmt.Errorf("natpmp: %w: %v where %v was expected", backends.ErrMalformed, got, want)
+	}
+	return nil
+}
+
+// seconds rounds up to the wire's unit and keeps to its range.
+func seconds(d time.Duration) uint32 {
+	if d <= 0 {
+		return 0
+	}
+	s := (d-1)/time.Second + 1
+	return uint32(min(s, math.MaxUint32)) //nolint:gosec // clamped
+}
+
+// duration reads the wire's unit.
+func duration(b []byte) time.Duration {
+	return time.Duration(binary.BigEndian.Uint32(b)) * time.Second
+}
+
+// The sizes of the messages about the external address (RFC 6886, section 3.2).
+const (
+	externalAddrRequestSize  = 2
+	externalAddrResponseSize = 12
+)
+
+// ExternalAddrRequest asks for the gateway's external address (RFC 6886,
+// section 3.2).
+type ExternalAddrRequest struct{}
+
+// AppendBinary appends the message to b. It never fails.
+func (ExternalAddrRequest) AppendBinary(b []byte) ([]byte, error) {
+	return append(b, Version, byte(OpExternalAddr)), nil
+}
+
+// MarshalBinary returns the message. It never fails.
+func (r ExternalAddrRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
+
+// ParseExternalAddrRequest reads the message; more bytes than it has are
+// ignored.
+func ParseExternalAddrRequest(b []byte) (ExternalAddrRequest, error) {
+	return ExternalAddrRequest{}, checkHeader(b, externalAddrRequestSize, OpExternalAddr)
+}
+
+// ExternalAddrResponse tells the gateway's external address. It is also what
+// a gateway announces to 224.0.0.1:5350 (RFC 6886, sections 3.2 and 3.2.1).
+type ExternalAddrResponse struct {
+	Result ResultCode
+	// Epoch is the time since the gateway's table was last empty.
+	Epoch time.Duration
+	// Addr is an IPv4 address. Ignore it unless Result is Success; 0.0.0.0
+	// means that the gateway does not know.
+	Addr netip.Addr
+}
+
+// AppendBinary appends the message to b. An address that is not IPv4 is
+// written as 0.0.0.0. It never fails.
+func (r ExternalAddrResponse) AppendBinary(b []byte) ([]byte, error) {
+	b = appendResponseHeader(b, OpExternalAddr, r.Result, r.Epoch)
+	var a4 [4]byte
+	if addr := r.Addr.Unmap(); addr.Is4() {
+		a4 = addr.As4()
+	}
+	return append(b, a4[:]...), nil
+}
+
+// MarshalBinary returns the message. It never fails.
+func (r ExternalAddrResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
+
+// ParseExternalAddrResponse reads the message; more bytes than it has are
+// ignored. A shorter error response is [ParseErrorResponse]'s.
+func ParseExternalAddrResponse(b []byte) (ExternalAddrResponse, error) {
+	if err := checkHeader(b, externalAddrResponseSize, OpExternalAddr|OpResponse); err != nil {
+		return ExternalAddrResponse{}, err
+	}
+	return ExternalAddrResponse{
+		Result: ResultCode(binary.BigEndian.Uint16(b[2:])),
+		Epoch:  duration(b[4:]),
+		Addr:   netip.AddrFrom4([4]byte(b[8:12])),
+	}, nil
+}
+
+// appendResponseHeader appends the eight bytes that all responses begin with.
+func appendResponseHeader(b []byte, op Opcode, result ResultCode, epoch time.Duration) []byte {
+	b = append(b, Version, byte(op|OpResponse))
+	b = binary.BigEndian.AppendUint16(b, uint16(result))
+	return binary.BigEndian.AppendUint32(b, epochSeconds(epoch))
+}
+
+// epochSeconds rounds down: a clock that has not reached a second has not
+// told it.
+func epochSeconds(d time.Duration) uint32 { return seconds(d.Truncate(time.Second)) }
+
+// The least and the usual size of an error without a payload. The standard
+// answers an unknown version with eight bytes, and an unknown opcode with the
+// request itself, which can be shorter.
+const (
+	errorResponseMin  = 4
+	errorResponseSize = 8
+)
+
+// ErrorResponse answers a request that the gateway could not read: its
+// version or its opcode is unknown to it (RFC 6886, section 3.5).
+type ErrorResponse struct {
+	// Version is the version that the gateway speaks.
+	Version uint8
+	// Opcode is as it came. The standard's answer to an unknown version has
+	// opcode 0, without the response bit; common gateways set the bit.
+	Opcode Opcode
+	Result ResultCode
+	// Epoch is zero unless Result is UnsupportedVersion: in other errors of
+	// this form gateways put other things in its place.
+	Epoch time.Duration
+}
+
+// AppendBinary appends the eight-byte form of the message to b. It never fails.
+func (r ErrorResponse) AppendBinary(b []byte) ([]byte, error) {
+	b = append(b, r.Version, byte(r.Opcode))
+	b = binary.BigEndian.AppendUint16(b, uint16(r.Result))
+	return binary.BigEndian.AppendUint32(b, epochSeconds(r.Epoch)), nil
+}
+
+// MarshalBinary returns the message. It never fails.
+func (r ErrorResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
+
+// ParseErrorResponse reads any error response of version 0, however short,
+// and the answers of gateways that speak another version, of which it reads
+// the version and, where there is one, the result. It returns
+// io.ErrUnexpectedEOF where b is too short for that.
+func ParseErrorResponse(b []byte) (ErrorResponse, error) {
+	if len(b) < 2 || (b[0] == Version && len(b) < errorResponseMin) {
+		return ErrorResponse{}, io.ErrUnexpectedEOF
+	}
+	r := ErrorResponse{Version: b[0], Opcode: Opcode(b[1])}
+	if len(b) >= errorResponseMin {
+		r.Result = ResultCode(binary.BigEndian.Uint16(b[2:]))
+	}
+	if r.Version == Version && r.Result == UnsupportedVersion && len(b) >= errorResponseSize {
+		r.Epoch = duration(b[4:])
+	}
+	return r, nil
+}

@@ -1,0 +1,89 @@
+package pcp_test
+
+import (
+	"cmp"
+	"encoding/hex"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start starts a gateway that ends with the test.
+func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
+	t.Helper()
+	gw, err := gatewaytest.Start(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = gw.Close() })
+	return gw
+}
+
+// open makes an impatient backend. It waits long enough for a gateway in a process
+// that does not run for a second.
+func open(t *testing.T, config pcp.Config) *pcp.Backend {
+	t.Helper()
+	config.Transmissions, config.FirstWait = cmp.Or(config.Transmissions, 2), 500*time.Millisecond
+	b, err := pcp.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+// replies answers every request with what f makes of it.
+func replies(gw *gatewaytest.Gateway, f func(request []byte) [][]byte) {
+	gw.Inject(gatewaytest.Fault{Reply: f})
+}
+
+// refuses answers every request with a result.
+func refuses(gw *gatewaytest.Gateway, code pcp.ResultCode, lifetime time.Duration) {
+	replies(gw, func(request []byte) [][]byte {
+		b, err := pcp.AppendErrorResponse(nil, request, code, lifetime, time.Hour)
+		if err != nil {
+			return nil
+		}
+		return [][]byte{b}
+	})
+}
+
+var web = backends.Request{Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), Lifetime: time.Hour}
+
+// last returns the last MAP request that the gateway saw.
+func last(t *testing.T, gw *gatewaytest.Gateway) pcp.MapRequest {
+	t.Helper()
+	all := gw.Requests()
+	r, err := pcp.ParseMapRequest(all[len(all)-1].Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// unhex reads hex, in which spaces do not count.
+func unhex(s string) []byte {
+	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// vector returns the bytes of the vector of the name.
+func vector(name string) []byte {
+	s, ok := vectors[name]
+	if !ok {
+		panic("no vector " + name)
+	}
+	return unhex(s)
+}

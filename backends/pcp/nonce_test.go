@@ -1,0 +1,113 @@
+package pcp_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
+	"github.com/natforward/goforward/gatewaytest"
+)
+
+// However a nonce is printed, alone or in a message, its bytes are not.
+func TestNonceHidden(t *testing.T) {
+	t.Parallel()
+	secret := pcp.Nonce([]byte("ABCDEFGHIJKL"))
+	r := pcp.MapRequest{Nonce: secret}
+	var out bytes.Buffer
+	for _, v := range []any{
+		secret, &secret, r, &r,
+		[]pcp.Nonce{secret},
+		map[pcp.Nonce]pcp.Nonce{secret: secret},
+		pcp.MapResponse{Nonce: secret},
+		pcp.PeerRequest{Nonce: secret},
+		pcp.PeerResponse{Nonce: secret},
+		struct{ Nonce pcp.Nonce }{secret},
+	} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "% x", "%d", "%08b", "%o", "%c", "%U"} {
+			fmt.Fprintf(&out, verb+"\n", v)
+		}
+		fmt.Fprintln(&out, v)
+		slog.New(slog.NewTextHandler(&out, nil)).Info("text", "value", v)
+		slog.New(slog.NewJSONHandler(&out, nil)).Info("json", "value", v)
+		if b, err := json.Marshal(v); err != nil {
+			t.Error(err)
+		} else {
+			out.Write(b)
+		}
+	}
+	out.WriteString(secret.String() + secret.LogValue().String())
+	for _, form := range []string{"ABCDEF", "65 66", "65,66", "0x41", "414243", "41 42", "01000001", "101 102", "A B C", "U+0041", "QUJD", "65, 66"} {
+		if strings.Contains(out.String(), form) {
+			t.Errorf("the nonce is there as %q", form)
+		}
+	}
+	if !strings.Contains(out.String(), "(nonce)") {
+		t.Errorf("nothing was printed in its place")
+	}
+	if t.Failed() {
+		t.Log(out.String())
+	}
+	if string(secret[:]) != "ABCDEFGHIJKL" {
+		t.Errorf("the bytes are %q", secret[:])
+	}
+}
+
+// A renewal and a deletion carry the nonce; a renewal wishes for what it has,
+// and a deletion for nothing (RFC 6887, sections 11.2.1 and 15).
+func TestNonce(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	b := open(t, pcp.Config{Gateway: gw.Addr()})
+	m, err := b.Map(t.Context(), web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := last(t, gw)
+	if string(made.Nonce[:]) != string(m.Token.Bytes()) || made.Nonce == (pcp.Nonce{}) {
+		t.Error("the token is not the nonce")
+	}
+	if _, err := b.Renew(t.Context(), m, web); err != nil {
+		t.Fatal(err)
+	}
+	if r := last(t, gw); r.Nonce != made.Nonce || r.External != m.External.Addr() || r.ExternalPort != m.External.Port() {
+		t.Errorf("renewal wishes for %v:%d, has %v", r.External, r.ExternalPort, m.External)
+	}
+	if err := b.Unmap(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if r := last(t, gw); r.Nonce != made.Nonce || r.Lifetime != 0 || r.ExternalPort != 0 || !r.External.IsUnspecified() {
+		t.Errorf("deletion wishes for %v:%d for %v", r.External, r.ExternalPort, r.Lifetime)
+	}
+	m.Token = backends.Token{}
+	if err := b.Unmap(t.Context(), m); !errors.Is(err, backends.ErrInvalid) {
+		t.Errorf("deletion without a nonce: %v", err)
+	}
+}
+
+// With a key, another process can take a mapping away that it knows only the
+// internal port of; with another key it cannot.
+func TestDerivedNonce(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	with := func(key string) *pcp.Backend {
+		return open(t, pcp.Config{Gateway: gw.Addr(), Nonce: func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
+			return pcp.DeriveNonce([]byte(key), gateway, p, internal)
+		}})
+	}
+	if _, err := with("mine").Map(t.Context(), web); err != nil {
+		t.Fatal(err)
+	}
+	known := backends.Mapping{Protocol: web.Protocol, Internal: web.Internal}
+	if err := with("theirs").Unmap(t.Context(), known); !errors.Is(err, backends.ErrNotAuthorized) || len(gw.Table()) != 1 {
+		t.Errorf("with another key: %v, the gateway has %v", err, gw.Table())
+	}
+	known.Internal = netip.MustParseAddrPort("127.0.0.1:8080") // this host, by its name
+	if err := with("mine").Unmap(t.Context(), known); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("with the key: %v, the gateway has %v", err, gw.Table())
+	}
+}
