@@ -108,7 +108,7 @@ func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResp
 	request, _ := ExternalAddrRequest{}.MarshalBinary()
 	reply, err := c.do(ctx, OpExternalAddr, port5351.Transaction{
 		Request: request, Probe: probe,
-		Answers: func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) },
+		Match: func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) },
 	})
 	if err != nil {
 		return ExternalAddrResponse{}, err
@@ -172,7 +172,7 @@ func (c *Client) transactMap(ctx context.Context, r MapRequest) (MapResponse, po
 	op := Opcode(request[1])
 	reply, err := c.do(ctx, op, port5351.Transaction{
 		Request: request,
-		Answers: port5351.RequireRepeats(
+		Match: port5351.RequireRepeats(
 			func(b []byte) port5351.Match { return match(b, op, mapResponseSize, r.InternalPort) },
 			func(b []byte) bool {
 				resp, err := ParseMapResponse(b)
@@ -199,7 +199,7 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	}
 	reply, err := c.exchange(ctx, h.Opcode, port5351.Transaction{
 		Request: request,
-		Answers: func(b []byte) port5351.Match {
+		Match: func(b []byte) port5351.Match {
 			if r, err := ParseHeader(b); err == nil && r.Version == h.Version && r.Opcode == h.Opcode|OpResponse {
 				return port5351.Exact
 			}
@@ -213,7 +213,7 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 // gateway of this version does not know this version, it says to others: the
 // answer to a PCP request that was repeated can come late.
 func (c *Client) do(ctx context.Context, op Opcode, e port5351.Transaction) (port5351.Reply, error) {
-	e.Answers = port5351.RequireRepeats(e.Answers, func(b []byte) bool {
+	e.Match = port5351.RequireRepeats(e.Match, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)
 		return err == nil && r.Version == Version && r.Result == UnsupportedVersion
 	})

@@ -21,10 +21,10 @@ import (
 // alone and logs why.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
 	var before, now netip.Addr
-	return b.client.session.Follow(ctx, port5351.Follower{
+	return b.client.session.Watch(ctx, port5351.WatchHandler{
 		WatchConfig: port5351.WatchConfig{Announce: b.client.config.Announce},
-		Failed:      func(err error) { b.client.log.Warn("natpmp: no announcements", "err", err) },
-		Ask: func(ctx context.Context) error {
+		ListenFailed:      func(err error) { b.client.log.Warn("natpmp: no announcements", "err", err) },
+		Probe: func(ctx context.Context) error {
 			before, now = b.lastExternal(), netip.Addr{}
 			r, err := b.client.externalAddr(ctx, false)
 			switch {
@@ -36,7 +36,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 			}
 			return err
 		},
-		Tell: func(s port5351.Hint) { notify(change(s, before, now)) },
+		Notify: func(s port5351.Hint) { notify(change(s, before, now)) },
 	})
 }
 

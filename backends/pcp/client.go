@@ -125,7 +125,7 @@ func (c *Client) Probe(ctx context.Context) error {
 
 func (c *Client) announce(ctx context.Context, e port5351.Transaction, firstWait time.Duration) (AnnounceResponse, error) {
 	var resp AnnounceResponse
-	e.Answers = func(b []byte) port5351.Match { return match(b, OpAnnounce, nil) }
+	e.Match = func(b []byte) port5351.Match { return match(b, OpAnnounce, nil) }
 	reply, err := c.do(ctx, OpAnnounce, firstWait, e, func(local netip.Addr) ([]byte, error) {
 		return AnnounceRequest{Client: local}.MarshalBinary()
 	})
@@ -177,7 +177,7 @@ func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) 
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	var resp PeerResponse
 	reply, err := c.do(ctx, OpPeer, c.config.FirstWait, port5351.Transaction{
-		Answers: func(b []byte) port5351.Match { return match(b, OpPeer, &key) },
+		Match: func(b []byte) port5351.Match { return match(b, OpPeer, &key) },
 	}, func(local netip.Addr) ([]byte, error) {
 		r.Client = either(r.Client, local)
 		return r.MarshalBinary()
@@ -199,7 +199,7 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Transaction{
 		// A deletion may be answered with the time until an idle mapping goes
 		// (RFC 6887, section 15.1), but hardly ever is.
-		Answers: port5351.RequireRepeats(
+		Match: port5351.RequireRepeats(
 			func(b []byte) port5351.Match {
 				if e, err := ParseErrorResponse(b); err == nil && size == mapSize && (e.Result == UnsupportedOption || e.Result == MalformedOption) {
 					// About options that an earlier request had, and as often as that was

@@ -20,17 +20,17 @@ import (
 // Where announcements cannot be listened for, Watch goes on without and logs
 // why.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
-	return b.client.session.Follow(ctx, port5351.Follower{
+	return b.client.session.Watch(ctx, port5351.WatchHandler{
 		WatchConfig: port5351.WatchConfig{Announce: b.client.config.Announce, Unsolicited: b.update},
-		Failed:      func(err error) { b.client.log.Warn("pcp: no announcements", "err", err) },
-		Ask: func(ctx context.Context) error {
+		ListenFailed:      func(err error) { b.client.log.Warn("pcp: no announcements", "err", err) },
+		Probe: func(ctx context.Context) error {
 			err := b.client.Probe(ctx)
 			if err == nil {
 				b.holds.forget()
 			}
 			return err
 		},
-		Tell: func(s port5351.Hint) {
+		Notify: func(s port5351.Hint) {
 			c := backends.Change{Kind: backends.Announced, Reason: s.Reason}
 			if s.Restarted {
 				c.Kind, c.Since = backends.Restarted, s.Since

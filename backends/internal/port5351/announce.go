@@ -15,70 +15,74 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// Where gateways announce that they restarted or have another address (RFC 6886
-// section 3.2.1, RFC 6887 section 14.1.1): all hosts of the link, for each family.
+// The multicast addresses to which gateways announce a restart or a new external
+// address: all hosts on the link, for IPv4 and IPv6 (RFC 6886 section 3.2.1, RFC
+// 6887 section 14.1.1).
 var (
 	announce4 = netip.MustParseAddrPort("224.0.0.1:5350")
 	announce6 = netip.MustParseAddrPort("[ff02::1]:5350")
 )
 
-// Hint says that the gateway may have lost its mappings. It is a hint: anyone
-// on the LAN can forge an announcement, so ask the gateway before believing it.
+// Hint reports that the gateway may have lost its mappings. Any host on the LAN can
+// forge an announcement, so send a request to the gateway to confirm a Hint.
 type Hint struct {
-	// Restarted is whether the gateway's own clock says so.
+	// Restarted is set if the gateway's epoch shows a restart.
 	Restarted bool
-	// Since is when it did, if after it was heard of last; or the zero Time.
+	// Since is the time of the restart, if it was after the previous response.
+	// Otherwise it is the zero Time.
 	Since time.Time
-	// Reason says how it was noticed.
+	// Reason describes how the change was noticed.
 	Reason string
 }
 
-// WatchConfig says what to watch besides the gateway's answers.
+// WatchConfig lists what to watch in addition to the gateway's responses.
 type WatchConfig struct {
-	// Announce is where to listen for announcements. The zero value: where the
-	// standards say, for the gateway's family.
+	// Announce is the address on which to listen for announcements. The zero value
+	// selects the standard address for the gateway's family.
 	Announce netip.AddrPort
-	// Unsolicited judges a datagram from the gateway that answers no request: it
-	// returns the reason for a signal, or "". It is called on the link's reader:
-	// it must be quick, keep nothing, and not use the link. Nil: none is one.
+	// Unsolicited is called with each datagram from the gateway that answers no
+	// request. It returns the reason for a Hint, or "" for none. The goroutine that
+	// reads the socket calls it, so it must be fast, must not keep the datagram,
+	// and must not use the Conn. If it is nil, such datagrams are ignored.
 	Unsolicited func(datagram []byte) (reason string)
 }
 
-// Watch receives the signals about a link's gateway.
+// Watch receives the Hints about the gateway of a Conn.
 type Watch struct {
-	// Signals holds at most one: a newer signal takes the place of one not yet
-	// received, which has the same consequence.
-	Signals     <-chan Hint
-	signals     chan Hint
+	// Hints holds at most one Hint. A newer Hint replaces one that was not yet
+	// received: both have the same consequence.
+	Hints       <-chan Hint
+	hints       chan Hint
 	unsolicited func([]byte) string
-	link        *Conn
+	conn        *Conn
 	listener    *listener
 }
 
-// Watch starts watching. Where announcements cannot be listened for, signals
-// come from what the gateway sends us alone, and the error says why; the Watch
-// is valid nonetheless and needs a Close.
-func (l *Conn) Watch(config WatchConfig) (*Watch, error) {
-	c := make(chan Hint, 1)
-	w := &Watch{Signals: c, signals: c, unsolicited: config.Unsolicited, link: l}
-	l.mu.Lock()
-	l.watchers[w] = struct{}{}
-	l.mu.Unlock()
+// Watch starts to watch the gateway. If it cannot listen for announcements, it
+// returns the error together with a valid Watch, which then has only Hints from the
+// datagrams that the gateway sends to this process. In both cases the Watch must be
+// closed.
+func (c *Conn) Watch(config WatchConfig) (*Watch, error) {
+	hints := make(chan Hint, 1)
+	w := &Watch{Hints: hints, hints: hints, unsolicited: config.Unsolicited, conn: c}
+	c.mu.Lock()
+	c.watchers[w] = struct{}{}
+	c.mu.Unlock()
 	addr := config.Announce
 	if !addr.IsValid() {
 		addr = announce4
-		if l.config.Gateway.Addr().Is6() {
+		if c.config.Gateway.Addr().Is6() {
 			addr = announce6
 		}
 	}
 	var err error
-	w.listener, err = listen(addr, l)
+	w.listener, err = acquireListener(addr, c)
 	return w, err
 }
 
-// unsolicited asks the watchers what to make of a datagram. l.mu is held.
-func (l *Conn) unsolicited(datagram []byte) {
-	for w := range l.watchers {
+// deliverUnsolicited passes a datagram to the watchers. c.mu must be held.
+func (c *Conn) deliverUnsolicited(datagram []byte) {
+	for w := range c.watchers {
 		if w.unsolicited == nil {
 			continue
 		}
@@ -88,37 +92,38 @@ func (l *Conn) unsolicited(datagram []byte) {
 	}
 }
 
-// Close ends the watch and waits for the listener, where it was the last.
+// Close ends the watch. If it was the last one on its listener, Close waits until
+// the listener has stopped.
 func (w *Watch) Close() {
-	w.link.mu.Lock()
-	delete(w.link.watchers, w)
-	w.link.mu.Unlock()
+	w.conn.mu.Lock()
+	delete(w.conn.watchers, w)
+	w.conn.mu.Unlock()
 	if w.listener != nil {
-		w.listener.release(w.link)
+		w.listener.release(w.conn)
 	}
 }
 
-// push never blocks. It is called under the link's lock, so that no two
-// pushes meet.
-func (w *Watch) push(s Hint) {
+// push sends a hint and never blocks. The Conn's mutex must be held, so that two
+// pushes do not overlap.
+func (w *Watch) push(hint Hint) {
 	select {
-	case old := <-w.signals:
-		if old.Restarted && !s.Restarted {
-			s.Restarted, s.Since = true, old.Since
+	case previous := <-w.hints:
+		if previous.Restarted && !hint.Restarted {
+			hint.Restarted, hint.Since = true, previous.Since
 		}
 	default:
 	}
-	w.signals <- s
+	w.hints <- hint
 }
 
-// listener is the process's one socket at an announcement address.
+// listener is the only socket of the process at an announcement address.
 type listener struct {
 	addr netip.AddrPort
 	conn net.PacketConn
 	done chan struct{}
 
 	mu    sync.Mutex
-	links map[*Conn]int // and how many watch through it
+	conns map[*Conn]int // the number of Watches of each Conn
 }
 
 var listeners = struct {
@@ -126,40 +131,40 @@ var listeners = struct {
 	byAddr map[netip.AddrPort]*listener
 }{byAddr: map[netip.AddrPort]*listener{}}
 
-// listen returns the listener at the address for the link, making it where
-// there is none.
-func listen(addr netip.AddrPort, l *Conn) (*listener, error) {
+// acquireListener returns the listener at the address for the Conn, and creates it
+// if there is none.
+func acquireListener(addr netip.AddrPort, c *Conn) (*listener, error) {
 	listeners.mu.Lock()
 	defer listeners.mu.Unlock()
 	ln := listeners.byAddr[addr]
 	if ln == nil {
-		conn, err := listenAnnounce(context.Background(), addr) // binding does not block
+		conn, err := listenAnnounce(context.Background(), addr) // a bind does not block
 		if err != nil {
 			return nil, fmt.Errorf("listen for announcements at %v: %w", addr, err)
 		}
-		ln = &listener{addr: addr, conn: conn, done: make(chan struct{}), links: map[*Conn]int{}}
+		ln = &listener{addr: addr, conn: conn, done: make(chan struct{}), conns: map[*Conn]int{}}
 		listeners.byAddr[addr] = ln
 		if addr.Addr().IsMulticast() {
-			ln.join()
+			ln.joinGroup()
 		}
 		go ln.read()
 	}
 	ln.mu.Lock()
-	ln.links[l]++
+	ln.conns[c]++
 	ln.mu.Unlock()
 	return ln, nil
 }
 
-// release is listen's inverse.
-func (ln *listener) release(l *Conn) {
+// release undoes acquireListener. The last release closes the socket.
+func (ln *listener) release(c *Conn) {
 	listeners.mu.Lock()
 	ln.mu.Lock()
-	if ln.links[l]--; ln.links[l] == 0 {
-		delete(ln.links, l)
+	if ln.conns[c]--; ln.conns[c] == 0 {
+		delete(ln.conns, c)
 	}
-	last := len(ln.links) == 0
+	last := len(ln.conns) == 0
 	ln.mu.Unlock()
-	if last { // closed before anybody can bind the address anew
+	if last { // close the socket before the address can be bound again
 		delete(listeners.byAddr, ln.addr)
 		_ = ln.conn.Close()
 	}
@@ -169,21 +174,21 @@ func (ln *listener) release(l *Conn) {
 	}
 }
 
-// joinEvery is how often the interfaces are looked at. A variable for tests.
-var joinEvery = 5 * time.Second
+// joinInterval is how often the list of interfaces is read. Tests change it.
+var joinInterval = 5 * time.Second
 
-// join joins the group on the interfaces that there are, and makes read do so again
-// later: an interface that came up, or was created again under its name, has no
-// membership.
-func (ln *listener) join() {
-	joinEverywhere(ln.conn, ln.addr.Addr())
-	_ = ln.conn.SetReadDeadline(time.Now().Add(joinEvery)) // fails on a closed socket only
+// joinGroup joins the group on the present interfaces, and sets the deadline after
+// which read does so again. An interface that came up later, or was created again
+// under the same name, has no membership.
+func (ln *listener) joinGroup() {
+	joinAll(ln.conn, ln.addr.Addr())
+	_ = ln.conn.SetReadDeadline(time.Now().Add(joinInterval)) // fails only if the socket is closed
 }
 
-// readPause keeps a socket that fails again and again from taking all time.
-const readPause = 10 * time.Millisecond
+// readRetryDelay limits the CPU use of a socket whose reads fail repeatedly.
+const readRetryDelay = 10 * time.Millisecond
 
-// read turns announcements into signals until the socket is closed.
+// read sends a Hint for each announcement until the socket is closed.
 func (ln *listener) read() {
 	defer close(ln.done)
 	buf := make([]byte, maxDatagram)
@@ -193,40 +198,41 @@ func (ln *listener) read() {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			ln.join()
+			ln.joinGroup()
 			continue
-		case err != nil: // Windows fails so for a datagram that is too long
-			time.Sleep(readPause)
+		case err != nil: // Windows returns an error for a datagram that is too long
+			time.Sleep(readRetryDelay)
 			continue
 		}
-		reason := announcement(buf[:n])
+		reason := announcementReason(buf[:n])
 		udp, ok := from.(*net.UDPAddr)
 		if reason == "" || !ok {
 			continue
 		}
-		ln.announce(udp.AddrPort().Addr().Unmap(), reason)
+		ln.dispatch(udp.AddrPort().Addr().Unmap(), reason)
 	}
 }
 
-// announce tells the links whose gateway has the address. The source port is
-// not looked at: a gateway may announce from another socket than it answers from.
-func (ln *listener) announce(source netip.Addr, reason string) {
+// dispatch sends a Hint to each Conn whose gateway has the source address. The
+// source port is ignored, because a gateway may announce from another socket than
+// the one that responds to requests.
+func (ln *listener) dispatch(source netip.Addr, reason string) {
 	ln.mu.Lock()
 	defer ln.mu.Unlock()
-	for l := range ln.links {
-		gateway := l.config.Gateway.Addr().Unmap()
+	for c := range ln.conns {
+		gateway := c.config.Gateway.Addr().Unmap()
 		if gateway == source || gateway.Zone() == "" && gateway == source.WithZone("") {
-			l.mu.Lock()
-			l.signal(Hint{Reason: reason})
-			l.mu.Unlock()
+			c.mu.Lock()
+			c.notifyWatchers(Hint{Reason: reason})
+			c.mu.Unlock()
 		}
 	}
 }
 
-// announcement says what an unsolicited datagram announces, or "" where it
-// announces nothing: a NAT-PMP external address response with result 0, or a
-// PCP ANNOUNCE response with result 0.
-func announcement(b []byte) string {
+// announcementReason describes what an unsolicited datagram announces: a NAT-PMP
+// external address response with result 0, or a PCP ANNOUNCE response with result
+// 0. For any other datagram it returns "".
+func announcementReason(b []byte) string {
 	const response = 0x80
 	switch {
 	case len(b) >= 12 && b[0] == 0 && b[1] == response && b[2] == 0 && b[3] == 0:
@@ -237,26 +243,27 @@ func announcement(b []byte) string {
 	return ""
 }
 
-// listenAnnounce binds an announcement address. A multicast address is shared
-// with whoever else listens there; RFC 6886 section 3.2.1 wants it bound
-// itself, and not all addresses, which keeps unicast datagrams out. A link-local
-// group is bound on one interface: there it is all addresses.
+// listenAnnounce binds a socket to an announcement address. Other sockets can share
+// a multicast address. RFC 6886 section 3.2.1 requires the socket to be bound to
+// the multicast address itself rather than to all addresses, which keeps unicast
+// datagrams out. A link-local IPv6 group would be bound to one interface only, so
+// an IPv6 socket is bound to all addresses.
 func listenAnnounce(ctx context.Context, addr netip.AddrPort) (net.PacketConn, error) {
 	if !addr.Addr().IsMulticast() {
 		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
 	}
-	network, at := "udp4", addr
+	network, bindAddr := "udp4", addr
 	if addr.Addr().Is6() {
-		network, at = "udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
+		network, bindAddr = "udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
 	}
-	return netbind.Group(ctx, network, at, nil)
+	return netbind.Group(ctx, network, bindAddr, nil)
 }
 
-// joinEverywhere joins the group on each interface that can and has not yet. All
-// hosts are members of 224.0.0.1 and ff02::1 anyway (RFC 1112 section 4, RFC 4291
-// section 2.8), so failures do not matter. Linux delivers what comes to these two
-// without a membership of the socket. Other systems may not.
-func joinEverywhere(conn net.PacketConn, group netip.Addr) {
+// joinAll joins the group on each interface that supports multicast and has not
+// joined yet. All hosts are members of 224.0.0.1 and ff02::1 anyway (RFC 1112
+// section 4, RFC 4291 section 2.8), so errors are ignored. Linux delivers datagrams
+// for these two groups without a membership of the socket. Other systems may not.
+func joinAll(conn net.PacketConn, group netip.Addr) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return

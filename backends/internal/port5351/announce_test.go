@@ -28,7 +28,7 @@ func TestAnnouncement(t *testing.T) {
 	for datagram, want := range map[string]bool{
 		"00800000 00000000 cb007107":                            true, // RFC 6886, section 3.2.1
 		"00800000 00000000 cb007107 00":                         true,
-		"00800003 00000000 00000000":                            false, // with a result
+		"00800003 00000000 00000000":                            false, // with an error result
 		"00800000 00000000 cb0071":                              false, // cut short
 		"00810000 00000000 cb007107":                            false, // another opcode
 		"00000000 00000000 cb007107":                            false, // a request
@@ -40,131 +40,134 @@ func TestAnnouncement(t *testing.T) {
 		strings.Replace(pcpAnnounce, "0280", "0180", 1):         false,
 		"": false, "00": false, "02": false, "0280": false,
 	} {
-		if got := announcement(unhex(t, datagram)); (got != "") != want {
+		if got := announcementReason(unhex(t, datagram)); (got != "") != want {
 			t.Errorf("%s: %q", datagram, got)
 		}
 	}
 }
 
-// Only the gateway's own announcements concern a link.
+// TestAnnounceSource checks that a Conn accepts announcements only from its own
+// gateway.
 func TestAnnounceSource(t *testing.T) {
-	w, l := newLink(t, "192.0.2.1:5351")
-	defer l.Close()
-	other := w.link(t, Config{Gateway: netip.MustParseAddrPort("192.0.2.2:5351")})
+	gw, conn := newConn(t, "192.0.2.1:5351")
+	defer conn.Close()
+	other := gw.open(t, Config{Gateway: netip.MustParseAddrPort("192.0.2.2:5351")})
 	defer other.Close()
-	ours, theirs := watchOf(l), watchOf(other)
-	ln := &listener{links: map[*Conn]int{l: 1, other: 1}}
-	ln.announce(netip.MustParseAddr("192.0.2.3"), "forged")
-	if len(ours.Signals)+len(theirs.Signals) != 0 {
-		t.Error("a stranger's announcement was believed")
+	watch, otherWatch := addWatch(conn), addWatch(other)
+	ln := &listener{conns: map[*Conn]int{conn: 1, other: 1}}
+	ln.dispatch(netip.MustParseAddr("192.0.2.3"), "forged")
+	if len(watch.Hints)+len(otherWatch.Hints) != 0 {
+		t.Error("an announcement from another address was accepted")
 	}
-	ln.announce(netip.MustParseAddr("192.0.2.1"), "restart")
-	if len(ours.Signals) != 1 || len(theirs.Signals) != 0 {
-		t.Errorf("%d and %d signals, want one for the announcer's link", len(ours.Signals), len(theirs.Signals))
+	ln.dispatch(netip.MustParseAddr("192.0.2.1"), "restart")
+	if len(watch.Hints) != 1 || len(otherWatch.Hints) != 0 {
+		t.Errorf("%d and %d hints, want one, for the Conn of the announcing gateway", len(watch.Hints), len(otherWatch.Hints))
 	}
 
-	// fe80::1 is another gateway on each interface.
-	local := w.link(t, Config{Gateway: netip.MustParseAddrPort("[fe80::1%eth0]:5351")})
-	defer local.Close()
-	near := watchOf(local)
-	ln.links[local] = 1
-	ln.announce(netip.MustParseAddr("fe80::1%eth1"), "elsewhere")
-	if len(near.Signals) != 0 {
-		t.Error("an announcement on another interface was believed")
+	// fe80::1 is a different gateway on each interface.
+	linkLocal := gw.open(t, Config{Gateway: netip.MustParseAddrPort("[fe80::1%eth0]:5351")})
+	defer linkLocal.Close()
+	localWatch := addWatch(linkLocal)
+	ln.conns[linkLocal] = 1
+	ln.dispatch(netip.MustParseAddr("fe80::1%eth1"), "other interface")
+	if len(localWatch.Hints) != 0 {
+		t.Error("an announcement on another interface was accepted")
 	}
-	if ln.announce(netip.MustParseAddr("fe80::1%eth0"), "restart"); len(near.Signals) != 1 {
-		t.Error("the gateway's own announcement was not")
+	if ln.dispatch(netip.MustParseAddr("fe80::1%eth0"), "restart"); len(localWatch.Hints) != 1 {
+		t.Error("the gateway's own announcement was not accepted")
 	}
 }
 
-func watchOf(l *Conn) *Watch {
-	c := make(chan Hint, 1)
-	w := &Watch{Signals: c, signals: c, link: l}
-	l.watchers[w] = struct{}{}
+func addWatch(conn *Conn) *Watch {
+	hints := make(chan Hint, 1)
+	w := &Watch{Hints: hints, hints: hints, conn: conn}
+	conn.watchers[w] = struct{}{}
 	return w
 }
 
-// A signal that nobody has received yet gives way to a newer one, but a restart
-// stays a restart.
-func TestSignalsCoalesce(t *testing.T) {
-	_, l := newLink(t, "192.0.2.1:5351")
-	defer l.Close()
-	w := watchOf(l)
+// TestHintsMerge checks that a newer hint replaces one that was not yet received,
+// and that the information about a restart is kept.
+func TestHintsMerge(t *testing.T) {
+	_, conn := newConn(t, "192.0.2.1:5351")
+	defer conn.Close()
+	w := addWatch(conn)
 	now := time.Now()
-	l.ObserveNATPMP(time.Hour, Reply{Sent: now, Received: now})
+	conn.ObserveNATPMP(time.Hour, Reply{Sent: now, Received: now})
 	later := now.Add(time.Second)
-	l.ObserveNATPMP(0, Reply{Sent: later, Received: later})
-	l.signal(Hint{Reason: "announced"})
-	if s := <-w.Signals; !s.Restarted || s.Since != later || s.Reason != "announced" {
-		t.Errorf("signal %+v", s)
+	conn.ObserveNATPMP(0, Reply{Sent: later, Received: later})
+	conn.notifyWatchers(Hint{Reason: "announced"})
+	if s := <-w.Hints; !s.Restarted || s.Since != later || s.Reason != "announced" {
+		t.Errorf("hint %+v", s)
 	}
-	if len(w.Signals) != 0 {
-		t.Error("more than one signal")
+	if len(w.Hints) != 0 {
+		t.Error("more than one hint")
 	}
 }
 
-// The listener is one for all, and its socket goes with the last of them.
+// TestListener checks that all watches of an address share one listener, and that
+// the last Close closes its socket.
 func TestListener(t *testing.T) {
 	addr, err := freeport.UDP()
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	_, l := newLink(t, "127.0.0.1:5351")
-	defer l.Close()
-	a, err := l.Watch(WatchConfig{Announce: addr})
+	_, conn := newConn(t, "127.0.0.1:5351")
+	defer conn.Close()
+	a, err := conn.Watch(WatchConfig{Announce: addr})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := l.Watch(WatchConfig{Announce: addr})
+	b, err := conn.Watch(WatchConfig{Announce: addr})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if a.listener != b.listener {
 		t.Error("two listeners at one address")
 	}
-	conn, err := net.Dial("udp", addr.String())
+	sender, err := net.Dial("udp", addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = conn.Close() }()
+	defer func() { _ = sender.Close() }()
 	a.Close()
-	if _, err := conn.Write(unhex(t, pcpAnnounce)); err != nil {
+	if _, err := sender.Write(unhex(t, pcpAnnounce)); err != nil {
 		t.Fatal(err)
 	}
-	if s := <-b.Signals; s.Restarted || s.Reason == "" {
-		t.Errorf("signal %+v", s)
+	if s := <-b.Hints; s.Restarted || s.Reason == "" {
+		t.Errorf("hint %+v", s)
 	}
 	b.Close()
-	again, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+	socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
 	if err != nil {
-		t.Fatalf("the socket is still there: %v", err)
+		t.Fatalf("the socket is still open: %v", err)
 	}
-	_ = again.Close()
+	_ = socket.Close()
 }
 
-// Where the address cannot be listened at, the watch lives by the epoch alone.
+// TestListenerFails checks that a watch still reports a change of the epoch if it
+// cannot listen at the announcement address.
 func TestListenerFails(t *testing.T) {
-	taken, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	occupied, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = taken.Close() }()
-	_, l := newLink(t, "192.0.2.1:5351")
-	defer l.Close()
-	w, err := l.Watch(WatchConfig{Announce: netip.MustParseAddrPort(taken.LocalAddr().String())})
+	defer func() { _ = occupied.Close() }()
+	_, conn := newConn(t, "192.0.2.1:5351")
+	defer conn.Close()
+	w, err := conn.Watch(WatchConfig{Announce: netip.MustParseAddrPort(occupied.LocalAddr().String())})
 	if err == nil {
-		t.Error("listening at a taken address succeeded")
+		t.Error("listening at an occupied address succeeded")
 	}
 	defer w.Close()
-	l.ObserveNATPMP(time.Hour, Reply{Sent: time.Now(), Received: time.Now()})
-	l.ObserveNATPMP(0, Reply{Sent: time.Now(), Received: time.Now()})
-	if s := <-w.Signals; !s.Restarted {
-		t.Errorf("signal %+v", s)
+	conn.ObserveNATPMP(time.Hour, Reply{Sent: time.Now(), Received: time.Now()})
+	conn.ObserveNATPMP(0, Reply{Sent: time.Now(), Received: time.Now()})
+	if s := <-w.Hints; !s.Restarted {
+		t.Errorf("hint %+v", s)
 	}
 }
 
-// The standard addresses are shared with whoever else listens there.
+// TestListenMulticast checks that two listeners can share each standard address.
 func TestListenMulticast(t *testing.T) {
 	for _, addr := range []netip.AddrPort{announce4, announce6} {
 		a, err := listenAnnounce(t.Context(), addr)
@@ -182,29 +185,30 @@ func TestListenMulticast(t *testing.T) {
 	}
 }
 
-// What the gateway sends unasked is a signal where a watcher says so.
+// TestUnsolicited checks that a datagram that answers no request is a hint if a
+// watcher says so.
 func TestUnsolicited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, l := newLink(t, "192.0.2.1:5351")
-		defer l.Close()
-		c := make(chan Hint, 1)
-		l.watchers[&Watch{Signals: c, signals: c, link: l, unsolicited: func(b []byte) string {
+		gw, conn := newConn(t, "192.0.2.1:5351")
+		defer conn.Close()
+		hints := make(chan Hint, 1)
+		conn.watchers[&Watch{Hints: hints, hints: hints, conn: conn, unsolicited: func(b []byte) string {
 			if string(b) == "update" {
-				return "said so"
+				return "update received"
 			}
 			return ""
 		}}] = struct{}{}
-		w.onWrite = func(s *sock, b []byte) error {
-			s.say([]byte("noise"))
-			s.say([]byte("update"))
-			s.say(slices.Clone(b))
+		gw.onWrite = func(s *fakeSocket, b []byte) error {
+			s.receive([]byte("noise"))
+			s.receive([]byte("update"))
+			s.receive(slices.Clone(b))
 			return nil
 		}
-		if _, err := l.Do(t.Context(), echoes("q", time.Second)); err != nil {
+		if _, err := conn.Do(t.Context(), echo("q", time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		if s := <-c; s.Reason != "said so" || s.Restarted || len(c) != 0 {
-			t.Errorf("signal %+v", s)
+		if s := <-hints; s.Reason != "update received" || s.Restarted || len(hints) != 0 {
+			t.Errorf("hint %+v", s)
 		}
 	})
 }

@@ -15,56 +15,59 @@ import (
 	"github.com/natforward/goforward/internal/netbind"
 )
 
-// Port is the port of gateways (RFC 6886, section 3; RFC 6887, section 19.5).
+// Port is the UDP port on which gateways receive requests (RFC 6886, section 3; RFC
+// 6887, section 19.5).
 const Port = 5351
 
-// Config says which gateway is meant, and which way leads there.
+// Config names a gateway and how to reach it. Conns with equal Configs are shared.
 type Config struct {
-	// Gateway is the address and port that requests go to. Port 0 is 5351.
+	// Gateway is the address and port to which requests are sent. Port 0 means
+	// 5351.
 	Gateway netip.AddrPort
-	// Interface is the interface to leave by, where the OS lets us choose; empty
-	// is the kernel's choice.
+	// Interface is the network interface that sends the requests, if the operating
+	// system lets a program choose it. If it is empty, the kernel chooses.
 	Interface string
-	// Source is the local address to send from; the zero Addr is the kernel's choice.
+	// Source is the local address of the socket. The zero Addr lets the kernel
+	// choose.
 	Source netip.Addr
 }
 
-// Conn is the way to one gateway. Its methods may be called by several
-// goroutines at once.
+// Conn sends requests to one gateway and receives its replies. Its methods may be
+// called by several goroutines at once.
 type Conn struct {
 	config  Config
 	dial    dialFunc
-	refs    int // guarded by links.mu
+	refs    int // guarded by conns.mu
 	closed  chan struct{}
-	dialing chan struct{}  // full while a socket is made
-	wg      sync.WaitGroup // readers of sockets
+	dialing chan struct{}  // holds one value while a socket is opened
+	wg      sync.WaitGroup // the goroutines that read sockets
 
 	mu      sync.Mutex
 	sock    net.Conn
-	pending map[*pending]struct{}
-	// sender is who transmitted last: an ICMP error names no request, so it is
-	// taken to be about that one.
-	sender      *pending
+	pending map[*inFlight]struct{}
+	// lastSender is the transaction that transmitted last. An ICMP error does not
+	// identify a request, so it is attributed to lastSender.
+	lastSender  *inFlight
 	natpmpEpoch epochClock
 	pcpEpoch    epochClock
 	watchers    map[*Watch]struct{}
 }
 
-// dialFunc makes a connected datagram socket.
+// dialFunc opens a connected datagram socket.
 type dialFunc func(context.Context, Config) (net.Conn, error)
 
-// links are the open ones: one for each way.
-var links = struct {
-	mu    sync.Mutex
-	byWay map[Config]*Conn
-}{byWay: map[Config]*Conn{}}
+// conns has the open Conns, one for each Config.
+var conns = struct {
+	mu       sync.Mutex
+	byConfig map[Config]*Conn
+}{byConfig: map[Config]*Conn{}}
 
-// queues let one request at a time talk to a gateway: RFC 6886 section 3.1 asks for
+// queues limit each gateway to one request at a time. RFC 6886 section 3.1 requires
 // one outstanding request, and cheap gateways drop more.
 var queues ctxsync.Queues[netip.AddrPort]
 
-// Open returns the process's link for the way, making it where there is none.
-// It does no I/O. Every Open needs a Close.
+// Open returns the Conn of the process for the config, and creates it if there is
+// none. Open does no I/O. Each Open requires one Close.
 func Open(config Config) (*Conn, error) {
 	return open(config, dialUDP)
 }
@@ -75,147 +78,148 @@ func open(config Config, dial dialFunc) (*Conn, error) {
 		return nil, errors.New("no gateway address")
 	}
 	config.Gateway = netip.AddrPortFrom(addr, cmp.Or(config.Gateway.Port(), Port))
-	links.mu.Lock()
-	defer links.mu.Unlock()
-	if l := links.byWay[config]; l != nil {
-		l.refs++
-		return l, nil
+	conns.mu.Lock()
+	defer conns.mu.Unlock()
+	if c := conns.byConfig[config]; c != nil {
+		c.refs++
+		return c, nil
 	}
-	l := &Conn{
+	c := &Conn{
 		config: config, dial: dial, refs: 1,
 		closed:   make(chan struct{}),
 		dialing:  make(chan struct{}, 1),
-		pending:  map[*pending]struct{}{},
+		pending:  map[*inFlight]struct{}{},
 		watchers: map[*Watch]struct{}{},
 	}
-	links.byWay[config] = l
-	return l, nil
+	conns.byConfig[config] = c
+	return c, nil
 }
 
-// Close gives the link up. The last of those who opened it ends what is under
-// way on it, with net.ErrClosed, and waits for its reader.
-func (l *Conn) Close() {
-	links.mu.Lock()
-	l.refs--
-	last := l.refs == 0
+// Close releases the Conn. The last Close ends the calls that are in progress with
+// net.ErrClosed, and waits for the goroutine that reads the socket.
+func (c *Conn) Close() {
+	conns.mu.Lock()
+	c.refs--
+	last := c.refs == 0
 	if last {
-		delete(links.byWay, l.config)
+		delete(conns.byConfig, c.config)
 	}
-	links.mu.Unlock()
+	conns.mu.Unlock()
 	if !last {
 		return
 	}
-	l.mu.Lock()
-	close(l.closed) // under mu, so that no socket is made after it
-	sock := l.sock
-	l.sock = nil
-	l.mu.Unlock()
+	c.mu.Lock()
+	close(c.closed) // with mu held, so that no socket is opened later
+	sock := c.sock
+	c.sock = nil
+	c.mu.Unlock()
 	if sock != nil {
 		_ = sock.Close()
 	}
-	l.wg.Wait()
+	c.wg.Wait()
 }
 
-// Gateway returns the address and port that requests go to.
-func (l *Conn) Gateway() netip.AddrPort { return l.config.Gateway }
+// Gateway returns the address and port to which requests are sent.
+func (c *Conn) Gateway() netip.AddrPort { return c.config.Gateway }
 
-// Local returns the local address that requests leave from. It sends nothing.
-func (l *Conn) Local(ctx context.Context) (netip.Addr, error) {
-	sock, err := l.socket(ctx)
+// Local returns the local address from which requests are sent. It sends nothing.
+func (c *Conn) Local(ctx context.Context) (netip.Addr, error) {
+	sock, err := c.socket(ctx)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return netip.Addr{}, context.Cause(ctx)
 	case errors.Is(err, net.ErrClosed):
 		return netip.Addr{}, net.ErrClosed
 	case err != nil:
-		return netip.Addr{}, fmt.Errorf("%w: cannot send to %v: %w", backends.ErrNoReply, l.config.Gateway, err)
+		return netip.Addr{}, fmt.Errorf("%w: cannot send to %v: %w", backends.ErrNoReply, c.config.Gateway, err)
 	}
 	return localAddr(sock), nil
 }
 
-// ObserveNATPMP records the epoch of a NAT-PMP response that answered one of
-// our questions, and tells the watchers where it shows a loss of state.
-func (l *Conn) ObserveNATPMP(epoch time.Duration, r Reply) {
-	l.observe(&l.natpmpEpoch, natpmpLost, epoch, r, "the gateway's clock went back")
+// ObserveNATPMP records the epoch of a NAT-PMP response to a request of this
+// process. If the epoch shows that the gateway lost its state, the watchers receive
+// a Hint.
+func (c *Conn) ObserveNATPMP(epoch time.Duration, reply Reply) {
+	c.observe(&c.natpmpEpoch, natpmpLost, epoch, reply, "the gateway's clock went back")
 }
 
-// ObservePCP is ObserveNATPMP for a PCP response. The two are kept apart: one
-// server can count them differently.
-func (l *Conn) ObservePCP(epoch time.Duration, r Reply) {
-	l.observe(&l.pcpEpoch, pcpLost, epoch, r, "the gateway's clock jumped")
+// ObservePCP is ObserveNATPMP for a PCP response. The two epochs are kept apart,
+// because one server can count them differently.
+func (c *Conn) ObservePCP(epoch time.Duration, reply Reply) {
+	c.observe(&c.pcpEpoch, pcpLost, epoch, reply, "the gateway's clock jumped")
 }
 
-func (l *Conn) observe(c *epochClock, lost epochRule, epoch time.Duration, r Reply, reason string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if lost, since := c.observe(epoch, r.Sent, r.Received, lost); lost {
-		l.signal(Hint{Restarted: true, Since: since, Reason: reason})
+func (c *Conn) observe(clock *epochClock, rule epochRule, epoch time.Duration, reply Reply, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if lost, since := clock.observe(epoch, reply.Sent, reply.Received, rule); lost {
+		c.notifyWatchers(Hint{Restarted: true, Since: since, Reason: reason})
 	}
 }
 
-// signal tells all watchers. l.mu is held.
-func (l *Conn) signal(s Hint) {
-	for w := range l.watchers {
-		w.push(s)
+// notifyWatchers sends the hint to all watchers. c.mu must be held.
+func (c *Conn) notifyWatchers(hint Hint) {
+	for w := range c.watchers {
+		w.push(hint)
 	}
 }
 
-// isClosed reports whether the last user has closed the link.
-func (l *Conn) isClosed() bool {
+// isClosed reports whether the last user has closed the Conn.
+func (c *Conn) isClosed() bool {
 	select {
-	case <-l.closed:
+	case <-c.closed:
 		return true
 	default:
 		return false
 	}
 }
 
-// current returns the link's socket, or nil if there is none.
-func (l *Conn) current() net.Conn {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.sock
+// currentSocket returns the open socket, or nil if there is none.
+func (c *Conn) currentSocket() net.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sock
 }
 
-// socket returns the link's socket. If there is none, it makes one and starts its
-// reader; other calls wait for that.
-func (l *Conn) socket(ctx context.Context) (net.Conn, error) {
-	if sock := l.current(); sock != nil {
+// socket returns the open socket. If there is none, it opens one and starts to read
+// from it. Concurrent calls wait for that socket.
+func (c *Conn) socket(ctx context.Context) (net.Conn, error) {
+	if sock := c.currentSocket(); sock != nil {
 		return sock, nil
 	}
 	select {
-	case l.dialing <- struct{}{}:
-		defer func() { <-l.dialing }()
+	case c.dialing <- struct{}{}:
+		defer func() { <-c.dialing }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	case <-l.closed:
+	case <-c.closed:
 		return nil, net.ErrClosed
 	}
-	if sock := l.current(); sock != nil {
+	if sock := c.currentSocket(); sock != nil {
 		return sock, nil
 	}
-	made, err := l.dial(ctx, l.config)
+	sock, err := c.dial(ctx, c.config)
 	if err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isClosed() {
-		_ = made.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isClosed() {
+		_ = sock.Close()
 		return nil, net.ErrClosed
 	}
-	l.sock = made
-	l.wg.Go(func() { l.read(made) })
-	return made, nil
+	c.sock = sock
+	c.wg.Go(func() { c.readLoop(sock) })
+	return sock, nil
 }
 
-// drop makes the next transmission use a new socket.
-func (l *Conn) drop(sock net.Conn) {
-	l.mu.Lock()
-	if l.sock == sock {
-		l.sock = nil
+// discardSocket closes the socket. The next transmission opens a new one.
+func (c *Conn) discardSocket(sock net.Conn) {
+	c.mu.Lock()
+	if c.sock == sock {
+		c.sock = nil
 	}
-	l.mu.Unlock()
+	c.mu.Unlock()
 	_ = sock.Close()
 }
 
@@ -223,28 +227,28 @@ func (l *Conn) drop(sock net.Conn) {
 // section 7).
 const maxDatagram = 1100
 
-// read gives each datagram to the exchange that it answers, until the socket
-// fails.
-func (l *Conn) read(sock net.Conn) {
+// readLoop delivers each datagram to the transaction that it answers, until the
+// socket fails.
+func (c *Conn) readLoop(sock net.Conn) {
 	buf := make([]byte, maxDatagram+1)
 	for {
 		n, err := sock.Read(buf)
 		switch {
 		case err == nil && n <= maxDatagram:
-			l.deliver(buf[:n], time.Now(), localAddr(sock))
+			c.deliver(buf[:n], time.Now(), localAddr(sock))
 		case err == nil:
 		case isRefused(err):
-			l.refuse()
+			c.deliverRefusal()
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
-			l.drop(sock)
+			c.discardSocket(sock)
 			return
 		}
 	}
 }
 
-// localAddr is the address that the socket is bound to.
+// localAddr returns the address to which the socket is bound.
 func localAddr(sock net.Conn) netip.Addr {
 	if a, ok := sock.LocalAddr().(*net.UDPAddr); ok {
 		return a.AddrPort().Addr().Unmap()
@@ -252,9 +256,9 @@ func localAddr(sock net.Conn) netip.Addr {
 	return netip.Addr{}
 }
 
-// dialUDP makes a socket that is connected to the gateway: the kernel then
-// drops what comes from elsewhere, chooses the source address, and reports a
-// closed port.
+// dialUDP opens a socket that is connected to the gateway. The kernel then drops
+// datagrams from other addresses, chooses the source address, and reports a closed
+// port.
 func dialUDP(ctx context.Context, config Config) (net.Conn, error) {
 	var d net.Dialer
 	if config.Source.IsValid() {

@@ -19,36 +19,38 @@ func TestOpenInvalid(t *testing.T) {
 		}
 	}
 	if _, err := Open(Config{}); err == nil {
-		t.Error("Open of nothing succeeded")
+		t.Error("Open with the zero Config succeeded")
 	}
 }
 
-// Port 0 is 5351, and a mapped IPv4 address is the IPv4 address: one gateway has one link.
+// TestOpenDefaults checks that port 0 means 5351, and that a mapped IPv4 address
+// means the IPv4 address: all three Configs share one Conn.
 func TestOpenDefaults(t *testing.T) {
 	var all []*Conn
 	for _, gateway := range []string{"192.0.2.1:5351", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"} {
-		l, err := Open(Config{Gateway: netip.MustParseAddrPort(gateway)})
+		conn, err := Open(Config{Gateway: netip.MustParseAddrPort(gateway)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		if all = append(all, l); l != all[0] {
-			t.Errorf("%s has a link of its own", gateway)
+		defer conn.Close()
+		if all = append(all, conn); conn != all[0] {
+			t.Errorf("%s has a separate Conn", gateway)
 		}
 	}
 }
 
-// Who opens the same way shares the link, and only the last Close ends it.
-func TestShared(t *testing.T) {
+// TestSharedConn checks that equal Configs share a Conn, and that only the last
+// Close closes it.
+func TestSharedConn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, a := newLink(t, "192.0.2.1:5351")
-		b := w.link(t, a.config)
+		gw, a := newConn(t, "192.0.2.1:5351")
+		b := gw.open(t, a.config)
 		if a != b {
-			t.Fatal("two links for one way")
+			t.Fatal("two Conns for one Config")
 		}
 		result := make(chan error, 1)
 		go func() {
-			_, err := a.Do(t.Context(), echoes("q", time.Minute))
+			_, err := a.Do(t.Context(), echo("q", time.Minute))
 			result <- err
 		}()
 		synctest.Wait()
@@ -56,49 +58,49 @@ func TestShared(t *testing.T) {
 		synctest.Wait()
 		select {
 		case err := <-result:
-			t.Fatalf("the first Close ended an exchange: %v", err)
+			t.Fatalf("the first Close ended a transaction: %v", err)
 		default:
 		}
 		a.Close()
 		if err := <-result; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("error %v, want net.ErrClosed", err)
 		}
-		if _, err := a.Do(t.Context(), echoes("q", time.Minute)); !errors.Is(err, net.ErrClosed) {
+		if _, err := a.Do(t.Context(), echo("q", time.Minute)); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("after Close: %v, want net.ErrClosed", err)
 		}
-		if len(links.byWay) != 0 {
-			t.Errorf("left open: %v", links.byWay)
+		if len(conns.byConfig) != 0 {
+			t.Errorf("still open: %v", conns.byConfig)
 		}
 	})
 }
 
-// Requests that come at once share one socket. If it cannot be made for the first of
-// them, the others do not fail with it.
+// TestDialOnce checks that concurrent requests share one socket. If it cannot be
+// opened for the first request, the others do not fail with it.
 func TestDialOnce(t *testing.T) {
 	for name, test := range map[string]struct {
-		first         error // of the first attempt
+		first         error // result of the first dial
 		dials, failed int
-	}{"made": {nil, 1, 0}, "fails": {syscall.ENETUNREACH, 2, 1}} {
+	}{"succeeds": {nil, 1, 0}, "fails": {syscall.ENETUNREACH, 2, 1}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w, l := newLink(t, "192.0.2.1:5351")
-				defer l.Close()
-				w.onWrite = func(s *sock, b []byte) error { s.say(slices.Clone(b)); return nil }
+				gw, conn := newConn(t, "192.0.2.1:5351")
+				defer conn.Close()
+				gw.onWrite = func(s *fakeSocket, b []byte) error { s.receive(slices.Clone(b)); return nil }
 				dials, proceed := 0, make(chan struct{})
-				l.dial = func(ctx context.Context, c Config) (net.Conn, error) {
+				conn.dial = func(ctx context.Context, config Config) (net.Conn, error) {
 					if dials++; dials == 1 {
 						<-proceed
 						if test.first != nil {
 							return nil, test.first
 						}
 					}
-					return w.dial(ctx, c)
+					return gw.dial(ctx, config)
 				}
 				results := make(chan error, 3)
 				do := func(ctx context.Context) {
-					e := echoes("q", time.Second)
+					e := echo("q", time.Second)
 					e.Probe = true
-					_, err := l.Do(ctx, e)
+					_, err := conn.Do(ctx, e)
 					results <- err
 				}
 				ctx, cancel := context.WithCancel(t.Context())
@@ -108,7 +110,7 @@ func TestDialOnce(t *testing.T) {
 				synctest.Wait()
 				cancel()
 				if err := <-results; !errors.Is(err, context.Canceled) {
-					t.Errorf("a request whose context ended: %v", err)
+					t.Errorf("a request whose context was cancelled: %v", err)
 				}
 				go do(t.Context())
 				synctest.Wait()
@@ -119,34 +121,35 @@ func TestDialOnce(t *testing.T) {
 						failed++
 					}
 				}
-				if dials != test.dials || len(w.socks) != 1 || failed != test.failed {
-					t.Errorf("%d attempts, %d sockets and %d failed requests; want %d, 1 and %d",
-						dials, len(w.socks), failed, test.dials, test.failed)
+				if dials != test.dials || len(gw.sockets) != 1 || failed != test.failed {
+					t.Errorf("%d dials, %d sockets and %d failed requests; want %d, 1 and %d",
+						dials, len(gw.sockets), failed, test.dials, test.failed)
 				}
 			})
 		})
 	}
 }
 
-// Two ways to one gateway have one queue; two gateways have two.
+// TestQueuePerGateway checks that two Conns to one gateway share a queue, and that
+// another gateway has its own.
 func TestQueuePerGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		gw := netip.MustParseAddrPort("192.0.2.1:5351")
-		w := &wire{begun: time.Now()}
-		a := w.link(t, Config{Gateway: gw})
-		b := w.link(t, Config{Gateway: gw, Source: netip.MustParseAddr("192.0.2.11")})
-		c := w.link(t, Config{Gateway: netip.MustParseAddrPort("192.0.2.2:5351")})
+		addr := netip.MustParseAddrPort("192.0.2.1:5351")
+		gw := &fakeGateway{started: time.Now()}
+		a := gw.open(t, Config{Gateway: addr})
+		b := gw.open(t, Config{Gateway: addr, Source: netip.MustParseAddr("192.0.2.11")})
+		c := gw.open(t, Config{Gateway: netip.MustParseAddrPort("192.0.2.2:5351")})
 		defer a.Close()
 		defer b.Close()
 		defer c.Close()
-		for _, try := range []struct {
-			l *Conn
-			q string
+		for _, test := range []struct {
+			conn    *Conn
+			request string
 		}{{a, "a"}, {b, "b"}, {c, "c"}} {
-			go func() { _, _ = try.l.Do(t.Context(), echoes(try.q, time.Second)) }()
+			go func() { _, _ = test.conn.Do(t.Context(), echo(test.request, time.Second)) }()
 			synctest.Wait()
 		}
 		time.Sleep(10 * time.Second)
-		logged(t, w, "a 0s", "c 0s", "b 1s")
+		checkSent(t, gw, "a 0s", "c 0s", "b 1s")
 	})
 }

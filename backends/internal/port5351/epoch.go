@@ -2,50 +2,52 @@ package port5351
 
 import "time"
 
-// epochClock follows the time that a gateway tells since its table was last
-// empty. The zero value has seen nothing.
+// epochClock records the gateway's epoch: the time since its mapping table was last
+// empty. The zero value has no record.
 type epochClock struct {
-	seen   bool
-	server time.Duration
-	at     time.Time // with a monotonic reading
+	valid    bool
+	epoch    time.Duration
+	received time.Time // with a monotonic reading
 }
 
-// observe records the epoch of an answer and reports whether the rule says that
-// the gateway has lost its mappings since the last one, and when at the latest, if
-// the epoch tells that.
-func (c *epochClock) observe(server time.Duration, sent, at time.Time, rule epochRule) (lost bool, since time.Time) {
-	before := *c
-	*c = epochClock{seen: true, server: server, at: at}
-	if !before.seen {
+// observe records the epoch of a response. It reports whether, by the rule, the
+// gateway has lost its mappings since the previous response, and the latest time at
+// which that can have happened, if the epoch shows it.
+func (c *epochClock) observe(epoch time.Duration, sent, received time.Time, rule epochRule) (lost bool, since time.Time) {
+	previous := *c
+	*c = epochClock{valid: true, epoch: epoch, received: received}
+	if !previous.valid {
 		return false, time.Time{}
 	}
-	elapsed := at.Sub(before.at)
-	if server < elapsed { // else the clock was set, and started we know not when
-		// In whole seconds; but it was up when it took the question.
-		if since = at.Add(-server); sent.Before(since) {
+	elapsed := received.Sub(previous.received)
+	if epoch < elapsed { // else the gateway's clock was set, and the time of the loss is unknown
+		// The epoch is in whole seconds. The gateway was up when it received the request.
+		if since = received.Add(-epoch); sent.Before(since) {
 			since = sent
 		}
 	}
-	return rule(before.server, server, elapsed), since
+	return rule(previous.epoch, epoch, elapsed), since
 }
 
-// epochRule compares two epochs that were heard so far apart.
+// epochRule compares the epochs of two responses that were received elapsed apart.
 type epochRule func(before, now, elapsed time.Duration) (lost bool)
 
-// natpmpLost is the rule of RFC 6886 section 3.6: the gateway's clock may run
-// slow by an eighth, and be read late by two seconds. It never runs too fast.
-func natpmpLost(before, now, elapsed time.Duration) bool {
-	return now < before+elapsed*7/8-2*time.Second
+// natpmpLost is the rule of RFC 6886 section 3.6: the gateway's clock may be slow
+// by one eighth, and the reading may be late by two seconds. A fast clock is never
+// a loss.
+func natpmpLost(previous, current, elapsed time.Duration) bool {
+	return current < previous+elapsed*7/8-2*time.Second
 }
 
-// pcpLost is the rule of RFC 6887 section 8.5, in whole seconds. The clock may
-// differ from ours by a sixteenth, either way, and two seconds. The arithmetic
-// is signed: the standard says that unsigned will do, but then a step back by
-// the one second that it allows would count as a loss.
-func pcpLost(before, now, elapsed time.Duration) bool {
-	serverDelta := int64((now - before) / time.Second)
+// pcpLost is the rule of RFC 6887 section 8.5, in whole seconds. The gateway's
+// clock may differ from the local clock by one sixteenth in either direction, and
+// by two seconds. The arithmetic is signed. The standard allows unsigned
+// arithmetic, but then a step back by one second, which the standard permits, would
+// count as a loss.
+func pcpLost(previous, current, elapsed time.Duration) bool {
+	serverDelta := int64((current - previous) / time.Second)
 	clientDelta := int64(elapsed / time.Second)
-	return now < before-time.Second ||
+	return current < previous-time.Second ||
 		clientDelta+2 < serverDelta-serverDelta/16 ||
 		serverDelta+2 < clientDelta-clientDelta/16
 }

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// What the rules of RFC 6887 section 8.5 and RFC 6886 section 3.6 make of an
-// epoch, some seconds after another.
+// TestEpoch checks the rules of RFC 6887 section 8.5 and RFC 6886 section 3.6 for
+// two epochs. All columns are in seconds.
 func TestEpoch(t *testing.T) {
 	for _, v := range []struct {
 		before, elapsed, now int64
@@ -47,7 +47,7 @@ func TestEpoch(t *testing.T) {
 			var c epochClock
 			at := time.Now()
 			if lost, _ := c.observe(time.Duration(v.before)*time.Second, at, at, rule.lost); lost {
-				t.Errorf("%s %+v: the first epoch ever is no loss", name, v)
+				t.Errorf("%s %+v: the first epoch counts as a loss", name, v)
 			}
 			later := at.Add(time.Duration(v.elapsed) * time.Second)
 			if got, _ := c.observe(time.Duration(v.now)*time.Second, later, later, rule.lost); got != rule.want {
@@ -57,8 +57,9 @@ func TestEpoch(t *testing.T) {
 	}
 }
 
-// The clock of a gateway that started since it was heard of last says when, unless
-// it took the question before.
+// TestEpochSince checks the time of a restart: it follows from the epoch if the
+// gateway started after the previous response. It is not later than the time of the
+// request.
 func TestEpochSince(t *testing.T) {
 	first := time.Now()
 	sent := first.Add(100*time.Second - 100*time.Millisecond)
@@ -67,13 +68,13 @@ func TestEpochSince(t *testing.T) {
 		0:                  sent,
 		time.Second:        received.Add(-time.Second),
 		99 * time.Second:   received.Add(-99 * time.Second),
-		100 * time.Second:  {}, // the clock was set
+		100 * time.Second:  {}, // the gateway's clock was set
 		1050 * time.Second: {},
 	} {
 		var c epochClock
 		c.observe(1000*time.Second, first, first, pcpLost)
 		if lost, since := c.observe(now, sent, received, pcpLost); !lost || !since.Equal(want) {
-			t.Errorf("%v: lost %v, at %v, want %v", now, lost, since, want)
+			t.Errorf("%v: lost %v, since %v, want %v", now, lost, since, want)
 		}
 	}
 }

@@ -13,69 +13,70 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// wire is a gateway in memory: what is sent to it, and what it says.
-type wire struct {
-	mu    sync.Mutex
-	sent  []transmission
-	socks []*sock
-	begun time.Time
-	// onWrite answers or refuses a transmission; nil is silence.
-	onWrite func(s *sock, datagram []byte) error
+// fakeGateway is a gateway in memory. It records what is sent to it.
+type fakeGateway struct {
+	mu      sync.Mutex
+	sent    []transmission
+	sockets []*fakeSocket
+	started time.Time
+	// onWrite answers or refuses a transmission. If it is nil, the gateway does not
+	// reply.
+	onWrite func(s *fakeSocket, datagram []byte) error
 	dialErr error
 }
 
 type transmission struct {
-	at       time.Duration // since the wire was made
+	at       time.Duration // since the gateway was started
 	datagram string
 }
 
-// sock is one connected socket.
-type sock struct {
-	in     chan any // []byte or error
-	closed chan struct{}
-	once   sync.Once
-	wire   *wire
+// fakeSocket is one connected socket.
+type fakeSocket struct {
+	incoming chan any // []byte or error
+	closed   chan struct{}
+	once     sync.Once
+	gateway  *fakeGateway
 }
 
-// newLink makes a wire and a link on it.
-func newLink(t *testing.T, gateway string) (*wire, *Conn) {
+// newConn makes a gateway and a Conn to it.
+func newConn(t *testing.T, gateway string) (*fakeGateway, *Conn) {
 	t.Helper()
-	w := &wire{begun: time.Now()}
-	return w, w.link(t, Config{Gateway: netip.MustParseAddrPort(gateway)})
+	gw := &fakeGateway{started: time.Now()}
+	return gw, gw.open(t, Config{Gateway: netip.MustParseAddrPort(gateway)})
 }
 
-func (w *wire) link(t *testing.T, c Config) *Conn {
+func (gw *fakeGateway) open(t *testing.T, config Config) *Conn {
 	t.Helper()
-	l, err := open(c, w.dial)
+	conn, err := open(config, gw.dial)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return l
+	return conn
 }
 
-func (w *wire) dial(context.Context, Config) (net.Conn, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.dialErr != nil {
-		return nil, w.dialErr
+func (gw *fakeGateway) dial(context.Context, Config) (net.Conn, error) {
+	gw.mu.Lock()
+	defer gw.mu.Unlock()
+	if gw.dialErr != nil {
+		return nil, gw.dialErr
 	}
-	s := &sock{in: make(chan any, 16), closed: make(chan struct{}), wire: w}
-	w.socks = append(w.socks, s)
+	s := &fakeSocket{incoming: make(chan any, 16), closed: make(chan struct{}), gateway: gw}
+	gw.sockets = append(gw.sockets, s)
 	return s, nil
 }
 
-// log returns what was sent.
-func (w *wire) log() []transmission {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return append([]transmission(nil), w.sent...)
+// transmissions returns the datagrams that were sent.
+func (gw *fakeGateway) transmissions() []transmission {
+	gw.mu.Lock()
+	defer gw.mu.Unlock()
+	return append([]transmission(nil), gw.sent...)
 }
 
-func (s *sock) Write(b []byte) (int, error) {
-	s.wire.mu.Lock()
-	s.wire.sent = append(s.wire.sent, transmission{time.Since(s.wire.begun), string(b)})
-	onWrite := s.wire.onWrite
-	s.wire.mu.Unlock()
+func (s *fakeSocket) Write(b []byte) (int, error) {
+	s.gateway.mu.Lock()
+	s.gateway.sent = append(s.gateway.sent, transmission{time.Since(s.gateway.started), string(b)})
+	onWrite := s.gateway.onWrite
+	s.gateway.mu.Unlock()
 	if onWrite != nil {
 		if err := onWrite(s, b); err != nil {
 			return 0, err
@@ -84,39 +85,39 @@ func (s *sock) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// say lets the gateway send a datagram, or the kernel report an error.
-func (s *sock) say(what any) { s.in <- what }
+// receive makes Read return a datagram of the gateway, or an error.
+func (s *fakeSocket) receive(item any) { s.incoming <- item }
 
-func (s *sock) Read(b []byte) (int, error) {
+func (s *fakeSocket) Read(b []byte) (int, error) {
 	select {
-	case what := <-s.in:
-		if err, ok := what.(error); ok {
+	case item := <-s.incoming:
+		if err, ok := item.(error); ok {
 			return 0, err
 		}
-		return copy(b, what.([]byte)), nil
+		return copy(b, item.([]byte)), nil
 	case <-s.closed:
 		return 0, net.ErrClosed
 	}
 }
 
-func (s *sock) Close() error {
+func (s *fakeSocket) Close() error {
 	s.once.Do(func() { close(s.closed) })
 	return nil
 }
 
-func (s *sock) LocalAddr() net.Addr {
+func (s *fakeSocket) LocalAddr() net.Addr {
 	return net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.10:40000"))
 }
-func (s *sock) RemoteAddr() net.Addr             { return nil }
-func (s *sock) SetDeadline(time.Time) error      { return nil }
-func (s *sock) SetReadDeadline(time.Time) error  { return nil }
-func (s *sock) SetWriteDeadline(time.Time) error { return nil }
+func (s *fakeSocket) RemoteAddr() net.Addr             { return nil }
+func (s *fakeSocket) SetDeadline(time.Time) error      { return nil }
+func (s *fakeSocket) SetReadDeadline(time.Time) error  { return nil }
+func (s *fakeSocket) SetWriteDeadline(time.Time) error { return nil }
 
-// echoes is an exchange that its own request answers.
-func echoes(request string, waits ...time.Duration) Transaction {
+// echo returns a transaction whose reply is equal to its request.
+func echo(request string, waits ...time.Duration) Transaction {
 	return Transaction{
 		Request: []byte(request),
-		Answers: func(b []byte) Match {
+		Match: func(b []byte) Match {
 			if string(b) == request {
 				return Exact
 			}

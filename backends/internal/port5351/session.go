@@ -11,58 +11,59 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// Session is one user's hold on a Link: what is under way in it ends with its
-// Close, whatever others do on the link.
+// Session is one user's share of a Conn. Its Close ends the calls of the Session,
+// but not the calls of other users of the Conn.
 type Session struct {
-	link  *Conn
+	conn  *Conn
 	calls ctxsync.Calls
 }
 
-// NewSession opens the way. It does no I/O.
+// NewSession opens the Conn for the config. It does no I/O.
 func NewSession(config Config) (*Session, error) {
-	link, err := Open(config)
+	conn, err := Open(config)
 	if err != nil {
 		return nil, err
 	}
-	return &Session{link: link}, nil
+	return &Session{conn: conn}, nil
 }
 
-// Gateway returns the address and port that requests go to.
-func (s *Session) Gateway() netip.AddrPort { return s.link.config.Gateway }
+// Gateway returns the address and port to which requests are sent.
+func (s *Session) Gateway() netip.AddrPort { return s.conn.config.Gateway }
 
-// Close ends the calls under way, with net.ErrClosed, and waits for them, but not
-// for a Tell of Follow, which may call it. A second call only waits.
+// Close ends the calls in progress with net.ErrClosed and waits for them. It does
+// not wait for a Notify function of Watch, which may itself call Close. A second
+// call only waits.
 func (s *Session) Close() {
 	if s.calls.Close(net.ErrClosed) {
-		s.link.Close()
+		s.conn.Close()
 	}
 }
 
-// Do is [Conn.Do] within the session.
-func (s *Session) Do(ctx context.Context, e Transaction) (Reply, error) {
+// Do calls [Conn.Do] as a call of the session.
+func (s *Session) Do(ctx context.Context, tx Transaction) (Reply, error) {
 	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
 		return Reply{}, err
 	}
 	defer end()
-	return s.link.Do(ctx, e)
+	return s.conn.Do(ctx, tx)
 }
 
-// Local is [Conn.Local] within the session.
+// Local calls [Conn.Local] as a call of the session.
 func (s *Session) Local(ctx context.Context) (netip.Addr, error) {
 	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	defer end()
-	return s.link.Local(ctx)
+	return s.conn.Local(ctx)
 }
 
-// Redial makes the next request leave from a new socket, whose local address it
-// returns, or the zero Addr where there is none to be had.
+// Redial discards the socket and opens a new one for the next request. It returns
+// the new local address, or the zero Addr if no socket can be opened.
 func (s *Session) Redial(ctx context.Context) netip.Addr {
-	if sock := s.link.current(); sock != nil {
-		s.link.drop(sock)
+	if sock := s.conn.currentSocket(); sock != nil {
+		s.conn.discardSocket(sock)
 	}
 	local, err := s.Local(ctx)
 	if err != nil {
@@ -71,61 +72,63 @@ func (s *Session) Redial(ctx context.Context) netip.Addr {
 	return local
 }
 
-// ObserveNATPMP is [Conn.ObserveNATPMP].
-func (s *Session) ObserveNATPMP(epoch time.Duration, r Reply) { s.link.ObserveNATPMP(epoch, r) }
+// ObserveNATPMP calls [Conn.ObserveNATPMP].
+func (s *Session) ObserveNATPMP(epoch time.Duration, r Reply) { s.conn.ObserveNATPMP(epoch, r) }
 
-// ObservePCP is [Conn.ObservePCP].
-func (s *Session) ObservePCP(epoch time.Duration, r Reply) { s.link.ObservePCP(epoch, r) }
+// ObservePCP calls [Conn.ObservePCP].
+func (s *Session) ObservePCP(epoch time.Duration, r Reply) { s.conn.ObservePCP(epoch, r) }
 
-// Follower is what makes signals about a gateway into something to tell.
-type Follower struct {
+// WatchHandler configures [Session.Watch].
+type WatchHandler struct {
 	WatchConfig
-	// Failed is told why announcements cannot be listened for.
-	Failed func(error)
-	// Ask asks the gateway anything: what a signal says counts once it has
-	// answered, whatever it said.
-	Ask func(context.Context) error
-	// Tell is called after the answer, with the signal and what the answer itself
-	// gave rise to.
-	Tell func(Hint)
+	// ListenFailed is called with the error if it is impossible to listen for
+	// announcements.
+	ListenFailed func(error)
+	// Probe sends any request to the gateway. A hint is passed on once the gateway
+	// has replied, even if the reply was an error.
+	Probe func(context.Context) error
+	// Notify is called after the reply, with the hint. If the reply itself showed a
+	// restart, it is called with that hint instead.
+	Notify func(Hint)
 }
 
-// Between two questions that signals cause there is at least this: a flood of
-// forged announcements costs one small exchange a second.
-const followPause = time.Second
+// watchInterval is the least time between two probes. A flood of forged
+// announcements causes only one small request per second.
+const watchInterval = time.Second
 
-// Follow tells of signals until the context ends, and returns its cause.
-func (s *Session) Follow(ctx context.Context, f Follower) error {
+// Watch calls h.Notify for each confirmed hint until the context ends, and returns
+// its cause.
+func (s *Session) Watch(ctx context.Context, h WatchHandler) error {
 	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	w, err := s.link.Watch(f.WatchConfig)
+	w, err := s.conn.Watch(h.WatchConfig)
 	if err != nil {
-		f.Failed(err)
+		h.ListenFailed(err)
 	}
 	defer w.Close()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case signal := <-w.Signals:
-			if confirm(ctx, f.Ask) {
-				s.calls.Callback(func() { f.Tell(merge(signal, w)) })
+		case hint := <-w.Hints:
+			if probeUntilReply(ctx, h.Probe) {
+				s.calls.Callback(func() { h.Notify(mergeNewer(hint, w)) })
 			}
 		}
-		if err := ctxsync.Sleep(ctx, followPause); err != nil {
+		if err := ctxsync.Sleep(ctx, watchInterval); err != nil {
 			return err
 		}
 	}
 }
 
-// confirm asks until the gateway answers, and reports whether it did. One that
-// is restarting refuses or stays silent at first.
-func confirm(ctx context.Context, ask func(context.Context) error) bool {
+// probeUntilReply calls probe until the gateway replies, and reports whether it
+// did. A gateway that is restarting at first refuses the port or does not reply.
+func probeUntilReply(ctx context.Context, probe func(context.Context) error) bool {
 	for wait := 250 * time.Millisecond; wait < 5*time.Second; wait *= 2 {
-		if err := ask(ctx); err == nil || !errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil {
+		if err := probe(ctx); err == nil || !errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil {
 			return true
 		}
 		if ctxsync.Sleep(ctx, wait) != nil {
@@ -135,14 +138,15 @@ func confirm(ctx context.Context, ask func(context.Context) error) bool {
 	return false
 }
 
-// merge takes the signal that the question's own answer gave rise to.
-func merge(s Hint, w *Watch) Hint {
+// mergeNewer returns the hint that the reply to the probe caused, if that hint
+// reports a restart and the given hint does not.
+func mergeNewer(hint Hint, w *Watch) Hint {
 	select {
-	case later := <-w.Signals:
-		if later.Restarted && !s.Restarted {
-			return later
+	case newer := <-w.Hints:
+		if newer.Restarted && !hint.Restarted {
+			return newer
 		}
 	default:
 	}
-	return s
+	return hint
 }

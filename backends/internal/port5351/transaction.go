@@ -14,67 +14,71 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// Match is how well a datagram answers a request.
+// Match says how well a datagram fits a request.
 type Match uint8
 
-// The matches. Version errors name no request: such an answer fits several,
-// and goes to one whose match is exact before one where it is possible.
+// The values of Match. A version error does not identify a request, so it can fit
+// several pending requests. It is delivered to a request for which it is Exact
+// before one for which it is Possible.
 const (
 	None Match = iota
 	Possible
 	Exact
 )
 
-// Transaction is a request and what makes a datagram its answer.
+// Transaction is a request, and the rules for its replies and retransmissions.
 type Transaction struct {
-	// Request is sent, and sent again, as it is.
+	// Request is the datagram to send. Retransmissions are identical.
 	Request []byte
-	// Answers judges a datagram from the gateway's address and port. It is called
-	// on the link's reader: it must be quick and keep nothing.
-	Answers func(datagram []byte) Match
-	// Wait returns how long to wait after the n-th transmission, from 0, or false
+	// Match reports whether a datagram from the gateway's address and port answers
+	// the request. The goroutine that reads the socket calls it, so it must be fast
+	// and must not keep the datagram.
+	Match func(datagram []byte) Match
+	// Wait returns how long to wait after transmission n, counted from 0, or false
 	// to send no more.
 	Wait func(n int) (time.Duration, bool)
-	// Probe requests are not queued: they are small, and their result must not wait
-	// for the retransmissions of others.
+	// Probe requests do not wait in the queue. They are small, and their result
+	// must not wait for the retransmissions of other requests.
 	Probe bool
 }
 
-// RequireRepeats makes an answer count only when it came for the third time, where odd
-// says that it does not fit the request: it is then most likely the late answer
-// to an earlier one, of which the protocols repeat everything but the lifetime.
-func RequireRepeats(answers func([]byte) Match, odd func([]byte) bool) func([]byte) Match {
-	const insistent = 3
+// RequireRepeats returns a function that ignores the first two matching datagrams
+// that suspicious reports. Such a datagram is probably a late reply to an earlier
+// request: the protocols repeat every field of a request in the reply, except the
+// lifetime. The third is accepted.
+func RequireRepeats(match func([]byte) Match, suspicious func([]byte) bool) func([]byte) Match {
+	const requiredRepeats = 3
 	seen := 0
 	return func(datagram []byte) Match {
-		m := answers(datagram)
-		if m == None || !odd(datagram) {
+		m := match(datagram)
+		if m == None || !suspicious(datagram) {
 			return m
 		}
-		if seen++; seen < insistent {
+		if seen++; seen < requiredRepeats {
 			return None
 		}
 		return m
 	}
 }
 
-// Reply is what answered a request.
+// Reply is the datagram that answered a request.
 type Reply struct {
 	Datagram []byte
-	// Sent is when the request was last sent before the answer came; Received is
-	// when it came. Both have a monotonic reading.
+	// Sent is the time of the last transmission before the reply, and Received is
+	// the time of the reply. Both times have a monotonic reading.
 	Sent, Received time.Time
-	// Local is the local address that the answer came to.
+	// Local is the local address at which the reply arrived.
 	Local netip.Addr
 }
 
-// maxHold is how long a transmission keeps others of the same gateway waiting.
-const maxHold = time.Second
+// maxExclusive is how long one transmission keeps other requests to the same
+// gateway waiting.
+const maxExclusive = time.Second
 
-// pending is an exchange under way.
-type pending struct {
-	exchange *Transaction
-	outcome  chan outcome // of capacity 1; the first outcome counts
+// inFlight is a transaction in progress.
+type inFlight struct {
+	transaction *Transaction
+	outcome     chan outcome // with capacity 1: only the first outcome is kept
 }
 
 type outcome struct {
@@ -82,64 +86,67 @@ type outcome struct {
 	refused bool
 }
 
-// Do sends the request until it is answered. Each transmission waits for its turn at
-// the gateway, by the priority of the context (see package priority). Do fails with an
-// error that wraps backends.ErrNoReply if no answer came or the gateway's port is
-// closed (then also syscall.ECONNREFUSED), with the cause of the context's end, or
-// with net.ErrClosed.
-func (l *Conn) Do(ctx context.Context, e Transaction) (Reply, error) {
-	p := &pending{exchange: &e, outcome: make(chan outcome, 1)}
-	defer l.forget(p)
+// Do sends the request, and retransmits it until a reply arrives. Each transmission
+// waits for its turn in the gateway's queue, by the priority of the context (see
+// package ctxsync). Do returns an error that wraps backends.ErrNoReply if no reply
+// arrived or the gateway's port is closed; in the second case the error also wraps
+// syscall.ECONNREFUSED. If ctx ends, Do returns the cause. If the Conn is closed,
+// Do returns net.ErrClosed.
+func (c *Conn) Do(ctx context.Context, tx Transaction) (Reply, error) {
+	p := &inFlight{transaction: &tx, outcome: make(chan outcome, 1)}
+	defer c.unregister(p)
 
 	var sent time.Time
 	for n := 0; ; n++ {
-		wait, more := e.Wait(n)
+		wait, more := tx.Wait(n)
 		if !more {
-			return Reply{}, fmt.Errorf("%w: %v stayed silent after %d requests", backends.ErrNoReply, l.config.Gateway, n)
+			return Reply{}, fmt.Errorf("%w: %v did not reply to %d requests", backends.ErrNoReply, c.config.Gateway, n)
 		}
-		out, err := l.attempt(ctx, p, wait, &sent)
+		out, err := c.attempt(ctx, p, wait, &sent)
 		switch {
 		case err != nil:
 			return Reply{}, err
 		case out == nil:
 			continue
 		case out.refused:
-			return Reply{}, &refusedError{l.config.Gateway}
+			return Reply{}, &refusedError{c.config.Gateway}
 		}
 		out.reply.Sent = sent
 		return out.reply, nil
 	}
 }
 
-// attempt waits for its turn, transmits once, and waits for the outcome, of
-// this transmission or an earlier one. Without one it returns nil, nil.
-func (l *Conn) attempt(ctx context.Context, p *pending, wait time.Duration, sent *time.Time) (*outcome, error) {
-	out, err := l.transmit(ctx, p, min(wait, maxHold), sent)
-	if out != nil || err != nil || wait <= maxHold {
+// attempt waits for its turn, transmits once, and waits for the outcome of this
+// transmission or an earlier one. If there is none, it returns nil, nil.
+func (c *Conn) attempt(ctx context.Context, p *inFlight, wait time.Duration, sent *time.Time) (*outcome, error) {
+	out, err := c.transmit(ctx, p, min(wait, maxExclusive), sent)
+	if out != nil || err != nil || wait <= maxExclusive {
 		return out, err
 	}
-	return l.awaitFor(ctx, p, wait-maxHold)
+	return c.awaitFor(ctx, p, wait-maxExclusive)
 }
 
-// transmit is the part of an attempt in which others have to wait.
-func (l *Conn) transmit(ctx context.Context, p *pending, wait time.Duration, sent *time.Time) (*outcome, error) {
-	if !p.exchange.Probe {
-		ready, leave := queues.Enter(ctx, l.config.Gateway)
+// transmit is the part of an attempt during which other requests to the gateway
+// have to wait.
+func (c *Conn) transmit(ctx context.Context, p *inFlight, wait time.Duration, sent *time.Time) (*outcome, error) {
+	if !p.transaction.Probe {
+		ready, leave := queues.Enter(ctx, c.config.Gateway)
 		defer leave()
-		if out, err := await(ctx, l, p, ready); out != nil || err != nil {
+		if out, err := await(ctx, c, p, ready); out != nil || err != nil {
 			return out, err
 		}
 	}
 	*sent = time.Now()
-	if err := l.send(ctx, p); err != nil {
+	if err := c.send(ctx, p); err != nil {
 		return nil, err
 	}
-	return l.awaitFor(ctx, p, wait)
+	return c.awaitFor(ctx, p, wait)
 }
 
-// await waits until the exchange has an outcome or until has something.
-func await[T any](ctx context.Context, l *Conn, p *pending, until <-chan T) (*outcome, error) {
-	if ctx.Err() != nil { // an ended context always wins
+// await waits until the transaction has an outcome or until receives a value or is
+// closed.
+func await[T any](ctx context.Context, l *Conn, p *inFlight, until <-chan T) (*outcome, error) {
+	if ctx.Err() != nil { // checked first, because select chooses at random
 		return nil, context.Cause(ctx)
 	}
 	select {
@@ -154,109 +161,111 @@ func await[T any](ctx context.Context, l *Conn, p *pending, until <-chan T) (*ou
 	}
 }
 
-// awaitFor waits until the exchange has an outcome, at most for d.
-func (l *Conn) awaitFor(ctx context.Context, p *pending, d time.Duration) (*outcome, error) {
+// awaitFor waits until the transaction has an outcome, for at most d.
+func (c *Conn) awaitFor(ctx context.Context, p *inFlight, d time.Duration) (*outcome, error) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	return await(ctx, l, p, timer.C)
+	return await(ctx, c, p, timer.C)
 }
 
-// send sends the request once. What a loaded or filtered host drops counts
-// as sent: it is as if the network had lost it.
-func (l *Conn) send(ctx context.Context, p *pending) error {
-	l.mu.Lock()
-	l.pending[p] = struct{}{}
-	l.sender = p
-	l.mu.Unlock()
+// send transmits the request once. A datagram that an overloaded or filtering host
+// drops counts as sent, as if the network had lost it.
+func (c *Conn) send(ctx context.Context, p *inFlight) error {
+	c.mu.Lock()
+	c.pending[p] = struct{}{}
+	c.lastSender = p
+	c.mu.Unlock()
 	var err error
-	for range 2 { // a socket whose address or interface went away is made anew once
+	for range 2 { // if the socket's address or interface was deleted, a new socket is opened once
 		var sock net.Conn
-		if sock, err = l.socket(ctx); err != nil {
+		if sock, err = c.socket(ctx); err != nil {
 			break
 		}
-		if err = write(sock, p.exchange.Request); err == nil {
+		if err = write(sock, p.transaction.Request); err == nil {
 			return nil
 		}
-		l.drop(sock)
+		c.discardSocket(sock)
 	}
 	switch {
-	case ctx.Err() != nil: // it ended the dialling
+	case ctx.Err() != nil: // the end of ctx ended the dial
 		return context.Cause(ctx)
-	case errors.Is(err, net.ErrClosed) && l.isClosed():
+	case errors.Is(err, net.ErrClosed) && c.isClosed():
 		return net.ErrClosed
 	}
-	return fmt.Errorf("%w: cannot send to %v: %w", backends.ErrNoReply, l.config.Gateway, err)
+	return fmt.Errorf("%w: cannot send to %v: %w", backends.ErrNoReply, c.config.Gateway, err)
 }
 
-// isRefused reports that the gateway's port is closed. Windows calls it a reset.
+// isRefused reports whether the error means that the gateway's port is closed.
+// Windows reports a connection reset for that.
 func isRefused(err error) bool { return errno.IsRefused(err) || errno.IsReset(err) }
 
-// isLost reports a datagram that this host dropped: a full buffer, or a local
+// isDropped reports a datagram that this host dropped: a full buffer, or a local
 // firewall.
-func isLost(err error) bool { return errno.IsFull(err) || errors.Is(err, syscall.EPERM) }
+func isDropped(err error) bool { return errno.IsFull(err) || errors.Is(err, syscall.EPERM) }
 
-// write sends a datagram. An ICMP error that an earlier one earned comes up
-// here too where the reader has not taken it yet, and stops this one.
+// write sends a datagram. An ICMP error that an earlier datagram caused is reported
+// here if the reader has not received it yet, and prevents this transmission. write
+// then sends the datagram once more.
 func write(sock net.Conn, b []byte) error {
 	_, err := sock.Write(b)
 	if isRefused(err) {
 		_, err = sock.Write(b)
 	}
-	if isRefused(err) || isLost(err) {
+	if isRefused(err) || isDropped(err) {
 		return nil
 	}
 	return err
 }
 
-// forget ends the exchange's claim on datagrams.
-func (l *Conn) forget(p *pending) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.pending, p)
-	if l.sender == p {
-		l.sender = nil
+// unregister removes the transaction, which then receives no more datagrams.
+func (c *Conn) unregister(p *inFlight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pending, p)
+	if c.lastSender == p {
+		c.lastSender = nil
 	}
 }
 
-// deliver gives a datagram to the exchange that it answers best. One that
-// answers none is for the watchers to judge, and the waits go on.
-func (l *Conn) deliver(datagram []byte, at time.Time, local netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var best *pending
+// deliver passes a datagram to the transaction that it answers best. If it answers
+// none, the watchers receive it, and the transactions continue to wait.
+func (c *Conn) deliver(datagram []byte, at time.Time, local netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var best *inFlight
 	bestMatch := None
-	for p := range l.pending {
-		if m := p.exchange.Answers(datagram); m > bestMatch || (m == bestMatch && m != None && p == l.sender) {
+	for p := range c.pending {
+		if m := p.transaction.Match(datagram); m > bestMatch || (m == bestMatch && m != None && p == c.lastSender) {
 			best, bestMatch = p, m
 		}
 	}
 	if best == nil {
-		l.unsolicited(datagram)
+		c.deliverUnsolicited(datagram)
 		return
 	}
 	reply := Reply{Datagram: slices.Clone(datagram), Received: at, Local: local}
-	best.settle(outcome{reply: reply})
-	delete(l.pending, best) // the next such datagram is for the next such request
+	best.complete(outcome{reply: reply})
+	delete(c.pending, best) // an equal datagram is then delivered to the next equal request
 }
 
-// refuse takes an ICMP error to be about the last transmission.
-func (l *Conn) refuse() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.sender != nil {
-		l.sender.settle(outcome{refused: true})
+// deliverRefusal ends the transaction that transmitted last, after an ICMP error.
+func (c *Conn) deliverRefusal() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lastSender != nil {
+		c.lastSender.complete(outcome{refused: true})
 	}
 }
 
-// settle records the outcome, unless there is one.
-func (p *pending) settle(out outcome) {
+// complete records the outcome, unless there is one already.
+func (p *inFlight) complete(out outcome) {
 	select {
 	case p.outcome <- out:
 	default:
 	}
 }
 
-// refusedError says that the gateway's port is closed.
+// refusedError is returned if the gateway's port is closed.
 type refusedError struct {
 	gateway netip.AddrPort
 }

@@ -16,36 +16,36 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// cable is the interface lan of this host, and the router at its other end, in a
-// namespace of its own.
-type cable struct {
+// vethPair is the interface lan of this host and, at the other end, a router in its
+// own network namespace.
+type vethPair struct {
 	tid int
 	run chan func() // on the router
 }
 
-// newCable makes the router's namespace. There is no interface yet.
-func newCable(t *testing.T) *cable {
+// newVethPair creates the router's namespace, without an interface.
+func newVethPair(t *testing.T) *vethPair {
 	t.Helper()
-	c := &cable{run: make(chan func())}
+	pair := &vethPair{run: make(chan func())}
 	ready := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_NEWNET)
-		c.tid = unix.Gettid()
+		pair.tid = unix.Gettid()
 		ready <- err
-		for f := range c.run {
+		for f := range pair.run {
 			f()
 		}
 	}()
 	if err := <-ready; err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { close(c.run) })
-	return c
+	t.Cleanup(func() { close(pair.run) })
+	return pair
 }
 
 // onRouter runs f in the router's namespace.
-func (c *cable) onRouter(f func()) {
+func (c *vethPair) onRouter(f func()) {
 	done := make(chan struct{})
 	c.run <- func() {
 		defer close(done)
@@ -54,8 +54,8 @@ func (c *cable) onRouter(f func()) {
 	<-done
 }
 
-// create creates the interface, with the addresses that it always has.
-func (c *cable) create(t *testing.T) {
+// create creates the interface. Its addresses are always the same.
+func (c *vethPair) create(t *testing.T) {
 	t.Helper()
 	lab.IP(t, fmt.Sprintf(`
 		link add lan type veth peer name far netns %d
@@ -73,18 +73,18 @@ func (c *cable) create(t *testing.T) {
 	}
 }
 
-// announce sends a datagram of the router to the group.
-func (c *cable) announce(t *testing.T, group netip.AddrPort, datagram string) {
+// announce sends a datagram from the router to the group.
+func (c *vethPair) announce(t *testing.T, group netip.AddrPort, datagram string) {
 	t.Helper()
 	c.onRouter(func() {
-		far, err := net.InterfaceByName("far")
+		ifi, err := net.InterfaceByName("far")
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		local := "10.1.0.1:0"
 		if group.Addr().Is6() {
-			local = fmt.Sprintf("[fe80::1%%%d]:0", far.Index) // package net remembers the index of a name
+			local = fmt.Sprintf("[fe80::1%%%d]:0", ifi.Index) // the index, because package net caches the index of a name
 		}
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(local)))
 		if err != nil {
@@ -92,11 +92,11 @@ func (c *cable) announce(t *testing.T, group netip.AddrPort, datagram string) {
 			return
 		}
 		defer conn.Close()
-		leave := ipv4.NewPacketConn(conn).SetMulticastInterface
+		setInterface := ipv4.NewPacketConn(conn).SetMulticastInterface
 		if group.Addr().Is6() {
-			leave = ipv6.NewPacketConn(conn).SetMulticastInterface
+			setInterface = ipv6.NewPacketConn(conn).SetMulticastInterface
 		}
-		if err := leave(far); err != nil {
+		if err := setInterface(ifi); err != nil {
 			t.Error(err)
 		}
 		if _, err := conn.WriteToUDPAddrPort(unhex(t, datagram), group); err != nil {
@@ -105,36 +105,37 @@ func (c *cable) announce(t *testing.T, group netip.AddrPort, datagram string) {
 	})
 }
 
-// hears announces until that leads to a signal.
-func (c *cable) hears(t *testing.T, w *Watch, group netip.AddrPort, datagram string) {
+// awaitHint sends announcements until one causes a hint.
+func (c *vethPair) awaitHint(t *testing.T, w *Watch, group netip.AddrPort, datagram string) {
 	t.Helper()
-	const longest = 10 * time.Second
-	over := time.After(longest)
+	const limit = 10 * time.Second
+	timeout := time.After(limit)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !t.Failed() {
 		select {
-		case s := <-w.Signals:
-			if s.Reason == announcement(unhex(t, datagram)) {
+		case s := <-w.Hints:
+			if s.Reason == announcementReason(unhex(t, datagram)) {
 				return
 			}
 		case <-tick.C:
 			c.announce(t, group, datagram)
-		case <-over:
-			t.Fatalf("no announcement was heard in %v", longest)
+		case <-timeout:
+			t.Fatalf("no announcement was received in %v", limit)
 		}
 	}
 }
 
-// Announcements are heard again after the interface was deleted and created again: those
-// to all hosts, and those to a group that only the listener has joined.
-func TestNamespaceAnnounceRecreated(t *testing.T) {
+// TestNamespaceAnnounceAfterRecreate checks that announcements are received after
+// the interface was deleted and created again. It tests the groups of all hosts,
+// and groups that only the listener has joined.
+func TestNamespaceAnnounceAfterRecreate(t *testing.T) {
 	if !lab.Inside(t) {
 		return
 	}
-	joinEvery = 10 * time.Millisecond
-	c := newCable(t)
-	c.create(t)
+	joinInterval = 10 * time.Millisecond
+	pair := newVethPair(t)
+	pair.create(t)
 	for _, group := range []netip.AddrPort{
 		announce4, announce6, netip.MustParseAddrPort("239.0.0.77:5350"), netip.MustParseAddrPort("[ff02::77]:5350"),
 	} {
@@ -143,33 +144,34 @@ func TestNamespaceAnnounceRecreated(t *testing.T) {
 			if group.Addr().Is6() {
 				config.Gateway = netip.MustParseAddrPort("[fe80::1]:5351")
 			}
-			l, err := Open(config)
+			conn, err := Open(config)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Close()
-			w, err := l.Watch(WatchConfig{Announce: group})
+			defer conn.Close()
+			w, err := conn.Watch(WatchConfig{Announce: group})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer w.Close()
-			c.hears(t, w, group, pcpAnnounce)
+			pair.awaitHint(t, w, group, pcpAnnounce)
 			lab.IP(t, "link del lan")
-			c.create(t)
-			c.hears(t, w, group, "00800000 00000000 cb007107")
+			pair.create(t)
+			pair.awaitHint(t, w, group, "00800000 00000000 cb007107")
 		})
 	}
 }
 
-// Requests are answered again after the interface was deleted and created again.
-func TestNamespaceLinkRecreated(t *testing.T) {
+// TestNamespaceRequestAfterRecreate checks that requests are answered after the
+// interface was deleted and created again.
+func TestNamespaceRequestAfterRecreate(t *testing.T) {
 	if !lab.Inside(t) {
 		return
 	}
-	c := newCable(t)
-	c.create(t)
+	pair := newVethPair(t)
+	pair.create(t)
 	var router *net.UDPConn
-	c.onRouter(func() {
+	pair.onRouter(func() {
 		var err error
 		if router, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("0.0.0.0:5351"))); err != nil {
 			t.Error(err)
@@ -189,23 +191,23 @@ func TestNamespaceLinkRecreated(t *testing.T) {
 			_, _ = router.WriteToUDPAddrPort(buf[:n], from)
 		}
 	}()
-	// What is sent before the cable carries anything is lost.
+	// Datagrams that are sent before the link is up are lost.
 	waits := slices.Repeat([]time.Duration{50 * time.Millisecond}, 200)
 	for _, config := range []Config{
 		{Interface: "lan"}, {}, {Source: netip.MustParseAddr("10.1.0.5")},
 	} {
 		config.Gateway = netip.MustParseAddrPort("10.1.0.1:5351")
-		l, err := Open(config)
+		conn, err := Open(config)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		if _, err := l.Do(t.Context(), echoes("before", waits...)); err != nil {
-			t.Fatalf("%+v: at the beginning: %v", config, err)
+		defer conn.Close()
+		if _, err := conn.Do(t.Context(), echo("before", waits...)); err != nil {
+			t.Fatalf("%+v: before: %v", config, err)
 		}
 		lab.IP(t, "link del lan")
-		c.create(t)
-		if _, err := l.Do(t.Context(), echoes("after", waits...)); err != nil {
+		pair.create(t)
+		if _, err := conn.Do(t.Context(), echo("after", waits...)); err != nil {
 			t.Errorf("%+v: after the interface was created again: %v", config, err)
 		}
 	}
