@@ -20,9 +20,9 @@ const Name = "natpmp"
 type Backend struct {
 	client *Client
 
-	mu       sync.Mutex
-	external netip.Addr // as the gateway last told
-	asked    time.Time
+	mu           sync.Mutex
+	external     netip.Addr // as the gateway last told
+	externalTime time.Time
 }
 
 var (
@@ -81,7 +81,7 @@ func (b *Backend) Supports(r backends.Request) error {
 func (b *Backend) Probe(ctx context.Context) error {
 	r, err := b.client.Probe(ctx)
 	if err == nil {
-		b.remember(r.Addr, time.Now())
+		b.recordExternal(r.Addr, time.Now())
 	}
 	return err
 }
@@ -92,8 +92,8 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	b.remember(r.Addr, time.Now())
-	return known(r.Addr), nil
+	b.recordExternal(r.Addr, time.Now())
+	return sanitizeAddr(r.Addr), nil
 }
 
 // Map asks for a mapping. Gateways of VPN providers grant a port of their choice
@@ -103,7 +103,7 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 // internal port mapped already, the gateway answers with its mapping, and that
 // is what is taken back: the protocol does not tell the two apart.
 func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
-	if err := b.admit(ctx, r); err != nil {
+	if err := b.validate(ctx, r); err != nil {
 		return backends.Mapping{}, err
 	}
 	external, err := b.recentExternal(ctx)
@@ -122,22 +122,22 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 		return backends.Mapping{}, fmt.Errorf("natpmp: %w", err)
 	}
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
-	if err := b.admit(ctx, r); err != nil {
+	if err := b.validate(ctx, r); err != nil {
 		return backends.Mapping{}, err
 	}
 	renewed, err := b.mapPort(ctx, r, netip.Addr{})
 	if err == nil {
-		renewed.External = netip.AddrPortFrom(b.externalOr(ctx, m.External.Addr()), renewed.External.Port())
+		renewed.External = netip.AddrPortFrom(b.externalOrPrevious(ctx, m.External.Addr()), renewed.External.Port())
 	}
 	return renewed, err
 }
 
-// admit refuses what the protocol cannot do.
-func (b *Backend) admit(ctx context.Context, r backends.Request) error {
+// validate refuses what the protocol cannot do.
+func (b *Backend) validate(ctx context.Context, r backends.Request) error {
 	if err := b.Supports(r); err != nil {
 		return err
 	}
-	return b.isThisHost(ctx, r.Internal.Addr())
+	return b.checkLocalHost(ctx, r.Internal.Addr())
 }
 
 func (b *Backend) mapPort(ctx context.Context, r backends.Request, external netip.Addr) (backends.Mapping, error) {
@@ -164,12 +164,12 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, external neti
 		Lifetime:    resp.Lifetime,
 		Granted:     reply.Sent,
 	}
-	return m, b.enforce(ctx, r, m)
+	return m, b.rejectWrongPort(ctx, r, m)
 }
 
-// isThisHost refuses to map to another address than the one that the gateway
+// checkLocalHost refuses to map to another address than the one that the gateway
 // will see.
-func (b *Backend) isThisHost(ctx context.Context, internal netip.Addr) error {
+func (b *Backend) checkLocalHost(ctx context.Context, internal netip.Addr) error {
 	internal = internal.Unmap()
 	if !internal.IsValid() || internal.IsUnspecified() {
 		return nil
@@ -184,9 +184,9 @@ func (b *Backend) isThisHost(ctx context.Context, internal netip.Addr) error {
 	return nil
 }
 
-// enforce undoes a mapping with another port than the request insists on: the
+// rejectWrongPort undoes a mapping with another port than the request insists on: the
 // protocol itself has only wishes.
-func (b *Backend) enforce(ctx context.Context, r backends.Request, m backends.Mapping) error {
+func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m backends.Mapping) error {
 	if !r.Exact || m.External.Port() == r.External.Port() {
 		return nil
 	}
@@ -206,20 +206,20 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	return b.client.Unmap(ctx, m.Protocol, m.Internal.Port())
 }
 
-// recentEnough is how old a told external address may be to go with a mapping
+// maxExternalAge is how old a told external address may be to go with a mapping
 // granted now: mappings that are made or renewed together ask once. A caller may want
 // one that is fresh.
-const recentEnough = time.Second
+const maxExternalAge = time.Second
 
 // recentExternal returns the external address for a mapping granted now, or
 // the zero Addr where the gateway will not tell: its refusal to tell does not
 // mean that it refuses to map, so only silence ends the call.
 func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	b.mu.Lock()
-	external, asked := b.external, b.asked
+	external, received := b.external, b.externalTime
 	b.mu.Unlock()
-	if !asked.IsZero() && time.Since(asked) < recentEnough && ctxsync.IsFresh(ctx, asked) {
-		return known(external), nil
+	if !received.IsZero() && time.Since(received) < maxExternalAge && ctxsync.IsFresh(ctx, received) {
+		return sanitizeAddr(external), nil
 	}
 	r, err := b.client.externalAddr(ctx, false)
 	var refusal *ResultError
@@ -229,35 +229,35 @@ func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	case err != nil:
 		return netip.Addr{}, err
 	}
-	b.remember(r.Addr, time.Now())
-	return known(r.Addr), nil
+	b.recordExternal(r.Addr, time.Now())
+	return sanitizeAddr(r.Addr), nil
 }
 
-// addrPatience is how long a renewed mapping waits for its external address: it
+// externalTimeout is how long a renewed mapping waits for its external address: it
 // holds already.
-const addrPatience = 2 * time.Second
+const externalTimeout = 2 * time.Second
 
-// externalOr is recentExternal, and where the gateway is silent what it told
+// externalOrPrevious is recentExternal, and where the gateway is silent what it told
 // last, or else the address given.
-func (b *Backend) externalOr(ctx context.Context, before netip.Addr) netip.Addr {
-	ctx, cancel := context.WithTimeout(ctx, addrPatience)
+func (b *Backend) externalOrPrevious(ctx context.Context, previous netip.Addr) netip.Addr {
+	ctx, cancel := context.WithTimeout(ctx, externalTimeout)
 	defer cancel()
 	external, err := b.recentExternal(ctx)
 	if err == nil {
 		return external
 	}
-	if last := known(b.lastExternal()); last.IsValid() {
+	if last := sanitizeAddr(b.lastExternal()); last.IsValid() {
 		return last
 	}
-	return before
+	return previous
 }
 
-func (b *Backend) remember(external netip.Addr, at time.Time) {
+func (b *Backend) recordExternal(external netip.Addr, at time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.external, b.asked = external, at
+	b.external, b.externalTime = external, at
 }
 
-// known makes the 0.0.0.0 of a gateway that does not know its address the zero
+// sanitizeAddr makes the 0.0.0.0 of a gateway that does not know its address the zero
 // Addr, and what no gateway can have.
-func known(a netip.Addr) netip.Addr { return backends.HostAddr(a) }
+func sanitizeAddr(a netip.Addr) netip.Addr { return backends.HostAddr(a) }

@@ -27,8 +27,8 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// silence makes the gateway lose every request.
-func silence(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true}) }
+// dropRequests makes the gateway lose every request.
+func dropRequests(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true}) }
 
 func TestContract(t *testing.T) {
 	t.Parallel() // it waits for silence
@@ -68,7 +68,7 @@ func TestAnotherHost(t *testing.T) {
 // but not with one that the gateway no longer has.
 func TestExternalAddrAge(t *testing.T) {
 	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"), Lifetime: time.Hour}
-	for name, again := range map[string]func(context.Context, *natpmp.Backend, backends.Mapping) (backends.Mapping, error){
+	for name, repeat := range map[string]func(context.Context, *natpmp.Backend, backends.Mapping) (backends.Mapping, error){
 		"mapped": func(ctx context.Context, b *natpmp.Backend, _ backends.Mapping) (backends.Mapping, error) {
 			return b.Map(ctx, r)
 		},
@@ -91,15 +91,15 @@ func TestExternalAddrAge(t *testing.T) {
 			if err != nil || m.External.Addr() != gw.External() {
 				t.Fatalf("mapped at %v, %v; want %v", m.External, err, gw.External())
 			}
-			moved := netip.MustParseAddr("45.45.45.99")
-			gw.SetExternal(moved)
+			newAddr := netip.MustParseAddr("45.45.45.99")
+			gw.SetExternal(newAddr)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			for m.External.Addr() != moved {
+			for m.External.Addr() != newAddr {
 				if ctx.Err() != nil {
-					t.Fatalf("%s again and again: still at %v, and the gateway is at %v", name, m.External.Addr(), moved)
+					t.Fatalf("%s again and again: still at %v, and the gateway is at %v", name, m.External.Addr(), newAddr)
 				}
-				if m, err = again(t.Context(), b, m); err != nil {
+				if m, err = repeat(t.Context(), b, m); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -110,15 +110,15 @@ func TestExternalAddrAge(t *testing.T) {
 // A renewal is about the mapping: that is asked for first, and had although the
 // gateway does not tell the address.
 func TestRenewWithoutAddress(t *testing.T) {
-	before, last, now := netip.MustParseAddr("45.45.45.1"), netip.MustParseAddr("45.45.45.2"), netip.MustParseAddr("45.45.45.3")
-	for name, c := range map[string]struct {
-		fault gatewaytest.Fault
-		fresh bool // a client that has never been told
-		want  netip.Addr
+	first, second, third := netip.MustParseAddr("45.45.45.1"), netip.MustParseAddr("45.45.45.2"), netip.MustParseAddr("45.45.45.3")
+	for name, test := range map[string]struct {
+		fault     gatewaytest.Fault
+		restarted bool // a client that has never been told
+		want      netip.Addr
 	}{
-		"told":              {gatewaytest.Fault{}, false, now},
-		"silent":            {gatewaytest.Fault{Drop: true}, false, last},
-		"silent from first": {gatewaytest.Fault{Drop: true}, true, before},
+		"told":              {gatewaytest.Fault{}, false, third},
+		"silent":            {gatewaytest.Fault{Drop: true}, false, second},
+		"silent from first": {gatewaytest.Fault{Drop: true}, true, first},
 		"refused":           {gatewaytest.Fault{Result: int(natpmp.NetworkFailure)}, false, netip.Addr{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -128,7 +128,7 @@ func TestRenewWithoutAddress(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = gw.Close() }()
-			client := func() *natpmp.Backend {
+			newBackend := func() *natpmp.Backend {
 				b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2, FirstWait: 500 * time.Millisecond})
 				if err != nil {
 					t.Fatal(err)
@@ -136,29 +136,29 @@ func TestRenewWithoutAddress(t *testing.T) {
 				t.Cleanup(func() { _ = b.Close() })
 				return b
 			}
-			b := client()
+			b := newBackend()
 			m, err := b.Map(t.Context(), backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080")})
-			if err != nil || m.External.Addr() != before {
+			if err != nil || m.External.Addr() != first {
 				t.Fatalf("%v, %v", m.External, err)
 			}
-			gw.SetExternal(last)
+			gw.SetExternal(second)
 			if _, err := b.ExternalAddr(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			b.Forget()
-			if c.fresh {
-				b = client()
+			b.ExpireExternal()
+			if test.restarted {
+				b = newBackend()
 			}
-			gw.SetExternal(now)
+			gw.SetExternal(third)
 			gw.ResetStats()
-			c.fault.Match = func(r gatewaytest.Request) bool { return r.Op == "external address" }
-			gw.Inject(c.fault)
+			test.fault.Match = func(r gatewaytest.Request) bool { return r.Op == "external address" }
+			gw.Inject(test.fault)
 			renewed, err := b.Renew(t.Context(), m, backends.Request{Lifetime: time.Hour})
-			if err != nil || renewed.External != netip.AddrPortFrom(c.want, m.External.Port()) || renewed.Lifetime != time.Hour {
-				t.Errorf("%v for %v, %v; want the address %v", renewed.External, renewed.Lifetime, err, c.want)
+			if err != nil || renewed.External != netip.AddrPortFrom(test.want, m.External.Port()) || renewed.Lifetime != time.Hour {
+				t.Errorf("%v for %v, %v; want the address %v", renewed.External, renewed.Lifetime, err, test.want)
 			}
-			if asked := gw.Requests(); len(asked) < 2 || asked[0].Op != "map" || asked[1].Op != "external address" {
-				t.Errorf("asked %v", asked)
+			if requests := gw.Requests(); len(requests) < 2 || requests[0].Op != "map" || requests[1].Op != "external address" {
+				t.Errorf("asked %v", requests)
 			}
 		})
 	}

@@ -117,7 +117,7 @@ func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResp
 	if err != nil {
 		return ExternalAddrResponse{}, err
 	}
-	return r, c.check(OpExternalAddr, r.Result, r.Epoch, reply)
+	return r, c.checkResult(OpExternalAddr, r.Result, r.Epoch, reply)
 }
 
 // Map asks for a mapping, or for more of its lifetime (RFC 6886, section 3.3).
@@ -186,7 +186,7 @@ func (c *Client) transactMap(ctx context.Context, r MapRequest) (MapResponse, po
 	if err != nil {
 		return MapResponse{}, reply, err
 	}
-	return resp, reply, c.check(op, resp.Result, resp.Epoch, reply)
+	return resp, reply, c.checkResult(op, resp.Result, resp.Epoch, reply)
 }
 
 // Transact sends any datagram that begins with a NAT-PMP header by the
@@ -197,7 +197,7 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("natpmp: %w: %w", backends.ErrInvalid, err)
 	}
-	reply, err := c.exchange(ctx, h.Opcode, port5351.Transaction{
+	reply, err := c.send(ctx, h.Opcode, port5351.Transaction{
 		Request: request,
 		Match: func(b []byte) port5351.Match {
 			if r, err := ParseHeader(b); err == nil && r.Version == h.Version && r.Opcode == h.Opcode|OpResponse {
@@ -212,12 +212,12 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 // do is exchange, with errors that have no payload made Go errors. That a
 // gateway of this version does not know this version, it says to others: the
 // answer to a PCP request that was repeated can come late.
-func (c *Client) do(ctx context.Context, op Opcode, e port5351.Transaction) (port5351.Reply, error) {
-	e.Match = port5351.RequireRepeats(e.Match, func(b []byte) bool {
+func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
+	tx.Match = port5351.RequireRepeats(tx.Match, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)
 		return err == nil && r.Version == Version && r.Result == UnsupportedVersion
 	})
-	reply, err := c.exchange(ctx, op, e)
+	reply, err := c.send(ctx, op, tx)
 	if err != nil {
 		return reply, err
 	}
@@ -233,10 +233,10 @@ func (c *Client) do(ctx context.Context, op Opcode, e port5351.Transaction) (por
 	return reply, nil
 }
 
-// exchange sends a request by the client's schedule.
-func (c *Client) exchange(ctx context.Context, op Opcode, e port5351.Transaction) (port5351.Reply, error) {
-	e.Wait = c.wait
-	reply, err := c.session.Do(ctx, e)
+// send sends a request by the client's schedule.
+func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
+	tx.Wait = c.wait
+	reply, err := c.session.Do(ctx, tx)
 	if err != nil {
 		c.log.Debug("natpmp request failed", "op", op, "gateway", c.config.Gateway, "err", err)
 		if !errors.Is(err, net.ErrClosed) && ctx.Err() != nil {
@@ -254,17 +254,17 @@ func (c *Client) wait(n int) (time.Duration, bool) {
 	if n >= c.config.Transmissions {
 		return 0, false
 	}
-	longest := cmp.Or(c.config.LongestWait, time.Hour) // a schedule of hundreds of requests must not overflow
+	limit := cmp.Or(c.config.LongestWait, time.Hour) // a schedule of hundreds of requests must not overflow
 	wait := c.config.FirstWait
 	for range n {
-		wait = min(2*wait, longest)
+		wait = min(2*wait, limit)
 	}
-	return min(wait, longest), true
+	return min(wait, limit), true
 }
 
-// check gives the epoch of a full response to the link, and makes a refusal a
+// checkResult gives the epoch of a full response to the link, and makes a refusal a
 // Go error.
-func (c *Client) check(op Opcode, code ResultCode, epoch time.Duration, reply port5351.Reply) error {
+func (c *Client) checkResult(op Opcode, code ResultCode, epoch time.Duration, reply port5351.Reply) error {
 	c.session.ObserveNATPMP(epoch, reply)
 	if code != Success {
 		return &ResultError{Op: op, Code: code, Response: reply.Datagram}
@@ -272,10 +272,10 @@ func (c *Client) check(op Opcode, code ResultCode, epoch time.Duration, reply po
 	return nil
 }
 
-// isSlot reports whether a response does not say which internal port it is about.
+// isVPNResponse reports whether a response does not say which internal port it is about.
 // Those of VPN providers' gateways do not: a client has one port there, of the same
 // number on both sides, and asks for nothing but its lifetime.
-func isSlot(b []byte) bool {
+func isVPNResponse(b []byte) bool {
 	r, err := ParseMapResponse(b)
 	return err == nil && r.InternalPort == 0
 }
@@ -298,7 +298,7 @@ func match(b []byte, op Opcode, size int, internalPort uint16) port5351.Match {
 		switch {
 		case size != mapResponseSize || binary.BigEndian.Uint16(b[8:]) == internalPort:
 			return port5351.Exact
-		case isSlot(b):
+		case isVPNResponse(b):
 			return port5351.Possible
 		}
 	case h.Opcode == op|OpResponse && (h.Result == UnsupportedVersion || h.Result == UnsupportedOpcode):

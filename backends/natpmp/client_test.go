@@ -31,8 +31,8 @@ func newClient(t *testing.T, gateway netip.AddrPort) *natpmp.Client {
 	return c
 }
 
-// answer injects raw answers, in hex, to all requests.
-func answer(t *testing.T, gw *gatewaytest.Gateway, replies ...string) {
+// injectReplies injects raw answers, in hex, to all requests.
+func injectReplies(t *testing.T, gw *gatewaytest.Gateway, replies ...string) {
 	t.Helper()
 	var raw [][]byte
 	for _, r := range replies {
@@ -92,7 +92,7 @@ func TestClientBytes(t *testing.T) {
 
 func TestClientResponses(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
-	answer(t, gw, "00810000 000004d2 1ae11ae2 00000e10")
+	injectReplies(t, gw, "00810000 000004d2 1ae11ae2 00000e10")
 	got, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})
 	if err != nil {
 		t.Fatal(err)
@@ -110,10 +110,10 @@ func TestClientResponses(t *testing.T) {
 func TestClientRefusals(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		reply string
-		kind  error
-		code  natpmp.ResultCode // 0: no *ResultError
-		other uint8             // 0: no *VersionError
+		reply   string
+		kind    error
+		code    natpmp.ResultCode // 0: no *ResultError
+		version uint8             // 0: no *VersionError
 	}{
 		"not authorized":               {"00810002 000004d2 1ae10000 00000000", backends.ErrNotAuthorized, natpmp.NotAuthorized, 0},
 		"network failure":              {"00810003 000004d2 1ae10000 00000000", backends.ErrNetworkFailure, natpmp.NetworkFailure, 0},
@@ -142,7 +142,7 @@ func TestClientRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{})
-			answer(t, gw, test.reply)
+			injectReplies(t, gw, test.reply)
 			_, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})
 			if !errors.Is(err, test.kind) {
 				t.Fatalf("error %v, want %v", err, test.kind)
@@ -152,8 +152,8 @@ func TestClientRefusals(t *testing.T) {
 				t.Errorf("error %#v, want result %d", err, test.code)
 			}
 			var version *natpmp.VersionError
-			if errors.As(err, &version) != (test.other != 0) || (version != nil && version.Version != test.other) {
-				t.Errorf("error %#v, want version %d", err, test.other)
+			if errors.As(err, &version) != (test.version != 0) || (version != nil && version.Version != test.version) {
+				t.Errorf("error %#v, want version %d", err, test.version)
 			}
 		})
 	}
@@ -162,7 +162,7 @@ func TestClientRefusals(t *testing.T) {
 // A wrong datagram does not end the wait for the right one.
 func TestClientIgnores(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
-	answer(t, gw, "008100", "00810000 000004d2 1b571b57 00001c20", "00810000 000004d2 1ae11ae2 00000e10")
+	injectReplies(t, gw, "008100", "00810000 000004d2 1b571b57 00001c20", "00810000 000004d2 1ae11ae2 00000e10")
 	got, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})
 	if err != nil || got.ExternalPort != 6882 {
 		t.Errorf("Map: %+v, %v", got, err)
@@ -170,18 +170,18 @@ func TestClientIgnores(t *testing.T) {
 }
 
 // Datagrams from another port of the gateway's address are not the gateway's.
-func TestClientStranger(t *testing.T) {
+func TestClientWrongSource(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	c := newClient(t, gw.Addr())
-	stranger, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(gw.Addr().Addr(), 0)))
+	socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(gw.Addr().Addr(), 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = stranger.Close() }()
+	defer func() { _ = socket.Close() }()
 	forged, _ := hex.DecodeString("00810000000004d21ae11ae200000e10")
 	gw.Inject(gatewaytest.Fault{
 		Match: func(r gatewaytest.Request) bool {
-			_, _ = stranger.WriteToUDPAddrPort(forged, r.Source)
+			_, _ = socket.WriteToUDPAddrPort(forged, r.Source)
 			return true
 		},
 		Drop: true,
@@ -224,7 +224,7 @@ func TestClientRetransmits(t *testing.T) {
 
 func TestClientCause(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
-	silence(gw)
+	dropRequests(gw)
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
@@ -286,14 +286,14 @@ func TestNewClientInvalid(t *testing.T) {
 
 // The late answer to a mapping request is not taken for that to the deletion,
 // which is sent again.
-func TestLateAnswer(t *testing.T) {
+func TestLateReply(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	c := newClient(t, gw.Addr())
 	if _, err := c.Map(t.Context(), natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 8080}); err != nil {
 		t.Fatal(err)
 	}
-	late, _ := hex.DecodeString("00820000000004d21f901f9000001c20")
-	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte { return [][]byte{late} }})
+	lateReply, _ := hex.DecodeString("00820000000004d21f901f9000001c20")
+	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte { return [][]byte{lateReply} }})
 	if err := c.Unmap(t.Context(), backends.TCP, 8080); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
@@ -305,8 +305,8 @@ func TestLateVersionError(t *testing.T) {
 	for _, form := range []string{"0000000100000539", "0082000100000539"} {
 		gw := start(t, gatewaytest.Config{})
 		c := newClient(t, gw.Addr())
-		late, _ := hex.DecodeString(form)
-		reply := gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte { return [][]byte{late} }}
+		lateReply, _ := hex.DecodeString(form)
+		reply := gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte { return [][]byte{lateReply} }}
 		gw.Inject(reply)
 		r := natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 8080}
 		if _, err := c.Map(t.Context(), r); err != nil {

@@ -1,4 +1,4 @@
 package natpmp
 
-// Forget makes the external address that was last told too old.
-func (b *Backend) Forget() { b.forget() }
+// ExpireExternal makes the external address that was last told too old.
+func (b *Backend) ExpireExternal() { b.expireExternal() }

@@ -37,8 +37,8 @@ var parsers = map[string]func([]byte) (any, error){
 }
 
 const (
-	epoch  = 1234 * time.Second
-	twoHrs = 2 * time.Hour
+	epoch    = 1234 * time.Second
+	twoHours = 2 * time.Hour
 )
 
 var external = netip.MustParseAddr("203.0.113.7")
@@ -63,7 +63,7 @@ var messages = []struct {
 	},
 	{
 		"map udp", "map request", "0001 0000 1ae1 1ae1 00001c20",
-		natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881, ExternalPort: 6881, Lifetime: twoHrs},
+		natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881, ExternalPort: 6881, Lifetime: twoHours},
 	},
 	{
 		"mapped elsewhere, for less", "map", "0081 0000 000004d2 1ae1 1ae2 00000e10",
@@ -71,15 +71,15 @@ var messages = []struct {
 	},
 	{
 		"renewal", "map request", "0001 0000 1ae1 1ae2 00001c20",
-		natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881, ExternalPort: 6882, Lifetime: twoHrs},
+		natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881, ExternalPort: 6882, Lifetime: twoHours},
 	},
 	{
 		"map tcp, any port", "map request", "0002 0000 1f90 0000 00001c20",
-		natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, Lifetime: twoHrs},
+		natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, Lifetime: twoHours},
 	},
 	{
 		"mapped tcp", "map", "0082 0000 000004d2 1f90 c001 00001c20",
-		natpmp.MapResponse{Protocol: backends.TCP, Epoch: epoch, InternalPort: 8080, ExternalPort: 49153, Lifetime: twoHrs},
+		natpmp.MapResponse{Protocol: backends.TCP, Epoch: epoch, InternalPort: 8080, ExternalPort: 49153, Lifetime: twoHours},
 	},
 	{
 		"refused", "map", "0082 0002 000004d2 1f90 0000 00000000",
@@ -89,7 +89,7 @@ var messages = []struct {
 		"full, with the wish echoed", "map", "0082 0004 000004d2 0050 0050 00001c20",
 		natpmp.MapResponse{
 			Protocol: backends.TCP, Result: natpmp.OutOfResources, Epoch: epoch,
-			InternalPort: 80, ExternalPort: 80, Lifetime: twoHrs,
+			InternalPort: 80, ExternalPort: 80, Lifetime: twoHours,
 		},
 	},
 	{
@@ -131,7 +131,7 @@ var messages = []struct {
 	},
 	{
 		"another internal port", "map", "0081 0000 000004d2 1b57 1b57 00001c20",
-		natpmp.MapResponse{Protocol: backends.UDP, Epoch: epoch, InternalPort: 6999, ExternalPort: 6999, Lifetime: twoHrs},
+		natpmp.MapResponse{Protocol: backends.UDP, Epoch: epoch, InternalPort: 6999, ExternalPort: 6999, Lifetime: twoHours},
 	},
 	{
 		"all bits", "map", "0082 ffff ffffffff ffff ffff ffffffff",
@@ -152,9 +152,9 @@ func TestMessages(t *testing.T) {
 		if err != nil || string(got) != "before"+string(want) {
 			t.Errorf("%s: appended %x, %v; want %x", tt.name, got, err, want)
 		}
-		alone, err := tt.message.(encoding.BinaryMarshaler).MarshalBinary()
-		if err != nil || string(alone) != string(want) {
-			t.Errorf("%s: marshalled %x, %v; want %x", tt.name, alone, err, want)
+		marshalled, err := tt.message.(encoding.BinaryMarshaler).MarshalBinary()
+		if err != nil || string(marshalled) != string(want) {
+			t.Errorf("%s: marshalled %x, %v; want %x", tt.name, marshalled, err, want)
 		}
 		// What follows a message is ignored.
 		for _, b := range [][]byte{want, append(unhex(tt.bytes), 0xff, 0xff)} {
@@ -176,16 +176,16 @@ func TestPrefixes(t *testing.T) {
 		"header": 2, "external addr request": 2, "external addr": 12, "map request": 12, "map": 16, "error": 4,
 	}
 	for _, tt := range messages {
-		whole := unhex(tt.bytes)
-		for n := range len(whole) + 1 {
+		message := unhex(tt.bytes)
+		for n := range len(message) + 1 {
 			for name, parse := range parsers {
-				got, err := parse(whole[:n:n])
+				got, err := parse(message[:n:n])
 				switch {
 				case n < size[name]:
 					if !errors.Is(err, io.ErrUnexpectedEOF) {
 						t.Errorf("%s of %d bytes as %s: %v, %v; want an unexpected end", tt.name, n, name, got, err)
 					}
-				case opcodeOf(name, whole[1]):
+				case opcodeOf(name, message[1]):
 					if err != nil {
 						t.Errorf("%s of %d bytes as %s: %v", tt.name, n, name, err)
 					}
@@ -215,7 +215,7 @@ func opcodeOf(parser string, op byte) bool {
 }
 
 // What a gateway that is no NAT-PMP gateway, or a broken one, may send.
-func TestForeign(t *testing.T) {
+func TestForeignMessages(t *testing.T) {
 	t.Parallel()
 	var version *natpmp.VersionError
 	for _, tt := range []struct {
@@ -356,9 +356,9 @@ func TestAllocations(t *testing.T) {
 	buf := make([]byte, 0, 64)
 	addrRequest := natpmp.ExternalAddrRequest{}
 	addr := natpmp.ExternalAddrResponse{Epoch: epoch, Addr: external}
-	mapRequest := natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 1, ExternalPort: 2, Lifetime: twoHrs}
-	mapResponse := natpmp.MapResponse{Protocol: backends.UDP, InternalPort: 1, ExternalPort: 2, Lifetime: twoHrs}
-	failure := natpmp.ErrorResponse{Result: natpmp.UnsupportedVersion, Epoch: epoch}
+	mapRequest := natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 1, ExternalPort: 2, Lifetime: twoHours}
+	mapResponse := natpmp.MapResponse{Protocol: backends.UDP, InternalPort: 1, ExternalPort: 2, Lifetime: twoHours}
+	errorResponse := natpmp.ErrorResponse{Result: natpmp.UnsupportedVersion, Epoch: epoch}
 	var (
 		addrRequestBytes = unhex("0000")
 		addrBytes        = unhex("0080 0000 000004d2 cb007107")
@@ -372,7 +372,7 @@ func TestAllocations(t *testing.T) {
 		"ExternalAddrResponse.AppendBinary": func() { _, err = addr.AppendBinary(buf) },
 		"MapRequest.AppendBinary":           func() { _, err = mapRequest.AppendBinary(buf) },
 		"MapResponse.AppendBinary":          func() { _, err = mapResponse.AppendBinary(buf) },
-		"ErrorResponse.AppendBinary":        func() { _, err = failure.AppendBinary(buf) },
+		"ErrorResponse.AppendBinary":        func() { _, err = errorResponse.AppendBinary(buf) },
 		"ParseHeader":                       func() { _, err = natpmp.ParseHeader(mapBytes) },
 		"ParseExternalAddrRequest":          func() { _, err = natpmp.ParseExternalAddrRequest(addrRequestBytes) },
 		"ParseExternalAddrResponse":         func() { _, err = natpmp.ParseExternalAddrResponse(addrBytes) },

@@ -20,38 +20,38 @@ import (
 // Where announcements cannot be listened for, Watch goes on with the clock
 // alone and logs why.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
-	var before, now netip.Addr
+	var previous, current netip.Addr
 	return b.client.session.Watch(ctx, port5351.WatchHandler{
-		WatchConfig: port5351.WatchConfig{Announce: b.client.config.Announce},
-		ListenFailed:      func(err error) { b.client.log.Warn("natpmp: no announcements", "err", err) },
+		WatchConfig:  port5351.WatchConfig{Announce: b.client.config.Announce},
+		ListenFailed: func(err error) { b.client.log.Warn("natpmp: no announcements", "err", err) },
 		Probe: func(ctx context.Context) error {
-			before, now = b.lastExternal(), netip.Addr{}
+			previous, current = b.lastExternal(), netip.Addr{}
 			r, err := b.client.externalAddr(ctx, false)
 			switch {
 			case err == nil:
-				now = r.Addr
-				b.remember(r.Addr, time.Now())
+				current = r.Addr
+				b.recordExternal(r.Addr, time.Now())
 			case !errors.Is(err, backends.ErrNoReply):
-				b.forget() // up, but with nothing to tell: mappings say what it means
+				b.expireExternal() // up, but with nothing to tell: mappings say what it means
 			}
 			return err
 		},
-		Notify: func(s port5351.Hint) { notify(change(s, before, now)) },
+		Notify: func(hint port5351.Hint) { notify(change(hint, previous, current)) },
 	})
 }
 
 // change is what to make of a signal, after an answer with the address now.
-func change(s port5351.Hint, before, now netip.Addr) backends.Change {
-	c := backends.Change{Kind: backends.Announced, External: known(now), Reason: s.Reason}
-	moved := before.IsValid() && now.IsValid() && now != before
+func change(hint port5351.Hint, previous, current netip.Addr) backends.Change {
+	c := backends.Change{Kind: backends.Announced, External: sanitizeAddr(current), Reason: hint.Reason}
+	addrChanged := previous.IsValid() && current.IsValid() && current != previous
 	switch {
-	case s.Restarted && moved: // it may have lost nothing: some start their clock anew with each address
+	case hint.Restarted && addrChanged: // it may have lost nothing: some start their clock anew with each address
 		c.Kind = backends.Restarted
-	case s.Restarted:
-		c.Kind, c.Since = backends.Restarted, s.Since
-	case moved:
+	case hint.Restarted:
+		c.Kind, c.Since = backends.Restarted, hint.Since
+	case addrChanged:
 		c.Kind = backends.AddressChanged
-		c.Reason = fmt.Sprintf("the external address was %v and is %v", before, now)
+		c.Reason = fmt.Sprintf("the external address was %v and is %v", previous, current)
 	}
 	return c
 }
@@ -62,8 +62,8 @@ func (b *Backend) lastExternal() netip.Addr {
 	return b.external
 }
 
-func (b *Backend) forget() {
+func (b *Backend) expireExternal() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.asked = time.Time{}
+	b.externalTime = time.Time{}
 }

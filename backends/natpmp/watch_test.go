@@ -12,9 +12,9 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// watch follows a gateway that announces. It does so several times (RFC 6886, section 3.2.1), so that a listener that
+// startWatch follows a gateway that announces. It does so several times (RFC 6886, section 3.2.1), so that a listener that
 // starts late hears it too.
-func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *natpmp.Backend, <-chan backends.Change) {
+func startWatch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *natpmp.Backend, <-chan backends.Change) {
 	t.Helper()
 	gw := start(t, config)
 	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Announce: gw.AnnounceAddr(), FirstWait: 20 * time.Millisecond})
@@ -36,7 +36,7 @@ func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *natp
 	return gw, b, changes
 }
 
-func next(t *testing.T, changes <-chan backends.Change) backends.Change {
+func nextChange(t *testing.T, changes <-chan backends.Change) backends.Change {
 	t.Helper()
 	select {
 	case c := <-changes:
@@ -52,13 +52,13 @@ func TestWatchRestart(t *testing.T) {
 		"NAT-PMP": quirks.AnnounceNATPMP, "PCP": quirks.AnnouncePCP,
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, b, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: form}})
+			gw, b, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: form}})
 			gw.Advance(time.Hour)
 			if _, err := b.ExternalAddr(t.Context()); err != nil { // see the epoch at an hour
 				t.Fatal(err)
 			}
 			gw.Restart(gatewaytest.RestartOptions{})
-			if c := next(t, changes); c.Kind != backends.Restarted || c.External != gw.External() {
+			if c := nextChange(t, changes); c.Kind != backends.Restarted || c.External != gw.External() {
 				t.Errorf("noticed %+v, want a restart", c)
 			}
 		})
@@ -68,25 +68,25 @@ func TestWatchRestart(t *testing.T) {
 // A gateway whose epoch goes on, as some count their uptime, says no more than
 // that something happened.
 func TestWatchAnnouncement(t *testing.T) {
-	gw, _, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
+	gw, _, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true})
-	if c := next(t, changes); c.Kind != backends.Announced {
+	if c := nextChange(t, changes); c.Kind != backends.Announced {
 		t.Errorf("noticed %+v, want an announcement", c)
 	}
 }
 
 func TestWatchAddress(t *testing.T) {
-	gw, _, changes := watch(t, gatewaytest.Config{})
-	moved := netip.MustParseAddr("45.45.45.99")
-	gw.SetExternal(moved)
-	if c := next(t, changes); c.Kind != backends.AddressChanged || c.External != moved {
-		t.Errorf("noticed %+v, want address %v", c, moved)
+	gw, _, changes := startWatch(t, gatewaytest.Config{})
+	newAddr := netip.MustParseAddr("45.45.45.99")
+	gw.SetExternal(newAddr)
+	if c := nextChange(t, changes); c.Kind != backends.AddressChanged || c.External != newAddr {
+		t.Errorf("noticed %+v, want address %v", c, newAddr)
 	}
 }
 
 // Without an announcement, the clock in any answer tells.
 func TestWatchEpoch(t *testing.T) {
-	gw, b, changes := watch(t, gatewaytest.Config{})
+	gw, b, changes := startWatch(t, gatewaytest.Config{})
 	gw.Advance(time.Hour)
 	if _, err := b.ExternalAddr(t.Context()); err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func TestWatchEpoch(t *testing.T) {
 	if _, err := b.ExternalAddr(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if c := next(t, changes); c.Kind != backends.Restarted {
+	if c := nextChange(t, changes); c.Kind != backends.Restarted {
 		t.Errorf("noticed %+v, want a restart", c)
 	}
 }

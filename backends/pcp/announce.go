@@ -33,7 +33,7 @@ func ParseAnnounceRequest(b []byte) (AnnounceRequest, error) {
 	if err := checkRequest(b, headerSize, OpAnnounce); err != nil {
 		return AnnounceRequest{}, err
 	}
-	if _, err := parseOptions(b[headerSize:], OpAnnounce); err != nil {
+	if _, err := parseRequestOptions(b[headerSize:], OpAnnounce); err != nil {
 		return AnnounceRequest{}, err
 	}
 	return AnnounceRequest{Client: parseAddr(b[8:])}, nil

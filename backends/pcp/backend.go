@@ -25,10 +25,10 @@ const Name = "pcp"
 // Backend is a Client that meets the contract of package backends. The Token
 // of its mappings is the nonce.
 type Backend struct {
-	client *Client
-	key    [sha256.Size]byte // of nonces that only this Backend knows
-	holds  holds
-	terse  atomic.Bool // the server refuses descriptions
+	client        *Client
+	key           [sha256.Size]byte // of nonces that only this Backend knows
+	refusals      refusals
+	noDescription atomic.Bool // the server refuses descriptions
 
 	mu      sync.Mutex
 	granted map[Nonce]netip.AddrPort // what mapping updates are compared with
@@ -116,7 +116,7 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping
 // port that it has.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
-	nonce, err := b.nonceOf(ctx, m)
+	nonce, err := b.mappingNonce(ctx, m)
 	if err != nil {
 		return backends.Mapping{}, err
 	}
@@ -127,8 +127,8 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 	return b.mapPort(ctx, r, nonce)
 }
 
-// nonceOf is the secret of a mapping that somebody made.
-func (b *Backend) nonceOf(ctx context.Context, m backends.Mapping) (Nonce, error) {
+// mappingNonce is the secret of a mapping that somebody made.
+func (b *Backend) mappingNonce(ctx context.Context, m backends.Mapping) (Nonce, error) {
 	if err := m.Check(); err != nil {
 		return Nonce{}, fmt.Errorf("pcp: %w", err)
 	}
@@ -137,24 +137,24 @@ func (b *Backend) nonceOf(ctx context.Context, m backends.Mapping) (Nonce, error
 		return Nonce(token), nil
 	case len(token) == 0 && b.client.config.Nonce != nil:
 		local, err := b.local(ctx)
-		return b.derive(m.Protocol, m.Internal, m.Remote, local), err
+		return b.deriveNonce(m.Protocol, m.Internal, m.Remote, local), err
 	}
 	return Nonce{}, fmt.Errorf("pcp: %w: a mapping without its nonce cannot be renewed or deleted", backends.ErrInvalid)
 }
 
-// derive makes the nonce of a mapping to a host. However this host is named, it
+// deriveNonce makes the nonce of a mapping to a host. However this host is named, it
 // is the same one, and it is the same each time: a request that got no answer may
 // have been granted, and then the server takes no other nonce while that lasts.
 // Where only this Backend needs to know it, what admits another peer has another,
 // lest the filters add up.
-func (b *Backend) derive(p backends.Protocol, internal, remote netip.AddrPort, local netip.Addr) Nonce {
+func (b *Backend) deriveNonce(p backends.Protocol, internal, remote netip.AddrPort, local netip.Addr) Nonce {
 	addr := internal.Addr().Unmap().WithZone("")
 	if addr.IsUnspecified() || addr == local {
 		addr = netip.Addr{}
 	}
 	internal = netip.AddrPortFrom(addr, internal.Port())
-	if derive := b.client.config.Nonce; derive != nil {
-		return derive(b.client.config.Gateway.Addr(), p, internal)
+	if deriveFunc := b.client.config.Nonce; deriveFunc != nil {
+		return deriveFunc(b.client.config.Gateway.Addr(), p, internal)
 	}
 	return DeriveNonce(append(b.key[:], remote.String()...), b.client.config.Gateway.Addr(), p, internal)
 }
@@ -163,7 +163,7 @@ func (b *Backend) derive(p backends.Protocol, internal, remote netip.AddrPort, l
 func (b *Backend) local(ctx context.Context) (netip.Addr, error) {
 	local, err := b.client.session.Local(ctx)
 	if err != nil {
-		return netip.Addr{}, b.client.failed(ctx, OpMap, err)
+		return netip.Addr{}, b.client.wrapError(ctx, OpMap, err)
 	}
 	return local.WithZone(""), nil
 }
@@ -177,38 +177,38 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, nonce Nonce) 
 		return backends.Mapping{}, err
 	}
 	if nonce == (Nonce{}) {
-		nonce = b.derive(r.Protocol, r.Internal, r.Remote, local)
+		nonce = b.deriveNonce(r.Protocol, r.Internal, r.Remote, local)
 	}
-	if err := b.holds.check(r, time.Now()); err != nil {
+	if err := b.refusals.check(r, time.Now()); err != nil {
 		return backends.Mapping{}, err
 	}
-	resp, reply, err := b.ask(ctx, message(r, local, nonce, b.client.config.Nonce != nil))
+	resp, reply, err := b.sendMap(ctx, newMapRequest(r, local, nonce, b.client.config.Nonce != nil))
 	if err != nil {
-		return backends.Mapping{}, b.refused(r, err)
+		return backends.Mapping{}, b.recordRefusal(r, err)
 	}
 	m := backends.Mapping{
 		Backend:     Name,
 		Gateway:     b.client.config.Gateway,
 		Protocol:    r.Protocol,
-		Internal:    netip.AddrPortFrom(either(thirdParty(r, local), local), r.Internal.Port()),
-		External:    netip.AddrPortFrom(b.known(resp.External), resp.ExternalPort),
+		Internal:    netip.AddrPortFrom(firstValid(thirdParty(r, local), local), r.Internal.Port()),
+		External:    netip.AddrPortFrom(b.sanitizeAddr(resp.External), resp.ExternalPort),
 		Remote:      r.Remote,
 		Description: r.Description,
 		Lifetime:    resp.Lifetime,
 		Granted:     reply.Sent,
 		Token:       backends.NewToken(resp.Nonce[:]),
 	}
-	if err := b.enforce(ctx, r, m); err != nil {
+	if err := b.rejectWrongPort(ctx, r, m); err != nil {
 		return backends.Mapping{}, err
 	}
-	b.remember(resp.Nonce, m.External)
+	b.recordGrant(resp.Nonce, m.External)
 	return m, nil
 }
 
-// message is the request on the wire. Filters add up, so that those of an
+// newMapRequest is the request on the wire. Filters add up, so that those of an
 // earlier request have to go first. Where nobody is to be kept out, there are
 // such only if the nonce is that of a mapping that another process made.
-func message(r backends.Request, local netip.Addr, nonce Nonce, derived bool) MapRequest {
+func newMapRequest(r backends.Request, local netip.Addr, nonce Nonce, derived bool) MapRequest {
 	q := MapRequest{
 		Lifetime: cmp.Or(r.Lifetime, DefaultLifetime), Nonce: nonce,
 		Protocol: r.Protocol, InternalPort: r.Internal.Port(),
@@ -216,7 +216,7 @@ func message(r backends.Request, local netip.Addr, nonce Nonce, derived bool) Ma
 		Options: Options{
 			ThirdParty:    thirdParty(r, local),
 			PreferFailure: r.Exact,
-			Description:   describe(r.Description),
+			Description:   wireDescription(r.Description),
 		},
 	}
 	if r.Remote.Addr().IsValid() {
@@ -237,92 +237,92 @@ func thirdParty(r backends.Request, local netip.Addr) netip.Addr {
 	return addr
 }
 
-// describe makes a description that any server can store: RFC 7220 promises
+// wireDescription makes a description that any server can store: RFC 7220 promises
 // room for 128 bytes.
-func describe(s string) string {
-	const room = 128
+func wireDescription(s string) string {
+	const maxSize = 128
 	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "?")
-	if len(s) > room {
-		s = strings.ToValidUTF8(s[:room], "")
+	if len(s) > maxSize {
+		s = strings.ToValidUTF8(s[:maxSize], "")
 	}
 	return s
 }
 
-// ask sends a request, and again without options that the server does not
+// sendMap sends a request, and again without options that the server does not
 // know or cannot read and that can be done without: who prefers failure can
 // compare, and a description is for people. Common servers refuse requests with
 // a description, although RFC 7220 makes it optional to process: such a one is
 // spared it from then on.
-func (b *Backend) ask(ctx context.Context, q MapRequest) (MapResponse, port5351.Reply, error) {
-	if b.terse.Load() {
+func (b *Backend) sendMap(ctx context.Context, q MapRequest) (MapResponse, port5351.Reply, error) {
+	if b.noDescription.Load() {
 		q.Options.Description = ""
 	}
 	resp, reply, err := b.client.mapPort(ctx, q)
-	for _, spare := range []func(*Options) bool{spareDescription, spareClearing, sparePreference} {
+	for _, drop := range []func(*Options) bool{dropDescription, dropFilterReset, dropPreferFailure} {
 		var refusal *ResultError
-		if !errors.As(err, &refusal) || !refusal.Code.aboutOptions() || !spare(&q.Options) {
+		if !errors.As(err, &refusal) || !refusal.Code.isOptionError() || !drop(&q.Options) {
 			continue
 		}
 		resp, reply, err = b.client.mapPort(ctx, q)
 		if err == nil && q.Options.Description == "" {
-			b.terse.Store(true)
+			b.noDescription.Store(true)
 		}
 	}
 	return resp, reply, err
 }
 
-func spareDescription(o *Options) bool {
-	had := o.Description != ""
+func dropDescription(o *Options) bool {
+	present := o.Description != ""
 	o.Description = ""
-	return had
+	return present
 }
 
-// spareClearing does without taking filters away that are most likely not there.
-func spareClearing(o *Options) bool {
-	had := len(o.Filters) == 1 && o.Filters[0] == (Filter{})
-	if had {
+// dropFilterReset does without taking filters away that are most likely not there.
+func dropFilterReset(o *Options) bool {
+	present := len(o.Filters) == 1 && o.Filters[0] == (Filter{})
+	if present {
 		o.Filters = nil
 	}
-	return had
+	return present
 }
 
-func sparePreference(o *Options) bool {
-	had := o.PreferFailure
+func dropPreferFailure(o *Options) bool {
+	present := o.PreferFailure
 	o.PreferFailure = false
-	return had
+	return present
 }
 
-// aboutOptions reports whether a request without options may fare better.
-func (c ResultCode) aboutOptions() bool {
+// isOptionError reports whether a request without options may fare better.
+func (c ResultCode) isOptionError() bool {
 	return c == UnsupportedOption || c == MalformedOption || c == MalformedRequest
 }
 
-// refused remembers a refusal, and says what can be read in it beside its code:
+// recordRefusal remembers a refusal, and says what can be read in it beside its code:
 // some servers put their own external address into it.
-func (b *Backend) refused(r backends.Request, err error) error {
+func (b *Backend) recordRefusal(r backends.Request, err error) error {
 	var refusal *ResultError
 	if !errors.As(err, &refusal) {
 		return err
 	}
-	if own := refusal.External.Addr(); refusal.Code == NoResources && own.Is4() && !own.IsUnspecified() && own != r.External.Addr() {
-		switch backends.ScopeOf(own) {
+	if gatewayAddr := refusal.External.Addr(); refusal.Code == NoResources && gatewayAddr.Is4() && !gatewayAddr.IsUnspecified() && gatewayAddr != r.External.Addr() {
+		switch backends.ScopeOf(gatewayAddr) {
 		case backends.ScopeShared:
-			err = fmt.Errorf("%w: %w: %v, behind the provider's NAT", err, backends.ErrPrivateWAN, own)
+			err = fmt.Errorf("%w: %w: %v, behind the provider's NAT", err, backends.ErrPrivateWAN, gatewayAddr)
 		case backends.ScopePrivate:
-			err = fmt.Errorf("%w: %w: %v, behind another router", err, backends.ErrPrivateWAN, own)
+			err = fmt.Errorf("%w: %w: %v, behind another router", err, backends.ErrPrivateWAN, gatewayAddr)
 		}
 	}
-	b.holds.add(r, refusal, err, time.Now())
+	b.refusals.add(r, refusal, err, time.Now())
 	return err
 }
 
-// enforce undoes a mapping that is not what the request insists on.
-func (b *Backend) enforce(ctx context.Context, r backends.Request, m backends.Mapping) error {
-	wish := r.External
-	if !r.Exact || m.External.Port() == wish.Port() && (!wish.Addr().IsValid() || wish.Addr().IsUnspecified() || wish.Addr() == m.External.Addr()) {
+// rejectWrongPort undoes a mapping that is not what the request insists on.
+func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m backends.Mapping) error {
+	requested := r.External
+	if !r.Exact || m.External.Port() == requested.Port() && (!requested.Addr().IsValid() || requested.Addr().IsUnspecified() || requested.Addr() == m.External.Addr()) {
 		return nil
 	}
-	conflict := fmt.Errorf("pcp: %w: the gateway gives %v in place of port %d", backends.ErrConflict, m.External, wish.Port())
+	conflict := fmt.Errorf("pcp: %w: the gateway gives %v in place of port %d", backends.ErrConflict, m.External, requested.Port())
 	if err := b.Unmap(ctx, m); err != nil {
 		return fmt.Errorf("%w; and the mapping in its place stays for %v: %w", conflict, m.Lifetime, err)
 	}
@@ -332,7 +332,7 @@ func (b *Backend) enforce(ctx context.Context, r backends.Request, m backends.Ma
 // Unmap deletes the mapping. Where the server has none, it succeeds.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
-	nonce, err := b.nonceOf(ctx, m)
+	nonce, err := b.mappingNonce(ctx, m)
 	if err != nil {
 		return err
 	}
@@ -354,29 +354,29 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	case refusal.Code == NoResources:
 		return nil // what a common server answers where it has no such mapping
 	case refusal.Code == NotAuthorized && !m.Token.IsZero() && local.Is6():
-		return b.expire(ctx, m, nonce, third, err)
+		return b.shorten(ctx, m, nonce, third, err)
 	}
 	return err
 }
 
-// expire shortens a pinhole of ours that the server does not delete: miniupnpd
+// shorten shortens a pinhole of ours that the server does not delete: miniupnpd
 // 2.3.1 on nftables forgets the nonce of a pinhole when it is renewed, and then
 // refuses to delete it, but lets it be shortened.
-func (b *Backend) expire(ctx context.Context, m backends.Mapping, nonce Nonce, third netip.Addr, refused error) error {
+func (b *Backend) shorten(ctx context.Context, m backends.Mapping, nonce Nonce, third netip.Addr, unmapErr error) error {
 	resp, _, err := b.client.mapPort(ctx, MapRequest{
 		Nonce: nonce, Protocol: m.Protocol, InternalPort: m.Internal.Port(), Lifetime: time.Second,
 		ExternalPort: m.External.Port(), External: m.External.Addr(), Options: Options{ThirdParty: third},
 	})
 	if err != nil {
-		return refused
+		return unmapErr
 	}
 	b.client.log.Info("pcp: a mapping cannot be deleted, and was shortened", "lifetime", resp.Lifetime)
 	return nil
 }
 
-// known makes an unspecified address the zero Addr, and what no gateway can have.
+// sanitizeAddr makes an unspecified address the zero Addr, and what no gateway can have.
 // An IPv6 gateway tells this host's own address, which is loopback where it is.
-func (b *Backend) known(a netip.Addr) netip.Addr {
+func (b *Backend) sanitizeAddr(a netip.Addr) netip.Addr {
 	if a.IsLoopback() && b.client.config.Gateway.Addr().Is6() {
 		return a
 	}
@@ -386,7 +386,7 @@ func (b *Backend) known(a netip.Addr) netip.Addr {
 // maxGranted bounds what is remembered of mappings that nobody deletes.
 const maxGranted = 1 << 16
 
-func (b *Backend) remember(n Nonce, external netip.AddrPort) {
+func (b *Backend) recordGrant(n Nonce, external netip.AddrPort) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.granted) >= maxGranted {
@@ -399,19 +399,19 @@ func (b *Backend) remember(n Nonce, external netip.AddrPort) {
 // more than this (RFC 6887, section 8.3). Common servers say 0 where they mean
 // long.
 const (
-	leastShort = 30 * time.Second
-	leastLong  = 5 * time.Minute
-	mostHold   = 30 * time.Minute
+	minShortRefusal = 30 * time.Second
+	minLongRefusal  = 5 * time.Minute
+	maxRefusal      = 30 * time.Minute
 )
 
-// hold is a refusal that still lasts.
-type hold struct {
+// cachedRefusal is a refusal that still lasts.
+type cachedRefusal struct {
 	until time.Time
 	err   error
 }
 
-// holdKey is what makes requests the same.
-type holdKey struct {
+// refusalKey is what makes requests the same.
+type refusalKey struct {
 	protocol backends.Protocol
 	internal netip.AddrPort
 	external netip.AddrPort
@@ -419,59 +419,59 @@ type holdKey struct {
 	remote   netip.AddrPort
 }
 
-func keyOf(r backends.Request) holdKey {
-	return holdKey{r.Protocol, r.Internal, r.External, r.Exact, r.Remote}
+func keyOf(r backends.Request) refusalKey {
+	return refusalKey{r.Protocol, r.Internal, r.External, r.Exact, r.Remote}
 }
 
-// maxHolds bounds the refusals that are remembered.
-const maxHolds = 1024
+// maxRefusals bounds the refusals that are remembered.
+const maxRefusals = 1024
 
-// holds are the refusals that last. The same request is not sent again in their
+// refusals are the refusals that last. The same request is not sent again in their
 // time.
-type holds struct {
+type refusals struct {
 	mu    sync.Mutex
-	byKey map[holdKey]hold
+	byKey map[refusalKey]cachedRefusal
 }
 
 // check returns the refusal of a request, while it lasts.
-func (h *holds) check(r backends.Request, now time.Time) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	key := keyOf(r)
-	held, ok := h.byKey[key]
+func (r *refusals) check(request backends.Request, now time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := keyOf(request)
+	cached, ok := r.byKey[key]
 	switch {
 	case !ok:
 		return nil
-	case !now.Before(held.until):
-		delete(h.byKey, key)
+	case !now.Before(cached.until):
+		delete(r.byKey, key)
 		return nil
 	}
-	return fmt.Errorf("%w (refused a while ago; not asked again for %v)", held.err, held.until.Sub(now).Round(time.Second))
+	return fmt.Errorf("%w (refused a while ago; not asked again for %v)", cached.err, cached.until.Sub(now).Round(time.Second))
 }
 
 // add remembers a refusal.
-func (h *holds) add(r backends.Request, refusal *ResultError, err error, now time.Time) {
-	least := leastShort
-	if refusal.Code.long() {
-		least = leastLong
+func (r *refusals) add(request backends.Request, refusal *ResultError, err error, now time.Time) {
+	minimum := minShortRefusal
+	if refusal.Code.isLongLived() {
+		minimum = minLongRefusal
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.byKey == nil || len(h.byKey) >= maxHolds {
-		h.byKey = map[holdKey]hold{}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byKey == nil || len(r.byKey) >= maxRefusals {
+		r.byKey = map[refusalKey]cachedRefusal{}
 	}
-	h.byKey[keyOf(r)] = hold{now.Add(min(max(refusal.Lifetime, least), mostHold)), err}
+	r.byKey[keyOf(request)] = cachedRefusal{now.Add(min(max(refusal.Lifetime, minimum), maxRefusal)), err}
 }
 
-// forget drops all refusals: the server has changed.
-func (h *holds) forget() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.byKey = nil
+// clear drops all refusals: the server has changed.
+func (r *refusals) clear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.byKey = nil
 }
 
-// long reports whether the standard has the code last long (RFC 6887, section 7.4).
-func (c ResultCode) long() bool {
+// isLongLived reports whether the standard has the code last isLongLived (RFC 6887, section 7.4).
+func (c ResultCode) isLongLived() bool {
 	switch c {
 	case NetworkFailure, NoResources, UserExceededQuota, CannotProvideExternal:
 		return false

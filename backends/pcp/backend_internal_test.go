@@ -10,7 +10,7 @@ import (
 )
 
 // How long a refusal holds: as the server says, within bounds.
-func TestHolds(t *testing.T) {
+func TestRefusalCache(t *testing.T) {
 	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.0.2.1:80")}
 	for name, test := range map[string]struct {
 		code     ResultCode
@@ -23,31 +23,31 @@ func TestHolds(t *testing.T) {
 		"short":              {NoResources, time.Minute, time.Minute},
 		"absurd":             {NoResources, backends.Forever, 30 * time.Minute},
 	} {
-		var h holds
+		var cache refusals
 		now, failure := time.Now(), errors.New("refused")
-		h.add(r, &ResultError{Code: test.code, Lifetime: test.lifetime}, failure, now)
-		if err := h.check(r, now.Add(test.want-time.Second)); !errors.Is(err, failure) {
+		cache.add(r, &ResultError{Code: test.code, Lifetime: test.lifetime}, failure, now)
+		if err := cache.check(r, now.Add(test.want-time.Second)); !errors.Is(err, failure) {
 			t.Errorf("%s: %v a second before %v", name, err, test.want)
 		}
 		other := r
 		other.External = netip.AddrPortFrom(netip.Addr{}, 81)
-		if err := h.check(other, now); err != nil {
+		if err := cache.check(other, now); err != nil {
 			t.Errorf("%s: another request: %v", name, err)
 		}
-		if err := h.check(r, now.Add(test.want)); err != nil {
+		if err := cache.check(r, now.Add(test.want)); err != nil {
 			t.Errorf("%s: %v after %v", name, err, test.want)
 		}
 	}
-	var h holds
-	for i := range 10 * maxHolds {
+	var cache refusals
+	for i := range 10 * maxRefusals {
 		r.External = netip.AddrPortFrom(netip.Addr{}, uint16(i))
-		h.add(r, &ResultError{Code: NoResources}, errors.New("refused"), time.Now())
+		cache.add(r, &ResultError{Code: NoResources}, errors.New("refused"), time.Now())
 	}
-	if len(h.byKey) > maxHolds {
-		t.Errorf("%d refusals remembered", len(h.byKey))
+	if len(cache.byKey) > maxRefusals {
+		t.Errorf("%d refusals remembered", len(cache.byKey))
 	}
-	h.forget()
-	if err := h.check(r, time.Now()); err != nil {
+	cache.clear()
+	if err := cache.check(r, time.Now()); err != nil {
 		t.Errorf("after forget: %v", err)
 	}
 }

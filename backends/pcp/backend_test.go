@@ -24,7 +24,7 @@ func TestContract(t *testing.T) {
 
 // A request that got no answer may have been granted, and a strict server has
 // nobody else renew that: the next request for the same is the same mapping's.
-func TestUnanswered(t *testing.T) {
+func TestMapAfterLostReply(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
@@ -53,7 +53,7 @@ func TestUnanswered(t *testing.T) {
 
 // What admits one peer is not renewed as what admits everybody: the peer's filter
 // would stay.
-func TestUnansweredPeer(t *testing.T) {
+func TestRemoteFilterNotRenewed(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
@@ -82,39 +82,39 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(code.String(), func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
-			refuses(gw, code, 90*time.Second)
+			injectRefusals(gw, code, 90*time.Second)
 			b := open(t, pcp.Config{Gateway: gw.Addr(), Transmissions: 3}) // one that makes no sense has to insist
-			_, err := b.Map(t.Context(), web)
+			_, err := b.Map(t.Context(), webRequest)
 			var refusal *pcp.ResultError
 			if !errors.Is(err, kind) || !errors.As(err, &refusal) || refusal.Code != code || refusal.Lifetime != 90*time.Second {
 				t.Fatalf("Map: %v, want %v", err, kind)
 			}
-			asked := len(gw.Requests())
-			if _, err := b.Map(t.Context(), web); !errors.Is(err, kind) {
+			sent := len(gw.Requests())
+			if _, err := b.Map(t.Context(), webRequest); !errors.Is(err, kind) {
 				t.Errorf("again: %v, want %v", err, kind)
 			}
-			if n := len(gw.Requests()); n != asked {
-				t.Errorf("the same request was sent again, %d times", n-asked)
+			if n := len(gw.Requests()); n != sent {
+				t.Errorf("the same request was sent again, %d times", n-sent)
 			}
-			other := web
+			other := webRequest
 			other.Internal = netip.AddrPortFrom(netip.Addr{}, 9090)
-			if _, err := b.Map(t.Context(), other); !errors.Is(err, kind) || len(gw.Requests()) == asked {
-				t.Errorf("another request: %v, sent %d", err, len(gw.Requests())-asked)
+			if _, err := b.Map(t.Context(), other); !errors.Is(err, kind) || len(gw.Requests()) == sent {
+				t.Errorf("another request: %v, sent %d", err, len(gw.Requests())-sent)
 			}
 		})
 	}
 }
 
-func TestOptionsOnTheWire(t *testing.T) {
+func TestRequestOptions(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Drop: true})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
-	r := web
+	r := webRequest
 	r.Internal = netip.MustParseAddrPort("192.0.2.9:8080")
 	r.External = netip.AddrPortFrom(netip.Addr{}, 80)
 	r.Remote, r.Exact, r.Description = netip.MustParseAddrPort("198.51.100.7:99"), true, "web\x00 server"
 	_, _ = b.Map(t.Context(), r)
-	got := last(t, gw).Options
+	got := lastMapRequest(t, gw).Options
 	if got.ThirdParty != r.Internal.Addr() || !got.PreferFailure || got.Description != "web? server" {
 		t.Errorf("options %+v", got)
 	}
@@ -125,7 +125,7 @@ func TestOptionsOnTheWire(t *testing.T) {
 	_, _ = b.Renew(t.Context(), backends.Mapping{
 		Protocol: r.Protocol, Internal: r.Internal, External: r.External, Remote: r.Remote, Token: backends.NewToken(make([]byte, 12)),
 	}, r)
-	if f := last(t, gw).Options.Filters; !slices.Equal(f, want) {
+	if f := lastMapRequest(t, gw).Options.Filters; !slices.Equal(f, want) {
 		t.Errorf("filters of a renewal %v", f)
 	}
 }
@@ -141,7 +141,7 @@ func TestDescriptionRefused(t *testing.T) {
 		Result: int(pcp.UnsupportedOption),
 	})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
-	r := web
+	r := webRequest
 	r.Description = "a web server"
 	for _, port := range []uint16{8080, 8081} {
 		r.Internal = netip.AddrPortFrom(netip.Addr{}, port)
@@ -156,22 +156,22 @@ func TestDescriptionRefused(t *testing.T) {
 
 // A server that puts its own address into a refusal shows why.
 func TestPrivateWAN(t *testing.T) {
-	for own, text := range map[string]string{"10.66.66.1": "behind another router", "100.64.0.1": "behind the provider's NAT"} {
+	for gatewayAddr, text := range map[string]string{"10.66.66.1": "behind another router", "100.64.0.1": "behind the provider's NAT"} {
 		gw := start(t, gatewaytest.Config{})
-		replies(gw, func(request []byte) [][]byte {
+		injectReplies(gw, func(request []byte) [][]byte {
 			r, err := pcp.ParseMapRequest(request)
 			if err != nil {
 				return nil
 			}
 			b, _ := pcp.MapResponse{
 				Result: pcp.NoResources, Lifetime: 30 * time.Second, Nonce: r.Nonce, Protocol: r.Protocol,
-				InternalPort: r.InternalPort, External: netip.MustParseAddr(own),
+				InternalPort: r.InternalPort, External: netip.MustParseAddr(gatewayAddr),
 			}.MarshalBinary()
 			return [][]byte{b}
 		})
-		_, err := open(t, pcp.Config{Gateway: gw.Addr()}).Map(t.Context(), web)
-		if !errors.Is(err, backends.ErrPrivateWAN) || !strings.Contains(err.Error(), text) || !strings.Contains(err.Error(), own) {
-			t.Errorf("%s: %v", own, err)
+		_, err := open(t, pcp.Config{Gateway: gw.Addr()}).Map(t.Context(), webRequest)
+		if !errors.Is(err, backends.ErrPrivateWAN) || !strings.Contains(err.Error(), text) || !strings.Contains(err.Error(), gatewayAddr) {
+			t.Errorf("%s: %v", gatewayAddr, err)
 		}
 	}
 }
@@ -200,7 +200,7 @@ func TestFiltersCleared(t *testing.T) {
 		peer    string
 		filters int
 	}{{"45.45.45.7:0", 1}, {"45.45.45.8:0", 1}, {"", 0}} {
-		r := web
+		r := webRequest
 		if step.peer != "" {
 			r.Remote = netip.MustParseAddrPort(step.peer)
 		}
@@ -227,7 +227,7 @@ func TestLateRefusal(t *testing.T) {
 		return slices.Repeat([][]byte{b}, 8) // to the first request's repetitions
 	}})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
-	r := web
+	r := webRequest
 	r.Description = "a server"
 	if m, err := b.Map(t.Context(), r); err != nil || len(gw.Table()) != 1 {
 		t.Errorf("Map: %v, %v", m, err)
@@ -236,22 +236,22 @@ func TestLateRefusal(t *testing.T) {
 
 // A server that answers deletions with the time that is left means it, if it
 // says it often.
-func TestShortened(t *testing.T) {
+func TestUnmapShortensLifetime(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b, err := pcp.New(pcp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = b.Close() }()
-	m, err := b.Map(t.Context(), web)
+	m, err := b.Map(t.Context(), webRequest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	replies(gw, func(request []byte) [][]byte {
-		left, _ := pcp.MapResponse{
+	injectReplies(gw, func(request []byte) [][]byte {
+		response, _ := pcp.MapResponse{
 			Lifetime: 4 * time.Minute, Nonce: pcp.Nonce(m.Token.Bytes()), Protocol: m.Protocol, InternalPort: m.Internal.Port(),
 		}.MarshalBinary()
-		return [][]byte{left}
+		return [][]byte{response}
 	})
 	if err := b.Unmap(t.Context(), m); err != nil {
 		t.Errorf("Unmap: %v", err)
@@ -259,14 +259,14 @@ func TestShortened(t *testing.T) {
 }
 
 // A pinhole of ours that the server does not delete is shortened.
-func TestPinholeNotDeleted(t *testing.T) {
+func TestUnmapRefusedPinhole(t *testing.T) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[::1]:0")})
 	if err != nil {
 		t.Skipf("IPV6 NOT TESTED: %v", err)
 	}
 	defer gw.Close()
 	b := open(t, pcp.Config{Gateway: gw.Addr6()})
-	m, err := b.Map(t.Context(), web)
+	m, err := b.Map(t.Context(), webRequest)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +276,7 @@ func TestPinholeNotDeleted(t *testing.T) {
 	if err := b.Unmap(t.Context(), m); err != nil {
 		t.Errorf("Unmap: %v", err)
 	}
-	if r := last(t, gw); r.Lifetime != time.Second || string(r.Nonce[:]) != string(m.Token.Bytes()) {
+	if r := lastMapRequest(t, gw); r.Lifetime != time.Second || string(r.Nonce[:]) != string(m.Token.Bytes()) {
 		t.Errorf("asked for %v", r.Lifetime)
 	}
 	m.Token = backends.Token{}

@@ -26,7 +26,7 @@ const DefaultLifetime = 2 * time.Hour
 const (
 	DefaultFirstWait     = 3 * time.Second
 	DefaultTransmissions = 4
-	longestWait          = 1024 * time.Second
+	defaultLongestWait   = 1024 * time.Second
 )
 
 // Config says which server a Client talks to, and how.
@@ -109,24 +109,24 @@ func (c *Client) Announce(ctx context.Context) (AnnounceResponse, error) {
 	return c.announce(ctx, port5351.Transaction{}, c.config.FirstWait)
 }
 
-// quickWait is the first wait of a probe: the standard's three seconds are for
+// probeFirstWait is the first wait of a probe: the standard's three seconds are for
 // requests that nobody waits for.
-const quickWait = 250 * time.Millisecond
+const probeFirstWait = 250 * time.Millisecond
 
 // Probe is Announce out of turn, and with waits that begin at 250 ms. A server
 // that refuses the opcode speaks PCP, which Probe takes for a success.
 func (c *Client) Probe(ctx context.Context) error {
-	_, err := c.announce(ctx, port5351.Transaction{Probe: true}, quickWait)
+	_, err := c.announce(ctx, port5351.Transaction{Probe: true}, probeFirstWait)
 	if refusal := (*ResultError)(nil); errors.As(err, &refusal) {
 		return nil
 	}
 	return err
 }
 
-func (c *Client) announce(ctx context.Context, e port5351.Transaction, firstWait time.Duration) (AnnounceResponse, error) {
+func (c *Client) announce(ctx context.Context, tx port5351.Transaction, firstWait time.Duration) (AnnounceResponse, error) {
 	var resp AnnounceResponse
-	e.Match = func(b []byte) port5351.Match { return match(b, OpAnnounce, nil) }
-	reply, err := c.do(ctx, OpAnnounce, firstWait, e, func(local netip.Addr) ([]byte, error) {
+	tx.Match = func(b []byte) port5351.Match { return match(b, OpAnnounce, nil) }
+	reply, err := c.do(ctx, OpAnnounce, firstWait, tx, func(local netip.Addr) ([]byte, error) {
 		return AnnounceRequest{Client: local}.MarshalBinary()
 	})
 	if err != nil {
@@ -173,13 +173,13 @@ func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort ui
 // Peer asks for a mapping for connections to one peer, or for more of its
 // lifetime (RFC 6887, section 12). The zero Client and Nonce are as in Map.
 func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) {
-	r.Nonce = orRandom(r.Nonce)
+	r.Nonce = nonceOrRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	var resp PeerResponse
 	reply, err := c.do(ctx, OpPeer, c.config.FirstWait, port5351.Transaction{
 		Match: func(b []byte) port5351.Match { return match(b, OpPeer, &key) },
 	}, func(local netip.Addr) ([]byte, error) {
-		r.Client = either(r.Client, local)
+		r.Client = firstValid(r.Client, local)
 		return r.MarshalBinary()
 	})
 	if err == nil {
@@ -192,16 +192,16 @@ func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) 
 
 // mapPort returns the response to a request, which may be about everything.
 func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port5351.Reply, error) {
-	r.Nonce = orRandom(r.Nonce)
+	r.Nonce = nonceOrRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	client := r.Client
-	size := 0 // of the request
+	requestSize := 0 // of the request
 	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Transaction{
 		// A deletion may be answered with the time until an idle mapping goes
 		// (RFC 6887, section 15.1), but hardly ever is.
 		Match: port5351.RequireRepeats(
 			func(b []byte) port5351.Match {
-				if e, err := ParseErrorResponse(b); err == nil && size == mapSize && (e.Result == UnsupportedOption || e.Result == MalformedOption) {
+				if e, err := ParseErrorResponse(b); err == nil && requestSize == mapSize && (e.Result == UnsupportedOption || e.Result == MalformedOption) {
 					// About options that an earlier request had, and as often as that was
 					// sent: errors repeat them. This one has none.
 					return port5351.None
@@ -214,14 +214,14 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 				case err != nil:
 					return false
 				case resp.Result == UnsupportedOption || resp.Result == MalformedOption:
-					return len(b) != size // then it may be about other options
+					return len(b) != requestSize // then it may be about other options
 				}
 				return resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
 			}),
 	}, func(local netip.Addr) ([]byte, error) {
-		r.Client = either(client, local)
+		r.Client = firstValid(client, local)
 		request, err := r.MarshalBinary()
-		size = len(request)
+		requestSize = len(request)
 		return request, err
 	})
 	if err != nil {
@@ -241,29 +241,29 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 // do sends a request made for the local address, and returns a reply that is a
 // success of the opcode. A server that saw another address than the request
 // names is asked again, once, where ours has changed (RFC 6887, section 7.4).
-func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, e port5351.Transaction,
+func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx port5351.Transaction,
 	request func(local netip.Addr) ([]byte, error),
 ) (port5351.Reply, error) {
-	var before netip.Addr
+	var previous netip.Addr
 	for {
 		local, err := c.session.Local(ctx)
 		if err != nil {
-			return port5351.Reply{}, c.failed(ctx, op, err)
+			return port5351.Reply{}, c.wrapError(ctx, op, err)
 		}
-		if e.Request, err = request(local.WithZone("")); err != nil {
+		if tx.Request, err = request(local.WithZone("")); err != nil {
 			return port5351.Reply{}, err
 		}
-		e.Wait = c.schedule(firstWait)
-		reply, err := c.session.Do(ctx, e)
+		tx.Wait = c.schedule(firstWait)
+		reply, err := c.session.Do(ctx, tx)
 		if err != nil {
-			return reply, c.failed(ctx, op, err)
+			return reply, c.wrapError(ctx, op, err)
 		}
 		c.log.Debug("pcp request answered", "op", op, "gateway", c.config.Gateway, "took", reply.Received.Sub(reply.Sent))
-		err = c.check(op, reply)
+		err = c.checkReply(op, reply)
 		var refusal *ResultError
-		if errors.As(err, &refusal) && refusal.Code == AddressMismatch && !before.IsValid() {
-			before = local
-			if now := c.session.Redial(ctx); now.IsValid() && now != before {
+		if errors.As(err, &refusal) && refusal.Code == AddressMismatch && !previous.IsValid() {
+			previous = local
+			if current := c.session.Redial(ctx); current.IsValid() && current != previous {
 				continue
 			}
 		}
@@ -271,8 +271,8 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, e p
 	}
 }
 
-// failed says what was under way when a request got no answer.
-func (c *Client) failed(ctx context.Context, op Opcode, err error) error {
+// wrapError says what was under way when a request got no answer.
+func (c *Client) wrapError(ctx context.Context, op Opcode, err error) error {
 	c.log.Debug("pcp request failed", "op", op, "gateway", c.config.Gateway, "err", err)
 	if !errors.Is(err, net.ErrClosed) && ctx.Err() != nil {
 		err = fmt.Errorf("waiting for %v: %w", c.config.Gateway, err)
@@ -280,8 +280,8 @@ func (c *Client) failed(ctx context.Context, op Opcode, err error) error {
 	return fmt.Errorf("pcp: %w", err)
 }
 
-// check gives the epoch to the link, and makes what is no success a Go error.
-func (c *Client) check(op Opcode, reply port5351.Reply) error {
+// checkReply gives the epoch to the link, and makes what is no success a Go error.
+func (c *Client) checkReply(op Opcode, reply port5351.Reply) error {
 	r, err := ParseErrorResponse(reply.Datagram)
 	switch {
 	case err != nil:
@@ -309,7 +309,7 @@ func (c *Client) schedule(firstWait time.Duration) func(int) (time.Duration, boo
 		}
 		const tenth = 0.1
 		wait := time.Duration(float64(next) * (1 - tenth + 2*tenth*mathrand.Float64())) //nolint:gosec // no secret
-		next = min(2*wait, cmp.Or(c.config.LongestWait, longestWait))
+		next = min(2*wait, cmp.Or(c.config.LongestWait, defaultLongestWait))
 		return wait, true
 	}
 }
@@ -351,15 +351,15 @@ func match(b []byte, op Opcode, key *mappingKey) port5351.Match {
 	return port5351.Exact
 }
 
-// orRandom is the nonce, or a random one in the place of the zero value.
-func orRandom(n Nonce) Nonce {
+// nonceOrRandom is the nonce, or a random one in the place of the zero value.
+func nonceOrRandom(n Nonce) Nonce {
 	if n == (Nonce{}) {
 		_, _ = rand.Read(n[:]) // never fails
 	}
 	return n
 }
 
-func either(a, b netip.Addr) netip.Addr {
+func firstValid(a, b netip.Addr) netip.Addr {
 	if a.IsValid() {
 		return a
 	}

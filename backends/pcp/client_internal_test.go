@@ -17,7 +17,7 @@ func TestSchedule(t *testing.T) {
 		before := DefaultFirstWait / 2
 		for n := range 13 {
 			got, more := wait(n)
-			want := min(2*before, longestWait)
+			want := min(2*before, defaultLongestWait)
 			if !more || got < want*9/10 || got > want*11/10 {
 				t.Fatalf("wait %d is %v after %v", n, got, before)
 			}

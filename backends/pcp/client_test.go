@@ -27,8 +27,8 @@ func TestOtherVersions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
 			reply := unhex(test.reply)
-			replies(gw, func([]byte) [][]byte { return [][]byte{reply} })
-			_, err := open(t, pcp.Config{Gateway: gw.Addr()}).Map(t.Context(), web)
+			injectReplies(gw, func([]byte) [][]byte { return [][]byte{reply} })
+			_, err := open(t, pcp.Config{Gateway: gw.Addr()}).Map(t.Context(), webRequest)
 			var version *pcp.VersionError
 			if !errors.Is(err, backends.ErrUnsupported) || !errors.As(err, &version) || version.Version != test.version {
 				t.Errorf("Map: %v, want version %d", err, test.version)
@@ -38,29 +38,29 @@ func TestOtherVersions(t *testing.T) {
 }
 
 // A datagram that is not the answer does not end the wait for the answer.
-func TestIgnored(t *testing.T) {
-	spoil := func(at int, with byte) func([]byte) []byte {
+func TestIgnoredDatagrams(t *testing.T) {
+	setByte := func(at int, with byte) func([]byte) []byte {
 		return func(b []byte) []byte { b[at] = with; return b }
 	}
 	for name, change := range map[string]func([]byte) []byte{
-		"another nonce":         spoil(24, 0xff),
-		"another protocol":      spoil(36, 17),
-		"another internal port": spoil(41, 0xff),
-		"another opcode":        spoil(1, 0x82),
-		"a request":             spoil(1, 0x01),
-		"another version":       spoil(0, 3),
+		"another nonce":         setByte(24, 0xff),
+		"another protocol":      setByte(36, 17),
+		"another internal port": setByte(41, 0xff),
+		"another opcode":        setByte(1, 0x82),
+		"a request":             setByte(1, 0x01),
+		"another version":       setByte(0, 3),
 		"an odd size":           func(b []byte) []byte { return append(b, 0) },
 		"cut short":             func(b []byte) []byte { return b[:56] },
-		"our version refused":   spoil(3, 1),
+		"our version refused":   setByte(3, 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
-			replies(gw, func(request []byte) [][]byte {
+			injectReplies(gw, func(request []byte) [][]byte {
 				r, err := pcp.ParseMapRequest(request)
 				if err != nil {
 					return nil
 				}
-				answer := func(port uint16) []byte {
+				response := func(port uint16) []byte {
 					b, err := pcp.MapResponse{
 						Lifetime: r.Lifetime, Nonce: r.Nonce, Protocol: r.Protocol, InternalPort: r.InternalPort,
 						ExternalPort: port, External: gw.External(),
@@ -70,9 +70,9 @@ func TestIgnored(t *testing.T) {
 					}
 					return b
 				}
-				return [][]byte{change(answer(6666)), answer(7777)}
+				return [][]byte{change(response(6666)), response(7777)}
 			})
-			m, err := open(t, pcp.Config{Gateway: gw.Addr()}).Map(t.Context(), web)
+			m, err := open(t, pcp.Config{Gateway: gw.Addr()}).Map(t.Context(), webRequest)
 			if err != nil || m.External.Port() != 7777 {
 				t.Errorf("Map: %v, %v", m.External, err)
 			}
@@ -124,27 +124,27 @@ func TestMapAll(t *testing.T) {
 			t.Errorf("MapAll with lifetime 0: %v; the gateway has %v", err, gw.Table())
 		}
 	}
-	plain := open(t, pcp.Config{Gateway: start(t, gatewaytest.Config{}).Addr()}).Client()
-	if r, err := plain.MapAll(t.Context(), backends.TCP, time.Hour, pcp.Nonce{}); !errors.Is(err, backends.ErrUnsupported) {
+	withoutAllPorts := open(t, pcp.Config{Gateway: start(t, gatewaytest.Config{}).Addr()}).Client()
+	if r, err := withoutAllPorts.MapAll(t.Context(), backends.TCP, time.Hour, pcp.Nonce{}); !errors.Is(err, backends.ErrUnsupported) {
 		t.Errorf("a server that does not allow it: %+v, %v", r, err)
 	}
 }
 
 // The late answer to a mapping request is not taken for that to the deletion,
 // which is sent again.
-func TestLateAnswer(t *testing.T) {
+func TestLateReply(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
-	m, err := b.Map(t.Context(), web)
+	m, err := b.Map(t.Context(), webRequest)
 	if err != nil {
 		t.Fatal(err)
 	}
 	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
-		late, _ := pcp.MapResponse{
+		lateReply, _ := pcp.MapResponse{
 			Lifetime: time.Hour, Nonce: pcp.Nonce(m.Token.Bytes()), Protocol: m.Protocol, InternalPort: m.Internal.Port(),
 			ExternalPort: m.External.Port(), External: m.External.Addr(),
 		}.MarshalBinary()
-		return [][]byte{late}
+		return [][]byte{lateReply}
 	}})
 	if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
@@ -154,7 +154,7 @@ func TestLateAnswer(t *testing.T) {
 // A refusal of options counts where there are some.
 func TestOptionRefused(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
-	refuses(gw, pcp.UnsupportedOption, time.Minute)
+	injectRefusals(gw, pcp.UnsupportedOption, time.Minute)
 	c, err := pcp.NewClient(pcp.Config{Gateway: gw.Addr(), FirstWait: 200 * time.Millisecond, Transmissions: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +174,7 @@ func TestOptionRefused(t *testing.T) {
 // A server that saw another address than the request names is asked once. A
 // second request from the same address would get the same answer.
 func TestAddressMismatch(t *testing.T) {
-	for name, ask := range map[string]func(context.Context, *pcp.Client) error{
+	for name, request := range map[string]func(context.Context, *pcp.Client) error{
 		"announce": func(ctx context.Context, c *pcp.Client) error {
 			_, err := c.Announce(ctx)
 			return err
@@ -192,7 +192,7 @@ func TestAddressMismatch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
-			refuses(gw, pcp.AddressMismatch, time.Minute)
+			injectRefusals(gw, pcp.AddressMismatch, time.Minute)
 			// With an hour to wait, no request is a retransmission.
 			c, err := pcp.NewClient(pcp.Config{Gateway: gw.Addr(), FirstWait: time.Hour})
 			if err != nil {
@@ -200,7 +200,7 @@ func TestAddressMismatch(t *testing.T) {
 			}
 			defer func() { _ = c.Close() }()
 			var refusal *pcp.ResultError
-			if err := ask(t.Context(), c); !errors.As(err, &refusal) || refusal.Code != pcp.AddressMismatch {
+			if err := request(t.Context(), c); !errors.As(err, &refusal) || refusal.Code != pcp.AddressMismatch {
 				t.Errorf("%v, want the refusal", err)
 			}
 			if n := len(gw.Requests()); n != 1 {

@@ -23,10 +23,10 @@ func seed(f *testing.F) {
 		f.Add(b)
 		f.Add(b[:len(b)-1])
 	}
-	for _, tt := range refused {
+	for _, tt := range refusedRequests {
 		f.Add(unhex(tt.bytes))
 	}
-	for _, tt := range foreign {
+	for _, tt := range foreignMessages {
 		f.Add(unhex(tt.bytes))
 	}
 	f.Add(append(vector("renewal"), unhex(optThird+optPrefer+optFilter+"80000003 61626300"+optUnknown)...))
@@ -110,18 +110,18 @@ func FuzzRefuse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, name := range []string{"announce request", "map request", "peer request"} {
 			_, err := parsers[name](b)
-			var fault *pcp.RequestError
-			if !errors.As(err, &fault) {
+			var requestErr *pcp.RequestError
+			if !errors.As(err, &requestErr) {
 				continue
 			}
-			refusal, err := pcp.AppendErrorResponse(nil, b, fault.Code, halfHour, epoch)
+			refusal, err := pcp.AppendErrorResponse(nil, b, requestErr.Code, halfHour, epoch)
 			if err != nil || len(refusal) < 24 || len(refusal) > pcp.MaxMessage || len(refusal)%4 != 0 {
 				t.Fatalf("%s: %x, %v", name, refusal, err)
 			}
 			got, err := pcp.ParseErrorResponse(refusal)
 			want := pcp.ErrorResponse{
 				Version: pcp.Version, Opcode: pcp.Opcode(b[1]) | pcp.OpResponse,
-				Result: fault.Code, Lifetime: halfHour, Epoch: epoch,
+				Result: requestErr.Code, Lifetime: halfHour, Epoch: epoch,
 			}
 			if err != nil || got != want {
 				t.Fatalf("%s: %+v, %v; want %+v", name, got, err, want)

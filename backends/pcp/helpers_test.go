@@ -41,14 +41,14 @@ func open(t *testing.T, config pcp.Config) *pcp.Backend {
 	return b
 }
 
-// replies answers every request with what f makes of it.
-func replies(gw *gatewaytest.Gateway, f func(request []byte) [][]byte) {
+// injectReplies answers every request with what f makes of it.
+func injectReplies(gw *gatewaytest.Gateway, f func(request []byte) [][]byte) {
 	gw.Inject(gatewaytest.Fault{Reply: f})
 }
 
-// refuses answers every request with a result.
-func refuses(gw *gatewaytest.Gateway, code pcp.ResultCode, lifetime time.Duration) {
-	replies(gw, func(request []byte) [][]byte {
+// injectRefusals answers every request with a result.
+func injectRefusals(gw *gatewaytest.Gateway, code pcp.ResultCode, lifetime time.Duration) {
+	injectReplies(gw, func(request []byte) [][]byte {
 		b, err := pcp.AppendErrorResponse(nil, request, code, lifetime, time.Hour)
 		if err != nil {
 			return nil
@@ -57,13 +57,13 @@ func refuses(gw *gatewaytest.Gateway, code pcp.ResultCode, lifetime time.Duratio
 	})
 }
 
-var web = backends.Request{Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), Lifetime: time.Hour}
+var webRequest = backends.Request{Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), Lifetime: time.Hour}
 
-// last returns the last MAP request that the gateway saw.
-func last(t *testing.T, gw *gatewaytest.Gateway) pcp.MapRequest {
+// lastMapRequest returns the lastMapRequest MAP request that the gateway saw.
+func lastMapRequest(t *testing.T, gw *gatewaytest.Gateway) pcp.MapRequest {
 	t.Helper()
-	all := gw.Requests()
-	r, err := pcp.ParseMapRequest(all[len(all)-1].Raw)
+	requests := gw.Requests()
+	r, err := pcp.ParseMapRequest(requests[len(requests)-1].Raw)
 	if err != nil {
 		t.Fatal(err)
 	}

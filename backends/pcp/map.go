@@ -40,11 +40,11 @@ type MapRequest struct {
 // AppendBinary appends the message to b. It fails with ErrInvalid for what a
 // server would call malformed, and for a message of more than MaxMessage bytes.
 func (r MapRequest) AppendBinary(b []byte) ([]byte, error) {
-	if err := checkAppend(r.Client, &r.Options, mapSize, OpMap, r.fault()); err != nil {
+	if err := checkAppend(r.Client, &r.Options, mapSize, OpMap, r.validate()); err != nil {
 		return b, err
 	}
 	b = appendRequestHeader(b, OpMap, r.Lifetime, r.Client)
-	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestion(r.External, r.Client))
+	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestedAddr(r.External, r.Client))
 	return r.Options.append(b), nil
 }
 
@@ -59,7 +59,7 @@ func ParseMapRequest(b []byte) (MapRequest, error) {
 	if err := checkRequest(b, mapSize, OpMap); err != nil {
 		return MapRequest{}, err
 	}
-	options, err := parseOptions(b[mapSize:], OpMap)
+	options, err := parseRequestOptions(b[mapSize:], OpMap)
 	if err != nil {
 		return MapRequest{}, err
 	}
@@ -73,19 +73,19 @@ func ParseMapRequest(b []byte) (MapRequest, error) {
 		External:     parseAddr(b[44:]),
 		Options:      options,
 	}
-	if fault := r.fault(); fault != nil {
-		return MapRequest{}, fault
+	if invalid := r.validate(); invalid != nil {
+		return MapRequest{}, invalid
 	}
 	return r, nil
 }
 
-// fault returns why every server has to refuse the request, or nil (RFC 6887,
+// validate returns why every server has to refuse the request, or nil (RFC 6887,
 // sections 11.3 and 13).
-func (r *MapRequest) fault() *RequestError {
+func (r *MapRequest) validate() *RequestError {
 	switch {
 	case r.Protocol == 0 && r.InternalPort != 0:
 		return &RequestError{Code: MalformedRequest, Reason: "a port of all protocols"}
-	case r.Options.ThirdParty.IsValid() && plain(r.Options.ThirdParty) == plain(r.Client):
+	case r.Options.ThirdParty.IsValid() && canonicalAddr(r.Options.ThirdParty) == canonicalAddr(r.Client):
 		return &RequestError{Code: MalformedRequest, Reason: "the third party is the client"}
 	case r.Options.PreferFailure && (r.ExternalPort == 0 || r.Lifetime <= 0):
 		return &RequestError{Code: MalformedOption, Reason: "prefer failure without an external port and a lifetime"}
@@ -125,7 +125,7 @@ func (r MapResponse) AppendBinary(b []byte) ([]byte, error) {
 		return b, err
 	}
 	b = appendResponseHeader(b, Version, OpMap|OpResponse, r.Result, r.Lifetime, r.Epoch)
-	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestion(r.External, netip.Addr{}))
+	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestedAddr(r.External, netip.Addr{}))
 	return r.Options.append(b), nil
 }
 
@@ -147,7 +147,7 @@ func ParseMapResponse(b []byte) (MapResponse, error) {
 		InternalPort: binary.BigEndian.Uint16(b[40:]),
 		ExternalPort: binary.BigEndian.Uint16(b[42:]),
 		External:     parseAddr(b[44:]),
-		Options:      skimOptions(b[mapSize:], OpMap),
+		Options:      parseResponseOptions(b[mapSize:], OpMap),
 	}, nil
 }
 

@@ -161,15 +161,15 @@ func appendAddr(b []byte, addr netip.Addr) []byte {
 // parseAddr is the inverse of appendAddr.
 func parseAddr(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b[:16])).Unmap() }
 
-// plain is the address as parseAddr would read it.
-func plain(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
+// canonicalAddr is the address as parseAddr would read it.
+func canonicalAddr(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
 
-// suggestion is the address on the wire for a wish: with none, the family's
+// suggestedAddr is the address on the wire for a wish: with none, the family's
 // unspecified address (RFC 6887, section 5).
-func suggestion(wish, family netip.Addr) netip.Addr {
+func suggestedAddr(requested, family netip.Addr) netip.Addr {
 	switch {
-	case wish.IsValid():
-		return wish
+	case requested.IsValid():
+		return requested
 	case family.Unmap().Is6():
 		return netip.IPv6Unspecified()
 	}
@@ -248,11 +248,11 @@ func ParseErrorResponse(b []byte) (ErrorResponse, error) {
 		return ErrorResponse{}, io.ErrUnexpectedEOF
 	}
 	r := ErrorResponse{Version: b[0], Opcode: Opcode(b[1]), Result: ResultCode(b[3])}
-	legacy := r.Version == 0
-	if r.Opcode&OpResponse == 0 && (!legacy || r.Opcode != 0) {
+	isNATPMP := r.Version == 0
+	if r.Opcode&OpResponse == 0 && (!isNATPMP || r.Opcode != 0) {
 		return ErrorResponse{}, fmt.Errorf("pcp: %w: %v where a response was expected", backends.ErrMalformed, r.Opcode)
 	}
-	if r.Version != Version && r.Result != UnsupportedVersion || legacy && b[2] != 0 {
+	if r.Version != Version && r.Result != UnsupportedVersion || isNATPMP && b[2] != 0 {
 		return ErrorResponse{}, fmt.Errorf("pcp: %w: a response of version %d", backends.ErrMalformed, r.Version)
 	}
 	if r.Result != UnsupportedVersion && len(b) >= headerSize {
@@ -260,7 +260,7 @@ func ParseErrorResponse(b []byte) (ErrorResponse, error) {
 			return ErrorResponse{}, err
 		}
 	}
-	if !legacy && len(b) >= headerSize {
+	if !isNATPMP && len(b) >= headerSize {
 		r.Lifetime, r.Epoch = duration(b[4:]), epochDuration(b[8:])
 	}
 	return r, nil
@@ -297,15 +297,15 @@ func AppendErrorResponse(b, request []byte, code ResultCode, lifetime, epoch tim
 	for n := tail + len(rest); n < size || n%4 != 0; n++ {
 		b = append(b, 0)
 	}
-	if !code.unread() {
+	if !code.keepsClientAddr() {
 		clear(b[start : start+headerSize-tail])
 	}
 	return b, nil
 }
 
-// unread reports whether a server answers the code to a request that it did
+// keepsClientAddr reports whether a server answers the code to a request that it did
 // not read to its end.
-func (c ResultCode) unread() bool {
+func (c ResultCode) keepsClientAddr() bool {
 	switch c {
 	case UnsupportedVersion, UnsupportedOpcode, MalformedRequest, AddressMismatch:
 		return true

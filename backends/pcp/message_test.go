@@ -31,30 +31,30 @@ var parsers = map[string]func([]byte) (any, error){
 }
 
 const (
-	epoch    = 1234 * time.Second
-	twoHrs   = 2 * time.Hour
-	halfHour = 30 * time.Minute
-	soon     = 30 * time.Second
+	epoch      = 1234 * time.Second
+	twoHours   = 2 * time.Hour
+	halfHour   = 30 * time.Minute
+	halfMinute = 30 * time.Second
 )
 
 var (
-	nonce    = pcp.Nonce([]byte("\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b"))
-	other    = pcp.Nonce([]byte("\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab"))
-	client4  = netip.MustParseAddr("192.168.1.10")
-	client6  = netip.MustParseAddr("2001:db8:1:2::10")
-	third    = netip.MustParseAddr("192.168.1.20")
-	external = netip.MustParseAddr("203.0.113.7")
-	any4     = netip.IPv4Unspecified()
-	any6     = netip.IPv6Unspecified()
-	remote   = netip.MustParseAddrPort("198.51.100.9:3478")
-	subnet   = netip.MustParsePrefix("198.51.100.0/24")
+	nonce        = pcp.Nonce([]byte("\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b"))
+	otherNonce   = pcp.Nonce([]byte("\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab"))
+	client4      = netip.MustParseAddr("192.168.1.10")
+	client6      = netip.MustParseAddr("2001:db8:1:2::10")
+	thirdParty   = netip.MustParseAddr("192.168.1.20")
+	external     = netip.MustParseAddr("203.0.113.7")
+	unspecified4 = netip.IPv4Unspecified()
+	unspecified6 = netip.IPv6Unspecified()
+	remote       = netip.MustParseAddrPort("198.51.100.9:3478")
+	subnet       = netip.MustParsePrefix("198.51.100.0/24")
 )
 
 // request is a MapRequest with what most vectors have in common.
-func request(lifetime time.Duration, p backends.Protocol, internal, wish uint16, set func(*pcp.MapRequest)) pcp.MapRequest {
+func request(lifetime time.Duration, p backends.Protocol, internal, requested uint16, set func(*pcp.MapRequest)) pcp.MapRequest {
 	r := pcp.MapRequest{
 		Client: client4, Lifetime: lifetime, Nonce: nonce, Protocol: p,
-		InternalPort: internal, ExternalPort: wish, External: any4,
+		InternalPort: internal, ExternalPort: requested, External: unspecified4,
 	}
 	if set != nil {
 		set(&r)
@@ -68,7 +68,7 @@ func response(
 ) pcp.MapResponse {
 	r := pcp.MapResponse{
 		Result: result, Lifetime: lifetime, Epoch: epoch, Nonce: nonce, Protocol: p,
-		InternalPort: internal, ExternalPort: port, External: any4,
+		InternalPort: internal, ExternalPort: port, External: unspecified4,
 	}
 	if set != nil {
 		set(&r)
@@ -83,19 +83,19 @@ var messages = []struct {
 	name, parser string
 	message      encoding.BinaryAppender
 }{
-	{"map udp", "map request", request(twoHrs, backends.UDP, 6881, 0, nil)},
+	{"map udp", "map request", request(twoHours, backends.UDP, 6881, 0, nil)},
 	{"mapped for less", "map", response(0, time.Hour, backends.UDP, 6881, 6881, func(r *pcp.MapResponse) { r.External = external })},
-	{"renewal", "map request", request(twoHrs, backends.UDP, 6881, 6881, func(r *pcp.MapRequest) { r.External = external })},
+	{"renewal", "map request", request(twoHours, backends.UDP, 6881, 6881, func(r *pcp.MapRequest) { r.External = external })},
 	{"delete", "map request", request(0, backends.UDP, 6881, 0, nil)},
 	{"deleted", "map", response(0, 0, backends.UDP, 6881, 0, nil)},
 	{"refused by policy", "map", response(pcp.NotAuthorized, halfHour, backends.UDP, 6881, 0, nil)},
 	{"refused, another nonce", "map", response(
 		pcp.NotAuthorized, 2345*time.Second, backends.UDP, 6881, 6881,
-		func(r *pcp.MapResponse) { r.Nonce, r.External = other, external },
+		func(r *pcp.MapResponse) { r.Nonce, r.External = otherNonce, external },
 	)},
-	{"out of resources", "map", response(pcp.NoResources, soon, backends.UDP, 6881, 0, nil)},
-	{"network failure", "map", response(pcp.NetworkFailure, soon, backends.UDP, 6881, 0, nil)},
-	{"quota exceeded", "map", response(pcp.UserExceededQuota, soon, backends.UDP, 6881, 0, nil)},
+	{"out of resources", "map", response(pcp.NoResources, halfMinute, backends.UDP, 6881, 0, nil)},
+	{"network failure", "map", response(pcp.NetworkFailure, halfMinute, backends.UDP, 6881, 0, nil)},
+	{"quota exceeded", "map", response(pcp.UserExceededQuota, halfMinute, backends.UDP, 6881, 0, nil)},
 	{"prefer failure", "map request", request(
 		time.Hour, backends.TCP, 80, 80,
 		func(r *pcp.MapRequest) { r.External, r.Options.PreferFailure = external, true },
@@ -118,15 +118,15 @@ var messages = []struct {
 	)},
 	{"third party", "map request", request(
 		time.Hour, backends.UDP, 5000, 0,
-		func(r *pcp.MapRequest) { r.Options.ThirdParty = third },
+		func(r *pcp.MapRequest) { r.Options.ThirdParty = thirdParty },
 	)},
 	{"third party, refused", "map", response(
 		pcp.UnsupportedOption, halfHour, backends.UDP, 5000, 0,
-		func(r *pcp.MapResponse) { r.Options.ThirdParty = third },
+		func(r *pcp.MapResponse) { r.Options.ThirdParty = thirdParty },
 	)},
 	{"third party, mapped", "map", response(
 		0, time.Hour, backends.UDP, 5000, 5000,
-		func(r *pcp.MapResponse) { r.External, r.Options.ThirdParty = external, third },
+		func(r *pcp.MapResponse) { r.External, r.Options.ThirdParty = external, thirdParty },
 	)},
 	{"port set, ignored", "map", response(
 		0, time.Hour, backends.UDP, 50000, 37056,
@@ -140,17 +140,17 @@ var messages = []struct {
 	{"announce", "announce", pcp.AnnounceResponse{Epoch: epoch}},
 	{"announcement after boot", "announce", pcp.AnnounceResponse{}},
 	{"map ipv6", "map request", request(
-		twoHrs, backends.TCP, 8333, 0,
-		func(r *pcp.MapRequest) { r.Client, r.External = client6, any6 },
+		twoHours, backends.TCP, 8333, 0,
+		func(r *pcp.MapRequest) { r.Client, r.External = client6, unspecified6 },
 	)},
 	{"mapped ipv6, as it is", "map", response(
-		0, twoHrs, backends.TCP, 8333, 8333,
+		0, twoHours, backends.TCP, 8333, 8333,
 		func(r *pcp.MapResponse) { r.External = client6 },
 	)},
-	{"map ipv4 to ipv6", "map request", request(twoHrs, backends.TCP, 8333, 0, func(r *pcp.MapRequest) { r.External = any6 })},
+	{"map ipv4 to ipv6", "map request", request(twoHours, backends.TCP, 8333, 0, func(r *pcp.MapRequest) { r.External = unspecified6 })},
 	{"peer?", "peer request", pcp.PeerRequest{
 		Client: client4, Lifetime: 10 * time.Minute, Nonce: nonce, Protocol: backends.UDP,
-		InternalPort: 40000, External: any4, Remote: remote,
+		InternalPort: 40000, External: unspecified4, Remote: remote,
 	}},
 	{"peer", "peer", pcp.PeerResponse{
 		Lifetime: 10 * time.Minute, Epoch: epoch, Nonce: nonce, Protocol: backends.UDP,
@@ -168,8 +168,8 @@ var messages = []struct {
 	)},
 }
 
-// readings are vectors that are written otherwise than they are read.
-var readings = []struct {
+// parseOnly are vectors that are written otherwise than they are read.
+var parseOnly = []struct {
 	name, parser string
 	want         any
 }{
@@ -201,9 +201,9 @@ func TestMessages(t *testing.T) {
 		if err != nil || string(got) != "before"+string(want) {
 			t.Errorf("%s: appended %x, %v; want %x", tt.name, got, err, want)
 		}
-		alone, err := tt.message.(encoding.BinaryMarshaler).MarshalBinary()
-		if err != nil || string(alone) != string(want) {
-			t.Errorf("%s: marshalled %x, %v; want %x", tt.name, alone, err, want)
+		marshalled, err := tt.message.(encoding.BinaryMarshaler).MarshalBinary()
+		if err != nil || string(marshalled) != string(want) {
+			t.Errorf("%s: marshalled %x, %v; want %x", tt.name, marshalled, err, want)
 		}
 		parsed, err := parsers[tt.parser](want)
 		if err != nil {
@@ -214,9 +214,9 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-func TestReadings(t *testing.T) {
+func TestParseOnly(t *testing.T) {
 	t.Parallel()
-	for _, tt := range readings {
+	for _, tt := range parseOnly {
 		got, err := parsers[tt.parser](vector(tt.name))
 		if err != nil {
 			t.Errorf("%s as %s: %v", tt.name, tt.parser, err)
@@ -233,13 +233,13 @@ func TestVectorsUsed(t *testing.T) {
 	for _, tt := range messages {
 		used[tt.name] = true
 	}
-	for _, tt := range readings {
+	for _, tt := range parseOnly {
 		used[tt.name] = true
 	}
-	for _, tt := range refused {
+	for _, tt := range refusedRequests {
 		used[tt.name] = true
 	}
-	for _, tt := range foreign {
+	for _, tt := range foreignMessages {
 		used[tt.name] = true
 	}
 	for name := range vectors {
@@ -250,7 +250,7 @@ func TestVectorsUsed(t *testing.T) {
 }
 
 // What a client has to ignore, or to take for another version.
-var foreign = []struct {
+var foreignMessages = []struct {
 	name, bytes, parser string
 	want                error
 }{
@@ -275,9 +275,9 @@ var foreign = []struct {
 	{"odd", vectors["mapped for less"] + "00", "error", backends.ErrMalformed},
 }
 
-func TestForeign(t *testing.T) {
+func TestForeignMessages(t *testing.T) {
 	t.Parallel()
-	for _, tt := range foreign {
+	for _, tt := range foreignMessages {
 		got, err := parsers[tt.parser](unhex(tt.bytes))
 		var version, want *pcp.VersionError
 		if errors.As(tt.want, &want) {
@@ -306,34 +306,34 @@ var (
 func TestPrefixes(t *testing.T) {
 	t.Parallel()
 	for vector, s := range vectors {
-		whole := unhex(s)
-		for n := range len(whole) + 1 {
+		message := unhex(s)
+		for n := range len(message) + 1 {
 			for parser, parse := range parsers {
-				got, err := parse(whole[:n:n])
-				var fault *pcp.RequestError
-				op, one := opcodes[parser]
-				where := fmt.Sprintf("%s of %d bytes as %s: %v, %v", vector, n, parser, got, err)
+				got, err := parse(message[:n:n])
+				var requestErr *pcp.RequestError
+				op, hasOpcode := opcodes[parser]
+				result := fmt.Sprintf("%s of %d bytes as %s: %v, %v", vector, n, parser, got, err)
 				switch {
 				case n < min(sizes[parser], 2):
 					if !errors.Is(err, io.ErrUnexpectedEOF) {
-						t.Errorf("%s; want an unexpected end", where)
+						t.Errorf("%s; want an unexpected end", result)
 					}
 				case err == nil:
-					if n < sizes[parser] || one && (whole[0] != 2 || op != whole[1] || n%4 != 0) {
-						t.Errorf("%s; want an error", where)
+					if n < sizes[parser] || hasOpcode && (message[0] != 2 || op != message[1] || n%4 != 0) {
+						t.Errorf("%s; want an error", result)
 					}
 				case errors.Is(err, io.ErrUnexpectedEOF):
 					if n >= sizes[parser] || strings.HasSuffix(parser, "request") && n >= 24 {
-						t.Errorf("%s; that is enough", where)
+						t.Errorf("%s; that is enough", result)
 					}
-				case errors.As(err, &fault):
-					if !strings.HasSuffix(parser, "request") || whole[1]&0x80 != 0 {
-						t.Errorf("%s; that is no request", where)
+				case errors.As(err, &requestErr):
+					if !strings.HasSuffix(parser, "request") || message[1]&0x80 != 0 {
+						t.Errorf("%s; that is no request", result)
 					}
 				case !errors.Is(err, backends.ErrMalformed):
-					t.Errorf("%s; want ErrMalformed", where)
-				case strings.HasSuffix(parser, "request") && whole[1]&0x80 == 0:
-					t.Errorf("%s; want a RequestError", where)
+					t.Errorf("%s; want ErrMalformed", result)
+				case strings.HasSuffix(parser, "request") && message[1]&0x80 == 0:
+					t.Errorf("%s; want a RequestError", result)
 				}
 			}
 		}
@@ -410,7 +410,7 @@ func TestAddresses(t *testing.T) {
 	t.Parallel()
 	const mapped4, none4, none6 = "00000000000000000000ffffc0a8010a", "00000000000000000000ffff00000000", "00000000000000000000000000000000"
 	for _, tt := range []struct {
-		client, wish, clientBytes, wishBytes string
+		client, requested, clientBytes, requestedBytes string
 	}{
 		{"192.168.1.10", "", mapped4, none4},
 		{"::ffff:192.168.1.10", "", mapped4, none4},
@@ -420,18 +420,18 @@ func TestAddresses(t *testing.T) {
 		{"2001:db8::1", "0.0.0.0", "20010db8000000000000000000000001", none4},
 		{"2001:db8::1", "192.168.1.10", "20010db8000000000000000000000001", mapped4},
 	} {
-		var wish netip.Addr
-		if tt.wish != "" {
-			wish = netip.MustParseAddr(tt.wish)
+		var requested netip.Addr
+		if tt.requested != "" {
+			requested = netip.MustParseAddr(tt.requested)
 		}
 		client := netip.MustParseAddr(tt.client)
-		b, err := pcp.MapRequest{Client: client, External: wish}.MarshalBinary()
-		if got := hex.EncodeToString(b); err != nil || got[16:48] != tt.clientBytes || got[88:] != tt.wishBytes {
-			t.Errorf("map for %s at %s: %s, %v", tt.client, tt.wish, got, err)
+		b, err := pcp.MapRequest{Client: client, External: requested}.MarshalBinary()
+		if got := hex.EncodeToString(b); err != nil || got[16:48] != tt.clientBytes || got[88:] != tt.requestedBytes {
+			t.Errorf("map for %s at %s: %s, %v", tt.client, tt.requested, got, err)
 		}
-		b, err = pcp.PeerRequest{Client: client, External: wish, Remote: remote}.MarshalBinary()
-		if got := hex.EncodeToString(b); err != nil || got[16:48] != tt.clientBytes || got[88:120] != tt.wishBytes {
-			t.Errorf("peer for %s at %s: %s, %v", tt.client, tt.wish, got, err)
+		b, err = pcp.PeerRequest{Client: client, External: requested, Remote: remote}.MarshalBinary()
+		if got := hex.EncodeToString(b); err != nil || got[16:48] != tt.clientBytes || got[88:120] != tt.requestedBytes {
+			t.Errorf("peer for %s at %s: %s, %v", tt.client, tt.requested, got, err)
 		}
 	}
 	b, err := pcp.MapResponse{}.MarshalBinary()
@@ -456,9 +456,9 @@ func TestAppendErrorResponse(t *testing.T) {
 	}{
 		{"refused by policy", vector("map udp"), halfHour},
 		{"refused, another nonce", set(vector("renewal"), 24, "a0a1a2a3 a4a5a6a7 a8a9aaab"), 2345 * time.Second},
-		{"out of resources", vector("map udp"), soon},
-		{"network failure", vector("map udp"), soon},
-		{"quota exceeded", vector("map udp"), soon},
+		{"out of resources", vector("map udp"), halfMinute},
+		{"network failure", vector("map udp"), halfMinute},
+		{"quota exceeded", vector("map udp"), halfMinute},
 		{"address mismatch", vector("map udp"), halfHour},
 		{"cannot provide", vector("prefer failure"), 2 * time.Minute},
 		{"prefer failure of no port, refused", vector("prefer failure of no port"), halfHour},
@@ -490,7 +490,7 @@ func TestAppendErrorResponseSizes(t *testing.T) {
 	}
 	for n := 2; n <= len(request); n++ {
 		for _, code := range []pcp.ResultCode{pcp.MalformedRequest, pcp.NoResources} {
-			b, err := pcp.AppendErrorResponse(nil, request[:n], code, soon, epoch)
+			b, err := pcp.AppendErrorResponse(nil, request[:n], code, halfMinute, epoch)
 			if want := min(max((n+3)/4*4, 24), pcp.MaxMessage); err != nil || len(b) != want {
 				t.Fatalf("%d bytes for a request of %d, %v; want %d", len(b), n, err, want)
 			}
@@ -514,7 +514,7 @@ func TestAppendErrorResponseSizes(t *testing.T) {
 		"a response": {"0281", pcp.MalformedRequest, backends.ErrInvalid},
 		"no error":   {"0201", pcp.Success, backends.ErrInvalid},
 	} {
-		b, err := pcp.AppendErrorResponse([]byte("before"), unhex(tt.request), tt.code, soon, epoch)
+		b, err := pcp.AppendErrorResponse([]byte("before"), unhex(tt.request), tt.code, halfMinute, epoch)
 		if !errors.Is(err, tt.want) || string(b) != "before" {
 			t.Errorf("%s: %x, %v; want %v", name, b, err, tt.want)
 		}
@@ -575,13 +575,13 @@ func TestAllocations(t *testing.T) {
 	buf := make([]byte, 0, pcp.MaxMessage)
 	announceRequest := pcp.AnnounceRequest{Client: client4}
 	announce := pcp.AnnounceResponse{Epoch: epoch}
-	mapRequest := request(twoHrs, backends.TCP, 1, 2, nil)
-	mapResponse := response(0, twoHrs, backends.UDP, 1, 2, nil)
-	peerRequest := pcp.PeerRequest{Client: client4, Lifetime: twoHrs, Protocol: backends.UDP, InternalPort: 1, Remote: remote}
-	peer := pcp.PeerResponse{Lifetime: twoHrs, Epoch: epoch, Protocol: backends.UDP, InternalPort: 1, Remote: remote}
-	failure := pcp.ErrorResponse{Version: pcp.Version, Opcode: pcp.OpResponse, Result: pcp.UnsupportedVersion, Epoch: epoch}
+	mapRequest := request(twoHours, backends.TCP, 1, 2, nil)
+	mapResponse := response(0, twoHours, backends.UDP, 1, 2, nil)
+	peerRequest := pcp.PeerRequest{Client: client4, Lifetime: twoHours, Protocol: backends.UDP, InternalPort: 1, Remote: remote}
+	peer := pcp.PeerResponse{Lifetime: twoHours, Epoch: epoch, Protocol: backends.UDP, InternalPort: 1, Remote: remote}
+	errorResponse := pcp.ErrorResponse{Version: pcp.Version, Opcode: pcp.OpResponse, Result: pcp.UnsupportedVersion, Epoch: epoch}
 	full := mapRequest
-	full.Options = pcp.Options{ThirdParty: third, PreferFailure: true, Filters: filters, Description: "go map"}
+	full.Options = pcp.Options{ThirdParty: thirdParty, PreferFailure: true, Filters: filters, Description: "go map"}
 	var (
 		announceRequestBytes = vector("announce?")
 		announceBytes        = vector("announce")
@@ -602,8 +602,8 @@ func TestAllocations(t *testing.T) {
 		"MapResponse.AppendBinary":         func() { _, err = mapResponse.AppendBinary(buf) },
 		"PeerRequest.AppendBinary":         func() { _, err = peerRequest.AppendBinary(buf) },
 		"PeerResponse.AppendBinary":        func() { _, err = peer.AppendBinary(buf) },
-		"ErrorResponse.AppendBinary":       func() { _, err = failure.AppendBinary(buf) },
-		"AppendErrorResponse":              func() { _, err = pcp.AppendErrorResponse(buf, mapRequestBytes, 3, soon, epoch) },
+		"ErrorResponse.AppendBinary":       func() { _, err = errorResponse.AppendBinary(buf) },
+		"AppendErrorResponse":              func() { _, err = pcp.AppendErrorResponse(buf, mapRequestBytes, 3, halfMinute, epoch) },
 		"ParseHeader":                      func() { _, err = pcp.ParseHeader(mapBytes) },
 		"ParseAnnounceRequest":             func() { _, err = pcp.ParseAnnounceRequest(announceRequestBytes) },
 		"ParseAnnounceResponse":            func() { _, err = pcp.ParseAnnounceResponse(announceBytes) },

@@ -64,24 +64,24 @@ func TestNonceHidden(t *testing.T) {
 func TestNonce(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
-	m, err := b.Map(t.Context(), web)
+	m, err := b.Map(t.Context(), webRequest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := last(t, gw)
-	if string(made.Nonce[:]) != string(m.Token.Bytes()) || made.Nonce == (pcp.Nonce{}) {
+	created := lastMapRequest(t, gw)
+	if string(created.Nonce[:]) != string(m.Token.Bytes()) || created.Nonce == (pcp.Nonce{}) {
 		t.Error("the token is not the nonce")
 	}
-	if _, err := b.Renew(t.Context(), m, web); err != nil {
+	if _, err := b.Renew(t.Context(), m, webRequest); err != nil {
 		t.Fatal(err)
 	}
-	if r := last(t, gw); r.Nonce != made.Nonce || r.External != m.External.Addr() || r.ExternalPort != m.External.Port() {
+	if r := lastMapRequest(t, gw); r.Nonce != created.Nonce || r.External != m.External.Addr() || r.ExternalPort != m.External.Port() {
 		t.Errorf("renewal wishes for %v:%d, has %v", r.External, r.ExternalPort, m.External)
 	}
 	if err := b.Unmap(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
-	if r := last(t, gw); r.Nonce != made.Nonce || r.Lifetime != 0 || r.ExternalPort != 0 || !r.External.IsUnspecified() {
+	if r := lastMapRequest(t, gw); r.Nonce != created.Nonce || r.Lifetime != 0 || r.ExternalPort != 0 || !r.External.IsUnspecified() {
 		t.Errorf("deletion wishes for %v:%d for %v", r.External, r.ExternalPort, r.Lifetime)
 	}
 	m.Token = backends.Token{}
@@ -94,20 +94,20 @@ func TestNonce(t *testing.T) {
 // internal port of; with another key it cannot.
 func TestDerivedNonce(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
-	with := func(key string) *pcp.Backend {
+	openWithKey := func(key string) *pcp.Backend {
 		return open(t, pcp.Config{Gateway: gw.Addr(), Nonce: func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
 			return pcp.DeriveNonce([]byte(key), gateway, p, internal)
 		}})
 	}
-	if _, err := with("mine").Map(t.Context(), web); err != nil {
+	if _, err := openWithKey("mine").Map(t.Context(), webRequest); err != nil {
 		t.Fatal(err)
 	}
-	known := backends.Mapping{Protocol: web.Protocol, Internal: web.Internal}
-	if err := with("theirs").Unmap(t.Context(), known); !errors.Is(err, backends.ErrNotAuthorized) || len(gw.Table()) != 1 {
+	mapping := backends.Mapping{Protocol: webRequest.Protocol, Internal: webRequest.Internal}
+	if err := openWithKey("theirs").Unmap(t.Context(), mapping); !errors.Is(err, backends.ErrNotAuthorized) || len(gw.Table()) != 1 {
 		t.Errorf("with another key: %v, the gateway has %v", err, gw.Table())
 	}
-	known.Internal = netip.MustParseAddrPort("127.0.0.1:8080") // this host, by its name
-	if err := with("mine").Unmap(t.Context(), known); err != nil || len(gw.Table()) != 0 {
+	mapping.Internal = netip.MustParseAddrPort("127.0.0.1:8080") // this host, by its name
+	if err := openWithKey("mine").Unmap(t.Context(), mapping); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("with the key: %v, the gateway has %v", err, gw.Table())
 	}
 }

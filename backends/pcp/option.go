@@ -84,7 +84,7 @@ func (o *Options) check(size int, op Opcode) error {
 	switch {
 	case op != OpMap && (o.PreferFailure || len(o.Filters) != 0):
 		reason = fmt.Sprintf("prefer failure or filter in %v", op)
-	case len(o.Description) > maxDescription || !validText(o.Description):
+	case len(o.Description) > maxDescription || !validDescription(o.Description):
 		reason = "a description that is too long or not text"
 	case o.Description != "" && o.ClearDescription:
 		reason = "a description to clear and to set"
@@ -106,34 +106,34 @@ func (o *Options) check(size int, op Opcode) error {
 func (o *Options) size() int {
 	n := filterSize * len(o.Filters)
 	if o.ThirdParty.IsValid() {
-		n += optionHeader + 16
+		n += optionHeaderSize + 16
 	}
 	if o.PreferFailure {
-		n += optionHeader
+		n += optionHeaderSize
 	}
 	if d := len(o.Description); d != 0 || o.ClearDescription {
-		n += optionHeader + d + padding(d)
+		n += optionHeaderSize + d + padding(d)
 	}
 	return n
 }
 
 // checkAppend refuses, with ErrInvalid, a request that has a fault, no client
 // or impossible options.
-func checkAppend(client netip.Addr, o *Options, size int, op Opcode, fault *RequestError) error {
+func checkAppend(client netip.Addr, o *Options, size int, op Opcode, invalid *RequestError) error {
 	switch {
 	case !client.IsValid():
 		return fmt.Errorf("pcp: %w: no client address", backends.ErrInvalid)
-	case fault != nil:
-		return fmt.Errorf("pcp: %w: %s", backends.ErrInvalid, fault.Reason)
+	case invalid != nil:
+		return fmt.Errorf("pcp: %w: %s", backends.ErrInvalid, invalid.Reason)
 	}
 	return o.check(size, op)
 }
 
-// validText reports whether s is what a description may be.
-func validText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+// validDescription reports whether s is what a description may be.
+func validDescription(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
-// optionHeader is the size of an option without its data.
-const optionHeader = 4
+// optionHeaderSize is the size of an option without its data.
+const optionHeaderSize = 4
 
 // padding is what an option's data of n bytes lacks to be a multiple of four.
 func padding(n int) int { return -n & 3 }
@@ -145,66 +145,66 @@ func appendOption(b []byte, code OptionCode, n int) []byte {
 
 // nextOption splits the first option off b, and reports whether it was whole.
 func nextOption(b []byte) (code OptionCode, data, rest []byte, ok bool) {
-	if len(b) < optionHeader {
+	if len(b) < optionHeaderSize {
 		return 0, nil, nil, false
 	}
 	n := int(binary.BigEndian.Uint16(b[2:]))
-	end := optionHeader + n + padding(n)
+	end := optionHeaderSize + n + padding(n)
 	if end > len(b) {
 		return 0, nil, nil, false
 	}
-	return OptionCode(b[0]), b[optionHeader : optionHeader+n], b[end:], true
+	return OptionCode(b[0]), b[optionHeaderSize : optionHeaderSize+n], b[end:], true
 }
 
-// parseOptions reads the options of a request as a server has to.
-func parseOptions(b []byte, op Opcode) (Options, error) {
+// parseRequestOptions reads the options of a request as a server has to.
+func parseRequestOptions(b []byte, op Opcode) (Options, error) {
 	var o Options
 	for len(b) > 0 {
 		code, data, rest, ok := nextOption(b)
 		if !ok {
 			return Options{}, &RequestError{Code: MalformedOption, Reason: "an option goes on past the end"}
 		}
-		if fault := o.read(code, data, op); fault != nil {
-			return Options{}, fault
+		if invalid := o.parseOption(code, data, op); invalid != nil {
+			return Options{}, invalid
 		}
 		b = rest
 	}
 	return o, nil
 }
 
-// skimOptions reads the options of a response: what it cannot read, it skips
+// parseResponseOptions reads the options of a response: what it cannot read, it skips
 // (RFC 6887, section 7.3).
-func skimOptions(b []byte, op Opcode) Options {
+func parseResponseOptions(b []byte, op Opcode) Options {
 	var o Options
 	for len(b) > 0 {
 		code, data, rest, ok := nextOption(b)
 		if !ok {
 			break
 		}
-		_ = o.read(code, data, op) // leaves o alone where it fails
+		_ = o.parseOption(code, data, op) // leaves o alone where it fails
 		b = rest
 	}
 	return o
 }
 
-// read takes one option in, or returns why a server has to refuse it.
-func (o *Options) read(code OptionCode, data []byte, op Opcode) *RequestError {
-	again, size := false, 0
+// parseOption takes one option in, or returns why a server has to refuse it.
+func (o *Options) parseOption(code OptionCode, data []byte, op Opcode) *RequestError {
+	duplicate, size := false, 0
 	switch {
 	case code == OptThirdParty && (op == OpMap || op == OpPeer):
-		again, size = o.ThirdParty.IsValid(), 16
+		duplicate, size = o.ThirdParty.IsValid(), 16
 	case code == OptPreferFailure && op == OpMap:
-		again = o.PreferFailure
+		duplicate = o.PreferFailure
 	case code == OptFilter && op == OpMap:
-		size = filterSize - optionHeader
+		size = filterSize - optionHeaderSize
 	case code == OptDescription && (op == OpMap || op == OpPeer):
-		again, size = o.Description != "" || o.ClearDescription, min(len(data), maxDescription)
+		duplicate, size = o.Description != "" || o.ClearDescription, min(len(data), maxDescription)
 	case code < 128:
 		return &RequestError{Code: UnsupportedOption, Reason: code.String()}
 	default:
 		return nil
 	}
-	if again {
+	if duplicate {
 		return &RequestError{Code: MalformedOption, Reason: fmt.Sprintf("%v twice", code)}
 	}
 	if len(data) != size {
@@ -222,7 +222,7 @@ func (o *Options) read(code OptionCode, data []byte, op Opcode) *RequestError {
 		}
 		o.Filters = append(o.Filters, f)
 	case OptDescription:
-		if s := string(data); validText(s) {
+		if s := string(data); validDescription(s) {
 			o.Description, o.ClearDescription = s, s == ""
 		}
 	}
@@ -230,7 +230,7 @@ func (o *Options) read(code OptionCode, data []byte, op Opcode) *RequestError {
 }
 
 // filterSize is the size of a filter with its header (RFC 6887, section 13.3).
-const filterSize = optionHeader + 20
+const filterSize = optionHeaderSize + 20
 
 // Filter admits peers to a mapping (RFC 6887, section 13.3).
 type Filter struct {
@@ -260,16 +260,16 @@ func (f Filter) valid() bool {
 
 // validBits reports whether n is a prefix length on the wire for the address.
 func validBits(addr netip.Addr, n int) bool {
-	least := 1
+	minimum := 1
 	if addr.Unmap().Is4() {
-		least = 96
+		minimum = 96
 	}
-	return n >= least && n <= 128
+	return n >= minimum && n <= 128
 }
 
 // append appends a valid filter.
 func (f Filter) append(b []byte) []byte {
-	b = append(appendOption(b, OptFilter, filterSize-optionHeader), 0, byte(f.bits()))
+	b = append(appendOption(b, OptFilter, filterSize-optionHeaderSize), 0, byte(f.bits()))
 	b = binary.BigEndian.AppendUint16(b, f.Port)
 	return appendAddr(b, f.Prefix.Addr())
 }

@@ -24,9 +24,9 @@ const (
 	optUnknown = "e0000003 01020300"
 )
 
-// refused are requests that a server has to refuse, and the result to say so;
+// refusedRequests are requests that a server has to refuse, and the result to say so;
 // with none, those it has to drop.
-var refused = []struct {
+var refusedRequests = []struct {
 	name, bytes string
 	code        pcp.ResultCode
 }{
@@ -63,9 +63,9 @@ var refused = []struct {
 	{"announcement, past the end", vectors["announce?"] + "80000001", pcp.MalformedOption},
 }
 
-func TestRefused(t *testing.T) {
+func TestRefusedRequests(t *testing.T) {
 	t.Parallel()
-	for _, tt := range refused {
+	for _, tt := range refusedRequests {
 		b := unhex(strings.ReplaceAll(tt.bytes, " ", ""))
 		parse := parsers["map request"]
 		switch b[1] {
@@ -75,15 +75,15 @@ func TestRefused(t *testing.T) {
 			parse = parsers["peer request"]
 		}
 		got, err := parse(b)
-		var fault *pcp.RequestError
+		var requestErr *pcp.RequestError
 		switch {
 		case err == nil:
 			t.Errorf("%s: read as %+v", tt.name, got)
-		case errors.As(err, &fault) != (tt.code != 0):
+		case errors.As(err, &requestErr) != (tt.code != 0):
 			t.Errorf("%s: %v, want result %d", tt.name, err, tt.code)
-		case fault != nil && (fault.Code != tt.code || fault.Reason == ""):
+		case requestErr != nil && (requestErr.Code != tt.code || requestErr.Reason == ""):
 			t.Errorf("%s: %v, want result %d", tt.name, err, tt.code)
-		case fault == nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, backends.ErrMalformed):
+		case requestErr == nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, backends.ErrMalformed):
 			t.Errorf("%s: %v, want an unexpected end or ErrMalformed", tt.name, err)
 		}
 	}
@@ -94,9 +94,9 @@ func TestOptions(t *testing.T) {
 	t.Parallel()
 	third6 := netip.MustParseAddr("2001:db8::1")
 	for _, tt := range []struct {
-		name, bytes string
-		want        pcp.Options
-		once        bool // written otherwise
+		name, bytes  string
+		want         pcp.Options
+		notCanonical bool // written otherwise
 	}{
 		{"none", "", pcp.Options{}, false},
 		{"third party", optThird6, pcp.Options{ThirdParty: third6}, false},
@@ -146,7 +146,7 @@ func TestOptions(t *testing.T) {
 		if diff := cmp.Diff(tt.want, got.Options, equal); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 		}
-		if written, err := got.MarshalBinary(); err != nil || !tt.once && string(written) != string(b) {
+		if written, err := got.MarshalBinary(); err != nil || !tt.notCanonical && string(written) != string(b) {
 			t.Errorf("%s: wrote %x, %v; want %x", tt.name, written, err, b)
 		}
 	}
@@ -159,9 +159,9 @@ func TestResponseOptions(t *testing.T) {
 		name, bytes string
 		want        pcp.Options
 	}{
-		{"unknown, below 128 too", "64000004 01020304" + optUnknown + optThird, pcp.Options{ThirdParty: third}},
-		{"twice", optThird + optThird6, pcp.Options{ThirdParty: third}},
-		{"of a wrong size", "02000004 00000000" + "01000000" + optThird, pcp.Options{ThirdParty: third}},
+		{"unknown, below 128 too", "64000004 01020304" + optUnknown + optThird, pcp.Options{ThirdParty: thirdParty}},
+		{"twice", optThird + optThird6, pcp.Options{ThirdParty: thirdParty}},
+		{"of a wrong size", "02000004 00000000" + "01000000" + optThird, pcp.Options{ThirdParty: thirdParty}},
 		{"past the end", optPrefer + "80000004", pcp.Options{PreferFailure: true}},
 		{"no filter", "03000014 00810000 00000000 00000000 00000000 00000000" + optPrefer, pcp.Options{PreferFailure: true}},
 	} {
@@ -171,7 +171,7 @@ func TestResponseOptions(t *testing.T) {
 		}
 	}
 	peer, err := pcp.ParsePeerResponse(append(vector("peer"), unhex(optPrefer+optFilter+optThird+"80000001 61000000")...))
-	if diff := cmp.Diff(pcp.Options{ThirdParty: third, Description: "a"}, peer.Options, equal); err != nil || diff != "" {
+	if diff := cmp.Diff(pcp.Options{ThirdParty: thirdParty, Description: "a"}, peer.Options, equal); err != nil || diff != "" {
 		t.Errorf("peer: %v (-want +got):\n%s", err, diff)
 	}
 	if b, err := pcp.ParseAnnounceResponse(append(vector("announce"), unhex(optUnknown+"02000000 01000001")...)); err != nil {
@@ -183,7 +183,7 @@ func TestResponseOptions(t *testing.T) {
 }
 
 // What makes no sense is not written.
-func TestInvalid(t *testing.T) {
+func TestAppendInvalid(t *testing.T) {
 	t.Parallel()
 	good := request(time.Hour, backends.TCP, 80, 80, nil)
 	with := func(change func(*pcp.MapRequest)) pcp.MapRequest { r := good; change(&r); return r }
@@ -206,7 +206,9 @@ func TestInvalid(t *testing.T) {
 		"filter within ::ffff": with(func(r *pcp.MapRequest) {
 			r.Options.Filters = []pcp.Filter{{Prefix: netip.PrefixFrom(netip.MustParseAddr("::ffff:198.51.100.0"), 95)}}
 		}),
-		"filter of no prefix":    with(func(r *pcp.MapRequest) { r.Options.Filters = []pcp.Filter{{}, {Prefix: netip.PrefixFrom(third, 33)}} }),
+		"filter of no prefix": with(func(r *pcp.MapRequest) {
+			r.Options.Filters = []pcp.Filter{{}, {Prefix: netip.PrefixFrom(thirdParty, 33)}}
+		}),
 		"description too long":   with(func(r *pcp.MapRequest) { r.Options.Description = strings.Repeat("a", 1017) }),
 		"description no UTF-8":   with(func(r *pcp.MapRequest) { r.Options.Description = "\xff" }),
 		"description with a NUL": with(func(r *pcp.MapRequest) { r.Options.Description = "a\x00" }),
@@ -231,7 +233,7 @@ func TestInvalid(t *testing.T) {
 	}
 	// The largest message there is.
 	r := with(func(r *pcp.MapRequest) {
-		r.Options = pcp.Options{ThirdParty: third, Description: strings.Repeat("é", 508)[2:]}
+		r.Options = pcp.Options{ThirdParty: thirdParty, Description: strings.Repeat("é", 508)[2:]}
 	})
 	if b, err := r.MarshalBinary(); err != nil || len(b) != pcp.MaxMessage {
 		t.Errorf("%d bytes, %v; want %d", len(b), err, pcp.MaxMessage)

@@ -33,14 +33,14 @@ type PeerRequest struct {
 // AppendBinary appends the message to b. It fails with ErrInvalid as
 // [MapRequest.AppendBinary] does, and without a peer.
 func (r PeerRequest) AppendBinary(b []byte) ([]byte, error) {
-	if err := checkAppend(r.Client, &r.Options, peerSize, OpPeer, r.fault()); err != nil {
+	if err := checkAppend(r.Client, &r.Options, peerSize, OpPeer, r.validate()); err != nil {
 		return b, err
 	}
 	if !r.Remote.Addr().IsValid() {
 		return b, errNoPeer()
 	}
 	b = appendRequestHeader(b, OpPeer, r.Lifetime, r.Client)
-	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestion(r.External, r.Client))
+	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestedAddr(r.External, r.Client))
 	return r.Options.append(appendPeer(b, r.Remote)), nil
 }
 
@@ -53,7 +53,7 @@ func ParsePeerRequest(b []byte) (PeerRequest, error) {
 	if err := checkRequest(b, peerSize, OpPeer); err != nil {
 		return PeerRequest{}, err
 	}
-	options, err := parseOptions(b[peerSize:], OpPeer)
+	options, err := parseRequestOptions(b[peerSize:], OpPeer)
 	if err != nil {
 		return PeerRequest{}, err
 	}
@@ -68,17 +68,17 @@ func ParsePeerRequest(b []byte) (PeerRequest, error) {
 		Remote:       parsePeer(b[mapSize:]),
 		Options:      options,
 	}
-	if fault := r.fault(); fault != nil {
-		return PeerRequest{}, fault
+	if invalid := r.validate(); invalid != nil {
+		return PeerRequest{}, invalid
 	}
 	return r, nil
 }
 
-// fault is that of a MapRequest with the same fields.
-func (r *PeerRequest) fault() *RequestError {
+// validate is that of a MapRequest with the same fields.
+func (r *PeerRequest) validate() *RequestError {
 	m := MapRequest{Client: r.Client, Protocol: r.Protocol, InternalPort: r.InternalPort}
 	m.Options.ThirdParty = r.Options.ThirdParty
-	return m.fault()
+	return m.validate()
 }
 
 // PeerResponse answers a PeerRequest, or tells of a change to its mapping
@@ -107,7 +107,7 @@ func (r PeerResponse) AppendBinary(b []byte) ([]byte, error) {
 		return b, errNoPeer()
 	}
 	b = appendResponseHeader(b, Version, OpPeer|OpResponse, r.Result, r.Lifetime, r.Epoch)
-	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestion(r.External, netip.Addr{}))
+	b = appendMapping(b, r.Nonce, r.Protocol, r.InternalPort, r.ExternalPort, suggestedAddr(r.External, netip.Addr{}))
 	return r.Options.append(appendPeer(b, r.Remote)), nil
 }
 
@@ -130,7 +130,7 @@ func ParsePeerResponse(b []byte) (PeerResponse, error) {
 		ExternalPort: binary.BigEndian.Uint16(b[42:]),
 		External:     parseAddr(b[44:]),
 		Remote:       parsePeer(b[mapSize:]),
-		Options:      skimOptions(b[peerSize:], OpPeer),
+		Options:      parseResponseOptions(b[peerSize:], OpPeer),
 	}, nil
 }
 

@@ -62,19 +62,19 @@ func TestResults(t *testing.T) {
 			t.Errorf("code %d is %q, want %d, %q", uint8(tt.code), tt.code, tt.number, tt.text)
 		}
 		err := fmt.Errorf("wrapped: %w", &pcp.ResultError{Op: pcp.OpMap, Code: tt.code})
-		fault := error(&pcp.RequestError{Code: tt.code, Reason: "why"})
+		requestErr := error(&pcp.RequestError{Code: tt.code, Reason: "why"})
 		for _, kind := range kinds {
 			want := errors.Is(tt.kind, kind)
-			if errors.Is(err, kind) != want || errors.Is(fault, kind) != want {
-				t.Errorf("code %d is %v: %v, %v; want %v", tt.code, kind, errors.Is(err, kind), errors.Is(fault, kind), want)
+			if errors.Is(err, kind) != want || errors.Is(requestErr, kind) != want {
+				t.Errorf("code %d is %v: %v, %v; want %v", tt.code, kind, errors.Is(err, kind), errors.Is(requestErr, kind), want)
 			}
 		}
 		want := fmt.Sprintf("wrapped: pcp: map: %s (result %d)", tt.text, tt.number)
 		if err.Error() != want {
 			t.Errorf("got %q, want %q", err, want)
 		}
-		if want := "pcp: " + tt.text + ": why"; fault.Error() != want {
-			t.Errorf("got %q, want %q", fault, want)
+		if want := "pcp: " + tt.text + ": why"; requestErr.Error() != want {
+			t.Errorf("got %q, want %q", requestErr, want)
 		}
 	}
 }

@@ -21,39 +21,39 @@ import (
 // why.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
 	return b.client.session.Watch(ctx, port5351.WatchHandler{
-		WatchConfig: port5351.WatchConfig{Announce: b.client.config.Announce, Unsolicited: b.update},
-		ListenFailed:      func(err error) { b.client.log.Warn("pcp: no announcements", "err", err) },
+		WatchConfig:  port5351.WatchConfig{Announce: b.client.config.Announce, Unsolicited: b.mappingUpdate},
+		ListenFailed: func(err error) { b.client.log.Warn("pcp: no announcements", "err", err) },
 		Probe: func(ctx context.Context) error {
 			err := b.client.Probe(ctx)
 			if err == nil {
-				b.holds.forget()
+				b.refusals.clear()
 			}
 			return err
 		},
-		Notify: func(s port5351.Hint) {
-			c := backends.Change{Kind: backends.Announced, Reason: s.Reason}
-			if s.Restarted {
-				c.Kind, c.Since = backends.Restarted, s.Since
+		Notify: func(hint port5351.Hint) {
+			c := backends.Change{Kind: backends.Announced, Reason: hint.Reason}
+			if hint.Restarted {
+				c.Kind, c.Since = backends.Restarted, hint.Since
 			}
 			notify(c)
 		},
 	})
 }
 
-// update judges a datagram that answers no request: a mapping update has the
+// mappingUpdate judges a datagram that answers no request: a mapping mappingUpdate has the
 // nonce of one of our mappings, and tells something new of it (RFC 6887, section
 // 14.2). A copy of an answer does not.
-func (b *Backend) update(datagram []byte) string {
+func (b *Backend) mappingUpdate(datagram []byte) string {
 	r, err := ParseMapResponse(datagram)
 	if err != nil {
 		return ""
 	}
 	b.mu.Lock()
-	external, ours := b.granted[r.Nonce]
+	external, found := b.granted[r.Nonce]
 	b.mu.Unlock()
-	now := netip.AddrPortFrom(b.known(r.External), r.ExternalPort)
+	current := netip.AddrPortFrom(b.sanitizeAddr(r.External), r.ExternalPort)
 	switch {
-	case !ours || r.Result == Success && r.Lifetime > 0 && now == external:
+	case !found || r.Result == Success && r.Lifetime > 0 && current == external:
 		return ""
 	case r.Result != Success:
 		refusal := &ResultError{Op: OpMap, Code: r.Result}
@@ -61,5 +61,5 @@ func (b *Backend) update(datagram []byte) string {
 	case r.Lifetime == 0:
 		return "the gateway says that it took a mapping away"
 	}
-	return fmt.Sprintf("the gateway says that a mapping is now at %v", now)
+	return fmt.Sprintf("the gateway says that a mapping is now at %v", current)
 }

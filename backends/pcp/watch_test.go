@@ -15,17 +15,17 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// watch is follow, with the changes in a channel.
-func watch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *pcp.Backend, <-chan backends.Change) {
+// startWatch is follow, with the changes in a channel.
+func startWatch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *pcp.Backend, <-chan backends.Change) {
 	t.Helper()
 	changes := make(chan backends.Change, 16)
-	gw, b := follow(t, config, func(c backends.Change) { changes <- c })
+	gw, b := startWatchFunc(t, config, func(c backends.Change) { changes <- c })
 	return gw, b, changes
 }
 
-// follow watches a gateway until the test ends. A gateway that announces in PCP's
+// startWatchFunc watches a gateway until the test ends. A gateway that announces in PCP's
 // form does so several times, so that a listener that starts late hears it too; any other does not announce at all.
-func follow(t *testing.T, config gatewaytest.Config, notify func(backends.Change)) (*gatewaytest.Gateway, *pcp.Backend) {
+func startWatchFunc(t *testing.T, config gatewaytest.Config, notify func(backends.Change)) (*gatewaytest.Gateway, *pcp.Backend) {
 	t.Helper()
 	if config.Quirks.AnnounceAs != quirks.AnnouncePCP {
 		config.Announce = netip.MustParseAddrPort("127.0.0.1:0")
@@ -42,7 +42,7 @@ func follow(t *testing.T, config gatewaytest.Config, notify func(backends.Change
 	return gw, b
 }
 
-func next(t *testing.T, changes <-chan backends.Change) backends.Change {
+func nextChange(t *testing.T, changes <-chan backends.Change) backends.Change {
 	t.Helper()
 	select {
 	case c := <-changes:
@@ -54,21 +54,21 @@ func next(t *testing.T, changes <-chan backends.Change) backends.Change {
 }
 
 func TestWatchRestart(t *testing.T) {
-	gw, b, changes := watch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
+	gw, b, changes := startWatch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Advance(time.Hour)
 	if err := b.Probe(t.Context()); err != nil { // see the epoch at an hour
 		t.Fatal(err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
-	if c := next(t, changes); c.Kind != backends.Restarted {
+	if c := nextChange(t, changes); c.Kind != backends.Restarted {
 		t.Errorf("noticed %+v, want a restart", c)
 	}
 }
 
 func TestWatchAnnouncement(t *testing.T) {
-	gw, _, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
+	gw, _, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true})
-	if c := next(t, changes); c.Kind != backends.Announced {
+	if c := nextChange(t, changes); c.Kind != backends.Announced {
 		t.Errorf("noticed %+v, want an announcement", c)
 	}
 }
@@ -76,14 +76,14 @@ func TestWatchAnnouncement(t *testing.T) {
 // A mapping update, which no multicast announces: the gateway tells the client
 // that its mapping is at another address (RFC 6887, section 14.2).
 func TestWatchMappingUpdate(t *testing.T) {
-	gw, b, changes := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
-	m, err := b.Map(t.Context(), web)
+	gw, b, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
+	m, err := b.Map(t.Context(), webRequest)
 	if err != nil {
 		t.Fatal(err)
 	}
 	gw.UpdateMappings() // nothing new in it
-	moved := netip.MustParseAddr("45.45.45.99")
-	gw.SetExternal(moved)
+	newAddr := netip.MustParseAddr("45.45.45.99")
+	gw.SetExternal(newAddr)
 	var c backends.Change
 	for c.Kind == 0 { // the watch may begin late: the gateway says it again
 		select {
@@ -92,12 +92,12 @@ func TestWatchMappingUpdate(t *testing.T) {
 			gw.UpdateMappings()
 		}
 	}
-	if c.Kind != backends.Announced || !strings.Contains(c.Reason, moved.String()) {
+	if c.Kind != backends.Announced || !strings.Contains(c.Reason, newAddr.String()) {
 		t.Errorf("noticed %+v, want the new address first", c)
 	}
-	again, err := b.Renew(t.Context(), m, web)
-	if err != nil || again.External.Addr() != moved {
-		t.Errorf("Renew: %v, %v", again.External, err)
+	renewed, err := b.Renew(t.Context(), m, webRequest)
+	if err != nil || renewed.External.Addr() != newAddr {
+		t.Errorf("Renew: %v, %v", renewed.External, err)
 	}
 }
 
@@ -110,11 +110,11 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 			changes, release := make(chan backends.Change, 16), make(chan struct{})
 			proceed := sync.OnceFunc(func() { close(release) })
 			defer proceed()
-			gw, b := follow(t, gatewaytest.Config{ManualClock: true}, func(c backends.Change) {
+			gw, b := startWatchFunc(t, gatewaytest.Config{ManualClock: true}, func(c backends.Change) {
 				changes <- c
 				<-release
 			})
-			m, err := b.Map(t.Context(), web)
+			m, err := b.Map(t.Context(), webRequest)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -129,12 +129,12 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for told := false; !told; { // until the watch has begun
+			for started := false; !started; { // until the watch has begun
 				gw.Advance(time.Hour)
 				probe()
 				select {
 				case <-changes:
-					told = true
+					started = true
 				case <-time.After(20 * time.Millisecond):
 				}
 			}
@@ -142,21 +142,21 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 			// change, which gives the reason of the later signal.
 			gw.Advance(time.Hour)
 			probe()
-			elsewhere := netip.MustParseAddrPort("45.45.45.99:9999")
+			newEndpoint := netip.MustParseAddrPort("45.45.45.99:9999")
 			gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
 				update, _ := pcp.MapResponse{
 					Lifetime: time.Hour, Epoch: gw.Stats().Epoch, Nonce: pcp.Nonce(m.Token.Bytes()),
 					Protocol: m.Protocol, InternalPort: m.Internal.Port(),
-					ExternalPort: elsewhere.Port(), External: elsewhere.Addr(),
+					ExternalPort: newEndpoint.Port(), External: newEndpoint.Addr(),
 				}.MarshalBinary()
-				answer, _ := pcp.AnnounceResponse{Epoch: gw.Stats().Epoch}.MarshalBinary()
-				return [][]byte{update, answer}
+				announce, _ := pcp.AnnounceResponse{Epoch: gw.Stats().Epoch}.MarshalBinary()
+				return [][]byte{update, announce}
 			}})
 			probe()
 			proceed()
-			c := next(t, changes)
-			if told := strings.Contains(c.Reason, elsewhere.String()); told == deleted {
-				t.Errorf("the gateway says that the mapping is at %v, and the change says %q", elsewhere, c.Reason)
+			c := nextChange(t, changes)
+			if reported := strings.Contains(c.Reason, newEndpoint.String()); reported == deleted {
+				t.Errorf("the gateway says that the mapping is at %v, and the change says %q", newEndpoint, c.Reason)
 			}
 		})
 	}
@@ -165,7 +165,7 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 // A refusal is remembered until the server restarts. Then the same request is
 // sent again.
 func TestRefusalEndsWithRestart(t *testing.T) {
-	gw, b, changes := watch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
+	gw, b, changes := startWatch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Advance(time.Hour)
 	if err := b.Probe(t.Context()); err != nil { // see the epoch at an hour
 		t.Fatal(err)
@@ -174,15 +174,15 @@ func TestRefusalEndsWithRestart(t *testing.T) {
 		Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Times: 1, Result: int(pcp.NotAuthorized),
 	})
 	for _, when := range []string{"asked", "asked again"} {
-		if _, err := b.Map(t.Context(), web); !errors.Is(err, backends.ErrNotAuthorized) {
+		if _, err := b.Map(t.Context(), webRequest); !errors.Is(err, backends.ErrNotAuthorized) {
 			t.Fatalf("%s: %v, want a refusal", when, err)
 		}
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
-	if c := next(t, changes); c.Kind != backends.Restarted {
+	if c := nextChange(t, changes); c.Kind != backends.Restarted {
 		t.Errorf("noticed %+v, want a restart", c)
 	}
-	if _, err := b.Map(t.Context(), web); err != nil || len(gw.Table()) != 1 {
+	if _, err := b.Map(t.Context(), webRequest); err != nil || len(gw.Table()) != 1 {
 		t.Errorf("asked after a restart: %v, the gateway has %v", err, gw.Table())
 	}
 }

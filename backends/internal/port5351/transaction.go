@@ -145,7 +145,7 @@ func (c *Conn) transmit(ctx context.Context, p *inFlight, wait time.Duration, se
 
 // await waits until the transaction has an outcome or until receives a value or is
 // closed.
-func await[T any](ctx context.Context, l *Conn, p *inFlight, until <-chan T) (*outcome, error) {
+func await[T any](ctx context.Context, c *Conn, p *inFlight, until <-chan T) (*outcome, error) {
 	if ctx.Err() != nil { // checked first, because select chooses at random
 		return nil, context.Cause(ctx)
 	}
@@ -156,7 +156,7 @@ func await[T any](ctx context.Context, l *Conn, p *inFlight, until <-chan T) (*o
 		return nil, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	case <-l.closed:
+	case <-c.closed:
 		return nil, net.ErrClosed
 	}
 }
