@@ -9,90 +9,96 @@ import (
 	"time"
 )
 
-// A Backend talks one protocol with one gateway. All methods may be called by
-// several goroutines at once, obey their context, and return errors that wrap
-// the errors of this package.
+// A Backend implements one protocol for one gateway. Its methods may be called by
+// several goroutines at once. They return when their context ends, and their errors
+// wrap the errors of this package.
 type Backend interface {
-	// String names the protocol: "natpmp", "pcp", "upnp".
+	// String returns the name of the protocol: "natpmp", "pcp", "upnp".
 	fmt.Stringer
-	// Supports returns nil, or an error that wraps ErrUnsupported and says why
-	// the protocol cannot express the request, or ErrInvalid. It does no I/O.
+	// Supports returns nil if the protocol can express the request. Otherwise its
+	// error wraps ErrUnsupported and has the reason, or wraps ErrInvalid. It does
+	// no I/O.
 	Supports(Request) error
-	// ExternalAddr asks the gateway for its external address.
+	// ExternalAddr requests the external address from the gateway.
 	ExternalAddr(context.Context) (netip.Addr, error)
-	// Map asks for a new mapping. Another external port than the wish is
-	// success, unless Request.Exact.
+	// Map requests a new mapping. It succeeds if the gateway grants another
+	// external port than requested, unless Request.Exact is set.
 	Map(context.Context, Request) (Mapping, error)
-	// Renew asks for the mapping again, in place: it is never deleted first, and
-	// stands when Renew fails. The lifetime and description come from the
-	// request, the rest from the mapping. The answer may name another port.
+	// Renew requests the mapping again without deleting it first. If Renew fails,
+	// the mapping remains active. The lifetime and description are from the
+	// request, all other parameters from the mapping. The result may have another
+	// external port.
 	Renew(context.Context, Mapping, Request) (Mapping, error)
-	// Unmap takes the mapping away. One that is gone already is success.
+	// Unmap deletes the mapping. It succeeds if the mapping does not exist any
+	// more.
 	Unmap(context.Context, Mapping) error
-	// Close ends what the backend has under way, and waits for it. It does not wait
-	// for the body of a loop over List or the notify of Watch: both may call it. It
-	// deletes no mapping and is idempotent; other methods then fail with
-	// net.ErrClosed.
+	// Close ends the calls in progress and waits for them. It does not wait for the
+	// body of a loop over List or the notify function of Watch: both may call
+	// Close. Close deletes no mapping and is idempotent. Later calls of other
+	// methods fail with net.ErrClosed.
 	io.Closer
 }
 
-// A Lister is a Backend whose gateway tells its table.
+// A Lister is a Backend whose gateway can list its mapping table.
 type Lister interface {
-	// List yields the gateway's table, bounded. An error ends it.
+	// List yields the entries of the gateway's table, up to a limit. An error ends
+	// the list.
 	List(context.Context) iter.Seq2[Entry, error]
 }
 
-// An Indexer is a [Lister] that can read one row without those before it.
+// An Indexer is a [Lister] that can read one entry without the entries before it.
 type Indexer interface {
 	Lister
-	// EntryAt returns the entry at an index of the table, from 0. Past the end
-	// it fails with an error that wraps ErrInvalid.
+	// EntryAt returns the entry at an index of the table, counted from 0. If the
+	// index is past the end, the error wraps ErrInvalid.
 	EntryAt(ctx context.Context, index int) (Entry, error)
 }
 
-// Entry is a row of a gateway's table, whoever asked for it.
+// Entry is an entry of a gateway's table. Any host may have created it.
 type Entry struct {
 	Mapping Mapping
-	// Enabled is whether the gateway forwards it now.
+	// Enabled reports whether the gateway forwards the mapping now.
 	Enabled bool
 }
 
-// A Watcher is a Backend that notices when its gateway may have forgotten
-// what it granted, or has another external address.
+// A Watcher is a Backend that detects when its gateway may have lost its mappings
+// or has another external address.
 type Watcher interface {
-	// Watch calls notify, never twice at once, for each such change until the
-	// context ends, and returns its error; or at once the error that keeps it
-	// from listening.
+	// Watch calls notify for each change until the context ends, and returns the
+	// error of the context. The calls of notify do not overlap. If Watch cannot
+	// listen for changes, it returns the error at once.
 	Watch(ctx context.Context, notify func(Change)) error
 }
 
-// Change is what a Watcher noticed, confirmed by the gateway itself.
+// Change is a change that a Watcher detected and the gateway confirmed.
 type Change struct {
-	// Kind is what to make of it.
+	// Kind is the kind of the change.
 	Kind ChangeKind
-	// External is the gateway's external address now, where it told.
+	// External is the gateway's present external address, if the gateway reported
+	// it.
 	External netip.Addr
-	// Since is when the gateway lost its state, where it told: what it granted to
-	// a request that was sent later still stands. Else it is the zero Time.
+	// Since is when the gateway lost its state, if that is known: mappings granted
+	// to requests that were sent later are still active. Otherwise it is the zero
+	// Time.
 	Since time.Time
-	// Reason says how it was noticed.
+	// Reason describes how the change was detected.
 	Reason string
 }
 
-// ChangeKind is what happened to a gateway.
+// ChangeKind is the kind of a Change.
 type ChangeKind uint8
 
-// The kinds of Change. After any of them, mappings are to be asked for again.
+// The kinds of Change. After each of them, all mappings should be renewed.
 const (
-	// Announced: the gateway says that its state may have changed.
+	// Announced means that the gateway announced a possible change of its state.
 	Announced ChangeKind = iota + 1
-	// Restarted: the gateway's clock says that it lost its state.
+	// Restarted means that the gateway's epoch shows a loss of its state.
 	Restarted
-	// AddressChanged: the gateway has another external address.
+	// AddressChanged means that the gateway has another external address.
 	AddressChanged
 )
 
-// String names the kind in a word or two.
+// String returns the name of the kind.
 func (k ChangeKind) String() string {
 	switch k {
 	case Announced:

@@ -1,21 +1,21 @@
-// Package backends is the contract that every way of asking a gateway for a
-// port meets: NAT-PMP, PCP, UPnP IGD, and whatever you add yourself.
+// Package backends defines the interface between package forward and the protocols for
+// port mapping: NAT-PMP, PCP, UPnP IGD, and protocols that you add.
 //
 // Most programs never import it: use package forward.
 // Import it to name a protocol or an error: errors.Is(err, backends.ErrConflict).
-// Implement [Backend] to add a protocol, and hand it to forward.Config.Backends.
+// To add a protocol, implement [Backend] and put it into forward.Config.Backends.
 //
 // # Errors
 //
-// Every backend wraps its own errors, with their code and text, around the
-// errors of this package, so that errors.Is works whatever the protocol was.
-// [context.DeadlineExceeded] and [context.Canceled] appear only where the
+// Every backend wraps the errors of this package in its own errors, which have the
+// protocol's code and text. errors.Is therefore works in the same way for every protocol.
+// [context.DeadlineExceeded] and [context.Canceled] are returned only if the
 // caller's own context ended the call.
 //
 // # Ports
 //
-// Port 0 and protocol 0 mean "everything" on the wire of some protocols, and a
-// deletion of everything with them. Here they are never a wish: [Request.Check]
-// and [Mapping.Check] refuse them with [ErrInvalid], and every Backend calls
-// these before any I/O.
+// In the messages of some protocols, port 0 and protocol 0 mean "all", and a deletion
+// with them deletes everything. In this package they are never valid: [Request.Check]
+// and [Mapping.Check] reject them with [ErrInvalid], and every Backend calls
+// these methods before any I/O.
 package backends

@@ -6,19 +6,21 @@ import (
 	"strings"
 )
 
-// Endpoint is an external address and port. It has the methods of [netip.AddrPort], and
-// prints well if the address is not known or nothing is mapped: as "45.45.45.1:8080", as
-// ":8080" if the gateway hides its address, and as "not mapped" if it is the zero value.
+// Endpoint is an external address and port with the methods of [netip.AddrPort].
+// Its String method also handles incomplete values: it returns "45.45.45.1:8080",
+// or ":8080" if the gateway does not report its address, or "not mapped" for the
+// zero value.
 type Endpoint struct {
 	netip.AddrPort
 }
 
 const notMapped = "not mapped"
 
-// IsZero reports whether the Endpoint is the zero value: nothing is mapped.
+// IsZero reports whether the Endpoint is the zero value, which means that nothing
+// is mapped.
 func (e Endpoint) IsZero() bool { return e == Endpoint{} }
 
-// String returns the text that Endpoint describes.
+// String returns the endpoint as text: see [Endpoint].
 func (e Endpoint) String() string {
 	switch {
 	case e.IsZero():
@@ -29,7 +31,7 @@ func (e Endpoint) String() string {
 	return e.AddrPort.String()
 }
 
-// AppendText appends what MarshalText returns.
+// AppendText appends the text that MarshalText returns.
 func (e Endpoint) AppendText(b []byte) ([]byte, error) {
 	if e.IsZero() {
 		return b, nil
@@ -40,25 +42,25 @@ func (e Endpoint) AppendText(b []byte) ([]byte, error) {
 // MarshalText returns the text of String, or nothing for the zero value.
 func (e Endpoint) MarshalText() ([]byte, error) { return e.AppendText(nil) }
 
-// UnmarshalText reads what MarshalText and String return. Another text fails with
-// ErrInvalid.
+// UnmarshalText parses the text that MarshalText or String returns. For any other
+// text it fails with ErrInvalid.
 func (e *Endpoint) UnmarshalText(text []byte) error {
 	s := string(text)
 	if s == "" || s == notMapped {
 		*e = Endpoint{}
 		return nil
 	}
-	hidden := strings.HasPrefix(s, ":")
-	if hidden {
+	noAddr := strings.HasPrefix(s, ":")
+	if noAddr {
 		s = "0.0.0.0" + s
 	}
-	at, err := netip.ParseAddrPort(s)
+	addrPort, err := netip.ParseAddrPort(s)
 	if err != nil {
-		return fmt.Errorf("%w: %q is no endpoint", ErrInvalid, text)
+		return fmt.Errorf("%w: %q is not an endpoint", ErrInvalid, text)
 	}
-	if hidden {
-		at = netip.AddrPortFrom(netip.Addr{}, at.Port())
+	if noAddr {
+		addrPort = netip.AddrPortFrom(netip.Addr{}, addrPort.Port())
 	}
-	e.AddrPort = at
+	e.AddrPort = addrPort
 	return nil
 }

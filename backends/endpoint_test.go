@@ -30,10 +30,10 @@ func TestEndpoint(t *testing.T) {
 		b, err := json.Marshal(e)
 		var back backends.Endpoint
 		if err := errors.Join(err, json.Unmarshal(b, &back)); err != nil || back != e {
-			t.Errorf("%v: %s came back as %v, %v", e, b, back, err)
+			t.Errorf("%v: %s was decoded as %v, %v", e, b, back, err)
 		}
 		if err := back.UnmarshalText([]byte(want)); err != nil || back != e {
-			t.Errorf("%q was read as %v, %v", want, back, err)
+			t.Errorf("%q was parsed as %v, %v", want, back, err)
 		}
 	}
 	for _, text := range []string{"8080", ":", ":99999", "a:1", "45.45.45.1"} {

@@ -2,25 +2,29 @@ package backends
 
 import "errors"
 
-// The kinds of failure, the same for every backend. Test for them with
-// errors.Is; the error around them carries the protocol's own code and text.
+// The kinds of failure, equal for all backends. Test for them with errors.Is. The
+// errors that wrap them have the protocol's own code and text.
 var (
-	// ErrInvalid: the request makes no sense; nothing was sent.
+	// ErrInvalid means that the request is not valid. Nothing was sent.
 	ErrInvalid = errors.New("invalid request")
-	// ErrUnsupported: the backend, or the gateway that it talks to, cannot express the request.
+	// ErrUnsupported means that the backend or its gateway cannot express the
+	// request.
 	ErrUnsupported = errors.New("not supported")
-	// ErrNoReply: the gateway did not answer, or refuses the protocol's port.
+	// ErrNoReply means that the gateway did not reply, or that the port of the
+	// protocol is closed.
 	ErrNoReply = errors.New("no reply from the gateway")
-	// ErrMalformed: the gateway answered with something that the protocol does not allow.
+	// ErrMalformed means that the gateway's response violates the protocol.
 	ErrMalformed = errors.New("malformed reply")
-	// ErrNetworkFailure: the gateway has no connection to the internet just now.
+	// ErrNetworkFailure means that the gateway currently has no connection to the
+	// internet.
 	ErrNetworkFailure = errors.New("the gateway has no working connection to the internet")
-	// ErrNoResources: the gateway has no room for another mapping.
+	// ErrNoResources means that the gateway has no resources for another mapping.
 	ErrNoResources = errors.New("the gateway is out of resources")
-	// ErrNotAuthorized: the gateway refuses by policy.
+	// ErrNotAuthorized means that the gateway's policy forbids the request.
 	ErrNotAuthorized = errors.New("the gateway refuses")
-	// ErrConflict: somebody else holds the port that was asked for.
+	// ErrConflict means that another client has the requested port.
 	ErrConflict = errors.New("the port is taken")
-	// ErrPrivateWAN: the gateway's own external address is private: another NAT stands before it.
+	// ErrPrivateWAN means that the gateway's external address is private, because
+	// the gateway itself is behind another NAT.
 	ErrPrivateWAN = errors.New("the gateway's external address is private")
 )

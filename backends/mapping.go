@@ -7,34 +7,40 @@ import (
 	"time"
 )
 
-// Mapping is what a gateway granted: a value that nobody changes.
+// Mapping is a mapping that a gateway granted. Treat it as read-only.
 type Mapping struct {
-	// Backend is the name of the backend that made it, as its String says.
+	// Backend is the name of the backend that created the mapping, as its String
+	// method returns it.
 	Backend string
-	// Gateway is who granted it: the address and port that the requests went to.
+	// Gateway is the address and port of the gateway to which the request was sent.
 	Gateway netip.AddrPort
-	// Protocol and Internal are what was asked, with the local address filled in.
+	// Protocol and Internal are the requested protocol and internal endpoint.
+	// Internal always has an address.
 	Protocol Protocol
 	Internal netip.AddrPort
-	// External is the port granted, on the gateway's external address. The
-	// address is the zero Addr where the gateway would not tell it.
+	// External is the granted external endpoint. Its address is the zero Addr if
+	// the gateway does not report it.
 	External netip.AddrPort
-	// Remote is the only peer admitted, or the zero value.
+	// Remote is the only remote peer that is permitted, or the zero value.
 	Remote netip.AddrPort
-	// Description is what the gateway was told, or what its table shows.
+	// Description is the description that was sent to the gateway, or the one in
+	// its table.
 	Description string
-	// Lifetime is what was granted, counted from Granted. Forever is permanent;
-	// it is never 0.
+	// Lifetime is the granted lifetime, which starts at Granted. Forever means
+	// permanent. Lifetime is never 0.
 	Lifetime time.Duration
-	// Granted is when the answered request was sent, with a monotonic reading.
+	// Granted is the time at which the granted request was sent, with a monotonic
+	// reading.
 	Granted time.Time
-	// Token is what the backend needs to renew and delete the mapping, also
-	// after a restart of the program. The zero Token if it needs none.
+	// Token has the secret data with which the backend renews and deletes the
+	// mapping, also after a restart of the program. It is the zero Token if the
+	// backend needs none.
 	Token Token
 }
 
-// String is for people: what is forwarded to where, by which backend, for how long. It has
-// no description, which can be any text, and no token.
+// String returns the protocol, the endpoints, the backend and the lifetime in a
+// form for people. It does not include the description, which can be any text, or
+// the token.
 func (m Mapping) String() string {
 	if m.Protocol == 0 {
 		return "no mapping"
@@ -51,15 +57,15 @@ func (m Mapping) String() string {
 		fmt.Fprintf(&b, ", %s", m.Backend)
 	}
 	if m.Lifetime == Forever {
-		b.WriteString(", without an end")
+		b.WriteString(", permanent")
 	} else {
 		fmt.Fprintf(&b, ", %v", m.Lifetime)
 	}
 	return b.String()
 }
 
-// Expires returns the time until which the mapping was granted, or the zero
-// Time where it is permanent.
+// Expires returns the time at which the mapping expires, or the zero Time if it is
+// permanent.
 func (m Mapping) Expires() time.Time {
 	if m.Lifetime == Forever {
 		return time.Time{}
@@ -67,8 +73,8 @@ func (m Mapping) Expires() time.Time {
 	return m.Granted.Add(m.Lifetime)
 }
 
-// Check returns nil, or an error that wraps [ErrInvalid] where the mapping
-// names everything rather than something. It does no I/O.
+// Check returns an error that wraps [ErrInvalid] if the mapping has no protocol or
+// no internal port, which some protocols treat as "all". It does no I/O.
 func (m Mapping) Check() error {
 	if m.Protocol == 0 || m.Internal.Port() == 0 {
 		return fmt.Errorf("%w: a mapping has a protocol and an internal port, this one has protocol %d and port %d",

@@ -42,9 +42,9 @@ func TestMappingString(t *testing.T) {
 	forever.Lifetime, forever.Backend = backends.Forever, "upnp"
 	forever.Remote = netip.MustParseAddrPort("198.51.100.7:0")
 	for want, m := range map[string]backends.Mapping{
-		"tcp 45.45.45.1:8080 → 192.168.1.2:80, natpmp, 2h0m0s":                               m,
-		"tcp :8080 → 192.168.1.2:80, natpmp, 2h0m0s":                                         hidden,
-		"tcp 45.45.45.1:8080 → 192.168.1.2:80, only from 198.51.100.7, upnp, without an end": forever,
+		"tcp 45.45.45.1:8080 → 192.168.1.2:80, natpmp, 2h0m0s":                          m,
+		"tcp :8080 → 192.168.1.2:80, natpmp, 2h0m0s":                                    hidden,
+		"tcp 45.45.45.1:8080 → 192.168.1.2:80, only from 198.51.100.7, upnp, permanent": forever,
 		"no mapping": {},
 	} {
 		if got := fmt.Sprint(m); got != want {

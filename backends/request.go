@@ -9,33 +9,36 @@ import (
 	"time"
 )
 
-// Forever is the lifetime of a mapping without an end.
+// Forever is the lifetime of a permanent mapping.
 const Forever time.Duration = math.MaxInt64
 
-// Request asks a gateway for a mapping.
+// Request describes a mapping to request from a gateway.
 type Request struct {
-	// Protocol is what to forward. Required.
+	// Protocol is the protocol to forward. Required.
 	Protocol Protocol
-	// Internal is where to forward it. The port is required; the zero address
-	// is this host, as the gateway sees it.
+	// Internal is the endpoint to which the gateway forwards. The port is required.
+	// The zero Addr means the address of this host that the gateway sees.
 	Internal netip.AddrPort
-	// External is a wish. With the zero address or port the gateway chooses.
+	// External is the requested external endpoint. If the address or the port is
+	// zero, the gateway chooses it.
 	External netip.AddrPort
-	// Exact makes another external port than the wish fail with ErrConflict.
+	// Exact makes the request fail with ErrConflict if the gateway grants another
+	// external port.
 	Exact bool
-	// Remote admits only this peer. The zero value admits anyone; with port 0,
-	// any port of the address.
+	// Remote is the only remote peer to permit. The zero value permits any peer,
+	// and port 0 permits any port of the address.
 	Remote netip.AddrPort
-	// Lifetime is a wish, rounded up to whole seconds. Zero is the backend's
-	// default; Forever is permanent, where the protocol can.
+	// Lifetime is the requested lifetime, rounded up to whole seconds. Zero means
+	// the default of the backend. Forever means permanent, if the protocol supports
+	// that.
 	Lifetime time.Duration
-	// Description is what the gateway shows in its table, where the protocol
-	// carries one. Backends shorten and escape it as the wire needs.
+	// Description is the text that the gateway shows in its table, if the protocol
+	// has descriptions. Backends shorten and escape it as the protocol requires.
 	Description string
 }
 
-// Check returns nil, or an error that wraps [ErrInvalid] and says what is
-// wrong with the request. It does no I/O.
+// Check returns an error that wraps [ErrInvalid] and has the reason if the request
+// is not valid. It does no I/O.
 func (r Request) Check() error {
 	switch {
 	case r.Protocol == 0:
@@ -52,12 +55,12 @@ func (r Request) Check() error {
 	return nil
 }
 
-// Protocol is an IANA protocol number, the one in the IP header.
-// The zero value is no protocol and is refused wherever one is needed.
+// Protocol is an IANA protocol number, as in the IP header. The zero value is not a
+// protocol and is rejected if a protocol is required.
 type Protocol uint8
 
-// The protocols with a name here. Any other number is valid too, where the
-// gateway can map it (PCP can).
+// The protocols that have a name in this package. Any other number is also valid if
+// the gateway can map it, as PCP gateways can.
 const (
 	TCP     Protocol = 6
 	UDP     Protocol = 17
@@ -70,7 +73,7 @@ var protocolNames = map[Protocol]string{
 	TCP: "tcp", UDP: "udp", DCCP: "dccp", SCTP: "sctp", UDPLite: "udplite",
 }
 
-// String returns the protocol's lower-case name, or its number.
+// String returns the protocol's lower-case name, or its number if it has no name.
 func (p Protocol) String() string {
 	if name, ok := protocolNames[p]; ok {
 		return name
@@ -78,8 +81,8 @@ func (p Protocol) String() string {
 	return strconv.Itoa(int(p))
 }
 
-// ParseProtocol reads a name as [Protocol.String] writes it, in any case, or a
-// number from 1 to 255. Its error wraps [ErrInvalid].
+// ParseProtocol parses a name that [Protocol.String] returns, in upper or lower
+// case, or a number from 1 to 255. Its error wraps [ErrInvalid].
 func ParseProtocol(s string) (Protocol, error) {
 	for p, name := range protocolNames {
 		if strings.EqualFold(s, name) {
@@ -89,13 +92,13 @@ func ParseProtocol(s string) (Protocol, error) {
 	if n, err := strconv.ParseUint(s, 10, 8); err == nil && n != 0 {
 		return Protocol(n), nil
 	}
-	return 0, fmt.Errorf("%w: no protocol %q: want tcp, udp, dccp, sctp, udplite or a number from 1 to 255", ErrInvalid, s)
+	return 0, fmt.Errorf("%w: unknown protocol %q: want tcp, udp, dccp, sctp, udplite or a number from 1 to 255", ErrInvalid, s)
 }
 
-// MarshalText writes the protocol as [Protocol.String] does.
+// MarshalText returns the text of [Protocol.String].
 func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// UnmarshalText reads what [ParseProtocol] reads.
+// UnmarshalText parses the text that [ParseProtocol] accepts.
 func (p *Protocol) UnmarshalText(text []byte) error {
 	q, err := ParseProtocol(string(text))
 	if err != nil {

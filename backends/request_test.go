@@ -30,7 +30,7 @@ func TestProtocol(t *testing.T) {
 			err = json.Unmarshal(text, &back)
 		}
 		if err != nil || back != p {
-			t.Errorf("%d is %s and back %d, %v", p, text, back, err)
+			t.Errorf("%d was encoded as %s and decoded as %d, %v", p, text, back, err)
 		}
 	}
 }
@@ -40,15 +40,15 @@ func TestRequestCheck(t *testing.T) {
 	if err := valid.Check(); err != nil {
 		t.Error(err)
 	}
-	for name, spoil := range map[string]func(*backends.Request){
-		"protocol 0":             func(r *backends.Request) { r.Protocol = 0 },
-		"port 0":                 func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.1:0") },
-		"exact, but no port":     func(r *backends.Request) { r.Exact = true },
-		"negative lifetime":      func(r *backends.Request) { r.Lifetime = -time.Second },
-		"a peer without address": func(r *backends.Request) { r.Remote = netip.AddrPortFrom(netip.Addr{}, 80) },
+	for name, change := range map[string]func(*backends.Request){
+		"protocol 0":                     func(r *backends.Request) { r.Protocol = 0 },
+		"port 0":                         func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.1:0") },
+		"exact, but no port":             func(r *backends.Request) { r.Exact = true },
+		"negative lifetime":              func(r *backends.Request) { r.Lifetime = -time.Second },
+		"remote port without an address": func(r *backends.Request) { r.Remote = netip.AddrPortFrom(netip.Addr{}, 80) },
 	} {
 		r := valid
-		spoil(&r)
+		change(&r)
 		if err := r.Check(); !errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}

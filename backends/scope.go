@@ -5,26 +5,28 @@ import (
 	"net/netip"
 )
 
-// Scope is how far an external address reaches.
+// Scope says from where an external address is reachable.
 type Scope uint8
 
 // The scopes.
 const (
-	// ScopeUnknown: the gateway does not tell its external address.
+	// ScopeUnknown means that the gateway does not report its external address.
 	ScopeUnknown Scope = iota
-	// ScopePublic: reachable from the internet, as far as the address tells.
+	// ScopePublic is the scope of an address that is reachable from the internet,
+	// as far as the address shows.
 	ScopePublic
-	// ScopePrivate: a private address (RFC 1918, RFC 4193) or one that is not for
-	// use between hosts: another NAT stands before the gateway.
+	// ScopePrivate is the scope of a private address (RFC 1918, RFC 4193) or of a
+	// special-purpose address that is not used between hosts. The gateway is behind
+	// another NAT.
 	ScopePrivate
-	// ScopeShared: an address of 100.64.0.0/10 (RFC 6598): the provider's own NAT
-	// stands before the gateway.
+	// ScopeShared is the scope of 100.64.0.0/10 (RFC 6598). The gateway is behind
+	// the NAT of the provider.
 	ScopeShared
 )
 
 var (
 	sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
-	reserved    = []netip.Prefix{ // blocks of the IANA special-purpose registries that netip has no predicate for
+	reserved    = []netip.Prefix{ // blocks of the IANA special-purpose registries for which netip has no method
 		netip.MustParsePrefix("0.0.0.0/8"),
 		netip.MustParsePrefix("192.0.0.0/24"),
 		netip.MustParsePrefix("192.0.2.0/24"),
@@ -55,9 +57,10 @@ func ScopeOf(a netip.Addr) Scope {
 	return ScopePublic
 }
 
-// HostAddr returns an address as a gateway may tell it for its own: IPv4 in its
-// own form and without a zone, which is the gateway's and can be any text. It is
-// the zero Addr where no host has it: unspecified, loopback, multicast, broadcast.
+// HostAddr validates an address that a gateway reported as its own. It returns an
+// IPv4-mapped IPv6 address as IPv4. It returns the zero Addr for an address with a
+// zone, which a gateway can set to any text, and for an address that no host has:
+// unspecified, loopback, multicast, broadcast.
 func HostAddr(a netip.Addr) netip.Addr {
 	a = a.Unmap()
 	if a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == broadcast {
@@ -83,5 +86,5 @@ func (s Scope) String() string {
 	return fmt.Sprintf("scope %d", uint8(s))
 }
 
-// MarshalText writes the scope as [Scope.String] does.
+// MarshalText returns the text of [Scope.String].
 func (s Scope) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

@@ -7,17 +7,18 @@ import (
 	"unique"
 )
 
-// Token is what a backend needs to renew and delete a mapping, such as the nonce of
-// PCP. It is a secret and opaque to callers, so fmt, encoding/json and log/slog do not
-// print its bytes. To store a mapping, store [Token.Bytes] next to it. The zero Token
-// has no bytes, and == compares bytes.
+// Token has the secret data with which a backend renews and deletes a mapping, for
+// example the nonce of PCP. It is opaque to callers, so fmt, encoding/json and
+// log/slog do not print its bytes. To store a mapping, store [Token.Bytes] next to
+// it. The zero Token has no bytes. The operator == compares the bytes.
 type Token struct {
-	// If a Token is in an unexported field, fmt calls no method and prints what it
-	// finds. Here it finds a pointer, and prints the address.
+	// If a Token is in an unexported field, fmt calls none of its methods and
+	// prints the fields. This field is a pointer, so fmt prints an address.
 	handle unique.Handle[string]
 }
 
-// NewToken returns a Token with a copy of the bytes. Without any, it is the zero Token.
+// NewToken returns a Token with a copy of the bytes. If b is empty, it returns the
+// zero Token.
 func NewToken(b []byte) Token {
 	if len(b) == 0 {
 		return Token{}
@@ -44,23 +45,24 @@ func (t Token) String() string {
 	return hidden
 }
 
-// What a Token prints as.
+// The texts that are printed for a Token.
 const (
 	hidden = "(token)"
 	none   = "(no token)"
 )
 
-// Format hides the bytes, whatever the verb.
+// Format hides the bytes for every verb.
 func (t Token) Format(s fmt.State, _ rune) { io.WriteString(s, t.String()) } //nolint:errcheck // fmt's own buffer
 
 // LogValue hides the bytes.
 func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
-// MarshalText hides the bytes, from JSON too.
+// MarshalText hides the bytes. encoding/json uses it too.
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// UnmarshalText reads what MarshalText writes. As that has no bytes, it is the zero
-// Token. Any other text fails with ErrInvalid.
+// UnmarshalText accepts the texts that MarshalText returns, and sets the zero
+// Token, because these texts have no bytes. For any other text it fails with
+// ErrInvalid.
 func (t *Token) UnmarshalText(text []byte) error {
 	if s := string(text); s != hidden && s != none {
 		return fmt.Errorf("%w: the text of a token is hidden: store its bytes", ErrInvalid)

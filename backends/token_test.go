@@ -15,31 +15,33 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// A Token has its own copy of the bytes, and compares by them.
+// TestTokenBytes checks that a Token has its own copy of the bytes, and that tokens
+// with equal bytes are equal.
 func TestTokenBytes(t *testing.T) {
 	if err := quick.Check(func(b []byte) bool {
-		was := bytes.Clone(b)
+		original := bytes.Clone(b)
 		token := backends.NewToken(b)
-		for _, mine := range [][]byte{b, token.Bytes()} {
-			for i := range mine {
-				mine[i]++
+		for _, changed := range [][]byte{b, token.Bytes()} {
+			for i := range changed {
+				changed[i]++
 			}
 		}
-		return bytes.Equal(token.Bytes(), was) && token == backends.NewToken(was) &&
-			token.IsZero() == (len(was) == 0) && (len(was) == 0 || token != backends.NewToken(b))
+		return bytes.Equal(token.Bytes(), original) && token == backends.NewToken(original) &&
+			token.IsZero() == (len(original) == 0) && (len(original) == 0 || token != backends.NewToken(b))
 	}, nil); err != nil {
 		t.Error(err)
 	}
 	var zero backends.Token
 	if !zero.IsZero() || zero.Bytes() != nil || zero != backends.NewToken(nil) || zero != backends.NewToken([]byte{}) {
-		t.Errorf("the zero Token has %v", zero.Bytes())
+		t.Errorf("the zero Token has the bytes %v", zero.Bytes())
 	}
 	if one := backends.NewToken([]byte{0}); one.IsZero() || one == zero {
 		t.Error("a Token of a zero byte is the zero Token")
 	}
 }
 
-// Nothing prints the bytes of a Token, wherever it is.
+// TestTokenHidden checks that no way to print a Token, alone or in another value,
+// shows its bytes.
 func TestTokenHidden(t *testing.T) {
 	const text = "ABCDEFGHIJKL"
 	token := backends.NewToken([]byte(text))
@@ -94,9 +96,9 @@ func TestTokenHidden(t *testing.T) {
 	}
 	var back []backends.Token
 	if err := json.Unmarshal(encoded, &back); err != nil || len(back) != 2 || !back[0].IsZero() || !back[1].IsZero() {
-		t.Errorf("read back: %v, %v; want tokens without bytes", back, err)
+		t.Errorf("decoded: %v, %v; want tokens without bytes", back, err)
 	}
 	if err := json.Unmarshal([]byte(`["AQID"]`), &back); !errors.Is(err, backends.ErrInvalid) {
-		t.Errorf("a Token was read from its bytes: %v", err)
+		t.Errorf("a Token was decoded from its bytes: %v", err)
 	}
 }

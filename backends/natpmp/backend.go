@@ -16,12 +16,12 @@ import (
 // Name is what Backend.String returns.
 const Name = "natpmp"
 
-// Backend is a Client that meets the contract of package backends.
+// Backend implements [backends.Backend] and [backends.Watcher] with a Client.
 type Backend struct {
 	client *Client
 
 	mu           sync.Mutex
-	external     netip.Addr // as the gateway last told
+	external     netip.Addr // the last address that the gateway reported
 	externalTime time.Time
 }
 
@@ -30,7 +30,7 @@ var (
 	_ backends.Watcher = (*Backend)(nil)
 )
 
-// New returns a backend for one gateway. It does no I/O; its error wraps
+// New returns a backend for one gateway. It does no I/O. Its error wraps
 // backends.ErrInvalid.
 func New(config Config) (*Backend, error) {
 	c, err := NewClient(config)
@@ -43,13 +43,14 @@ func New(config Config) (*Backend, error) {
 // String returns Name.
 func (b *Backend) String() string { return Name }
 
-// Client returns the client beneath, for what the contract does not have.
+// Client returns the underlying client, for functions that Backend does not have.
 func (b *Backend) Client() *Client { return b.client }
 
 // Close closes the client.
 func (b *Backend) Close() error { return b.client.Close() }
 
-// Supports says why NAT-PMP cannot express a request, if so.
+// Supports returns nil, or an error that says why NAT-PMP cannot express the
+// request.
 func (b *Backend) Supports(r backends.Request) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("natpmp: %w", err)
@@ -65,7 +66,7 @@ func (b *Backend) Supports(r backends.Request) error {
 	case internal.IsValid() && !internal.IsUnspecified() && source.IsValid() && internal != source:
 		reason = "it maps to the host that asks, not to another"
 	case r.Remote != netip.AddrPort{}:
-		reason = "it cannot admit one peer only"
+		reason = "it cannot restrict the remote peer"
 	case r.Lifetime == backends.Forever:
 		reason = "it has no permanent mappings"
 	case r.Exact && r.External.Addr().IsValid() && !r.External.Addr().IsUnspecified():
@@ -76,8 +77,8 @@ func (b *Backend) Supports(r backends.Request) error {
 	return fmt.Errorf("natpmp: %w: %s", backends.ErrUnsupported, reason)
 }
 
-// Probe asks for the external address out of turn: the cheapest question that
-// tells whether the gateway speaks NAT-PMP.
+// Probe requests the external address without waiting in the queue. This is the
+// smallest request that shows whether the gateway supports NAT-PMP.
 func (b *Backend) Probe(ctx context.Context) error {
 	r, err := b.client.Probe(ctx)
 	if err == nil {
@@ -86,7 +87,7 @@ func (b *Backend) Probe(ctx context.Context) error {
 	return err
 }
 
-// ExternalAddr asks the gateway for its external address.
+// ExternalAddr requests the gateway's external address.
 func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	r, err := b.client.ExternalAddr(ctx)
 	if err != nil {
@@ -96,12 +97,14 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	return sanitizeAddr(r.Addr), nil
 }
 
-// Map asks for a mapping. Gateways of VPN providers grant a port of their choice
-// and forward it to the same number here, whatever was asked: then Internal has
-// that. With Exact, it takes back one with another port and
-// fails with ErrConflict. Where another program of this host had that very
-// internal port mapped already, the gateway answers with its mapping, and that
-// is what is taken back: the protocol does not tell the two apart.
+// Map requests a mapping. Gateways of VPN providers ignore the requested ports:
+// they choose a port and forward it to the same port number on this host. Internal
+// of the returned mapping then has that number.
+//
+// With Exact, Map deletes a mapping that has another external port, and fails with
+// ErrConflict. If another program on this host already had mapped the same internal
+// port, the gateway returns the mapping of that program, and Map deletes it: the
+// protocol cannot distinguish the two.
 func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
 	if err := b.validate(ctx, r); err != nil {
 		return backends.Mapping{}, err
@@ -113,9 +116,9 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping
 	return b.mapPort(ctx, r, external)
 }
 
-// Renew asks for the mapping again, wishing for the port that it has, and then
-// for the external address. Where that answer is lost, it is the address that
-// the gateway last told.
+// Renew requests the mapping again with its present external port, and then the
+// external address. If the second reply is lost, the result has the last address
+// that the gateway reported.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	if err := m.Check(); err != nil {
@@ -132,7 +135,7 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 	return renewed, err
 }
 
-// validate refuses what the protocol cannot do.
+// validate returns an error if the protocol cannot express the request.
 func (b *Backend) validate(ctx context.Context, r backends.Request) error {
 	if err := b.Supports(r); err != nil {
 		return err
@@ -151,7 +154,7 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, external neti
 		return backends.Mapping{}, err
 	}
 	internal := r.Internal.Port()
-	if resp.InternalPort == 0 { // the gateway forwards to the same number, whatever was asked
+	if resp.InternalPort == 0 { // the gateway forwards to the same port number
 		internal = resp.ExternalPort
 	}
 	m := backends.Mapping{
@@ -167,8 +170,8 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, external neti
 	return m, b.rejectWrongPort(ctx, r, m)
 }
 
-// checkLocalHost refuses to map to another address than the one that the gateway
-// will see.
+// checkLocalHost returns an error if internal is not the local address that the
+// gateway sees.
 func (b *Backend) checkLocalHost(ctx context.Context, internal netip.Addr) error {
 	internal = internal.Unmap()
 	if !internal.IsValid() || internal.IsUnspecified() {
@@ -184,21 +187,21 @@ func (b *Backend) checkLocalHost(ctx context.Context, internal netip.Addr) error
 	return nil
 }
 
-// rejectWrongPort undoes a mapping with another port than the request insists on: the
-// protocol itself has only wishes.
+// rejectWrongPort deletes a mapping that does not have the exact port of the
+// request. The protocol itself has no exact requests.
 func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m backends.Mapping) error {
 	if !r.Exact || m.External.Port() == r.External.Port() {
 		return nil
 	}
-	conflict := fmt.Errorf("natpmp: %w: the gateway gives port %d in place of %d",
+	conflict := fmt.Errorf("natpmp: %w: the gateway granted port %d instead of %d",
 		backends.ErrConflict, m.External.Port(), r.External.Port())
 	if err := b.Unmap(ctx, m); err != nil {
-		return fmt.Errorf("%w; and the mapping in its place stays for %v: %w", conflict, m.Lifetime, err)
+		return fmt.Errorf("%w; the granted mapping was not deleted and lasts for %v: %w", conflict, m.Lifetime, err)
 	}
 	return conflict
 }
 
-// Unmap deletes the mapping. Where the gateway has none, it succeeds.
+// Unmap deletes the mapping. It succeeds if the gateway has no such mapping.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	if err := m.Check(); err != nil {
 		return fmt.Errorf("natpmp: %w", err)
@@ -206,14 +209,14 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	return b.client.Unmap(ctx, m.Protocol, m.Internal.Port())
 }
 
-// maxExternalAge is how old a told external address may be to go with a mapping
-// granted now: mappings that are made or renewed together ask once. A caller may want
-// one that is fresh.
+// maxExternalAge is the maximum age of an external address that is used for a new
+// mapping. Mappings that are created or renewed together thus need one request. The
+// context can require a newer address.
 const maxExternalAge = time.Second
 
-// recentExternal returns the external address for a mapping granted now, or
-// the zero Addr where the gateway will not tell: its refusal to tell does not
-// mean that it refuses to map, so only silence ends the call.
+// recentExternal returns the external address for a new mapping, or the zero Addr
+// if the gateway refuses to report it. A gateway that refuses this may still create
+// mappings, so only a missing reply is an error.
 func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	b.mu.Lock()
 	external, received := b.external, b.externalTime
@@ -233,12 +236,13 @@ func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	return sanitizeAddr(r.Addr), nil
 }
 
-// externalTimeout is how long a renewed mapping waits for its external address: it
-// holds already.
+// externalTimeout is how long Renew waits for the external address. The mapping is
+// renewed already.
 const externalTimeout = 2 * time.Second
 
-// externalOrPrevious is recentExternal, and where the gateway is silent what it told
-// last, or else the address given.
+// externalOrPrevious is recentExternal with a fallback. If the gateway does not
+// reply, it returns the last reported address or, if there is none, the previous
+// address of the mapping.
 func (b *Backend) externalOrPrevious(ctx context.Context, previous netip.Addr) netip.Addr {
 	ctx, cancel := context.WithTimeout(ctx, externalTimeout)
 	defer cancel()
@@ -258,6 +262,6 @@ func (b *Backend) recordExternal(external netip.Addr, at time.Time) {
 	b.external, b.externalTime = external, at
 }
 
-// sanitizeAddr makes the 0.0.0.0 of a gateway that does not know its address the zero
-// Addr, and what no gateway can have.
+// sanitizeAddr returns the zero Addr for 0.0.0.0, which means that the gateway has
+// no address, and for addresses that no gateway can have.
 func sanitizeAddr(a netip.Addr) netip.Addr { return backends.HostAddr(a) }

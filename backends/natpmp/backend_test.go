@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// start starts a gateway that ends with the test.
+// start starts a gateway, which is closed at the end of the test.
 func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	gw, err := gatewaytest.Start(config)
@@ -27,11 +27,11 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// dropRequests makes the gateway lose every request.
+// dropRequests makes the gateway ignore every request.
 func dropRequests(gw *gatewaytest.Gateway) { gw.Inject(gatewaytest.Fault{Drop: true}) }
 
 func TestContract(t *testing.T) {
-	t.Parallel() // it waits for silence
+	t.Parallel() // it waits for timeouts
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
 		gw := start(t, gatewaytest.Config{})
 		b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2, FirstWait: 500 * time.Millisecond})
@@ -42,8 +42,8 @@ func TestContract(t *testing.T) {
 	})
 }
 
-// A mapping to another host is refused before anything is sent: the gateway
-// would map to this one.
+// TestAnotherHost checks that a mapping to another host is refused before anything
+// is sent: the gateway would map to this host.
 func TestAnotherHost(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr()})
@@ -60,12 +60,12 @@ func TestAnotherHost(t *testing.T) {
 	}
 	r.Internal = netip.MustParseAddrPort("127.0.0.1:8080")
 	if _, err := b.Map(t.Context(), r); err != nil {
-		t.Errorf("Map to this very address: %v", err)
+		t.Errorf("Map to the local address: %v", err)
 	}
 }
 
-// A mapping may come with an external address that was asked for a moment before,
-// but not with one that the gateway no longer has.
+// TestExternalAddrAge checks that Map and Renew may use an external address that
+// was reported shortly before, but do not use an old address indefinitely.
 func TestExternalAddrAge(t *testing.T) {
 	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080"), Lifetime: time.Hour}
 	for name, repeat := range map[string]func(context.Context, *natpmp.Backend, backends.Mapping) (backends.Mapping, error){
@@ -79,7 +79,7 @@ func TestExternalAddrAge(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw := start(t, gatewaytest.Config{})
-			gw.Inject(gatewaytest.Fault{ // few requests rather than thousands
+			gw.Inject(gatewaytest.Fault{ // limits the number of requests
 				Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Delay: 20 * time.Millisecond,
 			})
 			b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr()})
@@ -97,7 +97,7 @@ func TestExternalAddrAge(t *testing.T) {
 			defer cancel()
 			for m.External.Addr() != newAddr {
 				if ctx.Err() != nil {
-					t.Fatalf("%s again and again: still at %v, and the gateway is at %v", name, m.External.Addr(), newAddr)
+					t.Fatalf("%s repeatedly: still at %v, and the gateway is at %v", name, m.External.Addr(), newAddr)
 				}
 				if m, err = repeat(t.Context(), b, m); err != nil {
 					t.Fatal(err)
@@ -107,19 +107,19 @@ func TestExternalAddrAge(t *testing.T) {
 	}
 }
 
-// A renewal is about the mapping: that is asked for first, and had although the
-// gateway does not tell the address.
+// TestRenewWithoutAddress checks that Renew requests the mapping first, and
+// succeeds even if the gateway does not report its address.
 func TestRenewWithoutAddress(t *testing.T) {
 	first, second, third := netip.MustParseAddr("45.45.45.1"), netip.MustParseAddr("45.45.45.2"), netip.MustParseAddr("45.45.45.3")
 	for name, test := range map[string]struct {
 		fault     gatewaytest.Fault
-		restarted bool // a client that has never been told
+		restarted bool // renew with a new backend, which has no recorded address
 		want      netip.Addr
 	}{
-		"told":              {gatewaytest.Fault{}, false, third},
-		"silent":            {gatewaytest.Fault{Drop: true}, false, second},
-		"silent from first": {gatewaytest.Fault{Drop: true}, true, first},
-		"refused":           {gatewaytest.Fault{Result: int(natpmp.NetworkFailure)}, false, netip.Addr{}},
+		"reply":               {gatewaytest.Fault{}, false, third},
+		"no reply":            {gatewaytest.Fault{Drop: true}, false, second},
+		"no reply, restarted": {gatewaytest.Fault{Drop: true}, true, first},
+		"refused":             {gatewaytest.Fault{Result: int(natpmp.NetworkFailure)}, false, netip.Addr{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -158,7 +158,7 @@ func TestRenewWithoutAddress(t *testing.T) {
 				t.Errorf("%v for %v, %v; want the address %v", renewed.External, renewed.Lifetime, err, test.want)
 			}
 			if requests := gw.Requests(); len(requests) < 2 || requests[0].Op != "map" || requests[1].Op != "external address" {
-				t.Errorf("asked %v", requests)
+				t.Errorf("requests %v", requests)
 			}
 		})
 	}
@@ -179,7 +179,7 @@ func TestSupports(t *testing.T) {
 	}{
 		"plain":       {func(*backends.Request) {}, nil},
 		"own address": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.10:80") }, nil},
-		"an address as a wish": {func(r *backends.Request) {
+		"suggested address": {func(r *backends.Request) {
 			r.External = netip.MustParseAddrPort("198.51.100.1:80")
 		}, nil},
 		"exact address": {func(r *backends.Request) {
@@ -187,8 +187,8 @@ func TestSupports(t *testing.T) {
 		}, backends.ErrUnsupported},
 		"another host": {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("192.0.2.11:80") }, backends.ErrUnsupported},
 		"IPv6":         {func(r *backends.Request) { r.Internal = netip.MustParseAddrPort("[2001:db8::1]:80") }, backends.ErrUnsupported},
-		"a peer":       {func(r *backends.Request) { r.Remote = netip.MustParseAddrPort("198.51.100.1:0") }, backends.ErrUnsupported},
-		"for ever":     {func(r *backends.Request) { r.Lifetime = backends.Forever }, backends.ErrUnsupported},
+		"remote peer":  {func(r *backends.Request) { r.Remote = netip.MustParseAddrPort("198.51.100.1:0") }, backends.ErrUnsupported},
+		"permanent":    {func(r *backends.Request) { r.Lifetime = backends.Forever }, backends.ErrUnsupported},
 		"SCTP":         {func(r *backends.Request) { r.Protocol = backends.SCTP }, backends.ErrUnsupported},
 		"no port":      {func(r *backends.Request) { r.Internal = netip.AddrPort{} }, backends.ErrInvalid},
 	} {

@@ -33,7 +33,8 @@ func BenchmarkParseMapResponse(b *testing.B) {
 	}
 }
 
-// BenchmarkClientMap is a whole exchange with a gateway in this process.
+// BenchmarkClientMap measures a request and its reply, with a gateway in this
+// process.
 func BenchmarkClientMap(b *testing.B) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {

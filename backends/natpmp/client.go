@@ -16,51 +16,53 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// DefaultLifetime is the lifetime that RFC 6886 section 3.3 recommends to ask for.
+// DefaultLifetime is the lifetime that RFC 6886 section 3.3 recommends.
 const DefaultLifetime = 2 * time.Hour
 
-// The retransmission schedule of RFC 6886 section 3.1: nine requests, the waits
-// after them doubling from 250 ms, so that a silent gateway costs 127.75 s.
+// The retransmission schedule of RFC 6886 section 3.1: nine requests, with waits
+// that start at 250 ms and double. If the gateway does not reply, a call takes
+// 127.75 s.
 const (
 	DefaultTransmissions = 9
 	DefaultFirstWait     = 250 * time.Millisecond
 )
 
-// Config says which gateway a Client talks to, and how.
+// Config names the gateway of a Client and configures its requests.
 type Config struct {
 	// Gateway is the gateway's internal address. Required; port 0 is [Port].
 	Gateway netip.AddrPort
-	// Interface is the interface to leave by, where the OS lets us choose. Empty:
-	// the kernel's choice.
+	// Interface is the network interface that sends the requests, if the operating
+	// system lets a program choose it. If it is empty, the kernel chooses.
 	Interface string
-	// Source is the local address to send from, which is the one that gets the
-	// mappings. The zero Addr: the kernel's choice.
+	// Source is the local address from which requests are sent. The gateway maps
+	// ports to this address. The zero Addr lets the kernel choose.
 	Source netip.Addr
-	// Transmissions is how often a request is sent before the gateway counts as
-	// silent. Zero: DefaultTransmissions.
+	// Transmissions is how many times a request is sent before the call fails with
+	// no reply. Zero means DefaultTransmissions.
 	Transmissions int
-	// FirstWait is how long the first request waits for its answer; each later
-	// one waits twice as long as the one before. Zero: DefaultFirstWait.
+	// FirstWait is how long to wait for a reply to the first transmission. The wait
+	// doubles with each later transmission. Zero means DefaultFirstWait.
 	FirstWait time.Duration
-	// LongestWait bounds those waits: mappings that last seconds cannot wait for
-	// minutes. Zero: nothing does.
+	// LongestWait is the upper limit of these waits: mappings with a lifetime of
+	// seconds cannot wait for minutes. Zero means no limit.
 	LongestWait time.Duration
-	// Announce is where announcements are listened for, while somebody calls
-	// Watch. The zero value: 224.0.0.1:5350.
+	// Announce is the address on which to listen for announcements during a call of
+	// Watch. The zero value means 224.0.0.1:5350.
 	Announce netip.AddrPort
-	// Logger is told of each request and answer, at debug level. Nil: nobody.
+	// Logger logs each request and reply at debug level. Nil disables logging.
 	Logger *slog.Logger
 }
 
-// Client asks one gateway. Its methods may be called by several goroutines at
-// once; requests of the whole process to one gateway go out one after another.
+// Client sends requests to one gateway. Its methods may be called by several
+// goroutines at once. All requests of the process to one gateway are sent one after
+// another.
 type Client struct {
 	config  Config
 	session *port5351.Session
 	log     *slog.Logger
 }
 
-// NewClient checks the config. It does no I/O. Its error wraps
+// NewClient checks the config and returns a Client. It does no I/O. Its error wraps
 // backends.ErrInvalid.
 func NewClient(config Config) (*Client, error) {
 	switch gw := config.Gateway.Addr().Unmap(); {
@@ -82,24 +84,25 @@ func NewClient(config Config) (*Client, error) {
 	return &Client{config: config, session: session, log: log}, nil
 }
 
-// Close ends the calls under way, with net.ErrClosed, and waits for them. It
-// deletes no mapping. A second call does nothing.
+// Close ends the calls in progress with net.ErrClosed, and waits for them. It
+// deletes no mapping. A second call has no effect.
 func (c *Client) Close() error {
 	c.session.Close()
 	return nil
 }
 
-// Gateway returns the address and port that requests go to.
+// Gateway returns the address and port to which requests are sent.
 func (c *Client) Gateway() netip.AddrPort { return c.config.Gateway }
 
-// ExternalAddr asks for the gateway's external address (RFC 6886, section
-// 3.2). A refusal is a *[ResultError]; silence wraps backends.ErrNoReply.
+// ExternalAddr returns the gateway's external address (RFC 6886, section 3.2). If
+// the gateway refuses, the error is a *[ResultError]. If it does not reply, the
+// error wraps backends.ErrNoReply.
 func (c *Client) ExternalAddr(ctx context.Context) (ExternalAddrResponse, error) {
 	return c.externalAddr(ctx, false)
 }
 
-// Probe is ExternalAddr out of turn: it does not wait until other requests of
-// the process to the gateway are done.
+// Probe is ExternalAddr without the queue: it does not wait for other requests of
+// the process to the gateway.
 func (c *Client) Probe(ctx context.Context) (ExternalAddrResponse, error) {
 	return c.externalAddr(ctx, true)
 }
@@ -120,35 +123,36 @@ func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResp
 	return r, c.checkResult(OpExternalAddr, r.Result, r.Epoch, reply)
 }
 
-// Map asks for a mapping, or for more of its lifetime (RFC 6886, section 3.3).
-// Lifetime 0 is DefaultLifetime. Another port than the wish is success. An
-// internal port 0 fails with backends.ErrInvalid, a refusal is a *[ResultError],
-// and silence wraps backends.ErrNoReply.
+// Map creates a mapping, or renews it (RFC 6886, section 3.3). Lifetime 0 means
+// DefaultLifetime. The call succeeds even if the gateway grants another port than
+// requested. Map fails with backends.ErrInvalid if the internal port is 0. If the
+// gateway refuses, the error is a *[ResultError]. If it does not reply, the error
+// wraps backends.ErrNoReply.
 func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 	r.Lifetime = cmp.Or(r.Lifetime, DefaultLifetime)
 	resp, _, err := c.mapPort(ctx, r)
 	return resp, err
 }
 
-// Unmap deletes the host's mapping of an internal port (RFC 6886, section
-// 3.4). Where there is none, it succeeds. An internal port 0 fails with
-// backends.ErrInvalid.
+// Unmap deletes the host's mapping of an internal port (RFC 6886, section 3.4). It
+// succeeds if there is no such mapping. Unmap fails with backends.ErrInvalid if the
+// internal port is 0.
 func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort uint16) error {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	_, _, err := c.mapPort(ctx, MapRequest{Protocol: p, InternalPort: internalPort})
 	return err
 }
 
-// UnmapAll deletes all of the host's mappings of a protocol, also those of
-// other programs on the host; common gateways delete those of the other
-// protocol too (RFC 6886, section 3.4).
+// UnmapAll deletes all mappings of the host for a protocol, including the mappings
+// of other programs on the host (RFC 6886, section 3.4). Common gateways also
+// delete the mappings for the other protocol.
 func (c *Client) UnmapAll(ctx context.Context, p backends.Protocol) error {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	_, _, err := c.transactMap(ctx, MapRequest{Protocol: p})
 	return err
 }
 
-// mapPort is transactMap for one port.
+// mapPort is transactMap for a single port.
 func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port5351.Reply, error) {
 	if r.InternalPort == 0 {
 		return MapResponse{}, port5351.Reply{}, fmt.Errorf("natpmp: %w: internal port 0 means all ports", backends.ErrInvalid)
@@ -189,9 +193,9 @@ func (c *Client) transactMap(ctx context.Context, r MapRequest) (MapResponse, po
 	return resp, reply, c.checkResult(op, resp.Result, resp.Epoch, reply)
 }
 
-// Transact sends any datagram that begins with a NAT-PMP header by the
-// client's schedule and in its turn, and returns the first datagram from the
-// gateway that has the opcode of its answer, as it came.
+// Transact sends any datagram that begins with a NAT-PMP header, with the client's
+// retransmission schedule and in its turn in the queue. It returns, unchanged, the
+// first datagram from the gateway that has the opcode of the response.
 func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	h, err := ParseHeader(request)
 	if err != nil {
@@ -209,9 +213,9 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	return reply.Datagram, err
 }
 
-// do is exchange, with errors that have no payload made Go errors. That a
-// gateway of this version does not know this version, it says to others: the
-// answer to a PCP request that was repeated can come late.
+// do sends a request, and converts error responses without a payload to Go errors.
+// A gateway of this version that rejects this version is probably replying to
+// another request: a late reply to a retransmitted PCP request.
 func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Match = port5351.RequireRepeats(tx.Match, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)
@@ -233,7 +237,7 @@ func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (po
 	return reply, nil
 }
 
-// send sends a request by the client's schedule.
+// send sends a request with the client's retransmission schedule.
 func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Wait = c.wait
 	reply, err := c.session.Do(ctx, tx)
@@ -244,17 +248,17 @@ func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (
 		}
 		return reply, fmt.Errorf("natpmp: %w", err)
 	}
-	c.log.Debug("natpmp request answered", "op", op, "gateway", c.config.Gateway,
+	c.log.Debug("natpmp reply received", "op", op, "gateway", c.config.Gateway,
 		"took", reply.Received.Sub(reply.Sent), "response", fmt.Sprintf("%x", reply.Datagram))
 	return reply, nil
 }
 
-// wait is the schedule of RFC 6886 section 3.1, with the client's numbers.
+// wait is the schedule of RFC 6886 section 3.1, with the values of the config.
 func (c *Client) wait(n int) (time.Duration, bool) {
 	if n >= c.config.Transmissions {
 		return 0, false
 	}
-	limit := cmp.Or(c.config.LongestWait, time.Hour) // a schedule of hundreds of requests must not overflow
+	limit := cmp.Or(c.config.LongestWait, time.Hour) // so that a schedule of hundreds of requests does not overflow
 	wait := c.config.FirstWait
 	for range n {
 		wait = min(2*wait, limit)
@@ -262,7 +266,7 @@ func (c *Client) wait(n int) (time.Duration, bool) {
 	return min(wait, limit), true
 }
 
-// checkResult gives the epoch of a full response to the link, and makes a refusal a
+// checkResult records the epoch of a complete response, and converts a refusal to a
 // Go error.
 func (c *Client) checkResult(op Opcode, code ResultCode, epoch time.Duration, reply port5351.Reply) error {
 	c.session.ObserveNATPMP(epoch, reply)
@@ -272,18 +276,18 @@ func (c *Client) checkResult(op Opcode, code ResultCode, epoch time.Duration, re
 	return nil
 }
 
-// isVPNResponse reports whether a response does not say which internal port it is about.
-// Those of VPN providers' gateways do not: a client has one port there, of the same
-// number on both sides, and asks for nothing but its lifetime.
+// isVPNResponse reports whether a response has no internal port. Gateways of VPN
+// providers send such responses: a client has one port on the gateway, with the
+// same number on both sides, and only the lifetime of the request has an effect.
 func isVPNResponse(b []byte) bool {
 	r, err := ParseMapResponse(b)
 	return err == nil && r.InternalPort == 0
 }
 
-// match judges whether a datagram answers a request. The link has checked the
-// source. Exact is a response of the right size with the internal port; errors
-// that carry no port, and the answers of gateways that speak another version
-// (whole, or cut short as some send them), are possible answers to anything.
+// match reports how well a datagram answers a request. The source address has been
+// checked. A response of the right size with the right internal port is Exact.
+// Error responses without a port are Possible answers to any request, and so are
+// the responses of gateways that support another version, complete or truncated.
 func match(b []byte, op Opcode, size int, internalPort uint16) port5351.Match {
 	h, err := ParseHeader(b)
 	switch {
@@ -304,7 +308,7 @@ func match(b []byte, op Opcode, size int, internalPort uint16) port5351.Match {
 	case h.Opcode == op|OpResponse && (h.Result == UnsupportedVersion || h.Result == UnsupportedOpcode):
 		return port5351.Possible
 	case h.Opcode == 0 && len(b) == errorResponseSize && b[2] == 0 && b[3] == byte(UnsupportedVersion):
-		return port5351.Possible // the form that the standard draws, without the response bit
+		return port5351.Possible // the form in the diagram of the standard, without the response bit
 	}
 	return port5351.None
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// newClient makes an impatient client. It waits long enough for a gateway in a process
-// that does not run for half a second.
+// newClient returns a client with short waits. They are long enough for a gateway
+// in this process that does not run for half a second.
 func newClient(t *testing.T, gateway netip.AddrPort) *natpmp.Client {
 	t.Helper()
 	c, err := natpmp.NewClient(natpmp.Config{Gateway: gateway, Transmissions: 3, FirstWait: 100 * time.Millisecond})
@@ -31,7 +31,8 @@ func newClient(t *testing.T, gateway netip.AddrPort) *natpmp.Client {
 	return c
 }
 
-// injectReplies injects raw answers, in hex, to all requests.
+// injectReplies makes the gateway answer every request with these datagrams, in
+// hexadecimal.
 func injectReplies(t *testing.T, gw *gatewaytest.Gateway, replies ...string) {
 	t.Helper()
 	var raw [][]byte
@@ -45,7 +46,8 @@ func injectReplies(t *testing.T, gw *gatewaytest.Gateway, replies ...string) {
 	gw.Inject(gatewaytest.Fault{Reply: func([]byte) [][]byte { return raw }})
 }
 
-// The bytes are those of the diagrams in RFC 6886, sections 3.2 to 3.4.
+// TestClientBytes compares requests with the diagrams in RFC 6886, sections 3.2 to
+// 3.4.
 func TestClientBytes(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	c := newClient(t, gw.Addr())
@@ -106,7 +108,8 @@ func TestClientResponses(t *testing.T) {
 	}
 }
 
-// What answers a map-udp request for port 6881, in every wrong or refusing shape.
+// TestClientRefusals checks the errors for refusals of and wrong replies to a map
+// request for UDP port 6881.
 func TestClientRefusals(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -117,27 +120,27 @@ func TestClientRefusals(t *testing.T) {
 	}{
 		"not authorized":               {"00810002 000004d2 1ae10000 00000000", backends.ErrNotAuthorized, natpmp.NotAuthorized, 0},
 		"network failure":              {"00810003 000004d2 1ae10000 00000000", backends.ErrNetworkFailure, natpmp.NetworkFailure, 0},
-		"out of resources, echoing":    {"00810004 000004d2 1ae11ae1 00001c20", backends.ErrNoResources, natpmp.OutOfResources, 0},
+		"out of resources, echoed":     {"00810004 000004d2 1ae11ae1 00001c20", backends.ErrNoResources, natpmp.OutOfResources, 0},
 		"undefined result":             {"00810009 000004d2 1ae10000 00000000", backends.ErrMalformed, 9, 0},
 		"unsupported opcode, echo":     {"00810005 1ae10000 00001c20", backends.ErrUnsupported, natpmp.UnsupportedOpcode, 0},
 		"unsupported opcode, 8 bytes":  {"00810005 000004d2", backends.ErrUnsupported, natpmp.UnsupportedOpcode, 0},
 		"unsupported version, RFC":     {"00000001 000004d2", backends.ErrUnsupported, natpmp.UnsupportedVersion, 0},
 		"unsupported version, R bit":   {"00810001 000004d2", backends.ErrUnsupported, natpmp.UnsupportedVersion, 0},
-		"PCP only, whole":              {"02810001 00000708 000004d2 00000000 00000000 00000000", backends.ErrUnsupported, 0, 2},
+		"PCP only, complete":           {"02810001 00000708 000004d2 00000000 00000000 00000000", backends.ErrUnsupported, 0, 2},
 		"PCP only, two bytes":          {"0280", backends.ErrUnsupported, 0, 2},
 		"PCP only, twelve bytes":       {"02810002 a2a90000 004f8fd2", backends.ErrUnsupported, 0, 2},
 		"version 1":                    {"01810001 00000708 000004d2 00000000 00000000 00000000", backends.ErrUnsupported, 0, 1},
 		"granted port 0":               {"00810000 000004d2 1ae10000 00001c20", backends.ErrMalformed, 0, 0},
-		"granted no time":              {"00810000 000004d2 1ae11ae1 00000000", backends.ErrMalformed, 0, 0},
-		"silence: three bytes":         {"008100", backends.ErrNoReply, 0, 0},
-		"silence: another port":        {"00810000 000004d2 1b571b57 00001c20", backends.ErrNoReply, 0, 0},
-		"silence: another opcode":      {"00820000 000004d2 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
-		"silence: our own request":     {"00010000 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
-		"silence: short success":       {"00810000 000004d2 1ae11ae1", backends.ErrNoReply, 0, 0},
-		"silence: a PCP MAP success":   {"02810000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b 11000000 1ae11ae1 00000000 00000000 0000ffff cb007107", backends.ErrNoReply, 0, 0},
-		"silence: version 0, success":  {"00000000 000004d2", backends.ErrNoReply, 0, 0},
-		"silence: nothing":             {"", backends.ErrNoReply, 0, 0},
-		"silence: PCP request, echoed": {"02010000 00001c20 00000000 00000000 0000ffff c0a8010a", backends.ErrNoReply, 0, 0},
+		"granted lifetime 0":           {"00810000 000004d2 1ae11ae1 00000000", backends.ErrMalformed, 0, 0},
+		"ignored: three bytes":         {"008100", backends.ErrNoReply, 0, 0},
+		"ignored: another port":        {"00810000 000004d2 1b571b57 00001c20", backends.ErrNoReply, 0, 0},
+		"ignored: another opcode":      {"00820000 000004d2 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
+		"ignored: the request itself":  {"00010000 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
+		"ignored: short success":       {"00810000 000004d2 1ae11ae1", backends.ErrNoReply, 0, 0},
+		"ignored: a PCP MAP success":   {"02810000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b 11000000 1ae11ae1 00000000 00000000 0000ffff cb007107", backends.ErrNoReply, 0, 0},
+		"ignored: version 0, success":  {"00000000 000004d2", backends.ErrNoReply, 0, 0},
+		"ignored: empty":               {"", backends.ErrNoReply, 0, 0},
+		"ignored: PCP request, echoed": {"02010000 00001c20 00000000 00000000 0000ffff c0a8010a", backends.ErrNoReply, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -159,7 +162,8 @@ func TestClientRefusals(t *testing.T) {
 	}
 }
 
-// A wrong datagram does not end the wait for the right one.
+// TestClientIgnores checks that a wrong datagram does not end the wait for the
+// reply.
 func TestClientIgnores(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	injectReplies(t, gw, "008100", "00810000 000004d2 1b571b57 00001c20", "00810000 000004d2 1ae11ae2 00000e10")
@@ -169,7 +173,8 @@ func TestClientIgnores(t *testing.T) {
 	}
 }
 
-// Datagrams from another port of the gateway's address are not the gateway's.
+// TestClientWrongSource checks that datagrams from another port of the gateway's
+// address are ignored.
 func TestClientWrongSource(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	c := newClient(t, gw.Addr())
@@ -199,7 +204,7 @@ func TestClientRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	_, err = c.ExternalAddr(t.Context()) // an hour, unless the ICMP error ends it
+	_, err = c.ExternalAddr(t.Context()) // takes an hour unless the ICMP error ends it
 	if !errors.Is(err, backends.ErrNoReply) || !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("error %v, want ErrNoReply and ECONNREFUSED", err)
 	}
@@ -218,7 +223,7 @@ func TestClientRetransmits(t *testing.T) {
 		t.Error(err)
 	}
 	if n := len(gw.Requests()); n != 3 {
-		t.Errorf("%d requests, want the third answered", n)
+		t.Errorf("%d requests, want 3", n)
 	}
 }
 
@@ -264,11 +269,11 @@ func TestTransact(t *testing.T) {
 
 func TestNewClientInvalid(t *testing.T) {
 	for name, config := range map[string]natpmp.Config{
-		"no gateway":     {},
-		"unspecified":    {Gateway: netip.MustParseAddrPort("0.0.0.0:5351")},
-		"IPv6":           {Gateway: netip.MustParseAddrPort("[2001:db8::1]:5351")},
-		"negative tries": {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Transmissions: -1},
-		"negative wait":  {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), FirstWait: -1},
+		"no gateway":             {},
+		"unspecified":            {Gateway: netip.MustParseAddrPort("0.0.0.0:5351")},
+		"IPv6":                   {Gateway: netip.MustParseAddrPort("[2001:db8::1]:5351")},
+		"negative transmissions": {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Transmissions: -1},
+		"negative wait":          {Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), FirstWait: -1},
 	} {
 		if _, err := natpmp.NewClient(config); !errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
@@ -284,8 +289,8 @@ func TestNewClientInvalid(t *testing.T) {
 	_ = c.Close()
 }
 
-// The late answer to a mapping request is not taken for that to the deletion,
-// which is sent again.
+// TestLateReply checks that a late reply to a map request is not accepted as the
+// reply to a deletion, which is sent again.
 func TestLateReply(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	c := newClient(t, gw.Addr())
@@ -299,8 +304,9 @@ func TestLateReply(t *testing.T) {
 	}
 }
 
-// A version error of a gateway that speaks this version is somebody else's: the
-// answer to a PCP request, come late. One that insists is believed.
+// TestLateVersionError checks that a single version error from a gateway of this
+// version is ignored: it is a late reply to a PCP request. If it is repeated, it is
+// accepted.
 func TestLateVersionError(t *testing.T) {
 	for _, form := range []string{"0000000100000539", "0082000100000539"} {
 		gw := start(t, gatewaytest.Config{})
@@ -315,7 +321,7 @@ func TestLateVersionError(t *testing.T) {
 		reply.Times = 0
 		gw.Inject(reply)
 		if _, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrUnsupported) {
-			t.Errorf("always a version error: %v, want ErrUnsupported", err)
+			t.Errorf("after repeated version errors: %v, want ErrUnsupported", err)
 		}
 	}
 }

@@ -1,4 +1,4 @@
 package natpmp
 
-// ExpireExternal makes the external address that was last told too old.
+// ExpireExternal makes the recorded external address too old to be used.
 func (b *Backend) ExpireExternal() { b.expireExternal() }

@@ -28,8 +28,8 @@ func seed(f *testing.F) {
 	f.Add(unhex("0085 0005"))
 }
 
-// FuzzParse: no parser panics, keeps or changes its input, or forgets to say
-// what was wrong; what it reads, it reads again from what that is written as.
+// FuzzParse checks that no parser panics, keeps its input or changes it. A parsed
+// message can be encoded, and the result parses to an equal message.
 func FuzzParse(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -45,11 +45,11 @@ func FuzzParse(f *testing.F) {
 			}
 			written, err := m.AppendBinary(nil)
 			if err != nil {
-				t.Fatalf("%s: cannot write what was read, %+v: %v", name, first, err)
+				t.Fatalf("%s: cannot encode the parsed message %+v: %v", name, first, err)
 			}
 			again, err := parse(written)
 			if err != nil {
-				t.Fatalf("%s: cannot read %x again: %v", name, written, err)
+				t.Fatalf("%s: cannot parse %x again: %v", name, written, err)
 			}
 			if diff := cmp.Diff(first, again, equal); diff != "" {
 				t.Fatalf("%s of %x (-first +again):\n%s", name, b, diff)
@@ -58,8 +58,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzParseExact: a message of its exact size is written as it was read, but
-// for the reserved field of requests.
+// FuzzParseExact checks that a message of the exact size is encoded to the same
+// bytes, except for the reserved field of requests.
 func FuzzParseExact(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -83,14 +83,14 @@ func FuzzParseExact(f *testing.F) {
 			}
 			written, err := got.(encoding.BinaryAppender).AppendBinary(nil)
 			if err != nil || string(written) != want {
-				t.Fatalf("%s: read %x, wrote %x, %v", exact.parser, want, written, err)
+				t.Fatalf("%s: parsed %x, encoded %x, %v", exact.parser, want, written, err)
 			}
 		}
 	})
 }
 
-// FuzzClient: whatever becomes of a gateway's answers, every call ends in its
-// time, and what it says was granted makes sense.
+// FuzzClient checks that every call returns in time and returns valid mappings,
+// even if the gateway's responses are corrupted.
 func FuzzClient(f *testing.F) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	if err != nil {
@@ -119,7 +119,7 @@ func FuzzClient(f *testing.F) {
 		if err := attack.Exercise(ctx, b, r); err != nil {
 			t.Error(err)
 		}
-		// The client has less to say: ports and a lifetime.
+		// The client only returns ports and a lifetime.
 		m, err := b.Client().Map(ctx, natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 9090})
 		if err == nil && (m.InternalPort != 9090 && m.InternalPort != 0 || m.ExternalPort == 0 || m.Lifetime <= 0 || m.Protocol != backends.UDP) {
 			t.Errorf("Map: %+v", m)

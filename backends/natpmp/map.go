@@ -15,18 +15,18 @@ const (
 	mapResponseSize = 16
 )
 
-// MapRequest asks for a mapping, for more of its lifetime, or for its end
-// (RFC 6886, sections 3.3 and 3.4).
+// MapRequest creates, renews or deletes a mapping (RFC 6886, sections 3.3 and 3.4).
 type MapRequest struct {
 	// Protocol is backends.TCP or backends.UDP.
 	Protocol backends.Protocol
-	// InternalPort is the port on the host that asks. With Lifetime 0, the
-	// value 0 means all of the host's mappings of the protocol.
+	// InternalPort is the port on the requesting host. If Lifetime is 0, an
+	// InternalPort of 0 means all mappings of the host for the protocol.
 	InternalPort uint16
-	// ExternalPort is a wish; with 0 the gateway chooses. To be 0 where Lifetime is.
+	// ExternalPort is the suggested port. If it is 0, the gateway chooses. It must
+	// be 0 if Lifetime is 0.
 	ExternalPort uint16
-	// Lifetime is a wish, sent in whole seconds, rounded up, at most 2³²−1. Zero
-	// deletes.
+	// Lifetime is the requested lifetime. It is sent in whole seconds, rounded up,
+	// at most 2³²−1. Zero deletes the mapping.
 	Lifetime time.Duration
 }
 
@@ -46,7 +46,7 @@ func (r MapRequest) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns what AppendBinary appends.
 func (r MapRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseMapRequest reads the message; more bytes than it has are ignored.
+// ParseMapRequest parses the message. It ignores additional bytes.
 func ParseMapRequest(b []byte) (MapRequest, error) {
 	p, err := parseMapHeader(b, mapRequestSize, 0)
 	if err != nil {
@@ -65,11 +65,11 @@ type MapResponse struct {
 	// Protocol is backends.TCP or backends.UDP.
 	Protocol backends.Protocol
 	Result   ResultCode
-	// Epoch is the time since the gateway's table was last empty.
+	// Epoch is the time since the gateway's mapping table was last empty.
 	Epoch        time.Duration
 	InternalPort uint16
-	// ExternalPort and Lifetime are what was granted. Ignore them unless Result
-	// is Success: some gateways echo the wish in errors.
+	// ExternalPort and Lifetime are the granted values. Ignore them unless Result
+	// is Success: some gateways copy the requested values into error responses.
 	ExternalPort uint16
 	Lifetime     time.Duration
 }
@@ -90,8 +90,8 @@ func (r MapResponse) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns what AppendBinary appends.
 func (r MapResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseMapResponse reads the message; more bytes than it has are ignored. A
-// shorter error response is [ParseErrorResponse]'s.
+// ParseMapResponse parses the message. It ignores additional bytes. For a shorter
+// error response use [ParseErrorResponse].
 func ParseMapResponse(b []byte) (MapResponse, error) {
 	p, err := parseMapHeader(b, mapResponseSize, OpResponse)
 	if err != nil {
@@ -107,7 +107,7 @@ func ParseMapResponse(b []byte) (MapResponse, error) {
 	}, nil
 }
 
-// parseMapHeader is checkHeader for either of the map opcodes.
+// parseMapHeader is checkHeader for both map opcodes. It returns the protocol.
 func parseMapHeader(b []byte, size int, response Opcode) (backends.Protocol, error) {
 	if len(b) < size {
 		return 0, io.ErrUnexpectedEOF
@@ -118,7 +118,7 @@ func parseMapHeader(b []byte, size int, response Opcode) (backends.Protocol, err
 	op := Opcode(b[1])
 	p, ok := op.protocol()
 	if !ok || op&OpResponse != response {
-		return 0, fmt.Errorf("natpmp: %w: %v where a mapping was expected", backends.ErrMalformed, op)
+		return 0, fmt.Errorf("natpmp: %w: %v instead of a map message", backends.ErrMalformed, op)
 	}
 	return p, nil
 }

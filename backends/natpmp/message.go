@@ -11,17 +11,17 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// Port is the UDP port on which gateways listen; AnnouncePort is the one on
-// which hosts listen for announcements (RFC 6886, section 3.1 and 3.2.1).
+// Port is the UDP port on which gateways listen. AnnouncePort is the UDP port on
+// which hosts listen for announcements (RFC 6886, sections 3.1 and 3.2.1).
 const (
 	Port         = 5351
 	AnnouncePort = 5350
 )
 
-// Version is the protocol's only version (RFC 6886, section 3.5).
+// Version is the only version of the protocol (RFC 6886, section 3.5).
 const Version = 0
 
-// Opcode is what a message asks or answers (RFC 6886, sections 3.2 and 3.3).
+// Opcode identifies the kind of a message (RFC 6886, sections 3.2 and 3.3).
 type Opcode uint8
 
 // The opcodes of requests. A response has the request's opcode plus OpResponse.
@@ -32,7 +32,7 @@ const (
 	OpResponse     Opcode = 128
 )
 
-// String names the opcode.
+// String returns the name of the opcode.
 func (o Opcode) String() string {
 	suffix := ""
 	if o&OpResponse != 0 {
@@ -60,7 +60,8 @@ func mapOpcode(p backends.Protocol) (Opcode, error) {
 	return 0, fmt.Errorf("natpmp: %w: NAT-PMP maps tcp and udp, not %v", backends.ErrUnsupported, p)
 }
 
-// protocol is the inverse of mapOpcode, with or without the response bit.
+// protocol returns the protocol that the opcode maps, with or without the response
+// bit. It is the inverse of mapOpcode.
 func (o Opcode) protocol() (backends.Protocol, bool) {
 	switch o &^ OpResponse {
 	case OpMapUDP:
@@ -71,17 +72,17 @@ func (o Opcode) protocol() (backends.Protocol, bool) {
 	return 0, false
 }
 
-// Header is what all messages begin with (RFC 6886, section 3.5).
+// Header is the beginning of every message (RFC 6886, section 3.5).
 type Header struct {
 	Version uint8
 	Opcode  Opcode
-	// Result is the result code of a response. Zero in requests, and in
-	// responses too short to carry one.
+	// Result is the result code of a response. It is zero in requests, and in
+	// responses that are too short to have one.
 	Result ResultCode
 }
 
-// ParseHeader reads the start of any message, of any version. It returns
-// io.ErrUnexpectedEOF for fewer than two bytes.
+// ParseHeader parses the beginning of any message of any version. It returns
+// io.ErrUnexpectedEOF if b has fewer than two bytes.
 func ParseHeader(b []byte) (Header, error) {
 	if len(b) < 2 {
 		return Header{}, io.ErrUnexpectedEOF
@@ -93,7 +94,8 @@ func ParseHeader(b []byte) (Header, error) {
 	return h, nil
 }
 
-// checkHeader refuses what is not a message of this version with the opcode.
+// checkHeader returns an error unless b is a message of this version with the
+// opcode and at least size bytes.
 func checkHeader(b []byte, size int, want Opcode) error {
 	if len(b) < size {
 		return io.ErrUnexpectedEOF
@@ -102,12 +104,13 @@ func checkHeader(b []byte, size int, want Opcode) error {
 		return &VersionError{Version: b[0]}
 	}
 	if got := Opcode(b[1]); got != want {
-		return fmt.Errorf("natpmp: %w: %v where %v was expected", backends.ErrMalformed, got, want)
+		return fmt.Errorf("natpmp: %w: %v instead of %v", backends.ErrMalformed, got, want)
 	}
 	return nil
 }
 
-// seconds rounds up to the wire's unit and keeps to its range.
+// seconds converts a lifetime to whole seconds, rounded up and limited to the range
+// of the field.
 func seconds(d time.Duration) uint32 {
 	if d <= 0 {
 		return 0
@@ -116,7 +119,7 @@ func seconds(d time.Duration) uint32 {
 	return uint32(min(s, math.MaxUint32)) //nolint:gosec // clamped
 }
 
-// duration reads the wire's unit.
+// duration parses a field that counts seconds.
 func duration(b []byte) time.Duration {
 	return time.Duration(binary.BigEndian.Uint32(b)) * time.Second
 }
@@ -127,8 +130,8 @@ const (
 	externalAddrResponseSize = 12
 )
 
-// ExternalAddrRequest asks for the gateway's external address (RFC 6886,
-// section 3.2).
+// ExternalAddrRequest requests the gateway's external address (RFC 6886, section
+// 3.2).
 type ExternalAddrRequest struct{}
 
 // AppendBinary appends the message to b. It never fails.
@@ -139,20 +142,19 @@ func (ExternalAddrRequest) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns the message. It never fails.
 func (r ExternalAddrRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseExternalAddrRequest reads the message; more bytes than it has are
-// ignored.
+// ParseExternalAddrRequest parses the message. It ignores additional bytes.
 func ParseExternalAddrRequest(b []byte) (ExternalAddrRequest, error) {
 	return ExternalAddrRequest{}, checkHeader(b, externalAddrRequestSize, OpExternalAddr)
 }
 
-// ExternalAddrResponse tells the gateway's external address. It is also what
-// a gateway announces to 224.0.0.1:5350 (RFC 6886, sections 3.2 and 3.2.1).
+// ExternalAddrResponse has the gateway's external address. Gateways also announce
+// it to 224.0.0.1:5350 (RFC 6886, sections 3.2 and 3.2.1).
 type ExternalAddrResponse struct {
 	Result ResultCode
-	// Epoch is the time since the gateway's table was last empty.
+	// Epoch is the time since the gateway's mapping table was last empty.
 	Epoch time.Duration
-	// Addr is an IPv4 address. Ignore it unless Result is Success; 0.0.0.0
-	// means that the gateway does not know.
+	// Addr is an IPv4 address. Ignore it unless Result is Success. The address
+	// 0.0.0.0 means that the gateway has no external address.
 	Addr netip.Addr
 }
 
@@ -170,8 +172,8 @@ func (r ExternalAddrResponse) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns the message. It never fails.
 func (r ExternalAddrResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseExternalAddrResponse reads the message; more bytes than it has are
-// ignored. A shorter error response is [ParseErrorResponse]'s.
+// ParseExternalAddrResponse parses the message. It ignores additional bytes. For a
+// shorter error response use [ParseErrorResponse].
 func ParseExternalAddrResponse(b []byte) (ExternalAddrResponse, error) {
 	if err := checkHeader(b, externalAddrResponseSize, OpExternalAddr|OpResponse); err != nil {
 		return ExternalAddrResponse{}, err
@@ -183,36 +185,35 @@ func ParseExternalAddrResponse(b []byte) (ExternalAddrResponse, error) {
 	}, nil
 }
 
-// appendResponseHeader appends the eight bytes that all responses begin with.
+// appendResponseHeader appends the first eight bytes of a response.
 func appendResponseHeader(b []byte, op Opcode, result ResultCode, epoch time.Duration) []byte {
 	b = append(b, Version, byte(op|OpResponse))
 	b = binary.BigEndian.AppendUint16(b, uint16(result))
 	return binary.BigEndian.AppendUint32(b, epochSeconds(epoch))
 }
 
-// epochSeconds rounds down: a clock that has not reached a second has not
-// told it.
+// epochSeconds rounds down, because a gateway counts only full seconds.
 func epochSeconds(d time.Duration) uint32 { return seconds(d.Truncate(time.Second)) }
 
-// The least and the usual size of an error without a payload. The standard
-// answers an unknown version with eight bytes, and an unknown opcode with the
-// request itself, which can be shorter.
+// The minimum and the usual size of an error response without a payload. The
+// standard specifies eight bytes for the response to an unknown version. To an
+// unknown opcode, the gateway returns the request itself, which can be shorter.
 const (
 	errorResponseMin  = 4
 	errorResponseSize = 8
 )
 
-// ErrorResponse answers a request that the gateway could not read: its
-// version or its opcode is unknown to it (RFC 6886, section 3.5).
+// ErrorResponse answers a request with an unknown version or opcode (RFC 6886,
+// section 3.5).
 type ErrorResponse struct {
-	// Version is the version that the gateway speaks.
+	// Version is the version that the gateway supports.
 	Version uint8
-	// Opcode is as it came. The standard's answer to an unknown version has
-	// opcode 0, without the response bit; common gateways set the bit.
+	// Opcode is the opcode as received. In the standard's response to an unknown
+	// version, it is 0 without the response bit. Common gateways set the bit.
 	Opcode Opcode
 	Result ResultCode
-	// Epoch is zero unless Result is UnsupportedVersion: in other errors of
-	// this form gateways put other things in its place.
+	// Epoch is zero unless Result is UnsupportedVersion. In other errors of this
+	// form, some gateways put other data in this field.
 	Epoch time.Duration
 }
 
@@ -226,10 +227,10 @@ func (r ErrorResponse) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns the message. It never fails.
 func (r ErrorResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseErrorResponse reads any error response of version 0, however short,
-// and the answers of gateways that speak another version, of which it reads
-// the version and, where there is one, the result. It returns
-// io.ErrUnexpectedEOF where b is too short for that.
+// ParseErrorResponse parses an error response of version 0 of any length. It also
+// parses the responses of gateways that support another version: of these it reads
+// the version and, if present, the result. It returns io.ErrUnexpectedEOF if b is
+// too short for that.
 func ParseErrorResponse(b []byte) (ErrorResponse, error) {
 	if len(b) < 2 || (b[0] == Version && len(b) < errorResponseMin) {
 		return ErrorResponse{}, io.ErrUnexpectedEOF

@@ -17,7 +17,7 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 )
 
-// unhex reads hex, in which spaces do not count.
+// unhex decodes hexadecimal digits and ignores spaces.
 func unhex(s string) []byte {
 	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
 	if err != nil {
@@ -43,12 +43,13 @@ const (
 
 var external = netip.MustParseAddr("203.0.113.7")
 
-// messages are the diagrams of RFC 6886, sections 3.2 to 3.5, filled in by hand.
+// messages are the diagrams of RFC 6886, sections 3.2 to 3.5, with values filled in
+// by hand.
 var messages = []struct {
 	name, parser, bytes string
 	message             encoding.BinaryAppender
 }{
-	{"external address?", "external addr request", "0000", natpmp.ExternalAddrRequest{}},
+	{"external address request", "external addr request", "0000", natpmp.ExternalAddrRequest{}},
 	{
 		"external address", "external addr", "0080 0000 000004d2 cb007107",
 		natpmp.ExternalAddrResponse{Epoch: epoch, Addr: external},
@@ -66,7 +67,7 @@ var messages = []struct {
 		natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881, ExternalPort: 6881, Lifetime: twoHours},
 	},
 	{
-		"mapped elsewhere, for less", "map", "0081 0000 000004d2 1ae1 1ae2 00000e10",
+		"another port and a shorter lifetime", "map", "0081 0000 000004d2 1ae1 1ae2 00000e10",
 		natpmp.MapResponse{Protocol: backends.UDP, Epoch: epoch, InternalPort: 6881, ExternalPort: 6882, Lifetime: time.Hour},
 	},
 	{
@@ -86,7 +87,7 @@ var messages = []struct {
 		natpmp.MapResponse{Protocol: backends.TCP, Result: natpmp.NotAuthorized, Epoch: epoch, InternalPort: 8080},
 	},
 	{
-		"full, with the wish echoed", "map", "0082 0004 000004d2 0050 0050 00001c20",
+		"out of resources, request echoed", "map", "0082 0004 000004d2 0050 0050 00001c20",
 		natpmp.MapResponse{
 			Protocol: backends.TCP, Result: natpmp.OutOfResources, Epoch: epoch,
 			InternalPort: 80, ExternalPort: 80, Lifetime: twoHours,
@@ -156,7 +157,7 @@ func TestMessages(t *testing.T) {
 		if err != nil || string(marshalled) != string(want) {
 			t.Errorf("%s: marshalled %x, %v; want %x", tt.name, marshalled, err, want)
 		}
-		// What follows a message is ignored.
+		// Bytes after the end of a message are ignored.
 		for _, b := range [][]byte{want, append(unhex(tt.bytes), 0xff, 0xff)} {
 			parsed, err := parsers[tt.parser](b)
 			if err != nil {
@@ -168,8 +169,9 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// Every parser reads every prefix of every message: it succeeds on its own
-// messages only, and what is too short is an unexpected end.
+// TestPrefixes passes every prefix of every message to every parser. A parser
+// succeeds only on its own messages, and reports an unexpected end if the message
+// is too short.
 func TestPrefixes(t *testing.T) {
 	t.Parallel()
 	size := map[string]int{
@@ -199,7 +201,8 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// opcodeOf reports whether a message with the opcode is the parser's; the header's and the error's are all.
+// opcodeOf reports whether a message with the opcode is for the parser. The parsers
+// of headers and errors accept all opcodes.
 func opcodeOf(parser string, op byte) bool {
 	switch parser {
 	case "external addr request":
@@ -214,7 +217,8 @@ func opcodeOf(parser string, op byte) bool {
 	return true
 }
 
-// What a gateway that is no NAT-PMP gateway, or a broken one, may send.
+// TestForeignMessages checks messages of gateways that do not support NAT-PMP or
+// are defective.
 func TestForeignMessages(t *testing.T) {
 	t.Parallel()
 	var version *natpmp.VersionError
@@ -222,12 +226,12 @@ func TestForeignMessages(t *testing.T) {
 		name, bytes string
 		want        natpmp.ErrorResponse
 	}{
-		{"PCP, in full", "02800001 00000708 000004d2 00000000 00000000 00000000", natpmp.ErrorResponse{Version: 2, Opcode: 128, Result: 1}},
+		{"PCP, complete", "02800001 00000708 000004d2 00000000 00000000 00000000", natpmp.ErrorResponse{Version: 2, Opcode: 128, Result: 1}},
 		{"PCP, two bytes", "0280", natpmp.ErrorResponse{Version: 2, Opcode: 128}},
 		{"PCP, twelve bytes", "02810002 a2a90000 004f8fd2", natpmp.ErrorResponse{Version: 2, Opcode: 129, Result: 2}},
 		{"unknown opcode, echoed", "0085 0005", natpmp.ErrorResponse{Opcode: 133, Result: 5}},
-		{"unknown opcode, with what may be an epoch", "0085 0005 000004d2", natpmp.ErrorResponse{Opcode: 133, Result: 5}},
-		{"unknown version, cut short", "0000 0001", natpmp.ErrorResponse{Result: 1}},
+		{"unknown opcode, with a possible epoch", "0085 0005 000004d2", natpmp.ErrorResponse{Opcode: 133, Result: 5}},
+		{"unknown version, truncated", "0000 0001", natpmp.ErrorResponse{Result: 1}},
 	} {
 		b := unhex(tt.bytes)
 		got, err := natpmp.ParseErrorResponse(b)
@@ -248,9 +252,9 @@ func TestForeignMessages(t *testing.T) {
 		}
 	}
 	if _, err := natpmp.ParseErrorResponse(unhex("008100")); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("a runt: %v", err)
+		t.Errorf("a response of three bytes: %v", err)
 	}
-	for _, v := range []string{"natpmp: the gateway speaks PCP, not NAT-PMP", "natpmp: the gateway speaks version 7, not NAT-PMP"} {
+	for _, v := range []string{"natpmp: the gateway supports PCP, not NAT-PMP", "natpmp: the gateway supports version 7, not NAT-PMP"} {
 		e := &natpmp.VersionError{Version: 2}
 		if strings.Contains(v, "7") {
 			e.Version = 7
@@ -265,7 +269,7 @@ func TestParseHeader(t *testing.T) {
 	t.Parallel()
 	for bytes, want := range map[string]natpmp.Header{
 		"0000":           {Opcode: natpmp.OpExternalAddr},
-		"0002 1234 1f90": {Opcode: natpmp.OpMapTCP}, // a request's reserved field is no result
+		"0002 1234 1f90": {Opcode: natpmp.OpMapTCP}, // the reserved field of a request is not a result
 		"0081 0003":      {Opcode: natpmp.OpMapUDP | natpmp.OpResponse, Result: natpmp.NetworkFailure},
 		"0081 00":        {Opcode: natpmp.OpMapUDP | natpmp.OpResponse},
 		"0280 0001":      {Version: 2, Opcode: natpmp.OpResponse, Result: natpmp.UnsupportedVersion},
@@ -276,7 +280,8 @@ func TestParseHeader(t *testing.T) {
 	}
 }
 
-// Lifetimes round up and stay in range; the epoch rounds down.
+// TestDurations checks that lifetimes are rounded up and limited to the range of
+// the field, and that the epoch is rounded down.
 func TestDurations(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -351,7 +356,8 @@ func TestProtocols(t *testing.T) {
 	}
 }
 
-// AllocsPerRun counts the allocations of the whole process: not parallel.
+// TestAllocations is not parallel, because AllocsPerRun counts the allocations of
+// the whole process.
 func TestAllocations(t *testing.T) {
 	buf := make([]byte, 0, 64)
 	addrRequest := natpmp.ExternalAddrRequest{}

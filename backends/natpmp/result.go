@@ -6,10 +6,10 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// ResultCode is a response's result (RFC 6886, section 3.5).
+// ResultCode is the result code of a response (RFC 6886, section 3.5).
 type ResultCode uint16
 
-// The results that the standard defines.
+// The result codes of the standard.
 const (
 	Success            ResultCode = 0
 	UnsupportedVersion ResultCode = 1
@@ -19,7 +19,7 @@ const (
 	UnsupportedOpcode  ResultCode = 5
 )
 
-// String returns the code's meaning.
+// String returns the meaning of the code.
 func (c ResultCode) String() string {
 	switch c {
 	case Success:
@@ -38,8 +38,8 @@ func (c ResultCode) String() string {
 	return "undefined result"
 }
 
-// kind is the error of package backends that the code belongs to. A code that
-// the standard does not define ends the request (RFC 6886, section 3.5).
+// kind returns the error of package backends for the code. A code that the standard
+// does not define ends the request (RFC 6886, section 3.5).
 func (c ResultCode) kind() error {
 	switch c {
 	case Success:
@@ -56,34 +56,34 @@ func (c ResultCode) kind() error {
 	return backends.ErrMalformed
 }
 
-// ResultError is a refusal by the gateway. It wraps the error of package
-// backends that the code belongs to.
+// ResultError is returned if the gateway refuses a request. It wraps the error of
+// package backends that corresponds to the code.
 type ResultError struct {
 	Op       Opcode // of the request
 	Code     ResultCode
-	Response []byte // the datagram as it came
+	Response []byte // the datagram as received
 }
 
-// Error says what was refused and why.
+// Error returns the operation and the reason for the refusal.
 func (e *ResultError) Error() string {
 	return fmt.Sprintf("natpmp: %v: %v (result %d)", e.Op, e.Code, uint16(e.Code))
 }
 
-// Unwrap returns the error of package backends that the code belongs to.
+// Unwrap returns the error of package backends that corresponds to the code.
 func (e *ResultError) Unwrap() error { return e.Code.kind() }
 
-// VersionError is the answer of a gateway that speaks another version on the
-// port: PCP (RFC 6887) where it is 2. It wraps backends.ErrUnsupported.
+// VersionError is returned if the gateway supports another version on this port.
+// Version 2 is PCP (RFC 6887). It wraps backends.ErrUnsupported.
 type VersionError struct {
 	Version uint8
 }
 
-// Error names the version.
+// Error returns a text with the version.
 func (e *VersionError) Error() string {
 	if e.Version == 2 {
-		return "natpmp: the gateway speaks PCP, not NAT-PMP"
+		return "natpmp: the gateway supports PCP, not NAT-PMP"
 	}
-	return fmt.Sprintf("natpmp: the gateway speaks version %d, not NAT-PMP", e.Version)
+	return fmt.Sprintf("natpmp: the gateway supports version %d, not NAT-PMP", e.Version)
 }
 
 // Unwrap returns backends.ErrUnsupported.

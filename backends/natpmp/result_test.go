@@ -9,7 +9,8 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 )
 
-// The results of RFC 6886, section 3.5, and what they come to.
+// TestResults checks the result codes of RFC 6886, section 3.5, and the errors of
+// package backends that they wrap.
 func TestResults(t *testing.T) {
 	t.Parallel()
 	kinds := []error{

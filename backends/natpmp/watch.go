@@ -11,19 +11,19 @@ import (
 	"github.com/natforward/goforward/backends/internal/port5351"
 )
 
-// Watch calls notify after the gateway announced something, or its clock went
-// back in an answer to anybody in the process (RFC 6886, sections 3.6 and
-// 3.7), and then answered a question of ours. An announcement is believed no
-// further than that: one from a gateway whose clock did not go back is a
-// change of kind Announced.
+// Watch calls notify when the gateway may have lost its mappings. The sign is an
+// announcement, or an epoch that went back in a response to any request of this
+// process (RFC 6886, sections 3.6 and 3.7). Before it calls notify, Watch sends a
+// request to the gateway and waits for the reply. An announcement from a gateway
+// whose epoch did not go back is a change of kind Announced.
 //
-// Where announcements cannot be listened for, Watch goes on with the clock
-// alone and logs why.
+// If Watch cannot listen for announcements, it logs the error and only checks the
+// epoch.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
 	var previous, current netip.Addr
 	return b.client.session.Watch(ctx, port5351.WatchHandler{
 		WatchConfig:  port5351.WatchConfig{Announce: b.client.config.Announce},
-		ListenFailed: func(err error) { b.client.log.Warn("natpmp: no announcements", "err", err) },
+		ListenFailed: func(err error) { b.client.log.Warn("natpmp: cannot listen for announcements", "err", err) },
 		Probe: func(ctx context.Context) error {
 			previous, current = b.lastExternal(), netip.Addr{}
 			r, err := b.client.externalAddr(ctx, false)
@@ -32,7 +32,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 				current = r.Addr
 				b.recordExternal(r.Addr, time.Now())
 			case !errors.Is(err, backends.ErrNoReply):
-				b.expireExternal() // up, but with nothing to tell: mappings say what it means
+				b.expireExternal() // the gateway is up, but reports no address: the renewals show the consequence
 			}
 			return err
 		},
@@ -40,12 +40,13 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 	})
 }
 
-// change is what to make of a signal, after an answer with the address now.
+// change converts a hint to a Change. The address current is from the reply that
+// confirmed the hint.
 func change(hint port5351.Hint, previous, current netip.Addr) backends.Change {
 	c := backends.Change{Kind: backends.Announced, External: sanitizeAddr(current), Reason: hint.Reason}
 	addrChanged := previous.IsValid() && current.IsValid() && current != previous
 	switch {
-	case hint.Restarted && addrChanged: // it may have lost nothing: some start their clock anew with each address
+	case hint.Restarted && addrChanged: // without Since, as the mappings may exist: some gateways reset their epoch with each new address
 		c.Kind = backends.Restarted
 	case hint.Restarted:
 		c.Kind, c.Since = backends.Restarted, hint.Since

@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// startWatch follows a gateway that announces. It does so several times (RFC 6886, section 3.2.1), so that a listener that
-// starts late hears it too.
+// startWatch starts a gateway and watches it. The gateway repeats each announcement
+// (RFC 6886, section 3.2.1), so a listener that starts late also receives it.
 func startWatch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *natpmp.Backend, <-chan backends.Change) {
 	t.Helper()
 	gw := start(t, config)
@@ -42,7 +42,7 @@ func nextChange(t *testing.T, changes <-chan backends.Change) backends.Change {
 	case c := <-changes:
 		return c
 	case <-time.After(30 * time.Second):
-		t.Fatal("no change noticed")
+		t.Fatal("no change reported")
 		return backends.Change{}
 	}
 }
@@ -54,24 +54,24 @@ func TestWatchRestart(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			gw, b, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: form}})
 			gw.Advance(time.Hour)
-			if _, err := b.ExternalAddr(t.Context()); err != nil { // see the epoch at an hour
+			if _, err := b.ExternalAddr(t.Context()); err != nil { // record an epoch of one hour
 				t.Fatal(err)
 			}
 			gw.Restart(gatewaytest.RestartOptions{})
 			if c := nextChange(t, changes); c.Kind != backends.Restarted || c.External != gw.External() {
-				t.Errorf("noticed %+v, want a restart", c)
+				t.Errorf("reported %+v, want a restart", c)
 			}
 		})
 	}
 }
 
-// A gateway whose epoch goes on, as some count their uptime, says no more than
-// that something happened.
+// TestWatchAnnouncement checks that an announcement of a gateway whose epoch
+// continues, as it does if it counts the uptime, is reported as Announced.
 func TestWatchAnnouncement(t *testing.T) {
 	gw, _, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true})
 	if c := nextChange(t, changes); c.Kind != backends.Announced {
-		t.Errorf("noticed %+v, want an announcement", c)
+		t.Errorf("reported %+v, want an announcement", c)
 	}
 }
 
@@ -80,11 +80,12 @@ func TestWatchAddress(t *testing.T) {
 	newAddr := netip.MustParseAddr("45.45.45.99")
 	gw.SetExternal(newAddr)
 	if c := nextChange(t, changes); c.Kind != backends.AddressChanged || c.External != newAddr {
-		t.Errorf("noticed %+v, want address %v", c, newAddr)
+		t.Errorf("reported %+v, want address %v", c, newAddr)
 	}
 }
 
-// Without an announcement, the clock in any answer tells.
+// TestWatchEpoch checks that the epoch in any response shows a restart, without an
+// announcement.
 func TestWatchEpoch(t *testing.T) {
 	gw, b, changes := startWatch(t, gatewaytest.Config{})
 	gw.Advance(time.Hour)
@@ -96,6 +97,6 @@ func TestWatchEpoch(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c := nextChange(t, changes); c.Kind != backends.Restarted {
-		t.Errorf("noticed %+v, want a restart", c)
+		t.Errorf("reported %+v, want a restart", c)
 	}
 }

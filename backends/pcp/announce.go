@@ -8,15 +8,15 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// AnnounceRequest asks the server for its epoch, and changes nothing
-// (RFC 6887, section 14.1).
+// AnnounceRequest requests the server's epoch, and changes nothing (RFC 6887,
+// section 14.1).
 type AnnounceRequest struct {
-	// Client is the address that the request is sent from. Required.
+	// Client is the address from which the request is sent. Required.
 	Client netip.Addr
 }
 
-// AppendBinary appends the message to b. It fails with ErrInvalid without a
-// client's address.
+// AppendBinary appends the message to b. It fails with ErrInvalid if the client's
+// address is missing.
 func (r AnnounceRequest) AppendBinary(b []byte) ([]byte, error) {
 	if !r.Client.IsValid() {
 		return b, fmt.Errorf("pcp: %w: no client address", backends.ErrInvalid)
@@ -27,7 +27,7 @@ func (r AnnounceRequest) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns what AppendBinary appends.
 func (r AnnounceRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseAnnounceRequest reads the message. Its errors are those of
+// ParseAnnounceRequest parses the message. It returns the same errors as
 // [ParseMapRequest].
 func ParseAnnounceRequest(b []byte) (AnnounceRequest, error) {
 	if err := checkRequest(b, headerSize, OpAnnounce); err != nil {
@@ -39,12 +39,12 @@ func ParseAnnounceRequest(b []byte) (AnnounceRequest, error) {
 	return AnnounceRequest{Client: parseAddr(b[8:])}, nil
 }
 
-// AnnounceResponse answers an AnnounceRequest. It is also what a server
-// announces to 224.0.0.1:5350 and [ff02::1]:5350 (RFC 6887, section 14.1).
+// AnnounceResponse answers an AnnounceRequest. Servers also announce it to
+// 224.0.0.1:5350 and [ff02::1]:5350 (RFC 6887, section 14.1).
 type AnnounceResponse struct {
 	Result ResultCode
-	// Lifetime is 0 in successes; in an error, how long the server expects it
-	// to last.
+	// Lifetime is 0 in a success. In an error, it is how long the server expects
+	// the error to last.
 	Lifetime time.Duration
 	// Epoch is the time since the server's table was last empty.
 	Epoch time.Duration
@@ -58,7 +58,7 @@ func (r AnnounceResponse) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns the message. It never fails.
 func (r AnnounceResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseAnnounceResponse reads the message; options are ignored.
+// ParseAnnounceResponse parses the message. It ignores options.
 func ParseAnnounceResponse(b []byte) (AnnounceResponse, error) {
 	if err := checkResponse(b, headerSize, OpAnnounce); err != nil {
 		return AnnounceResponse{}, err

@@ -22,16 +22,16 @@ import (
 // Name is what Backend.String returns.
 const Name = "pcp"
 
-// Backend is a Client that meets the contract of package backends. The Token
-// of its mappings is the nonce.
+// Backend implements [backends.Backend] and [backends.Watcher] with a Client. The
+// Token of its mappings is the nonce.
 type Backend struct {
 	client        *Client
-	key           [sha256.Size]byte // of nonces that only this Backend knows
+	key           [sha256.Size]byte // for nonces that only this Backend can compute
 	refusals      refusals
-	noDescription atomic.Bool // the server refuses descriptions
+	noDescription atomic.Bool // set if the server refuses descriptions
 
 	mu      sync.Mutex
-	granted map[Nonce]netip.AddrPort // what mapping updates are compared with
+	granted map[Nonce]netip.AddrPort // the external endpoints, for comparison with mapping updates
 }
 
 var (
@@ -39,7 +39,7 @@ var (
 	_ backends.Watcher = (*Backend)(nil)
 )
 
-// New returns a backend for one server. It does no I/O; its error wraps
+// New returns a backend for one server. It does no I/O. Its error wraps
 // backends.ErrInvalid.
 func New(config Config) (*Backend, error) {
 	c, err := NewClient(config)
@@ -54,17 +54,17 @@ func New(config Config) (*Backend, error) {
 // String returns Name.
 func (b *Backend) String() string { return Name }
 
-// Client returns the client beneath, for what the contract does not have.
+// Client returns the underlying client, for functions that Backend does not have.
 func (b *Backend) Client() *Client { return b.client }
 
 // Close closes the client.
 func (b *Backend) Close() error { return b.client.Close() }
 
-// Probe asks whether the server speaks PCP: see [Client.Probe].
+// Probe checks whether the server supports PCP: see [Client.Probe].
 func (b *Backend) Probe(ctx context.Context) error { return b.client.Probe(ctx) }
 
-// Supports says why PCP cannot express a request, if so. What the server at
-// hand can do, it tells when asked.
+// Supports returns nil, or an error that says why PCP cannot express the request.
+// The limits of the server are not known before a request is sent to it.
 func (b *Backend) Supports(r backends.Request) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("pcp: %w", err)
@@ -72,18 +72,18 @@ func (b *Backend) Supports(r backends.Request) error {
 	is4 := b.client.config.Gateway.Addr().Is4()
 	for _, addr := range []netip.Addr{r.Internal.Addr(), r.Remote.Addr()} {
 		if addr.IsValid() && addr.Unmap().Is4() != is4 {
-			return fmt.Errorf("pcp: %w: %v is not of the family of the gateway %v", backends.ErrUnsupported, addr, b.client.config.Gateway.Addr())
+			return fmt.Errorf("pcp: %w: %v is not of the same address family as the gateway %v", backends.ErrUnsupported, addr, b.client.config.Gateway.Addr())
 		}
 	}
 	return nil
 }
 
-// ExternalAddr finds the external address by a mapping that it makes for a
-// moment: the protocol has no question for it. Over IPv6 it is the address of
-// this host that the gateway lets through.
+// ExternalAddr creates a short mapping to find the external address: the protocol
+// has no request for it. Over IPv6, it is the address of this host that the gateway
+// permits.
 func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	var lc net.ListenConfig
-	pc, err := lc.ListenPacket(ctx, "udp", ":0") // nobody else is to get what comes in
+	pc, err := lc.ListenPacket(ctx, "udp", ":0") // so that no other program receives the packets for the mapping
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("pcp: %w", err)
 	}
@@ -99,21 +99,24 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 		return netip.Addr{}, err
 	}
 	if err := b.Unmap(ctx, m); err != nil {
-		b.client.log.Warn("pcp: a mapping stays for its lifetime", "lifetime", m.Lifetime, "err", err)
+		b.client.log.Warn("pcp: could not delete the mapping of ExternalAddr, which lasts for its lifetime", "lifetime", m.Lifetime, "err", err)
 	}
 	return m.External.Addr(), nil
 }
 
-// Map asks for a mapping. With Exact it tells the server to fail rather than
-// give another port, and takes back what a server gives that does not listen.
-// With Remote, the server is told to let nobody else in: a server that does not
-// know filters refuses, but common ones accept the filter and let everybody in.
+// Map requests a mapping. With Exact, it sets PREFER_FAILURE, so that the server
+// fails rather than grants another port. If a server ignores this, Map deletes the
+// mapping and fails.
+//
+// With Remote, the request has a filter that permits only this peer. A server that
+// does not support filters refuses the request. Common servers accept the filter
+// but still let in all peers.
 func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping, error) {
 	return b.mapPort(ctx, r, Nonce{})
 }
 
-// Renew asks for the mapping again, with its nonce, wishing for the address and
-// port that it has.
+// Renew requests the mapping again with its nonce, and suggests its present address
+// and port.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	nonce, err := b.mappingNonce(ctx, m)
@@ -121,13 +124,13 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 		return backends.Mapping{}, err
 	}
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
-	if r.Exact { // about the port: the address may have changed
+	if r.Exact { // requires the port only: the address may have changed
 		r.External = netip.AddrPortFrom(netip.Addr{}, m.External.Port())
 	}
 	return b.mapPort(ctx, r, nonce)
 }
 
-// mappingNonce is the secret of a mapping that somebody made.
+// mappingNonce returns the nonce of a mapping, from its token or computed.
 func (b *Backend) mappingNonce(ctx context.Context, m backends.Mapping) (Nonce, error) {
 	if err := m.Check(); err != nil {
 		return Nonce{}, fmt.Errorf("pcp: %w", err)
@@ -142,11 +145,12 @@ func (b *Backend) mappingNonce(ctx context.Context, m backends.Mapping) (Nonce, 
 	return Nonce{}, fmt.Errorf("pcp: %w: a mapping without its nonce cannot be renewed or deleted", backends.ErrInvalid)
 }
 
-// deriveNonce makes the nonce of a mapping to a host. However this host is named, it
-// is the same one, and it is the same each time: a request that got no answer may
-// have been granted, and then the server takes no other nonce while that lasts.
-// Where only this Backend needs to know it, what admits another peer has another,
-// lest the filters add up.
+// deriveNonce computes the nonce of a mapping to a host. The unspecified address
+// and the local address both mean this host and have the same nonce. The nonce is
+// the same each time: a request without a reply may have been granted, and while
+// that mapping lasts the server accepts no other nonce. If Config.Nonce is nil, the
+// nonce also depends on the remote peer, so that the filters for different peers do
+// not add up.
 func (b *Backend) deriveNonce(p backends.Protocol, internal, remote netip.AddrPort, local netip.Addr) Nonce {
 	addr := internal.Addr().Unmap().WithZone("")
 	if addr.IsUnspecified() || addr == local {
@@ -159,7 +163,7 @@ func (b *Backend) deriveNonce(p backends.Protocol, internal, remote netip.AddrPo
 	return DeriveNonce(append(b.key[:], remote.String()...), b.client.config.Gateway.Addr(), p, internal)
 }
 
-// local is the address that requests leave from.
+// local returns the address from which requests are sent.
 func (b *Backend) local(ctx context.Context) (netip.Addr, error) {
 	local, err := b.client.session.Local(ctx)
 	if err != nil {
@@ -205,9 +209,10 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, nonce Nonce) 
 	return m, nil
 }
 
-// newMapRequest is the request on the wire. Filters add up, so that those of an
-// earlier request have to go first. Where nobody is to be kept out, there are
-// such only if the nonce is that of a mapping that another process made.
+// newMapRequest converts a request to a message. Filters add up on the server, so a
+// zero filter first deletes those of earlier requests. If all peers are permitted,
+// earlier filters exist only if another process created the mapping with the same
+// nonce.
 func newMapRequest(r backends.Request, local netip.Addr, nonce Nonce, derived bool) MapRequest {
 	q := MapRequest{
 		Lifetime: cmp.Or(r.Lifetime, DefaultLifetime), Nonce: nonce,
@@ -228,7 +233,7 @@ func newMapRequest(r backends.Request, local netip.Addr, nonce Nonce, derived bo
 	return q
 }
 
-// thirdParty is the host to map for, where it is not this one.
+// thirdParty returns the host to map for, or the zero Addr if it is this host.
 func thirdParty(r backends.Request, local netip.Addr) netip.Addr {
 	addr := r.Internal.Addr().Unmap().WithZone("")
 	if addr.IsUnspecified() || addr == local {
@@ -237,8 +242,8 @@ func thirdParty(r backends.Request, local netip.Addr) netip.Addr {
 	return addr
 }
 
-// wireDescription makes a description that any server can store: RFC 7220 promises
-// room for 128 bytes.
+// wireDescription returns a description that every server can store: RFC 7220
+// guarantees 128 bytes.
 func wireDescription(s string) string {
 	const maxSize = 128
 	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "?")
@@ -248,11 +253,12 @@ func wireDescription(s string) string {
 	return s
 }
 
-// sendMap sends a request, and again without options that the server does not
-// know or cannot read and that can be done without: who prefers failure can
-// compare, and a description is for people. Common servers refuse requests with
-// a description, although RFC 7220 makes it optional to process: such a one is
-// spared it from then on.
+// sendMap sends a map request. If the server refuses an option that is not
+// essential, it sends the request again without it. PREFER_FAILURE is not
+// essential, because the client can compare the ports, and a description is only
+// for people. Common servers refuse requests with a description, although RFC 7220
+// makes it optional to process. Later requests to such a server have no
+// description.
 func (b *Backend) sendMap(ctx context.Context, q MapRequest) (MapResponse, port5351.Reply, error) {
 	if b.noDescription.Load() {
 		q.Options.Description = ""
@@ -277,7 +283,8 @@ func dropDescription(o *Options) bool {
 	return present
 }
 
-// dropFilterReset does without taking filters away that are most likely not there.
+// dropFilterReset removes a filter list that only deletes earlier filters, which
+// most likely do not exist.
 func dropFilterReset(o *Options) bool {
 	present := len(o.Filters) == 1 && o.Filters[0] == (Filter{})
 	if present {
@@ -292,13 +299,13 @@ func dropPreferFailure(o *Options) bool {
 	return present
 }
 
-// isOptionError reports whether a request without options may fare better.
+// isOptionError reports whether a request with fewer options may succeed.
 func (c ResultCode) isOptionError() bool {
 	return c == UnsupportedOption || c == MalformedOption || c == MalformedRequest
 }
 
-// recordRefusal remembers a refusal, and says what can be read in it beside its code:
-// some servers put their own external address into it.
+// recordRefusal caches a refusal, and adds the external address of the server to
+// the error. Some servers put their external address into a NoResources response.
 func (b *Backend) recordRefusal(r backends.Request, err error) error {
 	var refusal *ResultError
 	if !errors.As(err, &refusal) {
@@ -316,20 +323,21 @@ func (b *Backend) recordRefusal(r backends.Request, err error) error {
 	return err
 }
 
-// rejectWrongPort undoes a mapping that is not what the request insists on.
+// rejectWrongPort deletes a mapping that does not have the exact port and address
+// of the request.
 func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m backends.Mapping) error {
 	requested := r.External
 	if !r.Exact || m.External.Port() == requested.Port() && (!requested.Addr().IsValid() || requested.Addr().IsUnspecified() || requested.Addr() == m.External.Addr()) {
 		return nil
 	}
-	conflict := fmt.Errorf("pcp: %w: the gateway gives %v in place of port %d", backends.ErrConflict, m.External, requested.Port())
+	conflict := fmt.Errorf("pcp: %w: the gateway granted %v instead of port %d", backends.ErrConflict, m.External, requested.Port())
 	if err := b.Unmap(ctx, m); err != nil {
-		return fmt.Errorf("%w; and the mapping in its place stays for %v: %w", conflict, m.Lifetime, err)
+		return fmt.Errorf("%w; the granted mapping was not deleted and lasts for %v: %w", conflict, m.Lifetime, err)
 	}
 	return conflict
 }
 
-// Unmap deletes the mapping. Where the server has none, it succeeds.
+// Unmap deletes the mapping. It succeeds if the server has no such mapping.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	nonce, err := b.mappingNonce(ctx, m)
@@ -352,16 +360,16 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	case !errors.As(err, &refusal):
 		return err
 	case refusal.Code == NoResources:
-		return nil // what a common server answers where it has no such mapping
+		return nil // a common server sends this if it has no such mapping
 	case refusal.Code == NotAuthorized && !m.Token.IsZero() && local.Is6():
 		return b.shorten(ctx, m, nonce, third, err)
 	}
 	return err
 }
 
-// shorten shortens a pinhole of ours that the server does not delete: miniupnpd
-// 2.3.1 on nftables forgets the nonce of a pinhole when it is renewed, and then
-// refuses to delete it, but lets it be shortened.
+// shorten reduces the lifetime of a pinhole that the server does not delete. When
+// miniupnpd 2.3.1 on nftables renews a pinhole, it loses the nonce. It then refuses
+// to delete the pinhole, but permits a shorter lifetime.
 func (b *Backend) shorten(ctx context.Context, m backends.Mapping, nonce Nonce, third netip.Addr, unmapErr error) error {
 	resp, _, err := b.client.mapPort(ctx, MapRequest{
 		Nonce: nonce, Protocol: m.Protocol, InternalPort: m.Internal.Port(), Lifetime: time.Second,
@@ -370,12 +378,13 @@ func (b *Backend) shorten(ctx context.Context, m backends.Mapping, nonce Nonce, 
 	if err != nil {
 		return unmapErr
 	}
-	b.client.log.Info("pcp: a mapping cannot be deleted, and was shortened", "lifetime", resp.Lifetime)
+	b.client.log.Info("pcp: the server refused to delete a mapping, so its lifetime was shortened", "lifetime", resp.Lifetime)
 	return nil
 }
 
-// sanitizeAddr makes an unspecified address the zero Addr, and what no gateway can have.
-// An IPv6 gateway tells this host's own address, which is loopback where it is.
+// sanitizeAddr returns the zero Addr for the unspecified address and for addresses
+// that no gateway can have. An IPv6 gateway reports the address of this host, which
+// is a loopback address if the gateway has one.
 func (b *Backend) sanitizeAddr(a netip.Addr) netip.Addr {
 	if a.IsLoopback() && b.client.config.Gateway.Addr().Is6() {
 		return a
@@ -383,7 +392,8 @@ func (b *Backend) sanitizeAddr(a netip.Addr) netip.Addr {
 	return backends.HostAddr(a)
 }
 
-// maxGranted bounds what is remembered of mappings that nobody deletes.
+// maxGranted limits the number of recorded mappings, because a caller may never
+// delete them.
 const maxGranted = 1 << 16
 
 func (b *Backend) recordGrant(n Nonce, external netip.AddrPort) {
@@ -395,22 +405,22 @@ func (b *Backend) recordGrant(n Nonce, external netip.AddrPort) {
 	b.granted[n] = external
 }
 
-// How long a refusal is taken to last: what the server says, but no less and no
-// more than this (RFC 6887, section 8.3). Common servers say 0 where they mean
-// long.
+// How long a refusal is cached: for the lifetime in the response, within these
+// limits (RFC 6887, section 8.3). Common servers send 0 even if the refusal is
+// permanent.
 const (
 	minShortRefusal = 30 * time.Second
 	minLongRefusal  = 5 * time.Minute
 	maxRefusal      = 30 * time.Minute
 )
 
-// cachedRefusal is a refusal that still lasts.
+// cachedRefusal is a refusal that has not expired.
 type cachedRefusal struct {
 	until time.Time
 	err   error
 }
 
-// refusalKey is what makes requests the same.
+// refusalKey has the fields that make two requests equal.
 type refusalKey struct {
 	protocol backends.Protocol
 	internal netip.AddrPort
@@ -423,17 +433,17 @@ func keyOf(r backends.Request) refusalKey {
 	return refusalKey{r.Protocol, r.Internal, r.External, r.Exact, r.Remote}
 }
 
-// maxRefusals bounds the refusals that are remembered.
+// maxRefusals is the maximum number of cached refusals.
 const maxRefusals = 1024
 
-// refusals are the refusals that last. The same request is not sent again in their
-// time.
+// refusals is the cache of refusals. Until a refusal expires, the same request is
+// not sent again.
 type refusals struct {
 	mu    sync.Mutex
 	byKey map[refusalKey]cachedRefusal
 }
 
-// check returns the refusal of a request, while it lasts.
+// check returns the cached refusal of a request, or nil.
 func (r *refusals) check(request backends.Request, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -446,10 +456,10 @@ func (r *refusals) check(request backends.Request, now time.Time) error {
 		delete(r.byKey, key)
 		return nil
 	}
-	return fmt.Errorf("%w (refused a while ago; not asked again for %v)", cached.err, cached.until.Sub(now).Round(time.Second))
+	return fmt.Errorf("%w (cached refusal; not sent again for %v)", cached.err, cached.until.Sub(now).Round(time.Second))
 }
 
-// add remembers a refusal.
+// add caches a refusal.
 func (r *refusals) add(request backends.Request, refusal *ResultError, err error, now time.Time) {
 	minimum := minShortRefusal
 	if refusal.Code.isLongLived() {
@@ -463,14 +473,15 @@ func (r *refusals) add(request backends.Request, refusal *ResultError, err error
 	r.byKey[keyOf(request)] = cachedRefusal{now.Add(min(max(refusal.Lifetime, minimum), maxRefusal)), err}
 }
 
-// clear drops all refusals: the server has changed.
+// clear deletes all cached refusals, because the server has changed.
 func (r *refusals) clear() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.byKey = nil
 }
 
-// isLongLived reports whether the standard has the code last isLongLived (RFC 6887, section 7.4).
+// isLongLived reports whether the standard classifies the code as a long-lifetime
+// error (RFC 6887, section 7.4).
 func (c ResultCode) isLongLived() bool {
 	switch c {
 	case NetworkFailure, NoResources, UserExceededQuota, CannotProvideExternal:

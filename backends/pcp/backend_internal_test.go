@@ -9,7 +9,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// How long a refusal holds: as the server says, within bounds.
+// TestRefusalCache checks how long a refusal is cached: for its lifetime, within
+// bounds.
 func TestRefusalCache(t *testing.T) {
 	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.0.2.1:80")}
 	for name, test := range map[string]struct {
@@ -17,11 +18,11 @@ func TestRefusalCache(t *testing.T) {
 		lifetime time.Duration
 		want     time.Duration
 	}{
-		"as said":            {NotAuthorized, 10 * time.Minute, 10 * time.Minute},
-		"long, said to be 0": {NotAuthorized, 0, 5 * time.Minute},
-		"short, but 0":       {NoResources, 0, 30 * time.Second},
-		"short":              {NoResources, time.Minute, time.Minute},
-		"absurd":             {NoResources, backends.Forever, 30 * time.Minute},
+		"lifetime of the response":          {NotAuthorized, 10 * time.Minute, 10 * time.Minute},
+		"long-lived error with lifetime 0":  {NotAuthorized, 0, 5 * time.Minute},
+		"short-lived error with lifetime 0": {NoResources, 0, 30 * time.Second},
+		"short-lived error":                 {NoResources, time.Minute, time.Minute},
+		"excessive lifetime":                {NoResources, backends.Forever, 30 * time.Minute},
 	} {
 		var cache refusals
 		now, failure := time.Now(), errors.New("refused")
@@ -44,10 +45,10 @@ func TestRefusalCache(t *testing.T) {
 		cache.add(r, &ResultError{Code: NoResources}, errors.New("refused"), time.Now())
 	}
 	if len(cache.byKey) > maxRefusals {
-		t.Errorf("%d refusals remembered", len(cache.byKey))
+		t.Errorf("%d refusals cached", len(cache.byKey))
 	}
 	cache.clear()
 	if err := cache.check(r, time.Now()); err != nil {
-		t.Errorf("after forget: %v", err)
+		t.Errorf("after clear: %v", err)
 	}
 }

@@ -15,15 +15,16 @@ import (
 )
 
 func TestContract(t *testing.T) {
-	t.Parallel() // it waits for silence
+	t.Parallel() // it waits for timeouts
 	backendtest.Run(t, func(t *testing.T) backendtest.Fixture {
 		gw := start(t, gatewaytest.Config{})
 		return backendtest.OnGateway(gw, open(t, pcp.Config{Gateway: gw.Addr()}), int(pcp.NotAuthorized))
 	})
 }
 
-// A request that got no answer may have been granted, and a strict server has
-// nobody else renew that: the next request for the same is the same mapping's.
+// TestMapAfterLostReply checks that a request is repeated with the same nonce if
+// its reply was lost. The server may have granted it, and a strict server accepts
+// no other nonce for the mapping.
 func TestMapAfterLostReply(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
@@ -31,28 +32,28 @@ func TestMapAfterLostReply(t *testing.T) {
 	remove := gw.Inject(gatewaytest.Fault{DropReply: true})
 	r := backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("0.0.0.0:8080"), Lifetime: time.Hour}
 	if _, err := b.Map(t.Context(), r); !errors.Is(err, backends.ErrNoReply) {
-		t.Fatalf("without answers: %v", err)
+		t.Fatalf("without replies: %v", err)
 	}
 	if n := len(gw.Table()); n != 1 {
-		t.Fatalf("the gateway has %d mappings, want the one that nobody was told of", n)
+		t.Fatalf("the gateway has %d mappings, want the one of the lost reply", n)
 	}
 	remove()
-	r.Internal = netip.MustParseAddrPort("127.0.0.1:8080") // the same, by another name
+	r.Internal = netip.MustParseAddrPort("127.0.0.1:8080") // the same host
 	m, err := b.Map(t.Context(), r)
 	if err != nil {
-		t.Fatalf("asked for again: %v", err)
+		t.Fatalf("repeated request: %v", err)
 	}
 	other := open(t, pcp.Config{Gateway: gw.Addr()})
 	if _, err := other.Map(t.Context(), r); !errors.Is(err, backends.ErrNotAuthorized) {
-		t.Errorf("of another process: %v, want a refusal", err)
+		t.Errorf("request of another process: %v, want a refusal", err)
 	}
 	if err := b.Unmap(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// What admits one peer is not renewed as what admits everybody: the peer's filter
-// would stay.
+// TestRemoteFilterNotRenewed checks that a mapping for one peer is not renewed as a
+// mapping for all peers, because the filter for that peer would remain.
 func TestRemoteFilterNotRenewed(t *testing.T) {
 	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
@@ -64,7 +65,7 @@ func TestRemoteFilterNotRenewed(t *testing.T) {
 	}
 	r.Remote = netip.AddrPort{}
 	if m, err := b.Map(t.Context(), r); !errors.Is(err, backends.ErrNotAuthorized) {
-		t.Errorf("for everybody: %v, %v; want a refusal", m, err)
+		t.Errorf("for all peers: %v, %v; want a refusal", m, err)
 	}
 }
 
@@ -83,7 +84,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(code.String(), func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
 			injectRefusals(gw, code, 90*time.Second)
-			b := open(t, pcp.Config{Gateway: gw.Addr(), Transmissions: 3}) // one that makes no sense has to insist
+			b := open(t, pcp.Config{Gateway: gw.Addr(), Transmissions: 3}) // an implausible response counts after three repetitions
 			_, err := b.Map(t.Context(), webRequest)
 			var refusal *pcp.ResultError
 			if !errors.Is(err, kind) || !errors.As(err, &refusal) || refusal.Code != code || refusal.Lifetime != 90*time.Second {
@@ -94,7 +95,7 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("again: %v, want %v", err, kind)
 			}
 			if n := len(gw.Requests()); n != sent {
-				t.Errorf("the same request was sent again, %d times", n-sent)
+				t.Errorf("the same request was sent %d more times", n-sent)
 			}
 			other := webRequest
 			other.Internal = netip.AddrPortFrom(netip.Addr{}, 9090)
@@ -120,7 +121,7 @@ func TestRequestOptions(t *testing.T) {
 	}
 	want := []pcp.Filter{{}, {Prefix: netip.MustParsePrefix("198.51.100.7/32"), Port: 99}}
 	if !slices.Equal(got.Filters, want) {
-		t.Errorf("filters %v, want the old ones cleared and %v", got.Filters, want)
+		t.Errorf("filters %v, want %v", got.Filters, want)
 	}
 	_, _ = b.Renew(t.Context(), backends.Mapping{
 		Protocol: r.Protocol, Internal: r.Internal, External: r.External, Remote: r.Remote, Token: backends.NewToken(make([]byte, 12)),
@@ -130,7 +131,9 @@ func TestRequestOptions(t *testing.T) {
 	}
 }
 
-// A server that refuses descriptions is asked without, and not bothered again.
+// TestDescriptionRefused checks that a request is sent again without its
+// description if the server refuses it, and that later requests have no
+// description.
 func TestDescriptionRefused(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{
@@ -154,7 +157,8 @@ func TestDescriptionRefused(t *testing.T) {
 	}
 }
 
-// A server that puts its own address into a refusal shows why.
+// TestPrivateWAN checks that the error has the external address of a server that
+// puts it into a refusal.
 func TestPrivateWAN(t *testing.T) {
 	for gatewayAddr, text := range map[string]string{"10.66.66.1": "behind another router", "100.64.0.1": "behind the provider's NAT"} {
 		gw := start(t, gatewaytest.Config{})
@@ -178,10 +182,10 @@ func TestPrivateWAN(t *testing.T) {
 
 func TestNewInvalid(t *testing.T) {
 	for name, config := range map[string]pcp.Config{
-		"no gateway":     {},
-		"families":       {Gateway: netip.MustParseAddrPort("192.0.2.1:0"), Source: netip.MustParseAddr("2001:db8::1")},
-		"negative tries": {Gateway: netip.MustParseAddrPort("192.0.2.1:0"), Transmissions: -1},
-		"negative wait":  {Gateway: netip.MustParseAddrPort("192.0.2.1:0"), FirstWait: -1},
+		"no gateway":             {},
+		"different families":     {Gateway: netip.MustParseAddrPort("192.0.2.1:0"), Source: netip.MustParseAddr("2001:db8::1")},
+		"negative transmissions": {Gateway: netip.MustParseAddrPort("192.0.2.1:0"), Transmissions: -1},
+		"negative wait":          {Gateway: netip.MustParseAddrPort("192.0.2.1:0"), FirstWait: -1},
 	} {
 		if _, err := pcp.New(config); !errors.Is(err, backends.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
@@ -189,8 +193,8 @@ func TestNewInvalid(t *testing.T) {
 	}
 }
 
-// A mapping that another process made for one peer admits everybody once it is
-// mapped anew for everybody.
+// TestFiltersCleared checks that a mapping that another process made for one peer
+// permits all peers after it is mapped again without a peer.
 func TestFiltersCleared(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b := open(t, pcp.Config{Gateway: gw.Addr(), Nonce: func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) pcp.Nonce {
@@ -213,7 +217,8 @@ func TestFiltersCleared(t *testing.T) {
 	}
 }
 
-// A refusal of options that come late is not about a request that has none.
+// TestLateRefusal checks that a late refusal of options is ignored if the current
+// request has no options.
 func TestLateRefusal(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	var first []byte
@@ -224,7 +229,7 @@ func TestLateRefusal(t *testing.T) {
 	}})
 	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte {
 		b, _ := pcp.AppendErrorResponse(nil, first, pcp.MalformedOption, time.Minute, time.Hour)
-		return slices.Repeat([][]byte{b}, 8) // to the first request's repetitions
+		return slices.Repeat([][]byte{b}, 8) // replies to the retransmissions of the first request
 	}})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
 	r := webRequest
@@ -234,8 +239,8 @@ func TestLateRefusal(t *testing.T) {
 	}
 }
 
-// A server that answers deletions with the time that is left means it, if it
-// says it often.
+// TestUnmapShortensLifetime checks that Unmap succeeds if the server repeatedly
+// answers a deletion with the remaining lifetime.
 func TestUnmapShortensLifetime(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b, err := pcp.New(pcp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: 200 * time.Millisecond})
@@ -258,7 +263,8 @@ func TestUnmapShortensLifetime(t *testing.T) {
 	}
 }
 
-// A pinhole of ours that the server does not delete is shortened.
+// TestUnmapRefusedPinhole checks that Unmap reduces the lifetime of a pinhole that
+// the server refuses to delete.
 func TestUnmapRefusedPinhole(t *testing.T) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{Listen6: netip.MustParseAddrPort("[::1]:0")})
 	if err != nil {
@@ -277,10 +283,10 @@ func TestUnmapRefusedPinhole(t *testing.T) {
 		t.Errorf("Unmap: %v", err)
 	}
 	if r := lastMapRequest(t, gw); r.Lifetime != time.Second || string(r.Nonce[:]) != string(m.Token.Bytes()) {
-		t.Errorf("asked for %v", r.Lifetime)
+		t.Errorf("requested lifetime %v", r.Lifetime)
 	}
 	m.Token = backends.Token{}
 	if err := b.Unmap(t.Context(), m); err == nil {
-		t.Error("a pinhole of nobody known was taken away")
+		t.Error("Unmap without a token succeeded")
 	}
 }

@@ -17,61 +17,63 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// DefaultLifetime is what a mapping is asked for where nothing else is said.
+// DefaultLifetime is the lifetime that a [Backend] requests if the request has
+// none.
 const DefaultLifetime = 2 * time.Hour
 
-// The retransmission schedule: waits that double from three seconds to 1024, a
-// tenth more or less each time (RFC 6887, section 8.1.1), and four requests
-// before the server counts as silent (RFC 7488, section 3).
+// The retransmission schedule: the waits double from three seconds to 1024, and
+// each varies by up to one tenth (RFC 6887, section 8.1.1). A call fails with no
+// reply after four transmissions (RFC 7488, section 3).
 const (
 	DefaultFirstWait     = 3 * time.Second
 	DefaultTransmissions = 4
 	defaultLongestWait   = 1024 * time.Second
 )
 
-// Config says which server a Client talks to, and how.
+// Config names the server of a Client and configures its requests.
 type Config struct {
-	// Gateway is the server's address, IPv4 or IPv6, with a zone where it is
-	// link-local. Required; port 0 is [Port].
+	// Gateway is the server's address, IPv4 or IPv6. A link-local address needs a
+	// zone. Required; port 0 is [Port].
 	Gateway netip.AddrPort
-	// Interface is the interface to leave by, where the OS lets us choose. Empty:
-	// the kernel's choice.
+	// Interface is the network interface that sends the requests, if the operating
+	// system lets a program choose it. If it is empty, the kernel chooses.
 	Interface string
-	// Source is the local address to send from, which is the one that gets the
-	// mappings. The zero Addr: the kernel's choice. For IPv6 it should be a stable
-	// global address (RFC 6887, section 8.4).
+	// Source is the local address from which requests are sent. The server maps
+	// ports to this address. The zero Addr lets the kernel choose. For IPv6 it
+	// should be a stable global address (RFC 6887, section 8.4).
 	Source netip.Addr
-	// Transmissions is how often a request is sent before the server counts as
-	// silent. Zero: DefaultTransmissions.
+	// Transmissions is how many times a request is sent before the call fails with
+	// no reply. Zero means DefaultTransmissions.
 	Transmissions int
-	// FirstWait is about how long the first request waits for its answer. Zero:
-	// DefaultFirstWait. Somebody who waits for the answer wants less.
+	// FirstWait is roughly how long to wait for a reply to the first transmission.
+	// Zero means DefaultFirstWait. Interactive programs need a shorter wait.
 	FirstWait time.Duration
-	// LongestWait bounds the waits: mappings that last seconds cannot wait for
-	// minutes. Zero: the standard's 1024 s.
+	// LongestWait is the upper limit of the waits: mappings with a lifetime of
+	// seconds cannot wait for minutes. Zero means the 1024 s of the standard.
 	LongestWait time.Duration
-	// Announce is where announcements are listened for, while somebody calls
-	// Watch. The zero value: 224.0.0.1:5350 or [ff02::1]:5350.
+	// Announce is the address on which to listen for announcements during a call of
+	// Watch. The zero value means 224.0.0.1:5350 or [ff02::1]:5350.
 	Announce netip.AddrPort
-	// Nonce makes the nonce of a mapping whose Token is not known: of a new one,
-	// and of one that another process made. Nil: a new one has a nonce that only
-	// this Backend can make, and one of another process cannot be renewed or
-	// deleted. See [DeriveNonce].
+	// Nonce returns the nonce of a mapping that has no Token: a new mapping, or a
+	// mapping of another process. If Nonce is nil, each new mapping has a nonce
+	// that only this Backend can compute, and mappings of other processes cannot be
+	// renewed or deleted. See [DeriveNonce].
 	Nonce func(gateway netip.Addr, p backends.Protocol, internal netip.AddrPort) Nonce
-	// Logger is told of each request and answer, at debug level, without nonces.
-	// Nil: nobody.
+	// Logger logs each request and reply at debug level, without nonces. Nil
+	// disables logging.
 	Logger *slog.Logger
 }
 
-// Client asks one server. Its methods may be called by several goroutines at
-// once; requests of the whole process to one server go out one after another.
+// Client sends requests to one server. Its methods may be called by several
+// goroutines at once. All requests of the process to one server are sent one after
+// another.
 type Client struct {
 	config  Config
 	session *port5351.Session
 	log     *slog.Logger
 }
 
-// NewClient checks the config. It does no I/O. Its error wraps
+// NewClient checks the config and returns a Client. It does no I/O. Its error wraps
 // backends.ErrInvalid.
 func NewClient(config Config) (*Client, error) {
 	switch gw := config.Gateway.Addr().Unmap(); {
@@ -93,28 +95,28 @@ func NewClient(config Config) (*Client, error) {
 	return &Client{config: config, session: session, log: log}, nil
 }
 
-// Close ends the calls under way, with net.ErrClosed, and waits for them. It
-// deletes no mapping. A second call does nothing.
+// Close ends the calls in progress with net.ErrClosed, and waits for them. It
+// deletes no mapping. A second call has no effect.
 func (c *Client) Close() error {
 	c.session.Close()
 	return nil
 }
 
-// Gateway returns the address and port that requests go to.
+// Gateway returns the address and port to which requests are sent.
 func (c *Client) Gateway() netip.AddrPort { return c.config.Gateway }
 
-// Announce asks the server for nothing but an answer: whether it is there, and
-// its epoch (RFC 6887, section 14.1).
+// Announce requests the server's epoch (RFC 6887, section 14.1). The reply also
+// shows that the server is reachable.
 func (c *Client) Announce(ctx context.Context) (AnnounceResponse, error) {
 	return c.announce(ctx, port5351.Transaction{}, c.config.FirstWait)
 }
 
-// probeFirstWait is the first wait of a probe: the standard's three seconds are for
-// requests that nobody waits for.
+// probeFirstWait is the first wait of a probe. A program waits for its result, so
+// the three seconds of the standard are too long.
 const probeFirstWait = 250 * time.Millisecond
 
-// Probe is Announce out of turn, and with waits that begin at 250 ms. A server
-// that refuses the opcode speaks PCP, which Probe takes for a success.
+// Probe is Announce without the queue, and with waits that start at 250 ms. If the
+// server refuses the opcode, it supports PCP, and Probe succeeds.
 func (c *Client) Probe(ctx context.Context) error {
 	_, err := c.announce(ctx, port5351.Transaction{Probe: true}, probeFirstWait)
 	if refusal := (*ResultError)(nil); errors.As(err, &refusal) {
@@ -138,15 +140,15 @@ func (c *Client) announce(ctx context.Context, tx port5351.Transaction, firstWai
 	return resp, nil
 }
 
-// Map asks for a mapping, for more of its lifetime, or, with Lifetime 0, for
-// its end (RFC 6887, sections 11 and 15). The zero Client is the address that
-// the request leaves from, and the zero Nonce a random one: keep the one that
-// the response has, which renews and deletes the mapping. Another external port
-// than the wish is success, unless Options.PreferFailure.
+// Map creates, renews or, with Lifetime 0, deletes a mapping (RFC 6887, sections 11
+// and 15). The zero Client means the address from which the request is sent. The
+// zero Nonce means a random nonce: keep the nonce of the response to renew and
+// delete the mapping. Unless Options.PreferFailure is set, the call succeeds even
+// if the server grants another external port than requested.
 //
-// Protocol 0 and InternalPort 0, which mean all, fail with
-// backends.ErrInvalid: see MapAll. A refusal is a *[ResultError], and silence
-// wraps backends.ErrNoReply.
+// Protocol 0 and InternalPort 0, which mean all, fail with backends.ErrInvalid: use
+// MapAll. If the server refuses, the error is a *[ResultError]. If it does not
+// reply, the error wraps backends.ErrNoReply.
 func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 	if r.Protocol == 0 || r.InternalPort == 0 {
 		return MapResponse{}, fmt.Errorf("pcp: %w: protocol %d, internal port %d: 0 means all", backends.ErrInvalid, r.Protocol, r.InternalPort)
@@ -155,23 +157,23 @@ func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 	return resp, err
 }
 
-// MapAll asks for all ports of a protocol or, with protocol 0, of all of them
-// (RFC 6887, section 11.1): everything that comes in comes here. Lifetime 0
-// deletes such a mapping, and no other. Few servers allow it.
+// MapAll maps all ports of a protocol or, with protocol 0, of all protocols (RFC
+// 6887, section 11.1). The server then forwards all incoming packets to this host.
+// Lifetime 0 deletes this mapping and no other. Few servers permit it.
 func (c *Client) MapAll(ctx context.Context, p backends.Protocol, lifetime time.Duration, nonce Nonce) (MapResponse, error) {
 	resp, _, err := c.mapPort(ctx, MapRequest{Protocol: p, Lifetime: lifetime, Nonce: nonce})
 	return resp, err
 }
 
-// Unmap deletes the mapping with the nonce (RFC 6887, section 15). Where there
-// is none, it succeeds. Protocol 0 and port 0 fail with backends.ErrInvalid.
+// Unmap deletes the mapping with the nonce (RFC 6887, section 15). It succeeds if
+// there is no such mapping. Protocol 0 and port 0 fail with backends.ErrInvalid.
 func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort uint16, nonce Nonce) error {
 	_, err := c.Map(ctxsync.DefaultPriority(ctx, ctxsync.Delete), MapRequest{Protocol: p, InternalPort: internalPort, Nonce: nonce})
 	return err
 }
 
-// Peer asks for a mapping for connections to one peer, or for more of its
-// lifetime (RFC 6887, section 12). The zero Client and Nonce are as in Map.
+// Peer creates or renews a mapping for connections to one remote peer (RFC 6887,
+// section 12). The zero Client and Nonce have the same meaning as in Map.
 func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) {
 	r.Nonce = nonceOrRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
@@ -190,20 +192,22 @@ func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) 
 	return resp, err
 }
 
-// mapPort returns the response to a request, which may be about everything.
+// mapPort sends a map request, which may be for all ports, and returns the
+// response.
 func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port5351.Reply, error) {
 	r.Nonce = nonceOrRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	client := r.Client
 	requestSize := 0 // of the request
 	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Transaction{
-		// A deletion may be answered with the time until an idle mapping goes
-		// (RFC 6887, section 15.1), but hardly ever is.
+		// The response to a deletion may have the remaining lifetime of an idle
+		// mapping (RFC 6887, section 15.1), but this is rare.
 		Match: port5351.RequireRepeats(
 			func(b []byte) port5351.Match {
 				if e, err := ParseErrorResponse(b); err == nil && requestSize == mapSize && (e.Result == UnsupportedOption || e.Result == MalformedOption) {
-					// About options that an earlier request had, and as often as that was
-					// sent: errors repeat them. This one has none.
+					// The request has no options. The error repeats the options of
+					// an earlier request, and can arrive as often as that request
+					// was sent.
 					return port5351.None
 				}
 				return match(b, OpMap, &key)
@@ -214,7 +218,7 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 				case err != nil:
 					return false
 				case resp.Result == UnsupportedOption || resp.Result == MalformedOption:
-					return len(b) != requestSize // then it may be about other options
+					return len(b) != requestSize // then the error may be about the options of another request
 				}
 				return resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
 			}),
@@ -238,9 +242,10 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 	return resp, reply, nil
 }
 
-// do sends a request made for the local address, and returns a reply that is a
-// success of the opcode. A server that saw another address than the request
-// names is asked again, once, where ours has changed (RFC 6887, section 7.4).
+// do sends a request that is built for the local address, and returns a reply that
+// is a success with the opcode. If the server saw another address than the one in
+// the request, and the local address has changed, the request is sent once more
+// (RFC 6887, section 7.4).
 func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx port5351.Transaction,
 	request func(local netip.Addr) ([]byte, error),
 ) (port5351.Reply, error) {
@@ -258,7 +263,7 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx 
 		if err != nil {
 			return reply, c.wrapError(ctx, op, err)
 		}
-		c.log.Debug("pcp request answered", "op", op, "gateway", c.config.Gateway, "took", reply.Received.Sub(reply.Sent))
+		c.log.Debug("pcp reply received", "op", op, "gateway", c.config.Gateway, "took", reply.Received.Sub(reply.Sent))
 		err = c.checkReply(op, reply)
 		var refusal *ResultError
 		if errors.As(err, &refusal) && refusal.Code == AddressMismatch && !previous.IsValid() {
@@ -271,7 +276,8 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx 
 	}
 }
 
-// wrapError says what was under way when a request got no answer.
+// wrapError logs that a request failed without a reply. If ctx has ended, it adds
+// the gateway to the error.
 func (c *Client) wrapError(ctx context.Context, op Opcode, err error) error {
 	c.log.Debug("pcp request failed", "op", op, "gateway", c.config.Gateway, "err", err)
 	if !errors.Is(err, net.ErrClosed) && ctx.Err() != nil {
@@ -280,7 +286,8 @@ func (c *Client) wrapError(ctx context.Context, op Opcode, err error) error {
 	return fmt.Errorf("pcp: %w", err)
 }
 
-// checkReply gives the epoch to the link, and makes what is no success a Go error.
+// checkReply records the epoch, and converts every result except a success to a Go
+// error.
 func (c *Client) checkReply(op Opcode, reply port5351.Reply) error {
 	r, err := ParseErrorResponse(reply.Datagram)
 	switch {
@@ -300,7 +307,7 @@ func (c *Client) checkReply(op Opcode, reply port5351.Reply) error {
 	return e
 }
 
-// schedule makes the waits of one exchange.
+// schedule returns the waits of one transaction.
 func (c *Client) schedule(firstWait time.Duration) func(int) (time.Duration, bool) {
 	next := firstWait
 	return func(n int) (time.Duration, bool) {
@@ -308,22 +315,23 @@ func (c *Client) schedule(firstWait time.Duration) func(int) (time.Duration, boo
 			return 0, false
 		}
 		const tenth = 0.1
-		wait := time.Duration(float64(next) * (1 - tenth + 2*tenth*mathrand.Float64())) //nolint:gosec // no secret
+		wait := time.Duration(float64(next) * (1 - tenth + 2*tenth*mathrand.Float64())) //nolint:gosec // not a secret
 		next = min(2*wait, cmp.Or(c.config.LongestWait, defaultLongestWait))
 		return wait, true
 	}
 }
 
-// mappingKey is what a response about a mapping repeats of its request.
+// mappingKey has the fields of a request that its response repeats.
 type mappingKey struct {
 	nonce    Nonce
 	protocol backends.Protocol
 	internal uint16
 }
 
-// match judges whether a datagram answers a request. The link has checked the
-// source. Version errors of servers of another version answer anything; one of
-// version 2 answers somebody else's request (RFC 6887, sections 8.3 and 9).
+// match reports how well a datagram answers a request. The source address has been
+// checked. Version errors of servers with another version can answer any request. A
+// version error of version 2 answers a request of another version (RFC 6887,
+// sections 8.3 and 9).
 func match(b []byte, op Opcode, key *mappingKey) port5351.Match {
 	r, err := ParseErrorResponse(b)
 	switch {
@@ -338,7 +346,7 @@ func match(b []byte, op Opcode, key *mappingKey) port5351.Match {
 		return port5351.None
 	case key == nil:
 		return port5351.Exact
-	case len(b) < mapSize: // an error that carries no mapping
+	case len(b) < mapSize: // an error without the fields of a mapping
 		if r.Result != Success {
 			return port5351.Possible
 		}
@@ -351,7 +359,7 @@ func match(b []byte, op Opcode, key *mappingKey) port5351.Match {
 	return port5351.Exact
 }
 
-// nonceOrRandom is the nonce, or a random one in the place of the zero value.
+// nonceOrRandom returns the nonce, or a random nonce if n is the zero value.
 func nonceOrRandom(n Nonce) Nonce {
 	if n == (Nonce{}) {
 		_, _ = rand.Read(n[:]) // never fails

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// The waits of RFC 6887, section 8.1.1, a tenth more or less.
+// TestSchedule checks the waits of RFC 6887, section 8.1.1, which vary by up to one
+// tenth.
 func TestSchedule(t *testing.T) {
 	c, err := NewClient(Config{Gateway: netip.MustParseAddrPort("192.0.2.1:5351"), Transmissions: 13})
 	if err != nil {

@@ -13,13 +13,14 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// The answers of gateways that do not speak version 2.
+// TestOtherVersions checks the errors for responses of gateways that do not support
+// version 2.
 func TestOtherVersions(t *testing.T) {
 	for name, test := range map[string]struct {
 		reply   string
 		version uint8
 	}{
-		"NAT-PMP, by the standard":   {"00000001 000004d2", 0},
+		"NAT-PMP, standard form":     {"00000001 000004d2", 0},
 		"NAT-PMP, with the opcode":   {"00810001 000004d2", 0},
 		"NAT-PMP, without its epoch": {"00810001", 0},
 		"version 1":                  {"01810001 00000708 000004d2 00000000 00000000 00000000", 1},
@@ -37,21 +38,22 @@ func TestOtherVersions(t *testing.T) {
 	}
 }
 
-// A datagram that is not the answer does not end the wait for the answer.
+// TestIgnoredDatagrams checks that a wrong datagram does not end the wait for the
+// reply.
 func TestIgnoredDatagrams(t *testing.T) {
 	setByte := func(at int, with byte) func([]byte) []byte {
 		return func(b []byte) []byte { b[at] = with; return b }
 	}
 	for name, change := range map[string]func([]byte) []byte{
-		"another nonce":         setByte(24, 0xff),
-		"another protocol":      setByte(36, 17),
-		"another internal port": setByte(41, 0xff),
-		"another opcode":        setByte(1, 0x82),
-		"a request":             setByte(1, 0x01),
-		"another version":       setByte(0, 3),
-		"an odd size":           func(b []byte) []byte { return append(b, 0) },
-		"cut short":             func(b []byte) []byte { return b[:56] },
-		"our version refused":   setByte(3, 1),
+		"another nonce":                         setByte(24, 0xff),
+		"another protocol":                      setByte(36, 17),
+		"another internal port":                 setByte(41, 0xff),
+		"another opcode":                        setByte(1, 0x82),
+		"a request":                             setByte(1, 0x01),
+		"another version":                       setByte(0, 3),
+		"a size that is not a multiple of four": func(b []byte) []byte { return append(b, 0) },
+		"truncated":                             func(b []byte) []byte { return b[:56] },
+		"version 2 refused":                     setByte(3, 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
@@ -106,8 +108,8 @@ func TestClient(t *testing.T) {
 	}
 }
 
-// MapAll maps all ports of a protocol, or all of all, where a server allows that, and
-// deletes just that.
+// TestMapAll checks that MapAll maps all ports of a protocol or of all protocols,
+// if the server permits it, and deletes only that mapping.
 func TestMapAll(t *testing.T) {
 	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{AllPorts: true}}})
 	c := open(t, pcp.Config{Gateway: gw.Addr()}).Client()
@@ -126,12 +128,12 @@ func TestMapAll(t *testing.T) {
 	}
 	withoutAllPorts := open(t, pcp.Config{Gateway: start(t, gatewaytest.Config{}).Addr()}).Client()
 	if r, err := withoutAllPorts.MapAll(t.Context(), backends.TCP, time.Hour, pcp.Nonce{}); !errors.Is(err, backends.ErrUnsupported) {
-		t.Errorf("a server that does not allow it: %+v, %v", r, err)
+		t.Errorf("a server that does not permit it: %+v, %v", r, err)
 	}
 }
 
-// The late answer to a mapping request is not taken for that to the deletion,
-// which is sent again.
+// TestLateReply checks that a late reply to a map request is not accepted as the
+// reply to a deletion, which is sent again.
 func TestLateReply(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
@@ -151,7 +153,8 @@ func TestLateReply(t *testing.T) {
 	}
 }
 
-// A refusal of options counts where there are some.
+// TestOptionRefused checks that a refusal of options is accepted only if the
+// request has options.
 func TestOptionRefused(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	injectRefusals(gw, pcp.UnsupportedOption, time.Minute)
@@ -167,12 +170,12 @@ func TestOptionRefused(t *testing.T) {
 	r.Options.Description = "a server"
 	var refusal *pcp.ResultError
 	if _, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrUnsupported) || !errors.As(err, &refusal) {
-		t.Errorf("with one: %v", err)
+		t.Errorf("with a description: %v", err)
 	}
 }
 
-// A server that saw another address than the request names is asked once. A
-// second request from the same address would get the same answer.
+// TestAddressMismatch checks that a request is not repeated from the same address
+// after AddressMismatch: it would get the same response.
 func TestAddressMismatch(t *testing.T) {
 	for name, request := range map[string]func(context.Context, *pcp.Client) error{
 		"announce": func(ctx context.Context, c *pcp.Client) error {
@@ -193,7 +196,7 @@ func TestAddressMismatch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			gw := start(t, gatewaytest.Config{})
 			injectRefusals(gw, pcp.AddressMismatch, time.Minute)
-			// With an hour to wait, no request is a retransmission.
+			// With a wait of one hour, a second request cannot be a retransmission.
 			c, err := pcp.NewClient(pcp.Config{Gateway: gw.Addr(), FirstWait: time.Hour})
 			if err != nil {
 				t.Fatal(err)

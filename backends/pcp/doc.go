@@ -1,34 +1,33 @@
-// Package pcp speaks the Port Control Protocol, RFC 6887: the messages,
+// Package pcp implements the Port Control Protocol, RFC 6887: the messages,
 // a client for one server, and the backend that package forward uses.
 //
 // Most programs never import it: use package forward.
-// For one server that you name yourself: c, err := pcp.NewClient(pcp.Config{Gateway: gw}).
-// For the messages alone, as a server or a tool needs them: [ParseMapRequest], [MapResponse.AppendBinary].
+// To use one server whose address you know: c, err := pcp.NewClient(pcp.Config{Gateway: gw}).
+// A server or a tool may need only the messages: see [ParseMapRequest] and [MapResponse.AppendBinary].
 //
 // # What the protocol can do
 //
-// It maps ports of any protocol, over IPv4 and through IPv6 firewalls, for a
-// lifetime, and tells the external address with each mapping. It can insist on
-// a port, admit chosen peers only, describe a mapping (RFC 7220), and map for
-// another host, where the server lets it. It cannot list the server's table.
-// Every mapping belongs to its [Nonce]: who does not know it can neither renew
-// nor delete the mapping, nor answer in the server's place without seeing the
-// traffic (RFC 6887, section 18.1). Servers cannot be authenticated; RFC 7652
-// is not implemented.
+// It maps ports of any protocol for a lifetime, over IPv4 and through IPv6 firewalls. Each
+// response to a mapping request has the external address. A request can require an exact
+// port, restrict the remote peers, describe the mapping (RFC 7220), and map for another
+// host if the server permits it. The protocol cannot list the server's table.
+// Every mapping belongs to its [Nonce]. Without the nonce, a host can neither renew nor
+// delete the mapping. It can forge a response only if it sees the traffic
+// (RFC 6887, section 18.1). Servers cannot be authenticated: RFC 7652 is not implemented.
 //
 // # Errors
 //
-// What a server refuses is a *[ResultError]; one that speaks another version,
-// usually NAT-PMP, is a *[VersionError]. What is wrong with a request that a
-// server reads is a *[RequestError]. All wrap the errors of package backends,
+// If the server refuses a request, the error is a *[ResultError]. If the server supports
+// another version, usually NAT-PMP, the error is a *[VersionError]. If a parser of requests
+// rejects a request, the error is a *[RequestError]. All wrap the errors of package backends,
 // for errors.Is.
 //
-// # Serving
+// # Writing a server
 //
-// A request that a parser refuses with a *[RequestError] is to be answered by
-// [AppendErrorResponse] with its code; any other error, by nothing at all
-// (RFC 6887, section 8.2). That the client's address in the header is the one
-// the packet came from is for the server to check.
+// If a parser returns a *[RequestError], the server answers with [AppendErrorResponse] and
+// the code of the error. If a parser returns any other error, the server does not answer
+// (RFC 6887, section 8.2). The server must itself compare the client's address in the header
+// with the source address of the packet.
 //
-// A whole program with this client alone is examples/pcpclient of the repository.
+// The directory examples/pcpclient of the repository has a complete program that uses only this client.
 package pcp

@@ -30,12 +30,12 @@ func seed(f *testing.F) {
 		f.Add(unhex(tt.bytes))
 	}
 	f.Add(append(vector("renewal"), unhex(optThird+optPrefer+optFilter+"80000003 61626300"+optUnknown)...))
-	f.Add(append(vector("peer?"), unhex(optThird6+"80000000")...))
-	f.Add(append(vector("mapped for less"), unhex("80000001 ff000000"+optThird+optThird+"03000014")...))
+	f.Add(append(vector("peer request"), unhex(optThird6+"80000000")...))
+	f.Add(append(vector("mapped, shorter lifetime"), unhex("80000001 ff000000"+optThird+optThird+"03000014")...))
 }
 
-// FuzzParse: no parser panics, keeps or changes its input, or forgets to say
-// what was wrong; what it reads, it reads again from what that is written as.
+// FuzzParse checks that no parser panics, keeps its input or changes it. A parsed
+// message can be encoded, and the result parses to an equal message.
 func FuzzParse(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -52,11 +52,11 @@ func FuzzParse(f *testing.F) {
 			clear(in)
 			written, err := m.AppendBinary(nil)
 			if err != nil {
-				t.Fatalf("%s: cannot write what was read, %+v: %v", name, first, err)
+				t.Fatalf("%s: cannot encode the parsed message %+v: %v", name, first, err)
 			}
 			again, err := parse(written)
 			if err != nil {
-				t.Fatalf("%s: cannot read %x again: %v", name, written, err)
+				t.Fatalf("%s: cannot parse %x again: %v", name, written, err)
 			}
 			if diff := cmp.Diff(first, again, equal); diff != "" {
 				t.Fatalf("%s of %x (-first +again):\n%s", name, b, diff)
@@ -65,8 +65,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzParseExact: a message of its exact size is written as it was read, but
-// for the reserved fields.
+// FuzzParseExact checks that a message of the exact size is encoded to the same
+// bytes, except for the reserved fields.
 func FuzzParseExact(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -97,14 +97,14 @@ func FuzzParseExact(f *testing.F) {
 			}
 			written, err := got.(encoding.BinaryAppender).AppendBinary(nil)
 			if err != nil || string(written) != string(want) {
-				t.Fatalf("%s: read %x, wrote %x, %v", name, want, written, err)
+				t.Fatalf("%s: parsed %x, encoded %x, %v", name, want, written, err)
 			}
 		}
 	})
 }
 
-// FuzzRefuse: whatever a server refuses, its refusal is a legal response of
-// the code, that a client reads.
+// FuzzRefuse checks that the response to each refused request is valid, has the
+// code of the error, and can be parsed by a client.
 func FuzzRefuse(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -130,8 +130,8 @@ func FuzzRefuse(f *testing.F) {
 	})
 }
 
-// FuzzClient: whatever becomes of a server's answers, every call ends in its
-// time, and what it says was granted makes sense.
+// FuzzClient checks that every call returns in time and returns valid mappings,
+// even if the server's responses are corrupted.
 func FuzzClient(f *testing.F) {
 	gw, err := gatewaytest.Start(gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
 	if err != nil {
@@ -161,7 +161,7 @@ func FuzzClient(f *testing.F) {
 		if err := attack.Exercise(ctx, b, r); err != nil {
 			t.Error(err)
 		}
-		// The client has less to say: what it asked about, ports and a lifetime.
+		// The client returns the fields of the request, the ports and a lifetime.
 		nonce := pcp.Nonce{1, 2, 3}
 		m, err := b.Client().Map(ctx, pcp.MapRequest{Protocol: backends.UDP, InternalPort: 9090, Lifetime: time.Hour, Nonce: nonce})
 		if err == nil && (m.Nonce != nonce || m.InternalPort != 9090 || m.ExternalPort == 0 || m.Lifetime <= 0 || m.Protocol != backends.UDP) {

@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// start starts a gateway that ends with the test.
+// start starts a gateway, which is closed at the end of the test.
 func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	t.Helper()
 	gw, err := gatewaytest.Start(config)
@@ -28,8 +28,8 @@ func start(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
 	return gw
 }
 
-// open makes an impatient backend. It waits long enough for a gateway in a process
-// that does not run for a second.
+// open returns a backend with short waits. They are long enough for a gateway in
+// this process that does not run for a second.
 func open(t *testing.T, config pcp.Config) *pcp.Backend {
 	t.Helper()
 	config.Transmissions, config.FirstWait = cmp.Or(config.Transmissions, 2), 500*time.Millisecond
@@ -41,12 +41,13 @@ func open(t *testing.T, config pcp.Config) *pcp.Backend {
 	return b
 }
 
-// injectReplies answers every request with what f makes of it.
+// injectReplies makes the gateway answer every request with the datagrams that f
+// returns.
 func injectReplies(gw *gatewaytest.Gateway, f func(request []byte) [][]byte) {
 	gw.Inject(gatewaytest.Fault{Reply: f})
 }
 
-// injectRefusals answers every request with a result.
+// injectRefusals makes the gateway answer every request with an error.
 func injectRefusals(gw *gatewaytest.Gateway, code pcp.ResultCode, lifetime time.Duration) {
 	injectReplies(gw, func(request []byte) [][]byte {
 		b, err := pcp.AppendErrorResponse(nil, request, code, lifetime, time.Hour)
@@ -59,7 +60,7 @@ func injectRefusals(gw *gatewaytest.Gateway, code pcp.ResultCode, lifetime time.
 
 var webRequest = backends.Request{Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), Lifetime: time.Hour}
 
-// lastMapRequest returns the lastMapRequest MAP request that the gateway saw.
+// lastMapRequest returns the last MAP request that the gateway received.
 func lastMapRequest(t *testing.T, gw *gatewaytest.Gateway) pcp.MapRequest {
 	t.Helper()
 	requests := gw.Requests()
@@ -70,7 +71,7 @@ func lastMapRequest(t *testing.T, gw *gatewaytest.Gateway) pcp.MapRequest {
 	return r
 }
 
-// unhex reads hex, in which spaces do not count.
+// unhex decodes hexadecimal digits and ignores spaces.
 func unhex(s string) []byte {
 	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
 	if err != nil {
@@ -79,7 +80,7 @@ func unhex(s string) []byte {
 	return b
 }
 
-// vector returns the bytes of the vector of the name.
+// vector returns the bytes of the named vector.
 func vector(name string) []byte {
 	s, ok := vectors[name]
 	if !ok {

@@ -8,37 +8,39 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// mapSize is the size of messages about mappings, without their options
-// (RFC 6887, section 11.1).
+// mapSize is the size of map messages without options (RFC 6887, section 11.1).
 const mapSize = headerSize + 36
 
-// MapRequest asks for a mapping, for more of its lifetime, or for its end
-// (RFC 6887, sections 11.1 and 15).
+// MapRequest creates, renews or deletes a mapping (RFC 6887, sections 11.1 and 15).
 type MapRequest struct {
-	// Client is the address that the request is sent from. Required. The mapping
-	// leads to it, unless Options.ThirdParty is set.
+	// Client is the address from which the request is sent. Required. The mapping
+	// forwards to this address, unless Options.ThirdParty is set.
 	Client netip.Addr
-	// Lifetime is a wish, sent in whole seconds, rounded up. backends.Forever is
-	// sent as 2³²−1, anything longer than 2³²−2 seconds as that. Zero deletes.
+	// Lifetime is the requested lifetime, sent in whole seconds, rounded up.
+	// backends.Forever is sent as 2³²−1. Any other value above 2³²−2 seconds is
+	// sent as 2³²−2. Zero deletes the mapping.
 	Lifetime time.Duration
-	// Nonce is the mapping's secret, the same in all requests about it.
+	// Nonce is the secret of the mapping, the same in all requests for it.
 	Nonce Nonce
-	// Protocol is any; 0, with InternalPort 0, means all.
+	// Protocol may have any value. Protocol 0 with InternalPort 0 means all
+	// protocols.
 	Protocol backends.Protocol
-	// InternalPort is the port that the mapping leads to; 0 means all of the
-	// protocol's.
+	// InternalPort is the port to which the mapping forwards. Port 0 means all
+	// ports of the protocol.
 	InternalPort uint16
-	// ExternalPort is a wish; with 0 the server chooses. To be 0 where Lifetime is.
+	// ExternalPort is the suggested port. If it is 0, the server chooses. It must
+	// be 0 if Lifetime is 0.
 	ExternalPort uint16
-	// External is a wish. With 0.0.0.0 or :: the server chooses an address of
-	// that family, with the zero Addr one of the client's family. As parsed it is
-	// never the zero Addr.
+	// External is the suggested address. With 0.0.0.0 or ::, the server chooses an
+	// address of that family. With the zero Addr, it chooses an address of the
+	// client's family. A parsed request never has the zero Addr.
 	External netip.Addr
 	Options  Options
 }
 
-// AppendBinary appends the message to b. It fails with ErrInvalid for what a
-// server would call malformed, and for a message of more than MaxMessage bytes.
+// AppendBinary appends the message to b. It fails with ErrInvalid for a request
+// that servers reject as malformed, and for a message of more than MaxMessage
+// bytes.
 func (r MapRequest) AppendBinary(b []byte) ([]byte, error) {
 	if err := checkAppend(r.Client, &r.Options, mapSize, OpMap, r.validate()); err != nil {
 		return b, err
@@ -51,10 +53,11 @@ func (r MapRequest) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns what AppendBinary appends.
 func (r MapRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseMapRequest reads the message, as a server does. It returns a
-// *[RequestError] for a request to be refused, and another error for what is
-// no request: io.ErrUnexpectedEOF where b is too short for one. Unknown options
-// are refused or ignored as their codes say (RFC 6887, section 7.3).
+// ParseMapRequest parses the message, as a server does. It returns a
+// *[RequestError] if the server must refuse the request, and another error if b is
+// not a request. If b is too short for a request, that error is
+// io.ErrUnexpectedEOF. Unknown options are refused or ignored, depending on their
+// codes (RFC 6887, section 7.3).
 func ParseMapRequest(b []byte) (MapRequest, error) {
 	if err := checkRequest(b, mapSize, OpMap); err != nil {
 		return MapRequest{}, err
@@ -84,7 +87,7 @@ func ParseMapRequest(b []byte) (MapRequest, error) {
 func (r *MapRequest) validate() *RequestError {
 	switch {
 	case r.Protocol == 0 && r.InternalPort != 0:
-		return &RequestError{Code: MalformedRequest, Reason: "a port of all protocols"}
+		return &RequestError{Code: MalformedRequest, Reason: "protocol 0 with an internal port"}
 	case r.Options.ThirdParty.IsValid() && canonicalAddr(r.Options.ThirdParty) == canonicalAddr(r.Client):
 		return &RequestError{Code: MalformedRequest, Reason: "the third party is the client"}
 	case r.Options.PreferFailure && (r.ExternalPort == 0 || r.Lifetime <= 0):
@@ -95,31 +98,30 @@ func (r *MapRequest) validate() *RequestError {
 	return nil
 }
 
-// MapResponse answers a MapRequest, or tells of a change to its mapping
-// (RFC 6887, sections 11.1 and 14.2).
+// MapResponse answers a MapRequest, or reports a change of its mapping (RFC 6887,
+// sections 11.1 and 14.2).
 type MapResponse struct {
 	Result ResultCode
-	// Lifetime is what was granted, backends.Forever for 2³²−1 seconds; in an
-	// error, how long the server expects it to last.
+	// Lifetime is the granted lifetime; 2³²−1 seconds is backends.Forever. In an
+	// error, it is how long the server expects the error to last.
 	Lifetime time.Duration
 	// Epoch is the time since the server's table was last empty.
 	Epoch        time.Duration
 	Nonce        Nonce
 	Protocol     backends.Protocol
 	InternalPort uint16
-	// ExternalPort and External are what was granted; in an error, the wish, or
-	// what else the server put there: for some, their own address. The zero Addr
-	// is written as 0.0.0.0.
+	// ExternalPort and External are the granted port and address. In an error, they
+	// are normally the suggested values. Some servers put their own address there.
+	// The zero Addr is written as 0.0.0.0.
 	ExternalPort uint16
 	External     netip.Addr
-	// Options are those that the server did as it was told, and in errors those
-	// of the request. Some servers repeat them all regardless.
+	// Options are the options that the server processed, and in errors the options
+	// of the request. Some servers repeat all options in any case.
 	Options Options
 }
 
-// AppendBinary appends the message to b. It fails with ErrInvalid for options
-// that have no form on the wire, and for a message of more than MaxMessage
-// bytes.
+// AppendBinary appends the message to b. It fails with ErrInvalid for options that
+// cannot be encoded, and for a message of more than MaxMessage bytes.
 func (r MapResponse) AppendBinary(b []byte) ([]byte, error) {
 	if err := r.Options.check(mapSize, OpMap); err != nil {
 		return b, err
@@ -132,8 +134,8 @@ func (r MapResponse) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns what AppendBinary appends.
 func (r MapResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParseMapResponse reads the message; options that it does not know or cannot
-// read are ignored. A shorter error response is [ParseErrorResponse]'s.
+// ParseMapResponse parses the message. It ignores unknown and malformed options.
+// For a shorter error response use [ParseErrorResponse].
 func ParseMapResponse(b []byte) (MapResponse, error) {
 	if err := checkResponse(b, mapSize, OpMap); err != nil {
 		return MapResponse{}, err
@@ -151,8 +153,8 @@ func ParseMapResponse(b []byte) (MapResponse, error) {
 	}, nil
 }
 
-// appendMapping appends what follows the header in all messages about
-// mappings, whichever their opcode.
+// appendMapping appends the fields that follow the header in all messages about
+// mappings, for each opcode.
 func appendMapping(b []byte, nonce Nonce, p backends.Protocol, internal, external uint16, addr netip.Addr) []byte {
 	b = append(b, nonce[:]...)
 	b = append(b, byte(p), 0, 0, 0)

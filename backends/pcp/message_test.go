@@ -50,7 +50,7 @@ var (
 	subnet       = netip.MustParsePrefix("198.51.100.0/24")
 )
 
-// request is a MapRequest with what most vectors have in common.
+// request returns a MapRequest with the fields that most vectors share.
 func request(lifetime time.Duration, p backends.Protocol, internal, requested uint16, set func(*pcp.MapRequest)) pcp.MapRequest {
 	r := pcp.MapRequest{
 		Client: client4, Lifetime: lifetime, Nonce: nonce, Protocol: p,
@@ -62,7 +62,7 @@ func request(lifetime time.Duration, p backends.Protocol, internal, requested ui
 	return r
 }
 
-// response is a MapResponse with what most vectors have in common.
+// response returns a MapResponse with the fields that most vectors share.
 func response(
 	result pcp.ResultCode, lifetime time.Duration, p backends.Protocol, internal, port uint16, set func(*pcp.MapResponse),
 ) pcp.MapResponse {
@@ -78,13 +78,14 @@ func response(
 
 var filters = []pcp.Filter{{}, {Prefix: subnet}}
 
-// messages are what the vectors say, both ways.
+// messages are the vectors that encode to the same bytes from which they are
+// parsed.
 var messages = []struct {
 	name, parser string
 	message      encoding.BinaryAppender
 }{
 	{"map udp", "map request", request(twoHours, backends.UDP, 6881, 0, nil)},
-	{"mapped for less", "map", response(0, time.Hour, backends.UDP, 6881, 6881, func(r *pcp.MapResponse) { r.External = external })},
+	{"mapped, shorter lifetime", "map", response(0, time.Hour, backends.UDP, 6881, 6881, func(r *pcp.MapResponse) { r.External = external })},
 	{"renewal", "map request", request(twoHours, backends.UDP, 6881, 6881, func(r *pcp.MapRequest) { r.External = external })},
 	{"delete", "map request", request(0, backends.UDP, 6881, 0, nil)},
 	{"deleted", "map", response(0, 0, backends.UDP, 6881, 0, nil)},
@@ -136,19 +137,19 @@ var messages = []struct {
 		time.Hour, backends.UDP, 6881, 0,
 		func(r *pcp.MapRequest) { r.Options.Description = "go map" },
 	)},
-	{"announce?", "announce request", pcp.AnnounceRequest{Client: client4}},
+	{"announce request", "announce request", pcp.AnnounceRequest{Client: client4}},
 	{"announce", "announce", pcp.AnnounceResponse{Epoch: epoch}},
 	{"announcement after boot", "announce", pcp.AnnounceResponse{}},
 	{"map ipv6", "map request", request(
 		twoHours, backends.TCP, 8333, 0,
 		func(r *pcp.MapRequest) { r.Client, r.External = client6, unspecified6 },
 	)},
-	{"mapped ipv6, as it is", "map", response(
+	{"mapped ipv6, same address", "map", response(
 		0, twoHours, backends.TCP, 8333, 8333,
 		func(r *pcp.MapResponse) { r.External = client6 },
 	)},
 	{"map ipv4 to ipv6", "map request", request(twoHours, backends.TCP, 8333, 0, func(r *pcp.MapRequest) { r.External = unspecified6 })},
-	{"peer?", "peer request", pcp.PeerRequest{
+	{"peer request", "peer request", pcp.PeerRequest{
 		Client: client4, Lifetime: 10 * time.Minute, Nonce: nonce, Protocol: backends.UDP,
 		InternalPort: 40000, External: unspecified4, Remote: remote,
 	}},
@@ -162,13 +163,14 @@ var messages = []struct {
 		0, 50*time.Minute, backends.UDP, 6881, 6900,
 		func(r *pcp.MapResponse) { r.Epoch, r.External = 40*time.Second, netip.MustParseAddr("203.0.113.99") },
 	)},
-	{"mapped for ever", "map", response(
+	{"mapped permanently", "map", response(
 		0, backends.Forever, backends.UDP, 6881, 6881,
 		func(r *pcp.MapResponse) { r.External = external },
 	)},
 }
 
-// parseOnly are vectors that are written otherwise than they are read.
+// parseOnly are the vectors that encode to other bytes than those from which they
+// are parsed.
 var parseOnly = []struct {
 	name, parser string
 	want         any
@@ -176,7 +178,7 @@ var parseOnly = []struct {
 	{"address mismatch", "map", response(pcp.AddressMismatch, halfHour, backends.UDP, 6881, 0, nil)},
 	{"version 3, refused", "map", response(pcp.UnsupportedVersion, halfHour, backends.UDP, 6881, 0, nil)},
 	{"port set", "map request", request(time.Hour, backends.UDP, 50000, 0, nil)},
-	{"port set, mapped in part", "map", response(
+	{"port set, partly mapped", "map", response(
 		0, time.Hour, backends.UDP, 50000, 37056,
 		func(r *pcp.MapResponse) { r.External = netip.MustParseAddr("192.0.2.3") },
 	)},
@@ -188,7 +190,7 @@ var parseOnly = []struct {
 		Version: 2, Opcode: pcp.OpResponse | pcp.OpMap, Lifetime: 50 * time.Minute, Epoch: 40 * time.Second,
 	}},
 	{"version 3", "header", pcp.Header{Version: 3, Opcode: pcp.OpMap}},
-	{"runt", "header", pcp.Header{Version: 2, Opcode: pcp.OpMap}},
+	{"four bytes", "header", pcp.Header{Version: 2, Opcode: pcp.OpMap}},
 }
 
 var equal = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})
@@ -226,7 +228,7 @@ func TestParseOnly(t *testing.T) {
 	}
 }
 
-// Every vector is among the tests of this package.
+// TestVectorsUsed checks that each vector is used by a test of this package.
 func TestVectorsUsed(t *testing.T) {
 	t.Parallel()
 	used := map[string]bool{}
@@ -244,35 +246,36 @@ func TestVectorsUsed(t *testing.T) {
 	}
 	for name := range vectors {
 		if !used[name] {
-			t.Errorf("nothing tests %q", name)
+			t.Errorf("no test uses %q", name)
 		}
 	}
 }
 
-// What a client has to ignore, or to take for another version.
+// foreignMessages are messages that a client has to ignore or to report as another
+// version.
 var foreignMessages = []struct {
 	name, bytes, parser string
 	want                error
 }{
-	{"cut in an address", vectors["cut in an address"], "map", io.ErrUnexpectedEOF},
-	{"cut in an address", vectors["cut in an address"], "error", backends.ErrMalformed},
-	{"request for a response", vectors["request for a response"], "map", backends.ErrMalformed},
-	{"request for a response", vectors["request for a response"], "error", backends.ErrMalformed},
+	{"truncated in an address", vectors["truncated in an address"], "map", io.ErrUnexpectedEOF},
+	{"truncated in an address", vectors["truncated in an address"], "error", backends.ErrMalformed},
+	{"request instead of a response", vectors["request instead of a response"], "map", backends.ErrMalformed},
+	{"request instead of a response", vectors["request instead of a response"], "error", backends.ErrMalformed},
 	{"NAT-PMP", "0000 0001 000004d2", "map", &pcp.VersionError{}},
 	{"NAT-PMP, opcode kept", "0081 0001 000004d2", "announce", &pcp.VersionError{}},
 	{"NAT-PMP, another result", "0081 0002 000004d2", "map", backends.ErrMalformed},
 	{"NAT-PMP, a result of 16 bits", "0081 0101 000004d2", "map", backends.ErrMalformed},
 	{"NAT-PMP, a request", "0001 0001 000004d2", "map", backends.ErrMalformed},
-	{"NAT-PMP, cut short", "0080 00", "map", io.ErrUnexpectedEOF},
+	{"NAT-PMP, truncated", "0080 00", "map", io.ErrUnexpectedEOF},
 	{"version 1", "01810001 00000708 000004d2 00000000 00000000 00000000", "peer", &pcp.VersionError{Version: 1, Lifetime: halfHour}},
-	{"version 3, no response", "03010001 00000708 000004d2 00000000 00000000 00000000", "peer", backends.ErrMalformed},
+	{"version 3, a request", "03010001 00000708 000004d2 00000000 00000000 00000000", "peer", backends.ErrMalformed},
 	{"version 3, a success", "03810000 00000708 000004d2 00000000 00000000 00000000", "map", backends.ErrMalformed},
 	{"an announcement", vectors["announce"], "map", backends.ErrMalformed},
 	{"a header for a mapping", "02810003 00000708 000004d2 00000000 00000000 00000000", "map", io.ErrUnexpectedEOF},
 	{"too long", vectors["announce"] + strings.Repeat("00", pcp.MaxMessage), "announce", backends.ErrMalformed},
 	{"too long", vectors["announce"] + strings.Repeat("00", pcp.MaxMessage), "error", backends.ErrMalformed},
-	{"odd", vectors["mapped for less"] + "00", "map", backends.ErrMalformed},
-	{"odd", vectors["mapped for less"] + "00", "error", backends.ErrMalformed},
+	{"size not a multiple of four", vectors["mapped, shorter lifetime"] + "00", "map", backends.ErrMalformed},
+	{"size not a multiple of four", vectors["mapped, shorter lifetime"] + "00", "error", backends.ErrMalformed},
 }
 
 func TestForeignMessages(t *testing.T) {
@@ -290,7 +293,8 @@ func TestForeignMessages(t *testing.T) {
 	}
 }
 
-// sizes and opcodes are the parsers' own.
+// sizes and opcodes are the minimum size and the opcode of the messages of each
+// parser.
 var (
 	sizes = map[string]int{
 		"header": 2, "announce request": 24, "announce": 24, "map request": 60, "map": 60, "peer request": 80, "peer": 80, "error": 4,
@@ -300,9 +304,9 @@ var (
 	}
 )
 
-// Every parser reads every prefix of every vector: it succeeds on its own
-// messages only, and what is too short is an unexpected end, or, for a server,
-// malformed.
+// TestPrefixes passes every prefix of every vector to every parser. A parser
+// succeeds only on its own messages. If a message is too short, it reports an
+// unexpected end or, for a server, a malformed request.
 func TestPrefixes(t *testing.T) {
 	t.Parallel()
 	for vector, s := range vectors {
@@ -324,11 +328,11 @@ func TestPrefixes(t *testing.T) {
 					}
 				case errors.Is(err, io.ErrUnexpectedEOF):
 					if n >= sizes[parser] || strings.HasSuffix(parser, "request") && n >= 24 {
-						t.Errorf("%s; that is enough", result)
+						t.Errorf("%s; want no unexpected end", result)
 					}
 				case errors.As(err, &requestErr):
 					if !strings.HasSuffix(parser, "request") || message[1]&0x80 != 0 {
-						t.Errorf("%s; that is no request", result)
+						t.Errorf("%s; want no RequestError", result)
 					}
 				case !errors.Is(err, backends.ErrMalformed):
 					t.Errorf("%s; want ErrMalformed", result)
@@ -344,7 +348,7 @@ func TestParseHeader(t *testing.T) {
 	t.Parallel()
 	for bytes, want := range map[string]pcp.Header{
 		"0200":           {Version: 2, Opcode: pcp.OpAnnounce},
-		"0201 1234 1f90": {Version: 2, Opcode: pcp.OpMap}, // a request's reserved field is no result
+		"0201 1234 1f90": {Version: 2, Opcode: pcp.OpMap}, // the reserved field of a request is not a result
 		"0282 0007":      {Version: 2, Opcode: pcp.OpPeer | pcp.OpResponse, Result: pcp.NetworkFailure},
 		"0281 00":        {Version: 2, Opcode: pcp.OpMap | pcp.OpResponse},
 		"0080 0001":      {Opcode: pcp.OpResponse, Result: pcp.UnsupportedVersion},
@@ -363,8 +367,9 @@ func TestParseHeader(t *testing.T) {
 	}
 }
 
-// Lifetimes round up and stay in range, and only what has no end is said to
-// have none; the epoch rounds down.
+// TestDurations checks that lifetimes are rounded up and limited to the range of
+// the field, that only Forever is encoded as no end, and that the epoch is rounded
+// down.
 func TestDurations(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -404,8 +409,9 @@ func TestDurations(t *testing.T) {
 	}
 }
 
-// IPv4 has one form on the wire, whichever it has in memory; a wish for no
-// address in particular is one for the client's family.
+// TestAddresses checks that the two forms of an IPv4 address are encoded to the
+// same bytes, and that a request without a suggested address gets the unspecified
+// address of the client's family.
 func TestAddresses(t *testing.T) {
 	t.Parallel()
 	const mapped4, none4, none6 = "00000000000000000000ffffc0a8010a", "00000000000000000000ffff00000000", "00000000000000000000000000000000"
@@ -440,13 +446,14 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// set returns b with the bytes from i replaced.
+// set replaces the bytes of b from index i and returns b.
 func set(b []byte, i int, with string) []byte {
 	copy(b[i:], unhex(with))
 	return b
 }
 
-// A server's refusals, from the request.
+// TestAppendErrorResponse checks the error responses of a server for given
+// requests.
 func TestAppendErrorResponse(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -481,7 +488,8 @@ func TestAppendErrorResponse(t *testing.T) {
 	}
 }
 
-// The size of a refusal is legal whatever the request's was.
+// TestAppendErrorResponseSizes checks that the size of an error response is valid
+// for requests of any size.
 func TestAppendErrorResponseSizes(t *testing.T) {
 	t.Parallel()
 	request := make([]byte, 2*pcp.MaxMessage)
@@ -510,9 +518,9 @@ func TestAppendErrorResponseSizes(t *testing.T) {
 		code    pcp.ResultCode
 		want    error
 	}{
-		"a runt":     {"02", pcp.MalformedRequest, io.ErrUnexpectedEOF},
+		"one byte":   {"02", pcp.MalformedRequest, io.ErrUnexpectedEOF},
 		"a response": {"0281", pcp.MalformedRequest, backends.ErrInvalid},
-		"no error":   {"0201", pcp.Success, backends.ErrInvalid},
+		"success":    {"0201", pcp.Success, backends.ErrInvalid},
 	} {
 		b, err := pcp.AppendErrorResponse([]byte("before"), unhex(tt.request), tt.code, halfMinute, epoch)
 		if !errors.Is(err, tt.want) || string(b) != "before" {
@@ -521,7 +529,8 @@ func TestAppendErrorResponseSizes(t *testing.T) {
 	}
 }
 
-// What can be read of a response that is not what was hoped for.
+// TestParseErrorResponse checks which fields are parsed from error responses of
+// different lengths and versions.
 func TestParseErrorResponse(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -530,7 +539,7 @@ func TestParseErrorResponse(t *testing.T) {
 	}{
 		{"NAT-PMP", "0000 0001 000004d2", pcp.ErrorResponse{Result: 1}},
 		{"NAT-PMP, opcode kept", "0081 0001 000004d2", pcp.ErrorResponse{Opcode: 129, Result: 1}},
-		{"NAT-PMP, cut short", "0000 0001", pcp.ErrorResponse{Result: 1}},
+		{"NAT-PMP, truncated", "0000 0001", pcp.ErrorResponse{Result: 1}},
 		{
 			"NAT-PMP, as long as a header", "00810001 000004d2 00000000 00000000 00000000 00000000",
 			pcp.ErrorResponse{Opcode: 129, Result: 1},
@@ -544,11 +553,11 @@ func TestParseErrorResponse(t *testing.T) {
 			pcp.ErrorResponse{Version: 2, Opcode: 129, Result: pcp.MalformedRequest, Epoch: epoch},
 		},
 		{
-			"a header and too much, but of a version", "02810001 00000708 000004d2 00000000 00000000 00000000 00",
+			"version error with an additional byte", "02810001 00000708 000004d2 00000000 00000000 00000000 00",
 			pcp.ErrorResponse{Version: 2, Opcode: 129, Result: 1, Lifetime: halfHour, Epoch: epoch},
 		},
 		{
-			"twelve bytes, as an answer to NAT-PMP", "02810002 a2a90000 004f8fd2",
+			"twelve bytes, in response to NAT-PMP", "02810002 a2a90000 004f8fd2",
 			pcp.ErrorResponse{Version: 2, Opcode: 129, Result: pcp.NotAuthorized},
 		},
 		{"four bytes", "02800001", pcp.ErrorResponse{Version: 2, Opcode: 128, Result: 1}},
@@ -570,7 +579,8 @@ func TestParseErrorResponse(t *testing.T) {
 	}
 }
 
-// AllocsPerRun counts the allocations of the whole process: not parallel.
+// TestAllocations is not parallel, because AllocsPerRun counts the allocations of
+// the whole process.
 func TestAllocations(t *testing.T) {
 	buf := make([]byte, 0, pcp.MaxMessage)
 	announceRequest := pcp.AnnounceRequest{Client: client4}
@@ -583,11 +593,11 @@ func TestAllocations(t *testing.T) {
 	full := mapRequest
 	full.Options = pcp.Options{ThirdParty: thirdParty, PreferFailure: true, Filters: filters, Description: "go map"}
 	var (
-		announceRequestBytes = vector("announce?")
+		announceRequestBytes = vector("announce request")
 		announceBytes        = vector("announce")
 		mapRequestBytes      = vector("map udp")
-		mapBytes             = vector("mapped for less")
-		peerRequestBytes     = vector("peer?")
+		mapBytes             = vector("mapped, shorter lifetime")
+		peerRequestBytes     = vector("peer request")
 		peerBytes            = vector("peer")
 		preferBytes          = vector("prefer failure")
 		thirdBytes           = vector("third party, mapped")

@@ -15,7 +15,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// However a nonce is printed, alone or in a message, its bytes are not.
+// TestNonceHidden checks that no way to print a nonce, alone or in a message, shows
+// its bytes.
 func TestNonceHidden(t *testing.T) {
 	t.Parallel()
 	secret := pcp.Nonce([]byte("ABCDEFGHIJKL"))
@@ -45,11 +46,11 @@ func TestNonceHidden(t *testing.T) {
 	out.WriteString(secret.String() + secret.LogValue().String())
 	for _, form := range []string{"ABCDEF", "65 66", "65,66", "0x41", "414243", "41 42", "01000001", "101 102", "A B C", "U+0041", "QUJD", "65, 66"} {
 		if strings.Contains(out.String(), form) {
-			t.Errorf("the nonce is there as %q", form)
+			t.Errorf("the output has the nonce as %q", form)
 		}
 	}
 	if !strings.Contains(out.String(), "(nonce)") {
-		t.Errorf("nothing was printed in its place")
+		t.Errorf("the placeholder was not printed")
 	}
 	if t.Failed() {
 		t.Log(out.String())
@@ -59,8 +60,9 @@ func TestNonceHidden(t *testing.T) {
 	}
 }
 
-// A renewal and a deletion carry the nonce; a renewal wishes for what it has,
-// and a deletion for nothing (RFC 6887, sections 11.2.1 and 15).
+// TestNonce checks that renewals and deletions have the nonce of the mapping. A
+// renewal suggests the present endpoint, and a deletion suggests none (RFC 6887,
+// sections 11.2.1 and 15).
 func TestNonce(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	b := open(t, pcp.Config{Gateway: gw.Addr()})
@@ -76,13 +78,13 @@ func TestNonce(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r := lastMapRequest(t, gw); r.Nonce != created.Nonce || r.External != m.External.Addr() || r.ExternalPort != m.External.Port() {
-		t.Errorf("renewal wishes for %v:%d, has %v", r.External, r.ExternalPort, m.External)
+		t.Errorf("renewal suggests %v:%d, the mapping has %v", r.External, r.ExternalPort, m.External)
 	}
 	if err := b.Unmap(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
 	if r := lastMapRequest(t, gw); r.Nonce != created.Nonce || r.Lifetime != 0 || r.ExternalPort != 0 || !r.External.IsUnspecified() {
-		t.Errorf("deletion wishes for %v:%d for %v", r.External, r.ExternalPort, r.Lifetime)
+		t.Errorf("deletion suggests %v:%d with lifetime %v", r.External, r.ExternalPort, r.Lifetime)
 	}
 	m.Token = backends.Token{}
 	if err := b.Unmap(t.Context(), m); !errors.Is(err, backends.ErrInvalid) {
@@ -90,8 +92,9 @@ func TestNonce(t *testing.T) {
 	}
 }
 
-// With a key, another process can take a mapping away that it knows only the
-// internal port of; with another key it cannot.
+// TestDerivedNonce checks that another process with the same key can delete a
+// mapping of which it has only the internal port, and that a process with another
+// key cannot.
 func TestDerivedNonce(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
 	openWithKey := func(key string) *pcp.Backend {
@@ -106,7 +109,7 @@ func TestDerivedNonce(t *testing.T) {
 	if err := openWithKey("theirs").Unmap(t.Context(), mapping); !errors.Is(err, backends.ErrNotAuthorized) || len(gw.Table()) != 1 {
 		t.Errorf("with another key: %v, the gateway has %v", err, gw.Table())
 	}
-	mapping.Internal = netip.MustParseAddrPort("127.0.0.1:8080") // this host, by its name
+	mapping.Internal = netip.MustParseAddrPort("127.0.0.1:8080") // this host, by its address
 	if err := openWithKey("mine").Unmap(t.Context(), mapping); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("with the key: %v, the gateway has %v", err, gw.Table())
 	}

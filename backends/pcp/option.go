@@ -10,12 +10,11 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// OptionCode says what an option is. A server refuses requests with an option
-// below 128 that it does not know, and ignores other options (RFC 6887,
-// section 7.3).
+// OptionCode identifies an option. A server refuses a request with an unknown
+// option below 128, and ignores other unknown options (RFC 6887, section 7.3).
 type OptionCode uint8
 
-// The options in [Options].
+// The codes of the options in [Options].
 const (
 	OptThirdParty    OptionCode = 1   // RFC 6887, section 13.1
 	OptPreferFailure OptionCode = 2   // RFC 6887, section 13.2
@@ -23,7 +22,7 @@ const (
 	OptDescription   OptionCode = 128 // RFC 7220
 )
 
-// String names the option.
+// String returns the name of the option.
 func (c OptionCode) String() string {
 	switch c {
 	case OptThirdParty:
@@ -38,28 +37,31 @@ func (c OptionCode) String() string {
 	return fmt.Sprintf("option %d", uint8(c))
 }
 
-// maxDescription is the greatest size of a description (RFC 7220).
+// maxDescription is the maximum size of a description in bytes (RFC 7220).
 const maxDescription = 1016
 
-// Options are the options of a request or a response. The zero value has none.
+// Options are the options of a request or a response. The zero value has no
+// options.
 type Options struct {
-	// ThirdParty is the host to map for, in the place of the client.
+	// ThirdParty is the host for which to map, if it is not the client.
 	ThirdParty netip.Addr
-	// PreferFailure refuses another external port or address than the wish.
-	// MAP only; to be false where the lifetime or the external port is 0.
+	// PreferFailure makes the server refuse the request rather than grant another
+	// external port or address. It is for MAP only. It must be false if the
+	// lifetime or the external port is 0.
 	PreferFailure bool
-	// Filters admit their peers to the mapping, in addition to those that
-	// earlier requests admitted. MAP only; to be empty where the lifetime is 0.
+	// Filters permit remote peers, in addition to the peers that earlier requests
+	// permitted. They are for MAP only, and must be empty if the lifetime is 0.
 	Filters []Filter
-	// Description is what the server shows for the mapping: UTF-8 of at most
-	// 1016 bytes, without NUL. One that breaks this is ignored when parsed.
+	// Description is the text that the server shows for the mapping: UTF-8 of at
+	// most 1016 bytes, without NUL. The parsers ignore a description that breaks
+	// this rule.
 	Description string
-	// ClearDescription is a description without text, which takes away the one
-	// that the server had. To be false where Description is set.
+	// ClearDescription sends a description without text, which deletes the
+	// description on the server. It must be false if Description is set.
 	ClearDescription bool
 }
 
-// append appends options that check let pass.
+// append appends the options, which must have passed check.
 func (o *Options) append(b []byte) []byte {
 	if o.ThirdParty.IsValid() {
 		b = appendAddr(appendOption(b, OptThirdParty, 16), o.ThirdParty)
@@ -77,23 +79,23 @@ func (o *Options) append(b []byte) []byte {
 	return b
 }
 
-// check refuses, with ErrInvalid, options that cannot be appended to a message
-// of so many bytes.
+// check returns an error that wraps ErrInvalid if the options cannot be appended to
+// a message of size bytes with the opcode.
 func (o *Options) check(size int, op Opcode) error {
 	reason := ""
 	switch {
 	case op != OpMap && (o.PreferFailure || len(o.Filters) != 0):
-		reason = fmt.Sprintf("prefer failure or filter in %v", op)
+		reason = fmt.Sprintf("prefer failure or filter option in %v", op)
 	case len(o.Description) > maxDescription || !validDescription(o.Description):
-		reason = "a description that is too long or not text"
+		reason = "description too long or not valid text"
 	case o.Description != "" && o.ClearDescription:
-		reason = "a description to clear and to set"
+		reason = "description set and cleared"
 	case size+o.size() > MaxMessage:
 		reason = fmt.Sprintf("a message of %d bytes", size+o.size())
 	}
 	for _, f := range o.Filters {
 		if reason == "" && !f.valid() {
-			reason = fmt.Sprintf("no filter of %v", f.Prefix)
+			reason = fmt.Sprintf("invalid filter prefix %v", f.Prefix)
 		}
 	}
 	if reason != "" {
@@ -102,7 +104,7 @@ func (o *Options) check(size int, op Opcode) error {
 	return nil
 }
 
-// size is the number of bytes that append appends.
+// size returns the number of bytes that append adds.
 func (o *Options) size() int {
 	n := filterSize * len(o.Filters)
 	if o.ThirdParty.IsValid() {
@@ -117,8 +119,8 @@ func (o *Options) size() int {
 	return n
 }
 
-// checkAppend refuses, with ErrInvalid, a request that has a fault, no client
-// or impossible options.
+// checkAppend returns an error that wraps ErrInvalid if a request is invalid, has
+// no client address, or has options that cannot be encoded.
 func checkAppend(client netip.Addr, o *Options, size int, op Opcode, invalid *RequestError) error {
 	switch {
 	case !client.IsValid():
@@ -129,21 +131,23 @@ func checkAppend(client netip.Addr, o *Options, size int, op Opcode, invalid *Re
 	return o.check(size, op)
 }
 
-// validDescription reports whether s is what a description may be.
+// validDescription reports whether s is valid text for a description.
 func validDescription(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
 // optionHeaderSize is the size of an option without its data.
 const optionHeaderSize = 4
 
-// padding is what an option's data of n bytes lacks to be a multiple of four.
+// padding returns the number of bytes that extend n bytes of data to a multiple of
+// four.
 func padding(n int) int { return -n & 3 }
 
-// appendOption appends the header of an option whose data has n bytes.
+// appendOption appends the header of an option with n bytes of data.
 func appendOption(b []byte, code OptionCode, n int) []byte {
 	return binary.BigEndian.AppendUint16(append(b, byte(code), 0), uint16(n)) //nolint:gosec // at most maxDescription
 }
 
-// nextOption splits the first option off b, and reports whether it was whole.
+// nextOption splits the first option off b. It reports whether the option was
+// complete.
 func nextOption(b []byte) (code OptionCode, data, rest []byte, ok bool) {
 	if len(b) < optionHeaderSize {
 		return 0, nil, nil, false
@@ -156,13 +160,14 @@ func nextOption(b []byte) (code OptionCode, data, rest []byte, ok bool) {
 	return OptionCode(b[0]), b[optionHeaderSize : optionHeaderSize+n], b[end:], true
 }
 
-// parseRequestOptions reads the options of a request as a server has to.
+// parseRequestOptions parses the options of a request, with the checks that the
+// standard requires of a server.
 func parseRequestOptions(b []byte, op Opcode) (Options, error) {
 	var o Options
 	for len(b) > 0 {
 		code, data, rest, ok := nextOption(b)
 		if !ok {
-			return Options{}, &RequestError{Code: MalformedOption, Reason: "an option goes on past the end"}
+			return Options{}, &RequestError{Code: MalformedOption, Reason: "option extends past the end"}
 		}
 		if invalid := o.parseOption(code, data, op); invalid != nil {
 			return Options{}, invalid
@@ -172,8 +177,8 @@ func parseRequestOptions(b []byte, op Opcode) (Options, error) {
 	return o, nil
 }
 
-// parseResponseOptions reads the options of a response: what it cannot read, it skips
-// (RFC 6887, section 7.3).
+// parseResponseOptions parses the options of a response. It skips options that are
+// malformed (RFC 6887, section 7.3).
 func parseResponseOptions(b []byte, op Opcode) Options {
 	var o Options
 	for len(b) > 0 {
@@ -181,13 +186,13 @@ func parseResponseOptions(b []byte, op Opcode) Options {
 		if !ok {
 			break
 		}
-		_ = o.parseOption(code, data, op) // leaves o alone where it fails
+		_ = o.parseOption(code, data, op) // does not change o if it fails
 		b = rest
 	}
 	return o
 }
 
-// parseOption takes one option in, or returns why a server has to refuse it.
+// parseOption stores one option in o, or returns why a server has to refuse it.
 func (o *Options) parseOption(code OptionCode, data []byte, op Opcode) *RequestError {
 	duplicate, size := false, 0
 	switch {
@@ -229,20 +234,22 @@ func (o *Options) parseOption(code OptionCode, data []byte, op Opcode) *RequestE
 	return nil
 }
 
-// filterSize is the size of a filter with its header (RFC 6887, section 13.3).
+// filterSize is the size of a filter with its option header (RFC 6887, section
+// 13.3).
 const filterSize = optionHeaderSize + 20
 
-// Filter admits peers to a mapping (RFC 6887, section 13.3).
+// Filter permits remote peers to use a mapping (RFC 6887, section 13.3).
 type Filter struct {
-	// Prefix is where the peers are, IPv4 or IPv6. The zero Prefix takes all
-	// earlier filters away, so that anyone is admitted. There is no ::/0.
+	// Prefix has the addresses of the peers, IPv4 or IPv6. The zero Prefix deletes
+	// all earlier filters, so that any peer is permitted. The prefix ::/0 cannot be
+	// encoded.
 	Prefix netip.Prefix
-	// Port is the peers' port; 0 is any.
+	// Port is the port of the peers. Port 0 means any port.
 	Port uint16
 }
 
-// bits is the prefix length on the wire, where an IPv4 address begins after
-// 96 bits. 0 is that of the zero Prefix.
+// bits returns the prefix length in the message. An IPv4 address begins after 96
+// bits. The zero Prefix has length 0.
 func (f Filter) bits() int {
 	if f.Prefix.Addr().Is4() {
 		return 96 + f.Prefix.Bits()
@@ -250,7 +257,7 @@ func (f Filter) bits() int {
 	return max(f.Prefix.Bits(), 0)
 }
 
-// valid reports whether the filter has a form on the wire.
+// valid reports whether the filter can be encoded.
 func (f Filter) valid() bool {
 	if f.Prefix == (netip.Prefix{}) {
 		return true
@@ -258,7 +265,8 @@ func (f Filter) valid() bool {
 	return f.Prefix.IsValid() && validBits(f.Prefix.Addr(), f.bits())
 }
 
-// validBits reports whether n is a prefix length on the wire for the address.
+// validBits reports whether n is a valid prefix length in a message for the
+// address.
 func validBits(addr netip.Addr, n int) bool {
 	minimum := 1
 	if addr.Unmap().Is4() {
@@ -267,14 +275,14 @@ func validBits(addr netip.Addr, n int) bool {
 	return n >= minimum && n <= 128
 }
 
-// append appends a valid filter.
+// append appends the filter, which must be valid.
 func (f Filter) append(b []byte) []byte {
 	b = append(appendOption(b, OptFilter, filterSize-optionHeaderSize), 0, byte(f.bits()))
 	b = binary.BigEndian.AppendUint16(b, f.Port)
 	return appendAddr(b, f.Prefix.Addr())
 }
 
-// parseFilter reads a filter's data, and reports whether its prefix is one.
+// parseFilter parses the data of a filter, and reports whether its prefix is valid.
 func parseFilter(data []byte) (Filter, bool) {
 	f := Filter{Port: binary.BigEndian.Uint16(data[2:])}
 	addr, bits := parseAddr(data[4:]), int(data[1])

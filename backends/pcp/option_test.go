@@ -24,8 +24,8 @@ const (
 	optUnknown = "e0000003 01020300"
 )
 
-// refusedRequests are requests that a server has to refuse, and the result to say so;
-// with none, those it has to drop.
+// refusedRequests are requests that a server has to refuse with the code. If the
+// code is 0, the server does not answer.
 var refusedRequests = []struct {
 	name, bytes string
 	code        pcp.ResultCode
@@ -33,14 +33,14 @@ var refusedRequests = []struct {
 	{"prefer failure of no port", vectors["prefer failure of no port"], pcp.MalformedOption},
 	{"unknown option", vectors["unknown option"], pcp.UnsupportedOption},
 	{"option past the end", vectors["option past the end"], pcp.MalformedOption},
-	{"a port of all protocols", vectors["a port of all protocols"], pcp.MalformedRequest},
+	{"protocol 0 with a port", vectors["protocol 0 with a port"], pcp.MalformedRequest},
 	{"version 3", vectors["version 3"], pcp.UnsupportedVersion},
-	{"runt", vectors["runt"], 0},
-	{"runt of 23 bytes", vectors["announce?"][:len(vectors["announce?"])-2], 0},
-	{"a response", vectors["mapped for less"], 0},
+	{"four bytes", vectors["four bytes"], 0},
+	{"23 bytes", vectors["announce request"][:len(vectors["announce request"])-2], 0},
+	{"a response", vectors["mapped, shorter lifetime"], 0},
 	{"opcode 9", "02090000 00001c20 00000000 00000000 0000ffff c0a8010a deadbeef", pcp.UnsupportedOpcode},
-	{"odd", vectors["map udp"] + "00", pcp.MalformedRequest},
-	{"too short", vectors["announce?"][:2] + "01" + vectors["announce?"][4:], pcp.MalformedRequest},
+	{"size not a multiple of four", vectors["map udp"] + "00", pcp.MalformedRequest},
+	{"too short", vectors["announce request"][:2] + "01" + vectors["announce request"][4:], pcp.MalformedRequest},
 	{"too long", vectors["map udp"] + strings.Repeat("e0000000", 261), pcp.MalformedRequest},
 	{"third party twice", vectors["map udp"] + optThird + optThird6, pcp.MalformedOption},
 	{"third party, short", vectors["map udp"] + "0100000c 00000000 00000000 0000ffff", pcp.MalformedOption},
@@ -56,11 +56,11 @@ var refusedRequests = []struct {
 	{"description cleared and set", vectors["map udp"] + "80000000 80000001 61000000", pcp.MalformedOption},
 	{"description, long", vectors["map udp"] + "800003f9" + strings.Repeat("61", 1017) + "000000", pcp.MalformedOption},
 	{"unknown option, the last", vectors["map udp"] + optThird + "7f000000", pcp.UnsupportedOption},
-	{"third party of a peer is the client", vectors["peer?"] + "01000010 00000000 00000000 0000ffff c0a8010a", pcp.MalformedRequest},
-	{"filter of a peer", vectors["peer?"] + optFilter, pcp.UnsupportedOption},
-	{"prefer failure of a peer", vectors["peer?"] + optPrefer, pcp.UnsupportedOption},
-	{"third party of an announcement", vectors["announce?"] + optThird, pcp.UnsupportedOption},
-	{"announcement, past the end", vectors["announce?"] + "80000001", pcp.MalformedOption},
+	{"third party of a peer is the client", vectors["peer request"] + "01000010 00000000 00000000 0000ffff c0a8010a", pcp.MalformedRequest},
+	{"filter of a peer", vectors["peer request"] + optFilter, pcp.UnsupportedOption},
+	{"prefer failure of a peer", vectors["peer request"] + optPrefer, pcp.UnsupportedOption},
+	{"third party of an announcement", vectors["announce request"] + optThird, pcp.UnsupportedOption},
+	{"announcement, past the end", vectors["announce request"] + "80000001", pcp.MalformedOption},
 }
 
 func TestRefusedRequests(t *testing.T) {
@@ -78,7 +78,7 @@ func TestRefusedRequests(t *testing.T) {
 		var requestErr *pcp.RequestError
 		switch {
 		case err == nil:
-			t.Errorf("%s: read as %+v", tt.name, got)
+			t.Errorf("%s: parsed as %+v", tt.name, got)
 		case errors.As(err, &requestErr) != (tt.code != 0):
 			t.Errorf("%s: %v, want result %d", tt.name, err, tt.code)
 		case requestErr != nil && (requestErr.Code != tt.code || requestErr.Reason == ""):
@@ -89,14 +89,14 @@ func TestRefusedRequests(t *testing.T) {
 	}
 }
 
-// Options as a server takes them.
+// TestOptions checks how a server parses options.
 func TestOptions(t *testing.T) {
 	t.Parallel()
 	third6 := netip.MustParseAddr("2001:db8::1")
 	for _, tt := range []struct {
 		name, bytes  string
 		want         pcp.Options
-		notCanonical bool // written otherwise
+		notCanonical bool // encoded to other bytes
 	}{
 		{"none", "", pcp.Options{}, false},
 		{"third party", optThird6, pcp.Options{ThirdParty: third6}, false},
@@ -115,7 +115,7 @@ func TestOptions(t *testing.T) {
 		},
 		{"reserved bytes and padding", "80ff0003 616263ff", pcp.Options{Description: "abc"}, true},
 		{"no description", "80000000", pcp.Options{ClearDescription: true}, false},
-		{"description is no UTF-8", "80000001 ff000000", pcp.Options{}, true},
+		{"description is not UTF-8", "80000001 ff000000", pcp.Options{}, true},
 		{"description with a NUL", "80000003 61006200", pcp.Options{}, true},
 		{
 			"longest description", "800003f8" + strings.Repeat("61", 1016),
@@ -147,12 +147,13 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 		}
 		if written, err := got.MarshalBinary(); err != nil || !tt.notCanonical && string(written) != string(b) {
-			t.Errorf("%s: wrote %x, %v; want %x", tt.name, written, err, b)
+			t.Errorf("%s: encoded %x, %v; want %x", tt.name, written, err, b)
 		}
 	}
 }
 
-// A client takes what it can read, as the server has mapped already.
+// TestResponseOptions checks that a client parses the options that are valid and
+// skips the others: the server has created the mapping already.
 func TestResponseOptions(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -163,9 +164,9 @@ func TestResponseOptions(t *testing.T) {
 		{"twice", optThird + optThird6, pcp.Options{ThirdParty: thirdParty}},
 		{"of a wrong size", "02000004 00000000" + "01000000" + optThird, pcp.Options{ThirdParty: thirdParty}},
 		{"past the end", optPrefer + "80000004", pcp.Options{PreferFailure: true}},
-		{"no filter", "03000014 00810000 00000000 00000000 00000000 00000000" + optPrefer, pcp.Options{PreferFailure: true}},
+		{"invalid filter", "03000014 00810000 00000000 00000000 00000000 00000000" + optPrefer, pcp.Options{PreferFailure: true}},
 	} {
-		got, err := pcp.ParseMapResponse(append(vector("mapped for less"), unhex(tt.bytes)...))
+		got, err := pcp.ParseMapResponse(append(vector("mapped, shorter lifetime"), unhex(tt.bytes)...))
 		if diff := cmp.Diff(tt.want, got.Options, equal); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 		}
@@ -177,12 +178,12 @@ func TestResponseOptions(t *testing.T) {
 	if b, err := pcp.ParseAnnounceResponse(append(vector("announce"), unhex(optUnknown+"02000000 01000001")...)); err != nil {
 		t.Errorf("announcement with options: %+v, %v", b, err)
 	}
-	if b, err := pcp.ParseAnnounceRequest(append(vector("announce?"), unhex(optUnknown+"80000001 61000000")...)); err != nil {
+	if b, err := pcp.ParseAnnounceRequest(append(vector("announce request"), unhex(optUnknown+"80000001 61000000")...)); err != nil {
 		t.Errorf("announce request with options: %+v, %v", b, err)
 	}
 }
 
-// What makes no sense is not written.
+// TestAppendInvalid checks that invalid messages are not encoded.
 func TestAppendInvalid(t *testing.T) {
 	t.Parallel()
 	good := request(time.Hour, backends.TCP, 80, 80, nil)
@@ -191,7 +192,7 @@ func TestAppendInvalid(t *testing.T) {
 	for name, m := range map[string]encoding.BinaryAppender{
 		"announce without a client": pcp.AnnounceRequest{},
 		"map without a client":      with(func(r *pcp.MapRequest) { r.Client = netip.Addr{} }),
-		"a port of all protocols":   with(func(r *pcp.MapRequest) { r.Protocol = 0 }),
+		"protocol 0 with a port":    with(func(r *pcp.MapRequest) { r.Protocol = 0 }),
 		"the client as third party": with(func(r *pcp.MapRequest) { r.Options.ThirdParty = netip.MustParseAddr("::ffff:192.168.1.10") }),
 		"the client, with its zone": with(func(r *pcp.MapRequest) {
 			r.Client, r.Options.ThirdParty = netip.MustParseAddr("fe80::1%eth0"), netip.MustParseAddr("fe80::1")
@@ -206,39 +207,39 @@ func TestAppendInvalid(t *testing.T) {
 		"filter within ::ffff": with(func(r *pcp.MapRequest) {
 			r.Options.Filters = []pcp.Filter{{Prefix: netip.PrefixFrom(netip.MustParseAddr("::ffff:198.51.100.0"), 95)}}
 		}),
-		"filter of no prefix": with(func(r *pcp.MapRequest) {
+		"filter of an invalid prefix": with(func(r *pcp.MapRequest) {
 			r.Options.Filters = []pcp.Filter{{}, {Prefix: netip.PrefixFrom(thirdParty, 33)}}
 		}),
-		"description too long":   with(func(r *pcp.MapRequest) { r.Options.Description = strings.Repeat("a", 1017) }),
-		"description no UTF-8":   with(func(r *pcp.MapRequest) { r.Options.Description = "\xff" }),
-		"description with a NUL": with(func(r *pcp.MapRequest) { r.Options.Description = "a\x00" }),
-		"description, cleared":   with(func(r *pcp.MapRequest) { r.Options.Description, r.Options.ClearDescription = "a", true }),
+		"description too long":        with(func(r *pcp.MapRequest) { r.Options.Description = strings.Repeat("a", 1017) }),
+		"description not UTF-8":       with(func(r *pcp.MapRequest) { r.Options.Description = "\xff" }),
+		"description with a NUL":      with(func(r *pcp.MapRequest) { r.Options.Description = "a\x00" }),
+		"description set and cleared": with(func(r *pcp.MapRequest) { r.Options.Description, r.Options.ClearDescription = "a", true }),
 		"description and filter": with(func(r *pcp.MapRequest) {
 			r.Options.Description, r.Options.Filters = strings.Repeat("a", 1016), many[:1]
 		}),
-		"map response too long":     pcp.MapResponse{Options: pcp.Options{Filters: many}},
-		"peer without a client":     pcp.PeerRequest{Remote: remote},
-		"peer without a peer":       pcp.PeerRequest{Client: client4},
-		"peer of all protocols":     pcp.PeerRequest{Client: client4, InternalPort: 1, Remote: remote},
-		"peer and filter":           pcp.PeerRequest{Client: client4, Remote: remote, Options: pcp.Options{Filters: filters}},
-		"peer and prefer failure":   pcp.PeerRequest{Client: client4, Remote: remote, Options: pcp.Options{PreferFailure: true}},
-		"peer for the client":       pcp.PeerRequest{Client: client4, Remote: remote, Options: pcp.Options{ThirdParty: client4}},
-		"peer response and filter":  pcp.PeerResponse{Remote: remote, Options: pcp.Options{Filters: filters}},
-		"peer response to nobody":   pcp.PeerResponse{},
-		"peer response, a bad text": pcp.PeerResponse{Remote: remote, Options: pcp.Options{Description: "\xff"}},
+		"map response too long":       pcp.MapResponse{Options: pcp.Options{Filters: many}},
+		"peer without a client":       pcp.PeerRequest{Remote: remote},
+		"peer without a peer":         pcp.PeerRequest{Client: client4},
+		"peer of all protocols":       pcp.PeerRequest{Client: client4, InternalPort: 1, Remote: remote},
+		"peer and filter":             pcp.PeerRequest{Client: client4, Remote: remote, Options: pcp.Options{Filters: filters}},
+		"peer and prefer failure":     pcp.PeerRequest{Client: client4, Remote: remote, Options: pcp.Options{PreferFailure: true}},
+		"peer for the client":         pcp.PeerRequest{Client: client4, Remote: remote, Options: pcp.Options{ThirdParty: client4}},
+		"peer response and filter":    pcp.PeerResponse{Remote: remote, Options: pcp.Options{Filters: filters}},
+		"peer response, no peer":      pcp.PeerResponse{},
+		"peer response, invalid text": pcp.PeerResponse{Remote: remote, Options: pcp.Options{Description: "\xff"}},
 	} {
 		if b, err := m.AppendBinary([]byte("before")); !errors.Is(err, backends.ErrInvalid) || string(b) != "before" {
 			t.Errorf("%s: %x, %v; want ErrInvalid", name, b, err)
 		}
 	}
-	// The largest message there is.
+	// A message of the maximum size.
 	r := with(func(r *pcp.MapRequest) {
 		r.Options = pcp.Options{ThirdParty: thirdParty, Description: strings.Repeat("é", 508)[2:]}
 	})
 	if b, err := r.MarshalBinary(); err != nil || len(b) != pcp.MaxMessage {
 		t.Errorf("%d bytes, %v; want %d", len(b), err, pcp.MaxMessage)
 	}
-	// An IPv4 prefix has one form on the wire, whichever it has in memory.
+	// An IPv4 prefix and the IPv4-mapped form of it are encoded to the same bytes.
 	r = with(func(r *pcp.MapRequest) {
 		r.Options.Filters = []pcp.Filter{{Prefix: netip.PrefixFrom(netip.MustParseAddr("::ffff:198.51.100.0"), 120)}}
 	})

@@ -9,13 +9,12 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// peerSize is the size of messages about mappings to one peer, without their
-// options (RFC 6887, section 12.1).
+// peerSize is the size of peer messages without options (RFC 6887, section 12.1).
 const peerSize = mapSize + 20
 
-// PeerRequest asks for a mapping towards one peer, as an outgoing packet would
-// make it, or for more of its lifetime (RFC 6887, section 12.1). Its fields are
-// those of [MapRequest].
+// PeerRequest creates or renews a mapping to one remote peer, as an outgoing packet
+// would (RFC 6887, section 12.1). The fields have the same meaning as in
+// [MapRequest].
 type PeerRequest struct {
 	Client       netip.Addr
 	Lifetime     time.Duration
@@ -30,8 +29,8 @@ type PeerRequest struct {
 	Options Options
 }
 
-// AppendBinary appends the message to b. It fails with ErrInvalid as
-// [MapRequest.AppendBinary] does, and without a peer.
+// AppendBinary appends the message to b. It fails with ErrInvalid in the same cases
+// as [MapRequest.AppendBinary], and if the message has no peer.
 func (r PeerRequest) AppendBinary(b []byte) ([]byte, error) {
 	if err := checkAppend(r.Client, &r.Options, peerSize, OpPeer, r.validate()); err != nil {
 		return b, err
@@ -47,7 +46,7 @@ func (r PeerRequest) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns what AppendBinary appends.
 func (r PeerRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParsePeerRequest reads the message. Its errors are those of
+// ParsePeerRequest parses the message. It returns the same errors as
 // [ParseMapRequest].
 func ParsePeerRequest(b []byte) (PeerRequest, error) {
 	if err := checkRequest(b, peerSize, OpPeer); err != nil {
@@ -74,15 +73,15 @@ func ParsePeerRequest(b []byte) (PeerRequest, error) {
 	return r, nil
 }
 
-// validate is that of a MapRequest with the same fields.
+// validate validates the request like a MapRequest with the same fields.
 func (r *PeerRequest) validate() *RequestError {
 	m := MapRequest{Client: r.Client, Protocol: r.Protocol, InternalPort: r.InternalPort}
 	m.Options.ThirdParty = r.Options.ThirdParty
 	return m.validate()
 }
 
-// PeerResponse answers a PeerRequest, or tells of a change to its mapping
-// (RFC 6887, sections 12.1 and 14.2). Its fields are those of [MapResponse].
+// PeerResponse answers a PeerRequest, or reports a change of its mapping (RFC 6887,
+// sections 12.1 and 14.2). The fields have the same meaning as in [MapResponse].
 type PeerResponse struct {
 	Result       ResultCode
 	Lifetime     time.Duration
@@ -97,8 +96,8 @@ type PeerResponse struct {
 	Options Options
 }
 
-// AppendBinary appends the message to b. It fails with ErrInvalid as
-// [MapResponse.AppendBinary] does, and without a peer.
+// AppendBinary appends the message to b. It fails with ErrInvalid in the same cases
+// as [MapResponse.AppendBinary], and if the message has no peer.
 func (r PeerResponse) AppendBinary(b []byte) ([]byte, error) {
 	if err := r.Options.check(peerSize, OpPeer); err != nil {
 		return b, err
@@ -114,8 +113,8 @@ func (r PeerResponse) AppendBinary(b []byte) ([]byte, error) {
 // MarshalBinary returns what AppendBinary appends.
 func (r PeerResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
-// ParsePeerResponse reads the message; options that it does not know or cannot
-// read are ignored. A shorter error response is [ParseErrorResponse]'s.
+// ParsePeerResponse parses the message. It ignores unknown and malformed options.
+// For a shorter error response use [ParseErrorResponse].
 func ParsePeerResponse(b []byte) (PeerResponse, error) {
 	if err := checkResponse(b, peerSize, OpPeer); err != nil {
 		return PeerResponse{}, err
@@ -134,13 +133,15 @@ func ParsePeerResponse(b []byte) (PeerResponse, error) {
 	}, nil
 }
 
-// appendPeer appends the peer, with its reserved field.
+// appendPeer appends the port and address of the peer, with the reserved field
+// between them.
 func appendPeer(b []byte, remote netip.AddrPort) []byte {
 	b = binary.BigEndian.AppendUint16(b, remote.Port())
 	return appendAddr(append(b, 0, 0), remote.Addr())
 }
 
-// parsePeer is the inverse of appendPeer.
+// parsePeer parses the port and address of the peer. It is the inverse of
+// appendPeer.
 func parsePeer(b []byte) netip.AddrPort {
 	return netip.AddrPortFrom(parseAddr(b[4:]), binary.BigEndian.Uint16(b))
 }

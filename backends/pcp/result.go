@@ -8,10 +8,10 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// ResultCode is a response's result (RFC 6887, section 7.4).
+// ResultCode is the result code of a response (RFC 6887, section 7.4).
 type ResultCode uint8
 
-// The results that the standards define.
+// The result codes of the standards.
 const (
 	Success               ResultCode = 0
 	UnsupportedVersion    ResultCode = 1
@@ -25,7 +25,7 @@ const (
 	UnsupportedProtocol   ResultCode = 9
 	UserExceededQuota     ResultCode = 10
 	CannotProvideExternal ResultCode = 11
-	AddressMismatch       ResultCode = 12 // the packet came from another address than its header says
+	AddressMismatch       ResultCode = 12 // the header has another address than the packet
 	ExcessiveRemotePeers  ResultCode = 13 // too many filters
 
 	// Authentication, RFC 7652.
@@ -40,13 +40,13 @@ const (
 	AuthenticationRequest   ResultCode = 22
 	AuthenticationReply     ResultCode = 23
 
-	// Third parties with names of their own, RFC 7843.
+	// The THIRD_PARTY_ID option, RFC 7843.
 	ThirdPartyIDUnknown           ResultCode = 24
 	ThirdPartyMissingOption       ResultCode = 25
 	UnsupportedThirdPartyIDLength ResultCode = 26
 )
 
-// resultTexts are the meanings of the codes.
+// resultTexts has the meanings of the codes.
 var resultTexts = [...]string{
 	Success:                       "success",
 	UnsupportedVersion:            "unsupported version",
@@ -60,7 +60,7 @@ var resultTexts = [...]string{
 	UnsupportedProtocol:           "unsupported protocol",
 	UserExceededQuota:             "quota exceeded",
 	CannotProvideExternal:         "cannot provide the external port",
-	AddressMismatch:               "address mismatch: another NAT stands between this host and the server",
+	AddressMismatch:               "address mismatch: another NAT is between this host and the server",
 	ExcessiveRemotePeers:          "too many filters",
 	Initiation:                    "initiation",
 	AuthenticationRequired:        "authentication required",
@@ -77,7 +77,7 @@ var resultTexts = [...]string{
 	UnsupportedThirdPartyIDLength: "unsupported third party id length",
 }
 
-// String returns the code's meaning.
+// String returns the meaning of the code.
 func (c ResultCode) String() string {
 	if int(c) < len(resultTexts) {
 		return resultTexts[c]
@@ -85,7 +85,7 @@ func (c ResultCode) String() string {
 	return "undefined result"
 }
 
-// kind is the error of package backends that the code belongs to.
+// kind returns the error of package backends for the code.
 func (c ResultCode) kind() error {
 	switch c {
 	case Success:
@@ -107,29 +107,30 @@ func (c ResultCode) kind() error {
 	return backends.ErrMalformed
 }
 
-// ResultError is a refusal by the server. It wraps the error of package
-// backends that the code belongs to.
+// ResultError is returned if the server refuses a request. It wraps the error of
+// package backends that corresponds to the code.
 type ResultError struct {
 	Op   Opcode // of the request
 	Code ResultCode
-	// Lifetime is how long the server expects the refusal to last: the same
-	// request is not to be repeated in that time (RFC 6887, section 8.3).
-	// Common servers send 0 where they mean long.
+	// Lifetime is how long the server expects the refusal to last. The client must
+	// not repeat the same request during that time (RFC 6887, section 8.3). Common
+	// servers send 0 even if the refusal is permanent.
 	Lifetime time.Duration
-	// Response is the datagram as it came, with the nonce in it: not for logs.
+	// Response is the datagram as received. It contains the nonce, so do not log
+	// it.
 	Response []byte
-	// External is what stood where a success has the external address and port,
-	// if anything did: the wish, or the private address of a server that is
-	// itself behind a NAT.
+	// External is the external address and port in the response, if it has any. It
+	// is the suggested address, or the private address of a server that is itself
+	// behind a NAT.
 	External netip.AddrPort
 }
 
-// Error says what was refused and why.
+// Error returns the operation and the reason for the refusal.
 func (e *ResultError) Error() string {
 	s := fmt.Sprintf("pcp: %v: %v (result %d)", e.Op, e.Code, uint8(e.Code))
 	switch {
 	case e.Lifetime == backends.Forever:
-		s += ", for ever"
+		s += ", permanently"
 	case e.Lifetime > 0:
 		s += fmt.Sprintf(", for %v", e.Lifetime)
 	}
@@ -139,33 +140,34 @@ func (e *ResultError) Error() string {
 // Unwrap returns the error of package backends that the code belongs to.
 func (e *ResultError) Unwrap() error { return e.Code.kind() }
 
-// VersionError is the answer of a server that does not speak version 2:
-// NAT-PMP (RFC 6886) where it is 0. It wraps backends.ErrUnsupported.
+// VersionError is returned if the server does not support version 2. Version 0 is
+// NAT-PMP (RFC 6886). It wraps backends.ErrUnsupported.
 type VersionError struct {
-	Version uint8 // that the server speaks
-	// Lifetime is how long the server expects this to last, where it said.
+	Version uint8 // the version that the server supports
+	// Lifetime is how long the server expects this to last, if the response says
+	// so.
 	Lifetime time.Duration
 }
 
-// Error names the version.
+// Error returns a text with the version.
 func (e *VersionError) Error() string {
 	if e.Version == 0 {
-		return "pcp: the gateway speaks NAT-PMP, not PCP"
+		return "pcp: the gateway supports NAT-PMP, not PCP"
 	}
-	return fmt.Sprintf("pcp: the gateway speaks version %d, not PCP version 2", e.Version)
+	return fmt.Sprintf("pcp: the gateway supports version %d, not PCP version 2", e.Version)
 }
 
 // Unwrap returns backends.ErrUnsupported.
 func (e *VersionError) Unwrap() error { return backends.ErrUnsupported }
 
-// RequestError is what a server finds wrong with a request. It wraps the error
-// of package backends that the code belongs to.
+// RequestError is returned by the parsers if a server has to refuse a request. It
+// wraps the error of package backends that corresponds to the code.
 type RequestError struct {
-	Code   ResultCode // to answer with
+	Code   ResultCode // for the response
 	Reason string
 }
 
-// Error says what is wrong.
+// Error returns the code and the reason.
 func (e *RequestError) Error() string { return fmt.Sprintf("pcp: %v: %s", e.Code, e.Reason) }
 
 // Unwrap returns the error of package backends that the code belongs to.

@@ -10,8 +10,8 @@ import (
 	"github.com/natforward/goforward/backends/pcp"
 )
 
-// The results of RFC 6887, section 7.4, RFC 7652 and RFC 7843, and what they
-// come to.
+// TestResults checks the result codes of RFC 6887, section 7.4, RFC 7652 and RFC
+// 7843, and the errors of package backends that they wrap.
 func TestResults(t *testing.T) {
 	t.Parallel()
 	kinds := []error{
@@ -38,7 +38,7 @@ func TestResults(t *testing.T) {
 		{pcp.UserExceededQuota, 10, "quota exceeded", backends.ErrNoResources},
 		{pcp.CannotProvideExternal, 11, "cannot provide the external port", backends.ErrConflict},
 		{
-			pcp.AddressMismatch, 12, "address mismatch: another NAT stands between this host and the server",
+			pcp.AddressMismatch, 12, "address mismatch: another NAT is between this host and the server",
 			backends.ErrPrivateWAN,
 		},
 		{pcp.ExcessiveRemotePeers, 13, "too many filters", backends.ErrNoResources},
@@ -82,16 +82,16 @@ func TestResults(t *testing.T) {
 func TestErrorTexts(t *testing.T) {
 	t.Parallel()
 	for want, err := range map[string]error{
-		"pcp: peer: out of resources (result 8), for 30s":                 &pcp.ResultError{Op: pcp.OpPeer, Code: 8, Lifetime: 30 * time.Second},
-		"pcp: map: not authorized or refused (result 2), for ever":        &pcp.ResultError{Op: pcp.OpMap, Code: 2, Lifetime: backends.Forever},
-		"pcp: the gateway speaks NAT-PMP, not PCP":                        &pcp.VersionError{Lifetime: time.Hour},
-		"pcp: the gateway speaks version 1, not PCP version 2":            &pcp.VersionError{Version: 1},
-		"pcp: unsupported option: option 100":                             parseErr(vector("unknown option")),
-		"pcp: unsupported version: version 3":                             parseErr(vector("version 3")),
-		"pcp: malformed option: an option goes on past the end":           parseErr(vector("option past the end")),
-		"pcp: malformed request: a port of all protocols":                 parseErr(vector("a port of all protocols")),
-		"pcp: malformed reply: map response where a request was expected": parseErr(vector("deleted")),
-		"pcp: unsupported opcode: announce where map was expected":        parseErr(vector("announce?")),
+		"pcp: peer: out of resources (result 8), for 30s":             &pcp.ResultError{Op: pcp.OpPeer, Code: 8, Lifetime: 30 * time.Second},
+		"pcp: map: not authorized or refused (result 2), permanently": &pcp.ResultError{Op: pcp.OpMap, Code: 2, Lifetime: backends.Forever},
+		"pcp: the gateway supports NAT-PMP, not PCP":                  &pcp.VersionError{Lifetime: time.Hour},
+		"pcp: the gateway supports version 1, not PCP version 2":      &pcp.VersionError{Version: 1},
+		"pcp: unsupported option: option 100":                         parseErr(vector("unknown option")),
+		"pcp: unsupported version: version 3":                         parseErr(vector("version 3")),
+		"pcp: malformed option: option extends past the end":          parseErr(vector("option past the end")),
+		"pcp: malformed request: protocol 0 with an internal port":    parseErr(vector("protocol 0 with a port")),
+		"pcp: malformed reply: map response instead of a request":     parseErr(vector("deleted")),
+		"pcp: unsupported opcode: announce instead of map":            parseErr(vector("announce request")),
 	} {
 		if err.Error() != want {
 			t.Errorf("got %q, want %q", err, want)

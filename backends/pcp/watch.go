@@ -10,19 +10,19 @@ import (
 	"github.com/natforward/goforward/backends/internal/port5351"
 )
 
-// Watch calls notify after the server announced something, sent a mapping
-// update that tells of another external port or of none, or showed by its epoch
-// in an answer to anybody in the process that it lost its state (RFC 6887,
-// sections 8.5 and 14), and then answered a question of ours. An announcement
-// or update is believed no further than that: it is a change of kind Announced
-// where the epoch fits.
+// Watch calls notify when the server may have lost its mappings. The sign is one of
+// three: an announcement; a mapping update with another external port or without
+// one; or an epoch that shows a loss of state, in a response to any request of this
+// process (RFC 6887, sections 8.5 and 14). Before it calls notify, Watch sends a
+// request to the server and waits for the reply. An announcement or update from a
+// server whose epoch is consistent is a change of kind Announced.
 //
-// Where announcements cannot be listened for, Watch goes on without and logs
-// why.
+// If Watch cannot listen for announcements, it logs the error and relies on the
+// other two signs.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
 	return b.client.session.Watch(ctx, port5351.WatchHandler{
 		WatchConfig:  port5351.WatchConfig{Announce: b.client.config.Announce, Unsolicited: b.mappingUpdate},
-		ListenFailed: func(err error) { b.client.log.Warn("pcp: no announcements", "err", err) },
+		ListenFailed: func(err error) { b.client.log.Warn("pcp: cannot listen for announcements", "err", err) },
 		Probe: func(ctx context.Context) error {
 			err := b.client.Probe(ctx)
 			if err == nil {
@@ -40,9 +40,10 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 	})
 }
 
-// mappingUpdate judges a datagram that answers no request: a mapping mappingUpdate has the
-// nonce of one of our mappings, and tells something new of it (RFC 6887, section
-// 14.2). A copy of an answer does not.
+// mappingUpdate returns the reason for a hint if a datagram that answers no request
+// is a mapping update: it has the nonce of a mapping of this Backend, and it
+// differs from the last response (RFC 6887, section 14.2). A duplicate of a
+// response is not an update.
 func (b *Backend) mappingUpdate(datagram []byte) string {
 	r, err := ParseMapResponse(datagram)
 	if err != nil {
@@ -57,9 +58,9 @@ func (b *Backend) mappingUpdate(datagram []byte) string {
 		return ""
 	case r.Result != Success:
 		refusal := &ResultError{Op: OpMap, Code: r.Result}
-		return fmt.Sprintf("the gateway says of a mapping: %v", errors.Unwrap(refusal))
+		return fmt.Sprintf("the gateway reports an error for a mapping: %v", errors.Unwrap(refusal))
 	case r.Lifetime == 0:
-		return "the gateway says that it took a mapping away"
+		return "the gateway reports that it deleted a mapping"
 	}
-	return fmt.Sprintf("the gateway says that a mapping is now at %v", current)
+	return fmt.Sprintf("the gateway reports that a mapping is now at %v", current)
 }

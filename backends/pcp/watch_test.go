@@ -15,7 +15,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// startWatch is follow, with the changes in a channel.
+// startWatch is startWatchFunc with a channel of changes.
 func startWatch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, *pcp.Backend, <-chan backends.Change) {
 	t.Helper()
 	changes := make(chan backends.Change, 16)
@@ -23,8 +23,9 @@ func startWatch(t *testing.T, config gatewaytest.Config) (*gatewaytest.Gateway, 
 	return gw, b, changes
 }
 
-// startWatchFunc watches a gateway until the test ends. A gateway that announces in PCP's
-// form does so several times, so that a listener that starts late hears it too; any other does not announce at all.
+// startWatchFunc starts a gateway and watches it until the test ends. A gateway
+// that announces in PCP's form repeats each announcement, so a listener that starts
+// late also receives it. Any other gateway does not announce.
 func startWatchFunc(t *testing.T, config gatewaytest.Config, notify func(backends.Change)) (*gatewaytest.Gateway, *pcp.Backend) {
 	t.Helper()
 	if config.Quirks.AnnounceAs != quirks.AnnouncePCP {
@@ -48,7 +49,7 @@ func nextChange(t *testing.T, changes <-chan backends.Change) backends.Change {
 	case c := <-changes:
 		return c
 	case <-time.After(30 * time.Second):
-		t.Fatal("no change noticed")
+		t.Fatal("no change reported")
 		return backends.Change{}
 	}
 }
@@ -56,12 +57,12 @@ func nextChange(t *testing.T, changes <-chan backends.Change) backends.Change {
 func TestWatchRestart(t *testing.T) {
 	gw, b, changes := startWatch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Advance(time.Hour)
-	if err := b.Probe(t.Context()); err != nil { // see the epoch at an hour
+	if err := b.Probe(t.Context()); err != nil { // record an epoch of one hour
 		t.Fatal(err)
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	if c := nextChange(t, changes); c.Kind != backends.Restarted {
-		t.Errorf("noticed %+v, want a restart", c)
+		t.Errorf("reported %+v, want a restart", c)
 	}
 }
 
@@ -69,23 +70,24 @@ func TestWatchAnnouncement(t *testing.T) {
 	gw, _, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true})
 	if c := nextChange(t, changes); c.Kind != backends.Announced {
-		t.Errorf("noticed %+v, want an announcement", c)
+		t.Errorf("reported %+v, want an announcement", c)
 	}
 }
 
-// A mapping update, which no multicast announces: the gateway tells the client
-// that its mapping is at another address (RFC 6887, section 14.2).
+// TestWatchMappingUpdate checks a mapping update, which has no multicast
+// announcement: the gateway informs the client that its mapping has another address
+// (RFC 6887, section 14.2).
 func TestWatchMappingUpdate(t *testing.T) {
 	gw, b, changes := startWatch(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{MappingUpdates: true}}})
 	m, err := b.Map(t.Context(), webRequest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	gw.UpdateMappings() // nothing new in it
+	gw.UpdateMappings() // an update without a change
 	newAddr := netip.MustParseAddr("45.45.45.99")
 	gw.SetExternal(newAddr)
 	var c backends.Change
-	for c.Kind == 0 { // the watch may begin late: the gateway says it again
+	for c.Kind == 0 { // the watch may start late, so the gateway repeats the update
 		select {
 		case c = <-changes:
 		case <-time.After(20 * time.Millisecond):
@@ -93,7 +95,7 @@ func TestWatchMappingUpdate(t *testing.T) {
 		}
 	}
 	if c.Kind != backends.Announced || !strings.Contains(c.Reason, newAddr.String()) {
-		t.Errorf("noticed %+v, want the new address first", c)
+		t.Errorf("reported %+v, want the new address first", c)
 	}
 	renewed, err := b.Renew(t.Context(), m, webRequest)
 	if err != nil || renewed.External.Addr() != newAddr {
@@ -101,10 +103,10 @@ func TestWatchMappingUpdate(t *testing.T) {
 	}
 }
 
-// A mapping update counts while its mapping is held, and not after the mapping
-// was deleted here.
+// TestWatchUpdateAfterUnmap checks that a mapping update is a hint only until the
+// mapping is deleted.
 func TestWatchUpdateAfterUnmap(t *testing.T) {
-	for name, deleted := range map[string]bool{"held": false, "deleted": true} {
+	for name, deleted := range map[string]bool{"active": false, "deleted": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			changes, release := make(chan backends.Change, 16), make(chan struct{})
@@ -129,7 +131,7 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for started := false; !started; { // until the watch has begun
+			for started := false; !started; { // until the watch has started
 				gw.Advance(time.Hour)
 				probe()
 				select {
@@ -138,8 +140,8 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 				case <-time.After(20 * time.Millisecond):
 				}
 			}
-			// The watch is busy with that change. The next two signals become one
-			// change, which gives the reason of the later signal.
+			// The watch is processing that change. The next two hints become one
+			// change, with the reason of the later hint.
 			gw.Advance(time.Hour)
 			probe()
 			newEndpoint := netip.MustParseAddrPort("45.45.45.99:9999")
@@ -156,33 +158,33 @@ func TestWatchUpdateAfterUnmap(t *testing.T) {
 			proceed()
 			c := nextChange(t, changes)
 			if reported := strings.Contains(c.Reason, newEndpoint.String()); reported == deleted {
-				t.Errorf("the gateway says that the mapping is at %v, and the change says %q", newEndpoint, c.Reason)
+				t.Errorf("the gateway reports the mapping at %v, and the reason of the change is %q", newEndpoint, c.Reason)
 			}
 		})
 	}
 }
 
-// A refusal is remembered until the server restarts. Then the same request is
-// sent again.
+// TestRefusalEndsWithRestart checks that a cached refusal ends when the server
+// restarts: the same request is then sent again.
 func TestRefusalEndsWithRestart(t *testing.T) {
 	gw, b, changes := startWatch(t, gatewaytest.Config{ManualClock: true, Quirks: quirks.Quirks{AnnounceAs: quirks.AnnouncePCP}})
 	gw.Advance(time.Hour)
-	if err := b.Probe(t.Context()); err != nil { // see the epoch at an hour
+	if err := b.Probe(t.Context()); err != nil { // record an epoch of one hour
 		t.Fatal(err)
 	}
 	gw.Inject(gatewaytest.Fault{
 		Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, Times: 1, Result: int(pcp.NotAuthorized),
 	})
-	for _, when := range []string{"asked", "asked again"} {
+	for _, when := range []string{"first request", "second request"} {
 		if _, err := b.Map(t.Context(), webRequest); !errors.Is(err, backends.ErrNotAuthorized) {
 			t.Fatalf("%s: %v, want a refusal", when, err)
 		}
 	}
 	gw.Restart(gatewaytest.RestartOptions{})
 	if c := nextChange(t, changes); c.Kind != backends.Restarted {
-		t.Errorf("noticed %+v, want a restart", c)
+		t.Errorf("reported %+v, want a restart", c)
 	}
 	if _, err := b.Map(t.Context(), webRequest); err != nil || len(gw.Table()) != 1 {
-		t.Errorf("asked after a restart: %v, the gateway has %v", err, gw.Table())
+		t.Errorf("request after the restart: %v, the gateway has %v", err, gw.Table())
 	}
 }
