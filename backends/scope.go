@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// Scope says from where an external address is reachable.
+// Scope is the reach of an external address: public, private or shared.
 type Scope uint8
 
 // The scopes.

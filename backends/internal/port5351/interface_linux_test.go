@@ -58,15 +58,15 @@ func (c *vethPair) onRouter(f func()) {
 func (c *vethPair) create(t *testing.T) {
 	t.Helper()
 	lab.IP(t, fmt.Sprintf(`
-		link add lan type veth peer name far netns %d
+		link add lan type veth peer name router netns %d
 		link set lan up
 		addr add 10.1.0.5/24 dev lan
 		-6 addr add fe80::5/64 dev lan nodad`, c.tid))
 	c.onRouter(func() {
 		lab.IP(t, `
-			link set far up
-			addr add 10.1.0.1/24 dev far
-			-6 addr add fe80::1/64 dev far nodad`)
+			link set router up
+			addr add 10.1.0.1/24 dev router
+			-6 addr add fe80::1/64 dev router nodad`)
 	})
 	if t.Failed() {
 		t.FailNow()
@@ -77,7 +77,7 @@ func (c *vethPair) create(t *testing.T) {
 func (c *vethPair) announce(t *testing.T, group netip.AddrPort, datagram string) {
 	t.Helper()
 	c.onRouter(func() {
-		ifi, err := net.InterfaceByName("far")
+		ifi, err := net.InterfaceByName("router")
 		if err != nil {
 			t.Error(err)
 			return
