@@ -193,7 +193,7 @@ func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m bac
 	if !r.Exact || m.External.Port() == r.External.Port() {
 		return nil
 	}
-	conflict := fmt.Errorf("natpmp: %w: the gateway granted port %d instead of %d",
+	conflict := fmt.Errorf("natpmp: %w: the gateway gives port %d in place of %d",
 		backends.ErrConflict, m.External.Port(), r.External.Port())
 	if err := b.Unmap(ctx, m); err != nil {
 		return fmt.Errorf("%w; the granted mapping was not deleted and lasts for %v: %w", conflict, m.Lifetime, err)
