@@ -45,7 +45,7 @@ func TestIgnoredDatagrams(t *testing.T) {
 		return func(b []byte) []byte { b[at] = with; return b }
 	}
 	for name, change := range map[string]func([]byte) []byte{
-		"another nonce":                         setByte(24, 0xff),
+		"another nonce":                         func(b []byte) []byte { b[24] ^= 0xff; return b },
 		"another protocol":                      setByte(36, 17),
 		"another internal port":                 setByte(41, 0xff),
 		"another opcode":                        setByte(1, 0x82),
