@@ -137,7 +137,7 @@ func (e *ResultError) Error() string {
 	return s
 }
 
-// Unwrap returns the error of package backends that the code belongs to.
+// Unwrap returns the error of package backends that corresponds to the code.
 func (e *ResultError) Unwrap() error { return e.Code.kind() }
 
 // VersionError is returned if the server does not support version 2. Version 0 is
@@ -170,5 +170,5 @@ type RequestError struct {
 // Error returns the code and the reason.
 func (e *RequestError) Error() string { return fmt.Sprintf("pcp: %v: %s", e.Code, e.Reason) }
 
-// Unwrap returns the error of package backends that the code belongs to.
+// Unwrap returns the error of package backends that corresponds to the code.
 func (e *RequestError) Unwrap() error { return e.Code.kind() }
