@@ -66,8 +66,8 @@ func TestQuotations(t *testing.T) {
 	for _, quoted := range []string{
 		"natpmp: map tcp: not authorized or refused (result 2)",
 		"pcp: map: not authorized or refused (result 2), for 30m0s",
-		`upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps its user has to let this host open ports`,
-		`upnp: AddPortMapping: action failed (error 501: "Action Failed"): the gateway's external address is private: or it has none: it tells none`,
+		`upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps its settings must permit this host to open ports`,
+		`upnp: AddPortMapping: action failed (error 501: "Action Failed"): the gateway's external address is private: or it has none: it reports none`,
 		"natpmp: map tcp: network failure (result 3)",
 		"pcp: map: undefined result (result 99), for 30m0s",
 	} {
@@ -98,13 +98,13 @@ func TestFragments(t *testing.T) {
 	for _, quoted := range []string{
 		"there is no default route", "no route to ", "has no next hop, as in a tunnel",
 		"refuses the port (connection refused)", " within ",
-		"perhaps because ports below 1024 are not for everybody",
-		"to forward to another host, ", "than the one that asks",
-		"another NAT stands before the gateway", "behind another router",
-		", but does not list it", "it says that ",
-		"the port is taken", "cannot provide the external port", " is forwarded to ", "the gateway gives port ", " in place of ",
-		"it maps to the host that asks, not to another", "of this host only: ask for SamePort",
-		"the gateway speaks NAT-PMP, not PCP", "no port maps available",
+		"perhaps because it does not permit ports below 1024",
+		"to forward to another host, ", "than the requesting one",
+		"another NAT is between the gateway and the internet", "behind another router",
+		", but does not list it", "it reports that ",
+		"the port is taken", "cannot provide the external port", " is forwarded to ", "the gateway granted port ", " instead of ",
+		"it maps ports to the requesting host only", "of this host only: use SamePort",
+		"the gateway supports NAT-PMP, not PCP", "no port maps available",
 	} {
 		if !strings.Contains(code.String(), quoted) {
 			t.Errorf("no error has this text: %s", quoted)

@@ -64,7 +64,7 @@ func (b *Backend) Supports(r backends.Request) error {
 	case internal.IsValid() && !internal.Is4():
 		reason = "it maps IPv4 only"
 	case internal.IsValid() && !internal.IsUnspecified() && source.IsValid() && internal != source:
-		reason = "it maps to the host that asks, not to another"
+		reason = "it maps ports to the requesting host only"
 	case r.Remote != netip.AddrPort{}:
 		reason = "it cannot restrict the remote peer"
 	case r.Lifetime == backends.Forever:
@@ -182,7 +182,7 @@ func (b *Backend) checkLocalHost(ctx context.Context, internal netip.Addr) error
 	case err != nil:
 		return fmt.Errorf("natpmp: %w", err)
 	case local != internal:
-		return fmt.Errorf("natpmp: %w: it maps to the host that asks, %v, not to %v", backends.ErrUnsupported, local, internal)
+		return fmt.Errorf("natpmp: %w: it maps ports to the requesting host, %v, not to %v", backends.ErrUnsupported, local, internal)
 	}
 	return nil
 }
@@ -193,7 +193,7 @@ func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m bac
 	if !r.Exact || m.External.Port() == r.External.Port() {
 		return nil
 	}
-	conflict := fmt.Errorf("natpmp: %w: the gateway gives port %d in place of %d",
+	conflict := fmt.Errorf("natpmp: %w: the gateway granted port %d instead of %d",
 		backends.ErrConflict, m.External.Port(), r.External.Port())
 	if err := b.Unmap(ctx, m); err != nil {
 		return fmt.Errorf("%w; the granted mapping was not deleted and lasts for %v: %w", conflict, m.Lifetime, err)

@@ -254,7 +254,7 @@ func TestForeignMessages(t *testing.T) {
 	if _, err := natpmp.ParseErrorResponse(unhex("008100")); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("a response of three bytes: %v", err)
 	}
-	for _, v := range []string{"natpmp: the gateway speaks PCP, not NAT-PMP", "natpmp: the gateway speaks version 7, not NAT-PMP"} {
+	for _, v := range []string{"natpmp: the gateway supports PCP, not NAT-PMP", "natpmp: the gateway supports version 7, not NAT-PMP"} {
 		e := &natpmp.VersionError{Version: 2}
 		if strings.Contains(v, "7") {
 			e.Version = 7

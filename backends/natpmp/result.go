@@ -81,9 +81,9 @@ type VersionError struct {
 // Error returns a text with the version.
 func (e *VersionError) Error() string {
 	if e.Version == 2 {
-		return "natpmp: the gateway speaks PCP, not NAT-PMP"
+		return "natpmp: the gateway supports PCP, not NAT-PMP"
 	}
-	return fmt.Sprintf("natpmp: the gateway speaks version %d, not NAT-PMP", e.Version)
+	return fmt.Sprintf("natpmp: the gateway supports version %d, not NAT-PMP", e.Version)
 }
 
 // Unwrap returns backends.ErrUnsupported.

@@ -330,7 +330,7 @@ func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m bac
 	if !r.Exact || m.External.Port() == requested.Port() && (!requested.Addr().IsValid() || requested.Addr().IsUnspecified() || requested.Addr() == m.External.Addr()) {
 		return nil
 	}
-	conflict := fmt.Errorf("pcp: %w: the gateway gives %v in place of port %d", backends.ErrConflict, m.External, requested.Port())
+	conflict := fmt.Errorf("pcp: %w: the gateway granted %v instead of port %d", backends.ErrConflict, m.External, requested.Port())
 	if err := b.Unmap(ctx, m); err != nil {
 		return fmt.Errorf("%w; the granted mapping was not deleted and lasts for %v: %w", conflict, m.Lifetime, err)
 	}

@@ -152,9 +152,9 @@ type VersionError struct {
 // Error returns a text with the version.
 func (e *VersionError) Error() string {
 	if e.Version == 0 {
-		return "pcp: the gateway speaks NAT-PMP, not PCP"
+		return "pcp: the gateway supports NAT-PMP, not PCP"
 	}
-	return fmt.Sprintf("pcp: the gateway speaks version %d, not PCP version 2", e.Version)
+	return fmt.Sprintf("pcp: the gateway supports version %d, not PCP version 2", e.Version)
 }
 
 // Unwrap returns backends.ErrUnsupported.

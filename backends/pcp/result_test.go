@@ -84,8 +84,8 @@ func TestErrorTexts(t *testing.T) {
 	for want, err := range map[string]error{
 		"pcp: peer: out of resources (result 8), for 30s":             &pcp.ResultError{Op: pcp.OpPeer, Code: 8, Lifetime: 30 * time.Second},
 		"pcp: map: not authorized or refused (result 2), permanently": &pcp.ResultError{Op: pcp.OpMap, Code: 2, Lifetime: backends.Forever},
-		"pcp: the gateway speaks NAT-PMP, not PCP":                    &pcp.VersionError{Lifetime: time.Hour},
-		"pcp: the gateway speaks version 1, not PCP version 2":        &pcp.VersionError{Version: 1},
+		"pcp: the gateway supports NAT-PMP, not PCP":                  &pcp.VersionError{Lifetime: time.Hour},
+		"pcp: the gateway supports version 1, not PCP version 2":      &pcp.VersionError{Version: 1},
 		"pcp: unsupported option: option 100":                         parseErr(vector("unknown option")),
 		"pcp: unsupported version: version 3":                         parseErr(vector("version 3")),
 		"pcp: malformed option: option extends past the end":          parseErr(vector("option past the end")),

@@ -187,7 +187,7 @@ func setReasons(gateways []*gateway) {
 			g.Reason = cmp.Or(g.Status.Connection, "opens pinholes")
 		}
 		if g.Default {
-			g.Reason += ", and this host's way out"
+			g.Reason += ", and this host's default gateway"
 		}
 		if i > 0 && g.compare(gateways[0]) == 0 {
 			g.Reason += ", but answered later"

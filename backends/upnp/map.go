@@ -329,11 +329,11 @@ func (op *addOp) classifyError(err error) error {
 	case f.Code != ActionNotAuthorized:
 		return err
 	case op.entry.Internal.Addr() != op.gateway.Device.Local:
-		return &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", op.entry.Internal.Addr())}
+		return &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr())}
 	case op.entry.ExternalPort < 1024:
-		return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps because ports below 1024 are not for everybody"}
+		return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps because it does not permit ports below 1024"}
 	}
-	return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps its user has to let this host open ports"}
+	return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps its settings must permit this host to open ports"}
 }
 
 // explainConflict adds a possible cause to a conflict on a port for which the
@@ -357,7 +357,7 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	e, err := op.client.PortMapping(ctx, op.entry.Key())
 	switch {
 	case isNotFound(err):
-		return 0, fmt.Errorf("upnp: %w: it says that %v port %d is forwarded, but does not list it", backends.ErrNoResources, op.entry.Protocol, op.entry.ExternalPort)
+		return 0, fmt.Errorf("upnp: %w: it reports that %v port %d is forwarded, but does not list it", backends.ErrNoResources, op.entry.Protocol, op.entry.ExternalPort)
 	case err != nil: // also if the context has ended: the entry was added
 		return requested, nil
 	case e.Internal.Addr().IsValid() && e.Internal != op.entry.Internal:

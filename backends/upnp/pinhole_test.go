@@ -225,8 +225,8 @@ func TestFirewallGateways(t *testing.T) {
 		router quirks.UPnP
 		reason string
 	}{
-		"open":        {quirks.UPnP{}, "opens pinholes, and this host's way out"},
-		"not allowed": {quirks.UPnP{Firewall: quirks.Firewall{NotAllowed: true}}, "pinholes switched off, and this host's way out"},
+		"open":        {quirks.UPnP{}, "opens pinholes, and this host's default gateway"},
+		"not allowed": {quirks.UPnP{Firewall: quirks.Firewall{NotAllowed: true}}, "pinholes switched off, and this host's default gateway"},
 		"version 1":   {quirks.UPnP{Version: 1}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

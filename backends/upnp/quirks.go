@@ -207,7 +207,7 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 		if err == nil && !s.Connected() {
 			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("it is %q and has no external address", s.Connection)}
 		}
-		return &reclassifiedFault{f, backends.ErrPrivateWAN, "or it has none: it tells none"}
+		return &reclassifiedFault{f, backends.ErrPrivateWAN, "or it has none: it reports none"}
 	case backends.ScopeShared:
 		return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external)}
 	case backends.ScopePrivate:
@@ -224,7 +224,7 @@ func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err
 	switch {
 	case op.entry.Internal.Addr() != op.gateway.Device.Local:
 		// Not ErrConflict, because then other ports would be tried.
-		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the one that asks", op.entry.Internal.Addr())}
+		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr())}
 	case op.existingMatches && op.firstTry("replace"):
 		if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
 			return false, err

@@ -139,8 +139,8 @@ func TestPrivateWAN(t *testing.T) {
 		want     error
 		text     string
 	}{
-		"private, not reported": {"192.168.201.90", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
-		"shared, not reported":  {"100.64.3.4", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "tells none"},
+		"private, not reported": {"192.168.201.90", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "reports none"},
+		"shared, not reported":  {"100.64.3.4", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "reports none"},
 		"private, reported": {"10.1.2.3", quirks.UPnP{Rules: private, Status: quirks.Status{
 			External: netip.Addr.String,
 		}}, backends.ErrPrivateWAN, "10.1.2.3, behind another router"},
@@ -149,7 +149,7 @@ func TestPrivateWAN(t *testing.T) {
 		}}, backends.ErrPrivateWAN, "100.64.3.4, behind the provider's NAT"},
 		"unknown state": {"10.1.2.3", quirks.UPnP{
 			Rules: private, Status: quirks.Status{Unsupported: true},
-		}, backends.ErrPrivateWAN, "tells none"},
+		}, backends.ErrPrivateWAN, "reports none"},
 		"not connected": {"0.0.0.0", quirks.UPnP{}, backends.ErrNetworkFailure, "Disconnected"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -206,7 +206,7 @@ func TestGatewayPolicies(t *testing.T) {
 		code    upnp.FaultCode
 		text    string
 	}{
-		"switched off":                     {quirks.UPnP{Rules: rules{SwitchedOff: true}}, request(8080, 9000), backends.ErrNotAuthorized, 606, "its user has to let"},
+		"switched off":                     {quirks.UPnP{Rules: rules{SwitchedOff: true}}, request(8080, 9000), backends.ErrNotAuthorized, 606, "its settings must permit"},
 		"ports below 1024":                 {quirks.UPnP{Rules: rules{LowPorts: 606}}, request(8080, 80), backends.ErrNotAuthorized, 606, "below 1024"},
 		"another host":                     {quirks.UPnP{}, other, backends.ErrNotAuthorized, 606, "another host, 192.168.77.9"},
 		"another host, version 1":          {quirks.UPnP{Version: 1}, other, backends.ErrNotAuthorized, 718, "another host, 192.168.77.9"},

@@ -203,11 +203,11 @@ func TestGateways(t *testing.T) {
 		}
 		return strings.Join(out, "; ")
 	}
-	want := "connected, with a public address; connected, without a public address, and this host's way out; not connected: Disconnected"
+	want := "connected, with a public address; connected, without a public address, and this host's default gateway; not connected: Disconnected"
 	if got := list(upnp.Config{SSDP: all}); got != want {
 		t.Errorf("found %s, want %s", got, want)
 	}
-	want = "connected, without a public address, and this host's way out"
+	want = "connected, without a public address, and this host's default gateway"
 	if got := list(upnp.Config{SSDP: all, Only: true}); got != want {
 		t.Errorf("with Only, found %s, want %s", got, want)
 	}

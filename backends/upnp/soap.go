@@ -104,7 +104,7 @@ func (r response) err() error {
 	if r.status/100 != 2 {
 		return &HTTPError{Status: r.status}
 	}
-	return malformed("%d bytes that are no answer", len(r.body))
+	return malformed("%d bytes that are not a response", len(r.body))
 }
 
 // normalise rewrites a response as SOAP 1.1 in UTF-8, with the prefixes, names

@@ -49,7 +49,7 @@ func TestMainExplains(t *testing.T) {
 				"the router does not let this host open ports",
 				"- natpmp: map tcp: not authorized or refused (result 2)",
 				"- pcp: map: not authorized or refused (result 2), for 30m0s",
-				`- upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps because ports below 1024 are not for everybody`,
+				`- upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps because it does not permit ports below 1024`,
 				"in UPnP that is error 606",
 			},
 		},

@@ -74,7 +74,7 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 			return fmt.Errorf("%w: the gateway gives the external address %v, but %v is required", backends.ErrConflict, backends.Endpoint{AddrPort: g.External}, s.Address)
 		case !s.SamePort && g.Internal.Port() != s.internalPort(m):
 			// Gateways of VPN providers do this.
-			return fmt.Errorf("%w: the gateway forwards port %d to port %d of this host only: ask for SamePort", backends.ErrUnsupported, offered, offered)
+			return fmt.Errorf("%w: the gateway forwards port %d to port %d of this host only: use SamePort", backends.ErrUnsupported, offered, offered)
 		case offered != first:
 			return &portMismatchError{wanted: first, offered: offered}
 		case s.SamePort && offered != g.Internal.Port():
@@ -91,7 +91,7 @@ type portMismatchError struct {
 }
 
 func (e *portMismatchError) Error() string {
-	return fmt.Sprintf("%v: the gateway gives port %d, but %d is required", backends.ErrConflict, e.offered, e.wanted)
+	return fmt.Sprintf("%v: the gateway granted port %d, but %d is required", backends.ErrConflict, e.offered, e.wanted)
 }
 
 func (e *portMismatchError) Unwrap() error { return backends.ErrConflict }

@@ -59,7 +59,7 @@ func TestGateways(t *testing.T) {
       fe80::1%eth0   eth0          2a00::7      1024    -        yes     silent  -           TIME
 
 USED  UPNP DEVICE                  ADDRESS    SERVICE            STATUS     EXTERNAL    WHY
-*     Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:2  Connected  45.45.45.1  connected, with a public address, and this host's way out
+*     Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:2  Connected  45.45.45.1  connected, with a public address, and this host's default gateway
 `
 	table := regexp.MustCompile(`[0-9.]+[mµ]?s\n`).ReplaceAllString(got.stdout, "TIME\n")
 	if table != want || got.code != exitDone {
@@ -67,7 +67,7 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE            STATUS     EXTE
 	}
 	for _, reason := range []string{
 		"10.0.0.1: NAT-PMP: waiting for", "10.0.0.1: PCP: waiting for",
-		"10.9.0.1: NAT-PMP: the gateway speaks PCP", "10.7.0.1: PCP: the gateway speaks NAT-PMP",
+		"10.9.0.1: NAT-PMP: the gateway supports PCP", "10.7.0.1: PCP: the gateway supports NAT-PMP",
 	} {
 		if !strings.Contains(got.stderr, reason) {
 			t.Errorf("no %q in\n%s", reason, got.stderr)
@@ -144,9 +144,9 @@ func TestGatewaysUPnPDevices(t *testing.T) {
       127.0.0.1  -          -      -       yes   45.45.45.1  -
 
 USED  UPNP DEVICE                  ADDRESS    SERVICE             STATUS        EXTERNAL     WHY
-*     Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:2   Connected     45.45.45.1   connected, with a public address, and this host's way out
-      Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:1   Connected     192.168.7.2  connected, without a public address, and this host's way out
-      Test router (gatewaytest 1)  127.0.0.1  WANPPPConnection:1  Disconnected  -            not connected: Disconnected, and this host's way out
+*     Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:2   Connected     45.45.45.1   connected, with a public address, and this host's default gateway
+      Test router (gatewaytest 1)  127.0.0.1  WANIPConnection:1   Connected     192.168.7.2  connected, without a public address, and this host's default gateway
+      Test router (gatewaytest 1)  127.0.0.1  WANPPPConnection:1  Disconnected  -            not connected: Disconnected, and this host's default gateway
 `
 	if got := run(t, several, "gateways", "-g", "127.0.0.1"); got != (cmdResult{exitDone, want, ""}) {
 		t.Errorf("exit code %d\n%s%s", got.code, got.stdout, got.stderr)

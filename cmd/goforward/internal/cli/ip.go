@@ -51,7 +51,7 @@ func (a *app) ip(ctx context.Context) error {
 	case addr.Is6():
 		a.messagef("This is a %v address: the internet cannot reach it.\n", scope)
 	default:
-		a.messagef("This is a %v address: another NAT stands before the gateway, and the internet cannot reach it.\n", scope)
+		a.messagef("This is a %v address: another NAT is between the gateway and the internet, and the internet cannot reach it.\n", scope)
 	}
 	return nil
 }

@@ -119,9 +119,9 @@ func (a *app) printRemarks(s *spec, granted []backends.Mapping) {
 	case scope == backends.ScopeUnknown:
 		a.messagef("The gateway does not report its external address.\n")
 	case scope == backends.ScopePrivate:
-		a.messagef("%v is not a public address: another NAT stands before the gateway.\n", external.Addr())
+		a.messagef("%v is not a public address: another NAT is between the gateway and the internet.\n", external.Addr())
 	case scope == backends.ScopeShared:
-		a.messagef("%v is a shared address: the provider's NAT stands before the gateway.\n", external.Addr())
+		a.messagef("%v is a shared address: the provider's NAT is between the gateway and the internet.\n", external.Addr())
 	}
 	if s.from.Addr().IsValid() {
 		a.messagef("The gateway accepted the request to admit only %s. Test it: not every gateway keeps other hosts out.\n", endpointText(s.from))

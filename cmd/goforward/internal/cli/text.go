@@ -113,7 +113,7 @@ func backendText(m backends.Mapping) string {
 
 func expiryText(expires time.Time) string {
 	if expires.IsZero() {
-		return "without an end"
+		return "permanent"
 	}
 	return "until " + expires.Local().Format(time.DateTime)
 }
