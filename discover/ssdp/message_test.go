@@ -3,26 +3,10 @@ package ssdp
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func equal(t *testing.T, got, want any) {
-	t.Helper()
-	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
-		t.Errorf("-want +got:\n%s", d)
-	}
-}
-
-// crlf ends the lines as SSDP does.
-func crlf(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
 
 const igd1 = "urn:schemas-upnp-org:device:InternetGatewayDevice:1"
 

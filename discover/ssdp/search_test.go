@@ -362,3 +362,124 @@ func interfaces(t *testing.T) []net.Interface {
 	}
 	return all
 }
+
+// Answers stream from both families and from ports that were not asked; of what
+// else comes nothing is seen. One destination has nobody who listens.
+func TestLoopback(t *testing.T) {
+	closed, gone := device(t, loopback4)
+	_ = closed.Close()
+	four, at4 := device(t, loopback4)
+	other, _ := device(t, loopback4) // answers go out of here
+	go serveDevice(four, func(search string, from netip.AddrPort) {
+		if !strings.HasPrefix(search, "M-SEARCH * HTTP/1.1\r\nHOST: "+at4.String()+"\r\n") || from.Port() == Port {
+			t.Errorf("from %v: %q", from, search)
+		}
+		for _, s := range []string{"", "\x00\xff\x00", crlf(alive), search, strings.Repeat("x", 9000), crlf(plain), crlf(plain)} {
+			_, _ = other.WriteToUDPAddrPort([]byte(s), from)
+		}
+	})
+	to := []netip.AddrPort{gone, at4}
+	want := map[netip.Addr]bool{loopback4: true}
+	if six, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback6, 0))); err != nil {
+		t.Logf("IPv6 NOT TESTED: %v", err)
+	} else {
+		defer func() { _ = six.Close() }()
+		to = append(to, addrOf(t, six))
+		want[loopback6] = true
+		go serveDevice(six, func(_ string, from netip.AddrPort) {
+			_, _ = six.WriteToUDPAddrPort([]byte(crlf(plain)), from)
+		})
+	}
+	for a, err := range (Search{To: to}).Responses(soon(t)) {
+		if err != nil || !want[a.From.Addr()] {
+			t.Fatalf("%+v, %v", a, err)
+		}
+		if a.From.Addr() == loopback4 && a.From != addrOf(t, other) {
+			t.Errorf("from %v, want %v", a.From, other.LocalAddr())
+		}
+		delete(want, a.From.Addr())
+		a.From = netip.AddrPort{}
+		equal(t, a, plainAnswer())
+		if len(want) == 0 {
+			break
+		}
+	}
+	if len(want) != 0 {
+		t.Errorf("no answer from %v", want)
+	}
+}
+
+// A source that this host does not have keeps its family from searching.
+func TestSource(t *testing.T) {
+	conn, at := device(t, loopback4)
+	go serveDevice(conn, func(_ string, from netip.AddrPort) {
+		_, _ = conn.WriteToUDPAddrPort([]byte(answer("http://"+from.Addr().String())), from)
+	})
+	s := Search{To: []netip.AddrPort{at}, Source: loopback4}
+	for a, err := range s.Responses(soon(t)) {
+		if err != nil || a.Location != "http://127.0.0.1" {
+			t.Errorf("%+v, %v", a, err)
+		}
+		break
+	}
+	s.Source = netip.MustParseAddr("192.0.2.1")
+	count := 0
+	for _, err := range s.Responses(soon(t)) {
+		if count++; err == nil {
+			t.Error("searched from an address of somebody else")
+		}
+	}
+	if count != 1 {
+		t.Errorf("told %d times", count)
+	}
+}
+
+// Answers are distinct by address, location and device.
+func TestDistinct(t *testing.T) {
+	in := newInbox(nil)
+	for _, d := range []struct{ location, usn, from string }{
+		{"http://a", "uuid:1::x", "192.168.1.1:1900"},
+		{"http://b", "uuid:1::x", "192.168.1.1:1900"},
+		{"http://a", "uuid:2::x", "192.168.1.1:1900"},
+		{"http://a", "uuid:1::x", "192.168.1.2:1900"},
+		{"http://a", "uuid:1::x", "[fe80::1%a]:1900"},
+		{"http://a", "uuid:1::x", "[fe80::1%b]:1900"},
+		{"http://a", "", "192.168.1.1:1900"},
+	} {
+		before := len(in.answers)
+		text := "HTTP/1.1 200\nLOCATION: " + d.location + "\nUSN: " + d.usn + "\n"
+		from := netip.MustParseAddrPort(d.from)
+		in.take([]byte(text), from)
+		in.take([]byte(text), from)
+		in.take([]byte(text+"ST: another\n"), netip.AddrPortFrom(from.Addr(), 5))
+		if n := len(in.answers) - before; n != 1 {
+			t.Errorf("%+v is told %d times", d, n)
+		}
+	}
+}
+
+// A flood has bounds, fills no memory while the loop is slow, and crowds out
+// neither another address nor one that was asked itself.
+func TestFlood(t *testing.T) {
+	in := newInbox([]netip.AddrPort{Multicast, gateway})
+	flood := func(from netip.Addr) int {
+		before := len(in.answers)
+		for i := range 1000 {
+			in.take([]byte(answer(fmt.Sprint("http://x/", i))), netip.AddrPortFrom(from, 1))
+		}
+		return len(in.answers) - before
+	}
+	stranger := netip.MustParseAddr("192.168.1.2")
+	for want := range slices.Values([]int{64, 64, 64, 64, 0, 0}) {
+		if n := flood(stranger); n != want {
+			t.Errorf("%d answers of %v, want %d", n, stranger, want)
+		}
+		stranger = stranger.Next()
+	}
+	if n := flood(gateway.Addr()); n != 64 {
+		t.Errorf("%d answers of the gateway, want 64", n)
+	}
+	if len(in.seen) != 320 || len(in.perAddr) != 5 || cap(in.answers) != 320 {
+		t.Errorf("%d, %d and %d", len(in.seen), len(in.perAddr), cap(in.answers))
+	}
+}

@@ -10,8 +10,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/natforward/goforward/internal/errno"
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func equal(t *testing.T, got, want any) {
+	t.Helper()
+	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
+// crlf ends the lines as SSDP does.
+func crlf(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
 
 // fakeConn is a socket on which nothing takes time: it lives in a bubble.
 type fakeConn struct {
@@ -96,4 +110,49 @@ var (
 // answer is an answer with the location and a device of that name.
 func answer(location string) string {
 	return crlf("HTTP/1.1 200 OK\nLOCATION: " + location + "\nUSN: uuid:1::x\n\n")
+}
+
+var (
+	loopback4 = netip.MustParseAddr("127.0.0.1")
+	loopback6 = netip.IPv6Loopback()
+)
+
+// device is a socket on loopback, with its address.
+func device(t *testing.T, addr netip.Addr) (*net.UDPConn, netip.AddrPort) {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn, addrOf(t, conn)
+}
+
+func addrOf(t *testing.T, conn *net.UDPConn) netip.AddrPort {
+	t.Helper()
+	udp, ok := conn.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		t.Fatalf("local address %v", conn.LocalAddr())
+	}
+	return udp.AddrPort()
+}
+
+// serveDevice answers each search with respond until the socket is closed.
+func serveDevice(conn *net.UDPConn, respond func(search string, from netip.AddrPort)) {
+	buf := make([]byte, maxDatagram)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		respond(string(buf[:n]), from)
+	}
+}
+
+// soon ends a test that would wait for ever.
+func soon(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
 }
