@@ -1,38 +1,40 @@
-// Package ssdp finds UPnP devices: it searches for them and hears what they
-// announce (UPnP Device Architecture 1.1, section 1).
+// Package ssdp finds UPnP devices: it searches for them and receives their
+// notifications (UPnP Device Architecture 1.1, section 1).
 //
 //	for response, err := range (ssdp.Search{Interface: "eth0"}).Responses(ctx) {
 //		if err != nil {
-//			return err // not a single search could be sent
+//			return err // no search could be sent
 //		}
 //		if looksGood(response.Location) {
-//			break // the sockets are closed, nothing is left behind
+//			break // closes the sockets
 //		}
 //	}
 //
-// [Search] yields each answer the moment it comes. [Listener] tells of devices
-// that come, go and change. [ParseResponse] and [ParseNotification] read the datagrams.
+// [Search] yields each response as soon as it arrives. [Listener] receives the
+// notifications of devices that appear, leave or change. [ParseResponse] and
+// [ParseNotification] parse the datagrams.
 //
 // # Trust
 //
-// Anyone on the network can send either, under any address: take them as hints.
-// What is promised is their shape: at most 8 KiB and 64 header lines, no control
-// characters, and of one search no more than 64 distinct answers from one
-// address and 256 from all those that were not asked by their own address.
-// Location in particular is unchecked: it may name another host, this host, or
-// no host at all.
+// Every host on the network can send responses and notifications, from any source
+// address: treat them as hints. The package guarantees only their form. A message has
+// at most 8 KiB and 64 header lines, and no control characters. A search yields at
+// most 64 distinct responses from one address, and at most 256 from all addresses
+// together that the search did not name as unicast destinations.
+// The package does not check Location: it may name another host, this host, or no
+// host at all.
 //
 // # Leniency
 //
-// Devices are read as they are: header names in any case, with or without a
-// space after the colon, lines that end in LF alone, HTTP/1.0, no reason phrase,
-// no blank line at the end, answers from any port. Of a header that comes twice
-// the first counts.
+// The parsers accept what real devices send: header names in any case, no space after
+// the colon, lines that end in LF alone, HTTP/1.0, no reason phrase, and no blank line
+// at the end. Responses may arrive from any port. If a header is repeated, the first
+// one counts.
 //
 // # Interfaces
 //
-// A named interface is bound to where the system has an option for it (Linux,
-// macOS; Windows for sending). On the BSDs multicast leaves by it, while the
-// route decides for unicast, and answers may come in elsewhere. Linux before 5.7
-// lets only root bind.
+// If an interface is named, the socket is bound to it on systems that have an option
+// for that (Linux, macOS, and Windows for sending). On the BSDs, the interface applies
+// to outgoing multicast only: the route decides for unicast, and responses may arrive
+// on another interface. On Linux before 5.7, only root can bind to an interface.
 package ssdp

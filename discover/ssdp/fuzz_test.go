@@ -20,8 +20,8 @@ func seed(f *testing.F) {
 	f.Add(bytes.Repeat([]byte("a:b\n"), 100))
 }
 
-// wellFormed holds for every value that a parser returns.
-func wellFormed(t *testing.T, values ...string) {
+// checkValues checks what is true for every value that a parser returns.
+func checkValues(t *testing.T, values ...string) {
 	t.Helper()
 	for _, v := range values {
 		if strings.ContainsFunc(v, unicode.IsControl) || strings.Trim(v, " ") != v || len(v) > maxDatagram {
@@ -30,32 +30,34 @@ func wellFormed(t *testing.T, values ...string) {
 	}
 }
 
-// No parser panics or changes its input, and how lines end means nothing.
+// FuzzParseResponse checks that the parser does not panic or change its input, and that LF
+// and CRLF give the same result.
 func FuzzParseResponse(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		in := string(b)
-		a, err := ParseResponse(b)
+		r, err := ParseResponse(b)
 		if string(b) != in {
 			t.Fatal("the input changed")
 		}
 		if err != nil {
-			if a != (Response{}) {
-				t.Fatalf("%+v with %v", a, err)
+			if r != (Response{}) {
+				t.Fatalf("%+v with %v", r, err)
 			}
 			return
 		}
-		if a.Location == "" || a.MaxAge < 0 || !strings.HasPrefix(a.USN, a.UDN()) {
-			t.Fatalf("%+v", a)
+		if r.Location == "" || r.MaxAge < 0 || !strings.HasPrefix(r.USN, r.UDN()) {
+			t.Fatalf("%+v", r)
 		}
-		wellFormed(t, a.Location, a.Target, a.USN, a.Server)
-		again, err := ParseResponse(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
-		if err != nil || again != a {
-			t.Fatalf("%+v, and with LF alone %+v, %v", a, again, err)
+		checkValues(t, r.Location, r.Target, r.USN, r.Server)
+		withLF, err := ParseResponse(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
+		if err != nil || withLF != r {
+			t.Fatalf("%+v, and with LF alone %+v, %v", r, withLF, err)
 		}
 	})
 }
 
+// FuzzParseNotification checks the same properties as FuzzParseResponse.
 func FuzzParseNotification(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -73,10 +75,10 @@ func FuzzParseNotification(f *testing.F) {
 		if n.Kind < Alive || n.Kind > Update || n.USN == "" || n.Kind == Alive && n.Location == "" || n.MaxAge < 0 {
 			t.Fatalf("%+v", n)
 		}
-		wellFormed(t, n.Location, n.Type, n.USN, n.Server)
-		again, err := ParseNotification(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
-		if err != nil || again != n {
-			t.Fatalf("%+v, and with LF alone %+v, %v", n, again, err)
+		checkValues(t, n.Location, n.Type, n.USN, n.Server)
+		withLF, err := ParseNotification(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")))
+		if err != nil || withLF != n {
+			t.Fatalf("%+v, and with LF alone %+v, %v", n, withLF, err)
 		}
 	})
 }

@@ -24,19 +24,19 @@ func equal(t *testing.T, got, want any) {
 	}
 }
 
-// crlf ends the lines as SSDP does.
+// crlf replaces the line ends by CRLF, as SSDP uses them.
 func crlf(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
 
-// fakeConn is a socket on which nothing takes time: it lives in a bubble.
+// fakeConn is a socket in memory, for tests in a synctest bubble.
 type fakeConn struct {
-	seat   seat
+	config socketConfig
 	in     chan datagram
 	closed chan struct{}
 	onSend func(*fakeConn, datagram) error
 
 	mu    sync.Mutex
 	start time.Time
-	sent  []string // "time destination target"
+	sent  []string // each "time destination target"
 }
 
 type datagram struct {
@@ -68,36 +68,36 @@ func (c *fakeConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) 
 }
 
 func (c *fakeConn) Close() error {
-	close(c.closed) // twice would panic
+	close(c.closed) // panics if Close is called twice
 	return nil
 }
 
-// world opens fake sockets, and keeps them in order.
-type world struct {
+// fakeNetwork opens fake sockets, and records them in order.
+type fakeNetwork struct {
 	conns  []*fakeConn
 	onSend func(*fakeConn, datagram) error
-	refuse map[string]error // by network
+	refuse map[string]error // errors of open, by network
 }
 
-func (w *world) open(_ context.Context, s seat) (packetConn, error) {
-	if err := w.refuse[s.network]; err != nil {
+func (n *fakeNetwork) open(_ context.Context, s socketConfig) (packetConn, error) {
+	if err := n.refuse[s.network]; err != nil {
 		return nil, err
 	}
 	c := &fakeConn{
-		seat: s, in: make(chan datagram, 1000), closed: make(chan struct{}),
-		onSend: w.onSend, start: time.Now(),
+		config: s, in: make(chan datagram, 1000), closed: make(chan struct{}),
+		onSend: n.onSend, start: time.Now(),
 	}
-	w.conns = append(w.conns, c)
+	n.conns = append(n.conns, c)
 	return c, nil
 }
 
-func (w *world) allClosed(t *testing.T) {
+func (n *fakeNetwork) checkClosed(t *testing.T) {
 	t.Helper()
-	for _, c := range w.conns {
+	for _, c := range n.conns {
 		select {
 		case <-c.closed:
 		default:
-			t.Errorf("the %s socket is open", c.seat.network)
+			t.Errorf("the %s socket is still open", c.config.network)
 		}
 	}
 }
@@ -107,8 +107,8 @@ var (
 	gateway6 = netip.MustParseAddrPort("[2001:db8::1]:1900")
 )
 
-// answer is an answer with the location and a device of that name.
-func answer(location string) string {
+// responseText is a response with the given location and a fixed device name.
+func responseText(location string) string {
 	return crlf("HTTP/1.1 200 OK\nLOCATION: " + location + "\nUSN: uuid:1::x\n\n")
 }
 
@@ -117,7 +117,7 @@ var (
 	loopback6 = netip.IPv6Loopback()
 )
 
-// device is a socket on loopback, with its address.
+// device opens a socket on loopback, and returns it with its address.
 func device(t *testing.T, addr netip.Addr) (*net.UDPConn, netip.AddrPort) {
 	t.Helper()
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
@@ -137,7 +137,7 @@ func addrOf(t *testing.T, conn *net.UDPConn) netip.AddrPort {
 	return udp.AddrPort()
 }
 
-// serveDevice answers each search with respond until the socket is closed.
+// serveDevice calls respond for each search until the socket is closed.
 func serveDevice(conn *net.UDPConn, respond func(search string, from netip.AddrPort)) {
 	buf := make([]byte, maxDatagram)
 	for {
@@ -149,8 +149,8 @@ func serveDevice(conn *net.UDPConn, respond func(search string, from netip.AddrP
 	}
 }
 
-// soon ends a test that would wait for ever.
-func soon(t *testing.T) context.Context {
+// testContext limits the duration of a test that could otherwise block forever.
+func testContext(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)

@@ -18,34 +18,36 @@ import (
 	"github.com/natforward/goforward/internal/netbind"
 )
 
-// Listener hears what devices announce (UPnP Device Architecture 1.1, section
-// 1.2). The zero Listener hears it on all interfaces that are up. Interfaces are
-// looked at every 5 seconds: one that came up, or was created again under its name,
-// is heard from then on.
+// Listener receives the notifications of devices (UPnP Device Architecture 1.1, section
+// 1.2). The zero Listener receives them on all interfaces that are up. It checks the
+// interfaces every 5 seconds. If an interface comes up, or is created again under the
+// same name, the Listener receives notifications on it from the next check on.
 type Listener struct {
-	// Addr is where to listen. The zero AddrPort: Multicast and Multicast6,
-	// whichever of them can be had. A multicast address is joined, and shared with
-	// whoever else listens there; any other is bound.
+	// Addr is the address to listen at. The zero AddrPort means Multicast and
+	// Multicast6, or one of them if the other is not available. If Addr is a multicast
+	// address, the Listener joins the group, and shares the address with other
+	// listeners. If it is a unicast address, the Listener binds it.
 	Addr netip.AddrPort
-	// Interface is the interface to listen on; empty: the one that is the zone of
-	// Addr, else all. It does not matter where Addr is a unicast address.
+	// Interface is the interface to listen on. If it is empty, the Listener uses the
+	// zone of Addr, or all interfaces if Addr has no zone. Interface has no effect if
+	// Addr is a unicast address.
 	Interface string
 }
 
-// maxQueue is how many notices wait for a notify that is slow; beyond them they
-// are lost.
-const maxQueue = 64
+// maxQueued is the number of notifications that can wait while notify runs. Further
+// notifications are lost.
+const maxQueued = 64
 
-// maxInterfaces bounds the sockets on a host with very many interfaces.
+// maxInterfaces limits the number of sockets on a host with many interfaces.
 const maxInterfaces = 32
 
-// interfacesEvery is how often the interfaces are looked at.
-const interfacesEvery = 5 * time.Second
+// interfaceCheckInterval is the time between two checks of the interfaces.
+const interfaceCheckInterval = 5 * time.Second
 
-// Listen calls notify for each notice, until ctx ends, and returns the cause of
-// that end (context.Cause). It fails earlier only if it can listen nowhere when it
-// starts. Calls do not overlap, and Listen does not return before a running one does.
-// All else that arrives, such as searches, is ignored.
+// Listen calls notify for each notification until ctx ends, and returns the cause of
+// that end (context.Cause). It fails earlier only if it cannot open any socket at the
+// start. Calls of notify do not overlap, and Listen does not return while notify runs.
+// Listen ignores all other datagrams, such as searches.
 func (l Listener) Listen(ctx context.Context, notify func(Notification)) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -57,9 +59,9 @@ func (l Listener) Listen(ctx context.Context, notify func(Notification)) error {
 	return l.serve(ctx, conns, notify)
 }
 
-// serve reads notices from the sockets, which are its own, and replaces them if the
-// interfaces change.
-func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notification)) error {
+// serve reads notifications from the sockets, and replaces the sockets if the interfaces
+// change. It closes all of them before it returns.
+func (l Listener) serve(ctx context.Context, conns socketSet, notify func(Notification)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -70,25 +72,25 @@ func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notifica
 	}()
 	defer cancel()
 
-	notices := make(chan Notification, maxQueue)
-	start := func(conns byPlace) {
+	notifications := make(chan Notification, maxQueued)
+	start := func(conns socketSet) {
 		for _, conn := range conns {
 			wg.Go(func() {
-				read(ctx, conn, func(b []byte, from netip.AddrPort) { queue(notices, b, from) })
+				readDatagrams(ctx, conn, func(b []byte, from netip.AddrPort) { enqueue(notifications, b, from) })
 			})
 		}
 	}
 	start(conns)
-	tick := time.NewTicker(interfacesEvery)
+	tick := time.NewTicker(interfaceCheckInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			added, _ := l.update(ctx, conns) // what failed is tried again at the next tick
+			added, _ := l.update(ctx, conns) // the next tick retries failed endpoints
 			start(added)
-		case n := <-notices:
+		case n := <-notifications:
 			if ctx.Err() == nil {
 				notify(n)
 			}
@@ -96,31 +98,33 @@ func (l Listener) serve(ctx context.Context, conns byPlace, notify func(Notifica
 	}
 }
 
-// queue keeps a datagram if it is a notice and there is room.
-func queue(notices chan<- Notification, datagram []byte, from netip.AddrPort) {
+// enqueue parses a datagram, and queues it if it is a notification and the queue has
+// space.
+func enqueue(notifications chan<- Notification, datagram []byte, from netip.AddrPort) {
 	n, err := ParseNotification(datagram)
 	if err != nil {
 		return
 	}
 	n.From = from
 	select {
-	case notices <- n:
+	case notifications <- n:
 	default:
 	}
 }
 
-// byPlace are the sockets of a Listener, by the key of their place.
-type byPlace map[string]*net.UDPConn
+// socketSet holds the sockets of a Listener by the keys of their endpoints.
+type socketSet map[string]*net.UDPConn
 
-// place is where a socket listens: at a group on some interfaces, or at a unicast
-// address.
-type place struct {
+// endpoint is the address at which a socket listens: a group with the interfaces on which
+// the socket joins it, or a unicast address.
+type endpoint struct {
 	addr       netip.AddrPort
 	interfaces []net.Interface
 }
 
-// key differs between places. An interface that is created again has another index.
-func (p place) key() string {
+// key returns a string that differs between endpoints. It contains the index of each
+// interface, because an interface that is created again usually has another index.
+func (p endpoint) key() string {
 	key := p.addr.String()
 	for _, ifi := range p.interfaces {
 		key += fmt.Sprintf(" %d:%s", ifi.Index, ifi.Name)
@@ -128,29 +132,30 @@ func (p place) key() string {
 	return key
 }
 
-// open makes the sockets; it fails where there would be none.
-func (l Listener) open(ctx context.Context) (byPlace, error) {
-	conns := byPlace{}
+// open opens the sockets. It fails if it cannot open any.
+func (l Listener) open(ctx context.Context) (socketSet, error) {
+	conns := socketSet{}
 	_, err := l.update(ctx, conns)
 	return conns, err
 }
 
-// update makes the sockets that are missing, which it returns, and closes those that
-// have no place any more. It fails if none is left.
-func (l Listener) update(ctx context.Context, conns byPlace) (added byPlace, err error) {
-	places, err := l.places()
+// update opens and returns the sockets of new endpoints, and closes the sockets of
+// endpoints that no longer exist. It fails if no socket remains.
+func (l Listener) update(ctx context.Context, conns socketSet) (added socketSet, err error) {
+	endpoints, err := l.endpoints()
 	if err != nil {
 		return nil, err
 	}
-	added = byPlace{}
+	added = socketSet{}
 	old := maps.Clone(conns)
 	var errs []error
-	for _, p := range places {
+	for _, p := range endpoints {
 		key := p.key()
 		delete(old, key)
 		if conn := conns[key]; conn != nil {
-			// Some systems give an interface that is created again the index that it
-			// had. Its memberships are gone. If they are not, this fails.
+			// Some systems reuse the index of an interface that is created again. Its
+			// group memberships were dropped, so the socket must join again. If the
+			// memberships still exist, joining fails; that error does not matter.
 			_ = join(conn, p.addr.Addr(), p.interfaces)
 			continue
 		}
@@ -161,7 +166,7 @@ func (l Listener) update(ctx context.Context, conns byPlace) (added byPlace, err
 		}
 		conns[key], added[key] = conn, conn
 	}
-	for key, conn := range old { // only now, so that no notice is missed in between
+	for key, conn := range old { // after the new sockets are open, to miss no notification
 		_ = conn.Close()
 		delete(conns, key)
 	}
@@ -171,13 +176,13 @@ func (l Listener) update(ctx context.Context, conns byPlace) (added byPlace, err
 	return added, nil
 }
 
-// places are those to listen at, at least one.
-func (l Listener) places() ([]place, error) {
+// endpoints returns the endpoints to listen at: at least one.
+func (l Listener) endpoints() ([]endpoint, error) {
 	addr := netip.AddrPortFrom(l.Addr.Addr().Unmap(), l.Addr.Port())
 	groups := []netip.AddrPort{Multicast, Multicast6}
 	if addr.IsValid() {
 		if !addr.Addr().IsMulticast() {
-			return []place{{addr: addr}}, nil
+			return []endpoint{{addr: addr}}, nil
 		}
 		groups = []netip.AddrPort{addr}
 		l.Interface = cmp.Or(l.Interface, addr.Addr().Zone())
@@ -186,16 +191,16 @@ func (l Listener) places() ([]place, error) {
 	if err != nil {
 		return nil, err
 	}
-	var places []place
+	var endpoints []endpoint
 	for _, group := range groups {
-		for _, part := range parts(group.Addr(), interfaces) {
-			places = append(places, place{group, part})
+		for _, shared := range splitInterfaces(group.Addr(), interfaces) {
+			endpoints = append(endpoints, endpoint{group, shared})
 		}
 	}
-	return places, nil
+	return endpoints, nil
 }
 
-// interfaces are those to listen on, at least one.
+// interfaces returns the interfaces to listen on: at least one.
 func (l Listener) interfaces() ([]net.Interface, error) {
 	if l.Interface != "" {
 		ifi, err := net.InterfaceByName(l.Interface)
@@ -209,33 +214,35 @@ func (l Listener) interfaces() ([]net.Interface, error) {
 		return nil, err
 	}
 	all = slices.DeleteFunc(all, func(ifi net.Interface) bool {
-		const need = net.FlagUp | net.FlagMulticast
-		return ifi.Flags&need != need
+		const required = net.FlagUp | net.FlagMulticast
+		return ifi.Flags&required != required
 	})
 	if len(all) == 0 {
-		return nil, errors.New("no interface has multicast")
+		return nil, errors.New("no interface supports multicast")
 	}
 	return all[:min(len(all), maxInterfaces)], nil
 }
 
-// parts are the interfaces that share a socket. All do, except that a link-local
-// group is bound on one interface.
-func parts(group netip.Addr, interfaces []net.Interface) [][]net.Interface {
+// splitInterfaces groups the interfaces by the socket that they share. All interfaces
+// share one socket, except for an IPv6 link-local group: such a group is bound to one
+// interface, so each interface has its own socket.
+func splitInterfaces(group netip.Addr, interfaces []net.Interface) [][]net.Interface {
 	if netbind.BindsGroup && group.Is6() && group.IsLinkLocalMulticast() {
 		return slices.Collect(slices.Chunk(interfaces, 1))
 	}
 	return [][]net.Interface{interfaces}
 }
 
-// listen makes the socket. At a group's address, it has joined the group on at least
-// one of the interfaces. Of a single one it hears nothing but that.
-func (p place) listen(ctx context.Context) (*net.UDPConn, error) {
+// listen opens the socket. If the address is a group, the socket has joined the group on
+// at least one of the interfaces. If the endpoint has a single interface, the socket
+// receives only the datagrams that arrive on that interface.
+func (p endpoint) listen(ctx context.Context) (*net.UDPConn, error) {
 	if !p.addr.Addr().IsMulticast() {
 		return bind(ctx, net.ListenConfig{}, "udp", p.addr)
 	}
 	network, addr := "udp4", p.addr.Addr()
 	if addr.Is6() {
-		network, addr = "udp6", scoped(addr, p.interfaces[0].Name)
+		network, addr = "udp6", withZone(addr, p.interfaces[0].Name)
 	}
 	var only *net.Interface
 	if len(p.interfaces) == 1 {
@@ -252,7 +259,7 @@ func (p place) listen(ctx context.Context) (*net.UDPConn, error) {
 	return conn, nil
 }
 
-// join fails where no interface can.
+// join joins the group on each interface. It fails if it fails on all of them.
 func join(conn *net.UDPConn, group netip.Addr, interfaces []net.Interface) error {
 	joinGroup := ipv4.NewPacketConn(conn).JoinGroup
 	if group.Is6() {

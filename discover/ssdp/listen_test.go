@@ -11,7 +11,8 @@ import (
 	"github.com/natforward/goforward/internal/freeport"
 )
 
-// Notices come one at a time, and nothing else does.
+// TestListen checks that Listen passes on every notification, one at a time, and no other
+// datagram.
 func TestListen(t *testing.T) {
 	at, err := freeport.UDP()
 	if err != nil {
@@ -31,55 +32,56 @@ func TestListen(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	enough := errors.New("enough")
-	ctx, cancel := context.WithCancelCause(soon(t))
+	errDone := errors.New("received all notifications")
+	ctx, cancel := context.WithCancelCause(testContext(t))
 	var got []NotificationKind
 	err = l.serve(ctx, conns, func(n Notification) {
 		if n.From != from || n.UDN() != "uuid:00000000-0000-0000-0000-000000000001" {
 			t.Errorf("%+v", n)
 		}
 		if got = append(got, n.Kind); len(got) == 3 {
-			cancel(enough)
+			cancel(errDone)
 		}
 	})
-	if !errors.Is(err, enough) {
+	if !errors.Is(err, errDone) {
 		t.Errorf("%v, want the cause", err)
 	}
 	equal(t, got, []NotificationKind{Alive, ByeBye, Update})
-	again, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 	if err != nil {
-		t.Fatalf("the socket is still there: %v", err)
+		t.Fatalf("the socket is still open: %v", err)
 	}
-	_ = again.Close()
+	_ = conn.Close()
 }
 
 func TestListenFails(t *testing.T) {
-	_, taken := device(t, loopback4)
-	never := func(Notification) { t.Error("a notice") }
+	_, inUse := device(t, loopback4)
+	notify := func(Notification) { t.Error("notify was called") }
 	for name, l := range map[string]Listener{
-		"taken":        {Addr: taken},
-		"no interface": {Interface: "none such"},
-		"not ours":     {Addr: netip.MustParseAddrPort("192.0.2.1:1900")},
+		"address in use":          {Addr: inUse},
+		"no such interface":       {Interface: "none such"},
+		"address of another host": {Addr: netip.MustParseAddrPort("192.0.2.1:1900")},
 	} {
-		if err := l.Listen(soon(t), never); err == nil || !strings.HasPrefix(err.Error(), "ssdp: listen: ") {
+		if err := l.Listen(testContext(t), notify); err == nil || !strings.HasPrefix(err.Error(), "ssdp: listen: ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	cause := errors.New("over")
+	cause := errors.New("cause")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
-	if err := (Listener{Addr: taken}).Listen(ctx, never); !errors.Is(err, cause) {
+	if err := (Listener{Addr: inUse}).Listen(ctx, notify); !errors.Is(err, cause) {
 		t.Errorf("%v, want the cause", err)
 	}
 }
 
-// Notices that a slow notify has no room for are lost; the reader goes on.
-func TestQueue(t *testing.T) {
-	notices := make(chan Notification, maxQueue)
-	for range 2 * maxQueue {
-		queue(notices, []byte(alive), gateway)
+// TestQueueLimit checks that notifications are lost when the queue is full, and that the
+// reader does not block.
+func TestQueueLimit(t *testing.T) {
+	notifications := make(chan Notification, maxQueued)
+	for range 2 * maxQueued {
+		enqueue(notifications, []byte(alive), gateway)
 	}
-	if n := <-notices; len(notices) != maxQueue-1 || n.From != gateway {
-		t.Errorf("%d left after %+v", len(notices), n)
+	if n := <-notifications; len(notifications) != maxQueued-1 || n.From != gateway {
+		t.Errorf("%d queued after %+v", len(notifications), n)
 	}
 }

@@ -11,17 +11,47 @@ import (
 	"unicode"
 )
 
-// NotificationKind is what a device announces (NTS).
-type NotificationKind uint8
-
-// The kinds of notice (UPnP Device Architecture 1.1, sections 1.2.2 to 1.2.4).
+// The limits of a message. Messages of real devices have about 400 bytes and a dozen
+// headers.
 const (
-	Alive  NotificationKind = iota + 1 // it is there
-	ByeBye                             // it is about to go
-	Update                             // its BootID becomes NextBootID, without a restart
+	maxDatagram = 8 << 10
+	maxHeaders  = 64
 )
 
-// String is the kind as on the wire, less "ssdp:".
+// ErrMalformed is wrapped by the errors of ParseResponse and ParseNotification if the
+// datagram is another kind of message, or lacks a required header.
+var ErrMalformed = errors.New("malformed SSDP datagram")
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("ssdp: %w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+}
+
+// ID is an optional number in a message, such as BOOTID.UPNP.ORG. The zero ID means
+// that the number is absent. IDs can be compared with ==.
+type ID struct {
+	Value uint32
+	Valid bool // whether the device sent a valid number
+}
+
+// String returns the number, or "none" if it is absent.
+func (id ID) String() string {
+	if !id.Valid {
+		return "none"
+	}
+	return strconv.FormatUint(uint64(id.Value), 10)
+}
+
+// NotificationKind is the kind of a notification (NTS).
+type NotificationKind uint8
+
+// The kinds of notifications (UPnP Device Architecture 1.1, sections 1.2.2 to 1.2.4).
+const (
+	Alive  NotificationKind = iota + 1 // the device is available
+	ByeBye                             // the device is about to leave the network
+	Update                             // the BootID changes to NextBootID, without a restart
+)
+
+// String returns the kind as it is sent, without the prefix "ssdp:".
 func (k NotificationKind) String() string {
 	switch k {
 	case Alive:
@@ -34,32 +64,33 @@ func (k NotificationKind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// Notification is what a device announces to everybody about itself or one of its
+// Notification is a multicast message in which a device announces itself or one of its
 // services (UPnP Device Architecture 1.1, section 1.2).
 type Notification struct {
 	Kind NotificationKind
-	// From is who sent it, from whatever port. A link-local address has its zone.
+	// From is the address and port of the sender; the port can have any value. A
+	// link-local address has its zone.
 	From netip.AddrPort
-	// Location is the URL of the device's description as it was sent, less space
-	// around it. It is never empty for Alive, and unchecked.
+	// Location is the URL of the device's description as it was sent, without the
+	// spaces around it. It is never empty for Alive. It is not checked.
 	Location string
-	// Type is what the notice is about (NT), USN its unique name, Server the
-	// product. USN is never empty.
+	// Type is the type of the announced device or service (NT), USN is its unique
+	// name, and Server is the name of the product. USN is never empty.
 	Type, USN, Server string
-	// MaxAge is how long an Alive holds; zero where the device did not say.
+	// MaxAge is the time for which an Alive is valid, or zero if the device did not
+	// state it.
 	MaxAge time.Duration
-	// BootID changes when the device restarts, and ConfigID with its description;
-	// UPnP 1.0 has neither. NextBootID comes with Update. Some devices send the
-	// same numbers for ever.
+	// BootID changes when the device restarts, and ConfigID changes with its
+	// description; UPnP 1.0 has neither. Only Update has a NextBootID. Some devices
+	// never change these numbers.
 	BootID, NextBootID, ConfigID ID
 }
 
-// UDN returns the unique name of the device that the notice is about, "uuid:…",
-// or "" where there is none.
+// UDN returns the unique name of the device in USN, "uuid:…", or "" if USN has none.
 func (n Notification) UDN() string { return udn(n.USN) }
 
-// ParseNotification reads a notice: a NOTIFY of a known kind with a USN and, for Alive,
-// a LOCATION. From is left zero. Errors wrap [ErrMalformed].
+// ParseNotification parses a notification: a NOTIFY of a known kind that has a USN and,
+// if it is an Alive, a LOCATION. It leaves From zero. Errors wrap [ErrMalformed].
 func ParseNotification(b []byte) (Notification, error) {
 	m, err := parse(b)
 	if err != nil {
@@ -68,7 +99,7 @@ func ParseNotification(b []byte) (Notification, error) {
 	method, rest := cutWord(m.start)
 	_, version := cutWord(rest)
 	if method != "NOTIFY" || !isHTTP1(strings.TrimRight(version, " ")) {
-		return Notification{}, malformed("not a notice")
+		return Notification{}, malformed("not a notification")
 	}
 	n := Notification{
 		Location:   m.headers["location"],
@@ -88,40 +119,41 @@ func ParseNotification(b []byte) (Notification, error) {
 	case "ssdp:update":
 		n.Kind = Update
 	default:
-		return Notification{}, malformed("notice of kind %.40q", nts)
+		return Notification{}, malformed("notification of unknown kind %.40q", nts)
 	}
 	switch {
 	case n.USN == "":
-		return Notification{}, malformed("notice without USN")
+		return Notification{}, malformed("notification without USN")
 	case n.Kind == Alive && n.Location == "":
 		return Notification{}, malformed("alive without LOCATION")
 	}
 	return n, nil
 }
 
-// Response is a device's answer to a search (UPnP Device Architecture 1.1, section
+// Response is a device's response to a search (UPnP Device Architecture 1.1, section
 // 1.3.3).
 type Response struct {
-	// From is who answered, from whatever port. A link-local address has its zone.
+	// From is the address and port of the sender; the port can have any value. A
+	// link-local address has its zone.
 	From netip.AddrPort
-	// Location is the URL of the device's description as it was sent, less space
-	// around it; never empty, and otherwise unchecked.
+	// Location is the URL of the device's description as it was sent, without the
+	// spaces around it. It is never empty, and not checked otherwise.
 	Location string
-	// Target is what answered the search (ST), USN its unique name, Server the
-	// product. Each may be empty.
+	// Target is the type of the device or service that responds (ST), USN is its
+	// unique name, and Server is the name of the product. Each may be empty.
 	Target, USN, Server string
-	// MaxAge is how long the answer holds; zero where the device did not say.
+	// MaxAge is the time for which the response is valid, or zero if the device did
+	// not state it.
 	MaxAge time.Duration
-	// BootID changes when the device restarts, and ConfigID with its description;
-	// UPnP 1.0 has neither. Some devices send the same numbers for ever.
+	// BootID changes when the device restarts, and ConfigID changes with its
+	// description; UPnP 1.0 has neither. Some devices never change these numbers.
 	BootID, ConfigID ID
 }
 
-// UDN returns the unique name of the device that USN is about, "uuid:…", or ""
-// where there is none.
-func (a Response) UDN() string { return udn(a.USN) }
+// UDN returns the unique name of the device in USN, "uuid:…", or "" if USN has none.
+func (r Response) UDN() string { return udn(r.USN) }
 
-// ParseResponse reads an answer: status 200, with a LOCATION. From is left zero.
+// ParseResponse parses a response: status 200, with a LOCATION. It leaves From zero.
 // Errors wrap [ErrMalformed].
 func ParseResponse(b []byte) (Response, error) {
 	m, err := parse(b)
@@ -130,12 +162,12 @@ func ParseResponse(b []byte) (Response, error) {
 	}
 	version, rest := cutWord(m.start)
 	if !isHTTP1(version) {
-		return Response{}, malformed("not an answer")
+		return Response{}, malformed("not a response")
 	}
 	if status, _ := cutWord(rest); status != "200" {
 		return Response{}, malformed("status %.40q", status)
 	}
-	a := Response{
+	r := Response{
 		Location: m.headers["location"],
 		Target:   m.headers["st"],
 		USN:      m.headers["usn"],
@@ -144,50 +176,20 @@ func ParseResponse(b []byte) (Response, error) {
 		BootID:   m.id("bootid.upnp.org"),
 		ConfigID: m.id("configid.upnp.org"),
 	}
-	if a.Location == "" {
-		return Response{}, malformed("answer without LOCATION")
+	if r.Location == "" {
+		return Response{}, malformed("response without LOCATION")
 	}
-	return a, nil
+	return r, nil
 }
 
-// The largest message that is looked at. Real ones have some 400 bytes and a
-// dozen headers.
-const (
-	maxDatagram = 8 << 10
-	maxHeaders  = 64
-)
-
-// ErrMalformed is what ParseResponse and ParseNotification wrap for a datagram that is
-// something else, or lacks what it needs.
-var ErrMalformed = errors.New("malformed SSDP datagram")
-
-func malformed(format string, args ...any) error {
-	return fmt.Errorf("ssdp: %w: %s", ErrMalformed, fmt.Sprintf(format, args...))
-}
-
-// ID is a number that a device may leave out: BOOTID.UPNP.ORG and its like. The
-// zero ID is an absent one. IDs compare with ==.
-type ID struct {
-	Value uint32
-	Valid bool // whether the device sent one that can be read
-}
-
-// String is the number, or "none".
-func (id ID) String() string {
-	if !id.Valid {
-		return "none"
-	}
-	return strconv.FormatUint(uint64(id.Value), 10)
-}
-
-// message is a start line and the headers that are of use.
+// message is a start line, and the headers in keptHeaders.
 type message struct {
 	start   string
-	headers map[string]string // by the names in known
+	headers map[string]string // the keys are in keptHeaders
 }
 
-// known are the headers that are kept, in lower case.
-var known = map[string]bool{
+// keptHeaders are the names of the headers that parse keeps, in lower case.
+var keptHeaders = map[string]bool{
 	"bootid.upnp.org":     true,
 	"cache-control":       true,
 	"configid.upnp.org":   true,
@@ -200,8 +202,7 @@ var known = map[string]bool{
 	"usn":                 true,
 }
 
-// parse reads a message up to its blank line, or to its end where that is
-// missing.
+// parse reads a message up to its blank line, or up to its end if it has no blank line.
 func parse(b []byte) (message, error) {
 	if len(b) > maxDatagram {
 		return message{}, malformed("%d bytes", len(b))
@@ -227,24 +228,24 @@ func parse(b []byte) (message, error) {
 	return m, nil
 }
 
-// add keeps the header of a line, unless there is one already. A line that is
-// folded into the one before it (RFC 7230 section 3.2.4) begins with white space,
-// which is left there and makes it no header of ours, whatever it looks like.
+// add keeps the header in a line, unless the message already has a header of that name.
+// A continuation line (RFC 7230 section 3.2.4) begins with white space. add does not trim
+// that, so the name of such a line is never in keptHeaders.
 func (m message) add(line []byte) {
 	name, value, ok := bytes.Cut(line, []byte(":"))
 	if !ok {
 		return
 	}
 	key := strings.ToLower(string(bytes.TrimRight(name, " \t")))
-	if _, twice := m.headers[key]; twice || !known[key] {
+	if _, twice := m.headers[key]; twice || !keptHeaders[key] {
 		return
 	}
-	// A tab within a value is allowed white space; callers get no control
-	// characters.
+	// A tab is valid white space within a value. It becomes a space, because callers
+	// get no control characters.
 	m.headers[key] = strings.Trim(strings.ReplaceAll(string(value), "\t", " "), " ")
 }
 
-// cutLine takes the first line off, without its end.
+// cutLine splits off the first line, without its line end.
 func cutLine(b []byte) (line, rest []byte) {
 	line, rest, _ = bytes.Cut(b, []byte("\n"))
 	return bytes.TrimRight(line, "\r"), rest
@@ -254,18 +255,19 @@ func hasControl(b []byte) bool {
 	return bytes.ContainsFunc(b, func(r rune) bool { return unicode.IsControl(r) && r != '\t' })
 }
 
-// isHTTP1 reports whether s is the name of any HTTP version 1.
+// isHTTP1 reports whether s is the name of an HTTP version 1.x.
 func isHTTP1(s string) bool {
 	return len(s) == len("HTTP/1.1") && strings.HasPrefix(s, "HTTP/1.")
 }
 
-// cutWord takes the first word off.
+// cutWord splits off the first word.
 func cutWord(s string) (word, rest string) {
 	word, rest, _ = strings.Cut(s, " ")
 	return word, strings.TrimLeft(rest, " ")
 }
 
-// id reads a number, which is absent where it cannot be read.
+// id parses the number in a header. The ID is absent if the header is missing or is not
+// a number of 32 bits.
 func (m message) id(name string) ID {
 	n, err := strconv.ParseUint(m.headers[name], 10, 32)
 	if err != nil {
@@ -274,7 +276,7 @@ func (m message) id(name string) ID {
 	return ID{Value: uint32(n), Valid: true}
 }
 
-// maxAge is the max-age of CACHE-CONTROL, 0 where it is absent or cannot be read.
+// maxAge returns the max-age of CACHE-CONTROL, or 0 if it is missing or invalid.
 func (m message) maxAge() time.Duration {
 	for directive := range strings.SplitSeq(m.headers["cache-control"], ",") {
 		name, value, _ := strings.Cut(directive, "=")
@@ -290,7 +292,7 @@ func (m message) maxAge() time.Duration {
 	return 0
 }
 
-// udn is the device's part of a unique service name.
+// udn returns the part of a unique service name (USN) that names the device.
 func udn(usn string) string {
 	const scheme = "uuid:"
 	name, _, _ := strings.Cut(usn, "::")

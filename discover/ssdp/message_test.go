@@ -10,7 +10,7 @@ import (
 
 const igd1 = "urn:schemas-upnp-org:device:InternetGatewayDevice:1"
 
-// plain is an ordinary router's answer.
+// plain is the response of an ordinary router.
 const plain = `HTTP/1.1 200 OK
 CACHE-CONTROL: max-age=1800
 EXT:
@@ -23,7 +23,7 @@ CONFIGID.UPNP.ORG: 1
 
 `
 
-func plainAnswer() Response {
+func plainResponse() Response {
 	return Response{
 		Location: "http://192.168.1.1:5000/rootDesc.xml",
 		Target:   igd1,
@@ -35,10 +35,10 @@ func plainAnswer() Response {
 	}
 }
 
-func located(location string) Response {
-	a := plainAnswer()
-	a.Location = location
-	return a
+func responseAt(location string) Response {
+	r := plainResponse()
+	r.Location = location
+	return r
 }
 
 func TestParseResponse(t *testing.T) {
@@ -50,56 +50,56 @@ func TestParseResponse(t *testing.T) {
 		return crlf(strings.Replace(plain, old, new, 1))
 	}
 	age := func(d time.Duration) Response {
-		a := plainAnswer()
-		a.MaxAge = d
-		return a
+		r := plainResponse()
+		r.MaxAge = d
+		return r
 	}
 	boot := func(id ID) Response {
-		a := plainAnswer()
-		a.BootID = id
-		return a
+		r := plainResponse()
+		r.BootID = id
+		return r
 	}
 	server := func(s string) Response {
-		a := plainAnswer()
-		a.Server = s
-		return a
+		r := plainResponse()
+		r.Server = s
+		return r
 	}
-	wfa := plainAnswer()
+	wfa := plainResponse()
 	wfa.Target = "urn:schemas-wifialliance-org:device:WFADevice:1"
 	for _, tt := range []struct {
 		name, datagram string
 		want           Response
 	}{
-		{"ordinary", crlf(plain), plainAnswer()},
-		{"no space after the colon", swap(location, "location:http://192.168.1.1:5000/x"), located("http://192.168.1.1:5000/x")},
-		{"LF only", plain, plainAnswer()},
-		{"no reason", swap("200 OK", "200"), plainAnswer()},
-		{"HTTP/1.0", swap("HTTP/1.1", "HTTP/1.0"), plainAnswer()},
-		{"long reason", swap("200 OK", "200 It is  here"), plainAnswer()},
-		{"IPv6 loopback", swap("192.168.1.1:5000", "[::1]:1900"), located("http://[::1]:1900/rootDesc.xml")},
-		{"loopback", swap("192.168.1.1:5000/rootDesc.xml", "127.0.0.1:5000/"), located("http://127.0.0.1:5000/")},
-		{"foreign zone", swap("192.168.1.1:5000/rootDesc.xml", "[fe80::1%3]:5000/"), located("http://[fe80::1%3]:5000/")},
-		{"not a URL", swap("http://192.168.1.1:5000/rootDesc.xml", "%zz there"), located("%zz there")},
-		{"no blank line", strings.TrimSuffix(crlf(plain), "\r\n"), plainAnswer()},
-		{"no line end", strings.TrimRight(crlf(plain), "\r\n"), plainAnswer()},
-		{"long header", swap("EXT:", "EXT: "+strings.Repeat("x", 4096)), plainAnswer()},
-		{"body", crlf(plain) + "\x00LOCATION: x", plainAnswer()},
-		{"of another device", swap("ST: "+igd1, "ST: urn:schemas-wifialliance-org:device:WFADevice:1"), wfa},
-		{"first of two", swap("EXT:", "Location: http://192.168.1.1/first"), located("http://192.168.1.1/first")},
-		{"folded", swap("EXT:", "EXT: a\n LOCATION: http://192.168.1.9/\n\tLOCATION: http://192.168.1.9/"), plainAnswer()},
-		{"spaces", swap(location, "LOCATION \t: \t http://192.168.1.1/ \t"), located("http://192.168.1.1/")},
-		{"line without a colon", swap("EXT:", "EXT\n:\n: x"), plainAnswer()},
-		{"tab in a value", swap("TestOS/1.0 UPnP", "TestOS/1.0\tUPnP"), plainAnswer()},
+		{"ordinary", crlf(plain), plainResponse()},
+		{"no space after the colon", swap(location, "location:http://192.168.1.1:5000/x"), responseAt("http://192.168.1.1:5000/x")},
+		{"LF only", plain, plainResponse()},
+		{"no reason", swap("200 OK", "200"), plainResponse()},
+		{"HTTP/1.0", swap("HTTP/1.1", "HTTP/1.0"), plainResponse()},
+		{"long reason", swap("200 OK", "200 It is  here"), plainResponse()},
+		{"IPv6 loopback", swap("192.168.1.1:5000", "[::1]:1900"), responseAt("http://[::1]:1900/rootDesc.xml")},
+		{"loopback", swap("192.168.1.1:5000/rootDesc.xml", "127.0.0.1:5000/"), responseAt("http://127.0.0.1:5000/")},
+		{"foreign zone", swap("192.168.1.1:5000/rootDesc.xml", "[fe80::1%3]:5000/"), responseAt("http://[fe80::1%3]:5000/")},
+		{"not a URL", swap("http://192.168.1.1:5000/rootDesc.xml", "%zz there"), responseAt("%zz there")},
+		{"no blank line", strings.TrimSuffix(crlf(plain), "\r\n"), plainResponse()},
+		{"no line end", strings.TrimRight(crlf(plain), "\r\n"), plainResponse()},
+		{"long header", swap("EXT:", "EXT: "+strings.Repeat("x", 4096)), plainResponse()},
+		{"body", crlf(plain) + "\x00LOCATION: x", plainResponse()},
+		{"target of another device", swap("ST: "+igd1, "ST: urn:schemas-wifialliance-org:device:WFADevice:1"), wfa},
+		{"repeated header", swap("EXT:", "Location: http://192.168.1.1/first"), responseAt("http://192.168.1.1/first")},
+		{"continuation lines", swap("EXT:", "EXT: a\n LOCATION: http://192.168.1.9/\n\tLOCATION: http://192.168.1.9/"), plainResponse()},
+		{"spaces", swap(location, "LOCATION \t: \t http://192.168.1.1/ \t"), responseAt("http://192.168.1.1/")},
+		{"line without a colon", swap("EXT:", "EXT\n:\n: x"), plainResponse()},
+		{"tab in a value", swap("TestOS/1.0 UPnP", "TestOS/1.0\tUPnP"), plainResponse()},
 		{"Latin-1", swap("TestOS/1.0 UPnP/1.1 TestRouter/1.0", "M\xfcller"), server("M\xfcller")},
 		{"no age", swap("max-age=1800", "no-cache"), age(0)},
-		{"age among others", swap("max-age=1800", `no-cache="Ext", Max-Age = "120" ,private`), age(2 * time.Minute)},
+		{"age after another directive", swap("max-age=1800", `no-cache="Ext", Max-Age = "120" ,private`), age(2 * time.Minute)},
 		{"negative age", swap("1800", "-1"), age(0)},
-		{"greatest age", swap("1800", "4294967295"), age(4294967295 * time.Second)},
-		{"age beyond it", swap("1800", "4294967296"), age(0)},
-		{"boot 0", swap("ORG: 17", "ORG: 0"), boot(ID{0, true})},
-		{"boot absent", swap("BOOTID", "X"), boot(ID{})},
-		{"boot unreadable", swap("ORG: 17", "ORG: 0x11"), boot(ID{})},
-		{"boot too great", swap("ORG: 17", "ORG: 4294967296"), boot(ID{})},
+		{"largest age", swap("1800", "4294967295"), age(4294967295 * time.Second)},
+		{"age too large", swap("1800", "4294967296"), age(0)},
+		{"boot ID 0", swap("ORG: 17", "ORG: 0"), boot(ID{0, true})},
+		{"no boot ID", swap("BOOTID", "X"), boot(ID{})},
+		{"boot ID not decimal", swap("ORG: 17", "ORG: 0x11"), boot(ID{})},
+		{"boot ID too large", swap("ORG: 17", "ORG: 4294967296"), boot(ID{})},
 		{
 			"miniupnpd", crlf("HTTP/1.1 200 OK\nCACHE-CONTROL: max-age=120\nST: upnp:rootdevice\n" +
 				"USN: uuid:9a1b::upnp:rootdevice\nEXT:\nSERVER: Linux UPnP/1.1 MiniUPnPd/2.3.1\n" +
@@ -111,7 +111,7 @@ func TestParseResponse(t *testing.T) {
 				MaxAge: 2 * time.Minute, BootID: ID{1, true}, ConfigID: ID{1337, true},
 			},
 		},
-		{"barest", "HTTP/1.1 200\nLOCATION:x", Response{Location: "x"}},
+		{"minimal", "HTTP/1.1 200\nLOCATION:x", Response{Location: "x"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ParseResponse([]byte(tt.datagram))
@@ -142,7 +142,7 @@ func TestParseResponseMalformed(t *testing.T) {
 		"HTTP/1.":                strings.Replace(plain, "HTTP/1.1", "HTTP/1.", 1),
 		"not HTTP":               strings.Replace(plain, "HTTP", "ICAP", 1),
 		"search":                 crlf("M-SEARCH * HTTP/1.1\nLOCATION: http://192.168.1.1/\n\n"),
-		"notice":                 crlf(alive),
+		"notification":           crlf(alive),
 		"escape":                 strings.Replace(plain, "TestOS", "\x1b[2J", 1),
 		"NUL":                    strings.Replace(plain, "TestOS", "\x00", 1),
 		"CR inside":              strings.Replace(plain, "TestOS", "a\rLOCATION: b", 1),
@@ -167,7 +167,8 @@ func TestParseResponseMalformed(t *testing.T) {
 	}
 }
 
-// What is cut short is either refused, or read as far as it goes.
+// TestParseResponseTruncated checks that a truncated response is either rejected, or
+// returned with the values up to the cut.
 func TestParseResponseTruncated(t *testing.T) {
 	for _, whole := range []string{plain, crlf(plain)} {
 		end := strings.Index(whole, "LOCATION: h") + len("LOCATION: h")
@@ -176,7 +177,7 @@ func TestParseResponseTruncated(t *testing.T) {
 			if (err == nil) != (n >= end) {
 				t.Fatalf("%d of %d bytes: %+v, %v", n, len(whole), got, err)
 			}
-			want := plainAnswer()
+			want := plainResponse()
 			for _, pair := range [][2]string{
 				{got.Location, want.Location},
 				{got.Target, want.Target},
@@ -184,7 +185,7 @@ func TestParseResponseTruncated(t *testing.T) {
 				{got.Server, want.Server},
 			} {
 				if !strings.HasPrefix(pair[1], pair[0]) {
-					t.Errorf("%d bytes: %q is no beginning of %q", n, pair[0], pair[1])
+					t.Errorf("%d bytes: %q is not a prefix of %q", n, pair[0], pair[1])
 				}
 			}
 		}
@@ -203,13 +204,14 @@ func TestUDN(t *testing.T) {
 		"urn:x::uuid:1":           "",
 		"::uuid:1":                "",
 	} {
-		if a, n := (Response{USN: usn}).UDN(), (Notification{USN: usn}).UDN(); a != want || n != want {
-			t.Errorf("%q: %q and %q, want %q", usn, a, n, want)
+		if r, n := (Response{USN: usn}).UDN(), (Notification{USN: usn}).UDN(); r != want || n != want {
+			t.Errorf("%q: %q and %q, want %q", usn, r, n, want)
 		}
 	}
 }
 
-// Announcements as a device sends them: NTS and BOOTID vary.
+// alive, byebye and update are the notifications of a device. They differ in NTS and
+// BOOTID.
 const alive = `NOTIFY * HTTP/1.1
 HOST: 239.255.255.250:1900
 CACHE-CONTROL: max-age=1800
@@ -245,7 +247,7 @@ NEXTBOOTID.UPNP.ORG: 19
 
 `
 
-func aliveNotice() Notification {
+func aliveNotification() Notification {
 	return Notification{
 		Kind:     Alive,
 		Location: "http://192.168.1.1:5000/rootDesc.xml",
@@ -258,28 +260,28 @@ func aliveNotice() Notification {
 	}
 }
 
-// A device that restarts says so by its BOOTID.
+// TestParseNotification checks the three kinds. A restart of the device changes BOOTID.
 func TestParseNotification(t *testing.T) {
-	again := aliveNotice()
-	again.BootID = ID{18, true}
-	gone := aliveNotice()
-	gone.Kind, gone.Location, gone.Server, gone.MaxAge = ByeBye, "", "", 0
-	renamed := aliveNotice()
-	renamed.Kind, renamed.Server, renamed.MaxAge = Update, "", 0
-	renamed.BootID, renamed.NextBootID = ID{18, true}, ID{19, true}
+	restarted := aliveNotification()
+	restarted.BootID = ID{18, true}
+	leaving := aliveNotification()
+	leaving.Kind, leaving.Location, leaving.Server, leaving.MaxAge = ByeBye, "", "", 0
+	updated := aliveNotification()
+	updated.Kind, updated.Server, updated.MaxAge = Update, "", 0
+	updated.BootID, updated.NextBootID = ID{18, true}, ID{19, true}
 	_, headers, _ := strings.Cut(byebye, "\n")
 	for _, tt := range []struct {
 		name, datagram string
 		want           Notification
 	}{
-		{"alive", crlf(alive), aliveNotice()},
-		{"byebye", crlf(byebye), gone},
-		{"alive again", crlf(strings.Replace(alive, "ORG: 17", "ORG: 18", 1)), again},
-		{"update", crlf(update), renamed},
-		{"LF only", alive, aliveNotice()},
-		{"lower case, no space", "NOTIFY * HTTP/1.1\n" + strings.ToLower(strings.ReplaceAll(headers, ": ", ":")), gone},
-		{"HTTP/1.0", strings.Replace(byebye, "HTTP/1.1", "HTTP/1.0 ", 1), gone},
-		{"no blank line", strings.TrimRight(byebye, "\n"), gone},
+		{"alive", crlf(alive), aliveNotification()},
+		{"byebye", crlf(byebye), leaving},
+		{"alive after a restart", crlf(strings.Replace(alive, "ORG: 17", "ORG: 18", 1)), restarted},
+		{"update", crlf(update), updated},
+		{"LF only", alive, aliveNotification()},
+		{"lower case, no space", "NOTIFY * HTTP/1.1\n" + strings.ToLower(strings.ReplaceAll(headers, ": ", ":")), leaving},
+		{"HTTP/1.0", strings.Replace(byebye, "HTTP/1.1", "HTTP/1.0 ", 1), leaving},
+		{"no blank line", strings.TrimRight(byebye, "\n"), leaving},
 	} {
 		got, err := ParseNotification([]byte(tt.datagram))
 		if err != nil {
@@ -291,20 +293,20 @@ func TestParseNotification(t *testing.T) {
 
 func TestParseNotificationMalformed(t *testing.T) {
 	for name, datagram := range map[string]string{
-		"empty":           "",
-		"answer":          plain,
-		"search":          crlf("M-SEARCH * HTTP/1.1\nNTS: ssdp:alive\nUSN: x\nLOCATION: y\n\n"),
-		"method":          strings.Replace(alive, "NOTIFY", "NOTIFIED", 1),
-		"not HTTP":        strings.Replace(alive, " HTTP/1.1", "", 1),
-		"no kind":         strings.Replace(alive, "NTS", "NTX", 1),
-		"unknown kind":    strings.Replace(alive, "ssdp:alive", "upnp:propchange", 1),
-		"no USN":          strings.Replace(byebye, "USN", "USX", 1),
-		"alive, nowhere":  strings.Replace(alive, "LOCATION", "X", 1),
-		"control":         strings.Replace(alive, "TestOS", "\x1b]0;", 1),
-		"too long":        alive + strings.Repeat("x", 8<<10),
-		"too many":        strings.Replace(alive, "HOST", strings.Repeat("X: y\n", 64)+"HOST", 1),
-		"binary":          "\xff\xfe\x00\n",
-		"control at once": "\x00" + alive,
+		"empty":                   "",
+		"response":                plain,
+		"search":                  crlf("M-SEARCH * HTTP/1.1\nNTS: ssdp:alive\nUSN: x\nLOCATION: y\n\n"),
+		"method":                  strings.Replace(alive, "NOTIFY", "NOTIFIED", 1),
+		"not HTTP":                strings.Replace(alive, " HTTP/1.1", "", 1),
+		"no kind":                 strings.Replace(alive, "NTS", "NTX", 1),
+		"unknown kind":            strings.Replace(alive, "ssdp:alive", "upnp:propchange", 1),
+		"no USN":                  strings.Replace(byebye, "USN", "USX", 1),
+		"alive without location":  strings.Replace(alive, "LOCATION", "X", 1),
+		"control character":       strings.Replace(alive, "TestOS", "\x1b]0;", 1),
+		"too long":                alive + strings.Repeat("x", 8<<10),
+		"too many headers":        strings.Replace(alive, "HOST", strings.Repeat("X: y\n", 64)+"HOST", 1),
+		"binary":                  "\xff\xfe\x00\n",
+		"control character first": "\x00" + alive,
 	} {
 		if got, err := ParseNotification([]byte(datagram)); !errors.Is(err, ErrMalformed) || got != (Notification{}) {
 			t.Errorf("%s: %+v, %v", name, got, err)
@@ -312,12 +314,12 @@ func TestParseNotificationMalformed(t *testing.T) {
 	}
 	for n := range len(alive) {
 		if n, err := ParseNotification([]byte(alive[:n])); err == nil && n.Kind != Alive {
-			t.Errorf("%+v of a prefix", n)
+			t.Errorf("got %+v from a truncated alive", n)
 		}
 	}
 }
 
-func TestStrings(t *testing.T) {
+func TestString(t *testing.T) {
 	got := fmt.Sprint(Alive, ByeBye, Update, NotificationKind(0), ID{}, ID{0, true}, ID{17, true})
 	if want := "alive byebye update kind 0 none 0 17"; got != want {
 		t.Errorf("got %q, want %q", got, want)

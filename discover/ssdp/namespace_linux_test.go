@@ -19,33 +19,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNamespace and ip are short for the tests of this package.
+// inNamespace and ip are short names for functions of package lab.
 var inNamespace, ip = lab.Inside, lab.IP
 
-// otherHost is a host at the far end of the interface lan, with sockets in SSDP's
-// groups.
+// otherHost is a second host on the link of the interface lan. Its sockets have joined the
+// SSDP groups.
 type otherHost struct {
 	device4 *ipv4.PacketConn
 	device6 *ipv6.PacketConn
-	// From other ports; multicast leaves by lan.
+	// sender4 and sender6 have other ports. Their multicast leaves through far.
 	sender4, sender6 *net.UDPConn
 }
 
-// twoHosts makes this namespace a host with two interfaces, one without any
-// device, where the routes of all multicast lead, and lan. All is quiet but for
-// what the test sends.
-func twoHosts(t *testing.T) otherHost {
+// newTwoHosts turns this namespace into a host with two interfaces: lan, and empty, to
+// which all multicast routes lead and which has no devices. No datagrams are sent except
+// by the test.
+func newTwoHosts(t *testing.T) otherHost {
 	t.Helper()
 	for _, name := range []string{"default", "all"} {
 		path := "/proc/sys/net/ipv6/conf/" + name + "/addr_gen_mode"
-		if err := os.WriteFile(path, []byte("1"), 0); err != nil { // none
+		if err := os.WriteFile(path, []byte("1"), 0); err != nil { // no generated addresses
 			t.Logf("%s: %v", path, err)
 		}
 	}
 	ip(t, `
 		link set lo up
-		link add empty type veth peer name nobody
-		link set nobody up
+		link add empty type veth peer name emptypeer
+		link set emptypeer up
 		link add lan type veth peer name far
 		link set empty up
 		link set lan up
@@ -55,12 +55,12 @@ func twoHosts(t *testing.T) otherHost {
 		-6 addr add fe80::5/64 dev empty nodad
 		route add default via 10.2.0.1 dev empty
 		-6 route add multicast ff00::/8 dev empty table local metric 1`)
-	tid, moved, made := make(chan int), make(chan bool), make(chan otherHost)
+	tid, moved, created := make(chan int), make(chan bool), make(chan otherHost)
 	go func() {
-		defer close(made)
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
+		defer close(created)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Errorf("a second namespace: %v", err)
+			t.Errorf("create a second namespace: %v", err)
 			close(tid)
 			return
 		}
@@ -71,7 +71,7 @@ func twoHosts(t *testing.T) otherHost {
 			link set far up
 			addr add 10.1.0.1/24 dev far
 			-6 addr add fe80::1/64 dev far nodad`)
-		made <- newOtherHost(t)
+		created <- newOtherHost(t)
 	}()
 	id, ok := <-tid
 	if !ok {
@@ -79,14 +79,14 @@ func twoHosts(t *testing.T) otherHost {
 	}
 	ip(t, fmt.Sprintf("link set far netns %d", id))
 	moved <- true
-	host, ok := <-made
+	host, ok := <-created
 	if !ok || t.Failed() {
 		t.FailNow()
 	}
 	return host
 }
 
-// newOtherHost makes the sockets in the thread's network namespace.
+// newOtherHost opens the sockets in the network namespace of the thread.
 func newOtherHost(t *testing.T) otherHost {
 	var h otherHost
 	far, err := net.InterfaceByName("far")
@@ -123,31 +123,32 @@ func newOtherHost(t *testing.T) otherHost {
 	return h
 }
 
-// answer4 answers searches, by the search's own words: where it went and how far
-// it may go.
-func (h otherHost) answer4() {
+// respond4 responds to each IPv4 search. The location in the response is the destination
+// and the TTL of the search.
+func (h otherHost) respond4() {
 	buf := make([]byte, maxDatagram)
 	for {
 		_, cm, from, err := h.device4.ReadFrom(buf)
 		if err != nil {
 			return
 		}
-		_, _ = h.sender4.WriteTo([]byte(answer(fmt.Sprintf("%v ttl %d", cm.Dst, cm.TTL))), from)
+		_, _ = h.sender4.WriteTo([]byte(responseText(fmt.Sprintf("%v ttl %d", cm.Dst, cm.TTL))), from)
 	}
 }
 
-func (h otherHost) answer6() {
+// respond6 is respond4 for IPv6.
+func (h otherHost) respond6() {
 	buf := make([]byte, maxDatagram)
 	for {
 		_, cm, from, err := h.device6.ReadFrom(buf)
 		if err != nil {
 			return
 		}
-		_, _ = h.sender6.WriteTo([]byte(answer(fmt.Sprintf("%v ttl %d", cm.Dst, cm.HopLimit))), from)
+		_, _ = h.sender6.WriteTo([]byte(responseText(fmt.Sprintf("%v ttl %d", cm.Dst, cm.HopLimit))), from)
 	}
 }
 
-// announce sends a notice to each group: alive by IPv4, byebye by IPv6.
+// announce sends a notification to each group: alive over IPv4, byebye over IPv6.
 func (h otherHost) announce(t *testing.T) {
 	t.Helper()
 	_, err4 := h.sender4.WriteToUDPAddrPort([]byte(crlf(alive)), Multicast)
@@ -157,15 +158,15 @@ func (h otherHost) announce(t *testing.T) {
 	}
 }
 
-// Multicast leaves by the interface that is named, or that has the source, not by
-// the one that the routes prefer.
+// TestNamespaceSearch checks that multicast leaves through the interface that is named or
+// that has the source address, and not through the one that the routes prefer.
 func TestNamespaceSearch(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	h := twoHosts(t)
-	go h.answer4()
-	go h.answer6()
+	h := newTwoHosts(t)
+	go h.respond4()
+	go h.respond6()
 	group6 := netip.AddrPortFrom(Multicast6.Addr().WithZone("lan"), Port)
 	for _, tt := range []struct {
 		name   string
@@ -186,7 +187,7 @@ func TestNamespaceSearch(t *testing.T) {
 			"ff02::c ttl 2 [fe80::1%lan]:40000",
 		},
 		{
-			"unicast by route",
+			"unicast through a route",
 			Search{To: []netip.AddrPort{netip.MustParseAddrPort("10.1.0.1:1900")}},
 			"10.1.0.1 ttl 64 10.1.0.1:40000",
 		},
@@ -197,8 +198,8 @@ func TestNamespaceSearch(t *testing.T) {
 		},
 	} {
 		got := "nothing"
-		for a, err := range tt.search.Responses(soon(t)) {
-			got = fmt.Sprint(a.Location, " ", a.From)
+		for r, err := range tt.search.Responses(testContext(t)) {
+			got = fmt.Sprint(r.Location, " ", r.From)
 			if err != nil {
 				got = err.Error()
 			}
@@ -210,13 +211,13 @@ func TestNamespaceSearch(t *testing.T) {
 	}
 }
 
-// Notices are heard on the interface that is named, or on all, in both families,
-// beside others who listen.
+// TestNamespaceListen checks that notifications are received on the named interface or on
+// all interfaces, in both address families, while another Listener is active.
 func TestNamespaceListen(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	h := twoHosts(t)
+	h := newTwoHosts(t)
 	for _, l := range []Listener{
 		{},
 		{Interface: "lan"},
@@ -224,7 +225,7 @@ func TestNamespaceListen(t *testing.T) {
 		{Addr: Multicast6, Interface: "lan"},
 		{Addr: netip.MustParseAddrPort("[ff02::c%lan]:1900")},
 	} {
-		beside, err := (Listener{}).open(t.Context())
+		others, err := (Listener{}).open(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +233,7 @@ func TestNamespaceListen(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%+v: %v", l, err)
 		}
-		h.tellDevice(t)
+		h.sendToDevice(t)
 		h.announce(t)
 		want := map[string]bool{"alive from 10.1.0.1:40000": true, "byebye from [fe80::1%lan]:40000": true}
 		if l.Addr.IsValid() {
@@ -240,34 +241,35 @@ func TestNamespaceListen(t *testing.T) {
 				true: "byebye from [fe80::1%lan]:40000", false: "alive from 10.1.0.1:40000",
 			}[l.Addr.Addr().Is4()])
 		}
-		ctx, cancel := context.WithCancelCause(soon(t))
-		enough := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(testContext(t))
+		errDone := errors.New("received all notifications")
 		err = l.serve(ctx, conns, func(n Notification) {
-			told := fmt.Sprint(n.Kind, " from ", n.From)
-			if !want[told] {
-				t.Errorf("%+v: %s", l, told)
+			got := fmt.Sprint(n.Kind, " from ", n.From)
+			if !want[got] {
+				t.Errorf("%+v: %s", l, got)
 			}
-			if delete(want, told); len(want) == 0 {
-				cancel(enough)
+			if delete(want, got); len(want) == 0 {
+				cancel(errDone)
 			}
 		})
-		if !errors.Is(err, enough) {
-			t.Errorf("%+v: %v, not heard: %v", l, err, want)
+		if !errors.Is(err, errDone) {
+			t.Errorf("%+v: %v, not received: %v", l, err, want)
 		}
 		cancel(nil)
-		for _, conn := range beside {
+		for _, conn := range others {
 			_ = conn.Close()
 		}
 	}
 }
 
-// An interface that comes after the start is joined, and so is one whose memberships the
-// system has dropped. Sockets that are not concerned stay.
+// TestNamespaceListenUpdate checks that update joins the groups on an interface that
+// appears later, and on an interface whose memberships the system has dropped. It keeps
+// the sockets of the other interfaces.
 func TestNamespaceListenUpdate(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	h := twoHosts(t)
+	h := newTwoHosts(t)
 	l := Listener{}
 	ip(t, "link set lan multicast off")
 	conns, err := l.open(t.Context())
@@ -278,7 +280,7 @@ func TestNamespaceListenUpdate(t *testing.T) {
 	ip(t, "link set lan multicast on")
 	// IPv4 has one socket for all interfaces, and IPv6 one for each.
 	if added, err := l.update(t.Context(), conns); err != nil || len(added) != 2 || len(conns) != 4 {
-		t.Errorf("%d sockets were added and %d are there, %v; want 2 of 4", len(added), len(conns), err)
+		t.Errorf("%d sockets were added and %d exist, %v; want 2 of 4", len(added), len(conns), err)
 	}
 	kept := 0
 	for key, conn := range before {
@@ -286,39 +288,39 @@ func TestNamespaceListenUpdate(t *testing.T) {
 		case conns[key] == conn:
 			kept++
 		case conn.SetDeadline(time.Time{}) == nil:
-			t.Errorf("the socket of %s is open, which was replaced", key)
+			t.Errorf("the replaced socket of %s is still open", key)
 		}
 	}
 	if kept != 2 {
-		t.Errorf("%d sockets were kept, want those of IPv6 on the two other interfaces", kept)
+		t.Errorf("%d sockets were kept, want the IPv6 sockets of the two other interfaces", kept)
 	}
 	lan, err := net.InterfaceByName("lan")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, conn := range conns { // of the other family, this fails
+	for _, conn := range conns { // one of the two calls fails, because the family differs
 		_ = ipv4.NewPacketConn(conn).LeaveGroup(lan, net.UDPAddrFromAddrPort(Multicast))
 		_ = ipv6.NewPacketConn(conn).LeaveGroup(lan, net.UDPAddrFromAddrPort(Multicast6))
 	}
 	if added, err := l.update(t.Context(), conns); err != nil || len(added) != 0 || len(conns) != 4 {
-		t.Errorf("%d sockets were added and %d are there, %v; want 0 of 4", len(added), len(conns), err)
+		t.Errorf("%d sockets were added and %d exist, %v; want 0 of 4", len(added), len(conns), err)
 	}
 	h.announce(t)
-	heard := map[NotificationKind]bool{}
-	ctx, cancel := context.WithCancel(soon(t))
+	received := map[NotificationKind]bool{}
+	ctx, cancel := context.WithCancel(testContext(t))
 	_ = l.serve(ctx, conns, func(n Notification) {
-		if heard[n.Kind] = true; len(heard) == 2 {
+		if received[n.Kind] = true; len(received) == 2 {
 			cancel()
 		}
 	})
-	if len(heard) != 2 {
-		t.Errorf("heard %v, want a notice of each family", heard)
+	if len(received) != 2 {
+		t.Errorf("received %v, want a notification of each address family", received)
 	}
 }
 
-// tellDevice sends datagrams to this host itself, where a UPnP device, and nobody
-// else, is to get them.
-func (h otherHost) tellDevice(t *testing.T) {
+// sendToDevice sends unicast datagrams to a UPnP device on this host, and checks that they
+// reach the device and no Listener.
+func (h otherHost) sendToDevice(t *testing.T) {
 	t.Helper()
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) {
@@ -329,7 +331,7 @@ func (h otherHost) tellDevice(t *testing.T) {
 			}
 		})
 	}}
-	tell := func(network, device, addr string, from *net.UDPConn) {
+	send := func(network, device, addr string, from *net.UDPConn) {
 		conn, err := bind(t.Context(), lc, network, netip.MustParseAddrPort(device))
 		if err != nil {
 			t.Fatal(err)
@@ -342,48 +344,49 @@ func (h otherHost) tellDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, _, err := conn.ReadFrom(make([]byte, maxDatagram)); err != nil {
-			t.Errorf("the device at %s got nothing: %v", device, err)
+			t.Errorf("the device at %s received nothing: %v", device, err)
 		}
 	}
-	tell("udp4", "0.0.0.0:1900", "10.1.0.5:1900", h.sender4)
-	tell("udp6", "[::]:1900", "[fe80::5%far]:1900", h.sender6)
+	send("udp4", "0.0.0.0:1900", "10.1.0.5:1900", h.sender4)
+	send("udp6", "[::]:1900", "[fe80::5%far]:1900", h.sender6)
 }
 
-// What comes in by another interface than the one that is named is not heard.
-func TestNamespaceListenElsewhere(t *testing.T) {
+// TestNamespaceListenOtherInterface checks that a Listener on one interface does not
+// receive notifications that arrive on another interface.
+func TestNamespaceListenOtherInterface(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	h := twoHosts(t)
-	deaf, err := (Listener{Interface: "empty"}).open(t.Context())
+	h := newTwoHosts(t)
+	tested, err := (Listener{Interface: "empty"}).open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	// One more who listens everywhere makes the host a member, so that the
-	// datagrams get as far as the sockets, and tells when they have.
+	// A second Listener on all interfaces makes the host a member of the groups on lan, so
+	// that the datagrams reach the sockets. It also shows when they have arrived.
 	conns, err := (Listener{}).open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.announce(t)
-	heard := 0
-	ctx, cancel := context.WithCancel(soon(t))
+	received := 0
+	ctx, cancel := context.WithCancel(testContext(t))
 	_ = Listener{}.serve(ctx, conns, func(Notification) {
-		if heard++; heard == 2 {
+		if received++; received == 2 {
 			cancel()
 		}
 	})
-	if heard != 2 {
-		t.Fatalf("%d of 2 notices heard", heard)
+	if received != 2 {
+		t.Fatalf("received %d of 2 notifications", received)
 	}
-	for _, conn := range deaf {
+	for _, conn := range tested {
 		raw, err := conn.SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}
 		err = raw.Read(func(fd uintptr) bool {
 			if _, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_DONTWAIT); !errors.Is(err, unix.EAGAIN) {
-				t.Errorf("%v heard it: %v", conn.LocalAddr(), err)
+				t.Errorf("%v received a datagram: %v", conn.LocalAddr(), err)
 			}
 			return true
 		})
@@ -393,7 +396,8 @@ func TestNamespaceListenElsewhere(t *testing.T) {
 	}
 }
 
-// Where the kernel has two ports to choose from, SSDP's own is never the one.
+// TestNamespaceSourcePort checks that a search never uses port 1900 as its source port, even
+// if that is one of only two ports from which the kernel can choose.
 func TestNamespaceSourcePort(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -403,13 +407,13 @@ func TestNamespaceSourcePort(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 20 {
-		conn, err := openSearch(t.Context(), seat{network: "udp4", local: loopback4})
+		conn, err := openSearchSocket(t.Context(), socketConfig{network: "udp4", local: loopback4})
 		if err != nil {
 			t.Fatal(err)
 		}
 		udp, ok := conn.(*net.UDPConn)
 		if !ok {
-			t.Fatalf("a %T", conn)
+			t.Fatalf("the socket is a %T", conn)
 		}
 		if at := addrOf(t, udp); at.Port() != 1901 {
 			t.Errorf("searching from %v", at)
@@ -418,15 +422,15 @@ func TestNamespaceSourcePort(t *testing.T) {
 	}
 }
 
-// A Listener on an interface hears notices again after that interface was deleted
-// and created again under the same name.
+// TestNamespaceListenRecreated checks that a Listener receives notifications again after its
+// interface was deleted and created again under the same name.
 func TestNamespaceListenRecreated(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	h := twoHosts(t)
-	// The cable to the other host becomes a port of a switch, so that the interface
-	// can go without it.
+	h := newTwoHosts(t)
+	// The veth device that leads to the other host becomes a port of a bridge. The
+	// interface lan can then be deleted without deleting that device.
 	ip(t, `
 		link set lan down
 		link set lan name cable
@@ -445,37 +449,37 @@ func TestNamespaceListenRecreated(t *testing.T) {
 	}
 	create()
 	ctx, cancel := context.WithCancel(t.Context())
-	heard, ended := make(chan NotificationKind, 1024), make(chan error, 1)
+	received, ended := make(chan NotificationKind, 1024), make(chan error, 1)
 	go func() {
-		ended <- Listener{Addr: Multicast, Interface: "lan"}.Listen(ctx, func(n Notification) { heard <- n.Kind })
+		ended <- Listener{Addr: Multicast, Interface: "lan"}.Listen(ctx, func(n Notification) { received <- n.Kind })
 	}()
-	hears := func(kind NotificationKind, notice, when string) {
+	checkReceived := func(kind NotificationKind, notification, when string) {
 		t.Helper()
-		const longest = 10 * time.Second
-		over := time.After(longest)
+		const limit = 10 * time.Second
+		timeout := time.After(limit)
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {
-			case got := <-heard:
+			case got := <-received:
 				if got == kind {
 					return
 				}
 			case <-tick.C:
-				if _, err := h.sender4.WriteToUDPAddrPort([]byte(crlf(notice)), Multicast); err != nil {
+				if _, err := h.sender4.WriteToUDPAddrPort([]byte(crlf(notification)), Multicast); err != nil {
 					t.Fatal(err)
 				}
 			case err := <-ended:
 				t.Fatalf("%s: Listen returned: %v", when, err)
-			case <-over:
-				t.Fatalf("%s: no notice was heard in %v, and one was sent every 100 ms", when, longest)
+			case <-timeout:
+				t.Fatalf("%s: no notification was received in %v, although one was sent every 100 ms", when, limit)
 			}
 		}
 	}
-	hears(Alive, alive, "at the beginning")
+	checkReceived(Alive, alive, "at the start")
 	ip(t, "link del lan")
 	create()
-	hears(ByeBye, byebye, "after the interface was created again")
+	checkReceived(ByeBye, byebye, "after the interface was created again")
 	cancel()
 	<-ended
 }

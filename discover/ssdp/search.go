@@ -19,15 +19,16 @@ import (
 // Port is the UDP port of SSDP, for multicast and unicast alike.
 const Port = 1900
 
-// Where devices listen for searches and announce themselves (UPnP Device
-// Architecture 1.1, sections 1.1 and A.2). Multicast6 is of the link.
+// The groups at which devices receive searches and to which they send notifications
+// (UPnP Device Architecture 1.1, sections 1.1 and A.2). Multicast6 is link-local.
 var (
 	Multicast  = netip.MustParseAddrPort("239.255.255.250:1900")
 	Multicast6 = netip.MustParseAddrPort("[ff02::c]:1900")
 )
 
-// defaultTargets are what gateways answer. An IGD:2 answers a search for version 1
-// too, but some gateways answer only what they are, and some only ssdp:all.
+// defaultTargets are the targets to which gateways respond. An IGD:2 should respond to a
+// search for version 1 too, but some gateways respond only to their own version, and
+// others only to ssdp:all.
 var defaultTargets = []string{
 	"urn:schemas-upnp-org:device:InternetGatewayDevice:1",
 	"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
@@ -38,46 +39,52 @@ var defaultTargets = []string{
 	"ssdp:all",
 }
 
-// Search looks for devices (UPnP Device Architecture 1.1, section 1.3). The zero
-// Search asks the network for gateways.
+// Search searches for devices (UPnP Device Architecture 1.1, section 1.3). The zero
+// Search searches the network for gateways.
 type Search struct {
-	// Targets are what is searched for (ST). Empty: the targets that gateways
-	// answer, InternetGatewayDevice:1 and :2, WANIPConnection:1 and :2,
-	// WANPPPConnection:1, upnp:rootdevice and ssdp:all, in this order.
+	// Targets are the search targets (ST). If Targets is empty, Search uses the
+	// targets to which gateways respond: InternetGatewayDevice:1 and :2,
+	// WANIPConnection:1 and :2, WANPPPConnection:1, upnp:rootdevice and ssdp:all, in
+	// this order.
 	Targets []string
-	// To are the destinations, multicast or unicast; each gets every target. Empty:
-	// Multicast. A link-local address without a zone gets Interface as its zone.
+	// To are the destinations, multicast or unicast. Search sends every target to each
+	// of them. If To is empty, the destination is Multicast. A link-local address
+	// without a zone gets Interface as its zone.
 	To []netip.AddrPort
-	// Interface is the interface to leave by; empty is the kernel's choice.
+	// Interface is the outgoing interface. If it is empty, the kernel chooses.
 	Interface string
-	// Source is the local address to send from, for destinations of its family;
-	// the zero Addr is the kernel's choice. With Interface empty, multicast leaves
-	// by the interface that has it.
+	// Source is the local address to send from, for destinations of its address
+	// family. The zero Addr means that the kernel chooses. If Interface is empty,
+	// multicast leaves through the interface that has this address.
 	Source netip.Addr
-	// MX is how long devices may take to answer, so that not all do at once: zero
-	// is 1 s. It is sent as 1 to 5 whole seconds, rounded up.
+	// MX is the time within which devices respond; each device chooses a random delay
+	// up to MX, so that they do not respond all at once. Zero means 1 s. Search sends
+	// it as 1 to 5 whole seconds, rounded up.
 	MX time.Duration
-	// Sends is how often each search is sent, since datagrams get lost: zero is 3.
-	// The first go out at once, the next 250 ms later, then 500 ms and so on, at
-	// most 4 s apart.
+	// Sends is the number of times that Search sends each request, because datagrams
+	// get lost. Zero means 3. The first requests are sent at once, the next ones 250 ms
+	// later, then 500 ms later and so on, at most 4 s apart.
 	Sends int
 }
 
-// Responses sends the searches and yields the answers as they come, until ctx ends
-// or the loop is left. Nothing is yielded once ctx has ended. Neither a goroutine
-// nor a socket outlives the loop; each loop is a search of its own.
+// Responses sends the searches and yields the responses as they arrive, until ctx ends
+// or the caller leaves the loop. It yields nothing after ctx has ended. When the loop
+// ends, Responses has closed its sockets and its goroutines have returned. Each loop is
+// a separate search.
 //
-// An answer that differs from an earlier one neither in its sender's address nor
-// in its location and device is not yielded again. Malformed datagrams are
-// ignored. A slow loop loses no answers that the bounds of the package let in.
+// Responses yields a response only once. A response is a repetition if the sender's
+// address, the location and the device are equal to those of an earlier one. Malformed
+// datagrams are ignored. If the loop is slow, no response is lost that is within the
+// limits of the package.
 //
-// An error comes once, with the zero Answer, and is the end: the Search is not
-// valid, or none of the destinations could be sent to.
+// Responses yields an error at most once, with the zero Response, and then stops. It
+// fails if the Search is invalid, or if it can send to none of the destinations.
 func (s Search) Responses(ctx context.Context) iter.Seq2[Response, error] {
-	return s.responses(ctx, openSearch)
+	return s.responses(ctx, openSearchSocket)
 }
 
-func (s Search) responses(ctx context.Context, open opener) iter.Seq2[Response, error] {
+// responses is Responses with the function that opens the sockets.
+func (s Search) responses(ctx context.Context, open openFunc) iter.Seq2[Response, error] {
 	return func(yield func(Response, error) bool) {
 		if ctx.Err() != nil {
 			return
@@ -91,7 +98,8 @@ func (s Search) responses(ctx context.Context, open opener) iter.Seq2[Response, 
 	}
 }
 
-// run searches. The destinations' sockets are its own.
+// run sends the searches and yields the responses. It closes the sockets of the
+// destinations.
 func (s Search) run(ctx context.Context, to []destination, yield func(Response, error) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -99,9 +107,9 @@ func (s Search) run(ctx context.Context, to []destination, yield func(Response, 
 	defer closeAll(to)
 	defer cancel()
 
-	in := newInbox(s.To)
+	d := newDedup(s.To)
 	for _, conn := range sockets(to) {
-		wg.Go(func() { read(ctx, conn, in.take) })
+		wg.Go(func() { readDatagrams(ctx, conn, d.add) })
 	}
 	failed := make(chan error, 1)
 	wg.Go(func() {
@@ -118,16 +126,16 @@ func (s Search) run(ctx context.Context, to []destination, yield func(Response, 
 				yield(Response{}, fmt.Errorf("ssdp: search: %w", err))
 			}
 			return
-		case a := <-in.answers:
-			if ctx.Err() != nil || !yield(a, nil) {
+		case r := <-d.responses:
+			if ctx.Err() != nil || !yield(r, nil) {
 				return
 			}
 		}
 	}
 }
 
-// prepare checks the search, fills in its zero values and finds its interface,
-// which is nil where none is named.
+// prepare validates the search, replaces zero values by their defaults, and looks up
+// the interface. It returns a nil interface if none is named.
 func (s Search) prepare() (Search, *net.Interface, error) {
 	s.Targets = slices.Clone(s.Targets)
 	if len(s.Targets) == 0 {
@@ -146,7 +154,7 @@ func (s Search) prepare() (Search, *net.Interface, error) {
 		if !to.IsValid() || to.Port() == 0 || to.Addr().IsUnspecified() {
 			return s, nil, fmt.Errorf("invalid destination %v", to)
 		}
-		s.To[i] = netip.AddrPortFrom(scoped(to.Addr().Unmap(), s.Interface), to.Port())
+		s.To[i] = netip.AddrPortFrom(withZone(to.Addr().Unmap(), s.Interface), to.Port())
 	}
 	if s.MX < 0 || s.Sends < 0 {
 		return s, nil, errors.New("negative MX or Sends")
@@ -165,25 +173,25 @@ func (s Search) prepare() (Search, *net.Interface, error) {
 	return s, ifi, nil
 }
 
-// scoped gives an address that means nothing without an interface its zone.
-func scoped(addr netip.Addr, zone string) netip.Addr {
+// withZone adds the zone to an IPv6 link-local address that has none.
+func withZone(addr netip.Addr, zone string) netip.Addr {
 	if addr.Is6() && addr.Zone() == "" && (addr.IsLinkLocalUnicast() || addr.IsLinkLocalMulticast()) {
 		return addr.WithZone(zone)
 	}
 	return addr
 }
 
-// destination is who is asked, and the socket for it or the reason why there is
-// none.
+// destination is an address to which searches are sent, with the socket for it, or the
+// error if the socket could not be opened.
 type destination struct {
 	addr netip.AddrPort
 	conn packetConn
 	err  error
 }
 
-// destinations opens one socket for each family. One that cannot be opened is
-// the matter of its destinations alone.
-func (s Search) destinations(ctx context.Context, ifi *net.Interface, open opener) []destination {
+// destinations opens one socket for each address family. If a socket cannot be opened,
+// the destinations of the other family are still usable.
+func (s Search) destinations(ctx context.Context, ifi *net.Interface, open openFunc) []destination {
 	var out []destination
 	for _, to := range s.To {
 		d := destination{addr: to}
@@ -193,29 +201,29 @@ func (s Search) destinations(ctx context.Context, ifi *net.Interface, open opene
 			}
 		}
 		if d.conn == nil && d.err == nil {
-			d.conn, d.err = open(ctx, s.seat(to.Addr().Is4(), ifi))
+			d.conn, d.err = open(ctx, s.socketConfig(to.Addr().Is4(), ifi))
 		}
 		out = append(out, d)
 	}
 	return out
 }
 
-// seat is where the socket of a family is to be.
-func (s Search) seat(is4 bool, ifi *net.Interface) seat {
-	at := seat{network: "udp6", local: netip.IPv6Unspecified(), ifi: ifi}
+// socketConfig returns the configuration of the socket for an address family.
+func (s Search) socketConfig(is4 bool, ifi *net.Interface) socketConfig {
+	config := socketConfig{network: "udp6", local: netip.IPv6Unspecified(), ifi: ifi}
 	if is4 {
-		at.network, at.local = "udp4", netip.IPv4Unspecified()
+		config.network, config.local = "udp4", netip.IPv4Unspecified()
 	}
 	if s.Source.IsValid() && s.Source.Is4() == is4 {
-		at.local = s.Source
+		config.local = s.Source
 	}
 	for _, to := range s.To {
-		at.multicast = at.multicast || to.Addr().IsMulticast() && to.Addr().Is4() == is4
+		config.multicast = config.multicast || to.Addr().IsMulticast() && to.Addr().Is4() == is4
 	}
-	return at
+	return config
 }
 
-// sockets are the destinations' sockets, each once.
+// sockets returns the sockets of the destinations, without duplicates.
 func sockets(to []destination) []packetConn {
 	var out []packetConn
 	seen := map[packetConn]bool{}
@@ -234,26 +242,26 @@ func closeAll(to []destination) {
 	}
 }
 
-// send sends all searches as often as they are to be sent. It fails where the
-// first time none of them could be.
+// send sends all searches s.Sends times. It fails if it cannot send any search the first
+// time.
 func (s Search) send(ctx context.Context, to []destination) error {
 	for i := range s.Sends {
-		if i > 0 && ctxsync.Sleep(ctx, gap(i)) != nil {
+		if i > 0 && ctxsync.Sleep(ctx, repeatDelay(i)) != nil {
 			return nil
 		}
-		if err := s.burst(to); err != nil && i == 0 {
+		if err := s.sendOnce(to); err != nil && i == 0 {
 			return err
 		}
 	}
 	return nil
 }
 
-// gap is the time before the i-th repetition.
-func gap(i int) time.Duration { return 250 * time.Millisecond << min(i-1, 4) }
+// repeatDelay returns the delay before the i-th repetition.
+func repeatDelay(i int) time.Duration { return 250 * time.Millisecond << min(i-1, 4) }
 
-// burst sends every search once. It fails where nothing could be sent, with what
-// kept it from each destination.
-func (s Search) burst(to []destination) error {
+// sendOnce sends every search once. If it can send none of them, it returns the error of
+// each destination.
+func (s Search) sendOnce(to []destination) error {
 	errs := make([]error, len(to))
 	sent := false
 	for _, target := range s.Targets {
@@ -274,86 +282,88 @@ func (s Search) burst(to []destination) error {
 	return errors.Join(errs...)
 }
 
-// request is a search for one target (UPnP Device Architecture 1.1, section
-// 1.3.2). What 2.0 adds to it is left out: small parsers choke on less. MX means
-// nothing in a unicast search, and does no harm.
+// request returns the search for one target (UPnP Device Architecture 1.1, section
+// 1.3.2). It omits the headers that version 2.0 adds, because simple parsers may reject
+// them. MX has no meaning in a unicast search, but it does no harm.
 func (s Search) request(target string, to netip.AddrPort) []byte {
 	return fmt.Appendf(nil, "M-SEARCH * HTTP/1.1\r\nHOST: %s\r\nMAN: \"ssdp:discover\"\r\nMX: %d\r\nST: %s\r\n\r\n",
-		netip.AddrPortFrom(to.Addr().WithZone(""), to.Port()), s.mx(), target)
+		netip.AddrPortFrom(to.Addr().WithZone(""), to.Port()), s.mxSeconds(), target)
 }
 
-// mx is MX as on the wire.
-func (s Search) mx() int {
-	const most = 5
-	if s.MX >= most*time.Second {
-		return most
+// mxSeconds returns MX as it is sent: 1 to 5 whole seconds, rounded up.
+func (s Search) mxSeconds() int {
+	const maxSeconds = 5
+	if s.MX >= maxSeconds*time.Second {
+		return maxSeconds
 	}
 	return max(1, int((s.MX+time.Second-1)/time.Second))
 }
 
-// How many distinct answers are believed to be real: from one address, and from
-// all those together that were not asked by their own address.
+// The largest number of distinct responses that a search accepts: from one address, and
+// from all addresses together that are not unicast destinations of the search.
 const (
-	maxPerAddr   = 64
-	maxStrangers = 256
+	maxPerAddr = 64
+	maxOthers  = 256
 )
 
-// inbox holds the answers that wait for the loop, and knows those it had.
-type inbox struct {
-	// answers has room for all that the bounds let in, so that a stranger cannot
-	// crowd out an answer while the loop is slow, and sending never blocks.
-	answers chan Response
+// dedup passes each response on once, even if it arrives repeatedly or on several
+// sockets. It also enforces the limits on the number of responses.
+type dedup struct {
+	// responses holds the responses that the loop has not read yet. Its capacity is the
+	// sum of all limits: a send never blocks, and a flood from one host cannot displace
+	// the responses of other hosts while the loop is slow.
+	responses chan Response
 
-	mu        sync.Mutex
-	seen      map[answerKey]struct{}
-	perAddr   map[netip.Addr]int
-	asked     map[netip.Addr]bool
-	strangers int
+	mu      sync.Mutex
+	seen    map[responseKey]struct{}
+	perAddr map[netip.Addr]int  // number of responses from each address
+	unicast map[netip.Addr]bool // the unicast destinations of the search
+	others  int                 // number of responses from all other addresses
 }
 
-// answerKey is what makes answers distinct: a device answers for each target and
-// each repetition.
-type answerKey struct {
+// responseKey identifies a response. It does not contain the target, because a device
+// responds once for each target and for each repetition of a request.
+type responseKey struct {
 	from          netip.Addr
 	location, udn string
 }
 
-func newInbox(to []netip.AddrPort) *inbox {
-	in := &inbox{
-		seen:    map[answerKey]struct{}{},
+func newDedup(to []netip.AddrPort) *dedup {
+	d := &dedup{
+		seen:    map[responseKey]struct{}{},
 		perAddr: map[netip.Addr]int{},
-		asked:   map[netip.Addr]bool{},
+		unicast: map[netip.Addr]bool{},
 	}
-	for _, d := range to {
-		if !d.Addr().IsMulticast() {
-			in.asked[d.Addr()] = true
+	for _, dst := range to {
+		if !dst.Addr().IsMulticast() {
+			d.unicast[dst.Addr()] = true
 		}
 	}
-	in.answers = make(chan Response, maxStrangers+maxPerAddr*len(in.asked))
-	return in
+	d.responses = make(chan Response, maxOthers+maxPerAddr*len(d.unicast))
+	return d
 }
 
-// take keeps a datagram if it is an answer, a new one, and within the bounds.
-func (in *inbox) take(datagram []byte, from netip.AddrPort) {
-	a, err := ParseResponse(datagram)
+// add parses a datagram, and passes it on if it is a new response within the limits.
+func (d *dedup) add(datagram []byte, from netip.AddrPort) {
+	r, err := ParseResponse(datagram)
 	if err != nil {
 		return
 	}
-	a.From = from
+	r.From = from
 	addr := from.Addr()
-	key := answerKey{addr, a.Location, a.UDN()}
+	key := responseKey{addr, r.Location, r.UDN()}
 
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	_, known := in.seen[key]
-	stranger := !in.asked[addr]
-	if known || in.perAddr[addr] == maxPerAddr || stranger && in.strangers == maxStrangers {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, repeated := d.seen[key]
+	other := !d.unicast[addr]
+	if repeated || d.perAddr[addr] == maxPerAddr || other && d.others == maxOthers {
 		return
 	}
-	in.seen[key] = struct{}{}
-	in.perAddr[addr]++
-	if stranger {
-		in.strangers++
+	d.seen[key] = struct{}{}
+	d.perAddr[addr]++
+	if other {
+		d.others++
 	}
-	in.answers <- a
+	d.responses <- r
 }

@@ -43,25 +43,26 @@ func TestRequest(t *testing.T) {
 			t.Errorf("to %s: %q", tt.to, got)
 		}
 	}
-	for mx, want := range map[time.Duration]int{
+	for mxSeconds, want := range map[time.Duration]int{
 		0: 1, 1: 1, time.Second: 1, time.Second + 1: 2, 5 * time.Second: 5, time.Hour: 5, 1<<63 - 1: 5,
 	} {
-		if got := (Search{MX: mx}).mx(); got != want {
-			t.Errorf("MX %v: %d, want %d", mx, got, want)
+		if got := (Search{MX: mxSeconds}).mxSeconds(); got != want {
+			t.Errorf("MX %v: %d, want %d", mxSeconds, got, want)
 		}
 	}
 }
 
-// Every target goes to every destination, at once and then twice more.
+// TestSchedule checks that every target is sent to every destination, at once and then
+// twice more.
 func TestSchedule(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var w world
+		var network fakeNetwork
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		for a, err := range (Search{To: []netip.AddrPort{Multicast, gateway, gateway6}}).responses(ctx, w.open) {
-			t.Errorf("%+v, %v", a, err)
+		for r, err := range (Search{To: []netip.AddrPort{Multicast, gateway, gateway6}}).responses(ctx, network.open) {
+			t.Errorf("%+v, %v", r, err)
 		}
-		w.allClosed(t)
+		network.checkClosed(t)
 		targets := []string{
 			igd1,
 			"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
@@ -78,53 +79,53 @@ func TestSchedule(t *testing.T) {
 				want6 = append(want6, at+" [2001:db8::1]:1900 "+target)
 			}
 		}
-		if len(w.conns) != 2 {
-			t.Fatalf("%d sockets for two families", len(w.conns))
+		if len(network.conns) != 2 {
+			t.Fatalf("%d sockets for two address families", len(network.conns))
 		}
-		equal(t, w.conns[0].sent, want4)
-		equal(t, w.conns[1].sent, want6)
+		equal(t, network.conns[0].sent, want4)
+		equal(t, network.conns[1].sent, want6)
 	})
 }
 
-func TestGap(t *testing.T) {
+func TestRepeatDelay(t *testing.T) {
 	const ms = time.Millisecond
 	for i, want := range []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms, 4000 * ms, 4000 * ms} {
-		if got := gap(i + 1); got != want {
-			t.Errorf("gap %d: %v, want %v", i+1, got, want)
+		if got := repeatDelay(i + 1); got != want {
+			t.Errorf("repetition %d: %v, want %v", i+1, got, want)
 		}
 	}
-	if got := gap(math.MaxInt); got != 4*time.Second {
-		t.Errorf("a late gap: %v", got)
+	if got := repeatDelay(math.MaxInt); got != 4*time.Second {
+		t.Errorf("a late repetition: %v", got)
 	}
 }
 
-func TestSeats(t *testing.T) {
+func TestSocketConfigs(t *testing.T) {
 	for _, tt := range []struct {
 		source string
 		to     []netip.AddrPort
-		want   []seat
+		want   []socketConfig
 	}{
-		{"", nil, []seat{{network: "udp4", local: netip.IPv4Unspecified(), multicast: true}}},
-		{"192.168.1.5", []netip.AddrPort{gateway}, []seat{{network: "udp4", local: netip.MustParseAddr("192.168.1.5")}}},
-		{"::ffff:192.168.1.5", []netip.AddrPort{Multicast6, netip.MustParseAddrPort("[::ffff:192.168.1.1]:1900")}, []seat{
+		{"", nil, []socketConfig{{network: "udp4", local: netip.IPv4Unspecified(), multicast: true}}},
+		{"192.168.1.5", []netip.AddrPort{gateway}, []socketConfig{{network: "udp4", local: netip.MustParseAddr("192.168.1.5")}}},
+		{"::ffff:192.168.1.5", []netip.AddrPort{Multicast6, netip.MustParseAddrPort("[::ffff:192.168.1.1]:1900")}, []socketConfig{
 			{network: "udp6", local: netip.IPv6Unspecified(), multicast: true},
 			{network: "udp4", local: netip.MustParseAddr("192.168.1.5")},
 		}},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			var w world
+			var network fakeNetwork
 			s := Search{To: tt.to}
 			if tt.source != "" {
 				s.Source = netip.MustParseAddr(tt.source)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			for _, err := range s.responses(ctx, w.open) {
+			for _, err := range s.responses(ctx, network.open) {
 				t.Error(err)
 			}
-			var got []seat
-			for _, c := range w.conns {
-				got = append(got, c.seat)
+			var got []socketConfig
+			for _, c := range network.conns {
+				got = append(got, c.config)
 			}
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("%+v, want %+v", got, tt.want)
@@ -133,111 +134,113 @@ func TestSeats(t *testing.T) {
 	}
 }
 
-func TestScoped(t *testing.T) {
+func TestWithZone(t *testing.T) {
 	for addr, want := range map[string]string{
 		"fe80::1": "fe80::1%eth0", "ff02::c": "ff02::c%eth0", "fe80::1%x": "fe80::1%x",
 		"ff05::c": "ff05::c", "2001:db8::1": "2001:db8::1", "169.254.1.1": "169.254.1.1", "224.0.0.1": "224.0.0.1",
 	} {
-		if got := scoped(netip.MustParseAddr(addr), "eth0"); got.String() != want {
+		if got := withZone(netip.MustParseAddr(addr), "eth0"); got.String() != want {
 			t.Errorf("%s: %v, want %s", addr, got, want)
 		}
 	}
-	if got := scoped(Multicast6.Addr(), ""); got != Multicast6.Addr() {
+	if got := withZone(Multicast6.Addr(), ""); got != Multicast6.Addr() {
 		t.Errorf("without an interface: %v", got)
 	}
 }
 
-// Nothing waits for anything: the answer to the first datagram is the caller's
-// before any time has passed. It is told once, whatever comes again, and from
-// whatever port. A socket's error is not the end.
-func TestFirstAnswer(t *testing.T) {
+// TestFirstResponse checks that the response to the first datagram is yielded without any
+// delay. It is yielded once, even if it is repeated from other ports. A read error does
+// not end the search.
+func TestFirstResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world{onSend: func(c *fakeConn, _ datagram) error {
+		network := fakeNetwork{onSend: func(c *fakeConn, _ datagram) error {
 			for i := range 20 {
 				c.in <- datagram{crlf(plain), netip.AddrPortFrom(gateway.Addr(), uint16(40000+i))}
 			}
-			c.in <- datagram{"", netip.AddrPort{}} // somebody refused
+			c.in <- datagram{"", netip.AddrPort{}} // ECONNREFUSED
 			c.in <- datagram{"\x00\xff", gateway}
-			c.in <- datagram{answer("http://later"), gateway}
+			c.in <- datagram{responseText("http://later"), gateway}
 			return nil
 		}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		start := time.Now()
 		var got []Response
-		for a, err := range (Search{Targets: []string{igd1}}).responses(ctx, w.open) {
-			if got = append(got, a); err != nil || len(got) == 1 && time.Since(start) != 0 {
+		for r, err := range (Search{Targets: []string{igd1}}).responses(ctx, network.open) {
+			if got = append(got, r); err != nil || len(got) == 1 && time.Since(start) != 0 {
 				t.Errorf("after %v: %v", time.Since(start), err)
 			}
 		}
-		want := plainAnswer()
+		want := plainResponse()
 		want.From = netip.AddrPortFrom(gateway.Addr(), 40000)
 		equal(t, got, []Response{want, {Location: "http://later", USN: "uuid:1::x", From: gateway}})
 		if time.Since(start) != time.Minute {
-			t.Errorf("over after %v", time.Since(start))
+			t.Errorf("ended after %v", time.Since(start))
 		}
 	})
 }
 
-// A loop that is left leaves nothing behind, and another loop searches anew.
-func TestLeave(t *testing.T) {
+// TestBreakFromLoop checks that all sockets are closed when the caller leaves the loop, and
+// that another loop starts a new search.
+func TestBreakFromLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world{onSend: func(c *fakeConn, d datagram) error {
+		network := fakeNetwork{onSend: func(c *fakeConn, d datagram) error {
 			c.in <- datagram{crlf(plain), d.addr}
 			return nil
 		}}
-		answers := (Search{To: []netip.AddrPort{gateway, gateway6}}).responses(t.Context(), w.open)
+		responses := (Search{To: []netip.AddrPort{gateway, gateway6}}).responses(t.Context(), network.open)
 		for n := range 2 {
-			for range answers {
+			for range responses {
 				break
 			}
-			if len(w.conns) != 2*(n+1) {
-				t.Errorf("%d sockets after %d loops", len(w.conns), n+1)
+			if len(network.conns) != 2*(n+1) {
+				t.Errorf("%d sockets after %d loops", len(network.conns), n+1)
 			}
-			w.allClosed(t)
+			network.checkClosed(t)
 		}
 		func() {
 			defer func() { _ = recover() }()
-			for range answers {
+			for range responses {
 				panic("in the loop")
 			}
 		}()
-		w.allClosed(t)
+		network.checkClosed(t)
 	})
 }
 
-// Once its context has ended a search is silent, whatever has come in.
-func TestEnd(t *testing.T) {
+// TestContextEnd checks that a search yields nothing after its context has ended, even if
+// responses have arrived.
+func TestContextEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world{onSend: func(c *fakeConn, _ datagram) error {
+		network := fakeNetwork{onSend: func(c *fakeConn, _ datagram) error {
 			for i := range 10 {
-				c.in <- datagram{answer(fmt.Sprint("http://x/", i)), gateway}
+				c.in <- datagram{responseText(fmt.Sprint("http://x/", i)), gateway}
 			}
 			return nil
 		}}
-		for range 20 { // chance decides which of two ready channels is looked at
+		for range 20 { // select chooses randomly between two ready channels
 			ctx, cancel := context.WithCancel(t.Context())
 			count := 0
-			for range (Search{}).responses(ctx, w.open) {
+			for range (Search{}).responses(ctx, network.open) {
 				count++
-				synctest.Wait() // all are in
+				synctest.Wait() // all responses have been read
 				cancel()
 			}
 			cancel()
 			if count != 1 {
-				t.Errorf("%d answers, want the one before the end", count)
+				t.Errorf("%d responses, want the one before the end", count)
 			}
-			for range (Search{Sends: -1}).responses(ctx, w.open) {
-				t.Error("a search whose context had ended said something")
+			for range (Search{Sends: -1}).responses(ctx, network.open) {
+				t.Error("a search yielded something after its context had ended")
 			}
 		}
 	})
 }
 
-// What keeps one destination from being asked is no matter to the others.
+// TestPartialFailure checks that errors of some destinations do not affect the others.
 func TestPartialFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world{
+		network := fakeNetwork{
 			refuse: map[string]error{"udp6": syscall.EAFNOSUPPORT},
 			onSend: func(c *fakeConn, d datagram) error {
 				if d.addr == Multicast {
@@ -251,46 +254,48 @@ func TestPartialFailure(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		count := 0
-		for a, err := range s.responses(ctx, w.open) {
+		for r, err := range s.responses(ctx, network.open) {
 			count++
-			if err != nil || a.From != gateway {
-				t.Errorf("%+v, %v", a, err)
+			if err != nil || r.From != gateway {
+				t.Errorf("%+v, %v", r, err)
 			}
 		}
 		if count != 1 {
-			t.Errorf("%d answers, want 1", count)
+			t.Errorf("%d responses, want 1", count)
 		}
-		w.allClosed(t)
+		network.checkClosed(t)
 	})
 }
 
-// Where nobody can be asked, that is told, once and at once.
+// TestTotalFailure checks that a search fails once and without a delay if it can send to
+// none of the destinations.
 func TestTotalFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world{
+		network := fakeNetwork{
 			refuse: map[string]error{"udp6": syscall.EAFNOSUPPORT},
 			onSend: func(*fakeConn, datagram) error { return errno.ENETUNREACH },
 		}
 		s := Search{To: []netip.AddrPort{Multicast6, Multicast, gateway}}
 		start, count := time.Now(), 0
-		for a, err := range s.responses(t.Context(), w.open) {
+		for r, err := range s.responses(t.Context(), network.open) {
 			count++
-			if a != (Response{}) || !errors.Is(err, errno.ENETUNREACH) || !errors.Is(err, syscall.EAFNOSUPPORT) {
-				t.Errorf("%+v, %v", a, err)
+			if r != (Response{}) || !errors.Is(err, errno.ENETUNREACH) || !errors.Is(err, syscall.EAFNOSUPPORT) {
+				t.Errorf("%+v, %v", r, err)
 			}
 		}
 		if count != 1 || time.Since(start) != 0 {
-			t.Errorf("told %d times in %v", count, time.Since(start))
+			t.Errorf("%d errors in %v", count, time.Since(start))
 		}
-		w.allClosed(t)
+		network.checkClosed(t)
 	})
 }
 
-// A network that goes away after the first searches ends nothing.
+// TestLateFailure checks that a search continues if the network becomes unreachable after
+// the first requests.
 func TestLateFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sends := 0
-		w := world{onSend: func(*fakeConn, datagram) error {
+		network := fakeNetwork{onSend: func(*fakeConn, datagram) error {
 			if sends++; sends > 1 {
 				return errno.ENETUNREACH
 			}
@@ -298,7 +303,7 @@ func TestLateFailure(t *testing.T) {
 		}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		for _, err := range (Search{Targets: []string{igd1}}).responses(ctx, w.open) {
+		for _, err := range (Search{Targets: []string{igd1}}).responses(ctx, network.open) {
 			t.Error(err)
 		}
 		if sends != 3 {
@@ -309,24 +314,24 @@ func TestLateFailure(t *testing.T) {
 
 func TestInvalidSearch(t *testing.T) {
 	for name, s := range map[string]Search{
-		"no address":     {To: []netip.AddrPort{{}}},
-		"port 0":         {To: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}},
-		"unspecified":    {To: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:1900")}},
-		"empty target":   {Targets: []string{""}},
-		"header smuggle": {Targets: []string{"a\r\nHOST: b"}},
-		"MX":             {MX: -1},
-		"sends":          {Sends: -1},
-		"no interface":   {Interface: "none such"},
+		"no address":        {To: []netip.AddrPort{{}}},
+		"port 0":            {To: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}},
+		"unspecified":       {To: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:1900")}},
+		"empty target":      {Targets: []string{""}},
+		"header injection":  {Targets: []string{"a\r\nHOST: b"}},
+		"negative MX":       {MX: -1},
+		"negative sends":    {Sends: -1},
+		"no such interface": {Interface: "none such"},
 	} {
 		count := 0
-		for a, err := range s.responses(t.Context(), (&world{}).open) {
+		for r, err := range s.responses(t.Context(), (&fakeNetwork{}).open) {
 			count++
-			if err == nil || !strings.HasPrefix(err.Error(), "ssdp: search: ") || a != (Response{}) {
-				t.Errorf("%s: %+v, %v", name, a, err)
+			if err == nil || !strings.HasPrefix(err.Error(), "ssdp: search: ") || r != (Response{}) {
+				t.Errorf("%s: %+v, %v", name, r, err)
 			}
 		}
 		if count != 1 {
-			t.Errorf("%s: told %d times", name, count)
+			t.Errorf("%s: %d errors, want 1", name, count)
 		}
 	}
 }
@@ -337,11 +342,11 @@ func TestPrepare(t *testing.T) {
 		t.Skip("SKIPPED, NOTHING WAS TESTED: no loopback interface")
 	}
 	lo := interfaces(t)[i]
-	if got := interfaceOf(loopback4); got == nil || got.Name != lo.Name {
+	if got := interfaceWithAddr(loopback4); got == nil || got.Name != lo.Name {
 		t.Errorf("%v is on %+v", loopback4, got)
 	}
-	if got := interfaceOf(netip.MustParseAddr("192.0.2.1")); got != nil {
-		t.Errorf("somebody else's address is on %+v", got)
+	if got := interfaceWithAddr(netip.MustParseAddr("192.0.2.1")); got != nil {
+		t.Errorf("an address of another host is on %+v", got)
 	}
 	to := []netip.AddrPort{Multicast6, netip.MustParseAddrPort("[::ffff:127.0.0.1]:1")}
 	s, ifi, err := (Search{Interface: lo.Name, To: to}).prepare()
@@ -350,7 +355,7 @@ func TestPrepare(t *testing.T) {
 	}
 	equal(t, fmt.Sprint(s.To), fmt.Sprintf("[[ff02::c%%%s]:1900 127.0.0.1:1]", lo.Name))
 	if to[0] != Multicast6 {
-		t.Error("the caller's destinations were changed")
+		t.Error("prepare changed the caller's destinations")
 	}
 }
 
@@ -363,81 +368,84 @@ func interfaces(t *testing.T) []net.Interface {
 	return all
 }
 
-// Answers stream from both families and from ports that were not asked; of what
-// else comes nothing is seen. One destination has nobody who listens.
+// TestLoopback checks that responses are yielded from both address families, and from ports
+// that are no destinations. All other datagrams are ignored. At one destination, no socket
+// is listening.
 func TestLoopback(t *testing.T) {
-	closed, gone := device(t, loopback4)
+	closed, closedAddr := device(t, loopback4)
 	_ = closed.Close()
-	four, at4 := device(t, loopback4)
-	other, _ := device(t, loopback4) // answers go out of here
-	go serveDevice(four, func(search string, from netip.AddrPort) {
+	device4, at4 := device(t, loopback4)
+	sender, _ := device(t, loopback4) // sends the responses
+	go serveDevice(device4, func(search string, from netip.AddrPort) {
 		if !strings.HasPrefix(search, "M-SEARCH * HTTP/1.1\r\nHOST: "+at4.String()+"\r\n") || from.Port() == Port {
 			t.Errorf("from %v: %q", from, search)
 		}
 		for _, s := range []string{"", "\x00\xff\x00", crlf(alive), search, strings.Repeat("x", 9000), crlf(plain), crlf(plain)} {
-			_, _ = other.WriteToUDPAddrPort([]byte(s), from)
+			_, _ = sender.WriteToUDPAddrPort([]byte(s), from)
 		}
 	})
-	to := []netip.AddrPort{gone, at4}
+	to := []netip.AddrPort{closedAddr, at4}
 	want := map[netip.Addr]bool{loopback4: true}
-	if six, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback6, 0))); err != nil {
+	if device6, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback6, 0))); err != nil {
 		t.Logf("IPv6 NOT TESTED: %v", err)
 	} else {
-		defer func() { _ = six.Close() }()
-		to = append(to, addrOf(t, six))
+		defer func() { _ = device6.Close() }()
+		to = append(to, addrOf(t, device6))
 		want[loopback6] = true
-		go serveDevice(six, func(_ string, from netip.AddrPort) {
-			_, _ = six.WriteToUDPAddrPort([]byte(crlf(plain)), from)
+		go serveDevice(device6, func(_ string, from netip.AddrPort) {
+			_, _ = device6.WriteToUDPAddrPort([]byte(crlf(plain)), from)
 		})
 	}
-	for a, err := range (Search{To: to}).Responses(soon(t)) {
-		if err != nil || !want[a.From.Addr()] {
-			t.Fatalf("%+v, %v", a, err)
+	for r, err := range (Search{To: to}).Responses(testContext(t)) {
+		if err != nil || !want[r.From.Addr()] {
+			t.Fatalf("%+v, %v", r, err)
 		}
-		if a.From.Addr() == loopback4 && a.From != addrOf(t, other) {
-			t.Errorf("from %v, want %v", a.From, other.LocalAddr())
+		if r.From.Addr() == loopback4 && r.From != addrOf(t, sender) {
+			t.Errorf("from %v, want %v", r.From, sender.LocalAddr())
 		}
-		delete(want, a.From.Addr())
-		a.From = netip.AddrPort{}
-		equal(t, a, plainAnswer())
+		delete(want, r.From.Addr())
+		r.From = netip.AddrPort{}
+		equal(t, r, plainResponse())
 		if len(want) == 0 {
 			break
 		}
 	}
 	if len(want) != 0 {
-		t.Errorf("no answer from %v", want)
+		t.Errorf("no response from %v", want)
 	}
 }
 
-// A source that this host does not have keeps its family from searching.
+// TestSource checks that a search uses the source address, and that it fails if this host
+// does not have that address.
 func TestSource(t *testing.T) {
 	conn, at := device(t, loopback4)
 	go serveDevice(conn, func(_ string, from netip.AddrPort) {
-		_, _ = conn.WriteToUDPAddrPort([]byte(answer("http://"+from.Addr().String())), from)
+		_, _ = conn.WriteToUDPAddrPort([]byte(responseText("http://"+from.Addr().String())), from)
 	})
 	s := Search{To: []netip.AddrPort{at}, Source: loopback4}
-	for a, err := range s.Responses(soon(t)) {
-		if err != nil || a.Location != "http://127.0.0.1" {
-			t.Errorf("%+v, %v", a, err)
+	for r, err := range s.Responses(testContext(t)) {
+		if err != nil || r.Location != "http://127.0.0.1" {
+			t.Errorf("%+v, %v", r, err)
 		}
 		break
 	}
 	s.Source = netip.MustParseAddr("192.0.2.1")
 	count := 0
-	for _, err := range s.Responses(soon(t)) {
+	for _, err := range s.Responses(testContext(t)) {
 		if count++; err == nil {
-			t.Error("searched from an address of somebody else")
+			t.Error("searched from an address of another host")
 		}
 	}
 	if count != 1 {
-		t.Errorf("told %d times", count)
+		t.Errorf("%d errors, want 1", count)
 	}
 }
 
-// Answers are distinct by address, location and device.
-func TestDistinct(t *testing.T) {
-	in := newInbox(nil)
-	for _, d := range []struct{ location, usn, from string }{
+// TestDedup checks that responses are distinct if the address, the location or the device
+// differs.
+func TestDedup(t *testing.T) {
+	d := newDedup(nil)
+	for _, tt := range []struct{ location, usn, from string }{
 		{"http://a", "uuid:1::x", "192.168.1.1:1900"},
 		{"http://b", "uuid:1::x", "192.168.1.1:1900"},
 		{"http://a", "uuid:2::x", "192.168.1.1:1900"},
@@ -446,40 +454,41 @@ func TestDistinct(t *testing.T) {
 		{"http://a", "uuid:1::x", "[fe80::1%b]:1900"},
 		{"http://a", "", "192.168.1.1:1900"},
 	} {
-		before := len(in.answers)
-		text := "HTTP/1.1 200\nLOCATION: " + d.location + "\nUSN: " + d.usn + "\n"
-		from := netip.MustParseAddrPort(d.from)
-		in.take([]byte(text), from)
-		in.take([]byte(text), from)
-		in.take([]byte(text+"ST: another\n"), netip.AddrPortFrom(from.Addr(), 5))
-		if n := len(in.answers) - before; n != 1 {
-			t.Errorf("%+v is told %d times", d, n)
+		before := len(d.responses)
+		text := "HTTP/1.1 200\nLOCATION: " + tt.location + "\nUSN: " + tt.usn + "\n"
+		from := netip.MustParseAddrPort(tt.from)
+		d.add([]byte(text), from)
+		d.add([]byte(text), from)
+		d.add([]byte(text+"ST: another\n"), netip.AddrPortFrom(from.Addr(), 5))
+		if n := len(d.responses) - before; n != 1 {
+			t.Errorf("%+v: yielded %d times, want once", tt, n)
 		}
 	}
 }
 
-// A flood has bounds, fills no memory while the loop is slow, and crowds out
-// neither another address nor one that was asked itself.
-func TestFlood(t *testing.T) {
-	in := newInbox([]netip.AddrPort{Multicast, gateway})
+// TestDedupLimits checks that the number of responses is limited, and the memory while the
+// loop is slow. A flood displaces neither the responses of another address nor those of a
+// unicast destination.
+func TestDedupLimits(t *testing.T) {
+	d := newDedup([]netip.AddrPort{Multicast, gateway})
 	flood := func(from netip.Addr) int {
-		before := len(in.answers)
+		before := len(d.responses)
 		for i := range 1000 {
-			in.take([]byte(answer(fmt.Sprint("http://x/", i))), netip.AddrPortFrom(from, 1))
+			d.add([]byte(responseText(fmt.Sprint("http://x/", i))), netip.AddrPortFrom(from, 1))
 		}
-		return len(in.answers) - before
+		return len(d.responses) - before
 	}
-	stranger := netip.MustParseAddr("192.168.1.2")
+	other := netip.MustParseAddr("192.168.1.2")
 	for want := range slices.Values([]int{64, 64, 64, 64, 0, 0}) {
-		if n := flood(stranger); n != want {
-			t.Errorf("%d answers of %v, want %d", n, stranger, want)
+		if n := flood(other); n != want {
+			t.Errorf("%d responses from %v, want %d", n, other, want)
 		}
-		stranger = stranger.Next()
+		other = other.Next()
 	}
 	if n := flood(gateway.Addr()); n != 64 {
-		t.Errorf("%d answers of the gateway, want 64", n)
+		t.Errorf("%d responses from the gateway, want 64", n)
 	}
-	if len(in.seen) != 320 || len(in.perAddr) != 5 || cap(in.answers) != 320 {
-		t.Errorf("%d, %d and %d", len(in.seen), len(in.perAddr), cap(in.answers))
+	if len(d.seen) != 320 || len(d.perAddr) != 5 || cap(d.responses) != 320 {
+		t.Errorf("%d seen, %d addresses, capacity %d", len(d.seen), len(d.perAddr), cap(d.responses))
 	}
 }

@@ -15,90 +15,92 @@ import (
 	"github.com/natforward/goforward/internal/netbind"
 )
 
-// packetConn is what is used of a *net.UDPConn.
+// packetConn has the methods of *net.UDPConn that a search uses.
 type packetConn interface {
 	ReadFromUDPAddrPort([]byte) (int, netip.AddrPort, error)
 	WriteToUDPAddrPort([]byte, netip.AddrPort) (int, error)
 	Close() error
 }
 
-// seat is where a socket for searches is to be.
-type seat struct {
+// socketConfig is the configuration of a socket for searches.
+type socketConfig struct {
 	network   string // "udp4" or "udp6"
 	local     netip.Addr
-	ifi       *net.Interface // nil: the kernel's choice
-	multicast bool           // whether it is to send to a group
+	ifi       *net.Interface // nil: the kernel chooses
+	multicast bool           // the socket sends to a group
 }
 
-// opener makes a socket.
-type opener func(context.Context, seat) (packetConn, error)
+// openFunc opens a socket for searches.
+type openFunc func(context.Context, socketConfig) (packetConn, error)
 
-// openSearch makes a socket on a port of the kernel's choice that is not SSDP's
-// own: some devices do not answer that.
-func openSearch(ctx context.Context, s seat) (packetConn, error) {
-	conn, err := s.open(ctx)
+// openSearchSocket opens a socket on a port that the kernel chooses. It never uses port
+// 1900, because some devices do not respond to searches from that port.
+func openSearchSocket(ctx context.Context, config socketConfig) (packetConn, error) {
+	conn, err := config.open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if local, ok := conn.LocalAddr().(*net.UDPAddr); !ok || local.Port != Port {
 		return conn, nil
 	}
-	defer func() { _ = conn.Close() }() // not before another port is chosen
-	other, err := s.open(ctx)
+	defer func() { _ = conn.Close() }() // while conn is open, the kernel chooses another port
+	other, err := config.open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return other, nil
 }
 
-func (s seat) open(ctx context.Context) (*net.UDPConn, error) {
+func (c socketConfig) open(ctx context.Context) (*net.UDPConn, error) {
 	var lc net.ListenConfig
-	if s.ifi != nil {
+	if c.ifi != nil {
 		var err error
-		if lc.Control, err = netbind.Control(s.ifi); err != nil {
+		if lc.Control, err = netbind.Control(c.ifi); err != nil {
 			return nil, err
 		}
 	}
-	conn, err := bind(ctx, lc, s.network, netip.AddrPortFrom(s.local, 0))
-	if err != nil || !s.multicast {
+	conn, err := bind(ctx, lc, c.network, netip.AddrPortFrom(c.local, 0))
+	if err != nil || !c.multicast {
 		return conn, err
 	}
-	if err := s.prepareMulticast(conn); err != nil {
+	if err := c.prepareMulticast(conn); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
 	return conn, nil
 }
 
-// hops is how far a search goes (UPnP Device Architecture 1.1, section 1.3.2).
-const hops = 2
+// multicastHops is the TTL of a multicast search (UPnP Device Architecture 1.1, section
+// 1.3.2).
+const multicastHops = 2
 
-// prepareMulticast says where multicast leaves, and how far it goes. Where that
-// cannot be said it stays on the link, which will do.
-func (s seat) prepareMulticast(conn *net.UDPConn) error {
-	ifi := s.ifi
+// prepareMulticast sets the outgoing interface and the TTL of multicast datagrams. It
+// ignores an error from setting the TTL: the datagrams then stay on the link, which is
+// sufficient.
+func (c socketConfig) prepareMulticast(conn *net.UDPConn) error {
+	ifi := c.ifi
 	if ifi == nil {
-		ifi = interfaceOf(s.local)
+		ifi = interfaceWithAddr(c.local)
 	}
 	p4, p6 := ipv4.NewPacketConn(conn), ipv6.NewPacketConn(conn)
-	leave := p4.SetMulticastInterface
-	if s.network == "udp6" {
-		_ = p6.SetMulticastHopLimit(hops)
-		leave = p6.SetMulticastInterface
+	setInterface := p4.SetMulticastInterface
+	if c.network == "udp6" {
+		_ = p6.SetMulticastHopLimit(multicastHops)
+		setInterface = p6.SetMulticastInterface
 	} else {
-		_ = p4.SetMulticastTTL(hops)
+		_ = p4.SetMulticastTTL(multicastHops)
 	}
 	if ifi == nil {
 		return nil
 	}
-	if err := leave(ifi); err != nil {
-		return fmt.Errorf("multicast by %s: %w", ifi.Name, err)
+	if err := setInterface(ifi); err != nil {
+		return fmt.Errorf("multicast through %s: %w", ifi.Name, err)
 	}
 	return nil
 }
 
-// interfaceOf is the interface that has the address, or nil.
-func interfaceOf(addr netip.Addr) *net.Interface {
+// interfaceWithAddr returns the interface that has the address, or nil.
+func interfaceWithAddr(addr netip.Addr) *net.Interface {
 	if addr.IsUnspecified() {
 		return nil
 	}
@@ -132,25 +134,26 @@ func asUDP(conn net.PacketConn) (*net.UDPConn, error) {
 	udp, ok := conn.(*net.UDPConn)
 	if !ok {
 		_ = conn.Close()
-		return nil, fmt.Errorf("socket for datagrams is a %T", conn)
+		return nil, fmt.Errorf("unexpected type of UDP socket: %T", conn)
 	}
 	return udp, nil
 }
 
-// readPause keeps a socket that fails again and again from taking all time.
-const readPause = 10 * time.Millisecond
+// readErrorDelay is the pause after a read error. It prevents a busy loop if every read
+// fails.
+const readErrorDelay = 10 * time.Millisecond
 
-// read hands datagrams to handle, one at a time, until the socket is closed. What
-// it hands over does not last.
-func read(ctx context.Context, conn packetConn, handle func([]byte, netip.AddrPort)) {
-	buf := make([]byte, maxDatagram+1) // one more, to know what is too long
+// readDatagrams calls handle for each datagram, one at a time, until the socket is closed.
+// The slice is valid only during the call.
+func readDatagrams(ctx context.Context, conn packetConn, handle func([]byte, netip.AddrPort)) {
+	buf := make([]byte, maxDatagram+1) // one more byte shows that a datagram is too long
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buf)
 		switch {
 		case err == nil:
 			handle(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
-		case errors.Is(err, net.ErrClosed) || ctxsync.Sleep(ctx, readPause) != nil:
-			return // any other error is about one datagram, or about one that we sent
+		case errors.Is(err, net.ErrClosed) || ctxsync.Sleep(ctx, readErrorDelay) != nil:
+			return // any other error concerns a single datagram, received or sent
 		}
 	}
 }
