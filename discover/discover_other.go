@@ -14,7 +14,7 @@ var errUnsupported = fmt.Errorf("discover: routes on %s: %w", runtime.GOOS, erro
 
 func lookup(netip.Addr) (Gateway, error) { return Gateway{}, errUnsupported }
 
-func defaultRoutes() ([]row, error) { return nil, errUnsupported }
+func defaultRoutes() ([]defaultRoute, error) { return nil, errUnsupported }
 
 type watcher struct{}
 

@@ -8,57 +8,58 @@ import (
 	"slices"
 )
 
-// ErrNoRoute tells that the kernel has no way to the address asked about: none
-// at all, or one that leads nowhere (blackhole, unreachable, prohibited) or back
-// to this host. Test for it with errors.Is; the error's text has the reason.
+// ErrNoRoute means that the kernel has no route to the destination: there is no route at
+// all, the route is a blackhole, unreachable or prohibited route, or the destination is
+// this host. Test for it with errors.Is; the text of the error contains the reason.
 var ErrNoRoute = errors.New("discover: no route")
 
-// The addresses that stand for the internet when the kernel is asked for its way
-// out: a.root-servers.net. No packet is ever sent there. They are not those of a
-// public resolver, for which VPNs often keep a route of its own, and not the
-// unspecified address, which some kernels refuse to look up.
+// The destinations that represent the internet in a route lookup: the addresses of
+// a.root-servers.net. No packet is ever sent there. The address of a public resolver is
+// unsuitable, because VPNs often have a separate route for it. The unspecified address is
+// unsuitable too, because some kernels refuse to look it up.
 var (
 	internet4 = netip.AddrFrom4([4]byte{198, 41, 0, 4})
 	internet6 = netip.AddrFrom16([16]byte{0x20, 0x01, 0x05, 0x03, 0xba, 0x3e, 13: 0x02, 15: 0x30})
 )
 
-// Gateway is a next hop that leads out, and the local side of the way to it.
+// Gateway is the next hop of a route, with the interface and the local address that the
+// route uses.
 type Gateway struct {
-	// Addr is the next hop, with a zone if it is IPv6 link-local. It is the zero
-	// Addr where the way has none, as in many tunnels.
+	// Addr is the next hop, with a zone if it is IPv6 link-local. It is the zero Addr
+	// if the route has no next hop, as in many tunnels.
 	Addr netip.Addr
 
-	// Local is the address of this host that the kernel sends from on this way,
-	// with a zone if it is IPv6 link-local. Only in the list of Gateways can it be
-	// the zero Addr, for an interface without an address of that family.
+	// Local is the address of this host from which the kernel sends on this route,
+	// with a zone if it is IPv6 link-local. Only Gateways can return the zero Addr
+	// here, for an interface without an address of the address family.
 	Local netip.Addr
 
-	// Interface and Index name the interface that leads there. Interface is empty
-	// if it vanished meanwhile.
+	// Interface and Index are the name and the index of the outgoing interface.
+	// Interface is empty if the interface no longer exists.
 	Interface string
 	Index     int
 
-	// Metric is the route's rank as the system reports it, lower being preferred,
-	// and 0 where it has none (macOS, FreeBSD, NetBSD). On Windows the interface's
-	// metric is included.
+	// Metric is the metric of the route as the system reports it. A lower metric is
+	// preferred. It is 0 if the system has no metrics (macOS, FreeBSD, NetBSD). On
+	// Windows, it includes the metric of the interface.
 	Metric int
 }
 
-// Default returns the way to the IPv4 internet, by the kernel's own lookup of a
-// global address. It fails with ErrNoRoute where there is none.
+// Default returns the route to the IPv4 internet, from the kernel's own lookup of a
+// global address. It fails with ErrNoRoute if there is no route.
 func Default() (Gateway, error) { return Route(internet4) }
 
 // Default6 is Default for IPv6.
 func Default6() (Gateway, error) { return Route(internet6) }
 
-// Route returns the way to dst, by the kernel's own lookup. A dst on a network of
-// this host is its own next hop, so Addr is then the zero Addr. Route fails with
-// ErrNoRoute where no way leads to dst and where dst is this host itself.
+// Route returns the route to dst, from the kernel's own lookup. If dst is on a network of
+// this host, the route has no next hop, and Addr is the zero Addr. Route fails with
+// ErrNoRoute if there is no route to dst, or if dst is this host.
 func Route(dst netip.Addr) (Gateway, error) {
 	dst = dst.Unmap()
 	switch {
 	case !dst.IsValid() || dst.IsUnspecified():
-		return Gateway{}, fmt.Errorf("discover: %v is no destination", dst)
+		return Gateway{}, fmt.Errorf("discover: %v is not a valid destination", dst)
 	case dst.IsLoopback():
 		return Gateway{}, noRoute(dst, errThisHost)
 	}
@@ -69,7 +70,7 @@ func Route(dst netip.Addr) (Gateway, error) {
 	case g.Local.WithZone("") == dst.WithZone(""):
 		return Gateway{}, noRoute(dst, errThisHost)
 	case !g.Local.IsValid() || g.Local.IsUnspecified() || g.Local.IsLoopback():
-		// Linux falls back to ::1 on interfaces that have no address yet.
+		// Linux falls back to ::1 if the interface has no address yet.
 		return Gateway{}, noRoute(dst, fmt.Errorf("no address to send from on %s", g.Interface))
 	}
 	return g, nil
@@ -77,28 +78,30 @@ func Route(dst netip.Addr) (Gateway, error) {
 
 var errThisHost = errors.New("it is this host")
 
-// noRoute wraps ErrNoRoute, and the reason so that a system's error number stays
-// testable too.
+// noRoute wraps ErrNoRoute and the reason, so that callers can test for an error number of
+// the system too.
 func noRoute(dst netip.Addr, reason error) error {
 	return fmt.Errorf("%w to %v: %w", ErrNoRoute, dst, reason)
 }
 
-// Gateways returns all default routes: IPv4 before IPv6, and of each family the
-// preferred one first. What Default and Default6 answer leads its family, and is
-// listed even if it is no default route by the letter (VPNs often lay two routes
-// of half the internet each over it). The others follow by routing table (on
-// Linux main and default come before policy tables, which are listed too, since
-// VPNs and multi-homed hosts keep their default route there; on macOS routes
-// scoped to an interface come last) and by metric.
+// Gateways returns all default routes: IPv4 before IPv6, with the preferred route of each
+// address family first. The preferred route is the one that Default or Default6 returns.
+// It is listed even if it is not a default route with a prefix of length 0, because VPNs
+// often cover the default route with two routes to one half of the internet each.
 //
-// Routes that refuse (blackhole, unreachable, prohibit) are left out. Without any
-// default route the list is empty and the error nil.
+// The other routes are sorted by routing table and then by metric. On Linux, the tables
+// main and default precede policy tables. Gateways lists policy tables too, because VPNs
+// and multi-homed hosts keep their default route there. On macOS, routes that are scoped
+// to an interface come last.
+//
+// Gateways omits routes of the types blackhole, unreachable and prohibit. If there is no
+// default route, the list is empty and the error is nil.
 func Gateways() ([]Gateway, error) {
-	rows, err := defaultRoutes()
+	routes, err := defaultRoutes()
 	if err != nil {
 		return nil, err
 	}
-	var used []row
+	var used []defaultRoute
 	for _, dst := range []netip.Addr{internet4, internet6} {
 		g, err := Route(dst)
 		if errors.Is(err, ErrNoRoute) {
@@ -107,13 +110,13 @@ func Gateways() ([]Gateway, error) {
 		if err != nil {
 			return nil, err
 		}
-		used = append(used, row{Gateway: g, is6: dst.Is6()})
+		used = append(used, defaultRoute{Gateway: g, is6: dst.Is6()})
 	}
-	return arrange(rows, used), nil
+	return sortGateways(routes, used), nil
 }
 
-// Through returns the preferred default route of a family through an interface. It fails
-// with ErrNoRoute if there is none.
+// Through returns the preferred default route of an address family through an interface.
+// It fails with ErrNoRoute if there is none.
 func Through(iface string, is6 bool) (Gateway, error) {
 	all, err := Gateways()
 	if err != nil {
@@ -127,32 +130,33 @@ func Through(iface string, is6 bool) (Gateway, error) {
 	return Gateway{}, fmt.Errorf("%w out through interface %q", ErrNoRoute, iface)
 }
 
-// A row is an entry of the list that Gateways sorts.
-type row struct {
+// defaultRoute is a default route with the keys by which Gateways sorts it.
+type defaultRoute struct {
 	Gateway
-	is6  bool // the addresses may all be zero, so they cannot tell
-	rank int  // goes before the metric: lower is preferred
+	is6  bool // the address family; the addresses may all be zero
+	rank int  // compared before the metric: lower is preferred
 }
 
-// arrange sorts rows as documented at Gateways and puts the used ones, at most
-// one of each family, before the rest of their family.
-func arrange(rows, used []row) []Gateway {
-	list := slices.Clone(rows)
+// sortGateways sorts the routes as documented at Gateways. The used routes, at most one of
+// each address family, precede the other routes of their family.
+func sortGateways(routes, used []defaultRoute) []Gateway {
+	list := slices.Clone(routes)
 	for _, u := range used {
 		u.rank = -1
-		same := func(r row) bool {
+		same := func(r defaultRoute) bool {
 			return r.is6 == u.is6 && r.rank >= 0 && r.Addr == u.Addr && r.Index == u.Index
 		}
-		// One next hop can stand in several tables. The lookup's answer says which
-		// source is in use; the first entry that agrees with it is the same way.
-		if i := slices.IndexFunc(list, func(r row) bool { return same(r) && r.Metric == u.Metric }); i >= 0 {
+		// Several tables can contain the same next hop. Remove the entry with the metric
+		// of the lookup, or else the first entry with the same next hop and interface:
+		// u replaces it.
+		if i := slices.IndexFunc(list, func(r defaultRoute) bool { return same(r) && r.Metric == u.Metric }); i >= 0 {
 			list = slices.Delete(list, i, i+1)
 		} else if i := slices.IndexFunc(list, same); i >= 0 {
 			list = slices.Delete(list, i, i+1)
 		}
 		list = append(list, u)
 	}
-	slices.SortStableFunc(list, func(a, b row) int {
+	slices.SortStableFunc(list, func(a, b defaultRoute) int {
 		return cmp.Or(
 			cmp.Compare(family(a.is6), family(b.is6)),
 			cmp.Compare(a.rank, b.rank),

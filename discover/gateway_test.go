@@ -16,20 +16,20 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// equal compares with netip's types as what they are.
+// equal compares got and want. It compares the types of package netip with ==.
 func equal(t *testing.T, got, want any) {
 	t.Helper()
 	opts := []cmp.Option{
 		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-		cmp.AllowUnexported(route{}, ribMessage{}, row{}),
+		cmp.AllowUnexported(route{}, ribMessage{}, defaultRoute{}),
 	}
 	if d := cmp.Diff(want, got, opts...); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
 }
 
-// unhex reads hex with comments; "00*12" is twelve zero bytes.
+// unhex decodes hexadecimal digits with comments; "00*12" means twelve zero bytes.
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	var out []byte
@@ -79,16 +79,16 @@ func TestErrorText(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if !errors.Is(err, ErrNoRoute) || !errors.Is(err, errThisHost) {
-		t.Error("the error does not wrap both")
+		t.Error("the error does not wrap ErrNoRoute and the reason")
 	}
 }
 
-func TestInternet(t *testing.T) {
+func TestInternetAddrs(t *testing.T) {
 	equal(t, internet4, netip.MustParseAddr("198.41.0.4"))
 	equal(t, internet6, netip.MustParseAddr("2001:503:ba3e::2:30"))
 }
 
-func TestArrange(t *testing.T) {
+func TestSortGateways(t *testing.T) {
 	gw := func(addr string, index, metric int) Gateway {
 		g := Gateway{Index: index, Metric: metric}
 		if addr != "" {
@@ -97,14 +97,14 @@ func TestArrange(t *testing.T) {
 		return g
 	}
 	tests := []struct {
-		name       string
-		rows, used []row
-		want       []Gateway
+		name         string
+		routes, used []defaultRoute
+		want         []Gateway
 	}{
-		{name: "nothing", want: []Gateway{}},
+		{name: "no routes", want: []Gateway{}},
 		{
-			name: "IPv4 first, then table, then metric, else as told",
-			rows: []row{
+			name: "IPv4 first, then table, then metric, then order of the input",
+			routes: []defaultRoute{
 				{Gateway: gw("fe80::2%b", 2, 5), is6: true},
 				{Gateway: gw("10.0.0.3", 3, 1), rank: 8},
 				{Gateway: gw("10.0.0.2", 2, 200)},
@@ -117,34 +117,34 @@ func TestArrange(t *testing.T) {
 			},
 		},
 		{
-			name: "the one in use leads its family, once",
-			rows: []row{
+			name: "the used route is first in its family, once",
+			routes: []defaultRoute{
 				{Gateway: gw("10.0.0.1", 1, 100)},
 				{Gateway: gw("10.0.0.2", 2, 200), rank: 8},
 				{Gateway: gw("fe80::2%b", 2, 5), is6: true},
 			},
-			used: []row{{Gateway: gw("10.0.0.2", 2, 200)}, {Gateway: gw("fe80::2%b", 2, 5), is6: true}},
+			used: []defaultRoute{{Gateway: gw("10.0.0.2", 2, 200)}, {Gateway: gw("fe80::2%b", 2, 5), is6: true}},
 			want: []Gateway{gw("10.0.0.2", 2, 200), gw("10.0.0.1", 1, 100), gw("fe80::2%b", 2, 5)},
 		},
 		{
-			name: "the one in use is no default route by the letter",
-			rows: []row{{Gateway: gw("10.0.0.1", 1, 100)}},
-			used: []row{{Gateway: gw("", 7, 0)}},
-			want: []Gateway{gw("", 7, 0), gw("10.0.0.1", 1, 100)},
+			name:   "the used route is not in the list",
+			routes: []defaultRoute{{Gateway: gw("10.0.0.1", 1, 100)}},
+			used:   []defaultRoute{{Gateway: gw("", 7, 0)}},
+			want:   []Gateway{gw("", 7, 0), gw("10.0.0.1", 1, 100)},
 		},
 		{
-			name: "the same next hop in two tables",
-			rows: []row{{Gateway: gw("10.0.0.1", 1, 100)}, {Gateway: gw("10.0.0.1", 1, 50), rank: 8}},
-			used: []row{{Gateway: gw("10.0.0.1", 1, 50)}},
-			want: []Gateway{gw("10.0.0.1", 1, 50), gw("10.0.0.1", 1, 100)},
+			name:   "the same next hop in two tables",
+			routes: []defaultRoute{{Gateway: gw("10.0.0.1", 1, 100)}, {Gateway: gw("10.0.0.1", 1, 50), rank: 8}},
+			used:   []defaultRoute{{Gateway: gw("10.0.0.1", 1, 50)}},
+			want:   []Gateway{gw("10.0.0.1", 1, 50), gw("10.0.0.1", 1, 100)},
 		},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { equal(t, arrange(tt.rows, tt.used), tt.want) })
+		t.Run(tt.name, func(t *testing.T) { equal(t, sortGateways(tt.routes, tt.used), tt.want) })
 	}
 }
 
-func TestLongest(t *testing.T) {
+func TestLongestMatch(t *testing.T) {
 	r := func(dst string, index int, metric int64) route {
 		return route{dst: netip.MustParsePrefix(dst), index: index, metric: metric}
 	}
@@ -155,7 +155,7 @@ func TestLongest(t *testing.T) {
 	}
 	tests := []struct {
 		dst         string
-		index, want int // want 0: none
+		index, want int // want 0: no route
 	}{
 		{"192.0.2.1", 0, 2},
 		{"192.0.2.1", 1, 1},
@@ -167,7 +167,7 @@ func TestLongest(t *testing.T) {
 		{"fe80::1%eth0", 0, 4},
 	}
 	for _, tt := range tests {
-		got, ok := longest(table, netip.MustParseAddr(tt.dst), tt.index)
+		got, ok := longestMatch(table, netip.MustParseAddr(tt.dst), tt.index)
 		if got.index != tt.want || ok != (tt.want != 0) {
 			t.Errorf("%s on %d: got %+v, %v", tt.dst, tt.index, got, ok)
 		}
@@ -208,7 +208,7 @@ func TestPickLocal(t *testing.T) {
 	}
 }
 
-func TestZones(t *testing.T) {
+func TestLinkLocalZones(t *testing.T) {
 	r := route{
 		dst: netip.MustParsePrefix("::/0"), index: 7, metric: 3,
 		via: netip.MustParseAddr("fe80::1"), src: netip.MustParseAddr("2001:db8::2"),
@@ -222,9 +222,9 @@ func TestZones(t *testing.T) {
 	equal(t, r.gateway("", netip.MustParseAddr("fe80::5")), want)
 }
 
-// A metric has 32 bits. The greatest one is the least preferred, also where an int
-// has 32 bits.
-func TestGreatestMetric(t *testing.T) {
+// TestLargestMetric checks that the largest metric of 32 bits is the least preferred, also
+// on systems with an int of 32 bits.
+func TestLargestMetric(t *testing.T) {
 	rtm := unhex(t, `02000000fe030001 00000000
 		0800 0600 ffffffff  // RTA_PRIORITY 4294967295
 		0800 0500 0a000001  // RTA_GATEWAY
@@ -239,13 +239,13 @@ func TestGreatestMetric(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, great := range map[string]route{"Linux": linux[0], "Windows": windows[0]} {
-		small := great
-		small.metric, small.index = 100, great.index+1
-		if best, _ := longest([]route{great, small}, internet4, 0); best.index != small.index {
-			t.Errorf("%s: metric %d is preferred to %d", name, great.metric, small.metric)
+	for name, large := range map[string]route{"Linux": linux[0], "Windows": windows[0]} {
+		small := large
+		small.metric, small.index = 100, large.index+1
+		if best, _ := longestMatch([]route{large, small}, internet4, 0); best.index != small.index {
+			t.Errorf("%s: metric %d is preferred to %d", name, large.metric, small.metric)
 		}
-		all := arrange([]row{{Gateway: great.gateway("", netip.Addr{})}, {Gateway: small.gateway("", netip.Addr{})}}, nil)
+		all := sortGateways([]defaultRoute{{Gateway: large.gateway("", netip.Addr{})}, {Gateway: small.gateway("", netip.Addr{})}}, nil)
 		if all[0].Index != small.index || all[1].Metric <= all[0].Metric {
 			t.Errorf("%s: the order is %+v", name, all)
 		}

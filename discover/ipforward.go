@@ -7,8 +7,9 @@ import (
 )
 
 // Layout of MIB_IPFORWARD_ROW2, MIB_IPFORWARD_TABLE2 and MIB_IPINTERFACE_ROW from
-// netioapi.h. It is the same on 32-bit and 64-bit Windows, where C aligns 64-bit
-// numbers to 8 bytes. Go does not on 386, hence bytes rather than structs.
+// netioapi.h. It is the same on 32-bit and 64-bit Windows, because C aligns 64-bit numbers
+// to 8 bytes on Windows. Go does not do so on 386, so this file parses bytes and uses no
+// structs.
 const (
 	winInet  = 2
 	winInet6 = 23
@@ -30,11 +31,11 @@ const (
 	ipinterfaceMetric = 148
 )
 
-// Windows runs on little-endian machines only.
+// winOrder is the byte order of Windows, which runs on little-endian machines only.
 var winOrder = binary.LittleEndian
 
-// parseIPForwardTable reads a MIB_IPFORWARD_TABLE2. The metrics are the routes'
-// own, without their interfaces'.
+// parseIPForwardTable parses a MIB_IPFORWARD_TABLE2. The metrics are those of the routes
+// alone, without the metrics of their interfaces.
 func parseIPForwardTable(b []byte) ([]route, error) {
 	if len(b) < ipforwardTableHead {
 		return nil, fmt.Errorf("%w route table of %d bytes", errMalformed, len(b))
@@ -55,7 +56,7 @@ func parseIPForwardTable(b []byte) ([]route, error) {
 	return out, nil
 }
 
-// parseIPForwardRow reads a MIB_IPFORWARD_ROW2.
+// parseIPForwardRow parses a MIB_IPFORWARD_ROW2.
 func parseIPForwardRow(b []byte) (route, error) {
 	if len(b) < ipforwardSize {
 		return route{}, fmt.Errorf("%w route of %d bytes", errMalformed, len(b))
@@ -85,8 +86,8 @@ func parseIPForwardRow(b []byte) (route, error) {
 	return r, nil
 }
 
-// parseSockaddrInet reads a SOCKADDR_INET without its scope: the interface is
-// known from beside it.
+// parseSockaddrInet parses a SOCKADDR_INET. It ignores the scope, because the row contains
+// the interface.
 func parseSockaddrInet(b []byte) (netip.Addr, error) {
 	if len(b) < sockaddrInetSize {
 		return netip.Addr{}, fmt.Errorf("%w address of %d bytes", errMalformed, len(b))
@@ -115,8 +116,8 @@ func appendSockaddrInet(b []byte, a netip.Addr, scope uint32) []byte {
 	return append(b, s[:]...)
 }
 
-// parseInterfaceMetric reads the metric of a MIB_IPINTERFACE_ROW, which Windows
-// adds to that of every route on the interface.
+// parseInterfaceMetric parses the metric of a MIB_IPINTERFACE_ROW. Windows adds it to the
+// metric of every route on the interface.
 func parseInterfaceMetric(b []byte) (int64, error) {
 	if len(b) < ipinterfaceSize {
 		return 0, fmt.Errorf("%w interface of %d bytes", errMalformed, len(b))

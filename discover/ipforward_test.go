@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// Laid out by hand from netioapi.h and ws2ipdef.h.
+// winTable is a MIB_IPFORWARD_TABLE2, laid out by hand from netioapi.h and ws2ipdef.h.
 const winTable = `
 	03000000 00000000               // NumEntries, padding
 
@@ -26,7 +26,7 @@ const winTable = `
 
 	0000000000001700 01000000
 	0200 0000 7f000001 00*20 20 00*3 // 127.0.0.1/32
-	0200 0000 00000000 00*20        // none
+	0200 0000 00000000 00*20        // no next hop
 	00 00*3 ffffffff ffffffff
 	00010000 02000000
 	01 00 00 01 10000000 00000000`

@@ -15,17 +15,17 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// inNamespace and ip are short for the tests of this package.
+// inNamespace and ip are short names for functions of package lab.
 var inNamespace, ip = lab.Inside, lab.IP
 
-// twoLinks is a host with two networks. Its interfaces are renamed, so that no
-// index can be guessed from a name. It is quiet: IPv6 is off until addresses are
-// set by hand, so that no event comes later than its command.
-func twoLinks(t *testing.T) {
+// newTwoLinks turns this namespace into a host with two networks. The names of the
+// interfaces do not contain their indexes. The kernel generates no IPv6 addresses, so that
+// no event occurs later than the command that causes it.
+func newTwoLinks(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{"default", "all"} {
 		path := "/proc/sys/net/ipv6/conf/" + name + "/addr_gen_mode"
-		if err := os.WriteFile(path, []byte("1"), 0); err != nil { // none
+		if err := os.WriteFile(path, []byte("1"), 0); err != nil { // no generated addresses
 			t.Logf("%s: %v", path, err)
 		}
 	}
@@ -43,11 +43,11 @@ func twoLinks(t *testing.T) {
 		-6 addr add 2001:db8:2::5/64 dev two nodad`)
 }
 
-func indexOfName(t *testing.T, name string) int {
+func interfaceIndexOf(t *testing.T, name string) int {
 	t.Helper()
 	b, err := os.ReadFile("/sys/class/net/" + name + "/ifindex")
 	if err != nil {
-		// A new network namespace does not come with a new /sys.
+		// A new network namespace still has the old /sys.
 		out, err := exec.CommandContext(t.Context(), "ip", "-o", "link", "show", name).Output()
 		if err != nil {
 			t.Fatal(err)
@@ -61,7 +61,7 @@ func indexOfName(t *testing.T, name string) int {
 	return n
 }
 
-func needTun(t *testing.T) {
+func requireTun(t *testing.T) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
@@ -72,8 +72,8 @@ func needTun(t *testing.T) {
 	}
 }
 
-// told is a Gateway with strings, to write tests with.
-func told(g Gateway) string {
+// describe formats a Gateway for comparison with the texts of the tests.
+func describe(g Gateway) string {
 	return fmt.Sprintf("%v from %v on %s metric %d", g.Addr, g.Local, g.Interface, g.Metric)
 }
 
@@ -81,7 +81,7 @@ func TestNamespaceLookups(t *testing.T) {
 	tests := []struct {
 		name   string
 		setup  string
-		v4, v6 string // as told, or the error's reason
+		v4, v6 string // as describe formats them, or the reason in the error
 		list   []string
 	}{
 		{
@@ -102,7 +102,7 @@ func TestNamespaceLookups(t *testing.T) {
 			},
 		},
 		{
-			name: "the lower metric",
+			name: "lower metric",
 			setup: `
 				route add default via 10.1.0.1 dev one metric 200
 				route add default via 10.2.0.1 dev two metric 100
@@ -176,7 +176,7 @@ func TestNamespaceLookups(t *testing.T) {
 			},
 		},
 		{
-			name: "VPN by two halves over the default route",
+			name: "VPN with two routes to one half of the internet each",
 			setup: `
 				route add default via 10.1.0.1 dev one metric 100
 				route add 0.0.0.0/1 via 10.2.0.9 dev two
@@ -213,7 +213,7 @@ func TestNamespaceLookups(t *testing.T) {
 			v6: "prohibited route",
 		},
 		{
-			name: "source named by the route",
+			name: "route with a source address",
 			setup: `
 				addr add 10.1.0.6/24 dev one
 				-6 addr add 2001:db8:1::6/64 dev one nodad
@@ -245,7 +245,7 @@ func TestNamespaceLookups(t *testing.T) {
 			list: []string{"fe80::1%one from fe80::5%one on one metric 1024"},
 		},
 		{
-			name: "no address at all",
+			name: "no address",
 			setup: `
 				-6 addr flush dev one
 				-6 addr flush dev two
@@ -266,10 +266,10 @@ func TestNamespaceLookups(t *testing.T) {
 		t.Helper()
 		switch {
 		case err == nil:
-			if told(got) != want {
-				t.Errorf("got %s, want %s", told(got), want)
+			if describe(got) != want {
+				t.Errorf("got %s, want %s", describe(got), want)
 			}
-			if index := indexOfName(t, got.Interface); got.Index != index {
+			if index := interfaceIndexOf(t, got.Interface); got.Index != index {
 				t.Errorf("index of %s is %d, not %d", got.Interface, index, got.Index)
 			}
 		case !errors.Is(err, ErrNoRoute) || !strings.Contains(err.Error(), want):
@@ -281,9 +281,9 @@ func TestNamespaceLookups(t *testing.T) {
 			if !inNamespace(t) {
 				return
 			}
-			twoLinks(t)
+			newTwoLinks(t)
 			if strings.Contains(tt.setup, "tuntap") {
-				needTun(t)
+				requireTun(t)
 			}
 			ip(t, tt.setup)
 			g, err := Default()
@@ -296,7 +296,7 @@ func TestNamespaceLookups(t *testing.T) {
 			}
 			var got []string
 			for _, g := range list {
-				got = append(got, told(g))
+				got = append(got, describe(g))
 			}
 			equal(t, got, tt.list)
 		})
@@ -307,19 +307,19 @@ func TestNamespaceMultipath(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	twoLinks(t)
+	newTwoLinks(t)
 	ip(t, "route add default metric 7 nexthop via 10.1.0.1 dev one nexthop via 10.2.0.1 dev two weight 3")
 	g, err := Default()
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, other := "10.1.0.1 from 10.1.0.5 on one metric 7", "10.2.0.1 from 10.2.0.5 on two metric 7"
-	if told(g) != first {
-		first, other = other, first
+	first, second := "10.1.0.1 from 10.1.0.5 on one metric 7", "10.2.0.1 from 10.2.0.5 on two metric 7"
+	if describe(g) != first {
+		first, second = second, first
 	}
 	list, err := Gateways()
-	if err != nil || len(list) != 2 || told(g) != first || told(list[0]) != first || told(list[1]) != other {
-		t.Errorf("Default %s, Gateways %+v, %v", told(g), list, err)
+	if err != nil || len(list) != 2 || describe(g) != first || describe(list[0]) != first || describe(list[1]) != second {
+		t.Errorf("Default %s, Gateways %+v, %v", describe(g), list, err)
 	}
 }
 
@@ -327,7 +327,7 @@ func TestNamespaceRoute(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	twoLinks(t)
+	newTwoLinks(t)
 	ip(t, `
 		-6 addr add fe80::5/64 dev two nodad
 		route add 192.0.2.0/24 via 10.2.0.1 dev two metric 4`)
@@ -347,21 +347,21 @@ func TestNamespaceRoute(t *testing.T) {
 	for _, tt := range tests {
 		g, err := Route(netip.MustParseAddr(tt.dst))
 		switch {
-		case err == nil && told(g) != tt.want:
-			t.Errorf("%s: got %s, want %s", tt.dst, told(g), tt.want)
+		case err == nil && describe(g) != tt.want:
+			t.Errorf("%s: got %s, want %s", tt.dst, describe(g), tt.want)
 		case err != nil && (!errors.Is(err, ErrNoRoute) || !strings.Contains(err.Error(), tt.want)):
 			t.Errorf("%s: got %q, want %s", tt.dst, err, tt.want)
 		}
 	}
 }
 
-// Each change is watched by a socket opened just before it, so that only this
-// change can be what is noticed.
+// TestNamespaceWatch opens a new watcher before each change, so that only this change can
+// cause the call of notify.
 func TestNamespaceWatch(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	twoLinks(t)
+	newTwoLinks(t)
 	ip(t, "route add default via 10.1.0.1 dev one metric 10")
 	for _, change := range []string{
 		"route add default via 10.2.0.1 dev two metric 5",
@@ -382,10 +382,10 @@ func TestNamespaceWatch(t *testing.T) {
 				t.Fatal(err)
 			}
 			ip(t, change)
-			ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("nothing was noticed"))
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("notify was not called"))
 			defer cancel()
 			ctx, stop := context.WithCancelCause(ctx)
-			noticed := errors.New("noticed")
+			noticed := errors.New("notify was called")
 			if err := w.run(ctx, func() { stop(noticed) }); !errors.Is(err, noticed) {
 				t.Error(err)
 			}
@@ -393,11 +393,13 @@ func TestNamespaceWatch(t *testing.T) {
 	}
 }
 
+// TestNamespaceWatchCoalesces checks that changes in a burst, and changes while notify runs,
+// cause few calls that do not overlap.
 func TestNamespaceWatchCoalesces(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	twoLinks(t)
+	newTwoLinks(t)
 	w, err := openWatcher()
 	if err != nil {
 		t.Fatal(err)
@@ -420,12 +422,12 @@ func TestNamespaceWatchCoalesces(t *testing.T) {
 	for i := range 3 {
 		change(i)
 	}
-	<-called // and while notify is held up:
+	<-called // more changes while notify runs:
 	for i := range 20 {
 		change(10 + i)
 	}
 	called <- struct{}{}
-	<-called // what changed meanwhile is one more call
+	<-called // the changes during the call cause one more call
 	cancel()
 	called <- struct{}{}
 	if err := <-done; !errors.Is(err, context.Canceled) {
@@ -436,16 +438,18 @@ func TestNamespaceWatchCoalesces(t *testing.T) {
 	}
 }
 
+// TestNamespaceWatchOverflow checks that changes are noticed if they overflow the socket
+// buffer.
 func TestNamespaceWatchOverflow(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	twoLinks(t)
+	newTwoLinks(t)
 	w, err := openWatcher()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.conn.SetReadBuffer(1); err != nil { // the kernel's least
+	if err := w.conn.SetReadBuffer(1); err != nil { // the kernel uses its minimum
 		t.Fatal(err)
 	}
 	var batch strings.Builder
@@ -460,14 +464,14 @@ func TestNamespaceWatchOverflow(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
-	noticed := errors.New("noticed")
+	noticed := errors.New("notify was called")
 	if err := w.run(ctx, func() { stop(noticed) }); !errors.Is(err, noticed) {
 		t.Error(err)
 	}
 }
 
-func TestWatchEnds(t *testing.T) {
-	cause := errors.New("enough")
+func TestWatchContextEnd(t *testing.T) {
+	cause := errors.New("cause")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
 	if err := Watch(ctx, func() {}); !errors.Is(err, cause) {
@@ -475,19 +479,21 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-func TestHost(t *testing.T) {
+// TestThisHost checks that the lookups work on the host that runs the test, and logs their
+// results.
+func TestThisHost(t *testing.T) {
 	for name, fn := range map[string]func() (Gateway, error){"Default": Default, "Default6": Default6} {
 		g, err := fn()
 		if err != nil && !errors.Is(err, ErrNoRoute) {
 			t.Errorf("%s: %v", name, err)
 		}
-		t.Logf("%s: %s, %v", name, told(g), err)
+		t.Logf("%s: %s, %v", name, describe(g), err)
 	}
 	list, err := Gateways()
 	if err != nil {
 		t.Error(err)
 	}
 	for _, g := range list {
-		t.Log(told(g))
+		t.Log(describe(g))
 	}
 }

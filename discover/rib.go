@@ -7,21 +7,21 @@ import (
 	"net/netip"
 )
 
-// A ribLayout says where a BSD system keeps what in its routing messages: struct
+// ribLayout has the offsets and constants of the routing messages of a BSD system: struct
 // rt_msghdr of net/route.h, and the socket addresses that follow it.
 type ribLayout struct {
 	order   binary.ByteOrder
 	version byte // RTM_VERSION
 
-	header  int // sizeof(struct rt_msghdr); where hdrlen is set, the least of it
-	hdrlen  int // offset of rtm_hdrlen, 0: the header has none
+	header  int // sizeof(struct rt_msghdr); the minimum if hdrlen is set
+	hdrlen  int // offset of rtm_hdrlen; 0: the header has none
 	index   int // offsets of rtm_index, rtm_flags, …
 	flags   int
 	addrs   int
 	pid     int
 	seq     int
 	errno   int
-	prio    int // offset of rtm_priority, 0: none
+	prio    int // offset of rtm_priority; 0: none
 	scoped  int // the flag of routes that only sockets bound to the interface use
 	local   int // the flag of routes to this host
 	align   int // of socket addresses
@@ -29,8 +29,8 @@ type ribLayout struct {
 	lastBit int // RTAX_MAX
 }
 
-// The layouts of the systems, from their net/route.h and sys/socket.h. Every one
-// is here on every system, so that all of them are tested everywhere.
+// The layouts of the systems, from their net/route.h and sys/socket.h. They are compiled on
+// every system, so that every system tests all of them.
 var (
 	ribDarwin = ribLayout{
 		version: 5, header: 92, index: 4, flags: 8, addrs: 12, pid: 16, seq: 20, errno: 24,
@@ -58,7 +58,7 @@ var (
 	}
 )
 
-// Numbers that are the same on all of them.
+// Constants that are equal on all BSD systems.
 const (
 	rtmAdd = 1
 	rtmGet = 4
@@ -76,15 +76,15 @@ const (
 	rtaxIfa     = 5
 )
 
-// A ribMessage is a route, and whose question it answers.
+// ribMessage is a route, with the process and the request to which the message replies.
 type ribMessage struct {
 	route
 	pid, seq uint32
-	errno    uint32 // why the question failed; 0: it did not
+	errno    uint32 // the error of the request; 0: success
 }
 
-// parse reads a dump or what a routing socket delivered: messages one after the
-// other, of which those that tell no IP route are skipped.
+// parse parses the messages of a dump or of a routing socket. It skips messages that
+// contain no IP route.
 func (l *ribLayout) parse(b []byte) ([]ribMessage, error) {
 	var out []ribMessage
 	for len(b) > 0 {
@@ -109,7 +109,7 @@ func (l *ribLayout) parse(b []byte) ([]ribMessage, error) {
 	return out, nil
 }
 
-// message reads one message; ok tells whether it is of an IP family.
+// message parses one message. ok reports whether the message has an IP address family.
 func (l *ribLayout) message(b []byte) (m ribMessage, ok bool, err error) {
 	body := l.header
 	if len(b) < body {
@@ -137,11 +137,11 @@ func (l *ribLayout) message(b []byte) (m ribMessage, ok bool, err error) {
 		return m, false, err
 	}
 	if m.dst, ok = sas.prefix(flags&rtfHost != 0); !ok {
-		// A failed question may come back without its destination.
+		// The reply to a failed request may lack the destination.
 		return m, m.errno != 0, nil
 	}
-	// Without the flag, the "gateway" is an address of this host.
-	if gw := sas[rtaxGateway].addr; flags&rtfGateway != 0 && gw.IsValid() && !noHost(gw) {
+	// Without the flag, the gateway field contains an address of this host.
+	if gw := sas[rtaxGateway].addr; flags&rtfGateway != 0 && gw.IsValid() && !isPlaceholder(gw) {
 		m.via = gw
 	}
 	for _, i := range []int{rtaxIfp, rtaxGateway} {
@@ -155,6 +155,7 @@ func (l *ribLayout) message(b []byte) (m ribMessage, ok bool, err error) {
 	return m, true, nil
 }
 
+// refusal returns why a route with these flags is not usable, or "".
 func (l *ribLayout) refusal(flags int) string {
 	switch {
 	case flags&rtfReject != 0:
@@ -169,8 +170,9 @@ func (l *ribLayout) refusal(flags int) string {
 	return ""
 }
 
-// routesOf drops what only answers to questions have.
-func routesOf(msgs []ribMessage) []route {
+// validRoutes returns the routes of the messages that report no error and have a
+// destination.
+func validRoutes(msgs []ribMessage) []route {
 	out := make([]route, 0, len(msgs))
 	for _, m := range msgs {
 		if m.errno == 0 && m.dst.IsValid() {
@@ -180,8 +182,8 @@ func routesOf(msgs []ribMessage) []route {
 	return out
 }
 
-// prefix joins destination and mask. A default route's mask, and on some systems
-// its destination too, is an address of no length at all.
+// prefix combines destination and mask. The mask of a default route, and on some systems its
+// destination too, is a socket address of length 0.
 func (s *sockaddrs) prefix(host bool) (netip.Prefix, bool) {
 	dst := s[rtaxDst]
 	addr := dst.addr
@@ -220,19 +222,19 @@ const (
 	sockaddrScope = 24
 )
 
-// A sockaddr is one socket address of a routing message.
+// sockaddr is one socket address of a routing message.
 type sockaddr struct {
 	present bool
 	length  int        // sa_len
-	addr    netip.Addr // of an IP family, without zone
+	addr    netip.Addr // the IP address, without zone
 	index   int        // interface, from a link address or a scope
-	raw     []byte     // sa_len bytes, for masks: their family is often nonsense
+	raw     []byte     // sa_len bytes, for masks: the address family of a mask is often invalid
 }
 
-// sockaddrs are those of one message, by RTAX number.
+// sockaddrs has the socket addresses of one message, by RTAX number.
 type sockaddrs [16]sockaddr
 
-// sockaddrs reads the addresses that the bits of mask announce.
+// sockaddrs parses the addresses whose bits are set in mask.
 func (l *ribLayout) sockaddrs(b []byte, mask uint32) (*sockaddrs, error) {
 	var out sockaddrs
 	for i := range l.lastBit {
@@ -247,7 +249,7 @@ func (l *ribLayout) sockaddrs(b []byte, mask uint32) (*sockaddrs, error) {
 			return nil, fmt.Errorf("%w routing message: address %d has %d of %d bytes", errMalformed, i, len(b), n)
 		}
 		out[i] = l.sockaddr(b[:n], b[1])
-		// An address without length still takes a slot. The last one's padding
+		// An address of length 0 still occupies space. The padding of the last address
 		// may be missing.
 		step := max(n+l.align-1, l.align) &^ (l.align - 1)
 		b = b[min(step, len(b)):]
@@ -255,8 +257,8 @@ func (l *ribLayout) sockaddrs(b []byte, mask uint32) (*sockaddrs, error) {
 	return &out, nil
 }
 
-// sockaddr reads one address. Kernels cut trailing zero bytes off, so that what
-// is missing is zero.
+// sockaddr parses one address. Kernels omit trailing zero bytes, so the missing bytes are
+// zero.
 func (l *ribLayout) sockaddr(b []byte, family byte) sockaddr {
 	s := sockaddr{present: true, length: len(b), raw: b}
 	var full [28]byte // sizeof(struct sockaddr_in6)
@@ -269,8 +271,8 @@ func (l *ribLayout) sockaddr(b []byte, family byte) sockaddr {
 	case l.inet6:
 		ip := [16]byte(full[sockaddrAddr6:])
 		if ip[0] == 0xfe && ip[1]&0xc0 == 0x80 {
-			// Kernels of KAME descent keep the interface of a link-local address
-			// inside it, some also or only in the scope id.
+			// Kernels with the KAME stack store the interface of a link-local address
+			// inside the address. Some also store it in the scope ID, or only there.
 			s.index = int(binary.BigEndian.Uint16(ip[2:]))
 			ip[2], ip[3] = 0, 0
 			if id := l.order.Uint32(full[sockaddrScope:]); id != 0 {
@@ -282,10 +284,10 @@ func (l *ribLayout) sockaddr(b []byte, family byte) sockaddr {
 	return s
 }
 
-// noHost tells addresses that stand in for a next hop where there is none:
-// 0.0.0.1, by which OpenBSD and NetBSD name the far end of PPPoE, the rest of that
-// network, and fe80:: without a host part, which macOS gives tunnels.
-func noHost(a netip.Addr) bool {
+// isPlaceholder reports whether an address replaces a next hop that does not exist. OpenBSD
+// and NetBSD use 0.0.0.1 for the peer of a PPPoE link; isPlaceholder includes the rest of
+// 0.0.0.0/8. macOS uses fe80:: without a host part for tunnels.
+func isPlaceholder(a netip.Addr) bool {
 	if a.Is4() {
 		return a.As4()[0] == 0
 	}

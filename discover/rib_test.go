@@ -12,9 +12,9 @@ func layoutOf(l ribLayout) *ribLayout {
 	return &l
 }
 
-// Laid out by hand from each system's net/route.h, netinet/in.h, netinet6/in6.h and
-// net/if_dl.h, little-endian. Lengths and cut masks have the form that captured
-// messages show.
+// ribs are little-endian messages, laid out by hand from net/route.h, netinet/in.h,
+// netinet6/in6.h and net/if_dl.h of each system. The lengths and truncated masks have the
+// same form as in captured messages.
 var ribs = []struct {
 	name   string
 	layout *ribLayout
@@ -55,14 +55,14 @@ var ribs = []struct {
 		01010000 07000000 00*20 00*56
 		10 02 0000 c0a80100 00*8
 		14 12 0600 06 00 06 00 00*12
-		07 ff ffff ffffff 00            // mask of 7 bytes, family nonsense
+		07 ff ffff ffffff 00            // mask of 7 bytes, invalid family
 		// 2001:db8:5::/48, blackhole
 		a400 05 04 0600 0000
 		03180000 07000000 00*20 00*56
 		1c 1e 0000 00000000 20010db8000500000000000000000000 00000000
 		1c 1e 0000 00000000 20010db8000000000000000000000001 00000000
 		0e 1e 0000 00000000 ffffffffffff 0000
-		// RTM_IFINFO, which is skipped
+		// RTM_IFINFO, which the parser skips
 		0800 05 0e 00000000`,
 		want: []ribMessage{
 			{route: route{dst: netip.MustParsePrefix("0.0.0.0/0"), via: netip.MustParseAddr("192.168.1.1"), index: 6}},
@@ -77,7 +77,7 @@ var ribs = []struct {
 		},
 	},
 	{
-		name:   "darwin, answer to RTM_GET",
+		name:   "darwin, reply to RTM_GET",
 		layout: layoutOf(ribDarwin),
 		hex: `
 		a400 05 04 0600 0000
@@ -164,8 +164,8 @@ var ribs = []struct {
 		10 02 0000 c0000201 00*8
 		00*8
 		20 12 0100 06 03 06 00 766930 001122334455 00*15 // sockaddr_dl of 32 bytes, vi0
-		10 02 0000 c0000205 00*8        // cut below
-		// default via fe80::1, by a header that has grown by 8 bytes, interface down
+		10 02 0000 c0000205 00*8        // the tests below truncate this
+		// default via fe80::1, with a header that is 8 bytes longer, interface down
 		c800 05 04 6800 0100 0000 88 00
 		07000000 03080000 00*4 00*16 00*56 00*8
 		1c 18 0000 00000000 00*16 00000000 00*4
@@ -180,7 +180,7 @@ var ribs = []struct {
 		},
 	},
 	{
-		name:   "openbsd, question refused with ESRCH",
+		name:   "openbsd, request failed with ESRCH",
 		layout: layoutOf(ribOpenBSD32),
 		hex:    `6000 05 04 6000 0000 0000 00 00 00000000 00000000 00*4 d2040000 07000000 03000000 00*4 00*56`,
 		want:   []ribMessage{{pid: 1234, seq: 7, errno: 3, route: route{refusal: "route is down"}}},
@@ -195,13 +195,13 @@ var ribs = []struct {
 		10 02 0000 00000000 00*8
 		10 02 0000 c0000201 00*8
 		00*8
-		// default via fe80::1, the interface embedded
+		// default via fe80::1, with the interface embedded in the address
 		d800 04 04 0100 0000
 		03080000 07000000 00*24 00*80
 		1c 18 0000 00000000 00*16 00000000 00*4
 		1c 18 0000 00000000 fe800001000000000000000000000001 00000000 00*4
 		1c 18 0000 00000000 00*16 00000000 00*4
-		// default on pppoe0 (2), and 10.0.0.0/24 by the address of this host
+		// default on pppoe0 (2), and 10.0.0.0/24 with the address of this host as gateway
 		a000 04 04 0200 0000
 		03080000 07000000 00*24 00*80
 		10 02 0000 00000000 00*8
@@ -255,8 +255,8 @@ func TestParseRIB(t *testing.T) {
 	}
 }
 
-// A message whose length was shortened with it must fail too, or lose addresses
-// only where the system may leave out padding.
+// TestParseRIBShortened checks messages that are truncated and have a matching length field.
+// They must fail too, unless only the padding is missing, which systems may omit.
 func TestParseRIBShortened(t *testing.T) {
 	for _, tt := range ribs {
 		t.Run(tt.name, func(t *testing.T) {
@@ -274,8 +274,8 @@ func TestParseRIBShortened(t *testing.T) {
 	}
 }
 
-func TestRoutesOf(t *testing.T) {
-	got := routesOf([]ribMessage{{errno: 3}, {route: route{dst: netip.MustParsePrefix("::/0"), index: 5}}})
+func TestValidRoutes(t *testing.T) {
+	got := validRoutes([]ribMessage{{errno: 3}, {route: route{dst: netip.MustParsePrefix("::/0"), index: 5}}})
 	equal(t, got, []route{{dst: netip.MustParsePrefix("::/0"), index: 5}})
 }
 
@@ -286,7 +286,7 @@ func FuzzParseRIB(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, tt := range ribs {
 			msgs, err := tt.layout.parse(b)
-			checkRoutes(t, routesOf(msgs), err)
+			checkRoutes(t, validRoutes(msgs), err)
 		}
 	})
 }

@@ -10,56 +10,57 @@ import (
 	"strconv"
 )
 
-// errMalformed is wrapped by every error about bytes that are not what the
-// system is documented to hand out.
+// errMalformed is wrapped by every error about bytes that do not have the form that the
+// system documents.
 var errMalformed = errors.New("malformed")
 
-// A route is a kernel route as far as it matters here, whichever system told it.
+// route has the properties of a kernel route that this package uses, for every system.
 type route struct {
-	dst     netip.Prefix // always valid: it tells the family
+	dst     netip.Prefix // always valid; it determines the address family
 	via     netip.Addr   // next hop, without zone; the zero Addr: none
-	src     netip.Addr   // preferred source, without zone; the zero Addr: not told
-	index   int          // interface; 0: not told
-	metric  int64        // of 32 bits, and on Windows the sum of two
-	rank    int          // see row
-	refusal string       // why it leads nowhere; empty: it leads somewhere
-	cloned  bool         // a cached answer rather than an entry of the table
+	src     netip.Addr   // preferred source, without zone; the zero Addr: not reported
+	index   int          // interface; 0: not reported
+	metric  int64        // a number of 32 bits, on Windows the sum of two
+	rank    int          // see defaultRoute
+	refusal string       // why the route is not usable; empty: it is usable
+	cloned  bool         // a cached result of a lookup, and not an entry of the table
 }
 
-// isDefault tells whether r belongs into the list of Gateways.
+// isDefault reports whether Gateways lists r.
 func (r route) isDefault() bool {
 	return r.dst.Bits() == 0 && r.refusal == "" && !r.cloned
 }
 
-// is6 tells the family of r's destinations; its next hop can be of the other.
+// is6 reports whether r is a route to IPv6 destinations. Its next hop can have the other
+// address family.
 func (r route) is6() bool { return r.dst.Addr().Is6() }
 
-// gateway is r in the form handed out. With local the zero Addr, r.src stands.
+// gateway converts r to a Gateway. If local is the zero Addr, it uses r.src.
 func (r route) gateway(name string, local netip.Addr) Gateway {
 	if !local.IsValid() {
 		local = r.src
 	}
 	return Gateway{
-		Addr:      zoned(r.via, name, r.index),
-		Local:     zoned(local, name, r.index),
+		Addr:      withZone(r.via, name, r.index),
+		Local:     withZone(local, name, r.index),
 		Interface: name,
 		Index:     r.index,
 		Metric:    int(min(r.metric, math.MaxInt)), // an int may have 32 bits too
 	}
 }
 
-// zoned names the interface of a link-local IPv6 address, which means nothing
-// without it.
-func zoned(a netip.Addr, name string, index int) netip.Addr {
+// withZone adds the interface as the zone of an IPv6 link-local address, which is ambiguous
+// without a zone.
+func withZone(a netip.Addr, name string, index int) netip.Addr {
 	if !a.Is6() || !a.IsLinkLocalUnicast() {
 		return a
 	}
 	return a.WithZone(cmp.Or(name, strconv.Itoa(index)))
 }
 
-// longest returns the route with the longest prefix that contains dst, among
-// those on the interface with that index, or on any if index is 0.
-func longest(routes []route, dst netip.Addr, index int) (route, bool) {
+// longestMatch returns the route with the longest prefix that contains dst. It considers
+// only routes on the interface with the given index, or all routes if index is 0.
+func longestMatch(routes []route, dst netip.Addr, index int) (route, bool) {
 	best, found := route{}, false
 	for _, r := range routes {
 		if !r.dst.Contains(dst.WithZone("")) || index != 0 && r.index != 0 && r.index != index {
@@ -73,8 +74,8 @@ func longest(routes []route, dst netip.Addr, index int) (route, bool) {
 	return best, found
 }
 
-// interfaceAt returns name and addresses of an interface, or nothing if it is
-// gone by now.
+// interfaceAt returns the name and the addresses of an interface, or zero values if it no
+// longer exists.
 func interfaceAt(index int) (name string, addrs []netip.Prefix) {
 	ifi, err := net.InterfaceByIndex(index)
 	if err != nil {
@@ -87,7 +88,7 @@ func interfaceAt(index int) (name string, addrs []netip.Prefix) {
 	return ifi.Name, prefixes(list)
 }
 
-// prefixes converts what package net calls addresses of interfaces.
+// prefixes converts the addresses of an interface from the types of package net.
 func prefixes(list []net.Addr) []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range list {
@@ -105,25 +106,26 @@ func prefixes(list []net.Addr) []netip.Prefix {
 	return out
 }
 
-// pickLocal guesses which of an interface's addresses the kernel sends from
-// towards via, for routes that it does not use now and so cannot be asked about:
-// one on the network of via, else a global one, else a link-local one. It returns
-// the zero Addr if there is none of the family.
+// pickLocal guesses the address of an interface from which the kernel sends to via. It is
+// for routes that the kernel does not use at present, so that a lookup does not return
+// them. pickLocal prefers an address on the network of via, then a global address, then a
+// link-local one. It returns the zero Addr if no address has the address family.
 func pickLocal(addrs []netip.Prefix, via netip.Addr, is6 bool) netip.Addr {
-	var fit []netip.Prefix
+	var candidates []netip.Prefix
 	for _, p := range addrs {
 		if p.Addr().Is6() == is6 {
-			fit = append(fit, p)
+			candidates = append(candidates, p)
 		}
 	}
-	if len(fit) == 0 {
+	if len(candidates) == 0 {
 		return netip.Addr{}
 	}
-	return slices.MinFunc(fit, func(a, b netip.Prefix) int {
+	return slices.MinFunc(candidates, func(a, b netip.Prefix) int {
 		return cmp.Compare(distance(a, via), distance(b, via))
 	}).Addr()
 }
 
+// distance ranks an address for pickLocal: lower is preferred.
 func distance(p netip.Prefix, via netip.Addr) int {
 	switch {
 	case p.Addr().IsLinkLocalUnicast():

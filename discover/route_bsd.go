@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rib is the running system's layout.
+// rib is the layout of routing messages on this system.
 var rib = func() ribLayout {
 	var l ribLayout
 	switch wide := strconv.IntSize == 64; runtime.GOOS {
@@ -42,19 +42,21 @@ var rib = func() ribLayout {
 	return l
 }()
 
-// lookup asks the kernel by RTM_GET, which answers as it would route: with the
-// routing table of this process, scopes and multipath. Searching a dump for the
-// longest prefix would have to know all of that, and is only what remains where a
-// sandbox keeps routing sockets away. The local address comes from connecting a
-// UDP socket, which sends nothing and selects the source as for real packets; the
-// address in the answer is the route's, which IPv6 need not use.
+// lookup sends RTM_GET to the kernel. The reply is the route that the kernel would use: it
+// considers the routing table of this process, scopes and multipath. A search of a dump for
+// the longest prefix would have to implement all of that. It is only the fallback if a
+// sandbox forbids routing sockets.
+//
+// The local address comes from connecting a UDP socket. That sends nothing, and selects the
+// source as for real packets. The address in the reply belongs to the route, and IPv6
+// may use another one.
 func lookup(dst netip.Addr) (Gateway, error) {
-	local, err := connect(dst)
+	local, err := localAddr(dst)
 	if err != nil {
 		return Gateway{}, err
 	}
-	localIndex := indexOf(local)
-	r, err := rtmGetRoute(dst)
+	localIndex := interfaceIndex(local)
+	r, err := sendRTMGet(dst)
 	switch {
 	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
 		return Gateway{}, noRoute(dst, err)
@@ -64,7 +66,7 @@ func lookup(dst netip.Addr) (Gateway, error) {
 			return Gateway{}, fmt.Errorf("discover: route to %v: %w", dst, errors.Join(err, dumpErr))
 		}
 		var ok bool
-		if r, ok = longest(routes, dst, localIndex); !ok {
+		if r, ok = longestMatch(routes, dst, localIndex); !ok {
 			return Gateway{}, noRoute(dst, unix.ENETUNREACH)
 		}
 	}
@@ -76,9 +78,9 @@ func lookup(dst netip.Addr) (Gateway, error) {
 	return r.gateway(name, local.WithZone("")), nil
 }
 
-// connect returns the address that the kernel sends from to dst.
-func connect(dst netip.Addr) (netip.Addr, error) {
-	// Any port but 0, which some kernels refuse.
+// localAddr returns the address from which the kernel sends to dst.
+func localAddr(dst netip.Addr) (netip.Addr, error) {
+	// The port does not matter, but some kernels refuse port 0.
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 9)))
 	switch {
 	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH),
@@ -95,8 +97,8 @@ func connect(dst netip.Addr) (netip.Addr, error) {
 	return addr.AddrPort().Addr().Unmap(), nil
 }
 
-// indexOf returns the interface that has the address, or 0.
-func indexOf(a netip.Addr) int {
+// interfaceIndex returns the index of the interface that has the address, or 0.
+func interfaceIndex(a netip.Addr) int {
 	ifis, err := net.Interfaces()
 	if err != nil {
 		return 0
@@ -118,28 +120,28 @@ func indexOf(a netip.Addr) int {
 	return 0
 }
 
-// answerWithin bounds the wait for an answer that the kernel queues before the
-// question's write returns; without it, a lost one would block for ever.
-const answerWithin = time.Second
+// replyTimeout limits the wait for a reply. The kernel queues the reply before the write of
+// the request returns, but without a limit a lost reply would block forever.
+const replyTimeout = time.Second
 
 var lastSeq atomic.Int32
 
-// rtmGetRoute puts one question to a routing socket and finds the answer among
-// the broadcasts that such a socket also delivers.
-func rtmGetRoute(dst netip.Addr) (route, error) {
+// sendRTMGet sends one request to a routing socket. It finds the reply among the messages
+// for all listeners that such a socket also delivers.
+func sendRTMGet(dst netip.Addr) (route, error) {
 	fd, err := unix.Socket(unix.AF_ROUTE, unix.SOCK_RAW, unix.AF_UNSPEC)
 	if err != nil {
 		return route{}, os.NewSyscallError("socket", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	unix.CloseOnExec(fd)
-	limit := unix.NsecToTimeval(int64(answerWithin))
+	limit := unix.NsecToTimeval(int64(replyTimeout))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
 		return route{}, os.NewSyscallError("setsockopt", err)
 	}
 
 	pid, seq := os.Getpid(), int(lastSeq.Add(1))
-	req, err := question(dst, pid, seq).Marshal()
+	req, err := routeRequest(dst, pid, seq).Marshal()
 	if err != nil {
 		return route{}, err
 	}
@@ -148,7 +150,7 @@ func rtmGetRoute(dst netip.Addr) (route, error) {
 		return route{}, os.NewSyscallError("write", err)
 	}
 	buf := make([]byte, 4096)
-	for end := time.Now().Add(answerWithin); time.Now().Before(end); {
+	for end := time.Now().Add(replyTimeout); time.Now().Before(end); {
 		n, err := unix.Read(fd, buf)
 		if errors.Is(err, unix.EINTR) {
 			continue
@@ -158,7 +160,7 @@ func rtmGetRoute(dst netip.Addr) (route, error) {
 		}
 		msgs, err := rib.parse(buf[:n])
 		if err != nil {
-			continue // somebody else's message
+			continue // a message for another process
 		}
 		for _, m := range msgs {
 			switch {
@@ -173,8 +175,9 @@ func rtmGetRoute(dst netip.Addr) (route, error) {
 	return route{}, os.ErrDeadlineExceeded
 }
 
-// question asks for the interface too: only then is rtm_index filled in.
-func question(dst netip.Addr, pid, seq int) *xroute.RouteMessage {
+// routeRequest returns an RTM_GET message. It requests the interface too, because the
+// kernel sets rtm_index only then.
+func routeRequest(dst netip.Addr, pid, seq int) *xroute.RouteMessage {
 	addrs := make([]xroute.Addr, rtaxIfp+1)
 	addrs[rtaxIfp] = &xroute.LinkAddr{}
 	if dst.Is4() {
@@ -192,31 +195,31 @@ func question(dst netip.Addr, pid, seq int) *xroute.RouteMessage {
 	}
 }
 
-// dump reads all routes of the process's routing table.
+// dump returns all routes of the routing table of this process.
 func dump() ([]route, error) {
 	b, err := xroute.FetchRIB(unix.AF_UNSPEC, xroute.RIBTypeRoute, 0)
 	if err != nil {
 		return nil, err
 	}
 	msgs, err := rib.parse(b)
-	return routesOf(msgs), err
+	return validRoutes(msgs), err
 }
 
-func defaultRoutes() ([]row, error) {
+func defaultRoutes() ([]defaultRoute, error) {
 	routes, err := dump()
 	if err != nil {
 		return nil, fmt.Errorf("discover: list routes: %w", err)
 	}
-	var rows []row
+	var out []defaultRoute
 	for _, r := range routes {
 		if !r.isDefault() || r.index == 0 {
 			continue
 		}
 		name, addrs := interfaceAt(r.index)
-		rows = append(rows, row{
+		out = append(out, defaultRoute{
 			Gateway: r.gateway(name, pickLocal(addrs, r.via, r.is6())),
 			is6:     r.is6(), rank: r.rank,
 		})
 	}
-	return rows, nil
+	return out, nil
 }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookup asks the kernel for its way to dst.
+// lookup returns the kernel's route to dst.
 func lookup(dst netip.Addr) (Gateway, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
@@ -27,7 +27,7 @@ func lookup(dst netip.Addr) (Gateway, error) {
 		}
 		index = ifi.Index
 	}
-	r, err := ask(c, dst, index, 0)
+	r, err := queryRoute(c, dst, index, 0)
 	if err != nil {
 		return Gateway{}, lookupError(dst, err)
 	}
@@ -35,9 +35,9 @@ func lookup(dst netip.Addr) (Gateway, error) {
 		return Gateway{}, noRoute(dst, errors.New(r.refusal))
 	}
 	if !r.is6() && r.metric == 0 {
-		// An IPv4 answer leaves the metric out. The table's entry has it; kernels
-		// before 4.13 ignore the flag and repeat the answer.
-		if entry, err := ask(c, dst, index, rtmFibMatch); err == nil {
+		// An IPv4 reply omits the metric, but the entry of the table has it. Kernels
+		// before 4.13 ignore the flag and send the same reply again.
+		if entry, err := queryRoute(c, dst, index, rtmFibMatch); err == nil {
 			r.metric = entry.metric
 		}
 	}
@@ -45,8 +45,8 @@ func lookup(dst netip.Addr) (Gateway, error) {
 	return r.gateway(name, r.src), nil
 }
 
-// ask puts one lookup to the kernel.
-func ask(c *netlink.Conn, dst netip.Addr, index int, flags uint32) (route, error) {
+// queryRoute sends one lookup request to the kernel and returns the route in the reply.
+func queryRoute(c *netlink.Conn, dst netip.Addr, index int, flags uint32) (route, error) {
 	msgs, err := c.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request},
 		Data:   appendRouteRequest(nil, binary.NativeEndian, dst, index, flags),
@@ -69,11 +69,11 @@ func ask(c *netlink.Conn, dst netip.Addr, index int, flags uint32) (route, error
 	return route{}, unix.ENETUNREACH
 }
 
-// lookupError tells the kernel's ways to say "no route" from real failures. The
-// request is always well formed, so that EINVAL and EACCES speak of the route:
-// they are what blackhole and prohibit routes return.
+// lookupError wraps ErrNoRoute if the kernel's error means that there is no route. The
+// request is always well formed, so EINVAL and EACCES do not concern the request: they are
+// the errors of blackhole and prohibit routes.
 func lookupError(dst netip.Addr, err error) error {
-	for _, no := range []struct {
+	for _, e := range []struct {
 		errno  unix.Errno
 		reason string
 	}{
@@ -84,31 +84,31 @@ func lookupError(dst netip.Addr, err error) error {
 		{unix.ESRCH, ""},
 		{unix.EADDRNOTAVAIL, ""},
 		{unix.ENODEV, ""},
-		{unix.EAFNOSUPPORT, "the kernel lacks the family"},
-		{unix.EOPNOTSUPP, "the kernel lacks the family"},
+		{unix.EAFNOSUPPORT, "the kernel does not support the address family"},
+		{unix.EOPNOTSUPP, "the kernel does not support the address family"},
 	} {
-		if !errors.Is(err, no.errno) {
+		if !errors.Is(err, e.errno) {
 			continue
 		}
-		if no.reason == "" {
-			return noRoute(dst, no.errno)
+		if e.reason == "" {
+			return noRoute(dst, e.errno)
 		}
-		return noRoute(dst, fmt.Errorf("%s: %w", no.reason, no.errno))
+		return noRoute(dst, fmt.Errorf("%s: %w", e.reason, e.errno))
 	}
 	return fmt.Errorf("discover: route to %v: %w", dst, err)
 }
 
-// defaultRoutes dumps the default routes of every table. A route whose next hops
-// are only known by id (net.ipv4.nexthop_compat_mode=0) has no interface and is
-// left out; lookups still answer it.
-func defaultRoutes() ([]row, error) {
+// defaultRoutes returns the default routes of every table. It omits a route if the kernel
+// reports only the ID of its next hop object (net.ipv4.nexthop_compat_mode=0): such a route
+// has no interface. Lookups still return it.
+func defaultRoutes() ([]defaultRoute, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		return nil, fmt.Errorf("discover: rtnetlink: %w", err)
 	}
 	defer func() { _ = c.Close() }()
 
-	var rows []row
+	var out []defaultRoute
 	for _, dst := range []netip.Addr{internet4, internet6} {
 		routes, err := dump(c, dst.Is6())
 		if err != nil {
@@ -121,15 +121,15 @@ func defaultRoutes() ([]row, error) {
 			name, addrs := interfaceAt(r.index)
 			local := r.src
 			if !local.IsValid() {
-				local = sourceOn(c, dst, r, addrs)
+				local = sourceFor(c, dst, r, addrs)
 			}
-			rows = append(rows, row{Gateway: r.gateway(name, local), is6: r.is6(), rank: r.rank})
+			out = append(out, defaultRoute{Gateway: r.gateway(name, local), is6: r.is6(), rank: r.rank})
 		}
 	}
-	return rows, nil
+	return out, nil
 }
 
-// dump reads all routes of a family.
+// dump returns all routes of an address family.
 func dump(c *netlink.Conn, is6 bool) ([]route, error) {
 	body := make([]byte, sizeofRtmsg)
 	body[0] = nlInet
@@ -149,7 +149,7 @@ func dump(c *netlink.Conn, is6 bool) ([]route, error) {
 	var out []route
 	for _, m := range msgs {
 		if m.Header.Type != unix.RTM_NEWROUTE || len(m.Data) == 0 || m.Data[0] != body[0] {
-			continue // a kernel without IPv6 answers for other families
+			continue // a kernel without IPv6 returns the routes of other families
 		}
 		routes, err := parseRtmsg(m.Data, binary.NativeEndian)
 		if err != nil {
@@ -160,13 +160,14 @@ func dump(c *netlink.Conn, is6 bool) ([]route, error) {
 	return out, nil
 }
 
-// sourceOn returns the address that the kernel would send from if it used r to
-// get to dst. A lookup bound to the interface tells that, as long as it takes the
-// same next hop.
-func sourceOn(c *netlink.Conn, dst netip.Addr, r route, addrs []netip.Prefix) netip.Addr {
-	a, err := ask(c, dst, r.index, 0)
-	if err == nil && a.refusal == "" && a.index == r.index && a.via == r.via && a.src.IsValid() && !a.src.IsLoopback() {
-		return a.src
+// sourceFor returns the address from which the kernel would send if it used r to reach
+// dst. It gets the address from a lookup that is bound to the interface. If that lookup
+// returns another next hop, sourceFor guesses.
+func sourceFor(c *netlink.Conn, dst netip.Addr, r route, addrs []netip.Prefix) netip.Addr {
+	found, err := queryRoute(c, dst, r.index, 0)
+	if err == nil && found.refusal == "" && found.index == r.index && found.via == r.via &&
+		found.src.IsValid() && !found.src.IsLoopback() {
+		return found.src
 	}
 	return pickLocal(addrs, r.via, r.is6())
 }

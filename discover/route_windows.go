@@ -19,7 +19,7 @@ var (
 	procFreeMibTable        = iphlpapi.NewProc("FreeMibTable")
 )
 
-// lookup asks GetBestRoute2, which answers route and source address at once.
+// lookup calls GetBestRoute2, which returns the route and the source address.
 func lookup(dst netip.Addr) (Gateway, error) {
 	index := 0
 	if dst.Zone() != "" {
@@ -31,11 +31,11 @@ func lookup(dst netip.Addr) (Gateway, error) {
 	}
 	r, err := bestRoute(dst, index)
 	if err != nil {
-		for _, no := range []windows.Errno{
+		for _, errno := range []windows.Errno{
 			windows.ERROR_NETWORK_UNREACHABLE, windows.ERROR_HOST_UNREACHABLE, windows.ERROR_NOT_FOUND,
 			windows.ERROR_FILE_NOT_FOUND, windows.ERROR_NOT_SUPPORTED,
 		} {
-			if errors.Is(err, no) {
+			if errors.Is(err, errno) {
 				return Gateway{}, noRoute(dst, err)
 			}
 		}
@@ -49,10 +49,10 @@ func lookup(dst netip.Addr) (Gateway, error) {
 	return r.gateway(name, r.src), nil
 }
 
-// bestRoute returns the route to dst with its source, on the interface with that
-// index unless it is 0.
+// bestRoute returns the route to dst with its source address. If index is not 0, the route
+// uses the interface with that index.
 func bestRoute(dst netip.Addr, index int) (route, error) {
-	var row [ipforwardSize/8 + 1]uint64 // aligned as Windows wants it
+	var row [ipforwardSize/8 + 1]uint64 // aligned as Windows requires
 	var src [sockaddrInetSize/8 + 1]uint64
 	to := aligned(appendSockaddrInet(nil, dst, uint32(index)))
 	code, _, _ := procGetBestRoute2.Call(
@@ -71,9 +71,9 @@ func bestRoute(dst netip.Addr, index int) (route, error) {
 	return r, nil
 }
 
-// interfaceMetric returns 0 if the interface is gone.
+// interfaceMetric returns the metric of an interface, or 0 if it no longer exists.
 func interfaceMetric(index int, is6 bool) int64 {
-	var row [ipinterfaceSize/8 + 8]uint64 // with room for fields that are yet to come
+	var row [ipinterfaceSize/8 + 8]uint64 // with space for fields that future versions may add
 	b := bytesOf(row[:])
 	winOrder.PutUint16(b[ipinterfaceFamily:], winFamily(is6))
 	winOrder.PutUint32(b[ipinterfaceIndex:], uint32(index))
@@ -87,8 +87,8 @@ func interfaceMetric(index int, is6 bool) int64 {
 	return n
 }
 
-func defaultRoutes() ([]row, error) {
-	var rows []row
+func defaultRoutes() ([]defaultRoute, error) {
+	var out []defaultRoute
 	for _, dst := range []netip.Addr{internet4, internet6} {
 		b, err := ipforwardTable(dst.Is6())
 		if err != nil {
@@ -108,15 +108,15 @@ func defaultRoutes() ([]row, error) {
 			if best, err := bestRoute(dst, r.index); err == nil && best.index == r.index && best.via == r.via {
 				local = best.src
 			}
-			rows = append(rows, row{Gateway: r.gateway(name, local), is6: r.is6()})
+			out = append(out, defaultRoute{Gateway: r.gateway(name, local), is6: r.is6()})
 		}
 	}
-	return rows, nil
+	return out, nil
 }
 
-// ipforwardTable returns the MIB_IPFORWARD_TABLE2 of a family.
+// ipforwardTable returns the MIB_IPFORWARD_TABLE2 of an address family.
 func ipforwardTable(is6 bool) ([]byte, error) {
-	var table unsafe.Pointer // memory of Windows, not of Go
+	var table unsafe.Pointer // memory that Windows allocates
 	code, _, _ := procGetIPForwardTable2.Call(uintptr(winFamily(is6)), uintptr(unsafe.Pointer(&table)))
 	switch {
 	case windows.Errno(code) == windows.ERROR_NOT_FOUND || windows.Errno(code) == windows.ERROR_NOT_SUPPORTED:

@@ -7,8 +7,8 @@ import (
 	"net/netip"
 )
 
-// Numbers of rtnetlink, from linux/rtnetlink.h and linux/if_addr.h. They are
-// spelled out so that captured messages can be read on every system.
+// Constants of rtnetlink, from linux/rtnetlink.h and linux/if_addr.h. They are defined
+// here so that captured messages can be parsed on every system.
 const (
 	nlInet  = 2
 	nlInet6 = 10
@@ -33,13 +33,14 @@ const (
 	rtTableMain    = 254
 	rtTableLocal   = 255
 
-	rtmCloned   = 0x200  // rtm_flags: a cached answer
-	rtmFibMatch = 0x2000 // rtm_flags: answer with the table's entry
+	rtmCloned   = 0x200  // rtm_flags: a cached result of a lookup
+	rtmFibMatch = 0x2000 // rtm_flags: reply with the entry of the table
 	rtnhDead    = 0x1    // rtm_flags and rtnh_flags
 )
 
-// rtnRefusals are the types of route that lead nowhere; the rest are unicast.
-var rtnRefusals = map[byte]string{
+// refusalOfType has the reasons for the types of routes that are not usable. Type 1 is
+// unicast.
+var refusalOfType = map[byte]string{
 	0: "route of unspecified type",
 	2: "it is this host",
 	3: "broadcast address",
@@ -51,8 +52,8 @@ var rtnRefusals = map[byte]string{
 	9: "throw route",
 }
 
-// parseRtmsg reads one RTM_NEWROUTE message without its netlink header: one route,
-// or one for each next hop of a multipath route.
+// parseRtmsg parses one RTM_NEWROUTE message without its netlink header. It returns one
+// route, or one for each next hop of a multipath route.
 func parseRtmsg(b []byte, order binary.ByteOrder) ([]route, error) {
 	if len(b) < sizeofRtmsg {
 		return nil, fmt.Errorf("%w route message of %d bytes", errMalformed, len(b))
@@ -62,7 +63,7 @@ func parseRtmsg(b []byte, order binary.ByteOrder) ([]route, error) {
 		table = uint32(b[4])
 		pref  byte
 		hops  []byte
-		r     = route{refusal: rtnRefusals[b[7]]}
+		r     = route{refusal: refusalOfType[b[7]]}
 		flags = order.Uint32(b[8:])
 		dst   = netip.IPv4Unspecified()
 	)
@@ -122,7 +123,8 @@ func parseRtmsg(b []byte, order binary.ByteOrder) ([]route, error) {
 	return r.multipath(hops, order, size)
 }
 
-// multipath reads the list of struct rtnexthop in b into a copy of r each.
+// multipath parses the list of struct rtnexthop in b. It returns a copy of r for each next
+// hop.
 func (r route) multipath(b []byte, order binary.ByteOrder, size int) ([]route, error) {
 	var out []route
 	for len(b) > 0 {
@@ -150,8 +152,8 @@ func (r route) multipath(b []byte, order binary.ByteOrder, size int) ([]route, e
 	return out, nil
 }
 
-// hopAttr reads the attributes that describe a next hop, in a route of its own or
-// in a multipath one.
+// hopAttr parses an attribute of a next hop, which is part of a route or of an entry in the
+// list of a multipath route.
 func (r *route) hopAttr(typ uint16, v []byte, order binary.ByteOrder, size int) error {
 	var err error
 	switch typ {
@@ -175,8 +177,8 @@ func (r *route) hopAttr(typ uint16, v []byte, order binary.ByteOrder, size int) 
 	return err
 }
 
-// tableRank puts the tables that every packet passes before those that a policy
-// rule must choose.
+// tableRank ranks the tables that apply to every packet before the tables that a policy rule
+// must select.
 func tableRank(table uint32) int {
 	switch table {
 	case rtTableMain:
@@ -187,7 +189,7 @@ func tableRank(table uint32) int {
 	return 2
 }
 
-// prefRank orders by router preference (RFC 4191: 1 high, 0 medium, 3 low).
+// prefRank ranks by router preference (RFC 4191: 1 high, 0 medium, 3 low).
 func prefRank(pref byte) int {
 	switch pref {
 	case 1:
@@ -198,7 +200,7 @@ func prefRank(pref byte) int {
 	return 1
 }
 
-// eachAttr calls fn for every attribute in b, with the flags taken off its type.
+// eachAttr calls fn for every attribute in b. It removes the flags from the type.
 func eachAttr(b []byte, order binary.ByteOrder, fn func(typ uint16, v []byte) error) error {
 	for len(b) > 0 {
 		if len(b) < sizeofRtattr {
@@ -234,8 +236,8 @@ func attrUint32(v []byte, order binary.ByteOrder) (uint32, error) {
 
 func align4(n int) int { return (n + 3) &^ 3 }
 
-// appendRouteRequest appends the body of an RTM_GETROUTE that asks for the way to
-// dst, on the interface with that index unless it is 0.
+// appendRouteRequest appends the body of an RTM_GETROUTE request for the route to dst. If
+// index is not 0, the route must use the interface with that index.
 func appendRouteRequest(b []byte, order binary.ByteOrder, dst netip.Addr, index int, flags uint32) []byte {
 	af := byte(nlInet)
 	if dst.Is6() {
@@ -264,7 +266,7 @@ func appendUint32(b []byte, order binary.ByteOrder, v uint32) []byte {
 	return append(b, n[:]...)
 }
 
-// Numbers of linux/if_addr.h.
+// Constants of linux/if_addr.h.
 const (
 	sizeofIfaddrmsg = 8 // struct ifaddrmsg
 	ifaAddress      = 1
@@ -283,12 +285,13 @@ type ifaddr struct {
 	flags uint32
 }
 
-// lasting reports whether the address is one to be reached at for long.
-func (a ifaddr) lasting() bool {
+// isPermanent reports whether the address is suitable for a server: it is neither temporary
+// nor deprecated, and duplicate address detection has succeeded.
+func (a ifaddr) isPermanent() bool {
 	return a.flags&(ifaTemporary|ifaDadfailed|ifaDeprecated|ifaTentative) == 0
 }
 
-// parseIfaddr reads an RTM_NEWADDR message without its netlink header.
+// parseIfaddr parses an RTM_NEWADDR message without its netlink header.
 func parseIfaddr(b []byte, order binary.ByteOrder) (ifaddr, error) {
 	if len(b) < sizeofIfaddrmsg {
 		return ifaddr{}, fmt.Errorf("%w address message of %d bytes", errMalformed, len(b))
@@ -303,7 +306,7 @@ func parseIfaddr(b []byte, order binary.ByteOrder) (ifaddr, error) {
 		switch typ {
 		case ifaAddress:
 			a.addr, err = attrAddr(v, size)
-		case ifaFlags: // all 32 of them
+		case ifaFlags: // all 32 bits; the header has only 8
 			a.flags, err = attrUint32(v, order)
 		}
 		return err

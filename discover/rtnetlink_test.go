@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// Captured on Linux 6.18 (x86-64), in a network namespace with v0 = 3 (10.0.0.2/24,
-// 2001:db8::2/64), v2 = 5 (10.0.2.2/24) and tun0 = 6 (10.9.0.2/32). Each is the body
-// of one RTM_NEWROUTE; the comment is the command that made the route.
+// rtmsgs were captured on Linux 6.18 (x86-64), in a network namespace with v0 = 3
+// (10.0.0.2/24, 2001:db8::2/64), v2 = 5 (10.0.2.2/24) and tun0 = 6 (10.9.0.2/32). Each is
+// the body of one RTM_NEWROUTE; the comment is the command that caused the message.
 var rtmsgs = []struct {
 	name string
 	hex  string
@@ -191,7 +191,7 @@ func TestParseRtmsgBigEndian(t *testing.T) {
 }
 
 func TestParseRtmsgDead(t *testing.T) {
-	// The IPv4 multipath capture with RTNH_F_DEAD set on the first next hop.
+	// The captured IPv4 multipath route, with RTNH_F_DEAD set on the first next hop.
 	b := unhex(t, rtmsgs[5].hex)
 	b[sizeofRtmsg+8+8+4+2] |= rtnhDead
 	got, err := parseRtmsg(b, binary.LittleEndian)
@@ -220,16 +220,16 @@ func FuzzParseRtmsg(f *testing.F) {
 		f.Add(unhex(f, tt.hex))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		was := slices.Clone(b)
+		before := slices.Clone(b)
 		for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 			routes, err := parseRtmsg(b, order)
 			checkRoutes(t, routes, err)
 		}
-		equal(t, b, was)
+		equal(t, b, before)
 	})
 }
 
-// checkRoutes holds for what any parser returns for any input.
+// checkRoutes checks what is true for the result of every parser and every input.
 func checkRoutes(t *testing.T, routes []route, err error) {
 	t.Helper()
 	if err != nil && (len(routes) > 0 || !errors.Is(err, errMalformed)) {
@@ -246,33 +246,33 @@ func checkRoutes(t *testing.T, routes []route, err error) {
 	}
 }
 
-// RTM_NEWADDR messages as struct ifaddrmsg lays them out, little-endian:
-// family, prefix length, flags, scope, index; then attributes.
+// TestParseIfaddr parses RTM_NEWADDR messages. They begin with a little-endian struct
+// ifaddrmsg (family, prefix length, flags, scope, index); the attributes follow.
 func TestParseIfaddr(t *testing.T) {
 	const (
-		addr = "1400 0100 20010db8 00000000 00000000 00000010" // IFA_ADDRESS
-		all  = "0800 0800 "                                    // IFA_FLAGS
+		addr  = "1400 0100 20010db8 00000000 00000000 00000010" // IFA_ADDRESS
+		flags = "0800 0800 "                                    // IFA_FLAGS
 	)
 	for name, test := range map[string]struct {
-		message string
-		want    ifaddr
-		lasting bool
+		message   string
+		want      ifaddr
+		permanent bool
 	}{
-		"permanent": {"0a 40 80 00 02000000" + addr + all + "80000000", ifaddr{2, netip.MustParseAddr("2001:db8::10"), 0x80}, true},
-		"managed":   {"0a 40 00 00 02000000" + addr + all + "00010000", ifaddr{2, netip.MustParseAddr("2001:db8::10"), 0x100}, true},
-		"temporary": {"0a 40 01 00 03000000" + addr + all + "01000000", ifaddr{3, netip.MustParseAddr("2001:db8::10"), 1}, false},
-		"old form":  {"0a 40 20 00 03000000" + addr, ifaddr{3, netip.MustParseAddr("2001:db8::10"), 0x20}, false},
-		"IPv4":      {"02 18 80 00 02000000 0800 0100 c0000201", ifaddr{2, netip.MustParseAddr("192.0.2.1"), 0x80}, true},
+		"permanent":    {"0a 40 80 00 02000000" + addr + flags + "80000000", ifaddr{2, netip.MustParseAddr("2001:db8::10"), 0x80}, true},
+		"managed":      {"0a 40 00 00 02000000" + addr + flags + "00010000", ifaddr{2, netip.MustParseAddr("2001:db8::10"), 0x100}, true},
+		"temporary":    {"0a 40 01 00 03000000" + addr + flags + "01000000", ifaddr{3, netip.MustParseAddr("2001:db8::10"), 1}, false},
+		"no IFA_FLAGS": {"0a 40 20 00 03000000" + addr, ifaddr{3, netip.MustParseAddr("2001:db8::10"), 0x20}, false},
+		"IPv4":         {"02 18 80 00 02000000 0800 0100 c0000201", ifaddr{2, netip.MustParseAddr("192.0.2.1"), 0x80}, true},
 	} {
 		b, err := hex.DecodeString(strings.ReplaceAll(test.message, " ", ""))
 		if err != nil {
 			t.Fatal(err)
 		}
 		got, err := parseIfaddr(b, binary.LittleEndian)
-		if err != nil || got != test.want || got.lasting() != test.lasting {
+		if err != nil || got != test.want || got.isPermanent() != test.permanent {
 			t.Errorf("%s: %+v, %v; want %+v", name, got, err, test.want)
 		}
-		for n := range b { // no prefix panics, and none has an address that the whole has not
+		for n := range b { // a truncated message causes no panic, and has no other address
 			if cut, err := parseIfaddr(b[:n], binary.LittleEndian); err == nil && cut.addr.IsValid() && cut.addr != got.addr {
 				t.Errorf("%s, %d bytes: %+v", name, n, cut)
 			}

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stable looks for a permanent address like the one that the kernel sends from.
+// stable returns a permanent address on the interface of g. It prefers g.Local, and else
+// takes a global address that is private if and only if g.Local is private.
 func stable(g Gateway) (netip.Addr, bool) {
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
@@ -26,7 +27,7 @@ func stable(g Gateway) (netip.Addr, bool) {
 	for _, reply := range replies {
 		a, err := parseIfaddr(reply.Data, binary.NativeEndian)
 		switch {
-		case err != nil || a.index != g.Index || !a.lasting() || a.addr.IsPrivate() != g.Local.IsPrivate():
+		case err != nil || a.index != g.Index || !a.isPermanent() || a.addr.IsPrivate() != g.Local.IsPrivate():
 		case a.addr == g.Local:
 			return a.addr, true
 		case !best.IsValid() && a.addr.IsGlobalUnicast():

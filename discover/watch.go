@@ -7,20 +7,19 @@ import (
 	"time"
 )
 
-// Watch calls notify after routes, addresses, links or policy rules changed,
-// until ctx ends, and returns the cause of that end (context.Cause). It fails
-// earlier only if the system refuses to be watched.
+// Watch calls notify after routes, addresses, links or policy rules changed, until ctx
+// ends, and returns the cause of that end (context.Cause). It fails earlier only if the
+// system does not allow watching.
 //
-// Changes within 100 ms make one call. Calls never overlap; what changes during
-// one makes another. A call can be spurious (an address renewed, say): notify is
-// to look again at what it cares for. Watch does not return before a running
-// notify does.
+// Changes within 100 ms cause one call. Calls never overlap; changes during a call cause
+// another call. A call can be spurious (for example, after an address was renewed): notify
+// should read the state again. Watch does not return while notify runs.
 //
-// Changes are seen from the moment that Watch is entered, so start it before
-// reading the state that is to be kept up to date. Linux reports them. macOS,
-// FreeBSD, OpenBSD, NetBSD and Windows hint at them, on which the state is compared,
-// and every 30 seconds besides; every 5 seconds if the system refuses to hint.
-// Elsewhere Watch fails at once, with errors.ErrUnsupported.
+// Watch reports changes from the moment at which it is called, so start it before reading
+// the state. On Linux, the kernel reports changes. On macOS, FreeBSD, OpenBSD, NetBSD and
+// Windows, Watch compares the state after each hint from the system, and also every 30
+// seconds; if the system gives no hints, it compares the state every 5 seconds. On other
+// systems, Watch fails at once with errors.ErrUnsupported.
 func Watch(ctx context.Context, notify func()) error {
 	w, err := openWatcher()
 	if err != nil {
@@ -29,10 +28,10 @@ func Watch(ctx context.Context, notify func()) error {
 	return w.run(ctx, notify)
 }
 
-// poll calls notify when snapshot, taken at that interval and a moment after each
-// hint, differs from the one before, until ctx ends.
+// poll takes a snapshot at the given interval and shortly after each hint, until ctx ends.
+// It calls notify if a snapshot differs from the previous one.
 func poll(ctx context.Context, every time.Duration, hints <-chan struct{}, snapshot func() string, notify func()) error {
-	was := snapshot()
+	previous := snapshot()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var settled <-chan time.Time
@@ -42,36 +41,36 @@ func poll(ctx context.Context, every time.Duration, hints <-chan struct{}, snaps
 			return context.Cause(ctx)
 		case <-hints:
 			if settled == nil {
-				settled = time.After(settle)
+				settled = time.After(settleTime)
 			}
 			continue
 		case <-settled:
 			settled = nil
 		case <-tick.C:
 		}
-		now := snapshot()
+		current := snapshot()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if now != was {
-			was = now
+		if current != previous {
+			previous = current
 			notify()
 		}
 	}
 }
 
-// settle is how long changes are gathered before notify hears of them: bringing
-// up an interface makes a dozen.
-const settle = 100 * time.Millisecond
+// settleTime is the time for which changes are collected before notify is called: bringing
+// up an interface causes a dozen changes.
+const settleTime = 100 * time.Millisecond
 
-// snapshot describes gateways, links and addresses, for comparison only. Errors
-// are part of it: their coming and going is a change.
+// snapshot describes gateways, links and addresses, for comparison only. It contains
+// errors, because it is a change if an error appears or disappears.
 func snapshot() string {
-	gws, err := Gateways()
-	s := fmt.Sprintln(gws, err)
-	ifis, err := net.Interfaces()
+	gateways, err := Gateways()
+	s := fmt.Sprintln(gateways, err)
+	interfaces, err := net.Interfaces()
 	s += fmt.Sprintln(err)
-	for _, ifi := range ifis {
+	for _, ifi := range interfaces {
 		addrs, err := ifi.Addrs()
 		s += fmt.Sprintln(ifi.Index, ifi.Name, ifi.Flags, addrs, err)
 	}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openHints listens to the routing socket (route(4)): every change of routes,
-// addresses and links is a message there. What it says does not matter.
+// openHints reads from a routing socket (route(4)), which delivers a message for every
+// change of routes, addresses and links. The contents of the messages do not matter.
 func openHints() (hints <-chan struct{}, stop func(), err error) {
 	fd, err := unix.Socket(unix.AF_ROUTE, unix.SOCK_RAW, unix.AF_UNSPEC)
 	if err != nil {
@@ -23,14 +23,14 @@ func openHints() (hints <-chan struct{}, stop func(), err error) {
 	}
 	socket := os.NewFile(uintptr(fd), "route")
 	c, done := make(chan struct{}, 1), make(chan struct{})
-	go func() { // ended and waited for by stop
+	go func() { // stop ends the goroutine and waits for it
 		defer close(done)
 		buf := make([]byte, os.Getpagesize())
 		for {
 			if _, err := socket.Read(buf); err != nil {
 				return
 			}
-			hint(c)
+			sendHint(c)
 		}
 	}()
 	return c, func() { _ = socket.Close(); <-done }, nil

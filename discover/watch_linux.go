@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A watcher is a socket that has joined the groups which report changes. Policy
-// rules and next hop objects change a lookup's answer as much as routes do.
+// watcher is a socket that has joined the groups that report changes. The groups include
+// policy rules and next hop objects, because these affect lookups as routes do.
 type watcher struct{ conn *netlink.Conn }
 
 var watchGroups = []int{
@@ -34,8 +34,8 @@ func openWatcher() (*watcher, error) {
 	return &watcher{conn: c}, nil
 }
 
-// run owns the socket: it is closed when ctx ends, which wakes the receive, and
-// in any case before run returns.
+// run calls notify after changes until ctx ends. It closes the socket when ctx ends, which
+// wakes up the receive call, and in any case before it returns.
 func (w *watcher) run(ctx context.Context, notify func()) error {
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -50,7 +50,7 @@ func (w *watcher) run(ctx context.Context, notify func()) error {
 		<-closed
 	}()
 	for {
-		if err := w.burst(); ctx.Err() != nil {
+		if err := w.waitForChange(); ctx.Err() != nil {
 			return context.Cause(ctx)
 		} else if err != nil {
 			return fmt.Errorf("discover: watch rtnetlink: %w", err)
@@ -59,9 +59,9 @@ func (w *watcher) run(ctx context.Context, notify func()) error {
 	}
 }
 
-// burst waits for a change, without a limit, and then for those that follow
-// within settle.
-func (w *watcher) burst() error {
+// waitForChange waits for a change, without a timeout, and then collects the changes that
+// follow within settleTime.
+func (w *watcher) waitForChange() error {
 	if err := w.conn.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
@@ -71,14 +71,14 @@ func (w *watcher) burst() error {
 		case !first && errors.Is(err, os.ErrDeadlineExceeded):
 			return nil
 		case err != nil && !errors.Is(err, unix.ENOBUFS):
-			// With ENOBUFS the kernel had more to tell than the socket could hold:
-			// what it was is lost, that it was is enough.
+			// ENOBUFS means that the socket buffer overflowed. The messages are lost, but
+			// the error shows that there was a change, which is sufficient.
 			return err
 		}
 		if !first {
 			continue
 		}
-		if err := w.conn.SetReadDeadline(time.Now().Add(settle)); err != nil {
+		if err := w.conn.SetReadDeadline(time.Now().Add(settleTime)); err != nil {
 			return err
 		}
 	}

@@ -7,14 +7,15 @@ import (
 	"time"
 )
 
-// How often snapshots are compared: if the system refuses to give hints, and as a
-// net beneath those that it gives, which were never seen to come.
+// The intervals at which snapshots are compared: pollEvery if the system gives no hints, and
+// pollWithHints if it does. Polling also covers missing hints: the code that receives
+// hints was never run.
 const (
-	pollEvery  = 5 * time.Second
-	pollBeside = 30 * time.Second
+	pollEvery     = 5 * time.Second
+	pollWithHints = 30 * time.Second
 )
 
-// A watcher compares snapshots when the system hints at a change.
+// watcher compares snapshots when the system hints at a change.
 type watcher struct{}
 
 func openWatcher() (*watcher, error) {
@@ -28,11 +29,11 @@ func (*watcher) run(ctx context.Context, notify func()) error {
 		return poll(ctx, pollEvery, nil, snapshot, notify)
 	}
 	defer stop()
-	return poll(ctx, pollBeside, hints, snapshot, notify)
+	return poll(ctx, pollWithHints, hints, snapshot, notify)
 }
 
-// hint leaves word that something may have changed.
-func hint(c chan<- struct{}) {
+// sendHint reports a possible change, unless a hint is already pending.
+func sendHint(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

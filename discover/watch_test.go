@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
+// TestPoll checks that notify is called once for each change of the snapshot.
 func TestPoll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cause := errors.New("enough")
+		cause := errors.New("cause")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var state atomic.Value
 		var calls atomic.Int32
@@ -39,8 +40,8 @@ func TestPoll(t *testing.T) {
 	})
 }
 
-// A hint has the snapshot taken at once, less a moment in which more may change.
-func TestPollHinted(t *testing.T) {
+// TestPollHint checks that a snapshot is taken settleTime after a hint.
+func TestPollHint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var state atomic.Value
@@ -56,16 +57,16 @@ func TestPollHinted(t *testing.T) {
 			state string
 			want  int32
 		}{{"a", 0}, {"b", 1}, {"b", 1}, {"c", 2}} {
-			begin := time.Now()
+			start := time.Now()
 			for range 3 {
 				hints <- struct{}{}
 				state.Store(step.state)
-				time.Sleep(settle / 4)
+				time.Sleep(settleTime / 4)
 			}
-			time.Sleep(settle)
+			time.Sleep(settleTime)
 			synctest.Wait()
 			if n := calls.Load(); n != step.want {
-				t.Errorf("step %d: %d calls after %v, want %d", i, n, time.Since(begin), step.want)
+				t.Errorf("step %d: %d calls after %v, want %d", i, n, time.Since(start), step.want)
 			}
 		}
 		cancel()
@@ -73,8 +74,8 @@ func TestPollHinted(t *testing.T) {
 	})
 }
 
-func TestSnapshotIsStable(t *testing.T) {
+func TestSnapshot(t *testing.T) {
 	if snapshot() == "" {
-		t.Error("nothing to compare")
+		t.Error("the snapshot is empty")
 	}
 }

@@ -7,42 +7,41 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// hinted are those who are told of changes.
-var hinted = struct {
+// hintChannels has the channels that receive hints.
+var hintChannels = struct {
 	mu  sync.Mutex
 	all map[chan struct{}]struct{}
 }{all: map[chan struct{}]struct{}{}}
 
-// callback tells them. The system's callbacks are never freed, so there is one
-// for all.
+// callback sends a hint to every channel. Callbacks of Windows are never freed, so all
+// watchers share one.
 var callback = sync.OnceValue(func() uintptr {
 	return windows.NewCallback(func(_, _ uintptr, _ uint32) uintptr {
-		hinted.mu.Lock()
-		defer hinted.mu.Unlock()
-		for c := range hinted.all {
-			hint(c)
+		hintChannels.mu.Lock()
+		defer hintChannels.mu.Unlock()
+		for c := range hintChannels.all {
+			sendHint(c)
 		}
 		return 0
 	})
 })
 
-// openHints has the IP helper tell of changes of interfaces, addresses and
-// routes.
+// openHints registers with the IP helper for changes of interfaces, addresses and routes.
 func openHints() (hints <-chan struct{}, stop func(), err error) {
 	c := make(chan struct{}, 1)
-	hinted.mu.Lock()
-	hinted.all[c] = struct{}{}
-	hinted.mu.Unlock()
+	hintChannels.mu.Lock()
+	hintChannels.all[c] = struct{}{}
+	hintChannels.mu.Unlock()
 	var handles [3]windows.Handle
 	stop = func() {
 		for _, h := range handles {
 			if h != 0 {
-				_ = windows.CancelMibChangeNotify2(h) // waits for a call that runs
+				_ = windows.CancelMibChangeNotify2(h) // waits for a running callback
 			}
 		}
-		hinted.mu.Lock()
-		defer hinted.mu.Unlock()
-		delete(hinted.all, c)
+		hintChannels.mu.Lock()
+		defer hintChannels.mu.Unlock()
+		delete(hintChannels.all, c)
 	}
 	const anyFamily = windows.AF_UNSPEC
 	for i, register := range []func(h *windows.Handle) error{
