@@ -1,17 +1,17 @@
-// Package errno has the errors of sockets that package syscall does not name on every
-// system, and tells them where a system has several of one meaning.
+// Package errno names the socket errors that package syscall does not define on every
+// system. Its functions test for an error that has several numbers on some systems.
 package errno
 
 import "errors"
 
-// IsRefused reports that nothing listens at the address.
+// IsRefused reports whether err means that no socket listens at the address.
 func IsRefused(err error) bool {
 	return errors.Is(err, ECONNREFUSED) || errors.Is(err, wsaECONNREFUSED)
 }
 
-// IsReset reports that the peer reset the connection. Windows reports so of a UDP
-// socket that nothing listens at the address of an earlier datagram.
+// IsReset reports whether err means that the peer reset the connection. On Windows, a UDP
+// socket returns this error if no socket listened at the address of an earlier datagram.
 func IsReset(err error) bool { return errors.Is(err, ECONNRESET) || errors.Is(err, wsaECONNRESET) }
 
-// IsFull reports that the system had no space for a datagram.
+// IsFull reports whether err means that the system had no buffer space for a datagram.
 func IsFull(err error) bool { return errors.Is(err, ENOBUFS) || errors.Is(err, wsaENOBUFS) }

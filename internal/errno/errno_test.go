@@ -7,8 +7,8 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// What the system says is told, whichever number it has.
-func TestTold(t *testing.T) {
+// TestErrorsOfSystem checks that the functions recognize the errors of this system.
+func TestErrorsOfSystem(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -23,7 +23,7 @@ func TestTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = server.(*net.TCPConn).SetLinger(0) // it closes with a reset
+	_ = server.(*net.TCPConn).SetLinger(0) // Close resets the connection
 	_ = server.Close()
 	if _, err := client.Read(make([]byte, 1)); !errno.IsReset(err) || errno.IsRefused(err) {
 		t.Errorf("a connection that was reset: %v", err)
@@ -31,7 +31,7 @@ func TestTold(t *testing.T) {
 	_ = ln.Close()
 	if conn, err := net.Dial("tcp", ln.Addr().String()); err == nil {
 		conn.Close()
-		t.Error("connected to a socket that was closed")
+		t.Error("connected to a closed socket")
 	} else if !errno.IsRefused(err) || errno.IsReset(err) || errno.IsFull(err) {
 		t.Errorf("a connection that was refused: %v", err)
 	}

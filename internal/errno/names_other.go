@@ -4,7 +4,7 @@ package errno
 
 import "syscall"
 
-// These are the errors of the same names in package syscall.
+// The errors of the same names in package syscall.
 const (
 	EADDRINUSE    = syscall.EADDRINUSE
 	EADDRNOTAVAIL = syscall.EADDRNOTAVAIL
@@ -17,8 +17,8 @@ const (
 	EPIPE         = syscall.EPIPE
 )
 
-// These are what Windows returns, where package syscall's own numbers are invented.
-// Other systems have no errors with these numbers.
+// The numbers that Windows returns. On Windows, package syscall uses invented numbers for
+// the constants above. Other systems have no errors with these numbers.
 const (
 	wsaECONNRESET   = syscall.Errno(10054)
 	wsaENOBUFS      = syscall.Errno(10055)

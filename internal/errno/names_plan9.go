@@ -2,8 +2,9 @@ package errno
 
 import "syscall"
 
-// Errors of Plan 9 are texts. The kernel returns the one of ECONNREFUSED, also when a
-// connection is reset; the others are those of Unix, and not known to be returned.
+// Errors of Plan 9 are texts. The kernel returns the text of ECONNREFUSED, also if a
+// connection is reset. The other texts are those of Unix; the kernel is not known to return
+// them.
 const (
 	EADDRINUSE    = syscall.ErrorString("address already in use")
 	EADDRNOTAVAIL = syscall.ErrorString("cannot assign requested address")

@@ -1,9 +1,9 @@
-// Package freeport finds addresses of loopback where a socket can be bound later.
+// Package freeport finds loopback addresses to which a test can bind a socket later.
 //
-// A test router announces to an address that must be known before the listener
-// binds it. A port that the kernel chose and that was closed again is not safe:
-// until the listener binds it, the kernel may give the port to any socket that
-// asks for a free one.
+// A test router sends announcements to an address that must be known before the listener
+// binds it. It is not safe to let the kernel choose a port and then to close the socket:
+// until the listener binds the port, the kernel may assign it to any socket that requests
+// a free port.
 package freeport
 
 import (
@@ -15,36 +15,36 @@ import (
 	"sync/atomic"
 )
 
-// The ports are below those that the kernel assigns by itself: they begin at 32768
-// (Linux) or 49152 (macOS, Windows).
+// The range of the ports. It is below the ports that the kernel assigns: those begin at
+// 32768 (Linux) or 49152 (macOS, Windows).
 const (
 	firstPort = 10000
 	ports     = 10000
 )
 
-var used atomic.Uint32
+var calls atomic.Uint32 // attempts of UDP in this process
 
-// UDP returns an address where no UDP socket is bound, and which is not among the
-// ten thousand that it returned before. The kernel assigns the port to no other
-// socket. On Linux the address contains the process ID, so no other process of the
-// same PID namespace gets it from this function. Elsewhere only 127.0.0.1 exists, and
-// another process may get the same port.
+// UDP returns an address to which no UDP socket is bound. It differs from the previous
+// 9999 addresses. The kernel does not assign the port to any other socket. On Linux, the
+// address contains the process ID, so this function returns another address in every other
+// process of the same PID namespace. On other systems, only 127.0.0.1 exists, and another
+// process may get the same port.
 func UDP() (netip.AddrPort, error) {
-	var last error
+	var lastErr error
 	for range 100 {
-		at := netip.AddrPortFrom(host(os.Getpid()), firstPort+port(os.Getpid(), used.Add(1)))
+		at := netip.AddrPortFrom(host(os.Getpid()), firstPort+port(os.Getpid(), calls.Add(1)))
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 		if err != nil {
-			last = err
+			lastErr = err
 			continue
 		}
 		return at, conn.Close()
 	}
-	return netip.AddrPort{}, fmt.Errorf("no free port on loopback: %w", last)
+	return netip.AddrPort{}, fmt.Errorf("no free port on loopback: %w", lastErr)
 }
 
-// host is an address of loopback that differs between processes. Linux has process
-// IDs of at most 22 bits.
+// host returns a loopback address that differs between processes on Linux, where process
+// IDs have at most 22 bits. On other systems it is 127.0.0.1.
 func host(pid int) netip.Addr {
 	if runtime.GOOS != "linux" {
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -52,8 +52,8 @@ func host(pid int) netip.Addr {
 	return netip.AddrFrom4([4]byte{127, 64 | byte(pid>>16)&63, byte(pid >> 8), byte(pid)})
 }
 
-// port differs between the calls of a process. Processes begin at different ports,
-// so that they rarely try the same one where they share an address.
+// port returns a port that differs between the calls of a process. Processes start at
+// different ports, so that they rarely try the same port if they share an address.
 func port(pid int, call uint32) uint16 {
 	return uint16((uint32(pid)*64 + call) % ports) //nolint:gosec // in range
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/natforward/goforward/internal/freeport"
 )
 
-// The addresses differ, and each can be bound, also while all others are.
+// TestUDP checks that the addresses differ, and that all of them can be bound at once.
 func TestUDP(t *testing.T) {
 	seen := map[netip.AddrPort]bool{}
 	for range 100 {

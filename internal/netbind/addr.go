@@ -7,14 +7,14 @@ import (
 	"strconv"
 )
 
-// ErrNotHere says that this host does not have an address.
+// ErrNotHere means that this host does not have an address.
 var ErrNotHere = errors.New("not an address of this host")
 
-// HasAddr reports whether this host has the address: an interface has it, or it is
-// a loopback address that sockets can be bound to. That a socket can be bound to an
-// address is not enough for others, because systems can be told to allow it for
-// every address. If the system does not list its addresses (Android), binding
-// decides. A zone must name the interface that has the address.
+// HasAddr reports whether this host has the address: an interface has it, or it is a
+// loopback address to which sockets can be bound. For other addresses, binding a socket is
+// no proof, because systems can be configured to allow it for every address. If the system
+// does not list its addresses (Android), binding decides. If the address has a zone, that
+// interface must have the address.
 func HasAddr(addr netip.Addr) bool {
 	addr = addr.Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() {
@@ -28,14 +28,14 @@ func HasAddr(addr netip.Addr) bool {
 		if zone := addr.Zone(); zone != "" && zone != ifi.Name && zone != strconv.Itoa(ifi.Index) {
 			continue
 		}
-		if has(ifi, addr.WithZone("")) {
+		if interfaceHas(ifi, addr.WithZone("")) {
 			return true
 		}
 	}
 	return false
 }
 
-func has(ifi net.Interface, addr netip.Addr) bool {
+func interfaceHas(ifi net.Interface, addr netip.Addr) bool {
 	addrs, err := ifi.Addrs()
 	if err != nil {
 		return false

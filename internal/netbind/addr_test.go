@@ -26,7 +26,7 @@ func TestHasAddr(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range addrs { // whatever this host has
+	for _, a := range addrs { // the addresses of this host
 		if n, ok := a.(*net.IPNet); ok && !n.IP.IsLinkLocalUnicast() {
 			wants[n.IP.String()] = true
 		}

@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BindsGroup says whether a socket can be bound to a group, which keeps out
-// datagrams that are sent elsewhere.
+// BindsGroup reports whether a socket can be bound to a group. Such a socket does not
+// receive datagrams to other addresses.
 const BindsGroup = true
 
-// Group makes a socket at the group's address, shared with whoever else
-// listens there; group has the zone that it needs. only, where not nil, is the one
-// interface that it may hear.
+// Group opens a socket that is bound to the address of the group, and shares the address
+// with other listeners. A link-local IPv6 group must have a zone. If only is not nil, the
+// socket receives only datagrams that arrive on that interface.
 //
-// The socket is made by hand: package net binds all addresses where it is told to
-// bind a group, and would so take unicast datagrams from who listens on this host for them.
+// Group does not use package net, which binds all addresses instead of the group. Such a
+// socket would take unicast datagrams from other programs that listen on the port.
 func Group(_ context.Context, network string, group netip.AddrPort, only *net.Interface) (*net.UDPConn, error) {
 	addr, err := sockaddr(group)
 	if err != nil {
@@ -32,7 +32,7 @@ func Group(_ context.Context, network string, group netip.AddrPort, only *net.In
 	if group.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	syscall.ForkLock.RLock() // no program that is started meanwhile gets it
+	syscall.ForkLock.RLock() // a program that starts meanwhile does not inherit the socket
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM, 0)
 	if err == nil {
 		unix.CloseOnExec(fd)
@@ -42,7 +42,7 @@ func Group(_ context.Context, network string, group netip.AddrPort, only *net.In
 		return nil, os.NewSyscallError("socket", err)
 	}
 	f := os.NewFile(uintptr(fd), "group")
-	defer f.Close() // the connection has a copy
+	defer f.Close() // the connection has a copy of the descriptor
 	err = shareAddress(fd)
 	if err == nil && family == unix.AF_INET6 {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)

@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// BindsGroup says whether a socket can be bound to a group. Windows refuses.
+// BindsGroup reports whether a socket can be bound to a group. Windows does not allow it.
 const BindsGroup = false
 
-// Group makes a socket at the group's port, shared with whoever else listens
-// there. only, where not nil, is the interface for what the socket sends; what it
-// hears depends on where it joins.
+// Group opens a socket that is bound to the port of the group, and shares the port with
+// other listeners. If only is not nil, the socket sends through that interface. The
+// interfaces on which it receives depend on the groups that it joins.
 func Group(ctx context.Context, network string, group netip.AddrPort, only *net.Interface) (*net.UDPConn, error) {
 	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
 		return control(c, func(fd uintptr) error {

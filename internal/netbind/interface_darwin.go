@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ToInterface ties the socket to the interface.
+// ToInterface binds the socket to the interface.
 func ToInterface(fd uintptr, network string, ifi *net.Interface) error {
 	if strings.HasSuffix(network, "6") {
 		return unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_BOUND_IF, ifi.Index)

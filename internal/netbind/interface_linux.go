@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ToInterface ties the socket to the interface. Kernels before 5.7 let only
-// root do so: there the route decides for unicast.
+// ToInterface binds the socket to the interface. Before Linux 5.7, only root can do so; for
+// other users, the route decides for unicast.
 func ToInterface(fd uintptr, _ string, ifi *net.Interface) error {
 	err := unix.BindToDevice(int(fd), ifi.Name)
 	if errors.Is(err, unix.EPERM) {

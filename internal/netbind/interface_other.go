@@ -4,6 +4,6 @@ package netbind
 
 import "net"
 
-// ToInterface leaves unicast to the route: these systems have no option for
-// it, or one that nobody has tried here (Solaris).
+// ToInterface does nothing: the route decides for unicast. These systems have no option to
+// bind a socket to an interface, or it was never tested with this package (Solaris).
 func ToInterface(uintptr, string, *net.Interface) error { return nil }

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// The values of ws2ipdef.h.
+// Values from ws2ipdef.h.
 const (
 	ipUnicastIf   = 31
 	ipv6UnicastIf = 31
 )
 
-// ToInterface makes unicast leave by the interface. The IPv4 option takes the
-// index in network byte order.
+// ToInterface makes the socket send unicast through the interface. The IPv4 option takes
+// the index in network byte order.
 func ToInterface(fd uintptr, network string, ifi *net.Interface) error {
 	index := uint32(ifi.Index)
 	if strings.HasSuffix(network, "6") {

@@ -1,7 +1,7 @@
 //go:build unix || windows
 
-// Package netbind ties sockets to interfaces and to multicast groups, as well as
-// each system can.
+// Package netbind binds sockets to interfaces and to multicast groups, as far as each
+// system supports it.
 package netbind
 
 import (
@@ -11,27 +11,27 @@ import (
 	"syscall"
 )
 
-// Control is for a net.Dialer or net.ListenConfig whose socket is to leave by the
-// interface. If no socket of this system can be tied to one, the error wraps
-// errors.ErrUnsupported.
+// Control returns the Control function for a net.Dialer or net.ListenConfig whose socket
+// sends through the interface. If this system cannot bind sockets to an interface, the
+// error wraps errors.ErrUnsupported.
 func Control(ifi *net.Interface) (func(network, address string, c syscall.RawConn) error, error) {
 	return func(network, _ string, c syscall.RawConn) error {
 		return control(c, func(fd uintptr) error { return ToInterface(fd, network, ifi) })
 	}, nil
 }
 
-// control runs f on the socket and returns the error of either.
+// control calls f with the descriptor of the socket, and returns the errors of both calls.
 func control(c syscall.RawConn, f func(fd uintptr) error) error {
-	var inner error
-	outer := c.Control(func(fd uintptr) { inner = f(fd) })
-	return errors.Join(outer, inner)
+	var fErr error
+	controlErr := c.Control(func(fd uintptr) { fErr = f(fd) })
+	return errors.Join(controlErr, fErr)
 }
 
 func asUDP(conn net.PacketConn) (*net.UDPConn, error) {
 	udp, ok := conn.(*net.UDPConn)
 	if !ok {
 		_ = conn.Close()
-		return nil, fmt.Errorf("socket for datagrams is a %T", conn)
+		return nil, fmt.Errorf("unexpected type of UDP socket: %T", conn)
 	}
 	return udp, nil
 }

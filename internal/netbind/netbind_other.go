@@ -12,13 +12,13 @@ import (
 	"syscall"
 )
 
-// Control fails. Package net on Plan 9 ignores the Control function of a net.Dialer, and
-// so would not leave by the interface, without an error.
+// Control fails. On Plan 9, package net ignores the Control function of a net.Dialer, so the
+// socket would send through another interface without an error.
 func Control(ifi *net.Interface) (func(network, address string, c syscall.RawConn) error, error) {
-	return nil, fmt.Errorf("leave by interface %q on %s: %w", ifi.Name, runtime.GOOS, errors.ErrUnsupported)
+	return nil, fmt.Errorf("bind to interface %q on %s: %w", ifi.Name, runtime.GOOS, errors.ErrUnsupported)
 }
 
-// BindsGroup says whether a socket can be bound to a group.
+// BindsGroup reports whether a socket can be bound to a group.
 const BindsGroup = false
 
 // Group fails.

@@ -10,10 +10,11 @@ import (
 	"github.com/natforward/goforward/internal/netbind"
 )
 
-// A socket at a group hears nothing that is sent to the port alone, and shares it.
+// TestGroup checks that a socket at a group shares the address, and does not receive
+// datagrams that are sent to another address with the same port.
 func TestGroup(t *testing.T) {
 	if !netbind.BindsGroup {
-		t.Skip("this system binds no groups")
+		t.Skip("this system cannot bind a socket to a group")
 	}
 	first, err := netbind.Group(t.Context(), "udp4", netip.MustParseAddrPort("224.0.0.1:0"), nil)
 	if err != nil {
@@ -30,7 +31,7 @@ func TestGroup(t *testing.T) {
 	}
 	defer second.Close()
 
-	// Whoever has the port of a host gets what is sent to it.
+	// A socket on the same port of this host receives the datagrams to the host.
 	var lc net.ListenConfig
 	device, err := lc.ListenPacket(t.Context(), "udp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), at.Port()).String())
 	if err != nil {
@@ -42,11 +43,12 @@ func TestGroup(t *testing.T) {
 	}
 	_ = device.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, _, err := device.ReadFrom(make([]byte, 64)); err != nil {
-		t.Errorf("a group's socket took a datagram that was sent to the host: %v", err)
+		t.Errorf("the socket of the group received a datagram to the host: %v", err)
 	}
 }
 
-// A socket that is tied to an interface sends by it alone.
+// TestControl checks that a socket can be bound to loopback, and not to an interface that
+// does not exist.
 func TestControl(t *testing.T) {
 	lo, err := net.InterfaceByIndex(1)
 	if err != nil || lo.Flags&net.FlagLoopback == 0 {
@@ -68,6 +70,6 @@ func TestControl(t *testing.T) {
 	}
 	if conn, err := d.DialContext(t.Context(), "udp4", "127.0.0.1:9"); err == nil {
 		_ = conn.Close()
-		t.Error("tied to an interface that there is not")
+		t.Error("bound to an interface that does not exist")
 	}
 }

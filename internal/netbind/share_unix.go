@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shareAddress lets others listen at the address, whichever of the two options
-// they use.
+// shareAddress allows other sockets with either of the two options to listen at the
+// address.
 func shareAddress(fd int) error {
 	return errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
