@@ -18,18 +18,19 @@ import (
 )
 
 var (
-	flagRounds = flag.Int("rounds", 0, "how often everybody is asked; 0: once, in a few scenarios, to see that it works")
+	flagRounds = flag.Int("rounds", 0, "number of rounds; 0: one round of a few scenarios, to check that the tool works")
 	flagOnly   = flag.String("only", "", "scenarios, separated by commas; empty: all")
-	flagSeed   = flag.Uint64("seed", 0, "what the order in each round is drawn from; 0: another one each time")
-	flagSpend  = flag.Duration("spend", time.Minute, "those who would take longer than this for all rounds of a scenario take part in fewer")
-	flagMD     = flag.String("md", "", "where to write the tables, besides the standard output")
-	flagJSON   = flag.String("json", "", "where to write every sample")
+	flagSeed   = flag.Uint64("seed", 0, "seed for the order in each round; 0: a random seed")
+	flagSpend  = flag.Duration("spend", time.Minute, "time limit for all rounds of one candidate in one scenario; slower candidates run in fewer rounds")
+	flagMD     = flag.String("md", "", "file for the tables, in addition to the standard output")
+	flagJSON   = flag.String("json", "", "file for every sample")
 )
 
-// commandEnv has the path of the command line program that is measured.
+// commandEnv is the environment variable with the path of the goforward command to measure.
 const commandEnv = "GOFORWARD_BENCH_COMMAND"
 
-// The lab has no network, so what may have to be downloaded is built before.
+// TestMain builds the goforward command before the lab starts, because the build may
+// download modules and the lab has no network.
 func TestMain(m *testing.M) {
 	if text := os.Getenv(workerEnv); text != "" {
 		os.Exit(work(text))
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(commandEnv) == "" && only != "^$" {
 		path, err := buildCommand()
 		if err != nil {
-			fmt.Fprintln(os.Stderr, "bench: build the command line program:", err)
+			fmt.Fprintln(os.Stderr, "bench: build the goforward command:", err)
 			os.Exit(1)
 		}
 		os.Setenv(commandEnv, path)
@@ -47,7 +48,7 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// buildCommand builds goforward as it is released.
+// buildCommand builds the goforward command in the same way as a release.
 func buildCommand() (path string, err error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -61,17 +62,17 @@ func buildCommand() (path string, err error) {
 	return path, cmd.Run()
 }
 
-// bench is a run under way.
+// bench is the state of a run.
 type bench struct {
 	Result
 	rng   *rand.Rand
 	smoke bool
-	port  uint16 // the last that was mapped
+	port  uint16 // the last mapped port
 }
 
-// TestBench is the whole bench, or with -rounds 0 or -short one round of a part of it.
+// TestBench runs the whole benchmark, or one round of a part of it with -rounds 0 or -short.
 func TestBench(t *testing.T) {
-	lab.Scenario(t, "bench: everybody maps on a router that speaks everything")
+	lab.Scenario(t, "bench: every candidate maps on a router that supports all protocols")
 	b := newBench(t.Context())
 	t.Logf("seed %d, rounds %d", b.Seed, b.Rounds)
 	for _, s := range scenarios {
@@ -100,21 +101,22 @@ func newBench(ctx context.Context) *bench {
 	return b
 }
 
-// part runs one part, unless it is not wanted.
+// part runs one part, unless the flags exclude it.
 func (b *bench) part(t *testing.T, key string, long bool, run func(*testing.T)) {
-	only := *flagOnly != "" && !slices.Contains(strings.Split(*flagOnly, ","), key)
-	if only || b.smoke && long && *flagOnly == "" {
+	excluded := *flagOnly != "" && !slices.Contains(strings.Split(*flagOnly, ","), key)
+	if excluded || b.smoke && long && *flagOnly == "" {
 		return
 	}
 	t.Run(key, func(t *testing.T) {
-		begun := time.Now()
+		start := time.Now()
 		run(t)
-		b.say("%s: %v", key, time.Since(begun).Round(time.Second))
+		b.logProgress("%s: %v", key, time.Since(start).Round(time.Second))
 	})
 }
 
-// say tells on standard error how far it is: a run takes long.
-func (b *bench) say(format string, args ...any) {
+// logProgress writes the progress of a full run to standard error, because such a run takes
+// half an hour.
+func (b *bench) logProgress(format string, args ...any) {
 	if !b.smoke {
 		fmt.Fprintf(os.Stderr, format+"\n", args...)
 	}
@@ -126,7 +128,7 @@ func (b *bench) figure(name string, value float64, unit string) {
 	b.Figures = append(b.Figures, Figure{Name: name, Value: value, Unit: unit})
 }
 
-// nextPort is one that nobody mapped lately.
+// nextPort returns a port that was not mapped recently.
 func (b *bench) nextPort() uint16 {
 	if b.port++; b.port >= 40000 {
 		b.port = 20001
@@ -134,7 +136,7 @@ func (b *bench) nextPort() uint16 {
 	return b.port
 }
 
-// shuffled is the order of a round.
+// shuffled returns the names in a random order, for one round.
 func (b *bench) shuffled(names []string) []string {
 	out := slices.Clone(names)
 	b.rng.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
@@ -142,7 +144,7 @@ func (b *bench) shuffled(names []string) []string {
 }
 
 func (b *bench) write(t *testing.T) {
-	text := Markdown(&b.Result, descriptions())
+	text := Markdown(&b.Result, legend())
 	fmt.Fprint(os.Stdout, text)
 	if *flagMD != "" {
 		if err := os.WriteFile(*flagMD, []byte(text), 0o644); err != nil {

@@ -27,52 +27,52 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// peer is one of those who are measured.
-type peer struct {
+// candidate is a library, program or way of use that is measured.
+type candidate struct {
 	name    string
-	about   string // what is measured
-	module  string // whose version to tell, or the Debian package
-	whole   bool   // a whole process, not a call in one
-	floor   bool   // raw sockets, no library
+	about   string // the measured calls, for the report
+	module  string // the module or Debian package, for the version
+	process bool   // a whole process is measured, and not calls in a process
+	raw     bool   // raw sockets, no library: the lower bound
 	prepare func(target) (attempt, error)
 }
 
-var peers = []peer{
-	{name: ours, about: "forward.New, Enable", module: rootModule, prepare: goforward},
-	{name: oursTold, about: "forward.New with Config.Gateway, Enable", module: rootModule, prepare: goforwardTold},
-	{name: goNATPMPName, about: "gateway told: GetExternalAddress, AddPortMapping", module: "github.com/jackpal/go-nat-pmp", prepare: goNATPMP},
+var candidates = []candidate{
+	{name: goforwardName, about: "forward.New, Enable", module: rootModule, prepare: goforward},
+	{name: goforwardGatewayName, about: "forward.New with Config.Gateway, Enable", module: rootModule, prepare: goforwardWithGateway},
+	{name: goNATPMPName, about: "GetExternalAddress, AddPortMapping, with a configured gateway", module: "github.com/jackpal/go-nat-pmp", prepare: goNATPMP},
 	{name: gethName, about: "nat.Any, AddMapping, ExternalIP", module: "github.com/ethereum/go-ethereum", prepare: goEthereum},
 	{name: goupnpName, about: "clients of WANIPConnection:1 and :2 at once, GetExternalIPAddress, AddPortMapping", module: "github.com/huin/goupnp", prepare: goUPnP},
 	{name: libp2pName, about: "nat.DiscoverNAT, AddMapping, GetMapping", module: "github.com/libp2p/go-libp2p", prepare: libp2p},
 	{name: tailscaleName, about: "portmapper.NewClient, Probe, GetCachedMappingOrStartCreatingOne until it changes", module: "tailscale.com", prepare: tailscale},
-	{name: rawNATPMPName, about: "external address, map, on one socket; gateway told", floor: true, prepare: rawNATPMP},
-	{name: rawPCPName, about: "one MAP; gateway told", floor: true, prepare: rawPCP},
-	{name: rawUPnPName, about: "M-SEARCH to the gateway and to multicast, description, GetExternalIPAddress, AddPortMapping", floor: true, prepare: rawUPnP},
-	{name: rawCarefulName, about: "the same with what goforward asks besides: GetStatusInfo, GetSpecificPortMappingEntry before and after", floor: true, prepare: rawCareful},
-	{name: oursTool, about: "goforward map -g GATEWAY P:P/udp", module: rootModule, whole: true, prepare: goforwardTool},
-	{name: oursCommand, about: "goforward map P:P/udp", module: rootModule, whole: true, prepare: goforwardCommand},
-	{name: natpmpcName, about: "natpmpc -g GATEWAY -a P P udp", module: "natpmpc", whole: true, prepare: natpmpc},
-	{name: upnpcName, about: "upnpc -a @ P P udp", module: "miniupnpc", whole: true, prepare: upnpc},
+	{name: rawNATPMPName, about: "external address, map, on one socket, with a configured gateway", raw: true, prepare: rawNATPMP},
+	{name: rawPCPName, about: "one MAP, with a configured gateway", raw: true, prepare: rawPCP},
+	{name: rawUPnPName, about: "M-SEARCH to the gateway and to multicast, description, GetExternalIPAddress, AddPortMapping", raw: true, prepare: rawUPnP},
+	{name: rawUPnPAllName, about: "the same, plus the additional requests of goforward: GetStatusInfo, GetSpecificPortMappingEntry before and after", raw: true, prepare: rawUPnPAll},
+	{name: goforwardMapGatewayName, about: "goforward map -g GATEWAY P:P/udp", module: rootModule, process: true, prepare: goforwardMapGateway},
+	{name: goforwardMapName, about: "goforward map P:P/udp", module: rootModule, process: true, prepare: goforwardMap},
+	{name: natpmpcName, about: "natpmpc -g GATEWAY -a P P udp", module: "natpmpc", process: true, prepare: natpmpc},
+	{name: upnpcName, about: "upnpc -a @ P P udp", module: "miniupnpc", process: true, prepare: upnpc},
 }
 
-func peerNamed(name string) (peer, bool) {
-	for _, p := range peers {
+func candidateNamed(name string) (candidate, bool) {
+	for _, p := range candidates {
 		if p.name == name {
 			return p, true
 		}
 	}
-	return peer{}, false
+	return candidate{}, false
 }
 
 func goforward(to target) (attempt, error) {
-	return enabling(to, &forward.Config{Lifetime: lifetime})
+	return newEnable(to, &forward.Config{Lifetime: lifetime})
 }
 
-func goforwardTold(to target) (attempt, error) {
-	return enabling(to, &forward.Config{Lifetime: lifetime, Gateway: netip.AddrPortFrom(to.Gateway, 0), Test: forward.TestNetwork{SSDP: to.SSDP}})
+func goforwardWithGateway(to target) (attempt, error) {
+	return newEnable(to, &forward.Config{Lifetime: lifetime, Gateway: netip.AddrPortFrom(to.Gateway, 0), Test: forward.TestNetwork{SSDP: to.SSDP}})
 }
 
-func enabling(to target, config *forward.Config) (attempt, error) {
+func newEnable(to target, config *forward.Config) (attempt, error) {
 	var f *forward.Forwarder
 	return attempt{
 		run: func(ctx context.Context) (outcome, error) {
@@ -84,7 +84,7 @@ func enabling(to target, config *forward.Config) (attempt, error) {
 			if err != nil {
 				return outcome{}, err
 			}
-			return outcome{External: m.External().AddrPort, Way: m.Backend()}, nil
+			return outcome{External: m.External().AddrPort, Protocol: m.Backend()}, nil
 		},
 		clean: func() { _ = f.Close() },
 	}, nil
@@ -109,7 +109,7 @@ func goNATPMP(to target) (attempt, error) {
 	}, nil
 }
 
-// goEthereum is what a node does: it maps, and asks for the address besides.
+// goEthereum maps a port and requests the external address, as a node of go-ethereum does.
 func goEthereum(to target) (attempt, error) {
 	var gw gethnat.Interface
 	return attempt{
@@ -124,13 +124,13 @@ func goEthereum(to target) (attempt, error) {
 				return outcome{}, err
 			}
 			addr, _ := netip.AddrFromSlice(ip)
-			return outcome{External: netip.AddrPortFrom(addr.Unmap(), port), Way: gw.String()}, nil
+			return outcome{External: netip.AddrPortFrom(addr.Unmap(), port), Protocol: gw.String()}, nil
 		},
 		clean: func() { _ = gw.DeleteMapping("UDP", int(to.Port), int(to.Port)) },
 	}, nil
 }
 
-// connection is what goupnp's clients of either version have in common.
+// connection has the methods that goupnp's clients for WANIPConnection:1 and :2 share.
 type connection interface {
 	GetExternalIPAddressCtx(context.Context) (string, error)
 	AddPortMappingCtx(ctx context.Context, remote string, external uint16, protocol string, internal uint16, client string, enabled bool, description string, lease uint32) error
@@ -138,8 +138,8 @@ type connection interface {
 	LocalAddr() net.IP
 }
 
-// goUPnP is what goupnp's guide shows: all kinds of services are searched at once,
-// and the first that there is one of is taken.
+// goUPnP follows the guide of goupnp: it searches for both versions of the service at once,
+// and uses the first service of the newest version that it finds.
 func goUPnP(to target) (attempt, error) {
 	var c connection
 	return attempt{
@@ -182,7 +182,7 @@ func pickConnection(ctx context.Context) (connection, error) {
 	return nil, fmt.Errorf("no services found: %w", errors.Join(errs[:]...))
 }
 
-// lifetime is what everybody asks for.
+// lifetime is the lifetime that every candidate requests.
 const lifetime = time.Hour
 
 func libp2p(to target) (attempt, error) {
@@ -198,7 +198,7 @@ func libp2p(to target) (attempt, error) {
 			}
 			external, ok := n.GetMapping("udp", int(to.Port))
 			if !ok {
-				return outcome{}, errors.New("found a gateway, and got no mapping")
+				return outcome{}, errors.New("found a gateway, but got no mapping")
 			}
 			return outcome{External: external}, nil
 		},
@@ -209,9 +209,9 @@ func libp2p(to target) (attempt, error) {
 	}, nil
 }
 
-// tailscale probes and then maps, as its client does. The bus and the network
-// monitor are arguments of the constructor, which its client has long before:
-// making them is not measured.
+// tailscale probes and then maps, as the client of Tailscale does. The event bus and the
+// network monitor are arguments of the constructor. The client creates them long before, so
+// their creation is not measured.
 func tailscale(to target) (attempt, error) {
 	bus := eventbus.New()
 	monitor, err := netmon.New(bus, logger.Discard)
@@ -239,8 +239,8 @@ func tailscale(to target) (attempt, error) {
 			}
 			select {
 			case <-mapped:
-			case <-time.After(tailscaleCreates):
-				return outcome{}, errors.New("no mapping within its own bound")
+			case <-time.After(tailscaleTimeout):
+				return outcome{}, errors.New("no mapping within tailscaleTimeout")
 			case <-ctx.Done():
 				return outcome{}, context.Cause(ctx)
 			}
@@ -254,21 +254,22 @@ func tailscale(to target) (attempt, error) {
 	}, nil
 }
 
-// tailscaleCreates is longer than it tries: that it has failed it does not tell.
-const tailscaleCreates = 5500 * time.Millisecond
+// tailscaleTimeout is longer than the time for which the client tries to map. The client
+// does not report that it has failed.
+const tailscaleTimeout = 5500 * time.Millisecond
 
-// command measures a whole process. What it prints is understood by parse.
+// command returns an attempt that measures a whole process. parse parses its output.
 func command(parse func(output string) (outcome, error), clean func(), name string, args ...string) attempt {
 	return attempt{
 		run: func(ctx context.Context) (outcome, error) {
 			var out, errs bytes.Buffer
 			cmd := exec.CommandContext(ctx, name, args...)
 			cmd.WaitDelay = grace / 2
-			cmd.Env = append(os.Environ(), environment)
+			cmd.Env = append(os.Environ(), commandStateDir)
 			cmd.Stdout, cmd.Stderr = &out, &errs
 			if err := cmd.Run(); err != nil {
-				said := strings.Join(strings.Fields(errs.String()+out.String()), " ")
-				return outcome{}, fmt.Errorf("%w: %s", err, said)
+				text := strings.Join(strings.Fields(errs.String()+out.String()), " ")
+				return outcome{}, fmt.Errorf("%w: %s", err, text)
 			}
 			return parse(out.String())
 		},
@@ -276,13 +277,13 @@ func command(parse func(output string) (outcome, error), clean func(), name stri
 	}
 }
 
-func goforwardTool(to target) (attempt, error) {
-	return mapping(to, "map", "-g", to.Gateway.String()), nil
+func goforwardMapGateway(to target) (attempt, error) {
+	return mapCommand(to, "map", "-g", to.Gateway.String()), nil
 }
 
-func goforwardCommand(to target) (attempt, error) { return mapping(to, "map"), nil }
+func goforwardMap(to target) (attempt, error) { return mapCommand(to, "map"), nil }
 
-func mapping(to target, args ...string) attempt {
+func mapCommand(to target, args ...string) attempt {
 	port := fmt.Sprintf("%d:%d/udp", to.Port, to.Port)
 	parse := func(out string) (outcome, error) {
 		external, err := netip.ParseAddrPort(strings.TrimSpace(out))
@@ -306,25 +307,25 @@ func natpmpc(to target) (attempt, error) {
 
 func upnpc(to target) (attempt, error) {
 	port := strconv.Itoa(int(to.Port))
-	both := regexp.MustCompile(`external (\S+):(\d+) UDP is redirected`)
+	redirected := regexp.MustCompile(`external (\S+):(\d+) UDP is redirected`)
 	parse := func(out string) (outcome, error) {
-		m := both.FindStringSubmatch(out)
+		m := redirected.FindStringSubmatch(out)
 		if m == nil {
-			return outcome{}, fmt.Errorf("cannot read %q", out)
+			return outcome{}, fmt.Errorf("unexpected output %q", out)
 		}
 		external, err := netip.ParseAddrPort(m[1] + ":" + m[2])
-		return outcome{External: external, Way: "upnp"}, err
+		return outcome{External: external, Protocol: "upnp"}, err
 	}
 	clean := func() { _ = rawUPnPUnmap(to) }
 	return command(parse, clean, "upnpc", "-a", to.Self.String(), port, port, "udp", seconds()), nil
 }
 
-// endpoint reads address and port where a program prints them apart.
+// endpoint returns a parser for programs that print the address and the port separately.
 func endpoint(addr, port *regexp.Regexp) func(string) (outcome, error) {
 	return func(out string) (outcome, error) {
 		a, p := addr.FindStringSubmatch(out), port.FindStringSubmatch(out)
 		if a == nil || p == nil {
-			return outcome{}, fmt.Errorf("cannot read %q", out)
+			return outcome{}, fmt.Errorf("unexpected output %q", out)
 		}
 		external, err := netip.ParseAddrPort(a[1] + ":" + p[1])
 		return outcome{External: external}, err

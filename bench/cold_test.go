@@ -16,51 +16,51 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// cold has everybody map on a router of the lab, each time in a new process.
+// cold measures every candidate on a router of the lab, each time in a new process.
 func (b *bench) cold(t *testing.T, s scenario) {
 	home := lab.Home(t, s.router)
 	to := target{Gateway: home.Gateway, Self: home.Lan.Addr(), Command: os.Getenv(commandEnv)}
-	names := s.peers
-	if b.smoke && s.key != keyAll { // the others have shown that they work
+	names := s.candidates
+	if b.smoke && s.key != keyAll { // keyAll has checked the other candidates
 		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
-			p, _ := peerNamed(name)
-			return !p.floor && p.module != rootModule
+			p, _ := candidateNamed(name)
+			return !p.raw && p.module != rootModule
 		})
 	}
-	b.rounds(t, s.key, names, func(ctx context.Context, peer string, _ int) Sample {
-		to.Peer, to.Port = peer, b.nextPort()
+	b.rounds(t, s.key, names, func(ctx context.Context, candidate string, _ int) Sample {
+		to.Candidate, to.Port = candidate, b.nextPort()
 		s := sample(home.Lan.Command(ctx, executable(t)), to)
-		sweep(ctx, t, home, peer)
+		resetRouter(ctx, t, home, candidate)
 		return s
 	})
-	if !s.nothing {
-		b.check(t, s.key)
+	if !s.noGateway {
+		b.checkFailures(t, s.key)
 	}
 }
 
-// sweep has the router forget what somebody has not taken away, so that the next
-// one meets the same router.
-func sweep(ctx context.Context, t *testing.T, home *lab.HomeNet, peer string) {
+// resetRouter deletes the mappings that a candidate left on the router, so that the next
+// candidate finds the same state.
+func resetRouter(ctx context.Context, t *testing.T, home *lab.HomeNet, candidate string) {
 	rules, err := home.Router.Run(ctx, "nft", "list", "chain", "inet", "filter", "prerouting_miniupnpd")
-	if err != nil { // no reason to lose the rest of the run
-		t.Logf("after %s: %v", peer, err)
+	if err != nil { // the rest of the run can continue
+		t.Logf("after %s: %v", candidate, err)
 	}
 	if n := strings.Count(rules, "dnat"); n > 0 {
-		t.Logf("%s leaves %d behind", peer, n)
+		t.Logf("%s left %d mappings", candidate, n)
 		home.Daemon.Restart(t)
 	}
 }
 
-// rounds asks everybody in each round, but who is slow not in each.
-func (b *bench) rounds(t *testing.T, key string, names []string, ask func(ctx context.Context, peer string, round int) Sample) {
+// rounds measures every candidate in each round. Slow candidates take part in fewer rounds.
+func (b *bench) rounds(t *testing.T, key string, names []string, measure func(ctx context.Context, candidate string, round int) Sample) {
 	every := map[string]int{}
 	for round := range b.Rounds {
 		for i, name := range b.shuffled(names) {
 			if n := every[name]; n > 0 && round%n != 0 {
 				continue
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), startingUp+watchdog+cleaning)
-			s := ask(ctx, name, round)
+			ctx, cancel := context.WithTimeout(t.Context(), startupTimeout+watchdog+cleanupTimeout)
+			s := measure(ctx, name, round)
 			cancel()
 			s.Scenario, s.Round, s.Order = key, round, i
 			b.add(s)
@@ -68,29 +68,29 @@ func (b *bench) rounds(t *testing.T, key string, names []string, ask func(ctx co
 				every[name] = b.interval(s.Took)
 			}
 		}
-		b.say("%s: round %d of %d", key, round+1, b.Rounds)
+		b.logProgress("%s: round %d of %d", key, round+1, b.Rounds)
 	}
 }
 
-// interval is in which rounds somebody takes part whose first sample took so long:
-// each, every second and so on, within what may be spent on them.
+// interval returns n if a candidate takes part in every n-th round. The time limit for the
+// candidate and the duration of its first sample determine n.
 func (b *bench) interval(first time.Duration) int {
-	all := first * time.Duration(b.Rounds)
-	return max(1, int((all+b.Spend-1)/b.Spend))
+	total := first * time.Duration(b.Rounds)
+	return max(1, int((total+b.Spend-1)/b.Spend))
 }
 
-// check fails the short run where those failed who must not. In a long one the
-// table tells who failed.
-func (b *bench) check(t *testing.T, key string) {
+// checkFailures fails a short run if a sample of goforward or of raw sockets failed. In a full
+// run, the report contains the failures.
+func (b *bench) checkFailures(t *testing.T, key string) {
 	for _, s := range b.Samples {
 		if s.Scenario != key || s.Err == "" {
 			continue
 		}
-		p, _ := peerNamed(s.Peer)
-		if b.smoke && (p.floor || p.module == rootModule) {
-			t.Errorf("%s, round %d: %s", s.Peer, s.Round, s.Err)
+		p, _ := candidateNamed(s.Candidate)
+		if b.smoke && (p.raw || p.module == rootModule) {
+			t.Errorf("%s, round %d: %s", s.Candidate, s.Round, s.Err)
 		} else {
-			t.Logf("%s, round %d: %s", s.Peer, s.Round, s.Err)
+			t.Logf("%s, round %d: %s", s.Candidate, s.Round, s.Err)
 		}
 	}
 }
@@ -104,12 +104,13 @@ func executable(t *testing.T) string {
 	return self
 }
 
-// here is this binary in this very namespace.
-func here(ctx context.Context, t *testing.T) *exec.Cmd {
+// localCommand returns a command that runs this binary in the same network namespace.
+func localCommand(ctx context.Context, t *testing.T) *exec.Cmd {
 	return exec.CommandContext(ctx, executable(t))
 }
 
-// loopbackGateway has an address of its own, because go-nat-pmp knows port 5351 alone.
+// loopbackGateway has a separate loopback address, because go-nat-pmp supports only port
+// 5351.
 var loopbackGateway = netip.MustParseAddrPort("127.0.0.77:5351")
 
 func startGateway(t testing.TB, config gatewaytest.Config) *gatewaytest.Gateway {
@@ -122,30 +123,31 @@ func startGateway(t testing.TB, config gatewaytest.Config) *gatewaytest.Gateway 
 	return gw
 }
 
-// coldGateway is the cold start without a router's work: what is left is the library's.
+// coldGateway measures cold starts on gatewaytest, without the delays of a real router: it
+// measures mainly the time of the library.
 func (b *bench) coldGateway(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{Listen: loopbackGateway, Protocols: []string{"natpmp", "pcp"}})
 	to := target{Gateway: loopbackGateway.Addr(), Self: netip.MustParseAddr("127.0.0.1")}
-	b.rounds(t, keyGateway, []string{oursTold, goNATPMPName, rawNATPMPName}, func(ctx context.Context, peer string, _ int) Sample {
-		to.Peer, to.Port = peer, b.nextPort()
-		return sample(here(ctx, t), to)
+	b.rounds(t, keyGateway, []string{goforwardGatewayName, goNATPMPName, rawNATPMPName}, func(ctx context.Context, candidate string, _ int) Sample {
+		to.Candidate, to.Port = candidate, b.nextPort()
+		return sample(localCommand(ctx, t), to)
 	})
-	b.check(t, keyGateway)
+	b.checkFailures(t, keyGateway)
 	if n := len(gw.Table()); n != 0 {
-		t.Errorf("%d mappings are left", n)
+		t.Errorf("%d mappings remain", n)
 	}
 }
 
-// delayKey is a scenario of delays.
+// delayKey returns the key of the scenario with that delay.
 func delayKey(d time.Duration) string { return fmt.Sprintf("%s %v", keyDelay, d) }
 
-// What the device waits before it answers a search: a device may choose up to MX,
-// which is a second here.
+// ssdpDelays are the delays of the device before it responds to a search. A device may
+// choose a delay up to MX, which is one second in these searches.
 var ssdpDelays = []time.Duration{0, 50 * time.Millisecond, 250 * time.Millisecond, time.Second}
 
-const randomDelay = -1 * time.Millisecond // as a scenario: drawn for each round, the same for all
+const randomDelay = -1 * time.Millisecond // a scenario with a random delay for each round, the same for all candidates
 
-// delays is UPnP with a device whose delays are known.
+// delays measures UPnP with a device whose delay before the SSDP response is known.
 func (b *bench) delays(t *testing.T) {
 	all := append(ssdpDelays[:len(ssdpDelays):len(ssdpDelays)], randomDelay)
 	if b.smoke {
@@ -163,33 +165,33 @@ func (b *bench) delay(t *testing.T, d time.Duration) {
 	gw.Down("natpmp", "pcp")
 	to := target{Gateway: loopbackGateway.Addr(), Self: netip.MustParseAddr("127.0.0.1"), SSDP: gw.SSDP()}
 	drawn := map[int]time.Duration{}
-	b.rounds(t, delayKey(d), []string{oursTold, rawUPnPName, rawCarefulName}, func(ctx context.Context, peer string, round int) Sample {
-		late, is := drawn[round]
-		if !is {
-			late = d
+	b.rounds(t, delayKey(d), []string{goforwardGatewayName, rawUPnPName, rawUPnPAllName}, func(ctx context.Context, candidate string, round int) Sample {
+		delay, ok := drawn[round]
+		if !ok {
+			delay = d
 			if d == randomDelay {
-				late = time.Duration(b.rng.Int64N(int64(time.Second)))
+				delay = time.Duration(b.rng.Int64N(int64(time.Second)))
 			}
-			drawn[round] = late
+			drawn[round] = delay
 		}
 		remove := gw.Inject(gatewaytest.Fault{
-			Match: func(r gatewaytest.Request) bool { return r.Op == "search" }, Delay: late,
+			Match: func(r gatewaytest.Request) bool { return r.Op == "search" }, Delay: delay,
 		})
 		defer remove()
-		to.Peer, to.Port = peer, b.nextPort()
-		s := sample(here(ctx, t), to)
-		s.SSDP = late
+		to.Candidate, to.Port = candidate, b.nextPort()
+		s := sample(localCommand(ctx, t), to)
+		s.SSDP = delay
 		for _, e := range gw.Table() {
 			gw.RemoveMapping(e.Protocol, e.External.Port())
 		}
 		return s
 	})
-	b.check(t, delayKey(d))
+	b.checkFailures(t, delayKey(d))
 	gw.Close()
 }
 
-// BenchmarkCold makes a Forwarder, enables and closes, over and over in a warm
-// process: for profiles. What a first time takes is TestBench's matter.
+// BenchmarkCold creates a Forwarder, enables a mapping and closes, repeatedly in a warm
+// process. It is intended for profiles; TestBench measures the first call of a process.
 func BenchmarkCold(b *testing.B) {
 	b.Run("natpmp", func(b *testing.B) {
 		loopCold(b, &forward.Config{Gateway: netip.AddrPortFrom(natpmpGateway(b), 0)})

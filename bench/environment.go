@@ -12,7 +12,8 @@ import (
 
 const rootModule = "github.com/natforward/goforward"
 
-// describe fills in where a result was measured. What cannot be told is left empty.
+// describe sets the fields of a result that describe the machine and the versions. It leaves
+// fields empty if it cannot determine them.
 func (r *Result) describe(ctx context.Context) {
 	r.Go = runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH
 	r.CPUs = runtime.NumCPU()
@@ -22,7 +23,7 @@ func (r *Result) describe(ctx context.Context) {
 	r.Versions = versions(ctx)
 }
 
-// firstLine of a file that begins with prefix.
+// firstLine returns the first line of a file that begins with prefix, or "".
 func firstLine(path, prefix string) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -37,12 +38,14 @@ func firstLine(path, prefix string) string {
 	return ""
 }
 
-// A test binary does not know what it was built from.
+// requirements is this module's go.mod. A test binary has no information about the versions
+// of its modules.
 //
 //go:embed go.mod
 var requirements string
 
-// versions has all modules that are required here, and the Debian packages of the programs.
+// versions returns the versions of all modules that go.mod requires, and of the Debian
+// packages of the programs.
 func versions(ctx context.Context) map[string]string {
 	out := map[string]string{}
 	for line := range strings.Lines(requirements) {

@@ -16,60 +16,62 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-const heldCount = 10000
+const mappingCount = 10000
 
-// generous is a backend that grants everything and has no table, so that what is
-// measured is the Forwarder's.
-type generous struct {
-	mu     sync.Mutex
-	renews int
-	second time.Time
-	burst  int // in that second
-	most   int
+// grantingBackend is a backend that grants every request and has no table, so that the
+// memory and the time of the Forwarder alone are measured.
+type grantingBackend struct {
+	mu           sync.Mutex
+	renewals     int
+	second       time.Time
+	burst        int // renewals in that second
+	maxPerSecond int
 }
 
 var (
-	generousAddr = netip.MustParseAddr("45.45.45.1")
-	generousHost = netip.MustParseAddr("192.0.2.10")
-	generousGate = netip.MustParseAddrPort("192.0.2.1:5351")
+	grantingExternal = netip.MustParseAddr("45.45.45.1")
+	grantingHost     = netip.MustParseAddr("192.0.2.10")
+	grantingGateway  = netip.MustParseAddrPort("192.0.2.1:5351")
 )
 
-func (*generous) String() string                                   { return "generous" }
-func (*generous) Close() error                                     { return nil }
-func (*generous) Supports(r backends.Request) error                { return r.Check() }
-func (*generous) ExternalAddr(context.Context) (netip.Addr, error) { return generousAddr, nil }
-func (*generous) Unmap(context.Context, backends.Mapping) error    { return nil }
+func (*grantingBackend) String() string                    { return "generous" }
+func (*grantingBackend) Close() error                      { return nil }
+func (*grantingBackend) Supports(r backends.Request) error { return r.Check() }
+func (*grantingBackend) ExternalAddr(context.Context) (netip.Addr, error) {
+	return grantingExternal, nil
+}
+func (*grantingBackend) Unmap(context.Context, backends.Mapping) error { return nil }
 
-func (*generous) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
+func (*grantingBackend) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
 	return backends.Mapping{
-		Backend: "generous", Gateway: generousGate, Protocol: r.Protocol,
-		Internal: netip.AddrPortFrom(generousHost, r.Internal.Port()), External: netip.AddrPortFrom(generousAddr, r.External.Port()),
+		Backend: "generous", Gateway: grantingGateway, Protocol: r.Protocol,
+		Internal: netip.AddrPortFrom(grantingHost, r.Internal.Port()), External: netip.AddrPortFrom(grantingExternal, r.External.Port()),
 		Description: r.Description, Lifetime: r.Lifetime, Granted: time.Now(),
 	}, nil
 }
 
-func (g *generous) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
+func (g *grantingBackend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (backends.Mapping, error) {
 	g.mu.Lock()
-	g.renews++
+	g.renewals++
 	if second := time.Now().Truncate(time.Second); second.Equal(g.second) {
 		g.burst++
 	} else {
 		g.second, g.burst = second, 1
 	}
-	g.most = max(g.most, g.burst)
+	g.maxPerSecond = max(g.maxPerSecond, g.burst)
 	g.mu.Unlock()
 	r.External = m.External
 	return g.Map(ctx, r)
 }
 
-// holdMany enables heldCount mappings.
-func holdMany(t testing.TB, g *generous) *forward.Forwarder {
+// enableMany enables mappingCount mappings.
+func enableMany(t testing.TB, g *grantingBackend) *forward.Forwarder {
 	t.Helper()
 	f, err := forward.New(&forward.Config{Backends: []backends.Backend{g}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range uint16(heldCount) {
+	for i := range uint16(mappingCount) {
 		if _, err := f.Enable(t.Context(), forward.TCP(1024+i)); err != nil {
 			t.Fatal(err)
 		}
@@ -77,10 +79,10 @@ func holdMany(t testing.TB, g *generous) *forward.Forwarder {
 	return f
 }
 
-// held measures what many mappings cost, and the rest that takes no rounds.
+// held measures the cost of many mappings, and the other figures that need no rounds.
 func (b *bench) held(t *testing.T) {
-	b.heap(t)
-	b.hour(t)
+	b.measureHeap(t)
+	b.measureHour(t)
 	b.figure(figureAllocs, codecAllocs(t), "for each message")
 	info, err := os.Stat(os.Getenv(commandEnv))
 	if err != nil {
@@ -89,66 +91,66 @@ func (b *bench) held(t *testing.T) {
 	b.figure(figureBinary, float64(info.Size())/(1<<20), "MiB")
 }
 
-func (b *bench) heap(t *testing.T) {
+func (b *bench) measureHeap(t *testing.T) {
 	before, idle := liveHeap(), runtime.NumGoroutine()
-	f := holdMany(t, &generous{})
+	f := enableMany(t, &grantingBackend{})
 	defer f.Close()
-	b.figure(figureHeap, float64(liveHeap()-before)/heldCount, "bytes")
+	b.figure(figureHeap, float64(liveHeap()-before)/mappingCount, "bytes")
 	b.figure(figureGoroutines, float64(runtime.NumGoroutine()-idle), "")
 	runtime.KeepAlive(f)
 }
 
-// liveHeap is the bytes of the heap in use.
+// liveHeap returns the number of bytes of the heap in use.
 func liveHeap() int64 {
 	var stats runtime.MemStats
 	runtime.GC()
-	runtime.GC() // what finalizers and pools held
+	runtime.GC() // frees the memory that finalizers and pools held
 	runtime.ReadMemStats(&stats)
 	return int64(stats.HeapAlloc)
 }
 
-// hour lets renewals begin, at half of the lifetime, and measures an hour of them
-// on a clock that does not have to be waited for.
-func (b *bench) hour(t *testing.T) {
+// measureHour measures an hour of renewals on a fake clock. Renewals begin at half of the
+// lifetime, so it first waits for one lifetime.
+func (b *bench) measureHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &generous{}
-		f := holdMany(t, g)
+		g := &grantingBackend{}
+		f := enableMany(t, g)
 		defer f.Close()
 		time.Sleep(forward.DefaultLifetime)
 		g.mu.Lock()
-		before := g.renews
+		before := g.renewals
 		g.mu.Unlock()
 		cpu := processorTime()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		spent := processorTime() - cpu
+		used := processorTime() - cpu
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		b.figure(figureCPU, ms(spent), "ms")
-		b.figure(figureRenewals, float64(g.renews-before), "")
-		b.figure(figureBurst, float64(g.most), "")
+		b.figure(figureCPU, ms(used), "ms")
+		b.figure(figureRenewals, float64(g.renewals-before), "")
+		b.figure(figureBurst, float64(g.maxPerSecond), "")
 	})
 }
 
-// codecAllocs is how often the codecs of NAT-PMP and PCP allocate, at most.
+// codecAllocs returns the largest number of allocations of a NAT-PMP or PCP codec.
 func codecAllocs(t *testing.T) float64 {
 	var buf [1100]byte
-	natpmpAnswer := []byte{0, 129, 0, 0, 0, 0, 0, 9, 0x23, 0x28, 0x23, 0x28, 0, 0, 0x0e, 0x10}
-	pcpAnswer := append([]byte{2, 0x81, 0, 0, 0, 0, 0x0e, 0x10, 0, 0, 0, 9}, make([]byte, 48)...)
-	pcpAnswer[36] = 17 // UDP
+	natpmpResponse := []byte{0, 129, 0, 0, 0, 0, 0, 9, 0x23, 0x28, 0x23, 0x28, 0, 0, 0x0e, 0x10}
+	pcpResponse := append([]byte{2, 0x81, 0, 0, 0, 0, 0x0e, 0x10, 0, 0, 0, 9}, make([]byte, 48)...)
+	pcpResponse[36] = 17 // UDP
 	codecs := map[string]func() error{
 		"natpmp request": func() error {
 			_, err := natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 9000, ExternalPort: 9000, Lifetime: lifetime}.AppendBinary(buf[:0])
 			return err
 		},
-		"natpmp answer": func() error { _, err := natpmp.ParseMapResponse(natpmpAnswer); return err },
+		"natpmp response": func() error { _, err := natpmp.ParseMapResponse(natpmpResponse); return err },
 		"pcp request": func() error {
-			_, err := pcp.MapRequest{Client: generousHost, Protocol: backends.UDP, InternalPort: 9000, Lifetime: lifetime}.AppendBinary(buf[:0])
+			_, err := pcp.MapRequest{Client: grantingHost, Protocol: backends.UDP, InternalPort: 9000, Lifetime: lifetime}.AppendBinary(buf[:0])
 			return err
 		},
-		"pcp answer": func() error { _, err := pcp.ParseMapResponse(pcpAnswer); return err },
+		"pcp response": func() error { _, err := pcp.ParseMapResponse(pcpResponse); return err },
 	}
-	most := 0.0
+	maxAllocs := 0.0
 	for name, codec := range codecs {
 		if err := codec(); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -156,15 +158,15 @@ func codecAllocs(t *testing.T) float64 {
 		}
 		n := testing.AllocsPerRun(100, func() { _ = codec() })
 		t.Logf("%s: %v allocations", name, n)
-		most = max(most, n)
+		maxAllocs = max(maxAllocs, n)
 	}
-	return most
+	return maxAllocs
 }
 
 // BenchmarkHeld enables and closes ten thousand mappings.
 func BenchmarkHeld(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		holdMany(b, &generous{}).Close()
+		enableMany(b, &grantingBackend{}).Close()
 	}
 }

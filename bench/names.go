@@ -1,16 +1,16 @@
 package bench
 
-// The names of those who are measured.
+// The names of the candidates.
 const (
-	ours        = "goforward"
-	oursTold    = "goforward, gateway told"
-	oursCommand = "goforward map"
-	oursTool    = "goforward map -g"
+	goforwardName           = "goforward"
+	goforwardGatewayName    = "goforward, gateway told"
+	goforwardMapName        = "goforward map"
+	goforwardMapGatewayName = "goforward map -g"
 
 	rawNATPMPName  = "raw NAT-PMP"
 	rawPCPName     = "raw PCP"
 	rawUPnPName    = "raw UPnP"
-	rawCarefulName = "raw UPnP, all questions"
+	rawUPnPAllName = "raw UPnP, all questions"
 	goNATPMPName   = "go-nat-pmp"
 	gethName       = "go-ethereum"
 	goupnpName     = "goupnp"
@@ -20,7 +20,7 @@ const (
 	upnpcName      = "upnpc"
 )
 
-// The keys of what is measured.
+// The keys of the scenarios.
 const (
 	keyAll        = "all"
 	keyNATPMP     = "natpmp"
@@ -38,7 +38,7 @@ const (
 	keyList       = "warm-list"
 )
 
-// The names of the figures.
+// The names of the figures. RESULTS.md and results.json contain them.
 const (
 	figureHeap       = "heap of each of 10 000 mappings"
 	figureGoroutines = "goroutines for 10 000 mappings"

@@ -20,25 +20,26 @@ import (
 
 const port5351 = 5351
 
-// ask5351 sends a request until it is answered, as RFC 6886 section 3.1 wants.
-func ask5351(ctx context.Context, conn net.Conn, request []byte, least int) ([]byte, error) {
-	answer := make([]byte, 1100)
+// request5351 sends a request until it receives a response, as RFC 6886 section 3.1
+// requires.
+func request5351(ctx context.Context, conn net.Conn, request []byte, least int) ([]byte, error) {
+	response := make([]byte, 1100)
 	for wait := 250 * time.Millisecond; ctx.Err() == nil; wait *= 2 {
 		if _, err := conn.Write(request); err != nil {
 			return nil, err
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(wait))
-		n, err := conn.Read(answer)
+		n, err := conn.Read(response)
 		if isTimeout(err) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		if n < least || answer[0] != request[0] || answer[1] != request[1]|0x80 || answer[2] != 0 || answer[3] != 0 {
-			return nil, fmt.Errorf("the gateway answers %x", answer[:n])
+		if n < least || response[0] != request[0] || response[1] != request[1]|0x80 || response[2] != 0 || response[3] != 0 {
+			return nil, fmt.Errorf("unexpected response %x", response[:n])
 		}
-		return answer[:n], nil
+		return response[:n], nil
 	}
 	return nil, context.Cause(ctx)
 }
@@ -65,16 +66,16 @@ func rawNATPMP(to target) (attempt, error) {
 				return outcome{}, err
 			}
 			defer conn.Close()
-			answer, err := ask5351(ctx, conn, []byte{0, 0}, 12)
+			response, err := request5351(ctx, conn, []byte{0, 0}, 12)
 			if err != nil {
 				return outcome{}, err
 			}
-			addr := netip.AddrFrom4([4]byte(answer[8:12]))
-			answer, err = ask5351(ctx, conn, natpmpMap(to.Port, uint32(lifetime.Seconds())), 16)
+			addr := netip.AddrFrom4([4]byte(response[8:12]))
+			response, err = request5351(ctx, conn, natpmpMap(to.Port, uint32(lifetime.Seconds())), 16)
 			if err != nil {
 				return outcome{}, err
 			}
-			return outcome{External: netip.AddrPortFrom(addr, binary.BigEndian.Uint16(answer[10:12])), Way: "natpmp"}, nil
+			return outcome{External: netip.AddrPortFrom(addr, binary.BigEndian.Uint16(response[10:12])), Protocol: "natpmp"}, nil
 		},
 		clean: func() { rawNATPMPUnmap(to) },
 	}, nil
@@ -86,12 +87,12 @@ func rawNATPMPUnmap(to target) {
 		return
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), cleaning)
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	_, _ = ask5351(ctx, conn, natpmpMap(to.Port, 0), 16)
+	_, _ = request5351(ctx, conn, natpmpMap(to.Port, 0), 16)
 }
 
-// pcpMap is a MAP request without options (RFC 6887, sections 7.1 and 11.1).
+// pcpMap returns a MAP request without options (RFC 6887, sections 7.1 and 11.1).
 func pcpMap(to target, nonce [12]byte, seconds uint32) []byte {
 	b := []byte{2, 1, 0, 0}
 	b = binary.BigEndian.AppendUint32(b, seconds)
@@ -108,39 +109,39 @@ func pcpMap(to target, nonce [12]byte, seconds uint32) []byte {
 func rawPCP(to target) (attempt, error) {
 	var nonce [12]byte
 	_, _ = rand.Read(nonce[:])
-	ask := func(ctx context.Context, seconds uint32) (outcome, error) {
+	request := func(ctx context.Context, seconds uint32) (outcome, error) {
 		conn, err := dial5351(to)
 		if err != nil {
 			return outcome{}, err
 		}
 		defer conn.Close()
-		answer, err := ask5351(ctx, conn, pcpMap(to, nonce, seconds), 60)
+		response, err := request5351(ctx, conn, pcpMap(to, nonce, seconds), 60)
 		if err != nil {
 			return outcome{}, err
 		}
-		addr := netip.AddrFrom16([16]byte(answer[44:60])).Unmap()
-		return outcome{External: netip.AddrPortFrom(addr, binary.BigEndian.Uint16(answer[42:44])), Way: "pcp"}, nil
+		addr := netip.AddrFrom16([16]byte(response[44:60])).Unmap()
+		return outcome{External: netip.AddrPortFrom(addr, binary.BigEndian.Uint16(response[42:44])), Protocol: "pcp"}, nil
 	}
 	return attempt{
-		run: func(ctx context.Context) (outcome, error) { return ask(ctx, uint32(lifetime.Seconds())) },
+		run: func(ctx context.Context) (outcome, error) { return request(ctx, uint32(lifetime.Seconds())) },
 		clean: func() {
-			ctx, cancel := context.WithTimeout(context.Background(), cleaning)
+			ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 			defer cancel()
-			_, _ = ask(ctx, 0)
+			_, _ = request(ctx, 0)
 		},
 	}, nil
 }
 
 var ssdpGroup = netip.MustParseAddrPort("239.255.255.250:1900")
 
-// rawUPnP takes the first device that answers, and no other is waited for.
+// rawUPnP uses the first device that responds, and does not wait for other devices.
 func rawUPnP(to target) (attempt, error) { return rawMapping(to, false), nil }
 
-// rawCareful asks all that goforward asks as well: whether the device is connected,
-// whether somebody has the port, and whether the mapping is there.
-func rawCareful(to target) (attempt, error) { return rawMapping(to, true), nil }
+// rawUPnPAll sends the same requests as goforward. In addition to rawUPnP, it checks whether
+// the device is connected, whether the port is in use, and whether the mapping exists.
+func rawUPnPAll(to target) (attempt, error) { return rawMapping(to, true), nil }
 
-func rawMapping(to target, careful bool) attempt {
+func rawMapping(to target, all bool) attempt {
 	return attempt{
 		run: func(ctx context.Context) (outcome, error) {
 			location, err := rawSearch(ctx, to)
@@ -152,16 +153,16 @@ func rawMapping(to target, careful bool) attempt {
 			if err := rawDescribe(ctx, c, location); err != nil {
 				return outcome{}, err
 			}
-			external, err := rawMap(ctx, c, to, careful)
-			return outcome{External: external, Way: "upnp"}, err
+			external, err := rawMap(ctx, c, to, all)
+			return outcome{External: external, Protocol: "upnp"}, err
 		},
 		clean: func() { _ = rawUPnPUnmap(to) },
 	}
 }
 
-func rawMap(ctx context.Context, c *rawHTTP, to target, careful bool) (netip.AddrPort, error) {
+func rawMap(ctx context.Context, c *rawHTTP, to target, all bool) (netip.AddrPort, error) {
 	key := fmt.Sprintf("<NewRemoteHost></NewRemoteHost><NewExternalPort>%d</NewExternalPort><NewProtocol>UDP</NewProtocol>", to.Port)
-	if careful {
+	if all {
 		if _, err := rawAction(ctx, c, "GetStatusInfo", ""); err != nil {
 			return netip.AddrPort{}, err
 		}
@@ -174,28 +175,28 @@ func rawMap(ctx context.Context, c *rawHTTP, to target, careful bool) (netip.Add
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	if careful {
+	if all {
 		if _, err := rawAction(ctx, c, "GetSpecificPortMappingEntry", key); err == nil {
-			return netip.AddrPort{}, errors.New("the port is taken")
+			return netip.AddrPort{}, errors.New("the port is in use")
 		}
 	}
 	_, err = rawAction(ctx, c, "AddPortMapping", key+fmt.Sprintf("<NewInternalPort>%d</NewInternalPort>"+
 		"<NewInternalClient>%v</NewInternalClient><NewEnabled>1</NewEnabled>"+
 		"<NewPortMappingDescription>bench</NewPortMappingDescription><NewLeaseDuration>%s</NewLeaseDuration>",
 		to.Port, to.Self, seconds()))
-	if err == nil && careful {
+	if err == nil && all {
 		_, err = rawAction(ctx, c, "GetSpecificPortMappingEntry", key)
 	}
 	return netip.AddrPortFrom(addr, to.Port), err
 }
 
-// rawUPnPUnmap knows where the lab's router has its description. A gateway of
-// gatewaytest is the parent's, which takes its mappings away.
+// rawUPnPUnmap deletes the mapping. The location of the description is fixed on the router
+// of the lab. On a gateway of gatewaytest, the parent process deletes the mappings.
 func rawUPnPUnmap(to target) error {
 	if to.SSDP.IsValid() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cleaning)
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	location, err := url.Parse(fmt.Sprintf("http://%v:5000/rootDesc.xml", to.Gateway))
 	if err != nil {
@@ -211,24 +212,24 @@ func rawUPnPUnmap(to target) error {
 	return err
 }
 
-// rawSearch returns the location in the first answer.
+// rawSearch returns the location in the first response.
 func rawSearch(ctx context.Context, to target) (*url.URL, error) {
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: to.Self.AsSlice()})
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	asked := []netip.AddrPort{netip.AddrPortFrom(to.Gateway, ssdpGroup.Port()), ssdpGroup}
+	destinations := []netip.AddrPort{netip.AddrPortFrom(to.Gateway, ssdpGroup.Port()), ssdpGroup}
 	if to.SSDP.IsValid() {
-		asked = []netip.AddrPort{to.SSDP}
+		destinations = []netip.AddrPort{to.SSDP}
 	}
 	buf := make([]byte, 2048)
 	for wait := 2 * time.Second; ctx.Err() == nil; wait *= 2 {
-		for _, who := range asked {
+		for _, dst := range destinations {
 			for version := 1; version <= 2; version++ {
 				m := fmt.Sprintf("M-SEARCH * HTTP/1.1\r\nHOST: %v\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n"+
-					"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:%d\r\n\r\n", who, version)
-				if _, err := conn.WriteToUDPAddrPort([]byte(m), who); err != nil {
+					"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:%d\r\n\r\n", dst, version)
+				if _, err := conn.WriteToUDPAddrPort([]byte(m), dst); err != nil {
 					return nil, err
 				}
 			}
@@ -259,7 +260,7 @@ func isTimeout(err error) bool {
 var connectionService = regexp.MustCompile(
 	`(?s)<serviceType>(urn:schemas-upnp-org:service:WANIPConnection:\d)</serviceType>.*?<controlURL>([^<]+)</controlURL>`)
 
-// rawDescribe finds out where actions go.
+// rawDescribe reads the description, and stores the service type and the control URL in c.
 func rawDescribe(ctx context.Context, c *rawHTTP, location *url.URL) error {
 	body, err := c.do(ctx, "GET "+location.RequestURI()+" HTTP/1.1\r\nHost: "+location.Host+"\r\n\r\n")
 	if err != nil {
@@ -283,24 +284,24 @@ func rawAction(ctx context.Context, c *rawHTTP, action, arguments string) (exter
 	body := fmt.Sprintf(`<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" `+
 		`s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:%s xmlns:u="%s">%s</u:%s></s:Body></s:Envelope>`,
 		action, c.service, arguments, action)
-	answer, err := c.do(ctx, fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: text/xml; charset=\"utf-8\"\r\n"+
+	response, err := c.do(ctx, fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: text/xml; charset=\"utf-8\"\r\n"+
 		"SOAPAction: \"%s#%s\"\r\nContent-Length: %d\r\n\r\n%s", c.control, c.host, c.service, action, len(body), body))
 	if err != nil {
 		return "", err
 	}
-	if m := newExternal.FindSubmatch(answer); m != nil {
+	if m := newExternal.FindSubmatch(response); m != nil {
 		external = string(m[1])
 	}
 	return external, nil
 }
 
-// rawHTTP keeps its connection while the server does.
+// rawHTTP is an HTTP client that keeps its connection open until the server closes it.
 type rawHTTP struct {
 	host string
 	conn net.Conn
 	in   *bufio.Reader
 
-	service, control string // the type of the connection service, and where its actions go
+	service, control string // the type and the control URL of the connection service
 }
 
 func (c *rawHTTP) close() {

@@ -9,38 +9,39 @@ import (
 	"time"
 )
 
-// About says who was measured.
-type About struct {
-	Name, What string
-	Module     string // whose version is told; empty: none
-	Against    string // whom of goforward's its ratio compares
-	Whole      bool   // a whole process, not a call in one
+// CandidateInfo describes a candidate.
+type CandidateInfo struct {
+	Name, What   string // What lists the measured calls
+	Module       string // the module for the version; empty: none
+	ComparedWith string // the candidate of goforward in the ratio
+	Process      bool   // a whole process is measured, and not calls in a process
 }
 
-// Section is a table of the report.
+// Section describes a table of the report.
 type Section struct {
 	Key, Title string
-	Nothing    bool // what is measured is how long it takes to give up
-	Peers      []string
-	SSDP       bool // devices are searched for
+	NoGateway  bool // the time until the error is measured
+	Candidates []string
+	SSDP       bool // the candidates search for devices
 }
 
-// Legend is what a Result does not tell itself.
+// Legend describes the candidates and the tables, which a Result only names.
 type Legend struct {
-	Peers    []About
-	Sections []Section
+	Candidates []CandidateInfo
+	Sections   []Section
 }
 
-func (l Legend) about(name string) About {
-	for _, a := range l.Peers {
+// about returns the description of the named candidate.
+func (l Legend) about(name string) CandidateInfo {
+	for _, a := range l.Candidates {
 		if a.Name == name {
 			return a
 		}
 	}
-	return About{Name: name}
+	return CandidateInfo{Name: name}
 }
 
-// Markdown is the report of a run.
+// Markdown returns the report of a run.
 func Markdown(r *Result, l Legend) string {
 	var b strings.Builder
 	heading(&b, r)
@@ -54,28 +55,31 @@ func Markdown(r *Result, l Legend) string {
 	if len(r.Figures) > 0 {
 		fmt.Fprintf(&b, "\n## Figures\n\n| | |\n|---|--:|\n")
 		for _, f := range r.Figures {
-			fmt.Fprintf(&b, "| %s | %s |\n", f.Name, strings.TrimSpace(digits(f.Value)+" "+f.Unit))
+			fmt.Fprintf(&b, "| %s | %s |\n", f.Name, strings.TrimSpace(formatNumber(f.Value)+" "+f.Unit))
 		}
 	}
-	who(&b, r, l)
+	candidateTable(&b, r, l)
 	return b.String()
 }
 
+// heading writes the title and the conditions of the run.
 func heading(b *strings.Builder, r *Result) {
-	fmt.Fprintf(b, `# Side by side
+	fmt.Fprintf(b, `# Benchmark results
 
-%s, in %v. %s, %d CPUs, Linux %s, %s, load %s when it began.
-Seed %d, %d rounds; in each, everybody is asked once, in an order drawn from the seed.
-Who would need more than %v for all rounds of a scenario takes part in every second,
-third … only: n is how often. Times are in milliseconds: the median, and in brackets the interval
-that holds the true median with 95 %%, by the binomial distribution; no brackets: fewer than six values.
-Ratios are medians of those within a round. A sample that takes longer than 20 s has failed.
+%s, in %v. %s, %d CPUs, Linux %s, %s, load %s at the start.
+Seed %d, %d rounds. Each round runs every candidate once, in an order drawn from the seed.
+A candidate that would need more than %v for all rounds of a scenario runs only in every second,
+third … round; n is the number of its samples. Times are in milliseconds: the median, and in brackets
+the interval that contains the true median with a probability of 95 %%, by the binomial distribution.
+There are no brackets for fewer than six values. Ratios are medians of the ratios within a round.
+A sample that takes longer than 20 s has failed.
 `, r.Date.UTC().Format(time.RFC3339), r.Took.Round(time.Second), r.CPU, r.CPUs, r.Kernel, r.Go, r.Load, r.Seed, r.Rounds, r.Spend)
 }
 
+// section writes one table, unless it has no samples.
 func section(b *strings.Builder, r *Result, l Legend, s Section) {
 	var rows []string
-	for _, name := range s.Peers {
+	for _, name := range s.Candidates {
 		if samples := r.of(s.Key, name); len(samples) > 0 {
 			rows = append(rows, row(r, l, s, name, samples))
 		}
@@ -84,16 +88,16 @@ func section(b *strings.Builder, r *Result, l Legend, s Section) {
 		return
 	}
 	result, failed := "ms", "failed"
-	if s.Nothing {
-		result, failed = "ms until it gave up", "never"
+	if s.NoGateway {
+		result, failed = "ms until the error", "no error in 20 s"
 	}
 	fmt.Fprintf(b, "\n## %s\n\n| | n | %s | %s | ", s.Title, failed, result)
 	if s.SSDP {
-		fmt.Fprint(b, "the router's SSDP delay | without it | ")
+		fmt.Fprint(b, "SSDP delay of the router | ms without this delay | ")
 	}
-	fmt.Fprint(b, "goforward's ÷ its |")
+	fmt.Fprint(b, "goforward ÷ candidate |")
 	if s.SSDP {
-		fmt.Fprint(b, " the same without SSDP delays |")
+		fmt.Fprint(b, " goforward ÷ candidate, without SSDP delays |")
 	}
 	fmt.Fprint(b, "\n|---|--:|--:|--:|--:|")
 	if s.SSDP {
@@ -103,39 +107,40 @@ func section(b *strings.Builder, r *Result, l Legend, s Section) {
 	for _, row := range rows {
 		fmt.Fprintln(b, row)
 	}
-	why(b, s, r)
+	failureList(b, s, r)
 }
 
+// row returns the row of one candidate.
 func row(r *Result, l Legend, s Section, name string, samples []Sample) string {
 	failed := 0
 	for _, x := range samples {
-		if (x.Err != "") != s.Nothing || s.Nothing && x.Took >= giveUp {
+		if (x.Err != "") != s.NoGateway || s.NoGateway && x.Took >= sampleLimit {
 			failed++
 		}
 	}
-	cells := []string{name, fmt.Sprint(len(samples)), fmt.Sprint(failed), interval(r.summary(s.Key, name, s.Nothing, took))}
-	against := r.reference(s.Key, l.about(name).Against)
+	cells := []string{name, fmt.Sprint(len(samples)), fmt.Sprint(failed), interval(r.summary(s.Key, name, s.NoGateway, took))}
+	comparedWith := r.reference(s.Key, l.about(name).ComparedWith)
 	ratio := func(what measure) string {
-		if against == name {
+		if comparedWith == name {
 			return ""
 		}
-		return interval(r.ratio(s.Key, against, name, s.Nothing, what))
+		return interval(r.ratio(s.Key, comparedWith, name, s.NoGateway, what))
 	}
 	if s.SSDP {
-		delay := r.summary(s.Key, name, s.Nothing, func(x Sample) float64 { return ms(x.SSDP) })
-		cells = append(cells, digits(delay.Median), interval(r.summary(s.Key, name, s.Nothing, own)))
+		delay := r.summary(s.Key, name, s.NoGateway, func(x Sample) float64 { return ms(x.SSDP) })
+		cells = append(cells, formatNumber(delay.Median), interval(r.summary(s.Key, name, s.NoGateway, withoutSSDP)))
 	}
 	cells = append(cells, ratio(took))
 	if s.SSDP {
-		cells = append(cells, ratio(own))
+		cells = append(cells, ratio(withoutSSDP))
 	}
 	return "| " + strings.Join(cells, " | ") + " |"
 }
 
-// reference is whom of goforward's somebody is compared with: the one named, if
-// that took part.
+// reference returns the candidate of goforward with which another candidate is compared:
+// the named one, if it took part in the scenario.
 func (r *Result) reference(scenario, named string) string {
-	for _, name := range []string{named, ours, oursTold} {
+	for _, name := range []string{named, goforwardName, goforwardGatewayName} {
 		if name != "" && len(r.of(scenario, name)) > 0 {
 			return name
 		}
@@ -143,53 +148,53 @@ func (r *Result) reference(scenario, named string) string {
 	return ""
 }
 
-// giveUp is the watchdog, beyond which nobody is waited for.
-const giveUp = 20 * time.Second
+// sampleLimit is the time after which a sample has failed. It is equal to watchdog.
+const sampleLimit = 20 * time.Second
 
-// why tells of failures, each reason once.
-func why(b *strings.Builder, s Section, r *Result) {
-	if s.Nothing {
+// failureList writes the reasons of the failures, each with its number.
+func failureList(b *strings.Builder, s Section, r *Result) {
+	if s.NoGateway {
 		return
 	}
-	seen := map[string]int{}
-	for _, name := range s.Peers {
+	failures := map[string]int{}
+	for _, name := range s.Candidates {
 		for _, x := range r.of(s.Key, name) {
 			if x.Err != "" {
-				seen[name+": "+short(x.Err)]++
+				failures[name+": "+oneLine(x.Err)]++
 			}
 		}
 	}
-	if len(seen) > 0 {
+	if len(failures) > 0 {
 		fmt.Fprint(b, "\nFailures:\n\n")
 	}
-	for _, text := range slices.Sorted(maps.Keys(seen)) {
-		fmt.Fprintf(b, "- %s (%d)\n", text, seen[text])
+	for _, text := range slices.Sorted(maps.Keys(failures)) {
+		fmt.Fprintf(b, "- %s (%d)\n", text, failures[text])
 	}
 }
 
-// short is an error on one line.
-func short(text string) string {
-	const most = 160
+// oneLine returns an error text on one line, and truncates it if it is long.
+func oneLine(text string) string {
+	const maxRunes = 160
 	text = strings.Join(strings.Fields(strings.ReplaceAll(text, "|", "/")), " ")
-	if runes := []rune(text); len(runes) > most {
-		return string(runes[:most]) + "…"
+	if runes := []rune(text); len(runes) > maxRunes {
+		return string(runes[:maxRunes]) + "…"
 	}
 	return text
 }
 
-// interval is a median with its confidence interval.
+// interval formats a median with its confidence interval.
 func interval(s Summary) string {
 	switch {
 	case s.N == 0:
 		return "–"
 	case !s.Interval:
-		return digits(s.Median)
+		return formatNumber(s.Median)
 	}
-	return fmt.Sprintf("%s (%s–%s)", digits(s.Median), digits(s.Low), digits(s.High))
+	return fmt.Sprintf("%s (%s–%s)", formatNumber(s.Median), formatNumber(s.Low), formatNumber(s.High))
 }
 
-// digits has three of them, or all of an integer.
-func digits(v float64) string {
+// formatNumber formats a number with three significant digits, or all digits of an integer.
+func formatNumber(v float64) string {
 	switch {
 	case v == math.Trunc(v) || v >= 100 || v <= -100:
 		return fmt.Sprintf("%.0f", v)
@@ -199,11 +204,12 @@ func digits(v float64) string {
 	return fmt.Sprintf("%.3g", v)
 }
 
-func who(b *strings.Builder, r *Result, l Legend) {
-	fmt.Fprintf(b, "\n## Who\n\n| | version | measured |\n|---|---|---|\n")
-	for _, a := range l.Peers {
-		what := "in a process that does nothing else: " + a.What
-		if a.Whole {
+// candidateTable writes the table of the candidates.
+func candidateTable(b *strings.Builder, r *Result, l Legend) {
+	fmt.Fprintf(b, "\n## Candidates\n\n| | version | measured |\n|---|---|---|\n")
+	for _, a := range l.Candidates {
+		what := "calls in a process of its own: " + a.What
+		if a.Process {
 			what = "a whole process: `" + a.What + "`"
 		}
 		version := r.Versions[a.Module]
@@ -212,5 +218,5 @@ func who(b *strings.Builder, r *Result, l Legend) {
 		}
 		fmt.Fprintf(b, "| %s | %s | %s |\n", a.Name, version, what)
 	}
-	fmt.Fprintf(b, "\nThe router is miniupnpd %s on nftables, in network namespaces; tables of gatewaytest say so.\n", r.Versions["miniupnpd"])
+	fmt.Fprintf(b, "\nThe router is miniupnpd %s on nftables, in network namespaces, except in the tables of gatewaytest.\n", r.Versions["miniupnpd"])
 }

@@ -10,13 +10,13 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// restored is what the holder of a mapping sees of a restart, as the kernel saw
-// the datagrams: an announcement, and the answer to a request for a mapping.
-type restored struct {
+// restartTimes are the times of two datagrams during a restart, as the kernel recorded them:
+// the announcement of the router, and the response to the request for the mapping.
+type restartTimes struct {
 	Announced, Restored time.Time
 }
 
-// holder holds a mapping until the router has restarted and the mapping is back.
+// holder holds a mapping until the router has restarted and the mapping is restored.
 var holder = lab.Func("holder", func(p *lab.Proc) {
 	f, err := forward.New(nil)
 	if err != nil {
@@ -26,17 +26,17 @@ var holder = lab.Func("holder", func(p *lab.Proc) {
 	if _, err := f.Enable(context.Background(), forward.UDP(20000)); err != nil {
 		p.Fatal(err)
 	}
-	announcements, answers := watchPort(announcePort), watchPort(port5351)
+	announcements, replies := sniffPort(announcePort), sniffPort(port5351)
 	defer announcements.close()
-	defer answers.close()
+	defer replies.close()
 	p.Send("ready")
-	var r restored
-	for end := time.Now().Add(watchdog); r.Restored.IsZero() && time.Now().Before(end); time.Sleep(looking) {
+	var r restartTimes
+	for end := time.Now().Add(watchdog); r.Restored.IsZero() && time.Now().Before(end); time.Sleep(pollInterval) {
 		if r.Announced.IsZero() {
-			r.Announced = announcements.first(func(d seen) bool { return !d.out })
-			continue // what came before it is looked at after it
+			r.Announced = announcements.first(func(d datagram) bool { return !d.out })
+			continue // read the responses only after the announcement
 		}
-		r.Restored = answers.first(func(d seen) bool {
+		r.Restored = replies.first(func(d datagram) bool {
 			return !d.out && d.sport == port5351 && d.op == natpmpMapped && d.at.After(r.Announced)
 		})
 	}
@@ -45,12 +45,12 @@ var holder = lab.Func("holder", func(p *lab.Proc) {
 
 const (
 	announcePort = 5350
-	natpmpMapped = 129 // the operation of an answer about UDP
-	looking      = 10 * time.Millisecond
+	natpmpMapped = 129 // the opcode of a response to a UDP mapping request
+	pollInterval = 10 * time.Millisecond
 )
 
-// restarts measures how long it takes from the router's announcement that it has
-// restarted until the mapping is back.
+// restarts measures the time from the router's announcement of a restart until the mapping
+// is restored.
 func (b *bench) restarts(t *testing.T) {
 	home := lab.Home(t, lab.Router{DaemonUptime: true})
 	for round := range b.Rounds {
@@ -58,12 +58,12 @@ func (b *bench) restarts(t *testing.T) {
 			p := home.Lan.Start(t, holder, nil)
 			p.Expect(nil)
 			home.Daemon.Restart(t)
-			var r restored
+			var r restartTimes
 			p.Expect(&r)
 			p.Wait()
-			s := Sample{Scenario: keyRestart, Peer: ours, Round: round, Took: r.Restored.Sub(r.Announced)}
+			s := Sample{Scenario: keyRestart, Candidate: goforwardName, Round: round, Took: r.Restored.Sub(r.Announced)}
 			if r.Announced.IsZero() || r.Restored.IsZero() {
-				s.Took, s.Err = watchdog, fmt.Sprintf("not back within %v: %+v", watchdog, r)
+				s.Took, s.Err = watchdog, fmt.Sprintf("not restored within %v: %+v", watchdog, r)
 				t.Error(s.Err)
 			}
 			b.add(s)

@@ -7,81 +7,82 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// scenario is a router, and those who are asked to map on it. Who does not speak
-// what it speaks is left out, unless it looks for gateways: then it shows how long
-// that takes.
+// scenario is a router, and the candidates that map a port on it. A scenario omits the
+// candidates that do not support the protocols of the router, unless they search for
+// gateways: then the scenario shows how long that takes.
 type scenario struct {
 	key, title string
 	router     lab.Router
-	nothing    bool // there is nothing to find
-	peers      []string
+	noGateway  bool // the router supports no protocol
+	candidates []string
 	smoke      bool // part of the short run
 }
 
 var scenarios = []scenario{
 	{
-		key: keyAll, title: "A router that speaks NAT-PMP, PCP and UPnP (IGD:2)", smoke: true,
-		peers: []string{
-			ours, oursTold, goNATPMPName, gethName, goupnpName, libp2pName, tailscaleName, rawNATPMPName, rawPCPName, rawUPnPName,
-			oursTool, oursCommand, natpmpcName, upnpcName,
+		key: keyAll, title: "A router that supports NAT-PMP, PCP and UPnP (IGD:2)", smoke: true,
+		candidates: []string{
+			goforwardName, goforwardGatewayName, goNATPMPName, gethName, goupnpName, libp2pName, tailscaleName, rawNATPMPName, rawPCPName, rawUPnPName,
+			goforwardMapGatewayName, goforwardMapName, natpmpcName, upnpcName,
 		},
 	},
 	{
 		key: keyNATPMP, title: "NAT-PMP only", router: lab.Router{NoPCP: true, NoUPnP: true},
-		peers: []string{ours, oursTold, goNATPMPName, gethName, libp2pName, tailscaleName, rawNATPMPName, oursTool, oursCommand, natpmpcName},
+		candidates: []string{goforwardName, goforwardGatewayName, goNATPMPName, gethName, libp2pName, tailscaleName, rawNATPMPName, goforwardMapGatewayName, goforwardMapName, natpmpcName},
 	},
 	{
 		key: keyPCP, title: "PCP only", router: lab.Router{NoNATPMP: true, NoUPnP: true},
-		peers: []string{ours, oursTold, tailscaleName, rawPCPName, oursTool, oursCommand},
+		candidates: []string{goforwardName, goforwardGatewayName, tailscaleName, rawPCPName, goforwardMapGatewayName, goforwardMapName},
 	},
 	{
 		key: keyUPnP, title: "UPnP only, port 5351 refused", router: lab.Router{Refuse5351: true}, smoke: true,
-		peers: []string{ours, oursTold, gethName, goupnpName, libp2pName, tailscaleName, rawUPnPName, rawCarefulName, oursTool, oursCommand, upnpcName},
+		candidates: []string{goforwardName, goforwardGatewayName, gethName, goupnpName, libp2pName, tailscaleName, rawUPnPName, rawUPnPAllName, goforwardMapGatewayName, goforwardMapName, upnpcName},
 	},
 	{
 		key: keyUPnPSilent, title: "UPnP only, port 5351 silent", router: lab.Router{Silent5351: true},
-		peers: []string{ours, oursTold, gethName, goupnpName, libp2pName, tailscaleName, rawUPnPName, rawCarefulName, oursTool, oursCommand, upnpcName},
+		candidates: []string{goforwardName, goforwardGatewayName, gethName, goupnpName, libp2pName, tailscaleName, rawUPnPName, rawUPnPAllName, goforwardMapGatewayName, goforwardMapName, upnpcName},
 	},
 	{
-		key: keyRefused, title: "Nothing: port 5351 refused, nobody answers searches", nothing: true, router: lab.Router{Refuse5351: true, NoUPnP: true},
-		peers: []string{ours, gethName, goupnpName, libp2pName, tailscaleName, goNATPMPName, oursCommand, natpmpcName, upnpcName},
+		key: keyRefused, title: "No gateway: port 5351 refused, no responses to searches", noGateway: true, router: lab.Router{Refuse5351: true, NoUPnP: true},
+		candidates: []string{goforwardName, gethName, goupnpName, libp2pName, tailscaleName, goNATPMPName, goforwardMapName, natpmpcName, upnpcName},
 	},
 	{
-		key: keySilent, title: "Nothing: port 5351 silent, nobody answers searches", nothing: true, router: lab.Router{Silent5351: true, NoUPnP: true},
-		peers: []string{ours, gethName, goupnpName, libp2pName, tailscaleName, goNATPMPName, oursCommand, natpmpcName, upnpcName},
+		key: keySilent, title: "No gateway: port 5351 silent, no responses to searches", noGateway: true, router: lab.Router{Silent5351: true, NoUPnP: true},
+		candidates: []string{goforwardName, gethName, goupnpName, libp2pName, tailscaleName, goNATPMPName, goforwardMapName, natpmpcName, upnpcName},
 	},
 }
 
-// against says with what of goforward's somebody's time is compared: with what
-// is told as much.
-var against = map[string]string{
-	goNATPMPName: oursTold, rawNATPMPName: oursTold, rawPCPName: oursTold,
-	natpmpcName: oursTool, upnpcName: oursCommand, oursCommand: oursCommand, oursTool: oursTool, oursTold: oursTold,
+// comparedWith names the candidate of goforward with which another candidate is compared:
+// the candidate that starts with the same information.
+var comparedWith = map[string]string{
+	goNATPMPName: goforwardGatewayName, rawNATPMPName: goforwardGatewayName, rawPCPName: goforwardGatewayName,
+	natpmpcName: goforwardMapGatewayName, upnpcName: goforwardMapName, goforwardMapName: goforwardMapName, goforwardMapGatewayName: goforwardMapGatewayName, goforwardGatewayName: goforwardGatewayName,
 }
 
-func descriptions() Legend {
+// legend describes the candidates and the tables.
+func legend() Legend {
 	var l Legend
-	for _, p := range peers {
-		l.Peers = append(l.Peers, About{Name: p.name, What: p.about, Module: p.module, Against: against[p.name], Whole: p.whole})
+	for _, p := range candidates {
+		l.Candidates = append(l.Candidates, CandidateInfo{Name: p.name, What: p.about, Module: p.module, ComparedWith: comparedWith[p.name], Process: p.process})
 	}
 	for _, s := range scenarios {
-		search := slices.Contains(s.peers, rawUPnPName) && !slices.Contains(s.peers, rawNATPMPName)
-		l.Sections = append(l.Sections, Section{Key: s.key, Title: s.title, Nothing: s.nothing, Peers: s.peers, SSDP: search})
+		search := slices.Contains(s.candidates, rawUPnPName) && !slices.Contains(s.candidates, rawNATPMPName)
+		l.Sections = append(l.Sections, Section{Key: s.key, Title: s.title, NoGateway: s.noGateway, Candidates: s.candidates, SSDP: search})
 	}
-	told := []string{oursTold, goNATPMPName, rawNATPMPName, rawUPnPName, rawCarefulName}
-	l.Sections = append(l.Sections, Section{Key: keyGateway, Title: "gatewaytest on loopback, NAT-PMP", Peers: told})
+	gatewayCandidates := []string{goforwardGatewayName, goNATPMPName, rawNATPMPName, rawUPnPName, rawUPnPAllName}
+	l.Sections = append(l.Sections, Section{Key: keyGateway, Title: "gatewaytest on loopback, NAT-PMP", Candidates: gatewayCandidates})
 	for _, d := range append(slices.Clone(ssdpDelays), randomDelay) {
-		title := "gatewaytest on loopback, UPnP, SSDP answered after " + d.String()
+		title := "gatewaytest on loopback, UPnP, SSDP response after " + d.String()
 		if d == randomDelay {
-			title = "gatewaytest on loopback, UPnP, SSDP answered after up to " + time.Second.String() + ", the same for all of a round"
+			title = "gatewaytest on loopback, UPnP, SSDP response after a random time up to " + time.Second.String() + ", the same for all candidates of a round"
 		}
-		l.Sections = append(l.Sections, Section{Key: delayKey(d), Title: title, Peers: told, SSDP: true})
+		l.Sections = append(l.Sections, Section{Key: delayKey(d), Title: title, Candidates: gatewayCandidates, SSDP: true})
 	}
-	return Legend{l.Peers, append(l.Sections,
-		Section{Key: keyRestart, Title: "From the router's announcement that it has restarted until the mapping is back", Peers: []string{ours}},
-		Section{Key: keyEnable, Title: "Warm, on gatewaytest: map and unmap by NAT-PMP", Peers: []string{oursTold, goNATPMPName}},
-		Section{Key: keyRefresh, Title: "Warm, on gatewaytest: refresh by NAT-PMP", Peers: []string{oursTold, goNATPMPName}},
-		Section{Key: keyDisable, Title: "Warm, on gatewaytest: unmap by NAT-PMP", Peers: []string{oursTold, goNATPMPName}},
-		Section{Key: keyList, Title: "Warm, on gatewaytest: a UPnP table of 1 000 entries", Peers: []string{ours, goupnpName}},
+	return Legend{l.Candidates, append(l.Sections,
+		Section{Key: keyRestart, Title: "From the router's announcement of a restart until the mapping is restored", Candidates: []string{goforwardName}},
+		Section{Key: keyEnable, Title: "Warm, on gatewaytest: map and unmap over NAT-PMP", Candidates: []string{goforwardGatewayName, goNATPMPName}},
+		Section{Key: keyRefresh, Title: "Warm, on gatewaytest: refresh over NAT-PMP", Candidates: []string{goforwardGatewayName, goNATPMPName}},
+		Section{Key: keyDisable, Title: "Warm, on gatewaytest: unmap over NAT-PMP", Candidates: []string{goforwardGatewayName, goNATPMPName}},
+		Section{Key: keyList, Title: "Warm, on gatewaytest: list a UPnP table of 1 000 entries", Candidates: []string{goforwardName, goupnpName}},
 	)}
 }

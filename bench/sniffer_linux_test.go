@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sniffer is a socket on which the kernel keeps copies of the datagrams of SSDP,
-// with the time that each passed; nobody reads it while a sample is taken.
+// sniffer is a socket on which the kernel queues copies of datagrams with their times. It is
+// not read while a sample is taken.
 type sniffer struct{ fd int }
 
 const (
-	offProto = 9 // in the IPv4 header, of 20 bytes: nobody here sends options
+	offProto = 9 // in the IPv4 header, which has 20 bytes because these packets have no options
 	offSport = 20
 	offDport = 22
 	offData  = 28
@@ -21,7 +21,7 @@ const (
 	portSSDP = 1900
 )
 
-// datagramsOf accepts UDP over IPv4, from or to one port.
+// datagramsOf returns a filter that accepts UDP over IPv4 from or to a port.
 func datagramsOf(port uint32) ([]bpf.RawInstruction, error) {
 	return bpf.Assemble([]bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtProto},
@@ -37,12 +37,13 @@ func datagramsOf(port uint32) ([]bpf.RawInstruction, error) {
 	})
 }
 
-// watchSearches begins. Where it may not, nothing is seen.
-func watchSearches() sniffer { return watchPort(portSSDP) }
+// sniffSearches starts a sniffer for SSDP. Without the permission for it, the sniffer
+// captures nothing.
+func sniffSearches() sniffer { return sniffPort(portSSDP) }
 
-func watchPort(port uint32) sniffer {
+func sniffPort(port uint32) sniffer {
 	none := sniffer{-1}
-	// What goes out is shown only to those who want all protocols.
+	// The kernel copies outgoing packets only to sockets for all protocols.
 	proto := int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL)))
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
 	if err != nil {
@@ -68,25 +69,25 @@ func watchPort(port uint32) sniffer {
 	return sniffer{fd}
 }
 
-// seen is a datagram that passed.
-type seen struct {
+// datagram is a captured datagram.
+type datagram struct {
 	at           time.Time
 	out          bool
 	sport, dport uint16
-	op           byte // the second of its bytes
+	op           byte // the second byte of its data
 }
 
-// next is the next datagram, or none that has passed so far.
-func (s sniffer) next() (d seen, ok bool) {
+// next returns the next captured datagram. ok is false if there is none.
+func (s sniffer) next() (d datagram, ok bool) {
 	var packet [128]byte
 	var control [128]byte
 	n, cn, _, from, err := unix.Recvmsg(s.fd, packet[:], control[:], 0)
 	if err != nil || n < offData {
-		return seen{}, false
+		return datagram{}, false
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:cn])
 	if err != nil {
-		return seen{}, false
+		return datagram{}, false
 	}
 	for _, m := range messages {
 		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SO_TIMESTAMPNS && len(m.Data) >= 16 {
@@ -108,11 +109,12 @@ func (s sniffer) close() {
 	}
 }
 
-// delay is the time from the first search to the first answer to one, 0 where
-// there is none, and ends the watch. Late answers to somebody else are none.
+// delay returns the time from the first search to the first response, or 0 if there was no
+// response, and closes the sniffer. It ignores responses to ports that have not searched,
+// such as late responses to an earlier candidate.
 func (s sniffer) delay() time.Duration {
 	defer s.close()
-	var asked time.Time
+	var searched time.Time
 	from := map[uint16]bool{}
 	for s.fd >= 0 {
 		d, ok := s.next()
@@ -121,18 +123,19 @@ func (s sniffer) delay() time.Duration {
 			return 0
 		case d.out && d.dport == portSSDP:
 			from[d.sport] = true
-			if asked.IsZero() {
-				asked = d.at
+			if searched.IsZero() {
+				searched = d.at
 			}
 		case !d.out && from[d.dport]:
-			return d.at.Sub(asked)
+			return d.at.Sub(searched)
 		}
 	}
 	return 0
 }
 
-// first is when the first of the datagrams so far passed that is wanted.
-func (s sniffer) first(wanted func(seen) bool) time.Time {
+// first returns the time of the first captured datagram for which wanted returns true, or the
+// zero Time.
+func (s sniffer) first(wanted func(datagram) bool) time.Time {
 	for s.fd >= 0 {
 		d, ok := s.next()
 		if !ok {
@@ -145,7 +148,7 @@ func (s sniffer) first(wanted func(seen) bool) time.Time {
 	return time.Time{}
 }
 
-// processorTime is what this process has used.
+// processorTime returns the processor time that this process has used.
 func processorTime() time.Duration {
 	var usage unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &usage) != nil {

@@ -5,21 +5,22 @@ import (
 	"slices"
 )
 
-// Summary is what is told of many values: their median, with the interval that
-// holds the true one with 95 %.
+// Summary is the median of a number of values, with the interval that contains the true
+// median with a probability of 95 %.
 type Summary struct {
 	N      int
 	Median float64
-	// Low and High are values themselves, picked by the binomial distribution of how
-	// many lie below the median: nothing is assumed of how they are distributed.
-	// Interval is false for fewer than six, of which none can be told.
+	// Low and High are two of the values. The binomial distribution of the number of
+	// values below the median determines which two; this makes no assumption about the
+	// distribution of the values. Interval is false for fewer than six values: they have
+	// no such interval.
 	Low, High float64
 	Interval  bool
 }
 
 const confidence = 0.95
 
-// Summarize returns the zero value where there are no values.
+// Summarize returns the summary of the values, or the zero Summary if there are none.
 func Summarize(values []float64) Summary {
 	n := len(values)
 	if n == 0 {
@@ -33,8 +34,8 @@ func Summarize(values []float64) Summary {
 	return s
 }
 
-// rank is the largest k such that the k-th smallest and the k-th largest of n
-// values have the median between them with the confidence; 0 where there is none.
+// rank returns the largest k such that the median lies between the k-th smallest and the
+// k-th largest of n values with the given confidence. It returns 0 if there is no such k.
 func rank(n int) int {
 	tail, k := 0.0, 0
 	for i := range n {
@@ -47,6 +48,7 @@ func rank(n int) int {
 	return k
 }
 
+// logChoose returns the logarithm of the binomial coefficient.
 func logChoose(n, k int) float64 {
 	a, _ := math.Lgamma(float64(n + 1))
 	b, _ := math.Lgamma(float64(k + 1))

@@ -18,64 +18,64 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// warm is a call of somebody who knows the gateway already. ready prepares one,
-// which is not measured.
+// warm is a call of a candidate that has already found the gateway. start returns a function
+// that prepares one call; the preparation is not measured.
 type warm struct {
-	key, peer string
-	start     func(testing.TB) (ready func() func() error)
+	key, candidate string
+	start          func(testing.TB) (prepare func() func() error)
 }
 
 const (
-	warmPort = 9000
-	listed   = 1000 // entries
+	warmPort  = 9000
+	tableSize = 1000 // entries
 )
 
 var warmCalls = []warm{
-	{keyEnable, oursTold, enableAndClose},
+	{keyEnable, goforwardGatewayName, enableAndClose},
 	{keyEnable, goNATPMPName, addAndDelete},
-	{keyRefresh, oursTold, refresh},
+	{keyRefresh, goforwardGatewayName, refresh},
 	{keyRefresh, goNATPMPName, addAgain},
-	{keyDisable, oursTold, disable},
+	{keyDisable, goforwardGatewayName, disable},
 	{keyDisable, goNATPMPName, deleteOne},
-	{keyList, ours, list},
-	{keyList, goupnpName, listEach},
+	{keyList, goforwardName, list},
+	{keyList, goupnpName, listEntries},
 }
 
-// warm interleaves the calls of those who are compared.
+// warm measures the calls of the candidates, interleaved.
 func (b *bench) warm(t *testing.T) {
-	const more = 10 // than cold rounds: these are short
-	var readies []func() func() error
+	const roundFactor = 10 // more rounds than for cold starts, because warm calls are short
+	var prepared []func() func() error
 	for _, w := range warmCalls {
-		readies = append(readies, w.start(t))
+		prepared = append(prepared, w.start(t))
 	}
-	for round := range b.Rounds * more {
+	for round := range b.Rounds * roundFactor {
 		for order, i := range b.rng.Perm(len(warmCalls)) {
 			w := warmCalls[i]
-			if w.key == keyList && round%more != 0 {
+			if w.key == keyList && round%roundFactor != 0 {
 				continue
 			}
-			run := readies[i]()
-			begun := time.Now()
+			run := prepared[i]()
+			start := time.Now()
 			err := run()
-			s := Sample{Scenario: w.key, Peer: w.peer, Round: round, Order: order, Took: time.Since(begun)}
+			s := Sample{Scenario: w.key, Candidate: w.candidate, Round: round, Order: order, Took: time.Since(start)}
 			if err != nil {
 				s.Err = err.Error()
-				t.Errorf("%s, %s: %v", w.key, w.peer, err)
+				t.Errorf("%s, %s: %v", w.key, w.candidate, err)
 			}
 			b.add(s)
 		}
 	}
 }
 
-// BenchmarkWarm has the same calls as ordinary benchmarks.
+// BenchmarkWarm runs the same calls as ordinary benchmarks.
 func BenchmarkWarm(b *testing.B) {
 	for _, w := range warmCalls {
-		b.Run(w.key+"/"+w.peer, func(b *testing.B) {
-			ready := w.start(b)
+		b.Run(w.key+"/"+w.candidate, func(b *testing.B) {
+			prepare := w.start(b)
 			b.ReportAllocs()
 			for b.Loop() {
 				b.StopTimer()
-				run := ready()
+				run := prepare()
 				b.StartTimer()
 				if err := run(); err != nil {
 					b.Fatal(err)
@@ -85,8 +85,8 @@ func BenchmarkWarm(b *testing.B) {
 	}
 }
 
-// natpmpGateway speaks NAT-PMP alone. Each caller has one of its own, on the
-// port that go-nat-pmp knows.
+// natpmpGateway starts a gateway that supports only NAT-PMP. Each caller gets its own gateway,
+// on port 5351, because go-nat-pmp supports no other port.
 func natpmpGateway(t testing.TB) netip.Addr {
 	t.Helper()
 	for last := byte(1); last < 100; last++ {
@@ -103,7 +103,8 @@ func natpmpGateway(t testing.TB) netip.Addr {
 	return netip.Addr{}
 }
 
-func knowing(t testing.TB, config *forward.Config) *forward.Forwarder {
+// newForwarder returns a Forwarder that has already found its gateway.
+func newForwarder(t testing.TB, config *forward.Config) *forward.Forwarder {
 	t.Helper()
 	f, err := forward.New(config)
 	if err != nil {
@@ -118,7 +119,7 @@ func knowing(t testing.TB, config *forward.Config) *forward.Forwarder {
 
 func natpmpForwarder(t testing.TB) *forward.Forwarder {
 	t.Helper()
-	return knowing(t, &forward.Config{Gateway: netip.AddrPortFrom(natpmpGateway(t), 0)})
+	return newForwarder(t, &forward.Config{Gateway: netip.AddrPortFrom(natpmpGateway(t), 0)})
 }
 
 func enableAndClose(t testing.TB) func() func() error {
@@ -182,15 +183,15 @@ func deleteOne(t testing.TB) func() func() error {
 	}
 }
 
-// fullGateway speaks UPnP alone and has many entries.
+// fullGateway starts a gateway that supports only UPnP and has tableSize entries.
 func fullGateway(t testing.TB) *gatewaytest.Gateway {
 	t.Helper()
-	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"upnp"}, TableLimit: 2 * listed})
+	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"upnp"}, TableLimit: 2 * tableSize})
 	gw.Down("natpmp", "pcp")
-	for i := range uint16(listed) {
+	for i := range uint16(tableSize) {
 		err := gw.AddMapping(gatewaytest.Entry{
 			Protocol: backends.TCP, External: netip.AddrPortFrom(gw.External(), 1024+i),
-			Internal: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 1024+i), Remaining: lifetime, Description: "somebody's",
+			Internal: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 1024+i), Remaining: lifetime, Description: "another host's",
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -201,18 +202,18 @@ func fullGateway(t testing.TB) *gatewaytest.Gateway {
 
 func list(t testing.TB) func() func() error {
 	gw := fullGateway(t)
-	f := knowing(t, &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP()}})
+	f := newForwarder(t, &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP()}})
 	return func() func() error {
 		return func() error {
 			entries, err := f.Mappings(context.Background())
-			return wantListed(len(entries), err)
+			return checkTableSize(len(entries), err)
 		}
 	}
 }
 
-// listEach asks for one entry after another until there are no more, which is
-// all that goupnp's client has but for one call that takes a range.
-func listEach(t testing.TB) func() func() error {
+// listEntries requests one entry after another until there are no more. Except for one call
+// that takes a range, the client of goupnp has no other function for this.
+func listEntries(t testing.TB) func() func() error {
 	location, err := url.Parse(fullGateway(t).UPnP().DescriptionURL())
 	if err != nil {
 		t.Fatal(err)
@@ -227,19 +228,19 @@ func listEach(t testing.TB) func() func() error {
 				_, _, _, _, _, _, _, _, err := clients[0].GetGenericPortMappingEntry(i)
 				var fault *soap.SOAPFaultError
 				if errors.As(err, &fault) {
-					return wantListed(int(i), nil)
+					return checkTableSize(int(i), nil)
 				}
 				if err != nil {
-					return wantListed(int(i), err)
+					return checkTableSize(int(i), err)
 				}
 			}
 		}
 	}
 }
 
-func wantListed(n int, err error) error {
-	if err != nil || n != listed {
-		return fmt.Errorf("%d entries, want %d: %w", n, listed, err)
+func checkTableSize(n int, err error) error {
+	if err != nil || n != tableSize {
+		return fmt.Errorf("%d entries, want %d: %w", n, tableSize, err)
 	}
 	return nil
 }

@@ -15,63 +15,63 @@ import (
 	"time"
 )
 
-// workerEnv holds the target of a worker: this very binary, in a process of its
-// own that takes one sample, so that all is cold.
+// workerEnv is the environment variable with the target of a worker. A worker is a process
+// of this test binary that takes one sample. A new process has no caches.
 const workerEnv = "GOFORWARD_BENCH_SAMPLE"
 
 const (
-	watchdog    = 20 * time.Second       // a sample that takes longer has failed
-	grace       = 200 * time.Millisecond // for those who obey a context
-	cleaning    = 10 * time.Second
-	startingUp  = 20 * time.Second
-	resultMark  = "bench-sample: "
-	environment = "XDG_STATE_HOME=/run/state" // of commands: the lab's own, not the user's
+	watchdog        = 20 * time.Second       // a sample that takes longer has failed
+	grace           = 200 * time.Millisecond // extra time for candidates to return after their context ended
+	cleanupTimeout  = 10 * time.Second
+	startupTimeout  = 20 * time.Second
+	resultMark      = "bench-sample: "
+	commandStateDir = "XDG_STATE_HOME=/run/state" // commands write their state in the lab, and not in the home of the user
 )
 
-// target is what a worker is to do.
+// target describes the sample that a worker takes.
 type target struct {
-	Peer    string
-	Gateway netip.Addr
-	Self    netip.Addr
-	Port    uint16         // to map
-	SSDP    netip.AddrPort // where to search; the zero value: as usual
-	Command string         // the path of goforward's command line program
+	Candidate string
+	Gateway   netip.Addr
+	Self      netip.Addr
+	Port      uint16         // the port to map
+	SSDP      netip.AddrPort // the destination of searches; the zero value: the default
+	Command   string         // the path of the goforward command
 }
 
-// attempt is a sample that is ready to be taken.
+// attempt is a prepared sample.
 type attempt struct {
-	run   func(context.Context) (outcome, error) // what is measured
-	clean func()                                 // takes the mapping away; only after success
+	run   func(context.Context) (outcome, error) // the measured calls
+	clean func()                                 // deletes the mapping; called only after success
 }
 
-// outcome is what a peer has got.
+// outcome is the result of a successful attempt.
 type outcome struct {
 	External netip.AddrPort
-	Way      string // the protocol, where the peer tells
+	Protocol string // empty if the candidate does not report it
 }
 
-// report is what a worker says.
+// report is the output of a worker.
 type report struct {
-	Took, SSDP time.Duration
-	External   netip.AddrPort
-	Way, Err   string
+	Took, SSDP    time.Duration
+	External      netip.AddrPort
+	Protocol, Err string
 }
 
-// work is the whole life of a worker.
+// work is the main function of a worker. It returns the exit code.
 func work(text string) int {
 	var to target
 	if err := json.Unmarshal([]byte(text), &to); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: read the target:", err)
 		return 2
 	}
-	p, ok := peerNamed(to.Peer)
+	p, ok := candidateNamed(to.Candidate)
 	if !ok {
-		fmt.Fprintf(os.Stderr, "bench: no peer %q\n", to.Peer)
+		fmt.Fprintf(os.Stderr, "bench: no candidate %q\n", to.Candidate)
 		return 2
 	}
 	a, err := p.prepare(to)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench: prepare %s: %v\n", to.Peer, err)
+		fmt.Fprintf(os.Stderr, "bench: prepare %s: %v\n", to.Candidate, err)
 		return 2
 	}
 	r, ended := take(a)
@@ -82,21 +82,22 @@ func work(text string) int {
 	}
 	fmt.Fprintf(os.Stdout, "%s%s\n", resultMark, line)
 	if ended && r.Err == "" {
-		within(cleaning, a.clean)
+		endsWithin(cleanupTimeout, a.clean)
 	}
 	return 0
 }
 
-// take measures. It does not wait for a peer that the watchdog has given up.
+// take runs an attempt and measures it. It stops waiting when the watchdog expires; ended is
+// then false.
 func take(a attempt) (r report, ended bool) {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), watchdog, errors.New("the watchdog ended it"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), watchdog, errors.New("the watchdog expired"))
 	defer cancel()
-	searches := watchSearches()
-	runtime.GC() // of what package initialisation left
-	begun := time.Now()
-	ended = within(watchdog+grace, func() {
+	searches := sniffSearches()
+	runtime.GC() // frees the garbage of package initialisation
+	start := time.Now()
+	ended = endsWithin(watchdog+grace, func() {
 		got, err := a.run(ctx)
-		r = report{Took: time.Since(begun), External: got.External, Way: got.Way}
+		r = report{Took: time.Since(start), External: got.External, Protocol: got.Protocol}
 		if err != nil {
 			r.Err = err.Error()
 		} else if !got.External.IsValid() || got.External.Port() == 0 || got.External.Addr().IsUnspecified() {
@@ -104,14 +105,14 @@ func take(a attempt) (r report, ended bool) {
 		}
 	})
 	if !ended {
-		return report{Took: watchdog, Err: fmt.Sprintf("nothing within %v", watchdog), SSDP: searches.delay()}, false
+		return report{Took: watchdog, Err: fmt.Sprintf("no result within %v", watchdog), SSDP: searches.delay()}, false
 	}
 	r.SSDP = searches.delay()
 	return r, true
 }
 
-// within reports whether f ends in time.
-func within(d time.Duration, f func()) bool {
+// endsWithin calls f and reports whether f returns within d.
+func endsWithin(d time.Duration, f func()) bool {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -125,9 +126,9 @@ func within(d time.Duration, f func()) bool {
 	}
 }
 
-// sample runs a worker by a command that is this binary, somewhere.
+// sample runs a worker and returns its sample. cmd must start this test binary.
 func sample(cmd *exec.Cmd, to target) Sample {
-	s := Sample{Peer: to.Peer}
+	s := Sample{Candidate: to.Candidate}
 	arg, err := json.Marshal(to)
 	if err != nil {
 		s.Err = err.Error()
@@ -147,13 +148,14 @@ func sample(cmd *exec.Cmd, to target) Sample {
 			s.Err = jerr.Error()
 			return s
 		}
-		s.Took, s.SSDP, s.Way, s.Err = r.Took, r.SSDP, r.Way, r.Err
+		s.Took, s.SSDP, s.Protocol, s.Err = r.Took, r.SSDP, r.Protocol, r.Err
 		return s
 	}
-	s.Err = fmt.Sprintf("the worker said nothing: %v: %s", err, lastLine(&stderr))
+	s.Err = fmt.Sprintf("the worker returned no sample: %v: %s", err, lastLine(&stderr))
 	return s
 }
 
+// lines returns an iterator over the lines of an output.
 func lines(r *bytes.Buffer) func(func(string) bool) {
 	return func(yield func(string) bool) {
 		scanner := bufio.NewScanner(r)
@@ -162,7 +164,8 @@ func lines(r *bytes.Buffer) func(func(string) bool) {
 	}
 }
 
-// lastLine of a panic is of little use: the first that tells of it is better.
+// lastLine returns the last line of an output. If the output contains a panic, it returns
+// the line with the reason instead.
 func lastLine(r *bytes.Buffer) string {
 	var last string
 	for line := range lines(r) {
