@@ -1,6 +1,6 @@
-// Follows what becomes of a mapping, until Ctrl-C: before there is a network,
-// when the router restarts and gives another port, when the provider gives it
-// another address.
+// Follows the changes of a mapping, until Ctrl-C. It works before there is a network, after
+// the router restarts and assigns another port, and after the provider assigns another
+// address.
 //
 //	go run ./examples/follow
 package main
@@ -29,12 +29,11 @@ func main() {
 	for {
 		changed := m.Changed() // before reading, so that no change is missed
 		switch now := m.External(); {
-		case now != last && now.Port() != 0: // tell the peers, the tracker, the name server
-			why := m.Status().Reason
-			fmt.Printf("%v by %s: %s\n", now, m.Backend(), why)
+		case now != last && now.Port() != 0: // here, notify the peers, the tracker, or the name server
+			fmt.Printf("%v by %s: %s\n", now, m.Backend(), m.Status().Reason)
 			last = now
 		case m.Err() != nil:
-			fmt.Printf("%v\nnext try in %v\n", m.Err(), time.Until(m.Status().NextAttempt).Round(time.Second))
+			fmt.Printf("%v\nnext attempt in %v\n", m.Err(), time.Until(m.Status().NextAttempt).Round(time.Second))
 		}
 		select {
 		case <-changed:
@@ -42,7 +41,7 @@ func main() {
 			if err := m.Close(); err != nil {
 				log.Fatal(err)
 			}
-			fmt.Println("taken away")
+			fmt.Println("deleted")
 			return
 		}
 	}

@@ -12,11 +12,11 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// The example as it stands, on a gateway of the test's own, to which things
-// happen.
+// TestMainFollows runs the unchanged example on a test gateway. The address and the table of
+// the gateway change during the test.
 func TestMainFollows(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("a process cannot interrupt itself here")
+		t.Skip("a process cannot interrupt itself on Windows")
 	}
 	gw, err := stage.Router(gatewaytest.Config{Announce: netip.MustParseAddrPort("127.0.0.1:0")}) // without announcements
 	if err != nil {
@@ -28,22 +28,22 @@ func TestMainFollows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	says := func(want string) {
+	expectLine := func(want string) {
 		t.Helper()
 		if line, err := program.Line(); err != nil || line != want {
-			t.Fatalf("it says %q, %v, want %q", line, err, want)
+			t.Fatalf("the program printed %q, %v, want %q", line, err, want)
 		}
 	}
-	says("45.45.45.1:9000 by natpmp: enabled")
+	expectLine("45.45.45.1:9000 by natpmp: enabled")
 
 	gw.SetExternal(netip.MustParseAddr("45.45.45.2"))
-	if err := forward.Refresh(); err != nil { // sooner than a renewal comes
+	if err := forward.Refresh(); err != nil { // earlier than the next renewal
 		t.Fatal(err)
 	}
-	says("45.45.45.2:9000 by natpmp: refreshed")
+	expectLine("45.45.45.2:9000 by natpmp: refreshed")
 
 	gw.Restart(gatewaytest.RestartOptions{})
-	if err := gw.AddMapping(gatewaytest.Entry{ // somebody else was faster
+	if err := gw.AddMapping(gatewaytest.Entry{ // another host maps the port first
 		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.9:80"), External: netip.AddrPortFrom(gw.External(), 9000),
 	}); err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func TestMainFollows(t *testing.T) {
 	if err := forward.Refresh(); err != nil {
 		t.Fatal(err)
 	}
-	says("45.45.45.2:9001 by natpmp: refreshed")
+	expectLine("45.45.45.2:9001 by natpmp: refreshed")
 
 	self, err := os.FindProcess(os.Getpid())
 	if err != nil {
@@ -60,9 +60,9 @@ func TestMainFollows(t *testing.T) {
 	if err := self.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	says("taken away")
+	expectLine("deleted")
 	_ = program.Wait()
-	if left := gw.Table(); len(left) != 1 {
-		t.Errorf("the gateway has %v", left)
+	if table := gw.Table(); len(table) != 1 {
+		t.Errorf("the gateway has %v", table)
 	}
 }

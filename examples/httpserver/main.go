@@ -1,4 +1,4 @@
-// A web server for ./public that the internet reaches, until Ctrl-C.
+// A web server for ./public that is reachable from the internet, until Ctrl-C.
 package main
 
 import (
@@ -19,7 +19,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	context.AfterFunc(ctx, func() { _ = ln.Close() }) // and Serve returns when that is done
+	context.AfterFunc(ctx, func() { _ = ln.Close() }) // Serve returns when the listener is closed
 	go func() { log.Println("reachable:", ln.Mapping().Wait(ctx) == nil, ln.External()) }()
 	log.Println(http.Serve(ln, http.FileServerFS(os.DirFS("public"))))
 }

@@ -15,10 +15,10 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// The example as it stands, on a gateway of the test's own.
+// TestMainServes runs the unchanged example on a test gateway.
 func TestMainServes(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("a process cannot interrupt itself here")
+		t.Skip("a process cannot interrupt itself on Windows")
 	}
 	free, err := net.Listen("tcp", ":8080")
 	if err != nil {
@@ -51,7 +51,7 @@ func TestMainServes(t *testing.T) {
 	select {
 	case <-mapped:
 	case <-ctx.Done():
-		t.Fatal("never mapped")
+		t.Fatal("no mapping within 30 s")
 	}
 	client := &http.Client{Transport: &http.Transport{DialContext: gw.Dial, DisableKeepAlives: true}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+netip.AddrPortFrom(gw.External(), 8080).String()+"/hello", nil)
@@ -76,9 +76,9 @@ func TestMainServes(t *testing.T) {
 	select {
 	case <-ended:
 	case <-ctx.Done():
-		t.Fatal("Ctrl-C did not end it")
+		t.Fatal("Ctrl-C did not end the program")
 	}
-	if left := gw.Table(); len(left) != 0 {
-		t.Errorf("the gateway has %v", left)
+	if table := gw.Table(); len(table) != 0 {
+		t.Errorf("the gateway still has %v", table)
 	}
 }

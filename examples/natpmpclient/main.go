@@ -1,5 +1,5 @@
-// The NAT-PMP client by itself: one gateway, one request at a time, nothing kept
-// alive.
+// The NAT-PMP client without a Forwarder: one gateway, one request at a time, and no
+// renewals.
 //
 //	go run ./examples/natpmpclient
 //	go run ./examples/natpmpclient 192.168.1.1
@@ -32,13 +32,13 @@ func main() {
 	var version *natpmp.VersionError
 	switch {
 	case errors.As(err, &version):
-		fmt.Println("the gateway speaks version", version.Version, "of the port's protocols: 2 is PCP")
+		fmt.Println("the gateway supports protocol version", version.Version, "only: 2 is PCP")
 		return
 	case err != nil:
 		fmt.Println(err)
 		return
 	}
-	fmt.Println("external address", addr.Addr, "of a gateway that is up for", addr.Epoch)
+	fmt.Println("external address", addr.Addr, "of a gateway that has been up for", addr.Epoch)
 
 	m, err := client.Map(ctx, natpmp.MapRequest{
 		Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 80, Lifetime: time.Hour,
@@ -47,11 +47,11 @@ func main() {
 		fmt.Println(err)
 		return
 	}
-	fmt.Println("port", m.ExternalPort, "leads to", m.InternalPort, "here for", m.Lifetime)
+	fmt.Println("external port", m.ExternalPort, "is mapped to local port", m.InternalPort, "for", m.Lifetime)
 	fmt.Println("deleted:", client.Unmap(ctx, backends.TCP, 8080))
 }
 
-// gateway is the one that is named, or the one that leads to the internet.
+// gateway returns the gateway in the argument, or the default gateway.
 func gateway() netip.AddrPort {
 	if len(os.Args) < 2 {
 		gw, err := discover.Default()
@@ -60,8 +60,8 @@ func gateway() netip.AddrPort {
 		}
 		return netip.AddrPortFrom(gw.Addr, natpmp.Port)
 	}
-	if named, err := netip.ParseAddrPort(os.Args[1]); err == nil {
-		return named
+	if addrPort, err := netip.ParseAddrPort(os.Args[1]); err == nil {
+		return addrPort
 	}
 	addr, err := netip.ParseAddr(os.Args[1])
 	if err != nil {

@@ -10,20 +10,20 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// The example as it stands, on gateways of the test's own.
+// TestMainMaps runs the unchanged example on test gateways.
 func TestMainMaps(t *testing.T) {
 	for name, test := range map[string]struct {
 		router gatewaytest.Config
 		want   []string
 	}{
 		"granted": {gatewaytest.Config{}, []string{
-			"external address 45.45.45.1 of a gateway that is up for 1h0m0s",
-			"port 80 leads to 8080 here for 1h0m0s",
+			"external address 45.45.45.1 of a gateway that has been up for 1h0m0s",
+			"external port 80 is mapped to local port 8080 for 1h0m0s",
 			"deleted: <nil>",
 		}},
 		"PCP only": {
 			gatewaytest.Config{Protocols: []string{"pcp", "upnp"}},
-			[]string{"the gateway speaks version 2 of the port's protocols: 2 is PCP"},
+			[]string{"the gateway supports protocol version 2 only: 2 is PCP"},
 		},
 	} {
 		test.router.ManualClock, test.router.Uptime = true, time.Hour
@@ -38,8 +38,8 @@ func TestMainMaps(t *testing.T) {
 		if diff := cmp.Diff(test.want, program.Wait()); diff != "" {
 			t.Errorf("%s: output (-want +got):\n%s", name, diff)
 		}
-		if left := gw.Table(); len(left) != 0 {
-			t.Errorf("%s: the gateway has %v", name, left)
+		if table := gw.Table(); len(table) != 0 {
+			t.Errorf("%s: the gateway still has %v", name, table)
 		}
 		_ = gw.Close()
 	}

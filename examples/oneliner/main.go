@@ -1,5 +1,5 @@
-// One call: an open port of the router leads to a free one here, and the first
-// visitor from the internet is greeted.
+// One call maps a port of the router to a free local port. The program then greets the
+// first client from the internet.
 //
 //	go run ./examples/oneliner
 package main
@@ -15,19 +15,19 @@ import (
 func main() {
 	m, err := forward.Enable()
 	if err != nil {
-		log.Fatal(err) // what was tried, what each said, and what to do about it
+		log.Fatal(err) // the error contains each attempt, its error, and advice
 	}
 	ln, err := net.ListenTCP("tcp", &net.TCPAddr{Port: int(m.Internal().Port())})
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Println("reachable at", m.External())
-	visitor, err := ln.Accept()
+	conn, err := ln.Accept()
 	if err != nil {
 		log.Fatal(err)
 	}
-	_, _ = fmt.Fprintln(visitor, "hello from behind the router")
-	_ = visitor.Close()
+	_, _ = fmt.Fprintln(conn, "hello from behind the router")
+	_ = conn.Close()
 	if err := forward.Disable(); err != nil {
 		log.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// The example as it stands, on a gateway of the test's own.
+// TestMainGreets runs the unchanged example on a test gateway.
 func TestMainGreets(t *testing.T) {
 	gw, err := stage.Router(gatewaytest.Config{})
 	if err != nil {
@@ -28,7 +28,7 @@ func TestMainGreets(t *testing.T) {
 	}
 	endpoint, found := strings.CutPrefix(line, "reachable at ")
 	if !found {
-		t.Fatalf("it says %q", line)
+		t.Fatalf("the program printed %q", line)
 	}
 	conn, err := gw.Dial(t.Context(), "tcp", endpoint)
 	if err != nil {
@@ -38,10 +38,10 @@ func TestMainGreets(t *testing.T) {
 	if b, err := io.ReadAll(conn); err != nil || string(b) != "hello from behind the router\n" {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if more := program.Wait(); len(more) != 0 {
-		t.Errorf("it says %q", more)
+	if lines := program.Wait(); len(lines) != 0 {
+		t.Errorf("the program printed more lines: %q", lines)
 	}
-	if left := gw.Table(); len(left) != 0 {
-		t.Errorf("the gateway has %v", left)
+	if table := gw.Table(); len(table) != 0 {
+		t.Errorf("the gateway still has %v", table)
 	}
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// The example as it stands, on gateways of the test's own.
+// TestMainExplains runs the unchanged example on test gateways.
 func TestMainExplains(t *testing.T) {
-	taken := gatewaytest.Entry{
+	conflict := gatewaytest.Entry{
 		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.9:443"), External: netip.MustParseAddrPort("45.45.45.1:443"),
 	}
 	for name, test := range map[string]struct {
@@ -26,17 +26,17 @@ func TestMainExplains(t *testing.T) {
 		want    []string
 	}{
 		"granted": {want: []string{"45.45.45.1:443 by natpmp"}},
-		"taken": {
+		"port in use": {
 			prepare: func(gw *gatewaytest.Gateway) {
-				if err := gw.AddMapping(taken); err != nil {
+				if err := gw.AddMapping(conflict); err != nil {
 					t.Error(err)
 				}
 			},
-			want: []string{"port 443 is taken, so any other", "45.45.45.1:8443 by natpmp"},
+			want: []string{"port 443 is in use: trying any other port", "45.45.45.1:8443 by natpmp"},
 		},
 		"double NAT": {
 			router: gatewaytest.Config{External: netip.MustParseAddr("192.168.178.20")},
-			want:   []string{"192.168.178.20:443 by natpmp", "but that address is private and not the internet's"},
+			want:   []string{"192.168.178.20:443 by natpmp", "but that address is private and not reachable from the internet"},
 		},
 		"refused": {
 			router: gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{SwitchedOff: true}}}},
@@ -50,7 +50,7 @@ func TestMainExplains(t *testing.T) {
 				"- natpmp: map tcp: not authorized or refused (result 2)",
 				"- pcp: map: not authorized or refused (result 2), for 30m0s",
 				`- upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps because it does not permit ports below 1024`,
-				"in UPnP that is error 606",
+				"the UPnP error code is 606",
 			},
 		},
 	} {
@@ -68,16 +68,16 @@ func TestMainExplains(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The order in which protocols are tried hangs on how fast they answer.
+			// The order of the attempts depends on how fast the protocols respond.
 			got := program.Wait()
 			slices.Sort(got)
 			slices.Sort(test.want)
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("output (-want +got):\n%s", diff)
 			}
-			left := slices.DeleteFunc(gw.Table(), func(e gatewaytest.Entry) bool { return strings.HasPrefix(e.Internal.String(), "127.0.0.9:") })
-			if len(left) != 0 {
-				t.Errorf("the gateway has %v", left)
+			table := slices.DeleteFunc(gw.Table(), func(e gatewaytest.Entry) bool { return strings.HasPrefix(e.Internal.String(), "127.0.0.9:") })
+			if len(table) != 0 {
+				t.Errorf("the gateway still has %v", table)
 			}
 		})
 	}

@@ -1,5 +1,6 @@
-// The PCP client by itself: a mapping for one peer only, or for anybody where the
-// server knows no filters, and the nonce that it takes to renew and delete it.
+// The PCP client without a Forwarder: a mapping for one peer only, or for every peer if the
+// server does not support filters. To renew and to delete the mapping, the client needs its
+// nonce.
 //
 //	go run ./examples/pcpclient 192.168.1.1
 package main
@@ -19,7 +20,7 @@ import (
 
 func main() {
 	if len(os.Args) != 2 {
-		log.Fatal("name the gateway")
+		log.Fatal("usage: pcpclient GATEWAY")
 	}
 	gateway, err := netip.ParseAddrPort(os.Args[1])
 	if err != nil {
@@ -42,17 +43,17 @@ func main() {
 	m, err := client.Map(ctx, request)
 	var refusal *pcp.ResultError
 	if errors.As(err, &refusal) && refusal.Code == pcp.UnsupportedOption {
-		fmt.Println("for anybody, then:", err)
+		fmt.Println("retrying without the filter:", err)
 		request.Options.Filters = nil
 		m, err = client.Map(ctx, request)
 	}
 	if err != nil {
-		fmt.Println(err) // a refusal says how long the server expects it to last
+		fmt.Println(err) // a refusal contains the time for which the server expects it to last
 		return
 	}
-	fmt.Println(netip.AddrPortFrom(m.External, m.ExternalPort), "leads to", m.InternalPort, "here for", m.Lifetime)
+	fmt.Println(netip.AddrPortFrom(m.External, m.ExternalPort), "is mapped to local port", m.InternalPort, "for", m.Lifetime)
 
-	request.Nonce = m.Nonce // whoever knows it can renew and delete the mapping
+	request.Nonce = m.Nonce // every client with this nonce can renew and delete the mapping
 	request.External, request.ExternalPort = m.External, m.ExternalPort
 	renewed, err := client.Map(ctx, request)
 	fmt.Println("renewed for", renewed.Lifetime, err)

@@ -9,11 +9,10 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// The example as it stands, on gateways of the test's own. One of them has no
-// room for filters.
+// TestMainMaps runs the unchanged example on test gateways. One of them rejects the filter.
 func TestMainMaps(t *testing.T) {
 	granted := []string{
-		"45.45.45.1:51820 leads to 51820 here for 1h0m0s",
+		"45.45.45.1:51820 is mapped to local port 51820 for 1h0m0s",
 		"renewed for 1h0m0s <nil>",
 		"deleted: <nil>",
 	}
@@ -24,7 +23,7 @@ func TestMainMaps(t *testing.T) {
 		"granted": {gatewaytest.Fault{Result: 2, Match: func(gatewaytest.Request) bool { return false }}, granted},
 		"no filters": {
 			gatewaytest.Fault{Result: 5, Times: 1},
-			append([]string{"for anybody, then: pcp: map: unsupported option (result 5), for 30m0s"}, granted...),
+			append([]string{"retrying without the filter: pcp: map: unsupported option (result 5), for 30m0s"}, granted...),
 		},
 		"refused": {gatewaytest.Fault{Result: 2}, []string{"pcp: map: not authorized or refused (result 2), for 30m0s"}},
 	} {
@@ -40,8 +39,8 @@ func TestMainMaps(t *testing.T) {
 		if diff := cmp.Diff(test.want, program.Wait()); diff != "" {
 			t.Errorf("%s: output (-want +got):\n%s", name, diff)
 		}
-		if left := gw.Table(); len(left) != 0 {
-			t.Errorf("%s: the gateway has %v", name, left)
+		if table := gw.Table(); len(table) != 0 {
+			t.Errorf("%s: the gateway still has %v", name, table)
 		}
 		_ = gw.Close()
 	}

@@ -17,25 +17,25 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// path is what a QUIC server has of its socket.
-type path struct {
-	Local         string // the address that the client has dialled: packet info
+// features are the features of a socket that a QUIC server uses.
+type features struct {
+	Local         string // the local address of the connection, from packet info
 	GSO           bool   // several packets in one write
-	Reads, Writes bool   // ECN marks
+	Reads, Writes bool   // ECN marks of received and of sent packets
 }
 
-// kinds are sockets of a server, each with the path that it has to get.
+// kinds are the kinds of server sockets, with the expected features.
 var kinds = map[string]struct {
 	open func(t *testing.T) (pc net.PacketConn, socket syscall.Conn)
-	want path
+	want features
 }{
 	"forward": {func(t *testing.T) (net.PacketConn, syscall.Conn) {
 		pc := listen(t, "udp4")
-		if err := pc.Mapping().Wait(waiting(t)); err != nil {
+		if err := pc.Mapping().Wait(timeoutContext(t)); err != nil {
 			t.Fatal(err)
 		}
 		return pc, pc
-	}, path{"127.0.0.1", true, true, true}},
+	}, features{"127.0.0.1", true, true, true}},
 	"net": {func(t *testing.T) (net.PacketConn, syscall.Conn) {
 		pc, err := net.ListenUDP("udp4", nil)
 		if err != nil {
@@ -43,16 +43,16 @@ var kinds = map[string]struct {
 		}
 		t.Cleanup(func() { _ = pc.Close() })
 		return pc, pc
-	}, path{"127.0.0.1", true, true, true}},
-	// What the tests would see if a PacketConn had none of the methods that quic-go
-	// looks for.
+	}, features{"127.0.0.1", true, true, true}},
+	// A PacketConn without the methods that quic-go looks for.
 	"wrapped": {func(t *testing.T) (net.PacketConn, syscall.Conn) {
 		pc := listen(t, "udp4")
 		return struct{ net.PacketConn }{pc}, pc
-	}, path{"0.0.0.0", false, false, false}},
+	}, features{"0.0.0.0", false, false, false}},
 }
 
-// A PacketConn gets from quic-go all that a *net.UDPConn gets.
+// TestFastPath checks that quic-go uses the same features of a PacketConn as of a
+// *net.UDPConn.
 func TestFastPath(t *testing.T) {
 	for name, kind := range kinds {
 		t.Run(name, func(t *testing.T) {
@@ -64,8 +64,8 @@ func TestFastPath(t *testing.T) {
 	}
 }
 
-// The options that quic-go sets are those that it sets on a *net.UDPConn: the sizes of
-// the buffers, ECN and packet info, and that the kernel must not fragment.
+// TestSocketOptions checks that quic-go sets the same options as on a *net.UDPConn: the
+// sizes of the buffers, ECN, packet info, and the option that prohibits fragmentation.
 func TestSocketOptions(t *testing.T) {
 	cert, err := newCertificate()
 	if err != nil {
@@ -86,14 +86,14 @@ func TestSocketOptions(t *testing.T) {
 	}
 }
 
-// What quic-go logs of a socket, if it is asked to.
+// TestLog checks that quic-go logs warnings about the wrapped socket only.
 func TestLog(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]bool{"forward": false, "net": false, "wrapped": true} {
-		cmd := exec.CommandContext(waiting(t), self, "-test.run=^TestFastPath$/^"+name+"$", "-test.v")
+		cmd := exec.CommandContext(timeoutContext(t), self, "-test.run=^TestFastPath$/^"+name+"$", "-test.v")
 		cmd.Env = append(os.Environ(), "QUIC_GO_LOG_LEVEL=info", "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=false")
 		out, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "--- PASS: TestFastPath/"+name) {
@@ -101,15 +101,15 @@ func TestLog(t *testing.T) {
 		}
 		for _, warning := range []string{"Not a *net.UDPConn?", "Disabling optimizations"} {
 			if strings.Contains(string(out), warning) != want {
-				t.Errorf("%s: %q is logged: %v, want %v\n%s", name, warning, !want, want, out)
+				t.Errorf("%s: warning %q: %v, want %v\n%s", name, warning, !want, want, out)
 			}
 		}
 	}
 }
 
-// measure serves a client that dials the socket by the loopback address. The gateway of
-// the test would not relay ECN marks.
-func measure(t *testing.T, pc net.PacketConn) path {
+// measure serves a client that connects to the socket through the loopback address, because
+// the test gateway does not relay ECN marks. It returns the features that quic-go used.
+func measure(t *testing.T, pc net.PacketConn) features {
 	t.Helper()
 	cert, err := newCertificate()
 	if err != nil {
@@ -122,7 +122,7 @@ func measure(t *testing.T, pc net.PacketConn) path {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(waiting(t))
+	ctx, cancel := context.WithCancel(timeoutContext(t))
 	accepted, served := make(chan *quic.Conn, 1), make(chan struct{})
 	go func() {
 		defer close(served)
@@ -145,9 +145,10 @@ func measure(t *testing.T, pc net.PacketConn) path {
 	exchange(t, dial(t, out, to, received.config()), 0)
 	conn := <-accepted
 	local := netip.MustParseAddrPort(conn.LocalAddr().String()).Addr().Unmap()
-	return path{local.String(), conn.ConnectionState().GSO, received.arrived.Load(), sent.arrived.Load()}
+	return features{local.String(), conn.ConnectionState().GSO, received.arrived.Load(), sent.arrived.Load()}
 }
 
+// socketOptions returns the values of the socket options that quic-go sets.
 func socketOptions(t *testing.T, socket syscall.Conn) map[string]int {
 	t.Helper()
 	raw, err := socket.SyscallConn()
@@ -160,11 +161,11 @@ func socketOptions(t *testing.T, socket syscall.Conn) map[string]int {
 		"IP_MTU_DISCOVER": {syscall.IPPROTO_IP, syscall.IP_MTU_DISCOVER}, "IP_RECVTOS": {syscall.IPPROTO_IP, syscall.IP_RECVTOS},
 		"IP_PKTINFO": {syscall.IPPROTO_IP, syscall.IP_PKTINFO},
 	} {
-		var failed error
+		var optErr error
 		if err := raw.Control(func(fd uintptr) {
-			got[name], failed = syscall.GetsockoptInt(int(fd), option[0], option[1])
-		}); err != nil || failed != nil {
-			t.Fatalf("%s: %v, %v", name, err, failed)
+			got[name], optErr = syscall.GetsockoptInt(int(fd), option[0], option[1])
+		}); err != nil || optErr != nil {
+			t.Fatalf("%s: %v, %v", name, err, optErr)
 		}
 	}
 	return got

@@ -1,4 +1,4 @@
-// A QUIC echo that the internet reaches, until Ctrl-C.
+// A QUIC echo server that is reachable from the internet, until Ctrl-C.
 package main
 
 import (
@@ -30,8 +30,9 @@ func main() {
 	}
 }
 
-// run serves until the context ends. It prints the external address, and the SHA-256
-// of the server's certificate: clients compare it, because no authority signs for it.
+// run serves until the context ends. It prints the external address and the SHA-256 of the
+// server's certificate. Clients compare the SHA-256, because no authority signs the
+// certificate.
 func run(ctx context.Context, out io.Writer) error {
 	cert, err := newCertificate()
 	if err != nil {
@@ -63,11 +64,12 @@ func run(ctx context.Context, out io.Writer) error {
 	}
 }
 
-// echo sends back what comes on each stream, until the client or the context ends it.
+// echo sends the data of each stream back, until the client closes the connection or the
+// context ends.
 func echo(ctx context.Context, conn *quic.Conn) {
 	var streams sync.WaitGroup
 	defer streams.Wait()
-	defer func() { _ = conn.CloseWithError(0, "") }() // Transport.Close does not tell the client
+	defer func() { _ = conn.CloseWithError(0, "") }() // Transport.Close does not notify the client
 	for {
 		stream, err := conn.AcceptStream(ctx)
 		if err != nil {
@@ -80,6 +82,7 @@ func echo(ctx context.Context, conn *quic.Conn) {
 	}
 }
 
+// newCertificate returns a self-signed certificate.
 func newCertificate() (tls.Certificate, error) {
 	public, private, err := ed25519.GenerateKey(nil)
 	if err != nil {

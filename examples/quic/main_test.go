@@ -29,19 +29,19 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-const patience = 30 * time.Second // bounds what must happen
+const timeout = 30 * time.Second // for every wait of a test
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// waiting bounds what a test waits for.
-func waiting(t *testing.T) context.Context {
+// timeoutContext returns a context that limits a wait of a test.
+func timeoutContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// lines calls a function with each line that the example prints.
+// lines is a writer that calls a function with each line that the example prints.
 type lines func(line string)
 
 func (f lines) Write(b []byte) (int, error) {
@@ -49,7 +49,8 @@ func (f lines) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// exampleProgram is the example, which sends the line that it prints.
+// exampleProgram runs the example as a process of the lab, and sends the line that the
+// example prints.
 var exampleProgram = lab.Func("example", func(p *lab.Proc) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -58,7 +59,7 @@ var exampleProgram = lab.Func("example", func(p *lab.Proc) {
 	}
 })
 
-// server is what a line of the example tells to clients.
+// server is the information for clients in the line that the example prints.
 type server struct {
 	addr        netip.AddrPort
 	fingerprint string
@@ -74,14 +75,14 @@ func parseLine(t *testing.T, line string) server {
 	return server{external, fingerprint}
 }
 
-// dial connects a socket to the server, if that has the right certificate, until the
+// dial connects to the server, and checks its certificate. The connection is closed when the
 // test ends.
 func dial(t *testing.T, pc net.PacketConn, to server, config *quic.Config) *quic.Conn {
 	t.Helper()
 	transport := &quic.Transport{Conn: pc}
 	t.Cleanup(func() { _ = transport.Close(); _ = pc.Close() })
-	conn, err := transport.Dial(waiting(t), net.UDPAddrFromAddrPort(to.addr), &tls.Config{
-		NextProtos: []string{"echo"}, InsecureSkipVerify: true, // nobody signs the certificate
+	conn, err := transport.Dial(timeoutContext(t), net.UDPAddrFromAddrPort(to.addr), &tls.Config{
+		NextProtos: []string{"echo"}, InsecureSkipVerify: true, // no authority signs the certificate
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if sum := sha256.Sum256(state.PeerCertificates[0].Raw); hex.EncodeToString(sum[:]) != to.fingerprint {
 				return fmt.Errorf("certificate %x, want %s", sum, to.fingerprint)
@@ -95,16 +96,17 @@ func dial(t *testing.T, pc net.PacketConn, to server, config *quic.Config) *quic
 	return conn
 }
 
-// exchange sends more than a megabyte by a new stream, and wants the same bytes back.
+// exchange sends more than a megabyte on a new stream, and checks that the same bytes are
+// sent back.
 func exchange(t *testing.T, conn *quic.Conn, seed byte) {
 	t.Helper()
 	content := make([]byte, 1<<20+12345)
 	_, _ = rand.NewChaCha8([32]byte{seed}).Read(content)
-	stream, err := conn.OpenStreamSync(waiting(t))
+	stream, err := conn.OpenStreamSync(timeoutContext(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = stream.SetDeadline(time.Now().Add(patience))
+	_ = stream.SetDeadline(time.Now().Add(timeout))
 	var writing sync.WaitGroup
 	writing.Go(func() {
 		if _, err := stream.Write(content); err != nil {
@@ -115,25 +117,25 @@ func exchange(t *testing.T, conn *quic.Conn, seed byte) {
 	got, err := io.ReadAll(stream)
 	writing.Wait()
 	if err != nil || !bytes.Equal(got, content) {
-		t.Errorf("%d of %d bytes came back, the same ones: %v; %v", len(got), len(content), bytes.HasPrefix(content, got), err)
+		t.Errorf("received %d of %d bytes, equal: %v; %v", len(got), len(content), bytes.HasPrefix(content, got), err)
 	}
 }
 
-// ended wants the server to tell the client that it ended.
-func ended(t *testing.T, conn *quic.Conn) {
+// checkClosed checks that the server notifies the client when it closes the connection.
+func checkClosed(t *testing.T, conn *quic.Conn) {
 	t.Helper()
 	select {
 	case <-conn.Context().Done():
-	case <-waiting(t).Done():
-		t.Fatal("the client was not told that the server ended")
+	case <-timeoutContext(t).Done():
+		t.Fatal("the client was not notified that the server closed the connection")
 	}
 	closed, ok := errors.AsType[*quic.ApplicationError](context.Cause(conn.Context()))
 	if !ok || !closed.Remote || closed.ErrorCode != 0 {
-		t.Errorf("the connection ended by %v", context.Cause(conn.Context()))
+		t.Errorf("the connection was closed with %v", context.Cause(conn.Context()))
 	}
 }
 
-// marks tells whether the peer got the ECN marks of this side's packets, and reported
+// marks records whether the peer received the ECN marks of this side's packets and reported
 // them (RFC 9000, section 13.4.2).
 type marks struct{ arrived atomic.Bool }
 
@@ -175,25 +177,25 @@ func TestServe(t *testing.T) {
 		}
 		conns = append(conns, conn)
 	}
-	exchange(t, conns[0], 2) // the first goes on beside the second
+	exchange(t, conns[0], 2) // the first connection still works beside the second
 	example.Signal(os.Interrupt)
 	example.Wait()
 	for _, conn := range conns {
-		ended(t, conn)
+		checkClosed(t, conn)
 	}
 	if rules := home.Rules(t); len(rules) != 0 {
 		t.Errorf("the router still has\n%s", strings.Join(rules, "\n"))
 	}
 }
 
-// The same without the lab, on a gateway of the test's own.
+// TestRun is TestServe without the lab, on a test gateway.
 func TestRun(t *testing.T) {
 	free, err := net.ListenPacket("udp4", ":4433")
 	if err != nil {
 		t.Skipf("EXAMPLE NOT TESTED: %v", err)
 	}
 	_ = free.Close()
-	// The client has a virtual socket, and quic-go warns of that.
+	// The client has a virtual socket, about which quic-go logs a warning.
 	t.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "true")
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
 	if err != nil {
@@ -213,7 +215,7 @@ func TestRun(t *testing.T) {
 	case line = <-printed:
 	case err := <-returned:
 		t.Fatal(err)
-	case <-waiting(t).Done():
+	case <-timeoutContext(t).Done():
 		t.Fatal("no external address")
 	}
 	pc, err := gw.ListenPacket("udp4", ":0")
@@ -223,13 +225,13 @@ func TestRun(t *testing.T) {
 	conn := dial(t, pc, parseLine(t, line), nil)
 	exchange(t, conn, 0)
 	cancel()
-	ended(t, conn)
+	checkClosed(t, conn)
 	if err := <-returned; !errors.Is(err, context.Canceled) || len(gw.Table()) != 0 {
 		t.Errorf("run: %v; the gateway has %v", err, gw.Table())
 	}
 }
 
-// config is for a Forwarder on a gateway of the test's own.
+// config returns the configuration of a Forwarder for a test gateway.
 func config(gw *gatewaytest.Gateway) *forward.Config {
 	return gw.Config()
 }

@@ -15,22 +15,22 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// What quic-go v0.65.0 looks for (sys_conn.go, sys_conn_oob.go, sys_conn_buffers.go):
-// OOBCapablePacketConn, with it net.Conn for package ipv4 of golang.org/x/net, and
-// SetWriteBuffer.
+// quic-go v0.65.0 uses these interfaces if a socket has them (sys_conn.go, sys_conn_oob.go,
+// sys_conn_buffers.go): OOBCapablePacketConn, together with net.Conn for package ipv4 of
+// golang.org/x/net, and SetWriteBuffer.
 var (
 	_ quic.OOBCapablePacketConn              = (*forward.PacketConn)(nil)
 	_ net.Conn                               = (*forward.PacketConn)(nil)
 	_ interface{ SetWriteBuffer(int) error } = (*forward.PacketConn)(nil)
 )
 
-// pionUDPConn is UDPConn of github.com/pion/transport/v5 v5.1.5, net.go: what pion's
-// packages take for a UDP socket.
+// pionUDPConn is UDPConn of github.com/pion/transport/v5 v5.1.5, net.go: the interface of a
+// UDP socket in the packages of pion.
 //
-// ICE takes any net.PacketConn (UDPMuxParams.UDPConn of github.com/pion/ice/v4 v4.4.9),
-// and calls its ReadFrom and WriteTo. Only for the type *net.UDPConn, and for types with
-// ReadFromAddrPort and WriteToAddrPort, it has a path without allocations (addr.go). A
-// *forward.PacketConn does not get that path.
+// ICE accepts any net.PacketConn (UDPMuxParams.UDPConn of github.com/pion/ice/v4 v4.4.9),
+// and calls its ReadFrom and WriteTo. It has a path without allocations (addr.go) only for
+// *net.UDPConn and for types with ReadFromAddrPort and WriteToAddrPort. It does not use that
+// path for a *forward.PacketConn.
 type pionUDPConn interface {
 	Close() error
 	LocalAddr() net.Addr
@@ -52,7 +52,7 @@ type pionUDPConn interface {
 
 var _ pionUDPConn = (*forward.PacketConn)(nil)
 
-// listen is ListenPacket on a free port, for which a gateway of the test's own is asked.
+// listen calls ListenPacket with a free port, on a test gateway.
 func listen(t *testing.T, network string) *forward.PacketConn {
 	t.Helper()
 	gw, err := gatewaytest.Start(gatewaytest.Config{})
@@ -73,8 +73,8 @@ func listen(t *testing.T, network string) *forward.PacketConn {
 	return pc
 }
 
-// peer is a socket on the loopback address, for a socket of the same network there. All
-// that it does has to be done in time.
+// peer opens a socket on a loopback address that exchanges datagrams with another socket. It
+// sets deadlines on both sockets.
 func peer(t *testing.T, host string, with net.PacketConn) (pc *net.UDPConn, to *net.UDPAddr) {
 	t.Helper()
 	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(host)})
@@ -83,7 +83,7 @@ func peer(t *testing.T, host string, with net.PacketConn) (pc *net.UDPConn, to *
 	}
 	t.Cleanup(func() { _ = pc.Close() })
 	for _, c := range []net.PacketConn{pc, with} {
-		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -91,14 +91,15 @@ func peer(t *testing.T, host string, with net.PacketConn) (pc *net.UDPConn, to *
 	return pc, &net.UDPAddr{IP: net.ParseIP(host), Port: int(port)}
 }
 
-// batchConn is both of *ipv4.PacketConn and *ipv6.PacketConn.
+// batchConn has the methods that *ipv4.PacketConn and *ipv6.PacketConn share.
 type batchConn interface {
 	ReadBatch(ms []ipv4.Message, flags int) (int, error)
 	WriteBatch(ms []ipv4.Message, flags int) (int, error)
 }
 
-// Several datagrams in one system call, where the system has such calls: what quic-go
-// reads by, and BatchConn of github.com/pion/transport/v5/udp reads and writes by.
+// TestBatch reads and writes several datagrams in one system call, if the system supports
+// that. quic-go reads in this way, and BatchConn of github.com/pion/transport/v5/udp reads
+// and writes in this way.
 func TestBatch(t *testing.T) {
 	for _, test := range []struct {
 		name, network, host string
@@ -106,7 +107,7 @@ func TestBatch(t *testing.T) {
 	}{
 		{"ipv4", "udp4", "127.0.0.1", func(pc net.PacketConn) batchConn { return ipv4.NewPacketConn(pc) }},
 		{"ipv6", "udp6", "::1", func(pc net.PacketConn) batchConn { return ipv6.NewPacketConn(pc) }},
-		{"both", "udp", "::1", func(pc net.PacketConn) batchConn { return ipv4.NewPacketConn(pc) }},
+		{"dual stack", "udp", "::1", func(pc net.PacketConn) batchConn { return ipv4.NewPacketConn(pc) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			pc := listen(t, test.network)
@@ -117,8 +118,8 @@ func TestBatch(t *testing.T) {
 				}
 			}
 			conn := test.batch(pc)
-			var answers []ipv4.Message
-			for len(answers) < 2 {
+			var replies []ipv4.Message
+			for len(replies) < 2 {
 				messages := make([]ipv4.Message, 8)
 				for i := range messages {
 					messages[i].Buffers = [][]byte{make([]byte, 100)}
@@ -128,11 +129,11 @@ func TestBatch(t *testing.T) {
 					t.Fatalf("ReadBatch: %v", err)
 				}
 				for _, m := range messages[:n] {
-					answers = append(answers, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: m.Addr})
+					replies = append(replies, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: m.Addr})
 				}
 			}
-			for sent := 0; sent < len(answers); {
-				n, err := conn.WriteBatch(answers[sent:], 0)
+			for sent := 0; sent < len(replies); {
+				n, err := conn.WriteBatch(replies[sent:], 0)
 				if err != nil {
 					t.Fatalf("WriteBatch: %v", err)
 				}
@@ -148,8 +149,8 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// What comes with a datagram besides its bytes: the address that it was sent to, and
-// that the answer is sent from.
+// TestMsgUDP checks the control messages of datagrams: the destination address of a received
+// datagram, and the source address of a reply.
 func TestMsgUDP(t *testing.T) {
 	pc := listen(t, "udp4")
 	if err := ipv4.NewPacketConn(pc).SetControlMessage(ipv4.FlagDst, true); err != nil {
@@ -166,7 +167,7 @@ func TestMsgUDP(t *testing.T) {
 	}
 	var info ipv4.ControlMessage
 	if err := info.Parse(oob[:oobn]); err != nil || !info.Dst.Equal(to.IP) {
-		t.Errorf("it was sent to %v, %v, want %v", info.Dst, err, to.IP)
+		t.Errorf("the destination is %v, %v, want %v", info.Dst, err, to.IP)
 	}
 	if _, _, err := pc.WriteMsgUDP(b[:n], (&ipv4.ControlMessage{Src: to.IP}).Marshal(), from); err != nil {
 		t.Fatalf("WriteMsgUDP: %v", err)
@@ -174,6 +175,6 @@ func TestMsgUDP(t *testing.T) {
 	got := make([]byte, 100)
 	n, at, err := peer.ReadFromUDP(got)
 	if err != nil || !bytes.Equal(got[:n], []byte("hello")) || !at.IP.Equal(to.IP) || at.Port != to.Port {
-		t.Errorf("read %q from %v, %v, want it from %v", got[:n], at, err, to)
+		t.Errorf("read %q from %v, %v, want the reply from %v", got[:n], at, err, to)
 	}
 }

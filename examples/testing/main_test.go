@@ -16,7 +16,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// run runs the program behind a router of the test's own, until the test ends.
+// run runs the program behind a test router until the test ends. It returns the router and
+// the external endpoints of the program.
 func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (*gatewaytest.Gateway, <-chan backends.Endpoint) {
 	t.Helper()
 	gw := gatewaytest.New(t, config)
@@ -28,24 +29,24 @@ func run(t *testing.T, config gatewaytest.Config, faults ...gatewaytest.Fault) (
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	told := make(chan backends.Endpoint, 10)
+	endpoints := make(chan backends.Endpoint, 10)
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, f, func(at backends.Endpoint) { told <- at }) }()
+	go func() { ended <- serve(ctx, f, func(at backends.Endpoint) { endpoints <- at }) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
 			t.Errorf("serve: %v", err)
 		}
 		_ = f.Close()
-		if left := gw.Table(); len(left) != 0 {
-			t.Errorf("the program left %v on the router", left)
+		if table := gw.Table(); len(table) != 0 {
+			t.Errorf("the program left %v on the router", table)
 		}
 	})
-	return gw, told
+	return gw, endpoints
 }
 
-// visit is somebody on the internet.
-func visit(gw *gatewaytest.Gateway, at backends.Endpoint) (string, error) {
+// get sends a request from the internet side of the router.
+func get(gw *gatewaytest.Gateway, at backends.Endpoint) (string, error) {
 	client := &http.Client{
 		Transport: &http.Transport{DialContext: gw.Dial, DisableKeepAlives: true},
 		Timeout:   30 * time.Second,
@@ -59,64 +60,66 @@ func visit(gw *gatewaytest.Gateway, at backends.Endpoint) (string, error) {
 	return string(b), err
 }
 
-func await(t *testing.T, told <-chan backends.Endpoint) backends.Endpoint {
+// await waits for the next external endpoint of the program.
+func await(t *testing.T, endpoints <-chan backends.Endpoint) backends.Endpoint {
 	t.Helper()
 	select {
-	case at := <-told:
+	case at := <-endpoints:
 		return at
 	case <-time.After(30 * time.Second):
-		t.Fatal("the program tells nothing")
+		t.Fatal("the program reported no endpoint within 30 s")
 		return backends.Endpoint{}
 	}
 }
 
-// Whichever protocol the router speaks, the internet gets in.
+// TestReachable checks that the program is reachable from the internet with each protocol.
 func TestReachable(t *testing.T) {
 	for name, config := range map[string]gatewaytest.Config{
 		"any protocol": {},
 		"PCP":          {Protocols: []string{"pcp"}},
-		"an old router with UPnP that grants for ever only": {
+		"an old UPnP router that grants only permanent mappings": {
 			Protocols: []string{"upnp"},
 			Quirks:    quirks.Quirks{UPnP: quirks.UPnP{Version: 1, Leases: quirks.Leases{PermanentOnly: 725}}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw, told := run(t, config)
-			if got, err := visit(gw, await(t, told)); err != nil || got != "hello from behind the router" {
+			gw, endpoints := run(t, config)
+			if got, err := get(gw, await(t, endpoints)); err != nil || got != "hello from behind the router" {
 				t.Errorf("read %q, %v", got, err)
 			}
 		})
 	}
 }
 
-// A router that restarts has forgotten everything. The program gets in again,
-// and tells of the new address.
+// TestRouterRestarts checks that the program is reachable again after a restart of the router,
+// which deletes all mappings. The program reports its new external address.
 func TestRouterRestarts(t *testing.T) {
-	gw, told := run(t, gatewaytest.Config{})
-	before := await(t, told)
+	gw, endpoints := run(t, gatewaytest.Config{})
+	before := await(t, endpoints)
 	gw.Restart(gatewaytest.RestartOptions{Silent: true})
-	if _, err := visit(gw, before); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("while it has forgotten: %v", err)
+	if _, err := get(gw, before); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after the restart, want ECONNREFUSED: %v", err)
 	}
-	gw.SetExternal(netip.MustParseAddr("45.45.45.2")) // which is announced
-	after := await(t, told)
+	gw.SetExternal(netip.MustParseAddr("45.45.45.2")) // sends an announcement
+	after := await(t, endpoints)
 	if after.Addr() == before.Addr() {
-		t.Errorf("still told to be at %v", after)
+		t.Errorf("the reported endpoint is still %v", after)
 	}
-	if got, err := visit(gw, after); err != nil || got != "hello from behind the router" {
+	if got, err := get(gw, after); err != nil || got != "hello from behind the router" {
 		t.Errorf("read %q, %v", got, err)
 	}
 }
 
-// A router that refuses at first, by each of its protocols, is asked again.
+// TestRouterRefuses checks that the program retries if the router first refuses the request
+// with each of its protocols.
 func TestRouterRefuses(t *testing.T) {
-	gw, told := run(t, gatewaytest.Config{}, gatewaytest.Fault{
+	gw, endpoints := run(t, gatewaytest.Config{}, gatewaytest.Fault{
 		Result: 2, Times: 3, Match: func(r gatewaytest.Request) bool { return r.Op == "map" },
 	})
-	if got, err := visit(gw, await(t, told)); err != nil || got != "hello from behind the router" {
+	if got, err := get(gw, await(t, endpoints)); err != nil || got != "hello from behind the router" {
 		t.Errorf("read %q, %v", got, err)
 	}
 	if stats := gw.Stats().Requests; stats["natpmp map tcp"] != 2 {
-		t.Errorf("the router was asked %v", stats)
+		t.Errorf("the router received %v", stats)
 	}
 }

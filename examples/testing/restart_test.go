@@ -7,7 +7,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// This is the test in the README.
+// TestRestart is the test in the README.
 func TestRestart(t *testing.T) {
 	gw := gatewaytest.New(t, gatewaytest.Config{}) // closed when the test ends
 	f, _ := forward.New(gw.Config())               // which is valid

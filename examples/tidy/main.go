@@ -1,5 +1,5 @@
-// Lists what the router forwards, for whomever, where it tells (UPnP), and takes
-// away what has a description that is given.
+// Lists the mappings of all hosts on the router, if it can list them (UPnP), and deletes the
+// mappings with a given description.
 //
 //	go run ./examples/tidy
 //	go run ./examples/tidy "old game" libtorrent
@@ -18,13 +18,13 @@ func main() {
 	for _, description := range os.Args[1:] {
 		n, err := forward.DisableAll(forward.Foreign(), forward.Description(description))
 		if err != nil {
-			log.Println(err) // and the rest is taken away all the same
+			log.Println(err) // DisableAll has deleted the other mappings
 		}
-		fmt.Printf("%d of %q taken away\n", n, description)
+		fmt.Printf("deleted %d of %q\n", n, description)
 	}
 	entries, err := forward.Mappings()
 	if err != nil {
-		log.Println(err) // and what was read until then is listed all the same
+		log.Println(err) // entries contains the mappings that were read before the error
 	}
 	for _, e := range entries {
 		remaining := "no end"

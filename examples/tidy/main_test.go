@@ -14,8 +14,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// The example as it stands, on a gateway of the test's own that lets its hosts
-// tidy up.
+// TestMainTidies runs the unchanged example on a test gateway that allows every host to
+// delete the mappings of other hosts.
 func TestMainTidies(t *testing.T) {
 	gw, err := stage.Router(gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}})
 	if err != nil {
@@ -48,8 +48,8 @@ func TestMainTidies(t *testing.T) {
 	if diff := cmp.Diff(want, run()); diff != "" {
 		t.Errorf("list (-want +got):\n%s", diff)
 	}
-	want = []string{`2 of "old game" taken away`, `0 of "new game" taken away`, want[1]}
+	want = []string{`deleted 2 of "old game"`, `deleted 0 of "new game"`, want[1]}
 	if diff := cmp.Diff(want, run("old game", "new game")); diff != "" {
-		t.Errorf("taken away (-want +got):\n%s", diff)
+		t.Errorf("delete (-want +got):\n%s", diff)
 	}
 }

@@ -1,5 +1,5 @@
-// A torrent client that the internet reaches, until Ctrl-C. It shares files and
-// directories, prints a magnet link for each, and gets what other links name:
+// A torrent client that is reachable from the internet, until Ctrl-C. It shares files and
+// directories, prints a magnet link for each, and downloads the files of other links:
 //
 //	torrent -dir ~/data film.iso
 //	torrent -dir ~/data 'magnet:?xt=urn:btih:…&x.pe=45.45.45.1:42069'
@@ -32,9 +32,9 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	dir := flag.String("dir", ".", "where the data are, or go")
+	dir := flag.String("dir", ".", "directory of the shared and the downloaded files")
 	port := uint16(42069)
-	flag.Func("port", "the `port` to wish for (default 42069)", func(s string) error {
+	flag.Func("port", "the preferred `port` (default 42069)", func(s string) error {
 		n, err := strconv.ParseUint(s, 10, 16)
 		port = uint16(n)
 		return err
@@ -50,18 +50,18 @@ func main() {
 		return c
 	}
 	err = run(ctx, f, port, config, flag.Args(), os.Stdout)
-	_ = f.Close() // takes the mapping away
+	_ = f.Close() // deletes the mapping
 	if err != nil && ctx.Err() == nil {
 		log.Fatal(err)
 	}
 }
 
-// run shares and gets until the context ends. The engine announces the port that it
-// listens on, and reads its port and address only when it starts: so the mapping
-// comes first, with one number inside and outside, and another endpoint takes
-// another client.
-func run(ctx context.Context, f *forward.Forwarder, port uint16, config func() *torrent.ClientConfig, what []string, out io.Writer) error {
-	specs, err := load(config().DataDir, what)
+// run shares and downloads until the context ends. The torrent engine announces the port on
+// which it listens, and it reads its port and address only when it starts. Therefore run maps
+// the port first, with the same internal and external port, and starts a new client if the
+// external endpoint changes.
+func run(ctx context.Context, f *forward.Forwarder, port uint16, config func() *torrent.ClientConfig, args []string, out io.Writer) error {
+	specs, err := load(config().DataDir, args)
 	if err != nil {
 		return err
 	}
@@ -77,32 +77,33 @@ func run(ctx context.Context, f *forward.Forwarder, port uint16, config func() *
 	return nil
 }
 
-// load makes out what to share and what to get.
-func load(dir string, what []string) ([]*torrent.TorrentSpec, error) {
+// load parses the arguments: files and directories to share, and links and .torrent files to
+// download.
+func load(dir string, args []string) ([]*torrent.TorrentSpec, error) {
 	var specs []*torrent.TorrentSpec
-	for _, w := range what {
-		spec, err := loadOne(dir, w)
+	for _, arg := range args {
+		spec, err := loadOne(dir, arg)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", w, err)
+			return nil, fmt.Errorf("%s: %w", arg, err)
 		}
 		specs = append(specs, spec)
 	}
 	return specs, nil
 }
 
-func loadOne(dir, what string) (*torrent.TorrentSpec, error) {
+func loadOne(dir, arg string) (*torrent.TorrentSpec, error) {
 	switch {
-	case strings.HasPrefix(what, "magnet:"):
-		return torrent.TorrentSpecFromMagnetUri(what)
-	case strings.HasSuffix(what, ".torrent"):
-		mi, err := metainfo.LoadFromFile(what)
+	case strings.HasPrefix(arg, "magnet:"):
+		return torrent.TorrentSpecFromMagnetUri(arg)
+	case strings.HasSuffix(arg, ".torrent"):
+		mi, err := metainfo.LoadFromFile(arg)
 		if err != nil {
 			return nil, err
 		}
 		return torrent.TorrentSpecFromMetaInfoErr(mi)
 	}
-	var info metainfo.Info // of a file or directory that is there
-	if err := info.BuildFromFilePath(filepath.Join(dir, what)); err != nil {
+	var info metainfo.Info // of a local file or directory
+	if err := info.BuildFromFilePath(filepath.Join(dir, arg)); err != nil {
 		return nil, err
 	}
 	b, err := bencode.Marshal(info)
@@ -112,9 +113,9 @@ func loadOne(dir, what string) (*torrent.TorrentSpec, error) {
 	return torrent.TorrentSpecFromMetaInfoErr(&metainfo.MetaInfo{InfoBytes: b})
 }
 
-// serve runs a client on the endpoint that is granted now, until there is another
-// or the context ends. While the mapping is lost it goes on: most often the same
-// endpoint comes back.
+// serve runs a client on the current external endpoint until the endpoint changes or the
+// context ends. It continues while the mapping is lost, because the router usually grants
+// the same endpoint again.
 func serve(ctx context.Context, m *forward.Mapping, config func() *torrent.ClientConfig, specs []*torrent.TorrentSpec, out io.Writer) error {
 	changed, external := m.Changed(), m.External().AddrPort
 	if external.Port() != 0 {
@@ -125,7 +126,7 @@ func serve(ctx context.Context, m *forward.Mapping, config func() *torrent.Clien
 		var starting sync.WaitGroup
 		defer starting.Wait()
 		defer client.Close()
-		log.Println("forwarded:", external)
+		log.Println("mapped:", external)
 		for _, spec := range specs {
 			t, _, err := client.AddTorrentSpec(spec)
 			if err != nil {
@@ -145,15 +146,15 @@ func serve(ctx context.Context, m *forward.Mapping, config func() *torrent.Clien
 	return nil
 }
 
-// open opens a client on the port that the gateway forwards. The client before goes
-// on closing its sockets after Close, for as long as peers that are gone owe it an
-// answer by uTP: so it tries for half a minute.
+// open opens a client on the mapped port. It retries for half a minute: the previous client
+// keeps its sockets open after Close while it waits for uTP replies from peers that have
+// left.
 func open(ctx context.Context, external netip.AddrPort, config func() *torrent.ClientConfig) (*torrent.Client, error) {
 	for tries := 0; ; tries++ {
 		c := config()
 		c.ListenPort = int(external.Port())
-		c.PublicIp4 = external.Addr().AsSlice() // nil where the gateway does not tell
-		c.NoDefaultPortForwarding = true        // it is forwarded already
+		c.PublicIp4 = external.Addr().AsSlice() // nil if the gateway does not report it
+		c.NoDefaultPortForwarding = true        // the port is already mapped
 		client, err := torrent.NewClient(c)
 		if err == nil || tries == 60 {
 			return client, err
@@ -167,8 +168,9 @@ func open(ctx context.Context, external netip.AddrPort, config func() *torrent.C
 	}
 }
 
-// start gets what is missing, as soon as it is known what that is, and prints a link
-// that needs neither a tracker nor the DHT: it names this client.
+// start downloads the missing pieces as soon as the metadata of the torrent is known. It
+// prints a link that needs neither a tracker nor the DHT, because the link contains the
+// endpoint of this client.
 func start(t *torrent.Torrent, external netip.AddrPort, out io.Writer) {
 	select {
 	case <-t.Closed():

@@ -21,29 +21,31 @@ import (
 )
 
 const (
-	patience = 60 * time.Second // bounds what must happen
-	wish     = 42069
-	name     = "film.iso"
+	timeout       = 60 * time.Second // for every wait of a test
+	preferredPort = 42069
+	name          = "film.iso"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// quiet is a client that finds nobody but those that it, or a tracker, is told of.
-func quiet(dir string, tracker bool) *torrent.ClientConfig {
+// isolatedConfig returns the configuration of a client that finds peers only by links and, if
+// tracker is true, by a tracker.
+func isolatedConfig(dir string, tracker bool) *torrent.ClientConfig {
 	c := torrent.NewDefaultClientConfig()
 	c.DataDir, c.Seed = dir, true
 	c.NoDHT, c.DisableTrackers, c.DisablePEX, c.DisableIPv6 = true, !tracker, true, true
 	return c
 }
 
-// example is how exampleProgram is started.
+// example has the arguments of exampleProgram.
 type example struct {
 	Dir     string
-	What    []string
+	Args    []string
 	Tracker bool
 }
 
-// exampleProgram is the example, which sends each link that it prints.
+// exampleProgram runs the example as a process of the lab, and sends each link that the
+// example prints.
 var exampleProgram = lab.Func("example", func(p *lab.Proc) {
 	var args example
 	p.Args(&args)
@@ -53,13 +55,14 @@ var exampleProgram = lab.Func("example", func(p *lab.Proc) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	err = run(ctx, f, wish, func() *torrent.ClientConfig { return quiet(args.Dir, args.Tracker) }, args.What, links{p})
+	err = run(ctx, f, preferredPort, func() *torrent.ClientConfig { return isolatedConfig(args.Dir, args.Tracker) }, args.Args, links{p})
 	_ = f.Close()
 	if err != nil {
 		p.Fatal(err)
 	}
 })
 
+// links is a writer that sends each line to the test.
 type links struct{ *lab.Proc }
 
 func (l links) Write(b []byte) (int, error) {
@@ -67,12 +70,12 @@ func (l links) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// peerProgram is another client, which gets what a link names by one transport and
-// then ends.
+// peerProgram is another client. It downloads the file of a link over one transport, and then
+// ends.
 var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 	var args struct{ Dir, Link, Transport string }
 	p.Args(&args)
-	c := quiet(args.Dir, true) // asks those that the link names
+	c := isolatedConfig(args.Dir, true) // uses the tracker in the link
 	c.ListenPort, c.NoDefaultPortForwarding = 0, true
 	c.DisableTCP, c.DisableUTP = args.Transport != "tcp", args.Transport != "utp"
 	client, err := torrent.NewClient(c)
@@ -84,9 +87,10 @@ var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	// An engine is slow to dial again if a peer did not answer at once, or hung up.
+	// The engine waits long before it connects again to a peer that did not reply at once or
+	// that closed the connection.
 	dialUntil := func(done <-chan struct{}) bool {
-		for begin := time.Now(); time.Since(begin) < patience/2; {
+		for start := time.Now(); time.Since(start) < timeout/2; {
 			select {
 			case <-done:
 				return true
@@ -97,16 +101,16 @@ var peerProgram = lab.Func("peer", func(p *lab.Proc) {
 		return false
 	}
 	if !dialUntil(t.GotInfo()) {
-		p.Fatal("no peer tells what the link names")
+		p.Fatal("no peer sent the metadata of the link")
 	}
 	t.DownloadAll()
-	if !dialUntil(t.Complete().On()) { // each piece has the right hash
+	if !dialUntil(t.Complete().On()) { // all pieces have the right hash
 		p.Fatalf("%d bytes are missing", t.BytesMissing())
 	}
 	p.Send("done")
 })
 
-// film writes some megabytes that nobody can guess.
+// film writes a file with some megabytes of random content.
 func film(t *testing.T) (dir string, content []byte) {
 	t.Helper()
 	dir, content = t.TempDir(), make([]byte, 3<<20+12345)
@@ -117,20 +121,20 @@ func film(t *testing.T) (dir string, content []byte) {
 	return dir, content
 }
 
-// fetches wants a peer outside to get the film by the link, which names an endpoint.
-func fetches(t *testing.T, home *lab.HomeNet, link, transport string, content []byte) {
+// checkDownload checks that a peer on the internet downloads the file of the link.
+func checkDownload(t *testing.T, home *lab.HomeNet, link, transport string, content []byte) {
 	t.Helper()
 	dir := t.TempDir()
 	peer := home.Wan.Start(t, peerProgram, map[string]string{"Dir": dir, "Link": link, "Transport": transport})
-	var said string
-	peer.Expect(&said)
+	var message string
+	peer.Expect(&message)
 	peer.Wait()
 	if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, content) {
-		t.Errorf("by %s: got %d bytes, %v", transport, len(got), err)
+		t.Errorf("over %s: got %d bytes, %v", transport, len(got), err)
 	}
 }
 
-// endpoint is the one that the next link names.
+// endpoint returns the next link that the example prints, and the endpoint in the link.
 func endpoint(t *testing.T, example *lab.Running) (link, external string) {
 	t.Helper()
 	example.Expect(&link)
@@ -141,8 +145,9 @@ func endpoint(t *testing.T, example *lab.Running) (link, external string) {
 	return link, u.Query().Get("x.pe")
 }
 
-// ends wants the example to end well, and to leave nothing at the router.
-func ends(t *testing.T, home *lab.HomeNet, example *lab.Running, others int) {
+// checkEnd interrupts the example, and checks that it ends and leaves no mapping on the
+// router. others is the number of mappings of other hosts.
+func checkEnd(t *testing.T, home *lab.HomeNet, example *lab.Running, others int) {
 	t.Helper()
 	example.Signal(os.Interrupt)
 	example.Wait()
@@ -151,18 +156,18 @@ func ends(t *testing.T, home *lab.HomeNet, example *lab.Running, others int) {
 	}
 }
 
-// neighbour is another host of the home, which has mapped a port of the router to a
+// neighbour adds another host to the home network. The host maps a port of the router to a
 // server of its own.
 func neighbour(t *testing.T, home *lab.HomeNet, port int) {
 	t.Helper()
 	host := home.Join("neighbour", "192.168.77.3/24")
 	mapped := "Mapped public port " + strconv.Itoa(port) + " "
-	for begin := time.Now(); ; {
+	for start := time.Now(); ; {
 		out, _ := host.Run(t.Context(), "natpmpc", "-g", home.Gateway.String(), "-a", strconv.Itoa(port), "80", "tcp", "600")
 		if strings.Contains(out, mapped) {
 			return
 		}
-		if time.Since(begin) > patience {
+		if time.Since(start) > timeout {
 			t.Fatalf("natpmpc: %s", out)
 		}
 	}
@@ -172,73 +177,75 @@ func TestShare(t *testing.T) {
 	lab.Scenario(t, "torrent: a peer outside gets a shared file, by TCP and by uTP")
 	home := lab.Home(t, lab.Router{})
 	dir, content := film(t)
-	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, What: []string{name}})
+	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, Args: []string{name}})
 	link, external := endpoint(t, example)
 	if external != "45.45.45.1:42069" {
 		t.Errorf("reachable at %s", external)
 	}
-	fetches(t, home, link, "tcp", content)
-	fetches(t, home, link, "utp", content)
-	ends(t, home, example, 0)
+	checkDownload(t, home, link, "tcp", content)
+	checkDownload(t, home, link, "utp", content)
+	checkEnd(t, home, example, 0)
 }
 
 func TestShareTaken(t *testing.T) {
 	lab.Scenario(t, "torrent: the port is taken, and the engine listens on the one that is granted")
 	home := lab.Home(t, lab.Router{})
-	neighbour(t, home, wish)
+	neighbour(t, home, preferredPort)
 	dir, content := film(t)
-	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, What: []string{name}})
+	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, Args: []string{name}})
 	link, external := endpoint(t, example)
 	if external == "" || external == "45.45.45.1:42069" {
-		t.Errorf("reachable at %q, which is another host", external)
+		t.Errorf("reachable at %q, want another port than the neighbour's", external)
 	}
-	fetches(t, home, link, "tcp", content)
-	fetches(t, home, link, "utp", content)
-	ends(t, home, example, 1)
+	checkDownload(t, home, link, "tcp", content)
+	checkDownload(t, home, link, "utp", content)
+	checkEnd(t, home, example, 1)
 }
 
-// The router starts anew, and somebody else has the port before it is asked for again.
+// TestShareChanged restarts the router. Another host maps the port before the example can
+// request it again.
 func TestShareChanged(t *testing.T) {
 	lab.Scenario(t, "torrent: the router restarts and hands out another port, and peers get the file there")
 	home := lab.Home(t, lab.Router{})
 	dir, content := film(t)
-	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, What: []string{name}})
+	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, Args: []string{name}})
 	_, before := endpoint(t, example)
 	home.Daemon.Kill(t)
 	home.Daemon.Forget(t)
-	kept := home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 drop`)
+	blocked := home.Router.Rule(t, "input", `iifname "lan0" ip saddr 192.168.77.2 drop`)
 	home.Daemon.Start(t)
-	neighbour(t, home, wish)
-	kept.Remove(t)
+	neighbour(t, home, preferredPort)
+	blocked.Remove(t)
 	link, external := endpoint(t, example)
 	if external == "" || external == before {
 		t.Errorf("reachable at %q, after %q", external, before)
 	}
-	fetches(t, home, link, "tcp", content)
-	fetches(t, home, link, "utp", content)
-	ends(t, home, example, 1)
+	checkDownload(t, home, link, "tcp", content)
+	checkDownload(t, home, link, "utp", content)
+	checkEnd(t, home, example, 1)
 }
 
-// The provider hands out another address: the next client listens on the port of
-// the one before.
+// TestShareAddress changes the external address. The next client of the example listens on the
+// same port as the previous client.
 func TestShareAddress(t *testing.T) {
 	lab.Scenario(t, "torrent: another external address, and peers get the file there")
 	home := lab.Home(t, lab.Router{})
 	dir, content := film(t)
-	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, What: []string{name}})
+	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, Args: []string{name}})
 	link, _ := endpoint(t, example)
-	fetches(t, home, link, "tcp", content)
+	checkDownload(t, home, link, "tcp", content)
 	home.Router.Exec(t, "sh", "-ec", "sysctl -qw net.ipv4.conf.wan0.promote_secondaries=1; ip addr add 45.45.45.77/24 dev wan0; ip addr del 45.45.45.1/24 dev wan0")
 	link, external := endpoint(t, example)
 	if external != "45.45.45.77:42069" {
 		t.Errorf("reachable at %q", external)
 	}
-	fetches(t, home, link, "tcp", content)
-	fetches(t, home, link, "utp", content)
-	ends(t, home, example, 0)
+	checkDownload(t, home, link, "tcp", content)
+	checkDownload(t, home, link, "utp", content)
+	checkEnd(t, home, example, 0)
 }
 
-// What is to be shared and got is made out before anything is asked of the gateway.
+// TestLoad checks that the arguments are parsed, and that an invalid argument fails before any
+// request to the gateway.
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	dir, _ := film(t)
@@ -252,12 +259,12 @@ func TestLoad(t *testing.T) {
 	if got := specs[1]; got.InfoHash.HexString() != "0123456789abcdef0123456789abcdef01234567" || len(got.PeerAddrs) != 1 {
 		t.Errorf("%+v", got)
 	}
-	for _, what := range []string{"missing", "missing.torrent", "magnet:?xt=urn:btih:short"} {
-		if _, err := load(dir, []string{what}); err == nil {
-			t.Errorf("%q is accepted", what)
+	for _, arg := range []string{"missing", "missing.torrent", "magnet:?xt=urn:btih:short"} {
+		if _, err := load(dir, []string{arg}); err == nil {
+			t.Errorf("%q is accepted", arg)
 		}
 	}
-	if err := run(t.Context(), nil, 0, func() *torrent.ClientConfig { return quiet(dir, false) }, []string{"missing"}, io.Discard); err == nil {
-		t.Error("the example runs without its file")
+	if err := run(t.Context(), nil, 0, func() *torrent.ClientConfig { return isolatedConfig(dir, false) }, []string{"missing"}, io.Discard); err == nil {
+		t.Error("run accepts a file that does not exist")
 	}
 }

@@ -19,15 +19,16 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// tracker answers everybody with the peer that announced itself first, at the address
-// that it sees it at and the port that it tells (BEP 3, BEP 23).
+// tracker responds to every request with the peer that announced itself first: with the source
+// address of the request, and the announced port (BEP 3, BEP 23).
 type tracker struct {
 	once      sync.Once
-	announced chan struct{} // closed when the rest is known
+	announced chan struct{} // closed when peer and ip are set
 	peer      netip.AddrPort
-	says      string // the address that the peer says it has (BEP 3)
+	ip        string // the address in the announcement (BEP 3)
 }
 
+// startTracker starts a tracker on the internet, and returns its announce URL.
 func startTracker(t *testing.T, home *lab.HomeNet) (tr *tracker, announce string) {
 	t.Helper()
 	ln, err := home.Wan.Listen("tcp", "45.45.45.2:6969")
@@ -51,7 +52,7 @@ func (tr *tracker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	tr.once.Do(func() {
-		tr.peer, tr.says = netip.AddrPortFrom(from.Addr().Unmap(), uint16(port)), query.Get("ip")
+		tr.peer, tr.ip = netip.AddrPortFrom(from.Addr().Unmap(), uint16(port)), query.Get("ip")
 		close(tr.announced)
 	})
 	<-tr.announced
@@ -59,7 +60,7 @@ func (tr *tracker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "d8:intervali60e5:peers6:%se", peer)
 }
 
-// writeMetainfo writes the .torrent file that names the tracker.
+// writeMetainfo writes a .torrent file that contains the tracker.
 func writeMetainfo(t *testing.T, dir, announce string) (path string) {
 	t.Helper()
 	var info metainfo.Info
@@ -82,29 +83,29 @@ func writeMetainfo(t *testing.T, dir, announce string) (path string) {
 	return path
 }
 
-// What the example is for: the engine announces the port that it listens on, and a
-// peer that knows the tracker alone gets the file by it.
+// TestShareTracker checks that the engine announces the mapped port, and that a peer that has
+// only the tracker downloads the file.
 func TestShareTracker(t *testing.T) {
 	lab.Scenario(t, "torrent: the granted port is announced to a tracker, and a peer that asks it gets the file")
 	home := lab.Home(t, lab.Router{})
-	neighbour(t, home, wish)
+	neighbour(t, home, preferredPort)
 	tr, announce := startTracker(t, home)
 	dir, content := film(t)
-	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, What: []string{writeMetainfo(t, dir, announce)}, Tracker: true})
+	example := home.Lan.Start(t, exampleProgram, example{Dir: dir, Args: []string{writeMetainfo(t, dir, announce)}, Tracker: true})
 	link, external := endpoint(t, example)
 	select {
 	case <-tr.announced:
-	case <-time.After(patience):
-		t.Fatal("never announced")
+	case <-time.After(timeout):
+		t.Fatal("no announcement within 60 s")
 	}
-	if tr.peer.String() != external || tr.says != tr.peer.Addr().String() {
-		t.Errorf("announced as %v, which says %q, reachable at %v", tr.peer, tr.says, external)
+	if tr.peer.String() != external || tr.ip != tr.peer.Addr().String() {
+		t.Errorf("announced as %v with the address %q, reachable at %v", tr.peer, tr.ip, external)
 	}
 	u, err := url.Parse(link)
 	if err != nil {
 		t.Fatal(err)
 	}
 	query := u.Query()
-	fetches(t, home, "magnet:?xt="+query.Get("xt")+"&tr="+url.QueryEscape(query.Get("tr")), "tcp", content)
-	ends(t, home, example, 1)
+	checkDownload(t, home, "magnet:?xt="+query.Get("xt")+"&tr="+url.QueryEscape(query.Get("tr")), "tcp", content)
+	checkEnd(t, home, example, 1)
 }

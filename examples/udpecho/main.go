@@ -1,4 +1,5 @@
-// A UDP echo that the internet reaches; killed, it leaves the way to it for minutes.
+// A UDP echo server that is reachable from the internet. If the program is killed, the
+// mapping expires after five minutes.
 package main
 
 import (

@@ -11,7 +11,7 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// The example as it stands, on a gateway of the test's own. It ends with the
+// TestMainEchoes runs the unchanged example on a test gateway. The example ends with the
 // process.
 func TestMainEchoes(t *testing.T) {
 	free, err := net.ListenPacket("udp", ":9000")
@@ -35,7 +35,7 @@ func TestMainEchoes(t *testing.T) {
 	select {
 	case <-mapped:
 	case <-time.After(30 * time.Second):
-		t.Fatal("never mapped")
+		t.Fatal("no mapping within 30 s")
 	}
 	conn, err := gw.Dial(t.Context(), "udp", netip.AddrPortFrom(gw.External(), 9000).String())
 	if err != nil {

@@ -1,5 +1,5 @@
-// The UPnP client by itself: what a device says of itself, its table, and an
-// entry of our own.
+// The UPnP client without a Forwarder: the description of a device, a new mapping, and the
+// table of the device.
 //
 //	go run ./examples/upnpclient http://192.168.1.1:5000/rootDesc.xml
 package main
@@ -19,7 +19,7 @@ import (
 
 func main() {
 	if len(os.Args) != 2 {
-		log.Fatal("name the URL of a root description: goforward gateways --json tells it")
+		log.Fatal("usage: upnpclient URL (of the root description; goforward gateways --json prints it)")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -37,34 +37,34 @@ func main() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		use(ctx, client, device.Local)
+		mapPort(ctx, client, device.Local)
 	}
 }
 
-// use maps a port to this host, lists the table, and takes the mapping away.
-func use(ctx context.Context, client *upnp.Client, here netip.Addr) {
+// mapPort maps a port to this host, lists the table, and deletes the mapping.
+func mapPort(ctx context.Context, client *upnp.Client, local netip.Addr) {
 	external, err := client.ExternalAddr(ctx)
 	if err != nil {
 		fmt.Println(err)
 	}
 	fmt.Println("external address", external)
 	m := upnp.PortMapping{
-		Protocol: backends.TCP, ExternalPort: 8080, Internal: netip.AddrPortFrom(here, 80),
+		Protocol: backends.TCP, ExternalPort: 8080, Internal: netip.AddrPortFrom(local, 80),
 		Enabled: true, Description: "my server", Lease: time.Hour,
 	}
 	var fault *upnp.Fault
 	switch err := client.AddPortMapping(ctx, m); {
 	case errors.As(err, &fault) && fault.Code == upnp.ConflictInMappingEntry:
-		fmt.Println("somebody else has the port")
+		fmt.Println("another host has mapped the port")
 		return
 	case err != nil:
 		fmt.Println(err)
 		return
 	}
-	for i := range 100 { // some devices never end
+	for i := range 100 { // the tables of some devices never end
 		e, err := client.PortMappingAt(ctx, i)
 		if err != nil {
-			break // most likely past the end: each device has its own code for that
+			break // most likely the end of the table: devices use different codes for it
 		}
 		fmt.Println(e.Protocol, e.ExternalPort, "→", e.Internal, e.Description)
 	}

@@ -11,15 +11,15 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// The example as it stands, on a gateway of the test's own, where another host
-// has first another port, then that very one.
+// TestMainMaps runs the unchanged example on a test gateway. Another host has mapped another
+// port in the first case, and the same port in the second.
 func TestMainMaps(t *testing.T) {
 	for port, want := range map[uint16][]string{
 		443: {
 			"- WANIPConnection 2", "external address 45.45.45.1",
 			"tcp 443 → 192.168.77.9:443 other", "tcp 8080 → 127.0.0.1:80 my server", "deleted: <nil>",
 		},
-		8080: {"- WANIPConnection 2", "external address 45.45.45.1", "somebody else has the port"},
+		8080: {"- WANIPConnection 2", "external address 45.45.45.1", "another host has mapped the port"},
 	} {
 		gw, err := gatewaytest.Start(gatewaytest.Config{})
 		if err != nil {
@@ -37,12 +37,12 @@ func TestMainMaps(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := program.Wait()
-		t.Logf("it says %q", got)
+		t.Logf("the program printed %q", got)
 		if diff := cmp.Diff(want, got[1:min(1+len(want), len(got))]); diff != "" {
 			t.Errorf("output (-want +got):\n%s", diff)
 		}
-		if left := gw.Table(); len(left) != 1 {
-			t.Errorf("the gateway has %v", left)
+		if table := gw.Table(); len(table) != 1 {
+			t.Errorf("the gateway has %v", table)
 		}
 		_ = gw.Close()
 	}

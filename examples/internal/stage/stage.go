@@ -1,5 +1,5 @@
-// Package stage is what the tests of the examples run them on: a router, and
-// their output.
+// Package stage runs the main functions of the examples in tests: it starts a test router,
+// and captures the output.
 package stage
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/gatewaytest"
 )
 
-// Router starts a gateway, and makes the package-level calls of forward use it.
-// It is for the caller to close, and forward too.
+// Router starts a test gateway and configures the package-level functions of forward to use
+// it. The caller must close the gateway, and call forward.Close.
 func Router(config gatewaytest.Config) (*gatewaytest.Gateway, error) {
 	gw, err := gatewaytest.Start(config)
 	if err != nil {
@@ -27,7 +27,7 @@ func Router(config gatewaytest.Config) (*gatewaytest.Gateway, error) {
 	return gw, nil
 }
 
-// Program is a main function that runs, with its output.
+// Program is a running main function, with its output.
 type Program struct {
 	stdout *os.File
 	lines  *bufio.Reader
@@ -35,7 +35,7 @@ type Program struct {
 	ended  chan struct{}
 }
 
-// Run starts a main function with arguments. One runs at a time.
+// Run starts a main function with arguments. Only one main function can run at a time.
 func Run(main func(), args ...string) (*Program, error) {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -52,18 +52,18 @@ func Run(main func(), args ...string) (*Program, error) {
 	return p, nil
 }
 
-// patience is for what is to happen.
-const patience = 30 * time.Second
+// lineTimeout limits the wait for a line.
+const lineTimeout = 30 * time.Second
 
 // Line returns the next line that the program prints, without its end.
 func (p *Program) Line() (string, error) {
-	_ = p.read.SetReadDeadline(time.Now().Add(patience)) // where the system has such
+	_ = p.read.SetReadDeadline(time.Now().Add(lineTimeout)) // not every system supports deadlines of pipes
 	line, err := p.lines.ReadString('\n')
 	return strings.TrimSuffix(line, "\n"), err
 }
 
-// Wait waits for the program's end, and returns the lines that it printed until
-// then, without their ends.
+// Wait waits until the program ends, and returns the remaining lines that it printed,
+// without line ends.
 func (p *Program) Wait() (lines []string) {
 	for {
 		line, err := p.Line()
