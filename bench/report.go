@@ -138,7 +138,7 @@ func row(r *Result, l Legend, s Section, name string, samples []Sample) string {
 }
 
 // reference returns the candidate of goforward with which another candidate is compared:
-// the named one, if it took part in the scenario.
+// the named one if it took part in the scenario, or else the first that did.
 func (r *Result) reference(scenario, named string) string {
 	for _, name := range []string{named, goforwardName, goforwardGatewayName} {
 		if name != "" && len(r.of(scenario, name)) > 0 {
