@@ -380,7 +380,7 @@ func (s *spec) add(opts []Option) error {
 	case s.Once && s.Background:
 		return invalid("Once and Background exclude each other")
 	case s.Once && s.Lifetime == Forever:
-		return invalid("Once and Lifetime(Forever) exclude each other: the mapping would stay for ever")
+		return invalid("Once and Lifetime(Forever) exclude each other: the mapping would never end")
 	case s.Once && slices.Contains(s.given, optionRenewEvery):
 		return invalid("Once and RenewEvery exclude each other")
 	case s.SamePort && s.External != 0 && s.Internal.Port() != 0 && s.External != s.Internal.Port():

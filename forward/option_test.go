@@ -39,7 +39,7 @@ func TestContradictoryOptions(t *testing.T) {
 		"the option RenewEvery is given twice":                                           {forward.TCP(80), forward.RenewEvery(time.Hour), forward.RenewEvery(time.Hour)},
 		"RenewEvery(10ms) is shorter than 1s":                                            {forward.TCP(80), forward.RenewEvery(10 * time.Millisecond)},
 		"Once and RenewEvery exclude each other":                                         {forward.TCP(80), forward.Once(), forward.RenewEvery(time.Hour)},
-		"Once and Lifetime(Forever) exclude each other: the mapping would stay for ever": {forward.TCP(80), forward.Lifetime(forward.Forever), forward.Once()},
+		"Once and Lifetime(Forever) exclude each other: the mapping would never end": {forward.TCP(80), forward.Lifetime(forward.Forever), forward.Once()},
 		"OnChange without a function":                                                    {forward.TCP(80), forward.OnChange(nil)},
 		"ExternalAddr without an address":                                                {forward.TCP(80), forward.ExternalAddr(netip.Addr{})},
 	} {

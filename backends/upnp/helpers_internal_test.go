@@ -132,7 +132,7 @@ func (s *rawServer) client(t *testing.T, serviceType string, config ClientConfig
 func ok(body string) string { return status(200, body) }
 
 func status(code int, body string) string {
-	return "HTTP/1.1 " + strconv.Itoa(code) + " Whatever\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nContent-Length: " +
+	return "HTTP/1.1 " + strconv.Itoa(code) + " Text\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nContent-Length: " +
 		strconv.Itoa(len(body)) + "\r\nConnection: close\r\n\r\n" + body
 }
 

@@ -85,8 +85,8 @@ func TestDisableAll(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-// TestEnd checks that Close and Shutdown delete all mappings.
-func TestEnd(t *testing.T) {
+// TestCloseDeletesAll checks that Close and Shutdown delete all mappings.
+func TestCloseDeletesAll(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(t *testing.T, f *remoteForwarder){
 		"Close":              func(_ *testing.T, f *remoteForwarder) { f.close() },
@@ -165,9 +165,9 @@ func TestKilled(t *testing.T) {
 
 const tolerance = 500 * time.Millisecond // how late a busy machine may be
 
-// TestDiesInMidCall checks a router that replies to the probe and dies before it replies
+// TestRouterStopsDuringRequest checks a router that replies to the probe and dies before it replies
 // to the request.
-func TestDiesInMidCall(t *testing.T) {
+func TestRouterStopsDuringRequest(t *testing.T) {
 	t.Parallel()
 	for _, dead := range []string{"silent", "refusing"} {
 		t.Run(dead, func(t *testing.T) {
@@ -207,9 +207,9 @@ func TestDiesInMidCall(t *testing.T) {
 	}
 }
 
-// TestCloseDead checks that Close returns within its timeout if the router does not
+// TestCloseWithoutRouter checks that Close returns within its timeout if the router does not
 // reply. Its error names the mappings that remain on the router.
-func TestCloseDead(t *testing.T) {
+func TestCloseWithoutRouter(t *testing.T) {
 	t.Parallel()
 	for _, dead := range []string{"killed", "silent", "cut off"} {
 		t.Run(dead, func(t *testing.T) {

@@ -56,8 +56,8 @@ func TestEnable(t *testing.T) {
 	}
 }
 
-// TestEnableNothingNamed checks Enable without options: it chooses a free port.
-func TestEnableNothingNamed(t *testing.T) {
+// TestEnableWithoutOptions checks Enable without options: it chooses a free port.
+func TestEnableWithoutOptions(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: enable a free port")
 	home := lab.Home(t, lab.Router{})
@@ -186,7 +186,7 @@ func TestBackgroundRouter(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-func TestTaken(t *testing.T) {
+func TestPortTaken(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: a taken port, another is granted")
 	home := lab.Home(t, lab.Router{})
@@ -206,7 +206,7 @@ func TestTaken(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-func TestTakenExact(t *testing.T) {
+func TestPortTakenExact(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: a taken port, exactly that one wanted")
 	home := lab.Home(t, lab.Router{})
@@ -227,7 +227,7 @@ func TestTakenExact(t *testing.T) {
 	}
 }
 
-func TestTakenBoth(t *testing.T) {
+func TestPortTakenBoth(t *testing.T) {
 	t.Parallel()
 	for _, half := range []string{"tcp", "udp"} {
 		t.Run(half, func(t *testing.T) {

@@ -229,8 +229,8 @@ var badLines = []struct {
 	{"delay", lab.Line{Delay: 150 * time.Millisecond, Jitter: 100 * time.Millisecond}},
 }
 
-// TestFaultLine checks that a mapping is granted and deleted over every bad line.
-func TestFaultLine(t *testing.T) {
+// TestFaultBadLine checks that a mapping is granted and deleted over every bad line.
+func TestFaultBadLine(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
 		t.Run(backend, func(t *testing.T) {

@@ -124,9 +124,9 @@ func TestChoiceLoss(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// TestChoiceHalf checks a router that replies to the probes of NAT-PMP and PCP, but
+// TestChoicePartialSupport checks a router that replies to the probes of NAT-PMP and PCP, but
 // creates mappings by only one of them.
-func TestChoiceHalf(t *testing.T) {
+func TestChoicePartialSupport(t *testing.T) {
 	t.Parallel()
 	const natpmpMap = `iifname "lan0" udp dport 5351 @th,64,8 0 @th,72,8 { 1, 2 } `
 	const pcpMap = `iifname "lan0" udp dport 5351 @th,64,16 0x0201 `
@@ -158,8 +158,8 @@ func TestChoiceHalf(t *testing.T) {
 	}
 }
 
-// TestRival checks that requests are sent only to the router of the default route.
-func TestRival(t *testing.T) {
+// TestSecondRouter checks that requests are sent only to the router of the default route.
+func TestSecondRouter(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two routers on one network")
 	home := lab.Home(t, lab.Router{})
@@ -199,10 +199,10 @@ func TestRival(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// TestRivalDisable checks a mapping that was enabled before the default route changed. It
+// TestSecondRouterDisable checks a mapping that was enabled before the default route changed. It
 // follows the route when another call notices the change, and all mappings are deleted in
 // the end.
-func TestRivalDisable(t *testing.T) {
+func TestSecondRouterDisable(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two routers on one network, disabled after the route has moved")
 	home := lab.Home(t, lab.Router{})
@@ -256,9 +256,9 @@ func TestDirect(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// TestRow checks double NAT. The inner router detects that its external address is
+// TestDoubleNAT checks double NAT. The inner router detects that its external address is
 // private.
-func TestRow(t *testing.T) {
+func TestDoubleNAT(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row")
 	in, out := lab.DoubleNAT(t, lab.Router{}, lab.Router{})
@@ -273,9 +273,9 @@ func TestRow(t *testing.T) {
 	}
 }
 
-// TestRowMismatch checks a PCP request to the outer router through the inner one. The
+// TestDoubleNATAddressMismatch checks a PCP request to the outer router through the inner one. The
 // outer router receives it from an address other than the client address in the request.
-func TestRowMismatch(t *testing.T) {
+func TestDoubleNATAddressMismatch(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row, the outer one named")
 	in, out := lab.DoubleNAT(t, lab.Router{}, pcpOnly)
@@ -286,10 +286,10 @@ func TestRowMismatch(t *testing.T) {
 	wantRules(t, out, 0)
 }
 
-// TestRowBoth checks that bytes arrive if the inner router is configured with the
+// TestDoubleNATMappedOnBoth checks that bytes arrive if the inner router is configured with the
 // external address of the outer router, and a port is mapped on both routers. NAT-PMP
 // requests do not contain the client address, so the outer router maps to the inner one.
-func TestRowBoth(t *testing.T) {
+func TestDoubleNATMappedOnBoth(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "choice: two NATs in a row, mapped on both")
 	in, out := lab.DoubleNAT(t, lab.Router{ExtraConf: []string{"ext_ip=45.45.45.1"}}, lab.Router{})
@@ -317,9 +317,9 @@ func TestRowBoth(t *testing.T) {
 	wantRules(t, in, 0)
 }
 
-// TestNamed checks a wrong address in Config.Gateway. The error reports that the address
+// TestNamedGateway checks a wrong address in Config.Gateway. The error reports that the address
 // does not reply, and not that there is no gateway.
-func TestNamed(t *testing.T) {
+func TestNamedGateway(t *testing.T) {
 	t.Parallel()
 	const wait = 1500 * time.Millisecond
 	for name, gw := range map[string]struct {
@@ -352,9 +352,9 @@ func TestNamed(t *testing.T) {
 	}
 }
 
-// TestNamedRight checks that the gateway in Config.Gateway is used even if the host has
+// TestNamedGatewayWithoutRoute checks that the gateway in Config.Gateway is used even if the host has
 // no default route.
-func TestNamedRight(t *testing.T) {
+func TestNamedGatewayWithoutRoute(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the gateway named, without a default route")
 	home := lab.Home(t, lab.Router{})
@@ -389,9 +389,9 @@ func TestNoRoute(t *testing.T) {
 	home.Reaches(t, home.Lan.Echo(t, "tcp", ":8080"), m.External)
 }
 
-// TestNobodyAnswers checks that Enable fails within the discovery timeout if no protocol
+// TestNoReply checks that Enable fails within the discovery timeout if no protocol
 // gets a reply.
-func TestNobodyAnswers(t *testing.T) {
+func TestNoReply(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: 5351 silent, verdict within Wait")
 	const wait = 1200 * time.Millisecond

@@ -171,9 +171,9 @@ func TestPinholeRenew(t *testing.T) {
 	home.DoesNotReach(t, echo, renewed.External)
 }
 
-// TestPinholeBeside checks a mapping over IPv4 and a pinhole over IPv6 for the same port
+// TestPinholeWithMapping checks a mapping over IPv4 and a pinhole over IPv6 for the same port
 // in one Forwarder.
-func TestPinholeBeside(t *testing.T) {
+func TestPinholeWithMapping(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole beside a mapping")
 	home := lab.Home(t, lab.Router{IPv6: true})
@@ -222,9 +222,9 @@ func TestPinholePrivacy(t *testing.T) {
 	wantPinholes(t, home, 0)
 }
 
-// TestPinholeNone checks that Enable fails, without a long wait, if there is no IPv6
+// TestPinholeUnsupported checks that Enable fails, without a long wait, if there is no IPv6
 // route or no protocol for IPv6.
-func TestPinholeNone(t *testing.T) {
+func TestPinholeUnsupported(t *testing.T) {
 	t.Parallel()
 	t.Run("no route", func(t *testing.T) {
 		t.Parallel()

@@ -3,6 +3,7 @@ package labtest
 import (
 	"fmt"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -129,8 +130,8 @@ func TestLinkDown(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// TestNetworkComes checks a default route that is added after the program has started.
-func TestNetworkComes(t *testing.T) {
+// TestNetworkAppears checks a default route that is added after the program has started.
+func TestNetworkAppears(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the way out appears after the mapping was wished for")
 	home := lab.Home(t, lab.Router{})
@@ -170,6 +171,13 @@ func TestAddressChange(t *testing.T) {
 	}
 }
 
+// stopSignal and continueSignal are SIGSTOP and SIGCONT on Linux, the only system on which
+// these tests run.
+const (
+	stopSignal     = syscall.Signal(19)
+	continueSignal = syscall.Signal(18)
+)
+
 func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	t.Helper()
 	f := newForwarder(t, home.Lan, config{})
@@ -179,7 +187,11 @@ func testAddressChange(t *testing.T, home *lab.HomeNet, change []string) {
 	home.Reaches(t, echo, m.External)
 
 	for _, script := range change {
+		// The daemon announces a change once, and the client then requests the address. So the
+		// daemon must not run in the middle of a script, between two addresses.
+		home.Daemon.Signal(t, stopSignal)
 		home.Router.Exec(t, "sh", "-ec", script)
+		home.Daemon.Signal(t, continueSignal)
 	}
 	begin, stalled := time.Now(), measureStalls()
 	want := netip.AddrPortFrom(netip.MustParseAddr("45.45.45.77"), 8080)
@@ -292,9 +304,9 @@ func TestRouteFlaps(t *testing.T) {
 	f.close()
 }
 
-// TestMovesLeaveNothing checks that a host that moves from network to network does not
+// TestMovesLeakNothing checks that a host that moves from network to network does not
 // use more goroutines and sockets than in the first network.
-func TestMovesLeaveNothing(t *testing.T) {
+func TestMovesLeakNothing(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "network: the goroutines and sockets for networks that were left are closed")
 	home := lab.Home(t, lab.Router{})

@@ -150,10 +150,10 @@ func TestRenew(t *testing.T) {
 	testRenewal(t, lab.Router{}, "natpmp")
 }
 
-// TestRenewSiblings checks two parts of a program that forward TCP and UDP of one port
+// TestRenewPortGroup checks two parts of a program that forward TCP and UDP of one port
 // separately. This router confuses their firewall rules: if it renews or deletes one
 // rule, it deletes the other rule.
-func TestRenewSiblings(t *testing.T) {
+func TestRenewPortGroup(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: TCP and UDP of a port, renewed and disabled apart")
 	home := lab.Home(t, lab.Router{})
@@ -181,11 +181,11 @@ func TestRenewSiblings(t *testing.T) {
 	wantRules(t, home, 1)
 }
 
-// TestSiblingsInOrder repeats TestRenewSiblings with either protocol first in the
+// TestPortGroupOrder repeats TestRenewPortGroup with either protocol first in the
 // router's list of rules, and with renewals in either order. The router restarts, too:
 // its epoch shows the restart, or only an announcement shows it, or only the next renewal
 // detects it.
-func TestSiblingsInOrder(t *testing.T) {
+func TestPortGroupOrder(t *testing.T) {
 	t.Parallel()
 	const (
 		lease         = 20 * time.Second
@@ -242,9 +242,9 @@ func TestSiblingsInOrder(t *testing.T) {
 	}
 }
 
-// TestDisabledStaysAway checks that a mapping is deleted at once by Disable, before its
+// TestDisabledNotRequestedAgain checks that a mapping is deleted at once by Disable, before its
 // lifetime ends, and is not requested again.
-func TestDisabledStaysAway(t *testing.T) {
+func TestDisabledNotRequestedAgain(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: disabled, not renewed again")
 	home := lab.Home(t, lab.Router{})

@@ -121,9 +121,9 @@ func testRestart(t *testing.T, router lab.Router) {
 	f.wantNoEvent()
 }
 
-// TestRestartMute checks a router that does not announce its restart. The next renewal
+// TestRestartUnannounced checks a router that does not announce its restart. The next renewal
 // restores the mapping.
-func TestRestartMute(t *testing.T) {
+func TestRestartUnannounced(t *testing.T) {
 	t.Parallel()
 	for name, router := range restartRouters {
 		for _, prefix := range []string{"forward", "pcp"} {
@@ -211,9 +211,9 @@ func TestRestartLate(t *testing.T) {
 // SIGUSR1 on Linux, the only system on which these tests run.
 const announceSignal = syscall.Signal(10)
 
-// TestRestless checks that mappings are still renewed if the router sends announcements
+// TestEndlessAnnouncements checks that mappings are still renewed if the router sends announcements
 // all the time.
-func TestRestless(t *testing.T) {
+func TestEndlessAnnouncements(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "forward: the router announces all the time")
 	home := lab.Home(t, lab.Router{})
@@ -238,9 +238,9 @@ func TestRestless(t *testing.T) {
 	home.Reaches(t, echo, m.External)
 }
 
-// TestRestartLine checks a router that restarts before its external line is up, and sends
+// TestRestartBeforeExternalLine checks a router that restarts before its external line is up, and sends
 // no announcement when the line comes up.
-func TestRestartLine(t *testing.T) {
+func TestRestartBeforeExternalLine(t *testing.T) {
 	t.Parallel()
 	for name, router := range restartRouters {
 		t.Run(name, func(t *testing.T) {
@@ -287,10 +287,10 @@ func TestRestartTwice(t *testing.T) {
 	}
 }
 
-// TestRestartInBetween checks a restart after TCP of a unit is mapped and before UDP is
+// TestRestartBetweenRequests checks a restart after TCP of a unit is mapped and before UDP is
 // mapped. Then the rule of TCP is the last in the router's list. When this router renews
 // the other rule, it deletes the last one.
-func TestRestartInBetween(t *testing.T) {
+func TestRestartBetweenRequests(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		router lab.Router

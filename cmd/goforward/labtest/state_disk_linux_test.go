@@ -117,7 +117,7 @@ func TestFaultDisk(t *testing.T) {
 		proc.Expect(&got) // fails the test after a timeout
 		warnings = append(warnings, got.Warning)
 	}
-	if got := strings.Join(warnings, ""); !strings.Contains(got, "not written") || !strings.Contains(got, "no space left") {
+	if got := strings.Join(warnings, ""); !strings.Contains(got, "cannot be written") || !strings.Contains(got, "no space left") {
 		t.Errorf("warnings: %s", got)
 	}
 	if now := readFile(t, path); !bytes.Equal(now, before) {

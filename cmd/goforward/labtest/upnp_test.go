@@ -108,9 +108,9 @@ func TestUPnPRestart(t *testing.T) {
 	}
 }
 
-// TestUPnPRestartMute checks a router that does not announce its restart. The next
+// TestUPnPRestartUnannounced checks a router that does not announce its restart. The next
 // renewal restores the mapping.
-func TestUPnPRestartMute(t *testing.T) {
+func TestUPnPRestartUnannounced(t *testing.T) {
 	t.Parallel()
 	for name, router := range map[string]lab.Router{
 		"the port stays": upnpOnly,
@@ -454,10 +454,10 @@ func serveEndlessBody(ln net.Listener) {
 	}
 }
 
-// TestStranger checks a rogue device in the home that responds to searches with false
+// TestRogueDevice checks a rogue device in the home that responds to searches with false
 // locations. The client contacts no other host because of them, and it contacts the rogue
 // device only a few times. It still finds the router's device quickly.
-func TestStranger(t *testing.T) {
+func TestRogueDevice(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "upnp: a stranger answers the search with lying locations")
 	home := lab.Home(t, upnpOnly)
