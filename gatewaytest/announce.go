@@ -40,8 +40,8 @@ func (g *Gateway) Announce() {
 }
 
 // sendSeries calls round count times: once before it returns, and then in the background
-// with growing intervals. It ends the series that current belongs to, and stores the
-// cancel function of the new series there.
+// with growing intervals. It ends the previous series by *current, and stores the cancel
+// function of the new series in *current.
 func (g *Gateway) sendSeries(current *context.CancelFunc, count int, round func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g.mu.Lock()

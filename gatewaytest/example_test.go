@@ -57,7 +57,7 @@ func Example() {
 	defer conn.Close()
 	fmt.Println("connected to", conn.RemoteAddr())
 
-	// Without the mapping, it is not.
+	// Without the mapping, the server is not reachable.
 	_ = m.Close()
 	_, err = gw.Dial(ctx, "tcp", "45.45.45.1:8080")
 	fmt.Println("refused:", errors.Is(err, syscall.ECONNREFUSED))

@@ -20,7 +20,7 @@ type Fault struct {
 	Times int
 
 	// Drop discards the request: the gateway neither handles it nor responds to it. An
-	// HTTP connection is closed, after Hold or Delay if these are set.
+	// HTTP connection is closed, after Hold and Delay if these are set.
 	Drop bool
 	// DropReply handles the request and discards the response.
 	DropReply bool

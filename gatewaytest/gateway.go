@@ -28,8 +28,8 @@ type Gateway struct {
 
 	done    <-chan struct{} // closed by Close
 	stop    context.CancelFunc
-	onClose func(func()) (forget func() bool)
-	wg      sync.WaitGroup // incremented only by spawn and by methods that hold mu
+	onClose func(func()) (forget func() bool) // registers a function that Close calls
+	wg      sync.WaitGroup                    // incremented only by spawn and by methods that hold mu
 
 	mu              sync.Mutex
 	closed          bool
@@ -251,7 +251,8 @@ func (g *Gateway) Restart(o RestartOptions) {
 	}
 }
 
-// Table returns a snapshot of the mappings, sorted by protocol and external port.
+// Table returns a snapshot of the mappings, sorted by transport protocol and external
+// endpoint.
 func (g *Gateway) Table() []Entry {
 	all := g.table.entries()
 	external := g.External()

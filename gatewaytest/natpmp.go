@@ -18,7 +18,7 @@ const serviceNATPMP = "natpmp"
 type natpmpServer struct {
 	g       *Gateway
 	quirks  quirks.NATPMP
-	replies atomic.Uint32 // number of responses, for EpochBack
+	replies atomic.Uint32 // number of epochs read with EpochBack
 }
 
 // identifyNATPMP parses a datagram of version 0 into a Request.

@@ -19,7 +19,8 @@ const (
 	pcpPeerSize   = 80
 )
 
-// sizeWithoutOptions contains the opcodes whose messages can have options.
+// sizeWithoutOptions maps the opcodes whose messages can have options to the sizes of
+// these messages without options.
 var sizeWithoutOptions = map[pcp.Opcode]int{pcp.OpMap: pcpMapSize, pcp.OpPeer: pcpPeerSize}
 
 // pcpServer handles PCP requests, on the gateway's table.

@@ -121,7 +121,7 @@ type externalChoice struct {
 }
 
 // chooseExternal returns the external endpoint that the internal endpoint may have. With
-// preferFailure, it refuses to choose another endpoint than the requested one.
+// preferFailure, it fails if it cannot choose the requested endpoint.
 func (s *pcpServer) chooseExternal(p backends.Protocol, internal, requested netip.AddrPort, preferFailure bool) (externalChoice, error) {
 	addr, port := requested.Addr(), requested.Port()
 	if addr.Is4() != internal.Addr().Is4() {
@@ -282,8 +282,8 @@ func (g *Gateway) UpdateMappings() {
 
 // lostAddress reports whether the entry has lost the external address that its owner
 // requires.
-func (c hostedEntry) lostAddress(external netip.Addr) bool {
-	return c.preferFailure && !c.External.Addr().IsValid() && c.externalAddr != external
+func (e hostedEntry) lostAddress(external netip.Addr) bool {
+	return e.preferFailure && !e.External.Addr().IsValid() && e.externalAddr != external
 }
 
 // updateResponse returns the unsolicited response for an entry.

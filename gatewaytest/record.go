@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// maxRequests is the minimum number of recent requests that the gateway keeps.
-const maxRequests = 4096
+// minStoredRequests is the minimum number of recent requests that the gateway keeps.
+const minStoredRequests = 4096
 
 // The values of Request.Op.
 const (
@@ -128,8 +128,8 @@ func (r *recorder) add(q Request, ignored bool) {
 	if q.Answered = !ignored; ignored {
 		r.stats.Ignored++
 	}
-	if len(r.requests) >= 2*maxRequests {
-		r.requests = slices.Clone(r.requests[maxRequests:])
+	if len(r.requests) >= 2*minStoredRequests {
+		r.requests = slices.Clone(r.requests[minStoredRequests:])
 	}
 	r.requests = append(r.requests, q)
 	close(r.changed)

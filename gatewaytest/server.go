@@ -18,7 +18,7 @@ import (
 const maxDatagram = 2048
 
 // maxDelayedReplies is the maximum number of replies that wait for a delay or a fault.
-// Further ones are lost.
+// Further replies are lost.
 const maxDelayedReplies = 4096
 
 // udpServer is one of the gateway's UDP ports, over IPv4 or IPv6.
@@ -214,8 +214,8 @@ func (g *Gateway) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte) {
 
 // dispatch passes the request to the server of its protocol version. NAT-PMP and PCP
 // share a port: version 0 is NAT-PMP, and all others are PCP. If the gateway supports
-// only one of them, that server responds to all versions, and rejects unknown ones (RFC
-// 6887, appendix A). If forcedResult is not 0, the request is not executed, and the
+// only one of them, that server responds to all versions, and rejects unknown versions
+// (RFC 6887, appendix A). If forcedResult is not 0, the request is not executed, and the
 // response has that result code.
 func (g *Gateway) dispatch(q Request, forcedResult int) []byte {
 	versionZero := len(q.Raw) > 0 && q.Raw[0] == natpmp.Version

@@ -254,7 +254,7 @@ func (m *ssdpMessage) bytes() []byte {
 
 // notify sends a notification for each device and service to Config.Notify, unless UPnP
 // is down (UPnP Device Architecture 1.1, sections 1.2.2 to 1.2.4). The kind is
-// ssdp:alive, ssdp:byebye or ssdp:update. The last also contains the next BOOTID.
+// ssdp:alive, ssdp:byebye or ssdp:update. An ssdp:update also contains the next BOOTID.
 func (s *upnpServer) notify(kind string) {
 	to := s.g.config.Notify
 	if !s.g.supports(serviceUPnP) || !hasPort(to) {

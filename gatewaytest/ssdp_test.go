@@ -119,8 +119,8 @@ func header(message, name string) string {
 	return ""
 }
 
-// searchTargets returns the search targets of a gateway of a version. UDN stands for the
-// unique device name.
+// searchTargets returns the search targets of a gateway of a version. UDN is a
+// placeholder for the unique device name.
 func searchTargets(version string) []string {
 	device, service := "urn:schemas-upnp-org:device:", "urn:schemas-upnp-org:service:"
 	all := []string{

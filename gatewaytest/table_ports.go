@@ -132,8 +132,8 @@ func (t *table) usedByOtherHost(at endpoint, spec mappingSpec) bool {
 	return len(rows) != 0 && rows[0].Internal.Addr() != spec.Internal.Addr()
 }
 
-// isReserved reports whether the port is one of NAT-PMP and PCP themselves, which are
-// never mapped (RFC 6887, section 11.3).
+// isReserved reports whether the port is one that NAT-PMP and PCP use themselves; these
+// ports are never mapped (RFC 6887, section 11.3).
 func isReserved(p backends.Protocol, port uint16) bool {
 	return p == backends.UDP && (port == 5350 || port == 5351)
 }

@@ -24,7 +24,7 @@ type upnpServer struct {
 	config      quirks.UPnP
 	root        *igdDevice
 	ssdp        []*udpServer  // over IPv4, and over IPv6 if Config.Listen6 is set
-	httpServers []*httpServer // the same
+	httpServers []*httpServer // one for each of ssdp
 
 	// Guarded by Gateway.mu, like the ports.
 	bootID  uint32

@@ -99,8 +99,8 @@ func (s *upnpServer) closeConns() {
 	}
 }
 
-// serveConn responds to one request on a connection, or to many if the connection stays
-// open.
+// serveConn responds to one request on a connection, or to several with the quirk
+// LeaveOpen.
 func (s *upnpServer) serveConn(server *httpServer, c *net.TCPConn) {
 	defer func() {
 		s.mu.Lock()
@@ -130,8 +130,8 @@ func (s *upnpServer) serveConn(server *httpServer, c *net.TCPConn) {
 	}
 }
 
-// serveRequest responds to a request. It reports whether the connection is still usable,
-// so that it can be closed in order.
+// serveRequest responds to a request. It returns false if the connection must be closed at
+// once, without waiting until the client has read a response.
 func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 	q := s.identify(&r)
 	var afterReset func()

@@ -70,8 +70,8 @@ type Demands struct {
 	// Compact refuses requests with white space between elements, with fault 402.
 	Compact bool
 	// RemoteHost refuses a mapping request without the NewRemoteHost element, with fault
-	// 402. NoZeroRemoteHost refuses one with 0.0.0.0 in that element. By default, both
-	// mean any host.
+	// 402. NoZeroRemoteHost refuses a request with 0.0.0.0 in that element. By default,
+	// no element and 0.0.0.0 mean any host.
 	RemoteHost, NoZeroRemoteHost bool
 	// UpperProtocol refuses the protocols "tcp" and "udp" in lower case with fault 402.
 	UpperProtocol bool
@@ -96,8 +96,8 @@ type Leases struct {
 	// NoLong is the fault for leases of more than one week, such as 402. Zero means that
 	// version 2 reduces them to one week, and that version 1 grants them.
 	NoLong int
-	// Max is the maximum lease; longer ones are reduced to it, and so are permanent
-	// ones. Zero means no maximum. It applies only to UPnP mappings, in addition to
+	// Max is the maximum lease; longer and permanent leases are reduced to it. Zero
+	// means no maximum. It applies only to UPnP mappings, in addition to
 	// gatewaytest.Config.MaxLifetime.
 	Max time.Duration
 	// Reported is the lease that all listings report. Zero means the remaining lease.
@@ -116,7 +116,7 @@ type Rules struct {
 	NoReAdd int
 	// OnePort refuses a second external port for an internal endpoint with fault 718.
 	OnePort bool
-	// OtherMechanism is the fault for a port that is mapped by another protocol than
+	// OtherMechanism is the fault for a port that is mapped by a protocol other than
 	// UPnP, such as 729. Zero means 718.
 	OtherMechanism int
 	// SamePort refuses an external port that differs from the internal port with fault

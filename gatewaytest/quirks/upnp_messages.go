@@ -5,7 +5,7 @@ type Search struct {
 	// MulticastOnly ignores searches whose HOST is not a multicast address. UnicastOnly
 	// ignores searches whose HOST is a multicast address.
 	MulticastOnly, UnicastOnly bool
-	// OtherPort sends responses from another port than the one at which the search
+	// OtherPort sends responses from a port other than the one at which the search
 	// arrived.
 	OtherPort bool
 	// Version is the version of the targets in notifications and responses. Zero means
