@@ -18,7 +18,7 @@ type Cable struct {
 
 	mu      sync.Mutex
 	line    Line
-	rngs    [2]*rand.Rand // one for each direction, so that the seed determines the fate of the nth frame in a direction
+	rngs    [2]*rand.Rand // one for each direction, so that the seed determines the faults of the nth frame in a direction
 	blocks  [2]block      // for Line.OneIn, one for each direction
 	lost    [2]int        // frames lost in each direction since Set
 	limit   int           // how many of the host's frames pass before the cut; negative: no cut

@@ -55,7 +55,7 @@ func TestCable(t *testing.T) {
 	big := strings.Repeat("all the bytes there are ", 20_000)
 	reply, err := host.SendTCP(t, outside.Addr, big)
 	if err != nil || !strings.HasSuffix(reply, big) {
-		t.Fatalf("%d of %d bytes came back: %v", len(reply), len(big), err)
+		t.Fatalf("%d of %d bytes were returned: %v", len(reply), len(big), err)
 	}
 
 	for _, c := range []struct {

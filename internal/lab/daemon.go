@@ -191,7 +191,7 @@ func (d *Daemon) waitForReply(timeout time.Duration) error {
 		}
 		select {
 		case <-d.exited:
-			return fmt.Errorf("it exited: %s", d.exitState)
+			return fmt.Errorf("miniupnpd exited: %s", d.exitState)
 		case <-time.After(5 * time.Millisecond): // poll: the daemon does not report that it is ready
 		}
 	}

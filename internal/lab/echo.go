@@ -66,7 +66,6 @@ func serveEcho(ln net.Listener, local netip.Addr) Echo {
 }
 
 // serveEchoPackets is serveEcho for datagrams.
-
 func serveEchoPackets(pc net.PacketConn, local netip.Addr) Echo {
 	echo := newEcho("udp", pc.LocalAddr(), local)
 	go func() {

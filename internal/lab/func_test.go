@@ -12,7 +12,7 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 )
 
-// calculator adds numbers to the first one until it receives null.
+// calculator adds numbers to its argument until it receives null. It sends each sum.
 var calculator = lab.Func("calculator", func(p *lab.Proc) {
 	var sum int
 	p.Args(&sum)

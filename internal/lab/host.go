@@ -72,7 +72,7 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 }
 
 func (h *Host) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	// ip replaces itself by the program, so signals reach the program.
+	// ip replaces itself with the program, so signals reach the program.
 	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", h.netns, name}, args...)...)
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
@@ -163,8 +163,8 @@ var ruleHandle = regexp.MustCompile(`(?m)^add rule .* # handle (\d+)$`)
 //	...
 //	rule.Remove(t)
 //
-// The rules are in a separate table. A packet that they drop is dropped. A packet that
-// they accept still passes through the host's other tables.
+// The rules are in a separate table. If a rule drops a packet, no other table sees the
+// packet. A packet that the rules accept still passes through the host's other tables.
 func (h *Host) Rule(t testing.TB, hook, rule string) *Rule {
 	t.Helper()
 	out := h.execWithStdin(t, fmt.Sprintf(`add table inet lab

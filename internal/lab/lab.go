@@ -85,7 +85,7 @@ func (l *Lab) ip(args ...string) error {
 
 // Scenario names what a test proves. Call it first. If the test passes and
 // GOFORWARD_LAB_RAN names a file (an absolute path, because go test changes the
-// directory), Scenario appends the name to the file, one name a line. A comparison with
+// directory), Scenario appends the name to the file, one name per line. A comparison with
 // the committed list shows which tests did not run.
 func Scenario(t testing.TB, name string) {
 	t.Helper()

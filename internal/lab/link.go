@@ -58,7 +58,7 @@ func (p Port) up(l *Lab) {
 	p.host.addrs = append(p.host.addrs, p.addrs...)
 }
 
-// Switch connects the cables that are plugged into it to one network.
+// Switch connects the cables that are plugged into it, and so forms one network.
 type Switch struct {
 	host  *Host
 	ports int

@@ -49,11 +49,11 @@ func startInNamespaces(command func() *exec.Cmd) (int, error) {
 	return code, nil
 }
 
+// startWithAttr starts the command in the namespaces of attr, waits until it exits, and
+// returns its exit code.
 func startWithAttr(cmd *exec.Cmd, attr *syscall.SysProcAttr) (int, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		// startWithAttr starts the command in the namespaces of attr and waits until it
-		// exits.
 		return 0, err
 	}
 	defer r.Close()
@@ -188,7 +188,7 @@ func inNetns(name string, fn func() error) error {
 
 // insideEnv holds the name of the test that a process runs for Inside. A separate process
 // in new namespaces does not change the host's network: nothing is left when the process
-// ends, for any reason. To change the namespace of a thread would not suffice, because
+// ends, for any reason. Changing the namespace of a thread would not suffice, because
 // goroutines move between threads.
 const insideEnv = "GOFORWARD_TEST_INSIDE"
 
@@ -222,7 +222,7 @@ func Inside(t *testing.T) bool {
 	case err == nil && strings.Contains(string(out), "--- SKIP: "+t.Name()):
 		t.Skipf("SKIPPED, NOTHING WAS TESTED:\n%s", out)
 	case err == nil && !strings.Contains(string(out), "--- PASS: "+t.Name()):
-		t.Fatalf("the process inside ran nothing:\n%s", out)
+		t.Fatalf("the process inside did not run the test:\n%s", out)
 	case err == nil:
 	case errors.As(err, &exit):
 		t.Fatalf("inside the namespace: %v\n%s", err, out)

@@ -29,7 +29,8 @@ const (
 var errOtherServer = errors.New("another server replied")
 
 // SendTCP connects from a new source port of the host, sends the payload, closes its side
-// of the connection, and returns all bytes that the peer sends until it closes.
+// of the connection, and returns all bytes that the peer sends until the peer closes its
+// side.
 func (h *Host) SendTCP(t testing.TB, addr netip.AddrPort, payload string) (reply string, err error) {
 	t.Helper()
 	return h.sendFromNewPort("tcp", addr, payload, replyTimeout)
@@ -96,9 +97,9 @@ func (h *Host) reach(echo Echo, addr netip.AddrPort, timeout time.Duration) (net
 }
 
 // Reaches fails the test unless bytes from the wan host to the external address reach the
-// echo server and come back. If they do not, it tries once more when [Daemon.Settled]
-// returns: on a busy machine, a connection right after a grant was once refused. It
-// returns the address that the server received them from.
+// echo server, and the reply arrives. If the first attempt fails, Reaches tries once more
+// after [Daemon.Settled] has returned true: on a busy machine, a connection right after a
+// grant was once refused. It returns the address from which the server received the bytes.
 func (home *HomeNet) Reaches(t testing.TB, echo Echo, external netip.AddrPort) (peer netip.AddrPort) {
 	t.Helper()
 	peer, err := home.Wan.Reach(echo, external)

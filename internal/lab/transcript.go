@@ -16,7 +16,7 @@ type transcript struct {
 	dropped int
 }
 
-// maxTranscriptLines limits the size of a transcript, because daemons log much.
+// maxTranscriptLines limits the size of a transcript, because daemons log a lot.
 const maxTranscriptLines = 2000
 
 func newTranscript() *transcript { return &transcript{start: time.Now()} }
