@@ -14,8 +14,8 @@ import (
 	"unicode"
 )
 
-// constructions are wordings that plain technical English does not use, with what to
-// write instead. They are rejected in comments, strings, scripts and pages.
+// constructions are wordings that plain technical English does not use, each with its
+// replacement. They are rejected in comments, strings, scripts and pages.
 var constructions = []struct {
 	pattern *regexp.Regexp
 	instead string
@@ -45,12 +45,13 @@ var retired = map[string]string{
 // data are strings that are input of a test and not sentences: a lifetime, a user name.
 var data = regexp.MustCompile(`^for ever$|user nobody`)
 
-// scenarios are the names of lab scenarios. They stay, so that results of different
-// versions can be compared.
+// scenarios returns the names of the lab scenarios. They do not change, so that results of
+// different versions can be compared.
 func scenarios(t *testing.T) string { return page(t, "../cmd/goforward/labtest/list.txt") }
 
-// reads calls check for each comment, string, declared name and line of text below root.
-func reads(t *testing.T, root string, check func(where, text string), name func(where, name string)) {
+// walkTexts calls check for each comment and string of the Go files below root, and for each
+// paragraph of pages and comment of scripts. It calls name for each declared name.
+func walkTexts(t *testing.T, root string, check func(where, text string), name func(where, name string)) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		switch {
@@ -159,9 +160,11 @@ func words(name string) (out []string) {
 	return append(out, strings.ToLower(name[start:]))
 }
 
+// TestLanguage checks that no text contains a rejected construction, and that no declared
+// name contains a retired word.
 func TestLanguage(t *testing.T) {
 	names := scenarios(t)
-	reads(t, "..", func(where, text string) {
+	walkTexts(t, "..", func(where, text string) {
 		text = strings.TrimSpace(data.ReplaceAllString(text, ""))
 		if text == "" || strings.Contains(where, "language_test.go") || strings.Contains(names, text) {
 			return
