@@ -19,8 +19,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// patience is a generous timeout: the test takes milliseconds unless it fails.
-const patience = 20 * time.Second
+// testTimeout is a generous timeout: the test takes milliseconds unless it fails.
+const testTimeout = 20 * time.Second
 
 var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway, []string) error{
 	"restart":        gatewayRestart,
@@ -63,8 +63,8 @@ var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway,
 //	gateway address ADDR             changes the external address
 //	gateway visit PORT/PROTO         sends bytes from outside to a server behind the port
 //
-// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $NOTIFY, $SSDP, $IGD and $IGD6. A script that
-// starts another gateway continues with that one.
+// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $NOTIFY, $SSDP, $IGD and $IGD6. If a
+// script starts another gateway, its later commands control that gateway.
 func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
 		ts.Fatalf("usage: gateway verb …")
@@ -203,7 +203,7 @@ func gatewayDeleteAll(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []st
 }
 
 func gatewayAwait(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	_, err := gw.AwaitRequests(ctx, 1, func(q gatewaytest.Request) bool { return q.Op == args[0] })
 	return err
@@ -253,14 +253,14 @@ func gatewayVisit(_ *testscript.TestScript, gw *gatewaytest.Gateway, args []stri
 		return err
 	}
 	defer stop()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	conn, err := gw.Dial(ctx, network, netip.AddrPortFrom(gw.External(), port).String())
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	const text = "is the port open?"
 	if _, err := io.WriteString(conn, text); err != nil {
 		return err
@@ -300,8 +300,8 @@ func serveEcho(network string, at netip.AddrPort) (stop func(), err error) {
 	return func() { _ = ln.Close() }, nil
 }
 
-// exitsCmd is exits CODE PROGRAM ARG…: it runs the program, which must exit with the code.
-// stdout and stderr then match its output.
+// exitsCmd implements exits CODE PROGRAM ARG…. It runs the program, which must exit with the
+// code. The commands stdout and stderr then match the output of the program.
 func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits code program arg…")
@@ -384,11 +384,11 @@ func gatewayTable(ts *testscript.TestScript, gw *gatewaytest.Gateway, _ []string
 func tableText(gw *gatewaytest.Gateway) string {
 	var b strings.Builder
 	for _, e := range gw.Table() {
-		remaining := "ever"
+		remaining := "permanent"
 		if e.Remaining != backends.Forever {
-			remaining = e.Remaining.Round(time.Minute).String()
+			remaining = "for " + e.Remaining.Round(time.Minute).String()
 		}
-		fmt.Fprintf(&b, "%s %v %v → %v for %s", e.Service, e.Protocol, e.External, e.Internal, remaining)
+		fmt.Fprintf(&b, "%s %v %v → %v %s", e.Service, e.Protocol, e.External, e.Internal, remaining)
 		for _, f := range e.Filters {
 			fmt.Fprintf(&b, ", from %v port %d", f.Prefix, f.Port)
 		}

@@ -70,7 +70,7 @@ func condition(name string) (bool, error) {
 	return true, ln.Close()
 }
 
-// modeCmd is mode OCTAL FILE: the file must have these permissions.
+// modeCmd implements mode OCTAL FILE: the file must have these permissions.
 func modeCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: mode octal file")

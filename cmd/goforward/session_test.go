@@ -70,8 +70,8 @@ func (o *output) Write(b []byte) (int, error) {
 	return o.text.Write(b)
 }
 
-// find searches for a match of each expression after the last matches, in any order. If one is
-// missing, it returns a channel that is closed when there is more output.
+// find searches for a match of each expression after the last matches, in any order. If a match
+// is missing, find returns a channel that is closed when there is more output.
 func (o *output) find(all []*regexp.Regexp) (bool, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -98,7 +98,7 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// sessionCmd is session ARG…: it starts goforward.
+// sessionCmd implements session ARG…. It starts goforward with these arguments.
 func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if _, has := sessions.get(ts); neg || has {
 		ts.Fatalf("usage: session arg…, once in a script")
@@ -121,7 +121,7 @@ func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// awaitCmd is await stdout|stderr REGEXP…: it waits until the session has written matches of
+// awaitCmd implements await stdout|stderr REGEXP…. It waits until the session has written matches of
 // all expressions, in any order, after the matches of the last await.
 func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
@@ -138,7 +138,7 @@ func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if args[0] == "stdout" {
 		o = &s.stdout
 	}
-	timeout := time.After(patience)
+	timeout := time.After(testTimeout)
 	for ended := false; ; {
 		found, more := o.find(all)
 		switch {
@@ -152,13 +152,14 @@ func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 		case <-s.ended:
 			ended = true // look at the output once more
 		case <-timeout:
-			ts.Fatalf("not in %s within %v:\n%s%s", args[0], patience, &s.stdout, &s.stderr)
+			ts.Fatalf("not in %s within %v:\n%s%s", args[0], testTimeout, &s.stdout, &s.stderr)
 		}
 	}
 }
 
-// interruptCmd is interrupt [TERM|KILL], or interrupt until-ended: the second form interrupts
-// the session repeatedly, since the program ignores a signal within one second of the first.
+// interruptCmd implements interrupt [TERM|KILL] and interrupt until-ended. The second form
+// interrupts the session repeatedly, because the program ignores signals within one second of
+// the first signal.
 func interruptCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
 	if neg || !ok || len(args) > 1 {
@@ -179,7 +180,7 @@ func interruptCmd(ts *testscript.TestScript, neg bool, args []string) {
 func (s *session) interruptUntilEnded(ts *testscript.TestScript) {
 	tick := time.NewTicker(300 * time.Millisecond)
 	defer tick.Stop()
-	for timeout := time.After(patience); ; {
+	for timeout := time.After(testTimeout); ; {
 		if err := s.cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			ts.Check(err)
 		}
@@ -193,8 +194,8 @@ func (s *session) interruptUntilEnded(ts *testscript.TestScript) {
 	}
 }
 
-// endsCmd is ends CODE: the session must exit by itself with the code. stdout and stderr then
-// match its output.
+// endsCmd implements ends CODE. The session must exit by itself with the code. The commands
+// stdout and stderr then match the output of the session.
 func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s, ok := sessions.get(ts)
 	if neg || !ok || len(args) != 1 {
@@ -202,7 +203,7 @@ func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	select {
 	case <-s.ended:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		ts.Fatalf("the session did not exit:\n%s%s", &s.stdout, &s.stderr)
 	}
 	_, err1 := ts.Stdout().Write([]byte(s.stdout.String()))
@@ -213,8 +214,9 @@ func endsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// holdsCmd is holds FILE REGEXP|nothing: it waits until the file matches, or until it does not
-// exist. The session does not report every change of the file.
+// holdsCmd implements holds FILE REGEXP|nothing. It waits until the file matches the
+// expression or, with nothing, until the file does not exist. It polls, because the session
+// does not report every change of the file.
 func holdsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: holds file regexp|nothing")
@@ -223,7 +225,7 @@ func holdsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for timeout := time.After(patience); ; {
+	for timeout := time.After(testTimeout); ; {
 		text, err := os.ReadFile(ts.MkAbs(args[0]))
 		missing := errors.Is(err, os.ErrNotExist)
 		if missing && args[1] == "nothing" || err == nil && re.Match(text) {

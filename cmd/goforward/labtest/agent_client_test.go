@@ -20,7 +20,7 @@ type agent struct {
 	proc       *lab.Running
 	lastID     int // the number of the last call
 	forwarders int
-	unclaimed  map[int]result // results that arrived while the test waited for another one
+	unclaimed  map[int]result // results that arrived while the test waited for another result
 	events     []event
 }
 

@@ -234,7 +234,7 @@ type listener struct {
 }
 
 // doListen executes the calls about listeners, and those that wait for a grant. ok is
-// false if it is another call.
+// false if c is another call.
 func (s *agentServer) doListen(ctx context.Context, c call) (a result, ok bool) {
 	switch c.Op {
 	case "probe":

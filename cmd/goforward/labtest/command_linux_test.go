@@ -222,7 +222,7 @@ func waitForMappings(t *testing.T, home *lab.HomeNet, p *commandProcess) {
 	wantRules(t, home, 2)
 }
 
-const removingText = "removing the mapping; Ctrl-C again to leave it\n"
+const removingText = "deleting the mapping; press Ctrl-C again to leave it on the gateway\n"
 
 // testRepeatedSignal sends the signal twice, as a wrapper does that signals its child and
 // then the child's process group.

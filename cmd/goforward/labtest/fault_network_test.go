@@ -101,14 +101,14 @@ func TestFaultConntrack(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
-// wantEchoedLine sends a line and checks that it comes back.
+// wantEchoedLine sends a line and checks that the server returns it.
 func wantEchoedLine(t *testing.T, w io.Writer, r *bufio.Reader, line string) {
 	t.Helper()
 	if _, err := io.WriteString(w, line); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := r.ReadString('\n'); got != line {
-		t.Fatalf("%q came back, want %q: %v", got, line, err)
+		t.Fatalf("the server returned %q, want %q: %v", got, line, err)
 	}
 }
 

@@ -394,7 +394,7 @@ func testMany(t *testing.T, home *lab.HomeNet, backend string) {
 	if remaining := closeAll(f, mappings); remaining > 0 {
 		t.Errorf("%d mappings could not be closed", remaining)
 	}
-	waitRequestedRulesGone(t, home, 0)
+	waitRequestedRulesExpire(t, home, 0)
 	f.close()
 	a.waitForGoroutines(idleGoroutines)
 }
@@ -442,9 +442,9 @@ func closeAll(f *remoteForwarder, mappings []*mapping) (remaining int) {
 	return remaining
 }
 
-// waitRequestedRulesGone checks that no more entries remain than could not be closed, and
+// waitRequestedRulesExpire checks that no more entries remain than could not be closed, and
 // waits until their lifetimes end.
-func waitRequestedRulesGone(t *testing.T, home *lab.HomeNet, remaining int) {
+func waitRequestedRulesExpire(t *testing.T, home *lab.HomeNet, remaining int) {
 	t.Helper()
 	if n := len(requestedRules(listRules(t, home))); n > remaining {
 		t.Errorf("the router has %d entries, but only %d could not be closed", n, remaining)
@@ -515,7 +515,7 @@ func testProcesses(t *testing.T, home *lab.HomeNet, backend string) {
 		}
 		p.waitForGoroutines(p.idleGoroutines)
 	}
-	waitRequestedRulesGone(t, home, remaining)
+	waitRequestedRulesExpire(t, home, remaining)
 }
 
 // clientProcess is one of several agents and its mappings.

@@ -147,10 +147,10 @@ func dropPackets(t *testing.T, home *lab.HomeNet, packets string) *dropRule {
 var dropCount = regexp.MustCompile(`counter packets (\d+) bytes \d+ drop comment "dropped"`)
 
 // waitForDrops waits until the rule has dropped n packets.
-func (tr *dropRule) waitForDrops(t *testing.T, n int) {
+func (r *dropRule) waitForDrops(t *testing.T, n int) {
 	t.Helper()
 	waitUntil(t, maxWait, "the rule drops too few packets", func() bool {
-		m := dropCount.FindStringSubmatch(tr.home.Router.Ruleset(t))
+		m := dropCount.FindStringSubmatch(r.home.Router.Ruleset(t))
 		if m == nil {
 			t.Fatal("the router has no rule that drops packets")
 		}
@@ -159,9 +159,9 @@ func (tr *dropRule) waitForDrops(t *testing.T, n int) {
 	})
 }
 
-func (tr *dropRule) remove(t *testing.T) {
+func (r *dropRule) remove(t *testing.T) {
 	t.Helper()
-	tr.rule.Remove(t)
+	r.rule.Remove(t)
 }
 
 // suppressAnnouncements drops all announcements of the router to the home.

@@ -111,8 +111,8 @@ type transmission struct {
 	token  string // required in each request
 }
 
-// transmissionProgram returns the path of the daemon, either of the installed one or of
-// the one that .ci/transmission unpacks.
+// transmissionProgram returns the path of the daemon, which is either installed or unpacked
+// by .ci/transmission.
 func transmissionProgram(t *testing.T) string {
 	t.Helper()
 	unpacked, err := filepath.Abs("../../../.bin/transmission/transmission-daemon")
@@ -139,7 +139,7 @@ func skipWithoutProgram(t *testing.T, program string) {
 }
 
 // startTransmission starts the daemon in the host. It does not search for peers or map
-// ports, and it listens on the port until another one is set.
+// ports, and it listens on the port until another port is set.
 func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission {
 	t.Helper()
 	program := transmissionProgram(t)

@@ -39,7 +39,7 @@ type app struct {
 	currentRoute  func(*settings) route
 	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
 
-	pollInterval time.Duration // interval between two requests for the address in watch
+	pollInterval time.Duration // interval between two requests of watch for the address
 	logWarnings  bool          // log warnings without -v too
 }
 
@@ -74,7 +74,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return a.reportError(ctx, err)
 }
 
-// usageErrorOf makes a usage error of an error that cobra returned.
+// usageErrorOf converts an error that cobra returned to a usage error.
 func usageErrorOf(err error) error {
 	if usage := (*usageError)(nil); errors.As(err, &usage) {
 		return err

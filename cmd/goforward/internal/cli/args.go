@@ -37,7 +37,7 @@ func (v *flagValue[T]) Set(s string) error {
 	return nil
 }
 
-// parseEndpoint reads an address with an optional port. Without it, the port is 0.
+// parseEndpoint reads an address with an optional port. If there is none, the port is 0.
 func parseEndpoint(s string) (netip.AddrPort, error) {
 	if ap, err := netip.ParseAddrPort(s); err == nil {
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
@@ -67,7 +67,7 @@ func parseIGD(s string) (string, error) {
 	return s, b.Close()
 }
 
-// igdHost returns the IP address in such a URL.
+// igdHost returns the IP address in the URL of a device description.
 func igdHost(s string) (netip.Addr, error) {
 	u, err := url.Parse(s)
 	if err != nil {

@@ -21,11 +21,11 @@ import (
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
-// nowhere is an address at which no program receives.
-var nowhere = netip.MustParseAddrPort("127.0.0.1:0")
+// unusedAddr is an address at which no program receives.
+var unusedAddr = netip.MustParseAddrPort("127.0.0.1:0")
 
-// patience is a generous timeout: the test takes milliseconds unless it fails.
-const patience = 20 * time.Second
+// testTimeout is a generous timeout: the test takes milliseconds unless it fails.
+const testTimeout = 20 * time.Second
 
 // router starts a test gateway.
 func router(t *testing.T, config gatewaytest.Config) *gatewaytest.Gateway {
@@ -58,8 +58,8 @@ func soapFault(code, text string) []byte {
 }
 
 // TestKeyOfOthers checks that the PCP key is not used if another user may read or write it.
-// What is in the place of the key must not block the program. The mapping is still created,
-// with a random nonce.
+// A FIFO in place of the key must not block the program. The mapping is still created, with a
+// random nonce.
 func TestKeyOfOthers(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("needs file modes, FIFOs and owners like those of Linux")
@@ -118,11 +118,11 @@ func nonceWith(t *testing.T, key string) (nonce string) {
 	ended := make(chan int, 1)
 	var stdout, stderr bytes.Buffer
 	go func() {
-		ended <- cli.Run(t.Context(), []string{"map", "8080", "-g", gw.Addr().String(), "--backend", "pcp", "--announce", nowhere.String(), "--timeout", "2"}, &stdout, &stderr)
+		ended <- cli.Run(t.Context(), []string{"map", "8080", "-g", gw.Addr().String(), "--backend", "pcp", "--announce", unusedAddr.String(), "--timeout", "2"}, &stdout, &stderr)
 	}()
 	select {
 	case <-ended:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Error("goforward map is blocked, probably by reading the key")
 		if f, err := os.OpenFile(key, os.O_RDWR, 0); err == nil { // unblock the read
 			_, _ = f.Write([]byte("x"))
@@ -141,10 +141,10 @@ func nonceWith(t *testing.T, key string) (nonce string) {
 	return nonce
 }
 
-// evil is XML text that attacks a terminal: it clears the screen, sets the window title,
+// hostileText is XML text that attacks a terminal: it clears the screen, sets the window title,
 // writes right to left, and adds a line and a column. XML cannot contain the escape character,
 // but it can contain the control characters of Latin-1, which terminals obey as well.
-const evil = "\u009b2J\u009d0;pwned\u009c&#155;31m&#8238;drowssap&#10;8.8.8.8&#9;yes&#13;&#xE0041;"
+const hostileText = "\u009b2J\u009d0;pwned\u009c&#155;31m&#8238;drowssap&#10;8.8.8.8&#9;yes&#13;&#xE0041;"
 
 // texts are the XML elements of the gateway's responses that the command prints.
 var texts = []string{
@@ -152,8 +152,8 @@ var texts = []string{
 	"NewConnectionStatus", "NewLastConnectionError", "NewPortMappingDescription", "errorDescription", "faultstring",
 }
 
-// poison changes the text of elements in each HTTP response.
-func poison(gw *gatewaytest.Gateway, change func(name, text string) string) {
+// changeTexts changes the text of elements in each HTTP response.
+func changeTexts(gw *gatewaytest.Gateway, change func(name, text string) string) {
 	element := regexp.MustCompile(`<([\w:]+)>([^<>]*)</`)
 	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service == "upnp" }, Corrupt: func(b []byte) []byte {
 		status, _, _ := bytes.Cut(b, []byte("\r\n"))
@@ -166,11 +166,11 @@ func poison(gw *gatewaytest.Gateway, change func(name, text string) string) {
 	}})
 }
 
-// evilTexts appends evil to the text of each element in texts.
-func evilTexts(name, text string) string {
+// appendHostileText appends hostileText to the text of each element in texts.
+func appendHostileText(name, text string) string {
 	for _, n := range texts {
 		if strings.EqualFold(n, name) {
-			return text + evil
+			return text + hostileText
 		}
 	}
 	return text
@@ -180,15 +180,15 @@ func evilTexts(name, text string) string {
 func run(t *testing.T, gw *gatewaytest.Gateway, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, messages bytes.Buffer
-	args = append(args, "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", nowhere.String(),
-		"--announce", nowhere.String(), "--backend", "upnp")
+	args = append(args, "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", unusedAddr.String(),
+		"--announce", unusedAddr.String(), "--backend", "upnp")
 	code = cli.Run(t.Context(), args, &out, &messages)
 	return code, out.String(), messages.String()
 }
 
-// harmless checks that an output has no control characters, and no line that the gateway
+// checkHarmless checks that an output has no control characters, and no line that the gateway
 // wrote.
-func harmless(t *testing.T, output string) {
+func checkHarmless(t *testing.T, output string) {
 	t.Helper()
 	for _, r := range output {
 		if r != '\n' && !unicode.IsPrint(r) {
@@ -203,10 +203,11 @@ func harmless(t *testing.T, output string) {
 	}
 }
 
-// objects checks that each line is a harmless JSON object with an event.
-func objects(t *testing.T, output string) {
+// checkObjects checks that each line is a JSON object with an event, and that it passes
+// checkHarmless.
+func checkObjects(t *testing.T, output string) {
 	t.Helper()
-	harmless(t, output)
+	checkHarmless(t, output)
 	for line := range strings.SplitSeq(strings.TrimSuffix(output, "\n"), "\n") {
 		var o map[string]any
 		if err := json.Unmarshal([]byte(line), &o); err != nil || o["event"] == nil {
@@ -221,7 +222,7 @@ func TestTerminal(t *testing.T) {
 	var naive struct {
 		Text string `xml:",chardata"`
 	}
-	if err := xml.Unmarshal([]byte("<a>"+evil+"</a>"), &naive); err != nil || !strings.ContainsAny(naive.Text, "\u009b\n\u202e") {
+	if err := xml.Unmarshal([]byte("<a>"+hostileText+"</a>"), &naive); err != nil || !strings.ContainsAny(naive.Text, "\u009b\n\u202e") {
 		t.Fatalf("the naive client prints %q, %v: the test data is no attack", naive.Text, err)
 	}
 	for name, test := range map[string]struct {
@@ -235,10 +236,10 @@ func TestTerminal(t *testing.T) {
 		"ip":                         {args: []string{"ip"}},
 		"map":                        {args: []string{"map", "8080"}},
 		"map, verbose":               {args: []string{"map", "8080", "-vv"}, shown: "pwned"},
-		"map, refused":               {args: []string{"map", "8080", "-vv"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
-		"map, vendor-specific error": {args: []string{"map", "8080"}, refuse: soapFault("899", evil), code: 4, shown: "pwned"},
+		"map, refused":               {args: []string{"map", "8080", "-vv"}, refuse: soapFault("606", hostileText), code: 4, shown: "pwned"},
+		"map, vendor-specific error": {args: []string{"map", "8080"}, refuse: soapFault("899", hostileText), code: 4, shown: "pwned"},
 		"map, not HTTP":              {args: []string{"map", "8080", "-vv"}, refuse: []byte("HTTP/1.1 \x1b[2J\x1b]0;pwned\a\r\n\r\n"), code: 1, shown: "pwned"},
-		"unmap, refused":             {args: []string{"unmap", "9000:9000", "--foreign"}, refuse: soapFault("606", evil), code: 4, shown: "pwned"},
+		"unmap, refused":             {args: []string{"unmap", "9000:9000", "--foreign"}, refuse: soapFault("606", hostileText), code: 4, shown: "pwned"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{AnyClient: true}}})
@@ -253,21 +254,21 @@ func TestTerminal(t *testing.T) {
 					return r.Op == "map" || r.Op == "unmap"
 				}, Reply: func([]byte) [][]byte { return [][]byte{test.refuse} }})
 			}
-			poison(gw, func(name, text string) string {
+			changeTexts(gw, func(name, text string) string {
 				if name == "NewConnectionStatus" && test.args[0] != "gateways" {
 					return text // otherwise the gateway would not be used
 				}
-				return evilTexts(name, text)
+				return appendHostileText(name, text)
 			})
 			code, stdout, stderr := run(t, gw, test.args...)
 			if code != test.code || !strings.Contains(stdout+stderr, test.shown) {
 				t.Errorf("exit code %d, want %d and output with %q\n%s%s", code, test.code, test.shown, stdout, stderr)
 			}
-			harmless(t, stdout)
-			harmless(t, stderr)
+			checkHarmless(t, stdout)
+			checkHarmless(t, stderr)
 			_, stdout, stderr = run(t, gw, append(test.args, "--json")...)
-			objects(t, stdout)
-			harmless(t, stderr)
+			checkObjects(t, stdout)
+			checkHarmless(t, stderr)
 		})
 	}
 }
@@ -285,8 +286,8 @@ func TestForgedLine(t *testing.T) {
 		}}}})
 		for _, args := range [][]string{{"ip"}, {"gateways", "--timeout", "600ms"}, {"map", "8080"}} {
 			_, stdout, stderr := run(t, gw, args...)
-			harmless(t, stdout)
-			harmless(t, stderr)
+			checkHarmless(t, stdout)
+			checkHarmless(t, stderr)
 			if strings.Contains(stdout, "%") || strings.Contains(stdout, "fe80") {
 				t.Errorf("%v prints %q", args, stdout)
 			}

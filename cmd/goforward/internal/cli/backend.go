@@ -35,7 +35,7 @@ type target struct {
 // Forwarder does not offer, because it handles only the mappings of its own process.
 type protocol struct {
 	name    string
-	title   string // name for people
+	title   string // name in messages and tables
 	open    func(*app, target) (probedBackend, error)
 	ipv6    bool // the protocol supports IPv6 gateways too
 	usesKey bool // its mappings have a secret that is derived from the user's key
@@ -130,7 +130,7 @@ type probeResult struct {
 	unavailable []unavailableBackend
 }
 
-// unavailableBackend is a backend that got no reply, or an unusable one.
+// unavailableBackend is a backend that got no reply, or an unusable reply.
 type unavailableBackend struct {
 	availableBackend
 	err error
@@ -210,9 +210,10 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 	return q.do(ctx, result)
 }
 
-// probeAll probes at once all backends that are not known to be available. The Forwarder did
-// not probe all of them, but any of them may have created a mapping. If a backend is
-// sufficient, probeAll does not wait for the others.
+// probeAll probes, at the same time, all backends that are not known to be available and all
+// backends that search for devices. The Forwarder did not probe all of them, but any of them
+// may have created a mapping. If a backend is sufficient, probeAll does not wait for the
+// others.
 func probeAll(ctx context.Context, probed []probedBackend, known []string, sufficient func(backends.Backend) bool) []error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -254,8 +255,8 @@ func withTimeout(ctx context.Context, d time.Duration) (context.Context, context
 
 // isLister reports whether a backend can list the table of the gateway.
 func isLister(b backends.Backend) bool {
-	_, is := b.(backends.Lister)
-	return is
+	_, ok := b.(backends.Lister)
+	return ok
 }
 
 // leadsHere reports whether a mapping leads to this host, regardless of which program created

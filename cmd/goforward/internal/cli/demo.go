@@ -104,8 +104,8 @@ func (d *demoSession) printLine(label, format string, args ...any) {
 	d.app.resultf("   %-8s %s\n", label, fmt.Sprintf(format, args...))
 }
 
-// externalAddr returns the external endpoint of the mapping.
-func (d *demoSession) externalAddr() netip.AddrPort {
+// externalEndpoint returns the external endpoint of the mapping.
+func (d *demoSession) externalEndpoint() netip.AddrPort {
 	return netip.AddrPortFrom(d.gateway.External(), demoPort)
 }
 
@@ -202,7 +202,7 @@ func (d *demoSession) checkClosedAfter(ctx context.Context) error {
 
 // checkRefused checks that the router refuses a connection from the internet.
 func (d *demoSession) checkRefused(ctx context.Context) error {
-	conn, err := d.gateway.Dial(ctx, "tcp", d.externalAddr().String())
+	conn, err := d.gateway.Dial(ctx, "tcp", d.externalEndpoint().String())
 	switch {
 	case err == nil:
 		_ = conn.Close()
@@ -210,13 +210,13 @@ func (d *demoSession) checkRefused(ctx context.Context) error {
 	case !errors.Is(err, errno.ECONNREFUSED):
 		return err
 	}
-	d.printLine("visitor", "dials %v: connection refused", d.externalAddr())
+	d.printLine("visitor", "dials %v: connection refused", d.externalEndpoint())
 	return nil
 }
 
 // visit connects from the internet and checks the response of the server.
 func (d *demoSession) visit(ctx context.Context) error {
-	conn, err := d.gateway.Dial(ctx, "tcp", d.externalAddr().String())
+	conn, err := d.gateway.Dial(ctx, "tcp", d.externalEndpoint().String())
 	if err != nil {
 		return err
 	}
@@ -233,7 +233,7 @@ func (d *demoSession) visit(ctx context.Context) error {
 	if body = strings.TrimSpace(body); body != demoGreeting {
 		return fmt.Errorf("the visitor received %q", body)
 	}
-	d.printLine("visitor", "GET http://%v/ → %q", d.externalAddr(), body)
+	d.printLine("visitor", "GET http://%v/ → %q", d.externalEndpoint(), body)
 	return nil
 }
 

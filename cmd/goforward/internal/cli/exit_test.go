@@ -22,7 +22,7 @@ func TestExitCodes(t *testing.T) {
 		kind string
 		code int
 	}{
-		{errors.New("out of paper"), "other", 1},
+		{errors.New("another error"), "other", 1},
 		{fmt.Errorf("x: %w", backends.ErrUnsupported), "unsupported", 1},
 		{backends.ErrMalformed, "malformed", 1},
 		{fmt.Errorf("%w: %w", errNotUnmapped, backends.ErrNoReply), "not_unmapped", 1},

@@ -21,7 +21,7 @@ Exit codes:
   1  another error, or the gateway does not support the request
   2  the command line is not valid; nothing was sent
   3  there is no gateway, or the gateway supports no protocol
-  4  the gateway refused: not allowed, no internet, no room, or another NAT before it
+  4  the gateway refused: not allowed, no internet, no room, or it is behind another NAT
   5  the port is already in use by another mapping
   6  no reply from a gateway that was named, or that had replied before`
 
@@ -76,11 +76,11 @@ It replaces a regular file, or creates a missing one, as a whole, with mode 0644
 writes in place to a device, a FIFO, the target of a symbolic link, and a file that is a
 mount point; it never replaces or removes these. If no program reads the FIFO, goforward
 waits. With --hold, it writes the file each time the port changes, and tries again after
-a failure, as with --exec. The file keeps its port while the mapping is lost. When
-goforward exits, it removes a regular file, or empties it if it cannot be removed or is
-the target of a link. It does so even if the gateway does not delete the mapping. When
-goforward starts, it also removes a file with a port that an earlier run left. It keeps a
-file that another program has written since.
+a failure, as with --exec. The file keeps its port while the mapping is lost. At the end
+of --hold, goforward removes a regular file, or empties it if it cannot be removed or is
+the target of a link. It does so even if the gateway does not delete the mapping. At the
+start of --hold, it also removes a file with a port that an earlier run left. It keeps a
+file that another program has written since. Without --hold, the file stays.
 
 With --json, stdout has one object per line, and one object for each protocol. event is
 mapped, changed, lost, restored, unmapped or error. If the gateway does not report its
@@ -209,7 +209,7 @@ the gateway and the network may disappear and return.
 
 With --json, stdout has one object per line. event is one of the names above, with _ for
 the space, or address, or error. An error has next_try: the gateway did not reply, and
-watch tries again then.`
+watch tries again at that time.`
 
 const watchExamples = `  goforward watch
   goforward watch --json

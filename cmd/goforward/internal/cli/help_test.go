@@ -14,7 +14,7 @@ func TestExamples(t *testing.T) {
 	n := 0
 	root := newApp(io.Discard, io.Discard).root()
 	for _, cmd := range root.Commands() {
-		if cmd.Name() == "help" { // it comes from cobra
+		if cmd.Name() == "help" { // cobra adds it
 			continue
 		}
 		if cmd.Example == "" || cmd.Long == "" {

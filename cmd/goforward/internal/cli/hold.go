@@ -93,7 +93,7 @@ func (a *app) hold(ctx context.Context, s *spec, hf *holdFlags) error {
 	stop := h.startHooks(ctx)
 	err = h.follow(ctx, m)
 	if ctx.Err() != nil && (h.granted != nil || len(m.Grants()) > 0) {
-		a.messagef("removing the mapping; Ctrl-C again to leave it\n")
+		a.messagef("deleting the mapping; press Ctrl-C again to leave it on the gateway\n")
 	}
 	close(h.done)
 	stop()
@@ -135,8 +135,8 @@ func (h *holdSession) options() []forward.Option {
 	return opts
 }
 
-// startHooks starts the hooks for new endpoints. The returned function stops them. h.running
-// waits for their end.
+// startHooks starts the hooks for new endpoints. The returned function stops them, and
+// h.running.Wait waits until they have stopped.
 func (h *holdSession) startHooks(ctx context.Context) (stop context.CancelFunc) {
 	if h.portFile != nil {
 		h.hooks = append(h.hooks, h.portFile.hook(h.app, h.done))
@@ -165,7 +165,7 @@ func (h *holdSession) onEvent(e forward.Event) {
 // fails if the request turns out to be invalid.
 func (h *holdSession) follow(ctx context.Context, m *forward.Mapping) error {
 	if !h.flags.wait {
-		h.handleEvent(<-h.events) // Enable succeeded, so that the event is on its way
+		h.handleEvent(<-h.events) // Enable succeeded, so the event will arrive
 	}
 	check := time.NewTimer(0)
 	defer check.Stop()

@@ -24,7 +24,7 @@ func (h *holdSession) printFailure(m *forward.Mapping) error {
 	case next != m.Status().NextAttempt || next.Equal(h.reportedNext):
 		return nil // the next check reports it, or it is already reported
 	case (len(m.Grants()) > 0) != h.active:
-		return nil // the event of this change is on its way
+		return nil // the event of this change has not arrived yet
 	case h.granted == nil && classify(err).code == exitUsage && !errors.Is(err, netbind.ErrNotHere):
 		return err
 	}

@@ -90,7 +90,7 @@ func TestHoldWithoutReader(t *testing.T) {
 	if code := Run(context.Background(), args, closedPipe{}, &stderr); code != 1 {
 		t.Errorf("exit code %d\n%s", code, stderr.String())
 	}
-	if left := gw.Table(); len(left) != 0 {
-		t.Errorf("the gateway still has %v", left)
+	if remaining := gw.Table(); len(remaining) != 0 {
+		t.Errorf("the gateway still has %v", remaining)
 	}
 }

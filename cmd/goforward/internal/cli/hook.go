@@ -62,7 +62,7 @@ func (h *hook) post(granted []backends.Mapping) {
 // because the session ends.
 var errSuperseded = errors.New("superseded")
 
-// errHookStopped is the cause if a running action is stopped.
+// errHookStopped is the cause with which the context of a running action ends.
 var errHookStopped = errors.New("stopped, because goforward exits")
 
 // run runs the hook until the context ends. A running action then has hookGrace to finish.
@@ -110,7 +110,8 @@ func (h *hook) run(ctx context.Context) {
 	}
 }
 
-// withGrace returns a context that ends with the given cause, some time after its parent ends.
+// withGrace returns a context that ends with the given cause when d has passed after the end
+// of its parent.
 func withGrace(ctx context.Context, d time.Duration, cause error) (context.Context, context.CancelCauseFunc) {
 	extended, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(d, func() { end(cause) }) })
@@ -122,7 +123,7 @@ func withGrace(ctx context.Context, d time.Duration, cause error) (context.Conte
 
 // printHookResult prints the result of an attempt.
 func (a *app) printHookResult(r hookResult) {
-	now, text := time.Now(), "done after a failure"
+	now, text := time.Now(), "succeeded after a failure"
 	if r.err != nil {
 		text = oneLine(errorText(r.err)) + nextAttemptText(r.next)
 	}
@@ -166,7 +167,7 @@ func (a *app) execHook(argv []string, timeout time.Duration) *hook {
 // leads a process group of its own: Ctrl-C on the terminal does not reach it, and its child
 // processes are killed with it.
 func (a *app) runCommand(ctx context.Context, argv []string, timeout time.Duration, e hookEvent) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done within %v, and killed", timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("killed, because it did not finish within %v", timeout))
 	defer cancel()
 	out := &lineWriter{emit: func(line string) { a.messagef("--exec: %s\n", line) }}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)

@@ -18,7 +18,8 @@ const keySize = 32
 
 // nonceKey returns the user's secret key, from which PCP nonces are derived. With this key, a
 // later process can delete the mappings of this one. The key is created when it is first
-// needed. Without a key, mapping still works, but PCP mappings can only expire.
+// needed. Without a key, mapping still works, but no later process can delete PCP
+// mappings: they stay until their lifetime ends.
 func (a *app) nonceKey() []byte {
 	if !a.needsKey() {
 		return nil

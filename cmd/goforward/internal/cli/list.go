@@ -31,7 +31,7 @@ func (a *app) listCommand() *cobra.Command {
 
 // listError reports why there is no list. This differs from an empty list.
 type listError struct {
-	unlistable []string // available protocols that cannot list
+	nonListers []string // available protocols that cannot list
 	reasons    []error  // errors of protocols that can list
 	advice     string
 }
@@ -39,8 +39,8 @@ type listError struct {
 func (e *listError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "list: %v", backends.ErrUnsupported)
-	if len(e.unlistable) > 0 {
-		fmt.Fprintf(&b, ": the gateway supports %s, which cannot list mappings", joinNames(e.unlistable))
+	if len(e.nonListers) > 0 {
+		fmt.Fprintf(&b, ": the gateway supports %s, which cannot list mappings", joinNames(e.nonListers))
 	}
 	for _, err := range e.reasons {
 		fmt.Fprintf(&b, "\n  %v", err)
@@ -56,7 +56,7 @@ func (a *app) list(ctx context.Context, result *probeResult) error {
 	for _, b := range result.available {
 		l, ok := b.Backend.(backends.Lister)
 		if !ok {
-			listErr.unlistable = append(listErr.unlistable, b.title)
+			listErr.nonListers = append(listErr.nonListers, b.title)
 			continue
 		}
 		n, err := a.printEntries(ctx, b, l)

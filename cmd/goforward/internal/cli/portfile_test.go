@@ -41,8 +41,8 @@ func TestPortFileWrite(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
-		t.Errorf("%v, %v, want the file and the directory", left, err)
+	if remaining, err := os.ReadDir(dir); err != nil || len(remaining) != 2 {
+		t.Errorf("%v, %v, want the file and the directory", remaining, err)
 	}
 }
 
@@ -86,7 +86,7 @@ func TestPortFileLink(t *testing.T) {
 	}
 }
 
-func TestPortFileClear(t *testing.T) {
+func TestPortFileRemoveStale(t *testing.T) {
 	t.Parallel()
 	for text, removed := range map[string]bool{
 		"80\n": true, "65535\n": true, "0\n": true,

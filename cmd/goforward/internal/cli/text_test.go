@@ -53,9 +53,9 @@ func TestOneLine(t *testing.T) {
 	}
 }
 
-// TestClean checks that control characters from the network are escaped in messages and in
+// TestSanitize checks that control characters from the network are escaped in messages and in
 // JSON.
-func TestClean(t *testing.T) {
+func TestSanitize(t *testing.T) {
 	t.Parallel()
 	const hostile = "a\x1b[2J\x07\r\u009b31m\u202eb\xff\U000e0001 → ü\n"
 	var stdout, stderr bytes.Buffer

@@ -50,7 +50,7 @@ type unmapRequest struct {
 	spec
 	foreign bool   // also delete mappings to other hosts
 	keyErr  error  // why the user's key is not available
-	remark  string // a message to print after the result
+	remark  string // a message to print after the result; empty: none
 }
 
 // anyHost reports whether mappings to any host match.
@@ -94,8 +94,8 @@ func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) e
 }
 
 // unmapProtocol deletes the matching mappings of one transport protocol, and prints a line if
-// none remains. A backend that cannot have created the mapping counts only if no other backend
-// can.
+// none remains. A backend that does not support the mapping cannot have created it, so its
+// error is returned only if no other backend deleted the mapping or failed.
 func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Request, result *probeResult) (failures []error) {
 	all := withListersLast(result.available)
 	u.remark = ""

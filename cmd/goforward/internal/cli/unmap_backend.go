@@ -11,8 +11,9 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// unmapFrom deletes the requested mapping with one backend. The request has all that is known
-// of a mapping that another process created. It returns the listed entries that were deleted.
+// unmapFrom deletes the requested mapping with one backend. Another process created the
+// mapping, so only the data in the request is known. unmapFrom returns the deleted entries if
+// the backend can list entries.
 func (u *unmapRequest) unmapFrom(ctx context.Context, b availableBackend, r backends.Request) ([]backends.Mapping, error) {
 	if err := b.Supports(r); err != nil {
 		return nil, err
@@ -127,7 +128,7 @@ func (s *spec) request(p backends.Protocol) backends.Request {
 	}
 }
 
-// mappingFor returns what is known of a mapping that another process created. If the request
+// mappingFor returns the known data of a mapping that another process created. If the request
 // names the address of this host, mappingFor removes it: without an address, the mapping leads
 // to this host too.
 func mappingFor(b availableBackend, r backends.Request) backends.Mapping {

@@ -100,7 +100,8 @@ func (w *watchSession) watchNetwork(ctx context.Context) {
 	}
 }
 
-// wait waits for d, or until the route changes.
+// wait waits for d, or until the route changes, the context ends or the output cannot be
+// written.
 func (w *watchSession) wait(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -165,8 +166,8 @@ func (w *watchSession) watchBackends(ctx context.Context, result *probeResult) e
 	defer tick.Stop()
 	for {
 		select {
-		case n := <-changes:
-			w.printChange(n)
+		case observed := <-changes:
+			w.printChange(observed)
 		case <-tick.C:
 			w.poll(ctx, result)
 		case <-w.networkChanged:
@@ -183,8 +184,8 @@ func (w *watchSession) watchBackends(ctx context.Context, result *probeResult) e
 
 // watchBackend forwards the changes that a backend observes, until the context ends.
 func (w *watchSession) watchBackend(ctx context.Context, b availableBackend, to chan<- observedChange) {
-	watcher, is := b.Backend.(backends.Watcher)
-	if !is {
+	watcher, ok := b.Backend.(backends.Watcher)
+	if !ok {
 		return
 	}
 	err := watcher.Watch(ctx, func(c backends.Change) {

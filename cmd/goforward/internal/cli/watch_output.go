@@ -68,10 +68,10 @@ func (w *watchSession) printAddress(b availableBackend, addr netip.Addr) {
 		addrText(addr)+", by "+b.title)
 }
 
-// printChange prints a change. If several backends observe the same new address, only the
-// first one prints it.
-func (w *watchSession) printChange(n observedChange) {
-	c, previous := n.change, w.external
+// printChange prints a change. If several backends observe the same new address, it is
+// printed once.
+func (w *watchSession) printChange(observed observedChange) {
+	c, previous := observed.change, w.external
 	if c.External.IsValid() {
 		w.external = c.External
 	}
@@ -81,9 +81,9 @@ func (w *watchSession) printChange(n observedChange) {
 	}
 	r := watchRecord{
 		Event:   strings.ReplaceAll(c.Kind.String(), " ", "_"),
-		Gateway: endpointText(n.by.gateway), Backend: n.by.name, Reason: c.Reason,
+		Gateway: endpointText(observed.by.gateway), Backend: observed.by.name, Reason: c.Reason,
 	}.withAddress(w.external)
-	text := endpointText(n.by.gateway) + ", by " + n.by.title
+	text := endpointText(observed.by.gateway) + ", by " + observed.by.title
 	if changed {
 		r.Previous = addrText(previous)
 		text += ": external address " + addrText(w.external) + ", was " + addrText(previous)
@@ -91,7 +91,8 @@ func (w *watchSession) printChange(n observedChange) {
 	w.print(r, text+" ("+oneLine(c.Reason)+")")
 }
 
-// printError prints that the gateway does not reply for now.
+// printError prints why the gateway cannot be followed for now, and the time of the next
+// attempt.
 func (w *watchSession) printError(err error, next time.Time) {
 	text := errorText(err)
 	w.print(watchRecord{

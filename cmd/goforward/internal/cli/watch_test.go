@@ -105,7 +105,7 @@ func TestWatchRouteChanges(t *testing.T) {
 		t.Helper()
 		r := w.next("gateway")
 		if len(r.Protocols) == 0 && r.Interface == want.iface {
-			r = w.next("gateway") // the first object has the route, the second one adds the protocols
+			r = w.next("gateway") // the first object has the route, the second object adds the protocols
 		}
 		if r.Interface != want.iface || r.Local != want.local.String() || len(r.Protocols) != 1 || r.Protocols[0] != "natpmp" {
 			t.Errorf("%+v, want %+v", r, want)
