@@ -16,9 +16,9 @@ const serviceNATPMP = "natpmp"
 
 // natpmpServer handles NAT-PMP requests, on the gateway's table.
 type natpmpServer struct {
-	g       *Gateway
-	quirks  quirks.NATPMP
-	replies atomic.Uint32 // number of epochs read with EpochBack
+	g          *Gateway
+	quirks     quirks.NATPMP
+	epochReads atomic.Uint32 // number of epochs read with EpochBack
 }
 
 // identifyNATPMP parses a datagram of version 0 into a Request.
@@ -223,7 +223,7 @@ func (s *natpmpServer) epoch() time.Duration {
 	switch {
 	case s.quirks.EpochStuck:
 		return 0
-	case s.quirks.EpochBack && s.replies.Add(1)%2 == 1:
+	case s.quirks.EpochBack && s.epochReads.Add(1)%2 == 1:
 		return epoch + lag
 	}
 	return epoch
