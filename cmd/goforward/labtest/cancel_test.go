@@ -115,7 +115,7 @@ func newCancelTest(t *testing.T, backend string, rng *rand.Rand) *cancelTest {
 	return c
 }
 
-// run counts the frames of the calls, and then ends the calls at them.
+// run counts the frames of the calls, and then ends the calls at these frames.
 func (c *cancelTest) run() {
 	var cases []cancelCase
 	for _, call := range cancelCalls() {

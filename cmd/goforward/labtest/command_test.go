@@ -187,7 +187,7 @@ func TestCommandUnmap(t *testing.T) {
 }
 
 // TestCommandUnmapPCP checks that one process can delete what another process has mapped
-// by PCP. It needs neither the protocol nor the nonce of the mapping as an argument.
+// by PCP. Its arguments contain neither the protocol nor the nonce of the mapping.
 func TestCommandUnmapPCP(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

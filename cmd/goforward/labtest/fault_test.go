@@ -212,8 +212,8 @@ func (c *tally) report(t *testing.T, what, note string) {
 	}
 }
 
-// badLines are cables with faults. Seeds select the packets. With a loss of 10, 30 or 50
-// %, exactly one of ten, three or two packets in a row is lost in each direction. So at
+// badLines are cables with faults. Seeds select the packets. If 10 %, 30 % or 50 % of the
+// packets are lost, exactly one of ten, three or two packets in a row is lost in each direction. So at
 // most four, five or six requests in a row get no reply; NAT-PMP and PCP send fifteen
 // requests for each attempt. With six seeds, the last mapping was granted 19 s after the
 // previous one. The limit is two minutes.
@@ -425,8 +425,8 @@ func wantRequestedRules(t *testing.T, home *lab.HomeNet, want int) {
 	}
 }
 
-// closeAll closes mappings of one agent in parallel. It returns how many the router did
-// not delete, because it attributes them to another program.
+// closeAll closes mappings of one agent in parallel. It returns the number of mappings
+// that the router did not delete because it attributes them to another program.
 func closeAll(f *remoteForwarder, mappings []*mapping) (remaining int) {
 	f.t.Helper()
 	var ids []int
@@ -442,8 +442,8 @@ func closeAll(f *remoteForwarder, mappings []*mapping) (remaining int) {
 	return remaining
 }
 
-// waitRequestedRulesExpire checks that no more entries remain than could not be closed, and
-// waits until their lifetimes end.
+// waitRequestedRulesExpire checks that the router has at most as many entries as could not
+// be deleted, and waits until their lifetimes end.
 func waitRequestedRulesExpire(t *testing.T, home *lab.HomeNet, remaining int) {
 	t.Helper()
 	if n := len(requestedRules(listRules(t, home))); n > remaining {

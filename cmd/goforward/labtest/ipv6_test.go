@@ -280,9 +280,9 @@ func TestPinholeRestart(t *testing.T) {
 	}
 }
 
-// TestPinholeRefreshed checks that a renewed pinhole is closed. This router loses the
-// nonce of a pinhole when it renews it, and then refuses to delete it. But its lifetime
-// can still be shortened.
+// TestPinholeRefreshed checks that a renewed pinhole is closed. When this router renews a
+// pinhole, the router loses the nonce, and then refuses to delete the pinhole. But a request
+// can still shorten the lifetime.
 func TestPinholeRefreshed(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "ipv6: a pinhole, refreshed and closed")

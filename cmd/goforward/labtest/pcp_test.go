@@ -88,8 +88,8 @@ func homeWithTakenPort(t *testing.T) (*lab.HomeNet, lab.Echo) {
 	return home, occupyPort(t, home, "tcp", 8080)
 }
 
-// TestPCPTakenExact checks Exact with this router. It responds to PREFER_FAILURE with
-// success and another port, and that mapping must be deleted.
+// TestPCPTakenExact checks Exact with a taken port. This router responds to PREFER_FAILURE
+// with success and another port, and the client must delete that mapping.
 func TestPCPTakenExact(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "pcp: a taken port, exactly that one wanted")

@@ -106,7 +106,8 @@ func newSoak(t *testing.T) *soakTest {
 	return s
 }
 
-// warmUp uses everything in the program once, before its resources are counted.
+// warmUp maps a port and closes the mapping once, and then records the resources in use
+// as the baseline.
 func (p *soakProgram) warmUp() {
 	p.t.Helper()
 	idleGoroutines := p.resourceUse("goroutines")
