@@ -21,7 +21,7 @@ type Backend interface {
 	Supports(Request) error
 	// ExternalAddr requests the external address from the gateway.
 	ExternalAddr(context.Context) (netip.Addr, error)
-	// Map requests a new mapping. It succeeds if the gateway grants another
+	// Map requests a new mapping. It succeeds even if the gateway grants another
 	// external port than requested, unless Request.Exact is set.
 	Map(context.Context, Request) (Mapping, error)
 	// Renew requests the mapping again without deleting it first. If Renew fails,
@@ -29,8 +29,7 @@ type Backend interface {
 	// request, all other parameters from the mapping. The result may have another
 	// external port.
 	Renew(context.Context, Mapping, Request) (Mapping, error)
-	// Unmap deletes the mapping. It succeeds if the mapping does not exist any
-	// more.
+	// Unmap deletes the mapping. It also succeeds if the mapping no longer exists.
 	Unmap(context.Context, Mapping) error
 	// Close ends the calls in progress and waits for them. It does not wait for the
 	// body of a loop over List or the notify function of Watch: both may call

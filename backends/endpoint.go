@@ -43,7 +43,7 @@ func (e Endpoint) AppendText(b []byte) ([]byte, error) {
 func (e Endpoint) MarshalText() ([]byte, error) { return e.AppendText(nil) }
 
 // UnmarshalText parses the text that MarshalText or String returns. For any other
-// text it fails with ErrInvalid.
+// text, UnmarshalText fails with ErrInvalid.
 func (e *Endpoint) UnmarshalText(text []byte) error {
 	s := string(text)
 	if s == "" || s == notMapped {

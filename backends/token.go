@@ -61,8 +61,8 @@ func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 // UnmarshalText accepts the texts that MarshalText returns, and sets the zero
-// Token, because these texts have no bytes. For any other text it fails with
-// ErrInvalid.
+// Token, because these texts have no bytes. For any other text, UnmarshalText fails
+// with ErrInvalid.
 func (t *Token) UnmarshalText(text []byte) error {
 	if s := string(text); s != hidden && s != none {
 		return fmt.Errorf("%w: the text of a token is hidden: store its bytes", ErrInvalid)

@@ -49,8 +49,8 @@ func (b *Backend) Client() *Client { return b.client }
 // Close closes the client.
 func (b *Backend) Close() error { return b.client.Close() }
 
-// Supports returns nil, or an error that says why NAT-PMP cannot express the
-// request.
+// Supports returns nil, or an error that has the reason why NAT-PMP cannot express
+// the request.
 func (b *Backend) Supports(r backends.Request) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("natpmp: %w", err)
@@ -210,13 +210,13 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 }
 
 // maxExternalAge is the maximum age of an external address that is used for a new
-// mapping. Mappings that are created or renewed together thus need one request. The
-// context can require a newer address.
+// or renewed mapping. Mappings that are created or renewed together thus need only
+// one request for it. The context can require a newer address.
 const maxExternalAge = time.Second
 
 // recentExternal returns the external address for a new mapping, or the zero Addr
-// if the gateway refuses to report it. A gateway that refuses this may still create
-// mappings, so only a missing reply is an error.
+// if the gateway refuses to report it. The refusal is not an error, because such a
+// gateway may still create mappings.
 func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	b.mu.Lock()
 	external, received := b.external, b.externalTime

@@ -214,8 +214,9 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 }
 
 // do sends a request, and converts error responses without a payload to Go errors.
-// A gateway of this version that rejects this version is probably replying to
-// another request: a late reply to a retransmitted PCP request.
+// If a gateway that supports this version rejects this version, the response is
+// probably a late reply to another request, for example to a retransmitted PCP
+// request. It is accepted only if it is repeated.
 func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Match = port5351.RequireRepeats(tx.Match, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)

@@ -11,11 +11,12 @@ import (
 	"github.com/natforward/goforward/backends/internal/port5351"
 )
 
-// Watch calls notify when the gateway may have lost its mappings. The sign is an
-// announcement, or an epoch that went back in a response to any request of this
+// Watch calls notify when the gateway may have lost its mappings: after an
+// announcement, or if the epoch went back in a response to any request of this
 // process (RFC 6886, sections 3.6 and 3.7). Before it calls notify, Watch sends a
 // request to the gateway and waits for the reply. An announcement from a gateway
-// whose epoch did not go back is a change of kind Announced.
+// whose epoch did not go back is a change of kind Announced, or AddressChanged if
+// the reply has another external address.
 //
 // If Watch cannot listen for announcements, it logs the error and only checks the
 // epoch.
@@ -32,7 +33,7 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 				current = r.Addr
 				b.recordExternal(r.Addr, time.Now())
 			case !errors.Is(err, backends.ErrNoReply):
-				b.expireExternal() // the gateway is up, but reports no address: the renewals show the consequence
+				b.expireExternal() // the gateway is up, but reports no address: the renewals will show whether the mappings are active
 			}
 			return err
 		},
@@ -46,7 +47,7 @@ func change(hint port5351.Hint, previous, current netip.Addr) backends.Change {
 	c := backends.Change{Kind: backends.Announced, External: sanitizeAddr(current), Reason: hint.Reason}
 	addrChanged := previous.IsValid() && current.IsValid() && current != previous
 	switch {
-	case hint.Restarted && addrChanged: // without Since, as the mappings may exist: some gateways reset their epoch with each new address
+	case hint.Restarted && addrChanged: // without Since, because the gateway may still have the mappings: some gateways reset their epoch with each new address
 		c.Kind = backends.Restarted
 	case hint.Restarted:
 		c.Kind, c.Since = backends.Restarted, hint.Since

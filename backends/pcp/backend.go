@@ -63,8 +63,8 @@ func (b *Backend) Close() error { return b.client.Close() }
 // Probe checks whether the server supports PCP: see [Client.Probe].
 func (b *Backend) Probe(ctx context.Context) error { return b.client.Probe(ctx) }
 
-// Supports returns nil, or an error that says why PCP cannot express the request.
-// The limits of the server are not known before a request is sent to it.
+// Supports returns nil, or an error that has the reason why PCP cannot express the
+// request. The limits of the server are not known before a request is sent.
 func (b *Backend) Supports(r backends.Request) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("pcp: %w", err)
@@ -105,7 +105,7 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 }
 
 // Map requests a mapping. With Exact, it sets PREFER_FAILURE, so that the server
-// fails rather than grants another port. If a server ignores this, Map deletes the
+// refuses the request rather than grants another port. If a server ignores this, Map deletes the
 // mapping and fails.
 //
 // With Remote, the request has a filter that permits only this peer. A server that
@@ -304,8 +304,9 @@ func (c ResultCode) isOptionError() bool {
 	return c == UnsupportedOption || c == MalformedOption || c == MalformedRequest
 }
 
-// recordRefusal caches a refusal, and adds the external address of the server to
-// the error. Some servers put their external address into a NoResources response.
+// recordRefusal caches a refusal. Some servers put their external address into a
+// NoResources response. If that address is private or shared, recordRefusal adds it
+// to the error, together with ErrPrivateWAN.
 func (b *Backend) recordRefusal(r backends.Request, err error) error {
 	var refusal *ResultError
 	if !errors.As(err, &refusal) {
@@ -406,7 +407,8 @@ func (b *Backend) recordGrant(n Nonce, external netip.AddrPort) {
 }
 
 // How long a refusal is cached: for the lifetime in the response, within these
-// limits (RFC 6887, section 8.3). Common servers send 0 even if the refusal is
+// limits (RFC 6887, section 8.3). The minimum is higher for the codes that the
+// standard calls long-lifetime errors. Common servers send 0 even if the refusal is
 // permanent.
 const (
 	minShortRefusal = 30 * time.Second
@@ -420,7 +422,8 @@ type cachedRefusal struct {
 	err   error
 }
 
-// refusalKey has the fields that make two requests equal.
+// refusalKey has the fields of a request that must be equal for a cached refusal to
+// apply.
 type refusalKey struct {
 	protocol backends.Protocol
 	internal netip.AddrPort

@@ -198,10 +198,11 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 	r.Nonce = nonceOrRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}
 	client := r.Client
-	requestSize := 0 // of the request
+	requestSize := 0 // in bytes; set when the request is encoded
 	reply, err := c.do(ctx, OpMap, c.config.FirstWait, port5351.Transaction{
-		// The response to a deletion may have the remaining lifetime of an idle
-		// mapping (RFC 6887, section 15.1), but this is rare.
+		// A response to a deletion that has a lifetime is suspicious. It may have
+		// the remaining lifetime of an idle mapping (RFC 6887, section 15.1), but
+		// this is rare.
 		Match: port5351.RequireRepeats(
 			func(b []byte) port5351.Match {
 				if e, err := ParseErrorResponse(b); err == nil && requestSize == mapSize && (e.Result == UnsupportedOption || e.Result == MalformedOption) {

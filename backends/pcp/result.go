@@ -144,8 +144,8 @@ func (e *ResultError) Unwrap() error { return e.Code.kind() }
 // NAT-PMP (RFC 6886). It wraps backends.ErrUnsupported.
 type VersionError struct {
 	Version uint8 // the version that the server supports
-	// Lifetime is how long the server expects this to last, if the response says
-	// so.
+	// Lifetime is how long the server expects this to last, or 0 if the response
+	// has no lifetime.
 	Lifetime time.Duration
 }
 

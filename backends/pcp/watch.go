@@ -10,10 +10,10 @@ import (
 	"github.com/natforward/goforward/backends/internal/port5351"
 )
 
-// Watch calls notify when the server may have lost its mappings. The sign is one of
-// three: an announcement; a mapping update with another external port or without
-// one; or an epoch that shows a loss of state, in a response to any request of this
-// process (RFC 6887, sections 8.5 and 14). Before it calls notify, Watch sends a
+// Watch calls notify when the server may have lost its mappings. There are three
+// signs: an announcement; a mapping update with an error, without a lifetime or with
+// another external endpoint; and an epoch that shows a loss of state, in a response
+// to any request of this process (RFC 6887, sections 8.5 and 14). Before it calls notify, Watch sends a
 // request to the server and waits for the reply. An announcement or update from a
 // server whose epoch is consistent is a change of kind Announced.
 //

@@ -50,7 +50,7 @@ type WatchConfig struct {
 // Watch receives the Hints about the gateway of a Conn.
 type Watch struct {
 	// Hints holds at most one Hint. A newer Hint replaces one that was not yet
-	// received: both have the same consequence.
+	// received, because both have the same consequence.
 	Hints       <-chan Hint
 	hints       chan Hint
 	unsolicited func([]byte) string
@@ -92,8 +92,8 @@ func (c *Conn) deliverUnsolicited(datagram []byte) {
 	}
 }
 
-// Close ends the watch. If it was the last one on its listener, Close waits until
-// the listener has stopped.
+// Close ends the watch. If no other watch uses its listener, Close waits until the
+// listener has stopped.
 func (w *Watch) Close() {
 	w.conn.mu.Lock()
 	delete(w.conn.watchers, w)
@@ -103,7 +103,8 @@ func (w *Watch) Close() {
 	}
 }
 
-// push sends a hint and never blocks. The Conn's mutex must be held, so that two
+// push sends a hint and never blocks. If it replaces a hint that reports a restart,
+// the new hint reports that restart too. The Conn's mutex must be held, so that two
 // pushes do not overlap.
 func (w *Watch) push(hint Hint) {
 	select {
@@ -259,10 +260,11 @@ func listenAnnounce(ctx context.Context, addr netip.AddrPort) (net.PacketConn, e
 	return netbind.Group(ctx, network, bindAddr, nil)
 }
 
-// joinAll joins the group on each interface that supports multicast and has not
-// joined yet. All hosts are members of 224.0.0.1 and ff02::1 anyway (RFC 1112
-// section 4, RFC 4291 section 2.8), so errors are ignored. Linux delivers datagrams
-// for these two groups without a membership of the socket. Other systems may not.
+// joinAll joins the group on each interface that is up and supports multicast. It
+// ignores errors: an interface may have joined before, and all hosts are members of
+// 224.0.0.1 and ff02::1 anyway (RFC 1112 section 4, RFC 4291 section 2.8). Linux
+// delivers datagrams for these two groups without a membership of the socket. Other
+// systems may not.
 func joinAll(conn net.PacketConn, group netip.Addr) {
 	interfaces, err := net.Interfaces()
 	if err != nil {

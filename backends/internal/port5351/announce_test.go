@@ -185,8 +185,8 @@ func TestListenMulticast(t *testing.T) {
 	}
 }
 
-// TestUnsolicited checks that a datagram that answers no request is a hint if a
-// watcher says so.
+// TestUnsolicited checks that a datagram that answers no request becomes a hint if
+// the function Unsolicited of a watcher returns a reason.
 func TestUnsolicited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gw, conn := newConn(t, "192.0.2.1:5351")

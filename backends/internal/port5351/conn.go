@@ -39,7 +39,7 @@ type Conn struct {
 	dial    dialFunc
 	refs    int // guarded by conns.mu
 	closed  chan struct{}
-	dialing chan struct{}  // holds one value while a socket is opened
+	dialing chan struct{}  // holds one element while a socket is opened
 	wg      sync.WaitGroup // the goroutines that read sockets
 
 	mu      sync.Mutex
@@ -63,7 +63,7 @@ var conns = struct {
 }{byConfig: map[Config]*Conn{}}
 
 // queues limit each gateway to one request at a time. RFC 6886 section 3.1 requires
-// one outstanding request, and cheap gateways drop more.
+// one outstanding request, and cheap gateways drop further requests.
 var queues ctxsync.Queues[netip.AddrPort]
 
 // Open returns the Conn of the process for the config, and creates it if there is
@@ -223,8 +223,8 @@ func (c *Conn) discardSocket(sock net.Conn) {
 	_ = sock.Close()
 }
 
-// maxDatagram is the size of the largest message of both protocols (RFC 6887,
-// section 7).
+// maxDatagram is the size of the largest PCP message (RFC 6887, section 7). NAT-PMP
+// messages are shorter.
 const maxDatagram = 1100
 
 // readLoop delivers each datagram to the transaction that it answers, until the

@@ -10,9 +10,10 @@ type epochClock struct {
 	received time.Time // with a monotonic reading
 }
 
-// observe records the epoch of a response. It reports whether, by the rule, the
-// gateway has lost its mappings since the previous response, and the latest time at
-// which that can have happened, if the epoch shows it.
+// observe records the epoch of a response. The result lost reports whether, by the
+// rule, the gateway has lost its mappings since the previous response. The result
+// since is the latest time at which it can have lost them, or the zero Time if the
+// epoch does not show that.
 func (c *epochClock) observe(epoch time.Duration, sent, received time.Time, rule epochRule) (lost bool, since time.Time) {
 	previous := *c
 	*c = epochClock{valid: true, epoch: epoch, received: received}
@@ -20,8 +21,9 @@ func (c *epochClock) observe(epoch time.Duration, sent, received time.Time, rule
 		return false, time.Time{}
 	}
 	elapsed := received.Sub(previous.received)
-	if epoch < elapsed { // else the gateway's clock was set, and the time of the loss is unknown
-		// The epoch is in whole seconds. The gateway was up when it received the request.
+	if epoch < elapsed { // otherwise the gateway's clock was set, and the time of the loss is unknown
+		// The epoch is in whole seconds, so this time can be up to one second too late.
+		// The gateway was up when it received the request.
 		if since = received.Add(-epoch); sent.Before(since) {
 			since = sent
 		}
@@ -30,18 +32,18 @@ func (c *epochClock) observe(epoch time.Duration, sent, received time.Time, rule
 }
 
 // epochRule compares the epochs of two responses that were received elapsed apart.
-type epochRule func(before, now, elapsed time.Duration) (lost bool)
+type epochRule func(previous, current, elapsed time.Duration) (lost bool)
 
 // natpmpLost is the rule of RFC 6886 section 3.6: the gateway's clock may be slow
-// by one eighth, and the reading may be late by two seconds. A fast clock is never
-// a loss.
+// by one eighth of the elapsed time and two more seconds. A clock that is fast never
+// shows a loss.
 func natpmpLost(previous, current, elapsed time.Duration) bool {
 	return current < previous+elapsed*7/8-2*time.Second
 }
 
 // pcpLost is the rule of RFC 6887 section 8.5, in whole seconds. The gateway's
 // clock may differ from the local clock by one sixteenth in either direction, and
-// by two seconds. The arithmetic is signed. The standard allows unsigned
+// by two more seconds. The arithmetic is signed. The standard allows unsigned
 // arithmetic, but then a step back by one second, which the standard permits, would
 // count as a loss.
 func pcpLost(previous, current, elapsed time.Duration) bool {

@@ -81,7 +81,7 @@ func (s *Session) ObservePCP(epoch time.Duration, r Reply) { s.conn.ObservePCP(e
 // WatchHandler configures [Session.Watch].
 type WatchHandler struct {
 	WatchConfig
-	// ListenFailed is called with the error if it is impossible to listen for
+	// ListenFailed is called with the error if Watch cannot listen for
 	// announcements.
 	ListenFailed func(error)
 	// Probe sends any request to the gateway. A hint is passed on once the gateway
@@ -92,8 +92,8 @@ type WatchHandler struct {
 	Notify func(Hint)
 }
 
-// watchInterval is the least time between two probes. A flood of forged
-// announcements causes only one small request per second.
+// watchInterval is the pause after each hint. A flood of forged announcements thus
+// causes only about one small request per second.
 const watchInterval = time.Second
 
 // Watch calls h.Notify for each confirmed hint until the context ends, and returns
@@ -124,8 +124,9 @@ func (s *Session) Watch(ctx context.Context, h WatchHandler) error {
 	}
 }
 
-// probeUntilReply calls probe until the gateway replies, and reports whether it
-// did. A gateway that is restarting at first refuses the port or does not reply.
+// probeUntilReply calls probe until the gateway replies, five times at most, and
+// reports whether the gateway replied. A gateway that is restarting at first refuses
+// the port or does not reply.
 func probeUntilReply(ctx context.Context, probe func(context.Context) error) bool {
 	for wait := 250 * time.Millisecond; wait < 5*time.Second; wait *= 2 {
 		if err := probe(ctx); err == nil || !errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil {

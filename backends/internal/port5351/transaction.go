@@ -14,7 +14,7 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// Match says how well a datagram fits a request.
+// Match is how well a datagram fits a request.
 type Match uint8
 
 // The values of Match. A version error does not identify a request, so it can fit
@@ -199,8 +199,8 @@ func (c *Conn) send(ctx context.Context, p *inFlight) error {
 // Windows reports a connection reset for that.
 func isRefused(err error) bool { return errno.IsRefused(err) || errno.IsReset(err) }
 
-// isDropped reports a datagram that this host dropped: a full buffer, or a local
-// firewall.
+// isDropped reports whether the error means that this host dropped the datagram: a
+// buffer is full, or a local firewall forbids it.
 func isDropped(err error) bool { return errno.IsFull(err) || errors.Is(err, syscall.EPERM) }
 
 // write sends a datagram. An ICMP error that an earlier datagram caused is reported
@@ -227,8 +227,8 @@ func (c *Conn) unregister(p *inFlight) {
 	}
 }
 
-// deliver passes a datagram to the transaction that it answers best. If it answers
-// none, the watchers receive it, and the transactions continue to wait.
+// deliver passes a datagram to the transaction whose request it fits best. If it
+// fits none, the watchers receive it, and the transactions continue to wait.
 func (c *Conn) deliver(datagram []byte, at time.Time, local netip.Addr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
