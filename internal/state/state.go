@@ -1,7 +1,7 @@
 // Package state reads and writes the state file of a program. The file has the program's
 // mappings on gateways, with the secrets that some protocols need to renew or delete them.
-// The next run of the program resumes the mappings. Only the owner can read the file. An
-// invalid file is renamed, never deleted.
+// The next run of the program resumes the mappings. Only its owner can read a file that this
+// package writes. An invalid file is renamed, never deleted.
 package state
 
 import (
@@ -44,7 +44,8 @@ type row struct {
 	Mapping rowMapping `json:"mapping"`
 }
 
-// isInRange reports whether the internal port belongs to the range, or there is no range.
+// isInRange reports whether the internal port belongs to the range. It returns true if there
+// is no range of several ports.
 func (r row) isInRange() bool {
 	port := r.Mapping.Internal.Port()
 	return r.Count <= 1 || port >= r.Port && port-r.Port < r.Count && r.Port+r.Count-1 >= r.Port
@@ -149,7 +150,7 @@ func ReadOwn(path string, limit int64, others fs.FileMode) ([]byte, error) {
 			return err
 		case !info.Mode().IsRegular():
 			return invalid("not a regular file")
-		case isOthers(info, others):
+		case othersHaveAccess(info, others):
 			return invalid("another user owns it or has permissions: mode %v", info.Mode().Perm())
 		case info.Size() > limit:
 			return invalid("%d bytes", info.Size())

@@ -8,9 +8,9 @@ import "io/fs"
 // file, a program that can write the directory can replace the file by a link.
 const noFollow = 0
 
-// isOthers reports whether other users have one of the permissions. It does not check the
+// othersHaveAccess reports whether other users have one of the permissions. It does not check the
 // owner.
-func isOthers(info fs.FileInfo, permissions fs.FileMode) bool {
+func othersHaveAccess(info fs.FileInfo, permissions fs.FileMode) bool {
 	return info.Mode().Perm()&permissions != 0
 }
 

@@ -73,8 +73,8 @@ func TestWrite(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	if left, _ := filepath.Glob(path + "*tmp*"); len(left) != 0 {
-		t.Errorf("temporary files remain: %v", left)
+	if remaining, _ := filepath.Glob(path + "*tmp*"); len(remaining) != 0 {
+		t.Errorf("temporary files remain: %v", remaining)
 	}
 }
 

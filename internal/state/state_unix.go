@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// noFollow opens the file at the path itself, not the target of a link, and never blocks.
+// noFollow has the flags with which an open fails if the path is a link, and never blocks.
 const noFollow = unix.O_NOFOLLOW | unix.O_NONBLOCK
 
-// isOthers reports whether the owner of the file is a user other than this one and root, or
-// whether other users have one of the permissions.
-func isOthers(info fs.FileInfo, permissions fs.FileMode) bool {
-	stat, is := info.Sys().(*syscall.Stat_t)
-	isForeign := is && stat.Uid != 0 && int(stat.Uid) != os.Geteuid()
+// othersHaveAccess reports whether the owner of the file is a user other than this one and
+// root, or whether other users have one of the permissions.
+func othersHaveAccess(info fs.FileInfo, permissions fs.FileMode) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	isForeign := ok && stat.Uid != 0 && int(stat.Uid) != os.Geteuid()
 	return isForeign || info.Mode().Perm()&permissions != 0
 }
 

@@ -20,8 +20,8 @@ func tryLock(f *os.File) error {
 	return err
 }
 
-// isOthers always returns false: the access list of the directory protects the file.
-func isOthers(fs.FileInfo, fs.FileMode) bool { return false }
+// othersHaveAccess always returns false: the access list of the directory protects the file.
+func othersHaveAccess(fs.FileInfo, fs.FileMode) bool { return false }
 
 // syncDir does nothing: Windows cannot sync directories.
 func syncDir(string) error { return nil }
