@@ -54,7 +54,7 @@ func TestEventFailed(t *testing.T) {
 		gw.mu.Unlock()
 		time.Sleep(4 * time.Hour)
 		ownEvents.want(t, "failed 8080", "lost 0", "failed 0")
-		if want := []string{"the gateway is out of resources", "the gateway refuses", "enabled", "memory", "no reply from the gateway before the mapping ran out", "the gateway has no working connection to the internet"}; !slices.Equal(reasons, want) {
+		if want := []string{"the gateway is out of resources", "the gateway refuses", "enabled", "memory", "no reply from the gateway before the mapping expired", "the gateway has no working connection to the internet"}; !slices.Equal(reasons, want) {
 			t.Errorf("reasons %q, want %q", reasons, want)
 		}
 	})

@@ -18,8 +18,9 @@ import (
 // Sink receives what an owner reports to a client. Its methods must not block and must not
 // call an owner.
 type Sink interface {
-	// HandleChanged is called after the status of a handle has changed. If kind is 0, the
-	// change is not an event.
+	// HandleChanged is called after the status of a handle has changed. The arguments before
+	// and after are the mappings that were granted before and after the change. If kind is 0,
+	// the change is not an event.
 	HandleChanged(h *Handle, kind Kind, before, after []backends.Mapping, reason string, at time.Time)
 	// CombineErrors makes one error of the errors of several backends. If probe is true, no
 	// backend replied to a probe.
@@ -141,8 +142,8 @@ func (c *Client) runFlow(ctx context.Context, h *Handle, run func(f *flow) error
 	}
 }
 
-// Enable requests a handle. If Enable fails, the handle holds nothing, and no request
-// follows.
+// Enable requests the mappings of a handle. If Enable fails, the handle holds nothing, and
+// it is not requested again.
 func (c *Client) Enable(ctx context.Context, h *Handle) error {
 	return c.runFlow(ctx, h, func(f *flow) error { return f.create(h, h.spec(), "enabled") })
 }
@@ -280,7 +281,8 @@ func (c *Client) VerifySoon(reason string, at time.Time) {
 	})
 }
 
-// Wake requests the client's handles that have no mapping at the given time.
+// Wake makes the owner request, at the given time, the client's handles that have no
+// mapping.
 func (c *Client) Wake(reason string, at time.Time) {
 	c.owner.loop.Do(func() { c.wake(reason, at) })
 }

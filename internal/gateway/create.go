@@ -238,7 +238,8 @@ func (f *flow) mapAll(h *Handle, b *Backend, s *Spec, port uint16, timeout time.
 	return nil
 }
 
-// acquire adds the handle to the holders of an entry, and requests or renews the entry.
+// acquire adds the handle to the holders of an entry, and requests or renews the entry with
+// the given external port.
 func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, timeout time.Duration) (*entry, error) {
 	if err := context.Cause(f.ctx); err != nil {
 		return nil, err
@@ -381,8 +382,8 @@ func (o *Owner) splitSuperseded(e *entry) {
 	o.addPendingDelete(e.group.add(&old), backends.ErrNoReply)
 }
 
-// recordFailedAcquire records that the request of acquire failed. Without a reply, the
-// gateway may have granted it; a handle that is retried then keeps the entry.
+// recordFailedAcquire records that the request of acquire failed. If there was no reply, the
+// gateway may have granted the request. A handle that is retried then keeps the entry.
 func (f *flow) recordFailedAcquire(h *Handle, e *entry, err error) {
 	keepsEntry := f.isAttached(h) && (h.wasGranted || h.spec().Background) && !h.spec().Once
 	if f.isReply(err) {

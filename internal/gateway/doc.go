@@ -19,6 +19,6 @@
 // loop.go has the loop and the flows. handle.go has the mappings that a Forwarder requests,
 // and entry.go the mappings that a gateway grants. create.go makes first requests, port.go
 // selects external ports, renew.go handles renewals and restarts, and delete.go handles
-// deletions and mappings of an earlier run. backend.go has the protocols, and probe.go finds
-// out which of them a gateway supports.
+// deletions. restore.go takes over mappings of an earlier run and deletions of ended owners.
+// backend.go has the protocols, and probe.go finds out which of them a gateway supports.
 package gateway

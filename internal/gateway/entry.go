@@ -197,8 +197,8 @@ func (g *group) takeOverUnheld(m Member, internal uint16, backend *Backend) erro
 }
 
 // without returns a list without the given element.
-func without[T comparable](list []T, one T) []T {
-	return slices.DeleteFunc(list, func(other T) bool { return other == one })
+func without[T comparable](list []T, element T) []T {
+	return slices.DeleteFunc(list, func(other T) bool { return other == element })
 }
 
 func (e *entry) isHeld() bool             { return e.state == active && len(e.holders) > 0 }
@@ -284,9 +284,10 @@ type grantOrder struct {
 	earlier [2]time.Duration
 }
 
-// record applies a grant. If isNew is true, the request was not a renewal. The time of the
-// grant decides whether it predates a restart, not the time of the request: a request that
-// was in flight at that moment may have been granted before.
+// record applies a grant. If isNew is true, the request was not a renewal. The order of the
+// entries depends on m.Granted, the time at which the answered request was sent, and not on
+// the time at which a restart was noticed. A request that was in flight at that moment may
+// have been granted after the restart, and before the requests that the restart causes.
 func (e *entry) record(m *backends.Mapping, isNew bool) {
 	o, order := e.group.owner, &e.order
 	at := m.Granted.Sub(o.start)
@@ -314,9 +315,9 @@ func (e *entry) record(m *backends.Mapping, isNew bool) {
 	}
 }
 
-// markLost records that the gateway lost its state at a time that it reported. It returns
-// whether that includes the entry. A grant after that time may belong to a request that was
-// sent before it.
+// markLost records that the gateway lost its state at the given time, which the gateway
+// reported. It returns whether the entry counts as lost. An entry without a grant does, because
+// its request may be in flight and may have been sent before that time.
 func (e *entry) markLost(since time.Time) bool {
 	o, order := e.group.owner, &e.order
 	lostAt := since.Sub(o.start)

@@ -28,7 +28,7 @@ type Spec struct {
 	Lifetime       time.Duration
 	RenewEvery     time.Duration // 0: half of the granted lifetime
 	Description    string
-	Once           bool          // the mappings are not renewed
+	Once           bool          // the mappings are kept for one lifetime and not renewed
 	Background     bool          // retry even if the first request fails
 	RequestTimeout time.Duration // bounds one request
 	ProbeTimeout   time.Duration // bounds one probe
@@ -152,7 +152,7 @@ func (s *Status) equal(t *Status) bool {
 // Handle is a set of mappings that a client keeps alive. The owner to which it is attached
 // updates it and publishes each change.
 type Handle struct {
-	Mapping any // the Forwarder's name for the handle
+	Mapping any // the Forwarder's own value for the handle; this package does not use it
 	sink    Sink
 	status  atomic.Pointer[Status]
 	changed atomic.Pointer[chan struct{}]

@@ -51,8 +51,8 @@ func (s *Spec) nextPort(port uint16, attempt int, err error) (uint16, bool) {
 	switch {
 	case s.Exact || errors.As(err, &conflict) || attempt >= maxPorts || isMismatch && attempt >= maxUnitPorts:
 		return 0, false
-	case isMismatch && attempt == 0 && mismatch.offered <= lastDynamicPort-s.ports()+1:
-		return mismatch.offered, true
+	case isMismatch && attempt == 0 && mismatch.granted <= lastDynamicPort-s.ports()+1:
+		return mismatch.granted, true
 	case errors.Is(err, backends.ErrConflict) || refusedLow:
 		return s.randomPort(), true
 	}
@@ -65,7 +65,7 @@ func (s *Spec) nextPort(port uint16, attempt int, err error) (uint16, bool) {
 func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 	first := granted[0].External.Port()
 	if first > lastDynamicPort-s.ports()+1 { // the range would end above port 65535
-		return &portMismatchError{wanted: s.firstPort(0), offered: first}
+		return &portMismatchError{required: s.firstPort(0), granted: first}
 	}
 	for i, m := range s.Members()[:len(granted)] {
 		g := granted[i]
@@ -76,9 +76,9 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 			// Gateways of VPN providers do this.
 			return fmt.Errorf("%w: the gateway forwards port %d to port %d of this host only: use SamePort", backends.ErrUnsupported, offered, offered)
 		case offered != first:
-			return &portMismatchError{wanted: first, offered: offered}
+			return &portMismatchError{required: first, granted: offered}
 		case s.SamePort && offered != g.Internal.Port():
-			return &portMismatchError{wanted: g.Internal.Port(), offered: offered}
+			return &portMismatchError{required: g.Internal.Port(), granted: offered}
 		}
 	}
 	return nil
@@ -87,11 +87,11 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 // portMismatchError is returned if the external port of one mapping does not match the other
 // mappings of the unit.
 type portMismatchError struct {
-	wanted, offered uint16
+	required, granted uint16
 }
 
 func (e *portMismatchError) Error() string {
-	return fmt.Sprintf("%v: the gateway granted port %d, but %d is required", backends.ErrConflict, e.offered, e.wanted)
+	return fmt.Sprintf("%v: the gateway granted port %d, but %d is required", backends.ErrConflict, e.granted, e.required)
 }
 
 func (e *portMismatchError) Unwrap() error { return backends.ErrConflict }

@@ -11,8 +11,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The timing of a probe. The probe of a less preferred backend starts if the preceding
-// backend has not replied after stagger. If a backend has replied, the more preferred ones
+// The timing of a probe. The probe of a less preferred backend starts when the preceding
+// probe has failed, and after stagger at the latest. If a backend has replied, the more preferred ones
 // have until preferenceTime to reply too, or afterReply if that backend uses no search. A
 // search takes long and therefore starts after searchDelay. It does not start at once, because
 // common gateways process one request at a time: if the search came first, their reply to the
@@ -55,8 +55,8 @@ type probeRun struct {
 }
 
 // Probe returns nil if one of the client's backends is available. Concurrent callers share
-// one probe, which ends after wait. The probe continues if a caller cancels its context. It
-// stops if the last caller has reached its timeout.
+// one probe, which ends after the wait of its first caller. The probe continues if a caller
+// cancels its context. It stops if the last caller has reached its timeout.
 func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 	o := c.owner
 	for {
@@ -97,7 +97,7 @@ func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 		}
 		if p.client == c {
 			return p.err
-		} // another client may have other backends: try again
+		} // otherwise the probe was of the backends of another client: try again
 	}
 }
 

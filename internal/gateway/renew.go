@@ -25,7 +25,7 @@ const (
 )
 
 // errExpired ends a renewal that has no reply when the lifetime ends.
-var errExpired = fmt.Errorf("%w before the mapping ran out", backends.ErrNoReply)
+var errExpired = fmt.Errorf("%w before the mapping expired", backends.ErrNoReply)
 
 // nextRenewal returns the time of the entry's next request. For an entry with Once, which is
 // not renewed, it returns the end of the lifetime.
@@ -337,13 +337,13 @@ func (o *Owner) watch(b *Backend) {
 				o.loop.Post(func() { o.onChange(b, change) })
 			})
 		}, func(err error) {
-			o.log().Warn("the gateway is not watched for a while", "backend", b.name, "err", err)
+			o.log().Warn("the gateway is not watched until the next attempt", "backend", b.name, "err", err)
 		})
 	})
 }
 
-// KeepRunning calls do, which runs until ctx ends. If do fails, KeepRunning calls failed and,
-// after a pause, do again.
+// KeepRunning calls do, which runs until ctx ends. If do returns earlier, KeepRunning calls
+// failed with its error and, after a pause, calls do again.
 func KeepRunning(ctx context.Context, jitter func(time.Duration) time.Duration, do func(context.Context) error, failed func(error)) {
 	for failures := 1; ; failures++ {
 		err := do(ctx)
