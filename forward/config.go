@@ -106,7 +106,8 @@ type Config struct {
 // router can run on loopback.
 type TestNetwork struct {
 	// Announce is the address on which announcements of gateways are received. The zero value
-	// means 224.0.0.1:5350, or none for a gateway on loopback.
+	// means 224.0.0.1:5350, or [ff02::1]:5350 for an IPv6 gateway. No multicast reaches
+	// loopback, so a gateway on loopback needs another address.
 	Announce netip.AddrPort
 	// SSDP is the address to which searches for UPnP devices are sent. The zero value means
 	// port 1900 of the gateway and 239.255.255.250:1900, or none for a gateway on loopback.

@@ -110,3 +110,27 @@ func (f *Forwarder) addMapping(s *spec, attach bool) *Mapping {
 	})
 	return m
 }
+
+// Run enables a mapping, waits until ctx ends, deletes the mapping and returns nil. It
+// returns an error if the mapping cannot be enabled or deleted. Run also returns when the
+// mapping is closed, for example by Disable: it then returns nil, or ErrClosed if the
+// Forwarder was closed.
+func (f *Forwarder) Run(ctx context.Context, opts ...Option) error {
+	m, err := f.enable(ctx, opts)
+	if err != nil {
+		if m != nil && errors.Is(err, context.Canceled) {
+			return m.Shutdown(context.WithoutCancel(ctx))
+		}
+		return err
+	}
+	for !m.status().Closed && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-m.Changed():
+		}
+	}
+	if f.ctx.Err() != nil {
+		return errClosed("forwarder")
+	}
+	return m.Shutdown(context.WithoutCancel(ctx))
+}

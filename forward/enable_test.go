@@ -120,7 +120,7 @@ func TestDeadlines(t *testing.T) {
 	})
 }
 
-// TestPortRetry checks which refusals lead to attempts with other external ports, and how
+// TestPortRetry checks which refusals cause attempts with other external ports, and how
 // many.
 func TestPortRetry(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -261,9 +261,9 @@ func TestSamePort(t *testing.T) {
 	}
 }
 
-// TestVPNGateway checks a VPN provider's gateway. It has one port for each client, which
-// is the same outside and inside and for both protocols. After each reconnect, the port
-// is another one.
+// TestVPNGateway checks a VPN provider's gateway. Each client has one port there, with the
+// same number outside and inside and for both protocols. The port changes with each
+// reconnect.
 func TestVPNGateway(t *testing.T) {
 	events := make(chan string, 16)
 	gw, f := gatewayAndForwarder(t, forward.Config{OnEvent: func(e forward.Event) {

@@ -12,8 +12,8 @@ import (
 	"github.com/natforward/goforward/internal/gateway"
 )
 
-// SetDefaultGateways makes the default routes lead to these gateways, which may use other
-// ports than the protocols' own. A family without a gateway has no default route.
+// SetDefaultGateways sets the gateways of the default routes. They may use other ports than
+// the protocols' own. A family without a gateway has no default route.
 func (f *Forwarder) SetDefaultGateways(gateways ...netip.AddrPort) error {
 	f.loop.Do(func() {
 		none := func() (discover.Gateway, error) { return discover.Gateway{}, discover.ErrNoRoute }
@@ -37,7 +37,7 @@ func (f *Forwarder) SetDefaultGateways(gateways ...netip.AddrPort) error {
 	return nil
 }
 
-// SetRoute makes the IPv4 default route lead to a gateway with these ready-made backends.
+// SetRoute sets the gateway of the IPv4 default route, with these ready-made backends.
 // If gw is invalid, there is no default route.
 func (f *Forwarder) SetRoute(gw, local netip.Addr, bs ...backends.Backend) {
 	if !f.started.Load() {
@@ -130,8 +130,8 @@ func (f *Forwarder) SetJitter(jitter func(time.Duration) time.Duration) {
 	f.jitter, f.registry = jitter, gateway.NewRegistry(jitter)
 }
 
-// MaxWorkers is the largest number of concurrent requests to a gateway.
-const MaxWorkers = gateway.MaxCalls
+// MaxCalls is the largest number of concurrent requests to a gateway.
+const MaxCalls = gateway.MaxCalls
 
 // Registry holds the gateways that Forwarders share.
 type Registry = gateway.Registry

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -227,26 +226,6 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("forward: %w: %w", ErrNoGateway, err)
 	}
 	return p.local, nil
-}
-
-// OpenExternalPort returns an external port that the gateway can forward at the moment.
-// Another program or host may take the port before you enable it. NAT-PMP and PCP have no
-// request for free ports, so OpenExternalPort creates a mapping for a moment and deletes it
-// again.
-func (f *Forwarder) OpenExternalPort(ctx context.Context, p backends.Protocol) (uint16, error) {
-	m, err := f.Enable(ctx, Protocol(p, 0), External(RandomPort()), Lifetime(time.Minute), Once())
-	if err != nil {
-		return 0, err
-	}
-	return m.External().Port(), m.Shutdown(ctx)
-}
-
-// matching returns the open mappings that match all selectors, in the order in which they
-// were enabled.
-func (f *Forwarder) matching(sel []Selector) []*Mapping {
-	var held []*Mapping
-	f.loop.Do(func() { held = slices.Clone(f.held) })
-	return slices.DeleteFunc(held, func(m *Mapping) bool { return !selectsAll(sel, m.subject()) })
 }
 
 // errClosed returns an error that wraps ErrClosed.

@@ -270,14 +270,14 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	}
 	var specs []spec
 	if mapping {
-		w4 := s
-		w4.ipv4 = true
-		specs = append(specs, w4)
+		s4 := s
+		s4.ipv4 = true
+		specs = append(specs, s4)
 	}
 	if pinhole {
-		w6 := s
-		w6.ipv6, w6.External, w6.Address, w6.Lifetime = true, 0, netip.Addr{}, min(s.Lifetime, maxPinholeLifetime)
-		specs = append(specs, w6)
+		s6 := s
+		s6.ipv6, s6.External, s6.Address, s6.Lifetime = true, 0, netip.Addr{}, min(s.Lifetime, maxPinholeLifetime)
+		specs = append(specs, s6)
 	}
 	return specs, nil
 }
@@ -297,12 +297,12 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 		why   string
 	}{
 		{slices.Contains(s.given, optionProtocol), "an option that names a protocol: the network names it"},
-		{s.Internal.Addr().IsValid(), "the option To: the address argument says where to listen"},
+		{s.Internal.Addr().IsValid(), "the option To: the address argument is the address to listen on"},
 		{s.ipv6, `the option IPv6: the network selects it, as in "tcp6"`},
 		{s.Count > 0, "the option Ports: one port is bound"},
 		{s.SamePort, "the option SamePort: the port is bound already"},
 		{s.Once, "the option Once: the mapping is kept alive until the socket is closed"},
-		{s.Background, "the option Background: it always works in the background"},
+		{s.Background, "the option Background: the mapping is always requested in the background"},
 	} {
 		if wrong.given {
 			return spec{}, invalid("listening with %s", wrong.why)

@@ -42,7 +42,7 @@ func (m *Mapping) Backend() string { return m.Status().Backend }
 // Gateway returns the gateway that granted the mapping, or the zero value.
 func (m *Mapping) Gateway() netip.AddrPort { return m.Status().Gateway }
 
-// Scope returns the scope of the external address: how far away it can be reached.
+// Scope returns the scope of the external address, which shows what hosts can reach it.
 func (m *Mapping) Scope() backends.Scope { return backends.ScopeOf(m.External().Addr()) }
 
 // Expires returns the time at which the grant ends. It returns the zero Time if the grant has
@@ -58,7 +58,7 @@ func (m *Mapping) Grants() []backends.Mapping { return m.Status().Grants }
 func (m *Mapping) Err() error { return m.status().Err }
 
 // Changed returns a channel that is closed at the next change of Status, and when the mapping
-// is closed. To miss no change, call Changed before you read the status.
+// is closed. Call Changed before you read the status, so that you miss no change.
 func (m *Mapping) Changed() <-chan struct{} { return m.handle.Changed() }
 
 // Done returns a channel that is closed when the mapping is closed: by Close, by Disable, or

@@ -17,7 +17,7 @@ const (
 	// pause after a refusal is 17 minutes at most.
 	modelRepairTime = 20 * time.Minute
 	// modelDeleteTime is how long a gateway that replies may have a row that no handle
-	// wants. A deletion is retried after one minute at most, and takes RequestTimeout.
+	// requests. A deletion is retried after one minute at most, and takes RequestTimeout.
 	modelDeleteTime = 90 * time.Second
 	// modelLateReply is how long a handle may report a reply that was sent before an
 	// announcement and arrived after it.
@@ -123,7 +123,7 @@ func (w *modelWorld) checkHandle(h *modelHandle, state []backends.Mapping, stric
 		w.fail("%v: External is %v and Gateway %v, but Grants is %s", h, h.mapping.External(), h.mapping.Gateway(), text)
 	}
 	if f := h.forwarder; strict && f.usesRoute && !h.spec.once && w.gateway(first) != f.route.Load() {
-		w.fail("%v: the default route leads to %v, but Grants is %s", h, f.route.Load(), text)
+		w.fail("%v: the gateway of the default route is %v, but Grants is %s", h, f.route.Load(), text)
 	}
 }
 
@@ -136,7 +136,7 @@ func (w *modelWorld) checkEvent(h *modelHandle, state []backends.Mapping, strict
 	switch {
 	case sameGrants(last.Grants, byProtocol(state)), h.forwarder.activeCallbacks.Load() > 0:
 	case len(state) == 0 && !strict && (w.mayHaveExpired(last.Grants) || w.awaitsPort(h, last.Grants)):
-	case len(state) == 0 && h.spec != nil && h.spec.once: // the expiry of Once causes no event
+	case len(state) == 0 && h.spec != nil && h.spec.once: // the expiry of a mapping with Once causes no event
 	default:
 		w.fail("%v: the last event, %v, reports %s, but Grants is %s", h, last.Kind, grantsText(last.Grants), grantsText(state))
 	}
@@ -241,11 +241,11 @@ func (w *modelWorld) checkRows(g *modelGateway, reported map[modelKey]backends.M
 		r := g.records[k]
 		_, found := reported[k]
 		switch {
-		case found || r.row.mayRemain || r.row.heldByOnce || r.inFlight > 0 || w.wanted(g, k, strict) || g.leftOnOldRoute(r):
-			r.row.unwantedSince = time.Time{}
+		case found || r.row.mayRemain || r.row.heldByOnce || r.inFlight > 0 || w.isRequested(g, k, strict) || g.leftOnOldRoute(r):
+			r.row.unrequestedSince = time.Time{}
 			continue
-		case r.row.unwantedSince.IsZero():
-			r.row.unwantedSince = now
+		case r.row.unrequestedSince.IsZero():
+			r.row.unrequestedSince = now
 		}
 		if strict || !g.mayRemain(r, now) {
 			w.fail("no handle reports %v %d, but %v has %v", k.protocol, k.internal, g, r)
@@ -253,14 +253,14 @@ func (w *modelWorld) checkRows(g *modelGateway, reported map[modelKey]backends.M
 	}
 }
 
-// mayRemain reports whether a row that no handle wants may still wait for its deletion.
+// mayRemain reports whether a row that no handle requests may still wait for its deletion.
 // g.mu is held.
 func (g *modelGateway) mayRemain(r *modelRecord, now time.Time) bool {
 	switch {
 	case r.unconfirmed && !r.row.knownUntil.IsZero() && now.After(r.row.knownUntil):
 		return true // the reply to its renewal was lost, so only the gateway knows the expiry
 	}
-	return now.Before(later(later(r.row.unwantedSince, g.inUseSince), g.answeringSince(r, now)).Add(modelDeleteTime))
+	return now.Before(later(later(r.row.unrequestedSince, g.inUseSince), g.answeringSince(r, now)).Add(modelDeleteTime))
 }
 
 // leftOnOldRoute reports whether no Forwarder uses a gateway of a default route, and the
@@ -270,9 +270,9 @@ func (g *modelGateway) leftOnOldRoute(r *modelRecord) bool {
 	return g.index >= modelReadyMade && g.inUseSince.IsZero() && (r.row.deleteUnanswered || r.unconfirmed)
 }
 
-// wanted reports whether an open handle, or an Enable in progress, may request a key. In
+// isRequested reports whether an open handle, or an Enable in progress, may request a key. In
 // a quiet period, only a handle that conflicts with another one may do so.
-func (w *modelWorld) wanted(g *modelGateway, k modelKey, strict bool) bool {
+func (w *modelWorld) isRequested(g *modelGateway, k modelKey, strict bool) bool {
 	if len(w.enabling(g, k)) > 0 {
 		return true
 	}
@@ -284,8 +284,8 @@ func (w *modelWorld) wanted(g *modelGateway, k modelKey, strict bool) bool {
 	})
 }
 
-// wantedOnce reports whether an open handle of Once may share a key.
-func (w *modelWorld) wantedOnce(g *modelGateway, k modelKey) bool {
+// isRequestedOnce reports whether an open handle with Once may share a key.
+func (w *modelWorld) isRequestedOnce(g *modelGateway, k modelKey) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.order, func(h *modelHandle) bool {
@@ -344,7 +344,7 @@ func (w *modelWorld) checkSharing() {
 func (w *modelWorld) checkDeleted(f *modelForwarder, held []backends.Mapping) {
 	for _, m := range held {
 		g, k := w.gateway(m), keyOf(m)
-		if w.wanted(g, k, false) {
+		if w.isRequested(g, k, false) {
 			continue
 		}
 		g.set(func() {

@@ -47,11 +47,11 @@ type modelRow struct {
 	holders          []*modelForwarder
 	requesters       []*modelForwarder // one of these Forwarders requested it, if there are any
 	mayRemain        bool              // it may remain until its lifetime ends
-	heldByOnce       bool              // it may remain, since a mapping of Once holds it
+	heldByOnce       bool              // it may remain, since a mapping with Once holds it
 	deleteUnanswered bool              // a deletion got no reply, or a Shutdown ended before the deletion
 	inCloseError     bool              // a Shutdown reported that it remains
 	knownUntil       time.Time         // expiry according to the last reply; zero: no reply, or forever
-	unwantedSince    time.Time         // since when no handle wants it; zero: a handle wants it
+	unrequestedSince time.Time         // since when no handle requests it; zero: a handle requests it
 }
 
 // modelRecord is what the model knows about one key at one gateway.
@@ -84,7 +84,7 @@ func (r *modelRecord) String() string {
 	}
 	row := "nothing"
 	if r.row != nil {
-		row = fmt.Sprintf("port %d until %s, unwanted since %s, deletion unanswered %v", r.row.external, at(r.row.expires), at(r.row.unwantedSince), r.row.deleteUnanswered)
+		row = fmt.Sprintf("port %d until %s, not requested since %s, deletion unanswered %v", r.row.external, at(r.row.expires), at(r.row.unrequestedSince), r.row.deleteUnanswered)
 	}
 	return fmt.Sprintf("%s (in flight %d, unconfirmed %v, last unanswered %s, last reply %s, changed %s, announced %v)",
 		row, r.inFlight, r.unconfirmed, at(r.lastUnanswered), at(r.lastReply), at(r.changedAt), r.announced)
@@ -254,9 +254,9 @@ func (g *modelGateway) grant(ctx context.Context, op string, r backends.Request)
 		if previous := record.live(now); previous != nil {
 			row.holders, row.heldByOnce, row.knownUntil = previous.holders, previous.heldByOnce, previous.knownUntil
 			row.requesters = slices.Concat(previous.requesters, g.world.enabling(g, k))
-			row.mayRemain = previous.mayRemain && !g.world.wanted(g, k, false) // it may have been requested only to find the mapping to delete
+			row.mayRemain = previous.mayRemain && !g.world.isRequested(g, k, false) // it may have been requested only to find the mapping to delete
 		} else {
-			row.requesters, row.heldByOnce = g.world.enabling(g, k), g.world.wantedOnce(g, k)
+			row.requesters, row.heldByOnce = g.world.enabling(g, k), g.world.isRequestedOnce(g, k)
 		}
 		record.row = &row
 		m.External = netip.AddrPortFrom(g.external, port)

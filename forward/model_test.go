@@ -574,7 +574,7 @@ func (w *modelWorld) handle(slot int) *modelHandle {
 
 // enable enables a mapping in a slot if the slot is free.
 func (w *modelWorld) enable(ctx context.Context, slot int, spec *modelSpec) {
-	if w.handle(slot) != nil || w.instant && spec.once { // the rows of Once are not known
+	if w.handle(slot) != nil || w.instant && spec.once { // the rows of mappings with Once are not known
 		return
 	}
 	w.mu.Lock()
@@ -645,7 +645,7 @@ func (w *modelWorld) shutdown(f *modelForwarder, timeout time.Duration, byClose 
 	if alreadyClosing {
 		return
 	}
-	for _, h := range once { // the rows of Once may remain
+	for _, h := range once { // the rows of mappings with Once may remain
 		w.noteHolder(h, h.mapping.Grants())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
@@ -777,7 +777,7 @@ func (w *modelWorld) newForwarder(i int) *modelForwarder {
 	return f
 }
 
-// setRoute makes the default route lead to a gateway, or removes it if g is nil. The
+// setRoute sets the gateway of the default route, or removes the route if g is nil. The
 // Forwarder is notified if notify is set; otherwise it has to find the change itself.
 func (f *modelForwarder) setRoute(g *modelGateway, notify bool) {
 	f.routeLock <- struct{}{}

@@ -2,7 +2,6 @@ package forward
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -404,57 +403,4 @@ func (s *spec) twoPortsError(a, b portOption) error {
 		hint = fmt.Sprintf(": to forward external port %d to %v, use External(%d) and %s", a.port, netip.AddrPortFrom(s.Internal.Addr(), b.port), a.port, b.option)
 	}
 	return invalid("%s and %s name two internal ports%s", a.option, b.option, hint)
-}
-
-// RandomPort returns a random port between 49152 and 65535.
-func RandomPort() uint16 { return gateway.RandomPort() }
-
-// OpenLocalPort returns a port of this host that is free for TCP or UDP at the moment.
-// Another program may take the port before you listen on it. Any other protocol fails with
-// backends.ErrUnsupported.
-func OpenLocalPort(p backends.Protocol) (uint16, error) {
-	return openLocalPort([]backends.Protocol{p})
-}
-
-// openLocalPort returns a port that is free for all of the protocols.
-func openLocalPort(ps []backends.Protocol) (uint16, error) {
-	const tries = 16
-	var err error
-	for range tries {
-		var port uint16
-		if port, err = tryBind(ps[0], 0); err != nil {
-			return 0, err
-		}
-		for _, p := range ps[1:] {
-			if _, err = tryBind(p, port); err != nil {
-				break
-			}
-		}
-		if err == nil {
-			return port, nil
-		}
-	}
-	return 0, fmt.Errorf("forward: no local port is free for %v: %w", ps, err)
-}
-
-// tryBind binds the port and closes the socket again. If port is 0, tryBind selects a free
-// port.
-func tryBind(p backends.Protocol, port uint16) (uint16, error) {
-	switch p {
-	case backends.TCP:
-		ln, err := net.ListenTCP("tcp", &net.TCPAddr{Port: int(port)})
-		if err != nil {
-			return 0, fmt.Errorf("forward: %w", err)
-		}
-		defer func() { _ = ln.Close() }()
-		return ln.Addr().(*net.TCPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // package net guarantees this type for TCP
-	case backends.UDP:
-		pc, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(port)})
-		if err != nil {
-			return 0, fmt.Errorf("forward: %w", err)
-		}
-		defer func() { _ = pc.Close() }()
-		return pc.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil //nolint:forcetypeassert // package net guarantees this type for UDP
-	}
-	return 0, fmt.Errorf("forward: %w: cannot find free ports for protocol %v: name one", backends.ErrUnsupported, p)
 }

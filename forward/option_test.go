@@ -23,25 +23,25 @@ func TestContradictoryOptions(t *testing.T) {
 	for want, opts := range map[string][]forward.Option{
 		"TCP(80) and To(192.168.1.9:81) name two internal ports: to forward external port 80 to 192.168.1.9:81, use External(80) and To(192.168.1.9:81)":  {forward.TCP(80), forward.To(host)},
 		"Both(80) and To(192.168.1.9:81) name two internal ports: to forward external port 80 to 192.168.1.9:81, use External(80) and To(192.168.1.9:81)": {forward.To(host), forward.Both(80)},
-		"TCP(81) and Ports(80, 90) name two internal ports":                              {forward.TCP(81), forward.Ports(80, 90)},
-		"Ports(90, 80) is no range of ports":                                             {forward.Ports(90, 80)},
-		"Ports(0, 80) is no range of ports":                                              {forward.Ports(0, 80)},
-		"Ports(1000, 1256) has more than 256 ports: enable several ranges":               {forward.Ports(1000, 1256)},
-		"the range ends above port 65535":                                                {forward.Ports(1000, 1009), forward.External(65530)},
-		"SamePort and Ports exclude each other":                                          {forward.Ports(80, 81), forward.SamePort()},
-		"the option Ports is given twice":                                                {forward.Ports(80, 81), forward.Ports(80, 81)},
-		"the option Lifetime is given twice":                                             {forward.TCP(80), forward.Lifetime(time.Hour), forward.Lifetime(time.Hour)},
-		"the option External is given twice":                                             {forward.TCP(80), forward.External(80), forward.External(81)},
-		"the option ExternalAddr is given twice":                                         {forward.TCP(80), forward.ExternalAddr(externalAddr), forward.ExternalAddr(externalAddr)},
-		"the option To is given twice":                                                   {forward.To(host), forward.To(host)},
-		"the option From is given twice":                                                 {forward.TCP(80), forward.From(host), forward.From(host)},
-		"the option Description is given twice":                                          {forward.TCP(80), forward.Description("a"), forward.Description("b")},
-		"the option RenewEvery is given twice":                                           {forward.TCP(80), forward.RenewEvery(time.Hour), forward.RenewEvery(time.Hour)},
-		"RenewEvery(10ms) is shorter than 1s":                                            {forward.TCP(80), forward.RenewEvery(10 * time.Millisecond)},
-		"Once and RenewEvery exclude each other":                                         {forward.TCP(80), forward.Once(), forward.RenewEvery(time.Hour)},
+		"TCP(81) and Ports(80, 90) name two internal ports":                          {forward.TCP(81), forward.Ports(80, 90)},
+		"Ports(90, 80) is no range of ports":                                         {forward.Ports(90, 80)},
+		"Ports(0, 80) is no range of ports":                                          {forward.Ports(0, 80)},
+		"Ports(1000, 1256) has more than 256 ports: enable several ranges":           {forward.Ports(1000, 1256)},
+		"the range ends above port 65535":                                            {forward.Ports(1000, 1009), forward.External(65530)},
+		"SamePort and Ports exclude each other":                                      {forward.Ports(80, 81), forward.SamePort()},
+		"the option Ports is given twice":                                            {forward.Ports(80, 81), forward.Ports(80, 81)},
+		"the option Lifetime is given twice":                                         {forward.TCP(80), forward.Lifetime(time.Hour), forward.Lifetime(time.Hour)},
+		"the option External is given twice":                                         {forward.TCP(80), forward.External(80), forward.External(81)},
+		"the option ExternalAddr is given twice":                                     {forward.TCP(80), forward.ExternalAddr(externalAddr), forward.ExternalAddr(externalAddr)},
+		"the option To is given twice":                                               {forward.To(host), forward.To(host)},
+		"the option From is given twice":                                             {forward.TCP(80), forward.From(host), forward.From(host)},
+		"the option Description is given twice":                                      {forward.TCP(80), forward.Description("a"), forward.Description("b")},
+		"the option RenewEvery is given twice":                                       {forward.TCP(80), forward.RenewEvery(time.Hour), forward.RenewEvery(time.Hour)},
+		"RenewEvery(10ms) is shorter than 1s":                                        {forward.TCP(80), forward.RenewEvery(10 * time.Millisecond)},
+		"Once and RenewEvery exclude each other":                                     {forward.TCP(80), forward.Once(), forward.RenewEvery(time.Hour)},
 		"Once and Lifetime(Forever) exclude each other: the mapping would never end": {forward.TCP(80), forward.Lifetime(forward.Forever), forward.Once()},
-		"OnChange without a function":                                                    {forward.TCP(80), forward.OnChange(nil)},
-		"ExternalAddr without an address":                                                {forward.TCP(80), forward.ExternalAddr(netip.Addr{})},
+		"OnChange without a function":                                                {forward.TCP(80), forward.OnChange(nil)},
+		"ExternalAddr without an address":                                            {forward.TCP(80), forward.ExternalAddr(netip.Addr{})},
 	} {
 		_, err := f.Enable(t.Context(), opts...)
 		if !errors.Is(err, backends.ErrInvalid) || err.Error() != "forward: invalid request: "+want {
@@ -104,7 +104,7 @@ func TestExternalAddr(t *testing.T) {
 	})
 }
 
-// TestOnce checks that a mapping of Once expires without a renewal, and stays on the
+// TestOnce checks that a mapping with Once expires without a renewal, and stays on the
 // gateway after Close.
 func TestOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -124,12 +124,12 @@ func TestOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := f.Close(); err != nil || len(gw.live()) != 1 {
-			t.Errorf("Close: %v; the gateway has %v, want the mapping of Once", err, gw.live())
+			t.Errorf("Close: %v; the gateway has %v, want the mapping with Once", err, gw.live())
 		}
 	})
 }
 
-// TestOnceRefreshed checks that a mapping of Once expires without a renewal, and that
+// TestOnceRefreshed checks that a mapping with Once expires without a renewal, and that
 // Refresh creates it again.
 func TestOnceRefreshed(t *testing.T) {
 	for name, refresh := range map[string]func(context.Context, *forward.Forwarder, *forward.Mapping) error{
@@ -167,7 +167,7 @@ func TestOnceRefreshed(t *testing.T) {
 	}
 }
 
-// TestOnceReplaced checks that a mapping of Once that has expired and was replaced can be
+// TestOnceReplaced checks that a mapping with Once that has expired and was replaced can be
 // closed after its Forwarder.
 func TestOnceReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -215,7 +215,7 @@ func TestOnceConcurrent(t *testing.T) {
 	})
 }
 
-// TestOnceClosedHalfGranted closes the Forwarder when one protocol of a mapping of Once
+// TestOnceClosedHalfGranted closes the Forwarder when one protocol of a mapping with Once
 // is granted. That protocol is deleted, because Enable fails.
 func TestOnceClosedHalfGranted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestOnceClosedHalfGranted(t *testing.T) {
 	})
 }
 
-// TestOnceCloseDuringRequest closes the Forwarder during a Refresh of a mapping of Once.
+// TestOnceCloseDuringRequest closes the Forwarder during a Refresh of a mapping with Once.
 // The requested mapping is deleted, because the caller does not receive it.
 func TestOnceCloseDuringRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -304,7 +304,7 @@ func TestOnceCloseDuringSecondRequest(t *testing.T) {
 }
 
 // TestOnceCloseKeepsPendingDelete requests, with Once, a mapping whose deletion got no
-// reply. When the Forwarder of Once is closed, the pending deletion must be kept.
+// reply. When the Forwarder with that mapping is closed, the pending deletion must be kept.
 func TestOnceCloseKeepsPendingDelete(t *testing.T) {
 	for _, shared := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -348,7 +348,7 @@ func TestOnceCloseKeepsPendingDelete(t *testing.T) {
 }
 
 // TestOnceSharesRegrantedEntry checks that Close of a mapping that shares an entry with a
-// mapping of Once deletes the entry, even if it expired and was granted again meanwhile.
+// mapping with Once deletes the entry, even if it expired and was granted again meanwhile.
 func TestOnceSharesRegrantedEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gw := newFakeGateway()
@@ -374,7 +374,7 @@ func TestOnceSharesRegrantedEntry(t *testing.T) {
 	})
 }
 
-// TestOnceExpired checks that an expired mapping of Once does not conflict with later
+// TestOnceExpired checks that an expired mapping with Once does not conflict with later
 // ones, neither before nor after Close.
 func TestOnceExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -123,10 +123,10 @@ func TestFallBackToNextBackend(t *testing.T) {
 	}
 }
 
-// TestTimeShareOfSilentBackend checks that a backend without a reply leaves time for the
+// TestTimeShareWithoutReply checks that a backend without a reply leaves time for the
 // next one, and that the last backend gets all of the remaining time. The error must not
 // report "no reply" for a backend that was not used.
-func TestTimeShareOfSilentBackend(t *testing.T) {
+func TestTimeShareWithoutReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, second := newFakeGateway(), newFakeGateway()
 		first.name, first.block, second.name = "first", true, "second"

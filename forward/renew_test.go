@@ -574,7 +574,7 @@ func TestRenewalOrderAfterRestart(t *testing.T) {
 		synctest.Wait()
 		gw.mu.Lock()
 		defer gw.mu.Unlock()
-		if took := gw.sentAt[len(gw.sentAt)-1].Sub(start); len(gw.sentAt) != n || took != (n/forward.MaxWorkers)*time.Millisecond {
+		if took := gw.sentAt[len(gw.sentAt)-1].Sub(start); len(gw.sentAt) != n || took != (n/forward.MaxCalls)*time.Millisecond {
 			t.Errorf("%d renewals, the last after %v", len(gw.sentAt), took)
 		}
 		if last := gw.requests[n-4:]; !slices.Contains(last, "renew tcp 1100") {

@@ -406,7 +406,7 @@ func (f *Forwarder) followNetwork() {
 		return f.watch(ctx, compare)
 	}, func(err error) {
 		if !restarted {
-			f.log.Warn("the network is not watched for a while: changes are noticed late", "err", err)
+			f.log.Warn("the network is not watched until the next attempt: changes are noticed late", "err", err)
 		}
 		restarted = true
 	})

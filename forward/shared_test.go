@@ -51,7 +51,7 @@ func TestShared(t *testing.T) {
 }
 
 // TestSharedConflictWithoutFallback checks that a conflict within the process does not
-// lead to an attempt with another backend.
+// cause an attempt with another backend.
 func TestSharedConflictWithoutFallback(t *testing.T) {
 	first, second := newFakeGateway(), newFakeGateway()
 	first.name, second.name = "first", "second"

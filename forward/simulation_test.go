@@ -107,7 +107,7 @@ func (s simulation) options(i int) []forward.Option {
 // with a safety factor of two.
 func (s simulation) queueTime() time.Duration {
 	call := maxLatency + time.Duration(s.lossRate*float64(replyTimeout))
-	return replyTimeout + time.Duration(2*float64(s.count)*float64(call)/(1-s.lossRate)/forward.MaxWorkers)
+	return replyTimeout + time.Duration(2*float64(s.count)*float64(call)/(1-s.lossRate)/forward.MaxCalls)
 }
 
 // simRun is the state of a running simulation.
@@ -177,7 +177,7 @@ func (r *simRun) advance(d time.Duration) {
 				}
 			}
 		}
-		if n := runtime.NumGoroutine(); n > r.goroutinesBefore+3*(4+2*forward.MaxWorkers) { // includes the goroutines of parallel simulations
+		if n := runtime.NumGoroutine(); n > r.goroutinesBefore+3*(4+2*forward.MaxCalls) { // includes the goroutines of parallel simulations
 			r.t.Errorf("%d goroutines, %d before the first mapping", n, r.goroutinesBefore)
 		}
 	}
@@ -206,7 +206,7 @@ func (r *simRun) enable() {
 
 // limitCallRate checks the number of calls in each second.
 func (r *simRun) limitCallRate() {
-	limit := int(forward.MaxWorkers * (time.Second / minLatency))
+	limit := int(forward.MaxCalls * (time.Second / minLatency))
 	// Jitter distributes the renewals over one eighth of the lifetime.
 	quietLimit := 3*r.count/int(r.lifetime/8/time.Second) + 20
 	r.gateway.set(func() {
@@ -267,7 +267,7 @@ func (r *simRun) endFaults() {
 
 // shutdown checks that the gateway has no mappings after Shutdown.
 func (r *simRun) shutdown() {
-	if n := r.gateway.maxInFlight; n > forward.MaxWorkers {
+	if n := r.gateway.maxInFlight; n > forward.MaxCalls {
 		r.t.Errorf("%d concurrent calls", n)
 	}
 	r.gateway.set(func() { r.gateway.quietSince = time.Now().Add(day) })
@@ -279,7 +279,7 @@ func (r *simRun) shutdown() {
 	if n := len(r.gateway.rows); n != 0 {
 		r.t.Errorf("after Shutdown the gateway has %d mappings", n)
 	}
-	if n := r.gateway.maxInFlight; n > forward.MaxWorkers+1 { // a pending deletion is attempted in parallel
+	if n := r.gateway.maxInFlight; n > forward.MaxCalls+1 { // a pending deletion is attempted in parallel
 		r.t.Errorf("%d concurrent calls during Shutdown", n)
 	}
 }
@@ -301,7 +301,7 @@ func reportProblems(t *testing.T, problems []string) {
 // The scheduler may run the goroutines of one moment in any order, so no event may depend
 // on another event of the same moment. The simulation ensures this: all goroutines are
 // idle before each fault, and each call takes a different number of nanoseconds. The
-// mappings are of one kind. Mappings of Both, and mappings with the same internal port,
+// mappings are of one kind. Mappings with Both, and mappings with the same internal port,
 // share locks, for which two goroutines may wait at the same moment.
 func TestSimulationRepeats(t *testing.T) {
 	s := simulation{
@@ -429,10 +429,11 @@ func (c *eventChecker) compareWithMappings(ms []*forward.Mapping) {
 // The limits of how long an active mapping may be absent on a gateway that replies, if no
 // call is lost. They depend on the cause:
 //
-//   - an announced restart: the delay of the next recovery;
-//   - a restart without an announcement: the time until the next renewal, which is at
-//     five eighths of the lifetime of one day at most (RFC 6887, section 11.2.1), or
-//     until the next check of a mapping without an end;
+//   - an announced restart: the delay of the next round of verification;
+//   - a restart without an announcement: the time until the next renewal, which is after
+//     five eighths of the lifetime at the latest (a lifetime counts as one day at
+//     most; RFC 6887, section 11.2.1), or until the next check of a mapping without an
+//     end;
 //   - a lease that expired during an outage: the longest pause between attempts.
 //
 // The time in the queue behind all other mappings is added to each limit. Each lost call

@@ -73,8 +73,8 @@ func (s *store) restore(r *route) {
 	gw, local := r.path.gateway.Addr(), r.path.local
 	s.unassigned = slices.DeleteFunc(s.unassigned, func(row state.Record) bool {
 		m := row.Mapping
-		isThere := (!gw.IsValid() || gw == m.Gateway.Addr()) && (!local.IsValid() || local == m.Internal.Addr())
-		return isObsolete(row) || isThere && r.client.Restore(row, restoreGrace)
+		isOnRoute := (!gw.IsValid() || gw == m.Gateway.Addr()) && (!local.IsValid() || local == m.Internal.Addr())
+		return isObsolete(row) || isOnRoute && r.client.Restore(row, restoreGrace)
 	})
 }
 

@@ -119,7 +119,7 @@ func TestStateFile(t *testing.T) {
 }
 
 // TestStateFileNotEnabledAgain checks that recorded mappings that are not enabled again
-// are deleted, and that a mapping of Once is kept.
+// are deleted, and that a mapping with Once is kept.
 func TestStateFileNotEnabledAgain(t *testing.T) {
 	forward.SetRestoreGrace(t, 50*time.Millisecond)
 	r := newRuns(t, gatewaytest.Config{}, forward.Config{})
@@ -144,7 +144,7 @@ func TestStateFileNotEnabledAgain(t *testing.T) {
 	for _, e := range r.gw.Table() {
 		ports = append(ports, e.External.Port())
 	}
-	if len(ports) != 2 || ports[0] != 8081 || ports[1] != 8083 { // the mapping of Once stays until its lifetime ends
+	if len(ports) != 2 || ports[0] != 8081 || ports[1] != 8083 { // the mapping with Once stays until its lifetime ends
 		t.Errorf("the gateway forwards %v", ports)
 	}
 	if err := second.Close(); err != nil {
