@@ -28,14 +28,14 @@ type entry struct {
 	group             *group
 	backend           *Backend
 	state             entryState
-	lost              bool      // the gateway has lost it, as far as the owner can tell
-	doubtful          bool      // the gateway may have lost it since the last grant
-	verifyAt          time.Time // if it became doubtful after the last request was sent: the time of the next request
-	mustRenew         bool      // the next renewal pass includes it
-	superseded        bool      // a former version of another entry, to be deleted
-	unconfirmed       bool      // a request got no reply: the gateway may have granted it
-	requestedExternal uint16    // the external port of the last request
-	failures          uint16
+	lost              bool              // the gateway has lost it, as far as the owner can tell
+	doubtful          bool              // the gateway may have lost it since the last grant
+	verifyAt          time.Time         // if it became doubtful after the last request was sent: the time of the next request
+	mustRenew         bool              // the next renewal pass includes it
+	superseded        bool              // a former version of another entry, to be deleted
+	unconfirmed       bool              // a request got no reply: the gateway may have granted it
+	requestedExternal uint16            // the external port of the last request
+	failures          uint16            // consecutive failed renewals
 	spec              *Spec             // the spec of the last request
 	granted           *backends.Mapping // immutable, replaced by each grant; nil: not granted yet
 	unconfirmedUntil  time.Time         // the longest lifetime of requests without a reply ends then; zero: there is none

@@ -85,8 +85,8 @@ type Status struct {
 	Closed      bool
 	Err         error // error of the last request, or nil
 	NextRequest time.Time
-	Since       time.Time // time of the last event
-	Reason      string    // reason of the last event
+	Since       time.Time // time of the last event, except Failed
+	Reason      string    // reason of that event
 }
 
 // Grants returns copies of the granted mappings. It includes mappings that have expired since
@@ -161,11 +161,11 @@ type Handle struct {
 	done    atomic.Pointer[chan struct{}] // what Done returns; nil: Done was not called, and the handle is open
 
 	// Only code on the owner's loop uses these fields.
-	backend       *Backend  // the backend that granted the handle; nil if it is not granted
-	oldClients    []*Client // clients of former gateways that may still have its mappings
-	wasGranted    bool      // it was granted at least once
-	preferred     uint16
-	failures      int
+	backend       *Backend                // the backend that granted the handle; nil if it is not granted
+	oldClients    []*Client               // clients of former gateways that may still have its mappings
+	wasGranted    bool                    // it was granted at least once
+	preferred     uint16                  // external port of the last grant, which is requested again; 0: none
+	failures      int                     // consecutive failed requests
 	nextRequest   time.Time               // if it is not granted: the time of the next request
 	reason        string                  // the reason for the next request
 	expiredGrants []backends.Mapping      // mappings that expired without an event

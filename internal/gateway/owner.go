@@ -233,7 +233,8 @@ func (o *Owner) takeOver(deletes []unfinishedDelete) {
 }
 
 // stop ends the flows, watches and backends and then the loop. It returns the unfinished
-// deletions. It waits for them until ctx ends, even if a backend ignores its own context.
+// deletions. It waits for the flows and backends until ctx ends at the latest, because a
+// backend may ignore its own context.
 func (o *Owner) stop(ctx context.Context) (unfinished []endedOwner) {
 	o.cancel(net.ErrClosed)
 	closed := make(chan struct{})
