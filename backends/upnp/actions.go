@@ -15,8 +15,9 @@ import (
 )
 
 // ExternalAddr requests the external address of the gateway
-// (GetExternalIPAddress). It is the zero Addr if the gateway is not connected,
-// does not report its address, or reports one that no gateway can have.
+// (GetExternalIPAddress). The result is the zero Addr if the gateway is not
+// connected, does not report its address, or reports an address that no gateway
+// can have.
 func (c *Client) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	var out struct{ NewExternalIPAddress string }
 	if err := c.perform(ctx, "GetExternalIPAddress", nil, &out); err != nil {
@@ -30,8 +31,8 @@ type Status struct {
 	// Connection is the name of the state: Connected, Disconnected, Connecting,
 	// Unconfigured and others.
 	Connection string
-	// LastError is the reason of the last connection failure: ERROR_NONE or a
-	// name of the vendor.
+	// LastError is the reason of the last connection failure: ERROR_NONE or
+	// another name, which may be vendor-specific.
 	LastError string
 	// Uptime is how long the connection has been up. It is 0 if the gateway
 	// does not report it.
@@ -105,7 +106,7 @@ type keyArgs struct {
 }
 
 // args validates the key and returns its arguments. It rejects port 0, because
-// that means all ports in a request.
+// port 0 in a request means all ports.
 func (k PortMappingKey) args() (keyArgs, error) {
 	protocol, err := protocolName(k.Protocol)
 	if err != nil {
@@ -182,8 +183,8 @@ func (a *entryArgs) parse() (PortMapping, error) {
 }
 
 // PortMapping requests one entry of the table (GetSpecificPortMappingEntry). If
-// there is none, the fault of most gateways wraps backends.ErrInvalid. Some
-// gateways use other codes, and some return a success.
+// there is no such entry, most gateways respond with a fault that wraps
+// backends.ErrInvalid. Some gateways use other codes, and some report success.
 func (c *Client) PortMapping(ctx context.Context, key PortMappingKey) (PortMapping, error) {
 	const action = "GetSpecificPortMappingEntry"
 	in, err := key.args()
@@ -212,10 +213,10 @@ func (c *Client) PortMapping(ctx context.Context, key PortMappingKey) (PortMappi
 }
 
 // PortMappingAt requests the entry at an index of the table, which starts at 0
-// (GetGenericPortMappingEntry). After the end of the table, the fault of most
-// gateways wraps backends.ErrInvalid (713). Some gateways use 402, 501, 714 or
-// 899, and some tables never end. The indexes of entries change when the table
-// changes.
+// (GetGenericPortMappingEntry). If the index is after the end of the table, most
+// gateways respond with a fault that wraps backends.ErrInvalid (713). Some
+// gateways use 402, 501, 714 or 899, and some tables never end. The indexes of
+// entries change when the table changes.
 func (c *Client) PortMappingAt(ctx context.Context, index int) (PortMapping, error) {
 	const action = "GetGenericPortMappingEntry"
 	if index < 0 || index > 65535 {
@@ -235,7 +236,7 @@ func (c *Client) PortMappingAt(ctx context.Context, index int) (PortMapping, err
 
 // AddPortMapping adds an entry, or refreshes an entry of the same host. If
 // another host has the port, the gateway reports a conflict (718). Some
-// gateways also do so for an entry of the same host.
+// gateways also report a conflict for an entry of the same host.
 func (c *Client) AddPortMapping(ctx context.Context, m PortMapping) error {
 	const action = "AddPortMapping"
 	in, err := m.args()
@@ -348,8 +349,8 @@ func parsePortListing(b []byte) ([]PortMapping, error) {
 	return list, nil
 }
 
-// The maximum lengths of descriptions: the length that all devices accept in
-// requests, and the limit for responses.
+// The maximum lengths of texts: the description length that all devices accept
+// in requests, and the limit for texts in responses.
 const (
 	maxWireDescription = 63
 	maxText            = 256
@@ -374,7 +375,8 @@ func wireDescription(s string) string {
 }
 
 // printable returns a text of the device in a form that is safe to display: one
-// line of at most 256 bytes, without control characters.
+// line of at most 256 bytes, with question marks instead of unprintable
+// characters.
 func printable(s string) string {
 	s = strings.TrimSpace(s)
 	var b strings.Builder

@@ -286,7 +286,7 @@ func TestInvalid(t *testing.T) {
 		"external port 0":  add(func(m *PortMapping) { m.ExternalPort = 0 }),
 		"internal port 0":  add(func(m *PortMapping) { m.Internal = netip.AddrPortFrom(m.Internal.Addr(), 0) }),
 		"no address":       add(func(m *PortMapping) { m.Internal = netip.AddrPortFrom(netip.Addr{}, 1) }),
-		"everyone":         add(func(m *PortMapping) { m.Internal = netip.MustParseAddrPort("0.0.0.0:1") }),
+		"any address":      add(func(m *PortMapping) { m.Internal = netip.MustParseAddrPort("0.0.0.0:1") }),
 		"no protocol":      add(func(m *PortMapping) { m.Protocol = 0 }),
 		"negative lease":   add(func(m *PortMapping) { m.Lease = -1 }),
 		"delete port 0":    func(ctx context.Context) error { return c.DeletePortMapping(ctx, PortMappingKey{Protocol: 6}) },

@@ -32,8 +32,9 @@ type Config struct {
 	// Interface is the interface from which to send. If it is empty, the kernel
 	// chooses.
 	Interface string
-	// Only ignores devices that are not at the address Gateway. If several
-	// routers share that address, their devices are at other addresses.
+	// Only makes the search ignore devices that are not at the address Gateway.
+	// If several routers share that address, their devices are at other
+	// addresses, and Only would exclude them.
 	Only bool
 	// Source is the local address from which to send. For a pinhole, it must be
 	// the address that is opened. If it is the zero Addr, the kernel chooses.
@@ -42,11 +43,12 @@ type Config struct {
 	// an IP address. If it is set, no search is sent.
 	URL string
 	// SSDP contains the addresses to which searches are sent. If it is nil,
-	// they are sent to port 1900 of the gateway and to the multicast group. If
-	// the gateway is on loopback, none are sent.
+	// they are sent to port 1900 of the gateway and to the multicast group; if
+	// the gateway is on loopback, no search is sent then.
 	SSDP []netip.AddrPort
 	// Notify is the address on which Watch listens for notifications. The zero
-	// value means the multicast group.
+	// value means the multicast group, or no address if the gateway is on
+	// loopback.
 	Notify netip.AddrPort
 	// Wait bounds a search. Zero means DefaultWait.
 	Wait time.Duration
@@ -138,8 +140,8 @@ func (b *Backend) Close() error {
 	return nil
 }
 
-// Supports returns an error if UPnP cannot express the request. Whether the
-// device itself supports the request becomes known only when it is sent.
+// Supports returns an error if UPnP cannot express the request. The device
+// itself may still refuse a request that Supports accepts.
 func (b *Backend) Supports(r backends.Request) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("upnp: %w", err)
@@ -169,9 +171,9 @@ func (b *Backend) isOtherFamily(a netip.Addr) bool {
 	return a.IsValid() && a.Unmap().Is6() != b.is6
 }
 
-// Promising reports whether a running search has received a response: either a
-// description is being fetched, or a usable device has been found and the
-// search waits for a better one.
+// Promising reports whether a running search has received a response that it
+// uses: either a description is being fetched, or a usable device has been
+// found and the search waits for a better one.
 func (b *Backend) Promising() bool { return b.fetches.Load() > 0 || b.usable.Load() > 0 }
 
 // Probe searches for the device.
@@ -185,9 +187,9 @@ func (b *Backend) Probe(ctx context.Context) error {
 	return err
 }
 
-// ExternalAddr requests the external address from the device. It is the zero
-// Addr if the device does not know the address. Over IPv6 it is this host's own
-// address, because nothing is translated.
+// ExternalAddr requests the external address from the device. The result is the
+// zero Addr if the device does not report the address. Over IPv6, it is this
+// host's own address, because nothing is translated.
 func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error) {
 	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 		if b.is6 {
@@ -204,12 +206,13 @@ func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error)
 }
 
 // maxNoReplies is the number of consecutive calls without a reply after which
-// the next call searches for the device again. A search takes longer than a
-// request and would find a silent device just as silent.
+// the next call searches for the device again. A single call is not enough,
+// because a search takes longer than a request, and a silent device does not
+// respond to it either.
 const maxNoReplies = 2
 
 // countNoReply counts consecutive calls without a reply. It reports whether
-// there were maxNoReplies of them.
+// there were at least maxNoReplies of them.
 func (b *Backend) countNoReply(err error) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -221,9 +224,8 @@ func (b *Backend) countNoReply(err error) bool {
 	return b.noReplies >= maxNoReplies
 }
 
-// withDevice calls f with the device. If the device has moved, so that it
-// refuses the connection, withDevice searches for it once more and calls f
-// again.
+// withDevice calls f with the device. If the error of f shows that the device
+// has moved (Moved), withDevice searches for the device and calls f once more.
 func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gateway) error) error {
 	ctx, end, err := b.calls.Begin(ctx)
 	if err != nil {
@@ -254,9 +256,10 @@ func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gatew
 // one request.
 const maxExternalAge = time.Second
 
-// recentExternal returns the external address for a mapping that was just
-// granted. If the device does not report its address, it returns the zero Addr
-// and no error, because the port can be mapped without it.
+// recentExternal returns the external address for a mapping. It sends a request
+// only if the last reported address is older than maxExternalAge. If the device
+// does not report its address, recentExternal returns the zero Addr and no
+// error, because the port can be mapped without it.
 func (b *Backend) recentExternal(ctx context.Context, g *gateway) (netip.Addr, error) {
 	b.mu.Lock()
 	external, queried := b.external, b.externalTime

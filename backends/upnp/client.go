@@ -41,8 +41,8 @@ type ClientConfig struct {
 	Logger *slog.Logger
 }
 
-// check sets the defaults and checks that the device is reachable with this
-// config. Its error wraps backends.ErrInvalid.
+// check sets the defaults. It returns an error that wraps backends.ErrInvalid if
+// the timeout is negative, or if Source is not of the device's address family.
 func (c *ClientConfig) check(device netip.Addr) error {
 	c.Source = c.Source.Unmap()
 	switch {
@@ -123,8 +123,8 @@ func (c *Client) perform(ctx context.Context, action string, in, out any) error 
 	return err
 }
 
-// performAt performs an action at an endpoint. It waits until the requests
-// before it have completed.
+// performAt performs an action at an endpoint. It waits until the earlier
+// requests of this process to that address and port have completed.
 func (c *Client) performAt(ctx context.Context, target endpoint, action string, in, out any) error {
 	leave, err := enterQueue(ctx, &requestQueues, target.addr)
 	if err != nil {
@@ -142,7 +142,7 @@ func (c *Client) performAt(ctx context.Context, target endpoint, action string, 
 	err = client.PerformActionCtx(ctx, c.service.Type, action, in, out)
 	var fault *soap.SOAPFaultError
 	switch {
-	case transport.err != nil: // goupnp's error contains only the text of this error
+	case transport.err != nil: // err contains only the text of transport.err
 		return fmt.Errorf("upnp: %s: %w", action, transport.err)
 	case errors.As(err, &fault):
 		detail := fault.Detail.UPnPError
@@ -178,8 +178,8 @@ func enterQueue[K comparable](ctx context.Context, q *ctxsync.Queues[K], key K) 
 }
 
 // lockTable waits until no other call in this process is changing the device's
-// table. Without the lock, two calls that check for an entry and then add it
-// would overwrite each other's entries.
+// table. Without the lock, two calls could both find that a port has no entry,
+// and the second one would overwrite the entry of the first.
 func (g *gateway) lockTable(ctx context.Context) (unlock func(), err error) {
 	unlock, err = enterQueue(ctx, &tableQueues, g.Device.Host)
 	if err != nil {

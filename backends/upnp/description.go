@@ -27,8 +27,8 @@ const (
 type Device struct {
 	// URL is the URL of the description.
 	URL string
-	// Host is the address of the device. A link-local address has the zone of
-	// this host.
+	// Host is the address of the device. A link-local address has a zone, which
+	// names an interface of this host.
 	Host netip.Addr
 	// Local is the address of this host as the device sees it. It is the zero
 	// Addr if the description was not fetched over a connection.
@@ -129,11 +129,11 @@ func validType(s string) bool {
 // Describe fetches and parses a root description. rawURL is a plain http URL
 // whose host is an IP address. A link-local address needs a zone.
 //
-// The error wraps backends.ErrInvalid if rawURL is another URL,
+// The error wraps backends.ErrInvalid if rawURL is any other URL,
 // backends.ErrNoReply if there is no response, backends.ErrMalformed (possibly
-// as *[HTTPError]) if the response is not a description,
-// backends.ErrUnsupported if the device is not a gateway, or the cause of the
-// context's end.
+// as *[HTTPError]) if the response is not a description, and
+// backends.ErrUnsupported if the device is not a gateway. If ctx ends, the error
+// wraps its cause.
 func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device, error) {
 	e, err := parseEndpoint(rawURL)
 	if err == nil {
@@ -176,8 +176,8 @@ func (c ClientConfig) describe(ctx context.Context, e endpoint) (*Device, error)
 // ParseDescription parses a root description that was fetched from base, whose
 // host is an IP literal (UPnP Device Architecture 1.0, section 2.1). It ignores
 // the parts that it cannot read. The error wraps backends.ErrInvalid if base is
-// another URL, backends.ErrMalformed if b is not a description, or
-// backends.ErrUnsupported if it does not describe a gateway.
+// any other URL, backends.ErrMalformed if b is not a description, or
+// backends.ErrUnsupported if the description is not that of a gateway.
 func ParseDescription(b []byte, base *url.URL) (*Device, error) {
 	addr, err := literalHost(base)
 	var d *Device
@@ -239,16 +239,16 @@ func newService(s goupnp.Service, udn string, bases []endpoint) (Service, bool) 
 }
 
 // normaliseDescription returns a description in its standard form, reduced to
-// the elements that are used. Devices often write the other ones (icons, sizes,
-// dates) incorrectly.
+// the elements that this package uses. Devices often write the other elements
+// (icons, sizes, dates) incorrectly.
 func normaliseDescription(root *element) []byte {
 	var b bytes.Buffer
 	root.writeDescription(&b, "root")
 	return b.Bytes()
 }
 
-// descriptionElements contains the elements that are used and those that
-// contain them. The keys are in lower case.
+// descriptionElements contains the elements that are used, and the elements that
+// contain them. The keys are the names in lower case.
 var descriptionElements = map[string]struct {
 	name  string
 	holds bool

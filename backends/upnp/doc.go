@@ -9,14 +9,15 @@
 //
 // # Requests and responses
 //
-// The device types and the SOAP encoding of UPnP come from package goupnp. This
-// package writes and reads the bytes below them. Requests have one fixed form
+// The device types and the SOAP encoding of UPnP are those of package goupnp.
+// This package writes and reads the HTTP messages. Requests have one fixed form
 // that strict devices accept. Responses are read leniently: HTTP with errors,
 // XML in other charsets and with other prefixes, namespaces and letter case,
-// faults with status 200, and successes with status 500. Their size, depth and
-// duration are limited. The package resolves no names, uses no proxy, follows
-// no redirects, and fetches no service description (SCPD). It sends requests to
-// a device only at the address at which the device was found.
+// faults with status 200, and successes with status 500. The size and depth of
+// a response, and the time for it, are limited. The package resolves no names,
+// uses no proxy, follows no redirects, and fetches no service description
+// (SCPD). It sends requests to a device only at the address at which the device
+// was found.
 //
 // # Errors
 //
@@ -24,8 +25,8 @@
 // and text. An HTTP error status without a fault is an *[HTTPError]. Both wrap
 // the errors of package backends, for errors.Is. If a connection is refused or
 // reset, or if there is no response, the error wraps backends.ErrNoReply and
-// its cause. [Moved] reports whether a new search is useful after an error,
-// because devices change their port when they restart.
+// its cause. [Moved] reports whether an error makes a new search useful: devices
+// change their port when they restart.
 //
 // The example examples/upnpclient of the repository uses only this client.
 package upnp

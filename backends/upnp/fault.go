@@ -108,7 +108,7 @@ func (c FaultCode) String() string {
 
 // kind returns the error of package backends that corresponds to the code. UPnP
 // has no fault without a code, so 0 is malformed. Unknown codes are
-// vendor-specific and count as a general failure.
+// vendor-specific; they are treated as ActionFailed.
 func (c FaultCode) kind() error {
 	if f, ok := faults[c]; ok {
 		return f.kind
@@ -150,17 +150,17 @@ type reclassifiedFault struct {
 	reason string
 }
 
-func (j *reclassifiedFault) Error() string {
-	return fmt.Sprintf("%v: %v: %s", j.fault, j.kind, j.reason)
+func (r *reclassifiedFault) Error() string {
+	return fmt.Sprintf("%v: %v: %s", r.fault, r.kind, r.reason)
 }
-func (j *reclassifiedFault) Unwrap() error { return j.kind }
+func (r *reclassifiedFault) Unwrap() error { return r.kind }
 
-// As finds the fault. It does not find the error that corresponds to the code
-// of the fault.
-func (j *reclassifiedFault) As(target any) bool {
+// As finds the fault. Unwrap returns kind and not the fault, so that errors.Is
+// does not match the error that corresponds to the fault's code.
+func (r *reclassifiedFault) As(target any) bool {
 	f, ok := target.(**Fault)
 	if ok {
-		*f = j.fault
+		*f = r.fault
 	}
 	return ok
 }
@@ -190,8 +190,8 @@ func (e *HTTPError) Unwrap() error {
 
 // Moved reports whether err shows that the device is no longer at its address:
 // either the connection was refused, or the path is unknown (HTTP 404). Devices
-// change their port and path when they restart, so the caller should search for
-// the device again.
+// change their port and path when they restart, so the caller should then search
+// for the device again.
 func Moved(err error) bool {
 	var status *HTTPError
 	return errno.IsRefused(err) || errors.As(err, &status) && status.Status == http.StatusNotFound
@@ -202,7 +202,7 @@ func isFault(err error, code FaultCode) bool {
 	return errors.As(err, &fault) && fault.Code == code
 }
 
-// isNotFound reports whether the fault states that there is no such entry.
+// isNotFound reports whether err is a fault with a code for a missing entry.
 func isNotFound(err error) bool {
 	var fault *Fault
 	if !errors.As(err, &fault) {
@@ -211,8 +211,8 @@ func isNotFound(err error) bool {
 	return fault.Code == NoSuchEntryInArray || fault.Code == NoSuchEntry || fault.Code == PortMappingNotFound
 }
 
-// transportError returns nil if err is a fault or a malformed response, because
-// the device then responded. It returns any other error unchanged.
+// transportError returns nil if err is a fault or means a malformed response,
+// because the device has responded then. It returns any other error unchanged.
 func transportError(err error) error {
 	var fault *Fault
 	if errors.As(err, &fault) || errors.Is(err, backends.ErrMalformed) {

@@ -26,8 +26,8 @@ type Gateway struct {
 	// External is its external address. It is the zero Addr if the device does
 	// not report it, and over IPv6.
 	External netip.Addr
-	// Default reports whether the device is this host's default gateway, or the
-	// device of Config.URL.
+	// Default reports whether the device is that of Config.Gateway, usually
+	// this host's default gateway, or that of Config.URL.
 	Default bool
 	// Reason explains the position in the list: why the device is used, or why
 	// another one is preferred.
@@ -93,7 +93,9 @@ func (b *Backend) inspect(ctx context.Context, c candidate) (*gateway, error) {
 	return best, nil
 }
 
-// queryStatus requests the state of the service's connection.
+// queryStatus requests the state of the service's connection and its external
+// address, or the state of the firewall. A fault or a malformed response is not
+// an error.
 func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 	if b.is6 {
 		f, err := g.client.FirewallStatus(ctx)
@@ -157,11 +159,11 @@ func boolToInt(b bool) int {
 // isOptimal reports whether no other device can be better.
 func (g *gateway) isOptimal() bool { return g.rank() == connectedPublic && g.Default }
 
-// waitForBetter returns how long the search waits for a better device. If this
-// one is usable, that is a short time. If it is disconnected, the search waits
-// until all devices can have responded. It also does so if this device is not
-// the default gateway, because incoming traffic arrives through the default
-// gateway.
+// waitForBetter returns how long the search waits for a better device than this
+// one. The wait is short if this device is the default gateway and is not
+// disconnected. Otherwise the search waits until all devices can have responded:
+// a disconnected device is of little use, and incoming traffic arrives through
+// the default gateway.
 func (g *gateway) waitForBetter() time.Duration {
 	if g.rank() == disconnected || !g.Default {
 		return allResponsesWait
@@ -196,9 +198,10 @@ func setReasons(gateways []*gateway) {
 }
 
 // onLink reports whether an address is on a network of the interface, or of any
-// interface if none is configured. Only devices on these networks can respond
-// to a search. The addresses of this host do not count unless one is configured
-// as the gateway, so that the host does not use itself as its gateway.
+// interface if none is configured. Responses from other networks are ignored.
+// For an address of this host, onLink returns false unless it is the configured
+// gateway, so that the host does not use itself as its gateway. Loopback
+// addresses count only if the gateway is on loopback.
 func (b *Backend) onLink(a netip.Addr) bool {
 	if b.isGateway(a) {
 		return true
@@ -238,7 +241,7 @@ func onLink(a netip.Addr, iface string) bool {
 }
 
 // The prefixes of tokens. A token identifies the service that granted a
-// mapping, or contains the id that a pinhole was given. It is needed because
+// mapping, or contains the id of a pinhole. It is part of the Mapping, because
 // mappings outlive the process that created them.
 const (
 	serviceToken = "service "
@@ -253,9 +256,9 @@ func pinholeTokenOf(id uint16) backends.Token {
 	return backends.NewToken([]byte(pinholeToken + strconv.Itoa(int(id))))
 }
 
-// clientFor returns the client for the service that granted the token. If the
-// device no longer has that service, it returns the client for the preferred
-// one.
+// clientFor returns the client for the service that the token identifies. If the
+// device no longer has that service, clientFor returns the client for the
+// preferred service.
 func (g *gateway) clientFor(token backends.Token) *Client {
 	for _, c := range g.otherClients {
 		if tokenOf(c.Service()) == token {

@@ -28,7 +28,8 @@ const (
 const overrunTimeout = 500 * time.Millisecond
 
 // responseTimeoutFactor is the maximum time for a response, as a multiple of
-// the timeout for connecting: a device that accepts a connection may be busy.
+// the timeout for connecting. A device that has accepted a connection may be
+// busy.
 const responseTimeoutFactor = 2
 
 const userAgent = "goforward UPnP/1.1"
@@ -86,8 +87,8 @@ type request struct {
 
 // send sends the request over a connection of its own and reads the response,
 // within the configured timeouts. local is this host's address on the
-// connection. The error wraps backends.ErrNoReply and its cause,
-// backends.ErrMalformed, or the cause of the context's end.
+// connection. The error wraps backends.ErrNoReply and its cause, or
+// backends.ErrMalformed. If ctx ends, the error is its cause.
 func (c ClientConfig) send(ctx context.Context, target endpoint, r request) (resp response, local netip.Addr, err error) {
 	resp, local, err = c.roundTrip(ctx, target, r)
 	c.Logger.DebugContext(ctx, "upnp exchange", "request", r.what, "url", target.url.String(), "status", resp.status, "error", err)
@@ -149,8 +150,8 @@ func (c ClientConfig) roundTrip(ctx context.Context, target endpoint, r request)
 	return resp, localAddr(conn), err
 }
 
-// linger sets what Close does with unsent data. 0 drops the data and resets the
-// connection, -1 is the kernel's default.
+// linger sets what Close does with unsent data. If seconds is 0, Close drops the
+// data and resets the connection. -1 is the kernel's default.
 func linger(conn net.Conn, seconds int) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(seconds) // fails only on closed connections
@@ -165,8 +166,9 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // If the first packet of a connection is lost, the kernel repeats it only after
-// one to three seconds. Another attempt costs little, so dial starts one after
-// each interval. The first attempt that succeeds or fails decides.
+// one to three seconds. Another attempt costs little, so dial starts another one
+// after each interval. dial returns the result of the first attempt that
+// completes.
 const (
 	dialAttempts = 4
 	dialInterval = 250 * time.Millisecond // doubles after each attempt

@@ -19,7 +19,7 @@ const (
 type response struct {
 	status    int
 	body      []byte
-	truncated bool // the body ended before its announced length
+	truncated bool // the header or the body is incomplete
 }
 
 // succeeded reports whether the status is a success and the body is complete.
@@ -67,7 +67,7 @@ func (r *responseReader) read() (response, error) {
 			err = b.readPlain()
 		}
 		if status/100 != 2 && err != nil {
-			b.truncated, err = true, nil // for an error, the status is sufficient
+			b.truncated, err = true, nil // an error status is sufficient without the body
 		}
 		return response{status: status, body: b.body, truncated: b.truncated || r.headerTruncated}, err
 	}
@@ -218,9 +218,9 @@ func (b *bodyReader) readChunked() error {
 	return nil
 }
 
-// endError returns the error for a body that ended with err. The end of the
-// connection is not an error, because the document shows whether something is
-// missing.
+// endError returns the error for a body that ended with err. incomplete means
+// that the length or the chunks announced more bytes. The end of the connection
+// is not an error, because the document shows whether something is missing.
 func (b *bodyReader) endError(err error, incomplete bool) error {
 	b.truncated = incomplete && !b.overrun
 	if b.overrun || errors.Is(err, io.EOF) {
@@ -261,7 +261,7 @@ func (b *bodyReader) chunkSize() (int, error) {
 	}
 }
 
-// complete reports whether the last tag of the document has been read.
+// complete reports whether the end tag of the document's root has been read.
 func (b *bodyReader) complete() bool {
 	rest := b.body[max(0, b.scanned-maxEndTag):]
 	b.scanned = len(b.body)
@@ -288,7 +288,8 @@ func (b *bodyReader) isRoot(name []byte) bool {
 }
 
 // documentStarted reports whether the body contains the name of the root
-// element. If it does, the end of the document is still missing.
+// element. If it does, and complete returned false, the rest of the document is
+// missing.
 func (b *bodyReader) documentStarted() bool {
 	return bytes.Contains(bytes.ToLower(b.body), []byte(strings.ToLower(b.root)))
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// The limits for a listing: the number of entries, and the number of
-// consecutive entries that are repeated or malformed. Entries change their
-// index while others are added and deleted, and the tables of some devices
+// The limits for a listing: the number of entries, the number of consecutive
+// entries that are repeated or malformed, and the largest index. Entries change
+// their index while others are added and deleted, and the tables of some devices
 // never end.
 const (
 	maxEntries = 8192
@@ -24,8 +24,8 @@ const (
 
 // List yields the entries of the device's table, including those of other
 // hosts. The entries of NAT-PMP, of PCP and of the administrator are usually
-// among them. An entry whose lifetime the device does not report seems to be
-// permanent.
+// among them. If the device does not report the lifetime of an entry, the
+// Lifetime is Forever.
 func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 	return func(yield func(backends.Entry, error) bool) {
 		if err := b.checkListable(); err != nil {
@@ -33,7 +33,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			return
 		}
 		wantMore := true
-		var rowErr error // an error after at least one entry
+		var entryErr error // an error after at least one entry
 		err := b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 			external, err := b.recentExternal(ctx, g)
 			if err != nil {
@@ -42,7 +42,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			yielded := false
 			for e, err := range g.client.entries(ctx) {
 				if err != nil && yielded {
-					rowErr = err // withDevice must not start the list again
+					entryErr = err // not returned, so that withDevice does not start the list again
 					return nil
 				}
 				if err != nil {
@@ -56,7 +56,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			}
 			return nil
 		})
-		if err = cmp.Or(err, rowErr); err != nil && wantMore {
+		if err = cmp.Or(err, entryErr); err != nil && wantMore {
 			yield(backends.Entry{}, err)
 		}
 	}
@@ -155,7 +155,7 @@ func (c *Client) entriesByIndex(ctx context.Context) iter.Seq2[PortMapping, erro
 			case isEndOfTable(err):
 				return
 			case errors.Is(err, backends.ErrMalformed) && ctx.Err() == nil:
-				repeats++ // a malformed entry must not hide the entries after it
+				repeats++ // the entries after a malformed one are still listed
 				continue
 			case err != nil:
 				yield(PortMapping{}, err)

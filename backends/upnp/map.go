@@ -73,10 +73,10 @@ type addOp struct {
 	entry           PortMapping
 	variant         variant
 	refused         map[formKey]bool
-	existing        PortMapping     // the entry found by checkPort
+	existing        PortMapping     // the existing entry for this endpoint, found by checkPort
 	existingMatches bool            // existing has the same internal endpoint as entry
 	portFree        bool            // the device reported that the port has no entry
-	tried           map[string]bool // the remedies that were tried
+	tried           map[string]bool // the remedies and the services that were tried
 }
 
 // addMapping adds an entry, or renews it if renewed is not nil.
@@ -229,7 +229,7 @@ func (op *addOp) reportLoss(checkErr error) {
 }
 
 // addEntry adds the entry and handles the faults of the device. A renewal adds
-// nothing if the entry exists and is permanent.
+// nothing if the entry exists, is enabled and is permanent, as requested.
 func (op *addOp) addEntry(ctx context.Context) error {
 	for {
 		op.variant.apply(&op.entry, op.request)
@@ -253,10 +253,10 @@ func (op *addOp) addEntry(ctx context.Context) error {
 	}
 }
 
-// addOnOtherPort requests another external port after a conflict. A device that
-// can choose a port does so. For a renewal, addOnOtherPort also tries random
-// ports itself. For a new mapping, it leaves the choice of another port to the
-// caller.
+// addOnOtherPort requests another external port after a conflict. If the device
+// supports AddAnyPortMapping, the device chooses the port. Otherwise,
+// addOnOtherPort tries random ports for a renewal. For a new mapping, it returns
+// the conflict, and leaves the choice of another port to the caller.
 func (op *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
 	const maxAttempts = 3
 	for attempt := 0; attempt == 0 || op.renewed != nil && attempt < maxAttempts; attempt++ {
@@ -304,8 +304,8 @@ func (op *addOp) addAny(ctx context.Context) error {
 }
 
 // requestedLease returns the lifetime that was requested. In version 2, a lease
-// of 0 means the longest one (WANIPConnection:2, section 2.3.16), except on
-// devices that accept only permanent leases.
+// of 0 means the longest lease, one week (WANIPConnection:2, section 2.3.16),
+// except on devices that accept only permanent leases.
 func (op *addOp) requestedLease() time.Duration {
 	switch {
 	case op.entry.Lease != 0:
@@ -350,8 +350,8 @@ func (op *addOp) explainConflict(external netip.Addr, err error) error {
 func highPort() uint16 { return uint16(49152 + rand.IntN(1<<14)) }
 
 // verify checks that the device lists the entry, and returns the lifetime that
-// was granted. If the device does not return the entry, the requested lifetime
-// is assumed.
+// was granted. If the device reports that there is no such entry, verify fails.
+// If the request fails in any other way, verify returns the requested lifetime.
 func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	requested := op.requestedLease()
 	e, err := op.client.PortMapping(ctx, op.entry.Key())
@@ -389,8 +389,7 @@ func (op *addOp) mismatchError(e PortMapping) error {
 }
 
 // notExtended reports whether a renewal did not extend the lease: the lease has
-// not grown, and it is shorter than the lease granted before, by more than a
-// fifth.
+// not grown, and is shorter by more than a fifth than the lease granted before.
 func (op *addOp) notExtended(e PortMapping, requested time.Duration) bool {
 	if op.renewed == nil || !op.existingMatches || op.existing.Lease == 0 || e.Lease > op.existing.Lease {
 		return false
@@ -415,8 +414,8 @@ func (op *addOp) deleteAndAdd(ctx context.Context, remaining time.Duration) (tim
 
 // Unmap deletes the mapping. It succeeds if the device has no such entry, or if
 // another client now has the port. If the device does not report the owner of
-// the port, Unmap deletes only mappings with a Token, which were granted or
-// listed before.
+// the port, Unmap deletes only mappings with a Token: Map, Renew, List and
+// EntryAt set the Token.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
 	if err := m.Check(); err != nil {
@@ -434,7 +433,7 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 		})
 	}
 	err := unmap()
-	if isConnectionCut(err) && ctx.Err() == nil { // the request may be lost, and TCP does not repeat it
+	if isConnectionCut(err) && ctx.Err() == nil { // the device may not have processed the request
 		err = unmap()
 	}
 	return err

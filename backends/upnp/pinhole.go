@@ -16,8 +16,8 @@ type Pinhole struct {
 	// Remote is the only peer that may use the pinhole. The zero Addr means any
 	// address, port 0 any port.
 	Remote netip.AddrPort
-	// Internal is the address and port to which traffic is let through.
-	// Gateways require the address from which the request is sent.
+	// Internal is the address and port to which the firewall lets traffic
+	// through. Gateways require the address from which the request is sent.
 	Internal netip.AddrPort
 	Protocol backends.Protocol
 	// Lease is sent in seconds, rounded up. The standard permits 1 s to 86400
@@ -107,8 +107,7 @@ func (c *Client) DeletePinhole(ctx context.Context, id uint16) error {
 
 // PinholeWorking reports whether traffic has passed through a pinhole
 // (CheckPinholeWorking, which is optional). Fault 709 means that the gateway
-// has seen no traffic in either direction. It does not show that the pinhole
-// fails.
+// has seen no traffic in either direction; the pinhole may work nevertheless.
 func (c *Client) PinholeWorking(ctx context.Context, id uint16) (bool, error) {
 	in := struct{ UniqueID string }{formatPort(id)}
 	var out struct{ IsWorking string }
@@ -144,7 +143,7 @@ const maxPinholeLifetime = 24 * time.Hour // WANIPv6FirewallControl:1, LeaseTime
 
 // openPinhole opens the firewall. Nothing is translated, so the external
 // endpoint is the internal one. If the firewall is disabled, the port is
-// already open.
+// already open, and the mapping has no Token.
 func (b *Backend) openPinhole(ctx context.Context, g *gateway, r backends.Request) (backends.Mapping, error) {
 	internal := g.withLocalAddr(r.Internal)
 	lease := pinholeLifetime(r)

@@ -12,14 +12,16 @@ import (
 )
 
 // quirks contains the deviations from the standard that were observed on a
-// device. They are kept for the lifetime of the backend.
+// device. The backend keeps them as long as it exists, unless it has used many
+// devices.
 type quirks struct {
 	mu       sync.Mutex
 	variant  variant
 	noAddAny bool // AddAnyPortMapping does not work
 }
 
-// quirksOf returns the quirks of a device.
+// quirksOf returns the quirks of a device. If the number of devices reaches a
+// limit, the quirks of all other devices are dropped.
 func (b *Backend) quirksOf(g *gateway) *quirks {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -68,8 +70,8 @@ const (
 )
 
 // variants contains all variants in the order in which they are tried. A lease
-// of 0 is not the first, because some devices reject it, while few devices
-// reject all other leases.
+// of 0 is not the first, because some devices reject it, and few devices reject
+// all other leases.
 var variants = []variant{
 	{leaseAsRequested, false},
 	{leasePermanent, false},
@@ -216,10 +218,10 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 }
 
 // replaceExisting handles a conflict. If the requested entry is for another
-// host, the device does not permit that, and another port does not help. If this host
-// already has an entry for the same endpoint and port, some devices accept a
-// new one only after it is deleted. Other devices permit only one external port
-// for an endpoint, so the existing port must be used.
+// host, the device does not permit such entries, and another port does not help.
+// If this host already has an entry for the same endpoint and port, some devices
+// accept a new entry only after the old one is deleted. Other devices permit only
+// one external port for an endpoint, so the existing port must be used.
 func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err error) {
 	switch {
 	case op.entry.Internal.Addr() != op.gateway.Device.Local:
@@ -277,8 +279,9 @@ func (op *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
 // serviceKey identifies a service in addOp.tried.
 func serviceKey(c *Client) string { return c.service.Type + " " + c.service.ControlURL }
 
-// switchService continues with another service of the device after a service
-// that does not support the action. Each service has its own table.
+// switchService continues with another service of the device if the current
+// service does not support the action. Each service has its own table, so the
+// port is checked again.
 func (op *addOp) switchService(ctx context.Context) (retry bool, err error) {
 	for _, c := range append([]*Client{op.gateway.client}, op.gateway.otherClients...) {
 		if op.firstTry(serviceKey(c)) && c != op.client {

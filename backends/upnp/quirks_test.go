@@ -129,8 +129,8 @@ func TestDescriptionsRefused(t *testing.T) {
 }
 
 // TestPrivateWAN checks a device that refuses mappings because it is behind another
-// router. The error reports it from the external address, and the backend does not
-// try other ports.
+// router. The error contains the external address, if the device reports it. The
+// backend does not try other ports.
 func TestPrivateWAN(t *testing.T) {
 	private := quirks.Rules{RefusePrivate: true}
 	for name, tt := range map[string]struct {
@@ -384,8 +384,8 @@ func TestLeaseTolerance(t *testing.T) {
 	}
 }
 
-// TestLeaseNotExtendedNorDeleted checks that the mapping stays for the rest of its
-// lease if the device does not let the entry be created again.
+// TestLeaseNotExtendedNorDeleted checks that the mapping stays active for the rest
+// of its lease if the device neither extends the lease nor deletes the entry.
 func TestLeaseNotExtendedNorDeleted(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, leases(quirks.Leases{NoRefresh: true}))

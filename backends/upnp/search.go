@@ -15,15 +15,15 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// The limits of a search. The limits for other devices are separate, so that
-// they cannot use up those of the gateway.
+// The limits of a search. The gateway has separate limits, so that other devices
+// cannot use them up.
 const (
 	betterWait           = 100 * time.Millisecond  // how long a usable device waits for a better one
 	allResponsesWait     = 1200 * time.Millisecond // a search permits devices to delay their response by a second
 	maxNonGateways       = 16                      // descriptions of devices that are not the gateway
 	maxConcurrentFetches = 8                       // concurrent fetches of these descriptions
-	maxPerNonGateway     = 2
-	maxPerGateway        = 8
+	maxPerNonGateway     = 2                       // descriptions from one responding address
+	maxPerGateway        = 8                       // descriptions from the gateway's address
 )
 
 // gateway returns the result of findGateway. If the device has changed, it
@@ -72,8 +72,8 @@ func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 	return g, nil
 }
 
-// forget removes the device if it is the current one, even if it was queried
-// again since. The next call then searches for a device.
+// forget makes the next call search for a device, if g is the current device. A
+// later query of the same device (requery) makes no difference.
 func (b *Backend) forget(g *gateway) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -250,11 +250,11 @@ type searchState struct {
 	fetches    sync.WaitGroup
 
 	// The fields below are used only by the goroutine of search.
-	seen           map[string]bool
-	perResponder   map[netip.Addr]int
-	nonGateways    int
-	pending        int // inspections in progress
-	pendingGateway int // those of them that are of the gateway's device
+	seen           map[string]bool    // the URLs of the candidates
+	perResponder   map[netip.Addr]int // candidates for each responding address
+	nonGateways    int                // candidates from other addresses than the gateway's
+	pending        int                // inspections in progress
+	pendingGateway int                // inspections of the gateway's device in progress
 	gateways       []*gateway
 	gatewayErr     error // from the inspection of the gateway's device
 	unsuitable     int   // number of devices that cannot be used
@@ -298,8 +298,8 @@ func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Respons
 	}
 }
 
-// handleResponse starts the inspection of a device that responded, within the
-// limits.
+// handleResponse starts the inspection of a device that responded, unless a limit
+// is reached.
 func (s *searchState) handleResponse(ctx context.Context, resp ssdp.Response) {
 	b := s.backend
 	from := resp.From.Addr().Unmap()
@@ -382,8 +382,8 @@ func (s *searchState) record(result inspectResult) {
 	}
 }
 
-// drain waits for the inspections in progress. Either their context has ended,
-// or their timeouts bound them.
+// drain waits for the inspections in progress, and records their results. Their
+// context has ended.
 func (s *searchState) drain() {
 	s.fetches.Wait()
 	for len(s.results) > 0 {

@@ -58,8 +58,8 @@ func (x *soapTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // roundTrip performs the action. If the device does not understand the request,
-// it sends the request again in the legacy style: no fault came with the
-// status, so the device has done nothing.
+// roundTrip sends the request again in the legacy style. A device that rejects a
+// request with such a status and without a fault has not performed the action.
 func (x *soapTransport) roundTrip(ctx context.Context, body []byte) (envelope []byte, isFault bool, err error) {
 	limit := maxResponse
 	if x.action == listAction {

@@ -39,7 +39,8 @@ func parseEndpoint(raw string) (endpoint, error) {
 	return newEndpoint(addr, u), nil
 }
 
-// newEndpoint returns the path and the query of u at an address.
+// newEndpoint returns the endpoint at an address with the path and the query of
+// u.
 func newEndpoint(addr netip.AddrPort, u *url.URL) endpoint {
 	path := *u
 	path.Scheme, path.Host, path.User, path.Fragment, path.RawFragment = "http", addr.String(), nil, "", ""
@@ -117,9 +118,9 @@ func controlBases(urlBase string, from endpoint) []endpoint {
 	return []endpoint{newEndpoint(netip.AddrPortFrom(from.addr.Addr(), port), u), from}
 }
 
-// controlURLs returns the possible meanings of a control URL, the most likely
-// first. There are at most three, and all are on the device. There are none if
-// raw is empty or not plain http.
+// controlURLs returns the possible interpretations of a control URL, the most
+// likely first. There are at most three, and all are on the device. There are
+// none if raw is empty or not plain http.
 func controlURLs(raw string, bases []endpoint) []string {
 	raw = strings.TrimSpace(raw)
 	if raw == "" || len(raw) > maxURL {
@@ -151,8 +152,9 @@ func controlURLs(raw string, bases []endpoint) []string {
 	return urls
 }
 
-// rewriteToDevice replaces the host of an absolute URL by the device. It adds
-// the URL first with its own port, then with the port of the description.
+// rewriteToDevice replaces the host of an absolute URL by the device's address.
+// It adds the URL first with its own port, then with the port of the
+// description.
 func rewriteToDevice(u *url.URL, bases []endpoint, add func(endpoint, *url.URL)) {
 	from := bases[len(bases)-1]
 	if port, err := portOf(u); err == nil {
@@ -161,8 +163,9 @@ func rewriteToDevice(u *url.URL, bases []endpoint, add func(endpoint, *url.URL))
 	add(from, u)
 }
 
-// reference returns a URL with the path and query of raw below a directory. A
-// colon in the first segment is part of the path.
+// reference returns a URL with the path and query of raw. A path that does not
+// begin with a slash is relative to dir. A colon in its first segment is part of
+// the path and does not end a scheme.
 func reference(dir, raw string) *url.URL {
 	if !strings.HasPrefix(raw, "/") {
 		raw = strings.TrimSuffix(dir, "/") + "/" + raw
@@ -177,9 +180,9 @@ func reference(dir, raw string) *url.URL {
 
 // rewriteLocation returns a plain http URL for the LOCATION header of a search
 // response. It keeps the path and the port, and replaces the host by the
-// responder, or by the gateway if the header names the gateway. The responder
-// must be the gateway or on a network of this host. It may be on loopback only
-// if the gateway is. The error wraps backends.ErrInvalid.
+// responder's address, or by the gateway's if the header names the gateway. The
+// responder must be the gateway or on a network of this host. It may be on
+// loopback only if the gateway is. The error wraps backends.ErrInvalid.
 func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, onLink func(netip.Addr) bool) (string, error) {
 	responder, gateway := from.Addr().Unmap(), gateway.Unmap()
 	if err := checkResponder(responder, gateway, onLink); err != nil {

@@ -27,8 +27,8 @@ type hint struct {
 }
 
 // sendHint notifies the watchers that the device may have lost its state. It
-// does not block. If a hint is already pending, another one is dropped, unless
-// it is strong.
+// does not block. If a hint is already pending, a strong hint replaces it, and a
+// weak hint is dropped.
 func (b *Backend) sendHint(h hint) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -47,8 +47,8 @@ func (b *Backend) sendHint(h hint) {
 }
 
 // Watch calls notify if the device has announced its start or its end, or has
-// lost an entry. It does so only after it has found the device again. A
-// notification alone does not count as a restart. A changed BOOTID or a
+// lost an entry. It calls notify only after it has found the device again. A
+// notification alone does not count as a restart; a changed BOOTID or a
 // decreased uptime does.
 //
 // If Watch cannot listen for notifications, it logs the error and continues
@@ -171,9 +171,9 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	return backends.Change{Kind: kind, External: g.External, Reason: reason}, true
 }
 
-// requery queries the status of the current device. If the device may have
-// moved, or if the query fails, it searches for the device. bootID is the
-// BOOTID of the current device.
+// requery queries the status of the current device, whose last BOOTID is bootID.
+// If there is no current device, if it may have moved, or if the query fails,
+// requery searches for the device.
 func (b *Backend) requery(ctx context.Context, bootID ssdp.ID, mayHaveMoved bool) (*gateway, error) {
 	b.mu.Lock()
 	current := b.current
@@ -243,7 +243,7 @@ func addrChanged(before, now netip.Addr) bool {
 }
 
 // recordFound sends a hint to the watchers if a device that was found again has
-// changed. Without watchers, it only stores the new state.
+// changed. If there are no watchers, it only stores the new state.
 func (b *Backend) recordFound(g *gateway) {
 	current := deviceState{g, g.bootID}
 	b.mu.Lock()

@@ -83,7 +83,7 @@ func (w *watched) awaitListening(t *testing.T) {
 func (w *watched) expectNoChange(t *testing.T) {
 	t.Helper()
 	w.awaitListening(t)
-	w.awaitListening(t) // which ends the processing of the first
+	w.awaitListening(t) // its query starts after the first hint was processed
 	select {
 	case c := <-w.changes:
 		t.Errorf("unexpected change %+v", c)
@@ -161,7 +161,8 @@ func TestWatchByebye(t *testing.T) {
 	}
 }
 
-// notConfirmed reports whether a record says that a hint was not confirmed.
+// notConfirmed reports whether a record is the message that a hint with this
+// reason was not confirmed.
 func notConfirmed(r slog.Record, reason string) (found bool) {
 	r.Attrs(func(a slog.Attr) bool {
 		found = found || r.Message == "upnp: not confirmed" && a.Key == "hint" && a.Value.String() == reason
@@ -186,8 +187,8 @@ func (l logRecords) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestWatchLostEntry checks that a change is reported if a renewal misses an entry
-// and the gateway is still there.
+// TestWatchLostEntry checks that a change is reported if a renewal finds that its
+// entry is missing, although the gateway did not restart.
 func TestWatchLostEntry(t *testing.T) {
 	t.Parallel()
 	w := watch(t, gatewaytest.Config{})
@@ -211,8 +212,8 @@ func TestWatchLostEntry(t *testing.T) {
 	w.expectNoChange(t)
 }
 
-// TestWatchSilentRestart checks that a restart that only a call notices is
-// reported.
+// TestWatchSilentRestart checks that Watch reports a restart without
+// notifications, after a call detected it.
 func TestWatchSilentRestart(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, quirks.UPnP{MovePort: true}) // without a notification address

@@ -24,9 +24,9 @@ type element struct {
 }
 
 // parseXML reads a document up to its end or to the first error that it cannot
-// skip. The returned element contains the outermost
-// elements. If the document exceeds the limits of elements or depth, the error
-// wraps backends.ErrMalformed.
+// skip. The children of the returned element are the outermost elements. If the
+// document has too many elements or is nested too deeply, the error wraps
+// backends.ErrMalformed.
 func parseXML(b []byte, maxElements int) (*element, error) {
 	d := xml.NewDecoder(bytes.NewReader(utf8XML(b)))
 	d.Strict = false
@@ -221,9 +221,9 @@ func startsMarkup(rest []byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= utf8.RuneSelf || bytes.IndexByte([]byte("_/!?"), c) >= 0
 }
 
-// replaceIllegalRef replaces a reference to a character that XML forbids, which
-// would end the document early. Such references come from other hosts of the
-// network, which can write any text into the table.
+// replaceIllegalRef replaces a reference to a character that XML forbids, because
+// the parser would stop there. Other hosts of the network can write such
+// references into the table.
 func replaceIllegalRef(ref []byte) []byte {
 	digits, radix := string(ref[2:len(ref)-1]), 10
 	if digits[0] == 'x' {
