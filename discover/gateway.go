@@ -78,16 +78,16 @@ func Route(dst netip.Addr) (Gateway, error) {
 
 var errThisHost = errors.New("it is this host")
 
-// noRoute wraps ErrNoRoute and the reason, so that callers can test for an error number of
-// the system too.
+// noRoute returns an error that wraps ErrNoRoute and the reason, so that callers can also
+// test for an error number of the system.
 func noRoute(dst netip.Addr, reason error) error {
 	return fmt.Errorf("%w to %v: %w", ErrNoRoute, dst, reason)
 }
 
 // Gateways returns all default routes: IPv4 before IPv6, with the preferred route of each
 // address family first. The preferred route is the one that Default or Default6 returns.
-// It is listed even if it is not a default route with a prefix of length 0, because VPNs
-// often cover the default route with two routes to one half of the internet each.
+// It is listed even if its prefix is longer than 0 bits: VPNs often override the default
+// route with two routes to one half of the internet each.
 //
 // The other routes are sorted by routing table and then by metric. On Linux, the tables
 // main and default precede policy tables. Gateways lists policy tables too, because VPNs

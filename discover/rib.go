@@ -22,7 +22,7 @@ type ribLayout struct {
 	seq     int
 	errno   int
 	prio    int // offset of rtm_priority; 0: none
-	scoped  int // the flag of routes that only sockets bound to the interface use
+	scoped  int // the flag of routes that apply only to sockets bound to the interface
 	local   int // the flag of routes to this host
 	align   int // of socket addresses
 	inet6   byte
@@ -125,7 +125,7 @@ func (l *ribLayout) message(b []byte) (m ribMessage, ok bool, err error) {
 	m.pid, m.seq, m.errno = l.order.Uint32(b[l.pid:]), l.order.Uint32(b[l.seq:]), l.order.Uint32(b[l.errno:])
 	flags := int(l.order.Uint32(b[l.flags:]))
 	if l.prio != 0 {
-		m.metric = int64(b[l.prio] & 0x7f) // the top bit says that the interface is down
+		m.metric = int64(b[l.prio] & 0x7f) // the top bit means that the interface is down
 	}
 	if flags&l.scoped != 0 {
 		m.rank = 1
@@ -182,8 +182,8 @@ func validRoutes(msgs []ribMessage) []route {
 	return out
 }
 
-// prefix combines destination and mask. The mask of a default route, and on some systems its
-// destination too, is a socket address of length 0.
+// prefix combines the destination and the mask. The mask of a default route is a socket
+// address of length 0, and on some systems the destination is too.
 func (s *sockaddrs) prefix(host bool) (netip.Prefix, bool) {
 	dst := s[rtaxDst]
 	addr := dst.addr

@@ -22,7 +22,7 @@ type route struct {
 	index   int          // interface; 0: not reported
 	metric  int64        // a number of 32 bits, on Windows the sum of two
 	rank    int          // see defaultRoute
-	refusal string       // why the route is not usable; empty: it is usable
+	refusal string       // why the route is not usable; empty: the route is usable
 	cloned  bool         // a cached result of a lookup, and not an entry of the table
 }
 
@@ -59,7 +59,8 @@ func withZone(a netip.Addr, name string, index int) netip.Addr {
 }
 
 // longestMatch returns the route with the longest prefix that contains dst. It considers
-// only routes on the interface with the given index, or all routes if index is 0.
+// only routes on the interface with the given index and routes without an interface, or all
+// routes if index is 0. Among equal prefixes, rank and then metric decide.
 func longestMatch(routes []route, dst netip.Addr, index int) (route, bool) {
 	best, found := route{}, false
 	for _, r := range routes {
@@ -109,7 +110,8 @@ func prefixes(list []net.Addr) []netip.Prefix {
 // pickLocal guesses the address of an interface from which the kernel sends to via. It is
 // for routes that the kernel does not use at present, so that a lookup does not return
 // them. pickLocal prefers an address on the network of via, then a global address, then a
-// link-local one. It returns the zero Addr if no address has the address family.
+// unique local IPv6 address, then a link-local address. It returns the zero Addr if no
+// address has the address family.
 func pickLocal(addrs []netip.Prefix, via netip.Addr, is6 bool) netip.Addr {
 	var candidates []netip.Prefix
 	for _, p := range addrs {

@@ -42,14 +42,14 @@ var rib = func() ribLayout {
 	return l
 }()
 
-// lookup sends RTM_GET to the kernel. The reply is the route that the kernel would use: it
-// considers the routing table of this process, scopes and multipath. A search of a dump for
-// the longest prefix would have to implement all of that. It is only the fallback if a
-// sandbox forbids routing sockets.
+// lookup sends RTM_GET to the kernel. The reply is the route that the kernel would use: the
+// kernel considers the routing table of this process, scopes and multipath. A search of a
+// dump for the longest prefix would have to implement all of that, and is only the fallback
+// if a sandbox forbids routing sockets.
 //
-// The local address comes from connecting a UDP socket. That sends nothing, and selects the
-// source as for real packets. The address in the reply belongs to the route, and IPv6
-// may use another one.
+// lookup gets the local address by connecting a UDP socket. This sends nothing, and selects
+// the source as for real packets. The address in the reply belongs to the route, and IPv6
+// may use another address.
 func lookup(dst netip.Addr) (Gateway, error) {
 	local, err := localAddr(dst)
 	if err != nil {
@@ -80,7 +80,7 @@ func lookup(dst netip.Addr) (Gateway, error) {
 
 // localAddr returns the address from which the kernel sends to dst.
 func localAddr(dst netip.Addr) (netip.Addr, error) {
-	// The port does not matter, but some kernels refuse port 0.
+	// Any port except 0 will do; some kernels refuse port 0.
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 9)))
 	switch {
 	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH),
@@ -126,8 +126,8 @@ const replyTimeout = time.Second
 
 var lastSeq atomic.Int32
 
-// sendRTMGet sends one request to a routing socket. It finds the reply among the messages
-// for all listeners that such a socket also delivers.
+// sendRTMGet sends one request to a routing socket and returns the route in the reply. A
+// routing socket also delivers the messages for all listeners; sendRTMGet skips them.
 func sendRTMGet(dst netip.Addr) (route, error) {
 	fd, err := unix.Socket(unix.AF_ROUTE, unix.SOCK_RAW, unix.AF_UNSPEC)
 	if err != nil {

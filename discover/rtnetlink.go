@@ -7,8 +7,8 @@ import (
 	"net/netip"
 )
 
-// Constants of rtnetlink, from linux/rtnetlink.h and linux/if_addr.h. They are defined
-// here so that captured messages can be parsed on every system.
+// Constants of rtnetlink, from linux/rtnetlink.h. They are defined here, as are those of
+// linux/if_addr.h below, so that captured messages can be parsed on every system.
 const (
 	nlInet  = 2
 	nlInet6 = 10
@@ -286,7 +286,7 @@ type ifaddr struct {
 }
 
 // isPermanent reports whether the address is suitable for a server: it is neither temporary
-// nor deprecated, and duplicate address detection has succeeded.
+// nor deprecated, and duplicate address detection is neither in progress nor failed.
 func (a ifaddr) isPermanent() bool {
 	return a.flags&(ifaTemporary|ifaDadfailed|ifaDeprecated|ifaTentative) == 0
 }

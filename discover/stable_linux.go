@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stable returns a permanent address on the interface of g. It prefers g.Local, and else
-// takes a global address that is private if and only if g.Local is private.
+// stable returns a permanent address on the interface of g: g.Local if it is permanent, or
+// else a global address that is private if and only if g.Local is private. It returns false
+// if there is no such address.
 func stable(g Gateway) (netip.Addr, bool) {
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {

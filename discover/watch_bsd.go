@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openHints reads from a routing socket (route(4)), which delivers a message for every
-// change of routes, addresses and links. The contents of the messages do not matter.
+// openHints opens a routing socket (route(4)), which delivers a message for every change of
+// routes, addresses and links. Each message is a hint, whatever it contains. stop closes the
+// socket.
 func openHints() (hints <-chan struct{}, stop func(), err error) {
 	fd, err := unix.Socket(unix.AF_ROUTE, unix.SOCK_RAW, unix.AF_UNSPEC)
 	if err != nil {

@@ -26,7 +26,8 @@ var callback = sync.OnceValue(func() uintptr {
 	})
 })
 
-// openHints registers with the IP helper for changes of interfaces, addresses and routes.
+// openHints registers with the IP helper API for changes of interfaces, addresses and
+// routes. stop cancels the registrations.
 func openHints() (hints <-chan struct{}, stop func(), err error) {
 	c := make(chan struct{}, 1)
 	hintChannels.mu.Lock()

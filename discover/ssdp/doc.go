@@ -19,10 +19,9 @@
 // Every host on the network can send responses and notifications, from any source
 // address: treat them as hints. The package guarantees only their form. A message has
 // at most 8 KiB and 64 header lines, and no control characters. A search yields at
-// most 64 distinct responses from one address, and at most 256 from all addresses
-// together that the search did not name as unicast destinations.
-// The package does not check Location: it may name another host, this host, or no
-// host at all.
+// most 64 distinct responses from one address, and at most 256 in total from addresses
+// that are not unicast destinations of the search. The package does not check Location:
+// it may name another host, this host, or no host at all.
 //
 // # Leniency
 //

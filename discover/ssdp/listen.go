@@ -224,8 +224,8 @@ func (l Listener) interfaces() ([]net.Interface, error) {
 }
 
 // splitInterfaces groups the interfaces by the socket that they share. All interfaces
-// share one socket, except for an IPv6 link-local group: such a group is bound to one
-// interface, so each interface has its own socket.
+// share one socket, with one exception: a socket that is bound to an IPv6 link-local group
+// is also bound to one interface, so each interface needs its own socket.
 func splitInterfaces(group netip.Addr, interfaces []net.Interface) [][]net.Interface {
 	if netbind.BindsGroup && group.Is6() && group.IsLinkLocalMulticast() {
 		return slices.Collect(slices.Chunk(interfaces, 1))
@@ -233,9 +233,9 @@ func splitInterfaces(group netip.Addr, interfaces []net.Interface) [][]net.Inter
 	return [][]net.Interface{interfaces}
 }
 
-// listen opens the socket. If the address is a group, the socket has joined the group on
-// at least one of the interfaces. If the endpoint has a single interface, the socket
-// receives only the datagrams that arrive on that interface.
+// listen opens the socket. If the address is a group, the socket joins the group on each
+// interface; listen fails if it cannot join on any of them. If the endpoint has a single
+// interface, the socket receives only the datagrams that arrive on that interface.
 func (p endpoint) listen(ctx context.Context) (*net.UDPConn, error) {
 	if !p.addr.Addr().IsMulticast() {
 		return bind(ctx, net.ListenConfig{}, "udp", p.addr)

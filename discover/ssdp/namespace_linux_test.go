@@ -27,13 +27,12 @@ var inNamespace, ip = lab.Inside, lab.IP
 type otherHost struct {
 	device4 *ipv4.PacketConn
 	device6 *ipv6.PacketConn
-	// sender4 and sender6 have other ports. Their multicast leaves through far.
+	// sender4 and sender6 have other ports. They send multicast through the interface far.
 	sender4, sender6 *net.UDPConn
 }
 
-// newTwoHosts turns this namespace into a host with two interfaces: lan, and empty, to
-// which all multicast routes lead and which has no devices. No datagrams are sent except
-// by the test.
+// newTwoHosts turns this namespace into a host with two interfaces, lan and empty. All
+// multicast routes use empty, where there are no devices. Only the test sends datagrams.
 func newTwoHosts(t *testing.T) otherHost {
 	t.Helper()
 	for _, name := range []string{"default", "all"} {
@@ -429,7 +428,7 @@ func TestNamespaceListenRecreated(t *testing.T) {
 		return
 	}
 	h := newTwoHosts(t)
-	// The veth device that leads to the other host becomes a port of a bridge. The
+	// The veth device that is connected to the other host becomes a port of a bridge. The
 	// interface lan can then be deleted without deleting that device.
 	ip(t, `
 		link set lan down

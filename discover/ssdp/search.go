@@ -300,7 +300,7 @@ func (s Search) mxSeconds() int {
 }
 
 // The largest number of distinct responses that a search accepts: from one address, and
-// from all addresses together that are not unicast destinations of the search.
+// in total from addresses that are not unicast destinations of the search.
 const (
 	maxPerAddr = 64
 	maxOthers  = 256

@@ -153,7 +153,7 @@ func readDatagrams(ctx context.Context, conn packetConn, handle func([]byte, net
 		case err == nil:
 			handle(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
 		case errors.Is(err, net.ErrClosed) || ctxsync.Sleep(ctx, readErrorDelay) != nil:
-			return // any other error concerns a single datagram, received or sent
+			return // any other error is about a single datagram, received or sent, and is ignored
 		}
 	}
 }
