@@ -22,7 +22,7 @@
 //
 // # What happens on refusal
 //
-// AddMapping fails with the error of the gateway, and holds no mapping. The server logs
+// AddMapping fails with the error of the gateway, and the NAT holds no mapping. The server logs
 // the error at debug level, keeps its listening port in the record, and repeats the
 // request after five minutes. If a granted mapping is lost, for example because the
 // gateway is down, the NAT retries in the background until the mapping is restored.

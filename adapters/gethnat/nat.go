@@ -142,8 +142,8 @@ func (n *NAT) String() string {
 	return "goforward"
 }
 
-// MarshalText returns "any", the closest value that a go-ethereum configuration file has.
-// When go-ethereum reads it, it uses its own detection.
+// MarshalText returns "any", the closest value that a go-ethereum configuration file can
+// contain. If go-ethereum reads that value, it uses its own NAT detection.
 func (n *NAT) MarshalText() ([]byte, error) { return []byte("any"), nil }
 
 // Close deletes all mappings at the same time. It takes as long as [forward.Mapping.Close].

@@ -169,8 +169,9 @@ func protocolName(backend string) string {
 	return backend
 }
 
-// GetDeviceAddress returns the internal address of the gateway. It fails with ErrNoNATFound
-// if there is no reply, or if the Forwarder's backends do not report the address.
+// GetDeviceAddress returns the gateway's address on the internal network. It fails with
+// ErrNoNATFound if there is no reply, or if the Forwarder's backends do not report the
+// address.
 func (g *Gateway) GetDeviceAddress() (net.IP, error) {
 	gw, err := g.discover(context.Background())
 	if err == nil && !gw.Addr.IsValid() {

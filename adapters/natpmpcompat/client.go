@@ -65,8 +65,8 @@ func NewClientWithLocalAndTimeout(gateway net.IP, local net.IP, timeout time.Dur
 	return c
 }
 
-// withClient calls a function with a new client and a context that ends after the timeout. If
-// it ends, the error wraps backends.ErrNoReply.
+// withClient calls a function with a new client and a context that ends after the timeout. The
+// cause of that end wraps backends.ErrNoReply.
 func (c *Client) withClient(call func(context.Context, *natpmp.Client) error) error {
 	if c.err != nil {
 		return c.err
@@ -106,7 +106,7 @@ func (c *Client) GetExternalAddress() (*GetExternalAddressResult, error) {
 	return &GetExternalAddressResult{seconds(r.Epoch), r.Addr.As4()}, nil
 }
 
-// seconds converts a duration back to the seconds of the response that it was parsed from.
+// seconds converts a duration that was parsed from a response back to seconds.
 func seconds(d time.Duration) uint32 {
 	return uint32(d / time.Second) //nolint:gosec // the duration was parsed from a uint32
 }

@@ -242,8 +242,8 @@ func TestErrorTypes(t *testing.T) {
 	}
 }
 
-// TestInvalidResponses checks that a grant without a port or lifetime is an error, and also a
-// response about another port or a truncated response.
+// TestInvalidResponses checks that these responses are errors: a grant without a port or
+// lifetime, a response about another port, and a truncated response.
 func TestInvalidResponses(t *testing.T) {
 	t.Parallel()
 	gw, ip := startOnStandardPort(t, gatewaytest.Config{})

@@ -33,8 +33,8 @@ type nodeConfig struct {
 	Discovery    bool
 }
 
-// A request goes from the test to a nodeProgram. A message comes back: the response to a
-// request, or the greeting of a new peer.
+// The test sends requests to a nodeProgram. A nodeProgram sends messages to the test: each is
+// the response to a request, or the greeting of a new peer.
 type (
 	request struct{ Op, Node string }
 	message struct {

@@ -33,7 +33,7 @@ type Table struct {
 // call is a call of Port in progress.
 type call struct {
 	done chan struct{} // closed at the end
-	err  error         // valid after done is closed: the error for the calls that wait for this call
+	err  error         // the error for the calls that wait for this call; valid after done is closed
 }
 
 // New returns an empty Table. Its errors begin with the name.
@@ -62,13 +62,13 @@ func (t *Table) Key(protocol string, port int) (Key, error) {
 	return Key{}, fmt.Errorf("%s: %w: protocol %q: only tcp and udp are supported", t.name, backends.ErrInvalid, protocol)
 }
 
-// Port returns the external port of the mapping of a key. If the table has none, enable
-// creates it. If the gateway lost the mapping, Port requests it at once; the table keeps it
-// if that fails. After Close, Port fails with forward.ErrClosed, and deletes a mapping that
-// enable creates then.
+// Port returns the external port of the mapping of a key. If the table has no mapping, enable
+// creates one. If the gateway lost the mapping, Port requests it at once; if that request
+// fails, the table keeps the mapping. After Close, Port fails with forward.ErrClosed, and
+// deletes a mapping that enable creates then.
 //
-// If a call waits for another call about the same key, and that call fails, it fails too,
-// unless the context of the other call ended.
+// Calls about the same key wait for each other. If the running call fails, the waiting calls
+// fail with its error, unless the context of the running call has ended.
 func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*forward.Mapping, error)) (port uint16, err error) {
 	waitErr, err := t.lock(ctx, k)
 	if err != nil {
@@ -148,8 +148,8 @@ func (t *Table) setMapping(k Key, m *forward.Mapping) bool {
 	return true
 }
 
-// external returns the external port of a mapping. If the mapping is lost, it requests it
-// again.
+// external returns the external port of a mapping. If the mapping is lost, external requests
+// it again.
 func (t *Table) external(ctx context.Context, m *forward.Mapping) (uint16, error) {
 	if port := m.External().Port(); port != 0 {
 		return port, nil
@@ -165,8 +165,8 @@ func (t *Table) external(ctx context.Context, m *forward.Mapping) (uint16, error
 }
 
 // Remove deletes the mapping of a key, as forward.Mapping.Close does. If the table has none,
-// it does nothing. It waits for a call of Port about the same key. If the context ends, the
-// deletion continues.
+// Remove does nothing. It waits for a call of Port about the same key. If the context ends,
+// Remove returns, and a deletion that has begun continues.
 func (t *Table) Remove(ctx context.Context, k Key) error {
 	if _, err := t.lock(ctx, k); err != nil {
 		return err
