@@ -6,8 +6,8 @@
 //	}
 //
 // Each test gets its own fixture: a backend and a gateway with an empty table. A
-// test that needs a field of [Fixture] that is nil is skipped, and its output says
-// why.
+// test that needs a field of [Fixture] that is nil is skipped, and its output has
+// the reason.
 package backendtest
 
 import (

@@ -99,9 +99,9 @@ func echo(ctx context.Context, t *testing.T, network, addr string) (stop func())
 	})
 }
 
-// listenWhenFree listens on an address as soon as it is free. The same tests of
-// another package, which run in parallel in another process, use it for short
-// times.
+// listenWhenFree listens on an address as soon as it is free. The suite may run for
+// another package in parallel, in another process, and use the same address for
+// short times.
 func listenWhenFree[S io.Closer](ctx context.Context, t *testing.T, listen func() (S, error)) S {
 	t.Helper()
 	for {

@@ -30,8 +30,8 @@ func respondEndlessly(start, more string) func(*device, net.Conn, string) {
 	}
 }
 
-// maxRead is more than one client and the kernel's buffers can take of an endless
-// response. It is less than a naive client reads.
+// maxRead is a limit for the bytes of an endless response that one client and the
+// kernel's buffers can take. A naive client reads more.
 const maxRead = naiveReadLimit / 2
 
 // TestEndlessDescription checks a description without end, sent from the gateway's
@@ -87,7 +87,7 @@ func TestSlowResponse(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{})
 	for name, slow := range map[string]func(request string) bool{
 		"description": func(string) bool { return true },
-		"answers":     func(request string) bool { return strings.HasPrefix(request, "POST") },
+		"responses":   func(request string) bool { return strings.HasPrefix(request, "POST") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := startDevice(t, attacker, func(d *device, conn net.Conn, request string) {
@@ -151,8 +151,8 @@ func naiveReadSlow(t *testing.T, at netip.AddrPort) (n int) {
 	return n
 }
 
-// naiveExpandEntities replaces entities as an XML parser that supports them does.
-// It stops when the text has limit bytes.
+// naiveExpandEntities replaces entities as an XML parser that supports entities
+// does, and returns the length of the text. It stops when the text has limit bytes.
 func naiveExpandEntities(document string, limit int) int {
 	var names, texts []string
 	for _, line := range strings.Split(document, "<!ENTITY ")[1:] {

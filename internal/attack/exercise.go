@@ -20,9 +20,9 @@ var kinds = []error{
 
 // Exercise calls the methods of a backend against a gateway that may send arbitrary
 // responses. It returns an error if Check rejects a mapping, if a mapping has the
-// wrong internal port, if a failure wraps none of the kinds, or if its text has
-// characters that are not printable, such as terminal escapes. A failure that the
-// gateway causes is not an error.
+// wrong internal port, if a failure wraps none of the kinds, or if the text of a
+// failure has unprintable characters, for example terminal escapes. A failure that
+// the gateway causes is not an error in itself.
 func Exercise(ctx context.Context, b backends.Backend, r backends.Request) error {
 	var errs []error
 	failed := func(op string, err error) bool {
@@ -72,8 +72,8 @@ func isKnown(ctx context.Context, err error) bool {
 	return ctx.Err() != nil && errors.Is(err, context.Cause(ctx))
 }
 
-// Watchdog panics, so that a fuzzer notices, unless stop is called within 20
-// seconds. That is longer than any call takes after its context ended.
+// Watchdog panics unless stop is called within 20 seconds, so that a fuzzer reports
+// the input. Every call returns in less time after its context has ended.
 func Watchdog() (stop func() bool) {
 	const timeout = 20 * time.Second
 	return time.AfterFunc(timeout, func() { panic("attack: a call did not end with its context") }).Stop

@@ -22,7 +22,7 @@ var announcements = [][]byte{
 }
 
 // naiveListener trusts announcements. It takes the external address from them, and
-// requests its mappings again for each.
+// requests its mappings again after each announcement.
 type naiveListener struct {
 	external netip.Addr
 	rounds   int
@@ -47,13 +47,13 @@ func sendAnnouncements(t *testing.T, from netip.Addr, to netip.AddrPort, n int) 
 	}
 }
 
-// TestForgedAnnouncement checks that an announcement is only a hint. An
-// announcement from another host is ignored. One with the gateway's address makes
-// the library query the gateway itself, and a flood of them causes only a few
-// queries.
+// TestForgedAnnouncement checks that an announcement is only a hint. The library
+// ignores an announcement from another host. After an announcement from the
+// gateway's address, it queries the gateway. A flood of such announcements causes
+// only a few queries.
 func TestForgedAnnouncement(t *testing.T) {
 	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
-	at := gw.AnnounceAddr() // of the naive client first, then of the library
+	at := gw.AnnounceAddr() // first the naive client listens here, then the library
 	probe := listenUDP(t, at)
 	_ = probe.SetReadDeadline(time.Now().Add(testTimeout))
 	sendAnnouncements(t, attacker, at, 1)
@@ -89,8 +89,8 @@ func TestForgedAnnouncement(t *testing.T) {
 	})
 }
 
-// awaitWatcher waits until the library watches for announcements: until one causes
-// a request.
+// awaitWatcher waits until the library watches for announcements: until an
+// announcement causes a request.
 func awaitWatcher(t *testing.T, gw *gatewaytest.Gateway, at netip.AddrPort) {
 	t.Helper()
 	before := len(gw.Requests())

@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// Mutator changes responses as a program of bytes says, so that a fuzzer controls a
-// conversation. After the end of the program, responses stay unchanged. It is safe
-// for concurrent use.
+// Mutator changes responses as a program specifies. A program is a sequence of
+// bytes, so that a fuzzer controls a conversation. After the end of the program,
+// responses stay unchanged. A Mutator is safe for concurrent use.
 type Mutator struct {
 	mu      sync.Mutex
 	program []byte
@@ -27,7 +27,7 @@ const (
 	opAppend        // append bytes
 	opLose          // drop the response
 	opReplay        // send the previous response instead
-	opPut           // write a four-byte number with a special meaning
+	opPut           // write one of numbers
 	opInsert        // insert a few bytes
 	opDelete        // delete a few bytes
 	opText          // replace the text of an element
@@ -98,8 +98,8 @@ func (m *Mutator) change(op int, b []byte) []byte {
 	return b
 }
 
-// retext replaces the text of the n-th element that has one. It counts modulo the
-// number of these elements.
+// retext replaces the text of the n-th element that has a text. n is taken modulo
+// the number of these elements.
 func retext(b []byte, n int, text string) []byte {
 	var starts []int
 	for i := 0; i+1 < len(b); i++ {
@@ -118,7 +118,8 @@ func retext(b []byte, n int, text string) []byte {
 	return slices.Concat(b[:start], []byte(text), b[start+end:])
 }
 
-// next takes the next byte of the program. After its end, it returns 0.
+// next takes the next byte of the program. After the end of the program, it returns
+// 0.
 func (m *Mutator) next() int {
 	if len(m.program) == 0 {
 		return 0
@@ -128,9 +129,10 @@ func (m *Mutator) next() int {
 	return int(b)
 }
 
-// place takes an index from 0 to n from the program.
+// place takes two bytes of the program and returns an index from 0 to n.
 func (m *Mutator) place(n int) int { return (m.next()<<8 | m.next()) % (n + 1) }
 
+// take takes up to n bytes of the program.
 func (m *Mutator) take(n int) []byte {
 	n = min(n, len(m.program))
 	taken := m.program[:n]

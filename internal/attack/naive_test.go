@@ -39,8 +39,8 @@ func naiveSearch(t *testing.T, at netip.AddrPort) (location string) {
 // naiveReadLimit is the number of bytes after which the test stops a naive client.
 const naiveReadLimit = 16 << 20
 
-// naiveHTTP is the standard library's client without keep-alive, so that it leaves
-// no goroutine for other tests to find.
+// naiveHTTP is the standard library's client without keep-alive, so that no
+// goroutine remains that other tests would report as leaked.
 var naiveHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testTimeout}
 
 // naiveGetShort is naiveGet with a short timeout. A client that queries devices one
@@ -68,8 +68,8 @@ func naiveGet(location string) (body string, err error) {
 	return string(b), err
 }
 
-// naiveRead returns how many bytes of a response a client reads that stops only at
-// its end, or at naiveReadLimit.
+// naiveRead returns the number of bytes that a client reads if it stops only at the
+// end of the response, or at naiveReadLimit.
 func naiveRead(t *testing.T, at netip.AddrPort) int64 {
 	t.Helper()
 	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))

@@ -154,14 +154,14 @@ func startCrowd(t *testing.T, n int) (ssdp netip.AddrPort, all []*device) {
 		conns = append(conns, listenUDP(t, netip.AddrPortFrom(crowdAddr(i), 0)))
 	}
 	var mu sync.Mutex
-	answered := map[netip.AddrPort]bool{}
+	responded := map[netip.AddrPort]bool{}
 	return startUDPServer(t, netip.AddrPortFrom(attacker, 0), func(_ *net.UDPConn, _ []byte, from netip.AddrPort) {
 		mu.Lock()
 		defer mu.Unlock()
-		if answered[from] {
+		if responded[from] {
 			return
 		}
-		answered[from] = true
+		responded[from] = true
 		for i, conn := range conns {
 			for j := range 3 {
 				_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: http://%v/%d\r\n"+

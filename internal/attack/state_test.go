@@ -207,7 +207,7 @@ func TestStateFileOfOtherHosts(t *testing.T) {
 	for name, content := range map[string]string{
 		"another gateway":                 stateFileFor(elsewhere),
 		"another host":                    strings.Replace(stateFileFor(gw.Addr()), "127.0.0.1:8080", attacker.String()+":8080", 1),
-		"everything":                      strings.Replace(stateFileFor(gw.Addr()), "127.0.0.1:8080", "127.0.0.1:0", 1),
+		"internal port 0":                 strings.Replace(stateFileFor(gw.Addr()), "127.0.0.1:8080", "127.0.0.1:0", 1),
 		"another protocol":                strings.Replace(stateFileFor(gw.Addr()), "natpmp", "unknown protocol", 1),
 		"host name instead of an address": strings.Replace(stateFileFor(gw.Addr()), gw.Addr().Addr().String(), "gateway.example", 1),
 	} {

@@ -16,8 +16,9 @@ import (
 	"github.com/natforward/goforward/internal/attack"
 )
 
-// tableRouter is a gateway whose table actions are answered by respond. If it
-// returns nil, the gateway responds with fault 401 (invalid action).
+// tableRouter is a gateway with the responses of the function respond. If respond
+// returns nil, the gateway sends its description or its status, or fault 401
+// (invalid action).
 type tableRouter struct {
 	*device
 	actions map[string]*atomic.Int32
@@ -75,7 +76,7 @@ func rowArguments(external int) []string {
 
 var index = regexp.MustCompile(`<NewPortMappingIndex>(\d+)<`)
 
-// respondEndlessRows has another entry at each index.
+// respondEndlessRows returns a different entry for each index.
 func respondEndlessRows(action, request string) []byte {
 	m := index.FindStringSubmatch(request)
 	if action != "GetGenericPortMappingEntry" || m == nil {
