@@ -22,17 +22,17 @@ const (
 	ports     = 10000
 )
 
-var calls atomic.Uint32 // attempts of UDP in this process
+var attempts atomic.Uint32 // number of addresses that UDP has tried in this process
 
-// UDP returns an address to which no UDP socket is bound. It differs from the previous
-// 9999 addresses. The kernel does not assign the port to any other socket. On Linux, the
-// address contains the process ID, so this function returns another address in every other
-// process of the same PID namespace. On other systems, only 127.0.0.1 exists, and another
-// process may get the same port.
+// UDP returns an address to which no UDP socket is bound. The address differs from the 9999
+// addresses that UDP tried before. The kernel does not assign the port to any other socket.
+// On Linux, the address contains the process ID, so UDP returns another address in every
+// other process of the same PID namespace. On other systems, UDP uses only 127.0.0.1, and
+// another process may get the same port.
 func UDP() (netip.AddrPort, error) {
 	var lastErr error
 	for range 100 {
-		at := netip.AddrPortFrom(host(os.Getpid()), firstPort+port(os.Getpid(), calls.Add(1)))
+		at := netip.AddrPortFrom(host(os.Getpid()), firstPort+port(os.Getpid(), attempts.Add(1)))
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 		if err != nil {
 			lastErr = err
@@ -52,8 +52,9 @@ func host(pid int) netip.Addr {
 	return netip.AddrFrom4([4]byte{127, 64 | byte(pid>>16)&63, byte(pid >> 8), byte(pid)})
 }
 
-// port returns a port that differs between the calls of a process. Processes start at
-// different ports, so that they rarely try the same port if they share an address.
-func port(pid int, call uint32) uint16 {
-	return uint16((uint32(pid)*64 + call) % ports) //nolint:gosec // in range
+// port returns a port, relative to firstPort, that differs between the attempts of a process.
+// Processes start at different ports, so that they rarely try the same port if they share an
+// address.
+func port(pid int, attempt uint32) uint16 {
+	return uint16((uint32(pid)*64 + attempt) % ports) //nolint:gosec // in range
 }

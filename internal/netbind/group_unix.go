@@ -32,7 +32,7 @@ func Group(_ context.Context, network string, group netip.AddrPort, only *net.In
 	if group.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	syscall.ForkLock.RLock() // a program that starts meanwhile does not inherit the socket
+	syscall.ForkLock.RLock() // so that a program that is started meanwhile does not inherit the socket
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM, 0)
 	if err == nil {
 		unix.CloseOnExec(fd)

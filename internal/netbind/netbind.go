@@ -12,8 +12,8 @@ import (
 )
 
 // Control returns the Control function for a net.Dialer or net.ListenConfig whose socket
-// sends through the interface. If this system cannot bind sockets to an interface, the
-// error wraps errors.ErrUnsupported.
+// sends through the interface, as far as ToInterface can achieve that. On systems other than
+// Unix and Windows, Control fails with an error that wraps errors.ErrUnsupported.
 func Control(ifi *net.Interface) (func(network, address string, c syscall.RawConn) error, error) {
 	return func(network, _ string, c syscall.RawConn) error {
 		return control(c, func(fd uintptr) error { return ToInterface(fd, network, ifi) })

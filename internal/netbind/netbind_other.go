@@ -12,8 +12,9 @@ import (
 	"syscall"
 )
 
-// Control fails. On Plan 9, package net ignores the Control function of a net.Dialer, so the
-// socket would send through another interface without an error.
+// Control fails with an error that wraps errors.ErrUnsupported. On Plan 9, package net
+// ignores the Control function of a net.Dialer, so the socket could send through another
+// interface without an error.
 func Control(ifi *net.Interface) (func(network, address string, c syscall.RawConn) error, error) {
 	return nil, fmt.Errorf("bind to interface %q on %s: %w", ifi.Name, runtime.GOOS, errors.ErrUnsupported)
 }
@@ -21,7 +22,7 @@ func Control(ifi *net.Interface) (func(network, address string, c syscall.RawCon
 // BindsGroup reports whether a socket can be bound to a group.
 const BindsGroup = false
 
-// Group fails.
+// Group fails with an error that wraps errors.ErrUnsupported.
 func Group(_ context.Context, _ string, group netip.AddrPort, _ *net.Interface) (*net.UDPConn, error) {
 	return nil, fmt.Errorf("listen at %v on %s: %w", group, runtime.GOOS, errors.ErrUnsupported)
 }
