@@ -21,8 +21,8 @@ import (
 const port5351 = 5351
 
 // request5351 sends a request until it receives a response, as RFC 6886 section 3.1
-// requires.
-func request5351(ctx context.Context, conn net.Conn, request []byte, least int) ([]byte, error) {
+// requires. The response must have at least minLength bytes.
+func request5351(ctx context.Context, conn net.Conn, request []byte, minLength int) ([]byte, error) {
 	response := make([]byte, 1100)
 	for wait := 250 * time.Millisecond; ctx.Err() == nil; wait *= 2 {
 		if _, err := conn.Write(request); err != nil {
@@ -36,7 +36,7 @@ func request5351(ctx context.Context, conn net.Conn, request []byte, least int) 
 		if err != nil {
 			return nil, err
 		}
-		if n < least || response[0] != request[0] || response[1] != request[1]|0x80 || response[2] != 0 || response[3] != 0 {
+		if n < minLength || response[0] != request[0] || response[1] != request[1]|0x80 || response[2] != 0 || response[3] != 0 {
 			return nil, fmt.Errorf("unexpected response %x", response[:n])
 		}
 		return response[:n], nil

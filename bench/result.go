@@ -66,8 +66,8 @@ func took(s Sample) float64 { return ms(s.Took) }
 // withoutSSDP returns the time without the delay of the router.
 func withoutSSDP(s Sample) float64 { return ms(s.Took - s.SSDP) }
 
-// summary summarizes the samples of a candidate that got a mapping or, if failures is true,
-// those that did not.
+// summary summarizes the samples in which a candidate got a mapping or, if failures is true,
+// the samples in which it failed.
 func (r *Result) summary(scenario, candidate string, failures bool, what measure) Summary {
 	var values []float64
 	for _, s := range r.of(scenario, candidate) {
@@ -78,7 +78,8 @@ func (r *Result) summary(scenario, candidate string, failures bool, what measure
 	return Summarize(values)
 }
 
-// pairs compares two candidates within each round in which both have a value.
+// pairs compares two candidates within each round in which both succeeded or, if failures is
+// true, both failed.
 func (r *Result) pairs(scenario, a, b string, failures bool, compare func(a, b Sample) float64) Summary {
 	var values []float64
 	samplesB := r.of(scenario, b)

@@ -211,8 +211,8 @@ func list(t testing.TB) func() func() error {
 	}
 }
 
-// listEntries requests one entry after another until there are no more. Except for one call
-// that takes a range, the client of goupnp has no other function for this.
+// listEntries requests one entry after another until the table ends. The client of goupnp has
+// no function that lists the whole table; its only other function takes a range of ports.
 func listEntries(t testing.TB) func() func() error {
 	location, err := url.Parse(fullGateway(t).UPnP().DescriptionURL())
 	if err != nil {

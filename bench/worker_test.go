@@ -25,7 +25,7 @@ const (
 	cleanupTimeout  = 10 * time.Second
 	startupTimeout  = 20 * time.Second
 	resultMark      = "bench-sample: "
-	commandStateDir = "XDG_STATE_HOME=/run/state" // commands write their state in the lab, and not in the home of the user
+	commandStateDir = "XDG_STATE_HOME=/run/state" // commands write their state in the lab, and not in the user's home directory
 )
 
 // target describes the sample that a worker takes.

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Makes a running Transmission listen on the port that the gateway forwards. It fails if
-# Transmission does not answer or refuses; goforward then runs it again.
+# Makes a running Transmission listen on the port that the gateway forwards. The script fails
+# if Transmission does not respond or refuses the port; goforward then runs the script again.
 set -eu
 rpc=${TRANSMISSION_RPC:-http://127.0.0.1:9091/transmission/rpc}
 
 # If Transmission needs a password, it is in ~/.netrc, not on the command line.
 ask() { curl --silent --show-error --max-time 10 --netrc-optional "$@" "$rpc"; }
 
-# The first response, 409, has the token that each request must carry.
+# The first response, with status 409, has the token that each request must contain.
 session=$(ask --output /dev/null --dump-header - | grep -i '^X-Transmission-Session-Id:' | tr -d '\r')
 
 # Transmission's own port forwarding would map other ports.
