@@ -250,8 +250,8 @@ func normaliseDescription(root *element) []byte {
 // descriptionElements contains the elements that are used, and the elements that
 // contain them. The keys are the names in lower case.
 var descriptionElements = map[string]struct {
-	name  string
-	holds bool
+	name        string
+	isContainer bool
 }{
 	"urlbase": {"URLBase", false}, "device": {"device", true}, "devicelist": {"deviceList", true},
 	"friendlyname": {"friendlyName", false}, "manufacturer": {"manufacturer", false},
@@ -264,7 +264,7 @@ func (e *element) writeDescription(b *bytes.Buffer, name string) {
 	b.WriteString("<" + name + ">")
 	for _, c := range e.children {
 		switch spec := descriptionElements[strings.ToLower(c.name)]; {
-		case spec.holds:
+		case spec.isContainer:
 			c.writeDescription(b, spec.name)
 		case spec.name != "":
 			writeElement(b, spec.name, c.text)

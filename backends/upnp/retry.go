@@ -1,0 +1,181 @@
+package upnp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
+)
+
+// retryDelay is the pause before a request is repeated after an unexplained
+// failure.
+const retryDelay = time.Second
+
+// retry changes the request after an error. It reports whether to send the
+// changed request. A non-nil error explains the failure better than addErr.
+func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error) {
+	var status *HTTPError
+	var f *Fault
+	switch {
+	case errors.As(addErr, &status):
+		return op.switchService(ctx)
+	case !errors.As(addErr, &f):
+		return false, nil
+	}
+	switch f.Code {
+	case ActionFailed:
+		if err := op.checkPrivateWAN(ctx, f); err != nil {
+			return false, err
+		}
+		if op.firstTry("retry") {
+			return true, sleep(ctx, op.backend.retryDelay)
+		}
+		return op.nextVariant(f.Code), nil
+	case OnlyPermanentLeasesSupported, StringArgumentTooLong:
+		return op.nextVariant(f.Code), nil
+	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
+		if op.nextVariant(f.Code) {
+			return true, nil
+		}
+		op.variant = variant{}
+		return op.useSamePort(ctx)
+	case ConflictInMappingEntry:
+		return op.replaceExisting(ctx, f)
+	case SamePortValuesRequired:
+		return op.useSamePort(ctx)
+	case InvalidAction, OptionalActionNotImplemented:
+		return op.switchService(ctx)
+	}
+	return false, nil
+}
+
+// firstTry reports whether a remedy was not tried before, and records it as
+// tried.
+func (op *addOp) firstTry(remedy string) bool {
+	done := op.tried[remedy]
+	op.tried[remedy] = true
+	return !done
+}
+
+// nextVariant changes the request to the next variant that may help against a
+// fault. It returns false if there is none.
+func (op *addOp) nextVariant(code FaultCode) bool {
+	op.refused[op.variant.formKey(op.request)] = true
+	for _, v := range variants {
+		if v.helpsAgainst(code) && !op.refused[v.formKey(op.request)] {
+			op.variant = v
+			return true
+		}
+	}
+	return false
+}
+
+// checkPrivateWAN returns an error if the device refuses because its external
+// address is private, or because it has none.
+func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
+	external, err := op.client.ExternalAddr(ctx)
+	if err != nil {
+		return transportError(err)
+	}
+	switch backends.ScopeOf(external) {
+	case backends.ScopePublic:
+		return nil
+	case backends.ScopeUnknown:
+		s, err := op.client.Status(ctx)
+		if err == nil && !s.Connected() {
+			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("it is %q and has no external address", s.Connection)}
+		}
+		return &reclassifiedFault{f, backends.ErrPrivateWAN, "or it has none: it reports none"}
+	case backends.ScopeShared:
+		return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external)}
+	case backends.ScopePrivate:
+	}
+	return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind another router", external)}
+}
+
+// replaceExisting handles a conflict. If the requested entry is for another
+// host, the device does not permit such entries, and another port does not help.
+// If this host already has an entry for the same endpoint and port, some devices
+// accept a new entry only after the old one is deleted. Other devices permit only
+// one external port for an endpoint, so the existing port must be used.
+func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err error) {
+	switch {
+	case op.entry.Internal.Addr() != op.gateway.Device.Local:
+		// Not ErrConflict, because then other ports would be tried.
+		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr())}
+	case op.existingMatches && op.firstTry("replace"):
+		if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
+			return false, err
+		}
+		return true, nil
+	case !op.existingMatches && op.firstTry("duplicate"):
+		return op.useDuplicate(ctx)
+	}
+	return false, nil
+}
+
+// useDuplicate searches for an entry with the same internal endpoint and
+// another external port. It uses that entry instead. If Exact is set, it
+// deletes the entry, provided that the entry has the description of this
+// program.
+func (op *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
+	const maxRows = 256
+	n := 0
+	for e, err := range op.client.entriesByIndex(ctx) {
+		if n++; err != nil || n > maxRows {
+			return false, transportError(err)
+		}
+		if e.ExternalPort == 0 || e.Protocol != op.entry.Protocol || e.Internal != op.entry.Internal || e.Remote != op.entry.Remote {
+			continue
+		}
+		if !op.request.Exact {
+			op.entry.ExternalPort, op.existing, op.existingMatches, op.portFree = e.ExternalPort, e, true, false
+			return true, nil
+		}
+		if e.Description == wireDescription(op.request.Description) {
+			err := op.client.DeletePortMapping(ctx, e.Key())
+			return err == nil || isNotFound(err), transportError(err)
+		}
+	}
+	return false, nil
+}
+
+// useSamePort sets the external port to the internal one, for a device that
+// supports no other mapping.
+func (op *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
+	port := op.entry.Internal.Port()
+	if op.request.Exact || op.entry.ExternalPort == port || !op.firstTry("same port") {
+		return false, nil
+	}
+	op.entry.ExternalPort = port
+	err = op.checkPort(ctx)
+	return err == nil, err
+}
+
+// serviceKey identifies a service in addOp.tried.
+func serviceKey(c *Client) string { return c.service.Type + " " + c.service.ControlURL }
+
+// switchService continues with another service of the device if the current
+// service does not support the action. Each service has its own table, so the
+// port is checked again.
+func (op *addOp) switchService(ctx context.Context) (retry bool, err error) {
+	for _, c := range append([]*Client{op.gateway.client}, op.gateway.otherClients...) {
+		if op.firstTry(serviceKey(c)) && c != op.client {
+			op.client = c
+			err := op.checkPort(ctx)
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// sleep waits for d, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	if err := ctxsync.Sleep(ctx, d); err != nil {
+		return fmt.Errorf("upnp: %w", err)
+	}
+	return nil
+}
