@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
 	"testing"
 	"time"
 
@@ -120,39 +119,6 @@ func testCancelled(t *testing.T, f Fixture) {
 	if after := f.Requests(t); after != before {
 		t.Errorf("%d requests reached the gateway", after-before)
 	}
-}
-
-func testConcurrent(t *testing.T, f Fixture) {
-	const callers = 20
-	var (
-		wg       sync.WaitGroup
-		mu       sync.Mutex
-		mappings = map[uint16]backends.Mapping{}
-	)
-	for i := range uint16(callers) {
-		wg.Go(func() {
-			m, err := f.Backend.Map(t.Context(), request(backends.TCP, 7000+i, 0))
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				t.Errorf("Map port %d: %v", 7000+i, err)
-				return
-			}
-			if m.Internal.Port() != 7000+i {
-				t.Errorf("requested port %d, got %d", 7000+i, m.Internal.Port())
-			}
-			mappings[m.External.Port()] = m
-		})
-	}
-	wg.Wait()
-	var want []Row
-	for _, m := range mappings {
-		want = append(want, rowOf(m))
-	}
-	if len(want) != callers {
-		t.Errorf("%d external ports for %d mappings", len(want), callers)
-	}
-	requireTable(t, f, want...)
 }
 
 func testClose(t *testing.T, f Fixture) {
