@@ -25,7 +25,7 @@ const (
 	opFlip          // flip a bit
 	opCut           // cut off the rest
 	opAppend        // append bytes
-	opLose          // drop the response
+	opDrop          // drop the response
 	opReplay        // send the previous response instead
 	opPut           // write one of numbers
 	opInsert        // insert a few bytes
@@ -61,7 +61,7 @@ func (m *Mutator) Mutate(response []byte) []byte {
 		switch op := m.next() % ops; op {
 		case opEnd:
 			return b
-		case opLose:
+		case opDrop:
 			return nil
 		case opReplay:
 			b = bytes.Clone(before)
@@ -74,7 +74,7 @@ func (m *Mutator) Mutate(response []byte) []byte {
 
 // change applies an operation that edits bytes.
 func (m *Mutator) change(op int, b []byte) []byte {
-	at, value := m.place(len(b)), m.next()
+	at, value := m.index(len(b)), m.next()
 	switch op {
 	case opSet, opFlip:
 		if at < len(b) && op == opSet {
@@ -93,14 +93,14 @@ func (m *Mutator) change(op int, b []byte) []byte {
 	case opDelete:
 		return slices.Delete(b, at, min(at+value, len(b)))
 	case opText:
-		return retext(b, at, texts[value%len(texts)])
+		return replaceText(b, at, texts[value%len(texts)])
 	}
 	return b
 }
 
-// retext replaces the text of the n-th element that has a text. n is taken modulo
+// replaceText replaces the text of the n-th element that has a text. n is taken modulo
 // the number of these elements.
-func retext(b []byte, n int, text string) []byte {
+func replaceText(b []byte, n int, text string) []byte {
 	var starts []int
 	for i := 0; i+1 < len(b); i++ {
 		if b[i] == '>' && b[i+1] != '<' {
@@ -129,8 +129,8 @@ func (m *Mutator) next() int {
 	return int(b)
 }
 
-// place takes two bytes of the program and returns an index from 0 to n.
-func (m *Mutator) place(n int) int { return (m.next()<<8 | m.next()) % (n + 1) }
+// index takes two bytes of the program and returns an index from 0 to n.
+func (m *Mutator) index(n int) int { return (m.next()<<8 | m.next()) % (n + 1) }
 
 // take takes up to n bytes of the program.
 func (m *Mutator) take(n int) []byte {
@@ -143,7 +143,7 @@ func (m *Mutator) take(n int) []byte {
 // Seeds returns programs of a [Mutator] for a fuzzer's corpus: one for each
 // operation and value, at each of the first responses of a conversation.
 func Seeds() [][]byte {
-	seeds := [][]byte{nil, {opEnd, opEnd, opLose}, {opReplay, opEnd, opReplay}}
+	seeds := [][]byte{nil, {opEnd, opEnd, opDrop}, {opReplay, opEnd, opReplay}}
 	for op := byte(opSet); op < ops; op++ {
 		for before := range 4 {
 			for value := range byte(len(numbers)) {
