@@ -69,7 +69,7 @@ type PortMapping struct {
 	ExternalPort uint16
 	Protocol     backends.Protocol
 	// Internal is the address and port to which the port is forwarded. In a
-	// response, the address is the zero Addr if the gateway does not give an IP
+	// response, the address is the zero Addr if the gateway does not report an IP
 	// address.
 	Internal netip.AddrPort
 	Enabled  bool
@@ -451,7 +451,7 @@ func formatPort(p uint16) string { return strconv.Itoa(int(p)) }
 
 // parseAddr parses an address. It returns the zero Addr for any other text, for
 // the unspecified address, and for an address with a zone: a zone can contain
-// any text, which would be copied wherever the address is printed.
+// any text, and the text would be printed with the address.
 func parseAddr(s string) netip.Addr {
 	a, err := netip.ParseAddr(strings.TrimSpace(s))
 	if err != nil || a.IsUnspecified() || a.Zone() != "" {

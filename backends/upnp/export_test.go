@@ -5,8 +5,8 @@ import "time"
 // MaxEntries is the largest number of entries that List reads from a device.
 const MaxEntries = maxEntries
 
-// SetRetryDelay sets the delay before a request is retried after a fault that gives
-// no reason.
+// SetRetryDelay sets the delay before a request is retried after an unexplained
+// failure.
 func (b *Backend) SetRetryDelay(d time.Duration) { b.retryDelay = d }
 
 // ShortenDelays shortens the retry delay and the interval between queries.

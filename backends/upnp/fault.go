@@ -123,7 +123,7 @@ func (c FaultCode) kind() error {
 // corresponds to the code.
 type Fault struct {
 	Action string    // the action that the device refused
-	Code   FaultCode // 0 if the device gave no code
+	Code   FaultCode // 0 if the response contains no code
 	// Description is the text of the device, printable and at most 256 bytes
 	// long.
 	Description string

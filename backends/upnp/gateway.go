@@ -26,8 +26,8 @@ type Gateway struct {
 	// External is its external address. It is the zero Addr if the device does
 	// not report it, and over IPv6.
 	External netip.Addr
-	// Default reports whether the device is that of Config.Gateway, usually
-	// this host's default gateway, or that of Config.URL.
+	// Default reports whether the device belongs to Config.Gateway or to
+	// Config.URL. Such a device is usually this host's default gateway.
 	Default bool
 	// Reason explains the position in the list: why the device is used, or why
 	// another one is preferred.

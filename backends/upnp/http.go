@@ -44,7 +44,7 @@ func (r response) notUnderstood() bool {
 	return false
 }
 
-// requestStyle is a way to write HTTP requests.
+// requestStyle is a form of HTTP requests.
 type requestStyle int
 
 const (

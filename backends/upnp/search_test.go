@@ -367,7 +367,8 @@ func TestLocationOfGateway(t *testing.T) {
 	}
 }
 
-// respondToSearch starts a device that answers each search with n locations.
+// respondToSearch starts a device that sends n responses to each search, each with
+// its own location.
 func respondToSearch(t *testing.T, at netip.Addr, location func(i int) string, n int) netip.AddrPort {
 	return fakeSSDP(t, at, func(conn *net.UDPConn, _ []byte, from netip.AddrPort) {
 		for i := range n {
