@@ -10,8 +10,8 @@ import (
 )
 
 // openHints opens a routing socket (route(4)), which delivers a message for every change of
-// routes, addresses and links. Each message is a hint, whatever it contains. stop closes the
-// socket.
+// routes, addresses and links. Each message is a hint; its contents are not used. stop closes
+// the socket.
 func openHints() (hints <-chan struct{}, stop func(), err error) {
 	fd, err := unix.Socket(unix.AF_ROUTE, unix.SOCK_RAW, unix.AF_UNSPEC)
 	if err != nil {

@@ -32,7 +32,7 @@ type otherHost struct {
 }
 
 // newTwoHosts turns this namespace into a host with two interfaces, lan and empty. All
-// multicast routes use empty, where there are no devices. Only the test sends datagrams.
+// multicast routes use empty, which has no devices. Only the test sends datagrams.
 func newTwoHosts(t *testing.T) otherHost {
 	t.Helper()
 	for _, name := range []string{"default", "all"} {
