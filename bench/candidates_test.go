@@ -27,7 +27,7 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// candidate is a library, program or way of use that is measured.
+// candidate is a library or program that is measured, with the calls that it makes.
 type candidate struct {
 	name    string
 	about   string // the measured calls, for the report
