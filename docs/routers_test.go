@@ -67,7 +67,7 @@ func TestQuotations(t *testing.T) {
 		"natpmp: map tcp: not authorized or refused (result 2)",
 		"pcp: map: not authorized or refused (result 2), for 30m0s",
 		`upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps its settings must permit this host to open ports`,
-		`upnp: AddPortMapping: action failed (error 501: "Action Failed"): the gateway's external address is private: or it has none: it reports none`,
+		`upnp: AddPortMapping: action failed (error 501: "Action Failed"): the gateway's external address is private: or missing: the gateway reports none`,
 		"natpmp: map tcp: network failure (result 3)",
 		"pcp: map: undefined result (result 99), for 30m0s",
 	} {

@@ -177,7 +177,7 @@ func (c ClientConfig) describe(ctx context.Context, e endpoint) (*Device, error)
 // host is an IP literal (UPnP Device Architecture 1.0, section 2.1). It ignores
 // the parts that it cannot read. The error wraps backends.ErrInvalid if base is
 // any other URL, backends.ErrMalformed if b is not a description, or
-// backends.ErrUnsupported if the description is not that of a gateway.
+// backends.ErrUnsupported if the description does not describe a gateway.
 func ParseDescription(b []byte, base *url.URL) (*Device, error) {
 	addr, err := literalHost(base)
 	var d *Device

@@ -343,7 +343,7 @@ func (op *addOp) explainConflict(external netip.Addr, err error) error {
 	if !errors.Is(err, backends.ErrConflict) || !op.portFree || scope != backends.ScopePrivate && scope != backends.ScopeShared {
 		return err
 	}
-	return fmt.Errorf("%w: it lists no entry for the port, and may refuse because its external address, %v, is %v", err, external, scope)
+	return fmt.Errorf("%w: the gateway lists no entry for the port, and may refuse it because its external address, %v, is %v", err, external, scope)
 }
 
 // highPort returns a random port of the dynamic range (RFC 6335, section 6).

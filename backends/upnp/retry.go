@@ -86,9 +86,9 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 	case backends.ScopeUnknown:
 		s, err := op.client.Status(ctx)
 		if err == nil && !s.Connected() {
-			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("it is %q and has no external address", s.Connection)}
+			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("the connection is %q and has no external address", s.Connection)}
 		}
-		return &reclassifiedFault{f, backends.ErrPrivateWAN, "or it has none: it reports none"}
+		return &reclassifiedFault{f, backends.ErrPrivateWAN, "or missing: the gateway reports none"}
 	case backends.ScopeShared:
 		return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external)}
 	case backends.ScopePrivate:
