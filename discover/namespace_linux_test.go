@@ -47,7 +47,7 @@ func interfaceIndexOf(t *testing.T, name string) int {
 	t.Helper()
 	b, err := os.ReadFile("/sys/class/net/" + name + "/ifindex")
 	if err != nil {
-		// The mounted /sys may be that of the previous network namespace.
+		// The mounted /sys may belong to the previous network namespace.
 		out, err := exec.CommandContext(t.Context(), "ip", "-o", "link", "show", name).Output()
 		if err != nil {
 			t.Fatal(err)
