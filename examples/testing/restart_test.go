@@ -10,13 +10,13 @@ import (
 // TestRestart is the test in the README.
 func TestRestart(t *testing.T) {
 	gw := gatewaytest.New(t, gatewaytest.Config{}) // closed when the test ends
-	f, _ := forward.New(gw.Config())               // which is valid
+	f, _ := forward.New(gw.Config())               // this Config is valid
 	defer f.Close()
 	m, err := f.Enable(t.Context(), forward.TCP(8080))
 	if err != nil {
 		t.Fatal(err)
 	}
-	gw.Restart(gatewaytest.RestartOptions{}) // it forgets the mapping, and announces itself
+	gw.Restart(gatewaytest.RestartOptions{}) // deletes the mapping, and announces the restart
 	for changed := m.Changed(); len(gw.Table()) == 0; changed = m.Changed() {
 		<-changed
 	}
