@@ -73,7 +73,7 @@ type addOp struct {
 	entry           PortMapping
 	variant         variant
 	refused         map[formKey]bool
-	existing        PortMapping     // the existing entry for this endpoint, found by checkPort
+	existing        PortMapping     // the entry found by checkPort or useDuplicate
 	existingMatches bool            // existing has the same internal endpoint as entry
 	portFree        bool            // the device reported that the port has no entry
 	tried           map[string]bool // the remedies and the services that were tried
