@@ -178,7 +178,7 @@ func checkTable(t *testing.T, g *Gateway, allPorts bool) {
 				t.Fatalf("external endpoint %v has the internal endpoints %v and %v", at, r.Internal, rows[0].Internal)
 			case len(r.Filters) > g.config.Quirks.PCP.MaxFilters:
 				t.Fatalf("%d filters", len(r.Filters))
-			case !slices.Contains(g.table.byInternal[endpoint{r.Protocol, r.Internal}], r):
+			case !slices.Contains(g.table.byInternal[transportAddr{r.Protocol, r.Internal}], r):
 				t.Fatalf("not in the internal index: %+v", r.Entry)
 			}
 		}

@@ -294,7 +294,7 @@ func (g *Gateway) AddMapping(e Entry) error {
 // RemoveMapping deletes the entry at an external IPv4 port, even if it is static. It
 // reports whether there was such an entry.
 func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
-	return g.table.deleteExternal(endpoint{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
+	return g.table.deleteExternal(transportAddr{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
 }
 
 // Config returns a config for a Forwarder that uses this gateway, its announcements and

@@ -154,7 +154,7 @@ func (s *natpmpServer) unmap(client netip.Addr, m natpmp.MapRequest) natpmp.Resu
 		return natpmp.NotAuthorized
 	}
 	internal := netip.AddrPortFrom(client, m.InternalPort)
-	if kept := s.g.table.deleteInternal(endpoint{m.Protocol, internal}); kept {
+	if kept := s.g.table.deleteInternal(transportAddr{m.Protocol, internal}); kept {
 		return natpmp.NotAuthorized
 	}
 	return natpmp.Success

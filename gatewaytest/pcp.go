@@ -199,7 +199,7 @@ func (s *pcpServer) respondMap(q Request) ([]byte, error) {
 	}
 	r.Options.ThirdParty = m.Options.ThirdParty
 	if m.Lifetime == 0 {
-		err = s.deleteMapping(endpoint{m.Protocol, internal}, m.Nonce)
+		err = s.deleteMapping(transportAddr{m.Protocol, internal}, m.Nonce)
 	} else {
 		err = s.makeMapping(q.Source, internal, m, &r)
 	}
@@ -211,7 +211,7 @@ func (s *pcpServer) respondMap(q Request) ([]byte, error) {
 }
 
 // deleteMapping deletes a mapping if the nonce is right (RFC 6887, section 15).
-func (s *pcpServer) deleteMapping(internal endpoint, nonce pcp.Nonce) error {
+func (s *pcpServer) deleteMapping(internal transportAddr, nonce pcp.Nonce) error {
 	e, err := s.g.table.deleteWithNonce(internal, nonce)
 	switch {
 	case err == nil:
@@ -378,7 +378,7 @@ func (s *pcpServer) respondPeer(q Request) ([]byte, error) {
 		ExternalPort: m.ExternalPort, External: m.External, Remote: remote, Options: m.Options,
 	}
 	if m.Lifetime == 0 {
-		if e, ok := s.g.table.peerEntry(endpoint{m.Protocol, internal}, remote); ok {
+		if e, ok := s.g.table.peerEntry(transportAddr{m.Protocol, internal}, remote); ok {
 			r.Lifetime, r.ExternalPort, r.External = e.Remaining, e.External.Port(), s.externalAddrOf(e)
 		}
 	} else if err := s.makePeer(q.Source, internal, m, &r); err != nil {

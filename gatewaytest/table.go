@@ -68,9 +68,9 @@ var (
 	errNoEntry      = fmt.Errorf("gatewaytest: %w: no such entry", backends.ErrInvalid)
 )
 
-// endpoint is the internal or external side of a mapping. If the address of an external
-// endpoint is zero, it stands for the current external address of the gateway.
-type endpoint struct {
+// transportAddr is the internal or external address of a mapping, with its protocol. If an
+// external address is zero, it stands for the current external address of the gateway.
+type transportAddr struct {
 	protocol backends.Protocol
 	netip.AddrPort
 }
@@ -129,8 +129,8 @@ type table struct {
 	idleAbove int
 
 	mu           sync.Mutex
-	byExternal   map[endpoint][]*row
-	byInternal   map[endpoint][]*row
+	byExternal   map[transportAddr][]*row
+	byInternal   map[transportAddr][]*row
 	size         int
 	nextExpiry   time.Time // no entry expires before this time
 	nextSeq      uint64
@@ -142,8 +142,8 @@ type table struct {
 func newTable(c *clock, limit int) *table {
 	return &table{
 		clock: c, limit: limit,
-		byExternal: make(map[endpoint][]*row),
-		byInternal: make(map[endpoint][]*row),
+		byExternal: make(map[transportAddr][]*row),
+		byInternal: make(map[transportAddr][]*row),
 	}
 }
 
@@ -211,7 +211,7 @@ func (t *table) renew(r *row, spec mappingSpec, now time.Time) (Entry, error) {
 
 // existing returns the row that the request renews, or nil.
 func (t *table) existing(spec mappingSpec) *row {
-	for _, r := range t.byInternal[endpoint{spec.Protocol, spec.Internal}] {
+	for _, r := range t.byInternal[transportAddr{spec.Protocol, spec.Internal}] {
 		if r.Remote != spec.Remote || r.Service == serviceUPnP {
 			continue
 		}
@@ -254,7 +254,7 @@ func (t *table) insert(r *row, now time.Time) {
 
 // addToIndexes adds a row to both indexes.
 func (t *table) addToIndexes(r *row) {
-	out, in := endpoint{r.Protocol, r.External}, endpoint{r.Protocol, r.Internal}
+	out, in := transportAddr{r.Protocol, r.External}, transportAddr{r.Protocol, r.Internal}
 	t.byExternal[out] = append(t.byExternal[out], r)
 	t.byInternal[in] = append(t.byInternal[in], r)
 	t.size++
@@ -262,14 +262,14 @@ func (t *table) addToIndexes(r *row) {
 
 // deleteRow deletes a row from the table.
 func (t *table) deleteRow(r *row) {
-	removeFromIndex(t.byExternal, endpoint{r.Protocol, r.External}, r)
-	removeFromIndex(t.byInternal, endpoint{r.Protocol, r.Internal}, r)
+	removeFromIndex(t.byExternal, transportAddr{r.Protocol, r.External}, r)
+	removeFromIndex(t.byInternal, transportAddr{r.Protocol, r.Internal}, r)
 	t.size--
 }
 
 // removeFromIndex removes a row from an index, and deletes the list if it becomes empty.
 // It does not modify the old list, because a caller may be iterating over it.
-func removeFromIndex(index map[endpoint][]*row, at endpoint, r *row) {
+func removeFromIndex(index map[transportAddr][]*row, at transportAddr, r *row) {
 	rest := slices.DeleteFunc(slices.Clone(index[at]), func(other *row) bool { return other == r })
 	if len(rest) == 0 {
 		delete(index, at)
@@ -343,7 +343,7 @@ func (t *table) entries() []Entry {
 // deleteInternal deletes the entries of an internal endpoint, or those of the whole host
 // if the port is 0. It keeps static entries and entries that have an owner with a nonce,
 // and reports whether there were any.
-func (t *table) deleteInternal(internal endpoint) (kept bool) {
+func (t *table) deleteInternal(internal transportAddr) (kept bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.deleteExpired()
@@ -361,7 +361,7 @@ func (t *table) deleteInternal(internal endpoint) (kept bool) {
 
 // rowsOf returns the rows of an internal endpoint, or those of the host if the port is
 // 0, without UPnP rows.
-func (t *table) rowsOf(internal endpoint) []*row {
+func (t *table) rowsOf(internal transportAddr) []*row {
 	if internal.Port() != 0 {
 		return withoutUPnP(t.byInternal[internal])
 	}
@@ -382,7 +382,7 @@ func withoutUPnP(rows []*row) []*row {
 // deleteWithNonce deletes the entries of exactly this internal endpoint if the nonce is
 // right. It fails with errNoEntry, or with errNotDeletable or errOtherOwner and the
 // entry.
-func (t *table) deleteWithNonce(internal endpoint, nonce [12]byte) (Entry, error) {
+func (t *table) deleteWithNonce(internal transportAddr, nonce [12]byte) (Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
@@ -414,7 +414,7 @@ func (t *table) deleteWithNonce(internal endpoint, nonce [12]byte) (Entry, error
 }
 
 // peerEntry returns the entry of an internal endpoint for a remote host.
-func (t *table) peerEntry(internal endpoint, remote netip.AddrPort) (Entry, bool) {
+func (t *table) peerEntry(internal transportAddr, remote netip.AddrPort) (Entry, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
@@ -428,7 +428,7 @@ func (t *table) peerEntry(internal endpoint, remote netip.AddrPort) (Entry, bool
 
 // deleteExternal deletes the entries of an external endpoint, even static ones, and
 // reports whether there were any.
-func (t *table) deleteExternal(at endpoint) bool {
+func (t *table) deleteExternal(at transportAddr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.deleteExpired()

@@ -62,7 +62,7 @@ func (t *table) choosePort(spec mappingSpec) (uint16, error) {
 // new row must share: traffic to a remote host must leave from the endpoint at which the
 // other entries receive (RFC 6887, sections 11.3 and 12.3).
 func (t *table) rowSharingPort(spec mappingSpec) *row {
-	for _, r := range t.byInternal[endpoint{spec.Protocol, spec.Internal}] {
+	for _, r := range t.byInternal[transportAddr{spec.Protocol, spec.Internal}] {
 		if spec.Remote.IsValid() || r.Remote.IsValid() && !spec.allowSecond {
 			return r
 		}
@@ -102,7 +102,7 @@ func (t *table) highPortForBoth() uint16 {
 // protocol (RFC 6886, section 3.3).
 func (t *table) isFree(spec mappingSpec, port uint16) bool {
 	external := netip.AddrPortFrom(spec.External.Addr(), port)
-	if isReserved(spec.Protocol, port) || t.isOccupied(endpoint{spec.Protocol, external}) {
+	if isReserved(spec.Protocol, port) || t.isOccupied(transportAddr{spec.Protocol, external}) {
 		return false
 	}
 	for _, at := range allPortsEndpoints(spec.Protocol, external.Addr()) {
@@ -111,12 +111,12 @@ func (t *table) isFree(spec mappingSpec, port uint16) bool {
 		}
 	}
 	other, ok := otherTransport[spec.Protocol]
-	return !ok || spec.Service == serviceUPnP || !t.usedByOtherHost(endpoint{other, external}, spec)
+	return !ok || spec.Service == serviceUPnP || !t.usedByOtherHost(transportAddr{other, external}, spec)
 }
 
 // isOccupied reports whether an external endpoint cannot have another entry. An endpoint
 // of the firewall can have several UPnP entries, which are pinholes of one host.
-func (t *table) isOccupied(at endpoint) bool {
+func (t *table) isOccupied(at transportAddr) bool {
 	for _, r := range t.byExternal[at] {
 		if !at.Addr().Is6() || r.Service != serviceUPnP {
 			return true
@@ -127,7 +127,7 @@ func (t *table) isOccupied(at endpoint) bool {
 
 // usedByOtherHost reports whether a host other than the one in spec has the external
 // endpoint.
-func (t *table) usedByOtherHost(at endpoint, spec mappingSpec) bool {
+func (t *table) usedByOtherHost(at transportAddr, spec mappingSpec) bool {
 	rows := t.byExternal[at]
 	return len(rows) != 0 && rows[0].Internal.Addr() != spec.Internal.Addr()
 }
@@ -140,9 +140,9 @@ func isReserved(p backends.Protocol, port uint16) bool {
 
 // allPortsEndpoints returns the external endpoints that stand for all ports of a
 // protocol and for all ports of all protocols.
-func allPortsEndpoints(p backends.Protocol, external netip.Addr) [2]endpoint {
+func allPortsEndpoints(p backends.Protocol, external netip.Addr) [2]transportAddr {
 	all := netip.AddrPortFrom(external, 0)
-	return [2]endpoint{{p, all}, {0, all}}
+	return [2]transportAddr{{p, all}, {0, all}}
 }
 
 // checkAllPorts returns nil if the host may have all ports of its protocol, or of all
@@ -162,9 +162,9 @@ func (t *table) checkAllPorts(spec mappingSpec) error {
 
 // conflicting returns the entry that has the requested port, or the zero Entry.
 func (t *table) conflicting(spec mappingSpec, now time.Time) Entry {
-	endpoints := []endpoint{{spec.Protocol, spec.External}}
+	endpoints := []transportAddr{{spec.Protocol, spec.External}}
 	if other, ok := otherTransport[spec.Protocol]; ok {
-		endpoints = append(endpoints, endpoint{other, spec.External})
+		endpoints = append(endpoints, transportAddr{other, spec.External})
 	}
 	for _, at := range endpoints {
 		if rows := t.byExternal[at]; len(rows) != 0 {
@@ -180,7 +180,7 @@ func (t *table) lookup(p backends.Protocol, external, from netip.AddrPort) (Entr
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
 	all := allPortsEndpoints(p, external.Addr())
-	for _, at := range []endpoint{{p, external}, all[0], all[1]} {
+	for _, at := range []transportAddr{{p, external}, all[0], all[1]} {
 		rows := t.byExternal[at]
 		for _, r := range rows {
 			if r.admits(from) {

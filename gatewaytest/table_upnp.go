@@ -34,7 +34,7 @@ func (t *table) grantUPnP(spec mappingSpec, rules upnpGrantRules) (Entry, error)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
-	rows := t.byExternal[endpoint{spec.Protocol, spec.External}]
+	rows := t.byExternal[transportAddr{spec.Protocol, spec.External}]
 	for _, r := range rows {
 		if !r.matchesUPnP(spec.Internal.Addr(), spec.Filters) || !spec.exactPort && r.Internal != spec.Internal {
 			continue
@@ -48,7 +48,7 @@ func (t *table) grantUPnP(spec mappingSpec, rules upnpGrantRules) (Entry, error)
 		t.overwrite(r, spec, rules, now)
 		return t.snapshot(r, now), nil
 	}
-	if rules.oneExternalPort && slices.ContainsFunc(t.byInternal[endpoint{spec.Protocol, spec.Internal}], isUPnP) {
+	if rules.oneExternalPort && slices.ContainsFunc(t.byInternal[transportAddr{spec.Protocol, spec.Internal}], isUPnP) {
 		return Entry{}, errSecondPort
 	}
 	if t.limit != 0 && t.size >= t.limit {
@@ -144,7 +144,7 @@ func (t *table) openPinhole(spec mappingSpec) (pinhole, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
-	for _, r := range t.byExternal[endpoint{spec.Protocol, spec.External}] {
+	for _, r := range t.byExternal[transportAddr{spec.Protocol, spec.External}] {
 		if r.matchesUPnP(spec.Internal.Addr(), spec.Filters) {
 			t.overwrite(r, spec, upnpGrantRules{}, now)
 			return t.pinholeSnapshot(r, now), nil

@@ -50,7 +50,7 @@ type manager struct {
 
 	mu        sync.Mutex
 	closed    bool
-	entries   map[endpoint]mappingEntry
+	entries   map[internalAddr]mappingEntry
 	deleteErr error          // the error of the last failed deletion
 	deletions sync.WaitGroup // deletions in progress; none is added once closed
 }
@@ -62,7 +62,7 @@ type mappingEntry struct {
 }
 
 func newManager(n network.Network, f *forward.Forwarder) *manager {
-	m := &manager{network: n, forwarder: f, grantWait: grantWait, entries: map[endpoint]mappingEntry{}}
+	m := &manager{network: n, forwarder: f, grantWait: grantWait, entries: map[internalAddr]mappingEntry{}}
 	if f == nil {
 		m.ownsForwarder = true
 		m.forwarder, _ = forward.New(&forward.Config{Description: "libp2p"}) // a valid config
@@ -118,7 +118,7 @@ func (m *manager) updateMappings() {
 	if m.closed {
 		return
 	}
-	listening := map[endpoint]bool{}
+	listening := map[internalAddr]bool{}
 	for _, listen := range m.network.ListenAddresses() {
 		if e, _, ok := parseListenAddr(listen); ok {
 			listening[e] = true
@@ -137,7 +137,7 @@ func (m *manager) updateMappings() {
 
 // addMapping requests the mapping of an endpoint, if it has none. If the Forwarder is closed,
 // it does nothing. The caller holds m.mu.
-func (m *manager) addMapping(e endpoint) {
+func (m *manager) addMapping(e internalAddr) {
 	if _, ok := m.entries[e]; ok {
 		return
 	}

@@ -97,7 +97,7 @@ var (
 func New(config Config) (*Backend, error) {
 	host := config.Gateway.Unmap()
 	if config.URL != "" {
-		e, err := parseEndpoint(config.URL)
+		e, err := parseIPURL(config.URL)
 		if err != nil {
 			return nil, fmt.Errorf("upnp: %w", err)
 		}

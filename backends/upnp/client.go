@@ -67,10 +67,10 @@ func (c *ClientConfig) check(device netip.Addr) error {
 // there is none, and backends.ErrInvalid if the arguments are invalid. If ctx
 // ends during the call, the error wraps the cause.
 type Client struct {
-	service   Service
-	config    ClientConfig
-	endpoints []endpoint   // possible URLs of the service, the most likely first
-	current   atomic.Int32 // index of the endpoint that responded last
+	service Service
+	config  ClientConfig
+	urls    []ipURL      // possible URLs of the service, the most likely first
+	current atomic.Int32 // index of the URL that responded last
 }
 
 // NewClient checks the service and the config. It does no I/O. Its error wraps
@@ -81,16 +81,16 @@ func NewClient(s Service, config ClientConfig) (*Client, error) {
 	}
 	c := &Client{service: s}
 	for _, raw := range append([]string{s.ControlURL}, s.alternates[:]...) {
-		if raw == "" && len(c.endpoints) > 0 {
+		if raw == "" && len(c.urls) > 0 {
 			continue
 		}
-		e, err := parseEndpoint(raw)
+		e, err := parseIPURL(raw)
 		if err != nil {
 			return nil, fmt.Errorf("upnp: control URL: %w", err)
 		}
-		c.endpoints = append(c.endpoints, e)
+		c.urls = append(c.urls, e)
 	}
-	if err := config.check(c.endpoints[0].addr.Addr()); err != nil {
+	if err := config.check(c.urls[0].addr.Addr()); err != nil {
 		return nil, fmt.Errorf("upnp: %w", err)
 	}
 	c.config = config
@@ -100,7 +100,7 @@ func NewClient(s Service, config ClientConfig) (*Client, error) {
 // Service returns the service. Its ControlURL is the URL that responded last.
 func (c *Client) Service() Service {
 	s := c.service
-	s.ControlURL = c.endpoints[c.current.Load()].url.String()
+	s.ControlURL = c.urls[c.current.Load()].url.String()
 	return s
 }
 
@@ -108,14 +108,14 @@ func (c *Client) Service() Service {
 // strings. The fields have the names and the order of the arguments.
 func (c *Client) perform(ctx context.Context, action string, in, out any) error {
 	first := int(c.current.Load())
-	err := c.performAt(ctx, c.endpoints[first], action, in, out)
-	for i := range c.endpoints {
+	err := c.performAt(ctx, c.urls[first], action, in, out)
+	for i := range c.urls {
 		// If the description is ambiguous about the control URL and nothing is
 		// at the first one, try the others.
 		if i == first || !Moved(err) {
 			continue
 		}
-		if otherErr := c.performAt(ctx, c.endpoints[i], action, in, out); !Moved(otherErr) {
+		if otherErr := c.performAt(ctx, c.urls[i], action, in, out); !Moved(otherErr) {
 			c.current.Store(int32(i))
 			return otherErr
 		}
@@ -123,9 +123,9 @@ func (c *Client) perform(ctx context.Context, action string, in, out any) error 
 	return err
 }
 
-// performAt performs an action at an endpoint. It waits until the earlier
+// performAt performs an action at a URL. It waits until the earlier
 // requests of this process to that address and port have completed.
-func (c *Client) performAt(ctx context.Context, target endpoint, action string, in, out any) error {
+func (c *Client) performAt(ctx context.Context, target ipURL, action string, in, out any) error {
 	leave, err := enterQueue(ctx, &requestQueues, target.addr)
 	if err != nil {
 		return fmt.Errorf("upnp: %s: %w", action, err)
@@ -133,7 +133,7 @@ func (c *Client) performAt(ctx context.Context, target endpoint, action string, 
 	defer leave()
 	transport := &soapTransport{
 		soapCall: soapCall{service: c.service.Type, action: action, noOutput: out == nil},
-		config:   c.config, endpoint: target,
+		config:   c.config, target: target,
 	}
 	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{
 		Transport:     transport,

@@ -136,7 +136,7 @@ func validType(s string) bool {
 // backends.ErrUnsupported if the device is not a gateway. If ctx ends, the error
 // wraps its cause.
 func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device, error) {
-	e, err := parseEndpoint(rawURL)
+	e, err := parseIPURL(rawURL)
 	if err == nil {
 		err = config.check(e.addr.Addr())
 	}
@@ -150,7 +150,7 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 	return d, nil
 }
 
-func (c ClientConfig) describe(ctx context.Context, e endpoint) (*Device, error) {
+func (c ClientConfig) describe(ctx context.Context, e ipURL) (*Device, error) {
 	var resp response
 	var local netip.Addr
 	var err error
@@ -183,7 +183,7 @@ func ParseDescription(b []byte, base *url.URL) (*Device, error) {
 	addr, err := literalHost(base)
 	var d *Device
 	if err == nil {
-		d, err = parseDescription(b, newEndpoint(addr, base))
+		d, err = parseDescription(b, newIPURL(addr, base))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("upnp: description: %w", err)
@@ -191,7 +191,7 @@ func ParseDescription(b []byte, base *url.URL) (*Device, error) {
 	return d, nil
 }
 
-func parseDescription(b []byte, from endpoint) (*Device, error) {
+func parseDescription(b []byte, from ipURL) (*Device, error) {
 	document, err := parseXML(b, maxDescriptionElements)
 	if err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func parseDescription(b []byte, from endpoint) (*Device, error) {
 
 // newService validates a service. It returns false if this package does not use
 // the service, or if the service has no control URL.
-func newService(s goupnp.Service, udn string, bases []endpoint) (Service, bool) {
+func newService(s goupnp.Service, udn string, bases []ipURL) (Service, bool) {
 	service := Service{Type: strings.TrimSpace(s.ServiceType), ID: printable(s.ServiceId), UDN: printable(udn)}
 	if !validType(service.Type) || service.Kind() == 0 {
 		return Service{}, false
@@ -277,40 +277,40 @@ func (e *element) writeDescription(b *bytes.Buffer, name string) {
 // maxURL is the maximum length of a URL from a device.
 const maxURL = 1024
 
-// endpoint is a URL whose host is an IP address, with the address to connect
+// ipURL is a URL whose host is an IP address, with the address to connect
 // to.
-type endpoint struct {
+type ipURL struct {
 	url  *url.URL
 	addr netip.AddrPort // with the zone of url
 }
 
-// parseEndpoint parses a plain http URL whose host is an IP literal. Its error
+// parseIPURL parses a plain http URL whose host is an IP literal. Its error
 // wraps backends.ErrInvalid.
-func parseEndpoint(raw string) (endpoint, error) {
+func parseIPURL(raw string) (ipURL, error) {
 	if len(raw) > maxURL {
-		return endpoint{}, fmt.Errorf("%w: URL of %d bytes", backends.ErrInvalid, len(raw))
+		return ipURL{}, fmt.Errorf("%w: URL of %d bytes", backends.ErrInvalid, len(raw))
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		return endpoint{}, fmt.Errorf("%w: not a URL: %q", backends.ErrInvalid, raw)
+		return ipURL{}, fmt.Errorf("%w: not a URL: %q", backends.ErrInvalid, raw)
 	}
 	addr, err := literalHost(u)
 	if err != nil {
-		return endpoint{}, err
+		return ipURL{}, err
 	}
-	return newEndpoint(addr, u), nil
+	return newIPURL(addr, u), nil
 }
 
-// newEndpoint returns the endpoint at an address with the path and the query of
+// newIPURL returns the URL at an address with the path and the query of
 // u.
-func newEndpoint(addr netip.AddrPort, u *url.URL) endpoint {
+func newIPURL(addr netip.AddrPort, u *url.URL) ipURL {
 	path := *u
 	path.Scheme, path.Host, path.User, path.Fragment, path.RawFragment = "http", addr.String(), nil, "", ""
 	if path.Path == "" {
 		path.Path = "/"
 	}
 	path.RawQuery = escapeQuery(path.RawQuery)
-	return endpoint{url: &path, addr: addr}
+	return ipURL{url: &path, addr: addr}
 }
 
 // escapeQuery escapes the bytes that package url accepts but that are invalid
@@ -357,40 +357,40 @@ func portOf(u *url.URL) (uint16, error) {
 
 // hostHeader returns the value of the Host header. It has no zone, because
 // zones are local to this host.
-func (e endpoint) hostHeader() string {
+func (e ipURL) hostHeader() string {
 	return netip.AddrPortFrom(e.addr.Addr().WithZone(""), e.addr.Port()).String()
 }
 
 // controlBases returns the base URLs for relative control URLs, the most likely
 // first. These are URLBase (removed in UPnP Device Architecture 1.1), if its
 // host is the device, and the URL of the description.
-func controlBases(urlBase string, from endpoint) []endpoint {
+func controlBases(urlBase string, from ipURL) []ipURL {
 	u, err := url.Parse(strings.TrimSpace(urlBase))
 	if err != nil || u.Host == "" {
-		return []endpoint{from}
+		return []ipURL{from}
 	}
 	base, err := literalHost(u)
 	if err != nil || base.Addr().WithZone("") != from.addr.Addr().WithZone("") {
-		return []endpoint{from}
+		return []ipURL{from}
 	}
 	port := base.Port()
 	if u.Port() == "" { // some devices omit their own port
 		port = from.addr.Port()
 	}
-	return []endpoint{newEndpoint(netip.AddrPortFrom(from.addr.Addr(), port), u), from}
+	return []ipURL{newIPURL(netip.AddrPortFrom(from.addr.Addr(), port), u), from}
 }
 
 // controlURLs returns the possible interpretations of a control URL, the most
 // likely first. There are at most three, and all are on the device. There are
 // none if raw is empty or not plain http.
-func controlURLs(raw string, bases []endpoint) []string {
+func controlURLs(raw string, bases []ipURL) []string {
 	raw = strings.TrimSpace(raw)
 	if raw == "" || len(raw) > maxURL {
 		return nil
 	}
 	var urls []string
-	add := func(base endpoint, ref *url.URL) {
-		s := newEndpoint(base.addr, ref).url.String()
+	add := func(base ipURL, ref *url.URL) {
+		s := newIPURL(base.addr, ref).url.String()
 		if len(urls) < 3 && len(s) <= maxURL && !slices.Contains(urls, s) {
 			urls = append(urls, s)
 		}
@@ -417,10 +417,10 @@ func controlURLs(raw string, bases []endpoint) []string {
 // rewriteToDevice replaces the host of an absolute URL by the device's address.
 // It adds the URL first with its own port, then with the port of the
 // description.
-func rewriteToDevice(u *url.URL, bases []endpoint, add func(endpoint, *url.URL)) {
+func rewriteToDevice(u *url.URL, bases []ipURL, add func(ipURL, *url.URL)) {
 	from := bases[len(bases)-1]
 	if port, err := portOf(u); err == nil {
-		add(endpoint{addr: netip.AddrPortFrom(from.addr.Addr(), port)}, u)
+		add(ipURL{addr: netip.AddrPortFrom(from.addr.Addr(), port)}, u)
 	}
 	add(from, u)
 }
@@ -473,7 +473,7 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	if hostAddr, err := netip.ParseAddr(u.Hostname()); err == nil && hostAddr.Unmap() == gateway.WithZone("") {
 		host = gateway
 	}
-	return newEndpoint(netip.AddrPortFrom(host, port), u).url.String(), nil
+	return newIPURL(netip.AddrPortFrom(host, port), u).url.String(), nil
 }
 
 func checkResponder(responder, gateway netip.Addr, onLink func(netip.Addr) bool) error {

@@ -196,7 +196,7 @@ func TestDescriptionIPv6(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := c.endpoints[0]; e.addr != netip.MustParseAddrPort("[fe80::1%eth0]:49000") || e.hostHeader() != "[fe80::1]:49000" {
+	if e := c.urls[0]; e.addr != netip.MustParseAddrPort("[fe80::1%eth0]:49000") || e.hostHeader() != "[fe80::1]:49000" {
 		t.Errorf("connects to %v as %v", e.addr, e.hostHeader())
 	}
 }

@@ -43,7 +43,7 @@ func FuzzParseDescription(f *testing.F) {
 			if err != nil {
 				t.Fatalf("%+v: %v", s, err)
 			}
-			for _, e := range c.endpoints {
+			for _, e := range c.urls {
 				line, _, _ := strings.Cut(string(e.get(modern)), "\r\n")
 				if e.addr.Addr() != d.Host || len(strings.Split(line, " ")) != 3 || strings.ContainsFunc(line, func(r rune) bool { return r < ' ' || r > '~' }) {
 					t.Fatalf("%v: %q", e.addr, line)
@@ -143,7 +143,7 @@ func FuzzRewriteLocation(f *testing.F) {
 		if err != nil {
 			return
 		}
-		e, err := parseEndpoint(got)
+		e, err := parseIPURL(got)
 		if len(location) < maxURL/3 && err != nil {
 			t.Fatalf("%q is %q: %v", location, got, err)
 		}

@@ -269,4 +269,4 @@ func (g *gateway) clientFor(token backends.Token) *Client {
 }
 
 // addr returns the address of the service.
-func (g *gateway) addr() netip.AddrPort { return g.client.endpoints[g.client.current.Load()].addr }
+func (g *gateway) addr() netip.AddrPort { return g.client.urls[g.client.current.Load()].addr }

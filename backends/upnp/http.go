@@ -58,7 +58,7 @@ const (
 // post returns the HTTP request for an action. Some devices require this order
 // of the headers, a SOAPACTION header that is not the last one, or the letter
 // case of the standard.
-func (e endpoint) post(style requestStyle, service, action string, body []byte) []byte {
+func (e ipURL) post(style requestStyle, service, action string, body []byte) []byte {
 	var b bytes.Buffer
 	if style == legacy {
 		fmt.Fprintf(&b, "POST %s HTTP/1.0\r\nHost: %s\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nSOAPAction: \"%s#%s\"\r\nContent-Length: %d\r\n\r\n",
@@ -72,7 +72,7 @@ func (e endpoint) post(style requestStyle, service, action string, body []byte) 
 }
 
 // get returns the HTTP request for a description.
-func (e endpoint) get(style requestStyle) []byte {
+func (e ipURL) get(style requestStyle) []byte {
 	if style == legacy {
 		return fmt.Appendf(nil, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", e.url.RequestURI(), e.hostHeader())
 	}
@@ -92,7 +92,7 @@ type request struct {
 // within the configured timeouts. local is this host's address on the
 // connection. The error wraps backends.ErrNoReply and its cause, or
 // backends.ErrMalformed. If ctx ends, the error is its cause.
-func (c ClientConfig) send(ctx context.Context, target endpoint, r request) (resp response, local netip.Addr, err error) {
+func (c ClientConfig) send(ctx context.Context, target ipURL, r request) (resp response, local netip.Addr, err error) {
 	resp, local, err = c.roundTrip(ctx, target, r)
 	c.Logger.DebugContext(ctx, "upnp exchange", "request", r.what, "url", target.url.String(), "status", resp.status, "error", err)
 	switch {
@@ -109,7 +109,7 @@ func (c ClientConfig) send(ctx context.Context, target endpoint, r request) (res
 // withoutNetTimeout replaces a timeout error of package net, because such
 // errors match context.DeadlineExceeded and would look like the end of the
 // caller's context.
-func withoutNetTimeout(err error, target endpoint) error {
+func withoutNetTimeout(err error, target ipURL) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return fmt.Errorf("%v: %w", target.addr, os.ErrDeadlineExceeded)
@@ -117,7 +117,7 @@ func withoutNetTimeout(err error, target endpoint) error {
 	return err
 }
 
-func (c ClientConfig) roundTrip(ctx context.Context, target endpoint, r request) (response, netip.Addr, error) {
+func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request) (response, netip.Addr, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	conn, err := c.dial(dialCtx, target.addr)

@@ -25,6 +25,7 @@ func TestPortTaken(t *testing.T) {
 		"version 1":                           {quirks.UPnP{Version: 1}, false},
 		"version 2":                           {quirks.UPnP{}, true},
 		"version 2 without AddAnyPortMapping": {quirks.UPnP{Rules: quirks.Rules{NoAddAny: true}}, false},
+
 		"AddAnyPortMapping resets the connection":   {quirks.UPnP{Rules: quirks.Rules{AddAnyResets: true}}, false},
 		"no GetSpecificPortMappingEntry":            {quirks.UPnP{Version: 1, Listing: listing{NoSpecific: true}}, false},
 		"no GetSpecificPortMappingEntry, version 2": {quirks.UPnP{Listing: listing{NoSpecific: true}}, true},

@@ -339,7 +339,7 @@ func (b *Backend) isGateway(a netip.Addr) bool {
 
 // hostOf returns the address in a URL that has been validated.
 func hostOf(url string) netip.Addr {
-	e, err := parseEndpoint(url)
+	e, err := parseIPURL(url)
 	if err != nil {
 		return netip.Addr{}
 	}

@@ -27,8 +27,8 @@ type soapCall struct {
 // readable response into a form that goupnp reads. It is used once.
 type soapTransport struct {
 	soapCall
-	config   ClientConfig
-	endpoint endpoint
+	config ClientConfig
+	target ipURL
 
 	status int   // the HTTP status of the response
 	err    error // the error of the transport, of which goupnp keeps only the text
@@ -69,8 +69,8 @@ func (x *soapTransport) roundTrip(ctx context.Context, body []byte) (envelope []
 	}
 	for _, style := range []requestStyle{modern, legacy} {
 		var resp response
-		resp, _, err = x.config.send(ctx, x.endpoint, request{
-			bytes: x.endpoint.post(style, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
+		resp, _, err = x.config.send(ctx, x.target, request{
+			bytes: x.target.post(style, x.service, x.action, body), limit: limit, root: "Envelope", what: x.action,
 		})
 		if err != nil {
 			return nil, false, err

@@ -88,7 +88,7 @@ func (l Listener) serve(ctx context.Context, conns socketSet, notify func(Notifi
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			added, _ := l.update(ctx, conns) // the next tick retries failed endpoints
+			added, _ := l.update(ctx, conns) // the next tick retries failed addresses
 			start(added)
 		case n := <-notifications:
 			if ctx.Err() == nil {
@@ -112,19 +112,19 @@ func enqueue(notifications chan<- Notification, datagram []byte, from netip.Addr
 	}
 }
 
-// socketSet holds the sockets of a Listener by the keys of their endpoints.
+// socketSet holds the sockets of a Listener by the keys of their listen addresses.
 type socketSet map[string]*net.UDPConn
 
-// endpoint is the address at which a socket listens: a group with the interfaces on which
+// listenAddr is the address at which a socket listens: a group with the interfaces on which
 // the socket joins it, or a unicast address.
-type endpoint struct {
+type listenAddr struct {
 	addr       netip.AddrPort
 	interfaces []net.Interface
 }
 
-// key returns a string that differs between endpoints. It contains the index of each
+// key returns a string that differs between listen addresses. It contains the index of each
 // interface, because an interface that is created again usually has another index.
-func (p endpoint) key() string {
+func (p listenAddr) key() string {
 	key := p.addr.String()
 	for _, ifi := range p.interfaces {
 		key += fmt.Sprintf(" %d:%s", ifi.Index, ifi.Name)
@@ -139,17 +139,17 @@ func (l Listener) open(ctx context.Context) (socketSet, error) {
 	return conns, err
 }
 
-// update opens and returns the sockets of new endpoints, and closes the sockets of
-// endpoints that no longer exist. It fails if no socket remains.
+// update opens and returns the sockets of new listen addresses, and closes the sockets of
+// listen addresses that no longer exist. It fails if no socket remains.
 func (l Listener) update(ctx context.Context, conns socketSet) (added socketSet, err error) {
-	endpoints, err := l.endpoints()
+	addrs, err := l.listenAddrs()
 	if err != nil {
 		return nil, err
 	}
 	added = socketSet{}
 	old := maps.Clone(conns)
 	var errs []error
-	for _, p := range endpoints {
+	for _, p := range addrs {
 		key := p.key()
 		delete(old, key)
 		if conn := conns[key]; conn != nil {
@@ -176,13 +176,13 @@ func (l Listener) update(ctx context.Context, conns socketSet) (added socketSet,
 	return added, nil
 }
 
-// endpoints returns the endpoints to listen at: at least one.
-func (l Listener) endpoints() ([]endpoint, error) {
+// listenAddrs returns the addresses to listen at: at least one.
+func (l Listener) listenAddrs() ([]listenAddr, error) {
 	addr := netip.AddrPortFrom(l.Addr.Addr().Unmap(), l.Addr.Port())
 	groups := []netip.AddrPort{Multicast, Multicast6}
 	if addr.IsValid() {
 		if !addr.Addr().IsMulticast() {
-			return []endpoint{{addr: addr}}, nil
+			return []listenAddr{{addr: addr}}, nil
 		}
 		groups = []netip.AddrPort{addr}
 		l.Interface = cmp.Or(l.Interface, addr.Addr().Zone())
@@ -191,13 +191,13 @@ func (l Listener) endpoints() ([]endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	var endpoints []endpoint
+	var addrs []listenAddr
 	for _, group := range groups {
 		for _, shared := range splitInterfaces(group.Addr(), interfaces) {
-			endpoints = append(endpoints, endpoint{group, shared})
+			addrs = append(addrs, listenAddr{group, shared})
 		}
 	}
-	return endpoints, nil
+	return addrs, nil
 }
 
 // interfaces returns the interfaces to listen on: at least one.
@@ -234,9 +234,9 @@ func splitInterfaces(group netip.Addr, interfaces []net.Interface) [][]net.Inter
 }
 
 // listen opens the socket. If the address is a group, the socket joins the group on each
-// interface; listen fails if it cannot join on any of them. If the endpoint has a single
+// interface; listen fails if it cannot join on any of them. If the listenAddr has a single
 // interface, the socket receives only the datagrams that arrive on that interface.
-func (p endpoint) listen(ctx context.Context) (*net.UDPConn, error) {
+func (p listenAddr) listen(ctx context.Context) (*net.UDPConn, error) {
 	if !p.addr.Addr().IsMulticast() {
 		return bind(ctx, net.ListenConfig{}, "udp", p.addr)
 	}

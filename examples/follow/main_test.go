@@ -43,7 +43,7 @@ func TestMainFollows(t *testing.T) {
 	expectLine("45.45.45.2:9000 by natpmp: refreshed")
 
 	gw.Restart(gatewaytest.RestartOptions{KeepEpoch: true}) // else the epoch can be the reason that is printed
-	if err := gw.AddMapping(gatewaytest.Entry{ // another host maps the port first
+	if err := gw.AddMapping(gatewaytest.Entry{              // another host maps the port first
 		Protocol: backends.UDP, Internal: netip.MustParseAddrPort("127.0.0.9:80"), External: netip.AddrPortFrom(gw.External(), 9000),
 	}); err != nil {
 		t.Fatal(err)

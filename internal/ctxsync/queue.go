@@ -6,53 +6,53 @@ import (
 	"sync"
 )
 
-// Queues is a set of queues, each with a key. In each queue, one turn is ready at a time.
-// When it ends, the oldest of the most urgent waiting turns is ready. A queue exists while it
-// has turns. The zero value has no queues.
+// Queues is a set of queues, each with a key. In each queue, one waiter is ready at a time.
+// When it leaves, the oldest of the most urgent waiters becomes ready. A queue exists while it
+// has waiters. The zero value has no queues.
 type Queues[K comparable] struct {
-	mu    sync.Mutex
-	turns map[K][]turn // the first turn is ready; the others wait in order
+	mu      sync.Mutex
+	waiters map[K][]waiter // the first waiter is ready; the others wait in order
 }
 
-type turn struct {
+type waiter struct {
 	priority Priority
 	ready    chan struct{}
 }
 
-// Enter adds a turn to the queue with the key. The turn has the priority of the context. The
-// channel is closed when the turn is ready. The caller must call leave once, even if it does
-// not wait until the turn is ready.
+// Enter adds the caller as a waiter to the queue with the key, with the priority of the
+// context. The channel is closed when the caller is ready. The caller must call leave once,
+// even if it does not wait for that.
 func (q *Queues[K]) Enter(ctx context.Context, key K) (ready <-chan struct{}, leave func()) {
-	t := turn{PriorityOf(ctx), make(chan struct{})}
+	w := waiter{PriorityOf(ctx), make(chan struct{})}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	turns := q.turns[key]
-	if len(turns) == 0 {
-		close(t.ready)
+	waiters := q.waiters[key]
+	if len(waiters) == 0 {
+		close(w.ready)
 	}
-	i := len(turns)
-	for i > 1 && turns[i-1].priority > t.priority {
+	i := len(waiters)
+	for i > 1 && waiters[i-1].priority > w.priority {
 		i--
 	}
-	if q.turns == nil {
-		q.turns = map[K][]turn{}
+	if q.waiters == nil {
+		q.waiters = map[K][]waiter{}
 	}
-	q.turns[key] = slices.Insert(turns, i, t)
-	return t.ready, func() { q.leave(key, t) }
+	q.waiters[key] = slices.Insert(waiters, i, w)
+	return w.ready, func() { q.leave(key, w) }
 }
 
-func (q *Queues[K]) leave(key K, t turn) {
+func (q *Queues[K]) leave(key K, w waiter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	turns := q.turns[key]
-	i := slices.Index(turns, t)
-	turns = slices.Delete(turns, i, i+1)
-	if len(turns) == 0 {
-		delete(q.turns, key)
+	waiters := q.waiters[key]
+	i := slices.Index(waiters, w)
+	waiters = slices.Delete(waiters, i, i+1)
+	if len(waiters) == 0 {
+		delete(q.waiters, key)
 		return
 	}
-	q.turns[key] = turns
+	q.waiters[key] = waiters
 	if i == 0 {
-		close(turns[0].ready)
+		close(waiters[0].ready)
 	}
 }

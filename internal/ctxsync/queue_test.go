@@ -45,8 +45,8 @@ func TestQueueOrder(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("order %v, want %v", got, want)
 		}
-		if len(q.turns) != 0 {
-			t.Errorf("turns remain: %v", q.turns)
+		if len(q.waiters) != 0 {
+			t.Errorf("turns remain: %v", q.waiters)
 		}
 	})
 }
@@ -86,8 +86,8 @@ func TestLeaveBeforeReady(t *testing.T) {
 		leave[2]() // leave without using the turn
 		isReady(true, false, true, true, false)
 		leave[3]()
-		if len(q.turns) != 0 {
-			t.Errorf("turns remain: %v", q.turns)
+		if len(q.waiters) != 0 {
+			t.Errorf("turns remain: %v", q.waiters)
 		}
 	})
 }

@@ -88,7 +88,7 @@ func TestExternalMultiaddr(t *testing.T) {
 // TestSharedEndpoints checks that listen addresses on one port share an endpoint, and that
 // others have different endpoints.
 func TestSharedEndpoints(t *testing.T) {
-	seen := map[endpoint]string{}
+	seen := map[internalAddr]string{}
 	for _, group := range [][]string{
 		{"/ip4/0.0.0.0/udp/4001/quic-v1", "/ip4/0.0.0.0/udp/4001/quic-v1/webtransport", "/ip4/0.0.0.0/udp/4001/webrtc-direct"},
 		{"/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/tcp/4001/ws"},

@@ -11,8 +11,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// endpoint is the internal endpoint of a mapping. Several listen addresses may share it.
-type endpoint struct {
+// internalAddr is the internal endpoint of a mapping, with its protocol. Several listen addresses may share it.
+type internalAddr struct {
 	protocol backends.Protocol
 	addr     netip.Addr // the zero Addr means all addresses of this host
 	port     uint16
@@ -24,9 +24,9 @@ type endpoint struct {
 //
 // It returns false if a gateway cannot forward to the address, because it is not TCP or UDP
 // over IPv4, or because other hosts cannot reach it.
-func parseListenAddr(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok bool) {
+func parseListenAddr(listen ma.Multiaddr) (e internalAddr, suffix ma.Multiaddr, ok bool) {
 	if len(listen) < 2 || listen[0].Protocol().Code != ma.P_IP4 {
-		return endpoint{}, nil, false
+		return internalAddr{}, nil, false
 	}
 	switch listen[1].Protocol().Code {
 	case ma.P_TCP:
@@ -34,18 +34,18 @@ func parseListenAddr(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok b
 	case ma.P_UDP:
 		e.protocol = backends.UDP
 	default:
-		return endpoint{}, nil, false
+		return internalAddr{}, nil, false
 	}
 	addr, ok := netip.AddrFromSlice(listen[0].RawValue())
 	port := listen[1].RawValue()
 	switch {
 	case !ok || len(port) != 2:
-		return endpoint{}, nil, false
+		return internalAddr{}, nil, false
 	case addr.IsUnspecified():
 	case addr.IsGlobalUnicast():
 		e.addr = addr
 	default:
-		return endpoint{}, nil, false
+		return internalAddr{}, nil, false
 	}
 	e.port = binary.BigEndian.Uint16(port)
 	return e, listen[2:], e.port != 0 // port 0 means any port
@@ -55,7 +55,7 @@ func parseListenAddr(listen ma.Multiaddr) (e endpoint, suffix ma.Multiaddr, ok b
 // suffix of the listen address. If the external endpoint is incomplete, it returns nil. A
 // private address is announced too, as libp2p itself does: libp2p distinguishes private
 // addresses if necessary, and a peer between two NATs can use them.
-func (e endpoint) externalMultiaddr(external netip.AddrPort, suffix ma.Multiaddr) ma.Multiaddr {
+func (e internalAddr) externalMultiaddr(external netip.AddrPort, suffix ma.Multiaddr) ma.Multiaddr {
 	addr := external.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() || external.Port() == 0 {
 		return nil
