@@ -243,13 +243,13 @@ func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (
 	tx.Wait = c.wait
 	reply, err := c.session.Do(ctx, tx)
 	if err != nil {
-		c.log.Debug("natpmp request failed", "op", op, "gateway", c.config.Gateway, "err", err)
+		c.log.Debug("natpmp: request failed", "op", op, "gateway", c.config.Gateway, "err", err)
 		if !errors.Is(err, net.ErrClosed) && ctx.Err() != nil {
 			err = fmt.Errorf("waiting for %v: %w", c.config.Gateway, err)
 		}
 		return reply, fmt.Errorf("natpmp: %w", err)
 	}
-	c.log.Debug("natpmp reply received", "op", op, "gateway", c.config.Gateway,
+	c.log.Debug("natpmp: reply received", "op", op, "gateway", c.config.Gateway,
 		"took", reply.Received.Sub(reply.Sent), "response", fmt.Sprintf("%x", reply.Datagram))
 	return reply, nil
 }

@@ -264,7 +264,7 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx 
 		if err != nil {
 			return reply, c.wrapError(ctx, op, err)
 		}
-		c.log.Debug("pcp reply received", "op", op, "gateway", c.config.Gateway, "took", reply.Received.Sub(reply.Sent))
+		c.log.Debug("pcp: reply received", "op", op, "gateway", c.config.Gateway, "took", reply.Received.Sub(reply.Sent))
 		err = c.checkReply(op, reply)
 		var refusal *ResultError
 		if errors.As(err, &refusal) && refusal.Code == AddressMismatch && !previous.IsValid() {
@@ -280,7 +280,7 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx 
 // wrapError logs that a request failed without a reply. If ctx has ended, it adds
 // the gateway to the error.
 func (c *Client) wrapError(ctx context.Context, op Opcode, err error) error {
-	c.log.Debug("pcp request failed", "op", op, "gateway", c.config.Gateway, "err", err)
+	c.log.Debug("pcp: request failed", "op", op, "gateway", c.config.Gateway, "err", err)
 	if !errors.Is(err, net.ErrClosed) && ctx.Err() != nil {
 		err = fmt.Errorf("waiting for %v: %w", c.config.Gateway, err)
 	}

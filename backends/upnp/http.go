@@ -94,7 +94,7 @@ type request struct {
 // backends.ErrMalformed. If ctx ends, the error is its cause.
 func (c ClientConfig) send(ctx context.Context, target ipURL, r request) (resp response, local netip.Addr, err error) {
 	resp, local, err = c.roundTrip(ctx, target, r)
-	c.Logger.DebugContext(ctx, "upnp exchange", "request", r.what, "url", target.url.String(), "status", resp.status, "error", err)
+	c.Logger.DebugContext(ctx, "upnp: request", "op", r.what, "url", target.url.String(), "status", resp.status, "err", err)
 	switch {
 	case ctx.Err() != nil && (err != nil || resp.truncated):
 		return resp, local, context.Cause(ctx)
