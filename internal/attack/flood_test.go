@@ -246,6 +246,7 @@ func (*restartingBackend) Supports(backends.Request) error                  { re
 func (*restartingBackend) Close() error                                     { return nil }
 func (*restartingBackend) Unmap(context.Context, backends.Mapping) error    { return nil }
 func (*restartingBackend) ExternalAddr(context.Context) (netip.Addr, error) { return netip.Addr{}, nil }
+
 func (w *restartingBackend) Map(_ context.Context, r backends.Request) (backends.Mapping, error) {
 	w.maps.Add(1)
 	return backends.Mapping{

@@ -58,7 +58,7 @@ func (u *unmapRequest) anyHost() bool { return u.foreign && !u.to.IsValid() }
 
 // complete parses the arguments, and rejects requests that might delete a mapping by mistake.
 func (u *unmapRequest) complete(args []string) error {
-	if err := u.spec.parseArgs(args); err != nil {
+	if err := u.parseArgs(args); err != nil {
 		return err
 	}
 	switch {
