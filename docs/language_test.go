@@ -24,7 +24,7 @@ var constructions = []struct {
 	{regexp.MustCompile(`(?i)\b(nobody|somebody|everybody|whoever|whomever)\b`), `name the host, the program or the caller: "no host", "another client"`},
 	{regexp.MustCompile(`(?i)\bwho (has|have|is|was|asks|waits|holds|talks|calls|answers?|comes)\b|\bis for (who|what)`), `programs, hosts and packets are not persons: "that", "the host that"`},
 	{regexp.MustCompile(`(?i)\b(is|are|was|were|be|been) told\b`), `"receives", "reports", "is notified"`},
-	{regexp.MustCompile(`(?i)\btaken away\b|\b(takes?|taking|took) \S{1,20} away\b`), `"deletes", "is deleted"`},
+	{regexp.MustCompile(`(?i)\btaken away\b|\b(takes?|taking|took) .{1,20} away\b`), `"deletes", "is deleted"`},
 	{regexp.MustCompile(`(?i)\bwhat (it|they|came|becomes)\b`), `a noun: "the response", "the mappings that it holds"`},
 	{regexp.MustCompile(`(?i)\b(lest|anew|for ever|all the same|to be had|whatever)\b`), `"so that … not", "again", "without an end", "nevertheless", "available", "any"`},
 	{regexp.MustCompile(`(?i)\bthat of\b|\bof ours\b`), `repeat the noun`},
