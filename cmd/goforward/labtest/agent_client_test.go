@@ -118,7 +118,7 @@ func (a *agent) nextEvent() event {
 	}
 	e := a.events[0]
 	a.events = a.events[1:]
-	a.t.Logf("event %v: %v, before %v: %s", e.Kind, e.External, e.Previous, e.Reason)
+	a.t.Logf("event %v: %v, before %v: %s", e.Kind, backends.Endpoint{AddrPort: e.External}, backends.Endpoint{AddrPort: e.Previous}, e.Reason)
 	return e
 }
 
