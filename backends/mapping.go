@@ -77,7 +77,7 @@ func (m Mapping) Expires() time.Time {
 // no internal port, which some protocols treat as "all". It does no I/O.
 func (m Mapping) Check() error {
 	if m.Protocol == 0 || m.Internal.Port() == 0 {
-		return fmt.Errorf("%w: a mapping has a protocol and an internal port, this one has protocol %d and port %d",
+		return fmt.Errorf("%w: a mapping needs a protocol and an internal port, not protocol %d and port %d",
 			ErrInvalid, m.Protocol, m.Internal.Port())
 	}
 	return nil

@@ -67,7 +67,7 @@ type Client struct {
 func NewClient(config Config) (*Client, error) {
 	switch gw := config.Gateway.Addr().Unmap(); {
 	case gw.IsValid() && !gw.Is4():
-		return nil, fmt.Errorf("natpmp: %w: NAT-PMP is for IPv4, the gateway %v is not", backends.ErrInvalid, gw)
+		return nil, fmt.Errorf("natpmp: %w: NAT-PMP needs an IPv4 gateway, not %v", backends.ErrInvalid, gw)
 	case config.Transmissions < 0 || config.FirstWait < 0 || config.LongestWait < 0:
 		return nil, fmt.Errorf("natpmp: %w: negative retransmission schedule", backends.ErrInvalid)
 	}

@@ -147,7 +147,7 @@ func (m PortMapping) args() (*entryArgs, error) {
 	case !client.IsValid() || client.IsUnspecified():
 		return nil, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
 	case !client.Is4():
-		return nil, fmt.Errorf("%w: a port mapping is for IPv4, %v is not", backends.ErrUnsupported, client)
+		return nil, fmt.Errorf("%w: a port mapping needs an IPv4 address, not %v", backends.ErrUnsupported, client)
 	}
 	return &entryArgs{
 		NewRemoteHost: key.NewRemoteHost, NewExternalPort: key.NewExternalPort, NewProtocol: key.NewProtocol,

@@ -28,8 +28,8 @@ type ClientConfig struct {
 	// Interface is the interface from which to connect, on systems that let a
 	// program choose it. If it is empty, the kernel chooses.
 	Interface string
-	// Source is the local address from which to connect. Devices take it for
-	// the address of the requesting host. If it is the zero Addr, the kernel
+	// Source is the local address from which to connect. Devices treat it
+	// as the address of the requesting host. If it is the zero Addr, the kernel
 	// chooses.
 	Source netip.Addr
 	// Timeout bounds connecting to the device. The response may take twice as

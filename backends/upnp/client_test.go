@@ -129,7 +129,7 @@ func TestSuccesses(t *testing.T) {
 	body := soapResponse("AddPortMapping", "")
 	for name, a := range map[string]string{
 		"standard":       ok(body),
-		"self-closed":    ok(strings.ReplaceAll(body, `"></u:AddPortMappingResponse>`, `"/>`)),
+		"empty element":  ok(strings.ReplaceAll(body, `"></u:AddPortMappingResponse>`, `"/>`)),
 		"status 500":     status(500, body),
 		"lower case":     ok(strings.ToLower(body)),
 		"empty":          "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
@@ -188,7 +188,7 @@ func TestMalformedResponses(t *testing.T) {
 }
 
 // TestNoReply checks connections that are refused, reset, closed or silent. The
-// error wraps ErrNoReply and the cause, and is not taken for the end of the
+// error wraps ErrNoReply and the cause, and is not mistaken for the end of the
 // caller's context.
 func TestNoReply(t *testing.T) {
 	reset := func(conn net.Conn, _ int, _ string) { _ = conn.(*net.TCPConn).SetLinger(0) }

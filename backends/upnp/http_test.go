@@ -10,7 +10,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// TestTruncatedResponse checks that a truncated response is never taken for a
+// TestTruncatedResponse checks that a truncated response is never mistaken for a
 // complete one.
 func TestTruncatedResponse(t *testing.T) {
 	whole := ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", "203.0.113.7")))

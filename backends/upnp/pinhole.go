@@ -49,7 +49,7 @@ func (p Pinhole) args() (*addPinholeArgs, error) {
 	case !client.IsValid() || client.IsUnspecified():
 		return nil, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
 	case client.Unmap().Is4():
-		return nil, fmt.Errorf("%w: a pinhole is for IPv6, %v is not", backends.ErrUnsupported, client)
+		return nil, fmt.Errorf("%w: a pinhole needs an IPv6 address, not %v", backends.ErrUnsupported, client)
 	}
 	return &addPinholeArgs{
 		RemoteHost: formatHost(p.Remote.Addr()), RemotePort: formatPort(p.Remote.Port()),

@@ -148,7 +148,7 @@ func (b *Backend) confirm(ctx context.Context, h hint) (backends.Change, bool) {
 	}
 	g, err := b.requery(ctx, previous.bootID, h.strong)
 	if err != nil {
-		b.log.Debug("upnp: not confirmed", "hint", h.reason, "err", err)
+		b.log.Debug("upnp: change not confirmed", "hint", h.reason, "err", err)
 		return backends.Change{}, false
 	}
 	current := deviceState{g, g.bootID}
@@ -230,12 +230,12 @@ func (s deviceState) changesSince(previous deviceState) (backends.ChangeKind, st
 // host's clock. Some devices always report the same uptime.
 func (g *gateway) restartedSince(previous *gateway) bool {
 	const slack = 2 * time.Second
-	now, then := g.Status.Uptime, previous.Status.Uptime
-	if then == 0 || now == then || g.Status.Connection == "" {
+	uptime, previousUptime := g.Status.Uptime, previous.Status.Uptime
+	if previousUptime == 0 || uptime == previousUptime || g.Status.Connection == "" {
 		return false
 	}
 	elapsed := g.statusTime.Sub(previous.statusTime)
-	return now+slack+elapsed/8 < then+elapsed
+	return uptime+slack+elapsed/8 < previousUptime+elapsed
 }
 
 func addrChanged(before, now netip.Addr) bool {

@@ -13,14 +13,14 @@ func TestRestartedSince(t *testing.T) {
 		before, elapsed, now time.Duration
 		want                 bool
 	}{
-		"normal":         {time.Hour, time.Hour, 2 * time.Hour, false},
-		"slow clock":     {time.Hour, time.Hour, 2*time.Hour - 5*time.Minute, false},
-		"decreased":      {time.Hour, time.Minute, 10 * time.Second, true},
-		"overtaken":      {time.Minute, time.Hour, 30 * time.Minute, true},
-		"stuck":          {time.Hour, time.Hour, time.Hour, false},
-		"never reported": {0, time.Hour, 0, false},
-		"just started":   {time.Hour, time.Hour, 0, true},
-		"whole seconds":  {time.Hour, 500 * time.Millisecond, time.Hour - time.Second, false},
+		"normal":          {time.Hour, time.Hour, 2 * time.Hour, false},
+		"slow clock":      {time.Hour, time.Hour, 2*time.Hour - 5*time.Minute, false},
+		"decreased":       {time.Hour, time.Minute, 10 * time.Second, true},
+		"grew too little": {time.Minute, time.Hour, 30 * time.Minute, true},
+		"constant":        {time.Hour, time.Hour, time.Hour, false},
+		"never reported":  {0, time.Hour, 0, false},
+		"just started":    {time.Hour, time.Hour, 0, true},
+		"whole seconds":   {time.Hour, 500 * time.Millisecond, time.Hour - time.Second, false},
 	} {
 		start := time.Now()
 		previous, current := &gateway{statusTime: start}, &gateway{statusTime: start.Add(tt.elapsed)}

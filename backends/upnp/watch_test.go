@@ -128,7 +128,7 @@ func TestWatch(t *testing.T) {
 			quirks.UPnP{Search: quirks.Search{Update: true}},
 			func(w *watched) { w.SetExternal(netip.MustParseAddr("45.45.45.2")) }, backends.AddressChanged,
 		},
-		"goodbye": {quirks.UPnP{}, func(w *watched) { w.UPnP().Byebye() }, backends.Announced},
+		"byebye": {quirks.UPnP{}, func(w *watched) { w.UPnP().Byebye() }, backends.Announced},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -137,7 +137,7 @@ func TestWatch(t *testing.T) {
 			if c := w.nextChange(t); c.Kind != tt.want || c.External != w.External() || c.Reason == "" {
 				t.Errorf("change %+v, want %v with %v", c, tt.want, w.External())
 			}
-			if name != "goodbye" { // one for each device: there can be two
+			if name != "byebye" { // one for each device: there can be two
 				w.expectNoChange(t)
 			}
 		})
@@ -165,7 +165,7 @@ func TestWatchByebye(t *testing.T) {
 // reason was not confirmed.
 func notConfirmed(r slog.Record, reason string) (found bool) {
 	r.Attrs(func(a slog.Attr) bool {
-		found = found || r.Message == "upnp: not confirmed" && a.Key == "hint" && a.Value.String() == reason
+		found = found || r.Message == "upnp: change not confirmed" && a.Key == "hint" && a.Value.String() == reason
 		return true
 	})
 	return found

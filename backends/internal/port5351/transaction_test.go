@@ -142,7 +142,7 @@ func TestPriorities(t *testing.T) {
 			{"renewal", ctxsync.Renewal},
 			{"deletion", ctxsync.Delete},
 			{"urgent", ctxsync.Foreground},
-			{"urgent too", ctxsync.Foreground},
+			{"second urgent", ctxsync.Foreground},
 		} {
 			ctx := ctxsync.WithPriority(t.Context(), test.priority)
 			go func() { _, _ = conn.Do(ctx, echo(test.request, time.Second)) }()
@@ -154,7 +154,7 @@ func TestPriorities(t *testing.T) {
 			t.Error(err)
 		}
 		time.Sleep(time.Second)
-		checkSent(t, gw, "first 0s", "probe 0s", "urgent 100ms", "urgent too 200ms", "deletion 300ms", "renewal 400ms", "check 500ms")
+		checkSent(t, gw, "first 0s", "probe 0s", "urgent 100ms", "second urgent 200ms", "deletion 300ms", "renewal 400ms", "check 500ms")
 	})
 }
 
