@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestQueueOrder checks that turns become ready one at a time in each queue, by priority and
+// TestQueueOrder checks that waiters become ready one at a time in each queue, by priority and
 // then by age.
 func TestQueueOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -46,12 +46,12 @@ func TestQueueOrder(t *testing.T) {
 			t.Errorf("order %v, want %v", got, want)
 		}
 		if len(q.waiters) != 0 {
-			t.Errorf("turns remain: %v", q.waiters)
+			t.Errorf("waiters remain: %v", q.waiters)
 		}
 	})
 }
 
-// TestLeaveBeforeReady checks that turns that leave early do not change the order of the
+// TestLeaveBeforeReady checks that waiters that leave early do not change the order of the
 // others, and that empty queues are deleted.
 func TestLeaveBeforeReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -68,11 +68,11 @@ func TestLeaveBeforeReady(t *testing.T) {
 				select {
 				case <-r:
 					if !want[i] {
-						t.Errorf("turn %d is ready", i)
+						t.Errorf("waiter %d is ready", i)
 					}
 				default:
 					if want[i] {
-						t.Errorf("turn %d is not ready", i)
+						t.Errorf("waiter %d is not ready", i)
 					}
 				}
 			}
@@ -83,11 +83,11 @@ func TestLeaveBeforeReady(t *testing.T) {
 		isReady(true, false, false, false, false)
 		leave[0]()
 		isReady(true, false, true, false, false)
-		leave[2]() // leave without using the turn
+		leave[2]() // leave without waiting to become ready
 		isReady(true, false, true, true, false)
 		leave[3]()
 		if len(q.waiters) != 0 {
-			t.Errorf("turns remain: %v", q.waiters)
+			t.Errorf("waiters remain: %v", q.waiters)
 		}
 	})
 }

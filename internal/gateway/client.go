@@ -114,7 +114,7 @@ func (c *Client) detach(h *Handle) {
 	g.deleteIfEmpty()
 }
 
-// runFlow runs a flow about a handle and waits for its result. If ctx ends first, the flow
+// runFlow runs a flow for a handle and waits for its result. If ctx ends first, the flow
 // ends after the request that is in flight.
 func (c *Client) runFlow(ctx context.Context, h *Handle, run func(f *flow) error) error {
 	var err error
@@ -201,7 +201,7 @@ func (c *Client) changeGroup(ctx context.Context, h *Handle, before, s *Spec) er
 	}
 	restoreErr := c.runFlow(ctx, h, func(f *flow) error { return f.recreate(h, "refreshed") })
 	if restoreErr != nil {
-		err = errors.Join(err, errors.New("and the previous mapping cannot be restored: "+restoreErr.Error()))
+		err = errors.Join(err, errors.New("the previous mapping cannot be restored: "+restoreErr.Error()))
 	}
 	return err
 }

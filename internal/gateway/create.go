@@ -20,7 +20,7 @@ const (
 	lateReplyTime = time.Second
 )
 
-// runFor runs the part of a flow that is about one handle. Its context ends with ctx, and if
+// runFor runs the part of a flow that concerns one handle. Its context ends with ctx, and if
 // the handle is closed or detached.
 func (f *flow) runFor(ctx context.Context, h *Handle, run func() error) error {
 	if err := f.checkAttached(h); err != nil {
@@ -63,7 +63,7 @@ func (f *flow) recreate(h *Handle, reason string) error {
 	return err
 }
 
-// errCallEnded is the error that a handle keeps if its caller gave up. It replaces the error
+// errCallEnded is the error that a handle keeps if its caller stopped waiting. It replaces the error
 // of the caller's context, which is unrelated to the gateway.
 var errCallEnded = errors.New("the call that requested the mapping ended before it was granted")
 
@@ -99,7 +99,7 @@ func (f *flow) replace(h *Handle, s *Spec) error {
 	default:
 		h.preferred = before
 		if restoreErr := f.recreate(h, "refreshed"); restoreErr != nil {
-			err = errors.Join(err, errors.New("and the previous mapping cannot be restored: "+restoreErr.Error()))
+			err = errors.Join(err, errors.New("the previous mapping cannot be restored: "+restoreErr.Error()))
 		}
 	}
 	return err
@@ -286,7 +286,7 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 	return e, nil
 }
 
-// addHolder adds a handle to the holders of the entry that a request is about, and creates
+// addHolder adds a handle to the holders of the entry that a request concerns, and creates
 // the entry if necessary. It fails if another handle holds the port with other options.
 func (g *group) addHolder(h *Handle, b *Backend, s *Spec, m Member, r backends.Request) (*entry, error) {
 	if other := g.heldByOtherBackend(b.name, m); other != nil {

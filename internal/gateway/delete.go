@@ -52,7 +52,7 @@ func (h *Handle) BeginClose(keepOnGateway bool) *Closing {
 // IsClosed reports whether BeginClose was called.
 func (h *Handle) IsClosed() bool { return h.closing.Load() != nil }
 
-// markClosed sets the status to closed, wakes all waiters and cancels the flow about the
+// markClosed sets the status to closed, wakes all waiters and cancels the flow for the
 // handle.
 func (h *Handle) markClosed() {
 	h.releaseOldGateways(false)
@@ -398,7 +398,7 @@ func (o *Owner) remainingErrors(c *Client, cause error) error {
 		switch {
 		case e.deletion == nil || e.deletion.client != c || e.state == restored || e.isExpired(time.Now()):
 		case e.granted == nil && e.order.created == 0 && e.deletion.lastHolder != nil && e.deletion.lastHolder.wasGranted:
-			// Another backend granted the handle.
+			// Another backend has granted the mappings of the handle.
 		case e.deletion.moved:
 			slog.New(c.sink.Handler()).Warn("a mapping remains at a previous gateway",
 				"gateway", o.key.Gateway.Addr(), "err", e.remainsError(cmp.Or(e.err, cause)))

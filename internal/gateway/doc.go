@@ -10,7 +10,7 @@
 //
 // Flows make the requests. A flow is a goroutine that exists only while it has requests to
 // make. Between its requests it runs on the loop. Requests use the owner's context: if a
-// caller gives up, it only stops waiting, and the owner deletes what the gateway grants
+// call is cancelled, the caller only stops waiting, and the owner deletes what the gateway grants
 // afterwards.
 //
 // The owner calls no user code. It notifies its clients through a Sink, which never blocks.

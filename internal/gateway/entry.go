@@ -60,7 +60,7 @@ type deletion struct {
 // group holds the entries of one internal endpoint, or of one range of ports, and the handles
 // that request them. The owner makes one request of a group at a time, and renews its entries
 // in the order of their grants. The reason is a defect of miniupnpd 2.3.1 on nftables: a
-// request about one entry can break another. The gateway keeps a list of firewall rules for
+// request for one entry can break another. The gateway keeps a list of firewall rules for
 // each internal port. Each request removes the last rule, regardless of its protocol; a
 // renewal then appends its own rule. If the oldest entry is renewed, all later ones are
 // broken until they are renewed too. If the newest entry is renewed, nothing breaks. A
@@ -177,7 +177,7 @@ func (g *group) inOtherGroups(protocol backends.Protocol, internal uint16) (out 
 
 // takeOverUnheld moves entries with the same internal port that no handle holds from other
 // groups to this one: restored entries and pending deletions. It fails if a handle holds the
-// port in another group, or if a request about the port is in flight there.
+// port in another group, or if a request for the port is in flight there.
 func (g *group) takeOverUnheld(m Member, internal uint16, backend *Backend) error {
 	for _, e := range g.inOtherGroups(m.Protocol, internal) {
 		isUnheld := len(e.holders) == 0 && (e.state == restored || e.state == pendingDelete)

@@ -170,7 +170,7 @@ type Handle struct {
 	reason        string                  // the reason for the next request
 	expiredGrants []backends.Mapping      // mappings that expired without an event
 	lostBefore    time.Time               // grants before this time count as lost
-	cancel        context.CancelCauseFunc // ends the flow about the handle between two requests
+	cancel        context.CancelCauseFunc // ends the flow for the handle between two requests
 }
 
 // NewHandle returns a handle that is not attached to a client.

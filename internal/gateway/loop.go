@@ -201,7 +201,7 @@ func (l *Loop) fireDue() {
 // caller waits do not count.
 const MaxCalls = 8
 
-// flow is a sequence of requests about one group. It runs on its own goroutine. Between
+// flow is a sequence of requests for one group. It runs on its own goroutine. Between
 // requests it runs on the owner's loop and may use the owner's state. The flows of a group
 // run one after another.
 type flow struct {

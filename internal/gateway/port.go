@@ -71,7 +71,7 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 		g := granted[i]
 		switch offered := g.External.Port() - m.Offset; {
 		case s.Exact && s.Address.IsValid() && g.External.Addr() != s.Address:
-			return fmt.Errorf("%w: the gateway gives the external address %v, but %v is required", backends.ErrConflict, backends.Endpoint{AddrPort: g.External}, s.Address)
+			return fmt.Errorf("%w: the gateway granted the external address %v, but %v is required", backends.ErrConflict, backends.Endpoint{AddrPort: g.External}, s.Address)
 		case !s.SamePort && g.Internal.Port() != s.internalPort(m):
 			// Gateways of VPN providers do this.
 			return fmt.Errorf("%w: the gateway forwards port %d to port %d of this host only: use SamePort", backends.ErrUnsupported, offered, offered)

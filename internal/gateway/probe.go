@@ -250,7 +250,7 @@ func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duratio
 		defer cancel()
 		probeErr = b.runProbe(bounded)
 		if ctx.Err() != nil && !IsTimeout(ctx) {
-			return probeErr // the caller gave up; the state is still unknown
+			return probeErr // the call was cancelled; the state is still unknown
 		}
 		c.owner.loop.Do(func() { b.probeErr, b.probedAt = probeErr, time.Now() })
 	}

@@ -105,21 +105,21 @@ func TestProbe(t *testing.T) {
 		probed   string
 		searched bool // the last backend uses a search
 	}{
-		"the first at once":                         {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
-		"the first after a short delay":             {[]probeReply{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
-		"the first too late":                        {[]probeReply{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
-		"the first returns an error":                {[]probeReply{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
-		"the first refuses mappings only":           {[]probeReply{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
-		"only the third":                            {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
-		"the third without replies from the others": {[]probeReply{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
-		"the third after a delay":                   {[]probeReply{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
-		"the second after the third":                {[]probeReply{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
-		"none":                                      {[]probeReply{silent, silent, silent}, "", wait, "a b c", false},
-		"all return errors":                         {[]probeReply{refuses, refuses, refuses}, "", 0, "a b c", false},
-		"before the search starts":                  {[]probeReply{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
-		"after the search has started":              {[]probeReply{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
-		"found by a search":                         {[]probeReply{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
-		"found by a search that starts at once":     {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
+		"the first replies at once":                      {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
+		"the first replies after a short delay":          {[]probeReply{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
+		"the first replies too late":                     {[]probeReply{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
+		"the first returns an error":                     {[]probeReply{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
+		"the first refuses mappings only":                {[]probeReply{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
+		"only the third replies, the others refuse":      {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
+		"only the third replies":                         {[]probeReply{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
+		"only the third replies, after a delay":          {[]probeReply{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
+		"the second replies after the third":             {[]probeReply{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
+		"none replies":                                   {[]probeReply{silent, silent, silent}, "", wait, "a b c", false},
+		"all return errors":                              {[]probeReply{refuses, refuses, refuses}, "", 0, "a b c", false},
+		"the first replies before the search starts":     {[]probeReply{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
+		"the first replies after the search has started": {[]probeReply{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
+		"found by a search":                              {[]probeReply{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
+		"found by a search that starts at once":          {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -147,7 +147,7 @@ func TestProbe(t *testing.T) {
 }
 
 // TestEnsureProbed checks that a backend without a result is probed when it is needed, and
-// only once. If the caller gives up, the result remains unknown.
+// only once. If the call is cancelled, the result remains unknown.
 func TestEnsureProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log probeLog
@@ -195,9 +195,9 @@ func TestFailedProbeRepeated(t *testing.T) {
 	})
 }
 
-// TestProbeCallerGivesUp checks that a probe continues for its other callers if one of them
-// gives up.
-func TestProbeCallerGivesUp(t *testing.T) {
+// TestProbeCallerCancels checks that a probe continues for its other callers if one of them
+// cancels its context.
+func TestProbeCallerCancels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log probeLog
 		c := join(t, &log, false, probeReply{time.Second, nil})
