@@ -480,9 +480,9 @@ func (r *cancelRow) start(t *testing.T) *cancelCase {
 		c.granted = len(gw.Requests())
 		close(c.mapped)
 	})
-	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
+	noReceiver := netip.MustParseAddrPort("127.0.0.1:0")
 	config := forward.Config{
-		Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: nowhere, Notify: nowhere},
+		Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP(), Announce: noReceiver, Notify: noReceiver},
 		Protocols: []string{r.protocol}, OnEvent: func(forward.Event) { mapped() },
 	}
 	if !r.op.probes {

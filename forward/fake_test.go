@@ -260,7 +260,7 @@ func failAll(err error) func(string, backends.Protocol, uint16) error {
 	return func(string, backends.Protocol, uint16) error { return err }
 }
 
-// noReplyFor makes calls about one external port fail with ErrNoReply.
+// noReplyFor makes calls for one external port fail with ErrNoReply.
 func noReplyFor(port uint16) func(string, backends.Protocol, uint16) error {
 	return func(_ string, _ backends.Protocol, suggested uint16) error {
 		if suggested == port {

@@ -20,10 +20,10 @@ import (
 func fastBackends(t *testing.T, gw *gatewaytest.Gateway) (all []backends.Backend) {
 	t.Helper()
 	const first, longest = 2 * time.Millisecond, 4 * time.Millisecond
-	nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-	n, nerr := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: first, LongestWait: longest, Announce: nowhere})
-	p, perr := pcp.New(pcp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: first, LongestWait: longest, Announce: nowhere})
-	u, uerr := upnp.New(upnp.Config{URL: gw.UPnP().DescriptionURL(), Timeout: 100 * time.Millisecond, Notify: nowhere})
+	noReceiver := netip.MustParseAddrPort("127.0.0.1:0")
+	n, nerr := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: first, LongestWait: longest, Announce: noReceiver})
+	p, perr := pcp.New(pcp.Config{Gateway: gw.Addr(), Transmissions: 3, FirstWait: first, LongestWait: longest, Announce: noReceiver})
+	u, uerr := upnp.New(upnp.Config{URL: gw.UPnP().DescriptionURL(), Timeout: 100 * time.Millisecond, Notify: noReceiver})
 	if err := errors.Join(nerr, perr, uerr); err != nil {
 		t.Fatal(err)
 	}

@@ -155,7 +155,7 @@ func (w *modelWorld) mayHaveExpired(grants []backends.Mapping) bool {
 	})
 }
 
-// awaitsPort reports whether a request about the internal port of a grant is in flight,
+// awaitsPort reports whether a request for the internal port of a grant is in flight,
 // with any protocol. Later requests wait for it.
 func (w *modelWorld) awaitsPort(h *modelHandle, grants []backends.Mapping) bool {
 	return w.inFlight(h, func(k modelKey) bool {
@@ -179,10 +179,10 @@ func (w *modelWorld) checkGrant(h *modelHandle, g *modelGateway, m backends.Mapp
 	}
 }
 
-// busy reports whether a request about a handle is in flight.
+// busy reports whether a request for a handle is in flight.
 func (w *modelWorld) busy(h *modelHandle) bool { return w.inFlight(h, h.spec.mayRequest) }
 
-// inFlight reports whether a request about a matching key is in flight at a gateway of a
+// inFlight reports whether a request for a matching key is in flight at a gateway of a
 // handle. The ready-made backends of one Forwarder share an owner, which renews a port at
 // one backend after the other.
 func (w *modelWorld) inFlight(h *modelHandle, match func(modelKey) bool) (found bool) {
@@ -214,7 +214,7 @@ func (g *modelGateway) mayDiffer(h *modelHandle, r *modelRecord, m backends.Mapp
 	return now.Before(later(r.changedAt, g.answeringSince(r, now)).Add(lifetime/2 + lifetime/8 + modelRepairTime))
 }
 
-// lateReply reports whether a reply about a handle arrived after the last announcement.
+// lateReply reports whether a reply for a handle arrived after the last announcement.
 // g.mu is held.
 func (g *modelGateway) lateReply(h *modelHandle) bool {
 	for k, r := range g.records {
@@ -264,7 +264,7 @@ func (g *modelGateway) mayRemain(r *modelRecord, now time.Time) bool {
 }
 
 // leftOnOldRoute reports whether no Forwarder uses a gateway of a default route, and the
-// last request about a row got no reply. Such a row may remain until a Forwarder uses the
+// last request for a row got no reply. Such a row may remain until a Forwarder uses the
 // gateway again. g.mu is held.
 func (g *modelGateway) leftOnOldRoute(r *modelRecord) bool {
 	return g.index >= modelReadyMade && g.inUseSince.IsZero() && (r.row.deleteUnanswered || r.unconfirmed)

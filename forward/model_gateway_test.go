@@ -54,7 +54,8 @@ type modelRow struct {
 	unrequestedSince time.Time         // since when no handle requests it; zero: a handle requests it
 }
 
-// modelRecord is what the model knows about one key at one gateway.
+// modelRecord has the row of one key at one gateway, if there is one, and the history of
+// its requests.
 type modelRecord struct {
 	row             *modelRow
 	serial          uint64 // number of requests so far
@@ -163,7 +164,7 @@ type modelOutcome struct {
 	replyLost   bool          // the reply is lost, or there is none
 }
 
-// drawOutcome draws the outcome of the next request about a key. g.mu is held.
+// drawOutcome draws the outcome of the next request for a key. g.mu is held.
 func (g *modelGateway) drawOutcome(k modelKey, r *modelRecord, now time.Time) modelOutcome {
 	r.serial++
 	internal := min(k.internal, modelFirstRandomPort) // a random port does not depend on the seed
@@ -402,8 +403,8 @@ func (g *modelGateway) endFaults() {
 	g.maxLifetime, g.lossPercent = 0, 0
 }
 
-// answeringSince returns since when the gateway replies to requests about a key, or now
-// if it does not reply. g.mu is held.
+// answeringSince returns the time since which the gateway has replied to requests for a key,
+// or now if it does not reply. g.mu is held.
 func (g *modelGateway) answeringSince(r *modelRecord, now time.Time) time.Time {
 	since := r.lastUnanswered
 	for _, until := range []time.Time{g.dropsUntil, g.repliesLostUntil, g.refusesUntil} {

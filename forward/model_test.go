@@ -32,15 +32,16 @@ const (
 	modelRaces         = 60 // races between Mapping.Close and Shutdown in each world
 )
 
-// TestModel does random operations from several goroutines on several Forwarders that
+// TestModel performs random operations from several goroutines on several Forwarders that
 // share gateways and ports. Callbacks call methods, and the gateways restart, refuse,
-// change and stop to reply. After a few operations each, the test compares the reports of
+// change and stop replying. After every few operations, the test compares the reports of
 // the handles, the tables of the gateways, and the events.
 //
-// A step is one operation. GOFORWARD_STEPS sets their number. The steps are done in
-// worlds, each with its own seed. A failure prints the seed of its world.
+// A step is one operation. GOFORWARD_STEPS sets their number. The steps run in
+// several simulated networks, called worlds, each with its own seed. A failure prints the
+// seed of its world.
 func TestModel(t *testing.T) {
-	// With one thread, the seed determines the order of the goroutines of one moment.
+	// With one thread, the seed determines the order of the goroutines that are ready at one time.
 	// The race detector makes the order random.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	steps := 10_000
@@ -59,7 +60,7 @@ func TestModel(t *testing.T) {
 	t.Logf("%d steps, checked: %v", done, counts)
 }
 
-// modelRun does steps in the world of a seed, and returns their number.
+// modelRun creates a world from a seed, runs steps in it, and returns how many it has run.
 func modelRun(t *testing.T, seed uint64, steps int, counts map[string]int) (done int) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newModelWorld(t, seed, counts)
@@ -71,7 +72,7 @@ func modelRun(t *testing.T, seed uint64, steps int, counts map[string]int) (done
 	return done
 }
 
-// TestModelRegressions repeats worlds of the model that once failed: a mapping remained
+// TestModelRegressions repeats the seeds with which the model once failed: a mapping remained
 // on a gateway, or a handle reported a mapping that did not exist.
 func TestModelRegressions(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
@@ -86,7 +87,8 @@ func TestModelRegressions(t *testing.T) {
 	}
 }
 
-// modelWorld has several Forwarders, gateways and goroutines in one synctest bubble.
+// modelWorld is a simulated network in one synctest bubble: several gateways, the Forwarders
+// that use them, and goroutines that call the Forwarders.
 type modelWorld struct {
 	t        *testing.T
 	seed     uint64
@@ -137,9 +139,9 @@ func newModelWorld(t *testing.T, seed uint64, counts map[string]int) *modelWorld
 	return w
 }
 
-// run does a number of steps, and checks the world after a few steps each.
+// run runs a number of steps, and checks the world after every few steps.
 func (w *modelWorld) run(steps int) {
-	for nextQuiet := modelQuietInterval; w.steps < steps && w.sane(); {
+	for nextQuiet := modelQuietInterval; w.steps < steps && w.ok(); {
 		w.round(min(1+w.rng.IntN(3), steps-w.steps))
 		if w.steps >= nextQuiet {
 			w.quiesce()
@@ -240,7 +242,7 @@ func (w *modelWorld) end() {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
 	w.instant = true
 	for range modelRaces {
-		if w.sane() {
+		if w.ok() {
 			w.raceCloses()
 		}
 	}
@@ -325,8 +327,8 @@ func (w *modelWorld) fail(format string, args ...any) {
 	w.problems = append(w.problems, fmt.Sprintf(format, args...))
 }
 
-// sane reports whether there is no problem so far.
-func (w *modelWorld) sane() bool {
+// ok reports whether no problem has been recorded.
+func (w *modelWorld) ok() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.problems) == 0
@@ -362,7 +364,7 @@ func (w *modelWorld) report() {
 	}
 	w.t.Logf("steps before the problem:\n%s", b.String())
 	reportProblems(w.t, w.problems)
-	w.t.Errorf("repeat this world with GOFORWARD_SEED=%d", w.seed)
+	w.t.Errorf("to repeat this run, set GOFORWARD_SEED=%d", w.seed)
 }
 
 // modelMaxDelay is the longest delay between the start of a round and the start of its
@@ -437,7 +439,7 @@ func (s *modelSpec) mayRequest(k modelKey) bool {
 	return slices.Contains(s.protocols, k.protocol) && (s.port == k.internal || s.samePort)
 }
 
-// modelActor is a goroutine that does steps.
+// modelActor is a goroutine that performs steps.
 type modelActor struct {
 	world *modelWorld
 	rng   *rand.Rand
@@ -454,7 +456,7 @@ type modelStep struct {
 	cancelAfter, timeout time.Duration // when its context is cancelled; its timeout
 }
 
-// run does a step whenever it receives from start.
+// run performs a step whenever it receives from start.
 func (a *modelActor) run() {
 	for range a.start {
 		time.Sleep(1 + time.Duration(a.rng.Int64N(int64(modelMaxDelay))))
@@ -463,7 +465,7 @@ func (a *modelActor) run() {
 	}
 }
 
-// step does one operation.
+// step performs one operation.
 func (a *modelActor) step() {
 	s := modelStep{
 		kind: a.rng.IntN(100), choice: a.rng.IntN(100), slot: a.rng.IntN(modelSlots), spec: newModelSpec(a.rng),
@@ -481,7 +483,7 @@ func (a *modelActor) step() {
 	a.world.runStep(ctx, &s)
 }
 
-// runStep does an operation. If it needs a handle and there is none, it calls Enable.
+// runStep performs an operation. If it needs a handle and there is none, it calls Enable.
 func (w *modelWorld) runStep(ctx context.Context, s *modelStep) {
 	f, h := w.forwarder(s.slot), w.handle(s.slot)
 	w.trace("Forwarder %d: operation %d, %d on slot %d, %v", f.index, s.kind, s.choice, s.slot, s.spec)
@@ -724,7 +726,7 @@ type modelForwarder struct {
 	closing, closed, replaced bool // Shutdown was called; has returned; the Forwarder was replaced
 }
 
-// modelHandle is a mapping, and what the model knows about it.
+// modelHandle is a mapping, and the state of it that the model has recorded.
 type modelHandle struct {
 	mapping   *forward.Mapping
 	forwarder *modelForwarder
@@ -841,7 +843,7 @@ func (f *modelForwarder) onEvent(e forward.Event) {
 		w.fail("%v: %v after %v: %s", e.Mapping, e.Kind, previous.Kind, problem)
 	}
 	_, _ = e.Mapping.Grants(), e.Mapping.External()
-	if w.sane() && !w.quiet.Load() && e.Kind != forward.EventFailed {
+	if w.ok() && !w.quiet.Load() && e.Kind != forward.EventFailed {
 		f.runCallback(e)
 	}
 }
@@ -934,7 +936,7 @@ func (l modelLogger) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestModelStress does the operations of the model in real time, while a gateway that
+// TestModelStress performs the operations of the model in real time, while a gateway that
 // replies at once is restarted. At the end, mappings and their Forwarders are closed at
 // the same time. The test checks the events, and that the gateway has no mappings after
 // Shutdown.
@@ -960,7 +962,8 @@ func TestModelStress(t *testing.T) {
 	t.Logf("checked: %v", counts)
 }
 
-// stress does operations and restarts at the same time, then closes everything.
+// stress performs operations and restarts the gateway at the same time, then closes
+// everything.
 func (w *modelWorld) stress() {
 	var doing, closing, ending sync.WaitGroup
 	for i := range modelActors {

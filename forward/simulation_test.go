@@ -298,11 +298,11 @@ func reportProblems(t *testing.T, problems []string) {
 // TestSimulationRepeats checks that two runs with one seed send the same calls at the
 // same times.
 //
-// The scheduler may run the goroutines of one moment in any order, so no event may depend
-// on another event of the same moment. The simulation ensures this: all goroutines are
+// The scheduler may run goroutines that are ready at the same time in any order, so no
+// event may depend on another event at that time. The simulation ensures this: all goroutines are
 // idle before each fault, and each call takes a different number of nanoseconds. The
 // mappings are of one kind. Mappings with Both, and mappings with the same internal port,
-// share locks, for which two goroutines may wait at the same moment.
+// share locks, for which two goroutines may wait at the same time.
 func TestSimulationRepeats(t *testing.T) {
 	s := simulation{
 		count: 50, duration: day, lossRate: 0.3, faultInterval: 3 * time.Hour, maxOutage: 3 * time.Hour, lifetime: 2 * time.Hour, recordCalls: true,
@@ -311,7 +311,7 @@ func TestSimulationRepeats(t *testing.T) {
 	var runs [2][]simCall
 	for i := range runs {
 		synctest.Test(t, func(t *testing.T) { runs[i] = s.run(t, seed) })
-		// Several goroutines send the calls of one moment, in any order.
+		// Several goroutines send the calls of the same time, in any order.
 		slices.SortStableFunc(runs[i], simCall.compare)
 	}
 	for i := range max(len(runs[0]), len(runs[1])) {
@@ -444,7 +444,7 @@ const (
 	maxCheckTime    = 20*time.Minute + 20*time.Minute/8
 )
 
-// absence describes since when and why the gateway does not have a mapping.
+// absence describes why the gateway does not have a mapping, and since what time.
 type absence struct {
 	kind      string
 	since     time.Time
@@ -514,8 +514,8 @@ func (a *absenceLog) callLost(k simKey) {
 // deleted records that a mapping was deleted.
 func (a *absenceLog) deleted(k simKey) { delete(a.leases, k) }
 
-// absenceAt returns since when and why the gateway does not have the mapping. The zero
-// value means that it has the mapping.
+// absenceAt returns why the gateway does not have the mapping, and since what time. The
+// zero value means that it has the mapping.
 func (l *simLease) absenceAt(now time.Time) absence {
 	if l.absence.kind == "" && !l.row.active(now) {
 		return absence{"lease expired", l.row.expires, max(l.absence.lostCalls, 1)}
@@ -544,11 +544,11 @@ func (a *absenceLog) check(k simKey, l *simLease, now time.Time) {
 	if since.Before(a.reachableSince) {
 		since = a.reachableSince
 	}
-	lasted := now.Sub(since)
-	a.longest[current.kind] = max(a.longest[current.kind], lasted)
-	if allowed := a.allowed(current, l.lifetime); lasted > allowed {
+	duration := now.Sub(since)
+	a.longest[current.kind] = max(a.longest[current.kind], duration)
+	if allowed := a.allowed(current, l.lifetime); duration > allowed {
 		a.problems = append(a.problems, fmt.Sprintf("%v port %d: absent for %v after %s and %d lost calls, allowed is %v (at %v)",
-			k.protocol, k.port, lasted, current.kind, current.lostCalls, allowed, now.UTC()))
+			k.protocol, k.port, duration, current.kind, current.lostCalls, allowed, now.UTC()))
 	}
 }
 

@@ -160,7 +160,7 @@ func TestForeign(t *testing.T) {
 		t.Errorf("DisableAll: %d, %v; want 2", n, err)
 	}
 	if got := listText(t, f); len(got) != 2 || !slices.Contains(got, ours) {
-		t.Errorf("listed %q, want the own mapping and one of another host", got)
+		t.Errorf("listed %q, want the mapping of this Forwarder and one of another host", got)
 	}
 	// Everything also closes the mappings of the Forwarder.
 	if n, err := f.DisableAll(t.Context(), forward.Foreign(), forward.Everything()); n != 2 || err != nil {
