@@ -1,4 +1,4 @@
-// Goforward asks the gateway to forward ports to this host: see goforward --help.
+// Goforward makes the gateway forward ports to this host: see goforward --help.
 package main
 
 import (

@@ -90,11 +90,11 @@ func TestHandleSignals(t *testing.T) {
 		signals []time.Duration // when they arrive
 		exits   time.Duration   // when the program exits; 0: never
 	}{
-		"one":                   {[]time.Duration{0}, 0},
-		"at once":               {[]time.Duration{0, 0}, 0},
-		"soon":                  {[]time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond, 999 * time.Millisecond}, 0},
-		"after a second":        {[]time.Duration{0, time.Second + 1}, time.Second + 1},
-		"doubled, then a third": {[]time.Duration{0, 0, 3 * time.Second}, 3 * time.Second},
+		"a single signal":                     {[]time.Duration{0}, 0},
+		"two at the same time":                {[]time.Duration{0, 0}, 0},
+		"several within a second":             {[]time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond, 999 * time.Millisecond}, 0},
+		"after a second":                      {[]time.Duration{0, time.Second + 1}, time.Second + 1},
+		"two at the same time, a third later": {[]time.Duration{0, 0, 3 * time.Second}, 3 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -233,7 +233,7 @@ type listener struct {
 	mapping *forward.Mapping
 }
 
-// doListen executes the calls about listeners, and those that wait for a grant. ok is
+// doListen executes the calls that concern listeners, and the calls that wait for a grant. ok is
 // false if c is another call.
 func (s *agentServer) doListen(ctx context.Context, c call) (a result, ok bool) {
 	switch c.Op {

@@ -165,8 +165,8 @@ func TestKilled(t *testing.T) {
 
 const tolerance = 500 * time.Millisecond // how late a busy machine may be
 
-// TestRouterStopsDuringRequest checks a router that replies to the probe and dies before it replies
-// to the request.
+// TestRouterStopsDuringRequest checks a router that replies to the probe and stops before it
+// replies to the request.
 func TestRouterStopsDuringRequest(t *testing.T) {
 	t.Parallel()
 	for _, dead := range []string{"silent", "refusing"} {

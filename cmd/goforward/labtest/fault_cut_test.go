@@ -228,14 +228,14 @@ func (a *attempt) beginExchange(exchange string) {
 // restart restarts the router while the calls wait, and plugs the cables in again.
 func (c *cutTest) restart(batch []*attempt) {
 	c.t.Helper()
-	enough := time.After(time.Second) // some calls complete before the cut
+	timeout := time.After(time.Second) // some calls complete before the cut
 	for _, a := range batch {
 		select {
 		case <-a.cable.Severed():
-		case <-enough:
-			enough = nil
+		case <-timeout:
+			timeout = nil
 		}
-		if enough == nil {
+		if timeout == nil {
 			break
 		}
 	}

@@ -113,7 +113,7 @@ func occupyPort(t *testing.T, home *lab.HomeNet, network string, port uint16) la
 }
 
 // mapByNatpmpc maps an external port to port 80 of a host by Debian's natpmpc. It makes
-// several attempts, because natpmpc takes a late reply to its first request for the reply
+// several attempts, because natpmpc mistakes a late reply to its first request for the reply
 // to its second request.
 func mapByNatpmpc(t *testing.T, home *lab.HomeNet, host *lab.Host, network string, port uint16) {
 	t.Helper()

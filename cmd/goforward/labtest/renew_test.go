@@ -111,10 +111,10 @@ func watchReachability(t *testing.T, home *lab.HomeNet, external netip.AddrPort,
 func waitForExpiry(t *testing.T, home *lab.HomeNet, echo lab.Echo, m *mapping) {
 	t.Helper()
 	waitUnreachable(t, home, echo, m.External, 2*shortLease)
-	lasted := time.Since(m.Grants[0].Granted)
-	t.Logf("the mapping that is not renewed was deleted after %v", lasted)
-	if lasted < shortLease-time.Second {
-		t.Errorf("the mapping that is not renewed was deleted after %v, want %v", lasted, shortLease)
+	elapsed := time.Since(m.Grants[0].Granted)
+	t.Logf("the mapping that is not renewed was deleted after %v", elapsed)
+	if elapsed < shortLease-time.Second {
+		t.Errorf("the mapping that is not renewed was deleted after %v, want %v", elapsed, shortLease)
 	}
 }
 

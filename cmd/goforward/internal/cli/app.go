@@ -151,7 +151,7 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 		"address of the gateway (default: the gateway of the default route)")
 	f.StringVar(&s.iface, "interface", "", "`NAME` of the interface to use")
 	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseAddr}, "source",
-		"local address to send requests from; mappings lead to this address")
+		"local address to send requests from; mappings forward to this address")
 	f.Var(&flagValue[string]{target: &s.igd, typeName: "URL", parse: parseIGD}, "igd-url",
 		"URL of the UPnP device description to use; without --gateway, its host is the gateway")
 	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(known)}, "backend",

@@ -259,8 +259,8 @@ func isLister(b backends.Backend) bool {
 	return ok
 }
 
-// leadsHere reports whether a mapping leads to this host, regardless of which program created
+// forwardsHere reports whether a mapping forwards to this host, regardless of which program created
 // it.
-func (b availableBackend) leadsHere(m backends.Mapping) bool {
+func (b availableBackend) forwardsHere(m backends.Mapping) bool {
 	return m.Internal.Addr().IsValid() && m.Internal.Addr() == b.localAddr
 }

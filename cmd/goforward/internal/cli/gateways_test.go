@@ -24,8 +24,8 @@ func hosts(all, used []discover.Gateway, at map[netip.Addr]*gatewaytest.Gateway)
 		for i, p := range protocols {
 			a.protocols[i].open = func(a *app, t target) (probedBackend, error) {
 				gw := at[t.gateway.Addr()]
-				nowhere := netip.MustParseAddrPort("127.0.0.1:0")
-				return p.open(a, target{gateway: gw.Addr(), igdURL: gw.UPnP().DescriptionURL(), ssdp: nowhere})
+				noReceiver := netip.MustParseAddrPort("127.0.0.1:0")
+				return p.open(a, target{gateway: gw.Addr(), igdURL: gw.UPnP().DescriptionURL(), ssdp: noReceiver})
 			}
 		}
 	}

@@ -25,7 +25,7 @@ Exit codes:
   5  the port is already in use by another mapping
   6  no reply from a gateway that was named, or that had replied before`
 
-const mapHelp = `Map asks the gateway to forward a port to this host, and prints the external
+const mapHelp = `Map makes the gateway forward a port to this host, and prints the external
 endpoint: the address and port to give to others. The mapping ends with its lifetime,
 unless you map again or use --hold.
 
@@ -147,7 +147,7 @@ const listHelp = `List shows all mappings of the gateway, for any host and by an
 UPnP: neither NAT-PMP nor PCP can list mappings. If the gateway does not support UPnP,
 list exits with 1.
 
-  OURS       the mapping leads to this host
+  OURS       the mapping forwards to this host
   FROM       the only peer that is admitted
   REMAINING  the remaining lifetime; "no end" also if the gateway does not report it
   ENABLED    the gateway forwards it now
@@ -159,7 +159,7 @@ const listExamples = `  goforward list
   goforward list --json
   goforward list --igd-url http://192.168.1.1:5000/rootDesc.xml   # if the search finds no device`
 
-const ipHelp = `Ip asks the gateway for its external address and prints it: the address from which
+const ipHelp = `Ip requests the external address from the gateway and prints it: the address from which
 this host's connections reach the internet. If this is a private address, there is
 another NAT between the gateway and the internet; a line on stderr reports it.
 

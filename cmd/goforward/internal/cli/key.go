@@ -92,7 +92,7 @@ func readKey(path string) ([]byte, error) {
 		return nil, fmt.Errorf("the key in %s cannot be trusted: %w", path, err)
 	}
 	if err == nil && len(key) != keySize {
-		return nil, fmt.Errorf("%s is not a key of %d bytes: move it away", path, keySize)
+		return nil, fmt.Errorf("%s is not a key of %d bytes: rename or move it", path, keySize)
 	}
 	return key, err
 }

@@ -84,7 +84,7 @@ func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.L
 			break
 		}
 		n++
-		m, ours := e.Mapping, b.leadsHere(e.Mapping)
+		m, ours := e.Mapping, b.forwardsHere(e.Mapping)
 		if a.settings.json {
 			a.printJSON(mappingRecord{Enabled: &e.Enabled, Ours: &ours, Description: m.Description}.forMapping("entry", m))
 			continue

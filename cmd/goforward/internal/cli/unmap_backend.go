@@ -44,10 +44,10 @@ func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l ba
 		entries++
 		switch m := e.Mapping; {
 		case !u.matches(m, r):
-		case u.foreign || b.leadsHere(m):
+		case u.foreign || b.forwardsHere(m):
 			matching = append(matching, m)
 		case u.to.IsValid() && m.Internal.Addr() == u.to:
-			foreignErr = fmt.Errorf("%s: %s leads to another host\n  → use --foreign to delete it",
+			foreignErr = fmt.Errorf("%s: %s forwards to another host\n  → use --foreign to delete it",
 				b.name, mappingText([]backends.Mapping{m}))
 		}
 	}
@@ -95,7 +95,7 @@ func (u *unmapRequest) hostKnown(b availableBackend) bool {
 }
 
 // likelyMapping returns the mapping that most likely exists. The backend does not delete
-// mappings that lead to another host.
+// mappings that forward to another host.
 func likelyMapping(b availableBackend, r backends.Request) backends.Mapping {
 	m := mappingFor(b, r)
 	m.Internal = r.Internal
