@@ -164,15 +164,15 @@ func (b *bench) delay(t *testing.T, d time.Duration) {
 	})
 	gw.Down("natpmp", "pcp")
 	to := target{Gateway: loopbackGateway.Addr(), Self: netip.MustParseAddr("127.0.0.1"), SSDP: gw.SSDP()}
-	drawn := map[int]time.Duration{}
+	delays := map[int]time.Duration{}
 	b.rounds(t, delayKey(d), []string{goforwardGatewayName, rawUPnPName, rawUPnPAllName}, func(ctx context.Context, candidate string, round int) Sample {
-		delay, ok := drawn[round]
+		delay, ok := delays[round]
 		if !ok {
 			delay = d
 			if d == randomDelay {
 				delay = time.Duration(b.rng.Int64N(int64(time.Second)))
 			}
-			drawn[round] = delay
+			delays[round] = delay
 		}
 		remove := gw.Inject(gatewaytest.Fault{
 			Match: func(r gatewaytest.Request) bool { return r.Op == "search" }, Delay: delay,

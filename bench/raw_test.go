@@ -102,8 +102,8 @@ func pcpMap(to target, nonce [12]byte, seconds uint32) []byte {
 	b = append(b, 17, 0, 0, 0) // UDP
 	b = binary.BigEndian.AppendUint16(b, to.Port)
 	b = binary.BigEndian.AppendUint16(b, to.Port)
-	anywhere := netip.IPv4Unspecified().As16()
-	return append(b, anywhere[:]...)
+	unspecified := netip.IPv4Unspecified().As16()
+	return append(b, unspecified[:]...)
 }
 
 func rawPCP(to target) (attempt, error) {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestRank compares with the ranks in published tables of the confidence interval of a
+// TestRank compares rank with the ranks in published tables of the confidence interval of a
 // median (Conover, Practical Nonparametric Statistics, and others).
 func TestRank(t *testing.T) {
 	for n, want := range map[int]int{1: 0, 5: 0, 6: 1, 8: 1, 9: 2, 10: 2, 12: 3, 20: 6, 25: 8, 30: 10, 50: 18, 100: 40} {

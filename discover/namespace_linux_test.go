@@ -385,8 +385,8 @@ func TestNamespaceWatch(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("notify was not called"))
 			defer cancel()
 			ctx, stop := context.WithCancelCause(ctx)
-			noticed := errors.New("notify was called")
-			if err := w.run(ctx, func() { stop(noticed) }); !errors.Is(err, noticed) {
+			errNotified := errors.New("notify was called")
+			if err := w.run(ctx, func() { stop(errNotified) }); !errors.Is(err, errNotified) {
 				t.Error(err)
 			}
 		})
@@ -464,8 +464,8 @@ func TestNamespaceWatchOverflow(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
-	noticed := errors.New("notify was called")
-	if err := w.run(ctx, func() { stop(noticed) }); !errors.Is(err, noticed) {
+	errNotified := errors.New("notify was called")
+	if err := w.run(ctx, func() { stop(errNotified) }); !errors.Is(err, errNotified) {
 		t.Error(err)
 	}
 }

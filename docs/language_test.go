@@ -194,7 +194,7 @@ func TestLanguagePatterns(t *testing.T) {
 		}
 		return false
 	}
-	for was, is := range map[string]string{
+	for before, after := range map[string]string{
 		"the library asks again where the gateway is silent":         "the library sends the request again if the gateway does not answer",
 		"the mapping is taken away when the program ends":            "the mapping is deleted when the program ends",
 		"whoever holds the port is told":                             "the Forwarder that holds the port receives an event",
@@ -206,11 +206,11 @@ func TestLanguagePatterns(t *testing.T) {
 		"the address is as it was, or none is to be had":             "the address is unchanged, or none is available",
 		"it is asked for anew, whatever the answer, and is for what": "it is requested again after any response",
 	} {
-		if !rejected(was) {
-			t.Errorf("accepted: %s", was)
+		if !rejected(before) {
+			t.Errorf("accepted: %s", before)
 		}
-		if rejected(is) {
-			t.Errorf("rejected: %s", is)
+		if rejected(after) {
+			t.Errorf("rejected: %s", after)
 		}
 	}
 	if got := strings.Join(words("errTwoWords"), " "); got != "err two words" {

@@ -179,45 +179,45 @@ func TestUPnPCloseWhileHeld(t *testing.T) {
 func TestUPnPStatus(t *testing.T) {
 	t.Parallel()
 	c := startIGD(t, igdQuirks{})
-	ask := func(action string) map[string]string {
+	query := func(action string) map[string]string {
 		t.Helper()
 		args, code := c.call(action)
 		checkCodes(t, []int{code}, 0)
 		return args
 	}
 	c.gw.Advance(time.Hour)
-	if s := ask("GetStatusInfo"); s["NewConnectionStatus"] != "Connected" || s["NewUptime"] != "90000" || s["NewLastConnectionError"] != "ERROR_NONE" {
+	if s := query("GetStatusInfo"); s["NewConnectionStatus"] != "Connected" || s["NewUptime"] != "90000" || s["NewLastConnectionError"] != "ERROR_NONE" {
 		t.Errorf("status %v", s)
 	}
-	if s := ask("GetConnectionTypeInfo"); s["NewConnectionType"] != "IP_Routed" || s["NewPossibleConnectionTypes"] != "IP_Routed" {
+	if s := query("GetConnectionTypeInfo"); s["NewConnectionType"] != "IP_Routed" || s["NewPossibleConnectionTypes"] != "IP_Routed" {
 		t.Errorf("type %v", s)
 	}
-	if s := ask("GetNATRSIPStatus"); s["NewNATEnabled"] != "1" || s["NewRSIPAvailable"] != "0" {
+	if s := query("GetNATRSIPStatus"); s["NewNATEnabled"] != "1" || s["NewRSIPAvailable"] != "0" {
 		t.Errorf("NAT %v", s)
 	}
 	c.gw.Restart(gatewaytest.RestartOptions{})
-	if s := ask("GetStatusInfo"); s["NewUptime"] != "0" {
+	if s := query("GetStatusInfo"); s["NewUptime"] != "0" {
 		t.Errorf("after a restart: %v", s)
 	}
 	for addr, want := range map[string]string{"45.45.45.7": "45.45.45.7", "10.0.0.2": "10.0.0.2", "0.0.0.0": ""} {
 		c.gw.SetExternal(netip.MustParseAddr(addr))
-		if s := ask("GetExternalIPAddress"); s["NewExternalIPAddress"] != want {
+		if s := query("GetExternalIPAddress"); s["NewExternalIPAddress"] != want {
 			t.Errorf("external address %s: reported %v", addr, s)
 		}
 	}
 	c.gw.SetExternal(netip.Addr{})
-	if s := ask("GetStatusInfo"); s["NewConnectionStatus"] != "Disconnected" {
+	if s := query("GetStatusInfo"); s["NewConnectionStatus"] != "Disconnected" {
 		t.Errorf("without an address: %v", s)
 	}
 	checkCodes(t, []int{c.add()}, 501)
 
 	c.path, c.service = "/ctl/0/WANCommonInterfaceConfig", "urn:schemas-upnp-org:service:WANCommonInterfaceConfig:1"
-	if s := ask("GetCommonLinkProperties"); s["NewPhysicalLinkStatus"] != "Up" {
+	if s := query("GetCommonLinkProperties"); s["NewPhysicalLinkStatus"] != "Up" {
 		t.Errorf("link %v", s)
 	}
 	c.path, c.service = "/ctl/0/Layer3Forwarding", "urn:schemas-upnp-org:service:Layer3Forwarding:1"
 	want := c.gw.UPnP().UDN() + "-conn0:schemas-upnp-org:device:WANConnectionDevice:2,urn:upnp-org:serviceId:WANIPConn1"
-	if s := ask("GetDefaultConnectionService"); s["NewDefaultConnectionService"] != want {
+	if s := query("GetDefaultConnectionService"); s["NewDefaultConnectionService"] != want {
 		t.Errorf("default %v, want %s", s, want)
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 // NAT implements go-ethereum's nat.Interface. Several goroutines may call its methods at
 // once. Each call takes at most the RequestTimeout of the Forwarder's Config, or twice that
-// if it waits for another call about the same port. Create it with New.
+// if it waits for another call for the same port. Create it with New.
 type NAT struct {
 	forwarder *forward.Forwarder
 	held      *held.Table

@@ -203,7 +203,7 @@ func newMapRequest(protocol string, internalPort, externalPort int, lifetime int
 
 // transactMap sends a request that Client.Map refuses: a deletion, or a request with internal
 // port 0. Client.Unmap would not return the epoch of the response. transactMap ignores
-// responses about other ports: they belong to other requests in progress.
+// responses for other ports: they belong to other requests in progress.
 func transactMap(ctx context.Context, client *natpmp.Client, r natpmp.MapRequest) (natpmp.MapResponse, error) {
 	request, err := r.MarshalBinary()
 	if err != nil {

@@ -243,7 +243,7 @@ func TestErrorTypes(t *testing.T) {
 }
 
 // TestInvalidResponses checks that these responses are errors: a grant without a port or
-// lifetime, a response about another port, and a truncated response.
+// lifetime, a response for another port, and a truncated response.
 func TestInvalidResponses(t *testing.T) {
 	t.Parallel()
 	gw, ip := startOnStandardPort(t, gatewaytest.Config{})

@@ -18,7 +18,7 @@
 //     gateway supports only PCP, the error is a *VersionError. A missing reply wraps
 //     backends.ErrNoReply. An argument out of range wraps backends.ErrInvalid. The error
 //     texts differ from those of go-nat-pmp.
-//   - A response must also come from the gateway's port, and must be about the requested
+//   - A response must also come from the gateway's port, and must be for the requested
 //     port. A grant without a port or a lifetime is an error.
 //   - The process sends its requests to one gateway one after another.
 //   - The protocol may be in upper or lower case: "tcp" or "TCP".

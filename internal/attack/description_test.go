@@ -76,7 +76,7 @@ func respondSlowly(d *device, conn net.Conn, start string) {
 	err := d.write(conn, []byte(start))
 	for tick := time.NewTicker(5 * time.Millisecond); err == nil; <-tick.C {
 		err = d.write(conn, []byte(" "))
-		d.dripped.Add(1)
+		d.slowBytes.Add(1)
 	}
 }
 
@@ -109,11 +109,11 @@ func TestSlowResponse(t *testing.T) {
 				b := newBackend(t, forged)
 				ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, errTimeout)
 				defer cancel()
-				before := d.dripped.Load()
+				before := d.slowBytes.Load()
 				if _, err := b.Map(ctx, webRequest); !errors.Is(err, errTimeout) {
 					t.Errorf("Map: %v, want the cause of the context's end", err)
 				}
-				if n := d.dripped.Load() - before; n > maxBytes { // one byte every 5 ms
+				if n := d.slowBytes.Load() - before; n > maxBytes { // one byte every 5 ms
 					t.Errorf("Map took %d bytes of a slow response: it continued after its context ended", n)
 				}
 				_ = b.Close()

@@ -156,7 +156,7 @@ func naiveRenewal(seconds uint32) time.Duration {
 	return time.Duration(int32(seconds)) * time.Second / 2 //nolint:gosec // the mistake of the naive client
 }
 
-// TestZeroLifetime checks that a success with lifetime 0 is not taken for a
+// TestZeroLifetime checks that a success with lifetime 0 is not treated as a
 // mapping, and does not cause renewals without pause.
 func TestZeroLifetime(t *testing.T) {
 	if d := naiveRenewal(0); d > 0 {

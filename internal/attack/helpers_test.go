@@ -83,12 +83,12 @@ func localAddr(conn net.PacketConn) netip.AddrPort {
 // device is a TCP server that responds as a test requires and counts connections
 // and bytes.
 type device struct {
-	addr    netip.AddrPort
-	served  atomic.Int32 // connections
-	open    atomic.Int32 // connections that are open now
-	peak    atomic.Int32 // the maximum of open
-	written atomic.Int64 // bytes
-	dripped atomic.Int64 // bytes sent one at a time
+	addr      netip.AddrPort
+	served    atomic.Int32 // connections
+	open      atomic.Int32 // connections that are open now
+	peak      atomic.Int32 // the maximum of open
+	written   atomic.Int64 // bytes
+	slowBytes atomic.Int64 // bytes sent one at a time
 }
 
 // startDevice starts a device. It calls respond with each connection and the

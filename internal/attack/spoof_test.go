@@ -57,8 +57,8 @@ func injectForged(t *testing.T, gw *gatewaytest.Gateway, from netip.AddrPort, re
 	}})
 }
 
-// naiveMap sends a NAT-PMP request to a gateway and takes the first datagram for
-// the response.
+// naiveMap sends a NAT-PMP request to a gateway and accepts the first datagram
+// as the response.
 func naiveMap(t *testing.T, gw netip.AddrPort) (port uint16) {
 	t.Helper()
 	return binary.BigEndian.Uint16(naiveExchange(t, gw, []byte{0, 2, 0, 0, 0x1f, 0x90, 0x1f, 0x90, 0, 0, 0x0e, 0x10})[10:])

@@ -67,7 +67,7 @@ func (t *Table) Key(protocol string, port int) (Key, error) {
 // fails, the table keeps the mapping. After Close, Port fails with forward.ErrClosed, and
 // deletes a mapping that enable creates then.
 //
-// Calls about the same key wait for each other. If the running call fails, the waiting calls
+// Calls for the same key wait for each other. If the running call fails, the waiting calls
 // fail with its error, unless the context of the running call has ended.
 func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*forward.Mapping, error)) (port uint16, err error) {
 	waitErr, err := t.lock(ctx, k)
@@ -112,7 +112,7 @@ func (t *Table) Port(ctx context.Context, k Key, enable func(context.Context) (*
 	return t.external(ctx, m)
 }
 
-// lock waits until no call about a key is in progress, and locks t.mu. It returns the error
+// lock waits until no call for a key is in progress, and locks t.mu. It returns the error
 // of the last call that it waited for as waitErr. If ctx ends, it returns err, and t.mu is
 // not locked.
 func (t *Table) lock(ctx context.Context, k Key) (waitErr, err error) {
@@ -165,7 +165,7 @@ func (t *Table) external(ctx context.Context, m *forward.Mapping) (uint16, error
 }
 
 // Remove deletes the mapping of a key, as forward.Mapping.Close does. If the table has none,
-// Remove does nothing. It waits for a call of Port about the same key. If the context ends,
+// Remove does nothing. It waits for a call of Port for the same key. If the context ends,
 // Remove returns, and a deletion that has begun continues.
 func (t *Table) Remove(ctx context.Context, k Key) error {
 	if _, err := t.lock(ctx, k); err != nil {

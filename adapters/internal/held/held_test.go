@@ -138,7 +138,7 @@ func wantError(t *testing.T, what string, err, want error) {
 	}
 }
 
-// TestConcurrentPort checks that concurrent calls about one key share one request, and that
+// TestConcurrentPort checks that concurrent calls for one key share one request, and that
 // all of them return its error. After a failure, the next call requests the mapping again.
 func TestConcurrentPort(t *testing.T) {
 	for _, want := range []error{nil, backends.ErrNotAuthorized} {
