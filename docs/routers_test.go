@@ -65,11 +65,11 @@ func TestQuotations(t *testing.T) {
 	texts := page(t, "../forward/testdata/errors.txt")
 	for _, quoted := range []string{
 		"natpmp: map tcp: not authorized or refused (result 2)",
-		"pcp: map: not authorized or refused (result 2), for 30m0s",
+		"pcp: map: not authorized or refused (result 2), for the next 30m0s",
 		`upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps its settings must permit this host to open ports`,
-		`upnp: AddPortMapping: action failed (error 501: "Action Failed"): the gateway's external address is private: or missing: the gateway reports none`,
+		`upnp: AddPortMapping: action failed (error 501: "Action Failed"): the gateway's external address is private: the gateway reports no address, probably for that reason`,
 		"natpmp: map tcp: network failure (result 3)",
-		"pcp: map: undefined result (result 99), for 30m0s",
+		"pcp: map: undefined result (result 99), for the next 30m0s",
 	} {
 		if !strings.Contains(texts, quoted+"\n") {
 			t.Errorf("no error has this text: %s", quoted)

@@ -143,7 +143,7 @@ func (c *Config) check() (Config, error) {
 		}
 	}
 	if gw := out.Gateway; gw != (netip.AddrPort{}) && (!gw.Addr().IsValid() || gw.Addr().IsUnspecified()) {
-		return Config{}, invalid("Config.Gateway has no address")
+		return Config{}, invalid("Config.Gateway must have the address of a gateway")
 	}
 	if out.UPnPURL != "" {
 		host, err := upnpHost(out.UPnPURL)

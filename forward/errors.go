@@ -50,14 +50,14 @@ var kinds = []struct {
 	err    error
 	advice string
 }{
-	{backends.ErrConflict, "choose another external port, or do without an exact one"},
+	{backends.ErrConflict, "choose another external port, or let the gateway choose one"},
 	{backends.ErrNotAuthorized, "allow port forwarding for this device in the gateway's settings (some gateways refuse only ports below 1024)"},
-	{backends.ErrPrivateWAN, "another NAT is between the gateway and the internet: switch it to bridge mode, forward the port there too, or ask the provider for a public address"},
+	{backends.ErrPrivateWAN, "another NAT is between the gateway and the internet: switch that router to bridge mode, forward the port on it too, or ask the provider for a public address"},
 	{backends.ErrNoResources, "remove unused mappings from the gateway, or restart it"},
 	{backends.ErrNetworkFailure, "check the gateway's internet connection; if it works, another NAT is between the gateway and the internet"},
-	{backends.ErrMalformed, "update the gateway's firmware"},
+	{backends.ErrMalformed, "update the gateway's firmware, or switch on another protocol in its settings"},
 	{backends.ErrNoReply, "switch on NAT-PMP, PCP or UPnP in the gateway's settings; behind a VPN or in a container, name the gateway"},
-	{backends.ErrUnsupported, "ask for less, or switch on another protocol in the gateway's settings"},
+	{backends.ErrUnsupported, "use fewer options, or switch on another protocol in the gateway's settings"},
 }
 
 // newError combines attempts into an Error. It returns nil if there are none.

@@ -222,7 +222,7 @@ func ExampleError() {
 	// Unordered output:
 	// the gateway refuses
 	// - natpmp: map tcp: not authorized or refused (result 2)
-	// - pcp: map: not authorized or refused (result 2), for 30m0s
+	// - pcp: map: not authorized or refused (result 2), for the next 30m0s
 }
 
 func ExampleExact() {

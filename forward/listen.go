@@ -266,7 +266,7 @@ func (f *Forwarder) listenSpecs(p backends.Protocol, network string, bound netip
 	case !mapping && !pinhole:
 		return nil, invalid("From %v and the address of the socket, %v, are of different families", s.Remote.Addr(), bound)
 	case !mapping && s.Exact && s.External != 0 && s.External != port:
-		return nil, invalid("Exact, but a pinhole translates no port: external port %d, and %v listens", s.External, bound)
+		return nil, invalid("Exact with external port %d: a pinhole does not translate ports, and the socket listens on %v", s.External, bound)
 	}
 	var specs []spec
 	if mapping {
@@ -305,7 +305,7 @@ func (f *Forwarder) listenSpec(p backends.Protocol, port uint16, opts []Option) 
 		{s.Background, "the option Background: the mapping is always requested in the background"},
 	} {
 		if wrong.given {
-			return spec{}, invalid("listening with %s", wrong.why)
+			return spec{}, invalid("Listen and ListenPacket do not accept %s", wrong.why)
 		}
 	}
 	s.Background, s.noDefault = true, true

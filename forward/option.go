@@ -112,7 +112,7 @@ func protocols(name string, internal uint16, ps ...backends.Protocol) Criterion 
 				return invalid("two options name a protocol: use Both, or enable twice")
 			}
 			if ps[0] == 0 {
-				return invalid("protocol 0")
+				return invalid("protocol 0 is not a protocol: want a number from 1 to 255")
 			}
 			s.Protocols = ps
 			s.setPort(portOption{option: name, port: internal})
@@ -143,7 +143,7 @@ func Ports(first, last uint16) Criterion {
 		option: func(s *spec) error {
 			switch {
 			case first == 0 || last < first:
-				return invalid("%s is no range of ports", name)
+				return invalid("%s is not a range of ports: want a first port above 0, and a last port that is not below it", name)
 			case last-first >= maxRange:
 				return invalid("%s has more than %d ports: enable several ranges", name, maxRange)
 			}
@@ -169,7 +169,7 @@ func External(port uint16) Criterion {
 	return criterion{
 		option: func(s *spec) error {
 			if port == 0 {
-				return invalid("external port 0")
+				return invalid("external port 0: name a port, or omit External")
 			}
 			s.External = port
 			return s.markGiven("External")
@@ -375,7 +375,7 @@ func (s *spec) add(opts []Option) error {
 	case s.Count > 1 && s.External != 0 && s.External+(s.Count-1) < s.External, last < s.Internal.Port():
 		return invalid("the range ends above port 65535")
 	case s.ipv6 && s.Internal.Addr().Is4():
-		return invalid("IPv6 to the IPv4 address %v", s.Internal.Addr())
+		return invalid("the option IPv6 needs an IPv6 address, but To names %v", s.Internal.Addr())
 	case s.Once && s.Background:
 		return invalid("Once and Background exclude each other")
 	case s.Once && s.Lifetime == Forever:
@@ -383,11 +383,11 @@ func (s *spec) add(opts []Option) error {
 	case s.Once && slices.Contains(s.given, optionRenewEvery):
 		return invalid("Once and RenewEvery exclude each other")
 	case s.SamePort && s.External != 0 && s.Internal.Port() != 0 && s.External != s.Internal.Port():
-		return invalid("SamePort, but external port %d and internal port %d", s.External, s.Internal.Port())
+		return invalid("SamePort needs equal ports, but the external port is %d and the internal port is %d", s.External, s.Internal.Port())
 	case s.Exact && s.External == 0 && s.Internal.Port() == 0:
 		return invalid("Exact needs a port")
 	case s.Internal.Port() == 0 && s.Internal.Addr().IsValid():
-		return invalid("To another address needs an internal port")
+		return invalid("To needs an internal port: a port that is free on this host may be in use on the other")
 	}
 	return nil
 }

@@ -233,7 +233,7 @@ func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 	case err != nil:
 		return gatewayPath{}, fmt.Errorf("%w: %w\n  → connect this host to a network, or name the gateway", ErrNoGateway, err)
 	case !gw.Addr.IsValid():
-		return gatewayPath{}, fmt.Errorf("%w: the default route, by %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN provider publishes its address",
+		return gatewayPath{}, fmt.Errorf("%w: the default route, through %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN provider publishes its address",
 			ErrNoGateway, gw.Interface)
 	}
 	source := gw.Local

@@ -132,7 +132,7 @@ func (e *ResultError) Error() string {
 	case e.Lifetime == backends.Forever:
 		s += ", permanently"
 	case e.Lifetime > 0:
-		s += fmt.Sprintf(", for %v", e.Lifetime)
+		s += fmt.Sprintf(", for the next %v", e.Lifetime)
 	}
 	return s
 }

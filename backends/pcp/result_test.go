@@ -82,7 +82,7 @@ func TestResults(t *testing.T) {
 func TestErrorTexts(t *testing.T) {
 	t.Parallel()
 	for want, err := range map[string]error{
-		"pcp: peer: out of resources (result 8), for 30s":             &pcp.ResultError{Op: pcp.OpPeer, Code: 8, Lifetime: 30 * time.Second},
+		"pcp: peer: out of resources (result 8), for the next 30s":    &pcp.ResultError{Op: pcp.OpPeer, Code: 8, Lifetime: 30 * time.Second},
 		"pcp: map: not authorized or refused (result 2), permanently": &pcp.ResultError{Op: pcp.OpMap, Code: 2, Lifetime: backends.Forever},
 		"pcp: the gateway supports NAT-PMP, not PCP":                  &pcp.VersionError{Lifetime: time.Hour},
 		"pcp: the gateway supports version 1, not PCP version 2":      &pcp.VersionError{Version: 1},

@@ -261,7 +261,7 @@ func (c *Client) AddAnyPortMapping(ctx context.Context, m PortMapping) (uint16, 
 	}
 	port, err := parsePort("NewReservedPort", out.NewReservedPort)
 	if err == nil && port == 0 {
-		err = malformed("port 0 reserved")
+		err = malformed("the response reports external port 0")
 	}
 	if err != nil {
 		return 0, fmt.Errorf("upnp: %s: %w", action, err)

@@ -333,7 +333,7 @@ func literalHost(u *url.URL) (netip.AddrPort, error) {
 	case u.Scheme != "http" || u.Opaque != "":
 		return netip.AddrPort{}, fmt.Errorf("%w: not a plain http URL: %q", backends.ErrInvalid, u.Redacted())
 	case u.User != nil:
-		return netip.AddrPort{}, fmt.Errorf("%w: a URL with credentials", backends.ErrInvalid)
+		return netip.AddrPort{}, fmt.Errorf("%w: the URL must not contain credentials", backends.ErrInvalid)
 	}
 	host, err := netip.ParseAddr(u.Hostname())
 	if err != nil || host.IsUnspecified() || host.IsMulticast() {
@@ -461,7 +461,7 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	case u.Scheme != "http" || u.Opaque != "" || u.Host == "":
 		return "", fmt.Errorf("%w: LOCATION %q is not plain http", backends.ErrInvalid, u.Redacted())
 	case u.User != nil:
-		return "", fmt.Errorf("%w: LOCATION with credentials", backends.ErrInvalid)
+		return "", fmt.Errorf("%w: LOCATION must not contain credentials", backends.ErrInvalid)
 	}
 	port, err := portOf(u)
 	if err != nil {

@@ -187,7 +187,7 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn
 	if c.Interface != "" {
 		ifi, err := net.InterfaceByName(c.Interface)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("interface %q: %w", c.Interface, err)
 		}
 		if d.Control, err = netbind.Control(ifi); err != nil {
 			return nil, err

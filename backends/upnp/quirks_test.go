@@ -139,8 +139,8 @@ func TestPrivateWAN(t *testing.T) {
 		want     error
 		text     string
 	}{
-		"private, not reported": {"192.168.201.90", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "reports none"},
-		"shared, not reported":  {"100.64.3.4", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "reports none"},
+		"private, not reported": {"192.168.201.90", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "reports no address"},
+		"shared, not reported":  {"100.64.3.4", quirks.UPnP{Rules: private}, backends.ErrPrivateWAN, "reports no address"},
 		"private, reported": {"10.1.2.3", quirks.UPnP{Rules: private, Status: quirks.Status{
 			External: netip.Addr.String,
 		}}, backends.ErrPrivateWAN, "10.1.2.3, behind another router"},
@@ -149,7 +149,7 @@ func TestPrivateWAN(t *testing.T) {
 		}}, backends.ErrPrivateWAN, "100.64.3.4, behind the provider's NAT"},
 		"unknown state": {"10.1.2.3", quirks.UPnP{
 			Rules: private, Status: quirks.Status{Unsupported: true},
-		}, backends.ErrPrivateWAN, "reports none"},
+		}, backends.ErrPrivateWAN, "reports no address"},
 		"not connected": {"0.0.0.0", quirks.UPnP{}, backends.ErrNetworkFailure, "Disconnected"},
 	} {
 		t.Run(name, func(t *testing.T) {

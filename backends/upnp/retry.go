@@ -88,7 +88,7 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 		if err == nil && !s.Connected() {
 			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("the connection is %q and has no external address", s.Connection)}
 		}
-		return &reclassifiedFault{f, backends.ErrPrivateWAN, "or missing: the gateway reports none"}
+		return &reclassifiedFault{f, backends.ErrPrivateWAN, "the gateway reports no address, probably for that reason"}
 	case backends.ScopeShared:
 		return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external)}
 	case backends.ScopePrivate:

@@ -219,7 +219,7 @@ func (b *Backend) searchTargets(ctx context.Context, targets []string, responses
 // errLoopbackGateway is returned if the gateway is on loopback and Config.SSDP
 // is not set. Multicast does not reach loopback. Such gateways exist only in
 // tests, which can set Config.SSDP.
-var errLoopbackGateway = errors.New("no search is sent for a gateway on loopback")
+var errLoopbackGateway = errors.New("no search is sent to a gateway on loopback: name the URL of its UPnP description")
 
 // destinations returns the addresses to which searches are sent.
 func (b *Backend) destinations() []netip.AddrPort {

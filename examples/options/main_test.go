@@ -48,7 +48,7 @@ func TestMainExplains(t *testing.T) {
 			want: []string{
 				"the router does not let this host open ports",
 				"- natpmp: map tcp: not authorized or refused (result 2)",
-				"- pcp: map: not authorized or refused (result 2), for 30m0s",
+				"- pcp: map: not authorized or refused (result 2), for the next 30m0s",
 				`- upnp: AddPortMapping: action not authorized (error 606: "Action not authorized"): the gateway refuses: perhaps because it does not permit ports below 1024`,
 				"the UPnP error code is 606",
 			},

@@ -23,9 +23,9 @@ func TestMainMaps(t *testing.T) {
 		"granted": {gatewaytest.Fault{Result: 2, Match: func(gatewaytest.Request) bool { return false }}, granted},
 		"no filters": {
 			gatewaytest.Fault{Result: 5, Times: 1},
-			append([]string{"retrying without the filter: pcp: map: unsupported option (result 5), for 30m0s"}, granted...),
+			append([]string{"retrying without the filter: pcp: map: unsupported option (result 5), for the next 30m0s"}, granted...),
 		},
-		"refused": {gatewaytest.Fault{Result: 2}, []string{"pcp: map: not authorized or refused (result 2), for 30m0s"}},
+		"refused": {gatewaytest.Fault{Result: 2}, []string{"pcp: map: not authorized or refused (result 2), for the next 30m0s"}},
 	} {
 		gw, err := gatewaytest.Start(gatewaytest.Config{ManualClock: true})
 		if err != nil {

@@ -153,7 +153,7 @@ func ReadOwn(path string, limit int64, others fs.FileMode) ([]byte, error) {
 		case othersHaveAccess(info, others):
 			return invalid("another user owns it or has permissions: mode %v", info.Mode().Perm())
 		case info.Size() > limit:
-			return invalid("%d bytes", info.Size())
+			return invalid("the file has %d bytes, more than %d", info.Size(), limit)
 		}
 		return nil
 	}

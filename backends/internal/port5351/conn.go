@@ -267,7 +267,7 @@ func dialUDP(ctx context.Context, config Config) (net.Conn, error) {
 	if config.Interface != "" {
 		ifi, err := net.InterfaceByName(config.Interface)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("interface %q: %w", config.Interface, err)
 		}
 		if d.Control, err = netbind.Control(ifi); err != nil {
 			return nil, err
