@@ -10,7 +10,8 @@ type Scope uint8
 
 // The scopes.
 const (
-	// ScopeUnknown means that the gateway does not report its external address.
+	// ScopeUnknown means that the external address is not known: nothing is mapped, or the
+	// gateway does not report the address.
 	ScopeUnknown Scope = iota
 	// ScopePublic is the scope of an address that is reachable from the internet,
 	// as far as the address shows.

@@ -169,7 +169,9 @@ func (f *Forwarder) Gateway(ctx context.Context, opts ...Option) (Gateway, error
 	return g, nil
 }
 
-// ExternalIP requests the external address from the gateway.
+// ExternalIP requests the external address from the gateway. If the gateway reports none,
+// the error wraps backends.ErrNetworkFailure. PCP has no request for the address, so with
+// PCP ExternalIP creates a mapping for a moment and deletes it again.
 func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 	ctx, end, err := f.begin(ctx)
 	if err != nil {

@@ -42,7 +42,9 @@ func (m *Mapping) Backend() string { return m.Status().Backend }
 // Gateway returns the gateway that granted the mapping, or the zero value.
 func (m *Mapping) Gateway() netip.AddrPort { return m.Status().Gateway }
 
-// Scope returns the scope of the external address, which shows what hosts can reach it.
+// Scope returns the scope of the external address: whether the internet can reach it. It is
+// backends.ScopeUnknown before the first grant, while the mapping is lost, and if the gateway
+// hides its address.
 func (m *Mapping) Scope() backends.Scope { return backends.ScopeOf(m.External().Addr()) }
 
 // Expires returns the time at which the grant ends. It returns the zero Time if the grant has
@@ -161,7 +163,7 @@ func (m *Mapping) Refresh(ctx context.Context, opts ...Option) error {
 		return invalid("a mapping cannot change its protocol or number of ports: enable another")
 	case changed.Background != before.Background || changed.Once != before.Once ||
 		changed.noDefault != m.noDefault || changed.onChange != nil || changed.ipv6 != (m.family == ipv6):
-		return invalid("Background, IPv6, NoDefault, OnChange and Once are for Enable")
+		return invalid("Background, IPv6, NoDefault, OnChange and Once are options of Enable, not of Refresh")
 	}
 	return f.callGateway(ctx, m, func(c *gateway.Client) error { return c.Change(ctx, m.handle, &changed.Spec) })
 }

@@ -14,7 +14,7 @@ import (
 
 // Config describes the router to start. The zero value is a router that follows the
 // standards and supports all protocols, on loopback ports that it chooses. If a field is
-// invalid, New and Start fail with an error that is backends.ErrInvalid.
+// invalid, New and Start fail with an error that wraps backends.ErrInvalid.
 type Config struct {
 	// Protocols lists the protocols that the gateway supports: "natpmp", "pcp" and
 	// "upnp". Nil or empty means all. A gateway that supports only one of NAT-PMP and

@@ -64,7 +64,7 @@ func New(t TB, config Config) *Gateway {
 }
 
 // Start starts a gateway without a test. The caller must close it. Start fails with an
-// error that is backends.ErrInvalid if config is invalid, and with the system's error if
+// error that wraps backends.ErrInvalid if config is invalid, and with the system's error if
 // it cannot listen on an address.
 func Start(config Config) (*Gateway, error) {
 	config, err := config.withDefaults()

@@ -25,9 +25,9 @@ const dialTimeout = 10 * time.Second
 // the firewall. The network is "tcp" or "udp", optionally followed by 4 or 6. The
 // address is an IP address and a port.
 //
-// If there is no mapping or pinhole, a TCP connection fails with an error that is
+// If there is no mapping or pinhole, a TCP connection fails with an error that wraps
 // syscall.ECONNREFUSED. A UDP connection succeeds, but its datagrams are lost, as on a
-// real network. For TCP to an IPv4 address other than the gateway's, the error is
+// real network. For TCP to an IPv4 address other than the gateway's, the error wraps
 // syscall.EHOSTUNREACH. A TCP connection has the methods CloseWrite and CloseRead.
 func (g *Gateway) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return g.DialFrom(ctx, netip.AddrPort{}, network, address)

@@ -13,7 +13,7 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// Name is what Backend.String returns.
+// Name is the name of the protocol, which Backend.String returns.
 const Name = "natpmp"
 
 // Backend implements [backends.Backend] and [backends.Watcher] with a Client.

@@ -1,8 +1,13 @@
 // Package natpmp implements the NAT Port Mapping Protocol, RFC 6886: the messages,
 // a client for one gateway, and the backend that package forward uses.
 //
-// Most programs never import it: use package forward.
-// To use one gateway whose address you know: c, err := natpmp.NewClient(natpmp.Config{Gateway: gw}).
+// Most programs use package forward and never import this package. To use one gateway
+// whose address you know:
+//
+//	c, err := natpmp.NewClient(natpmp.Config{Gateway: gw})
+//	defer c.Close()
+//	m, err := c.Map(ctx, natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 8080})
+//
 // A server or a tool may need only the messages: see [ParseMapRequest] and [MapResponse.AppendBinary].
 //
 // # What the protocol can do

@@ -43,7 +43,7 @@ func (r MapRequest) AppendBinary(b []byte) ([]byte, error) {
 	return binary.BigEndian.AppendUint32(b, seconds(r.Lifetime)), nil
 }
 
-// MarshalBinary returns what AppendBinary appends.
+// MarshalBinary returns the message. It fails in the same cases as AppendBinary.
 func (r MapRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
 // ParseMapRequest parses the message. It ignores additional bytes.
@@ -87,7 +87,7 @@ func (r MapResponse) AppendBinary(b []byte) ([]byte, error) {
 	return binary.BigEndian.AppendUint32(b, seconds(r.Lifetime)), nil
 }
 
-// MarshalBinary returns what AppendBinary appends.
+// MarshalBinary returns the message. It fails in the same cases as AppendBinary.
 func (r MapResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
 // ParseMapResponse parses the message. It ignores additional bytes. For a shorter

@@ -75,7 +75,7 @@ func (e *ResultError) Unwrap() error { return e.Code.kind() }
 // VersionError is returned if the gateway supports another version on this port.
 // Version 2 is PCP (RFC 6887). It wraps backends.ErrUnsupported.
 type VersionError struct {
-	Version uint8
+	Version uint8 // the version that the gateway supports
 }
 
 // Error returns a text with the version.

@@ -24,7 +24,7 @@ func (r AnnounceRequest) AppendBinary(b []byte) ([]byte, error) {
 	return appendRequestHeader(b, OpAnnounce, 0, r.Client), nil
 }
 
-// MarshalBinary returns what AppendBinary appends.
+// MarshalBinary returns the message. It fails in the same cases as AppendBinary.
 func (r AnnounceRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
 // ParseAnnounceRequest parses the message. It returns the same errors as

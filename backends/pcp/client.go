@@ -106,7 +106,7 @@ func (c *Client) Close() error {
 func (c *Client) Gateway() netip.AddrPort { return c.config.Gateway }
 
 // Announce requests the server's epoch (RFC 6887, section 14.1). The reply also
-// shows that the server is reachable.
+// shows that the server is reachable. The errors are those of Map.
 func (c *Client) Announce(ctx context.Context) (AnnounceResponse, error) {
 	return c.announce(ctx, port5351.Transaction{}, c.config.FirstWait)
 }
@@ -173,7 +173,8 @@ func (c *Client) Unmap(ctx context.Context, p backends.Protocol, internalPort ui
 }
 
 // Peer creates or renews a mapping for connections to one remote peer (RFC 6887,
-// section 12). The zero Client and Nonce have the same meaning as in Map.
+// section 12). The zero Client and Nonce, and the errors, have the same meaning as in
+// Map.
 func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) {
 	r.Nonce = nonceOrRandom(r.Nonce)
 	key := mappingKey{r.Nonce, r.Protocol, r.InternalPort}

@@ -1,8 +1,13 @@
 // Package pcp implements the Port Control Protocol, RFC 6887: the messages,
 // a client for one server, and the backend that package forward uses.
 //
-// Most programs never import it: use package forward.
-// To use one server whose address you know: c, err := pcp.NewClient(pcp.Config{Gateway: gw}).
+// Most programs use package forward and never import this package. The standard calls a
+// gateway that supports PCP a server. To use one server whose address you know:
+//
+//	c, err := pcp.NewClient(pcp.Config{Gateway: gw})
+//	defer c.Close()
+//	m, err := c.Map(ctx, pcp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, Lifetime: time.Hour})
+//
 // A server or a tool may need only the messages: see [ParseMapRequest] and [MapResponse.AppendBinary].
 //
 // # What the protocol can do

@@ -50,7 +50,7 @@ func (r MapRequest) AppendBinary(b []byte) ([]byte, error) {
 	return r.Options.append(b), nil
 }
 
-// MarshalBinary returns what AppendBinary appends.
+// MarshalBinary returns the message. It fails in the same cases as AppendBinary.
 func (r MapRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
 // ParseMapRequest parses the message, as a server does. It returns a
@@ -131,7 +131,7 @@ func (r MapResponse) AppendBinary(b []byte) ([]byte, error) {
 	return r.Options.append(b), nil
 }
 
-// MarshalBinary returns what AppendBinary appends.
+// MarshalBinary returns the message. It fails in the same cases as AppendBinary.
 func (r MapResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
 // ParseMapResponse parses the message. It ignores unknown and malformed options.

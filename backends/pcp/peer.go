@@ -43,7 +43,7 @@ func (r PeerRequest) AppendBinary(b []byte) ([]byte, error) {
 	return r.Options.append(appendPeer(b, r.Remote)), nil
 }
 
-// MarshalBinary returns what AppendBinary appends.
+// MarshalBinary returns the message. It fails in the same cases as AppendBinary.
 func (r PeerRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
 // ParsePeerRequest parses the message. It returns the same errors as
@@ -110,7 +110,7 @@ func (r PeerResponse) AppendBinary(b []byte) ([]byte, error) {
 	return r.Options.append(appendPeer(b, r.Remote)), nil
 }
 
-// MarshalBinary returns what AppendBinary appends.
+// MarshalBinary returns the message. It fails in the same cases as AppendBinary.
 func (r PeerResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil) }
 
 // ParsePeerResponse parses the message. It ignores unknown and malformed options.

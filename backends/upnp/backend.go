@@ -16,7 +16,8 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// The defaults of Config.
+// DefaultWait is the default of Config.Wait. DefaultLifetime is the lifetime that a Backend
+// requests if the request has none.
 const (
 	DefaultWait     = 3 * time.Second
 	DefaultLifetime = 2 * time.Hour

@@ -17,7 +17,7 @@ import (
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
-// Name is the name of the backend.
+// Name is the name of the protocol, which Backend.String returns.
 const Name = "upnp"
 
 // DefaultTimeout is the default of ClientConfig.Timeout.

@@ -3,16 +3,19 @@
 // that map ports (WANIPConnection, WANPPPConnection) or open an IPv6 firewall
 // (WANIPv6FirewallControl), and contains the backend that package forward uses.
 //
-// Most programs use package forward and never import this package.
-// For one device whose description you know: d, err := upnp.Describe(ctx, "http://192.168.1.1:5000/rootDesc.xml", upnp.ClientConfig{}).
-// For the actions of one of its services: c, err := upnp.NewClient(d.Services[0], upnp.ClientConfig{}).
+// Most programs use package forward and never import this package. To use one device
+// if you know the URL of its description:
+//
+//	d, err := upnp.Describe(ctx, "http://192.168.1.1:5000/rootDesc.xml", upnp.ClientConfig{})
+//	c, err := upnp.NewClient(d.Services[0], upnp.ClientConfig{}) // one of its services
+//	err = c.AddPortMapping(ctx, upnp.PortMapping{…})             // an action of that service
 //
 // # Requests and responses
 //
 // The device types and the SOAP encoding of UPnP are those of package goupnp.
 // This package writes and reads the HTTP messages. Requests have one fixed form
-// that strict devices accept. Responses are read leniently: HTTP with errors,
-// XML in other charsets and with other prefixes, namespaces and letter case,
+// that strict devices accept. Responses are read leniently: malformed HTTP,
+// XML in unexpected charsets, prefixes, namespaces and letter case,
 // faults with status 200, and successes with status 500. The size and depth of
 // a response, and the time for it, are limited. The package resolves no names,
 // uses no proxy, follows no redirects, and fetches no service description
@@ -28,5 +31,6 @@
 // its cause. [Moved] reports whether an error makes a new search useful: devices
 // change their port when they restart.
 //
-// The example examples/upnpclient of the repository uses only this client.
+// The directory examples/upnpclient of the repository has a complete program
+// that uses only this client.
 package upnp
