@@ -149,7 +149,7 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	f.SortFlags = false
 	f.VarP(&flagValue[netip.AddrPort]{target: &s.gateway, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "gateway", "g",
 		"address of the gateway (default: the gateway of the default route)")
-	f.StringVar(&s.iface, "interface", "", "`NAME` of the interface to use")
+	f.StringVar(&s.iface, "interface", "", "send requests from the interface with this `NAME`")
 	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseAddr}, "source",
 		"local address to send requests from; mappings forward to this address")
 	f.Var(&flagValue[string]{target: &s.igd, typeName: "URL", parse: parseIGD}, "igd-url",
@@ -157,9 +157,9 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(known)}, "backend",
 		"protocols to use, separated by commas, the preferred one first: "+strings.Join(protocolNames(known), ", "))
 	f.Var(&flagValue[time.Duration]{target: &s.timeout, typeName: "SECONDS", parse: parseSeconds}, "timeout",
-		"how long to wait for the gateway: seconds, or a duration such as 500ms")
+		"how long to wait for the gateway: seconds, or a duration such as 500ms (default: 2s for gateways, 1m for list, else 15s)")
 	f.BoolVar(&s.json, "json", false, "print one JSON object per line on stdout")
-	f.CountVarP(&s.verbosity, "verbose", "v", "log to stderr; -vv logs everything")
+	f.CountVarP(&s.verbosity, "verbose", "v", "log to stderr; -vv also logs each request and reply")
 	// For test gateways only: the gateways of a real network use the standard addresses.
 	f.Var(&flagValue[netip.AddrPort]{target: &s.announce, typeName: "ADDR:PORT", parse: parseEndpoint}, "announce",
 		"address to listen on for announcements")

@@ -128,7 +128,7 @@ type ports struct {
 }
 
 // parsePorts reads INTERNAL or EXTERNAL:INTERNAL, each optionally followed by /PROTOCOL. It
-// also reads PUBLIC PRIVATE, the two plain numbers of natpmpc and py-natpmp.
+// also reads EXTERNAL INTERNAL, the two plain numbers of natpmpc and py-natpmp.
 func parsePorts(args []string) (ports, error) {
 	switch len(args) {
 	case 0:
@@ -137,11 +137,11 @@ func parsePorts(args []string) (ports, error) {
 		return parsePortArg(args[0])
 	case 2:
 		if strings.ContainsAny(args[0]+args[1], ":/") {
-			return ports{}, usagef("%q %q: two arguments must be PUBLIC PRIVATE, both plain numbers", args[0], args[1])
+			return ports{}, usagef("%q %q: two arguments must be the external and the internal port, both plain numbers", args[0], args[1])
 		}
 		return parsePair(args[0], args[1])
 	}
-	return ports{}, usagef("%d arguments: name one port at a time", len(args))
+	return ports{}, usagef("%d arguments: name one mapping at a time", len(args))
 }
 
 func parsePortArg(s string) (p ports, err error) {
@@ -168,7 +168,7 @@ func parsePair(external, internal string) (p ports, err error) {
 		return ports{}, err
 	}
 	if p.internal == 0 { // on the wire, 0 means all ports
-		return ports{}, usagef("internal port 0 is not valid: name a port, or omit the ports to use a free one")
+		return ports{}, usagef("internal port 0 is not valid: name a port (map without a port uses a free one)")
 	}
 	return p, nil
 }

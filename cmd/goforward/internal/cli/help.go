@@ -8,20 +8,21 @@ internet can reach a program behind the router.
   goforward map 8080          forward port 8080 to this host, for two hours
   goforward map 8080 --hold   the same, kept alive until Ctrl-C
   goforward unmap 8080        delete the mapping
-  goforward watch             follow what happens to the router
+  goforward watch             report restarts and changes of the router, until Ctrl-C
   goforward demo              show a mapping on a simulated router
 
 A mapping on the router is not enough: this host's own firewall must let the
 connections in as well.
 
-Results go to stdout, everything else goes to stderr.
+Results go to stdout; all other messages go to stderr.
 
 Exit codes:
   0  done
   1  another error, or the gateway does not support the request
   2  the command line is not valid; nothing was sent
-  3  there is no gateway, or the gateway supports no protocol
-  4  the gateway refused: not allowed, no internet, no room, or it is behind another NAT
+  3  there is no gateway, or the gateway supports none of the protocols
+  4  the gateway refused: it does not permit the mapping, its table is full, it has no
+     connection to the internet, or it is behind another NAT
   5  the port is already in use by another mapping
   6  no reply from a gateway that was named, or that had replied before`
 
@@ -33,8 +34,9 @@ unless you map again or use --hold.
                   the gateway does not grant 8080
   80:8080         external port 80 to port 8080 here
   80:8080/udp     with a protocol: tcp, udp, both, or the name or number of another
-  6881 6881       public and private port, as with natpmpc; public 0 means any port
-  (none)          a local port that is free now
+  6881 6881       external and internal port, as with natpmpc; external port 0 means
+                  any port
+  (none)          an internal port that is free now
 
 NAT-PMP maps TCP and UDP to this host, over IPv4, and always for a limited time.
 --from, --to and --ipv6 need a gateway that supports PCP or UPnP, and so does
@@ -48,7 +50,7 @@ again. Ctrl-C, SIGTERM or SIGHUP deletes the mapping and exits with 0, or with 1
 gateway does not delete it. A second signal, at least one second after the first, exits
 with 1 at once; the mapping then ends with its lifetime. Under nohup, SIGHUP has no
 effect. If the first attempt fails, map fails. With --wait, it reports each failed
-attempt and tries again; it may then start before there is a network.
+attempt and tries again, so it can start before there is a network.
 
 With --exec, goforward runs a command when the external endpoint is known, and each time
 the endpoint differs from the one of the last run. This includes a change while the
@@ -82,17 +84,19 @@ the target of a link. It does so even if the gateway does not delete the mapping
 start of --hold, it also removes a file with a port that an earlier run left. It keeps a
 file that another program has written since. Without --hold, the file stays.
 
-With --json, stdout has one object per line, and one object for each protocol. event is
-mapped, changed, lost, restored, unmapped or error. If the gateway does not report its
-address, the address is "". A permanent mapping has no lifetime_s and no expires.
-previous is the external endpoint before a change. An error with next_try is a failed
-attempt of --hold; an error with exit is the last object. exec and port_file report a
-failure; without error, they report the first success after a failure.
+With --json, stdout has one object per line, and one object for each protocol. The field
+event is mapped, changed, lost, restored, unmapped, error, exec or port_file. If the
+gateway does not report its external address, the address is "". lifetime_s is the
+lifetime in seconds; a permanent mapping has no lifetime_s and no expires. previous is
+the external endpoint before a change. An error with next_try is a failed attempt of
+--hold; an error with exit is the last object. The events exec and port_file report a
+failure of --exec or --port-file; without error, they report the first success after a
+failure.
 
 Gateways of VPN providers support NAT-PMP at an address that the provider announces.
-They forward one port of their choice for a minute at a time, with the same number
-inside and outside for TCP and UDP, and another port after each reconnect. So pass the
-port to the program that is to listen on it:
+They choose the port, forward it for a minute at a time, and use the same number inside
+and outside, for TCP and UDP. After each reconnect they choose another port, so pass the
+port to the program that listens on it:
 
   goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 \
       --hold --wait --exec 'set-port.sh'     # it reads $GOFORWARD_EXTERNAL_PORT
@@ -113,10 +117,10 @@ const mapExamples = `  goforward map 8080
   goforward map --same-port --hold --port-file /run/torrent/port
   goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 --hold --wait --exec set-port.sh   # a VPN`
 
-const unmapHelp = `Unmap deletes a mapping that an earlier map created, in this process or another, by
-any protocol. The mapping is found by the internal port: in 80:8080 that is 8080. Unmap
-accepts the arguments and flags of map. Flags that do not select a mapping have no
-effect. For a mapping of --same-port, name the internal port that map printed.
+const unmapHelp = `Unmap deletes a mapping that goforward map created earlier, by any protocol. It finds
+the mapping by the internal port: in 80:8080 that is 8080. Unmap accepts the arguments
+and flags of map. Flags that do not select a mapping have no effect. For a mapping of
+--same-port, name the internal port that map printed.
 
 If the gateway lists its mappings, which needs UPnP, unmap deletes every mapping to that
 port of this host, even if another program created it. With 80:8080, the external port
@@ -124,8 +128,8 @@ must also be 80. Mappings to other hosts stay. With --foreign, unmap deletes tho
 with --to, the mappings to that host; without --to, the mappings of any host with this
 external and internal port. Many gateways refuse that.
 
-A gateway deletes a PCP mapping only for a client with the secret of the mapping. It is
-derived from a key that map keeps in a file of the user,
+A gateway deletes a PCP mapping only for a client that has the secret of the mapping. The
+secret is derived from a key that map keeps in a file of the user,
 $XDG_STATE_HOME/goforward/nonce.key (by default in ~/.local/state; on macOS and Windows
 in the directory for settings). If another user runs unmap, the gateway refuses, and
 unmap exits with 4. NAT-PMP has no secrets. If two programs on one host map the same
@@ -171,15 +175,16 @@ const ipExamples = `  goforward ip
   goforward ip --json`
 
 const gatewaysHelp = `Gateways shows every default route of this host, and marks with * the routes that the
-kernel uses for the internet. It asks each gateway, or only the named one, which
-protocols it supports; it does not try NAT-PMP on IPv6 gateways. All requests run at the
-same time, for at most two seconds, or for --timeout. Nothing is mapped.
+kernel uses for the internet. It tests which
+protocols each gateway, or only the named one, supports. NAT-PMP is not tested on IPv6
+gateways. All requests run at the same time, for at most two seconds, or for --timeout.
+Nothing is mapped.
 
   yes       the gateway replied
-  no        the gateway replied in another protocol
+  no        the gateway supports only other protocols
   refused   the port is closed, or the gateway refuses requests
   silent    no reply
-  -         not asked
+  -         not tested
 
 The external address comes from NAT-PMP or UPnP. PCP reports it only with a mapping; for
 that, use ip.
@@ -193,7 +198,7 @@ const gatewaysExamples = `  goforward gateways
   goforward gateways --interface eth0 --json
   goforward gateways --igd-url http://192.168.1.1:5000/rootDesc.xml`
 
-const watchHelp = `Watch follows the gateway until Ctrl-C, SIGTERM or SIGHUP, and then exits with 0. First it
+const watchHelp = `Watch observes the gateway until Ctrl-C, SIGTERM or SIGHUP, and then exits with 0. First it
 prints the supported protocols and the external address. Then it prints a line for each
 of these events:
 
@@ -202,13 +207,13 @@ of these events:
   address changed   the external address changed
   gateway           the route changed: the gateway, the interface, or this host's address
 
-Watch sends a request to confirm each announcement. It also asks for the external address
-once a minute. It creates no mappings, except with PCP at the start: it creates one to
+Watch sends a request to confirm each announcement. It also requests the external
+address once a minute. It creates no mappings, except with PCP at the start: it creates one to
 learn the address, and deletes it at once. There must be a gateway at the start; later,
 the gateway and the network may disappear and return.
 
-With --json, stdout has one object per line. event is one of the names above, with _ for
-the space, or address, or error. An error has next_try: the gateway did not reply, and
+With --json, stdout has one object per line. The field event is one of the names above,
+with _ for the space, or address, or error. An error has next_try: the gateway did not reply, and
 watch tries again at that time.`
 
 const watchExamples = `  goforward watch
@@ -218,8 +223,8 @@ const watchExamples = `  goforward watch
 const demoHelp = `Demo starts a simulated router within this process, with a simulated internet. It maps
 a port, sends data through it, restarts the router, and deletes the mapping.
 
-It needs no network and no privileges, affects nothing outside of this host, and leaves
-nothing behind. With --backend, it uses that protocol.`
+It needs no network and no privileges. It changes nothing on this host or its network.
+With --backend, it uses only that protocol.`
 
 const demoExamples = `  goforward demo
   goforward demo --backend upnp`

@@ -27,7 +27,7 @@ func (a *app) nonceKey() []byte {
 	key, err := loadKey(a.keyFile)
 	if err != nil {
 		if log := a.logger(); log != nil {
-			log.Warn("unmap will not be able to delete what map creates by PCP", "err", err)
+			log.Warn("unmap will not be able to delete the PCP mappings that map creates", "err", err)
 		}
 		return nil
 	}
@@ -92,7 +92,7 @@ func readKey(path string) ([]byte, error) {
 		return nil, fmt.Errorf("the key in %s cannot be trusted: %w", path, err)
 	}
 	if err == nil && len(key) != keySize {
-		return nil, fmt.Errorf("%s is not a key of %d bytes: rename or move it", path, keySize)
+		return nil, fmt.Errorf("%s is not a key of %d bytes: rename it, so that map creates a new key", path, keySize)
 	}
 	return key, err
 }

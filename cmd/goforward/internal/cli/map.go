@@ -16,7 +16,7 @@ func (a *app) mapCommand() *cobra.Command {
 		hf holdFlags
 	)
 	cmd := &cobra.Command{
-		Use:               "map [[EXTERNAL:]INTERNAL[/PROTOCOL] | PUBLIC PRIVATE]",
+		Use:               "map [[EXTERNAL:]INTERNAL[/PROTOCOL] | EXTERNAL INTERNAL]",
 		Short:             "Forward a port of the gateway to this host",
 		Long:              mapHelp,
 		Example:           mapExamples,

@@ -32,7 +32,7 @@ func (p *portFile) check() error {
 	info, err := os.Stat(p.path)
 	switch {
 	case os.IsPathSeparator(p.path[len(p.path)-1]):
-		return usagef("--port-file %s names a directory", p.path)
+		return usagef("--port-file %s names a directory: name a file in it", p.path)
 	case err != nil:
 		return nil //nolint:nilerr // it may exist when it is written
 	}
@@ -47,7 +47,7 @@ func (p *portFile) check() error {
 	default:
 		return nil
 	}
-	return usagef("--port-file %s is %s", p.path, what)
+	return usagef("--port-file %s is %s: name a regular file, a FIFO or a character device", p.path, what)
 }
 
 // newPortFile returns the port file with that path, or nil if the path is empty.

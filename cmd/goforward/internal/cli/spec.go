@@ -45,7 +45,7 @@ func (s *spec) register(cmd *cobra.Command) {
 		"forward to another host, if the protocol and the gateway can (PCP, UPnP)")
 	f.Var(&flagValue[netip.AddrPort]{target: &s.from, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "from",
 		"admit only this peer, if the protocol and the gateway can (PCP, UPnP)")
-	f.StringVar(&s.description, "description", "", "`TEXT` to show in the gateway's table (default \"goforward\")")
+	f.StringVar(&s.description, "description", "", "show this `TEXT` in the gateway's table (default \"goforward\")")
 	_ = cmd.RegisterFlagCompletionFunc("protocol", completeList([]string{"tcp", "udp", "both", "sctp", "dccp", "udplite"}))
 	for _, name := range []string{"lifetime", "to", "from", "description"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
@@ -115,7 +115,7 @@ func (a *app) setFamily(s *spec) error {
 		}
 	}
 	if ipv4 != "" && ipv6 != "" {
-		return usagef("%s is IPv6, but %s is IPv4", ipv6, ipv4)
+		return usagef("%s needs IPv6, but %s needs IPv4: use one address family", ipv6, ipv4)
 	}
 	s.ipv6 = ipv6 != ""
 	return nil

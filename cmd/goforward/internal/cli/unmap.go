@@ -16,7 +16,7 @@ import (
 func (a *app) unmapCommand() *cobra.Command {
 	var u unmapRequest
 	cmd := &cobra.Command{
-		Use:               "unmap [EXTERNAL:]INTERNAL[/PROTOCOL] | PUBLIC PRIVATE",
+		Use:               "unmap [EXTERNAL:]INTERNAL[/PROTOCOL] | EXTERNAL INTERNAL",
 		Short:             "Delete a mapping",
 		Long:              unmapHelp,
 		Example:           unmapExamples,
@@ -36,6 +36,13 @@ func (a *app) unmapCommand() *cobra.Command {
 		},
 	}
 	u.register(cmd)
+	for name, usage := range map[string]string{
+		"ipv6": "delete the pinhole for this port in the gateway's IPv6 firewall",
+		"to":   "delete the mapping to this host",
+		"from": "delete the mapping for this peer",
+	} {
+		cmd.Flags().Lookup(name).Usage = usage
+	}
 	cmd.Flags().BoolVar(&u.foreign, "foreign", false,
 		"also delete mappings to other hosts: to the host of --to, or else to any host with this external port")
 	// These flags do not select a mapping, but unmap accepts the flags of map.
@@ -63,9 +70,9 @@ func (u *unmapRequest) complete(args []string) error {
 	}
 	switch {
 	case u.internal == 0:
-		return usagef("which mapping? name its port, as for map")
+		return usagef("no port is named: name the internal port of the mapping, as in goforward unmap 8080")
 	case u.anyHost() && u.external == 0:
-		return usagef("--foreign needs a host with --to, or an external port, as in 80:8080")
+		return usagef("--foreign needs an external port, as in 80:8080, or a host, as in --to 192.168.1.9")
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ const (
 func (a *app) watchCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "watch",
-		Short:   "Follow what happens to the gateway, until Ctrl-C",
+		Short:   "Report restarts and changes of the gateway, until Ctrl-C",
 		Long:    watchHelp,
 		Example: watchExamples,
 		Args:    cobra.NoArgs,
