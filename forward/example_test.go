@@ -146,13 +146,14 @@ func ExampleConfig_stateFile() {
 	}
 	fmt.Println("first run:", m.External())
 	crash(first, config.StateFile) // the program ends without Close
+	gw.Restart(gatewaytest.RestartOptions{})
 
 	second, err := forward.New(config)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer second.Close()
-	m, err = second.Enable(ctx, forward.TCP(8080), forward.External(9000))
+	m, err = second.Enable(ctx, forward.TCP(8080)) // the state file has the external port
 	if err != nil {
 		log.Fatal(err)
 	}
