@@ -2,7 +2,6 @@
 package docs_test
 
 import (
-	"io/fs"
 	"os"
 	"regexp"
 	"strings"
@@ -83,18 +82,7 @@ func TestQuotations(t *testing.T) {
 // TestFragments checks that the other quoted texts are in the code. The list has them
 // without their variable parts.
 func TestFragments(t *testing.T) {
-	var code strings.Builder
-	for _, dir := range []string{"../backends", "../forward", "../discover", "../internal"} {
-		err := fs.WalkDir(os.DirFS(dir), ".", func(path string, _ fs.DirEntry, err error) error {
-			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
-				code.WriteString(page(t, dir+"/"+path))
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	code := sources(t, false, "../backends", "../forward", "../discover", "../internal")
 	for _, quoted := range []string{
 		"there is no default route", "no route to ", "has no next hop, as in a tunnel",
 		"refuses the port (connection refused)", " within ",
@@ -106,7 +94,7 @@ func TestFragments(t *testing.T) {
 		"it maps ports to the requesting host only", "of this host only: use SamePort",
 		"the gateway supports NAT-PMP, not PCP", "no port maps available",
 	} {
-		if !strings.Contains(code.String(), quoted) {
+		if !strings.Contains(code, quoted) {
 			t.Errorf("no error has this text: %s", quoted)
 		}
 		if !strings.Contains(page(t, "routers.md"), quoted) {
