@@ -23,7 +23,9 @@ func (c *Client) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	if err := c.perform(ctx, "GetExternalIPAddress", nil, &out); err != nil {
 		return netip.Addr{}, err
 	}
-	return backends.HostAddr(parseAddr(out.NewExternalIPAddress)), nil
+	external := backends.HostAddr(parseAddr(out.NewExternalIPAddress))
+	c.lastExternal.Store(&externalReply{external, time.Now()})
+	return external, nil
 }
 
 // Status is the state of a gateway's connection to the internet.

@@ -78,14 +78,12 @@ type Backend struct {
 
 	calls ctxsync.Calls
 
-	mu           sync.Mutex
-	current      *gateway
-	noReplies    int                // consecutive calls without a reply from current
-	quirks       map[string]*quirks // the key is the UDN
-	external     netip.Addr         // as last reported by the device
-	externalTime time.Time
-	lastSeen     deviceState
-	watchers     map[chan hint]struct{} // one channel for each call of Watch
+	mu        sync.Mutex
+	current   *gateway
+	noReplies int                // consecutive calls without a reply from current
+	quirks    map[string]*quirks // for each service
+	lastSeen  deviceState
+	watchers  map[chan hint]struct{} // one channel for each call of Watch
 }
 
 var (
@@ -198,9 +196,6 @@ func (b *Backend) ExternalAddr(ctx context.Context) (addr netip.Addr, err error)
 			return nil
 		}
 		addr, err = g.client.ExternalAddr(ctx)
-		if err == nil {
-			b.setExternal(addr)
-		}
 		return err
 	})
 	return addr, err
@@ -257,30 +252,16 @@ func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gatew
 // one request.
 const maxExternalAge = time.Second
 
-// recentExternal returns the external address for a mapping. It sends a request
-// only if the last reported address is older than maxExternalAge. If the device
-// does not report its address, recentExternal returns the zero Addr and no
-// error, because the port can be mapped without it.
-func (b *Backend) recentExternal(ctx context.Context, g *gateway) (netip.Addr, error) {
-	b.mu.Lock()
-	external, queried := b.external, b.externalTime
-	b.mu.Unlock()
-	if !queried.IsZero() && time.Since(queried) < maxExternalAge {
-		return external, nil
+// recentExternal returns the external address of a service, and whether the service
+// replied. It sends a request only if the last reported address is older than
+// maxExternalAge.
+func (b *Backend) recentExternal(ctx context.Context, c *Client) (external netip.Addr, replied bool) {
+	if last := c.lastExternal.Load(); last != nil && time.Since(last.received) < maxExternalAge {
+		return last.addr, true
 	}
-	external, err := g.client.ExternalAddr(ctx)
-	if err != nil {
-		if errors.Is(err, backends.ErrNoReply) || ctx.Err() != nil {
-			return netip.Addr{}, err
-		}
-		external = netip.Addr{}
-	}
-	b.setExternal(external)
-	return external, nil
-}
-
-func (b *Backend) setExternal(external netip.Addr) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.external, b.externalTime = external, time.Now()
+	err := b.ask(ctx, c, "GetExternalIPAddress", func(ctx context.Context) (err error) {
+		external, err = c.ExternalAddr(ctx)
+		return err
+	})
+	return external, err == nil
 }

@@ -71,6 +71,14 @@ type Client struct {
 	config  ClientConfig
 	urls    []ipURL      // possible URLs of the service, the most likely first
 	current atomic.Int32 // index of the URL that responded last
+
+	lastExternal atomic.Pointer[externalReply]
+}
+
+// externalReply is a response to GetExternalIPAddress.
+type externalReply struct {
+	addr     netip.Addr
+	received time.Time
 }
 
 // NewClient checks the service and the config. It does no I/O. Its error wraps

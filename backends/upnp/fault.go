@@ -208,7 +208,11 @@ func isNotFound(err error) bool {
 	if !errors.As(err, &fault) {
 		return false
 	}
-	return fault.Code == NoSuchEntryInArray || fault.Code == NoSuchEntry || fault.Code == PortMappingNotFound
+	switch fault.Code {
+	case NoSuchEntry, SpecifiedArrayIndexInvalid, NoSuchEntryInArray, PortMappingNotFound:
+		return true
+	}
+	return false
 }
 
 // transportError returns nil if err is a fault or means a malformed response,

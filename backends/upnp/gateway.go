@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -37,11 +39,10 @@ type Gateway struct {
 // gateway is a Gateway with the clients for its services.
 type gateway struct {
 	Gateway
-	client          *Client
-	externalQueried bool      // the device replied to the request for External, possibly with no address
-	otherClients    []*Client // clients for the other services of the same kind, used if this one fails
-	bootID          ssdp.ID
-	statusTime      time.Time // time at which Status was reported
+	client       *Client
+	otherClients []*Client // clients for the other services of the same kind, used if this one fails
+	bootID       ssdp.ID
+	statusTime   time.Time // time at which Status was reported
 }
 
 // inspect fetches a description, queries the status of its services, and
@@ -110,7 +111,7 @@ func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 	}
 	g.Status, g.statusTime = status, time.Now()
 	external, err := g.client.ExternalAddr(ctx)
-	g.External, g.externalQueried = external, err == nil
+	g.External = external
 	return transportError(err)
 }
 
@@ -240,32 +241,75 @@ func onLink(a netip.Addr, iface string) bool {
 	return contained
 }
 
-// The prefixes of tokens. A token identifies the service that granted a
-// mapping, or contains the id of a pinhole. It is part of the Mapping, because
-// mappings outlive the process that created them.
+// The prefixes of tokens. A token identifies the service that granted a mapping, or
+// contains the id of a pinhole. It is part of the Mapping, because mappings outlive
+// the process that created them. Two services of a device can have the same UDN and
+// type, so a service is identified by its type and control URL.
 const (
 	serviceToken = "service "
 	pinholeToken = "pinhole "
 )
 
 func tokenOf(s Service) backends.Token {
-	return backends.NewToken([]byte(serviceToken + s.UDN + " " + s.Type))
+	return backends.NewToken([]byte(serviceToken + s.Type + " " + s.ControlURL))
 }
 
 func pinholeTokenOf(id uint16) backends.Token {
 	return backends.NewToken([]byte(pinholeToken + strconv.Itoa(int(id))))
 }
 
-// clientFor returns the client for the service that the token identifies. If the
-// device no longer has that service, clientFor returns the client for the
-// preferred service.
-func (g *gateway) clientFor(token backends.Token) *Client {
-	for _, c := range g.otherClients {
-		if tokenOf(c.Service()) == token {
-			return c
+// startingWith returns the clients for all services of the device, c first.
+func (g *gateway) startingWith(c *Client) []*Client {
+	all := []*Client{c}
+	for _, other := range append([]*Client{g.client}, g.otherClients...) {
+		if other != c {
+			all = append(all, other)
 		}
 	}
-	return g.client
+	return all
+}
+
+// clientsFor returns the client for the service that granted a mapping. If the device
+// has another control port now, that is the service with the same type and path. If
+// the token names no service of the device, clientsFor returns all clients. elsewhere is
+// true if it names a service of another device.
+func (g *gateway) clientsFor(token backends.Token) (clients []*Client, elsewhere bool) {
+	all := g.startingWith(g.client)
+	text, _ := strings.CutPrefix(string(token.Bytes()), serviceToken)
+	serviceType, rawURL, _ := strings.Cut(text, " ")
+	e, err := parseIPURL(rawURL)
+	if err != nil {
+		return all, false
+	}
+	for _, samePort := range []bool{true, false} {
+		for _, c := range all {
+			if c.service.Type == serviceType && slices.ContainsFunc(c.urls, func(u ipURL) bool {
+				return u.url.RequestURI() == e.url.RequestURI() && u.addr.Addr() == e.addr.Addr() && (u.addr == e.addr || !samePort)
+			}) {
+				return []*Client{c}, false
+			}
+		}
+	}
+	return all, e.addr.Addr() != g.Device.Host
+}
+
+// promote makes the service of a client the preferred one, because it granted a mapping
+// that the preferred service refused.
+func (b *Backend) promote(g *gateway, c *Client, external netip.Addr) {
+	if c == g.client {
+		return
+	}
+	promoted := *g
+	promoted.client, promoted.otherClients = c, g.startingWith(c)[1:]
+	promoted.Service, promoted.Status, promoted.External = c.Service(), Status{}, external
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current == g {
+		b.current = &promoted
+	}
+	if b.lastSeen.gateway == g {
+		b.lastSeen.gateway = &promoted
+	}
 }
 
 // addr returns the address of the service.

@@ -22,41 +22,49 @@ const (
 	maxIndex   = 65535
 )
 
-// List yields the entries of the device's table, including those of other
-// hosts. The entries of NAT-PMP, of PCP and of the administrator are usually
-// among them. If the device does not report the lifetime of an entry, the
-// Lifetime is Forever.
+// List yields the entries of the device's table, including those of other hosts. The
+// entries of NAT-PMP, of PCP and of the administrator are usually among them. If the
+// device has several connection services, their tables follow each other; an entry that
+// several of them list is yielded once. If the device does not report the lifetime of an
+// entry, the Lifetime is Forever.
 func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 	return func(yield func(backends.Entry, error) bool) {
 		if err := b.checkListable(); err != nil {
 			yield(backends.Entry{}, err)
 			return
 		}
-		wantMore := true
-		var entryErr error // an error after at least one entry
+		wantMore, yielded := true, false
+		var failure error // the first error, if there are entries too
 		err := b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
-			external, err := b.recentExternal(ctx, g)
-			if err != nil {
-				return err
+			seen := map[PortMapping]bool{}
+			for i, c := range g.startingWith(g.client) {
+				external, _ := b.recentExternal(ctx, c)
+				for e, err := range c.entries(ctx) {
+					if err != nil {
+						if i == 0 || transportError(err) != nil { // the other services may refuse
+							failure = cmp.Or(failure, err)
+						}
+						break
+					}
+					row := PortMapping{Remote: e.Remote, ExternalPort: e.ExternalPort, Protocol: e.Protocol, Internal: e.Internal}
+					if seen[row] {
+						continue
+					}
+					seen[row], yielded = true, true
+					b.calls.Callback(func() { wantMore = yield(g.entry(e, external, c), nil) })
+					if !wantMore {
+						return nil
+					}
+				}
 			}
-			yielded := false
-			for e, err := range g.client.entries(ctx) {
-				if err != nil && yielded {
-					entryErr = err // not returned, so that withDevice does not start the list again
-					return nil
-				}
-				if err != nil {
-					return err
-				}
-				yielded = true
-				b.calls.Callback(func() { wantMore = yield(g.entry(e, external), nil) })
-				if !wantMore {
-					return nil
-				}
+			if yielded {
+				return nil // not the error, so that withDevice does not start the list again
 			}
-			return nil
+			err := failure
+			failure = nil
+			return err
 		})
-		if err = cmp.Or(err, entryErr); err != nil && wantMore {
+		if err = cmp.Or(err, failure); err != nil && wantMore {
 			yield(backends.Entry{}, err)
 		}
 	}
@@ -69,10 +77,10 @@ func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry,
 	if err := b.checkListable(); err != nil {
 		return entry, err
 	}
+	severalTables := false
 	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
-		external, err := b.recentExternal(ctx, g)
-		if err != nil {
-			return err
+		if severalTables = len(g.otherClients) > 0; severalTables {
+			return nil
 		}
 		e, err := g.client.PortMappingAt(ctx, index)
 		switch {
@@ -81,10 +89,21 @@ func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry,
 		case err != nil:
 			return err
 		}
-		entry = g.entry(e, external)
+		external, _ := b.recentExternal(ctx, g.client)
+		entry = g.entry(e, external, g.client)
 		return nil
 	})
-	return entry, err
+	if err != nil || !severalTables {
+		return entry, err
+	}
+	i := 0
+	for e, err := range b.List(ctx) {
+		if err != nil || i == index {
+			return e, err
+		}
+		i++
+	}
+	return entry, fmt.Errorf("upnp: %w: no entry %d", backends.ErrInvalid, index)
 }
 
 // checkListable returns an error for an IPv6 gateway, because pinholes cannot
@@ -96,8 +115,8 @@ func (b *Backend) checkListable() error {
 	return nil
 }
 
-// entry converts an entry of the table to the type of package backends.
-func (g *gateway) entry(e PortMapping, external netip.Addr) backends.Entry {
+// entry converts an entry of the table of a service to the type of package backends.
+func (g *gateway) entry(e PortMapping, external netip.Addr, c *Client) backends.Entry {
 	lifetime := e.Lease
 	if lifetime == 0 {
 		lifetime = backends.Forever
@@ -105,7 +124,7 @@ func (g *gateway) entry(e PortMapping, external netip.Addr) backends.Entry {
 	m := backends.Mapping{
 		Backend: Name, Gateway: g.addr(), Protocol: e.Protocol, Internal: e.Internal,
 		External:    netip.AddrPortFrom(external, e.ExternalPort),
-		Description: e.Description, Lifetime: lifetime, Granted: time.Now(), Token: tokenOf(g.client.Service()),
+		Description: e.Description, Lifetime: lifetime, Granted: time.Now(), Token: tokenOf(c.Service()),
 	}
 	if e.Remote.IsValid() {
 		m.Remote = netip.AddrPortFrom(e.Remote, 0)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -66,7 +67,6 @@ type addOp struct {
 	backend *Backend
 	gateway *gateway
 	client  *Client
-	quirks  *quirks
 	request backends.Request
 	renewed *backends.Mapping // nil for a new mapping
 
@@ -89,20 +89,27 @@ func (b *Backend) addMapping(ctx context.Context, g *gateway, r backends.Request
 	r.Lifetime = roundUpToSecond(cmp.Or(r.Lifetime, DefaultLifetime))
 	r.Internal = g.withLocalAddr(r.Internal)
 	op := &addOp{
-		backend: b, gateway: g, client: g.client, quirks: b.quirksOf(g), request: r, renewed: renewed,
+		backend: b, gateway: g, client: g.client, request: r, renewed: renewed,
 		refused: map[formKey]bool{}, tried: map[string]bool{},
 	}
 	if renewed != nil {
-		op.client = g.clientFor(renewed.Token)
+		clients, _ := g.clientsFor(renewed.Token)
+		op.client = clients[0]
 	}
-	op.tried[serviceKey(op.client)] = true
-	op.variant, _ = op.quirks.get()
 	op.entry = PortMapping{
 		Remote: remoteHost(r.Remote), ExternalPort: cmp.Or(r.External.Port(), highPort()), Protocol: r.Protocol,
 		Internal: r.Internal, Enabled: true,
 	}
+	if renewed == nil && !r.Exact && op.quirks().remembers(op.portKey()) {
+		op.entry.ExternalPort = highPort()
+	}
+	op.tried[serviceKey(op.client)] = true
+	op.variant = op.quirks().get().variant
 	return op.run(ctx)
 }
+
+// quirks returns the quirks of the service in use.
+func (op *addOp) quirks() *quirks { return op.backend.quirksOf(op.client) }
 
 // remoteHost returns the only remote host that may use the mapping. The zero
 // Addr means any host.
@@ -132,74 +139,77 @@ func roundUpToSecond(d time.Duration) time.Duration {
 	return d
 }
 
-// run checks the port, adds the entry, and verifies it.
+// run adds the entry. If a service reports a success that its table contradicts, run
+// continues with another service of the device.
 func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
-	external, err := op.backend.recentExternal(ctx, op.gateway)
-	if err != nil {
-		return backends.Mapping{}, err
+	first := op.client
+	for {
+		sent, lease, err := op.addAndVerify(ctx)
+		if err == nil {
+			return op.mapping(ctx, first, sent, lease), nil
+		}
+		var denied *deniedError
+		if !errors.As(err, &denied) {
+			return backends.Mapping{}, op.explainConflict(ctx, err)
+		}
+		if retry, switchErr := op.switchService(ctx); !retry || switchErr != nil {
+			return backends.Mapping{}, err
+		}
 	}
-	sent := time.Now()
+}
+
+// mapping returns the mapping of the added entry. A renewal that another service granted
+// leaves nothing at the first one.
+func (op *addOp) mapping(ctx context.Context, first *Client, sent time.Time, lease time.Duration) backends.Mapping {
+	if op.renewed != nil && op.client != first {
+		_ = op.backend.remove(ctx, op.gateway, first, op.entry)
+	}
+	external, _ := op.backend.recentExternal(ctx, op.client)
+	op.backend.promote(op.gateway, op.client, external)
+	return backends.Mapping{
+		Backend: Name, Gateway: op.gateway.addr(), Protocol: op.entry.Protocol,
+		Internal: op.entry.Internal, External: netip.AddrPortFrom(external, op.entry.ExternalPort),
+		Remote: op.request.Remote, Description: op.request.Description,
+		Lifetime: lease, Granted: sent, Token: tokenOf(op.client.Service()),
+	}
+}
+
+// addAndVerify checks the port, adds the entry, and verifies it. sent is the time at
+// which the lease began.
+func (op *addOp) addAndVerify(ctx context.Context) (sent time.Time, lease time.Duration, err error) {
 	err = op.checkPort(ctx)
 	op.reportLoss(err)
+	sent = time.Now()
 	if err == nil {
-		sent = time.Now()
 		err = op.addEntry(ctx)
 	}
 	if errors.Is(err, backends.ErrConflict) && !op.request.Exact {
 		sent = time.Now()
 		err = op.addOnOtherPort(ctx, err)
 	}
-	if err != nil {
-		return backends.Mapping{}, op.explainConflict(external, err)
+	if err == nil {
+		lease, err = op.verify(ctx)
 	}
-	lease, err := op.verify(ctx)
-	if err != nil {
-		return backends.Mapping{}, err
-	}
-	return backends.Mapping{
-		Backend: Name, Gateway: op.gateway.addr(), Protocol: op.entry.Protocol,
-		Internal: op.entry.Internal, External: netip.AddrPortFrom(external, op.entry.ExternalPort),
-		Remote: op.request.Remote, Description: op.request.Description,
-		Lifetime: lease, Granted: sent, Token: tokenOf(op.client.Service()),
-	}, nil
+	return sent, lease, err
 }
 
-// checkPort checks whether another client has the port.
+// checkPort checks whether another client has the port. For a device that cannot return
+// a single entry, it searches the table by index.
 func (op *addOp) checkPort(ctx context.Context) error {
 	op.existing, op.existingMatches, op.portFree = PortMapping{}, false, false
-	e, err := op.client.PortMapping(ctx, op.entry.Key())
+	e, result, err := op.backend.findByKey(ctx, op.client, op.entry)
 	switch {
-	case err == nil:
-		return op.compareExisting(e)
-	case isNotFound(err):
-		op.portFree = true
-	case isFault(err, InvalidAction) || isFault(err, OptionalActionNotImplemented):
-		if op.renewed == nil {
-			return op.checkPortByListing(ctx)
-		}
-	case transportError(err) != nil:
+	case ctx.Err() != nil || Moved(err):
 		return err
+	case result == missing:
+		op.portFree = true
+	case result == notKnown && op.renewed == nil:
+		e, result = op.backend.findByIndex(ctx, op.client, op.entry)
 	}
-	return nil // if the device does not report the entry, it may still report a conflict later
-}
-
-// checkPortByListing searches the table by index, for a device that cannot
-// return a single entry.
-func (op *addOp) checkPortByListing(ctx context.Context) error {
-	const maxRows = 256
-	n := 0
-	for e, err := range op.client.entriesByIndex(ctx) {
-		if err != nil {
-			return transportError(err)
-		}
-		if e.Key() == op.entry.Key() {
-			return op.compareExisting(e)
-		}
-		if n++; n == maxRows {
-			break
-		}
+	if result != found && result != otherEntry {
+		return nil // if the device does not report the entry, it may still report a conflict later
 	}
-	return nil
+	return op.compareExisting(e)
 }
 
 // compareExisting checks whether the existing entry is the requested one or
@@ -236,9 +246,9 @@ func (op *addOp) addEntry(ctx context.Context) error {
 		if op.renewed != nil && op.existingMatches && op.existing.Enabled && op.existing.Lease == 0 && op.requestedLease() == backends.Forever {
 			return nil
 		}
-		err := op.client.AddPortMapping(ctx, op.entry)
+		err := op.add(ctx)
 		if err == nil {
-			op.quirks.update(func(q *quirks) { q.variant = op.variant })
+			op.quirks().update(func(q *quirkState) { q.variant = op.variant })
 			return nil
 		}
 		retry, reclassified := op.retry(ctx, err)
@@ -251,6 +261,41 @@ func (op *addOp) addEntry(ctx context.Context) error {
 			return fmt.Errorf("upnp: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// add performs AddPortMapping. If the response is lost, add looks the entry up.
+func (op *addOp) add(ctx context.Context) error {
+	bounded, cancel := beforeDeadline(ctx)
+	defer cancel()
+	err := op.client.AddPortMapping(bounded, op.entry)
+	if !errors.Is(err, backends.ErrNoReply) || Moved(err) || !op.wasAdded(ctx) {
+		return err
+	}
+	return nil
+}
+
+// beforeDeadline returns a context that ends early enough before the deadline of ctx for
+// one more request.
+func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if left := time.Until(deadline); ok && left > 2*optionalTimeout {
+		return context.WithTimeoutCause(ctx, left-optionalTimeout, fmt.Errorf("%w within %v", backends.ErrNoReply, left-optionalTimeout))
+	}
+	return context.WithCancel(ctx)
+}
+
+// wasAdded reports whether the table lists the entry although the response to the request
+// for it was lost. The device may still be busy with the request, so wasAdded looks twice.
+func (op *addOp) wasAdded(ctx context.Context) bool {
+	for i := range 2 {
+		if i > 0 && sleep(ctx, op.backend.retryDelay) != nil {
+			return false
+		}
+		if e, result, _ := op.backend.lookUp(ctx, op.client, op.entry); result == found && e.Enabled {
+			return true
+		}
+	}
+	return false
 }
 
 // addOnOtherPort requests another external port after a conflict. If the device
@@ -284,11 +329,14 @@ func (op *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
 // devices that do not support the action close the connection instead of
 // sending a fault.
 func (op *addOp) addAny(ctx context.Context) error {
-	if _, noAddAny := op.quirks.get(); noAddAny || op.client.Service().Version() < 2 {
+	if op.quirks().get().noAddAny || op.client.Service().Version() < 2 {
 		return backends.ErrUnsupported
 	}
 	op.variant.apply(&op.entry, op.request)
 	port, err := op.client.AddAnyPortMapping(ctx, op.entry)
+	if errors.Is(err, backends.ErrNoReply) && !Moved(err) && op.wasAdded(ctx) {
+		port, err = op.entry.ExternalPort, nil
+	}
 	switch {
 	case err == nil:
 		op.entry.ExternalPort, op.existingMatches = port, false
@@ -297,7 +345,7 @@ func (op *addOp) addAny(ctx context.Context) error {
 		return err
 	case errors.Is(err, backends.ErrNoReply), errors.Is(err, backends.ErrMalformed),
 		isFault(err, InvalidAction), isFault(err, OptionalActionNotImplemented):
-		op.quirks.update(func(q *quirks) { q.noAddAny = true })
+		op.quirks().update(func(q *quirkState) { q.noAddAny = true })
 		return fmt.Errorf("%w: %v", backends.ErrUnsupported, err) //nolint:errorlint // %v: a connection error must not cause a new search
 	}
 	return err
@@ -338,9 +386,13 @@ func (op *addOp) classifyError(err error) error {
 
 // explainConflict adds a possible cause to a conflict on a port for which the
 // device lists no entry.
-func (op *addOp) explainConflict(external netip.Addr, err error) error {
+func (op *addOp) explainConflict(ctx context.Context, err error) error {
+	if !errors.Is(err, backends.ErrConflict) || !op.portFree {
+		return err
+	}
+	external, _ := op.backend.recentExternal(ctx, op.client)
 	scope := backends.ScopeOf(external)
-	if !errors.Is(err, backends.ErrConflict) || !op.portFree || scope != backends.ScopePrivate && scope != backends.ScopeShared {
+	if scope != backends.ScopePrivate && scope != backends.ScopeShared {
 		return err
 	}
 	return fmt.Errorf("%w: the gateway lists no entry for the port, and may refuse it because its external address, %v, is %v", err, external, scope)
@@ -349,19 +401,39 @@ func (op *addOp) explainConflict(external netip.Addr, err error) error {
 // highPort returns a random port of the dynamic range (RFC 6335, section 6).
 func highPort() uint16 { return uint16(49152 + rand.IntN(1<<14)) }
 
-// verify checks that the device lists the entry, and returns the lifetime that
-// was granted. If the device reports that there is no such entry, verify fails.
-// If the request fails in any other way, verify returns the requested lifetime.
+// deniedError is returned if a device reports success, but its table shows that the entry
+// does not exist or forwards nothing. It wraps backends.ErrNoResources.
+type deniedError struct{ text string }
+
+func (e *deniedError) Error() string {
+	return fmt.Sprintf("upnp: %v: %s", backends.ErrNoResources, e.text)
+}
+func (e *deniedError) Unwrap() error { return backends.ErrNoResources }
+
+// verify checks that the table of the service lists the entry, and returns the lifetime
+// that was granted. If the table lists no such entry, a disabled one, or one for another
+// endpoint, verify deletes what was added and fails. If the table cannot be read, verify
+// returns the requested lifetime.
 func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	requested := op.requestedLease()
-	e, err := op.client.PortMapping(ctx, op.entry.Key())
+	e, result, _ := op.backend.lookUp(ctx, op.client, op.entry) // also if the context has ended: the entry was added
+	port := fmt.Sprintf("%v port %d", op.entry.Protocol, op.entry.ExternalPort)
 	switch {
-	case isNotFound(err):
-		return 0, fmt.Errorf("upnp: %w: it reports that %v port %d is forwarded, but does not list it", backends.ErrNoResources, op.entry.Protocol, op.entry.ExternalPort)
-	case err != nil: // also if the context has ended: the entry was added
+	case result == notKnown:
 		return requested, nil
-	case e.Internal.Addr().IsValid() && e.Internal != op.entry.Internal:
-		return 0, op.mismatchError(e)
+	case result == missing:
+		return 0, op.withdraw(ctx, op.entry, &deniedError{"it reports that " + port + " is forwarded, but does not list it"})
+	case result == otherEntry && e.Internal.Addr() == op.entry.Internal.Addr():
+		// Another program of this host has added its entry in the meantime.
+		return 0, fmt.Errorf("upnp: %w: %s was requested for %v, but is listed for %v", backends.ErrConflict, port, op.entry.Internal, e.Internal)
+	case result == otherEntry:
+		err := &deniedError{fmt.Sprintf("%s was requested for %v, but is listed for %v", port, op.entry.Internal, e.Internal)}
+		if !op.portFree { // the entry may be of another host
+			return 0, err
+		}
+		return 0, op.withdraw(ctx, e, err)
+	case !e.Enabled:
+		return 0, op.withdraw(ctx, e, &deniedError{"it lists " + port + ", but does not forward it: the entry is disabled"})
 	}
 	const slack = 2 * time.Second
 	switch {
@@ -375,17 +447,14 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	return requested, nil
 }
 
-// mismatchError returns the error for an entry that the device lists for
-// another internal endpoint. It is a conflict, after which another port may
-// work, only if another program of this host has added its entry in the
-// meantime.
-func (op *addOp) mismatchError(e PortMapping) error {
-	kind := backends.ErrNoResources
-	if e.Internal.Addr() == op.entry.Internal.Addr() {
-		kind = backends.ErrConflict
+// withdraw deletes an entry that was added and is not reported, and returns the reason. If
+// it cannot be deleted, the error also wraps backends.ErrNoReply, so that the caller treats
+// the entry as one that may exist.
+func (op *addOp) withdraw(ctx context.Context, e PortMapping, reason error) error {
+	if err := op.backend.remove(ctx, op.gateway, op.client, e); err != nil {
+		return fmt.Errorf("%w; deleting the entry: %w: %w", reason, backends.ErrNoReply, err)
 	}
-	return fmt.Errorf("upnp: %w: %v port %d was requested for %v, but is listed for %v",
-		kind, op.entry.Protocol, op.entry.ExternalPort, op.entry.Internal, e.Internal)
+	return reason
 }
 
 // notExtended reports whether a renewal did not extend the lease: the lease has
@@ -445,29 +514,42 @@ func isConnectionCut(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op) && op.Op == "read" && !op.Timeout()
 }
 
-// deleteEntry deletes the entry of a mapping, unless the device reports that
-// the entry belongs to another client.
+// deleteEntry deletes the entry of a mapping, unless the device reports that the entry
+// belongs to another client. It asks the service that granted the mapping, or all services
+// if that is unknown.
 func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mapping) error {
 	unlock, err := g.lockTable(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	c := g.clientFor(m.Token)
-	key := PortMappingKey{Remote: remoteHost(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol}
-	e, err := c.PortMapping(ctx, key)
-	switch {
-	case err == nil && e.Internal.Addr().IsValid() && e.Internal != g.withLocalAddr(m.Internal):
-		return nil
-	case isNotFound(err):
-		return nil
-	case err != nil && transportError(err) != nil:
-		return err
-	case err != nil && m.Token.IsZero(): // without a Token, the mapping may not be the caller's
-		return fmt.Errorf("upnp: %w: the device does not report the owner of %v port %d: %w", backends.ErrUnsupported, m.Protocol, m.External.Port(), err)
+	want := PortMapping{
+		Remote: remoteHost(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol, Internal: g.withLocalAddr(m.Internal),
 	}
-	if err := c.DeletePortMapping(ctx, key); !isNotFound(err) {
-		return err
+	clients, elsewhere := g.clientsFor(m.Token)
+	errs := make([]error, len(clients))
+	isKnown := false // whether a service has the entry, or certainly does not have it
+	for i, c := range clients {
+		_, result, err := b.lookUp(ctx, c, want)
+		switch {
+		case err != nil:
+			return err
+		case elsewhere && result != found:
+			errs[i] = fmt.Errorf("upnp: %w: the device that granted %v port %d is not in use, and %v does not list it",
+				backends.ErrNoReply, m.Protocol, m.External.Port(), g.Device.Host)
+		case result == found, result == notKnown && !m.Token.IsZero():
+			errs[i] = b.remove(ctx, g, c, want)
+		case result == notKnown: // without a Token, the mapping may not be the caller's
+			errs[i] = fmt.Errorf("upnp: %w: the device does not report the owner of %v port %d", backends.ErrUnsupported, m.Protocol, m.External.Port())
+			continue
+		}
+		isKnown = isKnown || errs[i] == nil
 	}
-	return nil
+	if isKnown { // a service that does not support the actions cannot have the entry
+		errs = slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, backends.ErrUnsupported) })
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
 }

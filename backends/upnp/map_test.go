@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -211,7 +212,7 @@ func TestVerifyEntry(t *testing.T) {
 		"no GetSpecificPortMappingEntry":             {router{Listing: listing{NoSpecific: true}}, nil},
 		"GetSpecificPortMappingEntry fails with 402": {router{Listing: listing{Absent: 402}}, nil},
 		"GetSpecificPortMappingEntry fails with 501": {router{Listing: listing{Absent: 501}}, nil},
-		"not listed, and 402 for all absent entries": {router{Rules: rules{Unlisted: true}, Listing: listing{Absent: 402}}, nil},
+		"not listed, and 402 for all absent entries": {router{Rules: rules{Unlisted: true}, Listing: listing{Absent: 402}}, backends.ErrNoResources},
 		"listed, but not forwarding":                 {router{Rules: rules{NoTraffic: true}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -336,7 +337,7 @@ func TestUnmap(t *testing.T) {
 			mustMap(t, gw, newBackend(t, gw, upnp.Config{}), exactRequest(8099, 9000))
 		}, 1, 0},
 		"unknown":                        {quirks.UPnP{Listing: quirks.Listing{NoSpecific: true}}, nil, 0, 1},
-		"missing, code 402":              {quirks.UPnP{Listing: quirks.Listing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 1},
+		"missing, code 402":              {quirks.UPnP{Listing: quirks.Listing{Absent: 402}}, func(_ *testing.T, gw *gatewaytest.Gateway) { gw.RemoveMapping(backends.TCP, 9000) }, 0, 0},
 		"listed with another lease":      {leases(quirks.Leases{Reported: 48 * time.Hour}), nil, 0, 1},
 		"absent entries reported as 501": {quirks.UPnP{Version: 1, Listing: quirks.Listing{Absent: 501}}, nil, 0, 1},
 	} {
@@ -376,7 +377,8 @@ func TestServiceRemembered(t *testing.T) {
 	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
 	m := mustMap(t, gw, b, request(8080, 9000))
 	gw.ResetStats()
-	m.Token = backends.NewToken(bytes.Replace(m.Token.Bytes(), []byte("WANIPConnection:2"), []byte("WANPPPConnection:1"), 1))
+	token := strings.NewReplacer("WANIPConnection:2", "WANPPPConnection:1", "/WANIPConnection", "/WANPPPConnection").Replace(string(m.Token.Bytes()))
+	m.Token = backends.NewToken([]byte(token))
 	_ = b.Unmap(t.Context(), m)
 	for _, q := range gw.Requests() {
 		if !bytes.Contains(q.Raw, []byte("WANPPPConnection:1#")) {

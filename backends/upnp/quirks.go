@@ -7,42 +7,74 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// quirks contains the deviations from the standard that were observed on a
-// device. The backend keeps them as long as it exists, unless it has used many
-// devices.
+// quirks contains what was observed on a service of a device. The backend keeps it
+// as long as it exists, unless it has used many services.
 type quirks struct {
-	mu       sync.Mutex
-	variant  variant
-	noAddAny bool // AddAnyPortMapping does not work
+	mu     sync.Mutex
+	state  quirkState
+	recent map[string]time.Time // what failed, and when: see remember
 }
 
-// quirksOf returns the quirks of a device. If the number of devices reaches a
-// limit, the quirks of all other devices are dropped.
-func (b *Backend) quirksOf(g *gateway) *quirks {
+type quirkState struct {
+	variant    variant
+	noAddAny   bool // AddAnyPortMapping does not work
+	findsByKey bool // GetSpecificPortMappingEntry has found an entry
+	deletes    bool // a deletion has deleted an entry
+}
+
+// quirksOf returns the quirks of a service. If the number of services reaches a
+// limit, the quirks of all other services are dropped.
+func (b *Backend) quirksOf(c *Client) *quirks {
+	key := c.service.Type + " " + c.urls[0].addr.Addr().String() + c.urls[0].url.RequestURI() // the port may change
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	q := b.quirks[g.Device.UDN]
+	q := b.quirks[key]
 	if q == nil {
 		if len(b.quirks) >= maxNonGateways {
 			clear(b.quirks)
 		}
-		q = &quirks{}
-		b.quirks[g.Device.UDN] = q
+		q = &quirks{recent: map[string]time.Time{}}
+		b.quirks[key] = q
 	}
 	return q
 }
 
 // update calls f with the lock held.
-func (q *quirks) update(f func(q *quirks)) {
+func (q *quirks) update(f func(q *quirkState)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	f(q)
+	f(&q.state)
 }
 
-func (q *quirks) get() (v variant, noAddAny bool) {
+func (q *quirks) get() quirkState {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.variant, q.noAddAny
+	return q.state
+}
+
+// memoryTime is how long a failure is remembered. maxRecent is the maximum number of
+// failures that are remembered.
+const (
+	memoryTime = 10 * time.Minute
+	maxRecent  = 64
+)
+
+// remember records that something failed: an action got no reply, or a port was refused.
+func (q *quirks) remember(what string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.recent) >= maxRecent {
+		clear(q.recent)
+	}
+	q.recent[what] = time.Now()
+}
+
+// remembers reports whether it failed within memoryTime.
+func (q *quirks) remembers(what string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	at, is := q.recent[what]
+	return is && time.Since(at) < memoryTime
 }
 
 // variant is a form of the request for an entry.
@@ -121,8 +153,6 @@ func (v variant) helpsAgainst(code FaultCode) bool {
 		return v.defaultDescription
 	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
 		return true
-	case ActionFailed:
-		return v == variant{lease: leasePermanent} || v == variant{defaultDescription: true}
 	}
-	return false
+	return v == variant{lease: leasePermanent} || v == variant{defaultDescription: true}
 }

@@ -3,6 +3,7 @@ package upnp_test
 import (
 	"errors"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,9 +44,9 @@ func TestRefusals(t *testing.T) {
 		"other mechanism":                        {729, backends.ErrConflict, 1},
 		"read only":                              {731, backends.ErrNotAuthorized, 1},
 		"internal port needed":                   {732, backends.ErrUnsupported, 1},
-		"vendor's code":                          {850, backends.ErrNoResources, 1},
-		"vendor's code, negative":                {-911, backends.ErrNoResources, 1},
-		"vendor's code, after the standard ones": {735, backends.ErrNoResources, 1},
+		"vendor's code":                          {850, backends.ErrNoResources, 3},
+		"vendor's code, negative":                {-911, backends.ErrNoResources, 3},
+		"vendor's code, after the standard ones": {735, backends.ErrNoResources, 3},
 		"code of another action":                 {704, backends.ErrMalformed, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -84,10 +85,14 @@ func TestInvalidArguments(t *testing.T) {
 	_, err := b.Map(t.Context(), r)
 	wantError(t, err, backends.ErrUnsupported, 402)
 	var got []string
-	for _, args := range actionCalls(gw, "AddPortMapping") {
+	for i, args := range actionCalls(gw, "AddPortMapping") {
+		if port, _ := strconv.Atoi(args["NewExternalPort"]); i >= 6 && port >= 49152 {
+			args["NewExternalPort"] = "high"
+		}
 		got = append(got, args["NewLeaseDuration"]+" "+args["NewExternalPort"]+" "+args["NewPortMappingDescription"])
 	}
-	want := "7200 9000 a test, 0 9000 a test, 3600 9000 a test, 7200 9000 goforward, 0 9000 goforward, 7200 8080 a test"
+	want := "7200 9000 a test, 0 9000 a test, 3600 9000 a test, 7200 9000 goforward, 0 9000 goforward, 7200 8080 a test, " +
+		"7200 high a test, 0 high a test, 3600 high a test, 7200 high goforward, 0 high goforward"
 	if s := strings.Join(got, ", "); s != want {
 		t.Errorf("requests\n%s, want\n%s", s, want)
 	}

@@ -20,36 +20,70 @@ func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error
 	var status *HTTPError
 	var f *Fault
 	switch {
+	case errors.As(addErr, &status) && status.Status/100 == 5 && op.firstTry("retry"):
+		return true, sleep(ctx, op.backend.retryDelay)
 	case errors.As(addErr, &status):
 		return op.switchService(ctx)
-	case !errors.As(addErr, &f):
-		return false, nil
+	case !errors.As(addErr, &f): // the device may not have processed the request
+		return isConnectionCut(addErr) && op.firstTry("retry"), nil
 	}
 	switch f.Code {
-	case ActionFailed:
-		if err := op.checkPrivateWAN(ctx, f); err != nil {
-			return false, err
-		}
-		if op.firstTry("retry") {
-			return true, sleep(ctx, op.backend.retryDelay)
-		}
-		return op.nextVariant(f.Code), nil
 	case OnlyPermanentLeasesSupported, StringArgumentTooLong:
 		return op.nextVariant(f.Code), nil
-	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
-		if op.nextVariant(f.Code) {
-			return true, nil
-		}
-		op.variant = variant{}
-		return op.useSamePort(ctx)
 	case ConflictInMappingEntry:
 		return op.replaceExisting(ctx, f)
 	case SamePortValuesRequired:
 		return op.useSamePort(ctx)
 	case InvalidAction, OptionalActionNotImplemented:
 		return op.switchService(ctx)
+	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
+		return op.retryOtherForm(ctx, f)
 	}
-	return false, nil
+	if _, isKnown := faults[f.Code]; isKnown && f.Code != ActionFailed {
+		return false, nil
+	}
+	// The code does not show the reason.
+	if err := op.checkPrivateWAN(ctx, f); err != nil {
+		if retry, switchErr := op.switchService(ctx); retry || switchErr != nil {
+			return retry, switchErr
+		}
+		return false, err
+	}
+	if f.Code == ActionFailed && op.firstTry("retry") {
+		return true, sleep(ctx, op.backend.retryDelay)
+	}
+	return op.retryOtherForm(ctx, f)
+}
+
+// retryOtherForm changes the request after a fault that may be about the lease, the
+// description or the external port.
+func (op *addOp) retryOtherForm(ctx context.Context, f *Fault) (retry bool, err error) {
+	if op.nextVariant(f.Code) {
+		return true, nil
+	}
+	op.variant = variant{}
+	if retry, err := op.useSamePort(ctx); retry || err != nil {
+		return retry, err
+	}
+	return op.useHighPort(ctx)
+}
+
+// useHighPort sets the external port to a random high one, for a device that refuses some
+// ports without a reason: low ones, or those that it uses itself.
+func (op *addOp) useHighPort(ctx context.Context) (retry bool, err error) {
+	if op.request.Exact || op.renewed != nil || !op.firstTry("high port") {
+		return false, nil
+	}
+	op.quirks().remember(op.portKey())
+	op.entry.ExternalPort = highPort()
+	clear(op.refused)
+	err = op.checkPort(ctx)
+	return err == nil, err
+}
+
+// portKey identifies the requested external port in what the quirks remember.
+func (op *addOp) portKey() string {
+	return fmt.Sprintf("%v port %d", op.request.Protocol, op.request.External.Port())
 }
 
 // firstTry reports whether a remedy was not tried before, and records it as
@@ -76,15 +110,19 @@ func (op *addOp) nextVariant(code FaultCode) bool {
 // checkPrivateWAN returns an error if the device refuses because its external
 // address is private, or because it has none.
 func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
-	external, err := op.client.ExternalAddr(ctx)
-	if err != nil {
-		return transportError(err)
+	external, replied := op.backend.recentExternal(ctx, op.client)
+	if !replied {
+		return nil
 	}
 	switch backends.ScopeOf(external) {
 	case backends.ScopePublic:
 		return nil
 	case backends.ScopeUnknown:
-		s, err := op.client.Status(ctx)
+		var s Status
+		err := op.backend.ask(ctx, op.client, "GetStatusInfo", func(ctx context.Context) (err error) {
+			s, err = op.client.Status(ctx)
+			return err
+		})
 		if err == nil && !s.Connected() {
 			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("the connection is %q and has no external address", s.Connection)}
 		}

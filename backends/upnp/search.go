@@ -66,9 +66,6 @@ func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.current = g
-	if g.externalQueried {
-		b.external, b.externalTime = g.External, time.Now()
-	}
 	return g, nil
 }
 

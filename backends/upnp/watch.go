@@ -185,7 +185,6 @@ func (b *Backend) requery(ctx context.Context, bootID ssdp.ID, mayHaveMoved bool
 		g := *current
 		g.Status, g.bootID = Status{}, bootID
 		if b.queryStatus(ctx, &g) == nil {
-			b.setExternal(g.External)
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			if b.current == current { // it may have been removed in the meantime

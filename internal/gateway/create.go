@@ -13,8 +13,11 @@ import (
 )
 
 const (
-	// perBackendTimeout bounds the requests to one backend while there are others to try.
+	// perBackendTimeout bounds the requests to one backend while there are others to try. A
+	// device that was found by a search may need searchedTimeout: it is slow, needs several
+	// requests, and some devices add a mapping only after five seconds.
 	perBackendTimeout = 4 * time.Second
+	searchedTimeout   = 10 * time.Second
 	// lateReplyTime is how long a request continues after its caller's deadline, so that a late
 	// reply is not lost.
 	lateReplyTime = time.Second
@@ -189,11 +192,15 @@ func (f *flow) tryBackend(c *Client, h *Handle, b *Backend, s *Spec, last bool) 
 	}
 	timeout := s.RequestTimeout
 	at, hasDeadline := f.ctx.Deadline()
+	share, limit := time.Until(at)/2, perBackendTimeout
+	if b.searches {
+		share, limit = time.Until(at)*2/3, searchedTimeout
+	}
 	switch {
 	case hasDeadline && !last:
-		timeout = min(perBackendTimeout, time.Until(at)/2)
+		timeout = min(limit, share)
 	case !last:
-		timeout = perBackendTimeout
+		timeout = limit
 	case hasDeadline:
 		timeout = max(timeout, time.Until(at)+lateReplyTime)
 	}

@@ -1,0 +1,203 @@
+package upnp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// A success of AddPortMapping or DeletePortMapping is not sufficient evidence: some
+// devices report success and do nothing. The functions of this file read the table of
+// a service. They ask several actions, because on some devices one of them is wrong.
+
+// finding is what the table of a service shows about an entry. A greater value has
+// precedence if two actions contradict each other.
+type finding int
+
+const (
+	notKnown   finding = iota // no action returned an answer, or the table was not read completely
+	missing                   // the table has no such entry
+	otherEntry                // the table has an entry with that key, for another endpoint
+	found                     // the table has the entry
+)
+
+// optionalTimeout bounds a request that a device need not answer.
+const optionalTimeout = 2 * time.Second
+
+// ask sends a request whose result is useful but not necessary. If the device did not
+// answer it recently, ask does not send it again.
+func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(context.Context) error) error {
+	q := b.quirksOf(c)
+	if q.remembers(action) {
+		return fmt.Errorf("upnp: %s: %w to an earlier request", action, backends.ErrNoReply)
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, optionalTimeout, fmt.Errorf("%w within %v", backends.ErrNoReply, optionalTimeout))
+	defer cancel()
+	err := send(bounded)
+	if errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil && !Moved(err) {
+		q.remember(action)
+	}
+	return err
+}
+
+// matches reports whether a row of the table is the wanted entry. Some devices report
+// no IP address.
+func (m PortMapping) matches(want PortMapping) bool {
+	return m.Internal.Port() == want.Internal.Port() && (!m.Internal.Addr().IsValid() || m.Internal.Addr() == want.Internal.Addr())
+}
+
+// compare returns what a row with the key of the wanted entry shows about that entry.
+func (m PortMapping) compare(want PortMapping) finding {
+	if m.matches(want) {
+		return found
+	}
+	return otherEntry
+}
+
+// lookUp looks up an entry in the table of a service. The error is not nil if ctx has
+// ended or the device has moved.
+func (b *Backend) lookUp(ctx context.Context, c *Client, want PortMapping) (PortMapping, finding, error) {
+	e, result, err := b.findByKey(ctx, c, want)
+	switch {
+	case ctx.Err() != nil:
+		return e, notKnown, context.Cause(ctx)
+	case Moved(err):
+		return e, notKnown, err
+	case result == found, result != notKnown && b.quirksOf(c).get().findsByKey:
+		return e, result, nil
+	}
+	for _, find := range []func(context.Context, *Client, PortMapping) (PortMapping, finding){b.findByIndex, b.findByRange} {
+		row, shown := find(ctx, c, want)
+		if shown > result {
+			e, result = row, shown
+		}
+		if shown != notKnown {
+			break
+		}
+	}
+	return e, result, context.Cause(ctx)
+}
+
+// findByKey looks up an entry by GetSpecificPortMappingEntry.
+func (b *Backend) findByKey(ctx context.Context, c *Client, want PortMapping) (e PortMapping, result finding, err error) {
+	err = b.ask(ctx, c, "GetSpecificPortMappingEntry", func(ctx context.Context) (err error) {
+		e, err = c.PortMapping(ctx, want.Key())
+		return err
+	})
+	switch {
+	case isNotFound(err):
+		return e, missing, err
+	case err != nil:
+		return e, notKnown, err
+	}
+	if result = e.compare(want); result == found {
+		b.quirksOf(c).update(func(q *quirkState) { q.findsByKey = true })
+	}
+	return e, result, nil
+}
+
+// maxSearchRows is the maximum number of rows that are read to find one entry.
+const maxSearchRows = 256
+
+// findByIndex searches the table by index. If a row is malformed, or if the end of the
+// table is not certain, the result is not missing but notKnown.
+func (b *Backend) findByIndex(ctx context.Context, c *Client, want PortMapping) (PortMapping, finding) {
+	var first PortMappingKey
+	absent := missing
+	for i := range maxSearchRows {
+		var e PortMapping
+		err := b.ask(ctx, c, "GetGenericPortMappingEntry", func(ctx context.Context) (err error) {
+			e, err = c.PortMappingAt(ctx, i)
+			return err
+		})
+		switch {
+		case isNotFound(err) || i > 0 && isEndOfTable(err):
+			return PortMapping{}, absent
+		case errors.Is(err, backends.ErrMalformed) && i < maxRepeats:
+			absent = notKnown
+		case err != nil:
+			return PortMapping{}, notKnown
+		case e.Key() == want.Key():
+			return e, e.compare(want)
+		case i == 0:
+			first = e.Key()
+		case i == 1 && e.Key() == first: // the device may return this row for each index
+			return PortMapping{}, notKnown
+		case e.Key() == first: // the table has no end and begins again
+			return PortMapping{}, absent
+		}
+	}
+	return PortMapping{}, notKnown
+}
+
+// findByRange looks up an entry by GetListOfPortMappings.
+func (b *Backend) findByRange(ctx context.Context, c *Client, want PortMapping) (PortMapping, finding) {
+	if c.service.Version() < 2 {
+		return PortMapping{}, notKnown
+	}
+	var entries []PortMapping
+	if b.ask(ctx, c, listAction, func(ctx context.Context) (err error) {
+		entries, err = c.PortMappings(ctx, want.Protocol, want.ExternalPort, want.ExternalPort)
+		return err
+	}) != nil {
+		return PortMapping{}, notKnown
+	}
+	for _, e := range entries {
+		if e.Key() == want.Key() {
+			return e, e.compare(want)
+		}
+	}
+	return PortMapping{}, missing
+}
+
+// remove deletes an entry from the table of a service. It succeeds if the table does
+// not list the entry afterwards. If the deletion has no effect, remove tries again, and
+// then through the other services of the device that list the entry.
+func (b *Backend) remove(ctx context.Context, g *gateway, c *Client, want PortMapping) error {
+	q := b.quirksOf(c)
+	var failure error
+	for i, service := range append([]*Client{c}, g.startingWith(c)...) {
+		if i > 0 {
+			if err := sleep(ctx, b.retryDelay); err != nil {
+				return failure
+			}
+		}
+		if i > 1 {
+			if _, shown, _ := b.lookUp(ctx, service, want); shown != found {
+				continue
+			}
+		}
+		err := service.DeletePortMapping(ctx, want.Key())
+		if err == nil && q.get().deletes {
+			return nil
+		}
+		_, shown, _ := b.lookUp(ctx, c, want)
+		switch {
+		case shown == missing || shown == otherEntry:
+			q.update(func(q *quirkState) { q.deletes = q.deletes || err == nil })
+			return nil
+		case shown == notKnown && (err == nil || isNotFound(err)):
+			return nil
+		case err != nil && transportError(err) != nil:
+			return err
+		case failure != nil:
+		case err == nil || isNotFound(err):
+			failure = fmt.Errorf("upnp: %w: it does not delete %v port %d: it reports %s, but lists the entry",
+				backends.ErrNoResources, want.Protocol, want.ExternalPort, deletionText(err))
+		default:
+			failure = err
+		}
+	}
+	return failure
+}
+
+// deletionText describes the response to a deletion that had no effect.
+func deletionText(err error) string {
+	if err == nil {
+		return "success"
+	}
+	return "that there is none"
+}
