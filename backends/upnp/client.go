@@ -112,6 +112,9 @@ func (c *Client) Service() Service {
 	return s
 }
 
+// addr returns the address and port of the URL that responded last.
+func (c *Client) addr() netip.AddrPort { return c.urls[c.current.Load()].addr }
+
 // perform performs an action. in and out are nil or pointers to structs of
 // strings. The fields have the names and the order of the arguments.
 func (c *Client) perform(ctx context.Context, action string, in, out any) error {

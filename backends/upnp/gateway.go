@@ -311,6 +311,3 @@ func (b *Backend) promote(g *gateway, c *Client, external netip.Addr) {
 		b.lastSeen.gateway = &promoted
 	}
 }
-
-// addr returns the address of the service.
-func (g *gateway) addr() netip.AddrPort { return g.client.urls[g.client.current.Load()].addr }

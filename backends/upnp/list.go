@@ -51,7 +51,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 						continue
 					}
 					seen[row], yielded = true, true
-					b.calls.Callback(func() { wantMore = yield(g.entry(e, external, c), nil) })
+					b.calls.Callback(func() { wantMore = yield(c.entry(e, external), nil) })
 					if !wantMore {
 						return nil
 					}
@@ -90,7 +90,7 @@ func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry,
 			return err
 		}
 		external, _ := b.recentExternal(ctx, g.client)
-		entry = g.entry(e, external, g.client)
+		entry = g.client.entry(e, external)
 		return nil
 	})
 	if err != nil || !severalTables {
@@ -116,13 +116,13 @@ func (b *Backend) checkListable() error {
 }
 
 // entry converts an entry of the table of a service to the type of package backends.
-func (g *gateway) entry(e PortMapping, external netip.Addr, c *Client) backends.Entry {
+func (c *Client) entry(e PortMapping, external netip.Addr) backends.Entry {
 	lifetime := e.Lease
 	if lifetime == 0 {
 		lifetime = backends.Forever
 	}
 	m := backends.Mapping{
-		Backend: Name, Gateway: g.addr(), Protocol: e.Protocol, Internal: e.Internal,
+		Backend: Name, Gateway: c.addr(), Protocol: e.Protocol, Internal: e.Internal,
 		External:    netip.AddrPortFrom(external, e.ExternalPort),
 		Description: e.Description, Lifetime: lifetime, Granted: time.Now(), Token: tokenOf(c.Service()),
 	}

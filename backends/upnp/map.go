@@ -167,7 +167,7 @@ func (op *addOp) mapping(ctx context.Context, first *Client, sent time.Time, lea
 	external, _ := op.backend.recentExternal(ctx, op.client)
 	op.backend.promote(op.gateway, op.client, external)
 	return backends.Mapping{
-		Backend: Name, Gateway: op.gateway.addr(), Protocol: op.entry.Protocol,
+		Backend: Name, Gateway: op.client.addr(), Protocol: op.entry.Protocol,
 		Internal: op.entry.Internal, External: netip.AddrPortFrom(external, op.entry.ExternalPort),
 		Remote: op.request.Remote, Description: op.request.Description,
 		Lifetime: lease, Granted: sent, Token: tokenOf(op.client.Service()),

@@ -148,7 +148,7 @@ func (b *Backend) openPinhole(ctx context.Context, g *gateway, r backends.Reques
 	internal := g.withLocalAddr(r.Internal)
 	lease := pinholeLifetime(r)
 	m := backends.Mapping{
-		Backend: Name, Gateway: g.addr(), Protocol: r.Protocol, Internal: internal, External: internal,
+		Backend: Name, Gateway: g.client.addr(), Protocol: r.Protocol, Internal: internal, External: internal,
 		Remote: r.Remote, Description: r.Description, Lifetime: lease, Granted: time.Now(),
 	}
 	id, err := g.client.AddPinhole(ctx, Pinhole{Remote: r.Remote, Internal: internal, Protocol: r.Protocol, Lease: lease})
