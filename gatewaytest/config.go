@@ -177,6 +177,9 @@ func upnpDefaults(u quirks.UPnP) (quirks.UPnP, error) {
 	if u.Description.WANDevices == 0 {
 		u.Description.WANDevices = 1
 	}
+	if u.Description.URLBase == quirks.URLBaseDeep && u.Description.ControlURL == quirks.ControlRooted {
+		u.Description.ControlURL = quirks.ControlRelative
+	}
 	d := u.Description
 	switch {
 	case u.Version < 1 || u.Version > 2 || u.Search.Version < 0 || u.Search.Version > 2:
@@ -187,7 +190,10 @@ func upnpDefaults(u quirks.UPnP) (quirks.UPnP, error) {
 		return u, fmt.Errorf("gatewaytest: %w: description path %q", backends.ErrInvalid, d.Path)
 	case d.WANDevices < 0 || d.WANDevices > 16 || d.Connected < 0 || d.Connected >= d.WANDevices:
 		return u, fmt.Errorf("gatewaytest: %w: %d WAN devices, device %d connected", backends.ErrInvalid, d.WANDevices, d.Connected)
-	case u.Leases.Max < 0 || u.Leases.Reported < 0 || u.Rules.IdleAfter < 0 || u.Rules.IdleAbove < 0 || u.Demands.MaxDescription < 0:
+	case d.Status != 0 && (d.Status < 200 || d.Status > 599), strings.ContainsAny(u.Wire.Version, " \r\n"):
+		return u, fmt.Errorf("gatewaytest: %w: status %d of the description, HTTP version %q", backends.ErrInvalid, d.Status, u.Wire.Version)
+	case u.Leases.Max < 0 || u.Leases.Reported < 0 || u.Rules.IdleAfter < 0 || u.Rules.IdleAbove < 0 || u.Demands.MaxDescription < 0,
+		d.FirstReset < 0 || d.FirstStatus < 0 || u.Rules.DeleteFailures < 0 || u.Search.Delay < 0:
 		return u, fmt.Errorf("gatewaytest: %w: negative number in Config.Quirks.UPnP", backends.ErrInvalid)
 	case u.Rules.ListedClient.IsValid() && !u.Rules.ListedClient.Is4():
 		return u, fmt.Errorf("gatewaytest: %w: listed client %v is not IPv4", backends.ErrInvalid, u.Rules.ListedClient)

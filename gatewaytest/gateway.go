@@ -184,6 +184,16 @@ func (g *Gateway) External() netip.Addr {
 	return g.external
 }
 
+// sessionAddr returns the external address of a session: the zero Addr, or
+// secondSession.
+func (g *Gateway) sessionAddr(session netip.Addr) netip.Addr {
+	addr := g.External()
+	if session == secondSession && !addr.IsUnspecified() {
+		return addr.Next()
+	}
+	return addr
+}
+
 // SetExternal changes the external IPv4 address of the gateway and announces the change.
 // The table stays as it is. With quirks.PCP.MappingUpdates, it also calls
 // [Gateway.UpdateMappings]. 0.0.0.0 and the zero Addr mean that the gateway has no
@@ -255,10 +265,9 @@ func (g *Gateway) Restart(o RestartOptions) {
 // endpoint.
 func (g *Gateway) Table() []Entry {
 	all := g.table.entries()
-	external := g.External()
 	for i, e := range all {
-		if !e.External.Addr().IsValid() {
-			all[i].External = netip.AddrPortFrom(external, e.External.Port())
+		if !e.External.Addr().Is6() {
+			all[i].External = netip.AddrPortFrom(g.sessionAddr(e.External.Addr()), e.External.Port())
 		}
 	}
 	return all
@@ -291,10 +300,11 @@ func (g *Gateway) AddMapping(e Entry) error {
 	return nil
 }
 
-// RemoveMapping deletes the entry at an external IPv4 port, even if it is static. It
+// RemoveMapping deletes the entry, or the entries of both sessions, at an external IPv4 port, even if it is static. It
 // reports whether there was such an entry.
 func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
-	return g.table.deleteExternal(transportAddr{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
+	first := g.table.deleteExternal(transportAddr{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
+	return g.table.deleteExternal(transportAddr{p, netip.AddrPortFrom(secondSession, externalPort)}) || first
 }
 
 // Config returns a config for a Forwarder that uses this gateway, its announcements and

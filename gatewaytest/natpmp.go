@@ -107,7 +107,13 @@ func (s *natpmpServer) mapResponse(client netip.Addr, m natpmp.MapRequest, force
 		r.InternalPort &= 0xff
 		r.ExternalPort &= 0xff
 	}
+	if s.quirks.OwnPort && r.ExternalPort != 0 && r.Result == natpmp.Success {
+		r.InternalPort = r.ExternalPort
+	}
 	b, _ := r.MarshalBinary() // cannot fail: the protocol comes from an opcode
+	if s.quirks.ShortErrors && r.Result != natpmp.Success {
+		b = b[:8]
+	}
 	return b
 }
 

@@ -143,10 +143,14 @@ func (g *Gateway) findEntry(p backends.Protocol, to, from netip.AddrPort) (Entry
 	case to.Addr().Is4() != from.Addr().Is4():
 		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
 	case to.Addr().Is6(): // IPv6 entries have their own address in the table
-	case to.Addr() != external || external.IsUnspecified():
+	case external.IsUnspecified():
 		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
-	default:
+	case to.Addr() == external:
 		to = netip.AddrPortFrom(netip.Addr{}, to.Port())
+	case g.upnp.config.Description.TwoSessions && to.Addr() == g.sessionAddr(secondSession):
+		to = netip.AddrPortFrom(secondSession, to.Port())
+	default:
+		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
 	}
 	e, ok := g.table.lookup(p, to, from)
 	if !ok || g.upnp.config.Rules.NoTraffic && e.Service == serviceUPnP {

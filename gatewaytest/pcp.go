@@ -61,7 +61,7 @@ func (s *pcpServer) handle(q Request, forcedResult int) []byte {
 		return nil
 	case forcedResult != 0:
 		return s.errorResponse(q.Raw, refusal{code: pcp.ResultCode(forcedResult)})
-	case h.Opcode == pcp.OpAnnounce && s.quirks.NoAnnounce:
+	case h.Opcode == pcp.OpAnnounce && s.quirks.NoAnnounce, s.quirks.DropOptions && len(q.Raw) > max(pcpHeaderSize, sizeWithoutOptions[h.Opcode]):
 		return nil
 	}
 	reply, err := s.perform(q, h.Opcode)

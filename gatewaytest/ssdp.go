@@ -107,9 +107,9 @@ func (s *upnpServer) receive(conn *net.UDPConn, from netip.AddrPort, raw []byte)
 	if len(replies) == 0 {
 		return
 	}
-	var delay time.Duration
+	delay := s.config.Search.Delay
 	if mx := min(search.mx, maxMX); s.config.Search.Spread && mx > 0 {
-		delay = rand.N(time.Duration(mx) * time.Second)
+		delay += rand.N(time.Duration(mx) * time.Second)
 	}
 	s.g.replyAfter(fault, delay, func() { s.reply(conn, from, replies) })
 }
@@ -137,6 +137,8 @@ func (s *upnpServer) ignores(q searchRequest, from netip.AddrPort) bool {
 	case !q.multicast() && rules.MulticastOnly:
 		return true
 	case rules.NoPort1900 && from.Port() == 1900:
+		return true
+	case rules.ConnectionOnly && !strings.Contains(q.target, ":WANIPConnection:") && !strings.Contains(q.target, ":WANPPPConnection:"):
 		return true
 	}
 	return rules.NoIGD2 && strings.HasSuffix(q.target, ":InternetGatewayDevice:2")

@@ -69,11 +69,16 @@ var (
 )
 
 // transportAddr is the internal or external address of a mapping, with its protocol. If an
-// external address is zero, it stands for the current external address of the gateway.
+// external address is zero or secondSession, it stands for the current external address
+// of the gateway or of its second connection.
 type transportAddr struct {
 	protocol backends.Protocol
 	netip.AddrPort
 }
+
+// secondSession is the external address in the table of the entries that the second
+// connection of quirks.Description.TwoSessions has.
+var secondSession = netip.IPv4Unspecified()
 
 // row is an entry in the table, with its internal state.
 type row struct {

@@ -48,7 +48,9 @@ func (t *table) grantUPnP(spec mappingSpec, rules upnpGrantRules) (Entry, error)
 		t.overwrite(r, spec, rules, now)
 		return t.snapshot(r, now), nil
 	}
-	if rules.oneExternalPort && slices.ContainsFunc(t.byInternal[transportAddr{spec.Protocol, spec.Internal}], isUPnP) {
+	if rules.oneExternalPort && slices.ContainsFunc(t.byInternal[transportAddr{spec.Protocol, spec.Internal}], func(r *row) bool {
+		return isUPnP(r) && r.External.Addr() == spec.External.Addr()
+	}) {
 		return Entry{}, errSecondPort
 	}
 	if t.limit != 0 && t.size >= t.limit {
@@ -91,15 +93,15 @@ func (r *row) matchesUPnP(client netip.Addr, remote []pcp.Filter) bool {
 // isUPnP reports whether UPnP created the row.
 func isUPnP(r *row) bool { return r.Service == serviceUPnP }
 
-// listed returns the entries that an IGD lists, oldest first: all IPv4 entries except
-// those of PCP's PEER and those for all ports.
-func (t *table) listed() []Entry {
+// listed returns the entries of a session that an IGD lists, oldest first: all IPv4
+// entries except those of PCP's PEER and those for all ports.
+func (t *table) listed(session netip.Addr) []Entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.deleteExpired()
 	var all []Entry
 	for _, r := range t.rowsByAge() {
-		if r.isListed() {
+		if r.isListed() && r.External.Addr() == session {
 			all = append(all, t.snapshot(r, now))
 		}
 	}
@@ -108,7 +110,7 @@ func (t *table) listed() []Entry {
 
 // isListed reports whether an IGD lists the row.
 func (r *row) isListed() bool {
-	return !r.External.Addr().IsValid() && r.External.Port() != 0 && !r.Remote.IsValid() &&
+	return !r.External.Addr().Is6() && r.External.Port() != 0 && !r.Remote.IsValid() &&
 		(r.Protocol == backends.TCP || r.Protocol == backends.UDP)
 }
 
@@ -181,7 +183,8 @@ func (t *table) pinholeSnapshot(r *row, now time.Time) pinhole {
 }
 
 // findPinhole returns the pinhole with a UniqueID. It fails with errNoEntry, or with
-// errOtherOwner if the pinhole is for another host.
+// errOtherOwner if the pinhole is for a host other than client. The zero Addr stands for
+// any host.
 func (t *table) findPinhole(id uint16, client netip.Addr) (pinhole, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -217,7 +220,7 @@ func (t *table) pinholeRow(id uint16, client netip.Addr) (*row, error) {
 		switch {
 		case id == 0 || r.id != id:
 			continue
-		case r.Internal.Addr() != client:
+		case client.IsValid() && r.Internal.Addr() != client:
 			return nil, errOtherOwner
 		}
 		return r, nil

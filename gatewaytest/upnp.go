@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
@@ -25,6 +26,8 @@ type upnpServer struct {
 	root        *igdDevice
 	ssdp        []*udpServer  // over IPv4, and over IPv6 if Config.Listen6 is set
 	httpServers []*httpServer // one for each of ssdp
+
+	descriptions, deletions atomic.Int64 // number of requests, for the quirks of the first ones
 
 	// Guarded by Gateway.mu, like the ports.
 	bootID  uint32
@@ -45,7 +48,7 @@ func (s *upnpServer) init(g *Gateway, config Config) {
 	s.root = s.buildTree()
 	s.httpServers = []*httpServer{{network: "tcp4", addr: config.ListenHTTP}}
 	s.ssdp = []*udpServer{{network: "udp4", addr: config.ListenSSDP, handle: s.receive}}
-	if config.Listen6.IsValid() {
+	if config.Listen6.IsValid() && !s.config.Search.IPv4Only {
 		any6 := netip.AddrPortFrom(config.Listen6.Addr(), 0)
 		s.httpServers = append(s.httpServers, &httpServer{network: "tcp6", addr: any6})
 		s.ssdp = append(s.ssdp, &udpServer{network: "udp6", addr: any6, handle: s.receive})

@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -61,38 +62,74 @@ func (r soapRequest) protocol() backends.Protocol {
 }
 
 // errReset resets the connection instead of sending a response. errSimulatedCrash also
-// makes the service crash.
+// makes the service crash. errHang leaves the connection open without a response.
 var (
 	errReset          = errors.New("gatewaytest: connection reset")
 	errSimulatedCrash = errors.New("gatewaytest: simulated crash")
+	errHang           = errors.New("gatewaytest: no response")
 )
 
-// respond executes the request and encodes the response. If afterReset is not nil, the
-// caller resets the connection instead of sending a response, and then calls afterReset.
-// If forcedResult is not 0, the request is not executed, and the response has that fault
+// respond executes the request and encodes the response. If end is not nil, the caller
+// calls it instead of sending a response, and then closes the connection. If forcedResult is not 0, the request is not executed, and the response has that fault
 // code or HTTP status.
-func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, afterReset func()) {
+func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, end func(*net.TCPConn)) {
 	response, err := s.handle(r, forcedResult)
 	var status statusError
 	var fault soapFault
 	switch {
 	case err == nil:
 	case errors.Is(err, errReset):
-		return nil, func() {}
+		return nil, func(c *net.TCPConn) { _ = c.SetLinger(0) } // the connection will be closed with a reset
 	case errors.Is(err, errSimulatedCrash):
-		return nil, s.simulateCrash
+		return nil, func(c *net.TCPConn) { _ = c.SetLinger(0); s.simulateCrash() }
+	case errors.Is(err, errHang):
+		return nil, hang
 	case errors.As(err, &fault):
 		response = s.faultResponse(fault)
 	case errors.As(err, &status):
-		response = httpResponse{int(status), []byte("<html><body>" + status.Error() + "</body></html>")}
+		response = htmlPage(int(status))
 	default:
 		response = s.faultResponse(501)
+	}
+	if actionQuirk(s.config.Actions.NoReply, r.soap.action) {
+		return nil, nil
 	}
 	return encodeHTTP(s.config.Wire, response, r.version), nil
 }
 
-// handle executes the request. It fails with a statusError, a soapFault, errReset or
-// errSimulatedCrash.
+// htmlPage returns an HTML page with this status.
+func htmlPage(status int) httpResponse {
+	return httpResponse{status, []byte("<html><body>" + statusError(status).Error() + "</body></html>")}
+}
+
+// actionQuirk returns the value of a field of quirks.Actions for an action. If the
+// request is not a SOAP action, it returns the zero value.
+func actionQuirk[T any](field map[string]T, action string) (value T) {
+	if action == "" {
+		return value
+	}
+	if own, ok := field[action]; ok {
+		return own
+	}
+	return field[""]
+}
+
+// actionError returns the error of an action that a quirk prevents.
+func (s *upnpServer) actionError(action string) error {
+	rules := s.config.Actions
+	switch fault := actionQuirk(rules.Fault, action); {
+	case actionQuirk(rules.Hang, action):
+		return errHang
+	case actionQuirk(rules.Reset, action):
+		return errReset
+	case fault != 0:
+		return soapFault(fault)
+	}
+	return nil
+}
+
+// handle executes the request. It fails with a statusError, a soapFault, errReset,
+// errSimulatedCrash or errHang.
 func (s *upnpServer) handle(r *httpRequest, forcedResult int) (httpResponse, error) {
 	if r.err != nil {
 		return httpResponse{}, r.err
@@ -108,7 +145,7 @@ func (s *upnpServer) handle(r *httpRequest, forcedResult int) (httpResponse, err
 		case r.target != s.config.Description.Path:
 			return httpResponse{}, statusError(404)
 		}
-		return httpResponse{200, s.description(r.base)}, nil
+		return s.describe(r.base)
 	case "POST":
 		v := s.serviceAt(r.target)
 		switch _, ok := r.header("SOAPAction"); {
@@ -118,6 +155,9 @@ func (s *upnpServer) handle(r *httpRequest, forcedResult int) (httpResponse, err
 			return httpResponse{}, statusError(400)
 		case forcedResult != 0:
 			return httpResponse{}, soapFault(forcedResult)
+		}
+		if err := s.actionError(r.soap.action); err != nil {
+			return httpResponse{}, err
 		}
 		out, err := s.call(v, r)
 		return s.successResponse(r.soap, out), err
@@ -501,6 +541,9 @@ func (s *upnpServer) faultResponse(f soapFault) httpResponse {
 	inner := ""
 	if form.CodePrefix != "" {
 		inner, attr = form.CodePrefix+":", strings.Replace(attr, "xmlns", "xmlns:"+form.CodePrefix, 1)
+	}
+	if s.config.XML.GluedNamespace {
+		attr = strings.TrimSpace(attr)
 	}
 	if form.CodeSpaces {
 		code = " " + code + "\t"

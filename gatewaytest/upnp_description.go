@@ -3,12 +3,28 @@ package gatewaytest
 import (
 	"encoding/xml"
 	"fmt"
-	"net/url"
+	"net/netip"
 	"path"
 	"strings"
 
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
+
+// describe returns the response to a request for the description.
+func (s *upnpServer) describe(base string) (httpResponse, error) {
+	rules := s.config.Description
+	switch n := s.descriptions.Add(1); {
+	case n <= int64(rules.FirstReset):
+		return httpResponse{}, errReset
+	case n <= int64(rules.FirstReset+rules.FirstStatus):
+		return httpResponse{}, statusError(503)
+	case rules.Status != 0:
+		return htmlPage(rules.Status), nil
+	case rules.HTML:
+		return htmlPage(200), nil
+	}
+	return httpResponse{200, s.description(base)}, nil
+}
 
 // description returns the device description (UPnP Device Architecture 1.1, section
 // 2.3). base is the start of the URL at which it was requested. The service descriptions
@@ -36,13 +52,13 @@ func (s *upnpServer) description(base string) []byte {
 	case quirks.URLBaseWrongHost:
 		d.element("URLBase", wrongBase)
 	case quirks.URLBaseNoPort:
-		if u, err := url.Parse(base); err == nil {
-			host := u.Hostname()
-			if strings.Contains(host, ":") {
-				host = "[" + host + "]"
-			}
-			d.element("URLBase", "http://"+host+"/")
-		}
+		d.element("URLBase", base[:strings.LastIndexByte(base, ':')]+"/")
+	case quirks.URLBaseName:
+		d.element("URLBase", "http://router.invalid"+base[strings.LastIndexByte(base, ':'):]+"/")
+	case quirks.URLBaseOldHost:
+		d.element("URLBase", strings.TrimSuffix(wrongBase, ":1")+base[strings.LastIndexByte(base, ':'):]+"/")
+	case quirks.URLBaseDeep:
+		d.element("URLBase", base+deepPath+"/")
 	}
 	s.describeDevice(&d, s.root, base)
 	d.close("root")
@@ -95,6 +111,10 @@ type igdService struct {
 	path, name string
 	// connected is set for the services of the connection that has the external address.
 	connected bool
+	// session is the external address of its entries in the table.
+	session netip.Addr
+	// first is set for the first connection service of a device.
+	first bool
 }
 
 // serviceKind is the type of a service without its version.
@@ -106,6 +126,7 @@ const (
 	wanIP            serviceKind = "WANIPConnection"
 	wanPPP           serviceKind = "WANPPPConnection"
 	ipv6Firewall     serviceKind = "WANIPv6FirewallControl"
+	contentDirectory serviceKind = "ContentDirectory"
 )
 
 // serviceIDs are the service identifiers that the standards define.
@@ -115,11 +136,18 @@ var serviceIDs = map[serviceKind]string{
 	wanIP:            "WANIPConn1",
 	wanPPP:           "WANPPPConn1",
 	ipv6Firewall:     "WANIPv6FC1",
+	contentDirectory: "ContentDirectory",
 }
 
 // buildTree creates the devices and services that the config describes.
 func (s *upnpServer) buildTree() *igdDevice {
 	v := s.config.Version
+	if s.config.Description.MediaServer {
+		return &igdDevice{
+			typ: s.urn("device", "MediaServer", 1), udn: s.config.UDN,
+			services: []*igdService{s.service(contentDirectory, 1, 0, true)},
+		}
+	}
 	root := &igdDevice{
 		typ: s.urn("device", "InternetGatewayDevice", v), udn: s.config.UDN,
 		services: []*igdService{s.service(layer3Forwarding, 1, 0, true)},
@@ -135,6 +163,12 @@ func (s *upnpServer) buildTree() *igdDevice {
 			}},
 		})
 	}
+	if s.config.Description.SharedUDN {
+		root.walk(func(d *igdDevice) bool {
+			d.udn = root.udn
+			return true
+		})
+	}
 	return root
 }
 
@@ -148,7 +182,15 @@ func (s *upnpServer) connections(i int, connected bool) []*igdService {
 	if choice != quirks.ConnectionPPP {
 		all = append(all, s.service(wanIP, v, i, connected))
 	}
-	if v == 2 {
+	all[0].first = true
+	if s.config.Description.TwoSessions {
+		second := *all[len(all)-1]
+		second.first, second.session = false, secondSession
+		second.name, second.id = second.name+"2", strings.TrimSuffix(second.id, "1")+"2"
+		second.path = s.servicePath(second.name)
+		all = append(all, &second)
+	}
+	if v == 2 || s.config.Search.IPv4Only {
 		all = append(all, s.service(ipv6Firewall, 1, i, connected))
 	}
 	return all
@@ -160,15 +202,27 @@ func (s *upnpServer) service(kind serviceKind, version, i int, connected bool) *
 		kind: kind, typ: s.urn("service", string(kind), version), connected: connected,
 		id: "urn:upnp-org:serviceId:" + serviceIDs[kind], name: fmt.Sprintf("%d/%s", i, kind),
 	}
-	switch s.config.Description.ControlURL {
-	case quirks.ControlRelative:
-		v.path = path.Join(path.Dir(s.config.Description.Path), "ctl", v.name)
-	case quirks.ControlColon:
-		v.path = path.Join(path.Dir(s.config.Description.Path), s.config.UDN, v.name)
-	default:
-		v.path = "/ctl/" + v.name
-	}
+	v.path = s.servicePath(v.name)
 	return v
+}
+
+// servicePath returns the path of the control URL of a service, with its query.
+func (s *upnpServer) servicePath(name string) string {
+	base := s.config.Description.Path
+	if s.config.Description.URLBase == quirks.URLBaseDeep {
+		base = deepPath + "/"
+	}
+	switch s.config.Description.ControlURL {
+	case quirks.ControlRelative, quirks.ControlDot:
+		return path.Join(path.Dir(base), "ctl", name)
+	case quirks.ControlParent:
+		return path.Join(path.Dir(base), "..", "ctl", name)
+	case quirks.ControlColon:
+		return path.Join(path.Dir(base), s.config.UDN, name)
+	case quirks.ControlQuery:
+		return base + "?control=" + name
+	}
+	return "/ctl/" + name
 }
 
 // urn returns the type of a device or service.
@@ -186,6 +240,16 @@ func (s *upnpServer) controlURL(v *igdService, base string) string {
 	switch s.config.Description.ControlURL {
 	case quirks.ControlAbsolute:
 		return base + v.path
+	case quirks.ControlQuery:
+		return "?control=" + v.name
+	case quirks.ControlParent:
+		return "../ctl/" + v.name
+	case quirks.ControlDot:
+		return "./ctl/" + v.name
+	case quirks.ControlSchemeRelative:
+		return strings.TrimPrefix(base, "http:") + v.path
+	case quirks.ControlHostPort:
+		return strings.TrimPrefix(base, "http://") + v.path
 	case quirks.ControlRelative, quirks.ControlRelativeToRoot:
 		return "ctl/" + v.name
 	case quirks.ControlColon:
@@ -203,6 +267,9 @@ func (s *upnpServer) controlURL(v *igdService, base string) string {
 // wrongBase is the base of wrong URLs. It is on loopback, so that a client that uses
 // such a URL does not connect to a foreign host.
 const wrongBase = "http://127.9.9.9:1"
+
+// deepPath is the path in the URLBase of URLBaseDeep, without the slash at its end.
+const deepPath = "/upnp/control"
 
 // walk yields the device and the devices in it; a device comes before those in it.
 func (d *igdDevice) walk(yield func(*igdDevice) bool) bool {
@@ -240,10 +307,32 @@ type document struct {
 }
 
 // open writes a start tag. The attributes are written as they are.
-func (d *document) open(name, attrs string) { d.b.WriteString("<" + d.prefix + name + attrs + ">") }
+func (d *document) open(name, attrs string) {
+	outermost := d.b.Len() == 0
+	if outermost && d.quirks.AttrLess {
+		attrs += ` a="<"`
+	}
+	d.b.WriteString(d.less() + d.prefix + name + attrs + ">")
+	for _, in := range []struct {
+		on   bool
+		text string
+	}{{d.quirks.CommentDashes, "<!-- a -- b -->"}, {d.quirks.EchoPI, "<? echo ?>"}, {d.quirks.TextCDATAEnd, "]]>"}} {
+		if outermost && in.on {
+			d.b.WriteString(in.text)
+		}
+	}
+}
 
 // close writes an end tag.
-func (d *document) close(name string) { d.b.WriteString("</" + d.prefix + name + ">") }
+func (d *document) close(name string) { d.b.WriteString(d.less() + "/" + d.prefix + name + ">") }
+
+// less returns the start of a tag.
+func (d *document) less() string {
+	if d.quirks.SpacedTag {
+		return "< "
+	}
+	return "<"
+}
 
 // element writes an element with text in it.
 func (d *document) element(name, text string) {

@@ -116,6 +116,11 @@ func TestUPnPControlURLs(t *testing.T) {
 		quirks.ControlSpaces:         {"&#xA;&#x9; /ctl/0/WANIPConnection &#xD;&#xA;", ipPath},
 		quirks.ControlWrongHost:      {"http://127.9.9.9:1/ctl/0/WANIPConnection", ipPath},
 		quirks.ControlEmpty:          {"", ipPath},
+		quirks.ControlQuery:          {"?control=0/WANIPConnection", "/some/where/d.xml?control=0/WANIPConnection"},
+		quirks.ControlParent:         {"../ctl/0/WANIPConnection", "/some" + ipPath},
+		quirks.ControlDot:            {"./ctl/0/WANIPConnection", "/some/where" + ipPath},
+		quirks.ControlSchemeRelative: {"//HOST/ctl/0/WANIPConnection", ipPath},
+		quirks.ControlHostPort:       {"HOST/ctl/0/WANIPConnection", ipPath},
 	} {
 		t.Run(fmt.Sprint(form), func(t *testing.T) {
 			t.Parallel()
@@ -127,7 +132,7 @@ func TestUPnPControlURLs(t *testing.T) {
 				t.Errorf("description at %s, want %s", c.gw.UPnP().DescriptionURL(), want)
 			}
 			_, body := splitResponse(c.get("/some/where/d.xml"))
-			want := strings.Replace(tt.written, "BASE", "http://"+c.to, 1)
+			want := strings.NewReplacer("BASE", "http://"+c.to, "HOST", c.to).Replace(tt.written)
 			if !strings.Contains(body, "<controlURL>"+want+"</controlURL>") {
 				t.Errorf("no control URL %q in %s", want, body)
 			}
@@ -151,10 +156,13 @@ func TestUPnPURLBase(t *testing.T) {
 		quirks.URLBaseGood:      "<URLBase>BASE</URLBase>",
 		quirks.URLBaseWrongHost: "<URLBase>http://127.9.9.9:1</URLBase>",
 		quirks.URLBaseNoPort:    "<URLBase>http://127.0.0.1/</URLBase>",
+		quirks.URLBaseName:      "<URLBase>http://router.invalid:PORT/</URLBase>",
+		quirks.URLBaseOldHost:   "<URLBase>http://127.9.9.9:PORT/</URLBase>",
+		quirks.URLBaseDeep:      "<URLBase>BASE/upnp/control/</URLBase>",
 	} {
 		c := startIGD(t, igdQuirks{Description: quirks.Description{URLBase: quirks.URLBaseForm(form)}})
 		body, _ := getDescription(t, c, "/rootDesc.xml")
-		want = strings.Replace(want, "BASE", "http://"+c.to, 1)
+		want = strings.NewReplacer("BASE", "http://"+c.to, "PORT", c.to[strings.IndexByte(c.to, ':')+1:]).Replace(want)
 		if !strings.Contains(body, "</specVersion>"+want+"<device>") {
 			t.Errorf("form %d: want %q in %s", form, want, body)
 		}

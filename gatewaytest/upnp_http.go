@@ -134,19 +134,18 @@ func (s *upnpServer) serveConn(server *httpServer, c *net.TCPConn) {
 // once, without waiting until the client has read a response.
 func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 	q := s.identify(&r)
-	var afterReset func()
+	var end func(*net.TCPConn)
 	replies, fault := s.g.respondWith(q, func(forcedResult int) [][]byte {
 		var b []byte
-		b, afterReset = s.respond(&r, forcedResult)
+		b, end = s.respond(&r, forcedResult)
 		return oneReply(b)
 	})
 	s.g.record.add(q, len(replies) == 0)
-	if !s.g.waitForFault(fault) {
+	if !s.g.waitForFault(fault) || !s.g.sleep(actionQuirk(s.config.Actions.Delay, q.Action)) {
 		return false
 	}
-	if afterReset != nil {
-		_ = c.SetLinger(0) // close the connection with a reset
-		afterReset()
+	if end != nil {
+		end(c)
 		return false
 	}
 	if len(replies) == 0 {
@@ -156,6 +155,12 @@ func (s *upnpServer) serveRequest(c *net.TCPConn, r httpRequest) bool {
 	_ = c.SetDeadline(time.Now().Add(httpTimeout))
 	_, err := c.Write(bytes.Join(replies, nil))
 	return err == nil
+}
+
+// hang waits until the client or closeConns closes the connection.
+func hang(c *net.TCPConn) {
+	_ = c.SetDeadline(time.Time{})
+	_, _ = io.Copy(io.Discard, c)
 }
 
 // linger waits until the client has read the response. If the connection were closed
@@ -293,6 +298,9 @@ func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte
 	if rules.HTTP10 {
 		httpVersion = "HTTP/1.0"
 	}
+	if rules.Version != "" {
+		httpVersion = rules.Version
+	}
 	if rules.NoReason {
 		reason = ""
 	}
@@ -300,7 +308,14 @@ func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte
 	eol, sep := lineEnds(rules.LFOnly, rules.NoSpace)
 	line := func(name, value string) { b.WriteString(name + sep + value + eol) }
 	fmt.Fprintf(&b, "%s %d%s%s", httpVersion, response.status, reason, eol)
-	line("CONTENT-TYPE", `text/xml; charset="utf-8"`)
+	if bytes.HasPrefix(response.body, []byte("<html>")) {
+		line("CONTENT-TYPE", "text/html")
+	} else {
+		line("CONTENT-TYPE", `text/xml; charset="utf-8"`)
+	}
+	if response.status/100 == 3 {
+		line("LOCATION", "/login.html")
+	}
 	line("SERVER", serverName)
 	switch {
 	case chunked:

@@ -37,7 +37,11 @@ func (s *upnpServer) genericEntry(c soapCall) ([]soapArg, error) {
 	case rules.IndexFails != 0:
 		return nil, soapFault(rules.IndexFails)
 	case index < uint64(len(all)):
-		return s.entryArgs(all[index]), nil
+		args := s.entryArgs(all[index])
+		if rules.MalformedRow && index == 0 {
+			args[1].value = "abc"
+		}
+		return args, nil
 	case rules.Endless && len(all) == 0:
 		all = []Entry{{
 			Protocol: backends.TCP, Internal: netip.AddrPortFrom(c.client, 9),
@@ -59,12 +63,16 @@ func (s *upnpServer) entryArgs(e Entry) []soapArg {
 	if a := remoteHost(e); a.IsValid() {
 		remote = a.String()
 	}
+	client := e.Internal.Addr().String()
+	if written := s.config.Listing.Client; written != nil {
+		client = written(e.Internal.Addr())
+	}
 	return []soapArg{
 		{"NewRemoteHost", remote},
 		{"NewExternalPort", strconv.Itoa(int(e.External.Port()))},
 		{"NewProtocol", protocolName(e.Protocol)},
 		{"NewInternalPort", strconv.Itoa(int(e.Internal.Port()))},
-		{"NewInternalClient", e.Internal.Addr().String()},
+		{"NewInternalClient", client},
 		{"NewEnabled", flag(!e.Disabled)},
 		{"NewPortMappingDescription", e.Description},
 		{"NewLeaseDuration", s.reportedLease(e.Remaining)},

@@ -69,8 +69,8 @@ func (s *upnpServer) parseMappingSpec(c soapCall) (mappingSpec, error) {
 	}
 	spec := mappingSpec{Entry: Entry{
 		Protocol: p, Internal: netip.AddrPortFrom(client, ports[1]),
-		External: netip.AddrPortFrom(netip.Addr{}, ports[0]),
-		Service:  serviceUPnP, Disabled: !enabled, Description: c.args["NewPortMappingDescription"],
+		External: netip.AddrPortFrom(c.service.session, ports[0]),
+		Service:  serviceUPnP, Disabled: !enabled || s.config.Rules.AddDisabled, Description: c.args["NewPortMappingDescription"],
 		Filters: filtersFor(remote, 0),
 	}}
 	if err := s.checkDescription(spec.Description); err != nil {
@@ -133,6 +133,10 @@ func (s *upnpServer) checkRules(c soapCall, spec mappingSpec) error {
 	switch {
 	case rules.SwitchedOff:
 		return soapFault(606)
+	case c.service.first && s.config.Description.FirstRefuses != 0:
+		return soapFault(s.config.Description.FirstRefuses)
+	case rules.PortFault != 0 && external == rules.Port:
+		return soapFault(rules.PortFault)
 	case internal == 0:
 		return soapFault(732)
 	case rules.SourceNeeded && len(spec.Filters) == 0:
@@ -192,15 +196,25 @@ func (s *upnpServer) grant(spec mappingSpec) (Entry, error) {
 
 // deletePortMapping deletes a mapping (WANIPConnection:2, section 2.5.18).
 func (s *upnpServer) deletePortMapping(c soapCall) ([]soapArg, error) {
-	if s.config.Rules.SwitchedOff {
+	rules := s.config.Rules
+	switch {
+	case rules.SwitchedOff:
 		return nil, soapFault(606)
+	case rules.DeleteFault != 0:
+		return nil, soapFault(rules.DeleteFault)
+	case s.deletions.Add(1) <= int64(rules.DeleteFailures):
+		return nil, soapFault(501)
 	}
 	e, err := s.namedEntry(c)
-	if err != nil {
+	switch {
+	case errors.Is(err, soapFault(714)) && rules.DeleteAbsent != 0:
+		return nil, soapFault(rules.DeleteAbsent)
+	case err != nil:
 		return nil, err
-	}
-	if !s.mayDelete(c, e) {
+	case !s.mayDelete(c, e):
 		return nil, soapFault(606)
+	case rules.DeleteIgnored:
+		return nil, nil
 	}
 	deleted, kept := s.g.table.deleteListed(func(other Entry) bool {
 		return other.Protocol == e.Protocol && other.External == e.External && other.Internal == e.Internal
@@ -262,7 +276,7 @@ func (s *upnpServer) portRange(c soapCall) (contains func(Entry) bool, err error
 	}
 	return func(e Entry) bool {
 		port := e.External.Port()
-		return e.Protocol == p && ports[0] <= port && port <= ports[1] &&
+		return e.Protocol == p && e.External.Addr() == c.service.session && ports[0] <= port && port <= ports[1] &&
 			(manage || e.Internal.Addr() == c.client)
 	}, nil
 }
@@ -295,7 +309,7 @@ func (s *upnpServer) entries(c soapCall) []Entry {
 	if !c.service.connected {
 		return nil
 	}
-	return s.g.table.listed()
+	return s.g.table.listed(c.service.session)
 }
 
 // remoteHost returns the only host that an entry admits. It returns the zero Addr if the

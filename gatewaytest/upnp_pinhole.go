@@ -83,7 +83,7 @@ func (s *upnpServer) parsePinholeSpec(c soapCall) (mappingSpec, error) {
 	switch {
 	case err != nil:
 		return mappingSpec{}, err
-	case !client.Is6() || client.Is4In6() || client != c.client:
+	case !client.Is6() || client.Is4In6() || s.pinholeHost(c).IsValid() && client != s.pinholeHost(c):
 		return mappingSpec{}, soapFault(606)
 	case low != 0 && ports[1] < 1024:
 		return mappingSpec{}, soapFault(low)
@@ -93,6 +93,15 @@ func (s *upnpServer) parsePinholeSpec(c soapCall) (mappingSpec, error) {
 		Protocol: p, Internal: at, External: at, Remaining: s.g.config.lifetime(lease),
 		Service: serviceUPnP, Filters: filtersFor(remote, ports[0]),
 	}}, nil
+}
+
+// pinholeHost returns the only host whose pinholes the client may use. The zero Addr
+// means that it may use those of any host.
+func (s *upnpServer) pinholeHost(c soapCall) netip.Addr {
+	if s.config.Search.IPv4Only {
+		return netip.Addr{}
+	}
+	return c.client
 }
 
 // pinholeRemote parses the remote host that a pinhole admits. The zero Addr means any
@@ -148,7 +157,7 @@ func (s *upnpServer) setPinholeLifetime(c soapCall, lease time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return s.pinholeFault(s.g.table.setPinholeLifetime(uint16(id), c.client, lease))
+	return s.pinholeFault(s.g.table.setPinholeLifetime(uint16(id), s.pinholeHost(c), lease))
 }
 
 // pinholeFault returns the fault for an error of the table.
@@ -170,7 +179,7 @@ func (s *upnpServer) namedPinhole(c soapCall) (pinhole, error) {
 	if err != nil {
 		return pinhole{}, err
 	}
-	h, err := s.g.table.findPinhole(uint16(id), c.client)
+	h, err := s.g.table.findPinhole(uint16(id), s.pinholeHost(c))
 	return h, s.pinholeFault(err)
 }
 

@@ -9,7 +9,7 @@ import (
 // connectionAddr returns the external address of the service's connection. unusable is
 // true if no mapping can be created on it.
 func (s *upnpServer) connectionAddr(v *igdService) (addr netip.Addr, unusable bool) {
-	addr = s.g.External()
+	addr = s.g.sessionAddr(v.session)
 	if !v.connected {
 		addr = netip.IPv4Unspecified()
 	}
@@ -69,7 +69,7 @@ func (s *upnpServer) defaultConnection(soapCall) ([]soapArg, error) {
 	text := ""
 	s.root.walk(func(d *igdDevice) bool {
 		for _, v := range d.services {
-			if v.connected && (v.kind == wanIP || v.kind == wanPPP) {
+			if text == "" && v.connected && (v.kind == wanIP || v.kind == wanPPP) {
 				text = d.udn + ":" + d.typ[len("urn:"):] + "," + v.id
 			}
 		}

@@ -44,6 +44,11 @@ type NATPMP struct {
 	// PCPOnlyTruncated is like PCPOnly, but with the short responses of some routers: 2
 	// bytes, or 12 bytes to a mapping request.
 	PCPOnlyTruncated bool
+	// OwnPort writes the external port into the field of the internal port in responses
+	// to granted mapping requests.
+	OwnPort bool
+	// ShortErrors ends the responses to refused mapping requests after eight bytes.
+	ShortErrors bool
 }
 
 // VersionErrorForm is the form of a NAT-PMP gateway's response to an unknown version.

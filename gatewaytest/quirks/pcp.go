@@ -58,4 +58,6 @@ type PCP struct {
 	AnnounceUnsupported bool
 	// NoPeer refuses PEER requests with result 4.
 	NoPeer bool
+	// DropOptions does not respond to messages with options.
+	DropOptions bool
 }

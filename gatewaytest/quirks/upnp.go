@@ -35,6 +35,8 @@ type UPnP struct {
 	FaultForm   FaultForm
 	// Demands are the requirements on requests.
 	Demands Demands
+	// Actions makes actions fail, regardless of their arguments.
+	Actions Actions
 	// Leases, Rules, Listing, Status and Firewall have the quirks of the actions.
 	Leases   Leases
 	Rules    Rules
@@ -83,6 +85,22 @@ type Demands struct {
 	BlankDescription, OddDescription, LongDescription int
 	// MaxDescription is the maximum length in bytes for LongDescription.
 	MaxDescription int
+}
+
+// Actions are failures of actions. The key is the name of the action. The empty key
+// applies to each action that has no key of its own.
+type Actions struct {
+	// Fault is the fault of the action, which is not performed. Zero means no fault.
+	Fault map[string]int
+	// Reset resets the connection, and does not perform the action.
+	Reset map[string]bool
+	// Hang sends no response, leaves the connection open until the client closes it, and
+	// does not perform the action.
+	Hang map[string]bool
+	// NoReply performs the action, and closes the connection without a response.
+	NoReply map[string]bool
+	// Delay performs the action, and sends the response that much later, in real time.
+	Delay map[string]time.Duration
 }
 
 // Leases has the quirks of lease durations.
@@ -162,6 +180,23 @@ type Rules struct {
 	NoAddAny bool
 	// AddAnyResets resets the connection in response to AddAnyPortMapping.
 	AddAnyResets bool
+	// AddDisabled creates mappings with NewEnabled 0, which forward nothing.
+	AddDisabled bool
+	// PortFault is the fault for mappings of the external port Port, such as -1 or 899.
+	// Zero means that this port is treated like others.
+	PortFault int
+	Port      uint16
+	// DeleteIgnored makes DeletePortMapping report success, but keep the mapping.
+	DeleteIgnored bool
+	// DeleteFault is the fault of every DeletePortMapping, which deletes nothing. Zero
+	// means no fault.
+	DeleteFault int
+	// DeleteAbsent is the fault of DeletePortMapping if there is no such mapping: 713 on
+	// some routers. Zero means 714.
+	DeleteAbsent int
+	// DeleteFailures is the number of calls of DeletePortMapping that fail with fault
+	// 501 before others succeed.
+	DeleteFailures int
 }
 
 // Listing has the quirks of GetGenericPortMappingEntry, GetSpecificPortMappingEntry and
@@ -180,6 +215,12 @@ type Listing struct {
 	// IndexFails is the fault of GetGenericPortMappingEntry at every index. Zero means
 	// no fault.
 	IndexFails int
+	// Client returns the NewInternalClient to list, such as "laptop.lan", "" or
+	// "192.168.001.002". Its argument is the real address. Nil lists the real address.
+	Client func(netip.Addr) string
+	// MalformedRow makes GetGenericPortMappingEntry return the external port "abc" at
+	// index 0.
+	MalformedRow bool
 	// RangeEscaped writes the listing of GetListOfPortMappings as escaped text instead
 	// of a CDATA section.
 	RangeEscaped bool

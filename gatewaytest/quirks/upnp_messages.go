@@ -1,5 +1,7 @@
 package quirks
 
+import "time"
+
 // Search has the quirks of SSDP.
 type Search struct {
 	// MulticastOnly ignores searches whose HOST is not a multicast address. UnicastOnly
@@ -17,6 +19,13 @@ type Search struct {
 	NoIGD2 bool
 	// NoPort1900 ignores searches from port 1900.
 	NoPort1900 bool
+	// ConnectionOnly ignores searches for anything but WANIPConnection and
+	// WANPPPConnection.
+	ConnectionOnly bool
+	// IPv4Only offers UPnP over IPv4 only, even with gatewaytest.Config.Listen6. The
+	// description has the IPv6 firewall service in both versions. That service opens,
+	// changes and deletes pinholes for any IPv6 host.
+	IPv4Only bool
 	// Location returns the LOCATION header to send. Its argument is the true URL. If it
 	// returns an empty string, the header is omitted. Nil sends the true URL.
 	Location func(string) string
@@ -26,6 +35,8 @@ type Search struct {
 	// Spread delays each response by a random time up to the MX of the search, at most 5
 	// s. By default, responses are sent immediately.
 	Spread bool
+	// Delay sends each response that much later, in real time.
+	Delay time.Duration
 	// Garbage is sent before the responses to each search, one datagram for each
 	// element.
 	Garbage [][]byte
@@ -55,6 +66,28 @@ type Description struct {
 	URLBase URLBaseForm
 	// ControlURL is the form of the control URLs.
 	ControlURL ControlURLForm
+	// TwoSessions adds a second connection service of the same type to each
+	// WANConnectionDevice. It has the same state, its own control URL, and its own
+	// mappings. Its external address is the one after the address of the first.
+	TwoSessions bool
+	// FirstRefuses is the fault of the first connection service of each
+	// WANConnectionDevice for all mappings. Zero means no fault.
+	FirstRefuses int
+	// SharedUDN gives all devices the UDN of the root device.
+	SharedUDN bool
+	// MediaServer describes and announces a media server, which has no connection
+	// service.
+	MediaServer bool
+
+	// Status is the HTTP status of the response to a request for the description, with
+	// an HTML page as its body. If the status is between 300 and 399, the header LOCATION
+	// has a path at which there is no page. Zero means 200 and the description.
+	Status int
+	// HTML responds with status 200 and an HTML page.
+	HTML bool
+	// FirstReset is the number of first requests for the description whose connections
+	// are reset. FirstStatus is the number of requests after these that get status 503.
+	FirstReset, FirstStatus int
 }
 
 // Connections selects the connection services of a WANConnectionDevice.
@@ -86,6 +119,14 @@ const (
 	URLBaseWrongHost
 	// URLBaseNoPort writes the right host without the port.
 	URLBaseNoPort
+	// URLBaseName writes a host name that does not exist, with the right port.
+	URLBaseName
+	// URLBaseOldHost writes another address, at which no server listens, with the right
+	// port.
+	URLBaseOldHost
+	// URLBaseDeep writes the right host and port, and a path. Control URLs are relative
+	// to it: those of ControlRooted are written as "ctl/…".
+	URLBaseDeep
 )
 
 // ControlURLForm is the form of the control URLs in a description.
@@ -110,6 +151,17 @@ const (
 	ControlWrongHost
 	// ControlEmpty is an empty element.
 	ControlEmpty
+	// ControlQuery is "?control=…", relative to the description.
+	ControlQuery
+	// ControlParent is "../ctl/…", relative to the description.
+	ControlParent
+	// ControlDot is "./ctl/…", relative to the description.
+	ControlDot
+	// ControlSchemeRelative is "//host:port/ctl/…", with the right host and port.
+	ControlSchemeRelative
+	// ControlHostPort is "host:port/ctl/…", without a scheme, with the right host and
+	// port.
+	ControlHostPort
 )
 
 // Wire has the quirks of the HTTP server. By default, the server handles one request for
@@ -117,6 +169,9 @@ const (
 type Wire struct {
 	// HTTP10 responds in HTTP/1.0.
 	HTTP10 bool
+	// Version is the version in the status line, such as "HTTP1.1". An empty string
+	// means HTTP/1.1, or HTTP/1.0 with HTTP10.
+	Version string
 	// NoLength omits the Content-Length: the end of the connection ends the body.
 	NoLength bool
 	// Chunked sends the body in chunks, except to HTTP/1.0 clients.
@@ -150,6 +205,16 @@ type XML struct {
 	Prefix string
 	// NoNamespace omits the namespace declaration of the description.
 	NoNamespace bool
+
+	// GluedNamespace writes no space before the namespace declaration of a UPnPError.
+	GluedNamespace bool
+	// CommentDashes adds a comment that contains "--" to the outermost element, EchoPI
+	// the processing instruction "<? echo ?>", and TextCDATAEnd the text "]]>".
+	CommentDashes, EchoPI, TextCDATAEnd bool
+	// AttrLess adds an attribute to the outermost element whose value is "<".
+	AttrLess bool
+	// SpacedTag writes a space after the < of each tag.
+	SpacedTag bool
 }
 
 // FaultForm has the quirks of SOAP faults.
