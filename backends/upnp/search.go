@@ -150,17 +150,11 @@ func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, erro
 	return nil, fmt.Errorf("upnp: %w: no device answered the search", backends.ErrNoReply)
 }
 
-// The search targets. Gateways respond to searches for their own device type,
-// most of them to either version. Some gateways respond only to ssdp:all or
-// upnp:rootdevice. Common gateways respond slowly to these targets, so the
-// generic search starts only if the first one has not found a working gateway.
-var (
-	gatewayTargets = []string{
-		"urn:schemas-upnp-org:device:InternetGatewayDevice:1",
-		"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
-	}
-	genericTargets = []string{"upnp:rootdevice", "ssdp:all"}
-)
+// firstTargets is the number of targets of the first search: the two versions of
+// InternetGatewayDevice. Most gateways respond to either. Common gateways respond
+// slowly to the other targets, so the search for these starts only if the first
+// one has not found a working gateway.
+const firstTargets = 2
 
 // The generic search starts after genericSearchDelay. While a description is
 // being fetched, it is postponed, but not beyond maxGenericDelays times that
@@ -182,13 +176,13 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	}
 	errs := make([]error, 2)
 	var searches sync.WaitGroup
-	searches.Go(func() { errs[0] = b.searchTargets(ctx, gatewayTargets, responses) })
+	searches.Go(func() { errs[0] = b.searchTargets(ctx, ssdp.Targets()[:firstTargets], responses) })
 	searches.Go(func() {
 		for n := 1; ctxsync.Sleep(ctx, genericSearchDelay) == nil; n++ {
 			// A generic search slows down a device that is being inspected.
 			// Other devices must not wait for it too long, however.
 			if b.fetches.Load() == 0 || n == maxGenericDelays {
-				errs[1] = b.searchTargets(ctx, genericTargets, responses)
+				errs[1] = b.searchTargets(ctx, ssdp.Targets()[firstTargets:], responses)
 				return
 			}
 		}

@@ -75,6 +75,23 @@ func TestSearchQuirks(t *testing.T) {
 	}
 }
 
+// TestSearchTargets checks that a gateway is found that responds to searches for one
+// target only.
+func TestSearchTargets(t *testing.T) {
+	for _, target := range []string{"device:InternetGatewayDevice:2", "service:WANIPConnection:1", "service:WANIPConnection:2", "service:WANPPPConnection:1"} {
+		t.Run(target, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{})
+			at := fakeSSDP(t, gw.Addr().Addr(), func(conn *net.UDPConn, search []byte, from netip.AddrPort) {
+				if strings.Contains(string(search), "ST: urn:schemas-upnp-org:"+target+"\r\n") {
+					_, _ = conn.WriteToUDPAddrPort(searchResponse(gw.UPnP().DescriptionURL(), 0), from)
+				}
+			})
+			mustMap(t, gw, newBackend(t, gw, upnp.Config{SSDP: []netip.AddrPort{at}}), request(8080, 9000))
+		})
+	}
+}
+
 // TestSearchDelayed checks that responses may use the full second that searches
 // allow.
 func TestSearchDelayed(t *testing.T) {
@@ -372,10 +389,14 @@ func TestLocationOfGateway(t *testing.T) {
 func respondToSearch(t *testing.T, at netip.Addr, location func(i int) string, n int) netip.AddrPort {
 	return fakeSSDP(t, at, func(conn *net.UDPConn, _ []byte, from netip.AddrPort) {
 		for i := range n {
-			_, _ = conn.WriteToUDPAddrPort(fmt.Appendf(nil,
-				"HTTP/1.1 200 OK\r\nLOCATION: %s\r\nST: upnp:rootdevice\r\nUSN: uuid:%d::upnp:rootdevice\r\n\r\n", location(i), i), from)
+			_, _ = conn.WriteToUDPAddrPort(searchResponse(location(i), i), from)
 		}
 	})
+}
+
+// searchResponse returns the response of the i-th device of a host.
+func searchResponse(location string, i int) []byte {
+	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nLOCATION: %s\r\nST: upnp:rootdevice\r\nUSN: uuid:%d::upnp:rootdevice\r\n\r\n", location, i)
 }
 
 // TestNonGatewayLimits checks that the number of requests to devices other than the

@@ -26,26 +26,27 @@ var (
 	Multicast6 = netip.MustParseAddrPort("[ff02::c]:1900")
 )
 
-// defaultTargets are the targets to which gateways respond. An IGD:2 should respond to a
-// search for version 1 too, but some gateways respond only to their own version, and
-// others only to ssdp:all.
-var defaultTargets = []string{
-	"urn:schemas-upnp-org:device:InternetGatewayDevice:1",
-	"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
-	"urn:schemas-upnp-org:service:WANIPConnection:1",
-	"urn:schemas-upnp-org:service:WANIPConnection:2",
-	"urn:schemas-upnp-org:service:WANPPPConnection:1",
-	"upnp:rootdevice",
-	"ssdp:all",
+// Targets returns the search targets to which gateways respond: InternetGatewayDevice:1 and
+// :2, WANIPConnection:1 and :2, WANPPPConnection:1, upnp:rootdevice and ssdp:all, in this
+// order. An IGD:2 should respond to a search for version 1 too, but some gateways respond
+// only to their own version, and others only to a service or to ssdp:all.
+func Targets() []string {
+	return []string{
+		"urn:schemas-upnp-org:device:InternetGatewayDevice:1",
+		"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
+		"urn:schemas-upnp-org:service:WANIPConnection:1",
+		"urn:schemas-upnp-org:service:WANIPConnection:2",
+		"urn:schemas-upnp-org:service:WANPPPConnection:1",
+		"upnp:rootdevice",
+		"ssdp:all",
+	}
 }
 
 // Search searches for devices (UPnP Device Architecture 1.1, section 1.3). The zero
 // Search searches the network for gateways.
 type Search struct {
-	// Targets are the search targets (ST). If Targets is empty, Search uses the
-	// targets to which gateways respond: InternetGatewayDevice:1 and :2,
-	// WANIPConnection:1 and :2, WANPPPConnection:1, upnp:rootdevice and ssdp:all, in
-	// this order.
+	// Targets are the search targets (ST). If Targets is empty, Search uses those of
+	// the function Targets.
 	Targets []string
 	// To are the destinations, multicast or unicast. Search sends every target to each
 	// of them. If To is empty, the destination is Multicast. A link-local address
@@ -139,7 +140,7 @@ func (s Search) run(ctx context.Context, to []destination, yield func(Response, 
 func (s Search) prepare() (Search, *net.Interface, error) {
 	s.Targets = slices.Clone(s.Targets)
 	if len(s.Targets) == 0 {
-		s.Targets = defaultTargets
+		s.Targets = Targets()
 	}
 	for _, target := range s.Targets {
 		if target == "" || strings.ContainsFunc(target, unicode.IsControl) {
