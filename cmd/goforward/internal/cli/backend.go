@@ -24,6 +24,7 @@ type target struct {
 	source   netip.Addr
 	nonceKey []byte         // PCP nonces are derived from it; nil: none
 	igdURL   string         // URL of its UPnP description; empty: search for it
+	only     bool           // use no UPnP device except the gateway's
 	ssdp     netip.AddrPort // address of the search; the zero value: the standard address
 
 	// Addresses to listen on for announcements and notifications. The zero values mean the
@@ -66,7 +67,7 @@ const searchTimeout = 1500 * time.Millisecond
 
 func openBackend(p gateway.Protocol, a *app, t target) (probedBackend, error) {
 	config := gateway.BackendConfig{
-		Interface: t.iface, Announce: t.announce, Nonce: string(t.nonceKey), SSDP: t.ssdp, Notify: t.notify, Wait: searchTimeout,
+		Interface: t.iface, Announce: t.announce, Nonce: string(t.nonceKey), Only: t.only, SSDP: t.ssdp, Notify: t.notify, Wait: searchTimeout,
 	}
 	if timeout := a.settings.timeout; timeout != 0 {
 		config.Wait = min(searchTimeout, timeout/2) // other requests follow the search
@@ -181,7 +182,7 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 	}
 	t := target{
 		gateway: g.Addr, iface: g.Interface, source: g.Local, nonceKey: q.key, igdURL: a.settings.igd,
-		ssdp: a.settings.ssdp, announce: a.settings.announce, notify: a.settings.notify,
+		only: g.Addr == a.settings.namedGateway(), ssdp: a.settings.ssdp, announce: a.settings.announce, notify: a.settings.notify,
 	}
 	var all []availableBackend
 	var probed []probedBackend

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -74,11 +75,18 @@ func classify(err error) errorKind {
 		return errorKind{err, "not_unmapped", exitOther}
 	}
 	for _, k := range errorKinds {
-		if errors.Is(err, k.err) {
+		if errors.Is(err, k.err) && (k.code != exitUsage || !isDeviceFault(err)) {
 			return k
 		}
 	}
 	return errorKind{err, "other", exitOther}
+}
+
+// isDeviceFault reports whether an error contains a fault of a device. Some faults wrap
+// ErrInvalid, for example "no such entry", but the command line is valid then.
+func isDeviceFault(err error) bool {
+	var fault *upnp.Fault
+	return errors.As(err, &fault)
 }
 
 // reportError prints an error, if there is one, and returns the exit code.

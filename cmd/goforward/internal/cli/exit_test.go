@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 )
 
@@ -29,6 +30,9 @@ func TestExitCodes(t *testing.T) {
 		{fmt.Errorf("%w: %w", errInterrupted, backends.ErrNoReply), "interrupted", 1},
 		{usagef("what?"), "usage", 2},
 		{backends.ErrInvalid, "usage", 2},
+		{&upnp.Fault{Action: "DeletePortMapping", Code: upnp.SpecifiedArrayIndexInvalid}, "other", 1},
+		{several(backends.ErrUnsupported, false, &upnp.Fault{Action: "AddPortMapping", Code: upnp.NoSuchEntryInArray}), "unsupported", 1},
+		{errors.Join(&upnp.Fault{Code: upnp.NoSuchEntryInArray}, &upnp.Fault{Code: upnp.ActionNotAuthorized}), "not_authorized", 4},
 		{forward.ErrNoGateway, "no_gateway", 3},
 		{several(backends.ErrNoReply, true, backends.ErrNoReply), "no_gateway", 3},
 		{backends.ErrNotAuthorized, "not_authorized", 4},

@@ -40,6 +40,7 @@ type gatewayRow struct {
 	addr      netip.AddrPort // port 0: the default port of each protocol
 	route     discover.Gateway
 	isDefault bool // the kernel uses it for the internet
+	isNamed   bool // the user named it: no UPnP device of another host is used
 	statuses  []protocolStatus
 }
 
@@ -126,6 +127,7 @@ func (a *app) probeGateways(ctx context.Context, rows []*gatewayRow) {
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, r := range rows {
+		r.isNamed = a.settings.namedGateway().IsValid()
 		r.statuses = make([]protocolStatus, len(a.selectedProtocols()))
 		for i, p := range a.selectedProtocols() {
 			r.statuses[i].protocol = p
@@ -160,7 +162,11 @@ func (a *app) probeGateway(ctx context.Context, p protocol, r *gatewayRow) proto
 	if b.devices == nil {
 		st.external, st.err = b.probe(ctx)
 	} else if st.devices, st.err = b.devices(ctx); st.err == nil {
-		st.external = st.devices[0].External
+		if best := st.devices[0]; best.Default {
+			st.external = best.External
+		} else {
+			st.err = fmt.Errorf("%w: the device at %v answered; it is not this gateway's", backends.ErrUnsupported, best.Device.Host)
+		}
 	}
 	st.took, st.status = time.Since(start), probeStatus(st.err)
 	return st
@@ -230,6 +236,12 @@ func (a *app) printProbeErrors(rows []*gatewayRow) {
 	}
 }
 
+// uses reports whether map uses this device if it is the preferred one. It uses the device of
+// another host only if the gateway supports no protocol and is not named.
+func (r *gatewayRow) uses(g upnp.Gateway) bool {
+	return g.Default || !r.isNamed && !slices.ContainsFunc(r.statuses, func(st protocolStatus) bool { return st.status == "yes" })
+}
+
 // deviceTable returns a table of the UPnP devices, with the reason why each is used or not.
 // The devices of one gateway are together, and the preferred one is first. It returns nil if
 // there are none.
@@ -239,7 +251,7 @@ func deviceTable(rows []*gatewayRow) *table {
 		for _, st := range r.statuses {
 			for i, g := range st.devices {
 				used := " "
-				if i == 0 {
+				if i == 0 && r.uses(g) {
 					used = "*"
 				}
 				t.addRow(used, deviceText(g.Device), g.Device.Host.String(), serviceText(g.Service),
@@ -299,12 +311,12 @@ type deviceRecord struct {
 	Reason   string `json:"reason"`
 }
 
-func deviceRecords(devices []upnp.Gateway) []deviceRecord {
+func (r *gatewayRow) deviceRecords(devices []upnp.Gateway) []deviceRecord {
 	var out []deviceRecord
 	for i, g := range devices {
 		out = append(out, deviceRecord{
 			URL: g.Device.URL, Name: g.Device.FriendlyName, Model: modelText(g.Device), Service: g.Service.Type,
-			Status: g.Status.Connection, External: addrText(g.External), Used: i == 0, Reason: g.Reason,
+			Status: g.Status.Connection, External: addrText(g.External), Used: i == 0 && r.uses(g), Reason: g.Reason,
 		})
 	}
 	return out
@@ -318,7 +330,7 @@ func (r *gatewayRow) record() any {
 			continue
 		}
 		rec := protocolRecord{
-			Status: st.status, External: addrText(st.external), Devices: deviceRecords(st.devices),
+			Status: st.status, External: addrText(st.external), Devices: r.deviceRecords(st.devices),
 			Took: float64(st.took.Microseconds()) / 1000,
 		}
 		if st.err != nil {

@@ -171,6 +171,64 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE             STATUS        
 	}
 }
 
+// TestOtherDevice checks that a UPnP device of another host does not make a named gateway
+// support UPnP, and that no command uses it.
+func TestOtherDevice(t *testing.T) {
+	t.Parallel()
+	device := router(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	named := []string{"-g", "127.0.0.2:1", "--ssdp", device.SSDP().String(), "--notify", "127.0.0.1:0"}
+	got := run(t, nil, append(named, "gateways", "--backend", "upnp")...)
+	if got.code != exitDone || !regexp.MustCompile(`(?m)^ +127\.0\.0\.2:1 .* no +- +-$`).MatchString(got.stdout) ||
+		!regexp.MustCompile(`(?m)^  +Test router \(gatewaytest 1\) +127\.0\.0\.1 `).MatchString(got.stdout) ||
+		!strings.Contains(got.stderr, "127.0.0.2:1: UPnP: not supported: the device at 127.0.0.1 answered; it is not this gateway's\n") {
+		t.Errorf("unexpected result: %+v", got)
+	}
+	for _, args := range [][]string{{"map", "8080"}, {"list"}, {"unmap", "8080"}} {
+		if got := run(t, nil, append(slices.Concat(named, args), "--timeout", "300ms")...); got.code == exitDone {
+			t.Errorf("%v: %+v; want a failure", args, got)
+		}
+	}
+	if n := len(device.Table()); n != 0 {
+		t.Errorf("the device has %d mappings, want 0", n)
+	}
+}
+
+// TestDefaultGatewayDevice checks which device is marked as used, and that the commands report
+// a device that is not the gateway.
+func TestDefaultGatewayDevice(t *testing.T) {
+	t.Parallel()
+	other, yes, no := upnp.Gateway{}, protocolStatus{status: "yes"}, protocolStatus{status: "no"}
+	for name, tt := range map[string]struct {
+		row    gatewayRow
+		device upnp.Gateway
+		want   bool
+	}{
+		"its own":              {gatewayRow{isNamed: true}, upnp.Gateway{Default: true}, true},
+		"no protocol":          {gatewayRow{statuses: []protocolStatus{no}}, other, true},
+		"no protocol, named":   {gatewayRow{statuses: []protocolStatus{no}, isNamed: true}, other, false},
+		"another protocol":     {gatewayRow{statuses: []protocolStatus{yes, no}}, other, false},
+		"another, and its own": {gatewayRow{statuses: []protocolStatus{yes, yes}}, upnp.Gateway{Default: true}, true},
+	} {
+		if got := tt.row.uses(tt.device); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+
+	gw := router(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	for _, gateway := range []string{"127.0.0.1", "127.0.0.2"} {
+		via := func(a *app) {
+			a.currentRoute = func(*settings) route { return route{gateway: netip.AddrPortFrom(netip.MustParseAddr(gateway), 0)} }
+		}
+		for _, command := range [][]string{{"map", "8080"}, {"list"}, {"unmap", "8080"}} {
+			got := run(t, via, append(command, "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", "127.0.0.1:0")...)
+			const remark = "The UPnP device at 127.0.0.1 is used. It is not the gateway, 127.0.0.2"
+			if got.code != exitDone || strings.Contains(got.stderr, remark) != (gateway == "127.0.0.2") {
+				t.Errorf("gateway %s: %v: %+v", gateway, command, got)
+			}
+		}
+	}
+}
+
 // TestDeviceText checks that the text does not repeat parts of the name, and that parts may be
 // missing.
 func TestDeviceText(t *testing.T) {

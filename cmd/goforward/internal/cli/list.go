@@ -78,12 +78,15 @@ func (a *app) list(ctx context.Context, result *probeResult) error {
 // number.
 func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.Lister) (n int, failure error) {
 	t := newTable("PROTOCOL", "EXTERNAL", "INTERNAL", "OURS", "FROM", "REMAINING", "ENABLED", "DESCRIPTION")
+	var first backends.Mapping
 	for e, err := range l.List(ctx) {
 		if err != nil {
 			failure = err
 			break
 		}
-		n++
+		if n++; n == 1 {
+			first = e.Mapping
+		}
 		m, ours := e.Mapping, b.forwardsHere(e.Mapping)
 		if a.settings.json {
 			a.printJSON(mappingRecord{Enabled: &e.Enabled, Ours: &ours, Description: m.Description}.forMapping("entry", m))
@@ -93,11 +96,12 @@ func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.L
 		if m.Lifetime != backends.Forever {
 			remaining = m.Lifetime.String()
 		}
-		t.addRow(m.Protocol.String(), endpointText(m.External), m.Internal.String(), yesNo(ours),
+		t.addRow(m.Protocol.String(), endpointText(m.External), endpointText(m.Internal), yesNo(ours),
 			endpointText(m.Remote), remaining, yesNo(e.Enabled), m.Description)
 	}
 	if !a.settings.json && (n > 0 || failure == nil) {
 		a.printTable(t)
 	}
+	a.printOtherDevice(first)
 	return n, failure
 }

@@ -107,8 +107,18 @@ func (a *app) printMapped(granted []backends.Mapping) {
 	a.resultf("%s\n", endpointText(granted[0].External))
 }
 
+// printOtherDevice prints a remark if a mapping is not on the gateway of the default route, or
+// not on the named one, but on a UPnP device of another host.
+func (a *app) printOtherDevice(m backends.Mapping) {
+	gateway, device := a.currentRoute(&a.settings).gateway.Addr(), m.Gateway.Addr()
+	if gateway.Is4() && device.Is4() && device != gateway && a.settings.igd == "" {
+		a.messagef("The UPnP device at %v is used. It is not the gateway, %v: connections may not pass through it.\n", device, gateway)
+	}
+}
+
 // printRemarks prints what the user should know about the mapping.
 func (a *app) printRemarks(s *spec, granted []backends.Mapping) {
+	a.printOtherDevice(granted[0])
 	external := granted[0].External
 	if s.external != 0 && external.Port() != s.external {
 		a.messagef("The gateway granted external port %d instead of %d.\n", external.Port(), s.external)

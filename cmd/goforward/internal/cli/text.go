@@ -96,7 +96,7 @@ func nextAttemptText(at time.Time) string {
 
 // mappingText describes a mapping, or a unit of mappings that differ only in the protocol.
 func mappingText(ms []backends.Mapping) string {
-	return fmt.Sprintf("%s %s → %v", protocolsText(ms), endpointText(ms[0].External), ms[0].Internal)
+	return fmt.Sprintf("%s %s → %s", protocolsText(ms), endpointText(ms[0].External), endpointText(ms[0].Internal))
 }
 
 func protocolsText(ms []backends.Mapping) string {

@@ -101,8 +101,8 @@ func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) e
 }
 
 // unmapProtocol deletes the matching mappings of one transport protocol, and prints a line if
-// none remains. A backend that does not support the mapping cannot have created it, so its
-// error is returned only if no other backend deleted the mapping or failed.
+// none remains. The error of a backend that cannot have created the mapping is returned only if
+// no other backend deleted the mapping or failed.
 func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Request, result *probeResult) (failures []error) {
 	all := withListersLast(result.available)
 	u.remark = ""
@@ -123,7 +123,7 @@ func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Req
 		switch err := errs[i]; {
 		case err == nil:
 			by = append(by, b.name)
-		case errors.Is(err, backends.ErrUnsupported):
+		case errors.As(err, &inapplicableError{}):
 			unsupported = append(unsupported, err)
 		case b.usesKey && errors.Is(err, backends.ErrNotAuthorized):
 			failures = append(failures, a.explainRefusal(err, u.keyErr))
@@ -138,6 +138,9 @@ func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Req
 		return unsupported
 	}
 	a.printUnmapped(u, r, deleted, by, result)
+	if len(deleted) > 0 {
+		a.printOtherDevice(deleted[0])
+	}
 	return nil
 }
 

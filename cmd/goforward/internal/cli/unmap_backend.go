@@ -16,49 +16,60 @@ import (
 // the backend can list entries.
 func (u *unmapRequest) unmapFrom(ctx context.Context, b availableBackend, r backends.Request) ([]backends.Mapping, error) {
 	if err := b.Supports(r); err != nil {
-		return nil, err
+		return nil, inapplicableError{err}
 	}
 	l, lists := b.Backend.(backends.Lister)
+	var err error
 	switch {
-	case lists && b.gateway.Addr().Is6():
-		return nil, unmapPinhole(ctx, b, r)
-	case lists:
+	case lists && !b.gateway.Addr().Is6():
 		return u.unmapListed(ctx, b, l, r)
+	case lists:
+		err = unmapPinhole(ctx, b, r)
 	case u.anyHost():
-		return nil, fmt.Errorf("%s: %w: it cannot list mappings to other hosts", b.name, backends.ErrUnsupported)
+		err = fmt.Errorf("%s: %w: it cannot list mappings to other hosts", b.name, backends.ErrUnsupported)
+	default:
+		err = b.Unmap(ctx, mappingFor(b, r))
 	}
-	return nil, b.Unmap(ctx, mappingFor(b, r))
+	if errors.Is(err, backends.ErrUnsupported) {
+		err = inapplicableError{err}
+	}
+	return nil, err
 }
 
+// inapplicableError means that the backend cannot have created the mapping. A device that
+// cannot list or delete its entries is no such case.
+type inapplicableError struct{ error }
+
+func (e inapplicableError) Unwrap() error { return e.error }
+
 // unmapListed deletes the matching entries of the gateway's table. It reads the whole table
-// first, because entries may change their index when others are deleted.
+// first, because entries may change their index when others are deleted. The table may be
+// incomplete, even if it ends without an error. Therefore, unmapListed also deletes the most
+// likely mapping if the table has no entry for its port.
 func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l backends.Lister, r backends.Request) (deleted []backends.Mapping, err error) {
 	var matching []backends.Mapping
-	var listErr, foreignErr error
-	entries := 0
+	var errs []error
+	var listErr error
+	likely, entries, seen := likelyMapping(b, r), 0, false
 	for e, err := range l.List(ctx) {
 		if err != nil {
 			listErr = err
 			break
 		}
+		m := e.Mapping
 		entries++
-		switch m := e.Mapping; {
+		seen = seen || m.Protocol == likely.Protocol && m.External.Port() == likely.External.Port() && m.Remote.Addr() == likely.Remote.Addr()
+		switch text := mappingText([]backends.Mapping{m}); {
 		case !u.matches(m, r):
-		case u.foreign || b.forwardsHere(m):
+		case u.anyHost() || b.forwardsHere(m) || u.foreign && m.Internal.Addr().IsValid():
 			matching = append(matching, m)
-		case u.to.IsValid() && m.Internal.Addr() == u.to:
-			foreignErr = fmt.Errorf("%s: %s forwards to another host\n  → use --foreign to delete it",
-				b.name, mappingText([]backends.Mapping{m}))
+		case !m.Internal.Addr().IsValid():
+			errs = append(errs, fmt.Errorf("%s: %s: the gateway does not report the address of the host\n  → to delete it, use --foreign and %d:%d, without --to",
+				b.name, text, m.External.Port(), m.Internal.Port()))
+		case u.to.IsValid():
+			errs = append(errs, fmt.Errorf("%s: %s forwards to another host\n  → use --foreign to delete it", b.name, text))
 		}
 	}
-	if entries == 0 && mayHideEntries(listErr) && u.hostKnown(b) {
-		m := likelyMapping(b, r)
-		if listErr != nil {
-			u.remark = fmt.Sprintf("The gateway does not list its mappings: only external port %d was checked.\n", m.External.Port())
-		}
-		return nil, b.Unmap(ctx, m)
-	}
-	errs := []error{listErr, foreignErr}
 	for _, m := range matching {
 		if err := b.Unmap(ctx, m); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", mappingText([]backends.Mapping{m}), err))
@@ -66,24 +77,36 @@ func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l ba
 		}
 		deleted = append(deleted, m)
 	}
+	if !u.hostKnown(b) {
+		return deleted, errors.Join(append(errs, listErr)...)
+	}
+	if !seen {
+		err := b.Unmap(ctx, likely)
+		if listErr == nil && entries > 0 && (errors.Is(err, backends.ErrUnsupported) || errors.Is(err, backends.ErrNoReply)) {
+			err = nil // the device has no usable request for a single entry: the table counts
+		}
+		if err != nil {
+			errs = append(errs, listErr, err)
+		}
+	}
+	if listErr != nil {
+		u.remark = fmt.Sprintf("The gateway does not list all its mappings: besides the listed ones, only external port %d was checked.\n", likely.External.Port())
+		if entries == 0 {
+			u.remark = fmt.Sprintf("The gateway does not list its mappings: only external port %d was checked.\n", likely.External.Port())
+		}
+	}
 	return deleted, errors.Join(errs...)
 }
 
 // matches reports whether an entry matches the request. A request without a host matches every
-// host.
+// host, and an entry without a host matches every request. An entry with external port 0, which
+// no request can delete, never matches.
 func (u *unmapRequest) matches(m backends.Mapping, r backends.Request) bool {
-	to, from := r.Internal.Addr(), r.Remote.Addr()
-	return m.Protocol == r.Protocol && m.Internal.Port() == r.Internal.Port() &&
+	to, from, host := r.Internal.Addr(), r.Remote.Addr(), m.Internal.Addr()
+	return m.Protocol == r.Protocol && m.Internal.Port() == r.Internal.Port() && m.External.Port() != 0 &&
 		(r.External.Port() == 0 || m.External.Port() == r.External.Port()) &&
-		(!to.IsValid() || m.Internal.Addr() == to) &&
+		(!to.IsValid() || !host.IsValid() || host == to) &&
 		(!from.IsValid() || m.Remote.Addr() == from)
-}
-
-// mayHideEntries reports whether there may be entries although the gateway listed none: some
-// devices return an empty table instead of an error if they cannot list.
-func mayHideEntries(listErr error) bool {
-	return listErr == nil || errors.Is(listErr, backends.ErrUnsupported) ||
-		errors.Is(listErr, backends.ErrNotAuthorized) || errors.Is(listErr, backends.ErrMalformed)
 }
 
 // hostKnown reports whether the request selects one host to which unmap may delete mappings.

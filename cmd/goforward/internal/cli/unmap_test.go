@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"io"
 	"iter"
 	"net/netip"
 	"slices"
@@ -45,6 +46,9 @@ type tableBackend struct {
 	failure error
 	refuse  error
 	deleted []backends.Mapping
+
+	tried       []backends.Mapping // deletions of mappings that are not in the table
+	refuseTried error              // their result
 }
 
 func (*tableBackend) Supports(backends.Request) error { return nil }
@@ -52,6 +56,10 @@ func (*tableBackend) Supports(backends.Request) error { return nil }
 func (b *tableBackend) Unmap(_ context.Context, m backends.Mapping) error {
 	if b.refuse != nil {
 		return b.refuse
+	}
+	if !slices.ContainsFunc(b.entries, func(e backends.Mapping) bool { return e == m }) {
+		b.tried = append(b.tried, m)
+		return b.refuseTried
 	}
 	b.deleted = append(b.deleted, m)
 	return nil
@@ -88,7 +96,9 @@ func TestUnmapListed(t *testing.T) {
 		row(backends.TCP, 80, "192.168.1.7:8080"), row(backends.TCP, 81, "192.168.1.7:8080"), row(backends.UDP, 80, "192.168.1.7:8080"),
 		row(backends.TCP, 82, "192.168.1.8:8080"), row(backends.TCP, 83, "192.168.1.9:8080"), row(backends.TCP, 8080, "192.168.1.7:80"),
 		row(backends.TCP, 84, "192.168.1.7:8080"),
-		{Protocol: backends.TCP, External: netip.MustParseAddrPort("45.45.45.1:85"), Internal: netip.AddrPortFrom(netip.Addr{}, 8080)},
+		{Protocol: backends.TCP, External: netip.MustParseAddrPort("45.45.45.1:85"), Internal: netip.AddrPortFrom(netip.Addr{}, 8085)},
+		{Protocol: backends.UDP, External: netip.MustParseAddrPort("45.45.45.1:0"), Internal: netip.MustParseAddrPort("192.168.1.7:8080")},
+		{Protocol: 0, External: netip.MustParseAddrPort("45.45.45.1:86"), Internal: netip.MustParseAddrPort("192.168.1.7:8080")},
 	}
 	table[6].Remote = netip.AddrPortFrom(peer, 0)
 	tcp := []backends.Protocol{backends.TCP}
@@ -111,7 +121,12 @@ func TestUnmapListed(t *testing.T) {
 		{"another host, another external port", spec{internal: 8080, to: third, external: 82}, true, nil, false},
 		{"any host", spec{internal: 8080, external: 83}, true, []uint16{83}, false},
 		{"any host, a mapping to this host", spec{internal: 8080, external: 80}, true, []uint16{80}, false},
-		{"any host, unknown host", spec{internal: 8080, external: 85}, true, []uint16{85}, false},
+		{"any host, unknown host", spec{internal: 8085, external: 85}, true, []uint16{85}, false},
+		{"unknown host", spec{internal: 8085}, false, nil, true},
+		{"unknown host, another external port", spec{internal: 8085, external: 86}, false, nil, false},
+		{"one host, unknown host", spec{internal: 8085, to: other}, false, nil, true},
+		{"one host, unknown host, with --foreign", spec{internal: 8085, to: other}, true, nil, true},
+		{"any host, an entry without an external port", spec{internal: 8080, external: 80, protocols: []backends.Protocol{backends.UDP}}, true, []uint16{80}, false},
 	} {
 		if tt.spec.protocols == nil {
 			tt.spec.protocols = tcp
@@ -144,7 +159,8 @@ func TestUnmapUnlisted(t *testing.T) {
 		{"empty", unmapRequest{spec: spec{internal: 80}}, nil, "192.168.1.7:80 :80", nil},
 		{"cannot list", unmapRequest{spec: spec{internal: 80, external: 81}}, backends.ErrUnsupported, "192.168.1.7:80 :81", nil},
 		{"refused", unmapRequest{spec: spec{internal: 80, to: here}}, backends.ErrNotAuthorized, "192.168.1.7:80 :80", nil},
-		{"silent", unmapRequest{spec: spec{internal: 80}}, backends.ErrNoReply, "", backends.ErrNoReply},
+		{"silent", unmapRequest{spec: spec{internal: 80}}, backends.ErrNoReply, "192.168.1.7:80 :80", nil},
+		{"silent, any host", unmapRequest{spec: spec{internal: 80, external: 81}, foreign: true}, backends.ErrNoReply, "", backends.ErrNoReply},
 		{"another host", unmapRequest{spec: spec{internal: 80, to: other}}, backends.ErrUnsupported, "", backends.ErrUnsupported},
 		{"another host, with --foreign", unmapRequest{spec: spec{internal: 80, to: other}, foreign: true}, backends.ErrMalformed, "192.168.1.8:80 :80", nil},
 		{"any host", unmapRequest{spec: spec{internal: 80, external: 81}, foreign: true}, backends.ErrUnsupported, "", backends.ErrUnsupported},
@@ -152,7 +168,7 @@ func TestUnmapUnlisted(t *testing.T) {
 		b := &tableBackend{failure: tt.failure}
 		_, err := tt.u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, tt.u.request(backends.TCP))
 		got := ""
-		for _, m := range b.deleted {
+		for _, m := range b.tried {
 			got += m.Internal.String() + " " + endpointText(m.External)
 		}
 		if got != tt.want || !errors.Is(err, tt.fails) {
@@ -161,18 +177,75 @@ func TestUnmapUnlisted(t *testing.T) {
 	}
 }
 
-// TestUnmapListedErrors checks that unmap returns the error if the listing fails or the
-// deletion is refused, with the entries deleted so far.
+// TestUnmapIncomplete checks that a table is no evidence of absence if its listing ends with an
+// error or has no entry for the port: unmap then tries the likely mapping, and the result of
+// that deletion counts.
+func TestUnmapIncomplete(t *testing.T) {
+	t.Parallel()
+	here := netip.MustParseAddr("192.168.1.7")
+	row := func(external uint16, internal string) backends.Mapping {
+		return backends.Mapping{
+			Protocol: backends.TCP, Internal: netip.MustParseAddrPort(internal),
+			External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), external),
+		}
+	}
+	ours, other, foreign := row(80, "192.168.1.7:80"), row(81, "192.168.1.7:81"), row(80, "192.168.1.8:80")
+	for _, tt := range []struct {
+		name    string
+		entries []backends.Mapping
+		failure error // of the listing
+		result  error // of the deletion of the likely mapping
+		tried   bool
+		fails   error
+		remark  bool
+	}{
+		{"ended early", []backends.Mapping{other}, backends.ErrMalformed, nil, true, nil, true},
+		{"ended early, refused", []backends.Mapping{other}, backends.ErrMalformed, backends.ErrNotAuthorized, true, backends.ErrNotAuthorized, true},
+		{"ended early, not supported", []backends.Mapping{other}, backends.ErrMalformed, backends.ErrUnsupported, true, backends.ErrMalformed, true},
+		{"ended after the entry", []backends.Mapping{ours}, backends.ErrNoReply, nil, false, nil, true},
+		{"ended after another host's entry", []backends.Mapping{foreign}, backends.ErrNoReply, nil, false, nil, true},
+		{"missing", []backends.Mapping{other}, nil, nil, true, nil, false},
+		{"missing, refused", []backends.Mapping{other}, nil, backends.ErrNotAuthorized, true, backends.ErrNotAuthorized, false},
+		{"missing, not supported", []backends.Mapping{other}, nil, backends.ErrUnsupported, true, nil, false},
+		{"empty, not supported", nil, nil, backends.ErrUnsupported, true, backends.ErrUnsupported, false},
+	} {
+		u := unmapRequest{spec: spec{internal: 80}}
+		b := &tableBackend{entries: tt.entries, failure: tt.failure, refuseTried: tt.result}
+		_, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP))
+		if !errors.Is(err, tt.fails) || (len(b.tried) > 0) != tt.tried || (u.remark != "") != tt.remark {
+			t.Errorf("%s: tried %v, remark %q, error %v", tt.name, b.tried, u.remark, err)
+		}
+	}
+}
+
+// TestUnmapOtherBackendSucceeds checks that the success of one backend does not hide that
+// the device of another backend cannot delete its entry.
+func TestUnmapOtherBackendSucceeds(t *testing.T) {
+	t.Parallel()
+	here := netip.MustParseAddr("192.168.1.7")
+	entries := []backends.Mapping{{Protocol: backends.TCP, Internal: netip.AddrPortFrom(here, 80), External: netip.MustParseAddrPort("45.45.45.1:80")}}
+	for name, refuse := range map[string]error{"deleted": nil, "not supported": backends.ErrUnsupported} {
+		table := availableBackend{protocol{name: "upnp"}, &tableBackend{entries: entries, refuse: refuse}, netip.AddrPort{}, here}
+		other := availableBackend{protocol{name: "pcp"}, deleter{&tableBackend{}}, netip.AddrPort{}, here}
+		a := newApp(io.Discard, io.Discard)
+		err := a.unmap(t.Context(), &unmapRequest{spec: spec{internal: 80, protocols: []backends.Protocol{backends.TCP}}},
+			&probeResult{available: []availableBackend{other, table}})
+		if !errors.Is(err, refuse) {
+			t.Errorf("%s: error %v, want %v", name, err, refuse)
+		}
+	}
+}
+
+// deleter hides the table of a backend.
+type deleter struct{ backends.Backend }
+
+// TestUnmapListedErrors checks that unmap returns the error if the deletion is refused.
 func TestUnmapListedErrors(t *testing.T) {
 	t.Parallel()
 	here := netip.MustParseAddr("192.168.1.7")
 	u := unmapRequest{spec: spec{internal: 80}}
 	entries := []backends.Mapping{{Protocol: backends.TCP, Internal: netip.AddrPortFrom(here, 80), External: netip.MustParseAddrPort("45.45.45.1:80")}}
-	b := &tableBackend{entries: entries, failure: backends.ErrMalformed}
-	if deleted, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(deleted) != 1 || !errors.Is(err, backends.ErrMalformed) {
-		t.Errorf("deleted %v, error %v", deleted, err)
-	}
-	b = &tableBackend{entries: entries, refuse: backends.ErrNotAuthorized}
+	b := &tableBackend{entries: entries, refuse: backends.ErrNotAuthorized}
 	if deleted, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(deleted) != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("deleted %v, error %v", deleted, err)
 	}
