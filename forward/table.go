@@ -79,7 +79,8 @@ func (f *Forwarder) ownGrants() []backends.Mapping {
 // protocol that created the mapping does not matter.
 func indexOf(ms []backends.Mapping, row backends.Mapping) int {
 	return slices.IndexFunc(ms, func(m backends.Mapping) bool {
-		return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal == row.Internal &&
+		return m.Protocol == row.Protocol && m.External.Port() == row.External.Port() && m.Internal.Port() == row.Internal.Port() &&
+			(m.Internal.Addr() == row.Internal.Addr() || !row.Internal.Addr().IsValid()) && // some tables name hosts
 			(m.Remote.Addr().Unmap() == row.Remote.Addr().Unmap() || !row.Remote.IsValid()) // some tables omit the peer
 	})
 }
@@ -160,7 +161,7 @@ func (f *Forwarder) foreignMatching(ctx context.Context, sel []Selector) ([]back
 		if err = failure; err != nil {
 			break
 		}
-		if selectsAll(sel, foreignSubject(e.Mapping)) {
+		if e.Mapping.External.Port() != 0 && selectsAll(sel, foreignSubject(e.Mapping)) { // no request can delete external port 0
 			out = append(out, e.Mapping)
 		}
 	}

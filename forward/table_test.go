@@ -191,6 +191,27 @@ func TestForeignRefused(t *testing.T) {
 	}
 }
 
+// TestForeignWithoutPort checks that entries that no request can delete, with external port 0,
+// do not prevent the deletion of other entries.
+func TestForeignWithoutPort(t *testing.T) {
+	g := &listingGateway{fakeGateway: newFakeGateway()}
+	g.set(func() {
+		for i, external := range []string{"45.45.45.1:0", "45.45.45.1:9000", "45.45.45.1:0"} {
+			internal := netip.AddrPortFrom(netip.MustParseAddr("192.168.77.9"), uint16(9+i))
+			g.table[fakeKey{backends.TCP, internal.Port()}] = backends.Mapping{
+				Protocol: backends.TCP, Internal: internal, External: netip.MustParseAddrPort(external), Lifetime: backends.Forever,
+			}
+		}
+	})
+	f := newForwarderWith(t, g)
+	if n, err := f.DisableAll(t.Context(), forward.Foreign(), forward.Everything()); n != 1 || err != nil {
+		t.Errorf("DisableAll: %d, %v; want 1", n, err)
+	}
+	if err := f.Disable(t.Context(), forward.Foreign(), forward.Everything()); !errors.Is(err, forward.ErrNoMapping) {
+		t.Errorf("Disable: %v, want ErrNoMapping", err)
+	}
+}
+
 // TestForeignUnlisted checks that Foreign fails if the gateway does not list its table.
 func TestForeignUnlisted(t *testing.T) {
 	_, f := gatewayWithUPnP(t, forward.Config{}, gatewaytest.Config{Protocols: []string{"natpmp", "pcp"}})
@@ -206,8 +227,9 @@ func TestForeignUnlisted(t *testing.T) {
 // peer.
 type listingGateway struct {
 	*fakeGateway
-	// omitPeers omits the peers of the mappings in the table, like miniupnpd.
-	omitPeers bool
+	// omitPeers omits the peers of the mappings in the table, like miniupnpd. omitHosts omits
+	// their internal addresses, like a device that lists the names of hosts.
+	omitPeers, omitHosts bool
 	// afterRow, if set, is called after each row that List returns.
 	afterRow func(context.Context) error
 }
@@ -233,6 +255,9 @@ func (l *listingGateway) recordPeer(r backends.Request, grant func() (backends.M
 	row.Remote = netip.AddrPortFrom(m.Remote.Addr().Unmap(), m.Remote.Port())
 	if l.omitPeers {
 		row.Remote = netip.AddrPort{}
+	}
+	if l.omitHosts {
+		row.Internal = netip.AddrPortFrom(netip.Addr{}, m.Internal.Port())
 	}
 	l.set(func() { l.table[fakeKey{m.Protocol, m.Internal.Port()}] = row })
 	return m, nil
@@ -302,6 +327,7 @@ func TestMappingsListsOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		"with a host name in the table":             {&listingGateway{fakeGateway: newFakeGateway(), omitHosts: true}, enableTwice},
 		"for one peer, omitted in the table":        {&listingGateway{fakeGateway: newFakeGateway(), omitPeers: true}, enableForPeer("45.45.45.9:0")},
 		"for one peer, as IPv4-mapped IPv6 address": {&listingGateway{fakeGateway: newFakeGateway()}, enableForPeer("[::ffff:45.45.45.9]:0")},
 	} {
