@@ -130,6 +130,7 @@ func (b *Backend) findByIndex(ctx context.Context, c *Client, want PortMapping) 
 			return PortMapping{}, absent
 		}
 	}
+	b.quirksOf(c).remember("GetGenericPortMappingEntry") // another search would not find more
 	return PortMapping{}, notKnown
 }
 
