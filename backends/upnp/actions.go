@@ -1,11 +1,12 @@
 package upnp
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -19,13 +20,11 @@ import (
 // connected, does not report its address, or reports an address that no gateway
 // can have.
 func (c *Client) ExternalAddr(ctx context.Context) (netip.Addr, error) {
-	var out struct{ NewExternalIPAddress string }
-	if err := c.perform(ctx, "GetExternalIPAddress", nil, &out); err != nil {
-		return netip.Addr{}, err
-	}
-	external := backends.HostAddr(parseAddr(out.NewExternalIPAddress))
-	c.lastExternal.Store(&externalReply{external, time.Now()})
-	return external, nil
+	return call(ctx, c, "GetExternalIPAddress", nil, nil, func(out *element) (netip.Addr, error) {
+		external := backends.HostAddr(parseAddr(out.value("NewExternalIPAddress")))
+		c.lastExternal.Store(&externalReply{external, time.Now()})
+		return external, nil
+	})
 }
 
 // Status is the state of a gateway's connection to the internet.
@@ -48,19 +47,13 @@ func (s Status) Connected() bool {
 
 // Status requests the state of the connection (GetStatusInfo).
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	var out struct {
-		NewConnectionStatus    string
-		NewLastConnectionError string
-		NewUptime              string
-	}
-	if err := c.perform(ctx, "GetStatusInfo", nil, &out); err != nil {
-		return Status{}, err
-	}
-	return Status{
-		Connection: printable(out.NewConnectionStatus),
-		LastError:  printable(out.NewLastConnectionError),
-		Uptime:     parseLease(out.NewUptime),
-	}, nil
+	return call(ctx, c, "GetStatusInfo", nil, nil, func(out *element) (Status, error) {
+		return Status{
+			Connection: printable(out.value("NewConnectionStatus")),
+			LastError:  printable(out.value("NewLastConnectionError")),
+			Uptime:     parseLease(out.value("NewUptime")),
+		}, nil
+	})
 }
 
 // PortMapping is an entry of a gateway's table.
@@ -101,11 +94,7 @@ func (m PortMapping) Key() PortMappingKey {
 }
 
 // keyArgs are the arguments that identify an entry.
-type keyArgs struct {
-	NewRemoteHost   string
-	NewExternalPort string
-	NewProtocol     string
-}
+type keyArgs struct{ NewRemoteHost, NewExternalPort, NewProtocol string }
 
 // args validates the key and returns its arguments. It rejects port 0, because
 // port 0 in a request means all ports.
@@ -120,98 +109,69 @@ func (k PortMappingKey) args() (keyArgs, error) {
 	return keyArgs{NewRemoteHost: formatHost(k.Remote), NewExternalPort: formatPort(k.ExternalPort), NewProtocol: protocol}, nil
 }
 
-// entryArgs are the arguments that describe an entry, in the order of
-// AddPortMapping and GetGenericPortMappingEntry.
+// entryArgs are the arguments of an entry, in the order of AddPortMapping.
 type entryArgs struct {
-	NewRemoteHost             string
-	NewExternalPort           string
-	NewProtocol               string
-	NewInternalPort           string
-	NewInternalClient         string
-	NewEnabled                string
-	NewPortMappingDescription string
-	NewLeaseDuration          string
+	NewRemoteHost, NewExternalPort, NewProtocol, NewInternalPort, NewInternalClient, NewEnabled,
+	NewPortMappingDescription, NewLeaseDuration string
 }
 
 // args validates the entry and returns its arguments.
-func (m PortMapping) args() (*entryArgs, error) {
+func (m PortMapping) args() (entryArgs, error) {
 	key, err := m.Key().args()
 	if err != nil {
-		return nil, err
+		return entryArgs{}, err
 	}
 	lease, err := leaseSeconds(m.Lease)
 	if err != nil {
-		return nil, err
+		return entryArgs{}, err
 	}
 	switch client := m.Internal.Addr().Unmap(); {
 	case m.Internal.Port() == 0:
-		return nil, fmt.Errorf("%w: internal port 0", backends.ErrInvalid)
+		return entryArgs{}, fmt.Errorf("%w: internal port 0", backends.ErrInvalid)
 	case !client.IsValid() || client.IsUnspecified():
-		return nil, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
+		return entryArgs{}, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
 	case !client.Is4():
-		return nil, fmt.Errorf("%w: a port mapping needs an IPv4 address, not %v", backends.ErrUnsupported, client)
+		return entryArgs{}, fmt.Errorf("%w: a port mapping needs an IPv4 address, not %v", backends.ErrUnsupported, client)
 	}
-	return &entryArgs{
-		NewRemoteHost: key.NewRemoteHost, NewExternalPort: key.NewExternalPort, NewProtocol: key.NewProtocol,
-		NewInternalPort:           formatPort(m.Internal.Port()),
-		NewInternalClient:         formatHost(m.Internal.Addr()),
-		NewEnabled:                formatBool(m.Enabled),
-		NewPortMappingDescription: wireDescription(m.Description),
-		NewLeaseDuration:          lease,
+	enabled := "0"
+	if m.Enabled {
+		enabled = "1"
+	}
+	return entryArgs{
+		key.NewRemoteHost, key.NewExternalPort, key.NewProtocol, formatPort(m.Internal.Port()), formatHost(m.Internal.Addr()), enabled,
+		wireDescription(m.Description), lease,
 	}, nil
 }
 
-// parse returns the entry. Its error wraps backends.ErrMalformed.
-func (a *entryArgs) parse() (PortMapping, error) {
-	protocol, err := parseProtocol(a.NewProtocol)
-	if err != nil {
-		return PortMapping{}, err
-	}
-	external, err := parsePort("NewExternalPort", a.NewExternalPort)
-	if err != nil {
-		return PortMapping{}, err
-	}
-	internal, err := parsePort("NewInternalPort", a.NewInternalPort)
-	if err != nil {
-		return PortMapping{}, err
-	}
+// parseEntry returns the entry in the arguments of a response or in a listing.
+// Its error wraps backends.ErrMalformed.
+func parseEntry(e *element) (PortMapping, error) {
+	protocol, protocolErr := parseProtocol(e.value("NewProtocol"))
+	external, externalErr := parsePort("NewExternalPort", e.value("NewExternalPort"))
+	m, err := PortMappingKey{parseAddr(e.value("NewRemoteHost")), external, protocol}.parseEntry(e)
+	return m, cmp.Or(protocolErr, externalErr, err)
+}
+
+// parseEntry returns the entry with this key. An entry that does not report
+// whether it is enabled is enabled.
+func (k PortMappingKey) parseEntry(e *element) (PortMapping, error) {
+	internal, err := parsePort("NewInternalPort", e.value("NewInternalPort"))
 	return PortMapping{
-		Remote: parseAddr(a.NewRemoteHost), ExternalPort: external, Protocol: protocol,
-		Internal:    netip.AddrPortFrom(parseAddr(a.NewInternalClient), internal),
-		Enabled:     parseBool(a.NewEnabled),
-		Description: printable(a.NewPortMappingDescription),
-		Lease:       parseLease(a.NewLeaseDuration),
-	}, nil
+		Remote: k.Remote, ExternalPort: k.ExternalPort, Protocol: k.Protocol,
+		Internal:    netip.AddrPortFrom(parseAddr(e.value("NewInternalClient")), internal),
+		Enabled:     parseBool(e.value("NewEnabled"), true),
+		Description: printable(e.value("NewDescription", "NewPortMappingDescription")),
+		Lease:       parseLease(e.value("NewLeaseTime", "NewLeaseDuration")),
+	}, err
 }
 
 // PortMapping requests one entry of the table (GetSpecificPortMappingEntry). If
 // there is no such entry, most gateways respond with a fault that wraps
 // backends.ErrInvalid. Some gateways use other codes, and some report success.
 func (c *Client) PortMapping(ctx context.Context, key PortMappingKey) (PortMapping, error) {
-	const action = "GetSpecificPortMappingEntry"
 	in, err := key.args()
-	if err != nil {
-		return PortMapping{}, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	var out struct {
-		NewInternalPort           string
-		NewInternalClient         string
-		NewEnabled                string
-		NewPortMappingDescription string
-		NewLeaseDuration          string
-	}
-	if err := c.perform(ctx, action, &in, &out); err != nil {
-		return PortMapping{}, err
-	}
-	m, err := (&entryArgs{
-		NewRemoteHost: in.NewRemoteHost, NewExternalPort: in.NewExternalPort, NewProtocol: in.NewProtocol,
-		NewInternalPort: out.NewInternalPort, NewInternalClient: out.NewInternalClient, NewEnabled: out.NewEnabled,
-		NewPortMappingDescription: out.NewPortMappingDescription, NewLeaseDuration: out.NewLeaseDuration,
-	}).parse()
-	if err != nil {
-		return PortMapping{}, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	return m, nil
+	key.Remote = parseAddr(in.NewRemoteHost)
+	return call(ctx, c, "GetSpecificPortMappingEntry", in, err, key.parseEntry)
 }
 
 // PortMappingAt requests the entry at an index of the table, which starts at 0
@@ -220,67 +180,44 @@ func (c *Client) PortMapping(ctx context.Context, key PortMappingKey) (PortMappi
 // gateways use 402, 501, 714 or 899, and some tables never end. The indexes of
 // entries change when the table changes.
 func (c *Client) PortMappingAt(ctx context.Context, index int) (PortMapping, error) {
-	const action = "GetGenericPortMappingEntry"
+	var err error
 	if index < 0 || index > 65535 {
-		return PortMapping{}, fmt.Errorf("upnp: %s: %w: index %d", action, backends.ErrInvalid, index)
+		err = fmt.Errorf("%w: index %d", backends.ErrInvalid, index)
 	}
 	in := struct{ NewPortMappingIndex string }{strconv.Itoa(index)}
-	var out entryArgs
-	if err := c.perform(ctx, action, &in, &out); err != nil {
-		return PortMapping{}, err
-	}
-	m, err := out.parse()
-	if err != nil {
-		return PortMapping{}, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	return m, nil
+	return call(ctx, c, "GetGenericPortMappingEntry", in, err, parseEntry)
 }
 
 // AddPortMapping adds an entry, or refreshes an entry of the same host. If
 // another host has the port, the gateway reports a conflict (718). Some
 // gateways also report a conflict for an entry of the same host.
 func (c *Client) AddPortMapping(ctx context.Context, m PortMapping) error {
-	const action = "AddPortMapping"
 	in, err := m.args()
-	if err != nil {
-		return fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	return c.perform(ctx, action, in, nil)
+	_, err = c.perform(ctx, "AddPortMapping", in, err)
+	return err
 }
 
 // AddAnyPortMapping adds an entry and returns its external port. If the
 // requested port is in use, the gateway chooses another one. The action exists
 // only in WANIPConnection:2.
 func (c *Client) AddAnyPortMapping(ctx context.Context, m PortMapping) (uint16, error) {
-	const action = "AddAnyPortMapping"
 	in, err := m.args()
-	if err != nil {
-		return 0, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	var out struct{ NewReservedPort string }
-	if err := c.perform(ctx, action, in, &out); err != nil {
-		return 0, err
-	}
-	port, err := parsePort("NewReservedPort", out.NewReservedPort)
-	if err == nil && port == 0 {
-		err = malformed("the response reports external port 0")
-	}
-	if err != nil {
-		return 0, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	return port, nil
+	return call(ctx, c, "AddAnyPortMapping", in, err, func(out *element) (uint16, error) {
+		port, err := parsePort("NewReservedPort", out.value("NewReservedPort"))
+		if err == nil && port == 0 {
+			err = malformed("the response reports external port 0")
+		}
+		return port, err
+	})
 }
 
 // DeletePortMapping deletes an entry. Some gateways let a host delete the
 // entries of other hosts. If there is no such entry, the fault wraps
 // backends.ErrInvalid (714).
 func (c *Client) DeletePortMapping(ctx context.Context, key PortMappingKey) error {
-	const action = "DeletePortMapping"
 	in, err := key.args()
-	if err != nil {
-		return fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	return c.perform(ctx, action, &in, nil)
+	_, err = c.perform(ctx, "DeletePortMapping", in, err)
+	return err
 }
 
 const listAction = "GetListOfPortMappings"
@@ -304,51 +241,41 @@ func (c *Client) PortMappings(ctx context.Context, p backends.Protocol, first, l
 	if err == nil && (first == 0 || size < 1 || size > maxWindow) {
 		err = fmt.Errorf("%w: ports %d to %d: want a range of 1 to %d ports", backends.ErrInvalid, first, last, maxWindow)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("upnp: %s: %w", listAction, err)
-	}
 	// NewManage requests the entries of other hosts too, if the gateway permits
 	// it.
 	in := struct{ NewStartPort, NewEndPort, NewProtocol, NewManage, NewNumberOfPorts string }{
 		formatPort(first), formatPort(last), protocol, "1", strconv.Itoa(size),
 	}
-	var out struct{ NewPortListing string }
-	if err := c.perform(ctx, listAction, &in, &out); err != nil {
-		var f *Fault
-		if errors.As(err, &f) && f.Code == PortMappingNotFound {
-			return nil, nil
+	list, err := call(ctx, c, listAction, in, err, func(out *element) ([]PortMapping, error) {
+		if list := parseEntries(out); len(list) > 0 {
+			return list, nil // some devices do not escape the listing
 		}
-		return nil, err
+		return parsePortListing([]byte(out.value("NewPortListing")))
+	})
+	if isFault(err, PortMappingNotFound) {
+		return nil, nil
 	}
-	list, err := parsePortListing([]byte(out.NewPortListing))
-	if err != nil {
-		return nil, fmt.Errorf("upnp: %s: %w", listAction, err)
-	}
-	return list, nil
+	return list, err
 }
 
-// parsePortListing parses the document in a listing. It accepts entries at any
-// depth, with the element names of the standard or of
-// GetGenericPortMappingEntry.
+// parsePortListing parses the document in a listing.
 func parsePortListing(b []byte) ([]PortMapping, error) {
 	document, err := parseXML(b, maxListElements)
 	if err != nil {
 		return nil, err
 	}
-	var list []PortMapping
-	document.visit("PortMappingEntry", func(e *element) {
-		a := entryArgs{
-			NewRemoteHost: e.value("NewRemoteHost"), NewExternalPort: e.value("NewExternalPort"),
-			NewProtocol: e.value("NewProtocol"), NewInternalPort: e.value("NewInternalPort"),
-			NewInternalClient: e.value("NewInternalClient"), NewEnabled: e.value("NewEnabled"),
-			NewPortMappingDescription: e.value("NewDescription", "NewPortMappingDescription"),
-			NewLeaseDuration:          e.value("NewLeaseTime", "NewLeaseDuration"),
-		}
-		if m, err := a.parse(); err == nil && e.closed && len(list) < 2*maxWindow {
+	return parseEntries(document), nil
+}
+
+// parseEntries returns the entries at any depth of a listing.
+func parseEntries(listing *element) (list []PortMapping) {
+	listing.visit("PortMappingEntry", func(e *element) bool {
+		if m, err := parseEntry(e); err == nil && e.closed {
 			list = append(list, m)
 		}
+		return len(list) < 2*maxWindow
 	})
-	return list, nil
+	return list
 }
 
 // The maximum lengths of texts: the description length that all devices accept
@@ -451,11 +378,15 @@ func parsePort(name, s string) (uint16, error) {
 
 func formatPort(p uint16) string { return strconv.Itoa(int(p)) }
 
+// leadingZeros matches the zeros before the digits of a number, with which some
+// devices write addresses.
+var leadingZeros = regexp.MustCompile(`\b0+(\d)`)
+
 // parseAddr parses an address. It returns the zero Addr for any other text, for
 // the unspecified address, and for an address with a zone: a zone can contain
 // any text, and the text would be printed with the address.
 func parseAddr(s string) netip.Addr {
-	a, err := netip.ParseAddr(strings.TrimSpace(s))
+	a, err := netip.ParseAddr(leadingZeros.ReplaceAllString(strings.TrimSpace(s), "$1"))
 	if err != nil || a.IsUnspecified() || a.Zone() != "" {
 		return netip.Addr{}
 	}
@@ -471,21 +402,16 @@ func formatHost(a netip.Addr) string {
 	return a.Unmap().WithZone("").String()
 }
 
-// parseBool parses the forms that devices use for true. Any other text is
-// false.
-func parseBool(s string) bool {
+// parseBool parses the forms that devices use for true and false. It returns
+// other for any other text.
+func parseBool(s string, other bool) bool {
 	switch strings.ToLower(strings.TrimSpace(s)) {
 	case "1", "true", "yes":
 		return true
+	case "0", "false", "no":
+		return false
 	}
-	return false
-}
-
-func formatBool(b bool) string {
-	if b {
-		return "1"
-	}
-	return "0"
+	return other
 }
 
 // clip limits the part of a response that is quoted in an error.

@@ -367,7 +367,7 @@ func TestBool(t *testing.T) {
 		"1": true, "true": true, "TRUE": true, "Yes": true, " 1 ": true,
 		"0": false, "false": false, "no": false, "": false, "2": false, "on fire": false,
 	} {
-		if parseBool(s) != want {
+		if parseBool(s, false) != want {
 			t.Errorf("%q: want %v", s, want)
 		}
 	}

@@ -3,15 +3,11 @@ package upnp
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"sync/atomic"
 	"time"
-
-	"github.com/huin/goupnp/soap"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/ctxsync"
@@ -114,58 +110,6 @@ func (c *Client) Service() Service {
 
 // addr returns the address and port of the URL that responded last.
 func (c *Client) addr() netip.AddrPort { return c.urls[c.current.Load()].addr }
-
-// perform performs an action. in and out are nil or pointers to structs of
-// strings. The fields have the names and the order of the arguments.
-func (c *Client) perform(ctx context.Context, action string, in, out any) error {
-	first := int(c.current.Load())
-	err := c.performAt(ctx, c.urls[first], action, in, out)
-	for i := range c.urls {
-		// If the description is ambiguous about the control URL and nothing is
-		// at the first one, try the others.
-		if i == first || !Moved(err) {
-			continue
-		}
-		if otherErr := c.performAt(ctx, c.urls[i], action, in, out); !Moved(otherErr) {
-			c.current.Store(int32(i))
-			return otherErr
-		}
-	}
-	return err
-}
-
-// performAt performs an action at a URL. It waits until the earlier
-// requests of this process to that address and port have completed.
-func (c *Client) performAt(ctx context.Context, target ipURL, action string, in, out any) error {
-	leave, err := enterQueue(ctx, &requestQueues, target.addr)
-	if err != nil {
-		return fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	defer leave()
-	transport := &soapTransport{
-		soapCall: soapCall{service: c.service.Type, action: action, noOutput: out == nil},
-		config:   c.config, target: target,
-	}
-	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{
-		Transport:     transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
-	err = client.PerformActionCtx(ctx, c.service.Type, action, in, out)
-	var fault *soap.SOAPFaultError
-	switch {
-	case transport.err != nil: // err contains only the text of transport.err
-		return fmt.Errorf("upnp: %s: %w", action, transport.err)
-	case errors.As(err, &fault):
-		detail := fault.Detail.UPnPError
-		return &Fault{
-			Action: action, Code: FaultCode(detail.Errorcode), Status: transport.status,
-			Description: printable(detail.ErrorDescription),
-		}
-	case err != nil:
-		return fmt.Errorf("upnp: %s: %w: %w", action, backends.ErrMalformed, err)
-	}
-	return nil
-}
 
 // The request queues of the process. Small devices serve one request at a time,
 // so requestQueues has one queue for each address and port to which actions are

@@ -391,13 +391,13 @@ func TestRequestOrder(t *testing.T) {
 			{"Second", ctxsync.Foreground},
 		} {
 			c := server.client(t, ip1, ClientConfig{})
-			go func() { _ = c.perform(ctxsync.WithPriority(t.Context(), r.priority), r.action, nil, nil) }()
+			go func() { _, _ = c.perform(ctxsync.WithPriority(t.Context(), r.priority), r.action, nil, nil) }()
 			synctest.Wait()
 		}
 		if got := server.actions(); len(got) != 0 {
 			t.Errorf("sent %v while another request is in flight", got)
 		}
-		if err := other.client(t, ip1, ClientConfig{}).perform(t.Context(), "Other", nil, nil); err != nil {
+		if _, err := other.client(t, ip1, ClientConfig{}).perform(t.Context(), "Other", nil, nil); err != nil {
 			t.Errorf("to another port: %v", err)
 		}
 		leave()
@@ -418,7 +418,10 @@ func TestCancelledInQueue(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cause := errors.New("test cause")
 		ended := make(chan error, 1)
-		go func() { ended <- c.perform(ctx, "GivenUp", nil, nil) }()
+		go func() {
+			_, err := c.perform(ctx, "GivenUp", nil, nil)
+			ended <- err
+		}()
 		synctest.Wait()
 		cancel(cause)
 		if err := <-ended; !errors.Is(err, cause) {

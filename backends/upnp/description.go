@@ -1,9 +1,7 @@
 package upnp
 
 import (
-	"bytes"
 	"context"
-	"encoding/xml"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -151,27 +149,17 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 }
 
 func (c ClientConfig) describe(ctx context.Context, e ipURL) (*Device, error) {
-	var resp response
-	var local netip.Addr
-	var err error
-	for _, style := range []requestStyle{modern, legacy} {
-		resp, local, err = c.send(ctx, e, request{bytes: e.get(style), limit: maxDescription, root: "root", what: "description"})
-		if err != nil {
-			return nil, err
+	var d *Device
+	err := c.exchange(ctx, e, request{limit: maxDescription, root: "root"}, func(resp response) (err error) {
+		if resp.status != http.StatusOK {
+			return &HTTPError{Status: resp.status}
 		}
-		if !resp.notUnderstood() {
-			break
+		if d, err = parseDescription(resp.body, e); err == nil {
+			d.Local = resp.local
 		}
-	}
-	if resp.status != http.StatusOK {
-		return nil, &HTTPError{Status: resp.status}
-	}
-	d, err := parseDescription(resp.body, e)
-	if err != nil {
-		return nil, err
-	}
-	d.Local = local
-	return d, nil
+		return err
+	})
+	return d, err
 }
 
 // ParseDescription parses a root description that was fetched from base, whose
@@ -200,9 +188,9 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 	if root == nil {
 		return nil, malformed("no description in %d bytes", len(b))
 	}
-	var decoded goupnp.RootDevice
-	if err := xml.Unmarshal(normaliseDescription(root), &decoded); err != nil {
-		return nil, malformed("%v", err)
+	decoded := goupnp.RootDevice{URLBaseStr: root.value("URLBase")}
+	if device := root.child("device"); device != nil {
+		decoded.Device = newDevice(device)
 	}
 	d := &Device{
 		URL: from.url.String(), Host: from.addr.Addr(), UDN: printable(decoded.Device.UDN),
@@ -239,39 +227,24 @@ func newService(s goupnp.Service, udn string, bases []ipURL) (Service, bool) {
 	return service, true
 }
 
-// normaliseDescription returns a description in its standard form, reduced to
-// the elements that this package uses. Devices often write the other elements
-// (icons, sizes, dates) incorrectly.
-func normaliseDescription(root *element) []byte {
-	var b bytes.Buffer
-	root.writeDescription(&b, "root")
-	return b.Bytes()
-}
-
-// descriptionElements contains the elements that are used, and the elements that
-// contain them. The keys are the names in lower case.
-var descriptionElements = map[string]struct {
-	name        string
-	isContainer bool
-}{
-	"urlbase": {"URLBase", false}, "device": {"device", true}, "devicelist": {"deviceList", true},
-	"friendlyname": {"friendlyName", false}, "manufacturer": {"manufacturer", false},
-	"modelname": {"modelName", false}, "modelnumber": {"modelNumber", false}, "udn": {"UDN", false},
-	"servicelist": {"serviceList", true}, "service": {"service", true}, "servicetype": {"serviceType", false},
-	"serviceid": {"serviceId", false}, "controlurl": {"controlURL", false},
-}
-
-func (e *element) writeDescription(b *bytes.Buffer, name string) {
-	b.WriteString("<" + name + ">")
-	for _, c := range e.children {
-		switch spec := descriptionElements[strings.ToLower(c.name)]; {
-		case spec.isContainer:
-			c.writeDescription(b, spec.name)
-		case spec.name != "":
-			writeElement(b, spec.name, c.text)
-		}
+// newDevice returns the device that an element describes, with the fields that
+// this package uses. Devices often write the others (icons, sizes, dates)
+// incorrectly.
+func newDevice(e *element) goupnp.Device {
+	d := goupnp.Device{
+		FriendlyName: e.value("friendlyName"), Manufacturer: e.value("manufacturer"),
+		ModelName: e.value("modelName"), ModelNumber: e.value("modelNumber"), UDN: e.value("UDN"),
 	}
-	b.WriteString("</" + name + ">")
+	for _, s := range e.items("serviceList", "service") {
+		d.Services = append(d.Services, goupnp.Service{
+			ServiceType: s.value("serviceType"), ServiceId: s.value("serviceId"),
+			ControlURL: goupnp.URLField{Str: s.value("controlURL")},
+		})
+	}
+	for _, embedded := range e.items("deviceList", "device") {
+		d.Devices = append(d.Devices, newDevice(embedded))
+	}
+	return d
 }
 
 // maxURL is the maximum length of a URL from a device.
@@ -356,9 +329,10 @@ func portOf(u *url.URL) (uint16, error) {
 }
 
 // hostHeader returns the value of the Host header. It has no zone, because
-// zones are local to this host.
+// zones are local to this host, and no port if the port is the default of HTTP.
 func (e ipURL) hostHeader() string {
-	return netip.AddrPortFrom(e.addr.Addr().WithZone(""), e.addr.Port()).String()
+	host := netip.AddrPortFrom(e.addr.Addr().WithZone(""), e.addr.Port()).String()
+	return strings.TrimSuffix(host, ":80")
 }
 
 // controlBases returns the base URLs for relative control URLs, the most likely

@@ -3,6 +3,7 @@ package upnp
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,92 +38,83 @@ const responseTimeoutFactor = 2
 
 const userAgent = "goforward UPnP/1.1"
 
-// notUnderstood reports whether the status is one with which devices reject
-// headers or HTTP versions that they do not support.
-func (r response) notUnderstood() bool {
-	switch r.status {
-	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		return true
-	}
-	return false
-}
-
-// requestStyle is a form of HTTP requests.
-type requestStyle int
-
-const (
-	modern requestStyle = iota
-	legacy              // HTTP/1.0 with only the headers that every device requires
-)
-
-// post returns the HTTP request for an action. Some devices require this order
-// of the headers, a SOAPACTION header that is not the last one, or the letter
-// case of the standard.
-func (e ipURL) post(style requestStyle, service, action string, body []byte) []byte {
-	var b bytes.Buffer
-	if style == legacy {
-		fmt.Fprintf(&b, "POST %s HTTP/1.0\r\nHost: %s\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nSOAPAction: \"%s#%s\"\r\nContent-Length: %d\r\n\r\n",
-			e.url.RequestURI(), e.hostHeader(), service, action, len(body))
-	} else {
-		fmt.Fprintf(&b, "POST %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nContent-Type: text/xml; charset=\"utf-8\"\r\nSOAPACTION: \"%s#%s\"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
-			e.url.RequestURI(), e.hostHeader(), userAgent, service, action, len(body))
-	}
-	b.Write(body)
-	return b.Bytes()
-}
-
-// get returns the HTTP request for a description.
-func (e ipURL) get(style requestStyle) []byte {
-	if style == legacy {
-		return fmt.Appendf(nil, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", e.url.RequestURI(), e.hostHeader())
-	}
-	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nConnection: close\r\n\r\n",
-		e.url.RequestURI(), e.hostHeader(), userAgent)
-}
-
-// request contains an HTTP request and the limits for its response.
+// request is an HTTP request, a POST for an action or else a GET, and the limits
+// for its response.
 type request struct {
-	bytes []byte
-	limit int    // maximum size of the response body
-	root  string // name of the element that ends the response
-	what  string // name in log messages
+	service, action string
+	body            []byte
+	limit           int    // maximum size of the response body
+	root            string // name of the element that ends the response
 }
 
-// send sends the request over a connection of its own and reads the response,
-// within the configured timeouts. local is this host's address on the
-// connection. The error wraps backends.ErrNoReply and its cause, or
-// backends.ErrMalformed. If ctx ends, the error is its cause.
-func (c ClientConfig) send(ctx context.Context, target ipURL, r request) (resp response, local netip.Addr, err error) {
-	resp, local, err = c.roundTrip(ctx, target, r)
-	c.Logger.DebugContext(ctx, "upnp: request", "op", r.what, "url", target.url.String(), "status", resp.status, "err", err)
-	switch {
-	case ctx.Err() != nil && (err != nil || resp.truncated):
-		return resp, local, context.Cause(ctx)
-	case err == nil:
-		return resp, local, nil
-	case errors.Is(err, backends.ErrMalformed):
-		return resp, local, err
+// encode returns the request. Some devices require this order of the headers, a
+// SOAPACTION header that is not the last one, or the letter case of the standard.
+// The legacy form is HTTP/1.0 with only the headers that every device requires.
+func (r request) encode(target ipURL, legacy bool) []byte {
+	method, headers := "GET", ""
+	version, agent, soapAction, end := "1.1", "User-Agent: "+userAgent+"\r\n", "SOAPACTION", "Connection: close\r\n"
+	if legacy {
+		version, agent, soapAction, end = "1.0", "", "SOAPAction", ""
 	}
-	return resp, local, fmt.Errorf("%w: %w", backends.ErrNoReply, withoutNetTimeout(err, target))
+	if r.action != "" {
+		method, headers = "POST", fmt.Sprintf("Content-Type: text/xml; charset=\"utf-8\"\r\n%s: \"%s#%s\"\r\nContent-Length: %d\r\n",
+			soapAction, r.service, r.action, len(r.body))
+	}
+	return fmt.Appendf(nil, "%s %s HTTP/%s\r\nHost: %s\r\n%s%s%s\r\n%s",
+		method, target.url.RequestURI(), version, target.hostHeader(), agent, headers, end, r.body)
 }
 
-// withoutNetTimeout replaces a timeout error of package net, because such
-// errors match context.DeadlineExceeded and would look like the end of the
-// caller's context.
-func withoutNetTimeout(err error, target ipURL) error {
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		return fmt.Errorf("%v: %w", target.addr, os.ErrDeadlineExceeded)
+// exchange sends the request and passes the response to read. If read returns an
+// *HTTPError with a status with which devices reject headers or HTTP versions,
+// exchange sends the request again in its legacy form: a device that responds
+// like that has not performed the action.
+func (c ClientConfig) exchange(ctx context.Context, target ipURL, r request, read func(response) error) error {
+	var err error
+	for _, legacy := range []bool{false, true} {
+		var resp response
+		if resp, err = c.send(ctx, target, r, legacy); err != nil {
+			return err
+		}
+		var status *HTTPError
+		if err = read(resp); !errors.As(err, &status) {
+			return err
+		}
+		switch status.Status {
+		case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		default:
+			return err
+		}
 	}
 	return err
 }
 
-func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request) (response, netip.Addr, error) {
+// send sends the request over a connection of its own and reads the response,
+// within the configured timeouts. The error wraps backends.ErrNoReply and its
+// cause, or backends.ErrMalformed. If ctx ends, the error is its cause.
+func (c ClientConfig) send(ctx context.Context, target ipURL, r request, legacy bool) (response, error) {
+	resp, err := c.roundTrip(ctx, target, r, legacy)
+	c.Logger.DebugContext(ctx, "upnp: request", "op", cmp.Or(r.action, "description"), "url", target.url.String(), "status", resp.status, "err", err)
+	switch {
+	case ctx.Err() != nil && (err != nil || resp.truncated):
+		return resp, context.Cause(ctx)
+	case err == nil || errors.Is(err, backends.ErrMalformed):
+		return resp, err
+	}
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		// A timeout error of package net matches context.DeadlineExceeded and
+		// would look like the end of the caller's context.
+		err = fmt.Errorf("%v: %w", target.addr, os.ErrDeadlineExceeded)
+	}
+	return resp, fmt.Errorf("%w: %w", backends.ErrNoReply, err)
+}
+
+func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request, legacy bool) (response, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	conn, err := c.dial(dialCtx, target.addr)
 	if err != nil {
-		return response{}, netip.Addr{}, err
+		return response{}, err
 	}
 	defer conn.Close()
 	// If the request is cancelled, the kernel must not retransmit it: the
@@ -140,17 +132,20 @@ func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request) (r
 			<-interrupted
 		}
 	}()
-	if _, err := conn.Write(r.bytes); err != nil {
-		return response{}, netip.Addr{}, err
+	if _, err := conn.Write(r.encode(target, legacy)); err != nil {
+		return response{}, err
 	}
 	reader := responseReader{r: bufio.NewReader(conn), limit: r.limit, root: r.root, onOverrun: func() {
-		_ = conn.SetReadDeadline(earlier(deadline, time.Now().Add(overrunTimeout)))
+		_ = conn.SetReadDeadline(time.Now().Add(min(overrunTimeout, time.Until(deadline))))
 	}}
 	resp, err := reader.read()
 	if err == nil {
 		linger(conn, -1)
 	}
-	return resp, localAddr(conn), err
+	if local, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+		resp.local = local.AddrPort().Addr().Unmap()
+	}
+	return resp, err
 }
 
 // linger sets what Close does with unsent data. If seconds is 0, Close drops the
@@ -159,13 +154,6 @@ func linger(conn net.Conn, seconds int) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(seconds) // fails only on closed connections
 	}
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }
 
 // If the first packet of a connection is lost, the kernel repeats it only after
@@ -211,7 +199,9 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn
 		case result := <-results:
 			cancel()
 			for range started - 1 {
-				(<-results).discard()
+				if late := <-results; late.err == nil {
+					_ = late.conn.Close()
+				}
 			}
 			return result.conn, result.err
 		case <-timer.C:
@@ -229,21 +219,6 @@ type dialResult struct {
 	err  error
 }
 
-func (r dialResult) discard() {
-	if r.err == nil {
-		_ = r.conn.Close()
-	}
-}
-
-// localAddr returns this host's address on the connection.
-func localAddr(conn net.Conn) netip.Addr {
-	tcp, ok := conn.LocalAddr().(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	return tcp.AddrPort().Addr().Unmap()
-}
-
 // The limits for everything except the body.
 const (
 	maxHeader = 16 << 10 // all header lines, including those of interim responses
@@ -254,7 +229,8 @@ const (
 type response struct {
 	status    int
 	body      []byte
-	truncated bool // the header or the body is incomplete
+	truncated bool       // the header or the body is incomplete
+	local     netip.Addr // this host's address on the connection
 }
 
 // succeeded reports whether the status is a success and the body is complete.
@@ -273,39 +249,37 @@ type responseReader struct {
 	// has not ended. It bounds the wait for the rest.
 	onOverrun func()
 
-	headerBytes     int  // number of header bytes read
-	headerTruncated bool // the connection ended within the header
+	response
+	headerBytes int  // number of header bytes read
+	length      int  // the announced length of the body, or -1 if there is none
+	chunked     bool // the body is announced in chunks
+	scanned     int  // number of body bytes already searched for the end of the document
+	overrun     bool // the body exceeds its announced length
 }
 
 // read reads the response. Its error wraps backends.ErrMalformed if the data is
 // not an HTTP response. Otherwise it is the error of the connection.
 func (r *responseReader) read() (response, error) {
-	for {
-		status, err := r.readStatus()
-		if err != nil {
+	for r.status/100 <= 1 { // interim responses, for example 100 Continue, precede the final one
+		if err := r.readStatus(); err != nil {
 			return response{}, err
 		}
-		length, chunked, err := r.readHeader()
-		if err != nil {
+		if err := r.readHeader(); err != nil {
 			return response{}, err
 		}
-		switch {
-		case status/100 == 1: // interim responses, for example 100 Continue
-			continue
-		case status == 204 || status == 304:
-			return response{status: status}, nil
-		}
-		b := bodyReader{responseReader: r, length: length}
-		if chunked && !r.nextByteIs('<') { // some devices announce chunks but send none
-			err = b.readChunked()
-		} else {
-			err = b.readPlain()
-		}
-		if status/100 != 2 && err != nil {
-			b.truncated, err = true, nil // an error status is sufficient without the body
-		}
-		return response{status: status, body: b.body, truncated: b.truncated || r.headerTruncated}, err
 	}
+	if r.status == 204 || r.status == 304 {
+		return response{status: r.status}, nil
+	}
+	readBody := r.readPlain
+	if r.chunked && !r.nextByteIs('<') { // some devices announce chunks but send none
+		readBody = r.readChunked
+	}
+	err := readBody()
+	if r.status/100 != 2 && err != nil {
+		r.truncated, err = true, nil // an error status is sufficient without the body
+	}
+	return r.response, err
 }
 
 // line reads a header line and returns it without its line ending.
@@ -324,44 +298,27 @@ func (r *responseReader) line() (string, error) {
 	}
 }
 
-func (r *responseReader) readStatus() (int, error) {
-	for {
-		line, err := r.line()
-		if line == "" && err == nil {
-			continue // blank lines follow interim responses and precede some final ones
-		}
-		if line == "" {
-			return 0, unexpectedEOF(err)
-		}
-		version, rest, _ := strings.Cut(line, " ")
-		code, _, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
-		status, codeErr := strconv.ParseUint(code, 10, 16)
-		if !strings.HasPrefix(version, "HTTP/") || codeErr != nil || status < 100 || status > 599 {
-			return 0, malformed("HTTP status line %q", clip(line))
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
-			return 0, err
-		}
-		return int(status), nil
+func (r *responseReader) readStatus() error {
+	line, err := "", error(nil)
+	for line == "" && err == nil { // blank lines follow interim responses and precede some final ones
+		line, err = r.line()
 	}
+	if line == "" || err != nil && !errors.Is(err, io.EOF) {
+		return unexpectedEOF(err)
+	}
+	version, rest, _ := strings.Cut(line, " ")
+	code, _, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
+	status, err := strconv.ParseUint(code, 10, 16)
+	if len(version) < 4 || !strings.EqualFold(version[:4], "HTTP") || err != nil || status < 100 || status > 599 {
+		return malformed("HTTP status line %q", clip(line))
+	}
+	r.status = int(status)
+	return nil
 }
 
-// readHeader reads the header lines. It returns the length of the body, -1 if
-// it is not announced, and whether the body is chunked.
-func (r *responseReader) readHeader() (length int64, chunked bool, err error) {
-	length = -1
-	parse := func(header string) {
-		name, value, _ := strings.Cut(header, ":")
-		value = strings.TrimSpace(value)
-		switch name = strings.TrimSpace(name); {
-		case strings.EqualFold(name, "Content-Length"):
-			if n, err := strconv.ParseUint(value, 10, 32); err == nil {
-				length = int64(n)
-			}
-		case strings.EqualFold(name, "Transfer-Encoding"):
-			chunked = strings.EqualFold(value, "chunked")
-		}
-	}
+// readHeader reads the header lines.
+func (r *responseReader) readHeader() error {
+	r.length, r.chunked, r.truncated = -1, false, false
 	header := ""
 	for !r.nextByteIs('<') { // the body may follow without a blank line
 		line, err := r.line()
@@ -369,18 +326,31 @@ func (r *responseReader) readHeader() (length int64, chunked bool, err error) {
 			header += " " + folded
 			continue
 		}
-		parse(header)
+		r.parseHeader(header)
 		header = line
-		r.headerTruncated = errors.Is(err, io.EOF)
-		if line == "" || r.headerTruncated {
+		r.truncated = errors.Is(err, io.EOF)
+		if line == "" || r.truncated {
 			break
 		}
 		if err != nil {
-			return 0, false, err
+			return err
 		}
 	}
-	parse(header)
-	return length, chunked, nil
+	r.parseHeader(header)
+	return nil
+}
+
+func (r *responseReader) parseHeader(header string) {
+	name, value, _ := strings.Cut(header, ":")
+	value = strings.TrimSpace(value)
+	switch name = strings.TrimSpace(name); {
+	case strings.EqualFold(name, "Content-Length"):
+		if n, err := strconv.ParseUint(value, 10, 31); err == nil {
+			r.length = int(n)
+		}
+	case strings.EqualFold(name, "Transfer-Encoding"):
+		r.chunked = strings.EqualFold(value, "chunked")
+	}
 }
 
 // nextByteIs reports whether c is the next byte.
@@ -397,33 +367,23 @@ func unexpectedEOF(err error) error {
 	return err
 }
 
-// bodyReader reads the body of a response.
-type bodyReader struct {
-	*responseReader
-	length    int64 // the announced length, or -1 if there is none
-	body      []byte
-	scanned   int  // number of body bytes already searched for the end of the document
-	overrun   bool // the body exceeds its announced length
-	truncated bool // the connection ended before the body did
-}
-
 // readPlain reads until the document ends, until the announced length is
 // reached and no document has started, or until the connection ends.
-func (b *bodyReader) readPlain() error {
-	for !b.complete() {
-		if b.length >= 0 && int64(len(b.body)) >= b.length && !b.overrun {
-			if !b.documentStarted() {
+func (r *responseReader) readPlain() error {
+	for !r.complete() {
+		if r.length >= 0 && len(r.body) >= r.length && !r.overrun {
+			if !r.documentStarted() {
 				return nil
 			}
-			b.overrun = true
-			b.onOverrun()
+			r.overrun = true
+			r.onOverrun()
 		}
-		n := b.limit + 1 - len(b.body)
-		if b.length >= 0 && !b.overrun {
-			n = int(min(int64(n), b.length-int64(len(b.body))))
+		n := r.limit + 1 - len(r.body)
+		if r.length >= 0 && !r.overrun {
+			n = min(n, r.length-len(r.body))
 		}
-		if err := b.readSome(n); err != nil {
-			return b.endError(err, b.length >= 0)
+		if err := r.readSome(n); err != nil {
+			return r.endError(err, r.length >= 0)
 		}
 	}
 	return nil
@@ -433,20 +393,20 @@ func (b *bodyReader) readPlain() error {
 // chunk, in addition to maxHeader.
 const chunkOverhead = 16
 
-func (b *bodyReader) readChunked() error {
-	b.headerBytes = 0
-	for !b.complete() {
-		n, err := b.chunkSize()
-		b.headerBytes = max(0, b.headerBytes-chunkOverhead*n)
+func (r *responseReader) readChunked() error {
+	r.headerBytes = 0
+	for !r.complete() {
+		n, err := r.chunkSize()
+		r.headerBytes = max(0, r.headerBytes-chunkOverhead*n)
 		if err != nil {
-			return b.endError(err, true)
+			return r.endError(err, true)
 		}
 		if n == 0 {
 			return nil // the trailer is not read
 		}
-		for end := len(b.body) + n; len(b.body) < end && !b.complete(); {
-			if err := b.readSome(end - len(b.body)); err != nil {
-				return b.endError(err, true)
+		for end := len(r.body) + n; len(r.body) < end && !r.complete(); {
+			if err := r.readSome(end - len(r.body)); err != nil {
+				return r.endError(err, true)
 			}
 		}
 	}
@@ -456,31 +416,31 @@ func (b *bodyReader) readChunked() error {
 // endError returns the error for a body that ended with err. incomplete means
 // that the length or the chunks announced more bytes. The end of the connection
 // is not an error, because the document shows whether something is missing.
-func (b *bodyReader) endError(err error, incomplete bool) error {
-	b.truncated = incomplete && !b.overrun
-	if b.overrun || errors.Is(err, io.EOF) {
+func (r *responseReader) endError(err error, incomplete bool) error {
+	r.truncated = r.truncated || incomplete && !r.overrun
+	if r.overrun || errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
 }
 
 // readSome reads at most n bytes. It fails if the body exceeds its limit.
-func (b *bodyReader) readSome(n int) error {
+func (r *responseReader) readSome(n int) error {
 	var buf [4096]byte
-	got, err := b.r.Read(buf[:min(n, len(buf))])
-	b.body = append(b.body, buf[:got]...)
-	if len(b.body) > b.limit {
-		b.overrun = false
-		return malformed("HTTP body of more than %d bytes", b.limit)
+	got, err := r.r.Read(buf[:min(n, len(buf))])
+	r.body = append(r.body, buf[:got]...)
+	if len(r.body) > r.limit {
+		r.overrun = false
+		return malformed("HTTP body of more than %d bytes", r.limit)
 	}
 	return err
 }
 
 // chunkSize reads the line that starts a chunk, and the line end of the
 // previous chunk.
-func (b *bodyReader) chunkSize() (int, error) {
+func (r *responseReader) chunkSize() (int, error) {
 	for {
-		line, err := b.line()
+		line, err := r.line()
 		if err != nil {
 			return 0, err
 		}
@@ -489,7 +449,7 @@ func (b *bodyReader) chunkSize() (int, error) {
 		}
 		size, _, _ := strings.Cut(line, ";")
 		n, err := strconv.ParseUint(strings.TrimSpace(size), 16, 31)
-		if err != nil || int(n) > b.limit {
+		if err != nil || int(n) > r.limit {
 			return 0, malformed("chunk of size %q", clip(line))
 		}
 		return int(n), nil
@@ -497,34 +457,28 @@ func (b *bodyReader) chunkSize() (int, error) {
 }
 
 // complete reports whether the end tag of the document's root has been read.
-func (b *bodyReader) complete() bool {
-	rest := b.body[max(0, b.scanned-maxEndTag):]
-	b.scanned = len(b.body)
+func (r *responseReader) complete() bool {
+	rest := r.body[max(0, r.scanned-maxEndTag):]
+	r.scanned = len(r.body)
 	for {
 		end := bytes.IndexByte(rest, '>')
 		if end < 0 {
 			return false
 		}
 		tag := rest[max(0, end-maxEndTag):end]
-		if start := bytes.LastIndex(tag, []byte("</")); start >= 0 && b.isRoot(tag[start+2:]) {
-			return true
+		if start := bytes.LastIndexByte(tag, '<'); start >= 0 {
+			name, isEnd := strings.CutPrefix(strings.Trim(string(tag[start+1:]), blanks), "/")
+			if isEnd && strings.EqualFold(tagName(name), r.root) {
+				return true
+			}
 		}
 		rest = rest[end+1:]
 	}
 }
 
-// isRoot reports whether a tag has the name of the document's root, with or
-// without a prefix.
-func (b *bodyReader) isRoot(name []byte) bool {
-	if i := bytes.IndexByte(name, ':'); i >= 0 {
-		name = name[i+1:]
-	}
-	return bytes.EqualFold(bytes.TrimSpace(name), []byte(b.root))
-}
-
 // documentStarted reports whether the body contains the name of the root
 // element. If it does, and complete returned false, the rest of the document is
 // missing.
-func (b *bodyReader) documentStarted() bool {
-	return bytes.Contains(bytes.ToLower(b.body), []byte(strings.ToLower(b.root)))
+func (r *responseReader) documentStarted() bool {
+	return bytes.Contains(bytes.ToLower(r.body), []byte(strings.ToLower(r.root)))
 }

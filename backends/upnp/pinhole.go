@@ -28,30 +28,25 @@ type Pinhole struct {
 // addPinholeArgs are the arguments of AddPinhole. Here the protocol is a
 // number.
 type addPinholeArgs struct {
-	RemoteHost     string
-	RemotePort     string
-	InternalClient string
-	InternalPort   string
-	Protocol       string
-	LeaseTime      string
+	RemoteHost, RemotePort, InternalClient, InternalPort, Protocol, LeaseTime string
 }
 
-func (p Pinhole) args() (*addPinholeArgs, error) {
+func (p Pinhole) args() (addPinholeArgs, error) {
 	lease, err := pinholeLease(p.Lease)
 	if err != nil {
-		return nil, err
+		return addPinholeArgs{}, err
 	}
 	switch client := p.Internal.Addr(); {
 	case p.Protocol == 0:
-		return nil, fmt.Errorf("%w: no protocol", backends.ErrInvalid)
+		return addPinholeArgs{}, fmt.Errorf("%w: no protocol", backends.ErrInvalid)
 	case p.Internal.Port() == 0:
-		return nil, fmt.Errorf("%w: internal port 0", backends.ErrInvalid)
+		return addPinholeArgs{}, fmt.Errorf("%w: internal port 0", backends.ErrInvalid)
 	case !client.IsValid() || client.IsUnspecified():
-		return nil, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
+		return addPinholeArgs{}, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
 	case client.Unmap().Is4():
-		return nil, fmt.Errorf("%w: a pinhole needs an IPv6 address, not %v", backends.ErrUnsupported, client)
+		return addPinholeArgs{}, fmt.Errorf("%w: a pinhole needs an IPv6 address, not %v", backends.ErrUnsupported, client)
 	}
-	return &addPinholeArgs{
+	return addPinholeArgs{
 		RemoteHost: formatHost(p.Remote.Addr()), RemotePort: formatPort(p.Remote.Port()),
 		InternalClient: formatHost(p.Internal.Addr()), InternalPort: formatPort(p.Internal.Port()),
 		Protocol: strconv.Itoa(int(p.Protocol)), LeaseTime: lease,
@@ -71,38 +66,26 @@ func pinholeLease(d time.Duration) (string, error) {
 // the call with the same addresses, ports and protocol extends the pinhole
 // under the same id.
 func (c *Client) AddPinhole(ctx context.Context, p Pinhole) (id uint16, err error) {
-	const action = "AddPinhole"
 	in, err := p.args()
-	if err != nil {
-		return 0, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	var out struct{ UniqueID string }
-	if err := c.perform(ctx, action, in, &out); err != nil {
-		return 0, err
-	}
-	if id, err = parsePort("UniqueID", out.UniqueID); err != nil {
-		return 0, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	return id, nil
+	return call(ctx, c, "AddPinhole", in, err, func(out *element) (uint16, error) {
+		return parsePort("UniqueID", out.value("UniqueID"))
+	})
 }
 
 // UpdatePinhole sets the remaining lease of a pinhole. If there is no such
 // pinhole, the fault wraps backends.ErrInvalid (704).
 func (c *Client) UpdatePinhole(ctx context.Context, id uint16, lease time.Duration) error {
-	const action = "UpdatePinhole"
 	seconds, err := pinholeLease(lease)
-	if err != nil {
-		return fmt.Errorf("upnp: %s: %w", action, err)
-	}
 	in := struct{ UniqueID, NewLeaseTime string }{formatPort(id), seconds}
-	return c.perform(ctx, action, &in, nil)
+	_, err = c.perform(ctx, "UpdatePinhole", in, err)
+	return err
 }
 
 // DeletePinhole closes a pinhole. If there is no such pinhole, the fault wraps
 // backends.ErrInvalid (704).
 func (c *Client) DeletePinhole(ctx context.Context, id uint16) error {
-	in := struct{ UniqueID string }{formatPort(id)}
-	return c.perform(ctx, "DeletePinhole", &in, nil)
+	_, err := c.perform(ctx, "DeletePinhole", struct{ UniqueID string }{formatPort(id)}, nil)
+	return err
 }
 
 // PinholeWorking reports whether traffic has passed through a pinhole
@@ -110,11 +93,9 @@ func (c *Client) DeletePinhole(ctx context.Context, id uint16) error {
 // has seen no traffic in either direction; the pinhole may work nevertheless.
 func (c *Client) PinholeWorking(ctx context.Context, id uint16) (bool, error) {
 	in := struct{ UniqueID string }{formatPort(id)}
-	var out struct{ IsWorking string }
-	if err := c.perform(ctx, "CheckPinholeWorking", &in, &out); err != nil {
-		return false, err
-	}
-	return parseBool(out.IsWorking), nil
+	return call(ctx, c, "CheckPinholeWorking", in, nil, func(out *element) (bool, error) {
+		return parseBool(out.value("IsWorking"), false), nil
+	})
 }
 
 // FirewallStatus is the state of a gateway's IPv6 firewall.
@@ -129,14 +110,12 @@ type FirewallStatus struct {
 // FirewallStatus requests the state of the IPv6 firewall (GetFirewallStatus of
 // WANIPv6FirewallControl:1).
 func (c *Client) FirewallStatus(ctx context.Context) (FirewallStatus, error) {
-	var out struct{ FirewallEnabled, InboundPinholeAllowed string }
-	if err := c.perform(ctx, "GetFirewallStatus", nil, &out); err != nil {
-		return FirewallStatus{}, err
-	}
-	return FirewallStatus{
-		Enabled:               parseBool(out.FirewallEnabled),
-		InboundPinholeAllowed: parseBool(out.InboundPinholeAllowed),
-	}, nil
+	return call(ctx, c, "GetFirewallStatus", nil, nil, func(out *element) (FirewallStatus, error) {
+		return FirewallStatus{
+			Enabled:               parseBool(out.value("FirewallEnabled"), false),
+			InboundPinholeAllowed: parseBool(out.value("InboundPinholeAllowed"), false),
+		}, nil
+	})
 }
 
 const maxPinholeLifetime = 24 * time.Hour // WANIPv6FirewallControl:1, LeaseTime
