@@ -20,7 +20,7 @@ type element struct {
 	content  strings.Builder
 }
 
-// parseXML reads a document and skips what it cannot read. The children of the
+// parseXML reads a document and skips markup that it cannot read. The children of the
 // returned element are the outermost elements. Entities are not expanded, except
 // the predefined ones. If the document has too many elements or is nested too
 // deeply, the error wraps backends.ErrMalformed.
