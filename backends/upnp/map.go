@@ -224,14 +224,17 @@ func (op *addOp) compareExisting(e PortMapping) error {
 	return nil
 }
 
+// leaseSlack is the tolerance for clocks that count whole seconds.
+const leaseSlack = 2 * time.Second
+
 // reportLoss sends a hint to the watchers if the device has lost an entry that
-// it had granted.
+// it had granted. On some devices, the lookup finds no entry at all.
 func (op *addOp) reportLoss(checkErr error) {
-	const slack = 2 * time.Second // for clocks that count whole seconds
-	if op.renewed == nil || !op.portFree && !errors.Is(checkErr, backends.ErrConflict) {
+	isLost := op.portFree && op.quirks().get().findsByKey || errors.Is(checkErr, backends.ErrConflict)
+	if op.renewed == nil || !isLost {
 		return
 	}
-	if expires := op.renewed.Expires(); expires.IsZero() || time.Until(expires) > slack {
+	if expires := op.renewed.Expires(); expires.IsZero() || time.Until(expires) > leaseSlack {
 		op.backend.sendHint(hint{
 			reason: fmt.Sprintf("%v port %d is missing from the gateway's table", op.entry.Protocol, op.entry.ExternalPort), strong: true,
 		})
@@ -286,12 +289,14 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // wasAdded reports whether the table lists the entry although the response to the request
 // for it was lost. The device may still be busy with the request, so wasAdded looks twice.
+// An entry that existed before counts only if its lease has been extended.
 func (op *addOp) wasAdded(ctx context.Context) bool {
 	for i := range 2 {
 		if i > 0 && sleep(ctx, op.backend.retryDelay) != nil {
 			return false
 		}
-		if e, result, _ := op.backend.lookUp(ctx, op.client, op.entry); result == found && e.Enabled {
+		e, result, _ := op.backend.lookUp(ctx, op.client, op.entry)
+		if result == found && e.Enabled && (!op.existingMatches || e.Lease+leaseSlack >= op.requestedLease()) {
 			return true
 		}
 	}
@@ -435,13 +440,12 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	case !e.Enabled:
 		return 0, op.withdraw(ctx, e, &deniedError{"it lists " + port + ", but does not forward it: the entry is disabled"})
 	}
-	const slack = 2 * time.Second
 	switch {
 	case e.Lease == 0: // permanent, or not reported
 		return requested, nil
 	case op.notExtended(e, requested):
 		return op.deleteAndAdd(ctx, e.Lease)
-	case requested-e.Lease > slack:
+	case requested-e.Lease > leaseSlack:
 		return e.Lease, nil
 	}
 	return requested, nil

@@ -202,6 +202,31 @@ func TestLostReply(t *testing.T) {
 	}
 }
 
+// TestLostRenewal checks that a renewal does not succeed if its response is lost and the
+// lease was not extended.
+func TestLostRenewal(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	b := newBackend(t, gw, upnp.Config{})
+	m := mustMap(t, gw, b, request(8080, 9000))
+	gw.Advance(m.Lifetime / 2)
+	gw.Inject(gatewaytest.Fault{Match: isAction(addAction), Drop: true})
+	_, err := b.Renew(t.Context(), m, request(8080, 9000))
+	wantError(t, err, backends.ErrNoReply, 0)
+}
+
+// TestNoFalseLoss checks that a device on which the lookup finds no entry at all is not
+// reported to have lost its entries.
+func TestNoFalseLoss(t *testing.T) {
+	t.Parallel()
+	w := watch(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Actions: faultFor(714, findAction)}}})
+	m := mustMap(t, w.Gateway, w.backend, request(8080, 9000))
+	for range 3 {
+		m = mustRenew(t, w.Gateway, w.backend, m, request(8080, 9000))
+	}
+	w.expectNoChange(t)
+}
+
 // TestLostRequest checks that a request that the device did not process is sent once
 // more: after a closed connection and after a status that shows an overload.
 func TestLostRequest(t *testing.T) {
