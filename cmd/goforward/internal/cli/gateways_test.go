@@ -191,6 +191,18 @@ func TestOtherDevice(t *testing.T) {
 	if n := len(device.Table()); n != 0 {
 		t.Errorf("the device has %d mappings, want 0", n)
 	}
+
+	// The named gateway supports NAT-PMP.
+	other, err := gatewaytest.Start(gatewaytest.Config{Protocols: []string{"upnp"}, Listen: netip.MustParseAddrPort("127.0.0.2:0")})
+	if err != nil {
+		t.Skip("this host has only one loopback address: ", err)
+	}
+	t.Cleanup(func() { _ = other.Close() })
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
+	got = run(t, nil, "list", "-g", gw.Addr().String(), "--ssdp", other.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0", "--timeout", "1s")
+	if got.code != exitOther || got.stdout != "" {
+		t.Errorf("unexpected result: %+v; want no table", got)
+	}
 }
 
 // TestDefaultGatewayDevice checks which device is marked as used, and that the commands report
