@@ -128,6 +128,12 @@ must also be 80. Mappings to other hosts stay. With --foreign, unmap deletes tho
 with --to, the mappings to that host; without --to, the mappings of any host with this
 external and internal port. Many gateways refuse that.
 
+Some gateways list the name of a host instead of its address. Unmap deletes such a
+mapping only with --foreign and without --to; otherwise it names the mapping and exits
+with 1. If the gateway does not list its mappings, or not all, unmap deletes only the
+mapping with the named external port, which is by default the internal port. A remark
+says so.
+
 A gateway deletes a PCP mapping only for a client that has the secret of the mapping. The
 secret is derived from a key that map keeps in a file of the user,
 $XDG_STATE_HOME/goforward/nonce.key (by default in ~/.local/state; on macOS and Windows
@@ -181,7 +187,8 @@ gateways. All requests run at the same time, for at most two seconds, or for --t
 Nothing is mapped.
 
   yes       the gateway replied
-  no        the gateway supports only other protocols
+  no        the gateway supports only other protocols, or only a UPnP device at
+            another address replied
   refused   the port is closed, or the gateway refuses requests
   silent    no reply
   -         not tested
@@ -191,7 +198,8 @@ that, use ip.
 
 Gateways searches for UPnP devices, unless --igd-url names one. Each device has its own
 line: its name, the service that forwards ports, the state of its connection to the
-internet, and why it is used or not. The device that is used has a *.`
+internet, and why it is used or not. The device that is used has a *. A device at another
+address is used only if the gateway is not named and supports no protocol itself.`
 
 const gatewaysExamples = `  goforward gateways
   goforward gateways -g 192.168.1.1 --timeout 500ms
