@@ -106,6 +106,12 @@ func (c FaultCode) String() string {
 	return "vendor's error"
 }
 
+// isUnknown reports whether the code is vendor-specific. It does not show the reason.
+func (c FaultCode) isUnknown() bool {
+	_, isKnown := faults[c]
+	return !isKnown
+}
+
 // kind returns the error of package backends that corresponds to the code. UPnP
 // has no fault without a code, so 0 is malformed. Unknown codes are
 // vendor-specific; they are treated as ActionFailed.

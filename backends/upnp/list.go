@@ -135,26 +135,26 @@ func (c *Client) entry(e PortMapping, external netip.Addr) backends.Entry {
 // isEndOfTable reports whether the fault means that the index is after the end
 // of the table.
 func isEndOfTable(err error) bool {
-	var fault *Fault
-	if !errors.As(err, &fault) {
-		return false
+	for _, code := range []FaultCode{InvalidArgs, ActionFailed, ArgumentValueOutOfRange, 899} {
+		if isFault(err, code) {
+			return true
+		}
 	}
-	switch fault.Code {
-	case SpecifiedArrayIndexInvalid, NoSuchEntryInArray, InvalidArgs, ActionFailed, ArgumentValueOutOfRange, 899:
-		return true
-	}
-	return false
+	return isNotFound(err)
 }
 
 // entries yields the table by index, or by port ranges if the device does not
-// support the index.
+// support the index. It ignores malformed entries.
 func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
 	return func(yield func(PortMapping, error) bool) {
 		first := true
-		for e, err := range c.entriesByIndex(ctx) {
-			if first && errors.Is(err, backends.ErrUnsupported) && c.service.Version() > 1 {
+		for e, err := range entriesByIndex(ctx, c.PortMappingAt) {
+			switch {
+			case first && errors.Is(err, backends.ErrUnsupported) && c.service.Version() > 1:
 				c.entriesByRange(ctx, yield)
 				return
+			case errors.Is(err, backends.ErrMalformed):
+				continue
 			}
 			if first = false; !yield(e, err) {
 				return
@@ -163,31 +163,43 @@ func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
 	}
 }
 
-// entriesByIndex yields the table by index.
-func (c *Client) entriesByIndex(ctx context.Context) iter.Seq2[PortMapping, error] {
+// errIncomplete is yielded if the end of a table is not certain.
+var errIncomplete = malformed("the end of the table is not certain")
+
+// entriesByIndex yields the table, which it reads with get. It yields an error that
+// wraps backends.ErrMalformed for each malformed entry, and at the end if there may be
+// more entries.
+func entriesByIndex(ctx context.Context, get func(ctx context.Context, index int) (PortMapping, error)) iter.Seq2[PortMapping, error] {
 	return func(yield func(PortMapping, error) bool) {
 		seen := map[PortMappingKey]bool{}
 		repeats := 0
 		for i := 0; i <= maxIndex && len(seen) < maxEntries && repeats < maxRepeats; i++ {
-			e, err := c.PortMappingAt(ctx, i)
+			e, err := get(ctx, i)
+			var fault *Fault
 			switch {
-			case isEndOfTable(err):
+			case isNotFound(err), i > 0 && isEndOfTable(err):
+				return
+			case isEndOfTable(err), i > 0 && errors.As(err, &fault) && fault.Code.isUnknown():
+				yield(PortMapping{}, errIncomplete)
 				return
 			case errors.Is(err, backends.ErrMalformed) && ctx.Err() == nil:
-				repeats++ // the entries after a malformed one are still listed
-				continue
+				repeats++
 			case err != nil:
 				yield(PortMapping{}, err)
 				return
 			case seen[e.Key()]:
 				repeats++
 				continue
+			default:
+				repeats = 0
+				seen[e.Key()] = true
 			}
-			repeats = 0
-			seen[e.Key()] = true
-			if !yield(e, nil) {
+			if !yield(e, err) {
 				return
 			}
+		}
+		if len(seen) < 2 || len(seen) >= maxEntries { // the device may return one entry for each index
+			yield(PortMapping{}, errIncomplete)
 		}
 	}
 }

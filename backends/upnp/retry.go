@@ -39,7 +39,7 @@ func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error
 	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
 		return op.retryOtherForm(ctx, f)
 	}
-	if _, isKnown := faults[f.Code]; isKnown && f.Code != ActionFailed {
+	if f.Code != ActionFailed && !f.Code.isUnknown() {
 		return false, nil
 	}
 	// The code does not show the reason.
@@ -160,10 +160,9 @@ func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err
 // deletes the entry, provided that the entry has the description of this
 // program.
 func (op *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
-	const maxRows = 256
 	n := 0
-	for e, err := range op.client.entriesByIndex(ctx) {
-		if n++; err != nil || n > maxRows {
+	for e, err := range entriesByIndex(ctx, op.client.PortMappingAt) {
+		if n++; err != nil || n > maxSearchRows {
 			return false, transportError(err)
 		}
 		if e.ExternalPort == 0 || e.Protocol != op.entry.Protocol || e.Internal != op.entry.Internal || e.Remote != op.entry.Remote {

@@ -43,15 +43,10 @@ func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(c
 	return err
 }
 
-// matches reports whether a row of the table is the wanted entry. Some devices report
-// no IP address.
-func (m PortMapping) matches(want PortMapping) bool {
-	return m.Internal.Port() == want.Internal.Port() && (!m.Internal.Addr().IsValid() || m.Internal.Addr() == want.Internal.Addr())
-}
-
 // compare returns what a row with the key of the wanted entry shows about that entry.
+// Some devices report no IP address.
 func (m PortMapping) compare(want PortMapping) finding {
-	if m.matches(want) {
+	if m.Internal.Port() == want.Internal.Port() && (!m.Internal.Addr().IsValid() || m.Internal.Addr() == want.Internal.Addr()) {
 		return found
 	}
 	return otherEntry
@@ -102,36 +97,32 @@ func (b *Backend) findByKey(ctx context.Context, c *Client, want PortMapping) (e
 // maxSearchRows is the maximum number of rows that are read to find one entry.
 const maxSearchRows = 256
 
-// findByIndex searches the table by index. If a row is malformed, or if the end of the
-// table is not certain, the result is not missing but notKnown.
+// findByIndex searches the table by index. If the table was not read completely, the
+// result is not missing but notKnown.
 func (b *Backend) findByIndex(ctx context.Context, c *Client, want PortMapping) (PortMapping, finding) {
-	var first PortMappingKey
-	absent := missing
-	for i := range maxSearchRows {
-		var e PortMapping
-		err := b.ask(ctx, c, "GetGenericPortMappingEntry", func(ctx context.Context) (err error) {
-			e, err = c.PortMappingAt(ctx, i)
+	const action = "GetGenericPortMappingEntry"
+	get := func(ctx context.Context, index int) (e PortMapping, err error) {
+		err = b.ask(ctx, c, action, func(ctx context.Context) error {
+			e, err = c.PortMappingAt(ctx, index)
 			return err
 		})
-		switch {
-		case isNotFound(err) || i > 0 && isEndOfTable(err):
-			return PortMapping{}, absent
-		case errors.Is(err, backends.ErrMalformed) && i < maxRepeats:
+		return e, err
+	}
+	n, absent := 0, missing
+	for e, err := range entriesByIndex(ctx, get) {
+		switch n++; {
+		case n > maxSearchRows:
+			b.quirksOf(c).remember(action) // another search would not find more
+			return e, notKnown
+		case errors.Is(err, backends.ErrMalformed):
 			absent = notKnown
 		case err != nil:
-			return PortMapping{}, notKnown
+			return e, notKnown
 		case e.Key() == want.Key():
 			return e, e.compare(want)
-		case i == 0:
-			first = e.Key()
-		case i == 1 && e.Key() == first: // the device may return this row for each index
-			return PortMapping{}, notKnown
-		case e.Key() == first: // the table has no end and begins again
-			return PortMapping{}, absent
 		}
 	}
-	b.quirksOf(c).remember("GetGenericPortMappingEntry") // another search would not find more
-	return PortMapping{}, notKnown
+	return PortMapping{}, absent
 }
 
 // findByRange looks up an entry by GetListOfPortMappings.
@@ -186,19 +177,10 @@ func (b *Backend) remove(ctx context.Context, g *gateway, c *Client, want PortMa
 			return err
 		case failure != nil:
 		case err == nil || isNotFound(err):
-			failure = fmt.Errorf("upnp: %w: it does not delete %v port %d: it reports %s, but lists the entry",
-				backends.ErrNoResources, want.Protocol, want.ExternalPort, deletionText(err))
+			failure = fmt.Errorf("upnp: %w: it still lists %v port %d after the deletion", backends.ErrNoResources, want.Protocol, want.ExternalPort)
 		default:
 			failure = err
 		}
 	}
 	return failure
-}
-
-// deletionText describes the response to a deletion that had no effect.
-func deletionText(err error) string {
-	if err == nil {
-		return "success"
-	}
-	return "that there is none"
 }
