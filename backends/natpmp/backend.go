@@ -153,10 +153,7 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, external neti
 	if err != nil {
 		return backends.Mapping{}, err
 	}
-	internal := r.Internal.Port()
-	if resp.InternalPort == 0 { // the gateway forwards to the same port number
-		internal = resp.ExternalPort
-	}
+	internal := cmp.Or(resp.InternalPort, resp.ExternalPort) // 0: the gateway forwards to the same port number
 	m := backends.Mapping{
 		Backend:     Name,
 		Gateway:     b.client.config.Gateway,

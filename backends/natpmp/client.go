@@ -109,7 +109,7 @@ func (c *Client) Probe(ctx context.Context) (ExternalAddrResponse, error) {
 
 func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResponse, error) {
 	request, _ := ExternalAddrRequest{}.MarshalBinary()
-	reply, err := c.do(ctx, OpExternalAddr, port5351.Transaction{
+	reply, err := c.do(ctx, OpExternalAddr, c.session.Do, port5351.Transaction{
 		Request: request, Probe: probe,
 		Match: func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) },
 	})
@@ -174,15 +174,23 @@ func (c *Client) transactMap(ctx context.Context, r MapRequest) (MapResponse, po
 		return MapResponse{}, port5351.Reply{}, err
 	}
 	op := Opcode(request[1])
-	reply, err := c.do(ctx, op, port5351.Transaction{
-		Request: request,
-		Match: port5351.RequireRepeats(
-			func(b []byte) port5351.Match { return match(b, op, mapResponseSize, r.InternalPort) },
-			func(b []byte) bool {
-				resp, err := ParseMapResponse(b)
-				return err == nil && resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
-			}),
-	})
+	send := func(do doFunc) (port5351.Reply, error) {
+		return c.do(ctx, op, do, port5351.Transaction{
+			Request: request,
+			Match: port5351.RequireRepeats(
+				func(b []byte) port5351.Match { return match(b, op, mapResponseSize, r.InternalPort) },
+				func(b []byte) bool {
+					resp, err := ParseMapResponse(b)
+					return err == nil && resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
+				}),
+		})
+	}
+	reply, err := send(c.session.Do)
+	if isAmbiguous(reply.Datagram, r.InternalPort) {
+		// The response may be a late reply to a request for another port. Only this
+		// request is sent from the second socket, so a reply there is a reply to it.
+		reply, err = send(c.session.DoAlone)
+	}
 	if err != nil {
 		return MapResponse{}, reply, err
 	}
@@ -201,7 +209,7 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("natpmp: %w: %w", backends.ErrInvalid, err)
 	}
-	reply, err := c.send(ctx, h.Opcode, port5351.Transaction{
+	reply, err := c.send(ctx, h.Opcode, c.session.Do, port5351.Transaction{
 		Request: request,
 		Match: func(b []byte) port5351.Match {
 			if r, err := ParseHeader(b); err == nil && r.Version == h.Version && r.Opcode == h.Opcode|OpResponse {
@@ -213,16 +221,19 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	return reply.Datagram, err
 }
 
+// doFunc is [port5351.Session.Do] or DoAlone.
+type doFunc func(context.Context, port5351.Transaction) (port5351.Reply, error)
+
 // do sends a request, and converts error responses without a payload to Go errors.
 // If a gateway that supports this version rejects this version, the response is
 // probably a late reply to another request, for example to a retransmitted PCP
 // request. It is accepted only if it is repeated.
-func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
+func (c *Client) do(ctx context.Context, op Opcode, do doFunc, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Match = port5351.RequireRepeats(tx.Match, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)
 		return err == nil && r.Version == Version && r.Result == UnsupportedVersion
 	})
-	reply, err := c.send(ctx, op, tx)
+	reply, err := c.send(ctx, op, do, tx)
 	if err != nil {
 		return reply, err
 	}
@@ -232,16 +243,16 @@ func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (po
 		return reply, fmt.Errorf("natpmp: %w: %w", backends.ErrMalformed, err)
 	case r.Version != Version:
 		return reply, &VersionError{Version: r.Version}
-	case r.Result == UnsupportedVersion || r.Result == UnsupportedOpcode:
+	case r.Result == UnsupportedVersion || r.Result == UnsupportedOpcode || r.Result != Success && len(reply.Datagram) < responseSize(op):
 		return reply, &ResultError{Op: op, Code: r.Result, Response: reply.Datagram}
 	}
 	return reply, nil
 }
 
 // send sends a request with the client's retransmission schedule.
-func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
+func (c *Client) send(ctx context.Context, op Opcode, do doFunc, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Wait = c.wait
-	reply, err := c.session.Do(ctx, tx)
+	reply, err := do(ctx, tx)
 	if err != nil {
 		c.log.Debug("natpmp: request failed", "op", op, "gateway", c.config.Gateway, "err", err)
 		if !errors.Is(err, net.ErrClosed) && ctx.Err() != nil {
@@ -277,18 +288,42 @@ func (c *Client) checkResult(op Opcode, code ResultCode, epoch time.Duration, re
 	return nil
 }
 
-// isVPNResponse reports whether a response has no internal port. Gateways of VPN
-// providers send such responses: a client has one port on the gateway, with the
-// same number on both sides, and only the lifetime of the request has an effect.
-func isVPNResponse(b []byte) bool {
+// hasOwnPort reports whether a response is that of the gateway of a VPN provider: a
+// client has one port on the gateway, with the same number on both sides, and only
+// the lifetime of the request has an effect. Internal port 0 means this number. Some
+// gateways truncate both ports to eight bits instead, which is not such a response.
+func hasOwnPort(b []byte) bool {
+	const maxTruncated = 255
 	r, err := ParseMapResponse(b)
-	return err == nil && r.InternalPort == 0
+	return err == nil && r.Result == Success &&
+		(r.InternalPort == 0 || r.InternalPort == r.ExternalPort && r.InternalPort > maxTruncated)
+}
+
+// isAmbiguous reports whether a response to a map request may answer a request for
+// another port: it names another port, or it is a refusal without a port. A success
+// with internal port 0 is the same for all requests, and so is a refusal of the
+// version or the opcode.
+func isAmbiguous(b []byte, internalPort uint16) bool {
+	h, err := ParseHeader(b)
+	if err != nil || h.Version != Version || h.Result == UnsupportedVersion || h.Result == UnsupportedOpcode {
+		return false
+	}
+	r, err := ParseMapResponse(b)
+	return err != nil || r.InternalPort != internalPort && (r.InternalPort != 0 || r.Result != Success)
+}
+
+// responseSize returns the size of a complete response.
+func responseSize(op Opcode) int {
+	if op == OpExternalAddr {
+		return externalAddrResponseSize
+	}
+	return mapResponseSize
 }
 
 // match reports how well a datagram answers a request. The source address has been
 // checked. A response of the right size with the right internal port is Exact.
-// Error responses without a port are Possible answers to any request, and so are
-// the responses of gateways that support another version, complete or truncated.
+// Responses with the gateway's own port, refusals of any size, and the responses of
+// gateways that support another version, complete or truncated, are Possible.
 func match(b []byte, op Opcode, size int, internalPort uint16) port5351.Match {
 	h, err := ParseHeader(b)
 	switch {
@@ -299,14 +334,9 @@ func match(b []byte, op Opcode, size int, internalPort uint16) port5351.Match {
 		if h.Opcode&OpResponse != 0 && (len(b) < pcpHeader || b[3] == byte(UnsupportedVersion)) {
 			return port5351.Possible
 		}
-	case h.Opcode == op|OpResponse && len(b) >= size:
-		switch {
-		case size != mapResponseSize || binary.BigEndian.Uint16(b[8:]) == internalPort:
-			return port5351.Exact
-		case isVPNResponse(b):
-			return port5351.Possible
-		}
-	case h.Opcode == op|OpResponse && (h.Result == UnsupportedVersion || h.Result == UnsupportedOpcode):
+	case h.Opcode == op|OpResponse && len(b) >= size && (size != mapResponseSize || binary.BigEndian.Uint16(b[8:]) == internalPort):
+		return port5351.Exact
+	case h.Opcode == op|OpResponse && (h.Result != Success || size == mapResponseSize && hasOwnPort(b)):
 		return port5351.Possible
 	case h.Opcode == 0 && len(b) == errorResponseSize && b[2] == 0 && b[3] == byte(UnsupportedVersion):
 		return port5351.Possible // the form in the diagram of the standard, without the response bit

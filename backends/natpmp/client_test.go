@@ -133,7 +133,12 @@ func TestClientRefusals(t *testing.T) {
 		"granted port 0":               {"00810000 000004d2 1ae10000 00001c20", backends.ErrMalformed, 0, 0},
 		"granted lifetime 0":           {"00810000 000004d2 1ae11ae1 00000000", backends.ErrMalformed, 0, 0},
 		"ignored: three bytes":         {"008100", backends.ErrNoReply, 0, 0},
-		"ignored: another port":        {"00810000 000004d2 1b571b57 00001c20", backends.ErrNoReply, 0, 0},
+		"refused, 8 bytes":             {"00810002 000004d2", backends.ErrNotAuthorized, natpmp.NotAuthorized, 0},
+		"refused, 4 bytes":             {"00810004", backends.ErrNoResources, natpmp.OutOfResources, 0},
+		"refused, without a port":      {"00810003 000004d2 00000000 00000000", backends.ErrNetworkFailure, natpmp.NetworkFailure, 0},
+		"refused, another port":        {"00810003 000004d2 1b571b57 00001c20", backends.ErrNetworkFailure, natpmp.NetworkFailure, 0},
+		"ignored: another port":        {"00810000 000004d2 1b571b58 00001c20", backends.ErrNoReply, 0, 0},
+		"ignored: truncated ports":     {"00810000 000004d2 00e100e1 00001c20", backends.ErrNoReply, 0, 0},
 		"ignored: another opcode":      {"00820000 000004d2 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
 		"ignored: the request itself":  {"00010000 1ae11ae1 00001c20", backends.ErrNoReply, 0, 0},
 		"ignored: short success":       {"00810000 000004d2 1ae11ae1", backends.ErrNoReply, 0, 0},
@@ -166,7 +171,7 @@ func TestClientRefusals(t *testing.T) {
 // reply.
 func TestClientIgnores(t *testing.T) {
 	gw := start(t, gatewaytest.Config{})
-	injectReplies(t, gw, "008100", "00810000 000004d2 1b571b57 00001c20", "00810000 000004d2 1ae11ae2 00000e10")
+	injectReplies(t, gw, "008100", "00810000 000004d2 1b571b58 00001c20", "00810000 000004d2 1ae11ae2 00000e10")
 	got, err := newClient(t, gw.Addr()).Map(t.Context(), natpmp.MapRequest{Protocol: backends.UDP, InternalPort: 6881})
 	if err != nil || got.ExternalPort != 6882 {
 		t.Errorf("Map: %+v, %v", got, err)
@@ -301,6 +306,94 @@ func TestLateReply(t *testing.T) {
 	gw.Inject(gatewaytest.Fault{Times: 1, Reply: func([]byte) [][]byte { return [][]byte{lateReply} }})
 	if err := c.Unmap(t.Context(), backends.TCP, 8080); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
+	}
+}
+
+// TestOwnPort checks a gateway that assigns its own internal port, as those of VPN
+// providers do, to each request and for a shorter time than requested.
+func TestOwnPort(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr(), Transmissions: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	for _, ports := range []string{"93519351", "00009351"} {
+		gw.Inject(gatewaytest.Fault{
+			Match: func(r gatewaytest.Request) bool { return r.Op == "map" || r.Op == "unmap" },
+			Reply: func(request []byte) [][]byte {
+				lifetime := "0000003c"
+				if bytes.Equal(request[8:], make([]byte, 4)) {
+					lifetime = "00000000"
+				}
+				reply, _ := hex.DecodeString("00820000000004d2" + ports + lifetime)
+				return [][]byte{reply}
+			},
+		})
+		for _, external := range []uint16{0, 1, 8080} {
+			m, err := b.Map(t.Context(), backends.Request{
+				Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), External: netip.AddrPortFrom(netip.Addr{}, external),
+			})
+			if err != nil || m.Internal.Port() != 37713 || m.External.Port() != 37713 || m.Lifetime != time.Minute {
+				t.Errorf("Map of external port %d: %+v, %v", external, m, err)
+			}
+			if renewed, err := b.Renew(t.Context(), m, backends.Request{}); err != nil || renewed.Internal != m.Internal {
+				t.Errorf("Renew: %+v, %v", renewed, err)
+			}
+			if err := b.Unmap(t.Context(), m); err != nil {
+				t.Errorf("Unmap: %v", err)
+			}
+		}
+	}
+}
+
+// TestLateReplyOfAnotherPort checks that no late reply to a request for another port
+// is accepted. The gateway's reply to the new request is accepted, even if it arrives
+// after any number of late replies.
+func TestLateReplyOfAnotherPort(t *testing.T) {
+	for name, late := range map[string]string{
+		"success": "00820000 000004d2 1b571b57 00001c20",
+		"refusal": "00820004 000004d2 1b570000 00000000",
+		"short":   "00820004 000004d2",
+	} {
+		gw, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer gw.Close()
+		go func() {
+			var first netip.AddrPort // the socket that sent the request for the other port
+			for buf := make([]byte, 64); ; {
+				n, from, err := gw.ReadFromUDPAddrPort(buf)
+				if err != nil {
+					return
+				}
+				reply := strings.ReplaceAll(late, " ", "")
+				if !first.IsValid() {
+					first = from
+				} else if from != first && n == 12 {
+					reply = "00820000000004d21f901f9000001c20"
+				}
+				raw, _ := hex.DecodeString(reply)
+				for range 5 {
+					_, _ = gw.WriteToUDPAddrPort(raw, from)
+				}
+			}
+		}()
+		c := newClient(t, netip.MustParseAddrPort(gw.LocalAddr().String()))
+		got, err := c.Map(t.Context(), natpmp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 8080})
+		if err != nil || got.InternalPort != 8080 || got.ExternalPort != 8080 {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
+
+// TestShortExternalAddrError checks a refusal of eight bytes.
+func TestShortExternalAddrError(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	injectReplies(t, gw, "00800003 000004d2")
+	if _, err := newClient(t, gw.Addr()).ExternalAddr(t.Context()); !errors.Is(err, backends.ErrNetworkFailure) {
+		t.Errorf("error %v, want ErrNetworkFailure", err)
 	}
 }
 

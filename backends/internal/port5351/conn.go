@@ -84,15 +84,19 @@ func open(config Config, dial dialFunc) (*Conn, error) {
 		c.refs++
 		return c, nil
 	}
-	c := &Conn{
+	c := makeConn(config, dial)
+	conns.byConfig[config] = c
+	return c, nil
+}
+
+func makeConn(config Config, dial dialFunc) *Conn {
+	return &Conn{
 		config: config, dial: dial, refs: 1,
 		closed:   make(chan struct{}),
 		dialing:  make(chan struct{}, 1),
 		pending:  map[*inFlight]struct{}{},
 		watchers: map[*Watch]struct{}{},
 	}
-	conns.byConfig[config] = c
-	return c, nil
 }
 
 // Close releases the Conn. The last Close ends the calls that are in progress with
@@ -101,7 +105,7 @@ func (c *Conn) Close() {
 	conns.mu.Lock()
 	c.refs--
 	last := c.refs == 0
-	if last {
+	if last && conns.byConfig[c.config] == c {
 		delete(conns.byConfig, c.config)
 	}
 	conns.mu.Unlock()

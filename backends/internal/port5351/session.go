@@ -49,6 +49,20 @@ func (s *Session) Do(ctx context.Context, tx Transaction) (Reply, error) {
 	return s.conn.Do(ctx, tx)
 }
 
+// DoAlone is Do on a socket that sends no other request. Late replies to other
+// requests do not arrive there, so each datagram from the gateway is a reply to this
+// request, even if it does not repeat the request's fields.
+func (s *Session) DoAlone(ctx context.Context, tx Transaction) (Reply, error) {
+	ctx, end, err := s.calls.Begin(ctx)
+	if err != nil {
+		return Reply{}, err
+	}
+	defer end()
+	c := makeConn(s.conn.config, s.conn.dial)
+	defer c.Close()
+	return c.Do(ctx, tx)
+}
+
 // Local calls [Conn.Local] as a call of the session.
 func (s *Session) Local(ctx context.Context) (netip.Addr, error) {
 	ctx, end, err := s.calls.Begin(ctx)
