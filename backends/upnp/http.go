@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,10 +65,13 @@ func (r request) encode(target ipURL, legacy bool) []byte {
 		method, target.url.RequestURI(), version, target.hostHeader(), agent, headers, end, r.body)
 }
 
+// notUnderstood contains the statuses with which devices reject headers or HTTP
+// versions that they do not support.
+var notUnderstood = []int{http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented}
+
 // exchange sends the request and passes the response to read. If read returns an
-// *HTTPError with a status with which devices reject headers or HTTP versions,
-// exchange sends the request again in its legacy form: a device that responds
-// like that has not performed the action.
+// *HTTPError with one of these statuses, exchange sends the request again in its
+// legacy form: the device has not performed the action.
 func (c ClientConfig) exchange(ctx context.Context, target ipURL, r request, read func(response) error) error {
 	var err error
 	for _, legacy := range []bool{false, true} {
@@ -76,12 +80,7 @@ func (c ClientConfig) exchange(ctx context.Context, target ipURL, r request, rea
 			return err
 		}
 		var status *HTTPError
-		if err = read(resp); !errors.As(err, &status) {
-			return err
-		}
-		switch status.Status {
-		case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		default:
+		if err = read(resp); !errors.As(err, &status) || !slices.Contains(notUnderstood, status.Status) {
 			return err
 		}
 	}
@@ -135,7 +134,7 @@ func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request, le
 	if _, err := conn.Write(r.encode(target, legacy)); err != nil {
 		return response{}, err
 	}
-	reader := responseReader{r: bufio.NewReader(conn), limit: r.limit, root: r.root, onOverrun: func() {
+	reader := responseReader{r: bufio.NewReaderSize(conn, maxHeader), limit: r.limit, root: r.root, onOverrun: func() {
 		_ = conn.SetReadDeadline(time.Now().Add(min(overrunTimeout, time.Until(deadline))))
 	}}
 	resp, err := reader.read()
@@ -181,42 +180,30 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn
 			return nil, err
 		}
 	}
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	results := make(chan result)
 	ctx, cancel := context.WithCancel(ctx)
-	results := make(chan dialResult)
-	started := 0
-	start := func() {
-		started++
+	for i := range dialAttempts {
 		go func() { // ends when its result is received below
+			select {
+			case <-time.After(dialInterval * (1<<i - 1)):
+			case <-ctx.Done():
+			}
 			conn, err := d.DialContext(ctx, "tcp", target.String())
-			results <- dialResult{conn, err}
+			results <- result{conn, err}
 		}()
 	}
-	start()
-	timer := time.NewTimer(dialInterval)
-	defer timer.Stop()
-	for {
-		select {
-		case result := <-results:
-			cancel()
-			for range started - 1 {
-				if late := <-results; late.err == nil {
-					_ = late.conn.Close()
-				}
-			}
-			return result.conn, result.err
-		case <-timer.C:
-			if started < dialAttempts {
-				start()
-				timer.Reset(dialInterval << (started - 1))
-			}
+	first := <-results
+	cancel()
+	for range dialAttempts - 1 {
+		if late := <-results; late.err == nil {
+			_ = late.conn.Close()
 		}
 	}
-}
-
-// dialResult is the result of an attempt to connect.
-type dialResult struct {
-	conn net.Conn
-	err  error
+	return first.conn, first.err
 }
 
 // The limits for everything except the body.
@@ -254,7 +241,6 @@ type responseReader struct {
 	length      int  // the announced length of the body, or -1 if there is none
 	chunked     bool // the body is announced in chunks
 	scanned     int  // number of body bytes already searched for the end of the document
-	overrun     bool // the body exceeds its announced length
 }
 
 // read reads the response. Its error wraps backends.ErrMalformed if the data is
@@ -271,11 +257,10 @@ func (r *responseReader) read() (response, error) {
 	if r.status == 204 || r.status == 304 {
 		return response{status: r.status}, nil
 	}
-	readBody := r.readPlain
-	if r.chunked && !r.nextByteIs('<') { // some devices announce chunks but send none
-		readBody = r.readChunked
+	if r.nextByteIs('<') { // some devices announce chunks but send none
+		r.chunked = false
 	}
-	err := readBody()
+	err := r.readBody()
 	if r.status/100 != 2 && err != nil {
 		r.truncated, err = true, nil // an error status is sufficient without the body
 	}
@@ -284,18 +269,11 @@ func (r *responseReader) read() (response, error) {
 
 // line reads a header line and returns it without its line ending.
 func (r *responseReader) line() (string, error) {
-	var line []byte
-	for {
-		part, err := r.r.ReadSlice('\n')
-		line = append(line, part...)
-		if r.headerBytes += len(part); r.headerBytes > maxHeader {
-			return "", malformed("HTTP header of more than %d bytes", maxHeader)
-		}
-		if errors.Is(err, bufio.ErrBufferFull) {
-			continue
-		}
-		return strings.TrimRight(string(line), "\r\n"), err
+	line, err := r.r.ReadSlice('\n')
+	if r.headerBytes += len(line); r.headerBytes > maxHeader || errors.Is(err, bufio.ErrBufferFull) {
+		return "", malformed("HTTP header of more than %d bytes", maxHeader)
 	}
+	return strings.TrimRight(string(line), "\r\n"), err
 }
 
 func (r *responseReader) readStatus() error {
@@ -303,8 +281,11 @@ func (r *responseReader) readStatus() error {
 	for line == "" && err == nil { // blank lines follow interim responses and precede some final ones
 		line, err = r.line()
 	}
-	if line == "" || err != nil && !errors.Is(err, io.EOF) {
-		return unexpectedEOF(err)
+	switch {
+	case line == "" && errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	case line == "" || err != nil && !errors.Is(err, io.EOF):
+		return err
 	}
 	version, rest, _ := strings.Cut(line, " ")
 	code, _, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
@@ -317,40 +298,36 @@ func (r *responseReader) readStatus() error {
 }
 
 // readHeader reads the header lines.
-func (r *responseReader) readHeader() error {
-	r.length, r.chunked, r.truncated = -1, false, false
-	header := ""
-	for !r.nextByteIs('<') { // the body may follow without a blank line
-		line, err := r.line()
-		if folded := strings.TrimLeft(line, " \t"); folded != line && folded != "" {
-			header += " " + folded
-			continue
-		}
-		r.parseHeader(header)
-		header = line
-		r.truncated = errors.Is(err, io.EOF)
-		if line == "" || r.truncated {
+func (r *responseReader) readHeader() (err error) {
+	var lines []string
+	for err == nil && !r.nextByteIs('<') { // the body may follow without a blank line
+		var line string
+		if line, err = r.line(); line == "" {
 			break
 		}
-		if err != nil {
-			return err
+		if folded := strings.TrimLeft(line, " \t"); folded != line && folded != "" && len(lines) > 0 {
+			lines[len(lines)-1] += " " + folded
+		} else {
+			lines = append(lines, line)
 		}
 	}
-	r.parseHeader(header)
-	return nil
-}
-
-func (r *responseReader) parseHeader(header string) {
-	name, value, _ := strings.Cut(header, ":")
-	value = strings.TrimSpace(value)
-	switch name = strings.TrimSpace(name); {
-	case strings.EqualFold(name, "Content-Length"):
-		if n, err := strconv.ParseUint(value, 10, 31); err == nil {
-			r.length = int(n)
+	r.length, r.chunked, r.truncated = -1, false, errors.Is(err, io.EOF)
+	for _, line := range lines {
+		name, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch name = strings.TrimSpace(name); {
+		case strings.EqualFold(name, "Content-Length"):
+			if n, err := strconv.ParseUint(value, 10, 31); err == nil {
+				r.length = int(n)
+			}
+		case strings.EqualFold(name, "Transfer-Encoding"):
+			r.chunked = strings.EqualFold(value, "chunked")
 		}
-	case strings.EqualFold(name, "Transfer-Encoding"):
-		r.chunked = strings.EqualFold(value, "chunked")
 	}
+	if r.truncated {
+		return nil
+	}
+	return err
 }
 
 // nextByteIs reports whether c is the next byte.
@@ -359,101 +336,76 @@ func (r *responseReader) nextByteIs(c byte) bool {
 	return err == nil && b[0] == c
 }
 
-// unexpectedEOF replaces io.EOF by io.ErrUnexpectedEOF.
-func unexpectedEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
+// readBody reads until the document ends, the connection ends, or the announced
+// length is reached and no document has started. The end of the connection is not
+// an error, because the document shows whether something is missing.
+func (r *responseReader) readBody() error {
+	left, overrun := r.length, false // left is negative if the length is unknown
+	if r.chunked {
+		left, r.headerBytes = 0, 0
 	}
-	return err
-}
-
-// readPlain reads until the document ends, until the announced length is
-// reached and no document has started, or until the connection ends.
-func (r *responseReader) readPlain() error {
 	for !r.complete() {
-		if r.length >= 0 && len(r.body) >= r.length && !r.overrun {
-			if !r.documentStarted() {
-				return nil
+		var err error
+		switch {
+		case left != 0:
+			left, err = r.readSome(left)
+			if len(r.body) > r.limit {
+				return malformed("HTTP body of more than %d bytes", r.limit)
 			}
-			r.overrun = true
+		case r.chunked:
+			if left, err = r.chunkSize(); err == nil && left == 0 {
+				return nil // the trailer is not read
+			}
+		case !r.documentStarted():
+			return nil
+		default:
+			left, overrun = -1, true
 			r.onOverrun()
 		}
-		n := r.limit + 1 - len(r.body)
-		if r.length >= 0 && !r.overrun {
-			n = min(n, r.length-len(r.body))
-		}
-		if err := r.readSome(n); err != nil {
-			return r.endError(err, r.length >= 0)
+		if err != nil {
+			r.truncated = r.truncated || left >= 0
+			if overrun || errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
 		}
 	}
 	return nil
+}
+
+// readSome reads bytes of the body, at most left. It returns what is left.
+func (r *responseReader) readSome(left int) (int, error) {
+	var buf [4096]byte
+	size := min(len(buf), r.limit+1-len(r.body))
+	if left > 0 {
+		size = min(size, left)
+	}
+	n, err := r.r.Read(buf[:size])
+	r.body = append(r.body, buf[:n]...)
+	return left - n, err
 }
 
 // chunkOverhead is the maximum number of framing bytes for each byte in a
 // chunk, in addition to maxHeader.
 const chunkOverhead = 16
 
-func (r *responseReader) readChunked() error {
-	r.headerBytes = 0
-	for !r.complete() {
-		n, err := r.chunkSize()
-		r.headerBytes = max(0, r.headerBytes-chunkOverhead*n)
-		if err != nil {
-			return r.endError(err, true)
-		}
-		if n == 0 {
-			return nil // the trailer is not read
-		}
-		for end := len(r.body) + n; len(r.body) < end && !r.complete(); {
-			if err := r.readSome(end - len(r.body)); err != nil {
-				return r.endError(err, true)
-			}
-		}
-	}
-	return nil
-}
-
-// endError returns the error for a body that ended with err. incomplete means
-// that the length or the chunks announced more bytes. The end of the connection
-// is not an error, because the document shows whether something is missing.
-func (r *responseReader) endError(err error, incomplete bool) error {
-	r.truncated = r.truncated || incomplete && !r.overrun
-	if r.overrun || errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
-}
-
-// readSome reads at most n bytes. It fails if the body exceeds its limit.
-func (r *responseReader) readSome(n int) error {
-	var buf [4096]byte
-	got, err := r.r.Read(buf[:min(n, len(buf))])
-	r.body = append(r.body, buf[:got]...)
-	if len(r.body) > r.limit {
-		r.overrun = false
-		return malformed("HTTP body of more than %d bytes", r.limit)
-	}
-	return err
-}
-
 // chunkSize reads the line that starts a chunk, and the line end of the
 // previous chunk.
 func (r *responseReader) chunkSize() (int, error) {
-	for {
-		line, err := r.line()
-		if err != nil {
-			return 0, err
-		}
-		if line == "" {
-			continue
-		}
-		size, _, _ := strings.Cut(line, ";")
-		n, err := strconv.ParseUint(strings.TrimSpace(size), 16, 31)
-		if err != nil || int(n) > r.limit {
-			return 0, malformed("chunk of size %q", clip(line))
-		}
-		return int(n), nil
+	line, err := "", error(nil)
+	for line == "" && err == nil {
+		line, err = r.line()
 	}
+	if err != nil {
+		return 0, err
+	}
+	size, _, _ := strings.Cut(line, ";")
+	n, err := strconv.ParseUint(strings.TrimSpace(size), 16, 31)
+	if err != nil || int(n) > r.limit {
+		return 0, malformed("chunk of size %q", clip(line))
+	}
+	r.headerBytes = max(0, r.headerBytes-chunkOverhead*int(n))
+	return int(n), nil
 }
 
 // complete reports whether the end tag of the document's root has been read.

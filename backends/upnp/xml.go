@@ -1,7 +1,8 @@
 package upnp
 
 import (
-	"strconv"
+	"html"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 )
@@ -20,10 +21,26 @@ type element struct {
 	content  strings.Builder
 }
 
-// parseXML reads a document and skips markup that it cannot read. The children of the
-// returned element are the outermost elements. Entities are not expanded, except
-// the predefined ones. If the document has too many elements or is nested too
-// deeply, the error wraps backends.ErrMalformed.
+// parser is the state of parsing a document.
+type parser struct {
+	rest     string
+	open     []*element // the open elements, the outermost first
+	elements int
+	absent   map[string]bool // ends of sections that are not in rest
+}
+
+// sections contains the start and the end of markup that is not a tag.
+var sections = []struct{ start, end string }{{"<!--", "-->"}, {"<?", "?>"}, {cdata, "]]>"}}
+
+const (
+	cdata  = "<![CDATA["
+	blanks = " \t\n"
+)
+
+// parseXML reads a document in linear time and skips markup that it cannot read.
+// The children of the returned element are the outermost elements. Entities are
+// not expanded, except the predefined ones. If the document has too many elements
+// or is nested too deeply, the error wraps backends.ErrMalformed.
 func parseXML(b []byte, maxElements int) (*element, error) {
 	p := parser{rest: decode(b), open: []*element{{}}, absent: map[string]bool{}}
 	for p.rest != "" {
@@ -35,65 +52,71 @@ func parseXML(b []byte, maxElements int) (*element, error) {
 	return p.open[0], nil
 }
 
-// parser is the state of parsing a document.
-type parser struct {
-	rest     string
-	open     []*element // the open elements, the outermost first
-	elements int
-	absent   map[string]bool // ends of sections that are not in rest, so that the time is linear
+// decode returns a document as UTF-8 without control characters. If the document
+// is not valid UTF-8, it is read as ISO-8859-1, independent of its declaration:
+// every byte is valid there, and the element names are ASCII in all charsets that
+// devices use.
+func decode(b []byte) string {
+	s := string(b)
+	if !utf8.ValidString(s) {
+		latin1 := make([]rune, len(b))
+		for i, c := range b {
+			latin1[i] = rune(c)
+		}
+		s = string(latin1)
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && !strings.ContainsRune(blanks, r) {
+			return -1
+		}
+		return r
+	}, s)
 }
 
-// sections contains the start and the end of markup that is not a tag.
-var sections = []struct{ start, end string }{{"<!--", "-->"}, {"<?", "?>"}, {cdata, "]]>"}}
-
-const (
-	cdata  = "<![CDATA["
-	blanks = " \t\n"
-)
-
-// next reads a text, a section or a tag. Without its end, a section is read as a
-// tag or as text.
+// next reads a section, a tag or a text. A section without an end is read as a
+// tag or a text.
 func (p *parser) next() {
 	content := &p.open[len(p.open)-1].content
 	for _, s := range sections {
 		inner, isSection := strings.CutPrefix(p.rest, s.start)
-		if !isSection {
+		if !isSection || p.absent[s.end] {
 			continue
 		}
-		if !p.absent[s.end] {
-			text, rest, found := strings.Cut(inner, s.end)
-			if found {
-				if s.start == cdata {
-					content.WriteString(text)
-				}
-				p.rest = rest
-				return
+		if text, rest, found := strings.Cut(inner, s.end); found {
+			if s.start == cdata {
+				content.WriteString(text)
 			}
-			p.absent[s.end] = true
-		}
-		if s.start == cdata {
-			p.rest = inner
+			p.rest = rest
 			return
 		}
+		p.absent[s.end] = true
+	}
+	if p.rest = strings.TrimPrefix(p.rest, cdata); p.rest == "" {
+		return
 	}
 	n, isTag := scan(p.rest)
-	text := p.rest[:n]
+	token := p.rest[:n]
 	p.rest = p.rest[n:]
 	if isTag {
-		p.tag(strings.Trim(text[1:n-1], blanks))
+		p.tag(strings.Trim(token[1:n-1], blanks))
 	} else {
-		content.WriteString(unescape(text))
+		content.WriteString(references.ReplaceAllStringFunc(token, html.UnescapeString))
 	}
 }
 
-// scan returns the length of the tag, or else of the text, at the start of s.
-// A tag ends at a > before the next <, unless they are in quotes. If a quoted
-// value contains tags, its end quote is missing.
+// references matches the references that are replaced in texts. Other references
+// are text.
+var references = regexp.MustCompile(`&(lt|gt|amp|quot|apos|#[0-9]{1,10}|#x[0-9A-Fa-f]{1,8});`)
+
+var tagStart = regexp.MustCompile(`^<[ \t\n]*[A-Za-z\x80-\x{10ffff}/!?_:]`)
+
+// scan returns the length of the tag, or else of the text, at the start of s. A
+// tag ends at a > before the next <, unless they are in quotes. If a quoted value
+// contains tags, its end quote is missing.
 func scan(s string) (n int, isTag bool) {
-	name := strings.TrimLeft(s[1:], blanks)
-	if s[0] != '<' || name == "" || strings.IndexByte("/!?_:", name[0]) < 0 && !isLetter(name[0]) {
-		if i := strings.IndexByte(s[1:], '<'); i >= 0 {
-			return 1 + i, false
+	if !tagStart.MatchString(s) {
+		if next := strings.IndexByte(s[1:], '<'); next >= 0 {
+			return 1 + next, false
 		}
 		return len(s), false
 	}
@@ -114,13 +137,8 @@ func scan(s string) (n int, isTag bool) {
 	return n, false
 }
 
-func isLetter(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= utf8.RuneSelf
-}
-
-// tag processes the content of a tag. An end tag closes the innermost open
-// element with its name, and all open elements in it. Without such an element, it
-// is ignored.
+// tag reads a tag. An end tag closes the innermost open element with its name,
+// and all open elements in it. If there is none, it is ignored.
 func (p *parser) tag(tag string) {
 	if name, isEnd := strings.CutPrefix(tag, "/"); isEnd {
 		for i := len(p.open) - 1; i > 0; i-- {
@@ -159,90 +177,6 @@ func tagName(tag string) string {
 		}
 	}
 	return name[strings.LastIndexByte(name, ':')+1:]
-}
-
-// decode returns a document as UTF-8, without characters that XML forbids and
-// with line feeds as line ends. If the document is not valid UTF-8, it is read as
-// ISO-8859-1, independent of its declaration: every byte is valid there, and the
-// element names are ASCII in all charsets that devices use.
-func decode(b []byte) string {
-	s := string(b)
-	if !utf8.Valid(b) {
-		var latin1 strings.Builder
-		for _, c := range b {
-			latin1.WriteRune(rune(c))
-		}
-		s = latin1.String()
-	}
-	return strings.Map(func(r rune) rune {
-		if isXMLChar(r) {
-			return r
-		}
-		return -1
-	}, lineEnds.Replace(s))
-}
-
-var lineEnds = strings.NewReplacer("\r\n", "\n", "\r", "\n")
-
-// maxReference is the maximum length of a reference without its & and ;.
-const maxReference = 10
-
-// unescape replaces the references in a text. Unknown ones and a bare & are
-// text. Devices copy texts of other hosts, so a reference to a character that XML
-// forbids becomes a question mark.
-func unescape(text string) string {
-	var b strings.Builder
-	for {
-		before, rest, found := strings.Cut(text, "&")
-		b.WriteString(before)
-		if !found {
-			return b.String()
-		}
-		name, _, _ := strings.Cut(rest[:min(len(rest), maxReference+1)], ";")
-		if r := character(name); r != 0 && len(name) <= maxReference && len(name) < len(rest) {
-			b.WriteRune(r)
-			rest = rest[len(name)+1:]
-		} else {
-			b.WriteByte('&')
-		}
-		text = rest
-	}
-}
-
-// character returns the character to which a reference refers, or 0.
-func character(name string) rune {
-	switch name {
-	case "lt":
-		return '<'
-	case "gt":
-		return '>'
-	case "amp":
-		return '&'
-	case "quot":
-		return '"'
-	case "apos":
-		return '\''
-	}
-	digits, isNumber := strings.CutPrefix(name, "#")
-	hex, isHex := strings.CutPrefix(digits, "x")
-	base := 10
-	if isHex {
-		digits, base = hex, 16
-	}
-	n, err := strconv.ParseUint(digits, base, 32)
-	switch {
-	case !isNumber || err != nil:
-		return 0
-	case n > utf8.MaxRune || !isXMLChar(rune(n)):
-		return '?'
-	}
-	return rune(n)
-}
-
-// isXMLChar reports whether XML 1.0 allows the character.
-func isXMLChar(r rune) bool {
-	return r == '\t' || r == '\n' || r == '\r' ||
-		r >= ' ' && r <= 0xD7FF || r >= 0xE000 && r <= 0xFFFD || r >= 0x10000 && r <= utf8.MaxRune
 }
 
 // child returns the first child with the name, or nil.
