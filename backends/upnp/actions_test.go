@@ -43,6 +43,7 @@ func elements(pairs ...string) string {
 func TestExternalAddr(t *testing.T) {
 	for reported, want := range map[string]string{
 		"203.0.113.7": "203.0.113.7", "": "", "0.0.0.0": "", "10.0.0.2": "10.0.0.2", "100.64.1.1": "100.64.1.1",
+		"203.000.113.007": "203.0.113.7", "1.2.3.0x4": "", "2001:0db8::0010": "2001:db8::10",
 		" 203.0.113.7 ": "203.0.113.7", "unknown": "", "203.0.113.7:80": "", "::": "", "::ffff:203.0.113.7": "203.0.113.7",
 	} {
 		s := serveRaw(t, respondWith(ok(soapResponse("GetExternalIPAddress", elements("NewExternalIPAddress", reported)))))
@@ -108,6 +109,23 @@ func TestPortMappingAt(t *testing.T) {
 	}
 	if got := lastArguments(t, s); got != elements("NewPortMappingIndex", "7") {
 		t.Errorf("arguments %s", got)
+	}
+	for i, tt := range map[int]struct {
+		text   string
+		change func(*PortMapping)
+	}{
+		0:  {"NewRemoteHosts", func(*PortMapping) {}},
+		9:  {"192.168.001.020", func(m *PortMapping) { m.Internal = netip.MustParseAddrPort("192.168.1.20:80") }},
+		10: {"NewEnable", func(m *PortMapping) { m.Enabled = true }},
+		11: {"", func(m *PortMapping) { m.Enabled = true }},
+	} {
+		changed, want := append([]string(nil), entry...), want
+		changed[i] = tt.text
+		tt.change(&want)
+		s := serveRaw(t, respondWith(ok(soapResponse("GetGenericPortMappingEntry", elements(changed...)))))
+		if got, err := s.client(t, ip1, ClientConfig{}).PortMappingAt(t.Context(), 0); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", tt.text, got, err)
+		}
 	}
 	for i, bad := range map[int]string{3: "65536", 5: "both", 7: "-1"} {
 		malformed := append([]string(nil), entry...)
@@ -369,6 +387,11 @@ func TestBool(t *testing.T) {
 	} {
 		if parseBool(s, false) != want {
 			t.Errorf("%q: want %v", s, want)
+		}
+	}
+	for s, want := range map[string]bool{"1": true, " YES ": true, "0": false, "False": false, "no\n": false, "": true, "2": true, "disabled?": true} {
+		if parseBool(s, true) != want {
+			t.Errorf("%q or else true: want %v", s, want)
 		}
 	}
 }

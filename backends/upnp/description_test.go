@@ -201,6 +201,22 @@ func TestDescriptionIPv6(t *testing.T) {
 	}
 }
 
+// TestHostHeader checks that the Host header has no zone, and no port if it is 80.
+func TestHostHeader(t *testing.T) {
+	for in, want := range map[string]string{
+		"http://192.0.2.1/": "192.0.2.1", "http://192.0.2.1:80/": "192.0.2.1", "http://192.0.2.1:8080/": "192.0.2.1:8080",
+		"http://192.0.2.1:180/": "192.0.2.1:180", "http://[fe80::1%25eth0]:80/": "[fe80::1]", "http://[2001:db8::80]:8/": "[2001:db8::80]:8",
+	} {
+		target, err := parseIPURL(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(request{}.encode(target, true)); got != "GET / HTTP/1.0\r\nHost: "+want+"\r\n\r\n" {
+			t.Errorf("%s: %q", in, got)
+		}
+	}
+}
+
 func TestBadDescriptions(t *testing.T) {
 	many := strings.Repeat(`<service><serviceType>`+ip1+`</serviceType><controlURL>/c</controlURL></service>`, 100)
 	d, err := parse(t, "<root><device><serviceList>"+many+"</serviceList></device></root>", location)
