@@ -72,11 +72,11 @@ type addOp struct {
 
 	entry           PortMapping
 	variant         variant
-	refused         map[formKey]bool
-	existing        PortMapping     // the entry found by checkPort or useDuplicate
-	existingMatches bool            // existing has the same internal endpoint as entry
-	portFree        bool            // the device reported that the port has no entry
-	tried           map[string]bool // the remedies and the services that were tried
+	refused         map[PortMapping]bool // the forms of the request that the device refused
+	existing        PortMapping          // the entry found by checkPort or useDuplicate
+	existingMatches bool                 // existing has the same internal endpoint as entry
+	portFree        bool                 // the device reported that the port has no entry
+	tried           map[string]bool      // the remedies and the services that were tried
 }
 
 // addMapping adds an entry, or renews it if renewed is not nil.
@@ -90,7 +90,7 @@ func (b *Backend) addMapping(ctx context.Context, g *gateway, r backends.Request
 	r.Internal = g.withLocalAddr(r.Internal)
 	op := &addOp{
 		backend: b, gateway: g, client: g.client, request: r, renewed: renewed,
-		refused: map[formKey]bool{}, tried: map[string]bool{},
+		refused: map[PortMapping]bool{}, tried: map[string]bool{},
 	}
 	if renewed != nil {
 		clients, _ := g.clientsFor(renewed.Token)
@@ -245,7 +245,7 @@ func (op *addOp) reportLoss(checkErr error) {
 // nothing if the entry exists, is enabled and is permanent, as requested.
 func (op *addOp) addEntry(ctx context.Context) error {
 	for {
-		op.variant.apply(&op.entry, op.request)
+		op.entry = op.variant.apply(op.entry, op.request)
 		if op.renewed != nil && op.existingMatches && op.existing.Enabled && op.existing.Lease == 0 && op.requestedLease() == backends.Forever {
 			return nil
 		}
@@ -337,7 +337,7 @@ func (op *addOp) addAny(ctx context.Context) error {
 	if op.quirks().get().noAddAny || op.client.Service().Version() < 2 {
 		return backends.ErrUnsupported
 	}
-	op.variant.apply(&op.entry, op.request)
+	op.entry = op.variant.apply(op.entry, op.request)
 	port, err := op.client.AddAnyPortMapping(ctx, op.entry)
 	if errors.Is(err, backends.ErrNoReply) && !Moved(err) && op.wasAdded(ctx) {
 		port, err = op.entry.ExternalPort, nil
@@ -363,7 +363,7 @@ func (op *addOp) requestedLease() time.Duration {
 	switch {
 	case op.entry.Lease != 0:
 		return op.entry.Lease
-	case op.variant.lease == leaseAsRequested && op.client.Service().Version() > 1:
+	case op.variant != permanent && op.variant != permanentDefaultDescription && op.client.Service().Version() > 1:
 		return week
 	}
 	return backends.Forever

@@ -77,82 +77,59 @@ func (q *quirks) remembers(what string) bool {
 	return is && time.Since(at) < memoryTime
 }
 
-// variant is a form of the request for an entry.
-type variant struct {
-	lease              leaseForm
-	defaultDescription bool // use a description that every device accepts
-}
+// variant is a form of the request for an entry: its lease and its description.
+type variant int
 
-type leaseForm uint8
-
+// The variants, in the order in which they are tried. A lease of 0 is not the first,
+// because some devices reject it, and few devices reject all other leases.
 const (
-	leaseAsRequested leaseForm = iota
-	leasePermanent
-	leaseHour
-	leaseWeek
+	asRequested variant = iota
+	permanent
+	atMostHour
+	atMostWeek
+	defaultDescription // a description that every device accepts
+	permanentDefaultDescription
+	variants
 )
 
-const (
-	hour = time.Hour
-	week = 7 * 24 * time.Hour // the maximum in WANIPConnection:2
-)
+const week = 7 * 24 * time.Hour // the maximum lease in WANIPConnection:2
 
-// variants contains all variants in the order in which they are tried. A lease
-// of 0 is not the first, because some devices reject it, and few devices reject
-// all other leases.
-var variants = []variant{
-	{leaseAsRequested, false},
-	{leasePermanent, false},
-	{leaseHour, false},
-	{leaseWeek, false},
-	{leaseAsRequested, true},
-	{leasePermanent, true},
-}
-
-// apply sets the description and the lease of an entry for a request.
-func (v variant) apply(e *PortMapping, r backends.Request) {
-	e.Description = r.Description
-	if v.defaultDescription {
+// apply returns an entry with the description and the lease of this variant.
+func (v variant) apply(e PortMapping, r backends.Request) PortMapping {
+	e.Description, e.Lease = r.Description, r.Lifetime
+	if v >= defaultDescription {
 		e.Description = "goforward"
 	}
-	e.Lease = r.Lifetime
-	switch v.lease {
-	case leaseAsRequested:
-	case leasePermanent:
+	switch v {
+	case permanent, permanentDefaultDescription:
 		e.Lease = 0
-	case leaseHour:
-		e.Lease = min(e.Lease, hour)
-	case leaseWeek:
+	case atMostHour:
+		e.Lease = min(e.Lease, time.Hour)
+	case atMostWeek:
 		e.Lease = min(e.Lease, week)
 	}
 	if e.Lease == backends.Forever {
 		e.Lease = 0
 	}
+	return e
 }
 
-// formKey returns the part of a request in which the variants differ, as it is
-// sent. Variants with the same key produce the same request.
-func (v variant) formKey(r backends.Request) formKey {
-	var e PortMapping
-	v.apply(&e, r)
-	return formKey{e.Lease, wireDescription(e.Description)}
+// form returns the parts in which the variants of a request differ, as they are sent.
+func (v variant) form(r backends.Request) PortMapping {
+	e := v.apply(PortMapping{}, r)
+	e.Description = wireDescription(e.Description)
+	return e
 }
 
-type formKey struct {
-	lease       time.Duration
-	description string
-}
-
-// helpsAgainst reports whether a request in this form may succeed after a
-// fault.
+// helpsAgainst reports whether a request in this form may succeed after a fault.
 func (v variant) helpsAgainst(code FaultCode) bool {
 	switch code {
 	case OnlyPermanentLeasesSupported:
-		return v.lease == leasePermanent
+		return v == permanent || v == permanentDefaultDescription
 	case StringArgumentTooLong:
-		return v.defaultDescription
+		return v >= defaultDescription
 	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
 		return true
 	}
-	return v == variant{lease: leasePermanent} || v == variant{defaultDescription: true}
+	return v == permanent || v == defaultDescription
 }

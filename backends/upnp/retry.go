@@ -61,7 +61,7 @@ func (op *addOp) retryOtherForm(ctx context.Context, f *Fault) (retry bool, err 
 	if op.nextVariant(f.Code) {
 		return true, nil
 	}
-	op.variant = variant{}
+	op.variant = asRequested
 	if retry, err := op.useSamePort(ctx); retry || err != nil {
 		return retry, err
 	}
@@ -97,9 +97,9 @@ func (op *addOp) firstTry(remedy string) bool {
 // nextVariant changes the request to the next variant that may help against a
 // fault. It returns false if there is none.
 func (op *addOp) nextVariant(code FaultCode) bool {
-	op.refused[op.variant.formKey(op.request)] = true
-	for _, v := range variants {
-		if v.helpsAgainst(code) && !op.refused[v.formKey(op.request)] {
+	op.refused[op.variant.form(op.request)] = true
+	for v := range variants {
+		if v.helpsAgainst(code) && !op.refused[v.form(op.request)] {
 			op.variant = v
 			return true
 		}
