@@ -61,6 +61,9 @@ func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l ba
 		seen = seen || m.Protocol == likely.Protocol && m.External.Port() == likely.External.Port() && m.Remote.Addr() == likely.Remote.Addr()
 		switch text := mappingText([]backends.Mapping{m}); {
 		case !u.matches(m, r):
+			if b.forwardsHere(m) && u.matches(m, backends.Request{Protocol: r.Protocol, Internal: r.Internal}) {
+				u.remark += text + " stays: it has another external port or peer.\n"
+			}
 		case u.anyHost() || b.forwardsHere(m) || u.foreign && m.Internal.Addr().IsValid():
 			matching = append(matching, m)
 		case !m.Internal.Addr().IsValid():
@@ -86,14 +89,17 @@ func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l ba
 			err = nil // the device has no usable request for a single entry: the table counts
 		}
 		if err != nil {
-			errs = append(errs, listErr, err)
+			if listErr != nil && listErr.Error() != err.Error() {
+				errs = append(errs, listErr)
+			}
+			errs = append(errs, err)
 		}
 	}
-	if listErr != nil {
-		u.remark = fmt.Sprintf("The gateway does not list all its mappings: besides the listed ones, only external port %d was checked.\n", likely.External.Port())
-		if entries == 0 {
-			u.remark = fmt.Sprintf("The gateway does not list its mappings: only external port %d was checked.\n", likely.External.Port())
-		}
+	switch {
+	case listErr != nil && entries == 0:
+		u.remark += fmt.Sprintf("The gateway does not list its mappings: only external port %d was checked.\n", likely.External.Port())
+	case listErr != nil:
+		u.remark += fmt.Sprintf("The gateway does not list all its mappings: besides the listed ones, only external port %d was checked.\n", likely.External.Port())
 	}
 	return deleted, errors.Join(errs...)
 }

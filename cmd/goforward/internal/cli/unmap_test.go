@@ -144,6 +144,34 @@ func TestUnmapListed(t *testing.T) {
 	}
 }
 
+// TestUnmapRemaining checks that unmap reports the mappings to this host that it does not
+// delete, because they have another external port or peer than the named one.
+func TestUnmapRemaining(t *testing.T) {
+	t.Parallel()
+	here := netip.MustParseAddr("192.168.1.7")
+	row := func(external, internal string) backends.Mapping {
+		return backends.Mapping{Protocol: backends.TCP, Internal: netip.MustParseAddrPort(internal), External: netip.MustParseAddrPort(external)}
+	}
+	const ours, other = "192.168.1.7:8080", "192.168.1.8:8080"
+	for _, tt := range []struct {
+		entries []backends.Mapping
+		spec    spec
+		want    string
+	}{
+		{[]backends.Mapping{row("45.45.45.1:80", ours)}, spec{internal: 8080, external: 80}, ""},
+		{[]backends.Mapping{row("45.45.45.1:55190", other)}, spec{internal: 8080, external: 80}, ""},
+		{[]backends.Mapping{row("45.45.45.1:55190", ours)}, spec{internal: 8081, external: 80}, ""},
+		{[]backends.Mapping{row("45.45.45.1:55190", ours)}, spec{internal: 8080, external: 80}, "tcp 45.45.45.1:55190 → 192.168.1.7:8080 stays: it has another external port or peer.\n"},
+		{[]backends.Mapping{row("45.45.45.1:80", ours)}, spec{internal: 8080, from: netip.MustParseAddrPort("198.51.100.7:0")}, "tcp 45.45.45.1:80 → 192.168.1.7:8080 stays: it has another external port or peer.\n"},
+	} {
+		u := unmapRequest{spec: tt.spec}
+		b := &tableBackend{entries: tt.entries}
+		if _, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); err != nil || u.remark != tt.want {
+			t.Errorf("%v, %d:%d: remark %q, want %q; error %v", tt.entries, tt.spec.external, tt.spec.internal, u.remark, tt.want, err)
+		}
+	}
+}
+
 // TestUnmapUnlisted checks that unmap tries the likely mapping if the gateway cannot list its
 // table or returns an empty table.
 func TestUnmapUnlisted(t *testing.T) {
