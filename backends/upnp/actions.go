@@ -125,29 +125,36 @@ func (m PortMapping) args() (entryArgs, error) {
 	if err != nil {
 		return entryArgs{}, err
 	}
-	switch client := m.Internal.Addr().Unmap(); {
-	case m.Internal.Port() == 0:
-		return entryArgs{}, fmt.Errorf("%w: internal port 0", backends.ErrInvalid)
-	case !client.IsValid() || client.IsUnspecified():
-		return entryArgs{}, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
-	case !client.Is4():
-		return entryArgs{}, fmt.Errorf("%w: a port mapping needs an IPv4 address, not %v", backends.ErrUnsupported, client)
-	}
-	enabled := "0"
-	if m.Enabled {
-		enabled = "1"
+	if err := checkInternal(m.Internal, true); err != nil {
+		return entryArgs{}, err
 	}
 	return entryArgs{
-		key.NewRemoteHost, key.NewExternalPort, key.NewProtocol, formatPort(m.Internal.Port()), formatHost(m.Internal.Addr()), enabled,
-		wireDescription(m.Description), lease,
+		key.NewRemoteHost, key.NewExternalPort, key.NewProtocol, formatPort(m.Internal.Port()), formatHost(m.Internal.Addr()),
+		map[bool]string{true: "1", false: "0"}[m.Enabled], wireDescription(m.Description), lease,
 	}, nil
+}
+
+// checkInternal returns an error for an internal address that a port mapping (is4)
+// or a pinhole cannot have.
+func checkInternal(internal netip.AddrPort, is4 bool) error {
+	switch client := internal.Addr().Unmap(); {
+	case internal.Port() == 0:
+		return fmt.Errorf("%w: internal port 0", backends.ErrInvalid)
+	case !client.IsValid() || client.IsUnspecified():
+		return fmt.Errorf("%w: no internal address", backends.ErrInvalid)
+	case is4 && !client.Is4():
+		return fmt.Errorf("%w: a port mapping needs an IPv4 address, not %v", backends.ErrUnsupported, client)
+	case !is4 && client.Is4():
+		return fmt.Errorf("%w: a pinhole needs an IPv6 address, not %v", backends.ErrUnsupported, client)
+	}
+	return nil
 }
 
 // parseEntry returns the entry in the arguments of a response or in a listing.
 // Its error wraps backends.ErrMalformed.
 func parseEntry(e *element) (PortMapping, error) {
 	protocol, protocolErr := parseProtocol(e.value("NewProtocol"))
-	external, externalErr := parsePort("NewExternalPort", e.value("NewExternalPort"))
+	external, externalErr := parsePort(e, "NewExternalPort")
 	m, err := PortMappingKey{parseAddr(e.value("NewRemoteHost")), external, protocol}.parseEntry(e)
 	return m, cmp.Or(protocolErr, externalErr, err)
 }
@@ -155,7 +162,7 @@ func parseEntry(e *element) (PortMapping, error) {
 // parseEntry returns the entry with this key. An entry that does not report
 // whether it is enabled is enabled.
 func (k PortMappingKey) parseEntry(e *element) (PortMapping, error) {
-	internal, err := parsePort("NewInternalPort", e.value("NewInternalPort"))
+	internal, err := parsePort(e, "NewInternalPort")
 	return PortMapping{
 		Remote: k.Remote, ExternalPort: k.ExternalPort, Protocol: k.Protocol,
 		Internal:    netip.AddrPortFrom(parseAddr(e.value("NewInternalClient")), internal),
@@ -193,7 +200,7 @@ func (c *Client) PortMappingAt(ctx context.Context, index int) (PortMapping, err
 // gateways also report a conflict for an entry of the same host.
 func (c *Client) AddPortMapping(ctx context.Context, m PortMapping) error {
 	in, err := m.args()
-	_, err = c.perform(ctx, "AddPortMapping", in, err)
+	_, err = call(ctx, c, "AddPortMapping", in, err, noOutput)
 	return err
 }
 
@@ -203,7 +210,7 @@ func (c *Client) AddPortMapping(ctx context.Context, m PortMapping) error {
 func (c *Client) AddAnyPortMapping(ctx context.Context, m PortMapping) (uint16, error) {
 	in, err := m.args()
 	return call(ctx, c, "AddAnyPortMapping", in, err, func(out *element) (uint16, error) {
-		port, err := parsePort("NewReservedPort", out.value("NewReservedPort"))
+		port, err := parsePort(out, "NewReservedPort")
 		if err == nil && port == 0 {
 			err = malformed("the response reports external port 0")
 		}
@@ -216,7 +223,7 @@ func (c *Client) AddAnyPortMapping(ctx context.Context, m PortMapping) (uint16, 
 // backends.ErrInvalid (714).
 func (c *Client) DeletePortMapping(ctx context.Context, key PortMappingKey) error {
 	in, err := key.args()
-	_, err = c.perform(ctx, "DeletePortMapping", in, err)
+	_, err = call(ctx, c, "DeletePortMapping", in, err, noOutput)
 	return err
 }
 
@@ -296,29 +303,20 @@ func wireDescription(s string) string {
 		return r
 	}, s)
 	s = strings.TrimSpace(s)
-	s = strings.TrimSpace(s[:min(len(s), maxWireDescription)])
-	if s == "" {
-		return "goforward"
-	}
-	return s
+	return cmp.Or(strings.TrimSpace(s[:min(len(s), maxWireDescription)]), "goforward")
 }
 
 // printable returns a text of the device in a form that is safe to display: one
 // line of at most 256 bytes, with question marks instead of unprintable
 // characters.
 func printable(s string) string {
-	s = strings.TrimSpace(s)
-	var b strings.Builder
-	for _, r := range s {
+	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
-			r = '?'
+			return '?'
 		}
-		if b.Len()+len(string(r)) > maxText {
-			break
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
+		return r
+	}, strings.TrimSpace(s))
+	return strings.ToValidUTF8(s[:min(len(s), maxText)], "")
 }
 
 // protocolName returns the name of a protocol in the services that map ports.
@@ -335,13 +333,11 @@ func protocolName(p backends.Protocol) (string, error) {
 }
 
 func parseProtocol(s string) (backends.Protocol, error) {
-	switch s = strings.TrimSpace(s); {
-	case strings.EqualFold(s, "TCP"):
-		return backends.TCP, nil
-	case strings.EqualFold(s, "UDP"):
-		return backends.UDP, nil
+	p, err := backends.ParseProtocol(s)
+	if err != nil || p != backends.TCP && p != backends.UDP {
+		return 0, malformed("protocol %q", clip(s))
 	}
-	return 0, fmt.Errorf("%w: protocol %q", backends.ErrMalformed, clip(s))
+	return p, nil
 }
 
 // leaseSeconds returns a lease in seconds, rounded up. Forever is 0.
@@ -350,13 +346,9 @@ func leaseSeconds(d time.Duration) (string, error) {
 		return "", fmt.Errorf("%w: negative lease %v", backends.ErrInvalid, d)
 	}
 	if d == backends.Forever {
-		return "0", nil
+		d = 0
 	}
-	s := d / time.Second
-	if d%time.Second != 0 {
-		s++
-	}
-	return strconv.FormatInt(min(int64(s), math.MaxUint32), 10), nil
+	return strconv.FormatInt(min(int64(roundUpToSecond(d)/time.Second), math.MaxUint32), 10), nil
 }
 
 // parseLease parses a number of seconds. It returns 0 for any other text.
@@ -368,10 +360,11 @@ func parseLease(s string) time.Duration {
 	return time.Duration(n) * time.Second
 }
 
-func parsePort(name, s string) (uint16, error) {
-	n, err := strconv.ParseUint(strings.TrimSpace(s), 10, 16)
+// parsePort parses the port in an argument.
+func parsePort(e *element, name string) (uint16, error) {
+	n, err := strconv.ParseUint(e.value(name), 10, 16)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s %q", backends.ErrMalformed, name, clip(s))
+		return 0, malformed("%s %q", name, clip(e.value(name)))
 	}
 	return uint16(n), nil
 }

@@ -401,13 +401,13 @@ func TestRequestOrder(t *testing.T) {
 			{"Second", ctxsync.Foreground},
 		} {
 			c := server.client(t, ip1, ClientConfig{})
-			go func() { _, _ = c.perform(ctxsync.WithPriority(t.Context(), r.priority), r.action, nil, nil) }()
+			go func() { _, _ = c.perform(ctxsync.WithPriority(t.Context(), r.priority), r.action, nil) }()
 			synctest.Wait()
 		}
 		if got := server.actions(); len(got) != 0 {
 			t.Errorf("sent %v while another request is in flight", got)
 		}
-		if _, err := other.client(t, ip1, ClientConfig{}).perform(t.Context(), "Other", nil, nil); err != nil {
+		if _, err := other.client(t, ip1, ClientConfig{}).perform(t.Context(), "Other", nil); err != nil {
 			t.Errorf("to another port: %v", err)
 		}
 		leave()
@@ -429,7 +429,7 @@ func TestCancelledInQueue(t *testing.T) {
 		cause := errors.New("test cause")
 		ended := make(chan error, 1)
 		go func() {
-			_, err := c.perform(ctx, "GivenUp", nil, nil)
+			_, err := c.perform(ctx, "GivenUp", nil)
 			ended <- err
 		}()
 		synctest.Wait()

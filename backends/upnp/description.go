@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,17 +55,14 @@ const (
 	IPv6Firewall
 )
 
+var kindNames = []string{IPConnection: "WANIPConnection", PPPConnection: "WANPPPConnection", IPv6Firewall: "WANIPv6FirewallControl"}
+
 // String returns the name of the kind in UPnP.
 func (k ServiceKind) String() string {
-	switch k {
-	case IPConnection:
-		return "WANIPConnection"
-	case PPPConnection:
-		return "WANPPPConnection"
-	case IPv6Firewall:
-		return "WANIPv6FirewallControl"
+	if k == 0 || int(k) >= len(kindNames) {
+		return fmt.Sprintf("service kind %d", uint8(k))
 	}
-	return fmt.Sprintf("service kind %d", uint8(k))
+	return kindNames[k]
 }
 
 // Service is a service of a gateway.
@@ -96,21 +94,17 @@ func (s Service) Version() int {
 	return version
 }
 
-// parseType parses a service type of the form
-// urn:<domain>:service:<name>:<version>. It accepts any domain, because some
-// devices do not use the standard one.
+// serviceType matches service types of any domain, because some devices do not use
+// the standard one.
+var serviceType = regexp.MustCompile(`(?i)^urn:[^:]*:service:([^:]+):([0-9]+)$`)
+
+// parseType returns the kind and the version in a service type, or 0.
 func parseType(s string) (ServiceKind, int) {
-	parts := strings.Split(s, ":")
-	if len(parts) != 5 || !strings.EqualFold(parts[0], "urn") || !strings.EqualFold(parts[2], "service") {
-		return 0, 0
-	}
-	version, err := strconv.ParseUint(parts[4], 10, 8)
-	if err != nil {
-		return 0, 0
-	}
-	for _, kind := range []ServiceKind{IPConnection, PPPConnection, IPv6Firewall} {
-		if strings.EqualFold(parts[3], kind.String()) {
-			return kind, int(version)
+	if parts := serviceType.FindStringSubmatch(s); parts != nil {
+		version, err := strconv.ParseUint(parts[2], 10, 8)
+		kind := slices.IndexFunc(kindNames, func(name string) bool { return strings.EqualFold(name, parts[1]) })
+		if err == nil && kind > 0 {
+			return ServiceKind(kind), int(version)
 		}
 	}
 	return 0, 0
@@ -118,12 +112,7 @@ func parseType(s string) (ServiceKind, int) {
 
 // validType reports whether a service type is valid in an HTTP header and in an
 // XML attribute without escaping.
-func validType(s string) bool {
-	valid := func(r rune) bool {
-		return r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || strings.ContainsRune(":._-", r)
-	}
-	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return !valid(r) }) < 0
-}
+var validType = regexp.MustCompile(`^[0-9A-Za-z:._-]{1,128}$`).MatchString
 
 // Describe fetches and parses a root description. rawURL is a plain http URL
 // whose host is an IP address. A link-local address needs a zone.
@@ -140,26 +129,20 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 	}
 	var d *Device
 	if err == nil {
-		d, err = config.describe(ctx, e)
+		err = config.exchange(ctx, e, request{limit: maxDescription, root: "root"}, func(resp response) (err error) {
+			if resp.status != http.StatusOK {
+				return &HTTPError{Status: resp.status}
+			}
+			if d, err = parseDescription(resp.body, e); err == nil {
+				d.Local = resp.local
+			}
+			return err
+		})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("upnp: description: %w", err)
 	}
 	return d, nil
-}
-
-func (c ClientConfig) describe(ctx context.Context, e ipURL) (*Device, error) {
-	var d *Device
-	err := c.exchange(ctx, e, request{limit: maxDescription, root: "root"}, func(resp response) (err error) {
-		if resp.status != http.StatusOK {
-			return &HTTPError{Status: resp.status}
-		}
-		if d, err = parseDescription(resp.body, e); err == nil {
-			d.Local = resp.local
-		}
-		return err
-	})
-	return d, err
 }
 
 // ParseDescription parses a root description that was fetched from base, whose

@@ -1,9 +1,12 @@
 package upnp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/errno"
@@ -59,6 +62,7 @@ var faults = map[FaultCode]struct {
 	text string
 	kind error
 }{
+	0:                                 {"no code", backends.ErrMalformed}, // UPnP has no fault without a code
 	InvalidAction:                     {"invalid action", backends.ErrUnsupported},
 	InvalidArgs:                       {"invalid arguments", backends.ErrUnsupported},
 	ActionFailed:                      {"action failed", backends.ErrNoResources},
@@ -96,34 +100,18 @@ var faults = map[FaultCode]struct {
 }
 
 // String returns the meaning of the code.
-func (c FaultCode) String() string {
-	if f, ok := faults[c]; ok {
-		return f.text
-	}
-	if c == 0 {
-		return "no code"
-	}
-	return "vendor's error"
-}
+func (c FaultCode) String() string { return cmp.Or(faults[c].text, "vendor's error") }
 
-// isUnknown reports whether the code is vendor-specific. It does not show the reason.
+// isUnknown reports whether the code is missing or vendor-specific. It does not show
+// the reason.
 func (c FaultCode) isUnknown() bool {
 	_, isKnown := faults[c]
-	return !isKnown
+	return !isKnown || c == 0
 }
 
-// kind returns the error of package backends that corresponds to the code. UPnP
-// has no fault without a code, so 0 is malformed. Unknown codes are
-// vendor-specific; they are treated as ActionFailed.
-func (c FaultCode) kind() error {
-	if f, ok := faults[c]; ok {
-		return f.kind
-	}
-	if c == 0 {
-		return backends.ErrMalformed
-	}
-	return backends.ErrNoResources
-}
+// kind returns the error of package backends that corresponds to the code. Unknown
+// codes are vendor-specific; they are treated as ActionFailed.
+func (c FaultCode) kind() error { return cmp.Or(faults[c].kind, backends.ErrNoResources) }
 
 // Fault is a refusal by the device. It wraps the error of package backends that
 // corresponds to the code.
@@ -180,10 +168,7 @@ type HTTPError struct {
 
 // Error returns the status and its text.
 func (e *HTTPError) Error() string {
-	if text := http.StatusText(e.Status); text != "" {
-		return fmt.Sprintf("HTTP status %d (%s)", e.Status, text)
-	}
-	return fmt.Sprintf("HTTP status %d", e.Status)
+	return strings.TrimSuffix(fmt.Sprintf("HTTP status %d (%s)", e.Status, http.StatusText(e.Status)), " ()")
 }
 
 // Unwrap returns the error of package backends that corresponds to the status.
@@ -203,22 +188,15 @@ func Moved(err error) bool {
 	return errno.IsRefused(err) || errors.As(err, &status) && status.Status == http.StatusNotFound
 }
 
-func isFault(err error, code FaultCode) bool {
+// isFault reports whether err is a fault with one of the codes.
+func isFault(err error, codes ...FaultCode) bool {
 	var fault *Fault
-	return errors.As(err, &fault) && fault.Code == code
+	return errors.As(err, &fault) && slices.Contains(codes, fault.Code)
 }
 
 // isNotFound reports whether err is a fault with a code for a missing entry.
 func isNotFound(err error) bool {
-	var fault *Fault
-	if !errors.As(err, &fault) {
-		return false
-	}
-	switch fault.Code {
-	case NoSuchEntry, SpecifiedArrayIndexInvalid, NoSuchEntryInArray, PortMappingNotFound:
-		return true
-	}
-	return false
+	return isFault(err, NoSuchEntry, SpecifiedArrayIndexInvalid, NoSuchEntryInArray, PortMappingNotFound)
 }
 
 // transportError returns nil if err is a fault or means a malformed response,

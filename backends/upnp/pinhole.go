@@ -36,15 +36,11 @@ func (p Pinhole) args() (addPinholeArgs, error) {
 	if err != nil {
 		return addPinholeArgs{}, err
 	}
-	switch client := p.Internal.Addr(); {
-	case p.Protocol == 0:
+	if p.Protocol == 0 {
 		return addPinholeArgs{}, fmt.Errorf("%w: no protocol", backends.ErrInvalid)
-	case p.Internal.Port() == 0:
-		return addPinholeArgs{}, fmt.Errorf("%w: internal port 0", backends.ErrInvalid)
-	case !client.IsValid() || client.IsUnspecified():
-		return addPinholeArgs{}, fmt.Errorf("%w: no internal address", backends.ErrInvalid)
-	case client.Unmap().Is4():
-		return addPinholeArgs{}, fmt.Errorf("%w: a pinhole needs an IPv6 address, not %v", backends.ErrUnsupported, client)
+	}
+	if err := checkInternal(p.Internal, false); err != nil {
+		return addPinholeArgs{}, err
 	}
 	return addPinholeArgs{
 		RemoteHost: formatHost(p.Remote.Addr()), RemotePort: formatPort(p.Remote.Port()),
@@ -68,7 +64,7 @@ func pinholeLease(d time.Duration) (string, error) {
 func (c *Client) AddPinhole(ctx context.Context, p Pinhole) (id uint16, err error) {
 	in, err := p.args()
 	return call(ctx, c, "AddPinhole", in, err, func(out *element) (uint16, error) {
-		return parsePort("UniqueID", out.value("UniqueID"))
+		return parsePort(out, "UniqueID")
 	})
 }
 
@@ -77,14 +73,14 @@ func (c *Client) AddPinhole(ctx context.Context, p Pinhole) (id uint16, err erro
 func (c *Client) UpdatePinhole(ctx context.Context, id uint16, lease time.Duration) error {
 	seconds, err := pinholeLease(lease)
 	in := struct{ UniqueID, NewLeaseTime string }{formatPort(id), seconds}
-	_, err = c.perform(ctx, "UpdatePinhole", in, err)
+	_, err = call(ctx, c, "UpdatePinhole", in, err, noOutput)
 	return err
 }
 
 // DeletePinhole closes a pinhole. If there is no such pinhole, the fault wraps
 // backends.ErrInvalid (704).
 func (c *Client) DeletePinhole(ctx context.Context, id uint16) error {
-	_, err := c.perform(ctx, "DeletePinhole", struct{ UniqueID string }{formatPort(id)}, nil)
+	_, err := call(ctx, c, "DeletePinhole", struct{ UniqueID string }{formatPort(id)}, nil, noOutput)
 	return err
 }
 

@@ -2,6 +2,7 @@ package upnp
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -16,17 +17,38 @@ import (
 // Responses of the standard have at most 13.
 const maxResponseElements = 256
 
-// noOutput contains the actions without output arguments. An empty response to
+// outputless contains the actions without output arguments. An empty response to
 // one of them is a success.
-var noOutput = map[string]bool{"AddPortMapping": true, "DeletePortMapping": true, "UpdatePinhole": true, "DeletePinhole": true}
+var outputless = map[string]bool{"AddPortMapping": true, "DeletePortMapping": true, "UpdatePinhole": true, "DeletePinhole": true}
+
+// call performs an action and returns what parse reads from its output arguments.
+// in is nil or a struct of strings, whose fields have the names and the order of
+// the input arguments. invalid is their error.
+func call[T any](ctx context.Context, c *Client, action string, in any, invalid error, parse func(out *element) (T, error)) (T, error) {
+	var result T
+	out, err := (*element)(nil), invalid
+	if err == nil {
+		out, err = c.perform(ctx, action, in)
+	}
+	if err == nil {
+		result, err = parse(out)
+	}
+	if err == nil {
+		return result, nil
+	}
+	var fault *Fault
+	if !errors.As(err, &fault) {
+		err = fmt.Errorf("upnp: %s: %w", action, err)
+	}
+	return *new(T), err
+}
+
+// noOutput is the parse of actions without output arguments.
+func noOutput(*element) (struct{}, error) { return struct{}{}, nil }
 
 // perform performs an action and returns the element that contains the output
-// arguments. in is nil or a pointer to a struct of strings, whose fields have the
-// names and the order of the arguments. invalid is the error of the arguments.
-func (c *Client) perform(ctx context.Context, action string, in any, invalid error) (*element, error) {
-	if invalid != nil {
-		return nil, fmt.Errorf("upnp: %s: %w", action, invalid)
-	}
+// arguments.
+func (c *Client) perform(ctx context.Context, action string, in any) (*element, error) {
 	first := int(c.current.Load())
 	out, err := c.performAt(ctx, c.urls[first], action, in)
 	for i := range c.urls {
@@ -45,74 +67,51 @@ func (c *Client) perform(ctx context.Context, action string, in any, invalid err
 
 // performAt performs an action at a URL. It waits until the earlier requests of
 // this process to that address and port have completed. Package goupnp encodes
-// the request.
-func (c *Client) performAt(ctx context.Context, target ipURL, action string, in any) (*element, error) {
+// the request. It does not read the response.
+func (c *Client) performAt(ctx context.Context, target ipURL, action string, in any) (out *element, err error) {
 	leave, err := enterQueue(ctx, &requestQueues, target.addr)
-	if err != nil {
-		return nil, fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	defer leave()
-	x := &soapExchange{config: c.config, target: target, service: c.service.Type, action: action}
-	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{Transport: x}}
-	if err := client.PerformActionCtx(ctx, x.service, action, in, nil); x.out == nil && x.err == nil {
-		x.err = err
-	}
-	var fault *Fault
-	if x.err != nil && !errors.As(x.err, &fault) {
-		x.err = fmt.Errorf("upnp: %s: %w", action, x.err)
-	}
-	return x.out, x.err
-}
-
-// call performs an action and returns what parse reads from its output arguments.
-func call[T any](ctx context.Context, c *Client, action string, in any, invalid error, parse func(out *element) (T, error)) (T, error) {
-	var result T
-	out, err := c.perform(ctx, action, in, invalid)
-	if err != nil {
-		return result, err
-	}
-	if result, err = parse(out); err != nil {
-		err = fmt.Errorf("upnp: %s: %w", action, err)
-	}
-	return result, err
-}
-
-// soapExchange performs one action. It is an http.RoundTripper that takes the
-// request from goupnp, writes it in a form that strict devices accept, and keeps
-// the response.
-type soapExchange struct {
-	config          ClientConfig
-	target          ipURL
-	service, action string
-
-	out *element
-	err error
-}
-
-var errKept = errors.New("the response was kept")
-
-// RoundTrip sends the body of r as the body of the action. It always returns an
-// error, so that goupnp does not read the response.
-func (x *soapExchange) RoundTrip(r *http.Request) (*http.Response, error) {
-	body, err := io.ReadAll(r.Body)
-	_ = r.Body.Close()
 	if err != nil {
 		return nil, err
 	}
-	limit := maxResponse
-	if x.action == listAction {
-		limit = maxListing
+	defer leave()
+	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{Transport: receiver(func(body []byte) {
+		out, err = c.send(ctx, target, action, body)
+	})}}
+	if encodeErr := client.PerformActionCtx(ctx, c.service.Type, action, in, nil); out == nil && err == nil {
+		err = encodeErr
 	}
+	return out, err
+}
+
+// receiver is an http.RoundTripper that receives the body of a request. It returns
+// an error instead of a response.
+type receiver func(body []byte)
+
+func (f receiver) RoundTrip(r *http.Request) (*http.Response, error) {
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err == nil {
+		f(body)
+	}
+	return nil, cmp.Or(err, errReceived)
+}
+
+var errReceived = errors.New("the request is not for this transport")
+
+// send sends the encoded request for an action and reads the response.
+func (c *Client) send(ctx context.Context, target ipURL, action string, body []byte) (out *element, err error) {
 	// Some devices do not accept newlines between elements. The arguments are
 	// ASCII.
 	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
-	x.err = x.config.exchange(r.Context(), x.target, request{
-		service: x.service, action: x.action, body: body, limit: limit, root: "Envelope",
-	}, func(resp response) (err error) {
-		x.out, err = readOutput(x.action, resp)
+	r := request{service: c.service.Type, action: action, body: body, limit: maxResponse, root: "Envelope"}
+	if action == listAction {
+		r.limit = maxListing
+	}
+	err = c.config.exchange(ctx, target, r, func(resp response) (err error) {
+		out, err = readOutput(action, resp)
 		return err
 	})
-	return nil, errKept
+	return out, err
 }
 
 // readOutput returns the element that contains the output arguments of an action.
@@ -136,7 +135,7 @@ func readOutput(action string, resp response) (*element, error) {
 		}
 	}
 	switch {
-	case noOutput[action] && resp.succeeded() && isEmpty(resp.body, document):
+	case outputless[action] && resp.succeeded() && isEmpty(resp.body, document):
 		return document, nil
 	case resp.status/100 != 2:
 		return nil, &HTTPError{Status: resp.status}
@@ -149,12 +148,8 @@ func isEmpty(body []byte, document *element) bool {
 	if len(bytes.Trim(body, "\x00 \t\r\n")) == 0 {
 		return true
 	}
-	envelope := document.child("Envelope")
-	if envelope == nil || !envelope.closed {
-		return false
-	}
-	b := envelope.child("Body")
-	return b != nil && len(b.children) == 0 && b.text == ""
+	bodies := document.items("Envelope", "Body")
+	return len(bodies) == 1 && document.children[0].closed && len(bodies[0].children) == 0 && bodies[0].text == ""
 }
 
 // newFault returns the fault that the element contains.
