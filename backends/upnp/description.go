@@ -167,13 +167,13 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	root := document.child("root")
-	if root == nil {
+	roots, devices := document.at("root"), document.at("root", "device")
+	if len(roots) == 0 {
 		return nil, malformed("no description in %d bytes", len(b))
 	}
-	decoded := goupnp.RootDevice{URLBaseStr: root.value("URLBase")}
-	if device := root.child("device"); device != nil {
-		decoded.Device = newDevice(device)
+	decoded := goupnp.RootDevice{URLBaseStr: roots[0].value("URLBase")}
+	if len(devices) > 0 {
+		decoded.Device = newDevice(devices[0])
 	}
 	d := &Device{
 		URL: from.url.String(), Host: from.addr.Addr(), UDN: printable(decoded.Device.UDN),
@@ -183,7 +183,11 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 	bases := controlBases(decoded.URLBaseStr, from)
 	decoded.Device.VisitDevices(func(holder *goupnp.Device) {
 		for _, s := range holder.Services {
-			if service, ok := newService(s, holder.UDN, bases); ok && len(d.Services) < maxServices {
+			service := Service{Type: s.ServiceType, ID: printable(s.ServiceId), UDN: printable(holder.UDN)}
+			urls := controlURLs(s.ControlURL.Str, bases)
+			if validType(service.Type) && service.Kind() != 0 && len(urls) > 0 && len(d.Services) < maxServices {
+				service.ControlURL = urls[0]
+				copy(service.alternates[:], urls[1:])
 				d.Services = append(d.Services, service)
 			}
 		}
@@ -194,22 +198,6 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 	return d, nil
 }
 
-// newService validates a service. It returns false if this package does not use
-// the service, or if the service has no control URL.
-func newService(s goupnp.Service, udn string, bases []ipURL) (Service, bool) {
-	service := Service{Type: strings.TrimSpace(s.ServiceType), ID: printable(s.ServiceId), UDN: printable(udn)}
-	if !validType(service.Type) || service.Kind() == 0 {
-		return Service{}, false
-	}
-	urls := controlURLs(s.ControlURL.Str, bases)
-	if len(urls) == 0 {
-		return Service{}, false
-	}
-	service.ControlURL = urls[0]
-	copy(service.alternates[:], urls[1:])
-	return service, true
-}
-
 // newDevice returns the device that an element describes, with the fields that
 // this package uses. Devices often write the others (icons, sizes, dates)
 // incorrectly.
@@ -218,13 +206,13 @@ func newDevice(e *element) goupnp.Device {
 		FriendlyName: e.value("friendlyName"), Manufacturer: e.value("manufacturer"),
 		ModelName: e.value("modelName"), ModelNumber: e.value("modelNumber"), UDN: e.value("UDN"),
 	}
-	for _, s := range e.items("serviceList", "service") {
+	for _, s := range e.at("serviceList", "service") {
 		d.Services = append(d.Services, goupnp.Service{
 			ServiceType: s.value("serviceType"), ServiceId: s.value("serviceId"),
 			ControlURL: goupnp.URLField{Str: s.value("controlURL")},
 		})
 	}
-	for _, embedded := range e.items("deviceList", "device") {
+	for _, embedded := range e.at("deviceList", "device") {
 		d.Devices = append(d.Devices, newDevice(embedded))
 	}
 	return d

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,9 +110,7 @@ func (c ClientConfig) send(ctx context.Context, target ipURL, r request, legacy 
 }
 
 func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request, legacy bool) (response, error) {
-	dialCtx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	conn, err := c.dial(dialCtx, target.addr)
+	conn, err := c.dial(ctx, target.addr)
 	if err != nil {
 		return response{}, err
 	}
@@ -167,7 +166,7 @@ const (
 // dial connects to the address and port, from the configured interface and
 // source.
 func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{KeepAlive: -1}
+	d := net.Dialer{Timeout: c.Timeout, KeepAlive: -1}
 	if c.Source.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.Source, 0))
 	}
@@ -287,15 +286,16 @@ func (r *responseReader) readStatus() error {
 	case line == "" || err != nil && !errors.Is(err, io.EOF):
 		return err
 	}
-	version, rest, _ := strings.Cut(line, " ")
-	code, _, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
-	status, err := strconv.ParseUint(code, 10, 16)
-	if len(version) < 4 || !strings.EqualFold(version[:4], "HTTP") || err != nil || status < 100 || status > 599 {
+	code := statusLine.FindStringSubmatch(line)
+	if code == nil {
 		return malformed("HTTP status line %q", clip(line))
 	}
-	r.status = int(status)
-	return nil
+	r.status, err = strconv.Atoi(code[1])
+	return err
 }
+
+// statusLine matches a status line, also if it has no slash or no reason.
+var statusLine = regexp.MustCompile(`(?i)^HTTP\S* +([1-5][0-9][0-9])( |$)`)
 
 // readHeader reads the header lines.
 func (r *responseReader) readHeader() (err error) {
@@ -348,16 +348,22 @@ func (r *responseReader) readBody() error {
 		var err error
 		switch {
 		case left != 0:
-			left, err = r.readSome(left)
-			if len(r.body) > r.limit {
+			var buf [4096]byte
+			size := min(len(buf), r.limit+1-len(r.body))
+			if left > 0 {
+				size = min(size, left)
+			}
+			size, err = r.r.Read(buf[:size])
+			left -= size
+			if r.body = append(r.body, buf[:size]...); len(r.body) > r.limit {
 				return malformed("HTTP body of more than %d bytes", r.limit)
 			}
 		case r.chunked:
 			if left, err = r.chunkSize(); err == nil && left == 0 {
 				return nil // the trailer is not read
 			}
-		case !r.documentStarted():
-			return nil
+		case !bytes.Contains(bytes.ToLower(r.body), []byte(strings.ToLower(r.root))):
+			return nil // no document has started
 		default:
 			left, overrun = -1, true
 			r.onOverrun()
@@ -371,18 +377,6 @@ func (r *responseReader) readBody() error {
 		}
 	}
 	return nil
-}
-
-// readSome reads bytes of the body, at most left. It returns what is left.
-func (r *responseReader) readSome(left int) (int, error) {
-	var buf [4096]byte
-	size := min(len(buf), r.limit+1-len(r.body))
-	if left > 0 {
-		size = min(size, left)
-	}
-	n, err := r.r.Read(buf[:size])
-	r.body = append(r.body, buf[:n]...)
-	return left - n, err
 }
 
 // chunkOverhead is the maximum number of framing bytes for each byte in a
@@ -426,11 +420,4 @@ func (r *responseReader) complete() bool {
 		}
 		rest = rest[end+1:]
 	}
-}
-
-// documentStarted reports whether the body contains the name of the root
-// element. If it does, and complete returned false, the rest of the document is
-// missing.
-func (r *responseReader) documentStarted() bool {
-	return bytes.Contains(bytes.ToLower(r.body), []byte(strings.ToLower(r.root)))
 }

@@ -25,16 +25,15 @@ var outputless = map[string]bool{"AddPortMapping": true, "DeletePortMapping": tr
 // in is nil or a struct of strings, whose fields have the names and the order of
 // the input arguments. invalid is their error.
 func call[T any](ctx context.Context, c *Client, action string, in any, invalid error, parse func(out *element) (T, error)) (T, error) {
-	var result T
 	out, err := (*element)(nil), invalid
 	if err == nil {
 		out, err = c.perform(ctx, action, in)
 	}
 	if err == nil {
-		result, err = parse(out)
-	}
-	if err == nil {
-		return result, nil
+		var result T
+		if result, err = parse(out); err == nil {
+			return result, nil
+		}
 	}
 	var fault *Fault
 	if !errors.As(err, &fault) {
@@ -148,7 +147,7 @@ func isEmpty(body []byte, document *element) bool {
 	if len(bytes.Trim(body, "\x00 \t\r\n")) == 0 {
 		return true
 	}
-	bodies := document.items("Envelope", "Body")
+	bodies := document.at("Envelope", "Body")
 	return len(bodies) == 1 && document.children[0].closed && len(bodies[0].children) == 0 && bodies[0].text == ""
 }
 

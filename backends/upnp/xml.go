@@ -179,38 +179,32 @@ func tagName(tag string) string {
 	return name[strings.LastIndexByte(name, ':')+1:]
 }
 
-// child returns the first child with the name, or nil.
-func (e *element) child(name string) *element {
-	for _, c := range e.children {
-		if strings.EqualFold(c.name, name) {
-			return c
+// at returns the elements at a path below e, in document order.
+func (e *element) at(path ...string) []*element {
+	found := []*element{e}
+	for _, name := range path {
+		parents := found
+		found = nil
+		for _, parent := range parents {
+			for _, c := range parent.children {
+				if strings.EqualFold(c.name, name) {
+					found = append(found, c)
+				}
+			}
 		}
 	}
-	return nil
+	return found
 }
 
 // value returns the text of the first child that has one of the names, or an
 // empty string.
 func (e *element) value(names ...string) string {
 	for _, name := range names {
-		if c := e.child(name); c != nil {
-			return c.text
+		if found := e.at(name); len(found) > 0 {
+			return found[0].text
 		}
 	}
 	return ""
-}
-
-// items returns the elements with the name that are children of a list in e.
-func (e *element) items(list, name string) []*element {
-	var items []*element
-	for _, l := range e.children {
-		for _, c := range l.children {
-			if strings.EqualFold(l.name, list) && strings.EqualFold(c.name, name) {
-				items = append(items, c)
-			}
-		}
-	}
-	return items
 }
 
 // visit calls f for each element with the name below e, in document order, until

@@ -119,8 +119,7 @@ func TestNotWellFormed(t *testing.T) {
 			t.Errorf("%s: %v", in, err)
 			continue
 		}
-		r := document.child("r")
-		if n := len(r.children); n == 0 || outline(r) != want+"c(1)" || !r.closed {
+		if r := document.at("r"); len(r) != 1 || outline(r[0]) != want+"c(1)" || !r[0].closed {
 			t.Errorf("%s: %s, want %s", in, outline(document), want)
 		}
 	}
