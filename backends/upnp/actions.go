@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -253,36 +254,30 @@ func (c *Client) PortMappings(ctx context.Context, p backends.Protocol, first, l
 	in := struct{ NewStartPort, NewEndPort, NewProtocol, NewManage, NewNumberOfPorts string }{
 		formatPort(first), formatPort(last), protocol, "1", strconv.Itoa(size),
 	}
-	list, err := call(ctx, c, listAction, in, err, func(out *element) ([]PortMapping, error) {
-		if list := parseEntries(out); len(list) > 0 {
-			return list, nil // some devices do not escape the listing
-		}
-		return parsePortListing([]byte(out.value("NewPortListing")))
-	})
+	list, err := call(ctx, c, listAction, in, err, parseListing)
 	if isFault(err, PortMappingNotFound) {
 		return nil, nil
 	}
 	return list, err
 }
 
-// parsePortListing parses the document in a listing.
-func parsePortListing(b []byte) ([]PortMapping, error) {
-	document, err := parseXML(b, maxListElements)
-	if err != nil {
-		return nil, err
+// parseListing returns the entries at any depth of a listing. Some devices do not
+// escape the listing.
+func parseListing(out *element) (list []PortMapping, err error) {
+	entries := out.all("PortMappingEntry")
+	if len(entries) == 0 {
+		listing, err := parseXML([]byte(out.value("NewPortListing")), maxListElements)
+		if err != nil {
+			return nil, err
+		}
+		entries = listing.all("PortMappingEntry")
 	}
-	return parseEntries(document), nil
-}
-
-// parseEntries returns the entries at any depth of a listing.
-func parseEntries(listing *element) (list []PortMapping) {
-	listing.visit("PortMappingEntry", func(e *element) bool {
+	for _, e := range entries[:min(len(entries), 2*maxWindow)] {
 		if m, err := parseEntry(e); err == nil && e.closed {
 			list = append(list, m)
 		}
-		return len(list) < 2*maxWindow
-	})
-	return list
+	}
+	return list, nil
 }
 
 // The maximum lengths of texts: the description length that all devices accept
@@ -322,10 +317,8 @@ func printable(s string) string {
 // protocolName returns the name of a protocol in the services that map ports.
 func protocolName(p backends.Protocol) (string, error) {
 	switch p {
-	case backends.TCP:
-		return "TCP", nil
-	case backends.UDP:
-		return "UDP", nil
+	case backends.TCP, backends.UDP:
+		return strings.ToUpper(p.String()), nil
 	case 0:
 		return "", fmt.Errorf("%w: no protocol", backends.ErrInvalid)
 	}
@@ -398,13 +391,8 @@ func formatHost(a netip.Addr) string {
 // parseBool parses the forms that devices use for true and false. It returns
 // other for any other text.
 func parseBool(s string, other bool) bool {
-	switch strings.ToLower(strings.TrimSpace(s)) {
-	case "1", "true", "yes":
-		return true
-	case "0", "false", "no":
-		return false
-	}
-	return other
+	s = strings.ToLower(strings.TrimSpace(s))
+	return slices.Contains([]string{"1", "true", "yes"}, s) || other && !slices.Contains([]string{"0", "false", "no"}, s)
 }
 
 // clip limits the part of a response that is quoted in an error.

@@ -209,20 +209,25 @@ func TestLongListing(t *testing.T) {
 	}
 }
 
+// listingOutput returns the output arguments with an escaped listing.
+func listingOutput(listing string) *element {
+	return &element{children: []*element{{name: "NewPortListing", text: listing}}}
+}
+
 // TestPortListingPrefixes checks that a truncated listing yields only complete
 // entries.
 func TestPortListingPrefixes(t *testing.T) {
-	all, err := parsePortListing([]byte(listing))
+	all, err := parseListing(listingOutput(listing))
 	if err != nil || len(all) != 2 {
 		t.Fatal(all, err)
 	}
 	for n := range len(listing) {
-		got, err := parsePortListing([]byte(listing[:n]))
+		got, err := parseListing(listingOutput(listing[:n]))
 		if err != nil || len(got) > 2 || !cmp.Equal(got, all[:len(got)], addresses, cmpopts.EquateEmpty()) {
 			t.Fatalf("%d bytes: %v, %v", n, got, err)
 		}
 	}
-	if got, err := parsePortListing([]byte(strings.Repeat("<a/>", 5000))); !errors.Is(err, backends.ErrMalformed) {
+	if got, err := parseListing(listingOutput(strings.Repeat("<a/>", 5000))); !errors.Is(err, backends.ErrMalformed) {
 		t.Errorf("many elements: %v, %v", got, err)
 	}
 }

@@ -106,7 +106,7 @@ func TestDescriptionNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got string
-		if e := document.find("friendlyName"); e != nil {
+		for _, e := range document.all("friendlyName") {
 			got = printable(e.text)
 		}
 		if got != want {

@@ -104,10 +104,7 @@ func (c FaultCode) String() string { return cmp.Or(faults[c].text, "vendor's err
 
 // isUnknown reports whether the code is missing or vendor-specific. It does not show
 // the reason.
-func (c FaultCode) isUnknown() bool {
-	_, isKnown := faults[c]
-	return !isKnown || c == 0
-}
+func (c FaultCode) isUnknown() bool { return c == 0 || faults[c].text == "" }
 
 // kind returns the error of package backends that corresponds to the code. Unknown
 // codes are vendor-specific; they are treated as ActionFailed.

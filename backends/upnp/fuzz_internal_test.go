@@ -73,7 +73,7 @@ func FuzzReadOutput(f *testing.F) {
 		if (out == nil) == (err == nil) || err != nil && !errors.As(err, &fault) && !errors.Is(err, backends.ErrMalformed) && !errors.Is(err, backends.ErrNotAuthorized) {
 			t.Fatalf("%+v, %v", out, err)
 		}
-		if list, err := parsePortListing(b); err != nil && !errors.Is(err, backends.ErrMalformed) || len(list) > 2*maxWindow {
+		if list, err := parseListing(listingOutput(string(b))); err != nil && !errors.Is(err, backends.ErrMalformed) || len(list) > 2*maxWindow {
 			t.Fatal(list, err)
 		}
 	})

@@ -116,8 +116,9 @@ func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request, le
 	}
 	defer conn.Close()
 	// If the request is cancelled, the kernel must not retransmit it: the
-	// device would process it after later requests.
-	linger(conn, 0)
+	// device would process it after later requests. Close drops the data and
+	// resets the connection.
+	_ = conn.SetLinger(0)
 	deadline := time.Now().Add(responseTimeoutFactor * c.Timeout)
 	_ = conn.SetDeadline(deadline) // fails only on closed connections
 	interrupted := make(chan struct{})
@@ -138,20 +139,12 @@ func (c ClientConfig) roundTrip(ctx context.Context, target ipURL, r request, le
 	}}
 	resp, err := reader.read()
 	if err == nil {
-		linger(conn, -1)
+		_ = conn.SetLinger(-1) // the default
 	}
 	if local, ok := conn.LocalAddr().(*net.TCPAddr); ok {
 		resp.local = local.AddrPort().Addr().Unmap()
 	}
 	return resp, err
-}
-
-// linger sets what Close does with unsent data. If seconds is 0, Close drops the
-// data and resets the connection. -1 is the kernel's default.
-func linger(conn net.Conn, seconds int) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(seconds) // fails only on closed connections
-	}
 }
 
 // If the first packet of a connection is lost, the kernel repeats it only after
@@ -165,7 +158,7 @@ const (
 
 // dial connects to the address and port, from the configured interface and
 // source.
-func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
+func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: c.Timeout, KeepAlive: -1}
 	if c.Source.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.Source, 0))
@@ -180,7 +173,7 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn
 		}
 	}
 	type result struct {
-		conn net.Conn
+		conn *net.TCPConn
 		err  error
 	}
 	results := make(chan result)
@@ -192,7 +185,8 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (net.Conn
 			case <-ctx.Done():
 			}
 			conn, err := d.DialContext(ctx, "tcp", target.String())
-			results <- result{conn, err}
+			tcp, _ := conn.(*net.TCPConn)
+			results <- result{tcp, err}
 		}()
 	}
 	first := <-results
@@ -218,9 +212,6 @@ type response struct {
 	truncated bool       // the header or the body is incomplete
 	local     netip.Addr // this host's address on the connection
 }
-
-// succeeded reports whether the status is a success and the body is complete.
-func (r response) succeeded() bool { return r.status/100 == 2 && !r.truncated }
 
 // responseReader reads an HTTP response from a connection that is used once. It
 // accepts the errors of real devices: lines that end in LF alone, a missing
@@ -311,7 +302,10 @@ func (r *responseReader) readHeader() (err error) {
 			lines = append(lines, line)
 		}
 	}
-	r.length, r.chunked, r.truncated = -1, false, errors.Is(err, io.EOF)
+	r.length, r.chunked, r.truncated = -1, false, false
+	if errors.Is(err, io.EOF) {
+		r.truncated, err = true, nil
+	}
 	for _, line := range lines {
 		name, value, _ := strings.Cut(line, ":")
 		value = strings.TrimSpace(value)
@@ -323,9 +317,6 @@ func (r *responseReader) readHeader() (err error) {
 		case strings.EqualFold(name, "Transfer-Encoding"):
 			r.chunked = strings.EqualFold(value, "chunked")
 		}
-	}
-	if r.truncated {
-		return nil
 	}
 	return err
 }

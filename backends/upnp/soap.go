@@ -73,8 +73,19 @@ func (c *Client) performAt(ctx context.Context, target ipURL, action string, in 
 		return nil, err
 	}
 	defer leave()
+	limit := maxResponse
+	if action == listAction {
+		limit = maxListing
+	}
 	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{Transport: receiver(func(body []byte) {
-		out, err = c.send(ctx, target, action, body)
+		// Some devices do not accept newlines between elements. The arguments are
+		// ASCII.
+		body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
+		r := request{service: c.service.Type, action: action, body: body, limit: limit, root: "Envelope"}
+		err = c.config.exchange(ctx, target, r, func(resp response) (err error) {
+			out, err = readOutput(action, resp)
+			return err
+		})
 	})}}
 	if encodeErr := client.PerformActionCtx(ctx, c.service.Type, action, in, nil); out == nil && err == nil {
 		err = encodeErr
@@ -97,22 +108,6 @@ func (f receiver) RoundTrip(r *http.Request) (*http.Response, error) {
 
 var errReceived = errors.New("the request is not for this transport")
 
-// send sends the encoded request for an action and reads the response.
-func (c *Client) send(ctx context.Context, target ipURL, action string, body []byte) (out *element, err error) {
-	// Some devices do not accept newlines between elements. The arguments are
-	// ASCII.
-	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
-	r := request{service: c.service.Type, action: action, body: body, limit: maxResponse, root: "Envelope"}
-	if action == listAction {
-		r.limit = maxListing
-	}
-	err = c.config.exchange(ctx, target, r, func(resp response) (err error) {
-		out, err = readOutput(action, resp)
-		return err
-	})
-	return out, err
-}
-
 // readOutput returns the element that contains the output arguments of an action.
 // The error is a *Fault, an *HTTPError, or wraps backends.ErrMalformed. A
 // success or a fault is recognised independent of the HTTP status.
@@ -125,16 +120,14 @@ func readOutput(action string, resp response) (*element, error) {
 	if err != nil {
 		return nil, err
 	}
-	if out := document.find(action + "Response"); out != nil && out.closed {
-		return out, nil
+	if out := document.all(action + "Response"); len(out) > 0 && out[0].closed {
+		return out[0], nil
 	}
-	for _, name := range []string{"Fault", "UPnPError"} { // with or without the elements around it
-		if e := document.find(name); e != nil {
-			return nil, newFault(action, resp.status, e)
-		}
+	if len(document.all("Fault"))+len(document.all("UPnPError")) > 0 {
+		return nil, newFault(action, resp.status, document)
 	}
 	switch {
-	case outputless[action] && resp.succeeded() && isEmpty(resp.body, document):
+	case outputless[action] && !resp.truncated && resp.status/100 == 2 && isEmpty(resp.body, document):
 		return document, nil
 	case resp.status/100 != 2:
 		return nil, &HTTPError{Status: resp.status}
@@ -151,19 +144,17 @@ func isEmpty(body []byte, document *element) bool {
 	return len(bodies) == 1 && document.children[0].closed && len(bodies[0].children) == 0 && bodies[0].text == ""
 }
 
-// newFault returns the fault that the element contains.
-func newFault(action string, status int, e *element) *Fault {
+// newFault returns the fault in a document. A text may follow its code.
+func newFault(action string, status int, document *element) *Fault {
 	f := &Fault{Action: action, Status: status}
-	if code := e.find("errorCode"); code != nil {
-		var n int32
-		if _, err := fmt.Sscanf(code.text, "%d", &n); err == nil { // a text may follow
-			f.Code = FaultCode(n)
+	for _, e := range document.all("errorCode") {
+		var code int32
+		if _, err := fmt.Sscanf(e.text, "%d", &code); err == nil {
+			f.Code = cmp.Or(f.Code, FaultCode(code))
 		}
 	}
-	for _, name := range []string{"errorDescription", "faultstring"} {
-		if text := e.find(name); text != nil && f.Description == "" {
-			f.Description = printable(text.text)
-		}
+	for _, e := range append(document.all("errorDescription"), document.all("faultstring")...) {
+		f.Description = cmp.Or(f.Description, printable(e.text))
 	}
 	return f
 }

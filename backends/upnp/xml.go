@@ -129,7 +129,7 @@ func scan(s string) (n int, isTag bool) {
 		case '"', '\'':
 			value, _, found := strings.Cut(s[n+1:], s[n:n+1])
 			_, rest, ended := strings.Cut(value, ">")
-			if found && !(ended && strings.Contains(rest, "<")) {
+			if found && (!ended || !strings.Contains(rest, "<")) {
 				n += 1 + len(value)
 			}
 		}
@@ -207,23 +207,13 @@ func (e *element) value(names ...string) string {
 	return ""
 }
 
-// visit calls f for each element with the name below e, in document order, until
-// f returns false.
-func (e *element) visit(name string, f func(*element) bool) bool {
+// all returns the elements with the name at any depth below e, in document order.
+func (e *element) all(name string) (found []*element) {
 	for _, c := range e.children {
-		if strings.EqualFold(c.name, name) && !f(c) || !c.visit(name, f) {
-			return false
+		if strings.EqualFold(c.name, name) {
+			found = append(found, c)
 		}
+		found = append(found, c.all(name)...)
 	}
-	return true
-}
-
-// find returns the first element with the name below e, in document order, or
-// nil.
-func (e *element) find(name string) (first *element) {
-	e.visit(name, func(found *element) bool {
-		first = found
-		return false
-	})
-	return first
+	return found
 }
