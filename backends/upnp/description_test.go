@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -331,12 +332,19 @@ func TestDescribe(t *testing.T) {
 		"redirect":  {"HTTP/1.1 302 Found\r\nLocation: /y\r\n\r\n", backends.ErrMalformed, false},
 		"not found": {status(404, rootDesc), backends.ErrMalformed, true},
 		"password":  {status(401, ""), backends.ErrNotAuthorized, false},
+		"forbidden": {status(403, "<html>"+rootDesc), backends.ErrNotAuthorized, false},
+		"busy":      {status(503, ""), backends.ErrMalformed, false},
 		"empty":     {ok(""), backends.ErrMalformed, false},
 		"huge":      {ok("<root>" + strings.Repeat(" ", 300<<10) + "</root>"), backends.ErrMalformed, false},
 		"closed":    {"", backends.ErrNoReply, false},
 	} {
-		if d, err := get(serveRaw(t, respondWith(tt.response)), "/"); !errors.Is(err, tt.want) || Moved(err) != tt.moved {
+		d, err := get(serveRaw(t, respondWith(tt.response)), "/")
+		if !errors.Is(err, tt.want) || Moved(err) != tt.moved {
 			t.Errorf("%s: %+v, %v, want %v", name, d, err, tt.want)
+		}
+		var h *HTTPError
+		if code := strings.Fields(tt.response + " - -")[1]; errors.As(err, &h) != (code != "200" && code != "-") || h != nil && strconv.Itoa(h.Status) != code {
+			t.Errorf("%s: %v, want HTTP status %s", name, err, code)
 		}
 	}
 	if _, err := Describe(t.Context(), "http://localhost:1/", ClientConfig{}); !errors.Is(err, backends.ErrInvalid) {

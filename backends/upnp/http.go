@@ -247,9 +247,7 @@ func (r *responseReader) read() (response, error) {
 	if r.status == 204 || r.status == 304 {
 		return response{status: r.status}, nil
 	}
-	if r.nextByteIs('<') { // some devices announce chunks but send none
-		r.chunked = false
-	}
+	r.chunked = r.chunked && !r.nextByteIs('<') // some devices announce chunks but send none
 	err := r.readBody()
 	if r.status/100 != 2 && err != nil {
 		r.truncated, err = true, nil // an error status is sufficient without the body

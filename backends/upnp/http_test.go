@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/natforward/goforward/backends"
 )
@@ -56,5 +58,25 @@ func TestReadResponse(t *testing.T) {
 		if tooLong := strings.Contains(in, "envelope"); tooLong != (overruns == 1) {
 			t.Errorf("%q: onOverrun was called %d times", in, overruns)
 		}
+	}
+}
+
+// TestReadResponseLeftOpen checks that the reader does not wait for bytes after the end
+// of a response.
+func TestReadResponseLeftOpen(t *testing.T) {
+	const header = "HTTP/1.1 200 OK\r\n"
+	for _, in := range []string{
+		header + "Content-Length: 0\r\n\r\n", header + "Content-Length: 2\r\n\r\nab", header + "Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n",
+		header + "\r\n<Envelope></Envelope>", header + "\r\n< s:Envelope>< / s:Envelope >", "HTTP/1.1 204 No\r\n\r\n",
+	} {
+		synctest.Test(t, func(t *testing.T) { // fails if all goroutines are blocked
+			conn, device := net.Pipe()
+			defer conn.Close()
+			go func() { _, _ = device.Write([]byte(in)) }()
+			r := responseReader{r: bufio.NewReader(conn), limit: 100, root: "Envelope", onOverrun: func() { t.Errorf("%q: overrun", in) }}
+			if got, err := r.read(); err != nil || got.truncated {
+				t.Errorf("%q: %+v, %v", in, got, err)
+			}
+		})
 	}
 }
