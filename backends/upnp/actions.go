@@ -101,13 +101,10 @@ type keyArgs struct{ NewRemoteHost, NewExternalPort, NewProtocol string }
 // port 0 in a request means all ports.
 func (k PortMappingKey) args() (keyArgs, error) {
 	protocol, err := protocolName(k.Protocol)
-	if err != nil {
-		return keyArgs{}, err
+	if err == nil && k.ExternalPort == 0 {
+		err = fmt.Errorf("%w: external port 0", backends.ErrInvalid)
 	}
-	if k.ExternalPort == 0 {
-		return keyArgs{}, fmt.Errorf("%w: external port 0", backends.ErrInvalid)
-	}
-	return keyArgs{NewRemoteHost: formatHost(k.Remote), NewExternalPort: formatPort(k.ExternalPort), NewProtocol: protocol}, nil
+	return keyArgs{NewRemoteHost: formatHost(k.Remote), NewExternalPort: formatPort(k.ExternalPort), NewProtocol: protocol}, err
 }
 
 // entryArgs are the arguments of an entry, in the order of AddPortMapping.
@@ -119,20 +116,11 @@ type entryArgs struct {
 // args validates the entry and returns its arguments.
 func (m PortMapping) args() (entryArgs, error) {
 	key, err := m.Key().args()
-	if err != nil {
-		return entryArgs{}, err
-	}
-	lease, err := leaseSeconds(m.Lease)
-	if err != nil {
-		return entryArgs{}, err
-	}
-	if err := checkInternal(m.Internal, true); err != nil {
-		return entryArgs{}, err
-	}
+	lease, leaseErr := leaseSeconds(m.Lease)
 	return entryArgs{
 		key.NewRemoteHost, key.NewExternalPort, key.NewProtocol, formatPort(m.Internal.Port()), formatHost(m.Internal.Addr()),
 		map[bool]string{true: "1", false: "0"}[m.Enabled], wireDescription(m.Description), lease,
-	}, nil
+	}, cmp.Or(err, leaseErr, checkInternal(m.Internal, true))
 }
 
 // checkInternal returns an error for an internal address that a port mapping (is4)

@@ -111,7 +111,7 @@ func (c FaultCode) isUnknown() bool { return c == 0 || faults[c].text == "" }
 func (c FaultCode) kind() error { return cmp.Or(faults[c].kind, backends.ErrNoResources) }
 
 // Fault is a refusal by the device. It wraps the error of package backends that
-// corresponds to the code.
+// corresponds to the code, or to the cause if the circumstances show another one.
 type Fault struct {
 	Action string    // the action that the device refused
 	Code   FaultCode // 0 if the response contains no code
@@ -119,42 +119,33 @@ type Fault struct {
 	// long.
 	Description string
 	Status      int // the HTTP status of the response, usually 500
+
+	cause  error // the error of package backends, if the code does not show it
+	reason string
+}
+
+// because returns the fault with a cause that the circumstances show.
+func (f Fault) because(cause error, reason string) error {
+	f.cause, f.reason = cause, reason
+	return &f
 }
 
 // Error returns the action, the meaning of the code, the code, and the text of
 // the device.
 func (f *Fault) Error() string {
-	if f.Description == "" {
-		return fmt.Sprintf("upnp: %s: %v (error %d)", f.Action, f.Code, int(f.Code))
+	text := fmt.Sprintf("upnp: %s: %v (error %d)", f.Action, f.Code, int(f.Code))
+	if f.Description != "" {
+		text = fmt.Sprintf("%s: %q)", strings.TrimSuffix(text, ")"), f.Description)
 	}
-	return fmt.Sprintf("upnp: %s: %v (error %d: %q)", f.Action, f.Code, int(f.Code), f.Description)
-}
-
-// Unwrap returns the error of package backends that corresponds to the code.
-func (f *Fault) Unwrap() error { return f.Code.kind() }
-
-// reclassifiedFault is a fault whose cause is clearer from the circumstances
-// than from its code.
-type reclassifiedFault struct {
-	fault  *Fault
-	kind   error // an error of package backends
-	reason string
-}
-
-func (r *reclassifiedFault) Error() string {
-	return fmt.Sprintf("%v: %v: %s", r.fault, r.kind, r.reason)
-}
-func (r *reclassifiedFault) Unwrap() error { return r.kind }
-
-// As finds the fault. Unwrap returns kind and not the fault, so that errors.Is
-// does not match the error that corresponds to the fault's code.
-func (r *reclassifiedFault) As(target any) bool {
-	f, ok := target.(**Fault)
-	if ok {
-		*f = r.fault
+	if f.cause != nil {
+		text += fmt.Sprintf(": %v: %s", f.cause, f.reason)
 	}
-	return ok
+	return text
 }
+
+// Unwrap returns the error of package backends that corresponds to the code, or to
+// the circumstances if they show the cause.
+func (f *Fault) Unwrap() error { return cmp.Or(f.cause, f.Code.kind()) }
 
 // HTTPError is an HTTP error status without a UPnP fault. It wraps
 // backends.ErrNotAuthorized if the device requires credentials (401, 403),

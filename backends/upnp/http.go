@@ -172,11 +172,7 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (*net.TCP
 			return nil, err
 		}
 	}
-	type result struct {
-		conn *net.TCPConn
-		err  error
-	}
-	results := make(chan result)
+	results := make(chan func() (*net.TCPConn, error))
 	ctx, cancel := context.WithCancel(ctx)
 	for i := range dialAttempts {
 		go func() { // ends when its result is received below
@@ -186,17 +182,17 @@ func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (*net.TCP
 			}
 			conn, err := d.DialContext(ctx, "tcp", target.String())
 			tcp, _ := conn.(*net.TCPConn)
-			results <- result{tcp, err}
+			results <- func() (*net.TCPConn, error) { return tcp, err }
 		}()
 	}
 	first := <-results
 	cancel()
 	for range dialAttempts - 1 {
-		if late := <-results; late.err == nil {
-			_ = late.conn.Close()
+		if late, err := (<-results)(); err == nil {
+			_ = late.Close()
 		}
 	}
-	return first.conn, first.err
+	return first()
 }
 
 // The limits for everything except the body.

@@ -378,15 +378,15 @@ func (op *addOp) classifyError(err error) error {
 	case !errors.As(err, &f):
 		return err
 	case errors.Is(f, backends.ErrInvalid):
-		return &reclassifiedFault{f, backends.ErrMalformed, "not a valid response to this action"}
+		return f.because(backends.ErrMalformed, "not a valid response to this action")
 	case f.Code != ActionNotAuthorized:
 		return err
 	case op.entry.Internal.Addr() != op.gateway.Device.Local:
-		return &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr())}
+		return f.because(backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr()))
 	case op.entry.ExternalPort < 1024:
-		return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps because it does not permit ports below 1024"}
+		return f.because(backends.ErrNotAuthorized, "perhaps because it does not permit ports below 1024")
 	}
-	return &reclassifiedFault{f, backends.ErrNotAuthorized, "perhaps its settings must permit this host to open ports"}
+	return f.because(backends.ErrNotAuthorized, "perhaps its settings must permit this host to open ports")
 }
 
 // explainConflict adds a possible cause to a conflict on a port for which the

@@ -33,20 +33,14 @@ type addPinholeArgs struct {
 
 func (p Pinhole) args() (addPinholeArgs, error) {
 	lease, err := pinholeLease(p.Lease)
-	if err != nil {
-		return addPinholeArgs{}, err
-	}
-	if p.Protocol == 0 {
-		return addPinholeArgs{}, fmt.Errorf("%w: no protocol", backends.ErrInvalid)
-	}
-	if err := checkInternal(p.Internal, false); err != nil {
-		return addPinholeArgs{}, err
+	if err == nil && p.Protocol == 0 {
+		err = fmt.Errorf("%w: no protocol", backends.ErrInvalid)
 	}
 	return addPinholeArgs{
 		RemoteHost: formatHost(p.Remote.Addr()), RemotePort: formatPort(p.Remote.Port()),
 		InternalClient: formatHost(p.Internal.Addr()), InternalPort: formatPort(p.Internal.Port()),
 		Protocol: strconv.Itoa(int(p.Protocol)), LeaseTime: lease,
-	}, nil
+	}, cmp.Or(err, checkInternal(p.Internal, false))
 }
 
 // pinholeLease rejects the values that mean a permanent lease in leaseSeconds,

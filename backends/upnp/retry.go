@@ -124,14 +124,14 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 			return err
 		})
 		if err == nil && !s.Connected() {
-			return &reclassifiedFault{f, backends.ErrNetworkFailure, fmt.Sprintf("the connection is %q and has no external address", s.Connection)}
+			return f.because(backends.ErrNetworkFailure, fmt.Sprintf("the connection is %q and has no external address", s.Connection))
 		}
-		return &reclassifiedFault{f, backends.ErrPrivateWAN, "the gateway reports no address, probably for that reason"}
+		return f.because(backends.ErrPrivateWAN, "the gateway reports no address, probably for that reason")
 	case backends.ScopeShared:
-		return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external)}
+		return f.because(backends.ErrPrivateWAN, fmt.Sprintf("%v, behind the provider's NAT", external))
 	case backends.ScopePrivate:
 	}
-	return &reclassifiedFault{f, backends.ErrPrivateWAN, fmt.Sprintf("%v, behind another router", external)}
+	return f.because(backends.ErrPrivateWAN, fmt.Sprintf("%v, behind another router", external))
 }
 
 // replaceExisting handles a conflict. If the requested entry is for another
@@ -143,7 +143,7 @@ func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err
 	switch {
 	case op.entry.Internal.Addr() != op.gateway.Device.Local:
 		// Not ErrConflict, because then other ports would be tried.
-		return false, &reclassifiedFault{f, backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr())}
+		return false, f.because(backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr()))
 	case op.existingMatches && op.firstTry("replace"):
 		if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
 			return false, err
