@@ -65,9 +65,9 @@ type Config struct {
 	// selects.
 	Source netip.Addr
 	// UPnPURL is the URL of a UPnP root description, with an IP address as its host. The
-	// Forwarder then uses that device and searches for no other. If Gateway is zero, the host
-	// of the URL is the gateway. Empty means the UPnP device of the gateway, or else the most
-	// suitable one.
+	// Forwarder then uses that device and searches for no other, also for pinholes if the
+	// host is an IPv4 address. If Gateway is zero, the host of the URL is the gateway. Empty
+	// means the UPnP device of the gateway. If it has none, another device is used.
 	UPnPURL string
 	// Lifetime is the lifetime to request if no option sets another. Zero means
 	// DefaultLifetime.
@@ -154,7 +154,7 @@ func (c *Config) check() (Config, error) {
 			out.Gateway = netip.AddrPortFrom(host.Unmap(), 0)
 		}
 	}
-	if gw := out.Gateway.Addr(); out.Source.IsValid() && gw.IsValid() && familyOf(out.Source) != familyOf(gw) {
+	if gw := out.Gateway.Addr(); out.UPnPURL == "" && out.Source.IsValid() && gw.IsValid() && familyOf(out.Source) != familyOf(gw) {
 		return Config{}, invalid("Config.Source %v and Config.Gateway %v are of different families", out.Source, gw)
 	}
 	out.DiscoveryTimeout = cmp.Or(out.DiscoveryTimeout, DefaultDiscoveryTimeout)

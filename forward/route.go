@@ -188,9 +188,12 @@ func (f *Forwarder) backendConfigs(p gatewayPath) []gateway.BackendConfig {
 		Interface: p.iface, Nonce: string(f.config.NonceKey), Only: p.gateway == f.config.Gateway,
 		Announce: f.config.Test.Announce, SSDP: f.config.Test.SSDP, Notify: f.config.Test.Notify,
 		Wait: f.config.DiscoveryTimeout - f.config.DiscoveryTimeout/8, // shorter, so that the devices found by then can still be used
+		URL:  f.config.UPnPURL,
 	}
-	if host, err := upnpHost(f.config.UPnPURL); err == nil && familyOf(host) == fam {
-		common.URL = f.config.UPnPURL
+	if fam == ipv6 {
+		if gw, err := f.defaultRoute(ipv4); err == nil && gw.Interface == cmp.Or(p.iface, p.gateway.Addr().Zone()) {
+			common.Gateway4 = gw.Addr
+		}
 	}
 	var configs []gateway.BackendConfig
 	for _, name := range f.config.Protocols {
@@ -222,7 +225,10 @@ func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 		}
 	}
 	if gw := f.config.Gateway; gw.IsValid() && familyOf(gw.Addr()) == fam {
-		p := gatewayPath{gateway: gw, iface: f.config.Interface, source: f.config.Source, local: f.config.Source}
+		p := gatewayPath{gateway: gw, iface: f.config.Interface}
+		if familyOf(f.config.Source) == fam {
+			p.source, p.local = f.config.Source, f.config.Source
+		}
 		if !p.local.IsValid() && p.iface == "" {
 			p.local, _ = localAddrFor(gw.Addr()) // if this fails, the address remains unknown
 		}

@@ -134,18 +134,22 @@ func (f *Forwarder) lister(ctx context.Context) (backends.Lister, backends.Backe
 		return nil, nil, err
 	}
 	defer done()
+	err = fmt.Errorf("forward: %w: the gateway does not list its mappings", backends.ErrUnsupported)
 	for _, b := range r.client.Backends() {
 		l, is := b.Backend.(backends.Lister)
 		if !is {
 			continue
 		}
-		if err := r.client.EnsureProbed(ctx, b, f.config.DiscoveryTimeout); err == nil {
+		probeErr := r.client.EnsureProbed(ctx, b, f.config.DiscoveryTimeout)
+		if probeErr == nil {
 			return l, b.Backend, nil
-		} else if ctx.Err() != nil && !gateway.IsTimeout(ctx) {
-			return nil, nil, err
 		}
+		if ctx.Err() != nil && !gateway.IsTimeout(ctx) {
+			return nil, nil, probeErr
+		}
+		err = fmt.Errorf("%w: %w", err, probeErr)
 	}
-	return nil, nil, fmt.Errorf("forward: %w: the gateway does not list its mappings", backends.ErrUnsupported)
+	return nil, nil, err
 }
 
 // foreignMatching returns the rows of the table that match all selectors and that this

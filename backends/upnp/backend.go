@@ -26,10 +26,15 @@ const (
 // Config contains the parameters for finding and reaching the gateway device.
 // Either Gateway or URL is required.
 type Config struct {
-	// Gateway is the address of the gateway. A device at this address is
-	// preferred. An IPv4 gateway forwards ports, an IPv6 gateway opens
-	// pinholes.
+	// Gateway is the address of the gateway. A device at this address is used,
+	// or another one only if there is none at this address. An IPv4 gateway
+	// forwards ports, an IPv6 gateway opens pinholes, possibly through a device
+	// that is reached over the other family. If Gateway is the zero Addr, the
+	// family is that of Source, or else that of URL.
 	Gateway netip.Addr
+	// Gateway4 is the IPv4 address of an IPv6 gateway, if it is known. A device
+	// at this address counts as the gateway's.
+	Gateway4 netip.Addr
 	// Interface is the interface from which to send. If it is empty, the kernel
 	// chooses.
 	Interface string
@@ -37,8 +42,10 @@ type Config struct {
 	// If several routers share that address, their devices are at other
 	// addresses, and Only would exclude them.
 	Only bool
-	// Source is the local address from which to send. For a pinhole, it must be
-	// the address that is opened. If it is the zero Addr, the kernel chooses.
+	// Source is the local address from which to send to devices of its family,
+	// and the internal address of requests without one. For a pinhole, it must
+	// be the address that is opened. If it is the zero Addr, the kernel
+	// chooses, which works only if the device is reached over IPv6.
 	Source netip.Addr
 	// URL is the URL of the root description of the device to use. Its host is
 	// an IP address. If it is set, no search is sent.
@@ -73,6 +80,7 @@ type Backend struct {
 	// devices that running searches have found; the searches continue because a
 	// better device may respond.
 	fetches, usable atomic.Int32
+	refused         atomic.Bool   // the gateway refused datagrams to the port of SSDP
 	queryInterval   time.Duration // the minimum time between queries after hints
 	retryDelay      time.Duration // the pause before a request is repeated after an unexplained failure
 
@@ -94,19 +102,20 @@ var (
 
 // New checks the config and does no I/O. Its errors wrap backends.ErrInvalid.
 func New(config Config) (*Backend, error) {
-	host := config.Gateway.Unmap()
+	family, host := config.Gateway.Unmap(), config.Gateway.Unmap()
 	if config.URL != "" {
 		e, err := parseIPURL(config.URL)
 		if err != nil {
 			return nil, fmt.Errorf("upnp: %w", err)
 		}
 		host = e.addr.Addr()
+		family = cmp.Or(family, config.Source.Unmap(), host)
 	}
 	switch {
 	case !host.IsValid() || host.IsUnspecified():
 		return nil, fmt.Errorf("upnp: %w: no gateway address", backends.ErrInvalid)
-	case config.Source.IsValid() && config.Source.Unmap().Is4() != host.Is4():
-		return nil, fmt.Errorf("upnp: %w: source %v and gateway %v are of different families", backends.ErrInvalid, config.Source, host)
+	case config.Source.IsValid() && config.Source.Unmap().Is4() != family.Is4():
+		return nil, fmt.Errorf("upnp: %w: source %v and gateway %v are of different families", backends.ErrInvalid, config.Source, family)
 	case config.Wait < 0 || config.Timeout < 0:
 		return nil, fmt.Errorf("upnp: %w: negative duration", backends.ErrInvalid)
 	}
@@ -115,7 +124,7 @@ func New(config Config) (*Backend, error) {
 	config.Wait = cmp.Or(config.Wait, DefaultWait)
 	b := &Backend{
 		config:        config,
-		is6:           host.Is6(),
+		is6:           family.Is6(),
 		log:           cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
 		searchLock:    make(chan struct{}, 1),
 		queryInterval: queryInterval,
@@ -125,6 +134,16 @@ func New(config Config) (*Backend, error) {
 	}
 	b.clientConfig = ClientConfig{Interface: config.Interface, Source: config.Source, Timeout: config.Timeout, Logger: config.Logger}
 	return b, nil
+}
+
+// clientConfigFor returns the config for a device at an address. Source cannot
+// be the source of a connection of the other family.
+func (b *Backend) clientConfigFor(a netip.Addr) ClientConfig {
+	config := b.clientConfig
+	if config.Source.Is4() != a.Is4() {
+		config.Source = netip.Addr{}
+	}
+	return config
 }
 
 // String returns Name.
@@ -170,10 +189,22 @@ func (b *Backend) isOtherFamily(a netip.Addr) bool {
 	return a.IsValid() && a.Unmap().Is6() != b.is6
 }
 
-// Promising reports whether a running search has received a response that it
-// uses: either a description is being fetched, or a usable device has been
-// found and the search waits for a better one.
-func (b *Backend) Promising() bool { return b.fetches.Load() > 0 || b.usable.Load() > 0 }
+// Promising reports whether a running search may still succeed. It returns false
+// if the gateway has refused port 1900, and no device has responded that may be
+// usable.
+func (b *Backend) Promising() bool {
+	return b.fetches.Load() > 0 || b.usable.Load() > 0 || !b.refused.Load()
+}
+
+// OtherDevice returns the address of the device in use if it is not the gateway's.
+func (b *Backend) OtherDevice() (a netip.Addr) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current != nil && !b.current.Default {
+		a = b.current.Device.Host
+	}
+	return a
+}
 
 // Probe searches for the device.
 func (b *Backend) Probe(ctx context.Context) error {

@@ -285,7 +285,7 @@ func TestAlternateControlURLs(t *testing.T) {
 	})
 	base := "http://" + s.addr.String()
 	c, err := NewClient(Service{
-		Type: ip1, ControlURL: base + "/igd/ctl", alternates: [2]string{base + "/ctl"},
+		Type: ip1, ControlURL: base + "/igd/ctl", alternates: [maxControlURLs - 1]string{base + "/ctl"},
 	}, ClientConfig{})
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -77,7 +76,7 @@ type Service struct {
 	// UDN is the unique name of the device that contains the service.
 	UDN string
 
-	alternates [2]string // other possible control URLs, or empty
+	alternates [maxControlURLs - 1]string // other possible control URLs, or empty
 }
 
 // Kind returns the kind of the service. It is 0 for a service that this package
@@ -140,7 +139,7 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 		})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("upnp: description: %w", err)
+		return nil, fmt.Errorf("upnp: description at %s: %w", printable(rawURL), err)
 	}
 	return d, nil
 }
@@ -180,11 +179,10 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 		FriendlyName: printable(decoded.Device.FriendlyName), Manufacturer: printable(decoded.Device.Manufacturer),
 		Model: printable(decoded.Device.ModelName), ModelNumber: printable(decoded.Device.ModelNumber),
 	}
-	bases := controlBases(decoded.URLBaseStr, from)
 	decoded.Device.VisitDevices(func(holder *goupnp.Device) {
 		for _, s := range holder.Services {
 			service := Service{Type: s.ServiceType, ID: printable(s.ServiceId), UDN: printable(holder.UDN)}
-			urls := controlURLs(s.ControlURL.Str, bases)
+			urls := controlURLs(s.ControlURL.Str, decoded.URLBaseStr, from)
 			if validType(service.Type) && service.Kind() != 0 && len(urls) > 0 && len(d.Services) < maxServices {
 				service.ControlURL = urls[0]
 				copy(service.alternates[:], urls[1:])
@@ -306,83 +304,84 @@ func (e ipURL) hostHeader() string {
 	return strings.TrimSuffix(host, ":80")
 }
 
-// controlBases returns the base URLs for relative control URLs, the most likely
-// first. These are URLBase (removed in UPnP Device Architecture 1.1), if its
-// host is the device, and the URL of the description.
-func controlBases(urlBase string, from ipURL) []ipURL {
-	u, err := url.Parse(strings.TrimSpace(urlBase))
-	if err != nil || u.Host == "" {
-		return []ipURL{from}
-	}
-	base, err := literalHost(u)
-	if err != nil || base.Addr().WithZone("") != from.addr.Addr().WithZone("") {
-		return []ipURL{from}
-	}
-	port := base.Port()
-	if u.Port() == "" { // some devices omit their own port
-		port = from.addr.Port()
-	}
-	return []ipURL{newIPURL(netip.AddrPortFrom(from.addr.Addr(), port), u), from}
-}
+// maxControlURLs is the maximum number of interpretations of a control URL.
+const maxControlURLs = 4
 
 // controlURLs returns the possible interpretations of a control URL, the most
-// likely first. There are at most three, and all are on the device. There are
-// none if raw is empty or not plain http.
-func controlURLs(raw string, bases []ipURL) []string {
+// likely first. Its reference is resolved as RFC 3986 says, against URLBase
+// (removed in UPnP Device Architecture 1.1), against the URL of the description,
+// and, if it is relative, against their roots. All URLs are on the device. There
+// are none if raw is empty or not plain http.
+func controlURLs(raw, urlBase string, from ipURL) []string {
 	raw = strings.TrimSpace(raw)
-	if raw == "" || len(raw) > maxURL {
+	ref := parseReference(raw)
+	if raw == "" || len(raw) > maxURL || ref == nil {
 		return nil
 	}
+	bases := []ipURL{from}
+	if u, err := url.Parse(strings.TrimSpace(urlBase)); err == nil && u.Scheme == "http" && u.Host != "" && u.User == nil {
+		bases = append(from.onPortOf(u, u.Port() == ""), from)
+	}
 	var urls []string
-	add := func(base ipURL, ref *url.URL) {
-		s := newIPURL(base.addr, ref).url.String()
-		if len(urls) < 3 && len(s) <= maxURL && !slices.Contains(urls, s) {
+	add := func(base ipURL, u *url.URL) {
+		s := newIPURL(base.addr, u).url.String()
+		if len(urls) < maxControlURLs && len(s) <= maxURL && !slices.Contains(urls, s) {
 			urls = append(urls, s)
 		}
 	}
-	if scheme, _, ok := strings.Cut(raw, "://"); ok && !strings.ContainsAny(scheme, "/?") {
-		u, err := url.Parse(raw)
-		if err != nil || !strings.EqualFold(scheme, "http") {
-			return nil
+	if ref.Host != "" {
+		for _, at := range append(from.onPortOf(ref, ref.Scheme == "" && ref.Port() == ""), from) {
+			add(at, ref)
 		}
-		rewriteToDevice(u, bases, add)
-		return urls
+		if ref.Scheme != "" {
+			return urls
+		}
+		ref = pathReference(raw)
 	}
 	for _, base := range bases {
-		if !strings.HasPrefix(raw, "/") {
-			add(base, reference(path.Dir(base.url.Path), raw))
-		}
+		add(base, base.url.ResolveReference(ref))
 	}
 	for _, base := range bases {
-		add(base, reference("/", raw))
+		add(base, (&url.URL{Path: "/"}).ResolveReference(ref))
 	}
 	return urls
 }
 
-// rewriteToDevice replaces the host of an absolute URL by the device's address.
-// It adds the URL first with its own port, then with the port of the
-// description.
-func rewriteToDevice(u *url.URL, bases []ipURL, add func(ipURL, *url.URL)) {
-	from := bases[len(bases)-1]
-	if port, err := portOf(u); err == nil {
-		add(ipURL{addr: netip.AddrPortFrom(from.addr.Addr(), port)}, u)
+// onPortOf returns u at the address of the device, because its host may be a name
+// or an earlier address. If u has no port, the port is 80, or possibly that of e.
+func (e ipURL) onPortOf(u *url.URL, orOwn bool) (urls []ipURL) {
+	if orOwn {
+		urls = append(urls, newIPURL(e.addr, u))
 	}
-	add(from, u)
+	if port, err := portOf(u); err == nil {
+		urls = append(urls, newIPURL(netip.AddrPortFrom(e.addr.Addr(), port), u))
+	}
+	return urls
 }
 
-// reference returns a URL with the path and query of raw. A path that does not
-// begin with a slash is relative to dir. A colon in its first segment is part of
-// the path and does not end a scheme.
-func reference(dir, raw string) *url.URL {
-	if !strings.HasPrefix(raw, "/") {
-		raw = strings.TrimSuffix(dir, "/") + "/" + raw
+// parseReference parses a relative or plain http URL. It returns nil for any other
+// scheme. A colon in the first segment of a path, as in uuid:1/control, does not
+// end a scheme, but a host may precede it: 192.168.1.1:5000/control.
+func parseReference(raw string) *url.URL {
+	u, err := url.Parse(raw)
+	scheme, _, absolute := strings.Cut(raw, "://")
+	switch absolute = absolute && !strings.ContainsAny(scheme, "/?"); {
+	case absolute && (err != nil || u.Scheme != "http"):
+		return nil
+	case absolute, err == nil && u.Scheme == "":
+		return u
 	}
-	p, query, _ := strings.Cut(raw, "?")
-	u := &url.URL{Path: p, RawQuery: query}
-	if unescaped, err := url.PathUnescape(p); err == nil {
-		u.Path, u.RawPath = unescaped, p
+	if u, err := url.Parse("//" + raw); err == nil && u.Port() != "" {
+		return u
 	}
-	return u
+	return pathReference(raw)
+}
+
+// pathReference reads a reference as a path and a query, even if the path begins
+// with two slashes, or has a colon or an invalid escape in it.
+func pathReference(raw string) *url.URL {
+	path, query, _ := strings.Cut(raw, "?")
+	return &url.URL{Path: path, RawQuery: query}
 }
 
 // rewriteLocation returns a plain http URL for the LOCATION header of a search

@@ -32,7 +32,8 @@ type Gateway struct {
 	// Config.URL. Such a device is usually this host's default gateway.
 	Default bool
 	// Reason explains the position in the list: why the device is used, or why
-	// another one is preferred.
+	// another one is preferred. It says so if a device is used that is not the
+	// default gateway.
 	Reason string
 }
 
@@ -46,76 +47,75 @@ type gateway struct {
 }
 
 // inspect fetches a description, queries the status of its services, and
-// returns the device with the best service. A service that refuses the query
-// may still be able to map ports.
+// returns the device with the best service. The device is usable even if it does
+// not report a status.
 func (b *Backend) inspect(ctx context.Context, c candidate) (*gateway, error) {
-	d, err := Describe(ctx, c.url, b.clientConfig)
+	bounded, cancel := withTimeout(ctx, b.config.Wait*4/5) // the rest is for another attempt
+	defer cancel()
+	d, err := Describe(bounded, c.url, b.clientConfigFor(hostOf(c.url)))
 	if err != nil {
 		return nil, err
 	}
-	var best *gateway
-	var clients []*Client
-	for _, s := range d.Services {
-		if (s.Kind() == IPv6Firewall) != b.is6 {
+	if b.isOtherFamily(d.Local) {
+		d.Local = b.config.Source // the service does not depend on the family of the connection
+	}
+	var all []*gateway
+	for _, service := range d.Services {
+		if (service.Kind() == IPv6Firewall) != b.is6 {
 			continue
 		}
-		client, err := NewClient(s, b.clientConfig)
-		if err != nil {
-			continue
-		}
-		clients = append(clients, client)
-	}
-	var unreachable error
-	for _, client := range clients {
-		g := &gateway{Gateway: Gateway{Device: d, Service: client.Service(), Default: c.isGateway}, client: client, bootID: c.bootID}
-		if err := b.queryStatus(ctx, g); err != nil {
-			unreachable = cmp.Or(unreachable, err) // another service may still work
-			continue
-		}
-		if best == nil || g.compare(best) < 0 {
-			best = g
+		if client, err := NewClient(service, b.clientConfigFor(d.Host)); err == nil {
+			all = append(all, &gateway{Gateway: Gateway{Device: d, Service: client.Service(), Default: c.isGateway}, client: client, bootID: c.bootID})
 		}
 	}
-	if best == nil && unreachable != nil {
-		return nil, unreachable
-	}
-	if best == nil {
+	if len(all) == 0 {
 		kind := "WAN connection"
 		if b.is6 {
 			kind = "IPv6 firewall"
 		}
-		return nil, fmt.Errorf("upnp: %w: %q has no %s service", backends.ErrUnsupported, d.Model, kind)
+		return nil, fmt.Errorf("upnp: description at %s: %w: device %q has no %s service", d.URL, backends.ErrUnsupported, cmp.Or(d.FriendlyName, d.Model), kind)
 	}
-	for _, client := range clients {
-		if client != best.client {
-			best.otherClients = append(best.otherClients, client)
+	for _, g := range all {
+		_ = b.queryStatus(ctx, g)
+	}
+	best := slices.MinFunc(all, (*gateway).compare)
+	for _, g := range all {
+		if g != best {
+			best.otherClients = append(best.otherClients, g.client)
 		}
 	}
 	return best, nil
 }
 
 // queryStatus requests the state of the service's connection and its external
-// address, or the state of the firewall. A fault or a malformed response is not
-// an error.
+// address, or the state of the firewall. It fails only if there is no reply to
+// any request: a fault or a malformed response is not an error.
 func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 	if b.is6 {
-		f, err := g.client.FirewallStatus(ctx)
-		if err == nil && !f.InboundPinholeAllowed && f.Enabled {
-			g.Status.Connection = "pinholes switched off"
-		}
-		return transportError(err)
+		return transportError(b.ask(ctx, g.client, "GetFirewallStatus", func(ctx context.Context) error {
+			f, err := g.client.FirewallStatus(ctx)
+			if err == nil && !f.InboundPinholeAllowed && f.Enabled {
+				g.Status.Connection = "pinholes switched off"
+			}
+			return err
+		}))
 	}
-	status, err := g.client.Status(ctx)
-	if err := transportError(err); err != nil {
+	statusErr := b.ask(ctx, g.client, "GetStatusInfo", func(ctx context.Context) (err error) {
+		g.Status, err = g.client.Status(ctx)
+		g.statusTime = time.Now()
 		return err
+	})
+	err := b.ask(ctx, g.client, "GetExternalIPAddress", func(ctx context.Context) (err error) {
+		g.External, err = g.client.ExternalAddr(ctx)
+		return err
+	})
+	if transportError(statusErr) == nil {
+		return nil
 	}
-	g.Status, g.statusTime = status, time.Now()
-	external, err := g.client.ExternalAddr(ctx)
-	g.External = external
 	return transportError(err)
 }
 
-// The ranks of devices, the best first.
+// The ranks of services, the best first.
 const (
 	connectedPublic = iota
 	connected
@@ -123,7 +123,7 @@ const (
 	disconnected
 )
 
-// rank returns the rank of a device, based on the status that it reports. For
+// rank returns the rank of a service, based on the status that it reports. For
 // pinholes, the external address is irrelevant.
 func (g *gateway) rank() int {
 	switch {
@@ -139,42 +139,26 @@ func (g *gateway) rank() int {
 	return connected
 }
 
-// compare orders gateways, the better one first. Among gateways of equal rank,
-// the default gateway comes first, then the newer service.
+// compare orders gateways, the better one first. The default gateway comes
+// first, whatever it reports: incoming traffic arrives through it, and replies
+// leave through it.
 func (g *gateway) compare(other *gateway) int {
+	if g.Default != other.Default {
+		if g.Default {
+			return -1
+		}
+		return 1
+	}
 	return cmp.Or(
 		cmp.Compare(g.rank(), other.rank()),
-		cmp.Compare(boolToInt(other.Default), boolToInt(g.Default)),
 		cmp.Compare(g.Service.Kind(), other.Service.Kind()),
 		cmp.Compare(other.Service.Version(), g.Service.Version()),
 	)
 }
 
-func boolToInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// isOptimal reports whether no other device can be better.
-func (g *gateway) isOptimal() bool { return g.rank() == connectedPublic && g.Default }
-
-// waitForBetter returns how long the search waits for a better device than this
-// one. The wait is short if this device is the default gateway and is not
-// disconnected. Otherwise the search waits until all devices can have responded:
-// a disconnected device is of little use, and incoming traffic arrives through
-// the default gateway.
-func (g *gateway) waitForBetter() time.Duration {
-	if g.rank() == disconnected || !g.Default {
-		return allResponsesWait
-	}
-	return betterWait
-}
-
 // setReasons sets the Reason of each gateway. The gateways are sorted, the best
-// first.
-func setReasons(gateways []*gateway) {
+// first. gatewayErr is the error of the default gateway's own device, if any.
+func setReasons(gateways []*gateway, gatewayErr error) {
 	for i, g := range gateways {
 		switch g.rank() {
 		case connectedPublic:
@@ -189,11 +173,18 @@ func setReasons(gateways []*gateway) {
 		if g.Service.Kind() == IPv6Firewall {
 			g.Reason = cmp.Or(g.Status.Connection, "opens pinholes")
 		}
-		if g.Default {
+		switch {
+		case g.Default:
 			g.Reason += ", and this host's default gateway"
+		case i > 0:
+			g.Reason += ", but not this host's default gateway"
+		case gatewayErr != nil:
+			g.Reason += fmt.Sprintf(", but not this host's default gateway, which offers no UPnP that works: %v", gatewayErr)
+		default:
+			g.Reason += ", but not this host's default gateway, which offers no UPnP"
 		}
 		if i > 0 && g.compare(gateways[0]) == 0 {
-			g.Reason += ", but answered later"
+			g.Reason += ", and answered later"
 		}
 	}
 }

@@ -254,6 +254,7 @@ func relayTo(t *testing.T, to netip.AddrPort, rewrite func(string) string) netip
 type connCounter struct {
 	addr  netip.AddrPort
 	count atomic.Int32
+	stop  func()
 }
 
 // countConns listens at an address. It returns false if the address is in use or
@@ -276,9 +277,10 @@ func countConns(t *testing.T, at netip.AddrPort) (*connCounter, bool) {
 			_ = conn.Close()
 		}
 	})
-	t.Cleanup(func() {
+	counter.stop = func() {
 		_ = l.Close()
 		serving.Wait()
-	})
+	}
+	t.Cleanup(counter.stop)
 	return counter, true
 }

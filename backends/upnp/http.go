@@ -156,21 +156,30 @@ const (
 	dialInterval = 250 * time.Millisecond // doubles after each attempt
 )
 
-// dial connects to the address and port, from the configured interface and
-// source.
-func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error) {
-	d := net.Dialer{Timeout: c.Timeout, KeepAlive: -1}
+// dialer returns a dialer that sends from the configured interface and source.
+// network converts the source to an address of the network.
+func (c ClientConfig) dialer(network func(netip.AddrPort) net.Addr) (d net.Dialer, err error) {
+	d.Timeout, d.KeepAlive = c.Timeout, -1
 	if c.Source.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.Source, 0))
+		d.LocalAddr = network(netip.AddrPortFrom(c.Source, 0))
 	}
 	if c.Interface != "" {
 		ifi, err := net.InterfaceByName(c.Interface)
 		if err != nil {
-			return nil, fmt.Errorf("interface %q: %w", c.Interface, err)
+			return d, fmt.Errorf("interface %q: %w", c.Interface, err)
 		}
 		if d.Control, err = netbind.Control(ifi); err != nil {
-			return nil, err
+			return d, err
 		}
+	}
+	return d, nil
+}
+
+// dial connects to the address and port.
+func (c ClientConfig) dial(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error) {
+	d, err := c.dialer(func(a netip.AddrPort) net.Addr { return net.TCPAddrFromAddrPort(a) })
+	if err != nil {
+		return nil, err
 	}
 	results := make(chan func() (*net.TCPConn, error))
 	ctx, cancel := context.WithCancel(ctx)

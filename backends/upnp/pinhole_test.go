@@ -72,6 +72,60 @@ func TestPinhole(t *testing.T) {
 	}
 }
 
+// TestPinholeOverIPv4 checks that pinholes are opened through a device that is reached
+// over IPv4: at the gateway's IPv4 address, at another one, and at a URL.
+func TestPinholeOverIPv4(t *testing.T) {
+	_, _ = open6(t, quirks.UPnP{})
+	explicit, unspecified := request(8080, 0), request(8080, 0)
+	explicit.Internal = netip.AddrPortFrom(loopback6, 8080)
+	for name, tt := range map[string]struct {
+		config  func(gw *gatewaytest.Gateway) upnp.Config
+		request backends.Request
+		isKnown bool // the device belongs to the gateway
+	}{
+		"the gateway's IPv4 address": {func(gw *gatewaytest.Gateway) upnp.Config {
+			return upnp.Config{Gateway: loopback6, Gateway4: gw.Addr().Addr(), Source: loopback6, Only: true}
+		}, unspecified, true},
+		"another IPv4 address": {func(*gatewaytest.Gateway) upnp.Config {
+			return upnp.Config{Gateway: loopback6, Source: loopback6, Wait: searchWait}
+		}, unspecified, false},
+		"a URL": {func(gw *gatewaytest.Gateway) upnp.Config {
+			return upnp.Config{Gateway: loopback6, URL: gw.UPnP().DescriptionURL()}
+		}, explicit, true},
+		"a URL, and the family of Source": {func(gw *gatewaytest.Gateway) upnp.Config {
+			return upnp.Config{Source: loopback6, URL: gw.UPnP().DescriptionURL()}
+		}, unspecified, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{Listen6: netip.AddrPortFrom(loopback6, 0), Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{IPv4Only: true}}}})
+			config := tt.config(gw)
+			config.SSDP = []netip.AddrPort{gw.SSDP()}
+			b, err := upnp.New(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			m, err := b.Map(t.Context(), tt.request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := pinhole(gw, 8080); !ok || m.Internal.Addr() != loopback6 || m.External != m.Internal || m.Gateway.Addr() != gw.Addr().Addr() {
+				t.Errorf("opened %+v; the gateway has %v", m, gw.Table())
+			}
+			if m, err = b.Renew(t.Context(), m, tt.request); err != nil {
+				t.Fatal(err)
+			}
+			if other := b.OtherDevice(); other.IsValid() == tt.isKnown {
+				t.Errorf("the other device is %v", other)
+			}
+			if err := b.Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+				t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
+			}
+		})
+	}
+}
+
 // TestPinholeLost checks that a renewal opens a lost pinhole again, and that
 // closing a lost one succeeds, for every code that devices use for it.
 func TestPinholeLost(t *testing.T) {

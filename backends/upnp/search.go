@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -13,17 +15,20 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover/ssdp"
 	"github.com/natforward/goforward/internal/ctxsync"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // The limits of a search. The gateway has separate limits, so that other devices
 // cannot use them up.
 const (
-	betterWait           = 100 * time.Millisecond  // how long a usable device waits for a better one
+	betterWait           = 100 * time.Millisecond  // how long a usable device of the gateway waits for a better one
 	allResponsesWait     = 1200 * time.Millisecond // a search permits devices to delay their response by a second
 	maxNonGateways       = 16                      // descriptions of devices that are not the gateway
 	maxConcurrentFetches = 8                       // concurrent fetches of these descriptions
 	maxPerNonGateway     = 2                       // descriptions from one responding address
 	maxPerGateway        = 8                       // descriptions from the gateway's address
+	maxAttempts          = 3                       // requests for one description
+	retryPause           = 250 * time.Millisecond  // before the second attempt; four times that before the third
 )
 
 // gateway returns the result of findGateway. If the device has changed, it
@@ -62,7 +67,11 @@ func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 		return nil, err
 	}
 	g = gateways[0]
-	b.log.Debug("upnp: device chosen", "url", g.Device.URL, "model", g.Device.Model, "service", g.Service.Type, "reason", g.Reason)
+	level := slog.LevelDebug
+	if !g.Default {
+		level = slog.LevelWarn
+	}
+	b.log.Log(ctx, level, "upnp: device chosen", "url", g.Device.URL, "model", g.Device.Model, "service", g.Service.Type, "reason", g.Reason)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.current = g
@@ -113,16 +122,19 @@ type inspectResult struct {
 	err       error
 }
 
-// search returns the gateway devices that it finds, the best first. If there is
-// none, the error wraps backends.ErrNoReply or explains why the gateway's
-// device cannot be used.
+// search returns the gateway devices that it finds, the preferred one first. If
+// there is none, the error explains why. If the caller's context ends because of
+// a timeout that wraps backends.ErrNoReply, only the search is over.
 func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, error) {
 	parent := ctx
-	ctx, cancel := context.WithTimeoutCause(ctx, b.config.Wait, fmt.Errorf("%w within %v", backends.ErrNoReply, b.config.Wait))
+	ctx, cancel := withTimeout(ctx, b.config.Wait)
 	defer cancel()
-	s := &searchState{backend: b, results: make(chan inspectResult, maxNonGateways+maxPerGateway), fetchSlots: make(chan struct{}, maxConcurrentFetches)}
-	if b.config.URL != "" {
-		s.startInspection(ctx, candidate{url: b.config.URL, isGateway: true})
+	s := &searchState{
+		backend: b, results: make(chan inspectResult, maxNonGateways+maxPerGateway), fetchSlots: make(chan struct{}, maxConcurrentFetches),
+		seen: map[string]bool{}, perResponder: map[netip.Addr]int{},
+	}
+	if c := (candidate{url: b.config.URL, isGateway: true}); c.url != "" && s.reserve(c) {
+		s.startInspection(ctx, c)
 	}
 	defer func() { b.usable.Add(-int32(len(s.gateways))) }() //nolint:gosec // the number is small
 	responses := make(chan ssdp.Response)
@@ -132,23 +144,46 @@ func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, erro
 	cancel()
 	err := <-searchErr
 	s.drain()
-	if parent.Err() != nil {
-		return nil, fmt.Errorf("upnp: searching for a gateway device: %w", context.Cause(parent))
+	if cause := context.Cause(parent); cause != nil && !errors.Is(cause, backends.ErrNoReply) {
+		return nil, fmt.Errorf("upnp: searching for a gateway device: %w", cause)
+	}
+	if len(s.gateways) == 0 {
+		return nil, s.failure(err)
 	}
 	slices.SortStableFunc(s.gateways, (*gateway).compare)
-	switch {
-	case len(s.gateways) > 0:
-		setReasons(s.gateways)
-		return s.gateways, nil
-	case s.gatewayErr != nil:
-		return nil, s.gatewayErr
-	case err != nil:
-		return nil, fmt.Errorf("upnp: searching: %w: %w", backends.ErrNoReply, err)
-	case s.unsuitable > 0:
-		return nil, fmt.Errorf("upnp: %w: %d devices answered the search, none of them a working gateway", backends.ErrNoReply, s.unsuitable)
-	}
-	return nil, fmt.Errorf("upnp: %w: no device answered the search", backends.ErrNoReply)
+	setReasons(s.gateways, s.gatewayErr)
+	return s.gateways, nil
 }
+
+// withTimeout bounds a context. The cause of its end is that there was no reply.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%w within %v", backends.ErrNoReply, d))
+}
+
+// failure returns the reason why the search found no usable device. err is the
+// error of sending the searches.
+func (s *searchState) failure(err error) error {
+	reason := "no device answered the search"
+	switch {
+	case errors.Is(s.gatewayErr, backends.ErrUnsupported):
+		return notGatewayError{s.gatewayErr}
+	case s.gatewayErr != nil:
+		return s.gatewayErr
+	case err != nil:
+		return fmt.Errorf("upnp: searching: %w: %w", backends.ErrNoReply, err)
+	case s.ignored != "":
+		reason = s.ignored
+	case s.unsuitable > 0:
+		reason = fmt.Sprintf("%d devices answered the search, none of them a working gateway", s.unsuitable)
+	}
+	return fmt.Errorf("upnp: %w: %s", backends.ErrNoReply, reason)
+}
+
+// notGatewayError means that the gateway has only other UPnP devices. It wraps
+// backends.ErrNoReply too, because no gateway device has answered.
+type notGatewayError struct{ error }
+
+func (e notGatewayError) Unwrap() []error { return []error{backends.ErrNoReply, e.error} }
 
 // firstTargets is the number of targets of the first search: the two versions of
 // InternetGatewayDevice. Most gateways respond to either. Common gateways respond
@@ -176,6 +211,12 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	}
 	errs := make([]error, 2)
 	var searches sync.WaitGroup
+	b.refused.Store(false)
+	for _, to := range b.destinations() {
+		if b.isGateway(to.Addr()) {
+			searches.Go(func() { b.detectRefusal(ctx, to) })
+		}
+	}
 	searches.Go(func() { errs[0] = b.searchTargets(ctx, ssdp.Targets()[:firstTargets], responses) })
 	searches.Go(func() {
 		for n := 1; ctxsync.Sleep(ctx, genericSearchDelay) == nil; n++ {
@@ -189,6 +230,26 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	})
 	searches.Wait()
 	return cmp.Or(errs...)
+}
+
+// detectRefusal sets b.refused if the gateway refuses datagrams to the port of
+// SSDP. Only a connected socket reports that. The datagram is a notification
+// without content, which devices ignore.
+func (b *Backend) detectRefusal(ctx context.Context, to netip.AddrPort) {
+	d, err := b.clientConfigFor(to.Addr()).dialer(func(a netip.AddrPort) net.Addr { return net.UDPAddrFromAddrPort(a) })
+	if err != nil {
+		return
+	}
+	conn, err := d.DialContext(ctx, "udp", to.String())
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+	if _, err = conn.Write([]byte("NOTIFY * HTTP/1.1\r\n\r\n")); err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	b.refused.Store(errno.IsRefused(err))
 }
 
 // searchTargets searches for the targets until the context ends.
@@ -212,24 +273,30 @@ func (b *Backend) searchTargets(ctx context.Context, targets []string, responses
 // tests, which can set Config.SSDP.
 var errLoopbackGateway = errors.New("no search is sent to a gateway on loopback: name the URL of its UPnP description")
 
-// destinations returns the addresses to which searches are sent.
+// destinations returns the addresses to which searches are sent. Some routers
+// with an IPv6 firewall support UPnP only over IPv4.
 func (b *Backend) destinations() []netip.AddrPort {
-	unicast := netip.AddrPortFrom(b.config.Gateway, ssdp.Port)
+	to := []netip.AddrPort{netip.AddrPortFrom(b.config.Gateway, ssdp.Port), ssdp.Multicast}
 	switch {
 	case b.config.SSDP != nil:
 		return b.config.SSDP
+	case b.is6 && b.config.Gateway4.IsValid():
+		to = append(to, netip.AddrPortFrom(b.config.Gateway4, ssdp.Port), ssdp.Multicast6)
 	case b.is6:
-		return []netip.AddrPort{unicast, ssdp.Multicast6}
+		to = append(to, ssdp.Multicast6)
 	}
-	return []netip.AddrPort{unicast, ssdp.Multicast}
+	return to
 }
 
 // candidate is the URL of a description, from a search response or from
 // Config.URL.
 type candidate struct {
 	url       string
-	isGateway bool // the device of the configured gateway
+	isGateway bool       // the device of the configured gateway
+	from      netip.Addr // the responding address
 	bootID    ssdp.ID
+	attempts  int   // the number of failed attempts
+	err       error // of the last one
 }
 
 // searchState is the state of one search: the devices that responded and the
@@ -242,22 +309,28 @@ type searchState struct {
 
 	// The fields below are used only by the goroutine of search.
 	seen           map[string]bool    // the URLs of the candidates
-	perResponder   map[netip.Addr]int // candidates for each responding address
-	nonGateways    int                // candidates from other addresses than the gateway's
+	perResponder   map[netip.Addr]int // requests for descriptions, for each responding address
+	nonGateways    int                // requests because of responses from other addresses than the gateway's
 	pending        int                // inspections in progress
 	pendingGateway int                // inspections of the gateway's device in progress
+	retrying       int                // those of them that are not the first attempt
 	gateways       []*gateway
-	gatewayErr     error // from the inspection of the gateway's device
-	unsuitable     int   // number of devices that cannot be used
+	gatewayErr     error  // from the inspection of the gateway's device
+	ignored        string // why a response was ignored
+	unsuitable     int    // number of other devices that cannot be used
 }
 
 // collect processes responses and results until the search is decided or its
-// time is over.
+// time is over. A device of the gateway decides the search. Another device is
+// used only if the gateway's device had enough time to respond.
 func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Response, mode searchMode) {
-	var timer <-chan time.Time
-	var deadline time.Time
-	waited := false // the wait for a better device is over, except for the gateway's own device
-	for (responses != nil || s.pending > 0) && (!waited || s.pendingGateway > 0) {
+	var betterTimer <-chan time.Time
+	otherTimer := time.After(max(allResponsesWait, s.backend.config.Wait/2))
+	betterOver, otherOver := false, false
+	for responses != nil || s.pending > 0 {
+		if betterOver && s.pendingGateway == s.retrying || otherOver && mode == untilBest && len(s.gateways) > 0 && s.pendingGateway == 0 {
+			return
+		}
 		select {
 		case resp, open := <-responses:
 			if !open {
@@ -266,23 +339,21 @@ func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Respons
 			}
 			s.handleResponse(ctx, resp)
 		case result := <-s.results:
-			s.pending--
-			if result.candidate.isGateway {
-				s.pendingGateway--
+			s.addPending(result.candidate, -1)
+			if s.retry(ctx, result) {
+				continue
 			}
 			s.record(result)
-			switch {
-			case mode == untilTimeout || result.gateway == nil:
-			case result.gateway.isOptimal():
-				return
-			case waited:
-			default: // the shortest wait decides
-				if end := time.Now().Add(result.gateway.waitForBetter()); timer == nil || end.Before(deadline) {
-					timer, deadline = time.After(time.Until(end)), end
+			if g := result.gateway; mode == untilBest && g != nil && g.Default {
+				if g.rank() == connectedPublic {
+					return // no other device can be better
 				}
+				betterTimer = time.After(betterWait)
 			}
-		case <-timer:
-			waited, timer = true, nil
+		case <-betterTimer:
+			betterOver = true
+		case <-otherTimer:
+			otherOver = true
 		case <-ctx.Done():
 			return
 		}
@@ -298,34 +369,48 @@ func (s *searchState) handleResponse(ctx context.Context, resp ssdp.Response) {
 	url, err := rewriteLocation(resp.Location, resp.From, b.config.Gateway, b.onLink)
 	if err != nil {
 		b.log.Debug("upnp: response ignored", "from", resp.From, "location", resp.Location, "err", err)
+		if fromGateway {
+			s.ignored = fmt.Sprintf("its response to the search cannot be used: %v", err)
+		}
 		return
 	}
 	// A gateway may respond from an address other than the one at which it
 	// serves its description.
 	isGateway := fromGateway || b.isGateway(hostOf(url))
-	if s.seen[url] || b.config.Only && !isGateway {
+	if b.config.Only && !isGateway {
+		s.ignored = cmp.Or(s.ignored, fmt.Sprintf("a device at %v answered; it is not that of %v", hostOf(url), b.config.Gateway))
 		return
 	}
-	limit := maxPerNonGateway
+	if s.seen[url] {
+		return
+	}
+	c := candidate{url: url, isGateway: isGateway, from: from, bootID: resp.BootID}
+	if !s.reserve(c) {
+		return
+	}
+	s.seen[url] = true
+	s.startInspection(ctx, c)
+}
+
+// reserve counts a request for a description. It returns false if a limit is
+// reached.
+func (s *searchState) reserve(c candidate) bool {
+	limit, fromGateway := maxPerNonGateway, c.from == netip.Addr{} || s.backend.isGateway(c.from)
 	if fromGateway {
 		limit = maxPerGateway
 	}
-	if s.perResponder[from] >= limit || !fromGateway && s.nonGateways >= maxNonGateways {
-		return
+	if s.perResponder[c.from] >= limit || !fromGateway && s.nonGateways >= maxNonGateways {
+		return false
 	}
-	if s.seen == nil {
-		s.seen, s.perResponder = map[string]bool{}, map[netip.Addr]int{}
-	}
-	s.seen[url] = true
-	s.perResponder[from]++
+	s.perResponder[c.from]++
 	if !fromGateway {
 		s.nonGateways++
 	}
-	s.startInspection(ctx, candidate{url: url, isGateway: isGateway, bootID: resp.BootID})
+	return true
 }
 
 func (b *Backend) isGateway(a netip.Addr) bool {
-	return a.WithZone("") == b.config.Gateway.WithZone("")
+	return a.WithZone("") == b.config.Gateway.WithZone("") || a == b.config.Gateway4
 }
 
 // hostOf returns the address in a URL that has been validated.
@@ -339,13 +424,14 @@ func hostOf(url string) netip.Addr {
 
 // startInspection inspects a candidate in a new goroutine.
 func (s *searchState) startInspection(ctx context.Context, c candidate) {
-	s.pending++
-	if c.isGateway {
-		s.pendingGateway++
-	}
+	s.addPending(c, 1)
 	s.backend.fetches.Add(1)
 	s.fetches.Go(func() {
 		defer s.backend.fetches.Add(-1)
+		if c.attempts > 0 && ctxsync.Sleep(ctx, retryPause<<(2*(c.attempts-1))) != nil {
+			s.results <- inspectResult{candidate: c, err: c.err}
+			return
+		}
 		if !c.isGateway { // slow devices must not delay the gateway's device
 			select {
 			case s.fetchSlots <- struct{}{}:
@@ -360,17 +446,40 @@ func (s *searchState) startInspection(ctx context.Context, c candidate) {
 	})
 }
 
+// addPending counts inspections in progress.
+func (s *searchState) addPending(c candidate, n int) {
+	s.pending += n
+	if c.isGateway {
+		s.pendingGateway += n
+		s.retrying += n * min(c.attempts, 1)
+	}
+}
+
 // record stores the result of an inspection.
 func (s *searchState) record(result inspectResult) {
 	switch {
 	case result.gateway != nil:
 		s.gateways = append(s.gateways, result.gateway)
 		s.backend.usable.Add(1)
-	case result.candidate.isGateway && !errors.Is(result.err, backends.ErrUnsupported):
-		s.gatewayErr = cmp.Or(s.gatewayErr, result.err)
-	default:
+	case !result.candidate.isGateway:
 		s.unsuitable++
+	case s.gatewayErr == nil || errors.Is(s.gatewayErr, backends.ErrUnsupported):
+		s.gatewayErr = result.err
 	}
+}
+
+// retry inspects a candidate again if the failure may be temporary: no reply, or a
+// status of 500 or more.
+func (s *searchState) retry(ctx context.Context, result inspectResult) bool {
+	c := result.candidate
+	var status *HTTPError
+	temporary := errors.As(result.err, &status) && status.Status >= 500 || errors.Is(result.err, backends.ErrNoReply) && !errno.IsRefused(result.err)
+	c.attempts, c.err = c.attempts+1, result.err
+	if !temporary || c.attempts == maxAttempts || !s.reserve(c) {
+		return false
+	}
+	s.startInspection(ctx, c)
+	return true
 }
 
 // drain waits for the inspections in progress, and records their results. Their

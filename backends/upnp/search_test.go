@@ -220,7 +220,8 @@ func TestGateways(t *testing.T) {
 		}
 		return strings.Join(out, "; ")
 	}
-	want := "connected, with a public address; connected, without a public address, and this host's default gateway; not connected: Disconnected"
+	want := "connected, without a public address, and this host's default gateway; " +
+		"connected, with a public address, but not this host's default gateway; not connected: Disconnected, but not this host's default gateway"
 	if got := list(upnp.Config{SSDP: all}); got != want {
 		t.Errorf("found %s, want %s", got, want)
 	}
@@ -228,12 +229,205 @@ func TestGateways(t *testing.T) {
 	if got := list(upnp.Config{SSDP: all, Only: true}); got != want {
 		t.Errorf("with Only, found %s, want %s", got, want)
 	}
-	if got := list(upnp.Config{SSDP: append(all, duplicate.SSDP())}); !strings.Contains(got, ", but answered later") {
+	if got := list(upnp.Config{SSDP: []netip.AddrPort{public.SSDP(), duplicate.SSDP()}}); got !=
+		"connected, with a public address, but not this host's default gateway, which offers no UPnP; "+
+			"connected, with a public address, but not this host's default gateway, and answered later" {
 		t.Errorf("found %s, want a gateway that answered later", got)
 	}
-	// A search for the best gateway waits for one that is not the default gateway,
-	// and selects it.
-	mustMap(t, public, newBackend(t, gateway, upnp.Config{SSDP: []netip.AddrPort{public.SSDP()}}), request(8080, 9000))
+	gateway.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Op == "describe" }, Reply: func([]byte) [][]byte {
+		return [][]byte{[]byte("HTTP/1.1 403 Forbidden\r\n\r\n")}
+	}})
+	if got := list(upnp.Config{SSDP: all}); !strings.HasPrefix(got, "connected, with a public address, but not this host's default gateway, "+
+		"which offers no UPnP that works: upnp: description at http://"+gateway.Addr().Addr().String()) {
+		t.Errorf("found %s, want the error of the default gateway", got)
+	}
+}
+
+// TestDefaultGatewayFirst checks that the default gateway is used whatever it
+// reports, even if it responds a second later than another device. The other device
+// is used only if the default gateway has no usable device, and the mapping names it.
+func TestDefaultGatewayFirst(t *testing.T) {
+	needHosts(t)
+	for name, router := range map[string]quirks.UPnP{
+		"connected":      {},
+		"not connected":  {Status: quirks.Status{Connection: "Disconnected"}},
+		"no status":      {Status: quirks.Status{Unsupported: true}},
+		"no address":     {Status: quirks.Status{External: func(netip.Addr) string { return "" }}},
+		"another NAT":    {Status: quirks.Status{External: func(netip.Addr) string { return "10.0.0.2" }}},
+		"not a gateway":  {Description: quirks.Description{ControlURL: quirks.ControlEmpty}},
+		"does not exist": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gateway, other := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}}), start(t, gatewaytest.Config{})
+			gateway.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Delay: time.Second, Drop: name == "does not exist"})
+			used := gateway
+			if strings.HasPrefix(name, "not a") || strings.HasPrefix(name, "does not") {
+				used = other
+			}
+			m := mustMap(t, used, newBackend(t, gateway, upnp.Config{SSDP: []netip.AddrPort{gateway.SSDP(), other.SSDP()}}), request(8080, 9000))
+			if m.Gateway.Addr() != used.Addr().Addr() {
+				t.Errorf("mapped by %v, want %v", m.Gateway, used.Addr())
+			}
+		})
+	}
+}
+
+// isDescribe selects requests for the description.
+func isDescribe(q gatewaytest.Request) bool { return q.Op == "describe" }
+
+// httpReply returns a Reply that sends a response without a body.
+func httpReply(status string) func([]byte) [][]byte {
+	return func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 " + status + "\r\nContent-Length: 0\r\n\r\n")} }
+}
+
+// TestDescriptionRetried checks that a temporary failure of the first requests for the
+// description does not rule out a device, and that the number of requests is limited.
+func TestDescriptionRetried(t *testing.T) {
+	needHosts(t)
+	for name, tt := range map[string]struct {
+		fault gatewaytest.Fault
+		other bool // the device is not the gateway's
+		fails bool
+		n     int // requests of the description
+	}{
+		"one reset":                   {gatewaytest.Fault{Times: 1, Drop: true}, false, false, 2},
+		"two resets":                  {gatewaytest.Fault{Times: 2, Drop: true}, false, false, 3},
+		"always reset":                {gatewaytest.Fault{Drop: true}, false, true, 3},
+		"two busy":                    {gatewaytest.Fault{Times: 2, Reply: httpReply("503 Service Unavailable")}, false, false, 3},
+		"one silent":                  {gatewaytest.Fault{Times: 1, Hold: make(chan struct{})}, false, false, 2},
+		"not found":                   {gatewaytest.Fault{Reply: httpReply("404 Not Found")}, false, true, 1},
+		"another device, one reset":   {gatewaytest.Fault{Times: 1, Drop: true}, true, false, 2},
+		"another device always reset": {gatewaytest.Fault{Drop: true}, true, true, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tt.fault.Match = isDescribe
+			gw := start(t, gatewaytest.Config{})
+			gw.Inject(tt.fault)
+			config := upnp.Config{Wait: searchWait}
+			if tt.other {
+				config.Gateway = host()
+			}
+			err := newBackend(t, gw, config).Probe(t.Context())
+			if (err != nil) != tt.fails {
+				t.Errorf("Probe: %v", err)
+			}
+			if n := gw.Stats().Requests["upnp describe"]; n != tt.n {
+				t.Errorf("%d requests of the description, want %d", n, tt.n)
+			}
+		})
+	}
+}
+
+// TestSearchErrors checks that the error of a search names what was found at the
+// gateway, also if a timeout of the caller ends the search.
+func TestSearchErrors(t *testing.T) {
+	needHosts(t)
+	describe := func(reply func([]byte) [][]byte) gatewaytest.Fault {
+		return gatewaytest.Fault{Match: isDescribe, Reply: reply}
+	}
+	closed, _ := countConns(t, netip.AddrPortFrom(host(), 0))
+	closed.stop()
+	for name, tt := range map[string]struct {
+		router quirks.UPnP
+		fault  gatewaytest.Fault
+		only   bool // Config.Only, with another gateway
+		kind   error
+		text   string
+	}{
+		"not found":     {fault: describe(httpReply("404 Not Found")), kind: backends.ErrMalformed, text: "description at URL: HTTP status 404 (Not Found)"},
+		"forbidden":     {fault: describe(httpReply("403 Forbidden")), kind: backends.ErrNotAuthorized, text: "description at URL: HTTP status 403 (Forbidden)"},
+		"redirect":      {fault: describe(httpReply("301 Moved Permanently")), kind: backends.ErrMalformed, text: "description at URL: HTTP status 301 (Moved Permanently)"},
+		"always busy":   {fault: describe(httpReply("503 Service Unavailable")), kind: backends.ErrMalformed, text: "description at URL: HTTP status 503 (Service Unavailable)"},
+		"not a gateway": {router: quirks.UPnP{Description: quirks.Description{ControlURL: quirks.ControlEmpty}}, kind: backends.ErrNoReply, text: `description at URL: not supported: device "Test router" is not a gateway`},
+		"HTML": {fault: describe(func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\n<html>Welcome</html>")} }),
+			kind: backends.ErrMalformed, text: "description at URL: malformed reply: no description in"},
+		"silent":         {fault: gatewaytest.Fault{Match: isDescribe, Hold: make(chan struct{})}, kind: backends.ErrNoReply, text: "description at URL: no reply from the gateway"},
+		"closed port":    {router: quirks.UPnP{Search: quirks.Search{Location: func(string) string { return "http://" + closed.addr.String() + "/" }}}, kind: backends.ErrNoReply, text: "connection refused"},
+		"https":          {router: quirks.UPnP{Search: quirks.Search{Location: func(string) string { return "https://192.0.2.1/" }}}, kind: backends.ErrNoReply, text: `LOCATION "https://192.0.2.1/" is not plain http`},
+		"another device": {only: true, kind: backends.ErrNoReply, text: "a device at ADDR answered; it is not that of "},
+		"none":           {fault: gatewaytest.Fault{Drop: true}, kind: backends.ErrNoReply, text: "no device answered the search"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: tt.router}})
+			if tt.fault.Match != nil || tt.fault.Drop {
+				gw.Inject(tt.fault)
+			}
+			text := strings.NewReplacer("URL", gw.UPnP().DescriptionURL(), "ADDR", gw.Addr().Addr().String()).Replace(tt.text)
+			for _, bySearch := range []bool{true, false} {
+				config := upnp.Config{Wait: searchWait}
+				ctx, cancel := context.WithTimeoutCause(t.Context(), searchWait, backends.ErrNoReply)
+				defer cancel()
+				if tt.only {
+					config.Gateway, config.Only = host(), true
+				}
+				if bySearch {
+					config.Wait, ctx = searchWait/2, t.Context()
+				} else {
+					config.Wait = time.Minute
+				}
+				err := newBackend(t, gw, config).Probe(ctx)
+				if wantError(t, err, tt.kind, 0); err == nil || !strings.Contains(err.Error(), text) {
+					t.Errorf("%v, want %q", err, text)
+				}
+			}
+		})
+	}
+}
+
+// TestStatusOptional checks that a device is used although it closes the connection
+// or does not respond when it is asked for its status or its address.
+func TestStatusOptional(t *testing.T) {
+	for _, action := range []string{"GetStatusInfo", "GetExternalIPAddress", "GetFirewallStatus"} {
+		for name, fault := range map[string]gatewaytest.Fault{
+			"closed": {Match: isAction(action), Drop: true},
+			"silent": {Match: isAction(action), Hold: make(chan struct{})},
+		} {
+			t.Run(action+" "+name, func(t *testing.T) {
+				t.Parallel()
+				if action == "GetFirewallStatus" {
+					gw, b := open6(t, quirks.UPnP{})
+					gw.Inject(fault)
+					if _, err := b.Map(t.Context(), request(8080, 0)); err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				gw, b := startBackend(t, quirks.UPnP{})
+				gw.Inject(fault)
+				m := mustMap(t, gw, b, request(8080, 9000))
+				if known := action == "GetStatusInfo"; m.External.Addr().IsValid() != known {
+					t.Errorf("mapped %v", m.External)
+				}
+				mustMap(t, gw, b, request(8081, 9001))
+				if n := count(gw, action); n != 1 {
+					t.Errorf("%s was sent %d times", action, n)
+				}
+			})
+		}
+	}
+}
+
+// TestSlowActions checks that a device that takes two seconds for each action is
+// found with the default Wait.
+func TestSlowActions(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Action != "" }, Delay: 2 * time.Second})
+	m := mustMap(t, gw, newBackend(t, gw, upnp.Config{Wait: upnp.DefaultWait}), request(8080, 9000))
+	if m.External.Addr() != gw.External() {
+		t.Errorf("mapped %v", m.External)
+	}
+}
+
+// TestLateResponse checks that a response counts until Wait has elapsed.
+func TestLateResponse(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Delay: 3 * time.Second})
+	mustMap(t, gw, newBackend(t, gw, upnp.Config{}), request(8080, 9000))
 }
 
 // TestConnectionStates checks that a device that reports no state, or one other
@@ -243,13 +437,13 @@ func TestConnectionStates(t *testing.T) {
 	needHosts(t)
 	noAddress := func(netip.Addr) string { return "" }
 	var ssdp []netip.AddrPort
-	want := map[netip.Addr]string{}
+	want := map[netip.Addr]string{{}: "connected, with a public address, but not this host's default gateway"}
 	for _, tt := range []struct {
 		status quirks.Status
 		reason string
 	}{
 		{quirks.Status{}, "connected, with a public address"},
-		{quirks.Status{Connection: "up"}, "connected, with a public address, but answered later"},
+		{quirks.Status{Connection: "up"}, "connected, with a public address"},
 		{quirks.Status{External: noAddress}, "connected, without a public address"},
 		{quirks.Status{Unsupported: true}, "does not report whether it is connected"},
 		{quirks.Status{Connection: "Disconnected"}, "not connected: Disconnected"},
@@ -267,34 +461,18 @@ func TestConnectionStates(t *testing.T) {
 	}
 	defer b.Close()
 	all, err := b.Gateways(t.Context())
-	if err != nil || len(all) != len(want) {
+	if err != nil || len(all) != len(want)-1 {
 		t.Fatalf("found %d, %v", len(all), err)
 	}
 	for i, g := range all {
-		reason := want[g.Device.Host]
+		reason := want[g.Device.Host] + ", but not this host's default gateway"
 		if i < 2 { // either can be the first to respond
-			reason = []string{"connected, with a public address", "connected, with a public address, but answered later"}[i]
+			reason = want[netip.Addr{}] + []string{", which offers no UPnP", ", and answered later"}[i]
 		}
 		if g.Reason != reason {
 			t.Errorf("gateway %d: %q, want %q", i, g.Reason, reason)
 		}
 	}
-}
-
-// TestDefaultGatewayNotConnected checks that a default gateway that is not
-// connected is used only after other gateways had time to respond.
-func TestDefaultGatewayNotConnected(t *testing.T) {
-	t.Parallel()
-	needHosts(t)
-	gateway := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Status: quirks.Status{Connection: "Disconnected"}}}})
-	public := start(t, gatewaytest.Config{})
-	respond := make(chan struct{})
-	public.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Hold: respond})
-	gateway.Inject(gatewaytest.Fault{Match: isAction("GetExternalIPAddress"), Times: 1, Corrupt: func(b []byte) []byte {
-		close(respond)
-		return b
-	}})
-	mustMap(t, public, newBackend(t, gateway, upnp.Config{SSDP: []netip.AddrPort{gateway.SSDP(), public.SSDP()}}), request(8080, 9000))
 }
 
 // TestLocationHostIgnored checks that the description is fetched from the gateway

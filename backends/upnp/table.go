@@ -24,8 +24,9 @@ const (
 	found                     // the table has the entry
 )
 
-// optionalTimeout bounds a request that a device need not answer.
-const optionalTimeout = 2 * time.Second
+// optionalTimeout bounds a request that a device need not answer. Slow devices take two
+// seconds.
+const optionalTimeout = 2500 * time.Millisecond
 
 // ask sends a request whose result is useful but not necessary. If the device did not
 // answer it recently, ask does not send it again.

@@ -40,6 +40,7 @@ type BackendConfig struct {
 	Nonce     string         // the secret from which PCP nonces are derived
 	URL       string         // of a UPnP root description
 	Only      bool           // use no UPnP device except the gateway
+	Gateway4  netip.Addr     // the IPv4 address of an IPv6 gateway, if it is known
 	SSDP      netip.AddrPort // the address to which UPnP searches are sent
 	Notify    netip.AddrPort // the address on which UPnP notifications are received
 	Wait      time.Duration  // of a UPnP search
@@ -76,24 +77,22 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 }
 
 // runProbe returns nil if the gateway supports the backend's protocol, even if it reports a
-// refusal: a request for a mapping reports the reason better.
+// refusal: a request for a mapping reports the reason better. If a search fails, there is no
+// device for such a request.
 func (b *Backend) runProbe(ctx context.Context) error {
 	if b.probe == nil {
 		return nil
 	}
 	err := b.probe(ctx)
+	if b.searches {
+		return err
+	}
 	for _, reply := range []error{backends.ErrNotAuthorized, backends.ErrNetworkFailure, backends.ErrNoResources, backends.ErrPrivateWAN} {
 		if errors.Is(err, reply) {
 			return nil
 		}
 	}
 	return err
-}
-
-// notFound returns the error of a search without a response. It wraps kind: ErrNoReply, or
-// ErrUnsupported if the gateway replies to another protocol.
-func (b *Backend) notFound(kind error) error {
-	return fmt.Errorf("%s: %w: no device answered the search", b.name, kind)
 }
 
 // Backends returns the client's backends, the preferred one first.
@@ -214,7 +213,7 @@ var Protocols = []Protocol{
 		return BackendConfig{Interface: c.Interface, Announce: c.Announce, Nonce: c.Nonce}
 	}},
 	{Name: upnp.Name, Title: "UPnP", IPv6: true, Searches: true, open: openUPnP, uses: func(c BackendConfig) BackendConfig {
-		return BackendConfig{Interface: c.Interface, URL: c.URL, Only: c.Only, SSDP: c.SSDP, Notify: c.Notify, Wait: c.Wait}
+		return BackendConfig{Interface: c.Interface, URL: c.URL, Only: c.Only, Gateway4: c.Gateway4, SSDP: c.SSDP, Notify: c.Notify, Wait: c.Wait}
 	}},
 }
 
@@ -290,7 +289,7 @@ func openPCP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 
 func openUPnP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 	config := upnp.Config{
-		Gateway: at.Gateway.Addr(), Interface: c.Interface, Source: at.Local, Only: c.Only, URL: c.URL,
+		Gateway: at.Gateway.Addr(), Gateway4: c.Gateway4, Interface: c.Interface, Source: at.Local, Only: c.Only, URL: c.URL,
 		Notify: c.Notify, Wait: c.Wait, Logger: log,
 	}
 	if c.SSDP.IsValid() {

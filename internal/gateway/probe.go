@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // The timing of a probe. The probe of a less preferred backend starts when the preceding
@@ -24,9 +27,8 @@ const (
 	afterReply      = 50 * time.Millisecond
 	foundDeviceTime = 250 * time.Millisecond // for a device that has responded to the search but not yet to the requests that follow
 
-	// searchTime is how long a probe waits for a search if no other reply is possible. It
-	// allows for devices that respond within a second. The result is provisional: the next
-	// call searches again.
+	// searchTime is how long a probe waits for a search if the gateway refuses everything. It
+	// allows for devices that respond within a second.
 	searchTime = 1200 * time.Millisecond
 	// otherBackendTimeout bounds the probe of a backend if the gateway has replied to another
 	// backend. The gateway is then known to be reachable and not slow.
@@ -129,9 +131,7 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 // recordProbe records the results of a probe. It returns nil if a backend is available.
 func (o *Owner) recordProbe(c *Client, errs []error) error {
 	for i, b := range c.backends {
-		if b.probeErr, b.probedAt = errs[i], time.Now(); errors.Is(errs[i], errNotProbed) {
-			errs[i] = b.notFound(backends.ErrNoReply)
-		}
+		b.probeErr, b.probedAt = errs[i], time.Now()
 	}
 	available := c.available()
 	if len(available) == 0 {
@@ -143,9 +143,9 @@ func (o *Owner) recordProbe(c *Client, errs []error) error {
 
 // probe probes backends and returns an error for each. It returns as soon as no more
 // preferred backend can win over one that has replied. Backends without a result then have
-// errNotProbed.
+// errNotProbed. If none has replied, each has its own error.
 func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	type outcome struct {
 		index int
 		err   error
@@ -197,35 +197,44 @@ func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
 			searchOver, searchTimer = true, time.After(foundDeviceTime)
 		}
 	}
-	cancel()
-	running.Wait() // their results are discarded
+	cancel(&TimeoutError{time.Since(start)})
+	running.Wait()
+	close(outcomes)
+	for o := range outcomes {
+		if !slices.Contains(errs, nil) { // otherwise these results are not final
+			errs[o.index] = o.err
+		}
+	}
 	return errs
 }
 
 // isDecided reports whether a probe needs no further result. Until preferenceOver, it needs
 // the results of all backends before the first available one. If no backend is available, it
-// needs all results. After searchOver, it does not need the result of a search to which no
-// device has responded.
+// needs all results. After searchOver, it does not need the result of a search if the gateway
+// refuses everything else and the search.
 func isDecided(bs []*Backend, errs []error, preferenceOver, searchOver bool) bool {
 	if preferenceOver && slices.Contains(errs, nil) {
 		return true
+	}
+	isRefused := true
+	for i, err := range errs {
+		isRefused = isRefused && (bs[i].searches || errno.IsRefused(err))
 	}
 	for i, err := range errs {
 		switch {
 		case err == nil:
 			return true
-		case errors.Is(err, errNotProbed) && (!searchOver || bs[i].isPromising()):
+		case errors.Is(err, errNotProbed) && !(searchOver && isRefused && !bs[i].isPromising()):
 			return false
 		}
 	}
 	return true
 }
 
-// isPromising reports whether a backend uses no search, or a device has responded to its
-// search.
+// isPromising reports whether a backend uses no search, or its search may still succeed.
 func (b *Backend) isPromising() bool {
 	p, is := b.Backend.(interface{ Promising() bool })
-	return !b.searches || is && p.Promising()
+	return !b.searches || !is || p.Promising()
 }
 
 // EnsureProbed returns nil if a backend is available. If that is unknown, EnsureProbed probes
@@ -237,13 +246,10 @@ func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duratio
 	)
 	c.owner.loop.Do(func() {
 		isKnown = b.probeErr == nil || !b.mayBeAvailable()
-		probeErr, othersAvailable = b.probeErr, len(c.available()) > 0
+		probeErr, othersAvailable = b.probeErr, slices.ContainsFunc(c.available(), func(o *Backend) bool { return o != b })
 	})
 	if !isKnown {
-		switch {
-		case othersAvailable && b.searches:
-			wait = min(wait, otherBackendTimeout+searchTime)
-		case othersAvailable:
+		if othersAvailable && !b.searches {
 			wait = min(wait, otherBackendTimeout)
 		}
 		bounded, cancel := bound(ctx, wait)
@@ -255,10 +261,22 @@ func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duratio
 		c.owner.loop.Do(func() { b.probeErr, b.probedAt = probeErr, time.Now() })
 	}
 	if b.searches && othersAvailable && errors.Is(probeErr, backends.ErrNoReply) {
-		return b.notFound(backends.ErrUnsupported) // the gateway replies to another backend, so it has no such device
+		return unsupportedError{probeErr}
+	}
+	if d, is := b.Backend.(interface{ OtherDevice() netip.Addr }); is && probeErr == nil && othersAvailable && d.OtherDevice().IsValid() {
+		return fmt.Errorf("%s: %w: the device at %v is not that of the gateway, which supports another protocol", b.name, backends.ErrUnsupported, d.OtherDevice())
 	}
 	return probeErr
 }
+
+// unsupportedError is the error of a search that found no device, although the gateway
+// replies to another backend. It wraps ErrUnsupported in place of ErrNoReply.
+type unsupportedError struct{ err error }
+
+func (e unsupportedError) Error() string {
+	return strings.Replace(e.err.Error(), backends.ErrNoReply.Error(), backends.ErrUnsupported.Error(), 1)
+}
+func (e unsupportedError) Unwrap() error { return backends.ErrUnsupported }
 
 // ResetProbes makes the next call probe all backends again.
 func (c *Client) ResetProbes() { c.owner.loop.Do(c.resetProbes) }

@@ -3,7 +3,9 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -24,11 +27,16 @@ const wait = 3 * time.Second
 // fakeBackend is a backend that makes no requests.
 type fakeBackend struct {
 	backends.Backend
-	name string
+	name     string
+	hopeless bool       // its search cannot succeed any more
+	other    netip.Addr // of a device that is not the gateway's
 }
 
-func (n *fakeBackend) String() string { return n.name }
-func (n *fakeBackend) Close() error   { return nil }
+func (n *fakeBackend) String() string  { return n.name }
+func (n *fakeBackend) Close() error    { return nil }
+func (n *fakeBackend) Promising() bool { return !n.hopeless }
+
+func (n *fakeBackend) OtherDevice() netip.Addr { return n.other }
 
 // probeReply describes a probe that returns err after a duration. A negative duration means
 // no reply.
@@ -226,4 +234,91 @@ func TestProbeTimeout(t *testing.T) {
 			t.Errorf("Probe: %v, want the errors of both backends", err)
 		}
 	})
+}
+
+// TestProbeSearchVerdict checks that a search without a result ends early only if the gateway
+// refuses everything, and that its own error is returned.
+func TestProbeSearchVerdict(t *testing.T) {
+	refused := probeReply{time.Millisecond, fmt.Errorf("%w: %w", backends.ErrNoReply, errno.ECONNREFUSED)}
+	for name, test := range map[string]struct {
+		first, second probeReply
+		hopeless      bool // the gateway refuses the search
+		after         time.Duration
+	}{
+		"everything refused":       {refused, refused, true, searchTime},
+		"the search is not":        {refused, refused, false, wait},
+		"one port is not":          {refused, probeReply{-1, nil}, true, wait},
+		"one port answers rubbish": {refused, probeReply{0, backends.ErrMalformed}, true, wait},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log probeLog
+				c := join(t, &log, true, test.first, test.second, probeReply{-1, nil})
+				c.Backends()[2].Backend.(*fakeBackend).hopeless = test.hopeless
+				begin := time.Now()
+				err := c.Probe(t.Context(), wait)
+				if took := time.Since(begin); took != test.after {
+					t.Errorf("took %v, want %v", took, test.after)
+				}
+				var own *TimeoutError
+				if !errors.As(c.Backends()[2].probeErr, &own) || own.After != test.after || err == nil {
+					t.Errorf("Probe: %v, the search: %v", err, c.Backends()[2].probeErr)
+				}
+			})
+		})
+	}
+}
+
+// TestSearchFailure checks that the error of a search that failed is neither a reply nor
+// replaced by another one.
+func TestSearchFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, kind := range []error{backends.ErrNotAuthorized, backends.ErrMalformed, backends.ErrNoReply} {
+			failure := fmt.Errorf("upnp: %w: description", kind)
+			var log probeLog
+			c := join(t, &log, true, probeReply{0, backends.ErrNoReply}, probeReply{0, failure})
+			if err := c.Probe(t.Context(), wait); !errors.Is(err, failure) {
+				t.Errorf("Probe: %v, want %v", err, failure)
+			}
+			c = join(t, &log, true, probeReply{0, nil}, probeReply{0, failure})
+			if err := c.Probe(t.Context(), wait); err != nil {
+				t.Fatal(err)
+			}
+			err := c.EnsureProbed(t.Context(), c.Backends()[1], wait)
+			if kind == backends.ErrNoReply {
+				kind = backends.ErrUnsupported
+			}
+			if !errors.Is(err, kind) || err.Error() != "upnp: "+kind.Error()+": description" {
+				t.Errorf("EnsureProbed: %v, want %v", err, kind)
+			}
+		}
+	})
+}
+
+// TestOtherDevice checks that a device that is not the gateway's is used only if no other
+// backend is available.
+func TestOtherDevice(t *testing.T) {
+	for name, test := range map[string]struct {
+		first probeReply
+		other string
+		want  error
+	}{
+		"the gateway replies":             {probeReply{0, nil}, "192.0.2.9", backends.ErrUnsupported},
+		"the gateway refuses mappings":    {probeReply{0, backends.ErrNotAuthorized}, "192.0.2.9", backends.ErrUnsupported},
+		"the gateway supports nothing":    {probeReply{0, backends.ErrNoReply}, "192.0.2.9", nil},
+		"the device is that of a gateway": {probeReply{0, nil}, "", nil},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var log probeLog
+			c := join(t, &log, true, test.first, probeReply{0, nil})
+			search := c.Backends()[1]
+			search.Backend.(*fakeBackend).other, _ = netip.ParseAddr(test.other)
+			for _, call := range []string{"first", "second"} {
+				_ = c.Probe(t.Context(), wait)
+				if err := c.EnsureProbed(t.Context(), search, wait); !errors.Is(err, test.want) {
+					t.Errorf("%s, %s call: %v, want %v", name, call, err, test.want)
+				}
+			}
+		})
+	}
 }

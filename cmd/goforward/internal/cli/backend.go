@@ -67,13 +67,8 @@ const searchTimeout = 1500 * time.Millisecond
 
 func openBackend(p gateway.Protocol, a *app, t target) (probedBackend, error) {
 	config := gateway.BackendConfig{
-		Interface: t.iface, Announce: t.announce, Nonce: string(t.nonceKey), Only: t.only, SSDP: t.ssdp, Notify: t.notify, Wait: searchTimeout,
-	}
-	if timeout := a.settings.timeout; timeout != 0 {
-		config.Wait = min(searchTimeout, timeout/2) // other requests follow the search
-	}
-	if host, err := igdHost(t.igdURL); err == nil && host.Is4() == t.gateway.Addr().Is4() {
-		config.URL = t.igdURL
+		Interface: t.iface, Announce: t.announce, Nonce: string(t.nonceKey), Only: t.only, URL: t.igdURL, SSDP: t.ssdp, Notify: t.notify,
+		Wait: cmp.Or(a.settings.timeout/2, searchTimeout), // other requests follow the search
 	}
 	b, err := p.Open(config, gateway.Key{Gateway: t.gateway, Local: t.source}, a.logger())
 	if err != nil {

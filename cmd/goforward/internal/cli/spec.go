@@ -102,6 +102,9 @@ func (a *app) setFamily(s *spec) error {
 		ipv6 = "--ipv6"
 	}
 	igd, _ := igdHost(a.settings.igd) // the zero Addr if there is no URL
+	if igd.Is4() {
+		igd = netip.Addr{} // such a device may open pinholes too
+	}
 	for _, flag := range []struct {
 		name string
 		addr netip.Addr

@@ -27,7 +27,7 @@ func TestSetFamily(t *testing.T) {
 		{name: "only IPv4 addresses", spec: spec{to: ipv4, from: endpoint(ipv4)}, settings: settings{gateway: endpoint(ipv4), source: ipv4}},
 		{name: "-6 and a gateway", spec: spec{ipv6: true}, settings: settings{gateway: endpoint(ipv4)}, fails: true},
 		{name: "a device", settings: settings{igd: "http://[2001:db8::1]:5000/"}, wantIPv6: true},
-		{name: "-6 and a device", spec: spec{ipv6: true}, settings: settings{igd: "http://192.0.2.1:5000/"}, fails: true},
+		{name: "-6 and a device", spec: spec{ipv6: true}, settings: settings{igd: "http://192.0.2.1:5000/"}, wantIPv6: true},
 		{name: "-6 and a source", spec: spec{ipv6: true}, settings: settings{source: ipv4}, fails: true},
 		{name: "-6 and another host", spec: spec{ipv6: true, to: ipv4}, fails: true},
 		{name: "-6 and a peer", spec: spec{ipv6: true, from: endpoint(ipv4)}, fails: true},
