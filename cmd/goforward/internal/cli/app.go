@@ -157,7 +157,7 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(known)}, "backend",
 		"protocols to use, separated by commas, the preferred one first: "+strings.Join(protocolNames(known), ", "))
 	f.Var(&flagValue[time.Duration]{target: &s.timeout, typeName: "SECONDS", parse: parseSeconds}, "timeout",
-		"how long to wait for the gateway: seconds, or a duration such as 500ms (default: 2s for gateways, 1m for list, else 15s)")
+		"how long to wait for the gateway: seconds, or a duration such as 500ms (default: 3s for gateways, 1m for list, else 15s)")
 	f.BoolVar(&s.json, "json", false, "print one JSON object per line on stdout")
 	f.CountVarP(&s.verbosity, "verbose", "v", "log to stderr; -vv also logs each request and reply")
 	// For test gateways only: the gateways of a real network use the standard addresses.

@@ -25,6 +25,7 @@ type target struct {
 	nonceKey []byte         // PCP nonces are derived from it; nil: none
 	igdURL   string         // URL of its UPnP description; empty: search for it
 	only     bool           // use no UPnP device except the gateway's
+	search   time.Duration  // bounds the search; 0: the same as in map
 	ssdp     netip.AddrPort // address of the search; the zero value: the standard address
 
 	// Addresses to listen on for announcements and notifications. The zero values mean the
@@ -62,13 +63,14 @@ var protocols = func() (out []protocol) {
 	return out
 }()
 
-// searchTimeout bounds the search for UPnP devices, which may take a second to respond.
+// searchTimeout bounds a search for UPnP devices if the gateway supports another protocol and
+// --timeout is not set. Most devices respond within a second.
 const searchTimeout = 1500 * time.Millisecond
 
 func openBackend(p gateway.Protocol, a *app, t target) (probedBackend, error) {
 	config := gateway.BackendConfig{
 		Interface: t.iface, Announce: t.announce, Nonce: string(t.nonceKey), Only: t.only, URL: t.igdURL, SSDP: t.ssdp, Notify: t.notify,
-		Wait: cmp.Or(a.settings.timeout/2, searchTimeout), // other requests follow the search
+		Wait: cmp.Or(t.search, cmp.Or(a.settings.timeout, forward.DefaultDiscoveryTimeout)*7/8), // other requests follow the search
 	}
 	b, err := p.Open(config, gateway.Key{Gateway: t.gateway, Local: t.source}, a.logger())
 	if err != nil {
@@ -178,6 +180,9 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 	t := target{
 		gateway: g.Addr, iface: g.Interface, source: g.Local, nonceKey: q.key, igdURL: a.settings.igd,
 		only: g.Addr == a.settings.namedGateway(), ssdp: a.settings.ssdp, announce: a.settings.announce, notify: a.settings.notify,
+	}
+	if len(g.Backends) > 0 && !slices.Contains(g.Backends, upnp.Name) && q.sufficient == nil { // the device may not exist
+		t.search = cmp.Or(a.settings.timeout/2, searchTimeout)
 	}
 	var all []availableBackend
 	var probed []probedBackend

@@ -21,8 +21,9 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// gatewaysTimeout bounds the requests to the gateways, unless --timeout is set.
-const gatewaysTimeout = 2 * time.Second
+// gatewaysTimeout bounds the requests to the gateways, unless --timeout is set. gateways then
+// finds the same devices as map.
+const gatewaysTimeout = forward.DefaultDiscoveryTimeout
 
 func (a *app) gatewaysCommand() *cobra.Command {
 	return &cobra.Command{

@@ -241,6 +241,17 @@ func TestDefaultGatewayDevice(t *testing.T) {
 	}
 }
 
+// TestUnmapUnusableDevice checks that unmap reports a UPnP device that exists but cannot be
+// asked, because it may have the mapping.
+func TestUnmapUnusableDevice(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Description: quirks.Description{Status: 404}}}})
+	got := run(t, nil, "unmap", "8080", "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0")
+	if got.code != exitDone || !strings.Contains(got.stderr, "UPnP was not used: ") || !strings.Contains(got.stderr, "404") {
+		t.Errorf("unexpected result: %+v", got)
+	}
+}
+
 // TestDeviceText checks that the text does not repeat parts of the name, and that parts may be
 // missing.
 func TestDeviceText(t *testing.T) {

@@ -183,7 +183,7 @@ const ipExamples = `  goforward ip
 const gatewaysHelp = `Gateways shows every default route of this host, and marks with * the routes that the
 kernel uses for the internet. It tests which
 protocols each gateway, or only the named one, supports. NAT-PMP is not tested on IPv6
-gateways. All requests run at the same time, for at most two seconds, or for --timeout.
+gateways. All requests run at the same time, for at most three seconds, or for --timeout.
 Nothing is mapped.
 
   yes       the gateway replied

@@ -4,11 +4,13 @@ import (
 	"context"
 	"iter"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
 )
 
@@ -46,6 +48,41 @@ func (l lister) List(context.Context) iter.Seq2[backends.Entry, error] {
 
 func (l lister) EntryAt(context.Context, int) (backends.Entry, error) {
 	return backends.Entry{}, backends.ErrInvalid
+}
+
+// TestSearchTimeout checks that a search is as patient as that of map if the command needs the
+// device, or the device is known to exist.
+func TestSearchTimeout(t *testing.T) {
+	t.Parallel()
+	gw, device := router(t, gatewaytest.Config{}), router(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	for name, tt := range map[string]struct {
+		gw   *gatewaytest.Gateway
+		args []string
+		want time.Duration // 0: the same as in map
+	}{
+		"list":                     {gw, []string{"list"}, 0},
+		"unmap":                    {gw, []string{"unmap", "8080"}, searchTimeout},
+		"unmap, with --timeout":    {gw, []string{"unmap", "8080", "--timeout", "20"}, 10 * time.Second},
+		"unmap, with UPnP only":    {device, []string{"unmap", "8080"}, 0},
+		"gateways, with --timeout": {gw, []string{"gateways", "--timeout", "20"}, 0},
+	} {
+		got := time.Duration(-1)
+		result := run(t, func(a *app) {
+			a.protocols = slices.Clone(protocols)
+			for i, p := range protocols {
+				a.protocols[i].open = func(a *app, target target) (probedBackend, error) {
+					if p.name == upnp.Name {
+						got = target.search
+						target.igdURL = tt.gw.UPnP().DescriptionURL()
+					}
+					return p.open(a, target)
+				}
+			}
+		}, append(tt.args, "-g", tt.gw.Addr().String(), "--ssdp", tt.gw.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0")...)
+		if got != tt.want || result.code != exitDone {
+			t.Errorf("%s: %v, want %v: %+v", name, got, tt.want, result)
+		}
+	}
 }
 
 func TestList(t *testing.T) {

@@ -97,6 +97,11 @@ func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) e
 	for _, p := range u.protocols {
 		failures = append(failures, a.unmapProtocol(ctx, u, u.request(p), result)...)
 	}
+	for _, b := range result.unavailable {
+		if isLister(b.Backend) && errors.Is(b.err, backends.ErrMalformed) { // a device exists, and may have the mapping
+			a.messagef("%s was not used: %s\n", b.title, oneLine(strings.TrimPrefix(b.err.Error(), b.name+": ")))
+		}
+	}
 	return errors.Join(failures...)
 }
 
