@@ -50,8 +50,8 @@ func (l lister) EntryAt(context.Context, int) (backends.Entry, error) {
 	return backends.Entry{}, backends.ErrInvalid
 }
 
-// TestSearchTimeout checks that a search is as patient as that of map if the command needs the
-// device, or the device is known to exist.
+// TestSearchTimeout checks that a search is as patient as in map if the command needs the device,
+// or if the device is known to exist.
 func TestSearchTimeout(t *testing.T) {
 	t.Parallel()
 	gw, device := router(t, gatewaytest.Config{}), router(t, gatewaytest.Config{Protocols: []string{"upnp"}})
