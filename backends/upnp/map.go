@@ -534,7 +534,10 @@ func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mappin
 	errs := make([]error, len(clients))
 	isKnown := false // whether a service has the entry, or certainly does not have it
 	for i, c := range clients {
-		_, result, err := b.lookUp(ctx, c, want)
+		row, result, err := b.lookUp(ctx, c, want)
+		if result == found && m.Token.IsZero() && !row.Internal.Addr().IsValid() {
+			result = notKnown // the entry may be of another host
+		}
 		switch {
 		case err != nil:
 			return err

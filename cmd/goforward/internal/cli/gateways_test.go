@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/gatewaytest"
@@ -249,6 +250,25 @@ func TestUnmapUnusableDevice(t *testing.T) {
 	got := run(t, nil, "unmap", "8080", "-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0")
 	if got.code != exitDone || !strings.Contains(got.stderr, "UPnP was not used: ") || !strings.Contains(got.stderr, "404") {
 		t.Errorf("unexpected result: %+v", got)
+	}
+}
+
+// TestUnmapUnknownHost checks that unmap does not delete an entry if the device cannot list its
+// table and reports the entry without the address of its host.
+func TestUnmapUnknownHost(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{Protocols: []string{"upnp"}, Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+		AnyClient: true,
+		Listing:   quirks.Listing{IndexFails: 401, NoRange: true, Client: func(netip.Addr) string { return "tv.lan" }},
+	}}})
+	if err := gw.AddMapping(gatewaytest.Entry{
+		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.168.1.9:8080"), External: netip.AddrPortFrom(gw.External(), 8080), Service: "upnp",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, nil, "unmap", "8080", "-g", gw.Addr().String(), "--igd-url", gw.UPnP().DescriptionURL(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0")
+	if got.code != exitOther || len(gw.Table()) != 1 {
+		t.Errorf("unexpected result: %+v; the gateway has %v", got, gw.Table())
 	}
 }
 
