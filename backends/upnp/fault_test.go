@@ -32,6 +32,11 @@ func TestFaultKinds(t *testing.T) {
 			}
 		}
 	}
+	for code, want := range map[FaultCode]bool{0: true, -1: true, 734: true, 899: true, 402: false, 501: false, 718: false} {
+		if code.isUnknown() != want {
+			t.Errorf("code %d: isUnknown returned %v", code, !want)
+		}
+	}
 	f := &Fault{Action: "A", Code: 725, Description: `Only "x"`}
 	if got, want := f.Error(), `upnp: A: only permanent leases supported (error 725: "Only \"x\"")`; got != want {
 		t.Errorf("%q, want %q", got, want)
