@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 
 	"github.com/natforward/goforward/backends"
@@ -78,5 +80,17 @@ func TestReadResponseLeftOpen(t *testing.T) {
 				t.Errorf("%q: %+v, %v", in, got, err)
 			}
 		})
+	}
+}
+
+// TestReadResponseOverrun checks that a document without its end tag is read if the
+// connection stays open after the announced length.
+func TestReadResponseOverrun(t *testing.T) {
+	const body = "<Envelope>"
+	in := io.MultiReader(strings.NewReader("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"+body), iotest.ErrReader(os.ErrDeadlineExceeded))
+	overruns := 0
+	r := responseReader{r: bufio.NewReader(in), limit: 100, root: "Envelope", onOverrun: func() { overruns++ }}
+	if got, err := r.read(); err != nil || string(got.body) != body || got.truncated || overruns != 1 {
+		t.Errorf("%+v, %v, %d overruns", got, err, overruns)
 	}
 }
