@@ -198,7 +198,12 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 		all, probed = append(all, availableBackend{p, b.Backend, t.gateway, local}), append(probed, b)
 	}
 	result := &probeResult{gateway: t.gateway}
-	for i, err := range probeAll(ctx, probed, g.Backends, q.sufficient) {
+	errs := probeAll(ctx, probed, g.Backends, q.sufficient)
+	replied := len(slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err != nil }))
+	for i, err := range errs {
+		if b, is := all[i].Backend.(*upnp.Backend); is && err == nil && replied > 1 && b.OtherDevice().IsValid() {
+			err = fmt.Errorf("upnp: %w: the device at %v is not this gateway's, which supports another protocol", backends.ErrUnsupported, b.OtherDevice())
+		}
 		if err == nil {
 			result.available = append(result.available, all[i])
 		} else {

@@ -200,9 +200,22 @@ func TestOtherDevice(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = other.Close() })
 	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
-	got = run(t, nil, "list", "-g", gw.Addr().String(), "--ssdp", other.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0", "--timeout", "1s")
-	if got.code != exitOther || got.stdout != "" {
-		t.Errorf("unexpected result: %+v; want no table", got)
+	for _, only := range []bool{true, false} {
+		got = run(t, func(a *app) {
+			a.protocols = slices.Clone(protocols)
+			for i, p := range protocols {
+				a.protocols[i].open = func(a *app, target target) (probedBackend, error) {
+					if !target.only {
+						t.Error("the devices of other hosts are not excluded")
+					}
+					target.only = only
+					return p.open(a, target)
+				}
+			}
+		}, "list", "-g", gw.Addr().String(), "--ssdp", other.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0", "--timeout", "1s")
+		if got.code != exitOther || got.stdout != "" || !strings.Contains(got.stderr, "127.0.0.2") {
+			t.Errorf("only the gateway's device: %v: %+v; want no table", only, got)
+		}
 	}
 }
 
