@@ -70,18 +70,14 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 	}
 }
 
-// EntryAt returns the entry at an index of the device's table, which starts at
-// 0. After the end of the table, the error wraps ErrInvalid. The indexes of
-// entries change when the table changes.
+// EntryAt returns the entry at an index, which starts at 0, of the table of the preferred
+// connection service. After the end of the table, the error wraps ErrInvalid. The indexes
+// of entries change when the table changes.
 func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry, err error) {
 	if err := b.checkListable(); err != nil {
 		return entry, err
 	}
-	severalTables := false
 	err = b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
-		if severalTables = len(g.otherClients) > 0; severalTables {
-			return nil
-		}
 		e, err := g.client.PortMappingAt(ctx, index)
 		switch {
 		case isEndOfTable(err) && !errors.Is(err, backends.ErrInvalid):
@@ -93,17 +89,7 @@ func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry,
 		entry = g.client.entry(e, external)
 		return nil
 	})
-	if err != nil || !severalTables {
-		return entry, err
-	}
-	i := 0
-	for e, err := range b.List(ctx) {
-		if err != nil || i == index {
-			return e, err
-		}
-		i++
-	}
-	return entry, fmt.Errorf("upnp: %w: no entry %d", backends.ErrInvalid, index)
+	return entry, err
 }
 
 // checkListable returns an error for an IPv6 gateway, because pinholes cannot

@@ -38,7 +38,8 @@ func twoSessions(code int) quirks.UPnP {
 }
 
 // TestSecondService checks that all requests about a mapping go to the service that
-// granted it, also from another process, and that its address is that of this service.
+// granted it, also from another process, and that the mapping has the address of this
+// service.
 func TestSecondService(t *testing.T) {
 	t.Parallel()
 	gw, b := startBackend(t, twoSessions(401))
@@ -67,11 +68,6 @@ func TestSecondService(t *testing.T) {
 	if len(listed) != 1 || listed[0].External != m.External || listed[0].Token != m.Token {
 		t.Fatalf("listed %v", listed)
 	}
-	if e, err := other.EntryAt(t.Context(), 0); err != nil || e.Mapping.External != m.External {
-		t.Errorf("EntryAt: %v, %v", e, err)
-	}
-	_, err = other.EntryAt(t.Context(), 1)
-	wantError(t, err, backends.ErrInvalid, 0)
 	if err := other.Unmap(t.Context(), listed[0]); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
