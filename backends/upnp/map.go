@@ -252,6 +252,9 @@ func (op *addOp) addEntry(ctx context.Context) error {
 		err := op.add(ctx)
 		if err == nil {
 			op.quirks().update(func(q *quirkState) { q.variant = op.variant })
+			if op.tried[highPortTried] {
+				op.quirks().remember(op.portKey())
+			}
 			return nil
 		}
 		retry, reclassified := op.retry(ctx, err)

@@ -71,15 +71,17 @@ func (op *addOp) retryOtherForm(ctx context.Context, f *Fault) (retry bool, err 
 // useHighPort sets the external port to a random high one, for a device that refuses some
 // ports without a reason: low ones, or those that it uses itself.
 func (op *addOp) useHighPort(ctx context.Context) (retry bool, err error) {
-	if op.request.Exact || op.renewed != nil || !op.firstTry("high port") {
+	if op.request.Exact || op.renewed != nil || !op.firstTry(highPortTried) {
 		return false, nil
 	}
-	op.quirks().remember(op.portKey())
 	op.entry.ExternalPort = highPort()
 	clear(op.refused)
 	err = op.checkPort(ctx)
 	return err == nil, err
 }
+
+// highPortTried is the remedy useHighPort in addOp.tried.
+const highPortTried = "high port"
 
 // portKey identifies the requested external port in what the quirks remember.
 func (op *addOp) portKey() string {

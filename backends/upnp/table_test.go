@@ -357,3 +357,17 @@ func TestUnknownCodes(t *testing.T) {
 		})
 	}
 }
+
+// TestRefusedPortForgotten checks that a port is requested again if a device refused every
+// request: then the refusal is not about the port.
+func TestRefusedPortForgotten(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{})
+	remove := injectFault(gw, addAction, 899)
+	_, err := b.Map(t.Context(), request(8080, 9000))
+	wantError(t, err, backends.ErrNoResources, 899)
+	remove()
+	if m := mustMap(t, gw, b, request(8080, 9000)); m.External.Port() != 9000 {
+		t.Errorf("mapped port %d", m.External.Port())
+	}
+}
