@@ -89,6 +89,7 @@ func TestFragments(t *testing.T) {
 		"perhaps because it does not permit ports below 1024",
 		"to forward to another host, ", "than the requesting one",
 		"another NAT is between the gateway and the internet", "behind another router",
+		"a device at ", " answered; it is not ", "is not a gateway", "description at ",
 		", but does not list it", "it reports that ", "it lists ", ", but does not forward it: the entry", "is disabled",
 		"it still lists ", " after the deletion",
 		"the port is taken", "cannot provide the external port", " is forwarded to ", "the gateway granted port ", " instead of ",

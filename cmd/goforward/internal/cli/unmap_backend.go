@@ -80,7 +80,7 @@ func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l ba
 		}
 		deleted = append(deleted, m)
 	}
-	if !u.hostKnown(b) {
+	if !u.hostKnown(b) || ctx.Err() != nil {
 		return deleted, errors.Join(append(errs, listErr)...)
 	}
 	if !seen {
