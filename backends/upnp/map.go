@@ -536,21 +536,21 @@ func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mappin
 	clients, elsewhere := g.clientsFor(m.Token)
 	errs := make([]error, len(clients))
 	isKnown := false // whether a service has the entry, or certainly does not have it
+	ownerUnknown := fmt.Errorf("upnp: %w: the device does not report the owner of %v port %d", backends.ErrUnsupported, m.Protocol, m.External.Port())
 	for i, c := range clients {
 		row, result, err := b.lookUp(ctx, c, want)
-		if result == found && m.Token.IsZero() && !row.Internal.Addr().IsValid() {
-			result = notKnown // the entry may be of another host
-		}
 		switch {
 		case err != nil:
 			return err
 		case elsewhere && result != found:
 			errs[i] = fmt.Errorf("upnp: %w: the device that granted %v port %d is not in use, and %v does not list it",
 				backends.ErrNoReply, m.Protocol, m.External.Port(), g.Device.Host)
+		case result == found && m.Token.IsZero() && !row.Internal.Addr().IsValid(): // the entry may be of another host
+			return ownerUnknown
 		case result == found, result == notKnown && !m.Token.IsZero():
 			errs[i] = b.remove(ctx, g, c, want)
 		case result == notKnown: // without a Token, the mapping may not be the caller's
-			errs[i] = fmt.Errorf("upnp: %w: the device does not report the owner of %v port %d", backends.ErrUnsupported, m.Protocol, m.External.Port())
+			errs[i] = ownerUnknown
 			continue
 		}
 		isKnown = isKnown || errs[i] == nil

@@ -270,9 +270,17 @@ func TestUnmapUnusableDevice(t *testing.T) {
 // table and reports the entry without the address of its host.
 func TestUnmapUnknownHost(t *testing.T) {
 	t.Parallel()
+	for _, twoSessions := range []bool{false, true} {
+		testUnmapUnknownHost(t, twoSessions)
+	}
+}
+
+func testUnmapUnknownHost(t *testing.T, twoSessions bool) {
+	t.Helper()
 	gw := router(t, gatewaytest.Config{Protocols: []string{"upnp"}, Quirks: quirks.Quirks{UPnP: quirks.UPnP{
-		AnyClient: true,
-		Listing:   quirks.Listing{IndexFails: 401, NoRange: true, Client: func(netip.Addr) string { return "tv.lan" }},
+		AnyClient:   true,
+		Description: quirks.Description{TwoSessions: twoSessions},
+		Listing:     quirks.Listing{IndexFails: 401, NoRange: true, Client: func(netip.Addr) string { return "tv.lan" }},
 	}}})
 	if err := gw.AddMapping(gatewaytest.Entry{
 		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.168.1.9:8080"), External: netip.AddrPortFrom(gw.External(), 8080), Service: "upnp",
