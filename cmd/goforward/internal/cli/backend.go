@@ -213,7 +213,10 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 	if len(result.available) == 0 { // although the gateway replied to the Forwarder a moment ago
 		return result.err()
 	}
-	return q.do(ctx, result)
+	if err := q.do(ctx, result); err != nil {
+		return sentError{err}
+	}
+	return nil
 }
 
 // probeAll probes, at the same time, all backends that are not known to be available and all

@@ -75,18 +75,23 @@ func classify(err error) errorKind {
 		return errorKind{err, "not_unmapped", exitOther}
 	}
 	for _, k := range errorKinds {
-		if errors.Is(err, k.err) && (k.code != exitUsage || !isDeviceFault(err)) {
+		if errors.Is(err, k.err) && (k.code != exitUsage || !wasSent(err)) {
 			return k
 		}
 	}
 	return errorKind{err, "other", exitOther}
 }
 
-// isDeviceFault reports whether an error contains a fault of a device. Some faults wrap
-// ErrInvalid, for example "no such entry", but the command line is valid then.
-func isDeviceFault(err error) bool {
+// sentError is an error after requests for the command were sent.
+type sentError struct{ error }
+
+func (e sentError) Unwrap() error { return e.error }
+
+// wasSent reports whether a request was sent before an error. Then the error is no usage error,
+// even if it wraps ErrInvalid, as some faults of devices do.
+func wasSent(err error) bool {
 	var fault *upnp.Fault
-	return errors.As(err, &fault)
+	return errors.As(err, &fault) || errors.As(err, &sentError{})
 }
 
 // reportError prints an error, if there is one, and returns the exit code.

@@ -32,6 +32,7 @@ func TestExitCodes(t *testing.T) {
 		{backends.ErrInvalid, "usage", 2},
 		{&upnp.Fault{Action: "DeletePortMapping", Code: upnp.SpecifiedArrayIndexInvalid}, "other", 1},
 		{several(backends.ErrUnsupported, false, &upnp.Fault{Action: "AddPortMapping", Code: upnp.NoSuchEntryInArray}), "unsupported", 1},
+		{sentError{backends.ErrInvalid}, "other", 1},
 		{errors.Join(&upnp.Fault{Code: upnp.NoSuchEntryInArray}, &upnp.Fault{Code: upnp.ActionNotAuthorized}), "not_authorized", 4},
 		{forward.ErrNoGateway, "no_gateway", 3},
 		{several(backends.ErrNoReply, true, backends.ErrNoReply), "no_gateway", 3},

@@ -293,6 +293,26 @@ func testUnmapUnknownHost(t *testing.T, twoSessions bool) {
 	}
 }
 
+// TestPinholeOverIPv4 checks that unmap closes a pinhole through a device that supports UPnP
+// only over IPv4.
+func TestPinholeOverIPv4(t *testing.T) {
+	t.Parallel()
+	gw, err := gatewaytest.Start(gatewaytest.Config{
+		Protocols: []string{"upnp"}, Listen6: netip.MustParseAddrPort("[::1]:0"),
+		Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{IPv4Only: true}}},
+	})
+	if err != nil {
+		t.Skip("this host has no IPv6: ", err)
+	}
+	t.Cleanup(func() { _ = gw.Close() })
+	for i, command := range []string{"map", "unmap"} {
+		got := run(t, nil, command, "8080", "-6", "-g", gw.Addr6().String(), "--igd-url", gw.UPnP().DescriptionURL(), "--notify", "127.0.0.1:0", "--announce", "[::1]:0")
+		if got.code != exitDone || len(gw.Table()) != 1-i {
+			t.Errorf("%s: %+v; the gateway has %v", command, got, gw.Table())
+		}
+	}
+}
+
 // TestDeviceText checks that the text does not repeat parts of the name, and that parts may be
 // missing.
 func TestDeviceText(t *testing.T) {

@@ -140,6 +140,9 @@ func likelyMapping(b availableBackend, r backends.Request) backends.Mapping {
 // deletion fails, the short lifetime ends it soon.
 func unmapPinhole(ctx context.Context, b availableBackend, r backends.Request) error {
 	r.Lifetime = time.Minute
+	if !r.Internal.Addr().IsValid() { // the device may be reached over IPv4
+		r.Internal = netip.AddrPortFrom(b.localAddr, r.Internal.Port())
+	}
 	m, err := b.Map(ctx, r)
 	if err != nil {
 		return err
