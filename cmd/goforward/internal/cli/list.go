@@ -78,14 +78,13 @@ func (a *app) list(ctx context.Context, result *probeResult) error {
 // number.
 func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.Lister) (n int, failure error) {
 	t := newTable("PROTOCOL", "EXTERNAL", "INTERNAL", "OURS", "FROM", "REMAINING", "ENABLED", "DESCRIPTION")
-	var first backends.Mapping
 	for e, err := range l.List(ctx) {
 		if err != nil {
 			failure = err
 			break
 		}
 		if n++; n == 1 {
-			first = e.Mapping
+			a.printOtherDevice(e.Mapping)
 		}
 		m, ours := e.Mapping, b.forwardsHere(e.Mapping)
 		if a.settings.json {
@@ -102,6 +101,5 @@ func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.L
 	if !a.settings.json && (n > 0 || failure == nil) {
 		a.printTable(t)
 	}
-	a.printOtherDevice(first)
 	return n, failure
 }

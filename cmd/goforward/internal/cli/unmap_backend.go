@@ -95,11 +95,12 @@ func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l ba
 			errs = append(errs, err)
 		}
 	}
-	switch {
-	case listErr != nil && entries == 0:
-		u.remark += fmt.Sprintf("The gateway does not list its mappings: only external port %d was checked.\n", likely.External.Port())
-	case listErr != nil:
-		u.remark += fmt.Sprintf("The gateway does not list all its mappings: besides the listed ones, only external port %d was checked.\n", likely.External.Port())
+	if listErr != nil {
+		what := "its mappings: "
+		if entries > 0 {
+			what = "all its mappings: besides the listed ones, "
+		}
+		u.remark += fmt.Sprintf("The gateway does not list %sonly external port %d was checked.\n", what, likely.External.Port())
 	}
 	return deleted, errors.Join(errs...)
 }
