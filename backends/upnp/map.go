@@ -64,19 +64,21 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 // addOp is the operation that adds one entry. It changes the request in
 // response to the faults of the device.
 type addOp struct {
-	backend *Backend
-	gateway *gateway
-	client  *Client
-	request backends.Request
-	renewed *backends.Mapping // nil for a new mapping
+	backend  *Backend
+	gateway  *gateway
+	request  backends.Request
+	renewed  *backends.Mapping // nil for a new mapping
+	services []*Client         // in the order in which they are tried
 
+	// The fields below are for the service in use.
+	client          *Client
 	entry           PortMapping
 	variant         variant
 	refused         map[PortMapping]bool // the forms of the request that the device refused
 	existing        PortMapping          // the entry found by checkPort or useDuplicate
 	existingMatches bool                 // existing has the same internal endpoint as entry
 	portFree        bool                 // the device reported that the port has no entry
-	tried           map[string]bool      // the remedies and the services that were tried
+	tried           map[string]bool      // the remedies that were tried
 }
 
 // addMapping adds an entry, or renews it if renewed is not nil.
@@ -88,24 +90,25 @@ func (b *Backend) addMapping(ctx context.Context, g *gateway, r backends.Request
 	defer unlock()
 	r.Lifetime = roundUpToSecond(cmp.Or(r.Lifetime, DefaultLifetime))
 	r.Internal = g.withLocalAddr(r.Internal)
-	op := &addOp{
-		backend: b, gateway: g, client: g.client, request: r, renewed: renewed,
-		refused: map[PortMapping]bool{}, tried: map[string]bool{},
-	}
+	op := &addOp{backend: b, gateway: g, request: r, renewed: renewed, services: g.startingWith(g.client)}
 	if renewed != nil {
 		clients, _ := g.clientsFor(renewed.Token)
-		op.client = clients[0]
+		op.services = g.startingWith(clients[0])
 	}
+	return op.run(ctx)
+}
+
+// use starts the operation at a service.
+func (op *addOp) use(c *Client) {
+	op.client, op.refused, op.tried = c, map[PortMapping]bool{}, map[string]bool{}
+	op.variant = op.quirks().get().variant
 	op.entry = PortMapping{
-		Remote: remoteHost(r.Remote), ExternalPort: cmp.Or(r.External.Port(), highPort()), Protocol: r.Protocol,
-		Internal: r.Internal, Enabled: true,
+		Remote: remoteHost(op.request.Remote), ExternalPort: cmp.Or(op.request.External.Port(), highPort()),
+		Protocol: op.request.Protocol, Internal: op.request.Internal, Enabled: true,
 	}
-	if renewed == nil && !r.Exact && op.quirks().remembers(op.portKey()) {
+	if op.renewed == nil && !op.request.Exact && op.quirks().remembers(op.portKey()) {
 		op.entry.ExternalPort = highPort()
 	}
-	op.tried[serviceKey(op.client)] = true
-	op.variant = op.quirks().get().variant
-	return op.run(ctx)
 }
 
 // quirks returns the quirks of the service in use.
@@ -139,29 +142,32 @@ func roundUpToSecond(d time.Duration) time.Duration {
 	return d
 }
 
-// run adds the entry. If a service reports a success that its table contradicts, run
-// continues with another service of the device.
+// run adds the entry. If a service refuses it, or reports a success that its table
+// contradicts, run continues with the next service of the device. Each service has its own
+// table.
 func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
-	first := op.client
-	for {
+	var failure error
+	for _, c := range op.services {
+		op.use(c)
 		sent, lease, err := op.addAndVerify(ctx)
 		if err == nil {
-			return op.mapping(ctx, first, sent, lease), nil
+			return op.mapping(ctx, sent, lease), nil
 		}
-		var denied *deniedError
-		if !errors.As(err, &denied) {
-			return backends.Mapping{}, op.explainConflict(ctx, err)
+		if failure == nil || errors.Is(failure, backends.ErrUnsupported) {
+			failure = op.explainConflict(ctx, err)
 		}
-		if retry, switchErr := op.switchService(ctx); !retry || switchErr != nil {
-			return backends.Mapping{}, err
+		isRefusal := errors.As(err, new(*Fault)) || errors.As(err, new(*HTTPError)) || errors.As(err, new(*deniedError))
+		if !isRefusal || errors.Is(err, backends.ErrConflict) {
+			break
 		}
 	}
+	return backends.Mapping{}, failure
 }
 
 // mapping returns the mapping of the added entry. A renewal that another service granted
 // leaves nothing at the first one.
-func (op *addOp) mapping(ctx context.Context, first *Client, sent time.Time, lease time.Duration) backends.Mapping {
-	if op.renewed != nil && op.client != first {
+func (op *addOp) mapping(ctx context.Context, sent time.Time, lease time.Duration) backends.Mapping {
+	if first := op.services[0]; op.renewed != nil && op.client != first {
 		_ = op.backend.remove(ctx, op.gateway, first, op.entry)
 	}
 	external, _ := op.backend.recentExternal(ctx, op.client)
@@ -253,7 +259,7 @@ func (op *addOp) addEntry(ctx context.Context) error {
 		if err == nil {
 			op.quirks().update(func(q *quirkState) { q.variant = op.variant })
 			if op.tried[highPortTried] {
-				op.quirks().remember(op.portKey())
+				op.quirks().remember(op.portKey(), refusedPortTime)
 			}
 			return nil
 		}
@@ -429,7 +435,7 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	switch {
 	case result == notKnown:
 		return requested, nil
-	case result == missing:
+	case result == missing || result == unseen:
 		return 0, op.withdraw(ctx, op.entry, &deniedError{"it reports that " + port + " is forwarded, but does not list it"})
 	case result == otherEntry && e.Internal.Addr() == op.entry.Internal.Addr():
 		// Another program of this host has added its entry in the meantime.
@@ -454,15 +460,22 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	return requested, nil
 }
 
-// withdraw deletes an entry that was added and is not reported, and returns the reason. If
-// it cannot be deleted, the error also wraps backends.ErrNoReply, so that the caller treats
-// the entry as one that may exist.
+// withdraw deletes an entry that was added and is not reported, and returns the reason.
 func (op *addOp) withdraw(ctx context.Context, e PortMapping, reason error) error {
 	if err := op.backend.remove(ctx, op.gateway, op.client, e); err != nil {
-		return fmt.Errorf("%w; deleting the entry: %w: %w", reason, backends.ErrNoReply, err)
+		return &remainsError{reason, err}
 	}
 	return reason
 }
+
+// remainsError is returned if an entry that is not reported cannot be deleted. It wraps
+// backends.ErrNoReply, so that the caller treats the entry as one that may exist.
+type remainsError struct{ reason, deletion error }
+
+func (e *remainsError) Error() string {
+	return fmt.Sprintf("%v; the entry cannot be deleted: %v", e.reason, e.deletion)
+}
+func (e *remainsError) Unwrap() []error { return []error{e.reason, backends.ErrNoReply} }
 
 // notExtended reports whether a renewal did not extend the lease: the lease has
 // not grown, and is shorter by more than a fifth than the lease granted before.
@@ -534,9 +547,10 @@ func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mappin
 		Remote: remoteHost(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol, Internal: g.withLocalAddr(m.Internal),
 	}
 	clients, elsewhere := g.clientsFor(m.Token)
+	mayBeForeign := m.Token.IsZero() // unless the table shows that the entry is this host's
+	ownerUnknown := fmt.Errorf("upnp: %w: the device does not report the owner of %v port %d", backends.ErrUnsupported, m.Protocol, m.External.Port())
 	errs := make([]error, len(clients))
 	isKnown := false // whether a service has the entry, or certainly does not have it
-	ownerUnknown := fmt.Errorf("upnp: %w: the device does not report the owner of %v port %d", backends.ErrUnsupported, m.Protocol, m.External.Port())
 	for i, c := range clients {
 		row, result, err := b.lookUp(ctx, c, want)
 		switch {
@@ -545,11 +559,12 @@ func (b *Backend) deleteEntry(ctx context.Context, g *gateway, m backends.Mappin
 		case elsewhere && result != found:
 			errs[i] = fmt.Errorf("upnp: %w: the device that granted %v port %d is not in use, and %v does not list it",
 				backends.ErrNoReply, m.Protocol, m.External.Port(), g.Device.Host)
-		case result == found && m.Token.IsZero() && !row.Internal.Addr().IsValid(): // the entry may be of another host
+		case result == found && mayBeForeign && !row.Internal.Addr().IsValid():
 			return ownerUnknown
-		case result == found, result == notKnown && !m.Token.IsZero():
+		case result == otherEntry, result == missing, result == unseen && mayBeForeign:
+		case result == found, !mayBeForeign:
 			errs[i] = b.remove(ctx, g, c, want)
-		case result == notKnown: // without a Token, the mapping may not be the caller's
+		default:
 			errs[i] = ownerUnknown
 			continue
 		}

@@ -10,9 +10,9 @@ import (
 // quirks contains what was observed on a service of a device. The backend keeps it
 // as long as it exists, unless it has used many services.
 type quirks struct {
-	mu     sync.Mutex
-	state  quirkState
-	recent map[string]time.Time // what failed, and when: see remember
+	mu       sync.Mutex
+	state    quirkState
+	failures map[string]time.Time // what failed, and when that is forgotten: see remember
 }
 
 type quirkState struct {
@@ -33,7 +33,7 @@ func (b *Backend) quirksOf(c *Client) *quirks {
 		if len(b.quirks) >= maxNonGateways {
 			clear(b.quirks)
 		}
-		q = &quirks{recent: map[string]time.Time{}}
+		q = &quirks{failures: map[string]time.Time{}}
 		b.quirks[key] = q
 	}
 	return q
@@ -52,29 +52,25 @@ func (q *quirks) get() quirkState {
 	return q.state
 }
 
-// memoryTime is how long a failure is remembered. maxRecent is the maximum number of
-// failures that are remembered.
-const (
-	memoryTime = 10 * time.Minute
-	maxRecent  = 64
-)
+// maxFailures is the maximum number of failures that are remembered.
+const maxFailures = 64
 
-// remember records that something failed: an action got no reply, or a port was refused.
-func (q *quirks) remember(what string) {
+// remember records for some time that something failed: an action got no reply, or a
+// port was refused.
+func (q *quirks) remember(what string, d time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.recent) >= maxRecent {
-		clear(q.recent)
+	if len(q.failures) >= maxFailures {
+		clear(q.failures)
 	}
-	q.recent[what] = time.Now()
+	q.failures[what] = time.Now().Add(d)
 }
 
-// remembers reports whether it failed within memoryTime.
+// remembers reports whether a failure was recorded and is not forgotten.
 func (q *quirks) remembers(what string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	at, is := q.recent[what]
-	return is && time.Since(at) < memoryTime
+	return time.Now().Before(q.failures[what])
 }
 
 // variant is a form of the request for an entry: its lease and its description.

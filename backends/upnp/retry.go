@@ -22,8 +22,6 @@ func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error
 	switch {
 	case errors.As(addErr, &status) && status.Status/100 == 5 && op.firstTry("retry"):
 		return true, sleep(ctx, op.backend.retryDelay)
-	case errors.As(addErr, &status):
-		return op.switchService(ctx)
 	case !errors.As(addErr, &f): // the device may not have processed the request
 		return isConnectionCut(addErr) && op.firstTry("retry"), nil
 	}
@@ -34,8 +32,6 @@ func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error
 		return op.replaceExisting(ctx, f)
 	case SamePortValuesRequired:
 		return op.useSamePort(ctx)
-	case InvalidAction, OptionalActionNotImplemented:
-		return op.switchService(ctx)
 	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
 		return op.retryOtherForm(ctx, f)
 	}
@@ -44,9 +40,6 @@ func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error
 	}
 	// The code does not show the reason.
 	if err := op.checkPrivateWAN(ctx, f); err != nil {
-		if retry, switchErr := op.switchService(ctx); retry || switchErr != nil {
-			return retry, switchErr
-		}
 		return false, err
 	}
 	if f.Code == ActionFailed && op.firstTry("retry") {
@@ -80,8 +73,12 @@ func (op *addOp) useHighPort(ctx context.Context) (retry bool, err error) {
 	return err == nil, err
 }
 
-// highPortTried is the remedy useHighPort in addOp.tried.
-const highPortTried = "high port"
+// highPortTried is the remedy useHighPort in addOp.tried. refusedPortTime is how long a
+// port is not requested again if a high port was granted instead.
+const (
+	highPortTried   = "high port"
+	refusedPortTime = 10 * time.Minute
+)
 
 // portKey identifies the requested external port in what the quirks remember.
 func (op *addOp) portKey() string {
@@ -192,23 +189,6 @@ func (op *addOp) useSamePort(ctx context.Context) (retry bool, err error) {
 	op.entry.ExternalPort = port
 	err = op.checkPort(ctx)
 	return err == nil, err
-}
-
-// serviceKey identifies a service in addOp.tried.
-func serviceKey(c *Client) string { return c.service.Type + " " + c.service.ControlURL }
-
-// switchService continues with another service of the device if the current
-// service does not support the action. Each service has its own table, so the
-// port is checked again.
-func (op *addOp) switchService(ctx context.Context) (retry bool, err error) {
-	for _, c := range append([]*Client{op.gateway.client}, op.gateway.otherClients...) {
-		if op.firstTry(serviceKey(c)) && c != op.client {
-			op.client = c
-			err := op.checkPort(ctx)
-			return err == nil, err
-		}
-	}
-	return false, nil
 }
 
 // sleep waits for d, or until ctx ends.

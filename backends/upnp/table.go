@@ -19,17 +19,20 @@ type finding int
 
 const (
 	notKnown   finding = iota // no action returned an answer, or the table was not read completely
+	unseen                    // the index lists no such entry, but rows may have moved during the search
 	missing                   // the table has no such entry
 	otherEntry                // the table has an entry with that key, for another endpoint
 	found                     // the table has the entry
 )
 
-// optionalTimeout bounds a request that a device need not answer. Slow devices take two
-// seconds.
-const optionalTimeout = 2500 * time.Millisecond
+// optionalTimeout bounds a request that a device need not answer. If the device does not
+// answer within that time, the request is not sent again for silentTime.
+const (
+	optionalTimeout = 2500 * time.Millisecond
+	silentTime      = time.Minute
+)
 
-// ask sends a request whose result is useful but not necessary. If the device did not
-// answer it recently, ask does not send it again.
+// ask sends a request whose result is useful but not necessary.
 func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(context.Context) error) error {
 	q := b.quirksOf(c)
 	if q.remembers(action) {
@@ -39,7 +42,7 @@ func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(c
 	defer cancel()
 	err := send(bounded)
 	if errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil && !Moved(err) {
-		q.remember(action)
+		q.remember(action, silentTime)
 	}
 	return err
 }
@@ -70,7 +73,7 @@ func (b *Backend) lookUp(ctx context.Context, c *Client, want PortMapping) (Port
 		if shown > result {
 			e, result = row, shown
 		}
-		if shown != notKnown {
+		if shown > unseen {
 			break
 		}
 	}
@@ -99,7 +102,7 @@ func (b *Backend) findByKey(ctx context.Context, c *Client, want PortMapping) (e
 const maxSearchRows = 256
 
 // findByIndex searches the table by index. If the table was not read completely, the
-// result is not missing but notKnown.
+// result is notKnown.
 func (b *Backend) findByIndex(ctx context.Context, c *Client, want PortMapping) (PortMapping, finding) {
 	const action = "GetGenericPortMappingEntry"
 	get := func(ctx context.Context, index int) (e PortMapping, err error) {
@@ -109,18 +112,24 @@ func (b *Backend) findByIndex(ctx context.Context, c *Client, want PortMapping) 
 		})
 		return e, err
 	}
-	n, absent := 0, missing
-	for e, err := range entriesByIndex(ctx, get) {
-		switch n++; {
-		case n > maxSearchRows:
-			b.quirksOf(c).remember(action) // another search would not find more
-			return e, notKnown
-		case errors.Is(err, backends.ErrMalformed):
-			absent = notKnown
-		case err != nil:
-			return e, notKnown
-		case e.Key() == want.Key():
-			return e, e.compare(want)
+	absent := unseen
+	for range 2 { // rows that are deleted during the search hide the rows after them
+		n := 0
+		for e, err := range entriesByIndex(ctx, get) {
+			switch n++; {
+			case n > maxSearchRows:
+				b.quirksOf(c).remember(action, silentTime) // another search would not find more
+				return e, notKnown
+			case errors.Is(err, backends.ErrMalformed):
+				absent = notKnown
+			case err != nil:
+				return e, notKnown
+			case e.Key() == want.Key():
+				return e, e.compare(want)
+			}
+		}
+		if n < 1 {
+			break
 		}
 	}
 	return PortMapping{}, absent
@@ -169,7 +178,7 @@ func (b *Backend) remove(ctx context.Context, g *gateway, c *Client, want PortMa
 		}
 		_, shown, _ := b.lookUp(ctx, c, want)
 		switch {
-		case shown == missing || shown == otherEntry:
+		case shown == missing || shown == unseen || shown == otherEntry:
 			q.update(func(q *quirkState) { q.deletes = q.deletes || err == nil })
 			return nil
 		case shown == notKnown && (err == nil || isNotFound(err)):
@@ -178,7 +187,7 @@ func (b *Backend) remove(ctx context.Context, g *gateway, c *Client, want PortMa
 			return err
 		case failure != nil:
 		case err == nil || isNotFound(err):
-			failure = fmt.Errorf("upnp: %w: it still lists %v port %d after the deletion", backends.ErrNoResources, want.Protocol, want.ExternalPort)
+			failure = fmt.Errorf("upnp: %w to delete %v port %d: it still lists the entry", backends.ErrNotAuthorized, want.Protocol, want.ExternalPort)
 		default:
 			failure = err
 		}

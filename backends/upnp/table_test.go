@@ -3,6 +3,7 @@ package upnp_test
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,47 @@ func TestSecondService(t *testing.T) {
 	}
 	if err := other.Unmap(t.Context(), listed[0]); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
+	}
+}
+
+// TestServiceAfterRefusal checks that the second service is used, for the requested port,
+// if the first one refuses with any code. If both refuse, the call fails.
+func TestServiceAfterRefusal(t *testing.T) {
+	for _, code := range []int{401, 402, 501, 606, 725, 899} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			t.Parallel()
+			gw, b := startBackend(t, twoSessions(code))
+			m, err := b.Map(t.Context(), request(8080, 9000))
+			if err != nil || m.External != netip.AddrPortFrom(gw.External().Next(), 9000) || len(gw.Table()) != 1 {
+				t.Errorf("mapped %v, %v; the gateway has %v", m.External, err, gw.Table())
+			}
+			if _, err := b.Map(t.Context(), request(8081, 9001)); err != nil || len(gw.Table()) != 2 {
+				t.Errorf("%v; the gateway has %v", err, gw.Table())
+			}
+		})
+	}
+	t.Run("both", func(t *testing.T) {
+		t.Parallel()
+		gw, b := startBackend(t, twoSessions(606))
+		injectFault(gw, addAction, 402)
+		_, err := b.Map(t.Context(), request(8080, 9000))
+		wantError(t, err, backends.ErrUnsupported, 402)
+	})
+}
+
+// TestUndeletable checks that the error of a mapping that is not reported says that the
+// entry remains, and that the caller must expect this.
+func TestUndeletable(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{Rules: quirks.Rules{AddDisabled: true, DeleteIgnored: true}})
+	_, err := b.Map(t.Context(), request(8080, 9000))
+	wantError(t, err, backends.ErrNoResources, 0)
+	wantError(t, err, backends.ErrNoReply, 0)
+	if text := fmt.Sprint(err); !strings.Contains(text, "the entry is disabled; the entry cannot be deleted") || strings.Contains(text, "no reply") {
+		t.Error(text)
+	}
+	if len(gw.Table()) != 1 {
+		t.Errorf("the gateway has %v", gw.Table())
 	}
 }
 
@@ -319,7 +361,7 @@ func TestOptionalRequests(t *testing.T) {
 					t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 				}
 			}
-			if n := count(gw, findAction); n != 1 {
+			if n := count(gw, findAction); name == "hang" && n != 1 {
 				t.Errorf("%d requests of %s, want 1", n, findAction)
 			}
 		})
