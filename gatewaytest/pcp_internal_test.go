@@ -140,7 +140,7 @@ func TestPCPPackets(t *testing.T) {
 		}},
 		{"description", Config{}, nil, vectorClient, []exchange{
 			{v["description"], "02810000 00000e10 000004d2 00000000 00000000 00000000 10111213 14151617 18191a1b " +
-				"11000000 1ae11ae1 00000000 00000000 0000ffff cb007107 80000006 676f206d 61700000"},
+				"11000000 1ae11ae1 00000000 00000000 0000ffff cb007107 80000008 676f206d 61702020"},
 		}},
 		{"unknown option", Config{}, nil, vectorClient, []exchange{{v["unknown option"], v["unknown option refused"]}}},
 		{"option past the end", Config{}, nil, vectorClient, []exchange{

@@ -178,8 +178,8 @@ func (b *Backend) checkLocalHost(ctx context.Context, internal netip.Addr) error
 	switch {
 	case err != nil:
 		return fmt.Errorf("natpmp: %w", err)
-	case local != internal:
-		return fmt.Errorf("natpmp: %w: it maps ports to the requesting host, %v, not to %v", backends.ErrUnsupported, local, internal)
+	case local.Addr() != internal:
+		return fmt.Errorf("natpmp: %w: it maps ports to the requesting host, %v, not to %v", backends.ErrUnsupported, local.Addr(), internal)
 	}
 	return nil
 }

@@ -109,7 +109,7 @@ func (c *Client) Probe(ctx context.Context) (ExternalAddrResponse, error) {
 
 func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResponse, error) {
 	request, _ := ExternalAddrRequest{}.MarshalBinary()
-	reply, err := c.do(ctx, OpExternalAddr, c.session.Do, port5351.Transaction{
+	reply, err := c.do(ctx, OpExternalAddr, port5351.Transaction{
 		Request: request, Probe: probe,
 		Match: func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) },
 	})
@@ -174,22 +174,21 @@ func (c *Client) transactMap(ctx context.Context, r MapRequest) (MapResponse, po
 		return MapResponse{}, port5351.Reply{}, err
 	}
 	op := Opcode(request[1])
-	send := func(do doFunc) (port5351.Reply, error) {
-		return c.do(ctx, op, do, port5351.Transaction{
-			Request: request,
-			Match: port5351.RequireRepeats(
-				func(b []byte) port5351.Match { return match(b, op, mapResponseSize, r.InternalPort) },
-				func(b []byte) bool {
-					resp, err := ParseMapResponse(b)
-					return err == nil && resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
-				}),
-		})
+	tx := port5351.Transaction{
+		Request: request,
+		Match: port5351.RequireRepeats(
+			func(b []byte) port5351.Match { return match(b, op, mapResponseSize, r.InternalPort) },
+			func(b []byte) bool {
+				resp, err := ParseMapResponse(b)
+				return err == nil && resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
+			}),
 	}
-	reply, err := send(c.session.Do)
+	reply, err := c.do(ctx, op, tx)
 	if isAmbiguous(reply.Datagram, r.InternalPort) {
 		// The response may be a late reply to a request for another port. Only this
 		// request is sent from the second socket, so a reply there is a reply to it.
-		reply, err = send(c.session.DoAlone)
+		tx.Alone = true
+		reply, err = c.do(ctx, op, tx)
 	}
 	if err != nil {
 		return MapResponse{}, reply, err
@@ -209,7 +208,7 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("natpmp: %w: %w", backends.ErrInvalid, err)
 	}
-	reply, err := c.send(ctx, h.Opcode, c.session.Do, port5351.Transaction{
+	reply, err := c.send(ctx, h.Opcode, port5351.Transaction{
 		Request: request,
 		Match: func(b []byte) port5351.Match {
 			if r, err := ParseHeader(b); err == nil && r.Version == h.Version && r.Opcode == h.Opcode|OpResponse {
@@ -221,38 +220,39 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 	return reply.Datagram, err
 }
 
-// doFunc is [port5351.Session.Do] or DoAlone.
-type doFunc func(context.Context, port5351.Transaction) (port5351.Reply, error)
-
 // do sends a request, and converts error responses without a payload to Go errors.
 // If a gateway that supports this version rejects this version, the response is
 // probably a late reply to another request, for example to a retransmitted PCP
 // request. It is accepted only if it is repeated.
-func (c *Client) do(ctx context.Context, op Opcode, do doFunc, tx port5351.Transaction) (port5351.Reply, error) {
+func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Match = port5351.RequireRepeats(tx.Match, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)
 		return err == nil && r.Version == Version && r.Result == UnsupportedVersion
 	})
-	reply, err := c.send(ctx, op, do, tx)
+	reply, err := c.send(ctx, op, tx)
 	if err != nil {
 		return reply, err
 	}
 	r, err := ParseErrorResponse(reply.Datagram)
+	size := mapResponseSize
+	if op == OpExternalAddr {
+		size = externalAddrResponseSize
+	}
 	switch {
 	case err != nil:
 		return reply, fmt.Errorf("natpmp: %w: %w", backends.ErrMalformed, err)
 	case r.Version != Version:
 		return reply, &VersionError{Version: r.Version}
-	case r.Result == UnsupportedVersion || r.Result == UnsupportedOpcode || r.Result != Success && len(reply.Datagram) < responseSize(op):
+	case r.Result == UnsupportedVersion || r.Result == UnsupportedOpcode || r.Result != Success && len(reply.Datagram) < size:
 		return reply, &ResultError{Op: op, Code: r.Result, Response: reply.Datagram}
 	}
 	return reply, nil
 }
 
 // send sends a request with the client's retransmission schedule.
-func (c *Client) send(ctx context.Context, op Opcode, do doFunc, tx port5351.Transaction) (port5351.Reply, error) {
+func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Wait = c.wait
-	reply, err := do(ctx, tx)
+	reply, err := c.session.Do(ctx, tx)
 	if err != nil {
 		c.log.Debug("natpmp: request failed", "op", op, "gateway", c.config.Gateway, "err", err)
 		if !errors.Is(err, net.ErrClosed) && ctx.Err() != nil {
@@ -288,10 +288,10 @@ func (c *Client) checkResult(op Opcode, code ResultCode, epoch time.Duration, re
 	return nil
 }
 
-// hasOwnPort reports whether a response is that of the gateway of a VPN provider: a
-// client has one port on the gateway, with the same number on both sides, and only
-// the lifetime of the request has an effect. Internal port 0 means this number. Some
-// gateways truncate both ports to eight bits instead, which is not such a response.
+// hasOwnPort reports whether a gateway of a VPN provider may have sent a response. Its
+// client has one port, with the same number on both sides, and only the lifetime of
+// the request has an effect. Internal port 0 means this number. Some gateways truncate
+// both ports to eight bits, so small ports do not count.
 func hasOwnPort(b []byte) bool {
 	const maxTruncated = 255
 	r, err := ParseMapResponse(b)
@@ -310,14 +310,6 @@ func isAmbiguous(b []byte, internalPort uint16) bool {
 	}
 	r, err := ParseMapResponse(b)
 	return err != nil || r.InternalPort != internalPort && (r.InternalPort != 0 || r.Result != Success)
-}
-
-// responseSize returns the size of a complete response.
-func responseSize(op Opcode) int {
-	if op == OpExternalAddr {
-		return externalAddrResponseSize
-	}
-	return mapResponseSize
 }
 
 // match reports how well a datagram answers a request. The source address has been

@@ -29,6 +29,7 @@ type Backend struct {
 	key           [sha256.Size]byte // for nonces that only this Backend can compute
 	refusals      refusals
 	noDescription atomic.Bool // set if the server refuses descriptions
+	noOptions     atomic.Bool // set if the server ignores requests with options
 
 	mu      sync.Mutex
 	granted map[Nonce]netip.AddrPort // the external endpoints, for comparison with mapping updates
@@ -169,7 +170,7 @@ func (b *Backend) local(ctx context.Context) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, b.client.wrapError(ctx, OpMap, err)
 	}
-	return local.WithZone(""), nil
+	return local.Addr().WithZone(""), nil
 }
 
 func (b *Backend) mapPort(ctx context.Context, r backends.Request, nonce Nonce) (backends.Mapping, error) {
@@ -186,7 +187,8 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, nonce Nonce) 
 	if err := b.refusals.check(r, time.Now()); err != nil {
 		return backends.Mapping{}, err
 	}
-	resp, reply, err := b.sendMap(ctx, newMapRequest(r, local, nonce, b.client.config.Nonce != nil))
+	q := newMapRequest(r, local, nonce, b.client.config.Nonce != nil)
+	resp, reply, err := b.sendMap(ctx, q)
 	if err != nil {
 		return backends.Mapping{}, b.recordRefusal(r, err)
 	}
@@ -202,8 +204,10 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, nonce Nonce) 
 		Granted:     reply.Sent,
 		Token:       backends.NewToken(resp.Nonce[:]),
 	}
-	if err := b.rejectWrongPort(ctx, r, m); err != nil {
-		return backends.Mapping{}, err
+	if r.Exact {
+		if err := b.client.rejectWrongPort(ctx, q, resp); err != nil {
+			return backends.Mapping{}, err
+		}
 	}
 	b.recordGrant(resp.Nonce, m.External)
 	return m, nil
@@ -253,18 +257,41 @@ func wireDescription(s string) string {
 	return s
 }
 
+// maxWithOptions is how many times a request is sent with options that are not
+// essential, if the server does not reply. mapPort ignores as many late refusals.
+const maxWithOptions = 2
+
+// dropOptional removes the options that are not essential. PREFER_FAILURE is not
+// essential, because the client compares the ports, and a description is only for
+// people.
+var dropOptional = []func(*Options) bool{dropDescription, dropFilterReset, dropPreferFailure}
+
 // sendMap sends a map request. If the server refuses an option that is not
-// essential, it sends the request again without it. PREFER_FAILURE is not
-// essential, because the client can compare the ports, and a description is only
-// for people. Common servers refuse requests with a description, although RFC 7220
-// makes it optional to process. Later requests to such a server have no
-// description.
+// essential, it sends the request again without it; later requests to a server that
+// refuses descriptions have none. If the server does not reply, it sends the request
+// without all these options, and remembers whether the server replied then.
 func (b *Backend) sendMap(ctx context.Context, q MapRequest) (MapResponse, port5351.Reply, error) {
 	if b.noDescription.Load() {
 		q.Options.Description = ""
 	}
-	resp, reply, err := b.client.mapPort(ctx, q)
-	for _, drop := range []func(*Options) bool{dropDescription, dropFilterReset, dropPreferFailure} {
+	essential, optional := q, false
+	for _, drop := range dropOptional {
+		optional = drop(&essential.Options) || optional
+	}
+	if b.noOptions.Load() {
+		q, optional = essential, false
+	}
+	client := *b.client
+	if optional {
+		client.config.Transmissions = min(maxWithOptions, client.config.Transmissions)
+	}
+	resp, reply, err := client.mapPort(ctx, q)
+	if optional && errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil {
+		resp, reply, err = b.client.mapPort(ctx, essential)
+		b.noOptions.Store(err == nil)
+		return resp, reply, err
+	}
+	for _, drop := range dropOptional {
 		var refusal *ResultError
 		if !errors.As(err, &refusal) || !refusal.Code.isOptionError() || !drop(&q.Options) {
 			continue
@@ -324,20 +351,6 @@ func (b *Backend) recordRefusal(r backends.Request, err error) error {
 	return err
 }
 
-// rejectWrongPort deletes a mapping that does not have the exact port and address
-// of the request.
-func (b *Backend) rejectWrongPort(ctx context.Context, r backends.Request, m backends.Mapping) error {
-	requested := r.External
-	if !r.Exact || m.External.Port() == requested.Port() && (!requested.Addr().IsValid() || requested.Addr().IsUnspecified() || requested.Addr() == m.External.Addr()) {
-		return nil
-	}
-	conflict := fmt.Errorf("pcp: %w: the gateway granted %v instead of port %d", backends.ErrConflict, m.External, requested.Port())
-	if err := b.Unmap(ctx, m); err != nil {
-		return fmt.Errorf("%w; the granted mapping was not deleted and lasts for %v: %w", conflict, m.Lifetime, err)
-	}
-	return conflict
-}
-
 // Unmap deletes the mapping. It succeeds if the server has no such mapping.
 func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Delete)
@@ -360,8 +373,6 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	switch {
 	case !errors.As(err, &refusal):
 		return err
-	case refusal.Code == NoResources:
-		return nil // a common server sends this if it has no such mapping
 	case refusal.Code == NotAuthorized && !m.Token.IsZero() && local.Is6():
 		return b.shorten(ctx, m, nonce, third, err)
 	}

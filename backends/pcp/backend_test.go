@@ -107,15 +107,16 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestRequestOptions(t *testing.T) {
+	t.Parallel()
 	gw := start(t, gatewaytest.Config{})
 	gw.Inject(gatewaytest.Fault{Drop: true})
-	b := open(t, pcp.Config{Gateway: gw.Addr()})
+	b := open(t, pcp.Config{Gateway: gw.Addr(), Transmissions: 3})
 	r := webRequest
 	r.Internal = netip.MustParseAddrPort("192.0.2.9:8080")
 	r.External = netip.AddrPortFrom(netip.Addr{}, 80)
 	r.Remote, r.Exact, r.Description = netip.MustParseAddrPort("198.51.100.7:99"), true, "web\x00 server"
 	_, _ = b.Map(t.Context(), r)
-	got := lastMapRequest(t, gw).Options
+	got := mapRequests(t, gw)[0].Options
 	if got.ThirdParty != r.Internal.Addr() || !got.PreferFailure || got.Description != "web? server" {
 		t.Errorf("options %+v", got)
 	}
@@ -128,6 +129,43 @@ func TestRequestOptions(t *testing.T) {
 	}, r)
 	if f := lastMapRequest(t, gw).Options.Filters; !slices.Equal(f, want) {
 		t.Errorf("filters of a renewal %v", f)
+	}
+	// After two requests without a reply, only the essential options remain.
+	for i, q := range mapRequests(t, gw) {
+		o, optional := q.Options, i%5 < 2
+		if o.ThirdParty != r.Internal.Addr() || !slices.Equal(o.Filters, want) || o.PreferFailure != optional || (o.Description != "") != optional {
+			t.Errorf("request %d has the options %+v", i, o)
+		}
+	}
+}
+
+// TestOptionsIgnored checks a server that does not respond to requests with options.
+// The first mapping is granted without them, and later requests have none.
+func TestOptionsIgnored(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	gw.Inject(gatewaytest.Fault{
+		Match: func(r gatewaytest.Request) bool {
+			q, err := pcp.ParseMapRequest(r.Raw)
+			return err == nil && len(r.Raw) != 60 && q.Protocol == backends.TCP
+		},
+		Drop: true,
+	})
+	b := open(t, pcp.Config{Gateway: gw.Addr(), Transmissions: 4})
+	r := webRequest
+	r.Description, r.Exact, r.External = "a web server", true, netip.AddrPortFrom(netip.Addr{}, 8080)
+	for _, want := range []int{3, 1} {
+		before := len(gw.Requests())
+		m, err := b.Map(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(gw.Requests()) - before; n != want {
+			t.Errorf("%d requests, want %d", n, want)
+		}
+		if err := b.Unmap(t.Context(), m); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -108,29 +108,10 @@ func (c *Client) Gateway() netip.AddrPort { return c.config.Gateway }
 // Announce requests the server's epoch (RFC 6887, section 14.1). The reply also
 // shows that the server is reachable. The errors are those of Map.
 func (c *Client) Announce(ctx context.Context) (AnnounceResponse, error) {
-	return c.announce(ctx, port5351.Transaction{}, c.config.FirstWait)
-}
-
-// probeFirstWait is the first wait of a probe. A program waits for its result, so
-// the three seconds of the standard are too long.
-const probeFirstWait = 250 * time.Millisecond
-
-// Probe is Announce without the queue, and with waits that start at 250 ms. If the
-// server refuses the opcode, it supports PCP, and Probe succeeds.
-func (c *Client) Probe(ctx context.Context) error {
-	_, err := c.announce(ctx, port5351.Transaction{Probe: true}, probeFirstWait)
-	if refusal := (*ResultError)(nil); errors.As(err, &refusal) {
-		return nil
-	}
-	return err
-}
-
-func (c *Client) announce(ctx context.Context, tx port5351.Transaction, firstWait time.Duration) (AnnounceResponse, error) {
 	var resp AnnounceResponse
-	tx.Match = func(b []byte) port5351.Match { return match(b, OpAnnounce, nil) }
-	reply, err := c.do(ctx, OpAnnounce, firstWait, tx, func(local netip.Addr) ([]byte, error) {
-		return AnnounceRequest{Client: local}.MarshalBinary()
-	})
+	reply, err := c.do(ctx, OpAnnounce, c.config.FirstWait, port5351.Transaction{
+		Match: func(b []byte) port5351.Match { return match(b, OpAnnounce, nil) },
+	}, marshalAnnounce)
 	if err != nil {
 		return resp, err
 	}
@@ -140,11 +121,51 @@ func (c *Client) announce(ctx context.Context, tx port5351.Transaction, firstWai
 	return resp, nil
 }
 
+// probeFirstWait is the first wait of a probe. A program waits for its result, so
+// the three seconds of the standard are too long.
+const probeFirstWait = 250 * time.Millisecond
+
+func marshalAnnounce(local netip.AddrPort) ([]byte, error) {
+	return AnnounceRequest{Client: local.Addr()}.MarshalBinary()
+}
+
+// Probe checks whether the server supports PCP, and records its epoch. It sends an
+// ANNOUNCE request. To that, some servers do not respond, so Probe then requests the
+// deletion of a mapping that does not exist. Any response of version 2 is a success.
+//
+// Probe does not wait in the queue, and its waits start at 250 ms.
+func (c *Client) Probe(ctx context.Context) error {
+	// No program has a mapping for the port of this client's own socket.
+	deletion := MapRequest{Nonce: nonceOrRandom(Nonce{}), Protocol: backends.UDP}
+	var retransmission []byte
+	_, err := c.do(ctx, OpAnnounce, probeFirstWait, port5351.Transaction{
+		Probe:          true,
+		Retransmission: func() []byte { return retransmission },
+		Match: func(b []byte) port5351.Match {
+			key := mappingKey{deletion.Nonce, deletion.Protocol, deletion.InternalPort}
+			return max(match(b, OpAnnounce, nil), match(b, OpMap, &key))
+		},
+	}, func(local netip.AddrPort) (request []byte, err error) {
+		deletion.Client, deletion.InternalPort = local.Addr(), local.Port()
+		if retransmission, err = deletion.MarshalBinary(); err != nil {
+			return nil, err
+		}
+		return marshalAnnounce(local)
+	})
+	if refusal := (*ResultError)(nil); errors.As(err, &refusal) {
+		return nil
+	}
+	return err
+}
+
 // Map creates, renews or, with Lifetime 0, deletes a mapping (RFC 6887, sections 11
 // and 15). The zero Client means the address from which the request is sent. The
 // zero Nonce means a random nonce: keep the nonce of the response to renew and
-// delete the mapping. Unless Options.PreferFailure is set, the call succeeds even
-// if the server grants another external port than requested.
+// delete the mapping. The call succeeds even if the server grants another external
+// port or address than requested, unless Options.PreferFailure is set: it then fails
+// with an error that wraps backends.ErrConflict. If the server ignores this option,
+// Map deletes the mapping that it granted. A deletion succeeds if there is no such
+// mapping, even if the result of the response is NoResources.
 //
 // Protocol 0 and InternalPort 0, which mean all, fail with backends.ErrInvalid: use
 // MapAll. If the server refuses, the error is a *[ResultError]. If it does not
@@ -153,8 +174,29 @@ func (c *Client) Map(ctx context.Context, r MapRequest) (MapResponse, error) {
 	if r.Protocol == 0 || r.InternalPort == 0 {
 		return MapResponse{}, fmt.Errorf("pcp: %w: protocol %d, internal port %d: 0 means all", backends.ErrInvalid, r.Protocol, r.InternalPort)
 	}
+	r.Nonce = nonceOrRandom(r.Nonce)
 	resp, _, err := c.mapPort(ctx, r)
+	if err == nil && r.Options.PreferFailure {
+		err = c.rejectWrongPort(ctx, r, resp)
+	}
 	return resp, err
+}
+
+// rejectWrongPort deletes a mapping that does not have the external port and address
+// of its request.
+func (c *Client) rejectWrongPort(ctx context.Context, r MapRequest, resp MapResponse) error {
+	if resp.ExternalPort == r.ExternalPort && (!r.External.IsValid() || r.External.IsUnspecified() || canonicalAddr(r.External) == resp.External) {
+		return nil
+	}
+	conflict := fmt.Errorf("pcp: %w: the gateway granted %v instead of port %d",
+		backends.ErrConflict, netip.AddrPortFrom(resp.External, resp.ExternalPort), r.ExternalPort)
+	_, _, err := c.mapPort(ctxsync.DefaultPriority(ctx, ctxsync.Delete), MapRequest{
+		Client: r.Client, Nonce: r.Nonce, Protocol: r.Protocol, InternalPort: r.InternalPort, Options: Options{ThirdParty: r.Options.ThirdParty},
+	})
+	if err != nil {
+		return fmt.Errorf("%w; the granted mapping was not deleted and lasts for %v: %w", conflict, resp.Lifetime, err)
+	}
+	return conflict
 }
 
 // MapAll maps all ports of a protocol or, with protocol 0, of all protocols (RFC
@@ -181,8 +223,8 @@ func (c *Client) Peer(ctx context.Context, r PeerRequest) (PeerResponse, error) 
 	var resp PeerResponse
 	reply, err := c.do(ctx, OpPeer, c.config.FirstWait, port5351.Transaction{
 		Match: func(b []byte) port5351.Match { return match(b, OpPeer, &key) },
-	}, func(local netip.Addr) ([]byte, error) {
-		r.Client = firstValid(r.Client, local)
+	}, func(local netip.AddrPort) ([]byte, error) {
+		r.Client = firstValid(r.Client, local.Addr())
 		return r.MarshalBinary()
 	})
 	if err == nil {
@@ -222,14 +264,21 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 				case resp.Result == UnsupportedOption || resp.Result == MalformedOption:
 					return len(b) != requestSize // then the error may be about the options of another request
 				}
-				return resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0)
+				return resp.Result == Success && (resp.Lifetime == 0) != (r.Lifetime == 0) ||
+					resp.Result == CannotProvideExternal && !r.Options.PreferFailure // an earlier request had this option
 			}),
-	}, func(local netip.Addr) ([]byte, error) {
-		r.Client = firstValid(client, local)
+	}, func(local netip.AddrPort) ([]byte, error) {
+		r.Client = firstValid(client, local.Addr())
 		request, err := r.MarshalBinary()
 		requestSize = len(request)
 		return request, err
 	})
+	var refusal *ResultError
+	if errors.As(err, &refusal) && refusal.Code == NoResources && r.Lifetime == 0 {
+		// miniupnpd sends this if it has no such mapping.
+		resp, _ := ParseMapResponse(reply.Datagram)
+		return resp, reply, nil
+	}
 	if err != nil {
 		return MapResponse{}, reply, err
 	}
@@ -249,7 +298,7 @@ func (c *Client) mapPort(ctx context.Context, r MapRequest) (MapResponse, port53
 // the request, and the local address has changed, the request is sent once more
 // (RFC 6887, section 7.4).
 func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx port5351.Transaction,
-	request func(local netip.Addr) ([]byte, error),
+	request func(local netip.AddrPort) ([]byte, error),
 ) (port5351.Reply, error) {
 	var previous netip.Addr
 	for {
@@ -257,7 +306,7 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx 
 		if err != nil {
 			return port5351.Reply{}, c.wrapError(ctx, op, err)
 		}
-		if tx.Request, err = request(local.WithZone("")); err != nil {
+		if tx.Request, err = request(netip.AddrPortFrom(local.Addr().WithZone(""), local.Port())); err != nil {
 			return port5351.Reply{}, err
 		}
 		tx.Wait = c.schedule(firstWait)
@@ -269,7 +318,7 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx 
 		err = c.checkReply(op, reply)
 		var refusal *ResultError
 		if errors.As(err, &refusal) && refusal.Code == AddressMismatch && !previous.IsValid() {
-			previous = local
+			previous = local.Addr()
 			if current := c.session.Redial(ctx); current.IsValid() && current != previous {
 				continue
 			}

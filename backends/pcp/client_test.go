@@ -108,6 +108,70 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// TestProbeWithoutAnnounce checks that Probe finds a server that does not respond to
+// ANNOUNCE, and creates no mapping.
+func TestProbeWithoutAnnounce(t *testing.T) {
+	for name, unknown := range map[string]bool{"success": false, "no resources": true} {
+		t.Run(name, func(t *testing.T) {
+			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{NoAnnounce: true, DeleteUnknownNoResources: unknown}}})
+			if err := open(t, pcp.Config{Gateway: gw.Addr()}).Probe(t.Context()); err != nil {
+				t.Errorf("Probe: %v", err)
+			}
+			for _, r := range gw.Requests() {
+				if r.Op != "announce" && r.Op != "unmap" {
+					t.Errorf("Probe sent %s", r.Op)
+				}
+			}
+		})
+	}
+	gw := start(t, gatewaytest.Config{Protocols: []string{"upnp"}})
+	if err := open(t, pcp.Config{Gateway: gw.Addr()}).Probe(t.Context()); !errors.Is(err, backends.ErrNoReply) {
+		t.Errorf("Probe without a server: %v", err)
+	}
+}
+
+// TestUnmapAbsent checks that Unmap succeeds if the mapping is absent, and fails if it
+// has another nonce.
+func TestUnmapAbsent(t *testing.T) {
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{DeleteUnknownNoResources: true}}})
+	c := open(t, pcp.Config{Gateway: gw.Addr()}).Client()
+	if err := c.Unmap(t.Context(), backends.TCP, 8080, pcp.Nonce{1}); err != nil {
+		t.Errorf("Unmap of an absent mapping: %v", err)
+	}
+	if r, err := c.Map(t.Context(), pcp.MapRequest{Protocol: backends.TCP, InternalPort: 8080}); err != nil {
+		t.Errorf("Map with lifetime 0: %+v, %v", r, err)
+	}
+	if _, err := c.Map(t.Context(), pcp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, Lifetime: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Unmap(t.Context(), backends.TCP, 8080, pcp.Nonce{1}); !errors.Is(err, backends.ErrNotAuthorized) {
+		t.Errorf("Unmap with another nonce: %v, want ErrNotAuthorized", err)
+	}
+}
+
+// TestPreferFailureIgnored checks that Map with PreferFailure fails and leaves nothing
+// behind if the server grants another port or address.
+func TestPreferFailureIgnored(t *testing.T) {
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{PreferFailureIgnored: true}}})
+	c := open(t, pcp.Config{Gateway: gw.Addr()}).Client()
+	r := pcp.MapRequest{Protocol: backends.TCP, InternalPort: 8080, ExternalPort: 8080, Lifetime: time.Hour, Options: pcp.Options{PreferFailure: true}}
+	if _, err := c.Map(t.Context(), r); err != nil {
+		t.Fatalf("Map of a free port: %v", err)
+	}
+	r.InternalPort = 8081
+	if m, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrConflict) || len(gw.Table()) != 1 {
+		t.Errorf("Map of a taken port: %+v, %v, the gateway has %v", m, err, gw.Table())
+	}
+	r.ExternalPort, r.External = 8081, netip.MustParseAddr("45.45.45.99")
+	if m, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrConflict) || len(gw.Table()) != 1 {
+		t.Errorf("Map at another address: %+v, %v, the gateway has %v", m, err, gw.Table())
+	}
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "unmap" }, Result: int(pcp.NotAuthorized)})
+	if _, err := c.Map(t.Context(), r); !errors.Is(err, backends.ErrConflict) || !errors.Is(err, backends.ErrNotAuthorized) {
+		t.Errorf("Map whose grant is not deleted: %v", err)
+	}
+}
+
 // TestMapAll checks that MapAll maps all ports of a protocol or of all protocols,
 // if the server permits it, and deletes only that mapping.
 func TestMapAll(t *testing.T) {

@@ -60,15 +60,24 @@ func injectRefusals(gw *gatewaytest.Gateway, code pcp.ResultCode, lifetime time.
 
 var webRequest = backends.Request{Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 8080), Lifetime: time.Hour}
 
-// lastMapRequest returns the last MAP request that the gateway received.
+// mapRequests returns the requests that the gateway received, all MAP requests.
+func mapRequests(t *testing.T, gw *gatewaytest.Gateway) (out []pcp.MapRequest) {
+	t.Helper()
+	for _, r := range gw.Requests() {
+		q, err := pcp.ParseMapRequest(r.Raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, q)
+	}
+	return out
+}
+
+// lastMapRequest returns the last request that the gateway received, a MAP request.
 func lastMapRequest(t *testing.T, gw *gatewaytest.Gateway) pcp.MapRequest {
 	t.Helper()
-	requests := gw.Requests()
-	r, err := pcp.ParseMapRequest(requests[len(requests)-1].Raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	requests := mapRequests(t, gw)
+	return requests[len(requests)-1]
 }
 
 // unhex decodes hexadecimal digits and ignores spaces.

@@ -54,7 +54,9 @@ type Options struct {
 	Filters []Filter
 	// Description is the text that the server shows for the mapping: UTF-8 of at
 	// most 1016 bytes, without NUL. The parsers ignore a description that breaks
-	// this rule.
+	// this rule. Spaces are appended to it until its size is a multiple of four,
+	// because common servers refuse other sizes, and the parsers remove spaces at
+	// its end. A description of spaces only has no text.
 	Description string
 	// ClearDescription sends a description without text, which deletes the
 	// description on the server. It must be false if Description is set.
@@ -73,8 +75,8 @@ func (o *Options) append(b []byte) []byte {
 		b = f.append(b)
 	}
 	if n := len(o.Description); n != 0 || o.ClearDescription {
-		b = append(appendOption(b, OptDescription, n), o.Description...)
-		b = append(b, "\x00\x00\x00"[:padding(n)]...)
+		b = append(appendOption(b, OptDescription, n+padding(n)), o.Description...)
+		b = append(b, "   "[:padding(n)]...)
 	}
 	return b
 }
@@ -228,7 +230,8 @@ func (o *Options) parseOption(code OptionCode, data []byte, op Opcode) *RequestE
 		o.Filters = append(o.Filters, f)
 	case OptDescription:
 		if s := string(data); validDescription(s) {
-			o.Description, o.ClearDescription = s, s == ""
+			o.Description = strings.TrimRight(s, " ")
+			o.ClearDescription = o.Description == ""
 		}
 	}
 	return nil

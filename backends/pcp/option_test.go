@@ -101,7 +101,7 @@ func TestOptions(t *testing.T) {
 		{"none", "", pcp.Options{}, false},
 		{"third party", optThird6, pcp.Options{ThirdParty: third6}, false},
 		{
-			"all", optThird6 + optPrefer + optFilter + optFilter + "80000003 61626300",
+			"all", optThird6 + optPrefer + optFilter + optFilter + "80000004 61626320",
 			pcp.Options{
 				ThirdParty: third6, PreferFailure: true,
 				Filters: []pcp.Filter{{Prefix: subnet}, {Prefix: subnet}}, Description: "abc",
@@ -114,6 +114,8 @@ func TestOptions(t *testing.T) {
 			true,
 		},
 		{"reserved bytes and padding", "80ff0003 616263ff", pcp.Options{Description: "abc"}, true},
+		{"description with spaces at its end", "80000008 61622020 20202020", pcp.Options{Description: "ab"}, true},
+		{"description of spaces", "80000004 20202020", pcp.Options{ClearDescription: true}, true},
 		{"no description", "80000000", pcp.Options{ClearDescription: true}, false},
 		{"description is not UTF-8", "80000001 ff000000", pcp.Options{}, true},
 		{"description with a NUL", "80000003 61006200", pcp.Options{}, true},

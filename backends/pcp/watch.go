@@ -15,7 +15,9 @@ import (
 // another external endpoint; and an epoch that shows a loss of state, in a response
 // to any request of this process (RFC 6887, sections 8.5 and 14). Before it calls notify, Watch sends a
 // request to the server and waits for the reply. An announcement or update from a
-// server whose epoch is consistent is a change of kind Announced.
+// server whose epoch is consistent is a change of kind Announced. PCP has no request
+// for the external address, so another address is not a change of kind AddressChanged:
+// the next renewal reports it.
 //
 // If Watch cannot listen for announcements, it logs the error and relies on the
 // other two signs.
@@ -25,18 +27,14 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 		ListenFailed: func(err error) { b.client.log.Warn("pcp: cannot listen for announcements", "err", err) },
 		Probe: func(ctx context.Context) error {
 			err := b.client.Probe(ctx)
-			if err == nil {
-				b.refusals.clear()
+			if err != nil {
+				return err
 			}
-			return err
+			b.refusals.clear()
+			b.noOptions.Store(false)
+			return nil
 		},
-		Notify: func(hint port5351.Hint) {
-			c := backends.Change{Kind: backends.Announced, Reason: hint.Reason}
-			if hint.Restarted {
-				c.Kind, c.Since = backends.Restarted, hint.Since
-			}
-			notify(c)
-		},
+		Notify: func(hint port5351.Hint) { notify(hint.Change(netip.Addr{}, netip.Addr{})) },
 	})
 }
 

@@ -126,16 +126,17 @@ func (c *Conn) Close() {
 // Gateway returns the address and port to which requests are sent.
 func (c *Conn) Gateway() netip.AddrPort { return c.config.Gateway }
 
-// Local returns the local address from which requests are sent. It sends nothing.
-func (c *Conn) Local(ctx context.Context) (netip.Addr, error) {
+// Local returns the local address and port from which requests are sent. It sends
+// nothing.
+func (c *Conn) Local(ctx context.Context) (netip.AddrPort, error) {
 	sock, err := c.socket(ctx)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return netip.Addr{}, context.Cause(ctx)
+		return netip.AddrPort{}, context.Cause(ctx)
 	case errors.Is(err, net.ErrClosed):
-		return netip.Addr{}, net.ErrClosed
+		return netip.AddrPort{}, net.ErrClosed
 	case err != nil:
-		return netip.Addr{}, fmt.Errorf("%w: cannot send to %v: %w", backends.ErrNoReply, c.config.Gateway, err)
+		return netip.AddrPort{}, fmt.Errorf("%w: cannot send to %v: %w", backends.ErrNoReply, c.config.Gateway, err)
 	}
 	return localAddr(sock), nil
 }
@@ -239,7 +240,7 @@ func (c *Conn) readLoop(sock net.Conn) {
 		n, err := sock.Read(buf)
 		switch {
 		case err == nil && n <= maxDatagram:
-			c.deliver(buf[:n], time.Now(), localAddr(sock))
+			c.deliver(buf[:n], time.Now(), localAddr(sock).Addr())
 		case err == nil:
 		case isRefused(err):
 			c.deliverRefusal()
@@ -252,12 +253,12 @@ func (c *Conn) readLoop(sock net.Conn) {
 	}
 }
 
-// localAddr returns the address to which the socket is bound.
-func localAddr(sock net.Conn) netip.Addr {
+// localAddr returns the address and port to which the socket is bound.
+func localAddr(sock net.Conn) netip.AddrPort {
 	if a, ok := sock.LocalAddr().(*net.UDPAddr); ok {
-		return a.AddrPort().Addr().Unmap()
+		return netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), a.AddrPort().Port())
 	}
-	return netip.Addr{}
+	return netip.AddrPort{}
 }
 
 // dialUDP opens a socket that is connected to the gateway. The kernel then drops

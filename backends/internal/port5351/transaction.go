@@ -28,8 +28,10 @@ const (
 
 // Transaction is a request, and the rules for its replies and retransmissions.
 type Transaction struct {
-	// Request is the datagram to send. Retransmissions are identical.
-	Request []byte
+	// Request is the datagram to send. Retransmissions are identical, unless
+	// Retransmission is set: it returns the datagram to send instead.
+	Request        []byte
+	Retransmission func() []byte
 	// Match reports whether a datagram from the gateway's address and port answers
 	// the request. The goroutine that reads the socket calls it, so it must be fast
 	// and must not keep the datagram.
@@ -40,6 +42,10 @@ type Transaction struct {
 	// Probe requests do not wait in the queue. They are small, and their result
 	// must not wait for the retransmissions of other requests.
 	Probe bool
+	// Alone requests have a socket that sends no other request. Late replies to other
+	// requests do not arrive there, so each datagram from the gateway is a reply to
+	// this request, even if it does not repeat the request's fields.
+	Alone bool
 }
 
 // RequireRepeats returns a function that ignores the first two matching datagrams
@@ -78,6 +84,7 @@ const maxExclusive = time.Second
 // inFlight is a transaction in progress.
 type inFlight struct {
 	transaction *Transaction
+	datagram    []byte       // to send next
 	outcome     chan outcome // with capacity 1: only the first outcome is kept
 }
 
@@ -93,7 +100,11 @@ type outcome struct {
 // syscall.ECONNREFUSED. If ctx ends, Do returns the cause. If the Conn is closed,
 // Do returns net.ErrClosed.
 func (c *Conn) Do(ctx context.Context, tx Transaction) (Reply, error) {
-	p := &inFlight{transaction: &tx, outcome: make(chan outcome, 1)}
+	if tx.Alone {
+		c = makeConn(c.config, c.dial)
+		defer c.Close()
+	}
+	p := &inFlight{transaction: &tx, datagram: tx.Request, outcome: make(chan outcome, 1)}
 	defer c.unregister(p)
 
 	var sent time.Time
@@ -101,6 +112,9 @@ func (c *Conn) Do(ctx context.Context, tx Transaction) (Reply, error) {
 		wait, more := tx.Wait(n)
 		if !more {
 			return Reply{}, fmt.Errorf("%w: %v did not reply to %d requests", backends.ErrNoReply, c.config.Gateway, n)
+		}
+		if n > 0 && tx.Retransmission != nil {
+			p.datagram = tx.Retransmission()
 		}
 		out, err := c.attempt(ctx, p, wait, &sent)
 		switch {
@@ -181,7 +195,7 @@ func (c *Conn) send(ctx context.Context, p *inFlight) error {
 		if sock, err = c.socket(ctx); err != nil {
 			break
 		}
-		if err = write(sock, p.transaction.Request); err == nil {
+		if err = write(sock, p.datagram); err == nil {
 			return nil
 		}
 		c.discardSocket(sock)

@@ -1,9 +1,16 @@
 package labtest
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/internal/lab"
 )
 
@@ -216,4 +223,75 @@ func TestLowPorts(t *testing.T) {
 			wantRules(t, home, 0)
 		})
 	}
+}
+
+// pcpProgram uses only the PCP client. Another host has mapped the external port 8080.
+// After each step it sends the number of responses that the client received, and waits
+// until the test has inspected the router.
+var pcpProgram = lab.Func("pcp client", func(p *lab.Proc) {
+	var gateway netip.Addr
+	p.Args(&gateway)
+	var log bytes.Buffer
+	b, err := pcp.New(pcp.Config{
+		Gateway: netip.AddrPortFrom(gateway, 0), FirstWait: 250 * time.Millisecond,
+		Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		p.Fatal(err)
+	}
+	ctx, c := context.Background(), b.Client()
+	step := func(err, want error) {
+		if !errors.Is(err, want) {
+			p.Fatalf("%v, want %v", err, want)
+		}
+		p.Send(bytes.Count(log.Bytes(), []byte("reply received")))
+		log.Reset()
+		p.Receive(nil)
+	}
+	step(c.Unmap(ctx, backends.TCP, 80, pcp.Nonce{1}), nil)
+	_, err = c.Map(ctx, pcp.MapRequest{
+		Protocol: backends.TCP, InternalPort: 80, ExternalPort: 8080, Lifetime: time.Minute, Options: pcp.Options{PreferFailure: true},
+	})
+	step(err, backends.ErrConflict)
+	r, err := c.Map(ctx, pcp.MapRequest{
+		Protocol: backends.TCP, InternalPort: 80, ExternalPort: 8081, Lifetime: time.Minute,
+		Options: pcp.Options{PreferFailure: true, Description: "goforward"},
+	})
+	step(err, nil)
+	step(c.Unmap(ctx, backends.TCP, 80, pcp.Nonce{1}), backends.ErrNotAuthorized)
+	step(c.Unmap(ctx, backends.TCP, 80, r.Nonce), nil)
+	_, err = b.Map(ctx, backends.Request{
+		Protocol: backends.TCP, Internal: netip.AddrPortFrom(netip.Addr{}, 80), Description: "goforward",
+	})
+	step(err, nil)
+	if err := b.Close(); err != nil {
+		p.Fatal(err)
+	}
+})
+
+// TestPCP checks the PCP client without a Forwarder: the deletion of an absent mapping,
+// PREFER_FAILURE, which this router ignores, and one request for each mapping with a
+// description.
+func TestPCP(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "pcp: the client alone")
+	home, _ := homeWithTakenPort(t)
+	p := home.Lan.Start(t, pcpProgram, home.Gateway)
+	for i, want := range []struct{ responses, rules int }{
+		{1, 1}, // Unmap of an absent mapping
+		{2, 1}, // Map with PreferFailure of a taken port, which is deleted again
+		{1, 2}, // Map with a description
+		{1, 2}, // Unmap with another nonce
+		{1, 1}, // Unmap
+		{1, 2}, // Map of the Backend with a description
+	} {
+		var responses int
+		p.Expect(&responses)
+		if responses != want.responses {
+			t.Errorf("step %d: %d responses, want %d", i, responses, want.responses)
+		}
+		wantRules(t, home, want.rules)
+		p.Send("go on")
+	}
+	p.Wait()
 }

@@ -74,10 +74,11 @@ USED  UPNP DEVICE                  ADDRESS    SERVICE            STATUS     EXTE
 			t.Errorf("no %q in\n%s", reason, got.stderr)
 		}
 	}
-	// The command must not create a mapping, not even briefly.
+	// The command must not create a mapping, not even briefly. To a gateway that does not
+	// respond, the PCP probe also sends the deletion of a mapping that does not exist.
 	for _, gw := range []*gatewaytest.Gateway{good, silent, pcp, pcp6, natpmp} {
 		for _, r := range gw.Requests() {
-			if r.Op == "map" || r.Op == "unmap" || r.Op == "peer" {
+			if r.Op == "map" || r.Op == "unmap" && gw != silent || r.Op == "peer" {
 				t.Errorf("the gateway received %s", r.Name())
 			}
 		}
