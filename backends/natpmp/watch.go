@@ -3,7 +3,6 @@ package natpmp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -14,9 +13,9 @@ import (
 // Watch calls notify when the gateway may have lost its mappings: after an
 // announcement, or if the epoch went back in a response to any request of this
 // process (RFC 6886, sections 3.6 and 3.7). Before it calls notify, Watch sends a
-// request to the gateway and waits for the reply. An announcement from a gateway
-// whose epoch did not go back is a change of kind Announced, or AddressChanged if
-// the reply has another external address.
+// request to the gateway and waits for the reply. If the reply has another external
+// address, the change is of kind AddressChanged, even if the epoch went back too. An
+// announcement alone is a change of kind Announced.
 //
 // If Watch cannot listen for announcements, it logs the error and only checks the
 // epoch.
@@ -37,25 +36,8 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 			}
 			return err
 		},
-		Notify: func(hint port5351.Hint) { notify(change(hint, previous, current)) },
+		Notify: func(hint port5351.Hint) { notify(hint.Change(previous, current)) },
 	})
-}
-
-// change converts a hint to a Change. The address current is from the reply that
-// confirmed the hint.
-func change(hint port5351.Hint, previous, current netip.Addr) backends.Change {
-	c := backends.Change{Kind: backends.Announced, External: sanitizeAddr(current), Reason: hint.Reason}
-	addrChanged := previous.IsValid() && current.IsValid() && current != previous
-	switch {
-	case hint.Restarted && addrChanged: // without Since, because the gateway may still have the mappings: some gateways reset their epoch with each new address
-		c.Kind = backends.Restarted
-	case hint.Restarted:
-		c.Kind, c.Since = backends.Restarted, hint.Since
-	case addrChanged:
-		c.Kind = backends.AddressChanged
-		c.Reason = fmt.Sprintf("the external address was %v and is %v", previous, current)
-	}
-	return c
 }
 
 func (b *Backend) lastExternal() netip.Addr {

@@ -84,6 +84,22 @@ func TestWatchAddress(t *testing.T) {
 	}
 }
 
+// TestWatchAddressAndEpoch checks that another address is reported as such even if the
+// epoch goes back at the same time.
+func TestWatchAddressAndEpoch(t *testing.T) {
+	gw, b, changes := startWatch(t, gatewaytest.Config{ManualClock: true})
+	gw.Advance(time.Hour)
+	if _, err := b.ExternalAddr(t.Context()); err != nil { // record an epoch of one hour
+		t.Fatal(err)
+	}
+	newAddr := netip.MustParseAddr("45.45.45.99")
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	gw.SetExternal(newAddr)
+	if c := nextChange(t, changes); c.Kind != backends.AddressChanged || c.External != newAddr {
+		t.Errorf("reported %+v, want address %v", c, newAddr)
+	}
+}
+
 // TestWatchEpoch checks that the epoch in any response shows a restart, without an
 // announcement. The gateway restarts again until Watch, which starts in parallel,
 // receives a response after a restart.

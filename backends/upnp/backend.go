@@ -58,6 +58,10 @@ type Config struct {
 	// value means the multicast group, or no address if the gateway is on
 	// loopback.
 	Notify netip.AddrPort
+	// Announce is the address on which Watch listens for NAT-PMP and PCP
+	// announcements. The zero value means the standard multicast group, or no
+	// address if the gateway is on loopback.
+	Announce netip.AddrPort
 	// Wait bounds a search. Zero means DefaultWait.
 	Wait time.Duration
 	// Timeout is the Timeout of ClientConfig. Zero means DefaultTimeout.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/internal/port5351"
 	"github.com/natforward/goforward/discover/ssdp"
 	"github.com/natforward/goforward/internal/ctxsync"
 )
@@ -46,8 +47,8 @@ func (b *Backend) sendHint(h hint) {
 	}
 }
 
-// Watch calls notify if the device has announced its start or its end, or has
-// lost an entry. It calls notify only after it has found the device again. A
+// Watch calls notify if the device has announced its start or its end, has lost an
+// entry, or has another external address after a NAT-PMP or PCP announcement. It calls notify only after it has found the device again. A
 // notification alone does not count as a restart; a changed BOOTID or a
 // decreased uptime does.
 //
@@ -63,7 +64,21 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 	defer b.unsubscribe(hints)
 	var listening sync.WaitGroup
 	defer listening.Wait()
-	if b.config.Notify.IsValid() || !b.config.Gateway.IsLoopback() { // multicast does not reach loopback
+	isLoopback := b.config.Gateway.IsLoopback() // multicast does not reach loopback
+	var announced <-chan port5351.Hint          // UPnP does not require a device to announce a new external address
+	if b.config.Announce.IsValid() || !isLoopback {
+		conn, _ := port5351.Open(port5351.Config{ // New has checked the address
+			Gateway: netip.AddrPortFrom(b.config.Gateway, 0), Interface: b.config.Interface, Source: b.config.Source,
+		})
+		defer conn.Close()
+		w, err := conn.Watch(port5351.WatchConfig{Announce: b.config.Announce})
+		if err != nil {
+			b.log.Warn("upnp: cannot listen for announcements", "err", err)
+		}
+		defer w.Close()
+		announced = w.Hints
+	}
+	if b.config.Notify.IsValid() || !isLoopback {
 		listening.Go(func() {
 			l := ssdp.Listener{Addr: b.config.Notify, Interface: b.config.Interface}
 			if err := l.Listen(ctx, b.onNotify); err != nil && ctx.Err() == nil {
@@ -83,6 +98,8 @@ func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error
 				b.calls.Callback(func() { notify(c) })
 			}
 			_ = ctxsync.Sleep(ctx, b.queryInterval)
+		case h := <-announced:
+			b.sendHint(hint{reason: h.Reason})
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -212,10 +229,10 @@ func (s deviceState) changesSince(previous deviceState) (backends.ChangeKind, st
 	}
 	gateway, previousGateway := s.gateway, previous.gateway
 	switch {
+	case addrChanged(previousGateway.External, gateway.External): // a connection with another address has a new uptime
+		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", previousGateway.External, gateway.External)
 	case gateway.restartedSince(previousGateway):
 		return backends.Restarted, "the gateway's connection was restarted: its uptime is shorter than expected"
-	case addrChanged(previousGateway.External, gateway.External):
-		return backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", previousGateway.External, gateway.External)
 	case s.bootID.Valid && previous.bootID.Valid && s.bootID != previous.bootID:
 		return backends.Restarted, "the gateway restarted: its BOOTID changed"
 	case gateway.Device.URL != previousGateway.Device.URL:

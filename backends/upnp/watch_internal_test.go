@@ -1,9 +1,29 @@
 package upnp
 
 import (
+	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/natforward/goforward/backends"
 )
+
+// TestChangesSince checks that another external address has precedence over a restart
+// of the connection.
+func TestChangesSince(t *testing.T) {
+	start := time.Now()
+	state := func(external string, uptime time.Duration) deviceState {
+		g := &gateway{Gateway: Gateway{External: netip.MustParseAddr(external), Device: &Device{}}, statusTime: start}
+		g.Status = Status{Connection: "Connected", Uptime: uptime}
+		return deviceState{gateway: g}
+	}
+	previous := state("45.45.45.1", time.Hour)
+	for external, want := range map[string]backends.ChangeKind{"45.45.45.1": backends.Restarted, "45.45.45.2": backends.AddressChanged} {
+		if kind, reason := state(external, time.Second).changesSince(previous); kind != want {
+			t.Errorf("%s: %v (%s), want %v", external, kind, reason, want)
+		}
+	}
+}
 
 // TestRestartedSince checks that a connection counts as restarted if its uptime
 // decreased, or grew much less than the elapsed time. An uptime that never changes

@@ -144,6 +144,30 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// TestWatchAnnouncement checks that a NAT-PMP or PCP announcement of the gateway causes
+// a query, which shows another external address, and otherwise no change.
+func TestWatchAnnouncement(t *testing.T) {
+	for _, form := range []quirks.AnnounceForm{quirks.AnnounceNATPMP, quirks.AnnouncePCP} {
+		gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{AnnounceAs: form}})
+		b := newBackend(t, gw, upnp.Config{Announce: gw.AnnounceAddr()}).SetQueryInterval(20 * time.Millisecond)
+		mustMap(t, gw, b, request(8080, 9000))
+		changes, ended := make(chan backends.Change, 100), make(chan error, 1)
+		go func() { ended <- b.Watch(t.Context(), func(c backends.Change) { changes <- c }) }()
+		for before := count(gw, "GetStatusInfo"); count(gw, "GetStatusInfo") == before; time.Sleep(time.Millisecond) {
+			gw.Announce()
+		}
+		gw.SetExternal(netip.MustParseAddr("45.45.45.2"))
+		if c := <-changes; c.Kind != backends.AddressChanged || c.External != gw.External() {
+			t.Errorf("change %+v, want %v", c, gw.External())
+		}
+		_ = b.Close()
+		<-ended
+		if len(changes) > 0 {
+			t.Errorf("another change %+v", <-changes)
+		}
+	}
+}
+
 // TestWatchByebye checks a gateway that sends ssdp:byebye, is not found by the
 // search that follows, and returns. The change is reported after its return.
 func TestWatchByebye(t *testing.T) {

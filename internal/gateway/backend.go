@@ -213,7 +213,7 @@ var Protocols = []Protocol{
 		return BackendConfig{Interface: c.Interface, Announce: c.Announce, Nonce: c.Nonce}
 	}},
 	{Name: upnp.Name, Title: "UPnP", IPv6: true, Searches: true, open: openUPnP, uses: func(c BackendConfig) BackendConfig {
-		return BackendConfig{Interface: c.Interface, URL: c.URL, Only: c.Only, Gateway4: c.Gateway4, SSDP: c.SSDP, Notify: c.Notify, Wait: c.Wait}
+		return BackendConfig{Interface: c.Interface, URL: c.URL, Only: c.Only, Gateway4: c.Gateway4, SSDP: c.SSDP, Announce: c.Announce, Notify: c.Notify, Wait: c.Wait}
 	}},
 }
 
@@ -290,7 +290,7 @@ func openPCP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 func openUPnP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 	config := upnp.Config{
 		Gateway: at.Gateway.Addr(), Gateway4: c.Gateway4, Interface: c.Interface, Source: at.Local, Only: c.Only, URL: c.URL,
-		Notify: c.Notify, Wait: c.Wait, Logger: log,
+		Announce: c.Announce, Notify: c.Notify, Wait: c.Wait, Logger: log,
 	}
 	if c.SSDP.IsValid() {
 		config.SSDP = []netip.AddrPort{c.SSDP}

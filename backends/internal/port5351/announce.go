@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/netbind"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -33,6 +34,20 @@ type Hint struct {
 	Since time.Time
 	// Reason describes how the change was noticed.
 	Reason string
+}
+
+// Change converts a confirmed hint. The external address was previous before it and is
+// current now, as far as they are known. A gateway with another address may reset its
+// epoch without a loss of mappings, so such a change is not a restart.
+func (h Hint) Change(previous, current netip.Addr) backends.Change {
+	c := backends.Change{Kind: backends.Announced, External: backends.HostAddr(current), Reason: h.Reason}
+	switch {
+	case previous.IsValid() && current.IsValid() && current != previous:
+		c.Kind, c.Reason = backends.AddressChanged, fmt.Sprintf("the external address was %v and is %v", previous, current)
+	case h.Restarted:
+		c.Kind, c.Since = backends.Restarted, h.Since
+	}
+	return c
 }
 
 // WatchConfig lists what to watch in addition to the gateway's responses.

@@ -49,25 +49,11 @@ func (s *Session) Do(ctx context.Context, tx Transaction) (Reply, error) {
 	return s.conn.Do(ctx, tx)
 }
 
-// DoAlone is Do on a socket that sends no other request. Late replies to other
-// requests do not arrive there, so each datagram from the gateway is a reply to this
-// request, even if it does not repeat the request's fields.
-func (s *Session) DoAlone(ctx context.Context, tx Transaction) (Reply, error) {
-	ctx, end, err := s.calls.Begin(ctx)
-	if err != nil {
-		return Reply{}, err
-	}
-	defer end()
-	c := makeConn(s.conn.config, s.conn.dial)
-	defer c.Close()
-	return c.Do(ctx, tx)
-}
-
 // Local calls [Conn.Local] as a call of the session.
-func (s *Session) Local(ctx context.Context) (netip.Addr, error) {
+func (s *Session) Local(ctx context.Context) (netip.AddrPort, error) {
 	ctx, end, err := s.calls.Begin(ctx)
 	if err != nil {
-		return netip.Addr{}, err
+		return netip.AddrPort{}, err
 	}
 	defer end()
 	return s.conn.Local(ctx)
@@ -83,7 +69,7 @@ func (s *Session) Redial(ctx context.Context) netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
-	return local
+	return local.Addr()
 }
 
 // ObserveNATPMP calls [Conn.ObserveNATPMP].
@@ -123,19 +109,31 @@ func (s *Session) Watch(ctx context.Context, h WatchHandler) error {
 		h.ListenFailed(err)
 	}
 	defer w.Close()
+	var reported Hint // the last hint that was passed on
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case hint := <-w.Hints:
+			if hint.isSameRestart(reported) {
+				continue
+			}
 			if probeUntilReply(ctx, h.Probe) {
-				s.calls.Callback(func() { h.Notify(mergeNewer(hint, w)) })
+				reported = mergeNewer(hint, w)
+				s.calls.Callback(func() { h.Notify(reported) })
 			}
 		}
 		if err := ctxsync.Sleep(ctx, watchInterval); err != nil {
 			return err
 		}
 	}
+}
+
+// isSameRestart reports whether both hints show one restart. The epochs of NAT-PMP and
+// PCP show it separately, in whole seconds.
+func (h Hint) isSameRestart(other Hint) bool {
+	const slack = time.Second
+	return h.Restarted && !h.Since.IsZero() && !other.Since.IsZero() && h.Since.Sub(other.Since).Abs() <= slack
 }
 
 // probeUntilReply calls probe until the gateway replies, five times at most, and

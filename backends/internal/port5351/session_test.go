@@ -7,7 +7,69 @@ import (
 	"net/netip"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/natforward/goforward/backends"
 )
+
+// TestOneRestart checks that one restart is reported once, although the epochs of both
+// protocols show it, and that a later restart is reported too.
+func TestOneRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, conn := newConn(t, "192.0.2.1:5351")
+		defer conn.Close()
+		s := &Session{conn: conn}
+		observe := func(observe func(time.Duration, Reply), epoch time.Duration) {
+			observe(epoch, Reply{Sent: time.Now(), Received: time.Now()})
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var notified []Hint
+		done := make(chan error)
+		go func() {
+			done <- s.Watch(ctx, WatchHandler{
+				WatchConfig:  WatchConfig{Announce: netip.MustParseAddrPort("192.0.2.9:5350")},
+				ListenFailed: func(error) {},
+				Probe:        func(context.Context) error { return nil },
+				Notify:       func(h Hint) { notified = append(notified, h) },
+			})
+		}()
+		observe(s.ObserveNATPMP, time.Hour)
+		observe(s.ObservePCP, time.Hour)
+		for restarts := range 3 {
+			time.Sleep(time.Minute)
+			observe(s.ObserveNATPMP, 500*time.Millisecond)
+			time.Sleep(200 * time.Millisecond)
+			observe(s.ObservePCP, 0)
+			time.Sleep(time.Minute)
+			if len(notified) != restarts+1 || !notified[restarts].Restarted {
+				t.Errorf("after restart %d: %+v", restarts, notified)
+			}
+		}
+		cancel()
+		<-done
+	})
+}
+
+// TestHintChange checks the kind of a change.
+func TestHintChange(t *testing.T) {
+	a, b, now := netip.MustParseAddr("45.45.45.1"), netip.MustParseAddr("45.45.45.2"), time.Now()
+	for _, tt := range []struct {
+		hint              Hint
+		previous, current netip.Addr
+		want              backends.Change
+	}{
+		{Hint{Reason: "r"}, netip.Addr{}, a, backends.Change{Kind: backends.Announced, External: a, Reason: "r"}},
+		{Hint{Reason: "r"}, a, netip.Addr{}, backends.Change{Kind: backends.Announced, Reason: "r"}},
+		{Hint{Reason: "r", Restarted: true, Since: now}, a, a, backends.Change{Kind: backends.Restarted, External: a, Reason: "r", Since: now}},
+		{Hint{Reason: "r", Restarted: true, Since: now}, a, b, backends.Change{
+			Kind: backends.AddressChanged, External: b, Reason: "the external address was 45.45.45.1 and is 45.45.45.2",
+		}},
+	} {
+		if got := tt.hint.Change(tt.previous, tt.current); got != tt.want {
+			t.Errorf("%+v from %v to %v: %+v, want %+v", tt.hint, tt.previous, tt.current, got, tt.want)
+		}
+	}
+}
 
 // TestCloseInNotify checks that Notify may call Close: Close does not wait for
 // Notify, and Watch then returns.

@@ -207,8 +207,9 @@ const gatewaysExamples = `  goforward gateways
   goforward gateways --igd-url http://192.168.1.1:5000/rootDesc.xml`
 
 const watchHelp = `Watch observes the gateway until Ctrl-C, SIGTERM or SIGHUP, and then exits with 0. First it
-prints the supported protocols and the external address. Then it prints a line for each
-of these events:
+prints the supported protocols and the external address. Then it prints one line for each
+of these events, even if several protocols report it or the gateway repeats its announcement
+for two minutes:
 
   restarted         the gateway lost its mappings, according to its clock
   announced         the gateway announced that it may have lost its mappings
@@ -216,9 +217,10 @@ of these events:
   gateway           the route changed: the gateway, the interface, or this host's address
 
 Watch sends a request to confirm each announcement. It also requests the external
-address once a minute. It creates no mappings, except with PCP at the start: it creates one to
-learn the address, and deletes it at once. There must be a gateway at the start; later,
-the gateway and the network may disappear and return.
+address once a minute. It creates no mappings, except with PCP: at the start, and after each
+announcement if PCP is the only protocol, it creates one to learn the address, and deletes it
+at once. There must be a gateway at the start; later, the gateway and the network may
+disappear and return.
 
 With --json, stdout has one object per line. The field event is one of the names above,
 with _ for the space, or address, or error. An error has next_try: the gateway did not reply, and

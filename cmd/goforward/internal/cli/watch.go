@@ -73,6 +73,7 @@ type watchSession struct {
 	networkChanged chan struct{} // receives a value when the network changes
 	route          route         // the last route printed
 	external       netip.Addr    // the last address printed
+	changed        time.Time     // time of the last change printed
 }
 
 // stopped reports whether the context ended or the output cannot be written.
@@ -129,7 +130,7 @@ func (w *watchSession) checkRoute() bool {
 		return false
 	}
 	w.route = now
-	w.external = netip.Addr{} // it belongs to the previous gateway
+	w.external, w.changed = netip.Addr{}, time.Time{} // they belong to the previous gateway
 	w.printGateway(nil)
 	return true
 }
@@ -167,6 +168,9 @@ func (w *watchSession) watchBackends(ctx context.Context, result *probeResult) e
 	for {
 		select {
 		case observed := <-changes:
+			if !observed.change.External.IsValid() {
+				_, observed.change.External = w.currentExternal(ctx, result, len(result.available) == 1)
+			}
 			w.printChange(observed)
 		case <-tick.C:
 			w.poll(ctx, result)
@@ -215,20 +219,30 @@ func (w *watchSession) printExternal(ctx context.Context, result *probeResult) {
 	}
 }
 
-// poll requests the external address and prints a change. It skips PCP, which has no request
-// for the address; PCP gateways announce changes.
+// poll requests the external address and prints a change.
 func (w *watchSession) poll(ctx context.Context, result *probeResult) {
+	if b, addr := w.currentExternal(ctx, result, false); addr.IsValid() && addr != w.external {
+		w.printChange(observedChange{b, backends.Change{Kind: backends.AddressChanged, External: addr, Reason: otherAddress}})
+	}
+}
+
+const otherAddress = "the gateway reports another address"
+
+// currentExternal requests the external address. PCP has no request for it, and is used only
+// if mapping is true: it then creates a mapping and deletes it, even if ctx ends.
+func (w *watchSession) currentExternal(ctx context.Context, result *probeResult, mapping bool) (availableBackend, netip.Addr) {
+	if mapping {
+		ctx = context.WithoutCancel(ctx)
+	}
 	ctx, cancel := withTimeout(ctx, pollTimeout)
 	defer cancel()
 	for _, b := range result.available {
-		if b.usesKey {
+		if b.usesKey && !mapping {
 			continue
 		}
-		if addr, err := b.ExternalAddr(ctx); err == nil && addr != w.external {
-			w.printChange(observedChange{b, backends.Change{
-				Kind: backends.AddressChanged, External: addr, Reason: "the gateway reports another address",
-			}})
-			return
+		if addr, err := b.ExternalAddr(ctx); err == nil {
+			return b, addr
 		}
 	}
+	return availableBackend{}, netip.Addr{}
 }

@@ -68,17 +68,31 @@ func (w *watchSession) printAddress(b availableBackend, addr netip.Addr) {
 		addrText(addr)+", by "+b.title)
 }
 
-// printChange prints a change. If several backends observe the same new address, it is
-// printed once.
+// Each backend observes a change, and gateways announce it repeatedly. mergeInterval is how
+// long a restart does not count as another change, and repeatInterval is how long an
+// announcement does not (RFC 6886, section 3.2.1: ten times, with intervals that double from
+// 250 ms).
+const (
+	mergeInterval  = 5 * time.Second
+	repeatInterval = 130 * time.Second
+)
+
+// printChange prints a change once, even if several backends observe it. A restart with
+// another external address is printed as an address change.
 func (w *watchSession) printChange(observed observedChange) {
 	c, previous := observed.change, w.external
 	if c.External.IsValid() {
 		w.external = c.External
 	}
 	changed := previous.IsValid() && w.external != previous
-	if c.Kind == backends.AddressChanged && !changed {
+	sinceLast := time.Since(w.changed)
+	switch {
+	case changed && c.Kind != backends.AddressChanged:
+		c.Kind, c.Reason = backends.AddressChanged, otherAddress
+	case !changed && (c.Kind == backends.AddressChanged || sinceLast < mergeInterval || c.Kind == backends.Announced && sinceLast < repeatInterval):
 		return
 	}
+	w.changed = time.Now()
 	r := watchRecord{
 		Event:   strings.ReplaceAll(c.Kind.String(), " ", "_"),
 		Gateway: endpointText(observed.by.gateway), Backend: observed.by.name, Reason: c.Reason,

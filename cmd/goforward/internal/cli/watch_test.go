@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -159,10 +160,14 @@ func TestWatchPolls(t *testing.T) {
 	w.finish()
 }
 
-// TestWatchDeduplicatesChanges checks that an address change is printed once if several
-// backends observe it. Other changes are printed for each backend.
+// TestWatchDeduplicatesChanges checks that a change is printed once if several backends
+// observe it, and that another address has precedence over a restart.
 func TestWatchDeduplicatesChanges(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, testWatchDeduplicatesChanges)
+}
+
+func testWatchDeduplicatesChanges(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	w := &watchSession{app: newApp(&stdout, &stderr)}
 	by := availableBackend{protocol: protocol{name: "pcp", title: "PCP"}, gateway: netip.MustParseAddrPort("192.0.2.1:0")}
@@ -172,16 +177,25 @@ func TestWatchDeduplicatesChanges(t *testing.T) {
 		{Kind: backends.AddressChanged, External: first, Reason: "unchanged"},
 		{Kind: backends.AddressChanged, External: second, Reason: "a"},
 		{Kind: backends.AddressChanged, External: second, Reason: "unchanged"},
+		{Kind: backends.Restarted, Reason: "the same change"},
+		{Kind: backends.Announced, Reason: "the same change"},
+		{},
+		{Kind: backends.Announced, Reason: "the announcement, repeated"},
 		{Kind: backends.Restarted, Reason: "b\nc"},
+		{Kind: backends.Restarted, Reason: "the same restart"},
 		{Kind: backends.Restarted, External: first, Reason: "d"},
 	} {
+		if c.Kind == 0 {
+			time.Sleep(mergeInterval)
+			continue
+		}
 		w.printChange(observedChange{by, c})
 	}
 	got := regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d `).ReplaceAllString(stdout.String(), "")
 	const want = `address 45.45.45.1, by PCP
 address changed 192.0.2.1, by PCP: external address 45.45.45.9, was 45.45.45.1 (a)
 restarted 192.0.2.1, by PCP (b; c)
-restarted 192.0.2.1, by PCP: external address 45.45.45.1, was 45.45.45.9 (d)
+address changed 192.0.2.1, by PCP: external address 45.45.45.1, was 45.45.45.9 (the gateway reports another address)
 `
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
