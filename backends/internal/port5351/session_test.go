@@ -41,6 +41,7 @@ func TestOneRestart(t *testing.T) {
 			time.Sleep(200 * time.Millisecond)
 			observe(s.ObservePCP, 0)
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			if len(notified) != restarts+1 || !notified[restarts].Restarted {
 				t.Errorf("after restart %d: %+v", restarts, notified)
 			}
