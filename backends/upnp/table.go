@@ -32,7 +32,8 @@ const (
 	silentTime      = time.Minute
 )
 
-// ask sends a request whose result is useful but not necessary.
+// ask sends a request whose result is useful but not necessary. If the connection is cut,
+// ask sends it once more.
 func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(context.Context) error) error {
 	q := b.quirksOf(c)
 	if q.remembers(action) {
@@ -41,6 +42,9 @@ func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(c
 	bounded, cancel := context.WithTimeoutCause(ctx, optionalTimeout, fmt.Errorf("%w within %v", backends.ErrNoReply, optionalTimeout))
 	defer cancel()
 	err := send(bounded)
+	if isConnectionCut(err) {
+		err = send(bounded)
+	}
 	if errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil && !Moved(err) {
 		q.remember(action, silentTime)
 	}
