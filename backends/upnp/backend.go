@@ -29,8 +29,8 @@ type Config struct {
 	// Gateway is the address of the gateway. A device at this address is used,
 	// or another one only if there is none at this address. An IPv4 gateway
 	// forwards ports, an IPv6 gateway opens pinholes, possibly through a device
-	// that is reached over the other family. If Gateway is the zero Addr, the
-	// family is that of Source, or else that of URL.
+	// that is reached over the other family. If Gateway is the zero Addr, Source
+	// determines the family, or else URL.
 	Gateway netip.Addr
 	// Gateway4 is the IPv4 address of an IPv6 gateway, if it is known. A device
 	// at this address counts as the gateway's.
@@ -75,18 +75,15 @@ type Config struct {
 // package backends. It searches for the device when the first call needs it,
 // and again if the device has moved or no longer responds.
 type Backend struct {
-	config       Config
-	is6          bool
-	log          *slog.Logger
-	clientConfig ClientConfig
-	searchLock   chan struct{} // a semaphore: one search at a time
-	// fetches counts the descriptions that are being fetched. usable counts the
-	// devices that running searches have found; the searches continue because a
-	// better device may respond.
-	fetches, usable atomic.Int32
-	refused         atomic.Bool   // the gateway refused datagrams to the port of SSDP
-	queryInterval   time.Duration // the minimum time between queries after hints
-	retryDelay      time.Duration // the pause before a request is repeated after an unexplained failure
+	config        Config
+	is6           bool
+	log           *slog.Logger
+	clientConfig  ClientConfig
+	searchLock    chan struct{} // a semaphore: one search at a time
+	fetches       atomic.Int32  // the number of descriptions that are being fetched
+	refused       atomic.Bool   // the gateway refused datagrams to the port of SSDP
+	queryInterval time.Duration // the minimum time between queries after hints
+	retryDelay    time.Duration // the pause before a request is repeated after an unexplained failure
 
 	calls ctxsync.Calls
 
@@ -193,12 +190,9 @@ func (b *Backend) isOtherFamily(a netip.Addr) bool {
 	return a.IsValid() && a.Unmap().Is6() != b.is6
 }
 
-// Promising reports whether a running search may still succeed. It returns false
-// if the gateway has refused port 1900, and no device has responded that may be
-// usable.
-func (b *Backend) Promising() bool {
-	return b.fetches.Load() > 0 || b.usable.Load() > 0 || !b.refused.Load()
-}
+// Promising reports whether a running search should continue. It returns false if
+// the gateway has refused port 1900, and no description is being fetched.
+func (b *Backend) Promising() bool { return b.fetches.Load() > 0 || !b.refused.Load() }
 
 // OtherDevice returns the address of the device in use if it is not the gateway's.
 func (b *Backend) OtherDevice() (a netip.Addr) {

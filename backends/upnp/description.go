@@ -1,6 +1,7 @@
 package upnp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -229,18 +230,23 @@ type ipURL struct {
 // parseIPURL parses a plain http URL whose host is an IP literal. Its error
 // wraps backends.ErrInvalid.
 func parseIPURL(raw string) (ipURL, error) {
-	if len(raw) > maxURL {
-		return ipURL{}, fmt.Errorf("%w: URL of %d bytes", backends.ErrInvalid, len(raw))
-	}
-	u, err := url.Parse(raw)
-	if err != nil {
-		return ipURL{}, fmt.Errorf("%w: not a URL: %q", backends.ErrInvalid, raw)
-	}
-	addr, err := literalHost(u)
+	u, err := parseURL(raw)
 	if err != nil {
 		return ipURL{}, err
 	}
-	return newIPURL(addr, u), nil
+	addr, err := literalHost(u)
+	return newIPURL(addr, u), err
+}
+
+func parseURL(raw string) (*url.URL, error) {
+	if len(raw) > maxURL {
+		return nil, fmt.Errorf("%w: URL of %d bytes", backends.ErrInvalid, len(raw))
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: not a URL: %q", backends.ErrInvalid, raw)
+	}
+	return u, nil
 }
 
 // newIPURL returns the URL at an address with the path and the query of
@@ -271,26 +277,31 @@ func escapeQuery(query string) string {
 
 // literalHost returns the address and the port of a plain http URL.
 func literalHost(u *url.URL) (netip.AddrPort, error) {
-	switch {
-	case u.Scheme != "http" || u.Opaque != "":
-		return netip.AddrPort{}, fmt.Errorf("%w: not a plain http URL: %q", backends.ErrInvalid, u.Redacted())
-	case u.User != nil:
-		return netip.AddrPort{}, fmt.Errorf("%w: the URL must not contain credentials", backends.ErrInvalid)
+	port, err := plainHTTP(u)
+	if err != nil {
+		return netip.AddrPort{}, err
 	}
 	host, err := netip.ParseAddr(u.Hostname())
 	if err != nil || host.IsUnspecified() || host.IsMulticast() {
 		return netip.AddrPort{}, fmt.Errorf("%w: the host is not a usable IP address: %q", backends.ErrInvalid, u.Hostname())
 	}
-	port, err := portOf(u)
-	return netip.AddrPortFrom(host.Unmap(), port), err
+	return netip.AddrPortFrom(host.Unmap(), port), nil
+}
+
+// plainHTTP returns the port of a plain http URL without credentials.
+func plainHTTP(u *url.URL) (uint16, error) {
+	switch {
+	case u.Scheme != "http" || u.Opaque != "" || u.Host == "":
+		return 0, fmt.Errorf("%w: not a plain http URL: %q", backends.ErrInvalid, u.Redacted())
+	case u.User != nil:
+		return 0, fmt.Errorf("%w: the URL must not contain credentials", backends.ErrInvalid)
+	}
+	return portOf(u)
 }
 
 // portOf returns the port of a URL, or 80 if it has none.
 func portOf(u *url.URL) (uint16, error) {
-	if u.Port() == "" {
-		return 80, nil
-	}
-	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
 	if err != nil || port == 0 {
 		return 0, fmt.Errorf("%w: port %q", backends.ErrInvalid, u.Port())
 	}
@@ -319,8 +330,10 @@ func controlURLs(raw, urlBase string, from ipURL) []string {
 		return nil
 	}
 	bases := []ipURL{from}
-	if u, err := url.Parse(strings.TrimSpace(urlBase)); err == nil && u.Scheme == "http" && u.Host != "" && u.User == nil {
-		bases = append(from.onPortOf(u, u.Port() == ""), from)
+	if u, err := url.Parse(strings.TrimSpace(urlBase)); err == nil {
+		if _, err := plainHTTP(u); err == nil {
+			bases = append(from.onPortOf(u, u.Port() == ""), from)
+		}
 	}
 	var urls []string
 	add := func(base ipURL, u *url.URL) {
@@ -348,7 +361,7 @@ func controlURLs(raw, urlBase string, from ipURL) []string {
 }
 
 // onPortOf returns u at the address of the device, because its host may be a name
-// or an earlier address. If u has no port, the port is 80, or possibly that of e.
+// or an earlier address. If u has no port, the port is 80, or possibly e's port.
 func (e ipURL) onPortOf(u *url.URL, orOwn bool) (urls []ipURL) {
 	if orOwn {
 		urls = append(urls, newIPURL(e.addr, u))
@@ -394,20 +407,11 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	if err := checkResponder(responder, gateway, onLink); err != nil {
 		return "", err
 	}
-	location = stripZone(strings.TrimSpace(location))
-	if len(location) > maxURL {
-		return "", fmt.Errorf("%w: LOCATION of %d bytes", backends.ErrInvalid, len(location))
+	u, err := parseURL(zone.ReplaceAllString(strings.TrimSpace(location), "$1]"))
+	if err != nil {
+		return "", fmt.Errorf("LOCATION: %w", err)
 	}
-	u, err := url.Parse(location)
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("%w: LOCATION %q is not a URL", backends.ErrInvalid, location)
-	case u.Scheme != "http" || u.Opaque != "" || u.Host == "":
-		return "", fmt.Errorf("%w: LOCATION %q is not plain http", backends.ErrInvalid, u.Redacted())
-	case u.User != nil:
-		return "", fmt.Errorf("%w: LOCATION must not contain credentials", backends.ErrInvalid)
-	}
-	port, err := portOf(u)
+	port, err := plainHTTP(u)
 	if err != nil {
 		return "", fmt.Errorf("LOCATION: %w", err)
 	}
@@ -434,16 +438,6 @@ func checkResponder(responder, gateway netip.Addr, onLink func(netip.Addr) bool)
 	return nil
 }
 
-// stripZone removes the zone from the host of a URL. The zone is an interface
-// index of the device, and many devices do not escape it.
-func stripZone(location string) string {
-	start := strings.IndexByte(location, '[')
-	end := strings.IndexByte(location, ']')
-	if start < 0 || end < start || strings.ContainsAny(location[:start], "?#") {
-		return location
-	}
-	if zone := strings.IndexByte(location[start:end], '%'); zone >= 0 {
-		return location[:start+zone] + location[end:]
-	}
-	return location
-}
+// zone matches the zone in the host of a URL. It is an interface index of the
+// device, and many devices do not escape it.
+var zone = regexp.MustCompile(`^([^?#[]*\[[^\]%]*)%[^\]]*\]`)

@@ -105,11 +105,10 @@ func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 		g.statusTime = time.Now()
 		return err
 	})
-	err := b.ask(ctx, g.client, "GetExternalIPAddress", func(ctx context.Context) (err error) {
-		g.External, err = g.client.ExternalAddr(ctx)
-		return err
-	})
-	if transportError(statusErr) == nil {
+	bounded, cancel := withTimeout(ctx, optionalTimeout)
+	defer cancel()
+	var err error // not with ask: Map asks again, because a mapping needs the address
+	if g.External, err = g.client.ExternalAddr(bounded); transportError(statusErr) == nil {
 		return nil
 	}
 	return transportError(err)
@@ -140,36 +139,39 @@ func (g *gateway) rank() int {
 }
 
 // compare orders gateways, the better one first. The default gateway comes
-// first, whatever it reports: incoming traffic arrives through it, and replies
-// leave through it.
+// first, regardless of what it reports: incoming traffic arrives through it, and replies
+// leave through it. A firewall that is reached over IPv6 comes before others,
+// because many devices open pinholes only for the address of the sender.
 func (g *gateway) compare(other *gateway) int {
-	if g.Default != other.Default {
-		if g.Default {
-			return -1
-		}
-		return 1
-	}
 	return cmp.Or(
+		cmp.Compare(boolToInt(other.Default), boolToInt(g.Default)),
+		cmp.Compare(boolToInt(g.isOtherFamily()), boolToInt(other.isOtherFamily())),
 		cmp.Compare(g.rank(), other.rank()),
 		cmp.Compare(g.Service.Kind(), other.Service.Kind()),
 		cmp.Compare(other.Service.Version(), g.Service.Version()),
 	)
 }
 
+func boolToInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// isOtherFamily reports whether a firewall for IPv6 is reached over IPv4.
+func (g *gateway) isOtherFamily() bool {
+	return g.Service.Kind() == IPv6Firewall && g.Device.Host.Is4()
+}
+
 // setReasons sets the Reason of each gateway. The gateways are sorted, the best
 // first. gatewayErr is the error of the default gateway's own device, if any.
 func setReasons(gateways []*gateway, gatewayErr error) {
 	for i, g := range gateways {
-		switch g.rank() {
-		case connectedPublic:
-			g.Reason = "connected, with a public address"
-		case connected:
-			g.Reason = "connected, without a public address"
-		case unknownStatus:
-			g.Reason = "does not report whether it is connected"
-		case disconnected:
-			g.Reason = "not connected: " + g.Status.Connection
-		}
+		g.Reason = [...]string{
+			"connected, with a public address", "connected, without a public address",
+			"does not report whether it is connected", "not connected: " + g.Status.Connection,
+		}[g.rank()]
 		if g.Service.Kind() == IPv6Firewall {
 			g.Reason = cmp.Or(g.Status.Connection, "opens pinholes")
 		}

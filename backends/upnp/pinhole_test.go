@@ -126,6 +126,18 @@ func TestPinholeOverIPv4(t *testing.T) {
 	}
 }
 
+// TestPinholeOverIPv6First checks that the gateway's device is reached over IPv6 if it
+// responds over both families, because it may open pinholes only for the sender.
+func TestPinholeOverIPv6First(t *testing.T) {
+	t.Parallel()
+	gw, _ := open6(t, quirks.UPnP{})
+	gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" && q.Source.Addr().Is6() }, Delay: 200 * time.Millisecond})
+	b := newBackend(t, gw, upnp.Config{Gateway: loopback6, Gateway4: gw.Addr().Addr(), Source: loopback6, SSDP: []netip.AddrPort{gw.SSDP(), gw.UPnP().SSDP6()}})
+	if m, err := b.Map(t.Context(), request(8080, 0)); err != nil || m.Gateway.Addr() != loopback6 {
+		t.Errorf("opened %+v, %v", m, err)
+	}
+}
+
 // TestPinholeLost checks that a renewal opens a lost pinhole again, and that
 // closing a lost one succeeds, for every code that devices use for it.
 func TestPinholeLost(t *testing.T) {

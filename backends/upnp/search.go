@@ -22,6 +22,7 @@ import (
 // cannot use them up.
 const (
 	betterWait           = 100 * time.Millisecond  // how long a usable device of the gateway waits for a better one
+	otherFamilyWait      = 500 * time.Millisecond  // the same for a device over IPv4 that opens pinholes
 	allResponsesWait     = 1200 * time.Millisecond // a search permits devices to delay their response by a second
 	maxNonGateways       = 16                      // descriptions of devices that are not the gateway
 	maxConcurrentFetches = 8                       // concurrent fetches of these descriptions
@@ -62,7 +63,7 @@ func (b *Backend) findGateway(ctx context.Context) (*gateway, error) {
 	if g != nil {
 		return g, nil
 	}
-	gateways, err := b.search(ctx, untilBest)
+	gateways, err := b.search(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +97,7 @@ func (b *Backend) Gateways(ctx context.Context) ([]Gateway, error) {
 		return nil, err
 	}
 	defer end()
-	gateways, err := b.search(ctx, untilTimeout)
+	gateways, err := b.search(ctx, true)
 	if err != nil {
 		return nil, err
 	}
@@ -107,40 +108,26 @@ func (b *Backend) Gateways(ctx context.Context) ([]Gateway, error) {
 	return out, nil
 }
 
-// searchMode determines when a search ends.
-type searchMode bool
-
-const (
-	untilBest    searchMode = false // when no better device is expected
-	untilTimeout searchMode = true  // when Config.Wait has elapsed
-)
-
-// inspectResult is the result of inspecting one candidate.
-type inspectResult struct {
-	candidate candidate
-	gateway   *gateway
-	err       error
-}
-
 // search returns the gateway devices that it finds, the preferred one first. If
 // there is none, the error explains why. If the caller's context ends because of
-// a timeout that wraps backends.ErrNoReply, only the search is over.
-func (b *Backend) search(ctx context.Context, mode searchMode) ([]*gateway, error) {
+// a timeout that wraps backends.ErrNoReply, only the search is over. If all is
+// set, the search continues until Config.Wait has elapsed, otherwise until no
+// better device is expected.
+func (b *Backend) search(ctx context.Context, all bool) ([]*gateway, error) {
 	parent := ctx
 	ctx, cancel := withTimeout(ctx, b.config.Wait)
 	defer cancel()
 	s := &searchState{
-		backend: b, results: make(chan inspectResult, maxNonGateways+maxPerGateway), fetchSlots: make(chan struct{}, maxConcurrentFetches),
+		backend: b, results: make(chan candidate, maxNonGateways+maxPerGateway), fetchSlots: make(chan struct{}, maxConcurrentFetches),
 		seen: map[string]bool{}, perResponder: map[netip.Addr]int{},
 	}
 	if c := (candidate{url: b.config.URL, isGateway: true}); c.url != "" && s.reserve(c) {
 		s.startInspection(ctx, c)
 	}
-	defer func() { b.usable.Add(-int32(len(s.gateways))) }() //nolint:gosec // the number is small
 	responses := make(chan ssdp.Response)
 	searchErr := make(chan error, 1)
 	go func() { searchErr <- b.runSearches(ctx, responses) }() // awaited below
-	s.collect(ctx, responses, mode)
+	s.collect(ctx, responses, all)
 	cancel()
 	err := <-searchErr
 	s.drain()
@@ -206,8 +193,8 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	switch {
 	case b.config.URL != "":
 		return nil
-	case b.config.SSDP == nil && b.config.Gateway.IsLoopback():
-		return errLoopbackGateway
+	case b.config.SSDP == nil && b.config.Gateway.IsLoopback(): // only in tests: multicast does not reach loopback
+		return errors.New("no search is sent to a gateway on loopback: name the URL of its UPnP description")
 	}
 	errs := make([]error, 2)
 	var searches sync.WaitGroup
@@ -268,11 +255,6 @@ func (b *Backend) searchTargets(ctx context.Context, targets []string, responses
 	return nil
 }
 
-// errLoopbackGateway is returned if the gateway is on loopback and Config.SSDP
-// is not set. Multicast does not reach loopback. Such gateways exist only in
-// tests, which can set Config.SSDP.
-var errLoopbackGateway = errors.New("no search is sent to a gateway on loopback: name the URL of its UPnP description")
-
 // destinations returns the addresses to which searches are sent. Some routers
 // with an IPv6 firewall support UPnP only over IPv4.
 func (b *Backend) destinations() []netip.AddrPort {
@@ -295,16 +277,19 @@ type candidate struct {
 	isGateway bool       // the device of the configured gateway
 	from      netip.Addr // the responding address
 	bootID    ssdp.ID
-	attempts  int   // the number of failed attempts
-	err       error // of the last one
+
+	// The result of the inspection.
+	gateway  *gateway
+	err      error
+	attempts int // the number of failed attempts before this one
 }
 
 // searchState is the state of one search: the devices that responded and the
 // results of their inspection.
 type searchState struct {
 	backend    *Backend
-	results    chan inspectResult // has room for all candidates, so that sending never blocks
-	fetchSlots chan struct{}      // semaphore for fetching descriptions from other devices
+	results    chan candidate // the inspected ones; has room for all, so that sending never blocks
+	fetchSlots chan struct{}  // semaphore for fetching descriptions from other devices
 	fetches    sync.WaitGroup
 
 	// The fields below are used only by the goroutine of search.
@@ -323,12 +308,12 @@ type searchState struct {
 // collect processes responses and results until the search is decided or its
 // time is over. A device of the gateway decides the search. Another device is
 // used only if the gateway's device had enough time to respond.
-func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Response, mode searchMode) {
+func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Response, all bool) {
 	var betterTimer <-chan time.Time
 	otherTimer := time.After(max(allResponsesWait, s.backend.config.Wait/2))
 	betterOver, otherOver := false, false
 	for responses != nil || s.pending > 0 {
-		if betterOver && s.pendingGateway == s.retrying || otherOver && mode == untilBest && len(s.gateways) > 0 && s.pendingGateway == 0 {
+		if betterOver && s.pendingGateway == s.retrying || otherOver && !all && len(s.gateways) > 0 && s.pendingGateway == 0 {
 			return
 		}
 		select {
@@ -338,17 +323,21 @@ func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Respons
 				continue
 			}
 			s.handleResponse(ctx, resp)
-		case result := <-s.results:
-			s.addPending(result.candidate, -1)
-			if s.retry(ctx, result) {
+		case c := <-s.results:
+			s.addPending(c, -1)
+			if s.retry(ctx, c) {
 				continue
 			}
-			s.record(result)
-			if g := result.gateway; mode == untilBest && g != nil && g.Default {
-				if g.rank() == connectedPublic {
+			s.record(c)
+			if g := c.gateway; !all && g != nil && g.Default {
+				switch {
+				case g.isOtherFamily():
+					betterTimer = time.After(otherFamilyWait)
+				case g.rank() == connectedPublic:
 					return // no other device can be better
+				default:
+					betterTimer = time.After(betterWait)
 				}
-				betterTimer = time.After(betterWait)
 			}
 		case <-betterTimer:
 			betterOver = true
@@ -378,7 +367,7 @@ func (s *searchState) handleResponse(ctx context.Context, resp ssdp.Response) {
 	// serves its description.
 	isGateway := fromGateway || b.isGateway(hostOf(url))
 	if b.config.Only && !isGateway {
-		s.ignored = cmp.Or(s.ignored, fmt.Sprintf("a device at %v answered; it is not that of %v", hostOf(url), b.config.Gateway))
+		s.ignored = cmp.Or(s.ignored, fmt.Sprintf("a device at %v answered; it is not the device of %v", hostOf(url), b.config.Gateway))
 		return
 	}
 	if s.seen[url] {
@@ -428,21 +417,20 @@ func (s *searchState) startInspection(ctx context.Context, c candidate) {
 	s.backend.fetches.Add(1)
 	s.fetches.Go(func() {
 		defer s.backend.fetches.Add(-1)
+		defer func() { s.results <- c }()
 		if c.attempts > 0 && ctxsync.Sleep(ctx, retryPause<<(2*(c.attempts-1))) != nil {
-			s.results <- inspectResult{candidate: c, err: c.err}
-			return
+			return // with the error of the last attempt
 		}
 		if !c.isGateway { // slow devices must not delay the gateway's device
 			select {
 			case s.fetchSlots <- struct{}{}:
 				defer func() { <-s.fetchSlots }()
 			case <-ctx.Done():
-				s.results <- inspectResult{candidate: c, err: context.Cause(ctx)}
+				c.err = context.Cause(ctx)
 				return
 			}
 		}
-		g, err := s.backend.inspect(ctx, c)
-		s.results <- inspectResult{c, g, err}
+		c.gateway, c.err = s.backend.inspect(ctx, c)
 	})
 }
 
@@ -456,25 +444,23 @@ func (s *searchState) addPending(c candidate, n int) {
 }
 
 // record stores the result of an inspection.
-func (s *searchState) record(result inspectResult) {
+func (s *searchState) record(c candidate) {
 	switch {
-	case result.gateway != nil:
-		s.gateways = append(s.gateways, result.gateway)
-		s.backend.usable.Add(1)
-	case !result.candidate.isGateway:
+	case c.gateway != nil:
+		s.gateways = append(s.gateways, c.gateway)
+	case !c.isGateway:
 		s.unsuitable++
 	case s.gatewayErr == nil || errors.Is(s.gatewayErr, backends.ErrUnsupported):
-		s.gatewayErr = result.err
+		s.gatewayErr = c.err
 	}
 }
 
 // retry inspects a candidate again if the failure may be temporary: no reply, or a
 // status of 500 or more.
-func (s *searchState) retry(ctx context.Context, result inspectResult) bool {
-	c := result.candidate
+func (s *searchState) retry(ctx context.Context, c candidate) bool {
 	var status *HTTPError
-	temporary := errors.As(result.err, &status) && status.Status >= 500 || errors.Is(result.err, backends.ErrNoReply) && !errno.IsRefused(result.err)
-	c.attempts, c.err = c.attempts+1, result.err
+	temporary := errors.As(c.err, &status) && status.Status >= 500 || errors.Is(c.err, backends.ErrNoReply) && !errno.IsRefused(c.err)
+	c.attempts++
 	if !temporary || c.attempts == maxAttempts || !s.reserve(c) {
 		return false
 	}

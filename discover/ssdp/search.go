@@ -227,10 +227,8 @@ func (s Search) socketConfig(is4 bool, ifi *net.Interface) socketConfig {
 // sockets returns the sockets of the destinations, without duplicates.
 func sockets(to []destination) []packetConn {
 	var out []packetConn
-	seen := map[packetConn]bool{}
 	for _, d := range to {
-		if d.conn != nil && !seen[d.conn] {
-			seen[d.conn] = true
+		if d.conn != nil && !slices.Contains(out, d.conn) {
 			out = append(out, d.conn)
 		}
 	}
@@ -293,11 +291,7 @@ func (s Search) request(target string, to netip.AddrPort) []byte {
 
 // mxSeconds returns MX as it is sent: 1 to 5 whole seconds, rounded up.
 func (s Search) mxSeconds() int {
-	const maxSeconds = 5
-	if s.MX >= maxSeconds*time.Second {
-		return maxSeconds
-	}
-	return max(1, int((s.MX+time.Second-1)/time.Second))
+	return max(1, int((min(s.MX, 5*time.Second)+time.Second-1)/time.Second))
 }
 
 // The largest number of distinct responses that a search accepts: from one address, and

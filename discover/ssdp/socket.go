@@ -127,10 +127,6 @@ func bind(ctx context.Context, lc net.ListenConfig, network string, local netip.
 	if err != nil {
 		return nil, err
 	}
-	return asUDP(conn)
-}
-
-func asUDP(conn net.PacketConn) (*net.UDPConn, error) {
 	udp, ok := conn.(*net.UDPConn)
 	if !ok {
 		_ = conn.Close()

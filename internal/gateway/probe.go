@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -264,18 +263,15 @@ func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duratio
 		return unsupportedError{probeErr}
 	}
 	if d, is := b.Backend.(interface{ OtherDevice() netip.Addr }); is && probeErr == nil && othersAvailable && d.OtherDevice().IsValid() {
-		return fmt.Errorf("%s: %w: the device at %v is not that of the gateway, which supports another protocol", b.name, backends.ErrUnsupported, d.OtherDevice())
+		return fmt.Errorf("%s: %w: the device at %v does not belong to the gateway, which supports another protocol", b.name, backends.ErrUnsupported, d.OtherDevice())
 	}
 	return probeErr
 }
 
 // unsupportedError is the error of a search that found no device, although the gateway
 // replies to another backend. It wraps ErrUnsupported in place of ErrNoReply.
-type unsupportedError struct{ err error }
+type unsupportedError struct{ error }
 
-func (e unsupportedError) Error() string {
-	return strings.Replace(e.err.Error(), backends.ErrNoReply.Error(), backends.ErrUnsupported.Error(), 1)
-}
 func (e unsupportedError) Unwrap() error { return backends.ErrUnsupported }
 
 // ResetProbes makes the next call probe all backends again.

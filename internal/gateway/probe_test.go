@@ -288,7 +288,7 @@ func TestSearchFailure(t *testing.T) {
 			if kind == backends.ErrNoReply {
 				kind = backends.ErrUnsupported
 			}
-			if !errors.Is(err, kind) || err.Error() != "upnp: "+kind.Error()+": description" {
+			if !errors.Is(err, kind) || err.Error() != failure.Error() {
 				t.Errorf("EnsureProbed: %v, want %v", err, kind)
 			}
 		}
@@ -303,10 +303,10 @@ func TestOtherDevice(t *testing.T) {
 		other string
 		want  error
 	}{
-		"the gateway replies":             {probeReply{0, nil}, "192.0.2.9", backends.ErrUnsupported},
-		"the gateway refuses mappings":    {probeReply{0, backends.ErrNotAuthorized}, "192.0.2.9", backends.ErrUnsupported},
-		"the gateway supports nothing":    {probeReply{0, backends.ErrNoReply}, "192.0.2.9", nil},
-		"the device is that of a gateway": {probeReply{0, nil}, "", nil},
+		"the gateway replies":          {probeReply{0, nil}, "192.0.2.9", backends.ErrUnsupported},
+		"the gateway refuses mappings": {probeReply{0, backends.ErrNotAuthorized}, "192.0.2.9", backends.ErrUnsupported},
+		"the gateway supports nothing": {probeReply{0, backends.ErrNoReply}, "192.0.2.9", nil},
+		"the device of the gateway":    {probeReply{0, nil}, "", nil},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var log probeLog
