@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
@@ -353,6 +354,50 @@ func TestPinhole(t *testing.T) {
 	}
 	if _, err := f.Enable(t.Context(), forward.IPv6(), forward.To(netip.MustParseAddrPort("192.0.2.1:80"))); !errors.Is(err, backends.ErrInvalid) {
 		t.Errorf("IPv6 and an IPv4 address: %v", err)
+	}
+}
+
+// TestPinholeOverIPv4 checks that pinholes are opened through a UPnP device that is reached
+// over IPv4, at a URL or at the IPv4 address of the same gateway.
+func TestPinholeOverIPv4(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{
+		Listen6: netip.MustParseAddrPort("[::1]:0"), Quirks: quirks.Quirks{UPnP: quirks.UPnP{Search: quirks.Search{IPv4Only: true}}},
+	})
+	if err != nil {
+		t.Skipf("IPV6 NOT TESTED: %v", err)
+	}
+	defer gw.Close()
+	for name, config := range map[string]forward.Config{
+		"a URL":                {Gateway: gw.Addr6(), UPnPURL: gw.UPnP().DescriptionURL()},
+		"a URL, and a source":  {UPnPURL: gw.UPnP().DescriptionURL(), Source: netip.IPv6Loopback(), Gateways: bothGateways(gw)},
+		"the gateway, by IPv4": {Gateways: bothGateways(gw), Test: forward.TestNetwork{SSDP: gw.SSDP()}},
+	} {
+		config.Protocols = []string{"upnp"}
+		f, err := forward.New(&config)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		defer f.Close()
+		m, err := f.Enable(t.Context(), forward.TCP(8080), forward.IPv6())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want := netip.MustParseAddrPort("[::1]:8080")
+		if m.External().AddrPort != want || m.Internal() != want || m.Gateway().Addr() != gw.Addr().Addr() || len(gw.Table()) != 1 {
+			t.Errorf("%s: %v → %v by %v, want %v on both sides by %v; the gateway has %v", name, m.External(), m.Internal(), m.Gateway(), want, gw.Addr(), gw.Table())
+		}
+		if err := m.Close(); err != nil || len(gw.Table()) != 0 {
+			t.Errorf("%s: Close: %v, the gateway has %v", name, err, gw.Table())
+		}
+	}
+}
+
+// bothGateways returns a hook that reports the addresses of a gateway.
+func bothGateways(gw *gatewaytest.Gateway) func(context.Context) ([]discover.Gateway, error) {
+	return func(context.Context) ([]discover.Gateway, error) {
+		return []discover.Gateway{{Addr: gw.Addr().Addr()}, {Addr: gw.Addr6().Addr()}}, nil
 	}
 }
 

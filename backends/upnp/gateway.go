@@ -139,7 +139,7 @@ func (g *gateway) rank() int {
 }
 
 // compare orders gateways, the better one first. The default gateway comes
-// first, regardless of what it reports: incoming traffic arrives through it, and replies
+// first, regardless of its status: incoming traffic arrives through it, and replies
 // leave through it. A firewall that is reached over IPv6 comes before others,
 // because many devices open pinholes only for the address of the sender.
 func (g *gateway) compare(other *gateway) int {

@@ -40,6 +40,9 @@ func TestSearchQuirks(t *testing.T) {
 		"line feeds":                   {Search: search{LFOnly: true, NoSpace: true, NoReason: true}},
 		"no blank line":                {Search: search{NoBlankLine: true}},
 		"unicast only":                 {Search: search{UnicastOnly: true}},
+		"connection services only":     {Search: search{ConnectionOnly: true}},
+		"PPP connection service only":  {Description: quirks.Description{Connections: quirks.ConnectionPPP}, Search: search{ConnectionOnly: true}},
+		"after two seconds":            {Search: search{Delay: 2 * time.Second}},
 		"several quirks":               {Version: 1, Search: search{OtherPort: true, NoIGD2: true, FirstOnly: true, Duplicates: 3, LFOnly: true, NoSpace: true, NoBlankLine: true}},
 		"IP and PPP":                   {Description: quirks.Description{Connections: quirks.ConnectionBoth}},
 		"PPP only":                     {Description: quirks.Description{Connections: quirks.ConnectionPPP}},
@@ -244,7 +247,7 @@ func TestGateways(t *testing.T) {
 }
 
 // TestDefaultGatewayFirst checks that the default gateway is used
-// regardless of what it reports, even if it responds a second later than another device. The other device
+// regardless of its status, even if it responds a second later than another device. The other device
 // is used only if the default gateway has no usable device, and the mapping names it.
 func TestDefaultGatewayFirst(t *testing.T) {
 	needHosts(t)
@@ -341,6 +344,7 @@ func TestSearchErrors(t *testing.T) {
 		"redirect":      {fault: describe(httpReply("301 Moved Permanently")), kind: backends.ErrMalformed, text: "description at URL: HTTP status 301 (Moved Permanently)"},
 		"always busy":   {fault: describe(httpReply("503 Service Unavailable")), kind: backends.ErrMalformed, text: "description at URL: HTTP status 503 (Service Unavailable)"},
 		"not a gateway": {router: quirks.UPnP{Description: quirks.Description{ControlURL: quirks.ControlEmpty}}, kind: backends.ErrNoReply, text: `description at URL: not supported: device "Test router" is not a gateway`},
+		"media server":  {router: quirks.UPnP{Description: quirks.Description{MediaServer: true}}, kind: backends.ErrNoReply, text: `description at URL: not supported: device "`},
 		"HTML": {fault: describe(func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\n<html>Welcome</html>")} }),
 			kind: backends.ErrMalformed, text: "description at URL: malformed reply: no description in"},
 		"silent":         {fault: gatewaytest.Fault{Match: isDescribe, Hold: make(chan struct{})}, kind: backends.ErrNoReply, text: "description at URL: no reply from the gateway"},
