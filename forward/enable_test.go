@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -372,7 +373,8 @@ func TestPinholeOverIPv4(t *testing.T) {
 		"a URL, and a source":  {UPnPURL: gw.UPnP().DescriptionURL(), Source: netip.IPv6Loopback(), Gateways: bothGateways(gw)},
 		"the gateway, by IPv4": {Gateways: bothGateways(gw), Test: forward.TestNetwork{SSDP: gw.SSDP()}},
 	} {
-		config.Protocols = []string{"upnp"}
+		var warnings strings.Builder // a warning names a device that is not known to be the gateway's
+		config.Protocols, config.Logger = []string{"upnp"}, slog.New(slog.NewTextHandler(&warnings, &slog.HandlerOptions{Level: slog.LevelWarn}))
 		f, err := forward.New(&config)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -390,6 +392,9 @@ func TestPinholeOverIPv4(t *testing.T) {
 		}
 		if err := m.Close(); err != nil || len(gw.Table()) != 0 {
 			t.Errorf("%s: Close: %v, the gateway has %v", name, err, gw.Table())
+		}
+		if _ = f.Close(); warnings.Len() != 0 {
+			t.Errorf("%s: %v", name, warnings.String())
 		}
 	}
 }

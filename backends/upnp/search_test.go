@@ -157,6 +157,38 @@ func TestSearchEnds(t *testing.T) {
 	}
 }
 
+// TestSearchRefused checks that a search is promising unless the gateway refuses it.
+func TestSearchRefused(t *testing.T) {
+	t.Parallel()
+	silent, searches := silentSSDP(t)
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	_ = conn.Close()
+	for _, at := range []netip.AddrPort{silent, closed} {
+		b, err := upnp.New(upnp.Config{Gateway: at.Addr(), SSDP: []netip.AddrPort{at}, Wait: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error)
+		go func() { ended <- b.Probe(t.Context()) }()
+		if at == silent {
+			<-searches
+			<-searches
+		}
+		for n := 0; at == closed && b.Promising() && n < 10000; n++ {
+			time.Sleep(time.Millisecond)
+		}
+		if b.Promising() != (at == silent) {
+			t.Errorf("%v: promising: %v", at, b.Promising())
+		}
+		_ = b.Close()
+		<-ended
+	}
+}
+
 // TestNoSearchWithURL checks that a backend with a description URL sends no
 // searches and uses no other device.
 func TestNoSearchWithURL(t *testing.T) {
@@ -247,7 +279,7 @@ func TestGateways(t *testing.T) {
 }
 
 // TestDefaultGatewayFirst checks that the default gateway is used
-// regardless of its status, even if it responds a second later than another device. The other device
+// regardless of its status, even if it responds two seconds later than another device. The other device
 // is used only if the default gateway has no usable device, and the mapping names it.
 func TestDefaultGatewayFirst(t *testing.T) {
 	needHosts(t)
@@ -263,7 +295,7 @@ func TestDefaultGatewayFirst(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gateway, other := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: router}}), start(t, gatewaytest.Config{})
-			gateway.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Delay: time.Second, Drop: name == "does not exist"})
+			gateway.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Service == "ssdp" }, Delay: 2 * time.Second, Drop: name == "does not exist"})
 			used := gateway
 			if strings.HasPrefix(name, "not a") || strings.HasPrefix(name, "does not") {
 				used = other
