@@ -45,7 +45,7 @@ type Config struct {
 	// Source is the local address from which to send to devices of its family,
 	// and the internal address of requests without one. For a pinhole, it must
 	// be the address that is opened. If it is the zero Addr, the kernel
-	// chooses, which works only if the device is reached over IPv6.
+	// chooses; a pinhole through an IPv4 device then needs an internal address.
 	Source netip.Addr
 	// URL is the URL of the root description of the device to use. Its host is
 	// an IP address. If it is set, no search is sent.

@@ -13,6 +13,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/gateway"
 )
@@ -71,6 +72,11 @@ func openBackend(p gateway.Protocol, a *app, t target) (probedBackend, error) {
 	config := gateway.BackendConfig{
 		Interface: t.iface, Announce: t.announce, Nonce: string(t.nonceKey), Only: t.only, URL: t.igdURL, SSDP: t.ssdp, Notify: t.notify,
 		Wait: cmp.Or(t.search, cmp.Or(a.settings.timeout, forward.DefaultDiscoveryTimeout)*7/8), // other requests follow the search
+	}
+	if t.gateway.Addr().Is6() {
+		if g, err := discover.Default(); err == nil && g.Interface == t.iface {
+			config.Gateway4 = g.Addr // as in the Forwarder
+		}
 	}
 	b, err := p.Open(config, gateway.Key{Gateway: t.gateway, Local: t.source}, a.logger())
 	if err != nil {
