@@ -142,7 +142,7 @@ func (b *Backend) search(ctx context.Context, all bool) ([]*gateway, error) {
 	return s.gateways, nil
 }
 
-// withTimeout bounds a context. The cause of its end is that there was no reply.
+// withTimeout bounds a context. The cause of its end wraps backends.ErrNoReply.
 func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%w within %v", backends.ErrNoReply, d))
 }
@@ -206,14 +206,12 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	}
 	searches.Go(func() { errs[0] = b.searchTargets(ctx, ssdp.Targets()[:firstTargets], responses) })
 	searches.Go(func() {
-		for n := 1; ctxsync.Sleep(ctx, genericSearchDelay) == nil; n++ {
-			// A generic search slows down a device that is being inspected.
-			// Other devices must not wait for it too long, however.
-			if b.fetches.Load() == 0 || n == maxGenericDelays {
-				errs[1] = b.searchTargets(ctx, ssdp.Targets()[firstTargets:], responses)
-				return
-			}
+		// A generic search slows down a device that is being inspected. Other
+		// devices must not wait for it too long, however.
+		for n := 0; n == 0 || n < maxGenericDelays && b.fetches.Load() > 0; n++ {
+			_ = ctxsync.Sleep(ctx, genericSearchDelay)
 		}
+		errs[1] = b.searchTargets(ctx, ssdp.Targets()[firstTargets:], responses)
 	})
 	searches.Wait()
 	return cmp.Or(errs...)

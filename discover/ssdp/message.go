@@ -54,15 +54,10 @@ const (
 
 // String returns the kind as it is sent, without the prefix "ssdp:".
 func (k NotificationKind) String() string {
-	switch k {
-	case Alive:
-		return "alive"
-	case ByeBye:
-		return "byebye"
-	case Update:
-		return "update"
+	if k < Alive || k > Update {
+		return fmt.Sprintf("kind %d", uint8(k))
 	}
-	return fmt.Sprintf("kind %d", uint8(k))
+	return [...]string{"", "alive", "byebye", "update"}[k]
 }
 
 // Notification is a multicast message in which a device announces itself or one of its
@@ -112,17 +107,15 @@ func ParseNotification(b []byte) (Notification, error) {
 		NextBootID: m.id("nextbootid.upnp.org"),
 		ConfigID:   m.id("configid.upnp.org"),
 	}
-	switch nts := strings.ToLower(m.headers["nts"]); nts {
-	case "ssdp:alive":
-		n.Kind = Alive
-	case "ssdp:byebye":
-		n.Kind = ByeBye
-	case "ssdp:update":
-		n.Kind = Update
-	default:
-		return Notification{}, malformed("notification of unknown kind %.40q", nts)
+	nts := strings.ToLower(m.headers["nts"])
+	for kind := Alive; kind <= Update; kind++ {
+		if nts == "ssdp:"+kind.String() {
+			n.Kind = kind
+		}
 	}
 	switch {
+	case n.Kind == 0:
+		return Notification{}, malformed("notification of unknown kind %.40q", nts)
 	case n.USN == "":
 		return Notification{}, malformed("notification without USN")
 	case n.Kind == Alive && n.Location == "":
