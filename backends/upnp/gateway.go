@@ -105,10 +105,11 @@ func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 		g.statusTime = time.Now()
 		return err
 	})
-	bounded, cancel := withTimeout(ctx, optionalTimeout)
-	defer cancel()
-	var err error // not with ask: Map asks again, because a mapping needs the address
-	if g.External, err = g.client.ExternalAddr(bounded); transportError(statusErr) == nil {
+	err := b.ask(ctx, g.client, "GetExternalIPAddress", func(ctx context.Context) (err error) {
+		g.External, err = g.client.ExternalAddr(ctx)
+		return err
+	})
+	if transportError(statusErr) == nil {
 		return nil
 	}
 	return transportError(err)
