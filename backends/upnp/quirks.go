@@ -13,6 +13,7 @@ type quirks struct {
 	mu       sync.Mutex
 	state    quirkState
 	failures map[string]time.Time // what failed, and when that is forgotten: see remember
+	silences map[string]int       // the consecutive requests of an action that got no reply
 }
 
 type quirkState struct {
@@ -33,7 +34,7 @@ func (b *Backend) quirksOf(c *Client) *quirks {
 		if len(b.quirks) >= maxNonGateways {
 			clear(b.quirks)
 		}
-		q = &quirks{failures: map[string]time.Time{}}
+		q = &quirks{failures: map[string]time.Time{}, silences: map[string]int{}}
 		b.quirks[key] = q
 	}
 	return q
@@ -71,6 +72,21 @@ func (q *quirks) remembers(what string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return time.Now().Before(q.failures[what])
+}
+
+// recordSilence records whether the service replied to an action. One missing reply may
+// be a fault of the network. After the second one, the silence is remembered.
+func (q *quirks) recordSilence(action string, silent bool) {
+	q.mu.Lock()
+	q.silences[action]++
+	if !silent {
+		q.silences[action] = 0
+	}
+	isLasting := q.silences[action] > 1
+	q.mu.Unlock()
+	if isLasting {
+		q.remember(action, silentTime)
+	}
 }
 
 // variant is a form of the request for an entry: its lease and its description.

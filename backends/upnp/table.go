@@ -26,7 +26,7 @@ const (
 )
 
 // optionalTimeout bounds a request that a device need not answer. If the device does not
-// answer within that time, the request is not sent again for silentTime.
+// answer it twice, the request is not sent again for silentTime.
 const (
 	optionalTimeout = 2500 * time.Millisecond
 	silentTime      = time.Minute
@@ -45,8 +45,8 @@ func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(c
 	if isConnectionCut(err) {
 		err = send(bounded)
 	}
-	if errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil && !Moved(err) {
-		q.remember(action, silentTime)
+	if ctx.Err() == nil && !Moved(err) {
+		q.recordSilence(action, errors.Is(err, backends.ErrNoReply))
 	}
 	return err
 }

@@ -361,8 +361,8 @@ func TestOptionalRequests(t *testing.T) {
 					t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 				}
 			}
-			if n := count(gw, findAction); name == "hang" && n != 1 {
-				t.Errorf("%d requests of %s, want 1", n, findAction)
+			if n := count(gw, findAction); name == "hang" && n != 2 {
+				t.Errorf("%d requests of %s, want 2", n, findAction)
 			}
 		})
 	}
