@@ -3,6 +3,7 @@ package natpmp
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -124,7 +125,7 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 	if err := m.Check(); err != nil {
 		return backends.Mapping{}, fmt.Errorf("natpmp: %w", err)
 	}
-	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
+	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, netip.AddrPortFrom(m.Internal.Addr(), requestedPort(m)), m.External, m.Remote
 	if err := b.validate(ctx, r); err != nil {
 		return backends.Mapping{}, err
 	}
@@ -164,7 +165,19 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, external neti
 		Lifetime:    resp.Lifetime,
 		Granted:     reply.Sent,
 	}
+	if internal != r.Internal.Port() {
+		m.Token = backends.NewToken(binary.BigEndian.AppendUint16(nil, r.Internal.Port()))
+	}
 	return m, b.rejectWrongPort(ctx, r, m)
+}
+
+// requestedPort returns the internal port in requests about a mapping. If the gateway
+// assigned another one, the Token has the port of the first request.
+func requestedPort(m backends.Mapping) uint16 {
+	if b := m.Token.Bytes(); len(b) == 2 {
+		return binary.BigEndian.Uint16(b)
+	}
+	return m.Internal.Port()
 }
 
 // checkLocalHost returns an error if internal is not the local address that the
@@ -203,7 +216,7 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	if err := m.Check(); err != nil {
 		return fmt.Errorf("natpmp: %w", err)
 	}
-	return b.client.Unmap(ctx, m.Protocol, m.Internal.Port())
+	return b.client.Unmap(ctx, m.Protocol, requestedPort(m))
 }
 
 // maxExternalAge is the maximum age of an external address that is used for a new

@@ -3,6 +3,7 @@ package natpmp_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"net"
@@ -322,6 +323,9 @@ func TestOwnPort(t *testing.T) {
 		gw.Inject(gatewaytest.Fault{
 			Match: func(r gatewaytest.Request) bool { return r.Op == "map" || r.Op == "unmap" },
 			Reply: func(request []byte) [][]byte {
+				if port := binary.BigEndian.Uint16(request[4:]); port != 8080 { // also to renew and delete
+					t.Errorf("a request for internal port %d", port)
+				}
 				lifetime := "0000003c"
 				if bytes.Equal(request[8:], make([]byte, 4)) {
 					lifetime = "00000000"
