@@ -130,21 +130,28 @@ func isEndOfTable(err error) bool {
 }
 
 // entries yields the table by index, or by port ranges if the device does not
-// support the index. It ignores malformed entries.
+// support the index. It ignores malformed entries, but fails if there are no others.
 func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
 	return func(yield func(PortMapping, error) bool) {
 		first := true
+		var ignored error
 		for e, err := range entriesByIndex(ctx, c.PortMappingAt) {
 			switch {
 			case first && errors.Is(err, backends.ErrUnsupported) && c.service.Version() > 1:
 				c.entriesByRange(ctx, yield)
 				return
+			case errors.Is(err, errIncomplete): // many devices report the end in this form
+				continue
 			case errors.Is(err, backends.ErrMalformed):
+				ignored = err
 				continue
 			}
 			if first = false; !yield(e, err) {
 				return
 			}
+		}
+		if first && ignored != nil {
+			yield(PortMapping{}, ignored)
 		}
 	}
 }

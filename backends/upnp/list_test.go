@@ -115,6 +115,22 @@ func TestListMalformedEntry(t *testing.T) {
 	}
 }
 
+// TestListMalformedOnly checks that a table with only malformed entries is not listed as an
+// empty one.
+func TestListMalformedOnly(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{Listing: quirks.Listing{MalformedRow: true}})
+	addEntries(t, gw, 1)
+	got, err := listedPorts(t, b)
+	if wantError(t, err, backends.ErrMalformed, 0); len(got) != 0 {
+		t.Errorf("listed %v", got)
+	}
+	addEntries(t, gw, 3)
+	if got, err := listedPorts(t, b); err != nil || len(got) != 2 {
+		t.Errorf("listed %v, %v", got, err)
+	}
+}
+
 // TestListFails checks that an error ends the list after the entries before it.
 func TestListFails(t *testing.T) {
 	t.Parallel()
