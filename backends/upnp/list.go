@@ -41,7 +41,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 				external, _ := b.recentExternal(ctx, c)
 				for e, err := range c.entries(ctx) {
 					if err != nil {
-						if i == 0 || transportError(err) != nil { // the other services may refuse
+						if i == 0 || !errors.As(err, new(*Fault)) { // the other services may refuse
 							failure = cmp.Or(failure, err)
 						}
 						break

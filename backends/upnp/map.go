@@ -204,14 +204,13 @@ func (op *addOp) addAndVerify(ctx context.Context) (sent time.Time, lease time.D
 func (op *addOp) checkPort(ctx context.Context) error {
 	op.existing, op.existingMatches, op.portFree = PortMapping{}, false, false
 	e, result, err := op.backend.findByKey(ctx, op.client, op.entry)
-	switch {
-	case ctx.Err() != nil || Moved(err):
+	if ctx.Err() != nil || Moved(err) {
 		return err
-	case result == missing:
-		op.portFree = true
-	case result == notKnown && op.renewed == nil:
+	}
+	if result == notKnown && op.renewed == nil {
 		e, result = op.backend.findByIndex(ctx, op.client, op.entry)
 	}
+	op.portFree = result == missing || result == unseen
 	if result != found && result != otherEntry {
 		return nil // if the device does not report the entry, it may still report a conflict later
 	}

@@ -204,7 +204,9 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 		return nil
 	}
 	request := e.spec.request(e.Member, e.requestedExternal)
-	request.Exact = false // any mapping that the gateway may have is to be deleted
+	// Any mapping that the gateway may have is to be deleted. By UPnP, a request for another
+	// port would create another mapping.
+	request.Exact = e.backend.name == upnp.Name && e.requestedExternal != 0
 	request.Lifetime = max(time.Until(e.unconfirmedUntil), time.Second)
 	assumed := e.assumedMapping(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
