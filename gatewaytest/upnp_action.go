@@ -206,17 +206,18 @@ func literal(host string) bool {
 	return err == nil
 }
 
-// soapCall is a call of an action, with its arguments and its client.
+// soapCall is a call of an action, with its arguments and its client. The methods that
+// parse arguments set err to fault 402 if an argument is malformed.
 type soapCall struct {
 	service *igdService
-	action  string
 	args    map[string]string
 	client  netip.Addr
+	err     error
 }
 
 // soapAction performs an action. It fails with a soapFault, errReset or
 // errSimulatedCrash.
-type soapAction func(*upnpServer, soapCall) ([]soapArg, error)
+type soapAction func(*upnpServer, *soapCall) ([]soapArg, error)
 
 // connectionActions are the actions of WANIPConnection and WANPPPConnection.
 var connectionActions = map[string]soapAction{
@@ -248,7 +249,7 @@ var otherActions = map[serviceKind]map[string]soapAction{
 		"DeletePinhole":       (*upnpServer).deletePinhole,
 		"GetPinholePackets":   (*upnpServer).pinholePackets,
 		"CheckPinholeWorking": (*upnpServer).checkPinhole,
-		"GetOutboundPinholeTimeout": func(*upnpServer, soapCall) ([]soapArg, error) {
+		"GetOutboundPinholeTimeout": func(*upnpServer, *soapCall) ([]soapArg, error) {
 			return nil, soapFault(501)
 		},
 	},
@@ -263,7 +264,7 @@ func (s *upnpServer) call(v *igdService, r *httpRequest) ([]soapArg, error) {
 	case r.soapErr != nil, r.soap.spaced && s.config.Demands.Compact:
 		return nil, soapFault(402)
 	}
-	return perform(s, soapCall{service: v, action: r.soap.action, args: r.soap.args, client: r.source.Addr()})
+	return perform(s, &soapCall{service: v, args: r.soap.args, client: r.source.Addr()})
 }
 
 // findAction returns the function that performs the action, or nil.
@@ -300,71 +301,60 @@ func cutVersion(urn string) (name string, version int) {
 	return urn[:max(i, 0)], version
 }
 
-// number parses an unsigned argument of the given number of bits. It fails with fault
-// 402 if the argument is not such a number.
-func (c soapCall) number(name string, bits int) (uint64, error) {
+// number parses an unsigned argument of the given number of bits.
+func (c *soapCall) number(name string, bits int) uint64 {
 	n, err := strconv.ParseUint(strings.TrimSpace(c.args[name]), 10, bits)
 	if err != nil {
-		return 0, soapFault(402)
+		c.err = soapFault(402)
 	}
-	return n, nil
+	return n
 }
 
-// numbers parses arguments of 16 bits.
-func (c soapCall) numbers(names ...string) ([]uint16, error) {
-	all := make([]uint16, len(names))
-	for i, name := range names {
-		n, err := c.number(name, 16)
-		if err != nil {
-			return nil, err
-		}
-		all[i] = uint16(n)
-	}
-	return all, nil
-}
+// number16 parses an unsigned argument of 16 bits, such as a port.
+func (c *soapCall) number16(name string) uint16 { return uint16(c.number(name, 16)) }
 
 // flag parses a boolean argument, including the forms yes and no (UPnP Device
 // Architecture 1.1, section 2.5).
-func (c soapCall) flag(name string) (bool, error) {
+func (c *soapCall) flag(name string) bool {
 	switch strings.ToLower(strings.TrimSpace(c.args[name])) {
 	case "1", "true", "yes":
-		return true, nil
+		return true
 	case "0", "false", "no":
-		return false, nil
+	default:
+		c.err = soapFault(402)
 	}
-	return false, soapFault(402)
+	return false
 }
 
 // protocolArg parses the protocol of a mapping.
-func (s *upnpServer) protocolArg(c soapCall) (backends.Protocol, error) {
+func (s *upnpServer) protocolArg(c *soapCall) backends.Protocol {
 	name := c.args["NewProtocol"]
 	if !s.config.Demands.UpperProtocol {
 		name = strings.ToUpper(name)
 	}
 	switch name {
 	case "TCP":
-		return backends.TCP, nil
+		return backends.TCP
 	case "UDP":
-		return backends.UDP, nil
+		return backends.UDP
 	}
-	return 0, soapFault(402)
+	c.err = soapFault(402)
+	return 0
 }
 
 // remoteHostArg parses the remote host that a mapping admits. The zero Addr means any
 // host.
-func (s *upnpServer) remoteHostArg(c soapCall) (netip.Addr, error) {
+func (s *upnpServer) remoteHostArg(c *soapCall) (addr netip.Addr) {
 	text, present := c.args["NewRemoteHost"]
 	switch demands := s.config.Demands; {
 	case !present && demands.RemoteHost, text == "0.0.0.0" && demands.NoZeroRemoteHost:
-		return netip.Addr{}, soapFault(402)
-	case text == "" || text == "*" || text == "0.0.0.0":
-		return netip.Addr{}, nil
+		c.err = soapFault(402)
+	case text != "" && text != "*" && text != "0.0.0.0":
+		if addr, _ = netip.ParseAddr(text); !addr.Is4() {
+			c.err = soapFault(402)
+		}
 	}
-	addr, err := netip.ParseAddr(text)
-	if err != nil || !addr.Is4() {
-		return netip.Addr{}, soapFault(402)
-	}
-	return addr, nil
+	return addr
 }
 
 // filtersFor returns the filters that admit only this remote host and port. The zero

@@ -10,7 +10,7 @@ import (
 )
 
 // specificEntry returns one mapping (WANIPConnection:2, section 2.5.15).
-func (s *upnpServer) specificEntry(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) specificEntry(c *soapCall) ([]soapArg, error) {
 	rules := s.config.Listing
 	if rules.NoSpecific {
 		return nil, soapFault(401)
@@ -26,14 +26,12 @@ func (s *upnpServer) specificEntry(c soapCall) ([]soapArg, error) {
 }
 
 // genericEntry returns the mapping at an index (WANIPConnection:2, section 2.5.14).
-func (s *upnpServer) genericEntry(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) genericEntry(c *soapCall) ([]soapArg, error) {
 	rules := s.config.Listing
-	index, err := c.number("NewPortMappingIndex", 32)
-	if err != nil {
-		return nil, err
-	}
-	all := s.entries(c)
+	index, all := c.number("NewPortMappingIndex", 32), s.entries(c)
 	switch {
+	case c.err != nil:
+		return nil, c.err
 	case rules.IndexFails != 0:
 		return nil, soapFault(rules.IndexFails)
 	case index < uint64(len(all)):
@@ -112,7 +110,7 @@ const maxRange = 128
 
 // listRange returns the mappings of a range of ports (WANIPConnection:2, section
 // 2.5.21). If NewNumberOfPorts is 0, it returns all of them.
-func (s *upnpServer) listRange(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) listRange(c *soapCall) ([]soapArg, error) {
 	rules := s.config.Listing
 	switch {
 	case rules.NoRange:
@@ -120,11 +118,8 @@ func (s *upnpServer) listRange(c soapCall) ([]soapArg, error) {
 	case rules.RangeResets:
 		return nil, errReset
 	}
+	limit := c.number("NewNumberOfPorts", 16)
 	inRange, err := s.portRange(c)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := c.number("NewNumberOfPorts", 16)
 	if err != nil {
 		return nil, err
 	}

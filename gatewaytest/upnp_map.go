@@ -14,7 +14,7 @@ import (
 const maxLease = 604800 * time.Second
 
 // addPortMapping maps the requested port, or fails (WANIPConnection:2, section 2.5.16).
-func (s *upnpServer) addPortMapping(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) addPortMapping(c *soapCall) ([]soapArg, error) {
 	spec, err := s.parseMappingSpec(c)
 	if err != nil {
 		return nil, err
@@ -29,7 +29,7 @@ func (s *upnpServer) addPortMapping(c soapCall) ([]soapArg, error) {
 
 // addAnyPortMapping maps the requested port, or another one (WANIPConnection:2, section
 // 2.5.17).
-func (s *upnpServer) addAnyPortMapping(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) addAnyPortMapping(c *soapCall) ([]soapArg, error) {
 	switch {
 	case s.config.Rules.NoAddAny:
 		return nil, soapFault(401)
@@ -46,30 +46,16 @@ func (s *upnpServer) addAnyPortMapping(c soapCall) ([]soapArg, error) {
 
 // parseMappingSpec parses the requested mapping, and checks the rules that do not depend
 // on other mappings.
-func (s *upnpServer) parseMappingSpec(c soapCall) (mappingSpec, error) {
-	remote, err := s.remoteHostArg(c)
-	if err != nil {
-		return mappingSpec{}, err
-	}
-	p, err := s.protocolArg(c)
-	if err != nil {
-		return mappingSpec{}, err
-	}
-	ports, err := c.numbers("NewExternalPort", "NewInternalPort")
-	if err != nil {
-		return mappingSpec{}, err
-	}
-	enabled, err := c.flag("NewEnabled")
-	if err != nil {
-		return mappingSpec{}, err
-	}
+func (s *upnpServer) parseMappingSpec(c *soapCall) (mappingSpec, error) {
+	remote, p, enabled := s.remoteHostArg(c), s.protocolArg(c), c.flag("NewEnabled")
+	external, internal := c.number16("NewExternalPort"), c.number16("NewInternalPort")
 	client, err := netip.ParseAddr(strings.TrimSpace(c.args["NewInternalClient"]))
-	if err != nil || !client.Is4() || client.IsUnspecified() {
+	if c.err != nil || err != nil || !client.Is4() || client.IsUnspecified() {
 		return mappingSpec{}, soapFault(402)
 	}
 	spec := mappingSpec{Entry: Entry{
-		Protocol: p, Internal: netip.AddrPortFrom(client, ports[1]),
-		External: netip.AddrPortFrom(c.service.session, ports[0]),
+		Protocol: p, Internal: netip.AddrPortFrom(client, internal),
+		External: netip.AddrPortFrom(c.service.session, external),
 		Service:  serviceUPnP, Disabled: !enabled || s.config.Rules.AddDisabled, Description: c.args["NewPortMappingDescription"],
 		Filters: filtersFor(remote, 0),
 	}}
@@ -101,13 +87,11 @@ func (s *upnpServer) checkDescription(text string) error {
 
 // grantedLease returns the lifetime that the gateway grants for the requested lease
 // duration.
-func (s *upnpServer) grantedLease(c soapCall) (time.Duration, error) {
-	n, err := c.number("NewLeaseDuration", 32)
-	if err != nil {
-		return 0, err
-	}
-	requested, rules := time.Duration(n)*time.Second, s.config.Leases
+func (s *upnpServer) grantedLease(c *soapCall) (time.Duration, error) {
+	requested, rules := time.Duration(c.number("NewLeaseDuration", 32))*time.Second, s.config.Leases
 	switch {
+	case c.err != nil:
+		return 0, c.err
 	case rules.PermanentOnly != 0 && requested != 0:
 		return 0, soapFault(rules.PermanentOnly)
 	case rules.NoPermanent != 0 && requested == 0:
@@ -127,7 +111,7 @@ func (s *upnpServer) grantedLease(c soapCall) (time.Duration, error) {
 }
 
 // checkRules checks the rules that do not depend on the table.
-func (s *upnpServer) checkRules(c soapCall, spec mappingSpec) error {
+func (s *upnpServer) checkRules(c *soapCall, spec mappingSpec) error {
 	rules, external, internal := s.config.Rules, spec.External.Port(), spec.Internal.Port()
 	_, unusable := s.connectionAddr(c.service)
 	switch {
@@ -195,7 +179,7 @@ func (s *upnpServer) grant(spec mappingSpec) (Entry, error) {
 }
 
 // deletePortMapping deletes a mapping (WANIPConnection:2, section 2.5.18).
-func (s *upnpServer) deletePortMapping(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) deletePortMapping(c *soapCall) ([]soapArg, error) {
 	rules := s.config.Rules
 	switch {
 	case rules.SwitchedOff:
@@ -229,13 +213,13 @@ func (s *upnpServer) deletePortMapping(c soapCall) ([]soapArg, error) {
 }
 
 // mayDelete reports whether the client may delete the entry.
-func (s *upnpServer) mayDelete(c soapCall, e Entry) bool {
+func (s *upnpServer) mayDelete(c *soapCall, e Entry) bool {
 	return s.config.AnyClient || e.Internal.Addr() == c.client
 }
 
 // deleteRange deletes the mappings of a range of ports that the client may delete
 // (WANIPConnection:2, section 2.5.19).
-func (s *upnpServer) deleteRange(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) deleteRange(c *soapCall) ([]soapArg, error) {
 	if s.config.Rules.SwitchedOff {
 		return nil, soapFault(606)
 	}
@@ -258,46 +242,30 @@ func (s *upnpServer) deleteRange(c soapCall) ([]soapArg, error) {
 
 // portRange parses a range of external ports of a protocol, and returns a function that
 // reports whether an entry is in it.
-func (s *upnpServer) portRange(c soapCall) (contains func(Entry) bool, err error) {
-	ports, err := c.numbers("NewStartPort", "NewEndPort")
-	if err != nil {
-		return nil, err
-	}
-	p, err := s.protocolArg(c)
-	if err != nil {
-		return nil, err
-	}
-	manage, err := c.flag("NewManage")
-	if err != nil {
-		return nil, err
-	}
-	if ports[0] > ports[1] {
+func (s *upnpServer) portRange(c *soapCall) (contains func(Entry) bool, err error) {
+	first, last, p, manage := c.number16("NewStartPort"), c.number16("NewEndPort"), s.protocolArg(c), c.flag("NewManage")
+	switch {
+	case c.err != nil:
+		return nil, c.err
+	case first > last:
 		return nil, soapFault(733)
 	}
 	return func(e Entry) bool {
 		port := e.External.Port()
-		return e.Protocol == p && e.External.Addr() == c.service.session && ports[0] <= port && port <= ports[1] &&
+		return e.Protocol == p && e.External.Addr() == c.service.session && first <= port && port <= last &&
 			(manage || e.Internal.Addr() == c.client)
 	}, nil
 }
 
 // namedEntry returns the entry that the arguments identify. It fails with fault 714 if
 // there is none.
-func (s *upnpServer) namedEntry(c soapCall) (Entry, error) {
-	remote, err := s.remoteHostArg(c)
-	if err != nil {
-		return Entry{}, err
-	}
-	ports, err := c.numbers("NewExternalPort")
-	if err != nil {
-		return Entry{}, err
-	}
-	p, err := s.protocolArg(c)
-	if err != nil {
-		return Entry{}, err
+func (s *upnpServer) namedEntry(c *soapCall) (Entry, error) {
+	remote, port, p := s.remoteHostArg(c), c.number16("NewExternalPort"), s.protocolArg(c)
+	if c.err != nil {
+		return Entry{}, c.err
 	}
 	for _, e := range s.entries(c) {
-		if e.Protocol == p && e.External.Port() == ports[0] && remoteHost(e) == remote {
+		if e.Protocol == p && e.External.Port() == port && remoteHost(e) == remote {
 			return e, nil
 		}
 	}
@@ -305,7 +273,7 @@ func (s *upnpServer) namedEntry(c soapCall) (Entry, error) {
 }
 
 // entries returns the entries that a service lists.
-func (s *upnpServer) entries(c soapCall) []Entry {
+func (s *upnpServer) entries(c *soapCall) []Entry {
 	if !c.service.connected {
 		return nil
 	}

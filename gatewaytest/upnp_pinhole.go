@@ -15,7 +15,7 @@ import (
 const maxPinholeLease = 86400
 
 // firewallStatus returns the status of the firewall.
-func (s *upnpServer) firewallStatus(soapCall) ([]soapArg, error) {
+func (s *upnpServer) firewallStatus(*soapCall) ([]soapArg, error) {
 	rules := s.config.Firewall
 	return []soapArg{
 		{"FirewallEnabled", flag(!rules.Disabled)}, {"InboundPinholeAllowed", flag(!rules.NotAllowed)},
@@ -37,7 +37,7 @@ func (s *upnpServer) checkFirewall() error {
 
 // addPinhole opens a pinhole to the client (WANIPv6FirewallControl:1, section 2.4.3). A
 // request with the endpoints of an existing pinhole renews that pinhole.
-func (s *upnpServer) addPinhole(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) addPinhole(c *soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
 	}
@@ -53,25 +53,19 @@ func (s *upnpServer) addPinhole(c soapCall) ([]soapArg, error) {
 }
 
 // parsePinholeSpec parses the requested pinhole and checks it.
-func (s *upnpServer) parsePinholeSpec(c soapCall) (mappingSpec, error) {
-	ports, err := c.numbers("RemotePort", "InternalPort", "Protocol")
-	if err != nil {
-		return mappingSpec{}, err
-	}
-	lease, err := pinholeLease(c, "LeaseTime")
-	if err != nil {
-		return mappingSpec{}, err
-	}
-	host := strings.TrimSpace(c.args["InternalClient"])
-	p := backends.Protocol(ports[2])
+func (s *upnpServer) parsePinholeSpec(c *soapCall) (mappingSpec, error) {
+	remotePort, internal, protocol := c.number16("RemotePort"), c.number16("InternalPort"), c.number16("Protocol")
+	lease, host, p := pinholeLease(c, "LeaseTime"), strings.TrimSpace(c.args["InternalClient"]), backends.Protocol(protocol)
 	switch {
-	case ports[1] == 0:
+	case c.err != nil:
+		return mappingSpec{}, c.err
+	case internal == 0:
 		return mappingSpec{}, soapFault(706)
 	case host == "" || host == "*" || host == "::":
 		return mappingSpec{}, soapFault(708)
-	case ports[2] == 65535:
+	case protocol == 65535:
 		return mappingSpec{}, soapFault(707)
-	case ports[2] > 255 || p != backends.TCP && p != backends.UDP:
+	case protocol > 255 || p != backends.TCP && p != backends.UDP:
 		return mappingSpec{}, soapFault(705)
 	}
 	client, err := netip.ParseAddr(host)
@@ -85,19 +79,19 @@ func (s *upnpServer) parsePinholeSpec(c soapCall) (mappingSpec, error) {
 		return mappingSpec{}, err
 	case !client.Is6() || client.Is4In6() || s.pinholeHost(c).IsValid() && client != s.pinholeHost(c):
 		return mappingSpec{}, soapFault(606)
-	case low != 0 && ports[1] < 1024:
+	case low != 0 && internal < 1024:
 		return mappingSpec{}, soapFault(low)
 	}
-	at := netip.AddrPortFrom(client, ports[1])
+	at := netip.AddrPortFrom(client, internal)
 	return mappingSpec{Entry: Entry{
 		Protocol: p, Internal: at, External: at, Remaining: s.g.config.lifetime(lease),
-		Service: serviceUPnP, Filters: filtersFor(remote, ports[0]),
+		Service: serviceUPnP, Filters: filtersFor(remote, remotePort),
 	}}, nil
 }
 
 // pinholeHost returns the only host whose pinholes the client may use. The zero Addr
 // means that it may use those of any host.
-func (s *upnpServer) pinholeHost(c soapCall) netip.Addr {
+func (s *upnpServer) pinholeHost(c *soapCall) netip.Addr {
 	if s.config.Search.IPv4Only {
 		return netip.Addr{}
 	}
@@ -106,7 +100,7 @@ func (s *upnpServer) pinholeHost(c soapCall) netip.Addr {
 
 // pinholeRemote parses the remote host that a pinhole admits. The zero Addr means any
 // host.
-func pinholeRemote(c soapCall) (netip.Addr, error) {
+func pinholeRemote(c *soapCall) (netip.Addr, error) {
 	text := strings.TrimSpace(c.args["RemoteHost"])
 	if text == "" || text == "*" {
 		return netip.Addr{}, nil
@@ -122,28 +116,24 @@ func pinholeRemote(c soapCall) (netip.Addr, error) {
 }
 
 // pinholeLease parses the lease time of a pinhole.
-func pinholeLease(c soapCall, name string) (time.Duration, error) {
-	n, err := c.number(name, 32)
-	if err != nil || n < 1 || n > maxPinholeLease {
-		return 0, soapFault(402)
+func pinholeLease(c *soapCall, name string) time.Duration {
+	n := c.number(name, 32)
+	if n < 1 || n > maxPinholeLease {
+		c.err = soapFault(402)
 	}
-	return time.Duration(n) * time.Second, nil
+	return time.Duration(n) * time.Second
 }
 
 // updatePinhole changes the lease of a pinhole.
-func (s *upnpServer) updatePinhole(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) updatePinhole(c *soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
 	}
-	lease, err := pinholeLease(c, "NewLeaseTime")
-	if err != nil {
-		return nil, err
-	}
-	return nil, s.setPinholeLifetime(c, s.g.config.lifetime(lease))
+	return nil, s.setPinholeLifetime(c, s.g.config.lifetime(pinholeLease(c, "NewLeaseTime")))
 }
 
 // deletePinhole deletes a pinhole.
-func (s *upnpServer) deletePinhole(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) deletePinhole(c *soapCall) ([]soapArg, error) {
 	if err := s.checkFirewall(); err != nil {
 		return nil, err
 	}
@@ -152,12 +142,12 @@ func (s *upnpServer) deletePinhole(c soapCall) ([]soapArg, error) {
 
 // setPinholeLifetime changes the lifetime of the pinhole that the arguments identify; 0
 // deletes it.
-func (s *upnpServer) setPinholeLifetime(c soapCall, lease time.Duration) error {
-	id, err := c.number("UniqueID", 16)
-	if err != nil {
-		return err
+func (s *upnpServer) setPinholeLifetime(c *soapCall, lease time.Duration) error {
+	id := c.number16("UniqueID")
+	if c.err != nil {
+		return c.err
 	}
-	return s.pinholeFault(s.g.table.setPinholeLifetime(uint16(id), s.pinholeHost(c), lease))
+	return s.pinholeFault(s.g.table.setPinholeLifetime(id, s.pinholeHost(c), lease))
 }
 
 // pinholeFault returns the fault for an error of the table.
@@ -174,23 +164,23 @@ func (s *upnpServer) pinholeFault(err error) error {
 }
 
 // namedPinhole returns the pinhole that the arguments identify.
-func (s *upnpServer) namedPinhole(c soapCall) (pinhole, error) {
-	id, err := c.number("UniqueID", 16)
-	if err != nil {
-		return pinhole{}, err
+func (s *upnpServer) namedPinhole(c *soapCall) (pinhole, error) {
+	id := c.number16("UniqueID")
+	if c.err != nil {
+		return pinhole{}, c.err
 	}
-	h, err := s.g.table.findPinhole(uint16(id), s.pinholeHost(c))
+	h, err := s.g.table.findPinhole(id, s.pinholeHost(c))
 	return h, s.pinholeFault(err)
 }
 
 // pinholePackets returns the number of connections and datagrams through a pinhole.
-func (s *upnpServer) pinholePackets(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) pinholePackets(c *soapCall) ([]soapArg, error) {
 	h, err := s.namedPinhole(c)
 	return []soapArg{{"PinholePackets", strconv.FormatUint(h.packets, 10)}}, err
 }
 
 // checkPinhole reports the pinhole as working if it has had traffic.
-func (s *upnpServer) checkPinhole(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) checkPinhole(c *soapCall) ([]soapArg, error) {
 	h, err := s.namedPinhole(c)
 	if err == nil && (h.packets == 0 || s.config.Firewall.NeverWorking) {
 		err = soapFault(709)

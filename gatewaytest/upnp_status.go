@@ -18,7 +18,7 @@ func (s *upnpServer) connectionAddr(v *igdService) (addr netip.Addr, unusable bo
 
 // externalAddress returns the external address, or an empty string if there is none
 // (WANIPConnection:2, section 2.5.20).
-func (s *upnpServer) externalAddress(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) externalAddress(c *soapCall) ([]soapArg, error) {
 	addr, unusable := s.connectionAddr(c.service)
 	text := addr.String()
 	switch external := s.config.Status.External; {
@@ -31,7 +31,7 @@ func (s *upnpServer) externalAddress(c soapCall) ([]soapArg, error) {
 }
 
 // statusInfo returns the status of the connection (WANIPConnection:2, section 2.5.9).
-func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) statusInfo(c *soapCall) ([]soapArg, error) {
 	if s.config.Status.Unsupported {
 		return nil, soapFault(401)
 	}
@@ -50,7 +50,7 @@ func (s *upnpServer) statusInfo(c soapCall) ([]soapArg, error) {
 }
 
 // connectionType returns the type of the connection.
-func (s *upnpServer) connectionType(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) connectionType(c *soapCall) ([]soapArg, error) {
 	kind := "IP_Routed"
 	if c.service.kind == wanPPP {
 		kind = "PPPoE_Routed" // not in the list of the standard, but devices report it
@@ -59,13 +59,13 @@ func (s *upnpServer) connectionType(c soapCall) ([]soapArg, error) {
 }
 
 // natStatus reports that NAT is enabled and that RSIP is not available.
-func (s *upnpServer) natStatus(soapCall) ([]soapArg, error) {
+func (s *upnpServer) natStatus(*soapCall) ([]soapArg, error) {
 	return []soapArg{{"NewRSIPAvailable", "0"}, {"NewNATEnabled", "1"}}, nil
 }
 
 // defaultConnection returns the connection that outgoing traffic uses
 // (Layer3Forwarding:1, section 2.4.2).
-func (s *upnpServer) defaultConnection(soapCall) ([]soapArg, error) {
+func (s *upnpServer) defaultConnection(*soapCall) ([]soapArg, error) {
 	text := ""
 	s.root.walk(func(d *igdDevice) bool {
 		for _, v := range d.services {
@@ -80,7 +80,7 @@ func (s *upnpServer) defaultConnection(soapCall) ([]soapArg, error) {
 
 // linkProperties describes the physical link (WANCommonInterfaceConfig:1, section
 // 2.4.3).
-func (s *upnpServer) linkProperties(c soapCall) ([]soapArg, error) {
+func (s *upnpServer) linkProperties(c *soapCall) ([]soapArg, error) {
 	state := "Down"
 	if c.service.connected {
 		state = "Up"
