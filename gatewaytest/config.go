@@ -1,6 +1,7 @@
 package gatewaytest
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -89,22 +90,11 @@ func (c Config) withDefaults() (Config, error) {
 	if !c.Listen.Addr().IsValid() {
 		c.Listen = netip.AddrPortFrom(loopback, c.Listen.Port())
 	}
-	if !c.External.IsValid() {
-		c.External = defaultExternal
-	}
-	c.External = c.External.Unmap()
-	if c.Uptime == 0 {
-		c.Uptime = 24 * time.Hour
-	}
-	if c.Quirks.AnnounceCount == 0 {
-		c.Quirks.AnnounceCount = 10
-	}
-	if c.Quirks.PCP.MaxFilters == 0 {
-		c.Quirks.PCP.MaxFilters = 64
-	}
-	if c.Quirks.PCP.UpdateCount == 0 {
-		c.Quirks.PCP.UpdateCount = 3
-	}
+	c.External = cmp.Or(c.External, defaultExternal).Unmap()
+	c.Uptime = cmp.Or(c.Uptime, 24*time.Hour)
+	c.Quirks.AnnounceCount = cmp.Or(c.Quirks.AnnounceCount, 10)
+	c.Quirks.PCP.MaxFilters = cmp.Or(c.Quirks.PCP.MaxFilters, 64)
+	c.Quirks.PCP.UpdateCount = cmp.Or(c.Quirks.PCP.UpdateCount, 3)
 	for _, name := range c.Protocols {
 		if name != serviceNATPMP && name != servicePCP && name != serviceUPnP {
 			return c, fmt.Errorf("gatewaytest: %w: unknown protocol %q", backends.ErrInvalid, name)
@@ -165,18 +155,10 @@ func (c Config) lifetime(requested time.Duration) time.Duration {
 // upnpDefaults replaces zero values with their defaults and returns an error if a value is
 // invalid.
 func upnpDefaults(u quirks.UPnP) (quirks.UPnP, error) {
-	if u.Version == 0 {
-		u.Version = 2
-	}
-	if u.UDN == "" {
-		u.UDN = randomUDN()
-	}
-	if u.Description.Path == "" {
-		u.Description.Path = "/rootDesc.xml"
-	}
-	if u.Description.WANDevices == 0 {
-		u.Description.WANDevices = 1
-	}
+	u.Version = cmp.Or(u.Version, 2)
+	u.UDN = cmp.Or(u.UDN, randomUDN())
+	u.Description.Path = cmp.Or(u.Description.Path, "/rootDesc.xml")
+	u.Description.WANDevices = cmp.Or(u.Description.WANDevices, 1)
 	if u.Description.URLBase == quirks.URLBaseDeep && u.Description.ControlURL == quirks.ControlRooted {
 		u.Description.ControlURL = quirks.ControlRelative
 	}

@@ -1,6 +1,7 @@
 package gatewaytest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -284,12 +285,7 @@ func (g *Gateway) AddMapping(e Entry) error {
 	if e.Protocol == 0 || e.External.Port() == 0 || !e.Internal.IsValid() || e.Internal.Port() == 0 {
 		return fmt.Errorf("gatewaytest: %w: an entry needs a protocol, an internal endpoint and an external port", backends.ErrInvalid)
 	}
-	if e.Remaining == 0 {
-		e.Remaining = backends.Forever
-	}
-	if e.Service == "" {
-		e.Service = "admin"
-	}
+	e.Remaining, e.Service = cmp.Or(e.Remaining, backends.Forever), cmp.Or(e.Service, "admin")
 	e.External = netip.AddrPortFrom(netip.Addr{}, e.External.Port())
 	e.Remote = netip.AddrPort{}
 	// A second external port of the same internal endpoint is a second entry.
@@ -300,8 +296,8 @@ func (g *Gateway) AddMapping(e Entry) error {
 	return nil
 }
 
-// RemoveMapping deletes the entry, or the entries of both sessions, at an external IPv4 port, even if it is static. It
-// reports whether there was such an entry.
+// RemoveMapping deletes the entry, or the entries of both sessions, at an external IPv4
+// port, even if it is static. It reports whether there was such an entry.
 func (g *Gateway) RemoveMapping(p backends.Protocol, externalPort uint16) bool {
 	first := g.table.deleteExternal(transportAddr{p, netip.AddrPortFrom(netip.Addr{}, externalPort)})
 	return g.table.deleteExternal(transportAddr{p, netip.AddrPortFrom(secondSession, externalPort)}) || first

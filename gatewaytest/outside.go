@@ -1,6 +1,7 @@
 package gatewaytest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -94,19 +95,11 @@ func parseNetwork(network string) (backends.Protocol, error) {
 // checkFamily returns an error if the address is not of the address family of the
 // network.
 func checkFamily(network string, addr netip.Addr) error {
-	switch network[len(network)-1] {
-	case '4':
-		if addr.Is4() {
-			return nil
-		}
-	case '6':
-		if addr.Is6() {
-			return nil
-		}
-	default:
-		return nil
+	last := network[len(network)-1]
+	if last == '4' && !addr.Is4() || last == '6' && !addr.Is6() {
+		return &net.AddrError{Err: "no suitable address", Addr: addr.String()}
 	}
-	return &net.AddrError{Err: "no suitable address", Addr: addr.String()}
+	return nil
 }
 
 // parseEndpoint parses an address to send to.
@@ -140,10 +133,8 @@ func parseLocal(address string) (netip.AddrPort, error) {
 func (g *Gateway) findEntry(p backends.Protocol, to, from netip.AddrPort) (Entry, error) {
 	external := g.External()
 	switch {
-	case to.Addr().Is4() != from.Addr().Is4():
-		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
-	case to.Addr().Is6(): // IPv6 entries have their own address in the table
-	case external.IsUnspecified():
+	case to.Addr().Is6() && from.Addr().Is6(): // IPv6 entries have their own address in the table
+	case to.Addr().Is6() || from.Addr().Is6() || external.IsUnspecified():
 		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)
 	case to.Addr() == external:
 		to = netip.AddrPortFrom(netip.Addr{}, to.Port())
@@ -162,14 +153,7 @@ func (g *Gateway) findEntry(p backends.Protocol, to, from netip.AddrPort) (Entry
 // outsideAddr completes the address of an outside host and checks it. The caller holds
 // g.mu.
 func (g *Gateway) outsideAddr(at netip.AddrPort, v6 bool) (netip.AddrPort, error) {
-	addr := at.Addr().Unmap()
-	switch {
-	case addr.IsValid():
-	case v6:
-		addr = defaultOutside6
-	default:
-		addr = defaultOutside
-	}
+	addr := cmp.Or(at.Addr().Unmap(), choose(v6, defaultOutside6, defaultOutside))
 	if addr == g.external || addr.Is6() != v6 {
 		return netip.AddrPort{}, os.NewSyscallError("bind", errno.EADDRNOTAVAIL)
 	}
@@ -327,11 +311,7 @@ const maxPeers = 1024
 
 // openOutsideUDP opens the socket of an outside host.
 func (g *Gateway) openOutsideUDP(network string, at netip.AddrPort, v6 bool) (*packetConn, error) {
-	family := "udp4"
-	if v6 {
-		family = "udp6"
-	}
-	inner, err := net.ListenUDP(family, net.UDPAddrFromAddrPort(netip.AddrPortFrom(g.insideAddr(v6), 0)))
+	inner, err := net.ListenUDP(choose(v6, "udp6", "udp4"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(g.insideAddr(v6), 0)))
 	if err != nil {
 		return nil, outsideError("listen", network, nil, err)
 	}
@@ -365,15 +345,10 @@ func (g *Gateway) bind(c *packetConn, at netip.AddrPort, v6 bool) error {
 // that no host firewall asks for permission.
 func (g *Gateway) insideAddr(v6 bool) netip.Addr {
 	listen := g.Addr().Addr()
-	switch {
-	case v6 && listen.IsLoopback():
-		return netip.IPv6Loopback()
-	case v6:
-		return netip.IPv6Unspecified()
-	case listen.IsLoopback():
-		return listen
+	if listen.IsLoopback() {
+		return choose(v6, netip.IPv6Loopback(), listen)
 	}
-	return netip.IPv4Unspecified()
+	return choose(v6, netip.IPv6Unspecified(), netip.IPv4Unspecified())
 }
 
 // packetConn is the socket of an outside host: a real socket that exchanges datagrams

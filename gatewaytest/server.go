@@ -242,10 +242,7 @@ func identify(raw []byte) Request {
 // requests. If that port is down, it sends nothing. The datagram is counted before it is
 // sent.
 func (g *Gateway) send(to netip.AddrPort, b []byte, count func(*Stats)) {
-	s := g.udpServers[0]
-	if !to.Addr().Is4() {
-		s = g.udpServers[len(g.udpServers)-1]
-	}
+	s := g.udpServers[choose(to.Addr().Is4(), 0, len(g.udpServers)-1)]
 	g.mu.Lock()
 	conn := s.conn
 	g.mu.Unlock()

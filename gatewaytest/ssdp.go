@@ -28,14 +28,13 @@ func (s *upnpServer) searchTargets() []searchTarget {
 		urn = s.ssdpType(urn)
 		all = append(all, searchTarget{urn, udn + "::" + urn})
 	}
-	s.root.walk(func(d *igdDevice) bool {
+	for _, d := range s.root.all() {
 		all = append(all, searchTarget{d.udn, d.udn})
 		add(d.udn, d.typ)
 		for _, v := range d.services {
 			add(d.udn, v.typ)
 		}
-		return true
-	})
+	}
 	return all
 }
 
@@ -183,11 +182,7 @@ func (s *upnpServer) searchResponses(q searchRequest, from netip.AddrPort) [][]b
 // (UPnP Device Architecture 1.1, section 1.3.3).
 func (s *upnpServer) searchResponse(t searchTarget, v6 bool) []byte {
 	rules := s.config.Search
-	first := "HTTP/1.1 200 OK"
-	if rules.NoReason {
-		first = "HTTP/1.1 200"
-	}
-	m := newSSDPMessage(first, rules)
+	m := newSSDPMessage(choose(rules.NoReason, "HTTP/1.1 200", "HTTP/1.1 200 OK"), rules)
 	m.add("CACHE-CONTROL", "max-age=1800")
 	m.add("EXT", "")
 	if at := s.location(v6); at != "" {
@@ -204,11 +199,7 @@ func (s *upnpServer) searchResponse(t searchTarget, v6 bool) []byte {
 // location returns the LOCATION header: the URL of the description, unless a quirk
 // changes it.
 func (s *upnpServer) location(v6 bool) string {
-	i := 0
-	if v6 {
-		i = 1
-	}
-	at := s.descriptionURL(i)
+	at := s.descriptionURL(choose(v6, 1, 0))
 	if rewrite := s.config.Search.Location; rewrite != nil {
 		at = rewrite(at)
 	}
@@ -239,19 +230,12 @@ func newSSDPMessage(first string, quirks quirks.Search) *ssdpMessage {
 
 // add writes a header.
 func (m *ssdpMessage) add(name, value string) {
-	if value == "" {
-		m.b.WriteString(name + ":" + m.eol)
-		return
-	}
-	m.b.WriteString(name + m.sep + value + m.eol)
+	m.b.WriteString(name + choose(value == "", ":", m.sep) + value + m.eol)
 }
 
 // bytes returns the message.
 func (m *ssdpMessage) bytes() []byte {
-	if !m.quirks.NoBlankLine {
-		m.b.WriteString(m.eol)
-	}
-	return []byte(m.b.String())
+	return []byte(m.b.String() + choose(m.quirks.NoBlankLine, "", m.eol))
 }
 
 // notify sends a notification for each device and service to Config.Notify, unless UPnP
@@ -263,10 +247,7 @@ func (s *upnpServer) notify(kind string) {
 		return
 	}
 	v6 := to.Addr().Is6()
-	server := s.ssdp[0]
-	if v6 {
-		server = s.ssdp[len(s.ssdp)-1]
-	}
+	server := s.ssdp[choose(v6, len(s.ssdp)-1, 0)]
 	s.g.mu.Lock()
 	conn, bootID := server.conn, s.bootID
 	s.g.mu.Unlock()

@@ -31,7 +31,7 @@ type upnpServer struct {
 
 	// Guarded by Gateway.mu, like the ports.
 	bootID  uint32
-	crashed bool // set by simulateCrash, until Restart, Up or Down
+	crashed bool // set by a simulated crash, until Restart, Up or Down
 
 	mu    sync.Mutex
 	conns map[*net.TCPConn]struct{}
@@ -114,10 +114,14 @@ func (s *upnpServer) descriptionURL(i int) string {
 	return s.httpServers[i].base() + s.config.Description.Path
 }
 
-// down closes the ports and the open connections.
-func (s *upnpServer) down() {
+// down closes the ports and the open connections until Up.
+func (s *upnpServer) down() { s.closePorts(false) }
+
+// closePorts closes the ports and the open connections until Up or, if crashed is set, until
+// Restart or Up.
+func (s *upnpServer) closePorts(crashed bool) {
 	s.g.mu.Lock()
-	s.crashed = false
+	s.crashed = crashed
 	closers := s.detachListeners()
 	s.g.mu.Unlock()
 	for _, c := range closers {
@@ -196,18 +200,6 @@ func (s *upnpServer) restart() {
 	}
 	s.g.mu.Unlock()
 	for _, c := range old {
-		_ = c.Close()
-	}
-	s.closeConns()
-}
-
-// simulateCrash closes the ports until Restart or Up.
-func (s *upnpServer) simulateCrash() {
-	s.g.mu.Lock()
-	s.crashed = true
-	closers := s.detachListeners()
-	s.g.mu.Unlock()
-	for _, c := range closers {
 		_ = c.Close()
 	}
 	s.closeConns()

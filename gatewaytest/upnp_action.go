@@ -2,8 +2,10 @@ package gatewaytest
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -70,8 +72,9 @@ var (
 )
 
 // respond executes the request and encodes the response. If end is not nil, the caller
-// calls it instead of sending a response, and then closes the connection. If forcedResult is not 0, the request is not executed, and the response has that fault
-// code or HTTP status.
+// calls it instead of sending a response, and then closes the connection. If forcedResult
+// is not 0, the request is not executed, and the response has that fault code or HTTP
+// status.
 func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, end func(*net.TCPConn)) {
 	response, err := s.handle(r, forcedResult)
 	var status statusError
@@ -81,7 +84,7 @@ func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, end 
 	case errors.Is(err, errReset):
 		return nil, func(c *net.TCPConn) { _ = c.SetLinger(0) } // the connection will be closed with a reset
 	case errors.Is(err, errSimulatedCrash):
-		return nil, func(c *net.TCPConn) { _ = c.SetLinger(0); s.simulateCrash() }
+		return nil, func(c *net.TCPConn) { _ = c.SetLinger(0); s.closePorts(true) }
 	case errors.Is(err, errHang):
 		return nil, hang
 	case errors.As(err, &fault):
@@ -466,10 +469,7 @@ var faultTexts = map[soapFault]string{
 
 // text returns the description of the fault.
 func (f soapFault) text() string {
-	if text, ok := faultTexts[f]; ok {
-		return text
-	}
-	return "Vendor Error"
+	return cmp.Or(faultTexts[f], "Vendor Error")
 }
 
 const (
@@ -491,10 +491,7 @@ func (s *upnpServer) envelope(write func(d *document)) []byte {
 
 // soapPrefix returns the namespace prefix of envelopes, including the colon.
 func (s *upnpServer) soapPrefix() string {
-	if p := s.config.FaultForm.Prefix; p != "" {
-		return p + ":"
-	}
-	return "s:"
+	return cmp.Or(s.config.FaultForm.Prefix, "s") + ":"
 }
 
 // successResponse returns the response to an action that succeeded.
@@ -520,14 +517,8 @@ func (s *upnpServer) successResponse(r soapRequest, out []soapArg) httpResponse 
 // faultResponse returns the response to an action that failed.
 func (s *upnpServer) faultResponse(f soapFault) httpResponse {
 	form := s.config.FaultForm
-	if form.Code != 0 {
-		f = soapFault(form.Code)
-	}
-	names := [2]string{"faultcode", "faultstring"}
-	if form.CamelCase {
-		names = [2]string{"faultCode", "faultString"}
-	}
-	p, attr, code := s.soapPrefix(), ` xmlns="urn:schemas-upnp-org:control-1-0"`, strconv.Itoa(int(f))
+	f = cmp.Or(soapFault(form.Code), f)
+	p, attr := s.soapPrefix(), ` xmlns="urn:schemas-upnp-org:control-1-0"`
 	inner := ""
 	if form.CodePrefix != "" {
 		inner, attr = form.CodePrefix+":", strings.Replace(attr, "xmlns", "xmlns:"+form.CodePrefix, 1)
@@ -535,21 +526,14 @@ func (s *upnpServer) faultResponse(f soapFault) httpResponse {
 	if s.config.XML.GluedNamespace {
 		attr = strings.TrimSpace(attr)
 	}
-	if form.CodeSpaces {
-		code = " " + code + "\t"
-	}
-	status := 500
-	if form.StatusOK {
-		status = 200
-	}
-	return httpResponse{status, s.envelope(func(d *document) {
+	return httpResponse{choose(form.StatusOK, 200, 500), s.envelope(func(d *document) {
 		d.open(p+"Fault", "")
-		d.element(names[0], p+"Client")
-		d.element(names[1], "UPnPError")
+		d.element(choose(form.CamelCase, "faultCode", "faultcode"), p+"Client")
+		d.element(choose(form.CamelCase, "faultString", "faultstring"), "UPnPError")
 		d.open("detail", "")
 		d.open(inner+"UPnPError", attr)
 		d.open(inner+"errorCode", "")
-		d.b.WriteString(code) // element would escape white space
+		fmt.Fprintf(&d.b, choose(form.CodeSpaces, " %d\t", "%d"), int(f)) // element would escape white space
 		d.close(inner + "errorCode")
 		d.freeText(inner+"errorDescription", f.text())
 		d.close(inner + "UPnPError")

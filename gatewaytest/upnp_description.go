@@ -31,10 +31,7 @@ func (s *upnpServer) describe(base string) (httpResponse, error) {
 // that it names do not exist, as on many routers.
 func (s *upnpServer) description(base string) []byte {
 	d := document{quirks: s.config.XML}
-	attr := ""
-	if !d.quirks.NoNamespace {
-		attr = ` xmlns="urn:schemas-upnp-org:device-1-0"`
-	}
+	attr := choose(d.quirks.NoNamespace, "", ` xmlns="urn:schemas-upnp-org:device-1-0"`)
 	if p := d.quirks.Prefix; p != "" {
 		d.prefix = p + ":"
 		attr = strings.Replace(attr, "xmlns", "xmlns:"+p, 1)
@@ -44,21 +41,14 @@ func (s *upnpServer) description(base string) []byte {
 	d.element("major", "1")
 	d.element("minor", "1")
 	d.close("specVersion")
-	switch s.config.Description.URLBase {
-	case quirks.URLBaseEmpty:
-		d.element("URLBase", "")
-	case quirks.URLBaseGood:
-		d.element("URLBase", base)
-	case quirks.URLBaseWrongHost:
-		d.element("URLBase", wrongBase)
-	case quirks.URLBaseNoPort:
-		d.element("URLBase", base[:strings.LastIndexByte(base, ':')]+"/")
-	case quirks.URLBaseName:
-		d.element("URLBase", "http://router.invalid"+base[strings.LastIndexByte(base, ':'):]+"/")
-	case quirks.URLBaseOldHost:
-		d.element("URLBase", strings.TrimSuffix(wrongBase, ":1")+base[strings.LastIndexByte(base, ':'):]+"/")
-	case quirks.URLBaseDeep:
-		d.element("URLBase", base+deepPath+"/")
+	port := base[strings.LastIndexByte(base, ':'):]
+	urlBase := map[quirks.URLBaseForm]string{
+		quirks.URLBaseEmpty: "", quirks.URLBaseGood: base, quirks.URLBaseDeep: base + deepPath + "/",
+		quirks.URLBaseWrongHost: wrongBase, quirks.URLBaseOldHost: strings.TrimSuffix(wrongBase, ":1") + port + "/",
+		quirks.URLBaseNoPort: strings.TrimSuffix(base, port) + "/", quirks.URLBaseName: "http://router.invalid" + port + "/",
+	}
+	if text, present := urlBase[s.config.Description.URLBase]; present {
+		d.element("URLBase", text)
 	}
 	s.describeDevice(&d, s.root, base)
 	d.close("root")
@@ -164,10 +154,9 @@ func (s *upnpServer) buildTree() *igdDevice {
 		})
 	}
 	if s.config.Description.SharedUDN {
-		root.walk(func(d *igdDevice) bool {
+		for _, d := range root.all() {
 			d.udn = root.udn
-			return true
-		})
+		}
 	}
 	return root
 }
@@ -227,10 +216,7 @@ func (s *upnpServer) servicePath(name string) string {
 
 // urn returns the type of a device or service.
 func (s *upnpServer) urn(what, name string, version int) string {
-	domain := "schemas-upnp-org"
-	if s.config.Description.DSLForum {
-		domain = "dslforum-org"
-	}
+	domain := choose(s.config.Description.DSLForum, "dslforum-org", "schemas-upnp-org")
 	return fmt.Sprintf("urn:%s:%s:%s:%d", domain, what, name, version)
 }
 
@@ -271,31 +257,25 @@ const wrongBase = "http://127.9.9.9:1"
 // deepPath is the path in the URLBase of URLBaseDeep, without the slash at its end.
 const deepPath = "/upnp/control"
 
-// walk yields the device and the devices in it; a device comes before those in it.
-func (d *igdDevice) walk(yield func(*igdDevice) bool) bool {
-	if !yield(d) {
-		return false
-	}
+// all returns the device and the devices in it; a device comes before those in it.
+func (d *igdDevice) all() []*igdDevice {
+	list := []*igdDevice{d}
 	for _, in := range d.devices {
-		if !in.walk(yield) {
-			return false
-		}
+		list = append(list, in.all()...)
 	}
-	return true
+	return list
 }
 
 // serviceAt returns the service whose control URL has this path, or nil.
 func (s *upnpServer) serviceAt(path string) *igdService {
-	var found *igdService
-	s.root.walk(func(d *igdDevice) bool {
+	for _, d := range s.root.all() {
 		for _, v := range d.services {
 			if v.path == path {
-				found = v
+				return v
 			}
 		}
-		return found == nil
-	})
-	return found
+	}
+	return nil
 }
 
 // document builds an XML document. It escapes text, and applies the quirks for
@@ -308,31 +288,20 @@ type document struct {
 
 // open writes a start tag. The attributes are written as they are.
 func (d *document) open(name, attrs string) {
-	outermost := d.b.Len() == 0
-	if outermost && d.quirks.AttrLess {
-		attrs += ` a="<"`
+	start := d.less() + d.prefix + name + attrs
+	if q := d.quirks; d.b.Len() == 0 {
+		d.b.WriteString(start + choose(q.AttrLess, ` a="<"`, "") + ">" + choose(q.CommentDashes, "<!-- a -- b -->", "") +
+			choose(q.EchoPI, "<? echo ?>", "") + choose(q.TextCDATAEnd, "]]>", ""))
+		return
 	}
-	d.b.WriteString(d.less() + d.prefix + name + attrs + ">")
-	for _, in := range []struct {
-		on   bool
-		text string
-	}{{d.quirks.CommentDashes, "<!-- a -- b -->"}, {d.quirks.EchoPI, "<? echo ?>"}, {d.quirks.TextCDATAEnd, "]]>"}} {
-		if outermost && in.on {
-			d.b.WriteString(in.text)
-		}
-	}
+	d.b.WriteString(start + ">")
 }
 
 // close writes an end tag.
 func (d *document) close(name string) { d.b.WriteString(d.less() + "/" + d.prefix + name + ">") }
 
 // less returns the start of a tag.
-func (d *document) less() string {
-	if d.quirks.SpacedTag {
-		return "< "
-	}
-	return "<"
-}
+func (d *document) less() string { return choose(d.quirks.SpacedTag, "< ", "<") }
 
 // element writes an element with text in it.
 func (d *document) element(name, text string) {
@@ -344,40 +313,19 @@ func (d *document) element(name, text string) {
 // freeText writes an element whose text has no meaning to a client. The quirks add
 // characters that are hard to parse.
 func (d *document) freeText(name, text string) {
+	q := d.quirks
 	d.open(name, "")
-	d.b.WriteString(escape(text))
-	if d.quirks.Latin1 {
-		d.b.WriteString(" f\u00fcr alle")
-	}
-	if d.quirks.BadUTF8 {
-		d.b.WriteString(" \xfc\xff")
-	}
-	if d.quirks.RawAmpersand {
-		d.b.WriteString(" R&D")
-	}
+	d.b.WriteString(escape(text) + choose(q.Latin1, " f\u00fcr alle", "") + choose(q.BadUTF8, " \xfc\xff", "") + choose(q.RawAmpersand, " R&D", ""))
 	d.close(name)
 }
 
 // bytes returns the document with its XML declaration.
 func (d *document) bytes() []byte {
-	declaration := `<?xml version="1.0"?>`
-	if d.quirks.Latin1 {
-		declaration = `<?xml version="1.0" encoding="ISO-8859-1"?>`
-	}
-	if d.quirks.NoDeclaration {
-		declaration = ""
-	}
-	text := declaration + d.b.String()
-	if d.quirks.LeadingSpace {
-		text = "\r\n " + text
-	}
-	if d.quirks.BOM {
-		text = "\ufeff" + text
-	}
-	if d.quirks.NULTail {
-		text += "\x00\x00"
-	}
-	if d.quirks.Latin1 {
+	q := d.quirks
+	declaration := choose(q.Latin1, `<?xml version="1.0" encoding="ISO-8859-1"?>`, `<?xml version="1.0"?>`)
+	text := choose(q.BOM, "\ufeff", "") + choose(q.LeadingSpace, "\r\n ", "") + choose(q.NoDeclaration, "", declaration) +
+		d.b.String() + choose(q.NULTail, "\x00\x00", "")
+	if q.Latin1 {
 		text = toLatin1(text)
 	}
 	return []byte(text)

@@ -3,6 +3,7 @@ package gatewaytest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -294,25 +295,13 @@ type httpResponse struct {
 // encodeHTTP encodes the response with the quirks of the HTTP server.
 func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte {
 	chunked := rules.Chunked && version != "HTTP/1.0"
-	httpVersion, reason := "HTTP/1.1", " "+http.StatusText(response.status)
-	if rules.HTTP10 {
-		httpVersion = "HTTP/1.0"
-	}
-	if rules.Version != "" {
-		httpVersion = rules.Version
-	}
-	if rules.NoReason {
-		reason = ""
-	}
+	httpVersion := cmp.Or(rules.Version, choose(rules.HTTP10, "HTTP/1.0", "HTTP/1.1"))
+	reason := choose(rules.NoReason, "", " "+http.StatusText(response.status))
 	var b bytes.Buffer
 	eol, sep := lineEnds(rules.LFOnly, rules.NoSpace)
 	line := func(name, value string) { b.WriteString(name + sep + value + eol) }
 	fmt.Fprintf(&b, "%s %d%s%s", httpVersion, response.status, reason, eol)
-	if bytes.HasPrefix(response.body, []byte("<html>")) {
-		line("CONTENT-TYPE", "text/html")
-	} else {
-		line("CONTENT-TYPE", `text/xml; charset="utf-8"`)
-	}
+	line("CONTENT-TYPE", choose(bytes.HasPrefix(response.body, []byte("<html>")), "text/html", `text/xml; charset="utf-8"`))
 	if response.status/100 == 3 {
 		line("LOCATION", "/login.html")
 	}
@@ -346,12 +335,13 @@ const serverName = "goforward/1 UPnP/1.1 gatewaytest/1"
 
 // lineEnds returns the line end and the separator between the name and value of headers.
 func lineEnds(lfOnly, noSpace bool) (eol, sep string) {
-	eol, sep = "\r\n", ": "
-	if lfOnly {
-		eol = "\n"
+	return choose(lfOnly, "\n", "\r\n"), choose(noSpace, ":", ": ")
+}
+
+// choose returns one of two values, mostly with and without a quirk.
+func choose[T any](on bool, with, without T) T {
+	if on {
+		return with
 	}
-	if noSpace {
-		sep = ":"
-	}
-	return eol, sep
+	return without
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -68,7 +69,7 @@ func (s *upnpServer) entryArgs(e Entry) []soapArg {
 	return []soapArg{
 		{"NewRemoteHost", remote},
 		{"NewExternalPort", strconv.Itoa(int(e.External.Port()))},
-		{"NewProtocol", protocolName(e.Protocol)},
+		{"NewProtocol", strings.ToUpper(e.Protocol.String())},
 		{"NewInternalPort", strconv.Itoa(int(e.Internal.Port()))},
 		{"NewInternalClient", client},
 		{"NewEnabled", flag(!e.Disabled)},
@@ -77,21 +78,8 @@ func (s *upnpServer) entryArgs(e Entry) []soapArg {
 	}
 }
 
-// protocolName returns the name of a protocol in UPnP.
-func protocolName(p backends.Protocol) string {
-	if p == backends.UDP {
-		return "UDP"
-	}
-	return "TCP"
-}
-
 // flag returns the text of a boolean argument.
-func flag(on bool) string {
-	if on {
-		return "1"
-	}
-	return "0"
-}
+func flag(on bool) string { return choose(on, "1", "0") }
 
 // reportedLease returns the lease duration that listings report, in seconds.
 func (s *upnpServer) reportedLease(remaining time.Duration) string {

@@ -143,10 +143,7 @@ func (s *upnpServer) checkRules(c *soapCall, spec mappingSpec) error {
 
 // byVersion returns code1 if the device has version 1, and code2 otherwise.
 func (s *upnpServer) byVersion(code1, code2 soapFault) soapFault {
-	if s.config.Version == 1 {
-		return code1
-	}
-	return code2
+	return choose(s.config.Version == 1, code1, code2)
 }
 
 // grant creates the mapping. With some quirks, it only pretends to.

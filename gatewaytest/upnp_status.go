@@ -51,10 +51,7 @@ func (s *upnpServer) statusInfo(c *soapCall) ([]soapArg, error) {
 
 // connectionType returns the type of the connection.
 func (s *upnpServer) connectionType(c *soapCall) ([]soapArg, error) {
-	kind := "IP_Routed"
-	if c.service.kind == wanPPP {
-		kind = "PPPoE_Routed" // not in the list of the standard, but devices report it
-	}
+	kind := choose(c.service.kind == wanPPP, "PPPoE_Routed", "IP_Routed") // the standard does not list PPPoE_Routed, but devices report it
 	return []soapArg{{"NewConnectionType", kind}, {"NewPossibleConnectionTypes", kind}}, nil
 }
 
@@ -66,29 +63,23 @@ func (s *upnpServer) natStatus(*soapCall) ([]soapArg, error) {
 // defaultConnection returns the connection that outgoing traffic uses
 // (Layer3Forwarding:1, section 2.4.2).
 func (s *upnpServer) defaultConnection(*soapCall) ([]soapArg, error) {
-	text := ""
-	s.root.walk(func(d *igdDevice) bool {
+	for _, d := range s.root.all() {
 		for _, v := range d.services {
-			if text == "" && v.connected && (v.kind == wanIP || v.kind == wanPPP) {
-				text = d.udn + ":" + d.typ[len("urn:"):] + "," + v.id
+			if v.connected && (v.kind == wanIP || v.kind == wanPPP) {
+				return []soapArg{{"NewDefaultConnectionService", d.udn + ":" + d.typ[len("urn:"):] + "," + v.id}}, nil
 			}
 		}
-		return true
-	})
-	return []soapArg{{"NewDefaultConnectionService", text}}, nil
+	}
+	return []soapArg{{"NewDefaultConnectionService", ""}}, nil
 }
 
 // linkProperties describes the physical link (WANCommonInterfaceConfig:1, section
 // 2.4.3).
 func (s *upnpServer) linkProperties(c *soapCall) ([]soapArg, error) {
-	state := "Down"
-	if c.service.connected {
-		state = "Up"
-	}
 	return []soapArg{
 		{"NewWANAccessType", "Ethernet"},
 		{"NewLayer1UpstreamMaxBitRate", "100000000"},
 		{"NewLayer1DownstreamMaxBitRate", "100000000"},
-		{"NewPhysicalLinkStatus", state},
+		{"NewPhysicalLinkStatus", choose(c.service.connected, "Up", "Down")},
 	}, nil
 }
