@@ -70,7 +70,8 @@ func (s *upnpServer) describeDevice(d *document, dev *igdDevice, base string) {
 		d.element("serviceType", v.typ)
 		d.element("serviceId", v.id)
 		d.element("SCPDURL", "/scpd/"+string(v.kind)+".xml")
-		d.element("controlURL", s.controlURL(v, base))
+		written, _ := s.controlURL(v.name, base)
+		d.element("controlURL", written)
 		d.element("eventSubURL", "/evt/"+v.name)
 		d.close("service")
 	}
@@ -176,7 +177,7 @@ func (s *upnpServer) connections(i int, connected bool) []*igdService {
 		second := *all[len(all)-1]
 		second.first, second.session = false, secondSession
 		second.name, second.id = second.name+"2", strings.TrimSuffix(second.id, "1")+"2"
-		second.path = s.servicePath(second.name)
+		_, second.path = s.controlURL(second.name, "")
 		all = append(all, &second)
 	}
 	if v == 2 || s.config.Search.IPv4Only {
@@ -191,27 +192,8 @@ func (s *upnpServer) service(kind serviceKind, version, i int, connected bool) *
 		kind: kind, typ: s.urn("service", string(kind), version), connected: connected,
 		id: "urn:upnp-org:serviceId:" + serviceIDs[kind], name: fmt.Sprintf("%d/%s", i, kind),
 	}
-	v.path = s.servicePath(v.name)
+	_, v.path = s.controlURL(v.name, "")
 	return v
-}
-
-// servicePath returns the path of the control URL of a service, with its query.
-func (s *upnpServer) servicePath(name string) string {
-	base := s.config.Description.Path
-	if s.config.Description.URLBase == quirks.URLBaseDeep {
-		base = deepPath + "/"
-	}
-	switch s.config.Description.ControlURL {
-	case quirks.ControlRelative, quirks.ControlDot:
-		return path.Join(path.Dir(base), "ctl", name)
-	case quirks.ControlParent:
-		return path.Join(path.Dir(base), "..", "ctl", name)
-	case quirks.ControlColon:
-		return path.Join(path.Dir(base), s.config.UDN, name)
-	case quirks.ControlQuery:
-		return base + "?control=" + name
-	}
-	return "/ctl/" + name
 }
 
 // urn returns the type of a device or service.
@@ -220,34 +202,31 @@ func (s *upnpServer) urn(what, name string, version int) string {
 	return fmt.Sprintf("urn:%s:%s:%s:%d", domain, what, name, version)
 }
 
-// controlURL returns the control URL of a service as it is written in the description.
-// base is the start of the URL at which the description was requested.
-func (s *upnpServer) controlURL(v *igdService, base string) string {
-	switch s.config.Description.ControlURL {
-	case quirks.ControlAbsolute:
-		return base + v.path
-	case quirks.ControlQuery:
-		return "?control=" + v.name
-	case quirks.ControlParent:
-		return "../ctl/" + v.name
-	case quirks.ControlDot:
-		return "./ctl/" + v.name
-	case quirks.ControlSchemeRelative:
-		return strings.TrimPrefix(base, "http:") + v.path
-	case quirks.ControlHostPort:
-		return strings.TrimPrefix(base, "http://") + v.path
-	case quirks.ControlRelative, quirks.ControlRelativeToRoot:
-		return "ctl/" + v.name
-	case quirks.ControlColon:
-		return s.config.UDN + "/" + v.name
-	case quirks.ControlSpaces:
-		return "\n\t " + v.path + " \r\n"
-	case quirks.ControlWrongHost:
-		return wrongBase + v.path
-	case quirks.ControlEmpty:
-		return ""
+// controlURL returns the control URL of a service as it is written in the description, and
+// its path with the query. base is the start of the URL at which the description was
+// requested.
+func (s *upnpServer) controlURL(name, base string) (written, target string) {
+	rooted, document := "/ctl/"+name, s.config.Description.Path
+	if s.config.Description.URLBase == quirks.URLBaseDeep {
+		document = deepPath + "/"
 	}
-	return v.path
+	relative := map[quirks.ControlURLForm]string{
+		quirks.ControlRelative: "ctl/" + name, quirks.ControlDot: "./ctl/" + name, quirks.ControlParent: "../ctl/" + name,
+		quirks.ControlColon: s.config.UDN + "/" + name,
+	}
+	absolute := map[quirks.ControlURLForm]string{
+		quirks.ControlRooted: rooted, quirks.ControlAbsolute: base + rooted, quirks.ControlSpaces: "\n\t " + rooted + " \r\n",
+		quirks.ControlSchemeRelative: strings.TrimPrefix(base, "http:") + rooted, quirks.ControlHostPort: strings.TrimPrefix(base, "http://") + rooted,
+		quirks.ControlRelativeToRoot: "ctl/" + name, quirks.ControlWrongHost: wrongBase + rooted, quirks.ControlEmpty: "",
+	}
+	form := s.config.Description.ControlURL
+	if form == quirks.ControlQuery {
+		return "?control=" + name, document + "?control=" + name
+	}
+	if written, is := relative[form]; is {
+		return written, path.Join(path.Dir(document), written)
+	}
+	return absolute[form], rooted
 }
 
 // wrongBase is the base of wrong URLs. It is on loopback, so that a client that uses
