@@ -201,7 +201,7 @@ func (s *pcpServer) respondMap(q Request) ([]byte, error) {
 	if m.Lifetime == 0 {
 		err = s.deleteMapping(transportAddr{m.Protocol, internal}, m.Nonce)
 	} else {
-		err = s.makeMapping(q.Source, internal, m, &r)
+		err = s.makeMapping(q.Source, internal, netip.AddrPort{}, m, &r)
 	}
 	if err != nil {
 		return nil, err
@@ -226,16 +226,18 @@ func (s *pcpServer) deleteMapping(internal transportAddr, nonce pcp.Nonce) error
 	return refusal{code: pcp.NotAuthorized}
 }
 
-// makeMapping creates or renews a mapping and completes the response.
-func (s *pcpServer) makeMapping(source, internal netip.AddrPort, m pcp.MapRequest, r *pcp.MapResponse) error {
+// makeMapping creates or renews a mapping and completes the response. If peer is valid, the
+// request is a PEER request for it, which fails if the requested endpoint is not available
+// (RFC 6887, section 12.3).
+func (s *pcpServer) makeMapping(source, internal, peer netip.AddrPort, m pcp.MapRequest, r *pcp.MapResponse) error {
 	preferFailure := m.Options.PreferFailure && !s.quirks.PreferFailureIgnored
-	choice, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), preferFailure)
+	choice, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), preferFailure || peer.IsValid())
 	if err != nil {
 		return err
 	}
 	spec := mappingSpec{
 		Entry: Entry{
-			Protocol: m.Protocol, Internal: internal, External: choice.external,
+			Protocol: m.Protocol, Internal: internal, External: choice.external, Remote: peer,
 			Remaining: s.g.config.lifetime(m.Lifetime), Service: servicePCP,
 		},
 		exactPort:   choice.exactPort,
@@ -373,49 +375,29 @@ func (s *pcpServer) respondPeer(q Request) ([]byte, error) {
 		remote.Addr().Is4() != addr.Is4() {
 		return nil, refusal{code: pcp.MalformedRequest}
 	}
-	r := pcp.PeerResponse{
+	r := pcp.MapResponse{
 		Nonce: m.Nonce, Protocol: m.Protocol, InternalPort: m.InternalPort,
-		ExternalPort: m.ExternalPort, External: m.External, Remote: remote, Options: m.Options,
+		ExternalPort: m.ExternalPort, External: m.External, Options: m.Options,
 	}
 	if m.Lifetime == 0 {
 		if e, ok := s.g.table.peerEntry(transportAddr{m.Protocol, internal}, remote); ok {
 			r.Lifetime, r.ExternalPort, r.External = e.Remaining, e.External.Port(), s.externalAddrOf(e)
 		}
-	} else if err := s.makePeer(q.Source, internal, m, &r); err != nil {
+	} else if err := s.makeMapping(q.Source, internal, remote, pcp.MapRequest{
+		Lifetime: m.Lifetime, Nonce: m.Nonce, Protocol: m.Protocol, ExternalPort: m.ExternalPort, External: m.External, Options: m.Options,
+	}, &r); err != nil {
 		return nil, err
 	}
 	r.Epoch = s.g.epoch()
-	return r.MarshalBinary()
+	return peerResponse(r, remote).MarshalBinary()
 }
 
-// makePeer creates or renews the entry and completes the response. It fails if the
-// requested endpoint is not available (RFC 6887, section 12.3).
-func (s *pcpServer) makePeer(source, internal netip.AddrPort, m pcp.PeerRequest, r *pcp.PeerResponse) error {
-	choice, err := s.chooseExternal(m.Protocol, internal, netip.AddrPortFrom(m.External, m.ExternalPort), true)
-	if err != nil {
-		return err
+// peerResponse returns the response to a PEER request that has the fields of r.
+func peerResponse(r pcp.MapResponse, remote netip.AddrPort) pcp.PeerResponse {
+	return pcp.PeerResponse{
+		Result: r.Result, Lifetime: r.Lifetime, Epoch: r.Epoch, Nonce: r.Nonce, Protocol: r.Protocol, InternalPort: r.InternalPort,
+		ExternalPort: r.ExternalPort, External: r.External, Remote: remote, Options: r.Options,
 	}
-	spec := mappingSpec{
-		Entry: Entry{
-			Protocol: m.Protocol, Internal: internal, External: choice.external, Remote: m.Remote,
-			Remaining: s.g.config.lifetime(m.Lifetime), Service: servicePCP,
-		},
-		exactPort:   choice.exactPort,
-		host:        &entryHost{nonce: m.Nonce, source: source, externalAddr: choice.addr},
-		ignoreNonce: s.quirks.NonceLoose,
-		edit: func(e *Entry) error {
-			if m.Options.Description != "" || m.Options.ClearDescription {
-				e.Description = m.Options.Description
-			}
-			return nil
-		},
-	}
-	granted, err := s.g.table.grant(spec)
-	if err != nil {
-		return grantError(err, spec, granted)
-	}
-	r.Lifetime, r.ExternalPort, r.External = spec.Remaining, granted.External.Port(), choice.addr
-	return nil
 }
 
 // externalAddrOf returns the external address of an entry.
@@ -456,38 +438,28 @@ func (e hostedEntry) lostAddress(external netip.Addr) bool {
 
 // updateResponse returns the unsolicited response for an entry.
 func (s *pcpServer) updateResponse(entry hostedEntry, external netip.Addr) []byte {
-	result, lifetime := pcp.Success, entry.Remaining
 	if a := entry.External.Addr(); a.IsValid() {
 		external = a
 	}
-	var reason refusal
+	m := pcp.MapResponse{
+		Lifetime: entry.Remaining, Epoch: s.g.epoch(), Nonce: entry.nonce, Protocol: entry.Protocol,
+		InternalPort: entry.Internal.Port(), ExternalPort: entry.External.Port(), External: external,
+	}
 	switch {
 	case entry.lostAddress(external):
-		reason.code = pcp.CannotProvideExternal
+		m.Result = pcp.CannotProvideExternal
 	case external.IsUnspecified():
-		reason.code = pcp.NetworkFailure
+		m.Result = pcp.NetworkFailure
 	}
-	if reason.code != pcp.Success {
-		result, lifetime = reason.code, s.errorLifetime(reason)
+	if m.Result != pcp.Success {
+		m.Lifetime = s.errorLifetime(refusal{code: m.Result})
 	}
-	var options pcp.Options
 	if client := entry.source.Addr().WithZone(""); client != entry.Internal.Addr() {
-		options.ThirdParty = entry.Internal.Addr()
+		m.Options.ThirdParty = entry.Internal.Addr()
 	}
-	m := pcp.MapResponse{
-		Result: result, Lifetime: lifetime, Epoch: s.g.epoch(), Nonce: entry.nonce, Protocol: entry.Protocol,
-		InternalPort: entry.Internal.Port(), ExternalPort: entry.External.Port(), External: external, Options: options,
-	}
-	var b []byte
-	var err error
+	b, err := m.MarshalBinary()
 	if entry.Remote.IsValid() {
-		b, err = pcp.PeerResponse{
-			Result: m.Result, Lifetime: m.Lifetime, Epoch: m.Epoch, Nonce: m.Nonce, Protocol: m.Protocol,
-			InternalPort: m.InternalPort, ExternalPort: m.ExternalPort, External: m.External,
-			Remote: entry.Remote, Options: m.Options,
-		}.MarshalBinary()
-	} else {
-		b, err = m.MarshalBinary()
+		b, err = peerResponse(m, entry.Remote).MarshalBinary()
 	}
 	if err != nil {
 		return nil
