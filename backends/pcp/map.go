@@ -58,11 +58,15 @@ func (r MapRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil)
 // not a request. If b is too short for a request, that error is
 // io.ErrUnexpectedEOF. Unknown options are refused or ignored, depending on their
 // codes (RFC 6887, section 7.3).
-func ParseMapRequest(b []byte) (MapRequest, error) {
-	if err := checkRequest(b, mapSize, OpMap); err != nil {
+func ParseMapRequest(b []byte) (MapRequest, error) { return parseRequest(b, mapSize, OpMap) }
+
+// parseRequest parses the fields of a map request in a map or peer request, whose size
+// without options is given.
+func parseRequest(b []byte, size int, op Opcode) (MapRequest, error) {
+	if err := checkRequest(b, size, op); err != nil {
 		return MapRequest{}, err
 	}
-	options, err := parseRequestOptions(b[mapSize:], OpMap)
+	options, err := parseRequestOptions(b[size:], op)
 	if err != nil {
 		return MapRequest{}, err
 	}
@@ -136,8 +140,11 @@ func (r MapResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil
 
 // ParseMapResponse parses the message. It ignores unknown and malformed options.
 // For a shorter error response use [ParseErrorResponse].
-func ParseMapResponse(b []byte) (MapResponse, error) {
-	if err := checkResponse(b, mapSize, OpMap); err != nil {
+func ParseMapResponse(b []byte) (MapResponse, error) { return parseResponse(b, mapSize, OpMap) }
+
+// parseResponse is parseRequest for responses.
+func parseResponse(b []byte, size int, op Opcode) (MapResponse, error) {
+	if err := checkResponse(b, size, op); err != nil {
 		return MapResponse{}, err
 	}
 	return MapResponse{
@@ -149,7 +156,7 @@ func ParseMapResponse(b []byte) (MapResponse, error) {
 		InternalPort: binary.BigEndian.Uint16(b[40:]),
 		ExternalPort: binary.BigEndian.Uint16(b[42:]),
 		External:     parseAddr(b[44:]),
-		Options:      parseResponseOptions(b[mapSize:], OpMap),
+		Options:      parseResponseOptions(b[size:], op),
 	}, nil
 }
 

@@ -49,28 +49,14 @@ func (r PeerRequest) MarshalBinary() ([]byte, error) { return r.AppendBinary(nil
 // ParsePeerRequest parses the message. It returns the same errors as
 // [ParseMapRequest].
 func ParsePeerRequest(b []byte) (PeerRequest, error) {
-	if err := checkRequest(b, peerSize, OpPeer); err != nil {
-		return PeerRequest{}, err
-	}
-	options, err := parseRequestOptions(b[peerSize:], OpPeer)
+	m, err := parseRequest(b, peerSize, OpPeer)
 	if err != nil {
 		return PeerRequest{}, err
 	}
-	r := PeerRequest{
-		Client:       parseAddr(b[8:]),
-		Lifetime:     duration(b[4:]),
-		Nonce:        Nonce(b[24:36]),
-		Protocol:     backends.Protocol(b[36]),
-		InternalPort: binary.BigEndian.Uint16(b[40:]),
-		ExternalPort: binary.BigEndian.Uint16(b[42:]),
-		External:     parseAddr(b[44:]),
-		Remote:       parsePeer(b[mapSize:]),
-		Options:      options,
-	}
-	if invalid := r.validate(); invalid != nil {
-		return PeerRequest{}, invalid
-	}
-	return r, nil
+	return PeerRequest{
+		Client: m.Client, Lifetime: m.Lifetime, Nonce: m.Nonce, Protocol: m.Protocol, InternalPort: m.InternalPort,
+		ExternalPort: m.ExternalPort, External: m.External, Remote: parsePeer(b[mapSize:]), Options: m.Options,
+	}, nil
 }
 
 // validate validates the request like a MapRequest with the same fields.
@@ -116,20 +102,13 @@ func (r PeerResponse) MarshalBinary() ([]byte, error) { return r.AppendBinary(ni
 // ParsePeerResponse parses the message. It ignores unknown and malformed options.
 // For a shorter error response use [ParseErrorResponse].
 func ParsePeerResponse(b []byte) (PeerResponse, error) {
-	if err := checkResponse(b, peerSize, OpPeer); err != nil {
+	m, err := parseResponse(b, peerSize, OpPeer)
+	if err != nil {
 		return PeerResponse{}, err
 	}
 	return PeerResponse{
-		Result:       ResultCode(b[3]),
-		Lifetime:     duration(b[4:]),
-		Epoch:        epochDuration(b[8:]),
-		Nonce:        Nonce(b[24:36]),
-		Protocol:     backends.Protocol(b[36]),
-		InternalPort: binary.BigEndian.Uint16(b[40:]),
-		ExternalPort: binary.BigEndian.Uint16(b[42:]),
-		External:     parseAddr(b[44:]),
-		Remote:       parsePeer(b[mapSize:]),
-		Options:      parseResponseOptions(b[peerSize:], OpPeer),
+		Result: m.Result, Lifetime: m.Lifetime, Epoch: m.Epoch, Nonce: m.Nonce, Protocol: m.Protocol, InternalPort: m.InternalPort,
+		ExternalPort: m.ExternalPort, External: m.External, Remote: parsePeer(b[mapSize:]), Options: m.Options,
 	}, nil
 }
 
