@@ -36,19 +36,10 @@ const (
 
 // String returns the name of the kind in lower case.
 func (k EventKind) String() string {
-	switch k {
-	case EventMapped:
-		return "mapped"
-	case EventChanged:
-		return "changed"
-	case EventLost:
-		return "lost"
-	case EventRestored:
-		return "restored"
-	case EventFailed:
-		return "failed"
+	if k < EventMapped || k > EventFailed {
+		return fmt.Sprintf("event %d", uint8(k))
 	}
-	return fmt.Sprintf("event %d", uint8(k))
+	return [...]string{EventMapped: "mapped", EventChanged: "changed", EventLost: "lost", EventRestored: "restored", EventFailed: "failed"}[k]
 }
 
 // Event describes a change of a mapping.

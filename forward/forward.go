@@ -50,9 +50,7 @@ func Enable(opts ...Option) (*Mapping, error) {
 }
 
 // Disable calls [Forwarder.Disable] on the package's own Forwarder.
-func Disable(sel ...Selector) error {
-	return forwarder().Disable(context.Background(), sel...)
-}
+func Disable(sel ...Selector) error { return forwarder().Disable(context.Background(), sel...) }
 
 // DisableAll calls [Forwarder.DisableAll] on the package's own Forwarder.
 func DisableAll(sel ...Selector) (int, error) {
@@ -60,19 +58,13 @@ func DisableAll(sel ...Selector) (int, error) {
 }
 
 // Refresh calls [Forwarder.Refresh] on the package's own Forwarder.
-func Refresh(sel ...Selector) error {
-	return forwarder().Refresh(context.Background(), sel...)
-}
+func Refresh(sel ...Selector) error { return forwarder().Refresh(context.Background(), sel...) }
 
 // ExternalIP calls [Forwarder.ExternalIP] on the package's own Forwarder.
-func ExternalIP() (netip.Addr, error) {
-	return forwarder().ExternalIP(context.Background())
-}
+func ExternalIP() (netip.Addr, error) { return forwarder().ExternalIP(context.Background()) }
 
 // LocalIP calls [Forwarder.LocalIP] on the package's own Forwarder.
-func LocalIP() (netip.Addr, error) {
-	return forwarder().LocalIP(context.Background())
-}
+func LocalIP() (netip.Addr, error) { return forwarder().LocalIP(context.Background()) }
 
 // OpenExternalPort calls [Forwarder.OpenExternalPort] on the package's own Forwarder.
 func OpenExternalPort(p backends.Protocol) (uint16, error) {
@@ -80,19 +72,13 @@ func OpenExternalPort(p backends.Protocol) (uint16, error) {
 }
 
 // Mappings calls [Forwarder.Mappings] on the package's own Forwarder.
-func Mappings() ([]Entry, error) {
-	return forwarder().Mappings(context.Background())
-}
+func Mappings() ([]Entry, error) { return forwarder().Mappings(context.Background()) }
 
 // MappingAt calls [Forwarder.MappingAt] on the package's own Forwarder.
-func MappingAt(i int) (Entry, error) {
-	return forwarder().MappingAt(context.Background(), i)
-}
+func MappingAt(i int) (Entry, error) { return forwarder().MappingAt(context.Background(), i) }
 
 // Run calls [Forwarder.Run] on the package's own Forwarder.
-func Run(ctx context.Context, opts ...Option) error {
-	return forwarder().Run(ctx, opts...)
-}
+func Run(ctx context.Context, opts ...Option) error { return forwarder().Run(ctx, opts...) }
 
 // Close calls [Forwarder.Close] on the package's own Forwarder. A later call of a
 // package-level function creates a new one.

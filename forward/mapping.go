@@ -187,17 +187,10 @@ const (
 
 // String returns the name of the state in lower case.
 func (s State) String() string {
-	switch s {
-	case StatePending:
-		return "pending"
-	case StateActive:
-		return "active"
-	case StateLost:
-		return "lost"
-	case StateClosed:
-		return "closed"
+	if s > StateClosed {
+		return fmt.Sprintf("state %d", uint8(s))
 	}
-	return fmt.Sprintf("state %d", uint8(s))
+	return [...]string{StatePending: "pending", StateActive: "active", StateLost: "lost", StateClosed: "closed"}[s]
 }
 
 // MarshalText returns the name of the state.

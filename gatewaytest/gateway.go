@@ -5,7 +5,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,12 +122,8 @@ func (g *Gateway) Close() error {
 	g.mu.Unlock()
 
 	g.stop()
-	for _, conn := range conns {
-		_ = conn.Close()
-	}
-	for c := range outsideConns {
-		_ = c.Close()
-	}
+	closeAll(conns)
+	closeAll(slices.Collect(maps.Keys(outsideConns)))
 	g.upnp.closeConns()
 	g.wg.Wait()
 	return nil

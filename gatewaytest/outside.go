@@ -202,9 +202,7 @@ func (g *Gateway) disconnect() {
 		}
 	}
 	g.mu.Unlock()
-	for _, c := range all {
-		_ = c.Close()
-	}
+	closeAll(all)
 }
 
 // outsideError returns an error of the type that package net returns.

@@ -61,8 +61,13 @@ func (g *Gateway) downPCP() {
 	g.mu.Lock()
 	conns := g.detachUDP()
 	g.mu.Unlock()
-	for _, conn := range conns {
-		_ = conn.Close() // returns after the port is closed
+	closeAll(conns)
+}
+
+// closeAll closes all of them. When it returns, their ports are closed.
+func closeAll[C io.Closer](all []C) {
+	for _, c := range all {
+		_ = c.Close()
 	}
 }
 

@@ -124,9 +124,7 @@ func (s *upnpServer) closePorts(crashed bool) {
 	s.crashed = crashed
 	closers := s.detachListeners()
 	s.g.mu.Unlock()
-	for _, c := range closers {
-		_ = c.Close()
-	}
+	closeAll(closers)
 	s.closeConns()
 }
 
@@ -199,9 +197,7 @@ func (s *upnpServer) restart() {
 		_ = s.open() // if another socket has taken a port meanwhile, the service stays down
 	}
 	s.g.mu.Unlock()
-	for _, c := range old {
-		_ = c.Close()
-	}
+	closeAll(old)
 	s.closeConns()
 }
 

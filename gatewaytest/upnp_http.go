@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -89,15 +91,10 @@ func (s *upnpServer) isCurrent(server *httpServer, ln *net.TCPListener) bool {
 
 // closeConns closes all connections.
 func (s *upnpServer) closeConns() {
-	var all []*net.TCPConn
 	s.mu.Lock()
-	for c := range s.conns {
-		all = append(all, c)
-	}
+	all := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
-	for _, c := range all {
-		_ = c.Close()
-	}
+	closeAll(all)
 }
 
 // serveConn responds to one request on a connection, or to several with the quirk

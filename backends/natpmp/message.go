@@ -34,19 +34,15 @@ const (
 
 // String returns the name of the opcode.
 func (o Opcode) String() string {
-	suffix := ""
-	if o&OpResponse != 0 {
-		suffix = " response"
+	names := [...]string{OpExternalAddr: "external address", OpMapUDP: "map udp", OpMapTCP: "map tcp"}
+	request := o &^ OpResponse
+	switch {
+	case int(request) >= len(names):
+		return fmt.Sprintf("opcode %d", uint8(o))
+	case o != request:
+		return names[request] + " response"
 	}
-	switch o &^ OpResponse {
-	case OpExternalAddr:
-		return "external address" + suffix
-	case OpMapUDP:
-		return "map udp" + suffix
-	case OpMapTCP:
-		return "map tcp" + suffix
-	}
-	return fmt.Sprintf("opcode %d", uint8(o))
+	return names[request]
 }
 
 // mapOpcode returns the opcode that maps ports of p.

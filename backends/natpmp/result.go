@@ -21,19 +21,12 @@ const (
 
 // String returns the meaning of the code.
 func (c ResultCode) String() string {
-	switch c {
-	case Success:
-		return "success"
-	case UnsupportedVersion:
-		return "unsupported version"
-	case NotAuthorized:
-		return "not authorized or refused"
-	case NetworkFailure:
-		return "network failure"
-	case OutOfResources:
-		return "out of resources"
-	case UnsupportedOpcode:
-		return "unsupported opcode"
+	texts := [...]string{
+		Success: "success", UnsupportedVersion: "unsupported version", NotAuthorized: "not authorized or refused",
+		NetworkFailure: "network failure", OutOfResources: "out of resources", UnsupportedOpcode: "unsupported opcode",
+	}
+	if int(c) < len(texts) {
+		return texts[c]
 	}
 	return "undefined result"
 }

@@ -433,18 +433,11 @@ type cachedRefusal struct {
 	err   error
 }
 
-// refusalKey has the fields of a request that must be equal for a cached refusal to
+// keyOf returns the fields of a request that must be equal for a cached refusal to
 // apply.
-type refusalKey struct {
-	protocol backends.Protocol
-	internal netip.AddrPort
-	external netip.AddrPort
-	exact    bool
-	remote   netip.AddrPort
-}
-
-func keyOf(r backends.Request) refusalKey {
-	return refusalKey{r.Protocol, r.Internal, r.External, r.Exact, r.Remote}
+func keyOf(r backends.Request) backends.Request {
+	r.Lifetime, r.Description = 0, ""
+	return r
 }
 
 // maxRefusals is the maximum number of cached refusals.
@@ -454,7 +447,7 @@ const maxRefusals = 1024
 // not sent again.
 type refusals struct {
 	mu    sync.Mutex
-	byKey map[refusalKey]cachedRefusal
+	byKey map[backends.Request]cachedRefusal
 }
 
 // check returns the cached refusal of a request, or nil.
@@ -482,7 +475,7 @@ func (r *refusals) add(request backends.Request, refusal *ResultError, err error
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byKey == nil || len(r.byKey) >= maxRefusals {
-		r.byKey = map[refusalKey]cachedRefusal{}
+		r.byKey = map[backends.Request]cachedRefusal{}
 	}
 	r.byKey[keyOf(request)] = cachedRefusal{now.Add(min(max(refusal.Lifetime, minimum), maxRefusal)), err}
 }

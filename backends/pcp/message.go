@@ -44,21 +44,15 @@ const (
 
 // String returns the name of the opcode.
 func (o Opcode) String() string {
-	suffix := ""
-	if o&OpResponse != 0 {
-		suffix = " response"
+	names := [...]string{OpAnnounce: "announce", OpMap: "map", OpPeer: "peer", OpAuthentication: "authentication"}
+	request := o &^ OpResponse
+	switch {
+	case int(request) >= len(names):
+		return fmt.Sprintf("opcode %d", uint8(o))
+	case o != request:
+		return names[request] + " response"
 	}
-	switch o &^ OpResponse {
-	case OpAnnounce:
-		return "announce" + suffix
-	case OpMap:
-		return "map" + suffix
-	case OpPeer:
-		return "peer" + suffix
-	case OpAuthentication:
-		return "authentication" + suffix
-	}
-	return fmt.Sprintf("opcode %d", uint8(o))
+	return names[request]
 }
 
 // Header is the beginning of every message (RFC 6887, sections 7.1 and 7.2).

@@ -1,6 +1,7 @@
 package ssdp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -160,10 +161,7 @@ func (s Search) prepare() (Search, *net.Interface, error) {
 	if s.MX < 0 || s.Sends < 0 {
 		return s, nil, errors.New("negative MX or Sends")
 	}
-	if s.Sends == 0 {
-		s.Sends = 3
-	}
-	s.Source = s.Source.Unmap()
+	s.Sends, s.Source = cmp.Or(s.Sends, 3), s.Source.Unmap()
 	if s.Interface == "" {
 		return s, nil, nil
 	}

@@ -258,14 +258,10 @@ const (
 )
 
 func openNATPMP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
-	b, err := natpmp.New(natpmp.Config{
+	return prober(natpmp.New(natpmp.Config{
 		Gateway: at.Gateway, Interface: c.Interface, Source: at.Local, Transmissions: transmissions, LongestWait: longestWait,
 		Announce: c.Announce, Logger: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
+	}))
 }
 
 func openPCP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
@@ -280,11 +276,7 @@ func openPCP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 			return pcp.DeriveNonce([]byte(c.Nonce), gateway, p, internal)
 		}
 	}
-	b, err := pcp.New(config)
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
+	return prober(pcp.New(config))
 }
 
 func openUPnP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
@@ -295,7 +287,11 @@ func openUPnP(c BackendConfig, at Key, log *slog.Logger) (Prober, error) {
 	if c.SSDP.IsValid() {
 		config.SSDP = []netip.AddrPort{c.SSDP}
 	}
-	b, err := upnp.New(config)
+	return prober(upnp.New(config))
+}
+
+// prober returns b as a Prober, or nil with the error.
+func prober[B Prober](b B, err error) (Prober, error) {
 	if err != nil {
 		return nil, err
 	}
