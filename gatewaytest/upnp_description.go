@@ -203,12 +203,12 @@ func (s *upnpServer) urn(what, name string, version int) string {
 }
 
 // controlURL returns the control URL of a service as it is written in the description, and
-// its path with the query. base is the start of the URL at which the description was
+// the target of requests to it. base is the start of the URL at which the description was
 // requested.
 func (s *upnpServer) controlURL(name, base string) (written, target string) {
-	rooted, document := "/ctl/"+name, s.config.Description.Path
+	rooted, described := "/ctl/"+name, s.config.Description.Path
 	if s.config.Description.URLBase == quirks.URLBaseDeep {
-		document = deepPath + "/"
+		described = deepPath + "/"
 	}
 	relative := map[quirks.ControlURLForm]string{
 		quirks.ControlRelative: "ctl/" + name, quirks.ControlDot: "./ctl/" + name, quirks.ControlParent: "../ctl/" + name,
@@ -221,10 +221,10 @@ func (s *upnpServer) controlURL(name, base string) (written, target string) {
 	}
 	form := s.config.Description.ControlURL
 	if form == quirks.ControlQuery {
-		return "?control=" + name, document + "?control=" + name
+		return "?control=" + name, described + "?control=" + name
 	}
 	if written, is := relative[form]; is {
-		return written, path.Join(path.Dir(document), written)
+		return written, path.Join(path.Dir(described), written)
 	}
 	return absolute[form], rooted
 }
