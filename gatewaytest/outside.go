@@ -133,6 +133,8 @@ func parseLocal(address string) (netip.AddrPort, error) {
 func (g *Gateway) findEntry(p backends.Protocol, to, from netip.AddrPort) (Entry, error) {
 	external := g.External()
 	switch {
+	case to.Addr().Is6() && from.Addr().Is6() && g.upnp.config.Firewall.Disabled:
+		return Entry{Internal: to}, nil
 	case to.Addr().Is6() && from.Addr().Is6(): // IPv6 entries have their own address in the table
 	case to.Addr().Is6() || from.Addr().Is6() || external.IsUnspecified():
 		return Entry{}, os.NewSyscallError("connect", errno.EHOSTUNREACH)

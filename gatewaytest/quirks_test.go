@@ -3,6 +3,7 @@ package gatewaytest_test
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -231,6 +232,9 @@ func TestURLBaseDeep(t *testing.T) {
 		}
 		checkCodes(t, []int{c.add()}, 0)
 	}
+	c := startIGD(t, igdQuirks{Description: quirks.Description{Path: "/a/b.xml?c=d", ControlURL: quirks.ControlQuery}})
+	c.path = "/a/b.xml?control=0/WANIPConnection" // the query of the description is no part of the base
+	checkCodes(t, []int{c.add()}, 0)
 }
 
 func TestDeletionRules(t *testing.T) {
@@ -403,4 +407,20 @@ func TestInvalidQuirks(t *testing.T) {
 			_ = gw.Close()
 		}
 	}
+}
+
+// TestFirewallDisabled checks that a firewall that is switched off admits all connections.
+func TestFirewallDisabled(t *testing.T) {
+	t.Parallel()
+	gw, _ := startIPv6(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: igdQuirks{Firewall: quirks.Firewall{Disabled: true}}}})
+	ln, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	conn, err := gw.Dial(testContext(t), "tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
 }

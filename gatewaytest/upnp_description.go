@@ -206,7 +206,8 @@ func (s *upnpServer) urn(what, name string, version int) string {
 // the target of requests to it. base is the start of the URL at which the description was
 // requested.
 func (s *upnpServer) controlURL(name, base string) (written, target string) {
-	rooted, described := "/ctl/"+name, s.config.Description.Path
+	rooted := "/ctl/" + name
+	described, _, _ := strings.Cut(s.config.Description.Path, "?")
 	if s.config.Description.URLBase == quirks.URLBaseDeep {
 		described = deepPath + "/"
 	}

@@ -121,8 +121,7 @@ const (
 	URLBaseNoPort
 	// URLBaseName writes a host name that does not exist, with the right port.
 	URLBaseName
-	// URLBaseOldHost writes another address, at which no server listens, with the right
-	// port.
+	// URLBaseOldHost writes an address without a server, and the right port.
 	URLBaseOldHost
 	// URLBaseDeep writes the right host and port, and a path. Control URLs are relative
 	// to it: those of ControlRooted are written as "ctl/…".
@@ -159,8 +158,7 @@ const (
 	ControlDot
 	// ControlSchemeRelative is "//host:port/ctl/…", with the right host and port.
 	ControlSchemeRelative
-	// ControlHostPort is "host:port/ctl/…", without a scheme, with the right host and
-	// port.
+	// ControlHostPort is "host:port/ctl/…", with the right host and port.
 	ControlHostPort
 )
 
