@@ -249,8 +249,8 @@ type Status struct {
 
 // Firewall has the quirks of WANIPv6FirewallControl:1.
 type Firewall struct {
-	// Disabled simulates a firewall that is switched off: requests for changes get fault
-	// 702.
+	// Disabled simulates a firewall that is switched off: it admits all connections, and
+	// requests for changes get fault 702.
 	Disabled bool
 	// NotAllowed simulates a firewall on which the user permits no pinholes: requests
 	// for changes get fault 703.
