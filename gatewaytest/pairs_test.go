@@ -386,7 +386,9 @@ func (r pairRun) refresh(ctx context.Context, m *forward.Mapping) error {
 func (r pairRun) restart(ctx context.Context, m *forward.Mapping) error {
 	r.gw.Restart(gatewaytest.RestartOptions{})
 	if r.v6 || r.pair.blind() {
-		return r.refresh(ctx, m)
+		if err := m.Refresh(ctx); err != nil {
+			return r.checkKind("error", err)
+		}
 	}
 	return r.await(ctx, m)
 }
@@ -414,18 +416,27 @@ func (r pairRun) await(ctx context.Context, m *forward.Mapping) error {
 	}
 }
 
-// list checks that Mappings returns the mapping.
+// list checks that Mappings returns the mapping. It repeats this for some time, because the
+// mapping can be requested again meanwhile.
 func (r pairRun) list(ctx context.Context, m *forward.Mapping) error {
-	all, err := r.f.Mappings(ctx)
-	if m.Status().State != forward.StateActive {
-		return nil
-	}
-	for _, e := range all {
-		if e.Ours && e.Mapping.External.Port() == m.External().Port() {
+	ctx, cancel := context.WithTimeout(ctx, pairTimeout)
+	defer cancel()
+	for {
+		all, err := r.f.Mappings(ctx)
+		if m.Status().State != forward.StateActive && r.kinds != nil {
 			return nil
 		}
+		for _, e := range all {
+			if e.Ours && e.Mapping.External.Port() == m.External().Port() {
+				return nil
+			}
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%v is not among %v, %v; table %v", m, all, err, r.gw.Table())
+		}
 	}
-	return fmt.Errorf("%v is not among %v, %v; table %v", m, all, err, r.gw.Table())
 }
 
 // close deletes the mapping.
