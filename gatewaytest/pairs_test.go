@@ -253,8 +253,9 @@ func (p pair) run() error {
 	settings := gw.Config()
 	if v6 {
 		settings.Gateway = gw.Addr6()
-		if at := gw.UPnP().SSDP6(); at.IsValid() {
-			settings.Test.SSDP = at
+		settings.Test.SSDP = gw.UPnP().SSDP6()
+		if !settings.Test.SSDP.IsValid() { // UPnP over IPv4 only, and no route shows the gateway's IPv4 address
+			settings.UPnPURL = gw.UPnP().DescriptionURL()
 		}
 	}
 	settings.DiscoveryTimeout, settings.RequestTimeout, settings.CloseTimeout = 5*time.Second, pairTimeout, 10*time.Second
