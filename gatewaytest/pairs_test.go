@@ -26,7 +26,7 @@ import (
 
 const (
 	// samplePairs is the number of pairs that run without GOFORWARD_PAIRS=all.
-	samplePairs = 800
+	samplePairs = 600
 	// pairsPerProcessor is the number of pairs that run at the same time on each processor.
 	// They mostly wait.
 	pairsPerProcessor = 12
