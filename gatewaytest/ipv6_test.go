@@ -323,7 +323,7 @@ func TestUPnPFirewallQuirks(t *testing.T) {
 		through bool
 	}{
 		"none":          {firewall{}, "1 1", []int{0, 0, 0, 704}, true},
-		"disabled":      {firewall{Disabled: true}, "0 1", []int{702, 704, 702, 702}, false},
+		"disabled":      {firewall{Disabled: true}, "0 1", []int{702, 704, 702, 702}, true},
 		"not allowed":   {firewall{NotAllowed: true}, "1 0", []int{703, 704, 703, 703}, false},
 		"never working": {firewall{NeverWorking: true}, "1 1", []int{0, 709, 0, 704}, true},
 		"absent is 402": {firewall{Absent: 402}, "1 1", []int{0, 0, 0, 402}, true},

@@ -424,7 +424,7 @@ func (r pairRun) list(ctx context.Context, m *forward.Mapping) error {
 	defer cancel()
 	for {
 		all, err := r.f.Mappings(ctx)
-		if m.Status().State != forward.StateActive && r.kinds != nil {
+		if m.Status().State != forward.StateActive && (r.kinds != nil || r.pair.has(func(s pairSwitch) bool { return s.restless })) {
 			return nil
 		}
 		for _, e := range all {
