@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lenient"
 )
 
 // ExternalAddr requests the external address of the gateway
@@ -21,8 +22,8 @@ import (
 // connected, does not report its address, or reports an address that no gateway
 // can have.
 func (c *Client) ExternalAddr(ctx context.Context) (netip.Addr, error) {
-	return call(ctx, c, "GetExternalIPAddress", nil, nil, func(out *element) (netip.Addr, error) {
-		external := backends.HostAddr(parseAddr(out.value("NewExternalIPAddress")))
+	return call(ctx, c, "GetExternalIPAddress", nil, nil, func(out *lenient.Element) (netip.Addr, error) {
+		external := backends.HostAddr(parseAddr(out.Value("NewExternalIPAddress")))
 		c.lastExternal.Store(&externalReply{external, time.Now()})
 		return external, nil
 	})
@@ -48,11 +49,11 @@ func (s Status) Connected() bool {
 
 // Status requests the state of the connection (GetStatusInfo).
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	return call(ctx, c, "GetStatusInfo", nil, nil, func(out *element) (Status, error) {
+	return call(ctx, c, "GetStatusInfo", nil, nil, func(out *lenient.Element) (Status, error) {
 		return Status{
-			Connection: printable(out.value("NewConnectionStatus")),
-			LastError:  printable(out.value("NewLastConnectionError")),
-			Uptime:     parseLease(out.value("NewUptime")),
+			Connection: printable(out.Value("NewConnectionStatus")),
+			LastError:  printable(out.Value("NewLastConnectionError")),
+			Uptime:     parseLease(out.Value("NewUptime")),
 		}, nil
 	})
 }
@@ -141,23 +142,23 @@ func checkInternal(internal netip.AddrPort, is4 bool) error {
 
 // parseEntry returns the entry in the arguments of a response or in a listing.
 // Its error wraps backends.ErrMalformed.
-func parseEntry(e *element) (PortMapping, error) {
-	protocol, protocolErr := parseProtocol(e.value("NewProtocol"))
+func parseEntry(e *lenient.Element) (PortMapping, error) {
+	protocol, protocolErr := parseProtocol(e.Value("NewProtocol"))
 	external, externalErr := parsePort(e, "NewExternalPort")
-	m, err := PortMappingKey{parseAddr(e.value("NewRemoteHost")), external, protocol}.parseEntry(e)
+	m, err := PortMappingKey{parseAddr(e.Value("NewRemoteHost")), external, protocol}.parseEntry(e)
 	return m, cmp.Or(protocolErr, externalErr, err)
 }
 
 // parseEntry returns the entry with this key. An entry that does not report
 // whether it is enabled is enabled.
-func (k PortMappingKey) parseEntry(e *element) (PortMapping, error) {
+func (k PortMappingKey) parseEntry(e *lenient.Element) (PortMapping, error) {
 	internal, err := parsePort(e, "NewInternalPort")
 	return PortMapping{
 		Remote: k.Remote, ExternalPort: k.ExternalPort, Protocol: k.Protocol,
-		Internal:    netip.AddrPortFrom(parseAddr(e.value("NewInternalClient")), internal),
-		Enabled:     parseBool(e.value("NewEnabled"), true),
-		Description: printable(e.value("NewDescription", "NewPortMappingDescription")),
-		Lease:       parseLease(e.value("NewLeaseTime", "NewLeaseDuration")),
+		Internal:    netip.AddrPortFrom(parseAddr(e.Value("NewInternalClient")), internal),
+		Enabled:     parseBool(e.Value("NewEnabled"), true),
+		Description: printable(e.Value("NewDescription", "NewPortMappingDescription")),
+		Lease:       parseLease(e.Value("NewLeaseTime", "NewLeaseDuration")),
 	}, err
 }
 
@@ -198,7 +199,7 @@ func (c *Client) AddPortMapping(ctx context.Context, m PortMapping) error {
 // only in WANIPConnection:2.
 func (c *Client) AddAnyPortMapping(ctx context.Context, m PortMapping) (uint16, error) {
 	in, err := m.args()
-	return call(ctx, c, "AddAnyPortMapping", in, err, func(out *element) (uint16, error) {
+	return call(ctx, c, "AddAnyPortMapping", in, err, func(out *lenient.Element) (uint16, error) {
 		port, err := parsePort(out, "NewReservedPort")
 		if err == nil && port == 0 {
 			err = malformed("the response reports external port 0")
@@ -251,17 +252,17 @@ func (c *Client) PortMappings(ctx context.Context, p backends.Protocol, first, l
 
 // parseListing returns the entries at any depth of a listing. Some devices do not
 // escape the listing.
-func parseListing(out *element) (list []PortMapping, err error) {
-	entries := out.all("PortMappingEntry")
+func parseListing(out *lenient.Element) (list []PortMapping, err error) {
+	entries := out.All("PortMappingEntry")
 	if len(entries) == 0 {
-		listing, err := parseXML([]byte(out.value("NewPortListing")), maxListElements)
+		listing, err := lenient.Parse([]byte(out.Value("NewPortListing")), maxListElements)
 		if err != nil {
 			return nil, err
 		}
-		entries = listing.all("PortMappingEntry")
+		entries = listing.All("PortMappingEntry")
 	}
 	for _, e := range entries[:min(len(entries), 2*maxWindow)] {
-		if m, err := parseEntry(e); err == nil && e.closed {
+		if m, err := parseEntry(e); err == nil && e.Closed {
 			list = append(list, m)
 		}
 	}
@@ -342,10 +343,10 @@ func parseLease(s string) time.Duration {
 }
 
 // parsePort parses the port in an argument.
-func parsePort(e *element, name string) (uint16, error) {
-	n, err := strconv.ParseUint(e.value(name), 10, 16)
+func parsePort(e *lenient.Element, name string) (uint16, error) {
+	n, err := strconv.ParseUint(e.Value(name), 10, 16)
 	if err != nil {
-		return 0, malformed("%s %q", name, clip(e.value(name)))
+		return 0, malformed("%s %q", name, clip(e.Value(name)))
 	}
 	return uint16(n), nil
 }

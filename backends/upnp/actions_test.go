@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lenient"
 )
 
 var addresses = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
@@ -210,8 +211,8 @@ func TestLongListing(t *testing.T) {
 }
 
 // listingOutput returns the output arguments with an escaped listing.
-func listingOutput(listing string) *element {
-	return &element{children: []*element{{name: "NewPortListing", text: listing}}}
+func listingOutput(listing string) *lenient.Element {
+	return &lenient.Element{Children: []*lenient.Element{{Name: "NewPortListing", Text: listing}}}
 }
 
 // TestPortListingPrefixes checks that a truncated listing yields only complete

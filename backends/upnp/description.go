@@ -14,6 +14,7 @@ import (
 
 	"github.com/huin/goupnp"
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lenient"
 )
 
 // The limits for descriptions.
@@ -129,12 +130,12 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 	}
 	var d *Device
 	if err == nil {
-		err = config.exchange(ctx, e, request{limit: maxDescription, root: "root"}, func(resp response) (err error) {
-			if resp.status != http.StatusOK {
-				return &HTTPError{Status: resp.status}
+		err = config.exchange(ctx, e, request{limit: maxDescription, root: "root"}, func(resp lenient.Response) (err error) {
+			if resp.Status != http.StatusOK {
+				return &HTTPError{Status: resp.Status}
 			}
-			if d, err = parseDescription(resp.body, e); err == nil {
-				d.Local = resp.local
+			if d, err = parseDescription(resp.Body, e); err == nil {
+				d.Local = resp.Local
 			}
 			return err
 		})
@@ -163,15 +164,15 @@ func ParseDescription(b []byte, base *url.URL) (*Device, error) {
 }
 
 func parseDescription(b []byte, from ipURL) (*Device, error) {
-	document, err := parseXML(b, maxDescriptionElements)
+	document, err := lenient.Parse(b, maxDescriptionElements)
 	if err != nil {
 		return nil, err
 	}
-	roots, devices := document.at("root"), document.at("root", "device")
+	roots, devices := document.At("root"), document.At("root", "device")
 	if len(roots) == 0 {
 		return nil, malformed("no description in %d bytes", len(b))
 	}
-	decoded := goupnp.RootDevice{URLBaseStr: roots[0].value("URLBase")}
+	decoded := goupnp.RootDevice{URLBaseStr: roots[0].Value("URLBase")}
 	if len(devices) > 0 {
 		decoded.Device = newDevice(devices[0])
 	}
@@ -200,18 +201,18 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 // newDevice returns the device that an element describes, with the fields that
 // this package uses. Devices often write the others (icons, sizes, dates)
 // incorrectly.
-func newDevice(e *element) goupnp.Device {
+func newDevice(e *lenient.Element) goupnp.Device {
 	d := goupnp.Device{
-		FriendlyName: e.value("friendlyName"), Manufacturer: e.value("manufacturer"),
-		ModelName: e.value("modelName"), ModelNumber: e.value("modelNumber"), UDN: e.value("UDN"),
+		FriendlyName: e.Value("friendlyName"), Manufacturer: e.Value("manufacturer"),
+		ModelName: e.Value("modelName"), ModelNumber: e.Value("modelNumber"), UDN: e.Value("UDN"),
 	}
-	for _, s := range e.at("serviceList", "service") {
+	for _, s := range e.At("serviceList", "service") {
 		d.Services = append(d.Services, goupnp.Service{
-			ServiceType: s.value("serviceType"), ServiceId: s.value("serviceId"),
-			ControlURL: goupnp.URLField{Str: s.value("controlURL")},
+			ServiceType: s.Value("serviceType"), ServiceId: s.Value("serviceId"),
+			ControlURL: goupnp.URLField{Str: s.Value("controlURL")},
 		})
 	}
-	for _, embedded := range e.at("deviceList", "device") {
+	for _, embedded := range e.At("deviceList", "device") {
 		d.Devices = append(d.Devices, newDevice(embedded))
 	}
 	return d

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lenient"
 )
 
 // rootDesc is a description in its standard form, with two WAN connection devices.
@@ -102,13 +103,13 @@ func TestDescriptionNames(t *testing.T) {
 		strings.Repeat("ü", 300):         strings.Repeat("ü", 128),
 		"":                               "",
 	} {
-		document, err := parseXML([]byte("<root><device><friendlyName>"+in+"</friendlyName></device></root>"), 10)
+		document, err := lenient.Parse([]byte("<root><device><friendlyName>"+in+"</friendlyName></device></root>"), 10)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got string
-		for _, e := range document.all("friendlyName") {
-			got = printable(e.text)
+		for _, e := range document.All("friendlyName") {
+			got = printable(e.Text)
 		}
 		if got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lenient"
 )
 
 // Pinhole is an opening in a gateway's IPv6 firewall.
@@ -57,7 +58,7 @@ func pinholeLease(d time.Duration) (string, error) {
 // under the same id.
 func (c *Client) AddPinhole(ctx context.Context, p Pinhole) (id uint16, err error) {
 	in, err := p.args()
-	return call(ctx, c, "AddPinhole", in, err, func(out *element) (uint16, error) {
+	return call(ctx, c, "AddPinhole", in, err, func(out *lenient.Element) (uint16, error) {
 		return parsePort(out, "UniqueID")
 	})
 }
@@ -83,8 +84,8 @@ func (c *Client) DeletePinhole(ctx context.Context, id uint16) error {
 // has seen no traffic in either direction; the pinhole may work nevertheless.
 func (c *Client) PinholeWorking(ctx context.Context, id uint16) (bool, error) {
 	in := struct{ UniqueID string }{formatPort(id)}
-	return call(ctx, c, "CheckPinholeWorking", in, nil, func(out *element) (bool, error) {
-		return parseBool(out.value("IsWorking"), false), nil
+	return call(ctx, c, "CheckPinholeWorking", in, nil, func(out *lenient.Element) (bool, error) {
+		return parseBool(out.Value("IsWorking"), false), nil
 	})
 }
 
@@ -100,10 +101,10 @@ type FirewallStatus struct {
 // FirewallStatus requests the state of the IPv6 firewall (GetFirewallStatus of
 // WANIPv6FirewallControl:1).
 func (c *Client) FirewallStatus(ctx context.Context) (FirewallStatus, error) {
-	return call(ctx, c, "GetFirewallStatus", nil, nil, func(out *element) (FirewallStatus, error) {
+	return call(ctx, c, "GetFirewallStatus", nil, nil, func(out *lenient.Element) (FirewallStatus, error) {
 		return FirewallStatus{
-			Enabled:               parseBool(out.value("FirewallEnabled"), false),
-			InboundPinholeAllowed: parseBool(out.value("InboundPinholeAllowed"), false),
+			Enabled:               parseBool(out.Value("FirewallEnabled"), false),
+			InboundPinholeAllowed: parseBool(out.Value("InboundPinholeAllowed"), false),
 		}, nil
 	})
 }

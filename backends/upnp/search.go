@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -221,11 +220,7 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 // SSDP. Only a connected socket reports that. The datagram is a notification
 // without content, which devices ignore.
 func (b *Backend) detectRefusal(ctx context.Context, to netip.AddrPort) {
-	d, err := b.clientConfigFor(to.Addr()).dialer(func(a netip.AddrPort) net.Addr { return net.UDPAddrFromAddrPort(a) })
-	if err != nil {
-		return
-	}
-	conn, err := d.DialContext(ctx, "udp", to.String())
+	conn, err := b.clientConfigFor(to.Addr()).dialer().Dial(ctx, "udp", to)
 	if err != nil {
 		return
 	}

@@ -377,8 +377,10 @@ func TestSearchErrors(t *testing.T) {
 		"always busy":   {fault: describe(httpReply("503 Service Unavailable")), kind: backends.ErrMalformed, text: "description at URL: HTTP status 503 (Service Unavailable)"},
 		"not a gateway": {router: quirks.UPnP{Description: quirks.Description{ControlURL: quirks.ControlEmpty}}, kind: backends.ErrNoReply, text: `description at URL: not supported: device "Test router" is not a gateway`},
 		"media server":  {router: quirks.UPnP{Description: quirks.Description{MediaServer: true}}, kind: backends.ErrNoReply, text: `description at URL: not supported: device "`},
-		"HTML": {fault: describe(func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\n<html>Welcome</html>")} }),
-			kind: backends.ErrMalformed, text: "description at URL: malformed reply: no description in"},
+		"HTML": {
+			fault: describe(func([]byte) [][]byte { return [][]byte{[]byte("HTTP/1.1 200 OK\r\n\r\n<html>Welcome</html>")} }),
+			kind:  backends.ErrMalformed, text: "description at URL: malformed reply: no description in",
+		},
 		"silent":         {fault: gatewaytest.Fault{Match: isDescribe, Hold: make(chan struct{})}, kind: backends.ErrNoReply, text: "description at URL: no reply from the gateway"},
 		"closed port":    {router: quirks.UPnP{Search: quirks.Search{Location: func(string) string { return "http://" + closed.addr.String() + "/" }}}, kind: backends.ErrNoReply, text: "connection refused"},
 		"https":          {router: quirks.UPnP{Search: quirks.Search{Location: func(string) string { return "https://192.0.2.1/" }}}, kind: backends.ErrNoReply, text: "LOCATION: invalid request: not a plain http "},

@@ -11,6 +11,7 @@ import (
 	"net/http"
 
 	"github.com/huin/goupnp/soap"
+	"github.com/natforward/goforward/internal/lenient"
 )
 
 // maxResponseElements is the maximum number of elements in a response.
@@ -24,8 +25,8 @@ var outputless = map[string]bool{"AddPortMapping": true, "DeletePortMapping": tr
 // call performs an action and returns what parse reads from its output arguments.
 // in is nil or a struct of strings, whose fields have the names and the order of
 // the input arguments. invalid is their error.
-func call[T any](ctx context.Context, c *Client, action string, in any, invalid error, parse func(out *element) (T, error)) (T, error) {
-	out, err := (*element)(nil), invalid
+func call[T any](ctx context.Context, c *Client, action string, in any, invalid error, parse func(out *lenient.Element) (T, error)) (T, error) {
+	out, err := (*lenient.Element)(nil), invalid
 	if err == nil {
 		out, err = c.perform(ctx, action, in)
 	}
@@ -43,11 +44,11 @@ func call[T any](ctx context.Context, c *Client, action string, in any, invalid 
 }
 
 // noOutput is the parse of actions without output arguments.
-func noOutput(*element) (struct{}, error) { return struct{}{}, nil }
+func noOutput(*lenient.Element) (struct{}, error) { return struct{}{}, nil }
 
 // perform performs an action and returns the element that contains the output
 // arguments.
-func (c *Client) perform(ctx context.Context, action string, in any) (*element, error) {
+func (c *Client) perform(ctx context.Context, action string, in any) (*lenient.Element, error) {
 	first := int(c.current.Load())
 	out, err := c.performAt(ctx, c.urls[first], action, in)
 	for i := range c.urls {
@@ -67,7 +68,7 @@ func (c *Client) perform(ctx context.Context, action string, in any) (*element, 
 // performAt performs an action at a URL. It waits until the earlier requests of
 // this process to that address and port have completed. Package goupnp encodes
 // the request. It does not read the response.
-func (c *Client) performAt(ctx context.Context, target ipURL, action string, in any) (out *element, err error) {
+func (c *Client) performAt(ctx context.Context, target ipURL, action string, in any) (out *lenient.Element, err error) {
 	leave, err := enterQueue(ctx, &requestQueues, target.addr)
 	if err != nil {
 		return nil, err
@@ -82,7 +83,7 @@ func (c *Client) performAt(ctx context.Context, target ipURL, action string, in 
 		// ASCII.
 		body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
 		r := request{service: c.service.Type, action: action, body: body, limit: limit, root: "Envelope"}
-		err = c.config.exchange(ctx, target, r, func(resp response) (err error) {
+		err = c.config.exchange(ctx, target, r, func(resp lenient.Response) (err error) {
 			out, err = readOutput(action, resp)
 			return err
 		})
@@ -111,50 +112,50 @@ var errReceived = errors.New("the request is not for this transport")
 // readOutput returns the element that contains the output arguments of an action.
 // The error is a *Fault, an *HTTPError, or wraps backends.ErrMalformed. A
 // success or a fault is recognised independent of the HTTP status.
-func readOutput(action string, resp response) (*element, error) {
+func readOutput(action string, resp lenient.Response) (*lenient.Element, error) {
 	limit := maxResponseElements
 	if action == listAction {
 		limit += maxListElements // some devices do not escape the listing
 	}
-	document, err := parseXML(resp.body, limit)
+	document, err := lenient.Parse(resp.Body, limit)
 	if err != nil {
 		return nil, err
 	}
-	if out := document.all(action + "Response"); len(out) > 0 && out[0].closed {
+	if out := document.All(action + "Response"); len(out) > 0 && out[0].Closed {
 		return out[0], nil
 	}
-	if len(document.all("Fault"))+len(document.all("UPnPError")) > 0 {
-		return nil, newFault(action, resp.status, document)
+	if len(document.All("Fault"))+len(document.All("UPnPError")) > 0 {
+		return nil, newFault(action, resp.Status, document)
 	}
 	switch {
-	case outputless[action] && !resp.truncated && resp.status/100 == 2 && isEmpty(resp.body, document):
+	case outputless[action] && !resp.Truncated && resp.Status/100 == 2 && isEmpty(resp.Body, document):
 		return document, nil
-	case resp.status/100 != 2:
-		return nil, &HTTPError{Status: resp.status}
+	case resp.Status/100 != 2:
+		return nil, &HTTPError{Status: resp.Status}
 	}
-	return nil, malformed("%d bytes that are not a response", len(resp.body))
+	return nil, malformed("%d bytes that are not a response", len(resp.Body))
 }
 
 // isEmpty reports whether a response has no body, or only an empty envelope.
-func isEmpty(body []byte, document *element) bool {
+func isEmpty(body []byte, document *lenient.Element) bool {
 	if len(bytes.Trim(body, "\x00 \t\r\n")) == 0 {
 		return true
 	}
-	bodies := document.at("Envelope", "Body")
-	return len(bodies) == 1 && document.children[0].closed && len(bodies[0].children) == 0 && bodies[0].text == ""
+	bodies := document.At("Envelope", "Body")
+	return len(bodies) == 1 && document.Children[0].Closed && len(bodies[0].Children) == 0 && bodies[0].Text == ""
 }
 
 // newFault returns the fault in a document. A text may follow its code.
-func newFault(action string, status int, document *element) *Fault {
+func newFault(action string, status int, document *lenient.Element) *Fault {
 	f := &Fault{Action: action, Status: status}
-	for _, e := range document.all("errorCode") {
+	for _, e := range document.All("errorCode") {
 		var code int32
-		if _, err := fmt.Sscanf(e.text, "%d", &code); err == nil {
+		if _, err := fmt.Sscanf(e.Text, "%d", &code); err == nil {
 			f.Code = cmp.Or(f.Code, FaultCode(code))
 		}
 	}
-	for _, e := range append(document.all("errorDescription"), document.all("faultstring")...) {
-		f.Description = cmp.Or(f.Description, printable(e.text))
+	for _, e := range append(document.All("errorDescription"), document.All("faultstring")...) {
+		f.Description = cmp.Or(f.Description, printable(e.Text))
 	}
 	return f
 }

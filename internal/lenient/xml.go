@@ -1,30 +1,33 @@
-package upnp
+package lenient
 
 import (
+	"fmt"
 	"html"
 	"regexp"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/natforward/goforward/backends"
 )
 
 // maxDepth is the maximum nesting depth of elements. A description of the
 // standard has a depth of 9.
 const maxDepth = 32
 
-// element is an element of a document that a device sent. Prefixes and
+// Element is an element of a document that a device sent. Prefixes and
 // attributes are ignored, and names are compared without regard to case.
-type element struct {
-	name     string
-	text     string // text outside of the children, trimmed; empty until the element is closed
-	children []*element
-	closed   bool // the end tag of the element, or of one that contains it, was read
+type Element struct {
+	Name     string
+	Text     string // text outside of the children, trimmed; empty until the element is closed
+	Children []*Element
+	Closed   bool // the end tag of the element, or of one that contains it, was read
 	content  strings.Builder
 }
 
 // parser is the state of parsing a document.
 type parser struct {
 	rest     string
-	open     []*element // the open elements, the outermost first
+	open     []*Element // the open elements, the outermost first
 	elements int
 	absent   map[string]bool // ends of sections that are not in rest
 }
@@ -37,16 +40,16 @@ const (
 	blanks = " \t\n"
 )
 
-// parseXML reads a document in linear time and skips markup that it cannot read.
+// Parse reads a document in linear time and skips markup that it cannot read.
 // The children of the returned element are the outermost elements. Entities are
 // not expanded, except the predefined ones. If the document has too many elements
 // or is nested too deeply, the error wraps backends.ErrMalformed.
-func parseXML(b []byte, maxElements int) (*element, error) {
-	p := parser{rest: decode(b), open: []*element{{}}, absent: map[string]bool{}}
+func Parse(b []byte, maxElements int) (*Element, error) {
+	p := parser{rest: decode(b), open: []*Element{{}}, absent: map[string]bool{}}
 	for p.rest != "" {
 		p.next()
 		if p.elements > maxElements || len(p.open) > maxDepth+1 {
-			return nil, malformed("XML with %d elements and a depth of %d", p.elements, len(p.open)-1)
+			return nil, fmt.Errorf("%w: XML with %d elements and a depth of %d", backends.ErrMalformed, p.elements, len(p.open)-1)
 		}
 	}
 	return p.open[0], nil
@@ -142,14 +145,14 @@ func scan(s string) (n int, isTag bool) {
 func (p *parser) tag(tag string) {
 	if name, isEnd := strings.CutPrefix(tag, "/"); isEnd {
 		for i := len(p.open) - 1; i > 0; i-- {
-			if strings.EqualFold(p.open[i].name, tagName(name)) {
+			if strings.EqualFold(p.open[i].Name, tagName(name)) {
 				p.close(i)
 				return
 			}
 		}
 	} else if tag[0] != '!' && tag[0] != '?' {
-		e, parent := &element{name: tagName(tag)}, p.open[len(p.open)-1]
-		parent.children = append(parent.children, e)
+		e, parent := &Element{Name: tagName(tag)}, p.open[len(p.open)-1]
+		parent.Children = append(parent.Children, e)
 		p.open = append(p.open, e)
 		p.elements++
 		if strings.HasSuffix(tag, "/") {
@@ -161,7 +164,7 @@ func (p *parser) tag(tag string) {
 // close closes the open elements from index i.
 func (p *parser) close(i int) {
 	for _, e := range p.open[i:] {
-		e.text, e.closed = strings.TrimSpace(e.content.String()), true
+		e.Text, e.Closed = strings.TrimSpace(e.content.String()), true
 	}
 	p.open = p.open[:i]
 }
@@ -179,15 +182,15 @@ func tagName(tag string) string {
 	return name[strings.LastIndexByte(name, ':')+1:]
 }
 
-// at returns the elements at a path below e, in document order.
-func (e *element) at(path ...string) []*element {
-	found := []*element{e}
+// At returns the elements at a path below e, in document order.
+func (e *Element) At(path ...string) []*Element {
+	found := []*Element{e}
 	for _, name := range path {
 		parents := found
 		found = nil
 		for _, parent := range parents {
-			for _, c := range parent.children {
-				if strings.EqualFold(c.name, name) {
+			for _, c := range parent.Children {
+				if strings.EqualFold(c.Name, name) {
 					found = append(found, c)
 				}
 			}
@@ -196,24 +199,24 @@ func (e *element) at(path ...string) []*element {
 	return found
 }
 
-// value returns the text of the first child that has one of the names, or an
+// Value returns the text of the first child that has one of the names, or an
 // empty string.
-func (e *element) value(names ...string) string {
+func (e *Element) Value(names ...string) string {
 	for _, name := range names {
-		if found := e.at(name); len(found) > 0 {
-			return found[0].text
+		if found := e.At(name); len(found) > 0 {
+			return found[0].Text
 		}
 	}
 	return ""
 }
 
-// all returns the elements with the name at any depth below e, in document order.
-func (e *element) all(name string) (found []*element) {
-	for _, c := range e.children {
-		if strings.EqualFold(c.name, name) {
+// All returns the elements with the name at any depth below e, in document order.
+func (e *Element) All(name string) (found []*Element) {
+	for _, c := range e.Children {
+		if strings.EqualFold(c.Name, name) {
 			found = append(found, c)
 		}
-		found = append(found, c.all(name)...)
+		found = append(found, c.All(name)...)
 	}
 	return found
 }

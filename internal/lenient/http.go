@@ -1,0 +1,353 @@
+// Package lenient reads the HTTP responses and the XML documents of devices that do not
+// follow the standards. It skips markup and headers that it cannot read. The size and the
+// depth of a document, the size of a header, and the time of an exchange are limited.
+// Each request has a connection of its own, and redirects are not followed.
+package lenient
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
+	"github.com/natforward/goforward/internal/netbind"
+)
+
+const (
+	maxHeader = 16 << 10 // all header lines, including those of interim responses
+	maxEndTag = 64
+	// chunkOverhead is the maximum number of framing bytes for each byte in a
+	// chunk, in addition to maxHeader.
+	chunkOverhead = 16
+	// responseTimeoutFactor is the maximum time for a response, as a multiple of
+	// the timeout for connecting. A device that has accepted a connection may be
+	// busy.
+	responseTimeoutFactor = 2
+	// overrunTimeout bounds the wait for the rest of a document that is longer
+	// than its Content-Length.
+	overrunTimeout = 500 * time.Millisecond
+)
+
+// If the first packet of a connection is lost, the kernel repeats it only after
+// one to three seconds. Another attempt costs little, so connect starts another one
+// after each interval.
+const (
+	dialAttempts = 4
+	dialInterval = 250 * time.Millisecond // doubles after each attempt
+)
+
+// Dialer contains the parameters of connections. The kernel chooses the interface and
+// the source if they are zero values.
+type Dialer struct {
+	Interface string
+	Source    netip.Addr
+	Timeout   time.Duration // for connecting; the response may take twice as long
+}
+
+// Request is an HTTP request, and the limits for its response.
+type Request struct {
+	Data  []byte
+	Limit int    // maximum size of the response body
+	Root  string // name of the element that ends the response
+}
+
+// Response is an HTTP response.
+type Response struct {
+	Status    int
+	Body      []byte
+	Truncated bool       // the header or the body is incomplete
+	Local     netip.Addr // this host's address on the connection
+}
+
+// Exchange sends the request over a connection of its own and reads the response.
+// The error wraps backends.ErrNoReply and its cause, or backends.ErrMalformed. If ctx
+// ends, the error is its cause.
+func (d Dialer) Exchange(ctx context.Context, to netip.AddrPort, r Request) (Response, error) {
+	resp, err := d.roundTrip(ctx, to, r)
+	var timeout net.Error
+	switch {
+	case ctx.Err() != nil && (err != nil || resp.Truncated):
+		return resp, context.Cause(ctx)
+	case err == nil || errors.Is(err, backends.ErrMalformed):
+		return resp, err
+	case errors.As(err, &timeout) && timeout.Timeout():
+		// A timeout error of package net matches context.DeadlineExceeded and
+		// would look like the end of the caller's context.
+		err = fmt.Errorf("%v: %w", to, os.ErrDeadlineExceeded)
+	}
+	return resp, fmt.Errorf("%w: %w", backends.ErrNoReply, err)
+}
+
+func (d Dialer) roundTrip(ctx context.Context, to netip.AddrPort, r Request) (Response, error) {
+	conn, err := d.connect(ctx, to)
+	if err != nil {
+		return Response{}, err
+	}
+	defer conn.Close()
+	// If the request is cancelled, the kernel must not retransmit it: the
+	// device would process it after later requests. Close drops the data and
+	// resets the connection.
+	_ = conn.SetLinger(0)
+	deadline := time.Now().Add(responseTimeoutFactor * d.Timeout)
+	_ = conn.SetDeadline(deadline) // fails only on closed connections
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		_ = conn.Close()
+	})
+	defer func() {
+		if !stop() {
+			<-interrupted
+		}
+	}()
+	if _, err := conn.Write(r.Data); err != nil {
+		return Response{}, err
+	}
+	reader := newReader(conn, r, func() {
+		_ = conn.SetReadDeadline(time.Now().Add(min(overrunTimeout, time.Until(deadline))))
+	})
+	resp, err := reader.read()
+	if err == nil {
+		_ = conn.SetLinger(-1) // the default
+	}
+	if local, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+		resp.Local = local.AddrPort().Addr().Unmap()
+	}
+	return resp, err
+}
+
+// connect returns the result of the first attempt that completes.
+func (d Dialer) connect(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	results := make(chan func() (*net.TCPConn, error))
+	ctx, cancel := context.WithCancel(ctx)
+	for i := range dialAttempts {
+		go func() { // ends when its result is received below
+			_ = ctxsync.Sleep(ctx, dialInterval*(1<<i-1))
+			conn, err := d.Dial(ctx, "tcp", to)
+			tcp, _ := conn.(*net.TCPConn)
+			results <- func() (*net.TCPConn, error) { return tcp, err }
+		}()
+	}
+	first := <-results
+	cancel()
+	for range dialAttempts - 1 {
+		if late, err := (<-results)(); err == nil {
+			_ = late.Close()
+		}
+	}
+	return first()
+}
+
+// Dial connects to the address over the network, tcp or udp.
+func (d Dialer) Dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: d.Timeout, KeepAlive: -1}
+	if d.Source.IsValid() {
+		local := netip.AddrPortFrom(d.Source, 0)
+		if dialer.LocalAddr = net.TCPAddrFromAddrPort(local); network == "udp" {
+			dialer.LocalAddr = net.UDPAddrFromAddrPort(local)
+		}
+	}
+	if d.Interface != "" {
+		ifi, err := net.InterfaceByName(d.Interface)
+		if err != nil {
+			return nil, fmt.Errorf("interface %q: %w", d.Interface, err)
+		}
+		if dialer.Control, err = netbind.Control(ifi); err != nil {
+			return nil, err
+		}
+	}
+	return dialer.DialContext(ctx, network, to.String())
+}
+
+// responseReader reads an HTTP response from a connection that is used once. It
+// accepts the errors of real devices: lines that end in LF alone, a missing
+// reason phrase, headers that are folded or have no space, a missing blank line
+// before the body, a missing or wrong length, and a connection that stays open
+// after the body.
+type responseReader struct {
+	r       *bufio.Reader
+	request Request
+	// onOverrun is called if the body has its announced length but the document
+	// has not ended. It bounds the wait for the rest.
+	onOverrun func()
+
+	Response
+	endTag      *regexp.Regexp // matches the end tag of the document's root
+	headerBytes int            // number of header bytes read
+	length      int            // the announced length of the body, or -1 if there is none
+	chunked     bool           // the body is announced in chunks
+	scanned     int            // number of body bytes already searched for the end of the document
+}
+
+func newReader(r io.Reader, request Request, onOverrun func()) *responseReader {
+	endTag := regexp.MustCompile(`(?i)<\s*/\s*([^<>\s]*:)?` + regexp.QuoteMeta(request.Root) + `([\s/][^<>]*)?>`)
+	return &responseReader{r: bufio.NewReaderSize(r, maxHeader), request: request, onOverrun: onOverrun, endTag: endTag}
+}
+
+// read reads the response. Its error wraps backends.ErrMalformed if the data is
+// not an HTTP response. Otherwise it is the error of the connection.
+func (r *responseReader) read() (Response, error) {
+	for r.Status/100 <= 1 { // interim responses, for example 100 Continue, precede the final one
+		if err := r.readStatus(); err != nil {
+			return Response{}, err
+		}
+		if err := r.readHeader(); err != nil {
+			return Response{}, err
+		}
+	}
+	if r.Status == 204 || r.Status == 304 {
+		return Response{Status: r.Status}, nil
+	}
+	r.chunked = r.chunked && !r.nextByteIs('<') // some devices announce chunks but send none
+	err := r.readBody()
+	if r.Status/100 != 2 && err != nil {
+		r.Truncated, err = true, nil // an error status is sufficient without the body
+	}
+	return r.Response, err
+}
+
+// line reads a header line and returns it without its line ending.
+func (r *responseReader) line() (string, error) {
+	line, err := r.r.ReadSlice('\n')
+	if r.headerBytes += len(line); r.headerBytes > maxHeader || errors.Is(err, bufio.ErrBufferFull) {
+		return "", fmt.Errorf("%w: HTTP header of more than %d bytes", backends.ErrMalformed, maxHeader)
+	}
+	return strings.TrimRight(string(line), "\r\n"), err
+}
+
+func (r *responseReader) readStatus() error {
+	line, err := "", error(nil)
+	for line == "" && err == nil { // blank lines follow interim responses and precede some final ones
+		line, err = r.line()
+	}
+	switch {
+	case line == "" && errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	case line == "" || err != nil && !errors.Is(err, io.EOF):
+		return err
+	}
+	code := statusLine.FindStringSubmatch(line)
+	if code == nil {
+		return fmt.Errorf("%w: HTTP status line %.32q", backends.ErrMalformed, line)
+	}
+	r.Status, err = strconv.Atoi(code[1])
+	return err
+}
+
+// statusLine matches a status line, also if it has no slash or no reason.
+var statusLine = regexp.MustCompile(`(?i)^HTTP\S* +([1-5][0-9][0-9])( |$)`)
+
+var (
+	fold            = regexp.MustCompile(`\n[ \t]+`)
+	contentLength   = regexp.MustCompile(`(?im)^[ \t]*Content-Length[ \t]*:[ \t]*([0-9]+)[ \t]*$`)
+	chunkedEncoding = regexp.MustCompile(`(?im)^[ \t]*Transfer-Encoding[ \t]*:[ \t]*chunked[ \t]*$`)
+)
+
+// readHeader reads the header lines.
+func (r *responseReader) readHeader() (err error) {
+	var header strings.Builder
+	for err == nil && !r.nextByteIs('<') { // the body may follow without a blank line
+		var line string
+		if line, err = r.line(); line == "" {
+			break
+		}
+		header.WriteString(line + "\n")
+	}
+	if r.Truncated = errors.Is(err, io.EOF); r.Truncated {
+		err = nil
+	}
+	lines := fold.ReplaceAllString(header.String(), " ")
+	r.length, r.chunked = -1, chunkedEncoding.MatchString(lines)
+	if length := contentLength.FindStringSubmatch(lines); length != nil {
+		if n, err := strconv.ParseUint(length[1], 10, 31); err == nil {
+			r.length = int(n)
+		}
+	}
+	return err
+}
+
+// nextByteIs reports whether c is the next byte.
+func (r *responseReader) nextByteIs(c byte) bool {
+	b, err := r.r.Peek(1)
+	return err == nil && b[0] == c
+}
+
+// readBody reads until the document ends, the connection ends, or the announced
+// length is reached and no document has started. The end of the connection is not
+// an error, because the document shows whether something is missing.
+func (r *responseReader) readBody() error {
+	left, overrun := r.length, false // left is negative if the length is unknown
+	if r.chunked {
+		left, r.headerBytes = 0, 0
+	}
+	for !r.complete() {
+		var err error
+		switch {
+		case left != 0:
+			var buf [4096]byte
+			size := min(len(buf), r.request.Limit+1-len(r.Body))
+			if left > 0 {
+				size = min(size, left)
+			}
+			size, err = r.r.Read(buf[:size])
+			left -= size
+			if r.Body = append(r.Body, buf[:size]...); len(r.Body) > r.request.Limit {
+				return fmt.Errorf("%w: HTTP body of more than %d bytes", backends.ErrMalformed, r.request.Limit)
+			}
+		case r.chunked:
+			if left, err = r.chunkSize(); err == nil && left == 0 {
+				return nil // the trailer is not read
+			}
+		case !bytes.Contains(bytes.ToLower(r.Body), []byte(strings.ToLower(r.request.Root))):
+			return nil // no document has started
+		default:
+			left, overrun = -1, true
+			r.onOverrun()
+		}
+		if err != nil {
+			r.Truncated = r.Truncated || left >= 0
+			if overrun || errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// chunkSize reads the line that starts a chunk, and the line end of the
+// previous chunk.
+func (r *responseReader) chunkSize() (int, error) {
+	line, err := "", error(nil)
+	for line == "" && err == nil {
+		line, err = r.line()
+	}
+	if err != nil {
+		return 0, err
+	}
+	size, _, _ := strings.Cut(line, ";")
+	n, err := strconv.ParseUint(strings.TrimSpace(size), 16, 31)
+	if err != nil || int(n) > r.request.Limit {
+		return 0, fmt.Errorf("%w: chunk of size %.32q", backends.ErrMalformed, line)
+	}
+	r.headerBytes = max(0, r.headerBytes-chunkOverhead*int(n))
+	return int(n), nil
+}
+
+// complete reports whether the end tag of the document's root has been read.
+func (r *responseReader) complete() bool {
+	rest := r.Body[max(0, r.scanned-maxEndTag):]
+	r.scanned = len(r.Body)
+	return r.endTag.Match(rest)
+}
