@@ -152,10 +152,10 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 // any other URL, backends.ErrMalformed if b is not a description, or
 // backends.ErrUnsupported if the description does not describe a gateway.
 func ParseDescription(b []byte, base *url.URL) (*Device, error) {
-	addr, err := literalHost(base)
+	from, err := parseIPURL(base.String())
 	var d *Device
 	if err == nil {
-		d, err = parseDescription(b, newIPURL(addr, base))
+		d, err = parseDescription(b, from)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("upnp: description: %w", err)
@@ -172,19 +172,19 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 	if len(roots) == 0 {
 		return nil, malformed("no description in %d bytes", len(b))
 	}
-	decoded := goupnp.RootDevice{URLBaseStr: roots[0].Value("URLBase")}
+	var root goupnp.Device
 	if len(devices) > 0 {
-		decoded.Device = newDevice(devices[0])
+		root = newDevice(devices[0])
 	}
 	d := &Device{
-		URL: from.url.String(), Host: from.addr.Addr(), UDN: printable(decoded.Device.UDN),
-		FriendlyName: printable(decoded.Device.FriendlyName), Manufacturer: printable(decoded.Device.Manufacturer),
-		Model: printable(decoded.Device.ModelName), ModelNumber: printable(decoded.Device.ModelNumber),
+		URL: from.url.String(), Host: from.addr.Addr(), UDN: printable(root.UDN),
+		FriendlyName: printable(root.FriendlyName), Manufacturer: printable(root.Manufacturer),
+		Model: printable(root.ModelName), ModelNumber: printable(root.ModelNumber),
 	}
-	decoded.Device.VisitDevices(func(holder *goupnp.Device) {
+	root.VisitDevices(func(holder *goupnp.Device) {
 		for _, s := range holder.Services {
 			service := Service{Type: s.ServiceType, ID: printable(s.ServiceId), UDN: printable(holder.UDN)}
-			urls := controlURLs(s.ControlURL.Str, decoded.URLBaseStr, from)
+			urls := controlURLs(s.ControlURL.Str, roots[0].Value("URLBase"), from)
 			if validType(service.Type) && service.Kind() != 0 && len(urls) > 0 && len(d.Services) < maxServices {
 				service.ControlURL = urls[0]
 				copy(service.alternates[:], urls[1:])
@@ -231,23 +231,33 @@ type ipURL struct {
 // parseIPURL parses a plain http URL whose host is an IP literal. Its error
 // wraps backends.ErrInvalid.
 func parseIPURL(raw string) (ipURL, error) {
-	u, err := parseURL(raw)
+	u, port, err := parsePlainHTTP(raw)
 	if err != nil {
 		return ipURL{}, err
 	}
-	addr, err := literalHost(u)
-	return newIPURL(addr, u), err
+	host, err := netip.ParseAddr(u.Hostname())
+	if err != nil || host.IsUnspecified() || host.IsMulticast() {
+		return ipURL{}, fmt.Errorf("%w: the host is not a usable IP address: %q", backends.ErrInvalid, u.Hostname())
+	}
+	return newIPURL(netip.AddrPortFrom(host.Unmap(), port), u), nil
 }
 
-func parseURL(raw string) (*url.URL, error) {
-	if len(raw) > maxURL {
-		return nil, fmt.Errorf("%w: URL of %d bytes", backends.ErrInvalid, len(raw))
-	}
+// parsePlainHTTP parses a plain http URL without credentials. It also returns the
+// port. Its error wraps backends.ErrInvalid.
+func parsePlainHTTP(raw string) (*url.URL, uint16, error) {
 	u, err := url.Parse(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%w: not a URL: %q", backends.ErrInvalid, raw)
+	switch {
+	case len(raw) > maxURL:
+		return nil, 0, fmt.Errorf("%w: URL of %d bytes", backends.ErrInvalid, len(raw))
+	case err != nil:
+		return nil, 0, fmt.Errorf("%w: not a URL: %q", backends.ErrInvalid, raw)
+	case u.Scheme != "http" || u.Opaque != "" || u.Host == "":
+		return nil, 0, fmt.Errorf("%w: not a plain http URL: %q", backends.ErrInvalid, u.Redacted())
+	case u.User != nil:
+		return nil, 0, fmt.Errorf("%w: the URL must not contain credentials", backends.ErrInvalid)
 	}
-	return u, nil
+	port, err := portOf(u)
+	return u, port, err
 }
 
 // newIPURL returns the URL at an address with the path and the query of
@@ -258,47 +268,13 @@ func newIPURL(addr netip.AddrPort, u *url.URL) ipURL {
 	if path.Path == "" {
 		path.Path = "/"
 	}
-	path.RawQuery = escapeQuery(path.RawQuery)
+	path.RawQuery = unescaped.ReplaceAllStringFunc(path.RawQuery, url.PathEscape)
 	return ipURL{url: &path, addr: addr}
 }
 
-// escapeQuery escapes the bytes that package url accepts but that are invalid
-// in a request line.
-func escapeQuery(query string) string {
-	var b strings.Builder
-	for _, c := range []byte(query) {
-		if c <= ' ' || c > '~' {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
-}
-
-// literalHost returns the address and the port of a plain http URL.
-func literalHost(u *url.URL) (netip.AddrPort, error) {
-	port, err := plainHTTP(u)
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	host, err := netip.ParseAddr(u.Hostname())
-	if err != nil || host.IsUnspecified() || host.IsMulticast() {
-		return netip.AddrPort{}, fmt.Errorf("%w: the host is not a usable IP address: %q", backends.ErrInvalid, u.Hostname())
-	}
-	return netip.AddrPortFrom(host.Unmap(), port), nil
-}
-
-// plainHTTP returns the port of a plain http URL without credentials.
-func plainHTTP(u *url.URL) (uint16, error) {
-	switch {
-	case u.Scheme != "http" || u.Opaque != "" || u.Host == "":
-		return 0, fmt.Errorf("%w: not a plain http URL: %q", backends.ErrInvalid, u.Redacted())
-	case u.User != nil:
-		return 0, fmt.Errorf("%w: the URL must not contain credentials", backends.ErrInvalid)
-	}
-	return portOf(u)
-}
+// unescaped matches the bytes in a query that package url accepts but that are
+// invalid in a request line.
+var unescaped = regexp.MustCompile(`[^!-~]+`)
 
 // portOf returns the port of a URL, or 80 if it has none.
 func portOf(u *url.URL) (uint16, error) {
@@ -331,10 +307,8 @@ func controlURLs(raw, urlBase string, from ipURL) []string {
 		return nil
 	}
 	bases := []ipURL{from}
-	if u, err := url.Parse(strings.TrimSpace(urlBase)); err == nil {
-		if _, err := plainHTTP(u); err == nil {
-			bases = append(from.onPortOf(u, u.Port() == ""), from)
-		}
+	if u, _, err := parsePlainHTTP(strings.TrimSpace(urlBase)); err == nil {
+		bases = append(from.onPortOf(u, u.Port() == ""), from)
 	}
 	var urls []string
 	add := func(base ipURL, u *url.URL) {
@@ -408,11 +382,7 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	if err := checkResponder(responder, gateway, onLink); err != nil {
 		return "", err
 	}
-	u, err := parseURL(zone.ReplaceAllString(strings.TrimSpace(location), "$1]"))
-	if err != nil {
-		return "", fmt.Errorf("LOCATION: %w", err)
-	}
-	port, err := plainHTTP(u)
+	u, port, err := parsePlainHTTP(zone.ReplaceAllString(strings.TrimSpace(location), "$1]"))
 	if err != nil {
 		return "", fmt.Errorf("LOCATION: %w", err)
 	}

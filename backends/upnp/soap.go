@@ -66,48 +66,41 @@ func (c *Client) perform(ctx context.Context, action string, in any) (*lenient.E
 }
 
 // performAt performs an action at a URL. It waits until the earlier requests of
-// this process to that address and port have completed. Package goupnp encodes
-// the request. It does not read the response.
+// this process to that address and port have completed.
 func (c *Client) performAt(ctx context.Context, target ipURL, action string, in any) (out *lenient.Element, err error) {
 	leave, err := enterQueue(ctx, &requestQueues, target.addr)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	limit := maxResponse
+	// Package goupnp encodes the request. The receiver does not send it.
+	var body receiver
+	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{Transport: &body}}
+	if err := client.PerformActionCtx(ctx, c.service.Type, action, in, nil); body == nil {
+		return nil, err
+	}
+	// Some devices do not accept newlines between elements. The arguments are ASCII.
+	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
+	r := request{service: c.service.Type, action: action, body: body, limit: maxResponse, root: "Envelope"}
 	if action == listAction {
-		limit = maxListing
+		r.limit = maxListing
 	}
-	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{Transport: receiver(func(body []byte) {
-		// Some devices do not accept newlines between elements. The arguments are
-		// ASCII.
-		body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
-		r := request{service: c.service.Type, action: action, body: body, limit: limit, root: "Envelope"}
-		err = c.config.exchange(ctx, target, r, func(resp lenient.Response) (err error) {
-			out, err = readOutput(action, resp)
-			return err
-		})
-	})}}
-	if encodeErr := client.PerformActionCtx(ctx, c.service.Type, action, in, nil); out == nil && err == nil {
-		err = encodeErr
-	}
+	err = c.config.exchange(ctx, target, r, func(resp lenient.Response) (err error) {
+		out, err = readOutput(action, resp)
+		return err
+	})
 	return out, err
 }
 
-// receiver is an http.RoundTripper that receives the body of a request. It returns
-// an error instead of a response.
-type receiver func(body []byte)
+// receiver is an http.RoundTripper that keeps the body of the request. It always
+// returns an error.
+type receiver []byte
 
-func (f receiver) RoundTrip(r *http.Request) (*http.Response, error) {
+func (b *receiver) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 	defer r.Body.Close()
-	body, err := io.ReadAll(r.Body)
-	if err == nil {
-		f(body)
-	}
-	return nil, cmp.Or(err, errReceived)
+	*b, err = io.ReadAll(r.Body)
+	return nil, cmp.Or(err, errors.ErrUnsupported)
 }
-
-var errReceived = errors.New("the request is not for this transport")
 
 // readOutput returns the element that contains the output arguments of an action.
 // The error is a *Fault, an *HTTPError, or wraps backends.ErrMalformed. A

@@ -226,11 +226,17 @@ func (r *responseReader) line() (string, error) {
 	return strings.TrimRight(string(line), "\r\n"), err
 }
 
-func (r *responseReader) readStatus() error {
-	line, err := "", error(nil)
-	for line == "" && err == nil { // blank lines follow interim responses and precede some final ones
+// nextLine skips blank lines: they follow interim responses and chunks, and precede some
+// final responses.
+func (r *responseReader) nextLine() (line string, err error) {
+	for line == "" && err == nil {
 		line, err = r.line()
 	}
+	return line, err
+}
+
+func (r *responseReader) readStatus() error {
+	line, err := r.nextLine()
 	switch {
 	case line == "" && errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
@@ -326,13 +332,9 @@ func (r *responseReader) readBody() error {
 	return nil
 }
 
-// chunkSize reads the line that starts a chunk, and the line end of the
-// previous chunk.
+// chunkSize reads the line that starts a chunk.
 func (r *responseReader) chunkSize() (int, error) {
-	line, err := "", error(nil)
-	for line == "" && err == nil {
-		line, err = r.line()
-	}
+	line, err := r.nextLine()
 	if err != nil {
 		return 0, err
 	}

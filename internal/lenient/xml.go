@@ -183,17 +183,13 @@ func tagName(tag string) string {
 }
 
 // At returns the elements at a path below e, in document order.
-func (e *Element) At(path ...string) []*Element {
-	found := []*Element{e}
-	for _, name := range path {
-		parents := found
-		found = nil
-		for _, parent := range parents {
-			for _, c := range parent.Children {
-				if strings.EqualFold(c.Name, name) {
-					found = append(found, c)
-				}
-			}
+func (e *Element) At(path ...string) (found []*Element) {
+	if len(path) == 0 {
+		return []*Element{e}
+	}
+	for _, c := range e.Children {
+		if strings.EqualFold(c.Name, path[0]) {
+			found = append(found, c.At(path[1:]...)...)
 		}
 	}
 	return found
