@@ -317,7 +317,7 @@ func protocolName(p backends.Protocol) (string, error) {
 func parseProtocol(s string) (backends.Protocol, error) {
 	p, err := backends.ParseProtocol(s)
 	if err != nil || p != backends.TCP && p != backends.UDP {
-		return 0, malformed("protocol %q", clip(s))
+		return 0, malformed("protocol %.32q", s)
 	}
 	return p, nil
 }
@@ -346,7 +346,7 @@ func parseLease(s string) time.Duration {
 func parsePort(e *lenient.Element, name string) (uint16, error) {
 	n, err := strconv.ParseUint(e.Value(name), 10, 16)
 	if err != nil {
-		return 0, malformed("%s %q", name, clip(e.Value(name)))
+		return 0, malformed("%s %.32q", name, e.Value(name))
 	}
 	return uint16(n), nil
 }
@@ -383,6 +383,3 @@ func parseBool(s string, other bool) bool {
 	s = strings.ToLower(strings.TrimSpace(s))
 	return slices.Contains([]string{"1", "true", "yes"}, s) || other && !slices.Contains([]string{"0", "false", "no"}, s)
 }
-
-// clip limits the part of a response that is quoted in an error.
-func clip(s string) string { return s[:min(len(s), 32)] }

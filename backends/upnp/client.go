@@ -24,16 +24,13 @@ type ClientConfig struct {
 	// Interface is the interface from which to connect, on systems that let a
 	// program choose it. If it is empty, the kernel chooses.
 	Interface string
-	// Source is the local address from which to connect. Devices treat it
-	// as the address of the requesting host. If it is the zero Addr, the kernel
-	// chooses.
+	// Source is the local address from which to connect. Devices treat it as the address of the
+	// requesting host. If it is the zero Addr, the kernel chooses.
 	Source netip.Addr
-	// Timeout bounds connecting to the device. The response may take twice as
-	// long, because small devices are slow when they are busy. Zero means
-	// DefaultTimeout.
+	// Timeout bounds connecting to the device. The response may take twice as long, because
+	// small devices are slow when they are busy. Zero means DefaultTimeout.
 	Timeout time.Duration
-	// Logger receives a debug message for each exchange. If it is nil, nothing
-	// is logged.
+	// Logger receives a debug message for each exchange. If it is nil, nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -52,16 +49,14 @@ func (c *ClientConfig) check(device netip.Addr) error {
 	return nil
 }
 
-// Client performs the actions of one service of a device. Each action uses a
-// connection of its own, so there is nothing to close. The methods may be
-// called concurrently. All Clients of a process together send one request at a
-// time to an address and port.
+// Client performs the actions of one service of a device. Each action uses a connection of its
+// own, so there is nothing to close. The methods may be called concurrently. All Clients of a
+// process together send one request at a time to an address and port.
 //
-// If the device refuses an action, the error is a *[Fault]. If the response has
-// an HTTP error status without a fault, it is an *[HTTPError]. The error wraps
-// backends.ErrMalformed if the response cannot be read, backends.ErrNoReply if
-// there is none, and backends.ErrInvalid if the arguments are invalid. If ctx
-// ends during the call, the error wraps the cause.
+// If the device refuses an action, the error is a *[Fault]. If the response has an HTTP error
+// status without a fault, it is an *[HTTPError]. The error wraps backends.ErrMalformed if the
+// response cannot be read, backends.ErrNoReply if there is none, and backends.ErrInvalid if the
+// arguments are invalid. If ctx ends during the call, the error wraps the cause.
 type Client struct {
 	service Service
 	config  ClientConfig

@@ -23,8 +23,7 @@ const (
 	maxServices            = 32
 )
 
-// Device is the content of a gateway's root description, validated and limited
-// in size.
+// Device is the content of a gateway's root description, validated and limited in size.
 type Device struct {
 	// URL is the URL of the description.
 	URL string
@@ -34,12 +33,10 @@ type Device struct {
 	// Local is the address of this host as the device sees it. It is the zero
 	// Addr if the description was not fetched over a connection.
 	Local netip.Addr
-	// UDN is the unique device name of the root device. The other fields
-	// describe it to users. All are printable, have at most 256 bytes, and may
-	// be empty.
+	// UDN is the unique device name of the root device. The other fields describe it to users.
+	// All are printable, have at most 256 bytes, and may be empty.
 	UDN, FriendlyName, Manufacturer, Model, ModelNumber string
-	// Services contains the gateway services of all embedded devices, in
-	// document order.
+	// Services contains the gateway services of all embedded devices, in document order.
 	Services []Service
 }
 
@@ -81,15 +78,13 @@ type Service struct {
 	alternates [maxControlURLs - 1]string // other possible control URLs, or empty
 }
 
-// Kind returns the kind of the service. It is 0 for a service that this package
-// does not use.
+// Kind returns the kind of the service. It is 0 for a service that this package does not use.
 func (s Service) Kind() ServiceKind {
 	kind, _ := parseType(s.Type)
 	return kind
 }
 
-// Version returns the version in the type of the service, or 0 if there is
-// none.
+// Version returns the version in the type of the service, or 0 if there is none.
 func (s Service) Version() int {
 	_, version := parseType(s.Type)
 	return version
@@ -118,11 +113,10 @@ var validType = regexp.MustCompile(`^[0-9A-Za-z:._-]{1,128}$`).MatchString
 // Describe fetches and parses a root description. rawURL is a plain http URL
 // whose host is an IP address. A link-local address needs a zone.
 //
-// The error wraps backends.ErrInvalid if rawURL is any other URL,
-// backends.ErrNoReply if there is no response, backends.ErrMalformed (possibly
-// as *[HTTPError]) if the response is not a description, and
-// backends.ErrUnsupported if the device is not a gateway. If ctx ends, the error
-// wraps its cause.
+// The error wraps backends.ErrInvalid if rawURL is any other URL, backends.ErrNoReply if there
+// is no response, backends.ErrMalformed (possibly as *[HTTPError]) if the response is not a
+// description, and backends.ErrUnsupported if the device is not a gateway. If ctx ends, the
+// error wraps its cause.
 func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device, error) {
 	e, err := parseIPURL(rawURL)
 	if err == nil {
@@ -146,11 +140,10 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 	return d, nil
 }
 
-// ParseDescription parses a root description that was fetched from base, whose
-// host is an IP literal (UPnP Device Architecture 1.0, section 2.1). It ignores
-// the parts that it cannot read. The error wraps backends.ErrInvalid if base is
-// any other URL, backends.ErrMalformed if b is not a description, or
-// backends.ErrUnsupported if the description does not describe a gateway.
+// ParseDescription parses a root description that was fetched from base, whose host is an IP
+// literal (UPnP Device Architecture 1.0, section 2.1). It ignores the parts that it cannot read.
+// The error wraps backends.ErrInvalid if base is any other URL, backends.ErrMalformed if b is
+// not a description, or backends.ErrUnsupported if the description does not describe a gateway.
 func ParseDescription(b []byte, base *url.URL) (*Device, error) {
 	from, err := parseIPURL(base.String())
 	var d *Device
@@ -198,9 +191,8 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 	return d, nil
 }
 
-// newDevice returns the device that an element describes, with the fields that
-// this package uses. Devices often write the others (icons, sizes, dates)
-// incorrectly.
+// newDevice returns the device that an element describes, with the fields that this package
+// uses. Devices often write the others (icons, sizes, dates) incorrectly.
 func newDevice(e *lenient.Element) goupnp.Device {
 	d := goupnp.Device{
 		FriendlyName: e.Value("friendlyName"), Manufacturer: e.Value("manufacturer"),
@@ -221,8 +213,7 @@ func newDevice(e *lenient.Element) goupnp.Device {
 // maxURL is the maximum length of a URL from a device.
 const maxURL = 1024
 
-// ipURL is a URL whose host is an IP address, with the address to connect
-// to.
+// ipURL is a URL whose host is an IP address, with the address to connect to.
 type ipURL struct {
 	url  *url.URL
 	addr netip.AddrPort // with the zone of url
@@ -260,8 +251,7 @@ func parsePlainHTTP(raw string) (*url.URL, uint16, error) {
 	return u, port, err
 }
 
-// newIPURL returns the URL at an address with the path and the query of
-// u.
+// newIPURL returns the URL at an address with the path and the query of u.
 func newIPURL(addr netip.AddrPort, u *url.URL) ipURL {
 	path := *u
 	path.Scheme, path.Host, path.User, path.Fragment, path.RawFragment = "http", addr.String(), nil, "", ""
@@ -295,11 +285,10 @@ func (e ipURL) hostHeader() string {
 // maxControlURLs is the maximum number of interpretations of a control URL.
 const maxControlURLs = 4
 
-// controlURLs returns the possible interpretations of a control URL, the most
-// likely first. Its reference is resolved as RFC 3986 says, against URLBase
-// (removed in UPnP Device Architecture 1.1), against the URL of the description,
-// and, if it is relative, against their roots. All URLs are on the device. There
-// are none if raw is empty or not plain http.
+// controlURLs returns the possible interpretations of a control URL, the most likely first. Its
+// reference is resolved as RFC 3986 says, against URLBase (removed in UPnP Device Architecture
+// 1.1), against the URL of the description, and, if it is relative, against their roots. All
+// URLs are on the device. There are none if raw is empty or not plain http.
 func controlURLs(raw, urlBase string, from ipURL) []string {
 	raw = strings.TrimSpace(raw)
 	ref := parseReference(raw)
@@ -379,8 +368,13 @@ func pathReference(raw string) *url.URL {
 // loopback only if the gateway is. The error wraps backends.ErrInvalid.
 func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, onLink func(netip.Addr) bool) (string, error) {
 	responder, gateway := from.Addr().Unmap(), gateway.Unmap()
-	if err := checkResponder(responder, gateway, onLink); err != nil {
-		return "", err
+	switch {
+	case !responder.IsValid() || responder.IsUnspecified() || responder.IsMulticast():
+		return "", fmt.Errorf("%w: a response from %v", backends.ErrInvalid, responder)
+	case responder.IsLoopback() && !gateway.IsLoopback():
+		return "", fmt.Errorf("%w: a response from this host, %v", backends.ErrInvalid, responder)
+	case responder != gateway && !onLink(responder):
+		return "", fmt.Errorf("%w: a response from %v, which is not on a network of this host", backends.ErrInvalid, responder)
 	}
 	u, port, err := parsePlainHTTP(zone.ReplaceAllString(strings.TrimSpace(location), "$1]"))
 	if err != nil {
@@ -393,20 +387,6 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 		host = gateway
 	}
 	return newIPURL(netip.AddrPortFrom(host, port), u).url.String(), nil
-}
-
-func checkResponder(responder, gateway netip.Addr, onLink func(netip.Addr) bool) error {
-	switch {
-	case !responder.IsValid() || responder.IsUnspecified() || responder.IsMulticast():
-		return fmt.Errorf("%w: a response from %v", backends.ErrInvalid, responder)
-	case responder == gateway:
-		return nil
-	case responder.IsLoopback() && !gateway.IsLoopback():
-		return fmt.Errorf("%w: a response from this host, %v", backends.ErrInvalid, responder)
-	case !onLink(responder):
-		return fmt.Errorf("%w: a response from %v, which is not on a network of this host", backends.ErrInvalid, responder)
-	}
-	return nil
 }
 
 // zone matches the zone in the host of a URL. It is an interface index of the

@@ -61,8 +61,8 @@ func (c ClientConfig) exchange(ctx context.Context, target ipURL, r request, rea
 		if err != nil {
 			return err
 		}
-		var status *HTTPError
-		if err = read(resp); !errors.As(err, &status) || !slices.Contains(notUnderstood, status.Status) {
+		err = read(resp)
+		if status, ok := errors.AsType[*HTTPError](err); !ok || !slices.Contains(notUnderstood, status.Status) {
 			return err
 		}
 	}

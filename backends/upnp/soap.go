@@ -26,28 +26,27 @@ var outputless = map[string]bool{"AddPortMapping": true, "DeletePortMapping": tr
 // in is nil or a struct of strings, whose fields have the names and the order of
 // the input arguments. invalid is their error.
 func call[T any](ctx context.Context, c *Client, action string, in any, invalid error, parse func(out *lenient.Element) (T, error)) (T, error) {
-	out, err := (*lenient.Element)(nil), invalid
+	var zero, result T
+	err := invalid
 	if err == nil {
-		out, err = c.perform(ctx, action, in)
-	}
-	if err == nil {
-		var result T
-		if result, err = parse(out); err == nil {
-			return result, nil
+		var out *lenient.Element
+		if out, err = c.perform(ctx, action, in); err == nil {
+			result, err = parse(out)
 		}
 	}
-	var fault *Fault
-	if !errors.As(err, &fault) {
-		err = fmt.Errorf("upnp: %s: %w", action, err)
+	if err == nil {
+		return result, nil
 	}
-	return *new(T), err
+	if _, ok := errors.AsType[*Fault](err); ok {
+		return zero, err
+	}
+	return zero, fmt.Errorf("upnp: %s: %w", action, err)
 }
 
 // noOutput is the parse of actions without output arguments.
 func noOutput(*lenient.Element) (struct{}, error) { return struct{}{}, nil }
 
-// perform performs an action and returns the element that contains the output
-// arguments.
+// perform performs an action and returns the element that contains the output arguments.
 func (c *Client) perform(ctx context.Context, action string, in any) (*lenient.Element, error) {
 	first := int(c.current.Load())
 	out, err := c.performAt(ctx, c.urls[first], action, in)

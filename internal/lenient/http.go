@@ -26,22 +26,20 @@ import (
 
 const (
 	maxHeader = 16 << 10 // all header lines, including those of interim responses
-	maxEndTag = 64
+	maxEndTag = 256      // more than the bytes that endTag matches
 	// chunkOverhead is the maximum number of framing bytes for each byte in a
 	// chunk, in addition to maxHeader.
 	chunkOverhead = 16
-	// responseTimeoutFactor is the maximum time for a response, as a multiple of
-	// the timeout for connecting. A device that has accepted a connection may be
-	// busy.
+	// responseTimeoutFactor is the maximum time for a response, as a multiple of the timeout for
+	// connecting. A device that has accepted a connection may be busy.
 	responseTimeoutFactor = 2
 	// overrunTimeout bounds the wait for the rest of a document that is longer
 	// than its Content-Length.
 	overrunTimeout = 500 * time.Millisecond
 )
 
-// If the first packet of a connection is lost, the kernel repeats it only after
-// one to three seconds. Another attempt costs little, so connect starts another one
-// after each interval.
+// If the first packet of a connection is lost, the kernel repeats it only after one to three
+// seconds. Another attempt costs little, so connect starts another one after each interval.
 const (
 	dialAttempts = 4
 	dialInterval = 250 * time.Millisecond // doubles after each attempt
@@ -95,9 +93,8 @@ func (d Dialer) roundTrip(ctx context.Context, to netip.AddrPort, r Request) (Re
 		return Response{}, err
 	}
 	defer conn.Close()
-	// If the request is cancelled, the kernel must not retransmit it: the
-	// device would process it after later requests. Close drops the data and
-	// resets the connection.
+	// If the request is cancelled, the kernel must not retransmit it: the device would process
+	// it after later requests. Close drops the data and resets the connection.
 	_ = conn.SetLinger(0)
 	deadline := time.Now().Add(responseTimeoutFactor * d.Timeout)
 	_ = conn.SetDeadline(deadline) // fails only on closed connections
@@ -170,11 +167,10 @@ func (d Dialer) Dial(ctx context.Context, network string, to netip.AddrPort) (ne
 	return dialer.DialContext(ctx, network, to.String())
 }
 
-// responseReader reads an HTTP response from a connection that is used once. It
-// accepts the errors of real devices: lines that end in LF alone, a missing
-// reason phrase, headers that are folded or have no space, a missing blank line
-// before the body, a missing or wrong length, and a connection that stays open
-// after the body.
+// responseReader reads an HTTP response from a connection that is used once. It accepts the
+// errors of real devices: lines that end in LF alone, a missing reason phrase, headers that are
+// folded or have no space, a missing blank line before the body, a missing or wrong length, and
+// a connection that stays open after the body.
 type responseReader struct {
 	r       *bufio.Reader
 	request Request
@@ -191,7 +187,7 @@ type responseReader struct {
 }
 
 func newReader(r io.Reader, request Request, onOverrun func()) *responseReader {
-	endTag := regexp.MustCompile(`(?i)<\s*/\s*([^<>\s]*:)?` + regexp.QuoteMeta(request.Root) + `([\s/][^<>]*)?>`)
+	endTag := regexp.MustCompile(`(?i)<\s{0,16}/\s{0,16}([^<>\s]{0,16}:)?` + regexp.QuoteMeta(request.Root) + `([\s/][^<>]{0,16})?>`)
 	return &responseReader{r: bufio.NewReaderSize(r, maxHeader), request: request, onOverrun: onOverrun, endTag: endTag}
 }
 
@@ -199,9 +195,6 @@ func newReader(r io.Reader, request Request, onOverrun func()) *responseReader {
 // not an HTTP response. Otherwise it is the error of the connection.
 func (r *responseReader) read() (Response, error) {
 	for r.Status/100 <= 1 { // interim responses, for example 100 Continue, precede the final one
-		if err := r.readStatus(); err != nil {
-			return Response{}, err
-		}
 		if err := r.readHeader(); err != nil {
 			return Response{}, err
 		}
@@ -235,52 +228,45 @@ func (r *responseReader) nextLine() (line string, err error) {
 	return line, err
 }
 
-func (r *responseReader) readStatus() error {
-	line, err := r.nextLine()
-	switch {
-	case line == "" && errors.Is(err, io.EOF):
-		return io.ErrUnexpectedEOF
-	case line == "" || err != nil && !errors.Is(err, io.EOF):
-		return err
-	}
-	code := statusLine.FindStringSubmatch(line)
-	if code == nil {
-		return fmt.Errorf("%w: HTTP status line %.32q", backends.ErrMalformed, line)
-	}
-	r.Status, err = strconv.Atoi(code[1])
-	return err
-}
-
-// statusLine matches a status line, also if it has no slash or no reason.
-var statusLine = regexp.MustCompile(`(?i)^HTTP\S* +([1-5][0-9][0-9])( |$)`)
-
 var (
+	// statusLine matches a status line, also if it has no slash or no reason.
+	statusLine      = regexp.MustCompile(`(?i)^HTTP\S* +([1-5][0-9][0-9])( |$)`)
 	fold            = regexp.MustCompile(`\n[ \t]+`)
 	contentLength   = regexp.MustCompile(`(?im)^[ \t]*Content-Length[ \t]*:[ \t]*([0-9]+)[ \t]*$`)
 	chunkedEncoding = regexp.MustCompile(`(?im)^[ \t]*Transfer-Encoding[ \t]*:[ \t]*chunked[ \t]*$`)
 )
 
-// readHeader reads the header lines.
-func (r *responseReader) readHeader() (err error) {
+// readHeader reads the status line and the header lines.
+func (r *responseReader) readHeader() error {
+	line, err := r.nextLine()
+	status := statusLine.FindStringSubmatch(line)
+	switch {
+	case line == "" && errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	case err != nil && !errors.Is(err, io.EOF):
+		return err
+	case status == nil:
+		return fmt.Errorf("%w: HTTP status line %.32q", backends.ErrMalformed, line)
+	}
 	var header strings.Builder
 	for err == nil && !r.nextByteIs('<') { // the body may follow without a blank line
-		var line string
 		if line, err = r.line(); line == "" {
 			break
 		}
 		header.WriteString(line + "\n")
 	}
-	if r.Truncated = errors.Is(err, io.EOF); r.Truncated {
-		err = nil
+	if r.Truncated = errors.Is(err, io.EOF); err != nil && !r.Truncated {
+		return err
 	}
 	lines := fold.ReplaceAllString(header.String(), " ")
+	r.Status, _ = strconv.Atoi(status[1])
 	r.length, r.chunked = -1, chunkedEncoding.MatchString(lines)
 	if length := contentLength.FindStringSubmatch(lines); length != nil {
 		if n, err := strconv.ParseUint(length[1], 10, 31); err == nil {
 			r.length = int(n)
 		}
 	}
-	return err
+	return nil
 }
 
 // nextByteIs reports whether c is the next byte.
@@ -300,6 +286,8 @@ func (r *responseReader) readBody() error {
 	for !r.complete() {
 		var err error
 		switch {
+		case len(r.Body) > r.request.Limit:
+			return fmt.Errorf("%w: HTTP body of more than %d bytes", backends.ErrMalformed, r.request.Limit)
 		case left != 0:
 			var buf [4096]byte
 			size := min(len(buf), r.request.Limit+1-len(r.Body))
@@ -308,9 +296,7 @@ func (r *responseReader) readBody() error {
 			}
 			size, err = r.r.Read(buf[:size])
 			left -= size
-			if r.Body = append(r.Body, buf[:size]...); len(r.Body) > r.request.Limit {
-				return fmt.Errorf("%w: HTTP body of more than %d bytes", backends.ErrMalformed, r.request.Limit)
-			}
+			r.Body = append(r.Body, buf[:size]...)
 		case r.chunked:
 			if left, err = r.chunkSize(); err == nil && left == 0 {
 				return nil // the trailer is not read

@@ -59,6 +59,7 @@ func TestReadResponse(t *testing.T) {
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1;a=b\r\n!\r\n0\r\n\r\nxx": {Status: 200, Body: []byte("hello!"), Truncated: false},
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel":                                {Status: 200, Body: []byte("hel"), Truncated: true},
 		"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n":                                {Status: 503, Body: nil, Truncated: true},
+		"HTTP/1.1 200 OK\r\n\r\n<Envelope></Envelope>" + strings.Repeat("x", 200):                      {Status: 200, Body: []byte("<Envelope></Envelope>" + strings.Repeat("x", 80)), Truncated: false},
 		"HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\nhello":                                            {Status: 204, Body: nil, Truncated: false},
 		"HTTP/1.0  404":              {Status: 404, Body: nil, Truncated: true},
 		"HTTP/1.1 404 x\r\nA: b\r\n": {Status: 404, Body: nil, Truncated: true},

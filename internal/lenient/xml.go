@@ -55,10 +55,9 @@ func Parse(b []byte, maxElements int) (*Element, error) {
 	return p.open[0], nil
 }
 
-// decode returns a document as UTF-8 without control characters. If the document
-// is not valid UTF-8, it is read as ISO-8859-1, independent of its declaration:
-// every byte is valid there, and the element names are ASCII in all charsets that
-// devices use.
+// decode returns a document as UTF-8 without control characters. If the document is not valid
+// UTF-8, it is read as ISO-8859-1, independent of its declaration: every byte is valid there,
+// and the element names are ASCII in all charsets that devices use.
 func decode(b []byte) string {
 	s := string(b)
 	if !utf8.ValidString(s) {
@@ -68,16 +67,12 @@ func decode(b []byte) string {
 		}
 		s = string(latin1)
 	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' && !strings.ContainsRune(blanks, r) {
-			return -1
-		}
-		return r
-	}, s)
+	return controls.ReplaceAllString(s, "")
 }
 
-// next reads a section, a tag or a text. A section without an end is read as a
-// tag or a text.
+var controls = regexp.MustCompile(`[\x00-\x08\x0b-\x1f]`)
+
+// next reads a section, a tag or a text. A section without an end is read as a tag or a text.
 func (p *parser) next() {
 	content := &p.open[len(p.open)-1].content
 	for _, s := range sections {
@@ -107,8 +102,7 @@ func (p *parser) next() {
 	}
 }
 
-// references matches the references that are replaced in texts. Other references
-// are text.
+// references matches the references that are replaced in texts. Other references are text.
 var references = regexp.MustCompile(`&(lt|gt|amp|quot|apos|#[0-9]{1,10}|#x[0-9A-Fa-f]{1,8});`)
 
 var tagStart = regexp.MustCompile(`^<[ \t\n]*[A-Za-z\x80-\x{10ffff}/!?_:]`)
@@ -195,8 +189,7 @@ func (e *Element) At(path ...string) (found []*Element) {
 	return found
 }
 
-// Value returns the text of the first child that has one of the names, or an
-// empty string.
+// Value returns the text of the first child that has one of the names, or an empty string.
 func (e *Element) Value(names ...string) string {
 	for _, name := range names {
 		if found := e.At(name); len(found) > 0 {
