@@ -289,13 +289,13 @@ func (g *gateway) clientsFor(token backends.Token) (clients []*Client, elsewhere
 
 // promote makes the service of a client the preferred one, because it granted a mapping
 // that the preferred service refused.
-func (b *Backend) promote(g *gateway, c *Client, external netip.Addr) {
+func (b *Backend) promote(ctx context.Context, g *gateway, c *Client) {
 	if c == g.client {
 		return
 	}
 	promoted := *g
-	promoted.client, promoted.otherClients = c, g.startingWith(c)[1:]
-	promoted.Service, promoted.Status, promoted.External = c.Service(), Status{}, external
+	promoted.client, promoted.otherClients, promoted.Service = c, g.startingWith(c)[1:], c.Service()
+	_ = b.queryStatus(ctx, &promoted)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.current == g {

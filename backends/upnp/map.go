@@ -171,7 +171,7 @@ func (op *addOp) mapping(ctx context.Context, sent time.Time, lease time.Duratio
 		_ = op.backend.remove(ctx, op.gateway, first, op.entry)
 	}
 	external, _ := op.backend.recentExternal(ctx, op.client)
-	op.backend.promote(op.gateway, op.client, external)
+	op.backend.promote(ctx, op.gateway, op.client)
 	return backends.Mapping{
 		Backend: Name, Gateway: op.client.addr(), Protocol: op.entry.Protocol,
 		Internal: op.entry.Internal, External: netip.AddrPortFrom(external, op.entry.ExternalPort),
@@ -278,8 +278,9 @@ func (op *addOp) addEntry(ctx context.Context) error {
 func (op *addOp) add(ctx context.Context) error {
 	bounded, cancel := beforeDeadline(ctx)
 	defer cancel()
+	sent := time.Now()
 	err := op.client.AddPortMapping(bounded, op.entry)
-	if !errors.Is(err, backends.ErrNoReply) || Moved(err) || !op.wasAdded(ctx) {
+	if !errors.Is(err, backends.ErrNoReply) || Moved(err) || !op.wasAdded(ctx, sent) {
 		return err
 	}
 	return nil
@@ -298,13 +299,13 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 // wasAdded reports whether the table lists the entry although the response to the request
 // for it was lost. The device may still be busy with the request, so wasAdded looks twice.
 // An entry that existed before counts only if its lease has been extended.
-func (op *addOp) wasAdded(ctx context.Context) bool {
+func (op *addOp) wasAdded(ctx context.Context, sent time.Time) bool {
 	for i := range 2 {
 		if i > 0 && sleep(ctx, op.backend.retryDelay) != nil {
 			return false
 		}
 		e, result, _ := op.backend.lookUp(ctx, op.client, op.entry)
-		if result == found && e.Enabled && (!op.existingMatches || e.Lease+leaseSlack >= op.requestedLease()) {
+		if result == found && (!op.existingMatches || e.Lease+leaseSlack+time.Since(sent) >= op.requestedLease()) {
 			return true
 		}
 	}
@@ -346,8 +347,9 @@ func (op *addOp) addAny(ctx context.Context) error {
 		return backends.ErrUnsupported
 	}
 	op.entry = op.variant.apply(op.entry, op.request)
+	sent := time.Now()
 	port, err := op.client.AddAnyPortMapping(ctx, op.entry)
-	if errors.Is(err, backends.ErrNoReply) && !Moved(err) && op.wasAdded(ctx) {
+	if errors.Is(err, backends.ErrNoReply) && !Moved(err) && op.wasAdded(ctx, sent) {
 		port, err = op.entry.ExternalPort, nil
 	}
 	switch {
@@ -490,7 +492,7 @@ func (op *addOp) notExtended(e PortMapping, requested time.Duration) bool {
 // the device does not delete the entry, the entry stays active for its
 // remaining lifetime.
 func (op *addOp) deleteAndAdd(ctx context.Context, remaining time.Duration) (time.Duration, error) {
-	if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
+	if err := op.backend.remove(ctx, op.gateway, op.client, op.entry); err != nil {
 		return remaining, transportError(err)
 	}
 	op.renewed, op.existingMatches = nil, false // the entry is now a new one

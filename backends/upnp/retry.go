@@ -26,13 +26,11 @@ func (op *addOp) retry(ctx context.Context, addErr error) (retry bool, err error
 		return isConnectionCut(addErr) && op.firstTry("retry"), nil
 	}
 	switch f.Code {
-	case OnlyPermanentLeasesSupported, StringArgumentTooLong:
-		return op.nextVariant(f.Code), nil
 	case ConflictInMappingEntry:
 		return op.replaceExisting(ctx, f)
 	case SamePortValuesRequired:
 		return op.useSamePort(ctx)
-	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange:
+	case InvalidArgs, ArgumentValueInvalid, ArgumentValueOutOfRange, OnlyPermanentLeasesSupported, StringArgumentTooLong:
 		return op.retryOtherForm(ctx, f)
 	}
 	if f.Code != ActionFailed && !f.Code.isUnknown() {
@@ -144,10 +142,8 @@ func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err
 		// Not ErrConflict, because then other ports would be tried.
 		return false, f.because(backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr()))
 	case op.existingMatches && op.firstTry("replace"):
-		if err := op.client.DeletePortMapping(ctx, op.entry.Key()); err != nil && !isNotFound(err) {
-			return false, err
-		}
-		return true, nil
+		err := op.backend.remove(ctx, op.gateway, op.client, op.existing)
+		return err == nil, err
 	case !op.existingMatches && op.firstTry("duplicate"):
 		return op.useDuplicate(ctx)
 	}
@@ -172,8 +168,8 @@ func (op *addOp) useDuplicate(ctx context.Context) (retry bool, err error) {
 			return true, nil
 		}
 		if e.Description == wireDescription(op.request.Description) {
-			err := op.client.DeletePortMapping(ctx, e.Key())
-			return err == nil || isNotFound(err), transportError(err)
+			err := op.backend.remove(ctx, op.gateway, op.client, e)
+			return err == nil, transportError(err)
 		}
 	}
 	return false, nil

@@ -212,11 +212,13 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
 		ctx = ctxsync.WithPriority(ctx, ctxsync.Delete)
 		if unconfirmed {
-			switch repeated, err := e.backend.Map(ctx, request); {
+			half, cancel := bound(ctx, timeout/2) // the rest is for the deletion
+			defer cancel()
+			switch repeated, err := e.backend.Map(half, request); {
 			case err == nil:
 				m = &repeated
 			case m != nil: // delete at least the known mapping
-			case assumed != nil && f.isReply(err) && e.backend.Unmap(ctx, *assumed) == nil:
+			case assumed != nil && e.backend.Unmap(ctx, *assumed) == nil && f.isReply(err):
 				return repeated, nil
 			default:
 				return repeated, err

@@ -246,12 +246,13 @@ func (ln *listener) dispatch(source netip.Addr, reason string) {
 }
 
 // announcementReason describes what an unsolicited datagram announces: a NAT-PMP
-// external address response with result 0, or a PCP ANNOUNCE response with result
-// 0. For any other datagram it returns "".
+// external address response, possibly with a result that says that the gateway has
+// no usable address, or a PCP ANNOUNCE response with result 0. For any other
+// datagram it returns "".
 func announcementReason(b []byte) string {
 	const response = 0x80
 	switch {
-	case len(b) >= 12 && b[0] == 0 && b[1] == response && b[2] == 0 && b[3] == 0:
+	case len(b) >= 12 && b[0] == 0 && b[1] == response:
 		return "the gateway announced its external address"
 	case len(b) >= 24 && len(b)%4 == 0 && b[0] == 2 && b[1] == response && b[3] == 0:
 		return "the gateway announced a restart"

@@ -28,7 +28,7 @@ func TestAnnouncement(t *testing.T) {
 	for datagram, want := range map[string]bool{
 		"00800000 00000000 cb007107":                            true, // RFC 6886, section 3.2.1
 		"00800000 00000000 cb007107 00":                         true,
-		"00800003 00000000 00000000":                            false, // with an error result
+		"00800003 00000000 00000000":                            true,  // without a usable address
 		"00800000 00000000 cb0071":                              false, // truncated
 		"00810000 00000000 cb007107":                            false, // another opcode
 		"00000000 00000000 cb007107":                            false, // a request
