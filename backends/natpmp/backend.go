@@ -216,7 +216,11 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	if err := m.Check(); err != nil {
 		return fmt.Errorf("natpmp: %w", err)
 	}
-	return b.client.Unmap(ctx, m.Protocol, requestedPort(m))
+	err := b.client.Unmap(ctx, m.Protocol, requestedPort(m))
+	if err == nil && !m.Token.IsZero() { // some gateways identify the mapping by the port that they assigned
+		err = b.client.Unmap(ctx, m.Protocol, m.Internal.Port())
+	}
+	return err
 }
 
 // maxExternalAge is the maximum age of an external address that is used for a new

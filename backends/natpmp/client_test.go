@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -319,17 +320,22 @@ func TestOwnPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
+	var mu sync.Mutex
+	deleted := map[uint16]bool{}
 	for _, ports := range []string{"93519351", "00009351"} {
 		gw.Inject(gatewaytest.Fault{
 			Match: func(r gatewaytest.Request) bool { return r.Op == "map" || r.Op == "unmap" },
 			Reply: func(request []byte) [][]byte {
-				if port := binary.BigEndian.Uint16(request[4:]); port != 8080 { // also to renew and delete
-					t.Errorf("a request for internal port %d", port)
-				}
-				lifetime := "0000003c"
+				port, lifetime := binary.BigEndian.Uint16(request[4:]), "0000003c"
 				if bytes.Equal(request[8:], make([]byte, 4)) {
 					lifetime = "00000000"
 				}
+				if port != 8080 && lifetime != "00000000" { // also to renew
+					t.Errorf("a request for internal port %d", port)
+				}
+				mu.Lock()
+				deleted[port] = deleted[port] || lifetime == "00000000"
+				mu.Unlock()
 				reply, _ := hex.DecodeString("00820000000004d2" + ports + lifetime)
 				return [][]byte{reply}
 			},
@@ -344,9 +350,13 @@ func TestOwnPort(t *testing.T) {
 			if renewed, err := b.Renew(t.Context(), m, backends.Request{}); err != nil || renewed.Internal != m.Internal {
 				t.Errorf("Renew: %+v, %v", renewed, err)
 			}
-			if err := b.Unmap(t.Context(), m); err != nil {
-				t.Errorf("Unmap: %v", err)
+			err = b.Unmap(t.Context(), m)
+			mu.Lock()
+			if err != nil || !deleted[8080] || !deleted[37713] {
+				t.Errorf("Unmap: %v, deleted %v", err, deleted)
 			}
+			clear(deleted)
+			mu.Unlock()
 		}
 	}
 }
