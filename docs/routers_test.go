@@ -91,7 +91,7 @@ func TestFragments(t *testing.T) {
 		"another NAT is between the gateway and the internet", "behind another router",
 		"a device at ", " answered; it is not ", "is not a gateway", "description at ",
 		", but does not list it", "it reports that ", "it lists ", ", but does not forward it: the entry", "is disabled",
-		"it still lists ", " after the deletion",
+		"it still lists the entry",
 		"the port is taken", "cannot provide the external port", " is forwarded to ", "the gateway granted port ", " instead of ",
 		"it maps ports to the requesting host only", "of this host only: use SamePort",
 		"the gateway supports NAT-PMP, not PCP", "no port maps available",

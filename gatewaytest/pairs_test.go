@@ -412,7 +412,7 @@ func (r pairRun) await(ctx context.Context, m *forward.Mapping) error {
 		case <-changed:
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%w; status %v, error %v", err, status.State, status.Err)
+			return fmt.Errorf("%w; status %v, error %w", err, status.State, status.Err)
 		}
 	}
 }
@@ -435,7 +435,7 @@ func (r pairRun) list(ctx context.Context, m *forward.Mapping) error {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%v is not among %v, %v; table %v", m, all, err, r.gw.Table())
+			return fmt.Errorf("%v is not among %v, %w; table %v", m, all, err, r.gw.Table())
 		}
 	}
 }
@@ -456,7 +456,7 @@ func (r pairRun) checkTable(step string, reported error) error {
 	if len(left) == 0 || reported != nil && r.pair.kept() {
 		return nil
 	}
-	return fmt.Errorf("%s: left in the table: %v (reported: %v)", step, left, reported)
+	return fmt.Errorf("%s: left in the table: %v (reported: %w)", step, left, reported)
 }
 
 // TestPairSwitches checks that each field of package quirks has a switch in the test of

@@ -223,7 +223,7 @@ func isDecided(bs []*Backend, errs []error, preferenceOver, searchOver bool) boo
 		switch {
 		case err == nil:
 			return true
-		case errors.Is(err, errNotProbed) && !(searchOver && isRefused && !bs[i].isPromising()):
+		case errors.Is(err, errNotProbed) && (!searchOver || !isRefused || bs[i].isPromising()):
 			return false
 		}
 	}

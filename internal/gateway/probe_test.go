@@ -285,7 +285,7 @@ func TestSearchFailure(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := c.EnsureProbed(t.Context(), c.Backends()[1], wait)
-			if kind == backends.ErrNoReply {
+			if errors.Is(kind, backends.ErrNoReply) {
 				kind = backends.ErrUnsupported
 			}
 			if !errors.Is(err, kind) || err.Error() != failure.Error() {

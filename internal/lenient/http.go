@@ -92,7 +92,7 @@ func (d Dialer) roundTrip(ctx context.Context, to netip.AddrPort, r Request) (Re
 	if err != nil {
 		return Response{}, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	// If the request is cancelled, the kernel must not retransmit it: the device would process
 	// it after later requests. Close drops the data and resets the connection.
 	_ = conn.SetLinger(0)
