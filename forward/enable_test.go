@@ -518,3 +518,17 @@ func TestRunMappingClosed(t *testing.T) {
 		})
 	}
 }
+
+// TestSlowDevice checks a UPnP device that needs longer for a mapping than each of the
+// other backends is given, while these do not reply.
+func TestSlowDevice(t *testing.T) {
+	t.Parallel()
+	gw, f := gatewayWithUPnP(t, forward.Config{}, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{
+		Actions: quirks.Actions{Delay: map[string]time.Duration{"AddPortMapping": 4500 * time.Millisecond}},
+	}}})
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Service == "natpmp" || r.Service == "pcp" }, Drop: true})
+	m, err := f.Enable(t.Context(), forward.TCP(8080))
+	if err != nil || m.External().Port() != 8080 {
+		t.Fatalf("Enable: %v, %v", m, err)
+	}
+}

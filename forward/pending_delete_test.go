@@ -3,6 +3,7 @@ package forward_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/internal/gateway"
 )
 
@@ -486,4 +489,20 @@ func TestRefusedDeletionRetriedAfterNoReply(t *testing.T) {
 			t.Errorf("the gateway still has %v", live)
 		}
 	})
+}
+
+// TestDeletionAddsNothing checks a gateway that records another host for each entry and
+// does not delete it. The retries of the deletion do not create entries on other ports.
+func TestDeletionAddsNothing(t *testing.T) {
+	t.Parallel()
+	gw, f := gatewayWithUPnP(t, forward.Config{Protocols: []string{"upnp"}}, gatewaytest.Config{
+		Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{ListedClient: netip.MustParseAddr("192.168.77.9")}}},
+	})
+	if _, err := f.Enable(t.Context(), forward.TCP(8080)); !errors.Is(err, backends.ErrNoResources) {
+		t.Errorf("Enable: %v", err)
+	}
+	_ = f.Close() // attempts the deletion again
+	if table := gw.Table(); len(table) != 1 {
+		t.Errorf("the gateway has %v", table)
+	}
 }

@@ -59,6 +59,7 @@ func TestSecondService(t *testing.T) {
 	if err != nil || renewed.External != m.External || len(gw.Table()) != 1 || gw.Table()[0].Remaining != time.Hour {
 		t.Errorf("renewed %v, %v; the gateway has %v", renewed.External, err, gw.Table())
 	}
+	other = newBackend(t, gw, upnp.Config{})
 	var listed []backends.Mapping
 	for e, err := range other.List(t.Context()) {
 		if err != nil {
@@ -138,12 +139,12 @@ func TestSameServiceOfTwo(t *testing.T) {
 			t.Errorf("renewed %v as %v, %v; the gateway has %v", mapping.External, renewed.External, err, gw.Table())
 		}
 	}
-	if err := newBackend(t, gw, upnp.Config{}).Unmap(t.Context(), second); err != nil || len(gw.Table()) != 1 || gw.Table()[0].External != m.External {
+	if err := newBackend(t, gw, upnp.Config{}).Unmap(t.Context(), m); err != nil || len(gw.Table()) != 1 || gw.Table()[0].External != second.External {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
 	// A mapping without a token may be in any service.
-	m.Token = backends.Token{}
-	if err := newBackend(t, gw, upnp.Config{}).Unmap(t.Context(), m); err != nil || len(gw.Table()) != 0 {
+	second.Token = backends.Token{}
+	if err := newBackend(t, gw, upnp.Config{}).Unmap(t.Context(), second); err != nil || len(gw.Table()) != 0 {
 		t.Errorf("Unmap: %v, the gateway has %v", err, gw.Table())
 	}
 }
@@ -156,22 +157,25 @@ func TestWitnesses(t *testing.T) {
 		router quirks.UPnP
 		want   error
 	}{
-		"not created":                                 {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}}, backends.ErrNoResources},
-		"not created, version 1":                      {quirks.UPnP{Version: 1, Rules: quirks.Rules{Unlisted: true}}, backends.ErrNoResources},
-		"not created, lookup has fault 401":           {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: noKey(401)}, backends.ErrNoResources},
-		"not created, lookup has fault 402":           {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: noKey(402)}, backends.ErrNoResources},
-		"not created, lookup has fault 602":           {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: noKey(602)}, backends.ErrNoResources},
-		"not created, only ranges":                    {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: faultFor(401, findAction, indexAction)}, backends.ErrNoResources},
-		"disabled":                                    {quirks.UPnP{Rules: quirks.Rules{AddDisabled: true}}, backends.ErrNoResources},
-		"disabled, lookup has fault 401":              {quirks.UPnP{Rules: quirks.Rules{AddDisabled: true}, Actions: noKey(401)}, backends.ErrNoResources},
-		"disabled, only ranges":                       {quirks.UPnP{Rules: quirks.Rules{AddDisabled: true}, Actions: faultFor(401, findAction, indexAction)}, backends.ErrNoResources},
-		"lookup finds nothing, but the index does":    {quirks.UPnP{Actions: noKey(714)}, nil},
-		"lookup finds nothing, but the range does":    {quirks.UPnP{Actions: quirks.Actions{Fault: map[string]int{findAction: 714, indexAction: 401}}}, nil},
-		"the table cannot be read":                    {quirks.UPnP{Actions: faultFor(401, findAction, indexAction, rangeAction)}, nil},
-		"the table cannot be read, connections reset": {quirks.UPnP{Actions: quirks.Actions{Reset: map[string]bool{findAction: true, indexAction: true, rangeAction: true}}}, nil},
-		"client by name":                              {quirks.UPnP{Listing: quirks.Listing{Client: func(netip.Addr) string { return "laptop.lan" }}}, nil},
-		"no client":                                   {quirks.UPnP{Listing: quirks.Listing{Client: func(netip.Addr) string { return "" }}}, nil},
-		"malformed row, lookup has fault 401":         {quirks.UPnP{Listing: quirks.Listing{MalformedRow: true}, Actions: noKey(401)}, nil},
+		"not created":                                         {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}}, backends.ErrNoResources},
+		"not created, version 1":                              {quirks.UPnP{Version: 1, Rules: quirks.Rules{Unlisted: true}}, backends.ErrNoResources},
+		"not created, lookup has fault 401":                   {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: noKey(401)}, backends.ErrNoResources},
+		"not created, lookup has fault 402":                   {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: noKey(402)}, backends.ErrNoResources},
+		"not created, lookup has fault 602":                   {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: noKey(602)}, backends.ErrNoResources},
+		"not created, only ranges":                            {quirks.UPnP{Rules: quirks.Rules{Unlisted: true}, Actions: faultFor(401, findAction, indexAction)}, backends.ErrNoResources},
+		"disabled":                                            {quirks.UPnP{Rules: quirks.Rules{AddDisabled: true}}, backends.ErrNoResources},
+		"disabled, lookup has fault 401":                      {quirks.UPnP{Rules: quirks.Rules{AddDisabled: true}, Actions: noKey(401)}, backends.ErrNoResources},
+		"disabled, only ranges":                               {quirks.UPnP{Rules: quirks.Rules{AddDisabled: true}, Actions: faultFor(401, findAction, indexAction)}, backends.ErrNoResources},
+		"lookup finds nothing, but the index does":            {quirks.UPnP{Actions: noKey(714)}, nil},
+		"lookup finds nothing, but the index does, version 1": {quirks.UPnP{Version: 1, Actions: noKey(714)}, nil},
+		"not created, lookup has fault 401, version 1":        {quirks.UPnP{Version: 1, Rules: quirks.Rules{Unlisted: true}, Actions: noKey(401)}, backends.ErrNoResources},
+		"malformed row, lookup has fault 401, version 1":      {quirks.UPnP{Version: 1, Listing: quirks.Listing{MalformedRow: true}, Actions: noKey(401)}, nil},
+		"lookup finds nothing, but the range does":            {quirks.UPnP{Actions: quirks.Actions{Fault: map[string]int{findAction: 714, indexAction: 401}}}, nil},
+		"the table cannot be read":                            {quirks.UPnP{Actions: faultFor(401, findAction, indexAction, rangeAction)}, nil},
+		"the table cannot be read, connections reset":         {quirks.UPnP{Actions: quirks.Actions{Reset: map[string]bool{findAction: true, indexAction: true, rangeAction: true}}}, nil},
+		"client by name":                                      {quirks.UPnP{Listing: quirks.Listing{Client: func(netip.Addr) string { return "laptop.lan" }}}, nil},
+		"no client":                                           {quirks.UPnP{Listing: quirks.Listing{Client: func(netip.Addr) string { return "" }}}, nil},
+		"malformed row, lookup has fault 401":                 {quirks.UPnP{Listing: quirks.Listing{MalformedRow: true}, Actions: noKey(401)}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -351,7 +355,8 @@ func TestOptionalRequests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := startBackend(t, quirks.UPnP{Actions: actions})
+			gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{UPnP: quirks.UPnP{Actions: actions}}})
+			b := newBackend(t, gw, upnp.Config{Timeout: time.Hour})
 			for i := range uint16(3) {
 				m, err := b.Map(t.Context(), request(8080+i, 9000+i))
 				if err != nil || m.External != netip.AddrPortFrom(netip.Addr{}, 9000+i) {
