@@ -187,11 +187,11 @@ func isNotFound(err error) bool {
 	return isFault(err, NoSuchEntry, SpecifiedArrayIndexInvalid, NoSuchEntryInArray, PortMappingNotFound)
 }
 
-// transportError returns nil if err is a fault or means a malformed response,
+// transportError returns nil if err is a fault, a refusal, or means a malformed response,
 // because the device has responded then. It returns any other error unchanged.
 func transportError(err error) error {
 	var fault *Fault
-	if errors.As(err, &fault) || errors.Is(err, backends.ErrMalformed) {
+	if errors.As(err, &fault) || errors.Is(err, backends.ErrMalformed) || errors.Is(err, backends.ErrNotAuthorized) {
 		return nil
 	}
 	return err

@@ -165,10 +165,14 @@ func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
 }
 
 // mapping returns the mapping of the added entry. A renewal that another service granted
-// leaves nothing at the first one.
+// deletes this host's old entry at the first one.
 func (op *addOp) mapping(ctx context.Context, sent time.Time, lease time.Duration) backends.Mapping {
 	if first := op.services[0]; op.renewed != nil && op.client != first {
-		_ = op.backend.remove(ctx, op.gateway, first, op.entry)
+		old := op.entry
+		old.ExternalPort = op.renewed.External.Port()
+		if _, shown, _ := op.backend.lookUp(ctx, first, old); shown == found && first.DeletePortMapping(ctx, old.Key()) == nil {
+			_ = op.client.AddPortMapping(ctx, op.entry) // both services may have the same table
+		}
 	}
 	external, _ := op.backend.recentExternal(ctx, op.client)
 	op.backend.promote(ctx, op.gateway, op.client)
@@ -443,7 +447,7 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("upnp: %w: %s was requested for %v, but is listed for %v", backends.ErrConflict, port, op.entry.Internal, e.Internal)
 	case result == otherEntry:
 		err := &deniedError{fmt.Sprintf("%s was requested for %v, but is listed for %v", port, op.entry.Internal, e.Internal)}
-		if !op.portFree { // the entry may be of another host
+		if !op.portFree || e.Description != wireDescription(op.entry.Description) { // the entry may be of another host
 			return 0, err
 		}
 		return 0, op.withdraw(ctx, e, err)

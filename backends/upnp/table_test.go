@@ -3,6 +3,7 @@ package upnp_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -416,5 +417,95 @@ func TestRefusedPortForgotten(t *testing.T) {
 	remove()
 	if m := mustMap(t, gw, b, request(8080, 9000)); m.External.Port() != 9000 {
 		t.Errorf("mapped port %d", m.External.Port())
+	}
+}
+
+// TestRenewalByOtherService checks a renewal that the first service refuses and the second
+// one grants. This host's old entry is deleted, also from a table that both services share,
+// but no entry of another host is.
+func TestRenewalByOtherService(t *testing.T) {
+	gatewayAfterRefusal := func(t *testing.T, u quirks.UPnP) (*gatewaytest.Gateway, func() (backends.Mapping, error)) {
+		t.Parallel()
+		u.Description.TwoSessions = true
+		gw, b := startBackend(t, u)
+		m, err := b.Map(t.Context(), request(8080, 9000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return gw, func() (backends.Mapping, error) {
+			gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Action == addAction }, Times: 1, Result: 606})
+			return b.Renew(t.Context(), m, request(8080, 9000))
+		}
+	}
+	checkEntries := func(t *testing.T, gw *gatewaytest.Gateway, err error, want ...netip.AddrPort) {
+		t.Helper()
+		var got []netip.AddrPort
+		for _, e := range gw.Table() {
+			got = append(got, e.Internal)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("Renew: %v, the gateway has entries for %v, want %v", err, got, want)
+		}
+	}
+	t.Run("own table", func(t *testing.T) {
+		gw, renew := gatewayAfterRefusal(t, quirks.UPnP{})
+		m, err := renew()
+		checkEntries(t, gw, err, m.Internal)
+	})
+	t.Run("shared table", func(t *testing.T) {
+		gw, renew := gatewayAfterRefusal(t, quirks.UPnP{})
+		gw.Inject(gatewaytest.Fault{
+			Match: func(r gatewaytest.Request) bool { return r.Action == deleteAction },
+			Corrupt: func(reply []byte) []byte {
+				gw.RemoveMapping(backends.TCP, 9000) // from the table of the second service
+				return reply
+			},
+		})
+		m, err := renew()
+		checkEntries(t, gw, err, m.Internal)
+	})
+	t.Run("entry of another host", func(t *testing.T) {
+		gw, renew := gatewayAfterRefusal(t, quirks.UPnP{AnyClient: true, Listing: quirks.Listing{NoSpecific: true}})
+		gw.RemoveMapping(backends.TCP, 9000)
+		other := netip.MustParseAddrPort("127.9.9.9:80")
+		if err := gw.AddMapping(gatewaytest.Entry{Protocol: backends.TCP, External: netip.AddrPortFrom(gw.External(), 9000), Internal: other}); err != nil {
+			t.Fatal(err)
+		}
+		m, err := renew()
+		checkEntries(t, gw, err, other, m.Internal)
+	})
+}
+
+// TestSilentConflict checks that the entry of another host is not deleted on a device that
+// finds no entry by its key, and reports success for a port in use.
+func TestSilentConflict(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{AnyClient: true, Actions: faultFor(714, findAction), Rules: quirks.Rules{Unlisted: true}})
+	other := gatewaytest.Entry{
+		Protocol: backends.TCP, External: netip.AddrPortFrom(gw.External(), 9000), Internal: netip.MustParseAddrPort("127.9.9.9:80"), Description: "other",
+	}
+	if err := gw.AddMapping(other); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.Map(t.Context(), request(8080, 9000))
+	wantError(t, err, backends.ErrNoResources, 0)
+	if len(gw.Table()) != 1 {
+		t.Error("the entry of another host was deleted")
+	}
+}
+
+// TestNeitherExtendedNorDeleted checks that a renewal reports the remaining lifetime on a
+// device that does not extend leases and deletes nothing.
+func TestNeitherExtendedNorDeleted(t *testing.T) {
+	for _, rules := range []quirks.Rules{{DeleteIgnored: true}, {DeleteFault: 501}, {DeleteFault: 606}} {
+		gw, b := startBackend(t, quirks.UPnP{Leases: quirks.Leases{NoRefresh: true}, Rules: rules})
+		m, err := b.Map(t.Context(), request(8080, 9000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		gw.Advance(30 * time.Minute)
+		if m, err = b.Renew(t.Context(), m, request(8080, 9000)); err != nil || m.Lifetime != 30*time.Minute {
+			t.Errorf("%+v: renewed for %v, %v", rules, m.Lifetime, err)
+		}
 	}
 }
