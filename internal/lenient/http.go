@@ -279,6 +279,7 @@ func (r *responseReader) nextByteIs(c byte) bool {
 // length is reached and no document has started. The end of the connection is not
 // an error, because the document shows whether something is missing.
 func (r *responseReader) readBody() error {
+	var buf [4096]byte
 	left, overrun := r.length, false // left is negative if the length is unknown
 	if r.chunked {
 		left, r.headerBytes = 0, 0
@@ -289,7 +290,6 @@ func (r *responseReader) readBody() error {
 		case len(r.Body) > r.request.Limit:
 			return fmt.Errorf("%w: HTTP body of more than %d bytes", backends.ErrMalformed, r.request.Limit)
 		case left != 0:
-			var buf [4096]byte
 			size := min(len(buf), r.request.Limit+1-len(r.Body))
 			if left > 0 {
 				size = min(size, left)
@@ -335,7 +335,16 @@ func (r *responseReader) chunkSize() (int, error) {
 
 // complete reports whether the end tag of the document's root has been read.
 func (r *responseReader) complete() bool {
-	rest := r.Body[max(0, r.scanned-maxEndTag):]
-	r.scanned = len(r.Body)
-	return r.endTag.Match(rest)
+	for {
+		end := bytes.IndexByte(r.Body[r.scanned:], '>')
+		if end < 0 {
+			r.scanned = len(r.Body)
+			return false
+		}
+		r.scanned += end + 1
+		tag := r.Body[max(0, r.scanned-maxEndTag):r.scanned]
+		if start := bytes.LastIndexByte(tag, '<'); start >= 0 && r.endTag.Match(tag[start:]) {
+			return true
+		}
+	}
 }

@@ -108,6 +108,19 @@ func TestReadResponseOverrun(t *testing.T) {
 	}
 }
 
+// TestReadResponsePieces checks that the search for the end of a document takes linear time
+// if the body arrives byte by byte. In any other case, the test takes a minute.
+func TestReadResponsePieces(t *testing.T) {
+	for _, unit := range []string{"<", "<>", "< /", ">"} {
+		body := strings.Repeat(unit, (1<<20)/len(unit))
+		in := io.MultiReader(strings.NewReader("HTTP/1.1 200 OK\r\n\r\n"), iotest.OneByteReader(strings.NewReader(body+envelope)))
+		r := newReader(in, Request{Limit: 2 << 20, Root: "Envelope"}, func() {})
+		if got, err := r.read(); err != nil || string(got.Body) != body+envelope {
+			t.Errorf("%q: %d bytes, %v", unit, len(got.Body), err)
+		}
+	}
+}
+
 var httpResponses = []string{
 	"", "\r\n", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200", "HTTP/1.1 100 Continue\n\nHTTP/1.0 500\n\n<s:Envelope></s:Envelope>trailing",
 	"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n" + envelope, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
