@@ -379,7 +379,7 @@ func (s *searchState) handleResponse(ctx context.Context, resp ssdp.Response) {
 func (s *searchState) reserve(c candidate) bool {
 	limit, fromGateway := maxPerNonGateway, c.from == netip.Addr{} || s.backend.isGateway(c.from)
 	if fromGateway {
-		limit = maxPerGateway
+		limit, c.from = maxPerGateway, netip.Addr{} // one limit for all addresses of the gateway
 	}
 	if s.perResponder[c.from] >= limit || !fromGateway && s.nonGateways >= maxNonGateways {
 		return false

@@ -654,6 +654,35 @@ func TestNonGatewayLimits(t *testing.T) {
 	}
 }
 
+// TestSilentDescriptions checks that a search ends with its context while descriptions of
+// the gateway, from both its addresses, and of the maximum of other devices are being
+// fetched.
+func TestSilentDescriptions(t *testing.T) {
+	t.Parallel()
+	needHosts(t)
+	var ssdp []netip.AddrPort
+	for i := range 10 {
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(host(), 0))) // it accepts no connection
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		at, n := l.Addr().(*net.TCPAddr).AddrPort(), 2
+		if i < 2 {
+			n = 8
+		}
+		ssdp = append(ssdp, respondToSearch(t, at.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", at, i) }, n))
+	}
+	b, err := upnp.New(upnp.Config{Gateway: ssdp[0].Addr(), Gateway4: ssdp[1].Addr(), SSDP: ssdp, Wait: time.Minute, Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), searchWait/2)
+	defer cancel()
+	wantError(t, b.Probe(ctx), context.DeadlineExceeded, 0)
+}
+
 // TestGatewayResponseLimit checks that the number of locations fetched from the
 // gateway itself is limited too.
 func TestGatewayResponseLimit(t *testing.T) {
