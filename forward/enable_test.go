@@ -399,6 +399,29 @@ func TestPinholeOverIPv4(t *testing.T) {
 	}
 }
 
+// TestUnconfirmedPinhole checks that a pinhole is closed if the response to its request was
+// lost, also if the request named another external port.
+func TestUnconfirmedPinhole(t *testing.T) {
+	gw, err := gatewaytest.Start(gatewaytest.Config{Protocols: []string{"upnp"}, Listen6: netip.MustParseAddrPort("[::1]:0")})
+	if err != nil {
+		t.Skipf("IPV6 NOT TESTED: %v", err)
+	}
+	defer gw.Close()
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr6(), Protocols: []string{"upnp"}, UPnPURL: gw.UPnP().DescriptionURL6()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	remove := gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Op == "map" }, DropReply: true})
+	_, err = f.Enable(t.Context(), forward.TCP(8080), forward.External(9000), forward.IPv6())
+	if remove(); !errors.Is(err, backends.ErrNoReply) || len(gw.Table()) != 1 {
+		t.Fatalf("Enable: %v, the gateway has %v", err, gw.Table())
+	}
+	if err := f.Close(); err != nil || len(gw.Table()) != 0 {
+		t.Errorf("Close: %v, the gateway has %v", err, gw.Table())
+	}
+}
+
 // bothGateways returns a hook that reports the addresses of a gateway.
 func bothGateways(gw *gatewaytest.Gateway) func(context.Context) ([]discover.Gateway, error) {
 	return func(context.Context) ([]discover.Gateway, error) {

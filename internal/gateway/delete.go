@@ -205,8 +205,8 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 	}
 	request := e.spec.request(e.Member, e.requestedExternal)
 	// Any mapping that the gateway may have is to be deleted. By UPnP, a request for another
-	// port would create another mapping.
-	request.Exact = e.backend.name == upnp.Name && e.requestedExternal != 0
+	// port would create another mapping, except over IPv6, where ports are not translated.
+	request.Exact = e.backend.name == upnp.Name && e.requestedExternal != 0 && e.group.owner.key.Gateway.Addr().Is4()
 	request.Lifetime = max(time.Until(e.unconfirmedUntil), time.Second)
 	assumed := e.assumedMapping(request)
 	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
