@@ -36,7 +36,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 		wantMore, yielded := true, false
 		var failure error // the first error, if there are entries too
 		err := b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
-			seen := map[PortMapping]bool{}
+			seen, rows := map[PortMapping]bool{}, 0
 			for i, c := range g.startingWith(g.client) {
 				external, _ := b.recentExternal(ctx, c)
 				for e, err := range c.entries(ctx) {
@@ -45,6 +45,9 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 							failure = cmp.Or(failure, err)
 						}
 						break
+					}
+					if rows++; rows > maxEntries {
+						return nil
 					}
 					row := PortMapping{Remote: e.Remote, ExternalPort: e.ExternalPort, Protocol: e.Protocol, Internal: e.Internal}
 					if seen[row] {

@@ -185,6 +185,38 @@ func TestEndlessRanges(t *testing.T) {
 	}
 }
 
+// TestManyEndlessTables checks a gateway whose services each list more entries than List
+// reads. Without a common limit, the rows of all services would be read.
+func TestManyEndlessTables(t *testing.T) {
+	service := regexp.MustCompile("<service>.*</service>")
+	var rows atomic.Int32
+	r := startTableRouter(t, 2, func(action, request string) []byte {
+		switch action {
+		case "":
+			return httpOK(service.ReplaceAllStringFunc(strings.ReplaceAll(descriptionOf("", "/ctl"), "Connection:1<", "Connection:2<"), func(s string) string {
+				return s + strings.ReplaceAll(s, "/ctl", "/ctl2") + strings.ReplaceAll(s, "/ctl", "/ctl3")
+			}))
+		case "GetListOfPortMappings":
+			var list strings.Builder
+			for range 256 {
+				fmt.Fprintf(&list, "<PortMappingEntry><NewExternalPort>%d</NewExternalPort><NewProtocol>TCP</NewProtocol>"+
+					"<NewInternalPort>%d</NewInternalPort></PortMappingEntry>", rows.Add(1), 1+strings.Count(request, "/ctl2"))
+			}
+			return soapResponse(action, "NewPortListing", "<PortMappingList>"+list.String()+"</PortMappingList>")
+		}
+		return nil
+	})
+	b, n := r.backend(t), 0
+	for _, err := range b.List(t.Context()) {
+		if n++; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n != maxRows || rows.Load() < maxRows {
+		t.Errorf("%d rows, the gateway reported %d", n, rows.Load())
+	}
+}
+
 // TestWildcardDuplicate checks a gateway that refuses a second mapping of an
 // endpoint, and lists the first one under external port 0, which means all ports.
 // The backend must not return this mapping.
