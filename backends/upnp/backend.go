@@ -121,7 +121,7 @@ func New(config Config) (*Backend, error) {
 		return nil, fmt.Errorf("upnp: %w: negative duration", backends.ErrInvalid)
 	}
 	config.Gateway = host
-	config.Source = config.Source.Unmap()
+	config.Source, config.Gateway4 = config.Source.Unmap(), config.Gateway4.Unmap()
 	config.Wait = cmp.Or(config.Wait, DefaultWait)
 	b := &Backend{
 		config:        config,

@@ -198,11 +198,7 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	errs := make([]error, 2)
 	var searches sync.WaitGroup
 	b.refused.Store(false)
-	for _, to := range b.destinations() {
-		if b.isGateway(to.Addr()) {
-			searches.Go(func() { b.detectRefusal(ctx, to) })
-		}
-	}
+	searches.Go(func() { b.detectRefusal(ctx) })
 	searches.Go(func() { errs[0] = b.searchTargets(ctx, ssdp.Targets()[:firstTargets], responses) })
 	searches.Go(func() {
 		// A generic search slows down a device that is being inspected. Other
@@ -216,20 +212,33 @@ func (b *Backend) runSearches(ctx context.Context, responses chan<- ssdp.Respons
 	return cmp.Or(errs...)
 }
 
-// detectRefusal sets b.refused if the gateway refuses datagrams to the port of
-// SSDP. Only a connected socket reports that. The datagram is a notification
-// without content, which devices ignore.
-func (b *Backend) detectRefusal(ctx context.Context, to netip.AddrPort) {
+// detectRefusal sets b.refused if the gateway refuses datagrams to the port of SSDP, at
+// each of its addresses.
+func (b *Backend) detectRefusal(ctx context.Context) {
+	refused := false
+	for _, to := range b.destinations() {
+		if b.isGateway(to.Addr()) {
+			if refused = b.refuses(ctx, to); !refused {
+				break
+			}
+		}
+	}
+	b.refused.Store(refused)
+}
+
+// refuses reports whether datagrams to an address are refused. Only a connected socket
+// reports that. The datagram is a notification without content, which devices ignore.
+func (b *Backend) refuses(ctx context.Context, to netip.AddrPort) bool {
 	conn, err := b.clientConfigFor(to.Addr()).dialer().Dial(ctx, "udp", to)
 	if err != nil {
-		return
+		return false
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
 	if _, err = conn.Write([]byte("NOTIFY * HTTP/1.1\r\n\r\n")); err == nil {
 		_, err = conn.Read(make([]byte, 1))
 	}
-	b.refused.Store(errno.IsRefused(err))
+	return errno.IsRefused(err)
 }
 
 // searchTargets searches for the targets until the context ends.
