@@ -64,12 +64,15 @@ func (c *Client) perform(ctx context.Context, action string, in any) (*lenient.E
 	return out, err
 }
 
+// errQueued means that a request was not sent, because earlier ones took too long.
+var errQueued = errors.New("waiting for earlier requests")
+
 // performAt performs an action at a URL. It waits until the earlier requests of
 // this process to that address and port have completed.
 func (c *Client) performAt(ctx context.Context, target ipURL, action string, in any) (out *lenient.Element, err error) {
 	leave, err := enterQueue(ctx, &requestQueues, target.addr)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errQueued, err)
 	}
 	defer leave()
 	// Package goupnp encodes the request. The receiver does not send it.

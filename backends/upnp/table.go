@@ -45,7 +45,7 @@ func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(c
 	if isConnectionCut(err) {
 		err = send(bounded)
 	}
-	if ctx.Err() == nil && !Moved(err) {
+	if ctx.Err() == nil && !Moved(err) && !errors.Is(err, errQueued) {
 		q.recordSilence(action, errors.Is(err, backends.ErrNoReply))
 	}
 	return err
