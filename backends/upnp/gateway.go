@@ -100,11 +100,9 @@ func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 			return err
 		}))
 	}
-	statusErr := b.ask(ctx, g.client, "GetStatusInfo", func(ctx context.Context) (err error) {
-		g.Status, err = g.client.Status(ctx)
-		g.statusTime = time.Now()
-		return err
-	})
+	var statusErr error
+	g.Status, statusErr = b.status(ctx, g.client)
+	g.statusTime = time.Now()
 	err := b.ask(ctx, g.client, "GetExternalIPAddress", func(ctx context.Context) (err error) {
 		g.External, err = g.client.ExternalAddr(ctx)
 		return err
@@ -113,6 +111,15 @@ func (b *Backend) queryStatus(ctx context.Context, g *gateway) error {
 		return nil
 	}
 	return transportError(err)
+}
+
+// status requests the state of a service's connection.
+func (b *Backend) status(ctx context.Context, c *Client) (s Status, err error) {
+	err = b.ask(ctx, c, "GetStatusInfo", func(ctx context.Context) error {
+		s, err = c.Status(ctx)
+		return err
+	})
+	return s, err
 }
 
 // The ranks of services, the best first.

@@ -144,10 +144,16 @@ func roundUpToSecond(d time.Duration) time.Duration {
 
 // run adds the entry. If a service refuses it, or reports a success that its table
 // contradicts, run continues with the next service of the device. Each service has its own
-// table.
+// table. A disconnected service may accept entries that forward nothing, so it replaces
+// a connected one only if that does not support the request.
 func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
 	var failure error
-	for _, c := range op.services {
+	for i, c := range op.services {
+		if i > 0 && op.gateway.Status.Connected() && !errors.Is(failure, backends.ErrUnsupported) {
+			if s, err := op.backend.status(ctx, c); err == nil && s.Connection != "" && !s.Connected() {
+				continue
+			}
+		}
 		op.use(c)
 		sent, lease, err := op.addAndVerify(ctx)
 		if err == nil {

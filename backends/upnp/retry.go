@@ -115,11 +115,7 @@ func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
 	case backends.ScopePublic:
 		return nil
 	case backends.ScopeUnknown:
-		var s Status
-		err := op.backend.ask(ctx, op.client, "GetStatusInfo", func(ctx context.Context) (err error) {
-			s, err = op.client.Status(ctx)
-			return err
-		})
+		s, err := op.backend.status(ctx, op.client)
 		if err == nil && !s.Connected() {
 			return f.because(backends.ErrNetworkFailure, fmt.Sprintf("the connection is %q and has no external address", s.Connection))
 		}

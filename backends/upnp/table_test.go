@@ -101,6 +101,18 @@ func TestServiceAfterRefusal(t *testing.T) {
 	})
 }
 
+// TestDisconnectedService checks that a service whose connection is down is not asked for
+// a mapping that the connected one refuses.
+func TestDisconnectedService(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{Description: quirks.Description{Connections: quirks.ConnectionBoth}})
+	injectFault(gw, addAction, 606)
+	_, err := b.Map(t.Context(), request(8080, 9000))
+	if wantError(t, err, backends.ErrNotAuthorized, 606); count(gw, addAction) != 1 {
+		t.Errorf("%d requests, want 1", count(gw, addAction))
+	}
+}
+
 // TestUndeletable checks that the error of a mapping that is not reported says that the
 // entry remains, and that the caller must expect this.
 func TestUndeletable(t *testing.T) {
