@@ -109,7 +109,7 @@ func (s *Session) Watch(ctx context.Context, h WatchHandler) error {
 		h.ListenFailed(err)
 	}
 	defer w.Close()
-	var reported Hint // the last hint that was passed on
+	var reported Hint // the last restart that was passed on
 	for {
 		select {
 		case <-ctx.Done():
@@ -119,8 +119,10 @@ func (s *Session) Watch(ctx context.Context, h WatchHandler) error {
 				continue
 			}
 			if probeUntilReply(ctx, h.Probe) {
-				reported = mergeNewer(hint, w)
-				s.calls.Callback(func() { h.Notify(reported) })
+				if hint = mergeNewer(hint, w, reported); hint.Restarted {
+					reported = hint
+				}
+				s.calls.Callback(func() { h.Notify(hint) })
 			}
 		}
 		if err := ctxsync.Sleep(ctx, watchInterval); err != nil {
@@ -152,11 +154,11 @@ func probeUntilReply(ctx context.Context, probe func(context.Context) error) boo
 }
 
 // mergeNewer returns the hint that the reply to the probe caused, if that hint
-// reports a restart and the given hint does not.
-func mergeNewer(hint Hint, w *Watch) Hint {
+// reports a restart that is not known, and the given hint does not.
+func mergeNewer(hint Hint, w *Watch, reported Hint) Hint {
 	select {
 	case newer := <-w.Hints:
-		if newer.Restarted && !hint.Restarted {
+		if newer.Restarted && !hint.Restarted && !newer.isSameRestart(reported) {
 			return newer
 		}
 	default:

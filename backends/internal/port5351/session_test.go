@@ -46,6 +46,19 @@ func TestOneRestart(t *testing.T) {
 				t.Errorf("after restart %d: %+v", restarts, notified)
 			}
 		}
+		notified = nil
+		observe(s.ObserveNATPMP, 0)
+		time.Sleep(time.Minute)
+		conn.mu.Lock()
+		conn.notifyWatchers(Hint{Reason: "the gateway announced a restart"})
+		conn.mu.Unlock()
+		time.Sleep(time.Minute)
+		observe(s.ObservePCP, 2*time.Minute-time.Second)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(notified) != 2 || !notified[0].Restarted || notified[1].Restarted {
+			t.Errorf("after a restart and an announcement: %+v", notified)
+		}
 		cancel()
 		<-done
 	})
