@@ -70,10 +70,11 @@ func (a *app) watch(ctx context.Context) error {
 // watchSession prints what happens to the gateways.
 type watchSession struct {
 	app            *app
-	networkChanged chan struct{} // receives a value when the network changes
-	route          route         // the last route printed
-	external       netip.Addr    // the last address printed
-	changed        time.Time     // time of the last change printed
+	networkChanged chan struct{}       // receives a value when the network changes
+	route          route               // the last route printed
+	external       netip.Addr          // the last address printed
+	changed        time.Time           // time of the last change printed
+	kind           backends.ChangeKind // its kind
 }
 
 // stopped reports whether the context ended or the output cannot be written.

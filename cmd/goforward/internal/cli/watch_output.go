@@ -78,7 +78,8 @@ const (
 )
 
 // printChange prints a change once, even if several backends observe it. A restart with
-// another external address is printed as an address change.
+// another external address is printed as an address change. A restart is printed even if
+// another backend has just observed only an announcement.
 func (w *watchSession) printChange(observed observedChange) {
 	c, previous := observed.change, w.external
 	if c.External.IsValid() {
@@ -86,13 +87,14 @@ func (w *watchSession) printChange(observed observedChange) {
 	}
 	changed := previous.IsValid() && w.external != previous
 	sinceLast := time.Since(w.changed)
+	isSame := sinceLast < mergeInterval && (c.Kind != backends.Restarted || w.kind != backends.Announced)
 	switch {
 	case changed && c.Kind != backends.AddressChanged:
 		c.Kind, c.Reason = backends.AddressChanged, otherAddress
-	case !changed && (c.Kind == backends.AddressChanged || sinceLast < mergeInterval || c.Kind == backends.Announced && sinceLast < repeatInterval):
+	case !changed && (c.Kind == backends.AddressChanged || isSame || c.Kind == backends.Announced && sinceLast < repeatInterval):
 		return
 	}
-	w.changed = time.Now()
+	w.changed, w.kind = time.Now(), c.Kind
 	r := watchRecord{
 		Event:   strings.ReplaceAll(c.Kind.String(), " ", "_"),
 		Gateway: endpointText(observed.by.gateway), Backend: observed.by.name, Reason: c.Reason,

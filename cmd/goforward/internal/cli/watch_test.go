@@ -184,9 +184,20 @@ func testWatchDeduplicatesChanges(t *testing.T) {
 		{Kind: backends.Restarted, Reason: "b\nc"},
 		{Kind: backends.Restarted, Reason: "the same restart"},
 		{Kind: backends.Restarted, External: first, Reason: "d"},
+		{},
+		{Kind: backends.Announced, Reason: "the announcement, repeated"},
+		{Kind: 255},
+		{Kind: backends.Announced, Reason: "by another protocol"},
+		{Kind: backends.Restarted, Reason: "e"},
+		{Kind: backends.Restarted, Reason: "the same restart"},
+		{Kind: backends.Announced, Reason: "the same restart"},
 	} {
-		if c.Kind == 0 {
+		switch c.Kind {
+		case 0:
 			time.Sleep(mergeInterval)
+			continue
+		case 255:
+			time.Sleep(repeatInterval)
 			continue
 		}
 		w.printChange(observedChange{by, c})
@@ -196,6 +207,8 @@ func testWatchDeduplicatesChanges(t *testing.T) {
 address changed 192.0.2.1, by PCP: external address 45.45.45.9, was 45.45.45.1 (a)
 restarted 192.0.2.1, by PCP (b; c)
 address changed 192.0.2.1, by PCP: external address 45.45.45.1, was 45.45.45.9 (the gateway reports another address)
+announced 192.0.2.1, by PCP (by another protocol)
+restarted 192.0.2.1, by PCP (e)
 `
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
