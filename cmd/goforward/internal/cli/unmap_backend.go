@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
 )
 
 // unmapFrom deletes the requested mapping with one backend. Another process created the
@@ -19,6 +20,7 @@ func (u *unmapRequest) unmapFrom(ctx context.Context, b availableBackend, r back
 		return nil, inapplicableError{err}
 	}
 	l, lists := b.Backend.(backends.Lister)
+	m := mappingFor(b, r)
 	var err error
 	switch {
 	case lists && !b.gateway.Addr().Is6():
@@ -27,8 +29,10 @@ func (u *unmapRequest) unmapFrom(ctx context.Context, b availableBackend, r back
 		err = unmapPinhole(ctx, b, r)
 	case u.anyHost():
 		err = fmt.Errorf("%s: %w: it cannot list mappings to other hosts", b.name, backends.ErrUnsupported)
+	case b.name == natpmp.Name && m.Internal.Addr().IsValid():
+		err = fmt.Errorf("%s: %w: it deletes only mappings to this host", b.name, backends.ErrUnsupported)
 	default:
-		err = b.Unmap(ctx, mappingFor(b, r))
+		err = b.Unmap(ctx, m)
 	}
 	if errors.Is(err, backends.ErrUnsupported) {
 		err = inapplicableError{err}

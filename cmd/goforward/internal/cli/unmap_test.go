@@ -38,6 +38,26 @@ func TestUnmapRetriesRefused(t *testing.T) {
 	}
 }
 
+// TestUnmapOtherHost checks that unmap of a mapping to another host does not delete this host's
+// mapping. A NAT-PMP request names no host.
+func TestUnmapOtherHost(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
+	at := []string{"-g", gw.Addr().String(), "--announce", "127.0.0.1:0"}
+	if got := run(t, nil, append(at, "map", "8080")...); got.code != exitDone {
+		t.Fatalf("map: %+v", got)
+	}
+	for _, args := range [][]string{{"--to", "192.168.7.7"}, {"--to", "192.168.7.7", "--foreign"}} {
+		got := run(t, nil, append(append(at[:len(at):len(at)], "unmap", "8080"), args...)...)
+		if got.code != exitOther || len(gw.Table()) != 1 {
+			t.Errorf("unmap %v: %+v; the gateway has %v; want exit code 1 and the mapping of this host", args, got, gw.Table())
+		}
+	}
+	if got := run(t, nil, append(at, "unmap", "8080", "--to", "127.0.0.1")...); got.code != exitDone || len(gw.Table()) != 0 {
+		t.Errorf("unmap: %+v; the gateway has %v", got, gw.Table())
+	}
+}
+
 // tableBackend is a backend with a table, with an error instead of the table, or with an error
 // at its end.
 type tableBackend struct {
