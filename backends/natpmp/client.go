@@ -290,13 +290,14 @@ func (c *Client) checkResult(op Opcode, code ResultCode, epoch time.Duration, re
 
 // hasOwnPort reports whether a gateway of a VPN provider may have sent a response. Its
 // client has one port, with the same number on both sides, and only the lifetime of
-// the request has an effect. Internal port 0 means this number. Some gateways truncate
-// both ports to eight bits, so small ports do not count.
+// the request has an effect. Internal port 0 means this number. The response to a
+// deletion may have no external port. Some gateways truncate both ports to eight bits,
+// so small ports do not count.
 func hasOwnPort(b []byte) bool {
 	const maxTruncated = 255
 	r, err := ParseMapResponse(b)
 	return err == nil && r.Result == Success &&
-		(r.InternalPort == 0 || r.InternalPort == r.ExternalPort && r.InternalPort > maxTruncated)
+		(r.InternalPort == 0 || r.InternalPort > maxTruncated && (r.InternalPort == r.ExternalPort || r.ExternalPort == 0 && r.Lifetime == 0))
 }
 
 // isAmbiguous reports whether a response to a map request may answer a request for

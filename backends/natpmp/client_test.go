@@ -322,21 +322,24 @@ func TestOwnPort(t *testing.T) {
 	defer b.Close()
 	var mu sync.Mutex
 	deleted := map[uint16]bool{}
-	for _, ports := range []string{"93519351", "00009351"} {
-		gw.Inject(gatewaytest.Fault{
+	for _, ports := range []struct{ granted, deleted string }{
+		{"93519351", "93519351"}, {"93519351", "93510000"}, {"00009351", "00009351"}, {"00009351", "00000000"},
+	} {
+		remove := gw.Inject(gatewaytest.Fault{
 			Match: func(r gatewaytest.Request) bool { return r.Op == "map" || r.Op == "unmap" },
 			Reply: func(request []byte) [][]byte {
-				port, lifetime := binary.BigEndian.Uint16(request[4:]), "0000003c"
-				if bytes.Equal(request[8:], make([]byte, 4)) {
-					lifetime = "00000000"
+				port, rest := binary.BigEndian.Uint16(request[4:]), ports.granted+"0000003c"
+				isDeletion := bytes.Equal(request[8:], make([]byte, 4))
+				if isDeletion {
+					rest = ports.deleted + "00000000"
 				}
-				if port != 8080 && lifetime != "00000000" { // also to renew
+				if port != 8080 && !isDeletion { // also to renew
 					t.Errorf("a request for internal port %d", port)
 				}
 				mu.Lock()
-				deleted[port] = deleted[port] || lifetime == "00000000"
+				deleted[port] = deleted[port] || isDeletion
 				mu.Unlock()
-				reply, _ := hex.DecodeString("00820000000004d2" + ports + lifetime)
+				reply, _ := hex.DecodeString("00820000000004d2" + rest)
 				return [][]byte{reply}
 			},
 		})
@@ -353,11 +356,12 @@ func TestOwnPort(t *testing.T) {
 			err = b.Unmap(t.Context(), m)
 			mu.Lock()
 			if err != nil || !deleted[8080] || !deleted[37713] {
-				t.Errorf("Unmap: %v, deleted %v", err, deleted)
+				t.Errorf("Unmap with %v: %v, deleted %v", ports, err, deleted)
 			}
 			clear(deleted)
 			mu.Unlock()
 		}
+		remove()
 	}
 }
 
