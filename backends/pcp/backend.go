@@ -288,7 +288,7 @@ func (b *Backend) sendMap(ctx context.Context, q MapRequest) (MapResponse, port5
 	resp, reply, err := client.mapPort(ctx, q)
 	if optional && errors.Is(err, backends.ErrNoReply) && ctx.Err() == nil {
 		resp, reply, err = b.client.mapPort(ctx, essential)
-		b.noOptions.Store(err == nil)
+		b.noOptions.Store(reply.Datagram != nil)
 		return resp, reply, err
 	}
 	for _, drop := range dropOptional {

@@ -12,6 +12,7 @@ import (
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/backendtest"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 func TestContract(t *testing.T) {
@@ -136,6 +137,27 @@ func TestRequestOptions(t *testing.T) {
 		if o.ThirdParty != r.Internal.Addr() || !slices.Equal(o.Filters, want) || o.PreferFailure != optional || (o.Description != "") != optional {
 			t.Errorf("request %d has the options %+v", i, o)
 		}
+	}
+}
+
+// TestOptionsIgnoredAndRefused checks that a refusal of a request without options shows too
+// that the server ignores options.
+func TestOptionsIgnoredAndRefused(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{Quirks: quirks.Quirks{PCP: quirks.PCP{DropOptions: true}}})
+	gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return len(r.Raw) == 60 }, Result: int(pcp.UserExceededQuota)})
+	b := open(t, pcp.Config{Gateway: gw.Addr(), Transmissions: 4})
+	r := webRequest
+	r.Description = "a web server"
+	for _, want := range []int{3, 1} {
+		before := len(gw.Requests())
+		if _, err := b.Map(t.Context(), r); !errors.Is(err, backends.ErrNoResources) {
+			t.Error(err)
+		}
+		if n := len(gw.Requests()) - before; n != want {
+			t.Errorf("%d requests, want %d", n, want)
+		}
+		r.Internal = netip.AddrPortFrom(r.Internal.Addr(), r.Internal.Port()+1) // the refusal is for one port
 	}
 }
 
