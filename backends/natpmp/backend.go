@@ -165,14 +165,15 @@ func (b *Backend) mapPort(ctx context.Context, r backends.Request, external neti
 		Lifetime:    resp.Lifetime,
 		Granted:     reply.Sent,
 	}
-	if internal != r.Internal.Port() {
+	if resp.InternalPort != 0 && resp.InternalPort != r.Internal.Port() {
 		m.Token = backends.NewToken(binary.BigEndian.AppendUint16(nil, r.Internal.Port()))
 	}
 	return m, b.rejectWrongPort(ctx, r, m)
 }
 
 // requestedPort returns the internal port in requests about a mapping. If the gateway
-// assigned another one, the Token has the port of the first request.
+// reported another one, the Token has the port of the first request: a request for the
+// reported port could concern the mapping of another program.
 func requestedPort(m backends.Mapping) uint16 {
 	if b := m.Token.Bytes(); len(b) == 2 {
 		return binary.BigEndian.Uint16(b)
@@ -216,11 +217,7 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 	if err := m.Check(); err != nil {
 		return fmt.Errorf("natpmp: %w", err)
 	}
-	err := b.client.Unmap(ctx, m.Protocol, requestedPort(m))
-	if err == nil && !m.Token.IsZero() { // some gateways identify the mapping by the port that they assigned
-		err = b.client.Unmap(ctx, m.Protocol, m.Internal.Port())
-	}
-	return err
+	return b.client.Unmap(ctx, m.Protocol, requestedPort(m))
 }
 
 // maxExternalAge is the maximum age of an external address that is used for a new

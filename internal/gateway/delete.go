@@ -401,7 +401,7 @@ func (o *Owner) remainingErrors(c *Client, cause error) error {
 		}
 		switch {
 		case e.deletion == nil || e.deletion.client != c || e.state == restored || e.isExpired(time.Now()):
-		case e.granted == nil && e.order.created == 0 && e.deletion.lastHolder != nil && e.deletion.lastHolder.wasGranted:
+		case e.granted == nil && e.order.created == 0 && e.deletion.lastHolder != nil && e.deletion.lastHolder.wasGranted && !o.isReply(cmp.Or(e.err, cause, backends.ErrNoReply)):
 			// Another backend has granted the mappings of the handle.
 		case e.deletion.moved:
 			slog.New(c.sink.Handler()).Warn("a mapping remains at a previous gateway",
