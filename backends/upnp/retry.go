@@ -139,6 +139,9 @@ func (op *addOp) replaceExisting(ctx context.Context, f *Fault) (retry bool, err
 		return false, f.because(backends.ErrNotAuthorized, fmt.Sprintf("to forward to another host, %v, than the requesting one", op.entry.Internal.Addr()))
 	case op.existingMatches && op.firstTry("replace"):
 		err := op.backend.remove(ctx, op.gateway, op.client, op.existing)
+		if err != nil && op.renewed == nil && ctx.Err() == nil {
+			return false, nil // a conflict, so that another port is tried
+		}
 		return err == nil, err
 	case !op.existingMatches && op.firstTry("duplicate"):
 		return op.useDuplicate(ctx)

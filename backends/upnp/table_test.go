@@ -521,3 +521,14 @@ func TestNeitherExtendedNorDeleted(t *testing.T) {
 		}
 	}
 }
+
+// TestUndeletableEarlierEntry checks a device that neither overwrites nor deletes the entry
+// of an earlier run: another port is mapped.
+func TestUndeletableEarlierEntry(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{Rules: quirks.Rules{NoReAdd: 718, DeleteIgnored: true}})
+	mustMap(t, gw, b, request(8080, 9000))
+	if m := mustMap(t, gw, newBackend(t, gw, upnp.Config{}), request(8080, 9000)); m.External.Port() == 9000 {
+		t.Errorf("mapped port %d", m.External.Port())
+	}
+}
