@@ -290,10 +290,10 @@ func (op *addOp) add(ctx context.Context) error {
 	defer cancel()
 	sent := time.Now()
 	err := op.client.AddPortMapping(bounded, op.entry)
-	if !errors.Is(err, backends.ErrNoReply) || Moved(err) || !op.wasAdded(ctx, sent) {
-		return err
+	if op.wasAdded(ctx, sent, err) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // beforeDeadline returns a context that ends early enough before the deadline of ctx for
@@ -307,13 +307,14 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // wasAdded reports whether the table lists the entry although the response to the request
-// for it was lost. The device may still be busy with the request, so wasAdded looks twice.
-// An entry that existed before counts only if its lease has been extended.
-func (op *addOp) wasAdded(ctx context.Context, sent time.Time) bool {
-	for i := range 2 {
-		if i > 0 && sleep(ctx, op.backend.retryDelay) != nil {
-			return false
-		}
+// for it was lost. If the connection was not cut, the device may still be busy with the
+// request, so wasAdded looks twice. An entry that existed before counts only if its lease
+// has been extended.
+func (op *addOp) wasAdded(ctx context.Context, sent time.Time, err error) bool {
+	if !errors.Is(err, backends.ErrNoReply) || Moved(err) {
+		return false
+	}
+	for i := 0; i == 0 || i == 1 && !isConnectionCut(err) && sleep(ctx, op.backend.retryDelay) == nil; i++ {
 		e, result, _ := op.backend.lookUp(ctx, op.client, op.entry)
 		if result == found && (!op.existingMatches || e.Lease+leaseSlack+time.Since(sent) >= op.requestedLease()) {
 			return true
@@ -359,7 +360,7 @@ func (op *addOp) addAny(ctx context.Context) error {
 	op.entry = op.variant.apply(op.entry, op.request)
 	sent := time.Now()
 	port, err := op.client.AddAnyPortMapping(ctx, op.entry)
-	if errors.Is(err, backends.ErrNoReply) && !Moved(err) && op.wasAdded(ctx, sent) {
+	if op.wasAdded(ctx, sent, err) {
 		port, err = op.entry.ExternalPort, nil
 	}
 	switch {

@@ -95,23 +95,33 @@ func (p *parser) next() {
 	n, isTag := scan(p.rest)
 	token := p.rest[:n]
 	p.rest = p.rest[n:]
-	if isTag {
+	switch {
+	case isTag:
 		p.tag(strings.Trim(token[1:n-1], blanks))
-	} else {
+	case strings.Contains(token, "&"):
 		content.WriteString(references.ReplaceAllStringFunc(token, html.UnescapeString))
+	default:
+		content.WriteString(token)
 	}
 }
 
 // references matches the references that are replaced in texts. Other references are text.
 var references = regexp.MustCompile(`&(lt|gt|amp|quot|apos|#[0-9]{1,10}|#x[0-9A-Fa-f]{1,8});`)
 
-var tagStart = regexp.MustCompile(`^<[ \t\n]*[A-Za-z\x80-\x{10ffff}/!?_:]`)
+// startsTag reports whether a < that begins a tag is at the start of s.
+func startsTag(s string) bool {
+	if s[0] != '<' {
+		return false
+	}
+	name, _ := utf8.DecodeRuneInString(strings.TrimLeft(s[1:], blanks))
+	return name >= utf8.RuneSelf && name != utf8.RuneError || strings.ContainsRune("/!?_:", name) || 'a' <= name|0x20 && name|0x20 <= 'z'
+}
 
 // scan returns the length of the tag, or else of the text, at the start of s. A
 // tag ends at a > before the next <, unless they are in quotes. If a quoted value
 // contains tags, its end quote is missing.
 func scan(s string) (n int, isTag bool) {
-	if !tagStart.MatchString(s) {
+	if !startsTag(s) {
 		if next := strings.IndexByte(s[1:], '<'); next >= 0 {
 			return 1 + next, false
 		}
