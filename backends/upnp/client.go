@@ -64,6 +64,7 @@ type Client struct {
 	current atomic.Int32 // index of the URL that responded last
 
 	lastExternal atomic.Pointer[externalReply]
+	lastReply    atomic.Pointer[time.Time] // when the last response to any action was received
 }
 
 // externalReply is a response to GetExternalIPAddress.

@@ -13,7 +13,7 @@ type quirks struct {
 	mu       sync.Mutex
 	state    quirkState
 	failures map[string]time.Time // what failed, and when that is forgotten: see remember
-	silences map[string]int       // the consecutive requests of an action that got no reply
+	silences map[string]time.Time // the actions whose last requests got no reply, and since when
 }
 
 type quirkState struct {
@@ -34,7 +34,7 @@ func (b *Backend) quirksOf(c *Client) *quirks {
 		if len(b.quirks) >= maxNonGateways {
 			clear(b.quirks)
 		}
-		q = &quirks{failures: map[string]time.Time{}, silences: map[string]int{}}
+		q = &quirks{failures: map[string]time.Time{}, silences: map[string]time.Time{}}
 		b.quirks[key] = q
 	}
 	return q
@@ -74,17 +74,20 @@ func (q *quirks) remembers(what string) bool {
 	return time.Now().Before(q.failures[what])
 }
 
-// recordSilence records whether the service replied to an action. One missing reply may
-// be a fault of the network. After the second one, the silence is remembered.
-func (q *quirks) recordSilence(action string, silent bool) {
+// recordSilence records whether the service replied to an action, and when it last replied
+// to any action. A missing reply may be a fault of the network. Two of them are remembered
+// if the service has replied to another action in between.
+func (q *quirks) recordSilence(action string, silent bool, lastReply *time.Time) {
 	q.mu.Lock()
-	q.silences[action]++
-	if !silent {
-		q.silences[action] = 0
+	first, again := q.silences[action]
+	switch {
+	case !silent:
+		delete(q.silences, action)
+	case !again:
+		q.silences[action] = time.Now()
 	}
-	isLasting := q.silences[action] > 1
 	q.mu.Unlock()
-	if isLasting {
+	if silent && again && lastReply != nil && lastReply.After(first) {
 		q.remember(action, silentTime)
 	}
 }

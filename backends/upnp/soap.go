@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/huin/goupnp/soap"
 	"github.com/natforward/goforward/internal/lenient"
@@ -88,6 +89,8 @@ func (c *Client) performAt(ctx context.Context, target ipURL, action string, in 
 		r.limit = maxListing
 	}
 	err = c.config.exchange(ctx, target, r, func(resp lenient.Response) (err error) {
+		now := time.Now()
+		c.lastReply.Store(&now)
 		out, err = readOutput(action, resp)
 		return err
 	})

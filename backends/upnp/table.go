@@ -46,7 +46,7 @@ func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(c
 		err = send(bounded)
 	}
 	if ctx.Err() == nil && !Moved(err) && !errors.Is(err, errQueued) {
-		q.recordSilence(action, errors.Is(err, backends.ErrNoReply))
+		q.recordSilence(action, errors.Is(err, backends.ErrNoReply), c.lastReply.Load())
 	}
 	return err
 }

@@ -532,3 +532,22 @@ func TestUndeletableEarlierEntry(t *testing.T) {
 		t.Errorf("mapped port %d", m.External.Port())
 	}
 }
+
+// TestOutage checks that a device that did not reply to any action is asked everything again
+// when it replies.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	gw := start(t, gatewaytest.Config{})
+	b := newBackend(t, gw, upnp.Config{Timeout: 100 * time.Millisecond})
+	m := mustMap(t, gw, b, request(8080, 9000))
+	end := gw.Inject(gatewaytest.Fault{Match: func(q gatewaytest.Request) bool { return q.Action != "" }, Hold: make(chan struct{})})
+	for range 3 {
+		_, err := b.Renew(t.Context(), m, request(8080, 9000))
+		wantError(t, err, backends.ErrNoReply, 0)
+	}
+	end()
+	gw.ResetStats()
+	if m := mustRenew(t, gw, b, m, request(8080, 9000)); m.External.Addr() != gw.External() || count(gw, findAction) == 0 {
+		t.Errorf("renewed %v with %d requests of %s", m.External, count(gw, findAction), findAction)
+	}
+}
