@@ -124,12 +124,7 @@ func (c *Client) entry(e PortMapping, external netip.Addr) backends.Entry {
 // isEndOfTable reports whether the fault means that the index is after the end
 // of the table.
 func isEndOfTable(err error) bool {
-	for _, code := range []FaultCode{InvalidArgs, ActionFailed, ArgumentValueOutOfRange, 899} {
-		if isFault(err, code) {
-			return true
-		}
-	}
-	return isNotFound(err)
+	return isNotFound(err) || isFault(err, InvalidArgs, ActionFailed, ArgumentValueOutOfRange, 899)
 }
 
 // entries yields the table by index, or by port ranges if the device does not

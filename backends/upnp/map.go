@@ -220,7 +220,7 @@ func (op *addOp) checkPort(ctx context.Context) error {
 	if result == notKnown && op.renewed == nil {
 		e, result = op.backend.findByIndex(ctx, op.client, op.entry)
 	}
-	op.portFree = result == missing || result == unseen
+	op.portFree = result.isAbsent()
 	if result != found && result != otherEntry {
 		return nil // if the device does not report the entry, it may still report a conflict later
 	}
@@ -301,7 +301,7 @@ func (op *addOp) add(ctx context.Context) error {
 func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if left := time.Until(deadline); ok && left > 2*optionalTimeout {
-		return context.WithTimeoutCause(ctx, left-optionalTimeout, fmt.Errorf("%w within %v", backends.ErrNoReply, left-optionalTimeout))
+		return withTimeout(ctx, left-optionalTimeout)
 	}
 	return context.WithCancel(ctx)
 }
@@ -447,7 +447,7 @@ func (op *addOp) verify(ctx context.Context) (time.Duration, error) {
 	switch {
 	case result == notKnown:
 		return requested, nil
-	case result == missing || result == unseen:
+	case result.isAbsent():
 		return 0, op.withdraw(ctx, op.entry, &deniedError{"it reports that " + port + " is forwarded, but does not list it"})
 	case result == otherEntry && e.Internal.Addr() == op.entry.Internal.Addr():
 		// Another program of this host has added its entry in the meantime.

@@ -25,6 +25,9 @@ const (
 	found                     // the table has the entry
 )
 
+// isAbsent reports whether the table was read and has no such entry.
+func (f finding) isAbsent() bool { return f == unseen || f == missing }
+
 // optionalTimeout bounds a request that a device need not answer. If the device does not
 // answer it twice, the request is not sent again for silentTime.
 const (
@@ -39,7 +42,7 @@ func (b *Backend) ask(ctx context.Context, c *Client, action string, send func(c
 	if q.remembers(action) {
 		return fmt.Errorf("upnp: %s: %w to an earlier request", action, backends.ErrNoReply)
 	}
-	bounded, cancel := context.WithTimeoutCause(ctx, optionalTimeout, fmt.Errorf("%w within %v", backends.ErrNoReply, optionalTimeout))
+	bounded, cancel := withTimeout(ctx, optionalTimeout)
 	defer cancel()
 	err := send(bounded)
 	if isConnectionCut(err) {
@@ -182,7 +185,7 @@ func (b *Backend) remove(ctx context.Context, g *gateway, c *Client, want PortMa
 		}
 		_, shown, _ := b.lookUp(ctx, c, want)
 		switch {
-		case shown == missing || shown == unseen || shown == otherEntry:
+		case shown.isAbsent() || shown == otherEntry:
 			q.update(func(q *quirkState) { q.deletes = q.deletes || err == nil })
 			return nil
 		case shown == notKnown && (err == nil || isNotFound(err)):

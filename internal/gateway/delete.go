@@ -218,6 +218,7 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 			case err == nil:
 				m = &repeated
 			case m != nil: // delete at least the known mapping
+			// Without a reply, the deletion is requested too, but the request may still arrive later.
 			case assumed != nil && e.backend.Unmap(ctx, *assumed) == nil && f.isReply(err):
 				return repeated, nil
 			default:
