@@ -77,7 +77,7 @@ func TestSecondService(t *testing.T) {
 }
 
 // TestServiceAfterRefusal checks that the second service is used, for the requested port,
-// if the first one refuses with any code. If both refuse, the call fails.
+// if the first one refuses with any code. If both refuse, the first reason is returned.
 func TestServiceAfterRefusal(t *testing.T) {
 	for _, code := range []int{401, 402, 501, 606, 725, 899} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -95,9 +95,14 @@ func TestServiceAfterRefusal(t *testing.T) {
 	t.Run("both", func(t *testing.T) {
 		t.Parallel()
 		gw, b := startBackend(t, twoSessions(606))
-		injectFault(gw, addAction, 402)
+		gw.Inject(gatewaytest.Fault{Result: 501, Match: func(q gatewaytest.Request) bool {
+			return q.Action == addAction && !strings.Contains(string(q.Raw), "POST /ctl/0/WANIPConnection HTTP")
+		}})
 		_, err := b.Map(t.Context(), request(8080, 9000))
-		wantError(t, err, backends.ErrUnsupported, 402)
+		wantError(t, err, backends.ErrNotAuthorized, 606)
+		if n := count(gw, addAction); n < 2 {
+			t.Errorf("%d requests, want some to the second service", n)
+		}
 	})
 }
 
