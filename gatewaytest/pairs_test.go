@@ -38,8 +38,9 @@ const (
 // same time. Without GOFORWARD_PAIRS=all, it runs each switch alone, and a sample of the
 // pairs, which depends on GOFORWARD_SEED. GOFORWARD_PAIRS can also be the name of a switch or
 // of a pair, as in the failures.
+//
+// It does not run in parallel with the other tests, because it keeps all processors busy.
 func TestPairs(t *testing.T) {
-	t.Parallel()
 	pairs, excluded := allPairs(t)
 	total := len(pairs) + excluded
 	if 100*len(pairs) < 80*total {
