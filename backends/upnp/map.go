@@ -324,12 +324,16 @@ func (op *addOp) wasAdded(ctx context.Context, sent time.Time, err error) bool {
 }
 
 // addOnOtherPort requests another external port after a conflict. If the device
-// supports AddAnyPortMapping, the device chooses the port. Otherwise,
-// addOnOtherPort tries random ports for a renewal. For a new mapping, it returns
-// the conflict, and leaves the choice of another port to the caller.
+// supports AddAnyPortMapping, the device chooses the port. Otherwise, addOnOtherPort
+// tries random ports for a renewal, and for a request for any port. For a request for a
+// certain port, it returns the conflict, and leaves the choice of another port to the
+// caller.
 func (op *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
-	const maxAttempts = 3
-	for attempt := 0; attempt == 0 || op.renewed != nil && attempt < maxAttempts; attempt++ {
+	maxAttempts, anyPort := 1, op.renewed != nil || op.request.External.Port() == 0
+	if anyPort {
+		maxAttempts = 3
+	}
+	for range maxAttempts {
 		op.entry.ExternalPort = highPort()
 		if err := op.checkPort(ctx); errors.Is(err, backends.ErrConflict) {
 			continue
@@ -337,7 +341,7 @@ func (op *addOp) addOnOtherPort(ctx context.Context, conflict error) error {
 			return err
 		}
 		err := op.addAny(ctx)
-		if errors.Is(err, backends.ErrUnsupported) && op.renewed != nil {
+		if errors.Is(err, backends.ErrUnsupported) && anyPort {
 			err = op.addEntry(ctx)
 		}
 		switch {

@@ -18,6 +18,7 @@ import (
 // TestPortTaken checks that the backend does not take a port that another client
 // has, even if the device would overwrite the entry silently.
 func TestPortTaken(t *testing.T) {
+	t.Parallel()
 	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
 		router    quirks.UPnP
@@ -64,6 +65,7 @@ func TestPortTaken(t *testing.T) {
 // TestPortTakenUnlisted checks that a conflict is recognised even if the device
 // does not list the entry.
 func TestPortTakenUnlisted(t *testing.T) {
+	t.Parallel()
 	for _, code := range []int{718, 729} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
@@ -74,6 +76,19 @@ func TestPortTakenUnlisted(t *testing.T) {
 				t.Error("mapped the port that is in use")
 			}
 		})
+	}
+}
+
+// TestRandomPortTaken checks that a request for any port succeeds if another client has the
+// random ports that were tried first.
+func TestRandomPortTaken(t *testing.T) {
+	t.Parallel()
+	for taken := 1; taken <= 3; taken++ {
+		gw, b := startBackend(t, quirks.UPnP{Version: 1})
+		gw.Inject(gatewaytest.Fault{Match: isAction(addAction), Times: taken, Result: int(upnp.ConflictInMappingEntry)})
+		if m := mustMap(t, gw, b, request(8080, 0)); m.External.Port() < 49152 {
+			t.Errorf("port %d", m.External.Port())
+		}
 	}
 }
 
@@ -117,6 +132,7 @@ func TestAnyPortAfterTimeout(t *testing.T) {
 // TestNoOverwrite checks that only one of many concurrent requests in one process
 // gets a port, and keeps it.
 func TestNoOverwrite(t *testing.T) {
+	t.Parallel()
 	for name, router := range map[string]quirks.UPnP{
 		"version 1": {Version: 1}, "version 2": {},
 		"no GetSpecificPortMappingEntry": {Version: 1, Listing: quirks.Listing{NoSpecific: true}},
@@ -155,6 +171,7 @@ func TestNoOverwrite(t *testing.T) {
 // deletes the old entry first, both for a renewal and for an entry of an earlier
 // run.
 func TestReAddRefused(t *testing.T) {
+	t.Parallel()
 	for name, router := range map[string]quirks.UPnP{
 		"version 1":                      {Version: 1, Rules: quirks.Rules{NoReAdd: 718}},
 		"version 2":                      {Rules: quirks.Rules{NoReAdd: 718}},
@@ -200,6 +217,7 @@ func TestOnePortPerEndpoint(t *testing.T) {
 
 // TestVerifyEntry checks that the backend looks for the entry after a success.
 func TestVerifyEntry(t *testing.T) {
+	t.Parallel()
 	type router = quirks.UPnP
 	type rules = quirks.Rules
 	type listing = quirks.Listing
@@ -251,6 +269,7 @@ func TestVerifyConflict(t *testing.T) {
 // TestRenewTaken checks that a mapping whose port another host got moves to another
 // port, unless the request is exact.
 func TestRenewTaken(t *testing.T) {
+	t.Parallel()
 	for name, router := range map[string]quirks.UPnP{
 		"version 1": {Version: 1}, "version 2": {}, "no AddAnyPortMapping": {Rules: quirks.Rules{AddAnyResets: true}},
 	} {
@@ -323,6 +342,7 @@ func TestControlPathNotFound(t *testing.T) {
 // TestUnmap checks that only this host's mapping is deleted, as far as the device
 // reports it.
 func TestUnmap(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		router    quirks.UPnP
 		interfere func(*testing.T, *gatewaytest.Gateway)
