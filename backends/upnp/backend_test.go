@@ -18,6 +18,7 @@ import (
 // TestNoReplyLimit checks that a new search follows two consecutive calls without a
 // reply. After a single one, the next call uses the known address.
 func TestNoReplyLimit(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		silent    []bool // for each call: whether it gets no reply
 		described int
@@ -52,6 +53,7 @@ func TestNoReplyLimit(t *testing.T) {
 // TestExternalAddrNotStale checks that a mapping may have an external address
 // queried shortly before, but not one that the device no longer has.
 func TestExternalAddrNotStale(t *testing.T) {
+	t.Parallel()
 	for name, remap := range map[string]func(context.Context, *upnp.Backend, backends.Mapping) (backends.Mapping, error){
 		"mapped": func(ctx context.Context, b *upnp.Backend, _ backends.Mapping) (backends.Mapping, error) {
 			return b.Map(ctx, request(8080, 9000))
@@ -88,6 +90,7 @@ func TestExternalAddrNotStale(t *testing.T) {
 // TestExternalAddrForms checks that a missing external address is unknown and does
 // not prevent mappings, and that a private one is returned.
 func TestExternalAddrForms(t *testing.T) {
+	t.Parallel()
 	for reported, want := range map[string]string{
 		"": "", "0.0.0.0": "", "unknown": "", " 45.45.45.1 ": "45.45.45.1", "192.168.0.2": "192.168.0.2", "100.64.0.9": "100.64.0.9",
 	} {

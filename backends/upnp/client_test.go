@@ -51,6 +51,7 @@ func TestRequestBytes(t *testing.T) {
 
 // TestFaults checks that fault 725 is recognised in all forms that devices send.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	const plain = `<s:Fault><faultcode>s:Client</faultcode><faultstring>UPnPError</faultstring><detail><UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>725</errorCode><errorDescription>OnlyPermanentLeasesSupported</errorDescription></UPnPError></detail></s:Fault>`
 	envelope := func(prefix, inner string) string {
 		return `<` + prefix + `:Envelope xmlns:` + prefix + `="http://schemas.xmlsoap.org/soap/envelope/"><` + prefix + `:Body>` + inner + `</` + prefix + `:Body></` + prefix + `:Envelope>`

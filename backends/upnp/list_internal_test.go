@@ -12,6 +12,7 @@ var requestedIndex = regexp.MustCompile(`<NewPortMappingIndex>(\d+)<`)
 // TestManyEntries checks that a large table is listed completely, and that listing
 // an endless one stops at a limit.
 func TestManyEntries(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		size, want, requests int
 		port                 func(i int) int

@@ -36,6 +36,7 @@ func addEntries(t *testing.T, gw *gatewaytest.Gateway, n int) {
 // TestListQuirks checks that each entry is listed exactly once. Devices report the
 // end of their table in several ways, or not at all.
 func TestListQuirks(t *testing.T) {
+	t.Parallel()
 	type listing = quirks.Listing
 	for name, tt := range map[string]struct {
 		version int
@@ -209,6 +210,7 @@ func TestListEntry(t *testing.T) {
 // TestEntryAtEnd checks that an index past the end is ErrInvalid, for every code
 // that devices use for it.
 func TestEntryAtEnd(t *testing.T) {
+	t.Parallel()
 	for _, code := range []int{713, 714, 402, 501, 899} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()

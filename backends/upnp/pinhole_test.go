@@ -75,6 +75,7 @@ func TestPinhole(t *testing.T) {
 // TestPinholeOverIPv4 checks that pinholes are opened through a device that is reached
 // over IPv4: at the gateway's IPv4 address, at another one, and at a URL.
 func TestPinholeOverIPv4(t *testing.T) {
+	t.Parallel()
 	_, _ = open6(t, quirks.UPnP{})
 	explicit, unspecified := request(8080, 0), request(8080, 0)
 	explicit.Internal = netip.AddrPortFrom(loopback6, 8080)
@@ -141,6 +142,7 @@ func TestPinholeOverIPv6First(t *testing.T) {
 // TestPinholeLost checks that a renewal opens a lost pinhole again, and that
 // closing a lost one succeeds, for every code that devices use for it.
 func TestPinholeLost(t *testing.T) {
+	t.Parallel()
 	for name, router := range map[string]quirks.UPnP{
 		"704": {}, "402": {Firewall: quirks.Firewall{Absent: 402}},
 	} {
@@ -287,6 +289,7 @@ func TestPinholesNotListed(t *testing.T) {
 // TestFirewallGateways checks the reasons that Gateways reports for firewalls.
 // Version 1 has no firewall service.
 func TestFirewallGateways(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		router quirks.UPnP
 		reason string

@@ -17,6 +17,7 @@ import (
 // TestRefusals checks the error kind of each fault code, and the number of requests
 // after it.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		code     upnp.FaultCode
 		kind     error
@@ -101,6 +102,7 @@ func TestInvalidArguments(t *testing.T) {
 // TestDescriptionsRefused checks that a refused description is replaced by one that
 // the device accepts.
 func TestDescriptionsRefused(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("x", 60)
 	for name, tt := range map[string]struct {
 		demands quirks.Demands
@@ -137,6 +139,7 @@ func TestDescriptionsRefused(t *testing.T) {
 // router. The error contains the external address, if the device reports it. The
 // backend does not try other ports.
 func TestPrivateWAN(t *testing.T) {
+	t.Parallel()
 	private := quirks.Rules{RefusePrivate: true}
 	for name, tt := range map[string]struct {
 		external string
@@ -199,6 +202,7 @@ func TestRetryAfterActionFailed(t *testing.T) {
 // TestGatewayPolicies checks the policies of real gateways. The backend does not
 // try other ports because of them.
 func TestGatewayPolicies(t *testing.T) {
+	t.Parallel()
 	type rules = quirks.Rules
 	other := request(8080, 9000)
 	other.Internal = netip.MustParseAddrPort("192.168.77.9:8080")
@@ -283,6 +287,7 @@ const week = 7 * 24 * time.Hour
 // TestLeases checks that the backend finds a lease that the gateway accepts, and
 // that it never reports a longer lifetime than the gateway grants.
 func TestLeases(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		router        quirks.UPnP
 		ask, want     time.Duration
@@ -368,6 +373,7 @@ func TestLeaseNotExtended(t *testing.T) {
 // TestLeaseTolerance checks that an entry that a renewal does not extend is kept if
 // at most a fifth of its lease has passed.
 func TestLeaseTolerance(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		age, want time.Duration
 		deletions int

@@ -27,6 +27,7 @@ const (
 // TestSearchQuirks checks that gateways that respond only to some searches, or in
 // unusual forms, are found.
 func TestSearchQuirks(t *testing.T) {
+	t.Parallel()
 	type search = quirks.Search
 	for name, router := range map[string]quirks.UPnP{
 		"from another port":            {Search: search{OtherPort: true}},
@@ -81,6 +82,7 @@ func TestSearchQuirks(t *testing.T) {
 // TestSearchTargets checks that a gateway is found that responds to searches for one
 // target only.
 func TestSearchTargets(t *testing.T) {
+	t.Parallel()
 	for _, target := range []string{"device:InternetGatewayDevice:2", "service:WANIPConnection:1", "service:WANIPConnection:2", "service:WANPPPConnection:1"} {
 		t.Run(target, func(t *testing.T) {
 			t.Parallel()
@@ -287,6 +289,7 @@ func TestGateways(t *testing.T) {
 // regardless of its status, even if it responds two seconds later than another device. The other device
 // is used only if the default gateway has no usable device, and the mapping names it.
 func TestDefaultGatewayFirst(t *testing.T) {
+	t.Parallel()
 	needHosts(t)
 	for name, router := range map[string]quirks.UPnP{
 		"connected":      {},
@@ -324,6 +327,7 @@ func httpReply(status string) func([]byte) [][]byte {
 // TestDescriptionRetried checks that a temporary failure of the first requests for the
 // description does not rule out a device, and that the number of requests is limited.
 func TestDescriptionRetried(t *testing.T) {
+	t.Parallel()
 	needHosts(t)
 	for name, tt := range map[string]struct {
 		fault gatewaytest.Fault
@@ -363,6 +367,7 @@ func TestDescriptionRetried(t *testing.T) {
 // TestSearchErrors checks that the error of a search names what was found at the
 // gateway, also if a timeout of the caller ends the search.
 func TestSearchErrors(t *testing.T) {
+	t.Parallel()
 	needHosts(t)
 	describe := func(reply func([]byte) [][]byte) gatewaytest.Fault {
 		return gatewaytest.Fault{Match: isDescribe, Reply: reply}
@@ -423,6 +428,7 @@ func TestSearchErrors(t *testing.T) {
 // TestStatusOptional checks that a device is used although it closes the connection
 // or does not respond when it is asked for its status or its address.
 func TestStatusOptional(t *testing.T) {
+	t.Parallel()
 	for _, action := range []string{"GetStatusInfo", "GetExternalIPAddress", "GetFirewallStatus"} {
 		for name, fault := range map[string]gatewaytest.Fault{
 			"closed": {Match: isAction(action), Drop: true},
@@ -521,6 +527,7 @@ func TestConnectionStates(t *testing.T) {
 // TestLocationHostIgnored checks that the description is fetched from the gateway
 // itself if LOCATION names another host, and that no other host is contacted.
 func TestLocationHostIgnored(t *testing.T) {
+	t.Parallel()
 	for name, host := range map[string]string{
 		"this host":               "127.0.0.1",
 		"another host":            "127.99.0.1",
@@ -572,6 +579,7 @@ func countConnsElsewhere(t *testing.T, gw *gatewaytest.Gateway) []*connCounter {
 // TestLocationRefused checks that the backend does not fetch a location that is not
 // a plain http URL.
 func TestLocationRefused(t *testing.T) {
+	t.Parallel()
 	for name, location := range map[string]func(string) string{
 		"https":       func(at string) string { return strings.Replace(at, "http", "https", 1) },
 		"credentials": func(at string) string { return strings.Replace(at, "//", "//admin:admin@", 1) },

@@ -79,6 +79,7 @@ func TestSecondService(t *testing.T) {
 // TestServiceAfterRefusal checks that the second service is used, for the requested port,
 // if the first one refuses with any code. If both refuse, the first reason is returned.
 func TestServiceAfterRefusal(t *testing.T) {
+	t.Parallel()
 	for _, code := range []int{401, 402, 501, 606, 725, 899} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
@@ -170,6 +171,7 @@ func TestSameServiceOfTwo(t *testing.T) {
 // TestWitnesses checks that a mapping is reported only if the table does not contradict
 // it, and that nothing remains otherwise.
 func TestWitnesses(t *testing.T) {
+	t.Parallel()
 	noKey := func(code int) quirks.Actions { return faultFor(code, findAction) }
 	for name, tt := range map[string]struct {
 		router quirks.UPnP
@@ -238,6 +240,7 @@ func TestFalseServiceOfTwo(t *testing.T) {
 
 // TestLostReply checks that a mapping whose response is lost is found in the table.
 func TestLostReply(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		router  quirks.UPnP
 		timeout time.Duration
@@ -290,6 +293,7 @@ func TestNoFalseLoss(t *testing.T) {
 // TestLostRequest checks that a request that the device did not process is sent once
 // more: after a closed connection and after a status that shows an overload.
 func TestLostRequest(t *testing.T) {
+	t.Parallel()
 	for name, f := range map[string]gatewaytest.Fault{
 		"connection closed": {Drop: true},
 		"status 503": {Reply: func([]byte) [][]byte {
@@ -311,6 +315,7 @@ func TestLostRequest(t *testing.T) {
 
 // TestDeletionVerified checks that Unmap succeeds only if the entry is deleted.
 func TestDeletionVerified(t *testing.T) {
+	t.Parallel()
 	type rules = quirks.Rules
 	for name, tt := range map[string]struct {
 		router  quirks.UPnP
@@ -347,6 +352,7 @@ func TestDeletionVerified(t *testing.T) {
 
 // TestDeleteAbsent checks that every code for an absent entry means that it is deleted.
 func TestDeleteAbsent(t *testing.T) {
+	t.Parallel()
 	for _, code := range []int{713, 714} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
@@ -366,6 +372,7 @@ func TestDeleteAbsent(t *testing.T) {
 // TestOptionalRequests checks that requests that a device need not answer never prevent a
 // mapping, and are not repeated in each call.
 func TestOptionalRequests(t *testing.T) {
+	t.Parallel()
 	optional := map[string]bool{addrAction: true, findAction: true}
 	for name, actions := range map[string]quirks.Actions{
 		"reset": {Reset: optional},
@@ -394,6 +401,7 @@ func TestOptionalRequests(t *testing.T) {
 // TestUnknownCodes checks that a refusal with a code of the vendor, which does not show
 // the reason, leads to a request with another lease or for another port.
 func TestUnknownCodes(t *testing.T) {
+	t.Parallel()
 	for _, code := range []int{501, -1, -911, 899} {
 		t.Run(fmt.Sprint("lease ", code), func(t *testing.T) {
 			t.Parallel()
@@ -441,6 +449,7 @@ func TestRefusedPortForgotten(t *testing.T) {
 // one grants. This host's old entry is deleted, also from a table that both services share,
 // but no entry of another host is.
 func TestRenewalByOtherService(t *testing.T) {
+	t.Parallel()
 	gatewayAfterRefusal := func(t *testing.T, u quirks.UPnP) (*gatewaytest.Gateway, func() (backends.Mapping, error)) {
 		t.Parallel()
 		u.Description.TwoSessions = true

@@ -104,6 +104,7 @@ func (w *watched) nextChange(t *testing.T) backends.Change {
 
 // TestWatch checks that each event of a gateway is reported once, with its kind.
 func TestWatch(t *testing.T) {
+	t.Parallel()
 	stuck := quirks.Search{BootIDStuck: true}
 	for name, tt := range map[string]struct {
 		router  quirks.UPnP

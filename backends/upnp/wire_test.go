@@ -93,6 +93,7 @@ func wireQuirks() map[string]quirks.UPnP {
 
 // TestWireQuirks checks that all operations work with each of these gateways.
 func TestWireQuirks(t *testing.T) {
+	t.Parallel()
 	for name, router := range wireQuirks() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -125,6 +126,7 @@ func TestWireQuirks(t *testing.T) {
 
 // TestFaultForms checks that a fault is recognised in all forms.
 func TestFaultForms(t *testing.T) {
+	t.Parallel()
 	type form = quirks.FaultForm
 	for name, tt := range map[string]struct {
 		form form
@@ -184,6 +186,7 @@ func TestControlEmpty(t *testing.T) {
 // TestGatewayDescriptionFails checks that an error of the gateway's own description
 // is returned.
 func TestGatewayDescriptionFails(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		fault gatewaytest.Fault
 		want  error
