@@ -641,7 +641,7 @@ func TestNonGatewayLimits(t *testing.T) {
 			t.Fatal("cannot listen")
 		}
 		counters = append(counters, counter)
-		ssdp = append(ssdp, respondToSearch(t, counter.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", counter.addr, i) }, 25))
+		ssdp = append(ssdp, respondToSearch(t, counter.addr.Addr(), func(i int) string { return fmt.Sprintf("http://%v/%d", counter.addr, i) }, 3)) // one more than the limit
 	}
 	connections := func() (sum int32) {
 		for _, counter := range counters {
