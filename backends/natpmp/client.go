@@ -223,11 +223,12 @@ func (c *Client) Transact(ctx context.Context, request []byte) ([]byte, error) {
 // do sends a request, and converts error responses without a payload to Go errors.
 // If a gateway that supports this version rejects this version, the response is
 // probably a late reply to another request, for example to a retransmitted PCP
-// request. It is accepted only if it is repeated.
+// request. The same applies to a version that is neither this one nor PCP's. Such a
+// response is accepted only if it is repeated.
 func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
 	tx.Match = port5351.RequireRepeats(tx.Match, func(b []byte) bool {
 		r, err := ParseErrorResponse(b)
-		return err == nil && r.Version == Version && r.Result == UnsupportedVersion
+		return err == nil && r.Version != pcpVersion && (r.Version != Version || r.Result == UnsupportedVersion)
 	})
 	reply, err := c.send(ctx, op, tx)
 	if err != nil {

@@ -418,11 +418,11 @@ func TestShortExternalAddrError(t *testing.T) {
 	}
 }
 
-// TestLateVersionError checks that a single version error from a gateway of this
-// version is ignored: it is a late reply to a PCP request. If it is repeated, it is
-// accepted.
+// TestLateVersionError checks that a single version error that may be a late reply to a
+// PCP request is ignored: from a gateway of this version, or from a PCP server of an
+// unknown version. If it is repeated, it is accepted.
 func TestLateVersionError(t *testing.T) {
-	for _, form := range []string{"0000000100000539", "0082000100000539"} {
+	for _, form := range []string{"0000000100000539", "0082000100000539", "018100010000070800000539000000000000000000000000"} {
 		gw := start(t, gatewaytest.Config{})
 		c := newClient(t, gw.Addr())
 		lateReply, _ := hex.DecodeString(form)

@@ -65,6 +65,9 @@ func (e *ResultError) Error() string {
 // Unwrap returns the error of package backends that corresponds to the code.
 func (e *ResultError) Unwrap() error { return e.Code.kind() }
 
+// pcpVersion is the version of PCP (RFC 6887).
+const pcpVersion = 2
+
 // VersionError is returned if the gateway supports another version on this port.
 // Version 2 is PCP (RFC 6887). It wraps backends.ErrUnsupported.
 type VersionError struct {
@@ -73,7 +76,7 @@ type VersionError struct {
 
 // Error returns a text with the version.
 func (e *VersionError) Error() string {
-	if e.Version == 2 {
+	if e.Version == pcpVersion {
 		return "natpmp: the gateway supports PCP, not NAT-PMP"
 	}
 	return fmt.Sprintf("natpmp: the gateway supports version %d, not NAT-PMP", e.Version)
