@@ -173,17 +173,22 @@ func (p pair) has(property func(pairSwitch) bool) bool { return slices.ContainsF
 func (p pair) kinds() []error {
 	var kinds []error
 	for _, s := range p {
-		if s.may == nil && !s.everywhere && slices.ContainsFunc(p, func(o pairSwitch) bool {
-			return o.protocol() != s.protocol() && !o.everywhere && (!o.v6 || s.protocol() == "pcp")
-		}) {
-			return nil // the other protocol can do it
-		}
 		kinds = append(kinds, s.may...)
+	}
+	if slices.ContainsFunc(p, p.otherProtocolCan) {
+		kinds = nil
 	}
 	for _, c := range p.combinations() {
 		kinds = append(kinds, c.may...)
 	}
 	return kinds
+}
+
+// otherProtocolCan reports whether the protocol of s does what the other protocol does not.
+func (p pair) otherProtocolCan(s pairSwitch) bool {
+	return s.may == nil && !s.everywhere && p.has(func(o pairSwitch) bool {
+		return o.protocol() != s.protocol() && !o.everywhere && (!o.v6 || s.protocol() == "pcp")
+	})
 }
 
 // combinations returns the combinations that apply to the pair.
