@@ -36,7 +36,7 @@ fetch: ## go get and go install of this module, as users run them
 soak: ## a simulated month of ten thousand mappings; four minutes
 	GOFORWARD_SOAK=1 $(GO) test -count=1 -run TestSimulation -v -timeout 15m ./forward
 
-nightly: ## the long forms of the tests; an hour
+nightly: ## the long forms of the tests; over an hour
 	.ci/nightly
 
 bench: deps ## comparison with other libraries, in the lab; half an hour on an idle machine

@@ -20,6 +20,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 const (
@@ -51,7 +52,7 @@ func TestModel(t *testing.T) {
 			t.Fatalf("GOFORWARD_STEPS: %v", err)
 		}
 	}
-	seed := simSeed(t)
+	seed := testseed.Of(t)
 	t.Logf("%d steps, beginning with GOFORWARD_SEED=%d", steps, seed)
 	done, counts := 0, map[string]int{}
 	for ; done < steps && !t.Failed(); seed++ {
@@ -944,7 +945,7 @@ func TestModelStress(t *testing.T) {
 	// With more threads than processors, each may be preempted at any point.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
 	const duration = 6 * time.Second
-	seed, counts := simSeed(t), map[string]int{}
+	seed, counts := testseed.Of(t), map[string]int{}
 	for start := time.Now(); time.Since(start) < duration && !t.Failed(); seed++ {
 		w := &modelWorld{
 			t: t, seed: seed, instant: true, counts: counts,

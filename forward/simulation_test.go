@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 const day = 24 * time.Hour
@@ -49,33 +49,9 @@ func TestSimulation(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { s.run(t, simSeed(t)) })
+			synctest.Test(t, func(t *testing.T) { s.run(t, testseed.Of(t)) })
 		})
 	}
-}
-
-// simSeed returns the seed of a random source. It is the same in every run, so that a
-// test does not fail at random. GOFORWARD_SEED sets another seed, or a new one for each
-// run if it is "random".
-func simSeed(t *testing.T) uint64 {
-	t.Helper()
-	seed := uint64(1)
-	switch text := os.Getenv("GOFORWARD_SEED"); text {
-	case "":
-	case "random":
-		seed = rand.Uint64()
-	default:
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("repeat this run with GOFORWARD_SEED=%d", seed)
-		}
-	})
-	return seed
 }
 
 // options returns the options of the i-th mapping.
@@ -307,7 +283,7 @@ func TestSimulationRepeats(t *testing.T) {
 	s := simulation{
 		count: 50, duration: day, lossRate: 0.3, faultInterval: 3 * time.Hour, maxOutage: 3 * time.Hour, lifetime: 2 * time.Hour, recordCalls: true,
 	}
-	seed := simSeed(t)
+	seed := testseed.Of(t)
 	var runs [2][]simCall
 	for i := range runs {
 		synctest.Test(t, func(t *testing.T) { runs[i] = s.run(t, seed) })

@@ -22,6 +22,7 @@ import (
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 const (
@@ -57,7 +58,7 @@ func TestPairs(t *testing.T) {
 	} else {
 		_ = probe.Close()
 	}
-	seed := pairSeed(t)
+	seed := testseed.Of(t)
 	switch only := os.Getenv("GOFORWARD_PAIRS"); only {
 	case "all":
 	case "":
@@ -70,7 +71,7 @@ func TestPairs(t *testing.T) {
 		other := func(p pair) bool { return !p.matches(only) }
 		alone, pairs = slices.DeleteFunc(alone, other), slices.DeleteFunc(pairs, other)
 	}
-	t.Logf("%d of %d pairs run, %d excluded; %d switches run alone; GOFORWARD_SEED=%d", len(pairs), total, excluded, len(alone), seed)
+	t.Logf("%d of %d pairs run, %d excluded; %d switches run alone", len(pairs), total, excluded, len(alone))
 	runPairs(t, append(alone, pairs...))
 }
 
@@ -94,23 +95,6 @@ func runPairs(t *testing.T, pairs []pair) {
 		if f != "" {
 			t.Error(f)
 		}
-	}
-}
-
-// pairSeed returns the seed of the sample.
-func pairSeed(t *testing.T) uint64 {
-	t.Helper()
-	switch text := os.Getenv("GOFORWARD_SEED"); text {
-	case "":
-		return 1
-	case "random":
-		return rand.Uint64()
-	default:
-		seed, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return seed
 	}
 }
 

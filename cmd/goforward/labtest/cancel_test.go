@@ -14,6 +14,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 // TestCancelFrames checks that a call that ends early leaves nothing on the real router.
@@ -24,7 +25,7 @@ import (
 // selects.
 func TestCancelFrames(t *testing.T) {
 	t.Parallel()
-	s := seed(t)
+	s := testseed.Of(t)
 	for i, backend := range []string{"natpmp", "pcp", "upnp"} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()

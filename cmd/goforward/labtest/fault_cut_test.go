@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 // The ports that the tests request.
@@ -84,7 +85,7 @@ type attempt struct {
 // that search at once keep it from responding to any.
 func newCutTest(t *testing.T, backend string, restarts bool) *cutTest {
 	t.Helper()
-	c := &cutTest{t: t, backend: backend, restarts: restarts, rng: rand.New(rand.NewPCG(seed(t), 0))}
+	c := &cutTest{t: t, backend: backend, restarts: restarts, rng: rand.New(rand.NewPCG(testseed.Of(t), 0))}
 	homes, each := 1, 7
 	if backend == "upnp" {
 		homes, each = 2, 3

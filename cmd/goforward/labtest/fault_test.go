@@ -3,7 +3,6 @@ package labtest
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"runtime"
@@ -13,30 +12,12 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 // allFaults selects the long form of the tests, which tries every step. The short form
 // tries some of them.
 var allFaults = os.Getenv("GOFORWARD_FAULTS") == "all"
-
-// seed returns the seed of a test's random choices. It is the same in every run, so that
-// a test does not fail by chance. GOFORWARD_SEED sets another seed, and the value
-// "random" selects a new one, which the test logs.
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	s := uint64(1)
-	switch text := os.Getenv("GOFORWARD_SEED"); text {
-	case "":
-	case "random":
-		s = rand.Uint64N(100_000)
-	default:
-		if _, err := fmt.Sscan(text, &s); err != nil {
-			t.Fatalf("GOFORWARD_SEED: %v", err)
-		}
-	}
-	t.Logf("GOFORWARD_SEED=%d", s)
-	return s
-}
 
 // resourceUse returns a number that shows whether a process leaks: goroutines, open
 // files, or bytes of the heap.
@@ -247,7 +228,7 @@ func TestFaultBadLine(t *testing.T) {
 const lineLease = 30 * time.Second
 
 func testLines(t *testing.T, backend string) {
-	seedValue := seed(t)
+	seedValue := testseed.Of(t)
 	var all []*cabledClient
 	if backend == "upnp" { // the router is too slow for searches of many clients
 		for range badLines {

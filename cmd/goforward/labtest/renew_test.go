@@ -8,6 +8,7 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 const shortLease = 6 * time.Second
@@ -338,7 +339,7 @@ func TestLoss(t *testing.T) {
 			home.Reaches(t, echo, m.External)
 			// Packets are lost only between the host and the router. The probes pass
 			// through the router unchanged.
-			cable.Set(lab.Line{OneIn: 3, Seed: seed(t), Peer: home.Gateway})
+			cable.Set(lab.Line{OneIn: 3, Seed: testseed.Of(t), Peer: home.Gateway})
 			before := m.fetchState().Expires
 			seen := 0
 			unreachable, probes := 0, 0

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 // soakFor returns the duration of the soak test.
@@ -90,7 +91,7 @@ func newSoak(t *testing.T) *soakTest {
 	t.Helper()
 	s := &soakTest{
 		t: t, home: lab.Home(t, lab.Router{DaemonUptime: true}),
-		rng: rand.New(rand.NewPCG(seed(t), 1)),
+		rng: rand.New(rand.NewPCG(testseed.Of(t), 1)),
 	}
 	s.probes = startProbes(t, s.home)
 	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
