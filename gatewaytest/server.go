@@ -64,6 +64,14 @@ func (g *Gateway) downPCP() {
 	closeAll(conns)
 }
 
+// choose returns one of two values, mostly with and without a quirk.
+func choose[T any](on bool, with, without T) T {
+	if on {
+		return with
+	}
+	return without
+}
+
 // closeAll closes all of them. When it returns, their ports are closed.
 func closeAll[C io.Closer](all []C) {
 	for _, c := range all {

@@ -334,11 +334,3 @@ const serverName = "goforward/1 UPnP/1.1 gatewaytest/1"
 func lineEnds(lfOnly, noSpace bool) (eol, sep string) {
 	return choose(lfOnly, "\n", "\r\n"), choose(noSpace, ":", ": ")
 }
-
-// choose returns one of two values, mostly with and without a quirk.
-func choose[T any](on bool, with, without T) T {
-	if on {
-		return with
-	}
-	return without
-}
