@@ -11,7 +11,8 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// internalAddr is the internal endpoint of a mapping, with its protocol. Several listen addresses may share it.
+// internalAddr is the internal endpoint of a mapping, with its protocol. Several listen
+// addresses may share it.
 type internalAddr struct {
 	protocol backends.Protocol
 	addr     netip.Addr // the zero Addr means all addresses of this host

@@ -285,9 +285,9 @@ func TestGateways(t *testing.T) {
 	}
 }
 
-// TestDefaultGatewayFirst checks that the default gateway is used
-// regardless of its status, even if it responds two seconds later than another device. The other device
-// is used only if the default gateway has no usable device, and the mapping names it.
+// TestDefaultGatewayFirst checks that the default gateway is used regardless of its status,
+// even if it responds two seconds later than another device. The other device is used only
+// if the default gateway has no usable device, and the mapping names it.
 func TestDefaultGatewayFirst(t *testing.T) {
 	t.Parallel()
 	needHosts(t)

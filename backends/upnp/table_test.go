@@ -459,7 +459,7 @@ func TestRenewalByOtherService(t *testing.T) {
 			t.Fatal(err)
 		}
 		return gw, func() (backends.Mapping, error) {
-			gw.Inject(gatewaytest.Fault{Match: func(r gatewaytest.Request) bool { return r.Action == addAction }, Times: 1, Result: 606})
+			gw.Inject(gatewaytest.Fault{Match: isAction(addAction), Times: 1, Result: 606})
 			return b.Renew(t.Context(), m, request(8080, 9000))
 		}
 	}
@@ -481,7 +481,7 @@ func TestRenewalByOtherService(t *testing.T) {
 	t.Run("shared table", func(t *testing.T) {
 		gw, renew := gatewayAfterRefusal(t, quirks.UPnP{})
 		gw.Inject(gatewaytest.Fault{
-			Match: func(r gatewaytest.Request) bool { return r.Action == deleteAction },
+			Match: isAction(deleteAction),
 			Corrupt: func(reply []byte) []byte {
 				gw.RemoveMapping(backends.TCP, 9000) // from the table of the second service
 				return reply

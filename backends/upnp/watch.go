@@ -48,9 +48,9 @@ func (b *Backend) sendHint(h hint) {
 }
 
 // Watch calls notify if the device has announced its start or its end, has lost an
-// entry, or has another external address after a NAT-PMP or PCP announcement. It calls notify only after it has found the device again. A
-// notification alone does not count as a restart; a changed BOOTID or a
-// decreased uptime does.
+// entry, or has another external address after a NAT-PMP or PCP announcement. It calls
+// notify only after it has found the device again. A notification alone does not count as
+// a restart; a changed BOOTID or a decreased uptime does.
 //
 // If Watch cannot listen for notifications, it logs the error and continues
 // with the changes that other calls detect.
