@@ -281,16 +281,15 @@ func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gatew
 // one request.
 const maxExternalAge = time.Second
 
-// recentExternal returns the external address of a service, and whether the service
-// replied. It sends a request only if the last reported address is older than
-// maxExternalAge.
-func (b *Backend) recentExternal(ctx context.Context, c *Client) (external netip.Addr, replied bool) {
+// recentExternal returns the external address of a service. It sends a request only if the
+// last reported address is older than maxExternalAge.
+func (b *Backend) recentExternal(ctx context.Context, c *Client) (external netip.Addr, err error) {
 	if last := c.lastExternal.Load(); last != nil && time.Since(last.received) < maxExternalAge {
-		return last.addr, true
+		return last.addr, nil
 	}
-	err := b.ask(ctx, c, "GetExternalIPAddress", func(ctx context.Context) (err error) {
+	err = b.ask(ctx, c, "GetExternalIPAddress", func(ctx context.Context) (err error) {
 		external, err = c.ExternalAddr(ctx)
 		return err
 	})
-	return external, err == nil
+	return external, err
 }

@@ -87,6 +87,36 @@ func TestExternalAddrNotStale(t *testing.T) {
 	}
 }
 
+// TestExternalAddrKept checks that a renewal keeps the external address if there is no reply
+// to the request for it, but not if the device refuses to report it.
+func TestExternalAddrKept(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		fault gatewaytest.Fault
+		kept  bool
+	}{
+		"closed": {gatewaytest.Fault{Drop: true}, true},
+		"silent": {gatewaytest.Fault{Hold: make(chan struct{})}, true},
+		"fault":  {gatewaytest.Fault{Result: 501}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := startBackend(t, quirks.UPnP{})
+			m := mustMap(t, gw, b, request(8080, 9000))
+			tt.fault.Match = isAction(addrAction)
+			gw.Inject(tt.fault)
+			want := netip.AddrPortFrom(netip.Addr{}, 9000)
+			if tt.kept {
+				want = m.External
+			}
+			renewed, err := newBackend(t, gw, upnp.Config{}).Renew(t.Context(), m, request(8080, 9000))
+			if err != nil || renewed.External != want {
+				t.Errorf("renewed %v, %v; want %v", renewed.External, err, want)
+			}
+		})
+	}
+}
+
 // TestExternalAddrForms checks that a missing external address is unknown and does
 // not prevent mappings, and that a private one is returned.
 func TestExternalAddrForms(t *testing.T) {

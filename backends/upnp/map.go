@@ -40,7 +40,8 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (m backends.Mappi
 
 // Renew requests the mapping again with its current port. If the device has
 // lost the mapping and another client now has the port, Renew requests another
-// port, unless Exact is set.
+// port, unless Exact is set. If the device does not reply to the request for its
+// external address, the result has the previous one.
 func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Request) (renewed backends.Mapping, err error) {
 	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Renewal)
 	r.Protocol, r.Internal, r.External, r.Remote = m.Protocol, m.Internal, m.External, m.Remote
@@ -171,7 +172,8 @@ func (op *addOp) run(ctx context.Context) (backends.Mapping, error) {
 }
 
 // mapping returns the mapping of the added entry. A renewal that another service granted
-// deletes this host's old entry at the first one.
+// deletes this host's old entry at the first one. A renewal by the same service keeps the
+// external address if there is no reply to the request for it.
 func (op *addOp) mapping(ctx context.Context, sent time.Time, lease time.Duration) backends.Mapping {
 	if first := op.services[0]; op.renewed != nil && op.client != first {
 		old := op.entry
@@ -180,7 +182,10 @@ func (op *addOp) mapping(ctx context.Context, sent time.Time, lease time.Duratio
 			_ = op.client.AddPortMapping(ctx, op.entry) // both services may have the same table
 		}
 	}
-	external, _ := op.backend.recentExternal(ctx, op.client)
+	external, err := op.backend.recentExternal(ctx, op.client)
+	if op.renewed != nil && op.client == op.services[0] && transportError(err) != nil {
+		external = op.renewed.External.Addr()
+	}
 	op.backend.promote(ctx, op.gateway, op.client)
 	return backends.Mapping{
 		Backend: Name, Gateway: op.client.addr(), Protocol: op.entry.Protocol,

@@ -107,8 +107,8 @@ func (op *addOp) nextVariant(code FaultCode) bool {
 // checkPrivateWAN returns an error if the device refuses because its external
 // address is private, or because it has none.
 func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
-	external, replied := op.backend.recentExternal(ctx, op.client)
-	if !replied {
+	external, err := op.backend.recentExternal(ctx, op.client)
+	if err != nil {
 		return nil
 	}
 	switch backends.ScopeOf(external) {
