@@ -33,7 +33,7 @@ func (f *Forwarder) closeContext(ctx context.Context, lastReply func() time.Time
 	timer = time.AfterFunc(timeout, func() {
 		wait := min(time.Until(lastReply().Add(timeout)), time.Until(begun.Add(max(maxCloseTime, timeout))))
 		if wait <= 0 {
-			cancel(&gateway.TimeoutError{After: time.Since(begun).Round(time.Millisecond)})
+			cancel(&gateway.TimeoutError{After: time.Since(begun).Round(10 * time.Millisecond)})
 			return
 		}
 		mu.Lock()
@@ -58,12 +58,13 @@ func (m *Mapping) Close() error { return m.Shutdown(context.Background()) }
 func (m *Mapping) Shutdown(ctx context.Context) error {
 	return m.closing.do(ctx, func() error {
 		f := m.forwarder
+		until := m.Expires()
 		var c *gateway.Closing
 		if !f.loop.Do(func() { c = f.release(m, false) }) {
 			return nil // another mapping replaced it, and the Forwarder is closed
 		}
 		defer f.loop.Post(f.closeUnusedRoutes)
-		return m.awaitDeletion(ctx, c)
+		return m.awaitDeletion(ctx, c, until)
 	})
 }
 
@@ -108,8 +109,8 @@ func (o *once) do(ctx context.Context, f func() error) error {
 }
 
 // awaitDeletion waits until the mapping is deleted, or until the time limit of Close. It
-// returns an error for what remains.
-func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err error) {
+// returns an error for what remains on the gateway until the given time.
+func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing, until time.Time) (err error) {
 	ctx, cancel := m.forwarder.closeContext(ctx, m.handle.LastReply)
 	defer cancel()
 	select {
@@ -117,7 +118,7 @@ func (m *Mapping) awaitDeletion(ctx context.Context, c *gateway.Closing) (err er
 		err = c.Err
 	case <-ctx.Done():
 		for _, member := range m.status().Spec.Members() {
-			err = errors.Join(err, &gateway.RemainsError{Protocol: member.Protocol, Port: m.handle.Port() + member.Offset, Err: context.Cause(ctx)})
+			err = errors.Join(err, &gateway.RemainsError{Protocol: member.Protocol, Port: m.handle.Port() + member.Offset, Until: until, Err: context.Cause(ctx)})
 		}
 	}
 	if err != nil {

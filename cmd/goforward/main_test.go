@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -79,55 +77,5 @@ func modeCmd(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if got := strconv.FormatUint(uint64(info.Mode().Perm()), 8); got != args[0] && runtime.GOOS != "windows" {
 		ts.Fatalf("mode %s, want %s", got, args[0])
-	}
-}
-
-// TestHandleSignals checks that a second signal exits only if it arrives at least one second
-// after the first.
-func TestHandleSignals(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		signals []time.Duration // when they arrive
-		exits   time.Duration   // when the program exits; 0: never
-	}{
-		"a single signal":                     {[]time.Duration{0}, 0},
-		"two at the same time":                {[]time.Duration{0, 0}, 0},
-		"several within a second":             {[]time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond, 999 * time.Millisecond}, 0},
-		"after a second":                      {[]time.Duration{0, time.Second + 1}, time.Second + 1},
-		"two at the same time, a third later": {[]time.Duration{0, 0, 3 * time.Second}, 3 * time.Second},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				signals := make(chan os.Signal, 1)
-				interrupted, exited := -1*time.Second, time.Duration(0)
-				done := make(chan struct{})
-				go func() {
-					handleSignals(signals, func() { interrupted = time.Since(start) }, func() { exited = time.Since(start) })
-					close(done)
-				}()
-				for _, at := range test.signals {
-					time.Sleep(at - time.Since(start))
-					synctest.Wait()
-					select { // os/signal does not block either
-					case signals <- os.Interrupt:
-					default:
-					}
-				}
-				synctest.Wait()
-				if interrupted != 0 {
-					t.Errorf("interrupted at %v, want at once", interrupted)
-				}
-				if exited != test.exits {
-					t.Errorf("exited at %v, want %v; 0 is never", exited, test.exits)
-				}
-				if test.exits == 0 { // the next signal makes it exit
-					time.Sleep(2 * time.Second)
-					signals <- os.Interrupt
-				}
-				<-done
-			})
-		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -105,6 +106,7 @@ func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	s := &session{cmd: exec.Command("goforward", args...), ended: make(chan struct{})}
 	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.stderr
+	s.cmd.WaitDelay = testTimeout // the command of goforward run keeps the output open if goforward is killed
 	s.cmd.Env = os.Environ()
 	for _, name := range []string{"HOME", "XDG_STATE_HOME", "SSDP"} { // use the key of the script, not the key of the user
 		s.cmd.Env = append(s.cmd.Env, name+"="+ts.Getenv(name))
@@ -244,6 +246,10 @@ func holdsCmd(ts *testscript.TestScript, neg bool, args []string) {
 //	hook print WORD…   prints its variables and arguments
 //	hook fail N FILE   fails N times, counted in the file, and then prints
 //	hook hang          runs until it is killed, and ignores interrupts from the terminal
+//	hook run WORD…     prints the variables of goforward run for two mappings, and the arguments
+//	hook cat           copies its input to its output
+//	hook serve WORD…   prints its arguments, and runs until a signal ends it
+//	hook signals       prints each signal, and exits with 7 after an interrupt
 func hookMain() {
 	args := os.Args[1:]
 	if ignoresPipe(os.Getppid()) {
@@ -261,8 +267,35 @@ func hookMain() {
 		}
 	}
 	env := func(name string) string { return os.Getenv("GOFORWARD_" + name) }
+	switch args[0] {
+	case "run":
+		fmt.Printf("run %s:%s inside %s %s; %s:%s inside %s %s; by %s %q\n", env("EXTERNAL_IP"), env("EXTERNAL_PORT"), env("INTERNAL_PORT"), env("PROTOCOL"),
+			env("EXTERNAL_IP2"), env("EXTERNAL_PORT2"), env("INTERNAL_PORT2"), env("PROTOCOL2"), env("BACKEND"), args[1:])
+		return
+	case "cat":
+		_, _ = io.Copy(os.Stdout, os.Stdin)
+		return
+	case "serve":
+		fmt.Println("serving", strings.Join(args[1:], " "))
+		select {}
+	case "signals":
+		printSignals()
+	}
 	fmt.Printf("%s %s:%s after %q, %s to %s by %s at %s %q\n", env("EVENT"), env("EXTERNAL_IP"), env("EXTERNAL_PORT"), env("PREVIOUS_PORT"),
 		env("PROTOCOL"), env("INTERNAL_PORT"), env("BACKEND"), env("GATEWAY"), args[1:])
+}
+
+// printSignals prints each signal. It exits after an interrupt.
+func printSignals() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	fmt.Println("ready")
+	for s := range signals {
+		fmt.Println(s)
+		if s == os.Interrupt {
+			os.Exit(7)
+		}
+	}
 }
 
 // ignoresPipe reports whether a process makes its children ignore SIGPIPE, if the system

@@ -393,7 +393,7 @@ func testFIFO(t *testing.T, home *lab.HomeNet, path string) {
 	once.readLine()
 	waitUntil(t, maxWait, "the command does not report that it waits", func() bool { return strings.Contains(once.stderr.String(), want) })
 	once.signal(os.Interrupt)
-	once.wantExit(1)
+	once.wantExit(130)
 }
 
 func createFile(t *testing.T, path string) {

@@ -38,6 +38,8 @@ type app struct {
 	defaultRoutes func() (all, used []discover.Gateway, err error)
 	currentRoute  func(*settings) route
 	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
+	listeners     listenersFunc
+	signals       *signalHandler
 
 	pollInterval time.Duration // interval between two requests of watch for the address
 	logWarnings  bool          // log warnings without -v too
@@ -52,6 +54,8 @@ func newApp(stdout, stderr io.Writer) *app {
 		defaultRoutes: systemDefaultRoutes,
 		currentRoute:  currentRoute,
 		watchNetwork:  discover.Watch,
+		listeners:     systemListeners,
+		signals:       newSignalHandler(),
 
 		pollInterval: pollInterval,
 	}
@@ -109,7 +113,7 @@ func (a *app) root() *cobra.Command {
 	root.Flags().SortFlags = false
 	a.settings.register(root, a.protocols)
 	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
-		a.watchCommand(), a.demoCommand())
+		a.watchCommand(), a.demoCommand(), a.newRunCommand())
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
 		help.Args = func(_ *cobra.Command, args []string) error { // cobra would print a message for an unknown command, and exit with 0

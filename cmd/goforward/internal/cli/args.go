@@ -120,67 +120,6 @@ func parseProtocols(s string) ([]backends.Protocol, error) {
 	return []backends.Protocol{p}, nil
 }
 
-// ports are the ports and protocols that the arguments of map and unmap name.
-type ports struct {
-	external  uint16              // 0: any
-	internal  uint16              // 0: none named
-	protocols []backends.Protocol // nil: none named
-}
-
-// parsePorts reads INTERNAL or EXTERNAL:INTERNAL, each optionally followed by /PROTOCOL. It
-// also reads EXTERNAL INTERNAL, the two plain numbers of natpmpc and py-natpmp.
-func parsePorts(args []string) (ports, error) {
-	switch len(args) {
-	case 0:
-		return ports{}, nil
-	case 1:
-		return parsePortArg(args[0])
-	case 2:
-		if strings.ContainsAny(args[0]+args[1], ":/") {
-			return ports{}, usagef("%q %q: two arguments must be the external and the internal port, both plain numbers", args[0], args[1])
-		}
-		return parsePair(args[0], args[1])
-	}
-	return ports{}, usagef("%d arguments: name one mapping at a time", len(args))
-}
-
-func parsePortArg(s string) (p ports, err error) {
-	numbers, name, named := strings.Cut(s, "/")
-	if named {
-		if p.protocols, err = parseProtocols(name); err != nil {
-			return ports{}, usagef("%v", err)
-		}
-	}
-	external, internal, both := strings.Cut(numbers, ":")
-	if !both {
-		external, internal = "0", numbers
-	}
-	pair, err := parsePair(external, internal)
-	pair.protocols = p.protocols
-	return pair, err
-}
-
-func parsePair(external, internal string) (p ports, err error) {
-	if p.external, err = parsePort(external); err != nil {
-		return ports{}, err
-	}
-	if p.internal, err = parsePort(internal); err != nil {
-		return ports{}, err
-	}
-	if p.internal == 0 { // on the wire, 0 means all ports
-		return ports{}, usagef("internal port 0 is not valid: name a port (map without a port uses a free one)")
-	}
-	return p, nil
-}
-
-func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil {
-		return 0, usagef("%q is not a port: want a number up to 65535, as in 8080, 80:8080 or 80:8080/udp", s)
-	}
-	return uint16(n), nil
-}
-
 // splitCommand splits a command line into words at spaces, tabs and newlines. Single quotes
 // keep all characters between them. Between double quotes, a backslash escapes a double quote
 // or a backslash; outside of quotes, it escapes any character. There is no shell: variables,

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ const (
 	exitRefused   = 4
 	exitConflict  = 5
 	exitNoReply   = 6
+	exitSignal    = 128 // plus the number of the signal
 )
 
 // usageError is an invalid command line. Nothing was sent.
@@ -63,6 +65,10 @@ var errNotUnmapped = errors.New("not unmapped")
 // errInterrupted is the error of a command that a signal interrupted.
 var errInterrupted = errors.New("interrupted")
 
+// kindInterrupted is the name of the kind of errInterrupted. Its exit code depends on the
+// signal.
+const kindInterrupted = "interrupted"
+
 // classify returns the kind of an error.
 func classify(err error) errorKind {
 	var usage *usageError
@@ -70,7 +76,7 @@ func classify(err error) errorKind {
 	case errors.As(err, &usage):
 		return errorKind{err, "usage", exitUsage}
 	case errors.Is(err, errInterrupted):
-		return errorKind{err, "interrupted", exitOther}
+		return errorKind{err, kindInterrupted, exitOther}
 	case errors.Is(err, errNotUnmapped):
 		return errorKind{err, "not_unmapped", exitOther}
 	}
@@ -94,17 +100,39 @@ func wasSent(err error) bool {
 	return errors.As(err, &fault) || errors.As(err, &sentError{})
 }
 
+// messages returns the text of an error, or the text for each group of several mappings.
+func messages(err error) []string {
+	failures, several := err.(mapErrors) //nolint:errorlint // a wrapped error has a text of its own
+	if !several {
+		return []string{errorText(err)}
+	}
+	var out []string
+	for _, group := range failures.groups() {
+		out = append(out, errorText(group))
+	}
+	return out
+}
+
 // reportError prints an error, if there is one, and returns the exit code.
 func (a *app) reportError(ctx context.Context, err error) int {
 	if err == nil {
 		return exitDone
 	}
+	var ended *commandEnded
+	if errors.As(err, &ended) {
+		return cmp.Or(ended.code, a.reportError(ctx, ended.err))
+	}
 	if ctx.Err() != nil && !errors.Is(err, errNotUnmapped) && !errors.Is(err, errInterrupted) {
 		err = errInterrupted
 	}
 	k := classify(err)
+	if k.name == kindInterrupted {
+		k.code = interruptCode(ctx)
+	}
 	text := errorText(err)
-	a.messagef("goforward: %s\n", text)
+	for _, message := range messages(err) {
+		a.messagef("goforward: %s\n", message)
+	}
 	if a.settings.json {
 		a.printJSON(struct {
 			Event string `json:"event"`

@@ -238,3 +238,7 @@ With --backend, it uses only that protocol.`
 
 const demoExamples = `  goforward demo
   goforward demo --backend upnp`
+
+const runHelp = ``
+
+const runExamples = `  goforward run -p 8080 -- python3 -m http.server 8080`

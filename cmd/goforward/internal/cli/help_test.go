@@ -65,11 +65,13 @@ func checkExample(t *testing.T, name string, args []string) {
 	w.register(again)
 	again.Flags().AddFlagSet(root.PersistentFlags())
 	new(holdFlags).register(again)
-	again.Flags().Bool("foreign", false, "")
+	for _, name := range []string{"foreign", "dry-run"} {
+		again.Flags().Bool(name, false, "")
+	}
 	if err := again.ParseFlags(rest); err != nil {
 		t.Errorf("%q: %v", args, err)
 	}
-	if err := w.parseArgs(again.Flags().Args()); err != nil {
+	if _, err := w.parseArgs(again.Flags().Args()); err != nil {
 		t.Errorf("%q: %v", args, err)
 	}
 }

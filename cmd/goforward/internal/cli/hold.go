@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 // defaultExecTimeout bounds a command of --exec, unless --exec-timeout is set.
 const defaultExecTimeout = 30 * time.Second
 
-// holdFlags are the flags of map that do not describe the mapping.
+// holdFlags are the flags of map and run that do not describe a mapping.
 type holdFlags struct {
 	hold        bool
 	wait        bool          // keep trying if the first attempt fails
@@ -29,7 +30,7 @@ type holdFlags struct {
 // register adds the flags to a command.
 func (hf *holdFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.BoolVar(&hf.hold, "hold", false, "keep the mapping alive until Ctrl-C, then delete it")
+	f.BoolVar(&hf.hold, "hold", false, "keep the mappings alive until Ctrl-C, then delete them")
 	f.BoolVar(&hf.wait, "wait", false, "with --hold, keep trying if the first attempt fails")
 	f.Var(&flagValue[[]string]{target: &hf.command, typeName: "COMMAND", parse: splitCommand}, "exec",
 		"with --hold, run this command when the endpoint is known, and each time it changes")
@@ -42,83 +43,109 @@ func (hf *holdFlags) register(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("exec-timeout", cobra.NoFileCompletions)
 }
 
-// check returns an error if the flags do not fit together.
-func (hf *holdFlags) check(cmd *cobra.Command) error {
-	if cmd.Flags().Changed("port-file") && hf.portFile == "" {
-		return usagef("--port-file needs a file name")
-	}
+// check returns an error if the flags do not fit together, or do not fit the mappings.
+func (hf *holdFlags) check(cmd *cobra.Command, specs []*spec) error {
 	for _, name := range []string{"wait", "exec", "exec-timeout"} {
 		if cmd.Flags().Changed(name) && !hf.hold {
 			return usagef("--%s needs --hold", name)
 		}
 	}
-	if cmd.Flags().Changed("exec-timeout") && hf.command == nil {
+	switch {
+	case cmd.Flags().Changed("exec-timeout") && hf.command == nil:
 		return usagef("--exec-timeout needs --exec")
-	}
-	return nil
-}
-
-// checkPortFile returns an error if the port file cannot hold a port.
-func (hf *holdFlags) checkPortFile() error {
-	if hf.portFile == "" {
+	case !cmd.Flags().Changed("port-file"):
 		return nil
+	case hf.portFile == "":
+		return usagef("--port-file needs a file name")
+	case len(specs) > 1:
+		return usagef("--port-file holds one port: name one mapping, or use --exec")
 	}
 	return (&portFile{path: hf.portFile}).check()
 }
 
-// unmapTimeout bounds the deletion when map --hold ends, unless --timeout is set.
-const unmapTimeout = 5 * time.Second
+// unmapTimeout is how long map --hold and run wait for a reply to the deletion, unless
+// --timeout is set. Some UPnP routers take seconds.
+const unmapTimeout = 3 * time.Second
 
-// hold keeps a mapping alive until the context ends, and then deletes it. Without --wait, hold
-// fails if the first attempt fails, so that a user who made a mistake learns of it at once.
-func (a *app) hold(ctx context.Context, s *spec, hf *holdFlags) error {
-	h := &holdSession{app: a, spec: s, flags: hf, events: make(chan forward.Event), done: make(chan struct{})}
+// hold keeps mappings alive until body returns, and then deletes them. The context of body
+// ends if ctx ends, or if a request turns out to be invalid. Without --wait, hold fails if the
+// first attempt for one of the mappings fails, so that a user who made a mistake learns of it at
+// once; it then keeps none of them.
+func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(context.Context, *holdSession) error) error {
+	s := &holdSession{app: a, flags: hf, forChild: !hf.hold, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	for _, one := range specs {
+		s.mappings = append(s.mappings, &heldMapping{session: s, spec: one, events: make(chan forward.Event)})
+	}
 	config := a.config()
-	config.OnEvent, config.NonceKey = h.onEvent, a.nonceKey()
+	config.NonceKey, config.CloseTimeout = a.nonceKey(), cmp.Or(a.settings.timeout, unmapTimeout)
 	f, err := forward.New(config)
 	if err != nil {
 		return err
 	}
-	if h.portFile = a.newPortFile(hf.portFile); h.portFile != nil {
-		if err := h.portFile.removeStale(); err != nil {
+	if s.portFile = a.newPortFile(hf.portFile); s.portFile != nil {
+		if err := s.portFile.removeStale(); err != nil {
 			a.messagef("--port-file: cannot remove the port of an earlier run: %s\n", oneLine(err.Error()))
 		}
 	}
-	m, err := f.Enable(ctx, h.options()...)
-	if err != nil {
-		close(h.done)
+	if err := s.enable(ctx, f); err != nil {
+		close(s.done)
+		s.printNotEnabled(ctx)
 		_ = f.Close()
-		return explainInterrupt(ctx, err)
+		return err
 	}
-	stop := h.startHooks(ctx)
-	err = h.follow(ctx, m)
-	if ctx.Err() != nil && (h.granted != nil || len(m.Grants()) > 0) {
-		a.messagef("deleting the mapping; press Ctrl-C again to leave it on the gateway\n")
+	stop := s.startHooks(ctx)
+	err = s.follow(ctx, body)
+	if ctx.Err() != nil && s.wasGranted() {
+		s.printDeleting()
 	}
-	close(h.done)
+	close(s.done)
 	stop()
-	err = errors.Join(err, h.unmap(context.WithoutCancel(ctx), f))
-	h.running.Wait()
-	if h.portFile != nil {
-		if err := h.portFile.remove(); err != nil {
+	err = errors.Join(err, s.unmap(context.WithoutCancel(ctx), f))
+	s.running.Wait()
+	if s.portFile != nil {
+		if err := s.portFile.remove(); err != nil {
 			a.messagef("--port-file: cannot remove the port: %s\n", oneLine(err.Error()))
 		}
+	}
+	if ctx.Err() != nil && !s.wasGranted() {
+		return errors.Join(errInterrupted, err)
 	}
 	return err
 }
 
-// holdSession is a mapping of map --hold: it prints what happens to the mapping and runs the
-// hooks. Only onEvent may be called from several goroutines.
-type holdSession struct {
-	app    *app
-	spec   *spec
-	flags  *holdFlags
-	events chan forward.Event
-	done   chan struct{} // closed when the session receives no more events
+// untilInterrupt is the body of map --hold.
+func untilInterrupt(ctx context.Context, s *holdSession) error {
+	select {
+	case <-ctx.Done():
+	case <-s.app.stdout.broken:
+	}
+	return nil
+}
 
-	hooks    []*hook
+// holdSession keeps the mappings of map --hold or run. Each mapping has a goroutine that
+// handles its events.
+type holdSession struct {
+	app      *app
+	flags    *holdFlags
+	forChild bool // the mappings are kept for the command of run: stdout is the command's
+	mappings []*heldMapping
+	done     chan struct{} // closed when the session receives no more events
 	running  sync.WaitGroup
-	portFile *portFile // nil: none
+	portFile *portFile     // nil: none
+	changed  chan struct{} // receives a value if the result of endpoints has changed
+
+	mu    sync.Mutex
+	known []grantedMapping // the last grants, in the order of the first grants
+}
+
+// heldMapping is one of the mappings: it prints what happens to the mapping and runs the hooks.
+// Only onEvent may be called from several goroutines.
+type heldMapping struct {
+	session *holdSession
+	spec    *spec
+	mapping *forward.Mapping
+	events  chan forward.Event
+	hooks   []*hook
 
 	granted        []backends.Mapping // the last grants; nil: none yet
 	active         bool               // the mapping is not lost, according to the events so far
@@ -127,51 +154,104 @@ type holdSession struct {
 	reportedReason string             // reason of the last reported failure; empty: there is none
 }
 
-func (h *holdSession) options() []forward.Option {
-	opts := h.spec.options()
-	if h.flags.wait {
+// enable enables all mappings.
+func (s *holdSession) enable(ctx context.Context, f *forward.Forwarder) error {
+	var specs []*spec
+	for _, h := range s.mappings {
+		specs = append(specs, h.spec)
+	}
+	var failures mapErrors
+	for i, one := range enableAll(ctx, f, specs, func(i int) []forward.Option { return s.mappings[i].options() }) {
+		<-one.done
+		if s.mappings[i].mapping = one.mapping; one.err != nil {
+			failures = append(failures, mapError{one.spec, one.err})
+		}
+	}
+	return s.app.mapFailure(ctx, specs, failures)
+}
+
+func (h *heldMapping) options() []forward.Option {
+	opts := append(h.spec.options(), forward.OnChange(h.onEvent))
+	if h.session.flags.wait {
 		opts = append(opts, forward.Background())
 	}
 	return opts
 }
 
 // startHooks starts the hooks for new endpoints. The returned function stops them, and
-// h.running.Wait waits until they have stopped.
-func (h *holdSession) startHooks(ctx context.Context) (stop context.CancelFunc) {
-	if h.portFile != nil {
-		h.hooks = append(h.hooks, h.portFile.hook(h.app, h.done))
-	}
-	if h.flags.command != nil {
-		h.hooks = append(h.hooks, h.app.execHook(h.flags.command, h.flags.execTimeout))
-	}
+// s.running.Wait waits until they have stopped.
+func (s *holdSession) startHooks(ctx context.Context) (stop context.CancelFunc) {
 	ctx, stop = context.WithCancel(context.WithoutCancel(ctx))
-	for _, hook := range h.hooks {
-		h.running.Go(func() { hook.run(ctx) })
+	turn := make(chan struct{}, 1) // one command of --exec runs at a time
+	for _, h := range s.mappings {
+		if s.portFile != nil {
+			h.hooks = append(h.hooks, s.portFile.hook(s.app, s.done))
+		}
+		if s.flags.command != nil {
+			h.hooks = append(h.hooks, inTurn(s.app.execHook(s.flags.command, s.flags.execTimeout), turn))
+		}
+		for _, hook := range h.hooks {
+			s.running.Go(func() { hook.run(ctx) })
+		}
 	}
 	return stop
 }
 
-func (h *holdSession) onEvent(e forward.Event) {
+// inTurn makes the action of a hook wait until no other action with the same turn runs.
+func inTurn(h *hook, turn chan struct{}) *hook {
+	do := h.do
+	h.do = func(ctx context.Context, e hookEvent) error {
+		select {
+		case turn <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		defer func() { <-turn }()
+		return do(ctx, e)
+	}
+	return h
+}
+
+// follow runs body, and handles the events of the mappings until it returns. follow fails if
+// body does, or if a request is invalid.
+func (s *holdSession) follow(ctx context.Context, body func(context.Context, *holdSession) error) error {
+	var work sync.WaitGroup
+	ctx, stop := context.WithCancel(ctx)
+	failures := make([]error, len(s.mappings))
+	for i, h := range s.mappings {
+		work.Go(func() {
+			if failures[i] = h.follow(ctx); failures[i] != nil {
+				stop()
+			}
+		})
+	}
+	err := body(ctx, s)
+	stop()
+	work.Wait()
+	return errors.Join(append(failures, err)...)
+}
+
+func (h *heldMapping) onEvent(e forward.Event) {
 	if e.Kind == forward.EventFailed {
 		return // printFailure reports it, with the time of the next attempt
 	}
 	select {
 	case h.events <- e:
-	case <-h.done:
+	case <-h.session.done:
 	}
 }
 
 // follow prints events and failures until the context ends or the output cannot be written. It
 // fails if the request turns out to be invalid.
-func (h *holdSession) follow(ctx context.Context, m *forward.Mapping) error {
-	if !h.flags.wait {
+func (h *heldMapping) follow(ctx context.Context) error {
+	if !h.session.flags.wait {
 		h.handleEvent(<-h.events) // Enable succeeded, so the event will arrive
 	}
 	check := time.NewTimer(0)
 	defer check.Stop()
 	for {
-		changed := m.Changed()
-		if err := h.printFailure(m); err != nil {
+		changed := h.mapping.Changed()
+		if err := h.printFailure(h.mapping); err != nil {
 			return err
 		}
 		check.Reset(h.pollDelay())
@@ -182,7 +262,7 @@ func (h *holdSession) follow(ctx context.Context, m *forward.Mapping) error {
 		case <-check.C:
 		case <-ctx.Done():
 			return nil
-		case <-h.app.stdout.broken:
+		case <-h.session.app.stdout.broken:
 			return nil
 		}
 	}
@@ -190,37 +270,71 @@ func (h *holdSession) follow(ctx context.Context, m *forward.Mapping) error {
 
 // pollDelay is the time until the next check for another failure: Changed reports only the
 // first one.
-func (h *holdSession) pollDelay() time.Duration {
+func (h *heldMapping) pollDelay() time.Duration {
 	if !h.failing {
 		return time.Hour
 	}
 	return max(time.Until(h.reportedNext), 0) + 250*time.Millisecond
 }
 
-// unmap deletes the mapping.
-func (h *holdSession) unmap(ctx context.Context, f *forward.Forwarder) error {
-	timeout := unmapTimeout
-	if t := h.app.settings.timeout; t != 0 {
-		timeout = t
+// recordGrant records what the gateway granted. It prints the remarks when the last of the
+// mappings is granted for the first time.
+func (s *holdSession) recordGrant(h *heldMapping) {
+	s.mu.Lock()
+	i := slices.IndexFunc(s.known, func(g grantedMapping) bool { return g.spec == h.spec })
+	isNew := i < 0
+	if isNew {
+		s.known = append(s.known, grantedMapping{spec: h.spec})
+		i = len(s.known) - 1
 	}
-	ctx, cancel := withTimeout(ctx, timeout)
-	defer cancel()
-	err := f.Disable(ctx)
+	s.known[i].granted = h.granted
+	known := slices.Clone(s.known)
+	s.mu.Unlock()
+	if isNew && len(known) == len(s.mappings) {
+		s.printAllGranted(known)
+	}
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// endpoints returns what the gateway granted, in the order of the mappings. It returns nil if
+// some of them have not been granted yet.
+func (s *holdSession) endpoints() (out [][]backends.Mapping) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.known) < len(s.mappings) {
+		return nil
+	}
+	for _, h := range s.mappings {
+		i := slices.IndexFunc(s.known, func(g grantedMapping) bool { return g.spec == h.spec })
+		out = append(out, s.known[i].granted)
+	}
+	return out
+}
+
+// wasGranted reports whether the gateway has granted one of the mappings.
+func (s *holdSession) wasGranted() bool {
+	return slices.ContainsFunc(s.mappings, func(h *heldMapping) bool { return h.granted != nil || h.mapping != nil && len(h.mapping.Grants()) > 0 })
+}
+
+// unmap deletes the mappings.
+func (s *holdSession) unmap(ctx context.Context, f *forward.Forwarder) error {
+	errs := make([]error, len(s.mappings))
+	var work sync.WaitGroup
+	for i, h := range s.mappings {
+		work.Go(func() { errs[i] = h.mapping.Shutdown(ctx) })
+	}
+	work.Wait()
 	_ = f.Close() // no event follows Close
-	if err != nil {
-		return fmt.Errorf("%w: %w", errNotUnmapped, err)
-	}
-	if h.granted == nil {
-		return nil // nothing was ever granted
-	}
-	now := time.Now()
-	h.printLine(now, "unmapped", h.granted, "")
-	if h.app.settings.json {
-		deleted := slices.Clone(h.granted)
-		for i := range deleted {
-			deleted[i].Lifetime, deleted[i].Granted = 0, time.Time{}
+	for i, h := range s.mappings {
+		if errs[i] == nil {
+			h.printUnmapped()
 		}
-		h.app.printRecords("unmapped", deleted, mappingRecord{Time: jsonTime(now)})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w: %w", errNotUnmapped, err)
 	}
 	return nil
 }

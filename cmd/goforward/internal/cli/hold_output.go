@@ -1,10 +1,11 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
+	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -14,7 +15,7 @@ import (
 
 // printFailure prints the failure of an attempt, once per attempt. It returns the error if the
 // request is invalid, since further attempts cannot succeed.
-func (h *holdSession) printFailure(m *forward.Mapping) error {
+func (h *heldMapping) printFailure(m *forward.Mapping) error {
 	next, err := m.Status().NextAttempt, m.Err()
 	h.failing = err != nil
 	switch {
@@ -30,25 +31,16 @@ func (h *holdSession) printFailure(m *forward.Mapping) error {
 	}
 	ms := h.granted
 	if ms == nil {
-		ms = h.requested(m)
+		ms = h.spec.requested()
 	}
 	h.reportedNext = next
 	h.print("error", time.Now(), ms, mappingRecord{Reason: errorText(err), Kind: classify(err).name}, next)
 	return nil
 }
 
-// requested returns the mappings that are not granted yet, as far as they are known.
-func (h *holdSession) requested(m *forward.Mapping) []backends.Mapping {
-	var ms []backends.Mapping
-	for _, p := range h.spec.protocols {
-		ms = append(ms, backends.Mapping{Protocol: p, Internal: m.Internal(), Lifetime: backends.Forever})
-	}
-	return ms
-}
-
 // handleEvent prints an event, such as the loss of a mapping, and passes a new endpoint to the
 // hooks.
-func (h *holdSession) handleEvent(e forward.Event) {
+func (h *heldMapping) handleEvent(e forward.Event) {
 	first, previous := h.granted == nil, netip.AddrPort{}
 	if !first {
 		previous = h.granted[0].External
@@ -71,13 +63,8 @@ func (h *holdSession) handleEvent(e forward.Event) {
 	if !h.active {
 		return
 	}
-	if !h.app.settings.json {
-		h.app.resultf("%s\n", endpointText(h.granted[0].External))
-	}
-	if first {
-		h.app.messagef("Mapped by %s. Kept alive until Ctrl-C.\n", backendText(h.granted[0]))
-		h.app.printRemarks(h.spec, h.granted)
-	}
+	h.session.printEndpoint(h)
+	h.session.recordGrant(h)
 	for _, hook := range h.hooks {
 		hook.post(h.granted)
 	}
@@ -85,7 +72,7 @@ func (h *holdSession) handleEvent(e forward.Event) {
 
 // attemptAfterLoss returns the time of the next attempt for a lost mapping. If the event does
 // not report a failed attempt, the next attempt follows at once.
-func (h *holdSession) attemptAfterLoss(e forward.Event) time.Time {
+func (h *heldMapping) attemptAfterLoss(e forward.Event) time.Time {
 	next, err := e.Mapping.Status().NextAttempt, e.Mapping.Err()
 	if err == nil || err.Error() != e.Reason {
 		return e.Time
@@ -96,7 +83,7 @@ func (h *holdSession) attemptAfterLoss(e forward.Event) time.Time {
 
 // print prints an event as a line for people and, with --json, as objects for programs. next
 // is the time of the next attempt, or the zero Time if nothing failed.
-func (h *holdSession) print(kind string, at time.Time, ms []backends.Mapping, r mappingRecord, next time.Time) {
+func (h *heldMapping) print(kind string, at time.Time, ms []backends.Mapping, r mappingRecord, next time.Time) {
 	reason := oneLine(r.Reason)
 	if reason != "" && reason == h.reportedReason {
 		reason = "as before"
@@ -104,21 +91,76 @@ func (h *holdSession) print(kind string, at time.Time, ms []backends.Mapping, r 
 		h.reportedReason = reason
 	}
 	h.printLine(at, kind, ms, reason+nextAttemptText(next))
-	if h.app.settings.json {
+	if h.session.app.settings.json {
 		r.Time, r.Next = jsonTime(at), jsonTime(next)
-		h.app.printRecords(kind, ms, r)
+		h.session.app.printRecords(kind, ms, r)
 	}
 }
 
 // printLine prints an event as a line for people.
-func (h *holdSession) printLine(at time.Time, kind string, ms []backends.Mapping, reason string) {
-	what := protocolsText(ms) + " port " + strconv.Itoa(int(ms[0].Internal.Port()))
-	if ms[0].External != (netip.AddrPort{}) {
+func (h *heldMapping) printLine(at time.Time, kind string, ms []backends.Mapping, reason string) {
+	what := portText(ms)
+	switch {
+	case h.granted != nil:
 		what = mappingText(ms)
+	case ms[0].Internal.Port() == 0:
+		what = h.spec.name()
 	}
 	text := fmt.Sprintf("%s %s %s", clockText(at), kind, what)
 	if reason != "" {
 		text += " (" + reason + ")"
 	}
-	h.app.messagef("%s\n", text)
+	h.session.app.messagef("%s\n", text)
+}
+
+// printUnmapped prints that the mapping is deleted, if it was ever granted.
+func (h *heldMapping) printUnmapped() {
+	if h.granted == nil {
+		return
+	}
+	now := time.Now()
+	h.printLine(now, "unmapped", h.granted, "")
+	if h.session.app.settings.json {
+		deleted := slices.Clone(h.granted)
+		for i := range deleted {
+			deleted[i].Lifetime, deleted[i].Granted = 0, time.Time{}
+		}
+		h.session.app.printRecords("unmapped", deleted, mappingRecord{Time: jsonTime(now)})
+	}
+}
+
+// printEndpoint prints the external endpoint of a mapping as a result.
+func (s *holdSession) printEndpoint(h *heldMapping) {
+	if !s.app.settings.json && !s.forChild {
+		s.app.resultf("%s\n", externalText(h.granted))
+	}
+}
+
+// printAllGranted prints that the mappings are kept, and the remarks about them.
+func (s *holdSession) printAllGranted(known []grantedMapping) {
+	until := "Ctrl-C"
+	if s.forChild {
+		until = "the command ends"
+	}
+	s.app.messagef("Mapped by %s. Kept alive until %s.\n", backendText(known[0].granted[0]), until)
+	s.app.printRemarks(known, !s.forChild)
+}
+
+// printNotEnabled prints what happens after the mappings were not enabled.
+func (s *holdSession) printNotEnabled(ctx context.Context) {
+	switch {
+	case ctx.Err() != nil:
+		s.app.messagef("interrupted; waiting until the gateway has deleted what it may have created; press Ctrl-C again to exit at once\n")
+	case s.wasGranted():
+		s.app.messagef("deleting the other mappings\n")
+	}
+}
+
+// printDeleting prints that an interrupt ended the session.
+func (s *holdSession) printDeleting() {
+	what, them := "the mapping", "it"
+	if len(s.mappings) > 1 {
+		what, them = "the mappings", "them"
+	}
+	s.app.messagef("deleting %s; press Ctrl-C again to leave %s on the gateway\n", what, them)
 }

@@ -60,7 +60,10 @@ func TestHoldReportsFailureOnce(t *testing.T) {
 		<-changed
 	}
 	var stdout, stderr bytes.Buffer
-	h := &holdSession{app: newApp(&stdout, &stderr), spec: &spec{protocols: []backends.Protocol{backends.TCP}}}
+	h := &heldMapping{
+		session: &holdSession{app: newApp(&stdout, &stderr)},
+		spec:    &spec{protocols: []backends.Protocol{backends.TCP}, internal: 8080, count: 1},
+	}
 	for range 3 {
 		if err := h.printFailure(m); err != nil {
 			t.Error(err)

@@ -1,8 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,51 +18,83 @@ import (
 
 func (a *app) mapCommand() *cobra.Command {
 	var (
-		s  spec
-		hf holdFlags
+		s      spec
+		hf     holdFlags
+		dryRun bool
 	)
 	cmd := &cobra.Command{
-		Use:               "map [[EXTERNAL:]INTERNAL[/PROTOCOL] | EXTERNAL INTERNAL]",
-		Short:             "Forward a port of the gateway to this host",
+		Use:               "map [[EXTERNAL:]INTERNAL[/PROTOCOL]... | EXTERNAL INTERNAL]",
+		Short:             "Forward ports of the gateway to this host",
 		Long:              mapHelp,
 		Example:           mapExamples,
 		Args:              checkPortArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := s.parseArgs(args); err != nil {
-				return err
-			}
 			if err := a.setFamily(&s); err != nil {
 				return err
 			}
-			if err := hf.check(cmd); err != nil {
+			specs, err := s.parseArgs(args)
+			if err != nil {
 				return err
 			}
-			if err := hf.checkPortFile(); err != nil {
+			if err := hf.check(cmd, specs); err != nil {
 				return err
 			}
 			if err := a.settings.checkSource(); err != nil && !hf.wait { // with --wait, the host may get the address later
 				return err
 			}
-			if hf.hold {
-				return a.hold(cmd.Context(), &s, &hf)
+			switch {
+			case dryRun:
+				return a.mapDryRun(cmd.Context(), specs)
+			case hf.hold:
+				return a.hold(cmd.Context(), specs, &hf, untilInterrupt)
 			}
-			return a.mapOnce(cmd.Context(), &s, &hf)
+			return a.mapOnce(cmd.Context(), specs, &hf)
 		},
 	}
 	s.register(cmd)
 	hf.register(cmd)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "find the gateway, print the request and the protocol, and map nothing")
 	return cmd
 }
 
 // checkPortArgs checks the arguments of map and unmap before anything else happens.
 func checkPortArgs(_ *cobra.Command, args []string) error {
-	_, err := parsePorts(args)
+	_, _, err := parsePorts(args)
 	return err
 }
 
-// mapOnce creates a mapping that stays for its lifetime.
-func (a *app) mapOnce(ctx context.Context, s *spec, hf *holdFlags) error {
+// attempt is a call of Enable for one of several mappings.
+type attempt struct {
+	spec    *spec
+	mapping *forward.Mapping
+	err     error
+	done    chan struct{} // closed when mapping and err are valid
+}
+
+// enableAll enables all mappings at the same time. It does not wait for them.
+func enableAll(ctx context.Context, f *forward.Forwarder, specs []*spec, options func(i int) []forward.Option) []*attempt {
+	var all []*attempt
+	for i, s := range specs {
+		one := &attempt{spec: s, done: make(chan struct{})}
+		all = append(all, one)
+		go func() {
+			defer close(one.done)
+			one.mapping, one.err = f.Enable(ctx, options(i)...)
+		}()
+	}
+	return all
+}
+
+// grantedMapping is a requested mapping and what the gateway granted.
+type grantedMapping struct {
+	spec    *spec
+	granted []backends.Mapping
+}
+
+// mapOnce creates mappings that stay for their lifetime. It prints the results in the order of
+// the arguments.
+func (a *app) mapOnce(ctx context.Context, specs []*spec, hf *holdFlags) error {
 	config := a.config()
 	config.NonceKey = a.nonceKey()
 	f, err := forward.New(config)
@@ -64,29 +102,126 @@ func (a *app) mapOnce(ctx context.Context, s *spec, hf *holdFlags) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	m, err := f.Enable(ctx, s.options()...)
-	if err != nil {
-		return explainInterrupt(ctx, err)
-	}
-	status := m.Status()
-	m.Leave()
-	granted := status.Grants
-	if len(granted) == 0 {
-		return fmt.Errorf("%w: the gateway granted the mapping and lost it at once; run map again", backends.ErrNoReply)
-	}
-	a.printMapped(granted)
-	a.messagef("%s, by %s, %s\n", mappingText(granted), backendText(granted[0]), expiryText(status.Expires))
-	a.printRemarks(s, granted)
-	if file := a.newPortFile(hf.portFile); file != nil {
-		err := file.write(ctx, granted[0].External.Port())
-		if err != nil && ctx.Err() != nil {
-			return fmt.Errorf("%w: the mapping stays for its lifetime, and its port is not written to %s\n  → goforward unmap deletes it", errInterrupted, hf.portFile)
-		}
+	var all []grantedMapping
+	var failures mapErrors
+	for _, one := range enableAll(ctx, f, specs, func(i int) []forward.Option { return specs[i].options() }) {
+		<-one.done
+		granted, expires, err := leave(one)
 		if err != nil {
-			return fmt.Errorf("the mapping stays for its lifetime, but its port is not written: %w", err)
+			failures = append(failures, mapError{one.spec, err})
+			continue
 		}
+		all = append(all, grantedMapping{one.spec, granted})
+		a.printMapped(granted)
+		a.messagef("%s, by %s, %s\n", mappingText(granted), backendText(granted[0]), expiryText(expires))
+	}
+	a.printRemarks(all, true)
+	if err := a.writePortFile(ctx, hf, all); err != nil {
+		return err
+	}
+	return a.mapFailure(ctx, specs, failures)
+}
+
+// leave returns what an attempt was granted. The mapping stays for its lifetime.
+func leave(one *attempt) ([]backends.Mapping, time.Time, error) {
+	if one.err != nil {
+		return nil, time.Time{}, one.err
+	}
+	status := one.mapping.Status()
+	one.mapping.Leave()
+	if len(status.Grants) == 0 {
+		return nil, time.Time{}, fmt.Errorf("%w: the gateway granted the mapping and lost it at once; run map again", backends.ErrNoReply)
+	}
+	return status.Grants, status.Expires, nil
+}
+
+// writePortFile writes the external port of the only mapping to the file of --port-file.
+func (a *app) writePortFile(ctx context.Context, hf *holdFlags, all []grantedMapping) error {
+	file := a.newPortFile(hf.portFile)
+	if file == nil || len(all) == 0 {
+		return nil
+	}
+	err := file.write(ctx, all[0].granted[0].External.Port())
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("%w: the mapping stays for its lifetime, and its port is not written to %s\n  → goforward unmap deletes it", errInterrupted, hf.portFile)
+	case err != nil:
+		return fmt.Errorf("the mapping stays for its lifetime, but its port is not written: %w", err)
 	}
 	return nil
+}
+
+// mapErrors are the errors of the mappings that failed, if there are several mappings.
+type mapErrors []mapError
+
+// mapError is the error of one mapping.
+type mapError struct {
+	spec *spec
+	err  error
+}
+
+// Error returns the text of each error once, after the mappings that failed with it.
+func (e mapErrors) Error() string {
+	var parts []string
+	for _, group := range e.groups() {
+		parts = append(parts, group.Error())
+	}
+	return strings.Join(parts, "\n")
+}
+
+func (e mapErrors) Unwrap() []error {
+	var errs []error
+	for _, one := range e {
+		errs = append(errs, one.err)
+	}
+	return errs
+}
+
+// mapErrorGroup are the mappings that failed with the same text.
+type mapErrorGroup struct {
+	specs []*spec
+	err   error // the first of their errors
+}
+
+func (g *mapErrorGroup) Error() string {
+	var names []string
+	for _, s := range g.specs {
+		names = append(names, s.name())
+	}
+	return joinSome(names) + ": " + errorText(g.err)
+}
+
+func (g *mapErrorGroup) Unwrap() error { return g.err }
+
+// groups returns the errors in order, with equal texts together.
+func (e mapErrors) groups() (out []*mapErrorGroup) {
+	for _, one := range e {
+		i := slices.IndexFunc(out, func(g *mapErrorGroup) bool { return g.err.Error() == one.err.Error() })
+		if i < 0 {
+			i, out = len(out), append(out, &mapErrorGroup{err: one.err})
+		}
+		out[i].specs = append(out[i].specs, one.spec)
+	}
+	return out
+}
+
+// mapFailure returns the error of map for the mappings that failed, or nil. If there are
+// several mappings, it prints an object for each failure with --json.
+func (a *app) mapFailure(ctx context.Context, specs []*spec, failures mapErrors) error {
+	switch {
+	case len(failures) == 0:
+		return nil
+	case ctx.Err() != nil:
+		return explainInterrupt(ctx, failures)
+	case len(specs) == 1:
+		return failures[0].err
+	}
+	if a.settings.json {
+		for _, one := range failures {
+			a.printRecords("error", one.spec.requested(), mappingRecord{Reason: errorText(one.err), Kind: classify(one.err).name})
+		}
+	}
+	return failures
 }
 
 // explainInterrupt explains the error of an interrupted map: the gateway may still create the
@@ -98,47 +233,80 @@ func explainInterrupt(ctx context.Context, err error) error {
 	return err
 }
 
+// mapDryRun prints the requests that map would send, and the protocol of each. It requests no
+// mapping.
+func (a *app) mapDryRun(ctx context.Context, specs []*spec) error {
+	return a.withBackends(ctx, query{
+		options: specs[0].gatewayOptions(), timeout: forward.DefaultRequestTimeout,
+		do: func(_ context.Context, result *probeResult) error {
+			var failures []error
+			for _, s := range specs {
+				failures = append(failures, a.printDryRun(s, result))
+			}
+			return errors.Join(failures...)
+		},
+	})
+}
+
+// printDryRun prints the request for one mapping. It fails if no available protocol supports
+// the request.
+func (a *app) printDryRun(s *spec, result *probeResult) error {
+	var reasons []error
+	for _, b := range result.available {
+		if err := s.supportedBy(b); err != nil {
+			reasons = append(reasons, err)
+			continue
+		}
+		ms := s.requested()
+		for i := range ms {
+			ms[i].Backend, ms[i].Gateway = b.name, b.gateway
+			if !ms[i].Internal.Addr().IsValid() {
+				ms[i].Internal = netip.AddrPortFrom(b.localAddr, ms[i].Internal.Port())
+			}
+		}
+		if a.settings.json {
+			for i, m := range ms {
+				r := mappingRecord{}.forMapping("dry_run", m)
+				if s.external != 0 {
+					r.External.Port = s.external + uint16(i/len(s.protocols))
+				}
+				a.printJSON(r)
+			}
+			return nil
+		}
+		external, internal := "any free port", "a free port of this host"
+		if port := cmp.Or(s.external, s.internal); port != 0 {
+			external = "port " + rangeText(port, s.count)
+			if !s.exact {
+				external += " or another one"
+			}
+		}
+		if s.internal != 0 {
+			internal = rangeEndText(ms[0].Internal, s.count)
+		}
+		a.resultf("%s: %s → %s, by %s\n", protocolsText(ms), external, internal, backendText(ms[0]))
+		return nil
+	}
+	return fmt.Errorf("%s: %w", s.name(), errors.Join(reasons...))
+}
+
+// supportedBy returns an error if a backend does not support the requests for the mapping.
+func (s *spec) supportedBy(b availableBackend) error {
+	for _, p := range s.protocols {
+		r := s.request(p)
+		r.Internal = netip.AddrPortFrom(r.Internal.Addr(), cmp.Or(s.internal, 1)) // without a port, map uses a free one
+		if err := b.Supports(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // printMapped prints the result of map.
 func (a *app) printMapped(granted []backends.Mapping) {
 	if a.settings.json {
 		a.printRecords("mapped", granted, mappingRecord{})
 		return
 	}
-	a.resultf("%s\n", endpointText(granted[0].External))
-}
-
-// printOtherDevice prints a remark if a mapping is not on the gateway of the default route, or
-// not on the named one, but on a UPnP device of another host.
-func (a *app) printOtherDevice(m backends.Mapping) {
-	gateway, device := a.currentRoute(&a.settings).gateway.Addr(), m.Gateway.Addr()
-	if gateway.Is4() && device.Is4() && device != gateway && a.settings.igd == "" {
-		a.messagef("The UPnP device at %v is used. It is not the gateway, %v: connections may not pass through it.\n", device, gateway)
-	}
-}
-
-// printRemarks prints what the user should know about the mapping.
-func (a *app) printRemarks(s *spec, granted []backends.Mapping) {
-	a.printOtherDevice(granted[0])
-	external := granted[0].External
-	if s.external != 0 && external.Port() != s.external {
-		a.messagef("The gateway granted external port %d instead of %d.\n", external.Port(), s.external)
-	}
-	switch scope := backends.ScopeOf(external.Addr()); {
-	case external.Addr().Is6() && scope != backends.ScopePublic:
-		a.messagef("%v is not a public address.\n", external.Addr())
-	case scope == backends.ScopeUnknown:
-		a.messagef("The gateway does not report its external address.\n")
-	case scope == backends.ScopePrivate:
-		a.messagef("%v is not a public address: another NAT is between the gateway and the internet.\n", external.Addr())
-	case scope == backends.ScopeShared:
-		a.messagef("%v is a shared address: the provider's NAT is between the gateway and the internet.\n", external.Addr())
-	}
-	if s.from.Addr().IsValid() {
-		a.messagef("The gateway accepted the request to admit only %s. Test it: not every gateway keeps other hosts out.\n", endpointText(s.from))
-	}
-	firewall := "This host's own firewall"
-	if s.to.IsValid() {
-		firewall = fmt.Sprintf("The firewall of %v", s.to)
-	}
-	a.messagef("%s must also let %s port %d in.\n", firewall, protocolsText(granted), granted[0].Internal.Port())
+	a.resultf("%s\n", externalText(granted))
 }

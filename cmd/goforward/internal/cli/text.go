@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -94,17 +96,57 @@ func nextAttemptText(at time.Time) string {
 	return "; next try at " + clockText(at)
 }
 
-// mappingText describes a mapping, or a unit of mappings that differ only in the protocol.
+// mappingText describes a mapping, or a unit of mappings that differ only in the protocol and
+// the offset of the ports.
 func mappingText(ms []backends.Mapping) string {
-	return fmt.Sprintf("%s %s → %s", protocolsText(ms), endpointText(ms[0].External), endpointText(ms[0].Internal))
+	return fmt.Sprintf("%s %s → %s", protocolsText(ms), externalText(ms), rangeEndText(ms[0].Internal, portCount(ms)))
 }
 
-func protocolsText(ms []backends.Mapping) string {
-	var names []string
-	for _, m := range ms {
-		names = append(names, m.Protocol.String())
+// externalText formats the external endpoint of a unit, as in 45.45.45.1:8080 or
+// 45.45.45.1:27015-27020.
+func externalText(ms []backends.Mapping) string { return rangeEndText(ms[0].External, portCount(ms)) }
+
+// portText names the internal port or ports of a unit, with the protocol.
+func portText(ms []backends.Mapping) string {
+	n := portCount(ms)
+	if n == 1 {
+		return fmt.Sprintf("%s port %d", protocolsText(ms), ms[0].Internal.Port())
 	}
-	return strings.Join(names, "+")
+	return protocolsText(ms) + " ports " + rangeText(ms[0].Internal.Port(), n)
+}
+
+// portCount returns the number of ports of a unit.
+func portCount(ms []backends.Mapping) uint16 {
+	return uint16(len(ms) / max(1, len(protocolNamesOf(ms))))
+}
+
+// rangeText formats consecutive ports.
+func rangeText(first, count uint16) string {
+	if count <= 1 {
+		return strconv.Itoa(int(first))
+	}
+	return fmt.Sprintf("%d-%d", first, first+count-1)
+}
+
+// rangeEndText formats one side of a mapping with consecutive ports.
+func rangeEndText(first netip.AddrPort, count uint16) string {
+	text := endpointText(first)
+	if count > 1 {
+		text += fmt.Sprintf("-%d", first.Port()+count-1)
+	}
+	return text
+}
+
+func protocolsText(ms []backends.Mapping) string { return strings.Join(protocolNamesOf(ms), "+") }
+
+// protocolNamesOf returns the name of each protocol of a unit once.
+func protocolNamesOf(ms []backends.Mapping) (names []string) {
+	for _, m := range ms {
+		if name := m.Protocol.String(); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func backendText(m backends.Mapping) string {
@@ -178,4 +220,13 @@ func joinNames(names []string) string {
 		return strings.Join(names, "")
 	}
 	return strings.Join(names[:last], ", ") + " and " + names[last]
+}
+
+// joinSome is joinNames for many names: it omits all but the first eight.
+func joinSome(names []string) string {
+	const most = 8
+	if more := len(names) - most; more > 0 {
+		names = append(slices.Clone(names[:most]), fmt.Sprintf("%d more", more))
+	}
+	return joinNames(names)
 }

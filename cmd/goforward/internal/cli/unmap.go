@@ -65,9 +65,14 @@ func (u *unmapRequest) anyHost() bool { return u.foreign && !u.to.IsValid() }
 
 // complete parses the arguments, and rejects requests that might delete a mapping by mistake.
 func (u *unmapRequest) complete(args []string) error {
-	if err := u.parseArgs(args); err != nil {
+	specs, err := u.parseArgs(args)
+	if err != nil {
 		return err
 	}
+	if len(specs) > 1 {
+		return usagef("%d ports: name one mapping at a time", len(specs))
+	}
+	u.spec = *specs[0]
 	switch {
 	case u.internal == 0:
 		return usagef("no port is named: name the internal port of the mapping, as in goforward unmap 8080")

@@ -1,6 +1,6 @@
 //go:build unix || windows
 
-package main
+package cli
 
 import (
 	"os"
@@ -18,4 +18,10 @@ func notifyHangup(signals chan<- os.Signal) {
 	// process: the mapping is still to be deleted. The signal is not ignored, because the
 	// commands of --exec would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+}
+
+// signalNumber returns the number of a signal.
+func signalNumber(s os.Signal) int {
+	n, _ := s.(syscall.Signal) // signals are of this type on these systems
+	return int(n)
 }

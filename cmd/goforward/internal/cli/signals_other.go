@@ -1,8 +1,11 @@
 //go:build !unix && !windows
 
-package main
+package cli
 
 import "os"
 
 // notifyHangup does nothing: these systems lack SIGHUP or SIGPIPE.
 func notifyHangup(chan<- os.Signal) {}
+
+// signalNumber returns the number of SIGINT: these systems have no numbers.
+func signalNumber(os.Signal) int { return 2 }
