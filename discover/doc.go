@@ -10,12 +10,13 @@
 // [Default], [Default6] and [Route] send one request to the kernel's own route lookup.
 // The result therefore considers policy tables, VPN split routes, metrics and multipath
 // in the same way as for real packets. These functions send no packets, run no programs,
-// and guess no addresses. [Gateways] lists every default route instead, so that a user can
+// and, except under Wine, guess no addresses. [Gateways] lists every default route instead, so that a user can
 // choose one.
 //
 //	Linux                          RTM_GETROUTE over rtnetlink; Watch by multicast groups
 //	macOS, FreeBSD, OpenBSD, NetBSD  RTM_GET on a routing socket; Watch listens there
 //	Windows                        GetBestRoute2; Watch by its notifications
+//	Wine                           the routing table; Watch polls it
 //
 // On other systems, all four functions and Watch fail with an error that wraps
 // [errors.ErrUnsupported].
@@ -25,7 +26,12 @@
 // The Linux code is tested on real kernels, in network namespaces. The code for macOS, the
 // BSDs and Windows is written from the headers and the documentation of those systems. The
 // tests run its parsers on every system, with bytes laid out by hand from those headers.
-// The calls that fetch these bytes are only compiled, and were never run.
+// The calls that fetch these bytes are only compiled, and were never run on these systems.
+//
+// The code for Windows is tested under Wine 8, with a real router. Wine lacks GetBestRoute2,
+// GetIpInterfaceEntry and notifications. There, the route is the one with the longest prefix
+// and the lowest metric in the routing table, and the local address is a guess from the
+// addresses of the interface. Wine lists only IPv4 routes.
 //
 // # Limits
 //

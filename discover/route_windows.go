@@ -2,24 +2,21 @@ package discover
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
 )
 
-var (
-	iphlpapi                = windows.NewLazySystemDLL("iphlpapi.dll")
-	procGetBestRoute2       = iphlpapi.NewProc("GetBestRoute2")
-	procGetIPForwardTable2  = iphlpapi.NewProc("GetIpForwardTable2")
-	procGetIPInterfaceEntry = iphlpapi.NewProc("GetIpInterfaceEntry")
-	procFreeMibTable        = iphlpapi.NewProc("FreeMibTable")
-)
+// system is the routing of Windows.
+var system = ipHelper{
+	bestRoute:       bestRoute,
+	table:           ipforwardTable,
+	interfaceMetric: interfaceMetric,
+	interfaceAt:     interfaceAt,
+}
 
-// lookup calls GetBestRoute2, which returns the route and the source address.
 func lookup(dst netip.Addr) (Gateway, error) {
 	index := 0
 	if dst.Zone() != "" {
@@ -29,37 +26,29 @@ func lookup(dst netip.Addr) (Gateway, error) {
 		}
 		index = ifi.Index
 	}
-	r, err := bestRoute(dst, index)
-	if err != nil {
-		for _, errno := range []windows.Errno{
-			windows.ERROR_NETWORK_UNREACHABLE, windows.ERROR_HOST_UNREACHABLE, windows.ERROR_NOT_FOUND,
-			windows.ERROR_FILE_NOT_FOUND, windows.ERROR_NOT_SUPPORTED,
-		} {
-			if errors.Is(err, errno) {
-				return Gateway{}, noRoute(dst, err)
-			}
-		}
-		return Gateway{}, fmt.Errorf("discover: route to %v: %w", dst, err)
-	}
-	if r.refusal != "" {
-		return Gateway{}, noRoute(dst, errors.New(r.refusal))
-	}
-	r.metric += interfaceMetric(r.index, r.is6())
-	name, _ := interfaceAt(r.index)
-	return r.gateway(name, r.src), nil
+	return system.lookup(dst, index)
 }
 
-// bestRoute returns the route to dst with its source address. If index is not 0, the route
-// uses the interface with that index.
+func defaultRoutes() ([]defaultRoute, error) { return system.defaultRoutes() }
+
+// bestRoute calls GetBestRoute2, which returns the route and the source address.
 func bestRoute(dst netip.Addr, index int) (route, error) {
 	var row [ipforwardSize/8 + 1]uint64 // aligned as Windows requires
 	var src [sockaddrInetSize/8 + 1]uint64
 	to := aligned(appendSockaddrInet(nil, dst, uint32(index)))
-	code, _, _ := procGetBestRoute2.Call(
+	err := call(procGetBestRoute2,
 		0, uintptr(index), 0, uintptr(unsafe.Pointer(&to[0])), 0,
 		uintptr(unsafe.Pointer(&row[0])), uintptr(unsafe.Pointer(&src[0])))
-	if code != 0 {
-		return route{}, fmt.Errorf("GetBestRoute2: %w", windows.Errno(code))
+	for _, errno := range []windows.Errno{
+		windows.ERROR_NETWORK_UNREACHABLE, windows.ERROR_HOST_UNREACHABLE, windows.ERROR_NOT_FOUND,
+		windows.ERROR_FILE_NOT_FOUND,
+	} {
+		if errors.Is(err, errno) {
+			return route{}, noRoute(dst, err)
+		}
+	}
+	if err != nil {
+		return route{}, err
 	}
 	r, err := parseIPForwardRow(bytesOf(row[:]))
 	if err != nil {
@@ -71,64 +60,33 @@ func bestRoute(dst netip.Addr, index int) (route, error) {
 	return r, nil
 }
 
-// interfaceMetric returns the metric of an interface, or 0 if it no longer exists.
-func interfaceMetric(index int, is6 bool) int64 {
+// interfaceMetric calls GetIpInterfaceEntry.
+func interfaceMetric(index int, is6 bool) (int64, error) {
 	var row [ipinterfaceSize/8 + 8]uint64 // with space for fields that future versions may add
 	b := bytesOf(row[:])
 	winOrder.PutUint16(b[ipinterfaceFamily:], winFamily(is6))
 	winOrder.PutUint32(b[ipinterfaceIndex:], uint32(index))
-	if code, _, _ := procGetIPInterfaceEntry.Call(uintptr(unsafe.Pointer(&row[0]))); code != 0 {
-		return 0
+	if err := call(procGetIPInterfaceEntry, uintptr(unsafe.Pointer(&row[0]))); err != nil {
+		return 0, err
 	}
-	n, err := parseInterfaceMetric(b)
-	if err != nil {
-		return 0
-	}
-	return n
+	return parseInterfaceMetric(b)
 }
 
-func defaultRoutes() ([]defaultRoute, error) {
-	var out []defaultRoute
-	for _, dst := range []netip.Addr{internet4, internet6} {
-		b, err := ipforwardTable(dst.Is6())
-		if err != nil {
-			return nil, fmt.Errorf("discover: list routes: %w", err)
-		}
-		routes, err := parseIPForwardTable(b)
-		if err != nil {
-			return nil, fmt.Errorf("discover: list routes: %w", err)
-		}
-		for _, r := range routes {
-			if !r.isDefault() {
-				continue
-			}
-			r.metric += interfaceMetric(r.index, r.is6())
-			name, addrs := interfaceAt(r.index)
-			local := pickLocal(addrs, r.via, r.is6())
-			if best, err := bestRoute(dst, r.index); err == nil && best.index == r.index && best.via == r.via {
-				local = best.src
-			}
-			out = append(out, defaultRoute{Gateway: r.gateway(name, local), is6: r.is6()})
-		}
-	}
-	return out, nil
-}
-
-// ipforwardTable returns the MIB_IPFORWARD_TABLE2 of an address family.
-func ipforwardTable(is6 bool) ([]byte, error) {
+// ipforwardTable calls GetIpForwardTable2.
+func ipforwardTable(is6 bool) ([]route, error) {
 	var table unsafe.Pointer // memory that Windows allocates
-	code, _, _ := procGetIPForwardTable2.Call(uintptr(winFamily(is6)), uintptr(unsafe.Pointer(&table)))
+	err := call(procGetIPForwardTable2, uintptr(winFamily(is6)), uintptr(unsafe.Pointer(&table)))
 	switch {
-	case windows.Errno(code) == windows.ERROR_NOT_FOUND || windows.Errno(code) == windows.ERROR_NOT_SUPPORTED:
-		return make([]byte, ipforwardTableHead), nil
-	case code != 0:
-		return nil, fmt.Errorf("GetIpForwardTable2: %w", windows.Errno(code))
+	case errors.Is(err, windows.ERROR_NOT_FOUND) || errors.Is(err, windows.ERROR_NOT_SUPPORTED):
+		return nil, nil
+	case err != nil:
+		return nil, err
 	case table == nil:
 		return nil, errors.New("GetIpForwardTable2 returned no table")
 	}
-	defer func() { _, _, _ = procFreeMibTable.Call(uintptr(table)) }()
+	defer func() { _ = call(procFreeMibTable, uintptr(table)) }() // it returns nothing
 	size := ipforwardTableHead + int(*(*uint32)(table))*ipforwardSize
-	return slices.Clone(unsafe.Slice((*byte)(table), size)), nil
+	return parseIPForwardTable(unsafe.Slice((*byte)(table), size))
 }
 
 func winFamily(is6 bool) uint16 {

@@ -28,6 +28,55 @@ func Watch(ctx context.Context, notify func()) error {
 	return w.run(ctx, notify)
 }
 
+// The intervals at which snapshots are compared: pollEvery if the system gives no hints, and
+// pollWithHints if it does. Polling also covers missing hints: the code that receives
+// hints was never run.
+const (
+	pollEvery     = 5 * time.Second
+	pollWithHints = 30 * time.Second
+)
+
+// pollHints is poll at the interval for a system that gives hints, or for a system that does
+// not if open fails.
+func pollHints(ctx context.Context, open func() (hints <-chan struct{}, stop func(), err error), snapshot func() string, notify func()) error {
+	hints, stop, err := open()
+	if err != nil {
+		return poll(ctx, pollEvery, nil, snapshot, notify)
+	}
+	defer stop()
+	return poll(ctx, pollWithHints, hints, snapshot, notify)
+}
+
+// notifier has the functions that register for notifications of Windows. If a function of
+// the system is missing, register and cancel fail with errMissing.
+type notifier struct {
+	register []func() (handle uintptr, err error)
+	cancel   func(handle uintptr) error
+}
+
+// start registers for all notifications. If a registration fails or returns no handle,
+// start cancels the others and fails: Wine reports success and notifies of nothing.
+func (n notifier) start() (stop func(), err error) {
+	var handles []uintptr
+	stop = func() {
+		for _, h := range handles {
+			_ = n.cancel(h)
+		}
+	}
+	for _, register := range n.register {
+		h, err := register()
+		if err == nil && h == 0 {
+			err = errMissing
+		}
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("discover: change notifications: %w", err)
+		}
+		handles = append(handles, h)
+	}
+	return stop, nil
+}
+
 // poll takes a snapshot at the given interval and shortly after each hint, until ctx ends.
 // It calls notify if a snapshot differs from the previous one.
 func poll(ctx context.Context, every time.Duration, hints <-chan struct{}, snapshot func() string, notify func()) error {

@@ -2,18 +2,7 @@
 
 package discover
 
-import (
-	"context"
-	"time"
-)
-
-// The intervals at which snapshots are compared: pollEvery if the system gives no hints, and
-// pollWithHints if it does. Polling also covers missing hints: the code that receives
-// hints was never run.
-const (
-	pollEvery     = 5 * time.Second
-	pollWithHints = 30 * time.Second
-)
+import "context"
 
 // watcher compares snapshots when the system hints at a change.
 type watcher struct{}
@@ -24,12 +13,7 @@ func openWatcher() (*watcher, error) {
 }
 
 func (*watcher) run(ctx context.Context, notify func()) error {
-	hints, stop, err := openHints()
-	if err != nil {
-		return poll(ctx, pollEvery, nil, snapshot, notify)
-	}
-	defer stop()
-	return poll(ctx, pollWithHints, hints, snapshot, notify)
+	return pollHints(ctx, openHints, snapshot, notify)
 }
 
 // sendHint reports a possible change, unless a hint is already pending.

@@ -1,8 +1,8 @@
 package discover
 
 import (
-	"fmt"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 )
@@ -33,33 +33,34 @@ func openHints() (hints <-chan struct{}, stop func(), err error) {
 	hintChannels.mu.Lock()
 	hintChannels.all[c] = struct{}{}
 	hintChannels.mu.Unlock()
-	var handles [3]windows.Handle
+	cancel, err := notifier{
+		register: []func() (uintptr, error){
+			func() (uintptr, error) { return register(procNotifyIPInterfaceChange) },
+			func() (uintptr, error) { return register(procNotifyUnicastIPAddressChange) },
+			func() (uintptr, error) { return register(procNotifyRouteChange2) },
+		},
+		// CancelMibChangeNotify2 waits for a running callback.
+		cancel: func(handle uintptr) error { return call(procCancelMibChangeNotify2, handle) },
+	}.start()
 	stop = func() {
-		for _, h := range handles {
-			if h != 0 {
-				_ = windows.CancelMibChangeNotify2(h) // waits for a running callback
-			}
+		if cancel != nil {
+			cancel()
 		}
 		hintChannels.mu.Lock()
 		defer hintChannels.mu.Unlock()
 		delete(hintChannels.all, c)
 	}
-	const anyFamily = windows.AF_UNSPEC
-	for i, register := range []func(h *windows.Handle) error{
-		func(h *windows.Handle) error {
-			return windows.NotifyIpInterfaceChange(anyFamily, callback(), nil, false, h)
-		},
-		func(h *windows.Handle) error {
-			return windows.NotifyUnicastIpAddressChange(anyFamily, callback(), nil, false, h)
-		},
-		func(h *windows.Handle) error {
-			return windows.NotifyRouteChange2(anyFamily, callback(), nil, false, h)
-		},
-	} {
-		if err := register(&handles[i]); err != nil {
-			stop()
-			return nil, nil, fmt.Errorf("discover: change notifications: %w", err)
-		}
+	if err != nil {
+		stop()
+		return nil, nil, err
 	}
 	return c, stop, nil
+}
+
+// register registers callback with a function for one kind of changes, for both address
+// families.
+func register(notify *windows.LazyProc) (handle uintptr, err error) {
+	const noContext, noInitialCall = 0, 0
+	err = call(notify, windows.AF_UNSPEC, callback(), noContext, noInitialCall, uintptr(unsafe.Pointer(&handle)))
+	return handle, err
 }
