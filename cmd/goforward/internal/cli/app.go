@@ -101,8 +101,9 @@ func (a *app) root() *cobra.Command {
 		Short:   "Ask your router to forward a port to this host",
 		Long:    rootHelp,
 		Version: version(),
-		PersistentPreRun: func(*cobra.Command, []string) {
+		PersistentPreRunE: func(*cobra.Command, []string) error {
 			a.parsed = true
+			return a.settings.check()
 		},
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -144,7 +145,16 @@ type settings struct {
 	ssdp      netip.AddrPort
 	notify    netip.AddrPort
 	json      bool
+	quiet     bool
 	verbosity int
+}
+
+// check returns an error if the flags do not fit together.
+func (s *settings) check() error {
+	if s.quiet && s.verbosity > 0 {
+		return usagef("--quiet and --verbose are given: use one of them")
+	}
+	return nil
 }
 
 // register adds the flags to a command and its subcommands.
@@ -163,6 +173,7 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	f.Var(&flagValue[time.Duration]{target: &s.timeout, typeName: "SECONDS", parse: parseSeconds}, "timeout",
 		"how long to wait for the gateway: seconds, or a duration such as 500ms (default: 3s for gateways, 1m for list, else 15s)")
 	f.BoolVar(&s.json, "json", false, "print one JSON object per line on stdout")
+	f.BoolVarP(&s.quiet, "quiet", "q", false, "print only results and failures, no remarks and no progress")
 	f.CountVarP(&s.verbosity, "verbose", "v", "log to stderr; -vv also logs each request and reply")
 	// For test gateways only: the gateways of a real network use the standard addresses.
 	f.Var(&flagValue[netip.AddrPort]{target: &s.announce, typeName: "ADDR:PORT", parse: parseEndpoint}, "announce",
@@ -233,7 +244,7 @@ func (a *app) logger() *slog.Logger {
 		if !a.logWarnings {
 			return nil
 		}
-		level = slog.LevelWarn
+		level = slog.LevelWarn // also with --quiet: a warning is about a failure
 	case 1:
 	default:
 		level = slog.LevelDebug

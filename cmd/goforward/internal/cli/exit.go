@@ -131,7 +131,7 @@ func (a *app) reportError(ctx context.Context, err error) int {
 	}
 	text := errorText(err)
 	for _, message := range messages(err) {
-		a.messagef("goforward: %s\n", message)
+		a.failuref("goforward: %s\n", message)
 	}
 	if a.settings.json {
 		a.printJSON(struct {

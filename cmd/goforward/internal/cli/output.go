@@ -39,8 +39,15 @@ func (s *stream) writeError() error {
 	return nil
 }
 
-// messagef prints a message for people to stderr.
+// messagef prints a remark or progress for people to stderr. With --quiet, it prints nothing.
 func (a *app) messagef(format string, args ...any) {
+	if !a.settings.quiet {
+		a.failuref(format, args...)
+	}
+}
+
+// failuref prints a failure for people to stderr, also with --quiet.
+func (a *app) failuref(format string, args ...any) {
 	_, _ = io.WriteString(a.stderr, sanitize(fmt.Sprintf(format, args...)))
 }
 
