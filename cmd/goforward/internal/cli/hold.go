@@ -84,7 +84,7 @@ func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(
 	}
 	if s.portFile = a.newPortFile(hf.portFile); s.portFile != nil {
 		if err := s.portFile.removeStale(); err != nil {
-			a.messagef("--port-file: cannot remove the port of an earlier run: %s\n", oneLine(err.Error()))
+			a.failuref("--port-file: cannot remove the port of an earlier run: %s\n", oneLine(err.Error()))
 		}
 	}
 	if err := s.enable(ctx, f); err != nil {
@@ -104,7 +104,7 @@ func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(
 	s.running.Wait()
 	if s.portFile != nil {
 		if err := s.portFile.remove(); err != nil {
-			a.messagef("--port-file: cannot remove the port: %s\n", oneLine(err.Error()))
+			a.failuref("--port-file: cannot remove the port: %s\n", oneLine(err.Error()))
 		}
 	}
 	if ctx.Err() != nil && !s.wasGranted() {

@@ -110,7 +110,11 @@ func (h *heldMapping) printLine(at time.Time, kind string, ms []backends.Mapping
 	if reason != "" {
 		text += " (" + reason + ")"
 	}
-	h.session.app.messagef("%s\n", text)
+	if kind == "lost" || kind == "error" {
+		h.session.app.failuref("%s\n", text)
+	} else {
+		h.session.app.messagef("%s\n", text)
+	}
 }
 
 // printUnmapped prints that the mapping is deleted, if it was ever granted.

@@ -123,11 +123,11 @@ func withGrace(ctx context.Context, d time.Duration, cause error) (context.Conte
 
 // printHookResult prints the result of an attempt.
 func (a *app) printHookResult(r hookResult) {
-	now, text := time.Now(), "succeeded after a failure"
+	now, text, printf := time.Now(), "succeeded after a failure", a.messagef
 	if r.err != nil {
-		text = oneLine(errorText(r.err)) + nextAttemptText(r.next)
+		text, printf = oneLine(errorText(r.err))+nextAttemptText(r.next), a.failuref
 	}
-	a.messagef("%s %s: %s\n", clockText(now), r.hook.name, text)
+	printf("%s %s: %s\n", clockText(now), r.hook.name, text)
 	if !a.settings.json {
 		return
 	}
@@ -169,7 +169,7 @@ func (a *app) execHook(argv []string, timeout time.Duration) *hook {
 func (a *app) runCommand(ctx context.Context, argv []string, timeout time.Duration, e hookEvent) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("killed, because it did not finish within %v", timeout))
 	defer cancel()
-	out := &lineWriter{emit: func(line string) { a.messagef("--exec: %s\n", line) }}
+	out := &lineWriter{emit: func(line string) { a.failuref("--exec: %s\n", line) }} // also with --quiet: it is not output of goforward
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), e.environment()...)
 	cmd.Stdout, cmd.Stderr = out, out

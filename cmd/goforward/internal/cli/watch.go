@@ -98,7 +98,7 @@ func (w *watchSession) watchNetwork(ctx context.Context) {
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.messagef("Network changes cannot be detected: %v\n", err)
+		w.app.failuref("Network changes cannot be detected: %v\n", err)
 	}
 }
 
@@ -200,7 +200,7 @@ func (w *watchSession) watchBackend(ctx context.Context, b availableBackend, to 
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.messagef("%s: no longer watched: %v\n", b.title, err)
+		w.app.failuref("%s: no longer watched: %v\n", b.title, err)
 	}
 }
 
@@ -216,7 +216,7 @@ func (w *watchSession) printExternal(ctx context.Context, result *probeResult) {
 		failures = append(failures, err)
 	}
 	if ctx.Err() == nil {
-		w.app.messagef("The external address is not known: %s\n", oneLine(errors.Join(failures...).Error()))
+		w.app.failuref("The external address is not known: %s\n", oneLine(errors.Join(failures...).Error()))
 	}
 }
 
