@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -189,23 +188,6 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	_ = cmd.RegisterFlagCompletionFunc("interface", completeInterfaces)
 	for _, name := range []string{"gateway", "source", "igd-url", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
-	}
-}
-
-// backendListParser returns a parser for a list of protocol names.
-func backendListParser(known []protocol) func(string) ([]string, error) {
-	return func(s string) ([]string, error) {
-		names := protocolNames(known)
-		var order []string
-		for name := range strings.SplitSeq(s, ",") {
-			if name = strings.ToLower(strings.TrimSpace(name)); !slices.Contains(names, name) {
-				return nil, fmt.Errorf("no backend %q: choose from %s", name, strings.Join(names, ", "))
-			}
-			if !slices.Contains(order, name) {
-				order = append(order, name)
-			}
-		}
-		return order, nil
 	}
 }
 

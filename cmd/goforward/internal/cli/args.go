@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/upnp"
 )
 
@@ -76,36 +79,109 @@ func igdHost(s string) (netip.Addr, error) {
 	return parseAddr(u.Hostname())
 }
 
-// parseSeconds reads a number of seconds, like natpmpc, or a duration.
-func parseSeconds(s string) (time.Duration, error) {
-	d, err := time.ParseDuration(s)
-	if n, numErr := strconv.ParseUint(s, 10, 32); numErr == nil {
-		d, err = time.Duration(n)*time.Second, nil
+// durationUnits are the units of parseDuration.
+var durationUnits = map[string]time.Duration{
+	"": time.Second, "ns": time.Nanosecond, "us": time.Microsecond, "µs": time.Microsecond, "ms": time.Millisecond, "s": time.Second, "m": time.Minute, "h": time.Hour, "d": day, "w": 7 * day,
+}
+
+const day = 24 * time.Hour
+
+var (
+	errDuration = errors.New("want seconds, or a duration such as 500ms, 90m, 1d12h or 2w")
+	errPositive = errors.New("want more than 0")
+)
+
+// parseDuration reads a number of seconds, like natpmpc, or numbers that each have a unit. Numbers
+// may have a fraction. A duration of more than 292 years is math.MaxInt64.
+func parseDuration(s string) (time.Duration, error) {
+	if strings.HasPrefix(s, "-") {
+		return 0, errPositive
+	}
+	total := 0.0
+	for rest := s; rest != ""; {
+		var number, unit string
+		number, rest = cutPrefixOf(rest, isDecimal)
+		unit, rest = cutPrefixOf(rest, func(r rune) bool { return !isDecimal(r) })
+		n, err := strconv.ParseFloat(number, 64)
+		size, known := durationUnits[unit]
+		if tooLarge := errors.Is(err, strconv.ErrRange); err != nil && !tooLarge || !known || unit == "" && number != s {
+			return 0, errDuration
+		}
+		total += n * float64(size)
 	}
 	switch {
+	case s == "":
+		return 0, errDuration
+	case total < 1:
+		return 0, errPositive
+	case total >= math.MaxInt64:
+		return math.MaxInt64, nil
+	}
+	return time.Duration(math.Round(total)), nil
+}
+
+// cutPrefixOf splits a text after its longest prefix of matching characters.
+func cutPrefixOf(s string, matches func(rune) bool) (prefix, rest string) {
+	rest = strings.TrimLeftFunc(s, matches)
+	return s[:len(s)-len(rest)], rest
+}
+
+// isDecimal reports whether a character belongs to a number.
+func isDecimal(r rune) bool { return '0' <= r && r <= '9' || r == '.' }
+
+// longestTimeout is the limit of timeouts.
+const longestTimeout = 365 * day
+
+// parseSeconds reads a timeout: seconds or a duration.
+func parseSeconds(s string) (time.Duration, error) {
+	d, err := parseDuration(s)
+	if err == nil && d > longestTimeout {
+		return 0, errors.New("want at most 365d")
+	}
+	return d, err
+}
+
+// parseLifetime reads a lifetime like parseDuration, or "forever". It rejects lifetimes that
+// the protocols cannot carry. On the wire, 0 deletes a mapping; goforward unmap does that.
+func parseLifetime(s string) (time.Duration, error) {
+	if strings.EqualFold(s, "forever") {
+		return backends.Forever, nil
+	}
+	d, err := parseDuration(s)
+	const longest = math.MaxUint32 * time.Second
+	switch {
+	case errors.Is(err, errPositive):
+		return 0, fmt.Errorf("%w; to delete a mapping, use goforward unmap", err)
 	case err != nil:
-		return 0, fmt.Errorf("want seconds, or a duration such as 90m")
-	case d <= 0:
-		return 0, fmt.Errorf("want more than 0")
+		return 0, fmt.Errorf("%w, or forever", err)
+	case d > longest:
+		return 0, fmt.Errorf("want at most %d seconds (about 136 years), or forever", uint32(math.MaxUint32))
 	}
 	return d, nil
 }
 
-// parseLifetime reads a lifetime like parseSeconds, or "forever". It rejects lifetimes that
-// the protocols cannot carry. On the wire, 0 deletes a mapping; goforward unmap does that.
-func parseLifetime(s string) (time.Duration, error) {
-	if s == "forever" {
-		return backends.Forever, nil
+// backendAliases are other names of protocols that --backend accepts.
+var backendAliases = map[string]string{
+	"nat-pmp": natpmp.Name, "nat_pmp": natpmp.Name, "igd": upnp.Name, "upnp-igd": upnp.Name, "upnpigd": upnp.Name,
+}
+
+// backendListParser returns a parser for a list of protocol names.
+func backendListParser(known []protocol) func(string) ([]string, error) {
+	return func(s string) ([]string, error) {
+		names := protocolNames(known)
+		var order []string
+		for text := range strings.SplitSeq(s, ",") {
+			name := strings.ToLower(strings.TrimSpace(text))
+			name = cmp.Or(backendAliases[name], name)
+			if !slices.Contains(names, name) {
+				return nil, fmt.Errorf("no backend %q: choose from %s", text, strings.Join(names, ", "))
+			}
+			if !slices.Contains(order, name) {
+				order = append(order, name)
+			}
+		}
+		return order, nil
 	}
-	d, err := parseSeconds(s)
-	const longest = math.MaxUint32 * time.Second
-	switch {
-	case s == "0":
-		return 0, fmt.Errorf("want more than 0; to delete a mapping, use goforward unmap")
-	case err == nil && d > longest:
-		return 0, fmt.Errorf("want at most %d seconds, or forever", uint32(math.MaxUint32))
-	}
-	return d, err
 }
 
 // parseProtocols reads the name or number of a protocol, or "both": TCP and UDP as a unit.

@@ -13,14 +13,60 @@ import (
 func TestParseLifetime(t *testing.T) {
 	t.Parallel()
 	for s, want := range map[string]time.Duration{
-		"1": time.Second, "3600": time.Hour, "90m": 90 * time.Minute, "1.5s": 1500 * time.Millisecond,
-		"4294967295": 4294967295 * time.Second, "forever": backends.Forever,
-		"0": 0, "0s": 0, "-1": 0, "-1s": 0, "": 0, "1 h": 0, "4294967296": 0, "1193047h": 0, "99999999999h": 0, "for ever": 0,
+		"1": time.Second, "3600": time.Hour, "90m": 90 * time.Minute, "1.5s": 1500 * time.Millisecond, "1.5": 1500 * time.Millisecond,
+		"2d": 2 * day, "1w": 7 * day, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, "1w2d3h4m5s6ms": 9*day + 3*time.Hour + 4*time.Minute + 5006*time.Millisecond,
+		"4294967295": 4294967295 * time.Second,
+		"forever": backends.Forever, "Forever": backends.Forever,
 	} {
-		if got, err := parseLifetime(s); got != want && err == nil || (err == nil) != (want != 0) {
+		if got, err := parseLifetime(s); got != want || err != nil {
 			t.Errorf("%q: %v, %v, want %v", s, got, err, want)
 		}
 	}
+	for want, all := range map[string][]string{
+		"want more than 0; to delete a mapping, use goforward unmap": {"0", "0s", "0.0", "0d", "-1", "-1s", "-5d", "0.0000000001"},
+		"want seconds, or a duration such as 500ms, 90m, 1d12h or 2w, or forever": {
+			"", "1 h", "for ever", "soon", "1e9", "NaN", "Inf", "+5", "0x10", "1_000", ".", "1.2.3", "1d5", "5h-1h", "h", "dh", "1D", "1y", "1,5", "١",
+		},
+		"want at most 4294967295 seconds (about 136 years), or forever": {
+			"4294967296", "4294967295.1", "1193047h", "99999999999h", "50000d", "9223372036854775808", strings.Repeat("9", 400), strings.Repeat("9", 400) + "d", "10000000000d1h",
+		},
+	} {
+		for _, s := range all {
+			if got, err := parseLifetime(s); err == nil || err.Error() != want {
+				t.Errorf("%q: %v, %v, want the error %q", s, got, err, want)
+			}
+		}
+	}
+}
+
+func TestParseSeconds(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]time.Duration{
+		"0.5": 500 * time.Millisecond, ".25": 250 * time.Millisecond, "5": 5 * time.Second, "1m30s": 90 * time.Second, "365d": 365 * day, "0.1": 100 * time.Millisecond,
+		"0": 0, "-1": 0, "": 0, "forever": 0, "366d": 0, "1e9": 0, "NaN": 0, "9999999999999999999": 0,
+	} {
+		if got, err := parseSeconds(s); got != want || (err == nil) != (want != 0) {
+			t.Errorf("%q: %v, %v, want %v", s, got, err, want)
+		}
+	}
+}
+
+// FuzzParseDuration checks that an accepted duration is positive, and equal to the duration of
+// the standard library if that accepts it too.
+func FuzzParseDuration(f *testing.F) {
+	for _, s := range []string{"5", "0.5", "1d12h", "2w", "90m", "1e9", "-1", "500ms", "9999999999999h"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got, err := parseDuration(s)
+		if err != nil {
+			return
+		}
+		want, stdErr := time.ParseDuration(s)
+		if got <= 0 || stdErr == nil && (got-want).Abs() > 10*time.Microsecond {
+			t.Errorf("%q: %v, want %v", s, got, want)
+		}
+	})
 }
 
 func TestParseIGD(t *testing.T) {
