@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -95,11 +94,18 @@ func helpCommand(root *cobra.Command, args []string) string {
 
 // root returns the whole tree of commands. Its only state is the app.
 func (a *app) root() *cobra.Command {
+	showVersion := false
 	root := &cobra.Command{
-		Use:     "goforward",
-		Short:   "Ask your router to forward a port to this host",
-		Long:    rootHelp,
-		Version: version(),
+		Use:   "goforward",
+		Short: "Ask your router to forward a port to this host",
+		Long:  rootHelp,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if showVersion {
+				a.printVersion()
+				return nil
+			}
+			return cmd.Help()
+		},
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			a.parsed = true
 			return a.settings.check()
@@ -111,9 +117,10 @@ func (a *app) root() *cobra.Command {
 	root.SetErr(a.stderr)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.Flags().SortFlags = false
+	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
 	a.settings.register(root, a.protocols)
 	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
-		a.watchCommand(), a.demoCommand(), a.newRunCommand())
+		a.watchCommand(), a.newRunCommand(), a.demoCommand(), a.versionCommand())
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
 		help.Args = func(_ *cobra.Command, args []string) error { // cobra would print a message for an unknown command, and exit with 0
@@ -122,14 +129,6 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	return root
-}
-
-// version is the version of the module that the go command recorded.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(unknown version)"
 }
 
 // settings are the flags that all commands share.

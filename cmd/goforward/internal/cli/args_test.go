@@ -16,7 +16,7 @@ func TestParseLifetime(t *testing.T) {
 		"1": time.Second, "3600": time.Hour, "90m": 90 * time.Minute, "1.5s": 1500 * time.Millisecond, "1.5": 1500 * time.Millisecond,
 		"2d": 2 * day, "1w": 7 * day, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, "1w2d3h4m5s6ms": 9*day + 3*time.Hour + 4*time.Minute + 5006*time.Millisecond,
 		"4294967295": 4294967295 * time.Second,
-		"forever": backends.Forever, "Forever": backends.Forever,
+		"forever":    backends.Forever, "Forever": backends.Forever,
 	} {
 		if got, err := parseLifetime(s); got != want || err != nil {
 			t.Errorf("%q: %v, %v, want %v", s, got, err, want)

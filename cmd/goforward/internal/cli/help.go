@@ -239,6 +239,9 @@ With --backend, it uses only that protocol.`
 const demoExamples = `  goforward demo
   goforward demo --backend upnp`
 
-const runHelp = ``
+const versionHelp = `Version prints the version, the revision and its date, the version of Go, and the
+platform. A revision is recorded if the program was built from a clone of the
+repository. "modified" means that the files differed from the revision.`
 
-const runExamples = `  goforward run -p 8080 -- python3 -m http.server 8080`
+const versionExamples = `  goforward version
+  goforward version --json`
