@@ -63,7 +63,7 @@ var gatewayVerbs = map[string]func(*testscript.TestScript, *gatewaytest.Gateway,
 //	gateway address ADDR             changes the external address
 //	gateway visit PORT/PROTO         sends bytes from outside to a server behind the port
 //
-// Start sets $GATEWAY, $GATEWAY6, $ANNOUNCE, $NOTIFY, $SSDP, $IGD and $IGD6. If a
+// Start sets $GATEWAY, $GATEWAY_PORT, $GATEWAY6, $ANNOUNCE, $NOTIFY, $SSDP, $IGD and $IGD6. If a
 // script starts another gateway, its later commands control that gateway.
 func gatewayCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
@@ -100,6 +100,7 @@ func gatewayStart(ts *testscript.TestScript, args []string) error {
 	gateways.set(ts, gw)
 	ts.Defer(func() { _ = gw.Close() })
 	ts.Setenv("GATEWAY", gw.Addr().String())
+	ts.Setenv("GATEWAY_PORT", strconv.Itoa(int(gw.Addr().Port())))
 	ts.Setenv("GATEWAY6", gw.Addr6().String())
 	ts.Setenv("ANNOUNCE", gw.AnnounceAddr().String())
 	ts.Setenv("NOTIFY", gw.NotifyAddr().String())

@@ -33,6 +33,7 @@ type app struct {
 	// Access to the system and the network; tests replace these fields.
 	protocols     []protocol
 	keyFile       func() (string, error)
+	lookupHost    func(ctx context.Context, host string) ([]netip.Addr, error)
 	defaultRoutes func() (all, used []discover.Gateway, err error)
 	currentRoute  func(*settings) route
 	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
@@ -49,6 +50,7 @@ func newApp(stdout, stderr io.Writer) *app {
 		stderr:        newStream(stderr),
 		protocols:     protocols,
 		keyFile:       keyFile,
+		lookupHost:    lookupHost,
 		defaultRoutes: systemDefaultRoutes,
 		currentRoute:  currentRoute,
 		watchNetwork:  discover.Watch,
@@ -106,9 +108,12 @@ func (a *app) root() *cobra.Command {
 			}
 			return cmd.Help()
 		},
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.parsed = true
-			return a.settings.check()
+			if err := a.settings.check(); err != nil {
+				return err
+			}
+			return a.resolveGateway(cmd.Context(), cmd)
 		},
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -133,18 +138,19 @@ func (a *app) root() *cobra.Command {
 
 // settings are the flags that all commands share.
 type settings struct {
-	gateway   netip.AddrPort
-	iface     string
-	source    netip.Addr
-	igd       string
-	backends  []string
-	timeout   time.Duration
-	announce  netip.AddrPort
-	ssdp      netip.AddrPort
-	notify    netip.AddrPort
-	json      bool
-	quiet     bool
-	verbosity int
+	gateway     netip.AddrPort
+	gatewayName hostPort // name of the gateway, until resolveGateway sets gateway
+	iface       string
+	source      netip.Addr
+	igd         string
+	backends    []string
+	timeout     time.Duration
+	announce    netip.AddrPort
+	ssdp        netip.AddrPort
+	notify      netip.AddrPort
+	json        bool
+	quiet       bool
+	verbosity   int
 }
 
 // check returns an error if the flags do not fit together.
@@ -159,8 +165,8 @@ func (s *settings) check() error {
 func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	f := cmd.PersistentFlags()
 	f.SortFlags = false
-	f.VarP(&flagValue[netip.AddrPort]{target: &s.gateway, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "gateway", "g",
-		"address of the gateway (default: the gateway of the default route)")
+	f.VarP(&flagValue[netip.AddrPort]{target: &s.gateway, typeName: "HOST[:PORT]", parse: s.parseGateway}, "gateway", "g",
+		"address or name of the gateway (default: of the default route)")
 	f.StringVar(&s.iface, "interface", "", "send requests from the interface with this `NAME`")
 	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseAddr}, "source",
 		"local address to send requests from; mappings forward to this address")
@@ -188,6 +194,12 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	for _, name := range []string{"gateway", "source", "igd-url", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
+}
+
+// parseGateway reads the value of --gateway. If it is a host name, the result is the zero value.
+func (s *settings) parseGateway(text string) (addr netip.AddrPort, err error) {
+	addr, s.gatewayName, err = parseGateway(text)
+	return addr, err
 }
 
 // namedGateway returns the address from --gateway or --igd-url, or the zero value.

@@ -28,7 +28,7 @@
 //   - hook.go: actions for each new endpoint, and the command of --exec
 //   - portfile.go: the file of --port-file
 //   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
-//   - list.go, ip.go, gateways.go, demo.go: the commands of these names
+//   - list.go, ip.go, gateways.go, demo.go, version.go: the commands of these names
 //   - watch.go and watch_output.go: watch, and its output
 //
 // To find the code that prints a lost mapping, start at holdSession.handleEvent in
@@ -38,6 +38,7 @@
 //
 //   - backend.go: the protocols, their backends, and the search for backends that the gateway
 //     supports
+//   - gatewayname.go: the lookup of the host name of --gateway
 //   - route.go: the route to the gateway, for watch
 //   - key.go: the user's key, from which PCP nonces are derived
 package cli
