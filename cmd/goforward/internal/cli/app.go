@@ -73,7 +73,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 		a.settings.json = a.settings.json || slices.Contains(args, "--json")
 	}
 	if usage := (*usageError)(nil); errors.As(err, &usage) {
-		usage.command = helpCommand(root, args)
+		usage.command = failedCommand(root, args)
 	}
 	return a.reportError(ctx, err)
 }
@@ -86,8 +86,8 @@ func usageErrorOf(err error) error {
 	return usagef("%v", err)
 }
 
-// helpCommand returns the command whose --help the user should read.
-func helpCommand(root *cobra.Command, args []string) string {
+// failedCommand returns the command whose --help the user should read.
+func failedCommand(root *cobra.Command, args []string) string {
 	if cmd, _, err := root.Find(args); err == nil {
 		return cmd.CommandPath()
 	}
@@ -126,13 +126,9 @@ func (a *app) root() *cobra.Command {
 	a.settings.register(root, a.protocols)
 	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
 		a.watchCommand(), a.newRunCommand(), a.demoCommand(), a.versionCommand())
+	root.SetHelpCommand(a.helpCommand(root))
 	root.InitDefaultHelpCmd()
-	if help, _, err := root.Find([]string{"help"}); err == nil {
-		help.Args = func(_ *cobra.Command, args []string) error { // cobra would print a message for an unknown command, and exit with 0
-			_, _, err := root.Find(args)
-			return err
-		}
-	}
+	root.SetUsageFunc(printUsage)
 	return root
 }
 
@@ -169,13 +165,13 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 		"address or name of the gateway (default: of the default route)")
 	f.StringVar(&s.iface, "interface", "", "send requests from the interface with this `NAME`")
 	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseAddr}, "source",
-		"local address to send requests from; mappings forward to this address")
+		"local address to send requests from, and to forward to")
 	f.Var(&flagValue[string]{target: &s.igd, typeName: "URL", parse: parseIGD}, "igd-url",
-		"URL of the UPnP device description to use; without --gateway, its host is the gateway")
+		"URL of the UPnP device description to use")
 	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(known)}, "backend",
-		"protocols to use, separated by commas, the preferred one first: "+strings.Join(protocolNames(known), ", "))
+		"protocols to use, the preferred one first: "+strings.Join(protocolNames(known), ","))
 	f.Var(&flagValue[time.Duration]{target: &s.timeout, typeName: "SECONDS", parse: parseSeconds}, "timeout",
-		"how long to wait for the gateway: seconds, or a duration such as 500ms (default: 3s for gateways, 1m for list, else 15s)")
+		"time limit, also 0.5 or 2m (default: gateways 3s, list 1m, else 15s)")
 	f.BoolVar(&s.json, "json", false, "print one JSON object per line on stdout")
 	f.BoolVarP(&s.quiet, "quiet", "q", false, "print only results and failures, no remarks and no progress")
 	f.CountVarP(&s.verbosity, "verbose", "v", "log to stderr; -vv also logs each request and reply")

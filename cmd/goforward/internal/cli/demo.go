@@ -40,15 +40,7 @@ func (a *app) demoCommand() *cobra.Command {
 			return a.demo(cmd.Context())
 		},
 	}
-	cmd.SetUsageFunc(demoUsage)
 	return cmd
-}
-
-// demoUsage omits the flags, which are for real routers. It does not use a template: with
-// text/template, the linker keeps every method of every type.
-func demoUsage(cmd *cobra.Command) error {
-	_, err := fmt.Fprintf(cmd.OutOrStderr(), "Usage:\n  %s\n\nExamples:\n%s\n", cmd.UseLine(), cmd.Example)
-	return err
 }
 
 // demo shows a mapping on a simulated router, with a server behind the router and a visitor on

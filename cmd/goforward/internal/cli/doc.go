@@ -13,7 +13,8 @@
 //
 //   - app.go: the app, the root command, and the flags that all commands share
 //   - args.go: parsers for flag values, port arguments and the command of --exec
-//   - help.go: the texts of --help
+//   - help.go: the command help, the layout of the help, and the texts of the commands
+//   - topics.go: the texts of goforward help TOPIC
 //   - exit.go: exit codes, kinds of errors, and the last error message
 //   - output.go: stdout and stderr, and tables
 //   - text.go: text for people, such as endpoints, mappings and times

@@ -1,6 +1,130 @@
 package cli
 
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// helpWidth is the number of columns that no line of the help exceeds.
+const helpWidth = 100
+
+// helpCommand returns the command that prints the help of a command or topic.
+func (a *app) helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:                   "help [COMMAND | TOPIC]",
+		Short:                 "Print the help of a command or topic",
+		Long:                  helpHelp,
+		Example:               helpExamples,
+		DisableFlagsInUseLine: true,
+		ValidArgsFunction:     completeHelp,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 1 && findTopic(args[0]) != nil {
+				return nil
+			}
+			if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
+				return usagef("no command or help topic %q: the topics are %s", strings.Join(args, " "), joinNames(topicNames()))
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if t := findTopic(args[0]); t != nil {
+					_, err := fmt.Fprintln(a.stdout, t.text)
+					return err
+				}
+			}
+			cmd, _, err := root.Find(args)
+			if err != nil {
+				return err
+			}
+			cmd.InitDefaultHelpFlag() // to show the flag
+			return cmd.Help()
+		},
+	}
+}
+
+// completeHelp completes the names of commands and topics.
+func completeHelp(cmd *cobra.Command, args []string, prefix string) (names []cobra.Completion, _ cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, c := range cmd.Root().Commands() {
+		if c.IsAvailableCommand() && strings.HasPrefix(c.Name(), prefix) {
+			names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+		}
+	}
+	for _, t := range topics {
+		if strings.HasPrefix(t.name, prefix) {
+			names = append(names, cobra.CompletionWithDesc(t.name, t.short))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// printUsage prints the part of the help of a command that follows its description. It does not
+// use a template: with text/template, the linker keeps every method of every type.
+func printUsage(cmd *cobra.Command) error {
+	var b strings.Builder
+	section := func(title, text string) {
+		if text = strings.TrimRight(text, " \n"); text != "" {
+			fmt.Fprintf(&b, "\n%s:\n%s\n", title, text)
+		}
+	}
+	line := cmd.UseLine()
+	if cmd.HasAvailableSubCommands() {
+		line = cmd.CommandPath() + " COMMAND [flags]"
+	}
+	section("Usage", "  "+line)
+	section("Examples", cmd.Example)
+	if names := seeAlso(cmd.Name()); names != "" {
+		section("See also", "  goforward help "+names)
+	}
+	section("Commands", commandList(cmd))
+	if !cmd.HasParent() {
+		section("Help topics, for goforward help TOPIC", topicList())
+	}
+	if cmd.Name() != "demo" { // it takes no flag except --backend
+		section("Flags", cmd.LocalFlags().FlagUsagesWrapped(helpWidth))
+	}
+	if usesGateway(cmd) {
+		inherited := cmd.InheritedFlags()
+		inherited.SortFlags = false
+		section("Flags of all commands", inherited.FlagUsagesWrapped(helpWidth))
+	}
+	_, err := fmt.Fprint(cmd.OutOrStderr(), strings.TrimPrefix(b.String(), "\n"))
+	return err
+}
+
+// commandList returns a line for each command.
+func commandList(cmd *cobra.Command) string {
+	var b strings.Builder
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			fmt.Fprintf(&b, "  %-11s  %s\n", c.Name(), c.Short)
+		}
+	}
+	return b.String()
+}
+
+// topicList returns a line for each topic.
+func topicList() string {
+	var b strings.Builder
+	for _, t := range topics {
+		fmt.Fprintf(&b, "  %-11s  %s\n", t.name, t.short)
+	}
+	return b.String()
+}
+
 // The texts of --help. A test parses every example.
+
+const helpHelp = `Help prints the help of a command or of a topic. Without an argument, it lists the
+commands and the topics.`
+
+const helpExamples = `  goforward help
+  goforward help map
+  goforward help ports`
 
 const rootHelp = `goforward asks your router to forward a port to this host, so that hosts on the
 internet can reach a program behind the router.
@@ -14,113 +138,27 @@ internet can reach a program behind the router.
 A mapping on the router is not enough: this host's own firewall must let the
 connections in as well.
 
-Results go to stdout; all other messages go to stderr.
+Results go to stdout; all other messages go to stderr.`
 
-Exit codes:
-  0  done
-  1  another error, or the gateway does not support the request
-  2  the command line is not valid; nothing was sent
-  3  there is no gateway, or the gateway supports none of the protocols
-  4  the gateway refused: it does not permit the mapping, its table is full, it has no
-     connection to the internet, or it is behind another NAT
-  5  the port is already in use by another mapping
-  6  no reply from a gateway that was named, or that had replied before`
+const mapHelp = `Map makes the gateway forward a port to this host, and prints the external endpoint: the
+address and port to give to others. The mapping ends with its lifetime, unless you map
+again or use --hold. This host's own firewall must let the connections in as well.`
 
-const mapHelp = `Map makes the gateway forward a port to this host, and prints the external
-endpoint: the address and port to give to others. The mapping ends with its lifetime,
-unless you map again or use --hold.
-
-  8080            external port 8080 to port 8080 here, or another external port if
-                  the gateway does not grant 8080
-  80:8080         external port 80 to port 8080 here
-  80:8080/udp     with a protocol: tcp, udp, both, or the name or number of another
-  6881 6881       external and internal port, as with natpmpc; external port 0 means
-                  any port
-  (none)          an internal port that is free now
-
-NAT-PMP maps TCP and UDP to this host, over IPv4, and always for a limited time.
---from, --to and --ipv6 need a gateway that supports PCP or UPnP, and so does
---lifetime forever. Protocols other than TCP and UDP need PCP, or an IPv6 firewall.
-Some gateways accept --from and still admit all peers. Few gateways map for another
-host.
-
-With --hold, goforward renews the mapping before it expires, and requests it again when
-the gateway restarts. It reports each change on stderr, and prints the external endpoint
-again. Ctrl-C, SIGTERM or SIGHUP deletes the mapping and exits with 0, or with 1 if the
-gateway does not delete it. A second signal, at least one second after the first, exits
-with 1 at once; the mapping then ends with its lifetime. Under nohup, SIGHUP has no
-effect. If the first attempt fails, map fails. With --wait, it reports each failed
-attempt and tries again, so it can start before there is a network.
-
-With --exec, goforward runs a command when the external endpoint is known, and each time
-the endpoint differs from the one of the last run. This includes a change while the
-mapping was lost. A loss alone does not run the command. No shell reads the command:
-spaces separate words, '…' and "…" quote, and a backslash escapes the next character
-(within "…", only " and \). The output of the command goes to stderr. The command gets
-the environment of goforward, and these variables:
-
-  GOFORWARD_EVENT           mapped until the command has succeeded once; then changed
-  GOFORWARD_EXTERNAL_IP     the external address; empty if the gateway does not report it
-  GOFORWARD_EXTERNAL_PORT   the port to give to others
-  GOFORWARD_PREVIOUS_PORT   the external port of the last success; empty at first
-  GOFORWARD_PROTOCOL        tcp, udp, both, or the name of another protocol
-  GOFORWARD_INTERNAL_PORT   the port to listen on
-  GOFORWARD_BACKEND         natpmp, pcp or upnp
-  GOFORWARD_GATEWAY         the address of the gateway
-
-One command runs at a time. After --exec-timeout it is killed, on Unix with its whole
-process group. If it fails, it runs again after 1, 2, 4 and so on up to 60 seconds, until
-it succeeds or the endpoint changes. When goforward exits, a running command has two
-seconds to finish.
-
-With --port-file, goforward writes the external port to a file, as digits and a newline.
-It replaces a regular file, or creates a missing one, as a whole, with mode 0644. It
-writes in place to a device, a FIFO, the target of a symbolic link, and a file that is a
-mount point; it never replaces or removes these. If no program reads the FIFO, goforward
-waits. With --hold, it writes the file each time the port changes, and tries again after
-a failure, as with --exec. The file keeps its port while the mapping is lost. At the end
-of --hold, goforward removes a regular file, or empties it if it cannot be removed or is
-the target of a link. It does so even if the gateway does not delete the mapping. At the
-start of --hold, it also removes a file with a port that an earlier run left. It keeps a
-file that another program has written since. Without --hold, the file stays.
-
-With --json, stdout has one object per line, and one object for each protocol. The field
-event is mapped, changed, lost, restored, unmapped, error, exec or port_file. If the
-gateway does not report its external address, the address is "". lifetime_s is the
-lifetime in seconds; a permanent mapping has no lifetime_s and no expires. previous is
-the external endpoint before a change. An error with next_try is a failed attempt of
---hold; an error with exit is the last object. The events exec and port_file report a
-failure of --exec or --port-file; without error, they report the first success after a
-failure.
-
-Gateways of VPN providers support NAT-PMP at an address that the provider announces.
-They choose the port, forward it for a minute at a time, and use the same number inside
-and outside, for TCP and UDP. After each reconnect they choose another port, so pass the
-port to the program that listens on it:
-
-  goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 \
-      --hold --wait --exec 'set-port.sh'     # it reads $GOFORWARD_EXTERNAL_PORT
-
-This host's own firewall must let the connections in as well.`
-
-const mapExamples = `  goforward map 8080
-  goforward map 80:8080
-  goforward map 27015/both --hold
-  goforward map 443:8443 --exact --lifetime 24h
-  goforward map -u -l 3600 -g 192.168.1.1 6881 6881   # the arguments of py-natpmp
-  goforward map --same-port --hold --json             # the same port inside and outside, for torrents
-  goforward map 8080 -6                               # IPv6: opens the port in the firewall
-  goforward map 8080/udp --from 198.51.100.7          # one peer only, if the gateway can
-  goforward map 22 --to 192.168.1.9                   # for another host, if the gateway allows it
-  goforward map 8080 --hold --wait                    # starts even before there is a network
-  goforward map 8080 --hold --exec 'ddns-update --quiet'
-  goforward map --same-port --hold --port-file /run/torrent/port
-  goforward map --same-port --protocol both --gateway 10.2.0.1 --lifetime 60 --hold --wait --exec set-port.sh   # a VPN`
+const mapExamples = `  goforward map 8080                           # for two hours
+  goforward map 8080 --hold                    # until Ctrl-C, then delete it
+  goforward map 80:8080                        # external port 80 to port 8080 here
+  goforward map 27015/both --hold --wait       # TCP and UDP; starts even before there is a network
+  goforward map 443:8443 --exact --lifetime 2d # this external port or none
+  goforward map --same-port --hold --json      # the same port inside and outside, for torrents
+  goforward map 8080 -6                        # IPv6: opens the port in the firewall
+  goforward map 8080 -g router.local           # on this router
+  goforward map 8080 --hold --exec 'ddns-update --quiet'`
 
 const unmapHelp = `Unmap deletes a mapping that goforward map created earlier, by any protocol. It finds
 the mapping by the internal port: in 80:8080 that is 8080. Unmap accepts the arguments
 and flags of map. Flags that do not select a mapping have no effect. For a mapping of
---same-port, name the internal port that map printed.
+--same-port, name the internal port that map printed. If there is no such mapping, unmap
+succeeds.
 
 If the gateway lists its mappings, which needs UPnP, unmap deletes every mapping to that
 port of this host, even if another program created it. With 80:8080, the external port
@@ -134,15 +172,8 @@ with 1. If the gateway does not list its mappings, or not all, unmap deletes onl
 mapping with the named external port, which is by default the internal port. A remark
 says so.
 
-A gateway deletes a PCP mapping only for a client that has the secret of the mapping. The
-secret is derived from a key that map keeps in a file of the user,
-$XDG_STATE_HOME/goforward/nonce.key (by default in ~/.local/state; on macOS and Windows
-in the directory for settings). If another user runs unmap, the gateway refuses, and
-unmap exits with 4. NAT-PMP has no secrets. If two programs on one host map the same
-internal port, unmap deletes the mapping for both.
-
-If there is no such mapping, unmap succeeds. With --json, backend lists all protocols
-that deleted the mapping or found none.`
+If two programs on one host map the same internal port, unmap deletes the mapping for
+both. Only the user who created a PCP mapping can delete it: see help protocols.`
 
 const unmapExamples = `  goforward unmap 8080
   goforward unmap 80:8080/udp
@@ -220,11 +251,7 @@ Watch sends a request to confirm each announcement. It also requests the externa
 address once a minute. It creates no mappings, except with PCP: at the start, and after each
 announcement if PCP is the only protocol, it creates one to learn the address, and deletes it
 at once. There must be a gateway at the start; later, the gateway and the network may
-disappear and return.
-
-With --json, stdout has one object per line. The field event is one of the names above,
-with _ for the space, or address, or error. An error has next_try: the gateway did not reply, and
-watch tries again at that time.`
+disappear and return.`
 
 const watchExamples = `  goforward watch
   goforward watch --json
