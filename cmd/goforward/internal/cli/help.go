@@ -129,30 +129,55 @@ const helpExamples = `  goforward help
 const rootHelp = `goforward asks your router to forward a port to this host, so that hosts on the
 internet can reach a program behind the router.
 
-  goforward map 8080          forward port 8080 to this host, for two hours
-  goforward map 8080 --hold   the same, kept alive until Ctrl-C
-  goforward unmap 8080        delete the mapping
-  goforward watch             report restarts and changes of the router, until Ctrl-C
-  goforward demo              show a mapping on a simulated router
+  goforward map 8080                  forward port 8080 to this host, for two hours
+  goforward map 8080 --hold           the same, kept alive until Ctrl-C
+  goforward run -p 8080 -- ./server   the same, while ./server runs
+  goforward unmap 8080                delete the mapping
+  goforward watch                     report restarts and changes of the router
+  goforward demo                      show a mapping on a simulated router
 
 A mapping on the router is not enough: this host's own firewall must let the
 connections in as well.
 
 Results go to stdout; all other messages go to stderr.`
 
-const mapHelp = `Map makes the gateway forward a port to this host, and prints the external endpoint: the
+const mapHelp = `Map makes the gateway forward ports to this host, and prints each external endpoint: the
 address and port to give to others. The mapping ends with its lifetime, unless you map
 again or use --hold. This host's own firewall must let the connections in as well.`
 
 const mapExamples = `  goforward map 8080                           # for two hours
   goforward map 8080 --hold                    # until Ctrl-C, then delete it
+  goforward map 8080 --hold --wait             # starts even before there is a network
   goforward map 80:8080                        # external port 80 to port 8080 here
-  goforward map 27015/both --hold --wait       # TCP and UDP; starts even before there is a network
+  goforward map 80 443/tcp 27015-27020/both    # several ports and ranges, TCP and UDP
   goforward map 443:8443 --exact --lifetime 2d # this external port or none
+  goforward map 8080 --dry-run                 # only say what would be requested
   goforward map --same-port --hold --json      # the same port inside and outside, for torrents
   goforward map 8080 -6                        # IPv6: opens the port in the firewall
   goforward map 8080 -g router.local           # on this router
   goforward map 8080 --hold --exec 'ddns-update --quiet'`
+
+const runHelp = `Run maps one or more ports, runs a command, and deletes the mappings when the command
+ends. It exits with the exit status of the command.
+
+The command gets the terminal, and the signals that goforward receives. Its arguments and its
+environment name the external endpoint:
+
+  {ip}     GOFORWARD_EXTERNAL_IP      the external address
+  {port}   GOFORWARD_EXTERNAL_PORT    the external port of the first -p
+  {port2}  GOFORWARD_EXTERNAL_PORT2   of the second -p, and so on
+
+If a port cannot be mapped, the command does not run. With --wait, run tries again until it
+can. If the external endpoint changes later, the command continues; with
+--restart-on-change, run ends it and starts it again with the new endpoint.
+
+If the command is not found, run exits with 127; if it is not executable, with 126; if signal
+n killed it, with 128+n.`
+
+const runExamples = `  goforward run -p 8080 -- ./server
+  goforward run -p 8080 --wait -- ./server --public-address {ip}:{port}
+  goforward run -p 27015/udp -p 27016 -- ./game --port {port} --query-port {port2}
+  goforward run -p 6881/both --restart-on-change -- torrent-client --port {port}`
 
 const unmapHelp = `Unmap deletes a mapping that goforward map created earlier, by any protocol. It finds
 the mapping by the internal port: in 80:8080 that is 8080. Unmap accepts the arguments
@@ -160,25 +185,19 @@ and flags of map. Flags that do not select a mapping have no effect. For a mappi
 --same-port, name the internal port that map printed. If there is no such mapping, unmap
 succeeds.
 
-If the gateway lists its mappings, which needs UPnP, unmap deletes every mapping to that
-port of this host, even if another program created it. With 80:8080, the external port
-must also be 80. Mappings to other hosts stay. With --foreign, unmap deletes those too:
-with --to, the mappings to that host; without --to, the mappings of any host with this
-external and internal port. Many gateways refuse that.
+With --all, unmap deletes all mappings to this host that list shows as ours. If another
+running program keeps a mapping alive, unmap does not delete it, unless --force is given.
+With --dry-run, unmap only says which mappings it would delete.
 
-Some gateways list the name of a host instead of its address. Unmap deletes such a
-mapping only with --foreign and without --to; otherwise it names the mapping and exits
-with 1. If the gateway does not list its mappings, or not all, unmap deletes only the
-mapping with the named external port, which is by default the internal port. A remark
-says so.
-
-If two programs on one host map the same internal port, unmap deletes the mapping for
-both. Only the user who created a PCP mapping can delete it: see help protocols.`
+Mappings to other hosts stay, unless --foreign is given. Only the user who created a PCP
+mapping can delete it. For details, see goforward help deletion.`
 
 const unmapExamples = `  goforward unmap 8080
   goforward unmap 80:8080/udp
   goforward unmap 27015/both
-  goforward unmap 22 --to 192.168.1.9
+  goforward unmap --all                           # all mappings to this host
+  goforward unmap 8080 --dry-run                  # only say what would be deleted
+  goforward unmap 8080 --force                    # although another program keeps it alive
   goforward unmap 22 --to 192.168.1.9 --foreign   # even if that host created it
   goforward unmap 80:8080 --foreign               # a mapping to any host
   goforward unmap 8080 -6
@@ -187,6 +206,8 @@ const unmapExamples = `  goforward unmap 8080
 const listHelp = `List shows all mappings of the gateway, for any host and by any protocol. It needs
 UPnP: neither NAT-PMP nor PCP can list mappings. If the gateway does not support UPnP,
 list exits with 1.
+
+With --ours, list shows only the mappings that forward to this host.
 
   OURS       the mapping forwards to this host
   FROM       the only peer that is admitted
@@ -197,6 +218,7 @@ If the table ends with an error, list prints the entries before it and exits wit
 code of the error.`
 
 const listExamples = `  goforward list
+  goforward list --ours
   goforward list --json
   goforward list --igd-url http://192.168.1.1:5000/rootDesc.xml   # if the search finds no device`
 
@@ -251,9 +273,10 @@ Watch sends a request to confirm each announcement. It also requests the externa
 address once a minute. It creates no mappings, except with PCP: at the start, and after each
 announcement if PCP is the only protocol, it creates one to learn the address, and deletes it
 at once. There must be a gateway at the start; later, the gateway and the network may
-disappear and return.`
+disappear and return. With --exec, watch runs a command for each event.`
 
 const watchExamples = `  goforward watch
+  goforward watch --exec 'log-event router'
   goforward watch --json
   goforward watch -g 192.168.1.1 --backend natpmp`
 

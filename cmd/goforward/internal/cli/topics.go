@@ -22,6 +22,7 @@ var topics = []topic{
 	{"gateway", []string{"name", "names"}, "How the gateway is found, and how to name it", gatewayHelp, []string{"map", "gateways", "ip", "watch", "list"}},
 	{"protocols", []string{"protocol", "pcp", "nat-pmp", "natpmp", "upnp"}, "What NAT-PMP, PCP and UPnP can do", protocolsHelp, []string{"map", "unmap", "gateways", "list"}},
 	{"vpn", nil, "How to forward a port of a VPN provider", vpnHelp, []string{"map"}},
+	{"deletion", []string{"delete"}, "Which mappings unmap deletes", deletionHelp, []string{"unmap"}},
 	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "run", "version"}},
 	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "run"}},
 }
@@ -53,42 +54,49 @@ func seeAlso(command string) string {
 	return strings.Join(names, " | ")
 }
 
-const portsHelp = `Map and unmap name a mapping by its ports. The internal port is the port on which the
-program on this host listens. The external port is the port to give to others.
+const portsHelp = `The internal port is the port on which the program on this host listens. The external port
+is the port to give to others. Map, run -p and unmap accept these forms:
 
-  8080            external port 8080 to port 8080 here, or another external port if
-                  the gateway does not grant 8080
-  80:8080         external port 80 to port 8080 here
-  80:8080/udp     with a protocol: tcp, udp, both, or the name or number of another
-  6881 6881       external and internal port, as with natpmpc and py-natpmp; external
-                  port 0 means any port
-  (none)          an internal port that is free now; map prints the external port
+  8080               external port 8080 to port 8080 here, or another external port if the
+                     gateway does not grant 8080
+  80:8080            external port 80 to port 8080 here
+  80:8080/udp        with a protocol: tcp, udp, both, or the name or number of another
+  ssh, https/tcp     the port of a service
+  8000-8010          a range: a mapping for each port
+  80-90:8080-8090    an external and an internal range of equal length
+  80 443/tcp         several ports, with a protocol or a flag such as -p tcp
+  6881 6881          two plain numbers: external and internal port, for an hour, as with
+                     natpmpc and py-natpmp; external port 0 means any port
+  (none)             an internal port that is free now; only for map
 
 Without a protocol, the protocol is tcp. Instead of a suffix, -p NAME or -u names it. With
-both, TCP and UDP get the same ports, or none is mapped.
+both, TCP and UDP get the same ports, or none is mapped. For several ports, map prints a
+line, or an object, for each mapping. One --hold keeps all of them alive. The exit code is
+the one of the most severe failure.
 
+  --as-one        map a range as one unit: all ports or none, with the same offset
   --exact         fail if the gateway does not grant the external port
   --same-port     use the same number inside and outside, whichever the gateway grants:
                   programs such as torrent clients announce their internal port
-  --to ADDR       forward to another host. Few gateways permit it.
-  --from ADDR     admit only this peer. Some gateways accept it and still admit all peers.
+  --to, --from    forward to another host; admit only one peer. Few gateways permit it.
   --ipv6          open the port in the gateway's IPv6 firewall; the port does not change
+  --dry-run       find the gateway and say what would be requested, by which protocol
 
-  goforward map 80:8080
-  goforward map 27015/both --hold
-  goforward map 443:8443 --exact --lifetime 24h
+  goforward map 80 443/tcp 27015-27020/both --hold
+  goforward map 80/tcp 443/tcp                        # two separate ports
+  goforward map 80-90:8080-8090 --as-one
   goforward map -u -l 3600 -g 192.168.1.1 6881 6881   # the arguments of py-natpmp
   goforward map 8080/udp --from 198.51.100.7          # one peer only, if the gateway can
   goforward map 22 --to 192.168.1.9                   # for another host, if the gateway allows it
-  goforward unmap 22 --to 192.168.1.9
 
 --lifetime is a number of seconds, a duration such as 90m, 2d, 1d12h or 1w, or forever. The
-protocols count whole seconds: a fraction is rounded up. The default is two hours. A
-gateway may grant a shorter lifetime; map prints it.`
+protocols count whole seconds: a fraction is rounded up. The default is two hours. A gateway
+may grant a shorter lifetime; map prints it. Map also prints a remark if no program listens
+on the port of this host.`
 
 const holdHelp = `With --hold, goforward renews the mapping before it expires, and requests it again when
 the gateway restarts. It reports each change on stderr, and prints the external endpoint
-again on stdout.
+again on stdout. One --hold keeps all ports of the command line alive.
 
 Ctrl-C, SIGTERM or SIGHUP deletes the mapping and exits with 0, or with 1 if the gateway
 does not delete it. A second signal, at least one second after the first, exits with 1 at
@@ -163,7 +171,8 @@ shows it.
   --timeout SECONDS           wait so long for the gateway, with discovery: seconds, also 0.5,
                               or a duration such as 500ms or 2m; at most 365d
 
-The default timeout is 3 seconds for gateways, one minute for list, and else 15 seconds.
+The default timeout is 3 seconds for gateways, one minute for list, and else 15 seconds. If
+stderr is a terminal, a line says after one second what goforward waits for.
 
   goforward gateways
   goforward map 8080 -g 192.168.1.1
@@ -210,10 +219,32 @@ A program that reads its port from a file needs no command:
 With --wait, goforward can start before the VPN is connected. This host's own firewall, and
 the firewall of the VPN program, must let the connections in as well.`
 
+const deletionHelp = `Unmap finds a mapping by its internal port: in 80:8080 that is 8080.
+
+If the gateway lists its mappings, which needs UPnP, unmap deletes every mapping to that
+port of this host, even if another program created it. With 80:8080, the external port
+must also be 80. Mappings to other hosts stay. With --foreign, unmap deletes those too:
+with --to, the mappings to that host; without --to, the mappings of any host with this
+external and internal port. Many gateways refuse that.
+
+Some gateways list the name of a host instead of its address. Unmap deletes such a
+mapping only with --foreign and without --to; otherwise it names the mapping and exits
+with 1. If the gateway does not list its mappings, or not all, unmap deletes only the
+mapping with the named external port, which is by default the internal port. A remark
+says so.
+
+If two programs on one host map the same internal port, unmap deletes the mapping for
+both. If a running goforward keeps the mapping alive, unmap needs --force. Only the user
+who created a PCP mapping can delete it: see goforward help protocols.
+
+  goforward unmap 22 --to 192.168.1.9
+  goforward unmap 22 --to 192.168.1.9 --foreign   # even if that host created it
+  goforward unmap 80:8080 --foreign               # a mapping to any host`
+
 const jsonHelp = `With --json, stdout has one JSON object per line. Messages for people stay on stderr. The
 field event names the kind of object:
 
-  map          mapped, for each protocol
+  map          mapped, for each port and protocol
   map --hold   mapped, changed, lost, restored, unmapped, error, exec, port_file
   unmap        unmapped, for each protocol; backend lists all backends that deleted the
                mapping or found none
@@ -242,9 +273,9 @@ An object of gateways has the route, and protocols with an object for each proto
 is yes, no, refused or silent.
 
 An object with event error and exit is the last one: the command failed. exit is the exit
-code, error is the text, and kind is one of the names in help exit-codes. An object with event
-error and next_try is a failed attempt of --hold or watch, with its reason and kind. The
-gateway did not reply or refused, and the next attempt is at that time.
+code, error is the text, and kind is one of the names in goforward help exit-codes. An object
+with event error and next_try is a failed attempt of --hold or watch, with its reason and
+kind. The gateway did not reply or refused, and the next attempt is at that time.
 
 The events exec and port_file report a failure of --exec or --port-file, with error and
 next_try. Without error, they report the first success after a failure.
@@ -253,22 +284,31 @@ next_try. Without error, they report the first success after a failure.
   goforward map 8080 --hold --json
   goforward gateways --interface eth0 --json`
 
-const exitCodesHelp = `  0  done
-  1  another error, or the gateway does not support the request
-  2  the command line is not valid; nothing was sent to the gateway
-  3  there is no gateway, the name of --gateway has no address, or the gateway supports none
-     of the protocols
-  4  the gateway refused: it does not permit the mapping, its table is full, it has no
-     connection to the internet, or it is behind another NAT
-  5  the port is already in use by another mapping
-  6  no reply from a gateway that was named, or that had replied before
+const exitCodesHelp = `    0  done
+    1  another error, or the gateway does not support the request
+    2  the command line is not valid; nothing was sent to the gateway
+    3  there is no gateway, the name of --gateway has no address, or the gateway supports none
+       of the protocols
+    4  the gateway refused: it does not permit the mapping, its table is full, it has no
+       connection to the internet, or it is behind another NAT
+    5  the port is already in use by another mapping
+    6  no reply from a gateway that was named, or that had replied before
+  129  SIGHUP ended the command before the mapping was granted
+  130  SIGINT, as of Ctrl-C, did so
+  143  SIGTERM did so
+
+With --hold, a signal after the grant deletes the mapping, and the exit code is 0. For
+several ports, the exit code is the one of the most severe failure. Run exits with the
+status of its command: 127 if it is not found, 126 if it is not executable, and 128+n if
+signal n killed it.
 
 The kind in JSON is more precise:
 
-  1  malformed, unsupported, interrupted, not_unmapped (the gateway did not delete the
-     mapping at the end of --hold), other
-  2  usage
-  3  no_gateway
-  4  not_authorized, private_wan, no_resources, network_failure
-  5  conflict
-  6  no_reply`
+    1  malformed, unsupported, not_unmapped (the gateway did not delete the mapping at the end
+       of --hold), other
+    2  usage
+    3  no_gateway
+    4  not_authorized, private_wan, no_resources, network_failure
+    5  conflict
+    6  no_reply
+  129, 130, 143  interrupted`
