@@ -33,11 +33,11 @@ func (hf *holdFlags) register(cmd *cobra.Command) {
 	f.BoolVar(&hf.hold, "hold", false, "keep the mappings alive until Ctrl-C, then delete them")
 	f.BoolVar(&hf.wait, "wait", false, "with --hold, keep trying if the first attempt fails")
 	f.Var(&flagValue[[]string]{target: &hf.command, typeName: "COMMAND", parse: splitCommand}, "exec",
-		"with --hold, run this command when the endpoint is known, and each time it changes")
+		"with --hold, run this command for each new external endpoint")
 	hf.execTimeout = defaultExecTimeout
 	f.Var(&flagValue[time.Duration]{target: &hf.execTimeout, typeName: "SECONDS", parse: parseSeconds}, "exec-timeout",
 		"how long the command may run: seconds or a duration (default 30s)")
-	f.StringVar(&hf.portFile, "port-file", "", "write the external port to this `FILE`; with --hold, keep it up to date, and remove it at the end")
+	f.StringVar(&hf.portFile, "port-file", "", "write the external port to this `FILE`; with --hold, update it")
 	_ = cmd.RegisterFlagCompletionFunc("exec", completeFiles)
 	_ = cmd.RegisterFlagCompletionFunc("port-file", completeFiles)
 	_ = cmd.RegisterFlagCompletionFunc("exec-timeout", cobra.NoFileCompletions)

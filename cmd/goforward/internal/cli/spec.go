@@ -43,7 +43,7 @@ func (s *spec) registerProtocol(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.VarP(&flagValue[[]backends.Protocol]{target: &s.protocols, typeName: "NAME", parse: parseProtocols}, "protocol", "p",
-		"tcp, udp, both, or the name or number of another protocol (default tcp)")
+		"tcp, udp, both, or another name or number (default tcp)")
 	f.BoolVarP(&s.udp, "udp", "u", false, "the same as -p udp")
 	_ = cmd.RegisterFlagCompletionFunc("protocol", completeList([]string{"tcp", "udp", "both", "sctp", "dccp", "udplite"}))
 }
@@ -53,15 +53,15 @@ func (s *spec) registerOptions(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.VarP(&flagValue[time.Duration]{target: &s.lifetime, typeName: "SECONDS", parse: parseLifetime}, "lifetime", "l",
-		"how long to map: seconds, a duration such as 90m, or forever (default 2h)")
+		"how long to map: seconds, 90m, 2d, forever (default 2h)")
 	f.BoolVar(&s.exact, "exact", false, "fail if the gateway does not grant this external port")
-	f.BoolVar(&s.samePort, "same-port", false, "use the same port number inside and outside, whichever the gateway grants")
-	f.BoolVar(&s.asOne, "as-one", false, "map a range of ports as one unit: all of it, at consecutive external ports, or nothing")
-	f.BoolVarP(&s.ipv6, "ipv6", "6", false, "open the port in the gateway's IPv6 firewall, if the gateway can (PCP, UPnP)")
+	f.BoolVar(&s.samePort, "same-port", false, "use the same port number inside and outside")
+	f.BoolVar(&s.asOne, "as-one", false, "map a range of ports as one unit, or nothing")
+	f.BoolVarP(&s.ipv6, "ipv6", "6", false, "open the port in the gateway's IPv6 firewall (PCP, UPnP)")
 	f.Var(&flagValue[netip.Addr]{target: &s.to, typeName: "ADDR", parse: parseAddr}, "to",
-		"forward to another host, if the protocol and the gateway can (PCP, UPnP)")
+		"forward to another host, if the gateway permits it (PCP, UPnP)")
 	f.Var(&flagValue[netip.AddrPort]{target: &s.from, typeName: "ADDR[:PORT]", parse: parseEndpoint}, "from",
-		"admit only this peer, if the protocol and the gateway can (PCP, UPnP)")
+		"admit only this peer, if the gateway can (PCP, UPnP)")
 	f.StringVar(&s.description, "description", "", "show this `TEXT` in the gateway's table (default \"goforward\")")
 	for _, name := range []string{"lifetime", "to", "from", "description"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
