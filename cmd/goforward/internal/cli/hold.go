@@ -15,9 +15,6 @@ import (
 	"github.com/natforward/goforward/forward"
 )
 
-// defaultExecTimeout bounds a command of --exec, unless --exec-timeout is set.
-const defaultExecTimeout = 30 * time.Second
-
 // holdFlags are the flags of map and run that do not describe a mapping.
 type holdFlags struct {
 	hold        bool
@@ -32,15 +29,9 @@ func (hf *holdFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&hf.hold, "hold", false, "keep the mappings alive until Ctrl-C, then delete them")
 	f.BoolVar(&hf.wait, "wait", false, "with --hold, keep trying if the first attempt fails")
-	f.Var(&flagValue[[]string]{target: &hf.command, typeName: "COMMAND", parse: splitCommand}, "exec",
-		"with --hold, run this command for each new external endpoint")
-	hf.execTimeout = defaultExecTimeout
-	f.Var(&flagValue[time.Duration]{target: &hf.execTimeout, typeName: "SECONDS", parse: parseSeconds}, "exec-timeout",
-		"how long the command may run: seconds or a duration (default 30s)")
+	registerExec(cmd, &hf.command, &hf.execTimeout, "with --hold, run this command for each new external endpoint")
 	f.StringVar(&hf.portFile, "port-file", "", "write the external port to this `FILE`; with --hold, update it")
-	_ = cmd.RegisterFlagCompletionFunc("exec", completeFiles)
 	_ = cmd.RegisterFlagCompletionFunc("port-file", completeFiles)
-	_ = cmd.RegisterFlagCompletionFunc("exec-timeout", cobra.NoFileCompletions)
 }
 
 // check returns an error if the flags do not fit together, or do not fit the mappings.

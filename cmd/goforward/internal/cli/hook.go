@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/natforward/goforward/backends"
 )
 
@@ -147,6 +149,21 @@ type hookRecord struct {
 	Next     string       `json:"next_try,omitempty"`
 }
 
+// defaultExecTimeout bounds a command of --exec, unless --exec-timeout is set.
+const defaultExecTimeout = 30 * time.Second
+
+// registerExec adds the flags --exec and --exec-timeout to a command. usage says when the
+// command of --exec runs. Without --exec, *argv stays nil.
+func registerExec(cmd *cobra.Command, argv *[]string, timeout *time.Duration, usage string) {
+	f := cmd.Flags()
+	f.Var(&flagValue[[]string]{target: argv, typeName: "COMMAND", parse: splitCommand}, "exec", usage)
+	*timeout = defaultExecTimeout
+	f.Var(&flagValue[time.Duration]{target: timeout, typeName: "SECONDS", parse: parseSeconds}, "exec-timeout",
+		"how long the command may run: seconds or a duration (default 30s)")
+	_ = cmd.RegisterFlagCompletionFunc("exec", completeFiles)
+	_ = cmd.RegisterFlagCompletionFunc("exec-timeout", cobra.NoFileCompletions)
+}
+
 // execWaitDelay bounds the wait for the output of a command that has exited: a background
 // process that it started may keep the output open.
 const execWaitDelay = time.Second
@@ -155,7 +172,9 @@ const execWaitDelay = time.Second
 func (a *app) execHook(argv []string, timeout time.Duration) *hook {
 	return &hook{
 		event: "exec", name: "--exec", report: a.printHookResult,
-		do: func(ctx context.Context, e hookEvent) error { return a.runCommand(ctx, argv, timeout, e) },
+		do: func(ctx context.Context, e hookEvent) error {
+			return a.runCommand(ctx, argv, timeout, e.environment())
+		},
 		differs: func(a, b backends.Mapping) bool {
 			return a.External != b.External || a.Internal.Port() != b.Internal.Port()
 		},
@@ -163,15 +182,16 @@ func (a *app) execHook(argv []string, timeout time.Duration) *hook {
 	}
 }
 
-// runCommand runs a command until it exits, or kills it after a timeout. On Unix the command
-// leads a process group of its own: Ctrl-C on the terminal does not reach it, and its child
-// processes are killed with it.
-func (a *app) runCommand(ctx context.Context, argv []string, timeout time.Duration, e hookEvent) error {
+// runCommand runs a command until it exits, or kills it after a timeout. The command gets the
+// environment of this process, and the variables in environment. On Unix the command leads a
+// process group of its own: Ctrl-C on the terminal does not reach it, and its child processes
+// are killed with it.
+func (a *app) runCommand(ctx context.Context, argv []string, timeout time.Duration, environment []string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("killed, because it did not finish within %v", timeout))
 	defer cancel()
 	out := &lineWriter{emit: func(line string) { a.failuref("--exec: %s\n", line) }} // also with --quiet: it is not output of goforward
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), e.environment()...)
+	cmd.Env = append(os.Environ(), environment...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = execWaitDelay
 	setProcessGroup(cmd)

@@ -255,10 +255,10 @@ var testEvent = hookEvent{granted: []backends.Mapping{{
 	Internal: netip.MustParseAddrPort("127.0.0.1:8080"), External: netip.MustParseAddrPort("45.45.45.1:80"),
 }}}
 
-// runTestCommand runs a command like --exec, and returns its output.
-func runTestCommand(ctx context.Context, argv []string, timeout time.Duration, e hookEvent) (string, error) {
+// runTestCommand runs a command like --exec for testEvent, and returns its output.
+func runTestCommand(ctx context.Context, argv []string, timeout time.Duration) (string, error) {
 	var stdout, stderr bytes.Buffer
-	err := newApp(&stdout, &stderr).runCommand(ctx, argv, timeout, e)
+	err := newApp(&stdout, &stderr).runCommand(ctx, argv, timeout, testEvent.environment())
 	return stdout.String() + stderr.String(), err
 }
 
@@ -286,7 +286,7 @@ func TestHookEnvironment(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	t.Parallel()
-	got, err := runTestCommand(t.Context(), hookCommand(t, "print", "a b", ""), testTimeout, testEvent)
+	got, err := runTestCommand(t.Context(), hookCommand(t, "print", "a b", ""), testTimeout)
 	want := testEvent.environment()
 	slices.Sort(want)
 	text := "--exec: " + strings.Join(append(want, `args ["a b" ""]`), "\n--exec: ") + "\n"
@@ -301,17 +301,17 @@ func TestExec(t *testing.T) {
 
 func TestExecFails(t *testing.T) {
 	t.Parallel()
-	got, err := runTestCommand(t.Context(), hookCommand(t, "fail"), testTimeout, testEvent)
+	got, err := runTestCommand(t.Context(), hookCommand(t, "fail"), testTimeout)
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 7 {
 		t.Errorf("unexpected error: %v", err)
 	}
 	if got != "--exec: out\n--exec: err\\x1b[2J\n" {
 		t.Errorf("unexpected output or environment: %q", got)
 	}
-	if _, err := runTestCommand(t.Context(), []string{"no-such-command-of-goforward"}, testTimeout, testEvent); !errors.Is(err, exec.ErrNotFound) {
+	if _, err := runTestCommand(t.Context(), []string{"no-such-command-of-goforward"}, testTimeout); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("missing command: %v", err)
 	}
-	if _, err := runTestCommand(t.Context(), []string{t.TempDir()}, testTimeout, testEvent); !errors.Is(err, fs.ErrPermission) && runtime.GOOS != "windows" {
+	if _, err := runTestCommand(t.Context(), []string{t.TempDir()}, testTimeout); !errors.Is(err, fs.ErrPermission) && runtime.GOOS != "windows" {
 		t.Errorf("a directory: %v", err)
 	}
 }
@@ -331,13 +331,13 @@ func TestExecTimeout(t *testing.T) {
 			<-h.connected
 			end(errHookStopped)
 		}()
-		if _, err := runTestCommand(ctx, hookCommand(t, verb, h.addr), testTimeout, testEvent); !errors.Is(err, errHookStopped) {
+		if _, err := runTestCommand(ctx, hookCommand(t, verb, h.addr), testTimeout); !errors.Is(err, errHookStopped) {
 			t.Errorf("%s: %v", verb, err)
 		}
 		<-h.disconnected
 	}
 	h := startHangServer(t)
-	_, err := runTestCommand(t.Context(), hookCommand(t, "hang", h.addr), time.Millisecond, testEvent)
+	_, err := runTestCommand(t.Context(), hookCommand(t, "hang", h.addr), time.Millisecond)
 	if err == nil || err.Error() != "killed, because it did not finish within 1ms" {
 		t.Errorf("unexpected error: %v", err)
 	}
@@ -348,7 +348,7 @@ func TestExecTimeout(t *testing.T) {
 func TestExecBackgroundProcess(t *testing.T) {
 	t.Parallel()
 	h := startHangServer(t)
-	got, err := runTestCommand(t.Context(), hookCommand(t, "leave", h.addr), testTimeout, testEvent)
+	got, err := runTestCommand(t.Context(), hookCommand(t, "leave", h.addr), testTimeout)
 	if err != nil {
 		t.Errorf("%v: %s", err, got)
 	}
