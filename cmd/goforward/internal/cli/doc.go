@@ -27,6 +27,7 @@
 //   - hold_output.go: the output of map --hold. handleEvent prints every event of a mapping:
 //     mapped, changed, lost, restored. printFailure prints failed attempts.
 //   - hook.go: actions for each new endpoint, and the command of --exec
+//   - shell.go: the warning that no shell reads the command of --exec
 //   - portfile.go: the file of --port-file
 //   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
 //   - list.go, ip.go, gateways.go, demo.go, version.go: the commands of these names

@@ -164,6 +164,13 @@ func registerExec(cmd *cobra.Command, argv *[]string, timeout *time.Duration, us
 	_ = cmd.RegisterFlagCompletionFunc("exec-timeout", cobra.NoFileCompletions)
 }
 
+// printShellWarning prints the warning of shellWarning for the command of --exec.
+func (a *app) printShellWarning(cmd *cobra.Command) {
+	if text := shellWarning(cmd.Flags().Lookup("exec").Value.String()); text != "" {
+		a.messagef("%s\n", text)
+	}
+}
+
 // execWaitDelay bounds the wait for the output of a command that has exited: a background
 // process that it started may keep the output open.
 const execWaitDelay = time.Second

@@ -47,6 +47,7 @@ func (a *app) mapCommand() *cobra.Command {
 			case dryRun:
 				return a.mapDryRun(cmd.Context(), specs)
 			case hf.hold:
+				a.printShellWarning(cmd)
 				return a.hold(cmd.Context(), specs, &hf, untilInterrupt)
 			}
 			return a.mapOnce(cmd.Context(), specs, &hf)
