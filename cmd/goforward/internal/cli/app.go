@@ -164,7 +164,7 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 	f.VarP(&flagValue[netip.AddrPort]{target: &s.gateway, typeName: "HOST[:PORT]", parse: s.parseGateway}, "gateway", "g",
 		"address or name of the gateway (default: of the default route)")
 	f.StringVar(&s.iface, "interface", "", "send requests from the interface with this `NAME`")
-	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseAddr}, "source",
+	f.Var(&flagValue[netip.Addr]{target: &s.source, typeName: "ADDR", parse: parseSource}, "source",
 		"local address to send requests from, and to forward to")
 	f.Var(&flagValue[string]{target: &s.igd, typeName: "URL", parse: parseIGD}, "igd-url",
 		"URL of the UPnP device description to use")

@@ -60,6 +60,15 @@ func parseAddr(s string) (netip.Addr, error) {
 	return addr.Unmap(), nil
 }
 
+// parseSource reads an address that a host can have.
+func parseSource(s string) (netip.Addr, error) {
+	addr, err := parseAddr(s)
+	if err == nil && (addr.IsUnspecified() || addr.IsMulticast()) {
+		err = fmt.Errorf("want the IP address of a host")
+	}
+	return addr, err
+}
+
 // parseIGD checks the URL of a device description: it must be one that the UPnP backend
 // accepts.
 func parseIGD(s string) (string, error) {

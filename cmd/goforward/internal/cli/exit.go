@@ -26,10 +26,15 @@ const (
 // usageError is an invalid command line. Nothing was sent.
 type usageError struct {
 	text    string
-	command string // the command whose --help explains more
+	command string // the command whose --help explains more; empty: not known yet
 }
 
-func (e *usageError) Error() string { return fmt.Sprintf("%s\n  → %s --help", e.text, e.command) }
+func (e *usageError) Error() string {
+	if e.command == "" {
+		return e.text
+	}
+	return fmt.Sprintf("%s\n  → %s --help", e.text, e.command)
+}
 
 func usagef(format string, args ...any) error {
 	return &usageError{text: fmt.Sprintf(format, args...)}

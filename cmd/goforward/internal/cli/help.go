@@ -272,8 +272,14 @@ for two minutes:
 Watch sends a request to confirm each announcement. It also requests the external
 address once a minute. It creates no mappings, except with PCP: at the start, and after each
 announcement if PCP is the only protocol, it creates one to learn the address, and deletes it
-at once. There must be a gateway at the start; later, the gateway and the network may
-disappear and return. With --exec, watch runs a command for each event.`
+at once.
+
+Watch can start before there is a gateway or a network, and both may disappear and return.
+The same applies to the interface of --interface and to the address of --source. While
+there is no route, or the gateway does not reply, watch prints each failed attempt as an
+error. It tries again after 1, 2, 4 and so on up to 60 seconds, and at once when the route
+changes. Check the names and addresses in the error: watch also waits for a name that
+is misspelled. An invalid command line exits with 2.`
 
 const watchExamples = `  goforward watch
   goforward watch --exec 'log-event router'

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/natforward/goforward/discover"
@@ -16,8 +17,17 @@ type route struct {
 }
 
 // currentRoute returns the route to the named gateway, or through the named interface, or the
-// default route of the kernel.
+// default route of the kernel. Without the address of --source, or the interface of
+// --interface, there is no route.
 func currentRoute(s *settings) route {
+	if err := s.checkSource(); err != nil {
+		return route{reason: err.Error()}
+	}
+	if s.iface != "" {
+		if _, err := net.InterfaceByName(s.iface); err != nil {
+			return route{reason: fmt.Sprintf("interface %q: %v", s.iface, err)}
+		}
+	}
 	g, err := lookUpRoute(s)
 	named := s.namedGateway()
 	switch {

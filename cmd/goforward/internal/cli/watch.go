@@ -3,7 +3,10 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,44 +30,44 @@ func (a *app) watchCommand() *cobra.Command {
 		Long:    watchHelp,
 		Example: watchExamples,
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.watch(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.checkWatchSettings(); err != nil {
+				return err
+			}
+			a.watch(cmd.Context())
+			return nil
+		},
 	}
+}
+
+// checkWatchSettings returns an error if watch cannot follow a gateway with these flags on any
+// network. It sends nothing.
+func (a *app) checkWatchSettings() error {
+	f, err := forward.New(a.config())
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	named := a.settings.namedGateway().Addr()
+	if named.Is6() && !slices.ContainsFunc(a.selectedProtocols(), func(p protocol) bool { return p.ipv6 }) {
+		return usagef("--backend %s does not support IPv6, but the gateway is %v", strings.Join(a.settings.backends, ","), named)
+	}
+	return nil
 }
 
 // errRouteChanged ends the watch of a gateway when the route changes.
 var errRouteChanged = errors.New("the route changed")
 
-// watch follows the gateway, and any gateway that replaces it, until the context ends. There
-// must be a gateway at the start.
-func (a *app) watch(ctx context.Context) error {
+// watch follows the gateway, and any gateway that replaces it, until the context ends.
+func (a *app) watch(ctx context.Context) {
 	a.logWarnings = true
 	w := &watchSession{app: a, networkChanged: make(chan struct{}, 1)}
 	var work sync.WaitGroup
-	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	work.Go(func() { w.watchNetwork(ctx) })
-	w.route = a.currentRoute(&a.settings)
-	err := w.watchGateway(ctx)
-	if err != nil && !errors.Is(err, errRouteChanged) && !w.stopped(ctx) {
-		return err
-	}
-	for pause := retryDelay; !w.stopped(ctx); {
-		switch {
-		case errors.Is(err, errRouteChanged):
-			pause = retryDelay
-		case w.route.reason == "":
-			w.printError(err, time.Now().Add(pause))
-			w.wait(ctx, pause)
-			pause = min(2*pause, maxRetryDelay)
-		}
-		for w.route.reason != "" && !w.stopped(ctx) { // there is no gateway to probe
-			w.wait(ctx, maxRetryDelay)
-			w.checkRoute()
-		}
-		err = w.watchGateway(ctx)
-	}
-	return nil
+	w.follow(ctx)
+	cancel()
+	work.Wait()
 }
 
 // watchSession prints what happens to the gateways.
@@ -72,9 +75,32 @@ type watchSession struct {
 	app            *app
 	networkChanged chan struct{}       // receives a value when the network changes
 	route          route               // the last route printed
+	failure        string              // the reason of the last error, if no other gateway was printed since
 	external       netip.Addr          // the last address printed
 	changed        time.Time           // time of the last change printed
 	kind           backends.ChangeKind // its kind
+}
+
+// follow follows the gateway until the context ends or the output cannot be written. After a
+// failure it tries again.
+func (w *watchSession) follow(ctx context.Context) {
+	w.route = w.app.currentRoute(&w.app.settings)
+	for pause := retryDelay; !w.stopped(ctx); {
+		err := w.attempt(ctx)
+		switch {
+		case w.stopped(ctx):
+			return
+		case errors.Is(err, errRouteChanged):
+			pause = retryDelay
+			continue
+		}
+		w.printError(err, time.Now().Add(pause))
+		if w.wait(ctx, pause) {
+			pause = retryDelay
+		} else {
+			pause = min(2*pause, maxRetryDelay)
+		}
+	}
 }
 
 // stopped reports whether the context ended or the output cannot be written.
@@ -103,21 +129,21 @@ func (w *watchSession) watchNetwork(ctx context.Context) {
 }
 
 // wait waits for d, or until the route changes, the context ends or the output cannot be
-// written.
-func (w *watchSession) wait(ctx context.Context, d time.Duration) {
+// written. It reports whether the route changed.
+func (w *watchSession) wait(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	for {
 		select {
 		case <-t.C:
-			return
+			return false
 		case <-w.app.stdout.broken:
-			return
+			return false
 		case <-ctx.Done():
-			return
+			return false
 		case <-w.networkChanged:
 			if w.checkRoute() {
-				return
+				return true
 			}
 		}
 	}
@@ -134,6 +160,15 @@ func (w *watchSession) checkRoute() bool {
 	w.external, w.changed = netip.Addr{}, time.Time{} // they belong to the previous gateway
 	w.printGateway(nil)
 	return true
+}
+
+// attempt follows the gateway of the present route. If there is no route, it fails.
+func (w *watchSession) attempt(ctx context.Context) error {
+	w.checkRoute()
+	if w.route.reason != "" {
+		return fmt.Errorf("%w: %s", forward.ErrNoGateway, w.route.reason)
+	}
+	return w.watchGateway(ctx)
 }
 
 // watchGateway follows one gateway until the route changes or the context ends.

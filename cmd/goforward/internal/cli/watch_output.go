@@ -47,6 +47,7 @@ func (w *watchSession) printGateway(available []availableBackend) {
 		titles = append(titles, b.title)
 	}
 	text := w.route.text()
+	w.failure = ""
 	if len(titles) > 0 {
 		text += " supports " + joinNames(titles)
 	}
@@ -111,7 +112,12 @@ func (w *watchSession) printChange(observed observedChange) {
 // attempt.
 func (w *watchSession) printError(err error, next time.Time) {
 	text := errorText(err)
+	line := oneLine(text)
+	if text == w.failure {
+		line = "as before"
+	}
+	w.failure = text
 	w.print(watchRecord{
 		Event: "error", Gateway: endpointText(w.route.gateway), Reason: text, Kind: classify(err).name, Next: jsonTime(next),
-	}, oneLine(text)+nextAttemptText(next))
+	}, line+nextAttemptText(next))
 }

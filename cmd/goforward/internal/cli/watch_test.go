@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/netip"
 	"regexp"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -124,9 +126,147 @@ func TestWatchRouteChanges(t *testing.T) {
 	if r := w.next("gateway"); r.Gateway != "" || r.Reason != "no route" {
 		t.Errorf("unexpected object: %+v", r)
 	}
+	if r := w.next("error"); r.Kind != "no_gateway" || r.Next == "" {
+		t.Errorf("unexpected object: %+v", r)
+	}
 	w.setRoute(home)
 	wantRoute(home)
 	w.finish()
+}
+
+// TestWatchStartsEarly checks that watch waits for a route, a reply and an address, and that an
+// invalid command line fails at once.
+func TestWatchStartsEarly(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{})
+	args := []string{"-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "natpmp", "--timeout", "1"}
+	w := startWatch(t, route{reason: "no route"}, time.Hour, args...)
+	if r := w.next("error"); r.Kind != "no_gateway" || r.Reason != "no gateway that forwards ports: no route" || r.Next == "" {
+		t.Errorf("unexpected object: %+v", r)
+	}
+	remove := gw.Inject(gatewaytest.Fault{Drop: true})
+	w.setRoute(route{gateway: gw.Addr()})
+	r := w.next("gateway")
+	if len(r.Protocols) != 0 {
+		t.Errorf("unexpected object: %+v", r)
+	}
+	if r := w.next("error"); r.Kind != "no_reply" || r.Gateway != gw.Addr().String() {
+		t.Errorf("unexpected object: %+v", r)
+	}
+	remove()
+	w.setRoute(route{gateway: gw.Addr(), iface: "eth0"})
+	w.next("gateway")
+	if r := w.next("gateway"); len(r.Protocols) != 1 {
+		t.Errorf("unexpected object: %+v", r)
+	}
+	w.next("address")
+	w.finish()
+
+	// The address of --source disappears just after the route was determined.
+	w = startWatch(t, route{gateway: gw.Addr()}, time.Hour, append(args, "--source", "45.45.45.99")...)
+	if r := w.next("error"); r.Reason != "--source 45.45.45.99 is not an address of this host" || r.Next == "" {
+		t.Errorf("unexpected object: %+v", r)
+	}
+	w.finish()
+
+	for _, invalid := range [][]string{append(args, "--source", "::1"), {"-g", "::1", "--backend", "natpmp"}, {"--source", "0.0.0.0"}} {
+		if got := run(t, nil, append([]string{"watch"}, invalid...)...); got.code != exitUsage || got.stdout != "" {
+			t.Errorf("%q: %+v", invalid, got)
+		}
+	}
+}
+
+// lockedBuffer is a buffer for several goroutines.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// take returns what was written since the last call.
+func (b *lockedBuffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.buf.Reset()
+	return b.buf.String()
+}
+
+// TestWatchBackoff checks the times of the attempts while there is no route.
+func TestWatchBackoff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		network := &watchTest{route: route{reason: "no route"}, changed: make(chan struct{}, 1)}
+		var stdout lockedBuffer
+		w := &watchSession{app: newApp(&stdout, io.Discard), networkChanged: network.changed}
+		w.app.currentRoute = network.currentRoute
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		start := time.Now()
+		go func() {
+			w.follow(ctx)
+			close(ended)
+		}()
+		want := func(lines ...string) {
+			t.Helper()
+			synctest.Wait()
+			var b strings.Builder
+			for _, line := range lines {
+				seconds, text, _ := strings.Cut(line, " ")
+				at, next, _ := strings.Cut(seconds, "-")
+				clock := func(seconds string) string {
+					n, _ := strconv.Atoi(seconds)
+					return clockText(start.Add(time.Duration(n) * time.Second))
+				}
+				b.WriteString(clock(at) + " " + text)
+				if next != "" {
+					b.WriteString("; next try at " + clock(next))
+				}
+				b.WriteString("\n")
+			}
+			if got := stdout.take(); got != b.String() {
+				t.Errorf("got\n%swant\n%s", got, &b)
+			}
+		}
+		const reason = "error no gateway that forwards ports: "
+		want("0-1 " + reason + "no route")
+		network.changed <- struct{}{} // a change of something else
+		want()
+		time.Sleep(3*time.Minute + 5*time.Second)
+		want("1-3 error as before", "3-7 error as before", "7-15 error as before", "15-31 error as before", "31-63 error as before",
+			"63-123 error as before", "123-183 error as before", "183-243 error as before")
+		network.setRoute(route{reason: "no interface"})
+		want("185 gateway none: no interface", "185-186 "+reason+"no interface")
+		network.mu.Lock() // a change without a notification
+		network.route = route{reason: "no address"}
+		network.mu.Unlock()
+		time.Sleep(time.Second)
+		want("186 gateway none: no address", "186-188 "+reason+"no address")
+		cancel()
+		<-ended
+		want()
+	})
+}
+
+// TestWatchRepeatedError checks that the reason of an error is printed again for another
+// gateway.
+func TestWatchRepeatedError(t *testing.T) {
+	t.Parallel()
+	var stdout bytes.Buffer
+	w := &watchSession{app: newApp(&stdout, io.Discard)}
+	for range 2 {
+		w.printGateway(nil)
+		w.printError(errHookFailed, time.Time{})
+		w.printError(errHookFailed, time.Time{})
+	}
+	got := regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d `).ReplaceAllString(stdout.String(), "")
+	if want := strings.Repeat("gateway none: \nerror no\nerror as before\n", 2); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
 }
 
 // TestWatchPolls checks that watch tries again if the gateway does not reply, and that it
@@ -218,6 +358,14 @@ restarted 192.0.2.1, by PCP (e)
 func TestCurrentRoute(t *testing.T) {
 	t.Parallel()
 	named := netip.MustParseAddrPort("127.0.0.1:5351") // no route leads to it
+	for want, s := range map[string]settings{
+		`interface "no-such-interface": route ip+net: no such network interface`: {gateway: named, iface: "no-such-interface"},
+		"--source 192.0.2.99 is not an address of this host":                     {gateway: named, source: netip.MustParseAddr("192.0.2.99")},
+	} {
+		if got := currentRoute(&s); got != (route{reason: want}) {
+			t.Errorf("unexpected route %+v, want %s", got, want)
+		}
+	}
 	if got := currentRoute(&settings{gateway: named}); got != (route{gateway: named}) || got.text() != named.String() {
 		t.Errorf("unexpected route %+v: %s", got, got.text())
 	}
