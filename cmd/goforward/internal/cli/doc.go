@@ -32,6 +32,7 @@
 //   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
 //   - list.go, ip.go, gateways.go, demo.go, version.go: the commands of these names
 //   - watch.go and watch_output.go: watch, and its output
+//   - watch_exec.go: the command of watch --exec
 //
 // To find the code that prints a lost mapping, start at holdSession.handleEvent in
 // hold_output.go. It calls print, which writes the line for people and the JSON objects.

@@ -24,20 +24,30 @@ const (
 )
 
 func (a *app) watchCommand() *cobra.Command {
-	return &cobra.Command{
+	var (
+		argv    []string // command of --exec; nil: none
+		timeout time.Duration
+	)
+	cmd := &cobra.Command{
 		Use:     "watch",
 		Short:   "Report restarts and changes of the gateway, until Ctrl-C",
 		Long:    watchHelp,
 		Example: watchExamples,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("exec-timeout") && argv == nil {
+				return usagef("--exec-timeout needs --exec")
+			}
 			if err := a.checkWatchSettings(); err != nil {
 				return err
 			}
-			a.watch(cmd.Context())
+			a.printShellWarning(cmd)
+			a.watch(cmd.Context(), argv, timeout)
 			return nil
 		},
 	}
+	registerExec(cmd, &argv, &timeout, "run this command for each event, except errors")
+	return cmd
 }
 
 // checkWatchSettings returns an error if watch cannot follow a gateway with these flags on any
@@ -58,23 +68,33 @@ func (a *app) checkWatchSettings() error {
 // errRouteChanged ends the watch of a gateway when the route changes.
 var errRouteChanged = errors.New("the route changed")
 
-// watch follows the gateway, and any gateway that replaces it, until the context ends.
-func (a *app) watch(ctx context.Context) {
+// watch follows the gateway, and any gateway that replaces it, until the context ends. It runs
+// argv, if it is not nil, for each event.
+func (a *app) watch(ctx context.Context, argv []string, timeout time.Duration) {
 	a.logWarnings = true
 	w := &watchSession{app: a, networkChanged: make(chan struct{}, 1)}
 	var work sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	work.Go(func() { w.watchNetwork(ctx) })
+	if argv != nil {
+		w.exec = a.newExecQueue(argv, timeout)
+		work.Go(func() { w.exec.run(ctx) })
+	}
 	w.follow(ctx)
 	cancel()
 	work.Wait()
+	if w.exec != nil {
+		w.exec.reportRest()
+	}
 }
 
 // watchSession prints what happens to the gateways.
 type watchSession struct {
 	app            *app
+	exec           *execQueue          // nil: there is no command
 	networkChanged chan struct{}       // receives a value when the network changes
 	route          route               // the last route printed
+	protocols      []string            // the protocols that its gateway supports; nil: not known
 	failure        string              // the reason of the last error, if no other gateway was printed since
 	external       netip.Addr          // the last address printed
 	changed        time.Time           // time of the last change printed

@@ -25,16 +25,23 @@ type watchRecord struct {
 	Next      string      `json:"next_try,omitempty"`
 }
 
-// print prints an event as an object or as a line.
+// print prints an event as an object or as a line, and posts it to the command of --exec. The
+// command does not run for errors: most of them are repeated until the gateway replies.
 func (w *watchSession) print(r watchRecord, text string) {
 	now := time.Now()
 	if w.app.settings.json {
 		r.Time = jsonTime(now)
 		w.app.printJSON(r)
-		return
+	} else {
+		w.app.resultf("%s %s %s\n", clockText(now), eventText(r.Event), text)
 	}
-	w.app.resultf("%s %s %s\n", clockText(now), strings.ReplaceAll(r.Event, "_", " "), text)
+	if w.exec != nil && r.Event != "error" {
+		w.exec.post(execEvent{name: r.Event, environment: w.environment(r)})
+	}
 }
+
+// eventText formats the name of an event for people.
+func eventText(name string) string { return strings.ReplaceAll(name, "_", " ") }
 
 // printGateway prints the route and the available backends, if they are known.
 func (w *watchSession) printGateway(available []availableBackend) {
@@ -47,7 +54,7 @@ func (w *watchSession) printGateway(available []availableBackend) {
 		titles = append(titles, b.title)
 	}
 	text := w.route.text()
-	w.failure = ""
+	w.protocols, w.failure = r.Protocols, ""
 	if len(titles) > 0 {
 		text += " supports " + joinNames(titles)
 	}
