@@ -81,7 +81,19 @@ var errThisHost = errors.New("it is this host")
 // noRoute returns an error that wraps ErrNoRoute and the reason, so that callers can also
 // test for an error number of the system.
 func noRoute(dst netip.Addr, reason error) error {
-	return fmt.Errorf("%w to %v: %w", ErrNoRoute, dst, reason)
+	return fmt.Errorf("%w to %s: %w", ErrNoRoute, destination(dst), reason)
+}
+
+// destination describes a destination in errors. The addresses that represent the internet
+// would mislead a reader.
+func destination(dst netip.Addr) string {
+	switch dst {
+	case internet4:
+		return "the internet"
+	case internet6:
+		return "the IPv6 internet"
+	}
+	return dst.String()
 }
 
 // Gateways returns all default routes: IPv4 before IPv6, with the preferred route of each

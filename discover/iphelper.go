@@ -44,7 +44,7 @@ func (h ipHelper) lookup(dst netip.Addr, index int) (Gateway, error) {
 	case errors.Is(err, ErrNoRoute):
 		return Gateway{}, err
 	case err != nil:
-		return Gateway{}, fmt.Errorf("discover: route to %v: %w", dst, err)
+		return Gateway{}, fmt.Errorf("discover: route to %s: %w", destination(dst), err)
 	case r.refusal != "":
 		return Gateway{}, noRoute(dst, errors.New(r.refusal))
 	}

@@ -63,7 +63,7 @@ func lookup(dst netip.Addr) (Gateway, error) {
 	case err != nil:
 		routes, dumpErr := dump()
 		if dumpErr != nil {
-			return Gateway{}, fmt.Errorf("discover: route to %v: %w", dst, errors.Join(err, dumpErr))
+			return Gateway{}, fmt.Errorf("discover: route to %s: %w", destination(dst), errors.Join(err, dumpErr))
 		}
 		var ok bool
 		if r, ok = longestMatch(routes, dst, localIndex); !ok {
@@ -87,12 +87,12 @@ func localAddr(dst netip.Addr) (netip.Addr, error) {
 		errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.ENETDOWN):
 		return netip.Addr{}, noRoute(dst, err)
 	case err != nil:
-		return netip.Addr{}, fmt.Errorf("discover: local address towards %v: %w", dst, err)
+		return netip.Addr{}, fmt.Errorf("discover: local address towards %s: %w", destination(dst), err)
 	}
 	defer func() { _ = c.Close() }()
 	addr, ok := c.LocalAddr().(*net.UDPAddr)
 	if !ok {
-		return netip.Addr{}, fmt.Errorf("discover: local address towards %v: got %v", dst, c.LocalAddr())
+		return netip.Addr{}, fmt.Errorf("discover: local address towards %s: got %v", destination(dst), c.LocalAddr())
 	}
 	return addr.AddrPort().Addr().Unmap(), nil
 }

@@ -95,7 +95,7 @@ func lookupError(dst netip.Addr, err error) error {
 		}
 		return noRoute(dst, fmt.Errorf("%s: %w", e.reason, e.errno))
 	}
-	return fmt.Errorf("discover: route to %v: %w", dst, err)
+	return fmt.Errorf("discover: route to %s: %w", destination(dst), err)
 }
 
 // defaultRoutes returns the default routes of every table. It omits a route if the kernel
