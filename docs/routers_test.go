@@ -84,7 +84,7 @@ func TestQuotations(t *testing.T) {
 func TestFragments(t *testing.T) {
 	code := sources(t, false, "../backends", "../forward", "../discover", "../internal")
 	for _, quoted := range []string{
-		"there is no default route", "no route to ", "has no next hop, as in a tunnel",
+		"there is no default route", "no route to ", "the internet", "has no next hop, as in a tunnel", "out through interface ",
 		"refuses the port (connection refused)", " within ",
 		"perhaps because it does not permit ports below 1024",
 		"to forward to another host, ", "than the requesting one",
@@ -93,7 +93,7 @@ func TestFragments(t *testing.T) {
 		", but does not list it", "it reports that ", "it lists ", ", but does not forward it: the entry", "is disabled",
 		"it still lists the entry",
 		"the port is taken", "cannot provide the external port", " is forwarded to ", "the gateway granted port ", " instead of ",
-		"it maps ports to the requesting host only", "of this host only: use SamePort",
+		"it maps ports to the requesting host only", "of this host only",
 		"the gateway supports NAT-PMP, not PCP", "no port maps available",
 	} {
 		if !strings.Contains(code, quoted) {

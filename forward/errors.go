@@ -42,37 +42,40 @@ type Error struct {
 	NoGateway bool
 	// Attempts has an error for each backend that was tried, in order.
 	Attempts []error
+	// Advice is the last line of the text: the step that most likely helps. It depends on the
+	// attempts, the options and Config, so programs must not compare it.
+	Advice string
 }
 
 // kinds lists the kinds of an Error, the most severe first: the one that best explains why
-// the request cannot succeed. Each kind has its advice.
-var kinds = []struct {
-	err    error
-	advice string
-}{
-	{backends.ErrConflict, "choose another external port, or let the gateway choose one"},
-	{backends.ErrNotAuthorized, "allow port forwarding for this device in the gateway's settings (some gateways refuse only ports below 1024)"},
-	{backends.ErrPrivateWAN, "another NAT is between the gateway and the internet: switch that router to bridge mode, forward the port on it too, or ask the provider for a public address"},
-	{backends.ErrNoResources, "remove unused mappings from the gateway, or restart it"},
-	{backends.ErrNetworkFailure, "check the gateway's internet connection; if it works, another NAT is between the gateway and the internet"},
-	{backends.ErrMalformed, "update the gateway's firmware, or switch on another protocol in its settings"},
-	{backends.ErrNoReply, "switch on NAT-PMP, PCP or UPnP in the gateway's settings; behind a VPN or in a container, name the gateway"},
-	{backends.ErrUnsupported, "use fewer options, or switch on another protocol in the gateway's settings"},
+// the request cannot succeed.
+var kinds = []error{
+	backends.ErrConflict,
+	backends.ErrNotAuthorized,
+	backends.ErrPrivateWAN,
+	backends.ErrNoResources,
+	backends.ErrNetworkFailure,
+	backends.ErrMalformed,
+	backends.ErrNoReply,
+	backends.ErrUnsupported,
 }
 
-// newError combines attempts into an Error. It returns nil if there are none.
-func newError(attempts []error, named bool) error {
-	if len(attempts) == 0 {
+// newError combines the attempts of a situation into an Error. It returns nil if there are
+// none.
+func newError(s situation) error {
+	if len(s.attempts) == 0 {
 		return nil
 	}
-	e := &Error{Kind: backends.ErrUnsupported, Attempts: attempts}
+	e := &Error{Attempts: s.attempts}
+	s.kind = backends.ErrUnsupported
 	for _, kind := range kinds {
-		if errors.Is(e.all(), kind.err) {
-			e.Kind = kind.err
+		if errors.Is(e.all(), kind) {
+			s.kind = kind
 			break
 		}
 	}
-	e.NoGateway = !named && errors.Is(e.Kind, backends.ErrNoReply)
+	e.Kind, e.Advice = s.kind, adviceFor(&s)
+	e.NoGateway = !s.replied && !s.config.Gateway.IsValid() && errors.Is(e.Kind, backends.ErrNoReply)
 	return e
 }
 
@@ -81,18 +84,16 @@ func (e *Error) all() *multierror.Error {
 	return &multierror.Error{Errors: e.Attempts, ErrorFormat: formatAttempts}
 }
 
-// Error returns a headline, a line for each attempt and a last line with advice.
+// Error returns a headline, a line for each attempt and a last line with the advice.
 func (e *Error) Error() string {
 	headline, advice := e.Kind, ""
 	if e.NoGateway {
 		headline = ErrNoGateway
 	}
-	for _, kind := range kinds {
-		if kind.err == e.Kind { //nolint:errorlint // compares the values themselves
-			advice = kind.advice
-		}
+	if e.Advice != "" {
+		advice = "\n  → " + e.Advice
 	}
-	return fmt.Sprintf("%v:%v\n  → %s", headline, e.all(), advice)
+	return fmt.Sprintf("%v:%v%s", headline, e.all(), advice)
 }
 
 // Unwrap returns the kind, the attempts and, if NoGateway is set, ErrNoGateway.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -216,8 +217,8 @@ func (s sink) HandleChanged(h *gateway.Handle, kind gateway.Kind, before, after 
 }
 
 // CombineErrors makes one error of several.
-func (s sink) CombineErrors(attempts []error, probe bool) error {
-	return newError(attempts, !probe || s.config.Gateway.IsValid())
+func (s sink) CombineErrors(attempts []error, gw netip.Addr, requested *gateway.Spec) error {
+	return newError(situation{attempts: attempts, config: &s.config, gateway: gw, spec: requested, replied: requested != nil})
 }
 
 // RecordsChanged requests a write of the state file, and closes routes that are no longer in

@@ -194,7 +194,7 @@ func (f *Forwarder) ExternalIP(ctx context.Context) (netip.Addr, error) {
 		}
 		failures = append(failures, err)
 	}
-	return netip.Addr{}, newError(failures, true)
+	return netip.Addr{}, newError(situation{attempts: failures, config: &f.config, gateway: r.path.gateway.Addr(), replied: true})
 }
 
 func (f *Forwarder) externalAddr(ctx context.Context, c *gateway.Client, b *gateway.Backend) (netip.Addr, error) {

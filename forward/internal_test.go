@@ -47,29 +47,6 @@ func TestConfigInvalid(t *testing.T) {
 	}
 }
 
-// TestErrorKinds checks that every kind of error has advice, and that the most severe
-// kind is the Kind of the whole error.
-func TestErrorKinds(t *testing.T) {
-	for i, kind := range kinds {
-		for _, lesser := range kinds[i:] {
-			var e *Error
-			err := newError([]error{lesser.err, kind.err}, true)
-			if !errors.As(err, &e) || !errors.Is(e.Kind, kind.err) || !errors.Is(err, lesser.err) || errors.Is(err, ErrNoGateway) {
-				t.Errorf("%v and %v: %v", lesser.err, kind.err, err)
-			}
-			if kind.advice == "" || !strings.HasSuffix(err.Error(), "\n  → "+kind.advice) {
-				t.Errorf("%v does not end in the advice %q", err, kind.advice)
-			}
-		}
-	}
-	if err := newError([]error{backends.ErrNoReply}, false); !errors.Is(err, ErrNoGateway) {
-		t.Errorf("no reply, and Config names no gateway: %v", err)
-	}
-	if err := newError(nil, true); err != nil {
-		t.Errorf("no attempts: %v", err)
-	}
-}
-
 // TestRecordObsolete checks that a record of the state file is forgotten only if the
 // gateway can no longer have the mapping.
 func TestRecordObsolete(t *testing.T) {

@@ -168,7 +168,7 @@ func (f *Forwarder) addRoute(p gatewayPath) (*route, error) {
 		configs, key = f.configs(p), f.keyOf(p)
 	}
 	if len(configs) == 0 {
-		return nil, fmt.Errorf("forward: %w: no gateway at %v supports %s", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Protocols, " or "))
+		return nil, fmt.Errorf("forward: %w: no gateway at %v supports %s\n  → add pcp or upnp to Config.Protocols", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Protocols, " or "))
 	}
 	c, err := f.registry.Join(key, configs, sink{f})
 	if err != nil {
@@ -237,9 +237,9 @@ func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 	gw, err := f.defaultRoute(fam)
 	switch {
 	case err != nil:
-		return gatewayPath{}, fmt.Errorf("%w: %w\n  → connect this host to a network, or name the gateway", ErrNoGateway, err)
+		return gatewayPath{}, fmt.Errorf("%w: %w\n  → %s", ErrNoGateway, err, routeAdvice(&f.config, fam, err))
 	case !gw.Addr.IsValid():
-		return gatewayPath{}, fmt.Errorf("%w: the default route, through %s, has no next hop, as in a tunnel\n  → name the gateway: the VPN provider publishes its address",
+		return gatewayPath{}, fmt.Errorf("%w: the default route, through %s, has no next hop, as in a tunnel\n  → name the gateway (Config.Gateway): the VPN provider publishes its address",
 			ErrNoGateway, gw.Interface)
 	}
 	source := gw.Local

@@ -95,6 +95,23 @@ func (b *Backend) runProbe(ctx context.Context) error {
 	return err
 }
 
+// RefusedBy returns the name of the protocol by which the gateway replied that it does not support
+// a request, or "" if the error is no such reply. The gateway supports the protocol then.
+func RefusedBy(err error) string {
+	var (
+		result *pcp.ResultError
+		fault  *upnp.Fault
+	)
+	switch {
+	case !errors.Is(err, backends.ErrUnsupported):
+	case errors.As(err, &result) && result.Code != pcp.UnsupportedVersion:
+		return pcp.Name
+	case errors.As(err, &fault):
+		return upnp.Name
+	}
+	return ""
+}
+
 // Backends returns the client's backends, the preferred one first.
 func (c *Client) Backends() []*Backend { return c.backends }
 

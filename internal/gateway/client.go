@@ -22,9 +22,10 @@ type Sink interface {
 	// and after are the mappings that were granted before and after the change. If kind is 0,
 	// the change is not an event.
 	HandleChanged(h *Handle, kind Kind, before, after []backends.Mapping, reason string, at time.Time)
-	// CombineErrors makes one error of the errors of several backends. If probe is true, no
-	// backend replied to a probe.
-	CombineErrors(attempts []error, probe bool) error
+	// CombineErrors makes one error of the errors of several backends of a gateway. The spec is
+	// what was requested, or nil if no backend replied to a probe. The address is the zero Addr
+	// for ready-made backends.
+	CombineErrors(attempts []error, gateway netip.Addr, requested *Spec) error
 	// RecordsChanged is called if the results of Client.Records or Client.InUse may have
 	// changed.
 	RecordsChanged()

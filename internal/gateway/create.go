@@ -143,7 +143,7 @@ func (f *flow) create(h *Handle, s *Spec, reason string) error {
 	if noReplies {
 		c.resetProbes()
 	}
-	return c.sink.CombineErrors(failures, false)
+	return c.sink.CombineErrors(failures, c.owner.key.Gateway.Addr(), s)
 }
 
 var errLostAgain = fmt.Errorf("%w: the gateway lost the mapping again", backends.ErrNoReply)

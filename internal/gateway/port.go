@@ -74,7 +74,7 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 			return fmt.Errorf("%w: the gateway granted the external address %v, but %v is required", backends.ErrConflict, backends.Endpoint{AddrPort: g.External}, s.Address)
 		case !s.SamePort && g.Internal.Port() != s.internalPort(m):
 			// Gateways of VPN providers do this.
-			return fmt.Errorf("%w: the gateway forwards port %d to port %d of this host only: use SamePort", backends.ErrUnsupported, offered, offered)
+			return &UnequalPortsError{offered}
 		case offered != first:
 			return &portMismatchError{required: first, granted: offered}
 		case s.SamePort && offered != g.Internal.Port():
@@ -83,6 +83,18 @@ func (s *Spec) checkPorts(granted []*backends.Mapping) error {
 	}
 	return nil
 }
+
+// UnequalPortsError is returned if the gateway grants only mappings with equal ports, and the
+// spec has another internal port.
+type UnequalPortsError struct {
+	Port uint16 // the port that the gateway granted
+}
+
+func (e *UnequalPortsError) Error() string {
+	return fmt.Sprintf("%v: the gateway forwards port %d to port %d of this host only", backends.ErrUnsupported, e.Port, e.Port)
+}
+
+func (e *UnequalPortsError) Unwrap() error { return backends.ErrUnsupported }
 
 // portMismatchError is returned if the external port of one mapping does not match the other
 // mappings of the unit.

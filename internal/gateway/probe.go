@@ -134,7 +134,7 @@ func (o *Owner) recordProbe(c *Client, errs []error) error {
 	}
 	available := c.available()
 	if len(available) == 0 {
-		return c.sink.CombineErrors(errs, true)
+		return c.sink.CombineErrors(errs, o.key.Gateway.Addr(), nil)
 	}
 	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", available[0].name)
 	return nil

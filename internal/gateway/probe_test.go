@@ -80,7 +80,9 @@ type errorSink struct{ Sink }
 
 func (errorSink) Handler() slog.Handler { return slog.DiscardHandler }
 
-func (errorSink) CombineErrors(attempts []error, _ bool) error { return errors.Join(attempts...) }
+func (errorSink) CombineErrors(attempts []error, _ netip.Addr, _ *Spec) error {
+	return errors.Join(attempts...)
+}
 
 // join returns a client of an owner with backends that reply as described. If searched is
 // set, the last backend uses a search. The backends are named a, b and so on.
