@@ -28,7 +28,9 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type app struct {
 	stdout, stderr *stream
 	settings       settings
-	parsed         bool // the command line was parsed
+	parsed         bool   // the command line was parsed
+	command        string // the name of the command
+	spec           *spec  // what map or unmap is to do; nil for other commands
 
 	// Access to the system and the network; tests replace these fields.
 	protocols     []protocol
@@ -36,6 +38,7 @@ type app struct {
 	lookupHost    func(ctx context.Context, host string) ([]netip.Addr, error)
 	defaultRoutes func() (all, used []discover.Gateway, err error)
 	currentRoute  func(*settings) route
+	routeTo       func(netip.Addr) (discover.Gateway, error)     // discover.Route
 	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
 	listeners     listenersFunc
 	signals       *signalHandler
@@ -53,6 +56,7 @@ func newApp(stdout, stderr io.Writer) *app {
 		lookupHost:    lookupHost,
 		defaultRoutes: systemDefaultRoutes,
 		currentRoute:  currentRoute,
+		routeTo:       discover.Route,
 		watchNetwork:  discover.Watch,
 		listeners:     systemListeners,
 		signals:       newSignalHandler(),
@@ -73,7 +77,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 		a.settings.json = a.settings.json || slices.Contains(args, "--json")
 	}
 	if usage := (*usageError)(nil); errors.As(err, &usage) {
-		usage.command = failedCommand(root, args)
+		explainUsage(root, args, usage)
 	}
 	return a.reportError(ctx, err)
 }
@@ -84,14 +88,6 @@ func usageErrorOf(err error) error {
 		return err
 	}
 	return usagef("%v", err)
-}
-
-// failedCommand returns the command whose --help the user should read.
-func failedCommand(root *cobra.Command, args []string) string {
-	if cmd, _, err := root.Find(args); err == nil {
-		return cmd.CommandPath()
-	}
-	return root.CommandPath()
 }
 
 // root returns the whole tree of commands. Its only state is the app.
@@ -109,7 +105,7 @@ func (a *app) root() *cobra.Command {
 			return cmd.Help()
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			a.parsed = true
+			a.parsed, a.command = true, cmd.Name()
 			if err := a.settings.check(); err != nil {
 				return err
 			}
@@ -206,12 +202,13 @@ func (s *settings) namedGateway() netip.AddrPort {
 	return s.gateway
 }
 
-// checkSource returns an error if this host does not have the --source address.
+// checkSource returns an error if this host does not have the --source address, or cannot send
+// from the --interface.
 func (s *settings) checkSource() error {
 	if s.source.IsValid() && !netbind.HasAddr(s.source) {
 		return usagef("--source %v is not an address of this host", s.source)
 	}
-	return nil
+	return s.checkInterface()
 }
 
 // config returns the configuration of the Forwarder. --timeout bounds the whole call,

@@ -27,13 +27,14 @@ const (
 type usageError struct {
 	text    string
 	command string // the command whose --help explains more; empty: not known yet
+	advice  string // what the user most likely meant; empty: read the help
 }
 
 func (e *usageError) Error() string {
-	if e.command == "" {
+	if e.command == "" && e.advice == "" {
 		return e.text
 	}
-	return fmt.Sprintf("%s\n  → %s --help", e.text, e.command)
+	return e.text + arrow + cmp.Or(e.advice, e.command+" --help")
 }
 
 func usagef(format string, args ...any) error {
@@ -106,14 +107,14 @@ func wasSent(err error) bool {
 }
 
 // messages returns the text of an error, or the text for each group of several mappings.
-func messages(err error) []string {
+func (a *app) messages(err error) []string {
 	failures, several := err.(mapErrors) //nolint:errorlint // a wrapped error has a text of its own
 	if !several {
-		return []string{errorText(err)}
+		return []string{a.errorText(err)}
 	}
 	var out []string
 	for _, group := range failures.groups() {
-		out = append(out, errorText(group))
+		out = append(out, a.errorText(group))
 	}
 	return out
 }
@@ -134,8 +135,8 @@ func (a *app) reportError(ctx context.Context, err error) int {
 	if k.name == kindInterrupted {
 		k.code = interruptCode(ctx)
 	}
-	text := errorText(err)
-	for _, message := range messages(err) {
+	text := a.errorText(err)
+	for _, message := range a.messages(err) {
 		a.failuref("goforward: %s\n", message)
 	}
 	if a.settings.json {

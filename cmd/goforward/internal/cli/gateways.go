@@ -64,7 +64,7 @@ func (a *app) gateways(ctx context.Context) error {
 		return err
 	}
 	if len(rows) == 0 {
-		return fmt.Errorf("%w: there is no default route\n  → connect this host to a network, or name the gateway", forward.ErrNoGateway)
+		return a.settings.noRouteError()
 	}
 	a.probeGateways(ctx, rows)
 	if ctx.Err() != nil {
@@ -231,7 +231,7 @@ func (a *app) printProbeErrors(rows []*gatewayRow) {
 	for _, r := range rows {
 		for _, st := range r.statuses {
 			if st.err != nil {
-				a.messagef("%s: %s: %s\n", r.name(), st.protocol.title, strings.TrimPrefix(st.err.Error(), st.protocol.name+": "))
+				a.messagef("%s: %s: %s\n", r.name(), st.protocol.title, strings.TrimPrefix(errorText(st.err), st.protocol.name+": "))
 			}
 		}
 	}
@@ -335,7 +335,7 @@ func (r *gatewayRow) record() any {
 			Took: float64(st.took.Microseconds()) / 1000,
 		}
 		if st.err != nil {
-			rec.Error = st.err.Error()
+			rec.Error = errorText(st.err)
 		}
 		protocols[st.protocol.name] = rec
 	}

@@ -34,7 +34,7 @@ func (h *heldMapping) printFailure(m *forward.Mapping) error {
 		ms = h.spec.requested()
 	}
 	h.reportedNext = next
-	h.print("error", time.Now(), ms, mappingRecord{Reason: errorText(err), Kind: classify(err).name}, next)
+	h.print("error", time.Now(), ms, mappingRecord{Reason: h.session.app.errorText(err), Kind: classify(err).name}, next)
 	return nil
 }
 
@@ -51,7 +51,7 @@ func (h *heldMapping) handleEvent(e forward.Event) {
 	if h.granted == nil {
 		return
 	}
-	r := mappingRecord{Reason: trimPackage(e.Reason)}
+	r := mappingRecord{Reason: libraryText(e.Reason)}
 	if external := h.granted[0].External; external != previous {
 		r.Previous = jsonEndpointOf(previous)
 	}

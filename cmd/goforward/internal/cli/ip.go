@@ -22,6 +22,9 @@ func (a *app) ipCommand() *cobra.Command {
 }
 
 func (a *app) ip(ctx context.Context) error {
+	if err := a.settings.checkSource(); err != nil {
+		return err
+	}
 	f, err := forward.New(a.config())
 	if err != nil {
 		return err

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 )
 
 // listTimeout bounds a listing, unless --timeout is set. Slow routers list large tables one
@@ -53,6 +55,9 @@ func (e *listError) Unwrap() error { return backends.ErrUnsupported }
 // list prints the table of the first backend that can list.
 func (a *app) list(ctx context.Context, result *probeResult) error {
 	listErr := listError{advice: "look at the gateway's web interface"}
+	if !slices.ContainsFunc(a.selectedProtocols(), func(p protocol) bool { return p.name == upnp.Name }) {
+		listErr.advice = "add upnp to --backend: only UPnP lists mappings"
+	}
 	for _, b := range result.available {
 		l, ok := b.Backend.(backends.Lister)
 		if !ok {

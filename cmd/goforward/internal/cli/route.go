@@ -34,7 +34,7 @@ func currentRoute(s *settings) route {
 	case err != nil && named.IsValid(): // the gateway may exist nevertheless
 		return route{gateway: named}
 	case err != nil:
-		return route{reason: err.Error()}
+		return route{reason: errorText(err)}
 	case named.IsValid():
 		return route{gateway: named, iface: g.Interface, local: g.Local}
 	}

@@ -196,6 +196,7 @@ func checkOverlap(specs []*spec) error {
 // setFamily sets ipv6 if an address of the flags is an IPv6 address. It fails if the flags
 // have addresses of different families.
 func (a *app) setFamily(s *spec) error {
+	a.spec = s
 	ipv4, ipv6 := "", "" // a flag of that family
 	if s.ipv6 {
 		ipv6 = "--ipv6"

@@ -77,12 +77,7 @@ func oneLine(text string) string {
 }
 
 // errorText returns the text of an error for people.
-func errorText(err error) string { return trimPackage(err.Error()) }
-
-// trimPackage removes the name of the forward package from the text of an error.
-func trimPackage(text string) string {
-	return strings.ReplaceAll(strings.TrimPrefix(text, "forward: "), ": forward: ", ": ")
-}
+func errorText(err error) string { return libraryText(err.Error()) }
 
 // clockText formats a time for the start of a line.
 func clockText(at time.Time) string { return at.Local().Format(time.TimeOnly) }

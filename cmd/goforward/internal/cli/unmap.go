@@ -104,7 +104,7 @@ func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) e
 	}
 	for _, b := range result.unavailable {
 		if isLister(b.Backend) && errors.Is(b.err, backends.ErrMalformed) { // a device exists, and may have the mapping
-			a.failuref("%s was not used: %s\n", b.title, oneLine(strings.TrimPrefix(b.err.Error(), b.name+": ")))
+			a.failuref("%s was not used: %s\n", b.title, oneLine(strings.TrimPrefix(errorText(b.err), b.name+": ")))
 		}
 	}
 	return errors.Join(failures...)

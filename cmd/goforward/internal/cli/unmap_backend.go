@@ -71,7 +71,7 @@ func (u *unmapRequest) unmapListed(ctx context.Context, b availableBackend, l ba
 		case u.anyHost() || b.forwardsHere(m) || u.foreign && m.Internal.Addr().IsValid():
 			matching = append(matching, m)
 		case !m.Internal.Addr().IsValid():
-			errs = append(errs, fmt.Errorf("%s: %s: the gateway does not report the address of the host\n  → to delete it, use --foreign and %d:%d, without --to",
+			errs = append(errs, fmt.Errorf("%s: %s: the gateway does not report the address of the host\n  → goforward unmap %d:%d --foreign, without --to, deletes it",
 				b.name, text, m.External.Port(), m.Internal.Port()))
 		case u.to.IsValid():
 			errs = append(errs, fmt.Errorf("%s: %s forwards to another host\n  → use --foreign to delete it", b.name, text))

@@ -144,7 +144,7 @@ func (w *watchSession) watchNetwork(ctx context.Context) {
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.failuref("Network changes cannot be detected: %v\n", err)
+		w.app.failuref("Network changes cannot be detected: %s\n", errorText(err))
 	}
 }
 
@@ -255,7 +255,7 @@ func (w *watchSession) watchBackend(ctx context.Context, b availableBackend, to 
 		}
 	})
 	if ctx.Err() == nil {
-		w.app.failuref("%s: no longer watched: %v\n", b.title, err)
+		w.app.failuref("%s: no longer watched: %s\n", b.title, errorText(err))
 	}
 }
 
