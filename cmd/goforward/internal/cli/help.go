@@ -281,26 +281,7 @@ error. It tries again after 1, 2, 4 and so on up to 60 seconds, and at once when
 changes. Check the names and addresses in the error: watch also waits for a name that
 is misspelled. An invalid command line exits with 2.
 
-With --exec, watch runs a command for each printed event, except errors: one command at a
-time, in the order of the events. No shell reads the command; its words, its output,
---exec-timeout and the end of goforward are as for map --exec. The command gets the
-environment of goforward, and these variables:
-
-  GOFORWARD_EVENT         gateway, address, restarted, announced or address_changed
-  GOFORWARD_GATEWAY       the address of the gateway; empty if there is no route
-  GOFORWARD_EXTERNAL_IP   the external address; empty if it is not known
-  GOFORWARD_PREVIOUS_IP   the external address before this event, if it changed; or empty
-  GOFORWARD_BACKEND       natpmp, pcp or upnp: the protocol that reported the event
-  GOFORWARD_PROTOCOLS     the protocols of the gateway, as in natpmp,upnp; or empty
-  GOFORWARD_REASON        the reason of the event, in one line; may be empty
-  GOFORWARD_INTERFACE     the interface of the route; empty if it is not known
-  GOFORWARD_LOCAL_IP      this host's address on the route; empty if it is not known
-
-The events gateway and address come at the start, after each change of the route, and after
-each loss. When the route changes, there are two events gateway: the first without the
-protocols, the second with them if the gateway replies. If the command fails, watch reports
-it and does not run it again for this event; it runs for the next one. At most 64 events wait
-for the command. If there are more, the oldest is dropped, and watch reports that.`
+With --exec, watch runs a command for each printed event, except errors.`
 
 const watchExamples = `  goforward watch
   goforward watch --json

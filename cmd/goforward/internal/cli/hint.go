@@ -338,7 +338,7 @@ func (c *commandLine) takesNext(arg string) bool {
 	return f != nil && f.NoOptDefVal == ""
 }
 
-var unknownCommand = regexp.MustCompile(`^unknown command ("(?:[^"\\]|\\.)*")`)
+var unknownCommand = regexp.MustCompile(`^(?:unknown command|no command or help topic) ("(?:[^"\\]|\\.)*")`)
 
 // unknownCommand returns the name of the unknown command that the error is about, or "".
 func (c *commandLine) unknownCommand() string {

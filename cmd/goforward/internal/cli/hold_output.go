@@ -154,7 +154,7 @@ func (s *holdSession) printAllGranted(known []grantedMapping) {
 func (s *holdSession) printNotEnabled(ctx context.Context) {
 	switch {
 	case ctx.Err() != nil:
-		s.app.messagef("interrupted; waiting until the gateway has deleted what it may have created; press Ctrl-C again to exit at once\n")
+		s.app.messagef("interrupted; deleting the mapping that the gateway may have created; press Ctrl-C again to exit at once\n")
 	case s.wasGranted():
 		s.app.messagef("deleting the other mappings\n")
 	}

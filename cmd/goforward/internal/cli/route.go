@@ -2,8 +2,8 @@ package cli
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/natforward/goforward/discover"
 )
@@ -21,12 +21,8 @@ type route struct {
 // --interface, there is no route.
 func currentRoute(s *settings) route {
 	if err := s.checkSource(); err != nil {
-		return route{reason: err.Error()}
-	}
-	if s.iface != "" {
-		if _, err := net.InterfaceByName(s.iface); err != nil {
-			return route{reason: fmt.Sprintf("interface %q: %v", s.iface, err)}
-		}
+		reason, _, _ := strings.Cut(errorText(err), "\n")
+		return route{reason: reason}
 	}
 	g, err := lookUpRoute(s)
 	named := s.namedGateway()

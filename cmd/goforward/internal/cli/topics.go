@@ -19,6 +19,7 @@ var topics = []topic{
 	{"ports", []string{"port"}, "How to name ports and protocols", portsHelp, []string{"map", "unmap", "run"}},
 	{"hold", []string{"wait"}, "How --hold keeps a mapping alive", holdHelp, []string{"map", "run"}},
 	{"exec", []string{"port-file"}, "How to pass the external port to other programs", execHelp, []string{"map", "watch"}},
+	{"watch-exec", nil, "How watch runs a command for each event", watchExecHelp, []string{"watch"}},
 	{"gateway", []string{"name", "names"}, "How the gateway is found, and how to name it", gatewayHelp, []string{"map", "gateways", "ip", "watch", "list"}},
 	{"protocols", []string{"protocol", "pcp", "nat-pmp", "natpmp", "upnp"}, "What NAT-PMP, PCP and UPnP can do", protocolsHelp, []string{"map", "unmap", "gateways", "list"}},
 	{"vpn", nil, "How to forward a port of a VPN provider", vpnHelp, []string{"map"}},
@@ -312,3 +313,24 @@ The kind in JSON is more precise:
     5  conflict
     6  no_reply
   129, 130, 143  interrupted`
+
+const watchExecHelp = `With watch --exec, goforward runs a command for each printed event, except errors: one command at a
+time, in the order of the events. No shell reads the command; its words, its output,
+--exec-timeout and the end of goforward are as for map --exec. The command gets the
+environment of goforward, and these variables:
+
+  GOFORWARD_EVENT         gateway, address, restarted, announced or address_changed
+  GOFORWARD_GATEWAY       the address of the gateway; empty if there is no route
+  GOFORWARD_EXTERNAL_IP   the external address; empty if it is not known
+  GOFORWARD_PREVIOUS_IP   the external address before this event, if it changed; or empty
+  GOFORWARD_BACKEND       natpmp, pcp or upnp: the protocol that reported the event
+  GOFORWARD_PROTOCOLS     the protocols of the gateway, as in natpmp,upnp; or empty
+  GOFORWARD_REASON        the reason of the event, in one line; may be empty
+  GOFORWARD_INTERFACE     the interface of the route; empty if it is not known
+  GOFORWARD_LOCAL_IP      this host's address on the route; empty if it is not known
+
+The events gateway and address come at the start, after each change of the route, and after
+each loss. When the route changes, there are two events gateway: the first without the
+protocols, the second with them if the gateway replies. If the command fails, watch reports
+it and does not run it again for this event; it runs for the next one. At most 64 events wait
+for the command. If there are more, the oldest is dropped, and watch reports that.`

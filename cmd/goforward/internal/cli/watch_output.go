@@ -118,7 +118,7 @@ func (w *watchSession) printChange(observed observedChange) {
 // printError prints why the gateway cannot be followed for now, and the time of the next
 // attempt.
 func (w *watchSession) printError(err error, next time.Time) {
-	text := w.app.errorText(err)
+	text := errorText(err)
 	line := oneLine(text)
 	if text == w.failure {
 		line = "as before"

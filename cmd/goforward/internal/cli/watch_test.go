@@ -359,8 +359,8 @@ func TestCurrentRoute(t *testing.T) {
 	t.Parallel()
 	named := netip.MustParseAddrPort("127.0.0.1:5351") // no route leads to it
 	for want, s := range map[string]settings{
-		`interface "no-such-interface": route ip+net: no such network interface`: {gateway: named, iface: "no-such-interface"},
-		"--source 192.0.2.99 is not an address of this host":                     {gateway: named, source: netip.MustParseAddr("192.0.2.99")},
+		"--interface no-such-interface: no such interface":   {gateway: named, iface: "no-such-interface"},
+		"--source 192.0.2.99 is not an address of this host": {gateway: named, source: netip.MustParseAddr("192.0.2.99")},
 	} {
 		if got := currentRoute(&s); got != (route{reason: want}) {
 			t.Errorf("unexpected route %+v, want %s", got, want)
