@@ -13,6 +13,7 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/internal/holders"
 )
 
 // Backend is a backend of an owner and the result of its last probe.
@@ -22,6 +23,7 @@ type Backend struct {
 	name     string
 	probe    func(context.Context) error // nil: the backend needs no probe
 	searches bool                        // it finds devices by a search on its own socket
+	programs *holders.Registry           // counts the programs that hold its mappings; nil: none, as for a ready-made backend
 
 	// Only code on the owner's loop uses these fields.
 	probeErr    error     // of the last probe: nil if the gateway replied, errNotProbed if there was none
@@ -52,7 +54,7 @@ type BackendConfig struct {
 // Direct is the protocol name for a host that has a public address itself.
 const Direct = "direct"
 
-// open creates the backend for an owner's gateway. It does no I/O.
+// open creates the backend for an owner's gateway. It does no network I/O.
 func (c BackendConfig) open(o *Owner) (*Backend, error) {
 	b := &Backend{config: c, name: c.Protocol, probeErr: errNotProbed}
 	p, is := Find(c.Protocol)
@@ -63,6 +65,7 @@ func (c BackendConfig) open(o *Owner) (*Backend, error) {
 			return nil, fmt.Errorf("forward: %w", err)
 		}
 		b.Backend, b.probe, b.searches = prober, prober.Probe, p.Searches
+		b.programs, o.programsErr = holders.Default()
 	case c.Protocol == Direct:
 		b.Backend = direct{o.key.Local}
 	default:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/internal/holders"
 )
 
 const (
@@ -258,6 +259,10 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 	}
 	before, externalBefore := e.spec, e.requestedExternal
 	e.spec, e.requestedExternal, e.verifyAt = s, port, time.Time{}
+	if e.state != active && !e.hold(s.request(m, port).Internal.Port(), port) {
+		keys := e.held
+		f.offLoop(func() { b.programs.Wait(f.ctx, keys[:]...) })
+	}
 	granted, err := f.request(timeout, e.requestFunc(s, port))
 	if e.state == removed { // the client was discarded
 		return nil, ErrEnded
@@ -342,8 +347,12 @@ func (e *entry) requestFunc(s *Spec, external uint16) func(context.Context) (bac
 			return create(ctx)
 		}
 	}
+	key := e.deletionKey()
 	return func(ctx context.Context) (backends.Mapping, error) {
-		_ = b.Unmap(ctx, *old) // if a mapping remains and conflicts, Map returns an error
+		if end, ok := e.backend.programs.BeginDelete(key); ok {
+			_ = b.Unmap(ctx, *old) // if a mapping remains and conflicts, Map returns an error
+			end()
+		}
 		return create(ctx)
 	}
 }
@@ -377,7 +386,7 @@ func (e *entry) isSameMapping(other *entry) bool {
 // be deleted. The entry itself can then be requested as another mapping.
 func (o *Owner) splitSuperseded(e *entry) {
 	old := *e
-	old.superseded, old.holders = true, nil
+	old.superseded, old.holders, old.held = true, nil, [2]holders.Key{}
 	if old.deletion == nil {
 		old.deletion = &deletion{}
 		for _, h := range e.holders {

@@ -190,7 +190,8 @@ var errOtherBackend = fmt.Errorf("%w: another backend holds the port", backends.
 
 // delete deletes an entry that has no holders. If it is unknown whether the gateway has the
 // mapping, delete repeats the request first; the response shows which mapping to delete. If
-// the gateway refuses the request, delete deletes the mapping that was requested.
+// the gateway refuses the request, delete deletes the mapping that was requested. If another
+// program of this user holds the mapping, delete only forgets it.
 func (f *flow) delete(e *entry, timeout time.Duration) error {
 	m, unconfirmed := e.granted, e.unconfirmed
 	switch {
@@ -203,6 +204,14 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 		e.remove()
 		return nil
 	}
+	e.release()
+	end, isLast := e.backend.programs.BeginDelete(e.deletionKey())
+	if !isLast {
+		f.log().Info("a mapping stays, because another program of this user holds it", "protocol", e.Protocol, "port", e.internalPort())
+		e.remove()
+		return nil
+	}
+	defer end()
 	request := e.spec.request(e.Member, e.requestedExternal)
 	// Any mapping that the gateway may have is to be deleted. By UPnP, a request for another
 	// port would create another mapping, except over IPv6, where ports are not translated.
@@ -281,6 +290,7 @@ func (f *flow) recordDeletion(e *entry, err error) error {
 // addPendingDelete marks an entry for deletion and schedules the next attempt.
 func (o *Owner) addPendingDelete(e *entry, err error) {
 	e.state, e.err = pendingDelete, err
+	e.release()
 	now := time.Now()
 	if slices.Contains(o.pendingDeletes, e) {
 		e.deletion.postpone(now)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/internal/holders"
 	"github.com/natforward/goforward/internal/state"
 )
 
@@ -40,6 +42,7 @@ type entry struct {
 	granted           *backends.Mapping // immutable, replaced by each grant; nil: not granted yet
 	unconfirmedUntil  time.Time         // the longest lifetime of requests without a reply ends then; zero: there is none
 	holders           []*Handle
+	held              [2]holders.Key // the endpoints that other programs of this user know that this one holds
 	err               error // error of the last request, or nil
 	nextRequest       time.Time
 	order             grantOrder
@@ -144,9 +147,57 @@ func (g *group) add(e *entry) *entry {
 // remove removes an entry from the table.
 func (e *entry) remove() {
 	e.clearDeletion()
+	e.release()
 	e.state = removed
 	e.group.entries = without(e.group.entries, e)
 	e.group.deleteIfEmpty()
+}
+
+// key returns the key of an internal or external port in the registry of all programs of this
+// user, or 0 if the port is 0.
+func (e *entry) key(port uint16, external bool) holders.Key {
+	if port == 0 {
+		return 0
+	}
+	o, host := e.group.owner, e.group.internal.Addr()
+	if !host.IsValid() {
+		host = o.key.Local
+	}
+	endpoint := holders.Endpoint{Gateway: o.key.Gateway, Host: host, Protocol: e.Protocol, External: external, Port: port}
+	switch {
+	case external && e.granted != nil:
+		endpoint.Remote = e.granted.Remote.Addr()
+	case external:
+		endpoint.Remote = e.spec.Remote.Addr()
+	}
+	return endpoint.Key()
+}
+
+// hold makes this program a holder of the entry's internal and external ports, and no longer
+// of the former ones. Other programs of this user then do not delete the mapping. It returns
+// false if one of them is deleting it at the moment.
+func (e *entry) hold(internal, external uint16) bool {
+	before := e.held
+	e.held = [2]holders.Key{e.key(internal, false), e.key(external, true)}
+	ok := e.backend.programs.Hold(e.held[:]...)
+	e.backend.programs.Release(before[:]...)
+	return ok
+}
+
+// release undoes hold.
+func (e *entry) release() {
+	e.backend.programs.Release(e.held[:]...)
+	e.held = [2]holders.Key{}
+}
+
+// deletionKey returns the key of the endpoint that identifies the mapping on the gateway: the
+// last program that holds it must delete the mapping. Several mappings of UPnP can have the
+// same internal port.
+func (e *entry) deletionKey() holders.Key {
+	if port := e.externalPort(); e.backend.name == upnp.Name && e.group.owner.key.Gateway.Addr().Is4() && port != 0 {
+		return e.key(port, true)
+	}
+	return e.key(e.internalPort(), false)
 }
 
 // heldByOtherBackend returns a held entry for the same member by another backend of this
@@ -301,6 +352,7 @@ func (e *entry) record(m *backends.Mapping, isNew bool) {
 	}
 	e.state, e.granted, e.err, e.failures, e.unconfirmed = active, m, nil, 0, false
 	e.mustRenew, e.unconfirmedUntil = false, time.Time{}
+	e.hold(m.Internal.Port(), m.External.Port())
 	now, lost := time.Now(), e.backend.lost
 	predatesLoss := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight when the gateway lost its state
 	verify := !e.verifyAt.IsZero()

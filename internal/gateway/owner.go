@@ -70,6 +70,7 @@ type Owner struct {
 
 	loop           Loop
 	backends       []*Backend
+	programsErr    error // why Backend.programs is nil, or nil
 	clients        []*Client
 	groups         map[groupKey]*group
 	runningFlows   int                    // the number of running flows that count towards MaxCalls
@@ -147,6 +148,9 @@ func (o *Owner) addClient(c *Client, configs []BackendConfig) error {
 	}
 	o.clients = append(o.clients, c)
 	o.publishSinks()
+	if o.programsErr != nil && len(o.clients) == 1 {
+		o.log().Info("mappings are deleted even if another program of this user holds them", "err", o.programsErr)
+	}
 	o.reassignDeletes(nil)
 	return nil
 }
@@ -251,7 +255,12 @@ func (o *Owner) stop(ctx context.Context) (unfinished []endedOwner) {
 	case <-closed:
 	case <-ctx.Done():
 	}
-	o.loop.Do(func() { unfinished = o.unfinishedDeletes() })
+	o.loop.Do(func() {
+		unfinished = o.unfinishedDeletes()
+		for _, e := range o.allEntries() {
+			e.release()
+		}
+	})
 	o.loop.Stop()
 	return unfinished
 }
