@@ -22,8 +22,19 @@ import (
 )
 
 // TestMain checks that no goroutine remains. It skips ExampleIPv6, which cannot skip itself,
-// if this host has no IPv6.
+// if this host has no IPv6. The tests and their programs share a runtime directory.
 func TestMain(m *testing.M) {
+	if config := os.Getenv(programEnv); config != "" {
+		runProgram(config)
+		return
+	}
+	dir, err := os.MkdirTemp("", "goforward-runtime-*")
+	if err == nil {
+		err = os.Setenv("XDG_RUNTIME_DIR", dir)
+	}
+	if err != nil {
+		panic(err)
+	}
 	flag.Parse()
 	if conn, err := net.ListenPacket("udp6", "[::1]:0"); err == nil {
 		_ = conn.Close()
@@ -31,7 +42,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "IPV6 NOT TESTED:", err)
 		_ = skip.Value.Set("^ExampleIPv6$")
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
 }
 
 // gatewayAndForwarder starts a gateway, and returns it with a Forwarder whose Config

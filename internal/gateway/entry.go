@@ -43,7 +43,7 @@ type entry struct {
 	unconfirmedUntil  time.Time         // the longest lifetime of requests without a reply ends then; zero: there is none
 	holders           []*Handle
 	held              [2]holders.Key // the endpoints that other programs of this user know that this one holds
-	err               error // error of the last request, or nil
+	err               error          // error of the last request, or nil
 	nextRequest       time.Time
 	order             grantOrder
 	deletion          *deletion // set if the entry is to be deleted
