@@ -134,6 +134,9 @@ type probeResult struct {
 	unavailable []unavailableBackend
 }
 
+// localAddr returns the address under which the gateway sees this host.
+func (r *probeResult) localAddr() netip.Addr { return r.available[0].localAddr }
+
 // unavailableBackend is a backend that got no reply, or an unusable reply.
 type unavailableBackend struct {
 	availableBackend

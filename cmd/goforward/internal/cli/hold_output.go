@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -117,19 +116,29 @@ func (h *heldMapping) printLine(at time.Time, kind string, ms []backends.Mapping
 	}
 }
 
-// printUnmapped prints that the mapping is deleted, if it was ever granted.
+// printUnmapped prints that the mappings are deleted, if they were ever granted, or which other
+// program keeps them.
 func (h *heldMapping) printUnmapped() {
-	if h.granted == nil {
-		return
-	}
 	now := time.Now()
-	h.printLine(now, "unmapped", h.granted, "")
-	if h.session.app.settings.json {
-		deleted := slices.Clone(h.granted)
-		for i := range deleted {
-			deleted[i].Lifetime, deleted[i].Granted = 0, time.Time{}
+	var deleted []backends.Mapping
+	for _, m := range h.granted {
+		m.Lifetime, m.Granted = 0, time.Time{}
+		if reason := h.session.app.keptBy(m); reason != "" {
+			h.printEnd(now, "kept", []backends.Mapping{m}, reason)
+			continue
 		}
-		h.session.app.printRecords("unmapped", deleted, mappingRecord{Time: jsonTime(now)})
+		deleted = append(deleted, m)
+	}
+	if len(deleted) > 0 {
+		h.printEnd(now, "unmapped", deleted, "")
+	}
+}
+
+// printEnd prints the last event of mappings.
+func (h *heldMapping) printEnd(at time.Time, event string, ms []backends.Mapping, reason string) {
+	h.printLine(at, event, ms, reason)
+	if h.session.app.settings.json {
+		h.session.app.printRecords(event, ms, mappingRecord{Time: jsonTime(at), Reason: reason})
 	}
 }
 

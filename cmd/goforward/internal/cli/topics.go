@@ -234,9 +234,11 @@ with 1. If the gateway does not list its mappings, or not all, unmap deletes onl
 mapping with the named external port, which is by default the internal port. A remark
 says so.
 
-If two programs on one host map the same internal port, unmap deletes the mapping for
-both. If a running goforward keeps the mapping alive, unmap needs --force. Only the user
-who created a PCP mapping can delete it: see goforward help protocols.
+If a running program of this user keeps the mapping alive, for example goforward map
+--hold, unmap does not delete it and exits with 5. With --force, unmap deletes it for all
+programs. Programs of other users, and those in a container, are not noticed: if they map
+the same port of this host, unmap deletes the mapping for them too. Only the user who
+created a PCP mapping can delete it: see goforward help protocols.
 
   goforward unmap 22 --to 192.168.1.9
   goforward unmap 22 --to 192.168.1.9 --foreign   # even if that host created it
@@ -246,7 +248,8 @@ const jsonHelp = `With --json, stdout has one JSON object per line. Messages for
 field event names the kind of object:
 
   map          mapped, for each port and protocol
-  map --hold   mapped, changed, lost, restored, unmapped, error, exec, port_file
+  map --hold   mapped, changed, lost, restored, unmapped, kept, error, exec, port_file;
+               kept replaces unmapped if another program keeps the mapping alive
   unmap        unmapped, for each protocol; backend lists all backends that deleted the
                mapping or found none
   list         entry

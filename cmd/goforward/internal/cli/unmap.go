@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -45,6 +46,7 @@ func (a *app) unmapCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&u.foreign, "foreign", false,
 		"also delete mappings to other hosts: to the host of --to, or else to any host with this external port")
+	cmd.Flags().BoolVar(&u.force, "force", false, "also delete a mapping that another running program of this user keeps alive")
 	// These flags do not select a mapping, but unmap accepts the flags of map.
 	for _, name := range []string{"lifetime", "exact", "same-port", "description"} {
 		_ = cmd.Flags().MarkHidden(name)
@@ -56,6 +58,7 @@ func (a *app) unmapCommand() *cobra.Command {
 type unmapRequest struct {
 	spec
 	foreign bool   // also delete mappings to other hosts
+	force   bool   // also delete mappings that another program holds
 	keyErr  error  // why the user's key is not available
 	remark  string // a message to print after the result; empty: none
 }
@@ -100,7 +103,17 @@ func (a *app) unmapKey() (key []byte, keyErr error) {
 func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) error {
 	var failures []error
 	for _, p := range u.protocols {
+		host := u.to
+		if !host.IsValid() {
+			host = result.localAddr()
+		}
+		end, err := beginUnmap(result.gateway, p, netip.AddrPortFrom(host, u.internal), u.force)
+		if err != nil {
+			failures = append(failures, err)
+			continue
+		}
 		failures = append(failures, a.unmapProtocol(ctx, u, u.request(p), result)...)
+		end()
 	}
 	for _, b := range result.unavailable {
 		if isLister(b.Backend) && errors.Is(b.err, backends.ErrMalformed) { // a device exists, and may have the mapping

@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/natpmp"
+	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/internal/holders"
+)
+
+// holderKey returns the key under which all programs of this user hold the internal endpoint
+// of a mapping, or its external one.
+func holderKey(gateway netip.AddrPort, m backends.Mapping, external bool) holders.Key {
+	e := holders.Endpoint{
+		Gateway: netip.AddrPortFrom(gateway.Addr(), cmp.Or(gateway.Port(), natpmp.Port)),
+		Host:    m.Internal.Addr(), Protocol: m.Protocol, Port: m.Internal.Port(),
+	}
+	if external {
+		e.External, e.Port, e.Remote = true, m.External.Port(), m.Remote.Addr()
+	}
+	return e.Key()
+}
+
+// holderText describes the program that holds an endpoint. It returns "" if there is none.
+func holderText(k holders.Key) string {
+	programs, _ := holders.Default() // without it, no other program is known
+	switch pid, held := programs.Holder(k); {
+	case !held:
+		return ""
+	case pid == 0:
+		return "another program keeps it alive"
+	default:
+		return fmt.Sprintf("process %d keeps it alive", pid)
+	}
+}
+
+// keptBy describes the program that still holds a mapping which this one has released. It
+// returns "" if there is none.
+func (a *app) keptBy(m backends.Mapping) string {
+	gateway := m.Gateway
+	isUPnP := m.Backend == upnp.Name
+	if isUPnP { // it has another port
+		gateway = netip.AddrPortFrom(gateway.Addr(), 0)
+		if named := a.settings.namedGateway(); named.IsValid() {
+			gateway = named
+		}
+	}
+	return holderText(holderKey(gateway, m, isUPnP && gateway.Addr().Is4()))
+}
+
+// beginUnmap reserves an internal port, so that no program of this user requests a mapping of
+// it until the caller calls end. It fails if another program holds one and force is false.
+func beginUnmap(gateway netip.AddrPort, p backends.Protocol, internal netip.AddrPort, force bool) (end func(), err error) {
+	programs, _ := holders.Default()
+	k := holderKey(gateway, backends.Mapping{Protocol: p, Internal: internal}, false)
+	if end, ok := programs.BeginDelete(k); ok {
+		return end, nil
+	}
+	if force {
+		return func() {}, nil
+	}
+	return nil, keptError(fmt.Sprintf("%v port %d stays: %s\n  → end that program, or delete the mapping nevertheless with --force",
+		p, internal.Port(), cmp.Or(holderText(k), "another program keeps it alive")))
+}
+
+// keptError means that another program of this user keeps a mapping alive.
+type keptError string
+
+func (e keptError) Error() string { return string(e) }
+func (keptError) Unwrap() error   { return backends.ErrConflict }
