@@ -22,6 +22,7 @@ import (
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 	"github.com/natforward/goforward/internal/testseed"
 )
 

@@ -17,6 +17,7 @@ import (
 	"github.com/natforward/goforward/backends/natpmp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 	"go.uber.org/goleak"
 )
 

@@ -18,6 +18,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 )
 
 func TestMain(m *testing.M) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/errno"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

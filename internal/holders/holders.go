@@ -84,10 +84,10 @@ const (
 // errInUse is the error of setLock if another process has a conflicting lock.
 var errInUse = errors.New("another process has the lock")
 
-// counts describes what this process needs of one byte, and what it has.
+// counts describes the holders of one byte in this process, and the lock for them.
 type counts struct {
 	holds, deletions uint16
-	has              mode
+	has              mode // of the lock
 }
 
 // needs returns the mode that the counts require.

@@ -37,6 +37,7 @@ func Main(m *testing.M) {
 			os.Exit(1) // enterNamespaces has reported the error to the parent, which runs the tests
 		}
 		os.Setenv(roleEnv, roleInside)
+		os.Setenv("XDG_RUNTIME_DIR", "/run") // of the lab's mount namespace
 		errUnavailable = nil
 		os.Exit(m.Run())
 	case roleInside:

@@ -12,6 +12,7 @@ import (
 	"github.com/natforward/goforward/adapters/internal/held"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 )
 
 var (

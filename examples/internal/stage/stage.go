@@ -10,6 +10,7 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 )
 
 // Router starts a test gateway and configures the package-level functions of forward to use

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/natforward/goforward/gatewaytest"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 )
 
 func TestMain(m *testing.M) {
