@@ -9,6 +9,7 @@ import (
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 )
 
 // TestMainEchoes runs the unchanged example on a test gateway. The example ends with the
