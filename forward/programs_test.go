@@ -270,6 +270,76 @@ func TestProgramOfOtherUser(t *testing.T) {
 	first.end()
 }
 
+// TestProgramReleasesMapping checks that a program which has released its mapping, and still
+// runs, does not keep another program from deleting it.
+func TestProgramReleasesMapping(t *testing.T) {
+	skipWithoutHolders(t)
+	for name, release := range map[string]func(*forward.Forwarder, *forward.Mapping) error{
+		"Mapping.Close":   func(_ *forward.Forwarder, m *forward.Mapping) error { return m.Close() },
+		"Mapping.Leave":   func(_ *forward.Forwarder, m *forward.Mapping) error { m.Leave(); return nil },
+		"Forwarder.Close": func(f *forward.Forwarder, _ *forward.Mapping) error { return f.Close() },
+		"Client.Discard":  func(f *forward.Forwarder, _ *forward.Mapping) error { f.Crash(); return nil },
+		"no reply": func(f *forward.Forwarder, m *forward.Mapping) error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+			defer cancel()
+			_ = m.Shutdown(ctx)
+			return nil
+		},
+	} {
+		for _, isHeld := range []bool{true, false} { // by the other program, when this one releases
+			t.Run(fmt.Sprintf("%s/%v", name, isHeld), func(t *testing.T) {
+				t.Parallel()
+				gw := startGateway(t, gatewaytest.Config{})
+				config := programOn(gw, "natpmp")
+				f := newLoopbackForwarder(t, config.config())
+				m, other := enable8080(t, f), (*program)(nil)
+				if isHeld {
+					other = startProgram(t, config)
+					other.line("8080")
+				}
+				if name == "no reply" {
+					t.Cleanup(gw.Inject(gatewaytest.Fault{Times: 1, Drop: true, Match: func(q gatewaytest.Request) bool { return q.Op == "unmap" }}))
+				}
+				if err := release(f, m); err != nil {
+					t.Fatal(err)
+				}
+				if !isHeld {
+					other = startProgram(t, config)
+					other.line("8080")
+				}
+				other.end()
+				checkTable(t, gw, "the last program ended")
+			})
+		}
+	}
+}
+
+// TestPendingDeletionOfOtherProgram checks that a deletion without a reply is not repeated if
+// another program holds the mapping by then.
+func TestPendingDeletionOfOtherProgram(t *testing.T) {
+	skipWithoutHolders(t)
+	t.Parallel()
+	gw := startGateway(t, gatewaytest.Config{})
+	config := programOn(gw, "natpmp")
+	f := newLoopbackForwarder(t, config.config())
+	m := enable8080(t, f)
+	remove := gw.Inject(gatewaytest.Fault{Drop: true, Match: func(q gatewaytest.Request) bool { return q.Op == "unmap" }})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := m.Shutdown(ctx); err == nil {
+		t.Error("deleted without a reply")
+	}
+	other := startProgram(t, config)
+	other.line("8080")
+	remove()
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	checkTable(t, gw, "the program with the pending deletion ended", 8080)
+	other.end()
+	checkTable(t, gw, "both programs ended")
+}
+
 // TestNoRuntimeDirectory checks that a program without a usable directory works as usual and
 // logs the reason once.
 func TestNoRuntimeDirectory(t *testing.T) {

@@ -15,6 +15,9 @@
 //
 // The owner calls no user code. It notifies its clients through a Sink, which never blocks.
 //
+// Other programs of the same user can hold the same mapping. Package holders counts them, and
+// an entry is deleted only by the last one.
+//
 // The files: owner.go starts and stops owners, and client.go is the interface to Forwarders.
 // loop.go has the loop and the flows. handle.go has the mappings that a Forwarder requests,
 // and entry.go the mappings that a gateway grants. create.go makes first requests, port.go

@@ -22,6 +22,9 @@ const (
 // roleEnv that is set by mistake cannot make a lab change the machine itself.
 const namespaceMarker = "/run/goforward-lab"
 
+// runtimeDir is the XDG_RUNTIME_DIR of all programs in the lab.
+const runtimeDir = "/run/user"
+
 // errUnavailable is the reason why this process is not in the lab's namespaces; nil if it
 // is.
 var errUnavailable = errors.New("TestMain does not call lab.Main")
@@ -37,7 +40,7 @@ func Main(m *testing.M) {
 			os.Exit(1) // enterNamespaces has reported the error to the parent, which runs the tests
 		}
 		os.Setenv(roleEnv, roleInside)
-		os.Setenv("XDG_RUNTIME_DIR", "/run") // of the lab's mount namespace
+		os.Setenv("XDG_RUNTIME_DIR", runtimeDir)
 		errUnavailable = nil
 		os.Exit(m.Run())
 	case roleInside:

@@ -129,6 +129,9 @@ func setUpNamespaces() error {
 	if err := unix.Mount("lab", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 		return fmt.Errorf("mount a private /run: %w", err)
 	}
+	if err := os.Mkdir(runtimeDir, 0o700); err != nil {
+		return err
+	}
 	if self, err := os.Executable(); err != nil {
 		return err
 	} else if _, err := os.Stat(self); err != nil {
