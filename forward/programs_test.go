@@ -12,10 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/internal/holders"
@@ -270,6 +272,33 @@ func TestProgramOfOtherUser(t *testing.T) {
 	first.end()
 }
 
+// TestRestoredMappingWithOtherPort checks that a mapping of an earlier run is not deleted to
+// request another external port if another program holds it.
+func TestRestoredMappingWithOtherPort(t *testing.T) {
+	skipWithoutHolders(t)
+	t.Parallel()
+	gw := startGateway(t, gatewaytest.Config{})
+	other := programOn(gw, "natpmp")
+	config := other
+	config.StateFile = filepath.Join(t.TempDir(), "state")
+	p := startProgram(t, config)
+	p.line("8080")
+	p.kill()
+	second := startProgram(t, other)
+	second.line("8080")
+	f := newLoopbackForwarder(t, config.config())
+	if _, err := f.Enable(t.Context(), forward.TCP(8080), forward.External(9090)); err != nil {
+		t.Fatal(err)
+	}
+	checkTable(t, gw, "another external port was requested", 8080)
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	checkTable(t, gw, "the program with the state file ended", 8080)
+	second.end()
+	checkTable(t, gw, "both programs ended")
+}
+
 // TestProgramReleasesMapping checks that a program which has released its mapping, and still
 // runs, does not keep another program from deleting it.
 func TestProgramReleasesMapping(t *testing.T) {
@@ -338,6 +367,62 @@ func TestPendingDeletionOfOtherProgram(t *testing.T) {
 	checkTable(t, gw, "the program with the pending deletion ended", 8080)
 	other.end()
 	checkTable(t, gw, "both programs ended")
+}
+
+// TestClosedDuringRequest checks that a Forwarder which was closed during a request does not
+// keep another program from deleting the mapping.
+func TestClosedDuringRequest(t *testing.T) {
+	skipWithoutHolders(t)
+	t.Parallel()
+	gw := startGateway(t, gatewaytest.Config{})
+	config := programOn(gw, "natpmp")
+	f := newLoopbackForwarder(t, config.config())
+	isMap := func(q gatewaytest.Request) bool { return q.Op == "map" }
+	remove := gw.Inject(gatewaytest.Fault{Drop: true, Match: isMap})
+	failed := make(chan error, 1)
+	go func() {
+		_, err := f.Enable(context.Background(), forward.TCP(8080))
+		failed <- err
+	}()
+	if _, err := gw.AwaitRequests(testContext(t), 1, isMap); err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Shutdown(canceledContext())
+	if err := <-failed; err == nil {
+		t.Error("granted without a reply")
+	}
+	remove()
+	other := startProgram(t, config)
+	other.line("8080")
+	other.end()
+	checkTable(t, gw, "the other program ended")
+}
+
+// TestProgramsWithGrantedPort checks that a program is known as a holder of the external port
+// that the gateway granted in place of the requested one.
+func TestProgramsWithGrantedPort(t *testing.T) {
+	skipWithoutHolders(t)
+	t.Parallel()
+	gw := startGateway(t, gatewaytest.Config{})
+	if err := gw.AddMapping(gatewaytest.Entry{
+		Protocol: backends.TCP, Internal: netip.MustParseAddrPort("192.0.2.9:80"), External: netip.MustParseAddrPort("0.0.0.0:8080"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	config := programOn(gw, "upnp")
+	first := startProgram(t, config)
+	first.out.Scan()
+	port, err := strconv.ParseUint(first.out.Text(), 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.External = uint16(port)
+	second := startProgram(t, config)
+	second.line(first.out.Text())
+	second.end()
+	checkTable(t, gw, "the second program ended", 8080, uint16(port))
+	first.end()
+	checkTable(t, gw, "both programs ended", 8080)
 }
 
 // TestNoRuntimeDirectory checks that a program without a usable directory works as usual and
