@@ -279,11 +279,7 @@ func TestRestoredMappingWithOtherPort(t *testing.T) {
 	t.Parallel()
 	gw := startGateway(t, gatewaytest.Config{})
 	other := programOn(gw, "natpmp")
-	config := other
-	config.StateFile = filepath.Join(t.TempDir(), "state")
-	p := startProgram(t, config)
-	p.line("8080")
-	p.kill()
+	config := runAndKill(t, other)
 	second := startProgram(t, other)
 	second.line("8080")
 	f := newLoopbackForwarder(t, config.config())
@@ -442,17 +438,35 @@ func TestNoRuntimeDirectory(t *testing.T) {
 	checkTable(t, gw, "the program ended")
 }
 
+// runAndKill starts a program with a state file, and kills it when the file has the mapping.
+func runAndKill(t *testing.T, config programConfig) programConfig {
+	t.Helper()
+	config.StateFile = filepath.Join(t.TempDir(), "state")
+	p := startProgram(t, config)
+	p.line("8080")
+	awaitStateFile(t, config.StateFile, func(content string) bool { return strings.Contains(content, "8080") })
+	p.kill()
+	return config
+}
+
+// awaitStateFile waits until the content of a state file matches.
+func awaitStateFile(t *testing.T, path string, match func(content string) bool) {
+	t.Helper()
+	if !eventually(t, 20*time.Second, func() bool {
+		content, err := os.ReadFile(path)
+		return err == nil && match(string(content))
+	}) {
+		t.Fatal("the state file does not have the expected mappings")
+	}
+}
+
 // TestRestoredMappingOfOtherProgram checks that a mapping of an earlier run that is not
 // enabled again stays if another program holds it.
 func TestRestoredMappingOfOtherProgram(t *testing.T) {
 	skipWithoutHolders(t)
 	gw := startGateway(t, gatewaytest.Config{})
 	other := programOn(gw, "natpmp")
-	config := other
-	config.StateFile = filepath.Join(t.TempDir(), "state")
-	p := startProgram(t, config)
-	p.line("8080")
-	p.kill()
+	config := runAndKill(t, other)
 	second := startProgram(t, other)
 	second.line("8080")
 
@@ -461,12 +475,9 @@ func TestRestoredMappingOfOtherProgram(t *testing.T) {
 	if _, err := f.Enable(t.Context(), forward.UDP(9000)); err != nil { // reads the state file
 		t.Fatal(err)
 	}
-	if !eventually(t, 20*time.Second, func() bool {
-		content, err := os.ReadFile(config.StateFile)
-		return err == nil && strings.Contains(string(content), "9000") && !strings.Contains(string(content), "8080")
-	}) {
-		t.Error("the state file still has the mapping of the killed program")
-	}
+	awaitStateFile(t, config.StateFile, func(content string) bool {
+		return strings.Contains(content, "9000") && !strings.Contains(content, "8080")
+	})
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
