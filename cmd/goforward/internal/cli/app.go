@@ -31,6 +31,7 @@ type app struct {
 	parsed         bool   // the command line was parsed
 	command        string // the name of the command
 	spec           *spec  // what map or unmap is to do; nil for other commands
+	stopNotice     func() // ends the notice that the command waits
 
 	// Access to the system and the network; tests replace these fields.
 	protocols     []protocol
@@ -42,13 +43,14 @@ type app struct {
 	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
 	listeners     listenersFunc
 	signals       *signalHandler
+	isTerminal    func() bool // stderr is a terminal
 
 	pollInterval time.Duration // interval between two requests of watch for the address
 	logWarnings  bool          // log warnings without -v too
 }
 
 func newApp(stdout, stderr io.Writer) *app {
-	return &app{
+	a := &app{
 		stdout:        newStream(stdout),
 		stderr:        newStream(stderr),
 		protocols:     protocols,
@@ -63,12 +65,16 @@ func newApp(stdout, stderr io.Writer) *app {
 
 		pollInterval: pollInterval,
 	}
+	a.isTerminal = a.stderrIsTerminal
+	return a
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
+	a.stopNotice = func() {}
 	err := root.ExecuteContext(ctx)
+	a.stopNotice()
 	// If writing to stdout fails within cobra, the error is not a usage error.
 	if failure := a.stdout.writeError(); failure != nil && (err == nil || !a.parsed) {
 		err = failure
@@ -109,6 +115,7 @@ func (a *app) root() *cobra.Command {
 			if err := a.settings.check(); err != nil {
 				return err
 			}
+			a.stopNotice = a.startNotice()
 			return a.resolveGateway(cmd.Context(), cmd)
 		},
 		SilenceErrors: true,

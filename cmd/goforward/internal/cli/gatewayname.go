@@ -79,13 +79,15 @@ func (e *lookupError) Error() string {
 func (e *lookupError) Unwrap() []error { return []error{forward.ErrNoGateway, e.err} }
 
 // resolveGateway looks up the host name of --gateway, if there is one, and sets the address. With
-// --hold and --wait, it tries again until the name has an address or the context ends.
+// map --hold --wait and run --wait, it tries again until the name has an address or the context
+// ends.
 func (a *app) resolveGateway(ctx context.Context, cmd *cobra.Command) error {
 	name := a.settings.gatewayName
 	if name.host == "" || !usesGateway(cmd) {
 		return nil
 	}
-	wait, ipv6 := isSet(cmd, "hold") && isSet(cmd, "wait"), a.wantsIPv6(cmd)
+	keeps := isSet(cmd, "hold") || cmd.Flags().Lookup("hold") == nil // run always keeps its mappings
+	wait, ipv6 := keeps && isSet(cmd, "wait"), a.wantsIPv6(cmd)
 	for pause := retryDelay; ; pause = min(2*pause, maxLookupDelay) {
 		addr, err := a.lookUpGateway(ctx, name.host, ipv6)
 		if err == nil {

@@ -159,11 +159,16 @@ func (s *holdSession) printAllGranted(known []grantedMapping) {
 	s.app.printRemarks(known, !s.forChild)
 }
 
+// printInterrupted prints what happens after an interrupt during the first request.
+func (a *app) printInterrupted() {
+	a.messagef("interrupted; deleting what the gateway may have granted; press Ctrl-C again to exit at once\n")
+}
+
 // printNotEnabled prints what happens after the mappings were not enabled.
 func (s *holdSession) printNotEnabled(ctx context.Context) {
 	switch {
 	case ctx.Err() != nil:
-		s.app.messagef("interrupted; deleting the mapping that the gateway may have created; press Ctrl-C again to exit at once\n")
+		s.app.printInterrupted()
 	case s.wasGranted():
 		s.app.messagef("deleting the other mappings\n")
 	}

@@ -116,6 +116,9 @@ func (a *app) mapOnce(ctx context.Context, specs []*spec, hf *holdFlags) error {
 		a.printMapped(granted)
 		a.messagef("%s, by %s, %s\n", mappingText(granted), backendText(granted[0]), expiryText(expires))
 	}
+	if ctx.Err() != nil && len(failures) > 0 {
+		a.printInterrupted()
+	}
 	a.printRemarks(all, true)
 	if err := a.writePortFile(ctx, hf, all); err != nil {
 		return err

@@ -11,10 +11,12 @@ import (
 // stream is stdout or stderr. Events, the log and the command may write to it at the same
 // time. It keeps the first error of a write, and then closes broken.
 type stream struct {
-	mu     sync.Mutex
 	w      io.Writer
-	err    error
 	broken chan struct{}
+
+	mu   sync.Mutex
+	used bool // Write was called
+	err  error
 }
 
 func newStream(w io.Writer) *stream { return &stream{w: w, broken: make(chan struct{})} }
@@ -22,12 +24,20 @@ func newStream(w io.Writer) *stream { return &stream{w: w, broken: make(chan str
 func (s *stream) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.used = true
 	n, err := s.w.Write(b)
 	if s.err == nil && err != nil {
 		s.err = err
 		close(s.broken)
 	}
 	return n, err
+}
+
+// isUnused reports whether nothing has been written yet.
+func (s *stream) isUnused() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.used
 }
 
 func (s *stream) writeError() error {

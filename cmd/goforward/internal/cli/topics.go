@@ -295,7 +295,8 @@ const exitCodesHelp = `    0  done
        of the protocols
     4  the gateway refused: it does not permit the mapping, its table is full, it has no
        connection to the internet, or it is behind another NAT
-    5  the port is already in use by another mapping
+    5  the port is already in use by another mapping, or unmap found a running program that
+       keeps the mapping alive
     6  no reply from a gateway that was named, or that had replied before
   129  SIGHUP ended the command before the mapping was granted
   130  SIGINT, as of Ctrl-C, did so
