@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // helpWidth is the number of columns that no line of the help exceeds.
@@ -89,12 +90,30 @@ func printUsage(cmd *cobra.Command) error {
 		section("Flags", cmd.LocalFlags().FlagUsagesWrapped(helpWidth))
 	}
 	if usesGateway(cmd) {
-		inherited := cmd.InheritedFlags()
-		inherited.SortFlags = false
-		section("Flags of all commands", inherited.FlagUsagesWrapped(helpWidth))
+		section("Flags of all commands, which goforward --help describes", sharedFlags(cmd.InheritedFlags()))
 	}
 	_, err := fmt.Fprint(cmd.OutOrStderr(), strings.TrimPrefix(b.String(), "\n"))
 	return err
+}
+
+// sharedFlags returns the names of the flags that all commands share.
+func sharedFlags(flags *pflag.FlagSet) string {
+	line, lines := "", ""
+	flags.SortFlags = false
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden {
+			return
+		}
+		name := "--" + f.Name
+		if f.Shorthand != "" {
+			name = "-" + f.Shorthand + ", " + name
+		}
+		if len(line)+2+len(name) > helpWidth {
+			line, lines = "", lines+line+"\n"
+		}
+		line += "  " + name
+	})
+	return lines + line
 }
 
 // commandList returns a line for each command.

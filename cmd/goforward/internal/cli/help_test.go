@@ -51,6 +51,9 @@ func TestHelpOfMap(t *testing.T) {
 	t.Parallel()
 	got := run(t, nil, "map", "--help")
 	lines := strings.Split(got.stdout, "\n")
+	if len(lines) > 50 {
+		t.Errorf("%d lines do not fit on a screen", len(lines))
+	}
 	screen := strings.Join(lines[:24], "\n")
 	for _, want := range []string{"\nUsage:\n  goforward map ", "\nSee also:\n  goforward help ports | hold"} {
 		if !strings.Contains(screen, want) {

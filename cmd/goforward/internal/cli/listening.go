@@ -18,6 +18,9 @@ func (a *app) printListeners(all []grantedMapping) {
 		for _, m := range g.granted {
 			addrs, err := a.listeners(m.Protocol, m.Internal)
 			text := fmt.Sprintf("%v port %d", m.Protocol, m.Internal.Port())
+			if len(all) > 1 || len(g.granted) > 1 {
+				text = fmt.Sprintf("%d/%v", m.Internal.Port(), m.Protocol)
+			}
 			switch {
 			case err != nil: // not known on this system
 			case len(addrs) == 0:

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestNotice checks that a command which prints nothing for a second says what it waits for,
+// TestNotice checks that a command which prints nothing for a second prints why it waits,
 // once, and only on a terminal.
 func TestNotice(t *testing.T) {
 	t.Parallel()

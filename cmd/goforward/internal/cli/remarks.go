@@ -22,6 +22,9 @@ func (a *app) printRemarks(all []grantedMapping, running bool) {
 		return
 	}
 	first := all[0]
+	if s := first.spec; s.pair && s.external != 0 && s.external != s.internal {
+		a.messagef("Two plain numbers are the external and the internal port. To map both, add a protocol: %d %d/%s.\n", s.external, s.internal, first.granted[0].Protocol)
+	}
 	a.printOtherDevice(first.granted[0])
 	for _, g := range all {
 		if external := g.granted[0].External; g.spec.external != 0 && external.Port() != g.spec.external {

@@ -25,8 +25,8 @@ type spec struct {
 	to          netip.Addr
 	from        netip.AddrPort
 	description string
-
-	asOne bool // map a range as one unit
+	asOne       bool // map a range as one unit
+	pair        bool // two plain numbers named the ports
 
 	external, internal uint16 // the first ports; 0: none named
 	count              uint16 // number of ports, at least 1
@@ -79,6 +79,7 @@ func (s *spec) parseArgs(args []string) ([]*spec, error) {
 	if pair && s.lifetime == 0 {
 		s.lifetime = pairLifetime
 	}
+	s.pair = pair
 	return s.forPorts(named)
 }
 
