@@ -12,29 +12,36 @@
 // The command line and its output:
 //
 //   - app.go: the app, the root command, and the flags that all commands share
-//   - args.go: parsers for flag values, port arguments and the command of --exec
+//   - args.go: parsers for flag values and the command of --exec
+//   - ports.go: parsers for port arguments
 //   - help.go: the command help, the layout of the help, and the texts of the commands
 //   - topics.go: the texts of goforward help TOPIC
 //   - exit.go: exit codes, kinds of errors, and the last error message
+//   - hint.go: the last line of an error: the next step
+//   - signals.go: the signals of the process
 //   - output.go: stdout and stderr, and tables
+//   - progress.go: the line that a silent command prints while it waits
 //   - text.go: text for people, such as endpoints, mappings and times
 //   - json.go: mappings as JSON
 //
 // The commands:
 //
-//   - map.go and spec.go: map, and the requested mapping with its flags
-//   - hold.go: map --hold keeps a mapping alive and deletes it at the end
+//   - map.go and spec.go: map, and a requested mapping with its flags
+//   - remarks.go and listening.go: what map says about a mapping after it is granted
+//   - hold.go: map --hold and run keep mappings alive and delete them at the end
 //   - hold_output.go: the output of map --hold. handleEvent prints every event of a mapping:
 //     mapped, changed, lost, restored. printFailure prints failed attempts.
+//   - run.go: run, the command that runs while its mappings are kept
 //   - hook.go: actions for each new endpoint, and the command of --exec
 //   - shell.go: the warning that no shell reads the command of --exec
 //   - portfile.go: the file of --port-file
 //   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
+//   - holders.go: which other program of the user keeps a mapping alive
 //   - list.go, ip.go, gateways.go, demo.go, version.go: the commands of these names
 //   - watch.go and watch_output.go: watch, and its output
 //   - watch_exec.go: the command of watch --exec
 //
-// To find the code that prints a lost mapping, start at holdSession.handleEvent in
+// To find the code that prints a lost mapping, start at heldMapping.handleEvent in
 // hold_output.go. It calls print, which writes the line for people and the JSON objects.
 //
 // Access to gateways:
