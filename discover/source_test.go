@@ -19,7 +19,7 @@ import (
 var safeNames = []string{
 	"Errno", "Handle", "LazyProc", "Overlapped",
 	"NewCallback", "NewLazySystemDLL",
-	"LockFileEx", "SetsockoptInt",
+	"LockFileEx", "SetsockoptInt", "UnlockFileEx",
 }
 
 // TestWindowsCalls checks, for the code of the whole repository that uses x/sys/windows,
