@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"syscall"
 	"testing"
 
 	"github.com/natforward/goforward/backends"
@@ -68,5 +70,18 @@ func TestExitInterrupted(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	if code := newApp(&stdout, &stderr).reportError(ctx, context.Canceled); code != exitOther || stderr.String() != "goforward: interrupted\n" {
 		t.Errorf("code %d, stderr %q", code, &stderr)
+	}
+}
+
+// TestInterruptCode checks that the exit code of an interrupted command names the signal.
+func TestInterruptCode(t *testing.T) {
+	t.Parallel()
+	for sig, want := range map[os.Signal]int{os.Interrupt: 130, syscall.SIGTERM: 143} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(signalError{sig})
+		var stdout, stderr bytes.Buffer
+		if code := newApp(&stdout, &stderr).reportError(ctx, context.Canceled); code != want {
+			t.Errorf("%v: exit code %d, want %d", sig, code, want)
+		}
 	}
 }

@@ -37,6 +37,7 @@ func (a *app) mapCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			a.spec = specs[0]
 			if err := hf.check(cmd, specs); err != nil {
 				return err
 			}

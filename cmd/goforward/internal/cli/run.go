@@ -42,6 +42,7 @@ func (a *app) newRunCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			a.spec = specs[0]
 			r := &runner{app: a, argv: argv, restart: restart}
 			switch {
 			case len(argv) == 0:
