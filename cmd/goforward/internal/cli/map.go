@@ -74,14 +74,27 @@ type attempt struct {
 	done    chan struct{} // closed when mapping and err are valid
 }
 
-// enableAll enables all mappings at the same time. It does not wait for them.
+// enableAll enables all mappings at the same time. It does not wait for them. With --exact, it
+// enables one after another: a gateway may grant a port that is not exact, before the request
+// fails, and that port can be the one of the next mapping.
 func enableAll(ctx context.Context, f *forward.Forwarder, specs []*spec, options func(i int) []forward.Option) []*attempt {
 	var all []*attempt
 	for i, s := range specs {
 		one := &attempt{spec: s, done: make(chan struct{})}
+		var previous *attempt
+		if s.exact && i > 0 {
+			previous = all[i-1]
+		}
 		all = append(all, one)
 		go func() {
 			defer close(one.done)
+			if previous != nil {
+				<-previous.done
+				if errors.Is(previous.err, backends.ErrNoReply) { // the gateway would not reply to this request either
+					one.err = previous.err
+					return
+				}
+			}
 			one.mapping, one.err = f.Enable(ctx, options(i)...)
 		}()
 	}
