@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/natforward/goforward/backends"
@@ -51,6 +52,19 @@ func (a *app) keptBy(m backends.Mapping) string {
 	return holderText(holderKey(gateway, m, isUPnP && gateway.Addr().Is4()))
 }
 
+// checkNoneHeld returns an error if another program keeps a mapping to this host alive.
+func checkNoneHeld(result *probeResult) error {
+	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
+		for port := 1; port <= math.MaxUint16; port++ {
+			internal := netip.AddrPortFrom(result.localAddr(), uint16(port))
+			if text := holderText(holderKey(result.gateway, backends.Mapping{Protocol: p, Internal: internal}, false)); text != "" {
+				return keptMapping(p, internal, text)
+			}
+		}
+	}
+	return nil
+}
+
 // beginUnmap reserves an internal port, so that no program of this user requests a mapping of
 // it until the caller calls end. It fails if another program holds one and force is false.
 func beginUnmap(gateway netip.AddrPort, p backends.Protocol, internal netip.AddrPort, force bool) (end func(), err error) {
@@ -62,8 +76,12 @@ func beginUnmap(gateway netip.AddrPort, p backends.Protocol, internal netip.Addr
 	if force {
 		return func() {}, nil
 	}
-	return nil, keptError(fmt.Sprintf("%v port %d stays: %s\n  → end that program, or delete the mapping nevertheless with --force",
-		p, internal.Port(), cmp.Or(holderText(k), "another program keeps it alive")))
+	return nil, keptMapping(p, internal, cmp.Or(holderText(k), "another program keeps it alive"))
+}
+
+// keptMapping returns the error for a mapping that another program keeps alive.
+func keptMapping(p backends.Protocol, internal netip.AddrPort, by string) error {
+	return keptError(fmt.Sprintf("%v port %d stays: %s\n  → end that program, or delete the mapping nevertheless with --force", p, internal.Port(), by))
 }
 
 // keptError means that another program of this user keeps a mapping alive.

@@ -19,20 +19,27 @@ import (
 const listTimeout = time.Minute
 
 func (a *app) listCommand() *cobra.Command {
-	return &cobra.Command{
+	ours := false
+	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List the mappings of the gateway, if it supports UPnP",
 		Long:    listHelp,
 		Example: listExamples,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withBackends(cmd.Context(), query{timeout: listTimeout, sufficient: isLister, do: a.list})
+			return a.withBackends(cmd.Context(), query{
+				timeout: listTimeout, sufficient: isLister,
+				do: func(ctx context.Context, result *probeResult) error { return a.list(ctx, result, ours) },
+			})
 		},
 	}
+	cmd.Flags().BoolVar(&ours, "ours", false, "show only the mappings that forward to this host")
+	return cmd
 }
 
 // listError reports why there is no list. This differs from an empty list.
 type listError struct {
+	what       string   // the command or flag that needs the list
 	nonListers []string // available protocols that cannot list
 	reasons    []error  // errors of protocols that can list
 	advice     string
@@ -40,7 +47,7 @@ type listError struct {
 
 func (e *listError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "list: %v", backends.ErrUnsupported)
+	fmt.Fprintf(&b, "%s: %v", e.what, backends.ErrUnsupported)
 	if len(e.nonListers) > 0 {
 		fmt.Fprintf(&b, ": the gateway supports %s, which cannot list mappings", joinNames(e.nonListers))
 	}
@@ -52,9 +59,9 @@ func (e *listError) Error() string {
 
 func (e *listError) Unwrap() error { return backends.ErrUnsupported }
 
-// list prints the table of the first backend that can list.
-func (a *app) list(ctx context.Context, result *probeResult) error {
-	listErr := listError{advice: "look at the gateway's web interface"}
+// list prints the table of the first backend that can list, or only its mappings to this host.
+func (a *app) list(ctx context.Context, result *probeResult, onlyOurs bool) error {
+	listErr := listError{what: "list", advice: "look at the gateway's web interface"}
 	if !slices.ContainsFunc(a.selectedProtocols(), func(p protocol) bool { return p.name == upnp.Name }) {
 		listErr.advice = "add upnp to --backend: only UPnP lists mappings"
 	}
@@ -64,7 +71,7 @@ func (a *app) list(ctx context.Context, result *probeResult) error {
 			listErr.nonListers = append(listErr.nonListers, b.title)
 			continue
 		}
-		n, err := a.printEntries(ctx, b, l)
+		n, err := a.printEntries(ctx, b, l, onlyOurs)
 		if n > 0 || !errors.Is(err, backends.ErrUnsupported) {
 			return err
 		}
@@ -79,9 +86,9 @@ func (a *app) list(ctx context.Context, result *probeResult) error {
 	return &listErr
 }
 
-// printEntries prints the entries, even if the table ends with an error. It returns their
-// number.
-func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.Lister) (n int, failure error) {
+// printEntries prints the entries, or only those that forward to this host, even if the table
+// ends with an error. It returns the number of entries in the table.
+func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.Lister, onlyOurs bool) (n int, failure error) {
 	t := newTable("PROTOCOL", "EXTERNAL", "INTERNAL", "OURS", "FROM", "REMAINING", "ENABLED", "DESCRIPTION")
 	for e, err := range l.List(ctx) {
 		if err != nil {
@@ -92,6 +99,9 @@ func (a *app) printEntries(ctx context.Context, b availableBackend, l backends.L
 			a.printOtherDevice(e.Mapping)
 		}
 		m, ours := e.Mapping, b.forwardsHere(e.Mapping)
+		if onlyOurs && !ours {
+			continue
+		}
 		if a.settings.json {
 			a.printJSON(mappingRecord{Enabled: &e.Enabled, Ours: &ours, Description: m.Description}.forMapping("entry", m))
 			continue

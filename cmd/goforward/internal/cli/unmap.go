@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,23 +18,21 @@ import (
 func (a *app) unmapCommand() *cobra.Command {
 	var u unmapRequest
 	cmd := &cobra.Command{
-		Use:               "unmap [EXTERNAL:]INTERNAL[/PROTOCOL] | EXTERNAL INTERNAL",
-		Short:             "Delete a mapping",
+		Use:               "unmap [EXTERNAL:]INTERNAL[/PROTOCOL]... | EXTERNAL INTERNAL | --all",
+		Short:             "Delete mappings",
 		Long:              unmapHelp,
 		Example:           unmapExamples,
 		Args:              checkPortArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := u.complete(args); err != nil {
-				return err
-			}
 			if err := a.setFamily(&u.spec); err != nil {
 				return err
 			}
-			q := query{options: u.gatewayOptions(), timeout: forward.DefaultRequestTimeout}
-			q.key, u.keyErr = a.unmapKey()
-			q.do = func(ctx context.Context, result *probeResult) error { return a.unmap(ctx, &u, result) }
-			return a.withBackends(cmd.Context(), q)
+			requests, err := u.requests(args)
+			if err != nil {
+				return err
+			}
+			return a.unmapCommandLine(cmd.Context(), &u, requests)
 		},
 	}
 	u.register(cmd)
@@ -46,9 +45,11 @@ func (a *app) unmapCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&u.foreign, "foreign", false,
 		"also delete mappings to other hosts: to the host of --to, or else to any host with this external port")
+	cmd.Flags().BoolVar(&u.all, "all", false, "delete all mappings to this host")
 	cmd.Flags().BoolVar(&u.force, "force", false, "also delete a mapping that another running program of this user keeps alive")
+	cmd.Flags().BoolVar(&u.dryRun, "dry-run", false, "only print what would be deleted")
 	// These flags do not select a mapping, but unmap accepts the flags of map.
-	for _, name := range []string{"lifetime", "exact", "same-port", "description"} {
+	for _, name := range []string{"lifetime", "exact", "same-port", "as-one", "description"} {
 		_ = cmd.Flags().MarkHidden(name)
 	}
 	return cmd
@@ -58,7 +59,9 @@ func (a *app) unmapCommand() *cobra.Command {
 type unmapRequest struct {
 	spec
 	foreign bool   // also delete mappings to other hosts
-	force   bool   // also delete mappings that another program holds
+	all     bool   // delete all mappings to this host, or all to the internal port
+	force   bool   // also delete mappings that another program keeps alive
+	dryRun  bool   // only print what would be deleted
 	keyErr  error  // why the user's key is not available
 	remark  string // a message to print after the result; empty: none
 }
@@ -66,23 +69,49 @@ type unmapRequest struct {
 // anyHost reports whether mappings to any host match.
 func (u *unmapRequest) anyHost() bool { return u.foreign && !u.to.IsValid() }
 
-// complete parses the arguments, and rejects requests that might delete a mapping by mistake.
-func (u *unmapRequest) complete(args []string) error {
+// requests returns a request for each port of the arguments, or none with --all. It rejects
+// requests that might delete a mapping by mistake.
+func (u *unmapRequest) requests(args []string) ([]*unmapRequest, error) {
+	if u.all {
+		return nil, u.checkAll(args)
+	}
+	u.asOne = false // the ports of a range are deleted one by one
 	specs, err := u.parseArgs(args)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(specs) > 1 {
-		return usagef("%d ports: name one mapping at a time", len(specs))
+	var out []*unmapRequest
+	for _, s := range specs {
+		one := *u
+		one.spec = *s
+		switch {
+		case one.internal == 0:
+			return nil, usagef("no port is named: name the internal port of the mapping, as in goforward unmap 8080")
+		case one.anyHost() && one.external == 0:
+			return nil, usagef("--foreign needs an external port, as in 80:8080, or a host, as in --to 192.168.1.9")
+		}
+		out = append(out, &one)
 	}
-	u.spec = *specs[0]
+	return out, nil
+}
+
+// checkAll returns an error if the arguments or flags do not fit to --all.
+func (u *unmapRequest) checkAll(args []string) error {
 	switch {
-	case u.internal == 0:
-		return usagef("no port is named: name the internal port of the mapping, as in goforward unmap 8080")
-	case u.anyHost() && u.external == 0:
-		return usagef("--foreign needs an external port, as in 80:8080, or a host, as in --to 192.168.1.9")
+	case len(args) > 0:
+		return usagef("--all and ports exclude each other: name the ports, or use --all")
+	case u.foreign:
+		return usagef("--all and --foreign exclude each other: together they would delete the mappings of all hosts")
+	case u.ipv6:
+		return usagef("--all needs IPv4: IPv6 firewalls do not list their pinholes")
+	case u.to.IsValid(), u.from.IsValid():
+		return usagef("--all deletes all mappings to this host: --to and --from need a port")
 	}
-	return nil
+	one, err := u.withPorts(ports{internal: 1, count: 1}) // merges -p and -u
+	if err == nil && (u.protocols != nil || u.udp) {
+		u.protocols = one.protocols
+	}
+	return err
 }
 
 // unmapKey returns the user's key. If there is none, it returns a random key and the reason. A
@@ -98,46 +127,114 @@ func (a *app) unmapKey() (key []byte, keyErr error) {
 	return key, nil
 }
 
+// unmapCommandLine executes unmap for the requests of the command line, or for --all.
+func (a *app) unmapCommandLine(ctx context.Context, u *unmapRequest, requests []*unmapRequest) error {
+	key, keyErr := a.unmapKey()
+	q := query{options: u.gatewayOptions(), key: key, timeout: forward.DefaultRequestTimeout}
+	if len(requests) != 1 {
+		q.timeout = listTimeout
+	}
+	var failures mapErrors // apart from other errors, because each group has a hint of its own
+	q.do = func(ctx context.Context, result *probeResult) (err error) {
+		result = withTableReaders(result)
+		u.keyErr = keyErr
+		for _, one := range requests {
+			one.keyErr = keyErr
+		}
+		if u.all {
+			failures, err = a.unmapAll(ctx, u, result)
+			return err
+		}
+		failures = a.unmap(ctx, requests, result)
+		return nil
+	}
+	err := a.withBackends(ctx, q)
+	failure := a.unmapFailure(len(requests) != 1, failures)
+	if err == nil || failure == nil {
+		return cmp.Or(failure, err)
+	}
+	return errors.Join(failure, err)
+}
+
+// unmapFailure returns the error of unmap for the mappings that failed, or nil. If there are
+// several mappings, it prints an object for each failure with --json.
+func (a *app) unmapFailure(several bool, failures mapErrors) error {
+	if len(failures) == 0 {
+		return nil
+	}
+	for i, one := range failures {
+		failures[i].err = sentError{one.err}
+		if several && a.settings.json {
+			a.printRecords("error", one.spec.requested(), mappingRecord{Reason: errorText(one.err), Kind: classify(failures[i].err).name})
+		}
+	}
+	if several {
+		return failures
+	}
+	return errors.Join(failures.Unwrap()...)
+}
+
 // unmap deletes all matching mappings of the gateway with each backend, because it does not know
-// which protocol created them.
-func (a *app) unmap(ctx context.Context, u *unmapRequest, result *probeResult) error {
-	var failures []error
-	for _, p := range u.protocols {
-		host := u.to
-		if !host.IsValid() {
-			host = result.localAddr()
+// which protocol created them. It returns an error for each port and protocol that failed.
+func (a *app) unmap(ctx context.Context, requests []*unmapRequest, result *probeResult) (failures mapErrors) {
+	var deleted []backends.Mapping
+	for _, u := range requests {
+		for _, p := range u.protocols {
+			entries, err := a.unmapPort(ctx, u, u.request(p), result)
+			deleted = append(deleted, entries...)
+			if err != nil {
+				one := u.spec
+				one.protocols = []backends.Protocol{p}
+				failures = append(failures, mapError{&one, err})
+			}
 		}
-		end, err := beginUnmap(result.gateway, p, netip.AddrPortFrom(host, u.internal), u.force)
-		if err != nil {
-			failures = append(failures, err)
-			continue
-		}
-		failures = append(failures, a.unmapProtocol(ctx, u, u.request(p), result)...)
-		end()
+	}
+	if len(deleted) > 0 {
+		a.printOtherDevice(deleted[0])
 	}
 	for _, b := range result.unavailable {
 		if isLister(b.Backend) && errors.Is(b.err, backends.ErrMalformed) { // a device exists, and may have the mapping
 			a.failuref("%s was not used: %s\n", b.title, oneLine(strings.TrimPrefix(errorText(b.err), b.name+": ")))
 		}
 	}
-	return errors.Join(failures...)
+	return failures
+}
+
+// unmapPort handles one port and protocol, with --all too. It returns the entries of the table
+// that were deleted, or that would be. Nothing has been sent for the port yet.
+func (a *app) unmapPort(ctx context.Context, u *unmapRequest, r backends.Request, result *probeResult) ([]backends.Mapping, error) {
+	u.remark = ""
+	host := u.to
+	if !host.IsValid() {
+		host = result.localAddr()
+	}
+	end, err := beginUnmap(result.gateway, r.Protocol, netip.AddrPortFrom(host, r.Internal.Port()), u.force)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if u.dryRun {
+		return a.unmapDryRun(ctx, u, r, result)
+	}
+	return a.unmapProtocol(ctx, u, r, result)
 }
 
 // unmapProtocol deletes the matching mappings of one transport protocol, and prints a line if
 // none remains. The error of a backend that cannot have created the mapping is returned only if
 // no other backend deleted the mapping or failed.
-func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Request, result *probeResult) (failures []error) {
+func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Request, result *probeResult) (deleted []backends.Mapping, err error) {
 	all := withListersLast(result.available)
-	u.remark = ""
 	errs := make([]error, len(all))
-	var deleted []backends.Mapping
+	var listers []string // the backends that deleted entries
 	for i, b := range all {
 		var entries []backends.Mapping
 		entries, errs[i] = u.unmapFrom(ctx, b, r)
-		deleted = append(deleted, entries...)
+		if deleted = append(deleted, entries...); len(entries) > 0 {
+			listers = append(listers, b.name)
+		}
 	}
 	var by []string
-	var unsupported []error
+	var unsupported, failures []error
 	for i, b := range all {
 		if errors.Is(errs[i], backends.ErrNotAuthorized) && slices.Contains(errs[i+1:], nil) {
 			// It refused because of a mapping of another protocol, which is deleted now.
@@ -156,15 +253,15 @@ func (a *app) unmapProtocol(ctx context.Context, u *unmapRequest, r backends.Req
 	}
 	switch {
 	case len(failures) > 0:
-		return failures
+		if u.all || u.anyHost() { // each deleted entry is a result of its own
+			a.printDeleted(deleted, listers, result)
+		}
+		return deleted, errors.Join(failures...)
 	case len(by) == 0:
-		return unsupported
+		return deleted, errors.Join(unsupported...)
 	}
 	a.printUnmapped(u, r, deleted, by, result)
-	if len(deleted) > 0 {
-		a.printOtherDevice(deleted[0])
-	}
-	return nil
+	return deleted, nil
 }
 
 // withListersLast moves the backends that can list the whole table to the end. A
@@ -182,34 +279,56 @@ func withListersLast(all []availableBackend) []availableBackend {
 	return append(others, listers...)
 }
 
-// printUnmapped prints the result. For a mapping to any host, it prints the deleted entries.
+// printUnmapped prints the result. For a mapping to any host and for --all, it prints the
+// deleted entries.
 func (a *app) printUnmapped(u *unmapRequest, r backends.Request, deleted []backends.Mapping, by []string, result *probeResult) {
-	at := fmt.Sprintf("by %s at %s", joinNames(by), endpointText(result.gateway))
+	if len(deleted) > 0 && (u.all || u.anyHost()) {
+		a.messagef("%s", u.remark)
+		a.printDeleted(deleted, by, result)
+		return
+	}
+	at := byAtText(by, result)
+	if u.anyHost() {
+		a.messagef("%v port %d: not forwarded to port %d of any host, %s\n", r.Protocol, r.External.Port(), r.Internal.Port(), at)
+	} else {
+		a.messagef("%s: not forwarded any more, %s\n", portOfHostText(r), at)
+	}
+	a.messagef("%s", u.remark)
+	if a.settings.json {
+		a.printUnmapRecords("unmapped", []backends.Mapping{mappingFor(result.available[0], r)}, by, result)
+	}
+}
+
+// printDeleted prints deleted entries of the table.
+func (a *app) printDeleted(deleted []backends.Mapping, by []string, result *probeResult) {
+	for _, m := range deleted {
+		a.messagef("%s: not forwarded any more, %s\n", mappingText([]backends.Mapping{m}), byAtText(by, result))
+	}
+	if a.settings.json {
+		a.printUnmapRecords("unmapped", deleted, by, result)
+	}
+}
+
+// printUnmapRecords prints an object for each mapping.
+func (a *app) printUnmapRecords(event string, ms []backends.Mapping, by []string, result *probeResult) {
+	for _, m := range ms {
+		m.Backend, m.Gateway, m.Lifetime = strings.Join(by, ","), result.gateway, backends.Forever // the mapping has no lifetime any more
+		a.printJSON(mappingRecord{}.forMapping(event, m))
+	}
+}
+
+// byAtText names the backends and the gateway of a deletion.
+func byAtText(by []string, result *probeResult) string {
+	return fmt.Sprintf("by %s at %s", joinNames(by), endpointText(result.gateway))
+}
+
+// portOfHostText names the internal port of a request, and its host.
+func portOfHostText(r backends.Request) string {
 	host := "this host"
 	if r.Internal.Addr().IsValid() {
 		host = r.Internal.Addr().String()
 	}
-	switch {
-	case !u.anyHost():
-		deleted = nil // only a lister returns deleted entries
-		a.messagef("%v port %d of %s: not forwarded any more, %s\n", r.Protocol, r.Internal.Port(), host, at)
-	case len(deleted) == 0:
-		a.messagef("%v port %d: not forwarded to port %d of any host, %s\n", r.Protocol, r.External.Port(), r.Internal.Port(), at)
-	}
-	a.messagef("%s", u.remark)
-	for _, m := range deleted {
-		a.messagef("%s: not forwarded any more, %s\n", mappingText([]backends.Mapping{m}), at)
-	}
-	if !a.settings.json {
-		return
-	}
-	if len(deleted) == 0 {
-		deleted = []backends.Mapping{mappingFor(result.available[0], r)}
-	}
-	for _, m := range deleted {
-		m.Backend, m.Gateway, m.Lifetime = strings.Join(by, ","), result.gateway, backends.Forever // the mapping has no lifetime any more
-		a.printJSON(mappingRecord{}.forMapping("unmapped", m))
-	}
+	return fmt.Sprintf("%v port %d of %s", r.Protocol, r.Internal.Port(), host)
 }
 
 // explainRefusal explains why a gateway refuses to delete a mapping.

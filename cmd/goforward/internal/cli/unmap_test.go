@@ -276,8 +276,9 @@ func TestUnmapOtherBackendSucceeds(t *testing.T) {
 		table := availableBackend{protocol{name: "upnp"}, &tableBackend{entries: entries, refuse: refuse}, netip.AddrPort{}, here}
 		other := availableBackend{protocol{name: "pcp"}, deleter{&tableBackend{}}, netip.AddrPort{}, here}
 		a := newApp(io.Discard, io.Discard)
-		err := a.unmap(t.Context(), &unmapRequest{spec: spec{internal: 80, protocols: []backends.Protocol{backends.TCP}}},
+		failures := a.unmap(t.Context(), []*unmapRequest{{spec: spec{internal: 80, protocols: []backends.Protocol{backends.TCP}}}},
 			&probeResult{available: []availableBackend{other, table}})
+		err := a.unmapFailure(false, failures)
 		if !errors.Is(err, refuse) {
 			t.Errorf("%s: error %v, want %v", name, err, refuse)
 		}
