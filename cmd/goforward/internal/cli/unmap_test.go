@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/natforward/goforward/backends"
@@ -297,5 +299,90 @@ func TestUnmapListedErrors(t *testing.T) {
 	b := &tableBackend{entries: entries, refuse: backends.ErrNotAuthorized}
 	if deleted, err := u.unmapFrom(t.Context(), availableBackend{Backend: b, localAddr: here}, u.request(backends.TCP)); len(deleted) != 0 || !errors.Is(err, backends.ErrNotAuthorized) {
 		t.Errorf("deleted %v, error %v", deleted, err)
+	}
+}
+
+// TestUnmapAllKept checks that NAT-PMP does not delete all mappings if a listed one stays.
+func TestUnmapAllKept(t *testing.T) {
+	t.Parallel()
+	for name, refuse := range map[string]bool{"deleted": false, "refused": true} {
+		gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}})
+		at := []string{"-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0"}
+		for _, port := range []string{"8080", "8081", "8082"} {
+			if got := run(t, nil, append(at[:len(at):len(at)], "map", port, "--backend", "upnp")...); got.code != exitDone {
+				t.Fatalf("%s: map: %+v", name, got)
+			}
+		}
+		if refuse {
+			gw.Inject(gatewaytest.Fault{Result: 606, Match: func(q gatewaytest.Request) bool {
+				return q.Service == "upnp" && q.Op == "unmap" && strings.Contains(string(q.Raw), ">8081<")
+			}})
+		}
+		got := run(t, nil, append(at[:len(at):len(at)], "unmap", "--all", "--json")...)
+		all := 0 // requests for internal port 0
+		for _, q := range gw.Requests() {
+			if q.Service == "natpmp" && q.Op == "unmap" && q.Raw[4] == 0 && q.Raw[5] == 0 {
+				all++
+			}
+		}
+		deleted := strings.Count(got.stdout, `"event":"unmapped"`)
+		want := []int{exitDone, 3, 0, 2}
+		if refuse {
+			want = []int{exitRefused, 2, 1, 0}
+		}
+		if !slices.Equal([]int{got.code, deleted, len(gw.Table()), all}, want) {
+			t.Errorf("%s: code, deleted, remaining, requests for all: %v, want %v: %+v", name, []int{got.code, deleted, len(gw.Table()), all}, want, got)
+		}
+		if refuse && !strings.HasPrefix(got.stderr[strings.Index(got.stderr, "goforward: "):], "goforward: 8081/tcp: tcp 45.45.45.1:8081 → 127.0.0.1:8081: upnp: ") {
+			t.Errorf("%s: %s", name, got.stderr)
+		}
+	}
+}
+
+// TestUnmapAllEntries checks which entries of a table --all selects.
+func TestUnmapAllEntries(t *testing.T) {
+	t.Parallel()
+	here := netip.MustParseAddr("192.168.1.7")
+	row := func(p backends.Protocol, external uint16, internal netip.AddrPort) backends.Mapping {
+		return backends.Mapping{Protocol: p, Internal: internal, External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), external)}
+	}
+	ours, other := netip.AddrPortFrom(here, 8080), netip.MustParseAddrPort("192.168.1.8:8080")
+	peer := row(backends.TCP, 80, ours)
+	peer.Remote = netip.MustParseAddrPort("198.51.100.7:0")
+	unknown := row(backends.TCP, 80, netip.AddrPortFrom(netip.Addr{}, 8080))
+	for _, tt := range []struct {
+		name    string
+		entries []backends.Mapping
+		udpOnly bool
+		failure error // of the table
+		deleted int
+		fails   error
+	}{
+		{"ours", []backends.Mapping{row(backends.TCP, 80, ours), row(backends.TCP, 81, ours), row(backends.UDP, 80, ours), peer}, false, nil, 4, nil},
+		{"one protocol", []backends.Mapping{row(backends.TCP, 80, ours), row(backends.UDP, 80, ours)}, true, nil, 1, nil},
+		{"another host", []backends.Mapping{row(backends.TCP, 80, other), row(backends.TCP, 81, ours)}, false, nil, 1, nil},
+		{"unknown host", []backends.Mapping{unknown, row(backends.TCP, 81, ours)}, false, nil, 1, nil},
+		{"no external port", []backends.Mapping{row(backends.TCP, 0, ours), row(backends.TCP, 81, ours)}, false, nil, 1, backends.ErrUnsupported},
+		{"no protocol", []backends.Mapping{row(0, 80, ours), row(backends.TCP, 81, ours)}, false, nil, 1, backends.ErrUnsupported},
+		{"all protocols of another host", []backends.Mapping{row(0, 0, netip.AddrPortFrom(other.Addr(), 0))}, false, nil, 0, nil},
+		{"ended early", []backends.Mapping{row(backends.TCP, 80, ours)}, false, backends.ErrMalformed, 1, backends.ErrMalformed},
+		{"no reply", nil, false, backends.ErrNoReply, 0, backends.ErrNoReply},
+		{"not supported", nil, false, backends.ErrUnsupported, 0, backends.ErrUnsupported},
+		{"empty", nil, false, nil, 0, nil},
+	} {
+		b := &tableBackend{entries: tt.entries, failure: tt.failure}
+		u := unmapRequest{all: true}
+		if tt.udpOnly {
+			u.protocols = []backends.Protocol{backends.UDP}
+		}
+		var stderr bytes.Buffer
+		a := newApp(io.Discard, &stderr)
+		failures, err := a.unmapAll(t.Context(), &u, withTableReaders(&probeResult{available: []availableBackend{{Backend: b, localAddr: here}}}))
+		if len(b.deleted) != tt.deleted || len(b.tried) > 0 || len(failures) > 0 || !errors.Is(err, tt.fails) || tt.fails == nil && err != nil {
+			t.Errorf("%s: deleted %v and %v, want %d; errors %v, %v", tt.name, b.deleted, b.tried, tt.deleted, failures, err)
+		}
+		if nothing := strings.Contains(stderr.String(), "nothing to delete"); nothing != (tt.deleted == 0 && tt.fails == nil) {
+			t.Errorf("%s: %s", tt.name, &stderr)
+		}
 	}
 }
