@@ -149,7 +149,7 @@ func (a *app) unmapCommandLine(ctx context.Context, u *unmapRequest, requests []
 		return nil
 	}
 	err := a.withBackends(ctx, q)
-	failure := a.unmapFailure(len(requests) != 1, failures)
+	failure := a.unmapFailure(ctx, len(requests) != 1, failures)
 	if err == nil || failure == nil {
 		return cmp.Or(failure, err)
 	}
@@ -158,9 +158,12 @@ func (a *app) unmapCommandLine(ctx context.Context, u *unmapRequest, requests []
 
 // unmapFailure returns the error of unmap for the mappings that failed, or nil. If there are
 // several mappings, it prints an object for each failure with --json.
-func (a *app) unmapFailure(several bool, failures mapErrors) error {
-	if len(failures) == 0 {
+func (a *app) unmapFailure(ctx context.Context, several bool, failures mapErrors) error {
+	switch {
+	case len(failures) == 0:
 		return nil
+	case ctx.Err() != nil:
+		return errInterrupted
 	}
 	for i, one := range failures {
 		failures[i].err = sentError{one.err}

@@ -31,7 +31,7 @@ func (a *app) unmapDryRun(ctx context.Context, u *unmapRequest, r backends.Reque
 			case !u.hostKnown(b):
 				failures = append(failures, s.listErr)
 			case triesLikely && len(s.matching) > 0:
-				u.remark += fmt.Sprintf("The gateway does not list all its mappings: unmap also deletes that of external port %d.\n", likely.External.Port())
+				u.remark += fmt.Sprintf("The gateway does not list all its mappings: unmap also requests the deletion of external port %d.\n", likely.External.Port())
 			}
 			if len(s.matching) == 0 && !triesLikely {
 				continue

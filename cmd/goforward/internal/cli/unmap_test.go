@@ -280,7 +280,7 @@ func TestUnmapOtherBackendSucceeds(t *testing.T) {
 		a := newApp(io.Discard, io.Discard)
 		failures := a.unmap(t.Context(), []*unmapRequest{{spec: spec{internal: 80, protocols: []backends.Protocol{backends.TCP}}}},
 			&probeResult{available: []availableBackend{other, table}})
-		err := a.unmapFailure(false, failures)
+		err := a.unmapFailure(t.Context(), false, failures)
 		if !errors.Is(err, refuse) {
 			t.Errorf("%s: error %v, want %v", name, err, refuse)
 		}
@@ -308,7 +308,7 @@ func TestUnmapAllKept(t *testing.T) {
 	for name, refuse := range map[string]bool{"deleted": false, "refused": true} {
 		gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp", "upnp"}})
 		at := []string{"-g", gw.Addr().String(), "--ssdp", gw.SSDP().String(), "--notify", "127.0.0.1:0", "--announce", "127.0.0.1:0"}
-		for _, port := range []string{"8080", "8081", "8082"} {
+		for _, port := range []string{"8080", "8081:8080", "8082"} {
 			if got := run(t, nil, append(at[:len(at):len(at)], "map", port, "--backend", "upnp")...); got.code != exitDone {
 				t.Fatalf("%s: map: %+v", name, got)
 			}
@@ -333,7 +333,7 @@ func TestUnmapAllKept(t *testing.T) {
 		if !slices.Equal([]int{got.code, deleted, len(gw.Table()), all}, want) {
 			t.Errorf("%s: code, deleted, remaining, requests for all: %v, want %v: %+v", name, []int{got.code, deleted, len(gw.Table()), all}, want, got)
 		}
-		if refuse && !strings.HasPrefix(got.stderr[strings.Index(got.stderr, "goforward: "):], "goforward: 8081/tcp: tcp 45.45.45.1:8081 → 127.0.0.1:8081: upnp: ") {
+		if refuse && !strings.HasPrefix(got.stderr[strings.Index(got.stderr, "goforward: "):], "goforward: 8080/tcp: tcp 45.45.45.1:8081 → 127.0.0.1:8080: upnp: ") {
 			t.Errorf("%s: %s", name, got.stderr)
 		}
 	}
