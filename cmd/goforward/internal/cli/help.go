@@ -198,22 +198,22 @@ const runExamples = `  goforward run -p 8080 -- ./server
   goforward run -p 27015/udp -p 27016 -- ./game --port {port} --query-port {port2}
   goforward run -p 6881/both --restart-on-change -- torrent-client --port {port}`
 
-const unmapHelp = `Unmap deletes a mapping that goforward map created earlier, by any protocol. It finds
+const unmapHelp = `Unmap deletes mappings that goforward map created earlier, by any protocol. It finds
 the mapping by the internal port: in 80:8080 that is 8080. Unmap accepts the arguments
 and flags of map. Flags that do not select a mapping have no effect. For a mapping of
 --same-port, name the internal port that map printed. If there is no such mapping, unmap
 succeeds.
 
-With --all, unmap deletes all mappings to this host that list shows as ours. If another
-running program keeps a mapping alive, unmap does not delete it, unless --force is given.
-With --dry-run, unmap only says which mappings it would delete.
+With --all, unmap deletes all mappings to this host that list shows as ours, and those that
+NAT-PMP created. If another running program keeps a mapping alive, unmap does not delete
+it, unless --force is given. With --dry-run, unmap only says which mappings it would delete.
 
 Mappings to other hosts stay, unless --foreign is given. Only the user who created a PCP
 mapping can delete it. For details, see goforward help deletion.`
 
 const unmapExamples = `  goforward unmap 8080
   goforward unmap 80:8080/udp
-  goforward unmap 27015/both
+  goforward unmap 80 443/tcp 27015-27020/both
   goforward unmap --all                           # all mappings to this host
   goforward unmap 8080 --dry-run                  # only say what would be deleted
   goforward unmap 8080 --force                    # although another program keeps it alive

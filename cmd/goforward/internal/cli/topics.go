@@ -172,8 +172,9 @@ shows it.
   --timeout SECONDS           wait so long for the gateway, with discovery: seconds, also 0.5,
                               or a duration such as 500ms or 2m; at most 365d
 
-The default timeout is 3 seconds for gateways, one minute for list, and else 15 seconds. If
-stderr is a terminal, a line says after one second what goforward waits for.
+The default timeout is 3 seconds for gateways, one minute for list and for unmap of several
+ports, and else 15 seconds. If stderr is a terminal, a line says after one second what
+goforward waits for.
 
   goforward gateways
   goforward map 8080 -g 192.168.1.1
@@ -240,6 +241,10 @@ programs. Programs of other users, and those in a container, are not noticed: if
 the same port of this host, unmap deletes the mapping for them too. Only the user who
 created a PCP mapping can delete it: see goforward help protocols.
 
+With --all, unmap deletes every listed mapping to this host, and also the NAT-PMP mappings
+of this host that the gateway does not list, unless -p or -u names one protocol. No request
+deletes all PCP mappings: without a list, name their ports.
+
   goforward unmap 22 --to 192.168.1.9
   goforward unmap 22 --to 192.168.1.9 --foreign   # even if that host created it
   goforward unmap 80:8080 --foreign               # a mapping to any host`
@@ -250,8 +255,9 @@ field event names the kind of object:
   map          mapped, for each port and protocol
   map --hold   mapped, changed, lost, restored, unmapped, kept, error, exec, port_file;
                kept replaces unmapped if another program keeps the mapping alive
-  unmap        unmapped, for each protocol; backend lists all backends that deleted the
-               mapping or found none
+  unmap        unmapped or dry_run, for each port and protocol; backend lists all backends
+               that deleted the mapping or found none. Internal port 0 means all ports.
+               With several ports, error for each that failed
   list         entry
   ip           ip
   gateways     gateway

@@ -386,3 +386,18 @@ func TestUnmapAllEntries(t *testing.T) {
 		}
 	}
 }
+
+// TestUnmapInterrupted checks that the mappings that an interrupted unmap did not delete are no
+// failures of their own.
+func TestUnmapInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stdout bytes.Buffer
+	a := newApp(&stdout, io.Discard)
+	a.settings.json = true
+	one := mapError{&spec{internal: 80, count: 1, protocols: []backends.Protocol{backends.TCP}}, context.Canceled}
+	if err := a.unmapFailure(ctx, true, mapErrors{one, one}); !errors.Is(err, errInterrupted) || stdout.Len() > 0 {
+		t.Errorf("error %v, output %s", err, &stdout)
+	}
+}
