@@ -140,12 +140,15 @@ func (a *app) reportError(ctx context.Context, err error) int {
 		a.failuref("goforward: %s\n", message)
 	}
 	if a.settings.json {
-		a.printJSON(struct {
-			Event string `json:"event"`
-			Kind  string `json:"kind"`
-			Error string `json:"error"`
-			Exit  int    `json:"exit"`
-		}{"error", k.name, text, k.code})
+		a.printJSON(errorRecord{"error", k.name, text, k.code})
 	}
 	return k.code
+}
+
+// errorRecord is the last object of a command that failed.
+type errorRecord struct {
+	Event string `json:"event"`
+	Kind  string `json:"kind"`
+	Error string `json:"error"`
+	Exit  int    `json:"exit"`
 }

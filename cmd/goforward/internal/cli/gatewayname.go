@@ -132,13 +132,7 @@ func (a *app) printLookupFailure(err error, next time.Time) {
 	text, _, _ := strings.Cut(errorText(err), "\n")
 	a.failuref("%s error %s%s\n", clockText(now), text, nextAttemptText(next))
 	if a.settings.json {
-		a.printJSON(struct {
-			Event  string `json:"event"`
-			Time   string `json:"time"`
-			Reason string `json:"reason"`
-			Kind   string `json:"kind"`
-			Next   string `json:"next_try"`
-		}{"error", jsonTime(now), text, classify(err).name, jsonTime(next)})
+		a.printJSON(watchRecord{Event: "error", Time: jsonTime(now), Reason: text, Kind: classify(err).name, Next: jsonTime(next)})
 	}
 }
 

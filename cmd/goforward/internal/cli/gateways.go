@@ -291,6 +291,17 @@ func serviceText(s upnp.Service) string {
 	return s.Kind().String() + ":" + strconv.Itoa(s.Version())
 }
 
+// gatewayRecord is a gatewayRow in JSON.
+type gatewayRecord struct {
+	Event     string                    `json:"event"`
+	Gateway   string                    `json:"gateway"`
+	Interface string                    `json:"interface"`
+	Local     string                    `json:"local"`
+	Metric    int                       `json:"metric"`
+	Used      bool                      `json:"used"`
+	Protocols map[string]protocolRecord `json:"protocols"`
+}
+
 // protocolRecord is a protocolStatus in JSON.
 type protocolRecord struct {
 	Status   string         `json:"speaks"`
@@ -324,7 +335,7 @@ func (r *gatewayRow) deviceRecords(devices []upnp.Gateway) []deviceRecord {
 }
 
 // record returns the row in JSON. It omits protocols that were not probed.
-func (r *gatewayRow) record() any {
+func (r *gatewayRow) record() gatewayRecord {
 	protocols := map[string]protocolRecord{}
 	for _, st := range r.statuses {
 		if st.status == "" {
@@ -343,13 +354,5 @@ func (r *gatewayRow) record() any {
 	if r.addr.Addr().IsValid() {
 		address = endpointText(r.addr)
 	}
-	return struct {
-		Event     string                    `json:"event"`
-		Gateway   string                    `json:"gateway"`
-		Interface string                    `json:"interface"`
-		Local     string                    `json:"local"`
-		Metric    int                       `json:"metric"`
-		Used      bool                      `json:"used"`
-		Protocols map[string]protocolRecord `json:"protocols"`
-	}{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.isDefault, protocols}
+	return gatewayRecord{"gateway", address, r.route.Interface, addrText(r.route.Local), r.route.Metric, r.isDefault, protocols}
 }

@@ -40,12 +40,7 @@ func (a *app) ip(ctx context.Context) error {
 	}
 	scope := backends.ScopeOf(addr)
 	if a.settings.json {
-		a.printJSON(struct {
-			Event   string         `json:"event"`
-			IP      netip.Addr     `json:"ip"`
-			Scope   backends.Scope `json:"scope"`
-			Gateway string         `json:"gateway"`
-		}{"ip", addr, scope, endpointText(gateway.Addr)})
+		a.printJSON(ipRecord{"ip", addr, scope, endpointText(gateway.Addr)})
 	} else {
 		a.resultf("%v\n", addr)
 	}
@@ -57,4 +52,12 @@ func (a *app) ip(ctx context.Context) error {
 		a.messagef("This is a %v address: another NAT is between the gateway and the internet, and the internet cannot reach it.\n", scope)
 	}
 	return nil
+}
+
+// ipRecord is the external address in JSON.
+type ipRecord struct {
+	Event   string         `json:"event"`
+	IP      netip.Addr     `json:"ip"`
+	Scope   backends.Scope `json:"scope"`
+	Gateway string         `json:"gateway"`
 }

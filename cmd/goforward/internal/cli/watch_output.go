@@ -8,7 +8,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-// watchRecord is an event of a gateway in JSON.
+// watchRecord is an event of a gateway, or a failed attempt to find one, in JSON.
 type watchRecord struct {
 	Event     string      `json:"event"` // gateway, address, restarted, announced, address_changed or error
 	Time      string      `json:"time"`
