@@ -1,7 +1,12 @@
 package labtest
 
 import (
+	"bytes"
+	"context"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -169,4 +174,53 @@ func suppressAnnouncements(t *testing.T, home *lab.HomeNet) *lab.Rule {
 	t.Helper()
 	home.Router.Rule(t, "output", `ip6 daddr ff00::/8 drop`)
 	return home.Router.Rule(t, "output", `ip daddr { 224.0.0.1, 239.255.255.250 } drop`)
+}
+
+// unpackedProgram returns the path of a program, which is either unpacked in that directory by
+// .ci/unpack, or installed.
+func unpackedProgram(t *testing.T, dir, program string) string {
+	t.Helper()
+	unpacked, err := filepath.Abs(filepath.Join("../../../.bin", dir, program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{unpacked, program} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	skipWithoutProgram(t, program+" (.ci/deps fetches it)")
+	return ""
+}
+
+// skipWithoutProgram skips a test because a program is missing, or fails it with
+// GOFORWARD_LAB=require.
+func skipWithoutProgram(t *testing.T, program string) {
+	t.Helper()
+	if os.Getenv("GOFORWARD_LAB") == "require" {
+		t.Fatalf("LAB REQUIRED but not installed here: %s", program)
+	}
+	t.Skipf("LAB SKIPPED: not installed: %s", program)
+}
+
+// startProgram starts a program in the host, with additional variables in its environment. The
+// program is killed when the test ends. A failed test prints its output.
+func startProgram(t *testing.T, host *lab.Host, env []string, program string, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := host.Command(ctx, program, args...)
+	cmd.Env = append(os.Environ(), env...)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("output of %s:\n%s", filepath.Base(program), &output)
+		}
+	})
 }

@@ -2,7 +2,6 @@ package labtest
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha1"
 	"encoding/json"
 	"fmt"
@@ -111,38 +110,11 @@ type transmission struct {
 	token  string // required in each request
 }
 
-// transmissionProgram returns the path of the daemon, which is either installed or unpacked
-// by .ci/transmission.
-func transmissionProgram(t *testing.T) string {
-	t.Helper()
-	unpacked, err := filepath.Abs("../../../.bin/transmission/transmission-daemon")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{unpacked, "transmission-daemon"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	skipWithoutProgram(t, "transmission-daemon (.ci/transmission fetches it)")
-	return ""
-}
-
-// skipWithoutProgram skips a test because a program is missing, or fails it with
-// GOFORWARD_LAB=require.
-func skipWithoutProgram(t *testing.T, program string) {
-	t.Helper()
-	if os.Getenv("GOFORWARD_LAB") == "require" {
-		t.Fatalf("LAB REQUIRED but not installed here: %s", program)
-	}
-	t.Skipf("LAB SKIPPED: not installed: %s", program)
-}
-
 // startTransmission starts the daemon in the host. It does not search for peers or map
 // ports, and it listens on the port until another port is set.
 func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission {
 	t.Helper()
-	program := transmissionProgram(t)
+	program := unpackedProgram(t, "transmission", "transmission-daemon")
 	dir := t.TempDir()
 	settings, err := json.Marshal(map[string]any{
 		"rpc-bind-address": "127.0.0.1", "rpc-port": 9091, "peer-port": port, "download-dir": dir,
@@ -154,21 +126,7 @@ func startTransmission(t *testing.T, host *lab.Host, port uint16) *transmission 
 	if err := os.WriteFile(filepath.Join(dir, "settings.json"), settings, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := host.Command(ctx, program, "--foreground", "--config-dir", dir)
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Start(); err != nil {
-		cancel()
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("output of transmission-daemon:\n%s", &output)
-		}
-	})
+	startProgram(t, host, nil, program, "--foreground", "--config-dir", dir)
 	return &transmission{dir: dir, client: &http.Client{
 		Transport: &http.Transport{DialContext: host.Dial, DisableKeepAlives: true}, Timeout: maxWait,
 	}}
