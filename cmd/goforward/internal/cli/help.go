@@ -179,8 +179,10 @@ const mapExamples = `  goforward map 8080                           # for two ho
 const runHelp = `Run maps one or more ports, runs a command, and deletes the mappings when the command
 ends. It exits with the exit status of the command.
 
-The command gets the terminal, and the signals that goforward receives. Its arguments and its
-environment name the external endpoint:
+The command gets the terminal, and the signals that goforward receives; in the foreground of a
+terminal, SIGINT and SIGQUIT only from the keyboard. If goforward is killed with SIGKILL, the
+command continues, and the mappings end with their lifetime. The arguments and the
+environment of the command name the external endpoint:
 
   {ip}     GOFORWARD_EXTERNAL_IP      the external address
   {port}   GOFORWARD_EXTERNAL_PORT    the external port of the first -p

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -55,7 +56,10 @@ func (h *signalHandler) next() os.Signal {
 	for {
 		s := <-h.incoming
 		child := h.child.Load()
-		if child == nil {
+		switch {
+		case child == nil && slices.Contains(childSignals, s): // it was for the command, which has ended
+			continue
+		case child == nil:
 			return s
 		}
 		select {
