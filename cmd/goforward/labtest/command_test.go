@@ -288,7 +288,7 @@ func TestExecAddress(t *testing.T) {
 				return string(b)
 			}
 			waitUntil(t, maxWait, "the hook does not run", func() bool { return read(hookOutput) != "" && read(port) == "8080\n" })
-			home.Router.Exec(t, "sh", "-ec", "ip addr add 45.45.45.77/24 dev wan0; ip addr del 45.45.45.1/24 dev wan0; ip addr show dev wan0 | grep -q 45.45.45.77 || ip addr add 45.45.45.77/24 dev wan0")
+			changeAddress(t, home, "45.45.45.77/24")
 			waitUntil(t, maxWait, "the hook does not run again", func() bool { return strings.Count(read(hookOutput), "\n") > 1 })
 			if got, want := read(hookOutput), "mapped 45.45.45.1:8080 "+backend+"\nchanged 45.45.45.77:8080 "+backend+"\n"; got != want {
 				t.Errorf("the hook received %q, want %q", got, want)
@@ -301,6 +301,14 @@ func TestExecAddress(t *testing.T) {
 			wantRules(t, home, 0)
 		})
 	}
+}
+
+// changeAddress replaces the external address of the router. Linux may delete the new address
+// with the old one.
+func changeAddress(t *testing.T, home *lab.HomeNet, addr string) {
+	t.Helper()
+	home.Router.Exec(t, "sh", "-ec", `ip addr add $0 dev wan0; ip addr del $1/24 dev wan0; ip addr show dev wan0 | grep -q $0 || ip addr add $0 dev wan0`,
+		addr, home.External.String())
 }
 
 // TestVPNLoop checks the procedure of VPN users whose provider assigns a port. The

@@ -201,6 +201,32 @@ func TestRunTerminal(t *testing.T) {
 	wantRules(t, home, 0)
 }
 
+// TestRunRestartInterrupted checks that Ctrl-C prevents the restart of a command that has not
+// ended yet. The terminal sends the signal to the command too, so goforward does not pass it on.
+func TestRunRestartInterrupted(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: run --restart-on-change, Ctrl-C while the command ends")
+	home := lab.Home(t, lab.Router{NoUPnP: true})
+	script := createScript(t, `
+		sleep 60 &
+		trap 'echo terminated' TERM
+		trap 'kill $!; exit 7' INT
+		echo started
+		while :; do wait $!; done
+	`)
+	term := openShell(t, home.Lan)
+	term.enter("goforward run -p 8080 --lifetime 8 --restart-on-change -- sh " + script + "; echo status: $?\n")
+	term.want("started")
+	changeAddress(t, home, "45.45.45.77/24")
+	home.Daemon.Signal(t, syscall.SIGUSR1) // makes miniupnpd announce the address
+	term.want("terminated")
+	term.enter(ctrlC)
+	if status := term.want("status: "); status != "7" { // another run of the command would not end
+		t.Errorf("exit status %s, want 7", status)
+	}
+	wantRules(t, home, 0)
+}
+
 // TestRunSignalStorm checks that many signals block neither goforward nor its command.
 func TestRunSignalStorm(t *testing.T) {
 	t.Parallel()

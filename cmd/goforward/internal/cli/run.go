@@ -100,6 +100,10 @@ const (
 // stopTimeout is how long a command has to end before it is killed, if it is to be restarted.
 const stopTimeout = 10 * time.Second
 
+// lateSignal is how long a signal of the terminal takes at most to arrive here after the command,
+// which received it too, has ended.
+const lateSignal = 250 * time.Millisecond
+
 // runner runs the command of run while the mappings are kept.
 type runner struct {
 	app     *app
@@ -187,7 +191,7 @@ func (r *runner) runOnce(ctx context.Context, s *holdSession, signals <-chan os.
 	for {
 		select {
 		case err := <-exited:
-			if again {
+			if again && !isToEnd(signals) {
 				return true, nil
 			}
 			r.code = exitCode(cmd.ProcessState)
@@ -196,8 +200,8 @@ func (r *runner) runOnce(ctx context.Context, s *holdSession, signals <-chan os.
 			}
 			return false, err
 		case sig := <-signals:
+			again = again && !endsProcess(sig)
 			if !sentByTerminal(sig) {
-				again = again && !endsProcess(sig)
 				_ = cmd.Process.Signal(sig) // it fails if the command has ended
 			}
 		case <-s.changed:
@@ -220,6 +224,22 @@ func (r *runner) runOnce(ctx context.Context, s *holdSession, signals <-chan os.
 			ctxDone = nil
 			terminate(cmd.Process)
 			kill.Reset(stopTimeout)
+		}
+	}
+}
+
+// isToEnd waits for signals that arrive late, and reports whether one of them asks goforward to
+// end.
+func isToEnd(signals <-chan os.Signal) bool {
+	timeout := time.After(lateSignal)
+	for {
+		select {
+		case sig := <-signals:
+			if endsProcess(sig) {
+				return true
+			}
+		case <-timeout:
+			return false
 		}
 	}
 }
