@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/natforward/goforward/internal/lab"
 	"golang.org/x/sys/unix"
@@ -46,6 +47,28 @@ func TestRunServer(t *testing.T) {
 		t.Fatalf("the server still runs: %v", err)
 	}
 	ln.Close()
+}
+
+// TestRunKilled checks that the command survives a goforward that is killed, and that the mapping
+// is deleted when its lifetime ends.
+func TestRunKilled(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "cli: run, killed")
+	home := lab.Home(t, lab.Router{})
+	echo := home.Lan.Echo(t, "tcp", ":8080")
+	p := execute(t, home.Lan, nil, "run", "-p", "8080", "--lifetime", "4", "--", "sh", "-c", "echo $$; exec sleep 60 >/dev/null 2>&1")
+	pid, err := strconv.Atoi(strings.TrimSpace(p.readLine()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGKILL)
+	_ = p.cmd.Wait()
+	home.Reaches(t, echo, externalAddr(home, 8080))
+	waitUnreachable(t, home, echo, externalAddr(home, 8080), 8*time.Second)
+	wantRules(t, home, 0)
+	if err := syscall.Kill(pid, 0); err != nil {
+		t.Errorf("the command has ended: %v", err)
+	}
 }
 
 // createScript writes a shell script and returns its path.
