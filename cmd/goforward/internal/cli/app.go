@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/netbind"
@@ -42,6 +43,7 @@ type app struct {
 	routeTo       func(netip.Addr) (discover.Gateway, error)     // discover.Route
 	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
 	listeners     listenersFunc
+	keptBy        func(backends.Mapping) string // the other program that keeps a mapping; "": none
 	signals       *signalHandler
 	isTerminal    func() bool // stderr is a terminal
 
@@ -65,7 +67,7 @@ func newApp(stdout, stderr io.Writer) *app {
 
 		pollInterval: pollInterval,
 	}
-	a.isTerminal = a.stderrIsTerminal
+	a.isTerminal, a.keptBy = a.stderrIsTerminal, a.otherHolder
 	return a
 }
 

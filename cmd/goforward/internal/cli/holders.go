@@ -38,9 +38,9 @@ func holderText(k holders.Key) string {
 	}
 }
 
-// keptBy describes the program that still holds a mapping which this one has released. It
+// otherHolder describes the program that still holds a mapping which this one has released. It
 // returns "" if there is none.
-func (a *app) keptBy(m backends.Mapping) string {
+func (a *app) otherHolder(m backends.Mapping) string {
 	gateway := m.Gateway
 	isUPnP := m.Backend == upnp.Name
 	if isUPnP { // it has another port

@@ -175,7 +175,7 @@ var jsonRecords = []struct {
 	headings []string
 }{
 	{mappingRecord{}, []string{
-		"`mapped`", "`changed`, `restored`", "`lost`", "`unmapped`", "`dry_run`", "`entry`",
+		"`mapped`", "`changed`, `restored`", "`lost`", "`unmapped`", "`kept`", "`dry_run`", "`entry`",
 		"`error` with `protocol`, without `time`", "`error` with `protocol` and `time`",
 	}},
 	{hookRecord{}, []string{"`exec` with `external`, `port_file`"}},
@@ -591,8 +591,7 @@ func (s *jsonSession) next() map[string]any {
 	}
 	object, err := s.checker.checkLine(s.command, line)
 	if err != nil {
-		s.t.Errorf("%v: %s", err, line)
-		return map[string]any{}
+		s.t.Fatalf("%v: %s", err, line)
 	}
 	return object
 }
@@ -657,8 +656,11 @@ func runJSONMap(t *testing.T, c *jsonChecker) {
 	c.run(t, "map", exitConflict, nil, append(at, "map", "8082", "8083/udp", "--exact", "--backend", "natpmp")...)
 	c.run(t, "map", exitUsage, nil, append(at, "map", "99999")...)
 	c.run(t, "map --dry-run", exitDone, nil, append(at, "map", "--dry-run", "80:8080/both", "9000-9001")...)
+	c.run(t, "unmap --dry-run", exitDone, nil, append(at, "unmap", "--dry-run", "8080/both")...)
 	c.run(t, "unmap", exitDone, nil, append(at, "unmap", "8080/both")...)
+	c.run(t, "unmap", exitOther, nil, append(at, "unmap", "8080/tcp", "8081/sctp", "--backend", "natpmp")...)
 	c.run(t, "unmap", exitDone, nil, append(at, "unmap", "8081", "--from", jsonPeer, "--backend", "pcp")...)
+	c.run(t, "unmap", exitDone, nil, append(at, "unmap", "--all", "--backend", "natpmp")...)
 	c.run(t, "ip", exitDone, nil, append(at, "ip")...)
 	gw.SetExternal(netip.MustParseAddr("100.64.0.1"))
 	c.run(t, "ip", exitDone, nil, append(at, "ip")...)
@@ -675,6 +677,9 @@ func runJSONTable(t *testing.T, c *jsonChecker) {
 		t.Fatal(err)
 	}
 	c.run(t, "list", exitDone, nil, append(at, "list")...)
+	c.run(t, "list", exitDone, nil, append(at, "list", "--ours")...)
+	c.run(t, "unmap --dry-run", exitDone, nil, append(at, "unmap", "--all", "--dry-run")...)
+	c.run(t, "unmap", exitDone, nil, append(at, "unmap", "--all")...)
 	c.run(t, "unmap", exitDone, nil, append(at, "unmap", "8082:80/udp", "--foreign")...)
 }
 
@@ -706,8 +711,15 @@ func runJSONHold(t *testing.T, c *jsonChecker) {
 	gw := router(t, gatewaytest.Config{Protocols: []string{"pcp"}})
 	remove := gw.Inject(gatewaytest.Fault{Drop: true})
 	dir := filepath.Join(t.TempDir(), "missing")
-	s := c.start(t, "map --hold", func(*app) {}, "map", "8080", "--hold", "--wait", "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "pcp",
-		"--timeout", "0.5", "--from", jsonPeer, "--exec", "no-such-command-of-goforward", "--port-file", filepath.Join(dir, "port"))
+	s := c.start(t, "map --hold", func(a *app) {
+		a.keptBy = func(m backends.Mapping) string {
+			if m.Protocol == backends.UDP {
+				return "process 1 keeps it alive"
+			}
+			return ""
+		}
+	}, "map", "8080/both", "--hold", "--wait", "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "pcp",
+		"--timeout", "2", "--from", jsonPeer, "--exec", "no-such-command-of-goforward", "--port-file", filepath.Join(dir, "port"))
 	s.await("error next_try")
 	remove()
 	s.await("mapped", "exec error", "port_file error")

@@ -249,8 +249,10 @@ deletes all PCP mappings: without a list, name their ports.
   goforward unmap 22 --to 192.168.1.9 --foreign   # even if that host created it
   goforward unmap 80:8080 --foreign               # a mapping to any host`
 
-const jsonHelp = `With --json, stdout has one JSON object per line. Messages for people stay on stderr. The
-field event names the kind of object:
+const jsonHelp = `With --json, stdout has one JSON object per line. Messages for people stay on stderr. This
+is a summary: docs/json.md in the source code describes every field, and when it is present.
+Ignore fields that you do not know: later versions add some, and rename none. The field
+event names the kind of object:
 
   map          mapped, for each port and protocol
   map --hold   mapped, changed, lost, restored, unmapped, kept, error, exec, port_file;
@@ -261,7 +263,7 @@ field event names the kind of object:
   list         entry
   ip           ip
   gateways     gateway
-  watch        gateway, address, restarted, announced, address_changed, error
+  watch        gateway, address, restarted, announced, address_changed, exec, error
   version      version
 
 An object about a mapping has these fields:
