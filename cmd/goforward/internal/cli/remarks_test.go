@@ -82,8 +82,5 @@ func TestSystemListeners(t *testing.T) {
 		if err := end(); err != nil {
 			t.Fatal(err)
 		}
-		if addrs, err := systemListeners(p, internal); err != nil || len(addrs) > 0 {
-			t.Errorf("%s %v, closed: %v, %v", network, internal, addrs, err)
-		}
 	}
 }
