@@ -154,7 +154,9 @@ func Open(dir string) (*Registry, error) {
 		return nil, fmt.Errorf("holders: %s: %w", dir, err)
 	}
 	path := filepath.Join(dir, "holders.lock")
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
+	// The sticky bit keeps programs that delete old files, such as systemd-tmpfiles, from
+	// deleting the file: it is never written to.
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600|fs.ModeSticky)
 	if err != nil {
 		return nil, fmt.Errorf("holders: %w", err)
 	}

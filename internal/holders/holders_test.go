@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -428,5 +429,22 @@ func TestDefault(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", "")
 	if r, err := openDefault(); r != nil || err == nil || !strings.Contains(err.Error(), inTemp) {
 		t.Errorf("%v, %v; want no registry, and the reason", r, err)
+	}
+}
+
+// TestStickyFile checks that the file has the sticky bit, so that systemd-tmpfiles does not
+// delete it while programs use it.
+func TestStickyFile(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("other systems do not have the bit for files")
+	}
+	dir := filepath.Join(t.TempDir(), "holders")
+	if _, err := Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(dir, "holders.lock"))
+	if err != nil || info.Mode() != 0o600|fs.ModeSticky {
+		t.Errorf("mode %v, %v, want %v", info.Mode(), err, 0o600|fs.ModeSticky)
 	}
 }
