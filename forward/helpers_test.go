@@ -29,8 +29,10 @@ func TestMain(m *testing.M) {
 		return
 	}
 	dir, err := os.MkdirTemp("", "goforward-runtime-*")
-	if err == nil {
-		err = os.Setenv("XDG_RUNTIME_DIR", dir)
+	for _, name := range []string{"XDG_RUNTIME_DIR", "TMPDIR", "TMP"} {
+		if err == nil {
+			err = os.Setenv(name, dir)
+		}
 	}
 	if err != nil {
 		panic(err)

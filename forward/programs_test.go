@@ -258,13 +258,15 @@ func TestProgramStartsDuringDeletion(t *testing.T) {
 	checkTable(t, gw, "both programs ended")
 }
 
-// TestProgramOfOtherUser documents a limit: programs that share no runtime directory, such as
-// those of two users, do not know of each other.
+// TestProgramOfOtherUser documents a limit: programs that share no directory, such as those of
+// two users, do not know of each other.
 func TestProgramOfOtherUser(t *testing.T) {
 	skipWithoutHolders(t)
 	t.Parallel()
 	gw := startGateway(t, gatewaytest.Config{})
-	first, second := startProgram(t, programOn(gw, "natpmp")), startProgram(t, programOn(gw, "natpmp"), "XDG_RUNTIME_DIR="+t.TempDir())
+	dir := t.TempDir()
+	first := startProgram(t, programOn(gw, "natpmp"))
+	second := startProgram(t, programOn(gw, "natpmp"), "XDG_RUNTIME_DIR="+dir, "TMPDIR="+dir, "TMP="+dir)
 	first.line("8080")
 	second.line("8080")
 	second.end()

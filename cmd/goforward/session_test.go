@@ -108,7 +108,7 @@ func sessionCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.stderr
 	s.cmd.WaitDelay = testTimeout // the command of goforward run keeps the output open if goforward is killed
 	s.cmd.Env = os.Environ()
-	for _, name := range []string{"HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "SSDP"} { // use the key of the script, not the key of the user
+	for _, name := range []string{"HOME", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "SSDP"} { // use the key of the script, not the key of the user
 		s.cmd.Env = append(s.cmd.Env, name+"="+ts.Getenv(name))
 	}
 	ts.Check(s.cmd.Start())

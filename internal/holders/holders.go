@@ -6,6 +6,11 @@
 // shared lock of that byte, and a program that deletes has an exclusive one. The kernel
 // releases the locks of a program that ends or crashes. Nothing is ever written to the file.
 //
+// There can be two such files, in two directories, and a lock is one in each of them. A program
+// without XDG_RUNTIME_DIR, such as a service, has only the file in the directory of temporary
+// files; and the runtime directory is deleted at the user's last logout, even if a program
+// still runs.
+//
 // On Unix, the locks belong to the process, and all of them end if the process closes any
 // descriptor of the file. Therefore, a process opens the file once and never closes it.
 package holders
@@ -101,29 +106,40 @@ func (c counts) needs() mode {
 	return unlocked
 }
 
-// Registry has the endpoints that this process holds. There must be one Registry per file
-// and process. The methods of a nil Registry act as if no other program existed.
+// Registry has the endpoints that this process holds. The methods of a nil Registry act as if
+// no other program existed.
 type Registry struct {
+	files []*lockFile
+}
+
+// lockFile is one of the files, with the endpoints that this process holds in it. There must be
+// one lockFile per file and process.
+type lockFile struct {
 	file *os.File
 	mu   sync.Mutex // the system calls under it do not block
 	held map[Key]counts
 }
 
-// Default returns the registry of this user, or nil and the reason why there is none. It is
-// in the directory $XDG_RUNTIME_DIR/goforward, or else in goforward-UID in the directory of
-// temporary files.
-var Default = sync.OnceValues(openDefault)
+// Default returns the registry of this user, or nil and the reason why there is none. It has a
+// file in the directory $XDG_RUNTIME_DIR/goforward, if there is one, and a file in goforward-UID
+// in the directory of temporary files. One of them is enough.
+var Default = sync.OnceValues(func() (*Registry, error) { return Open(directories()...) })
 
-func openDefault() (*Registry, error) {
+// Open opens the registry in directories. It fails if none can be used.
+func Open(dirs ...string) (*Registry, error) {
+	var r Registry
 	var errs []error
-	for _, dir := range directories() {
-		r, err := Open(dir)
-		if err == nil {
-			return r, nil
+	for _, dir := range dirs {
+		if f, err := openIn(dir); err == nil {
+			r.files = append(r.files, f)
+		} else {
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
 	}
-	return nil, errors.Join(errs...)
+	if len(r.files) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return &r, nil
 }
 
 // directories returns the directories that Default tries.
@@ -140,9 +156,9 @@ func directories() (dirs []string) {
 	return append(dirs, filepath.Join(os.TempDir(), name))
 }
 
-// Open opens the registry in a directory. It creates the directory, but not its parent. Only
-// this user may have access to the directory.
-func Open(dir string) (*Registry, error) {
+// openIn opens the file in a directory. It creates the directory, but not its parent. Only this
+// user may have access to the directory.
+func openIn(dir string) (*lockFile, error) {
 	err := os.Mkdir(dir, 0o700)
 	if err == nil || errors.Is(err, fs.ErrExist) {
 		var info fs.FileInfo
@@ -172,7 +188,7 @@ func Open(dir string) (*Registry, error) {
 		return nil, fmt.Errorf("holders: %s: %w", path, err)
 	}
 	_, _ = setLock(file, 0, shared, unlocked)
-	return &Registry{file: file, held: map[Key]counts{}}, nil
+	return &lockFile{file: file, held: map[Key]counts{}}, nil
 }
 
 // checkPrivate returns an error if a file does not have the type, belongs to another user, or
@@ -189,24 +205,32 @@ func checkPrivate(info fs.FileInfo, want fs.FileMode) error {
 	return nil
 }
 
-// change changes the counts of a byte, and its lock if necessary. It returns false if another
-// process has a conflicting lock. It returns true if there is no lock for another reason: for
-// example, the system has no more of them.
+// change changes the counts of a byte in all files, and its locks if necessary. It returns
+// false if another process has a conflicting lock.
 func (r *Registry) change(k Key, holds, deletions int) bool {
-	if r == nil || k == 0 {
-		return true
+	ok := true
+	if r != nil && k != 0 {
+		for _, f := range r.files {
+			ok = f.change(k, holds, deletions) && ok
+		}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := r.held[k]
+	return ok
+}
+
+// change is Registry.change for one file. It returns true if there is no lock for another
+// reason: for example, the system has no more of them.
+func (f *lockFile) change(k Key, holds, deletions int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.held[k]
 	c.holds += uint16(holds)         //nolint:gosec // not below zero
 	c.deletions += uint16(deletions) //nolint:gosec // the same
 	var err error
 	if c.has != c.needs() {
-		c.has, err = setLock(r.file, int64(k), c.has, c.needs())
+		c.has, err = setLock(f.file, int64(k), c.has, c.needs())
 	}
-	if r.held[k] = c; c == (counts{}) {
-		delete(r.held, k)
+	if f.held[k] = c; c == (counts{}) {
+		delete(f.held, k)
 	}
 	return !errors.Is(err, errInUse)
 }
@@ -264,7 +288,13 @@ func (r *Registry) Holder(k Key) (pid int, held bool) {
 	if r == nil || k == 0 {
 		return 0, false
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return holder(r.file, int64(k), r.held[k].has)
+	for _, f := range r.files {
+		f.mu.Lock()
+		pid, held = holder(f.file, int64(k), f.held[k].has)
+		f.mu.Unlock()
+		if held {
+			return pid, true
+		}
+	}
+	return 0, false
 }

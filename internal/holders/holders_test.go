@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func endpoint(port uint16) Endpoint {
 // help executes the commands of a test: each line has a command and a port, and each gets a
 // line with the result.
 func help(dir string) {
-	r, err := Open(dir)
+	r, err := Open(filepath.SplitList(dir)...)
 	if err != nil {
 		panic(err)
 	}
@@ -137,8 +138,15 @@ func (p *program) check(command string, port uint16, want any) {
 	}
 }
 
-// openIn opens the registry of a new directory.
-func openIn(t *testing.T) (*Registry, string) {
+// closeFiles closes the files of a registry that no test uses any more.
+func closeFiles(r *Registry) {
+	for _, f := range r.files {
+		_ = f.file.Close()
+	}
+}
+
+// openNew opens the registry of a new directory.
+func openNew(t *testing.T) (*Registry, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "registry")
 	r, err := Open(dir)
@@ -148,7 +156,7 @@ func openIn(t *testing.T) (*Registry, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = r.file.Close() })
+	t.Cleanup(func() { closeFiles(r) })
 	return r, dir
 }
 
@@ -167,7 +175,7 @@ func checkLast(t *testing.T, r *Registry, port uint16, want bool) {
 // TestTwoPrograms checks that only the last of two programs deletes, that each notices the
 // other one, and that other endpoints are not affected.
 func TestTwoPrograms(t *testing.T) {
-	r, dir := openIn(t)
+	r, dir := openNew(t)
 	p := startProgram(t, dir)
 	k := endpoint(8080).Key()
 	p.check("hold", 8080, true)
@@ -204,15 +212,15 @@ func TestTwoPrograms(t *testing.T) {
 	if pid, held := r.Holder(k); pid != 0 || held {
 		t.Errorf("Holder: process %d, %v; want none", pid, held)
 	}
-	if len(r.held) != 0 {
-		t.Errorf("the registry keeps %v", r.held)
+	if held := r.files[0].held; len(held) != 0 {
+		t.Errorf("the registry keeps %v", held)
 	}
 }
 
 // TestCrash checks that a killed program is no holder any more, and does not block others if
 // it was deleting.
 func TestCrash(t *testing.T) {
-	r, dir := openIn(t)
+	r, dir := openNew(t)
 	p := startProgram(t, dir)
 	p.check("hold", 8080, true)
 	p.check("begin", 9000, true)
@@ -230,7 +238,7 @@ func TestCrash(t *testing.T) {
 // TestSimultaneousEnds checks that exactly one of two programs that end at the same time is
 // the last one.
 func TestSimultaneousEnds(t *testing.T) {
-	r, dir := openIn(t)
+	r, dir := openNew(t)
 	p := startProgram(t, dir)
 	k := endpoint(8080).Key()
 	for range 200 {
@@ -252,7 +260,7 @@ func TestSimultaneousEnds(t *testing.T) {
 // TestNewcomer checks that a program that starts while another one deletes waits for it, and
 // then is a holder.
 func TestNewcomer(t *testing.T) {
-	r, dir := openIn(t)
+	r, dir := openNew(t)
 	p := startProgram(t, dir)
 	end, ok := r.BeginDelete(endpoint(8080).Key())
 	if !ok {
@@ -283,7 +291,7 @@ func TestNewcomer(t *testing.T) {
 // TestOwnHolders checks that the holders of one process are counted, and that its own
 // deletion does not end them.
 func TestOwnHolders(t *testing.T) {
-	r, dir := openIn(t)
+	r, dir := openNew(t)
 	p := startProgram(t, dir)
 	k := endpoint(8080).Key()
 	r.Hold(k, 0)
@@ -305,7 +313,7 @@ func TestOwnHolders(t *testing.T) {
 
 // TestManyEndpoints checks that adjacent ports are independent, and that the file stays empty.
 func TestManyEndpoints(t *testing.T) {
-	r, dir := openIn(t)
+	r, dir := openNew(t)
 	p := startProgram(t, dir)
 	for port := uint16(1); port <= 10000; port++ {
 		r.Hold(endpoint(port).Key())
@@ -392,44 +400,93 @@ func TestOpenUnsafe(t *testing.T) {
 	}
 }
 
-// TestDefault checks which directory is used, and that the reason is returned if none is
+// TestDefault checks which directories are used, and that the reason is returned if none is
 // usable.
 func TestDefault(t *testing.T) {
 	if !hasModes {
 		t.Skip("other systems have other directories")
 	}
 	temp, run := t.TempDir(), t.TempDir()
-	inTemp := filepath.Join(temp, fmt.Sprintf("goforward-%d", os.Geteuid()))
+	inTemp, inRun := filepath.Join(temp, fmt.Sprintf("goforward-%d", os.Geteuid())), filepath.Join(run, "goforward")
 	t.Setenv("TMPDIR", temp)
-	check := func(runtimeDir, want string) {
+	check := func(runtimeDir string, want ...string) {
 		t.Helper()
 		t.Setenv("XDG_RUNTIME_DIR", runtimeDir)
-		r, err := openDefault()
+		r, err := Open(directories()...)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer r.file.Close()
-		if got := filepath.Dir(r.file.Name()); got != want {
+		defer closeFiles(r)
+		var got []string
+		for _, f := range r.files {
+			got = append(got, filepath.Dir(f.file.Name()))
+		}
+		if !slices.Equal(got, want) {
 			t.Errorf("XDG_RUNTIME_DIR=%q: %s, want %s", runtimeDir, got, want)
 		}
 	}
-	check(run, filepath.Join(run, "goforward"))
+	check(run, inRun, inTemp)
 	check("", inTemp)
 	check("relative", inTemp)
 	check(filepath.Join(run, "missing"), inTemp)
+	if err := os.Chmod(inTemp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	check(run, inRun)
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	if r, err := Open(directories()...); r != nil || err == nil || !strings.Contains(err.Error(), inTemp) {
+		t.Errorf("%v, %v; want no registry, and the reason", r, err)
+	}
+	if err := os.Chmod(inTemp, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if os.Geteuid() == 0 {
 		if err := os.Chown(run, 65534, 65534); err != nil {
 			t.Fatal(err)
 		}
 		check(run, inTemp) // as after sudo -E
 	}
-	if err := os.Chmod(inTemp, 0o755); err != nil {
+}
+
+// TestTwoDirectories checks that a program with a runtime directory and one without it notice
+// each other, also after the runtime directory was deleted and created again.
+func TestTwoDirectories(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	runtimeDir, temp := filepath.Join(base, "run"), filepath.Join(base, "temp")
+	r, err := Open(runtimeDir, temp)
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("XDG_RUNTIME_DIR", "")
-	if r, err := openDefault(); r != nil || err == nil || !strings.Contains(err.Error(), inTemp) {
-		t.Errorf("%v, %v; want no registry, and the reason", r, err)
+	defer closeFiles(r)
+	k := endpoint(1).Key()
+	if !r.Hold(k) {
+		t.Error("the endpoint is in use")
 	}
+	service := startProgram(t, temp)
+	service.check("hold", 1, true)
+	if err := os.RemoveAll(runtimeDir); err != nil {
+		t.Fatal(err)
+	}
+	login := startProgram(t, runtimeDir+string(filepath.ListSeparator)+temp)
+	login.check("hold", 1, true)
+	login.check("last", 1, false)
+	service.check("last", 1, false)
+	if _, held := r.Holder(k); held {
+		t.Error("another program holds the endpoint")
+	}
+	r.Release(k)
+	end, ok := r.BeginDelete(k)
+	if !ok {
+		t.Fatal("another program holds the endpoint")
+	}
+	service.check("hold", 1, false)
+	end()
+	service.check("last", 1, true)
+	service.check("end", 1, true)
 }
 
 // TestStickyFile checks that the file has the sticky bit, so that systemd-tmpfiles does not

@@ -56,21 +56,22 @@ func TestProgramsOfUser(t *testing.T) {
 	}
 }
 
-// TestProgramsOfUsers shows a limit: a program does not notice one with another runtime
-// directory, as another user has, and deletes its mapping.
+// TestProgramsOfUsers shows a limit: a program does not notice one with other directories, as
+// another user has, and deletes its mapping.
 func TestProgramsOfUsers(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: programs of two users map one port")
 	home := lab.Home(t, lab.Router{})
 	echo := home.Lan.Echo(t, "tcp", ":8080")
-	one, two := hold8080(t, home, "natpmp"), hold8080(t, home, "natpmp", "env", "XDG_RUNTIME_DIR="+t.TempDir())
+	dir := t.TempDir()
+	one, two := hold8080(t, home, "natpmp"), hold8080(t, home, "natpmp", "env", "XDG_RUNTIME_DIR="+dir, "TMPDIR="+dir)
 	endHold(t, two, "unmapped")
 	home.DoesNotReach(t, echo, externalAddr(home, 8080))
 	endHold(t, one, "unmapped")
 }
 
 // TestProgramsInContainers checks programs with mounts of their own, as in containers that
-// use the network of the host. They notice each other only if they share a runtime directory.
+// use the network of the host. They notice each other only if they share a directory.
 func TestProgramsInContainers(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: programs in two containers map one port")
