@@ -215,25 +215,29 @@ func (a *app) runCommand(ctx context.Context, argv []string, timeout time.Durati
 
 // environment returns the variables that describe the endpoint to a command.
 func (e hookEvent) environment() []string {
-	m := e.granted[0]
-	protocol, event, previous, ip := m.Protocol.String(), "mapped", "", ""
-	if len(e.granted) > 1 {
-		protocol = "both"
-	}
+	event, previous := "mapped", ""
 	if e.previous.Port() != 0 {
 		event, previous = "changed", strconv.Itoa(int(e.previous.Port()))
 	}
-	if addr := m.External.Addr(); addr.IsValid() {
-		ip = addr.String()
+	return append(endpointVariables(e.granted, ""), "GOFORWARD_EVENT="+event, "GOFORWARD_PREVIOUS_PORT="+previous)
+}
+
+// endpointVariables returns the variables that describe the endpoint of a mapping to a command.
+// Their names end with the suffix.
+func endpointVariables(ms []backends.Mapping, suffix string) (env []string) {
+	m, protocol := ms[0], protocolsText(ms)
+	if len(protocolNamesOf(ms)) > 1 {
+		protocol = "both"
 	}
-	return []string{
-		"GOFORWARD_EVENT=" + event,
-		"GOFORWARD_EXTERNAL_IP=" + ip,
-		"GOFORWARD_EXTERNAL_PORT=" + strconv.Itoa(int(m.External.Port())),
-		"GOFORWARD_PREVIOUS_PORT=" + previous,
-		"GOFORWARD_PROTOCOL=" + protocol,
-		"GOFORWARD_INTERNAL_PORT=" + strconv.Itoa(int(m.Internal.Port())),
-		"GOFORWARD_BACKEND=" + m.Backend,
-		"GOFORWARD_GATEWAY=" + endpointText(m.Gateway),
+	for _, v := range [][2]string{
+		{"EXTERNAL_IP", addrText(m.External.Addr())},
+		{"EXTERNAL_PORT", strconv.Itoa(int(m.External.Port()))},
+		{"INTERNAL_PORT", strconv.Itoa(int(m.Internal.Port()))},
+		{"PROTOCOL", protocol},
+		{"BACKEND", m.Backend},
+		{"GATEWAY", endpointText(m.Gateway)},
+	} {
+		env = append(env, "GOFORWARD_"+v[0]+suffix+"="+v[1])
 	}
+	return env
 }

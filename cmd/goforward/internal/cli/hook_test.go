@@ -267,16 +267,22 @@ const testTimeout = 20 * time.Second
 func TestHookEnvironment(t *testing.T) {
 	t.Parallel()
 	first := []string{
-		"GOFORWARD_EVENT=mapped", "GOFORWARD_EXTERNAL_IP=45.45.45.1", "GOFORWARD_EXTERNAL_PORT=80", "GOFORWARD_PREVIOUS_PORT=",
-		"GOFORWARD_PROTOCOL=udp", "GOFORWARD_INTERNAL_PORT=8080", "GOFORWARD_BACKEND=natpmp", "GOFORWARD_GATEWAY=127.0.0.1:5351",
+		"GOFORWARD_EXTERNAL_IP=45.45.45.1", "GOFORWARD_EXTERNAL_PORT=80", "GOFORWARD_INTERNAL_PORT=8080", "GOFORWARD_PROTOCOL=udp",
+		"GOFORWARD_BACKEND=natpmp", "GOFORWARD_GATEWAY=127.0.0.1:5351", "GOFORWARD_EVENT=mapped", "GOFORWARD_PREVIOUS_PORT=",
 	}
 	if got := testEvent.environment(); !slices.Equal(got, first) {
 		t.Errorf("unexpected output or environment: %q", got)
 	}
 	m := testEvent.granted[0]
 	m.External = netip.AddrPortFrom(netip.Addr{}, 81)
-	e := hookEvent{granted: []backends.Mapping{m, m}, previous: netip.AddrPortFrom(netip.Addr{}, 80)}
-	got := strings.Join(e.environment(), " ")
+	tcp, next := m, m
+	tcp.Protocol = backends.TCP
+	next.External = netip.AddrPortFrom(netip.Addr{}, 82)
+	if got := (hookEvent{granted: []backends.Mapping{m, next}}).environment(); !slices.Contains(got, "GOFORWARD_PROTOCOL=udp") {
+		t.Errorf("a range of UDP ports: %q", got)
+	}
+	e := hookEvent{granted: []backends.Mapping{tcp, m}, previous: netip.AddrPortFrom(netip.Addr{}, 80)}
+	got := strings.Join(e.environment(), " ") + " "
 	for _, want := range []string{"EVENT=changed ", "EXTERNAL_IP= ", "EXTERNAL_PORT=81 ", "PREVIOUS_PORT=80 ", "PROTOCOL=both "} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q: want %q", got, want)

@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -283,17 +282,7 @@ func environment(granted [][]backends.Mapping) (env []string) {
 		if i > 0 {
 			suffix = strconv.Itoa(i + 1)
 		}
-		protocol := strings.ReplaceAll(protocolsText(ms), "tcp+udp", "both")
-		for name, value := range map[string]string{
-			"EXTERNAL_IP":   addrText(ms[0].External.Addr()),
-			"EXTERNAL_PORT": strconv.Itoa(int(ms[0].External.Port())),
-			"INTERNAL_PORT": strconv.Itoa(int(ms[0].Internal.Port())),
-			"PROTOCOL":      protocol,
-			"BACKEND":       ms[0].Backend,
-			"GATEWAY":       endpointText(ms[0].Gateway),
-		} {
-			env = append(env, "GOFORWARD_"+name+suffix+"="+value)
-		}
+		env = append(env, endpointVariables(ms, suffix)...)
 	}
 	return env
 }
