@@ -106,12 +106,12 @@ type execRecord struct {
 
 // printExecResult prints the result of a run.
 func (a *app) printExecResult(e execEvent, err error) {
-	now, text, rec := time.Now(), "succeeded after a failure", execRecord{Event: "exec", For: e.name}
+	now, text, rec, printf := time.Now(), "succeeded after a failure", execRecord{Event: "exec", For: e.name}, a.messagef
 	if err != nil {
-		rec.Error = errorText(err)
+		rec.Error, printf = errorText(err), a.failuref
 		text = oneLine(rec.Error)
 	}
-	a.messagef("%s --exec: %s: %s\n", clockText(now), eventText(e.name), text)
+	printf("%s --exec: %s: %s\n", clockText(now), eventText(e.name), text)
 	if a.settings.json {
 		rec.Time = jsonTime(now)
 		a.printJSON(rec)
