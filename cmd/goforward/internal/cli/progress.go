@@ -16,11 +16,12 @@ func (a *app) startNotice() (stop func()) {
 	if !a.isTerminal() {
 		return func() {}
 	}
+	text := a.settings.gatewayText() // the settings may change later
 	printed := make(chan struct{})
 	timer := time.AfterFunc(noticeAfter, func() {
 		defer close(printed)
 		if a.stdout.isUnused() && a.stderr.isUnused() {
-			a.messagef("Waiting for %s; Ctrl-C ends this.\n", a.settings.gatewayText())
+			a.messagef("Waiting for %s; Ctrl-C ends this.\n", text)
 		}
 	})
 	return func() {

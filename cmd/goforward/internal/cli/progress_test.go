@@ -36,6 +36,7 @@ func TestNotice(t *testing.T) {
 				a.settings = tt.settings
 				a.isTerminal = func() bool { return !tt.pipe }
 				stop := a.startNotice()
+				a.settings.gateway = netip.MustParseAddrPort("10.2.0.1:5351") // as after the lookup of a name
 				if tt.prints {
 					a.resultf("45.45.45.1:8080\n")
 				}
