@@ -65,7 +65,7 @@ const unmapTimeout = 3 * time.Second
 func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(context.Context, *holdSession) error) error {
 	s := &holdSession{app: a, flags: hf, forChild: !hf.hold, done: make(chan struct{}), changed: make(chan struct{}, 1)}
 	for _, one := range specs {
-		s.mappings = append(s.mappings, &heldMapping{session: s, spec: one, events: make(chan forward.Event)})
+		s.mappings = append(s.mappings, &heldMapping{session: s, spec: one, events: make(chan forward.Event), ended: make(chan struct{})})
 	}
 	config := a.config()
 	config.NonceKey, config.CloseTimeout = a.nonceKey(), cmp.Or(a.settings.timeout, unmapTimeout)
@@ -79,9 +79,14 @@ func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(
 		}
 	}
 	if err := s.enable(ctx, f); err != nil {
-		close(s.done)
+		for _, h := range s.mappings {
+			close(h.ended)
+		}
+		wasGranted := s.wasGranted()
 		s.printNotEnabled(ctx)
-		_ = f.Close()
+		if closeErr := f.Close(); closeErr != nil && wasGranted { // without a grant, err says enough
+			a.failuref("not unmapped: %s\n", oneLine(errorText(closeErr)))
+		}
 		return err
 	}
 	stop := s.startHooks(ctx)
@@ -120,7 +125,7 @@ type holdSession struct {
 	flags    *holdFlags
 	forChild bool // the mappings are kept for the command of run: stdout is the command's
 	mappings []*heldMapping
-	done     chan struct{} // closed when the session receives no more events
+	done     chan struct{} // closed when the session ends: the file of --port-file is not written any more
 	running  sync.WaitGroup
 	portFile *portFile     // nil: none
 	changed  chan struct{} // receives a value if the result of endpoints has changed
@@ -136,6 +141,7 @@ type heldMapping struct {
 	spec    *spec
 	mapping *forward.Mapping
 	events  chan forward.Event
+	ended   chan struct{} // closed when no events are received any more
 	hooks   []*hook
 
 	granted        []backends.Mapping // the last grants; nil: none yet
@@ -228,13 +234,14 @@ func (h *heldMapping) onEvent(e forward.Event) {
 	}
 	select {
 	case h.events <- e:
-	case <-h.session.done:
+	case <-h.ended: // the events of the other mappings must not wait for this one
 	}
 }
 
 // follow prints events and failures until the context ends or the output cannot be written. It
 // fails if the request turns out to be invalid.
 func (h *heldMapping) follow(ctx context.Context) error {
+	defer close(h.ended)
 	if !h.session.flags.wait {
 		h.handleEvent(<-h.events) // Enable succeeded, so the event will arrive
 	}

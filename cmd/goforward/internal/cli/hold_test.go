@@ -97,3 +97,52 @@ func TestHoldWithoutReader(t *testing.T) {
 		t.Errorf("the gateway still has %v", remaining)
 	}
 }
+
+// TestHoldEnds checks that the end of one mapping does not keep back the events of another.
+func TestHoldEnds(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
+	f, err := forward.New(&forward.Config{Gateway: gw.Addr(), Protocols: []string{"natpmp"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := &holdSession{app: newApp(io.Discard, io.Discard), flags: &holdFlags{}, changed: make(chan struct{}, 1)}
+	s.app.settings.gateway = gw.Addr()
+	for _, port := range []uint16{8080, 8081} {
+		m, err := f.Enable(t.Context(), forward.TCP(port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.mappings = append(s.mappings, &heldMapping{
+			session: s, spec: &spec{protocols: []backends.Protocol{backends.TCP}, internal: port, count: 1},
+			mapping: m, events: make(chan forward.Event), ended: make(chan struct{}),
+		})
+	}
+	go func() { // as the Forwarder does: one event after another
+		first, second := s.mappings[0], s.mappings[1]
+		e := forward.Event{Kind: forward.EventMapped, Mapping: first.mapping, Grants: first.mapping.Grants()}
+		first.onEvent(e)
+		<-first.ended
+		first.onEvent(e)
+		second.onEvent(forward.Event{Kind: forward.EventMapped, Mapping: second.mapping, Grants: second.mapping.Grants()})
+	}()
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	if err := s.follow(ctx, untilInterrupt); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHoldFailsPartly checks that map --hold names a mapping that remains on the gateway, after
+// another mapping was refused.
+func TestHoldFailsPartly(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
+	gw.Inject(gatewaytest.Fault{Result: 2, Match: func(q gatewaytest.Request) bool { return q.Op == "map" && q.Protocol == backends.UDP }})
+	gw.Inject(gatewaytest.Fault{Result: 2, Match: func(q gatewaytest.Request) bool { return q.Op == "unmap" }})
+	got := run(t, nil, "map", "8080", "8081/udp", "--hold", "-g", gw.Addr().String(), "--announce", gw.AnnounceAddr().String(), "--backend", "natpmp")
+	if got.code != exitRefused || !strings.Contains(got.stderr, "deleting the other mappings\nnot unmapped: tcp port 8080 remains on the gateway until ") {
+		t.Errorf("exit code %d\n%s", got.code, got.stderr)
+	}
+}
