@@ -230,7 +230,7 @@ func (a *app) mapFailure(ctx context.Context, specs []*spec, failures mapErrors)
 	case len(failures) == 0:
 		return nil
 	case ctx.Err() != nil:
-		return explainInterrupt(ctx, failures)
+		return fmt.Errorf("%w: if the gateway still creates the mapping, it stays for its lifetime\n  → goforward unmap deletes it", errInterrupted)
 	case len(specs) == 1:
 		return failures[0].err
 	}
@@ -240,15 +240,6 @@ func (a *app) mapFailure(ctx context.Context, specs []*spec, failures mapErrors)
 		}
 	}
 	return failures
-}
-
-// explainInterrupt explains the error of an interrupted map: the gateway may still create the
-// mapping.
-func explainInterrupt(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("%w: if the gateway still creates the mapping, it stays for its lifetime\n  → goforward unmap deletes it", errInterrupted)
-	}
-	return err
 }
 
 // mapDryRun prints the requests that map would send, and the protocol of each. It requests no
