@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // portFile is a file that holds the external port, as digits and a newline.
@@ -144,8 +145,8 @@ func (p *portFile) writeInPlace(ctx context.Context, text string) error {
 		if waits == 0 && p.onWait != nil {
 			p.onWait()
 		}
-		if !sleep(ctx, fifoRetryDelay) {
-			return fmt.Errorf("no program reads %s: %w", p.path, context.Cause(ctx))
+		if err := ctxsync.Sleep(ctx, fifoRetryDelay); err != nil {
+			return fmt.Errorf("no program reads %s: %w", p.path, err)
 		}
 		if p.superseded != nil && p.superseded() {
 			return errSuperseded
@@ -170,18 +171,6 @@ func overwriteContent(f *os.File, text string) error {
 		return err
 	}
 	return errors.Join(f.Truncate(int64(len(text))), f.Sync())
-}
-
-// sleep waits for d. It returns false if the context ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // removeStale removes a file with any port: an earlier run that was killed left it.
