@@ -63,7 +63,10 @@ const unmapTimeout = 3 * time.Second
 // first attempt for one of the mappings fails, so that a user who made a mistake learns of it at
 // once; it then keeps none of them.
 func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(context.Context, *holdSession) error) error {
-	s := &holdSession{app: a, flags: hf, forChild: !hf.hold, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	s := &holdSession{
+		app: a, flags: hf, forChild: !hf.hold, done: make(chan struct{}), changed: make(chan struct{}, 1),
+		granted: make([][]backends.Mapping, len(specs)),
+	}
 	for _, one := range specs {
 		s.mappings = append(s.mappings, &heldMapping{session: s, spec: one, events: make(chan forward.Event), ended: make(chan struct{})})
 	}
@@ -130,8 +133,8 @@ type holdSession struct {
 	portFile *portFile     // nil: none
 	changed  chan struct{} // receives a value if the result of endpoints has changed
 
-	mu    sync.Mutex
-	known []grantedMapping // the last grants, in the order of the first grants
+	mu      sync.Mutex
+	granted [][]backends.Mapping // the last grants of each of the mappings; nil: none yet
 }
 
 // heldMapping is one of the mappings: it prints what happens to the mapping and runs the hooks.
@@ -279,17 +282,12 @@ func (h *heldMapping) pollDelay() time.Duration {
 // mappings is granted for the first time.
 func (s *holdSession) recordGrant(h *heldMapping) {
 	s.mu.Lock()
-	i := slices.IndexFunc(s.known, func(g grantedMapping) bool { return g.spec == h.spec })
-	isNew := i < 0
-	if isNew {
-		s.known = append(s.known, grantedMapping{spec: h.spec})
-		i = len(s.known) - 1
-	}
-	s.known[i].granted = h.granted
-	known := slices.Clone(s.known)
+	before := s.allGranted()
+	s.granted[slices.Index(s.mappings, h)] = h.granted
+	now := s.allGranted()
 	s.mu.Unlock()
-	if isNew && len(known) == len(s.mappings) {
-		s.printAllGranted(known)
+	if before == nil && now != nil {
+		s.printAllGranted(now)
 	}
 	select {
 	case s.changed <- struct{}{}:
@@ -299,17 +297,18 @@ func (s *holdSession) recordGrant(h *heldMapping) {
 
 // endpoints returns what the gateway granted, in the order of the mappings. It returns nil if
 // some of them have not been granted yet.
-func (s *holdSession) endpoints() (out [][]backends.Mapping) {
+func (s *holdSession) endpoints() [][]backends.Mapping {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.known) < len(s.mappings) {
+	return s.allGranted()
+}
+
+// allGranted is endpoints for a caller that holds mu.
+func (s *holdSession) allGranted() [][]backends.Mapping {
+	if slices.ContainsFunc(s.granted, func(ms []backends.Mapping) bool { return ms == nil }) {
 		return nil
 	}
-	for _, h := range s.mappings {
-		i := slices.IndexFunc(s.known, func(g grantedMapping) bool { return g.spec == h.spec })
-		out = append(out, s.known[i].granted)
-	}
-	return out
+	return slices.Clone(s.granted)
 }
 
 // wasGranted reports whether the gateway has granted one of the mappings.

@@ -150,13 +150,17 @@ func (s *holdSession) printEndpoint(h *heldMapping) {
 }
 
 // printAllGranted prints that the mappings are kept, and the remarks about them.
-func (s *holdSession) printAllGranted(known []grantedMapping) {
+func (s *holdSession) printAllGranted(granted [][]backends.Mapping) {
 	until := "Ctrl-C"
 	if s.forChild {
 		until = "the command ends"
 	}
-	s.app.messagef("Mapped by %s. Kept alive until %s.\n", backendText(known[0].granted[0]), until)
-	s.app.printRemarks(known, !s.forChild)
+	s.app.messagef("Mapped by %s. Kept alive until %s.\n", backendText(granted[0][0]), until)
+	var all []grantedMapping
+	for i, h := range s.mappings {
+		all = append(all, grantedMapping{h.spec, granted[i]})
+	}
+	s.app.printRemarks(all, !s.forChild)
 }
 
 // printInterrupted prints what happens after an interrupt during the first request.

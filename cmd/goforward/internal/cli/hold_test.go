@@ -107,7 +107,7 @@ func TestHoldEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	s := &holdSession{app: newApp(io.Discard, io.Discard), flags: &holdFlags{}, changed: make(chan struct{}, 1)}
+	s := &holdSession{app: newApp(io.Discard, io.Discard), flags: &holdFlags{}, changed: make(chan struct{}, 1), granted: make([][]backends.Mapping, 2)}
 	s.app.settings.gateway = gw.Addr()
 	for _, port := range []uint16{8080, 8081} {
 		m, err := f.Enable(t.Context(), forward.TCP(port))
