@@ -1,5 +1,5 @@
-// Package cli is the command line of goforward. The process around it is in package main:
-// main and the tests call [Run].
+// Package cli is the command line of goforward. Package main calls [Main], which handles the
+// signals of the process. The tests call [Run].
 //
 // # Output
 //
@@ -18,24 +18,28 @@
 //   - topics.go: the texts of goforward help TOPIC
 //   - exit.go: exit codes, kinds of errors, and the last error message
 //   - hint.go: the last line of an error: the next step
+//   - mistakes.go: what the user most likely meant by an invalid command line
 //   - signals.go: the signals of the process
-//   - output.go: stdout and stderr, and tables
-//   - progress.go: the line that a silent command prints while it waits
+//   - output.go: stdout and stderr, tables, and the line that a silent command prints while it
+//     waits
 //   - text.go: text for people, such as endpoints, mappings and times
 //   - json.go: mappings as JSON
 //
 // The commands:
 //
 //   - map.go and spec.go: map, and a requested mapping with its flags
-//   - remarks.go and listening.go: what map says about a mapping after it is granted
+//   - remarks.go: what map says about a mapping after it is granted. listeners_linux.go and
+//     listeners_other.go find the programs that listen on a port.
 //   - hold.go: map --hold and run keep mappings alive and delete them at the end
 //   - hold_output.go: the output of map --hold. handleEvent prints every event of a mapping:
 //     mapped, changed, lost, restored. printFailure prints failed attempts.
 //   - run.go: run, the command that runs while its mappings are kept
 //   - hook.go: actions for each new endpoint, and the command of --exec
+//   - process_unix.go and process_other.go: the processes of run and --exec
 //   - shell.go: the warning that no shell reads the command of --exec
 //   - portfile.go: the file of --port-file
 //   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
+//   - unmap_all.go and unmap_dryrun.go: unmap --all and unmap --dry-run
 //   - holders.go: which other program of the user keeps a mapping alive
 //   - list.go, ip.go, gateways.go, demo.go, version.go: the commands of these names
 //   - watch.go and watch_output.go: watch, and its output
@@ -49,6 +53,6 @@
 //   - backend.go: the protocols, their backends, and the search for backends that the gateway
 //     supports
 //   - gatewayname.go: the lookup of the host name of --gateway
-//   - route.go: the route to the gateway, for watch
+//   - route.go: the route to the gateway, for watch, and the interfaces of this host
 //   - key.go: the user's key, from which PCP nonces are derived
 package cli

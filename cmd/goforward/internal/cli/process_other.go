@@ -2,7 +2,14 @@
 
 package cli
 
-import "os"
+import (
+	"os"
+	"os/exec"
+)
+
+// setProcessGroup does nothing: these systems kill only the command itself when its
+// context ends.
+func setProcessGroup(*exec.Cmd) {}
 
 // childSignals are the signals that run passes to its command, besides those that end goforward.
 var childSignals []os.Signal
