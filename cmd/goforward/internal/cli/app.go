@@ -130,7 +130,7 @@ func (a *app) root() *cobra.Command {
 	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
 	a.settings.register(root, a.protocols)
 	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
-		a.watchCommand(), a.newRunCommand(), a.demoCommand(), a.versionCommand())
+		a.watchCommand(), a.runCommand(), a.demoCommand(), a.versionCommand())
 	root.SetHelpCommand(a.helpCommand(root))
 	root.InitDefaultHelpCmd()
 	root.SetUsageFunc(printUsage)

@@ -180,7 +180,7 @@ func (a *app) execHook(argv []string, timeout time.Duration) *hook {
 	return &hook{
 		event: "exec", name: "--exec", report: a.printHookResult,
 		do: func(ctx context.Context, e hookEvent) error {
-			return a.runCommand(ctx, argv, timeout, e.environment())
+			return a.execute(ctx, argv, timeout, e.environment())
 		},
 		differs: func(a, b backends.Mapping) bool {
 			return a.External != b.External || a.Internal.Port() != b.Internal.Port()
@@ -189,11 +189,11 @@ func (a *app) execHook(argv []string, timeout time.Duration) *hook {
 	}
 }
 
-// runCommand runs a command until it exits, or kills it after a timeout. The command gets the
+// execute runs a command until it exits, or kills it after a timeout. The command gets the
 // environment of this process, and the variables in environment. On Unix the command leads a
 // process group of its own: Ctrl-C on the terminal does not reach it, and its child processes
 // are killed with it.
-func (a *app) runCommand(ctx context.Context, argv []string, timeout time.Duration, environment []string) error {
+func (a *app) execute(ctx context.Context, argv []string, timeout time.Duration, environment []string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("killed, because it did not finish within %v", timeout))
 	defer cancel()
 	out := &lineWriter{emit: func(line string) { a.failuref("--exec: %s\n", line) }} // also with --quiet: it is not output of goforward

@@ -258,7 +258,7 @@ var testEvent = hookEvent{granted: []backends.Mapping{{
 // runTestCommand runs a command like --exec for testEvent, and returns its output.
 func runTestCommand(ctx context.Context, argv []string, timeout time.Duration) (string, error) {
 	var stdout, stderr bytes.Buffer
-	err := newApp(&stdout, &stderr).runCommand(ctx, argv, timeout, testEvent.environment())
+	err := newApp(&stdout, &stderr).execute(ctx, argv, timeout, testEvent.environment())
 	return stdout.String() + stderr.String(), err
 }
 

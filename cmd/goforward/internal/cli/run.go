@@ -17,7 +17,7 @@ import (
 	"github.com/natforward/goforward/backends"
 )
 
-func (a *app) newRunCommand() *cobra.Command {
+func (a *app) runCommand() *cobra.Command {
 	var (
 		s       spec
 		args    []string // the arguments of -p

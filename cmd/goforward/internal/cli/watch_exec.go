@@ -37,7 +37,7 @@ var (
 func (a *app) newExecQueue(argv []string, timeout time.Duration) *execQueue {
 	return &execQueue{
 		do: func(ctx context.Context, e execEvent) error {
-			return a.runCommand(ctx, argv, timeout, e.environment)
+			return a.execute(ctx, argv, timeout, e.environment)
 		},
 		report:  a.printExecResult,
 		pending: make(chan execEvent, maxQueuedEvents),
