@@ -22,7 +22,7 @@ var (
 
 // call calls a function that returns an error code. If the system lacks the function, call
 // fails with errMissing; LazyProc.Call would panic, as the functions of package windows do.
-// The directive keeps the memory that the arguments point to at its place.
+// Because of the directive, the memory that the arguments point to does not move.
 //
 //go:uintptrescapes
 func call(p *windows.LazyProc, args ...uintptr) error {

@@ -10,8 +10,8 @@
 // [Default], [Default6] and [Route] send one request to the kernel's own route lookup.
 // The result therefore considers policy tables, VPN split routes, metrics and multipath
 // in the same way as for real packets. These functions send no packets, run no programs,
-// and, except under Wine, guess no addresses. [Gateways] lists every default route instead, so that a user can
-// choose one.
+// and, except under Wine, guess no addresses. [Gateways] lists every default route instead, so
+// that a user can choose one.
 //
 //	Linux                          RTM_GETROUTE over rtnetlink; Watch by multicast groups
 //	macOS, FreeBSD, OpenBSD, NetBSD  RTM_GET on a routing socket; Watch listens there

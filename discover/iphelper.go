@@ -37,7 +37,7 @@ func (h ipHelper) lookup(dst netip.Addr, index int) (Gateway, error) {
 	r, err := h.bestRoute(dst, index)
 	if errors.Is(err, errors.ErrUnsupported) {
 		r, err = h.bestOfTable(dst, index)
-	} else {
+	} else if err == nil {
 		r.metric += h.metric(r)
 	}
 	switch {

@@ -36,8 +36,8 @@ const (
 	pollWithHints = 30 * time.Second
 )
 
-// pollHints is poll at the interval for a system that gives hints, or for a system that does
-// not if open fails.
+// pollHints polls with the hints of open, until ctx ends. If open fails, it polls more often,
+// without hints.
 func pollHints(ctx context.Context, open func() (hints <-chan struct{}, stop func(), err error), snapshot func() string, notify func()) error {
 	hints, stop, err := open()
 	if err != nil {

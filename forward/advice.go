@@ -198,16 +198,16 @@ type need struct {
 }
 
 var needs = []need{
-	{(*situation).isToOther, "request the mapping on that host itself", []string{pcpName, upnpName}},
-	{(*situation).isFromPort, "omit the option From, or its port", []string{pcpName}},
-	{(*situation).isFrom, "omit the option From", []string{pcpName, upnpName}},
-	{(*situation).isOtherProtocol, "use TCP or UDP", []string{pcpName}},
-	{(*situation).isForever, "omit the option Lifetime(Forever)", []string{pcpName, upnpName}},
-	{(*situation).hasExternalAddr, "omit the option ExternalAddr", []string{pcpName}},
-	{(*situation).isIPv6, "omit the option IPv6", []string{pcpName, upnpName}},
+	{(*situation).isToOther, "request the mapping on that host itself", []string{pcp.Name, upnpName}},
+	{(*situation).isFromPort, "omit the option From, or its port", []string{pcp.Name}},
+	{(*situation).isFrom, "omit the option From", []string{pcp.Name, upnpName}},
+	{(*situation).isOtherProtocol, "use TCP or UDP", []string{pcp.Name}},
+	{(*situation).isForever, "omit the option Lifetime(Forever)", []string{pcp.Name, upnpName}},
+	{(*situation).hasExternalAddr, "omit the option ExternalAddr", []string{pcp.Name}},
+	{(*situation).isIPv6, "omit the option IPv6", []string{pcp.Name, upnpName}},
 }
 
-const pcpName, upnpName = "pcp", "upnp"
+const upnpName = "upnp" // this package does not import package upnp
 
 // unsupportedAdvice names the protocol that supports the request.
 func unsupportedAdvice(s *situation) string {
@@ -255,7 +255,7 @@ func adviceFor(s *situation) string {
 // routeAdvice returns the step that helps if there is no route of a family.
 func routeAdvice(c *Config, fam family, err error) string {
 	switch {
-	case c.Gateways == nil && !errors.Is(err, discover.ErrNoRoute): // routes cannot be read
+	case c.Gateways == nil && !errors.Is(err, discover.ErrNoRoute): // the routes cannot be read
 		return "name the gateway (Config.Gateway)"
 	case fam == ipv6:
 		return "this network has no IPv6: omit the option IPv6, or connect this host to a network with IPv6"
