@@ -44,13 +44,7 @@ func (a *app) ip(ctx context.Context) error {
 	} else {
 		a.resultf("%v\n", addr)
 	}
-	switch {
-	case scope == backends.ScopePublic:
-	case addr.Is6():
-		a.messagef("This is a %v address: the internet cannot reach it.\n", scope)
-	default:
-		a.messagef("This is a %v address: another NAT is between the gateway and the internet, and the internet cannot reach it.\n", scope)
-	}
+	a.printScope(addr)
 	return nil
 }
 

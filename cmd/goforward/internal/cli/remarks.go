@@ -32,7 +32,7 @@ func (a *app) printRemarks(all []grantedMapping, running bool) {
 			a.messagef("The gateway granted external port %d instead of %d.\n", external.Port(), g.spec.external)
 		}
 	}
-	a.printScope(first.granted[0])
+	a.printScope(first.granted[0].External.Addr())
 	if first.spec.from.Addr().IsValid() {
 		a.messagef("The gateway accepted the request to admit only %s. Test it: not every gateway keeps other hosts out.\n", endpointText(first.spec.from))
 	}
@@ -51,15 +51,14 @@ func (a *app) printRemarks(all []grantedMapping, running bool) {
 }
 
 // printScope prints a remark if the internet cannot reach the external address.
-func (a *app) printScope(m backends.Mapping) {
-	addr := m.External.Addr()
+func (a *app) printScope(addr netip.Addr) {
 	switch scope := backends.ScopeOf(addr); {
 	case addr.Is6() && scope != backends.ScopePublic:
 		a.messagef("%v is not a public address.\n", addr)
 	case scope == backends.ScopeUnknown:
 		a.messagef("The gateway does not report its external address.\n")
 	case scope == backends.ScopePrivate:
-		a.messagef("%v is not a public address: another NAT is between the gateway and the internet.\n", addr)
+		a.messagef("%v is a private address: another NAT is between the gateway and the internet.\n", addr)
 	case scope == backends.ScopeShared:
 		a.messagef("%v is a shared address: the provider's NAT is between the gateway and the internet.\n", addr)
 	}
