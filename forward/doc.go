@@ -38,16 +38,17 @@
 //
 // # Several programs
 //
-// NAT-PMP cannot distinguish two programs of one host; UPnP cannot either, and PCP cannot if
-// they have the same NonceKey. Programs of one user that hold the same mapping are therefore
-// counted, and the last one that ends deletes the mapping; until then, Close and Disable
-// succeed without a deletion. They are counted by locks of the files
-// $XDG_RUNTIME_DIR/goforward/holders.lock and /tmp/goforward-UID/holders.lock, which the kernel
-// releases if a program crashes; one of the files is enough. Programs do not notice each other
-// if they have different users or network namespaces, or no directory in common, as in
-// containers, and on Plan 9 and WebAssembly: then the first one that ends deletes the
-// mapping, and the other one creates it again at its next renewal. Mappings of Config.Backends
-// are not counted.
+// NAT-PMP and UPnP cannot distinguish two programs of one host. PCP cannot if they have the
+// same NonceKey. Therefore the programs of one user that hold the same mapping are counted, and
+// the last one that ends deletes the mapping. Until then, Close and Disable succeed without a
+// deletion.
+//
+// The programs are counted by locks of the files $XDG_RUNTIME_DIR/goforward/holders.lock and
+// /tmp/goforward-UID/holders.lock; one of them is enough. The kernel releases the locks of a
+// program that crashes. Programs do not notice each other if they have different users or
+// network namespaces, or no directory in common, as in containers, and never on Plan 9 and
+// WebAssembly. Then the first one that ends deletes the mapping, and the other one creates it
+// again at its next renewal. Mappings of Config.Backends are not counted.
 //
 // # Errors
 //

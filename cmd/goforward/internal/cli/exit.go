@@ -26,7 +26,7 @@ const (
 // usageError is an invalid command line. Nothing was sent.
 type usageError struct {
 	text    string
-	command string // the command whose --help explains more; empty: not known yet
+	command string // the command whose --help explains more; empty: not known
 	advice  string // what the user most likely meant; empty: read the help
 }
 

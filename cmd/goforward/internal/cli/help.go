@@ -255,10 +255,9 @@ const ipExamples = `  goforward ip
   goforward ip --json`
 
 const gatewaysHelp = `Gateways shows every default route of this host, and marks with * the routes that the
-kernel uses for the internet. It tests which
-protocols each gateway, or only the named one, supports. NAT-PMP is not tested on IPv6
-gateways. All requests run at the same time, for at most three seconds, or for --timeout.
-Nothing is mapped.
+kernel uses for the internet. It tests which protocols each gateway, or only the named one,
+supports. NAT-PMP is not tested on IPv6 gateways. All requests run at the same time, for at
+most three seconds, or for --timeout. Nothing is mapped.
 
   yes       the gateway replied
   no        the gateway supports only other protocols, or only a UPnP device at

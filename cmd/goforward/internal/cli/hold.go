@@ -54,14 +54,14 @@ func (hf *holdFlags) check(cmd *cobra.Command, specs []*spec) error {
 	return (&portFile{path: hf.portFile}).check()
 }
 
-// unmapTimeout is how long map --hold and run wait for a reply to the deletion, unless
-// --timeout is set. Some UPnP routers take seconds.
+// unmapTimeout is how long map --hold and run wait for a reply to a deletion, unless --timeout
+// is set. Some UPnP routers need seconds to reply.
 const unmapTimeout = 3 * time.Second
 
 // hold keeps mappings alive until body returns, and then deletes them. The context of body
 // ends if ctx ends, or if a request turns out to be invalid. Without --wait, hold fails if the
-// first attempt for one of the mappings fails, so that a user who made a mistake learns of it at
-// once; it then keeps none of them.
+// first attempt for one of the mappings fails, so that it reports a mistake at once. It then
+// keeps none of them.
 func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(context.Context, *holdSession) error) error {
 	s := &holdSession{
 		app: a, flags: hf, forChild: !hf.hold, done: make(chan struct{}), changed: make(chan struct{}, 1),

@@ -24,8 +24,8 @@ const (
 	hookGrace     = 2 * time.Second
 )
 
-// hook is an action that is to be done for each new endpoint. One action runs at a time. It is
-// retried until it succeeds or there is a newer endpoint.
+// hook runs an action for each new endpoint, one at a time. It repeats a failed action until it
+// succeeds or there is a newer endpoint.
 type hook struct {
 	event   string // name of its event in JSON
 	name    string // name for people

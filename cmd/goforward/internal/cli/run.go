@@ -210,7 +210,7 @@ func (r *runner) runOnce(ctx context.Context, s *holdSession, signals <-chan os.
 			}
 			if !r.restart {
 				granted = now
-				r.app.messagef("The command is not told about the new endpoint: --restart-on-change would restart it.\n")
+				r.app.messagef("An external endpoint changed, and the command continues: --restart-on-change would restart it.\n")
 				continue
 			}
 			r.app.messagef("An external endpoint changed: the command is restarted.\n")

@@ -38,9 +38,9 @@ func newSignalHandler() *signalHandler {
 	return &signalHandler{incoming: make(chan os.Signal, 16)}
 }
 
-// handle calls interrupt at the first signal. It calls exit at a signal that arrives at least a
-// second later: the user does not want to wait for the gateway. Signals for the command of run
-// do not count.
+// handle calls interrupt at the first signal, and exit at the next signal that arrives at least
+// a second later: the user does not want to wait for the gateway. Signals for the command of
+// run do not count.
 func (h *signalHandler) handle(interrupt func(error), exit func()) {
 	interrupt(signalError{h.next()})
 	time.Sleep(secondSignalAfter)

@@ -24,7 +24,7 @@ var topics = []topic{
 	{"protocols", []string{"protocol", "pcp", "nat-pmp", "natpmp", "upnp"}, "What NAT-PMP, PCP and UPnP can do", protocolsHelp, []string{"map", "unmap", "gateways", "list"}},
 	{"vpn", nil, "How to forward a port of a VPN provider", vpnHelp, []string{"map"}},
 	{"deletion", []string{"delete"}, "Which mappings unmap deletes", deletionHelp, []string{"unmap"}},
-	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "run", "version"}},
+	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "version"}},
 	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "run"}},
 }
 
@@ -107,9 +107,9 @@ If the first attempt fails, map fails. With --wait, it reports each failed attem
 again, so it can start before there is a network. It also waits until the name of --gateway
 has an address.
 
-At the end, goforward waits up to five seconds for the deletion, or as long as --timeout
-says. With --quiet, stderr has only failures: lost mappings, failed attempts and failures of
---exec and --port-file.
+At the end, goforward waits up to three seconds for a reply to the deletion, or as long as
+--timeout says, and up to 15 seconds in all while the gateway replies. With --quiet, stderr
+has only failures: lost mappings, failed attempts and failures of --exec and --port-file.
 
   goforward map 8080 --hold
   goforward map 8080 --hold --wait           # starts even before there is a network
@@ -306,9 +306,9 @@ const exitCodesHelp = `    0  done
     5  the port is already in use by another mapping, or unmap found a running program that
        keeps the mapping alive
     6  no reply from a gateway that was named, or that had replied before
-  129  SIGHUP ended the command before the mapping was granted
-  130  SIGINT, as of Ctrl-C, did so
-  143  SIGTERM did so
+  129  SIGHUP interrupted the command before the mapping was granted
+  130  SIGINT, as from Ctrl-C, interrupted it
+  143  SIGTERM interrupted it
 
 With --hold, a signal after the grant deletes the mapping, and the exit code is 0. For
 several ports, the exit code is the one of the most severe failure. Run exits with the
@@ -326,9 +326,9 @@ The kind in JSON is more precise:
     6  no_reply
   129, 130, 143  interrupted`
 
-const watchExecHelp = `With watch --exec, goforward runs a command for each printed event, except errors: one command at a
-time, in the order of the events. No shell reads the command; its words, its output,
---exec-timeout and the end of goforward are as for map --exec. The command gets the
+const watchExecHelp = `With watch --exec, goforward runs a command for each printed event, except errors: one
+command at a time, in the order of the events. No shell reads the command; its words, its
+output, --exec-timeout and the end of goforward are as for map --exec. The command gets the
 environment of goforward, and these variables:
 
   GOFORWARD_EVENT         gateway, address, restarted, announced or address_changed
