@@ -45,7 +45,11 @@ func parseEndpoint(s string) (netip.AddrPort, error) {
 	if ap, err := netip.ParseAddrPort(s); err == nil {
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 	}
-	addr, err := parseAddr(strings.Trim(s, "[]"))
+	host := s
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		host = s[1 : len(s)-1]
+	}
+	addr, err := parseAddr(host)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("want an IP address, or ADDRESS:PORT")
 	}

@@ -27,6 +27,10 @@ type hostPort struct {
 // parseGateway reads the value of --gateway: an address or a host name, with an optional port.
 // One of the results is the zero value.
 func parseGateway(s string) (netip.AddrPort, hostPort, error) {
+	invalid := errors.New("want an IP address or a host name, with or without :PORT")
+	if ap, err := netip.ParseAddrPort(s); err == nil && ap.Port() == 0 {
+		return netip.AddrPort{}, hostPort{}, invalid
+	}
 	if ap, err := parseEndpoint(s); err == nil {
 		return ap, hostPort{}, nil
 	}
@@ -36,8 +40,8 @@ func parseGateway(s string) (netip.AddrPort, hostPort, error) {
 	if hasPort {
 		port, err = strconv.ParseUint(portText, 10, 16)
 	}
-	if err != nil || !isHostName(host) {
-		return netip.AddrPort{}, hostPort{}, errors.New("want an IP address or a host name, with or without :PORT")
+	if err != nil || !isHostName(host) || hasPort && port == 0 {
+		return netip.AddrPort{}, hostPort{}, invalid
 	}
 	return netip.AddrPort{}, hostPort{host, uint16(port)}, nil
 }

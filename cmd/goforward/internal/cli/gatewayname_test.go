@@ -18,7 +18,7 @@ func TestParseGateway(t *testing.T) {
 	for s, want := range map[string]hostPort{
 		"router": {"router", 0}, "router.local": {"router.local", 0}, "router.local.:5351": {"router.local.", 5351}, "fritz.box:80": {"fritz.box", 80},
 		"my_router": {"my_router", 0}, "3com.example": {"3com.example", 0}, "a-b": {"a-b", 0},
-		"192.168.1": {}, "192.168.1.1.1": {}, "192.168.1.1:x": {}, "router:": {}, "router:x": {}, "router:65536": {}, ":5351": {}, "": {}, ".": {},
+		"192.168.1": {}, "192.168.1.1.1": {}, "192.168.1.1:x": {}, "router:": {}, "router:x": {}, "router:65536": {}, "router:0": {}, "192.168.1.1:0": {}, "[::1]:0": {}, "[::1": {}, "::1]": {}, ":5351": {}, "": {}, ".": {},
 		"a..b": {}, "-a": {}, "a-": {}, "router/": {}, "router:1:2": {}, "http://router": {}, "a b": {}, "rout\x1ber": {}, "ä": {},
 		strings.Repeat("a", 64): {}, strings.Repeat("a.", 130): {},
 	} {

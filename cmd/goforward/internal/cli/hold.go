@@ -19,6 +19,7 @@ import (
 type holdFlags struct {
 	hold        bool
 	wait        bool          // keep trying if the first attempt fails
+	forChild    bool          // run: the mappings are for its command
 	command     []string      // command of --exec; nil: none
 	execTimeout time.Duration // bounds the command
 	portFile    string        // file for the external port; empty: none
@@ -64,7 +65,7 @@ const unmapTimeout = 3 * time.Second
 // keeps none of them.
 func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(context.Context, *holdSession) error) error {
 	s := &holdSession{
-		app: a, flags: hf, forChild: !hf.hold, done: make(chan struct{}), changed: make(chan struct{}, 1),
+		app: a, flags: hf, forChild: hf.forChild, done: make(chan struct{}), changed: make(chan struct{}, 1),
 		granted: make([][]backends.Mapping, len(specs)),
 	}
 	for _, one := range specs {
@@ -85,8 +86,14 @@ func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(
 		for _, h := range s.mappings {
 			close(h.ended)
 		}
+		if ctx.Err() != nil {
+			a.printInterrupted()
+			return interruptedError(f.Close())
+		}
 		wasGranted := s.wasGranted()
-		s.printNotEnabled(ctx)
+		if wasGranted {
+			a.messagef("deleting the other mappings\n")
+		}
 		if closeErr := f.Close(); closeErr != nil && wasGranted { // without a grant, err says enough
 			a.failuref("not unmapped: %s\n", oneLine(errorText(closeErr)))
 		}
@@ -167,7 +174,7 @@ func (s *holdSession) enable(ctx context.Context, f *forward.Forwarder) error {
 			failures = append(failures, mapError{one.spec, one.err})
 		}
 	}
-	return s.app.mapFailure(ctx, specs, failures)
+	return s.app.mapFailure(specs, failures)
 }
 
 func (h *heldMapping) options() []forward.Option {

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -166,16 +165,6 @@ func (s *holdSession) printAllGranted(granted [][]backends.Mapping) {
 // printInterrupted prints what happens after an interrupt during the first request.
 func (a *app) printInterrupted() {
 	a.messagef("interrupted; deleting what the gateway may have granted; press Ctrl-C again to exit at once\n")
-}
-
-// printNotEnabled prints what happens after the mappings were not enabled.
-func (s *holdSession) printNotEnabled(ctx context.Context) {
-	switch {
-	case ctx.Err() != nil:
-		s.app.printInterrupted()
-	case s.wasGranted():
-		s.app.messagef("deleting the other mappings\n")
-	}
 }
 
 // printDeleting prints that an interrupt ended the session.

@@ -7,7 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -198,7 +200,7 @@ func (a *app) execute(ctx context.Context, argv []string, timeout time.Duration,
 	defer cancel()
 	out := &lineWriter{emit: func(line string) { a.failuref("--exec: %s\n", line) }} // also with --quiet: it is not output of goforward
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), environment...)
+	cmd.Env = append(inheritedEnvironment(), environment...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = execWaitDelay
 	setProcessGroup(cmd)
@@ -220,6 +222,18 @@ func (e hookEvent) environment() []string {
 		event, previous = "changed", strconv.Itoa(int(e.previous.Port()))
 	}
 	return append(endpointVariables(e.granted, ""), "GOFORWARD_EVENT="+event, "GOFORWARD_PREVIOUS_PORT="+previous)
+}
+
+// inheritedEnvironment returns the environment of this process, without the variables of
+// endpointVariables: another goforward may have started this process.
+func inheritedEnvironment() []string {
+	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		name, isOwn := strings.CutPrefix(variable, "GOFORWARD_")
+		return isOwn && slices.ContainsFunc(endpointVariables([]backends.Mapping{{}}, ""), func(own string) bool {
+			own, _, _ = strings.Cut(strings.TrimPrefix(own, "GOFORWARD_"), "=")
+			return strings.HasPrefix(name, own)
+		})
+	})
 }
 
 // endpointVariables returns the variables that describe the endpoint of a mapping to a command.

@@ -13,7 +13,7 @@ import (
 	"github.com/natforward/goforward/internal/errno"
 )
 
-// dialTimeout bounds the connections to this host itself.
+// dialTimeout bounds each connection to this host itself.
 const dialTimeout = 200 * time.Millisecond
 
 // systemListeners connects to the port of this host, by its loopback address and by the internal
@@ -22,11 +22,9 @@ func systemListeners(p backends.Protocol, internal netip.AddrPort) (out []netip.
 	if p != backends.TCP {
 		return nil, errors.ErrUnsupported
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
-	defer cancel()
+	d := net.Dialer{Timeout: dialTimeout}
 	for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), internal.Addr()} {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, internal.Port()).String())
+		conn, err := d.DialContext(context.Background(), "tcp", netip.AddrPortFrom(addr, internal.Port()).String())
 		if err == nil {
 			_ = conn.Close()
 			out = append(out, addr)

@@ -132,12 +132,22 @@ func (a *app) mapOnce(ctx context.Context, specs []*spec, hf *holdFlags) error {
 	}
 	if ctx.Err() != nil && len(failures) > 0 {
 		a.printInterrupted()
+		return interruptedError(f.Close())
 	}
 	a.printRemarks(all, true)
 	if err := a.writePortFile(ctx, hf, all); err != nil {
 		return err
 	}
-	return a.mapFailure(ctx, specs, failures)
+	return a.mapFailure(specs, failures)
+}
+
+// interruptedError is the error of an interrupted map. What the gateway had not granted yet is
+// deleted, unless remains says otherwise.
+func interruptedError(remains error) error {
+	if remains == nil {
+		return errInterrupted
+	}
+	return fmt.Errorf("%w: %w\n  → goforward unmap deletes it", errInterrupted, remains)
 }
 
 // leave returns what an attempt was granted. The mapping stays for its lifetime.
@@ -225,12 +235,10 @@ func (e mapErrors) groups() (out []*mapErrorGroup) {
 
 // mapFailure returns the error of map for the mappings that failed, or nil. If there are
 // several mappings, it prints an object for each failure with --json.
-func (a *app) mapFailure(ctx context.Context, specs []*spec, failures mapErrors) error {
+func (a *app) mapFailure(specs []*spec, failures mapErrors) error {
 	switch {
 	case len(failures) == 0:
 		return nil
-	case ctx.Err() != nil:
-		return fmt.Errorf("%w: if the gateway still creates the mapping, it stays for its lifetime\n  → goforward unmap deletes it", errInterrupted)
 	case len(specs) == 1:
 		return failures[0].err
 	}

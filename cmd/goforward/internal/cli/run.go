@@ -57,7 +57,7 @@ func (a *app) runCommand() *cobra.Command {
 			if err := a.settings.checkSource(); err != nil && !wait {
 				return err
 			}
-			err = a.hold(cmd.Context(), specs, &holdFlags{wait: wait}, r.run)
+			err = a.hold(cmd.Context(), specs, &holdFlags{wait: wait, forChild: true}, r.run)
 			switch {
 			case r.ended:
 				return &commandEnded{r.code, err}
@@ -122,7 +122,7 @@ func (r *runner) check(count int) error {
 	for _, arg := range r.argv[1:] {
 		for _, match := range placeholder.FindAllStringSubmatch(arg, -1) {
 			if n, err := strconv.Atoi(match[2]); match[2] != "" && (err != nil || n < 1 || n > count) {
-				return usagef("%s: only %d ports are forwarded, counted from 1", match[0], count)
+				return usagef("%s: the last of the ports has the number %d", match[0], count)
 			}
 		}
 	}
@@ -174,7 +174,7 @@ func (r *runner) runOnce(ctx context.Context, s *holdSession, signals <-chan os.
 		return false, err
 	}
 	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it gets the signals, and ends by itself
-	cmd.Env = append(os.Environ(), environment(granted)...)
+	cmd.Env = append(inheritedEnvironment(), environment(granted)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, r.app.stdout.w, r.app.stderr.w
 	r.ended = true
 	if err := cmd.Start(); err != nil {
