@@ -22,7 +22,7 @@ const (
 // roleEnv that is set by mistake cannot make a lab change the machine itself.
 const namespaceMarker = "/run/goforward-lab"
 
-// runtimeDir is the directory for runtime files and temporary files of all programs in the lab.
+// runtimeDir is the XDG_RUNTIME_DIR of all programs in the lab.
 const runtimeDir = "/run/user"
 
 // errUnavailable is the reason why this process is not in the lab's namespaces; nil if it
@@ -41,7 +41,6 @@ func Main(m *testing.M) {
 		}
 		os.Setenv(roleEnv, roleInside)
 		os.Setenv("XDG_RUNTIME_DIR", runtimeDir)
-		os.Setenv("TMPDIR", runtimeDir)
 		errUnavailable = nil
 		os.Exit(m.Run())
 	case roleInside:

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"testing"
 
+	_ "github.com/natforward/goforward/internal/holders/unshared"
 	"github.com/natforward/goforward/internal/lab"
 )
 

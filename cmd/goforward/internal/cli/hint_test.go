@@ -195,6 +195,8 @@ var hintCases = []hintCase{
 	{"protocol first", all, nil, nil, "map tcp/8080 -g GW", 2, "did you mean goforward map 8080/tcp?"},
 	{"lifetime 0", all, nil, nil, "map 8080 -l 0 -g GW", 2, "goforward unmap 8080"},
 	{"lifetime 0 without a port", all, nil, nil, "map -g GW -l 0", 2, "goforward unmap deletes a mapping"},
+	{"list of two ports", all, nil, nil, "map 8080,8081 -g GW", 2, "separate ports by spaces: goforward map 8080 8081/tcp"},
+	{"misspelled topic", all, nil, nil, "help holds", 2, "did you mean goforward help hold?"},
 	{"list of ports", all, nil, nil, "map 8080,8081/udp -g GW", 2, "separate ports by spaces: goforward map 8080 8081/udp"},
 	{"misspelled protocol", all, nil, nil, "map -g GW 8080/tpc", 2, "did you mean tcp?"},
 	{"unmap without a port", all, nil, nil, "unmap -g GW", 2, "goforward unmap --help"},

@@ -107,6 +107,9 @@ func (c *commandLine) nearCommand() string {
 	if near := nearest(c.unknownCommand(), names); near != "" {
 		return "did you mean goforward " + near + "?"
 	}
+	if near := nearest(c.unknownCommand(), topicNames()); near != "" {
+		return "did you mean goforward help " + near + "?"
+	}
 	return ""
 }
 
@@ -202,6 +205,9 @@ func (c *commandLine) severalPorts() string {
 	list := strings.ReplaceAll(c.argument(), ",", " ")
 	if _, err := parsePortArgs(strings.Fields(list)); err != nil || list == c.argument() || !c.isPort() {
 		return ""
+	}
+	if _, pair, _ := parsePorts(strings.Fields(list)); pair { // these would be an external and an internal port
+		list += "/tcp"
 	}
 	return fmt.Sprintf("separate ports by spaces: goforward %s %s", c.cmd.Name(), list)
 }
