@@ -18,25 +18,58 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/holders"
 	"go.uber.org/goleak"
 )
 
+// programsDir is the runtime directory of the programs that tests start.
+var programsDir string
+
+// runtimeEnvironment returns variables with which a program uses a directory for runtime files
+// and temporary files.
+func runtimeEnvironment(dir string) []string {
+	return []string{"XDG_RUNTIME_DIR=" + dir, "TMPDIR=" + dir, "TMP=" + dir}
+}
+
+// setEnv sets variables of the environment until restore is called.
+func setEnv(variables []string) (restore func()) {
+	var undo []func() error
+	for _, variable := range variables {
+		name, value, _ := strings.Cut(variable, "=")
+		if before, isSet := os.LookupEnv(name); isSet {
+			undo = append(undo, func() error { return os.Setenv(name, before) })
+		} else {
+			undo = append(undo, func() error { return os.Unsetenv(name) })
+		}
+		if err := os.Setenv(name, value); err != nil {
+			panic(err)
+		}
+	}
+	return func() {
+		for _, f := range undo {
+			if err := f(); err != nil {
+				panic(err)
+			}
+		}
+	}
+}
+
 // TestMain checks that no goroutine remains. It skips ExampleIPv6, which cannot skip itself,
-// if this host has no IPv6. The tests and their programs share a runtime directory.
+// if this host has no IPv6. The tests and their programs use directories of their own, so that
+// they do not use the registry of the user.
 func TestMain(m *testing.M) {
 	if config := os.Getenv(programEnv); config != "" {
 		runProgram(config)
 		return
 	}
 	dir, err := os.MkdirTemp("", "goforward-runtime-*")
-	for _, name := range []string{"XDG_RUNTIME_DIR", "TMPDIR", "TMP"} {
-		if err == nil {
-			err = os.Setenv(name, dir)
-		}
-	}
 	if err != nil {
 		panic(err)
 	}
+	programsDir = dir
+	restore := setEnv(runtimeEnvironment(dir))
+	_, _ = holders.Default() // keeps the directories of this time
+	restore()
 	flag.Parse()
 	if conn, err := net.ListenPacket("udp6", "[::1]:0"); err == nil {
 		_ = conn.Close()

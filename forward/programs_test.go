@@ -87,7 +87,8 @@ func startProgram(t *testing.T, p programConfig, env ...string) *program {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(append(os.Environ(), programEnv+"="+string(text), "GORACE=atexit_sleep_ms=0"), env...)
+	cmd.Env = append(os.Environ(), programEnv+"="+string(text), "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(append(cmd.Env, runtimeEnvironment(programsDir)...), env...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -264,9 +265,8 @@ func TestProgramOfOtherUser(t *testing.T) {
 	skipWithoutHolders(t)
 	t.Parallel()
 	gw := startGateway(t, gatewaytest.Config{})
-	dir := t.TempDir()
 	first := startProgram(t, programOn(gw, "natpmp"))
-	second := startProgram(t, programOn(gw, "natpmp"), "XDG_RUNTIME_DIR="+dir, "TMPDIR="+dir, "TMP="+dir)
+	second := startProgram(t, programOn(gw, "natpmp"), runtimeEnvironment(t.TempDir())...)
 	first.line("8080")
 	second.line("8080")
 	second.end()
