@@ -232,16 +232,50 @@ func (n *node) exit() {
 	n.proc.Wait()
 }
 
+// startWithDiscovery starts a server inside that listens on TCP and UDP, and waits until the
+// router has a mapping for both, besides those that it has before. go-ethereum can lose one of
+// them for ten minutes: if the external address and the first mapping are known before the
+// second port is registered, its Server.portMappingLoop schedules the request for the second
+// port, and then cancels that timer because it schedules the refresh of the first mapping too.
+// In that case, another server is started.
+func startWithDiscovery(t *testing.T, home *lab.HomeNet) *node {
+	t.Helper()
+	before := len(home.Rules(t))
+	const attempts = 10
+	for range attempts {
+		n := start(t, home.Lan, nodeConfig{Inside: true, Discovery: true})
+		if isSoon(mappingTimeout, func() bool { return len(home.Rules(t)) >= before+2 }) {
+			return n
+		}
+		t.Log("go-ethereum did not request one of its mappings: another server is started")
+		n.request("stop", "")
+		n.exit()
+	}
+	t.Fatalf("%d servers did not map both ports", attempts)
+	return nil
+}
+
+// mappingTimeout is how long a server has to map its ports. It takes milliseconds.
+const mappingTimeout = 3 * time.Second
+
 // waitUntil polls until done returns true. The failure message is what.
 func waitUntil(t *testing.T, what string, done func() bool) {
 	t.Helper()
+	if !isSoon(testTimeout, done) {
+		t.Fatalf("after %v: %s", testTimeout, what)
+	}
+}
+
+// isSoon polls until done returns true, or until the timeout.
+func isSoon(timeout time.Duration, done func() bool) bool {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for begin := time.Now(); !done(); <-tick.C {
-		if time.Since(begin) > testTimeout {
-			t.Fatalf("after %v: %s", testTimeout, what)
+		if time.Since(begin) > timeout {
+			return false
 		}
 	}
+	return true
 }
 
 // wantRules checks the number of port mappings of the router.

@@ -53,7 +53,7 @@ func TestDialGrantedPorts(t *testing.T) {
 		mapWithNatpmpc(t, home, neighbour, network)
 		echoes = append(echoes, neighbour.Echo(t, network, ":80"))
 	}
-	inside := start(t, home.Lan, nodeConfig{Inside: true, Discovery: true})
+	inside := startWithDiscovery(t, home)
 	outside := start(t, home.Wan, nodeConfig{Discovery: true})
 	self := inside.waitRecord(home, 4, func(m message) bool { return m.Endpoint.Port() != port && m.UDP != port })
 	at := fmt.Sprintf("@%v", self.Endpoint)
@@ -95,7 +95,7 @@ func TestDialAfterRouterRestart(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "geth: the router restarts, and other peers find the server at its port")
 	home := lab.Home(t, lab.Router{})
-	inside := start(t, home.Lan, nodeConfig{Inside: true, Discovery: true})
+	inside := startWithDiscovery(t, home)
 	first := start(t, home.Wan, nodeConfig{Discovery: true})
 	self := inside.waitRecord(home, 2, func(m message) bool { return m.Endpoint.Port() == port })
 	connect(t, first, inside, self.Node)
