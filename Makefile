@@ -10,7 +10,7 @@ GOVULNCHECK_V := v1.5.0
 APIDIFF       := $(BIN)/apidiff
 APIDIFF_V     := v0.0.0-20261113113407-e3970619a1a4
 PLATFORMS     := linux darwin windows freebsd openbsd netbsd
-FUZZTIME      ?= 2s
+FUZZTIME      ?= 1s
 ROUNDS        ?= 30
 
 .PHONY: demo test unit lab fuzz fetch soak nightly bench lint deps
