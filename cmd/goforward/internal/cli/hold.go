@@ -19,7 +19,7 @@ import (
 type holdFlags struct {
 	hold        bool
 	wait        bool          // keep trying if the first attempt fails
-	forChild    bool          // run: the mappings are for its command
+	forChild    bool          // run: the mappings are for its command, and stdout is the command's
 	command     []string      // command of --exec; nil: none
 	execTimeout time.Duration // bounds the command
 	portFile    string        // file for the external port; empty: none
@@ -65,7 +65,7 @@ const unmapTimeout = 3 * time.Second
 // keeps none of them.
 func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(context.Context, *holdSession) error) error {
 	s := &holdSession{
-		app: a, flags: hf, forChild: hf.forChild, done: make(chan struct{}), changed: make(chan struct{}, 1),
+		app: a, flags: hf, done: make(chan struct{}), changed: make(chan struct{}, 1),
 		granted: make([][]backends.Mapping, len(specs)),
 	}
 	for _, one := range specs {
@@ -133,7 +133,6 @@ func untilInterrupt(ctx context.Context, s *holdSession) error {
 type holdSession struct {
 	app      *app
 	flags    *holdFlags
-	forChild bool // the mappings are kept for the command of run: stdout is the command's
 	mappings []*heldMapping
 	done     chan struct{} // closed when the session ends: the file of --port-file is not written any more
 	running  sync.WaitGroup

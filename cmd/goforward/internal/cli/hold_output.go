@@ -143,7 +143,7 @@ func (h *heldMapping) printEnd(at time.Time, event string, ms []backends.Mapping
 
 // printEndpoint prints the external endpoint of a mapping as a result.
 func (s *holdSession) printEndpoint(h *heldMapping) {
-	if !s.app.settings.json && !s.forChild {
+	if !s.app.settings.json && !s.flags.forChild {
 		s.app.resultf("%s\n", externalText(h.granted))
 	}
 }
@@ -151,7 +151,7 @@ func (s *holdSession) printEndpoint(h *heldMapping) {
 // printAllGranted prints that the mappings are kept, and the remarks about them.
 func (s *holdSession) printAllGranted(granted [][]backends.Mapping) {
 	until := "Ctrl-C"
-	if s.forChild {
+	if s.flags.forChild {
 		until = "the command ends"
 	}
 	s.app.messagef("Mapped by %s. Kept alive until %s.\n", backendText(granted[0][0]), until)
@@ -159,7 +159,7 @@ func (s *holdSession) printAllGranted(granted [][]backends.Mapping) {
 	for i, h := range s.mappings {
 		all = append(all, grantedMapping{h.spec, granted[i]})
 	}
-	s.app.printRemarks(all, !s.forChild)
+	s.app.printRemarks(all, !s.flags.forChild)
 }
 
 // printInterrupted prints what happens after an interrupt during the first request.

@@ -45,6 +45,15 @@ type listError struct {
 	advice     string
 }
 
+// newListError returns a listError without reasons. Its advice is to use UPnP if --backend
+// excludes it.
+func (a *app) newListError(what, advice string) *listError {
+	if !slices.ContainsFunc(a.selectedProtocols(), func(p protocol) bool { return p.name == upnp.Name }) {
+		advice = "add upnp to --backend: only UPnP lists mappings"
+	}
+	return &listError{what: what, advice: advice}
+}
+
 func (e *listError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %v", e.what, backends.ErrUnsupported)
@@ -61,10 +70,7 @@ func (e *listError) Unwrap() error { return backends.ErrUnsupported }
 
 // list prints the table of the first backend that can list, or only its mappings to this host.
 func (a *app) list(ctx context.Context, result *probeResult, onlyOurs bool) error {
-	listErr := listError{what: "list", advice: "look at the gateway's web interface"}
-	if !slices.ContainsFunc(a.selectedProtocols(), func(p protocol) bool { return p.name == upnp.Name }) {
-		listErr.advice = "add upnp to --backend: only UPnP lists mappings"
-	}
+	listErr := a.newListError("list", "look at the gateway's web interface")
 	for _, b := range result.available {
 		l, ok := b.Backend.(backends.Lister)
 		if !ok {
@@ -83,7 +89,7 @@ func (a *app) list(ctx context.Context, result *probeResult, onlyOurs bool) erro
 			listErr.advice = "switch on UPnP in the gateway's settings, or look at its web interface"
 		}
 	}
-	return &listErr
+	return listErr
 }
 
 // printEntries prints the entries, or only those that forward to this host, even if the table

@@ -242,12 +242,18 @@ func (a *app) mapFailure(specs []*spec, failures mapErrors) error {
 	case len(specs) == 1:
 		return failures[0].err
 	}
-	if a.settings.json {
-		for _, one := range failures {
-			a.printRecords("error", one.spec.requested(), mappingRecord{Reason: errorText(one.err), Kind: classify(one.err).name})
-		}
-	}
+	a.printFailures(failures)
 	return failures
+}
+
+// printFailures prints an object for each of several mappings that failed, with --json.
+func (a *app) printFailures(failures mapErrors) {
+	if !a.settings.json {
+		return
+	}
+	for _, one := range failures {
+		a.printRecords("error", one.spec.requested(), mappingRecord{Reason: errorText(one.err), Kind: classify(one.err).name})
+	}
 }
 
 // mapDryRun prints the requests that map would send, and the protocol of each. It requests no

@@ -167,11 +167,9 @@ func (a *app) unmapFailure(ctx context.Context, several bool, failures mapErrors
 	}
 	for i, one := range failures {
 		failures[i].err = sentError{one.err}
-		if several && a.settings.json {
-			a.printRecords("error", one.spec.requested(), mappingRecord{Reason: errorText(one.err), Kind: classify(failures[i].err).name})
-		}
 	}
 	if several {
+		a.printFailures(failures)
 		return failures
 	}
 	return errors.Join(failures.Unwrap()...)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/natpmp"
-	"github.com/natforward/goforward/backends/upnp"
 )
 
 // unmapAll deletes the mappings to this host that the gateway lists, and those that NAT-PMP
@@ -48,10 +47,7 @@ func (a *app) unmapAll(ctx context.Context, u *unmapRequest, result *probeResult
 // requestsForTable returns a request for each protocol and internal port of this host in the
 // gateway's table, errors of the table and of its entries, and the reason if there is no table.
 func (a *app) requestsForTable(ctx context.Context, u *unmapRequest, result *probeResult) (requests []*unmapRequest, errs []error, unlisted *listError) {
-	none := &listError{what: "--all", advice: "name the ports, as in goforward unmap 8080"}
-	if !slices.ContainsFunc(a.selectedProtocols(), func(p protocol) bool { return p.name == upnp.Name }) {
-		none.advice = "add upnp to --backend: only UPnP lists mappings"
-	}
+	none := a.newListError("--all", "name the ports, as in goforward unmap 8080")
 	for _, b := range result.available {
 		l, ok := b.Backend.(backends.Lister)
 		if !ok {
