@@ -69,6 +69,20 @@ type Watcher interface {
 	Watch(ctx context.Context, notify func(Change)) error
 }
 
+// A Checker is a Backend that can find out whether its gateway still has a mapping.
+type Checker interface {
+	// Check finds out whether the gateway has a mapping that it granted to this backend. It
+	// sends few and small requests and changes nothing. The replies also show the changes
+	// that Watch reports.
+	//
+	// Check returns nil if the gateway has the mapping. It returns an error that wraps
+	// ErrNoMapping if the gateway does not have it, and ErrNoReply if the gateway does not
+	// reply. If the gateway replied, but only a renewal can show whether it has the mapping,
+	// the error wraps ErrUnsupported. After any other error, the state of the mapping is
+	// unknown: for example, Watch is about to report a change.
+	Check(context.Context, Mapping) error
+}
+
 // Change is a change that a Watcher detected and the gateway confirmed.
 type Change struct {
 	// Kind is the kind of the change.

@@ -24,6 +24,8 @@ var (
 	ErrNotAuthorized = errors.New("the gateway refuses")
 	// ErrConflict means that another client has the requested port.
 	ErrConflict = errors.New("the port is taken")
+	// ErrNoMapping means that the gateway does not have the mapping.
+	ErrNoMapping = errors.New("no such mapping")
 	// ErrPrivateWAN means that the gateway's external address is private, because
 	// the gateway itself is behind another NAT.
 	ErrPrivateWAN = errors.New("the gateway's external address is private")

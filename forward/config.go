@@ -23,6 +23,9 @@ const (
 	DefaultLifetime         = 2 * time.Hour
 )
 
+// DefaultCheckEvery is the default of Config.CheckEvery.
+const DefaultCheckEvery = 30 * time.Second
+
 // Config configures a Forwarder. A nil Config and the zero value are valid.
 type Config struct {
 	// DiscoveryTimeout bounds the search for a gateway. Zero means DefaultDiscoveryTimeout.
@@ -72,6 +75,14 @@ type Config struct {
 	// Lifetime is the lifetime to request if no option sets another. Zero means
 	// DefaultLifetime.
 	Lifetime time.Duration
+	// CheckEvery is the interval at which each gateway with mappings is checked, whether it
+	// still has them. Many gateways do not announce a restart, and announcements get lost. A
+	// check sends one to four small requests. If a gateway does not reply, it is checked at a
+	// quarter of that rate after 15 minutes. If several Forwarders use one gateway, the
+	// shortest interval applies. Zero means DefaultCheckEvery. If it is negative, this
+	// Forwarder wants no checks, and a lost mapping is noticed only by an announcement or at
+	// the next renewal. The interval is at least one second.
+	CheckEvery time.Duration
 	// Description is the text that the gateway shows in its table, if the protocol supports
 	// one. Empty means "goforward".
 	Description string
@@ -161,6 +172,9 @@ func (c *Config) check() (Config, error) {
 	out.RequestTimeout = cmp.Or(out.RequestTimeout, DefaultRequestTimeout)
 	out.CloseTimeout = cmp.Or(out.CloseTimeout, DefaultCloseTimeout)
 	out.Lifetime = cmp.Or(out.Lifetime, DefaultLifetime)
+	if out.CheckEvery = cmp.Or(out.CheckEvery, DefaultCheckEvery); out.CheckEvery > 0 {
+		out.CheckEvery = max(out.CheckEvery, time.Second)
+	}
 	out.Description = cmp.Or(out.Description, "goforward")
 	if out.Logger == nil {
 		out.Logger = slog.New(slog.DiscardHandler)

@@ -16,7 +16,7 @@ var (
 	// replied.
 	ErrNoGateway = errors.New("no gateway that forwards ports")
 	// ErrNoMapping is returned if there is no matching mapping to disable or refresh.
-	ErrNoMapping = errors.New("no such mapping")
+	ErrNoMapping = backends.ErrNoMapping
 	// ErrClosed is returned after the Forwarder or Mapping was closed. It wraps
 	// net.ErrClosed.
 	ErrClosed error = closedError{}

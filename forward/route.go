@@ -174,6 +174,7 @@ func (f *Forwarder) addRoute(p gatewayPath) (*route, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.SetCheckEvery(f.config.CheckEvery)
 	r := &route{path: p, client: c}
 	f.routes = append(f.routes, r)
 	f.store.restore(r)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/internal/port5351"
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
@@ -19,15 +20,19 @@ const Name = "natpmp"
 
 // Backend implements [backends.Backend] and [backends.Watcher] with a Client.
 type Backend struct {
-	client *Client
+	client      *Client
+	externalAge time.Duration // maxExternalAge, except in tests
 
 	mu           sync.Mutex
 	external     netip.Addr // the last address that the gateway reported
 	externalTime time.Time
+	losses       int        // the session's number of losses of state at externalTime
+	previous     netip.Addr // the address before external, until Watch has reported the change
 }
 
 var (
 	_ backends.Backend = (*Backend)(nil)
+	_ backends.Checker = (*Backend)(nil)
 	_ backends.Watcher = (*Backend)(nil)
 )
 
@@ -38,7 +43,7 @@ func New(config Config) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{client: c}, nil
+	return &Backend{client: c, externalAge: maxExternalAge}, nil
 }
 
 // String returns Name.
@@ -83,9 +88,36 @@ func (b *Backend) Supports(r backends.Request) error {
 func (b *Backend) Probe(ctx context.Context) error {
 	r, err := b.client.Probe(ctx)
 	if err == nil {
-		b.recordExternal(r.Addr, time.Now())
+		b.recordExternal(r.Addr)
 	}
 	return err
+}
+
+// errChanged is returned by Check if the reply shows a change that Watch reports.
+var errChanged = errors.New("natpmp: the gateway has restarted or has another external address")
+
+// Check requests the external address, repeated at most once. The reply shows a restart
+// and a new external address, which Watch then reports. NAT-PMP cannot look up a mapping,
+// so Check never returns nil.
+func (b *Backend) Check(ctx context.Context, m backends.Mapping) error {
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Check)
+	if err := m.Check(); err != nil {
+		return fmt.Errorf("natpmp: %w", err)
+	}
+	losses := b.client.session.Losses()
+	r, err := b.client.externalAddr(ctx, port5351.Transaction{Wait: port5351.CheckWait})
+	changed := false
+	var refusal *ResultError
+	switch {
+	case err == nil:
+		changed = b.recordExternal(r.Addr)
+	case !errors.As(err, &refusal):
+		return err
+	}
+	if changed || b.client.session.Losses() != losses {
+		return errChanged
+	}
+	return fmt.Errorf("natpmp: %w: it cannot look up a mapping", backends.ErrUnsupported)
 }
 
 // ExternalAddr requests the gateway's external address.
@@ -94,7 +126,7 @@ func (b *Backend) ExternalAddr(ctx context.Context) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	b.recordExternal(r.Addr, time.Now())
+	b.recordExternal(r.Addr)
 	return sanitizeAddr(r.Addr), nil
 }
 
@@ -221,21 +253,21 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 }
 
 // maxExternalAge is the maximum age of an external address that is used for a new
-// or renewed mapping. Mappings that are created or renewed together thus need only
-// one request for it. The context can require a newer address.
-const maxExternalAge = time.Second
+// or renewed mapping. The address is requested again earlier if the gateway has lost
+// its state. The context can require a newer address.
+const maxExternalAge = time.Minute
 
 // recentExternal returns the external address for a new mapping, or the zero Addr
 // if the gateway refuses to report it. The refusal is not an error, because such a
 // gateway may still create mappings.
 func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	b.mu.Lock()
-	external, received := b.external, b.externalTime
+	external, received, losses := b.external, b.externalTime, b.losses
 	b.mu.Unlock()
-	if !received.IsZero() && time.Since(received) < maxExternalAge && ctxsync.IsFresh(ctx, received) {
+	if !received.IsZero() && time.Since(received) < b.externalAge && losses == b.client.session.Losses() && ctxsync.IsFresh(ctx, received) {
 		return sanitizeAddr(external), nil
 	}
-	r, err := b.client.externalAddr(ctx, false)
+	r, err := b.client.ExternalAddr(ctx)
 	var refusal *ResultError
 	switch {
 	case errors.As(err, &refusal):
@@ -243,7 +275,7 @@ func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
 	case err != nil:
 		return netip.Addr{}, err
 	}
-	b.recordExternal(r.Addr, time.Now())
+	b.recordExternal(r.Addr)
 	return sanitizeAddr(r.Addr), nil
 }
 
@@ -267,10 +299,38 @@ func (b *Backend) externalOrPrevious(ctx context.Context, previous netip.Addr) n
 	return previous
 }
 
-func (b *Backend) recordExternal(external netip.Addr, at time.Time) {
+// recordExternal records the address that the gateway just reported. If it differs from the
+// last one, recordExternal sends a hint to Watch and returns true.
+func (b *Backend) recordExternal(external netip.Addr) (changed bool) {
+	losses := b.client.session.Losses()
+	b.mu.Lock()
+	before := b.external
+	changed = before.IsValid() && before != external
+	b.external, b.externalTime, b.losses = external, time.Now(), losses
+	if changed && !b.previous.IsValid() {
+		b.previous = before
+	}
+	b.mu.Unlock()
+	if changed {
+		b.client.session.SendHint(port5351.Hint{Reason: "the gateway reported another external address"})
+	}
+	return changed
+}
+
+// takeChange returns the external address that Watch has reported last, and the present one.
+// It returns zero values if the gateway reports no address at the moment.
+func (b *Backend) takeChange() (previous, current netip.Addr) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.external, b.externalTime = external, at
+	if b.externalTime.IsZero() {
+		return netip.Addr{}, netip.Addr{}
+	}
+	previous = b.previous
+	if !previous.IsValid() {
+		previous = b.external
+	}
+	b.previous = netip.Addr{}
+	return previous, b.external
 }
 
 // sanitizeAddr returns the zero Addr for 0.0.0.0, which means that the gateway has

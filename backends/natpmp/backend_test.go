@@ -87,6 +87,7 @@ func TestExternalAddrAge(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = b.Close() })
+			b.SetExternalAge(time.Second)
 			m, err := b.Map(t.Context(), r)
 			if err != nil || m.External.Addr() != gw.External() {
 				t.Fatalf("mapped at %v, %v; want %v", m.External, err, gw.External())

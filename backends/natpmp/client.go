@@ -98,21 +98,21 @@ func (c *Client) Gateway() netip.AddrPort { return c.config.Gateway }
 // the gateway refuses, the error is a *[ResultError]. If it does not reply, the
 // error wraps backends.ErrNoReply.
 func (c *Client) ExternalAddr(ctx context.Context) (ExternalAddrResponse, error) {
-	return c.externalAddr(ctx, false)
+	return c.externalAddr(ctx, port5351.Transaction{})
 }
 
 // Probe is ExternalAddr without the queue: it does not wait for other requests of
 // the process to the gateway.
 func (c *Client) Probe(ctx context.Context) (ExternalAddrResponse, error) {
-	return c.externalAddr(ctx, true)
+	return c.externalAddr(ctx, port5351.Transaction{Probe: true})
 }
 
-func (c *Client) externalAddr(ctx context.Context, probe bool) (ExternalAddrResponse, error) {
-	request, _ := ExternalAddrRequest{}.MarshalBinary()
-	reply, err := c.do(ctx, OpExternalAddr, port5351.Transaction{
-		Request: request, Probe: probe,
-		Match: func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) },
-	})
+// externalAddr requests the external address in a transaction, whose Request and Match it
+// sets.
+func (c *Client) externalAddr(ctx context.Context, tx port5351.Transaction) (ExternalAddrResponse, error) {
+	tx.Request, _ = ExternalAddrRequest{}.MarshalBinary()
+	tx.Match = func(b []byte) port5351.Match { return match(b, OpExternalAddr, externalAddrResponseSize, 0) }
+	reply, err := c.do(ctx, OpExternalAddr, tx)
 	if err != nil {
 		return ExternalAddrResponse{}, err
 	}
@@ -250,9 +250,11 @@ func (c *Client) do(ctx context.Context, op Opcode, tx port5351.Transaction) (po
 	return reply, nil
 }
 
-// send sends a request with the client's retransmission schedule.
+// send sends a request with the client's retransmission schedule, unless it has its own.
 func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (port5351.Reply, error) {
-	tx.Wait = c.wait
+	if tx.Wait == nil {
+		tx.Wait = c.wait
+	}
 	reply, err := c.session.Do(ctx, tx)
 	if err != nil {
 		c.log.Debug("natpmp: request failed", "op", op, "gateway", c.config.Gateway, "err", err)

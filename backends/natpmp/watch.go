@@ -20,23 +20,23 @@ import (
 // If Watch cannot listen for announcements, it logs the error and only checks the
 // epoch.
 func (b *Backend) Watch(ctx context.Context, notify func(backends.Change)) error {
-	var previous, current netip.Addr
+	b.mu.Lock()
+	b.previous = netip.Addr{} // a change before Watch is no change for its caller
+	b.mu.Unlock()
 	return b.client.session.Watch(ctx, port5351.WatchHandler{
 		WatchConfig:  port5351.WatchConfig{Announce: b.client.config.Announce},
 		ListenFailed: func(err error) { b.client.log.Warn("natpmp: cannot listen for announcements", "err", err) },
 		Probe: func(ctx context.Context) error {
-			previous, current = b.lastExternal(), netip.Addr{}
-			r, err := b.client.externalAddr(ctx, false)
+			r, err := b.client.ExternalAddr(ctx)
 			switch {
 			case err == nil:
-				current = r.Addr
-				b.recordExternal(r.Addr, time.Now())
+				b.recordExternal(r.Addr)
 			case !errors.Is(err, backends.ErrNoReply):
 				b.expireExternal() // the gateway is up, but reports no address: the renewals will show whether the mappings are active
 			}
 			return err
 		},
-		Notify: func(hint port5351.Hint) { notify(hint.Change(previous, current)) },
+		Notify: func(hint port5351.Hint) { notify(hint.Change(b.takeChange())) },
 	})
 }
 

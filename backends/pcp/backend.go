@@ -37,6 +37,7 @@ type Backend struct {
 
 var (
 	_ backends.Backend = (*Backend)(nil)
+	_ backends.Checker = (*Backend)(nil)
 	_ backends.Watcher = (*Backend)(nil)
 )
 
@@ -63,6 +64,27 @@ func (b *Backend) Close() error { return b.client.Close() }
 
 // Probe checks whether the server supports PCP: see [Client.Probe].
 func (b *Backend) Probe(ctx context.Context) error { return b.client.Probe(ctx) }
+
+// errChanged is returned by Check if the reply shows a change that Watch reports.
+var errChanged = errors.New("pcp: the gateway has restarted")
+
+// Check sends the same request as Probe, in its turn in the queue and repeated at most once.
+// The epoch in the reply shows a restart, which Watch then reports. PCP cannot look up a
+// mapping, so Check never returns nil.
+func (b *Backend) Check(ctx context.Context, m backends.Mapping) error {
+	ctx = ctxsync.DefaultPriority(ctx, ctxsync.Check)
+	if err := m.Check(); err != nil {
+		return fmt.Errorf("pcp: %w", err)
+	}
+	losses := b.client.session.Losses()
+	if err := b.client.probe(ctx, port5351.Transaction{Wait: port5351.CheckWait}); err != nil {
+		return err
+	}
+	if b.client.session.Losses() != losses {
+		return errChanged
+	}
+	return fmt.Errorf("pcp: %w: it cannot look up a mapping", backends.ErrUnsupported)
+}
 
 // Supports returns nil, or an error that has the reason why PCP cannot express the
 // request. The limits of the server are not known before a request is sent.

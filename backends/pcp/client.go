@@ -135,17 +135,20 @@ func marshalAnnounce(local netip.AddrPort) ([]byte, error) {
 //
 // Probe does not wait in the queue, and its waits start at 250 ms.
 func (c *Client) Probe(ctx context.Context) error {
+	return c.probe(ctx, port5351.Transaction{Probe: true})
+}
+
+// probe is Probe in a transaction, whose Retransmission and Match it sets.
+func (c *Client) probe(ctx context.Context, tx port5351.Transaction) error {
 	// No program has a mapping for the port of this client's own socket.
 	deletion := MapRequest{Nonce: nonceOrRandom(Nonce{}), Protocol: backends.UDP}
 	var retransmission []byte
-	_, err := c.do(ctx, OpAnnounce, probeFirstWait, port5351.Transaction{
-		Probe:          true,
-		Retransmission: func() []byte { return retransmission },
-		Match: func(b []byte) port5351.Match {
-			key := mappingKey{deletion.Nonce, deletion.Protocol, deletion.InternalPort}
-			return max(match(b, OpAnnounce, nil), match(b, OpMap, &key))
-		},
-	}, func(local netip.AddrPort) (request []byte, err error) {
+	tx.Retransmission = func() []byte { return retransmission }
+	tx.Match = func(b []byte) port5351.Match {
+		key := mappingKey{deletion.Nonce, deletion.Protocol, deletion.InternalPort}
+		return max(match(b, OpAnnounce, nil), match(b, OpMap, &key))
+	}
+	_, err := c.do(ctx, OpAnnounce, probeFirstWait, tx, func(local netip.AddrPort) (request []byte, err error) {
 		deletion.Client, deletion.InternalPort = local.Addr(), local.Port()
 		if retransmission, err = deletion.MarshalBinary(); err != nil {
 			return nil, err
@@ -309,8 +312,11 @@ func (c *Client) do(ctx context.Context, op Opcode, firstWait time.Duration, tx 
 		if tx.Request, err = request(netip.AddrPortFrom(local.Addr().WithZone(""), local.Port())); err != nil {
 			return port5351.Reply{}, err
 		}
-		tx.Wait = c.schedule(firstWait)
-		reply, err := c.session.Do(ctx, tx)
+		sent := tx
+		if sent.Wait == nil {
+			sent.Wait = c.schedule(firstWait)
+		}
+		reply, err := c.session.Do(ctx, sent)
 		if err != nil {
 			return reply, c.wrapError(ctx, op, err)
 		}

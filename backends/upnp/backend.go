@@ -82,6 +82,7 @@ type Backend struct {
 	searchLock    chan struct{} // a semaphore: one search at a time
 	fetches       atomic.Int32  // the number of descriptions that are being fetched
 	refused       atomic.Bool   // the gateway refused datagrams to the port of SSDP
+	externalAge   time.Duration // maxExternalAge, except in tests
 	queryInterval time.Duration // the minimum time between queries after hints
 	retryDelay    time.Duration // the pause before a request is repeated after an unexplained failure
 
@@ -97,6 +98,7 @@ type Backend struct {
 
 var (
 	_ backends.Backend = (*Backend)(nil)
+	_ backends.Checker = (*Backend)(nil)
 	_ backends.Indexer = (*Backend)(nil)
 	_ backends.Watcher = (*Backend)(nil)
 )
@@ -128,6 +130,7 @@ func New(config Config) (*Backend, error) {
 		is6:           family.Is6(),
 		log:           cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
 		searchLock:    make(chan struct{}, 1),
+		externalAge:   maxExternalAge,
 		queryInterval: queryInterval,
 		retryDelay:    retryDelay,
 		quirks:        map[string]*quirks{},
@@ -277,14 +280,13 @@ func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gatew
 }
 
 // maxExternalAge is the maximum age of the external address that is returned
-// with a new mapping. Mappings that are created or renewed together thus share
-// one request.
-const maxExternalAge = time.Second
+// with a new mapping. The context can require a newer address.
+const maxExternalAge = time.Minute
 
 // recentExternal returns the external address of a service. It sends a request only if the
 // last reported address is older than maxExternalAge.
 func (b *Backend) recentExternal(ctx context.Context, c *Client) (external netip.Addr, err error) {
-	if last := c.lastExternal.Load(); last != nil && time.Since(last.received) < maxExternalAge {
+	if last := c.lastExternal.Load(); last != nil && time.Since(last.received) < b.externalAge && ctxsync.IsFresh(ctx, last.received) {
 		return last.addr, nil
 	}
 	err = b.ask(ctx, c, "GetExternalIPAddress", func(ctx context.Context) (err error) {

@@ -65,6 +65,7 @@ func TestExternalAddrNotStale(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw, b := startBackend(t, quirks.UPnP{})
+			b.SetExternalAge(time.Second)
 			gw.Inject(gatewaytest.Fault{Match: isAction("AddPortMapping"), Delay: 20 * time.Millisecond}) // keeps the number of requests small
 			m := mustMap(t, gw, b, request(8080, 9000))
 			if m.External.Addr() != gw.External() {

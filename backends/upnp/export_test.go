@@ -9,6 +9,9 @@ const MaxEntries = maxEntries
 // failure.
 func (b *Backend) SetRetryDelay(d time.Duration) { b.retryDelay = d }
 
+// SetExternalAge sets the maximum age of an external address that is used again.
+func (b *Backend) SetExternalAge(d time.Duration) { b.externalAge = d }
+
 // ShortenDelays shortens the retry delay and the interval between queries.
 func (b *Backend) ShortenDelays() *Backend {
 	b.retryDelay = 10 * time.Millisecond

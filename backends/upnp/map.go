@@ -199,7 +199,9 @@ func (op *addOp) mapping(ctx context.Context, sent time.Time, lease time.Duratio
 // which the lease began.
 func (op *addOp) addAndVerify(ctx context.Context) (sent time.Time, lease time.Duration, err error) {
 	err = op.checkPort(ctx)
-	op.reportLoss(err)
+	if !ctxsync.IsLossKnown(ctx) {
+		op.reportLoss(err)
+	}
 	sent = time.Now()
 	if err == nil {
 		err = op.addEntry(ctx)

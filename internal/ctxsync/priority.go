@@ -39,6 +39,17 @@ func PriorityOf(ctx context.Context) Priority {
 	return p
 }
 
+type lossKnownKey struct{}
+
+// WithLossKnown returns a context for the renewal of a mapping that the gateway has lost, as
+// the caller knows.
+func WithLossKnown(ctx context.Context) context.Context {
+	return context.WithValue(ctx, lossKnownKey{}, true)
+}
+
+// IsLossKnown reports whether the caller knows that the gateway has lost the mapping.
+func IsLossKnown(ctx context.Context) bool { return ctx.Value(lossKnownKey{}) != nil }
+
 type freshKey struct{}
 
 // WithFresh returns a context whose requests do not use information that was received from a

@@ -31,6 +31,8 @@ type Backend struct {
 	watched     bool
 	verifyLimit TokenBucket // of verification after changes
 	lost        time.Time   // when its gateway last lost its state, if it reported that
+	silentSince time.Time   // since when checks got no reply; zero: the last one got a reply
+	table       tableState  // whether its table lists the mappings of other backends
 }
 
 // BackendConfig describes how to create a backend. Clients with equal configs share it.

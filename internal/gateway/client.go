@@ -40,10 +40,11 @@ type Client struct {
 	backends []*Backend // the preferred one first
 
 	// Only code on the owner's loop uses these fields.
-	unusable bool          // the gateway is not the default route
-	closing  bool          // Close was called
-	busy     int           // the number of flows and requests that Close waits for
-	idle     chan struct{} // closed when busy becomes 0; nil if Close does not wait
+	unusable   bool          // the gateway is not the default route
+	closing    bool          // Close was called
+	busy       int           // the number of flows and requests that Close waits for
+	idle       chan struct{} // closed when busy becomes 0; nil if Close does not wait
+	checkEvery time.Duration // the interval of checks; not positive: no checks
 }
 
 // flowDone is called when a flow or request has ended.

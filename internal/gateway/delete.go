@@ -281,7 +281,7 @@ func (f *flow) recordDeletion(e *entry, err error) error {
 	for _, other := range f.group.entries { // the deletion may have broken the other entries
 		if other.isHeld() && !other.isOnce() {
 			other.mustRenew = true
-			f.group.enqueueRenewals()
+			f.group.enqueueRenewals(ctxsync.Renewal)
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/holders"
 	"github.com/natforward/goforward/internal/state"
 )
@@ -45,6 +46,7 @@ type entry struct {
 	held              [2]holders.Key // the endpoints that other programs of this user know that this one holds
 	err               error          // error of the last request, or nil
 	nextRequest       time.Time
+	confirmed         time.Duration // when the gateway last confirmed that it has the entry, since Owner.start
 	order             grantOrder
 	deletion          *deletion // set if the entry is to be deleted
 }
@@ -95,7 +97,7 @@ func (o *Owner) groupOf(s *Spec) *group {
 	g := o.groups[key]
 	if g == nil {
 		g = &group{owner: o, groupKey: key}
-		g.Fire = g.enqueueRenewals
+		g.Fire = func() { g.enqueueRenewals(ctxsync.Renewal) }
 		o.groups[key] = g
 	}
 	return g
@@ -353,6 +355,10 @@ func (e *entry) record(m *backends.Mapping, isNew bool) {
 	e.state, e.granted, e.err, e.failures, e.unconfirmed = active, m, nil, 0, false
 	e.mustRenew, e.unconfirmedUntil = false, time.Time{}
 	e.hold(m.Internal.Port(), m.External.Port())
+	if e.confirmed = at; isNew {
+		o.expectFirstLookUp(e)
+	}
+	o.armChecks(time.Now())
 	now, lost := time.Now(), e.backend.lost
 	predatesLoss := !lost.IsZero() && m.Granted.Before(lost) // the request was in flight when the gateway lost its state
 	verify := !e.verifyAt.IsZero()

@@ -80,13 +80,14 @@ type Owner struct {
 	retryTimer     Timer                  // for pendingDeletes
 	retryRunning   bool
 	currentProbe   *probeRun
+	checks         checks
 	portsVary      bool // an entry may have an internal port that differs from its group's
 }
 
 func newOwner(r *Registry, key Key) *Owner {
 	o := &Owner{key: key, registry: r, groups: map[groupKey]*group{}}
 	o.start = time.Now().Add(-time.Hour) // so that the time of a grant is never 0
-	o.retryTimer.Fire = o.retryDeletes
+	o.retryTimer.Fire, o.checks.round.Fire, o.checks.lookUp.Fire = o.retryDeletes, o.startRound, o.lookUpNew
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
 	return o
 }

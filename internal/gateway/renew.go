@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -135,13 +136,13 @@ func (o *Owner) arm(g *group) {
 
 // enqueueRenewals enqueues a flow that renews the entries that are due or marked by then, and
 // requests the handles that are due.
-func (g *group) enqueueRenewals() {
+func (g *group) enqueueRenewals(priority ctxsync.Priority) {
 	if g.renewing {
 		return
 	}
 	g.renewing = true
 	g.owner.loop.Arm(&g.Timer, time.Time{})
-	g.owner.enqueue(&flow{group: g, priority: ctxsync.Renewal, run: func(f *flow) {
+	g.owner.enqueue(&flow{group: g, priority: priority, run: func(f *flow) {
 		f.renewPass()
 		for tried := map[*Handle]bool{}; ; {
 			i := slices.IndexFunc(g.handles, func(h *Handle) bool {
@@ -238,7 +239,11 @@ func (f *flow) renew(e *entry) (backends.Mapping, error) {
 		timeout = max(timeout, time.Until(at)+lateReplyTime)
 	}
 	e.verifyAt = time.Time{}
+	lost := e.lost
 	return f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
+		if lost {
+			ctx = ctxsync.WithLossKnown(ctx)
+		}
 		if at := m.Expires(); !at.IsZero() {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithDeadlineCause(ctx, at, errExpired)
@@ -262,7 +267,9 @@ func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming 
 	}
 	switch {
 	case err == nil:
+		before := e.granted.External.Addr()
 		e.record(m, false)
+		f.compareAddr(e, before)
 		e.publish(upcoming)
 		return true
 	case errors.Is(err, errExpired) || e.isExpired(now):
@@ -278,6 +285,22 @@ func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming 
 		failed.publish(nil)
 	}
 	return f.isReply(err)
+}
+
+// compareAddr compares the external address of a renewed entry with its address before the
+// renewal. If it differs, the other entries of the backend with that address are renewed too.
+func (o *Owner) compareAddr(e *entry, before netip.Addr) {
+	now := e.granted.External.Addr()
+	if !before.IsValid() || !now.IsValid() || now == before {
+		return
+	}
+	reason := fmt.Sprintf("the external address was %v and is %v", before, now)
+	for _, h := range e.holders {
+		h.reason = cmp.Or(h.reason, reason)
+	}
+	o.verifySoon(func(other *entry) bool {
+		return other != e && other.backend == e.backend && other.granted != nil && other.granted.External.Addr() == before && !other.doubtful && !other.mustRenew
+	}, false, reason, time.Now())
 }
 
 // publish updates the status of the entry's holders, except for holders of an upcoming entry.

@@ -50,6 +50,7 @@ type Conn struct {
 	lastSender  *inFlight
 	natpmpEpoch epochClock
 	pcpEpoch    epochClock
+	losses      int // how often an epoch has shown a loss of state
 	watchers    map[*Watch]struct{}
 }
 
@@ -158,8 +159,23 @@ func (c *Conn) observe(clock *epochClock, rule epochRule, epoch time.Duration, r
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if lost, since := clock.observe(epoch, reply.Sent, reply.Received, rule); lost {
+		c.losses++
 		c.notifyWatchers(Hint{Restarted: true, Since: since, Reason: reason})
 	}
+}
+
+// Losses returns how often the epochs have shown that the gateway lost its state.
+func (c *Conn) Losses() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.losses
+}
+
+// SendHint sends a Hint to the watchers.
+func (c *Conn) SendHint(hint Hint) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.notifyWatchers(hint)
 }
 
 // notifyWatchers sends the hint to all watchers. c.mu must be held.

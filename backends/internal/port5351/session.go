@@ -78,6 +78,19 @@ func (s *Session) ObserveNATPMP(epoch time.Duration, r Reply) { s.conn.ObserveNA
 // ObservePCP calls [Conn.ObservePCP].
 func (s *Session) ObservePCP(epoch time.Duration, r Reply) { s.conn.ObservePCP(epoch, r) }
 
+// Losses calls [Conn.Losses].
+func (s *Session) Losses() int { return s.conn.Losses() }
+
+// SendHint calls [Conn.SendHint].
+func (s *Session) SendHint(hint Hint) { s.conn.SendHint(hint) }
+
+// CheckWait is the schedule of a request that a Checker sends: the request is repeated once,
+// after a second.
+func CheckWait(n int) (wait time.Duration, more bool) {
+	const transmissions = 2
+	return time.Second, n < transmissions
+}
+
 // WatchHandler configures [Session.Watch].
 type WatchHandler struct {
 	WatchConfig
