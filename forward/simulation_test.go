@@ -3,6 +3,7 @@ package forward_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -31,6 +32,7 @@ type simulation struct {
 	maxOutage     time.Duration // longest outage
 	mixed         bool          // several kinds of mappings instead of one
 	lifetime      time.Duration // lifetime of most mappings
+	checks        bool          // the Forwarder checks the gateway
 	recordCalls   bool          // run returns the calls
 }
 
@@ -43,9 +45,12 @@ func TestSimulation(t *testing.T) {
 		manyMappings.duration, manyMappings.lossRate, manyMappings.faultInterval, manyMappings.maxOutage, manyMappings.lifetime = 30*day, 0.3, 12*time.Hour, 6*time.Hour, 2*time.Hour
 	}
 	for name, s := range map[string]simulation{
-		"few for a month": {count: 200, duration: 30 * day, lossRate: 0.3, faultInterval: 40 * time.Hour, maxOutage: 5 * time.Hour, lifetime: 12 * time.Hour, mixed: true},
-		"with epochs":     {count: 50, duration: 5 * day, lossRate: 0.1, reportsEpoch: true, faultInterval: 20 * time.Hour, maxOutage: 3 * time.Hour, lifetime: 2 * time.Hour, mixed: true},
-		"many":            manyMappings,
+		"few for a month":       {count: 200, duration: 30 * day, lossRate: 0.3, faultInterval: 40 * time.Hour, maxOutage: 5 * time.Hour, lifetime: 12 * time.Hour, mixed: true},
+		"with epochs":           {count: 50, duration: 5 * day, lossRate: 0.1, reportsEpoch: true, faultInterval: 20 * time.Hour, maxOutage: 3 * time.Hour, lifetime: 2 * time.Hour, mixed: true},
+		"many":                  manyMappings,
+		"checked":               {count: 200, duration: 30 * day, checks: true, reportsEpoch: true, faultInterval: 8 * time.Hour, maxOutage: 10 * time.Minute, lifetime: 2 * time.Hour},
+		"checked, long outages": {count: 50, duration: 10 * day, checks: true, reportsEpoch: true, faultInterval: 8 * time.Hour, maxOutage: 5 * time.Hour, lifetime: 24 * time.Hour},
+		"checked, with loss":    {count: 50, duration: 10 * day, checks: true, lossRate: 0.2, reportsEpoch: true, faultInterval: 8 * time.Hour, maxOutage: time.Hour, lifetime: 2 * time.Hour, mixed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -106,10 +111,10 @@ func (s simulation) run(t *testing.T, seed uint64) []simCall {
 		gateway: newSimGateway(seed), events: newEventChecker(), goroutinesBefore: runtime.NumGoroutine(),
 	}
 	r.gateway.lossRate, r.gateway.reportsEpoch, r.gateway.absences.queueTime = s.lossRate, s.reportsEpoch, s.queueTime()
-	r.gateway.recordCalls = s.recordCalls
+	r.gateway.recordCalls, r.gateway.absences.lossRate = s.recordCalls, s.lossRate
 	var err error
 	r.forwarder, err = forward.New(&forward.Config{
-		Backends: []backends.Backend{r.gateway}, Lifetime: s.lifetime, OnEvent: r.events.record,
+		Backends: []backends.Backend{r.backend()}, Lifetime: s.lifetime, OnEvent: r.events.record,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -129,6 +134,15 @@ func (s simulation) run(t *testing.T, seed uint64) []simCall {
 	t.Logf("%d calls, %.1f per day and mapping; events %v; longest absences %v; queue time %v",
 		calls, float64(calls)/float64(s.count)/days, r.events.count, r.gateway.absences.longest, s.queueTime())
 	return r.gateway.recorded
+}
+
+// backend returns the backend that the Forwarder uses.
+func (r *simRun) backend() backends.Backend {
+	if r.checks {
+		r.gateway.absences.checked = true
+		return checkedSimGateway{r.gateway}
+	}
+	return r.gateway
 }
 
 // advance lets time pass, and checks the mappings every hour. When it returns, all
@@ -243,7 +257,11 @@ func (r *simRun) endFaults() {
 
 // shutdown checks that the gateway has no mappings after Shutdown.
 func (r *simRun) shutdown() {
-	if n := r.gateway.maxInFlight; n > forward.MaxCalls {
+	maxCalls := forward.MaxCalls
+	if r.checks {
+		maxCalls++ // a check is made in parallel
+	}
+	if n := r.gateway.maxInFlight; n > maxCalls {
 		r.t.Errorf("%d concurrent calls", n)
 	}
 	r.gateway.set(func() { r.gateway.quietSince = time.Now().Add(day) })
@@ -255,7 +273,7 @@ func (r *simRun) shutdown() {
 	if n := len(r.gateway.rows); n != 0 {
 		r.t.Errorf("after Shutdown the gateway has %d mappings", n)
 	}
-	if n := r.gateway.maxInFlight; n > forward.MaxCalls+1 { // a pending deletion is attempted in parallel
+	if n := r.gateway.maxInFlight; n > maxCalls+1 { // a pending deletion is attempted in parallel
 		r.t.Errorf("%d concurrent calls during Shutdown", n)
 	}
 }
@@ -418,6 +436,12 @@ const (
 	maxRecoveryTime = 15 * time.Second
 	maxRetryTime    = time.Minute + time.Minute/8 + replyTimeout + maxLatency
 	maxCheckTime    = 20*time.Minute + 20*time.Minute/8
+
+	// How long the repair after an unannounced restart may take if the gateway is checked:
+	// after an outage of at most silentTime, and after a longer one.
+	maxRepairTime     = 45 * time.Second
+	silentTime        = 15 * time.Minute
+	maxLateRepairTime = 4*forward.DefaultCheckEvery + 15*time.Second
 )
 
 // absence describes why the gateway does not have a mapping, and since what time.
@@ -437,11 +461,15 @@ type simLease struct {
 // absenceLog records which mappings the gateway should have but does not have. The lock
 // of the gateway guards it.
 type absenceLog struct {
-	reachableSince time.Time // end of the last outage
-	queueTime      time.Duration
-	leases         map[simKey]*simLease
-	longest        map[string]time.Duration
-	problems       []string
+	reachableSince   time.Time // end of the last outage
+	unreachableSince time.Time
+	lossRate         float64
+	outage           time.Duration // duration of the last outage
+	checked          bool          // the Forwarder checks the gateway
+	queueTime        time.Duration
+	leases           map[simKey]*simLease
+	longest          map[string]time.Duration
+	problems         []string
 }
 
 func newAbsenceLog() *absenceLog {
@@ -468,12 +496,19 @@ func (a *absenceLog) announced(now time.Time) {
 
 // outageEnded records the end of an outage. A call may have been lost meanwhile.
 func (a *absenceLog) outageEnded(now time.Time) {
-	a.reachableSince = now
+	a.reachableSince, a.outage = now, now.Sub(a.unreachableSince)
 	for _, l := range a.leases {
 		l.absence = l.absenceAt(now)
 		if l.absence.kind != "" {
 			l.absence.lostCalls = 1
 		}
+	}
+}
+
+// checkLost records a lost check, which delays all mappings.
+func (a *absenceLog) checkLost() {
+	for _, l := range a.leases {
+		l.absence.lostCalls++
 	}
 }
 
@@ -542,6 +577,17 @@ func (a *absenceLog) allowed(current absence, lifetime time.Duration) time.Durat
 	case current.kind == "announced restart":
 		allowed += maxRecoveryTime
 	case current.kind == "lease expired":
+	case a.checked && a.lossRate == 0:
+		const calls = 200
+		allowed = maxRepairTime + calls*maxLatency
+		if a.outage > silentTime {
+			allowed = maxLateRepairTime + calls*maxLatency
+		}
+	case a.checked:
+		allowed += forward.DefaultCheckEvery
+		if a.outage > silentTime {
+			allowed += maxLateRepairTime
+		}
 	case lifetime == backends.Forever:
 		allowed += maxCheckTime
 	case current.lostCalls == 0:
@@ -694,6 +740,9 @@ func (g *simGateway) call(ctx context.Context, op string, k simKey, handle func(
 	reportsRestart := !silent && g.reportsEpoch && !g.announced
 	if silent {
 		g.absences.callLost(k)
+		if op == "check" {
+			g.absences.checkLost()
+		}
 	}
 	g.mu.Unlock()
 	switch {
@@ -722,6 +771,9 @@ func (g *simGateway) count(now time.Time) {
 	g.callsInSecond++
 }
 
+// byEpoch is the reason of a change that the epoch of a reply shows.
+const byEpoch = "epoch of a reply"
+
 // announceDelay is the time between a reply and the notification that its epoch shows a
 // restart. If both had the same time, their order would not depend on the seed.
 const announceDelay = time.Nanosecond
@@ -732,7 +784,7 @@ func (g *simGateway) announceRestart() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.announced {
-		g.announce(backends.Restarted, "epoch of a reply")
+		g.announce(backends.Restarted, byEpoch)
 	}
 }
 
@@ -744,7 +796,9 @@ func (g *simGateway) announce(kind backends.ChangeKind, reason string) {
 	}
 	if kind == backends.Restarted {
 		g.announced = true
-		g.absences.announced(time.Now())
+		if !g.absences.checked || reason != byEpoch { // otherwise the absence began with the restart
+			g.absences.announced(time.Now())
+		}
 	}
 	g.changes <- backends.Change{Kind: kind, External: g.external, Reason: reason}
 }
@@ -795,6 +849,21 @@ func (g *simGateway) Unmap(ctx context.Context, m backends.Mapping) error {
 	})
 }
 
+// checkedSimGateway is a simGateway whose epoch can be requested.
+type checkedSimGateway struct{ *simGateway }
+
+func (g checkedSimGateway) Check(ctx context.Context, _ backends.Mapping) error {
+	changed := false
+	err := g.call(ctx, "check", simKey{}, func(time.Time) { changed = g.reportsEpoch && !g.announced })
+	switch {
+	case err != nil:
+		return err
+	case changed:
+		return errors.New("sim: the gateway has restarted")
+	}
+	return fmt.Errorf("sim: %w", backends.ErrUnsupported)
+}
+
 // restart makes the gateway forget its mappings, and announces this if announced is set.
 func (g *simGateway) restart(announced bool) {
 	g.mu.Lock()
@@ -813,7 +882,9 @@ func (g *simGateway) setDown(down bool) {
 	defer g.mu.Unlock()
 	g.down = down
 	g.quietSince = time.Now().Add(1000 * time.Hour)
-	if !down {
+	if down {
+		g.absences.unreachableSince = time.Now()
+	} else {
 		g.absences.outageEnded(time.Now())
 		g.quietSince = time.Now().Add(g.settleTime)
 	}

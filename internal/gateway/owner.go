@@ -73,11 +73,11 @@ type Owner struct {
 	programsErr    error // why Backend.programs is nil, or nil
 	clients        []*Client
 	groups         map[groupKey]*group
-	runningFlows   int                    // the number of running flows that count towards MaxCalls
-	waitingFlows   [ctxsync.Check][]*flow // by priority: flows that are first in the queues of their groups
-	unassigned     []unfinishedDelete     // deletions of earlier owners, for whose backends there is no client
-	pendingDeletes []*entry               // pending deletions and restored entries, in the order of attempts
-	retryTimer     Timer                  // for pendingDeletes
+	runningFlows   int                        // the number of running flows that count towards MaxCalls
+	waitingFlows   [ctxsync.Check + 1][]*flow // by priority: flows that are first in the queues of their groups
+	unassigned     []unfinishedDelete         // deletions of earlier owners, for whose backends there is no client
+	pendingDeletes []*entry                   // pending deletions and restored entries, in the order of attempts
+	retryTimer     Timer                      // for pendingDeletes
 	retryRunning   bool
 	currentProbe   *probeRun
 	checks         checks
