@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -277,6 +278,13 @@ func (r *eventRecorder) want(t *testing.T, events ...string) {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	r.events = nil
+}
+
+// peek returns the recorded events.
+func (r *eventRecorder) peek() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
 }
 
 // blockingHandler is a slog handler. It blocks on records whose message contains a text
