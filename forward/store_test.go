@@ -107,7 +107,7 @@ func TestStateFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, q := range r.gw.Requests() {
-				if q.Op == "unmap" {
+				if q.Op == "unmap" && q.Service == name { // the probe of PCP deletes a mapping that does not exist
 					t.Errorf("the mapping was deleted and not taken over in place: %s", q.Name())
 				}
 			}

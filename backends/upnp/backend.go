@@ -90,6 +90,7 @@ type Backend struct {
 
 	mu        sync.Mutex
 	current   *gateway
+	tryFirst  string             // the URL of a description that the next search fetches first, or empty
 	noReplies int                // consecutive calls without a reply from current
 	quirks    map[string]*quirks // for each service
 	lastSeen  deviceState
@@ -205,6 +206,29 @@ func (b *Backend) OtherDevice() (a netip.Addr) {
 		a = b.current.Device.Host
 	}
 	return a
+}
+
+// DeviceURL returns the URL of the root description of the device in use. It is empty if there
+// is no such device, or if the device is not the gateway's.
+func (b *Backend) DeviceURL() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current == nil || !b.current.Default {
+		return ""
+	}
+	return b.current.Device.URL
+}
+
+// TryFirst makes the next search fetch the description at this URL first, for example because
+// the device had it in an earlier run of the program. If that fails, or takes long, the search
+// continues as usual. The call has no effect if the host of the URL is not the gateway.
+func (b *Backend) TryFirst(url string) {
+	if e, err := parseIPURL(url); err != nil || !b.isGateway(e.addr.Addr()) {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tryFirst = url
 }
 
 // Probe searches for the device.

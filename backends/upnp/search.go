@@ -29,6 +29,7 @@ const (
 	maxPerGateway        = 8                       // descriptions from the gateway's address
 	maxAttempts          = 3                       // requests for one description
 	retryPause           = 250 * time.Millisecond  // before the second attempt; four times that before the third
+	tryFirstWait         = 250 * time.Millisecond  // for the description named by TryFirst, before a search is sent
 )
 
 // gateway returns the result of findGateway. If the device has changed, it
@@ -118,14 +119,24 @@ func (b *Backend) search(ctx context.Context, all bool) ([]*gateway, error) {
 	defer cancel()
 	s := &searchState{
 		backend: b, results: make(chan candidate, maxNonGateways+maxPerGateway), fetchSlots: make(chan struct{}, maxConcurrentFetches),
-		seen: map[string]bool{}, perResponder: map[netip.Addr]int{},
+		seen: map[string]bool{}, perResponder: map[netip.Addr]int{}, begin: make(chan struct{}),
 	}
-	if c := (candidate{url: b.config.URL, isGateway: true}); c.url != "" && s.reserve(c) {
+	c := candidate{url: b.config.URL, isGateway: true}
+	if c.url == "" && !all {
+		c.url, c.tryFirst = b.takeTryFirst(), true
+	}
+	if c.url != "" && s.reserve(c) {
 		s.startInspection(ctx, c)
+	}
+	if c.url == "" || !c.tryFirst {
+		close(s.begin)
 	}
 	responses := make(chan ssdp.Response)
 	searchErr := make(chan error, 1)
-	go func() { searchErr <- b.runSearches(ctx, responses) }() // awaited below
+	go func() { // awaited below
+		s.awaitBegin(ctx)
+		searchErr <- b.runSearches(ctx, responses)
+	}()
 	s.collect(ctx, responses, all)
 	cancel()
 	err := <-searchErr
@@ -139,6 +150,27 @@ func (b *Backend) search(ctx context.Context, all bool) ([]*gateway, error) {
 	slices.SortStableFunc(s.gateways, (*gateway).compare)
 	setReasons(s.gateways, s.gatewayErr)
 	return s.gateways, nil
+}
+
+// takeTryFirst returns the URL that TryFirst has set, and clears it.
+func (b *Backend) takeTryFirst() (url string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	url, b.tryFirst = b.tryFirst, ""
+	return url
+}
+
+// awaitBegin waits while the description that TryFirst named is fetched: until it cannot be
+// used, until the probe to which the search belongs is repeated, or for tryFirstWait.
+func (s *searchState) awaitBegin(ctx context.Context) {
+	timer := time.NewTimer(tryFirstWait)
+	defer timer.Stop()
+	select {
+	case <-s.begin:
+	case <-ctxsync.Repeat(ctx):
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // withTimeout bounds a context. The cause of its end wraps backends.ErrNoReply.
@@ -279,6 +311,7 @@ type candidate struct {
 	isGateway bool       // the device of the configured gateway
 	from      netip.Addr // the responding address
 	bootID    ssdp.ID
+	tryFirst  bool // named by TryFirst
 
 	// The result of the inspection.
 	gateway  *gateway
@@ -293,6 +326,7 @@ type searchState struct {
 	results    chan candidate // the inspected ones; has room for all, so that sending never blocks
 	fetchSlots chan struct{}  // semaphore for fetching descriptions from other devices
 	fetches    sync.WaitGroup
+	begin      chan struct{} // closed when the searches can be sent
 
 	// The fields below are used only by the goroutine of search.
 	seen           map[string]bool    // the URLs of the candidates
@@ -327,7 +361,11 @@ func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Respons
 			s.handleResponse(ctx, resp)
 		case c := <-s.results:
 			s.addPending(c, -1)
-			if s.retry(ctx, c) {
+			switch {
+			case c.tryFirst && c.gateway == nil:
+				close(s.begin)
+				continue
+			case s.retry(ctx, c):
 				continue
 			}
 			s.record(c)
@@ -335,8 +373,8 @@ func (s *searchState) collect(ctx context.Context, responses <-chan ssdp.Respons
 				switch {
 				case g.isOtherFamily():
 					betterTimer = time.After(otherFamilyWait)
-				case g.rank() == connectedPublic:
-					return // no other device can be better
+				case g.rank() == connectedPublic || c.tryFirst && g.rank() != disconnected:
+					return // no other device can be better, or the device was chosen before
 				default:
 					betterTimer = time.After(betterWait)
 				}
@@ -431,6 +469,9 @@ func (s *searchState) startInspection(ctx context.Context, c candidate) {
 				c.err = context.Cause(ctx)
 				return
 			}
+		}
+		if !c.isGateway { // its replies do not show the round-trip time of the gateway
+			ctx = ctxsync.WithProbe(ctx, ctxsync.Probe{})
 		}
 		c.gateway, c.err = s.backend.inspect(ctx, c)
 	})

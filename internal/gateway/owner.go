@@ -36,9 +36,11 @@ func (k Key) of(config BackendConfig) any {
 type Registry struct {
 	jitter func(time.Duration) time.Duration
 
-	mu     sync.Mutex
-	owners map[any]*Owner // by Key, or by ready-made backend
-	ended  []endedOwner   // oldest first
+	mu       sync.Mutex
+	owners   map[any]*Owner  // by Key, or by ready-made backend
+	ended    []endedOwner    // oldest first
+	memories map[Key]*memory // also of gateways without an owner
+	changes  uint64          // the number of changes of memories
 }
 
 // endedOwner holds the deletions that an owner did not finish before it ended.
@@ -53,7 +55,7 @@ const maxEndedOwners = 16
 // NewRegistry returns an empty registry. The function jitter returns a duration between 0 and
 // its argument; it spreads renewals and retries over time.
 func NewRegistry(jitter func(time.Duration) time.Duration) *Registry {
-	return &Registry{jitter: jitter, owners: map[any]*Owner{}}
+	return &Registry{jitter: jitter, owners: map[any]*Owner{}, memories: map[Key]*memory{}}
 }
 
 // Owner owns all state of one gateway. Only code on its loop uses the fields below loop.

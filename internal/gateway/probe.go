@@ -6,29 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/errno"
 )
 
-// The timing of a probe. The probe of a less preferred backend starts when the preceding
-// probe has failed, and after stagger at the latest. If a backend has replied, the more preferred ones
-// have until preferenceTime to reply too, or afterReply if that backend uses no search. A
-// search takes long and therefore starts after searchDelay. It does not start at once, because
-// common gateways process one request at a time: if the search came first, their reply to the
-// preceding probe would be late.
 const (
-	stagger         = 50 * time.Millisecond
-	searchDelay     = 25 * time.Millisecond // before a search starts
-	preferenceTime  = 250 * time.Millisecond
-	afterReply      = 50 * time.Millisecond
-	foundDeviceTime = 250 * time.Millisecond // for a device that has responded to the search but not yet to the requests that follow
-
-	// searchTime is how long a probe waits for a search if the gateway refuses everything. It
-	// allows for devices that respond within a second.
-	searchTime = 1200 * time.Millisecond
 	// otherBackendTimeout bounds the probe of a backend if the gateway has replied to another
 	// backend. The gateway is then known to be reachable and not slow.
 	otherBackendTimeout = time.Second
@@ -108,19 +91,24 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 	p := &probeRun{client: c, stop: stop, done: make(chan struct{})}
 	o.currentProbe = p
 	if !o.spawn(func() {
-		defer close(p.done)
 		defer stop(nil)
 		ctx, cancel := bound(ctx, wait)
 		defer cancel()
-		errs := probe(ctx, c.backends, wait)
+		first, roundTrip := c.recall()
+		r := newProbeRound(ctx, c.backends, first, roundTrip, wait)
+		r.run()
 		if !o.loop.Do(func() {
-			p.err = o.recordProbe(c, errs)
+			p.err = o.recordProbe(c, r)
 			if o.currentProbe == p {
 				o.currentProbe = nil
 			}
 		}) {
 			p.err = ErrEnded
 		}
+		close(p.done)
+		r.awaitLate(func(b *Backend, err error) {
+			o.loop.Do(func() { o.recordLate(b, err) })
+		})
 	}) {
 		p.err = ErrEnded
 		close(p.done)
@@ -128,112 +116,29 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 }
 
 // recordProbe records the results of a probe. It returns nil if a backend is available.
-func (o *Owner) recordProbe(c *Client, errs []error) error {
+func (o *Owner) recordProbe(c *Client, r *probeRound) error {
 	for i, b := range c.backends {
-		b.probeErr, b.probedAt = errs[i], time.Now()
+		b.probeErr, b.probedAt = r.errs[i], time.Now()
 	}
 	available := c.available()
 	if len(available) == 0 {
-		return c.sink.CombineErrors(errs, o.key.Gateway.Addr(), nil)
+		return c.sink.CombineErrors(r.errs, o.key.Gateway.Addr(), nil)
 	}
+	o.registry.learn(o.key, r.answers(), r.roundTrip)
 	o.log().Info("gateway chosen", "gateway", o.key.Gateway.Addr(), "backend", available[0].name)
 	return nil
 }
 
-// probe probes backends and returns an error for each. It returns as soon as no more
-// preferred backend can win over one that has replied. Backends without a result then have
-// errNotProbed. If none has replied, each has its own error.
-func probe(ctx context.Context, bs []*Backend, wait time.Duration) []error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	type outcome struct {
-		index int
-		err   error
+// recordLate records the result of a probe that ended after another backend was chosen. If
+// the gateway replied, later calls use the backend.
+func (o *Owner) recordLate(b *Backend, err error) {
+	if !errors.Is(b.probeErr, errNotProbed) || errors.Is(err, backends.ErrNoReply) {
+		return
 	}
-	var (
-		running         sync.WaitGroup
-		outcomes        = make(chan outcome, len(bs))
-		errs            = slices.Repeat([]error{errNotProbed}, len(bs))
-		precedingFailed = make(chan struct{}) // closed when the preceding backend has failed
-	)
-	close(precedingFailed)
-	for i, b := range bs {
-		delay := time.Duration(i) * stagger
-		if b.searches {
-			delay = min(delay, searchDelay)
-		}
-		previousFailed, failed := precedingFailed, make(chan struct{})
-		precedingFailed = failed
-		running.Go(func() {
-			var err error
-			select {
-			case <-previousFailed:
-			case <-time.After(min(delay, wait/4)):
-			case <-ctx.Done():
-				err = context.Cause(ctx)
-			}
-			if err == nil {
-				err = b.runProbe(ctx)
-			}
-			if err != nil {
-				close(failed)
-			}
-			outcomes <- outcome{i, err}
-		})
+	if b.probeErr, b.probedAt = err, time.Now(); err == nil {
+		o.registry.learn(o.key, map[string]answer{b.name: b.answer()}, 0)
+		o.log().Info("gateway replied late", "gateway", o.key.Gateway.Addr(), "backend", b.name)
 	}
-	start := time.Now()
-	preferenceTimer, searchTimer := time.After(preferenceTime), time.After(searchTime)
-	preferenceOver, searchOver := false, false
-	for !isDecided(bs, errs, preferenceOver, searchOver) {
-		select {
-		case o := <-outcomes:
-			errs[o.index] = o.err
-			if o.err == nil && !bs[o.index].searches && time.Since(start) < preferenceTime-afterReply {
-				preferenceTimer = time.After(afterReply)
-			}
-		case <-preferenceTimer:
-			preferenceOver = true
-		case <-searchTimer:
-			searchOver, searchTimer = true, time.After(foundDeviceTime)
-		}
-	}
-	cancel(&TimeoutError{time.Since(start)})
-	running.Wait()
-	close(outcomes)
-	for o := range outcomes {
-		if !slices.Contains(errs, nil) { // otherwise these results are not final
-			errs[o.index] = o.err
-		}
-	}
-	return errs
-}
-
-// isDecided reports whether a probe needs no further result. Until preferenceOver, it needs
-// the results of all backends before the first available one. If no backend is available, it
-// needs all results. After searchOver, it does not need the result of a search if the gateway
-// refuses everything else and the search.
-func isDecided(bs []*Backend, errs []error, preferenceOver, searchOver bool) bool {
-	if preferenceOver && slices.Contains(errs, nil) {
-		return true
-	}
-	isRefused := true
-	for i, err := range errs {
-		isRefused = isRefused && (bs[i].searches || errno.IsRefused(err))
-	}
-	for i, err := range errs {
-		switch {
-		case err == nil:
-			return true
-		case errors.Is(err, errNotProbed) && (!searchOver || !isRefused || bs[i].isPromising()):
-			return false
-		}
-	}
-	return true
-}
-
-// isPromising reports whether a backend uses no search, or its search may still succeed.
-func (b *Backend) isPromising() bool {
-	p, is := b.Backend.(interface{ Promising() bool })
-	return !b.searches || !is || p.Promising()
 }
 
 // EnsureProbed returns nil if a backend is available. If that is unknown, EnsureProbed probes
@@ -257,7 +162,11 @@ func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duratio
 		if ctx.Err() != nil && !IsTimeout(ctx) {
 			return probeErr // the call was cancelled; the state is still unknown
 		}
-		c.owner.loop.Do(func() { b.probeErr, b.probedAt = probeErr, time.Now() })
+		c.owner.loop.Do(func() {
+			if b.probeErr, b.probedAt = probeErr, time.Now(); probeErr == nil {
+				c.owner.registry.learn(c.owner.key, map[string]answer{b.name: b.answer()}, 0)
+			}
+		})
 	}
 	if b.searches && othersAvailable && errors.Is(probeErr, backends.ErrNoReply) {
 		return unsupportedError{probeErr}

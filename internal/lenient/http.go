@@ -88,10 +88,12 @@ func (d Dialer) Exchange(ctx context.Context, to netip.AddrPort, r Request) (Res
 }
 
 func (d Dialer) roundTrip(ctx context.Context, to netip.AddrPort, r Request) (Response, error) {
+	begin := time.Now()
 	conn, err := d.connect(ctx, to)
 	if err != nil {
 		return Response{}, err
 	}
+	ctxsync.Replied(ctx, time.Since(begin))
 	defer func() { _ = conn.Close() }()
 	// If the request is cancelled, the kernel must not retransmit it: the device would process
 	// it after later requests. Close drops the data and resets the connection.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/errno"
 )
 
@@ -40,7 +41,8 @@ type Transaction struct {
 	// to send no more.
 	Wait func(n int) (time.Duration, bool)
 	// Probe requests do not wait in the queue. They are small, and their result
-	// must not wait for the retransmissions of other requests.
+	// must not wait for the retransmissions of other requests. The first
+	// retransmission is sent at once when the context demands it (ctxsync.Repeat).
 	Probe bool
 	// Alone requests have a socket that sends no other request. Late replies to other
 	// requests do not arrive there, so each datagram from the gateway is a reply to
@@ -86,6 +88,9 @@ type inFlight struct {
 	transaction *Transaction
 	datagram    []byte       // to send next
 	outcome     chan outcome // with capacity 1: only the first outcome is kept
+	// repeat ends the wait after the first transmission when it is closed. It is nil for
+	// other waits, and for requests that are not repeated early.
+	repeat <-chan struct{}
 }
 
 type outcome struct {
@@ -106,6 +111,9 @@ func (c *Conn) Do(ctx context.Context, tx Transaction) (Reply, error) {
 	}
 	p := &inFlight{transaction: &tx, datagram: tx.Request, outcome: make(chan outcome, 1)}
 	defer c.unregister(p)
+	if tx.Probe {
+		p.repeat = ctxsync.Repeat(ctx)
+	}
 
 	var sent time.Time
 	for n := 0; ; n++ {
@@ -121,6 +129,7 @@ func (c *Conn) Do(ctx context.Context, tx Transaction) (Reply, error) {
 		case err != nil:
 			return Reply{}, err
 		case out == nil:
+			p.repeat = nil
 			continue
 		case out.refused:
 			return Reply{}, &refusedError{c.config.Gateway}
@@ -167,6 +176,8 @@ func await[T any](ctx context.Context, c *Conn, p *inFlight, until <-chan T) (*o
 	case out := <-p.outcome:
 		return &out, nil
 	case <-until:
+		return nil, nil
+	case <-p.repeat:
 		return nil, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -262,12 +273,23 @@ func (c *Conn) deliver(datagram []byte, at time.Time, local netip.Addr) {
 	delete(c.pending, best) // an equal datagram is then delivered to the next equal request
 }
 
-// deliverRefusal ends the transaction that transmitted last, after an ICMP error.
+// deliverRefusal ends the transaction that transmitted last, after an ICMP error. If that
+// is a probe, it ends all probes: they are sent together, and the kernel can merge the
+// errors that they cause.
 func (c *Conn) deliverRefusal() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lastSender != nil {
-		c.lastSender.complete(outcome{refused: true})
+	if c.lastSender == nil {
+		return
+	}
+	c.lastSender.complete(outcome{refused: true})
+	if !c.lastSender.transaction.Probe {
+		return
+	}
+	for p := range c.pending {
+		if p.transaction.Probe {
+			p.complete(outcome{refused: true})
+		}
 	}
 }
 
