@@ -72,6 +72,14 @@ type Config struct {
 	// host is an IPv4 address. If Gateway is zero, the host of the URL is the gateway. Empty
 	// means the UPnP device of the gateway. If it has none, another device is used.
 	UPnPURL string
+	// Choices are results of [Forwarder.Choices] in an earlier run of the program. A protocol
+	// that a gateway supported is then asked before the others. If it does not reply within
+	// 10 ms, or six round trips if they take longer, the others are probed too. Choices for
+	// other gateways or for protocols that are not in Protocols have no effect, and so has a URL
+	// with another host than the gateway. With ready-made Backends, Choices has no effect. An
+	// entry without a gateway or with an unknown protocol is invalid. Nil means that nothing is
+	// known.
+	Choices []Choice
 	// Lifetime is the lifetime to request if no option sets another. Zero means
 	// DefaultLifetime.
 	Lifetime time.Duration
@@ -135,6 +143,7 @@ func (c *Config) check() (Config, error) {
 		out = *c
 	}
 	out.Protocols, out.Backends, out.NonceKey = slices.Clone(out.Protocols), slices.Clone(out.Backends), slices.Clone(out.NonceKey)
+	out.Choices = slices.Clone(out.Choices)
 	for _, d := range []struct {
 		name  string
 		value time.Duration
@@ -146,6 +155,11 @@ func (c *Config) check() (Config, error) {
 	for _, name := range out.Protocols {
 		if _, is := gateway.Find(name); !is {
 			return Config{}, invalid("Config.Protocols: no protocol %q, the protocols are %v", name, gateway.Names())
+		}
+	}
+	for _, choice := range out.Choices {
+		if err := choice.check(); err != nil {
+			return Config{}, err
 		}
 	}
 	for _, b := range out.Backends {

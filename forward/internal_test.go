@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/discover"
+	"github.com/natforward/goforward/internal/gateway"
 	"github.com/natforward/goforward/internal/state"
 )
 
@@ -194,5 +196,21 @@ func TestListenForever(t *testing.T) {
 		if err != nil || len(specs) != 1 || specs[0].Lifetime != want || specs[0].Description != "web" {
 			t.Errorf("%s: %+v, %v", network, specs, err)
 		}
+	}
+}
+
+// TestHintsFor checks which choices apply to a gateway.
+func TestHintsFor(t *testing.T) {
+	gw, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	f := &Forwarder{config: Config{Choices: []Choice{
+		{Gateway: netip.AddrPortFrom(gw, 0), Protocol: "pcp"},
+		{Gateway: netip.AddrPortFrom(gw, 5351), Interface: "eth0", Protocol: "upnp", URL: "http://192.0.2.1/"},
+		{Gateway: netip.AddrPortFrom(gw, 0), Interface: "eth1", Protocol: "natpmp"},
+		{Gateway: netip.AddrPortFrom(gw, 1), Protocol: "natpmp"},
+		{Gateway: netip.AddrPortFrom(other, 0), Protocol: "natpmp"},
+	}}}
+	got := f.hintsFor(gatewayPath{gateway: netip.AddrPortFrom(gw, 0), iface: "eth0"})
+	if want := []gateway.Hint{{Protocol: "pcp"}, {Protocol: "upnp", URL: "http://192.0.2.1/"}}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -166,6 +166,7 @@ func (f *Forwarder) addRoute(p gatewayPath) (*route, error) {
 	}
 	if len(configs) == 0 {
 		configs, key = f.configs(p), f.keyOf(p)
+		f.registry.Suggest(key, f.hintsFor(p))
 	}
 	if len(configs) == 0 {
 		return nil, fmt.Errorf("forward: %w: no gateway at %v supports %s\n  → add pcp or upnp to Config.Protocols", backends.ErrUnsupported, p.gateway.Addr(), strings.Join(f.config.Protocols, " or "))

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -713,5 +715,67 @@ func TestGatewayResponseLimit(t *testing.T) {
 	wantError(t, b.Probe(t.Context()), backends.ErrNoReply, 0)
 	if n := counter.count.Load(); n == 0 || n > 16 {
 		t.Errorf("the gateway had %d connections", n)
+	}
+}
+
+// TestTryFirst checks that a description whose URL is known is fetched without a search, and
+// that a search follows if it cannot be used. Nothing is sent to another host than the gateway.
+func TestTryFirst(t *testing.T) {
+	t.Parallel()
+	silent := func(t *testing.T, at netip.Addr) (url string, connections func() int) {
+		ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n atomic.Int32
+		var accepting sync.WaitGroup
+		t.Cleanup(accepting.Wait)
+		t.Cleanup(func() { _ = ln.Close() })
+		accepting.Go(func() {
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				n.Add(1)
+				defer func() { _ = conn.Close() }()
+			}
+		})
+		return "http://" + ln.Addr().String() + "/", func() int { return int(n.Load()) }
+	}
+	for name, test := range map[string]struct {
+		url      func(*testing.T, *gatewaytest.Gateway) string
+		searches bool
+	}{
+		"the description": {func(_ *testing.T, gw *gatewaytest.Gateway) string { return gw.UPnP().DescriptionURL() }, false},
+		"not found":       {func(_ *testing.T, gw *gatewaytest.Gateway) string { return gw.UPnP().DescriptionURL() + "x" }, true},
+		"not a URL":       {func(*testing.T, *gatewaytest.Gateway) string { return "x" }, true},
+		"no reply": {func(t *testing.T, gw *gatewaytest.Gateway) string {
+			url, _ := silent(t, gw.Addr().Addr())
+			return url
+		}, true},
+		"another host": {func(t *testing.T, _ *gatewaytest.Gateway) string {
+			needHosts(t)
+			url, connections := silent(t, host())
+			t.Cleanup(func() {
+				if n := connections(); n != 0 {
+					t.Errorf("%d connections to another host", n)
+				}
+			})
+			return url
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			gw, b := startBackend(t, quirks.UPnP{})
+			b.TryFirst(test.url(t, gw))
+			mustMap(t, gw, b, request(8080, 9000))
+			if got := b.DeviceURL(); got != gw.UPnP().DescriptionURL() {
+				t.Errorf("DeviceURL: %q", got)
+			}
+			if n := gw.Stats().Requests["ssdp search"]; n > 0 != test.searches {
+				t.Errorf("%d searches", n)
+			}
+		})
 	}
 }

@@ -28,6 +28,7 @@ type Backend struct {
 	// Only code on the owner's loop uses these fields.
 	probeErr    error     // of the last probe: nil if the gateway replied, errNotProbed if there was none
 	probedAt    time.Time // time of the last probe
+	repliedLate bool      // the gateway replied to that probe after another backend was chosen
 	watched     bool
 	verifyLimit TokenBucket // of verification after changes
 	lost        time.Time   // when its gateway last lost its state, if it reported that

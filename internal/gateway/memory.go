@@ -53,7 +53,7 @@ func (r *Registry) learn(key Key, answers map[string]answer, roundTrip time.Dura
 	delete(r.memories, oldest)
 }
 
-// Hint is a protocol that a gateway supported in an earlier run of the program.
+// Hint is a protocol that a gateway supported when it was probed last.
 type Hint struct {
 	Protocol string
 	URL      string // of the UPnP root description, or empty
@@ -108,6 +108,19 @@ func (r *Registry) firstOf(key Key, bs []*Backend) (first int, url string, round
 		}
 	}
 	return -1, "", 0
+}
+
+// Known returns the protocols that the gateway is known to support, the preferred one first.
+// Ready-made backends and Direct are not included.
+func (c *Client) Known() (hints []Hint) {
+	c.owner.loop.Do(func() {
+		for _, b := range c.backends {
+			if b.config.Ready == nil && b.probe != nil && (b.probeErr == nil || b.repliedLate) {
+				hints = append(hints, Hint{b.name, b.URL()})
+			}
+		}
+	})
+	return hints
 }
 
 // answer returns what is known about a backend that is available.

@@ -106,8 +106,8 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 			p.err = ErrEnded
 		}
 		close(p.done)
-		r.awaitLate(func(b *Backend, err error) {
-			o.loop.Do(func() { o.recordLate(b, err) })
+		r.awaitLate(func(b *Backend) {
+			o.loop.Do(func() { o.recordLate(b) })
 		})
 	}) {
 		p.err = ErrEnded
@@ -118,7 +118,7 @@ func (o *Owner) startProbe(c *Client, wait time.Duration) {
 // recordProbe records the results of a probe. It returns nil if a backend is available.
 func (o *Owner) recordProbe(c *Client, r *probeRound) error {
 	for i, b := range c.backends {
-		b.probeErr, b.probedAt = r.errs[i], time.Now()
+		b.probeErr, b.probedAt, b.repliedLate = r.errs[i], time.Now(), false
 	}
 	available := c.available()
 	if len(available) == 0 {
@@ -129,16 +129,12 @@ func (o *Owner) recordProbe(c *Client, r *probeRound) error {
 	return nil
 }
 
-// recordLate records the result of a probe that ended after another backend was chosen. If
-// the gateway replied, later calls use the backend.
-func (o *Owner) recordLate(b *Backend, err error) {
-	if !errors.Is(b.probeErr, errNotProbed) || errors.Is(err, backends.ErrNoReply) {
-		return
-	}
-	if b.probeErr, b.probedAt = err, time.Now(); err == nil {
-		o.registry.learn(o.key, map[string]answer{b.name: b.answer()}, 0)
-		o.log().Info("gateway replied late", "gateway", o.key.Gateway.Addr(), "backend", b.name)
-	}
+// recordLate records that the gateway replied to a probe after another backend was chosen. The
+// choice does not change, but the next probe of the gateway asks this backend first.
+func (o *Owner) recordLate(b *Backend) {
+	b.repliedLate = true
+	o.registry.learn(o.key, map[string]answer{b.name: b.answer()}, 0)
+	o.log().Info("gateway replied late", "gateway", o.key.Gateway.Addr(), "backend", b.name)
 }
 
 // EnsureProbed returns nil if a backend is available. If that is unknown, EnsureProbed probes

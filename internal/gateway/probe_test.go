@@ -89,19 +89,42 @@ func (errorSink) CombineErrors(attempts []error, _ netip.Addr, _ *Spec) error {
 // set, the last backend uses a search. The backends are named a, b and so on.
 func join(t *testing.T, log *probeLog, searched bool, probes ...probeReply) *Client {
 	t.Helper()
-	var specs []BackendConfig
+	fakes := make([]fakeProbe, len(probes))
 	for i, a := range probes {
 		name := string(rune('a' + i))
-		probe := a.probe(log, name)
-		specs = append(specs, BackendConfig{Ready: &fakeBackend{name: name}, probe: &probe, search: searched && i == len(probes)-1})
+		fakes[i] = fakeProbe{name, a.probe(log, name), searched && i == len(probes)-1}
 	}
-	c, err := NewRegistry(Jitter).Join(Key{}, specs, errorSink{})
+	return joinAt(t, NewRegistry(Jitter), Key{}, fakes...)
+}
+
+// fakeProbe is a backend with a probe of its own.
+type fakeProbe struct {
+	name     string
+	probe    func(context.Context) error
+	searches bool
+}
+
+// joinAt returns a client of the owner of a gateway.
+func joinAt(t *testing.T, r *Registry, key Key, fakes ...fakeProbe) *Client {
+	t.Helper()
+	var configs []BackendConfig
+	for _, f := range fakes {
+		configs = append(configs, BackendConfig{Ready: &fakeBackend{name: f.name}, probe: &f.probe, search: f.searches})
+	}
+	c, err := r.Join(key, configs, errorSink{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Discard)
+	t.Cleanup(func() {
+		if !c.isGone() {
+			c.Discard()
+		}
+	})
 	return c
 }
+
+// isGone reports whether the client has left its owner.
+func (c *Client) isGone() bool { return !c.owner.loop.Do(func() {}) }
 
 // TestProbe checks which of three backends is selected, after what time, and which backends
 // were probed.
@@ -116,19 +139,21 @@ func TestProbe(t *testing.T) {
 		probed   string
 		searched bool // the last backend uses a search
 	}{
-		"the first replies at once":                      {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a", false},
-		"the first replies after a short delay":          {[]probeReply{yes(100 * ms), yes(ms), yes(ms)}, "a", 100 * ms, "a b c", false},
-		"the first replies too late":                     {[]probeReply{yes(150 * ms), yes(ms), yes(ms)}, "b", 101 * ms, "a b c", false},
-		"the first returns an error":                     {[]probeReply{refuses, yes(ms), yes(ms)}, "b", ms, "a b", false},
-		"the first refuses mappings only":                {[]probeReply{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a", false},
+		"the first replies at once":                      {[]probeReply{yes(ms), yes(ms), yes(ms)}, "a", ms, "a b c", false},
+		"the first replies in time":                      {[]probeReply{yes(9 * ms), yes(ms), yes(ms)}, "a", 9 * ms, "a b c", false},
+		"the first replies too late":                     {[]probeReply{yes(11 * ms), yes(ms), yes(ms)}, "b", 10 * ms, "a b c", false},
+		"the first replies in time, of a slow gateway":   {[]probeReply{yes(119 * ms), yes(20 * ms), silent}, "a", 119 * ms, "a b c", false},
+		"the first replies too late, of a slow gateway":  {[]probeReply{yes(121 * ms), yes(20 * ms), silent}, "b", 120 * ms, "a b c", false},
+		"the first returns an error":                     {[]probeReply{refuses, yes(ms), yes(ms)}, "b", ms, "a b c", false},
+		"the first refuses mappings only":                {[]probeReply{{ms, backends.ErrNotAuthorized}, yes(ms), yes(ms)}, "a", ms, "a b c", false},
 		"only the third replies, the others refuse":      {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", false},
-		"only the third replies":                         {[]probeReply{silent, silent, yes(ms)}, "c", 151 * ms, "a b c", false},
-		"only the third replies, after a delay":          {[]probeReply{silent, silent, yes(time.Second)}, "c", 1100 * ms, "a b c", false},
-		"the second replies after the third":             {[]probeReply{silent, yes(50 * ms), yes(ms)}, "b", 151 * ms, "a b c", false},
+		"only the third replies":                         {[]probeReply{silent, silent, yes(ms)}, "c", 10 * ms, "a b c", false},
+		"only the third replies, after a delay":          {[]probeReply{silent, silent, yes(time.Second)}, "c", time.Second, "a b c", false},
+		"the second replies after the third":             {[]probeReply{silent, yes(9 * ms), yes(ms)}, "b", 10 * ms, "a b c", false},
 		"none replies":                                   {[]probeReply{silent, silent, silent}, "", wait, "a b c", false},
 		"all return errors":                              {[]probeReply{refuses, refuses, refuses}, "", 0, "a b c", false},
-		"the first replies before the search starts":     {[]probeReply{yes(24 * ms), yes(ms), yes(ms)}, "a", 24 * ms, "a", true},
-		"the first replies after the search has started": {[]probeReply{yes(26 * ms), yes(ms), yes(ms)}, "a", 26 * ms, "a c", true},
+		"the first replies before the search starts":     {[]probeReply{yes(24 * ms), yes(24 * ms), yes(ms)}, "a", 24 * ms, "a b", true},
+		"the first replies after the search has started": {[]probeReply{yes(26 * ms), silent, yes(ms)}, "a", 26 * ms, "a b c", true},
 		"found by a search":                              {[]probeReply{silent, silent, yes(ms)}, "c", 250 * ms, "a b c", true},
 		"found by a search that starts at once":          {[]probeReply{refuses, refuses, yes(ms)}, "c", ms, "a b c", true},
 	} {

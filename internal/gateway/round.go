@@ -319,8 +319,8 @@ func (r *probeRound) stopProbes(cause error) {
 }
 
 // awaitLate waits for the probes that run has not stopped, until lateTime after their start,
-// and calls record with their results.
-func (r *probeRound) awaitLate(record func(*Backend, error)) {
+// and calls record for each backend that replies.
+func (r *probeRound) awaitLate(record func(*Backend)) {
 	for i := range r.probes {
 		if p := &r.probes[i]; p.late && r.isPending(i) {
 			timer := time.AfterFunc(time.Until(p.at.Add(lateTime)), func() { p.stop(&TimeoutError{lateTime}) })
@@ -329,8 +329,9 @@ func (r *probeRound) awaitLate(record func(*Backend, error)) {
 	}
 	for ; r.running > 0; r.running-- {
 		result := <-r.results
-		r.probes[result.index].stop(nil)
-		record(r.backends[result.index], result.err)
+		if r.probes[result.index].stop(nil); result.err == nil {
+			record(r.backends[result.index])
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/ctxsync"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // checkSent compares the transmissions, each formatted as "datagram time".
@@ -414,4 +415,67 @@ func TestEndedRequest(t *testing.T) {
 	if len(late) != 1 || <-late != "ended" {
 		t.Error("the watcher did not receive the late reply")
 	}
+}
+
+// TestRepeat checks that a probe is repeated early once, when its context demands it, and that
+// other requests are not.
+func TestRepeat(t *testing.T) {
+	for _, probe := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			gw, conn := newConn(t, "192.0.2.1:5351")
+			defer conn.Close()
+			repeat := make(chan struct{})
+			ctx := ctxsync.WithProbe(t.Context(), ctxsync.Probe{Repeat: repeat})
+			time.AfterFunc(5*time.Millisecond, func() { close(repeat) })
+			tx := echo("request", time.Second, 2*time.Second)
+			tx.Probe = probe
+			if _, err := conn.Do(ctx, tx); !errors.Is(err, backends.ErrNoReply) {
+				t.Errorf("Do: %v", err)
+			}
+			var at []time.Duration
+			for _, sent := range gw.transmissions() {
+				at = append(at, sent.at)
+			}
+			want := []time.Duration{0, time.Second}
+			if probe {
+				want = []time.Duration{0, 5 * time.Millisecond}
+			}
+			if !slices.Equal(at, want) {
+				t.Errorf("probe %v: sent at %v, want %v", probe, at, want)
+			}
+		})
+	}
+}
+
+// TestProbesRefused checks that one ICMP error ends all probes, and no other request.
+func TestProbesRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw, conn := newConn(t, "192.0.2.1:5351")
+		defer conn.Close()
+		do := func(tx Transaction) chan error {
+			result := make(chan error, 1)
+			go func() {
+				_, err := conn.Do(t.Context(), tx)
+				result <- err
+			}()
+			synctest.Wait()
+			return result
+		}
+		request, probe := echo("request", time.Minute), echo("probe", time.Minute)
+		probe.Probe = true
+		other, first := do(request), do(probe)
+		second := do(probe)
+		gw.sockets[0].receive(errno.ECONNREFUSED)
+		synctest.Wait()
+		if len(first) != 1 || len(second) != 1 || len(other) != 0 {
+			t.Fatalf("%d and %d probes and %d requests have ended", len(first), len(second), len(other))
+		}
+		if err := errors.Join(<-first, <-second); !errors.Is(err, errno.ECONNREFUSED) {
+			t.Errorf("Do: %v", err)
+		}
+		gw.sockets[0].receive([]byte("request"))
+		if err := <-other; err != nil {
+			t.Errorf("Do: %v", err)
+		}
+	})
 }
