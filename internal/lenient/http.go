@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -132,8 +133,14 @@ func (d Dialer) connect(ctx context.Context, to netip.AddrPort) (*net.TCPConn, e
 	ctx, cancel := context.WithCancel(ctx)
 	for i := range dialAttempts {
 		go func() { // ends when its result is received below
-			_ = ctxsync.Sleep(ctx, dialInterval*(1<<i-1))
-			conn, err := d.Dial(ctx, "tcp", to)
+			var conn net.Conn
+			var err error
+			if i > 0 {
+				err = ctxsync.Sleep(ctx, dialInterval*(1<<i-1))
+			}
+			if err == nil {
+				conn, err = d.Dial(ctx, "tcp", to)
+			}
 			tcp, _ := conn.(*net.TCPConn)
 			results <- func() (*net.TCPConn, error) { return tcp, err }
 		}()
@@ -189,8 +196,21 @@ type responseReader struct {
 }
 
 func newReader(r io.Reader, request Request, onOverrun func()) *responseReader {
-	endTag := regexp.MustCompile(`(?i)<\s{0,16}/\s{0,16}([^<>\s]{0,16}:)?` + regexp.QuoteMeta(request.Root) + `([\s/][^<>]{0,16})?>`)
-	return &responseReader{r: bufio.NewReaderSize(r, maxHeader), request: request, onOverrun: onOverrun, endTag: endTag}
+	return &responseReader{r: bufio.NewReaderSize(r, maxHeader), request: request, onOverrun: onOverrun, endTag: endTagOf(request.Root)}
+}
+
+// endTags has the compiled patterns of end tags, by the name of the root. Programs use only a
+// few names.
+var endTags sync.Map
+
+// endTagOf returns a pattern that matches the end tag of a document.
+func endTagOf(root string) *regexp.Regexp {
+	if cached, is := endTags.Load(root); is {
+		return cached.(*regexp.Regexp)
+	}
+	endTag := regexp.MustCompile(`(?i)<\s{0,16}/\s{0,16}([^<>\s]{0,16}:)?` + regexp.QuoteMeta(root) + `([\s/][^<>]{0,16})?>`)
+	endTags.Store(root, endTag)
+	return endTag
 }
 
 // read reads the response. Its error wraps backends.ErrMalformed if the data is
