@@ -13,8 +13,10 @@
 //
 // The first call finds the gateway that the kernel uses to reach the internet. It then finds
 // out whether the gateway supports NAT-PMP, PCP or UPnP, and remembers the result. NAT-PMP is
-// used if the gateway replies to it within a quarter of a second, otherwise PCP, otherwise
-// UPnP. If a protocol cannot express a request, or if the gateway refuses it, the same call
+// used if the gateway replies to it in time, otherwise PCP, otherwise UPnP. That time is six
+// round trips of the gateway: at least 10 ms, and at most a quarter of a second. If the
+// program uses the gateway again, also with another Forwarder, the protocol that it supported
+// is asked first. With Config.Choices, so does the next run of the program. If a protocol cannot express a request, or if the gateway refuses it, the same call
 // tries the next protocol.
 //
 // A mapping is renewed at half of the lifetime that the gateway granted. It is requested

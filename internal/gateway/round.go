@@ -210,7 +210,7 @@ func (r *probeRound) repeatTime(place int) time.Duration {
 }
 
 // preferenceTime returns how long a backend wins over less preferred ones that have replied.
-// A device may delay its response to a search, whatever the round-trip time is.
+// A device may delay its response to a search, so the round-trip time does not limit that.
 func (r *probeRound) preferenceTime(i int) time.Duration {
 	needsGateway := func(i int) bool { return r.errs[i] == nil && r.backends[i].probe != nil }
 	switch {
