@@ -15,9 +15,9 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -27,7 +27,8 @@ import (
 
 const (
 	maxHeader = 16 << 10 // all header lines, including those of interim responses
-	maxEndTag = 256      // more than the bytes that endTag matches
+	maxEndTag = 256      // the maximum size of an end tag
+	readSize  = 4 << 10  // the maximum number of body bytes that are read at once
 	// chunkOverhead is the maximum number of framing bytes for each byte in a
 	// chunk, in addition to maxHeader.
 	chunkOverhead = 16
@@ -129,30 +130,41 @@ func (d Dialer) roundTrip(ctx context.Context, to netip.AddrPort, r Request) (Re
 
 // connect returns the result of the first attempt that completes.
 func (d Dialer) connect(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	results := make(chan func() (*net.TCPConn, error))
-	ctx, cancel := context.WithCancel(ctx)
-	for i := range dialAttempts {
-		go func() { // ends when its result is received below
-			var conn net.Conn
-			var err error
-			if i > 0 {
-				err = ctxsync.Sleep(ctx, dialInterval*(1<<i-1))
-			}
-			if err == nil {
-				conn, err = d.Dial(ctx, "tcp", to)
-			}
-			tcp, _ := conn.(*net.TCPConn)
-			results <- func() (*net.TCPConn, error) { return tcp, err }
-		}()
+	type result struct {
+		conn net.Conn
+		err  error
 	}
-	first := <-results
-	cancel()
-	for range dialAttempts - 1 {
-		if late, err := (<-results)(); err == nil {
-			_ = late.Close()
+	results := make(chan result, dialAttempts)
+	ctx, cancel := context.WithCancel(ctx)
+	attempt := func() { // ends when its result is received below
+		conn, err := d.Dial(ctx, "tcp", to)
+		results <- result{conn, err}
+	}
+	go attempt()
+	started, interval := 1, dialInterval
+	next := time.NewTimer(interval)
+	defer next.Stop()
+	var first result
+	for waiting := true; waiting; {
+		select {
+		case first = <-results:
+			waiting = false
+		case <-next.C:
+			go attempt()
+			if started++; started < dialAttempts {
+				interval *= 2
+				next.Reset(interval)
+			}
 		}
 	}
-	return first()
+	cancel()
+	for range started - 1 {
+		if late := <-results; late.err == nil {
+			_ = late.conn.Close()
+		}
+	}
+	tcp, _ := first.conn.(*net.TCPConn)
+	return tcp, first.err
 }
 
 // Dial connects to the address over the network, tcp or udp.
@@ -188,29 +200,14 @@ type responseReader struct {
 	onOverrun func()
 
 	Response
-	endTag      *regexp.Regexp // matches the end tag of the document's root
-	headerBytes int            // number of header bytes read
-	length      int            // the announced length of the body, or -1 if there is none
-	chunked     bool           // the body is announced in chunks
-	scanned     int            // number of body bytes already searched for the end of the document
+	headerBytes int  // number of header bytes read
+	length      int  // the announced length of the body, or -1 if there is none
+	chunked     bool // the body is announced in chunks
+	scanned     int  // number of body bytes already searched for the end of the document
 }
 
 func newReader(r io.Reader, request Request, onOverrun func()) *responseReader {
-	return &responseReader{r: bufio.NewReaderSize(r, maxHeader), request: request, onOverrun: onOverrun, endTag: endTagOf(request.Root)}
-}
-
-// endTags has the compiled patterns of end tags, by the name of the root. Programs use only a
-// few names.
-var endTags sync.Map
-
-// endTagOf returns a pattern that matches the end tag of a document.
-func endTagOf(root string) *regexp.Regexp {
-	if cached, is := endTags.Load(root); is {
-		return cached.(*regexp.Regexp)
-	}
-	endTag := regexp.MustCompile(`(?i)<\s{0,16}/\s{0,16}([^<>\s]{0,16}:)?` + regexp.QuoteMeta(root) + `([\s/][^<>]{0,16})?>`)
-	endTags.Store(root, endTag)
-	return endTag
+	return &responseReader{r: bufio.NewReaderSize(r, maxHeader), request: request, onOverrun: onOverrun}
 }
 
 // read reads the response. Its error wraps backends.ErrMalformed if the data is
@@ -301,7 +298,6 @@ func (r *responseReader) nextByteIs(c byte) bool {
 // length is reached and no document has started. The end of the connection is not
 // an error, because the document shows whether something is missing.
 func (r *responseReader) readBody() error {
-	var buf [4096]byte
 	left, overrun := r.length, false // left is negative if the length is unknown
 	if r.chunked {
 		left, r.headerBytes = 0, 0
@@ -312,13 +308,14 @@ func (r *responseReader) readBody() error {
 		case len(r.Body) > r.request.Limit:
 			return fmt.Errorf("%w: HTTP body of more than %d bytes", backends.ErrMalformed, r.request.Limit)
 		case left != 0:
-			size := min(len(buf), r.request.Limit+1-len(r.Body))
+			size := min(readSize, r.request.Limit+1-len(r.Body))
 			if left > 0 {
 				size = min(size, left)
 			}
-			size, err = r.r.Read(buf[:size])
+			r.Body = slices.Grow(r.Body, size)
+			size, err = r.r.Read(r.Body[len(r.Body) : len(r.Body)+size])
 			left -= size
-			r.Body = append(r.Body, buf[:size]...)
+			r.Body = r.Body[:len(r.Body)+size]
 		case r.chunked:
 			if left, err = r.chunkSize(); err == nil && left == 0 {
 				return nil // the trailer is not read
@@ -365,8 +362,23 @@ func (r *responseReader) complete() bool {
 		}
 		r.scanned += end + 1
 		tag := r.Body[max(0, r.scanned-maxEndTag):r.scanned]
-		if start := bytes.LastIndexByte(tag, '<'); start >= 0 && r.endTag.Match(tag[start:]) {
+		if start := bytes.LastIndexByte(tag, '<'); start >= 0 && isEndTag(tag[start+1:len(tag)-1], r.request.Root) {
 			return true
 		}
 	}
+}
+
+// isEndTag reports whether the text between < and > is the end tag of an element with the
+// name, which is ASCII. White space, a prefix, and a text after the name are ignored.
+func isEndTag(tag []byte, name string) bool {
+	const space = " \t\n\f\r"
+	tag, isEnd := bytes.CutPrefix(bytes.TrimLeft(tag, space), []byte("/"))
+	if !isEnd {
+		return false
+	}
+	tag = bytes.TrimLeft(tag, space)
+	if end := bytes.IndexAny(tag, space+"/"); end >= 0 {
+		tag = tag[:end]
+	}
+	return strings.EqualFold(string(tag[bytes.IndexByte(tag, ':')+1:]), name)
 }

@@ -150,3 +150,16 @@ func FuzzReadResponse(f *testing.F) {
 		}
 	})
 }
+
+// TestEndTag checks which tags end a document.
+func TestEndTag(t *testing.T) {
+	t.Parallel()
+	for tag, want := range map[string]bool{
+		"/s:Envelope": true, "/Envelope": true, " /\ts:ENVELOPE ": true, "/ SOAP-ENV:Envelope": true, "/s:Envelope/": true, "/Envelope xmlns='x'": true,
+		"s:Envelope": false, "/s:Envelopes": false, "/s:Body": false, "/Envelope:Body": false, "": false, "/": false, "/:": false, "!/Envelope": false,
+	} {
+		if got := isEndTag([]byte(tag), "Envelope"); got != want {
+			t.Errorf("%q: %v, want %v", tag, got, want)
+		}
+	}
+}
