@@ -82,6 +82,7 @@ func TestBench(t *testing.T) {
 	b.part(t, keyDelay, false, b.delays)
 	b.part(t, keyRestart, false, b.restarts)
 	b.part(t, "warm", false, b.warm)
+	b.part(t, "tables", true, b.tables)
 	b.part(t, "held", false, b.held)
 	b.Took = time.Since(b.Date)
 	b.write(t)

@@ -43,6 +43,16 @@ func Budgets(r *Result) []Verdict {
 	for _, key := range []string{keyNATPMP, keyAll} {
 		atMost("goforward map -g, whole process, "+key, "≤ 2 × natpmpc -g", r.ratio(key, goforwardMapGatewayName, natpmpcName, false, took), 2, "×")
 	}
+	for _, list := range []struct {
+		key, what string
+		limit     float64
+	}{
+		{keyTable100, "table of 100 entries on a real router", 0.2},
+		{keyTable140, "table of 140 entries on a real router", 1.05},
+		{keyTableSlow, "table of 1 000 entries on gatewaytest, replies after 5 ms", 0.5},
+	} {
+		atMost(list.what, "≤ "+formatNumber(list.limit)+" × goupnp", r.ratio(list.key, goforwardName, goupnpName, false, took), list.limit, "×")
+	}
 	return append(out, figureAtMost(r, figureBinary, "≤ 10 MiB", 10))
 }
 

@@ -36,6 +36,10 @@ const (
 	keyRefresh    = "warm-refresh"
 	keyDisable    = "warm-disable"
 	keyList       = "warm-list"
+	keyTable100   = "table-100"
+	keyTableMixed = "table-100-mixed"
+	keyTable140   = "table-140"
+	keyTableSlow  = "table-slow"
 )
 
 // The names of the figures. RESULTS.md and results.json contain them.

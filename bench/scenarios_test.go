@@ -78,6 +78,9 @@ func legend() Legend {
 		}
 		l.Sections = append(l.Sections, Section{Key: delayKey(d), Title: title, Candidates: gatewayCandidates, SSDP: true})
 	}
+	for _, w := range tables {
+		l.Sections = append(l.Sections, Section{Key: w.key, Title: w.title, Candidates: []string{goforwardName, goupnpName}})
+	}
 	return Legend{l.Candidates, append(l.Sections,
 		Section{Key: keyRestart, Title: "From the router's announcement of a restart until the mapping is restored", Candidates: []string{goforwardName}},
 		Section{Key: keyEnable, Title: "Warm, on gatewaytest: map and unmap over NAT-PMP", Candidates: []string{goforwardGatewayName, goNATPMPName}},

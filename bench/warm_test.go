@@ -16,6 +16,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/gatewaytest/quirks"
 )
 
 // warm is a call of a candidate that has already found the gateway. start returns a function
@@ -184,9 +185,11 @@ func deleteOne(t testing.TB) func() func() error {
 }
 
 // fullGateway starts a gateway that supports only UPnP and has tableSize entries.
-func fullGateway(t testing.TB) *gatewaytest.Gateway {
+func fullGateway(t testing.TB, router quirks.UPnP) *gatewaytest.Gateway {
 	t.Helper()
-	gw := startGateway(t, gatewaytest.Config{Protocols: []string{"upnp"}, TableLimit: 2 * tableSize})
+	gw := startGateway(t, gatewaytest.Config{
+		Protocols: []string{"upnp"}, TableLimit: 2 * tableSize, Quirks: quirks.Quirks{UPnP: router},
+	})
 	gw.Down("natpmp", "pcp")
 	for i := range uint16(tableSize) {
 		err := gw.AddMapping(gatewaytest.Entry{
@@ -201,7 +204,7 @@ func fullGateway(t testing.TB) *gatewaytest.Gateway {
 }
 
 func list(t testing.TB) func() func() error {
-	gw := fullGateway(t)
+	gw := fullGateway(t, quirks.UPnP{})
 	f := newForwarder(t, &forward.Config{Gateway: gw.Addr(), Test: forward.TestNetwork{SSDP: gw.SSDP()}})
 	return func() func() error {
 		return func() error {
@@ -214,7 +217,7 @@ func list(t testing.TB) func() func() error {
 // listEntries requests one entry after another until the table ends. The client of goupnp has
 // no function that lists the whole table; its only other function takes a range of ports.
 func listEntries(t testing.TB) func() func() error {
-	location, err := url.Parse(fullGateway(t).UPnP().DescriptionURL())
+	location, err := url.Parse(fullGateway(t, quirks.UPnP{}).UPnP().DescriptionURL())
 	if err != nil {
 		t.Fatal(err)
 	}
