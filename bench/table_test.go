@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"net/url"
-	"strings"
 	"testing"
 	"time"
 
@@ -32,17 +30,17 @@ const (
 )
 
 var tables = []table{
-	{keyTable100, "A real router: list a UPnP table of 100 entries, all of them UDP", 100, []string{"udp"}, 0},
-	{keyTableMixed, "A real router: list a UPnP table of 100 entries, TCP and UDP in turns", 100, []string{"tcp", "udp"}, 0},
-	{keyTable140, "A real router: list a UPnP table of 140 entries", 140, []string{"udp"}, 0},
+	{keyTable100, "A real router: list a UPnP table of 100 entries, all of them UDP", 100, []string{"UDP"}, 0},
+	{keyTableMixed, "A real router: list a UPnP table of 100 entries, TCP and UDP in turns", 100, []string{"TCP", "UDP"}, 0},
+	{keyTable140, "A real router: list a UPnP table of 140 entries", 140, []string{"UDP"}, 0},
 	{keyTableSlow, "gatewaytest, replies after 5 ms: list a UPnP table of 1 000 entries", tableSize, nil, slowReply},
 }
 
 // listTask is the argument of lister.
 type listTask struct {
-	Gateway     netip.Addr
 	Description string // the URL of the device description
 	Size        int
+	Protocols   []string
 	Orders      [][]string // the candidates of each round, in their order
 }
 
@@ -53,15 +51,21 @@ type listed struct {
 	Err       string
 }
 
-// lister lists a table with each candidate.
+// lister creates a table on a router, and lists it with each candidate.
 var lister = lab.Func("lister", func(p *lab.Proc) {
 	var task listTask
 	p.Args(&task)
-	runs, err := listers(&forward.Config{Gateway: netip.AddrPortFrom(task.Gateway, 0)}, task.Description)
+	runs, err := listers(nil, task.Description)
 	if err != nil {
 		p.Fatal(err)
 	}
 	defer runs.close()
+	for i := range task.Size {
+		port, protocol := uint16(20000+i), task.Protocols[i%len(task.Protocols)]
+		if err := runs.goupnp.AddPortMapping("", port, protocol, port, p.Addr().String(), true, "bench", uint32(lifetime.Seconds())); err != nil {
+			p.Fatal(err)
+		}
+	}
 	for _, order := range task.Orders {
 		for _, name := range order {
 			p.Send(runs.take(name, task.Size))
@@ -158,17 +162,11 @@ func (b *bench) tables(t *testing.T) {
 	}
 }
 
-// onRouter starts a real router with the table, and a program that lists it. To create the
-// entries by requests would take minutes, so onRouter writes the rules of the daemon.
+// onRouter starts a real router, and a program that creates the table and lists it.
 func (w table) onRouter(t *testing.T, orders [][]string) (take func(string) listed, done func()) {
 	home := lab.Home(t, lab.Router{Refuse5351: true})
-	var script strings.Builder
-	for i := range w.size {
-		fmt.Fprintf(&script, `add rule inet filter prerouting_miniupnpd iif "wan0" meta l4proto %s th dport %d dnat ip to 192.168.77.3:%d comment "other"`+"\n",
-			w.protocols[i%len(w.protocols)], 20000+i, 20000+i)
-	}
-	home.Router.Nft(t, script.String())
-	p := home.Lan.Start(t, lister, listTask{home.Gateway, fmt.Sprintf("http://%v:%d/rootDesc.xml", home.Gateway, routerHTTPPort), w.size, orders})
+	description := fmt.Sprintf("http://%v:%d/rootDesc.xml", home.Gateway, routerHTTPPort)
+	p := home.Lan.Start(t, lister, listTask{description, w.size, w.protocols, orders})
 	return func(string) (got listed) {
 		p.Expect(&got)
 		return got

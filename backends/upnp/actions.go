@@ -233,15 +233,20 @@ const maxListElements = 2560
 // empty or too large, the error wraps backends.ErrInvalid. Invalid entries are
 // ignored.
 func (c *Client) PortMappings(ctx context.Context, p backends.Protocol, first, last uint16) ([]PortMapping, error) {
-	protocol, err := protocolName(p)
 	size := int(last) - int(first) + 1
-	if err == nil && (first == 0 || size < 1 || size > maxWindow) {
-		err = fmt.Errorf("%w: ports %d to %d: want a range of 1 to %d ports", backends.ErrInvalid, first, last, maxWindow)
+	if _, err := protocolName(p); err == nil && (first == 0 || size < 1 || size > maxWindow) {
+		return nil, fmt.Errorf("upnp: %s: %w: ports %d to %d: want a range of 1 to %d ports", listAction, backends.ErrInvalid, first, last, maxWindow)
 	}
+	return c.listPorts(ctx, p, first, last, size)
+}
+
+// listPorts requests at most limit entries with external ports from first to last.
+func (c *Client) listPorts(ctx context.Context, p backends.Protocol, first, last uint16, limit int) ([]PortMapping, error) {
+	protocol, err := protocolName(p)
 	// NewManage requests the entries of other hosts too, if the gateway permits
 	// it.
 	in := struct{ NewStartPort, NewEndPort, NewProtocol, NewManage, NewNumberOfPorts string }{
-		formatPort(first), formatPort(last), protocol, "1", strconv.Itoa(size),
+		formatPort(first), formatPort(last), protocol, "1", strconv.Itoa(limit),
 	}
 	list, err := call(ctx, c, listAction, in, err, parseListing)
 	if isFault(err, PortMappingNotFound) {

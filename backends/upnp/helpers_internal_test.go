@@ -128,6 +128,17 @@ func (s *rawServer) client(t *testing.T, serviceType string, config ClientConfig
 	return c
 }
 
+// reader returns a reader of the table of a service on the server.
+func (s *rawServer) reader(t *testing.T, serviceType string) *tableReader {
+	t.Helper()
+	b, err := New(Config{Gateway: s.addr.Addr()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b.newTableReader(&gateway{Gateway: Gateway{Device: &Device{Host: s.addr.Addr()}}}, s.client(t, serviceType, ClientConfig{}))
+}
+
 // ok returns a simple HTTP response with the body.
 func ok(body string) string { return status(200, body) }
 

@@ -39,7 +39,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 			seen, rows := map[PortMapping]bool{}, 0
 			for i, c := range g.startingWith(g.client) {
 				external, _ := b.recentExternal(ctx, c)
-				for e, err := range c.entries(ctx) {
+				for e, err := range b.newTableReader(g, c).entries(ctx) {
 					if err != nil {
 						if i == 0 || !errors.As(err, new(*Fault)) { // the other services may refuse
 							failure = cmp.Or(failure, err)
@@ -125,33 +125,6 @@ func (c *Client) entry(e PortMapping, external netip.Addr) backends.Entry {
 // of the table.
 func isEndOfTable(err error) bool {
 	return isNotFound(err) || isFault(err, InvalidArgs, ActionFailed, ArgumentValueOutOfRange, 899)
-}
-
-// entries yields the table by index, or by port ranges if the device does not
-// support the index. It ignores malformed entries, but fails if there are no others.
-func (c *Client) entries(ctx context.Context) iter.Seq2[PortMapping, error] {
-	return func(yield func(PortMapping, error) bool) {
-		first := true
-		var ignored error
-		for e, err := range entriesByIndex(ctx, c.PortMappingAt) {
-			switch {
-			case first && errors.Is(err, backends.ErrUnsupported) && c.service.Version() > 1:
-				c.entriesByRange(ctx, yield)
-				return
-			case errors.Is(err, errIncomplete): // many devices report the end in this form
-				continue
-			case errors.Is(err, backends.ErrMalformed):
-				ignored = err
-				continue
-			}
-			if first = false; !yield(e, err) {
-				return
-			}
-		}
-		if first && ignored != nil {
-			yield(PortMapping{}, ignored)
-		}
-	}
 }
 
 // errIncomplete is yielded if the end of a table is not certain.

@@ -39,7 +39,7 @@ func TestManyEntries(t *testing.T) {
 				_, _ = conn.Write([]byte(a))
 			})
 			n := 0
-			for e, err := range s.client(t, ip1, ClientConfig{}).entries(t.Context()) {
+			for e, err := range s.reader(t, ip1).entries(t.Context()) {
 				if n++; err != nil || int(e.ExternalPort) != n {
 					t.Fatalf("row %d: %+v, %v", n, e, err)
 				}

@@ -69,13 +69,15 @@ func (c *Client) perform(ctx context.Context, action string, in any) (*lenient.E
 var errQueued = errors.New("waiting for earlier requests")
 
 // performAt performs an action at a URL. It waits until the earlier requests of
-// this process to that address and port have completed.
+// this process to that address and port have completed, unless the caller has done so.
 func (c *Client) performAt(ctx context.Context, target ipURL, action string, in any) (out *lenient.Element, err error) {
-	leave, err := enterQueue(ctx, &requestQueues, target.addr)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errQueued, err)
+	if ctx.Value(queuedKey{}) != target.addr {
+		leave, err := enterQueue(ctx, &requestQueues, target.addr)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errQueued, err)
+		}
+		defer leave()
 	}
-	defer leave()
 	// Package goupnp encodes the request. The receiver does not send it.
 	var body receiver
 	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{Transport: &body}}

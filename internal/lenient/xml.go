@@ -67,10 +67,13 @@ func decode(b []byte) string {
 		}
 		s = string(latin1)
 	}
-	return controls.ReplaceAllString(s, "")
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\t' && r != '\n' {
+			return -1
+		}
+		return r
+	}, s)
 }
-
-var controls = regexp.MustCompile(`[\x00-\x08\x0b-\x1f]`)
 
 // next reads a section, a tag or a text. A section without an end is read as a tag or a text.
 func (p *parser) next() {
