@@ -16,6 +16,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/gatewaytest"
 )
 
 // TestClose checks that concurrent calls of Close delete each mapping once.
@@ -396,6 +397,41 @@ func TestCloseBoundSlowGateway(t *testing.T) {
 					t.Errorf("Close: %v, but the gateway has %d mappings", err, remaining)
 				}
 			})
+		})
+	}
+}
+
+// TestCloseOfManyMappings checks that Close deletes fifty mappings from a gateway that needs
+// 60 ms for each reply, and that it leaves the mapping of another host.
+func TestCloseOfManyMappings(t *testing.T) {
+	t.Parallel()
+	const count, perReply = 50, 60 * time.Millisecond
+	for _, protocol := range []string{"natpmp", "pcp", "upnp"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			gw, f := gatewayWithUPnP(t, forward.Config{Protocols: []string{protocol}}, gatewaytest.Config{Protocols: []string{protocol}})
+			foreign := gatewaytest.Entry{
+				Protocol: backends.TCP, External: netip.AddrPortFrom(gw.External(), 1023),
+				Internal: netip.MustParseAddrPort("192.0.2.33:80"), Remaining: time.Hour,
+			}
+			if err := gw.AddMapping(foreign); err != nil {
+				t.Fatal(err)
+			}
+			for i := range uint16(count) {
+				if _, err := f.Enable(t.Context(), forward.TCP(1024+i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer gw.Inject(gatewaytest.Fault{Delay: perReply})()
+			gw.ResetStats()
+			start := time.Now()
+			if err := f.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+			t.Logf("Close took %v, with these requests: %v", time.Since(start), gw.Stats().Requests)
+			if table := gw.Table(); len(table) != 1 || table[0].External != foreign.External {
+				t.Errorf("the table has %d entries, want only the one of the other host: %v", len(table), table)
+			}
 		})
 	}
 }
