@@ -120,6 +120,33 @@ func TestCloseDeletesAll(t *testing.T) {
 	}
 }
 
+// TestCloseOfManyMappings checks that Close deletes fifty mappings, by each protocol, and
+// leaves the mapping of another host.
+func TestCloseOfManyMappings(t *testing.T) {
+	t.Parallel()
+	const count = 50
+	for backend, router := range map[string]lab.Router{"natpmp": {NoPCP: true, NoUPnP: true}, "pcp": pcpOnly, "upnp": upnpOnly} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "forward: fifty mappings closed, "+backend)
+			home := lab.Home(t, router)
+			neighbour := home.Join("neighbour", "192.168.77.3/24")
+			echo := neighbour.Echo(t, "tcp", ":9000")
+			other := newForwarder(t, neighbour, config{}).enable(tcp(9000))
+			f := newForwarder(t, home.Lan, config{})
+			for i := range uint16(count) {
+				if m := f.enable(tcp(10000 + i)); m.Backend != backend {
+					t.Fatalf("mapped by %s, want %s", m.Backend, backend)
+				}
+			}
+			wantRules(t, home, count+1)
+			f.close()
+			wantRules(t, home, 1)
+			home.Reaches(t, echo, other.External)
+		})
+	}
+}
+
 func TestRun(t *testing.T) {
 	t.Parallel()
 	for _, pkg := range []bool{false, true} {
