@@ -26,37 +26,44 @@ var (
 	flagJSON   = flag.String("json", "", "file for every sample")
 )
 
-// commandEnv is the environment variable with the path of the goforward command to measure.
-const commandEnv = "GOFORWARD_BENCH_COMMAND"
+// The environment variables with the paths of the goforward command to measure, and of a
+// library program whose size is measured.
+const (
+	commandEnv  = "GOFORWARD_BENCH_COMMAND"
+	onelinerEnv = "GOFORWARD_BENCH_ONELINER"
+)
 
-// TestMain builds the goforward command before the lab starts, because the build may
-// download modules and the lab has no network.
+// TestMain builds the programs before the lab starts, because the build may download modules
+// and the lab has no network.
 func TestMain(m *testing.M) {
 	if text := os.Getenv(workerEnv); text != "" {
 		os.Exit(work(text))
 	}
 	flag.Parse()
 	only := flag.Lookup("test.run").Value.String()
-	if os.Getenv(commandEnv) == "" && only != "^$" {
-		path, err := buildCommand()
+	for variable, dir := range map[string]string{commandEnv: "../cmd/goforward", onelinerEnv: "../examples/oneliner"} {
+		if os.Getenv(variable) != "" || only == "^$" {
+			continue
+		}
+		path, err := build(dir)
 		if err != nil {
-			fmt.Fprintln(os.Stderr, "bench: build the goforward command:", err)
+			fmt.Fprintf(os.Stderr, "bench: build %s: %v\n", dir, err)
 			os.Exit(1)
 		}
-		os.Setenv(commandEnv, path)
+		os.Setenv(variable, path)
 	}
 	lab.Main(m)
 }
 
-// buildCommand builds the goforward command in the same way as a release.
-func buildCommand() (path string, err error) {
+// build builds a program in the same way as a release of the goforward command.
+func build(dir string) (path string, err error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
 	}
-	path = filepath.Join(cache, "goforward-bench", "goforward")
+	path = filepath.Join(cache, "goforward-bench", filepath.Base(dir))
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
-	cmd.Dir = "../cmd/goforward"
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
 	cmd.Stderr = os.Stderr
 	return path, cmd.Run()
@@ -81,6 +88,7 @@ func TestBench(t *testing.T) {
 	b.part(t, keyGateway, false, b.coldGateway)
 	b.part(t, keyDelay, false, b.delays)
 	b.part(t, keyRestart, false, b.restarts)
+	b.part(t, keyClose, false, b.closes)
 	b.part(t, "warm", false, b.warm)
 	b.part(t, "tables", true, b.tables)
 	b.part(t, "held", false, b.held)

@@ -24,24 +24,33 @@ func Budgets(r *Result) []Verdict {
 	}
 	for _, key := range []string{keyNATPMP, keyAll} {
 		atMost("cold Enable over NAT-PMP, "+key, "no slower than go-ethereum", r.ratio(key, goforwardName, gethName, false, took), noLimit, "×")
+		atMost("the same", "≤ raw NAT-PMP + 1 ms", r.excess(key, goforwardName, rawNATPMPName, took), 1, "ms more")
 	}
 	atMost("the same on gatewaytest, with a configured gateway", "≤ go-nat-pmp + 1 ms", r.excess(keyGateway, goforwardGatewayName, goNATPMPName, took), 1, "ms more")
-	atMost("cold Enable, PCP only", "faster than tailscale", r.ratio(keyPCP, goforwardName, tailscaleName, false, took), noLimit, "×")
+	atMost("cold Enable, PCP only", "≤ raw PCP + 12 ms", r.excess(keyPCP, goforwardName, rawPCPName, took), 12, "ms more")
+	atMost("the same", "≤ 0.1 × tailscale", r.ratio(keyPCP, goforwardName, tailscaleName, false, took), 0.1, "×")
 	for _, key := range []string{keyUPnP, keyUPnPSilent} {
-		atMost("cold Enable, "+key, "faster than tailscale", r.ratio(key, goforwardName, tailscaleName, false, took), noLimit, "×")
-		atMost("the same, without the SSDP delay", "≤ 1.25 × raw UPnP, all questions", r.ratio(key, goforwardName, rawUPnPAllName, false, withoutSSDP), 1.25, "×")
-		atMost("the same, without the SSDP delay", "≤ 1.25 × raw UPnP", r.ratio(key, goforwardName, rawUPnPName, false, withoutSSDP), 1.25, "×")
+		limit := map[string]float64{keyUPnP: 5, keyUPnPSilent: 15}[key]
+		atMost("cold Enable, "+key, fmt.Sprintf("≤ raw UPnP + %v ms", limit), r.excess(key, goforwardName, rawUPnPName, took), limit, "ms more")
+		atMost("the same", "≤ 0.5 × tailscale", r.ratio(key, goforwardName, tailscaleName, false, took), 0.5, "×")
 	}
-	atMost("no gateway found, 5351 silent", "≤ Wait, 3 s, plus 50 ms", r.summary(keySilent, goforwardName, true, took), ms(3050*time.Millisecond), "ms")
+	remembered := "goforward map, whole process, the protocol remembered, "
+	atMost(remembered+keyNATPMP, "≤ 2.2 × natpmpc -g", r.ratio(keyNATPMP, goforwardMapRememberedName, natpmpcName, false, took), 2.2, "×")
+	atMost(remembered+keyPCP, "≤ raw PCP + 4 ms", r.excess(keyPCP, goforwardMapRememberedName, rawPCPName, took), 4, "ms more")
+	atMost(remembered+keyUPnP, "≤ raw UPnP + 4 ms", r.excess(keyUPnP, goforwardMapRememberedName, rawUPnPName, took), 4, "ms more")
+	atMost("no gateway found, 5351 silent", "≤ DiscoveryTimeout, 3 s, plus 50 ms", r.summary(keySilent, goforwardName, true, took), ms(3050*time.Millisecond), "ms")
 	atMost("no gateway found, 5351 refused", "≤ 1.3 s", r.summary(keyRefused, goforwardName, true, took), ms(1300*time.Millisecond), "ms")
 	out = append(out,
-		figureAtMost(r, figureGoroutines, "≤ 12", 12),
+		figureAtMost(r, figureGoroutines, "≤ 5", 5),
 		figureAtMost(r, figureHeap, "≤ 1.5 KiB", 1536),
 		figureAtMost(r, figureBurst, "≤ 53: three times the even rate, plus 20", 53),
 		figureAtMost(r, figureAllocs, "0", 0))
 	atMost("first mapping restored after an announced restart", "≤ 1 s", r.summary(keyRestart, goforwardName, false, took), ms(time.Second), "ms")
-	for _, key := range []string{keyNATPMP, keyAll} {
-		atMost("goforward map -g, whole process, "+key, "≤ 2 × natpmpc -g", r.ratio(key, goforwardMapGatewayName, natpmpcName, false, took), 2, "×")
+	for _, c := range closeComparisons {
+		for _, key := range []string{c.key, c.slowKey} {
+			atMost(key, "≤ 3 × "+c.raw, r.ratio(key, goforwardCloseName, c.raw, false, took), 3, "×")
+			out = append(out, r.noFailures(key+", all deleted", key, goforwardCloseName))
+		}
 	}
 	for _, list := range []struct {
 		key, what string
@@ -53,7 +62,26 @@ func Budgets(r *Result) []Verdict {
 	} {
 		atMost(list.what, "≤ "+formatNumber(list.limit)+" × goupnp", r.ratio(list.key, goforwardName, goupnpName, false, took), list.limit, "×")
 	}
-	return append(out, figureAtMost(r, figureBinary, "≤ 10 MiB", 10))
+	return append(out, figureAtMost(r, figureOneliner, "≤ 8 MiB", 8), figureAtMost(r, figureBinary, "≤ 16 MiB", 16))
+}
+
+// noFailures is the budget of a candidate that must not fail.
+func (r *Result) noFailures(what, scenario, candidate string) Verdict {
+	samples := r.of(scenario, candidate)
+	if len(samples) == 0 {
+		return Verdict{what, "in every round", "–", "–"}
+	}
+	failed := 0
+	for _, s := range samples {
+		if s.Err != "" {
+			failed++
+		}
+	}
+	v := Verdict{what, "in every round", fmt.Sprintf("%d of %d", len(samples)-failed, len(samples)), "PASS"}
+	if failed > 0 {
+		v.Verdict = "FAIL"
+	}
+	return v
 }
 
 // measured formats a summary for the table of budgets.

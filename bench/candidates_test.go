@@ -49,8 +49,13 @@ var candidates = []candidate{
 	{name: rawPCPName, about: "one MAP, with a configured gateway", raw: true, prepare: rawPCP},
 	{name: rawUPnPName, about: "M-SEARCH to the gateway and to multicast, description, GetExternalIPAddress, AddPortMapping", raw: true, prepare: rawUPnP},
 	{name: rawUPnPAllName, about: "the same, plus the additional requests of goforward: GetStatusInfo, GetSpecificPortMappingEntry before and after", raw: true, prepare: rawUPnPAll},
+	{name: goforwardCloseName, about: "Forwarder.Close with 50 mappings", module: rootModule, prepare: goforwardClose},
+	{name: rawCloseNATPMPName, about: "one request for each of 50 mappings, on one socket", raw: true, prepare: rawClose("natpmp", connectNATPMP)},
+	{name: rawClosePCPName, about: "one request for each of 50 mappings, on one socket", raw: true, prepare: rawClose("pcp", connectPCP)},
+	{name: rawCloseUPnPName, about: "DeletePortMapping for each of 50 mappings", raw: true, prepare: rawClose("upnp", connectUPnP)},
 	{name: goforwardMapGatewayName, about: "goforward map -g GATEWAY P:P/udp", module: rootModule, process: true, prepare: goforwardMapGateway},
 	{name: goforwardMapName, about: "goforward map P:P/udp", module: rootModule, process: true, prepare: goforwardMap},
+	{name: goforwardMapRememberedName, about: "goforward map P:P/udp, after another map with the same state directory", module: rootModule, process: true, prepare: goforwardMapRemembered},
 	{name: natpmpcName, about: "natpmpc -g GATEWAY -a P P udp", module: "natpmpc", process: true, prepare: natpmpc},
 	{name: upnpcName, about: "upnpc -a @ P P udp", module: "miniupnpc", process: true, prepare: upnpc},
 }
@@ -265,7 +270,6 @@ func command(parse func(output string) (outcome, error), clean func(), name stri
 			var out, errs bytes.Buffer
 			cmd := exec.CommandContext(ctx, name, args...)
 			cmd.WaitDelay = grace / 2
-			cmd.Env = append(os.Environ(), commandStateDir)
 			cmd.Stdout, cmd.Stderr = &out, &errs
 			if err := cmd.Run(); err != nil {
 				text := strings.Join(strings.Fields(errs.String()+out.String()), " ")
@@ -278,12 +282,37 @@ func command(parse func(output string) (outcome, error), clean func(), name stri
 }
 
 func goforwardMapGateway(to target) (attempt, error) {
-	return mapCommand(to, "map", "-g", to.Gateway.String()), nil
+	return mapCommand(to, "map", "-g", to.Gateway.String())
 }
 
-func goforwardMap(to target) (attempt, error) { return mapCommand(to, "map"), nil }
+func goforwardMap(to target) (attempt, error) { return mapCommand(to, "map") }
 
-func mapCommand(to target, args ...string) attempt {
+// goforwardMapRemembered maps and unmaps the port, and then measures another map, which uses
+// what the first one has stored.
+func goforwardMapRemembered(to target) (attempt, error) {
+	a, err := mapCommand(to, "map")
+	if err != nil {
+		return a, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), watchdog)
+	defer cancel()
+	if _, err := a.run(ctx); err != nil {
+		return a, err
+	}
+	a.clean()
+	return a, nil
+}
+
+// mapCommand returns an attempt with an empty state directory, in the lab and not in the
+// user's home directory: the command has stored nothing about the router.
+func mapCommand(to target, args ...string) (attempt, error) {
+	dir, err := os.MkdirTemp("/run", "state-")
+	if err == nil {
+		err = os.Setenv("XDG_STATE_HOME", dir)
+	}
+	if err != nil {
+		return attempt{}, err
+	}
 	port := fmt.Sprintf("%d:%d/udp", to.Port, to.Port)
 	parse := func(out string) (outcome, error) {
 		external, err := netip.ParseAddrPort(strings.TrimSpace(out))
@@ -293,7 +322,7 @@ func mapCommand(to target, args ...string) attempt {
 		args := append([]string{"unmap"}, args[1:]...)
 		_, _ = command(parse, nil, to.Command, append(args, port)...).run(context.Background())
 	}
-	return command(parse, clean, to.Command, append(args, port, "-l", seconds())...)
+	return command(parse, clean, to.Command, append(args, port, "-l", seconds())...), nil
 }
 
 func seconds() string { return strconv.Itoa(int(lifetime.Seconds())) }

@@ -84,11 +84,16 @@ func (b *bench) held(t *testing.T) {
 	b.measureHeap(t)
 	b.measureHour(t)
 	b.figure(figureAllocs, codecAllocs(t), "for each message")
-	info, err := os.Stat(os.Getenv(commandEnv))
+	b.measureSize(t, figureOneliner, os.Getenv(onelinerEnv))
+	b.measureSize(t, figureBinary, os.Getenv(commandEnv))
+}
+
+func (b *bench) measureSize(t *testing.T, figure, path string) {
+	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.figure(figureBinary, float64(info.Size())/(1<<20), "MiB")
+	b.figure(figure, float64(info.Size())/(1<<20), "MiB")
 }
 
 func (b *bench) measureHeap(t *testing.T) {

@@ -2,10 +2,16 @@ package bench
 
 // The names of the candidates.
 const (
-	goforwardName           = "goforward"
-	goforwardGatewayName    = "goforward, gateway told"
-	goforwardMapName        = "goforward map"
-	goforwardMapGatewayName = "goforward map -g"
+	goforwardName              = "goforward"
+	goforwardGatewayName       = "goforward, gateway told"
+	goforwardMapName           = "goforward map"
+	goforwardMapGatewayName    = "goforward map -g"
+	goforwardMapRememberedName = "goforward map, remembered"
+
+	goforwardCloseName = "goforward, Close"
+	rawCloseNATPMPName = "raw NAT-PMP, deletions"
+	rawClosePCPName    = "raw PCP, deletions"
+	rawCloseUPnPName   = "raw UPnP, deletions"
 
 	rawNATPMPName  = "raw NAT-PMP"
 	rawPCPName     = "raw PCP"
@@ -32,6 +38,7 @@ const (
 	keyGateway    = "gatewaytest"
 	keyDelay      = "ssdp-delay"
 	keyRestart    = "restart"
+	keyClose      = "close"
 	keyEnable     = "warm-enable"
 	keyRefresh    = "warm-refresh"
 	keyDisable    = "warm-disable"
@@ -42,6 +49,20 @@ const (
 	keyTableSlow  = "table-slow"
 )
 
+// closeComparison names the scenarios in which Close of many mappings is measured by one
+// protocol, and the candidate that sends only the requests for the deletions.
+type closeComparison struct {
+	protocol     string
+	key, slowKey string // the router of the lab; a gateway that needs some time for each response
+	raw          string
+}
+
+var closeComparisons = []closeComparison{
+	{"natpmp", "Close of 50, natpmp", "Close of 50, natpmp, slow", rawCloseNATPMPName},
+	{"pcp", "Close of 50, pcp", "Close of 50, pcp, slow", rawClosePCPName},
+	{"upnp", "Close of 50, upnp", "Close of 50, upnp, slow", rawCloseUPnPName},
+}
+
 // The names of the figures. RESULTS.md and results.json contain them.
 const (
 	figureHeap       = "heap of each of 10 000 mappings"
@@ -50,5 +71,6 @@ const (
 	figureCPU        = "processor time for an hour of 10 000 mappings"
 	figureRenewals   = "renewals in that hour"
 	figureAllocs     = "allocations of the codecs"
-	figureBinary     = "stripped binary"
+	figureBinary     = "stripped command"
+	figureOneliner   = "stripped library program, examples/oneliner"
 )

@@ -161,7 +161,7 @@ func rawMapping(to target, all bool) attempt {
 }
 
 func rawMap(ctx context.Context, c *rawHTTP, to target, all bool) (netip.AddrPort, error) {
-	key := fmt.Sprintf("<NewRemoteHost></NewRemoteHost><NewExternalPort>%d</NewExternalPort><NewProtocol>UDP</NewProtocol>", to.Port)
+	key := rawKey(to)
 	if all {
 		if _, err := rawAction(ctx, c, "GetStatusInfo", ""); err != nil {
 			return netip.AddrPort{}, err
@@ -180,14 +180,29 @@ func rawMap(ctx context.Context, c *rawHTTP, to target, all bool) (netip.AddrPor
 			return netip.AddrPort{}, errors.New("the port is in use")
 		}
 	}
-	_, err = rawAction(ctx, c, "AddPortMapping", key+fmt.Sprintf("<NewInternalPort>%d</NewInternalPort>"+
-		"<NewInternalClient>%v</NewInternalClient><NewEnabled>1</NewEnabled>"+
-		"<NewPortMappingDescription>bench</NewPortMappingDescription><NewLeaseDuration>%s</NewLeaseDuration>",
-		to.Port, to.Self, seconds()))
+	err = rawAdd(ctx, c, to)
 	if err == nil && all {
 		_, err = rawAction(ctx, c, "GetSpecificPortMappingEntry", key)
 	}
 	return netip.AddrPortFrom(addr, to.Port), err
+}
+
+// rawKey returns the arguments that identify the mapping.
+func rawKey(to target) string {
+	return fmt.Sprintf("<NewRemoteHost></NewRemoteHost><NewExternalPort>%d</NewExternalPort><NewProtocol>UDP</NewProtocol>", to.Port)
+}
+
+func rawAdd(ctx context.Context, c *rawHTTP, to target) error {
+	_, err := rawAction(ctx, c, "AddPortMapping", rawKey(to)+fmt.Sprintf("<NewInternalPort>%d</NewInternalPort>"+
+		"<NewInternalClient>%v</NewInternalClient><NewEnabled>1</NewEnabled>"+
+		"<NewPortMappingDescription>bench</NewPortMappingDescription><NewLeaseDuration>%s</NewLeaseDuration>",
+		to.Port, to.Self, seconds()))
+	return err
+}
+
+func rawDelete(ctx context.Context, c *rawHTTP, to target) error {
+	_, err := rawAction(ctx, c, "DeletePortMapping", rawKey(to))
+	return err
 }
 
 // rawUPnPUnmap deletes the mapping. The location of the description is fixed on the router
@@ -198,7 +213,7 @@ func rawUPnPUnmap(to target) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	location, err := url.Parse(fmt.Sprintf("http://%v:5000/rootDesc.xml", to.Gateway))
+	location, err := url.Parse(routerDescription(to.Gateway))
 	if err != nil {
 		return err
 	}
@@ -207,9 +222,7 @@ func rawUPnPUnmap(to target) error {
 	if err := rawDescribe(ctx, c, location); err != nil {
 		return err
 	}
-	_, err = rawAction(ctx, c, "DeletePortMapping", fmt.Sprintf("<NewRemoteHost></NewRemoteHost>"+
-		"<NewExternalPort>%d</NewExternalPort><NewProtocol>UDP</NewProtocol>", to.Port))
-	return err
+	return rawDelete(ctx, c, to)
 }
 
 // rawSearch returns the location in the first response.

@@ -31,10 +31,10 @@ func verdict(t *testing.T, r *Result, what string) Verdict {
 }
 
 func TestBudgets(t *testing.T) {
-	const what = "cold Enable, PCP only"
+	const what = "cold Enable over NAT-PMP, " + keyNATPMP
 	for name, c := range map[string]struct {
-		goforward, tailscale []int
-		want                 string
+		goforward, geth []int
+		want            string
 	}{
 		"no samples":                          {nil, nil, "–"},
 		"samples of the other candidate only": {nil, []int{1}, "–"},
@@ -45,10 +45,55 @@ func TestBudgets(t *testing.T) {
 		"slower in a round that the other failed": {[]int{9, 1}, []int{-3, 3}, "PASS, few values"},
 		"failures of goforward are ignored":       {[]int{-1, 9}, []int{3, 3}, "FAIL, few values"},
 	} {
-		r := &Result{Samples: append(samples(keyPCP, goforwardName, c.goforward...), samples(keyPCP, tailscaleName, c.tailscale...)...)}
+		r := &Result{Samples: append(samples(keyNATPMP, goforwardName, c.goforward...), samples(keyNATPMP, gethName, c.geth...)...)}
 		if v := verdict(t, r, what); v.Verdict != c.want {
 			t.Errorf("%s: %+v, want %s", name, v, c.want)
 		}
+	}
+}
+
+// TestBudgetsAgainstRaw checks that the time of the raw sockets in the same round, with the
+// delay of the router, is subtracted.
+func TestBudgetsAgainstRaw(t *testing.T) {
+	for name, c := range map[string]struct {
+		goforward, raw []int
+		want           string
+	}{
+		"within 5 ms": {[]int{55, 205, 55, 205, 55, 205}, []int{50, 200, 50, 200, 50, 200}, "PASS"},
+		"6 ms more":   {[]int{56, 206, 56, 206, 56, 206}, []int{50, 200, 50, 200, 50, 200}, "FAIL"},
+	} {
+		r := &Result{Samples: append(samples(keyUPnP, goforwardName, c.goforward...), samples(keyUPnP, rawUPnPName, c.raw...)...)}
+		for i := range r.Samples {
+			r.Samples[i].SSDP = 50 * time.Millisecond // part of the measured time
+		}
+		if v := verdict(t, r, "cold Enable, "+keyUPnP); v.Verdict != c.want {
+			t.Errorf("%s: %+v, want %s", name, v, c.want)
+		}
+	}
+}
+
+// TestBudgetsOfClose checks that a Close that leaves a mapping fails, however fast it is.
+func TestBudgetsOfClose(t *testing.T) {
+	for name, c := range map[string]struct {
+		goforward        []int
+		ratio, completed string
+	}{
+		"no samples":                {nil, "–", "–"},
+		"fast and complete":         {[]int{30, 30, 30, 30, 30, 30}, "PASS", "PASS"},
+		"slow and complete":         {[]int{31, 31, 31, 31, 31, 31}, "FAIL", "PASS"},
+		"one that leaves a mapping": {[]int{30, 30, 30, 30, 30, 30, -1}, "PASS", "FAIL"},
+	} {
+		key, raw := closeComparisons[0].slowKey, closeComparisons[0].raw
+		r := &Result{Samples: append(samples(key, goforwardCloseName, c.goforward...), samples(key, raw, 10, 10, 10, 10, 10, 10, 10)...)}
+		if v := verdict(t, r, key); v.Verdict != c.ratio {
+			t.Errorf("%s: %+v, want %s", name, v, c.ratio)
+		}
+		if v := verdict(t, r, key+", all deleted"); v.Verdict != c.completed {
+			t.Errorf("%s: %+v, want %s", name, v, c.completed)
+		}
+	}
+	if s := withoutMappings(Sample{}, 1); s.Err == "" {
+		t.Error("a sample after which a mapping remains has not failed")
 	}
 }
 
@@ -57,12 +102,13 @@ func TestBudgets(t *testing.T) {
 func TestBudgetsOfFailuresAndFigures(t *testing.T) {
 	r := &Result{
 		Samples: samples(keyRefused, goforwardName, -1200, -1201, -1202, -1200, -1200, -1201),
-		Figures: []Figure{{figureHeap, 1537, "bytes"}, {figureGoroutines, 12, ""}},
+		Figures: []Figure{{figureHeap, 1537, "bytes"}, {figureGoroutines, 5, ""}, {figureOneliner, 8.1, "MiB"}},
 	}
 	for what, want := range map[string]Verdict{
 		"no gateway found, 5351 refused": {Measured: "1200 (1200–1202) ms, n = 6", Verdict: "PASS"},
 		figureHeap:                       {Measured: "1537 bytes", Verdict: "FAIL"},
-		figureGoroutines:                 {Measured: "12", Verdict: "PASS"},
+		figureGoroutines:                 {Measured: "5", Verdict: "PASS"},
+		figureOneliner:                   {Measured: "8.1 MiB", Verdict: "FAIL"},
 	} {
 		if v := verdict(t, r, what); v.Measured != want.Measured || v.Verdict != want.Verdict {
 			t.Errorf("%s: %+v, want %+v", what, v, want)

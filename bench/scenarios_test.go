@@ -28,15 +28,15 @@ var scenarios = []scenario{
 	},
 	{
 		key: keyNATPMP, title: "NAT-PMP only", router: lab.Router{NoPCP: true, NoUPnP: true},
-		candidates: []string{goforwardName, goforwardGatewayName, goNATPMPName, gethName, libp2pName, tailscaleName, rawNATPMPName, goforwardMapGatewayName, goforwardMapName, natpmpcName},
+		candidates: []string{goforwardName, goforwardGatewayName, goNATPMPName, gethName, libp2pName, tailscaleName, rawNATPMPName, goforwardMapGatewayName, goforwardMapName, goforwardMapRememberedName, natpmpcName},
 	},
 	{
 		key: keyPCP, title: "PCP only", router: lab.Router{NoNATPMP: true, NoUPnP: true},
-		candidates: []string{goforwardName, goforwardGatewayName, tailscaleName, rawPCPName, goforwardMapGatewayName, goforwardMapName},
+		candidates: []string{goforwardName, goforwardGatewayName, tailscaleName, rawPCPName, goforwardMapGatewayName, goforwardMapName, goforwardMapRememberedName},
 	},
 	{
 		key: keyUPnP, title: "UPnP only, port 5351 refused", router: lab.Router{Refuse5351: true}, smoke: true,
-		candidates: []string{goforwardName, goforwardGatewayName, gethName, goupnpName, libp2pName, tailscaleName, rawUPnPName, rawUPnPAllName, goforwardMapGatewayName, goforwardMapName, upnpcName},
+		candidates: []string{goforwardName, goforwardGatewayName, gethName, goupnpName, libp2pName, tailscaleName, rawUPnPName, rawUPnPAllName, goforwardMapGatewayName, goforwardMapName, goforwardMapRememberedName, upnpcName},
 	},
 	{
 		key: keyUPnPSilent, title: "UPnP only, port 5351 silent", router: lab.Router{Silent5351: true},
@@ -56,7 +56,8 @@ var scenarios = []scenario{
 // the candidate that starts with the same information.
 var comparedWith = map[string]string{
 	goNATPMPName: goforwardGatewayName, rawNATPMPName: goforwardGatewayName, rawPCPName: goforwardGatewayName,
-	natpmpcName: goforwardMapGatewayName, upnpcName: goforwardMapName, goforwardMapName: goforwardMapName, goforwardMapGatewayName: goforwardMapGatewayName, goforwardGatewayName: goforwardGatewayName,
+	rawCloseNATPMPName: goforwardCloseName, rawClosePCPName: goforwardCloseName, rawCloseUPnPName: goforwardCloseName,
+	natpmpcName: goforwardMapGatewayName, upnpcName: goforwardMapName, goforwardMapName: goforwardMapName, goforwardMapRememberedName: goforwardMapRememberedName, goforwardMapGatewayName: goforwardMapGatewayName, goforwardGatewayName: goforwardGatewayName,
 }
 
 // legend describes the candidates and the tables.
@@ -81,6 +82,7 @@ func legend() Legend {
 	for _, w := range tables {
 		l.Sections = append(l.Sections, Section{Key: w.key, Title: w.title, Candidates: []string{goforwardName, goupnpName}})
 	}
+	l.Sections = append(l.Sections, closeSections()...)
 	return Legend{l.Candidates, append(l.Sections,
 		Section{Key: keyRestart, Title: "From the router's announcement of a restart until the mapping is restored", Candidates: []string{goforwardName}},
 		Section{Key: keyEnable, Title: "Warm, on gatewaytest: map and unmap over NAT-PMP", Candidates: []string{goforwardGatewayName, goNATPMPName}},

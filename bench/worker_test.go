@@ -20,12 +20,11 @@ import (
 const workerEnv = "GOFORWARD_BENCH_SAMPLE"
 
 const (
-	watchdog        = 20 * time.Second       // a sample that takes longer has failed
-	grace           = 200 * time.Millisecond // extra time for candidates to return after their context ended
-	cleanupTimeout  = 10 * time.Second
-	startupTimeout  = 20 * time.Second
-	resultMark      = "bench-sample: "
-	commandStateDir = "XDG_STATE_HOME=/run/state" // commands write their state in the lab, and not in the user's home directory
+	watchdog       = 20 * time.Second       // a sample that takes longer has failed
+	grace          = 200 * time.Millisecond // extra time for candidates to return after their context ended
+	cleanupTimeout = 10 * time.Second
+	startupTimeout = 20 * time.Second
+	resultMark     = "bench-sample: "
 )
 
 // target describes the sample that a worker takes.
@@ -36,6 +35,9 @@ type target struct {
 	Port      uint16         // the port to map
 	SSDP      netip.AddrPort // the destination of searches; the zero value: the default
 	Command   string         // the path of the goforward command
+	// Description is the URL of the description of the UPnP device; only for candidates that
+	// do not search for it.
+	Description string
 }
 
 // attempt is a prepared sample.
