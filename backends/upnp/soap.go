@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/xml"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
+	"reflect"
+	"strings"
 	"time"
 
-	"github.com/huin/goupnp/soap"
 	"github.com/natforward/goforward/internal/lenient"
 )
 
@@ -78,15 +76,7 @@ func (c *Client) performAt(ctx context.Context, target ipURL, action string, in 
 		}
 		defer leave()
 	}
-	// Package goupnp encodes the request. The receiver does not send it.
-	var body receiver
-	client := soap.SOAPClient{EndpointURL: *target.url, HTTPClient: http.Client{Transport: &body}}
-	if err := client.PerformActionCtx(ctx, c.service.Type, action, in, nil); body == nil {
-		return nil, err
-	}
-	// Some devices do not accept newlines between elements. The arguments are ASCII.
-	body = append([]byte(`<?xml version="1.0"?>`), bytes.TrimPrefix(body, []byte(xml.Header))...)
-	r := request{service: c.service.Type, action: action, body: body, limit: maxResponse, root: "Envelope"}
+	r := request{service: c.service.Type, action: action, body: encodeAction(c.service.Type, action, in), limit: maxResponse, root: "Envelope"}
 	if action == listAction {
 		r.limit = maxListing
 	}
@@ -99,15 +89,22 @@ func (c *Client) performAt(ctx context.Context, target ipURL, action string, in 
 	return out, err
 }
 
-// receiver is an http.RoundTripper that keeps the body of the request. It always
-// returns an error.
-type receiver []byte
-
-func (b *receiver) RoundTrip(r *http.Request) (_ *http.Response, err error) {
-	defer r.Body.Close()
-	*b, err = io.ReadAll(r.Body)
-	return nil, cmp.Or(err, errors.ErrUnsupported)
+// encodeAction returns the body of a request. in is nil or a struct of strings. There are no
+// newlines between elements, because some devices do not accept them.
+func encodeAction(serviceType, action string, in any) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, `<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" `+
+		`s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:%s xmlns:u="%s">`, action, serviceType)
+	if in != nil {
+		for field, value := range reflect.ValueOf(in).Fields() {
+			fmt.Fprintf(&b, "<%s>%s</%[1]s>", field.Name, escaper.Replace(value.String()))
+		}
+	}
+	fmt.Fprintf(&b, "</u:%s></s:Body></s:Envelope>", action)
+	return b.Bytes()
 }
+
+var escaper = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
 // readOutput returns the element that contains the output arguments of an action.
 // The error is a *Fault, an *HTTPError, or wraps backends.ErrMalformed. A
