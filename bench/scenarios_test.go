@@ -56,7 +56,7 @@ var scenarios = []scenario{
 // the candidate that starts with the same information.
 var comparedWith = map[string]string{
 	goNATPMPName: goforwardGatewayName, rawNATPMPName: goforwardGatewayName, rawPCPName: goforwardGatewayName,
-	rawCloseNATPMPName: goforwardCloseName, rawClosePCPName: goforwardCloseName, rawCloseUPnPName: goforwardCloseName,
+	goforwardCloseName: goforwardCloseName, rawCloseNATPMPName: goforwardCloseName, rawClosePCPName: goforwardCloseName, rawCloseUPnPName: goforwardCloseName,
 	natpmpcName: goforwardMapGatewayName, upnpcName: goforwardMapName, goforwardMapName: goforwardMapName, goforwardMapRememberedName: goforwardMapRememberedName, goforwardMapGatewayName: goforwardMapGatewayName, goforwardGatewayName: goforwardGatewayName,
 }
 
