@@ -84,6 +84,7 @@ type Backend struct {
 	refused       atomic.Bool   // the gateway refused datagrams to the port of SSDP
 	externalAge   time.Duration // maxExternalAge, except in tests
 	queryInterval time.Duration // the minimum time between queries after hints
+	tryFirstWait  time.Duration // for the description named by TryFirst, before a search is sent
 	retryDelay    time.Duration // the pause before a request is repeated after an unexplained failure
 
 	calls ctxsync.Calls
@@ -134,6 +135,7 @@ func New(config Config) (*Backend, error) {
 		externalAge:   maxExternalAge,
 		queryInterval: queryInterval,
 		retryDelay:    retryDelay,
+		tryFirstWait:  tryFirstWait,
 		quirks:        map[string]*quirks{},
 		watchers:      map[chan hint]struct{}{},
 	}
@@ -207,6 +209,10 @@ func (b *Backend) OtherDevice() (a netip.Addr) {
 	}
 	return a
 }
+
+// tryFirstWait is how long a search waits for the description that TryFirst named, if the search
+// belongs to no probe that is repeated.
+const tryFirstWait = 250 * time.Millisecond
 
 // DeviceURL returns the URL of the root description of the device in use. It is empty if there
 // is no such device, or if the device is not the gateway's.

@@ -29,7 +29,6 @@ const (
 	maxPerGateway        = 8                       // descriptions from the gateway's address
 	maxAttempts          = 3                       // requests for one description
 	retryPause           = 250 * time.Millisecond  // before the second attempt; four times that before the third
-	tryFirstWait         = 250 * time.Millisecond  // for the description named by TryFirst, before a search is sent
 )
 
 // gateway returns the result of findGateway. If the device has changed, it
@@ -163,7 +162,7 @@ func (b *Backend) takeTryFirst() (url string) {
 // awaitBegin waits while the description that TryFirst named is fetched: until it cannot be
 // used, until the probe to which the search belongs is repeated, or for tryFirstWait.
 func (s *searchState) awaitBegin(ctx context.Context) {
-	timer := time.NewTimer(tryFirstWait)
+	timer := time.NewTimer(s.backend.tryFirstWait)
 	defer timer.Stop()
 	select {
 	case <-s.begin:

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -17,6 +19,7 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // searchWait is the Wait of searches that end only after it, with all responses
@@ -745,15 +748,16 @@ func TestTryFirst(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		url      func(*testing.T, *gatewaytest.Gateway) string
+		wait     time.Duration
 		searches bool
 	}{
-		"the description": {func(_ *testing.T, gw *gatewaytest.Gateway) string { return gw.UPnP().DescriptionURL() }, false},
-		"not found":       {func(_ *testing.T, gw *gatewaytest.Gateway) string { return gw.UPnP().DescriptionURL() + "x" }, true},
-		"not a URL":       {func(*testing.T, *gatewaytest.Gateway) string { return "x" }, true},
+		"the description": {func(_ *testing.T, gw *gatewaytest.Gateway) string { return gw.UPnP().DescriptionURL() }, time.Hour, false},
+		"not found":       {func(_ *testing.T, gw *gatewaytest.Gateway) string { return gw.UPnP().DescriptionURL() + "x" }, time.Hour, true},
+		"not a URL":       {func(*testing.T, *gatewaytest.Gateway) string { return "x" }, time.Hour, true},
 		"no reply": {func(t *testing.T, gw *gatewaytest.Gateway) string {
 			url, _ := silent(t, gw.Addr().Addr())
 			return url
-		}, true},
+		}, time.Millisecond, true},
 		"another host": {func(t *testing.T, _ *gatewaytest.Gateway) string {
 			needHosts(t)
 			url, connections := silent(t, host())
@@ -763,11 +767,12 @@ func TestTryFirst(t *testing.T) {
 				}
 			})
 			return url
-		}, true},
+		}, time.Hour, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			gw, b := startBackend(t, quirks.UPnP{})
+			b.SetTryFirstWait(test.wait)
 			b.TryFirst(test.url(t, gw))
 			mustMap(t, gw, b, request(8080, 9000))
 			if got := b.DeviceURL(); got != gw.UPnP().DescriptionURL() {
@@ -777,5 +782,62 @@ func TestTryFirst(t *testing.T) {
 				t.Errorf("%d searches", n)
 			}
 		})
+	}
+}
+
+// TestRepeatBegins checks that the repetition of a probe begins the search while a description
+// that TryFirst named is fetched.
+func TestRepeatBegins(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{})
+	b.SetTryFirstWait(time.Hour)
+	fetched, release := make(chan struct{}), make(chan struct{})
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(fetched)
+		<-release
+	}))
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(gw.Addr().Addr(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = server.Listener.Close()
+	server.Listener = ln
+	server.Start()
+	defer server.Close()
+	defer close(release)
+	b.TryFirst(server.URL + "/")
+	repeat := make(chan struct{})
+	go func() {
+		<-fetched
+		close(repeat)
+	}()
+	if err := b.Probe(ctxsync.WithProbe(t.Context(), ctxsync.Probe{Repeat: repeat})); err != nil {
+		t.Errorf("Probe: %v", err)
+	}
+}
+
+// TestReplied checks that the connections to the gateway show its round-trip time, and that those to
+// other devices do not.
+func TestReplied(t *testing.T) {
+	t.Parallel()
+	needHosts(t)
+	for _, isGateway := range []bool{true, false} {
+		gw := start(t, gatewaytest.Config{})
+		config := upnp.Config{Wait: searchWait}
+		if !isGateway {
+			config.Gateway = host()
+		}
+		var replies atomic.Int32
+		ctx := ctxsync.WithProbe(t.Context(), ctxsync.Probe{Replied: func(time.Duration) { replies.Add(1) }})
+		b := newBackend(t, gw, config)
+		if err := b.Probe(ctx); err != nil {
+			t.Errorf("Probe: %v", err)
+		}
+		if n := replies.Load(); n > 0 != isGateway {
+			t.Errorf("the device is the gateway's: %v; %d replies", isGateway, n)
+		}
+		if url := b.DeviceURL(); url != "" != isGateway {
+			t.Errorf("DeviceURL: %q", url)
+		}
 	}
 }
