@@ -721,6 +721,9 @@ func TestGatewayResponseLimit(t *testing.T) {
 	}
 }
 
+// neverReached bounds a call that would not return if the code were wrong.
+const neverReached = time.Minute
+
 // TestTryFirst checks that a description whose URL is known is fetched without a search, and
 // that a search follows if it cannot be used. Nothing is sent to another host than the gateway.
 func TestTryFirst(t *testing.T) {
@@ -771,9 +774,15 @@ func TestTryFirst(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gw, b := startBackend(t, quirks.UPnP{})
+			gw := start(t, gatewaytest.Config{})
+			b := newBackend(t, gw, upnp.Config{Wait: time.Hour, Timeout: time.Hour})
 			b.SetTryFirstWait(test.wait)
 			b.TryFirst(test.url(t, gw))
+			ctx, cancel := context.WithTimeout(t.Context(), neverReached)
+			defer cancel()
+			if err := b.Probe(ctx); err != nil {
+				t.Fatalf("Probe: %v", err)
+			}
 			mustMap(t, gw, b, request(8080, 9000))
 			if got := b.DeviceURL(); got != gw.UPnP().DescriptionURL() {
 				t.Errorf("DeviceURL: %q", got)
@@ -789,8 +798,11 @@ func TestTryFirst(t *testing.T) {
 // that TryFirst named is fetched.
 func TestRepeatBegins(t *testing.T) {
 	t.Parallel()
-	gw, b := startBackend(t, quirks.UPnP{})
+	gw := start(t, gatewaytest.Config{})
+	b := newBackend(t, gw, upnp.Config{Wait: time.Hour, Timeout: time.Hour})
 	b.SetTryFirstWait(time.Hour)
+	ctx, cancel := context.WithTimeout(t.Context(), neverReached)
+	defer cancel()
 	fetched, release := make(chan struct{}), make(chan struct{})
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		close(fetched)
@@ -811,7 +823,7 @@ func TestRepeatBegins(t *testing.T) {
 		<-fetched
 		close(repeat)
 	}()
-	if err := b.Probe(ctxsync.WithProbe(t.Context(), ctxsync.Probe{Repeat: repeat})); err != nil {
+	if err := b.Probe(ctxsync.WithProbe(ctx, ctxsync.Probe{Repeat: repeat})); err != nil {
 		t.Errorf("Probe: %v", err)
 	}
 }
