@@ -50,9 +50,9 @@ func (c packetCounter) packets(t *testing.T) int {
 	return n
 }
 
-// preferenceDelay is how long the client waits for the preferred protocol before it uses
-// another protocol that has already replied.
-const preferenceDelay = 250 * time.Millisecond
+// preferenceDelay is how long the client waits at least for the preferred protocol before it
+// uses another protocol that has already replied.
+const preferenceDelay = 10 * time.Millisecond
 
 // TestChoice checks which protocol is used: NAT-PMP, if the router supports it and the
 // caller prefers no other.
@@ -74,12 +74,13 @@ func TestChoice(t *testing.T) {
 			lab.Scenario(t, "choice: the router speaks "+name)
 			home := lab.Home(t, c.router)
 			echo := home.Lan.Echo(t, "tcp", ":8080")
+			slow := false // the preferred protocol can reply late; another one is then used, and remembered
 			for range 3 { // each Forwarder probes again
 				f := newForwarder(t, home.Lan, config{Protocols: c.order})
 				got := f.do(call{Op: "enable", Options: []option{tcp(8080)}})
 				m, _ := f.toMapping(got)
 				t.Logf("granted by %s after %v", m.Backend, got.Took)
-				if m.Backend != c.want && got.Took < preferenceDelay { // if the preferred protocol replies late, another one may be used
+				if slow = slow || got.Took >= preferenceDelay; m.Backend != c.want && !slow {
 					t.Errorf("granted by %q, want %q", m.Backend, c.want)
 				}
 				if got.Took > 2*time.Second {
