@@ -86,6 +86,7 @@ type Backend struct {
 	queryInterval time.Duration // the minimum time between queries after hints
 	tryFirstWait  time.Duration // for the description named by TryFirst, before a search is sent
 	retryDelay    time.Duration // the pause before a request is repeated after an unexplained failure
+	slowReply     time.Duration // the time of a reply from which several rows of a table are requested at a time
 
 	calls ctxsync.Calls
 
@@ -136,6 +137,7 @@ func New(config Config) (*Backend, error) {
 		queryInterval: queryInterval,
 		retryDelay:    retryDelay,
 		tryFirstWait:  tryFirstWait,
+		slowReply:     slowReply,
 		quirks:        map[string]*quirks{},
 		watchers:      map[chan hint]struct{}{},
 	}

@@ -11,8 +11,15 @@ func (b *Backend) SetRetryDelay(d time.Duration) { b.retryDelay = d }
 
 // SetExternalAge sets the maximum age of an external address that is used again.
 func (b *Backend) SetExternalAge(d time.Duration) { b.externalAge = d }
+
 // SetTryFirstWait sets how long a search waits for the description that TryFirst named.
 func (b *Backend) SetTryFirstWait(d time.Duration) { b.tryFirstWait = d }
+
+// ReadOneByOne makes List request one row at a time, however slow the replies are.
+func (b *Backend) ReadOneByOne() *Backend {
+	b.slowReply = time.Hour
+	return b
+}
 
 // ShortenDelays shortens the retry delay and the interval between queries.
 func (b *Backend) ShortenDelays() *Backend {

@@ -38,7 +38,7 @@ type indexed struct {
 
 func (b *Backend) newTableReader(g *gateway, c *Client) *tableReader {
 	return &tableReader{
-		backend: b, gateway: g, client: c, slow: slowReply,
+		backend: b, gateway: g, client: c, slow: b.slowReply,
 		isGain: func(took, alone time.Duration) bool { return took < alone*3/4 },
 		ready:  map[int]indexed{}, seen: map[PortMappingKey]bool{},
 	}
@@ -283,7 +283,7 @@ func (m *merger) fill(ctx context.Context, from, to place) error {
 		copy(m.rows[from.index:to.index], m.udp[from.index-from.tcp:])
 		return nil
 	}
-	middle := (from.index + to.index) / 2
+	middle := from.index + ((to.index-from.index)/2 | 1) // an odd number of rows before it needs fewer requests
 	e, err := m.get(ctx, middle)
 	if err != nil {
 		return err
