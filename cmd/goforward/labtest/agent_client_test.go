@@ -279,6 +279,7 @@ type config struct {
 	DiscoveryTimeout time.Duration
 	RequestTimeout   time.Duration
 	Lifetime         time.Duration
+	CheckEvery       time.Duration
 	Protocols        []string
 	UPnPURL          string
 	StateFile        string // the path of the state file

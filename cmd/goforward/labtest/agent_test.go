@@ -101,7 +101,7 @@ func (s *agentServer) newForwarder(c call) result {
 	defer s.mu.Unlock()
 	n := len(s.forwarders)
 	config := &forward.Config{
-		Gateway: c.Config.Gateway, Interface: c.Config.Interface, DiscoveryTimeout: c.Config.DiscoveryTimeout, RequestTimeout: c.Config.RequestTimeout, Lifetime: c.Config.Lifetime,
+		Gateway: c.Config.Gateway, Interface: c.Config.Interface, DiscoveryTimeout: c.Config.DiscoveryTimeout, RequestTimeout: c.Config.RequestTimeout, Lifetime: c.Config.Lifetime, CheckEvery: c.Config.CheckEvery,
 		Protocols: c.Config.Protocols, UPnPURL: c.Config.UPnPURL, StateFile: c.Config.StateFile,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnEvent: func(e forward.Event) {
