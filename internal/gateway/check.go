@@ -64,7 +64,13 @@ const (
 // SetCheckEvery sets the interval of checks that the client wants. A negative interval means
 // no checks. The owner uses the shortest interval of its clients.
 func (c *Client) SetCheckEvery(d time.Duration) {
-	c.owner.loop.Do(func() { c.checkEvery = d })
+	c.owner.loop.Do(func() {
+		c.checkEvery = d
+		if o := c.owner; !o.checks.round.at.IsZero() {
+			o.loop.Arm(&o.checks.round, time.Time{})
+			o.armChecks(time.Now())
+		}
+	})
 }
 
 // checkEvery returns the shortest interval of the owner's clients, or 0 for no checks.
@@ -189,7 +195,7 @@ func (o *Owner) checkBackend(b *Backend) {
 	lookUpIn := b
 	if errors.Is(err, backends.ErrUnsupported) {
 		if t := o.tableOf(b); t != nil {
-			lookUpIn, err = t, o.lookUpIn(t, m)
+			lookUpIn, err = t, o.lookUpIn(t, e, m)
 		}
 	}
 	switch {
@@ -237,17 +243,20 @@ func (o *Owner) tableOf(b *Backend) *Backend {
 	return nil
 }
 
-// lookUpIn looks up a mapping of another backend in a table. A table that does not list the
-// first mapping may list no mappings of other backends.
-func (o *Owner) lookUpIn(t *Backend, m backends.Mapping) error {
+// lookUpIn looks up an entry of another backend in a table. The entry is missing only if the
+// table listed it before: some tables do not list the mappings of other protocols, or some of
+// them. If a table does not list the first mapping, it is not used any more.
+func (o *Owner) lookUpIn(t *Backend, e *entry, m backends.Mapping) error {
 	err := o.ask(func(ctx context.Context) error { return t.Backend.(table).LookUp(ctx, m) })
 	o.loop.Do(func() {
 		switch {
 		case err == nil:
-			t.table = tableLists
-		case errors.Is(err, backends.ErrNoMapping) && t.table == tableUnknown:
-			t.table = tableHides
-			err = fmt.Errorf("%v: %w: it does not list the mappings of other protocols", t, backends.ErrUnsupported)
+			t.table, e.listed = tableLists, true
+		case errors.Is(err, backends.ErrNoMapping) && !e.listed:
+			err = fmt.Errorf("%v: %w: it did not list the mapping before", t, backends.ErrUnsupported)
+			if t.table == tableUnknown {
+				t.table = tableHides
+			}
 		}
 	})
 	return err
@@ -263,7 +272,7 @@ func (o *Owner) lookUpAll(b, in *Backend) {
 	granted := map[*entry]*backends.Mapping{}
 	o.loop.Do(func() {
 		for _, e := range o.allEntries() {
-			if e.backend == b && e.isCheckable() {
+			if e.backend == b && e.isCheckable() && (in == b || e.listed) {
 				granted[e] = e.granted
 			}
 		}
