@@ -21,7 +21,8 @@
 //
 // A mapping is renewed at half of the lifetime that the gateway granted. It is requested
 // again if the gateway announces a restart, or if the gateway's clock or its table shows that
-// it restarted. If the route to the internet or the address of this host changes, the mapping
+// it restarted or lost the mapping. To find out, each gateway is checked every 30 seconds
+// (Config.CheckEvery). If the route to the internet or the address of this host changes, the mapping
 // is requested on the new route. It is deleted on the old route if that gateway can still be
 // reached.
 //

@@ -21,8 +21,9 @@
 // The files: owner.go starts and stops owners, and client.go is the interface to Forwarders.
 // loop.go has the loop and the flows. handle.go has the mappings that a Forwarder requests,
 // and entry.go the mappings that a gateway grants. create.go makes first requests, port.go
-// selects external ports, renew.go handles renewals and restarts, and delete.go handles
-// deletions. restore.go takes over mappings of an earlier run and deletions of ended owners.
-// backend.go has the protocols, and probe.go finds out which of them a gateway supports: by
-// rounds of requests (round.go), which begin with what is known from earlier ones (memory.go).
+// selects external ports, renew.go handles renewals and restarts, check.go asks gateways
+// whether they still have the mappings, and delete.go handles deletions. restore.go takes over
+// mappings of an earlier run and deletions of ended owners. backend.go has the protocols, and
+// probe.go finds out which of them a gateway supports: by rounds of requests (round.go), which
+// begin with what is known from earlier ones (memory.go).
 package gateway
