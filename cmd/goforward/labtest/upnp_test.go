@@ -1,16 +1,19 @@
 package labtest
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/lab"
 )
@@ -327,6 +330,87 @@ func TestLargeTable(t *testing.T) {
 	home.Reaches(t, echo, m.External)
 	f.disable()
 	wantRules(t, home, n)
+}
+
+// upnpMapping is an entry that a program adds with AddPortMapping.
+type upnpMapping struct {
+	Protocol string
+	Port     uint16
+}
+
+// addMappings adds entries to the table of the router, and lists the table by index.
+var addMappings = lab.Func("add mappings", func(p *lab.Proc) {
+	var all []upnpMapping
+	p.Args(&all)
+	ctx := context.Background()
+	device, err := upnp.Describe(ctx, "http://192.168.77.1:5000/rootDesc.xml", upnp.ClientConfig{})
+	if err != nil {
+		p.Fatal(err)
+	}
+	i := slices.IndexFunc(device.Services, func(s upnp.Service) bool { return s.Kind() == upnp.IPConnection })
+	if i < 0 {
+		p.Fatal("no service")
+	}
+	c, err := upnp.NewClient(device.Services[i], upnp.ClientConfig{})
+	if err != nil {
+		p.Fatal(err)
+	}
+	for _, m := range all {
+		protocol, err := backends.ParseProtocol(m.Protocol)
+		if err == nil {
+			err = c.AddPortMapping(ctx, upnp.PortMapping{
+				ExternalPort: m.Port, Protocol: protocol, Internal: netip.AddrPortFrom(p.Addr(), m.Port), Enabled: true, Description: "other", Lease: time.Hour,
+			})
+		}
+		if err != nil {
+			p.Fatal(err)
+		}
+	}
+	var rows []string
+	for i := range all {
+		e, err := c.PortMappingAt(ctx, i)
+		if err != nil {
+			p.Fatal(err)
+		}
+		rows = append(rows, fmt.Sprint(e.Protocol, e.ExternalPort, e.Internal, e.Description))
+	}
+	p.Send(rows)
+})
+
+// TestTableOrder checks that tables that are read in lists and by index have all entries of
+// the router, in the order of its index, and that the router survives the requests.
+func TestTableOrder(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{100, 140} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, fmt.Sprintf("upnp: a table of %d entries, in the order of the router", n))
+			home := lab.Home(t, upnpOnly)
+			all := make([]upnpMapping, n)
+			for i := range all {
+				protocol := "udp"
+				if i < 20 || i >= 40 && i%2 == 0 { // blocks, and then pairs
+					protocol = "tcp"
+				}
+				all[i] = upnpMapping{protocol, uint16(20000 + i)}
+			}
+			p := home.Lan.Start(t, addMappings, all)
+			var want []string
+			p.Expect(&want)
+			p.Wait()
+			f := newForwarder(t, home.Lan, config{})
+			for range 2 {
+				var got []string
+				for _, e := range f.mappings() {
+					got = append(got, fmt.Sprint(e.Mapping.Protocol, e.Mapping.External.Port(), e.Mapping.Internal, e.Mapping.Description))
+				}
+				if strings.Join(got, "\n") != strings.Join(want, "\n") {
+					t.Errorf("listed %q, want %q", got, want)
+				}
+			}
+			wantRules(t, home, n)
+		})
+	}
 }
 
 // wantSameLines compares lines in any order.
