@@ -90,6 +90,7 @@ func TestBench(t *testing.T) {
 	b.part(t, keyRestart, false, b.restarts)
 	b.part(t, keyClose, false, b.closes)
 	b.part(t, "warm", false, b.warm)
+	b.part(t, "cpu", false, b.cpu)
 	b.part(t, "tables", true, b.tables)
 	b.part(t, "held", false, b.held)
 	b.Took = time.Since(b.Date)

@@ -52,6 +52,7 @@ func Budgets(r *Result) []Verdict {
 			out = append(out, r.noFailures(key+", all deleted", key, goforwardCloseName))
 		}
 	}
+	atMost("processor time of a warm pair, map and unmap", "≤ 2 × go-nat-pmp", r.ratio(keyPairCPU, goforwardName, goNATPMPName, false, took), 2, "×")
 	for _, list := range []struct {
 		key, what string
 		limit     float64

@@ -43,6 +43,7 @@ const (
 	keyRefresh    = "warm-refresh"
 	keyDisable    = "warm-disable"
 	keyList       = "warm-list"
+	keyPairCPU    = "pair-cpu"
 	keyTable100   = "table-100"
 	keyTableMixed = "table-100-mixed"
 	keyTable140   = "table-140"
@@ -73,4 +74,5 @@ const (
 	figureAllocs     = "allocations of the codecs"
 	figureBinary     = "stripped command"
 	figureOneliner   = "stripped library program, examples/oneliner"
+	figurePairAllocs = "allocations of a pair of calls, with those of gatewaytest"
 )
