@@ -153,7 +153,7 @@ func TestReadDoubtfulLists(t *testing.T) {
 	}
 }
 
-// TestReadChangingTable changes the table before a request. By each method, rows that
+// TestReadChangingTable changes the table before a request. With each method, rows that
 // do not change are listed exactly once, and in their order.
 func TestReadChangingTable(t *testing.T) {
 	t.Parallel()
