@@ -177,11 +177,8 @@ func (d Dialer) Dial(ctx context.Context, network string, to netip.AddrPort) (ne
 		}
 	}
 	if d.Interface != "" {
-		ifi, err := net.InterfaceByName(d.Interface)
-		if err != nil {
-			return nil, fmt.Errorf("interface %q: %w", d.Interface, err)
-		}
-		if dialer.Control, err = netbind.Control(ifi); err != nil {
+		var err error
+		if dialer.Control, err = netbind.ControlNamed(d.Interface); err != nil {
 			return nil, err
 		}
 	}
