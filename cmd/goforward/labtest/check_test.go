@@ -2,13 +2,18 @@ package labtest
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/internal/testseed"
 )
 
 // longChecks selects the long forms of the tests of checks: the default interval, and a router
@@ -224,11 +229,241 @@ func testCheckRestart(t *testing.T, home *lab.HomeNet, all []*checkedProgram, ou
 	})
 	for _, p := range all {
 		for _, h := range p.mappings {
-			if s := h.fetchState(); s.External != h.External || s.Failure != nil {
-				t.Errorf("%s: %+v", h.name, s)
+			external := h.External
+			if h.wait(maxWait); h.External != external || h.Failure != nil {
+				t.Errorf("%s: %+v", h.name, h.state)
 			}
 		}
 		p.close()
 	}
 	wantRules(t, home, 0)
+}
+
+// TestCheckRestartMany is TestCheckRestart with many mappings of one program.
+func TestCheckRestartMany(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		protocols []string
+		router    string
+		n         int
+	}{
+		"natpmp, the epoch":                {[]string{"natpmp"}, "the clock starts at 0", 50},
+		"natpmp, renewals":                 {[]string{"natpmp"}, "the clock goes on", 4},
+		"natpmp beside UPnP, a lookup":     {[]string{"natpmp", "upnp"}, "the clock goes on", 50},
+		"upnp, a lookup":                   {[]string{"upnp"}, "the clock goes on", 50},
+		"pcp, the epoch (long)":            {[]string{"pcp"}, "the clock starts at 0", 50},
+		"pcp, renewals (long)":             {[]string{"pcp"}, "the clock goes on", 4},
+		"pcp beside UPnP, a lookup (long)": {[]string{"pcp", "upnp"}, "the clock goes on", 50},
+		"upnp, the uptime (long)":          {[]string{"upnp"}, "the clock starts at 0", 50},
+	} {
+		if strings.HasSuffix(name, "(long)") && !longChecks {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "check: the router restarts without an announcement, many mappings, "+name)
+			router := restartRouters[c.router]
+			home := lab.Home(t, router)
+			suppressAnnouncements(t, home)
+			all := []*checkedProgram{startChecked(t, home, home.Lan, firstPort, c.n, config{Protocols: c.protocols, CheckEvery: checkInterval()})}
+			reachAll(t, home, all)
+			testCheckRestart(t, home, all, 0, router.DaemonUptime)
+		})
+	}
+}
+
+// deleteByUPnP deletes mappings in the same way as another program on this host. The programs
+// are stopped meanwhile, so that they notice all deletions at once.
+func deleteByUPnP(t *testing.T, home *lab.HomeNet, all []*checkedProgram, n int) {
+	t.Helper()
+	for _, p := range all {
+		p.proc.Signal(stopSignal)
+	}
+	for _, p := range all {
+		for _, h := range p.mappings[:n] {
+			port := strconv.Itoa(int(h.External.Port()))
+			home.Lan.Exec(t, "upnpc", "-u", "http://"+home.Gateway.String()+":5000/rootDesc.xml", "-d", port, h.echo.Network)
+			home.DoesNotReach(t, h.echo, h.External)
+		}
+	}
+	for _, p := range all {
+		p.proc.Signal(continueSignal)
+	}
+}
+
+// wantLosses checks that the program reported the loss and the restoration of n mappings, if a
+// lookup shows a loss. A renewal does not show it.
+func (p *checkedProgram) wantLosses(n int) {
+	p.t.Helper()
+	counts := map[forward.EventKind]int{}
+	want := map[forward.EventKind]int{}
+	if p.hasTable {
+		want = map[forward.EventKind]int{forward.EventLost: n, forward.EventRestored: n}
+	}
+	for range want[forward.EventLost] + want[forward.EventRestored] {
+		e := p.nextEvent()
+		if counts[e.Kind]++; e.Kind == forward.EventLost && !strings.Contains(e.Reason, "missing from the gateway's table") {
+			p.t.Errorf("%s: event %v: %s", p.name, e.Kind, e.Reason)
+		}
+	}
+	p.wantNoEvent()
+	if !maps.Equal(counts, want) {
+		p.t.Errorf("%s: events %v, want %v", p.name, counts, want)
+	}
+}
+
+// TestCheckDeleted checks mappings that are deleted while the router runs: by another program,
+// one of several or all, or by the command nft on the router. Then the daemon still reports the
+// mappings, until it changes its table for the next time: it keeps a copy of the table.
+func TestCheckDeleted(t *testing.T) {
+	t.Parallel()
+	const n = 2
+	for name, c := range map[string]struct {
+		deleted int // of each program; 0: the rules are flushed
+		promise func(*checkedProgram) time.Duration
+	}{
+		"one, by another program": {1, byRound},
+		"all, by another program": {n, promises(false)},
+		"all, by nft":             {0, byRound}, // the renewals by NAT-PMP and PCP change the table
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "check: mappings are deleted, "+name)
+			home := lab.Home(t, lab.Router{})
+			all := startAllChecked(t, home, n)
+			waitForRounds(t, home)
+			if c.deleted > 0 {
+				deleteByUPnP(t, home, all, c.deleted)
+			} else {
+				home.Daemon.Forget(t)
+			}
+			wantRestored(t, home, all, c.promise)
+			for _, p := range all {
+				if c.deleted > 0 {
+					p.wantLosses(c.deleted)
+				}
+				p.close()
+			}
+			wantRules(t, home, 0)
+		})
+	}
+}
+
+// TestCheckNew checks a router that deletes a new mapping three seconds after the grant. The
+// first lookup finds out, long before the first round of checks.
+func TestCheckNew(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "check: a mapping disappears three seconds after the grant")
+	home := lab.Home(t, upnpOnly)
+	const (
+		deleteAfter = 3 * time.Second
+		firstLookUp = 4 * time.Second
+	)
+	all := []*checkedProgram{startChecked(t, home, home.Lan, firstPort, 2, config{Protocols: []string{"upnp"}, CheckEvery: 10 * time.Minute})}
+	granted := all[0].mappings[0].Grants[0].Granted
+	reachAll(t, home, all)
+	passTime(t, time.Until(granted.Add(deleteAfter)))
+	deleteByUPnP(t, home, all, 1)
+	wantRestored(t, home, all, func(*checkedProgram) time.Duration { return firstLookUp - deleteAfter })
+	all[0].wantLosses(1)
+	all[0].close()
+	wantRules(t, home, 0)
+}
+
+// TestCheckAddress checks a router that gets another external address and does not announce
+// it. Then the address changes and changes back, and a check may or may not see it.
+func TestCheckAddress(t *testing.T) {
+	t.Parallel()
+	for name, router := range restartRouters {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "check: another external address, without an announcement, "+name)
+			home := lab.Home(t, router)
+			suppressAnnouncements(t, home)
+			all := startAllChecked(t, home, 1)
+			waitForRounds(t, home)
+			home.Router.Sysctl(t, "net.ipv4.conf.wan0.promote_secondaries", "1")
+			const first, second, third = "45.45.45.1", "45.45.45.77", "45.45.45.78"
+			want := netip.AddrFrom4([4]byte{45, 45, 45, 77})
+
+			begin, stalls := time.Now(), measureStalls()
+			replaceAddress(t, home, first, second)
+			events := map[*checkedProgram]event{}
+			for _, p := range all {
+				events[p] = p.wantAddress(want)
+			}
+			stalled := stalls()
+			for _, p := range all {
+				promise, took := promises(false)(p), events[p].Time.Sub(begin)
+				t.Logf("%s: the event arrived after %v; the promise is %v", p.name, took.Round(time.Millisecond), promise)
+				if took > promise+checkMargin+stalled {
+					t.Errorf("%s: the event arrived after %v, want %v and at most %v more", p.name, took, promise, checkMargin)
+				}
+			}
+			passTime(t, checkInterval())
+			for _, p := range all {
+				p.mappings[0].fetchState() // after all events
+				p.wantNoEvent()
+			}
+
+			replaceAddress(t, home, second, third)
+			passTime(t, checkInterval()/3)
+			replaceAddress(t, home, third, second)
+			passTime(t, checkInterval()*3/2)
+			for _, p := range all {
+				h := p.mappings[0]
+				if h.wait(maxWait); h.External.Addr() != want || h.Failure != nil {
+					t.Errorf("%s: %+v", h.name, h.state)
+				}
+				home.Reaches(t, h.echo, h.External)
+				p.close()
+			}
+			wantRules(t, home, 0)
+		})
+	}
+}
+
+// wantAddress waits for the event that reports another external address. The epoch of this
+// router restarts with each address. PCP shows nothing but that before the mapping is renewed,
+// so that the mapping may be lost and restored.
+func (p *checkedProgram) wantAddress(want netip.Addr) event {
+	p.t.Helper()
+	e := p.nextEvent()
+	kind, reason := forward.EventChanged, "the external address was 45.45.45.1 and is "+want.String()
+	if e.Kind == forward.EventLost && p.mappings[0].Backend == "pcp" {
+		kind, reason = forward.EventRestored, e.Reason
+		e = p.nextEvent()
+	}
+	if e.Kind != kind || e.Reason != reason || e.External.Addr() != want {
+		p.t.Errorf("%s: event %v of %v: %s", p.name, e.Kind, e.External, e.Reason)
+	}
+	return e
+}
+
+// replaceAddress replaces the external address of the router at once.
+func replaceAddress(t *testing.T, home *lab.HomeNet, before, after string) {
+	t.Helper()
+	home.Daemon.Signal(t, stopSignal) // so that the daemon does not run between two addresses
+	home.Router.Exec(t, "sh", "-ec", "ip addr add "+after+"/24 dev wan0; ip addr del "+before+"/24 dev wan0")
+	home.Daemon.Signal(t, continueSignal)
+}
+
+// TestCheckLoss checks restarts and lookups over a line that loses a fifth of the packets in
+// each direction. Some rounds fail.
+func TestCheckLoss(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "check: the router restarts without an announcement, 20 % loss")
+	home := lab.Home(t, restartRouters["the clock starts at 0"])
+	suppressAnnouncements(t, home)
+	var all []*checkedProgram
+	for i, l := range newCabledHosts(t, home, 3) {
+		protocol := []string{"natpmp", "pcp", "upnp"}[i]
+		all = append(all, startChecked(t, home, l.host, firstPort+uint16(100*i), 2, config{Protocols: []string{protocol}, CheckEvery: checkInterval()}))
+		l.cable.Set(lab.Line{OneIn: 5, Seed: testseed.Of(t), Peer: home.Gateway})
+	}
+	reachAll(t, home, all) // these bytes pass through the cables unchanged
+	waitForRounds(t, home)
+	powerOff(t, home)
+	home.Daemon.Start(t)
+	wantRestored(t, home, all, func(*checkedProgram) time.Duration { return 4*checkInterval() + checkTimeout })
 }
