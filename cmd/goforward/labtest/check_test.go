@@ -1,10 +1,12 @@
 package labtest
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -456,7 +458,8 @@ func TestCheckLoss(t *testing.T) {
 	home := lab.Home(t, restartRouters["the clock starts at 0"])
 	suppressAnnouncements(t, home)
 	var all []*checkedProgram
-	for i, l := range newCabledHosts(t, home, 3) {
+	hosts := newCabledHosts(t, home, 3)
+	for i, l := range hosts {
 		protocol := []string{"natpmp", "pcp", "upnp"}[i]
 		all = append(all, startChecked(t, home, l.host, firstPort+uint16(100*i), 2, config{Protocols: []string{protocol}, CheckEvery: checkInterval()}))
 		l.cable.Set(lab.Line{OneIn: 5, Seed: testseed.Of(t), Peer: home.Gateway})
@@ -466,4 +469,128 @@ func TestCheckLoss(t *testing.T) {
 	powerOff(t, home)
 	home.Daemon.Start(t)
 	wantRestored(t, home, all, func(*checkedProgram) time.Duration { return 4*checkInterval() + checkTimeout })
+	for i, l := range hosts {
+		fromHost, toHost := l.cable.Lost()
+		t.Logf("%s: the cable lost %d packets from the host and %d packets to the host", all[i].name, fromHost, toHost)
+		if fromHost+toHost == 0 {
+			t.Errorf("%s: the cable lost no packets", all[i].name)
+		}
+	}
+}
+
+// traffic is a number of packets and the sum of their lengths.
+type traffic struct{ packets, bytes int }
+
+func (c traffic) minus(other traffic) traffic {
+	return traffic{c.packets - other.packets, c.bytes - other.bytes}
+}
+
+// trafficKinds are the packets between a host and the router that are counted. The key is the
+// comment of a rule, and the first value is the hook. In the condition, the address of the host
+// is missing.
+var trafficKinds = map[string][2]string{
+	"NAT-PMP and PCP requests":    {"prerouting", "udp dport 5351 ip saddr"},
+	"NAT-PMP and PCP replies":     {"output", "udp sport 5351 ip daddr"},
+	"searches for UPnP":           {"prerouting", "udp dport 1900 ip saddr"},
+	"TCP packets to the router":   {"prerouting", "tcp dport 5000 ip saddr"},
+	"TCP packets from the router": {"output", "tcp sport 5000 ip daddr"},
+	"other packets from the host": {"prerouting", "meta l4proto { tcp, udp } th dport != { 5000, 5351, 1900 } ip saddr"},
+}
+
+// countTraffic counts the packets between the hosts and the router.
+func countTraffic(t *testing.T, home *lab.HomeNet, hosts ...*lab.Host) {
+	t.Helper()
+	for _, host := range hosts {
+		for kind, rule := range trafficKinds {
+			home.Router.Rule(t, rule[0], fmt.Sprintf(`%s %v counter comment "%s, %s"`, rule[1], host.Addr(), host.Name(), kind))
+		}
+	}
+	home.Router.Rule(t, "prerouting", `iifname "lan0" meta nfproto ipv6 meta l4proto { tcp, udp } counter comment "`+overIPv6Packets+`"`)
+}
+
+// overIPv6Packets is the key of the packets of all hosts over IPv6.
+const overIPv6Packets = "all hosts, packets over IPv6"
+
+var trafficCounter = regexp.MustCompile(`counter packets (\d+) bytes (\d+) comment "([^"]*)"`)
+
+// readTraffic returns the present counts. The keys are "host, kind".
+func readTraffic(t *testing.T, home *lab.HomeNet) map[string]traffic {
+	t.Helper()
+	counts := map[string]traffic{}
+	for _, m := range trafficCounter.FindAllStringSubmatch(home.Router.Ruleset(t), -1) {
+		packets, err1 := strconv.Atoi(m[1])
+		bytes, err2 := strconv.Atoi(m[2])
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		counts[m[3]] = traffic{packets, bytes}
+	}
+	return counts
+}
+
+// TestCheckCost counts the packets of programs that only hold mappings: those with checks, and
+// one for each protocol without checks, which must send nothing.
+func TestCheckCost(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "check: the packets of a minute, with checks and without")
+	home := lab.Home(t, lab.Router{})
+	var checked, hosts []*lab.Host
+	for i := range checkedProtocols {
+		checked = append(checked, home.Join(fmt.Sprintf("checked%d", i), fmt.Sprintf("192.168.77.%d/24", 10+i)))
+	}
+	hosts = append(hosts, home.Lan)
+	hosts = append(hosts, checked...)
+	countTraffic(t, home, hosts...)
+	var all []*checkedProgram
+	for i, protocols := range checkedProtocols {
+		startChecked(t, home, home.Lan, firstPort+uint16(100*i), 1, config{Protocols: protocols, CheckEvery: -1})
+		all = append(all, startChecked(t, home, checked[i], firstPort+uint16(100*i+50), 3, config{Protocols: protocols, CheckEvery: checkInterval()}))
+	}
+	idle := func() (n int) {
+		for kind := range trafficKinds {
+			n += readTraffic(t, home)[home.Lan.Name()+", "+kind].packets
+		}
+		return n
+	}
+	waitUntil(t, maxWait, "the programs do not become idle", func() bool { // their first requests may still be in flight
+		before := idle()
+		passTime(t, checkInterval()/4)
+		return idle() == before
+	})
+	passTime(t, checkInterval())
+
+	before, begin := readTraffic(t, home), time.Now()
+	passTime(t, 4*checkInterval())
+	after, rounds := readTraffic(t, home), float64(time.Since(begin))/float64(checkInterval())
+	for kind := range trafficKinds {
+		key := home.Lan.Name() + ", " + kind
+		t.Logf("without checks: %d %s before, %d in %v", before[key].packets, kind, after[key].minus(before[key]).packets, time.Since(begin).Round(time.Second))
+		if n := after[key].minus(before[key]).packets; n > 0 {
+			t.Errorf("without checks: %d %s", n, kind)
+		}
+	}
+	if n := after[overIPv6Packets].minus(before[overIPv6Packets]).packets; n > 0 {
+		t.Errorf("%d packets over IPv6", n)
+	}
+	const perHour = float64(time.Hour / forward.DefaultCheckEvery)
+	for i, p := range all {
+		var sum traffic
+		for _, kind := range slices.Sorted(maps.Keys(trafficKinds)) {
+			key := checked[i].Name() + ", " + kind
+			n := after[key].minus(before[key])
+			sum.packets, sum.bytes = sum.packets+n.packets, sum.bytes+n.bytes
+			if n.packets > 0 {
+				t.Logf("%s: in each round %.1f %s with %.0f bytes", p.name, float64(n.packets)/rounds, kind, float64(n.bytes)/rounds)
+			}
+		}
+		t.Logf("%s: in each round %.1f packets with %.0f bytes; by default in an hour %.0f packets with %.0f kB", p.name,
+			float64(sum.packets)/rounds, float64(sum.bytes)/rounds, float64(sum.packets)/rounds*perHour, float64(sum.bytes)/rounds*perHour/1000)
+		maxPackets := 8.0 // in a round: a check and a renewal, with a retransmission
+		if p.hasTable {
+			maxPackets = 60 // four requests, each on a connection of its own
+		}
+		if n := float64(sum.packets); n == 0 || n > maxPackets*(rounds*8/7+1) {
+			t.Errorf("%s: %d packets in %.1f rounds, want at most %.0f in each", p.name, sum.packets, rounds, maxPackets)
+		}
+	}
 }
