@@ -56,6 +56,34 @@ func TestProgramsOfUser(t *testing.T) {
 	}
 }
 
+// TestProgramsForced checks a program whose mapping is deleted by unmap --force, after another
+// program that mapped the same port was killed. The next check maps the port again. The command
+// checks at the default interval, so this is a long form.
+func TestProgramsForced(t *testing.T) {
+	t.Parallel()
+	if !longChecks {
+		t.Skip("GOFORWARD_CHECKS=all runs it")
+	}
+	for _, backend := range []string{"natpmp", "pcp", "upnp"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			home := lab.Home(t, lab.Router{})
+			echo := home.Lan.Echo(t, "tcp", ":8080")
+			killed, survivor := hold8080(t, home, backend), hold8080(t, home, backend)
+			killed.signal(syscall.SIGKILL)
+			killed.wait()
+			survivor.signal(stopSignal) // so that it notices the deletion after the test
+			execute(t, home.Lan, nil, "unmap", "8080", "--force", "--backend", backend).wantExit(0)
+			home.DoesNotReach(t, echo, externalAddr(home, 8080))
+			survivor.signal(continueSignal)
+			took := waitReachable(t, home, echo, externalAddr(home, 8080), 2*checkInterval()+checkMargin)
+			t.Logf("bytes arrived %v after the deletion", took)
+			endHold(t, survivor, "unmapped")
+			wantRules(t, home, 0)
+		})
+	}
+}
+
 // TestProgramsOfUsers shows a limit: a program does not notice one with other directories, as
 // another user has, and deletes its mapping.
 func TestProgramsOfUsers(t *testing.T) {
