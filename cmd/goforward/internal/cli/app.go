@@ -29,14 +29,16 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 type app struct {
 	stdout, stderr *stream
 	settings       settings
-	parsed         bool   // the command line was parsed
-	command        string // the name of the command
-	spec           *spec  // what map or unmap is to do; nil for other commands
-	stopNotice     func() // ends the notice that the command waits
+	parsed         bool                // the command line was parsed
+	command        string              // the name of the command
+	spec           *spec               // what map or unmap is to do; nil for other commands
+	stopNotice     func()              // ends the notice that the command waits
+	recorded       []rememberedGateway // the file of memoryFile, as this run read it
 
 	// Access to the system and the network; tests replace these fields.
 	protocols     []protocol
 	keyFile       func() (string, error)
+	memoryFile    func() (string, error)
 	lookupHost    func(ctx context.Context, host string) ([]netip.Addr, error)
 	defaultRoutes func() (all, used []discover.Gateway, err error)
 	currentRoute  func(*settings) route
@@ -57,6 +59,7 @@ func newApp(stdout, stderr io.Writer) *app {
 		stderr:        newStream(stderr),
 		protocols:     protocols,
 		keyFile:       keyFile,
+		memoryFile:    memoryFile,
 		lookupHost:    lookupHost,
 		defaultRoutes: systemDefaultRoutes,
 		currentRoute:  currentRoute,
@@ -145,6 +148,7 @@ type settings struct {
 	source      netip.Addr
 	igd         string
 	backends    []string
+	fresh       bool
 	timeout     time.Duration
 	announce    netip.AddrPort
 	ssdp        netip.AddrPort
@@ -175,6 +179,7 @@ func (s *settings) register(cmd *cobra.Command, known []protocol) {
 		"URL of the UPnP device description to use")
 	f.Var(&flagValue[[]string]{target: &s.backends, typeName: "NAMES", parse: backendListParser(known)}, "backend",
 		"protocols to use, the preferred one first: "+strings.Join(protocolNames(known), ","))
+	f.BoolVar(&s.fresh, "fresh", false, "ignore which protocol the gateway supported in earlier runs")
 	f.Var(&flagValue[time.Duration]{target: &s.timeout, typeName: "SECONDS", parse: parseSeconds}, "timeout",
 		"time limit, also 0.5 or 2m (default: gateways 3s, list 1m, else 15s)")
 	f.BoolVar(&s.json, "json", false, "print one JSON object per line on stdout")
@@ -226,7 +231,7 @@ func (a *app) config() *forward.Config {
 	s := &a.settings
 	return &forward.Config{
 		DiscoveryTimeout: s.timeout, RequestTimeout: s.timeout, Protocols: s.backends, Gateway: s.namedGateway(),
-		Interface: s.iface, Source: s.source, UPnPURL: s.igd,
+		Interface: s.iface, Source: s.source, UPnPURL: s.igd, Choices: a.remembered(),
 		Test: forward.TestNetwork{Announce: s.announce, SSDP: s.ssdp, Notify: s.notify}, Logger: a.logger(),
 	}
 }

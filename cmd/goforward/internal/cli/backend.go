@@ -173,7 +173,7 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }()
+	defer a.close(f)
 	g, err := f.Gateway(ctx, q.options...)
 	if err != nil {
 		return err

@@ -55,4 +55,6 @@
 //   - gatewayname.go: the lookup of the host name of --gateway
 //   - route.go: the route to the gateway, for watch, and the interfaces of this host
 //   - key.go: the user's key, from which PCP nonces are derived
+//   - memory.go, memory_unix.go and memory_other.go: the protocols of gateways, remembered
+//     across runs
 package cli

@@ -99,6 +99,7 @@ func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(
 		}
 		return err
 	}
+	a.remember(f) // now: the program may be killed later
 	stop := s.startHooks(ctx)
 	err = s.follow(ctx, body)
 	if ctx.Err() != nil && s.wasGranted() {
@@ -330,7 +331,7 @@ func (s *holdSession) unmap(ctx context.Context, f *forward.Forwarder) error {
 		work.Go(func() { errs[i] = h.mapping.Shutdown(ctx) })
 	}
 	work.Wait()
-	_ = f.Close() // no event follows Close
+	s.app.close(f) // no event follows
 	for i, h := range s.mappings {
 		if errs[i] == nil {
 			h.printUnmapped()

@@ -29,7 +29,7 @@ func (a *app) ip(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }()
+	defer a.close(f)
 	addr, err := f.ExternalIP(ctx)
 	if err != nil {
 		return err

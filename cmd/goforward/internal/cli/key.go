@@ -49,11 +49,23 @@ func randomKey() []byte {
 
 // keyFile returns the path of the file that holds the user's key.
 func keyFile() (string, error) {
+	dir, err := stateDir(os.UserConfigDir)
+	if err != nil {
+		return "", fmt.Errorf("there is no directory for the key: %w", err)
+	}
+	return filepath.Join(dir, "nonce.key"), nil
+}
+
+// stateDir returns the directory for files that goforward keeps for the user. On Windows, it is
+// in the directory that windowsDir returns.
+func stateDir(windowsDir func() (string, error)) (string, error) {
 	dir := os.Getenv("XDG_STATE_HOME")
 	if !filepath.IsAbs(dir) { // the XDG specification ignores relative paths
 		var err error
 		switch runtime.GOOS {
-		case "windows", "darwin":
+		case "windows":
+			dir, err = windowsDir()
+		case "darwin":
 			dir, err = os.UserConfigDir()
 		default:
 			dir, err = os.UserHomeDir()
@@ -61,12 +73,12 @@ func keyFile() (string, error) {
 		}
 		switch {
 		case err != nil:
-			return "", fmt.Errorf("there is no directory for the key: %w", err)
+			return "", err
 		case !filepath.IsAbs(dir):
-			return "", fmt.Errorf("there is no directory for the key: %s is not an absolute path", dir)
+			return "", fmt.Errorf("%s is not an absolute path", dir)
 		}
 	}
-	return filepath.Join(dir, "goforward", "nonce.key"), nil
+	return filepath.Join(dir, "goforward"), nil
 }
 
 // loadKey reads the key, or creates it. If several processes create it at once, one succeeds

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -39,6 +40,7 @@ func run(t *testing.T, change func(*app), args ...string) cmdResult {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	a := newApp(&stdout, &stderr)
+	a.memoryFile = func() (string, error) { return filepath.Join(t.TempDir(), "gateways.json"), nil } // a new file for each run
 	if change != nil {
 		change(a)
 	}

@@ -116,7 +116,7 @@ func (a *app) mapOnce(ctx context.Context, specs []*spec, hf *holdFlags) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }()
+	defer a.close(f)
 	var all []grantedMapping
 	var failures mapErrors
 	for _, one := range enableAll(ctx, f, specs, func(i int) []forward.Option { return specs[i].options() }) {

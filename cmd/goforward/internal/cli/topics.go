@@ -171,6 +171,15 @@ shows it.
                               nat-pmp), pcp, upnp (or igd, upnp-igd)
   --timeout SECONDS           wait so long for the gateway, with discovery: seconds, also 0.5,
                               or a duration such as 500ms or 2m; at most 365d
+  --fresh                     ignore which protocol the gateway supported in earlier runs
+
+For each of the last 16 gateways, goforward records the protocol that it used, and the URL of
+the UPnP device, in $XDG_STATE_HOME/goforward/gateways.json (by default in ~/.local/state; on
+macOS in ~/Library/Application Support, on Windows in %LocalAppData%). The next run asks this
+protocol first, and all others if the gateway does not reply at once. What a run with --backend
+records applies only to runs with the same names. After a week, a run asks all protocols again.
+Without such a directory, each run does, and the command gateways always. -v logs why the file
+cannot be used.
 
 The default timeout is 3 seconds for gateways, one minute for list and for unmap of several
 ports, and else 15 seconds. If stderr is a terminal, a line says after one second what
