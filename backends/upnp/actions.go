@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -360,13 +359,13 @@ func formatPort(p uint16) string { return strconv.Itoa(int(p)) }
 
 // leadingZeros matches the zeros before the digits of a number, with which some
 // devices write addresses.
-var leadingZeros = regexp.MustCompile(`\b0+(\d)`)
+var leadingZeros = pattern(`\b0+(\d)`)
 
 // parseAddr parses an address. It returns the zero Addr for any other text, for
 // the unspecified address, and for an address with a zone: a zone can contain
 // any text, and the text would be printed with the address.
 func parseAddr(s string) netip.Addr {
-	a, err := netip.ParseAddr(leadingZeros.ReplaceAllString(strings.TrimSpace(s), "$1"))
+	a, err := netip.ParseAddr(leadingZeros().ReplaceAllString(strings.TrimSpace(s), "$1"))
 	if err != nil || a.IsUnspecified() || a.Zone() != "" {
 		return netip.Addr{}
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/huin/goupnp"
 	"github.com/natforward/goforward/backends"
@@ -92,11 +93,11 @@ func (s Service) Version() int {
 
 // serviceType matches service types of any domain, because some devices do not use
 // the standard one.
-var serviceType = regexp.MustCompile(`(?i)^urn:[^:]*:service:([^:]+):([0-9]+)$`)
+var serviceType = pattern(`(?i)^urn:[^:]*:service:([^:]+):([0-9]+)$`)
 
 // parseType returns the kind and the version in a service type, or 0.
 func parseType(s string) (ServiceKind, int) {
-	if parts := serviceType.FindStringSubmatch(s); parts != nil {
+	if parts := serviceType().FindStringSubmatch(s); parts != nil {
 		version, err := strconv.ParseUint(parts[2], 10, 8)
 		kind := slices.IndexFunc(kindNames, func(name string) bool { return strings.EqualFold(name, parts[1]) })
 		if err == nil && kind > 0 {
@@ -108,7 +109,16 @@ func parseType(s string) (ServiceKind, int) {
 
 // validType reports whether a service type is valid in an HTTP header and in an
 // XML attribute without escaping.
-var validType = regexp.MustCompile(`^[0-9A-Za-z:._-]{1,128}$`).MatchString
+func validType(s string) bool {
+	const valid = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:._-"
+	return 0 < len(s) && len(s) <= 128 && strings.Trim(s, valid) == ""
+}
+
+// pattern returns a function that compiles a regular expression in its first call. Without a
+// UPnP device, a program needs none of them, and starts sooner.
+func pattern(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
 
 // Describe fetches and parses a root description. rawURL is a plain http URL
 // whose host is an IP address. A link-local address needs a zone.
@@ -258,13 +268,13 @@ func newIPURL(addr netip.AddrPort, u *url.URL) ipURL {
 	if path.Path == "" {
 		path.Path = "/"
 	}
-	path.RawQuery = unescaped.ReplaceAllStringFunc(path.RawQuery, url.PathEscape)
+	path.RawQuery = unescaped().ReplaceAllStringFunc(path.RawQuery, url.PathEscape)
 	return ipURL{url: &path, addr: addr}
 }
 
 // unescaped matches the bytes in a query that package url accepts but that are
 // invalid in a request line.
-var unescaped = regexp.MustCompile(`[^!-~]+`)
+var unescaped = pattern(`[^!-~]+`)
 
 // portOf returns the port of a URL, or 80 if it has none.
 func portOf(u *url.URL) (uint16, error) {
@@ -376,7 +386,7 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	case responder != gateway && !onLink(responder):
 		return "", fmt.Errorf("%w: a response from %v, which is not on a network of this host", backends.ErrInvalid, responder)
 	}
-	u, port, err := parsePlainHTTP(zone.ReplaceAllString(strings.TrimSpace(location), "$1]"))
+	u, port, err := parsePlainHTTP(zone().ReplaceAllString(strings.TrimSpace(location), "$1]"))
 	if err != nil {
 		return "", fmt.Errorf("LOCATION: %w", err)
 	}
@@ -391,4 +401,4 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 
 // zone matches the zone in the host of a URL. It is an interface index of the
 // device, and many devices do not escape it.
-var zone = regexp.MustCompile(`^([^?#[]*\[[^\]%]*)%[^\]]*\]`)
+var zone = pattern(`^([^?#[]*\[[^\]%]*)%[^\]]*\]`)

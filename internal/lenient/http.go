@@ -14,7 +14,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -246,16 +245,16 @@ func (r *responseReader) nextLine() (line string, err error) {
 
 var (
 	// statusLine matches a status line, also if it has no slash or no reason.
-	statusLine      = regexp.MustCompile(`(?i)^HTTP\S* +([1-5][0-9][0-9])( |$)`)
-	fold            = regexp.MustCompile(`\n[ \t]+`)
-	contentLength   = regexp.MustCompile(`(?im)^[ \t]*Content-Length[ \t]*:[ \t]*([0-9]+)[ \t]*$`)
-	chunkedEncoding = regexp.MustCompile(`(?im)^[ \t]*Transfer-Encoding[ \t]*:[ \t]*chunked[ \t]*$`)
+	statusLine      = pattern(`(?i)^HTTP\S* +([1-5][0-9][0-9])( |$)`)
+	fold            = pattern(`\n[ \t]+`)
+	contentLength   = pattern(`(?im)^[ \t]*Content-Length[ \t]*:[ \t]*([0-9]+)[ \t]*$`)
+	chunkedEncoding = pattern(`(?im)^[ \t]*Transfer-Encoding[ \t]*:[ \t]*chunked[ \t]*$`)
 )
 
 // readHeader reads the status line and the header lines.
 func (r *responseReader) readHeader() error {
 	line, err := r.nextLine()
-	status := statusLine.FindStringSubmatch(line)
+	status := statusLine().FindStringSubmatch(line)
 	switch {
 	case line == "" && errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
@@ -274,10 +273,10 @@ func (r *responseReader) readHeader() error {
 	if r.Truncated = errors.Is(err, io.EOF); err != nil && !r.Truncated {
 		return err
 	}
-	lines := fold.ReplaceAllString(header.String(), " ")
+	lines := fold().ReplaceAllString(header.String(), " ")
 	r.Status, _ = strconv.Atoi(status[1])
-	r.length, r.chunked = -1, chunkedEncoding.MatchString(lines)
-	if length := contentLength.FindStringSubmatch(lines); length != nil {
+	r.length, r.chunked = -1, chunkedEncoding().MatchString(lines)
+	if length := contentLength().FindStringSubmatch(lines); length != nil {
 		if n, err := strconv.ParseUint(length[1], 10, 31); err == nil {
 			r.length = int(n)
 		}

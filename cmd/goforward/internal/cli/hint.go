@@ -2,7 +2,6 @@ package cli
 
 import (
 	"errors"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -196,12 +195,12 @@ var flagNames = strings.NewReplacer(
 
 // packagePrefix matches the names of packages that are not names of protocols, as a prefix of
 // a text or of a part of it.
-var packagePrefix = regexp.MustCompile(`(^|: |\n *)(?:(?:forward|discover|ssdp|invalid request): )+`)
+var packagePrefix = pattern(`(^|: |\n *)(?:(?:forward|discover|ssdp|invalid request): )+`)
 
 // libraryText returns a text of the library for people. It replaces the names of options, and
 // removes the names of packages, and the name of a protocol if the line already has it.
 func libraryText(text string) string {
-	text = packagePrefix.ReplaceAllString(flagNames.Replace(text), "$1")
+	text = packagePrefix().ReplaceAllString(flagNames.Replace(text), "$1")
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
 		for _, name := range protocolNames(protocols) {

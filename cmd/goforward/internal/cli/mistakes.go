@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"math"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,11 +74,11 @@ func (c *commandLine) takesNext(arg string) bool {
 	return f != nil && f.NoOptDefVal == ""
 }
 
-var unknownCommand = regexp.MustCompile(`^(?:unknown command|no command or help topic) ("(?:[^"\\]|\\.)*")`)
+var unknownCommand = pattern(`^(?:unknown command|no command or help topic) ("(?:[^"\\]|\\.)*")`)
 
 // unknownCommand returns the name of the unknown command that the error is about, or "".
 func (c *commandLine) unknownCommand() string {
-	m := unknownCommand.FindStringSubmatch(c.text)
+	m := unknownCommand().FindStringSubmatch(c.text)
 	if m == nil {
 		return ""
 	}
@@ -143,11 +142,11 @@ func (c *commandLine) singleDash() string {
 	return ""
 }
 
-var unknownFlag = regexp.MustCompile(`^unknown flag: --(\S+)`)
+var unknownFlag = pattern(`^unknown flag: --(\S+)`)
 
 // portFlag recognizes flags for what is an argument, or the value of another flag.
 func (c *commandLine) portFlag() string {
-	m := unknownFlag.FindStringSubmatch(c.text)
+	m := unknownFlag().FindStringSubmatch(c.text)
 	if m == nil || c.cmd.Name() != "map" && c.cmd.Name() != "unmap" {
 		return ""
 	}
@@ -166,7 +165,7 @@ func (c *commandLine) portFlag() string {
 
 // nearFlag recognizes a misspelled flag.
 func (c *commandLine) nearFlag() string {
-	if m := unknownFlag.FindStringSubmatch(c.text); m != nil {
+	if m := unknownFlag().FindStringSubmatch(c.text); m != nil {
 		if near := nearest(m[1], c.flags()); near != "" {
 			return "did you mean --" + near + "?"
 		}
@@ -188,11 +187,11 @@ func (c *commandLine) protocolFirst() string {
 	return ""
 }
 
-var unknownProtocol = regexp.MustCompile(`no protocol "([a-z]+)": `)
+var unknownProtocol = pattern(`no protocol "([a-z]+)": `)
 
 // nearProtocol recognizes a misspelled protocol.
 func (c *commandLine) nearProtocol() string {
-	if m := unknownProtocol.FindStringSubmatch(c.text); m != nil {
+	if m := unknownProtocol().FindStringSubmatch(c.text); m != nil {
 		if near := nearest(m[1], []string{"tcp", "udp", "both", "sctp", "dccp", "udplite"}); near != "" {
 			return "did you mean " + near + "?"
 		}

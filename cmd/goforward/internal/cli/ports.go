@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"net"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -113,7 +112,7 @@ func isNumber(s string) bool {
 
 // serviceName is the syntax of the name of a service (RFC 6335, section 5.1), except that it
 // does not start with a digit.
-var serviceName = regexp.MustCompile(`^[A-Za-z][0-9A-Za-z-]{0,14}$`)
+var serviceName = pattern(`^[A-Za-z][0-9A-Za-z-]{0,14}$`)
 
 // parsePort reads the number of a port, or the name of a service that this host knows.
 func parsePort(s string, protocols []backends.Protocol) (uint16, error) {
@@ -121,7 +120,7 @@ func parsePort(s string, protocols []backends.Protocol) (uint16, error) {
 	if err == nil {
 		return uint16(n), nil
 	}
-	if serviceName.MatchString(s) {
+	if serviceName().MatchString(s) {
 		return servicePort(s, protocols)
 	}
 	return 0, notPort(s)

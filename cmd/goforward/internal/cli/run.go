@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -114,13 +113,13 @@ type runner struct {
 }
 
 // placeholder is a part of an argument that is replaced, such as {port} or {port2}.
-var placeholder = regexp.MustCompile(`\{(port|ip)([0-9]*)\}`)
+var placeholder = pattern(`\{(port|ip)([0-9]*)\}`)
 
 // check returns an error if the command cannot be started, or refers to more ports than there
 // are.
 func (r *runner) check(count int) error {
 	for _, arg := range r.argv[1:] {
-		for _, match := range placeholder.FindAllStringSubmatch(arg, -1) {
+		for _, match := range placeholder().FindAllStringSubmatch(arg, -1) {
 			if n, err := strconv.Atoi(match[2]); match[2] != "" && (err != nil || n < 1 || n > count) {
 				return usagef("%s: the last of the ports has the number %d", match[0], count)
 			}
@@ -255,8 +254,8 @@ func (r *runner) arguments(granted [][]backends.Mapping) ([]string, error) {
 	argv := slices.Clone(r.argv)
 	var failure error
 	for i := range argv[1:] {
-		argv[i+1] = placeholder.ReplaceAllStringFunc(argv[i+1], func(text string) string {
-			match := placeholder.FindStringSubmatch(text)
+		argv[i+1] = placeholder().ReplaceAllStringFunc(argv[i+1], func(text string) string {
+			match := placeholder().FindStringSubmatch(text)
 			n, err := strconv.Atoi(match[2])
 			if err != nil {
 				n = 1

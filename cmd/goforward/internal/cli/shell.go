@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -108,9 +107,9 @@ func isInWord(text []rune, i int) bool {
 }
 
 var (
-	posixVariable   = regexp.MustCompile(`^\$([A-Za-z_][A-Za-z0-9_]*|\{[^}]*\})`)
-	posixParameter  = regexp.MustCompile(`^\$[0-9@*#?$!-]`)
-	windowsVariable = regexp.MustCompile(`^%[A-Za-z_][A-Za-z0-9_]*%`)
+	posixVariable   = pattern(`^\$([A-Za-z_][A-Za-z0-9_]*|\{[^}]*\})`)
+	posixParameter  = pattern(`^\$[0-9@*#?$!-]`)
+	windowsVariable = pattern(`^%[A-Za-z_][A-Za-z0-9_]*%`)
 )
 
 // posixShellToken is the token function of sh. Between double quotes, only variables and
@@ -121,14 +120,14 @@ func posixShellToken(text []rune, i int, quoted bool) string {
 	switch r := text[i]; {
 	case r == '$' && strings.HasPrefix(rest, "$("):
 		return "$(…)"
-	case r == '$' && posixVariable.MatchString(rest):
-		return posixVariable.FindString(rest)
+	case r == '$' && posixVariable().MatchString(rest):
+		return posixVariable().FindString(rest)
 	case r == '`':
 		return "`"
 	case quoted:
 		return ""
 	case r == '$':
-		return posixParameter.FindString(rest)
+		return posixParameter().FindString(rest)
 	case isOperator(r):
 		return operatorAt(text, i)
 	case r == '*', r == '~' && (i == 0 || unicode.IsSpace(text[i-1])):
@@ -143,9 +142,9 @@ func windowsShellToken(text []rune, i int, quoted bool) string {
 	rest := string(text[i:])
 	switch r := text[i]; {
 	case r == '$':
-		return posixVariable.FindString(rest)
+		return posixVariable().FindString(rest)
 	case r == '%':
-		return windowsVariable.FindString(rest)
+		return windowsVariable().FindString(rest)
 	case !quoted && r != ';' && isOperator(r):
 		return operatorAt(text, i)
 	}
@@ -158,12 +157,12 @@ func posixShellForm(script string) string {
 	return "'" + strings.ReplaceAll(`sh -c "`+inner+`"`, "'", `'\''`) + "'"
 }
 
-var variableOfSh = regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?`)
+var variableOfSh = pattern(`\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?`)
 
 // windowsShellForm returns the value of --exec that makes cmd read the script. cmd joins its
 // arguments, so the words need no other quotes.
 func windowsShellForm(script string) string {
-	script = variableOfSh.ReplaceAllString(script, "%$1%")
+	script = variableOfSh().ReplaceAllString(script, "%$1%")
 	return `"cmd /c ` + strings.ReplaceAll(script, `"`, `\"`) + `"`
 }
 
