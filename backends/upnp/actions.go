@@ -365,7 +365,11 @@ var leadingZeros = pattern(`\b0+(\d)`)
 // the unspecified address, and for an address with a zone: a zone can contain
 // any text, and the text would be printed with the address.
 func parseAddr(s string) netip.Addr {
-	a, err := netip.ParseAddr(leadingZeros().ReplaceAllString(strings.TrimSpace(s), "$1"))
+	s = strings.TrimSpace(s)
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		a, err = netip.ParseAddr(leadingZeros().ReplaceAllString(s, "$1"))
+	}
 	if err != nil || a.IsUnspecified() || a.Zone() != "" {
 		return netip.Addr{}
 	}

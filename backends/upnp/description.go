@@ -91,15 +91,12 @@ func (s Service) Version() int {
 	return version
 }
 
-// serviceType matches service types of any domain, because some devices do not use
-// the standard one.
-var serviceType = pattern(`(?i)^urn:[^:]*:service:([^:]+):([0-9]+)$`)
-
-// parseType returns the kind and the version in a service type, or 0.
+// parseType returns the kind and the version in a service type, or 0. The domain is ignored,
+// because some devices do not use the standard one.
 func parseType(s string) (ServiceKind, int) {
-	if parts := serviceType().FindStringSubmatch(s); parts != nil {
-		version, err := strconv.ParseUint(parts[2], 10, 8)
-		kind := slices.IndexFunc(kindNames, func(name string) bool { return strings.EqualFold(name, parts[1]) })
+	if parts := strings.Split(s, ":"); len(parts) == 5 && strings.EqualFold(parts[0], "urn") && strings.EqualFold(parts[2], "service") {
+		version, err := strconv.ParseUint(parts[4], 10, 8)
+		kind := slices.IndexFunc(kindNames, func(name string) bool { return strings.EqualFold(name, parts[3]) })
 		if err == nil && kind > 0 {
 			return ServiceKind(kind), int(version)
 		}
@@ -268,7 +265,9 @@ func newIPURL(addr netip.AddrPort, u *url.URL) ipURL {
 	if path.Path == "" {
 		path.Path = "/"
 	}
-	path.RawQuery = unescaped().ReplaceAllStringFunc(path.RawQuery, url.PathEscape)
+	if path.RawQuery != "" {
+		path.RawQuery = unescaped().ReplaceAllStringFunc(path.RawQuery, url.PathEscape)
+	}
 	return ipURL{url: &path, addr: addr}
 }
 
@@ -386,7 +385,11 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 	case responder != gateway && !onLink(responder):
 		return "", fmt.Errorf("%w: a response from %v, which is not on a network of this host", backends.ErrInvalid, responder)
 	}
-	u, port, err := parsePlainHTTP(zone().ReplaceAllString(strings.TrimSpace(location), "$1]"))
+	location = strings.TrimSpace(location)
+	if strings.Contains(location, "%") {
+		location = zone().ReplaceAllString(location, "$1]")
+	}
+	u, port, err := parsePlainHTTP(location)
 	if err != nil {
 		return "", fmt.Errorf("LOCATION: %w", err)
 	}

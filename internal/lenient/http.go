@@ -243,43 +243,70 @@ func (r *responseReader) nextLine() (line string, err error) {
 	return line, err
 }
 
-var (
-	// statusLine matches a status line, also if it has no slash or no reason.
-	statusLine      = pattern(`(?i)^HTTP\S* +([1-5][0-9][0-9])( |$)`)
-	fold            = pattern(`\n[ \t]+`)
-	contentLength   = pattern(`(?im)^[ \t]*Content-Length[ \t]*:[ \t]*([0-9]+)[ \t]*$`)
-	chunkedEncoding = pattern(`(?im)^[ \t]*Transfer-Encoding[ \t]*:[ \t]*chunked[ \t]*$`)
+const (
+	digits    = "0123456789"
+	lineSpace = " \t"
 )
+
+// parseStatus returns the status in a status line, also if the line has no slash or no reason.
+func parseStatus(line string) (status int, ok bool) {
+	if len(line) < len("HTTP") || !strings.EqualFold(line[:len("HTTP")], "HTTP") {
+		return 0, false
+	}
+	version := strings.IndexAny(line, " \t\n\f\r")
+	if version < 0 || line[version] != ' ' {
+		return 0, false
+	}
+	text, _, _ := strings.Cut(strings.TrimLeft(line[version:], " "), " ")
+	if len(text) != 3 || strings.Trim(text, digits) != "" || text[0] < '1' || text[0] > '5' {
+		return 0, false
+	}
+	status, err := strconv.Atoi(text)
+	return status, err == nil
+}
+
+// header returns the first value of a header for which valid returns true.
+func header(lines []string, name string, valid func(value string) bool) (value string, ok bool) {
+	for _, line := range lines {
+		key, value, _ := strings.Cut(line, ":")
+		if value = strings.Trim(value, lineSpace); strings.EqualFold(strings.Trim(key, lineSpace), name) && valid(value) {
+			return value, true
+		}
+	}
+	return "", false
+}
 
 // readHeader reads the status line and the header lines.
 func (r *responseReader) readHeader() error {
 	line, err := r.nextLine()
-	status := statusLine().FindStringSubmatch(line)
+	status, isStatus := parseStatus(line)
 	switch {
 	case line == "" && errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
 	case err != nil && !errors.Is(err, io.EOF):
 		return err
-	case status == nil:
+	case !isStatus:
 		return fmt.Errorf("%w: HTTP status line %.32q", backends.ErrMalformed, line)
 	}
-	var header strings.Builder
+	var lines []string
 	for err == nil && !r.nextByteIs('<') { // the body may follow without a blank line
 		if line, err = r.line(); line == "" {
 			break
 		}
-		header.WriteString(line + "\n")
+		if unfolded := strings.TrimLeft(line, lineSpace); len(lines) > 0 && unfolded != line { // it continues the line before
+			lines[len(lines)-1] += " " + unfolded
+			continue
+		}
+		lines = append(lines, line)
 	}
 	if r.Truncated = errors.Is(err, io.EOF); err != nil && !r.Truncated {
 		return err
 	}
-	lines := fold().ReplaceAllString(header.String(), " ")
-	r.Status, _ = strconv.Atoi(status[1])
-	r.length, r.chunked = -1, chunkedEncoding().MatchString(lines)
-	if length := contentLength().FindStringSubmatch(lines); length != nil {
-		if n, err := strconv.ParseUint(length[1], 10, 31); err == nil {
-			r.length = int(n)
-		}
+	r.Status, r.length = status, -1
+	_, r.chunked = header(lines, "Transfer-Encoding", func(value string) bool { return strings.EqualFold(value, "chunked") })
+	length, _ := header(lines, "Content-Length", func(value string) bool { return value != "" && strings.Trim(value, digits) == "" })
+	if n, err := strconv.ParseUint(length, 10, 31); err == nil {
+		r.length = int(n)
 	}
 	return nil
 }
