@@ -6,9 +6,10 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
-	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/natforward/goforward/backends"
 )
@@ -20,7 +21,7 @@ func systemListeners(p backends.Protocol, internal netip.AddrPort) ([]netip.Addr
 	}
 	var out []netip.Addr
 	for _, name := range []string{p.String(), p.String() + "6"} {
-		text, err := os.ReadFile("/proc/net/" + name)
+		text, err := readProc("/proc/net/" + name)
 		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(name, "6") { // a kernel without IPv6
 			continue
 		}
@@ -30,6 +31,29 @@ func systemListeners(p backends.Protocol, internal netip.AddrPort) ([]netip.Addr
 		out = append(out, parseSockets(string(text), p, internal.Port())...)
 	}
 	return out, nil
+}
+
+// readProc reads a file of procfs. Package os would read it in small pieces, and register it with
+// the poller.
+func readProc(path string) ([]byte, error) {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { _ = syscall.Close(fd) }()
+	text := make([]byte, 0, 16<<10)
+	for {
+		n, err := syscall.Read(fd, text[len(text):cap(text)])
+		switch {
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		case n <= 0:
+			return text, nil
+		}
+		text = slices.Grow(text[:len(text)+n], 4<<10)
+	}
 }
 
 // parseSockets returns the local addresses of the sockets in a table that wait at a port: TCP

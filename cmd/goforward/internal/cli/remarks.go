@@ -5,11 +5,15 @@ import (
 	"net/netip"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 )
 
 // printOtherDevice prints a remark if a mapping is not on the gateway of the default route, or
 // not on the named one, but on a UPnP device of another host.
 func (a *app) printOtherDevice(m backends.Mapping) {
+	if m.Backend != upnp.Name {
+		return
+	}
 	gateway, device := a.currentRoute(&a.settings).gateway.Addr(), m.Gateway.Addr()
 	if gateway.Is4() && device.Is4() && device != gateway && a.settings.igd == "" {
 		a.messagef("The UPnP device at %v is used. It is not the gateway, %v: connections may not pass through it.\n", device, gateway)
@@ -19,7 +23,7 @@ func (a *app) printOtherDevice(m backends.Mapping) {
 // printRemarks prints what the user should know about the mappings. If running is false, the
 // program that is to listen on the ports does not run yet.
 func (a *app) printRemarks(all []grantedMapping, running bool) {
-	if len(all) == 0 {
+	if len(all) == 0 || a.settings.quiet { // nothing would be printed
 		return
 	}
 	first := all[0]
