@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -319,6 +321,33 @@ func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
 	}
+}
+
+// asksCmd implements asks PROTOCOL PROGRAM ARG…. The program must send requests of this protocol,
+// and no others. If the gateway needs more than 10 ms for a reply, a program also asks the other
+// protocols, and may remember another one. Therefore, only one of many runs must do so, each with
+// the same memory: a loaded machine is seldom so slow in one run, and never in all of them.
+func asksCmd(ts *testscript.TestScript, neg bool, args []string) {
+	gw, ok := gateways.get(ts)
+	if neg || !ok || len(args) < 2 {
+		ts.Fatalf("usage: asks protocol program arg…, after gateway start")
+	}
+	const runs = 20
+	memory := filepath.Join(ts.Getenv("XDG_STATE_HOME"), "goforward", "gateways.json")
+	before := ts.ReadFile(memory)
+	for range runs {
+		ts.Check(os.WriteFile(memory, []byte(before), 0o600))
+		gw.ResetStats()
+		ts.Check(ts.Exec(args[1], args[2:]...))
+		isOnly := true
+		for name := range gw.Stats().Requests {
+			isOnly = isOnly && strings.HasPrefix(name, args[0]+" ")
+		}
+		if isOnly && len(gw.Stats().Requests) > 0 {
+			return
+		}
+	}
+	ts.Fatalf("requests of other protocols in %d runs: %v", runs, gw.Stats().Requests)
 }
 
 // otherHost is another host of the network.

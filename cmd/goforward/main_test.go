@@ -38,6 +38,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"gateway":   gatewayCmd,
 			"exits":     exitsCmd,
+			"asks":      asksCmd,
 			"mode":      modeCmd,
 			"holds":     holdsCmd,
 			"session":   sessionCmd,

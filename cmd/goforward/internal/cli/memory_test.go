@@ -265,6 +265,10 @@ func TestMemoryWrites(t *testing.T) {
 		slices.Contains(gateways(), fmt.Sprintf("192.168.1.%d natpmp", maxRemembered)) {
 		t.Errorf("%q; want the new gateway first, and the last one dropped", gateways())
 	}
+	var written memory
+	if text, err := os.ReadFile(path); err != nil || json.Unmarshal(text, &written) != nil || len(written.Gateways) != maxRemembered {
+		t.Errorf("%v; the file has %d gateways, want %d", err, len(written.Gateways), maxRemembered)
+	}
 	if isWritten(101, "telnet") {
 		t.Error("an unusable choice is recorded")
 	}
