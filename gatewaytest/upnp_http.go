@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"net"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -289,11 +288,19 @@ type httpResponse struct {
 	body   []byte
 }
 
+// reasons are the texts in the status lines of responses (RFC 9110, section 15). Other statuses have
+// the text "Error". With package net/http, which has all texts, the command starts later.
+var reasons = map[int]string{
+	200: "OK", 301: "Moved Permanently", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
+	411: "Length Required", 413: "Request Entity Too Large", 415: "Unsupported Media Type", 431: "Request Header Fields Too Large",
+	500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable",
+}
+
 // encodeHTTP encodes the response with the quirks of the HTTP server.
 func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte {
 	chunked := rules.Chunked && version != "HTTP/1.0"
 	httpVersion := cmp.Or(rules.Version, choose(rules.HTTP10, "HTTP/1.0", "HTTP/1.1"))
-	reason := choose(rules.NoReason, "", " "+http.StatusText(response.status))
+	reason := choose(rules.NoReason, "", " "+cmp.Or(reasons[response.status], "Error"))
 	var b bytes.Buffer
 	eol, sep := lineEnds(rules.LFOnly, rules.NoSpace)
 	line := func(name, value string) { b.WriteString(name + sep + value + eol) }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -13,7 +12,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/huin/goupnp"
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/lenient"
 )
@@ -132,7 +130,7 @@ func Describe(ctx context.Context, rawURL string, config ClientConfig) (*Device,
 	var d *Device
 	if err == nil {
 		err = config.exchange(ctx, e, request{limit: maxDescription, root: "root"}, func(resp lenient.Response) (err error) {
-			if resp.Status != http.StatusOK {
+			if resp.Status != statusOK {
 				return &HTTPError{Status: resp.Status}
 			}
 			if d, err = parseDescription(resp.Body, e); err == nil {
@@ -172,49 +170,34 @@ func parseDescription(b []byte, from ipURL) (*Device, error) {
 	if len(roots) == 0 {
 		return nil, malformed("no description in %d bytes", len(b))
 	}
-	var root goupnp.Device
+	d := &Device{URL: from.url.String(), Host: from.addr.Addr()}
 	if len(devices) > 0 {
-		root = newDevice(devices[0])
+		root := devices[0]
+		d.UDN, d.FriendlyName, d.Manufacturer = printable(root.Value("UDN")), printable(root.Value("friendlyName")), printable(root.Value("manufacturer"))
+		d.Model, d.ModelNumber = printable(root.Value("modelName")), printable(root.Value("modelNumber"))
+		d.addServices(root, roots[0].Value("URLBase"), from)
 	}
-	d := &Device{
-		URL: from.url.String(), Host: from.addr.Addr(), UDN: printable(root.UDN),
-		FriendlyName: printable(root.FriendlyName), Manufacturer: printable(root.Manufacturer),
-		Model: printable(root.ModelName), ModelNumber: printable(root.ModelNumber),
-	}
-	root.VisitDevices(func(holder *goupnp.Device) {
-		for _, s := range holder.Services {
-			service := Service{Type: s.ServiceType, ID: printable(s.ServiceId), UDN: printable(holder.UDN)}
-			urls := controlURLs(s.ControlURL.Str, roots[0].Value("URLBase"), from)
-			if validType(service.Type) && service.Kind() != 0 && len(urls) > 0 && len(d.Services) < maxServices {
-				service.ControlURL = urls[0]
-				copy(service.alternates[:], urls[1:])
-				d.Services = append(d.Services, service)
-			}
-		}
-	})
 	if len(d.Services) == 0 {
 		return nil, fmt.Errorf("%w: device %q is not a gateway", backends.ErrUnsupported, d.FriendlyName)
 	}
 	return d, nil
 }
 
-// newDevice returns the device that an element describes, with the fields that this package
-// uses. Devices often write the others (icons, sizes, dates) incorrectly.
-func newDevice(e *lenient.Element) goupnp.Device {
-	d := goupnp.Device{
-		FriendlyName: e.Value("friendlyName"), Manufacturer: e.Value("manufacturer"),
-		ModelName: e.Value("modelName"), ModelNumber: e.Value("modelNumber"), UDN: e.Value("UDN"),
+// addServices adds the services of a device element and of the devices in it. It ignores the other
+// fields (icons, sizes, dates), which devices often write incorrectly.
+func (d *Device) addServices(device *lenient.Element, base string, from ipURL) {
+	for _, s := range device.At("serviceList", "service") {
+		service := Service{Type: s.Value("serviceType"), ID: printable(s.Value("serviceId")), UDN: printable(device.Value("UDN"))}
+		urls := controlURLs(s.Value("controlURL"), base, from)
+		if validType(service.Type) && service.Kind() != 0 && len(urls) > 0 && len(d.Services) < maxServices {
+			service.ControlURL = urls[0]
+			copy(service.alternates[:], urls[1:])
+			d.Services = append(d.Services, service)
+		}
 	}
-	for _, s := range e.At("serviceList", "service") {
-		d.Services = append(d.Services, goupnp.Service{
-			ServiceType: s.Value("serviceType"), ServiceId: s.Value("serviceId"),
-			ControlURL: goupnp.URLField{Str: s.Value("controlURL")},
-		})
+	for _, embedded := range device.At("deviceList", "device") {
+		d.addServices(embedded, base, from)
 	}
-	for _, embedded := range e.At("deviceList", "device") {
-		d.Devices = append(d.Devices, newDevice(embedded))
-	}
-	return d
 }
 
 // maxURL is the maximum length of a URL from a device.

@@ -12,9 +12,8 @@
 //
 // # Requests and responses
 //
-// The device types and the SOAP encoding of UPnP are those of package goupnp.
-// This package writes and reads the HTTP messages. Requests have one fixed form
-// that strict devices accept. Responses are read leniently: malformed HTTP,
+// This package writes and reads the HTTP and SOAP messages. Requests have one
+// fixed form that strict devices accept, the one of package goupnp. Responses are read leniently: malformed HTTP,
 // XML in unexpected charsets, prefixes, namespaces and letter case,
 // faults with status 200, and successes with status 500. The size and depth of
 // a response, and the time for it, are limited. The package resolves no names,

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 
@@ -156,12 +155,12 @@ type HTTPError struct {
 
 // Error returns the status and its text.
 func (e *HTTPError) Error() string {
-	return strings.TrimSuffix(fmt.Sprintf("HTTP status %d (%s)", e.Status, http.StatusText(e.Status)), " ()")
+	return strings.TrimSuffix(fmt.Sprintf("HTTP status %d (%s)", e.Status, statusTexts[e.Status]), " ()")
 }
 
 // Unwrap returns the error of package backends that corresponds to the status.
 func (e *HTTPError) Unwrap() error {
-	if e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden {
+	if e.Status == statusUnauthorized || e.Status == statusForbidden {
 		return backends.ErrNotAuthorized
 	}
 	return backends.ErrMalformed
@@ -173,7 +172,7 @@ func (e *HTTPError) Unwrap() error {
 // for the device again.
 func Moved(err error) bool {
 	var status *HTTPError
-	return errno.IsRefused(err) || errors.As(err, &status) && status.Status == http.StatusNotFound
+	return errno.IsRefused(err) || errors.As(err, &status) && status.Status == statusNotFound
 }
 
 // isFault reports whether err is a fault with one of the codes.
@@ -199,4 +198,69 @@ func transportError(err error) error {
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{backends.ErrMalformed}, args...)...)
+}
+
+// The HTTP statuses that have a meaning for this package.
+const (
+	statusOK               = 200
+	statusBadRequest       = 400
+	statusUnauthorized     = 401
+	statusForbidden        = 403
+	statusNotFound         = 404
+	statusMethodNotAllowed = 405
+	statusNotImplemented   = 501
+)
+
+// statusTexts are the names of the HTTP statuses of redirections and errors (RFC 9110, section 15,
+// and the registry of IANA). Package net/http has them too, but importing it doubles the size of a
+// program, and the time it needs to start.
+var statusTexts = map[int]string{
+	300: "Multiple Choices",
+	301: "Moved Permanently",
+	302: "Found",
+	303: "See Other",
+	304: "Not Modified",
+	305: "Use Proxy",
+	307: "Temporary Redirect",
+	308: "Permanent Redirect",
+	400: "Bad Request",
+	401: "Unauthorized",
+	402: "Payment Required",
+	403: "Forbidden",
+	404: "Not Found",
+	405: "Method Not Allowed",
+	406: "Not Acceptable",
+	407: "Proxy Authentication Required",
+	408: "Request Timeout",
+	409: "Conflict",
+	410: "Gone",
+	411: "Length Required",
+	412: "Precondition Failed",
+	413: "Request Entity Too Large",
+	414: "Request URI Too Long",
+	415: "Unsupported Media Type",
+	416: "Requested Range Not Satisfiable",
+	417: "Expectation Failed",
+	418: "I'm a teapot",
+	421: "Misdirected Request",
+	422: "Unprocessable Entity",
+	423: "Locked",
+	424: "Failed Dependency",
+	425: "Too Early",
+	426: "Upgrade Required",
+	428: "Precondition Required",
+	429: "Too Many Requests",
+	431: "Request Header Fields Too Large",
+	451: "Unavailable For Legal Reasons",
+	500: "Internal Server Error",
+	501: "Not Implemented",
+	502: "Bad Gateway",
+	503: "Service Unavailable",
+	504: "Gateway Timeout",
+	505: "HTTP Version Not Supported",
+	506: "Variant Also Negotiates",
+	507: "Insufficient Storage",
+	508: "Loop Detected",
+	510: "Not Extended",
+	511: "Network Authentication Required",
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 
 	"github.com/natforward/goforward/internal/lenient"
@@ -48,7 +47,7 @@ func (r request) encode(target ipURL, legacy bool) []byte {
 
 // notUnderstood contains the statuses with which devices reject headers or HTTP
 // versions that they do not support.
-var notUnderstood = []int{http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented}
+var notUnderstood = []int{statusBadRequest, statusMethodNotAllowed, statusNotImplemented}
 
 // exchange sends the request and passes the response to read. If read returns an
 // *HTTPError with one of these statuses, exchange sends the request again in its
