@@ -33,7 +33,7 @@ type Backend struct {
 	verifyLimit TokenBucket // of verification after changes
 	lost        time.Time   // when its gateway last lost its state, if it reported that
 	silentSince time.Time   // since when checks got no reply; zero: the last one got a reply
-	table       tableState  // whether its table lists the mappings of other backends
+	others      listing     // whether its table lists the entries of other backends
 }
 
 // BackendConfig describes how to create a backend. Clients with equal configs share it.

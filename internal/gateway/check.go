@@ -52,13 +52,14 @@ type table interface {
 	LookUp(ctx context.Context, m backends.Mapping) error
 }
 
-// tableState records whether a table lists the mappings of other backends.
-type tableState uint8
+// listing records whether the table of another backend lists an entry, or any entry of another
+// backend.
+type listing uint8
 
 const (
-	tableUnknown tableState = iota
-	tableLists
-	tableHides // it is not used any more
+	notLookedUp listing = iota
+	listed
+	unlisted
 )
 
 // SetCheckEvery sets the interval of checks that the client wants. A negative interval means
@@ -199,9 +200,9 @@ func (o *Owner) checkBackend(b *Backend) {
 		}
 	}
 	switch {
-	case errors.Is(err, backends.ErrNoMapping):
-		o.lookUpAll(b, lookUpIn)
-	case errors.Is(err, backends.ErrUnsupported), err == nil && b.name == pcp.Name: // only its renewals show the external address
+	case errors.Is(err, backends.ErrNoMapping) && o.lookUpAll(b, lookUpIn):
+	case errors.Is(err, backends.ErrNoMapping), errors.Is(err, backends.ErrUnsupported),
+		err == nil && b.name == pcp.Name: // only its renewals show the external address
 		o.loop.Do(func() { e.group.renewForCheck(e) })
 	case err == nil:
 		o.loop.Do(e.confirm)
@@ -217,54 +218,56 @@ func (o *Owner) ask(send func(context.Context) error) error {
 
 // tableOf returns a backend in whose table the mappings of another backend can be looked up,
 // or nil. If it is unknown whether the gateway has a table, tableOf searches for it.
-func (o *Owner) tableOf(b *Backend) *Backend {
-	if b.config.Ready != nil || o.key.Gateway.Addr().Is6() {
+func (o *Owner) tableOf(b *Backend) (found *Backend) {
+	var search bool
+	o.loop.Do(func() {
+		if b.config.Ready != nil || o.key.Gateway.Addr().Is6() {
+			return
+		}
+		for _, t := range o.backends {
+			if _, is := t.Backend.(table); is && t != b && t.config.Ready == nil && t.others != unlisted {
+				found = t
+				search = errors.Is(t.probeErr, errNotProbed) || t.probeErr != nil && time.Since(t.probedAt) > tableSearchPause
+				return
+			}
+		}
+	})
+	if found == nil {
 		return nil
 	}
-	for _, t := range o.backends {
-		if _, is := t.Backend.(table); !is || t == b || t.config.Ready != nil || t.table == tableHides {
-			continue
-		}
-		var search bool
-		o.loop.Do(func() {
-			search = errors.Is(t.probeErr, errNotProbed) || t.probeErr != nil && time.Since(t.probedAt) > tableSearchPause
-		})
-		if search {
-			err := o.ask(t.runProbe)
-			o.loop.Do(func() { t.probeErr, t.probedAt = err, time.Now() })
-		}
-		available := false
-		o.loop.Do(func() { available = t.probeErr == nil })
-		d, is := t.Backend.(interface{ OtherDevice() netip.Addr })
-		if available && (!is || !d.OtherDevice().IsValid()) {
-			return t
-		}
+	if search {
+		err := o.ask(found.runProbe)
+		o.loop.Do(func() { found.probeErr, found.probedAt = err, time.Now() })
 	}
-	return nil
+	available := false
+	o.loop.Do(func() { available = found.probeErr == nil })
+	if d, is := found.Backend.(interface{ OtherDevice() netip.Addr }); !available || is && d.OtherDevice().IsValid() {
+		return nil
+	}
+	return found
 }
 
-// lookUpIn looks up an entry of another backend in a table. The entry is missing only if the
-// table listed it before: some tables do not list the mappings of other protocols, or some of
-// them. If a table does not list the first mapping, it is not used any more.
+// lookUpIn looks up an entry of another backend in a table. If the table does not list the
+// first entry, it is not used any more: some tables do not list the mappings of other
+// protocols.
 func (o *Owner) lookUpIn(t *Backend, e *entry, m backends.Mapping) error {
 	err := o.ask(func(ctx context.Context) error { return t.Backend.(table).LookUp(ctx, m) })
 	o.loop.Do(func() {
 		switch {
 		case err == nil:
-			t.table, e.listed = tableLists, true
-		case errors.Is(err, backends.ErrNoMapping) && !e.listed:
-			err = fmt.Errorf("%v: %w: it did not list the mapping before", t, backends.ErrUnsupported)
-			if t.table == tableUnknown {
-				t.table = tableHides
-			}
+			t.others, e.listing = listed, listed
+		case errors.Is(err, backends.ErrNoMapping) && t.others == notLookedUp:
+			t.others = unlisted
+			err = fmt.Errorf("%v: %w: it does not list the mappings of other protocols", t, backends.ErrUnsupported)
 		}
 	})
 	return err
 }
 
-// lookUpAll looks up all entries of a backend, after one was missing. Missing entries are
-// requested again.
-func (o *Owner) lookUpAll(b, in *Backend) {
+// lookUpAll looks up all entries of a backend, after one was missing, and requests the missing
+// ones again. The table of another backend may not list some entries, so it must have listed
+// at least one that is missing now. Otherwise lookUpAll returns false.
+func (o *Owner) lookUpAll(b, in *Backend) bool {
 	lookUp := in.Backend.(backends.Checker).Check
 	if t, is := in.Backend.(table); is {
 		lookUp = t.LookUp
@@ -272,7 +275,7 @@ func (o *Owner) lookUpAll(b, in *Backend) {
 	granted := map[*entry]*backends.Mapping{}
 	o.loop.Do(func() {
 		for _, e := range o.allEntries() {
-			if e.backend == b && e.isCheckable() && (in == b || e.listed) {
+			if e.backend == b && e.isCheckable() && (in == b || e.listing != unlisted) {
 				granted[e] = e.granted
 			}
 		}
@@ -285,12 +288,25 @@ func (o *Owner) lookUpAll(b, in *Backend) {
 			break
 		}
 	}
+	isLoss := false
 	o.loop.Do(func() {
+		for e, m := range granted {
+			missing[e] = missing[e] && e.granted == m
+			isLoss = isLoss || missing[e] && (in == b || e.listing == listed)
+		}
+		if !isLoss {
+			for e := range granted {
+				if missing[e] {
+					e.listing = unlisted
+				}
+			}
+			return
+		}
 		now := time.Now()
-		o.verifySoon(func(e *entry) bool {
-			return missing[e] && e.granted == granted[e] && e.markLost(now)
-		}, true, "the mapping is missing from the gateway's table", b.verifyLimit.Next(now))
+		o.verifySoon(func(e *entry) bool { return missing[e] && e.markLost(now) },
+			true, "the mapping is missing from the gateway's table", b.verifyLimit.Next(now))
 	})
+	return isLoss
 }
 
 // renewForCheck renews the entries of the group in the order of their grants, because only a

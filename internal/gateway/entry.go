@@ -35,7 +35,7 @@ type entry struct {
 	doubtful          bool              // the gateway may have lost it since the last grant
 	verifyAt          time.Time         // if it became doubtful after the last request was sent: the time of the next request
 	mustRenew         bool              // the next renewal pass includes it
-	listed            bool              // the table of another backend has listed it
+	listing           listing           // whether the table of another backend lists it
 	superseded        bool              // a former version of another entry, to be deleted
 	unconfirmed       bool              // a request got no reply: the gateway may have granted it
 	requestedExternal uint16            // the external port of the last request
@@ -357,7 +357,7 @@ func (e *entry) record(m *backends.Mapping, isNew bool) {
 	e.mustRenew, e.unconfirmedUntil = false, time.Time{}
 	e.hold(m.Internal.Port(), m.External.Port())
 	if e.confirmed = at; isNew {
-		e.listed = false
+		e.listing = notLookedUp
 		o.expectFirstLookUp(e)
 	}
 	o.armChecks(time.Now())
