@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/backends/pcp"
 	"github.com/natforward/goforward/internal/ctxsync"
 )
 
@@ -201,8 +200,9 @@ func (o *Owner) checkBackend(b *Backend) {
 	}
 	switch {
 	case errors.Is(err, backends.ErrNoMapping) && o.lookUpAll(b, lookUpIn):
-	case errors.Is(err, backends.ErrNoMapping), errors.Is(err, backends.ErrUnsupported),
-		err == nil && b.name == pcp.Name: // only its renewals show the external address
+	case errors.Is(err, backends.ErrNoMapping), errors.Is(err, backends.ErrUnsupported), err == nil && lookUpIn != b:
+		// A table can list a mapping whose firewall rule has been deleted. By PCP, only a renewal
+		// shows the external address.
 		o.loop.Do(func() { e.group.renewForCheck(e) })
 	case err == nil:
 		o.loop.Do(e.confirm)

@@ -162,6 +162,7 @@ type query struct {
 	timeout    time.Duration               // bounds all requests, unless --timeout is set
 	sufficient func(backends.Backend) bool // an available backend for which it returns true is enough; nil: wait for all
 	do         func(context.Context, *probeResult) error
+	all        bool // probe also the backends that are known to be available
 }
 
 // withBackends finds the gateway like a Forwarder, and calls q.do with its available backends.
@@ -207,7 +208,11 @@ func (a *app) withBackends(ctx context.Context, q query) error {
 		all, probed = append(all, availableBackend{p, b.Backend, t.gateway, local}), append(probed, b)
 	}
 	result := &probeResult{gateway: t.gateway}
-	errs := probeAll(ctx, probed, g.Backends, q.sufficient)
+	known := g.Backends
+	if q.all {
+		known = nil
+	}
+	errs := probeAll(ctx, probed, known, q.sufficient)
 	replied := len(slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err != nil }))
 	for i, err := range errs {
 		if b, is := all[i].Backend.(*upnp.Backend); is && err == nil && replied > 1 && b.OtherDevice().IsValid() {

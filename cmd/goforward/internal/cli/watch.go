@@ -195,6 +195,7 @@ func (w *watchSession) attempt(ctx context.Context) error {
 func (w *watchSession) watchGateway(ctx context.Context) error {
 	return w.app.withBackends(ctx, query{
 		timeout: forward.DefaultRequestTimeout,
+		all:     true, // a restart is noticed by a comparison of epochs
 		do: func(queryCtx context.Context, result *probeResult) error {
 			w.printGateway(result.available)
 			w.printExternal(queryCtx, result)
