@@ -57,6 +57,14 @@ func (b *Backend) checkStatus(ctx context.Context, g *gateway) error {
 		b.sendHint(hint{reason: reason})
 		return errChanged
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current == g && b.lastSeen == previous && previous.gateway == g && g.Status.Uptime == 0 && now.Status.Uptime != 0 {
+		// A device that has just started reports 0. With that, no later uptime shows a restart.
+		seen := *g
+		seen.Status, seen.statusTime = now.Status, now.statusTime
+		b.current, b.lastSeen.gateway = &seen, &seen
+	}
 	return nil
 }
 
