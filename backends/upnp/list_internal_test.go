@@ -46,7 +46,13 @@ func TestManyEntries(t *testing.T) {
 					t.Fatalf("row %d: %+v, %v", n, e, err)
 				}
 			}
-			if requests := len(s.received()); n != tt.want || requests != tt.requests {
+			requests := 0
+			for _, r := range s.received() {
+				if requestedIndex.MatchString(r) { // a second connection after a slow first one may carry no request
+					requests++
+				}
+			}
+			if n != tt.want || requests != tt.requests {
 				t.Errorf("listed %d rows with %d requests, want %d with %d", n, requests, tt.want, tt.requests)
 			}
 		})
