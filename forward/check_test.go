@@ -332,6 +332,38 @@ func TestCheckFirstLookUp(t *testing.T) {
 	})
 }
 
+// onlyTable is a fakeGateway with a table that can be looked up, but no Check.
+type onlyTable struct{ *checkedGateway }
+
+func (g onlyTable) LookUp(ctx context.Context, m backends.Mapping) error {
+	return g.checkedGateway.Check(ctx, m)
+}
+
+// Check has another signature than that of backends.Checker.
+func (onlyTable) Check() {}
+
+// TestCheckOnlyTable checks a gateway that has a table and is no Checker: only new mappings
+// are looked up.
+func TestCheckOnlyTable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := onlyTable{&checkedGateway{fakeGateway: newFakeGateway()}}
+		f := newForwarder(t, forward.Config{Backends: []backends.Backend{gw}, Lifetime: day})
+		defer f.Close()
+		enablePorts(t, f, 1)
+		gw.lose(8080)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if rows := gw.rows(); len(rows) != 1 {
+			t.Errorf("the gateway has %v", rows)
+		}
+		gw.takeCalls()
+		time.Sleep(10 * checkEvery)
+		if calls := gw.takeCalls(); len(calls) != 0 {
+			t.Errorf("requests %v", calls)
+		}
+	})
+}
+
 // TestCheckAddress checks that one renewal with another external address makes all mappings
 // renew theirs.
 func TestCheckAddress(t *testing.T) {

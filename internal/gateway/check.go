@@ -268,9 +268,12 @@ func (o *Owner) lookUpIn(t *Backend, e *entry, m backends.Mapping) error {
 // ones again. The table of another backend may not list some entries, so it must have listed
 // at least one that is missing now. Otherwise lookUpAll returns false.
 func (o *Owner) lookUpAll(b, in *Backend) bool {
-	lookUp := in.Backend.(backends.Checker).Check
-	if t, is := in.Backend.(table); is {
+	var lookUp func(context.Context, backends.Mapping) error
+	switch t := in.Backend.(type) {
+	case table:
 		lookUp = t.LookUp
+	case backends.Checker:
+		lookUp = t.Check
 	}
 	granted := map[*entry]*backends.Mapping{}
 	o.loop.Do(func() {
