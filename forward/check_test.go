@@ -332,6 +332,27 @@ func TestCheckFirstLookUp(t *testing.T) {
 	})
 }
 
+// TestCheckFirstLookUpPause checks that there is at most one first lookup in a second, also
+// while more mappings are granted.
+func TestCheckFirstLookUpPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := tableGateway{&checkedGateway{fakeGateway: newFakeGateway()}}
+		f := newForwarder(t, forward.Config{Backends: []backends.Backend{gw}})
+		defer f.Close()
+		for i := range uint16(100) {
+			if _, err := f.Enable(t.Context(), forward.TCP(8080+i)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		synctest.Wait()
+		calls := slices.DeleteFunc(gw.takeCalls(), func(call string) bool { return !strings.HasPrefix(call, "check") })
+		if n := len(calls); n < 5 || n > 7 {
+			t.Errorf("%d lookups in the ten seconds after the first grant", n)
+		}
+	})
+}
+
 // onlyTable is a fakeGateway with a table that can be looked up, but no Check.
 type onlyTable struct{ *checkedGateway }
 

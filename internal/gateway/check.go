@@ -37,6 +37,7 @@ type checks struct {
 	lookUp     Timer
 	lookingUp  bool
 	newEntries []newEntry
+	lookUpFrom time.Time // the next lookup is not earlier
 }
 
 // newEntry is an entry that was not looked up since it was created.
@@ -330,17 +331,17 @@ func (o *Owner) expectFirstLookUp(e *entry) {
 		return
 	}
 	o.checks.newEntries = append(o.checks.newEntries, newEntry{e, time.Now().Add(firstLookUpAfter)})
-	o.armLookUp(time.Time{})
+	o.armLookUp()
 }
 
-// armLookUp sets the time of the next first lookup, which is not earlier than the given time.
-func (o *Owner) armLookUp(earliest time.Time) {
+// armLookUp sets the time of the next first lookup.
+func (o *Owner) armLookUp() {
 	if o.checks.lookingUp || len(o.checks.newEntries) == 0 {
 		return
 	}
 	at := o.checks.newEntries[0].due
-	if at.Before(earliest) {
-		at = earliest
+	if at.Before(o.checks.lookUpFrom) {
+		at = o.checks.lookUpFrom
 	}
 	o.loop.Arm(&o.checks.lookUp, at)
 }
@@ -349,7 +350,7 @@ func (o *Owner) armLookUp(earliest time.Time) {
 func (o *Owner) lookUpNew() {
 	e := o.checks.newEntries[0].entry
 	if o.checks.newEntries = o.checks.newEntries[1:]; !e.isCheckable() || o.checkEvery() == 0 {
-		o.armLookUp(time.Time{})
+		o.armLookUp()
 		return
 	}
 	m, b := *e.granted, e.backend
@@ -359,8 +360,8 @@ func (o *Owner) lookUpNew() {
 			o.lookUpAll(b, b)
 		}
 		o.loop.Do(func() {
-			o.checks.lookingUp = false
-			o.armLookUp(time.Now().Add(lookUpPause))
+			o.checks.lookingUp, o.checks.lookUpFrom = false, time.Now().Add(lookUpPause)
+			o.armLookUp()
 		})
 	})
 }
