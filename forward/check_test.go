@@ -213,6 +213,32 @@ func TestCheckEvery(t *testing.T) {
 	}
 }
 
+// TestCheckEveryLeaves checks that a Forwarder with its own interval determines the checks of a
+// shared mapping until it is closed.
+func TestCheckEveryLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := &checkedGateway{fakeGateway: newFakeGateway()}
+		never := newForwarder(t, forward.Config{Backends: []backends.Backend{gw}, CheckEvery: -1, Lifetime: day})
+		defer never.Close()
+		enablePorts(t, never, 1)
+		checks := newForwarder(t, forward.Config{Backends: []backends.Backend{gw}, Lifetime: day})
+		defer checks.Close()
+		enablePorts(t, checks, 1)
+		gw.takeCalls()
+		time.Sleep(10 * checkEvery)
+		if n := len(gw.takeCalls()); n < 9 {
+			t.Errorf("%d requests in ten intervals", n)
+		}
+		if err := checks.Close(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * checkEvery)
+		if calls := gw.takeCalls(); len(calls) != 0 {
+			t.Errorf("requests after Close: %v", calls)
+		}
+	})
+}
+
 // TestCheckSilence checks that a gateway without a reply is checked less often after 15
 // minutes, and at the normal rate again after a reply.
 func TestCheckSilence(t *testing.T) {

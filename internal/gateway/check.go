@@ -108,6 +108,9 @@ func (o *Owner) armChecks(start time.Time) {
 // startRound starts a round of checks. The owner waits for the round when it ends.
 func (o *Owner) startRound() {
 	var due []*Backend
+	if o.checkEvery() == 0 {
+		return // the clients that wanted checks have left
+	}
 	for _, b := range o.backends {
 		if o.nextToCheck(b) != nil {
 			due = append(due, b)
