@@ -264,6 +264,33 @@ func TestCheckSilence(t *testing.T) {
 	})
 }
 
+// TestCheckSilentProtocol checks that the silence of one backend does not delay the checks of
+// another: while both have mappings, and after the mappings of the silent one have expired.
+func TestCheckSilentProtocol(t *testing.T) {
+	for name, lifetime := range map[string]time.Duration{"both": day, "the other": 10 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				silent, other := &checkedGateway{fakeGateway: newFakeGateway()}, &checkedGateway{fakeGateway: newFakeGateway()}
+				other.name = "other"
+				f := newForwarder(t, forward.Config{Backends: []backends.Backend{silent, other}, Lifetime: lifetime})
+				defer f.Close()
+				enablePorts(t, f, 1)
+				silent.set(func() { silent.fail = failAll(backends.ErrNoReply) })
+				if _, err := f.Enable(t.Context(), forward.TCP(9000)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Hour)
+				other.takeCalls()
+				time.Sleep(time.Hour)
+				checks := slices.DeleteFunc(other.takeCalls(), func(call string) bool { return !strings.HasPrefix(call, "check") })
+				if n := len(checks); n < 100 {
+					t.Errorf("%d checks in an hour", n)
+				}
+			})
+		})
+	}
+}
+
 // TestCheckAfterSleep checks that a host that slept during a check makes one check when it
 // wakes up, and not all that it missed.
 func TestCheckAfterSleep(t *testing.T) {

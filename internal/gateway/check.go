@@ -91,11 +91,8 @@ func (o *Owner) armChecks(start time.Time) {
 	if interval == 0 || o.checks.running || !o.checks.round.at.IsZero() {
 		return
 	}
-	silent, now := false, time.Now()
-	for _, b := range o.backends {
-		silent = silent || !b.silentSince.IsZero() && now.Sub(b.silentSince) > silentTime
-	}
-	if silent {
+	now := time.Now()
+	if o.isSilent(now) {
 		interval *= silentFactor
 	}
 	at := start.Add(interval - o.registry.jitter(interval/8))
@@ -103,6 +100,20 @@ func (o *Owner) armChecks(start time.Time) {
 		at = now
 	}
 	o.loop.Arm(&o.checks.round, at)
+}
+
+// isSilent reports whether no backend with a mapping to check has got a reply for silentTime.
+func (o *Owner) isSilent(now time.Time) (silent bool) {
+	for _, b := range o.backends {
+		switch {
+		case o.nextToCheck(b) == nil: // silentSince is not updated
+		case b.silentSince.IsZero() || now.Sub(b.silentSince) <= silentTime:
+			return false
+		default:
+			silent = true
+		}
+	}
+	return silent
 }
 
 // startRound starts a round of checks. The owner waits for the round when it ends.
