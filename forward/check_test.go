@@ -146,6 +146,38 @@ func TestCheckInTurn(t *testing.T) {
 	})
 }
 
+// TestCheckRefused checks that a mapping whose checks and renewals fail does not delay the checks
+// of the others.
+func TestCheckRefused(t *testing.T) {
+	for name, hidesTable := range map[string]bool{"lookup": false, "renewal": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gw, f, _ := newChecked(t, forward.Config{Lifetime: day})
+				gw.hidesTable = hidesTable
+				ports := enablePorts(t, f, 3)
+				gw.set(func() {
+					gw.fail = func(op string, _ backends.Protocol, port uint16) error {
+						switch {
+						case port == ports[0] && op == "renew":
+							return backends.ErrNotAuthorized
+						case port == ports[0] && op == "check" && !hidesTable:
+							return backends.ErrMalformed
+						}
+						return nil
+					}
+				})
+				time.Sleep(10 * time.Minute)
+				gw.lose(ports[1:]...)
+				time.Sleep(time.Duration(len(ports)+1) * checkEvery)
+				synctest.Wait()
+				if rows := gw.rows(); len(rows) != len(ports) {
+					t.Errorf("the gateway has %v", rows)
+				}
+			})
+		})
+	}
+}
+
 // TestCheckByRenewal checks a gateway that cannot look up mappings: one port in turn is
 // renewed, TCP and UDP in the order of their grants, and no event reports a loss.
 func TestCheckByRenewal(t *testing.T) {

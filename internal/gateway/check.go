@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,8 @@ const (
 
 // checks is the state of an owner's checks. Each gateway with mappings is checked in rounds,
 // because announcements of restarts get lost, and many gateways send none. A round asks each
-// backend that granted mappings about one of them: the one that was confirmed longest ago.
+// backend that granted mappings about one of them: the one that was confirmed or asked about
+// longest ago.
 //
 // The reply shows a restart if the protocol has an epoch. A mapping is looked up in the table
 // of the gateway, if it has UPnP. If it is missing, all mappings are looked up. Without a
@@ -153,7 +155,8 @@ func (e *entry) isCheckable() bool {
 // confirm records that the gateway has the entry now.
 func (e *entry) confirm() { e.confirmed = time.Since(e.group.owner.start) }
 
-// nextToCheck returns the checkable entry of a backend that was confirmed longest ago, or nil.
+// nextToCheck returns the checkable entry of a backend that was confirmed or chosen longest ago,
+// or nil.
 func (o *Owner) nextToCheck(b *Backend) (next *entry) {
 	if _, is := b.Backend.(backends.Checker); !is {
 		return nil
@@ -168,12 +171,14 @@ func (o *Owner) nextToCheck(b *Backend) (next *entry) {
 	return next
 }
 
-// comparePosition orders entries by the time of their confirmation, and entries that were
-// confirmed together by their ports.
+// comparePosition orders entries by the time of their confirmation or last check, and entries
+// with the same time by their ports. A check that does not confirm an entry must not delay the
+// checks of the others.
 func (e *entry) comparePosition(other *entry) int {
+	at, otherAt := max(e.confirmed, e.checked), max(other.confirmed, other.checked)
 	switch {
-	case e.confirmed != other.confirmed:
-		return int(max(-1, min(1, e.confirmed-other.confirmed)))
+	case at != otherAt:
+		return cmp.Compare(at, otherAt)
 	case e.group != other.group:
 		return e.group.internal.Compare(other.group.internal)
 	}
@@ -193,7 +198,7 @@ func (o *Owner) checkBackend(b *Backend) {
 			e = nil
 			return
 		}
-		m = *e.granted
+		m, e.checked = *e.granted, time.Since(o.start)
 	})
 	if e == nil {
 		return

@@ -48,6 +48,7 @@ type entry struct {
 	err               error          // error of the last request, or nil
 	nextRequest       time.Time
 	confirmed         time.Duration // when the gateway last confirmed that it has the entry, since Owner.start
+	checked           time.Duration // when a check last began, since Owner.start
 	order             grantOrder
 	deletion          *deletion // set if the entry is to be deleted
 }
