@@ -373,6 +373,7 @@ func TestCheckDeleted(t *testing.T) {
 			wantRestored(t, home, all, c.promise)
 			for _, p := range all {
 				switch {
+				case c.deleted > 0 && p.hasTable && p.mappings[0].Backend != "upnp": // a renewal can come before the lookup
 				case c.deleted > 0 && p.hasTable:
 					p.wantLosses(c.deleted, missingReason)
 				case c.deleted > 0: // a renewal does not show the loss
