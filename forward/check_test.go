@@ -323,6 +323,32 @@ func TestCheckSilentProtocol(t *testing.T) {
 	}
 }
 
+// TestCheckRepairsAfterSilence checks that mappings whose renewals got no reply after a restart are
+// renewed in time once the gateway replies: before the pause between two attempts is over. One
+// of the mappings has expired in the meantime.
+func TestCheckRepairsAfterSilence(t *testing.T) {
+	for silence := 2 * time.Minute; silence < 10*time.Minute; silence += 23 * time.Second {
+		synctest.Test(t, func(t *testing.T) {
+			gw, f, _ := newChecked(t, forward.Config{Lifetime: day})
+			gw.hidesTable = true
+			if _, err := f.Enable(t.Context(), forward.TCP(9000), forward.Lifetime(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			enablePorts(t, f, 5)
+			time.Sleep(time.Minute)
+			gw.set(func() { gw.fail = failAll(backends.ErrNoReply) })
+			gw.restart()
+			time.Sleep(silence)
+			gw.set(func() { gw.fail = nil })
+			time.Sleep(45 * time.Second)
+			synctest.Wait()
+			if rows := gw.rows(); len(rows) != 6 {
+				t.Errorf("45 seconds after a silence of %v, the gateway has %v", silence, rows)
+			}
+		})
+	}
+}
+
 // TestCheckAfterSleep checks that a host that slept during a check makes one check when it
 // wakes up, and not all that it missed.
 func TestCheckAfterSleep(t *testing.T) {

@@ -145,9 +145,10 @@ func (o *Owner) startRound() {
 }
 
 // isCheckable reports whether a round may check the entry. An entry that is requested anyway
-// needs no check.
+// needs no check, unless the last request got no reply: the pause before the next one can be
+// longer than an interval.
 func (e *entry) isCheckable() bool {
-	return e.isHeld() && !e.isOnce() && !e.doubtful && slices.ContainsFunc(e.holders, func(h *Handle) bool {
+	return e.isHeld() && !e.isOnce() && (!e.doubtful || errors.Is(e.err, backends.ErrNoReply)) && slices.ContainsFunc(e.holders, func(h *Handle) bool {
 		return e.group.owner.isAttached(h) && !h.isUnusable()
 	})
 }
@@ -207,7 +208,7 @@ func (o *Owner) checkBackend(b *Backend) {
 	o.loop.Do(func() {
 		switch {
 		case !errors.Is(err, backends.ErrNoReply):
-			b.silentSince = time.Time{}
+			o.recordReply(b)
 		case b.silentSince.IsZero():
 			b.silentSince = time.Now()
 		}
@@ -226,6 +227,22 @@ func (o *Owner) checkBackend(b *Backend) {
 		o.loop.Do(func() { e.group.renewForCheck(e) })
 	case err == nil:
 		o.loop.Do(e.confirm)
+	}
+}
+
+// recordReply records that the gateway replied to a check. Requests that had no reply are then
+// repeated at once.
+func (o *Owner) recordReply(b *Backend) {
+	const reason = "the gateway replies again"
+	now := time.Now()
+	o.verifySoon(func(e *entry) bool {
+		return e.backend == b && e.doubtful && errors.Is(e.err, backends.ErrNoReply) && !e.group.renewing
+	}, false, reason, now)
+	if !b.silentSince.IsZero() {
+		b.silentSince = time.Time{}
+		for _, c := range o.clients {
+			c.wake(reason, now)
+		}
 	}
 }
 

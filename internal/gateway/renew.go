@@ -284,6 +284,7 @@ func (f *flow) recordRenewal(e *entry, m *backends.Mapping, err error, upcoming 
 		failed.nextRequest = failed.nextRenewal(now)
 		failed.publish(nil)
 	}
+	f.armChecks(now)
 	return f.isReply(err)
 }
 
