@@ -12,8 +12,9 @@ APIDIFF_V     := v0.0.0-20261113113407-e3970619a1a4
 PLATFORMS     := linux darwin windows freebsd openbsd netbsd
 FUZZTIME      ?= 1s
 ROUNDS        ?= 30
+DOWNTIME      ?= 20m
 
-.PHONY: demo test unit lab fuzz fetch soak nightly bench lint deps
+.PHONY: demo test unit lab fuzz fetch soak nightly bench bench-downtime lint deps
 
 demo: ## map a port on the built-in gateway and send bytes through it
 	$(GO) run ./cmd/goforward demo
@@ -43,6 +44,10 @@ bench: deps ## comparison with other libraries, in the lab; half an hour on an i
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	cd bench && GOWORK=off GOFORWARD_LAB=require CGO_ENABLED=0 $(GO) test -count=1 -timeout 2h -run 'TestBench$$' \
 		-args -rounds $(ROUNDS) -md RESULTS.md -json results.json
+
+bench-downtime: deps ## downtime after unannounced restarts beside other libraries, in the lab; half an hour
+	cd bench && GOWORK=off GOFORWARD_LAB=require CGO_ENABLED=0 $(GO) test -count=1 -timeout 2h -run 'TestDowntime$$' \
+		-args -downtime $(DOWNTIME) -md RESULTS.md -downtime-json downtime.json
 
 deps: ## what the tests need besides Go
 	.ci/deps

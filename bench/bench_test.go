@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(workerEnv); text != "" {
 		os.Exit(work(text))
 	}
+	if text := os.Getenv(keepEnv); text != "" {
+		os.Exit(keep(text))
+	}
 	flag.Parse()
 	only := flag.Lookup("test.run").Value.String()
 	for variable, dir := range map[string]string{commandEnv: "../cmd/goforward", onelinerEnv: "../examples/oneliner"} {
@@ -154,7 +157,7 @@ func (b *bench) shuffled(names []string) []string {
 }
 
 func (b *bench) write(t *testing.T) {
-	text := Markdown(&b.Result, legend())
+	text := Markdown(&b.Result, legend()) + lastDowntime(t)
 	fmt.Fprint(os.Stdout, text)
 	if *flagMD != "" {
 		if err := os.WriteFile(*flagMD, []byte(text), 0o644); err != nil {

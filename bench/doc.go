@@ -3,6 +3,7 @@
 // memory and processor time of ten thousand mappings.
 //
 //	make bench                           # from the root of the repository; writes RESULTS.md and results.json
+//	make bench-downtime                  # downtime after restarts of a router; writes RESULTS.md and downtime.json
 //	go test .                            # one round of a few measurements, to check that the tool works
 //	go test -run '^$' -bench . -benchmem # the warm calls as ordinary benchmarks
 //

@@ -24,6 +24,7 @@ const (
 	tailscaleName  = "tailscale"
 	natpmpcName    = "natpmpc -g"
 	upnpcName      = "upnpc"
+	syncthingName  = "syncthing"
 )
 
 // The keys of the scenarios.
