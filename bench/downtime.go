@@ -85,8 +85,12 @@ func (c Recovery) text(limit time.Duration) string {
 	return formatDuration(c.Took)
 }
 
-// formatDuration formats a duration in tenths of seconds, or in whole seconds from a minute.
+// formatDuration formats a duration in milliseconds below 0.1 s, in tenths of seconds below a
+// minute, and else in minutes and seconds.
 func formatDuration(d time.Duration) string {
+	if d < 100*time.Millisecond {
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	}
 	if d < time.Minute {
 		return fmt.Sprintf("%.1f s", d.Seconds())
 	}

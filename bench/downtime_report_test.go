@@ -18,6 +18,7 @@ func TestDowntimeMarkdown(t *testing.T) {
 			}},
 			{Key: "b", Router: "PCP", Away: 90 * time.Second, Recoveries: []Recovery{
 				{Candidate: goforwardName, Restored: true, Took: 46 * time.Second, Held: 40 * time.Second},
+				{Candidate: tailscaleName, Restored: true, Took: 9 * time.Millisecond, Held: 40 * time.Second},
 				{Candidate: gethName, Err: "none"},
 			}},
 		},
@@ -31,7 +32,7 @@ func TestDowntimeMarkdown(t *testing.T) {
 		"| | all; away for 0 s | PCP; away for 90 s | ",
 		"| goforward | 12.3 s | 46.0 s |",
 		"| go-ethereum | 8 min 3 s | no mapping |",
-		"| tailscale | not within 20 min |  |",
+		"| tailscale | not within 20 min | 9 ms |",
 		"The mappings were 40.0 s to 1 min old",
 		"Target: goforward is back within 45.0 s after every restart: FAIL (b: 46.0 s).",
 		"| goforward | PCP | 50 | 240 | 15000 | 2 min |",
