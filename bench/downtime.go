@@ -144,7 +144,7 @@ func (d *Downtime) restartTable(b *strings.Builder, candidates []CandidateInfo) 
 	for _, c := range candidates {
 		fmt.Fprintf(b, "| %s |", c.Name)
 		for _, r := range d.Restarts {
-			cell := ""
+			cell := "–"
 			if i := slices.IndexFunc(r.Recoveries, func(x Recovery) bool { return x.Candidate == c.Name }); i >= 0 {
 				cell = r.Recoveries[i].text(d.Limit)
 			}
@@ -153,7 +153,7 @@ func (d *Downtime) restartTable(b *strings.Builder, candidates []CandidateInfo) 
 		fmt.Fprintln(b)
 	}
 	held := d.held()
-	fmt.Fprintf(b, "\nThe mappings were %s to %s old at the restart. Thus the renewal interval of a candidate counts almost in full.\n",
+	fmt.Fprintf(b, "\nThe mappings were %s to %s old at the restart. –: the candidate does not support the protocol, or not on Linux.\n",
 		formatDuration(held[0]), formatDuration(held[1]))
 }
 

@@ -21,6 +21,7 @@ func TestDowntimeMarkdown(t *testing.T) {
 				{Candidate: tailscaleName, Restored: true, Took: 9 * time.Millisecond, Held: 40 * time.Second},
 				{Candidate: gethName, Err: "none"},
 			}},
+			{Key: "c", Router: "NAT-PMP"},
 		},
 		Traffic: []Traffic{
 			{Router: "PCP", Candidate: goforwardName, Mappings: 50, Window: 2 * time.Minute, Packets: 8, Bytes: 500},
@@ -29,8 +30,8 @@ func TestDowntimeMarkdown(t *testing.T) {
 	}
 	text := DowntimeMarkdown(d, []CandidateInfo{{Name: goforwardName, Module: "m", What: "how"}, {Name: gethName}, {Name: tailscaleName}})
 	for _, line := range []string{
-		"| | all; away for 0 s | PCP; away for 90 s | ",
-		"| goforward | 12.3 s | 46.0 s |",
+		"| | all; away for 0 s | PCP; away for 90 s | NAT-PMP; away for 0 s |",
+		"| goforward | 12.3 s | 46.0 s | – |",
 		"| go-ethereum | 8 min 3 s | no mapping |",
 		"| tailscale | not within 20 min | 9 ms |",
 		"The mappings were 40.0 s to 1 min old",
