@@ -257,6 +257,21 @@ func (d *Daemon) Restart(t testing.TB) {
 	d.Start(t)
 }
 
+// ResetEpoch makes the epoch start at 0 with the next start of the daemon, as with
+// Router.DaemonUptime. If the epoch was the uptime of the machine before, this simulates a
+// restart of a router that was running for a long time.
+func (d *Daemon) ResetEpoch(t testing.TB) {
+	t.Helper()
+	text, err := os.ReadFile(d.conf)
+	if err != nil {
+		t.Fatalf("lab: %v", err)
+	}
+	text = bytes.Replace(text, []byte("system_uptime=yes"), []byte("system_uptime=no"), 1)
+	if err := os.WriteFile(d.conf, text, 0o644); err != nil {
+		t.Fatalf("lab: %v", err)
+	}
+}
+
 // Forget deletes all port forwardings and tracked connections of the router.
 func (d *Daemon) Forget(t testing.TB) {
 	t.Helper()

@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"syscall"
@@ -101,4 +102,40 @@ func TestRuleDuringTest(t *testing.T) {
 	if _, err := sendRequest(t, home, natpmpRequest, replyTimeout); err != nil {
 		t.Fatalf("without the rule: %v", err)
 	}
+}
+
+// TestResetEpoch checks that the epoch starts at 0 with the next start of the daemon.
+func TestResetEpoch(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "lab: the epoch restarts")
+	home := lab.Home(t, lab.Router{})
+	before := epoch(t, home)
+	home.Daemon.Restart(t)
+	if after := epoch(t, home); after < before {
+		t.Errorf("the epoch went from %d to %d, although it is the uptime of the machine", before, after)
+	}
+	home.Daemon.ResetEpoch(t)
+	home.Daemon.Restart(t)
+	if after := epoch(t, home); after >= before {
+		t.Errorf("the epoch went from %d to %d", before, after)
+	}
+}
+
+// epoch requests the epoch of the router by NAT-PMP, in seconds.
+func epoch(t *testing.T, home *lab.HomeNet) uint32 {
+	t.Helper()
+	conn, err := home.Lan.Dial(t.Context(), "udp", "192.168.77.1:5351")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(replyTimeout))
+	if _, err := conn.Write(natpmpRequest); err != nil {
+		t.Fatal(err)
+	}
+	reply := make([]byte, 12)
+	if n, err := conn.Read(reply); err != nil || n != len(reply) {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	return binary.BigEndian.Uint32(reply[4:])
 }
