@@ -110,8 +110,9 @@ func DowntimeMarkdown(d *Downtime, candidates []CandidateInfo) string {
 %s, in %v. %d CPUs, Linux %s, %s, load %s at the start, miniupnpd %s.
 Seed %d. In each column, all candidates hold a mapping on one router at the same time, each in a process of
 its own, with its own defaults. The router loses all mappings and starts again; its announcements are
-dropped. The time starts when the router replies again, and ends when bytes from outside arrive. It is
-measured every %v, for %s.
+dropped. Unless the column says otherwise, its epoch starts at 0; before, it was the uptime of this machine.
+The time starts when the router replies again, and ends when bytes from outside arrive. The harness tries
+every %v, for %s.
 `, d.Date.UTC().Format(time.RFC3339), d.Took.Round(time.Second), d.CPUs, d.Kernel, d.Go, d.Load, d.Versions["miniupnpd"], d.Seed, probeInterval, formatDuration(d.Limit))
 	d.restartTable(&b, candidates)
 	fmt.Fprintf(&b, "\nTarget: goforward is back within %s after every restart", formatDuration(maxDowntime))

@@ -25,23 +25,26 @@ var (
 	flagDowntimeJSON = flag.String("downtime-json", "", "file for the result of TestDowntime")
 )
 
-// outage is a router that restarts without an announcement.
+// outage is a router that restarts without an announcement. Its epoch is the uptime of the
+// machine and starts at 0 with the restart, as if the router had been running for a long time.
 type outage struct {
 	key, title string
 	router     lab.Router
 	away       time.Duration
 	without    []string // the candidates that do not support the protocols of the router
 	short      bool     // part of the short form
+
+	epochGoesOn bool // the epoch does not show the restart
 }
 
 var outages = []outage{
-	{key: "all", title: "NAT-PMP, PCP and UPnP", router: lab.Router{DaemonUptime: true}, short: true},
-	{key: "all-90s", title: "NAT-PMP, PCP and UPnP", router: lab.Router{DaemonUptime: true}, away: 90 * time.Second},
-	{key: "all-300s", title: "NAT-PMP, PCP and UPnP", router: lab.Router{DaemonUptime: true}, away: 300 * time.Second},
-	{key: "all-clock", title: "the same, with an epoch that survives the restart", router: lab.Router{}},
-	{key: "natpmp", title: "NAT-PMP only", router: lab.Router{DaemonUptime: true, NoPCP: true, NoUPnP: true}, without: []string{libp2pName}},
-	{key: "pcp", title: "PCP only", router: lab.Router{DaemonUptime: true, NoNATPMP: true, NoUPnP: true}, without: []string{libp2pName, gethName, syncthingName}},
-	{key: "upnp", title: "UPnP only", router: lab.Router{DaemonUptime: true, Refuse5351: true}, short: true},
+	{key: "all", title: "NAT-PMP, PCP and UPnP", short: true},
+	{key: "all-90s", title: "NAT-PMP, PCP and UPnP", away: 90 * time.Second},
+	{key: "all-300s", title: "NAT-PMP, PCP and UPnP", away: 300 * time.Second},
+	{key: "all-clock", title: "the same, with an epoch that survives the restart", epochGoesOn: true},
+	{key: "natpmp", title: "NAT-PMP only", router: lab.Router{NoPCP: true, NoUPnP: true}, without: []string{libp2pName}},
+	{key: "pcp", title: "PCP only", router: lab.Router{NoNATPMP: true, NoUPnP: true}, without: []string{libp2pName, gethName, syncthingName}},
+	{key: "upnp", title: "UPnP only", router: lab.Router{Refuse5351: true}, short: true},
 }
 
 // idle is a process whose traffic is measured while nothing happens.
@@ -255,7 +258,12 @@ func (d *downtime) restartAll(t *testing.T, restarts []outage, sites []*site) {
 		*r = Restart{Key: o.key, Router: o.title, Away: o.away, Recoveries: make([]Recovery, len(s.processes))}
 		off := start.Add(d.settleTime())
 		events = append(events,
-			event{off, func() { d.powerOff(t, r, s) }},
+			event{off, func() {
+				d.powerOff(t, r, s)
+				if !o.epochGoesOn {
+					s.home.Daemon.ResetEpoch(t)
+				}
+			}},
 			event{off.Add(o.away), func() {
 				s.home.Daemon.Start(t)
 				ready := time.Now()
@@ -423,11 +431,30 @@ func (d *downtime) write(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if *flagMD != "" {
+		writeReport(t, section)
+	}
+}
+
+// writeReport writes the report with the last result of TestBench and a section about the
+// downtime.
+func writeReport(t *testing.T, section string) {
+	t.Helper()
 	var r Result
-	if *flagMD == "" || !readJSON(t, resultsFile, &r) {
-		return
+	if !readJSON(t, resultsFile, &r) {
+		t.Fatalf("no %s: run make bench first", resultsFile)
 	}
 	if err := os.WriteFile(*flagMD, []byte(Markdown(&r, legend())+section), 0o644); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestReport writes the report again from the last results, without a measurement:
+//
+//	go test -run TestReport . -args -md RESULTS.md
+func TestReport(t *testing.T) {
+	if *flagMD == "" {
+		t.Skip("no -md")
+	}
+	writeReport(t, lastDowntime(t))
 }
