@@ -471,7 +471,7 @@ func (g onlyTable) LookUp(ctx context.Context, m backends.Mapping) error {
 	return g.checkedGateway.Check(ctx, m)
 }
 
-// Check has another signature than that of backends.Checker.
+// Check has another signature than the method of backends.Checker.
 func (onlyTable) Check() {}
 
 // TestCheckOnlyTable checks a gateway that has a table and is no Checker: only new mappings

@@ -393,7 +393,10 @@ func (o *Owner) onChange(b *Backend, change backends.Change) {
 	}
 	at := b.verifyLimit.Next(time.Now())
 	o.verifySoon(func(e *entry) bool {
-		return e.backend == b && (!restarted || change.Since.IsZero() || e.markLost(change.Since))
+		if e.backend != b || change.Kind == backends.AddressChanged && e.granted != nil && change.External.IsValid() && e.granted.External.Addr() == change.External {
+			return false // it was granted after the change
+		}
+		return !restarted || change.Since.IsZero() || e.markLost(change.Since)
 	}, restarted, change.Reason, at)
 	for _, c := range o.clients {
 		c.wake(change.Reason, at)
