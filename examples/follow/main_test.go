@@ -3,8 +3,8 @@ package main
 import (
 	"net/netip"
 	"os"
-	"slices"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/natforward/goforward/backends"
