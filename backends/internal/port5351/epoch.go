@@ -8,12 +8,13 @@ type epochClock struct {
 	valid    bool
 	epoch    time.Duration
 	received time.Time // with a monotonic reading
+	stuck    bool      // the epoch was the same in two responses, although it should have grown
 }
 
 // observe records the epoch of a response. The result lost reports whether, by the
 // rule, the gateway has lost its mappings since the previous response. The result
 // since is the latest time at which it can have lost them, or the zero Time if the
-// epoch does not show that.
+// epoch does not show that. An epoch that stands still counts as a loss once.
 func (c *epochClock) observe(epoch time.Duration, sent, received time.Time, rule epochRule) (lost bool, since time.Time) {
 	previous := *c
 	*c = epochClock{valid: true, epoch: epoch, received: received}
@@ -28,7 +29,11 @@ func (c *epochClock) observe(epoch time.Duration, sent, received time.Time, rule
 			since = sent
 		}
 	}
-	return rule(previous.epoch, epoch, elapsed), since
+	lost = rule(previous.epoch, epoch, elapsed)
+	if c.stuck = epoch == previous.epoch && (lost || previous.stuck); c.stuck && previous.stuck {
+		return false, time.Time{} // some gateways always report the same epoch
+	}
+	return lost, since
 }
 
 // epochRule compares the epochs of two responses that were received elapsed apart.

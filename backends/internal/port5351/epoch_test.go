@@ -1,6 +1,7 @@
 package port5351
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -75,6 +76,27 @@ func TestEpochSince(t *testing.T) {
 		c.observe(1000*time.Second, first, first, pcpLost)
 		if lost, since := c.observe(now, sent, received, pcpLost); !lost || !since.Equal(want) {
 			t.Errorf("%v: lost %v, since %v, want %v", now, lost, since, want)
+		}
+	}
+}
+
+// TestEpochStuck checks that an epoch that stands still shows one loss, and that it shows a loss
+// again once it has moved.
+func TestEpochStuck(t *testing.T) {
+	for name, rule := range map[string]epochRule{"PCP": pcpLost, "NAT-PMP": natpmpLost} {
+		var c epochClock
+		at := time.Now()
+		var got []bool
+		for _, step := range []struct{ elapsed, epoch time.Duration }{
+			{0, 0}, {1, 0}, {30, 0}, {1, 0}, {30, 0}, {30, 0}, {30, 30}, {30, 60}, {30, 0}, {30, 0}, {30, 0},
+		} {
+			at = at.Add(step.elapsed * time.Second)
+			lost, _ := c.observe(step.epoch*time.Second, at, at, rule)
+			got = append(got, lost)
+		}
+		want := []bool{false, false, true, false, false, false, false, false, true, true, false}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", name, got, want)
 		}
 	}
 }

@@ -40,7 +40,10 @@ func TestOneRestart(t *testing.T) {
 			observe(s.ObserveNATPMP, 500*time.Millisecond)
 			time.Sleep(200 * time.Millisecond)
 			observe(s.ObservePCP, 0)
-			time.Sleep(time.Minute)
+			time.Sleep(30 * time.Second)
+			observe(s.ObserveNATPMP, 30*time.Second) // otherwise the epochs would stand still
+			observe(s.ObservePCP, 30*time.Second)
+			time.Sleep(30 * time.Second)
 			synctest.Wait()
 			if len(notified) != restarts+1 || !notified[restarts].Restarted {
 				t.Errorf("after restart %d: %+v", restarts, notified)
