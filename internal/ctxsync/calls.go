@@ -39,6 +39,25 @@ func (c *Calls) Begin(ctx context.Context) (context.Context, func(), error) {
 	}, nil
 }
 
+// Add starts a call that needs no context. The caller must call End when the call ends. After
+// Close, Add returns false.
+func (c *Calls) Add() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause != nil {
+		return false
+	}
+	c.running++
+	return true
+}
+
+// End ends a call that Add started.
+func (c *Calls) End() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endRunning()
+}
+
 // endRunning decrements running. The caller holds c.mu.
 func (c *Calls) endRunning() {
 	if c.running--; c.running == 0 && c.idle != nil {

@@ -271,12 +271,11 @@ func (o *Owner) stop(ctx context.Context) (unfinished []endedOwner) {
 // spawn runs work on a goroutine for which stop waits. It returns false, and work does not
 // run, if the owner has ended.
 func (o *Owner) spawn(work func()) bool {
-	_, end, err := o.work.Begin(o.ctx)
-	if err != nil {
+	if !o.work.Add() {
 		return false
 	}
 	go func() {
-		defer end()
+		defer o.work.End()
 		work()
 	}()
 	return true
