@@ -263,9 +263,15 @@ func (c *Client) send(ctx context.Context, op Opcode, tx port5351.Transaction) (
 		}
 		return reply, fmt.Errorf("natpmp: %w", err)
 	}
+	if c.log.Enabled(ctx, slog.LevelDebug) {
+		c.logReply(op, reply)
+	}
+	return reply, nil
+}
+
+func (c *Client) logReply(op Opcode, reply port5351.Reply) {
 	c.log.Debug("natpmp: reply received", "op", op, "gateway", c.config.Gateway,
 		"took", reply.Received.Sub(reply.Sent), "response", fmt.Sprintf("%x", reply.Datagram))
-	return reply, nil
 }
 
 // wait is the schedule of RFC 6886 section 3.1, with the values of the config.
