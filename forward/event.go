@@ -208,7 +208,9 @@ func (s sink) HandleChanged(h *gateway.Handle, kind gateway.Kind, before, after 
 	if e.Kind == EventFailed {
 		level = slog.LevelWarn
 	}
-	s.log.Log(context.Background(), level, "mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", reason)
+	if s.log.Enabled(context.Background(), level) {
+		s.log.Log(context.Background(), level, "mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", reason)
+	}
 	for _, call := range []func(Event){s.config.OnEvent, e.Mapping.onChange} {
 		if call != nil {
 			s.dispatcher.push(func() { s.dispatcher.deliver(e, call) })
