@@ -128,8 +128,10 @@ func (c *Client) Available() (out []*Backend) {
 }
 
 func (c *Client) available() []*Backend {
-	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return b.probeErr != nil })
+	return slices.DeleteFunc(slices.Clone(c.backends), func(b *Backend) bool { return !b.isAvailable() })
 }
+
+func (b *Backend) isAvailable() bool { return b.probeErr == nil }
 
 // backendsFor returns the backends in the order in which a spec is requested from them: first
 // one that already holds the endpoint for this program, then those that replied, then the

@@ -263,7 +263,12 @@ func (f *flow) acquire(h *Handle, b *Backend, s *Spec, m Member, port uint16, ti
 		keys := e.held
 		f.offLoop(func() { b.programs.Wait(f.ctx, keys[:]...) })
 	}
-	granted, err := f.request(timeout, e.requestFunc(s, port))
+	var granted backends.Mapping
+	send := e.requestFunc(s, port)
+	err = f.request(timeout, func(ctx context.Context) (err error) {
+		granted, err = send(ctx)
+		return err
+	})
 	if e.state == removed { // the client was discarded
 		return nil, ErrEnded
 	}

@@ -212,31 +212,40 @@ func (f *flow) delete(e *entry, timeout time.Duration) error {
 		return nil
 	}
 	defer end()
+	unmap := func(ctx context.Context) error { return e.backend.Unmap(ctx, *m) }
+	if unconfirmed {
+		unmap = f.unmapUnconfirmed(e, timeout)
+	}
+	err := f.request(timeout, func(ctx context.Context) error {
+		return unmap(ctxsync.WithPriority(ctx, ctxsync.Delete))
+	})
+	return f.recordDeletion(e, err)
+}
+
+// unmapUnconfirmed returns the function that repeats the request of an entry and deletes the
+// mapping.
+func (f *flow) unmapUnconfirmed(e *entry, timeout time.Duration) func(context.Context) error {
 	request := e.spec.request(e.Member, e.requestedExternal)
 	// Any mapping that the gateway may have is to be deleted. By UPnP, a request for another
 	// port would create another mapping, except over IPv6, where ports are not translated.
 	request.Exact = e.backend.name == upnp.Name && e.requestedExternal != 0 && e.group.owner.key.Gateway.Addr().Is4()
 	request.Lifetime = max(time.Until(e.unconfirmedUntil), time.Second)
-	assumed := e.assumedMapping(request)
-	_, err := f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
-		ctx = ctxsync.WithPriority(ctx, ctxsync.Delete)
-		if unconfirmed {
-			half, cancel := bound(ctx, timeout/2) // the rest is for the deletion
-			defer cancel()
-			switch repeated, err := e.backend.Map(half, request); {
-			case err == nil:
-				m = &repeated
-			case m != nil: // delete at least the known mapping
-			// Without a reply, the deletion is requested too, but the request may still arrive later.
-			case assumed != nil && e.backend.Unmap(ctx, *assumed) == nil && f.isReply(err):
-				return repeated, nil
-			default:
-				return repeated, err
-			}
+	m, assumed := e.granted, e.assumedMapping(request)
+	return func(ctx context.Context) error {
+		half, cancel := bound(ctx, timeout/2) // the rest is for the deletion
+		defer cancel()
+		switch repeated, err := e.backend.Map(half, request); {
+		case err == nil:
+			return e.backend.Unmap(ctx, repeated)
+		case m != nil: // delete at least the known mapping
+			return e.backend.Unmap(ctx, *m)
+		// Without a reply, the deletion is requested too, but the request may still arrive later.
+		case assumed != nil && e.backend.Unmap(ctx, *assumed) == nil && f.isReply(err):
+			return nil
+		default:
+			return err
 		}
-		return *m, e.backend.Unmap(ctx, *m)
-	})
-	return f.recordDeletion(e, err)
+	}
 }
 
 // assumedMapping returns the mapping that a request may have created. It returns nil if the

@@ -292,15 +292,15 @@ func (f *flow) offLoop(block func()) {
 }
 
 // request makes a request. It releases the loop while the request is in flight.
-func (f *flow) request(timeout time.Duration, send func(context.Context) (backends.Mapping, error)) (m backends.Mapping, err error) {
+func (f *flow) request(timeout time.Duration, send func(context.Context) error) (err error) {
 	f.inFlight.Store(true)
 	f.offLoop(func() {
 		ctx, cancel := bound(f.requests, timeout)
 		defer cancel()
-		m, err = send(ctx)
+		err = send(ctx)
 	})
 	f.inFlight.Store(false)
-	return m, err
+	return err
 }
 
 // bound returns a context that ends after the timeout, with a TimeoutError as its cause.

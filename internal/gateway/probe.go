@@ -46,7 +46,7 @@ func (c *Client) Probe(ctx context.Context, wait time.Duration) error {
 	for {
 		var p *probeRun
 		if !o.loop.Do(func() {
-			if len(c.available()) > 0 {
+			if slices.ContainsFunc(c.backends, (*Backend).isAvailable) {
 				return
 			}
 			if o.currentProbe == nil {
@@ -146,7 +146,7 @@ func (c *Client) EnsureProbed(ctx context.Context, b *Backend, wait time.Duratio
 	)
 	c.owner.loop.Do(func() {
 		isKnown = b.probeErr == nil || !b.mayBeAvailable()
-		probeErr, othersAvailable = b.probeErr, slices.ContainsFunc(c.available(), func(o *Backend) bool { return o != b })
+		probeErr, othersAvailable = b.probeErr, slices.ContainsFunc(c.backends, func(o *Backend) bool { return o != b && o.isAvailable() })
 	})
 	if !isKnown {
 		if othersAvailable && !b.searches {

@@ -233,14 +233,14 @@ func (f *flow) expireEntries() {
 
 // renew makes one renewal. The request ends with the lifetime of the mapping, so that the
 // expiry is noticed at once and not only after the last retransmission.
-func (f *flow) renew(e *entry) (backends.Mapping, error) {
+func (f *flow) renew(e *entry) (granted backends.Mapping, err error) {
 	m, r, timeout := *e.granted, e.spec.request(e.Member, e.requestedExternal), e.holders[0].spec().RequestTimeout
 	if at, has := f.ctx.Deadline(); has {
 		timeout = max(timeout, time.Until(at)+lateReplyTime)
 	}
 	e.verifyAt = time.Time{}
 	lost := e.lost
-	return f.request(timeout, func(ctx context.Context) (backends.Mapping, error) {
+	err = f.request(timeout, func(ctx context.Context) (err error) {
 		if lost {
 			ctx = ctxsync.WithLossKnown(ctx)
 		}
@@ -249,12 +249,13 @@ func (f *flow) renew(e *entry) (backends.Mapping, error) {
 			ctx, cancel = context.WithDeadlineCause(ctx, at, errExpired)
 			defer cancel()
 		}
-		granted, err := e.backend.Renew(ctx, m, r)
+		granted, err = e.backend.Renew(ctx, m, r)
 		if err != nil && errors.Is(context.Cause(ctx), errExpired) && !errors.Is(err, errExpired) {
 			err = fmt.Errorf("%w: %w", errExpired, err)
 		}
-		return granted, err
+		return err
 	})
+	return granted, err
 }
 
 // recordRenewal records the result of a renewal. It returns whether the gateway replied.
