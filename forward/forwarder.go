@@ -13,6 +13,7 @@ import (
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/gateway"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // registry holds the gateways of the process. All Forwarders share them.
@@ -224,7 +225,7 @@ func (f *Forwarder) LocalIP(ctx context.Context) (netip.Addr, error) {
 	case err != nil:
 		return netip.Addr{}, err
 	case !p.local.IsValid():
-		_, err := localAddrFor(p.gateway.Addr())
+		_, err := netbind.LocalAddr(p.gateway.Addr())
 		return netip.Addr{}, fmt.Errorf("forward: %w: %w", ErrNoGateway, err)
 	}
 	return p.local, nil

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/gateway"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // family is the address family of a gateway.
@@ -232,7 +232,7 @@ func (f *Forwarder) findPath(fam family) (gatewayPath, error) {
 			p.source, p.local = f.config.Source, f.config.Source
 		}
 		if !p.local.IsValid() && p.iface == "" {
-			p.local, _ = localAddrFor(gw.Addr()) // if this fails, the address remains unknown
+			p.local, _ = netbind.LocalAddr(gw.Addr()) // if this fails, the address remains unknown
 		}
 		return p, nil
 	}
@@ -263,19 +263,6 @@ func (f *Forwarder) defaultRoute(fam family) (discover.Gateway, error) {
 		return f.defaultRoutes[fam]()
 	}
 	return discover.Through(f.config.Interface, fam == ipv6)
-}
-
-// localAddrFor returns the local address that the kernel uses to reach addr. It sends no
-// packets.
-func localAddrFor(addr netip.Addr) (netip.Addr, error) {
-	const anyPort = 9 // connecting a UDP socket sends no packets
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, anyPort)))
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	defer func() { _ = conn.Close() }()
-	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
-	return local.Addr().Unmap(), err
 }
 
 // unusableReason returns the reason why there is no usable route.
@@ -442,7 +429,7 @@ func (r *hookRoutes) find(fam family, iface string) (discover.Gateway, error) {
 	for _, gw := range r.gateways {
 		if gw.Addr.IsValid() && familyOf(gw.Addr) == fam && (iface == "" || gw.Interface == iface) {
 			if !gw.Local.IsValid() {
-				gw.Local, _ = localAddrFor(gw.Addr) // if this fails, the address remains unknown
+				gw.Local, _ = netbind.LocalAddr(gw.Addr) // if this fails, the address remains unknown
 			}
 			return gw, nil
 		}
