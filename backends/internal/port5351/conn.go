@@ -286,13 +286,14 @@ func dialUDP(ctx context.Context, config Config) (net.Conn, error) {
 		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(config.Source, 0))
 	}
 	if config.Interface != "" {
-		ifi, err := net.InterfaceByName(config.Interface)
-		if err != nil {
-			return nil, fmt.Errorf("interface %q: %w", config.Interface, err)
-		}
-		if d.Control, err = netbind.Control(ifi); err != nil {
+		var err error
+		if d.Control, err = netbind.ControlNamed(config.Interface); err != nil {
 			return nil, err
 		}
 	}
-	return d.DialContext(ctx, "udp", config.Gateway.String())
+	sock, err := d.DialContext(ctx, "udp", config.Gateway.String())
+	if err != nil && config.Interface != "" {
+		err = fmt.Errorf("interface %q: %w", config.Interface, err)
+	}
+	return sock, err
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -152,4 +153,16 @@ func TestQueuePerGateway(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		checkSent(t, gw, "a 0s", "c 0s", "b 1s")
 	})
+}
+
+// TestMissingInterface checks that the error names an interface that does not exist.
+func TestMissingInterface(t *testing.T) {
+	sock, err := dialUDP(t.Context(), Config{Gateway: netip.MustParseAddrPort("127.0.0.1:5351"), Interface: "missing0"})
+	if err == nil {
+		sock.Close()
+		t.Skip("this system does not bind sockets of this user to interfaces")
+	}
+	if !strings.Contains(err.Error(), `"missing0"`) {
+		t.Errorf("the error does not name the interface: %v", err)
+	}
 }
