@@ -63,7 +63,7 @@ func (m *Mapping) Shutdown(ctx context.Context) error {
 		if !f.loop.Do(func() { c = f.release(m, false) }) {
 			return nil // another mapping replaced it, and the Forwarder is closed
 		}
-		defer f.loop.Post(f.closeUnusedRoutes)
+		defer f.loop.Do(f.closeUnusedRoutes)
 		return m.awaitDeletion(ctx, c, until)
 	})
 }
