@@ -87,11 +87,11 @@ func TestEpochStuck(t *testing.T) {
 		var c epochClock
 		at := time.Now()
 		var got []bool
-		for _, step := range []struct{ elapsed, epoch time.Duration }{
+		for _, step := range []struct{ elapsed, epoch int }{ // in seconds
 			{0, 0}, {1, 0}, {30, 0}, {1, 0}, {30, 0}, {30, 0}, {30, 30}, {30, 60}, {30, 0}, {30, 0}, {30, 0},
 		} {
-			at = at.Add(step.elapsed * time.Second)
-			lost, _ := c.observe(step.epoch*time.Second, at, at, rule)
+			at = at.Add(time.Duration(step.elapsed) * time.Second)
+			lost, _ := c.observe(time.Duration(step.epoch)*time.Second, at, at, rule)
 			got = append(got, lost)
 		}
 		want := []bool{false, false, true, false, false, false, false, false, true, true, false}
