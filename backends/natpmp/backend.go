@@ -142,7 +142,7 @@ func (b *Backend) Map(ctx context.Context, r backends.Request) (backends.Mapping
 	if err := b.validate(ctx, r); err != nil {
 		return backends.Mapping{}, err
 	}
-	external, err := b.recentExternal(ctx)
+	external, err := b.recentExternal(ctx, r.Lifetime)
 	if err != nil {
 		return backends.Mapping{}, err
 	}
@@ -163,7 +163,7 @@ func (b *Backend) Renew(ctx context.Context, m backends.Mapping, r backends.Requ
 	}
 	renewed, err := b.mapPort(ctx, r, netip.Addr{})
 	if err == nil {
-		renewed.External = netip.AddrPortFrom(b.externalOrPrevious(ctx, m.External.Addr()), renewed.External.Port())
+		renewed.External = netip.AddrPortFrom(b.externalOrPrevious(ctx, renewed.Lifetime, m.External.Addr()), renewed.External.Port())
 	}
 	return renewed, err
 }
@@ -257,14 +257,21 @@ func (b *Backend) Unmap(ctx context.Context, m backends.Mapping) error {
 // its state. The context can require a newer address.
 const maxExternalAge = time.Minute
 
-// recentExternal returns the external address for a new mapping, or the zero Addr
+// maxExternalAge returns the maximum age for a mapping with the lifetime: mappings that are
+// renewed often show a change of the address sooner.
+func (b *Backend) maxExternalAge(lifetime time.Duration) time.Duration {
+	const part = 4
+	return min(b.externalAge, cmp.Or(lifetime, DefaultLifetime)/part)
+}
+
+// recentExternal returns the external address for a mapping with the lifetime, or the zero Addr
 // if the gateway refuses to report it. The refusal is not an error, because such a
 // gateway may still create mappings.
-func (b *Backend) recentExternal(ctx context.Context) (netip.Addr, error) {
+func (b *Backend) recentExternal(ctx context.Context, lifetime time.Duration) (netip.Addr, error) {
 	b.mu.Lock()
 	external, received, losses := b.external, b.externalTime, b.losses
 	b.mu.Unlock()
-	if !received.IsZero() && time.Since(received) < b.externalAge && losses == b.client.session.Losses() && ctxsync.IsFresh(ctx, received) {
+	if !received.IsZero() && time.Since(received) < b.maxExternalAge(lifetime) && losses == b.client.session.Losses() && ctxsync.IsFresh(ctx, received) {
 		return sanitizeAddr(external), nil
 	}
 	r, err := b.client.ExternalAddr(ctx)
@@ -286,10 +293,10 @@ const externalTimeout = 2 * time.Second
 // externalOrPrevious is recentExternal with a fallback. If the gateway does not
 // reply, it returns the last reported address or, if there is none, the previous
 // address of the mapping.
-func (b *Backend) externalOrPrevious(ctx context.Context, previous netip.Addr) netip.Addr {
+func (b *Backend) externalOrPrevious(ctx context.Context, lifetime time.Duration, previous netip.Addr) netip.Addr {
 	ctx, cancel := context.WithTimeout(ctx, externalTimeout)
 	defer cancel()
-	external, err := b.recentExternal(ctx)
+	external, err := b.recentExternal(ctx, lifetime)
 	if err == nil {
 		return external
 	}

@@ -315,10 +315,12 @@ func (b *Backend) withDevice(ctx context.Context, f func(context.Context, *gatew
 // with a new mapping. The context can require a newer address.
 const maxExternalAge = time.Minute
 
-// recentExternal returns the external address of a service. It sends a request only if the
-// last reported address is older than maxExternalAge.
-func (b *Backend) recentExternal(ctx context.Context, c *Client) (external netip.Addr, err error) {
-	if last := c.lastExternal.Load(); last != nil && time.Since(last.received) < b.externalAge && ctxsync.IsFresh(ctx, last.received) {
+// recentExternal returns the external address of a service, for a mapping with the lifetime. It
+// sends a request only if the last reported address is older than maxExternalAge.
+func (b *Backend) recentExternal(ctx context.Context, c *Client, lifetime time.Duration) (external netip.Addr, err error) {
+	const part = 4 // of the lifetime: mappings that are renewed often show a change sooner
+	maxAge := min(b.externalAge, lifetime/part)
+	if last := c.lastExternal.Load(); last != nil && time.Since(last.received) < maxAge && ctxsync.IsFresh(ctx, last.received) {
 		return last.addr, nil
 	}
 	err = b.ask(ctx, c, "GetExternalIPAddress", func(ctx context.Context) (err error) {

@@ -38,7 +38,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[backends.Entry, error] {
 		err := b.withDevice(ctx, func(ctx context.Context, g *gateway) error {
 			seen, rows := map[PortMapping]bool{}, 0
 			for i, c := range g.startingWith(g.client) {
-				external, _ := b.recentExternal(ctx, c)
+				external, _ := b.recentExternal(ctx, c, DefaultLifetime)
 				for e, err := range b.newTableReader(g, c).entries(ctx) {
 					if err != nil {
 						if i == 0 || !errors.As(err, new(*Fault)) { // the other services may refuse
@@ -88,7 +88,7 @@ func (b *Backend) EntryAt(ctx context.Context, index int) (entry backends.Entry,
 		case err != nil:
 			return err
 		}
-		external, _ := b.recentExternal(ctx, g.client)
+		external, _ := b.recentExternal(ctx, g.client, DefaultLifetime)
 		entry = g.client.entry(e, external)
 		return nil
 	})

@@ -182,7 +182,7 @@ func (op *addOp) mapping(ctx context.Context, sent time.Time, lease time.Duratio
 			_ = op.client.AddPortMapping(ctx, op.entry) // both services may have the same table
 		}
 	}
-	external, err := op.backend.recentExternal(ctx, op.client)
+	external, err := op.backend.recentExternal(ctx, op.client, lease)
 	if op.renewed != nil && op.client == op.services[0] && transportError(err) != nil {
 		external = op.renewed.External.Addr()
 	}
@@ -427,7 +427,7 @@ func (op *addOp) explainConflict(ctx context.Context, err error) error {
 	if !errors.Is(err, backends.ErrConflict) || !op.portFree {
 		return err
 	}
-	external, _ := op.backend.recentExternal(ctx, op.client)
+	external, _ := op.backend.recentExternal(ctx, op.client, op.request.Lifetime)
 	scope := backends.ScopeOf(external)
 	if scope != backends.ScopePrivate && scope != backends.ScopeShared {
 		return err

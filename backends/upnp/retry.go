@@ -107,7 +107,7 @@ func (op *addOp) nextVariant(code FaultCode) bool {
 // checkPrivateWAN returns an error if the device refuses because its external
 // address is private, or because it has none.
 func (op *addOp) checkPrivateWAN(ctx context.Context, f *Fault) error {
-	external, err := op.backend.recentExternal(ctx, op.client)
+	external, err := op.backend.recentExternal(ctx, op.client, op.request.Lifetime)
 	if err != nil {
 		return nil
 	}

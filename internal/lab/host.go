@@ -55,6 +55,10 @@ func (l *Lab) Host(name string) *Host {
 // Name returns the name that was passed to [Lab.Host].
 func (h *Host) Name() string { return h.name }
 
+// StateDir returns a directory in which the programs of the host may keep their state. It may
+// not exist yet. It belongs to the lab and not to the user.
+func (h *Host) StateDir() string { return "/run/" + h.netns + ".state" }
+
 // Addr returns the first address of the host.
 func (h *Host) Addr() netip.Addr {
 	h.mu.Lock()

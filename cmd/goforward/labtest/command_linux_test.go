@@ -90,7 +90,7 @@ func prepare(t *testing.T, host *lab.Host, wrapper []string, args ...string) *co
 	if err != nil {
 		t.Fatal(err)
 	}
-	line := append([]string{"--default-signal=HUP,INT,TERM", "XDG_STATE_HOME=/run/state", "TMPDIR=/run/user"}, wrapper...)
+	line := append([]string{"--default-signal=HUP,INT,TERM", "XDG_STATE_HOME=" + host.StateDir(), "TMPDIR=/run/user"}, wrapper...)
 	return &commandProcess{t: t, cmd: host.Command(t.Context(), "env", append(append(line, path), args...)...)}
 }
 

@@ -19,18 +19,23 @@ import (
 // goforwardProgram runs the command line program. It sends the output and the exit code
 // to the test.
 var goforwardProgram = lab.Func("goforward", func(p *lab.Proc) {
-	var args []string
-	p.Args(&args)
-	// This directory belongs to the lab and not to the user. The command stores the key
-	// of the nonces in it.
-	if err := os.Setenv("XDG_STATE_HOME", "/run/state"); err != nil {
+	var line commandLine
+	p.Args(&line)
+	// The command stores the key of the nonces and what it remembers of gateways there.
+	if err := os.Setenv("XDG_STATE_HOME", line.StateDir); err != nil {
 		p.Fatal(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	code := cli.Run(ctx, args, &lineSender{proc: p}, os.Stderr)
+	code := cli.Run(ctx, line.Args, &lineSender{proc: p}, os.Stderr)
 	p.Send(outputMessage{Exit: &code})
 })
+
+// commandLine has the arguments of the command, and the directory for its state.
+type commandLine struct {
+	StateDir string
+	Args     []string
+}
 
 // outputMessage is a line of standard output, or the exit code.
 type outputMessage struct {
@@ -64,7 +69,7 @@ type command struct {
 
 func goforward(t *testing.T, host *lab.Host, args ...string) *command {
 	t.Helper()
-	return &command{host.Start(t, goforwardProgram, args), t}
+	return &command{host.Start(t, goforwardProgram, commandLine{host.StateDir(), args}), t}
 }
 
 // readLine returns the next line of standard output.

@@ -105,7 +105,7 @@ func openShell(t *testing.T, host *lab.Host) *terminal {
 	if err := unix.IoctlSetTermios(int(childEnd.Fd()), unix.TCSETS, mode); err != nil {
 		t.Fatal(err)
 	}
-	cmd := host.Command(t.Context(), "env", "--default-signal=HUP,INT,TERM,QUIT,TSTP", "XDG_STATE_HOME=/run/state", "TMPDIR=/run/user",
+	cmd := host.Command(t.Context(), "env", "--default-signal=HUP,INT,TERM,QUIT,TSTP", "XDG_STATE_HOME="+host.StateDir(), "TMPDIR=/run/user",
 		"PS1=", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "sh", "-i")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = childEnd, childEnd, childEnd
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
