@@ -11,6 +11,8 @@ type Probe struct {
 	// Repeat is closed when the request shall be repeated at once. A request is repeated early
 	// only once.
 	Repeat <-chan struct{}
+	// Sent is called after the request was transmitted. It must not block.
+	Sent func()
 	// Replied is called when the gateway has replied to a part of the probe, with the time from
 	// the first transmission to the reply. It must not block.
 	Replied func(roundTrip time.Duration)
@@ -28,6 +30,13 @@ func WithProbe(ctx context.Context, p Probe) context.Context {
 func Repeat(ctx context.Context) <-chan struct{} {
 	p, _ := ctx.Value(probeKey{}).(Probe)
 	return p.Repeat
+}
+
+// Sent calls Sent of the probe to which a request belongs, if there is one.
+func Sent(ctx context.Context) {
+	if p, _ := ctx.Value(probeKey{}).(Probe); p.Sent != nil {
+		p.Sent()
+	}
 }
 
 // Replied calls Replied of the probe to which a request belongs, if there is one.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -57,9 +58,11 @@ type probeRound struct {
 	start     time.Time
 	othersAsk bool // not only the first of order is asked
 	roundTrip time.Duration
+	found     time.Time // when a backend became available; the zero Time if there is none
 	probes    []backendProbe
-	errs      []error // by backend: nil if it is available, errNotProbed, or why it is not
-	running   int     // the number of probes in progress
+	errs      []error  // by backend: nil if it is available, errNotProbed, or why it is not
+	running   int      // the number of probes in progress
+	sent      chan int // the indices of backends whose request was transmitted
 	replies   chan probeReplyTime
 	results   chan probeResult
 }
@@ -69,9 +72,10 @@ type backendProbe struct {
 	at       time.Time // the time of its start; the zero Time if it has not started
 	stop     context.CancelCauseFunc
 	repeat   chan struct{} // closed to repeat the request
-	repeated bool
-	heard    bool // the gateway has replied to a part of it
-	late     bool // it continues although another backend was chosen
+	repeated time.Time     // when the request was repeated; the zero Time if it was not
+	extended bool          // its time was extended, because this process was delayed
+	heard    bool          // the gateway has replied to a part of it
+	late     bool          // it continues although another backend was chosen
 }
 
 // probeReplyTime is the round-trip time of a part of a probe.
@@ -92,7 +96,7 @@ func newProbeRound(ctx context.Context, bs []*Backend, first int, roundTrip, wai
 	r := &probeRound{
 		ctx: ctx, backends: bs, wait: wait, start: time.Now(), othersAsk: first < 0,
 		probes: make([]backendProbe, len(bs)), errs: slices.Repeat([]error{errNotProbed}, len(bs)),
-		replies: make(chan probeReplyTime, maxReplies), results: make(chan probeResult, len(bs)),
+		sent: make(chan int, len(bs)), replies: make(chan probeReplyTime, maxReplies), results: make(chan probeResult, len(bs)),
 	}
 	for i := range bs {
 		r.order = append(r.order, i)
@@ -113,6 +117,7 @@ func (r *probeRound) run() {
 	defer timer.Stop()
 	for done := r.ctx.Done(); ; {
 		now, next := time.Now(), time.Time{}
+		r.extendDelayed(now)
 		if !r.isDecided(now) {
 			next = r.startDue(now)
 		}
@@ -124,6 +129,8 @@ func (r *probeRound) run() {
 		case reply := <-r.replies:
 			r.probes[reply.index].heard = true
 			r.observe(reply.roundTrip)
+		case i := <-r.sent:
+			r.probes[i].at = time.Now() // other programs may have delayed it
 		case result := <-r.results:
 			r.record(result)
 		case <-timer.C:
@@ -177,13 +184,13 @@ func (r *probeRound) startDue(now time.Time) (next time.Time) {
 			r.othersAsk = isDue(p.at.Add(limit))
 		}
 		isLast := place == len(r.order)-1 && !b.searches // it has no time limit
-		if !p.repeated && !isLast && isDue(p.at.Add(r.repeatTime(place))) {
-			if p.repeated = true; !p.heard {
+		if p.repeated.IsZero() && !isLast && isDue(p.at.Add(r.repeatTime(place))) {
+			if p.repeated = now; !p.heard {
 				close(p.repeat)
 			}
 		}
 		if isAvailable {
-			isDue(p.at.Add(r.preferenceTime(i)))
+			isDue(r.lossTime(i))
 		}
 	}
 	return next
@@ -222,10 +229,39 @@ func (r *probeRound) preferenceTime(i int) time.Duration {
 	return maxPreference
 }
 
+// lossTime returns the time from which a less preferred backend wins over one that has started.
+// Half of the time of the preference follows the repetition of the request.
+func (r *probeRound) lossTime(i int) time.Time {
+	p, limit := &r.probes[i], r.preferenceTime(i)
+	if at := p.repeated.Add(limit / 2); at.After(p.at.Add(limit)) {
+		return at
+	}
+	return p.at.Add(limit)
+}
+
+// extendDelayed extends the time of a backend once if this process did not run when the round
+// was to be decided: the reply may not have been read yet.
+func (r *probeRound) extendDelayed(now time.Time) {
+	const maxDelay = 2 * time.Millisecond
+	for i := range r.probes {
+		p := &r.probes[i]
+		if r.found.IsZero() || p.repeated.IsZero() || p.extended || !r.isPending(i) {
+			continue
+		}
+		due := r.lossTime(i)
+		if due.Before(r.found) {
+			due = r.found
+		}
+		if now.Sub(due) > maxDelay {
+			p.extended, p.repeated = true, now
+		}
+	}
+}
+
 // hasLost reports whether a backend was silent for so long that a less preferred one wins.
 func (r *probeRound) hasLost(i int, now time.Time) bool {
 	p := &r.probes[i]
-	return !p.at.IsZero() && p.repeated && !now.Before(p.at.Add(r.preferenceTime(i)))
+	return !p.at.IsZero() && !p.repeated.IsZero() && !now.Before(r.lossTime(i))
 }
 
 // begin starts the probe of a backend.
@@ -233,7 +269,7 @@ func (r *probeRound) begin(i int) {
 	ctx, stop := context.WithCancelCause(r.ctx)
 	p := &r.probes[i]
 	p.at, p.stop, p.repeat = time.Now(), stop, make(chan struct{})
-	ctx = ctxsync.WithProbe(ctx, ctxsync.Probe{Repeat: p.repeat, Replied: func(roundTrip time.Duration) {
+	ctx = ctxsync.WithProbe(ctx, ctxsync.Probe{Repeat: p.repeat, Sent: sync.OnceFunc(func() { r.sent <- i }), Replied: func(roundTrip time.Duration) {
 		select {
 		case r.replies <- probeReplyTime{i, roundTrip}:
 		default:
@@ -246,7 +282,9 @@ func (r *probeRound) begin(i int) {
 // record stores the result of a probe.
 func (r *probeRound) record(result probeResult) {
 	r.running--
-	r.errs[result.index] = result.err
+	if r.errs[result.index] = result.err; result.err == nil && r.found.IsZero() {
+		r.found = time.Now()
+	}
 	r.probes[result.index].stop(nil)
 	b := r.backends[result.index]
 	isReply := !errors.Is(result.err, backends.ErrNoReply) || errno.IsRefused(result.err)

@@ -163,6 +163,7 @@ func (c *Conn) transmit(ctx context.Context, p *inFlight, wait time.Duration, se
 	if err := c.send(ctx, p); err != nil {
 		return nil, err
 	}
+	ctxsync.Sent(ctx)
 	return c.awaitFor(ctx, p, wait)
 }
 

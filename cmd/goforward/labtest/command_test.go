@@ -21,7 +21,7 @@ import (
 var goforwardProgram = lab.Func("goforward", func(p *lab.Proc) {
 	var line commandLine
 	p.Args(&line)
-	// The command stores the key of the nonces and what it remembers of gateways there.
+	// The command stores the key of the nonces there, and the protocols of gateways.
 	if err := os.Setenv("XDG_STATE_HOME", line.StateDir); err != nil {
 		p.Fatal(err)
 	}
