@@ -230,11 +230,12 @@ func TestExternalIPPoll(t *testing.T) {
 	wantExternalIP(t, n, gw)
 	addMapping(t, n, "TCP", 0)
 	gw.ResetStats()
-	gw.SetExternal(netip.MustParseAddr("45.45.45.77"))
 	wantExternalIP(t, n, gw)
 	if requests := gw.Stats().Requests["natpmp external address"]; requests != 1 {
 		t.Errorf("%d requests for one poll, want 1", requests)
 	}
+	gw.SetExternal(netip.MustParseAddr("45.45.45.77")) // the Forwarder confirms the change by another request
+	wantExternalIP(t, n, gw)
 }
 
 // TestExternalIPPrivate checks that ExternalIP fails if the external address is private or
