@@ -69,8 +69,14 @@ func (b *Backend) checkStatus(ctx context.Context, g *gateway) error {
 }
 
 // checkEntry looks up the entry of a mapping at the service that granted it, or at all
-// services if that is unknown.
+// services if that is unknown. It waits for calls that change the table: a renewal may delete
+// the entry and create it again.
 func (b *Backend) checkEntry(ctx context.Context, g *gateway, m backends.Mapping) error {
+	unlock, err := g.lockTable(ctx)
+	if err != nil {
+		return fmt.Errorf("upnp: the table is in use: %v", err) //nolint:errorlint // %v: the device is not silent
+	}
+	defer unlock()
 	want := PortMapping{
 		Remote: remoteHost(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol, Internal: g.withLocalAddr(m.Internal),
 	}
