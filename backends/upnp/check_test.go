@@ -1,9 +1,12 @@
 package upnp_test
 
 import (
+	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
 )
@@ -30,5 +33,41 @@ func TestCheckDuringRenewal(t *testing.T) {
 	}
 	if err := <-renewed; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCheck checks the results of a check of an entry: it exists, another host has its port, it is
+// missing, and the gateway has restarted.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	gw, b := startBackend(t, quirks.UPnP{})
+	gw.Advance(time.Hour)
+	m := mustMap(t, gw, b, request(8080, 9000))
+	gw.Advance(time.Minute)
+	if err := b.Check(t.Context(), m); err != nil {
+		t.Errorf("with the entry: %v", err)
+	}
+	gw.RemoveMapping(backends.TCP, 9000)
+	other := gatewaytest.Entry{
+		Protocol: backends.TCP, External: netip.AddrPortFrom(gw.External(), 9000),
+		Internal: netip.MustParseAddrPort("192.0.2.33:80"), Remaining: time.Hour,
+	}
+	if err := gw.AddMapping(other); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Check(t.Context(), m); !errors.Is(err, backends.ErrNoMapping) {
+		t.Errorf("with an entry of another host: %v", err)
+	}
+	gw.RemoveMapping(backends.TCP, 9000)
+	if err := b.Check(t.Context(), m); !errors.Is(err, backends.ErrNoMapping) {
+		t.Errorf("without the entry: %v", err)
+	}
+	gw.Restart(gatewaytest.RestartOptions{Silent: true})
+	gw.Advance(time.Minute)
+	err := b.Check(t.Context(), m)
+	for _, kind := range []error{backends.ErrNoMapping, backends.ErrUnsupported, backends.ErrNoReply} {
+		if err == nil || errors.Is(err, kind) {
+			t.Errorf("after a restart: %v, want a change that Watch reports", err)
+		}
 	}
 }
