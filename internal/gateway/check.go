@@ -25,8 +25,8 @@ const (
 
 // checks is the state of an owner's checks. Each gateway with mappings is checked in rounds,
 // because announcements of restarts get lost, and many gateways send none. A round asks each
-// backend that granted mappings about one of them: the one that was confirmed or asked about
-// longest ago.
+// backend that granted mappings about one of them: the one that was granted or checked longest
+// ago.
 //
 // The reply shows a restart if the protocol has an epoch. A mapping is looked up in the table
 // of the gateway, if it has UPnP. If it is missing, all mappings are looked up. Without a
@@ -153,11 +153,8 @@ func (e *entry) isCheckable() bool {
 	})
 }
 
-// confirm records that the gateway has the entry now.
-func (e *entry) confirm() { e.confirmed = time.Since(e.group.owner.start) }
-
-// nextToCheck returns the checkable entry of a backend that was confirmed or chosen longest ago,
-// or nil.
+// nextToCheck returns the checkable entry of a backend that was granted or checked longest
+// ago, or nil.
 func (o *Owner) nextToCheck(b *Backend) (next *entry) {
 	if _, is := b.Backend.(backends.Checker); !is {
 		return nil
@@ -172,18 +169,12 @@ func (o *Owner) nextToCheck(b *Backend) (next *entry) {
 	return next
 }
 
-// comparePosition orders entries by the time of their confirmation or last check, and entries
-// with the same time by their ports. A check that does not confirm an entry must not delay the
-// checks of the others.
+// comparePosition orders entries by the time of their last grant or check, and entries with the
+// same time by their ports. A check that does not show whether the gateway has the entry counts
+// too, so that it does not delay the checks of the others.
 func (e *entry) comparePosition(other *entry) int {
-	at, otherAt := max(e.confirmed, e.checked), max(other.confirmed, other.checked)
-	switch {
-	case at != otherAt:
-		return cmp.Compare(at, otherAt)
-	case e.group != other.group:
-		return e.group.internal.Compare(other.group.internal)
-	}
-	return int(e.Offset)<<8 + int(e.Protocol) - int(other.Offset)<<8 - int(other.Protocol)
+	return cmp.Or(cmp.Compare(e.checked, other.checked), e.group.internal.Compare(other.group.internal),
+		cmp.Compare(e.Offset, other.Offset), cmp.Compare(e.Protocol, other.Protocol))
 }
 
 // checkBackend checks one mapping of a backend. It runs off the loop.
@@ -194,8 +185,8 @@ func (o *Owner) checkBackend(b *Backend) {
 	)
 	o.loop.Do(func() {
 		e = o.nextToCheck(b)
-		const recent = 4 // a part of the interval; if all mappings were confirmed in it, there is nothing to check
-		if e == nil || time.Since(o.start)-e.confirmed < o.checkEvery()/recent {
+		const recent = 4 // a part of the interval; if all mappings were granted or checked in it, there is nothing to check
+		if e == nil || time.Since(o.start)-e.checked < o.checkEvery()/recent {
 			e = nil
 			return
 		}
@@ -225,8 +216,6 @@ func (o *Owner) checkBackend(b *Backend) {
 		// A table can list a mapping whose firewall rule has been deleted. By PCP, only a renewal
 		// shows the external address.
 		o.loop.Do(func() { e.group.renewForCheck(e) })
-	case err == nil:
-		o.loop.Do(e.confirm)
 	}
 }
 

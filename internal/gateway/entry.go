@@ -47,8 +47,7 @@ type entry struct {
 	held              [2]holders.Key // the endpoints that other programs of this user know that this one holds
 	err               error          // error of the last request, or nil
 	nextRequest       time.Time
-	confirmed         time.Duration // when the gateway last confirmed that it has the entry, since Owner.start
-	checked           time.Duration // when a check last began, since Owner.start
+	checked           time.Duration // when the entry was last granted, or its check began, since Owner.start
 	order             grantOrder
 	deletion          *deletion // set if the entry is to be deleted
 }
@@ -357,7 +356,7 @@ func (e *entry) record(m *backends.Mapping, isNew bool) {
 	e.state, e.granted, e.err, e.failures, e.unconfirmed = active, m, nil, 0, false
 	e.mustRenew, e.unconfirmedUntil = false, time.Time{}
 	e.hold(m.Internal.Port(), m.External.Port())
-	if e.confirmed = at; isNew {
+	if e.checked = at; isNew {
 		e.listing = notLookedUp
 		o.expectFirstLookUp(e)
 	}
