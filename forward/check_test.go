@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -176,6 +177,54 @@ func TestCheckRefused(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestCheckMissingSilence checks that the lookups of all mappings end at the first one without a
+// reply.
+func TestCheckMissingSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw, f, _ := newChecked(t, forward.Config{Lifetime: day})
+		enablePorts(t, f, 20)
+		var checks atomic.Int32
+		gw.set(func() {
+			gw.fail = func(string, backends.Protocol, uint16) error {
+				if checks.Add(1) == 1 {
+					return backends.ErrNoMapping
+				}
+				return backends.ErrNoReply
+			}
+		})
+		gw.takeCalls()
+		time.Sleep(checkEvery)
+		if calls := gw.takeCalls(); len(calls) != 2 {
+			t.Errorf("requests %v", calls)
+		}
+	})
+}
+
+// TestCheckMissingRenewed checks that a mapping that was renewed during the lookups of all mappings
+// is not lost.
+func TestCheckMissingRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw, f, events := newChecked(t, forward.Config{Lifetime: day})
+		m := enable8080(t, f)
+		gw.set(func() {
+			gw.fail = func(op string, _ backends.Protocol, _ uint16) error {
+				if op == "check" {
+					time.Sleep(5 * time.Second)
+					return backends.ErrNoMapping
+				}
+				return nil
+			}
+		})
+		time.Sleep(checkEvery + 6*time.Second) // the second lookup is in flight
+		if err := m.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		gw.set(func() { gw.fail = nil })
+		time.Sleep(time.Minute)
+		events.want(t, "mapped 8080")
+	})
 }
 
 // TestCheckByRenewal checks a gateway that cannot look up mappings: one port in turn is

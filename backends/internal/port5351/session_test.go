@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,6 +114,28 @@ func TestCloseInNotify(t *testing.T) {
 		})
 		if notified != 1 || !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%d notifications, and Watch returned %v; want one and %v", notified, err, net.ErrClosed)
+		}
+	})
+}
+
+// TestCheckWait checks that a request with the schedule of a Checker is sent twice, a second apart,
+// and that it fails after another second.
+func TestCheckWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw, conn := newConn(t, "192.0.2.1:5351")
+		defer conn.Close()
+		began := time.Now()
+		var sent []time.Duration
+		gw.onWrite = func(*fakeSocket, []byte) error {
+			sent = append(sent, time.Since(began))
+			return nil
+		}
+		_, err := conn.Do(t.Context(), Transaction{Match: func([]byte) Match { return None }, Wait: CheckWait})
+		if !errors.Is(err, backends.ErrNoReply) || time.Since(began) != 2*time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		if !slices.Equal(sent, []time.Duration{0, time.Second}) {
+			t.Errorf("sent at %v", sent)
 		}
 	})
 }
