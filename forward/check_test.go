@@ -196,7 +196,9 @@ func TestCheckMissingSilence(t *testing.T) {
 		})
 		gw.takeCalls()
 		time.Sleep(checkEvery)
-		if calls := gw.takeCalls(); len(calls) != 2 {
+		calls := gw.takeCalls() // with the renewal of the mapping that is missing
+		lookUps := slices.DeleteFunc(slices.Clone(calls), func(call string) bool { return !strings.HasPrefix(call, "check") })
+		if len(lookUps) != 2 || len(calls) > 3 {
 			t.Errorf("requests %v", calls)
 		}
 	})

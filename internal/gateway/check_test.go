@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,13 +57,19 @@ func TestTableOfDuringJoin(t *testing.T) {
 	}
 }
 
-// fakeTable is a UPnP backend whose lookups return err.
+// fakeTable is a UPnP backend whose lookups return err, or ErrNoMapping for some external ports.
 type fakeTable struct {
 	backends.Backend
-	err error
+	err    error
+	absent []uint16
 }
 
-func (f *fakeTable) LookUp(context.Context, backends.Mapping) error { return f.err }
+func (f *fakeTable) LookUp(_ context.Context, m backends.Mapping) error {
+	if slices.Contains(f.absent, m.External.Port()) {
+		return backends.ErrNoMapping
+	}
+	return f.err
+}
 
 // joinWithTable returns an owner of a NAT-PMP backend and of a UPnP backend with a fakeTable.
 func joinWithTable(t *testing.T) (o *Owner, b, table *Backend, fake *fakeTable) {
@@ -79,21 +86,59 @@ func joinWithTable(t *testing.T) (o *Owner, b, table *Backend, fake *fakeTable) 
 	return c.owner, b, table, fake
 }
 
+// silentBackend is a backend without replies to renewals.
+type silentBackend struct{ backends.Backend }
+
+func (silentBackend) Renew(context.Context, backends.Mapping, backends.Request) (backends.Mapping, error) {
+	return backends.Mapping{}, backends.ErrNoReply
+}
+
+// TestLookUpAllInTable checks that a mapping that a table has never listed is missing only if the
+// table has lost a mapping that it did list.
+func TestLookUpAllInTable(t *testing.T) {
+	o, b, table, fake := joinWithTable(t)
+	b.Backend = silentBackend{b.Backend}
+	entries := map[uint16]*entry{}
+	o.loop.Do(func() {
+		for port, listing := range map[uint16]listing{8080: listed, 8081: notLookedUp, 8082: notLookedUp} {
+			s := &Spec{Protocols: []backends.Protocol{backends.TCP}, Internal: netip.AddrPortFrom(netip.Addr{}, port), Lifetime: time.Hour}
+			h := NewHandle(quietSink{}, s, nil)
+			h.client.Store(o.clients[0])
+			m := &backends.Mapping{External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), port), Lifetime: time.Hour, Granted: time.Now()}
+			entries[port] = o.groupOf(s).add(&entry{
+				backend: b, Member: s.Members()[0], state: active, spec: s, granted: m, holders: []*Handle{h}, listing: listing,
+			})
+		}
+	})
+	isLost := func(port uint16) (lost bool) {
+		o.loop.Do(func() { lost = entries[port].lost })
+		return lost
+	}
+	fake.absent = []uint16{8081}
+	if o.lookUpAll(b, table) || isLost(8080) || isLost(8081) {
+		t.Error("a mapping that was never listed is lost")
+	}
+	fake.absent = []uint16{8080, 8081, 8082}
+	if !o.lookUpAll(b, table) || !isLost(8080) || !isLost(8082) {
+		t.Error("mappings are not lost, although the table has lost one that it listed")
+	}
+	if isLost(8081) {
+		t.Error("a mapping that the table does not list is lost")
+	}
+}
+
 // TestLookUpInTable checks that a table counts only for the mappings that it has listed, and that
 // a table that does not list the first mapping is not used any more.
 func TestLookUpInTable(t *testing.T) {
 	var m backends.Mapping
 	o, b, table, fake := joinWithTable(t)
-	first, second := &entry{}, &entry{}
+	first := &entry{}
 	if err := o.lookUpIn(table, first, m); err != nil {
 		t.Error(err)
 	}
 	fake.err = backends.ErrNoMapping
 	if err := o.lookUpIn(table, first, m); !errors.Is(err, backends.ErrNoMapping) {
 		t.Errorf("a listed mapping: %v", err)
-	}
-	if err := o.lookUpIn(table, second, m); !errors.Is(err, backends.ErrUnsupported) {
-		t.Errorf("a mapping that was not listed: %v", err)
 	}
 	if o.tableOf(b) != table {
 		t.Error("a table that listed a mapping is not used")
