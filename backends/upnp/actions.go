@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lazyregexp"
 	"github.com/natforward/goforward/internal/lenient"
 )
 
@@ -359,7 +360,7 @@ func formatPort(p uint16) string { return strconv.Itoa(int(p)) }
 
 // leadingZeros matches the zeros before the digits of a number, with which some
 // devices write addresses.
-var leadingZeros = pattern(`\b0+(\d)`)
+var leadingZeros = lazyregexp.New(`\b0+(\d)`)
 
 // parseAddr parses an address. It returns the zero Addr for any other text, for
 // the unspecified address, and for an address with a zone: a zone can contain

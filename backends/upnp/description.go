@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lazyregexp"
 	"github.com/natforward/goforward/internal/lenient"
 )
 
@@ -107,12 +106,6 @@ func parseType(s string) (ServiceKind, int) {
 func validType(s string) bool {
 	const valid = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:._-"
 	return 0 < len(s) && len(s) <= 128 && strings.Trim(s, valid) == ""
-}
-
-// pattern returns a function that compiles a regular expression in its first call. Without a
-// UPnP device, a program needs none of them, and starts sooner.
-func pattern(expression string) func() *regexp.Regexp {
-	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
 }
 
 // Describe fetches and parses a root description. rawURL is a plain http URL
@@ -256,7 +249,7 @@ func newIPURL(addr netip.AddrPort, u *url.URL) ipURL {
 
 // unescaped matches the bytes in a query that package url accepts but that are
 // invalid in a request line.
-var unescaped = pattern(`[^!-~]+`)
+var unescaped = lazyregexp.New(`[^!-~]+`)
 
 // portOf returns the port of a URL, or 80 if it has none.
 func portOf(u *url.URL) (uint16, error) {
@@ -387,4 +380,4 @@ func rewriteLocation(location string, from netip.AddrPort, gateway netip.Addr, o
 
 // zone matches the zone in the host of a URL. It is an interface index of the
 // device, and many devices do not escape it.
-var zone = pattern(`^([^?#[]*\[[^\]%]*)%[^\]]*\]`)
+var zone = lazyregexp.New(`^([^?#[]*\[[^\]%]*)%[^\]]*\]`)

@@ -3,12 +3,11 @@ package lenient
 import (
 	"fmt"
 	"html"
-	"regexp"
 	"strings"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lazyregexp"
 )
 
 // maxDepth is the maximum nesting depth of elements. A description of the
@@ -76,12 +75,6 @@ func decode(b []byte) string {
 	}, s)
 }
 
-// pattern returns a function that compiles a regular expression in its first call. Without a
-// UPnP device, a program needs none of them, and starts sooner.
-func pattern(expression string) func() *regexp.Regexp {
-	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
-}
-
 // next reads a section, a tag or a text. A section without an end is read as a tag or a text.
 func (p *parser) next() {
 	content := &p.open[len(p.open)-1].content
@@ -116,7 +109,7 @@ func (p *parser) next() {
 }
 
 // references matches the references that are replaced in texts. Other references are text.
-var references = pattern(`&(lt|gt|amp|quot|apos|#[0-9]{1,10}|#x[0-9A-Fa-f]{1,8});`)
+var references = lazyregexp.New(`&(lt|gt|amp|quot|apos|#[0-9]{1,10}|#x[0-9A-Fa-f]{1,8});`)
 
 // startsTag reports whether a < that begins a tag is at the start of s.
 func startsTag(s string) bool {

@@ -9,6 +9,7 @@ import (
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lazyregexp"
 	"github.com/natforward/goforward/internal/netbind"
 )
 
@@ -195,7 +196,7 @@ var flagNames = strings.NewReplacer(
 
 // packagePrefix matches the names of packages that are not names of protocols, as a prefix of
 // a text or of a part of it.
-var packagePrefix = pattern(`(^|: |\n *)(?:(?:forward|discover|ssdp|invalid request): )+`)
+var packagePrefix = lazyregexp.New(`(^|: |\n *)(?:(?:forward|discover|ssdp|invalid request): )+`)
 
 // libraryText returns a text of the library for people. It replaces the names of options, and
 // removes the names of packages, and the name of a protocol if the line already has it.

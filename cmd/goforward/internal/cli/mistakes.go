@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/natforward/goforward/internal/lazyregexp"
 )
 
 // mistakes are the usual mistakes in a command line, and the hint for each. The first one that
@@ -74,7 +76,7 @@ func (c *commandLine) takesNext(arg string) bool {
 	return f != nil && f.NoOptDefVal == ""
 }
 
-var unknownCommand = pattern(`^(?:unknown command|no command or help topic) ("(?:[^"\\]|\\.)*")`)
+var unknownCommand = lazyregexp.New(`^(?:unknown command|no command or help topic) ("(?:[^"\\]|\\.)*")`)
 
 // unknownCommand returns the name of the unknown command that the error is about, or "".
 func (c *commandLine) unknownCommand() string {
@@ -142,7 +144,7 @@ func (c *commandLine) singleDash() string {
 	return ""
 }
 
-var unknownFlag = pattern(`^unknown flag: --(\S+)`)
+var unknownFlag = lazyregexp.New(`^unknown flag: --(\S+)`)
 
 // portFlag recognizes flags for what is an argument, or the value of another flag.
 func (c *commandLine) portFlag() string {
@@ -187,7 +189,7 @@ func (c *commandLine) protocolFirst() string {
 	return ""
 }
 
-var unknownProtocol = pattern(`no protocol "([a-z]+)": `)
+var unknownProtocol = lazyregexp.New(`no protocol "([a-z]+)": `)
 
 // nearProtocol recognizes a misspelled protocol.
 func (c *commandLine) nearProtocol() string {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lazyregexp"
 )
 
 // ports are the ports and protocols that one argument of map or unmap names.
@@ -112,7 +113,7 @@ func isNumber(s string) bool {
 
 // serviceName is the syntax of the name of a service (RFC 6335, section 5.1), except that it
 // does not start with a digit.
-var serviceName = pattern(`^[A-Za-z][0-9A-Za-z-]{0,14}$`)
+var serviceName = lazyregexp.New(`^[A-Za-z][0-9A-Za-z-]{0,14}$`)
 
 // parsePort reads the number of a port, or the name of a service that this host knows.
 func parsePort(s string, protocols []backends.Protocol) (uint16, error) {

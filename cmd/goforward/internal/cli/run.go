@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/lazyregexp"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -113,7 +114,7 @@ type runner struct {
 }
 
 // placeholder is a part of an argument that is replaced, such as {port} or {port2}.
-var placeholder = pattern(`\{(port|ip)([0-9]*)\}`)
+var placeholder = lazyregexp.New(`\{(port|ip)([0-9]*)\}`)
 
 // check returns an error if the command cannot be started, or refers to more ports than there
 // are.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/natforward/goforward/internal/lazyregexp"
 )
 
 // shellWarning returns a warning if the command line text, as passed to --exec, has syntax that
@@ -107,9 +109,9 @@ func isInWord(text []rune, i int) bool {
 }
 
 var (
-	posixVariable   = pattern(`^\$([A-Za-z_][A-Za-z0-9_]*|\{[^}]*\})`)
-	posixParameter  = pattern(`^\$[0-9@*#?$!-]`)
-	windowsVariable = pattern(`^%[A-Za-z_][A-Za-z0-9_]*%`)
+	posixVariable   = lazyregexp.New(`^\$([A-Za-z_][A-Za-z0-9_]*|\{[^}]*\})`)
+	posixParameter  = lazyregexp.New(`^\$[0-9@*#?$!-]`)
+	windowsVariable = lazyregexp.New(`^%[A-Za-z_][A-Za-z0-9_]*%`)
 )
 
 // posixShellToken is the token function of sh. Between double quotes, only variables and
@@ -157,7 +159,7 @@ func posixShellForm(script string) string {
 	return "'" + strings.ReplaceAll(`sh -c "`+inner+`"`, "'", `'\''`) + "'"
 }
 
-var variableOfSh = pattern(`\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?`)
+var variableOfSh = lazyregexp.New(`\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?`)
 
 // windowsShellForm returns the value of --exec that makes cmd read the script. cmd joins its
 // arguments, so the words need no other quotes.

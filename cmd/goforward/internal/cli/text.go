@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 
@@ -226,10 +224,4 @@ func joinSome(names []string) string {
 		names = append(slices.Clone(names[:most]), fmt.Sprintf("%d more", more))
 	}
 	return joinNames(names)
-}
-
-// pattern returns a function that compiles a regular expression in its first call. Most runs need
-// none of them, and start sooner.
-func pattern(expression string) func() *regexp.Regexp {
-	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
 }
