@@ -29,8 +29,8 @@ const (
 // ago.
 //
 // The reply shows a restart if the protocol has an epoch. A mapping is looked up in the table
-// of the gateway, if it has UPnP. If it is missing, all mappings are looked up. Without a
-// table, the mapping is renewed, which creates it again if the gateway has lost it.
+// of the gateway, if it has UPnP. If it is missing, all mappings are looked up. Otherwise, a
+// mapping of NAT-PMP or PCP is renewed, which creates it again if the gateway has lost it.
 type checks struct {
 	round   Timer
 	running bool
