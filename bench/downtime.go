@@ -10,17 +10,10 @@ import (
 
 // Downtime is the result of a run of TestDowntime.
 type Downtime struct {
-	Date     time.Time         `json:"date"`
-	Took     time.Duration     `json:"took_ns"`
-	Kernel   string            `json:"kernel"`
-	CPUs     int               `json:"cpus"`
-	Load     string            `json:"load_at_start"`
-	Go       string            `json:"go"`
-	Versions map[string]string `json:"versions"`
-	Seed     uint64            `json:"seed"`
-	Limit    time.Duration     `json:"limit_ns"` // the time after which a candidate counts as not restored
-	Restarts []Restart         `json:"restarts"`
-	Traffic  []Traffic         `json:"traffic"`
+	Run
+	Limit    time.Duration `json:"limit_ns"` // the time after which a candidate counts as not restored
+	Restarts []Restart     `json:"restarts"`
+	Traffic  []Traffic     `json:"traffic"`
 }
 
 // Restart is one unannounced restart of a router, and what became of the mappings.

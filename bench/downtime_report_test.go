@@ -9,7 +9,7 @@ import (
 
 func TestDowntimeMarkdown(t *testing.T) {
 	d := &Downtime{
-		Limit: 20 * time.Minute, Versions: map[string]string{"m": "v1.2.3"},
+		Run: Run{Versions: map[string]string{"m": "v1.2.3"}}, Limit: 20 * time.Minute,
 		Restarts: []Restart{
 			{Key: "a", Router: "all", Recoveries: []Recovery{
 				{Candidate: goforwardName, Restored: true, Took: 12345 * time.Millisecond, Held: 40 * time.Second},

@@ -135,11 +135,9 @@ func TestDowntime(t *testing.T) {
 }
 
 func newDowntime(ctx context.Context) *downtime {
-	var r Result
-	r.describe(ctx)
 	d := &downtime{short: *flagDowntime == 0 || testing.Short()}
 	d.Date, d.Limit, d.Seed = time.Now(), *flagDowntime, *flagSeed
-	d.Kernel, d.CPUs, d.Load, d.Go, d.Versions = r.Kernel, r.CPUs, r.Load, r.Go, r.Versions
+	d.describe(ctx)
 	if d.short {
 		d.Limit = shortLimit
 	}

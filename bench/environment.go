@@ -12,9 +12,9 @@ import (
 
 const rootModule = "github.com/natforward/goforward"
 
-// describe sets the fields of a result that describe the machine and the versions. It leaves
-// fields empty if it cannot determine them.
-func (r *Result) describe(ctx context.Context) {
+// describe sets the fields about the machine and the versions. It leaves fields empty if it
+// cannot determine them.
+func (r *Run) describe(ctx context.Context) {
 	r.Go = runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH
 	r.CPUs = runtime.NumCPU()
 	r.Kernel = firstLine("/proc/sys/kernel/osrelease", "")

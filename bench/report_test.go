@@ -117,7 +117,7 @@ func TestBudgetsOfFailuresAndFigures(t *testing.T) {
 }
 
 func TestMarkdown(t *testing.T) {
-	r := &Result{Versions: map[string]string{"m": "v1.2.3"}}
+	r := &Result{Run: Run{Versions: map[string]string{"m": "v1.2.3"}}}
 	ten := samples(keyUPnP, goforwardName, 10, 10, 10, 10, 10, 10)
 	for i := range ten {
 		ten[i].SSDP = 4 * time.Millisecond

@@ -28,8 +28,8 @@ type Figure struct {
 	Unit  string  `json:"unit"`
 }
 
-// Result is the result of a run.
-type Result struct {
+// Run describes a run: its time, the machine, and the versions.
+type Run struct {
 	Date     time.Time         `json:"date"`
 	Took     time.Duration     `json:"took_ns"`
 	Kernel   string            `json:"kernel"`
@@ -39,10 +39,15 @@ type Result struct {
 	Go       string            `json:"go"`
 	Versions map[string]string `json:"versions"`
 	Seed     uint64            `json:"seed"`
-	Rounds   int               `json:"rounds"`
-	Spend    time.Duration     `json:"spend_ns"` // limit for one candidate in one scenario
-	Samples  []Sample          `json:"samples"`
-	Figures  []Figure          `json:"figures"`
+}
+
+// Result is the result of a run.
+type Result struct {
+	Run
+	Rounds  int           `json:"rounds"`
+	Spend   time.Duration `json:"spend_ns"` // limit for one candidate in one scenario
+	Samples []Sample      `json:"samples"`
+	Figures []Figure      `json:"figures"`
 }
 
 // of returns the samples of a candidate in a scenario.
