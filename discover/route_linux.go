@@ -41,8 +41,36 @@ func lookup(dst netip.Addr) (Gateway, error) {
 			r.metric = entry.metric
 		}
 	}
-	name, _ := interfaceAt(r.index)
-	return r.gateway(name, r.src), nil
+	return r.gateway(interfaceName(c, r.index), r.src), nil
+}
+
+// interfaceName returns the name of an interface, or an empty string if it no longer exists.
+// The kernel looks it up. Package net instead reads the list of all interfaces, which are
+// many on a host with containers.
+func interfaceName(c *netlink.Conn, index int) string {
+	if name, err := requestInterfaceName(c, index); err == nil {
+		return name
+	}
+	name, _ := interfaceAt(index) // some systems support ioctl only for sockets of other kinds
+	return name
+}
+
+// requestInterfaceName calls SIOCGIFNAME, see netdevice(7).
+func requestInterfaceName(c *netlink.Conn, index int) (string, error) {
+	request, err := unix.NewIfreq("")
+	if err != nil {
+		return "", err
+	}
+	request.SetUint32(uint32(index))
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var ioctlErr error
+	if err := raw.Control(func(fd uintptr) { ioctlErr = unix.IoctlIfreq(int(fd), unix.SIOCGIFNAME, request) }); err != nil {
+		return "", err
+	}
+	return request.Name(), ioctlErr
 }
 
 // queryRoute sends one lookup request to the kernel and returns the route in the reply.
