@@ -40,6 +40,9 @@ type Fixture struct {
 	Pass func(*testing.T, time.Duration)
 	// Refuse makes the gateway refuse all later mappings by policy.
 	Refuse func(*testing.T)
+	// Restart makes the gateway lose its mappings and start its clocks again, without an
+	// announcement.
+	Restart func(*testing.T)
 	// Silence makes the gateway ignore all later requests.
 	Silence func(*testing.T)
 }
@@ -67,6 +70,9 @@ func Run(t *testing.T, start func(*testing.T) Fixture) {
 		{"RenewAfterExpiry", testRenewAfterExpiry},
 		{"UnmapTwice", testUnmapTwice},
 		{"UnmapOne", testUnmapOne},
+		{"Check", testCheck},
+		{"CheckRestart", testCheckRestart},
+		{"CheckFailure", testCheckFailure},
 		{"Wildcards", testWildcards},
 		{"Refusal", testRefusal},
 		{"Silence", testSilence},

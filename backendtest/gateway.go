@@ -44,6 +44,7 @@ func OnGateway(gw *gatewaytest.Gateway, b backends.Backend, refusal int) Fixture
 				Result: refusal,
 			})
 		},
+		Restart: func(*testing.T) { gw.Restart(gatewaytest.RestartOptions{Silent: true}) },
 		Silence: func(*testing.T) { gw.Inject(gatewaytest.Fault{Drop: true}) },
 	}
 }

@@ -200,3 +200,25 @@ func TestSupports(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckAddress checks that a check reports another external address once. The state of the
+// mapping is unknown then, because Watch is about to report the change.
+func TestCheckAddress(t *testing.T) {
+	gw := start(t, gatewaytest.Config{})
+	b, err := natpmp.New(natpmp.Config{Gateway: gw.Addr()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	m, err := b.Map(t.Context(), backends.Request{Protocol: backends.TCP, Internal: netip.MustParseAddrPort("127.0.0.1:8080")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw.SetExternal(netip.MustParseAddr("45.45.45.99"))
+	if err := b.Check(t.Context(), m); err == nil || errors.Is(err, backends.ErrUnsupported) {
+		t.Errorf("the first check: %v, want an error for an unknown state", err)
+	}
+	if err := b.Check(t.Context(), m); !errors.Is(err, backends.ErrUnsupported) {
+		t.Errorf("the second check: %v, want ErrUnsupported", err)
+	}
+}

@@ -289,6 +289,11 @@ func (s *BackendService) Unmap(c BackendCall, r *BackendReply) error {
 	return s.do(c, r, func(ctx context.Context) error { return s.backend.Unmap(ctx, c.Mapping.Mapping) })
 }
 
+// Check is the method of backends.Checker.
+func (s *BackendService) Check(c BackendCall, r *BackendReply) error {
+	return s.do(c, r, func(ctx context.Context) error { return s.backend.(backends.Checker).Check(ctx, c.Mapping.Mapping) })
+}
+
 func (s *BackendService) Close(c BackendCall, r *BackendReply) error {
 	return s.do(c, r, func(context.Context) error { return s.backend.Close() })
 }
@@ -302,7 +307,10 @@ type remoteBackend struct {
 	lastID uint64
 }
 
-var _ backends.Backend = (*remoteBackend)(nil)
+var (
+	_ backends.Backend = (*remoteBackend)(nil)
+	_ backends.Checker = (*remoteBackend)(nil)
+)
 
 func (b *remoteBackend) call(ctx context.Context, name string, c BackendCall) (BackendReply, error) {
 	b.mu.Lock()
@@ -351,6 +359,11 @@ func (b *remoteBackend) Renew(ctx context.Context, m backends.Mapping, req backe
 
 func (b *remoteBackend) Unmap(ctx context.Context, m backends.Mapping) error {
 	_, err := b.call(ctx, "Unmap", BackendCall{Mapping: gobMapping{m}})
+	return err
+}
+
+func (b *remoteBackend) Check(ctx context.Context, m backends.Mapping) error {
+	_, err := b.call(ctx, "Check", BackendCall{Mapping: gobMapping{m}})
 	return err
 }
 
