@@ -53,6 +53,7 @@ func Budgets(r *Result) []Verdict {
 		}
 	}
 	atMost("processor time of a warm pair, map and unmap", "≤ 2 × go-nat-pmp", r.ratio(keyPairCPU, goforwardName, goNATPMPName, false, took), 2, "×")
+	atMost("the same, with GOMAXPROCS=1", "≤ 2 × go-nat-pmp", r.ratio(keyPairCPUOne, goforwardName, goNATPMPName, false, took), 2, "×")
 	for _, list := range []struct {
 		key, what string
 		limit     float64

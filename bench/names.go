@@ -45,6 +45,7 @@ const (
 	keyDisable    = "warm-disable"
 	keyList       = "warm-list"
 	keyPairCPU    = "pair-cpu"
+	keyPairCPUOne = "pair-cpu-one"
 	keyTable100   = "table-100"
 	keyTableMixed = "table-100-mixed"
 	keyTable140   = "table-140"

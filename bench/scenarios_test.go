@@ -79,7 +79,10 @@ func legend() Legend {
 		}
 		l.Sections = append(l.Sections, Section{Key: delayKey(d), Title: title, Candidates: gatewayCandidates, SSDP: true})
 	}
-	l.Sections = append(l.Sections, Section{Key: keyPairCPU, Title: "Warm, on gatewaytest: processor time of map and unmap over NAT-PMP", Candidates: []string{goforwardName, goNATPMPName}})
+	const pairTitle = "Warm, on gatewaytest: processor time of map and unmap over NAT-PMP"
+	l.Sections = append(l.Sections,
+		Section{Key: keyPairCPU, Title: pairTitle, Candidates: []string{goforwardName, goNATPMPName}},
+		Section{Key: keyPairCPUOne, Title: pairTitle + ", with GOMAXPROCS=1", Candidates: []string{goforwardName, goNATPMPName}})
 	for _, w := range tables {
 		l.Sections = append(l.Sections, Section{Key: w.key, Title: w.title, Candidates: []string{goforwardName, goupnpName}})
 	}
