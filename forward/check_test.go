@@ -296,6 +296,26 @@ func TestCheckEvery(t *testing.T) {
 	}
 }
 
+// TestCheckEveryJoins checks that a Forwarder with a shorter interval shortens the time until the
+// next check, which is set already.
+func TestCheckEveryJoins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := &checkedGateway{fakeGateway: newFakeGateway()}
+		rarely := newForwarder(t, forward.Config{Backends: []backends.Backend{gw}, CheckEvery: time.Hour, Lifetime: day})
+		defer rarely.Close()
+		enablePorts(t, rarely, 1)
+		often := newForwarder(t, forward.Config{Backends: []backends.Backend{gw}, Lifetime: day})
+		defer often.Close()
+		enablePorts(t, often, 1)
+		gw.lose(8080)
+		time.Sleep(checkEvery)
+		synctest.Wait()
+		if len(gw.live()) != 1 {
+			t.Errorf("after %v the gateway has %v", checkEvery, gw.rows())
+		}
+	})
+}
+
 // TestCheckEveryLeaves checks that a Forwarder with its own interval determines the checks of a
 // shared mapping until it is closed.
 func TestCheckEveryLeaves(t *testing.T) {

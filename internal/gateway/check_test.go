@@ -93,6 +93,17 @@ func (silentBackend) Renew(context.Context, backends.Mapping, backends.Request) 
 	return backends.Mapping{}, backends.ErrNoReply
 }
 
+// addActive adds an active entry for a port, and a handle that holds it. It runs on the loop.
+func addActive(o *Owner, b *Backend, port uint16) (*entry, *Handle) {
+	s := &Spec{Protocols: []backends.Protocol{backends.TCP}, Internal: netip.AddrPortFrom(netip.Addr{}, port), Lifetime: time.Hour}
+	h := NewHandle(quietSink{}, s, nil)
+	h.client.Store(o.clients[0])
+	m := &backends.Mapping{External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), port), Lifetime: time.Hour, Granted: time.Now()}
+	return o.groupOf(s).add(&entry{
+		backend: b, Member: s.Members()[0], state: active, spec: s, granted: m, holders: []*Handle{h},
+	}), h
+}
+
 // TestLookUpAllInTable checks that a mapping that a table has never listed is missing only if the
 // table has lost a mapping that it did list.
 func TestLookUpAllInTable(t *testing.T) {
@@ -101,13 +112,8 @@ func TestLookUpAllInTable(t *testing.T) {
 	entries := map[uint16]*entry{}
 	o.loop.Do(func() {
 		for port, listing := range map[uint16]listing{8080: listed, 8081: notLookedUp, 8082: notLookedUp} {
-			s := &Spec{Protocols: []backends.Protocol{backends.TCP}, Internal: netip.AddrPortFrom(netip.Addr{}, port), Lifetime: time.Hour}
-			h := NewHandle(quietSink{}, s, nil)
-			h.client.Store(o.clients[0])
-			m := &backends.Mapping{External: netip.AddrPortFrom(netip.MustParseAddr("45.45.45.1"), port), Lifetime: time.Hour, Granted: time.Now()}
-			entries[port] = o.groupOf(s).add(&entry{
-				backend: b, Member: s.Members()[0], state: active, spec: s, granted: m, holders: []*Handle{h}, listing: listing,
-			})
+			entries[port], _ = addActive(o, b, port)
+			entries[port].listing = listing
 		}
 	})
 	isLost := func(port uint16) (lost bool) {
@@ -175,4 +181,34 @@ func TestTableSearch(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 	})
+}
+
+// TestIsCheckable checks which entries a round may check.
+func TestIsCheckable(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(e *entry, h *Handle)
+		want   bool
+	}{
+		"active":                       {func(*entry, *Handle) {}, true},
+		"no holder":                    {func(e *entry, _ *Handle) { e.holders = nil }, false},
+		"being deleted":                {func(e *entry, _ *Handle) { e.state = pendingDelete }, false},
+		"not kept alive":               {func(e *entry, _ *Handle) { e.spec.Once = true }, false},
+		"requested soon":               {func(e *entry, _ *Handle) { e.doubtful = true }, false},
+		"refused":                      {func(e *entry, _ *Handle) { e.doubtful, e.err = true, backends.ErrNotAuthorized }, false},
+		"without a reply":              {func(e *entry, _ *Handle) { e.doubtful, e.err = true, backends.ErrNoReply }, true},
+		"moved to another gateway":     {func(_ *entry, h *Handle) { h.client.Store(nil) }, false},
+		"gateway of no route":          {func(_ *entry, h *Handle) { h.Client().unusable = true }, false},
+		"another holder that is moved": {func(e *entry, h *Handle) { e.holders = append([]*Handle{NewHandle(quietSink{}, e.spec, nil)}, h) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, b, _, _ := joinWithTable(t)
+			o.loop.Do(func() {
+				e, h := addActive(o, b, 8080)
+				test.change(e, h)
+				if got := o.nextToCheck(b) == e; got != test.want {
+					t.Errorf("a round checks the entry: %v, want %v", got, test.want)
+				}
+			})
+		})
+	}
 }
