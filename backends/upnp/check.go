@@ -77,9 +77,7 @@ func (b *Backend) checkEntry(ctx context.Context, g *gateway, m backends.Mapping
 		return fmt.Errorf("upnp: the table is in use: %v", err) //nolint:errorlint // %v: the device is not silent
 	}
 	defer unlock()
-	want := PortMapping{
-		Remote: remoteHost(m.Remote), ExternalPort: m.External.Port(), Protocol: m.Protocol, Internal: g.withLocalAddr(m.Internal),
-	}
+	want := g.entryOf(m)
 	clients, elsewhere := g.clientsFor(m.Token)
 	missing := !elsewhere
 	for _, c := range clients {

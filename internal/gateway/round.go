@@ -73,7 +73,7 @@ type backendProbe struct {
 	stop     context.CancelCauseFunc
 	repeat   chan struct{} // closed to repeat the request
 	repeated time.Time     // when the request was repeated; the zero Time if it was not
-	extended bool          // its time was extended, because this process was delayed
+	delayed  time.Time     // when the round found that this process was delayed; the zero Time if it did not
 	heard    bool          // the gateway has replied to a part of it
 	late     bool          // it continues although another backend was chosen
 }
@@ -230,13 +230,11 @@ func (r *probeRound) preferenceTime(i int) time.Duration {
 }
 
 // lossTime returns the time from which a less preferred backend wins over one that has started.
-// Half of the time of the preference follows the repetition of the request.
+// Half of the time of the preference follows the repetition of the request, and a delay of this
+// process.
 func (r *probeRound) lossTime(i int) time.Time {
 	p, limit := &r.probes[i], r.preferenceTime(i)
-	if at := p.repeated.Add(limit / 2); at.After(p.at.Add(limit)) {
-		return at
-	}
-	return p.at.Add(limit)
+	return slices.MaxFunc([]time.Time{p.at.Add(limit), p.repeated.Add(limit / 2), p.delayed.Add(limit / 2)}, time.Time.Compare)
 }
 
 // extendDelayed extends the time of a backend once if this process did not run when the round
@@ -245,7 +243,7 @@ func (r *probeRound) extendDelayed(now time.Time) {
 	const maxDelay = 2 * time.Millisecond
 	for i := range r.probes {
 		p := &r.probes[i]
-		if r.found.IsZero() || p.repeated.IsZero() || p.extended || !r.isPending(i) {
+		if r.found.IsZero() || p.repeated.IsZero() || !p.delayed.IsZero() || !r.isPending(i) {
 			continue
 		}
 		due := r.lossTime(i)
@@ -253,7 +251,7 @@ func (r *probeRound) extendDelayed(now time.Time) {
 			due = r.found
 		}
 		if now.Sub(due) > maxDelay {
-			p.extended, p.repeated = true, now
+			p.delayed = now
 		}
 	}
 }
