@@ -274,6 +274,51 @@ func TestLateReply(t *testing.T) {
 	})
 }
 
+// TestProbeSentLate checks that the time of a preferred protocol begins when its request is
+// transmitted, because other programs may delay that.
+func TestProbeSentLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		late := func(ctx context.Context) error {
+			if err := ctxsync.Sleep(ctx, 8*ms); err != nil {
+				return err
+			}
+			ctxsync.Sent(ctx)
+			ctxsync.Sent(ctx) // a repetition
+			return ctxsync.Sleep(ctx, 7*ms)
+		}
+		var log probeLog
+		probes := []fakeProbe{{"a", late, false}, {"b", probeReply{ms, nil}.probe(&log, "b"), false}}
+		if chosen, took, _ := probeAgain(t, NewRegistry(Jitter), probes, &log); chosen != "a" || took != 15*ms {
+			t.Errorf("chosen: %s after %v", chosen, took)
+		}
+	})
+}
+
+// TestProbeDelayed checks that a preferred protocol gets half of its time once more if this process
+// did not run when the time ended, and only once; and that half of its time follows the repetition
+// of its request.
+func TestProbeDelayed(t *testing.T) {
+	probe := func(context.Context) error { return nil }
+	type step struct {
+		after   time.Duration
+		decided bool
+	}
+	for repeated, steps := range map[time.Duration][]step{
+		5 * ms: {{9 * ms, false}, {11 * ms, true}, {20 * ms, false}, {24 * ms, false}, {25 * ms, true}, {40 * ms, true}},
+		8 * ms: {{12 * ms, false}, {13 * ms, true}},
+	} {
+		r := newProbeRound(t.Context(), []*Backend{{name: "a", probe: probe}, {name: "b", probe: probe}}, -1, 0, wait)
+		r.roundTrip, r.found, r.errs[1] = ms, r.start.Add(ms), nil
+		r.probes[0].at, r.probes[0].repeated, r.probes[1].at = r.start, r.start.Add(repeated), r.start
+		for _, s := range steps {
+			now := r.start.Add(s.after)
+			if r.extendDelayed(now); r.isDecided(now) != s.decided {
+				t.Errorf("repeated after %v, decided after %v: %v, want %v", repeated, s.after, !s.decided, s.decided)
+			}
+		}
+	}
+}
+
 // TestUnaskedPreferred checks that a protocol is not asked alone if a more preferred one was
 // never asked.
 func TestUnaskedPreferred(t *testing.T) {

@@ -425,7 +425,8 @@ func TestRepeat(t *testing.T) {
 			gw, conn := newConn(t, "192.0.2.1:5351")
 			defer conn.Close()
 			repeat := make(chan struct{})
-			ctx := ctxsync.WithProbe(t.Context(), ctxsync.Probe{Repeat: repeat})
+			reported := 0
+			ctx := ctxsync.WithProbe(t.Context(), ctxsync.Probe{Repeat: repeat, Sent: func() { reported++ }})
 			time.AfterFunc(5*time.Millisecond, func() { close(repeat) })
 			tx := echo("request", time.Second, 2*time.Second)
 			tx.Probe = probe
@@ -442,6 +443,9 @@ func TestRepeat(t *testing.T) {
 			}
 			if !slices.Equal(at, want) {
 				t.Errorf("probe %v: sent at %v, want %v", probe, at, want)
+			}
+			if reported != len(want) {
+				t.Errorf("probe %v: %d transmissions were reported, want %d", probe, reported, len(want))
 			}
 		})
 	}
