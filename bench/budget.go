@@ -58,7 +58,8 @@ func Budgets(r *Result) []Verdict {
 		key, what string
 		limit     float64
 	}{
-		{keyTable100, "table of 100 entries on a real router", 0.2},
+		{keyTable100, "table of 100 entries on a real router, all of them UDP", 0.2},
+		{keyTableMixed, "table of 100 entries on a real router, TCP and UDP in turns", 0.2},
 		{keyTable140, "table of 140 entries on a real router", 1.05},
 		{keyTableSlow, "table of 1 000 entries on gatewaytest, replies after 5 ms", 0.5},
 	} {
