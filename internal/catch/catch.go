@@ -1,0 +1,144 @@
+// Package catch recognizes the connections and datagrams of probers among all that arrive at
+// a port. Each prober chooses a secret text with a nonce. What begins with that text and
+// comes from an expected source is caught; everything else is left to the program.
+package catch
+
+import (
+	"bytes"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// MaxFirst is the maximum length of Expectation.First.
+const MaxFirst = 64
+
+// Expectation describes what a prober waits for.
+type Expectation struct {
+	// First is what the connection or datagram begins with, at most MaxFirst bytes. For a
+	// connection it must contain a nonce.
+	First string
+	// From reports whether connections or datagrams from this address are examined. All
+	// others are left to the program. Nil means every address.
+	From func(netip.Addr) bool
+	// SourcePort is the source port of the connection if it is known beforehand, or 0. With
+	// it, a connection to a socket of another program can be recognized in the table of
+	// sockets.
+	SourcePort uint16
+	// Answer is sent to the source of what is caught. It may be empty.
+	Answer []byte
+}
+
+// Arrival is a connection or datagram that was caught.
+type Arrival struct {
+	// From is its source.
+	From netip.AddrPort
+	// At is the time at which it was caught.
+	At time.Time
+	// InTable reports that the connection belongs to another program and was only seen in the
+	// table of sockets.
+	InTable bool
+}
+
+// Queue has the expectations for one port. Its methods may be called by several goroutines
+// at once. The zero Queue is valid.
+type Queue struct {
+	count   atomic.Int32 // the number of pending expectations
+	mu      sync.Mutex
+	pending []*pending
+}
+
+type pending struct {
+	Expectation
+	arrived chan Arrival // receives one value
+}
+
+// Expect adds an expectation. The channel receives at most one arrival. The caller must call
+// remove when it no longer waits.
+func (q *Queue) Expect(e Expectation) (arrivals <-chan Arrival, remove func()) {
+	p := &pending{Expectation: e, arrived: make(chan Arrival, 1)}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.pending = append(q.pending, p)
+	q.count.Store(int32(len(q.pending))) //nolint:gosec // a few
+	return p.arrived, func() { q.remove(p) }
+}
+
+func (q *Queue) remove(p *pending) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i, other := range q.pending {
+		if other == p {
+			q.pending = append(q.pending[:i:i], q.pending[i+1:]...)
+			break
+		}
+	}
+	q.count.Store(int32(len(q.pending))) //nolint:gosec // a few
+}
+
+// IsEmpty reports whether nothing is expected. It is fast.
+func (q *Queue) IsEmpty() bool { return q.count.Load() == 0 }
+
+// Examines reports whether a connection or datagram from an address must be examined.
+func (q *Queue) Examines(from netip.Addr) bool {
+	if q.IsEmpty() {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, p := range q.pending {
+		if p.examines(from) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *pending) examines(from netip.Addr) bool { return p.From == nil || p.From(from.Unmap()) }
+
+// Match compares the first bytes from a source with the expectations. If they begin with an
+// expected text, Match removes the expectation, delivers the arrival, and returns true and
+// the answer. Otherwise mayMatch reports whether more bytes could still make a match.
+func (q *Queue) Match(first []byte, from netip.AddrPort) (answer []byte, matches, mayMatch bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i, p := range q.pending {
+		if !p.examines(from.Addr()) || p.First == "" {
+			continue
+		}
+		n := min(len(first), len(p.First))
+		if !bytes.Equal(first[:n], []byte(p.First[:n])) {
+			continue
+		}
+		if n < len(p.First) {
+			mayMatch = true
+			continue
+		}
+		q.pending = append(q.pending[:i:i], q.pending[i+1:]...) // a nonce counts once
+		q.count.Store(int32(len(q.pending)))                    //nolint:gosec // a few
+		p.deliver(Arrival{From: from, At: time.Now()})
+		return p.Answer, true, false
+	}
+	return nil, false, mayMatch
+}
+
+// Seen reports a connection in the table of sockets. If its source is expected, Seen removes
+// the expectation and delivers the arrival.
+func (q *Queue) Seen(from netip.AddrPort) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i, p := range q.pending {
+		if p.SourcePort != 0 && p.SourcePort == from.Port() && p.examines(from.Addr()) {
+			q.pending = append(q.pending[:i:i], q.pending[i+1:]...)
+			q.count.Store(int32(len(q.pending))) //nolint:gosec // a few
+			p.deliver(Arrival{From: from, At: time.Now(), InTable: true})
+			return
+		}
+	}
+}
+
+func (p *pending) deliver(a Arrival) {
+	a.From = netip.AddrPortFrom(a.From.Addr().Unmap(), a.From.Port())
+	p.arrived <- a // it has room, and each expectation is delivered once
+}

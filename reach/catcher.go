@@ -1,0 +1,215 @@
+package reach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/catch"
+	"github.com/natforward/goforward/internal/errno"
+	"github.com/natforward/goforward/internal/netbind"
+)
+
+// pollInterval is the interval at which the table of sockets is read while a connection is
+// expected. A prober keeps its connection open longer.
+const pollInterval = 20 * time.Millisecond
+
+// maxExamined is the number of connections that are examined at once. Others are closed.
+const maxExamined = 32
+
+// Port is a Catcher for a port of this host that does not report to a program's own Catcher.
+// Close it after use.
+type Port struct {
+	owner  Owner
+	target Target
+	queue  catch.Queue
+	blind  error // why it cannot observe what arrives, or nil
+	conn   *net.UDPConn
+	ln     *net.TCPListener
+	work   sync.WaitGroup
+	ctx    context.Context //nolint:containedctx // ends with Close
+	cancel context.CancelFunc
+}
+
+// Open returns a Catcher for the internal port of a target. If the port is free, Open opens it
+// until Close: other programs cannot use it in that time, and connections without a nonce are
+// closed. If another program has the port, the Catcher reads the table of sockets. Open fails
+// only if the target has no internal port.
+func Open(ctx context.Context, t Target) (*Port, error) {
+	if !t.Internal.IsValid() || t.Internal.Port() == 0 {
+		return nil, fmt.Errorf("reach: %w: the internal port is not known", backends.ErrInvalid)
+	}
+	p := &Port{target: t}
+	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if !netbind.HasAddr(t.Internal.Addr()) {
+		p.blind = fmt.Errorf("the port belongs to another host, %v: it cannot be observed here", t.Internal.Addr())
+		return p, nil
+	}
+	used, err := Listeners(t.Protocol, t.Internal.Port())
+	if len(used) > 0 {
+		p.openOther()
+		return p, nil
+	}
+	switch listenErr := p.listen(ctx, t); {
+	case listenErr == nil:
+		p.owner = OwnerTemporary
+	case errors.Is(listenErr, errno.EADDRINUSE):
+		p.openOther()
+	default:
+		p.blind = fmt.Errorf("the port cannot be opened to observe it: %w", errors.Join(listenErr, err))
+	}
+	return p, nil
+}
+
+// openOther prepares to observe the port of another program.
+func (p *Port) openOther() {
+	p.owner = OwnerOther
+	switch _, err := readTable(p.target.Protocol, p.target.Internal.Port()); {
+	case err != nil:
+		p.blind = fmt.Errorf("another program has the port, and what arrives there cannot be observed: %w", err)
+	case p.target.Protocol != backends.TCP:
+		p.blind = errors.New("another program has the port, and the datagrams that arrive there cannot be observed")
+	default:
+		p.work.Go(p.pollTable)
+	}
+}
+
+// listen opens the port.
+func (p *Port) listen(ctx context.Context, t Target) error {
+	var lc net.ListenConfig
+	if t.Protocol == backends.UDP {
+		conn, err := lc.ListenPacket(ctx, "udp", t.Internal.String())
+		if err != nil {
+			return err
+		}
+		p.conn = conn.(*net.UDPConn) //nolint:forcetypeassert // package net guarantees this type for UDP
+		p.work.Go(p.readDatagrams)
+		return nil
+	}
+	ln, err := lc.Listen(ctx, "tcp", t.Internal.String())
+	if err != nil {
+		return err
+	}
+	p.ln = ln.(*net.TCPListener) //nolint:forcetypeassert // package net guarantees this type for TCP
+	p.work.Go(p.accept)
+	return nil
+}
+
+// Close closes the port. It is idempotent.
+func (p *Port) Close() {
+	p.cancel()
+	if p.ln != nil {
+		_ = p.ln.Close()
+	}
+	if p.conn != nil {
+		_ = p.conn.Close()
+	}
+	p.work.Wait()
+}
+
+// Owner implements Catcher.
+func (p *Port) Owner() Owner { return p.owner }
+
+// Expect implements Catcher.
+func (p *Port) Expect(e Expectation) (arrivals <-chan Arrival, stop func()) {
+	if p.owner == OwnerOther && e.SourcePort != 0 {
+		before, from := p.connections(), e.From
+		e.From = func(a netip.Addr) bool { // an older connection is not the one that is expected
+			return !slices.Contains(before, netip.AddrPortFrom(a, e.SourcePort)) && (from == nil || from(a))
+		}
+	}
+	return p.queue.Expect(e)
+}
+
+// Observing implements Catcher.
+func (p *Port) Observing() error { return p.blind }
+
+// Send implements Catcher.
+func (p *Port) Send(b []byte, to netip.AddrPort) error {
+	if p.conn == nil {
+		return fmt.Errorf("reach: %w: nothing can be sent from the port", errors.ErrUnsupported)
+	}
+	_, err := p.conn.WriteToUDPAddrPort(b, to)
+	return err
+}
+
+// Visited implements Catcher. The table of sockets does not show which side opened a
+// connection, so there are no visits.
+func (p *Port) Visited() (time.Time, netip.AddrPort) { return time.Time{}, netip.AddrPort{} }
+
+// accept examines the connections to a temporary socket. It closes all of them.
+func (p *Port) accept() {
+	slots := make(chan struct{}, maxExamined)
+	for {
+		conn, err := p.ln.AcceptTCP()
+		if err != nil {
+			if p.ctx.Err() != nil || sleep(p.ctx, pollInterval) != nil { // for example, too many open files
+				return
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = conn.Close()
+			continue
+		}
+		p.work.Go(func() {
+			defer func() { <-slots }()
+			stop := context.AfterFunc(p.ctx, func() { _ = conn.Close() })
+			defer stop()
+			if !p.queue.Conn(conn) {
+				_ = conn.Close()
+			}
+		})
+	}
+}
+
+// readDatagrams examines the datagrams that arrive at a temporary socket.
+func (p *Port) readDatagrams() {
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := p.conn.ReadFromUDPAddrPort(buf)
+		switch {
+		case errors.Is(err, net.ErrClosed), p.ctx.Err() != nil:
+			return
+		case err != nil: // for example, an ICMP error for an answer
+			if sleep(p.ctx, pollInterval) != nil {
+				return
+			}
+			continue
+		}
+		if answer, matches, _ := p.queue.Match(buf[:n], from); matches && len(answer) > 0 {
+			_, _ = p.conn.WriteToUDPAddrPort(answer, from)
+		}
+	}
+}
+
+// pollTable reports the connections of another program's socket while something is expected.
+func (p *Port) pollTable() {
+	for sleep(p.ctx, pollInterval) == nil {
+		if p.queue.IsEmpty() {
+			continue
+		}
+		for _, remote := range p.connections() {
+			p.queue.Seen(remote)
+		}
+	}
+}
+
+// connections returns the remote endpoints of the connections to the internal endpoint.
+func (p *Port) connections() (remotes []netip.AddrPort) {
+	rows, _ := readTable(p.target.Protocol, p.target.Internal.Port())
+	for _, s := range rows {
+		if s.open && s.local == p.target.Internal.Addr().Unmap() {
+			remotes = append(remotes, s.remote)
+		}
+	}
+	return remotes
+}

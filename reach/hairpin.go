@@ -1,0 +1,47 @@
+package reach
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/netbind"
+)
+
+// Hairpin returns a prober that connects to the external endpoint from this host. If the
+// connection arrives, the router forwards the port: LevelRouter. Most routers do not forward
+// connections from inside, so a failure is Unknown. There is nothing to measure if this host
+// itself has the external address, as with a pinhole.
+func Hairpin() Prober { return hairpin{} }
+
+type hairpin struct{}
+
+// Name implements Prober.
+func (hairpin) Name() string { return "hairpin" }
+
+// Probe implements Prober.
+func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, error) {
+	e := Evidence{Level: LevelRouter, To: t.Internal}
+	if err := externalEndpoint(t); err != nil {
+		return e, err
+	}
+	if netbind.HasAddr(t.External.Addr()) {
+		return e, fmt.Errorf("%w: this host itself has the external address, so a connection to it does not leave this host", backends.ErrUnsupported)
+	}
+	a := dialer{}.try(ctx, t, catcher)
+	if a.err != nil {
+		return e, fmt.Errorf("the router does not forward connections from its own network (many routers do not): %w", a.err)
+	}
+	e.Verdict, e.From, e.At, e.RTT = Reachable, a.arrival.From, a.arrival.At, a.rtt
+	e.Detail = fmt.Sprintf("a connection from inside to %v arrived, from %v", t.External, e.From)
+	return e, nil
+}
+
+// externalEndpoint returns an error if the external endpoint of a target is not known.
+func externalEndpoint(t Target) error {
+	if t.External.Addr() == (netip.Addr{}) || t.External.Port() == 0 {
+		return fmt.Errorf("%w: the gateway does not report its external address", backends.ErrUnsupported)
+	}
+	return nil
+}

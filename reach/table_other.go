@@ -1,0 +1,8 @@
+//go:build !linux
+
+package reach
+
+import "github.com/natforward/goforward/backends"
+
+// readTable fails: there is no table of sockets that this package can read.
+func readTable(backends.Protocol, uint16) ([]socket, error) { return nil, errUnsupported }

@@ -1,0 +1,204 @@
+package reach
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// sampleInterval is the pause before a measurement that failed is repeated. A fault that ends
+// in that time does not make a port unreachable.
+const sampleInterval = 5 * time.Second
+
+// visitAge is how old a visit may be to count as a proof.
+const visitAge = 10 * time.Minute
+
+// The methods of evidence that needs no prober.
+const (
+	MethodListening = "listening"
+	MethodVisit     = "visit"
+)
+
+// Default returns the probers that need no helper and contact only the router.
+func Default() []Prober { return []Prober{Router(), Hairpin()} }
+
+// Verify measures how far connections to a port get, and returns the conclusion. All probers
+// work at the same time. A measurement that failed is repeated after five seconds, unless
+// another one proves that the port is reachable from the internet. If catcher is nil, Verify
+// uses the one that Open returns. Without probers, it uses those that Default returns.
+//
+// Verify obeys ctx. If ctx ends early, what was not measured by then is Unknown.
+func Verify(ctx context.Context, t Target, catcher Catcher, probers ...Prober) Result {
+	if len(probers) == 0 {
+		probers = Default()
+	}
+	if t.Protocol != backends.TCP && t.Protocol != backends.UDP {
+		return conclude(t, OwnerNone, []Evidence{complete(Evidence{Method: MethodListening, Err: fmt.Errorf("%w: only TCP and UDP can be measured, not %v", backends.ErrUnsupported, t.Protocol)}, t)})
+	}
+	if catcher == nil {
+		opened, err := Open(ctx, t)
+		if err != nil {
+			return conclude(t, OwnerNone, []Evidence{complete(Evidence{Method: MethodListening, Level: LevelListening, Err: err}, t)})
+		}
+		defer opened.Close()
+		catcher = opened
+	}
+	listening := measureListening(t, catcher)
+	evidence := []Evidence{listening}
+	if visit, ok := measureVisit(t, catcher); ok {
+		evidence = append(evidence, visit)
+	}
+	first := probeAll(ctx, t, catcher, probers)
+	var again []int
+	for i, e := range first {
+		if e.Verdict == Unreachable {
+			again = append(again, i)
+		}
+	}
+	if len(again) > 0 && !slices.ContainsFunc(append(evidence, first...), provesInternet) {
+		if err := sleep(ctx, sampleInterval); err != nil {
+			for _, i := range again {
+				first[i].Verdict, first[i].Err = Unknown, fmt.Errorf("measured only once: %w", err)
+			}
+		} else {
+			var repeated []Prober
+			for _, i := range again {
+				repeated = append(repeated, probers[i])
+			}
+			for j, e := range probeAll(ctx, t, catcher, repeated) {
+				first[again[j]] = e
+			}
+		}
+	}
+	return conclude(t, catcher.Owner(), append(evidence, first...))
+}
+
+// provesInternet reports whether evidence proves that the port is reachable from the internet.
+func provesInternet(e Evidence) bool {
+	return e.Verdict == Reachable && e.Level == LevelInternet && !e.Inferred
+}
+
+// probeAll runs probers at the same time, each once. It ends the others as soon as one proves
+// that the port is reachable from the internet.
+func probeAll(ctx context.Context, t Target, catcher Catcher, probers []Prober) []Evidence {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	out := make([]Evidence, len(probers))
+	var running sync.WaitGroup
+	for i, p := range probers {
+		running.Go(func() {
+			out[i] = probe(ctx, t, catcher, p)
+			if provesInternet(out[i]) {
+				cancel(errProven)
+			}
+		})
+	}
+	running.Wait()
+	return out
+}
+
+var errProven = errors.New("not needed: another measurement proved that the port is reachable")
+
+// probe runs a prober once.
+func probe(ctx context.Context, t Target, catcher Catcher, p Prober) Evidence {
+	blind := catcher.Observing()
+	e, err := p.Probe(ctx, t, catcher)
+	e.Method, e.Err = p.Name(), cmp.Or(err, e.Err)
+	if e.Err != nil {
+		e.Verdict = Unknown
+	}
+	if blind = cmp.Or(blind, catcher.Observing()); e.Verdict == Unreachable && blind != nil {
+		e.Verdict, e.Err = Unknown, blind // a connection may have arrived unobserved
+	}
+	return complete(e, t)
+}
+
+// complete sets the fields that are the same for all evidence.
+func complete(e Evidence, t Target) Evidence {
+	e.Protocol, e.External = t.Protocol, t.External
+	if e.At.IsZero() {
+		e.At = time.Now()
+	}
+	if e.Detail == "" && e.Err != nil {
+		e.Detail = e.Err.Error()
+	}
+	return e
+}
+
+// measureVisit returns evidence if a connection from the internet was accepted recently.
+func measureVisit(t Target, catcher Catcher) (Evidence, bool) {
+	at, from := catcher.Visited()
+	if at.IsZero() || time.Since(at) > visitAge || !t.IsFromInternet(from.Addr()) {
+		return Evidence{}, false
+	}
+	return complete(Evidence{
+		Method: MethodVisit, Verdict: Reachable, Level: LevelInternet, From: from, To: t.Internal, At: at,
+		Detail: fmt.Sprintf("a connection from %v was accepted", from),
+	}, t), true
+}
+
+// conclude makes a Result of all evidence.
+func conclude(t Target, owner Owner, evidence []Evidence) Result {
+	r := Result{Evidence: evidence}
+	var failed, deaf *Evidence
+	for i, e := range evidence {
+		if e.At.After(r.At) && e.Method != MethodVisit {
+			r.At = e.At
+		}
+		switch {
+		case e.Inferred || e.Verdict == Unknown:
+		case e.Verdict == Unreachable && e.Method == MethodListening:
+			deaf = &evidence[i]
+		case e.Verdict == Unreachable:
+			failed = cmp.Or(failed, &evidence[i])
+		default:
+			r.Proven = max(r.Proven, e.Level)
+			if e.Level == LevelInternet && r.Reason == "" {
+				r.Verdict, r.Reason = Reachable, fmt.Sprintf("reachable from the internet at %v: %s", backends.Endpoint{AddrPort: t.External}, e.Detail)
+			}
+		}
+	}
+	switch {
+	case deaf != nil:
+		r.Verdict, r.Reason = Unreachable, deaf.Detail
+		if r.Proven > LevelListening {
+			r.Reason += "; " + provenText[r.Proven] + " with a socket in its place"
+		}
+	case r.Verdict == Reachable:
+	case failed != nil:
+		r.Verdict, r.Reason = Unreachable, failed.Detail
+	default:
+		r.Reason = provenText[r.Proven]
+		if owner == OwnerNone && r.Proven == LevelNone && len(evidence) > 0 && evidence[0].Err != nil {
+			r.Reason = evidence[0].Err.Error()
+		}
+	}
+	return r
+}
+
+// provenText says what is proven at each level.
+var provenText = [...]string{
+	LevelNone:      "nothing is proven",
+	LevelListening: "a program listens; whether connections arrive was not proven",
+	LevelLAN:       "the router can connect to this host; whether the internet can was not proven",
+	LevelRouter:    "the router forwards the port; whether the internet reaches the router was not proven",
+	LevelInternet:  "a connection from the internet arrived",
+}
+
+// sleep waits. It returns the cause if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
