@@ -2,7 +2,6 @@ package reach
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -102,6 +101,3 @@ func canBind(p backends.Protocol, at netip.AddrPort) bool {
 	}
 	return err == nil
 }
-
-// errUnsupported is for systems without a table of sockets that this package can read.
-var errUnsupported = fmt.Errorf("%w: it cannot be read on this system", errors.ErrUnsupported)

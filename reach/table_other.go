@@ -2,7 +2,14 @@
 
 package reach
 
-import "github.com/natforward/goforward/backends"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/natforward/goforward/backends"
+)
 
 // readTable fails: there is no table of sockets that this package can read.
-func readTable(backends.Protocol, uint16) ([]socket, error) { return nil, errUnsupported }
+func readTable(backends.Protocol, uint16) ([]socket, error) {
+	return nil, fmt.Errorf("%w: it cannot be read on this system", errors.ErrUnsupported)
+}
