@@ -13,6 +13,7 @@ import (
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/internal/gateway"
 	"github.com/natforward/goforward/internal/netbind"
+	"github.com/natforward/goforward/reach"
 )
 
 // The defaults of Config.
@@ -91,6 +92,17 @@ type Config struct {
 	// Forwarder wants no checks, and a lost mapping is noticed only by an announcement or at
 	// the next renewal. The interval is at least one second.
 	CheckEvery time.Duration
+	// Verify are the probers that measure whether the internet reaches a mapping. If there are
+	// any, each mapping is verified in the background after it is granted, after its endpoint
+	// changes, and every VerifyEvery: see EventVerified and EventUnreachable. A mapping that was
+	// proven reachable and no longer is gets deleted and requested again once. Verify in the
+	// background opens no port. Nil means the probers of reach.Default, which contact only the
+	// gateway, and no verification in the background unless VerifyEvery is set.
+	Verify []reach.Prober
+	// VerifyEvery is the interval of the verifications in the background, at least ten seconds.
+	// Zero means DefaultVerifyEvery if Verify has probers, and otherwise no verification in the
+	// background.
+	VerifyEvery time.Duration
 	// Description is the text that the gateway shows in its table, if the protocol supports
 	// one. Empty means "goforward".
 	Description string
@@ -143,11 +155,11 @@ func (c *Config) check() (Config, error) {
 		out = *c
 	}
 	out.Protocols, out.Backends, out.NonceKey = slices.Clone(out.Protocols), slices.Clone(out.Backends), slices.Clone(out.NonceKey)
-	out.Choices = slices.Clone(out.Choices)
+	out.Choices, out.Verify = slices.Clone(out.Choices), slices.Clone(out.Verify)
 	for _, d := range []struct {
 		name  string
 		value time.Duration
-	}{{"DiscoveryTimeout", out.DiscoveryTimeout}, {"RequestTimeout", out.RequestTimeout}, {"CloseTimeout", out.CloseTimeout}, {"Lifetime", out.Lifetime}} {
+	}{{"DiscoveryTimeout", out.DiscoveryTimeout}, {"RequestTimeout", out.RequestTimeout}, {"CloseTimeout", out.CloseTimeout}, {"Lifetime", out.Lifetime}, {"VerifyEvery", out.VerifyEvery}} {
 		if d.value < 0 {
 			return Config{}, invalid("Config.%s is negative", d.name)
 		}
@@ -188,6 +200,15 @@ func (c *Config) check() (Config, error) {
 	out.Lifetime = cmp.Or(out.Lifetime, DefaultLifetime)
 	if out.CheckEvery = cmp.Or(out.CheckEvery, DefaultCheckEvery); out.CheckEvery > 0 {
 		out.CheckEvery = max(out.CheckEvery, time.Second)
+	}
+	if slices.Contains(out.Verify, nil) {
+		return Config{}, invalid("Config.Verify has a nil prober")
+	}
+	if len(out.Verify) > 0 {
+		out.VerifyEvery = cmp.Or(out.VerifyEvery, DefaultVerifyEvery)
+	}
+	if out.VerifyEvery > 0 {
+		out.VerifyEvery = max(out.VerifyEvery, minVerifyEvery)
 	}
 	out.Description = cmp.Or(out.Description, "goforward")
 	if out.Logger == nil {

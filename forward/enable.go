@@ -94,6 +94,9 @@ func (f *Forwarder) callGateway(ctx context.Context, m *Mapping, do func(*gatewa
 // the same port is removed. If attach is set, the mapping is requested in the background.
 func (f *Forwarder) addMapping(s *spec, attach bool) *Mapping {
 	m := &Mapping{forwarder: f, noDefault: s.noDefault, onChange: s.onChange, family: f.familyFor(s)}
+	if s.socket != nil {
+		m.verified.Store(&verified{socket: s.socket})
+	}
 	m.handle = gateway.NewHandle(sink{f}, &s.Spec, m)
 	f.store.open()
 	f.loop.Do(func() {
@@ -108,6 +111,9 @@ func (f *Forwarder) addMapping(s *spec, attach bool) *Mapping {
 			_ = f.attach(m, time.Now(), "enabled")
 		}
 	})
+	if f.config.VerifyEvery != 0 {
+		f.work.Go(m.verifyInBackground)
+	}
 	return m
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/gateway"
+	"github.com/natforward/goforward/reach"
 )
 
 // EventKind is the kind of an Event.
@@ -33,14 +34,21 @@ const (
 	// reason than the request before. Reasons that differ only in numbers count as the same.
 	// The mapping is active if it has grants, and it is requested again.
 	EventFailed
+	// EventVerified means that a verification in the background proved that the internet reaches
+	// the mapping: for the first time with this endpoint, or again after EventUnreachable.
+	EventVerified
+	// EventUnreachable means that a verification in the background failed three times. If the
+	// mapping was proven reachable before, it was deleted and requested again in between. The
+	// gateway still has the mapping, and it is verified again after Config.VerifyEvery.
+	EventUnreachable
 )
 
 // String returns the name of the kind in lower case.
 func (k EventKind) String() string {
-	if k < EventMapped || k > EventFailed {
+	if k < EventMapped || k > EventUnreachable {
 		return fmt.Sprintf("event %d", uint8(k))
 	}
-	return [...]string{EventMapped: "mapped", EventChanged: "changed", EventLost: "lost", EventRestored: "restored", EventFailed: "failed"}[k]
+	return [...]string{EventMapped: "mapped", EventChanged: "changed", EventLost: "lost", EventRestored: "restored", EventFailed: "failed", EventVerified: "verified", EventUnreachable: "unreachable"}[k]
 }
 
 // Event describes a change of a mapping.
@@ -54,6 +62,8 @@ type Event struct {
 	Reason string
 	// Time is the time of the event.
 	Time time.Time
+	// Result is what was measured, for EventVerified and EventUnreachable.
+	Result reach.Result
 }
 
 // These constants limit the queue of calls to a slow OnEvent or log handler. The limit is
@@ -203,17 +213,22 @@ func (s sink) HandleChanged(h *gateway.Handle, kind gateway.Kind, before, after 
 		return
 	}
 	s.store.requestWrite()
-	e := Event{Kind: EventKind(kind), Mapping: h.Mapping.(*Mapping), Grants: after, Previous: before, Reason: reason, Time: at} //nolint:forcetypeassert // addMapping sets it to a *Mapping
+	m := h.Mapping.(*Mapping) //nolint:forcetypeassert // addMapping sets it to a *Mapping
+	s.send(Event{Kind: EventKind(kind), Mapping: m, Grants: after, Previous: before, Reason: reason, Time: at})
+}
+
+// send logs an event and queues it for OnEvent. It never blocks.
+func (f *Forwarder) send(e Event) {
 	level := slog.LevelInfo
-	if e.Kind == EventFailed {
+	if e.Kind == EventFailed || e.Kind == EventUnreachable {
 		level = slog.LevelWarn
 	}
-	if s.log.Enabled(context.Background(), level) {
-		s.log.Log(context.Background(), level, "mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", reason)
+	if f.log.Enabled(context.Background(), level) {
+		f.log.Log(context.Background(), level, "mapping "+e.Kind.String(), "mapping", e.Mapping.String(), "reason", e.Reason)
 	}
-	for _, call := range []func(Event){s.config.OnEvent, e.Mapping.onChange} {
+	for _, call := range []func(Event){f.config.OnEvent, e.Mapping.onChange} {
 		if call != nil {
-			s.dispatcher.push(func() { s.dispatcher.deliver(e, call) })
+			f.dispatcher.push(func() { f.dispatcher.deliver(e, call) })
 		}
 	}
 }

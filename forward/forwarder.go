@@ -39,6 +39,7 @@ type Forwarder struct {
 	work       sync.WaitGroup // the Forwarder's own goroutines
 	dispatcher dispatcher
 	store      store
+	verifying  chan struct{} // limits the ports that are measured at once
 
 	calls   ctxsync.Calls
 	started atomic.Bool
@@ -75,21 +76,32 @@ func New(config *Config) (*Forwarder, error) {
 	f.dispatcher.log = c.Logger
 	f.log = slog.New(queueHandler{&f.dispatcher, c.Logger.Handler()})
 	f.clockTimer.Fire = f.compareClocks
+	f.verifying = make(chan struct{}, maxVerifying)
 	f.store = store{forwarder: f, path: c.StateFile, wake: make(chan struct{}, 1)}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	return f, nil
 }
 
-// begin starts a call. It starts the background work if this is the first call. The returned
-// context ends when the Forwarder is closed; without a deadline of its own, it also ends
-// after Config.RequestTimeout. The caller must call the returned function when the call ends.
-func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
+// beginCall starts a call. It starts the background work if this is the first call. The returned
+// context ends when the Forwarder is closed. The caller must call the returned function when the
+// call ends.
+func (f *Forwarder) beginCall(ctx context.Context) (context.Context, func(), error) {
 	ctx, end, err := f.calls.Begin(ctx)
 	if err != nil {
 		return nil, nil, errClosed("forwarder")
 	}
 	if !f.started.Swap(true) {
 		f.startWork()
+	}
+	return ctx, end, nil
+}
+
+// begin is beginCall for calls that are bounded: without a deadline of its own, the context ends
+// after Config.RequestTimeout.
+func (f *Forwarder) begin(ctx context.Context) (context.Context, func(), error) {
+	ctx, end, err := f.beginCall(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	if _, has := ctx.Deadline(); has {
 		return ctx, end, nil

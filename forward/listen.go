@@ -9,11 +9,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/netbind"
+	"github.com/natforward/goforward/reach"
 )
 
 // Listener is a net.Listener for TCP to which the gateway forwards while it is open. Its
@@ -21,13 +20,6 @@ import (
 type Listener struct {
 	*net.TCPListener
 	socketMappings
-	visit atomic.Pointer[visit] // the last visit, or nil
-}
-
-// visit is a connection from the internet.
-type visit struct {
-	at   time.Time
-	from netip.AddrPort
 }
 
 // Accept waits for the next connection and returns it.
@@ -41,35 +33,50 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 // AcceptTCP is Accept with the connection type of package net.
 func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
-	conn, err := l.TCPListener.AcceptTCP()
-	if err == nil {
-		l.recordVisit(netip.MustParseAddrPort(conn.RemoteAddr().String())) // package net uses this format for TCP addresses
+	l.socket.begin()
+	defer l.socket.end()
+	for {
+		conn, err := l.TCPListener.AcceptTCP()
+		switch {
+		case err != nil:
+			return nil, err
+		case l.socket.queue.Conn(conn): // a prober's
+			continue
+		}
+		l.recordVisit(tcpEndpoint(conn.RemoteAddr()), tcpEndpoint(conn.LocalAddr()))
+		return conn, nil
 	}
-	return conn, err
 }
 
 // recordVisit records a connection if it is from the internet.
-func (l *Listener) recordVisit(from netip.AddrPort) {
-	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	if before := l.visit.Load(); before != nil && before.from.Addr() == from.Addr() || l.isFromInternet(from.Addr()) {
-		l.visit.Store(&visit{time.Now(), from})
+func (l *Listener) recordVisit(from, to netip.AddrPort) {
+	slot := &l.socket.visits[familyOf(from.Addr())]
+	if before := slot.Load(); before == nil || before.from.Addr() != from.Addr() || before.to != to {
+		if !l.isFromInternet(from.Addr(), to) {
+			return
+		}
 	}
+	v := &visit{time.Now(), from, to}
+	slot.Store(v)
+	l.socket.lastVisit.Store(v)
 }
 
-// isFromInternet reports whether an address is public and belongs neither to this host nor to
-// the gateway.
-func (l *Listener) isFromInternet(from netip.Addr) bool {
-	return backends.ScopeOf(from) == backends.ScopePublic && !netbind.HasAddr(from) &&
-		!slices.ContainsFunc(l.Externals(), func(e backends.Endpoint) bool { return e.Addr() == from })
+// isFromInternet reports whether a connection to a local endpoint is from the internet.
+func (l *Listener) isFromInternet(from netip.Addr, to netip.AddrPort) bool {
+	if !(reach.Target{Internal: to}).IsFromInternet(from) {
+		return false
+	}
+	return !slices.ContainsFunc(l.Externals(), func(e backends.Endpoint) bool { return e.Addr() == from })
 }
 
 // Visited returns the time and the peer of the last connection from the internet that Accept
-// returned: from a public address that belongs neither to this host nor to the gateway. Such
-// a connection proves that the port was reachable at that time. The zero Time means that
-// there has been none, which proves nothing. A PacketConn has no such method, because a
-// datagram can be the response to one that this host sent.
+// returned: from a public address that belongs neither to this host, its networks and its IPv6
+// site, nor to the gateway. Such a connection proves that the port was reachable at that time;
+// Mapping.Verify takes it into account. The zero Time means that there has been none, which
+// proves nothing. A PacketConn has no such method, because a datagram can be the response to one
+// that this host sent.
 func (l *Listener) Visited() (at time.Time, from netip.AddrPort) {
-	if v := l.visit.Load(); v != nil {
+	if v := l.socket.lastVisit.Load(); v != nil {
 		return v.at, v.from
 	}
 	return time.Time{}, netip.AddrPort{}
@@ -138,6 +145,65 @@ type PacketConn struct {
 	socketMappings
 }
 
+// ReadFromUDPAddrPort is the method of net.UDPConn. Like all methods of PacketConn that read, it
+// does not return the datagrams of a verification. A library that reads from the file descriptor
+// gets them too, and must ignore them.
+func (c *PacketConn) ReadFromUDPAddrPort(b []byte) (n int, from netip.AddrPort, err error) {
+	c.socket.begin()
+	defer c.socket.end()
+	for {
+		n, from, err = c.UDPConn.ReadFromUDPAddrPort(b)
+		if err != nil || !c.socket.takeDatagram(b[:n], from) {
+			return n, from, err
+		}
+	}
+}
+
+// ReadMsgUDPAddrPort is the method of net.UDPConn.
+func (c *PacketConn) ReadMsgUDPAddrPort(b, oob []byte) (n, oobn, flags int, from netip.AddrPort, err error) {
+	c.socket.begin()
+	defer c.socket.end()
+	for {
+		n, oobn, flags, from, err = c.UDPConn.ReadMsgUDPAddrPort(b, oob)
+		if err != nil || !c.socket.takeDatagram(b[:n], from) {
+			return n, oobn, flags, from, err
+		}
+	}
+}
+
+// ReadMsgUDP is the method of net.UDPConn.
+func (c *PacketConn) ReadMsgUDP(b, oob []byte) (n, oobn, flags int, from *net.UDPAddr, err error) {
+	n, oobn, flags, at, err := c.ReadMsgUDPAddrPort(b, oob)
+	if at.IsValid() {
+		from = net.UDPAddrFromAddrPort(at)
+	}
+	return n, oobn, flags, from, err
+}
+
+// ReadFromUDP is the method of net.UDPConn.
+func (c *PacketConn) ReadFromUDP(b []byte) (n int, from *net.UDPAddr, err error) {
+	n, at, err := c.ReadFromUDPAddrPort(b)
+	if at.IsValid() {
+		from = net.UDPAddrFromAddrPort(at)
+	}
+	return n, from, err
+}
+
+// ReadFrom is the method of net.PacketConn.
+func (c *PacketConn) ReadFrom(b []byte) (n int, from net.Addr, err error) {
+	n, at, err := c.ReadFromUDP(b)
+	if at == nil { // not an interface with a nil pointer
+		return n, nil, err
+	}
+	return n, at, err
+}
+
+// Read is the method of net.UDPConn. It discards the source of the datagram.
+func (c *PacketConn) Read(b []byte) (n int, err error) {
+	n, _, err = c.ReadFromUDPAddrPort(b)
+	return n, err
+}
+
 // ReadFromAddrPort calls ReadFromUDPAddrPort. It has the name that github.com/pion/ice
 // expects.
 func (c *PacketConn) ReadFromAddrPort(b []byte) (n int, from netip.AddrPort, err error) {
@@ -182,6 +248,7 @@ func (c *PacketConn) Close() error { return c.close() }
 
 // socketMappings has the mappings that forward to a socket.
 type socketMappings struct {
+	socket   *socketState
 	mappings []*Mapping // one or two, the IPv4 mapping first
 	close    func() error
 }
@@ -195,8 +262,12 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 		_ = socket.Close()
 		return socketMappings{}, err
 	}
-	var r socketMappings
+	r := socketMappings{socket: &socketState{protocol: p, port: bound.Port()}}
+	if conn, is := socket.(*net.UDPConn); is {
+		r.socket.send = conn.WriteToUDPAddrPort
+	}
 	for _, s := range specs {
+		s.socket = r.socket
 		r.mappings = append(r.mappings, f.addMapping(&s, true))
 	}
 	var closing once

@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/gateway"
+	"github.com/natforward/goforward/reach"
 )
 
 // Mapping is a forwarded port, or a range of ports, that a Forwarder keeps alive. It is a
@@ -19,10 +21,11 @@ import (
 type Mapping struct {
 	forwarder *Forwarder
 	handle    *gateway.Handle
-	noDefault bool // Disable and Refresh without selectors skip the mapping
 	onChange  func(Event)
+	noDefault bool // Disable and Refresh without selectors skip the mapping
 	family    family
 	closing   once
+	verified  atomic.Pointer[verified] // nil if the mapping has no socket and was never verified
 }
 
 func (m *Mapping) status() *gateway.Status { return m.handle.Status() }
@@ -221,18 +224,20 @@ type Status struct {
 	NextAttempt time.Time
 	// Err is the error of the last request, or nil if the request succeeded.
 	Err error
-	// Since and Reason are the time and the reason of the last event, except EventFailed.
-	// State, Grants and External have not changed since then. Since is the zero Time before
-	// the first grant.
+	// Since and Reason are the time and the reason of the last event that changed State, Grants
+	// or External. Since is the zero Time before the first grant.
 	Since  time.Time
 	Reason string
+	// Reach is the result of the last verification since then. It is the zero value if there was
+	// none, which does not mean that the mapping is unreachable.
+	Reach reach.Result
 }
 
 // Status returns a consistent snapshot of the mapping.
 func (m *Mapping) Status() Status {
 	s := m.status()
 	out := Status{
-		Internal: s.Spec.Internal, NextAttempt: s.NextRequest, Err: s.Err, Since: s.Since, Reason: s.Reason,
+		Internal: s.Spec.Internal, NextAttempt: s.NextRequest, Err: s.Err, Since: s.Since, Reason: s.Reason, Reach: m.lastResult(s),
 	}
 	switch {
 	case s.Closed:

@@ -43,6 +43,7 @@ type spec struct {
 	ipv4      bool // IPv4, regardless of the family of Config.Gateway
 	noDefault bool // Disable and Refresh without selectors skip the mapping
 	onChange  func(Event)
+	socket    *socketState // the socket of Listen or ListenPacket, or nil
 
 	given []string     // names of options that may be given only once
 	ports []portOption // internal ports that options name

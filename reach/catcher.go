@@ -41,7 +41,13 @@ type Port struct {
 // until Close: other programs cannot use it in that time, and connections without a nonce are
 // closed. If another program has the port, the Catcher reads the table of sockets. Open fails
 // only if the target has no internal port.
-func Open(ctx context.Context, t Target) (*Port, error) {
+func Open(ctx context.Context, t Target) (*Port, error) { return open(ctx, t, true) }
+
+// Watch is Open for a port that the Catcher must not open, because a program is about to listen
+// on it.
+func Watch(ctx context.Context, t Target) (*Port, error) { return open(ctx, t, false) }
+
+func open(ctx context.Context, t Target, mayListen bool) (*Port, error) {
 	if !t.Internal.IsValid() || t.Internal.Port() == 0 {
 		return nil, fmt.Errorf("reach: %w: the internal port is not known", backends.ErrInvalid)
 	}
@@ -52,7 +58,7 @@ func Open(ctx context.Context, t Target) (*Port, error) {
 		return p, nil
 	}
 	used, err := Listeners(t.Protocol, t.Internal.Port())
-	if len(used) > 0 {
+	if len(used) > 0 || !mayListen {
 		p.openOther()
 		return p, nil
 	}

@@ -147,7 +147,7 @@ type Prober interface {
 	Name() string
 	// Probe makes one measurement. What arrives at the internal port is seen by the catcher.
 	// An error means that the measurement was not possible: its Verdict counts as Unknown. The
-	// prober sets Verdict, Level and what it observed; the caller completes the Evidence.
+	// prober sets Verdict, Level, From and To; the caller completes the Evidence.
 	//
 	// A prober may report Reachable at LevelInternet only if the catcher delivered a nonce that
 	// the prober chose, or a connection whose source it knew beforehand, and if
@@ -192,9 +192,9 @@ type Catcher interface {
 	// Send sends a datagram from the internal port. It fails for other protocols than UDP and
 	// for sockets of other programs.
 	Send(b []byte, to netip.AddrPort) error
-	// Visited returns the time and the source of the last connection from the internet that
-	// the program accepted, or zero values.
-	Visited() (time.Time, netip.AddrPort)
+	// Visited returns the time and the source of the last connection from the internet to the
+	// internal endpoint that the program accepted, or zero values.
+	Visited() (at time.Time, from netip.AddrPort)
 }
 
 // newNonce returns a random text of 22 characters, which are valid in a URL. It has 128 bits.

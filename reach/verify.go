@@ -202,3 +202,29 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return context.Cause(ctx)
 	}
 }
+
+// Combine makes one Result of the results of several ports that belong together: the verdict is
+// Reachable only if all of them are reachable, and Unreachable if one of them is. Without
+// results, it returns the zero Result.
+func Combine(results ...Result) Result {
+	if len(results) == 0 {
+		return Result{}
+	}
+	out := results[0]
+	out.Evidence = slices.Clone(out.Evidence)
+	for _, r := range results[1:] {
+		out.Evidence = append(out.Evidence, r.Evidence...)
+		out.Proven = min(out.Proven, r.Proven)
+		if r.At.After(out.At) {
+			out.At = r.At
+		}
+		if severity(r.Verdict) > severity(out.Verdict) {
+			out.Verdict, out.Reason = r.Verdict, r.Reason
+		}
+	}
+	return out
+}
+
+func severity(v Verdict) int {
+	return [...]int{Unknown: 1, Reachable: 0, Unreachable: 2}[v]
+}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/internal/state"
 )
 
@@ -154,6 +155,30 @@ func (c *Client) Enable(ctx context.Context, h *Handle) error {
 // again.
 func (c *Client) Refresh(ctx context.Context, h *Handle) error {
 	return c.runFlow(ctx, h, func(f *flow) error { return f.renewNow(h) })
+}
+
+// Remap deletes the mappings of a handle and requests them again, with the same external port
+// if possible. A mapping that another handle holds too is not deleted. If the request fails, it
+// is repeated in the background.
+func (c *Client) Remap(ctx context.Context, h *Handle) error {
+	return c.runFlow(ctx, h, func(f *flow) error {
+		if err := f.checkAttached(h); err != nil {
+			return err
+		}
+		_ = f.releaseAll(h) // a deletion that fails is retried
+		return f.recreate(h, "mapped again")
+	})
+}
+
+// UPnPURL returns the URL of the root description of the gateway's UPnP device, and probes for
+// it if necessary. It is empty if there is none, or if UPnP is not to be used.
+func (c *Client) UPnPURL(ctx context.Context, timeout time.Duration) string {
+	for _, b := range c.backends {
+		if b.name == upnp.Name && b.config.Ready == nil && c.EnsureProbed(ctx, b, timeout) == nil {
+			return b.URL()
+		}
+	}
+	return ""
 }
 
 // Change replaces the spec of a handle. If the granted mappings can serve the new spec, they

@@ -1,0 +1,150 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/gateway"
+	"github.com/natforward/goforward/reach"
+)
+
+// DefaultVerifyEvery is the default of Config.VerifyEvery if Config.Verify has probers.
+const DefaultVerifyEvery = 10 * time.Minute
+
+const (
+	// minVerifyEvery is the shortest interval of verifications in the background.
+	minVerifyEvery = 10 * time.Second
+	// maxVerifying is the number of ports that are measured at once.
+	maxVerifying = 4
+)
+
+// Verify finds out whether the internet can reach the mapping, and returns what is proven and
+// how. The probers measure at the same time. Without probers, Verify uses those of Config.Verify,
+// or else those of reach.Default, which contact only the gateway. With several ports, such as
+// those of Both, all are measured, and the result is of the worst.
+//
+// What arrives is observed in the socket of a Listener or PacketConn. For other mappings, Verify
+// opens the internal port while it measures, if no program listens there yet. If another socket
+// has the port, even one of this program, its connections are recognized in the system's table
+// of sockets.
+//
+// An inconclusive measurement is no error. Verify fails with ErrNoMapping if the mapping is not
+// granted at the moment, with ErrClosed after Close, and with the cause of the end of ctx. It
+// has no time limit of its own. It takes at most 20 seconds, or two minutes with reach.Phone.
+func (m *Mapping) Verify(ctx context.Context, probers ...reach.Prober) (reach.Result, error) {
+	ctx, end, err := m.forwarder.beginCall(ctx)
+	if err != nil {
+		return reach.Result{}, err
+	}
+	defer end()
+	return m.verify(ctx, probers, false)
+}
+
+// verify implements Verify. If inBackground is set, no port is opened, because the program may
+// be about to listen on it.
+func (m *Mapping) verify(ctx context.Context, probers []reach.Prober, inBackground bool) (reach.Result, error) {
+	f, s := m.forwarder, m.status()
+	switch {
+	case s.Closed:
+		return reach.Result{}, errClosed("mapping")
+	case !s.IsActive():
+		return reach.Result{}, fmt.Errorf("forward: %w: the gateway has not granted it", ErrNoMapping)
+	}
+	if len(probers) == 0 {
+		probers = f.config.Verify
+	}
+	grants := s.Grants()
+	url := m.upnpURL(ctx)
+	results, errs := make([]reach.Result, len(grants)), make([]error, len(grants))
+	var running sync.WaitGroup
+	for i, g := range grants {
+		running.Go(func() {
+			select {
+			case f.verifying <- struct{}{}:
+				defer func() { <-f.verifying }()
+			case <-ctx.Done():
+				return
+			}
+			results[i], errs[i] = m.verifyGrant(ctx, g, url, probers, inBackground)
+		})
+	}
+	running.Wait()
+	if ctx.Err() != nil {
+		return reach.Result{}, context.Cause(ctx)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return reach.Result{}, fmt.Errorf("forward: %w", err)
+	}
+	r := reach.Combine(results...)
+	m.verified.Store(&verified{m.socket(), r})
+	return r, nil
+}
+
+// verifyGrant measures one port of a mapping.
+func (m *Mapping) verifyGrant(ctx context.Context, g backends.Mapping, url string, probers []reach.Prober, inBackground bool) (reach.Result, error) {
+	t := m.target(g)
+	t.UPnPURL = url
+	if s := m.socket(); s != nil && s.protocol == g.Protocol && s.port == g.Internal.Port() {
+		return reach.Verify(ctx, t, socketCatcher{s, t, m.Status().Since}, probers...), nil
+	}
+	open := reach.Open
+	if inBackground {
+		open = reach.Watch
+	}
+	port, err := open(ctx, t)
+	if err != nil {
+		return reach.Result{}, err
+	}
+	defer port.Close()
+	return reach.Verify(ctx, t, port, probers...), nil
+}
+
+// target describes a grant to the probers.
+func (m *Mapping) target(g backends.Mapping) reach.Target {
+	t := reach.Target{Protocol: g.Protocol, External: g.External, Internal: g.Internal, SSDP: m.forwarder.config.Test.SSDP}
+	if g.Backend == gateway.Direct {
+		return t
+	}
+	t.Gateway = g.Gateway.Addr()
+	if path, err := m.forwarder.findPath(m.family); err == nil {
+		t.Interface = path.iface
+	}
+	return t
+}
+
+// upnpURL returns the URL of the root description of the gateway's UPnP device, or "".
+func (m *Mapping) upnpURL(ctx context.Context) string {
+	c := m.handle.Client()
+	if c == nil {
+		return ""
+	}
+	return c.UPnPURL(ctx, m.forwarder.config.DiscoveryTimeout)
+}
+
+// verified is what a mapping has for its verification. It is immutable. Mappings that are never
+// verified do without it.
+type verified struct {
+	socket *socketState // the socket of a Listener or PacketConn, or nil
+	last   reach.Result // the last result, or the zero value
+}
+
+// socket returns the socket of a Listener or PacketConn, or nil.
+func (m *Mapping) socket() *socketState {
+	if v := m.verified.Load(); v != nil {
+		return v.socket
+	}
+	return nil
+}
+
+// lastResult returns the last result of a verification if it is about the present grants, or
+// the zero Result.
+func (m *Mapping) lastResult(s *gateway.Status) reach.Result {
+	if v := m.verified.Load(); v != nil && s.IsActive() && v.last.At.After(s.Since) {
+		return v.last
+	}
+	return reach.Result{}
+}
