@@ -37,9 +37,10 @@ const (
 	// EventVerified means that a verification in the background proved that the internet reaches
 	// the mapping: for the first time with this endpoint, or again after EventUnreachable.
 	EventVerified
-	// EventUnreachable means that a verification in the background failed three times. If the
-	// mapping was proven reachable before, it was deleted and requested again in between. The
-	// gateway still has the mapping, and it is verified again after Config.VerifyEvery.
+	// EventUnreachable means that verifications in the background failed for ten seconds. If the
+	// mapping was proven reachable before, it was then deleted and requested again, and is still
+	// unreachable. The gateway still has the mapping, and it is verified again after
+	// Config.VerifyEvery.
 	EventUnreachable
 )
 

@@ -1,6 +1,7 @@
 package forward_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -48,6 +49,8 @@ type fakeGateway struct {
 	// sendsLate makes the delay of fail happen before the request is sent: Granted is the
 	// time after the delay.
 	sendsLate bool
+	// internal, if set, is the internal address of mappings.
+	internal netip.Addr
 	// udpPort, if set, is the external port that UDP mappings get.
 	udpPort uint16
 }
@@ -146,7 +149,7 @@ func (gw *fakeGateway) grant(ctx context.Context, op string, r backends.Request)
 	}
 	g := backends.Mapping{
 		Backend: gw.name, Gateway: netip.MustParseAddrPort("192.0.2.1:5351"),
-		Protocol: r.Protocol, Internal: netip.AddrPortFrom(localAddr, r.Internal.Port()),
+		Protocol: r.Protocol, Internal: netip.AddrPortFrom(cmp.Or(gw.internal, localAddr), r.Internal.Port()),
 		External: netip.AddrPortFrom(gw.external, port), Description: r.Description,
 		Lifetime: r.Lifetime, Granted: sent,
 	}

@@ -12,15 +12,15 @@ import (
 	"github.com/natforward/goforward/reach"
 )
 
-// lastSampleDelay is the pause before the third measurement, which decides whether a mapping
-// counts as unreachable in the background. A call of Verify makes only two.
-const lastSampleDelay = 5 * time.Second
+// secondLookDelay is the pause before a mapping that seems unreachable is verified once more. In
+// the background, the reaction may be to delete the mapping.
+const secondLookDelay = 5 * time.Second
 
 // background is the state of the verifications of one mapping in the background.
 type background struct {
 	mapping  *Mapping
-	proven   bool // the mapping was proven reachable, and has not changed since
-	reported bool // EventUnreachable was sent after that
+	proven   bool // the mapping was reachable at the last verification that showed anything
+	reported bool // EventUnreachable was the last event
 }
 
 // verifyInBackground verifies a mapping after each grant, and then regularly, until it is
@@ -77,20 +77,21 @@ func (b *background) run(ctx context.Context) {
 		return
 	}
 	if r.Verdict == reach.Unreachable {
-		if ctxsync.Sleep(ctx, lastSampleDelay) != nil {
+		if ctxsync.Sleep(ctx, secondLookDelay) != nil {
 			return
 		}
 		if r, ok = b.measure(ctx); !ok {
 			return
 		}
 	}
-	if r.Verdict == reach.Unreachable && b.proven && r.Proven < reach.LevelInternet && !isNotListening(r) {
+	if r.Verdict == reach.Unreachable && b.proven && !isNotListening(r) {
+		b.proven = false // it is mapped again once
 		if r, ok = b.remap(ctx, r); !ok {
 			return
 		}
 	}
 	switch {
-	case r.Verdict == reach.Reachable && !b.proven || r.Verdict == reach.Reachable && b.reported:
+	case r.Verdict == reach.Reachable && (!b.proven || b.reported):
 		b.proven, b.reported = true, false
 		b.mapping.forwarder.sendResult(b.mapping, EventVerified, r)
 	case r.Verdict == reach.Unreachable && !b.reported:

@@ -221,7 +221,7 @@ func (g *Gateway) dialTCP(ctx context.Context, from netip.AddrPort, network stri
 	if err != nil {
 		return nil, outsideError("dial", network, remote, err)
 	}
-	c, err := g.connect(ctx, from, to)
+	c, err := g.connect(ctx, from, to, 0)
 	if err != nil {
 		g.record.count(func(s *Stats) { s.Refused++ })
 		return nil, outsideError("dial", network, remote, err)
@@ -231,8 +231,8 @@ func (g *Gateway) dialTCP(ctx context.Context, from netip.AddrPort, network stri
 }
 
 // connect finds the entry for the external endpoint and connects to its internal
-// endpoint.
-func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {
+// endpoint, from the given local port, or from any port if it is 0.
+func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort, localPort uint16) (net.Conn, error) {
 	entry, err := g.findEntry(backends.TCP, to, from)
 	if err != nil {
 		return nil, err
@@ -240,7 +240,7 @@ func (g *Gateway) connect(ctx context.Context, from, to netip.AddrPort) (net.Con
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	defer g.onClose(cancel)()
-	var d net.Dialer
+	d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(localPort)}}
 	inner, err := d.DialContext(ctx, "tcp", entry.Internal.String())
 	switch {
 	case err == nil:

@@ -58,7 +58,7 @@ func (d dialer) try(ctx context.Context, t Target, catcher Catcher) attempt {
 
 func (d dialer) tryTCP(ctx context.Context, t Target, catcher Catcher) attempt {
 	// The port must be known before the connection begins: the socket is bound first.
-	e := Expectation{First: greeting + newNonce(), From: d.from}
+	e := Expectation{First: greeting + NewNonce(), From: d.from}
 	var (
 		arrivals <-chan Arrival
 		stop     = func() {}
@@ -105,7 +105,7 @@ func (d dialer) tryUDP(ctx context.Context, t Target, catcher Catcher) attempt {
 	if err := catcher.Observing(); err != nil {
 		return attempt{err: err} // a datagram would only disturb the program
 	}
-	e := Expectation{First: greeting + newNonce(), From: d.from}
+	e := Expectation{First: greeting + NewNonce(), From: d.from}
 	arrivals, stop := catcher.Expect(e)
 	defer stop()
 	nd := net.Dialer{Control: d.control}

@@ -45,7 +45,7 @@ func (p phone) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	case catcher.Observing() != nil && catcher.Owner() == OwnerNone:
 		return e, catcher.Observing()
 	}
-	nonce := newNonce()
+	nonce := NewNonce()
 	arrivals, stop := catcher.Expect(Expectation{
 		First:  "GET /" + nonce,
 		Answer: fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(page), page),

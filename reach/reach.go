@@ -198,7 +198,7 @@ type Catcher interface {
 }
 
 // newNonce returns a random text of 22 characters, which are valid in a URL. It has 128 bits.
-func newNonce() string {
+func NewNonce() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	return base64.RawURLEncoding.EncodeToString(b[:])

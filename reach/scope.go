@@ -13,10 +13,13 @@ import (
 const siteBits = 48
 
 // IsFromInternet reports whether a connection to the internal port from this address came from
-// the internet, as far as the address shows: it is public, and belongs neither to this host, its
-// networks and its IPv6 site, nor to the gateway.
+// the internet, as far as the address shows: it has the family of the internal address, is
+// public, and belongs neither to this host, its networks and its IPv6 site, nor to the gateway.
 func (t Target) IsFromInternet(from netip.Addr) bool {
 	from = from.Unmap()
+	if from.Is4() != t.Internal.Addr().Unmap().Is4() {
+		return false
+	}
 	if backends.ScopeOf(from) != backends.ScopePublic || from == t.External.Addr() || from == t.Gateway || from == t.Internal.Addr() {
 		return false
 	}

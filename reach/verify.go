@@ -113,8 +113,9 @@ func probe(ctx context.Context, t Target, catcher Catcher, p Prober) Evidence {
 	if e.Err != nil {
 		e.Verdict = Unknown
 	}
-	if blind = cmp.Or(blind, catcher.Observing()); e.Verdict == Unreachable && blind != nil {
-		e.Verdict, e.Err = Unknown, blind // a connection may have arrived unobserved
+	blind = cmp.Or(blind, catcher.Observing(), context.Cause(ctx))
+	if e.Verdict == Unreachable && blind != nil { // a connection may have arrived unobserved
+		e.Verdict, e.Err = Unknown, blind
 	}
 	return complete(e, t)
 }
