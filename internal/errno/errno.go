@@ -13,5 +13,10 @@ func IsRefused(err error) bool {
 // socket returns this error if no socket listened at the address of an earlier datagram.
 func IsReset(err error) bool { return errors.Is(err, ECONNRESET) || errors.Is(err, wsaECONNRESET) }
 
+// IsInUse reports whether err means that another socket has the local address and port.
+func IsInUse(err error) bool {
+	return errors.Is(err, EADDRINUSE) || errors.Is(err, wsaEADDRINUSE)
+}
+
 // IsFull reports whether err means that the system had no buffer space for a datagram.
 func IsFull(err error) bool { return errors.Is(err, ENOBUFS) || errors.Is(err, wsaENOBUFS) }

@@ -14,6 +14,12 @@ func TestErrorsOfSystem(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
+	if other, err := net.Listen("tcp", ln.Addr().String()); err == nil {
+		other.Close()
+		t.Error("two sockets listen at the same address")
+	} else if !errno.IsInUse(err) || errno.IsRefused(err) {
+		t.Errorf("an address in use: %v", err)
+	}
 	client, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +38,7 @@ func TestErrorsOfSystem(t *testing.T) {
 	if conn, err := net.Dial("tcp", ln.Addr().String()); err == nil {
 		conn.Close()
 		t.Error("connected to a closed socket")
-	} else if !errno.IsRefused(err) || errno.IsReset(err) || errno.IsFull(err) {
+	} else if !errno.IsRefused(err) || errno.IsReset(err) || errno.IsFull(err) || errno.IsInUse(err) {
 		t.Errorf("a connection that was refused: %v", err)
 	}
 }

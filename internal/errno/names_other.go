@@ -20,6 +20,7 @@ const (
 // The numbers that Windows returns. On Windows, package syscall uses invented numbers for
 // the constants above. Other systems have no errors with these numbers.
 const (
+	wsaEADDRINUSE   = syscall.Errno(10048)
 	wsaECONNRESET   = syscall.Errno(10054)
 	wsaENOBUFS      = syscall.Errno(10055)
 	wsaECONNREFUSED = syscall.Errno(10061)
