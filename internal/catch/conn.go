@@ -1,7 +1,7 @@
 package catch
 
 import (
-	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -12,48 +12,39 @@ import (
 const examineTimeout = 300 * time.Millisecond
 
 // Conn examines an accepted connection. If it is caught, Conn sends the answer, closes the
-// connection and returns true. Otherwise no byte was read from the connection.
+// connection and returns true. Otherwise no byte was read from the connection, and it has no
+// read deadline if its source was expected.
 func (q *Queue) Conn(conn *net.TCPConn) (caught bool) {
 	remote, ok := conn.RemoteAddr().(*net.TCPAddr)
-	if !ok || q.IsEmpty() {
+	if !ok || !q.Examines(remote.AddrPort().Addr()) {
 		return false
 	}
-	from := remote.AddrPort()
-	if !q.Examines(from.Addr()) {
-		return false
-	}
-	return q.conn(conn, from)
+	return q.examine(conn, remote.AddrPort())
 }
 
-func (q *Queue) conn(conn *net.TCPConn, from netip.AddrPort) bool {
+func (q *Queue) examine(conn *net.TCPConn, from netip.AddrPort) (caught bool) {
 	var answer []byte
-	caught := false
 	_ = conn.SetReadDeadline(time.Now().Add(examineTimeout))
-	err := peek(conn, func(first []byte) (enough bool) {
-		var more bool
-		answer, caught, more = q.Match(first, from)
-		return caught || !more
+	_ = peek(conn, func(first []byte) (enough bool) {
+		var mayMatch bool
+		answer, caught, mayMatch = q.Match(first, from)
+		return caught || !mayMatch
 	})
 	_ = conn.SetReadDeadline(time.Time{})
-	if err != nil && !errors.Is(err, errNotSupported) || !caught {
-		return caught
+	if caught {
+		reply(conn, answer)
 	}
-	reply(conn, answer)
 	return caught
 }
 
-// reply sends an answer and closes the connection. It reads what the source has sent, because
-// otherwise the kernel resets the connection and the source may lose the answer.
+// reply sends an answer and closes the connection. Before that, it reads what the source sends:
+// otherwise the kernel resets the connection, and the source may lose the answer.
 func reply(conn *net.TCPConn, answer []byte) {
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(examineTimeout))
-	received := make([]byte, 4<<10)
-	_, _ = conn.Read(received)
-	if len(answer) == 0 {
+	if _, err := conn.Write(answer); err != nil {
 		return
 	}
-	if _, err := conn.Write(answer); err == nil {
-		_ = conn.CloseWrite()
-		_, _ = conn.Read(received)
-	}
+	_ = conn.CloseWrite()
+	_, _ = io.Copy(io.Discard, conn)
 }

@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errNotSupported = errors.ErrUnsupported
+// Supported reports whether Conn can examine connections on this system. If not, Conn leaves
+// every connection to the program.
+const Supported = true
 
 // peek passes the first bytes of a connection to examine, without reading them, until examine
 // returns true, MaxFirst bytes have arrived, or the read deadline is over.
@@ -25,8 +27,11 @@ func peek(conn *net.TCPConn, examine func(first []byte) (enough bool)) error {
 	)
 	err = raw.Read(func(fd uintptr) (done bool) {
 		n, _, err := unix.Recvfrom(int(fd), first[:], unix.MSG_PEEK)
+		for errors.Is(err, unix.EINTR) {
+			n, _, err = unix.Recvfrom(int(fd), first[:], unix.MSG_PEEK)
+		}
 		switch {
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
 			return false
 		case err != nil:
 			peekErr = err
